@@ -1,0 +1,176 @@
+"""Why a job can fail: one table, shared by the trainer (which exits with the code) and the operator (which acts on it).
+
+The exit code decides what the Job controller does (`podFailurePolicy`), even while the operator is down; the reason is for
+machines; the hint tells people what to change. Codes stay below 64 so that they never look like a signal (128+n) or a shell error.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the trainer. Every code names a class of failures that is handled alike."""
+
+    SUCCESS = 0
+    CONFIGURATION = 10
+    DATA = 11
+    ACCESS = 12
+    OUT_OF_MEMORY = 13
+    NON_FINITE_LOSS = 14
+    STORAGE = 15
+    DISK_FULL = 16
+    UNAVAILABLE = 20
+    INTERRUPTED = 30
+    INTERNAL = 40
+
+
+# Repeating these gives the same end: the Job fails at once (podFailurePolicy: FailJob).
+PERMANENT = (
+    ExitCode.CONFIGURATION,
+    ExitCode.DATA,
+    ExitCode.ACCESS,
+    ExitCode.OUT_OF_MEMORY,
+    ExitCode.NON_FINITE_LOSS,
+    ExitCode.STORAGE,
+    ExitCode.DISK_FULL,
+)
+
+
+class FailureReason(StrEnum):
+    """Machine-readable reasons, used in conditions, events, `status.failure` and the termination message."""
+
+    INVALID_CONFIGURATION = "InvalidConfiguration"
+    UNSUPPORTED_ARCHITECTURE = "UnsupportedArchitecture"
+    UNSAFE_MODEL = "UnsafeModel"
+    CHAT_TEMPLATE_MISSING = "ChatTemplateMissing"
+    INVALID_CHAT_TEMPLATE = "InvalidChatTemplate"
+    INVALID_ROW = "InvalidRow"
+    MISSING_COLUMN = "MissingColumn"
+    EMPTY_DATASET = "EmptyDataset"
+    NO_SUPERVISED_TOKENS = "NoSupervisedTokens"
+    MODEL_NOT_FOUND = "ModelNotFound"
+    MODEL_ACCESS_DENIED = "ModelAccessDenied"
+    DATASET_NOT_FOUND = "DatasetNotFound"
+    DATASET_ACCESS_DENIED = "DatasetAccessDenied"
+    OUT_OF_MEMORY = "OutOfMemory"
+    CUDA_OUT_OF_MEMORY = "CudaOutOfMemory"
+    NON_FINITE_LOSS = "NonFiniteLoss"
+    BUCKET_NOT_FOUND = "BucketNotFound"
+    STORAGE_NOT_WRITABLE = "StorageNotWritable"
+    OUTPUT_EXISTS = "OutputExists"
+    UPLOAD_CORRUPTED = "UploadCorrupted"
+    DISK_FULL = "DiskFull"
+    HUB_UNAVAILABLE = "HubUnavailable"
+    STORAGE_UNAVAILABLE = "StorageUnavailable"
+    INTERRUPTED = "Interrupted"
+    INTERNAL_ERROR = "InternalError"
+    # Seen by the operator only: the pod ended or could not start, and the trainer could say nothing.
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    CONTAINER_CONFIG_ERROR = "ContainerConfigError"
+    POD_REJECTED = "PodRejected"
+    EVICTED = "Evicted"
+    TRAINER_CRASHED = "TrainerCrashed"
+
+
+@dataclass(frozen=True)
+class FailureClass:
+    """How a reason ends the trainer, and what a person can do about it."""
+
+    exit_code: ExitCode
+    hint: str
+
+    @property
+    def is_permanent(self) -> bool:
+        """Whether another attempt with the same job can only end the same way."""
+        return self.exit_code in PERMANENT
+
+
+FAILURES: dict[FailureReason, FailureClass] = {
+    FailureReason.INVALID_CONFIGURATION: FailureClass(
+        ExitCode.CONFIGURATION, "Correct the named field and create the job again."
+    ),
+    FailureReason.UNSUPPORTED_ARCHITECTURE: FailureClass(
+        ExitCode.CONFIGURATION, "Use a model of a supported family, or export without GGUF."
+    ),
+    FailureReason.UNSAFE_MODEL: FailureClass(
+        ExitCode.CONFIGURATION, "Use a repository with safetensors weights and without custom code."
+    ),
+    FailureReason.CHAT_TEMPLATE_MISSING: FailureClass(
+        ExitCode.CONFIGURATION,
+        "Set spec.model.chatTemplate, or use an instruction-tuned model whose tokenizer has a template.",
+    ),
+    FailureReason.INVALID_CHAT_TEMPLATE: FailureClass(
+        ExitCode.CONFIGURATION, "Correct the Jinja template in spec.model.chatTemplate."
+    ),
+    FailureReason.INVALID_ROW: FailureClass(
+        ExitCode.DATA, "Correct the named line, or set spec.dataset.onBadRow: Skip to leave such rows out."
+    ),
+    FailureReason.MISSING_COLUMN: FailureClass(
+        ExitCode.DATA, "Name the dataset's own columns in spec.dataset.columns, or set spec.dataset.format."
+    ),
+    FailureReason.EMPTY_DATASET: FailureClass(
+        ExitCode.DATA, "Point spec.dataset.source at a file with at least one usable row."
+    ),
+    FailureReason.NO_SUPERVISED_TOKENS: FailureClass(
+        ExitCode.DATA,
+        "Raise spec.model.maxSequenceLength, check that rows have assistant turns, or set spec.dataset.trainOn: All.",
+    ),
+    FailureReason.MODEL_NOT_FOUND: FailureClass(ExitCode.ACCESS, "Check spec.model.source and spec.model.revision."),
+    FailureReason.MODEL_ACCESS_DENIED: FailureClass(
+        ExitCode.ACCESS,
+        "Accept the model's licence and name a Secret with HF_TOKEN (or S3 keys) in spec.model.credentials.",
+    ),
+    FailureReason.DATASET_NOT_FOUND: FailureClass(ExitCode.ACCESS, "Check spec.dataset.source."),
+    FailureReason.DATASET_ACCESS_DENIED: FailureClass(
+        ExitCode.ACCESS, "Name a Secret that may read the dataset in spec.dataset.credentials."
+    ),
+    FailureReason.OUT_OF_MEMORY: FailureClass(ExitCode.OUT_OF_MEMORY, "Raise spec.resources.memory."),
+    FailureReason.CUDA_OUT_OF_MEMORY: FailureClass(
+        ExitCode.OUT_OF_MEMORY, "Lower spec.training.batchSize or spec.model.maxSequenceLength, or use a larger GPU."
+    ),
+    FailureReason.NON_FINITE_LOSS: FailureClass(
+        ExitCode.NON_FINITE_LOSS, "Lower spec.training.learningRate, or set spec.training.precision: BF16."
+    ),
+    FailureReason.BUCKET_NOT_FOUND: FailureClass(
+        ExitCode.STORAGE, "Create the bucket, or correct spec.output.s3.bucket."
+    ),
+    FailureReason.STORAGE_NOT_WRITABLE: FailureClass(
+        ExitCode.STORAGE, "Give the credentials in spec.output.s3.credentials write access to the prefix."
+    ),
+    FailureReason.OUTPUT_EXISTS: FailureClass(
+        ExitCode.STORAGE, "Choose another spec.output.s3.prefix, or set spec.output.s3.onExisting: Overwrite."
+    ),
+    FailureReason.UPLOAD_CORRUPTED: FailureClass(
+        ExitCode.UNAVAILABLE, "The store returned other bytes than were sent: check the object store."
+    ),
+    FailureReason.DISK_FULL: FailureClass(ExitCode.DISK_FULL, "Raise spec.resources.ephemeralStorage."),
+    FailureReason.HUB_UNAVAILABLE: FailureClass(
+        ExitCode.UNAVAILABLE, "The Hugging Face Hub did not answer; the job is tried again."
+    ),
+    FailureReason.STORAGE_UNAVAILABLE: FailureClass(
+        ExitCode.UNAVAILABLE, "The object store did not answer; the job is tried again."
+    ),
+    FailureReason.INTERRUPTED: FailureClass(
+        ExitCode.INTERRUPTED, "The pod was stopped; training goes on from the last checkpoint."
+    ),
+    FailureReason.INTERNAL_ERROR: FailureClass(
+        ExitCode.INTERNAL, "This is a defect: see the trainer's log for the traceback."
+    ),
+    FailureReason.DEADLINE_EXCEEDED: FailureClass(ExitCode.INTERNAL, "Raise spec.runPolicy.activeDeadlineSeconds."),
+    FailureReason.IMAGE_PULL_FAILED: FailureClass(
+        ExitCode.INTERNAL, "Check the trainer image that the operator was installed with."
+    ),
+    FailureReason.CONTAINER_CONFIG_ERROR: FailureClass(
+        ExitCode.INTERNAL, "Create the Secret or ConfigMap that the message names, in the job's namespace."
+    ),
+    FailureReason.POD_REJECTED: FailureClass(
+        ExitCode.INTERNAL, "A quota or admission policy of the namespace refused the pod."
+    ),
+    FailureReason.EVICTED: FailureClass(
+        ExitCode.INTERRUPTED, "The node evicted the pod; it is replaced and resumes from its checkpoint."
+    ),
+    FailureReason.TRAINER_CRASHED: FailureClass(
+        ExitCode.INTERNAL, "See the trainer's log; the process ended without an outcome."
+    ),
+}

@@ -1,0 +1,69 @@
+"""The resource as a whole, and reading it from a manifest."""
+
+import re
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from finetune_api import API_VERSION, KIND
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FineTuneJobStatus
+
+
+class ObjectMeta(BaseModel):
+    """The part of Kubernetes' metadata that we read; the rest is carried along unseen."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    name: str
+    namespace: str = "default"
+    uid: str = ""
+    generation: int = 0
+    resource_version: str = Field("", alias="resourceVersion")
+    creation_timestamp: str | None = Field(None, alias="creationTimestamp")
+    deletion_timestamp: str | None = Field(None, alias="deletionTimestamp")
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+
+
+class FineTuneJob(BaseModel):
+    """A FineTuneJob as the API server returns it, or as a user wrote it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    api_version: Literal["finetune.dev/v1alpha1"] = Field(API_VERSION, alias="apiVersion")
+    kind: Literal["FineTuneJob"] = KIND
+    metadata: ObjectMeta
+    spec: FineTuneJobSpec
+    status: FineTuneJobStatus = FineTuneJobStatus()
+
+    @classmethod
+    def from_object(cls, body: dict[str, Any]) -> Self:
+        """Read what the API server returned; raises pydantic.ValidationError with every error at once."""
+        return cls.model_validate(body)
+
+
+class _ManifestLoader(yaml.SafeLoader):
+    """YAML as kubectl reads it: `2e-4` is a number, and a key written twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is written twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_ManifestLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load_manifest(text: str) -> FineTuneJob:
+    """Read a manifest as a user wrote it. Raises yaml.YAMLError or pydantic.ValidationError."""
+    return FineTuneJob.model_validate(yaml.load(text, Loader=_ManifestLoader))  # noqa: S506 (a SafeLoader)

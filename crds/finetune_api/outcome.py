@@ -1,0 +1,91 @@
+"""Hand-back at the end: what became of the run, written to the container's termination message.
+
+The kubelet keeps at most 4096 bytes of it, so `encode` shortens what is for people (the message) and never what is for machines.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import Field
+
+from finetune_api.base import ApiModel
+from finetune_api.failures import ExitCode, FailureReason
+from finetune_api.vocabulary import ArtifactType, Stage
+
+MAX_BYTES = 4096
+
+
+class Result(StrEnum):
+    """How a run ended."""
+
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    INTERRUPTED = "Interrupted"
+
+
+class Artifact(ApiModel):
+    """One thing that the job made, as its manifest lists it."""
+
+    type: ArtifactType
+    """Adapter, Merged or GGUF."""
+
+    uri: str
+    """Where it is: one file, or a folder (ending in /)."""
+
+    bytes: Annotated[int, Field(ge=0)]
+    """Size in bytes, over all files of a folder."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """SHA-256 of the file. Of a folder: SHA-256 of its lines "<sha256>  <relative path>\\n", sorted by path, as
+    sha256sum prints them."""
+
+    format: str
+    """File format: safetensors or gguf."""
+
+    quantization: str | None = None
+    """Type of the weights, such as BF16 or Q8_0."""
+
+
+class Outcome(ApiModel):
+    """How the run ended; the last word of the trainer."""
+
+    version: Literal[1] = 1
+    result: Result
+    reason: FailureReason | None = None
+    message: str = ""
+    exit_code: ExitCode = ExitCode.SUCCESS
+    stage: Stage | None = None
+    """Where it ended."""
+    step: Annotated[int, Field(ge=0)] | None = None
+    """Last finished optimiser step."""
+    total_steps: Annotated[int, Field(ge=0)] | None = None
+    loss: float | None = None
+    """Last training loss, in nats per supervised token."""
+    eval_loss: float | None = None
+    checkpoint_step: Annotated[int, Field(ge=0)] | None = None
+    """Step of the newest checkpoint in S3."""
+    resumed_from_step: Annotated[int, Field(ge=0)] | None = None
+    reused: bool = False
+    """Whether the result was there already and nothing was trained."""
+    manifest_uri: str | None = None
+    artifacts: tuple[Artifact, ...] = ()
+    finished: datetime
+    """When the trainer wrote this, UTC."""
+
+    def encode(self) -> str:
+        """JSON of at most 4096 bytes: the message is cut to fit. Raises ValueError where even an empty message is too
+        long."""
+        text = self.model_dump_json(by_alias=True, exclude_none=True)
+        excess = len(text.encode()) - MAX_BYTES
+        if excess <= 0:
+            return text
+        kept = self.message.encode()[: -excess - len("…".encode())].decode(errors="ignore") if self.message else ""
+        if not kept:
+            raise ValueError(f"the outcome is {excess} bytes too long for a termination message of {MAX_BYTES}")
+        return self.model_copy(update={"message": kept + "…"}).model_dump_json(by_alias=True, exclude_none=True)
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        """Read a termination message; raises pydantic.ValidationError for anything else."""
+        return cls.model_validate_json(text)

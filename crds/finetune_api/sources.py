@@ -1,0 +1,57 @@
+"""Where a model or a dataset comes from: one URI, four schemes.
+
+hf://org/name                 a repository of the Hugging Face Hub (with `revision`)
+s3://bucket/path              an object, or every object below a prefix ending in `/`
+pvc://claim/path              a path inside a PersistentVolumeClaim of the job's namespace, mounted read-only
+file:///path                  a path on this machine: `finetune run` only, the cluster refuses it
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import Field
+
+
+class Scheme(StrEnum):
+    """The storage a source URI names."""
+
+    HUGGING_FACE = "hf"
+    S3 = "s3"
+    PVC = "pvc"
+    FILE = "file"
+
+
+SOURCE_PATTERN = (
+    r"^(hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
+    r"|s3://[a-z0-9][a-z0-9.-]+[a-z0-9]/[^\x00-\x1f\\]+"
+    r"|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^\x00-\x1f\\]*)?"
+    r"|file:///[^\x00-\x1f\\]+)$"
+)
+SourceUri = Annotated[str, Field(pattern=SOURCE_PATTERN, max_length=1024)]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parsed source URI. `location` is the repository, bucket or claim; `path` is what follows, without leading slash
+    (with it for file://)."""
+
+    scheme: Scheme
+    location: str
+    path: str
+
+    @classmethod
+    def parse(cls, uri: str) -> Self:
+        """Split a URI that `SOURCE_PATTERN` has accepted."""
+        scheme, _, rest = uri.partition("://")
+        if scheme == Scheme.FILE:
+            return cls(Scheme.FILE, "", rest)
+        if scheme == Scheme.HUGGING_FACE:
+            return cls(Scheme.HUGGING_FACE, rest, "")
+        location, _, path = rest.partition("/")
+        return cls(Scheme(scheme), location, path)
+
+
+def stays_inside(uri: str) -> bool:
+    """Whether no path segment of the URI climbs out with `..`."""
+    return ".." not in uri.split("/")

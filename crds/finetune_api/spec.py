@@ -1,0 +1,47 @@
+"""`spec` of a FineTuneJob: what the user writes. Ten lines are enough; everything else has a default."""
+
+from finetune_api.base import ApiModel, Rule
+from finetune_api.spec_inputs import DatasetSpec, ModelSpec
+from finetune_api.spec_output import ExportSpec, OutputSpec
+from finetune_api.spec_run import ResourcesSpec, RunPolicySpec
+from finetune_api.spec_training import AdapterSpec, TrainingSpec
+
+# Only these may change after creation; everything else defines what was trained.
+MUTABLE_RUN_POLICY = ("suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
+IMMUTABLE_SECTIONS = ("model", "dataset", "adapter", "training", "export", "output", "resources")
+
+
+class FineTuneJobSpec(ApiModel):
+    """What to fine-tune, on what, and where the result goes."""
+
+    model: ModelSpec
+    """The base model."""
+
+    dataset: DatasetSpec
+    """The training data."""
+
+    adapter: AdapterSpec = AdapterSpec()
+    """The low-rank adapter."""
+
+    training: TrainingSpec = TrainingSpec()
+    """The training run."""
+
+    export: ExportSpec = ExportSpec()
+    """Which artifacts are made."""
+
+    output: OutputSpec
+    """Where artifacts and checkpoints go."""
+
+    resources: ResourcesSpec = ResourcesSpec()
+    """What the trainer's pod asks for and where it may run."""
+
+    run_policy: RunPolicySpec = RunPolicySpec()
+    """How the job is run, stopped and cleaned up."""
+
+    rules = (
+        Rule(
+            cel="!has(self.training.evaluationSteps) || has(self.dataset.evaluation)",
+            holds=lambda spec: spec.training.evaluation_steps is None or spec.dataset.evaluation is not None,
+            message="spec.training.evaluationSteps needs held-out rows: set spec.dataset.evaluation.fraction",
+        ),
+    )

@@ -1,0 +1,130 @@
+"""What goes in: the base model and the dataset."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from finetune_api.base import ApiModel, ResourceName, Rule
+from finetune_api.sources import SourceUri, stays_inside
+from finetune_api.vocabulary import DatasetFormat, OnBadRow, Quantization, TrainOn
+
+ColumnName = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class SecretReference(ApiModel):
+    """A Secret in the job's namespace, mounted into the trainer's pod. The operator itself never reads it."""
+
+    secret_name: ResourceName
+    """Name of a Secret. For s3:// it holds AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN where
+    needed); for hf:// it holds HF_TOKEN."""
+
+
+def _source_rules(field: str) -> tuple[Rule, ...]:
+    return (
+        Rule(
+            cel="!self.source.split('/').exists(segment, segment == '..')",
+            holds=lambda spec: stays_inside(spec.source),
+            message=f"{field}.source must not contain '..': write the path without it",
+        ),
+    )
+
+
+class ModelSpec(ApiModel):
+    """The base model and how it is loaded."""
+
+    source: SourceUri
+    """Where the base model is: hf://org/name, s3://bucket/prefix/, or pvc://claim/path (file:///path with `finetune
+    run`). A folder in Hugging Face layout with safetensors weights; pickled weights and custom code are refused."""
+
+    revision: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9._/-]+$")] | None = None
+    """Branch, tag or commit of an hf:// source. It is pinned to a commit when the job starts, shown in
+    status.resolved. Default: the main branch."""
+
+    max_sequence_length: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
+    """Longest training example in tokens; longer rows are cut at the end. Default 2048. Memory grows in proportion."""
+
+    quantization: Quantization = Quantization.NF4
+    """How the frozen base weights are held while training: NF4 (4-bit NormalFloat, about a quarter of the memory) or
+    None (16-bit). Default NF4."""
+
+    double_quantization: bool = True
+    """Whether the scales of NF4 blocks are quantised as well, which saves 0.4 bits per weight. Default true."""
+
+    chat_template: Annotated[str, Field(min_length=1, max_length=65_536)] | None = None
+    """Jinja chat template that replaces the tokenizer's own. Default: the tokenizer's template."""
+
+    credentials: SecretReference | None = None
+    """Secret that may read the source. Default: anonymous access, or the identity of the pod."""
+
+    rules = (
+        *_source_rules("spec.model"),
+        Rule(
+            cel="!has(self.revision) || self.source.startsWith('hf://')",
+            holds=lambda spec: spec.revision is None or spec.source.startswith("hf://"),
+            message="spec.model.revision only goes with an hf:// source: remove it, or put the version into the path",
+        ),
+    )
+
+
+class DatasetColumns(ApiModel):
+    """Names of the dataset's own columns, where they differ from the usual ones."""
+
+    messages: ColumnName = "messages"
+    """Column with the list of {role, content} of format Messages. Default messages."""
+
+    prompt: ColumnName = "prompt"
+    """Column with the prompt of format PromptCompletion. Default prompt."""
+
+    completion: ColumnName = "completion"
+    """Column with the completion of format PromptCompletion. Default completion."""
+
+    text: ColumnName = "text"
+    """Column with the text of format Text. Default text."""
+
+
+class EvaluationSpec(ApiModel):
+    """What the model is evaluated on while it trains."""
+
+    fraction: Annotated[float, Field(gt=0, le=0.5)]
+    """Share of the rows that is held out, chosen by the job's seed; at least one row. 0.05 holds out one row in
+    twenty."""
+
+
+class DatasetSpec(ApiModel):
+    """The training data and how rows become tokens."""
+
+    source: SourceUri
+    """Where the data is: s3://bucket/file.jsonl, hf://org/name, or pvc://claim/file.jsonl (file:///path with
+    `finetune run`). JSON Lines, JSON, CSV or Parquet."""
+
+    split: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._-]+$")] = "train"
+    """Split of an hf:// dataset. Default train. Other sources have no splits."""
+
+    format: DatasetFormat = DatasetFormat.AUTO
+    """Layout of a row: Messages ({messages: [{role, content}]}), PromptCompletion ({prompt, completion}), Text
+    ({text}), or Auto, which looks at the columns. Default Auto; status.resolved says what was seen."""
+
+    columns: DatasetColumns = DatasetColumns()
+    """The dataset's own column names, where they differ from messages, prompt, completion and text."""
+
+    train_on: TrainOn = TrainOn.RESPONSES
+    """Which tokens carry loss: Responses (assistant turns or completions) or All. Text rows always train on all
+    tokens. Default Responses."""
+
+    packing: bool = True
+    """Whether several short rows share one sequence, each seeing only itself. Default true."""
+
+    max_samples: Annotated[int, Field(ge=1)] | None = None
+    """Use only this many rows, from the start. Default: all rows."""
+
+    on_bad_row: OnBadRow = OnBadRow.FAIL
+    """What a row that cannot be used does: Fail ends the job and names the lines; Skip leaves the rows out and counts
+    them in status.resolved. Default Fail."""
+
+    evaluation: EvaluationSpec | None = None
+    """Evaluate on held-out rows while training. Default: no evaluation."""
+
+    credentials: SecretReference | None = None
+    """Secret that may read the source. Default: anonymous access, or the identity of the pod."""
+
+    rules = _source_rules("spec.dataset")

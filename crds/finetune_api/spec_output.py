@@ -1,0 +1,69 @@
+"""What comes out, and where it goes."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from finetune_api.base import ApiModel, Rule
+from finetune_api.spec_inputs import SecretReference
+from finetune_api.vocabulary import GgufType, MergedType, OnExisting
+
+EndpointUrl = Annotated[str, Field(max_length=512, pattern=r"^https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._~/-]*)?$")]
+
+
+class ExportSpec(ApiModel):
+    """Which artifacts are made. The adapter is always among them."""
+
+    merged: MergedType = MergedType.BF16
+    """Merged weights (base plus adapter) in BF16 or FP16 safetensors, or None for no merged weights. Default BF16."""
+
+    gguf: Annotated[tuple[GgufType, ...], Field(max_length=16)] = (GgufType.Q8_0,)
+    """GGUF files for llama.cpp and Ollama, one for each type listed. Default [Q8_0]; [] makes none."""
+
+    rules = (
+        Rule(
+            cel="self.gguf.all(type, self.gguf.exists_one(other, other == type))",
+            holds=lambda spec: len(set(spec.gguf)) == len(spec.gguf),
+            message="spec.export.gguf lists a type twice: name each type once",
+        ),
+    )
+
+
+class S3Output(ApiModel):
+    """An S3 bucket, or one of any store that speaks S3."""
+
+    bucket: Annotated[str, Field(min_length=3, max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]+[a-z0-9]$")]
+    """Bucket that the artifacts are written to. It must exist."""
+
+    prefix: Annotated[str, Field(max_length=512, pattern=r"^[A-Za-z0-9!_.*'()/-]*$")] = ""
+    """Folder inside the bucket; the job writes to <prefix>/<job name>/. Default: the namespace's name."""
+
+    region: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9-]+$")] | None = None
+    """Region of the bucket. Default: what the pod's identity says, else us-east-1."""
+
+    endpoint_url: EndpointUrl | None = Field(None, alias="endpointURL")
+    """Address of a store that is not AWS, such as https://minio.example.com. s3:// sources of the model and the
+    dataset are read from there too. Default: AWS."""
+
+    credentials: SecretReference | None = None
+    """Secret that may write to the bucket. Default: the identity of the pod."""
+
+    on_existing: OnExisting = OnExisting.REUSE
+    """What a finished result in the same place means: Reuse takes it if it was made from the same specification (and
+    fails otherwise), Fail fails, Overwrite replaces it. Default Reuse, so that a re-created job does not train
+    again."""
+
+    rules = (
+        Rule(
+            cel="!self.prefix.split('/').exists(segment, segment == '..' || segment == '.') && !self.prefix.startsWith('/')",
+            holds=lambda spec: not {"..", "."} & set(spec.prefix.split("/")) and not spec.prefix.startswith("/"),
+            message="spec.output.s3.prefix must be a plain relative path: write it without '.', '..' and a leading '/'",
+        ),
+    )
+
+
+class OutputSpec(ApiModel):
+    """Where artifacts and checkpoints go."""
+
+    s3: S3Output
+    """The bucket for artifacts and checkpoints."""

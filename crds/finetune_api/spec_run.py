@@ -1,0 +1,105 @@
+"""What the job may use, and how it is run."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetune_api.base import ApiModel, Quantity, ResourceName, Rule
+
+LabelKey = Annotated[
+    str, Field(min_length=1, max_length=317, pattern=r"^([a-z0-9A-Z.-]+/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
+]
+LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$")]
+
+
+class Toleration(ApiModel):
+    """A taint that the trainer's pod accepts, as in a pod."""
+
+    key: LabelKey | None = None
+    """Key of the taint; empty with operator Exists tolerates every taint."""
+
+    operator: Literal["Equal", "Exists"] = "Equal"
+    """Equal compares the value, Exists only asks for the key. Default Equal."""
+
+    value: LabelValue | None = None
+    """Value of the taint, with operator Equal."""
+
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Effect of the taint. Default: every effect."""
+
+    toleration_seconds: Annotated[int, Field(ge=0)] | None = None
+    """How long a NoExecute taint is tolerated, in seconds. Default: for ever."""
+
+    rules = (
+        Rule(
+            cel="self.operator == 'Equal' ? has(self.key) : !has(self.value)",
+            holds=lambda t: t.key is not None if t.operator == "Equal" else t.value is None,
+            message="spec.resources.tolerations: operator Equal needs a key, and operator Exists takes no value",
+        ),
+        Rule(
+            cel="!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+            holds=lambda t: t.toleration_seconds is None or t.effect == "NoExecute",
+            message="spec.resources.tolerations: tolerationSeconds only goes with effect NoExecute",
+        ),
+    )
+
+
+class ResourcesSpec(ApiModel):
+    """What the trainer's pod asks for and where it may run."""
+
+    gpus: Annotated[int, Field(ge=0, le=1)] = 1
+    """GPUs of the trainer's pod: 1, or 0 to train on the CPU (tiny models only). Default 1."""
+
+    gpu_resource_name: Annotated[str, Field(min_length=3, max_length=253, pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$")] = (
+        "nvidia.com/gpu"
+    )
+    """Extended resource that stands for a GPU, such as nvidia.com/gpu or nvidia.com/mig-3g.40gb. Default
+    nvidia.com/gpu."""
+
+    cpu: Quantity = 4
+    """CPU cores requested. Default 4. There is no CPU limit."""
+
+    memory: Quantity = "32Gi"
+    """Host memory requested, which is also its limit. Default 32Gi."""
+
+    ephemeral_storage: Quantity | None = None
+    """Disk requested for the base model, checkpoints and artifacts. About 2 bytes per parameter for each of: base,
+    merged weights, F16 or BF16 GGUF. Default: no request."""
+
+    node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] = {}
+    """Labels that the node must have."""
+
+    tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32)] = ()
+    """Taints that the pod accepts."""
+
+    runtime_class_name: ResourceName | None = None
+    """RuntimeClass of the pod, such as nvidia. Default: the cluster's."""
+
+    priority_class_name: ResourceName | None = None
+    """PriorityClass of the pod. Default: the cluster's."""
+
+
+class RunPolicySpec(ApiModel):
+    """How the job is run, stopped and cleaned up."""
+
+    suspend: bool = False
+    """Stop the trainer (it writes a checkpoint) and hold the job; false starts it again where it stopped. May be
+    changed at any time. Default false."""
+
+    max_retries: Annotated[int, Field(ge=0, le=20)] = 3
+    """How often a failure that may pass (a lost connection, a crash) is tried again. Pods that the cluster moves away
+    do not count. Default 3."""
+
+    active_deadline_seconds: Annotated[int, Field(ge=1)] | None = None
+    """Longest time in seconds that the job may run, waiting for a node included, time in suspension not. May be
+    changed at any time. Default: no limit."""
+
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0)] | None = None
+    """Remove the finished job's pods after this many seconds; the FineTuneJob and the artifacts stay. May be changed
+    at any time. Default: they stay too."""
+
+    termination_grace_period_seconds: Annotated[int, Field(ge=5, le=3600)] = 120
+    """Seconds the trainer gets to write its checkpoint when it is stopped. Default 120."""
+
+    checkpoints_to_keep: Annotated[int, Field(ge=1, le=100)] = 2
+    """Newest checkpoints kept in S3. Default 2."""

@@ -1,0 +1,108 @@
+"""What happens: the adapter and the training run."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from finetune_api.base import ApiModel, Rule
+from finetune_api.vocabulary import AdapterVariant, Optimizer, Precision, Scheduler
+
+ALL_LINEAR = "all-linear"
+DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ModuleName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")]
+
+
+class AdapterSpec(ApiModel):
+    """The low-rank adapter; only its parameters train."""
+
+    variant: AdapterVariant = AdapterVariant.LORA
+    """LoRA, RSLoRA (scaled by alpha over the square root of the rank, steadier at high ranks) or DoRA (trains
+    magnitudes as well, slower). Default LoRA."""
+
+    rank: Annotated[int, Field(ge=1, le=512)] = 16
+    """Rank of the adapter matrices. Default 16; 8 to 64 is usual. More rank learns more and costs more memory."""
+
+    alpha: Annotated[float, Field(gt=0, le=4096)] = 16.0
+    """Scale of the adapter's output: alpha over rank. Default 16."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the adapter's inputs dropped while training. Default 0, the fastest."""
+
+    target_modules: Annotated[tuple[ModuleName, ...], Field(min_length=1, max_length=32)] = DEFAULT_TARGETS
+    """Linear layers that get an adapter, by the last part of their name, or the single word all-linear. Default: q,
+    k, v, o, gate, up and down projections."""
+
+    rules = (
+        Rule(
+            cel="!self.targetModules.exists(name, name == 'all-linear') || size(self.targetModules) == 1",
+            holds=lambda spec: ALL_LINEAR not in spec.target_modules or len(spec.target_modules) == 1,
+            message="spec.adapter.targetModules: all-linear already names every linear layer: write [all-linear] alone",
+        ),
+    )
+
+
+class TrainingSpec(ApiModel):
+    """The training run."""
+
+    epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """How often the data is gone through. Default 1 when maxSteps is not given."""
+
+    max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Stop after this many optimiser steps, instead of epochs."""
+
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 2
+    """Sequences per GPU in one forward pass. Default 2."""
+
+    gradient_accumulation: Annotated[int, Field(ge=1, le=4096)] = 4
+    """Forward passes per optimiser step. Default 4. Sequences per step are batchSize x gradientAccumulation."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
+    """Highest learning rate. Default 0.0002, usual for LoRA."""
+
+    scheduler: Scheduler = Scheduler.LINEAR
+    """How the learning rate falls after warm-up: Linear, Cosine or Constant. Default Linear."""
+
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 5
+    """Steps over which the learning rate rises from 0. Default 5."""
+
+    optimizer: Optimizer = Optimizer.ADAMW_8BIT
+    """AdamW8bit (a quarter of the state's memory), PagedAdamW8bit (state may move to host memory) or AdamW (32-bit
+    state). Default AdamW8bit."""
+
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Decay of the adapter's weights. Default 0.01."""
+
+    max_grad_norm: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """Gradients are scaled down to this norm. Default 1."""
+
+    neftune_noise_alpha: Annotated[float, Field(gt=0, le=100)] | None = None
+    """Noise added to embeddings while training (NEFTune); 5 is usual. Default: none."""
+
+    seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = 3407
+    """Seed of initialisation, shuffling and the evaluation split. Default 3407."""
+
+    precision: Precision = Precision.AUTO
+    """Compute type: Auto, BF16, FP16 or FP32. Auto is BF16 on Ampere and later, FP16 on older GPUs, FP32 on a CPU;
+    status.resolved says which."""
+
+    logging_steps: Annotated[int, Field(ge=1, le=100_000)] = 1
+    """Steps between two loss values in the log and in status.progress. Default 1."""
+
+    evaluation_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Steps between two evaluations, where spec.dataset.evaluation is set. Default: at the end only."""
+
+    checkpoint_steps: Annotated[int, Field(ge=1, le=10_000_000)] = 100
+    """Steps between two checkpoints in S3. Default 100. A job that is stopped also writes one, and goes on from the
+    newest."""
+
+    rules = (
+        Rule(
+            cel="!(has(self.epochs) && has(self.maxSteps))",
+            holds=lambda spec: spec.epochs is None or spec.max_steps is None,
+            message="spec.training.epochs and spec.training.maxSteps exclude each other: write one of them",
+        ),
+    )
+
+    def resolved_epochs(self) -> float | None:
+        """Epochs to train, or None where maxSteps decides."""
+        return None if self.max_steps is not None else (self.epochs or 1.0)

@@ -1,0 +1,150 @@
+"""The closed vocabularies of the API: every string that a machine may compare lives here once."""
+
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """One-word summary of a job, derived from its conditions; for people and printer columns."""
+
+    PENDING = "Pending"
+    VALIDATING = "Validating"
+    QUEUED = "Queued"
+    RUNNING = "Running"
+    EXPORTING = "Exporting"
+    UPLOADING = "Uploading"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    SUSPENDED = "Suspended"
+    CANCELLING = "Cancelling"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job can never leave this phase."""
+        return self in (Phase.SUCCEEDED, Phase.FAILED)
+
+
+class Stage(StrEnum):
+    """The trainer's stages, in order; the upload is a stage of its own because it can be long."""
+
+    MODEL_LOADING = "ModelLoading"
+    ADAPTER_INJECTION = "AdapterInjection"
+    DATA_FORMATTING = "DataFormatting"
+    TRAINING_CONFIGURATION = "TrainingConfiguration"
+    TRAINING = "Training"
+    SAVING = "Saving"
+    UPLOADING = "Uploading"
+
+    @property
+    def phase(self) -> Phase:
+        """The phase that a job in this stage shows."""
+        return {Stage.SAVING: Phase.EXPORTING, Stage.UPLOADING: Phase.UPLOADING}.get(self, Phase.RUNNING)
+
+
+class ConditionType(StrEnum):
+    """Condition types; the first three follow kstatus, so that Argo CD and Flux understand them."""
+
+    READY = "Ready"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+    VALIDATED = "Validated"
+    QUEUED = "Queued"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    SUSPENDED = "Suspended"
+
+
+class ArtifactType(StrEnum):
+    """What an artifact is."""
+
+    ADAPTER = "Adapter"
+    MERGED = "Merged"
+    GGUF = "GGUF"
+
+
+class Quantization(StrEnum):
+    """How the frozen base weights are held while training."""
+
+    NF4 = "NF4"
+    NONE = "None"
+
+
+class DatasetFormat(StrEnum):
+    """How a row is laid out. Auto looks at the columns of the first row and says what it saw."""
+
+    AUTO = "Auto"
+    MESSAGES = "Messages"
+    PROMPT_COMPLETION = "PromptCompletion"
+    TEXT = "Text"
+
+
+class TrainOn(StrEnum):
+    """Which tokens carry loss."""
+
+    RESPONSES = "Responses"
+    ALL = "All"
+
+
+class OnBadRow(StrEnum):
+    """What a row that cannot be used does to the job."""
+
+    FAIL = "Fail"
+    SKIP = "Skip"
+
+
+class AdapterVariant(StrEnum):
+    """The low-rank method."""
+
+    LORA = "LoRA"
+    RSLORA = "RSLoRA"
+    DORA = "DoRA"
+
+
+class Optimizer(StrEnum):
+    """The optimiser; the 8-bit ones hold their state block-quantised."""
+
+    ADAMW_8BIT = "AdamW8bit"
+    PAGED_ADAMW_8BIT = "PagedAdamW8bit"
+    ADAMW = "AdamW"
+
+
+class Scheduler(StrEnum):
+    """The shape of the learning rate after warm-up."""
+
+    LINEAR = "Linear"
+    COSINE = "Cosine"
+    CONSTANT = "Constant"
+
+
+class Precision(StrEnum):
+    """Compute type. Auto is BF16 on Ampere and later, FP16 on older GPUs, FP32 on a CPU."""
+
+    AUTO = "Auto"
+    BF16 = "BF16"
+    FP16 = "FP16"
+    FP32 = "FP32"
+
+
+class MergedType(StrEnum):
+    """Type of the merged weights; None writes no merged weights."""
+
+    BF16 = "BF16"
+    FP16 = "FP16"
+    NONE = "None"
+
+
+class GgufType(StrEnum):
+    """GGUF file types that the exporter writes."""
+
+    F32 = "F32"
+    F16 = "F16"
+    BF16 = "BF16"
+    Q8_0 = "Q8_0"
+
+
+class OnExisting(StrEnum):
+    """What a committed result at the same place means for a new job."""
+
+    REUSE = "Reuse"
+    FAIL = "Fail"
+    OVERWRITE = "Overwrite"
