@@ -51,3 +51,29 @@ lock: | $(UV)  ## Resolve the pins again
 	  --custom-compile-command 'make lock' -o constraints.txt
 	@$(UV) pip compile -q pyproject.toml --extra operator -c constraints.txt --generate-hashes --no-emit-package finetune-operator --python-version 3.11 \
 	  --custom-compile-command 'make lock' -o constraints-operator.txt
+
+generate: setup  ## Write the CRD from the models again
+	@python -m finetune_api.generate
+
+demo: setup  ## The main job, embedded: cluster, S3, operator, one FineTuneJob, artifacts, generated text
+	@python -m finetune_devcluster.demo
+
+test: setup  ## Every test that needs no GPU, on a real control plane
+	@python -m pytest $(PYTEST_ARGS)
+
+e2e: setup  ## Only the tests that run a whole job
+	@python -m pytest -m e2e $(PYTEST_ARGS)
+
+verify: setup  ## Read-only checks: format, lint, types, layers, generated files, chart
+	ruff format --check --quiet crds operator trainer_image kernels tests
+	ruff check --quiet crds operator trainer_image kernels tests
+	python -m mypy crds/finetune_api operator/finetune_operator trainer_image/finetune_trainer kernels/finetune_kernels tests/cluster/finetune_devcluster
+	lint-imports
+	python -m finetune_api.generate --check
+	python -m finetune_devcluster.binaries helm lint --strict --quiet charts/finetune-operator
+
+bench: setup  ## The kernels against their peers, on a GPU
+	@python kernels/benchmarks/qlora_step.py
+
+clean:  ## Remove this checkout's environments (the caches stay)
+	@rm -rf .venv .venv-operator .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
