@@ -1,0 +1,131 @@
+"""A tiny model with random weights and a tokenizer of its own, made on the spot: nothing is downloaded.
+
+Tests and the demo need a folder that every loader (transformers, the trainer, llama.cpp) takes for a real model. Random
+weights are a choice: a tiny trained model collapses to one answer for every prompt, so parity tests on it prove
+nothing. The weights are drawn with a standard deviation of 1/sqrt(hidden_size), so that attention and logits have unit
+scale, and norms and biases are jittered around their usual constants, so that a wrongly converted one is seen.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+END_OF_TEXT = "<|endoftext|>"  # padding; also what a plain-text document would end with
+TURN_START = "<|im_start|>"
+TURN_END = "<|im_end|>"  # end of sequence: every turn ends with it
+SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END)
+CONTEXT_LENGTH = 2048
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+# transformers rebuilds a Qwen folder's tokenizer with this pattern, whatever tokenizer.json says: train it with that.
+QWEN_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# What a family's configuration needs beyond the common sizes: family -> (model type, settings by head size).
+FAMILIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
+    "llama": ("llama", lambda head: {}),
+    "mistral": ("mistral", lambda head: {"sliding_window": None, "head_dim": head}),
+    "qwen2": ("qwen2", lambda head: {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", lambda head: {"head_dim": head}),
+    "gemma2": ("gemma2", lambda head: {"head_dim": head, "query_pre_attn_scalar": head, "sliding_window": 64}),
+    "gemma3": ("gemma3_text", lambda head: {"head_dim": head, "query_pre_attn_scalar": head, "sliding_window": 64}),
+    "phi3": ("phi3", lambda head: {"sliding_window": None}),
+}
+
+
+def make_tiny_model(
+    folder: Path,
+    *,
+    family: str = "llama",
+    texts: Iterable[str],
+    seed: int = 0,
+    hidden_size: int = 256,
+    layers: int = 2,
+    vocab_size: int = 512,
+    dtype: torch.dtype = torch.bfloat16,
+    **config_overrides: Any,
+) -> Path:
+    """Write a model folder: config, generation config, one safetensors file, tokenizer with a ChatML template.
+
+    `family` is a key of FAMILIES; `texts` train the byte-level BPE tokenizer (any text can be encoded afterwards).
+    `hidden_size` is a multiple of 256, so that rows split into K-quant super-blocks. `config_overrides` go into the
+    Hugging Face config as they are. The same arguments give the same bytes. Returns `folder`.
+    """
+    if hidden_size % 256 or family not in FAMILIES:
+        raise ValueError(
+            f"hidden_size {hidden_size} must be a multiple of 256 and family {family!r} in {list(FAMILIES)}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer(texts, vocab_size=vocab_size, qwen=family.startswith("qwen"))
+    tokenizer.save_pretrained(folder)
+
+    model_type, family_settings = FAMILIES[family]
+    heads = 4
+    settings: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "intermediate_size": 2 * hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2,
+        "max_position_embeddings": CONTEXT_LENGTH,
+        "initializer_range": 1 / math.sqrt(hidden_size),
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = CONFIG_MAPPING[model_type](
+        **settings | family_settings(hidden_size // heads) | config_overrides, dtype=dtype
+    )
+    set_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]  # Hugging Face
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model.to(dtype).save_pretrained(folder)
+    return folder
+
+
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int, qwen: bool = False) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE (GPT-2's word pattern, or Qwen's) of at most `vocab_size` tokens, with the ChatML template."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if qwen:
+        split = pre_tokenizers.Split(Regex(QWEN_PATTERN), behavior="isolated")
+        bpe.normalizer = normalizers.NFC()
+        bpe.pre_tokenizer = pre_tokenizers.Sequence(
+            [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # Hugging Face
+        tokenizer_object=bpe,
+        eos_token=TURN_END,
+        pad_token=END_OF_TEXT,
+        additional_special_tokens=[TURN_START],
+        model_max_length=CONTEXT_LENGTH,
+        padding_side="right",
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
