@@ -9,23 +9,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
+from finetune_devcluster.binaries import helm_binary, kube_binary
 from kubernetes import client, watch
 from rich.console import Console
 from rich.table import Table
 
-from finetune_devcluster import chat_data
-from finetune_devcluster.binaries import helm_binary, kube_binary
 from finetune_devcluster.generation import generate
-from finetune_devcluster.platform import CHECKOUT, Platform, is_terminal, upload_folder
-from finetune_devcluster.tiny_model import make_tiny_model
+from finetune_devcluster.inputs import BUCKET, put_inputs
+from finetune_devcluster.platform import CHECKOUT, Platform, is_terminal
 
 NAMESPACE = "team-support"
-BUCKET = "models"
 ROWS = 400
 DEADLINE_SECONDS = 600
 SAMPLE = CHECKOUT / "crds/samples/cpu-tiny.yaml"
@@ -41,14 +38,6 @@ class Clock:
 
     def say(self, line: str) -> None:
         console.print(f"[bold cyan]{time.monotonic() - self._start:6.1f} s[/]  {line}")
-
-
-def prepare_inputs(platform: Platform, work: Path) -> None:
-    """A tiny model with random weights and its tokenizer, and real conversations, both in S3."""
-    platform.store.create_bucket(BUCKET)
-    texts = [message["content"] for messages in islice(chat_data.conversations(), ROWS) for message in messages]
-    upload_folder(platform.store, make_tiny_model(work / "base", texts=texts), BUCKET, "tiny-llama/")
-    platform.store.client().upload_file(str(chat_data.write_jsonl(work / "chat.jsonl", ROWS)), BUCKET, "data/chat.jsonl")
 
 
 def manifest(platform: Platform) -> dict[str, Any]:
@@ -115,7 +104,9 @@ def speak(platform: Platform, uri: str, work: Path) -> None:
     prompt = [{"role": "user", "content": "Hello, how are you?"}]
     console.print(f"        user:      {prompt[0]['content']}")
     console.print(f"        assistant: {generate(path, prompt, tokens=48)!r}", markup=False)
-    console.print("        (a two-layer model with random weights: it has learned to chat, not to make sense)", style="dim")
+    console.print(
+        "        (a two-layer model with random weights: it has learned to chat, not to make sense)", style="dim"
+    )
 
 
 def run(work: Path) -> int:
@@ -126,7 +117,7 @@ def run(work: Path) -> int:
     clock = Clock()
     with Platform.start(clock.say) as platform:
         clock.say("making a tiny model and chat data, and putting both into S3")
-        prepare_inputs(platform, work)
+        put_inputs(platform.store, work, rows=ROWS)
         platform.create_namespace(NAMESPACE)
         job = manifest(platform)
         clock.say(f"applying {SAMPLE.relative_to(CHECKOUT)}")

@@ -4,7 +4,6 @@ The demo and the end-to-end tests stand on this. Nothing here is special to them
 service account and RBAC, the namespaces of jobs enforce the `restricted` Pod Security level, credentials are Secrets.
 """
 
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -13,18 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from kubernetes import client
-from kubernetes.client.exceptions import ApiException
-
 from finetune_devcluster.cluster import DevCluster
 from finetune_devcluster.object_store import ObjectStore
 from finetune_devcluster.process_node.node import NodeOptions, ProcessNode
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
 
 CHECKOUT = Path(__file__).parents[3]
 SYSTEM_NAMESPACE = "finetune-system"
 CREDENTIALS_SECRET = "s3-credentials"
 TERMINAL_PHASES = ("Succeeded", "Failed")
-RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/enforce-version": "latest"}
+RESTRICTED = {
+    "pod-security.kubernetes.io/enforce": "restricted",
+    "pod-security.kubernetes.io/enforce-version": "latest",
+}
 
 
 def free_port() -> int:
@@ -141,12 +142,3 @@ class Platform:
 def is_terminal(job: dict[str, Any]) -> bool:
     """Whether a FineTuneJob can no longer change."""
     return job.get("status", {}).get("phase") in TERMINAL_PHASES
-
-
-def upload_folder(store: ObjectStore, folder: Path, bucket: str, prefix: str) -> None:
-    """Upload every file below `folder` to s3://bucket/prefix."""
-    s3 = store.client()
-    for root, _, names in os.walk(folder):
-        for name in names:
-            path = Path(root) / name
-            s3.upload_file(str(path), bucket, prefix + path.relative_to(folder).as_posix())
