@@ -37,7 +37,7 @@ def test_status_tells_the_whole_story(finished: dict[str, Any]) -> None:
     assert status["progress"]["step"] == status["progress"]["totalSteps"] > 0
     assert 0 < status["progress"]["loss"] < 100
     assert [stage["name"] for stage in status["stages"]] == [
-        "ModelLoading", "AdapterInjection", "DataFormatting", "TrainingConfiguration", "Training", "Saving", "Uploading"]  # fmt: skip
+        "ModelLoading", "AdapterInjection", "DataFormatting", "TrainingConfiguration", "Training", "Saving", "Uploading"]
     assert all(stage["endTime"] >= stage["startTime"] for stage in status["stages"])
     assert status["resolved"]["supervisedTokens"] > 0
     assert status["attempts"][0]["exitCode"] == 0

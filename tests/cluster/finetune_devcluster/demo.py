@@ -1,7 +1,7 @@
 """`make demo`: the main job on this machine, with nothing imitated but the container engine.
 
-Starts a Kubernetes control plane, an S3 server and a node, installs the operator with helm, makes a tiny model and real chat
-data, applies a FineTuneJob, shows it train, lists what arrived in S3, and lets llama.cpp speak from the uploaded GGUF file.
+Starts a Kubernetes control plane, an S3 server and a node, installs the operator with helm, makes a tiny model and chat
+data, applies a FineTuneJob, shows it train, lists what arrived in S3, and lets llama.cpp speak from the GGUF file.
 """
 
 import signal
@@ -53,7 +53,7 @@ def rows(platform: Platform, name: str) -> Iterator[dict[str, Any]]:
     api = client.CustomObjectsApi(platform.cluster.api_client())
     stream = watch.Watch().stream(
         api.list_namespaced_custom_object, "finetune.dev", "v1alpha1", NAMESPACE, "finetunejobs",
-        field_selector=f"metadata.name={name}", timeout_seconds=DEADLINE_SECONDS)  # fmt: skip
+        field_selector=f"metadata.name={name}", timeout_seconds=DEADLINE_SECONDS)
     for event in stream:
         yield event["object"]
         if is_terminal(event["object"]):
@@ -74,7 +74,7 @@ def follow(platform: Platform, name: str) -> dict[str, Any]:
         step = f"{progress['step']}/{progress.get('totalSteps', '?')}" if "step" in progress else ""
         text = line.format(
             status.get("phase", ""), progress.get("completion", ""), stages[-1]["name"] if stages else "", step,
-            progress.get("loss", ""), progress.get("eta", ""))  # fmt: skip
+            progress.get("loss", ""), progress.get("eta", ""))
         if text != shown:
             console.print(text)
             shown = text
@@ -87,7 +87,7 @@ def show_result(platform: Platform, job: dict[str, Any]) -> str:
     artifacts = Table("type", "quantization", "bytes", "sha256", "uri", title="status.artifacts", title_justify="left")
     for artifact in status["artifacts"]:
         artifacts.add_row(
-            artifact["type"], artifact.get("quantization", ""), f"{artifact['bytes']:,}", artifact["sha256"][:12] + "…", artifact["uri"])  # fmt: skip
+            artifact["type"], artifact.get("quantization", ""), f"{artifact['bytes']:,}", artifact["sha256"][:12] + "…", artifact["uri"])
     console.print(artifacts)
     prefix = f"{job['spec']['output']['s3']['prefix']}/{job['metadata']['name']}/"
     listing = Table("key", "bytes", title=f"s3://{BUCKET}/{prefix}", title_justify="left")

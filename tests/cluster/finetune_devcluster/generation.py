@@ -13,10 +13,10 @@ CONTEXT_LENGTH = 1024
 
 
 def generate(model: Path, messages: list[dict[str, str]], *, tokens: int) -> str:
-    """Greedy answer of `model` (a GGUF file) to a chat, at most `tokens` long. Raises RuntimeError with llama.cpp's last words."""
+    """Greedy answer of `model` (a GGUF file) to a chat, at most `tokens` long. RuntimeError carries llama.cpp's words."""
     request = json.dumps({"model": str(model), "messages": messages, "tokens": tokens})
     done = subprocess.run(
-        [sys.executable, "-m", "finetune_devcluster.generation"], input=request, capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
+        [sys.executable, "-m", "finetune_devcluster.generation"], input=request, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"llama.cpp could not generate from {model.name}: {done.stderr[-2000:]}")
     return str(json.loads(done.stdout)["text"])

@@ -75,7 +75,7 @@ class Platform:
         settings = [argument for key, value in values.items() for argument in ("--set-string", f"{key}={value}")]
         chart = str(CHECKOUT / "charts/finetune-operator")
         self.cluster.helm("upgrade", "--install", "finetune-operator", chart, "--namespace", SYSTEM_NAMESPACE,
-                          "--create-namespace", "--wait", "--timeout", "60s", *settings)  # fmt: skip
+                          "--create-namespace", "--wait", "--timeout", "60s", *settings)
 
     def create_namespace(self, name: str) -> str:
         """A namespace as a platform team would set it up: restricted pods, and the bucket's credentials as a Secret."""
@@ -90,12 +90,12 @@ class Platform:
         metadata = manifest["metadata"]
         return self._jobs().patch_namespaced_custom_object(  # type: ignore[no-any-return]
             "finetune.dev", "v1alpha1", metadata["namespace"], "finetunejobs", metadata["name"], manifest,
-            field_manager="platform", _content_type="application/apply-patch+yaml")  # fmt: skip
+            field_manager="platform", _content_type="application/apply-patch+yaml")
 
     def job(self, namespace: str, name: str) -> dict[str, Any]:
         """The FineTuneJob as it is now."""
         return self._jobs().get_namespaced_custom_object(  # type: ignore[no-any-return]
-            "finetune.dev", "v1alpha1", namespace, "finetunejobs", name)  # fmt: skip
+            "finetune.dev", "v1alpha1", namespace, "finetunejobs", name)
 
     def delete(self, namespace: str, name: str) -> None:
         """Delete the FineTuneJob; the garbage collector does the rest."""
