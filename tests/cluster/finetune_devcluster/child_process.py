@@ -1,0 +1,59 @@
+"""Local programs that die with their parent: nothing is left behind, even when the parent is killed."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent() -> None:
+    """In a child before exec: ask the kernel for SIGKILL when the parent ends."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def free_port() -> int:
+    """A loopback TCP port that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Program:
+    """One running program with its log file."""
+
+    def __init__(self, name: str, command: list[str], log: Path, environment: dict[str, str] | None = None) -> None:
+        self.name = name
+        self.log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment if environment is not None else dict(os.environ),
+                start_new_session=True,  # Ctrl-C goes to the parent alone, which then stops its children in order
+                preexec_fn=die_with_parent,
+            )
+
+    def check(self) -> None:
+        """Raise RuntimeError with the end of the log if the program has ended."""
+        if (code := self.process.poll()) is not None:
+            raise RuntimeError(f"{self.name} ended with {code}:\n{self.tail()}")
+
+    def tail(self, characters: int = 3000) -> str:
+        """The end of the log."""
+        return self.log.read_text(errors="replace")[-characters:]
+
+    def stop(self, grace: float = 5) -> None:
+        """SIGTERM, then SIGKILL."""
+        self.process.terminate()
+        try:
+            self.process.wait(grace)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
