@@ -1,0 +1,91 @@
+"""Digests of files and folders.
+
+One pass over a file gives its SHA-256 and the digests of its parts, so that parts can be uploaded, and read back, in any order
+and on any thread. hashlib and awscrt release the interpreter lock: hashing runs beside the transfers.
+"""
+
+import hashlib
+from base64 import b64encode
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from awscrt import checksums
+
+READ_BYTES = 1 << 20
+HASHING_THREADS = 4
+
+
+@dataclass(frozen=True)
+class PartDigest:
+    """A byte range [start, end) of a file with its digests."""
+
+    start: int
+    end: int
+    sha256: str
+    crc64: str
+    """CRC64-NVME, base64 of the big-endian value, as S3 headers carry it."""
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """Digests of a whole file and of its parts (at least one, which is empty for an empty file)."""
+
+    bytes: int
+    sha256: str
+    crc64: str
+    parts: tuple[PartDigest, ...]
+
+
+def crc64_header(value: int) -> str:
+    """A CRC64-NVME value as S3 writes it."""
+    return b64encode(value.to_bytes(8, "big")).decode()
+
+
+def digest_file(path: Path, part_bytes: int) -> FileDigest:
+    """Digest a file and its parts of `part_bytes` (the last one shorter) in one pass."""
+    whole, whole_crc, start = hashlib.sha256(), 0, 0
+    parts: list[PartDigest] = []
+    with path.open("rb") as file:
+        while True:
+            part, crc, end = hashlib.sha256(), 0, start
+            while end - start < part_bytes and (data := file.read(min(READ_BYTES, part_bytes - (end - start)))):
+                whole.update(data)
+                part.update(data)
+                crc = checksums.crc64nvme(data, crc)
+                whole_crc = checksums.crc64nvme(data, whole_crc)
+                end += len(data)
+            if end == start and parts:
+                break
+            parts.append(PartDigest(start, end, part.hexdigest(), crc64_header(crc)))
+            if end - start < part_bytes:
+                start = end
+                break
+            start = end
+    return FileDigest(start, whole.hexdigest(), crc64_header(whole_crc), tuple(parts))
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_lines(digests: Mapping[str, str]) -> str:
+    """SHA-256 of the lines that `sha256sum` would print for these files ({relative path: SHA-256}), sorted by path."""
+    lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(digests.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file below a folder, sorted by relative path; links are followed."""
+    return sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.relative_to(folder).as_posix())
+
+
+def sha256_of_files(root: Path, files: Iterable[Path]) -> str:
+    """`sha256_of_lines` of files on disk, named relative to `root`."""
+    listed = list(files)
+    with ThreadPoolExecutor(HASHING_THREADS, "hash") as pool:
+        digests = list(pool.map(sha256_file, listed))
+    return sha256_of_lines({path.relative_to(root).as_posix(): digest for path, digest in zip(listed, digests, strict=True)})

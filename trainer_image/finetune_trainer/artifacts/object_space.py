@@ -1,0 +1,77 @@
+"""The few operations that results and checkpoints need from storage: implemented by S3 (`s3.py`) and a folder (`local.py`).
+
+Keys are relative to the job's prefix and use "/". Whoever implements this has verified the content when `put_file` returns.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from finetune_trainer.artifacts.digests import FileDigest
+
+OnBytes = Callable[[int], None]
+"""Called from any thread with the number of bytes just moved (negative where a part is sent again)."""
+
+
+class PreconditionFailedError(Exception):
+    """A conditional write lost: the key exists, or is no longer the version that was seen."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """An object's content with the tag that identifies this version of it."""
+
+    data: bytes
+    tag: str
+
+
+class ObjectSpace(Protocol):
+    """Objects below one job's prefix. Every method raises TrainerError for storage that fails or refuses."""
+
+    def uri(self, key: str) -> str:
+        """Where a key is, for people and for status."""
+        ...
+
+    def probe(self) -> None:
+        """Write and delete a canary."""
+        ...
+
+    def put_file(self, key: str, path: Path, on_bytes: OnBytes) -> FileDigest:
+        """Upload a file and verify what the storage holds."""
+        ...
+
+    def put_if(self, key: str, data: bytes, replaces: str | None) -> None:
+        """Write small content only where the key is absent (`replaces=None`) or still has that tag.
+
+        Raises PreconditionFailedError.
+        """
+        ...
+
+    def read(self, key: str) -> Version | None:
+        """Small content, or None where the key is absent."""
+        ...
+
+    def get_file(self, key: str, size: int, target: Path, on_bytes: OnBytes) -> None:
+        """Download an object of known size."""
+        ...
+
+    def size(self, key: str) -> int | None:
+        """Size in bytes, or None where the key is absent."""
+        ...
+
+    def folders(self, prefix: str) -> list[str]:
+        """Names directly below a prefix ending in "/" that hold further keys, sorted."""
+        ...
+
+    def keys(self, prefix: str) -> list[str]:
+        """Every key below a prefix ending in "/"."""
+        ...
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove keys; absent ones are no error."""
+        ...
+
+    def abort_unfinished(self, keep: str | None) -> int:
+        """Discard unfinished uploads below the prefix, except below the key prefix `keep`; says how many."""
+        ...

@@ -1,0 +1,151 @@
+"""What went wrong with S3: botocore's errors sorted into kinds that are handled alike.
+
+Only error code, operation, bucket and key reach the message: botocore's own text may quote the request, and a store's text may
+quote an access key. Which failure reason a kind means depends on what was being done, so the caller brings that table.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import botocore.exceptions as boto_errors
+
+from finetune_api.failures import FailureReason
+from finetune_trainer.errors import TrainerError
+
+
+class FaultKind(StrEnum):
+    """What is handled alike."""
+
+    BUCKET_MISSING = "the bucket does not exist"
+    KEY_MISSING = "the object does not exist"
+    DENIED = "access was denied"
+    REJECTED = "the credentials were rejected"
+    EXPIRED = "the credentials have expired"
+    NO_CREDENTIALS = "there are no usable credentials"
+    WRONG_REGION = "the bucket is in another region"
+    PRECONDITION = "the object was changed by someone else"
+    UPLOAD_LOST = "the unfinished upload was discarded, probably by a newer attempt"
+    CORRUPTED = "the content arrived damaged"
+    UNSUPPORTED = "the store does not support the request"
+    UNAVAILABLE = "the store did not answer or asked to slow down"
+    REFUSED = "the store refused the request"
+
+
+RETRIED = (FaultKind.UNAVAILABLE, FaultKind.CORRUPTED)
+CREDENTIAL_KINDS = (FaultKind.EXPIRED, FaultKind.REJECTED)
+
+_KIND_BY_CODE: dict[str, FaultKind] = {
+    "NoSuchBucket": FaultKind.BUCKET_MISSING,
+    "NoSuchKey": FaultKind.KEY_MISSING,
+    "AccessDenied": FaultKind.DENIED,
+    "AccountProblem": FaultKind.DENIED,
+    "AllAccessDisabled": FaultKind.DENIED,
+    "InvalidAccessKeyId": FaultKind.REJECTED,
+    "SignatureDoesNotMatch": FaultKind.REJECTED,
+    "InvalidToken": FaultKind.REJECTED,
+    "ExpiredToken": FaultKind.EXPIRED,
+    "ExpiredTokenException": FaultKind.EXPIRED,
+    "TokenRefreshRequired": FaultKind.EXPIRED,
+    "RequestExpired": FaultKind.EXPIRED,
+    "PermanentRedirect": FaultKind.WRONG_REGION,
+    "AuthorizationHeaderMalformed": FaultKind.WRONG_REGION,
+    "IllegalLocationConstraintException": FaultKind.WRONG_REGION,
+    "PreconditionFailed": FaultKind.PRECONDITION,
+    "ConditionalRequestConflict": FaultKind.PRECONDITION,
+    "NoSuchUpload": FaultKind.UPLOAD_LOST,
+    "BadDigest": FaultKind.CORRUPTED,
+    "XAmzContentChecksumMismatch": FaultKind.CORRUPTED,
+    "XAmzContentSHA256Mismatch": FaultKind.CORRUPTED,
+    "IncompleteBody": FaultKind.CORRUPTED,
+    "NotImplemented": FaultKind.UNSUPPORTED,
+    "InvalidArgument": FaultKind.UNSUPPORTED,
+    "InvalidRequest": FaultKind.UNSUPPORTED,
+    "SlowDown": FaultKind.UNAVAILABLE,
+    "RequestTimeout": FaultKind.UNAVAILABLE,
+    "RequestTimeTooSkewed": FaultKind.REFUSED,
+    "Throttling": FaultKind.UNAVAILABLE,
+    "ThrottlingException": FaultKind.UNAVAILABLE,
+    "TooManyRequests": FaultKind.UNAVAILABLE,
+}
+_KIND_BY_STATUS: dict[int, FaultKind] = {
+    301: FaultKind.WRONG_REGION,
+    401: FaultKind.DENIED,
+    403: FaultKind.DENIED,
+    404: FaultKind.KEY_MISSING,
+    408: FaultKind.UNAVAILABLE,
+    412: FaultKind.PRECONDITION,
+    429: FaultKind.UNAVAILABLE,
+}
+
+
+@dataclass(frozen=True)
+class FaultReasons:
+    """Failure reasons for one use of S3: writing output, reading the model, or reading the dataset."""
+
+    bucket_missing: FailureReason
+    key_missing: FailureReason
+    denied: FailureReason
+
+    def reason(self, kind: FaultKind) -> FailureReason:
+        """The reason that a kind means here."""
+        match kind:
+            case FaultKind.BUCKET_MISSING:
+                return self.bucket_missing
+            case FaultKind.KEY_MISSING:
+                return self.key_missing
+            case FaultKind.UNAVAILABLE | FaultKind.UPLOAD_LOST | FaultKind.PRECONDITION:
+                return FailureReason.STORAGE_UNAVAILABLE
+            case FaultKind.CORRUPTED:
+                return FailureReason.UPLOAD_CORRUPTED
+            case _:
+                return self.denied
+
+
+OUTPUT_REASONS = FaultReasons(
+    FailureReason.BUCKET_NOT_FOUND, FailureReason.STORAGE_UNAVAILABLE, FailureReason.STORAGE_NOT_WRITABLE
+)
+MODEL_REASONS = FaultReasons(
+    FailureReason.MODEL_NOT_FOUND, FailureReason.MODEL_NOT_FOUND, FailureReason.MODEL_ACCESS_DENIED
+)
+DATASET_REASONS = FaultReasons(
+    FailureReason.DATASET_NOT_FOUND, FailureReason.DATASET_NOT_FOUND, FailureReason.DATASET_ACCESS_DENIED
+)
+
+
+class S3Fault(TrainerError):  # noqa: N818 (a fault is what the rest of this package calls it)
+    """A failed S3 operation: an error like any other for the caller, with its kind for the code that can act on it."""
+
+    def __init__(self, kind: FaultKind, reason: FailureReason, operation: str, where: str, code: str) -> None:
+        super().__init__(reason, f"{operation} of {where}: {kind.value} ({code})")
+        self.kind = kind
+
+
+def classify(error: BaseException) -> tuple[FaultKind, str]:
+    """Kind and code of an error that boto3 raised."""
+    if isinstance(error, boto_errors.ClientError):
+        details = error.response.get("Error", {})
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        code = str(details.get("Code", status))
+        return _kind_of_response(code, status), code
+    code = type(error).__name__
+    if isinstance(error, boto_errors.NoCredentialsError | boto_errors.PartialCredentialsError):
+        return FaultKind.NO_CREDENTIALS, code
+    if isinstance(error, boto_errors.CredentialRetrievalError | boto_errors.TokenRetrievalError):
+        return FaultKind.EXPIRED, code
+    if isinstance(error, boto_errors.FlexibleChecksumError):
+        return FaultKind.CORRUPTED, code
+    if isinstance(error, boto_errors.HTTPClientError | OSError):
+        return FaultKind.UNAVAILABLE, code
+    return FaultKind.REFUSED, code
+
+
+def _kind_of_response(code: str, status: int) -> FaultKind:
+    if code in _KIND_BY_CODE:
+        return _KIND_BY_CODE[code]
+    if code.startswith("KMS."):
+        return FaultKind.DENIED
+    if code.isdecimal():
+        status = int(code)
+    if status >= 500:
+        return FaultKind.UNSUPPORTED if status == 501 else FaultKind.UNAVAILABLE
+    return _KIND_BY_STATUS.get(status, FaultKind.REFUSED)

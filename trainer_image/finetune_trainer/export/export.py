@@ -1,0 +1,155 @@
+"""From base weights and an adapter to everything people load: one streaming pass, tensor by tensor.
+
+Each tensor of the original 16-bit shards is read once, merged with the adapter in fp32, and written to every output before the
+next is read: memory is a few tensors, whatever the model's size. Each output rounds from the same fp32 values, so a quantised
+file does not carry the merged file's rounding too. Outputs have a temporary name until all of them are complete.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+
+from finetune_trainer.export.adapter import Adapter, open_adapter
+from finetune_trainer.export.errors import UnsupportedTypeError
+from finetune_trainer.export.merged_folder import MergedFolder
+from finetune_trainer.export.model_folder import ModelFolder, choose_tokenizer_folder, open_model_folder
+from finetune_trainer.export.safetensors_files import StoredTensor
+from finetune_trainer.gguf.files import GgufFiles
+
+MERGED_DTYPES = {"BF16": torch.bfloat16, "FP16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to export, and where to."""
+
+    base: Path
+    """Folder with config.json, *.safetensors and tokenizer files."""
+    adapter: Path | None
+    """peft adapter folder; None exports the base as it is."""
+    output: Path
+    """Artifacts are written below it: merged/... and gguf/<name>-<TYPE>.gguf."""
+    merged: Literal["BF16", "FP16"] | None
+    gguf: tuple[str, ...]
+    """GGUF types, for example ("F16", "Q8_0")."""
+    name: str
+    """File stem and general.name."""
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """A complete file below the request's output."""
+
+    path: Path
+    kind: Literal["merged", "gguf"]
+    type: str
+    """BF16 or FP16 for merged files, the GGUF type otherwise."""
+    size: int
+    """Bytes."""
+
+
+class _Output(Protocol):
+    """Something that takes all tensors in turn."""
+
+    size: int
+
+    def begin(self) -> int: ...
+    def write(self, name: str, weights: torch.Tensor) -> int: ...
+    def end(self) -> None: ...
+    def abandon(self) -> None: ...
+
+
+def export(
+    request: ExportRequest, *, device: torch.device, on_progress: Callable[[int, int], None]
+) -> list[ExportedFile]:
+    """Write everything `request` asks for; existing artifacts of the same names are replaced.
+
+    Merging and quantising run on `device`. `on_progress(done, total)` is called after each tensor with bytes of weights written.
+    Raises ExportError, and leaves nothing behind then; what cannot be exported is found before weights are read.
+    """
+    base = open_model_folder(request.base)
+    adapter = open_adapter(request.adapter, base) if request.adapter is not None else None
+    partial = request.output / f".{request.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        outputs = _plan_outputs(request, base, partial)
+        _stream(base, adapter, outputs, device, on_progress)
+        return _publish(request, partial)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _plan_outputs(request: ExportRequest, base: ModelFolder, partial: Path) -> list[_Output]:
+    tokenizer = choose_tokenizer_folder(request.base, request.adapter)
+    outputs: list[_Output] = []
+    if request.merged is not None:
+        if request.merged not in MERGED_DTYPES:
+            raise UnsupportedTypeError(f"merged weights cannot be {request.merged!r}; choose BF16 or FP16")
+        outputs.append(MergedFolder(partial / "merged", base, tokenizer, dtype=MERGED_DTYPES[request.merged]))
+    if request.gguf:
+        (partial / "gguf").mkdir()
+        paths = {kind: partial / "gguf" / f"{request.name}-{kind}.gguf" for kind in request.gguf}
+        shapes = [(tensor.name, tensor.shape) for tensor in base.tensors]
+        outputs.append(GgufFiles(paths, model=request.base, tokenizer=tokenizer, shapes=shapes, name=request.name))
+    if not outputs:
+        raise UnsupportedTypeError("nothing to export: ask for merged weights, for GGUF types, or both")
+    return outputs
+
+
+def _stream(
+    base: ModelFolder,
+    adapter: Adapter | None,
+    outputs: list[_Output],
+    device: torch.device,
+    on_progress: Callable[[int, int], None],
+) -> None:
+    total = sum(output.size for output in outputs)
+    try:
+        done = sum(output.begin() for output in outputs)
+        for tensor, stored in _read_ahead(base.tensors):
+            weights = stored.to(device).to(torch.float32)
+            if adapter is not None:
+                weights = adapter.merge(tensor.name, weights)
+            done += sum(output.write(tensor.name, weights) for output in outputs)
+            on_progress(done, total)
+        for output in outputs:
+            output.end()
+    except BaseException:
+        for output in outputs:
+            output.abandon()
+        raise
+
+
+def _read_ahead(tensors: tuple[StoredTensor, ...]) -> Iterator[tuple[StoredTensor, torch.Tensor]]:
+    """Each tensor with its values; the next one is read while the caller works on this one."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="export-read") as reader:
+        upcoming = reader.submit(tensors[0].read) if tensors else None
+        for index, tensor in enumerate(tensors):
+            assert upcoming is not None
+            values = upcoming.result()
+            if index + 1 < len(tensors):
+                upcoming = reader.submit(tensors[index + 1].read)
+            yield tensor, values
+
+
+def _publish(request: ExportRequest, partial: Path) -> list[ExportedFile]:
+    """Rename what is complete to its final place."""
+    files: list[ExportedFile] = []
+    if request.merged is not None:
+        target = request.output / "merged"
+        shutil.rmtree(target, ignore_errors=True)
+        (partial / "merged").rename(target)
+        files += [ExportedFile(path, "merged", request.merged, path.stat().st_size) for path in sorted(target.iterdir())]
+    if request.gguf:
+        (request.output / "gguf").mkdir(exist_ok=True)
+    for kind in request.gguf:
+        path = request.output / "gguf" / f"{request.name}-{kind}.gguf"
+        (partial / "gguf" / path.name).replace(path)
+        files.append(ExportedFile(path, "gguf", kind, path.stat().st_size))
+    return files

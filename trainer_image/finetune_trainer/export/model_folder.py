@@ -1,0 +1,83 @@
+"""A Hugging Face model folder: which files hold the weights, and what else belongs to the model."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from finetune_trainer.export.errors import InvalidBaseError
+from finetune_trainer.export.safetensors_files import StoredTensor, list_tensors
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+OTHER_FILES = ("generation_config.json", "LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A base model: its config as written and its tensors in the order they are stored."""
+
+    path: Path
+    config: dict[str, Any]
+    tensors: tuple[StoredTensor, ...]
+    is_sharded: bool
+
+    def names(self) -> set[str]:
+        """Names of all tensors."""
+        return {tensor.name for tensor in self.tensors}
+
+
+def open_model_folder(path: Path) -> ModelFolder:
+    """Read config and safetensors headers below `path`; raises InvalidBaseError saying which file is missing or damaged."""
+    config_path = path / "config.json"
+    if not config_path.is_file():
+        raise InvalidBaseError(f"{path} has no config.json: it is not a Hugging Face model folder")
+    config: dict[str, Any] = json.loads(config_path.read_text(encoding="utf-8"))
+    index_path = path / INDEX_NAME
+    if index_path.is_file():
+        weight_map: dict[str, str] = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
+        tensors = [tensor for name in sorted(set(weight_map.values())) for tensor in list_tensors(_shard(path, name))]
+        missing = weight_map.keys() - {tensor.name for tensor in tensors}
+        if missing:
+            raise InvalidBaseError(f"{index_path} lists tensors that its files lack: {sorted(missing)[:5]}")
+    elif (path / SINGLE_NAME).is_file():
+        tensors = list_tensors(path / SINGLE_NAME)
+    else:
+        raise InvalidBaseError(
+            f"{path} has neither {SINGLE_NAME} nor {INDEX_NAME}; pickled weights (.bin, .pt) are not read"
+        )
+    return ModelFolder(path, config, tuple(tensors), is_sharded=index_path.is_file())
+
+
+def _shard(folder: Path, name: str) -> Path:
+    if PurePath(name).name != name or not (folder / name).is_file():
+        raise InvalidBaseError(f"{INDEX_NAME} names {name!r}, which is no file in {folder}")
+    return folder / name
+
+
+def choose_tokenizer_folder(base: Path, adapter: Path | None) -> Path:
+    """The adapter's tokenizer, where one was saved with it, is the one that was trained with (its chat template above all)."""
+    return adapter if adapter is not None and (adapter / "tokenizer.json").is_file() else base
+
+
+def write_side_files(base: ModelFolder, tokenizer: Path, target: Path, *, dtype: str) -> None:
+    """Put config (without quantisation and remote code), generation config, tokenizer and licence into `target`."""
+    config = {key: value for key, value in base.config.items() if key not in ("quantization_config", "auto_map")}
+    config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for folder, names in ((base.path, OTHER_FILES), (tokenizer, TOKENIZER_FILES)):
+        for name in names:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, target / name)

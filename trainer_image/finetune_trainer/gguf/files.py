@@ -1,0 +1,147 @@
+"""GGUF files written side by side, tensor by tensor: one file for each requested type, from one reading of the weights.
+
+A GGUF file begins with the sizes of all its tensors, so everything is planned from the shapes before the first weight is read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter, MODEL_ARCH_NAMES
+
+from finetune_trainer.export.errors import OverflowingWeightsError
+from finetune_trainer.gguf.families import find_family
+from finetune_trainer.gguf.file_types import FileType, choose_tensor_type, find_file_type
+from finetune_trainer.gguf.hyperparameters import add_hyperparameters, load_full_config
+from finetune_trainer.gguf.quantizers import encoded_size, quantize
+from finetune_trainer.gguf.rope import rope_factor_tensors
+from finetune_trainer.gguf.tensors import TensorConverter
+from finetune_trainer.gguf.tokenizer import add_tokenizer
+
+
+@dataclass(frozen=True)
+class _PlannedTensor:
+    name: str
+    type: GGMLQuantizationType
+
+
+class GgufFile:
+    """One GGUF file: opened with its whole plan, then fed the tensors in the planned order."""
+
+    def __init__(self, path: Path, file_type: FileType, writer: GGUFWriter) -> None:
+        self.path = path
+        self.file_type = file_type
+        self.size = 0  # of the tensors, in bytes
+        self._writer = writer
+        self._plan: list[_PlannedTensor] = []
+
+    def plan(self, name: str, shape: tuple[int, ...], *, output_name: str) -> None:
+        """Announce a tensor; all are announced before `begin`."""
+        chosen = choose_tensor_type(self.file_type, name, shape, output_name=output_name)
+        size = encoded_size(shape, chosen)
+        self._writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=chosen)
+        self._plan.append(_PlannedTensor(name, chosen))
+        self.size += size
+
+    def begin(self) -> None:
+        """Write everything before the weights."""
+        self._writer.add_file_type(self.file_type.number)
+        self._writer.write_header_to_file(self.path)
+        self._writer.write_kv_data_to_file()
+        self._writer.write_ti_data_to_file()
+        self._plan.reverse()
+
+    def write(self, name: str, weights: torch.Tensor) -> int:
+        """Encode and append the next planned tensor, given in fp32; returns its bytes in the file."""
+        planned = self._plan.pop()
+        if planned.name != name:
+            raise AssertionError(f"tensor {name} came where {planned.name} was planned")
+        encoded = quantize(weights, planned.type)
+        if planned.type is GGMLQuantizationType.F16 and encoded.view(torch.float16).isinf().any():
+            raise OverflowingWeightsError(f"{name} holds weights that F16 cannot; choose BF16 or a quantised type")
+        self._writer.write_tensor_data(encoded.cpu().numpy())
+        return encoded.numel()
+
+    def end(self) -> None:
+        """Close the file; every planned tensor must have been written."""
+        self._writer.close()
+        if self._plan:
+            raise AssertionError(f"tensors never written: {[planned.name for planned in self._plan]}")
+
+    def abandon(self) -> None:
+        """Close and delete the unfinished file."""
+        self._writer.close()
+        self.path.unlink(missing_ok=True)
+
+
+class GgufFiles:
+    """The GGUF files of one model. Weights are transformed once and encoded for each file."""
+
+    def __init__(
+        self, paths: dict[str, Path], *, model: Path, tokenizer: Path, shapes: Sequence[tuple[str, tuple[int, ...]]], name: str
+    ) -> None:
+        """Plan and begin a file at `paths[type]` for each type.
+
+        `model` holds config.json, `tokenizer` the tokenizer files; `shapes` are the Hugging Face tensors in the order in which
+        they will be written; `name` is general.name. Raises ExportError before anything is written.
+        """
+        config = load_full_config(model)
+        self._converter = TensorConverter(find_family(config), config)
+        self._factors = rope_factor_tensors(config)
+        self.files: dict[str, GgufFile] = {}
+        prepared = [
+            (kind, path, find_file_type(kind), _prepare_writer(config, tokenizer, shapes, name)) for kind, path in paths.items()
+        ]
+        renamed = [(self._converter.rename(tensor), shape) for tensor, shape in shapes]
+        for kind, path, file_type, writer in prepared:
+            file = self.files[kind] = GgufFile(path, file_type, writer)
+            for factor_name, factors in self._factors.items():
+                file.plan(factor_name, tuple(factors.shape), output_name=self._converter.output_name)
+            for tensor, shape in renamed:
+                if tensor is not None:
+                    file.plan(tensor, shape, output_name=self._converter.output_name)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors of all files."""
+        return sum(file.size for file in self.files.values())
+
+    def begin(self) -> int:
+        """Create the files and write what comes before the model's own weights; returns the bytes of tensors written."""
+        for file in self.files.values():
+            file.begin()
+        return sum(
+            file.write(name, factors) for file in self.files.values() for name, factors in self._factors.items()
+        )
+
+    def write(self, name: str, weights: torch.Tensor) -> int:
+        """Write Hugging Face tensor `name`, fp32, to every file; returns the bytes written."""
+        renamed = self._converter.rename(name)
+        if renamed is None:
+            return 0
+        transformed = self._converter.transform(name, weights)
+        return sum(file.write(renamed, transformed) for file in self.files.values())
+
+    def end(self) -> None:
+        """Close all files, complete."""
+        for file in self.files.values():
+            file.end()
+
+    def abandon(self) -> None:
+        """Close and delete all files."""
+        for file in self.files.values():
+            file.abandon()
+
+
+def _prepare_writer(
+    config: dict[str, Any], tokenizer: Path, shapes: Sequence[tuple[str, tuple[int, ...]]], name: str
+) -> GGUFWriter:
+    family = find_family(config)
+    writer = GGUFWriter(None, MODEL_ARCH_NAMES[family.architecture])
+    parameters = sum(torch.Size(shape).numel() for _, shape in shapes)
+    add_hyperparameters(writer, family, config, name=name, parameters=parameters)
+    add_tokenizer(writer, tokenizer, config)
+    return writer

@@ -1,0 +1,65 @@
+"""The architecture part of a GGUF file's metadata, from the Hugging Face config."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFType, GGUFWriter
+from gguf.utility import size_label
+from transformers import AutoConfig
+
+from finetune_trainer.export.errors import UnsupportedArchitectureError
+from finetune_trainer.gguf.families import Family
+from finetune_trainer.gguf.rope import add_rope_metadata, rotated_dimensions
+
+GGUF_QUANTIZATION_VERSION = 2
+
+
+def load_full_config(folder: Path) -> dict[str, Any]:
+    """config.json with every default filled in and RoPE settings in one form, by transformers' own config classes.
+
+    Files in the wild leave out what equals a default of their time; only those classes know the defaults.
+    """
+    try:
+        config: dict[str, Any] = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
+    except (ValueError, OSError) as error:
+        raise UnsupportedArchitectureError(f"cannot read {folder / 'config.json'}: {error}") from error
+    return config
+
+
+def add_hyperparameters(
+    writer: GGUFWriter, family: Family, config: Mapping[str, Any], *, name: str, parameters: int
+) -> None:
+    """Write `general.*` and the architecture's keys. `parameters` counts the weights, for the size label."""
+    writer.add_type(GGUFType.MODEL)
+    writer.add_name(name)
+    writer.add_size_label(size_label(parameters, parameters, 0, 0))
+    writer.add_quantization_version(GGUF_QUANTIZATION_VERSION)
+
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+    if config.get("head_dim"):
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
+    if family.rope_dimensions:
+        writer.add_rope_dimension_count(rotated_dimensions(config))
+    add_rope_metadata(writer, config)
+    _add_attention_settings(writer, family, config)
+
+
+def _add_attention_settings(writer: GGUFWriter, family: Family, config: Mapping[str, Any]) -> None:
+    if family.sliding_window:
+        writer.add_sliding_window(config.get("sliding_window") or 0)  # 0 is llama.cpp's word for none
+    windowed_rope = config["rope_parameters"].get("sliding_attention")
+    if windowed_rope is not None:
+        writer.add_rope_freq_base_swa(float(windowed_rope["rope_theta"]))
+    if config.get("attn_logit_softcapping"):
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+    if config.get("final_logit_softcapping"):
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])

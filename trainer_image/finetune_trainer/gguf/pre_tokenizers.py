@@ -1,0 +1,70 @@
+"""Which of llama.cpp's built-in pre-tokenizers splits text as a tokenizer.json does.
+
+llama.cpp knows word patterns by name only, so a GGUF file must carry the right name or every token is subtly wrong. Its own
+converter hashes the encoding of a test text, which fails for any retrained vocabulary; the pattern itself does not change with
+the vocabulary, so we look that up. Each name is verified against llama.cpp by encoding the same texts with both.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from finetune_trainer.export.errors import UnsupportedTokenizerError
+
+_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED_WORDS = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+",
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*",
+)
+_CASED_REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CASED_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+
+LLAMA3_PATTERN = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
+QWEN2_PATTERN = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}"
+TEKKEN_PATTERN = rf"{_CASED_WORDS[0]}|{_CASED_WORDS[1]}|\p{{N}}|{_CASED_REST}"
+GPT4O_PATTERN = (
+    rf"{_CASED_WORDS[0]}{_CASED_CONTRACTIONS}|{_CASED_WORDS[1]}{_CASED_CONTRACTIONS}|\p{{N}}{{1,3}}|{_CASED_REST}"
+)
+
+# The steps of a pre-tokenizer -> llama.cpp's name. A step is a pattern, or one of the two words below.
+GPT2_WORDS, SINGLE_DIGITS = "<GPT-2 words>", "<single digits>"
+NAMES: dict[tuple[str, ...], str] = {
+    (GPT2_WORDS,): "gpt-2",
+    (SINGLE_DIGITS, GPT2_WORDS): "smollm",
+    (LLAMA3_PATTERN,): "llama-bpe",
+    (QWEN2_PATTERN,): "qwen2",
+    (TEKKEN_PATTERN,): "tekken",
+    (GPT4O_PATTERN,): "gpt-4o",
+}
+
+
+def find_pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
+    """llama.cpp's name for the pre-tokenizer of a parsed tokenizer.json; raises UnsupportedTokenizerError if it has none."""
+    steps = tuple(_steps(tokenizer["pre_tokenizer"]))
+    name = NAMES.get(steps)
+    if name is None:
+        raise UnsupportedTokenizerError(
+            f"llama.cpp's name for the pre-tokenizer {list(steps)} is not known. Export without GGUF, "
+            "or, if llama.cpp has this pattern, add it to gguf/pre_tokenizers.py"
+        )
+    if name == "llama-bpe" and not tokenizer["model"].get("ignore_merges"):
+        return "dbrx"  # the same pattern, for vocabularies (Phi-4) whose whole words must still be merged
+    return name
+
+
+def _steps(description: Mapping[str, Any]) -> list[str]:
+    match description:
+        case {"type": "Sequence", "pretokenizers": parts}:
+            return [step for part in parts for step in _steps(part)]
+        case {"type": "ByteLevel", "add_prefix_space": False, **rest}:
+            return [GPT2_WORDS] if rest.get("use_regex", True) else []
+        case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False}:
+            return [pattern]
+        # Keeping what matches and removing the (empty) rest is the same split, as older files write it.
+        case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Removed", "invert": True}:
+            return [pattern]
+        case {"type": "Digits", "individual_digits": True}:
+            return [SINGLE_DIGITS]
+    return [str(dict(description))]

@@ -1,0 +1,115 @@
+"""Block quantisation of weights, vectorised in torch, on CPU and GPU alike.
+
+Each encoder takes blocks of consecutive weights of a row and gives the bytes that llama.cpp reads. The arithmetic follows the
+published reference operation by operation (fp32, one rounding each), so that the bytes are equal to the reference's, not only
+close: d is the scale stored as float16, q the integers, and
+
+    Q8_0: d = max|x| / 127, q = round_half_away(x / d)           Q4_1, Q5_1: d = (max - min) / (2^b - 1), m = min
+    Q4_0, Q5_0: d = x_at_max|x| / -2^(b-1), q = trunc(x / d + 2^(b-1) + 1/2)     q = trunc((x - m) / d + 1/2)
+"""
+
+from collections.abc import Callable
+
+import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+# Quantising makes several fp32 temporaries: row chunks of this many weights keep them in cache and bound them (4 MiB each).
+CHUNK_WEIGHTS = 1 << 20
+
+
+def encoded_size(shape: tuple[int, ...], tensor_type: GGMLQuantizationType) -> int:
+    """Bytes of a tensor of `shape` in `tensor_type`."""
+    block_size, block_bytes = GGML_QUANT_SIZES[tensor_type]
+    return torch.Size(shape).numel() // block_size * block_bytes
+
+
+def quantize(weights: torch.Tensor, tensor_type: GGMLQuantizationType) -> torch.Tensor:
+    """Encode fp32 `weights` [..., columns] as `tensor_type`; columns are a multiple of its block size.
+
+    Returns uint8 [encoded bytes] on the same device.
+    """
+    encode = ENCODERS[tensor_type]
+    block_size, block_bytes = GGML_QUANT_SIZES[tensor_type]
+    blocks = weights.reshape(-1, block_size)
+    encoded = torch.empty((blocks.shape[0], block_bytes), dtype=torch.uint8, device=weights.device)
+    step = blocks.shape[0] if weights.is_cuda else CHUNK_WEIGHTS // block_size
+    for start in range(0, blocks.shape[0], max(step, 1)):
+        encoded[start : start + step] = encode(blocks[start : start + step])
+    return encoded.flatten()
+
+
+def _as_bytes(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return values.to(dtype).contiguous().view(torch.uint8)
+
+
+def _encode_plain(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    def encode(blocks: torch.Tensor) -> torch.Tensor:
+        return _as_bytes(blocks, dtype)
+
+    return encode
+
+
+def _inverse(scale: torch.Tensor) -> torch.Tensor:
+    return torch.where(scale == 0, 0.0, 1 / scale)
+
+
+def _encode_q8_0(blocks: torch.Tensor) -> torch.Tensor:
+    scale = blocks.abs().amax(dim=1, keepdim=True) / 127
+    scaled = blocks * _inverse(scale)
+    magnitude = scaled.abs()
+    floor = magnitude.floor()
+    rounded = torch.copysign(floor + (2 * (magnitude - floor)).floor(), scaled)  # half away from zero
+    return torch.cat([_as_bytes(scale, torch.float16), _as_bytes(rounded, torch.int8)], dim=1)
+
+
+def _pack_nibbles(codes: torch.Tensor) -> torch.Tensor:
+    """[blocks, 32] codes -> [blocks, 16]: the first half of a block in the low nibbles, the second in the high ones."""
+    low, high = (codes & 0x0F).chunk(2, dim=1)
+    return low | (high << 4)
+
+
+def _pack_fifth_bits(codes: torch.Tensor) -> torch.Tensor:
+    """[blocks, 32] 5-bit codes -> [blocks, 4]: bit i of the little-endian word is the high bit of code i."""
+    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=codes.device)
+    return ((codes >> 4).view(-1, 4, 8) * weights).sum(dim=2, dtype=torch.uint8)
+
+
+def _pack(codes: torch.Tensor, bits: int) -> list[torch.Tensor]:
+    nibbles = _pack_nibbles(codes)
+    return [nibbles] if bits == 4 else [_pack_fifth_bits(codes), nibbles]
+
+
+def _encode_symmetric(bits: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    half = 1 << (bits - 1)
+
+    def encode(blocks: torch.Tensor) -> torch.Tensor:
+        largest = blocks.gather(1, blocks.abs().argmax(dim=1, keepdim=True))  # signed; the first of equals
+        scale = largest / -half
+        codes = (blocks * _inverse(scale) + (half + 0.5)).trunc().clamp(0, 2 * half - 1).to(torch.uint8)
+        return torch.cat([_as_bytes(scale, torch.float16), *_pack(codes, bits)], dim=1)
+
+    return encode
+
+
+def _encode_affine(bits: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    top = (1 << bits) - 1
+
+    def encode(blocks: torch.Tensor) -> torch.Tensor:
+        minimum, maximum = blocks.amin(dim=1, keepdim=True), blocks.amax(dim=1, keepdim=True)
+        scale = (maximum - minimum) / top
+        codes = ((blocks - minimum) * _inverse(scale) + 0.5).trunc().clamp(0, top).to(torch.uint8)
+        return torch.cat([_as_bytes(scale, torch.float16), _as_bytes(minimum, torch.float16), *_pack(codes, bits)], dim=1)
+
+    return encode
+
+
+ENCODERS: dict[GGMLQuantizationType, Callable[[torch.Tensor], torch.Tensor]] = {
+    GGMLQuantizationType.F32: _encode_plain(torch.float32),
+    GGMLQuantizationType.F16: _encode_plain(torch.float16),
+    GGMLQuantizationType.BF16: _encode_plain(torch.bfloat16),
+    GGMLQuantizationType.Q8_0: _encode_q8_0,
+    GGMLQuantizationType.Q4_0: _encode_symmetric(4),
+    GGMLQuantizationType.Q4_1: _encode_affine(4),
+    GGMLQuantizationType.Q5_0: _encode_symmetric(5),
+    GGMLQuantizationType.Q5_1: _encode_affine(5),
+}
