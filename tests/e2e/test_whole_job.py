@@ -21,7 +21,7 @@ def finished(platform: Platform, job_namespace: str) -> dict[str, Any]:
     job = yaml.safe_load((CHECKOUT / "crds/samples/cpu-tiny.yaml").read_text())
     job["metadata"]["namespace"] = job_namespace
     job["spec"]["output"]["s3"]["endpointURL"] = platform.store.endpoint_url
-    platform.cluster.kubectl("apply", "-f", "-", input=yaml.safe_dump(job))
+    platform.cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(job))
     name = job["metadata"]["name"]
     done = platform.wait_for_end(job_namespace, name, timeout=240)
     assert done["status"]["phase"] == "Succeeded", (done["status"], platform.trainer_log(job_namespace, name))
@@ -37,7 +37,14 @@ def test_status_tells_the_whole_story(finished: dict[str, Any]) -> None:
     assert status["progress"]["step"] == status["progress"]["totalSteps"] > 0
     assert 0 < status["progress"]["loss"] < 100
     assert [stage["name"] for stage in status["stages"]] == [
-        "ModelLoading", "AdapterInjection", "DataFormatting", "TrainingConfiguration", "Training", "Saving", "Uploading"]
+        "ModelLoading",
+        "AdapterInjection",
+        "DataFormatting",
+        "TrainingConfiguration",
+        "Training",
+        "Saving",
+        "Uploading",
+    ]
     assert all(stage["endTime"] >= stage["startTime"] for stage in status["stages"])
     assert status["resolved"]["supervisedTokens"] > 0
     assert status["attempts"][0]["exitCode"] == 0

@@ -1,8 +1,8 @@
 """The dev cluster's programs: `kube` (control plane, kubelet and kubectl in one file) and `helm`.
 
-Both are built from published Go modules, once per version, and kept outside the checkout. The digest of a module's files is in
-the cached file's name, so a new pin builds anew and an old checkout still finds its own. `KUBE_BINARY` and `HELM_BINARY` point
-at ready ones.
+Both are built from published Go modules, once per version, and kept outside the checkout. The digest of a module's
+files is in the cached file's name, so a new pin builds anew and an old checkout still finds its own. `KUBE_BINARY`
+and `HELM_BINARY` point at ready ones.
 
     python -m finetune_devcluster.binaries            build both
     python -m finetune_devcluster.binaries helm ...   run helm
@@ -92,8 +92,11 @@ def _build(name: str, binary: Path) -> None:
                 break
             except subprocess.TimeoutExpired:
                 passed = time.monotonic() - start
-                print(f"building {name} from its Go modules: {passed:.0f} s "
-                      f"(about {TYPICAL_MINUTES[name]} minutes on two cores, once per version)", file=sys.stderr)
+                print(
+                    f"building {name} from its Go modules: {passed:.0f} s "
+                    f"(about {TYPICAL_MINUTES[name]} minutes on two cores, once per version)",
+                    file=sys.stderr,
+                )
     if build.returncode != 0:
         raise RuntimeError(f"building {name} failed:\n{errors[-4000:]}")
     partial.rename(binary)

@@ -50,15 +50,15 @@ class Authority:
         """A serving certificate for host names and IP addresses."""
         return self._issue(file, _name(name), ExtendedKeyUsageOID.SERVER_AUTH, hosts)
 
-    def _issue(
-        self, file: str, subject: x509.Name, usage: x509.ObjectIdentifier, hosts: tuple[str, ...]
-    ) -> KeyPair:
+    def _issue(self, file: str, subject: x509.Name, usage: x509.ObjectIdentifier, hosts: tuple[str, ...]) -> KeyPair:
         key = ec.generate_private_key(ec.SECP256R1())
         builder = _builder(subject, self._certificate.subject, key).add_extension(
             x509.ExtendedKeyUsage([usage]), critical=False
         )
         if hosts:
-            builder = builder.add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
+            builder = builder.add_extension(
+                x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False
+            )
         return self._write(file, builder.sign(self._key, hashes.SHA256()), key)
 
     def _write(self, file: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> KeyPair:

@@ -64,8 +64,8 @@ class DevCluster:
     @classmethod
     def _attach(cls, kubeconfig: Path, folder: Path) -> Self:
         settings = client.Configuration()
-        config.load_kube_config(str(kubeconfig), client_configuration=settings)
-        return cls(folder, kubeconfig, str(settings.host), Path(settings.ssl_ca_cert), None)
+        config.load_kube_config(str(kubeconfig), client_configuration=settings)  # type: ignore[no-untyped-call]
+        return cls(folder, kubeconfig, str(settings.host), Path(str(settings.ssl_ca_cert)), None)
 
     @classmethod
     @contextmanager
@@ -86,7 +86,7 @@ class DevCluster:
     def api_client(self) -> client.ApiClient:
         """The Kubernetes client, as cluster administrator."""
         settings = client.Configuration()
-        config.load_kube_config(str(self.kubeconfig), client_configuration=settings)
+        config.load_kube_config(str(self.kubeconfig), client_configuration=settings)  # type: ignore[no-untyped-call]
         return client.ApiClient(settings)
 
     def user_kubeconfig(self, name: str, groups: tuple[str, ...] | list[str] = ()) -> Path:
@@ -102,10 +102,10 @@ class DevCluster:
         return pair.certificate, pair.key
 
     def kubectl(
-        self, *arguments: str, input: str | None = None, check: bool = True
+        self, *arguments: str, stdin: str | None = None, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """Run kubectl as administrator; a failure raises with what kubectl said."""
-        return self._run([str(kube_binary()), "kubectl", *arguments], input, check)
+        return self._run([str(kube_binary()), "kubectl", *arguments], stdin, check)
 
     def helm(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run helm as administrator; a failure raises with what helm said."""
@@ -128,8 +128,12 @@ class DevCluster:
         document: dict[str, Any] = {
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{"name": "dev", "cluster": {"server": self.api_url, "certificate-authority": str(self.ca_file)}}],
-            "users": [{"name": user, "user": {"client-certificate": str(pair.certificate), "client-key": str(pair.key)}}],
+            "clusters": [
+                {"name": "dev", "cluster": {"server": self.api_url, "certificate-authority": str(self.ca_file)}}
+            ],
+            "users": [
+                {"name": user, "user": {"client-certificate": str(pair.certificate), "client-key": str(pair.key)}}
+            ],
             "contexts": [{"name": "dev", "context": {"cluster": "dev", "user": user}}],
             "current-context": "dev",
         }

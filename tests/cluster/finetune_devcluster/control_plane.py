@@ -1,7 +1,9 @@
-"""etcd, kube-apiserver, kube-controller-manager and kube-scheduler as local processes on loopback, in a temporary folder.
+"""etcd, kube-apiserver, kube-controller-manager and kube-scheduler as local processes on loopback, in a temporary
+folder.
 
-Nothing about the API is imitated: CEL, server-side apply, the Job controller, garbage collection, the Node authorizer and
-TokenReview are the real ones. What is tuned is durability (etcd does not fsync) and how fast controllers notice a lost node.
+Nothing about the API is imitated: CEL, server-side apply, the Job controller, garbage collection, the Node authorizer
+and TokenReview are the real ones. What is tuned is durability (etcd does not fsync) and how fast controllers notice a
+lost node.
 """
 
 import ssl
@@ -48,7 +50,8 @@ class ControlPlane:
         self.api_url = f"https://127.0.0.1:{self.port}"
 
     def start(self, admin: Path, ready: ReadyCheck) -> None:
-        """Start everything. `admin` is a kubeconfig of the system:masters group; `ready` tells whether the API answers."""
+        """Start everything. `admin` is a kubeconfig of the system:masters group; `ready` tells whether the API
+        answers."""
         (self._folder / "logs").mkdir(exist_ok=True)
         etcd = self._start_etcd()
         self._start_api_server(etcd)
@@ -155,7 +158,8 @@ class ControlPlane:
         )
 
     def _service_account_keys(self) -> KeyPair:
-        """RSA pair that signs service-account tokens (the API server takes the public half in the `certificate` file)."""
+        """RSA pair that signs service-account tokens (the API server takes the public half in the `certificate`
+        file)."""
         folder = self._folder / "certificates"
         pair = KeyPair(folder / "service-accounts.pub", folder / "service-accounts.key")
         key = rsa.generate_private_key(65537, 2048)

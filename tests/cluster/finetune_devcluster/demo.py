@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from finetune_devcluster.binaries import helm_binary, kube_binary
 from kubernetes import client, watch
 from rich.console import Console
 from rich.table import Table
 
+from finetune_devcluster.binaries import helm_binary, kube_binary
 from finetune_devcluster.generation import generate
 from finetune_devcluster.inputs import BUCKET, put_inputs
 from finetune_devcluster.platform import CHECKOUT, Platform, is_terminal
@@ -51,9 +51,16 @@ def manifest(platform: Platform) -> dict[str, Any]:
 def rows(platform: Platform, name: str) -> Iterator[dict[str, Any]]:
     """Every state of the job from its watch, until it is terminal."""
     api = client.CustomObjectsApi(platform.cluster.api_client())
-    stream = watch.Watch().stream(
-        api.list_namespaced_custom_object, "finetune.dev", "v1alpha1", NAMESPACE, "finetunejobs",
-        field_selector=f"metadata.name={name}", timeout_seconds=DEADLINE_SECONDS)
+    watcher: Any = watch.Watch  # which has no types
+    stream = watcher().stream(
+        api.list_namespaced_custom_object,
+        "finetune.dev",
+        "v1alpha1",
+        NAMESPACE,
+        "finetunejobs",
+        field_selector=f"metadata.name={name}",
+        timeout_seconds=DEADLINE_SECONDS,
+    )
     for event in stream:
         yield event["object"]
         if is_terminal(event["object"]):
@@ -73,8 +80,13 @@ def follow(platform: Platform, name: str) -> dict[str, Any]:
         stages = status.get("stages", [])
         step = f"{progress['step']}/{progress.get('totalSteps', '?')}" if "step" in progress else ""
         text = line.format(
-            status.get("phase", ""), progress.get("completion", ""), stages[-1]["name"] if stages else "", step,
-            progress.get("loss", ""), progress.get("eta", ""))
+            status.get("phase", ""),
+            progress.get("completion", ""),
+            stages[-1]["name"] if stages else "",
+            step,
+            progress.get("loss", ""),
+            progress.get("eta", ""),
+        )
         if text != shown:
             console.print(text)
             shown = text
@@ -87,7 +99,12 @@ def show_result(platform: Platform, job: dict[str, Any]) -> str:
     artifacts = Table("type", "quantization", "bytes", "sha256", "uri", title="status.artifacts", title_justify="left")
     for artifact in status["artifacts"]:
         artifacts.add_row(
-            artifact["type"], artifact.get("quantization", ""), f"{artifact['bytes']:,}", artifact["sha256"][:12] + "…", artifact["uri"])
+            artifact["type"],
+            artifact.get("quantization", ""),
+            f"{artifact['bytes']:,}",
+            artifact["sha256"][:12] + "…",
+            artifact["uri"],
+        )
     console.print(artifacts)
     prefix = f"{job['spec']['output']['s3']['prefix']}/{job['metadata']['name']}/"
     listing = Table("key", "bytes", title=f"s3://{BUCKET}/{prefix}", title_justify="left")

@@ -13,10 +13,17 @@ CONTEXT_LENGTH = 1024
 
 
 def generate(model: Path, messages: list[dict[str, str]], *, tokens: int) -> str:
-    """Greedy answer of `model` (a GGUF file) to a chat, at most `tokens` long. RuntimeError carries llama.cpp's words."""
+    """Greedy answer of `model` (a GGUF file) to a chat, at most `tokens` long. RuntimeError carries llama.cpp's
+    words."""
     request = json.dumps({"model": str(model), "messages": messages, "tokens": tokens})
     done = subprocess.run(
-        [sys.executable, "-m", "finetune_devcluster.generation"], input=request, capture_output=True, text=True, timeout=120, check=False)
+        [sys.executable, "-m", "finetune_devcluster.generation"],
+        input=request,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     if done.returncode != 0:
         raise RuntimeError(f"llama.cpp could not generate from {model.name}: {done.stderr[-2000:]}")
     return str(json.loads(done.stdout)["text"])

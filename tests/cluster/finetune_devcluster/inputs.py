@@ -5,9 +5,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from finetune_devcluster.object_store import ObjectStore
-
 from finetune_devcluster import chat_data
+from finetune_devcluster.object_store import ObjectStore
 from finetune_devcluster.tiny_model import make_tiny_model
 
 BUCKET = "models"

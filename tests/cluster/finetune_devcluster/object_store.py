@@ -1,4 +1,5 @@
-"""S3 over HTTP on loopback: moto's server in a process of its own, so that nothing of it leaks into the tests' process."""
+"""S3 over HTTP on loopback: moto's server in a process of its own, so that nothing of it leaks into the tests'
+process."""
 
 import sys
 import time

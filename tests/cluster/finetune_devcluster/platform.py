@@ -4,7 +4,6 @@ The demo and the end-to-end tests stand on this. Nothing here is special to them
 service account and RBAC, the namespaces of jobs enforce the `restricted` Pod Security level, credentials are Secrets.
 """
 
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
+
+from finetune_devcluster.child_process import free_port
 from finetune_devcluster.cluster import DevCluster
 from finetune_devcluster.object_store import ObjectStore
 from finetune_devcluster.process_node.node import NodeOptions, ProcessNode
-from kubernetes import client
-from kubernetes.client.exceptions import ApiException
 
 CHECKOUT = Path(__file__).parents[3]
 SYSTEM_NAMESPACE = "finetune-system"
@@ -26,13 +27,6 @@ RESTRICTED = {
     "pod-security.kubernetes.io/enforce": "restricted",
     "pod-security.kubernetes.io/enforce-version": "latest",
 }
-
-
-def free_port() -> int:
-    """A loopback TCP port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True)
@@ -74,28 +68,45 @@ class Platform:
         }
         settings = [argument for key, value in values.items() for argument in ("--set-string", f"{key}={value}")]
         chart = str(CHECKOUT / "charts/finetune-operator")
-        self.cluster.helm("upgrade", "--install", "finetune-operator", chart, "--namespace", SYSTEM_NAMESPACE,
-                          "--create-namespace", "--wait", "--timeout", "60s", *settings)
+        self.cluster.helm(
+            "upgrade",
+            "--install",
+            "finetune-operator",
+            chart,
+            "--namespace",
+            SYSTEM_NAMESPACE,
+            "--create-namespace",
+            "--wait",
+            "--timeout",
+            "60s",
+            *settings,
+        )
 
     def create_namespace(self, name: str) -> str:
         """A namespace as a platform team would set it up: restricted pods, and the bucket's credentials as a Secret."""
-        core = client.CoreV1Api(self.cluster.api_client())
+        core: Any = client.CoreV1Api(self.cluster.api_client())  # which takes plain objects, but does not say so
         core.create_namespace({"metadata": {"name": name, "labels": RESTRICTED}})
         secret = {"AWS_ACCESS_KEY_ID": self.store.access_key, "AWS_SECRET_ACCESS_KEY": self.store.secret_key}
         core.create_namespaced_secret(name, {"metadata": {"name": CREDENTIALS_SECRET}, "stringData": secret})
         return name
 
-    def apply(self, manifest: dict[str, Any]) -> dict[str, Any]:
+    def apply(self, manifest: dict[str, Any]) -> Any:
         """Apply a FineTuneJob as kubectl would (server-side)."""
         metadata = manifest["metadata"]
-        return self._jobs().patch_namespaced_custom_object(  # type: ignore[no-any-return]
-            "finetune.dev", "v1alpha1", metadata["namespace"], "finetunejobs", metadata["name"], manifest,
-            field_manager="platform", _content_type="application/apply-patch+yaml")
+        return self._jobs().patch_namespaced_custom_object(
+            "finetune.dev",
+            "v1alpha1",
+            metadata["namespace"],
+            "finetunejobs",
+            metadata["name"],
+            manifest,
+            field_manager="platform",
+            _content_type="application/apply-patch+yaml",
+        )
 
-    def job(self, namespace: str, name: str) -> dict[str, Any]:
+    def job(self, namespace: str, name: str) -> Any:
         """The FineTuneJob as it is now."""
-        return self._jobs().get_namespaced_custom_object(  # type: ignore[no-any-return]
-            "finetune.dev", "v1alpha1", namespace, "finetunejobs", name)
+        return self._jobs().get_namespaced_custom_object("finetune.dev", "v1alpha1", namespace, "finetunejobs", name)
 
     def delete(self, namespace: str, name: str) -> None:
         """Delete the FineTuneJob; the garbage collector does the rest."""
@@ -107,7 +118,7 @@ class Platform:
         """Poll the job until `holds(job)`; raises TimeoutError with the last status."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            job = self.job(namespace, name)
+            job: dict[str, Any] = self.job(namespace, name)
             if holds(job):
                 return job
             time.sleep(0.2)
@@ -135,7 +146,7 @@ class Platform:
         except ApiException as error:
             return f"(no log: {error.reason})"
 
-    def _jobs(self) -> client.CustomObjectsApi:
+    def _jobs(self) -> Any:  # the client types custom objects as `object`
         return client.CustomObjectsApi(self.cluster.api_client())
 
 

@@ -102,7 +102,8 @@ def make_tiny_model(
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, qwen: bool = False) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE (GPT-2's word pattern, or Qwen's) of at most `vocab_size` tokens, with the ChatML template."""
+    """Train a byte-level BPE (GPT-2's word pattern, or Qwen's) of at most `vocab_size` tokens, with the ChatML
+    template."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if qwen:

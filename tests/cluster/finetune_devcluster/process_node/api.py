@@ -1,5 +1,6 @@
 """The few calls that a kubelet makes, on asyncio: one connection pool, no generated client."""
 
+import asyncio
 import json
 import ssl
 from collections.abc import AsyncIterator
@@ -47,7 +48,15 @@ class Api:
             await self._session.close()
 
     async def call(self, method: str, path: str, body: Any = None, *, kind: str = "application/json") -> Object:
-        """One request; raises ApiError for 4xx and 5xx."""
+        """One request; raises ApiError for 4xx and 5xx. Waits for an API server that does not answer, as a kubelet
+        does."""
+        while True:
+            try:
+                return await self._call_once(method, path, body, kind)
+            except (aiohttp.ClientConnectionError, TimeoutError):
+                await asyncio.sleep(1)
+
+    async def _call_once(self, method: str, path: str, body: Any, kind: str) -> Object:
         assert self._session
         data = None if body is None else json.dumps(body)
         timeout = aiohttp.ClientTimeout(total=20)

@@ -1,8 +1,8 @@
 """What a container's process sees: its environment, command and arguments, with mount paths turned into host paths.
 
-There is no mount namespace. Every `mountPath` (and the termination message's path) is substituted wherever it stands at a path
-boundary in an environment value, the command or an argument, the longest first. So a program works here if it takes its paths
-from there, which is a good habit anyway.
+There is no mount namespace. Every `mountPath` (and the termination message's path) is substituted wherever it stands
+at a path boundary in an environment value, the command or an argument, the longest first. So a program works here if
+it takes its paths from there, which is a good habit anyway.
 """
 
 import re
@@ -53,7 +53,9 @@ async def declared_environment(api: Api, pod: Object, container: Object) -> dict
     namespace = pod["metadata"]["namespace"]
     values: dict[str, str] = {}
     for source in container.get("envFrom", []):
-        kind, reference = ("secret", source["secretRef"]) if "secretRef" in source else ("configmap", source["configMapRef"])
+        kind, reference = (
+            ("secret", source["secretRef"]) if "secretRef" in source else ("configmap", source["configMapRef"])
+        )
         found = await read_values(api, namespace, kind, reference["name"], bool(reference.get("optional")))
         values |= {source.get("prefix", "") + key: value.decode() for key, value in (found or {}).items()}
     for entry in container.get("env", []):

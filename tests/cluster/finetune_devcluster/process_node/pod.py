@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune_devcluster.process_node.api import MERGE_PATCH, Api, ApiError, Object
+from finetune_devcluster.process_node.api import STRATEGIC_PATCH, Api, ApiError, Object
 from finetune_devcluster.process_node.container import ContainerRun, now
 from finetune_devcluster.process_node.environment import (
     command_line,
@@ -133,7 +133,9 @@ class PodWorker:
         while True:
             run = await self._start(container, state)
             begun = time.monotonic()
-            probes = [asyncio.create_task(self._probe(container, state, run, kind)) for kind in PROBES if kind in container]
+            probes = [
+                asyncio.create_task(self._probe(container, state, run, kind)) for kind in PROBES if kind in container
+            ]
             state.ready = "readinessProbe" not in container
             await self._report()
             code = await run.wait()
@@ -197,7 +199,7 @@ class PodWorker:
             if kind == "livenessProbe" and over:
                 await self._event("Unhealthy", "Liveness probe failed")
                 await run.stop(self.pod["spec"].get("terminationGracePeriodSeconds", 30))
-            elif kind == "readinessProbe" and (good and not state.ready or over and state.ready):
+            elif kind == "readinessProbe" and ((good and not state.ready) or (over and state.ready)):
                 state.ready = good
                 await self._report()
             await asyncio.sleep(probe.get("periodSeconds", 10) if state.ready else 0.5)
@@ -210,7 +212,12 @@ class PodWorker:
     async def _report(self) -> None:
         """Write the status; a pod that is gone needs none."""
         phase = phase_of(self._init, self._main, self._policy)
-        if self._stopping and self.task.done() is False and phase in ("Pending", "Running") and not self._current_runs():
+        if (
+            self._stopping
+            and self.task.done() is False
+            and phase in ("Pending", "Running")
+            and not self._current_runs()
+        ):
             phase = "Failed"
         status = pod_status(
             self._init, self._main, phase=self._extra_status.get("phase", phase), started=self._started, now=now(),
@@ -219,7 +226,7 @@ class PodWorker:
         body = {"metadata": {"uid": metadata["uid"]}, "status": status | self._extra_status}
         try:
             url = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}/status"
-            self.pod["status"] = (await self._api.call("PATCH", url, body, kind=MERGE_PATCH))["status"]
+            self.pod["status"] = (await self._api.call("PATCH", url, body, kind=STRATEGIC_PATCH))["status"]
         except ApiError as error:
             if error.status not in (404, 409):
                 raise

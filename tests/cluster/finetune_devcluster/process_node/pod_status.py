@@ -89,3 +89,21 @@ def pod_status(
         "containerStatuses": [state.to_status() for state in main],
         "conditions": conditions,
     }
+
+
+def lost_status(pod: Object, now: str) -> Object:
+    """Status of a pod whose containers went with a former run of the node: a kubelet that finds none says the same."""
+    status = pod["status"]
+    gone = {
+        "exitCode": 137,
+        "reason": "ContainerStatusUnknown",
+        "message": "The container could not be located",
+        "finishedAt": now,
+    }
+    containers = [
+        container | {"ready": False, "started": False, "state": {"terminated": gone}}
+        if "terminated" not in container.get("state", {})
+        else container
+        for container in status.get("containerStatuses", [])
+    ]
+    return {"phase": "Failed", "containerStatuses": containers}

@@ -1,4 +1,5 @@
-"""Volumes of a pod as folders on the host: configMap, secret, projected, downwardAPI, emptyDir, hostPath-backed claims."""
+"""Volumes of a pod as folders on the host: configMap, secret, projected, downwardAPI, emptyDir, hostPath-backed
+claims."""
 
 import base64
 import time
@@ -142,5 +143,7 @@ class Volumes:
         claim = await self._api.call("GET", f"/api/v1/namespaces/{self._namespace}/persistentvolumeclaims/{name}")
         volume = await self._api.call("GET", f"/api/v1/persistentvolumes/{claim['spec']['volumeName']}")
         if "hostPath" not in volume["spec"]:
-            raise ContainerConfigError(f"persistentvolume {volume['metadata']['name']}: only hostPath is supported here")
+            raise ContainerConfigError(
+                f"persistentvolume {volume['metadata']['name']}: only hostPath is supported here"
+            )
         return Path(volume["spec"]["hostPath"]["path"])

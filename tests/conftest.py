@@ -1,0 +1,36 @@
+"""Real parts that the whole suite shares: one control plane, one S3 server, a fresh namespace for each test."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kubernetes import client
+
+from finetune_devcluster.cluster import DevCluster
+from finetune_devcluster.object_store import ObjectStore
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def dev_cluster() -> Iterator[DevCluster]:
+    """A real control plane without nodes."""
+    with DevCluster.start() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[ObjectStore]:
+    """A real S3 server; each test makes its own bucket."""
+    with ObjectStore.start() as store:
+        yield store
+
+
+@pytest.fixture
+def namespace(dev_cluster: DevCluster) -> str:
+    """A namespace of the test's own."""
+    name = f"test-{next(_numbers)}"
+    core: Any = client.CoreV1Api(dev_cluster.api_client())
+    core.create_namespace({"metadata": {"name": name}})
+    return name
