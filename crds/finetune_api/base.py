@@ -1,7 +1,8 @@
 """The shape every API model shares: frozen, strict about unknown fields, camelCase on the wire.
 
-Cross-field rules are data: one `Rule` carries the CEL expression that the API server evaluates and the Python predicate that
-`finetune run` evaluates, so both doors give the same message. A test feeds the same invalid manifests to both.
+Cross-field rules are data: one `Rule` carries the CEL expression that the API server evaluates and the Python
+predicate that `finetune run` evaluates, so both doors give the same message. A test feeds the same invalid manifests
+to both.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from pydantic.alias_generators import to_camel
 class Rule:
     """A cross-field rule in both of its languages.
 
-    `cel` sees the object as `self`; `holds` gets the pydantic model. `message` names the field and says what to write instead.
+    `cel` sees the object as `self`; `holds` gets the pydantic model. `message` names the field and says what to write
+    instead.
     """
 
     cel: str

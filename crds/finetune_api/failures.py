@@ -1,7 +1,8 @@
 """Why a job can fail: one table, shared by the trainer (which exits with the code) and the operator (which acts on it).
 
-The exit code decides what the Job controller does (`podFailurePolicy`), even while the operator is down; the reason is for
-machines; the hint tells people what to change. Codes stay below 64 so that they never look like a signal (128+n) or a shell error.
+The exit code decides what the Job controller does (`podFailurePolicy`), even while the operator is down; the reason
+is for machines; the hint tells people what to change. Codes stay below 64 so that they never look like a signal
+(128+n) or a shell error.
 """
 
 from dataclasses import dataclass

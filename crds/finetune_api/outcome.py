@@ -1,6 +1,7 @@
 """Hand-back at the end: what became of the run, written to the container's termination message.
 
-The kubelet keeps at most 4096 bytes of it, so `encode` shortens what is for people (the message) and never what is for machines.
+The kubelet keeps at most 4096 bytes of it, so `encode` shortens what is for people (the message) and never what is
+for machines.
 """
 
 from datetime import datetime

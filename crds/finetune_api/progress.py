@@ -1,7 +1,8 @@
 """Progress protocol: what the trainer posts while it runs.
 
-The body is a superset of Kubeflow's KEP-2779 (`trainerStatus`), so that tools which know that shape can read ours; our own part,
-`finetune`, carries the rest. Reports are numbered within a pod: the receiver drops what is not newer than the last one.
+The body is a superset of Kubeflow's KEP-2779 (`trainerStatus`), so that tools which know that shape can read ours;
+our own part, `finetune`, carries the rest. Reports are numbered within a pod: the receiver drops what is not newer
+than the last one.
 """
 
 from datetime import datetime

@@ -1,7 +1,7 @@
 """Hand-over from operator to trainer: the resolved job, mounted into the pod as one YAML file.
 
-Everything about the node (folders, credentials, tokens) comes through the environment, everything about the job is in here.
-`finetune run` builds the same object on the user's machine.
+Everything about the node (folders, credentials, tokens) comes through the environment, everything about the job is in
+here. `finetune run` builds the same object on the user's machine.
 """
 
 import hashlib
@@ -85,8 +85,8 @@ class RunConfig(ApiModel):
         return cls.model_validate(yaml.safe_load(text))
 
     def spec_digest(self) -> str:
-        """SHA-256 (hex) of everything that determines the result: it keys checkpoints and committed results. Where the result is
-        stored, how it is logged and who may read the inputs do not count."""
+        """SHA-256 (hex) of everything that determines the result: it keys checkpoints and committed results. Where
+        the result is stored, how it is logged and who may read the inputs do not count."""
         sections = {
             "model": self.model.model_dump(mode="json", exclude={"credentials"}),
             "dataset": self.dataset.model_dump(mode="json", exclude={"credentials"}),

@@ -28,7 +28,10 @@ SOURCE_PATTERN = (
     r"|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^\x00-\x1f\\]*)?"
     r"|file:///[^\x00-\x1f\\]+)$"
 )
-SourceUri = Annotated[str, Field(pattern=SOURCE_PATTERN, max_length=1024)]
+SOURCE_MESSAGE = "write hf://org/name, s3://bucket/path or pvc://claim/path (file:///path with `finetune run`)"
+SourceUri = Annotated[
+    str, Field(pattern=SOURCE_PATTERN, max_length=1024, json_schema_extra={"x-message": SOURCE_MESSAGE})
+]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,23 @@ from finetune_api.base import ApiModel, Rule
 from finetune_api.spec_inputs import SecretReference
 from finetune_api.vocabulary import GgufType, MergedType, OnExisting
 
-EndpointUrl = Annotated[str, Field(max_length=512, pattern=r"^https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._~/-]*)?$")]
+EndpointUrl = Annotated[
+    str,
+    Field(
+        max_length=512,
+        pattern=r"^https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._~/-]*)?$",
+        json_schema_extra={"x-message": "write an address such as https://minio.example.com:9000"},
+    ),
+]
+BucketName = Annotated[
+    str,
+    Field(
+        min_length=3,
+        max_length=63,
+        pattern=r"^[a-z0-9][a-z0-9.-]+[a-z0-9]$",
+        json_schema_extra={"x-message": "write the bucket's name alone: lower-case letters, digits, dots and hyphens"},
+    ),
+]
 
 
 class ExportSpec(ApiModel):
@@ -32,7 +48,7 @@ class ExportSpec(ApiModel):
 class S3Output(ApiModel):
     """An S3 bucket, or one of any store that speaks S3."""
 
-    bucket: Annotated[str, Field(min_length=3, max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]+[a-z0-9]$")]
+    bucket: BucketName
     """Bucket that the artifacts are written to. It must exist."""
 
     prefix: Annotated[str, Field(max_length=512, pattern=r"^[A-Za-z0-9!_.*'()/-]*$")] = ""
@@ -55,7 +71,7 @@ class S3Output(ApiModel):
 
     rules = (
         Rule(
-            cel="!self.prefix.split('/').exists(segment, segment == '..' || segment == '.') && !self.prefix.startsWith('/')",
+            cel="!self.prefix.startsWith('/') && !self.prefix.split('/').exists(part, part == '..' || part == '.')",
             holds=lambda spec: not {"..", "."} & set(spec.prefix.split("/")) and not spec.prefix.startswith("/"),
             message="spec.output.s3.prefix must be a plain relative path: write it without '.', '..' and a leading '/'",
         ),

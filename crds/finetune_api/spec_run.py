@@ -9,6 +9,7 @@ from finetune_api.base import ApiModel, Quantity, ResourceName, Rule
 LabelKey = Annotated[
     str, Field(min_length=1, max_length=317, pattern=r"^([a-z0-9A-Z.-]+/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
 ]
+ExtendedResource = Annotated[str, Field(min_length=3, max_length=253, pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$")]
 LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$")]
 
 
@@ -50,9 +51,7 @@ class ResourcesSpec(ApiModel):
     gpus: Annotated[int, Field(ge=0, le=1)] = 1
     """GPUs of the trainer's pod: 1, or 0 to train on the CPU (tiny models only). Default 1."""
 
-    gpu_resource_name: Annotated[str, Field(min_length=3, max_length=253, pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$")] = (
-        "nvidia.com/gpu"
-    )
+    gpu_resource_name: ExtendedResource = "nvidia.com/gpu"
     """Extended resource that stands for a GPU, such as nvidia.com/gpu or nvidia.com/mig-3g.40gb. Default
     nvidia.com/gpu."""
 
@@ -66,7 +65,7 @@ class ResourcesSpec(ApiModel):
     """Disk requested for the base model, checkpoints and artifacts. About 2 bytes per parameter for each of: base,
     merged weights, F16 or BF16 GGUF. Default: no request."""
 
-    node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] = {}
+    node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=32, default_factory=dict)]
     """Labels that the node must have."""
 
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32)] = ()

@@ -1,0 +1,103 @@
+"""The CustomResourceDefinition: schema, names, printer columns, and the rules that only a cluster has."""
+
+from typing import Any
+
+from finetune_api import API_VERSION, KIND
+from finetune_api.spec import IMMUTABLE_SECTIONS, MUTABLE_RUN_POLICY, FineTuneJobSpec
+from finetune_api.spec_run import RunPolicySpec
+from finetune_api.status import FineTuneJobStatus
+from finetune_api.structural import Schema, structural_schema
+
+GROUP, VERSION = API_VERSION.split("/")
+PLURAL = "finetunejobs"
+LONGEST_NAME = 63  # the name is a label's value on the job's pods
+
+COLUMNS: tuple[tuple[str, str, str, int], ...] = (
+    ("Phase", "string", ".status.phase", 0),
+    ("Progress", "string", ".status.progress.completion", 0),
+    ("Loss", "number", ".status.progress.loss", 0),
+    ("ETA", "string", ".status.progress.eta", 0),
+    ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Model", "string", ".spec.model.source", 1),
+    ("Step", "integer", ".status.progress.step", 1),
+    ("Steps", "integer", ".status.progress.totalSteps", 1),
+    ("Retries", "integer", ".status.retries", 1),
+    ("Reason", "string", ".status.failure.reason", 1),
+    ("Manifest", "string", ".status.manifestUri", 1),
+)
+
+
+def custom_resource_definition() -> dict[str, Any]:
+    """The definition as an object."""
+    version = {
+        "name": VERSION,
+        "served": True,
+        "storage": True,
+        "subresources": {"status": {}},
+        "additionalPrinterColumns": [
+            {"name": name, "type": kind, "jsonPath": path} | ({"priority": priority} if priority else {})
+            for name, kind, path, priority in COLUMNS
+        ],
+        "schema": {"openAPIV3Schema": _schema()},
+    }
+    names = {
+        "kind": KIND,
+        "listKind": f"{KIND}List",
+        "plural": PLURAL,
+        "singular": KIND.lower(),
+        "shortNames": ["ftj"],
+        "categories": ["all"],
+    }
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "spec": {"group": GROUP, "names": names, "scope": "Namespaced", "versions": [version]},
+    }
+
+
+def _schema() -> Schema:
+    spec = structural_schema(FineTuneJobSpec)
+    spec.setdefault("x-kubernetes-validations", []).extend(_immutability())
+    for section in ("model", "dataset"):
+        spec["properties"][section].setdefault("x-kubernetes-validations", []).append(_no_local_files(section))
+    return {
+        "type": "object",
+        "description": "A fine-tuning job: base model and data in, adapter, merged weights and GGUF files out.",
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": spec,
+            "status": structural_schema(FineTuneJobStatus, defaults=False),
+        },
+        "x-kubernetes-validations": [
+            {
+                "rule": f"size(self.metadata.name) <= {LONGEST_NAME}",
+                "message": f"metadata.name must have at most {LONGEST_NAME} characters: choose a shorter name",
+            }
+        ],
+    }
+
+
+def _immutability() -> list[dict[str, str]]:
+    """Everything that defines what is trained stays as it was created."""
+    fields = list(IMMUTABLE_SECTIONS)
+    aliases = (field.alias or name for name, field in RunPolicySpec.model_fields.items())
+    fields += [f"runPolicy.{alias}" for alias in aliases if alias not in MUTABLE_RUN_POLICY]
+    allowed = ", ".join(f"runPolicy.{name}" for name in MUTABLE_RUN_POLICY)
+    return [
+        {
+            "rule": f"self.{field} == oldSelf.{field}",
+            "message": f"spec.{field} cannot change after creation (only {allowed} can): create another job",
+        }
+        for field in fields
+    ]
+
+
+def _no_local_files(section: str) -> dict[str, str]:
+    return {
+        "rule": "!self.source.startsWith('file://')",
+        "message": f"spec.{section}.source: file:// names a disk that the cluster does not have: write hf://, s3:// or pvc://",
+    }

@@ -1,0 +1,118 @@
+"""From pydantic's JSON schema to a structural schema that the API server accepts.
+
+The differences: references are inlined, an optional field is absent rather than null, `exclusiveMinimum` is a flag,
+and what JSON schema cannot say becomes a CEL rule with a message of ours.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from finetune_api.base import ApiModel, Rule
+
+Schema = dict[str, Any]
+KEPT = (
+    "description", "enum", "format", "pattern", "minLength", "maxLength", "minItems", "maxItems", "maxProperties",
+    "default", "x-kubernetes-int-or-string", "x-kubernetes-list-type", "x-kubernetes-list-map-keys",
+)  # fmt: skip
+
+
+def structural_schema(model: type[BaseModel], *, defaults: bool = True) -> Schema:
+    """Structural schema of a model. `defaults=False` is for status: the server must not invent what nobody reported."""
+    document = model.model_json_schema(by_alias=True)
+    return _convert(document, document.get("$defs", {}), _rules_by_title(model), defaults)
+
+
+def validations(rules: tuple[Rule, ...]) -> list[dict[str, str]]:
+    """Rules as `x-kubernetes-validations`."""
+    return [{"rule": rule.cel, "message": rule.message} for rule in rules]
+
+
+def _rules_by_title(model: type[BaseModel]) -> dict[str, tuple[Rule, ...]]:
+    """Rules of every model below `ApiModel`, by class name, which is the title in the JSON schema."""
+    found: dict[str, tuple[Rule, ...]] = {}
+    pending: list[type[ApiModel]] = [ApiModel]
+    while pending:
+        known = pending.pop()
+        found[known.__name__] = known.rules
+        pending.extend(known.__subclasses__())
+    return found
+
+
+def _convert(
+    node: Schema, definitions: dict[str, Schema], rules: dict[str, tuple[Rule, ...]], defaults: bool
+) -> Schema:
+    node = _resolve(node, definitions)
+    made: Schema = {key: node[key] for key in KEPT if key in node}
+    if "description" in made:
+        made["description"] = " ".join(made["description"].split())
+    if node.get("x-kubernetes-int-or-string"):
+        made.pop("default", None)
+        return made | ({"default": node["default"]} if defaults and "default" in node else {})
+    kind = made["type"] = node.get("type", "string")
+    _convert_bounds(node, made)
+    if kind == "integer":
+        made["format"] = "int64"
+    elif kind == "array":
+        made["items"] = _convert(node.get("items", {}), definitions, rules, defaults)
+    elif kind == "object":
+        _convert_object(node, made, definitions, rules, defaults)
+    if "const" in node:
+        made["enum"] = [node["const"]]
+    if "x-message" in node:
+        pattern = made.pop("pattern")
+        made["x-kubernetes-validations"] = [{"rule": f'self.matches(r"{pattern}")', "message": node["x-message"]}]
+    if not defaults or made.get("default", ...) is None:
+        made.pop("default", None)
+    return made
+
+
+def _convert_object(
+    node: Schema, made: Schema, definitions: dict[str, Schema], rules: dict[str, tuple[Rule, ...]], defaults: bool
+) -> None:
+    if made.get("default"):
+        made["default"] = {name: value for name, value in made["default"].items() if value is not None}
+    if "properties" in node:
+        made["properties"] = {
+            name: _convert(field, definitions, rules, defaults) for name, field in node["properties"].items()
+        }
+        if node.get("required"):
+            made["required"] = node["required"]
+        if own := rules.get(node.get("title", ""), ()):
+            made["x-kubernetes-validations"] = validations(own)
+    elif "patternProperties" in node:
+        ((pattern, values),) = node["patternProperties"].items()
+        made["additionalProperties"] = _convert(values, definitions, rules, defaults)
+        message = f"keys must match {pattern}"
+        made["x-kubernetes-validations"] = [{"rule": f'self.all(key, key.matches(r"{pattern}"))', "message": message}]
+    elif isinstance(node.get("additionalProperties"), dict):
+        made["additionalProperties"] = _convert(node["additionalProperties"], definitions, rules, defaults)
+
+
+def _without_nulls(value: Any) -> Any:
+    """A default as a manifest would write it."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(entry) for name, entry in value.items() if entry is not None}
+    return value
+
+
+def _convert_bounds(node: Schema, made: Schema) -> None:
+    for name, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
+        if name in node:
+            made[name] = node[name]
+        elif exclusive in node:
+            made[name], made[exclusive] = node[exclusive], True
+
+
+def _resolve(node: Schema, definitions: dict[str, Schema]) -> Schema:
+    """Follow references and take the non-null branch of an optional field; the field's own words win."""
+    while True:
+        if "$ref" in node:
+            target = definitions[node["$ref"].rsplit("/", 1)[-1]]
+        elif branches := [branch for branch in node.get("anyOf", []) if branch.get("type") != "null"]:
+            if len(branches) > 1:
+                return {key: value for key, value in node.items() if key != "anyOf"}
+            target = branches[0]
+        else:
+            return node
+        node = target | {key: value for key, value in node.items() if key not in ("$ref", "anyOf", "title")}
