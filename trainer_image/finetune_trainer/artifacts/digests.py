@@ -1,7 +1,7 @@
 """Digests of files and folders.
 
-One pass over a file gives its SHA-256 and the digests of its parts, so that parts can be uploaded, and read back, in any order
-and on any thread. hashlib and awscrt release the interpreter lock: hashing runs beside the transfers.
+One pass over a file gives its SHA-256 and the digests of its parts, so that parts can be uploaded, and read back, in
+any order and on any thread. hashlib and awscrt release the interpreter lock: hashing runs beside the transfers.
 """
 
 import hashlib
@@ -80,7 +80,9 @@ def sha256_of_lines(digests: Mapping[str, str]) -> str:
 
 def files_below(folder: Path) -> list[Path]:
     """Every file below a folder, sorted by relative path; links are followed."""
-    return sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.relative_to(folder).as_posix())
+    return sorted(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.relative_to(folder).as_posix()
+    )
 
 
 def sha256_of_files(root: Path, files: Iterable[Path]) -> str:
@@ -88,4 +90,6 @@ def sha256_of_files(root: Path, files: Iterable[Path]) -> str:
     listed = list(files)
     with ThreadPoolExecutor(HASHING_THREADS, "hash") as pool:
         digests = list(pool.map(sha256_file, listed))
-    return sha256_of_lines({path.relative_to(root).as_posix(): digest for path, digest in zip(listed, digests, strict=True)})
+    return sha256_of_lines(
+        {path.relative_to(root).as_posix(): digest for path, digest in zip(listed, digests, strict=True)}
+    )

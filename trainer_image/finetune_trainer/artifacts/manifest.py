@@ -1,6 +1,7 @@
 """`manifest.json`: what a job made, out of what. It is written last, and readers trust nothing that it does not name.
 
-The file list carries the size and SHA-256 of every file, so a copy of the artifacts can be checked years later without us.
+The file list carries the size and SHA-256 of every file, so a copy of the artifacts can be checked years later
+without us.
 """
 
 from collections.abc import Mapping
@@ -52,9 +53,9 @@ class Manifest(ApiModel):
     dataset_source: str
     dataset_digest: Sha256
     created: datetime
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = Field(default_factory=dict)
     """Summary of the training, such as final loss and steps."""
-    configuration: dict[str, JsonValue] = {}
+    configuration: dict[str, JsonValue] = Field(default_factory=dict)
     """The resolved job, without anything secret."""
     artifacts: tuple[ManifestArtifact, ...]
 
@@ -73,8 +74,8 @@ class Manifest(ApiModel):
 
 
 def artifact_digest(folder: str, files: tuple[ManifestFile, ...]) -> str:
-    """Digest of an artifact as `finetune_api.outcome.Artifact` defines it: the file's own, or that of the `sha256sum` lines of
-    a folder's files, named relative to `folder` (which ends in "/")."""
+    """Digest of an artifact as `finetune_api.outcome.Artifact` defines it: the file's own, or that of the `sha256sum`
+    lines of a folder's files, named relative to `folder` (which ends in "/")."""
     if not folder.endswith("/"):
         return files[0].sha256
     named: Mapping[str, str] = {file.path.removeprefix(folder): file.sha256 for file in files}

@@ -1,6 +1,7 @@
-"""The few operations that results and checkpoints need from storage: implemented by S3 (`s3.py`) and a folder (`local.py`).
+"""The few operations that results and checkpoints need from storage: implemented by S3 and by a local folder.
 
-Keys are relative to the job's prefix and use "/". Whoever implements this has verified the content when `put_file` returns.
+Keys are relative to the job's prefix and use "/". Whoever implements this has verified the content when `put_file`
+returns.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,7 +12,11 @@ from typing import Protocol
 from finetune_trainer.artifacts.digests import FileDigest
 
 OnBytes = Callable[[int], None]
-"""Called from any thread with the number of bytes just moved (negative where a part is sent again)."""
+"""Called from any thread with the number of bytes just moved."""
+
+
+def ignore_bytes(_: int) -> None:
+    """For transfers that nobody watches."""
 
 
 class PreconditionFailedError(Exception):
@@ -52,16 +57,12 @@ class ObjectSpace(Protocol):
         """Small content, or None where the key is absent."""
         ...
 
-    def get_file(self, key: str, size: int, target: Path, on_bytes: OnBytes) -> None:
-        """Download an object of known size."""
+    def get_file(self, key: str, target: Path, on_bytes: OnBytes) -> None:
+        """Download an object."""
         ...
 
     def size(self, key: str) -> int | None:
         """Size in bytes, or None where the key is absent."""
-        ...
-
-    def folders(self, prefix: str) -> list[str]:
-        """Names directly below a prefix ending in "/" that hold further keys, sorted."""
         ...
 
     def keys(self, prefix: str) -> list[str]:
@@ -72,6 +73,10 @@ class ObjectSpace(Protocol):
         """Remove keys; absent ones are no error."""
         ...
 
-    def abort_unfinished(self, keep: str | None) -> int:
-        """Discard unfinished uploads below the prefix, except below the key prefix `keep`; says how many."""
+    def abort_unfinished(self) -> int:
+        """Discard unfinished uploads below the prefix; says how many."""
+        ...
+
+    def close(self) -> None:
+        """Let nothing wait any longer: the process is about to end."""
         ...

@@ -1,7 +1,8 @@
 """S3 credentials from a mounted Secret, read again when the kubelet swaps its files.
 
-botocore asks its credentials object for keys whenever it signs, also when it repeats a request, so a rotated Secret takes
-effect with the next request. botocore's RefreshableCredentials was rejected: it wants an expiry time, which a Secret lacks.
+botocore asks its credentials object for keys whenever it signs, also when it repeats a request, so a rotated Secret
+takes effect with the next request. botocore's RefreshableCredentials was rejected: it wants an expiry time, which a
+Secret lacks.
 """
 
 import threading

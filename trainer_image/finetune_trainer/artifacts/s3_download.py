@@ -3,11 +3,12 @@
 import os
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from finetune_trainer.artifacts.object_space import OnBytes
 from finetune_trainer.artifacts.s3_session import S3Session
-from finetune_trainer.artifacts.s3_upload import PartPlan, collect, fetch_range
+from finetune_trainer.artifacts.s3_upload import DEFAULT_PLAN, PartPlan, collect, fetch_range
 
 
 @dataclass(frozen=True)
@@ -16,11 +17,11 @@ class S3Downloader:
 
     session: S3Session
     parts: Executor
-    plan: PartPlan = PartPlan()
+    plan: PartPlan = DEFAULT_PLAN
 
     def download(self, key: str, target: Path, on_bytes: OnBytes) -> int:
-        """Write an object to a file, whose folder is made; returns its size. Raises S3Fault, also where the object changes
-        while it is read, and OSError where the disk refuses."""
+        """Write an object to a file, whose folder is made; returns its size. Raises S3Fault, also where the object
+        changes while it is read, and OSError where the disk refuses."""
         head = self.session.call("head_object", key)
         size, etag = int(head["ContentLength"]), str(head["ETag"])
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +34,7 @@ class S3Downloader:
                 _write_at(file.fileno(), data, start)
                 on_bytes(len(data))
 
-            collect(self.parts, (lambda start=start: fetch(start) for start in range(0, size, step)))
+            collect(self.parts, [partial(fetch, start) for start in range(0, size, step)])
         return size
 
 

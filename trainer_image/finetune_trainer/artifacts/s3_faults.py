@@ -1,7 +1,8 @@
 """What went wrong with S3: botocore's errors sorted into kinds that are handled alike.
 
-Only error code, operation, bucket and key reach the message: botocore's own text may quote the request, and a store's text may
-quote an access key. Which failure reason a kind means depends on what was being done, so the caller brings that table.
+Only error code, operation, bucket and key reach the message: botocore's own text may quote the request, and a store's
+text may quote an access key. Which failure reason a kind means depends on what was being done, so the caller brings
+that table.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,9 @@
 """Find out, before any GPU time is spent, whether the output can be written and what the store guarantees.
 
-A canary object is written and deleted below the job's prefix. Between the two, the store is asked to do two things wrong: to
-replace the canary although it exists, and to take content with a wrong checksum. A store that refuses both keeps commits apart and
-checks transfers itself; whoever claims a feature without having it is found out here, not when artifacts are lost.
+A canary object is written and deleted below the job's prefix. Between the two, the store is asked to do two things
+wrong: to replace the canary although it exists, and to take content with a wrong checksum. A store that refuses both
+keeps commits apart and checks transfers itself; whoever claims a feature without having it is found out here, not
+when artifacts are lost.
 """
 
 import logging

@@ -1,7 +1,8 @@
 """One S3 client with our patience: every operation of ours goes through `S3Session.call`.
 
-botocore (adaptive mode) repeats a request a few times within seconds and slows down when told to. Around it, this waits for
-outages of minutes and for credentials that expired, so that hours of training are not lost to a store that restarts.
+botocore (adaptive mode) repeats a request a few times within seconds and slows down when told to. Around it, this
+waits for outages of minutes and for credentials that expired, so that hours of training are not lost to a store that
+restarts.
 """
 
 import logging

@@ -1,14 +1,15 @@
 """Upload of one file to S3, and proof that the store holds it.
 
-Large files go up in parts, on several threads. Every part is repeated on its own (boto3's transfer manager throws the whole
-upload away when one part has used up its retries, and cannot wait for rotated credentials), so an outage costs the parts in flight.
+Large files go up in parts, on several threads. Every part is repeated on its own (boto3's transfer manager throws the
+whole upload away when one part has used up its retries, and cannot wait for rotated credentials), so an outage costs
+the parts in flight.
 
 Proof, cheapest first:
-* A store that was seen to reject wrong checksums (`ChecksumSupport.CHECKED`, see s3_probe) compared the CRC64-NVME of every part and
-  of the whole object with ours when it stored them; HEAD then has to return the same size and CRC64-NVME. This proves that
-  what arrived is what we hashed, and costs one request.
-* Any other store is read back, range by range in parallel, and the SHA-256 of every range is compared with ours. This proves that
-  what the store returns is what we hashed, and costs the download.
+* A store that was seen to reject wrong checksums (`ChecksumSupport.CHECKED`, see s3_probe) compared the CRC64-NVME of
+  every part and of the whole object with ours when it stored them; HEAD then has to return the same size and CRC64-NVME.
+  This proves that what arrived is what we hashed, and costs one request.
+* Any other store is read back, range by range in parallel, and the SHA-256 of every range is compared with ours. This
+  proves that what the store returns is what we hashed, and costs the download.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, wait
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,6 +59,9 @@ class PartPlan:
         return max(self.min_part_bytes, -(-needed // mebibyte) * mebibyte if needed > self.min_part_bytes else 0)
 
 
+DEFAULT_PLAN = PartPlan()
+
+
 @dataclass(frozen=True)
 class S3Uploader:
     """Uploads files on the threads of `parts`; `checksums` says what the store does with ours."""
@@ -64,7 +69,7 @@ class S3Uploader:
     session: S3Session
     parts: Executor
     checksums: ChecksumSupport
-    plan: PartPlan = PartPlan()
+    plan: PartPlan = DEFAULT_PLAN
 
     def upload(self, key: str, path: Path, on_bytes: OnBytes) -> FileDigest:
         """Upload and verify a file. Raises TrainerError, UploadCorrupted among them."""
@@ -84,24 +89,21 @@ class S3Uploader:
         if self.checksums is ChecksumSupport.CHECKED and head.get("ChecksumCRC64NVME") == digest.crc64:
             return
         if digest.bytes:
-            collect(self.parts, (lambda part=part: self._verify_part(key, part) for part in digest.parts))
+            collect(self.parts, [partial(self._verify_part, key, part) for part in digest.parts])
 
     def _put_whole(self, key: str, path: Path, digest: FileDigest, on_bytes: OnBytes) -> None:
         self.session.call("put_object", key, Body=path.read_bytes(), **self._checksum(digest.crc64))
         on_bytes(digest.bytes)
 
     def _put_parts(self, key: str, path: Path, digest: FileDigest, on_bytes: OnBytes) -> None:
-        typed = {} if self._unchecked else {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"}
+        typed: dict[str, Any] = (
+            {} if self._unchecked else {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"}
+        )
         upload_id = self.session.call("create_multipart_upload", key, **typed)["UploadId"]
         try:
             numbered = enumerate(digest.parts, start=1)
-            sent = collect(
-                self.parts,
-                (
-                    lambda number=number, part=part: self._put_part(key, path, upload_id, number, part, on_bytes)
-                    for number, part in numbered
-                ),
-            )
+            tasks = [partial(self._put_part, key, path, upload_id, number, part, on_bytes) for number, part in numbered]
+            sent = collect(self.parts, tasks)
             self._complete(key, upload_id, sent, digest)
         except BaseException:
             self._abort(key, upload_id)
@@ -111,19 +113,22 @@ class S3Uploader:
         self, key: str, path: Path, upload_id: str, number: int, part: PartDigest, on_bytes: OnBytes
     ) -> dict[str, Any]:
         body = read_range(path, part.start, part.end)
-        checksum = {} if self._unchecked else {"ChecksumCRC64NVME": part.crc64}
+        checksum: dict[str, Any] = {} if self._unchecked else {"ChecksumCRC64NVME": part.crc64}
         answer = self.session.call("upload_part", key, UploadId=upload_id, PartNumber=number, Body=body, **checksum)
         on_bytes(len(body))
         return {"ETag": answer["ETag"], "PartNumber": number, **checksum}
 
     def _complete(self, key: str, upload_id: str, sent: list[dict[str, Any]], digest: FileDigest) -> None:
-        whole = {} if self._unchecked else {"ChecksumCRC64NVME": digest.crc64, "ChecksumType": "FULL_OBJECT"}
+        whole: dict[str, Any] = (
+            {} if self._unchecked else {"ChecksumCRC64NVME": digest.crc64, "ChecksumType": "FULL_OBJECT"}
+        )
         try:
             self.session.call(
                 "complete_multipart_upload", key, UploadId=upload_id, MultipartUpload={"Parts": sent}, **whole
             )
         except S3Fault as fault:
-            # Completed, but the answer was lost and the repeated request found no upload: verify() decides what is there.
+            # Completed, but the answer was lost and the repeated request found no upload: verify() decides what is
+            # there.
             if fault.kind is not FaultKind.UPLOAD_LOST or not self._exists(key):
                 raise
 
@@ -150,7 +155,7 @@ class S3Uploader:
     def _corrupted(self, key: str, found: str) -> TrainerError:
         return TrainerError(FailureReason.UPLOAD_CORRUPTED, f"s3://{self.session.bucket}/{key} {found}")
 
-    def _checksum(self, crc64: str) -> dict[str, str]:
+    def _checksum(self, crc64: str) -> dict[str, Any]:
         return {} if self._unchecked else {"ChecksumAlgorithm": "CRC64NVME", "ChecksumCRC64NVME": crc64}
 
     @property
@@ -180,7 +185,8 @@ def read_range(path: Path, start: int, end: int) -> bytes:
 
 
 def collect(executor: Executor, tasks: Iterable[Callable[[], Value]]) -> list[Value]:
-    """Results of all tasks, in order; at the first failure the tasks that wait are dropped and the failure is raised."""
+    """Results of all tasks, in order; at the first failure the tasks that wait are dropped and the failure is
+    raised."""
     futures: list[Future[Value]] = [executor.submit(task) for task in tasks]
     _, pending = wait(futures, return_when=FIRST_EXCEPTION)
     for future in pending:

@@ -4,8 +4,8 @@
     scale = alpha / sqrt(r)     rsLoRA
     W' = m * (W + scale * B A) / |W + scale * B A|      DoRA, with the norm of each row
 
-Full copies of a module (`modules_to_save`) replace the base's weights. What a merge cannot express is refused: a wrong model
-that loads is worse than none.
+Full copies of a module (`modules_to_save`) replace the base's weights. What a merge cannot express is refused: a
+wrong model that loads is worse than none.
 """
 
 import json
@@ -85,7 +85,8 @@ class Adapter:
 
 
 def open_adapter(folder: Path, base: ModelFolder) -> Adapter:
-    """Read an adapter folder and match every tensor to one of the base; raises InvalidAdapterError saying what does not fit."""
+    """Read an adapter folder and match every tensor to one of the base; raises InvalidAdapterError saying what does
+    not fit."""
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (folder / name).is_file():
             raise InvalidAdapterError(f"{folder} has no {name}: it is not a peft adapter in safetensors")
@@ -151,7 +152,9 @@ def _check_shapes(name: str, parts: Mapping[str, StoredTensor], shape: tuple[int
         return
     down, up = parts["lora_A"].shape, parts["lora_B"].shape
     if len(shape) != 2 or down != (up[-1], shape[1]) or up != (shape[0], down[0]):
-        raise InvalidAdapterError(f"the adapter's {down} and {up} do not fit {name} of shape {shape}: wrong base model?")
+        raise InvalidAdapterError(
+            f"the adapter's {down} and {up} do not fit {name} of shape {shape}: wrong base model?"
+        )
 
 
 def _load(stored: StoredTensor, like: torch.Tensor) -> torch.Tensor:

@@ -1,12 +1,12 @@
 """What can keep an export from being made, as an error tree; messages are for the person who wrote the job.
 
-    ExportError
-    ├── InvalidBaseError            the base folder is not a usable 16/32-bit model
-    ├── InvalidAdapterError         the adapter is not a LoRA that can be merged into this base
-    ├── UnsupportedArchitectureError    llama.cpp has, or we know, no conversion for the family
-    ├── UnsupportedTokenizerError   llama.cpp could not reproduce the tokenizer
-    ├── UnsupportedTypeError        an output type we do not write, or none asked for
-    └── OverflowingWeightsError     weights that float16 cannot hold
+ExportError
+├── InvalidBaseError            the base folder is not a usable 16/32-bit model
+├── InvalidAdapterError         the adapter is not a LoRA that can be merged into this base
+├── UnsupportedArchitectureError    llama.cpp has, or we know, no conversion for the family
+├── UnsupportedTokenizerError   llama.cpp could not reproduce the tokenizer
+├── UnsupportedTypeError        an output type we do not write, or none asked for
+└── OverflowingWeightsError     weights that float16 cannot hold
 """
 
 from typing import ClassVar

@@ -1,8 +1,9 @@
 """From base weights and an adapter to everything people load: one streaming pass, tensor by tensor.
 
-Each tensor of the original 16-bit shards is read once, merged with the adapter in fp32, and written to every output before the
-next is read: memory is a few tensors, whatever the model's size. Each output rounds from the same fp32 values, so a quantised
-file does not carry the merged file's rounding too. Outputs have a temporary name until all of them are complete.
+Each tensor of the original 16-bit shards is read once, merged with the adapter in fp32, and written to every output
+before the next is read: memory is a few tensors, whatever the model's size. Each output rounds from the same fp32
+values, so a quantised file does not carry the merged file's rounding too. Outputs have a temporary name until all of
+them are complete.
 """
 
 import shutil
@@ -56,8 +57,8 @@ class ExportedFile:
 class _Output(Protocol):
     """Something that takes all tensors in turn."""
 
-    size: int
-
+    @property
+    def size(self) -> int: ...
     def begin(self) -> int: ...
     def write(self, name: str, weights: torch.Tensor) -> int: ...
     def end(self) -> None: ...
@@ -69,8 +70,9 @@ def export(
 ) -> list[ExportedFile]:
     """Write everything `request` asks for; existing artifacts of the same names are replaced.
 
-    Merging and quantising run on `device`. `on_progress(done, total)` is called after each tensor with bytes of weights written.
-    Raises ExportError, and leaves nothing behind then; what cannot be exported is found before weights are read.
+    Merging and quantising run on `device`. `on_progress(done, total)` is called after each tensor with bytes of
+    weights written. Raises ExportError, and leaves nothing behind then; what cannot be exported is found before
+    weights are read.
     """
     base = open_model_folder(request.base)
     adapter = open_adapter(request.adapter, base) if request.adapter is not None else None
@@ -145,7 +147,9 @@ def _publish(request: ExportRequest, partial: Path) -> list[ExportedFile]:
         target = request.output / "merged"
         shutil.rmtree(target, ignore_errors=True)
         (partial / "merged").rename(target)
-        files += [ExportedFile(path, "merged", request.merged, path.stat().st_size) for path in sorted(target.iterdir())]
+        files += [
+            ExportedFile(path, "merged", request.merged, path.stat().st_size) for path in sorted(target.iterdir())
+        ]
     if request.gguf:
         (request.output / "gguf").mkdir(exist_ok=True)
     for kind in request.gguf:

@@ -40,7 +40,8 @@ class ModelFolder:
 
 
 def open_model_folder(path: Path) -> ModelFolder:
-    """Read config and safetensors headers below `path`; raises InvalidBaseError saying which file is missing or damaged."""
+    """Read config and safetensors headers below `path`; raises InvalidBaseError saying which file is missing or
+    damaged."""
     config_path = path / "config.json"
     if not config_path.is_file():
         raise InvalidBaseError(f"{path} has no config.json: it is not a Hugging Face model folder")
@@ -68,7 +69,8 @@ def _shard(folder: Path, name: str) -> Path:
 
 
 def choose_tokenizer_folder(base: Path, adapter: Path | None) -> Path:
-    """The adapter's tokenizer, where one was saved with it, is the one that was trained with (its chat template above all)."""
+    """The adapter's tokenizer, where one was saved with it, is the one that was trained with (its chat template above
+    all)."""
     return adapter if adapter is not None and (adapter / "tokenizer.json").is_file() else base
 
 

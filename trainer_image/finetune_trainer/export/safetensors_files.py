@@ -1,7 +1,8 @@
 """Reading and writing safetensors one tensor at a time.
 
-The safetensors package maps whole files (so resident memory grows with the file) and writes only from a complete dict; the
-format itself is a length, a JSON header and the tensors' bytes, so both directions are done here with plain reads and writes.
+The safetensors package maps whole files (so resident memory grows with the file) and writes only from a complete
+dict; the format itself is a length, a JSON header and the tensors' bytes, so both directions are done here with plain
+reads and writes.
 """
 
 import json
@@ -36,7 +37,7 @@ class StoredTensor:
         buffer = torch.empty(self.size, dtype=torch.uint8)
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset)
-            view, done = memoryview(buffer.numpy()), 0
+            view, done = memoryview(buffer.numpy().data), 0
             while done < self.size:  # one read gives at most 2 GiB
                 count = file.readinto(view[done:])
                 if not count:
@@ -46,7 +47,8 @@ class StoredTensor:
 
 
 def list_tensors(path: Path, *, error: type[ExportError] = InvalidBaseError) -> list[StoredTensor]:
-    """The tensors of a safetensors file in the order they are stored; raises `error` if the file is damaged or quantised."""
+    """The tensors of a safetensors file in the order they are stored; raises `error` if the file is damaged or
+    quantised."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= MAX_HEADER_BYTES:
@@ -71,10 +73,11 @@ def _locate(
             "use the original 16-bit model, not a quantised one"
         )
     match entry:
-        case {"shape": [*shape], "data_offsets": [int(start), int(stop)]} if all(isinstance(n, int) for n in shape):
-            size = math.prod(shape) * dtype.itemsize
+        case {"shape": [*shape], "data_offsets": [int(start), int(stop)]}:
+            dimensions = tuple(int(n) for n in shape)
+            size = math.prod(dimensions) * dtype.itemsize
             if 0 <= start <= stop and stop - start == size and data + stop <= end:
-                return StoredTensor(name, dtype, tuple(shape), path, data + start, size)
+                return StoredTensor(name, dtype, dimensions, path, data + start, size)
     raise error(f"{path} is damaged: {name} lies outside the file or has the wrong size")
 
 
@@ -101,7 +104,7 @@ class SafetensorsWriter:
         if expected != (name, values.dtype, tuple(values.shape)):
             raise AssertionError(f"tensor {name} came where {expected} was announced")
         data = values.contiguous().flatten().view(torch.uint8).cpu().numpy()
-        self._file.write(data)
+        self._file.write(data.data)
         return int(data.nbytes)
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """What is particular about each model family in GGUF: one table, no class per family.
 
-Source: the model code of transformers (what a weight means) and llama.cpp's graphs (what it expects). A family is listed once
-a parity test against llama.cpp covers it.
+Source: the model code of transformers (what a weight means) and llama.cpp's graphs (what it expects). A family is
+listed once a parity test against llama.cpp covers it.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,8 @@ class Family:
     rope_dimensions: bool = False
     """llama.cpp wants the number of rotated dimensions of a head."""
     fixed_scale_layers: int | None = None
-    """llama.cpp hard-codes the attention scale: 1/sqrt(head size), but 1/sqrt(hidden/heads) at this number of layers."""
+    """llama.cpp hard-codes the attention scale: 1/sqrt(head size), but 1/sqrt(hidden/heads) at this number of
+    layers."""
     window_period: int | None = None
     """llama.cpp hard-codes that every n-th layer attends fully."""
 
@@ -38,7 +39,9 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(MODEL_ARCH.QWEN2),
     "qwen3": Family(MODEL_ARCH.QWEN3),
     "gemma2": Family(MODEL_ARCH.GEMMA2, norm_offset=1.0, sliding_window=True, fixed_scale_layers=46, window_period=2),
-    "gemma3_text": Family(MODEL_ARCH.GEMMA3, norm_offset=1.0, sliding_window=True, fixed_scale_layers=62, window_period=6),
+    "gemma3_text": Family(
+        MODEL_ARCH.GEMMA3, norm_offset=1.0, sliding_window=True, fixed_scale_layers=62, window_period=6
+    ),
     "phi3": Family(MODEL_ARCH.PHI3, sliding_window=True, rope_dimensions=True),
 }
 

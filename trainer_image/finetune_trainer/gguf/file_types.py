@@ -1,4 +1,5 @@
-"""Which type each tensor has in a GGUF file of a given type: llama.cpp's rules for what is too small or too dear to quantise."""
+"""Which type each tensor has in a GGUF file of a given type: llama.cpp's rules for what is too small or too dear to
+quantise."""
 
 from dataclasses import dataclass
 
@@ -42,7 +43,8 @@ def find_file_type(name: str) -> FileType:
 def choose_tensor_type(
     file_type: FileType, name: str, shape: tuple[int, ...], *, output_name: str
 ) -> GGMLQuantizationType:
-    """The type of tensor `name` (its GGUF name): vectors and norms stay F32; rows that do not split into blocks are F16."""
+    """The type of tensor `name` (its GGUF name): vectors and norms stay F32; rows that do not split into blocks are
+    F16."""
     if len(shape) == 1 or name.endswith("_norm.weight"):
         return GGMLQuantizationType.F32
     chosen = file_type.output if name == output_name else file_type.matrices

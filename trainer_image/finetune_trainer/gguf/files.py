@@ -1,6 +1,7 @@
 """GGUF files written side by side, tensor by tensor: one file for each requested type, from one reading of the weights.
 
-A GGUF file begins with the sizes of all its tensors, so everything is planned from the shapes before the first weight is read.
+A GGUF file begins with the sizes of all its tensors, so everything is planned from the shapes before the first weight
+is read.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, MODEL_ARCH_NAMES
+from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter
 
 from finetune_trainer.export.errors import OverflowingWeightsError
 from finetune_trainer.gguf.families import find_family
@@ -81,19 +82,26 @@ class GgufFiles:
     """The GGUF files of one model. Weights are transformed once and encoded for each file."""
 
     def __init__(
-        self, paths: dict[str, Path], *, model: Path, tokenizer: Path, shapes: Sequence[tuple[str, tuple[int, ...]]], name: str
+        self,
+        paths: dict[str, Path],
+        *,
+        model: Path,
+        tokenizer: Path,
+        shapes: Sequence[tuple[str, tuple[int, ...]]],
+        name: str,
     ) -> None:
         """Plan and begin a file at `paths[type]` for each type.
 
-        `model` holds config.json, `tokenizer` the tokenizer files; `shapes` are the Hugging Face tensors in the order in which
-        they will be written; `name` is general.name. Raises ExportError before anything is written.
+        `model` holds config.json, `tokenizer` the tokenizer files; `shapes` are the Hugging Face tensors in the order
+        in which they will be written; `name` is general.name. Raises ExportError before anything is written.
         """
         config = load_full_config(model)
         self._converter = TensorConverter(find_family(config), config)
         self._factors = rope_factor_tensors(config)
         self.files: dict[str, GgufFile] = {}
         prepared = [
-            (kind, path, find_file_type(kind), _prepare_writer(config, tokenizer, shapes, name)) for kind, path in paths.items()
+            (kind, path, find_file_type(kind), _prepare_writer(config, tokenizer, shapes, name))
+            for kind, path in paths.items()
         ]
         renamed = [(self._converter.rename(tensor), shape) for tensor, shape in shapes]
         for kind, path, file_type, writer in prepared:
@@ -110,12 +118,11 @@ class GgufFiles:
         return sum(file.size for file in self.files.values())
 
     def begin(self) -> int:
-        """Create the files and write what comes before the model's own weights; returns the bytes of tensors written."""
+        """Create the files and write what comes before the model's own weights; returns the bytes of tensors
+        written."""
         for file in self.files.values():
             file.begin()
-        return sum(
-            file.write(name, factors) for file in self.files.values() for name, factors in self._factors.items()
-        )
+        return sum(file.write(name, factors) for file in self.files.values() for name, factors in self._factors.items())
 
     def write(self, name: str, weights: torch.Tensor) -> int:
         """Write Hugging Face tensor `name`, fp32, to every file; returns the bytes written."""

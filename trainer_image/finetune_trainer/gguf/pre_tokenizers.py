@@ -1,8 +1,9 @@
 """Which of llama.cpp's built-in pre-tokenizers splits text as a tokenizer.json does.
 
-llama.cpp knows word patterns by name only, so a GGUF file must carry the right name or every token is subtly wrong. Its own
-converter hashes the encoding of a test text, which fails for any retrained vocabulary; the pattern itself does not change with
-the vocabulary, so we look that up. Each name is verified against llama.cpp by encoding the same texts with both.
+llama.cpp knows word patterns by name only, so a GGUF file must carry the right name or every token is subtly wrong.
+Its own converter hashes the encoding of a test text, which fails for any retrained vocabulary; the pattern itself
+does not change with the vocabulary, so we look that up. Each name is verified against llama.cpp by encoding the same
+texts with both.
 """
 
 from collections.abc import Mapping
@@ -41,7 +42,8 @@ NAMES: dict[tuple[str, ...], str] = {
 
 
 def find_pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
-    """llama.cpp's name for the pre-tokenizer of a parsed tokenizer.json; raises UnsupportedTokenizerError if it has none."""
+    """llama.cpp's name for the pre-tokenizer of a parsed tokenizer.json; raises UnsupportedTokenizerError if it has
+    none."""
     steps = tuple(_steps(tokenizer["pre_tokenizer"]))
     name = NAMES.get(steps)
     if name is None:

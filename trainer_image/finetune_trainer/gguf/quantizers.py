@@ -1,8 +1,8 @@
 """Block quantisation of weights, vectorised in torch, on CPU and GPU alike.
 
-Each encoder takes blocks of consecutive weights of a row and gives the bytes that llama.cpp reads. The arithmetic follows the
-published reference operation by operation (fp32, one rounding each), so that the bytes are equal to the reference's, not only
-close: d is the scale stored as float16, q the integers, and
+Each encoder takes blocks of consecutive weights of a row and gives the bytes that llama.cpp reads. The arithmetic
+follows the published reference operation by operation (fp32, one rounding each), so that the bytes are equal to the
+reference's, not only close: d is the scale stored as float16, q the integers, and
 
     Q8_0: d = max|x| / 127, q = round_half_away(x / d)           Q4_1, Q5_1: d = (max - min) / (2^b - 1), m = min
     Q4_0, Q5_0: d = x_at_max|x| / -2^(b-1), q = trunc(x / d + 2^(b-1) + 1/2)     q = trunc((x - m) / d + 1/2)
@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-# Quantising makes several fp32 temporaries: row chunks of this many weights keep them in cache and bound them (4 MiB each).
+# Quantising makes several fp32 temporaries: row chunks of this many weights keep them in cache and bound them (4 MiB
+# each).
 CHUNK_WEIGHTS = 1 << 20
 
 
@@ -98,7 +99,9 @@ def _encode_affine(bits: int) -> Callable[[torch.Tensor], torch.Tensor]:
         minimum, maximum = blocks.amin(dim=1, keepdim=True), blocks.amax(dim=1, keepdim=True)
         scale = (maximum - minimum) / top
         codes = ((blocks - minimum) * _inverse(scale) + 0.5).trunc().clamp(0, top).to(torch.uint8)
-        return torch.cat([_as_bytes(scale, torch.float16), _as_bytes(minimum, torch.float16), *_pack(codes, bits)], dim=1)
+        return torch.cat(
+            [_as_bytes(scale, torch.float16), _as_bytes(minimum, torch.float16), *_pack(codes, bits)], dim=1
+        )
 
     return encode
 

@@ -1,7 +1,8 @@
 """Rotary position scaling: as metadata where llama.cpp computes it itself, as a tensor of factors where it does not.
 
-Llama 3's scaling slows the low frequencies and blends in between; llama.cpp takes the resulting divisor of every frequency from
-a tensor. Phi-3's longrope ships its divisors in the config; llama.cpp picks the short or the long ones by context size.
+Llama 3's scaling slows the low frequencies and blends in between; llama.cpp takes the resulting divisor of every
+frequency from a tensor. Phi-3's longrope ships its divisors in the config; llama.cpp picks the short or the long ones
+by context size.
 """
 
 import math
@@ -17,7 +18,8 @@ from finetune_trainer.export.errors import UnsupportedArchitectureError
 def global_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The RoPE parameters of full-attention layers (Gemma 3 has a second set for its windowed layers)."""
     rope: Mapping[str, Any] = config["rope_parameters"]
-    return rope.get("full_attention", rope)
+    full: Mapping[str, Any] = rope.get("full_attention", rope)
+    return full
 
 
 def rotated_dimensions(config: Mapping[str, Any]) -> int:
@@ -31,7 +33,8 @@ def head_size(config: Mapping[str, Any]) -> int:
 
 
 def add_rope_metadata(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
-    """Write base frequency and scaling; raises UnsupportedArchitectureError on a scaling that llama.cpp has no form for."""
+    """Write base frequency and scaling; raises UnsupportedArchitectureError on a scaling that llama.cpp has no form
+    for."""
     rope = global_rope(config)
     writer.add_rope_freq_base(float(rope["rope_theta"]))
     match rope["rope_type"]:
@@ -70,7 +73,9 @@ def _llama3_factors(rope: Mapping[str, Any], dimensions: int) -> torch.Tensor:
     """Divisor of each frequency: 1 for short waves, `factor` for long ones, a smooth blend between."""
     factor, low, high = float(rope["factor"]), float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
     context = int(rope["original_max_position_embeddings"])
-    frequencies = 1.0 / (float(rope["rope_theta"]) ** (torch.arange(0, dimensions, 2, dtype=torch.float32) / dimensions))
+    frequencies = 1.0 / (
+        float(rope["rope_theta"]) ** (torch.arange(0, dimensions, 2, dtype=torch.float32) / dimensions)
+    )
     wavelengths = 2 * math.pi / frequencies
     smooth = (context / wavelengths - low) / (high - low)
     blended = 1 / ((1 - smooth) / factor + smooth)
@@ -79,7 +84,9 @@ def _llama3_factors(rope: Mapping[str, Any], dimensions: int) -> torch.Tensor:
 
 
 def _original_context(config: Mapping[str, Any]) -> int:
-    return int(global_rope(config).get("original_max_position_embeddings") or config["original_max_position_embeddings"])
+    return int(
+        global_rope(config).get("original_max_position_embeddings") or config["original_max_position_embeddings"]
+    )
 
 
 def _longrope_attention_factor(config: Mapping[str, Any]) -> float:

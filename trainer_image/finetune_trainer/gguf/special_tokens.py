@@ -1,7 +1,7 @@
 """Special token ids, whether they are added to a prompt, and the chat template, as GGUF metadata.
 
-Whether a beginning token is added is found by encoding a text with the tokenizer itself: its post-processor may be built
-in many ways, but it can be run.
+Whether a beginning token is added is found by encoding a text with the tokenizer itself: its post-processor may be
+built in many ways, but it can be run.
 """
 
 import json
@@ -94,6 +94,4 @@ def _load_chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None
 
 def _without_generation_marks(template: str) -> str:
     """Make `{% generation %}`, a training-only tag that llama.cpp does not parse, a block that is always taken."""
-    return _GENERATION_MARK.sub(
-        lambda mark: f"{{%{mark[1]} {'endif' if mark[2] else 'if true'} {mark[3]}%}}", template
-    )
+    return _GENERATION_MARK.sub(lambda mark: f"{{%{mark[1]} {'endif' if mark[2] else 'if true'} {mark[3]}%}}", template)

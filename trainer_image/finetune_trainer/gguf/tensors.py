@@ -1,8 +1,8 @@
 """From a Hugging Face tensor to the one llama.cpp expects: its name, and what must be done to its values.
 
-llama.cpp rotates neighbouring dimensions (2i, 2i+1) of q and k for the Llama architecture, Hugging Face dimension i with
-i + size/2; the rows of both projections are reordered so that the products are the same. Gemma multiplies by 1 + weight in its
-norms, llama.cpp by the weight.
+llama.cpp rotates neighbouring dimensions (2i, 2i+1) of q and k for the Llama architecture, Hugging Face dimension i
+with i + size/2; the rows of both projections are reordered so that the products are the same. Gemma multiplies by 1 +
+weight in its norms, llama.cpp by the weight.
 """
 
 import re
@@ -62,5 +62,5 @@ class TensorConverter:
 
 def interleave_heads(weights: torch.Tensor, heads: int) -> torch.Tensor:
     """Reorder rows [heads * size, ...] so that dimensions i and i + size/2 of each head become neighbours."""
-    halves = weights.unflatten(0, (heads, 2, -1))  # heads, half, size / 2, ...
+    halves = weights.reshape(heads, 2, -1, *weights.shape[1:])  # heads, half, size / 2, ...
     return halves.transpose(1, 2).reshape(weights.shape)

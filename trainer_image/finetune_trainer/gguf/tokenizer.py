@@ -1,7 +1,8 @@
 """The tokenizer part of a GGUF file's metadata, from a Hugging Face tokenizer folder.
 
-Two kinds exist for the families here: byte-level BPE (llama.cpp's `gpt2`: tokens, merges and the name of a pre-tokenizer) and
-SentencePiece-like BPE with byte fallback (`llama`: tokens with scores; the pair with the best score is merged first).
+Two kinds exist for the families here: byte-level BPE (llama.cpp's `gpt2`: tokens, merges and the name of a
+pre-tokenizer) and SentencePiece-like BPE with byte fallback (`llama`: tokens with scores; the pair with the best
+score is merged first).
 """
 
 import json
@@ -67,7 +68,9 @@ def _kind(description: Mapping[str, Any]) -> str:
 
 def _load_vocabulary(description: Mapping[str, Any], kind: str, *, size: int) -> Vocabulary:
     model, added = description["model"], {token["id"]: token for token in description["added_tokens"]}
-    texts = {index: text for text, index in model["vocab"].items()} | {i: token["content"] for i, token in added.items()}
+    texts = {index: text for text, index in model["vocab"].items()} | {
+        i: token["content"] for i, token in added.items()
+    }
     if max(texts) >= size:
         raise InvalidBaseError(
             f"the tokenizer has ids up to {max(texts)}, but the model's embedding has {size} rows: "
@@ -101,10 +104,8 @@ def _token_type(text: str, kind: str, model: Mapping[str, Any]) -> TokenType:
 
 def _merges(description: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Pairs in order of rank; older files write them as one string."""
-    return [
-        tuple(pair.split(" ", 1)) if isinstance(pair, str) else (pair[0], pair[1])
-        for pair in description["model"]["merges"]
-    ]
+    pairs = (pair.split(" ", 1) if isinstance(pair, str) else pair for pair in description["model"]["merges"])
+    return [(left, right) for left, right in pairs]
 
 
 def _escape_space(part: str) -> str:

@@ -1,0 +1,187 @@
+"""Results: uploaded under the attempt's own prefix, then committed by one conditional write of `manifest.json`.
+
+A pod that dies before the commit leaves only its own attempt's prefix, which the next success removes. Of two pods
+that believe to be the only one, the manifest's condition lets one win; the other finds the winner's result.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import JsonValue, ValidationError
+
+from finetune_api.failures import FailureReason
+from finetune_api.progress import Resolved
+from finetune_api.run_config import RunConfig
+from finetune_api.vocabulary import ArtifactType, OnExisting
+from finetune_trainer.artifacts.digests import files_below
+from finetune_trainer.artifacts.folder_space import FolderSpace
+from finetune_trainer.artifacts.manifest import MANIFEST_NAME, Manifest, ManifestArtifact, ManifestFile, artifact_digest
+from finetune_trainer.artifacts.object_space import ObjectSpace, OnBytes, PreconditionFailedError
+from finetune_trainer.artifacts.s3_faults import OUTPUT_REASONS
+from finetune_trainer.artifacts.s3_session import S3Location, S3Session
+from finetune_trainer.artifacts.s3_space import S3Space
+from finetune_trainer.errors import TrainerError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LocalArtifact:
+    """A finished artifact on this disk: one file, or a folder of files."""
+
+    type: ArtifactType
+    path: Path
+    format: str
+    quantization: str | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """Its files."""
+        return files_below(self.path) if self.path.is_dir() else [self.path]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the manifest says about where a result comes from."""
+
+    resolved: Resolved
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class ArtifactStore:
+    """The results of one job, as one attempt sees them."""
+
+    def __init__(self, space: ObjectSpace, config: RunConfig, attempt_id: str) -> None:
+        self.space = space
+        self._config = config
+        self._attempt_id = attempt_id
+        self._replaces: str | None = None
+
+    def prepare(self) -> Manifest | None:
+        """Find out whether the output can be written, and whether there is a result already.
+
+        Returns a result that stands for this job's own; None means that the job has to run. Raises TrainerError
+        (OutputExists) for a result that is in the way, and what `ObjectSpace.probe` raises.
+        """
+        self.space.probe()
+        if aborted := self.space.abort_unfinished():
+            log.info("discarded %d unfinished uploads of former attempts", aborted)
+        found = self._read_manifest()
+        if found is None:
+            return None
+        manifest, tag = found
+        policy = self._config.output.s3.on_existing
+        same_job = manifest.job.uid == self._config.job.uid
+        if same_job or (policy is OnExisting.REUSE and manifest.spec_digest == self._config.spec_digest()):
+            self._check_complete(manifest)
+            return manifest
+        if policy is OnExisting.OVERWRITE:
+            self._replaces = tag
+            return None
+        made_from = "another specification" if policy is OnExisting.REUSE else f"job {manifest.job.name}"
+        message = (
+            f"{self.space.uri(MANIFEST_NAME)} holds a finished result of {made_from} ({manifest.created:%Y-%m-%d})"
+        )
+        raise TrainerError(FailureReason.OUTPUT_EXISTS, message)
+
+    def publish(self, artifacts: list[LocalArtifact], provenance: Provenance, on_bytes: OnBytes) -> Manifest:
+        """Upload and verify everything, then commit. Returns the manifest that counts."""
+        listed = tuple(self._upload(artifact, on_bytes) for artifact in artifacts)
+        manifest = self._build_manifest(listed, provenance)
+        try:
+            self.space.put_if(MANIFEST_NAME, manifest.encode(), self._replaces)
+        except PreconditionFailedError:
+            winner = self._read_manifest()
+            if winner is None or winner[0].job.uid != self._config.job.uid:
+                message = f"{self.space.uri(MANIFEST_NAME)} was written by another job while this one was training"
+                raise TrainerError(FailureReason.OUTPUT_EXISTS, message) from None
+            return winner[0]
+        self._remove_leftovers(manifest)
+        return manifest
+
+    def manifest_uri(self) -> str:
+        """Where the manifest is."""
+        return self.space.uri(MANIFEST_NAME)
+
+    def _upload(self, artifact: LocalArtifact, on_bytes: OnBytes) -> ManifestArtifact:
+        base = f"attempts/{self._attempt_id}/{artifact.type.value.lower()}/"
+        is_folder = artifact.path.is_dir()
+        root = artifact.path if is_folder else artifact.path.parent
+        location = base if is_folder else base + artifact.path.name
+        files = []
+        for path in artifact.files:
+            key = base + path.relative_to(root).as_posix()
+            digest = self.space.put_file(key, path, on_bytes)
+            files.append(ManifestFile(path=key, bytes=digest.bytes, sha256=digest.sha256))
+        return ManifestArtifact(
+            type=artifact.type,
+            uri=self.space.uri(location),
+            bytes=sum(file.bytes for file in files),
+            sha256=artifact_digest(location, tuple(files)),
+            format=artifact.format,
+            quantization=artifact.quantization,
+            files=tuple(files),
+        )
+
+    def _build_manifest(self, artifacts: tuple[ManifestArtifact, ...], provenance: Provenance) -> Manifest:
+        config = self._config
+        resolved: dict[str, JsonValue] = provenance.resolved.to_wire()
+        sections = config.to_wire()
+        sections.pop("progress", None)
+        return Manifest(
+            job=config.job,
+            attempt_id=self._attempt_id,
+            spec_digest=config.spec_digest(),
+            model_source=config.model.source,
+            model_revision=provenance.resolved.model_revision,
+            dataset_source=config.dataset.source,
+            dataset_digest=provenance.resolved.dataset_digest or "",
+            created=datetime.now(UTC),
+            metrics=dict(provenance.metrics),
+            configuration={"run": sections, "resolved": resolved},
+            artifacts=artifacts,
+        )
+
+    def _read_manifest(self) -> tuple[Manifest, str] | None:
+        found = self.space.read(MANIFEST_NAME)
+        if found is None:
+            return None
+        try:
+            return Manifest.decode(found.data), found.tag
+        except ValidationError:
+            message = f"{self.space.uri(MANIFEST_NAME)} is not a manifest of ours: remove it, or choose another prefix"
+            raise TrainerError(FailureReason.OUTPUT_EXISTS, message) from None
+
+    def _check_complete(self, manifest: Manifest) -> None:
+        for file in manifest.files():
+            if (size := self.space.size(file.path)) != file.bytes:
+                found = "is missing" if size is None else f"has {size} bytes instead of {file.bytes}"
+                message = f"{self.space.uri(file.path)}, which the finished result lists, {found}"
+                raise TrainerError(FailureReason.OUTPUT_EXISTS, message)
+
+    def _remove_leftovers(self, manifest: Manifest) -> None:
+        """Remove what failed attempts left, and the result that was overwritten. The result stands whatever happens
+        here."""
+        kept = {file.path for file in manifest.files()}
+        try:
+            self.space.delete(key for key in self.space.keys("attempts/") if key not in kept)
+        except TrainerError as error:
+            log.warning("leftovers of former attempts stay: %s", error.message)
+
+
+def open_store(config: RunConfig, attempt_id: str, credentials: Path | None, folder: Path | None) -> ArtifactStore:
+    """The job's results in S3, or below `folder`. `credentials` is a folder with a mounted Secret; None is boto3's
+    chain."""
+    return ArtifactStore(open_space(config, credentials, folder), config, attempt_id)
+
+
+def open_space(config: RunConfig, credentials: Path | None, folder: Path | None) -> ObjectSpace:
+    """The storage below the job's prefix."""
+    if folder is not None:
+        return FolderSpace(folder / config.job.name)
+    s3 = config.output.s3
+    session = S3Session(s3.bucket, S3Location(s3.endpoint_url, s3.region), credentials, OUTPUT_REASONS)
+    return S3Space(session, config.output_prefix())

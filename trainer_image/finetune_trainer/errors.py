@@ -1,0 +1,34 @@
+"""The trainer's errors: one class, because the reason is what differs, and the reasons are a table shared with the
+operator.
+
+    TrainerError(reason, message)
+    ├── S3Fault             artifacts/s3_faults.py: with the kind of fault, for code that can act on it
+    ├── ExportError ...     export/errors.py
+    └── InterruptedRunError     the pod is being stopped; a checkpoint was written first
+
+The message is for people: what was found, what was expected, what to do. It reaches status and events, so it never
+holds a secret.
+"""
+
+from finetune_api.failures import FAILURES, ExitCode, FailureReason
+
+
+class TrainerError(Exception):
+    """The run cannot go on. `reason` is one of the reasons that the operator knows."""
+
+    def __init__(self, reason: FailureReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The process's exit code, which decides whether the Job is tried again."""
+        return FAILURES[self.reason].exit_code
+
+
+class InterruptedRunError(TrainerError):
+    """The run was asked to stop, and stopped where it can go on."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(FailureReason.INTERRUPTED, message)
