@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from finetune_api.failures import FailureReason
 from finetune_trainer.artifacts.digests import FileDigest, digest_file
@@ -47,15 +48,22 @@ class FolderSpace:
 
     def put_if(self, key: str, data: bytes, replaces: str | None) -> None:
         """Write where the key is absent (None) or still has this digest; raises PreconditionFailedError."""
-        found = self.read(key)
-        if (found.tag if found else None) != replaces:
-            raise PreconditionFailedError(self.uri(key))
         target = self._target(key)
-        partial = target.with_name(f".{target.name}.partial")
+        partial = target.with_name(f".{target.name}.{uuid4().hex}")
         with partial.open("wb") as file:
             file.write(data)
             os.fsync(file.fileno())
-        partial.rename(target)
+        try:
+            if replaces is None:
+                target.hardlink_to(partial)  # unlike a rename, fails where the target exists
+            elif (found := self.read(key)) is None or found.tag != replaces:
+                raise PreconditionFailedError(self.uri(key))
+            else:
+                partial.replace(target)
+        except FileExistsError:
+            raise PreconditionFailedError(self.uri(key)) from None
+        finally:
+            partial.unlink(missing_ok=True)
 
     def read(self, key: str) -> Version | None:
         """Content and its SHA-256, or None."""
@@ -68,7 +76,10 @@ class FolderSpace:
     def get_file(self, key: str, target: Path, on_bytes: OnBytes) -> None:
         """Copy a file out."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.folder / key, target)
+        try:
+            shutil.copyfile(self.folder / key, target)
+        except FileNotFoundError:
+            raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, f"{self.folder / key} is gone") from None
         on_bytes(target.stat().st_size)
 
     def size(self, key: str) -> int | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import botocore.exceptions as boto_errors
+import urllib3.exceptions
 
 from finetune_api.failures import FailureReason
 from finetune_trainer.errors import TrainerError
@@ -77,6 +78,14 @@ _KIND_BY_STATUS: dict[int, FaultKind] = {
     412: FaultKind.PRECONDITION,
     429: FaultKind.UNAVAILABLE,
 }
+# botocore's EndpointConnectionError (nobody listens: the store restarts) is no HTTPClientError and no OSError.
+_NO_ANSWER = (
+    boto_errors.ConnectionError,
+    boto_errors.HTTPClientError,
+    boto_errors.IncompleteReadError,
+    urllib3.exceptions.HTTPError,
+    OSError,
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,7 @@ def classify(error: BaseException) -> tuple[FaultKind, str]:
         return FaultKind.EXPIRED, code
     if isinstance(error, boto_errors.FlexibleChecksumError):
         return FaultKind.CORRUPTED, code
-    if isinstance(error, boto_errors.HTTPClientError | OSError):
+    if isinstance(error, _NO_ANSWER):
         return FaultKind.UNAVAILABLE, code
     return FaultKind.REFUSED, code
 

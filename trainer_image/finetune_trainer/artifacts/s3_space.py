@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from botocore.exceptions import ClientError
+
 from finetune_trainer.artifacts.digests import FileDigest
 from finetune_trainer.artifacts.object_space import OnBytes, PreconditionFailedError, Version
 from finetune_trainer.artifacts.s3_download import S3Downloader
@@ -88,7 +90,11 @@ class S3Space:
         """Remove objects; absent ones are no error."""
         listed = [{"Key": self._full(key)} for key in keys]
         for start in range(0, len(listed), DELETE_BATCH):
-            self.session.call("delete_objects", Delete={"Objects": listed[start : start + DELETE_BATCH], "Quiet": True})
+            batch = {"Objects": listed[start : start + DELETE_BATCH], "Quiet": True}
+            answer = self.session.call("delete_objects", Delete=batch)
+            for refused in answer.get("Errors", [])[:1]:
+                fault = ClientError({"Error": {"Code": refused["Code"]}}, "DeleteObjects")
+                raise self.session.fault(fault, "delete_objects", refused["Key"])
 
     def abort_unfinished(self) -> int:
         """Discard the unfinished multipart uploads below the prefix; says how many. A store without the request has

@@ -6,8 +6,8 @@ the parts in flight.
 
 Proof, cheapest first:
 * A store that was seen to reject wrong checksums (`ChecksumSupport.CHECKED`, see s3_probe) compared the CRC64-NVME of
-  every part and of the whole object with ours when it stored them; HEAD then has to return the same size and CRC64-NVME.
-  This proves that what arrived is what we hashed, and costs one request.
+  every part and of the whole object with ours when it stored them; HEAD then has to return the same size and
+  CRC64-NVME. This proves that what arrived is what we hashed, and costs one request.
 * Any other store is read back, range by range in parallel, and the SHA-256 of every range is compared with ours. This
   proves that what the store returns is what we hashed, and costs the download.
 """

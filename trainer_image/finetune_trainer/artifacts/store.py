@@ -56,49 +56,50 @@ class ArtifactStore:
 
     def __init__(self, space: ObjectSpace, config: RunConfig, attempt_id: str) -> None:
         self.space = space
-        self._config = config
-        self._attempt_id = attempt_id
+        self.config = config
+        self.attempt_id = attempt_id
         self._replaces: str | None = None
 
-    def prepare(self) -> Manifest | None:
-        """Find out whether the output can be written, and whether there is a result already.
+    def probe(self) -> None:
+        """Find out whether the output can be written, and discard what former attempts left unfinished.
 
-        Returns a result that stands for this job's own; None means that the job has to run. Raises TrainerError
-        (OutputExists) for a result that is in the way, and what `ObjectSpace.probe` raises.
+        Raises TrainerError (BucketNotFound, StorageNotWritable, StorageUnavailable).
         """
         self.space.probe()
         if aborted := self.space.abort_unfinished():
             log.info("discarded %d unfinished uploads of former attempts", aborted)
+
+    def find_existing(self, spec_digest: str) -> Manifest | None:
+        """A finished result that stands for this job's own, or None: the job has to run.
+
+        Raises TrainerError (OutputExists) for a result that is in the way.
+        """
         found = self._read_manifest()
         if found is None:
             return None
         manifest, tag = found
-        policy = self._config.output.s3.on_existing
-        same_job = manifest.job.uid == self._config.job.uid
-        if same_job or (policy is OnExisting.REUSE and manifest.spec_digest == self._config.spec_digest()):
+        policy = self.config.output.s3.on_existing
+        same_job = manifest.job.uid == self.config.job.uid
+        if same_job or (policy is OnExisting.REUSE and manifest.spec_digest == spec_digest):
             self._check_complete(manifest)
             return manifest
         if policy is OnExisting.OVERWRITE:
             self._replaces = tag
             return None
-        made_from = "another specification" if policy is OnExisting.REUSE else f"job {manifest.job.name}"
-        message = (
-            f"{self.space.uri(MANIFEST_NAME)} holds a finished result of {made_from} ({manifest.created:%Y-%m-%d})"
-        )
-        raise TrainerError(FailureReason.OUTPUT_EXISTS, message)
+        made_by = "another specification" if policy is OnExisting.REUSE else "an earlier job"
+        where, when = self.manifest_uri(), f"{manifest.created:%Y-%m-%d %H:%M} UTC"
+        raise TrainerError(FailureReason.OUTPUT_EXISTS, f"{where} holds a finished result of {made_by}, made {when}")
 
     def publish(self, artifacts: list[LocalArtifact], provenance: Provenance, on_bytes: OnBytes) -> Manifest:
-        """Upload and verify everything, then commit. Returns the manifest that counts."""
+        """Upload and verify everything, then commit. Returns the manifest that counts: ours, or that of another
+        attempt of this job that was first. Raises TrainerError; nothing is published then."""
+        draft = self._draft_manifest(provenance)
         listed = tuple(self._upload(artifact, on_bytes) for artifact in artifacts)
-        manifest = self._build_manifest(listed, provenance)
+        manifest = draft.model_copy(update={"artifacts": listed, "created": datetime.now(UTC)})
         try:
             self.space.put_if(MANIFEST_NAME, manifest.encode(), self._replaces)
         except PreconditionFailedError:
-            winner = self._read_manifest()
-            if winner is None or winner[0].job.uid != self._config.job.uid:
-                message = f"{self.space.uri(MANIFEST_NAME)} was written by another job while this one was training"
-                raise TrainerError(FailureReason.OUTPUT_EXISTS, message) from None
-            return winner[0]
+            manifest = self._read_winner()
         self._remove_leftovers(manifest)
         return manifest
 
@@ -106,8 +107,12 @@ class ArtifactStore:
         """Where the manifest is."""
         return self.space.uri(MANIFEST_NAME)
 
+    def close(self) -> None:
+        """Let no transfer wait any longer: the process is about to end."""
+        self.space.close()
+
     def _upload(self, artifact: LocalArtifact, on_bytes: OnBytes) -> ManifestArtifact:
-        base = f"attempts/{self._attempt_id}/{artifact.type.value.lower()}/"
+        base = f"attempts/{self.attempt_id}/{artifact.type.value.lower()}/"
         is_folder = artifact.path.is_dir()
         root = artifact.path if is_folder else artifact.path.parent
         location = base if is_folder else base + artifact.path.name
@@ -126,24 +131,34 @@ class ArtifactStore:
             files=tuple(files),
         )
 
-    def _build_manifest(self, artifacts: tuple[ManifestArtifact, ...], provenance: Provenance) -> Manifest:
-        config = self._config
-        resolved: dict[str, JsonValue] = provenance.resolved.to_wire()
-        sections = config.to_wire()
-        sections.pop("progress", None)
+    def _draft_manifest(self, provenance: Provenance) -> Manifest:
+        """The manifest without its files: what does not fit into it must show before hours of upload."""
+        config, resolved = self.config, provenance.resolved
+        if resolved.dataset_digest is None:
+            raise ValueError("a result is published with the digest of its dataset")
+        run: dict[str, JsonValue] = config.to_wire()
+        run.pop("progress", None)
         return Manifest(
             job=config.job,
-            attempt_id=self._attempt_id,
+            attempt_id=self.attempt_id,
             spec_digest=config.spec_digest(),
             model_source=config.model.source,
-            model_revision=provenance.resolved.model_revision,
+            model_revision=resolved.model_revision,
             dataset_source=config.dataset.source,
-            dataset_digest=provenance.resolved.dataset_digest or "",
+            dataset_digest=resolved.dataset_digest,
             created=datetime.now(UTC),
             metrics=dict(provenance.metrics),
-            configuration={"run": sections, "resolved": resolved},
-            artifacts=artifacts,
+            configuration={"run": run, "resolved": resolved.to_wire()},
+            artifacts=(),
         )
+
+    def _read_winner(self) -> Manifest:
+        found = self._read_manifest()
+        if found is None or found[0].job.uid != self.config.job.uid:
+            message = f"{self.manifest_uri()} was changed by another job while this one was training"
+            raise TrainerError(FailureReason.OUTPUT_EXISTS, message)
+        log.warning("attempt %s of this job was first; its result counts", found[0].attempt_id)
+        return found[0]
 
     def _read_manifest(self) -> tuple[Manifest, str] | None:
         found = self.space.read(MANIFEST_NAME)

@@ -74,7 +74,7 @@ def _locate(
         )
     match entry:
         case {"shape": [*shape], "data_offsets": [int(start), int(stop)]}:
-            dimensions = tuple(int(n) for n in shape)
+            dimensions = tuple(int(str(n)) for n in shape)
             size = math.prod(dimensions) * dtype.itemsize
             if 0 <= start <= stop and stop - start == size and data + stop <= end:
                 return StoredTensor(name, dtype, dimensions, path, data + start, size)

@@ -1,0 +1,149 @@
+"""Stage 1: the base model, frozen, in 4 or 16 bits, and its tokenizer.
+
+Only safetensors weights and architectures of transformers itself are loaded; a repository's own code never runs.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from finetune_api.failures import FailureReason
+from finetune_api.spec_inputs import ModelSpec
+from finetune_api.vocabulary import Precision, Quantization
+from finetune_trainer.errors import TrainerError
+
+AMPERE = 8  # compute capability; older GPUs have no bfloat16 units
+DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The base and what was decided about it."""
+
+    model: Any
+    """transformers' PreTrainedModel."""
+    tokenizer: Any
+    """transformers' PreTrainedTokenizerFast."""
+    architecture: str
+    precision: Precision
+    """Compute type; never Auto."""
+    device: torch.device
+
+    @property
+    def device_name(self) -> str:
+        """Device for people, such as NVIDIA H200."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+
+
+def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int) -> LoadedModel:
+    """Load the model below `folder`. Raises TrainerError (UnsupportedArchitecture, UnsafeModel, InvalidConfiguration,
+    ...)."""
+    device = _choose_device(gpus)
+    resolved = resolve_precision(precision, device)
+    architecture = check_architecture(folder)
+    tokenizer = _load_tokenizer(folder, spec)
+    compute = DTYPES[resolved]
+    quantization = None
+    if spec.quantization is Quantization.NF4:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=spec.double_quantization,
+            bnb_4bit_compute_dtype=compute,
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=compute,
+            quantization_config=quantization,
+            device_map={"": device},
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        message = f"{spec.source} cannot be loaded as {architecture}: {_first_line(error)}"
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from error
+    model.config.use_cache = False
+    return LoadedModel(model, tokenizer, architecture, resolved, device)
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Precision:
+    """The compute type that Auto means on this device. Raises TrainerError where the device lacks the type."""
+    capability = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+    if precision is Precision.AUTO:
+        if device.type == "cpu":
+            return Precision.FP32
+        return Precision.BF16 if capability >= AMPERE else Precision.FP16
+    if precision is Precision.FP16 and device.type == "cpu":
+        message = "spec.training.precision: FP16 trains on GPUs only; write FP32 or BF16 for a CPU run"
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+    if precision is Precision.BF16 and device.type == "cuda" and capability < AMPERE:
+        message = "spec.training.precision: this GPU has no BF16; write FP16 or FP32"
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+    return precision
+
+
+def check_architecture(folder: Path) -> str:
+    """The architecture that config.json names, if transformers itself has it and needs no code of the repository."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise TrainerError(
+            FailureReason.MODEL_NOT_FOUND, "the model has no config.json: it is not a Hugging Face folder"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        architecture = str((config.get("architectures") or ["none"])[0])
+    except (ValueError, AttributeError):
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, "the model's config.json is not valid JSON") from None
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    if architecture not in known:
+        if "auto_map" in config:
+            message = f"{architecture} needs Python code from the model's repository, which is never run"
+            raise TrainerError(FailureReason.UNSAFE_MODEL, message)
+        message = f"architecture {architecture} is not a causal language model of transformers"
+        raise TrainerError(FailureReason.UNSUPPORTED_ARCHITECTURE, message)
+    if (config.get("quantization_config") or {}).get("quant_method") not in (None, "bitsandbytes"):
+        method = config["quantization_config"]["quant_method"]
+        message = f"the model's weights are {method}-quantised; name the original 16-bit model"
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+    AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return architecture
+
+
+def _load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, use_fast=True)
+    except (OSError, ValueError) as error:
+        message = f"{spec.source} has no usable tokenizer: {_first_line(error)}"
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from error
+    if spec.chat_template is not None:
+        tokenizer.chat_template = spec.chat_template
+        try:
+            tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
+        except TemplateError as error:
+            message = f"spec.model.chatTemplate: {_first_line(error)}"
+            raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, message) from None
+    return tokenizer
+
+
+def _choose_device(gpus: int) -> torch.device:
+    if gpus == 0:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        message = "spec.resources.gpus is 1, but no CUDA device is visible: check the driver, or write gpus: 0"
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+    return torch.device("cuda", 0)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

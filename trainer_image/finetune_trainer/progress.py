@@ -1,0 +1,236 @@
+"""What the run is doing, kept in one place, and told to whoever listens: the operator over HTTPS, or a progress bar.
+
+Training only ever changes numbers in memory. A thread posts the newest state; a report that cannot be delivered is
+replaced by the next one, so an operator that is away costs nothing and is caught up with at once when it returns.
+"""
+
+import logging
+import random
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from finetune_api.progress import (
+    MAX_BODY_BYTES,
+    Metric,
+    ProgressReport,
+    Resolved,
+    RunProgress,
+    StageTimes,
+    TrainerStatus,
+)
+from finetune_api.run_config import ProgressTarget
+from finetune_api.vocabulary import Stage
+
+log = logging.getLogger(__name__)
+POST_TIMEOUT_SECONDS = 10
+LONGEST_WAIT_SECONDS = 30.0
+# Share of the whole job at which each stage begins, in percent; training is the long one.
+STAGE_START = {
+    Stage.MODEL_LOADING: 0,
+    Stage.ADAPTER_INJECTION: 5,
+    Stage.DATA_FORMATTING: 6,
+    Stage.TRAINING_CONFIGURATION: 9,
+    Stage.TRAINING: 10,
+    Stage.SAVING: 80,
+    Stage.UPLOADING: 90,
+}
+MOST_BEFORE_COMMIT = 99
+METRICS = ("loss", "eval_loss", "learning_rate", "tokens_per_second")
+
+
+class Progress:
+    """State of the run. Thread-safe; `listen` is called after every change, with whether the stage changed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stages: list[StageTimes] = []
+        self._values: dict[str, Any] = {}
+        self._resolved = Resolved()
+        self._eta: int | None = None
+        self._sequence = 0
+        self._listeners: list[Callable[[bool], None]] = []
+
+    def listen(self, listener: Callable[[bool], None]) -> None:
+        """Call `listener` after every change; it must not block."""
+        self._listeners.append(listener)
+
+    def stage(self, stage: Stage) -> None:
+        """A stage begins; the one before it ends."""
+        now = datetime.now(UTC)
+        with self._lock:
+            self._end_stage(now)
+            self._stages.append(StageTimes(name=stage, start_time=now))
+        log.info("stage %s", stage)
+        self._tell(stage_changed=True)
+
+    def finish(self) -> None:
+        """The last stage ends."""
+        with self._lock:
+            self._end_stage(datetime.now(UTC))
+
+    def update(self, *, eta_seconds: int | None = None, **values: Any) -> None:
+        """Change fields of `RunProgress`."""
+        with self._lock:
+            self._values |= {name: value for name, value in values.items() if value is not None}
+            self._eta = eta_seconds if eta_seconds is not None else self._eta
+        self._tell(stage_changed=False)
+
+    def add_uploaded(self, count: int) -> None:
+        """Bytes have been uploaded; called from any thread."""
+        with self._lock:
+            self._values["uploaded_bytes"] = self._values.get("uploaded_bytes", 0) + count
+        self._tell(stage_changed=False)
+
+    def resolve(self, **values: Any) -> None:
+        """Say what something left to us became."""
+        with self._lock:
+            self._resolved = self._resolved.model_copy(update=values)
+
+    @property
+    def resolved(self) -> Resolved:
+        """Everything resolved so far."""
+        return self._resolved
+
+    @property
+    def current_stage(self) -> Stage | None:
+        """The stage that runs."""
+        return self._stages[-1].name if self._stages else None
+
+    def value(self, name: str) -> Any:
+        """Newest value of a field, or None."""
+        return self._values.get(name)
+
+    def report(self) -> ProgressReport:
+        """The whole state as the next report."""
+        with self._lock:
+            self._sequence += 1
+            values = dict(self._values)
+            metrics = tuple(Metric(name=name, value=f"{values[name]:.6g}") for name in METRICS if name in values)
+            status = TrainerStatus(
+                progress_percentage=self._percent(),
+                estimated_remaining_seconds=self._eta,
+                metrics=metrics,
+                last_updated_time=datetime.now(UTC),
+            )
+            run = RunProgress(
+                sequence=self._sequence,
+                stage=self._stages[-1].name if self._stages else Stage.MODEL_LOADING,
+                stages=tuple(self._stages),
+                resolved=self._resolved,
+                **values,
+            )
+            return ProgressReport(trainer_status=status, finetune=run)
+
+    def percent(self) -> int:
+        """Share of the whole job that is done."""
+        with self._lock:
+            return self._percent()
+
+    def _percent(self) -> int:
+        if not self._stages:
+            return 0
+        stage = self._stages[-1].name
+        begin = STAGE_START[stage]
+        later = [start for start in STAGE_START.values() if start > begin]
+        end = later[0] if later else MOST_BEFORE_COMMIT
+        done, total = {
+            Stage.TRAINING: (self._values.get("step"), self._values.get("total_steps")),
+            Stage.UPLOADING: (self._values.get("uploaded_bytes"), self._values.get("upload_total_bytes")),
+        }.get(stage, (None, None))
+        share = min(1.0, done / total) if done and total else 0.0
+        return int(begin + (end - begin) * share)
+
+    def _end_stage(self, now: datetime) -> None:
+        if self._stages and self._stages[-1].end_time is None:
+            self._stages[-1] = self._stages[-1].model_copy(update={"end_time": now})
+
+    def _tell(self, *, stage_changed: bool) -> None:
+        for listener in self._listeners:
+            listener(stage_changed)
+
+
+class Reporter:
+    """Posts the newest state to the operator, on a thread of its own."""
+
+    def __init__(self, progress: Progress, target: ProgressTarget, token: Path) -> None:
+        self._progress = progress
+        self._target = target
+        self._token = token
+        self._tls = ssl.create_default_context(cadata=target.ca_certificate)
+        self._wake = threading.Event()
+        self._changed = False
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+        progress.listen(self._notice)
+
+    def start(self) -> None:
+        """Begin to report."""
+        self._thread.start()
+
+    def close(self, timeout: float = 3.0) -> None:
+        """Send the last state if that works at once; the outcome does not depend on it."""
+        self._closing, self._changed = True, True
+        self._wake.set()
+        self._thread.join(timeout)
+
+    def _notice(self, stage_changed: bool) -> None:
+        self._changed = True
+        if stage_changed:
+            self._wake.set()
+
+    def _run(self) -> None:
+        wait = self._target.interval_seconds
+        while True:
+            self._wake.wait(wait)
+            self._wake.clear()
+            last = self._closing
+            if self._changed:
+                self._changed = False
+                delivered = self._post()
+                if delivered is None:
+                    return
+                self._changed = self._changed or not delivered
+                wait = self._target.interval_seconds if delivered else min(LONGEST_WAIT_SECONDS, wait * 2)
+                wait *= random.uniform(0.8, 1.2)  # noqa: S311 (pods must not report in step)
+            if last:
+                return
+
+    def _post(self) -> bool | None:
+        """Whether a report was taken; None where no report of this pod will ever be taken again."""
+        body = self._progress.report().model_dump_json(by_alias=True, exclude_none=True).encode()
+        assert len(body) <= MAX_BODY_BYTES
+        try:
+            headers = {"Authorization": f"Bearer {self._token.read_text().strip()}", "Content-Type": "application/json"}
+            request = urllib.request.Request(self._target.url, data=body, headers=headers, method="POST")  # noqa: S310
+            with urllib.request.urlopen(request, timeout=POST_TIMEOUT_SECONDS, context=self._tls):  # noqa: S310
+                return True
+        except urllib.error.HTTPError as error:
+            log.info("progress report refused: HTTP %d", error.code)
+            return None if error.code == 410 else False
+        except OSError as error:
+            log.info("progress report not delivered: %s", type(error).__name__)
+            return False
+
+
+class Speed:
+    """Tokens per second and time to the end, over the steps of this process."""
+
+    def __init__(self) -> None:
+        self._began: tuple[float, int, int] | None = None
+
+    def measure(self, step: int, total: int, tokens: int) -> tuple[float | None, int | None]:
+        """(tokens per second, remaining seconds) after a step; the first step is warm-up and only starts the clock."""
+        now = time.monotonic()
+        if self._began is None:
+            self._began = (now, step, tokens)
+            return None, None
+        start, first_step, first_tokens = self._began
+        elapsed, steps = max(now - start, 1e-6), step - first_step
+        return (tokens - first_tokens) / elapsed, int((total - step) * elapsed / max(steps, 1))
