@@ -97,11 +97,11 @@ class ChatEncoder:
                 before = self._render(example, example.messages[:index], add_generation_prompt=True)
                 through = self._render(example, example.messages[: index + 1])
                 if not (text.startswith(through) and through.startswith(before)):
-                    message = (
+                    problem = (
                         "the chat template changes earlier turns when later ones are added, so answers cannot be told "
                         "apart: mark them with {% generation %} in spec.model.chatTemplate, or set trainOn: All"
                     )
-                    raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, message)
+                    raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, problem)
                 spans.append((len(before), len(through)))
         encoded = self._tokenize(text, return_offsets_mapping=True)
         ids, labels = encoded["input_ids"], []

@@ -123,7 +123,8 @@ def _check(counts: _Counts, spec: DatasetSpec, max_length: int) -> None:
     if counts.rows:
         return
     if counts.unsupervised_rows:
-        message = f"in none of {counts.unsupervised_rows} rows an answer begins within maxSequenceLength = {max_length} tokens"
+        limit = f"maxSequenceLength = {max_length} tokens"
+        message = f"in none of {counts.unsupervised_rows} rows an answer begins within {limit}"
         raise TrainerError(FailureReason.NO_SUPERVISED_TOKENS, message)
     skipped = f"; {counts.bad_total} rows were skipped, the first: {counts.bad[0]}" if counts.bad else ""
     raise TrainerError(FailureReason.EMPTY_DATASET, f"{spec.source} has no usable row{skipped}")

@@ -51,7 +51,7 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
     compute = DTYPES[resolved]
     quantization = None
     if spec.quantization is Quantization.NF4:
-        quantization = BitsAndBytesConfig(
+        quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=spec.double_quantization,

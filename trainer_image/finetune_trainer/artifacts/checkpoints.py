@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from finetune_api.base import ApiModel
+from finetune_api.base import ApiModel, Rule
 from finetune_trainer.artifacts.digests import files_below, sha256_file
 from finetune_trainer.artifacts.manifest import ManifestFile
 from finetune_trainer.artifacts.object_space import PreconditionFailedError, ignore_bytes
@@ -71,7 +71,7 @@ class CheckpointStore:
         for path in files_below(folder):
             name = f"{self._attempt_id}/{path.relative_to(folder).as_posix()}"
             digest = self._space.put_file(base + name, path, ignore_bytes)
-            files.append(ManifestFile(path=name, bytes=digest.bytes, sha256=digest.sha256))
+            files.append(CheckpointFile(path=name, bytes=digest.bytes, sha256=digest.sha256))
         index = CheckpointIndex(step=step, files=tuple(files)).model_dump_json(by_alias=True).encode()
         before = self._space.read(base + INDEX_NAME)
         try:

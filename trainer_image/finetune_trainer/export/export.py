@@ -35,7 +35,8 @@ class ExportRequest:
     """peft adapter folder; None exports the base as it is."""
     output: Path
     """Artifacts are written below it: merged/... and gguf/<name>-<TYPE>.gguf."""
-    merged: Literal["BF16", "FP16"] | None
+    merged: str | None
+    """BF16, FP16, or None."""
     gguf: tuple[str, ...]
     """GGUF types, for example ("F16", "Q8_0")."""
     name: str

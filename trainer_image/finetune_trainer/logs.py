@@ -1,0 +1,12 @@
+"""Logging of the trainer: one line per event on stderr, libraries quiet unless something is wrong."""
+
+import logging
+
+NOISY = ("httpx", "botocore", "urllib3", "bitsandbytes", "datasets", "filelock", "accelerate")
+
+
+def configure_logging(level: int = logging.INFO) -> None:
+    """Set up the root logger."""
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.WARNING)

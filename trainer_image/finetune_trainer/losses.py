@@ -1,0 +1,34 @@
+"""Next-token loss on supervised tokens only: the head never sees a position without a label."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from finetune_trainer.chat_rendering import IGNORED
+
+
+def supervised_loss(
+    model: Any, inputs: Mapping[str, Any], labels: torch.Tensor, num_items: torch.Tensor | int | None
+) -> torch.Tensor:
+    """Cross entropy in fp32, summed over the supervised tokens and divided by `num_items` (None: by their number).
+
+    `labels`: [1, T], IGNORED where there is no loss, documents back to back as TRL's padding-free collator makes
+    them; the first token of each document is IGNORED, so nothing is predicted across a boundary.
+    """
+    positions = (labels[0, 1:] != IGNORED).nonzero().squeeze(1)  # [S] token p predicts label p + 1
+    if takes_positions(model):
+        logits = model(**inputs, logits_to_keep=positions).logits[0]  # [S, V]
+    else:
+        logits = model(**inputs).logits[0, positions]
+    total = functional.cross_entropy(logits.float(), labels[0, positions + 1], reduction="sum")
+    count = num_items if num_items is not None else max(1, positions.numel())
+    return total / count
+
+
+def takes_positions(model: Any) -> bool:
+    """Whether the model can be asked for the logits of some positions only."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(base.forward).parameters

@@ -1,0 +1,74 @@
+"""`finetune-trainer run`: one attempt of a job, in its pod. The process ends with an exit code of the shared table."""
+
+import logging
+import sys
+
+from pydantic import ValidationError
+
+from finetune_api.failures import FailureReason
+from finetune_api.outcome import Outcome
+from finetune_api.run_config import RunConfig
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.logs import configure_logging
+from finetune_trainer.outcomes import failed, succeeded, write_outcome
+from finetune_trainer.progress import Progress, Reporter
+from finetune_trainer.settings import Settings
+from finetune_trainer.termination import Termination
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Console script."""
+    if sys.argv[1:] != ["run"]:
+        sys.exit("usage: finetune-trainer run")
+    configure_logging()
+    termination = Termination()
+    termination.install()
+    sys.exit(run_attempt(Settings.from_environment(), termination))
+
+
+def run_attempt(settings: Settings, termination: Termination) -> int:
+    """Run the mounted job; returns the exit code after the outcome is written."""
+    progress = Progress()
+    reporter: Reporter | None = None
+    try:
+        config = load_config(settings)
+        if config.progress is not None and settings.token is not None:
+            reporter = Reporter(progress, config.progress, settings.token)
+            reporter.start()
+        outcome = _run(config, settings, progress, termination)
+    except BaseException as error:
+        outcome = failed(error, progress)
+        known = isinstance(error, TrainerError)
+        log.error("%s: %s", outcome.reason, outcome.message, exc_info=None if known else error)
+    progress.finish()
+    if reporter is not None:
+        reporter.close()
+    assert settings.termination_log is not None
+    return write_outcome(outcome, settings.termination_log)
+
+
+def load_config(settings: Settings) -> RunConfig:
+    """The mounted RunConfig; raises TrainerError (InvalidConfiguration) with every error at once."""
+    assert settings.config is not None
+    try:
+        return RunConfig.from_yaml(settings.config.read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, f"{settings.config}: {error}") from None
+
+
+def _run(config: RunConfig, settings: Settings, progress: Progress, termination: Termination) -> Outcome:
+    from finetune_trainer.artifacts.store import open_store
+
+    store = open_store(config, settings.attempt_id, settings.credentials_of("output"), settings.output_folder)
+    try:
+        store.probe()
+        if (existing := store.find_existing(config.spec_digest())) is not None:
+            return succeeded(existing, store.manifest_uri(), progress, reused=True)
+        from finetune_trainer.pipeline import Workplace, run
+
+        manifest = run(Workplace(config, settings, store, progress, termination))
+        return succeeded(manifest, store.manifest_uri(), progress, reused=False)
+    finally:
+        store.close()

@@ -1,0 +1,111 @@
+"""The whole run, stage by stage: read this file to know what the trainer does."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_api.run_config import RunConfig
+from finetune_api.vocabulary import Stage
+from finetune_trainer.adapter_injection import inject_adapter
+from finetune_trainer.artifacts.checkpoints import CheckpointStore, checkpoint_key
+from finetune_trainer.artifacts.manifest import Manifest
+from finetune_trainer.artifacts.store import ArtifactStore, Provenance
+from finetune_trainer.data_formatting import format_data
+from finetune_trainer.model_loading import load_model
+from finetune_trainer.progress import Progress
+from finetune_trainer.saving import save_artifacts
+from finetune_trainer.settings import Settings
+from finetune_trainer.sources import FetchedSource, SourceAccess, fetch_dataset, fetch_model
+from finetune_trainer.termination import Termination
+from finetune_trainer.training import train
+from finetune_trainer.training_configuration import configure_training
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What a run works with."""
+
+    config: RunConfig
+    settings: Settings
+    store: ArtifactStore
+    progress: Progress
+    termination: Termination
+
+
+def run(place: Workplace) -> Manifest:
+    """Train and publish. Raises TrainerError, InterruptedRunError among them; nothing is published then."""
+    config, progress, work = place.config, place.progress, place.settings.work
+
+    progress.stage(Stage.MODEL_LOADING)
+    base = _fetch_model(place)
+    loaded = load_model(base.folder, config.model, config.training.precision, gpus=config.gpus)
+    progress.resolve(
+        model_revision=base.revision,
+        architecture=loaded.architecture,
+        precision=loaded.precision.value,
+        device=loaded.device_name,
+    )
+
+    progress.stage(Stage.ADAPTER_INJECTION)
+    adapted = inject_adapter(loaded.model, config.adapter, config.training.seed)
+    progress.resolve(trainable_parameters=adapted.trainable_parameters, total_parameters=adapted.total_parameters)
+
+    progress.stage(Stage.DATA_FORMATTING)
+    source = _fetch_dataset(place)
+    data = format_data(
+        source.files,
+        config.dataset,
+        loaded.tokenizer,
+        work / "encoded",
+        max_length=config.model.max_sequence_length,
+        seed=config.training.seed,
+    )
+    progress.resolve(
+        dataset_digest=source.digest,
+        dataset_format=data.format.value,
+        rows=len(data.train),
+        skipped_rows=data.skipped_rows,
+        evaluation_rows=len(data.evaluation) if data.evaluation is not None else None,
+        supervised_tokens=data.supervised_tokens,
+    )
+
+    progress.stage(Stage.TRAINING_CONFIGURATION)
+    arguments = configure_training(config, loaded, work / "checkpoints", evaluates=data.evaluation is not None)
+    checkpoints = _checkpoint_store(place, base, source)
+
+    progress.stage(Stage.TRAINING)
+    outcome = train(adapted.model, loaded, data, arguments, progress, checkpoints, place.termination)
+    progress.resolve(total_steps=outcome.steps)
+
+    progress.stage(Stage.SAVING)
+    artifacts = save_artifacts(adapted.model, loaded, base.folder, config, work / "artifacts")
+
+    progress.stage(Stage.UPLOADING)
+    total = sum(path.stat().st_size for artifact in artifacts for path in artifact.files)
+    progress.update(uploaded_bytes=0, upload_total_bytes=total)
+    metrics = {"steps": float(outcome.steps)}
+    metrics |= {
+        name: value for name, value in (("loss", outcome.loss), ("evalLoss", outcome.eval_loss)) if value is not None
+    }
+    return place.store.publish(artifacts, Provenance(progress.resolved, metrics), progress.add_uploaded)
+
+
+def _fetch_model(place: Workplace) -> FetchedSource:
+    spec = place.config.model
+    access = _access(place, "model", place.settings.model_mount)
+    return fetch_model(spec.source, spec.revision, place.settings.work / "base", access, lambda count: None)
+
+
+def _fetch_dataset(place: Workplace) -> FetchedSource:
+    spec = place.config.dataset
+    access = _access(place, "dataset", place.settings.dataset_mount)
+    return fetch_dataset(spec.source, spec.split, place.settings.work / "data", access, lambda count: None)
+
+
+def _access(place: Workplace, use: str, mount: Path | None) -> SourceAccess:
+    s3 = place.config.output.s3
+    return SourceAccess(place.settings.credentials_of(use), s3.endpoint_url, s3.region, mount)
+
+
+def _checkpoint_store(place: Workplace, base: FetchedSource, data: FetchedSource) -> CheckpointStore:
+    key = checkpoint_key(place.config.spec_digest(), base.digest, data.digest)
+    return CheckpointStore(place.store, key)

@@ -1,0 +1,172 @@
+"""Stage 5: TRL's loop with our loss, checkpoints that go to storage, and an orderly stop."""
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from finetune_api.failures import FailureReason
+from finetune_trainer.artifacts.checkpoints import CheckpointStore
+from finetune_trainer.data_formatting import FormattedData
+from finetune_trainer.errors import InterruptedRunError, TrainerError
+from finetune_trainer.losses import supervised_loss
+from finetune_trainer.model_loading import LoadedModel
+from finetune_trainer.progress import Progress, Speed
+from finetune_trainer.termination import Termination
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """Where training ended."""
+
+    steps: int
+    loss: float | None
+    """Last logged training loss, nats per supervised token."""
+    eval_loss: float | None
+
+
+class QloraTrainer(SFTTrainer):
+    """TRL's trainer with our loss: TRL patches the model's forward with a loss of its own, so `compute_loss` is the
+    door."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.model_accepts_loss_kwargs = True  # the loss divides by the whole step's tokens itself
+        self.trained_tokens = 0
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Loss of one batch; `return_outputs` never is asked for, as nothing here computes metrics from logits."""
+        assert not return_outputs
+        labels = inputs.pop("labels")
+        if model.training:
+            self.trained_tokens += labels.numel()
+        return supervised_loss(model, {**inputs, "use_cache": False}, labels, num_items_in_batch)
+
+    def create_model_card(self, *arguments: Any, **options: Any) -> None:
+        """TRL writes a card with every checkpoint; ours comes with the artifacts."""
+
+
+class RunCallback(TrainerCallback):
+    """Progress, checks and checkpoints of one run."""
+
+    def __init__(
+        self, progress: Progress, checkpoints: CheckpointStore | None, termination: Termination, trained: "Trained"
+    ) -> None:
+        self._progress = progress
+        self._checkpoints = checkpoints
+        self._termination = termination
+        self._trained = trained
+        self._speed = Speed()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Count the step; after a signal, write a checkpoint and stop."""
+        speed, eta = self._speed.measure(state.global_step, state.max_steps, self._trained.tokens())
+        self._progress.update(
+            step=state.global_step,
+            total_steps=state.max_steps,
+            epoch=round(state.epoch or 0.0, 4),
+            trained_tokens=self._trained.tokens(),
+            tokens_per_second=round(speed, 1) if speed else None,
+            gpu_memory_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+            eta_seconds=eta,
+        )
+        if self._termination.requested and state.global_step < state.max_steps:
+            control.should_save = self._checkpoints is not None
+            control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """Report losses; a loss that is no number ends the run."""
+        logs = logs or {}
+        for name in ("loss", "eval_loss", "grad_norm"):
+            if name in logs and not math.isfinite(logs[name]):
+                message = f"{name} is {logs[name]} after step {state.global_step}"
+                raise TrainerError(FailureReason.NON_FINITE_LOSS, message)
+        if logs.get("grad_norm") == 0.0:
+            message = f"the gradient is zero at step {state.global_step}: nothing is learned"
+            raise TrainerError(FailureReason.INTERNAL_ERROR, message)
+        known = ("loss", "eval_loss", "learning_rate")
+        values: dict[str, Any] = {name: logs[name] for name in known if name in logs}
+        if values:
+            self._progress.update(**values)
+            log.info("step %d/%d %s", state.global_step, state.max_steps, values)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Send the checkpoint that was just written to storage."""
+        if self._checkpoints is None:
+            return
+        self._checkpoints.save(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
+        self._progress.update(checkpoint_step=state.global_step)
+        log.info("checkpoint of step %d is stored", state.global_step)
+
+
+class Trained:
+    """The trainer's token count, for a callback that is made before the trainer."""
+
+    def __init__(self) -> None:
+        self.trainer: QloraTrainer | None = None
+
+    def tokens(self) -> int:
+        """Tokens trained on by this process."""
+        return self.trainer.trained_tokens if self.trainer else 0
+
+
+def train(
+    model: Any,
+    loaded: LoadedModel,
+    data: FormattedData,
+    arguments: SFTConfig,
+    progress: Progress,
+    checkpoints: CheckpointStore | None,
+    termination: Termination,
+) -> TrainingOutcome:
+    """Train to the end, from the newest checkpoint if there is one.
+
+    Raises InterruptedRunError after a signal (the checkpoint is stored then), and TrainerError (NonFiniteLoss, ...).
+    """
+    trained = Trained()
+    callback = RunCallback(progress, checkpoints, termination, trained)
+    trainer = trained.trainer = QloraTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data.train,
+        eval_dataset=data.evaluation,
+        processing_class=loaded.tokenizer,
+        callbacks=[callback],
+    )
+    for parameter in model.parameters():
+        # TRL makes adapters of a quantised base bfloat16; where the computation is fp32 or fp16, they stay fp32.
+        if parameter.requires_grad and not arguments.bf16:
+            parameter.data = parameter.data.float()
+    resumed = _restore(checkpoints, Path(str(arguments.output_dir)))
+    if resumed is not None:
+        progress.update(resumed_from_step=int(resumed.name.rpartition("-")[2]))
+    with termination.deferred():
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    state = trainer.state
+    if termination.requested and state.global_step < state.max_steps:
+        stored = f"checkpoint of step {state.global_step} is stored" if checkpoints else "without a checkpoint"
+        raise InterruptedRunError(f"stopped after step {state.global_step} of {state.max_steps}; {stored}")
+    eval_loss = trainer.evaluate()["eval_loss"] if data.evaluation is not None else None
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    return TrainingOutcome(state.global_step, losses[-1] if losses else None, eval_loss)
+
+
+def _restore(checkpoints: CheckpointStore | None, output: Path) -> Path | None:
+    """Folder of the newest checkpoint that can be used."""
+    if checkpoints is None:
+        return None
+    step = checkpoints.restore_newest(output / "checkpoint-restored")
+    if step is None:
+        return None
+    log.info("going on from the checkpoint of step %d", step)
+    return (output / "checkpoint-restored").rename(output / f"checkpoint-{step}")
