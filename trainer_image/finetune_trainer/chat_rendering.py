@@ -124,7 +124,7 @@ class ChatEncoder:
         if GENERATION_MARK in template:
             return template
         try:
-            known = get_training_chat_template(tokenizer=self._tokenizer)
+            known = get_training_chat_template(processing_class=self._tokenizer)
         except ValueError:
             return None  # a template that TRL does not know
         return known if known and self._renders_alike(known) else None

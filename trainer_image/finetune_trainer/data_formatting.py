@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Sequence, Value
+from datasets import Dataset, Features, Sequence, Value, disable_progress_bars
 from datasets.arrow_writer import ArrowWriter
 
 from finetune_api.failures import FailureReason
@@ -64,6 +64,7 @@ def format_data(
     EmptyDataset, NoSupervisedTokens, ...)."""
     counts = _Counts()
     encoder = ChatEncoder(tokenizer, spec.train_on)
+    disable_progress_bars()
     work.mkdir(parents=True, exist_ok=True)
     path = work / "encoded.arrow"
     writer = ArrowWriter(path=str(path), features=FEATURES, writer_batch_size=WRITE_BATCH)

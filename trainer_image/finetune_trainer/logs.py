@@ -2,7 +2,7 @@
 
 import logging
 
-NOISY = ("httpx", "botocore", "urllib3", "bitsandbytes", "datasets", "filelock", "accelerate")
+NOISY = ("httpx", "botocore", "urllib3", "bitsandbytes", "datasets", "filelock", "accelerate", "gguf", "awscrt")
 
 
 def configure_logging(level: int = logging.INFO) -> None:

@@ -30,22 +30,19 @@ def main() -> None:
 
 def run_attempt(settings: Settings, termination: Termination) -> int:
     """Run the mounted job; returns the exit code after the outcome is written."""
+    assert settings.termination_log is not None
     progress = Progress()
-    reporter: Reporter | None = None
     try:
         config = load_config(settings)
-        if config.progress is not None and settings.token is not None:
-            reporter = Reporter(progress, config.progress, settings.token)
-            reporter.start()
-        outcome = _run(config, settings, progress, termination)
-    except BaseException as error:
-        outcome = failed(error, progress)
-        known = isinstance(error, TrainerError)
-        log.error("%s: %s", outcome.reason, outcome.message, exc_info=None if known else error)
-    progress.finish()
+    except TrainerError as error:
+        return write_outcome(_failed(error, progress), settings.termination_log)
+    reporter: Reporter | None = None
+    if config.progress is not None and settings.token is not None:
+        reporter = Reporter(progress, config.progress, settings.token)
+        reporter.start()
+    outcome = run_job(config, settings, progress, termination)
     if reporter is not None:
         reporter.close()
-    assert settings.termination_log is not None
     return write_outcome(outcome, settings.termination_log)
 
 
@@ -56,6 +53,22 @@ def load_config(settings: Settings) -> RunConfig:
         return RunConfig.from_yaml(settings.config.read_text(encoding="utf-8"))
     except (OSError, ValidationError) as error:
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, f"{settings.config}: {error}") from None
+
+
+def run_job(config: RunConfig, settings: Settings, progress: Progress, termination: Termination) -> Outcome:
+    """Reuse or train and publish. Every ending, whatever it is, has an outcome; this never raises."""
+    try:
+        outcome = _run(config, settings, progress, termination)
+    except BaseException as error:  # noqa: BLE001 (signals and defects included)
+        outcome = _failed(error, progress)
+    progress.finish()
+    return outcome
+
+
+def _failed(error: BaseException, progress: Progress) -> Outcome:
+    outcome = failed(error, progress)
+    log.error("%s: %s", outcome.reason, outcome.message, exc_info=None if isinstance(error, TrainerError) else error)
+    return outcome
 
 
 def _run(config: RunConfig, settings: Settings, progress: Progress, termination: Termination) -> Outcome:

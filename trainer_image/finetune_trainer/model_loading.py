@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -74,7 +75,17 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
         message = f"{spec.source} cannot be loaded as {architecture}: {_first_line(error)}"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from error
     model.config.use_cache = False
+    _keep_trainable_layout(model)
     return LoadedModel(model, tokenizer, architecture, resolved, device)
+
+
+def _keep_trainable_layout(model: Any) -> None:
+    """On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights for inference in the first evaluation, in place,
+    and its kernel for that layout has no backward: every later step would train with wrong gradients
+    (docs/decisions.md)."""
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:

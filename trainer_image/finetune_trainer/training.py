@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -143,6 +144,7 @@ def train(
         processing_class=loaded.tokenizer,
         callbacks=[callback],
     )
+    trainer.remove_callback(PrinterCallback)
     for parameter in model.parameters():
         # TRL makes adapters of a quantised base bfloat16; where the computation is fp32 or fp16, they stay fp32.
         if parameter.requires_grad and not arguments.bf16:
@@ -156,9 +158,12 @@ def train(
     if termination.requested and state.global_step < state.max_steps:
         stored = f"checkpoint of step {state.global_step} is stored" if checkpoints else "without a checkpoint"
         raise InterruptedRunError(f"stopped after step {state.global_step} of {state.max_steps}; {stored}")
-    eval_loss = trainer.evaluate()["eval_loss"] if data.evaluation is not None else None
+    evaluated = any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
+    if data.evaluation is not None and not evaluated:
+        trainer.evaluate()
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-    return TrainingOutcome(state.global_step, losses[-1] if losses else None, eval_loss)
+    eval_losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+    return TrainingOutcome(state.global_step, losses[-1] if losses else None, eval_losses[-1] if eval_losses else None)
 
 
 def _restore(checkpoints: CheckpointStore | None, output: Path) -> Path | None:

@@ -1,5 +1,6 @@
 """Stage 4: the job's training section in TRL's terms. Pure, but for the paths it is given."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Optimizer, Precision, Scheduler
 from finetune_trainer.model_loading import LoadedModel
 
+# transformers renamed the option between the two versions that this code runs on.
+_FIELDS = {field.name for field in fields(SFTConfig)}
+CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _FIELDS else "gradient_checkpointing"
 OPTIMIZERS = {
     Optimizer.ADAMW_8BIT: "adamw_8bit",
     Optimizer.PAGED_ADAMW_8BIT: "paged_adamw_8bit",
@@ -31,6 +35,7 @@ def configure_training(config: RunConfig, loaded: LoadedModel, output: Path, *, 
     if evaluates and training.evaluation_steps is not None:
         evaluation = {"eval_strategy": "steps", "eval_steps": training.evaluation_steps}
     on_gpu = loaded.device.type == "cuda"
+    recomputation: dict[str, Any] = {CHECKPOINTING: on_gpu}
     return SFTConfig(
         output_dir=str(output),
         num_train_epochs=training.resolved_epochs() or 1.0,
@@ -50,8 +55,6 @@ def configure_training(config: RunConfig, loaded: LoadedModel, output: Path, *, 
         bf16=loaded.precision is Precision.BF16,
         fp16=loaded.precision is Precision.FP16,
         use_cpu=not on_gpu,
-        gradient_checkpointing=on_gpu,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         logging_steps=training.logging_steps,
         logging_nan_inf_filter=False,  # a loss that is not a number must be seen
         save_strategy="steps",
@@ -61,6 +64,7 @@ def configure_training(config: RunConfig, loaded: LoadedModel, output: Path, *, 
         disable_tqdm=True,
         report_to="none",
         dataset_num_proc=None,
+        **recomputation,
         **packing,
         **evaluation,
     )

@@ -1,0 +1,123 @@
+"""`finetune`: what a user runs on their own machine.
+
+finetune run job.yaml [--output FOLDER]     the same manifest as on a cluster: progress bar, then a table of
+artifacts finetune validate job.yaml                  every error of the manifest at once
+"""
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBar
+from rich.table import Table
+
+from finetune_api.failures import FAILURES
+from finetune_api.job import FineTuneJob, load_manifest
+from finetune_api.outcome import Outcome, Result
+from finetune_api.run_config import JobIdentity, RunConfig
+from finetune_trainer.logs import configure_logging
+from finetune_trainer.main import run_job
+from finetune_trainer.progress import Progress
+from finetune_trainer.settings import Settings
+from finetune_trainer.termination import Termination
+
+INVALID = 10
+console = Console(stderr=True, highlight=False)
+
+
+def main() -> None:
+    """Console script."""
+    arguments = _parse(sys.argv[1:])
+    try:
+        job = load_manifest(arguments.manifest.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        for line in explain_errors(error):
+            console.print(f"{arguments.manifest}: {line}", markup=False, soft_wrap=True)
+        sys.exit(INVALID)
+    if arguments.verb == "validate":
+        console.print(f"{arguments.manifest}: valid")
+        return
+    sys.exit(run(job, arguments.output, verbose=arguments.verbose))
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="finetune", description="Fine-tune a model as a FineTuneJob describes it.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    validate = verbs.add_parser("validate", help="check a manifest")
+    run_parser = verbs.add_parser("run", help="run a manifest on this machine, without a cluster")
+    for verb in (validate, run_parser):
+        verb.add_argument("manifest", type=Path, help="YAML file with one FineTuneJob")
+    run_parser.add_argument("--output", type=Path, help="folder for the results (default: spec.output.s3)")
+    run_parser.add_argument("--verbose", action="store_true", help="show the trainer's log")
+    return parser.parse_args(words)
+
+
+def explain_errors(error: Exception) -> list[str]:
+    """One line per error: the field's path, what was found, what is wrong with it."""
+    if not isinstance(error, ValidationError):
+        return [str(error)]
+    lines = []
+    for entry in error.errors(include_url=False):
+        path = ".".join(str(part) for part in entry["loc"])
+        found = entry["input"] if isinstance(entry["input"], str | int | float | bool) else None
+        text = entry["msg"].removeprefix("Value error, ")
+        lines.append(f"{path}: found {found!r}: {text}" if found is not None else f"{path}: {text}")
+    return lines
+
+
+def run(job: FineTuneJob, output: Path | None, *, verbose: bool) -> int:
+    """Run the job here; returns the exit code. Credentials come from the machine (boto3's chain, no HF token)."""
+    configure_logging(logging.INFO if verbose else logging.ERROR)
+    identity = JobIdentity(namespace=job.metadata.namespace, name=job.metadata.name, uid=str(uuid.uuid4()))
+    config = RunConfig.from_spec(identity, job.spec, progress=None)
+    termination = Termination()
+    termination.install()
+    progress = Progress()
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    with tempfile.TemporaryDirectory(prefix=f"finetune-{job.metadata.name}-") as work:
+        settings = Settings(work=Path(work), attempt_id=identity.uid, output_folder=output)
+        with _progress_bar(progress):
+            outcome = run_job(config, settings, progress, termination)
+    show(outcome)
+    return int(outcome.exit_code)
+
+
+def _progress_bar(progress: Progress) -> ProgressBar:
+    """A bar that follows `progress`."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+    bar = ProgressBar(*columns, TextColumn("{task.fields[detail]}"), TimeElapsedColumn(), console=console)
+    task = bar.add_task("starting", total=100, detail="")
+
+    def follow(_: bool) -> None:
+        step, total, loss = (progress.value(name) for name in ("step", "total_steps", "loss"))
+        detail = f"step {step}/{total}" if step is not None else ""
+        detail += f"  loss {loss:.4f}" if loss is not None else ""
+        bar.update(task, completed=progress.percent(), description=str(progress.current_stage), detail=detail)
+
+    progress.listen(follow)
+    return bar
+
+
+def show(outcome: Outcome) -> None:
+    """The result as a table, or the failure with what to change."""
+    if outcome.result is not Result.SUCCEEDED:
+        assert outcome.reason is not None
+        console.print(f"[red]{outcome.reason}[/]", end=" ")
+        console.print(outcome.message, markup=False)
+        console.print(f"  {FAILURES[outcome.reason].hint}", markup=False)
+        return
+    table = Table("type", "quantization", "bytes", "sha256")
+    table.add_column("where", overflow="fold")
+    for artifact in outcome.artifacts:
+        size, digest = f"{artifact.bytes:,}", artifact.sha256[:12] + "…"
+        table.add_row(artifact.type, artifact.quantization or "", size, digest, artifact.uri)
+    Console(highlight=False).print(table)
+    console.print(f"manifest: {outcome.manifest_uri}" + ("  (it was there already)" if outcome.reused else ""))
