@@ -1,0 +1,33 @@
+{{- define "finetune.name" -}}finetune-operator{{- end }}
+
+{{- define "finetune.labels" -}}
+app.kubernetes.io/name: {{ include "finetune.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
+{{- define "finetune.selector" -}}
+app.kubernetes.io/name: {{ include "finetune.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{/* Image reference: (dict "image" .Values.image "version" .Chart.AppVersion) */}}
+{{- define "finetune.image" -}}
+{{- if .image.digest -}}
+{{ .image.repository }}@{{ .image.digest }}
+{{- else -}}
+{{ .image.repository }}:{{ .image.tag | default .version }}
+{{- end -}}
+{{- end }}
+
+{{- define "finetune.serviceHost" -}}{{ include "finetune.name" . }}.{{ .Release.Namespace }}.svc{{- end }}
+
+{{- define "finetune.progressUrl" -}}
+{{- .Values.progress.url | default (printf "https://%s:%v" (include "finetune.serviceHost" .) .Values.progress.port) -}}
+{{- end }}
+
+{{- define "finetune.tlsSecret" -}}
+{{- .Values.tls.secretName | default (printf "%s-tls" (include "finetune.name" .)) -}}
+{{- end }}
