@@ -109,6 +109,8 @@ class Volumes:
         items = source.get("items") or [{"key": key, "path": key} for key in values]
         for item in items:
             if item["key"] not in values:
+                if source.get("optional"):
+                    continue
                 raise ContainerConfigError(f'{kind} "{name}" has no key {item["key"]}')
             path = target / item["path"]
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,43 @@
+"""The pods of a job as `status.attempts` tells them (pure). They are remembered after the pods are gone."""
+
+from collections.abc import Iterable
+
+from finetune_api.failures import ExitCode
+from finetune_api.status import Attempt
+from finetune_operator.children import TrainerPod
+
+LONGEST = 20
+
+
+def merge_attempts(previous: Iterable[Attempt], pods: Iterable[TrainerPod]) -> tuple[Attempt, ...]:
+    """What was known before, and what the pods say now; oldest first, at most the newest 20."""
+    attempts = {attempt.uid: attempt for attempt in previous}
+    for pod in pods:
+        attempts[pod.uid] = _attempt(pod, attempts.get(pod.uid))
+    return tuple(attempts.values())[-LONGEST:]
+
+
+def count_retries(attempts: tuple[Attempt, ...], known: int) -> int:
+    """Pods that failed and were replaced; never less than was known, as old attempts are dropped."""
+    failed = (ended for ended in attempts[:-1] if ended.exit_code not in (None, ExitCode.SUCCESS, ExitCode.INTERRUPTED))
+    return max(known, sum(1 for _ in failed))
+
+
+def _attempt(pod: TrainerPod, known: Attempt | None) -> Attempt:
+    end = pod.termination
+    if end is None:
+        reason = pod.reason or (pod.phase if pod.is_finished else None)
+        return Attempt(pod=pod.name, uid=pod.uid, start_time=pod.started, reason=reason)
+    if known is not None and known.exit_code is not None:
+        return known
+    outcome = end.outcome()
+    said = (outcome.reason or outcome.result) if outcome else None
+    reason = said or pod.reason or end.reason or None
+    return Attempt(
+        pod=pod.name,
+        uid=pod.uid,
+        start_time=end.started,
+        end_time=end.finished,
+        exit_code=end.exit_code,
+        reason=reason,
+    )

@@ -1,0 +1,182 @@
+"""What the reconcile sees of a job's child objects: small, typed, parsed once.
+
+Events of a watch carry whole pods; keeping those of thousands of jobs would cost more memory than everything else.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Self
+
+from finetune_api.outcome import Outcome
+from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION, TRAINER_CONTAINER, controller_uid
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class JobCondition:
+    """A condition of a batch/v1 Job that is True."""
+
+    reason: str
+    message: str
+    time: datetime | None
+
+
+@dataclass(frozen=True)
+class ChildJob:
+    """The child Job."""
+
+    name: str
+    uid: str
+    owner_uid: str | None
+    deleting: bool
+    suspended: bool
+    deadline: int | None
+    ttl: int | None
+    started: datetime | None
+    """When it was started or resumed last; None while it is suspended."""
+
+    active_seconds: int
+    """Seconds of running before that."""
+
+    complete: JobCondition | None
+    failed: JobCondition | None
+    body: Json
+    """The object itself, for patches."""
+
+    @classmethod
+    def parse(cls, body: Json) -> Self:
+        """Read a Job as the API server returns it."""
+        metadata, spec, status = body["metadata"], body["spec"], body.get("status") or {}
+        recorded = (metadata.get("annotations") or {}).get(ACTIVE_SECONDS_ANNOTATION, "0")
+        return cls(
+            name=metadata["name"],
+            uid=metadata["uid"],
+            owner_uid=controller_uid(metadata),
+            deleting="deletionTimestamp" in metadata,
+            suspended=bool(spec.get("suspend")),
+            deadline=spec.get("activeDeadlineSeconds"),
+            ttl=spec.get("ttlSecondsAfterFinished"),
+            started=parse_time(status.get("startTime")),
+            active_seconds=int(recorded) if recorded.isdigit() else 0,
+            complete=_true_condition(status, "Complete"),
+            failed=_true_condition(status, "Failed"),
+            body=body,
+        )
+
+    def active_seconds_at(self, now: datetime) -> int:
+        """Seconds of running until `now`, time in suspension left out."""
+        end = self.complete or self.failed
+        until = end.time if end and end.time else now
+        return self.active_seconds + (max(0, int((until - self.started).total_seconds())) if self.started else 0)
+
+
+@dataclass(frozen=True)
+class Termination:
+    """How the trainer's container ended."""
+
+    exit_code: int
+    reason: str
+    started: datetime | None
+    finished: datetime | None
+    message: str
+
+    def outcome(self) -> Outcome | None:
+        """What the trainer said last; None where it could say nothing, or something else wrote the message."""
+        try:
+            return Outcome.decode(self.message)
+        except ValueError:
+            return None
+
+
+@dataclass(frozen=True)
+class TrainerPod:
+    """A pod of the child Job."""
+
+    name: str
+    uid: str
+    owner_uid: str | None
+    created: str
+    phase: str
+    deleting: bool
+    reason: str
+    """Why the kubelet ended or refused the pod, such as Evicted."""
+
+    message: str
+    unschedulable: str | None
+    """What the scheduler says, while it finds no node."""
+
+    waiting_reason: str
+    waiting_message: str
+    started: datetime | None
+    termination: Termination | None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the trainer's process has ended for good."""
+        return self.phase in ("Succeeded", "Failed") or self.termination is not None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the trainer's process runs."""
+        return self.started is not None and not self.is_finished
+
+    @classmethod
+    def parse(cls, body: Json) -> Self:
+        """Read a pod as the API server returns it."""
+        metadata, status = body["metadata"], body.get("status") or {}
+        state = _container_state(status)
+        waiting, running = state.get("waiting") or {}, state.get("running") or {}
+        termination = _termination(state["terminated"]) if state.get("terminated") else None
+        return cls(
+            name=metadata["name"],
+            uid=metadata["uid"],
+            owner_uid=controller_uid(metadata),
+            created=metadata.get("creationTimestamp") or "",
+            phase=status.get("phase", "Pending"),
+            deleting="deletionTimestamp" in metadata,
+            reason=status.get("reason", ""),
+            message=status.get("message", ""),
+            unschedulable=_unschedulable(status),
+            waiting_reason=waiting.get("reason", ""),
+            waiting_message=waiting.get("message", ""),
+            started=termination.started if termination else parse_time(running.get("startedAt")),
+            termination=termination,
+        )
+
+
+def parse_time(text: str | None) -> datetime | None:
+    """A Kubernetes time, in UTC."""
+    return datetime.fromisoformat(text) if text else None
+
+
+def _true_condition(status: Json, kind: str) -> JobCondition | None:
+    for condition in status.get("conditions") or ():
+        if condition["type"] == kind and condition["status"] == "True":
+            time = parse_time(condition.get("lastTransitionTime"))
+            return JobCondition(condition.get("reason", ""), condition.get("message", ""), time)
+    return None
+
+
+def _container_state(status: Json) -> Json:
+    for container in status.get("containerStatuses") or ():
+        if container["name"] == TRAINER_CONTAINER:
+            return container.get("state") or {}
+    return {}
+
+
+def _termination(state: Json) -> Termination:
+    return Termination(
+        exit_code=int(state["exitCode"]),
+        reason=state.get("reason", ""),
+        started=parse_time(state.get("startedAt")),
+        finished=parse_time(state.get("finishedAt")),
+        message=state.get("message", ""),
+    )
+
+
+def _unschedulable(status: Json) -> str | None:
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return str(condition.get("message") or condition.get("reason") or "not scheduled")
+    return None

@@ -1,0 +1,80 @@
+"""Conditions of a FineTuneJob, from what was decided (pure).
+
+Ready, Reconciling and Stalled follow kstatus, so that Argo CD, Flux and `kubectl wait` understand them without being
+told; the others say where the job is. `lastTransitionTime` moves only when `status` does.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Literal
+
+from finetune_api.failures import FAILURES, ExitCode, FailureReason
+from finetune_api.status import Condition, Failure
+from finetune_api.vocabulary import ConditionType, Phase, Stage
+from finetune_operator.decide import Decision
+
+Truth = Literal["True", "False", "Unknown"]
+
+_WAITING = (Phase.PENDING, Phase.VALIDATING, Phase.QUEUED)
+_RUNNING = (Phase.RUNNING, Phase.EXPORTING, Phase.UPLOADING)
+_INPUT_ERRORS = (ExitCode.CONFIGURATION, ExitCode.DATA, ExitCode.ACCESS)
+_BEFORE_VALIDATED = (Stage.MODEL_LOADING, Stage.ADAPTER_INJECTION, Stage.DATA_FORMATTING)
+_LONGEST_MESSAGE = 4096
+
+
+def build_conditions(
+    decision: Decision, stage: Stage | None, previous: Iterable[Condition], generation: int, now: datetime
+) -> tuple[Condition, ...]:
+    """All nine conditions, in the order of `ConditionType`. `stage` is the newest stage the trainer reported."""
+    phase = decision.phase
+    is_idle = phase.is_terminal or phase is Phase.SUSPENDED
+    truths: dict[ConditionType, bool] = {
+        ConditionType.READY: phase is Phase.SUCCEEDED,
+        ConditionType.RECONCILING: not is_idle,
+        ConditionType.STALLED: decision.is_stalled,
+        ConditionType.QUEUED: phase in _WAITING,
+        ConditionType.RUNNING: phase in _RUNNING,
+        ConditionType.SUCCEEDED: phase is Phase.SUCCEEDED,
+        ConditionType.FAILED: phase is Phase.FAILED,
+        ConditionType.SUSPENDED: phase is Phase.SUSPENDED,
+    }
+    before = {condition.type: condition for condition in previous}
+    conditions = []
+    for kind in ConditionType:
+        if kind is ConditionType.VALIDATED:
+            status, reason, message = _validated(decision, stage, before.get(kind))
+        else:
+            status, reason, message = _truth(truths[kind]), decision.reason, decision.message
+        old = before.get(kind)
+        conditions.append(
+            Condition(
+                type=kind,
+                status=status,
+                reason=reason,
+                message=message[:_LONGEST_MESSAGE],
+                last_transition_time=old.last_transition_time if old and old.status == status else now,
+                observed_generation=generation,
+            )
+        )
+    return tuple(conditions)
+
+
+def _validated(decision: Decision, stage: Stage | None, old: Condition | None) -> tuple[Truth, str, str]:
+    """Whether model, dataset and output were found usable: the trainer's first stages read them."""
+    if decision.failure is not None and _blames_the_inputs(decision.failure):
+        return "False", decision.failure.reason, decision.failure.message
+    if old is not None and old.status == "True":
+        return "True", old.reason, old.message
+    if decision.phase is Phase.SUCCEEDED or (stage is not None and stage not in _BEFORE_VALIDATED):
+        return "True", "InputsRead", "model and dataset were read"
+    return "Unknown", "NotChecked", "the trainer has not read model and dataset yet"
+
+
+def _blames_the_inputs(failure: Failure) -> bool:
+    return failure.reason in tuple(FailureReason) and (
+        FAILURES[FailureReason(failure.reason)].exit_code in _INPUT_ERRORS
+    )
+
+
+def _truth(value: bool) -> Truth:
+    return "True" if value else "False"

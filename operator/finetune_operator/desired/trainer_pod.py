@@ -1,0 +1,160 @@
+"""The trainer's pod: passes the `restricted` Pod Security level, and can read nothing but what its job needs.
+
+Every path reaches the trainer through its environment, so that the pod also runs where mounts are only folders. There
+is no API token in the pod but one that is bound to the pod, and good for nothing but this job's progress endpoint.
+"""
+
+from typing import Any
+
+from finetune_api.job import ObjectMeta
+from finetune_api.progress import token_audience
+from finetune_api.sources import Scheme, Source
+from finetune_api.spec import FineTuneJobSpec
+from finetune_operator.desired.names import TRAINER_CONTAINER, child_name
+from finetune_operator.desired.run_config_map import RUN_CONFIG_KEY
+
+CONFIG_DIR = "/etc/finetune"
+WORK_DIR = "/workspace"
+CREDENTIALS_DIR = "/var/run/finetune/credentials"
+TOKEN_DIR = "/var/run/finetune/token"  # noqa: S105 (a folder's name)
+TERMINATION_LOG = "/dev/termination-log"
+TOKEN_SECONDS = 3600
+USER_ID = 65532  # any number but 0: the image runs under every user
+
+S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+S3_OPTIONAL_KEYS = ("AWS_SESSION_TOKEN",)
+HUB_KEYS = ("HF_TOKEN",)
+
+Json = dict[str, Any]
+
+
+def build_trainer_pod_spec(job: ObjectMeta, spec: FineTuneJobSpec, image: str) -> Json:
+    """`spec` of the pod that trains `job`."""
+    resources = spec.resources
+    pod: Json = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": spec.run_policy.termination_grace_period_seconds,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "fsGroup": USER_ID,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_trainer(spec, image)],
+        "volumes": _volumes(job, spec),
+    }
+    optional = {
+        "nodeSelector": dict(resources.node_selector),
+        "tolerations": [toleration.to_wire() for toleration in resources.tolerations],
+        "runtimeClassName": resources.runtime_class_name,
+        "priorityClassName": resources.priority_class_name,
+    }
+    return pod | {field: value for field, value in optional.items() if value}
+
+
+def _trainer(spec: FineTuneJobSpec, image: str) -> Json:
+    return {
+        "name": TRAINER_CONTAINER,
+        "image": image,
+        "command": ["finetune-trainer", "run"],
+        "env": _environment(spec),
+        "resources": _resources(spec),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "terminationMessagePath": TERMINATION_LOG,
+        "terminationMessagePolicy": "File",  # falling back to logs could put rows of data into the status
+        "volumeMounts": _mounts(spec),
+    }
+
+
+def _environment(spec: FineTuneJobSpec) -> list[Json]:
+    values = {
+        "PYTHONSAFEPATH": "1",
+        "FINETUNE_CONFIG": f"{CONFIG_DIR}/{RUN_CONFIG_KEY}",
+        "FINETUNE_WORK_DIR": WORK_DIR,
+        "FINETUNE_TOKEN_FILE": f"{TOKEN_DIR}/token",
+        "FINETUNE_TERMINATION_LOG": TERMINATION_LOG,
+        "HOME": WORK_DIR,
+        "TMPDIR": WORK_DIR,
+        "HF_HOME": f"{WORK_DIR}/huggingface",
+        "TRITON_CACHE_DIR": f"{WORK_DIR}/triton",
+    }
+    if _credential_sources(spec):
+        values["FINETUNE_CREDENTIALS_DIR"] = CREDENTIALS_DIR
+    for purpose in _claims(spec):
+        values[f"FINETUNE_{purpose.upper()}_MOUNT"] = f"/mnt/{purpose}"
+    attempt = {"name": "FINETUNE_ATTEMPT_ID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}
+    return [attempt, *({"name": name, "value": value} for name, value in values.items())]
+
+
+def _resources(spec: FineTuneJobSpec) -> Json:
+    resources = spec.resources
+    limits: Json = {"memory": str(resources.memory)}
+    if resources.gpus:
+        limits[resources.gpu_resource_name] = str(resources.gpus)
+    if resources.ephemeral_storage is not None:
+        limits["ephemeral-storage"] = str(resources.ephemeral_storage)
+    return {"requests": {"cpu": str(resources.cpu)} | limits, "limits": limits}
+
+
+def _mounts(spec: FineTuneJobSpec) -> list[Json]:
+    mounts: list[Json] = [
+        {"name": "config", "mountPath": CONFIG_DIR, "readOnly": True},
+        {"name": "workspace", "mountPath": WORK_DIR},
+        {"name": "token", "mountPath": TOKEN_DIR, "readOnly": True},
+    ]
+    if _credential_sources(spec):
+        mounts.append({"name": "credentials", "mountPath": CREDENTIALS_DIR, "readOnly": True})
+    mounts += [{"name": purpose, "mountPath": f"/mnt/{purpose}", "readOnly": True} for purpose in _claims(spec)]
+    return mounts
+
+
+def _volumes(job: ObjectMeta, spec: FineTuneJobSpec) -> list[Json]:
+    storage = spec.resources.ephemeral_storage
+    token = {"audience": token_audience(job.uid), "expirationSeconds": TOKEN_SECONDS, "path": "token"}
+    volumes: list[Json] = [
+        {"name": "config", "configMap": {"name": child_name(job)}},
+        {"name": "workspace", "emptyDir": {} if storage is None else {"sizeLimit": str(storage)}},
+        {"name": "token", "projected": {"sources": [{"serviceAccountToken": token}]}},
+    ]
+    if sources := _credential_sources(spec):
+        volumes.append({"name": "credentials", "projected": {"defaultMode": 0o440, "sources": sources}})
+    for purpose, claim in _claims(spec).items():
+        volumes.append({"name": purpose, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
+    return volumes
+
+
+def _claims(spec: FineTuneJobSpec) -> dict[str, str]:
+    """Claims by purpose. A claim may serve both."""
+    sources = {"model": Source.parse(spec.model.source), "dataset": Source.parse(spec.dataset.source)}
+    return {purpose: source.location for purpose, source in sources.items() if source.scheme is Scheme.PVC}
+
+
+def _credential_sources(spec: FineTuneJobSpec) -> list[Json]:
+    """Secrets as folders of one volume: output/, model/, dataset/. Only the documented keys are taken, so a Secret
+    that holds more does not end up in the pod; a missing Secret or key keeps the pod from starting."""
+    users = (
+        ("output", spec.output.s3.credentials, Scheme.S3),
+        ("model", spec.model.credentials, Source.parse(spec.model.source).scheme),
+        ("dataset", spec.dataset.credentials, Source.parse(spec.dataset.source).scheme),
+    )
+    sources: list[Json] = []
+    for folder, credentials, scheme in users:
+        if credentials is None or scheme not in (Scheme.S3, Scheme.HUGGING_FACE):
+            continue
+        required, optional = (S3_KEYS, S3_OPTIONAL_KEYS) if scheme is Scheme.S3 else (HUB_KEYS, ())
+        sources.append({"secret": _items(credentials.secret_name, folder, required)})
+        if optional:
+            sources.append({"secret": _items(credentials.secret_name, folder, optional) | {"optional": True}})
+    return sources
+
+
+def _items(secret: str, folder: str, keys: tuple[str, ...]) -> Json:
+    return {"name": secret, "items": [{"key": key, "path": f"{folder}/{key}"} for key in keys]}

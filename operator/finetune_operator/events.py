@@ -1,0 +1,104 @@
+"""Events at the turning points of a job (pure).
+
+They come from comparing the status that is written with the one before, so each turn is told once, however often the
+job is looked at.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from finetune_api import API_VERSION, KIND
+from finetune_api.job import ObjectMeta
+from finetune_api.status import FineTuneJobStatus
+from finetune_api.vocabulary import ConditionType, Phase
+from finetune_operator.desired.names import FIELD_MANAGER
+from finetune_operator.status import current_stage
+
+_LONGEST_MESSAGE = 1024  # the API server's limit
+_SIMPLE = {Phase.QUEUED: "Queued", Phase.SUSPENDED: "Suspended", Phase.SUCCEEDED: "Succeeded"}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turning point."""
+
+    reason: str
+    message: str
+    is_warning: bool = False
+
+
+def turning_points(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Turn]:
+    """What happened between two statuses, in order."""
+    turns: list[Turn] = []
+    message = _message(new)
+    if (new.retries or 0) > (old.retries or 0):
+        turns.append(Turn("Retrying", _retry_message(new), is_warning=True))
+    if old.phase is Phase.SUSPENDED and new.phase not in (Phase.SUSPENDED, Phase.CANCELLING):
+        turns.append(Turn("Resumed", "the job goes on from its newest checkpoint"))
+    if _started_attempts(new) > _started_attempts(old):
+        turns.append(Turn("Started", f"the trainer runs in pod {new.attempts[-1].pod}"))
+    stage = current_stage(new)
+    if stage is not None and stage is not current_stage(old):
+        turns.append(Turn(stage.value, f"the trainer is in stage {stage.value}"))
+    if new.phase is not old.phase and new.phase in _SIMPLE:
+        turns.append(Turn(_SIMPLE[new.phase], message))
+    if new.phase is Phase.FAILED and old.phase is not Phase.FAILED and new.failure:
+        turns.append(Turn(new.failure.reason, f"{new.failure.message} ({new.failure.hint})", is_warning=True))
+    elif _is_stalled(new) and _stall_reason(new) != _stall_reason(old):
+        turns.append(Turn(_stall_reason(new), message, is_warning=True))
+    return turns
+
+
+def build_event(job: ObjectMeta, turn: Turn, now: datetime) -> dict[str, Any]:
+    """The core/v1 Event of a turning point, named after it: a repeated post is refused as a duplicate."""
+    stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    digest = hashlib.sha256(f"{job.uid} {turn.reason} {turn.message} {stamp}".encode()).hexdigest()[:16]
+    reference = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "namespace": job.namespace,
+        "name": job.name,
+        "uid": job.uid,
+        "resourceVersion": job.resource_version,
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{job.name}.{digest}", "namespace": job.namespace},
+        "involvedObject": reference,
+        "type": "Warning" if turn.is_warning else "Normal",
+        "reason": turn.reason,
+        "message": turn.message[:_LONGEST_MESSAGE],
+        "firstTimestamp": stamp,
+        "lastTimestamp": stamp,
+        "count": 1,
+        "source": {"component": FIELD_MANAGER},
+        "reportingComponent": FIELD_MANAGER,
+    }
+
+
+def _message(status: FineTuneJobStatus) -> str:
+    return next((each.message for each in status.conditions if each.type is ConditionType.READY), "")
+
+
+def _retry_message(status: FineTuneJobStatus) -> str:
+    failed = next((each for each in reversed(status.attempts[:-1]) if each.exit_code), None)
+    how = f"{failed.pod} ended with {failed.reason} (exit code {failed.exit_code})" if failed else "a pod failed"
+    return f"{how}; another pod goes on"
+
+
+def _started_attempts(status: FineTuneJobStatus) -> int:
+    return sum(1 for attempt in status.attempts if attempt.start_time)
+
+
+def _is_stalled(status: FineTuneJobStatus) -> bool:
+    return _stall_reason(status) != ""
+
+
+def _stall_reason(status: FineTuneJobStatus) -> str:
+    for condition in status.conditions:
+        if condition.type is ConditionType.STALLED and condition.status == "True":
+            return condition.reason
+    return ""

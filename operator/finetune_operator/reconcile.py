@@ -1,0 +1,106 @@
+"""The main path: observe, decide, act, answer. Level-triggered: it starts from whatever is there.
+
+A crash between any two writes is harmless: children have deterministic names, what the Job controller would forget is
+recorded in the same patch that makes it forget, and the status is derived again.
+"""
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from finetune_api.failures import FAILURES, FailureReason
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator.cluster import Cluster, Key
+from finetune_operator.decide import Actions, Decision, Installation, decide
+from finetune_operator.errors import ConflictError, ForbiddenError, NotFoundError
+from finetune_operator.events import build_event, turning_points
+from finetune_operator.observe import LastWords, Observed, observe
+from finetune_operator.report_store import ReportStore
+from finetune_operator.status import build_status, has_changed
+
+PERMISSION_RETRY_SECONDS = 30.0
+
+logger = logging.getLogger(__name__)
+
+
+def utc_now() -> datetime:
+    """The time, in whole seconds as Kubernetes writes it."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+class Reconciler:
+    """Brings one job after the other to where its spec wants it."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        installation: Installation,
+        reports: ReportStore,
+        last_words: LastWords,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._cluster = cluster
+        self._installation = installation
+        self._reports = reports
+        self._last_words = last_words
+        self._clock = clock
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Look at one job and do what is due. Returns after how many seconds to look again (None: when something
+        happens). Raises ApiError or ApiUnavailableError; the caller then tries again."""
+        observed = await observe(self._cluster, key, self._last_words, self._reports, self._clock())
+        if observed is None:
+            return None
+        decision = decide(observed, self._installation)
+        try:
+            await self._act(key, observed, decision.actions)
+        except ForbiddenError as error:
+            decision = _not_permitted(decision, error)
+        await self._answer(key, observed, decision)
+        return decision.requeue_seconds
+
+    async def _act(self, key: Key, observed: Observed, actions: Actions) -> None:
+        if actions.create_config_map is not None:
+            await self._cluster.create_config_map(actions.create_config_map)
+        if actions.update_config_map is not None and observed.config_map is not None:
+            await self._cluster.patch_config_map(observed.config_map, actions.update_config_map)
+        if actions.create_job is not None:
+            await self._cluster.create_job(actions.create_job)
+            logger.info("%s: Job %s created", key, actions.create_job["metadata"]["name"])
+        if actions.patch_job is not None and observed.child is not None:
+            await self._cluster.patch_job(observed.child.body, actions.patch_job)
+            logger.info("%s: Job %s changed: %s", key, observed.child.name, actions.patch_job.get("spec"))
+
+    async def _answer(self, key: Key, observed: Observed, decision: Decision) -> None:
+        """Write the status if it says something new, and tell the turning points."""
+        if decision.phase.is_terminal:
+            self._reports.lock(observed.metadata.uid)
+        status = build_status(observed, decision)
+        if not has_changed(observed.status, status):
+            return
+        try:
+            await self._cluster.apply_status(key, observed.metadata.uid, status.to_wire())
+        except NotFoundError:
+            return  # deleted meanwhile
+        if status.phase is not observed.status.phase:
+            logger.info("%s: %s (%s)", key, status.phase, decision.reason)
+        await self._tell(observed, status)
+
+    async def _tell(self, observed: Observed, status: FineTuneJobStatus) -> None:
+        for turn in turning_points(observed.status, status):
+            event = build_event(observed.metadata, turn, observed.now)
+            try:
+                await self._cluster.create_event(event)
+            except ConflictError:
+                logger.debug("event %s was posted before", event["metadata"]["name"])
+            except (ForbiddenError, NotFoundError) as error:  # the namespace is going
+                logger.warning("event %s not posted: %s", turn.reason, error)
+
+
+def _not_permitted(decision: Decision, error: ForbiddenError) -> Decision:
+    """A write that was refused: by the operator's role, or by the quota or admission policy of the namespace."""
+    hint = FAILURES[FailureReason.POD_REJECTED].hint
+    message = f"{error.request} was refused: {error.message} ({hint})"
+    return Decision(
+        decision.phase, "PermissionDenied", message, is_stalled=True, requeue_seconds=PERMISSION_RETRY_SECONDS
+    )

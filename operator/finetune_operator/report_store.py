@@ -1,0 +1,55 @@
+"""Progress reports between their arrival and the next status write: the newest of each job, in memory.
+
+Losing them costs nothing but a few seconds of progress: the trainer reports again, and the end of a run travels in the
+pod's termination message.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from finetune_api.progress import ProgressReport
+
+
+@dataclass(frozen=True)
+class ReceivedReport:
+    """A report, and who sent it when."""
+
+    pod_uid: str
+    received: datetime
+    report: ProgressReport
+
+
+@dataclass
+class _Entry:
+    newest: ReceivedReport | None = None
+    locked: bool = False
+
+
+class ReportStore:
+    """The newest report of each job, by the job's UID. A locked job takes no more: its terminal status is being
+    written, or has been."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, _Entry] = {}
+
+    def newest(self, job_uid: str) -> ReceivedReport | None:
+        """The newest report of a job."""
+        entry = self._entries.get(job_uid)
+        return entry.newest if entry else None
+
+    def put(self, job_uid: str, report: ReceivedReport) -> None:
+        """Keep a report that has passed every check."""
+        self._entries.setdefault(job_uid, _Entry()).newest = report
+
+    def lock(self, job_uid: str) -> None:
+        """Refuse every later report of a job; what was taken before is still there for the terminal status."""
+        self._entries.setdefault(job_uid, _Entry()).locked = True
+
+    def is_locked(self, job_uid: str) -> bool:
+        """Whether a job takes no more reports."""
+        entry = self._entries.get(job_uid)
+        return entry is not None and entry.locked
+
+    def forget(self, job_uid: str) -> None:
+        """The job is gone."""
+        self._entries.pop(job_uid, None)

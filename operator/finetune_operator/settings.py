@@ -1,0 +1,86 @@
+"""Everything that the environment decides, read once at the start. Nothing else in the operator reads it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit
+
+from finetune_operator.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How this operator was installed."""
+
+    namespace: str | None
+    """The one namespace that is served; None serves all."""
+
+    trainer_image: str
+    progress_url: str
+    """Base URL under which trainer pods reach the progress server, without a trailing slash."""
+
+    progress_port: int
+    health_port: int
+    tls_dir: Path
+    """Holds tls.crt and tls.key of the progress server, and ca.crt, the authority that pods are given."""
+
+    service_account_dir: Path
+    """Holds token and ca.crt of the operator's own service account."""
+
+    api_url: str
+    log_level: str
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
+        """Read the environment; raises SettingsError that names everything missing or wrong at once."""
+        reader = _Reader(os.environ if environment is None else environment)
+        settings = cls(
+            namespace=reader.text("FINETUNE_NAMESPACE", "") or None,
+            trainer_image=reader.text("FINETUNE_TRAINER_IMAGE"),
+            progress_url=reader.https_url("FINETUNE_PROGRESS_URL"),
+            progress_port=reader.port("FINETUNE_PROGRESS_PORT"),
+            health_port=reader.port("FINETUNE_HEALTH_PORT"),
+            tls_dir=Path(reader.text("FINETUNE_TLS_DIR")),
+            service_account_dir=Path(reader.text("FINETUNE_SERVICE_ACCOUNT_DIR")),
+            api_url=_api_url(reader.text("KUBERNETES_SERVICE_HOST"), reader.port("KUBERNETES_SERVICE_PORT")),
+            log_level=reader.text("FINETUNE_LOG_LEVEL", "INFO").upper(),
+        )
+        if reader.errors:
+            raise SettingsError("; ".join(reader.errors))
+        return settings
+
+
+def _api_url(host: str, port: int) -> str:
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+
+
+class _Reader:
+    """Reads variables and collects what is wrong with them, so that one start shows every mistake."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        self.errors: list[str] = []
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self._environment.get(name, default)
+        if value is None or (value == "" and default is None):
+            self.errors.append(f"{name} is not set")
+            return ""
+        return value
+
+    def port(self, name: str) -> int:
+        value = self.text(name)
+        if value.isdigit() and 0 < int(value) < 65536:
+            return int(value)
+        if value:
+            self.errors.append(f"{name} must be a port (1 to 65535), found {value!r}")
+        return 0
+
+    def https_url(self, name: str) -> str:
+        value = self.text(name)
+        parts = urlsplit(value)
+        if value and (parts.scheme != "https" or not parts.hostname):
+            self.errors.append(f"{name} must be an https URL, found {value!r}")
+        return value.rstrip("/")

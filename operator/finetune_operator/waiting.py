@@ -1,0 +1,35 @@
+"""Why the trainer does not run yet, in terms of what a person can do about it (pure)."""
+
+from dataclasses import dataclass
+
+from finetune_api.failures import FailureReason
+from finetune_operator.children import TrainerPod
+
+_PULL_ERRORS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
+_CONFIG_ERRORS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError")
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Why a job waits."""
+
+    reason: str
+    message: str
+    is_stalled: bool = False
+    """Whether it waits for a person rather than for the cluster."""
+
+
+def explain_waiting(pod: TrainerPod | None, obstacle: Waiting | None) -> Waiting:
+    """Why a job whose trainer does not run waits. `obstacle` is what only events tell."""
+    if obstacle is not None:
+        return obstacle
+    if pod is None:
+        return Waiting("WaitingForPod", "waiting for a pod")
+    said = pod.waiting_message or pod.waiting_reason
+    if pod.waiting_reason in _PULL_ERRORS:
+        return Waiting(FailureReason.IMAGE_PULL_FAILED, f"the trainer image cannot be pulled: {said}", is_stalled=True)
+    if pod.waiting_reason in _CONFIG_ERRORS:
+        return Waiting(FailureReason.CONTAINER_CONFIG_ERROR, f"the trainer cannot start: {said}", is_stalled=True)
+    if pod.unschedulable is not None:
+        return Waiting("Unschedulable", f"no node fits: {pod.unschedulable}")
+    return Waiting("PodStarting", f"pod {pod.name} is starting")

@@ -1,0 +1,152 @@
+"""The operator as a process of its own against a real control plane, under a service account with its documented rights.
+
+For tests of the operator alone; the demo and the end-to-end tests install the chart instead.
+"""
+
+import json
+import os
+import ssl
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from finetune_devcluster.child_process import Program, free_port
+from finetune_devcluster.cluster import DevCluster
+
+CHECKOUT = Path(__file__).parents[3]
+NAMESPACE = "operator-under-test"
+ACCOUNT = "finetune-operator"
+TRAINER_IMAGE = "finetune-trainer:test"
+RULES: tuple[tuple[str, list[str], list[str]], ...] = (
+    ("finetune.dev", ["finetunejobs"], ["get", "list", "watch"]),
+    ("finetune.dev", ["finetunejobs/status"], ["patch"]),
+    ("finetune.dev", ["finetunejobs/finalizers"], ["update"]),
+    ("batch", ["jobs"], ["get", "list", "watch", "create", "patch"]),
+    ("", ["pods"], ["get", "list", "watch"]),
+    ("", ["configmaps"], ["get", "create", "patch"]),
+    ("", ["events"], ["list", "create"]),
+    ("authentication.k8s.io", ["tokenreviews"], ["create"]),
+)
+
+
+class OperatorProcess:
+    """Starts, kills and restarts the operator. Everything it needs is made once, in the cluster and in a folder."""
+
+    def __init__(self, cluster: DevCluster, folder: Path) -> None:
+        self._cluster = cluster
+        self._folder = folder
+        self._program: Program | None = None
+        self._starts = 0
+        self.progress_port = free_port()
+        self.health_port = free_port()
+        self._prepare()
+
+    @property
+    def progress_url(self) -> str:
+        """Base URL of the progress server."""
+        return f"https://127.0.0.1:{self.progress_port}"
+
+    @property
+    def log(self) -> str:
+        """What the newest process has logged."""
+        return self._running().log.read_text()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the newest process."""
+        return self._running().process.pid
+
+    def start(self) -> None:
+        """Start a process and wait until it is ready."""
+        self._starts += 1
+        command = [str(CHECKOUT / ".venv-operator/bin/finetune-operator"), "run"]
+        log = self._folder / f"operator-{self._starts}.log"
+        self._program = Program("operator", command, log, self._environment())
+        deadline = time.monotonic() + 30
+        while not self._is_ready():
+            self._program.check()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the operator is not ready after 30 s:\n{self._program.tail()}")
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._running().process.kill()
+        self._running().process.wait()
+
+    def stop(self) -> None:
+        """SIGTERM; SIGKILL where that does not help."""
+        if self._program is not None:
+            self._program.stop()
+
+    def tls(self) -> ssl.SSLContext:
+        """What a trainer trusts."""
+        return ssl.create_default_context(cafile=str(self._cluster.ca_file))
+
+    def _running(self) -> Program:
+        if self._program is None:
+            raise RuntimeError("the operator was not started")
+        return self._program
+
+    def _is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.health_port}/readyz", timeout=2) as answer:
+                return answer.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def _environment(self) -> dict[str, str]:
+        host, port = self._cluster.api_url.removeprefix("https://").rsplit(":", 1)
+        return {
+            "PATH": os.environ["PATH"],
+            "PYTHONSAFEPATH": "1",
+            "KUBERNETES_SERVICE_HOST": host,
+            "KUBERNETES_SERVICE_PORT": port,
+            "FINETUNE_NAMESPACE": "",
+            "FINETUNE_TRAINER_IMAGE": TRAINER_IMAGE,
+            "FINETUNE_PROGRESS_URL": self.progress_url,
+            "FINETUNE_PROGRESS_PORT": str(self.progress_port),
+            "FINETUNE_HEALTH_PORT": str(self.health_port),
+            "FINETUNE_TLS_DIR": str(self._folder / "tls"),
+            "FINETUNE_SERVICE_ACCOUNT_DIR": str(self._folder / "serviceaccount"),
+        }
+
+    def _prepare(self) -> None:
+        self._cluster.kubectl("apply", "--server-side", "-f", str(CHECKOUT / "crds/finetune.dev_finetunejobs.yaml"))
+        self._cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(_account_objects()))
+        account, tls = self._folder / "serviceaccount", self._folder / "tls"
+        account.mkdir(parents=True)
+        tls.mkdir()
+        authority = self._cluster.ca_file.read_text()
+        token = self._cluster.kubectl("create", "token", ACCOUNT, "-n", NAMESPACE, "--duration=6h").stdout
+        (account / "token").write_text(token.strip())
+        (account / "ca.crt").write_text(authority)
+        certificate, key = self._cluster.serving_certificate("operator-progress", ["127.0.0.1", "localhost"])
+        (tls / "tls.crt").write_bytes(certificate.read_bytes())
+        (tls / "tls.key").write_bytes(key.read_bytes())
+        (tls / "ca.crt").write_text(authority)
+
+
+def _account_objects() -> dict[str, Any]:
+    role_ref = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": ACCOUNT}
+    subject = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": NAMESPACE}
+    rules = [{"apiGroups": [group], "resources": names, "verbs": verbs} for group, names, verbs in RULES]
+    rbac = "rbac.authorization.k8s.io/v1"
+    return {
+        "apiVersion": "v1",
+        "kind": "List",
+        "items": [
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
+            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": ACCOUNT, "namespace": NAMESPACE}},
+            {"apiVersion": rbac, "kind": "ClusterRole", "metadata": {"name": ACCOUNT}, "rules": rules},
+            {
+                "apiVersion": rbac,
+                "kind": "ClusterRoleBinding",
+                "metadata": {"name": ACCOUNT},
+                "roleRef": role_ref,
+                "subjects": [subject],
+            },
+        ],
+    }

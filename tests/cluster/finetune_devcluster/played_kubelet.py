@@ -1,0 +1,87 @@
+"""A kubelet played by the test: pods of FineTuneJobs get whatever status the test wants, on a real API server.
+
+Everything else that a job needs (Job controller, garbage collector, scheduler) is real.
+"""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
+
+from finetune_devcluster.cluster import DevCluster
+
+T = TypeVar("T")
+NODE = "played-node"
+Object = dict[str, Any]
+
+
+def wait_for(get: Callable[[], T | None], what: str, seconds: float = 15) -> T:
+    """Poll until `get` returns something true."""
+    deadline = time.monotonic() + seconds
+    while not (found := get()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {seconds:g} s")
+        time.sleep(0.1)
+    return found
+
+
+class PlayedKubelet:
+    """Acts on the pods of FineTuneJobs in one namespace."""
+
+    def __init__(self, cluster: DevCluster, namespace: str) -> None:
+        self._core: Any = client.CoreV1Api(cluster.api_client())  # takes plain objects, but does not say so
+        self._namespace = namespace
+
+    def pods(self, job: str) -> list[Any]:
+        """Pods of a job, oldest first."""
+        found = self._core.list_namespaced_pod(self._namespace, label_selector=f"finetune.dev/job-name={job}").items
+        return sorted(found, key=lambda pod: (pod.metadata.creation_timestamp, pod.metadata.name))
+
+    def wait_for_pod(self, job: str, number: int = 1, seconds: float = 30) -> Any:
+        """The job's pod number `number`, as soon as the Job controller has made it and it has not ended."""
+
+        def get() -> Any:
+            pods = self.pods(job)
+            alive = [pod for pod in pods if pod.status.phase == "Pending"]
+            return alive[-1] if len(pods) >= number and alive else None
+
+        return wait_for(get, f"pod {number} of {job}", seconds)
+
+    def run(self, pod: Any) -> None:
+        """Bind the pod and say that its trainer runs."""
+        if pod.spec.node_name is None:
+            binding = {"metadata": {"name": pod.metadata.name}, "target": {"kind": "Node", "name": NODE}}
+            self._core.create_namespaced_binding(self._namespace, binding, _preload_content=False)
+        self._set(pod, "Running", {"running": {"startedAt": _now()}})
+
+    def wait_in(self, pod: Any, reason: str, message: str) -> None:
+        """Say that the trainer's container cannot start."""
+        self._set(pod, "Pending", {"waiting": {"reason": reason, "message": message}})
+
+    def end(self, pod: Any, exit_code: int, message: str = "", reason: str = "", pod_reason: str = "") -> None:
+        """Say that the trainer has ended."""
+        state = {"exitCode": exit_code, "reason": reason or ("Completed" if exit_code == 0 else "Error")}
+        state |= {"message": message, "startedAt": _now(), "finishedAt": _now()}
+        self._set(pod, "Succeeded" if exit_code == 0 else "Failed", {"terminated": state}, pod_reason)
+
+    def remove(self, pod: Any) -> None:
+        """Take a pod that is being deleted off the API server, as a kubelet does at last."""
+        try:
+            self._core.delete_namespaced_pod(pod.metadata.name, self._namespace, grace_period_seconds=0)
+        except ApiException as error:
+            if error.status != 404:
+                raise
+
+    def _set(self, pod: Any, phase: str, state: Object, pod_reason: str = "") -> None:
+        container = {"name": "trainer", "image": "x", "imageID": "", "ready": "running" in state, "restartCount": 0}
+        status = {"phase": phase, "containerStatuses": [container | {"state": state}]}
+        if pod_reason:
+            status |= {"reason": pod_reason, "message": f"{pod_reason} by the test"}
+        self._core.patch_namespaced_pod_status(pod.metadata.name, self._namespace, {"status": status})
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
