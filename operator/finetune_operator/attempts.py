@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from finetune_api.failures import ExitCode
 from finetune_api.status import Attempt
-from finetune_operator.children import TrainerPod
+from finetune_operator.children import EVICTED, TrainerPod
 
 LONGEST = 20
 
@@ -19,20 +19,26 @@ def merge_attempts(previous: Iterable[Attempt], pods: Iterable[TrainerPod]) -> t
 
 def count_retries(attempts: tuple[Attempt, ...], known: int) -> int:
     """Pods that failed and were replaced; never less than was known, as old attempts are dropped."""
-    failed = (ended for ended in attempts[:-1] if ended.exit_code not in (None, ExitCode.SUCCESS, ExitCode.INTERRUPTED))
-    return max(known, sum(1 for _ in failed))
+    return max(known, sum(1 for attempt in attempts[:-1] if has_failed(attempt)))
+
+
+def has_failed(attempt: Attempt) -> bool:
+    """Whether an attempt ended by a failure of its own, not because its pod was stopped or taken away."""
+    stopped = attempt.exit_code in (None, ExitCode.SUCCESS, ExitCode.INTERRUPTED)
+    return not stopped and attempt.reason != EVICTED
 
 
 def _attempt(pod: TrainerPod, known: Attempt | None) -> Attempt:
     end = pod.termination
+    disruption = EVICTED if pod.is_disrupted else ""
     if end is None:
-        reason = pod.reason or (pod.phase if pod.is_finished else None)
+        reason = disruption or pod.reason or (pod.phase if pod.is_finished else None)
         return Attempt(pod=pod.name, uid=pod.uid, start_time=pod.started, reason=reason)
     if known is not None and known.exit_code is not None:
         return known
     outcome = end.outcome()
     said = (outcome.reason or outcome.result) if outcome else None
-    reason = said or pod.reason or end.reason or None
+    reason = said or disruption or pod.reason or end.reason or None
     return Attempt(
         pod=pod.name,
         uid=pod.uid,

@@ -10,12 +10,14 @@ from typing import Any, Self
 from finetune_api.outcome import Outcome
 from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION, TRAINER_CONTAINER, controller_uid
 
+EVICTED = "Evicted"
+
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class JobCondition:
-    """A condition of a batch/v1 Job that is True."""
+class TrueCondition:
+    """A condition that is True."""
 
     reason: str
     message: str
@@ -39,8 +41,8 @@ class ChildJob:
     active_seconds: int
     """Seconds of running before that."""
 
-    complete: JobCondition | None
-    failed: JobCondition | None
+    complete: TrueCondition | None
+    failed: TrueCondition | None
     body: Json
     """The object itself, for patches."""
 
@@ -106,6 +108,9 @@ class TrainerPod:
     unschedulable: str | None
     """What the scheduler says, while it finds no node."""
 
+    is_disrupted: bool
+    """Whether the cluster took the pod away (eviction, preemption, a lost node)."""
+
     waiting_reason: str
     waiting_message: str
     started: datetime | None
@@ -138,6 +143,7 @@ class TrainerPod:
             reason=status.get("reason", ""),
             message=status.get("message", ""),
             unschedulable=_unschedulable(status),
+            is_disrupted=_true_condition(status, "DisruptionTarget") is not None or status.get("reason") == EVICTED,
             waiting_reason=waiting.get("reason", ""),
             waiting_message=waiting.get("message", ""),
             started=termination.started if termination else parse_time(running.get("startedAt")),
@@ -150,11 +156,11 @@ def parse_time(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None
 
 
-def _true_condition(status: Json, kind: str) -> JobCondition | None:
+def _true_condition(status: Json, kind: str) -> TrueCondition | None:
     for condition in status.get("conditions") or ():
         if condition["type"] == kind and condition["status"] == "True":
             time = parse_time(condition.get("lastTransitionTime"))
-            return JobCondition(condition.get("reason", ""), condition.get("message", ""), time)
+            return TrueCondition(condition.get("reason", ""), condition.get("message", ""), time)
     return None
 
 

@@ -16,10 +16,11 @@ from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION
 from finetune_operator.desired.run_config_map import build_run_config, build_run_config_map
 from finetune_operator.desired.trainer_job import build_trainer_job, remaining_deadline
 from finetune_operator.failure import explain_failure, explain_pod, is_interruption, last_outcome
-from finetune_operator.observe import Observed
+from finetune_operator.observed import Observed
 from finetune_operator.waiting import explain_waiting
 
 RETRY_SECONDS = 30.0
+STRAY_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Installation:
 
     trainer_image: str
     progress_url: str
-    ca_certificate: str
+    ca_certificate: str | None
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,9 @@ def _needs_children(observed: Observed, installation: Installation) -> Decision 
             return None
         running = _running(observed, installation)
         return Decision(running.phase, running.reason, running.message, Actions(create, update), requeue_seconds=0)
+    if observed.strays:
+        message = f"pod {observed.strays[0].name} of a Job that was deleted by someone else still runs"
+        return Decision(Phase.QUEUED, "JobDeleted", message, requeue_seconds=STRAY_SECONDS)
     active_seconds = observed.status.active_seconds or 0
     job = build_trainer_job(observed.metadata, observed.spec, installation.trainer_image, active_seconds)
     actions = Actions(create, update, create_job=job)
@@ -188,6 +192,11 @@ def _with_trainer(observed: Observed, actions: Actions) -> Decision:
 def _between_pods(observed: Observed, pod: TrainerPod, actions: Actions, outcome: Outcome | None) -> Decision:
     assert observed.spec is not None
     reason, said = explain_pod(observed, pod)
+    if is_interruption(pod):
+        waiting = explain_waiting(None, observed.obstacle)
+        return Decision(
+            Phase.QUEUED, waiting.reason, waiting.message, actions, is_stalled=waiting.is_stalled, outcome=outcome
+        )
     failures = sum(1 for each in observed.pods if each.is_finished and not is_interruption(each))
     permanent = pod.termination is not None and pod.termination.exit_code in PERMANENT
     if permanent or failures > observed.spec.run_policy.max_retries:

@@ -13,6 +13,7 @@ from finetune_api import API_VERSION, KIND
 from finetune_api.job import ObjectMeta
 from finetune_api.status import FineTuneJobStatus
 from finetune_api.vocabulary import ConditionType, Phase
+from finetune_operator.attempts import has_failed
 from finetune_operator.desired.names import FIELD_MANAGER
 from finetune_operator.status import current_stage
 
@@ -84,7 +85,7 @@ def _message(status: FineTuneJobStatus) -> str:
 
 
 def _retry_message(status: FineTuneJobStatus) -> str:
-    failed = next((each for each in reversed(status.attempts[:-1]) if each.exit_code), None)
+    failed = next((each for each in reversed(status.attempts[:-1]) if has_failed(each)), None)
     how = f"{failed.pod} ended with {failed.reason} (exit code {failed.exit_code})" if failed else "a pod failed"
     return f"{how}; another pod goes on"
 

@@ -5,10 +5,9 @@ from finetune_api.failures import FAILURES, ExitCode, FailureReason
 from finetune_api.outcome import Outcome, Result
 from finetune_api.status import Failure
 from finetune_operator.children import TrainerPod
-from finetune_operator.observe import Observed
+from finetune_operator.observed import Observed
 
 OOM_KILLED = "OOMKilled"
-EVICTED = "Evicted"
 DEADLINE_EXCEEDED = "DeadlineExceeded"
 
 
@@ -32,8 +31,8 @@ def explain_pod(observed: Observed, pod: TrainerPod) -> tuple[FailureReason, str
     outcome = pod.termination.outcome() if pod.termination else None
     if outcome is not None and outcome.result is not Result.SUCCEEDED:
         return outcome.reason or FailureReason.INTERNAL_ERROR, outcome.message
-    if pod.reason == EVICTED:
-        return FailureReason.EVICTED, pod.message or "the node evicted the pod"
+    if pod.is_disrupted:
+        return FailureReason.EVICTED, pod.message or "the cluster took the pod away"
     if pod.termination is None:
         return FailureReason.TRAINER_CRASHED, pod.message or pod.reason or "the pod ended before the trainer did"
     if pod.termination.reason == OOM_KILLED:
@@ -52,7 +51,7 @@ def last_outcome(observed: Observed) -> Outcome | None:
 
 def is_interruption(pod: TrainerPod) -> bool:
     """Whether a pod ended because it was stopped, so that its end is no failure of the job."""
-    if pod.reason == EVICTED:
+    if pod.is_disrupted:
         return True
     return pod.termination is not None and pod.termination.exit_code == ExitCode.INTERRUPTED
 

@@ -65,8 +65,9 @@ async def run(settings: Settings) -> None:
 
 
 def _installation(settings: Settings) -> Installation:
-    authority = (settings.tls_dir / "ca.crt").read_text()
-    return Installation(settings.trainer_image, settings.progress_url, authority)
+    authority = settings.tls_dir / "ca.crt"  # absent where a public authority signed
+    certificate = authority.read_text() if authority.exists() else None
+    return Installation(settings.trainer_image, settings.progress_url, certificate)
 
 
 async def _serve(stack: AsyncExitStack, app: web.Application, port: int, tls: ssl.SSLContext | None = None) -> None:

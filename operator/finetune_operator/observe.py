@@ -5,7 +5,6 @@ read. Its last words are kept from the watch (`LastWords`), because they hold th
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -18,8 +17,9 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_api.vocabulary import Phase
 from finetune_operator.children import ChildJob, Json, TrainerPod
 from finetune_operator.cluster import Cluster, Key
-from finetune_operator.desired.names import JOB_UID_LABEL, child_name, controller_uid
-from finetune_operator.report_store import ReceivedReport, ReportStore
+from finetune_operator.desired.names import JOB_UID_LABEL, child_name
+from finetune_operator.observed import Observed
+from finetune_operator.report_store import ReportStore
 from finetune_operator.waiting import Waiting
 
 LAST_WORDS_KEPT = 1000
@@ -46,46 +46,6 @@ class LastWords:
         return [pod for uid, pod in self._pods.values() if uid == job_uid]
 
 
-@dataclass(frozen=True)
-class Observed:
-    """One job and its children at one moment. Pure functions decide on nothing else."""
-
-    metadata: ObjectMeta
-    spec: FineTuneJobSpec | None
-    """None where this version cannot read it; `spec_error` says why."""
-
-    spec_error: str
-    status: FineTuneJobStatus
-    """What the operator wrote last."""
-
-    config_map: Json | None
-    child: ChildJob | None
-    pods: tuple[TrainerPod, ...]
-    """Pods of the child Job, oldest first; those that have vanished are included as long as they are remembered."""
-
-    obstacle: Waiting | None
-    """What keeps the newest pod from existing or starting, where only events tell."""
-
-    report: ReceivedReport | None
-    """Newest progress report of the newest pod."""
-
-    now: datetime
-
-    @property
-    def newest_pod(self) -> TrainerPod | None:
-        """The pod that speaks for the job."""
-        return self.pods[-1] if self.pods else None
-
-    @property
-    def foreign_child(self) -> str | None:
-        """Kind and name of an object that has our child's name but belongs to someone else."""
-        if self.child is not None and self.child.owner_uid != self.metadata.uid:
-            return f"Job {self.child.name}"
-        if self.config_map is not None and controller_uid(self.config_map["metadata"]) != self.metadata.uid:
-            return f"ConfigMap {self.config_map['metadata']['name']}"
-        return None
-
-
 async def observe(
     cluster: Cluster, key: Key, last_words: LastWords, reports: ReportStore, now: datetime
 ) -> Observed | None:
@@ -101,12 +61,15 @@ async def observe(
     child = ChildJob.parse(job) if job else None
     is_over = status.phase is not None and status.phase.is_terminal
     config_map = None if is_over else await cluster.get_config_map(key.namespace, name)
-    pods = () if is_over or child is None else await _pods(cluster, key, metadata.uid, child, last_words)
+    listed = [] if is_over else await cluster.list_pods(key.namespace, metadata.uid)
+    live = [TrainerPod.parse(pod) for pod in listed]
+    pods = _pods_of(child, [*last_words.of(metadata.uid), *live]) if child else ()
+    strays = tuple(pod for pod in live if not pod.is_finished and pod not in pods)
     obstacle = await _obstacle(cluster, key, child, pods) if child and not is_over else None
     report = reports.newest(metadata.uid)
     if report and pods and report.pod_uid != pods[-1].uid:
         report = None
-    return Observed(metadata, spec, error, status, config_map, child, pods, obstacle, report, now)
+    return Observed(metadata, spec, error, status, config_map, child, pods, strays, obstacle, report, now)
 
 
 def read_status(raw: Json) -> FineTuneJobStatus:
@@ -128,11 +91,9 @@ def _read_spec(body: dict[str, Any]) -> tuple[FineTuneJobSpec | None, str]:
         return None, "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
 
 
-async def _pods(
-    cluster: Cluster, key: Key, job_uid: str, child: ChildJob, last_words: LastWords
-) -> tuple[TrainerPod, ...]:
-    live = [TrainerPod.parse(body) for body in await cluster.list_pods(key.namespace, job_uid)]
-    seen = {pod.uid: pod for pod in [*last_words.of(job_uid), *live] if pod.owner_uid == child.uid}
+def _pods_of(child: ChildJob, candidates: list[TrainerPod]) -> tuple[TrainerPod, ...]:
+    """Pods of the child Job, oldest first; of two readings of one pod the later one counts."""
+    seen = {pod.uid: pod for pod in candidates if pod.owner_uid == child.uid}
     return tuple(sorted(seen.values(), key=lambda pod: (pod.created, pod.name)))
 
 
@@ -140,7 +101,7 @@ async def _obstacle(cluster: Cluster, key: Key, child: ChildJob, pods: tuple[Tra
     """The two hindrances that neither Job nor pod shows: the pod is not admitted, or its volumes cannot be mounted."""
     if child.suspended or child.complete or child.failed:
         return None
-    if not pods:
+    if not pods or pods[-1].is_finished:
         said = _newest_message(await cluster.list_events(key.namespace, child.uid, "FailedCreate"))
         return Waiting(FailureReason.POD_REJECTED, f"the pod is refused: {said}", is_stalled=True) if said else None
     if pods[-1].waiting_reason != "ContainerCreating":

@@ -14,7 +14,8 @@ from finetune_operator.cluster import Cluster, Key
 from finetune_operator.decide import Actions, Decision, Installation, decide
 from finetune_operator.errors import ConflictError, ForbiddenError, NotFoundError
 from finetune_operator.events import build_event, turning_points
-from finetune_operator.observe import LastWords, Observed, observe
+from finetune_operator.observe import LastWords, observe
+from finetune_operator.observed import Observed
 from finetune_operator.report_store import ReportStore
 from finetune_operator.status import build_status, has_changed
 
@@ -82,6 +83,8 @@ class Reconciler:
             await self._cluster.apply_status(key, observed.metadata.uid, status.to_wire())
         except NotFoundError:
             return  # deleted meanwhile
+        if decision.phase.is_terminal:
+            self._reports.drop(observed.metadata.uid)
         if status.phase is not observed.status.phase:
             logger.info("%s: %s (%s)", key, status.phase, decision.reason)
         await self._tell(observed, status)

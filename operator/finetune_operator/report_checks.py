@@ -23,8 +23,6 @@ from finetune_operator.errors import ReportRefusedError
 from finetune_operator.observe import read_status
 from finetune_operator.report_store import ReceivedReport, ReportStore
 
-BURST = 20.0  # reports; a small job passes through all of its stages within a second
-PER_SECOND = 1.0
 _LONGEST_MESSAGE = 500
 
 
@@ -45,12 +43,6 @@ class Accepted:
     received: ReceivedReport
 
 
-@dataclass
-class _Bucket:
-    tokens: float
-    time: float
-
-
 class ReportChecks:
     """Checks reports against the cluster and against what was reported before."""
 
@@ -65,7 +57,6 @@ class ReportChecks:
         self._reports = reports
         self._now = now
         self._clock = clock
-        self._buckets: dict[str, _Bucket] = {}
 
     async def check(self, key: Key, authorization: str, body: bytes) -> Accepted:
         """Make every check and keep the report; raises ReportRefusedError, ApiError or ApiUnavailableError."""
@@ -85,7 +76,8 @@ class ReportChecks:
         is_over = status.phase is not None and status.phase.is_terminal
         if is_over or pod.is_finished or self._reports.is_locked(metadata.uid):
             raise ReportRefusedError(410, "Ended", "the job or its pod has ended")
-        self._check_rate(metadata.uid)
+        if not self._reports.is_allowed(metadata.uid, self._clock()):
+            raise ReportRefusedError(429, "TooManyReports", "report less often")
         received = ReceivedReport(pod.uid, self._now(), report)
         self._reports.put(metadata.uid, received)
         return Accepted(metadata.uid, received)
@@ -109,29 +101,17 @@ class ReportChecks:
 
     def _check_sequence(self, job_uid: str, status: FineTuneJobStatus, pod: TrainerPod, sequence: int) -> None:
         """Numbers rise within a pod. After a restart of the operator, the status still knows the last one."""
+        pods = [attempt.uid for attempt in status.attempts]
+        if pod.uid in pods[:-1]:
+            raise ReportRefusedError(409, "OldPod", "a newer pod of this job reports")
         newest = self._reports.newest(job_uid)
+        last: int | None = None
         if newest is not None and newest.pod_uid == pod.uid:
             last = newest.report.finetune.sequence
-        elif status.attempts and status.attempts[-1].uid == pod.uid and status.progress is not None:
-            last = -1 if status.progress.sequence is None else status.progress.sequence
-        else:
-            last = -1
-        if sequence <= last:
+        elif pods and pods[-1] == pod.uid and status.progress is not None:
+            last = status.progress.sequence
+        if last is not None and sequence <= last:
             raise ReportRefusedError(409, "OldSequence", f"report {sequence} is not newer than report {last}")
-        if newest is None or newest.pod_uid == pod.uid:
-            return
-        attempts = [attempt.uid for attempt in status.attempts]
-        if pod.uid in attempts and attempts[-1] != pod.uid:
-            raise ReportRefusedError(409, "OldPod", "a newer pod of this job reports")
-
-    def _check_rate(self, job_uid: str) -> None:
-        now = self._clock()
-        bucket = self._buckets.setdefault(job_uid, _Bucket(BURST, now))
-        bucket.tokens = min(BURST, bucket.tokens + (now - bucket.time) * PER_SECOND)
-        bucket.time = now
-        if bucket.tokens < 1:
-            raise ReportRefusedError(429, "TooManyReports", "report less often")
-        bucket.tokens -= 1
 
 
 def _bearer_token(authorization: str) -> str:

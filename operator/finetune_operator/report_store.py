@@ -9,6 +9,9 @@ from datetime import datetime
 
 from finetune_api.progress import ProgressReport
 
+BURST = 20.0  # reports; a small job passes through all of its stages within a second
+PER_SECOND = 1.0
+
 
 @dataclass(frozen=True)
 class ReceivedReport:
@@ -23,6 +26,8 @@ class ReceivedReport:
 class _Entry:
     newest: ReceivedReport | None = None
     locked: bool = False
+    allowance: float = BURST
+    counted: float = 0.0
 
 
 class ReportStore:
@@ -37,6 +42,16 @@ class ReportStore:
         entry = self._entries.get(job_uid)
         return entry.newest if entry else None
 
+    def is_allowed(self, job_uid: str, seconds: float) -> bool:
+        """Count a report against the job's allowance. `seconds` is a clock that never goes back."""
+        entry = self._entries.setdefault(job_uid, _Entry(counted=seconds))
+        entry.allowance = min(BURST, entry.allowance + (seconds - entry.counted) * PER_SECOND)
+        entry.counted = seconds
+        if entry.allowance < 1:
+            return False
+        entry.allowance -= 1
+        return True
+
     def put(self, job_uid: str, report: ReceivedReport) -> None:
         """Keep a report that has passed every check."""
         self._entries.setdefault(job_uid, _Entry()).newest = report
@@ -44,6 +59,10 @@ class ReportStore:
     def lock(self, job_uid: str) -> None:
         """Refuse every later report of a job; what was taken before is still there for the terminal status."""
         self._entries.setdefault(job_uid, _Entry()).locked = True
+
+    def drop(self, job_uid: str) -> None:
+        """The terminal status is written: the report is not needed any more, the lock is."""
+        self._entries.setdefault(job_uid, _Entry(locked=True)).newest = None
 
     def is_locked(self, job_uid: str) -> bool:
         """Whether a job takes no more reports."""

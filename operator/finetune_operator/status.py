@@ -14,7 +14,7 @@ from finetune_api.vocabulary import Phase, Stage
 from finetune_operator.attempts import count_retries, merge_attempts
 from finetune_operator.conditions import build_conditions
 from finetune_operator.decide import Decision
-from finetune_operator.observe import Observed
+from finetune_operator.observed import Observed
 from finetune_operator.progress_status import merge_outcome, merge_report
 
 

@@ -11,7 +11,9 @@ from finetune_operator.desired.names import child_metadata
 RUN_CONFIG_KEY = "run_config.yaml"
 
 
-def build_run_config(job: ObjectMeta, spec: FineTuneJobSpec, progress_url: str, ca_certificate: str) -> RunConfig:
+def build_run_config(
+    job: ObjectMeta, spec: FineTuneJobSpec, progress_url: str, ca_certificate: str | None
+) -> RunConfig:
     """The run that a job describes, reporting to the operator below `progress_url`."""
     target = ProgressTarget(url=progress_url + progress_path(job.namespace, job.name), ca_certificate=ca_certificate)
     return RunConfig.from_spec(JobIdentity(namespace=job.namespace, name=job.name, uid=job.uid), spec, target)

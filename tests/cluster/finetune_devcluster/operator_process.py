@@ -1,4 +1,4 @@
-"""The operator as a process of its own against a real control plane, under a service account with its documented rights.
+"""The operator as a process of its own on a real control plane, under a service account with its documented rights.
 
 For tests of the operator alone; the demo and the end-to-end tests install the chart instead.
 """
@@ -93,7 +93,7 @@ class OperatorProcess:
     def _is_ready(self) -> bool:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.health_port}/readyz", timeout=2) as answer:
-                return answer.status == 200
+                return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
 

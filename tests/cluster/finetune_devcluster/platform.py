@@ -68,19 +68,19 @@ class Platform:
         }
         settings = [argument for key, value in values.items() for argument in ("--set-string", f"{key}={value}")]
         chart = str(CHECKOUT / "charts/finetune-operator")
-        self.cluster.helm(
-            "upgrade",
-            "--install",
-            "finetune-operator",
-            chart,
-            "--namespace",
-            SYSTEM_NAMESPACE,
-            "--create-namespace",
-            "--wait",
-            "--timeout",
-            "60s",
-            *settings,
-        )
+        where = ("--namespace", SYSTEM_NAMESPACE)
+        try:
+            self.cluster.helm(
+                "upgrade", "--install", "finetune-operator", chart, *where, "--create-namespace", "--wait",
+                "--timeout", "60s", *settings)  # fmt: skip
+        except RuntimeError as error:
+            pods = self.cluster.kubectl("get", "pods", "-o", "wide", *where, check=False).stdout
+            raise RuntimeError(f"{error}\n{pods}\n{self.operator_log()}") from None
+
+    def operator_log(self) -> str:
+        """The end of the operator's log."""
+        names = ("--namespace", SYSTEM_NAMESPACE, "deployment/finetune-operator")
+        return self.cluster.kubectl("logs", "--tail=60", *names, check=False).stdout
 
     def create_namespace(self, name: str) -> str:
         """A namespace as a platform team would set it up: restricted pods, and the bucket's credentials as a Secret."""
