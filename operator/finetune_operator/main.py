@@ -5,8 +5,9 @@ import asyncio
 import logging
 import ssl
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
+from typing import Any
 
 import kopf
 from aiohttp import web
@@ -78,9 +79,9 @@ async def _serve(stack: AsyncExitStack, app: web.Application, port: int, tls: ss
     logger.info("listening on port %d", port)
 
 
-async def _run_until_one_ends(*parts: object) -> None:
+async def _run_until_one_ends(*parts: Coroutine[Any, Any, None]) -> None:
     """kopf ends on a signal; nothing else ends but by a defect, which must be seen and restart the pod."""
-    tasks = [asyncio.ensure_future(part) for part in parts]  # type: ignore[call-overload]
+    tasks = [asyncio.create_task(part) for part in parts]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

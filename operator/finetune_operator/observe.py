@@ -19,7 +19,7 @@ from finetune_operator.children import ChildJob, Json, TrainerPod
 from finetune_operator.cluster import Cluster, Key
 from finetune_operator.desired.names import JOB_UID_LABEL, child_name
 from finetune_operator.observed import Observed
-from finetune_operator.report_store import ReportStore
+from finetune_operator.report_store import ReceivedReport, ReportStore
 from finetune_operator.waiting import Waiting
 
 LAST_WORDS_KEPT = 1000
@@ -66,10 +66,14 @@ async def observe(
     pods = _pods_of(child, [*last_words.of(metadata.uid), *live]) if child else ()
     strays = tuple(pod for pod in live if not pod.is_finished and pod not in pods)
     obstacle = await _obstacle(cluster, key, child, pods) if child and not is_over else None
-    report = reports.newest(metadata.uid)
-    if report and pods and report.pod_uid != pods[-1].uid:
-        report = None
+    report = newest_report(reports, metadata.uid, pods)
     return Observed(metadata, spec, error, status, config_map, child, pods, strays, obstacle, report, now)
+
+
+def newest_report(reports: ReportStore, job_uid: str, pods: tuple[TrainerPod, ...]) -> ReceivedReport | None:
+    """The newest report of a job, unless a newer pod than the one that sent it is there."""
+    report = reports.newest(job_uid)
+    return None if report and pods and report.pod_uid != pods[-1].uid else report
 
 
 def read_status(raw: Json) -> FineTuneJobStatus:

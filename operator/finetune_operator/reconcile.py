@@ -6,6 +6,7 @@ recorded in the same patch that makes it forget, and the status is derived again
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from finetune_api.failures import FAILURES, FailureReason
@@ -14,7 +15,7 @@ from finetune_operator.cluster import Cluster, Key
 from finetune_operator.decide import Actions, Decision, Installation, decide
 from finetune_operator.errors import ConflictError, ForbiddenError, NotFoundError
 from finetune_operator.events import build_event, turning_points
-from finetune_operator.observe import LastWords, observe
+from finetune_operator.observe import LastWords, newest_report, observe
 from finetune_operator.observed import Observed
 from finetune_operator.report_store import ReportStore
 from finetune_operator.status import build_status, has_changed
@@ -75,7 +76,9 @@ class Reconciler:
     async def _answer(self, key: Key, observed: Observed, decision: Decision) -> None:
         """Write the status if it says something new, and tell the turning points."""
         if decision.phase.is_terminal:
-            self._reports.lock(observed.metadata.uid)
+            uid = observed.metadata.uid
+            self._reports.lock(uid)  # whatever was accepted until now is part of the terminal status
+            observed = replace(observed, report=newest_report(self._reports, uid, observed.pods))
         status = build_status(observed, decision)
         if not has_changed(observed.status, status):
             return

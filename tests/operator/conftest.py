@@ -1,16 +1,60 @@
 """The operator against a real control plane, on which the test plays the kubelet."""
 
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from kubernetes import client
+from kubernetes.client.exceptions import ApiException
 
+from finetune_api.failures import ExitCode, FailureReason
+from finetune_api.job import ObjectMeta
+from finetune_api.outcome import Artifact, Outcome, Result
+from finetune_api.vocabulary import ArtifactType, Stage
 from finetune_devcluster.cluster import DevCluster
 from finetune_devcluster.operator_process import OperatorProcess
 from finetune_devcluster.played_kubelet import PlayedKubelet, wait_for
+from finetune_operator.desired.names import child_name
 
+OPERATOR_WRITES = (("finetunejobs", "status"), ("jobs", ""), ("configmaps", ""), ("events", ""))
+FINISHED = datetime(2026, 11, 24, tzinfo=UTC)
 Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Last words of trainers."""
+
+    artifact = Artifact(
+        type=ArtifactType.ADAPTER, uri="s3://results/x/adapter/", bytes=12, sha256="a" * 64, format="safetensors"
+    )
+    success = Outcome(
+        result=Result.SUCCEEDED,
+        stage=Stage.UPLOADING,
+        step=20,
+        total_steps=20,
+        loss=1.5,
+        manifest_uri="s3://results/x/manifest.json",
+        artifacts=(artifact,),
+        finished=FINISHED,
+    )
+    bad_row = Outcome(
+        result=Result.FAILED,
+        reason=FailureReason.INVALID_ROW,
+        message="line 2: messages is not a list",
+        exit_code=ExitCode.DATA,
+        stage=Stage.DATA_FORMATTING,
+        step=0,
+        finished=FINISHED,
+    )
+
+
+@pytest.fixture
+def outcomes() -> Outcomes:
+    return Outcomes()
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +83,8 @@ class Jobs:
         self.cluster = cluster
         self.namespace = namespace
         self._api: Any = client.CustomObjectsApi(cluster.api_client())
+        self._core: Any = client.CoreV1Api(cluster.api_client())
+        self._batch: Any = client.BatchV1Api(cluster.api_client())
 
     def create(self, name: str, **run_policy: Any) -> Object:
         """A small job; keyword arguments are fields of spec.runPolicy."""
@@ -78,6 +124,65 @@ class Jobs:
 
     def wait_for_phase(self, name: str, phase: str, seconds: float = 15) -> Object:
         return self.wait(name, lambda status: status.get("phase") == phase, phase, seconds)
+
+    def label(self, name: str, key: str, value: str) -> None:
+        """Change a label, which gives a watch event."""
+        self._api.patch_namespaced_custom_object(*self._path(), name, {"metadata": {"labels": {key: value}}})
+
+    def event_reasons(self, name: str) -> list[str]:
+        """Reasons of the job's events."""
+        found = self._core.list_namespaced_event(self.namespace, field_selector=f"involvedObject.name={name}").items
+        return [event.reason for event in found if event.involved_object.kind == "FineTuneJob"]
+
+    def find_child(self, name: str) -> Object | None:
+        """The child Job as JSON."""
+        try:
+            found = self._batch.read_namespaced_job(child_name(self._metadata(name)), self.namespace)
+        except ApiException as error:
+            if error.status == 404:
+                return None
+            raise
+        serialized: Object = self._batch.api_client.sanitize_for_serialization(found)
+        return serialized
+
+    def child(self, name: str) -> Object:
+        """The child Job, which must exist."""
+        found = self.find_child(name)
+        assert found is not None
+        return found
+
+    def delete_child(self, name: str) -> None:
+        """Delete the child Job as kubectl would."""
+        child = child_name(self._metadata(name))
+        self._batch.delete_namespaced_job(child, self.namespace, propagation_policy="Background")
+
+    def create_foreign_child(self, job: Object) -> Object:
+        """A Job with the name of the child, made by someone else."""
+        container = {"name": "main", "image": "x"}
+        spec = {"suspend": True, "template": {"spec": {"restartPolicy": "Never", "containers": [container]}}}
+        name = child_name(ObjectMeta.model_validate(job["metadata"]))
+        created = self._batch.create_namespaced_job(self.namespace, {"metadata": {"name": name}, "spec": spec})
+        return {"metadata": {"uid": created.metadata.uid}}
+
+    def config_maps(self, name: str) -> list[Any]:
+        """ConfigMaps of the job."""
+        selector = f"finetune.dev/job-name={name}"
+        found: list[Any] = self._core.list_namespaced_config_map(self.namespace, label_selector=selector).items
+        return found
+
+    def writes(self) -> dict[str, int]:
+        """Writes that the API server has counted for what the operator writes, since it started."""
+        counted: dict[str, int] = {}
+        for line in self.cluster.kubectl("get", "--raw", "/metrics").stdout.splitlines():
+            labels = dict(re.findall(r'(\w+)="([^"]*)"', line)) if line.startswith("apiserver_request_total") else {}
+            what = (labels.get("resource", ""), labels.get("subresource", ""))
+            if what in OPERATOR_WRITES and labels["verb"] in ("POST", "PUT", "PATCH", "APPLY", "DELETE"):
+                key = f"{labels['verb']} {'/'.join(what)}"
+                counted[key] = counted.get(key, 0) + int(float(line.rsplit(" ", 1)[1]))
+        return counted
+
+    def _metadata(self, name: str) -> ObjectMeta:
+        return ObjectMeta.model_validate(self.get(name)["metadata"])
 
     def _path(self) -> tuple[str, str, str, str]:
         return "finetune.dev", "v1alpha1", self.namespace, "finetunejobs"
