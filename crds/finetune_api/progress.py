@@ -16,7 +16,9 @@ from finetune_api.vocabulary import Stage
 MAX_BODY_BYTES = 65_536
 AUDIENCE_PREFIX = "finetune.dev/"
 
-Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+# JSON numbers are exact up to here, and the API server refuses larger bounds on an int64.
+MOST = 2**53 - 1
+Count = Annotated[int, Field(ge=0, le=MOST)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 

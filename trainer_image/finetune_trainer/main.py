@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from finetune_api.failures import FailureReason
 from finetune_api.outcome import Outcome
 from finetune_api.run_config import RunConfig
+from finetune_api.vocabulary import Stage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.logs import configure_logging
 from finetune_trainer.outcomes import failed, succeeded, write_outcome
@@ -79,6 +80,7 @@ def _run(config: RunConfig, settings: Settings, progress: Progress, termination:
         store.probe()
         if (existing := store.find_existing(config.spec_digest())) is not None:
             return succeeded(existing, store.manifest_uri(), progress, reused=True)
+        progress.stage(Stage.MODEL_LOADING)  # importing torch is a part of it: 3 s, on two busy cores 7 s
         from finetune_trainer.pipeline import Workplace, run
 
         manifest = run(Workplace(config, settings, store, progress, termination))

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn.modules import Linear4bit
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils.logging import disable_progress_bar
 
 from finetune_api.failures import FailureReason
 from finetune_api.spec_inputs import ModelSpec
@@ -45,6 +46,7 @@ class LoadedModel:
 def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int) -> LoadedModel:
     """Load the model below `folder`. Raises TrainerError (UnsupportedArchitecture, UnsafeModel, InvalidConfiguration,
     ...)."""
+    disable_progress_bar()
     device = _choose_device(gpus)
     resolved = resolve_precision(precision, device)
     architecture = check_architecture(folder)

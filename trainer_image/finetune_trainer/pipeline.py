@@ -32,10 +32,9 @@ class Workplace:
 
 
 def run(place: Workplace) -> Manifest:
-    """Train and publish. Raises TrainerError, InterruptedRunError among them; nothing is published then."""
+    """Train and publish, beginning in stage ModelLoading. Raises TrainerError, InterruptedRunError among them; nothing is published then."""
     config, progress, work = place.config, place.progress, place.settings.work
 
-    progress.stage(Stage.MODEL_LOADING)
     base = _fetch_model(place)
     loaded = load_model(base.folder, config.model, config.training.precision, gpus=config.gpus)
     progress.resolve(

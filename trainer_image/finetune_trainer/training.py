@@ -98,7 +98,8 @@ class RunCallback(TrainerCallback):
         known = ("loss", "eval_loss", "learning_rate")
         values: dict[str, Any] = {name: logs[name] for name in known if name in logs}
         if values:
-            self._progress.update(**values)
+            losses: dict[str, Any] = {name: round(values[name], 4) for name in values if name != "learning_rate"}
+            self._progress.update(**(values | losses))
             log.info("step %d/%d %s", state.global_step, state.max_steps, values)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
