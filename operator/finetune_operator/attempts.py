@@ -14,7 +14,8 @@ def merge_attempts(previous: Iterable[Attempt], pods: Iterable[TrainerPod]) -> t
     attempts = {attempt.uid: attempt for attempt in previous}
     for pod in pods:
         attempts[pod.uid] = _attempt(pod, attempts.get(pod.uid))
-    return tuple(attempts.values())[-LONGEST:]
+    ordered = list(attempts.values())
+    return (*map(_without_end, ordered[:-1]), *ordered[-1:])[-LONGEST:]
 
 
 def count_retries(attempts: tuple[Attempt, ...], known: int) -> int:
@@ -26,6 +27,13 @@ def has_failed(attempt: Attempt) -> bool:
     """Whether an attempt ended by a failure of its own, not because its pod was stopped or taken away."""
     stopped = attempt.exit_code in (None, ExitCode.SUCCESS, ExitCode.INTERRUPTED)
     return not stopped and attempt.reason != EVICTED
+
+
+def _without_end(attempt: Attempt) -> Attempt:
+    """An older attempt whose end nobody saw: its pod was removed while the operator was down."""
+    if attempt.exit_code is not None or attempt.reason is not None:
+        return attempt
+    return attempt.model_copy(update={"reason": "PodGone"})
 
 
 def _attempt(pod: TrainerPod, known: Attempt | None) -> Attempt:

@@ -4,6 +4,7 @@ One exception: a pod that is stopped by suspension or deletion vanishes as soon 
 read. Its last words are kept from the watch (`LastWords`), because they hold the newest checkpoint.
 """
 
+import re
 from collections import OrderedDict
 from datetime import datetime
 from typing import Any
@@ -107,7 +108,10 @@ async def _obstacle(cluster: Cluster, key: Key, child: ChildJob, pods: tuple[Tra
         return None
     if not pods or pods[-1].is_finished:
         said = _newest_message(await cluster.list_events(key.namespace, child.uid, "FailedCreate"))
-        return Waiting(FailureReason.POD_REJECTED, f"the pod is refused: {said}", is_stalled=True) if said else None
+        if said is None:
+            return None
+        said = re.sub(rf"{child.name}-\w{{5}}\b", child.name, said)  # else each new try would be a new status
+        return Waiting(FailureReason.POD_REJECTED, f"the pod is refused: {said}", is_stalled=True)
     if pods[-1].waiting_reason != "ContainerCreating":
         return None
     said = _newest_message(await cluster.list_events(key.namespace, pods[-1].uid, "FailedMount"))

@@ -24,7 +24,7 @@ class Settings:
     progress_port: int
     health_port: int
     tls_dir: Path
-    """Holds tls.crt and tls.key of the progress server, and ca.crt, the authority that pods are given (absent for a public
+    """Holds tls.crt and tls.key of the progress server, and ca.crt, the authority that pods get (absent for a public
     one)."""
 
     service_account_dir: Path

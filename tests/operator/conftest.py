@@ -72,8 +72,10 @@ def kubelet(dev_cluster: DevCluster, namespace: str) -> PlayedKubelet:
 
 
 @pytest.fixture
-def jobs(dev_cluster: DevCluster, namespace: str) -> "Jobs":
-    return Jobs(dev_cluster, namespace)
+def jobs(dev_cluster: DevCluster, namespace: str) -> "Iterator[Jobs]":
+    jobs = Jobs(dev_cluster, namespace)
+    yield jobs
+    jobs.delete_all()
 
 
 class Jobs:
@@ -109,6 +111,10 @@ class Jobs:
 
     def delete(self, name: str) -> None:
         self._api.delete_namespaced_custom_object(*self._path(), name)
+
+    def delete_all(self) -> None:
+        """Leave nothing for the operator to do."""
+        self._api.delete_collection_namespaced_custom_object(*self._path())
 
     def wait(self, name: str, holds: Callable[[Object], Any], what: str, seconds: float = 15) -> Object:
         """The job, as soon as its status is as wanted."""
