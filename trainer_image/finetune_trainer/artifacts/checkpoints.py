@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from finetune_api.base import ApiModel, Rule
+from finetune_api.base import ApiModel
 from finetune_trainer.artifacts.digests import files_below, sha256_file
 from finetune_trainer.artifacts.manifest import ManifestFile
 from finetune_trainer.artifacts.object_space import PreconditionFailedError, ignore_bytes
@@ -30,23 +30,12 @@ class DamagedCheckpointError(Exception):
     """A checkpoint in storage is not what was saved; an older one may be."""
 
 
-class CheckpointFile(ManifestFile):
-    """One file; its path is relative to the checkpoint's folder and never leads out of it."""
-
-    rules = (
-        Rule(
-            cel="!self.path.split('/').exists(part, part == '..')",
-            holds=lambda file: ".." not in file.path.split("/") and not file.path.startswith("/"),
-            message="path leads out of the checkpoint",
-        ),
-    )
-
-
 class CheckpointIndex(ApiModel):
     """The commit point of one checkpoint."""
 
     step: Annotated[int, Field(ge=1)]
-    files: Annotated[tuple[CheckpointFile, ...], Field(min_length=1)]
+    files: Annotated[tuple[ManifestFile, ...], Field(min_length=1)]
+    """Paths are relative to the checkpoint's folder."""
 
 
 def checkpoint_key(spec_digest: str, model_digest: str, dataset_digest: str) -> str:
@@ -71,7 +60,7 @@ class CheckpointStore:
         for path in files_below(folder):
             name = f"{self._attempt_id}/{path.relative_to(folder).as_posix()}"
             digest = self._space.put_file(base + name, path, ignore_bytes)
-            files.append(CheckpointFile(path=name, bytes=digest.bytes, sha256=digest.sha256))
+            files.append(ManifestFile(path=name, bytes=digest.bytes, sha256=digest.sha256))
         index = CheckpointIndex(step=step, files=tuple(files)).model_dump_json(by_alias=True).encode()
         before = self._space.read(base + INDEX_NAME)
         try:
@@ -93,6 +82,8 @@ class CheckpointStore:
             raise DamagedCheckpointError(f"{self._space.uri(self._base(step))} has no index")
         for file in index.files:
             path = target / file.path.partition("/")[2]
+            if not path.resolve().is_relative_to(target.resolve()):
+                raise DamagedCheckpointError(f"{self._space.uri(self._base(step))} names a path outside itself")
             self._space.get_file(self._base(step) + file.path, path, ignore_bytes)
             if sha256_file(path) != file.sha256:
                 raise DamagedCheckpointError(f"{self._space.uri(self._base(step) + file.path)} is not what was saved")

@@ -56,10 +56,10 @@ class FolderSpace:
         try:
             if replaces is None:
                 target.hardlink_to(partial)  # unlike a rename, fails where the target exists
-            elif (found := self.read(key)) is None or found.tag != replaces:
-                raise PreconditionFailedError(self.uri(key))
-            else:
+            elif (found := self.read(key)) and found.tag == replaces:
                 partial.replace(target)
+            else:
+                raise PreconditionFailedError(self.uri(key))
         except FileExistsError:
             raise PreconditionFailedError(self.uri(key)) from None
         finally:

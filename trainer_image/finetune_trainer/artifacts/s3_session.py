@@ -9,7 +9,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -90,6 +90,14 @@ class S3Session:
             parameters["Key"] = key
         method = getattr(self.client, operation)
         return self.patiently(lambda: method(Bucket=self.bucket, **parameters), operation, key, patience)
+
+    def pages(self, operation: str, marker: str, next_marker: str, **parameters: Any) -> Iterator[Any]:
+        """Every page of a listing. Raises S3Fault."""
+        page: dict[str, Any] = {"IsTruncated": True}
+        while page.get("IsTruncated"):
+            continued = {marker: page[next_marker]} if next_marker in page else {}
+            page = self.call(operation, **parameters, **continued)
+            yield page
 
     def patiently(
         self, action: Callable[[], Value], operation: str, key: str | None, patience: Patience | None = None

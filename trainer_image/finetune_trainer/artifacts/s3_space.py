@@ -1,6 +1,6 @@
 """A job's prefix in an S3 bucket."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +83,9 @@ class S3Space:
 
     def keys(self, prefix: str) -> list[str]:
         """Every key below a prefix."""
-        pages = self._pages("list_objects_v2", "ContinuationToken", "NextContinuationToken", Prefix=self._full(prefix))
+        pages = self.session.pages(
+            "list_objects_v2", "ContinuationToken", "NextContinuationToken", Prefix=self._full(prefix)
+        )
         return [entry["Key"].removeprefix(f"{self.prefix}/") for page in pages for entry in page.get("Contents", [])]
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -101,7 +103,9 @@ class S3Space:
         none."""
         count = 0
         try:
-            for page in self._pages("list_multipart_uploads", "KeyMarker", "NextKeyMarker", Prefix=f"{self.prefix}/"):
+            for page in self.session.pages(
+                "list_multipart_uploads", "KeyMarker", "NextKeyMarker", Prefix=f"{self.prefix}/"
+            ):
                 for upload in page.get("Uploads", []):
                     self.session.call("abort_multipart_upload", upload["Key"], UploadId=upload["UploadId"])
                     count += 1
@@ -117,10 +121,3 @@ class S3Space:
 
     def _full(self, key: str) -> str:
         return f"{self.prefix}/{key}"
-
-    def _pages(self, operation: str, marker: str, next_marker: str, **parameters: Any) -> Iterator[Any]:
-        page: dict[str, Any] = {"IsTruncated": True}
-        while page.get("IsTruncated"):
-            continued = {marker: page[next_marker]} if next_marker in page else {}
-            page = self.session.call(operation, **parameters, **continued)
-            yield page

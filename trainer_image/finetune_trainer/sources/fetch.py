@@ -1,39 +1,22 @@
-"""Bring a model or a dataset to this disk, and say exactly what was brought: revision and SHA-256.
+"""Bring a model or a dataset to this disk, and say exactly what was brought: revision and SHA-256."""
 
-Models: only safetensors weights, configuration and tokenizer files are fetched. Pickled weights and code never arrive
-here.
-"""
-
-from collections.abc import Callable
+import shutil
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 
 from finetune_api.failures import FailureReason
 from finetune_api.sources import Scheme, Source
-from finetune_trainer.artifacts.digests import files_below, sha256_of_files
+from finetune_trainer.artifacts.digests import sha256_of_files
+from finetune_trainer.artifacts.object_space import OnBytes
+from finetune_trainer.artifacts.s3_faults import DATASET_REASONS, MODEL_REASONS, FaultReasons
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.sources.hub import fetch_from_hub
-from finetune_trainer.sources.s3 import fetch_from_s3
+from finetune_trainer.sources.hub import HubRepository
+from finetune_trainer.sources.local import LocalRepository
+from finetune_trainer.sources.repository import Repository, SourceAccess
+from finetune_trainer.sources.s3 import S3Repository
+from finetune_trainer.sources.selection import choose_data_files, choose_model_files
 
-MODEL_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt")
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-DATASET_PATTERNS = tuple(f"*{suffix}" for suffix in DATA_SUFFIXES)
-OnBytes = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class SourceAccess:
-    """How a source is reached; None means the default of its kind."""
-
-    credentials: Path | None = None
-    """Folder of a mounted Secret."""
-    endpoint_url: str | None = None
-    """S3 store."""
-    region: str | None = None
-    mount: Path | None = None
-    """Where a pvc:// source's claim is mounted."""
-    hub_endpoint: str | None = None
+GIBIBYTE = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -46,59 +29,44 @@ class FetchedSource:
     revision: str | None
     """Commit of an hf:// source."""
     digest: str
-    """SHA-256 over the files' `sha256sum` lines; for a pinned hf:// source, too."""
+    """SHA-256 of the lines "<sha256>  <relative path>\\n" of the files, sorted by path."""
 
 
 def fetch_model(uri: str, revision: str | None, work: Path, access: SourceAccess, on_bytes: OnBytes) -> FetchedSource:
-    """Bring a model folder; raises TrainerError (ModelNotFound, ModelAccessDenied, UnsafeModel, ...)."""
-    found = _fetch(uri, revision, work, access, on_bytes, is_model=True)
-    if not any(path.suffix == ".safetensors" for path in found.files):
-        message = f"{uri} holds no safetensors weights; pickled weights (.bin, .pt) are not loaded"
-        raise TrainerError(FailureReason.UNSAFE_MODEL, message)
-    return found
+    """Bring a model folder into `work`, whose former content goes.
+
+    Raises TrainerError (ModelNotFound, ModelAccessDenied, UnsafeModel, DiskFull, HubUnavailable, StorageUnavailable).
+    """
+    repository = _open(uri, revision, access, MODEL_REASONS, is_model=True)
+    return _bring(repository, choose_model_files(uri, repository.files), work, on_bytes)
 
 
-def fetch_dataset(
-    uri: str, split: str, work: Path, access: SourceAccess, on_bytes: OnBytes, max_files: int = 10_000
-) -> FetchedSource:
-    """Bring data files; of an hf:// dataset only those of the split. Raises TrainerError (DatasetNotFound, ...)."""
-    found = _fetch(uri, None, work, access, on_bytes, is_model=False)
-    files = found.files
-    if uri.startswith("hf://"):
-        files = tuple(path for path in files if split in path.relative_to(found.folder).as_posix())
-    if not files or len(files) > max_files:
-        kinds = ", ".join(DATA_SUFFIXES)
-        message = f"{uri} has {len(files)} data files ({kinds}) of split {split}; 1 to {max_files} are needed"
-        raise TrainerError(FailureReason.DATASET_NOT_FOUND, message)
-    return FetchedSource(found.folder, files, found.revision, sha256_of_files(found.folder, files))
+def fetch_dataset(uri: str, split: str, work: Path, access: SourceAccess, on_bytes: OnBytes) -> FetchedSource:
+    """Bring data files into `work`, whose former content goes; of an hf:// dataset only those of the split.
+
+    Raises TrainerError (DatasetNotFound, DatasetAccessDenied, DiskFull, HubUnavailable, StorageUnavailable).
+    """
+    repository = _open(uri, None, access, DATASET_REASONS, is_model=False)
+    has_splits = Source.parse(uri).scheme is Scheme.HUGGING_FACE
+    return _bring(repository, choose_data_files(uri, repository.files, split if has_splits else None), work, on_bytes)
 
 
-def _fetch(
-    uri: str, revision: str | None, work: Path, access: SourceAccess, on_bytes: OnBytes, *, is_model: bool
-) -> FetchedSource:
+def _open(uri: str, revision: str | None, access: SourceAccess, reasons: FaultReasons, *, is_model: bool) -> Repository:
     source = Source.parse(uri)
-    patterns = MODEL_PATTERNS if is_model else DATASET_PATTERNS
-    folder, commit = work, None
     if source.scheme is Scheme.HUGGING_FACE:
-        commit = fetch_from_hub(source.location, revision, folder, patterns, access, is_model=is_model)
-    elif source.scheme is Scheme.S3:
-        fetch_from_s3(source, folder, patterns, access, on_bytes, is_model=is_model)
-    else:
-        folder = _local_path(source, access, uri, is_model=is_model)
-    files = [folder] if folder.is_file() else files_below(folder)
-    kept = tuple(path for path in files if any(fnmatch(path.name, pattern) for pattern in patterns))
-    root = folder.parent if folder.is_file() else folder
-    return FetchedSource(root, kept, commit, sha256_of_files(root, kept) if is_model else "")
+        return HubRepository(source.location, "model" if is_model else "dataset", revision, access, reasons)
+    if source.scheme is Scheme.S3:
+        return S3Repository(source, access, reasons, is_folder=is_model)
+    return LocalRepository(uri, source, access, reasons)
 
 
-def _local_path(source: Source, access: SourceAccess, uri: str, *, is_model: bool) -> Path:
-    if source.scheme is Scheme.PVC:
-        assert access.mount is not None, "the operator mounts the claim of every pvc:// source"
-        path = access.mount / source.path
-        inside = path.resolve().is_relative_to(access.mount.resolve())
-    else:
-        path, inside = Path(source.path), True
-    if not path.exists() or not inside:
-        reason = FailureReason.MODEL_NOT_FOUND if is_model else FailureReason.DATASET_NOT_FOUND
-        raise TrainerError(reason, f"{uri} does not exist")
-    return path
+def _bring(repository: Repository, names: list[str], work: Path, on_bytes: OnBytes) -> FetchedSource:
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    needed, free = repository.bytes_to_bring(names), shutil.disk_usage(work).free
+    if needed > free:
+        message = f"{needed / GIBIBYTE:.1f} GiB are needed to download the source, {free / GIBIBYTE:.1f} GiB are free"
+        raise TrainerError(FailureReason.DISK_FULL, message)
+    folder = repository.bring(names, work, on_bytes)
+    files = tuple(folder / name for name in names)
+    return FetchedSource(folder, files, repository.revision, sha256_of_files(folder, files))

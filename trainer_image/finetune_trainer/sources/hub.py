@@ -1,73 +1,116 @@
-"""The Hugging Face Hub: a branch or tag is pinned to a commit first, then exactly that commit is fetched."""
+"""The Hugging Face Hub: a branch or tag is pinned to a commit first, then exactly that commit is fetched.
 
-from __future__ import annotations
+huggingface_hub resumes a file that broke off; around it, this asks again when the hub does not answer. Its own errors
+quote addresses and headers of the request, so only our words reach the message.
+"""
 
+import logging
+import time
+from collections.abc import Callable, Iterable
+from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
+
+import httpx
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    FileMetadataError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    XetDownloadError,
+)
 
 from finetune_api.failures import FailureReason
+from finetune_trainer.artifacts.object_space import OnBytes
+from finetune_trainer.artifacts.s3_faults import FaultReasons
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.sources.repository import SourceAccess
 
-if TYPE_CHECKING:
-    from finetune_trainer.sources.fetch import SourceAccess
-
+log = logging.getLogger(__name__)
+Value = TypeVar("Value")
 TOKEN_FILE = "HF_TOKEN"  # noqa: S105 (a file name)
+FIRST_WAIT_SECONDS = 1.0
+LONGEST_WAIT_SECONDS = 30.0
+_NO_ANSWER = (httpx.HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, FileMetadataError, XetDownloadError)
 
 
-def fetch_from_hub(
-    repository: str,
-    revision: str | None,
-    folder: Path,
-    patterns: tuple[str, ...],
-    access: SourceAccess,
-    *,
-    is_model: bool,
-) -> str:
-    """Download the files that match a pattern into `folder`; returns the commit. Raises TrainerError."""
-    import httpx
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+class HubRepository:
+    """A model or dataset repository at one commit."""
 
-    kind = "model" if is_model else "dataset"
-    token = _token(access.credentials)
-    try:
-        api = HfApi(endpoint=access.hub_endpoint, token=token)
-        commit = str(api.repo_info(repository, repo_type=kind, revision=revision).sha)
-        snapshot_download(
-            repository,
-            repo_type=kind,
-            revision=commit,
-            local_dir=folder,
-            allow_patterns=list(patterns),
-            token=token,
-            endpoint=access.hub_endpoint,
+    def __init__(self, name: str, kind: str, revision: str | None, access: SourceAccess, reasons: FaultReasons) -> None:
+        """`kind` is "model" or "dataset"."""
+        self._name = name
+        self._kind = kind
+        self._asked = revision
+        self._access = access
+        self._reasons = reasons
+        self._token = _token(access.credentials)
+        api = HfApi(endpoint=access.hub_endpoint, token=self._token)
+        ask = api.model_info if kind == "model" else api.dataset_info
+        info = self._patiently(lambda: ask(name, revision=revision, files_metadata=True, timeout=30))
+        self.revision = str(info.sha)
+        self.files = {sibling.rfilename: int(sibling.size or 0) for sibling in info.siblings or ()}
+
+    def bytes_to_bring(self, names: Iterable[str]) -> int:
+        """Size of the files."""
+        return sum(self.files[name] for name in names)
+
+    def bring(self, names: Iterable[str], folder: Path, on_bytes: OnBytes) -> Path:
+        """Download files of the commit, several at a time."""
+        listed = list(names)
+        self._patiently(
+            lambda: snapshot_download(
+                self._name,
+                repo_type=self._kind,
+                revision=self.revision,
+                local_dir=folder,
+                allow_patterns=[escape(name) for name in listed],
+                token=self._token,
+                endpoint=self._access.hub_endpoint,
+            )
         )
-    except HfHubHTTPError as error:
-        raise _translate(error, repository, revision, is_model=is_model) from None
-    except (httpx.HTTPError, LocalEntryNotFoundError) as error:
-        message = f"hf://{repository}: the hub did not answer ({type(error).__name__})"
-        raise TrainerError(FailureReason.HUB_UNAVAILABLE, message) from None
-    return commit
+        on_bytes(self.bytes_to_bring(listed))
+        return folder
+
+    def _patiently(self, action: Callable[[], Value]) -> Value:
+        deadline, wait = time.monotonic() + self._access.hub_patience_seconds, FIRST_WAIT_SECONDS
+        while True:
+            try:
+                return action()
+            except (*_NO_ANSWER, HFValidationError, HfHubHTTPError, EntryNotFoundError) as error:
+                failure = self._translate(error)
+                if failure.reason is not FailureReason.HUB_UNAVAILABLE or time.monotonic() + wait > deadline:
+                    raise failure from None
+                log.warning("%s; trying again in %.0f s", failure.message, wait)
+                time.sleep(wait)
+                wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+
+    def _translate(self, error: Exception) -> TrainerError:
+        where, missing, denied = f"hf://{self._name}", self._reasons.key_missing, self._reasons.denied
+        if isinstance(error, GatedRepoError):
+            return TrainerError(denied, f"{where} is gated: its licence must be accepted, and a token given")
+        if isinstance(error, RevisionNotFoundError):
+            return TrainerError(missing, f"{where} has no revision {self._asked or 'main'}")
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+        if isinstance(error, RepositoryNotFoundError) and (status != 401 or not self._token):
+            return TrainerError(missing, f"{where} does not exist, or is private and no token may see it")
+        if status in (401, 403):
+            return TrainerError(denied, f"{where}: the hub refused the token (HTTP {status})")
+        if isinstance(error, HFValidationError):
+            return TrainerError(missing, f"{where} is no name of a repository")
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return TrainerError(missing, f"{where} lists a file that it does not have")
+        answer = f"answered HTTP {status}" if status else f"did not answer ({type(error).__name__})"
+        return TrainerError(FailureReason.HUB_UNAVAILABLE, f"{where}: the hub {answer}")
 
 
 def _token(credentials: Path | None) -> str | bool:
     """The token of the Secret; False asks anonymously and never takes a token from elsewhere."""
     path = credentials / TOKEN_FILE if credentials else None
     return path.read_text().strip() if path and path.is_file() else False
-
-
-def _translate(error: Exception, repository: str, revision: str | None, *, is_model: bool) -> TrainerError:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    status = getattr(getattr(error, "response", None), "status_code", 0)
-    not_found = FailureReason.MODEL_NOT_FOUND if is_model else FailureReason.DATASET_NOT_FOUND
-    denied = FailureReason.MODEL_ACCESS_DENIED if is_model else FailureReason.DATASET_ACCESS_DENIED
-    if isinstance(error, GatedRepoError):
-        return TrainerError(denied, f"hf://{repository} is gated: its licence must be accepted and a token given")
-    if isinstance(error, RevisionNotFoundError):
-        return TrainerError(not_found, f"hf://{repository} has no revision {revision}")
-    if isinstance(error, RepositoryNotFoundError):
-        return TrainerError(not_found, f"hf://{repository} does not exist, or is private and no token may see it")
-    if status in (401, 403):
-        return TrainerError(denied, f"hf://{repository}: the hub refused the token (HTTP {status})")
-    return TrainerError(FailureReason.HUB_UNAVAILABLE, f"hf://{repository}: the hub answered HTTP {status}")

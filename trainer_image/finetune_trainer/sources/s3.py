@@ -1,47 +1,66 @@
-"""Objects of a bucket: one key, or everything below a prefix that ends in a slash."""
+"""Objects of a bucket: one key, or everything below a prefix. Public buckets are read unsigned where there are no
+credentials."""
 
-from __future__ import annotations
-
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from finetune_api.failures import FailureReason
 from finetune_api.sources import Source
+from finetune_trainer.artifacts.object_space import OnBytes
 from finetune_trainer.artifacts.s3_download import S3Downloader
-from finetune_trainer.artifacts.s3_faults import DATASET_REASONS, MODEL_REASONS
+from finetune_trainer.artifacts.s3_faults import FaultReasons
 from finetune_trainer.artifacts.s3_session import S3Location, S3Session
-from finetune_trainer.artifacts.s3_space import S3Space
 from finetune_trainer.artifacts.s3_upload import PARALLEL_PARTS
 from finetune_trainer.errors import TrainerError
-
-if TYPE_CHECKING:
-    from finetune_trainer.sources.fetch import OnBytes, SourceAccess
+from finetune_trainer.sources.repository import SourceAccess
 
 
-def fetch_from_s3(
-    source: Source, folder: Path, patterns: tuple[str, ...], access: SourceAccess, on_bytes: OnBytes, *, is_model: bool
-) -> None:
-    """Download the objects that match a pattern into `folder`. Raises TrainerError."""
-    reasons = MODEL_REASONS if is_model else DATASET_REASONS
-    location = S3Location(access.endpoint_url, access.region)
-    session = S3Session(source.location, location, access.credentials, reasons, anonymous_allowed=True)
-    prefix, _, last = source.path.rpartition("/")
-    if is_model and last:
-        prefix, last = source.path, ""  # a model is a folder, with or without the slash
-    with ThreadPoolExecutor(PARALLEL_PARTS, "s3") as parts:
-        keys = [last] if last else _matching_keys(session, prefix, patterns, parts)
-        if not keys:
-            reason = FailureReason.MODEL_NOT_FOUND if is_model else FailureReason.DATASET_NOT_FOUND
-            names = ", ".join(patterns)
-            raise TrainerError(reason, f"s3://{source.location}/{source.path} holds nothing that matches {names}")
-        downloader = S3Downloader(session, parts)
-        for key in keys:
-            downloader.download(f"{prefix}/{key}" if prefix else key, folder / key, on_bytes)
+class S3Repository:
+    """A prefix of a bucket, or one object."""
+
+    revision = None
+
+    def __init__(self, source: Source, access: SourceAccess, reasons: FaultReasons, *, is_folder: bool) -> None:
+        """`is_folder`: the path means a folder even without a slash at its end."""
+        location = S3Location(access.endpoint_url, access.region)
+        self._session = S3Session(source.location, location, access.credentials, reasons, anonymous_allowed=True)
+        path = source.path
+        if not path.endswith("/") and not is_folder:
+            self._prefix = path[: path.rfind("/") + 1]
+            self.files = {path.removeprefix(self._prefix): self._size(path)}
+            return
+        self._prefix = f"{path.rstrip('/')}/".lstrip("/")
+        self.files = self._list()
+        if not self.files:
+            raise TrainerError(reasons.key_missing, f"s3://{source.location}/{self._prefix} holds nothing")
+
+    def bytes_to_bring(self, names: Iterable[str]) -> int:
+        """Size of the files."""
+        return sum(self.files[name] for name in names)
+
+    def bring(self, names: Iterable[str], folder: Path, on_bytes: OnBytes) -> Path:
+        """Download files, one after the other, each in parallel parts."""
+        with ThreadPoolExecutor(PARALLEL_PARTS, "s3") as parts:
+            downloader = S3Downloader(self._session, parts)
+            for name in names:
+                downloader.download(self._prefix + name, folder / name, on_bytes)
+        return folder
+
+    def _size(self, key: str) -> int:
+        return int(self._session.call("head_object", key)["ContentLength"])
+
+    def _list(self) -> dict[str, int]:
+        pages = self._session.pages(
+            "list_objects_v2", "ContinuationToken", "NextContinuationToken", Prefix=self._prefix
+        )
+        entries = {
+            entry["Key"].removeprefix(self._prefix): int(entry["Size"])
+            for page in pages
+            for entry in page.get("Contents", [])
+        }
+        return {name: size for name, size in entries.items() if _is_plain_path(name)}
 
 
-def _matching_keys(session: S3Session, prefix: str, patterns: tuple[str, ...], parts: ThreadPoolExecutor) -> list[str]:
-    keys = S3Space(session, prefix, parts=parts).keys("")
-    safe = (key for key in keys if not key.endswith("/") and ".." not in key.split("/"))
-    return [key for key in safe if any(fnmatch(key.rsplit("/", 1)[-1], pattern) for pattern in patterns)]
+def _is_plain_path(name: str) -> bool:
+    """Whether a key is a file path that stays below its folder: keys may be any text."""
+    return not {"", ".", ".."} & set(name.split("/"))

@@ -1,0 +1,45 @@
+"""Files that are here already, and used in place: a mounted PersistentVolumeClaim, or a path of the user's machine."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from finetune_api.failures import FailureReason
+from finetune_api.sources import Scheme, Source
+from finetune_trainer.artifacts.digests import files_below
+from finetune_trainer.artifacts.object_space import OnBytes
+from finetune_trainer.artifacts.s3_faults import FaultReasons
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.sources.repository import SourceAccess
+
+
+class LocalRepository:
+    """A folder, or one file. Of a claim, only what lies inside it: a link that leads out is not there."""
+
+    revision = None
+
+    def __init__(self, uri: str, source: Source, access: SourceAccess, reasons: FaultReasons) -> None:
+        path = Path(source.path)
+        root = Path("/")
+        if source.scheme is Scheme.PVC:
+            if access.mount is None:
+                message = f"{uri} needs a cluster, where its claim is mounted; use file:// on this machine"
+                raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+            root, path = access.mount.resolve(), access.mount / source.path
+        inside = [found for found in _files(path) if found.resolve().is_relative_to(root)]
+        self._folder = path.parent if path.is_file() else path
+        self.files = {found.relative_to(self._folder).as_posix(): found.stat().st_size for found in inside}
+        if not self.files:
+            found = "is an empty folder" if path.is_dir() else "does not exist"
+            raise TrainerError(reasons.key_missing, f"{uri} {found}")
+
+    def bytes_to_bring(self, names: Iterable[str]) -> int:
+        """Nothing is copied."""
+        return 0
+
+    def bring(self, names: Iterable[str], folder: Path, on_bytes: OnBytes) -> Path:
+        """The folder itself."""
+        return self._folder
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else files_below(path)

@@ -1,0 +1,67 @@
+"""Which files of a source are used. Pickled weights and code are never among them, so they never reach this disk.
+
+A model is a flat folder in Hugging Face layout. Data files of a split follow the Hub's own convention: the split's name
+is a word of the path (`data/train-00000-of-00002.parquet`), and files that name no split at all are the train split.
+"""
+
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatch
+
+from finetune_api.failures import FailureReason
+from finetune_trainer.errors import TrainerError
+
+MODEL_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+# Mistral's own copy of the weights, beside the one that transformers reads.
+DUPLICATE_WEIGHTS = "consolidated*.safetensors"
+PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+DATA_DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
+USUAL_SPLITS = ("train", "training", "test", "testing", "eval", "evaluation", "validation", "valid", "val", "dev")
+MAX_DATA_FILES = 10_000
+
+
+def choose_model_files(uri: str, names: Iterable[str]) -> list[str]:
+    """Files that loading a model needs; raises TrainerError (ModelNotFound, UnsafeModel)."""
+    top = [name for name in names if "/" not in name]
+    chosen = sorted(name for name in top if _matches(name, MODEL_PATTERNS) and not fnmatch(name, DUPLICATE_WEIGHTS))
+    if any(name.endswith(".safetensors") for name in chosen) and "config.json" in chosen:
+        return chosen
+    if any(name.endswith(PICKLED_SUFFIXES) for name in top) and "config.json" in chosen:
+        message = f"{uri} has pickled weights only (.bin, .pt), which can run code when loaded; safetensors are needed"
+        raise TrainerError(FailureReason.UNSAFE_MODEL, message)
+    message = f"{uri} is not a model: config.json and *.safetensors are needed, {len(top)} files were found"
+    raise TrainerError(FailureReason.MODEL_NOT_FOUND, message)
+
+
+def choose_data_files(uri: str, names: Iterable[str], split: str | None) -> list[str]:
+    """Data files (of a split, where the source has splits); raises TrainerError (DatasetNotFound)."""
+    every = list(names)
+    data = [name for name in every if name.endswith(DATA_SUFFIXES) and not _is_hidden_or_description(name)]
+    chosen = sorted(data if split is None else _of_split(data, split))
+    if 0 < len(chosen) <= MAX_DATA_FILES:
+        return chosen
+    kinds, of_split = ", ".join(DATA_SUFFIXES), f" of split {split}" if split else ""
+    found = f"{len(chosen)} data files ({kinds}){of_split} among its {len(every)} files"
+    raise TrainerError(FailureReason.DATASET_NOT_FOUND, f"{uri} has {found}; 1 to {MAX_DATA_FILES} are needed")
+
+
+def _of_split(names: list[str], split: str) -> list[str]:
+    named = [name for name in names if split in _words(name)]
+    if named or split != "train":
+        return named
+    return [name for name in names if not _words(name) & set(USUAL_SPLITS)]
+
+
+def _words(name: str) -> set[str]:
+    """The path's words, and its parts as they are: a split may itself contain separators."""
+    return {*re.split(r"[^A-Za-z0-9]+", name), *re.split(r"[/.]|-[0-9]", name)}
+
+
+def _is_hidden_or_description(name: str) -> bool:
+    parts = name.split("/")
+    return any(part.startswith(".") for part in parts) or parts[-1] in DATA_DESCRIPTIONS
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return not name.startswith(".") and any(fnmatch(name, pattern) for pattern in patterns)
