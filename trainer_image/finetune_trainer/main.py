@@ -12,7 +12,8 @@ from finetune_api.vocabulary import Stage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.logs import configure_logging
 from finetune_trainer.outcomes import failed, succeeded, write_outcome
-from finetune_trainer.progress import Progress, Reporter
+from finetune_trainer.progress import Progress
+from finetune_trainer.progress_reporter import Reporter
 from finetune_trainer.settings import Settings
 from finetune_trainer.termination import Termination
 

@@ -1,23 +1,15 @@
-"""What the run is doing, kept in one place, and told to whoever listens: the operator over HTTPS, or a progress bar.
-
-Training only ever changes numbers in memory. A thread posts the newest state; a report that cannot be delivered is
-replaced by the next one, so an operator that is away costs nothing and is caught up with at once when it returns.
-"""
+"""What the run is doing, kept in one place, and told to whoever listens: the operator (progress_reporter.py), or a
+progress bar. Training only ever changes numbers in memory here."""
 
 import logging
-import random
-import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
+from math import isfinite
 from typing import Any
 
 from finetune_api.progress import (
-    MAX_BODY_BYTES,
     Metric,
     ProgressReport,
     Resolved,
@@ -25,12 +17,9 @@ from finetune_api.progress import (
     StageTimes,
     TrainerStatus,
 )
-from finetune_api.run_config import ProgressTarget
 from finetune_api.vocabulary import Stage
 
 log = logging.getLogger(__name__)
-POST_TIMEOUT_SECONDS = 10
-LONGEST_WAIT_SECONDS = 30.0
 # Share of the whole job at which each stage begins, in percent; training is the long one.
 STAGE_START = {
     Stage.MODEL_LOADING: 0,
@@ -76,9 +65,10 @@ class Progress:
             self._end_stage(datetime.now(UTC))
 
     def update(self, *, eta_seconds: int | None = None, **values: Any) -> None:
-        """Change fields of `RunProgress`."""
+        """Change fields of `RunProgress`; None and numbers that are not finite leave a field as it is (JSON and the
+        status have no NaN, and a loss that is not finite ends the run with a reason of its own)."""
         with self._lock:
-            self._values |= {name: value for name, value in values.items() if value is not None}
+            self._values |= {name: value for name, value in values.items() if value is not None and isfinite(value)}
             self._eta = eta_seconds if eta_seconds is not None else self._eta
         self._tell(stage_changed=False)
 
@@ -154,69 +144,6 @@ class Progress:
     def _tell(self, *, stage_changed: bool) -> None:
         for listener in self._listeners:
             listener(stage_changed)
-
-
-class Reporter:
-    """Posts the newest state to the operator, on a thread of its own."""
-
-    def __init__(self, progress: Progress, target: ProgressTarget, token: Path) -> None:
-        self._progress = progress
-        self._target = target
-        self._token = token
-        self._tls = ssl.create_default_context(cadata=target.ca_certificate)
-        self._wake = threading.Event()
-        self._changed = False
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
-        progress.listen(self._notice)
-
-    def start(self) -> None:
-        """Begin to report."""
-        self._thread.start()
-
-    def close(self, timeout: float = 3.0) -> None:
-        """Send the last state if that works at once; the outcome does not depend on it."""
-        self._closing, self._changed = True, True
-        self._wake.set()
-        self._thread.join(timeout)
-
-    def _notice(self, stage_changed: bool) -> None:
-        self._changed = True
-        if stage_changed:
-            self._wake.set()
-
-    def _run(self) -> None:
-        wait = self._target.interval_seconds
-        while True:
-            self._wake.wait(wait)
-            self._wake.clear()
-            last = self._closing
-            if self._changed:
-                self._changed = False
-                delivered = self._post()
-                if delivered is None:
-                    return
-                self._changed = self._changed or not delivered
-                wait = self._target.interval_seconds if delivered else min(LONGEST_WAIT_SECONDS, wait * 2)
-                wait *= random.uniform(0.8, 1.2)  # noqa: S311 (pods must not report in step)
-            if last:
-                return
-
-    def _post(self) -> bool | None:
-        """Whether a report was taken; None where no report of this pod will ever be taken again."""
-        body = self._progress.report().model_dump_json(by_alias=True, exclude_none=True).encode()
-        assert len(body) <= MAX_BODY_BYTES
-        try:
-            headers = {"Authorization": f"Bearer {self._token.read_text().strip()}", "Content-Type": "application/json"}
-            request = urllib.request.Request(self._target.url, data=body, headers=headers, method="POST")  # noqa: S310
-            with urllib.request.urlopen(request, timeout=POST_TIMEOUT_SECONDS, context=self._tls):  # noqa: S310
-                return True
-        except urllib.error.HTTPError as error:
-            log.info("progress report refused: HTTP %d", error.code)
-            return None if error.code == 410 else False
-        except OSError as error:
-            log.info("progress report not delivered: %s", type(error).__name__)
-            return False
 
 
 class Speed:
