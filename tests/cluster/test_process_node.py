@@ -172,6 +172,18 @@ def test_deletion_sends_sigterm_waits_and_reports_before_the_pod_goes(pods: Pods
     assert trace.read_text().split() == ["stopping", "stopped"]
 
 
+def test_deletion_without_grace_kills_at_once(pods: Pods, tmp_path: Path) -> None:
+    trace = tmp_path / "alive"
+    pods.create("forced", f"trap '' TERM; while :; do date +%s%N >{trace}; sleep 0.05; done")
+    pods.wait("forced", lambda pod: pod.status.phase == "Running" and trace.exists())
+    pods.core.delete_namespaced_pod("forced", pods.namespace, grace_period_seconds=0)
+    pods.wait_gone("forced")
+    time.sleep(0.3)
+    last = trace.read_text()
+    time.sleep(0.3)
+    assert trace.read_text() == last, "the process outlived its pod"
+
+
 def test_a_process_that_ignores_sigterm_is_killed_after_its_grace_period(pods: Pods) -> None:
     pods.create("stubborn", "trap '' TERM; echo up; while :; do sleep 0.05; done", terminationGracePeriodSeconds=1)
     pods.wait("stubborn", lambda pod: pod.status.phase == "Running" and "up" in pods.log("stubborn"))

@@ -18,7 +18,7 @@ LONG = {"maxSteps": 400, "checkpointSteps": 10, "batchSize": 1, "gradientAccumul
 BAD_ROW = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n{"messages": 7}\n'
 
 FAILURES = {
-    "a bad row names its line": ({"dataset": {"source": f"s3://{BUCKET}/data/bad.jsonl"}}, "InvalidRow", "line 2"),
+    "a bad row names its line": ({"dataset": {"source": f"s3://{BUCKET}/data/bad.jsonl"}}, "InvalidRow", "bad.jsonl:2"),
     "an absent model": ({"model": {"source": f"s3://{BUCKET}/no-such-model/"}}, "ModelNotFound", "no-such-model"),
 }
 
@@ -125,7 +125,7 @@ def _phase(phase: str) -> Callable[[dict[str, Any]], bool]:
 
 
 def _suspend(platform: Platform, job: dict[str, Any], *, suspend: bool) -> None:
-    job["spec"]["runPolicy"] = {"suspend": suspend}
+    job["spec"]["runPolicy"]["suspend"] = suspend
     platform.apply(job)
 
 

@@ -46,7 +46,7 @@ class LoadedModel:
 def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int) -> LoadedModel:
     """Load the model below `folder`. Raises TrainerError (UnsupportedArchitecture, UnsafeModel, InvalidConfiguration,
     ...)."""
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     device = _choose_device(gpus)
     resolved = resolve_precision(precision, device)
     architecture = check_architecture(folder)

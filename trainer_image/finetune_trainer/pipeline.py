@@ -32,7 +32,10 @@ class Workplace:
 
 
 def run(place: Workplace) -> Manifest:
-    """Train and publish, beginning in stage ModelLoading. Raises TrainerError, InterruptedRunError among them; nothing is published then."""
+    """Train and publish, beginning in stage ModelLoading.
+
+    Raises TrainerError, InterruptedRunError among them; nothing is published then.
+    """
     config, progress, work = place.config, place.progress, place.settings.work
 
     base = _fetch_model(place)

@@ -17,9 +17,7 @@ def up() -> None:
             platform.create_namespace(NAMESPACE)
             platform.store.create_bucket(BUCKET)
             print(f"\nexport KUBECONFIG={platform.cluster.kubeconfig}")
-            print(
-                f"S3: {platform.store.endpoint_url}, bucket {BUCKET}; namespace {NAMESPACE} has the Secret s3-credentials"
-            )
+            print(f"S3: {platform.store.endpoint_url}, bucket {BUCKET}; Secret s3-credentials in namespace {NAMESPACE}")
             print("Ctrl-C stops everything", flush=True)
             signal.pause()
     except KeyboardInterrupt:

@@ -5,16 +5,17 @@ Two people chat; the first becomes the user, the second the assistant. Only whol
 
 import json
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
-
-import chitchat_dataset
 
 MAX_CHARACTERS = 1200
 
 
 def conversations() -> Iterator[list[dict[str, str]]]:
     """Conversations as lists of {role, content}, user first, assistant last, in the package's order."""
-    for conversation in chitchat_dataset.Dataset().values():
+    # Read here: the package's own loader leaves its file open.
+    source = json.loads(files("chitchat_dataset").joinpath("dataset.json").read_text(encoding="utf-8"))
+    for conversation in source.values():
         turns = ["\n".join(message["text"] for message in turn).strip() for turn in conversation["messages"]]
         turns = turns[: len(turns) // 2 * 2]
         if turns and all(turns) and sum(map(len, turns)) <= MAX_CHARACTERS:

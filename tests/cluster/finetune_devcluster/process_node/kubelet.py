@@ -176,7 +176,7 @@ class Kubelet:
     def _forget(self, uid: str) -> None:
         self._deletions.pop(uid, None)
         if worker := self._workers.pop(uid, None):
-            worker.task.cancel()
+            worker.abandon()
             shutil.rmtree(Path(self._config.folder) / "pods" / uid, ignore_errors=True)
 
     def _find_log(self, namespace: str, pod: str, container: str, previous: bool) -> Path | None:

@@ -70,6 +70,12 @@ class PodWorker:
             run.forced_reason = "OOMKilled"
             run.signal(signal.SIGKILL)
 
+    def abandon(self) -> None:
+        """The pod object is gone (deleted without grace): nothing of it may go on."""
+        self.task.cancel()
+        for runs in self.runs.values():
+            runs[-1].signal(signal.SIGKILL)
+
     async def _stop_all(self, grace: float) -> None:
         stops = [asyncio.create_task(run.stop(grace)) for run in self._current_runs()]
         await asyncio.wait({self.task, *stops}, return_when=asyncio.FIRST_COMPLETED) if stops else self.task.cancel()
