@@ -88,8 +88,8 @@ class FolderSpace:
         return path.stat().st_size if path.is_file() else None
 
     def keys(self, prefix: str) -> list[str]:
-        """Every file below a prefix that ends in /."""
-        found = (path for path in (self.folder / prefix).rglob("*") if path.is_file())
+        """Every file below a prefix that ends in /; what another attempt removes meanwhile may be missing."""
+        found = (Path(folder) / name for folder, _, names in os.walk(self.folder / prefix) for name in names)
         return sorted(path.relative_to(self.folder).as_posix() for path in found)
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -98,9 +98,8 @@ class FolderSpace:
             path = self.folder / key
             path.unlink(missing_ok=True)
             for parent in path.parents:
-                if parent == self.folder or not parent.is_dir() or any(parent.iterdir()):
+                if parent == self.folder or not _remove_if_empty(parent):
                     break
-                parent.rmdir()
 
     def abort_unfinished(self) -> int:
         """A folder has no unfinished uploads."""
@@ -113,3 +112,11 @@ class FolderSpace:
         path = self.folder / key
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+
+def _remove_if_empty(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except OSError:
+        return False
+    return True

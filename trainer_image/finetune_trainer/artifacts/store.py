@@ -99,8 +99,10 @@ class ArtifactStore:
         try:
             self.space.put_if(MANIFEST_NAME, manifest.encode(), self._replaces)
         except PreconditionFailedError:
-            manifest = self._read_winner()
-        self._remove_leftovers(manifest)
+            winner = self._read_winner()
+            self._remove_leftovers(f"attempts/{self.attempt_id}/", winner)
+            return winner
+        self._remove_leftovers("attempts/", manifest)
         return manifest
 
     def manifest_uri(self) -> str:
@@ -177,12 +179,12 @@ class ArtifactStore:
                 message = f"{self.space.uri(file.path)}, which the finished result lists, {found}"
                 raise TrainerError(FailureReason.OUTPUT_EXISTS, message)
 
-    def _remove_leftovers(self, manifest: Manifest) -> None:
-        """Remove what failed attempts left, and the result that was overwritten. The result stands whatever happens
-        here."""
+    def _remove_leftovers(self, prefix: str, manifest: Manifest) -> None:
+        """Remove below `prefix` what the manifest does not name: remains of failed attempts, and an overwritten
+        result. The result stands whatever happens here."""
         kept = {file.path for file in manifest.files()}
         try:
-            self.space.delete(key for key in self.space.keys("attempts/") if key not in kept)
+            self.space.delete(key for key in self.space.keys(prefix) if key not in kept)
         except TrainerError as error:
             log.warning("leftovers of former attempts stay: %s", error.message)
 
