@@ -7,7 +7,7 @@ creates anything again.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from finetune_api.failures import PERMANENT
+from finetune_api.failures import PERMANENT, ExitCode
 from finetune_api.outcome import Outcome, Result
 from finetune_api.status import Failure
 from finetune_api.vocabulary import Phase
@@ -111,15 +111,16 @@ def _has_succeeded(observed: Observed, _: Installation) -> Decision | None:
     if exited_well and outcome is not None and outcome.result is Result.SUCCEEDED:
         message = "the result was there already" if outcome.reused else "every artifact is uploaded and verified"
         return Decision(Phase.SUCCEEDED, "Reused" if outcome.reused else "Completed", message, outcome=outcome)
-    if observed.child is None or observed.child.complete is None:
+    if observed.child is None or observed.child.complete is None or exited_well:
         return None
     message = "the trainer succeeded, but its pod was removed before its outcome was read: see the manifest in S3"
     return Decision(Phase.SUCCEEDED, "OutcomeLost", message)
 
 
 def _has_failed(observed: Observed, _: Installation) -> Decision | None:
-    if observed.child is None or observed.child.failed is None:
-        return None
+    child = observed.child
+    if child is None or (child.failed is None and child.complete is None):
+        return None  # a Job that is complete and comes here had a trainer that said nothing, which is no success
     failure = explain_failure(observed)
     return Decision(
         Phase.FAILED, failure.reason, failure.message, is_stalled=True, failure=failure, outcome=last_outcome(observed)
@@ -198,8 +199,8 @@ def _between_pods(observed: Observed, pod: TrainerPod, actions: Actions, outcome
             Phase.QUEUED, waiting.reason, waiting.message, actions, is_stalled=waiting.is_stalled, outcome=outcome
         )
     failures = sum(1 for each in observed.pods if each.is_finished and not is_interruption(each))
-    permanent = pod.termination is not None and pod.termination.exit_code in PERMANENT
-    if permanent or failures > observed.spec.run_policy.max_retries:
+    final = pod.termination is not None and pod.termination.exit_code in (ExitCode.SUCCESS, *PERMANENT)
+    if final or failures > observed.spec.run_policy.max_retries:
         phase = observed.status.phase or Phase.RUNNING
         return Decision(phase, reason, f"{said}: the job ends", actions, outcome=outcome)
     return Decision(Phase.QUEUED, "Retrying", f"{reason}: {said}; another pod goes on", actions, outcome=outcome)

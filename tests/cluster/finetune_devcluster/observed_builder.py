@@ -49,7 +49,7 @@ def a_child(spec: FineTuneJobSpec | None = None, owner: str | None = None, **cha
 
 
 def a_pod(uid: str = POD, *, created: float = 0, state: Object | None = None, **status: Any) -> TrainerPod:
-    """A pod of the child. `state` is the trainer's container state; keyword arguments are fields of the pod's status."""
+    """A pod of the child. `state` is the container's; keyword arguments are fields of the pod's status."""
     container = [{"name": "trainer", "state": state}] if state else []
     owner = {"kind": "Job", "name": "bot-1", "uid": "child-uid", "controller": True}
     metadata = {"name": f"bot-{uid}", "uid": uid, "creationTimestamp": at(created), "ownerReferences": [owner]}
