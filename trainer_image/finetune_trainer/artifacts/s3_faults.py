@@ -53,7 +53,7 @@ _KIND_BY_CODE: dict[str, FaultKind] = {
     "AuthorizationHeaderMalformed": FaultKind.WRONG_REGION,
     "IllegalLocationConstraintException": FaultKind.WRONG_REGION,
     "PreconditionFailed": FaultKind.PRECONDITION,
-    "ConditionalRequestConflict": FaultKind.PRECONDITION,
+    "ConditionalRequestConflict": FaultKind.UNAVAILABLE,  # undecided: S3 asks to repeat the request
     "NoSuchUpload": FaultKind.UPLOAD_LOST,
     "BadDigest": FaultKind.CORRUPTED,
     "XAmzContentChecksumMismatch": FaultKind.CORRUPTED,

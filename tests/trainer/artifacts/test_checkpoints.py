@@ -1,0 +1,144 @@
+"""Checkpoints that count are whole, belong to this very run, and are few: in S3 and in a folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finetune_trainer.artifacts.checkpoints import CheckpointStore, DamagedCheckpointError, checkpoint_key
+from finetune_trainer.artifacts.object_space import ObjectSpace
+from finetune_trainer.artifacts.store import ArtifactStore
+
+KEY = checkpoint_key("spec", "model", "data")
+Attempt = Callable[..., ArtifactStore]
+
+
+@pytest.fixture(params=["S3", "folder"])
+def attempt(request: pytest.FixtureRequest, tmp_path: Path, open_attempt: Attempt) -> Attempt:
+    """Opens the store of an attempt, of both kinds in turn."""
+    folder = tmp_path / "results" if request.param == "folder" else None
+    return lambda *arguments, **changes: open_attempt(*arguments, folder=folder, **changes)
+
+
+@pytest.fixture
+def store(attempt: Attempt) -> ArtifactStore:
+    return attempt()
+
+
+@pytest.fixture
+def save(store: ArtifactStore, tmp_path: Path) -> Callable[..., CheckpointStore]:
+    """Saves checkpoints of these steps."""
+
+    def save_steps(*steps: int, key: str = KEY) -> CheckpointStore:
+        checkpoints = CheckpointStore(store, key)
+        for step in steps:
+            folder = tmp_path / f"checkpoint-{step}"
+            (folder / "sub").mkdir(parents=True, exist_ok=True)
+            (folder / "adapter.safetensors").write_bytes(b"%08d" % step * 100)
+            (folder / "sub" / "state.json").write_text(str(step))
+            checkpoints.save(folder, step)
+        return checkpoints
+
+    return save_steps
+
+
+def _objects(space: ObjectSpace, step: int) -> list[str]:
+    return space.keys(f"checkpoints/{KEY}/step-{step:08d}/")
+
+
+def _replace(space: ObjectSpace, key: str, data: bytes) -> None:
+    found = space.read(key)
+    space.put_if(key, data, found.tag if found else None)
+
+
+def test_without_a_checkpoint_there_is_nothing_to_restore(store: ArtifactStore, tmp_path: Path) -> None:
+    checkpoints = CheckpointStore(store, KEY)
+    assert checkpoints.latest() is None
+    assert checkpoints.restore_newest(tmp_path / "restored") is None
+    assert not (tmp_path / "restored").exists()
+
+
+def test_a_checkpoint_comes_back_as_it_was_on_another_node(
+    save: Callable[..., CheckpointStore], attempt: Attempt, tmp_path: Path
+) -> None:
+    save(10)
+    other = CheckpointStore(attempt("attempt-2"), KEY)
+    assert other.restore_newest(tmp_path / "restored") == 10
+    files = {path.relative_to(tmp_path / "restored").as_posix() for path in (tmp_path / "restored").rglob("*.*")}
+    assert files == {"adapter.safetensors", "sub/state.json"}
+    assert (tmp_path / "restored" / "adapter.safetensors").read_bytes() == b"00000010" * 100
+
+
+def test_only_the_newest_stay(save: Callable[..., CheckpointStore], store: ArtifactStore) -> None:
+    checkpoints = save(10, 20, 30, 40)
+    assert checkpoints.latest() == 40
+    steps = {key.split("/")[2] for key in store.space.keys(f"checkpoints/{KEY}/")}
+    assert steps == {"step-00000030", "step-00000040"}
+
+
+@pytest.mark.parametrize("lost", ["adapter.safetensors", "checkpoint.json"])
+def test_with_a_file_missing_the_older_one_is_used(
+    save: Callable[..., CheckpointStore], store: ArtifactStore, tmp_path: Path, lost: str
+) -> None:
+    checkpoints = save(10, 20)
+    store.space.delete([key for key in _objects(store.space, 20) if key.endswith(lost)])
+    assert checkpoints.latest() == 10
+    assert checkpoints.restore_newest(tmp_path / "restored") == 10
+
+
+def test_damage_of_the_same_size_is_found_and_the_older_one_used(
+    save: Callable[..., CheckpointStore], store: ArtifactStore, tmp_path: Path
+) -> None:
+    checkpoints = save(10, 20)
+    weights = next(key for key in _objects(store.space, 20) if key.endswith(".safetensors"))
+    _replace(store.space, weights, b"00000666" * 100)
+    assert checkpoints.latest() == 20
+    with pytest.raises(DamagedCheckpointError, match="not what was saved"):
+        checkpoints.restore(20, tmp_path / "damaged")
+    assert checkpoints.restore_newest(tmp_path / "restored") == 10
+    assert (tmp_path / "restored" / "adapter.safetensors").read_bytes() == b"00000010" * 100
+
+
+def test_remains_of_an_unfinished_checkpoint_are_removed_later(
+    save: Callable[..., CheckpointStore], store: ArtifactStore
+) -> None:
+    save(10)
+    store.space.put_if(f"checkpoints/{KEY}/step-00000020/dead/adapter.safetensors", b"half", None)
+    checkpoints = save(30)
+    assert checkpoints.latest() == 30
+    assert _objects(store.space, 20)
+    save(40)
+    assert not _objects(store.space, 20)
+
+
+def test_a_step_that_is_repeated_replaces_the_checkpoint(
+    save: Callable[..., CheckpointStore], store: ArtifactStore, attempt: Attempt, tmp_path: Path
+) -> None:
+    save(10)
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "adapter.safetensors").write_bytes(b"again")
+    again = CheckpointStore(attempt("attempt-2"), KEY)
+    again.save(tmp_path / "again", 10)
+    assert CheckpointStore(store, KEY).restore_newest(tmp_path / "restored") == 10
+    assert (tmp_path / "restored" / "adapter.safetensors").read_bytes() == b"again"
+
+
+@pytest.mark.parametrize("changed", [("other", "model", "data"), ("spec", "other", "data"), ("spec", "model", "other")])
+def test_checkpoints_of_another_run_are_not_seen(
+    save: Callable[..., CheckpointStore], store: ArtifactStore, changed: tuple[str, str, str]
+) -> None:
+    save(10)
+    assert CheckpointStore(store, checkpoint_key(*changed)).latest() is None
+
+
+def test_an_index_cannot_write_outside_the_target(
+    save: Callable[..., CheckpointStore], store: ArtifactStore, tmp_path: Path
+) -> None:
+    checkpoints = save(10)
+    index = next(key for key in _objects(store.space, 10) if key.endswith("checkpoint.json"))
+    found = store.space.read(index)
+    assert found is not None
+    _replace(store.space, index, found.data.replace(b"/adapter.safetensors", b"/../escaped.safetensors"))
+    with pytest.raises(DamagedCheckpointError, match="outside itself"):
+        checkpoints.restore(10, tmp_path / "restored")
+    assert not (tmp_path / "escaped.safetensors").exists()
