@@ -68,7 +68,7 @@ verify: setup  ## Read-only checks: format, lint, types, layers, generated files
 	ruff format --check --quiet crds operator trainer_image kernels tests
 	ruff check --quiet crds operator trainer_image kernels tests
 	python -m mypy crds/finetune_api operator/finetune_operator trainer_image/finetune_trainer kernels/finetune_kernels tests/cluster/finetune_devcluster
-	lint-imports
+	python -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 	python -m finetune_api.generate --check
 	python -m finetune_devcluster.binaries helm lint --strict --quiet charts/finetune-operator
 

@@ -48,7 +48,7 @@ class TrainingSpec(ApiModel):
     """How often the data is gone through. Default 1 when maxSteps is not given."""
 
     max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    """Stop after this many optimiser steps, instead of epochs."""
+    """Stop after this many optimiser steps, instead of epochs. Default: epochs decide."""
 
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 2
     """Sequences per GPU in one forward pass. Default 2."""
@@ -82,7 +82,7 @@ class TrainingSpec(ApiModel):
     """Seed of initialisation, shuffling and the evaluation split. Default 3407."""
 
     precision: Precision = Precision.AUTO
-    """Compute type: Auto, BF16, FP16 or FP32. Auto is BF16 on Ampere and later, FP16 on older GPUs, FP32 on a CPU;
+    """Compute type: Auto, BF16, FP16 or FP32. Default Auto: BF16 on Ampere and later, FP16 on older GPUs, FP32 on a CPU;
     status.resolved says which."""
 
     logging_steps: Annotated[int, Field(ge=1, le=100_000)] = 1

@@ -146,13 +146,13 @@ def test_environment_volumes_and_token_reach_the_process(pods: Pods, core: Any) 
 
 
 def test_init_containers_run_first_and_a_failing_one_ends_the_pod(pods: Pods) -> None:
-    shared = {"volumeMounts": [{"name": "work", "mountPath": "/work"}]}
+    shared = {"volumeMounts": [{"name": "work", "mountPath": "/shared"}]}
     volumes = [{"name": "work", "emptyDir": {}}]
 
     def init(script: str) -> list[Manifest]:
         return [{"name": "first", "image": "tools", "command": ["sh", "-c", script]} | shared]
 
-    pods.create("ordered", "cat /work/file", shared, volumes=volumes, initContainers=init("echo made >/work/file"))
+    pods.create("ordered", "cat /shared/file", shared, volumes=volumes, initContainers=init("echo made >/shared/file"))
     pods.wait_for_phase("ordered", "Succeeded")
     assert pods.log("ordered") == "made\n"
     pods.create("stopped", "true", shared, volumes=volumes, initContainers=init("exit 3"))

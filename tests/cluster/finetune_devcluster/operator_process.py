@@ -58,6 +58,11 @@ class OperatorProcess:
         """Process id of the newest process."""
         return self._running().process.pid
 
+    @property
+    def service_account_dir(self) -> Path:
+        """Token and authority of the operator's service account."""
+        return self._folder / "serviceaccount"
+
     def start(self) -> None:
         """Start a process and wait until it is ready."""
         self._starts += 1

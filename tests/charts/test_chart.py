@@ -1,0 +1,129 @@
+"""The chart as helm renders it: least privilege, restricted pods, a certificate for the address that pods are told."""
+
+import base64
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography import x509
+
+from finetune_devcluster.binaries import helm_binary
+
+CHART = Path(__file__).parents[2] / "charts/finetune-operator"
+pytestmark = pytest.mark.cluster
+FORBIDDEN_RESOURCES = {"secrets", "pods/exec", "pods/log", "pods/attach", "*"}
+
+
+def render(*settings: str) -> list[dict[str, Any]]:
+    done = run_helm("template", "release", str(CHART), "-n", "system", "--kube-version", "1.36.3", *settings)
+    assert done.returncode == 0, done.stderr
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+def run_helm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(helm_binary()), *arguments], capture_output=True, text=True, check=False)
+
+
+def of_kind(documents: list[dict[str, Any]], *kinds: str) -> list[dict[str, Any]]:
+    return [document for document in documents if document["kind"] in kinds]
+
+
+def rules(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [rule for role in of_kind(documents, "Role", "ClusterRole") for rule in role["rules"]]
+
+
+@pytest.fixture(scope="module")
+def rendered() -> list[dict[str, Any]]:
+    return render()
+
+
+def test_no_rule_reaches_secrets_shells_or_logs(rendered: list[dict[str, Any]]) -> None:
+    for rule in rules(rendered):
+        assert not FORBIDDEN_RESOURCES & set(rule["resources"])
+        assert "*" not in rule["verbs"]
+        assert "*" not in rule["apiGroups"]
+        assert not {"delete", "deletecollection", "escalate", "impersonate"} & set(rule["verbs"])
+
+
+def test_a_namespaced_install_has_no_cluster_role_but_token_review() -> None:
+    documents = render("--set", "watchNamespace=team")
+    cluster_rules = [rule for role in of_kind(documents, "ClusterRole") for rule in role["rules"]]
+    assert cluster_rules == [
+        {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}
+    ]
+    (role,) = of_kind(documents, "Role")
+    (binding,) = of_kind(documents, "RoleBinding")
+    assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == "team"
+
+
+def test_the_operator_pod_is_restricted(rendered: list[dict[str, Any]]) -> None:
+    (deployment,) = of_kind(rendered, "Deployment")
+    spec = deployment["spec"]["template"]["spec"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    (container,) = spec["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("", "finetune-operator.system.svc"),
+        ("https://127.0.0.1:9", "127.0.0.1"),
+        ("https://reports.test", "reports.test"),
+    ],
+)
+def test_the_certificate_is_for_the_address_that_pods_are_told(url: str, host: str) -> None:
+    documents = render("--set", f"progress.url={url}")
+    (secret,) = of_kind(documents, "Secret")
+    certificate = x509.load_pem_x509_certificate(base64.b64decode(secret["data"]["tls.crt"]))
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    found = names.get_values_for_type(x509.DNSName) + [str(ip) for ip in names.get_values_for_type(x509.IPAddress)]
+    assert host in found
+    (deployment,) = of_kind(documents, "Deployment")
+    environment = {
+        entry["name"]: entry["value"] for entry in deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    }
+    assert host in environment["FINETUNE_PROGRESS_URL"]
+
+
+def test_an_existing_certificate_is_used_and_none_is_made() -> None:
+    documents = render("--set", "tls.secretName=from-cert-manager")
+    assert not of_kind(documents, "Secret")
+    (deployment,) = of_kind(documents, "Deployment")
+    volumes = deployment["spec"]["template"]["spec"]["volumes"]
+    assert volumes == [{"name": "tls", "secret": {"secretName": "from-cert-manager"}}]
+
+
+def test_a_digest_wins_over_a_tag() -> None:
+    digest = "sha256:" + "0" * 64
+    (deployment,) = of_kind(render("--set", f"image.digest={digest},image.tag=x"), "Deployment")
+    assert deployment["spec"]["template"]["spec"]["containers"][0]["image"] == f"finetune-operator@{digest}"
+
+
+def test_the_crd_can_be_left_out_and_is_kept_on_uninstall(rendered: list[dict[str, Any]]) -> None:
+    (definition,) = of_kind(rendered, "CustomResourceDefinition")
+    assert definition["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert not of_kind(render("--set", "crds.install=false"), "CustomResourceDefinition")
+
+
+@pytest.mark.parametrize(
+    "setting", ["progress.prot=1", "logLevel=LOUD", "progress.url=http://plain", "image.digest=latest"]
+)
+def test_wrong_values_are_refused_by_the_schema(setting: str) -> None:
+    done = run_helm("template", "x", str(CHART), "--kube-version", "1.36.3", "--set", setting)
+    assert done.returncode != 0
+    assert "values don't meet the specifications" in done.stderr
+
+
+def test_every_value_is_in_the_schema() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert set(values) <= set(schema["properties"])

@@ -1,0 +1,96 @@
+"""Defaults, immutability, columns and `kubectl explain`, as the API server gives them."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_api.job import FineTuneJob, load_manifest
+from finetune_devcluster.cluster import DevCluster
+
+pytestmark = pytest.mark.cluster
+SAMPLES = sorted((Path(__file__).parents[2] / "crds/samples").glob("*.yaml"))
+IMMUTABLE = {
+    "model": {"source": "hf://org/other"},
+    "dataset": {"source": "s3://data/other.jsonl"},
+    "adapter": {"rank": 32},
+    "training": {"seed": 1},
+    "export": {"gguf": []},
+    "output": {"s3": {"bucket": "others"}},
+    "resources": {"gpus": 0},
+    "runPolicy": {"maxRetries": 0},
+}
+MUTABLE = {"suspend": True, "activeDeadlineSeconds": 60, "ttlSecondsAfterFinished": 5}
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
+def test_every_sample_is_accepted(jobs: Any, sample: Path) -> None:
+    manifest = yaml.safe_load(sample.read_text())
+    manifest["metadata"].pop("namespace", None)
+    if isinstance(manifest["spec"].get("training", {}).get("learningRate"), str):  # PyYAML reads 1e-4 as text
+        manifest["spec"]["training"]["learningRate"] = float(manifest["spec"]["training"]["learningRate"])
+    assert jobs.apply(manifest, dry_run=True) == ""
+    load_manifest(sample.read_text())
+
+
+def test_the_server_fills_the_defaults_that_the_models_have(jobs: Any, minimal: dict[str, Any]) -> None:
+    assert jobs.apply(minimal) == ""
+    stored = jobs.get("tried")
+    ours = load_manifest(yaml.safe_dump(minimal)).spec.to_wire()
+    assert stored["spec"] == ours
+    assert FineTuneJob.from_object(stored).spec.to_wire() == ours
+
+
+@pytest.mark.parametrize("section", IMMUTABLE)
+def test_what_defines_the_training_cannot_change(jobs: Any, minimal: dict[str, Any], section: str) -> None:
+    assert jobs.apply(minimal) == ""
+    minimal["spec"][section] = IMMUTABLE[section]
+    refusal = jobs.apply(minimal)
+    assert f"spec.{section}" in refusal
+    assert "cannot change after creation" in refusal
+
+
+@pytest.mark.parametrize("field", MUTABLE)
+def test_suspension_deadline_and_ttl_can_change(jobs: Any, minimal: dict[str, Any], field: str) -> None:
+    assert jobs.apply(minimal) == ""
+    minimal["spec"]["runPolicy"] = {field: MUTABLE[field]}
+    assert jobs.apply(minimal) == ""
+    assert jobs.get("tried")["spec"]["runPolicy"][field] == MUTABLE[field]
+
+
+def test_kubectl_explain_has_a_sentence_for_every_field(crd_cluster: DevCluster) -> None:
+    definition = yaml.safe_load(crd_cluster.kubectl("get", "crd", "finetunejobs.finetune.dev", "-o", "yaml").stdout)
+    schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    silent = []
+
+    def walk(path: str, node: dict[str, Any]) -> None:
+        for name, field in node.get("properties", {}).items():
+            if not field.get("description", "").endswith((".", ".)")):
+                silent.append(f"{path}.{name}")
+            walk(f"{path}.{name}", field.get("items", field))
+
+    walk("spec", schema["properties"]["spec"])
+    walk("status", schema["properties"]["status"])
+    assert not silent
+    text = crd_cluster.kubectl("explain", "ftj.spec.model.maxSequenceLength").stdout
+    assert re.search(r"Default\s+2048", text)
+
+
+def test_optional_scalars_say_their_default(crd_cluster: DevCluster) -> None:
+    definition = yaml.safe_load(crd_cluster.kubectl("get", "crd", "finetunejobs.finetune.dev", "-o", "yaml").stdout)
+    spec = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    unsaid = []
+
+    def walk(path: str, node: dict[str, Any]) -> None:
+        for name, field in node.get("properties", {}).items():
+            needed = name in node.get("required", [])
+            if "properties" not in field and field["type" if "type" in field else "x-kubernetes-int-or-string"]:
+                said = "default" in field["description"].lower() or needed
+                if not said and field.get("type") not in ("object", "array"):
+                    unsaid.append(f"{path}.{name}")
+            walk(f"{path}.{name}", field)
+
+    walk("spec", spec)
+    assert not unsaid
