@@ -1,0 +1,66 @@
+"""pvc:// and file:// sources: used in place, and only inside their claim."""
+
+from pathlib import Path
+
+import pytest
+
+from finetune_api.failures import FailureReason
+from finetune_trainer.artifacts.object_space import ignore_bytes
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.sources import SourceAccess, fetch_dataset, fetch_model
+
+
+@pytest.fixture
+def claim(tmp_path: Path) -> Path:
+    folder = tmp_path / "claim"
+    (folder / "base").mkdir(parents=True)
+    (folder / "base" / "config.json").write_text("{}")
+    (folder / "base" / "model.safetensors").write_bytes(b"weights")
+    (folder / "chat.jsonl").write_text("{}\n")
+    return folder
+
+
+def test_a_claim_is_read_where_it_is_mounted(claim: Path, tmp_path: Path) -> None:
+    access = SourceAccess(mount=claim)
+    model = fetch_model("pvc://data/base", None, tmp_path / "base", access, ignore_bytes)
+    data = fetch_dataset("pvc://data/chat.jsonl", "train", tmp_path / "data", access, ignore_bytes)
+    assert model.folder == claim / "base"
+    assert data.files == (claim / "chat.jsonl",)
+    assert list((tmp_path / "base").iterdir()) == []
+
+
+def test_a_path_of_this_machine_and_a_claim_have_the_same_digest(claim: Path, tmp_path: Path) -> None:
+    there = fetch_model("pvc://data/base", None, tmp_path / "a", SourceAccess(mount=claim), ignore_bytes)
+    here = fetch_model(f"file://{claim}/base", None, tmp_path / "b", SourceAccess(), ignore_bytes)
+    assert here.digest == there.digest
+
+
+def test_a_link_out_of_the_claim_is_not_followed(claim: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.jsonl").write_text("token\n")
+    (claim / "data").mkdir()
+    (claim / "data" / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    with pytest.raises(TrainerError) as refusal:
+        fetch_dataset("pvc://data/data", "train", tmp_path / "work", SourceAccess(mount=claim), ignore_bytes)
+    assert refusal.value.reason is FailureReason.DATASET_NOT_FOUND
+
+
+def test_a_link_inside_the_claim_is_followed(claim: Path, tmp_path: Path) -> None:
+    """The Hugging Face cache is built of such links."""
+    (claim / "cached").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (claim / "cached" / name).symlink_to(claim / "base" / name)
+    found = fetch_model("pvc://data/cached", None, tmp_path / "base", SourceAccess(mount=claim), ignore_bytes)
+    assert [path.name for path in found.files] == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("uri", ["pvc://data/nothing", "file:///no/such/folder"])
+def test_what_is_missing_is_named(claim: Path, tmp_path: Path, uri: str) -> None:
+    with pytest.raises(TrainerError, match=f"{uri} does not exist") as refusal:
+        fetch_model(uri, None, tmp_path / "base", SourceAccess(mount=claim), ignore_bytes)
+    assert refusal.value.reason is FailureReason.MODEL_NOT_FOUND
+
+
+def test_a_claim_needs_a_cluster(tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match="use file://") as refusal:
+        fetch_model("pvc://data/base", None, tmp_path / "base", SourceAccess(), ignore_bytes)
+    assert refusal.value.reason is FailureReason.INVALID_CONFIGURATION

@@ -1,0 +1,130 @@
+"""s3:// sources, against a real server."""
+
+import itertools
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from finetune_api.failures import FailureReason
+from finetune_devcluster.faulty_store import Fault, FaultyStore
+from finetune_devcluster.object_store import ObjectStore
+from finetune_trainer.artifacts.object_space import ignore_bytes
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.sources import SourceAccess, fetch_dataset, fetch_model
+
+_numbers = itertools.count(1)
+MODEL = {"config.json": b"{}", "model.safetensors": b"weights", "pytorch_model.bin": b"pickle", "model.py": b"code"}
+
+
+@pytest.fixture
+def bucket(object_store: ObjectStore) -> str:
+    name = f"sources-{next(_numbers)}"
+    object_store.create_bucket(name)
+    return name
+
+
+@pytest.fixture
+def access(object_store: ObjectStore, tmp_path: Path) -> SourceAccess:
+    folder = tmp_path / "credentials"
+    folder.mkdir()
+    (folder / "AWS_ACCESS_KEY_ID").write_text(object_store.access_key)
+    (folder / "AWS_SECRET_ACCESS_KEY").write_text(object_store.secret_key)
+    return SourceAccess(credentials=folder, endpoint_url=object_store.endpoint_url)
+
+
+def _put(store: ObjectStore, bucket: str, objects: dict[str, bytes]) -> None:
+    for key, body in objects.items():
+        store.client().put_object(Bucket=bucket, Key=key, Body=body)
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_model_is_a_prefix(
+    object_store: ObjectStore, bucket: str, access: SourceAccess, tmp_path: Path, slash: str
+) -> None:
+    _put(object_store, bucket, {f"base/{name}": body for name, body in MODEL.items()} | {"base2/config.json": b"{}"})
+    moved: list[int] = []
+    found = fetch_model(f"s3://{bucket}/base{slash}", None, tmp_path / "base", access, moved.append)
+    assert {path.name for path in (tmp_path / "base").iterdir()} == {"config.json", "model.safetensors"}
+    assert [path.name for path in found.files] == ["config.json", "model.safetensors"]
+    assert sum(moved) == len(b"{}weights")
+    assert found.revision is None
+
+
+def test_a_dataset_is_an_object_or_a_prefix(
+    object_store: ObjectStore, bucket: str, access: SourceAccess, tmp_path: Path
+) -> None:
+    _put(object_store, bucket, {"data/a.jsonl": b"1\n", "data/sub/b.jsonl": b"2\n", "top.jsonl": b"3\n"})
+    one = fetch_dataset(f"s3://{bucket}/data/a.jsonl", "train", tmp_path / "one", access, ignore_bytes)
+    top = fetch_dataset(f"s3://{bucket}/top.jsonl", "train", tmp_path / "top", access, ignore_bytes)
+    every = fetch_dataset(f"s3://{bucket}/data/", "train", tmp_path / "all", access, ignore_bytes)
+    assert [path.read_bytes() for path in (*one.files, *top.files)] == [b"1\n", b"3\n"]
+    assert [path.relative_to(tmp_path).as_posix() for path in every.files] == ["all/a.jsonl", "all/sub/b.jsonl"]
+    assert len({one.digest, top.digest, every.digest}) == 3
+
+
+def test_a_changed_byte_changes_the_digest(
+    object_store: ObjectStore, bucket: str, access: SourceAccess, tmp_path: Path
+) -> None:
+    digests = []
+    for body in (b"1\n", b"2\n", b"1\n"):
+        _put(object_store, bucket, {"a.jsonl": body})
+        found = fetch_dataset(f"s3://{bucket}/a.jsonl", "train", tmp_path / "data", access, ignore_bytes)
+        digests.append(found.digest)
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_keys_that_lead_out_of_the_folder_are_left_alone(
+    object_store: ObjectStore, bucket: str, access: SourceAccess, tmp_path: Path
+) -> None:
+    absolute = tmp_path / "absolute.jsonl"
+    hostile = {"data/../../climbed.jsonl": b"x", f"data/{absolute}": b"x", "data/a.jsonl": b"1\n"}
+    _put(object_store, bucket, hostile)
+    found = fetch_dataset(f"s3://{bucket}/data/", "train", tmp_path / "deep" / "data", access, ignore_bytes)
+    assert [path.name for path in found.files] == ["a.jsonl"]
+    assert not absolute.exists()
+    assert not list(tmp_path.rglob("climbed.jsonl"))
+
+
+MISSING = {
+    "a model that is not there": ("model", "base/", FailureReason.MODEL_NOT_FOUND),
+    "a dataset that is not there": ("dataset", "data.jsonl", FailureReason.DATASET_NOT_FOUND),
+    "an empty prefix": ("dataset", "data/", FailureReason.DATASET_NOT_FOUND),
+}
+
+
+@pytest.mark.parametrize(("kind", "path", "reason"), MISSING.values(), ids=MISSING)
+@pytest.mark.parametrize("has_bucket", [True, False])
+def test_what_is_missing_is_named(
+    bucket: str, access: SourceAccess, tmp_path: Path, kind: str, path: str, reason: FailureReason, has_bucket: bool
+) -> None:
+    where = bucket if has_bucket else "no-such-bucket"
+    fetch = partial(fetch_model, revision=None) if kind == "model" else partial(fetch_dataset, split="train")
+    with pytest.raises(TrainerError, match=f"s3://{where}") as refusal:
+        fetch(f"s3://{where}/{path}", work=tmp_path / "work", access=access, on_bytes=ignore_bytes)
+    assert refusal.value.reason is reason
+
+
+@pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
+def test_a_refusal_is_no_access_and_quotes_no_key(
+    object_store: ObjectStore, bucket: str, access: SourceAccess, tmp_path: Path, code: str
+) -> None:
+    with FaultyStore.start(object_store) as faulty:
+        faulty.faults = [Fault("GET", "list-type=2", code=code, times=100)]
+        proxied = SourceAccess(credentials=access.credentials, endpoint_url=faulty.endpoint_url)
+        with pytest.raises(TrainerError) as refusal:
+            fetch_model(f"s3://{bucket}/base/", None, tmp_path / "base", proxied, ignore_bytes)
+    assert refusal.value.reason is FailureReason.MODEL_ACCESS_DENIED
+    assert object_store.access_key not in refusal.value.message
+
+
+def test_a_disk_that_is_too_small_is_full_before_the_download(
+    object_store: ObjectStore, bucket: str, access: SourceAccess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _put(object_store, bucket, {f"base/{name}": body for name, body in MODEL.items()})
+    usage = type("Usage", (), {"free": 5})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(TrainerError, match="are needed to download") as refusal:
+        fetch_model(f"s3://{bucket}/base/", None, tmp_path / "base", access, ignore_bytes)
+    assert refusal.value.reason is FailureReason.DISK_FULL
+    assert list((tmp_path / "base").iterdir()) == []
