@@ -1,11 +1,14 @@
 """Events at the turning points of a job (pure).
 
+An event is posted before the status that it belongs to, under a name that only this turning point can have: an
+operator that dies in between posts it again, and the API server refuses the second one.
+
 They come from comparing the status that is written with the one before, so each turn is told once, however often the
 job is looked at.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -28,34 +31,38 @@ class Turn:
     reason: str
     message: str
     is_warning: bool = False
+    moment: str = ""
+    """What tells this turn from another one of the same reason: the pod, or else generation and ended pods."""
 
 
 def turning_points(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Turn]:
     """What happened between two statuses, in order."""
     turns: list[Turn] = []
     message = _message(new)
+    pod = new.attempts[-1].uid if new.attempts else ""
     if (new.retries or 0) > (old.retries or 0):
         turns.append(Turn("Retrying", _retry_message(new), is_warning=True))
     if old.phase is Phase.SUSPENDED and new.phase not in (Phase.SUSPENDED, Phase.CANCELLING):
         turns.append(Turn("Resumed", "the job goes on from its newest checkpoint"))
     if _started_attempts(new) > _started_attempts(old):
-        turns.append(Turn("Started", f"the trainer runs in pod {new.attempts[-1].pod}"))
+        turns.append(Turn("Started", f"the trainer runs in pod {new.attempts[-1].pod}", moment=pod))
     stage = current_stage(new)
     if stage is not None and stage is not current_stage(old):
-        turns.append(Turn(stage.value, f"the trainer is in stage {stage.value}"))
+        turns.append(Turn(stage.value, f"the trainer is in stage {stage.value}", moment=pod))
     if new.phase is not old.phase and new.phase in _SIMPLE:
         turns.append(Turn(_SIMPLE[new.phase], message))
     if new.phase is Phase.FAILED and old.phase is not Phase.FAILED and new.failure:
         turns.append(Turn(new.failure.reason, f"{new.failure.message} ({new.failure.hint})", is_warning=True))
     elif _is_stalled(new) and _stall_reason(new) != _stall_reason(old):
         turns.append(Turn(_stall_reason(new), message, is_warning=True))
-    return turns
+    ended = sum(1 for attempt in new.attempts if attempt.exit_code is not None)
+    return [replace(turn, moment=turn.moment or f"{new.observed_generation} {ended}") for turn in turns]
 
 
 def build_event(job: ObjectMeta, turn: Turn, now: datetime) -> dict[str, Any]:
     """The core/v1 Event of a turning point, named after it: a repeated post is refused as a duplicate."""
     stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
-    digest = hashlib.sha256(f"{job.uid} {turn.reason} {turn.message} {stamp}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{job.uid} {turn.reason} {turn.moment}".encode()).hexdigest()[:16]
     reference = {
         "apiVersion": API_VERSION,
         "kind": KIND,

@@ -74,7 +74,7 @@ class Reconciler:
             logger.info("%s: Job %s changed: %s", key, observed.child.name, actions.patch_job.get("spec"))
 
     async def _answer(self, key: Key, observed: Observed, decision: Decision) -> None:
-        """Write the status if it says something new, and tell the turning points."""
+        """Tell the turning points, and write the status, if it says something new."""
         if decision.phase.is_terminal:
             uid = observed.metadata.uid
             self._reports.lock(uid)  # whatever was accepted until now is part of the terminal status
@@ -82,6 +82,7 @@ class Reconciler:
         status = build_status(observed, decision)
         if not has_changed(observed.status, status):
             return
+        await self._tell(observed, status)
         try:
             await self._cluster.apply_status(key, observed.metadata.uid, status.to_wire())
         except NotFoundError:
@@ -90,7 +91,6 @@ class Reconciler:
             self._reports.drop(observed.metadata.uid)
         if status.phase is not observed.status.phase:
             logger.info("%s: %s (%s)", key, status.phase, decision.reason)
-        await self._tell(observed, status)
 
     async def _tell(self, observed: Observed, status: FineTuneJobStatus) -> None:
         for turn in turning_points(observed.status, status):

@@ -138,7 +138,8 @@ class Jobs:
     def event_reasons(self, name: str) -> list[str]:
         """Reasons of the job's events."""
         found = self._core.list_namespaced_event(self.namespace, field_selector=f"involvedObject.name={name}").items
-        return [event.reason for event in found if event.involved_object.kind == "FineTuneJob"]
+        ours = [event for event in found if event.involved_object.kind == "FineTuneJob"]
+        return [event.reason for event in sorted(ours, key=lambda event: int(event.metadata.resource_version))]
 
     def find_child(self, name: str) -> Object | None:
         """The child Job as JSON."""
@@ -177,12 +178,12 @@ class Jobs:
         return found
 
     def writes(self) -> dict[str, int]:
-        """Writes that the API server has counted for what the operator writes, since it started."""
+        """Writes of the kinds that the operator makes, as the API server counts them (it may delete nothing)."""
         counted: dict[str, int] = {}
         for line in self.cluster.kubectl("get", "--raw", "/metrics").stdout.splitlines():
             labels = dict(re.findall(r'(\w+)="([^"]*)"', line)) if line.startswith("apiserver_request_total") else {}
             what = (labels.get("resource", ""), labels.get("subresource", ""))
-            if what in OPERATOR_WRITES and labels["verb"] in ("POST", "PUT", "PATCH", "APPLY", "DELETE"):
+            if what in OPERATOR_WRITES and labels["verb"] in ("POST", "PUT", "PATCH", "APPLY"):
                 key = f"{labels['verb']} {'/'.join(what)}"
                 counted[key] = counted.get(key, 0) + int(float(line.rsplit(" ", 1)[1]))
         return counted

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from kubernetes import client
+from kubernetes.client.exceptions import ApiException
 
 from finetune_api.failures import ExitCode, FailureReason
 from finetune_api.outcome import Outcome, Result
@@ -238,3 +239,17 @@ def test_an_unchanged_job_costs_no_write(operator: OperatorProcess, jobs: Any, k
     jobs.patch_run_policy("quiet", activeDeadlineSeconds=500)
     jobs.wait("quiet", lambda s: s["observedGeneration"] == 2, "generation 2")
     assert jobs.writes() != before, "the counters see writes"
+
+
+def test_the_trainers_pod_is_admitted_where_pods_must_be_restricted(
+    operator: OperatorProcess, jobs: Any, kubelet: PlayedKubelet, namespace: str
+) -> None:
+    core: Any = client.CoreV1Api(jobs.cluster.api_client())
+    label = {"pod-security.kubernetes.io/enforce": "restricted"}
+    core.patch_namespace(namespace, {"metadata": {"labels": label}})
+    with pytest.raises(ApiException, match="violates PodSecurity"):
+        core.create_namespaced_pod(
+            namespace, {"metadata": {"name": "plain"}, "spec": {"containers": [{"name": "a", "image": "a"}]}}
+        )
+    jobs.create("restricted")
+    assert kubelet.wait_for_pod("restricted")

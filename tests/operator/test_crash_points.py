@@ -1,0 +1,140 @@
+"""The operator is killed around every single write of a job's life, and another goes on: nothing is lost or doubled.
+
+The plans are generated: a first, undisturbed life is recorded, and each of its writes is killed once before and once
+after the API server has committed it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from finetune_devcluster.operator_process import OperatorProcess
+from finetune_devcluster.played_kubelet import PlayedKubelet
+from finetune_operator.api_connection import ApiConnection
+from finetune_operator.cluster import Cluster, Key
+from finetune_operator.decide import Installation
+from finetune_operator.errors import ConflictError
+from finetune_operator.observe import LastWords
+from finetune_operator.reconcile import Reconciler
+from finetune_operator.report_store import ReportStore
+
+pytestmark = pytest.mark.cluster
+
+WRITES = ("POST", "PATCH")
+WRITES_OF_A_LIFE = 9  # ConfigMap, Job, ttl; three statuses; three events
+Object = dict[str, Any]
+
+
+class KilledError(Exception):
+    """Stands for SIGKILL: no code of the operator catches it."""
+
+
+class KillingConnection:
+    """Lets requests through, until the write that it kills."""
+
+    def __init__(self, connection: ApiConnection, number: int, committed: bool) -> None:
+        self._connection = connection
+        self._number = number
+        self._committed = committed
+        self.writes: list[str] = []
+
+    async def request(self, verb: str, path: str, body: Object | None = None, **options: Any) -> Object:
+        if verb not in WRITES:
+            return await self._connection.request(verb, path, body, **options)
+        self.writes.append(f"{verb} {path.rsplit('/', 2)[-2]}/{path.rsplit('/', 1)[-1]}")
+        is_last = len(self.writes) == self._number
+        if is_last and not self._committed:
+            raise KilledError
+        answer = await self._connection.request(verb, path, body, **options)
+        if is_last:
+            raise KilledError
+        return answer
+
+
+class Life:
+    """One job, from creation to the end, reconciled by operators that may be killed."""
+
+    def __init__(self, connection: ApiConnection, jobs: Any, kubelet: PlayedKubelet) -> None:
+        self._connection = connection
+        self._jobs = jobs
+        self._kubelet = kubelet
+
+    def _operator(self, connection: Any) -> Reconciler:
+        installation = Installation("finetune-trainer:test", "https://127.0.0.1:1", "PEM")
+        return Reconciler(Cluster(connection, None), installation, ReportStore(), LastWords())
+
+    async def live(self, name: str, number: int, committed: bool, last_words: str) -> tuple[Object, list[str], int]:
+        """Returns the final job, the writes until the kill, and how many operators it took."""
+        killing = KillingConnection(self._connection, number, committed)
+        operator, operators = self._operator(killing), 1
+
+        async def until(holds: Callable[[Object], bool]) -> None:
+            nonlocal operator, operators
+            for _ in range(100):
+                try:
+                    await operator.reconcile(Key(self._jobs.namespace, name))
+                except KilledError:
+                    operator, operators = self._operator(self._connection), operators + 1
+                except ConflictError:
+                    continue
+                if holds(self._jobs.get(name).get("status", {})):
+                    return
+                await asyncio.sleep(0.1)
+            raise TimeoutError(f"{name}: {self._jobs.get(name).get('status')}")
+
+        self._jobs.create(name, ttlSecondsAfterFinished=3600)
+        await until(lambda status: status.get("phase") == "Queued")
+        pod = await asyncio.to_thread(self._kubelet.wait_for_pod, name)
+        self._kubelet.run(pod)
+        await until(lambda status: status.get("phase") == "Running")
+        self._kubelet.end(pod, 0, last_words)
+        await until(lambda status: status.get("phase") == "Succeeded")
+        await until(lambda _: "ttlSecondsAfterFinished" in self._jobs.child(name)["spec"])
+        return self._jobs.get(name), killing.writes, operators
+
+
+@pytest.fixture
+async def life(operator: OperatorProcess, jobs: Any, kubelet: PlayedKubelet) -> AsyncIterator[Life]:
+    operator.kill()  # this test runs operators of its own
+    connection = ApiConnection.open(jobs.cluster.api_url, operator.service_account_dir)
+    yield Life(connection, jobs, kubelet)
+    await connection.close()
+    operator.start()
+
+
+def _without_times(value: Any) -> Any:
+    """A status with everything masked that differs between two equal lives."""
+    if isinstance(value, dict):
+        masked = ("uid", "pod", "jobName", "activeSeconds", "lastTransitionTime")
+        return {
+            key: "..." if key in masked or key.endswith("Time") else _without_times(item) for key, item in value.items()
+        }
+    return [_without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def _story(job: Object) -> Any:
+    """A status without the messages that name objects."""
+    return _without_times(job["status"])
+
+
+async def test_a_kill_around_any_write_changes_nothing(
+    life: Life, jobs: Any, kubelet: PlayedKubelet, outcomes: Any
+) -> None:
+    words = outcomes.success.encode()
+    reference, writes, _ = await life.live("reference", 0, False, words)
+    assert len(writes) == WRITES_OF_A_LIFE, writes
+    told = jobs.event_reasons("reference")
+    assert told == ["Queued", "Started", "Succeeded"]
+    for number in range(1, len(writes) + 1):
+        for committed in (False, True):
+            name = f"plan-{number}-{'after' if committed else 'before'}"
+            job, _, operators = await life.live(name, number, committed, words)
+            plan = (name, writes[number - 1])
+            assert operators == 2, plan
+            assert jobs.event_reasons(name) == told, plan
+            assert _story(job) == _story(reference), plan
+            assert len(kubelet.pods(name)) == 1, plan
+            assert len(jobs.config_maps(name)) == 1, plan
+            assert jobs.child(name)["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"], plan
