@@ -59,7 +59,7 @@ demo: setup  ## The main job, embedded: cluster, S3, operator, one FineTuneJob, 
 	@python -m finetune_devcluster.demo
 
 test: setup  ## Every test that needs no GPU, on a real control plane
-	@python -m pytest $(PYTEST_ARGS)
+	@python -m pytest -m "not gpu" $(PYTEST_ARGS)
 
 e2e: setup  ## Only the tests that run a whole job
 	@python -m pytest -m e2e $(PYTEST_ARGS)

@@ -1,6 +1,7 @@
 """Logging of the trainer: one line per event on stderr, libraries quiet unless something is wrong."""
 
 import logging
+import warnings
 
 NOISY = ("httpx", "botocore", "urllib3", "bitsandbytes", "datasets", "filelock", "accelerate", "gguf", "awscrt")
 
@@ -8,5 +9,6 @@ NOISY = ("httpx", "botocore", "urllib3", "bitsandbytes", "datasets", "filelock",
 def configure_logging(level: int = logging.INFO) -> None:
     """Set up the root logger."""
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    warnings.simplefilter("ignore", FutureWarning)  # for us who upgrade libraries, not for who reads a pod's log
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -93,8 +93,10 @@ class RunCallback(TrainerCallback):
                 message = f"{name} is {logs[name]} after step {state.global_step}"
                 raise TrainerError(FailureReason.NON_FINITE_LOSS, message)
         if logs.get("grad_norm") == 0.0:
-            message = f"the gradient is zero at step {state.global_step}: nothing is learned"
-            raise TrainerError(FailureReason.INTERNAL_ERROR, message)
+            message = (
+                f"the gradient is zero after step {state.global_step}: training has diverged, or nothing can be learned"
+            )
+            raise TrainerError(FailureReason.NON_FINITE_LOSS, message)
         known = ("loss", "eval_loss", "learning_rate")
         values: dict[str, Any] = {name: logs[name] for name in known if name in logs}
         if values:

@@ -1,0 +1,106 @@
+"""A run that is stopped and resumed is the same run: every later loss is equal, to the last bit, on the CPU."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune_api.outcome import Outcome, Result
+from finetune_api.run_config import RunConfig
+from finetune_trainer.main import run_job
+from finetune_trainer.progress import Progress
+from finetune_trainer.settings import Settings
+from finetune_trainer.termination import Termination
+
+Builder = Callable[..., RunConfig]
+STEPS, STOP_AFTER = 8, 4
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def run(config: RunConfig, settings: Settings, stop_after: int | None = None) -> tuple[dict[int, float], Outcome]:
+    """Losses by step (as reported, four digits), and the outcome; a SIGTERM arrives after `stop_after`."""
+    progress, termination, losses = Progress(), Termination(), {}
+    termination.install()
+
+    def watch(_: bool) -> None:
+        step, loss = progress.value("step"), progress.value("loss")
+        if step is not None and loss is not None:
+            losses[step] = loss
+        if stop_after is not None and step == stop_after and not termination.requested:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    progress.listen(watch)
+    return losses, run_job(config, settings, progress, termination)
+
+
+def with_attempt(settings: Settings, tmp_path: Path, name: str) -> Settings:
+    return Settings(work=tmp_path / name, attempt_id=name, output_folder=settings.output_folder)
+
+
+def final_adapter(outcome: Outcome) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(Path(outcome.artifacts[0].uri) / "adapter_model.safetensors")
+
+
+def test_a_stopped_run_goes_on_exactly_where_it_was(run_config: Builder, tmp_path: Path) -> None:
+    config = run_config(training={"maxSteps": STEPS, "checkpointSteps": 3}, adapter={"dropout": 0.1})
+    straight = Settings(work=tmp_path / "straight", attempt_id="a", output_folder=tmp_path / "straight-out")
+    expected, whole = run(config, straight)
+    assert whole.result is Result.SUCCEEDED, whole.message
+
+    settings = Settings(work=tmp_path / "first", attempt_id="a", output_folder=tmp_path / "out")
+    before, stopped = run(config, settings, stop_after=STOP_AFTER)
+    assert (stopped.result, stopped.exit_code, stopped.checkpoint_step) == (Result.INTERRUPTED, 30, STOP_AFTER)
+    after, resumed = run(config, with_attempt(settings, tmp_path, "second"))
+    assert resumed.result is Result.SUCCEEDED, resumed.message
+    assert resumed.resumed_from_step == STOP_AFTER
+    assert before | after == expected
+    for name, value in final_adapter(whole).items():
+        assert torch.equal(value, final_adapter(resumed)[name]), name
+
+
+def test_without_the_optimiser_state_the_losses_differ(run_config: Builder, tmp_path: Path) -> None:
+    config = run_config(training={"maxSteps": STEPS, "checkpointSteps": 3})
+    settings = Settings(work=tmp_path / "first", attempt_id="a", output_folder=tmp_path / "out")
+    run(config, settings, stop_after=STOP_AFTER)
+    (index,) = (tmp_path / "out").rglob(f"step-{STOP_AFTER:08d}/checkpoint.json")
+    forget_optimiser(index)
+    after, resumed = run(config, with_attempt(settings, tmp_path, "second"))
+    straight = Settings(work=tmp_path / "straight", attempt_id="a", output_folder=tmp_path / "straight-out")
+    expected, _ = run(config, straight)
+    assert resumed.resumed_from_step == STOP_AFTER
+    assert any(after[step] != expected[step] for step in range(STOP_AFTER + 2, STEPS + 1))
+
+
+def forget_optimiser(index: Path) -> None:
+    """Rewrite a checkpoint's index as if the optimiser had never been saved."""
+    import json
+
+    document: dict[str, Any] = json.loads(index.read_text())
+    document["files"] = [file for file in document["files"] if not file["path"].endswith("optimizer.pt")]
+    index.write_text(json.dumps(document))
+
+
+def test_an_evaluation_changes_nothing_about_training(run_config: Builder, tmp_path: Path) -> None:
+    """bitsandbytes repacks weights in the first evaluation on some CPUs; training on would have wrong gradients."""
+    held_out = {"evaluation": {"fraction": 0.2}}
+    quiet = run_config(training={"maxSteps": 6}, dataset=held_out)
+    evaluating = run_config(training={"maxSteps": 6, "evaluationSteps": 2}, dataset=held_out)
+    losses = []
+    for name, config in (("quiet", quiet), ("evaluating", evaluating)):
+        found, outcome = run(config, Settings(tmp_path / name, "a", output_folder=tmp_path / f"{name}-out"))
+        assert outcome.eval_loss is not None
+        losses.append(found)
+    assert losses[0] == losses[1]
