@@ -1,0 +1,51 @@
+"""The environment: read once, and every mistake named at once."""
+
+from pathlib import Path
+
+import pytest
+
+from finetune_operator.errors import SettingsError
+from finetune_operator.settings import Settings
+
+GOOD = {
+    "FINETUNE_NAMESPACE": "",
+    "FINETUNE_TRAINER_IMAGE": "trainer:1",
+    "FINETUNE_PROGRESS_URL": "https://operator.finetune-system.svc:8443/",
+    "FINETUNE_PROGRESS_PORT": "8443",
+    "FINETUNE_HEALTH_PORT": "8080",
+    "FINETUNE_TLS_DIR": "/etc/finetune/tls",
+    "FINETUNE_SERVICE_ACCOUNT_DIR": "/var/run/secrets/kubernetes.io/serviceaccount",
+    "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+    "KUBERNETES_SERVICE_PORT": "443",
+}
+
+
+def test_a_complete_environment_is_read() -> None:
+    settings = Settings.from_environment(GOOD)
+    assert settings.namespace is None
+    assert settings.api_url == "https://10.0.0.1:443"
+    assert settings.progress_url == "https://operator.finetune-system.svc:8443"
+    assert settings.tls_dir == Path("/etc/finetune/tls")
+
+
+def test_an_ipv6_address_is_bracketed() -> None:
+    assert Settings.from_environment(GOOD | {"KUBERNETES_SERVICE_HOST": "fd00::1"}).api_url == "https://[fd00::1]:443"
+
+
+def test_everything_missing_is_named_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({})
+    assert not [name for name in GOOD if name != "FINETUNE_NAMESPACE" and name not in str(caught.value)]
+
+
+WRONG = {
+    "a port that is no number": ({"FINETUNE_HEALTH_PORT": "http"}, "FINETUNE_HEALTH_PORT must be a port"),
+    "a port that does not exist": ({"FINETUNE_PROGRESS_PORT": "70000"}, "found '70000'"),
+    "progress without TLS": ({"FINETUNE_PROGRESS_URL": "http://operator"}, "must be an https URL"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_said(change: dict[str, str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        Settings.from_environment(GOOD | change)
