@@ -21,6 +21,8 @@ class HubRepo:
 
     files: dict[str, bytes]
     gated: bool = False
+    damaged: dict[str, bytes] = field(default_factory=dict)
+    """Content that arrives instead of the listed one."""
     revisions: dict[str, str] = field(default_factory=lambda: {"main": COMMIT, "v1": OLD_COMMIT})
 
 
@@ -107,6 +109,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def _sibling(path: str, data: bytes) -> dict[str, object]:
+    """A file as the hub lists it: of weights it knows the SHA-256."""
+    listed: dict[str, object] = {"rfilename": path, "size": len(data), "blobId": "0"}
+    if path.endswith(".safetensors"):
+        listed["lfs"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 134}
+    return listed
 
 
 def _split(path: str) -> tuple[str, str]:

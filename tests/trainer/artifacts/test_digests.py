@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.artifacts.digests import digest_file, files_below, sha256_of_files
+from finetune_trainer.artifacts.digests import digest_file, files_below, sha256_of_each, sha256_of_lines
 from finetune_trainer.artifacts.s3_upload import MAX_PARTS, MIN_PART_BYTES, PartPlan
 
 
@@ -37,7 +37,7 @@ def test_a_folder_has_the_digest_of_what_sha256sum_prints(tmp_path: Path) -> Non
         (tmp_path / name).write_text(name)
     command = "find . -type f | sed s:^./:: | LC_ALL=C sort | xargs sha256sum | sha256sum"
     printed = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert sha256_of_files(tmp_path, files_below(tmp_path)) == printed.split()[0]
+    assert sha256_of_lines(sha256_of_each(tmp_path, files_below(tmp_path))) == printed.split()[0]
 
 
 @pytest.mark.parametrize("size", [1, MIN_PART_BYTES * MAX_PARTS, MIN_PART_BYTES * MAX_PARTS + 1, 5 << 40])

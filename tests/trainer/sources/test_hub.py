@@ -122,6 +122,15 @@ def test_a_hub_that_stays_away_is_unavailable(hub: Hub, tmp_path: Path) -> None:
     assert refusal.value.reason is FailureReason.HUB_UNAVAILABLE
 
 
+def test_weights_that_are_not_those_the_hub_lists_are_not_used(hub: Hub, tmp_path: Path) -> None:
+    other = b"WEIGHTS" * 100
+    hub.repos["models/acme/tiny"] = HubRepo(MODEL, damaged={"model.safetensors": other})
+    with pytest.raises(
+        TrainerError, match=r"model.safetensors is not the file .* " + hashlib.sha256(other).hexdigest()
+    ):
+        _model(hub, tmp_path / "base")
+
+
 def test_of_a_dataset_only_the_split_is_fetched(hub: Hub, tmp_path: Path) -> None:
     files = {"data/train-00000-of-00001.jsonl": b"{}\n", "data/test-00000-of-00001.jsonl": b"{}\n", "loader.py": b"x"}
     hub.repos["datasets/acme/chat"] = HubRepo(files)

@@ -85,11 +85,9 @@ def files_below(folder: Path) -> list[Path]:
     )
 
 
-def sha256_of_files(root: Path, files: Iterable[Path]) -> str:
-    """`sha256_of_lines` of files on disk, named relative to `root`."""
+def sha256_of_each(root: Path, files: Iterable[Path]) -> dict[str, str]:
+    """{path relative to `root`: SHA-256} of files on disk, several hashed at a time."""
     listed = list(files)
     with ThreadPoolExecutor(HASHING_THREADS, "hash") as pool:
         digests = list(pool.map(sha256_file, listed))
-    return sha256_of_lines(
-        {path.relative_to(root).as_posix(): digest for path, digest in zip(listed, digests, strict=True)}
-    )
+    return {path.relative_to(root).as_posix(): digest for path, digest in zip(listed, digests, strict=True)}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from finetune_api.failures import FailureReason
 from finetune_api.sources import Scheme, Source
-from finetune_trainer.artifacts.digests import sha256_of_files
+from finetune_trainer.artifacts.digests import sha256_of_each, sha256_of_lines
 from finetune_trainer.artifacts.object_space import OnBytes
 from finetune_trainer.artifacts.s3_faults import DATASET_REASONS, MODEL_REASONS, FaultReasons
 from finetune_trainer.errors import TrainerError
@@ -69,4 +69,8 @@ def _bring(repository: Repository, names: list[str], work: Path, on_bytes: OnByt
         raise TrainerError(FailureReason.DISK_FULL, message)
     folder = repository.bring(names, work, on_bytes)
     files = tuple(folder / name for name in names)
-    return FetchedSource(folder, files, repository.revision, sha256_of_files(folder, files))
+    digests = sha256_of_each(folder, files)
+    if damaged := [name for name in names if repository.sha256.get(name, digests[name]) != digests[name]]:
+        message = f"{damaged[0]} is not the file that the hub lists: its SHA-256 is {digests[damaged[0]]}"
+        raise TrainerError(FailureReason.HUB_UNAVAILABLE, message)
+    return FetchedSource(folder, files, repository.revision, sha256_of_lines(digests))

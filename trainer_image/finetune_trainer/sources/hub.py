@@ -55,7 +55,9 @@ class HubRepository:
         ask = api.model_info if kind == "model" else api.dataset_info
         info = self._patiently(lambda: ask(name, revision=revision, files_metadata=True, timeout=30))
         self.revision = str(info.sha)
-        self.files = {sibling.rfilename: int(sibling.size or 0) for sibling in info.siblings or ()}
+        siblings = info.siblings or ()
+        self.files = {sibling.rfilename: int(sibling.size or 0) for sibling in siblings}
+        self.sha256 = {sibling.rfilename: sibling.lfs.sha256 for sibling in siblings if sibling.lfs is not None}
 
     def bytes_to_bring(self, names: Iterable[str]) -> int:
         """Size of the files."""

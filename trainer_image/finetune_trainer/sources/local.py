@@ -1,7 +1,8 @@
 """Files that are here already, and used in place: a mounted PersistentVolumeClaim, or a path of the user's machine."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from finetune_api.failures import FailureReason
 from finetune_api.sources import Scheme, Source
@@ -16,6 +17,7 @@ class LocalRepository:
     """A folder, or one file. Of a claim, only what lies inside it: a link that leads out is not there."""
 
     revision = None
+    sha256: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, uri: str, source: Source, access: SourceAccess, reasons: FaultReasons) -> None:
         path = Path(source.path)

@@ -1,7 +1,7 @@
 """What every kind of source has in common: it lists its files before anything is fetched, so that what is unsafe,
 missing or too large is refused within a second."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +31,11 @@ class Repository(Protocol):
     @property
     def files(self) -> dict[str, int]:
         """Relative path (with "/") to size in bytes."""
+        ...
+
+    @property
+    def sha256(self) -> Mapping[str, str]:
+        """SHA-256 (hex) of those files for which the source gives one."""
         ...
 
     @property

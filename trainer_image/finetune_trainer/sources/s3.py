@@ -1,9 +1,10 @@
 """Objects of a bucket: one key, or everything below a prefix. Public buckets are read unsigned where there are no
 credentials."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 from finetune_api.sources import Source
 from finetune_trainer.artifacts.object_space import OnBytes
@@ -19,6 +20,7 @@ class S3Repository:
     """A prefix of a bucket, or one object."""
 
     revision = None
+    sha256: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, source: Source, access: SourceAccess, reasons: FaultReasons, *, is_folder: bool) -> None:
         """`is_folder`: the path means a folder even without a slash at its end."""
