@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None:
             return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
         if kind == "resolve":
-            data = repo.files[file]
+            data = repo.damaged.get(file, repo.files[file])
             tag = hashlib.sha256(data).hexdigest()
             return self._send(200, data, {"X-Repo-Commit": commit, "ETag": f'"{tag}"'})
         if kind == "tree":
