@@ -9,18 +9,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from finetune_api.failures import FAILURES, FailureReason
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.cluster import Cluster, Key
 from finetune_operator.decide import Actions, Decision, Installation, decide
-from finetune_operator.errors import ConflictError, ForbiddenError, NotFoundError
+from finetune_operator.errors import ApiError, ConflictError, ForbiddenError, NotFoundError
 from finetune_operator.events import build_event, turning_points
 from finetune_operator.observe import LastWords, newest_report, observe
 from finetune_operator.observed import Observed
 from finetune_operator.report_store import ReportStore
 from finetune_operator.status import build_status, has_changed
 
-PERMISSION_RETRY_SECONDS = 30.0
+REFUSED_RETRY_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +55,10 @@ class Reconciler:
         decision = decide(observed, self._installation)
         try:
             await self._act(key, observed, decision.actions)
-        except ForbiddenError as error:
-            decision = _not_permitted(decision, error)
+        except (ConflictError, NotFoundError):
+            raise  # the view was old, or the namespace is going: look again
+        except ApiError as error:
+            decision = _refused(decision, error)
         await self._answer(key, observed, decision)
         return decision.requeue_seconds
 
@@ -103,10 +104,9 @@ class Reconciler:
                 logger.warning("event %s not posted: %s", turn.reason, error)
 
 
-def _not_permitted(decision: Decision, error: ForbiddenError) -> Decision:
-    """A write that was refused: by the operator's role, or by the quota or admission policy of the namespace."""
-    hint = FAILURES[FailureReason.POD_REJECTED].hint
-    message = f"{error.request} was refused: {error.message} ({hint})"
-    return Decision(
-        decision.phase, "PermissionDenied", message, is_stalled=True, requeue_seconds=PERMISSION_RETRY_SECONDS
-    )
+def _refused(decision: Decision, error: ApiError) -> Decision:
+    """A write to a child that was refused: by the operator's role, a quota, an admission policy, or as invalid.
+    Somebody has to do something about it; it is tried again now and then."""
+    reason = "PermissionDenied" if isinstance(error, ForbiddenError) else "ChildRejected"
+    message = f"{error.request} was refused: {error.message}"
+    return Decision(decision.phase, reason, message, is_stalled=True, requeue_seconds=REFUSED_RETRY_SECONDS)

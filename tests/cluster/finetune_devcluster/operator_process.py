@@ -63,12 +63,23 @@ class OperatorProcess:
         """Token and authority of the operator's service account."""
         return self._folder / "serviceaccount"
 
-    def start(self) -> None:
-        """Start a process and wait until it is ready."""
+    @property
+    def api_port(self) -> int:
+        """Port of the API server."""
+        return int(self._cluster.api_url.rsplit(":", 1)[1])
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the newest process lives."""
+        return self._running().process.poll() is None
+
+    def start(self, api_port: int | None = None) -> None:
+        """Start a process and wait until it is ready. `api_port`: where it finds the API server instead."""
         self._starts += 1
+        environment = self._environment() | ({"KUBERNETES_SERVICE_PORT": str(api_port)} if api_port else {})
         command = [str(CHECKOUT / ".venv-operator/bin/finetune-operator"), "run"]
         log = self._folder / f"operator-{self._starts}.log"
-        self._program = Program("operator", command, log, self._environment())
+        self._program = Program("operator", command, log, environment)
         deadline = time.monotonic() + 30
         while not self._is_ready():
             self._program.check()
@@ -81,10 +92,12 @@ class OperatorProcess:
         self._running().process.kill()
         self._running().process.wait()
 
-    def stop(self) -> None:
-        """SIGTERM; SIGKILL where that does not help."""
-        if self._program is not None:
-            self._program.stop()
+    def stop(self) -> int | None:
+        """SIGTERM; SIGKILL where that does not help. Returns the exit code."""
+        if self._program is None:
+            return None
+        self._program.stop(grace=15)
+        return self._program.process.returncode
 
     def tls(self) -> ssl.SSLContext:
         """What a trainer trusts."""
