@@ -96,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
                 {"type": "file", "path": path, "size": len(data), "oid": "0" * 40} for path, data in repo.files.items()
             ]
             return self._send_json(listed)
-        siblings = [{"rfilename": path, "size": len(data), "blobId": "0"} for path, data in repo.files.items()]
+        siblings = [_sibling(path, data) for path, data in repo.files.items()]
         return self._send_json({"id": name.partition("/")[2], "sha": commit, "siblings": siblings})
 
     def _send_json(self, value: object) -> None:
