@@ -185,12 +185,14 @@ def read_range(path: Path, start: int, end: int) -> bytes:
 
 
 def collect(executor: Executor, tasks: Iterable[Callable[[], Value]]) -> list[Value]:
-    """Results of all tasks, in order; at the first failure the tasks that wait are dropped and the failure is
-    raised."""
+    """Results of all tasks, in order. At the first failure, or when a signal interrupts this thread, the tasks that
+    wait are dropped and the failure is raised."""
     futures: list[Future[Value]] = [executor.submit(task) for task in tasks]
-    _, pending = wait(futures, return_when=FIRST_EXCEPTION)
-    for future in pending:
-        future.cancel()
+    try:
+        wait(futures, return_when=FIRST_EXCEPTION)
+    finally:
+        for future in futures:
+            future.cancel()
     wait(futures)
     for future in futures:
         if not future.cancelled() and (error := future.exception()) is not None:
