@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from finetune_api.failures import ExitCode
 from finetune_api.status import Attempt
 from finetune_operator.children import EVICTED, TrainerPod
+from finetune_operator.reasons import Reason
 
 LONGEST = 20
 
@@ -33,7 +34,7 @@ def _without_end(attempt: Attempt) -> Attempt:
     """An older attempt whose end nobody saw: its pod was removed while the operator was down."""
     if attempt.exit_code is not None or attempt.reason is not None:
         return attempt
-    return attempt.model_copy(update={"reason": "PodGone"})
+    return attempt.model_copy(update={"reason": Reason.POD_GONE})
 
 
 def _attempt(pod: TrainerPod, known: Attempt | None) -> Attempt:

@@ -12,6 +12,7 @@ from finetune_api.failures import FAILURES, ExitCode, FailureReason
 from finetune_api.status import Condition, Failure
 from finetune_api.vocabulary import ConditionType, Phase, Stage
 from finetune_operator.decide import Decision
+from finetune_operator.reasons import Reason
 
 Truth = Literal["True", "False", "Unknown"]
 
@@ -66,8 +67,8 @@ def _validated(decision: Decision, stage: Stage | None, old: Condition | None) -
     if old is not None and old.status == "True":
         return "True", old.reason, old.message
     if decision.phase is Phase.SUCCEEDED or (stage is not None and stage not in _BEFORE_VALIDATED):
-        return "True", "InputsRead", "model and dataset were read"
-    return "Unknown", "NotChecked", "the trainer has not read model and dataset yet"
+        return "True", Reason.INPUTS_READ, "model and dataset were read"
+    return "Unknown", Reason.NOT_CHECKED, "the trainer has not read model and dataset yet"
 
 
 def _blames_the_inputs(failure: Failure) -> bool:

@@ -17,6 +17,7 @@ from finetune_operator.desired.run_config_map import build_run_config, build_run
 from finetune_operator.desired.trainer_job import build_trainer_job, remaining_deadline
 from finetune_operator.failure import explain_failure, explain_pod, is_interruption, last_outcome
 from finetune_operator.observed import Observed
+from finetune_operator.reasons import Reason
 from finetune_operator.waiting import explain_waiting
 
 RETRY_SECONDS = 30.0
@@ -86,7 +87,7 @@ def _is_over(observed: Observed, _: Installation) -> Decision | None:
 def _is_being_deleted(observed: Observed, _: Installation) -> Decision | None:
     if observed.metadata.deletion_timestamp is None:
         return None
-    return Decision(Phase.CANCELLING, "Deleted", "the job is being deleted, its trainer is stopped")
+    return Decision(Phase.CANCELLING, Reason.DELETED, "the job is being deleted, its trainer is stopped")
 
 
 def _is_unreadable(observed: Observed, _: Installation) -> Decision | None:
@@ -94,14 +95,14 @@ def _is_unreadable(observed: Observed, _: Installation) -> Decision | None:
         return None
     phase = observed.status.phase or Phase.PENDING
     message = f"this version of the operator cannot read the job: {observed.spec_error}"
-    return Decision(phase, "InvalidConfiguration", message[:1024], is_stalled=True)
+    return Decision(phase, Reason.INVALID_CONFIGURATION, message[:1024], is_stalled=True)
 
 
 def _name_is_taken(observed: Observed, _: Installation) -> Decision | None:
     if observed.foreign_child is None:
         return None
     message = f"{observed.foreign_child} exists already and does not belong to this job: remove it"
-    return Decision(Phase.PENDING, "NameConflict", message, is_stalled=True, requeue_seconds=RETRY_SECONDS)
+    return Decision(Phase.PENDING, Reason.NAME_CONFLICT, message, is_stalled=True, requeue_seconds=RETRY_SECONDS)
 
 
 def _has_succeeded(observed: Observed, _: Installation) -> Decision | None:
@@ -110,11 +111,13 @@ def _has_succeeded(observed: Observed, _: Installation) -> Decision | None:
     exited_well = pod is not None and pod.termination is not None and pod.termination.exit_code == 0
     if exited_well and outcome is not None and outcome.result is Result.SUCCEEDED:
         message = "the result was there already" if outcome.reused else "every artifact is uploaded and verified"
-        return Decision(Phase.SUCCEEDED, "Reused" if outcome.reused else "Completed", message, outcome=outcome)
+        return Decision(
+            Phase.SUCCEEDED, Reason.REUSED if outcome.reused else Reason.COMPLETED, message, outcome=outcome
+        )
     if observed.child is None or observed.child.complete is None or exited_well:
         return None
     message = "the trainer succeeded, but its pod was removed before its outcome was read: see the manifest in S3"
-    return Decision(Phase.SUCCEEDED, "OutcomeLost", message)
+    return Decision(Phase.SUCCEEDED, Reason.OUTCOME_LOST, message)
 
 
 def _has_failed(observed: Observed, _: Installation) -> Decision | None:
@@ -141,20 +144,20 @@ def _needs_children(observed: Observed, installation: Installation) -> Decision 
         return Decision(running.phase, running.reason, running.message, Actions(create, update), requeue_seconds=0)
     if observed.strays:
         message = f"pod {observed.strays[0].name} of a Job that was deleted by someone else still runs"
-        return Decision(Phase.QUEUED, "JobDeleted", message, requeue_seconds=STRAY_SECONDS)
+        return Decision(Phase.QUEUED, Reason.JOB_DELETED, message, requeue_seconds=STRAY_SECONDS)
     active_seconds = observed.status.active_seconds or 0
     job = build_trainer_job(observed.metadata, observed.spec, installation.trainer_image, active_seconds)
     actions = Actions(create, update, create_job=job)
     if observed.spec.run_policy.suspend:
-        return Decision(Phase.SUSPENDED, "Suspended", "spec.runPolicy.suspend is true", actions)
-    return Decision(Phase.QUEUED, "JobCreated", "waiting for a pod", actions)
+        return Decision(Phase.SUSPENDED, Reason.SUSPENDED, "spec.runPolicy.suspend is true", actions)
+    return Decision(Phase.QUEUED, Reason.JOB_CREATED, "waiting for a pod", actions)
 
 
 def _child_is_going(observed: Observed, _: Installation) -> Decision | None:
     if observed.child is None or not observed.child.deleting:
         return None
     message = f"Job {observed.child.name} was deleted by someone else: it is made again as soon as it is gone"
-    return Decision(Phase.QUEUED, "JobDeleted", message, requeue_seconds=RETRY_SECONDS)
+    return Decision(Phase.QUEUED, Reason.JOB_DELETED, message, requeue_seconds=RETRY_SECONDS)
 
 
 def _running(observed: Observed, _: Installation) -> Decision:
@@ -165,8 +168,8 @@ def _running(observed: Observed, _: Installation) -> Decision:
     if observed.spec.run_policy.suspend:
         if any(not pod.is_finished for pod in observed.pods):
             phase = observed.status.phase or Phase.RUNNING
-            return Decision(phase, "Suspending", "the trainer writes its checkpoint and stops", actions)
-        return Decision(Phase.SUSPENDED, "Suspended", "spec.runPolicy.suspend is true", actions, outcome=outcome)
+            return Decision(phase, Reason.SUSPENDING, "the trainer writes its checkpoint and stops", actions)
+        return Decision(Phase.SUSPENDED, Reason.SUSPENDED, "spec.runPolicy.suspend is true", actions, outcome=outcome)
     pod = observed.newest_pod
     if pod is not None and pod.is_running:
         return _with_trainer(observed, actions)
@@ -185,7 +188,7 @@ def _running(observed: Observed, _: Installation) -> Decision:
 
 def _with_trainer(observed: Observed, actions: Actions) -> Decision:
     if observed.report is None:
-        return Decision(Phase.RUNNING, "TrainerStarted", "the trainer has not reported yet", actions)
+        return Decision(Phase.RUNNING, Reason.TRAINER_STARTED, "the trainer has not reported yet", actions)
     stage = observed.report.report.finetune.stage
     return Decision(stage.phase, stage.value, f"the trainer is in stage {stage.value}", actions)
 
@@ -203,7 +206,7 @@ def _between_pods(observed: Observed, pod: TrainerPod, actions: Actions, outcome
     if final or failures > observed.spec.run_policy.max_retries:
         phase = observed.status.phase or Phase.RUNNING
         return Decision(phase, reason, f"{said}: the job ends", actions, outcome=outcome)
-    return Decision(Phase.QUEUED, "Retrying", f"{reason}: {said}; another pod goes on", actions, outcome=outcome)
+    return Decision(Phase.QUEUED, Reason.RETRYING, f"{reason}: {said}; another pod goes on", actions, outcome=outcome)
 
 
 def _changes(observed: Observed, child: ChildJob) -> Json | None:

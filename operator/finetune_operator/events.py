@@ -18,10 +18,11 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_api.vocabulary import ConditionType, Phase
 from finetune_operator.attempts import has_failed
 from finetune_operator.desired.names import FIELD_MANAGER
+from finetune_operator.reasons import Reason
 from finetune_operator.status import current_stage
 
 _LONGEST_MESSAGE = 1024  # the API server's limit
-_SIMPLE = {Phase.QUEUED: "Queued", Phase.SUSPENDED: "Suspended", Phase.SUCCEEDED: "Succeeded"}
+_SIMPLE = {Phase.QUEUED: Reason.QUEUED, Phase.SUSPENDED: Reason.SUSPENDED, Phase.SUCCEEDED: Reason.SUCCEEDED}
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ def turning_points(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Turn]
     message = _message(new)
     pod = new.attempts[-1].uid if new.attempts else ""
     if (new.retries or 0) > (old.retries or 0):
-        turns.append(Turn("Retrying", _retry_message(new), is_warning=True))
+        turns.append(Turn(Reason.RETRYING, _retry_message(new), is_warning=True))
     if old.phase is Phase.SUSPENDED and new.phase not in (Phase.SUSPENDED, Phase.CANCELLING):
-        turns.append(Turn("Resumed", "the job goes on from its newest checkpoint"))
+        turns.append(Turn(Reason.RESUMED, "the job goes on from its newest checkpoint"))
     if _started_attempts(new) > _started_attempts(old):
-        turns.append(Turn("Started", f"the trainer runs in pod {new.attempts[-1].pod}", moment=pod))
+        turns.append(Turn(Reason.STARTED, f"the trainer runs in pod {new.attempts[-1].pod}", moment=pod))
     stage = current_stage(new)
     if stage is not None and stage is not current_stage(old):
         turns.append(Turn(stage.value, f"the trainer is in stage {stage.value}", moment=pod))

@@ -16,6 +16,7 @@ from finetune_operator.errors import ApiError, ConflictError, ForbiddenError, No
 from finetune_operator.events import build_event, turning_points
 from finetune_operator.observe import LastWords, newest_report, observe
 from finetune_operator.observed import Observed
+from finetune_operator.reasons import Reason
 from finetune_operator.report_store import ReportStore
 from finetune_operator.status import build_status, has_changed
 
@@ -107,6 +108,6 @@ class Reconciler:
 def _refused(decision: Decision, error: ApiError) -> Decision:
     """A write to a child that was refused: by the operator's role, a quota, an admission policy, or as invalid.
     Somebody has to do something about it; it is tried again now and then."""
-    reason = "PermissionDenied" if isinstance(error, ForbiddenError) else "ChildRejected"
+    reason = Reason.PERMISSION_DENIED if isinstance(error, ForbiddenError) else Reason.CHILD_REJECTED
     message = f"{error.request} was refused: {error.message}"
     return Decision(decision.phase, reason, message, is_stalled=True, requeue_seconds=REFUSED_RETRY_SECONDS)

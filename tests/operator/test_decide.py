@@ -28,6 +28,7 @@ from finetune_operator.children import TrueCondition
 from finetune_operator.decide import Actions
 from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION
 from finetune_operator.observed import Observed
+from finetune_operator.reasons import Reason
 from finetune_operator.waiting import Waiting
 
 DONE = datetime(2026, 11, 24, 12, 1, tzinfo=UTC)
@@ -179,6 +180,12 @@ CASES: dict[str, tuple[Observed, Phase, str]] = {
 def test_phase_and_reason(observed: Observed, phase: Phase, reason: str) -> None:
     decision = decision_about(observed)
     assert (decision.phase, decision.reason) == (phase, reason)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_reason_is_one_of_the_documented_ones(name: str) -> None:
+    documented = {*Reason, *FailureReason, *Stage}
+    assert decision_about(CASES[name][0]).reason in documented
 
 
 NEED_A_PERSON = {"ImagePullFailed", "ContainerConfigError", "PodRejected", "NameConflict"}

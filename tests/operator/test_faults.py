@@ -167,6 +167,23 @@ def test_a_quota_that_refuses_the_pod_is_told(operator: OperatorProcess, jobs: A
     assert "quota" in _condition(status, "Stalled")["message"]
 
 
+def test_a_volume_that_cannot_be_mounted_is_told(
+    operator: OperatorProcess, jobs: Any, kubelet: PlayedKubelet, namespace: str
+) -> None:
+    jobs.create("unmounted")
+    pod = kubelet.wait_for_pod("unmounted")
+    reference = {"kind": "Pod", "namespace": namespace, "name": pod.metadata.name, "uid": pod.metadata.uid}
+    said = 'MountVolume.SetUp failed for volume "credentials" : secret "s3" not found'
+    core: Any = client.CoreV1Api(jobs.cluster.api_client())
+    core.create_namespaced_event(
+        namespace,
+        {"metadata": {"name": "mount"}, "involvedObject": reference, "reason": "FailedMount", "message": said},
+    )
+    kubelet.wait_in(pod, "ContainerCreating", "")
+    status = jobs.wait("unmounted", _reason("ContainerConfigError"), "told")["status"]
+    assert said in _condition(status, "Stalled")["message"]
+
+
 def test_a_job_of_the_same_name_is_never_adopted(operator: OperatorProcess, jobs: Any, kubelet: PlayedKubelet) -> None:
     operator.kill()
     created = jobs.create("taken")

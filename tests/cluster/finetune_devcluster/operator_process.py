@@ -27,15 +27,17 @@ RULES: tuple[tuple[str, list[str], list[str]], ...] = (
     ("", ["pods"], ["get", "list", "watch"]),
     ("", ["configmaps"], ["get", "create", "patch"]),
     ("", ["events"], ["list", "create"]),
-    ("authentication.k8s.io", ["tokenreviews"], ["create"]),
 )
 
 
 class OperatorProcess:
     """Starts, kills and restarts the operator. Everything it needs is made once, in the cluster and in a folder."""
 
-    def __init__(self, cluster: DevCluster, folder: Path) -> None:
+    def __init__(self, cluster: DevCluster, folder: Path, namespace: str | None = None) -> None:
+        """`namespace`: serve this one only, with rights there and nowhere else (but to review tokens)."""
         self._cluster = cluster
+        self._namespace = namespace
+        self._account = f"{ACCOUNT}-{namespace}" if namespace else ACCOUNT
         self._folder = folder
         self._program: Program | None = None
         self._starts = 0
@@ -122,7 +124,7 @@ class OperatorProcess:
             "PYTHONSAFEPATH": "1",
             "KUBERNETES_SERVICE_HOST": host,
             "KUBERNETES_SERVICE_PORT": port,
-            "FINETUNE_NAMESPACE": "",
+            "FINETUNE_NAMESPACE": self._namespace or "",
             "FINETUNE_TRAINER_IMAGE": TRAINER_IMAGE,
             "FINETUNE_PROGRESS_URL": self.progress_url,
             "FINETUNE_PROGRESS_PORT": str(self.progress_port),
@@ -133,12 +135,12 @@ class OperatorProcess:
 
     def _prepare(self) -> None:
         self._cluster.kubectl("apply", "--server-side", "-f", str(CHECKOUT / "crds/finetune.dev_finetunejobs.yaml"))
-        self._cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(_account_objects()))
+        self._cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(self._account_objects()))
         account, tls = self._folder / "serviceaccount", self._folder / "tls"
         account.mkdir(parents=True)
         tls.mkdir()
         authority = self._cluster.ca_file.read_text()
-        token = self._cluster.kubectl("create", "token", ACCOUNT, "-n", NAMESPACE, "--duration=6h").stdout
+        token = self._cluster.kubectl("create", "token", self._account, "-n", NAMESPACE, "--duration=6h").stdout
         (account / "token").write_text(token.strip())
         (account / "ca.crt").write_text(authority)
         certificate, key = self._cluster.serving_certificate("operator-progress", ["127.0.0.1", "localhost"])
@@ -146,25 +148,32 @@ class OperatorProcess:
         (tls / "tls.key").write_bytes(key.read_bytes())
         (tls / "ca.crt").write_text(authority)
 
+    def _account_objects(self) -> dict[str, Any]:
+        rbac, scope = "rbac.authorization.k8s.io/v1", {"namespace": self._namespace} if self._namespace else {}
+        kind = "Role" if self._namespace else "ClusterRole"
+        metadata = {"name": self._account} | scope
+        rules = [{"apiGroups": [group], "resources": names, "verbs": verbs} for group, names, verbs in RULES]
+        subject = {"kind": "ServiceAccount", "name": self._account, "namespace": NAMESPACE}
+        reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": self._account}
+        reviewer = reference | {"kind": "ClusterRole", "name": "system:auth-delegator"}
+        delegation = {"name": f"{self._account}-token-review"}
+        return {
+            "apiVersion": "v1",
+            "kind": "List",
+            "items": [
+                {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
+                {
+                    "apiVersion": "v1",
+                    "kind": "ServiceAccount",
+                    "metadata": {"name": self._account, "namespace": NAMESPACE},
+                },
+                {"apiVersion": rbac, "kind": kind, "metadata": metadata, "rules": rules},
+                _binding(f"{kind}Binding", metadata, reference, subject),
+                _binding("ClusterRoleBinding", delegation, reviewer, subject),
+            ],
+        }
 
-def _account_objects() -> dict[str, Any]:
-    role_ref = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": ACCOUNT}
-    subject = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": NAMESPACE}
-    rules = [{"apiGroups": [group], "resources": names, "verbs": verbs} for group, names, verbs in RULES]
-    rbac = "rbac.authorization.k8s.io/v1"
-    return {
-        "apiVersion": "v1",
-        "kind": "List",
-        "items": [
-            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
-            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": ACCOUNT, "namespace": NAMESPACE}},
-            {"apiVersion": rbac, "kind": "ClusterRole", "metadata": {"name": ACCOUNT}, "rules": rules},
-            {
-                "apiVersion": rbac,
-                "kind": "ClusterRoleBinding",
-                "metadata": {"name": ACCOUNT},
-                "roleRef": role_ref,
-                "subjects": [subject],
-            },
-        ],
-    }
+
+def _binding(kind: str, metadata: dict[str, Any], role: dict[str, Any], subject: dict[str, Any]) -> dict[str, Any]:
+    version = "rbac.authorization.k8s.io/v1"
+    return {"apiVersion": version, "kind": kind, "metadata": metadata, "roleRef": role, "subjects": [subject]}
