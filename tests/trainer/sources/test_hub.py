@@ -52,6 +52,22 @@ def test_a_tag_is_resolved_to_its_commit(hub: Hub, tmp_path: Path) -> None:
     assert _model(hub, tmp_path / "base", revision="v1").revision == OLD_COMMIT
 
 
+class MovingBranch(dict[str, str]):
+    """A branch that someone pushes to after it was looked at once."""
+
+    def get(self, revision: str, default: str | None = None) -> str | None:  # type: ignore[override]
+        found = super().get(revision, default)
+        self["main"] = OLD_COMMIT
+        return found
+
+
+def test_a_branch_that_moves_meanwhile_changes_nothing(hub: Hub, tmp_path: Path) -> None:
+    hub.repos["models/acme/tiny"] = HubRepo(MODEL, revisions=MovingBranch(main=COMMIT, pushed=OLD_COMMIT, old=COMMIT))
+    found = _model(hub, tmp_path / "base")
+    commits = {path.split("/resolve/")[1].split("/")[0] for path in hub.requests if "/resolve/" in path}
+    assert commits == {found.revision} == {COMMIT}
+
+
 def test_a_gated_model_comes_with_the_token_of_the_secret(hub: Hub, tmp_path: Path) -> None:
     hub.repos["models/acme/tiny"] = HubRepo(MODEL, gated=True)
     assert _model(hub, tmp_path / "base", credentials=_secret(tmp_path / "secret", TOKEN)).revision == COMMIT
