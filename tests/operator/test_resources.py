@@ -3,10 +3,12 @@
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from finetune_devcluster.operator_process import OperatorProcess
+from finetune_devcluster.played_kubelet import PlayedKubelet
 
 pytestmark = pytest.mark.cluster
 
@@ -31,3 +33,12 @@ def _processor_ticks(pid: int) -> int:
     """User and system time of a process, in hundredths of a second."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return int(fields[11]) + int(fields[12])
+
+
+def test_a_job_gets_its_pod_within_two_seconds(operator: OperatorProcess, jobs: Any, kubelet: PlayedKubelet) -> None:
+    began = time.monotonic()
+    jobs.create("quick")
+    kubelet.wait_for_pod("quick")
+    seconds = time.monotonic() - began
+    print(f"apply to pod: {seconds:.2f} s")
+    assert seconds < 2

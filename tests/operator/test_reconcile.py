@@ -1,0 +1,201 @@
+"""The main path against a cluster given by the test: when it locks reports, and which refusals it swallows."""
+
+from typing import Any
+
+import pytest
+
+from finetune_api.outcome import Outcome, Result
+from finetune_devcluster.observed_builder import (
+    INSTALLATION,
+    METADATA,
+    NOW,
+    a_report,
+    a_spec,
+    at,
+)
+from finetune_operator.cluster import Key
+from finetune_operator.desired.run_config_map import build_run_config, build_run_config_map
+from finetune_operator.desired.trainer_job import build_trainer_job
+from finetune_operator.errors import ApiError, ConflictError, ForbiddenError, NotFoundError
+from finetune_operator.observe import LastWords
+from finetune_operator.reconcile import Reconciler
+from finetune_operator.report_store import ReportStore
+
+KEY = Key("team", "bot")
+SUCCEEDED = Outcome(result=Result.SUCCEEDED, finished=NOW, manifest_uri="s3://results/manifest.json")
+Object = dict[str, Any]
+
+
+class FakeCluster:
+    """One job; statuses are kept, and each kind of write may be told to fail."""
+
+    def __init__(self, reports: ReportStore) -> None:
+        self.reports = reports
+        self.job: Object = {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneJob",
+            "metadata": {"name": "bot", "namespace": "team", "uid": METADATA.uid, "generation": 1},
+            "spec": a_spec().to_wire(),
+        }
+        self.child: Object | None = None
+        self.config_map: Object | None = None
+        self.pods: list[Object] = []
+        self.failures: dict[str, ApiError] = {}
+        self.writes: list[str] = []
+        self.was_locked = False
+
+    def give_children(self) -> None:
+        """What a first reconcile makes."""
+        config = build_run_config(METADATA, a_spec(), INSTALLATION.progress_url, INSTALLATION.ca_certificate)
+        self.config_map = build_run_config_map(METADATA, config)
+        self.child = build_trainer_job(METADATA, a_spec(), INSTALLATION.trainer_image)
+        self.child["metadata"] |= {"uid": "child-uid", "resourceVersion": "1"}
+        self.child["status"] = {"startTime": at(0)}
+
+    def end_the_pod(self) -> None:
+        terminated = {"exitCode": 0, "message": SUCCEEDED.encode(), "startedAt": at(1), "finishedAt": at(10)}
+        owner = {"kind": "Job", "name": "bot-1", "uid": "child-uid", "controller": True}
+        self.pods = [
+            {
+                "metadata": {"name": "p", "uid": "pod-1", "creationTimestamp": at(0), "ownerReferences": [owner]},
+                "status": {
+                    "phase": "Succeeded",
+                    "containerStatuses": [{"name": "trainer", "state": {"terminated": terminated}}],
+                },
+            }
+        ]
+
+    async def get_fine_tune_job(self, key: Key) -> Object:
+        return self.job
+
+    async def get_job(self, namespace: str, name: str) -> Object | None:
+        return self.child
+
+    async def get_config_map(self, namespace: str, name: str) -> Object | None:
+        return self.config_map
+
+    async def list_pods(self, namespace: str, job_uid: str) -> list[Object]:
+        return self.pods
+
+    async def list_events(self, namespace: str, uid: str, reason: str) -> list[Object]:
+        return []
+
+    async def create_config_map(self, config_map: Object) -> None:
+        self._write("create_config_map")
+        self.config_map = config_map
+
+    async def create_job(self, job: Object) -> None:
+        self._write("create_job")
+
+    async def create_event(self, event: Object) -> None:
+        self._write("create_event")
+
+    async def apply_status(self, key: Key, uid: str, status: Object) -> None:
+        self.was_locked = self.reports.is_locked(uid)
+        self._write("apply_status")
+        self.job["status"] = status
+
+    def _write(self, name: str) -> None:
+        self.writes.append(name)
+        if name in self.failures:
+            raise self.failures[name]
+
+
+@pytest.fixture
+def cluster() -> FakeCluster:
+    return FakeCluster(ReportStore())
+
+
+@pytest.fixture
+def reconciler(cluster: FakeCluster) -> Reconciler:
+    return Reconciler(cluster, INSTALLATION, cluster.reports, LastWords(), clock=lambda: NOW)  # type: ignore[arg-type]
+
+
+async def test_children_come_before_the_event_and_the_status(reconciler: Reconciler, cluster: FakeCluster) -> None:
+    await reconciler.reconcile(KEY)
+    assert cluster.writes == ["create_config_map", "create_job", "create_event", "apply_status"]
+
+
+async def test_a_second_look_writes_nothing(reconciler: Reconciler, cluster: FakeCluster) -> None:
+    cluster.give_children()
+    await reconciler.reconcile(KEY)
+    cluster.writes.clear()
+    await reconciler.reconcile(KEY)
+    assert cluster.writes == []
+
+
+async def test_reports_are_locked_before_the_terminal_status_and_the_last_one_is_in_it(
+    reconciler: Reconciler, cluster: FakeCluster
+) -> None:
+    cluster.give_children()
+    await reconciler.reconcile(KEY)
+    assert not cluster.was_locked
+    cluster.end_the_pod()
+    cluster.reports.put(METADATA.uid, a_report(9, learningRate=0.5))
+    await reconciler.reconcile(KEY)
+    assert cluster.was_locked
+    assert cluster.job["status"]["progress"]["learningRate"] == 0.5
+    assert cluster.reports.newest(METADATA.uid) is None
+    assert cluster.reports.is_locked(METADATA.uid)
+
+
+async def test_a_terminal_status_that_could_not_be_written_keeps_the_report(
+    reconciler: Reconciler, cluster: FakeCluster
+) -> None:
+    cluster.give_children()
+    cluster.end_the_pod()
+    cluster.reports.put(METADATA.uid, a_report(9))
+    cluster.failures["apply_status"] = ConflictError(409, "PATCH", "changed")
+    with pytest.raises(ConflictError):
+        await reconciler.reconcile(KEY)
+    assert cluster.reports.newest(METADATA.uid) is not None
+
+
+async def test_a_job_deleted_meanwhile_is_no_error(reconciler: Reconciler, cluster: FakeCluster) -> None:
+    cluster.failures["apply_status"] = NotFoundError(404, "PATCH", "gone")
+    assert await reconciler.reconcile(KEY) is None
+
+
+REFUSALS = {
+    "a missing right": (ForbiddenError(403, "POST /jobs", "no"), "PermissionDenied"),
+    "an invalid object": (ApiError(422, "POST /jobs", "spec is wrong"), "ChildRejected"),
+}
+
+
+@pytest.mark.parametrize(("error", "reason"), REFUSALS.values(), ids=REFUSALS)
+async def test_a_refused_child_is_told_and_tried_again(
+    reconciler: Reconciler, cluster: FakeCluster, error: ApiError, reason: str
+) -> None:
+    cluster.failures["create_job"] = error
+    assert await reconciler.reconcile(KEY) is not None
+    stalled = next(each for each in cluster.job["status"]["conditions"] if each["type"] == "Stalled")
+    assert (stalled["status"], stalled["reason"]) == ("True", reason)
+    assert error.message in stalled["message"]
+
+
+async def test_a_name_that_was_taken_meanwhile_is_looked_at_again(reconciler: Reconciler, cluster: FakeCluster) -> None:
+    cluster.failures["create_job"] = ConflictError(409, "POST /jobs", "exists")
+    with pytest.raises(ConflictError):
+        await reconciler.reconcile(KEY)
+    assert "status" not in cluster.job
+
+
+async def test_an_event_that_was_posted_before_is_no_error(reconciler: Reconciler, cluster: FakeCluster) -> None:
+    cluster.failures["create_event"] = ConflictError(409, "POST /events", "exists")
+    await reconciler.reconcile(KEY)
+    assert cluster.job["status"]["phase"] == "Queued"
+
+
+def test_last_words_are_kept_of_ended_pods_only_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_operator.observe.LAST_WORDS_KEPT", 2)
+    words = LastWords()
+    for uid in ("1", "2", "3"):
+        terminated = {"exitCode": 30}
+        words.note(
+            {
+                "metadata": {"name": uid, "uid": uid, "labels": {"finetune.dev/job-uid": "job"}},
+                "status": {"containerStatuses": [{"name": "trainer", "state": {"terminated": terminated}}]},
+            }
+        )
+    words.note({"metadata": {"name": "4", "uid": "4"}, "status": {}})
+    assert [pod.uid for pod in words.of("job")] == ["2", "3"]
