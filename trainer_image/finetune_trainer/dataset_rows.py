@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as parquet  # type: ignore[import-untyped]
+from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
 
 PARQUET_BATCH_ROWS = 512
 
@@ -81,10 +81,13 @@ def _read_csv(path: Path) -> Iterator[Row]:
 
 def _read_parquet(path: Path) -> Iterator[Row]:
     number = 0
-    for batch in parquet.ParquetFile(path).iter_batches(batch_size=PARQUET_BATCH_ROWS):
-        for entry in batch.to_pylist():
-            number += 1
-            yield Row(f"{path.name}[{number}]", entry)
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches(batch_size=PARQUET_BATCH_ROWS):
+            for entry in batch.to_pylist():
+                number += 1
+                yield Row(f"{path.name}[{number}]", entry)
+    except (ArrowException, OSError) as error:
+        yield Row(path.name, f"not a valid Parquet file: {error}", is_broken=True)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

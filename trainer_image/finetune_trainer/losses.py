@@ -18,6 +18,8 @@ def supervised_loss(
     `labels`: [1, T], IGNORED where there is no loss, documents back to back as TRL's padding-free collator makes
     them; the first token of each document is IGNORED, so nothing is predicted across a boundary.
     """
+    # With a cache, transformers does not look for documents in position_ids: packed ones would see each other.
+    inputs = {**inputs, "use_cache": False}
     positions = (labels[0, 1:] != IGNORED).nonzero().squeeze(1)  # [S] token p predicts label p + 1
     if takes_positions(model):
         logits = model(**inputs, logits_to_keep=positions).logits[0]  # [S, V]

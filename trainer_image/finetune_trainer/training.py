@@ -51,7 +51,7 @@ class QloraTrainer(SFTTrainer):
         labels = inputs.pop("labels")
         if model.training:
             self.trained_tokens += labels.numel()
-        return supervised_loss(model, {**inputs, "use_cache": False}, labels, num_items_in_batch)
+        return supervised_loss(model, inputs, labels, num_items_in_batch)
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """TRL writes a card with every checkpoint; ours comes with the artifacts."""

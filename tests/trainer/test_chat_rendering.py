@@ -1,0 +1,103 @@
+"""Which tokens carry loss, shown by decoding exactly those."""
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from finetune_api.vocabulary import TrainOn
+from finetune_trainer.chat_rendering import IGNORED, ChatEncoder, Encoded
+from finetune_trainer.dataset_formats import BadRowError, Conversation, PlainText
+from finetune_trainer.errors import TrainerError
+
+CHAT = Conversation(
+    [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is 2 + 2?"},
+        {"role": "assistant", "content": "Four."},
+        {"role": "user", "content": "And 3 + 3?"},
+        {"role": "assistant", "content": "Six."},
+    ]
+)
+PLAIN_LOOP = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+CHATML = PLAIN_LOOP + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+MARKED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}\n"
+    "{% endfor %}"
+)
+REWRITING = "{% for m in messages %}{{ m.role }}{{ m.content if loop.last else 'x' }}{% endfor %}"
+
+
+@pytest.fixture
+def tokenizer(tiny_base: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_base)
+
+
+def supervised_texts(tokenizer: Any, encoded: Encoded) -> list[str]:
+    """The runs of tokens that carry loss, decoded."""
+    pairs = zip(encoded.input_ids, encoded.labels, strict=True)
+    runs = groupby(pairs, key=lambda pair: pair[1] != IGNORED)
+    return [tokenizer.decode([token for token, _ in run]) for on, run in runs if on]
+
+
+TEMPLATES = {
+    "by prefixes": (CHATML, ["Four.<|im_end|>\n", "Six.<|im_end|>\n"]),
+    "by marks": (MARKED, ["Four.<|im_end|>", "Six.<|im_end|>"]),
+}
+
+
+@pytest.mark.parametrize(("template", "expected"), TEMPLATES.values(), ids=TEMPLATES)
+def test_answers_and_their_end_of_turn_carry_loss(tokenizer: Any, template: str, expected: list[str]) -> None:
+    tokenizer.chat_template = template
+    encoded = ChatEncoder(tokenizer, TrainOn.RESPONSES).encode(CHAT)
+    assert supervised_texts(tokenizer, encoded) == expected
+    assert all(label in (token, IGNORED) for token, label in zip(encoded.input_ids, encoded.labels, strict=True))
+
+
+def test_the_models_own_template_supervises_answers_only(tokenizer: Any) -> None:
+    texts = supervised_texts(tokenizer, ChatEncoder(tokenizer, TrainOn.RESPONSES).encode(CHAT))
+    assert [text.partition("<|im_end|>")[0].strip() for text in texts] == ["Four.", "Six."]
+    assert all("<|im_end|>" in text for text in texts), "without it the model never learns to stop"
+
+
+def test_all_means_every_token(tokenizer: Any) -> None:
+    encoded = ChatEncoder(tokenizer, TrainOn.ALL).encode(CHAT)
+    assert encoded.labels == encoded.input_ids
+    assert tokenizer.decode(encoded.input_ids) == tokenizer.apply_chat_template(CHAT.messages, tokenize=False)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused_with_a_way_out(tokenizer: Any) -> None:
+    tokenizer.chat_template = REWRITING
+    with pytest.raises(TrainerError, match=r"\{% generation %\}.*trainOn: All") as refusal:
+        ChatEncoder(tokenizer, TrainOn.RESPONSES).encode(CHAT)
+    assert refusal.value.reason == "InvalidChatTemplate"
+
+
+def test_a_row_that_the_template_refuses_is_a_bad_row(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ raise_exception('no system turns') }}"
+    with pytest.raises(BadRowError, match="no system turns"):
+        ChatEncoder(tokenizer, TrainOn.ALL).encode(CHAT)
+
+
+def test_text_is_supervised_whole_and_ends_with_the_end_token(tokenizer: Any) -> None:
+    encoded = ChatEncoder(tokenizer, TrainOn.RESPONSES).encode(PlainText("Once upon a time"))
+    assert encoded.labels == encoded.input_ids
+    assert encoded.input_ids[-1] == tokenizer.eos_token_id
+
+
+def test_without_a_template_a_prompt_and_its_completion_are_joined(tokenizer: Any) -> None:
+    tokenizer.chat_template = None
+    messages = [{"role": "user", "content": "Q: "}, {"role": "assistant", "content": "A"}]
+    encoded = ChatEncoder(tokenizer, TrainOn.RESPONSES).encode(Conversation(messages))
+    assert supervised_texts(tokenizer, encoded) == ["A" + tokenizer.eos_token]
+    with pytest.raises(TrainerError) as refusal:
+        ChatEncoder(tokenizer, TrainOn.RESPONSES).encode(CHAT)
+    assert refusal.value.reason == "ChatTemplateMissing"
+
+
+def test_a_first_token_is_never_counted_as_supervised() -> None:
+    assert Encoded([5, 6, 7], [5, 6, IGNORED]).supervised == 1
+    assert Encoded([5, 6, 7], [5, 6, 7]).truncated(1).supervised == 0

@@ -1,0 +1,66 @@
+"""`finetune` as a user calls it: errors with their paths, all at once; a run into a folder."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FINETUNE = Path(sys.executable).parent / "finetune"
+MANIFEST = """
+apiVersion: finetune.dev/v1alpha1
+kind: FineTuneJob
+metadata: {{name: mine}}
+spec:
+  model: {{source: "file://{base}", maxSequenceLength: 128}}
+  dataset: {{source: "file://{data}"}}
+  training: {{maxSteps: 2, batchSize: 1, gradientAccumulation: 1, learningRate: 1e-3}}
+  export: {{merged: None, gguf: [Q8_0]}}
+  output: {{s3: {{bucket: models}}}}
+  resources: {{gpus: 0}}
+"""
+
+
+def finetune(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(FINETUNE), *arguments], capture_output=True, text=True, check=False, timeout=240)
+
+
+def test_every_error_is_reported_with_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    text = MANIFEST.format(base="/m", data="/d").replace("maxSteps: 2", "maxSteps: 0, typo: 1").replace("models", "M/x")
+    path.write_text(text)
+    done = finetune("validate", str(path))
+    assert done.returncode == 10
+    for part in ("spec.training.maxSteps: found 0", "spec.training.typo", "spec.output.s3.bucket: found 'M/x'"):
+        assert part in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "part"), [("a: [", "while parsing"), ("a: 1\na: 2", "written twice")], ids=["no YAML", "a key twice"]
+)
+def test_text_that_is_no_manifest_is_explained(tmp_path: Path, text: str, part: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    done = finetune("validate", str(path))
+    assert done.returncode == 10
+    assert part in done.stderr
+
+
+def test_a_run_writes_a_folder_and_shows_a_table(tmp_path: Path, tiny_base: Path, chat_file: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(MANIFEST.format(base=tiny_base, data=chat_file))
+    done = finetune("run", str(path), "--output", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert "Q8_0" in done.stdout
+    assert (tmp_path / "out/mine/manifest.json").is_file()
+    again = finetune("run", str(path), "--output", str(tmp_path / "out"))
+    assert "it was there already" in again.stderr
+
+
+def test_a_failed_run_says_why_and_what_to_do(tmp_path: Path, tiny_base: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(MANIFEST.format(base=tiny_base, data=tmp_path / "absent.jsonl"))
+    done = finetune("run", str(path), "--output", str(tmp_path / "out"))
+    assert done.returncode == 12
+    assert "DatasetNotFound" in done.stderr
+    assert "Check spec.dataset.source" in done.stderr
