@@ -60,5 +60,11 @@ Quantity = Annotated[
     Field(json_schema_extra={"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN}),
 ]
 
+CPU_PATTERN = r"^[0-9]+(\.[0-9]+)?m?$"
+CpuQuantity = Annotated[
+    int | Annotated[str, Field(pattern=CPU_PATTERN, max_length=32)],
+    Field(json_schema_extra={"x-kubernetes-int-or-string": True, "pattern": CPU_PATTERN}),
+]
+
 DNS_LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 ResourceName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=253)]

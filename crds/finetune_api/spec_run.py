@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, Quantity, ResourceName, Rule
+from finetune_api.base import ApiModel, CpuQuantity, Quantity, ResourceName, Rule
 
 LabelKey = Annotated[
     str, Field(min_length=1, max_length=317, pattern=r"^([a-z0-9A-Z.-]+/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
@@ -55,7 +55,7 @@ class ResourcesSpec(ApiModel):
     """Extended resource that stands for a GPU, such as nvidia.com/gpu or nvidia.com/mig-3g.40gb. Default
     nvidia.com/gpu."""
 
-    cpu: Quantity = 4
+    cpu: CpuQuantity = 4
     """CPU cores requested. Default 4. There is no CPU limit."""
 
     memory: Quantity = "32Gi"

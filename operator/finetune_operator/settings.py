@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from finetune_operator.errors import SettingsError
 
+LOG_LEVELS = ("INFO", "DEBUG", "WARNING", "ERROR")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -46,7 +48,7 @@ class Settings:
             tls_dir=Path(reader.text("FINETUNE_TLS_DIR")),
             service_account_dir=Path(reader.text("FINETUNE_SERVICE_ACCOUNT_DIR")),
             api_url=_api_url(reader.text("KUBERNETES_SERVICE_HOST"), reader.port("KUBERNETES_SERVICE_PORT")),
-            log_level=reader.text("FINETUNE_LOG_LEVEL", "INFO").upper(),
+            log_level=reader.choice("FINETUNE_LOG_LEVEL", LOG_LEVELS),
         )
         if reader.errors:
             raise SettingsError("; ".join(reader.errors))
@@ -69,6 +71,13 @@ class _Reader:
         if value is None or (value == "" and default is None):
             self.errors.append(f"{name} is not set")
             return ""
+        return value
+
+    def choice(self, name: str, choices: tuple[str, ...]) -> str:
+        """One of `choices`, the first of which is the default."""
+        value = self.text(name, choices[0])
+        if value not in choices:
+            self.errors.append(f"{name} must be one of {', '.join(choices)}, found {value!r}")
         return value
 
     def port(self, name: str) -> int:

@@ -70,6 +70,7 @@ INVALID: dict[str, tuple[Manifest, str, str]] = {
     "a prefix that climbs out": ({"output": {"s3": {"prefix": "a/../b"}}}, "spec.output.s3.prefix", "without"),
     "an endpoint without scheme": ({"output": {"s3": {"endpointURL": "minio:9000"}}}, "endpointURL", "https://minio"),
     "two GPUs": ({"resources": {"gpus": 2}}, "resources.gpus", "less than or equal to 1"),
+    "cores with a unit of bytes": ({"resources": {"cpu": "4Gi"}}, "resources.cpu", ""),
     "a memory with a wrong unit": ({"resources": {"memory": "32GB"}}, "resources.memory", ""),
     "a label that is none": ({"resources": {"nodeSelector": {"zone": "a b"}}}, "nodeSelector", ""),
     "an Equal toleration without key": (

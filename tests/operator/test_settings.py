@@ -41,6 +41,7 @@ def test_everything_missing_is_named_at_once() -> None:
 WRONG = {
     "a port that is no number": ({"FINETUNE_HEALTH_PORT": "http"}, "FINETUNE_HEALTH_PORT must be a port"),
     "a port that does not exist": ({"FINETUNE_PROGRESS_PORT": "70000"}, "found '70000'"),
+    "a log level that does not exist": ({"FINETUNE_LOG_LEVEL": "loud"}, "must be one of INFO, DEBUG, WARNING, ERROR"),
     "progress without TLS": ({"FINETUNE_PROGRESS_URL": "http://operator"}, "must be an https URL"),
 }
 
