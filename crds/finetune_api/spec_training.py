@@ -82,8 +82,8 @@ class TrainingSpec(ApiModel):
     """Seed of initialisation, shuffling and the evaluation split. Default 3407."""
 
     precision: Precision = Precision.AUTO
-    """Compute type: Auto, BF16, FP16 or FP32. Default Auto: BF16 on Ampere and later, FP16 on older GPUs, FP32 on a CPU;
-    status.resolved says which."""
+    """Compute type: Auto, BF16, FP16 or FP32. Default Auto: BF16 on Ampere and later, FP16 on older GPUs, FP32 on a
+    CPU; status.resolved says which."""
 
     logging_steps: Annotated[int, Field(ge=1, le=100_000)] = 1
     """Steps between two loss values in the log and in status.progress. Default 1."""

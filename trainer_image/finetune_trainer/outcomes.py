@@ -19,8 +19,8 @@ def succeeded(manifest: Manifest, manifest_uri: str, progress: Progress, *, reus
         result=Result.SUCCEEDED,
         message="a finished result of the same specification was found" if reused else "",
         stage=progress.current_stage,
-        loss=manifest.metrics.get("loss"),
-        eval_loss=manifest.metrics.get("evalLoss"),
+        loss=_rounded(manifest.metrics.get("loss")),
+        eval_loss=_rounded(manifest.metrics.get("evalLoss")),
         reused=reused,
         manifest_uri=manifest_uri,
         artifacts=tuple(artifact.as_artifact() for artifact in manifest.artifacts),
@@ -65,6 +65,11 @@ def write_outcome(outcome: Outcome, path: Path) -> ExitCode:
     except OSError as error:
         log.error("the outcome cannot be written to %s: %s", path, error.strerror)
     return outcome.exit_code
+
+
+def _rounded(loss: float | None) -> float | None:
+    """As many digits as people compare."""
+    return None if loss is None else round(loss, 4)
 
 
 def _position(progress: Progress) -> dict[str, int | None]:
