@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 CONTEXT_LENGTH = 1024
 
@@ -15,10 +16,23 @@ CONTEXT_LENGTH = 1024
 def generate(model: Path, messages: list[dict[str, str]], *, tokens: int) -> str:
     """Greedy answer of `model` (a GGUF file) to a chat, at most `tokens` long. RuntimeError carries llama.cpp's
     words."""
-    request = json.dumps({"model": str(model), "messages": messages, "tokens": tokens})
+    return str(_ask(model, [{"messages": messages, "max_tokens": tokens}])[0])
+
+
+def complete(model: Path, prompts: list[list[int]], *, tokens: int, banned: list[int]) -> list[list[int]]:
+    """Greedy continuations of token ids, `tokens` long each, without the `banned` ones.
+
+    llama.cpp does not list tokens that end inside a UTF-8 character, so those must be banned.
+    """
+    bias = [[token, False] for token in banned]
+    requests = [{"prompt": prompt, "n_predict": tokens, "logit_bias": bias} for prompt in prompts]
+    return [[int(token) for token in answer] for answer in _ask(model, requests)]
+
+
+def _ask(model: Path, requests: list[dict[str, Any]]) -> list[Any]:
     done = subprocess.run(
         [sys.executable, "-m", "finetune_devcluster.generation"],
-        input=request,
+        input=json.dumps({"model": str(model), "requests": requests}),
         capture_output=True,
         text=True,
         timeout=120,
@@ -26,27 +40,37 @@ def generate(model: Path, messages: list[dict[str, str]], *, tokens: int) -> str
     )
     if done.returncode != 0:
         raise RuntimeError(f"llama.cpp could not generate from {model.name}: {done.stderr[-2000:]}")
-    return str(json.loads(done.stdout)["text"])
+    answers: list[Any] = json.loads(done.stdout)
+    return answers
 
 
 def main() -> None:
-    """Child process: read a request from standard input, write {"text": ...} to standard output."""
-    request = json.load(sys.stdin)
+    """Child process: read requests from standard input, write their answers as a JSON list to standard output."""
+    document = json.load(sys.stdin)
     answer_to = os.dup(1)
-    os.dup2(2, 1)  # llama.cpp prints to standard output as well; the answer must stay alone there
+    os.dup2(2, 1)  # llama.cpp prints to standard output as well; the answers must stay alone there
     import xllamacpp
 
     params = xllamacpp.CommonParams()
-    params.model.path = request["model"]
+    params.model.path = document["model"]
     params.n_ctx = CONTEXT_LENGTH
     params.cpuparams.n_threads = 2
     params.warmup = False
+    # As exact as llama.cpp can be: its default keeps keys and values in 16 bits.
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(params)
-    answer = server.handle_chat_completions(
-        {"messages": request["messages"], "max_tokens": request["tokens"], "temperature": 0.0}
-    )
+    greedy = {"temperature": 0.0, "top_k": 1, "cache_prompt": False}
+    answers = []
+    for request in document["requests"]:
+        if "messages" in request:
+            answer = server.handle_chat_completions(request | greedy)
+            answers.append(answer["choices"][0]["message"]["content"])
+        else:
+            choice = server.handle_completions(request | greedy | {"logprobs": 1})["choices"][0]
+            answers.append([token["id"] for token in choice["logprobs"]["content"]])
     with os.fdopen(answer_to, "w") as out:
-        json.dump({"text": answer["choices"][0]["message"]["content"]}, out)
+        json.dump(answers, out)
     os._exit(0)  # the embedded server's threads need not be waited for
 
 

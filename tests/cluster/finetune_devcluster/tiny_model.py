@@ -34,14 +34,19 @@ QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+
+def _gemma(head: int) -> dict[str, Any]:
+    return {"tie_word_embeddings": True, "head_dim": head, "query_pre_attn_scalar": head, "sliding_window": 64}
+
+
 # What a family's configuration needs beyond the common sizes: family -> (model type, settings by head size).
 FAMILIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
     "llama": ("llama", lambda head: {}),
     "mistral": ("mistral", lambda head: {"sliding_window": None, "head_dim": head}),
     "qwen2": ("qwen2", lambda head: {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", lambda head: {"head_dim": head}),
-    "gemma2": ("gemma2", lambda head: {"head_dim": head, "query_pre_attn_scalar": head, "sliding_window": 64}),
-    "gemma3": ("gemma3_text", lambda head: {"head_dim": head, "query_pre_attn_scalar": head, "sliding_window": 64}),
+    "gemma2": ("gemma2", _gemma),
+    "gemma3": ("gemma3_text", _gemma),
     "phi3": ("phi3", lambda head: {"sliding_window": None}),
 }
 
@@ -97,6 +102,9 @@ def make_tiny_model(
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        if family.startswith("gemma"):
+            # Gemma multiplies embeddings by sqrt(hidden_size); tied ones would make the model repeat its last token.
+            model.get_input_embeddings().weight.div_(math.sqrt(hidden_size))
     model.to(dtype).save_pretrained(folder)
     return folder
 

@@ -12,12 +12,16 @@ ExportError
 from typing import ClassVar
 
 from finetune_api.failures import FailureReason
+from finetune_trainer.errors import TrainerError
 
 
-class ExportError(Exception):
-    """Base of all; `reason` is the machine-readable reason the job ends with."""
+class ExportError(TrainerError):
+    """Base of all; `default_reason` is the machine-readable reason the job ends with."""
 
-    reason: ClassVar[FailureReason] = FailureReason.INVALID_CONFIGURATION
+    default_reason: ClassVar[FailureReason] = FailureReason.INVALID_CONFIGURATION
+
+    def __init__(self, message: str) -> None:
+        super().__init__(self.default_reason, message)
 
 
 class InvalidBaseError(ExportError):
@@ -31,13 +35,13 @@ class InvalidAdapterError(ExportError):
 class UnsupportedArchitectureError(ExportError):
     """The model family, or one of its settings, has no faithful GGUF form here."""
 
-    reason = FailureReason.UNSUPPORTED_ARCHITECTURE
+    default_reason = FailureReason.UNSUPPORTED_ARCHITECTURE
 
 
 class UnsupportedTokenizerError(ExportError):
     """llama.cpp has no equal of this tokenizer, or we do not know which one it is."""
 
-    reason = FailureReason.UNSUPPORTED_ARCHITECTURE
+    default_reason = FailureReason.UNSUPPORTED_ARCHITECTURE
 
 
 class UnsupportedTypeError(ExportError):
