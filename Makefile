@@ -71,6 +71,7 @@ verify: setup  ## Read-only checks: format, lint, types, layers, generated files
 	python -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 	python -m finetune_api.generate --check
 	python -m finetune_devcluster.binaries helm lint --strict --quiet charts/finetune-operator
+	python -m pytest -q tests/charts
 
 bench: setup  ## The kernels against their peers, on a GPU
 	@python kernels/benchmarks/qlora_step.py

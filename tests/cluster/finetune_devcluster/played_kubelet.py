@@ -40,7 +40,7 @@ class PlayedKubelet:
         found = self._core.list_namespaced_pod(self._namespace, label_selector=f"finetune.dev/job-name={job}").items
         return sorted(found, key=lambda pod: (pod.metadata.creation_timestamp, pod.metadata.name))
 
-    def wait_for_pod(self, job: str, number: int = 1, seconds: float = 30) -> Any:
+    def wait_for_pod(self, job: str, number: int = 1, seconds: float = 90) -> Any:
         """The job's pod number `number`, as soon as the Job controller has made it and it has not ended."""
 
         def get() -> Any:
