@@ -15,7 +15,7 @@ OPERATOR_ENV := $(CACHE)/operator-env-$(call digest,constraints-operator.txt)
 UV           := $(CACHE)/uv/bin/uv
 export PATH  := $(CURDIR)/.venv/bin:$(FULL_ENV)/bin:$(PATH)
 
-.PHONY: help setup lock generate demo test verify e2e bench clean
+.PHONY: help setup binaries lock generate demo test verify e2e clean
 help:  ## List the verbs
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -55,16 +55,19 @@ lock: | $(UV)  ## Resolve the pins again
 generate: setup  ## Write the CRD from the models again
 	@python -m finetune_api.generate
 
-demo: setup  ## The main job, embedded: cluster, S3, operator, one FineTuneJob, artifacts, generated text
+binaries: setup  ## Build the dev cluster's programs (about 5 minutes on two cores, once per machine and version)
+	@python -m finetune_devcluster.binaries
+
+demo: binaries  ## The main job, embedded: cluster, S3, operator, one FineTuneJob, artifacts, generated text
 	@python -m finetune_devcluster.demo
 
-test: setup  ## Every test that needs no GPU, on a real control plane
+test: binaries  ## Every test that needs no GPU, on a real control plane
 	@python -m pytest -m "not gpu" $(PYTEST_ARGS)
 
-e2e: setup  ## Only the tests that run a whole job
+e2e: binaries  ## Only the tests that run a whole job
 	@python -m pytest -m e2e $(PYTEST_ARGS)
 
-verify: setup  ## Read-only checks: format, lint, types, layers, generated files, chart
+verify: binaries  ## Read-only checks: format, lint, types, layers, generated files, chart
 	ruff format --check --quiet crds operator trainer_image kernels tests
 	ruff check --quiet crds operator trainer_image kernels tests
 	python -m mypy crds/finetune_api operator/finetune_operator trainer_image/finetune_trainer kernels/finetune_kernels tests/cluster/finetune_devcluster
@@ -72,9 +75,6 @@ verify: setup  ## Read-only checks: format, lint, types, layers, generated files
 	python -m finetune_api.generate --check
 	python -m finetune_devcluster.binaries helm lint --strict --quiet charts/finetune-operator
 	python -m pytest -q tests/charts
-
-bench: setup  ## The kernels against their peers, on a GPU
-	@python kernels/benchmarks/qlora_step.py
 
 clean:  ## Remove this checkout's environments (the caches stay)
 	@rm -rf .venv .venv-operator .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -55,6 +55,8 @@ class RunConfig(ApiModel):
     checkpoints_to_keep: int
     termination_grace_period_seconds: int
     gpus: int
+    kernels: bool = True
+    """Whether a GPU run may use our kernels; false trains on plain PyTorch, for comparison."""
     progress: ProgressTarget | None = None
     """None for a run without a cluster."""
 

@@ -13,7 +13,7 @@ from finetune_devcluster.platform import SYSTEM_NAMESPACE, Platform
 pytestmark = [pytest.mark.e2e, pytest.mark.cluster]
 
 Builder = Callable[..., dict[str, Any]]
-LONG = {"maxSteps": 400, "checkpointSteps": 10, "batchSize": 1, "gradientAccumulation": 1}
+LONG = {"maxSteps": 10_000, "checkpointSteps": 10, "batchSize": 1, "gradientAccumulation": 1}
 
 BAD_ROW = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n{"messages": 7}\n'
 

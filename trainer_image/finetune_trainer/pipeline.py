@@ -10,6 +10,7 @@ from finetune_trainer.artifacts.checkpoints import CheckpointStore, checkpoint_k
 from finetune_trainer.artifacts.manifest import Manifest
 from finetune_trainer.artifacts.store import ArtifactStore, Provenance
 from finetune_trainer.data_formatting import format_data
+from finetune_trainer.engine import prepare_engine
 from finetune_trainer.model_loading import load_model
 from finetune_trainer.progress import Progress
 from finetune_trainer.saving import save_artifacts
@@ -71,11 +72,18 @@ def run(place: Workplace) -> Manifest:
     )
 
     progress.stage(Stage.TRAINING_CONFIGURATION)
-    arguments = configure_training(config, loaded, work / "checkpoints", evaluates=data.evaluation is not None)
+    engine = prepare_engine(adapted.model, loaded, config)
+    arguments = configure_training(
+        config,
+        loaded,
+        work / "checkpoints",
+        evaluates=data.evaluation is not None,
+        recompute=engine.recompute_activations,
+    )
     checkpoints = _checkpoint_store(place, base, source)
 
     progress.stage(Stage.TRAINING)
-    outcome = train(adapted.model, loaded, data, arguments, progress, checkpoints, place.termination)
+    outcome = train(adapted.model, loaded, data, arguments, engine.loss, progress, checkpoints, place.termination)
     progress.resolve(total_steps=outcome.steps)
 
     progress.stage(Stage.SAVING)

@@ -15,8 +15,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 from finetune_api.failures import FailureReason
 from finetune_trainer.artifacts.checkpoints import CheckpointStore
 from finetune_trainer.data_formatting import FormattedData
+from finetune_trainer.engine import Loss
 from finetune_trainer.errors import InterruptedRunError, TrainerError
-from finetune_trainer.losses import supervised_loss
 from finetune_trainer.model_loading import LoadedModel
 from finetune_trainer.progress import Progress, Speed
 from finetune_trainer.termination import Termination
@@ -38,8 +38,9 @@ class QloraTrainer(SFTTrainer):
     """TRL's trainer with our loss: TRL patches the model's forward with a loss of its own, so `compute_loss` is the
     door."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, loss: Loss, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._loss = loss
         self.model_accepts_loss_kwargs = True  # the loss divides by the whole step's tokens itself
         self.trained_tokens = 0
 
@@ -51,7 +52,7 @@ class QloraTrainer(SFTTrainer):
         labels = inputs.pop("labels")
         if model.training:
             self.trained_tokens += labels.numel()
-        return supervised_loss(model, inputs, labels, num_items_in_batch)
+        return self._loss(model, inputs, labels, num_items_in_batch)
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """TRL writes a card with every checkpoint; ours comes with the artifacts."""
@@ -129,6 +130,7 @@ def train(
     loaded: LoadedModel,
     data: FormattedData,
     arguments: SFTConfig,
+    loss: Loss,
     progress: Progress,
     checkpoints: CheckpointStore | None,
     termination: Termination,
@@ -141,6 +143,7 @@ def train(
     callback = RunCallback(progress, checkpoints, termination, trained)
     trainer = trained.trainer = QloraTrainer(
         model=model,
+        loss=loss,
         args=arguments,
         train_dataset=data.train,
         eval_dataset=data.evaluation,

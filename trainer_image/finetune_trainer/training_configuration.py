@@ -21,7 +21,9 @@ OPTIMIZERS = {
 SCHEDULERS = {Scheduler.LINEAR: "linear", Scheduler.COSINE: "cosine", Scheduler.CONSTANT: "constant_with_warmup"}
 
 
-def configure_training(config: RunConfig, loaded: LoadedModel, output: Path, *, evaluates: bool) -> SFTConfig:
+def configure_training(
+    config: RunConfig, loaded: LoadedModel, output: Path, *, evaluates: bool, recompute: bool
+) -> SFTConfig:
     """TRL's configuration of this run. Rows arrive encoded and cut, so TRL only packs them."""
     training = config.training
     packing: dict[str, Any] = {
@@ -35,7 +37,7 @@ def configure_training(config: RunConfig, loaded: LoadedModel, output: Path, *, 
     if evaluates and training.evaluation_steps is not None:
         evaluation = {"eval_strategy": "steps", "eval_steps": training.evaluation_steps}
     on_gpu = loaded.device.type == "cuda"
-    recomputation: dict[str, Any] = {CHECKPOINTING: on_gpu}
+    recomputation: dict[str, Any] = {CHECKPOINTING: recompute}
     return SFTConfig(
         output_dir=str(output),
         num_train_epochs=training.resolved_epochs() or 1.0,

@@ -34,6 +34,7 @@ class PlayedKubelet:
     def __init__(self, cluster: DevCluster, namespace: str) -> None:
         self._core: Any = client.CoreV1Api(cluster.api_client())  # takes plain objects, but does not say so
         self._namespace = namespace
+        self._ensure_node()
 
     def pods(self, job: str) -> list[Any]:
         """Pods of a job, oldest first."""
@@ -73,6 +74,14 @@ class PlayedKubelet:
             self._core.delete_namespaced_pod(pod.metadata.name, self._namespace, grace_period_seconds=0)
         except ApiException as error:
             if error.status != 404:
+                raise
+
+    def _ensure_node(self) -> None:
+        """The pods' node must exist: the pod garbage collector takes pods of unknown nodes away after 40 s."""
+        try:
+            self._core.create_node({"metadata": {"name": NODE}, "spec": {"unschedulable": True}})
+        except ApiException as error:
+            if error.status != 409:
                 raise
 
     def _set(self, pod: Any, phase: str, state: Object, pod_reason: str = "") -> None:

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
+from kubernetes import client
+
 from finetune_devcluster.child_process import die_with_parent
 from finetune_devcluster.cluster import DevCluster
 from finetune_devcluster.process_node.kubelet import KubeletConfig
@@ -66,6 +68,7 @@ class ProcessNode:
             yield node
         finally:
             node.lose()
+            client.CoreV1Api(cluster.api_client()).delete_node(options.name)
 
     def restore(self) -> None:
         """Start the node program; returns when it is registered."""

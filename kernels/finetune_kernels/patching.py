@@ -1,0 +1,155 @@
+"""Puts the kernels into a transformers model with a peft adapter, and says what was replaced and what was not.
+
+Only instances are changed: each replaced module gets a `forward` of ours, and nothing else in the process is touched.
+What is not known to compute the same stays as it is and is listed with the reason.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune_kernels.gated_activation import Activation, gated_activation
+from finetune_kernels.lora_linear import Weight, lora_linear
+from finetune_kernels.rms_norm import rms_norm
+
+# Module class of transformers -> what is added to its weight.
+NORMS = {
+    "LlamaRMSNorm": 0.0,
+    "MistralRMSNorm": 0.0,
+    "Qwen2RMSNorm": 0.0,
+    "Qwen3RMSNorm": 0.0,
+    "Phi3RMSNorm": 0.0,
+    "Gemma2RMSNorm": 1.0,
+    "Gemma3RMSNorm": 1.0,
+}
+MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "Gemma2MLP", "Gemma3MLP", "Phi3MLP")
+ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+
+@dataclass
+class PatchReport:
+    """How many modules of each kind were replaced, and why others were not."""
+
+    norms: int = 0
+    mlps: int = 0
+    adapters: int = 0
+    resident_bytes: int = 0
+    """Bytes of dequantised weights that stay in memory."""
+    left: dict[str, int] = field(default_factory=dict)
+    """Reason -> modules left as they were."""
+
+    def leave(self, reason: str) -> None:
+        """Count a module that stays."""
+        self.left[reason] = self.left.get(reason, 0) + 1
+
+    def __str__(self) -> str:
+        """One line for a log."""
+        done = f"kernels: {self.norms} norms, {self.mlps} MLPs, {self.adapters} adapters replaced"
+        if self.resident_bytes:
+            done += f"; {self.resident_bytes / 2**30:.1f} GiB of weights dequantised for good"
+        kept = "; ".join(f"{count} left: {reason}" for reason, count in sorted(self.left.items()))
+        return f"{done}; {kept}" if kept else done
+
+
+def patch_model(model: nn.Module, *, resident: bool) -> PatchReport:
+    """Replace what is known. `resident` keeps dequantised 16-bit weights, 2 bytes per parameter, for speed.
+
+    Raises RuntimeError where a known family's modules were found and none could be replaced.
+    """
+    report = PatchReport()
+    known = 0
+    for module in model.modules():
+        kind = type(module).__name__
+        if kind in NORMS:
+            known += 1
+            _patch_norm(module, NORMS[kind], report)
+        elif kind in MLPS:
+            known += 1
+            _patch_mlp(module, report)
+        elif hasattr(module, "lora_A") and hasattr(module, "base_layer"):
+            _patch_adapter(module, report, resident=resident)
+    if known and not (report.norms or report.mlps):
+        raise RuntimeError(f"nothing was replaced in a model of a known family: {report}")
+    return report
+
+
+def _patch_norm(module: Any, offset: float, report: PatchReport) -> None:
+    eps = getattr(module, "variance_epsilon", None) or module.eps
+    if module.weight.requires_grad:
+        report.leave("norm weights that train")
+        return
+    module.forward = lambda x: rms_norm(x, module.weight, eps, offset)
+    report.norms += 1
+
+
+def _patch_mlp(module: Any, report: PatchReport) -> None:
+    name = getattr(module.config, "hidden_activation", None) or module.config.hidden_act
+    activation = ACTIVATIONS.get(name)
+    if activation is None:
+        report.leave(f"activation {name}")
+        return
+    fused = hasattr(module, "gate_up_proj")
+    module.forward = partial(_fused_mlp if fused else _mlp, module, activation)
+    report.mlps += 1
+
+
+def _mlp(module: Any, activation: Activation, x: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = module.down_proj(gated_activation(module.gate_proj(x), module.up_proj(x), activation))
+    return result
+
+
+def _fused_mlp(module: Any, activation: Activation, x: torch.Tensor) -> torch.Tensor:
+    gate, up = module.gate_up_proj(x).chunk(2, dim=-1)
+    result: torch.Tensor = module.down_proj(gated_activation(gate, up, activation))
+    return result
+
+
+def _patch_adapter(module: Any, report: PatchReport, *, resident: bool) -> None:
+    reason = _why_not(module)
+    if reason is not None:
+        report.leave(reason)
+        return
+    (name,) = module.active_adapters
+    base = module.base_layer
+    weight = _weight(base, report, resident=resident)
+
+    def forward(x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        down, up = module.lora_A[name].weight, module.lora_B[name].weight
+        return lora_linear(x, weight, down, up, module.scaling[name], base.bias)
+
+    module.forward = forward
+    report.adapters += 1
+
+
+def _why_not(module: Any) -> str | None:
+    names = module.active_adapters
+    if len(names) != 1 or names[0] not in module.lora_A:
+        return "not exactly one adapter"
+    if not isinstance(module.lora_dropout[names[0]], nn.Identity):
+        return "adapter dropout"
+    if getattr(module, "use_dora", {}).get(names[0]):
+        return "DoRA"
+    if not isinstance(module.base_layer, nn.Linear):
+        return f"base layer {type(module.base_layer).__name__}"
+    if module.base_layer.weight.requires_grad:
+        return "base weights that train"
+    return None
+
+
+def _weight(base: Any, report: PatchReport, *, resident: bool) -> Weight:
+    """Access to a base layer's weights in 16 bits."""
+    state = getattr(base.weight, "quant_state", None)
+    if state is None:
+        return lambda: base.weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    read: Callable[[], torch.Tensor] = partial(dequantize_4bit, base.weight.data, state)
+    if not resident:
+        return read
+    kept = read()
+    report.resident_bytes += kept.numel() * kept.element_size()
+    return lambda: kept
