@@ -5,12 +5,15 @@ predicate that `finetune run` evaluates, so both doors give the same message. A 
 to both.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
 from pydantic.alias_generators import to_camel
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,32 @@ class Rule:
     cel: str
     holds: Callable[[Any], bool]
     message: str
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """How a text must be written, with a message that says it in words; an annotation of a field's type.
+
+    Chosen over `Field(pattern=...)`, whose "should match '^...'" helps nobody, at either door. A number, where the
+    field takes one as well, must be positive.
+    """
+
+    regex: str
+    message: str
+
+    def check(self, value: str | int) -> str | int:
+        """The value itself; raises ValueError with the message."""
+        if not (re.fullmatch(self.regex, value) if isinstance(value, str) else value > 0):
+            raise ValueError(self.message)
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Check after the type and its length."""
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Hand both to `structural.py`, which makes a CEL rule of them."""
+        return handler(schema) | {"pattern": self.regex, "x-message": self.message}
 
 
 class ApiModel(BaseModel):
@@ -53,18 +82,33 @@ class ApiModel(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-# A Kubernetes quantity: users write `4`, `"500m"` or `64Gi`; the schema marks it int-or-string.
-QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$"
-Quantity = Annotated[
-    int | Annotated[str, Field(pattern=QUANTITY_PATTERN, max_length=32)],
-    Field(json_schema_extra={"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN}),
+# Kubernetes takes no seconds beyond an int32 in a Job, and JSON no exact count beyond 2^53.
+LONGEST_SECONDS = 2**31 - 1
+LARGEST_COUNT = 10**12
+
+_DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+SUBDOMAIN = rf"{_DNS_LABEL}(\.{_DNS_LABEL})*"
+QUALIFIED_NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+ResourceName = Annotated[
+    str,
+    Field(min_length=1, max_length=253),
+    Pattern(rf"^{SUBDOMAIN}$", "write the object's name: lower-case letters, digits, '-' and single dots"),
 ]
 
-CPU_PATTERN = r"^[0-9]+(\.[0-9]+)?m?$"
+# Quantities are written as `4`, `"500m"` or `64Gi`. What no pod can have (nothing, less, half a byte) is refused.
+_POSITIVE = "[0-9]*[1-9][0-9]*"
+_FRACTION = r"0+\.([1-9][0-9]{0,2}|0[1-9][0-9]?|00[1-9])"
+_BYTE_UNIT = "(k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)"
 CpuQuantity = Annotated[
-    int | Annotated[str, Field(pattern=CPU_PATTERN, max_length=32)],
-    Field(json_schema_extra={"x-kubernetes-int-or-string": True, "pattern": CPU_PATTERN}),
+    int | Annotated[str, Field(max_length=32)],
+    Pattern(rf"^({_POSITIVE}(m|\.[0-9]{{1,3}})?|{_FRACTION})$", "write a positive number of cores, such as 4 or 500m"),
+    Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
 ]
-
-DNS_LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-ResourceName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=253)]
+ByteQuantity = Annotated[
+    int | Annotated[str, Field(max_length=32)],
+    Pattern(
+        rf"^({_POSITIVE}((\.[0-9]{{1,3}})?{_BYTE_UNIT})?|{_FRACTION}{_BYTE_UNIT})$",
+        "write a positive number of bytes with a unit, such as 32Gi",
+    ),
+    Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
+]

@@ -1,5 +1,6 @@
 """The resource as a whole, and reading it from a manifest."""
 
+import json
 import re
 from typing import Any, Literal, Self
 
@@ -45,7 +46,7 @@ class FineTuneJob(BaseModel):
 
 
 class _ManifestLoader(yaml.SafeLoader):
-    """YAML as kubectl reads it: `2e-4` is a number, and a key written twice is an error."""
+    """YAML as kubectl reads it: `2e-4` is a number, `1e3` a whole one, and a key written twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -58,12 +59,19 @@ class _ManifestLoader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_number(self, node: yaml.ScalarNode) -> float | int:
+        value: float = self.construct_yaml_float(node)
+        return int(value) if value.is_integer() else value
 
+
+_ManifestLoader.add_constructor("tag:yaml.org,2002:float", _ManifestLoader.construct_number)
 _ManifestLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
 
 def load_manifest(text: str) -> FineTuneJob:
-    """Read a manifest as a user wrote it. Raises yaml.YAMLError or pydantic.ValidationError."""
-    return FineTuneJob.model_validate(yaml.load(text, Loader=_ManifestLoader))  # noqa: S506 (a SafeLoader)
+    """Read a manifest as a user wrote it, as strictly as the API server: text is no number. Raises yaml.YAMLError or
+    pydantic.ValidationError."""
+    document = yaml.load(text, Loader=_ManifestLoader)  # noqa: S506 (a SafeLoader)
+    return FineTuneJob.model_validate_json(json.dumps(document, default=str), strict=True)

@@ -12,6 +12,8 @@ from typing import Annotated, Self
 
 from pydantic import Field
 
+from finetune_api.base import SUBDOMAIN, Pattern
+
 
 class Scheme(StrEnum):
     """The storage a source URI names."""
@@ -25,13 +27,11 @@ class Scheme(StrEnum):
 SOURCE_PATTERN = (
     r"^(hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
     r"|s3://[a-z0-9][a-z0-9.-]+[a-z0-9]/[^\x00-\x1f\\]+"
-    r"|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^\x00-\x1f\\]*)?"
+    rf"|pvc://{SUBDOMAIN}(/[^\x00-\x1f\\]*)?"
     r"|file:///[^\x00-\x1f\\]+)$"
 )
 SOURCE_MESSAGE = "write hf://org/name, s3://bucket/path or pvc://claim/path (file:///path with `finetune run`)"
-SourceUri = Annotated[
-    str, Field(pattern=SOURCE_PATTERN, max_length=1024, json_schema_extra={"x-message": SOURCE_MESSAGE})
-]
+SourceUri = Annotated[str, Field(max_length=1024), Pattern(SOURCE_PATTERN, SOURCE_MESSAGE)]
 
 
 @dataclass(frozen=True)

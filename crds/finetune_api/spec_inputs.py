@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, ResourceName, Rule
+from finetune_api.base import LARGEST_COUNT, ApiModel, Pattern, ResourceName, Rule
 from finetune_api.sources import SourceUri, stays_inside
 from finetune_api.vocabulary import DatasetFormat, OnBadRow, Quantization, TrainOn
 
@@ -36,7 +36,14 @@ class ModelSpec(ApiModel):
     """Where the base model is: hf://org/name, s3://bucket/prefix/, or pvc://claim/path (file:///path with `finetune
     run`). A folder in Hugging Face layout with safetensors weights; pickled weights and custom code are refused."""
 
-    revision: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9._/-]+$")] | None = None
+    revision: (
+        Annotated[
+            str,
+            Field(max_length=255),
+            Pattern(r"^[A-Za-z0-9._/-]+$", "write a branch, tag or commit: letters, digits, '.', '_', '/' and '-'"),
+        ]
+        | None
+    ) = None
     """Branch, tag or commit of an hf:// source. It is pinned to a commit when the job starts, shown in
     status.resolved. Default: the main branch."""
 
@@ -97,7 +104,11 @@ class DatasetSpec(ApiModel):
     """Where the data is: s3://bucket/file.jsonl, hf://org/name, or pvc://claim/file.jsonl (file:///path with
     `finetune run`). JSON Lines, JSON, CSV or Parquet."""
 
-    split: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._-]+$")] = "train"
+    split: Annotated[
+        str,
+        Field(max_length=128),
+        Pattern(r"^[A-Za-z0-9._-]+$", "write the split's name, such as train: letters, digits, '.', '_' and '-'"),
+    ] = "train"
     """Split of an hf:// dataset. Default train. Other sources have no splits."""
 
     format: DatasetFormat = DatasetFormat.AUTO
@@ -114,7 +125,7 @@ class DatasetSpec(ApiModel):
     packing: bool = True
     """Whether several short rows share one sequence, each seeing only itself. Default true."""
 
-    max_samples: Annotated[int, Field(ge=1)] | None = None
+    max_samples: Annotated[int, Field(ge=1, le=LARGEST_COUNT)] | None = None
     """Use only this many rows, from the start. Default: all rows."""
 
     on_bad_row: OnBadRow = OnBadRow.FAIL

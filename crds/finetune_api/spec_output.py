@@ -4,26 +4,30 @@ from typing import Annotated
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, Rule
+from finetune_api.base import SUBDOMAIN, ApiModel, Pattern, Rule
 from finetune_api.spec_inputs import SecretReference
 from finetune_api.vocabulary import GgufType, MergedType, OnExisting
 
 EndpointUrl = Annotated[
     str,
-    Field(
-        max_length=512,
-        pattern=r"^https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._~/-]*)?$",
-        json_schema_extra={"x-message": "write an address such as https://minio.example.com:9000"},
+    Field(max_length=512),
+    Pattern(
+        r"^https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._~/-]*)?$",
+        "write an address such as https://minio.example.com:9000",
     ),
 ]
 BucketName = Annotated[
     str,
-    Field(
-        min_length=3,
-        max_length=63,
-        pattern=r"^[a-z0-9][a-z0-9.-]+[a-z0-9]$",
-        json_schema_extra={"x-message": "write the bucket's name alone: lower-case letters, digits, dots and hyphens"},
-    ),
+    Field(min_length=3, max_length=63),
+    Pattern(rf"^{SUBDOMAIN}$", "write the bucket's name alone: lower-case letters, digits, single dots and hyphens"),
+]
+Prefix = Annotated[
+    str,
+    Field(max_length=512),
+    Pattern(r"^[A-Za-z0-9!_.*'()/-]*$", "write a folder's name of letters, digits and ! _ . * ' ( ) / -"),
+]
+Region = Annotated[
+    str, Field(max_length=64), Pattern(r"^[a-z0-9-]+$", "write the region's short name, such as eu-central-1")
 ]
 
 
@@ -51,10 +55,10 @@ class S3Output(ApiModel):
     bucket: BucketName
     """Bucket that the artifacts are written to. It must exist."""
 
-    prefix: Annotated[str, Field(max_length=512, pattern=r"^[A-Za-z0-9!_.*'()/-]*$")] = ""
+    prefix: Prefix = ""
     """Folder inside the bucket; the job writes to <prefix>/<job name>/. Default: the namespace's name."""
 
-    region: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9-]+$")] | None = None
+    region: Region | None = None
     """Region of the bucket. Default: what the pod's identity says, else us-east-1."""
 
     endpoint_url: EndpointUrl | None = Field(None, alias="endpointURL")

@@ -4,13 +4,36 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, CpuQuantity, Quantity, ResourceName, Rule
+from finetune_api.base import (
+    LONGEST_SECONDS,
+    QUALIFIED_NAME,
+    SUBDOMAIN,
+    ApiModel,
+    ByteQuantity,
+    CpuQuantity,
+    Pattern,
+    ResourceName,
+    Rule,
+)
 
 LabelKey = Annotated[
-    str, Field(min_length=1, max_length=317, pattern=r"^([a-z0-9A-Z.-]+/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
+    str,
+    Field(max_length=317),
+    Pattern(rf"^({SUBDOMAIN}/)?{QUALIFIED_NAME}$", "write a key such as zone or example.com/zone"),
 ]
-ExtendedResource = Annotated[str, Field(min_length=3, max_length=253, pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$")]
-LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$")]
+LabelValue = Annotated[
+    str,
+    Field(max_length=63),
+    Pattern(
+        rf"^({QUALIFIED_NAME})?$",
+        "write at most 63 letters, digits, '-', '_' and '.', with a letter or digit at the ends",
+    ),
+]
+ExtendedResource = Annotated[
+    str,
+    Field(max_length=253),
+    Pattern(rf"^{SUBDOMAIN}/{QUALIFIED_NAME}$", "write an extended resource such as nvidia.com/gpu"),
+]
 
 
 class Toleration(ApiModel):
@@ -28,7 +51,7 @@ class Toleration(ApiModel):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Effect of the taint. Default: every effect."""
 
-    toleration_seconds: Annotated[int, Field(ge=0)] | None = None
+    toleration_seconds: Annotated[int, Field(ge=0, le=LONGEST_SECONDS)] | None = None
     """How long a NoExecute taint is tolerated, in seconds. Default: for ever."""
 
     rules = (
@@ -56,14 +79,14 @@ class ResourcesSpec(ApiModel):
     nvidia.com/gpu."""
 
     cpu: CpuQuantity = 4
-    """CPU cores requested. Default 4. There is no CPU limit."""
+    """CPU cores requested, such as 4 or 500m. Default 4. There is no CPU limit."""
 
-    memory: Quantity = "32Gi"
-    """Host memory requested, which is also its limit. Default 32Gi."""
+    memory: ByteQuantity = "32Gi"
+    """Host memory requested, which is also its limit, in bytes with a unit such as Gi. Default 32Gi."""
 
-    ephemeral_storage: Quantity | None = None
-    """Disk requested for the base model, checkpoints and artifacts. About 2 bytes per parameter for each of: base,
-    merged weights, F16 or BF16 GGUF. Default: no request."""
+    ephemeral_storage: ByteQuantity | None = None
+    """Disk requested for the base model, checkpoints and artifacts, in bytes with a unit such as Gi. About 2 bytes per
+    parameter for each of: base, merged weights, F16 or BF16 GGUF. Default: no request."""
 
     node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=32, default_factory=dict)]
     """Labels that the node must have."""
@@ -77,6 +100,14 @@ class ResourcesSpec(ApiModel):
     priority_class_name: ResourceName | None = None
     """PriorityClass of the pod. Default: the cluster's."""
 
+    rules = (
+        Rule(
+            cel="!self.gpuResourceName.startsWith('requests.')",
+            holds=lambda spec: not spec.gpu_resource_name.startswith("requests."),
+            message="spec.resources.gpuResourceName: write the resource as the node offers it, without 'requests.'",
+        ),
+    )
+
 
 class RunPolicySpec(ApiModel):
     """How the job is run, stopped and cleaned up."""
@@ -89,11 +120,11 @@ class RunPolicySpec(ApiModel):
     """How often a failure that may pass (a lost connection, a crash) is tried again. Pods that the cluster moves away
     do not count. Default 3."""
 
-    active_deadline_seconds: Annotated[int, Field(ge=1)] | None = None
+    active_deadline_seconds: Annotated[int, Field(ge=1, le=LONGEST_SECONDS)] | None = None
     """Longest time in seconds that the job may run, waiting for a node included, time in suspension not. May be
     changed at any time. Default: no limit."""
 
-    ttl_seconds_after_finished: Annotated[int, Field(ge=0)] | None = None
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=LONGEST_SECONDS)] | None = None
     """Remove the finished job's pods after this many seconds; the FineTuneJob and the artifacts stay. May be changed
     at any time. Default: they stay too."""
 

@@ -4,12 +4,16 @@ from typing import Annotated
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, Rule
+from finetune_api.base import ApiModel, Pattern, Rule
 from finetune_api.vocabulary import AdapterVariant, Optimizer, Precision, Scheduler
 
 ALL_LINEAR = "all-linear"
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-ModuleName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")]
+ModuleName = Annotated[
+    str,
+    Field(max_length=128),
+    Pattern(r"^[A-Za-z0-9_.-]+$", "write the last part of the layer's name, such as q_proj, or all-linear alone"),
+]
 
 
 class AdapterSpec(ApiModel):

@@ -15,6 +15,7 @@ KEPT = (
     "description", "enum", "format", "pattern", "minLength", "maxLength", "minItems", "maxItems", "maxProperties",
     "default", "x-kubernetes-int-or-string", "x-kubernetes-list-type", "x-kubernetes-list-map-keys",
 )  # fmt: skip
+LONGEST_QUANTITY = 32  # characters; without a bound the API server refuses the rule as too costly
 
 
 def structural_schema(model: type[BaseModel], *, defaults: bool = True) -> Schema:
@@ -47,8 +48,12 @@ def _convert(
     if "description" in made:
         made["description"] = " ".join(made["description"].split())
     if node.get("x-kubernetes-int-or-string"):
-        made.pop("default", None)
-        return made | ({"default": node["default"]} if defaults and "default" in node else {})
+        written = _matches("self", made.pop("pattern"))
+        rule = {"rule": f"type(self) == int ? self > 0 : {written}", "message": node["x-message"]}
+        made |= {"maxLength": LONGEST_QUANTITY, "x-kubernetes-validations": [rule]}
+        if not defaults or made.get("default", ...) is None:
+            made.pop("default", None)
+        return made
     kind = made["type"] = node.get("type", "string")
     _convert_bounds(node, made)
     if kind == "integer":
@@ -60,8 +65,9 @@ def _convert(
     if "const" in node:
         made["enum"] = [node["const"]]
     if "x-message" in node:
-        pattern = made.pop("pattern")
-        made["x-kubernetes-validations"] = [{"rule": f'self.matches(r"{pattern}")', "message": node["x-message"]}]
+        made["x-kubernetes-validations"] = [
+            {"rule": _matches("self", made.pop("pattern")), "message": node["x-message"]}
+        ]
     if not defaults or made.get("default", ...) is None:
         made.pop("default", None)
     return made
@@ -71,7 +77,7 @@ def _convert_object(
     node: Schema, made: Schema, definitions: dict[str, Schema], rules: dict[str, tuple[Rule, ...]], defaults: bool
 ) -> None:
     if made.get("default"):
-        made["default"] = {name: value for name, value in made["default"].items() if value is not None}
+        made["default"] = _without_nulls(made["default"])
     if "properties" in node:
         made["properties"] = {
             name: _convert(field, definitions, rules, defaults) for name, field in node["properties"].items()
@@ -83,10 +89,16 @@ def _convert_object(
     elif "patternProperties" in node:
         ((pattern, values),) = node["patternProperties"].items()
         made["additionalProperties"] = _convert(values, definitions, rules, defaults)
-        message = f"keys must match {pattern}"
-        made["x-kubernetes-validations"] = [{"rule": f'self.all(key, key.matches(r"{pattern}"))', "message": message}]
+        keys = node["propertyNames"]
+        rule = f"self.all(key, size(key) <= {keys['maxLength']} && {_matches('key', pattern)})"
+        made["x-kubernetes-validations"] = [{"rule": rule, "message": keys["x-message"]}]
     elif isinstance(node.get("additionalProperties"), dict):
         made["additionalProperties"] = _convert(node["additionalProperties"], definitions, rules, defaults)
+
+
+def _matches(variable: str, pattern: str) -> str:
+    """CEL for a match of the whole text."""
+    return f'{variable}.matches(r"{pattern}")'
 
 
 def _without_nulls(value: Any) -> Any:

@@ -8,6 +8,9 @@ import yaml
 from pydantic import ValidationError
 
 from finetune_api.job import load_manifest
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.structural import structural_schema
+from finetune_operator.desired.trainer_job import build_trainer_job
 
 pytestmark = pytest.mark.cluster
 Manifest = dict[str, Any]
@@ -26,6 +29,20 @@ VALID: dict[str, Manifest] = {
     },
     "no GGUF and no merged weights": {"export": {"merged": "None", "gguf": []}},
     "quantities as numbers and as strings": {"resources": {"cpu": 2, "memory": "512Mi", "ephemeralStorage": "1.5Ti"}},
+    "the smallest quantities": {"resources": {"cpu": "1m", "memory": "0.5Gi", "ephemeralStorage": 1}},
+    "a fraction of a core": {"resources": {"cpu": "0.25"}},
+    "a claim with dots in its name": {"model": {"source": "pvc://team.models/llama/"}},
+    "the longest times": {
+        "runPolicy": {"activeDeadlineSeconds": 2**31 - 1, "ttlSecondsAfterFinished": 2**31 - 1, "maxRetries": 20},
+    },
+    "everything about a node": {
+        "resources": {
+            "nodeSelector": {"example.com/" + "x" * 63: "y" * 63, "zone": ""},
+            "tolerations": [{"key": "a.b/c", "value": "d", "effect": "NoExecute", "tolerationSeconds": 2**31 - 1}],
+            "gpuResourceName": "example.com/" + "x" * 63,
+            "runtimeClassName": "a.b",
+        },
+    },
     "a toleration of everything": {"resources": {"tolerations": [{"operator": "Exists"}]}},
     "the bounds themselves": {
         "training": {"batchSize": 1024, "warmupSteps": 0},
@@ -36,7 +53,8 @@ VALID: dict[str, Manifest] = {
 # changes, the field that the message must name, and a part of what it must say to write instead
 INVALID: dict[str, tuple[Manifest, str, str]] = {
     "a source without scheme": ({"model": {"source": "meta/llama"}}, "model.source", "hf://org/name"),
-    "a source that climbs out": ({"dataset": {"source": "s3://b/../x"}}, "dataset.source", "'..'"),
+    "a source that climbs out": ({"model": {"source": "s3://data/../x"}}, "spec.model.source", "without it"),
+    "data that climb out": ({"dataset": {"source": "pvc://claim/.."}}, "spec.dataset.source", "without it"),
     "a revision of an S3 model": (
         {"model": {"source": "s3://bucket/x/", "revision": "main"}},
         "spec.model.revision",
@@ -46,7 +64,7 @@ INVALID: dict[str, tuple[Manifest, str, str]] = {
     "a negative batch size": ({"training": {"batchSize": 0}}, "training.batchSize", "greater than or equal to 1"),
     "a dropout of one": ({"adapter": {"dropout": 1}}, "adapter.dropout", "less than 1"),
     "a learning rate of zero": ({"training": {"learningRate": 0}}, "training.learningRate", "greater than 0"),
-    "a rank as text": ({"adapter": {"rank": "sixteen"}}, "adapter.rank", "numeric"),
+    "a rank as text": ({"adapter": {"rank": "sixteen"}}, "adapter.rank", ""),
     "epochs and steps together": ({"training": {"epochs": 1, "maxSteps": 1}}, "spec.training.epochs", "one of them"),
     "all-linear and more": (
         {"adapter": {"targetModules": ["all-linear", "q_proj"]}},
@@ -70,9 +88,43 @@ INVALID: dict[str, tuple[Manifest, str, str]] = {
     "a prefix that climbs out": ({"output": {"s3": {"prefix": "a/../b"}}}, "spec.output.s3.prefix", "without"),
     "an endpoint without scheme": ({"output": {"s3": {"endpointURL": "minio:9000"}}}, "endpointURL", "https://minio"),
     "two GPUs": ({"resources": {"gpus": 2}}, "resources.gpus", "less than or equal to 1"),
-    "cores with a unit of bytes": ({"resources": {"cpu": "4Gi"}}, "resources.cpu", ""),
-    "a memory with a wrong unit": ({"resources": {"memory": "32GB"}}, "resources.memory", ""),
-    "a label that is none": ({"resources": {"nodeSelector": {"zone": "a b"}}}, "nodeSelector", ""),
+    "a revision with a space": ({"model": {"revision": "a b"}}, "model.revision", "a branch, tag or commit"),
+    "a split with a space": ({"dataset": {"split": "a b"}}, "dataset.split", "such as train"),
+    "a claim with two dots": ({"model": {"source": "pvc://a..b/c"}}, "model.source", "pvc://claim/path"),
+    "a secret with a capital": ({"model": {"credentials": {"secretName": "Hub"}}}, "secretName", "the object's name"),
+    "a module with a space": ({"adapter": {"targetModules": ["q proj"]}}, "targetModules", "such as q_proj"),
+    "a prefix with a space": ({"output": {"s3": {"prefix": "a b"}}}, "output.s3.prefix", "a folder's name"),
+    "a region in words": ({"output": {"s3": {"region": "Frankfurt"}}}, "output.s3.region", "such as eu-central-1"),
+    "more rows than can be counted": ({"dataset": {"maxSamples": 2**53}}, "dataset.maxSamples", "less than or equal"),
+    "cores with a unit of bytes": ({"resources": {"cpu": "4Gi"}}, "resources.cpu", "number of cores"),
+    "fewer cores than none": ({"resources": {"cpu": -1}}, "resources.cpu", "a positive number"),
+    "no cores": ({"resources": {"cpu": "0.0"}}, "resources.cpu", "a positive number"),
+    "a memory with a wrong unit": ({"resources": {"memory": "32GB"}}, "resources.memory", "such as 32Gi"),
+    "a thousandth of a byte": ({"resources": {"memory": "512m"}}, "resources.memory", "such as 32Gi"),
+    "no memory": ({"resources": {"memory": 0}}, "resources.memory", "a positive number"),
+    "no disk": ({"resources": {"ephemeralStorage": "0Gi"}}, "resources.ephemeralStorage", "a positive number"),
+    "a label's value with a space": ({"resources": {"nodeSelector": {"zone": "a b"}}}, "nodeSelector", "at most 63"),
+    "a label's key with a space": ({"resources": {"nodeSelector": {"a b": "c"}}}, "nodeSelector", "example.com/zone"),
+    "a label's key that is too long": ({"resources": {"nodeSelector": {TOO_LONG: "c"}}}, "nodeSelector", "write a key"),
+    "a GPU without vendor": ({"resources": {"gpuResourceName": "gpu"}}, "gpuResourceName", "such as nvidia.com/gpu"),
+    "a GPU as a quota names it": (
+        {"resources": {"gpuResourceName": "requests.nvidia.com/gpu"}},
+        "spec.resources.gpuResourceName",
+        "without 'requests.'",
+    ),
+    "a runtime class with two dots": ({"resources": {"runtimeClassName": "a..b"}}, "runtimeClassName", "single dots"),
+    "seconds beyond what a Job takes": (
+        {"runPolicy": {"ttlSecondsAfterFinished": 2**31}},
+        "runPolicy.ttlSecondsAfterFinished",
+        "less than or equal",
+    ),
+    "seconds of an effect that has none": (
+        {"resources": {"tolerations": [{"key": "a", "effect": "NoSchedule", "tolerationSeconds": 1}]}},
+        "spec.resources.tolerations",
+        "only goes with effect NoExecute",
+    ),
+    "a number as text": ({"training": {"batchSize": "4"}}, "training.batchSize", ""),
+    "a switch as a number": ({"runPolicy": {"suspend": 1}}, "runPolicy.suspend", ""),
     "an Equal toleration without key": (
         {"resources": {"tolerations": [{}]}},
         "spec.resources.tolerations",
@@ -93,11 +145,27 @@ def changed(manifest: Manifest, changes: Manifest) -> Manifest:
     return merged
 
 
+def named(child: Manifest) -> Manifest:
+    """A child as it would be applied by hand: no owner, in the test's namespace."""
+    metadata = {key: value for key, value in child["metadata"].items() if key in ("name", "labels", "annotations")}
+    return child | {"metadata": metadata}
+
+
+def messages(schema: Manifest) -> set[str]:
+    """Messages of every rule in a structural schema."""
+    found = {rule["message"] for rule in schema.get("x-kubernetes-validations", ())}
+    below = [*schema.get("properties", {}).values(), schema.get("items"), schema.get("additionalProperties")]
+    return found.union(*(messages(node) for node in below if isinstance(node, dict)))
+
+
 @pytest.mark.parametrize("changes", VALID.values(), ids=VALID)
 def test_valid(jobs: Any, minimal: Manifest, changes: Manifest) -> None:
     manifest = minimal | {"spec": changed(minimal["spec"], changes)}
     assert jobs.apply(manifest, dry_run=True) == ""
-    load_manifest(yaml.safe_dump(manifest))
+    job = load_manifest(yaml.safe_dump(manifest))
+    child = build_trainer_job(job.metadata, job.spec, "finetune-trainer:1")
+    child["spec"]["ttlSecondsAfterFinished"] = job.spec.run_policy.ttl_seconds_after_finished  # set at the end only
+    assert jobs.apply(named(child), dry_run=True) == "", "what the CRD accepts, the API server must take as a Job"
 
 
 @pytest.mark.parametrize(("changes", "field", "remedy"), INVALID.values(), ids=INVALID)
@@ -108,8 +176,21 @@ def test_invalid_names_the_field_and_what_to_write(
     refusal = jobs.apply(manifest, dry_run=True)
     assert field in refusal
     assert remedy in refusal
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError) as found:
         load_manifest(yaml.safe_dump(manifest))
+    assert field in str(found.value)
+    assert remedy in str(found.value)
+
+
+def test_every_rule_is_broken_by_a_manifest_of_the_table(minimal: Manifest) -> None:
+    refusals = []
+    for changes, _, _ in INVALID.values():
+        with pytest.raises(ValidationError) as found:
+            load_manifest(yaml.safe_dump(minimal | {"spec": changed(minimal["spec"], changes)}))
+        refusals.append(str(found.value))
+    schema = structural_schema(FineTuneJobSpec)
+    assert len(messages(schema)) > 20
+    assert not [message for message in messages(schema) if not any(message in refusal for refusal in refusals)]
 
 
 def test_only_a_cluster_refuses_local_files(jobs: Any, minimal: Manifest) -> None:
