@@ -11,6 +11,7 @@ import yaml
 from cryptography import x509
 
 from finetune_devcluster.binaries import helm_binary
+from finetune_devcluster.operator_process import RULES
 
 CHART = Path(__file__).parents[2] / "charts/finetune-operator"
 pytestmark = pytest.mark.cluster
@@ -46,6 +47,12 @@ def test_no_rule_reaches_secrets_shells_or_logs(rendered: list[dict[str, Any]]) 
         assert "*" not in rule["verbs"]
         assert "*" not in rule["apiGroups"]
         assert not {"delete", "deletecollection", "escalate", "impersonate"} & set(rule["verbs"])
+
+
+def test_the_operator_is_tested_under_the_rules_that_the_chart_gives(rendered: list[dict[str, Any]]) -> None:
+    given = {(rule["apiGroups"][0], *rule["resources"]): set(rule["verbs"]) for rule in rules(rendered)}
+    assert given.pop(("authentication.k8s.io", "tokenreviews")) == {"create"}
+    assert given == {(group, *resources): set(verbs) for group, resources, verbs in RULES}
 
 
 def test_a_namespaced_install_has_no_cluster_role_but_token_review() -> None:

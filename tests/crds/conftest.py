@@ -1,6 +1,7 @@
 """The generated CRD, installed on the real API server, and manifests to try on it."""
 
 import copy
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,8 @@ class JobsApi:
 
     def get(self, name: str) -> dict[str, Any]:
         """The object as the API server has it."""
-        job: dict[str, Any] = yaml.safe_load(
-            self._cluster.kubectl("get", "ftj", name, "-o", "yaml", *self._where).stdout
-        )
+        # As JSON: PyYAML reads a float such as 1e-05 as text.
+        job: dict[str, Any] = json.loads(self._cluster.kubectl("get", "ftj", name, "-o", "json", *self._where).stdout)
         return job
 
 

@@ -1,0 +1,131 @@
+"""The chart installed by helm on a real API server: what its account may do, what an upgrade keeps, who admits its pod.
+
+On a cluster of its own: the suite's shared one has another operator's roles under the same names.
+"""
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_devcluster.cluster import DevCluster
+
+pytestmark = pytest.mark.cluster
+CHECKOUT = Path(__file__).parents[2]
+CHART = str(CHECKOUT / "charts/finetune-operator")
+SYSTEM, TEAM = "system", "team"
+ACCOUNT = f"system:serviceaccount:{SYSTEM}:finetune-operator"
+# verb, resource, subresource
+NEEDED = (
+    ("watch", "finetunejobs.finetune.dev", ""),
+    ("patch", "finetunejobs.finetune.dev", "status"),
+    ("create", "jobs.batch", ""),
+    ("patch", "jobs.batch", ""),
+    ("create", "configmaps", ""),
+    ("list", "pods", ""),
+    ("create", "events", ""),
+)
+REFUSED = (
+    ("get", "secrets", ""),
+    ("list", "secrets", ""),
+    ("create", "pods", "exec"),
+    ("get", "pods", "log"),
+    ("create", "pods", ""),
+    ("delete", "jobs.batch", ""),
+    ("patch", "finetunejobs.finetune.dev", ""),
+    ("delete", "finetunejobs.finetune.dev", ""),
+    ("list", "configmaps", ""),
+    ("create", "serviceaccounts", "token"),
+    ("impersonate", "users", ""),
+)
+
+
+class Release:
+    """The chart's release on a control plane without nodes: nothing waits for the pod."""
+
+    def __init__(self, cluster: DevCluster) -> None:
+        self.cluster = cluster
+
+    def install(self, *settings: str) -> None:
+        """Install, or upgrade to, exactly these settings."""
+        where = ("--namespace", SYSTEM, "--create-namespace", "--reset-values")
+        self.cluster.helm("upgrade", "--install", "finetune-operator", CHART, *where, *settings)
+
+    def may(self, verb: str, resource: str, subresource: str, namespace: str) -> bool:
+        """Whether the operator's account may do this, by the API server's own answer."""
+        done = self.cluster.kubectl(
+            "auth", "can-i", verb, resource, f"--subresource={subresource}", "-n", namespace, "--as", ACCOUNT,
+            check=False)  # fmt: skip
+        assert done.stdout.strip() in ("yes", "no"), done.stderr
+        return done.stdout.strip() == "yes"
+
+    def get(self, *what: str) -> dict[str, Any]:
+        """An object of the system namespace."""
+        found: dict[str, Any] = json.loads(self.cluster.kubectl("get", *what, "-n", SYSTEM, "-o", "json").stdout)
+        return found
+
+
+@pytest.fixture(scope="module")
+def release() -> Iterator[Release]:
+    with DevCluster.start() as cluster:
+        made = Release(cluster)
+        made.install()
+        cluster.kubectl("create", "namespace", TEAM)
+        cluster.kubectl("label", "namespace", TEAM, "pod-security.kubernetes.io/enforce=restricted")
+        yield made
+
+
+def test_the_account_has_what_it_needs_and_nothing_more(release: Release) -> None:
+    release.install()
+    assert [rule for rule in NEEDED if not release.may(*rule, TEAM)] == []
+    assert [rule for rule in REFUSED if release.may(*rule, TEAM)] == []
+    assert release.may("create", "tokenreviews.authentication.k8s.io", "", TEAM)
+
+
+def test_a_namespaced_install_may_act_in_that_namespace_only(release: Release) -> None:
+    release.install("--set", f"watchNamespace={TEAM}")
+    assert [rule for rule in NEEDED if not release.may(*rule, TEAM)] == []
+    assert [rule for rule in NEEDED if release.may(*rule, "default")] == []
+    assert release.may("create", "tokenreviews.authentication.k8s.io", "", "default")
+
+
+def test_an_upgrade_keeps_the_certificate_unless_the_address_changes(release: Release) -> None:
+    release.install()
+    first = release.get("secret", "finetune-operator-tls")["data"]
+    release.install("--set", "logLevel=DEBUG")
+    assert release.get("secret", "finetune-operator-tls")["data"] == first
+    release.install("--set", "progress.url=https://reports.test:8443")
+    assert release.get("secret", "finetune-operator-tls")["data"]["tls.crt"] != first["tls.crt"]
+
+
+def test_its_pod_is_admitted_at_the_restricted_level(release: Release) -> None:
+    release.install()
+    template = release.get("deployment", "finetune-operator")["spec"]["template"]
+    for field in ("serviceAccountName", "serviceAccount"):  # the account lives in the system namespace
+        template["spec"].pop(field)
+    assert _refusal(release, template["spec"]) == ""
+    root = copy.deepcopy(template["spec"])
+    root["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = True
+    assert "allowPrivilegeEscalation" in _refusal(release, root)
+
+
+def _refusal(release: Release, spec: dict[str, Any]) -> str:
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "tried", "namespace": TEAM}, "spec": spec}
+    return release.cluster.kubectl(
+        "create", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(pod), check=False
+    ).stderr
+
+
+def test_uninstalling_leaves_the_jobs(release: Release) -> None:
+    release.install()
+    sample = str(CHECKOUT / "crds/samples/minimal.yaml")
+    release.cluster.kubectl("wait", "--for=condition=established", "--timeout=20s", "crd/finetunejobs.finetune.dev")
+    release.cluster.kubectl("apply", "-n", TEAM, "-f", sample)
+    release.cluster.helm("uninstall", "finetune-operator", "--namespace", SYSTEM)
+    assert "support-bot" in release.cluster.kubectl("get", "ftj", "-n", TEAM).stdout
+    release.install()  # takes the CRD over again
+    assert "support-bot" in release.cluster.kubectl("get", "ftj", "-n", TEAM).stdout

@@ -1,0 +1,158 @@
+"""The status as the API server stores it, and what `kubectl get` shows of it."""
+
+import json
+from typing import Any
+
+import pytest
+
+from finetune_api.job import FineTuneJob
+from finetune_api.status import FineTuneJobStatus
+from finetune_devcluster.cluster import DevCluster
+
+pytestmark = pytest.mark.cluster
+NOW = "2026-01-02T03:04:05Z"
+STATUS: dict[str, Any] = {
+    "observedGeneration": 1,
+    "phase": "Uploading",
+    "conditions": [
+        {
+            "type": "Running",
+            "status": "True",
+            "reason": "TrainerRunning",
+            "message": "the trainer runs",
+            "lastTransitionTime": NOW,
+            "observedGeneration": 1,
+        }
+    ],
+    "progress": {
+        "step": 120,
+        "totalSteps": 240,
+        "epoch": 0.5,
+        "percent": 45,
+        "completion": "45%",
+        "etaSeconds": 750,
+        "eta": "12m30s",
+        "loss": 1.25,
+        "evalLoss": 2,
+        "learningRate": 1e-5,
+        "tokensPerSecond": 6235.5,
+        "trainedTokens": 2**53 - 1,
+        "gpuMemoryBytes": 10**11,
+        "uploadedBytes": 0,
+        "uploadTotalBytes": 1,
+        "lastReportTime": NOW,
+        "sequence": 7,
+    },
+    "stages": [{"name": "Training", "startTime": NOW, "endTime": NOW}, {"name": "Uploading", "startTime": NOW}],
+    "resolved": {
+        "modelRevision": "0" * 40,
+        "architecture": "LlamaForCausalLM",
+        "datasetDigest": "1" * 64,
+        "datasetFormat": "Messages",
+        "rows": 1000,
+        "skippedRows": 0,
+        "evaluationRows": 50,
+        "supervisedTokens": 10**6,
+        "precision": "BF16",
+        "device": "NVIDIA H200",
+        "totalSteps": 240,
+        "trainableParameters": 10**7,
+        "totalParameters": 8 * 10**9,
+    },
+    "attempts": [
+        {"pod": "p", "uid": "u", "startTime": NOW, "endTime": NOW, "exitCode": 20, "reason": "HubUnavailable"}
+    ],
+    "retries": 1,
+    "checkpointStep": 100,
+    "resumedFromStep": 100,
+    "artifacts": [
+        {
+            "type": "GGUF",
+            "uri": "s3://models/x/gguf/model-Q8_0.gguf",
+            "bytes": 8 * 10**9,
+            "sha256": "a" * 64,
+            "format": "gguf",
+            "quantization": "Q8_0",
+        }
+    ],
+    "manifestUri": "s3://models/x/manifest.json",
+    "reused": False,
+    "failure": {
+        "reason": "DiskFull",
+        "message": "m",
+        "hint": "h",
+        "exitCode": 16,
+        "stage": "Saving",
+        "step": 240,
+    },
+    "jobName": "tried-12345",
+    "startTime": NOW,
+    "completionTime": NOW,
+    "activeSeconds": 60,
+}
+
+
+@pytest.fixture
+def stored(jobs: Any, minimal: dict[str, Any], crd_cluster: DevCluster, namespace: str) -> str:
+    """A job with the status above; its namespace."""
+    assert jobs.apply(minimal) == ""
+    patched = patch_status(crd_cluster, namespace, STATUS)
+    assert patched.returncode == 0, patched.stderr
+    assert "Warning" not in patched.stderr
+    return namespace
+
+
+def patch_status(cluster: DevCluster, namespace: str, status: dict[str, Any]) -> Any:
+    patch = json.dumps({"status": status})
+    return cluster.kubectl(
+        "patch", "ftj", "tried", "-n", namespace, "--subresource=status", "--type=merge", "-p", patch, check=False
+    )
+
+
+def test_the_example_sets_every_field() -> None:
+    unset = []
+
+    def walk(path: str, model: Any) -> None:
+        for name in type(model).model_fields:
+            value = getattr(model, name)
+            if value is None and f"{path}.{name}" != "status.stages.end_time":
+                unset.append(f"{path}.{name}")
+            for entry in value if isinstance(value, tuple) else (value,):
+                if hasattr(type(entry), "model_fields"):
+                    walk(f"{path}.{name}", entry)
+
+    walk("status", FineTuneJobStatus.model_validate(STATUS))
+    assert not unset
+
+
+def test_the_server_keeps_every_field_of_the_status(jobs: Any, stored: str) -> None:
+    body = jobs.get("tried")
+    assert body["status"] == STATUS
+    assert FineTuneJob.from_object(body).status == FineTuneJobStatus.model_validate(STATUS)
+
+
+@pytest.mark.parametrize(
+    ("status", "found"),
+    [
+        ({"phase": "Sleeping"}, "status.phase"),
+        ({"progress": {"percent": 101}}, "status.progress.percent"),
+        ({"stages": [{"name": "Training", "startTime": NOW}] * 2}, "Duplicate value"),
+    ],
+    ids=["an unknown phase", "more than everything", "a stage twice"],
+)
+def test_a_wrong_status_is_refused(crd_cluster: DevCluster, stored: str, status: dict[str, Any], found: str) -> None:
+    assert found in patch_status(crd_cluster, stored, status).stderr
+
+
+def test_the_status_changes_through_its_own_door_only(jobs: Any, minimal: dict[str, Any], stored: str) -> None:
+    assert jobs.apply(minimal | {"status": {"phase": "Failed"}}) == ""
+    assert jobs.get("tried")["status"]["phase"] == "Uploading"
+
+
+def test_kubectl_get_shows_the_run_in_columns(crd_cluster: DevCluster, stored: str) -> None:
+    header, row = crd_cluster.kubectl("get", "ftj", "-n", stored).stdout.splitlines()
+    assert header.split() == ["NAME", "PHASE", "PROGRESS", "LOSS", "ETA", "AGE"]
+    assert row.split()[:5] == ["tried", "Uploading", "45%", "1.25", "12m30s"]
+    header, row = crd_cluster.kubectl("get", "ftj", "-n", stored, "-o", "wide").stdout.splitlines()
+    assert header.split()[6:] == ["MODEL", "STEP", "STEPS", "RETRIES", "REASON", "MANIFEST"]
+    assert row.split()[6:] == ["hf://org/model", "120", "240", "1", "DiskFull", "s3://models/x/manifest.json"]
