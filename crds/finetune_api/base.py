@@ -82,6 +82,13 @@ class ApiModel(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+def without_nulls(value: Any) -> Any:
+    """JSON-like data without fields that are null, at any depth of objects: absent is how a manifest leaves one out."""
+    if isinstance(value, dict):
+        return {name: without_nulls(entry) for name, entry in value.items() if entry is not None}
+    return value
+
+
 # Kubernetes takes no seconds beyond an int32 in a Job, and JSON no exact count beyond 2^53.
 LONGEST_SECONDS = 2**31 - 1
 LARGEST_COUNT = 10**12

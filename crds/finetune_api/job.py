@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from finetune_api import API_VERSION, KIND
+from finetune_api.base import without_nulls
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
@@ -71,7 +72,7 @@ _ManifestLoader.add_implicit_resolver(
 
 
 def load_manifest(text: str) -> FineTuneJob:
-    """Read a manifest as a user wrote it, as strictly as the API server: text is no number. Raises yaml.YAMLError or
-    pydantic.ValidationError."""
-    document = yaml.load(text, Loader=_ManifestLoader)  # noqa: S506 (a SafeLoader)
+    """Read a manifest as a user wrote it, as strictly as the API server: text is no number, and a section left empty
+    has its defaults. Raises yaml.YAMLError or pydantic.ValidationError."""
+    document = without_nulls(yaml.load(text, Loader=_ManifestLoader))  # noqa: S506 (a SafeLoader)
     return FineTuneJob.model_validate_json(json.dumps(document, default=str), strict=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from finetune_api.base import ApiModel, Rule
+from finetune_api.base import ApiModel, Rule, without_nulls
 
 Schema = dict[str, Any]
 KEPT = (
@@ -77,7 +77,7 @@ def _convert_object(
     node: Schema, made: Schema, definitions: dict[str, Schema], rules: dict[str, tuple[Rule, ...]], defaults: bool
 ) -> None:
     if made.get("default"):
-        made["default"] = _without_nulls(made["default"])
+        made["default"] = without_nulls(made["default"])
     if "properties" in node:
         made["properties"] = {
             name: _convert(field, definitions, rules, defaults) for name, field in node["properties"].items()
@@ -99,13 +99,6 @@ def _convert_object(
 def _matches(variable: str, pattern: str) -> str:
     """CEL for a match of the whole text."""
     return f'{variable}.matches(r"{pattern}")'
-
-
-def _without_nulls(value: Any) -> Any:
-    """A default as a manifest would write it."""
-    if isinstance(value, dict):
-        return {name: _without_nulls(entry) for name, entry in value.items() if entry is not None}
-    return value
 
 
 def _convert_bounds(node: Schema, made: Schema) -> None:

@@ -1,4 +1,4 @@
-"""Defaults, immutability, columns and `kubectl explain`, as the API server gives them."""
+"""Samples, defaults, immutability and `kubectl explain`, as the API server gives them."""
 
 import re
 from pathlib import Path
@@ -9,6 +9,7 @@ import yaml
 
 from finetune_api.job import FineTuneJob, load_manifest
 from finetune_devcluster.cluster import DevCluster
+from finetune_operator.desired.trainer_job import build_trainer_job
 
 pytestmark = pytest.mark.cluster
 SAMPLES = sorted((Path(__file__).parents[2] / "crds/samples").glob("*.yaml"))
@@ -26,13 +27,14 @@ MUTABLE = {"suspend": True, "activeDeadlineSeconds": 60, "ttlSecondsAfterFinishe
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
-def test_every_sample_is_accepted(jobs: Any, sample: Path) -> None:
-    manifest = yaml.safe_load(sample.read_text())
-    manifest["metadata"].pop("namespace", None)
-    if isinstance(manifest["spec"].get("training", {}).get("learningRate"), str):  # PyYAML reads 1e-4 as text
-        manifest["spec"]["training"]["learningRate"] = float(manifest["spec"]["training"]["learningRate"])
-    assert jobs.apply(manifest, dry_run=True) == ""
-    load_manifest(sample.read_text())
+def test_every_sample_and_its_child_are_accepted(crd_cluster: DevCluster, sample: Path) -> None:
+    applied = crd_cluster.kubectl("apply", "--server-side", "--dry-run=server", "-f", str(sample))
+    assert "Warning" not in applied.stderr
+    job = load_manifest(sample.read_text())
+    child = build_trainer_job(job.metadata, job.spec, "finetune-trainer:1")
+    child["metadata"].pop("ownerReferences")
+    created = crd_cluster.kubectl("create", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(child))
+    assert "Warning" not in created.stderr
 
 
 def test_the_server_fills_the_defaults_that_the_models_have(jobs: Any, minimal: dict[str, Any]) -> None:

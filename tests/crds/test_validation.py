@@ -43,6 +43,8 @@ VALID: dict[str, Manifest] = {
             "runtimeClassName": "a.b",
         },
     },
+    "a section left empty": {"adapter": None, "export": {"gguf": None}},
+    "whole numbers with an exponent": {"training": {"maxSteps": 1e3, "learningRate": 1e-4}},
     "a toleration of everything": {"resources": {"tolerations": [{"operator": "Exists"}]}},
     "the bounds themselves": {
         "training": {"batchSize": 1024, "warmupSteps": 0},

@@ -9,6 +9,7 @@ import torch
 
 from finetune_kernels import gated_activation, linear_cross_entropy, lora_linear, rms_norm
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3}  # measured 2e-6 and 8e-4 over these shapes
 DTYPES = list(TOLERANCE)
 
@@ -38,7 +39,7 @@ def compare(
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -87,7 +88,7 @@ def test_linear_cross_entropy(
     monkeypatch.setattr(linear_cross_entropy, "CHUNK_ROWS", 3)  # several chunks, the last one shorter
     monkeypatch.setattr(linear_cross_entropy, "LARGEST_BLOCK", 256)  # several blocks of the vocabulary
     weight = normal(vocabulary, 32, dtype=dtype, seed=2) * 0.5
-    targets = torch.arange(rows) * 7 % vocabulary
+    targets = torch.arange(rows, device=DEVICE) * 7 % vocabulary
 
     def formula(hidden: torch.Tensor) -> torch.Tensor:
         logits = hidden @ weight.double().T
@@ -119,7 +120,7 @@ def test_lora_linear(shape: tuple[int, ...], with_bias: bool) -> None:
 MUTANTS: dict[str, tuple[Any, Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]] = {
     "a norm without the mean term in its gradient": (
         rms_norm.RmsNormFunction,
-        lambda x: rms_norm.RmsNormFunction.apply(x, torch.ones(x.shape[-1]), 1e-5, 0.0),
+        lambda x: rms_norm.RmsNormFunction.apply(x, torch.ones(x.shape[-1], device=DEVICE), 1e-5, 0.0),
         lambda x: x * torch.rsqrt(x.detach().pow(2).mean(-1, keepdim=True) + 1e-5),
     ),
     "SiLU whose slope is taken for a sigmoid": (

@@ -14,6 +14,7 @@ import torch
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Precision
 from finetune_kernels.memory_plan import ModelShape, plan_memory
+from finetune_kernels.packed_attention import use_packed_attention
 from finetune_kernels.patching import patch_model
 from finetune_kernels.supervised_loss import causal_model, has_plain_head
 from finetune_kernels.supervised_loss import supervised_loss as fused_loss
@@ -42,6 +43,8 @@ def prepare_engine(model: Any, loaded: LoadedModel, config: RunConfig) -> Engine
     plan = plan_memory(_shape(model), tokens, torch.cuda.mem_get_info(loaded.device)[0])
     log.info("%s", plan)
     log.info("%s", patch_model(model, resident=plan.resident_weights))
+    reason = use_packed_attention(causal_model(model))
+    log.info("attention: %s", f"as it was ({reason})" if reason else "packed, by variable lengths")
     if not has_plain_head(model):
         log.warning("%s trains with the plain head: all supervised logits are in memory at once", loaded.architecture)
         return Engine(not plan.keep_activations, supervised_loss)
