@@ -8,7 +8,7 @@ from finetune_api.vocabulary import Stage
 from finetune_trainer.adapter_injection import inject_adapter
 from finetune_trainer.artifacts.checkpoints import CheckpointStore, checkpoint_key
 from finetune_trainer.artifacts.manifest import Manifest
-from finetune_trainer.artifacts.store import ArtifactStore, Provenance
+from finetune_trainer.artifacts.store import ArtifactStore, LocalArtifact, Provenance
 from finetune_trainer.data_formatting import format_data
 from finetune_trainer.engine import prepare_engine
 from finetune_trainer.model_loading import load_model
@@ -17,7 +17,7 @@ from finetune_trainer.saving import save_artifacts
 from finetune_trainer.settings import Settings
 from finetune_trainer.sources import FetchedSource, SourceAccess, fetch_dataset, fetch_model
 from finetune_trainer.termination import Termination
-from finetune_trainer.training import train
+from finetune_trainer.training import TrainingOutcome, train
 from finetune_trainer.training_configuration import configure_training
 
 
@@ -90,13 +90,15 @@ def run(place: Workplace) -> Manifest:
     artifacts = save_artifacts(adapted.model, loaded, base.folder, config, work / "artifacts")
 
     progress.stage(Stage.UPLOADING)
+    return _publish(place, artifacts, outcome)
+
+
+def _publish(place: Workplace, artifacts: list[LocalArtifact], outcome: TrainingOutcome) -> Manifest:
     total = sum(path.stat().st_size for artifact in artifacts for path in artifact.files)
-    progress.update(uploaded_bytes=0, upload_total_bytes=total)
-    metrics = {"steps": float(outcome.steps)}
-    metrics |= {
-        name: value for name, value in (("loss", outcome.loss), ("evalLoss", outcome.eval_loss)) if value is not None
-    }
-    return place.store.publish(artifacts, Provenance(progress.resolved, metrics), progress.add_uploaded)
+    place.progress.update(uploaded_bytes=0, upload_total_bytes=total)
+    measured = {"steps": float(outcome.steps), "loss": outcome.loss, "evalLoss": outcome.eval_loss}
+    metrics = {name: value for name, value in measured.items() if value is not None}
+    return place.store.publish(artifacts, Provenance(place.progress.resolved, metrics), place.progress.add_uploaded)
 
 
 def _fetch_model(place: Workplace) -> FetchedSource:
