@@ -34,9 +34,10 @@ def object_store() -> Iterator[ObjectStore]:
 
 
 @pytest.fixture
-def namespace(dev_cluster: DevCluster) -> str:
-    """A namespace of the test's own."""
+def namespace(dev_cluster: DevCluster) -> Iterator[str]:
+    """A namespace of the test's own; it goes with the test, so that no operator of another test works on its jobs."""
     name = f"test-{next(_numbers)}"
     core: Any = client.CoreV1Api(dev_cluster.api_client())
     core.create_namespace({"metadata": {"name": name}})
-    return name
+    yield name
+    core.delete_namespace(name)
