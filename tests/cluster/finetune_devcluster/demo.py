@@ -137,9 +137,9 @@ def run(work: Path) -> int:
         put_inputs(platform.store, work, rows=ROWS)
         platform.create_namespace(NAMESPACE)
         job = manifest(platform)
-        clock.say(f"applying {SAMPLE.relative_to(CHECKOUT)}")
+        clock.say(f"kubectl apply -f {SAMPLE.relative_to(CHECKOUT)}")
         console.print(yaml.safe_dump(job, sort_keys=False).rstrip(), style="dim")
-        platform.apply(job)
+        platform.cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(job))
         done = follow(platform, job["metadata"]["name"])
         if done["status"]["phase"] != "Succeeded":
             clock.say(f"[red]failed:[/] {done['status'].get('failure')}")
