@@ -155,6 +155,7 @@ def run(work: Path) -> int:
 
 def main() -> int:
     """Run the demo; SIGTERM and Ctrl-C clean up like a normal end."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell may have it ignored
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="finetune-demo-") as work:
         try:
