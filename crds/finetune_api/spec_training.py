@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.base import ApiModel, Pattern, Rule
-from finetune_api.vocabulary import AdapterVariant, Optimizer, Precision, Scheduler
+from finetune_api.vocabulary import AdapterVariant, MemoryMode, Optimizer, Precision, Scheduler
 
 ALL_LINEAR = "all-linear"
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -88,6 +88,10 @@ class TrainingSpec(ApiModel):
     precision: Precision = Precision.AUTO
     """Compute type: Auto, BF16, FP16 or FP32. Default Auto: BF16 on Ampere and later, FP16 on older GPUs, FP32 on a
     CPU; status.resolved says which."""
+
+    memory: MemoryMode = MemoryMode.FASTEST
+    """What GPU memory is spent on: Fastest keeps whatever fits, Balanced keeps less, Smallest keeps layer
+    inputs in host memory. Where memory runs out, the run goes on with the next smaller one. Default Fastest."""
 
     logging_steps: Annotated[int, Field(ge=1, le=100_000)] = 1
     """Steps between two loss values in the log and in status.progress. Default 1."""

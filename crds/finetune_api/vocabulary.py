@@ -125,6 +125,15 @@ class Precision(StrEnum):
     FP32 = "FP32"
 
 
+class MemoryMode(StrEnum):
+    """What GPU memory is spent on: Fastest keeps whatever fits, Balanced decodes weights where they are used and keeps
+    less, Smallest keeps layer inputs in host memory and makes everything else again."""
+
+    FASTEST = "Fastest"
+    BALANCED = "Balanced"
+    SMALLEST = "Smallest"
+
+
 class MergedType(StrEnum):
     """Type of the merged weights; None writes no merged weights."""
 

@@ -1,22 +1,24 @@
-"""What fits: whether activations are kept or recomputed, and whether dequantised weights stay. Pure.
+"""What fits: what each layer keeps for its backward pass, and whether decoded weights stay. Pure.
 
-The fastest that fits is taken, with a margin, in this order (each costs less memory and more time than the one before):
-
-    keep activations, resident weights      no recomputation, no dequantisation
-    keep activations                        4-bit weights are dequantised twice per micro-batch
-    recompute, resident weights             one more forward per micro-batch
-    recompute                               both
+Each choice has a price in milliseconds per micro-batch, from operations counted and rates measured on an H200: weights
+are decoded twice where they do not stay; gate and up, or the whole layer, are computed again where they are not kept.
+The cheapest mixture that fits is taken; where nothing fits, the smallest.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
-MARGIN = 0.85  # share of the free memory that may be planned for; the rest is fragmentation and workspaces
-# Activations kept per layer and token, in elements of 2 bytes, with our kernels: residual (2), norm outputs (2),
-# attention input and output around RoPE and SDPA (q twice, k and v and their rotated or repeated copies), gate, up
-# and their product.
-HIDDEN_COPIES, KEY_VALUE_COPIES, FEED_FORWARD_COPIES = 8, 6, 3
-CHUNK_ROWS = 1024
+from finetune_api.vocabulary import MemoryMode
+from finetune_kernels.decoder_layer import Keep
+from finetune_kernels.linear_cross_entropy import CHUNK_ROWS
+
+MARGIN = 0.92
+"""Share of the memory that may be planned for; the rest is fragmentation and libraries' workspaces."""
 BYTES = 2
+GEMM_RATE = 7.0e14
+"""FLOP/s of bf16 products at these shapes (measured: 685-783)."""
+DECODE_RATE = 4.0e12 / 2.5
+"""Weights decoded per second: half a byte read and two written each, at 4 TB/s."""
 
 
 @dataclass(frozen=True)
@@ -25,48 +27,169 @@ class ModelShape:
 
     layers: int
     hidden: int
-    key_value: int
-    """Key-value heads times head size."""
+    heads: int
+    key_value_heads: int
+    head_size: int
     feed_forward: int
     vocabulary: int
     linear_parameters: int
-    """Parameters of the linear layers that have an adapter over a quantised base."""
+    """Parameters of all layers' linears."""
+    adapter_parameters: int
+    quantized: bool
+
+    @property
+    def attention_width(self) -> int:
+        """Elements of a row of q, k and v."""
+        return (self.heads + 2 * self.key_value_heads) * self.head_size
+
+    def kept(self, keep: Keep) -> int:
+        """Bytes per token and layer between forward and backward."""
+        if keep is Keep.HOST:
+            return 0
+        elements = self.hidden
+        if keep is not Keep.INPUT:
+            # out, h, q k v, the softmax sums and both norms' scales (fp32)
+            elements += self.heads * self.head_size + self.hidden + self.attention_width + 2 * (self.heads + 2)
+        if keep is Keep.EVERYTHING:
+            elements += 2 * self.feed_forward
+        return elements * BYTES
+
+    def recomputed(self, keep: Keep) -> float:
+        """FLOP per token and layer that backward makes again."""
+        gate_up = 4.0 * self.hidden * self.feed_forward
+        if keep is Keep.EVERYTHING:
+            return 0.0
+        if keep is Keep.ATTENTION:
+            return gate_up
+        attention = 2.0 * self.hidden * (self.attention_width + self.heads * self.head_size)
+        return gate_up + attention
+
+    @property
+    def working(self) -> int:
+        """Bytes per token while one layer's backward runs: gate, up, their gradients, the activation's, and rows of
+        the residual stream."""
+        return (5 * self.feed_forward + 6 * self.hidden + 2 * self.attention_width) * BYTES
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
     """The choice, and the bytes it was made from."""
 
-    keep_activations: bool
+    mode: MemoryMode
+    keeps: tuple[Keep, ...]
     resident_weights: bool
-    activation_bytes: int
+    base_bytes: int
+    """In use before: weights as loaded, adapters."""
     resident_bytes: int
-    loss_bytes: int
-    free_bytes: int
+    training_bytes: int
+    """Gradients, optimiser state and 16-bit copies of the adapters."""
+    activation_bytes: int
+    working_bytes: int
+    budget_bytes: int
+    extra_milliseconds: float
+    """Per micro-batch, over keeping everything."""
 
-    def __str__(self) -> str:
-        """One line for a log."""
-        activations = "kept" if self.keep_activations else "recomputed"
-        weights = "dequantised for good" if self.resident_weights else "dequantised where they are used"
+    @property
+    def peak_bytes(self) -> int:
+        """Predicted peak of allocated memory."""
+        return self.base_bytes + self.resident_bytes + self.training_bytes + self.activation_bytes + self.working_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is within the budget."""
+        return self.peak_bytes <= self.budget_bytes
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The explanation, as a table of category and amount."""
         gib = 2**30
-        return (
-            f"memory plan: activations {activations} ({self.activation_bytes / gib:.1f} GiB), "
-            f"weights {weights} ({self.resident_bytes / gib:.1f} GiB), loss {self.loss_bytes / gib:.1f} GiB; "
-            f"{self.free_bytes / gib:.1f} GiB are free"
-        )
+        counts = {keep: self.keeps.count(keep) for keep in Keep if keep in self.keeps}
+        layers = ", ".join(f"{count} keep {keep.value}" for keep, count in counts.items())
+        return [
+            ("mode", self.mode.value),
+            ("layers", layers),
+            ("weights as loaded, adapters", f"{self.base_bytes / gib:.2f} GiB"),
+            ("weights decoded for good", f"{self.resident_bytes / gib:.2f} GiB"),
+            ("gradients, optimiser, copies", f"{self.training_bytes / gib:.2f} GiB"),
+            ("activations", f"{self.activation_bytes / gib:.2f} GiB"),
+            ("one layer's work, or the loss", f"{self.working_bytes / gib:.2f} GiB"),
+            ("predicted peak", f"{self.peak_bytes / gib:.2f} GiB of {self.budget_bytes / gib:.2f} planned for"),
+            ("recomputing and decoding", f"{self.extra_milliseconds:.0f} ms per micro-batch"),
+        ]
 
 
-def plan_memory(shape: ModelShape, tokens: int, free_bytes: int) -> MemoryPlan:
-    """The fastest plan that fits for micro-batches of `tokens`; the last one is taken where nothing fits."""
-    per_token = (
-        shape.hidden * HIDDEN_COPIES + shape.key_value * KEY_VALUE_COPIES + shape.feed_forward * FEED_FORWARD_COPIES
+def plan_modules(shape: ModelShape, tokens: int, *, base_bytes: int, total_bytes: int) -> tuple[bool, bool]:
+    """Whether activations are kept and weights stay decoded where layers run module by module under autograd, which
+    keeps more: copies of the residual stream, of q around rotation, and of gate, up and their product."""
+    width = 8 * shape.hidden + 6 * shape.key_value_heads * shape.head_size + 3 * shape.feed_forward
+    layer = tokens * width * BYTES
+    kept, again = layer * shape.layers, layer + tokens * shape.hidden * BYTES * shape.layers
+    rest = base_bytes + shape.adapter_parameters * 7 + tokens * shape.working
+    resident = shape.linear_parameters * BYTES if shape.quantized else 0
+    for keep, stay in ((True, True), (True, False), (False, True)):
+        if rest + (kept if keep else again) + (resident if stay else 0) <= MARGIN * total_bytes:
+            return keep, stay
+    return False, False
+
+
+def plan_memory(shape: ModelShape, tokens: int, *, base_bytes: int, total_bytes: int, mode: MemoryMode) -> MemoryPlan:
+    """The plan for micro-batches of `tokens` on a device with `total_bytes` for this process, `base_bytes` of them in
+    use."""
+    layers = shape.layers
+    if mode is MemoryMode.SMALLEST:
+        return _plan(shape, tokens, base_bytes, total_bytes, mode, (Keep.HOST,) * layers, resident=False)
+    best = Keep.EVERYTHING if mode is MemoryMode.FASTEST else Keep.ATTENTION
+    candidates = [
+        _plan(shape, tokens, base_bytes, total_bytes, mode, keeps, resident=resident)
+        for resident in ((True, False) if mode is MemoryMode.FASTEST and shape.quantized else (False,))
+        for keeps in _mixtures(layers, best)
+    ]
+    fitting = [plan for plan in candidates if plan.fits]
+    if fitting:
+        return min(fitting, key=lambda plan: (plan.extra_milliseconds, plan.peak_bytes))
+    return plan_memory(shape, tokens, base_bytes=base_bytes, total_bytes=total_bytes, mode=MemoryMode.SMALLEST)
+
+
+def smaller_mode(plan: MemoryPlan) -> MemoryMode | None:
+    """The mode to go on with after this plan ran out of memory; None where it was the smallest."""
+    modes = list(MemoryMode)
+    if all(keep is Keep.HOST for keep in plan.keeps):
+        return None
+    return modes[min(modes.index(plan.mode) + 1, len(modes) - 1)]
+
+
+def _mixtures(layers: int, best: Keep) -> list[tuple[Keep, ...]]:
+    """From every layer keeping `best` down to every layer keeping its input, one layer at a time."""
+    steps = [Keep.EVERYTHING, Keep.ATTENTION, Keep.INPUT]
+    steps = steps[steps.index(best) :]
+    found = [(best,) * layers]
+    for more, less in pairwise(steps):
+        found += [(less,) * count + (more,) * (layers - count) for count in range(1, layers + 1)]
+    return found
+
+
+def _plan(
+    shape: ModelShape,
+    tokens: int,
+    base_bytes: int,
+    total_bytes: int,
+    mode: MemoryMode,
+    keeps: tuple[Keep, ...],
+    *,
+    resident: bool,
+) -> MemoryPlan:
+    loss = tokens * shape.hidden * BYTES * 3 + min(tokens, CHUNK_ROWS) * shape.vocabulary * BYTES
+    decoding = 0.0 if resident or not shape.quantized else 2 * shape.linear_parameters / DECODE_RATE
+    scratch = 0 if resident or not shape.quantized else 2 * shape.feed_forward * shape.hidden * BYTES
+    again = sum(shape.recomputed(keep) for keep in keeps) * tokens / GEMM_RATE
+    return MemoryPlan(
+        mode=mode,
+        keeps=keeps,
+        resident_weights=resident,
+        base_bytes=base_bytes,
+        resident_bytes=shape.linear_parameters * BYTES if resident else 0,
+        training_bytes=shape.adapter_parameters * 7,  # gradient 2, two 8-bit moments 2, copies with zero blocks 3
+        activation_bytes=tokens * sum(shape.kept(keep) for keep in keeps),
+        working_bytes=max(loss, tokens * shape.working + scratch),
+        budget_bytes=int(MARGIN * total_bytes),
+        extra_milliseconds=1e3 * (decoding + again),
     )
-    one_layer = tokens * per_token * BYTES
-    kept, recomputed = one_layer * shape.layers, one_layer + tokens * shape.hidden * BYTES * shape.layers
-    loss = tokens * shape.hidden * BYTES * 2 + min(tokens, CHUNK_ROWS) * shape.vocabulary * BYTES
-    resident = shape.linear_parameters * BYTES
-    for keep, stay in ((True, True), (True, False), (False, True), (False, False)):
-        plan = MemoryPlan(keep, stay, kept if keep else recomputed, resident if stay else 0, loss, free_bytes)
-        if plan.activation_bytes + plan.resident_bytes + plan.loss_bytes <= MARGIN * free_bytes:
-            break
-    return plan

@@ -109,7 +109,7 @@ def _fused_mlp(module: Any, activation: Activation, x: torch.Tensor) -> torch.Te
 
 
 def _patch_adapter(module: Any, report: PatchReport, *, resident: bool) -> None:
-    reason = _why_not(module)
+    reason = why_not_adapter(module)
     if reason is not None:
         report.leave(reason)
         return
@@ -125,7 +125,8 @@ def _patch_adapter(module: Any, report: PatchReport, *, resident: bool) -> None:
     report.adapters += 1
 
 
-def _why_not(module: Any) -> str | None:
+def why_not_adapter(module: Any) -> str | None:
+    """Why our products do not fit one of peft's LoRA layers; None where they do."""
     names = module.active_adapters
     if len(names) != 1 or names[0] not in module.lora_A:
         return "not exactly one adapter"

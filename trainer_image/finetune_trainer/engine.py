@@ -1,19 +1,21 @@
 """How the model computes: our kernels on a GPU in bfloat16, plain PyTorch elsewhere; what stays in memory, what not.
 
-The choice is made once, from the model's shape and the free memory, and said in the log.
+The choice is made once, from the model's shape and the free memory, and said in the log; where memory runs out all the
+same, the next smaller plan takes over.
 """
 
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from finetune_api.run_config import RunConfig
-from finetune_api.vocabulary import Precision
-from finetune_kernels.memory_plan import ModelShape, plan_memory
+from finetune_api.vocabulary import MemoryMode, Precision
+from finetune_kernels.fused_layers import FusedLayers, why_not_fused
+from finetune_kernels.memory_plan import MemoryPlan, ModelShape, plan_memory, plan_modules, smaller_mode
 from finetune_kernels.packed_attention import use_packed_attention
 from finetune_kernels.patching import patch_model
 from finetune_kernels.supervised_loss import causal_model, has_plain_head
@@ -25,12 +27,38 @@ log = logging.getLogger(__name__)
 Loss = Callable[[Any, Mapping[str, Any], torch.Tensor, torch.Tensor | int | None], torch.Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Engine:
     """What was chosen."""
 
     recompute_activations: bool
     loss: Loss
+    plan: MemoryPlan | None = None
+    layers: FusedLayers | None = None
+    replan: Callable[[MemoryMode], MemoryPlan] | None = None
+    fallbacks: int = field(default=0, init=False)
+    """How often memory ran out and a smaller plan took over."""
+
+    def step_down(self) -> bool:
+        """After memory ran out: keep less from now on. False where nothing smaller is left."""
+        if self.plan is None or self.layers is None or self.replan is None:
+            return False
+        mode = smaller_mode(self.plan)
+        if mode is None:
+            return False
+        smaller = self.replan(mode)
+        if not smaller.resident_weights:
+            self.layers.release_weights()
+        self.layers.keep(smaller.keeps)
+        torch.cuda.empty_cache()
+        self.plan, self.fallbacks = smaller, self.fallbacks + 1
+        log.warning("out of GPU memory: going on with less\n%s", explain(smaller))
+        return True
+
+
+def explain(plan: MemoryPlan) -> str:
+    """The plan as a table for the log."""
+    return "\n".join(f"  {name:<30} {value}" for name, value in plan.rows())
 
 
 def prepare_engine(model: Any, loaded: LoadedModel, config: RunConfig) -> Engine:
@@ -40,26 +68,53 @@ def prepare_engine(model: Any, loaded: LoadedModel, config: RunConfig) -> Engine
         log.info("engine: plain PyTorch%s", ", activations recomputed" if on_gpu else "")
         return Engine(on_gpu, supervised_loss)
     tokens = config.training.batch_size * config.model.max_sequence_length
-    plan = plan_memory(_shape(model), tokens, torch.cuda.mem_get_info(loaded.device)[0])
-    log.info("%s", plan)
-    log.info("%s", patch_model(model, resident=plan.resident_weights))
-    reason = use_packed_attention(causal_model(model))
-    log.info("attention: %s", f"as it was ({reason})" if reason else "packed, by variable lengths")
-    if not has_plain_head(model):
+    loss = fused_loss if has_plain_head(model) else supervised_loss
+    if loss is supervised_loss:
         log.warning("%s trains with the plain head: all supervised logits are in memory at once", loaded.architecture)
-        return Engine(not plan.keep_activations, supervised_loss)
-    return Engine(not plan.keep_activations, fused_loss)
+    causal, shape = causal_model(model), model_shape(model)
+    base, total = torch.cuda.memory_allocated(loaded.device), _available(loaded.device)
+    reason = why_not_fused(causal, config.model.max_sequence_length)
+    if reason is not None:
+        keep, stay = plan_modules(shape, tokens, base_bytes=base, total_bytes=total)
+        log.warning("layers run module by module (%s): expect two thirds of the speed", reason)
+        log.info("%s", patch_model(model, resident=stay))
+        reason = use_packed_attention(causal)
+        log.info("attention: %s", f"as it was ({reason})" if reason else "packed, by variable lengths")
+        return Engine(not keep, loss)
+
+    def plan_for(mode: MemoryMode) -> MemoryPlan:
+        return plan_memory(shape, tokens, base_bytes=base, total_bytes=total, mode=mode)
+
+    plan = plan_for(config.training.memory)
+    log.info("memory plan\n%s", explain(plan))
+    layers = FusedLayers(causal, plan.keeps, torch.bfloat16, resident=plan.resident_weights)
+    use_packed_attention(causal)  # so that no mask of T x T is made
+    log.info("%d layers as one function each; %s", len(layers.layers), patch_model(model, resident=False))
+    return Engine(False, loss, plan, layers, plan_for)
 
 
-def _shape(model: Any) -> ModelShape:
-    config = causal_model(model).config.get_text_config()
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    states = (getattr(weight, "quant_state", None) for weight in model.parameters())
+def _available(device: torch.device) -> int:
+    """Bytes that this process may use in all."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device)
+
+
+def model_shape(model: Any) -> ModelShape:
+    """Sizes of a peft model."""
+    causal = causal_model(model)
+    config = causal.config.get_text_config()
+    states = [getattr(weight, "quant_state", None) for weight in causal.model.layers.parameters()]
+    frozen = [weight for weight in causal.model.layers.parameters() if not weight.requires_grad and weight.ndim == 2]
+    quantized = sum(math.prod(state.shape) for state in states if state is not None)
     return ModelShape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        key_value=head * config.num_key_value_heads,
+        heads=config.num_attention_heads,
+        key_value_heads=config.num_key_value_heads,
+        head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         feed_forward=config.intermediate_size,
         vocabulary=config.vocab_size,
-        linear_parameters=sum(math.prod(state.shape) for state in states if state is not None),
+        linear_parameters=quantized or sum(weight.numel() for weight in frozen),
+        adapter_parameters=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        quantized=quantized > 0,
     )

@@ -83,7 +83,7 @@ def run(place: Workplace) -> Manifest:
     checkpoints = _checkpoint_store(place, base, source)
 
     progress.stage(Stage.TRAINING)
-    outcome = train(adapted.model, loaded, data, arguments, engine.loss, progress, checkpoints, place.termination)
+    outcome = train(adapted.model, loaded, data, arguments, engine, progress, checkpoints, place.termination)
     progress.resolve(total_steps=outcome.steps)
 
     progress.stage(Stage.SAVING)

@@ -15,7 +15,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from finetune_api.failures import FailureReason
 from finetune_trainer.artifacts.checkpoints import CheckpointStore
 from finetune_trainer.data_formatting import FormattedData
-from finetune_trainer.engine import Loss
+from finetune_trainer.engine import Engine
 from finetune_trainer.errors import InterruptedRunError, TrainerError
 from finetune_trainer.model_loading import LoadedModel
 from finetune_trainer.progress import Progress, Speed
@@ -38,11 +38,35 @@ class QloraTrainer(SFTTrainer):
     """TRL's trainer with our loss: TRL patches the model's forward with a loss of its own, so `compute_loss` is the
     door."""
 
-    def __init__(self, *arguments: Any, loss: Loss, **options: Any) -> None:
+    def __init__(self, *arguments: Any, engine: Engine, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._loss = loss
+        self._engine = engine
         self.model_accepts_loss_kwargs = True  # the loss divides by the whole step's tokens itself
         self.trained_tokens = 0
+        self._largest_batch = 0
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """One forward and backward pass; where memory runs out, once more with a smaller memory plan.
+
+        Gradients are copied before a batch that is larger than all before it, so that half a pass leaves no trace.
+        """
+        size = inputs["input_ids"].numel()
+        if size <= self._largest_batch or self._engine.layers is None:
+            return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[no-any-return]
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        before = [None if parameter.grad is None else parameter.grad.clone() for parameter in trainable]
+        while True:
+            try:
+                loss: torch.Tensor = super().training_step(model, dict(inputs), num_items_in_batch)
+                break
+            except torch.OutOfMemoryError as error:
+                error.__traceback__ = None  # its frames hold the pass's tensors
+            for parameter, gradient in zip(trainable, before, strict=True):
+                parameter.grad = None if gradient is None else gradient.clone()
+            if not self._engine.step_down():
+                raise torch.OutOfMemoryError("the smallest memory plan does not fit this GPU")
+        self._largest_batch = size
+        return loss
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -52,7 +76,7 @@ class QloraTrainer(SFTTrainer):
         labels = inputs.pop("labels")
         if model.training:
             self.trained_tokens += labels.numel()
-        return self._loss(model, inputs, labels, num_items_in_batch)
+        return self._engine.loss(model, inputs, labels, num_items_in_batch)
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """TRL writes a card with every checkpoint; ours comes with the artifacts."""
@@ -130,7 +154,7 @@ def train(
     loaded: LoadedModel,
     data: FormattedData,
     arguments: SFTConfig,
-    loss: Loss,
+    engine: Engine,
     progress: Progress,
     checkpoints: CheckpointStore | None,
     termination: Termination,
@@ -143,7 +167,7 @@ def train(
     callback = RunCallback(progress, checkpoints, termination, trained)
     trainer = trained.trainer = QloraTrainer(
         model=model,
-        loss=loss,
+        engine=engine,
         args=arguments,
         train_dataset=data.train,
         eval_dataset=data.evaluation,

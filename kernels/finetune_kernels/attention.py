@@ -1,0 +1,155 @@
+"""Causal attention over documents laid end to end, forward and backward, by the fastest backend for their lengths.
+
+    out[i] = softmax(scale * q[i] . k[j], j in the same document, j <= i) v[j]
+
+Documents of one length are a batch: cuDNN's kernel takes them (316 against 178 TFLOP/s at 2,048, 527 against 286 at
+8,192, forward and backward on an H200). It compiles a plan for each shape, so it serves the first few shapes only;
+everything else goes to FlashAttention by cumulative lengths. On the CPU PyTorch's flash kernel runs document by
+document. q, k and v may be strided views; grouped heads are not repeated in memory.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+CUDNN_SHAPES = 8
+"""Distinct shapes that cuDNN may compile for; a training run of fixed length needs one or two."""
+_seen: set[tuple[int, ...]] = set()
+Saved = tuple[torch.Tensor, ...]
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Where documents begin and end in T tokens."""
+
+    boundaries: torch.Tensor
+    """Cumulative lengths, int32 [N + 1] on the device."""
+    longest: int
+    tokens: int
+
+    @classmethod
+    def of_length(cls, length: int, count: int, device: torch.device) -> "Documents":
+        """`count` documents of one length."""
+        ends = torch.arange(0, count * length + 1, length, dtype=torch.int32, device=device)
+        return cls(ends, length, count * length)
+
+    @property
+    def count(self) -> int:
+        """Number of documents."""
+        return self.boundaries.numel() - 1
+
+    @property
+    def are_a_batch(self) -> bool:
+        """Whether all have the same length; known without asking the device."""
+        return self.count * self.longest == self.tokens
+
+
+def forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, scale: float
+) -> tuple[torch.Tensor, Saved]:
+    """q [T, H, D], k and v [T, H_kv, D] -> out [T, H, D] and what `backward` needs beside them."""
+    if not q.is_cuda:
+        return _cpu_forward(q, k, v, documents, scale)
+    if _takes_cudnn(q, documents):
+        out, lse, _, _, _, _, seed, offset, _ = aten._scaled_dot_product_cudnn_attention(
+            *_batched(documents, q, k, v), None, True, 0.0, True, False, scale=scale
+        )
+        return out.transpose(1, 2).reshape(q.shape), (lse, seed, offset)
+    ends, longest = documents.boundaries, documents.longest
+    out, lse, state, unused, _ = aten._flash_attention_forward(
+        q, k, v, ends, ends, longest, longest, 0.0, True, False, scale=scale
+    )
+    return out, (lse, state, unused)
+
+
+def backward(
+    dout: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    saved: Saved,
+    documents: Documents,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of q, k and v, shaped like them; `dout` and `out` [T, H, D]."""
+    if not q.is_cuda:
+        return _cpu_backward(dout, q, k, v, out, saved, documents, scale)
+    if _takes_cudnn(q, documents):
+        lse, seed, offset = saved
+        none = torch.empty(0, device=q.device)
+        length = documents.longest
+        gradients = aten._scaled_dot_product_cudnn_attention_backward(
+            *_batched(documents, dout, q, k, v, out), lse, seed, offset, none, none, none, length, length, 0.0, True,
+            scale=scale,
+        )  # fmt: skip
+        dq, dk, dv = (g.transpose(1, 2).reshape(x.shape) for g, x in zip(gradients, (q, k, v), strict=True))
+        return dq, dk, dv
+    lse, state, unused = saved
+    ends, longest = documents.boundaries, documents.longest
+    dq, dk, dv = aten._flash_attention_backward(
+        dout, q, k, v, out, lse, ends, ends, longest, longest, 0.0, True, state, unused, scale=scale
+    )
+    return dq, dk, dv
+
+
+def _takes_cudnn(q: torch.Tensor, documents: Documents) -> bool:
+    if not documents.are_a_batch or q.shape[2] > 128:
+        return False
+    shape = (documents.count, documents.longest, *q.shape[1:])
+    if shape not in _seen and len(_seen) < CUDNN_SHAPES:
+        _seen.add(shape)
+    return shape in _seen
+
+
+def _batched(documents: Documents, *parts: torch.Tensor) -> list[torch.Tensor]:
+    """[T, H, D] -> [N, H, L, D], views."""
+    return [part.unflatten(0, (documents.count, documents.longest)).transpose(1, 2) for part in parts]
+
+
+def _cpu_forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, scale: float
+) -> tuple[torch.Tensor, Saved]:
+    groups = q.shape[1] // k.shape[1]
+    outs, sums = [], []
+    for rows in _rows(documents):
+        parts = (_single(q[rows]), _single(k[rows], groups), _single(v[rows], groups))
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(*parts, 0.0, True, scale=scale)
+        outs.append(out[0].transpose(0, 1))
+        sums.append(lse)
+    return torch.cat(outs), tuple(sums)
+
+
+def _cpu_backward(
+    dout: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    saved: Saved,
+    documents: Documents,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    groups = q.shape[1] // k.shape[1]
+    found: list[list[torch.Tensor]] = [[], [], []]
+    for rows, lse in zip(_rows(documents), saved, strict=True):
+        parts = (_single(dout[rows]), _single(q[rows]), _single(k[rows], groups), _single(v[rows], groups))
+        three = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *parts, _single(out[rows]), lse, 0.0, True, scale=scale
+        )
+        for gradients, one in zip(found, three, strict=True):
+            gradients.append(one[0].transpose(0, 1))
+    dq, dk, dv = (torch.cat(gradients) for gradients in found)
+    return dq, dk.unflatten(1, (-1, groups)).sum(2), dv.unflatten(1, (-1, groups)).sum(2)
+
+
+def _rows(documents: Documents) -> list[slice]:
+    ends = documents.boundaries.tolist()
+    return [slice(first, last) for first, last in pairwise(ends)]
+
+
+def _single(part: torch.Tensor, groups: int = 1) -> torch.Tensor:
+    """[L, H, D] -> [1, H * groups, L, D]."""
+    return part.repeat_interleave(groups, dim=1).transpose(0, 1).unsqueeze(0)
