@@ -79,10 +79,9 @@ def backward(
         return _cpu_backward(dout, q, k, v, out, saved, documents, scale)
     if _takes_cudnn(q, documents):
         lse, seed, offset = saved
-        none = torch.empty(0, device=q.device)
         length = documents.longest
         gradients = aten._scaled_dot_product_cudnn_attention_backward(
-            *_batched(documents, dout, q, k, v, out), lse, seed, offset, none, none, none, length, length, 0.0, True,
+            *_batched(documents, dout, q, k, v, out), lse, seed, offset, None, None, None, length, length, 0.0, True,
             scale=scale,
         )  # fmt: skip
         dq, dk, dv = (g.transpose(1, 2).reshape(x.shape) for g, x in zip(gradients, (q, k, v), strict=True))

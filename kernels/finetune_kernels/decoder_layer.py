@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from finetune_kernels import attention, gated_activation, rms_norm
+from finetune_kernels import adapted_activation, attention, rms_norm
 from finetune_kernels.attention import Documents
 from finetune_kernels.gated_activation import Activation
 from finetune_kernels.host_memory import HostMemory
@@ -82,10 +82,14 @@ class _Attended(NamedTuple):
 
 
 class _Projected(NamedTuple):
-    """Results of the MLP's first projection."""
+    """Results of the MLP's first projection; the adapters' shares are added where gate and up are used."""
 
     gate_up: torch.Tensor
     inner: torch.Tensor
+
+
+def _project(layer: DecoderLayer, n2: torch.Tensor) -> _Projected:
+    return _Projected(layer.gate_up.base(n2), layer.gate_up.inner(n2))
 
 
 def _attend(
@@ -116,9 +120,10 @@ class DecoderLayerFunction(torch.autograd.Function):
     ) -> torch.Tensor:
         """See the module's formula; `parameters` are `layer.parameters`."""
         attended, n2 = _attend(layer, x, cos, sin, documents)
-        projected = _Projected(*layer.gate_up.forward(n2))
+        projected = _project(layer, n2)
         del n2
-        activated = gated_activation.forward_merged(projected.gate_up, layer.activation)
+        shares = layer.gate_up.shares(projected.inner)
+        activated = adapted_activation.forward(projected.gate_up, layer.activation, shares)
         added, inner_down = layer.down.forward(activated)
         del activated
         ctx.layer, ctx.documents = layer, documents
@@ -151,8 +156,12 @@ class DecoderLayerFunction(torch.autograd.Function):
             layer.scale,
         )  # fmt: skip
         d_qkv = rotate_back(three, attended.qkv, cos, sin, layer.heads, layer.head_norm)
-        dn1, d_inner = layer.qkv.backward(d_qkv)
-        dx, n1 = rms_norm.backward(dn1, x, layer.norm1, attended.r1, residual=dh, again=True)
+        if ctx.needs_input_grad[0]:
+            dn1, d_inner = layer.qkv.backward(d_qkv)
+            dx, n1 = rms_norm.backward(dn1, x, layer.norm1, attended.r1, residual=dh, again=True)
+        else:
+            dx, d_inner = None, layer.qkv.d_inner(d_qkv)
+            _, n1, _ = rms_norm.forward(x, layer.norm1, layer.eps)
         of_qkv = layer.qkv.gradients(d_qkv, n1, attended.inner_qkv, d_inner)
         return dx, None, None, None, None, *of_qkv, *of_o, *of_mlp
 
@@ -168,14 +177,14 @@ def _restore(
         x, *rest = rest
     if not rest:
         attended, n2 = _attend(layer, x, cos, sin, ctx.documents)
-        return x, cos, sin, attended, _Projected(*layer.gate_up.forward(n2)), None
+        return x, cos, sin, attended, _project(layer, n2), None
     inner_down, *rest = rest
     end = len(rest) - 2 if layer.keep is Keep.EVERYTHING else len(rest)
     attended = _Attended(*rest[:7], saved=tuple(rest[7:end]))
     if layer.keep is Keep.EVERYTHING:
         return x, cos, sin, attended, _Projected(*rest[end:]), inner_down
     _, n2, _ = rms_norm.forward(attended.h, layer.norm2, layer.eps)
-    return x, cos, sin, attended, _Projected(*layer.gate_up.forward(n2)), inner_down
+    return x, cos, sin, attended, _project(layer, n2), inner_down
 
 
 def _mlp_backward(
@@ -186,8 +195,10 @@ def _mlp_backward(
     inner_down: torch.Tensor | None,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Gradient of h through both ways, and of the MLP's adapters."""
-    d_activated, d_inner_down = layer.down.backward(dy)
-    d_gate_up = gated_activation.backward_merged(d_activated, projected.gate_up, layer.activation)
+    d_activated, d_inner_down = layer.down.backward_base(dy)
+    shares = layer.gate_up.shares(projected.inner)
+    after = (d_inner_down, layer.down.a()) if layer.down.parameters else None
+    d_gate_up = adapted_activation.backward(d_activated, projected.gate_up, layer.activation, shares, after)
     activated = d_activated
     if inner_down is None:
         inner_down = layer.down.inner(activated)

@@ -1,7 +1,7 @@
 """Installs `DecoderLayer` in the layers of a transformers model with a peft adapter, or says why it cannot.
 
 Each layer module gets a `forward` of ours; nothing else in the process is touched. What all layers of a pass share
-(rotation angles, document boundaries, fresh copies of the adapters) is made once, at the first layer.
+(rotation angles, document boundaries) is made once, at the first layer.
 """
 
 from collections.abc import Sequence
@@ -80,9 +80,6 @@ class FusedLayers:
     def run(self, index: int, hidden: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], options: Any) -> Any:
         """One layer: hidden [B, T, hidden] -> the same."""
         if index == 0 or self._shared is None:
-            for layer in self.layers:
-                for group in layer.groups:
-                    group.refresh()
             batch, length, _ = hidden.shape
             cos, sin = (angle.expand(batch, -1, -1).flatten(0, 1).contiguous() for angle in angles)
             self._shared = cos, sin, _documents(batch, length, hidden.device, options)

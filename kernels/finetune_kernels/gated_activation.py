@@ -65,51 +65,6 @@ def _backward(dy_ptr, g_ptr, u_ptr, dg_ptr, du_ptr, n, GELU: tl.constexpr, BLOCK
     tl.store(du_ptr + at, dy * value, mask=inside)
 
 
-@triton.jit
-def _forward_merged(gu_ptr, y_ptr, f, GELU: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = column < f
-    at = row * 2 * f + column
-    g = tl.load(gu_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    u = tl.load(gu_ptr + at + f, mask=inside, other=0.0).to(tl.float32)
-    value, _ = _activate(g, GELU)
-    tl.store(y_ptr + row * f + column, value * u, mask=inside)
-
-
-@triton.jit
-def _backward_merged(dy_ptr, gu_ptr, dgu_ptr, f, GELU: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = column < f
-    at = row * 2 * f + column
-    dy = tl.load(dy_ptr + row * f + column, mask=inside, other=0.0).to(tl.float32)
-    g = tl.load(gu_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    u = tl.load(gu_ptr + at + f, mask=inside, other=0.0).to(tl.float32)
-    value, derivative = _activate(g, GELU)
-    tl.store(dgu_ptr + at, dy * u * derivative, mask=inside)
-    tl.store(dgu_ptr + at + f, dy * value, mask=inside)
-    tl.store(dy_ptr + row * f + column, value * u, mask=inside)
-
-
-def forward_merged(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
-    """f(gate) * up from the merged projection [T, 2 F] -> [T, F]."""
-    count, f = gate_up.shape[0], gate_up.shape[1] // 2
-    y = gate_up.new_empty(count, f)
-    _forward_merged[(count, triton.cdiv(f, BLOCK))](gate_up, y, f, GELU=activation == "gelu_tanh", BLOCK_N=BLOCK)
-    return y
-
-
-def backward_merged(dy: torch.Tensor, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
-    """Gradient of `gate_up` [T, 2 F]. `dy` [T, F] is overwritten by the activations, which need not be kept then."""
-    count, f = dy.shape
-    gradient = torch.empty_like(gate_up)
-    _backward_merged[(count, triton.cdiv(f, BLOCK))](
-        dy, gate_up, gradient, f, GELU=activation == "gelu_tanh", BLOCK_N=BLOCK
-    )
-    return gradient
-
-
 class GatedActivationFunction(torch.autograd.Function):
     """Autograd around the two kernels."""
 

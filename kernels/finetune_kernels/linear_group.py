@@ -1,11 +1,11 @@
 """Frozen linear layers that read the same input, with their LoRA adapters, as one: q, k, v; gate, up; or one alone.
 
-    y  = x W^T + bias + (x A^T) B^T          W [out, in]: the layers' weights on top of each other
-    dx = dy W + (dy B) A                     A [R, in]: their A's on top of each other, times their scales
-    dA = scale (dy B)^T x,  dB = dy^T (x A^T)  B [out, R]: their B's on the diagonal, zero elsewhere
+    y  = x W^T + bias, y_i += scale_i (x A_i^T) B_i^T      W [out, in]: the layers' weights on top of each other
+    dx = dy W + d A,   d_i = scale_i dy_i B_i              A [R, in]: their A's on top of each other
+    dA_i = d_i^T x,    dB_i = scale_i dy_i^T (x A_i^T)
 
-x is read once for all adapters, x A^T is kept and dy B made once. A and B are 16-bit copies of the parameters, taken
-again before every forward pass over the model. W stays decoded or is decoded from NF4 where it is used.
+x is read once for all adapters, x A^T is kept, d made once, and the adapters' shares are added by the products
+themselves (beta = 1). W stays decoded, or is decoded from NF4 where it is used.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from finetune_kernels.adapted_activation import Share
 from finetune_kernels.nf4 import dequantize
 
 
 @dataclass(frozen=True)
 class _Adapter:
-    """One layer's adapter, and its place in the merged A and B."""
+    """One layer's adapter, and its place among the group's ranks and outputs."""
 
     a: torch.nn.Parameter
     b: torch.nn.Parameter
@@ -38,10 +39,7 @@ class LinearGroup:
         self._sizes = [base.out_features for base in self._bases]
         self.features = self._bases[0].in_features
         self._adapters = self._place(linears)
-        rank = self._adapters[-1].ranks.stop if self._adapters else 0
-        device = self._bases[0].weight.device
-        self._a = torch.zeros(rank, self.features, dtype=dtype, device=device)
-        self._b = torch.zeros(sum(self._sizes), rank, dtype=dtype, device=device)
+        self._ranks = self._adapters[-1].ranks.stop if self._adapters else 0
         self.bias = self._merge_biases()
         self._kept = self._decode() if resident else None
 
@@ -100,28 +98,57 @@ class LinearGroup:
         """A and B of each adapter in turn: the order of `gradients`."""
         return [parameter for adapter in self._adapters for parameter in (adapter.a, adapter.b)]
 
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Take the adapters' present values."""
-        for adapter in self._adapters:
-            self._a[adapter.ranks] = adapter.a * adapter.scale if adapter.scale != 1 else adapter.a
-            self._b[adapter.outputs, adapter.ranks] = adapter.b
+    def a(self) -> torch.Tensor:
+        """A [R, in] in the compute type."""
+        if len(self._adapters) == 1:
+            return self._adapters[0].a.to(self._dtype)
+        return torch.cat([adapter.a.to(self._dtype) for adapter in self._adapters])
 
     def inner(self, x: torch.Tensor) -> torch.Tensor:
         """x A^T [T, R]."""
-        return x @ self._a.T
+        return x @ self.a().T if self._adapters else x.new_empty(x.shape[0], 0)
+
+    def base(self, x: torch.Tensor) -> torch.Tensor:
+        """x [T, in] -> x W^T + bias [T, out]: y without the adapters' shares."""
+        return functional.linear(x, self.weight(), self.bias)
+
+    def shares(self, inner: torch.Tensor) -> tuple[Share | None, Share | None]:
+        """What the adapters add to the first and to the second half of y."""
+        half = sum(self._sizes) // 2
+        found: list[Share | None] = [None, None]
+        for adapter in self._adapters:
+            b, i = adapter.b.to(self._dtype), inner[:, adapter.ranks]
+            for index in (0, 1):
+                if adapter.outputs.start <= index * half and adapter.outputs.stop >= (index + 1) * half:
+                    first = index * half - adapter.outputs.start
+                    found[index] = Share(i, b[first : first + half], adapter.scale)
+        return found[0], found[1]
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x [T, in] -> y [T, out] and x A^T [T, R]."""
         inner = self.inner(x)
-        y = functional.linear(x, self.weight(), self.bias)
-        return (y.addmm_(inner, self._b.T) if self._adapters else y), inner
+        y = self.base(x)
+        for adapter in self._adapters:
+            b = adapter.b.to(self._dtype)
+            y[:, adapter.outputs].addmm_(inner[:, adapter.ranks], b.T, alpha=adapter.scale)
+        return y, inner
+
+    def d_inner(self, dy: torch.Tensor) -> torch.Tensor:
+        """dy [T, out] -> d [T, R]."""
+        found = dy.new_empty(dy.shape[0], self._ranks)
+        for adapter in self._adapters:
+            b = _scaled(adapter.b.to(self._dtype), adapter.scale)
+            torch.mm(dy[:, adapter.outputs], b, out=found[:, adapter.ranks])
+        return found
+
+    def backward_base(self, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """dy [T, out] -> dy W [T, in], which lacks d A, and d [T, R]."""
+        return dy @ self.weight(), self.d_inner(dy)
 
     def backward(self, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """dy [T, out] -> dx [T, in] and dy B [T, R]."""
-        d_inner = dy @ self._b
-        dx = dy @ self.weight()
-        return (dx.addmm_(d_inner, self._a) if self._adapters else dx), d_inner
+        """dy [T, out] -> dx [T, in] and d [T, R]."""
+        dx, d_inner = self.backward_base(dy)
+        return (dx.addmm_(d_inner, self.a()) if self._adapters else dx), d_inner
 
     def gradients(
         self, dy: torch.Tensor, x: torch.Tensor, inner: torch.Tensor, d_inner: torch.Tensor
@@ -129,9 +156,13 @@ class LinearGroup:
         """Gradients of `parameters`, in their types."""
         if not self._adapters:
             return []
-        da, db = d_inner.T @ x, dy.T @ inner
+        da = d_inner.T @ x
         found = []
         for adapter in self._adapters:
-            of_a = da[adapter.ranks] * adapter.scale if adapter.scale != 1 else da[adapter.ranks]
-            found += [of_a.to(adapter.a.dtype), db[adapter.outputs, adapter.ranks].to(adapter.b.dtype).contiguous()]
+            db = dy[:, adapter.outputs].T @ inner[:, adapter.ranks]
+            found += [da[adapter.ranks].to(adapter.a.dtype), _scaled(db, adapter.scale).to(adapter.b.dtype)]
         return found
+
+
+def _scaled(x: torch.Tensor, scale: float) -> torch.Tensor:
+    return x if scale == 1 else x * scale

@@ -17,7 +17,7 @@ from finetune_kernels.fused_layers import FusedLayers, why_not_fused
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj"]
 DOCUMENTS = (17, 5, 18)  # tokens
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = "cpu"  # fp32; tests in bfloat16 are in test_gpu_layers.py
 
 
 def adapted(family: str, folder: Path, **options: Any) -> Any:

@@ -1,0 +1,152 @@
+"""Gated activation between the MLP's merged projections, with the adapters' shares added on the way.
+
+    g = gate + s_g i_g Bg^T,  u = up + s_u i_u Bu^T,  y = f(g) * u           i [T, r]: the input times A^T
+    dy' = dy + d A,  dg = dy' * u * f'(g),  du = dy' * f(g)                  d A: the share of the adapter after it
+
+A product of rank 16 costs nothing while a tile is in registers, but a pass of its own over [T, F] is 2 F T bytes read
+and written: three such passes are saved, one rounding each. The activations come out of backward again, so that they
+need not be kept.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from finetune_kernels.gated_activation import Activation, _activate
+
+BLOCK_T, BLOCK_F, WARPS = 32, 128, 4
+LARGEST_RANK = 128
+
+
+@dataclass(frozen=True)
+class Share:
+    """What an adapter adds to one of the projections: scale * inner @ b^T."""
+
+    inner: torch.Tensor
+    """[T, r], rows may be strided."""
+    b: torch.Tensor
+    """[F, r], contiguous."""
+    scale: float
+
+
+Shares = tuple[Share | None, Share | None]
+
+
+def reference(gate_up: torch.Tensor, activation: Activation, shares: Shares) -> torch.Tensor:
+    """The forward formula in fp32: gate_up [T, 2 F] -> [T, F]."""
+    from finetune_kernels.gated_activation import reference as gated
+
+    halves = []
+    for half, share in zip(gate_up.float().chunk(2, dim=1), shares, strict=True):
+        halves.append(half if share is None else half + share.scale * share.inner.float() @ share.b.float().T)
+    return gated(halves[0], halves[1], activation).to(gate_up.dtype)
+
+
+@triton.jit
+def _share(rows, columns, f, inner_ptr, b_ptr, stride, scale, R: tl.constexpr, R_PAD: tl.constexpr):  # type: ignore[no-untyped-def]
+    """scale * inner @ b^T of one tile, in fp32."""
+    rank = tl.arange(0, R_PAD)
+    i = tl.load(inner_ptr + rows[:, None] * stride + rank[None, :], mask=(rank < R)[None, :], other=0.0)
+    inside = (rank < R)[:, None] & (columns < f)[None, :]
+    b = tl.load(b_ptr + columns[None, :] * R + rank[:, None], mask=inside, other=0.0)
+    return scale * tl.dot(i, b)
+
+
+@triton.jit
+def _forward(  # type: ignore[no-untyped-def]
+    gu_ptr, y_ptr, t, f, ig_ptr, bg_ptr, stride_g, scale_g, iu_ptr, bu_ptr, stride_u, scale_u,
+    RG: tl.constexpr, RG_PAD: tl.constexpr, RU: tl.constexpr, RU_PAD: tl.constexpr,
+    GELU: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    columns = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
+    inside = (rows < t)[:, None] & (columns < f)[None, :]
+    rows = tl.minimum(rows, t - 1).to(tl.int64)
+    at = rows[:, None] * 2 * f + columns[None, :]
+    g = tl.load(gu_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    u = tl.load(gu_ptr + at + f, mask=inside, other=0.0).to(tl.float32)
+    if RG:
+        g += _share(rows, columns, f, ig_ptr, bg_ptr, stride_g, scale_g, RG, RG_PAD)
+    if RU:
+        u += _share(rows, columns, f, iu_ptr, bu_ptr, stride_u, scale_u, RU, RU_PAD)
+    value, _ = _activate(g, GELU)
+    tl.store(y_ptr + rows[:, None] * f + columns[None, :], value * u, mask=inside)
+
+
+@triton.jit
+def _backward(  # type: ignore[no-untyped-def]
+    dy_ptr, gu_ptr, dgu_ptr, t, f, ig_ptr, bg_ptr, stride_g, scale_g, iu_ptr, bu_ptr, stride_u, scale_u,
+    d_ptr, a_ptr, stride_d,
+    RG: tl.constexpr, RG_PAD: tl.constexpr, RU: tl.constexpr, RU_PAD: tl.constexpr,
+    RD: tl.constexpr, RD_PAD: tl.constexpr, GELU: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    columns = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
+    inside = (rows < t)[:, None] & (columns < f)[None, :]
+    rows = tl.minimum(rows, t - 1).to(tl.int64)
+    at = rows[:, None] * 2 * f + columns[None, :]
+    to = rows[:, None] * f + columns[None, :]
+    g = tl.load(gu_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    u = tl.load(gu_ptr + at + f, mask=inside, other=0.0).to(tl.float32)
+    dy = tl.load(dy_ptr + to, mask=inside, other=0.0).to(tl.float32)
+    if RG:
+        g += _share(rows, columns, f, ig_ptr, bg_ptr, stride_g, scale_g, RG, RG_PAD)
+    if RU:
+        u += _share(rows, columns, f, iu_ptr, bu_ptr, stride_u, scale_u, RU, RU_PAD)
+    if RD:
+        rank = tl.arange(0, RD_PAD)
+        d = tl.load(d_ptr + rows[:, None] * stride_d + rank[None, :], mask=(rank < RD)[None, :], other=0.0)
+        known = (rank < RD)[:, None] & (columns < f)[None, :]
+        dy += tl.dot(d, tl.load(a_ptr + rank.to(tl.int64)[:, None] * f + columns[None, :], mask=known, other=0.0))
+    value, derivative = _activate(g, GELU)
+    tl.store(dgu_ptr + at, dy * u * derivative, mask=inside)
+    tl.store(dgu_ptr + at + f, dy * value, mask=inside)
+    tl.store(dy_ptr + to, value * u, mask=inside)
+
+
+def _arguments(share: Share | None, unused: torch.Tensor) -> tuple[Any, ...]:
+    if share is None:
+        return unused, unused, 0, 0.0
+    return share.inner, share.b, share.inner.stride(0), share.scale
+
+
+def _ranks(name: str, rank: int) -> dict[str, int]:
+    return {name: rank, f"{name}_PAD": max(16, triton.next_power_of_2(rank))}
+
+
+def _options(shares: Shares, activation: Activation) -> dict[str, Any]:
+    gate, up = (0 if share is None else share.b.shape[1] for share in shares)
+    sizes = _ranks("RG", gate) | _ranks("RU", up)
+    return sizes | {"GELU": activation == "gelu_tanh", "BLOCK_T": BLOCK_T, "BLOCK_F": BLOCK_F, "num_warps": WARPS}
+
+
+def forward(gate_up: torch.Tensor, activation: Activation, shares: Shares) -> torch.Tensor:
+    """See `reference`."""
+    t, f = gate_up.shape[0], gate_up.shape[1] // 2
+    y = gate_up.new_empty(t, f)
+    _forward[(triton.cdiv(t, BLOCK_T), triton.cdiv(f, BLOCK_F))](
+        gate_up, y, t, f, *_arguments(shares[0], y), *_arguments(shares[1], y), **_options(shares, activation)
+    )
+    return y
+
+
+def backward(
+    dy: torch.Tensor,
+    gate_up: torch.Tensor,
+    activation: Activation,
+    shares: Shares,
+    after: tuple[torch.Tensor, torch.Tensor] | None,
+) -> torch.Tensor:
+    """Gradient of `gate_up` [T, 2 F]; the same is that of g and u. `after`: d [T, r] and A [r, F] of the adapter that
+    follows, whose share `dy` [T, F] lacks. `dy` is overwritten by the activations."""
+    t, f = dy.shape
+    gradient = torch.empty_like(gate_up)
+    d, a = (dy, dy) if after is None else after
+    _backward[(triton.cdiv(t, BLOCK_T), triton.cdiv(f, BLOCK_F))](
+        dy, gate_up, gradient, t, f, *_arguments(shares[0], dy), *_arguments(shares[1], dy), d, a, d.stride(0),
+        **_ranks("RD", 0 if after is None else a.shape[0]), **_options(shares, activation),
+    )  # fmt: skip
+    return gradient
