@@ -9,6 +9,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TOKENIZERS_PARALLELISM": "false"}
-FOLDER = Path(os.environ.get("FINETUNE_BENCH_FOLDER", "/tmp/finetune-bench"))
+FOLDER = Path(os.environ.get("FINETUNE_BENCH_FOLDER", tempfile.gettempdir() + "/finetune-bench"))
 WARM_UP, STEPS, SEED = 3, 6, 3407
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -91,7 +92,9 @@ def _tokenizer() -> Any:
     tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=131072
+        tokenizer_object=tokenizer,
+        model_max_length=131072,
+        **dict(zip(("bos_token", "eos_token", "pad_token"), alphabet[:3], strict=True)),
     )
 
 

@@ -105,7 +105,7 @@ def _takes_cudnn(q: torch.Tensor, documents: Documents) -> bool:
 
 def _batched(documents: Documents, *parts: torch.Tensor) -> list[torch.Tensor]:
     """[T, H, D] -> [N, H, L, D], views."""
-    return [part.unflatten(0, (documents.count, documents.longest)).transpose(1, 2) for part in parts]
+    return [part.view(documents.count, documents.longest, *part.shape[1:]).transpose(1, 2) for part in parts]
 
 
 def _cpu_forward(
@@ -141,7 +141,8 @@ def _cpu_backward(
         for gradients, one in zip(found, three, strict=True):
             gradients.append(one[0].transpose(0, 1))
     dq, dk, dv = (torch.cat(gradients) for gradients in found)
-    return dq, dk.unflatten(1, (-1, groups)).sum(2), dv.unflatten(1, (-1, groups)).sum(2)
+    shape = (k.shape[0], k.shape[1], groups, k.shape[2])
+    return dq, dk.reshape(shape).sum(2), dv.reshape(shape).sum(2)
 
 
 def _rows(documents: Documents) -> list[slice]:

@@ -180,7 +180,8 @@ def _restore(
         return x, cos, sin, attended, _project(layer, n2), None
     inner_down, *rest = rest
     end = len(rest) - 2 if layer.keep is Keep.EVERYTHING else len(rest)
-    attended = _Attended(*rest[:7], saved=tuple(rest[7:end]))
+    r1, qkv, inner_qkv, out, inner_o, h, r2, *saved = rest[:end]
+    attended = _Attended(r1, qkv, inner_qkv, out, inner_o, h, r2, tuple(saved))
     if layer.keep is Keep.EVERYTHING:
         return x, cos, sin, attended, _Projected(*rest[end:]), inner_down
     _, n2, _ = rms_norm.forward(attended.h, layer.norm2, layer.eps)

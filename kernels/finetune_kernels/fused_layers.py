@@ -114,7 +114,7 @@ def _documents(batch: int, length: int, device: torch.device, options: Any) -> D
 
 
 def _head_size(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _projections(layer: Any) -> list[Any]:

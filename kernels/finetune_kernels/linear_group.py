@@ -71,7 +71,7 @@ class LinearGroup:
         if len(self._bases) == 1 and states[0] is None and self._bases[0].weight.dtype == self._dtype:
             return self._bases[0].weight.detach()  # type: ignore[no-any-return]
         merged = torch.empty(sum(self._sizes), self.features, dtype=self._dtype, device=self._bases[0].weight.device)
-        for base, state, part in zip(self._bases, states, merged.split(self._sizes), strict=True):
+        for base, state, part in zip(self._bases, states, torch.split(merged, self._sizes), strict=True):
             if state is None:
                 part.copy_(base.weight.detach())
             else:

@@ -45,7 +45,7 @@ class Heads:
     def split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """[T, width] -> views q [T, H, D], k and v [T, H_kv, D]."""
         by_head = qkv.view(qkv.shape[0], -1, self.size)
-        q, k, v = by_head.split([self.query, self.key_value, self.key_value], dim=1)
+        q, k, v = torch.split(by_head, [self.query, self.key_value, self.key_value], dim=1)
         return q, k, v
 
 

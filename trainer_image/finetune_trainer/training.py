@@ -52,12 +52,12 @@ class QloraTrainer(SFTTrainer):
         """
         size = inputs["input_ids"].numel()
         if size <= self._largest_batch or self._engine.layers is None:
-            return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[no-any-return]
+            return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[no-untyped-call, no-any-return]
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         before = [None if parameter.grad is None else parameter.grad.clone() for parameter in trainable]
         while True:
             try:
-                loss: torch.Tensor = super().training_step(model, dict(inputs), num_items_in_batch)
+                loss: torch.Tensor = super().training_step(model, dict(inputs), num_items_in_batch)  # type: ignore[no-untyped-call]
                 break
             except torch.OutOfMemoryError as error:
                 error.__traceback__ = None  # its frames hold the pass's tensors
