@@ -1,7 +1,8 @@
 """`finetune`: what a user runs on their own machine.
 
 finetune run job.yaml [--output FOLDER]     the same manifest as on a cluster: progress bar, then a table of
-artifacts finetune validate job.yaml                  every error of the manifest at once
+artifacts
+finetune validate job.yaml [--output FOLDER]  every error of the manifest at once, then those of model, data and output
 """
 
 import argparse
@@ -43,19 +44,22 @@ def main() -> None:
             console.print(f"{arguments.manifest}: {line}", markup=False, soft_wrap=True)
         sys.exit(INVALID)
     if arguments.verb == "validate":
-        console.print(f"{arguments.manifest}: valid")
-        return
+        if arguments.manifest_only:
+            console.print(f"{arguments.manifest}: valid")
+            return
+        sys.exit(validate(job, arguments.output))
     sys.exit(run(job, arguments.output, verbose=arguments.verbose))
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="finetune", description="Fine-tune a model as a FineTuneJob describes it.")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    validate = verbs.add_parser("validate", help="check a manifest")
+    validate_parser = verbs.add_parser("validate", help="check a manifest, its model, data and output")
     run_parser = verbs.add_parser("run", help="run a manifest on this machine, without a cluster")
-    for verb in (validate, run_parser):
+    for verb in (validate_parser, run_parser):
         verb.add_argument("manifest", type=Path, help="YAML file with one FineTuneJob")
-    run_parser.add_argument("--output", type=Path, help="folder for the results (default: spec.output.s3)")
+        verb.add_argument("--output", type=Path, help="folder for the results (default: spec.output.s3)")
+    validate_parser.add_argument("--manifest-only", action="store_true", help="fetch nothing, write nothing")
     run_parser.add_argument("--verbose", action="store_true", help="show the trainer's log")
     return parser.parse_args(words)
 
@@ -71,6 +75,18 @@ def explain_errors(error: Exception) -> list[str]:
         text = entry["msg"].removeprefix("Value error, ")
         lines.append(f"{path}: found {found!r}: {text}" if found is not None else f"{path}: {text}")
     return lines
+
+
+def validate(job: FineTuneJob, output: Path | None) -> int:
+    """Preflight here, on the CPU; returns the exit code."""
+    from finetune_trainer.preflight.command import preflight_here
+
+    configure_logging(logging.ERROR)
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    identity = JobIdentity(namespace=job.metadata.namespace, name=job.metadata.name, uid=str(uuid.uuid4()))
+    with tempfile.TemporaryDirectory(prefix=f"finetune-{job.metadata.name}-") as work:
+        settings = Settings(work=Path(work), attempt_id=identity.uid, output_folder=output)
+        return preflight_here(RunConfig.from_spec(identity, job.spec, progress=None), settings)
 
 
 def run(job: FineTuneJob, output: Path | None, *, verbose: bool) -> int:

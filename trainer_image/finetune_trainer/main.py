@@ -1,4 +1,5 @@
-"""`finetune-trainer run`: one attempt of a job, in its pod. The process ends with an exit code of the shared table."""
+"""`finetune-trainer run`: one attempt of a job, in its pod; `finetune-trainer preflight`: its checks on a CPU. The
+process ends with an exit code of the shared table."""
 
 import logging
 import sys
@@ -22,12 +23,17 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Console script."""
-    if sys.argv[1:] != ["run"]:
-        sys.exit("usage: finetune-trainer run")
+    if sys.argv[1:] not in (["run"], ["preflight"]):
+        sys.exit("usage: finetune-trainer run|preflight")
     configure_logging()
     termination = Termination()
     termination.install()
-    sys.exit(run_attempt(Settings.from_environment(), termination))
+    settings = Settings.from_environment()
+    if sys.argv[1] == "preflight":
+        from finetune_trainer.preflight.command import preflight_attempt
+
+        sys.exit(preflight_attempt(settings))
+    sys.exit(run_attempt(settings, termination))
 
 
 def run_attempt(settings: Settings, termination: Termination) -> int:

@@ -50,7 +50,7 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
     device = _choose_device(gpus)
     resolved = resolve_precision(precision, device)
     architecture = check_architecture(folder)
-    tokenizer = _load_tokenizer(folder, spec)
+    tokenizer = load_tokenizer(folder, spec)
     compute = DTYPES[resolved]
     quantization = None
     if spec.quantization is Quantization.NF4:
@@ -133,7 +133,9 @@ def check_architecture(folder: Path) -> str:
     return architecture
 
 
-def _load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
+def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
+    """The tokenizer below `folder` with the job's chat template. Raises TrainerError (InvalidConfiguration,
+    InvalidChatTemplate)."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, use_fast=True)
     except (OSError, ValueError) as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from finetune_api.failures import FailureReason
 from finetune_api.sources import Scheme, Source
 from finetune_trainer.artifacts.digests import sha256_of_each, sha256_of_lines
-from finetune_trainer.artifacts.object_space import OnBytes
+from finetune_trainer.artifacts.object_space import OnBytes, ignore_bytes
 from finetune_trainer.artifacts.s3_faults import DATASET_REASONS, MODEL_REASONS, FaultReasons
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.sources.hub import HubRepository
@@ -17,6 +17,7 @@ from finetune_trainer.sources.s3 import S3Repository
 from finetune_trainer.sources.selection import choose_data_files, choose_model_files
 
 GIBIBYTE = 1 << 30
+WEIGHTS_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,14 @@ def fetch_model(uri: str, revision: str | None, work: Path, access: SourceAccess
     """
     repository = _open(uri, revision, access, MODEL_REASONS, is_model=True)
     return _bring(repository, choose_model_files(uri, repository.files), work, on_bytes)
+
+
+def fetch_model_configuration(uri: str, revision: str | None, work: Path, access: SourceAccess) -> FetchedSource:
+    """Bring a model's configuration and tokenizer into `work`, without weights, after the same checks as
+    `fetch_model`. Raises TrainerError like it."""
+    repository = _open(uri, revision, access, MODEL_REASONS, is_model=True)
+    names = choose_model_files(uri, repository.files)
+    return _bring(repository, [name for name in names if not name.endswith(WEIGHTS_SUFFIX)], work, ignore_bytes)
 
 
 def fetch_dataset(uri: str, split: str, work: Path, access: SourceAccess, on_bytes: OnBytes) -> FetchedSource:

@@ -1,0 +1,68 @@
+"""`finetune-trainer preflight` in a pod and `finetune validate` on a user's machine."""
+
+import logging
+from datetime import UTC, datetime
+
+from rich.console import Console
+
+from finetune_api.failures import FAILURES
+from finetune_api.outcome import Outcome, Result
+from finetune_api.run_config import RunConfig
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.main import load_config
+from finetune_trainer.outcomes import failed, write_outcome
+from finetune_trainer.preflight.checks import run_preflight
+from finetune_trainer.preflight.report import Report
+from finetune_trainer.preflight.table import to_sentence, to_table
+from finetune_trainer.progress import Progress
+from finetune_trainer.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def preflight_attempt(settings: Settings) -> int:
+    """Check the mounted job; returns the exit code after the outcome is written."""
+    assert settings.termination_log is not None
+    try:
+        report, written = run_preflight(load_config(settings), settings)
+        show(report, written)
+        outcome = to_outcome(report)
+    except BaseException as error:  # signals and defects included: every ending has an outcome
+        outcome = failed(error, Progress())
+        known = isinstance(error, TrainerError)
+        log.error("%s: %s", outcome.reason, outcome.message, exc_info=None if known else error)
+    return write_outcome(outcome, settings.termination_log)
+
+
+def preflight_here(config: RunConfig, settings: Settings) -> int:
+    """Check a job on this machine; returns the exit code."""
+    try:
+        report, written = run_preflight(config, settings)
+    except TrainerError as error:  # such as an upload that fails although the probe succeeded
+        Console(stderr=True, highlight=False).print(f"{error.reason}: {error.message}", markup=False)
+        return int(error.exit_code)
+    show(report, written)
+    return int(report.exit_code())
+
+
+def to_outcome(report: Report) -> Outcome:
+    """The termination message."""
+    reason = report.reason()
+    return Outcome(
+        result=Result.SUCCEEDED if reason is None else Result.FAILED,
+        reason=reason,
+        message=to_sentence(report),
+        exit_code=report.exit_code(),
+        total_steps=report.optimizer_steps,
+        finished=datetime.now(UTC),
+    )
+
+
+def show(report: Report, written: tuple[str, ...]) -> None:
+    """The table, what to change, and where the report is."""
+    console = Console(highlight=False)
+    console.print(to_table(report))
+    if (reason := report.reason()) is not None:
+        console.print(f"{reason}: {FAILURES[reason].hint}", markup=False)
+    for uri in written:
+        console.print(f"report: {uri}", markup=False, soft_wrap=True)

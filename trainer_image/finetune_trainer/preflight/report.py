@@ -1,0 +1,114 @@
+"""The report as data: what `report.json` holds."""
+
+from enum import StrEnum
+
+from finetune_api.base import ApiModel
+from finetune_api.failures import FAILURES, ExitCode, FailureReason
+from finetune_api.vocabulary import DatasetFormat
+
+
+class Severity(StrEnum):
+    """Whether a finding stops the job."""
+
+    ERROR = "Error"
+    WARNING = "Warning"
+
+
+class Finding(ApiModel):
+    """Something to change."""
+
+    severity: Severity
+    place: str
+    """Field of the manifest (spec.model.source), or file and line of a row (chat.jsonl:17)."""
+    message: str
+    reason: FailureReason | None = None
+    """Reason with which the job would fail; None for warnings."""
+
+
+class HistogramBin(ApiModel):
+    """Rows with `first` to `last` tokens, both included."""
+
+    first: int
+    last: int
+    rows: int
+
+
+class TokenStatistics(ApiModel):
+    """Token lengths of the rows that were encoded, before they are cut to maxSequenceLength."""
+
+    rows: int
+    p50: int
+    p95: int
+    max: int
+    truncated_share: float
+    """Share of rows longer than maxSequenceLength."""
+    supervised_share: float
+    """Share of the tokens that are left after cutting which carry loss."""
+    unsupervised_row_share: float
+    """Share of rows that are left out, as no token with loss remains after cutting."""
+    histogram: tuple[HistogramBin, ...]
+
+
+class Span(ApiModel):
+    """Consecutive tokens as text."""
+
+    text: str
+    supervised: bool
+
+
+class Sample(ApiModel):
+    """One rendered row, cut for reading."""
+
+    place: str
+    spans: tuple[Span, ...]
+
+
+class RowCounts(ApiModel):
+    """Every row, counted."""
+
+    total: int
+    bad: int
+    duplicates: int
+    duplicates_complete: bool
+    oversized: int
+    """Rows whose text is too long to be encoded here; they are cut in training."""
+    refused: int
+    """Encoded rows that the chat template refuses; `bad` counts them too."""
+
+
+class Report(ApiModel):
+    """What preflight found."""
+
+    job: str
+    model_source: str
+    model_revision: str | None = None
+    architecture: str | None = None
+    dataset_source: str
+    dataset_digest: str | None = None
+    dataset_format: DatasetFormat | None = None
+    max_sequence_length: int
+    rows: RowCounts | None = None
+    tokens: TokenStatistics | None = None
+    tokens_complete: bool = True
+    """Whether every row was encoded; otherwise shares are those of an evenly spread sample."""
+    optimizer_steps: int | None = None
+    findings: tuple[Finding, ...] = ()
+    samples: tuple[Sample, ...] = ()
+
+    def errors(self) -> tuple[Finding, ...]:
+        """Findings that stop the job."""
+        return tuple(finding for finding in self.findings if finding.severity is Severity.ERROR)
+
+    def warnings(self) -> tuple[Finding, ...]:
+        """The other findings."""
+        return tuple(finding for finding in self.findings if finding.severity is Severity.WARNING)
+
+    def reason(self) -> FailureReason | None:
+        """The reason that decides the exit code: that of a lasting error, which waiting does not mend, comes first."""
+        reasons = [finding.reason for finding in self.errors() if finding.reason is not None]
+        return next((reason for reason in reasons if FAILURES[reason].is_permanent), next(iter(reasons), None))
+
+    def exit_code(self) -> ExitCode:
+        """Exit code of the process."""
+        reason = self.reason()
+        return ExitCode.SUCCESS if reason is None else FAILURES[reason].exit_code

@@ -1,0 +1,51 @@
+"""Which rows are encoded. Encoding runs at a few MB/s, checking at a hundred: all rows are checked, and as many are
+encoded as a budget of text allows.
+
+The sample is spread evenly over all rows seen, whatever their number, without knowing it beforehand: whenever the kept
+rows' text exceeds the budget, the share that is taken is halved, and of the rows kept so far those of the smaller
+share remain. Membership follows from the row's number alone (Fibonacci hashing, so that no period of the data is
+hit); small data is measured completely.
+"""
+
+from dataclasses import dataclass
+
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One encoded row. Lengths in tokens: the whole row, and those with loss after cutting."""
+
+    number: int
+    characters: int
+    length: int
+    supervised: int
+
+
+class RowSample:
+    """The rows that were measured, evenly spread."""
+
+    def __init__(self, budget_characters: int) -> None:
+        self._budget = budget_characters
+        self._halvings = 0
+        self._characters = 0
+        self.rows: list[Measured] = []
+
+    def wants(self, number: int) -> bool:
+        """Whether the row of this number (from 0) belongs to the sample."""
+        return (number * _GOLDEN & _MASK) >> (64 - self._halvings) == 0
+
+    def add(self, row: Measured) -> None:
+        """Take a row that `wants` named."""
+        self.rows.append(row)
+        self._characters += row.characters
+        while self._characters > self._budget and len(self.rows) > 1:
+            self._halvings += 1
+            self.rows = [kept for kept in self.rows if self.wants(kept.number)]
+            self._characters = sum(kept.characters for kept in self.rows)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every row was to be measured."""
+        return self._halvings == 0

@@ -1,0 +1,51 @@
+"""The report for a terminal, and in one paragraph for the termination message. Pure."""
+
+from rich.table import Table
+from rich.text import Text
+
+from finetune_trainer.preflight.report import Report
+
+NAMED_FINDINGS = 10
+
+
+def facts(report: Report) -> list[tuple[str, str]]:
+    """Names and values, for people."""
+    revision = f" at {report.model_revision}" if report.model_revision else ""
+    found = [("model", f"{report.model_source}{revision}"), ("architecture", report.architecture or "unknown")]
+    found.append(("data", report.dataset_source + (f" ({report.dataset_format})" if report.dataset_format else "")))
+    if (rows := report.rows) is not None:
+        at_least = "" if rows.duplicates_complete else "at least "
+        found.append(("rows", f"{rows.total:,}, {rows.bad:,} bad, {at_least}{rows.duplicates:,} duplicates"))
+    if (tokens := report.tokens) is not None:
+        basis = "every row" if report.tokens_complete else f"a sample of {tokens.rows:,} rows"
+        found += [
+            ("tokens per row", f"p50 {tokens.p50:,}, p95 {tokens.p95:,}, max {tokens.max:,} ({basis})"),
+            ("truncated", f"{tokens.truncated_share:.1%} of rows at {report.max_sequence_length:,} tokens"),
+            ("supervised", f"{tokens.supervised_share:.1%} of tokens"),
+        ]
+    if report.optimizer_steps is not None:
+        found.append(("optimizer steps", f"{'' if report.tokens_complete else 'about '}{report.optimizer_steps:,}"))
+    return found
+
+
+def to_table(report: Report) -> Table:
+    """Findings, then facts. Texts from outside are never read as markup."""
+    table = Table(show_header=False, title=Text(f"preflight of {report.job}"))
+    table.add_column(no_wrap=True, overflow="fold")
+    table.add_column(overflow="fold")
+    for style, findings in (("red", report.errors()), ("yellow", report.warnings())):
+        for finding in findings:
+            table.add_row(Text(finding.place, style=style), Text(finding.message))
+    for name, value in facts(report):
+        table.add_row(Text(name), Text(value))
+    return table
+
+
+def to_sentence(report: Report) -> str:
+    """The termination message: errors by place, or the facts; it is cut at its end, so the weighty comes first."""
+    if errors := report.errors():
+        named = [f"{finding.place}: {finding.message}" for finding in errors[:NAMED_FINDINGS]]
+        more = f" (and {len(errors) - len(named)} more)" if len(errors) > len(named) else ""
+        return "; ".join(named) + more
+    warnings = [f"{finding.place}: {finding.message}" for finding in report.warnings()[:NAMED_FINDINGS]]
+    return "; ".join([*(f"{name}: {value}" for name, value in facts(report)), *warnings])
