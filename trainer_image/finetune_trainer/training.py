@@ -1,5 +1,6 @@
 """Stage 5: TRL's loop with our loss, checkpoints that go to storage, and an orderly stop."""
 
+import gc
 import logging
 import math
 from dataclasses import dataclass
@@ -7,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from finetune_api.failures import FailureReason
+from finetune_kernels.flat_adamw import FlatAdamW8bit
 from finetune_trainer.artifacts.checkpoints import CheckpointStore
 from finetune_trainer.data_formatting import FormattedData
 from finetune_trainer.engine import Engine
@@ -20,6 +23,7 @@ from finetune_trainer.errors import InterruptedRunError, TrainerError
 from finetune_trainer.model_loading import LoadedModel
 from finetune_trainer.progress import Progress, Speed
 from finetune_trainer.termination import Termination
+from finetune_trainer.training_configuration import choose_optimizer
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +42,24 @@ class QloraTrainer(SFTTrainer):
     """TRL's trainer with our loss: TRL patches the model's forward with a loss of its own, so `compute_loss` is the
     door."""
 
-    def __init__(self, *arguments: Any, engine: Engine, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, *, model: Any, args: SFTConfig, engine: Engine, **options: Any) -> None:
+        super().__init__(model=model, args=args, optimizer_cls_and_kwargs=choose_optimizer(args), **options)
         self._engine = engine
         self.model_accepts_loss_kwargs = True  # the loss divides by the whole step's tokens itself
+        model.train, model.zero_grad = _TrainingMode(model), _NoGradients(model)
+        assert isinstance(self.train_dataset, Dataset)
+        self.train_dataset = self.train_dataset.with_format("numpy")  # a batch of lists takes milliseconds to collate
         self.trained_tokens = 0
         self._largest_batch = 0
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """As TRL's, with what exists by now left out of Python's garbage collections, which would stop the launches."""
+        gc.collect()
+        gc.freeze()
+        try:
+            return super().train(*arguments, **options)
+        finally:
+            gc.unfreeze()
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward pass; where memory runs out, once more with a smaller memory plan.
@@ -68,6 +84,12 @@ class QloraTrainer(SFTTrainer):
         self._largest_batch = size
         return loss
 
+    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # inside accelerate's
+        if not isinstance(optimizer, FlatAdamW8bit):
+            return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call, no-any-return]
+        return optimizer.clip_gradients(self.args.max_grad_norm)
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
@@ -80,6 +102,28 @@ class QloraTrainer(SFTTrainer):
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """TRL writes a card with every checkpoint; ours comes with the artifacts."""
+
+
+class _TrainingMode:
+    """`model.train` that goes through the modules only where the mode changes: the loop calls it for every batch, and
+    a walk over two thousand modules keeps the GPU waiting."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._switch = model, model.train
+
+    def __call__(self, mode: bool = True) -> Any:
+        return self._model if self._model.training == mode else self._switch(mode)
+
+
+class _NoGradients:
+    """`model.zero_grad` for the parameters that train, without a walk."""
+
+    def __init__(self, model: Any) -> None:
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def __call__(self, set_to_none: bool = True) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
 
 
 class RunCallback(TrainerCallback):

@@ -4,10 +4,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from trl.trainer.sft_config import SFTConfig
 
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Optimizer, Precision, Scheduler
+from finetune_kernels.flat_adamw import FlatAdamW8bit
 from finetune_trainer.model_loading import LoadedModel
 
 # transformers renamed the option between the two versions that this code runs on.
@@ -70,3 +72,11 @@ def configure_training(
         **packing,
         **evaluation,
     )
+
+
+def choose_optimizer(arguments: SFTConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
+    """Our optimiser and its options where it stands for the one that `arguments` name."""
+    if arguments.optim != OPTIMIZERS[Optimizer.ADAMW_8BIT]:
+        return None
+    betas = (arguments.adam_beta1, arguments.adam_beta2)
+    return FlatAdamW8bit, {"lr": arguments.learning_rate, "betas": betas, "eps": arguments.adam_epsilon}
