@@ -3,6 +3,7 @@
 finetune run job.yaml [--output FOLDER]     the same manifest as on a cluster: progress bar, then a table of
 artifacts
 finetune validate job.yaml [--output FOLDER]  every error of the manifest at once, then those of model, data and output
+finetune export --base SRC --output DIR ...   merge an adapter and write GGUF files: no cluster, no training
 """
 
 import argparse
@@ -24,6 +25,7 @@ from finetune_api.failures import FAILURES
 from finetune_api.job import FineTuneJob, load_manifest
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import JobIdentity, RunConfig
+from finetune_trainer.export.arguments import InvalidArgumentsError, add_export_arguments, check_export_arguments
 from finetune_trainer.logs import configure_logging
 from finetune_trainer.main import run_job
 from finetune_trainer.progress import Progress
@@ -36,7 +38,9 @@ console = Console(stderr=True, highlight=False)
 
 def main() -> None:
     """Console script."""
-    arguments = _parse(sys.argv[1:])
+    arguments, unknown = _parse(sys.argv[1:])
+    if arguments.verb == "export":
+        sys.exit(_export(arguments, unknown))
     try:
         job = load_manifest(arguments.manifest.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, ValidationError) as error:
@@ -51,7 +55,8 @@ def main() -> None:
     sys.exit(run(job, arguments.output, verbose=arguments.verbose))
 
 
-def _parse(words: list[str]) -> argparse.Namespace:
+def _parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments, and the words that no verb knows: `export` says them with its other errors."""
     parser = argparse.ArgumentParser(prog="finetune", description="Fine-tune a model as a FineTuneJob describes it.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     validate_parser = verbs.add_parser("validate", help="check a manifest, its model, data and output")
@@ -61,7 +66,24 @@ def _parse(words: list[str]) -> argparse.Namespace:
         verb.add_argument("--output", type=Path, help="folder for the results (default: spec.output.s3)")
     validate_parser.add_argument("--manifest-only", action="store_true", help="fetch nothing, write nothing")
     run_parser.add_argument("--verbose", action="store_true", help="show the trainer's log")
-    return parser.parse_args(words)
+    add_export_arguments(verbs.add_parser("export", help="merge an adapter and write GGUF files", allow_abbrev=False))
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown and arguments.verb != "export":
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments, unknown
+
+
+def _export(arguments: argparse.Namespace, unknown: list[str]) -> int:
+    try:
+        checked = check_export_arguments(arguments, unknown)
+    except InvalidArgumentsError as error:
+        for line in error.errors:
+            console.print(line, markup=False, soft_wrap=True)
+        return INVALID
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    from finetune_trainer.export.command import export_here  # imports torch
+
+    return export_here(checked)
 
 
 def explain_errors(error: Exception) -> list[str]:

@@ -7,7 +7,7 @@ them are complete.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,8 @@ class ExportedFile:
     """BF16 or FP16 for merged files, the GGUF type otherwise."""
     size: int
     """Bytes."""
+    seconds: float = 0.0
+    """Spent on encoding and writing it; reading and merging, which all files share, not counted."""
 
 
 class _Output(Protocol):
@@ -60,6 +62,7 @@ class _Output(Protocol):
 
     @property
     def size(self) -> int: ...
+    def seconds(self) -> dict[str, float]: ...
     def begin(self) -> int: ...
     def write(self, name: str, weights: torch.Tensor) -> int: ...
     def end(self) -> None: ...
@@ -67,13 +70,17 @@ class _Output(Protocol):
 
 
 def export(
-    request: ExportRequest, *, device: torch.device, on_progress: Callable[[int, int], None]
+    request: ExportRequest,
+    *,
+    device: torch.device,
+    on_progress: Callable[[int, int], None],
+    on_tensor: Callable[[str], None] = lambda name: None,
 ) -> list[ExportedFile]:
     """Write everything `request` asks for; existing artifacts of the same names are replaced.
 
-    Merging and quantising run on `device`. `on_progress(done, total)` is called after each tensor with bytes of
-    weights written. Raises ExportError, and leaves nothing behind then; what cannot be exported is found before
-    weights are read.
+    Merging and quantising run on `device`. `on_tensor(name)` is called before each tensor, `on_progress(done, total)`
+    after it, with bytes of weights written. Raises ExportError, and leaves nothing behind then; what cannot be exported
+    is found before weights are read.
     """
     base = open_model_folder(request.base)
     adapter = open_adapter(request.adapter, base) if request.adapter is not None else None
@@ -82,8 +89,9 @@ def export(
     partial.mkdir(parents=True)
     try:
         outputs = _plan_outputs(request, base, partial)
-        _stream(base, adapter, outputs, device, on_progress)
-        return _publish(request, partial)
+        _stream(base, adapter, outputs, device, on_progress, on_tensor)
+        seconds = {name: spent for output in outputs for name, spent in output.seconds().items()}
+        return _publish(request, partial, seconds)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -111,11 +119,13 @@ def _stream(
     outputs: list[_Output],
     device: torch.device,
     on_progress: Callable[[int, int], None],
+    on_tensor: Callable[[str], None],
 ) -> None:
     total = sum(output.size for output in outputs)
     try:
         done = sum(output.begin() for output in outputs)
         for tensor, stored in _read_ahead(base.tensors):
+            on_tensor(tensor.name)
             weights = stored.to(device).to(torch.float32)
             if adapter is not None:
                 weights = adapter.merge(tensor.name, weights)
@@ -141,7 +151,7 @@ def _read_ahead(tensors: tuple[StoredTensor, ...]) -> Iterator[tuple[StoredTenso
             yield tensor, values
 
 
-def _publish(request: ExportRequest, partial: Path) -> list[ExportedFile]:
+def _publish(request: ExportRequest, partial: Path, seconds: Mapping[str, float]) -> list[ExportedFile]:
     """Rename what is complete to its final place."""
     files: list[ExportedFile] = []
     if request.merged is not None:
@@ -149,12 +159,13 @@ def _publish(request: ExportRequest, partial: Path) -> list[ExportedFile]:
         shutil.rmtree(target, ignore_errors=True)
         (partial / "merged").rename(target)
         files += [
-            ExportedFile(path, "merged", request.merged, path.stat().st_size) for path in sorted(target.iterdir())
+            ExportedFile(path, "merged", request.merged, path.stat().st_size, seconds.get(path.name, 0.0))
+            for path in sorted(target.iterdir())
         ]
     if request.gguf:
         (request.output / "gguf").mkdir(exist_ok=True)
     for kind in request.gguf:
         path = request.output / "gguf" / f"{request.name}-{kind}.gguf"
         (partial / "gguf" / path.name).replace(path)
-        files.append(ExportedFile(path, "gguf", kind, path.stat().st_size))
+        files.append(ExportedFile(path, "gguf", kind, path.stat().st_size, seconds[path.name]))
     return files
