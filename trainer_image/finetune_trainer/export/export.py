@@ -19,6 +19,7 @@ from finetune_trainer.export.adapter import Adapter, open_adapter
 from finetune_trainer.export.errors import UnsupportedTypeError
 from finetune_trainer.export.merged_folder import MergedFolder
 from finetune_trainer.export.model_folder import ModelFolder, choose_tokenizer_folder, open_model_folder
+from finetune_trainer.export.ollama import MODELFILE_SUFFIX, read_ollama_chat, write_modelfile
 from finetune_trainer.export.safetensors_files import StoredTensor
 from finetune_trainer.gguf.files import GgufFiles
 
@@ -34,7 +35,7 @@ class ExportRequest:
     adapter: Path | None
     """peft adapter folder; None exports the base as it is."""
     output: Path
-    """Artifacts are written below it: merged/... and gguf/<name>-<TYPE>.gguf."""
+    """Artifacts are written below it: merged/..., gguf/<name>-<TYPE>.gguf and, beside each, its Modelfile."""
     merged: str | None
     """BF16, FP16, or None."""
     gguf: tuple[str, ...]
@@ -48,9 +49,9 @@ class ExportedFile:
     """A complete file below the request's output."""
 
     path: Path
-    kind: Literal["merged", "gguf"]
+    kind: Literal["merged", "gguf", "modelfile"]
     type: str
-    """BF16 or FP16 for merged files, the GGUF type otherwise."""
+    """BF16 or FP16 for merged files, the GGUF type of the file or of the file that a Modelfile is for."""
     size: int
     """Bytes."""
     seconds: float = 0.0
@@ -90,6 +91,7 @@ def export(
     try:
         outputs = _plan_outputs(request, base, partial)
         _stream(base, adapter, outputs, device, on_progress, on_tensor)
+        _write_modelfiles(request, partial)
         seconds = {name: spent for output in outputs for name, spent in output.seconds().items()}
         return _publish(request, partial, seconds)
     finally:
@@ -151,6 +153,14 @@ def _read_ahead(tensors: tuple[StoredTensor, ...]) -> Iterator[tuple[StoredTenso
             yield tensor, values
 
 
+def _write_modelfiles(request: ExportRequest, partial: Path) -> None:
+    if request.gguf:
+        chat = read_ollama_chat(request.base, choose_tokenizer_folder(request.base, request.adapter))
+        for path in (partial / "gguf").glob("*.gguf"):
+            text = write_modelfile(path.name, chat)
+            path.with_suffix(MODELFILE_SUFFIX).write_text(text, encoding="utf-8")
+
+
 def _publish(request: ExportRequest, partial: Path, seconds: Mapping[str, float]) -> list[ExportedFile]:
     """Rename what is complete to its final place."""
     files: list[ExportedFile] = []
@@ -166,6 +176,9 @@ def _publish(request: ExportRequest, partial: Path, seconds: Mapping[str, float]
         (request.output / "gguf").mkdir(exist_ok=True)
     for kind in request.gguf:
         path = request.output / "gguf" / f"{request.name}-{kind}.gguf"
-        (partial / "gguf" / path.name).replace(path)
+        modelfile = path.with_suffix(MODELFILE_SUFFIX)
+        for final in (path, modelfile):
+            (partial / "gguf" / final.name).replace(final)
         files.append(ExportedFile(path, "gguf", kind, path.stat().st_size, seconds[path.name]))
+        files.append(ExportedFile(modelfile, "modelfile", kind, modelfile.stat().st_size))
     return files
