@@ -6,7 +6,6 @@ machines: a list of artifacts that is too long is compressed (about 60 bytes eac
 
 import zlib
 from base64 import b64decode, b64encode
-
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal, Self

@@ -56,8 +56,10 @@ def _about(facts: CardFacts) -> Sequence[str]:
     return (
         f"# {config.job.name}",
         "",
-        f"{config.adapter.variant} fine-tuning of {_code(config.model.source)}{revision} "
-        f"(SHA-256 `{resolved['modelDigest']}`).",
+        (
+            f"{config.adapter.variant} fine-tuning of {_code(config.model.source)}{revision} "
+            f"(SHA-256 `{resolved['modelDigest']}`)."
+        ),
         "",
         f"Data: {_code(config.dataset.source)}, {rows}SHA-256 `{resolved['datasetDigest']}`.",
         "",
