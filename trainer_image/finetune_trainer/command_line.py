@@ -4,6 +4,7 @@ finetune run job.yaml [--output FOLDER]     the same manifest as on a cluster: p
 artifacts
 finetune validate job.yaml [--output FOLDER]  every error of the manifest at once, then those of model, data and output
 finetune export --base SRC --output DIR ...   merge an adapter and write GGUF files: no cluster, no training
+finetune artifacts JOB [--download DIR]       what a job made; downloads are checked against the manifest's digests
 """
 
 import argparse
@@ -25,6 +26,7 @@ from finetune_api.failures import FAILURES
 from finetune_api.job import FineTuneJob, load_manifest
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import JobIdentity, RunConfig
+from finetune_trainer.artifacts.command import add_artifacts_arguments, artifacts_here
 from finetune_trainer.export.arguments import InvalidArgumentsError, add_export_arguments, check_export_arguments
 from finetune_trainer.logs import configure_logging
 from finetune_trainer.main import run_job
@@ -41,6 +43,8 @@ def main() -> None:
     arguments, unknown = _parse(sys.argv[1:])
     if arguments.verb == "export":
         sys.exit(_export(arguments, unknown))
+    if arguments.verb == "artifacts":
+        sys.exit(artifacts_here(arguments))
     try:
         job = load_manifest(arguments.manifest.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, ValidationError) as error:
@@ -67,6 +71,7 @@ def _parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     validate_parser.add_argument("--manifest-only", action="store_true", help="fetch nothing, write nothing")
     run_parser.add_argument("--verbose", action="store_true", help="show the trainer's log")
     add_export_arguments(verbs.add_parser("export", help="merge an adapter and write GGUF files", allow_abbrev=False))
+    add_artifacts_arguments(verbs.add_parser("artifacts", help="list or download what a job made"))
     arguments, unknown = parser.parse_known_args(words)
     if unknown and arguments.verb != "export":
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
