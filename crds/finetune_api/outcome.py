@@ -74,6 +74,8 @@ class Outcome(ApiModel):
     reused: bool = False
     """Whether the result was there already and nothing was trained."""
     manifest_uri: str | None = None
+    hub_url: str | None = None
+    """Commit of the Hugging Face Hub that holds the artifacts."""
     artifacts: tuple[Artifact, ...] = ()
     finished: datetime
     """When the trainer wrote this, UTC."""

@@ -55,8 +55,8 @@ def main() -> None:
         if arguments.manifest_only:
             console.print(f"{arguments.manifest}: valid")
             return
-        sys.exit(validate(job, arguments.output))
-    sys.exit(run(job, arguments.output, verbose=arguments.verbose))
+        sys.exit(validate(job, arguments.output, arguments.credentials))
+    sys.exit(run(job, arguments.output, arguments.credentials, verbose=arguments.verbose))
 
 
 def _parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -68,6 +68,12 @@ def _parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     for verb in (validate_parser, run_parser):
         verb.add_argument("manifest", type=Path, help="YAML file with one FineTuneJob")
         verb.add_argument("--output", type=Path, help="folder for the results (default: spec.output.s3)")
+        verb.add_argument(
+            "--credentials",
+            type=Path,
+            metavar="DIR",
+            help="folder with output/, model/, dataset/ and hub/, each like a mounted Secret (default: boto3's chain)",
+        )
     validate_parser.add_argument("--manifest-only", action="store_true", help="fetch nothing, write nothing")
     run_parser.add_argument("--verbose", action="store_true", help="show the trainer's log")
     add_export_arguments(verbs.add_parser("export", help="merge an adapter and write GGUF files", allow_abbrev=False))
@@ -104,7 +110,7 @@ def explain_errors(error: Exception) -> list[str]:
     return lines
 
 
-def validate(job: FineTuneJob, output: Path | None) -> int:
+def validate(job: FineTuneJob, output: Path | None, credentials: Path | None) -> int:
     """Preflight here, on the CPU; returns the exit code."""
     from finetune_trainer.preflight.command import preflight_here
 
@@ -112,12 +118,13 @@ def validate(job: FineTuneJob, output: Path | None) -> int:
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     identity = JobIdentity(namespace=job.metadata.namespace, name=job.metadata.name, uid=str(uuid.uuid4()))
     with tempfile.TemporaryDirectory(prefix=f"finetune-{job.metadata.name}-") as work:
-        settings = Settings(work=Path(work), attempt_id=identity.uid, output_folder=output)
+        settings = Settings(work=Path(work), attempt_id=identity.uid, credentials=credentials, output_folder=output)
         return preflight_here(RunConfig.from_spec(identity, job.spec, progress=None), settings)
 
 
-def run(job: FineTuneJob, output: Path | None, *, verbose: bool) -> int:
-    """Run the job here; returns the exit code. Credentials come from the machine (boto3's chain, no HF token)."""
+def run(job: FineTuneJob, output: Path | None, credentials: Path | None, *, verbose: bool) -> int:
+    """Run the job here; returns the exit code. Credentials come from a folder like a pod's, else from boto3's chain (no
+    HF token then)."""
     configure_logging(logging.INFO if verbose else logging.ERROR)
     identity = JobIdentity(namespace=job.metadata.namespace, name=job.metadata.name, uid=str(uuid.uuid4()))
     config = RunConfig.from_spec(identity, job.spec, progress=None)
@@ -126,7 +133,7 @@ def run(job: FineTuneJob, output: Path | None, *, verbose: bool) -> int:
     progress = Progress()
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     with tempfile.TemporaryDirectory(prefix=f"finetune-{job.metadata.name}-") as work:
-        settings = Settings(work=Path(work), attempt_id=identity.uid, output_folder=output)
+        settings = Settings(work=Path(work), attempt_id=identity.uid, credentials=credentials, output_folder=output)
         with _progress_bar(progress):
             outcome = run_job(config, settings, progress, termination)
     show(outcome)
@@ -163,4 +170,6 @@ def show(outcome: Outcome) -> None:
         size, digest = f"{artifact.bytes:,}", artifact.sha256[:12] + "…"
         table.add_row(artifact.type, artifact.quantization or "", size, digest, artifact.uri)
     Console(highlight=False).print(table)
+    if outcome.hub_url is not None:
+        console.print(f"hub: {outcome.hub_url}", markup=False, soft_wrap=True)
     console.print(f"manifest: {outcome.manifest_uri}" + ("  (it was there already)" if outcome.reused else ""))

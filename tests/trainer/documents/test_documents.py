@@ -66,6 +66,15 @@ def test_the_card_says_base_data_metrics_and_commands(documents: Callable[..., t
         assert part in text
 
 
+def test_a_pushed_model_has_commands_for_its_repository(documents: Callable[..., tuple[str, str]]) -> None:
+    hub = {"repository": "acme/bot", "credentials": {"secretName": "canary-secret"}}
+    text, _ = documents(output={"s3": {"bucket": "models"}, "hub": hub})
+    for part in ("vllm serve acme/bot", "llama-server -hf acme/bot:Q8_0", "ollama run hf.co/acme/bot:Q8_0"):
+        assert part in text
+    assert "canary" not in text
+    assert "hf.co" not in documents()[0]
+
+
 def test_resolved_yaml_holds_the_whole_run_and_no_secret(documents: Callable[..., tuple[str, str]]) -> None:
     card, text = documents()
     found = yaml.safe_load(text)

@@ -86,7 +86,8 @@ def _results(facts: CardFacts) -> Sequence[str]:
 def _commands(facts: CardFacts) -> Sequence[str]:
     name, rank = facts.config.job.name, facts.config.adapter.rank
     base = _hub_name(facts.config.model.source) or "BASE_MODEL_FOLDER"
-    lines = ["## Use", "", "From the folder that holds `adapter/`, `merged/` and `gguf/`:", "", "```sh"]
+    lines = ["## Use", "", *_hub_commands(facts)]
+    lines += ["From the folder that `finetune artifacts JOB --download FOLDER` fills:", "", "```sh"]
     lines += [
         "# vLLM, adapter on its base",
         f"vllm serve {base} --enable-lora --max-lora-rank {_vllm_rank(rank)} --lora-modules {name}=./adapter",
@@ -102,6 +103,18 @@ def _commands(facts: CardFacts) -> Sequence[str]:
             f"ollama create {name} -f gguf/{modelfile} && ollama run {name}",
         ]
     return (*lines, "```", "")
+
+
+def _hub_commands(facts: CardFacts) -> Sequence[str]:
+    """Commands for the repository that the job pushes to; merged weights and GGUF files lie at its top."""
+    hub = facts.config.output.hub
+    if hub is None:
+        return ()
+    lines = [f"vllm serve {hub.repository}"] if facts.has_merged else []
+    for file in facts.gguf:
+        kind = file.removesuffix(".gguf").removeprefix(f"{facts.config.job.name}-")
+        lines += [f"llama-server -hf {hub.repository}:{kind}", f"ollama run hf.co/{hub.repository}:{kind}"]
+    return ("From the Hugging Face Hub:", "", "```sh", *lines, "```", "") if lines else ()
 
 
 def _configuration(description: Mapping[str, Any]) -> Sequence[str]:
