@@ -89,18 +89,24 @@ def run(place: Workplace) -> Manifest:
 
     progress.stage(Stage.SAVING)
     artifacts = save_artifacts(adapted.model, loaded, base.folder, config, work / "artifacts")
-    artifacts += write_documents(
-        work / "artifacts",
-        config,
-        progress.resolved,
+    artifacts += _write_documents(place, base, artifacts, outcome)
+
+    progress.stage(Stage.UPLOADING)
+    return _publish(place, artifacts, outcome)
+
+
+def _write_documents(
+    place: Workplace, base: FetchedSource, artifacts: list[LocalArtifact], outcome: TrainingOutcome
+) -> list[LocalArtifact]:
+    return write_documents(
+        place.settings.work / "artifacts",
+        place.config,
+        place.progress.resolved,
         artifacts,
         model_digest=base.digest,
         metrics=outcome.metrics(),
         history=outcome.history,
     )
-
-    progress.stage(Stage.UPLOADING)
-    return _publish(place, artifacts, outcome)
 
 
 def _publish(place: Workplace, artifacts: list[LocalArtifact], outcome: TrainingOutcome) -> Manifest:
