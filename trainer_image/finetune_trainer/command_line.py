@@ -26,6 +26,7 @@ from finetune_api.failures import FAILURES
 from finetune_api.job import FineTuneJob, load_manifest
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import JobIdentity, RunConfig
+from finetune_api.vocabulary import Stage
 from finetune_trainer.artifacts.command import add_artifacts_arguments, artifacts_here
 from finetune_trainer.export.arguments import InvalidArgumentsError, add_export_arguments, check_export_arguments
 from finetune_trainer.logs import configure_logging
@@ -35,6 +36,7 @@ from finetune_trainer.settings import Settings
 from finetune_trainer.termination import Termination
 
 INVALID = 10
+MEGABYTE = 1e6
 console = Console(stderr=True, highlight=False)
 
 
@@ -147,13 +149,23 @@ def _progress_bar(progress: Progress) -> ProgressBar:
     task = bar.add_task("starting", total=100, detail="")
 
     def follow(_: bool) -> None:
-        step, total, loss = (progress.value(name) for name in ("step", "total_steps", "loss"))
-        detail = f"step {step}/{total}" if step is not None else ""
-        detail += f"  loss {loss:.4f}" if loss is not None else ""
+        detail = _upload_detail(progress) if progress.current_stage is Stage.UPLOADING else _training_detail(progress)
         bar.update(task, completed=progress.percent(), description=str(progress.current_stage), detail=detail)
 
     progress.listen(follow)
     return bar
+
+
+def _training_detail(progress: Progress) -> str:
+    step, total, loss = (progress.value(name) for name in ("step", "total_steps", "loss"))
+    detail = f"step {step}/{total}" if step is not None else ""
+    return detail + (f"  loss {loss:.4f}" if loss is not None else "")
+
+
+def _upload_detail(progress: Progress) -> str:
+    names = ("uploaded_bytes", "upload_total_bytes", "upload_bytes_per_second")
+    done, total, rate = (progress.value(name) or 0 for name in names)
+    return f"{done / MEGABYTE:.1f} of {total / MEGABYTE:.1f} MB  {rate / MEGABYTE:.1f} MB/s"
 
 
 def show(outcome: Outcome) -> None:

@@ -14,6 +14,7 @@ from finetune_devcluster.hub import TOKEN, Hub, HubRepo
 from finetune_trainer.artifacts.hub_push import HubTarget, open_hub
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.main import run_job
+from finetune_trainer.preflight.checks import run_preflight
 from finetune_trainer.progress import Progress
 from finetune_trainer.settings import Settings
 from finetune_trainer.termination import Termination
@@ -114,6 +115,13 @@ def test_without_the_mounted_secret_no_other_token_is_used(
         open_hub(output(), tmp_path, hub.url)
     assert open_hub(None, None) is None
     assert not hub.requests
+
+
+def test_preflight_names_the_field_of_a_hub_that_cannot_be_written(run_config: Builder, settings: Settings) -> None:
+    sections = {"s3": {"bucket": "models"}, "hub": {"repository": NAME, "credentials": {"secretName": "hub"}}}
+    report, _ = run_preflight(run_config(output=sections), settings)
+    assert [finding.place for finding in report.errors()] == ["spec.output.hub"]
+    assert run_preflight(run_config(), settings)[0].errors() == ()
 
 
 def test_a_hub_that_is_away_for_a_while_is_asked_again(hub: Hub, tmp_path: Path) -> None:
