@@ -24,7 +24,7 @@ def test_folders_give_the_same_bytes_as_the_jobs_own_stage(
     adapter, output = make_adapter(tiny_base, tmp_path / "adapter"), tmp_path / "out"
     done = finetune(
         *("export", "--base", tiny_base, "--adapter", adapter, "--output", output, "--name", "mine"),
-        *("--merged", "BF16", "--gguf", "Q8_0", "--gguf", "F16"),
+        *("--merged", "BF16", "--gguf", "Q8_0", "--gguf", "F16", "--device", "cpu"),
     )
     assert done.returncode == 0, done.stderr
     for part in ("merged/", "gguf/mine-Q8_0.gguf", "gguf/mine-F16.gguf", "GB/s"):

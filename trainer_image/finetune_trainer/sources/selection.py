@@ -13,7 +13,7 @@ from finetune_trainer.errors import TrainerError
 
 MODEL_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_PATTERNS = ("*.json", "*.jinja", "*.model")
+ADAPTER_PATTERNS = ("*.json", "*.jinja", "*.model", "merges.txt")
 # Mistral's own copy of the weights, beside the one that transformers reads.
 DUPLICATE_WEIGHTS = "consolidated*.safetensors"
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
