@@ -40,10 +40,9 @@ def save_artifacts(model: Any, loaded: LoadedModel, base: Path, config: RunConfi
     if merged is not None:
         artifacts.append(LocalArtifact(ArtifactType.MERGED, output / "merged", "safetensors", merged.value))
     for file in files:
-        if file.kind == "gguf":
+        if file.modelfile is not None:
             artifacts.append(LocalArtifact(ArtifactType.GGUF, file.path, "gguf", file.type))
-        elif file.kind == "modelfile":
-            artifacts.append(LocalArtifact(ArtifactType.MODELFILE, file.path, "modelfile", file.type))
+            artifacts.append(LocalArtifact(ArtifactType.MODELFILE, file.modelfile, "modelfile", file.type))
     return artifacts
 
 

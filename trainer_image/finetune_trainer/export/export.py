@@ -49,13 +49,15 @@ class ExportedFile:
     """A complete file below the request's output."""
 
     path: Path
-    kind: Literal["merged", "gguf", "modelfile"]
+    kind: Literal["merged", "gguf"]
     type: str
-    """BF16 or FP16 for merged files, the GGUF type of the file or of the file that a Modelfile is for."""
+    """BF16 or FP16 for merged files, the GGUF type otherwise."""
     size: int
     """Bytes."""
     seconds: float = 0.0
     """Spent on encoding and writing it; reading and merging, which all files share, not counted."""
+    modelfile: Path | None = None
+    """Ollama's Modelfile beside a GGUF file."""
 
 
 class _Output(Protocol):
@@ -179,6 +181,5 @@ def _publish(request: ExportRequest, partial: Path, seconds: Mapping[str, float]
         modelfile = path.with_suffix(MODELFILE_SUFFIX)
         for final in (path, modelfile):
             (partial / "gguf" / final.name).replace(final)
-        files.append(ExportedFile(path, "gguf", kind, path.stat().st_size, seconds[path.name]))
-        files.append(ExportedFile(modelfile, "modelfile", kind, modelfile.stat().st_size))
+        files.append(ExportedFile(path, "gguf", kind, path.stat().st_size, seconds[path.name], modelfile))
     return files
