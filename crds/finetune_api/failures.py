@@ -62,6 +62,7 @@ class FailureReason(StrEnum):
     UPLOAD_CORRUPTED = "UploadCorrupted"
     DISK_FULL = "DiskFull"
     HUB_UNAVAILABLE = "HubUnavailable"
+    HUB_NOT_WRITABLE = "HubNotWritable"
     STORAGE_UNAVAILABLE = "StorageUnavailable"
     INTERRUPTED = "Interrupted"
     INTERNAL_ERROR = "InternalError"
@@ -148,6 +149,9 @@ FAILURES: dict[FailureReason, FailureClass] = {
     FailureReason.DISK_FULL: FailureClass(ExitCode.DISK_FULL, "Raise spec.resources.ephemeralStorage."),
     FailureReason.HUB_UNAVAILABLE: FailureClass(
         ExitCode.UNAVAILABLE, "The Hugging Face Hub did not answer; the job is tried again."
+    ),
+    FailureReason.HUB_NOT_WRITABLE: FailureClass(
+        ExitCode.STORAGE, "Check spec.output.hub: the Secret's HF_TOKEN must be allowed to write to the repository."
     ),
     FailureReason.STORAGE_UNAVAILABLE: FailureClass(
         ExitCode.UNAVAILABLE, "The object store did not answer; the job is tried again."

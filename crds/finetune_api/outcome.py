@@ -1,9 +1,11 @@
 """Hand-back at the end: what became of the run, written to the container's termination message.
 
-The kubelet keeps at most 4096 bytes of it, so `encode` shortens what is for people (the message) and never what is
-for machines.
+The kubelet keeps at most 4096 bytes of it, so `encode` shortens what is for people (the message), never what is for
+machines: a list of artifacts that is too long is compressed (about 60 bytes each, half of it the digest).
 """
 
+import zlib
+from base64 import b64decode, b64encode
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal, Self
@@ -15,6 +17,8 @@ from finetune_api.failures import ExitCode, FailureReason
 from finetune_api.vocabulary import ArtifactType, Stage
 
 MAX_BYTES = 4096
+MAX_DECODED_BYTES = 1 << 20
+COMPRESSED_PREFIX = "zlib:"
 
 
 class Result(StrEnum):
@@ -29,7 +33,7 @@ class Artifact(ApiModel):
     """One thing that the job made, as its manifest lists it."""
 
     type: ArtifactType
-    """Adapter, Merged or GGUF."""
+    """Adapter, Merged, GGUF, Modelfile (Ollama's, for one GGUF file), ModelCard or Configuration (resolved.yaml)."""
 
     uri: str
     """Where it is: one file, or a folder (ending in /)."""
@@ -42,7 +46,7 @@ class Artifact(ApiModel):
     sha256sum prints them."""
 
     format: str
-    """File format: safetensors or gguf."""
+    """File format: safetensors, gguf, modelfile, markdown or yaml."""
 
     quantization: str | None = None
     """Type of the weights, such as BF16 or Q8_0."""
@@ -70,23 +74,38 @@ class Outcome(ApiModel):
     reused: bool = False
     """Whether the result was there already and nothing was trained."""
     manifest_uri: str | None = None
+    hub_url: str | None = None
+    """Commit of the Hugging Face Hub that holds the artifacts."""
     artifacts: tuple[Artifact, ...] = ()
     finished: datetime
     """When the trainer wrote this, UTC."""
 
     def encode(self) -> str:
-        """JSON of at most 4096 bytes: the message is cut to fit. Raises ValueError where even an empty message is too
-        long."""
+        """At most 4096 bytes: JSON, whose message is cut to fit, or compressed JSON where that is not enough. Raises
+        ValueError where even this is too long."""
         text = self.model_dump_json(by_alias=True, exclude_none=True)
         excess = len(text.encode()) - MAX_BYTES
         if excess <= 0:
             return text
         kept = self.message.encode()[: -excess - len("…".encode())].decode(errors="ignore") if self.message else ""
         if not kept:
-            raise ValueError(f"the outcome is {excess} bytes too long for a termination message of {MAX_BYTES}")
+            return self._compress(text)
         return self.model_copy(update={"message": kept + "…"}).model_dump_json(by_alias=True, exclude_none=True)
 
     @classmethod
     def decode(cls, text: str) -> Self:
         """Read a termination message; raises pydantic.ValidationError for anything else."""
+        if text.startswith(COMPRESSED_PREFIX):
+            try:
+                packed = b64decode(text.removeprefix(COMPRESSED_PREFIX), validate=True)
+                text = zlib.decompressobj().decompress(packed, MAX_DECODED_BYTES).decode()
+            except (ValueError, zlib.error):
+                text = ""
         return cls.model_validate_json(text)
+
+    def _compress(self, text: str) -> str:
+        packed = COMPRESSED_PREFIX + b64encode(zlib.compress(text.encode(), 9)).decode()
+        if len(packed) > MAX_BYTES:
+            excess = len(packed) - MAX_BYTES
+            raise ValueError(f"the outcome is {excess} bytes too long for a termination message of {MAX_BYTES}")
+        return packed

@@ -123,6 +123,7 @@ class RunProgress(ApiModel):
     gpu_memory_bytes: Count | None = None
     uploaded_bytes: Count | None = None
     upload_total_bytes: Count | None = None
+    upload_bytes_per_second: NonNegative | None = None
     checkpoint_step: Count | None = None
     resumed_from_step: Count | None = None
     resolved: Resolved | None = None

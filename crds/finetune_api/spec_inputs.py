@@ -16,7 +16,7 @@ class SecretReference(ApiModel):
 
     secret_name: ResourceName
     """Name of a Secret. For s3:// it holds AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN where
-    needed); for hf:// it holds HF_TOKEN."""
+    needed); for hf:// and for the Hub it holds HF_TOKEN."""
 
 
 def _source_rules(field: str) -> tuple[Rule, ...]:

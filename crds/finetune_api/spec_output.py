@@ -82,8 +82,33 @@ class S3Output(ApiModel):
     )
 
 
+class HubOutput(ApiModel):
+    """A model repository of the Hugging Face Hub."""
+
+    repository: Annotated[
+        str,
+        Field(max_length=96),
+        Pattern(
+            r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$",
+            "write the repository as organisation/name: letters, digits, '.', '_' and '-'",
+        ),
+    ]
+    """Repository that the artifacts are pushed to, as organisation/name. It is made when the job starts, if it does not
+    exist."""
+
+    private: bool = True
+    """Whether the repository is private. Default true. A repository that exists and is not what is said here is
+    refused, so that nothing becomes public by mistake."""
+
+    credentials: SecretReference
+    """Secret with the HF_TOKEN that may write to the repository."""
+
+
 class OutputSpec(ApiModel):
     """Where artifacts and checkpoints go."""
 
     s3: S3Output
     """The bucket for artifacts and checkpoints."""
+
+    hub: HubOutput | None = None
+    """Push the artifacts to the Hugging Face Hub as well, after they are committed in S3. Default: no push."""

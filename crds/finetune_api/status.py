@@ -81,6 +81,9 @@ class Progress(ApiModel):
     upload_total_bytes: int | None = None
     """Bytes to upload."""
 
+    upload_bytes_per_second: float | None = None
+    """Upload speed, in bytes per second, over the last 30 seconds."""
+
     last_report_time: datetime | None = None
     """When the operator received the newest report."""
 
@@ -176,6 +179,9 @@ class FineTuneJobStatus(ApiModel):
 
     manifest_uri: str | None = None
     """Where the manifest is, which holds size and SHA-256 of every file."""
+
+    hub_url: str | None = None
+    """Commit of the Hugging Face Hub that the artifacts were pushed in."""
 
     reused: bool | None = None
     """Whether the artifacts were there already and nothing was trained."""

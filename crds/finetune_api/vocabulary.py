@@ -60,6 +60,9 @@ class ArtifactType(StrEnum):
     ADAPTER = "Adapter"
     MERGED = "Merged"
     GGUF = "GGUF"
+    MODELFILE = "Modelfile"
+    MODEL_CARD = "ModelCard"
+    CONFIGURATION = "Configuration"
 
 
 class Quantization(StrEnum):

@@ -20,6 +20,7 @@ _SAME_NAMES = (
     "gpu_memory_bytes",
     "uploaded_bytes",
     "upload_total_bytes",
+    "upload_bytes_per_second",
     "sequence",
 )
 

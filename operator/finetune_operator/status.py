@@ -113,7 +113,7 @@ def _result(decision: Decision) -> dict[str, Any]:
     outcome = decision.outcome
     if decision.phase is not Phase.SUCCEEDED or outcome is None:
         return {}
-    return {"artifacts": outcome.artifacts, "manifest_uri": outcome.manifest_uri, "reused": outcome.reused}
+    return {name: getattr(outcome, name) for name in ("artifacts", "manifest_uri", "hub_url", "reused")}
 
 
 def current_stage(status: FineTuneJobStatus) -> Stage | None:

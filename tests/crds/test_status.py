@@ -40,6 +40,7 @@ STATUS: dict[str, Any] = {
         "gpuMemoryBytes": 10**11,
         "uploadedBytes": 0,
         "uploadTotalBytes": 1,
+        "uploadBytesPerSecond": 1.5e9,
         "lastReportTime": NOW,
         "sequence": 7,
     },
@@ -76,6 +77,7 @@ STATUS: dict[str, Any] = {
         }
     ],
     "manifestUri": "s3://models/x/manifest.json",
+    "hubUrl": "https://huggingface.co/acme/x/commit/0",
     "reused": False,
     "failure": {
         "reason": "DiskFull",

@@ -95,6 +95,11 @@ INVALID: dict[str, tuple[Manifest, str, str]] = {
     "a claim with two dots": ({"model": {"source": "pvc://a..b/c"}}, "model.source", "pvc://claim/path"),
     "a secret with a capital": ({"model": {"credentials": {"secretName": "Hub"}}}, "secretName", "the object's name"),
     "a module with a space": ({"adapter": {"targetModules": ["q proj"]}}, "targetModules", "such as q_proj"),
+    "a repository without its organisation": (
+        {"output": {"hub": {"repository": "model", "credentials": {"secretName": "hub"}}}},
+        "output.hub.repository",
+        "organisation/name",
+    ),
     "a prefix with a space": ({"output": {"s3": {"prefix": "a b"}}}, "output.s3.prefix", "a folder's name"),
     "a region in words": ({"output": {"s3": {"region": "Frankfurt"}}}, "output.s3.region", "such as eu-central-1"),
     "more rows than can be counted": ({"dataset": {"maxSamples": 2**53}}, "dataset.maxSamples", "less than or equal"),

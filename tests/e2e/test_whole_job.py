@@ -55,7 +55,8 @@ def test_status_lists_exactly_what_the_manifest_lists(platform: Platform, finish
     listed = {(artifact["uri"], artifact["bytes"], artifact["sha256"]) for artifact in finished["status"]["artifacts"]}
     committed = {(artifact["uri"], artifact["bytes"], artifact["sha256"]) for artifact in manifest["artifacts"]}
     assert listed == committed
-    assert {artifact["type"] for artifact in finished["status"]["artifacts"]} == {"Adapter", "Merged", "GGUF"}
+    kinds = {"Adapter", "Merged", "GGUF", "Modelfile", "ModelCard", "Configuration"}
+    assert {artifact["type"] for artifact in finished["status"]["artifacts"]} == kinds
 
 
 def test_every_byte_in_s3_has_the_digest_of_the_status(

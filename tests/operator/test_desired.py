@@ -19,7 +19,10 @@ GOLDEN = Path(__file__).parent / "golden"
 FULL: dict[str, Any] = {
     "model": {"source": "hf://org/base", "credentials": {"secretName": "hub"}},
     "dataset": {"source": "pvc://claim-1/data/chat.jsonl", "credentials": {"secretName": "unused"}},
-    "output": {"s3": {"bucket": "results", "credentials": {"secretName": "s3"}}},
+    "output": {
+        "s3": {"bucket": "results", "credentials": {"secretName": "s3"}},
+        "hub": {"repository": "acme/tiny", "credentials": {"secretName": "hub-writer"}},
+    },
     "resources": {
         "gpus": 1,
         "gpuResourceName": "nvidia.com/mig-3g.40gb",
@@ -77,6 +80,7 @@ def test_only_documented_keys_of_a_secret_are_mounted() -> None:
         ("s3", "output/AWS_SECRET_ACCESS_KEY"),
         ("s3", "output/AWS_SESSION_TOKEN"),
         ("hub", "model/HF_TOKEN"),
+        ("hub-writer", "hub/HF_TOKEN"),
     ]
 
 

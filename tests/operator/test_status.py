@@ -40,6 +40,7 @@ SUCCEEDED = Outcome(
     checkpoint_step=20,
     artifacts=(ARTIFACT,),
     manifest_uri="s3://r/manifest.json",
+    hub_url="https://hub/acme/x/commit/1",
     finished=END,
 )
 BAD_ROW = Outcome(
@@ -147,6 +148,7 @@ def test_success_takes_everything_from_the_outcome_and_the_last_report() -> None
     status = _status_of(an_observation(pods=(an_ended_pod(0, SUCCEEDED),), report=report))
     assert status.artifacts == (ARTIFACT,)
     assert status.manifest_uri == SUCCEEDED.manifest_uri
+    assert status.hub_url == SUCCEEDED.hub_url
     assert status.reused is False
     assert status.progress is not None
     assert (status.progress.step, status.progress.loss, status.progress.learning_rate) == (20, 1.25, 0.1)

@@ -1,12 +1,13 @@
 """The state of a run as reports carry it."""
 
 import math
+import time
 
 import pytest
 
 from finetune_api.progress import ProgressReport
 from finetune_api.vocabulary import Stage
-from finetune_trainer.progress import Progress, Speed
+from finetune_trainer.progress import Progress, Speed, TransferRate
 
 
 def test_stages_follow_each_other_without_gaps() -> None:
@@ -68,3 +69,30 @@ def test_speed_counts_from_the_second_step(monkeypatch: pytest.MonkeyPatch) -> N
     speed = Speed()
     assert speed.measure(1, 11, 1000) == (None, None)
     assert speed.measure(3, 11, 1400) == (200.0, 8)
+
+
+def test_the_upload_rate_is_that_of_the_last_half_minute() -> None:
+    now = 0.0
+    rate = TransferRate(clock=lambda: now)
+    assert rate.measure(0) is None
+    for now in range(1, 101):  # 100 s at 1 MB/s
+        slow = rate.measure(now * 10**6)
+    assert slow == pytest.approx(1e6)
+    for now in range(101, 141):  # 40 s at 10 MB/s
+        fast = rate.measure(100 * 10**6 + (now - 100) * 10**7)
+    assert fast == pytest.approx(1e7)
+    assert fast / 2 > 500 * 10**6 / 140, "the mean over everything would be another number"
+
+
+def test_an_upload_reports_bytes_rate_and_time_to_the_end() -> None:
+    progress = Progress()
+    progress.stage(Stage.UPLOADING)
+    progress.update(uploaded_bytes=0, upload_total_bytes=4000, eta_seconds=999)
+    for _ in range(3):
+        progress.add_uploaded(1000)
+        time.sleep(0.02)
+    report = progress.report()
+    assert report.finetune.uploaded_bytes == 3000
+    assert report.finetune.upload_bytes_per_second
+    assert report.finetune.upload_bytes_per_second > 1000
+    assert report.trainer_status.estimated_remaining_seconds == 0, "1000 bytes at more than 1000 a second"

@@ -44,7 +44,8 @@ def test_adapter_and_merged_weights_load_and_agree(
     outcome = run(config, settings)
     assert outcome.result is Result.SUCCEEDED, outcome.message
     manifest = Manifest.decode((result_folder(settings) / "manifest.json").read_bytes())
-    assert [artifact.type for artifact in manifest.artifacts] == ["Adapter", "Merged", "GGUF"]
+    kinds = ["Adapter", "Merged", "GGUF", "Modelfile", "ModelCard", "Configuration"]
+    assert [artifact.type for artifact in manifest.artifacts] == kinds
     assert outcome.artifacts == tuple(artifact.as_artifact() for artifact in manifest.artifacts)
 
     adapter, merged = (Path(artifact.uri) for artifact in manifest.artifacts[:2])

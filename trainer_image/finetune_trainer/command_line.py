@@ -3,6 +3,8 @@
 finetune run job.yaml [--output FOLDER]     the same manifest as on a cluster: progress bar, then a table of
 artifacts
 finetune validate job.yaml [--output FOLDER]  every error of the manifest at once, then those of model, data and output
+finetune export --base SRC --output DIR ...   merge an adapter and write GGUF files: no cluster, no training
+finetune artifacts JOB [--download DIR]       what a job made; downloads are checked against the manifest's digests
 """
 
 import argparse
@@ -24,6 +26,9 @@ from finetune_api.failures import FAILURES
 from finetune_api.job import FineTuneJob, load_manifest
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import JobIdentity, RunConfig
+from finetune_api.vocabulary import Stage
+from finetune_trainer.artifacts.command import add_artifacts_arguments, artifacts_here
+from finetune_trainer.export.arguments import InvalidArgumentsError, add_export_arguments, check_export_arguments
 from finetune_trainer.logs import configure_logging
 from finetune_trainer.main import run_job
 from finetune_trainer.progress import Progress
@@ -31,12 +36,17 @@ from finetune_trainer.settings import Settings
 from finetune_trainer.termination import Termination
 
 INVALID = 10
+MEGABYTE = 1e6
 console = Console(stderr=True, highlight=False)
 
 
 def main() -> None:
     """Console script."""
-    arguments = _parse(sys.argv[1:])
+    arguments, unknown = _parse(sys.argv[1:])
+    if arguments.verb == "export":
+        sys.exit(_export(arguments, unknown))
+    if arguments.verb == "artifacts":
+        sys.exit(artifacts_here(arguments))
     try:
         job = load_manifest(arguments.manifest.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, ValidationError) as error:
@@ -47,11 +57,12 @@ def main() -> None:
         if arguments.manifest_only:
             console.print(f"{arguments.manifest}: valid")
             return
-        sys.exit(validate(job, arguments.output))
-    sys.exit(run(job, arguments.output, verbose=arguments.verbose))
+        sys.exit(validate(job, arguments.output, arguments.credentials))
+    sys.exit(run(job, arguments.output, arguments.credentials, verbose=arguments.verbose))
 
 
-def _parse(words: list[str]) -> argparse.Namespace:
+def _parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments, and the words that no verb knows: `export` says them with its other errors."""
     parser = argparse.ArgumentParser(prog="finetune", description="Fine-tune a model as a FineTuneJob describes it.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     validate_parser = verbs.add_parser("validate", help="check a manifest, its model, data and output")
@@ -59,9 +70,33 @@ def _parse(words: list[str]) -> argparse.Namespace:
     for verb in (validate_parser, run_parser):
         verb.add_argument("manifest", type=Path, help="YAML file with one FineTuneJob")
         verb.add_argument("--output", type=Path, help="folder for the results (default: spec.output.s3)")
+        verb.add_argument(
+            "--credentials",
+            type=Path,
+            metavar="DIR",
+            help="folder with output/, model/, dataset/ and hub/, each like a mounted Secret (default: boto3's chain)",
+        )
     validate_parser.add_argument("--manifest-only", action="store_true", help="fetch nothing, write nothing")
     run_parser.add_argument("--verbose", action="store_true", help="show the trainer's log")
-    return parser.parse_args(words)
+    add_export_arguments(verbs.add_parser("export", help="merge an adapter and write GGUF files", allow_abbrev=False))
+    add_artifacts_arguments(verbs.add_parser("artifacts", help="list or download what a job made"))
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown and arguments.verb != "export":
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments, unknown
+
+
+def _export(arguments: argparse.Namespace, unknown: list[str]) -> int:
+    try:
+        checked = check_export_arguments(arguments, unknown)
+    except InvalidArgumentsError as error:
+        for line in error.errors:
+            console.print(line, markup=False, soft_wrap=True)
+        return INVALID
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    from finetune_trainer.export.command import export_here  # imports torch
+
+    return export_here(checked)
 
 
 def explain_errors(error: Exception) -> list[str]:
@@ -77,7 +112,7 @@ def explain_errors(error: Exception) -> list[str]:
     return lines
 
 
-def validate(job: FineTuneJob, output: Path | None) -> int:
+def validate(job: FineTuneJob, output: Path | None, credentials: Path | None) -> int:
     """Preflight here, on the CPU; returns the exit code."""
     from finetune_trainer.preflight.command import preflight_here
 
@@ -85,12 +120,13 @@ def validate(job: FineTuneJob, output: Path | None) -> int:
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     identity = JobIdentity(namespace=job.metadata.namespace, name=job.metadata.name, uid=str(uuid.uuid4()))
     with tempfile.TemporaryDirectory(prefix=f"finetune-{job.metadata.name}-") as work:
-        settings = Settings(work=Path(work), attempt_id=identity.uid, output_folder=output)
+        settings = Settings(work=Path(work), attempt_id=identity.uid, credentials=credentials, output_folder=output)
         return preflight_here(RunConfig.from_spec(identity, job.spec, progress=None), settings)
 
 
-def run(job: FineTuneJob, output: Path | None, *, verbose: bool) -> int:
-    """Run the job here; returns the exit code. Credentials come from the machine (boto3's chain, no HF token)."""
+def run(job: FineTuneJob, output: Path | None, credentials: Path | None, *, verbose: bool) -> int:
+    """Run the job here; returns the exit code. Credentials come from a folder like a pod's, else from boto3's chain (no
+    HF token then)."""
     configure_logging(logging.INFO if verbose else logging.ERROR)
     identity = JobIdentity(namespace=job.metadata.namespace, name=job.metadata.name, uid=str(uuid.uuid4()))
     config = RunConfig.from_spec(identity, job.spec, progress=None)
@@ -99,7 +135,7 @@ def run(job: FineTuneJob, output: Path | None, *, verbose: bool) -> int:
     progress = Progress()
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     with tempfile.TemporaryDirectory(prefix=f"finetune-{job.metadata.name}-") as work:
-        settings = Settings(work=Path(work), attempt_id=identity.uid, output_folder=output)
+        settings = Settings(work=Path(work), attempt_id=identity.uid, credentials=credentials, output_folder=output)
         with _progress_bar(progress):
             outcome = run_job(config, settings, progress, termination)
     show(outcome)
@@ -113,13 +149,23 @@ def _progress_bar(progress: Progress) -> ProgressBar:
     task = bar.add_task("starting", total=100, detail="")
 
     def follow(_: bool) -> None:
-        step, total, loss = (progress.value(name) for name in ("step", "total_steps", "loss"))
-        detail = f"step {step}/{total}" if step is not None else ""
-        detail += f"  loss {loss:.4f}" if loss is not None else ""
+        detail = _upload_detail(progress) if progress.current_stage is Stage.UPLOADING else _training_detail(progress)
         bar.update(task, completed=progress.percent(), description=str(progress.current_stage), detail=detail)
 
     progress.listen(follow)
     return bar
+
+
+def _training_detail(progress: Progress) -> str:
+    step, total, loss = (progress.value(name) for name in ("step", "total_steps", "loss"))
+    detail = f"step {step}/{total}" if step is not None else ""
+    return detail + (f"  loss {loss:.4f}" if loss is not None else "")
+
+
+def _upload_detail(progress: Progress) -> str:
+    names = ("uploaded_bytes", "upload_total_bytes", "upload_bytes_per_second")
+    done, total, rate = (progress.value(name) or 0 for name in names)
+    return f"{done / MEGABYTE:.1f} of {total / MEGABYTE:.1f} MB  {rate / MEGABYTE:.1f} MB/s"
 
 
 def show(outcome: Outcome) -> None:
@@ -136,4 +182,6 @@ def show(outcome: Outcome) -> None:
         size, digest = f"{artifact.bytes:,}", artifact.sha256[:12] + "…"
         table.add_row(artifact.type, artifact.quantization or "", size, digest, artifact.uri)
     Console(highlight=False).print(table)
+    if outcome.hub_url is not None:
+        console.print(f"hub: {outcome.hub_url}", markup=False, soft_wrap=True)
     console.print(f"manifest: {outcome.manifest_uri}" + ("  (it was there already)" if outcome.reused else ""))

@@ -80,17 +80,23 @@ def _failed(error: BaseException, progress: Progress) -> Outcome:
 
 
 def _run(config: RunConfig, settings: Settings, progress: Progress, termination: Termination) -> Outcome:
+    from finetune_trainer.artifacts.hub_push import open_hub, push_result
     from finetune_trainer.artifacts.store import open_store
 
     store = open_store(config, settings.attempt_id, settings.credentials_of("output"), settings.output_folder)
     try:
         store.probe()
+        hub = open_hub(config.output.hub, settings.credentials_of("hub"))
+        if hub is not None:
+            hub.prepare()
         if (existing := store.find_existing(config.spec_digest())) is not None:
-            return succeeded(existing, store.manifest_uri(), progress, reused=True)
+            hub_url = push_result(hub, store.space, existing, settings.work / "artifacts")
+            return succeeded(existing, store.manifest_uri(), progress, reused=True, hub_url=hub_url)
         progress.stage(Stage.MODEL_LOADING)  # importing torch is a part of it: 3 s, on two busy cores 7 s
         from finetune_trainer.pipeline import Workplace, run
 
         manifest = run(Workplace(config, settings, store, progress, termination))
-        return succeeded(manifest, store.manifest_uri(), progress, reused=False)
+        hub_url = push_result(hub, store.space, manifest, settings.work / "artifacts")
+        return succeeded(manifest, store.manifest_uri(), progress, reused=False, hub_url=hub_url)
     finally:
         store.close()

@@ -13,8 +13,10 @@ from finetune_trainer.progress import Progress
 log = logging.getLogger(__name__)
 
 
-def succeeded(manifest: Manifest, manifest_uri: str, progress: Progress, *, reused: bool) -> Outcome:
-    """A result is committed."""
+def succeeded(
+    manifest: Manifest, manifest_uri: str, progress: Progress, *, reused: bool, hub_url: str | None = None
+) -> Outcome:
+    """A result is committed, and pushed to `hub_url` where the job asks for that."""
     return Outcome(
         result=Result.SUCCEEDED,
         message="a finished result of the same specification was found" if reused else "",
@@ -23,6 +25,7 @@ def succeeded(manifest: Manifest, manifest_uri: str, progress: Progress, *, reus
         eval_loss=_rounded(manifest.metrics.get("evalLoss")),
         reused=reused,
         manifest_uri=manifest_uri,
+        hub_url=hub_url,
         artifacts=tuple(artifact.as_artifact() for artifact in manifest.artifacts),
         finished=datetime.now(UTC),
         **_position(progress),

@@ -10,6 +10,7 @@ from finetune_trainer.artifacts.checkpoints import CheckpointStore, checkpoint_k
 from finetune_trainer.artifacts.manifest import Manifest
 from finetune_trainer.artifacts.store import ArtifactStore, LocalArtifact, Provenance
 from finetune_trainer.data_formatting import format_data
+from finetune_trainer.documents.write import write_documents
 from finetune_trainer.engine import prepare_engine
 from finetune_trainer.model_loading import load_model
 from finetune_trainer.progress import Progress
@@ -88,17 +89,31 @@ def run(place: Workplace) -> Manifest:
 
     progress.stage(Stage.SAVING)
     artifacts = save_artifacts(adapted.model, loaded, base.folder, config, work / "artifacts")
+    artifacts += _write_documents(place, base, artifacts, outcome)
 
     progress.stage(Stage.UPLOADING)
     return _publish(place, artifacts, outcome)
 
 
+def _write_documents(
+    place: Workplace, base: FetchedSource, artifacts: list[LocalArtifact], outcome: TrainingOutcome
+) -> list[LocalArtifact]:
+    return write_documents(
+        place.settings.work / "artifacts",
+        place.config,
+        place.progress.resolved,
+        artifacts,
+        model_digest=base.digest,
+        metrics=outcome.metrics(),
+        history=outcome.history,
+    )
+
+
 def _publish(place: Workplace, artifacts: list[LocalArtifact], outcome: TrainingOutcome) -> Manifest:
     total = sum(path.stat().st_size for artifact in artifacts for path in artifact.files)
     place.progress.update(uploaded_bytes=0, upload_total_bytes=total)
-    measured = {"steps": float(outcome.steps), "loss": outcome.loss, "evalLoss": outcome.eval_loss}
-    metrics = {name: value for name, value in measured.items() if value is not None}
-    return place.store.publish(artifacts, Provenance(place.progress.resolved, metrics), place.progress.add_uploaded)
+    provenance = Provenance(place.progress.resolved, outcome.metrics())
+    return place.store.publish(artifacts, provenance, place.progress.add_uploaded)
 
 
 def _fetch_model(place: Workplace) -> FetchedSource:

@@ -4,6 +4,7 @@ progress bar. Training only ever changes numbers in memory here."""
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from math import isfinite
@@ -45,6 +46,7 @@ class Progress:
         self._eta: int | None = None
         self._sequence = 0
         self._listeners: list[Callable[[bool], None]] = []
+        self._transfer = TransferRate()
 
     def listen(self, listener: Callable[[bool], None]) -> None:
         """Call `listener` after every change; it must not block."""
@@ -73,9 +75,13 @@ class Progress:
         self._tell(stage_changed=False)
 
     def add_uploaded(self, count: int) -> None:
-        """Bytes have been uploaded; called from any thread."""
+        """Bytes have been uploaded; called from any thread. Speed and time to the end follow from them."""
         with self._lock:
-            self._values["uploaded_bytes"] = self._values.get("uploaded_bytes", 0) + count
+            done = self._values.get("uploaded_bytes", 0) + count
+            self._values["uploaded_bytes"] = done
+            if (rate := self._transfer.measure(done)) is not None:
+                self._values["upload_bytes_per_second"] = round(rate)
+                self._eta = int((self._values.get("upload_total_bytes", done) - done) / rate)
         self._tell(stage_changed=False)
 
     def resolve(self, **values: Any) -> None:
@@ -144,6 +150,25 @@ class Progress:
     def _tell(self, *, stage_changed: bool) -> None:
         for listener in self._listeners:
             listener(stage_changed)
+
+
+class TransferRate:
+    """Bytes per second over the last half minute: long enough that parts of 16 MiB, which end together, do not make it
+    jump."""
+
+    def __init__(self, window_seconds: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._window = window_seconds
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def measure(self, done: int) -> float | None:
+        """The rate after `done` bytes in all; None until two moments can be compared."""
+        now = self._clock()
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and self._seen[0][0] < now - self._window:
+            self._seen.popleft()
+        then, before = self._seen[0]
+        return (done - before) / (now - then) if now > then and done > before else None
 
 
 class Speed:

@@ -39,9 +39,10 @@ def save_artifacts(model: Any, loaded: LoadedModel, base: Path, config: RunConfi
     files = export(request, device=loaded.device, on_progress=lambda done, total: None)
     if merged is not None:
         artifacts.append(LocalArtifact(ArtifactType.MERGED, output / "merged", "safetensors", merged.value))
-    artifacts += [
-        LocalArtifact(ArtifactType.GGUF, file.path, "gguf", file.type) for file in files if file.kind == "gguf"
-    ]
+    for file in files:
+        if file.modelfile is not None:
+            artifacts.append(LocalArtifact(ArtifactType.GGUF, file.path, "gguf", file.type))
+            artifacts.append(LocalArtifact(ArtifactType.MODELFILE, file.modelfile, "modelfile", file.type))
     return artifacts
 
 

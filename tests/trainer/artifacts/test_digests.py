@@ -6,8 +6,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from awscrt import checksums
 
-from finetune_trainer.artifacts.digests import digest_file, files_below, sha256_of_each, sha256_of_lines
+from finetune_trainer.artifacts.digests import (
+    DigestStoppedError,
+    crc64_header,
+    digest_file,
+    files_below,
+    sha256_of_each,
+    sha256_of_lines,
+)
 from finetune_trainer.artifacts.s3_upload import MAX_PARTS, MIN_PART_BYTES, PartPlan
 
 
@@ -22,7 +30,14 @@ def test_parts_cover_the_file(tmp_path: Path, size: int, parts: int) -> None:
     assert len(digest.parts) == parts
     assert b"".join(data[part.start : part.end] for part in digest.parts) == data
     for part in digest.parts:
-        assert part.sha256 == hashlib.sha256(data[part.start : part.end]).hexdigest()
+        assert part.crc64 == crc64_header(checksums.crc64nvme(data[part.start : part.end]))
+    assert digest.crc64 == crc64_header(checksums.crc64nvme(data))
+
+
+def test_a_digest_that_nobody_wants_stops(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 100)
+    with pytest.raises(DigestStoppedError):
+        digest_file(tmp_path / "file", 10, lambda: True)
 
 
 def test_crc64_is_that_of_the_specification(tmp_path: Path) -> None:

@@ -226,3 +226,21 @@ def test_closing_ends_the_wait_for_a_store_that_is_away(
         store.publish(small, PROVENANCE, ignore_bytes)
     assert failure.value.reason is FailureReason.STORAGE_UNAVAILABLE
     assert time.monotonic() - began < 20
+
+
+def test_a_file_that_changes_while_it_is_uploaded_is_not_published(
+    open_attempt: Open, large: list[LocalArtifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hashing and sending read the file separately: what was sent has to be what was hashed."""
+    former = large[0].path.with_suffix(".former")
+    former.write_bytes(large[0].path.read_bytes()[:-1] + b"!")
+    real = s3_upload.digest_file
+    with monkeypatch.context() as patch:
+        patch.setattr(s3_upload, "digest_file", lambda path, size, stopped: real(former, size, stopped))
+        store = open_attempt()
+        with pytest.raises(TrainerError, match="changed while it was uploaded") as refusal:
+            store.publish(large, PROVENANCE, ignore_bytes)
+    assert refusal.value.reason == "UploadCorrupted"
+    assert not _manifests(store)
+    assert store.space.abort_unfinished() == 0, "the parts that were sent are discarded"
+    assert store.publish(large, PROVENANCE, ignore_bytes).artifacts, "the unchanged file is published"

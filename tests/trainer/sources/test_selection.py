@@ -4,7 +4,7 @@ import pytest
 
 from finetune_api.failures import FailureReason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.sources.selection import choose_data_files, choose_model_files
+from finetune_trainer.sources.selection import choose_adapter_files, choose_data_files, choose_model_files
 
 BASE = ["config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 
@@ -29,6 +29,32 @@ NO_MODELS = {
 def test_what_is_no_model_is_refused(names: list[str], reason: FailureReason) -> None:
     with pytest.raises(TrainerError, match="s3://b/m/") as refusal:
         choose_model_files("s3://b/m/", names)
+    assert refusal.value.reason is reason
+
+
+def test_of_an_adapter_weights_configuration_and_tokenizer_are_used() -> None:
+    used = ["adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "merges.txt", "tokenizer.json"]
+    others = [
+        "README.md",
+        "training_args.bin",
+        "optimizer.pt",
+        "checkpoint-5/adapter_model.safetensors",
+        "x.safetensors",
+    ]
+    assert choose_adapter_files("hf://a/b", [*others, *used]) == used
+
+
+NO_ADAPTERS = {
+    "a model": (BASE, FailureReason.MODEL_NOT_FOUND),
+    "weights without configuration": (["adapter_model.safetensors"], FailureReason.MODEL_NOT_FOUND),
+    "pickled weights only": (["adapter_config.json", "adapter_model.bin"], FailureReason.UNSAFE_MODEL),
+}
+
+
+@pytest.mark.parametrize(("names", "reason"), NO_ADAPTERS.values(), ids=NO_ADAPTERS)
+def test_what_is_no_adapter_is_refused(names: list[str], reason: FailureReason) -> None:
+    with pytest.raises(TrainerError, match="hf://a/b") as refusal:
+        choose_adapter_files("hf://a/b", names)
     assert refusal.value.reason is reason
 
 

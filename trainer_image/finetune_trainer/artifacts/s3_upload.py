@@ -8,22 +8,27 @@ Proof, cheapest first:
 * A store that was seen to reject wrong checksums (`ChecksumSupport.CHECKED`, see s3_probe) compared the CRC64-NVME of
   every part and of the whole object with ours when it stored them; HEAD then has to return the same size and
   CRC64-NVME. This proves that what arrived is what we hashed, and costs one request.
-* Any other store is read back, range by range in parallel, and the SHA-256 of every range is compared with ours. This
-  proves that what the store returns is what we hashed, and costs the download.
+* Any other store is read back, range by range in parallel, and the CRC64-NVME of every range is compared with ours.
+  This proves that what the store returns is what we hashed, and costs the download.
+
+The file is hashed while its parts are sent; each part's CRC64-NVME is computed from the bytes that go out, and must be
+the one that the hashing found.
 """
 
-import hashlib
 import logging
+import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, Executor, Future, wait
+from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from awscrt import checksums
+
 from finetune_api.failures import FailureReason
-from finetune_trainer.artifacts.digests import FileDigest, PartDigest, digest_file
+from finetune_trainer.artifacts.digests import FileDigest, PartDigest, crc64_header, digest_file
 from finetune_trainer.artifacts.object_space import OnBytes
 from finetune_trainer.artifacts.s3_faults import FaultKind, S3Fault
 from finetune_trainer.artifacts.s3_session import Patience, S3Session
@@ -63,6 +68,19 @@ DEFAULT_PLAN = PartPlan()
 
 
 @dataclass(frozen=True)
+class SentPart:
+    """A part that the store has taken."""
+
+    number: int
+    etag: str
+    crc64: str
+
+    def listed(self, *, checked: bool) -> dict[str, Any]:
+        """As the request that completes the upload names it."""
+        return {"ETag": self.etag, "PartNumber": self.number} | ({"ChecksumCRC64NVME": self.crc64} if checked else {})
+
+
+@dataclass(frozen=True)
 class S3Uploader:
     """Uploads files on the threads of `parts`; `checksums` says what the store does with ours."""
 
@@ -73,12 +91,18 @@ class S3Uploader:
 
     def upload(self, key: str, path: Path, on_bytes: OnBytes) -> FileDigest:
         """Upload and verify a file. Raises TrainerError, UploadCorrupted among them."""
-        digest = digest_file(path, self.plan.part_bytes(path.stat().st_size))
-        if len(digest.parts) == 1:
-            self._put_whole(key, path, digest, on_bytes)
-        else:
-            self._put_parts(key, path, digest, on_bytes)
+        digest = self.send(key, path, on_bytes)
         self.verify(key, digest)
+        return digest
+
+    def send(self, key: str, path: Path, on_bytes: OnBytes) -> FileDigest:
+        """Upload a file; what the store made of it is not known yet. Raises TrainerError."""
+        size = path.stat().st_size
+        part_bytes = self.plan.part_bytes(size)
+        if size > part_bytes:
+            return self._put_parts(key, path, size, part_bytes, on_bytes)
+        digest = digest_file(path, part_bytes)
+        self._put_whole(key, path, digest, on_bytes)
         return digest
 
     def verify(self, key: str, digest: FileDigest) -> None:
@@ -95,28 +119,41 @@ class S3Uploader:
         self.session.call("put_object", key, Body=path.read_bytes(), **self._checksum(digest.crc64))
         on_bytes(digest.bytes)
 
-    def _put_parts(self, key: str, path: Path, digest: FileDigest, on_bytes: OnBytes) -> None:
+    def _put_parts(self, key: str, path: Path, size: int, part_bytes: int, on_bytes: OnBytes) -> FileDigest:
         typed: dict[str, Any] = (
             {} if self._unchecked else {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"}
         )
         upload_id = self.session.call("create_multipart_upload", key, **typed)["UploadId"]
+        stopped = threading.Event()
         try:
-            numbered = enumerate(digest.parts, start=1)
-            tasks = [partial(self._put_part, key, path, upload_id, number, part, on_bytes) for number, part in numbered]
-            sent = collect(self.parts, tasks)
-            self._complete(key, upload_id, sent, digest)
+            with ThreadPoolExecutor(1, "digest") as hasher:
+                try:
+                    hashed = hasher.submit(digest_file, path, part_bytes, stopped.is_set)
+                    starts = enumerate(range(0, size, part_bytes), start=1)
+                    send = partial(self._put_part, key, path, upload_id, on_bytes)
+                    tasks = [partial(send, number, start, min(start + part_bytes, size)) for number, start in starts]
+                    sent = collect(self.parts, tasks)
+                    digest = hashed.result()
+                except BaseException:
+                    stopped.set()
+                    raise
+            if [part.crc64 for part in digest.parts] != [part.crc64 for part in sent]:
+                raise self._corrupted(key, "is not what was hashed: the file changed while it was uploaded")
+            self._complete(key, upload_id, [part.listed(checked=not self._unchecked) for part in sent], digest)
         except BaseException:
             self._abort(key, upload_id)
             raise
+        return digest
 
     def _put_part(
-        self, key: str, path: Path, upload_id: str, number: int, part: PartDigest, on_bytes: OnBytes
-    ) -> dict[str, Any]:
-        body = read_range(path, part.start, part.end)
-        checksum: dict[str, Any] = {} if self._unchecked else {"ChecksumCRC64NVME": part.crc64}
+        self, key: str, path: Path, upload_id: str, on_bytes: OnBytes, number: int, start: int, end: int
+    ) -> SentPart:
+        body = read_range(path, start, end)
+        crc64 = crc64_header(checksums.crc64nvme(body))
+        checksum: dict[str, Any] = {} if self._unchecked else {"ChecksumCRC64NVME": crc64}
         answer = self.session.call("upload_part", key, UploadId=upload_id, PartNumber=number, Body=body, **checksum)
         on_bytes(len(body))
-        return {"ETag": answer["ETag"], "PartNumber": number, **checksum}
+        return SentPart(number, answer["ETag"], crc64)
 
     def _complete(self, key: str, upload_id: str, sent: list[dict[str, Any]], digest: FileDigest) -> None:
         whole: dict[str, Any] = (
@@ -149,7 +186,7 @@ class S3Uploader:
 
     def _verify_part(self, key: str, part: PartDigest) -> None:
         data = fetch_range(self.session, key, part.start, part.end)
-        if hashlib.sha256(data).hexdigest() != part.sha256:
+        if crc64_header(checksums.crc64nvme(data)) != part.crc64:
             raise self._corrupted(key, f"returns other bytes than were sent, between {part.start} and {part.end}")
 
     def _corrupted(self, key: str, found: str) -> TrainerError:

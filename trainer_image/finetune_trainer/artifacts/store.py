@@ -38,6 +38,12 @@ class LocalArtifact:
     quantization: str | None = None
 
     @property
+    def folder(self) -> str:
+        """Folder of the attempt that it goes to; a Modelfile names the GGUF file that lies beside it."""
+        kind = ArtifactType.GGUF if self.type is ArtifactType.MODELFILE else self.type
+        return kind.value.lower()
+
+    @property
     def files(self) -> list[Path]:
         """Its files."""
         return files_below(self.path) if self.path.is_dir() else [self.path]
@@ -114,7 +120,7 @@ class ArtifactStore:
         self.space.close()
 
     def _upload(self, artifact: LocalArtifact, on_bytes: OnBytes) -> ManifestArtifact:
-        base = f"attempts/{self.attempt_id}/{artifact.type.value.lower()}/"
+        base = f"attempts/{self.attempt_id}/{artifact.folder}/"
         is_folder = artifact.path.is_dir()
         root = artifact.path if is_folder else artifact.path.parent
         location = base if is_folder else base + artifact.path.name

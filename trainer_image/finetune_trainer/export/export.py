@@ -7,7 +7,7 @@ them are complete.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from finetune_trainer.export.adapter import Adapter, open_adapter
 from finetune_trainer.export.errors import UnsupportedTypeError
 from finetune_trainer.export.merged_folder import MergedFolder
 from finetune_trainer.export.model_folder import ModelFolder, choose_tokenizer_folder, open_model_folder
+from finetune_trainer.export.ollama import MODELFILE_SUFFIX, read_ollama_chat, write_modelfile
 from finetune_trainer.export.safetensors_files import StoredTensor
 from finetune_trainer.gguf.files import GgufFiles
 
@@ -34,7 +35,7 @@ class ExportRequest:
     adapter: Path | None
     """peft adapter folder; None exports the base as it is."""
     output: Path
-    """Artifacts are written below it: merged/... and gguf/<name>-<TYPE>.gguf."""
+    """Artifacts are written below it: merged/..., gguf/<name>-<TYPE>.gguf and, beside each, its Modelfile."""
     merged: str | None
     """BF16, FP16, or None."""
     gguf: tuple[str, ...]
@@ -53,6 +54,10 @@ class ExportedFile:
     """BF16 or FP16 for merged files, the GGUF type otherwise."""
     size: int
     """Bytes."""
+    seconds: float = 0.0
+    """Spent on encoding and writing it; reading and merging, which all files share, not counted."""
+    modelfile: Path | None = None
+    """Ollama's Modelfile beside a GGUF file."""
 
 
 class _Output(Protocol):
@@ -60,6 +65,7 @@ class _Output(Protocol):
 
     @property
     def size(self) -> int: ...
+    def seconds(self) -> dict[str, float]: ...
     def begin(self) -> int: ...
     def write(self, name: str, weights: torch.Tensor) -> int: ...
     def end(self) -> None: ...
@@ -67,13 +73,17 @@ class _Output(Protocol):
 
 
 def export(
-    request: ExportRequest, *, device: torch.device, on_progress: Callable[[int, int], None]
+    request: ExportRequest,
+    *,
+    device: torch.device,
+    on_progress: Callable[[int, int], None],
+    on_tensor: Callable[[str], None] = lambda name: None,
 ) -> list[ExportedFile]:
     """Write everything `request` asks for; existing artifacts of the same names are replaced.
 
-    Merging and quantising run on `device`. `on_progress(done, total)` is called after each tensor with bytes of
-    weights written. Raises ExportError, and leaves nothing behind then; what cannot be exported is found before
-    weights are read.
+    Merging and quantising run on `device`. `on_tensor(name)` is called before each tensor, `on_progress(done, total)`
+    after it, with bytes of weights written. Raises ExportError, and leaves nothing behind then; what cannot be exported
+    is found before weights are read.
     """
     base = open_model_folder(request.base)
     adapter = open_adapter(request.adapter, base) if request.adapter is not None else None
@@ -82,8 +92,10 @@ def export(
     partial.mkdir(parents=True)
     try:
         outputs = _plan_outputs(request, base, partial)
-        _stream(base, adapter, outputs, device, on_progress)
-        return _publish(request, partial)
+        _stream(base, adapter, outputs, device, on_progress, on_tensor)
+        _write_modelfiles(request, partial)
+        seconds = {name: spent for output in outputs for name, spent in output.seconds().items()}
+        return _publish(request, partial, seconds)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -111,11 +123,13 @@ def _stream(
     outputs: list[_Output],
     device: torch.device,
     on_progress: Callable[[int, int], None],
+    on_tensor: Callable[[str], None],
 ) -> None:
     total = sum(output.size for output in outputs)
     try:
         done = sum(output.begin() for output in outputs)
         for tensor, stored in _read_ahead(base.tensors):
+            on_tensor(tensor.name)
             weights = stored.to(device).to(torch.float32)
             if adapter is not None:
                 weights = adapter.merge(tensor.name, weights)
@@ -141,7 +155,15 @@ def _read_ahead(tensors: tuple[StoredTensor, ...]) -> Iterator[tuple[StoredTenso
             yield tensor, values
 
 
-def _publish(request: ExportRequest, partial: Path) -> list[ExportedFile]:
+def _write_modelfiles(request: ExportRequest, partial: Path) -> None:
+    if request.gguf:
+        chat = read_ollama_chat(request.base, choose_tokenizer_folder(request.base, request.adapter))
+        for path in (partial / "gguf").glob("*.gguf"):
+            text = write_modelfile(path.name, chat)
+            path.with_suffix(MODELFILE_SUFFIX).write_text(text, encoding="utf-8")
+
+
+def _publish(request: ExportRequest, partial: Path, seconds: Mapping[str, float]) -> list[ExportedFile]:
     """Rename what is complete to its final place."""
     files: list[ExportedFile] = []
     if request.merged is not None:
@@ -149,12 +171,15 @@ def _publish(request: ExportRequest, partial: Path) -> list[ExportedFile]:
         shutil.rmtree(target, ignore_errors=True)
         (partial / "merged").rename(target)
         files += [
-            ExportedFile(path, "merged", request.merged, path.stat().st_size) for path in sorted(target.iterdir())
+            ExportedFile(path, "merged", request.merged, path.stat().st_size, seconds.get(path.name, 0.0))
+            for path in sorted(target.iterdir())
         ]
     if request.gguf:
         (request.output / "gguf").mkdir(exist_ok=True)
     for kind in request.gguf:
         path = request.output / "gguf" / f"{request.name}-{kind}.gguf"
-        (partial / "gguf" / path.name).replace(path)
-        files.append(ExportedFile(path, "gguf", kind, path.stat().st_size))
+        modelfile = path.with_suffix(MODELFILE_SUFFIX)
+        for final in (path, modelfile):
+            (partial / "gguf" / final.name).replace(final)
+        files.append(ExportedFile(path, "gguf", kind, path.stat().st_size, seconds[path.name], modelfile))
     return files

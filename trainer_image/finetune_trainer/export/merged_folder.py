@@ -1,6 +1,7 @@
 """The merged model as a Hugging Face folder, sharded like the base, written tensor by tensor."""
 
 import json
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -19,7 +20,12 @@ class MergedFolder:
         self._base, self._tokenizer, self._dtype = base, tokenizer, dtype
         self._files = {tensor.name: tensor.path.name for tensor in base.tensors}
         self._writers: dict[str, SafetensorsWriter] = {}
+        self._seconds = dict.fromkeys(self._files.values(), 0.0)
         self.size = sum(torch.Size(tensor.shape).numel() * dtype.itemsize for tensor in base.tensors)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent on each weight file, by its name."""
+        return dict(self._seconds)
 
     def begin(self) -> int:
         """Create the folder and the headers of its weight files; returns 0, the bytes of tensors written."""
@@ -32,10 +38,14 @@ class MergedFolder:
 
     def write(self, name: str, weights: torch.Tensor) -> int:
         """Round fp32 `weights` and append them to their file; returns the bytes written."""
+        began = time.monotonic()
         rounded = weights.to(self._dtype)
         if self._dtype == torch.float16 and rounded.isinf().any():
             raise OverflowingWeightsError(f"{name} holds weights that float16 cannot; merge as BF16")
-        return self._writers[self._files[name]].write(name, rounded)
+        file = self._files[name]
+        written = self._writers[file].write(name, rounded)
+        self._seconds[file] += time.monotonic() - began
+        return written
 
     def end(self) -> None:
         """Close the weight files and write index, config, tokenizer and licence."""

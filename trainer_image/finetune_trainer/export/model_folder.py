@@ -39,13 +39,19 @@ class ModelFolder:
         return {tensor.name for tensor in self.tensors}
 
 
+def load_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
 def open_model_folder(path: Path) -> ModelFolder:
     """Read config and safetensors headers below `path`; raises InvalidBaseError saying which file is missing or
     damaged."""
     config_path = path / "config.json"
     if not config_path.is_file():
         raise InvalidBaseError(f"{path} has no config.json: it is not a Hugging Face model folder")
-    config: dict[str, Any] = json.loads(config_path.read_text(encoding="utf-8"))
+    config = load_json(config_path)
     index_path = path / INDEX_NAME
     if index_path.is_file():
         weight_map: dict[str, str] = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]

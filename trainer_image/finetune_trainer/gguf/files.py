@@ -4,6 +4,7 @@ A GGUF file begins with the sizes of all its tensors, so everything is planned f
 is read.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ class GgufFile:
         self.path = path
         self.file_type = file_type
         self.size = 0  # of the tensors, in bytes
+        self.seconds = 0.0  # spent on encoding and writing them
         self._writer = writer
         self._plan: list[_PlannedTensor] = []
 
@@ -57,6 +59,7 @@ class GgufFile:
 
     def write(self, name: str, weights: torch.Tensor) -> int:
         """Encode and append the next planned tensor, given in fp32; returns its bytes in the file."""
+        began = time.monotonic()
         planned = self._plan.pop()
         if planned.name != name:
             raise AssertionError(f"tensor {name} came where {planned.name} was planned")
@@ -64,6 +67,7 @@ class GgufFile:
         if planned.type is GGMLQuantizationType.F16 and encoded.view(torch.float16).isinf().any():
             raise OverflowingWeightsError(f"{name} holds weights that F16 cannot; choose BF16 or a quantised type")
         self._writer.write_tensor_data(encoded.cpu().numpy())
+        self.seconds += time.monotonic() - began
         return encoded.numel()
 
     def end(self) -> None:
@@ -116,6 +120,10 @@ class GgufFiles:
     def size(self) -> int:
         """Bytes of all tensors of all files."""
         return sum(file.size for file in self.files.values())
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent on each file, by its name."""
+        return {file.path.name: file.seconds for file in self.files.values()}
 
     def begin(self) -> int:
         """Create the files and write what comes before the model's own weights; returns the bytes of tensors

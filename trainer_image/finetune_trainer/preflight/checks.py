@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import OnBadRow
+from finetune_trainer.artifacts.hub_push import open_hub
 from finetune_trainer.artifacts.object_space import ignore_bytes
 from finetune_trainer.artifacts.store import ArtifactStore, open_store
 from finetune_trainer.errors import TrainerError
@@ -70,6 +71,7 @@ def run_preflight(config: RunConfig, settings: Settings) -> tuple[Report, tuple[
     store = open_store(config, settings.attempt_id, settings.credentials_of("output"), settings.output_folder)
     try:
         writable = findings.attempt("spec.output.s3", lambda: _check_output(store, config)) is not None
+        findings.attempt("spec.output.hub", lambda: _check_hub(config, settings))
         model = findings.attempt("spec.model.source", lambda: _fetch_model(config, settings, findings))
         data = findings.attempt("spec.dataset.source", lambda: _fetch_data(config, settings))
         report = _examine(config, model, data, findings)
@@ -83,6 +85,12 @@ def _check_output(store: ArtifactStore, config: RunConfig) -> bool:
     store.probe()
     store.find_existing(config.spec_digest())
     return True
+
+
+def _check_hub(config: RunConfig, settings: Settings) -> None:
+    hub = open_hub(config.output.hub, settings.credentials_of("hub"))
+    if hub is not None:
+        hub.prepare()
 
 
 def _fetch_model(config: RunConfig, settings: Settings, findings: _Findings) -> _Model:

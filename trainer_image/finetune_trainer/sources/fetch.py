@@ -14,7 +14,7 @@ from finetune_trainer.sources.hub import HubRepository
 from finetune_trainer.sources.local import LocalRepository
 from finetune_trainer.sources.repository import Repository, SourceAccess
 from finetune_trainer.sources.s3 import S3Repository
-from finetune_trainer.sources.selection import choose_data_files, choose_model_files
+from finetune_trainer.sources.selection import choose_adapter_files, choose_data_files, choose_model_files
 
 GIBIBYTE = 1 << 30
 WEIGHTS_SUFFIX = ".safetensors"
@@ -48,6 +48,12 @@ def fetch_model_configuration(uri: str, revision: str | None, work: Path, access
     repository = _open(uri, revision, access, MODEL_REASONS, is_model=True)
     names = choose_model_files(uri, repository.files)
     return _bring(repository, [name for name in names if not name.endswith(WEIGHTS_SUFFIX)], work, ignore_bytes)
+
+
+def fetch_adapter(uri: str, work: Path, access: SourceAccess, on_bytes: OnBytes) -> FetchedSource:
+    """Bring a peft adapter into `work`, whose former content goes. Raises TrainerError like `fetch_model`."""
+    repository = _open(uri, None, access, MODEL_REASONS, is_model=True)
+    return _bring(repository, choose_adapter_files(uri, repository.files), work, on_bytes)
 
 
 def fetch_dataset(uri: str, split: str, work: Path, access: SourceAccess, on_bytes: OnBytes) -> FetchedSource:

@@ -12,6 +12,8 @@ from finetune_api.failures import FailureReason
 from finetune_trainer.errors import TrainerError
 
 MODEL_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_PATTERNS = ("*.json", "*.jinja", "*.model", "merges.txt")
 # Mistral's own copy of the weights, beside the one that transformers reads.
 DUPLICATE_WEIGHTS = "consolidated*.safetensors"
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -31,6 +33,20 @@ def choose_model_files(uri: str, names: Iterable[str]) -> list[str]:
         message = f"{uri} has pickled weights only (.bin, .pt), which can run code when loaded; safetensors are needed"
         raise TrainerError(FailureReason.UNSAFE_MODEL, message)
     message = f"{uri} is not a model: config.json and *.safetensors are needed, {len(top)} files were found"
+    raise TrainerError(FailureReason.MODEL_NOT_FOUND, message)
+
+
+def choose_adapter_files(uri: str, names: Iterable[str]) -> list[str]:
+    """Files of a peft adapter, the tokenizer saved with it among them; raises TrainerError (ModelNotFound,
+    UnsafeModel)."""
+    top = [name for name in names if "/" not in name]
+    chosen = sorted(name for name in top if name == ADAPTER_WEIGHTS or _matches(name, ADAPTER_PATTERNS))
+    if ADAPTER_WEIGHTS in chosen and "adapter_config.json" in chosen:
+        return chosen
+    if any(name.endswith(PICKLED_SUFFIXES) for name in top) and "adapter_config.json" in chosen:
+        message = f"{uri} has pickled weights only (.bin, .pt), which can run code when loaded; safetensors are needed"
+        raise TrainerError(FailureReason.UNSAFE_MODEL, message)
+    message = f"{uri} is no adapter: adapter_config.json and {ADAPTER_WEIGHTS} are needed, {len(top)} files were found"
     raise TrainerError(FailureReason.MODEL_NOT_FOUND, message)
 
 

@@ -1,0 +1,74 @@
+"""Bring a committed result to this disk: what the manifest names, nothing else, each file checked against its SHA-256.
+
+The manifest is data from a store: a path in it that would leave the target folder is refused.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from pydantic import ValidationError
+
+from finetune_api.failures import FailureReason
+from finetune_trainer.artifacts.digests import sha256_file
+from finetune_trainer.artifacts.manifest import MANIFEST_NAME, Manifest, ManifestArtifact, ManifestFile
+from finetune_trainer.artifacts.object_space import ObjectSpace, OnBytes
+from finetune_trainer.errors import TrainerError
+
+SUMS_NAME = "SHA256SUMS"
+
+
+def read_manifest(space: ObjectSpace) -> Manifest:
+    """The result's manifest; raises TrainerError where there is none, or something else under its name."""
+    found = space.read(MANIFEST_NAME)
+    if found is None:
+        message = f"{space.uri(MANIFEST_NAME)} does not exist: the job has not finished, or wrote elsewhere"
+        raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, message)
+    try:
+        return Manifest.decode(found.data)
+    except ValidationError:
+        message = f"{space.uri(MANIFEST_NAME)} is not a manifest of ours"
+        raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, message) from None
+
+
+def local_path(file: ManifestFile) -> Path:
+    """Where a file goes, relative to the target: its path without `attempts/<attempt>/`. Raises TrainerError for a
+    path that is not plain."""
+    parts = PurePosixPath(file.path).parts
+    if parts[:1] == ("attempts",) and len(parts) > 2:
+        parts = parts[2:]
+    if not parts or file.path.startswith("/") or "\\" in file.path or {"..", "."} & set(file.path.split("/")):
+        message = f"the manifest names {file.path!r}, which is no path inside a result"
+        raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, message)
+    return Path(*parts)
+
+
+def download_artifacts(
+    space: ObjectSpace, artifacts: Iterable[ManifestArtifact], target: Path, on_bytes: OnBytes
+) -> list[Path]:
+    """Have every file of these artifacts below `target`, verified, and write SHA256SUMS for `sha256sum --check`.
+
+    A file that is there already and right is kept. Raises TrainerError (UploadCorrupted for bytes that are not the
+    manifest's); a file under its final name is always whole.
+    """
+    files = [file for artifact in artifacts for file in artifact.files]
+    places = [local_path(file) for file in files]
+    for file, place in zip(files, places, strict=True):
+        _bring(space, file, target / place, on_bytes)
+    lines = sorted(f"{file.sha256}  {place.as_posix()}\n" for file, place in zip(files, places, strict=True))
+    (target / SUMS_NAME).write_text("".join(lines), encoding="utf-8")
+    return [target / place for place in places]
+
+
+def _bring(space: ObjectSpace, file: ManifestFile, path: Path, on_bytes: OnBytes) -> None:
+    if path.is_file() and path.stat().st_size == file.bytes and sha256_file(path) == file.sha256:
+        on_bytes(file.bytes)
+        return
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        space.get_file(file.path, partial, on_bytes)
+        if (found := sha256_file(partial)) != file.sha256:
+            message = f"{space.uri(file.path)} is not what the job made: its SHA-256 is {found}"
+            raise TrainerError(FailureReason.UPLOAD_CORRUPTED, message)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,102 @@
+"""The loss curves as an SVG: a few hundred bytes of text that every browser and the Hub show. Pure.
+
+matplotlib was rejected: 30 MB of packages for two lines.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 720, 360
+LEFT, RIGHT, TOP, BOTTOM = 64, 16, 40, 44  # margins, in px
+MAX_POINTS = 1000
+TRAINING_COLOUR, EVALUATION_COLOUR = "#3b6ea5", "#c9772f"
+
+
+@dataclass(frozen=True)
+class LossPoint:
+    """A logged loss, in nats per supervised token: that of training, or of an evaluation."""
+
+    step: int
+    loss: float
+    is_evaluation: bool = False
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Which steps and losses the picture spans."""
+
+    last_step: int
+    low: float
+    high: float
+
+    def place(self, point: LossPoint) -> tuple[float, float]:
+        """Pixel of a point."""
+        x = LEFT + (WIDTH - LEFT - RIGHT) * point.step / self.last_step
+        return x, self.height_of(point.loss)
+
+    def height_of(self, loss: float) -> float:
+        """Pixel row of a loss."""
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (loss - self.low) / (self.high - self.low)
+
+
+def render_loss_plot(title: str, points: Sequence[LossPoint]) -> str:
+    """The picture; at least one point is needed. Long runs are thinned to 1000 points a line."""
+    ticks = _ticks(min(point.loss for point in points), max(point.loss for point in points))
+    frame = _Frame(max(1, max(point.step for point in points)), ticks[0], ticks[-1])
+    training = [point for point in points if not point.is_evaluation]
+    evaluation = [point for point in points if point.is_evaluation]
+    parts = [
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+            'role="img" font-family="system-ui,sans-serif" font-size="12">'
+        ),
+        f"<title>{escape(title)}</title>",
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
+        f'<text x="{LEFT}" y="20" font-size="14">{escape(title)}</text>',
+        *_grid(frame, ticks),
+        *_line("training", TRAINING_COLOUR, _thinned(training), frame, legend=WIDTH - 190),
+        *_line("evaluation", EVALUATION_COLOUR, _thinned(evaluation), frame, legend=WIDTH - 100),
+        "</svg>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _grid(frame: _Frame, ticks: Sequence[float]) -> Iterable[str]:
+    for tick in ticks:
+        y = frame.height_of(tick)
+        yield f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#dddddd"/>'
+        yield f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>'
+    base = HEIGHT - BOTTOM + 18
+    yield f'<text x="{LEFT}" y="{base}">0</text>'
+    yield f'<text x="{WIDTH - RIGHT}" y="{base}" text-anchor="end">{frame.last_step}</text>'
+    yield f'<text x="{WIDTH / 2}" y="{base + 16}" text-anchor="middle">optimiser step</text>'
+
+
+def _line(name: str, colour: str, points: Sequence[LossPoint], frame: _Frame, *, legend: float) -> Iterable[str]:
+    if not points:
+        return
+    places = [frame.place(point) for point in points]
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+    yield f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
+    if len(places) <= 2:  # a line of one point would not be seen
+        yield from (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places)
+    yield f'<text x="{legend}" y="20" fill="{colour}">{name}</text>'
+
+
+def _thinned(points: Sequence[LossPoint]) -> Sequence[LossPoint]:
+    """Every n-th point, the last one always among them."""
+    step = -(-len(points) // MAX_POINTS) or 1
+    return points if step == 1 else [*points[:-1:step], points[-1]]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """About five round numbers that span [low, high]."""
+    span = high - low or abs(high) or 1.0
+    rough = span / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    last = max(last, first + 1)
+    return [round(index * step, 12) for index in range(first, last + 1)]

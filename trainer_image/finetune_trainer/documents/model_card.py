@@ -1,0 +1,140 @@
+"""The model card: what this is, what it was made of, and the commands that use it.
+
+Its header is huggingface_hub's, so that the Hub files a pushed repository under its base model. Text from outside
+(names, sources) goes through YAML or into code spans, where Markdown means nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from finetune_api.run_config import RunConfig
+from finetune_api.sources import Scheme, Source
+
+PLOT_NAME = "loss.svg"
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card says."""
+
+    config: RunConfig
+    description: Mapping[str, Any]
+    """What `describe_run` says."""
+    has_merged: bool
+    gguf: Sequence[str]
+    """Names of the GGUF files."""
+    has_plot: bool
+
+
+def write_model_card(facts: CardFacts) -> str:
+    """README.md of the model."""
+    body = "\n".join((*_about(facts), *_results(facts), *_commands(facts), *_configuration(facts.description)))
+    return str(ModelCard(f"---\n{_header(facts).to_yaml()}\n---\n\n{body}\n"))
+
+
+def _header(facts: CardFacts) -> ModelCardData:
+    config = facts.config
+    base, data = _hub_name(config.model.source), _hub_name(config.dataset.source)
+    return ModelCardData(
+        base_model=base,
+        base_model_relation=("finetune" if facts.has_merged else "adapter") if base else None,
+        datasets=[data] if data else None,
+        library_name="transformers" if facts.has_merged else "peft",
+        pipeline_tag="text-generation",
+        tags=["finetune-operator", "lora", "sft", *(["gguf"] if facts.gguf else [])],
+    )
+
+
+def _about(facts: CardFacts) -> Sequence[str]:
+    config, resolved = facts.config, facts.description["resolved"]
+    revision = f" at `{resolved['modelRevision']}`" if "modelRevision" in resolved else ""
+    rows = f"{resolved['rows']:,} rows, " if "rows" in resolved else ""
+    return (
+        f"# {config.job.name}",
+        "",
+        (
+            f"{config.adapter.variant} fine-tuning of {_code(config.model.source)}{revision} "
+            f"(SHA-256 `{resolved['modelDigest']}`)."
+        ),
+        "",
+        f"Data: {_code(config.dataset.source)}, {rows}SHA-256 `{resolved['datasetDigest']}`.",
+        "",
+    )
+
+
+def _results(facts: CardFacts) -> Sequence[str]:
+    metrics = facts.description["metrics"]
+    rows = [f"| {name} | {value:g} |" for name, value in metrics.items()]
+    plot = [f"![Loss by step]({PLOT_NAME})", ""] if facts.has_plot else []
+    return (
+        "## Results",
+        "",
+        "| metric | value |",
+        "|---|---|",
+        *rows,
+        "",
+        "Losses are nats per supervised token.",
+        "",
+        *plot,
+    )
+
+
+def _commands(facts: CardFacts) -> Sequence[str]:
+    name, rank = facts.config.job.name, facts.config.adapter.rank
+    base = _hub_name(facts.config.model.source) or "BASE_MODEL_FOLDER"
+    lines = ["## Use", "", *_hub_commands(facts)]
+    lines += ["From the folder that `finetune artifacts JOB --download FOLDER` fills:", "", "```sh"]
+    lines += [
+        "# vLLM, adapter on its base",
+        f"vllm serve {base} --enable-lora --max-lora-rank {_vllm_rank(rank)} --lora-modules {name}=./adapter",
+    ]
+    if facts.has_merged:
+        lines += ["# vLLM, merged weights", f"vllm serve ./merged --served-model-name {name}"]
+    for file in facts.gguf:
+        modelfile = file.removesuffix(".gguf") + ".Modelfile"
+        lines += [
+            f"# {file}: llama.cpp, Ollama",
+            f"llama-cli -m gguf/{file} -cnv",
+            f"llama-server -m gguf/{file}",
+            f"ollama create {name} -f gguf/{modelfile} && ollama run {name}",
+        ]
+    return (*lines, "```", "")
+
+
+def _hub_commands(facts: CardFacts) -> Sequence[str]:
+    """Commands for the repository that the job pushes to; merged weights and GGUF files lie at its top."""
+    hub = facts.config.output.hub
+    if hub is None:
+        return ()
+    lines = [f"vllm serve {hub.repository}"] if facts.has_merged else []
+    for file in facts.gguf:
+        kind = file.removesuffix(".gguf").removeprefix(f"{facts.config.job.name}-")
+        lines += [f"llama-server -hf {hub.repository}:{kind}", f"ollama run hf.co/{hub.repository}:{kind}"]
+    return ("From the Hugging Face Hub:", "", "```sh", *lines, "```", "") if lines else ()
+
+
+def _configuration(description: Mapping[str, Any]) -> Sequence[str]:
+    text = yaml.safe_dump(dict(description), sort_keys=False, allow_unicode=True).rstrip()
+    fence = "```"
+    while fence in text:  # a chat template may hold anything
+        fence += "`"
+    return ("## Resolved configuration", "", f"{fence}yaml", text, fence)
+
+
+def _vllm_rank(rank: int) -> int:
+    """The smallest limit that vLLM accepts and that holds the rank."""
+    return next((limit for limit in (8, 16, 32, 64, 128, 256, 320, 512) if limit >= rank), rank)
+
+
+def _hub_name(uri: str) -> str | None:
+    source = Source.parse(uri)
+    return source.location if source.scheme is Scheme.HUGGING_FACE else None
+
+
+def _code(text: str) -> str:
+    """A code span; a backquote would end it."""
+    return f"`{text.replace('`', '%60')}`"
