@@ -49,7 +49,7 @@ def _read_csv(path: Path, delimiter: str = ",") -> Iterator[tuple[str, Any]]:
     # Bytes that are no UTF-8 become surrogates, so that one bad row does not end the file.
     with open_bytes(path) as stream, io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
-        header = next(_records(reader), (0, []))[1]
+        header: Any = next(_records(reader), (0, []))[1]
         if isinstance(header, ValueError) or len(set(header)) != len(header):
             yield ":1", header if isinstance(header, ValueError) else ValueError(f"columns are named twice: {header}")
             return
