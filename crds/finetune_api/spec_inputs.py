@@ -6,7 +6,7 @@ from pydantic import Field
 
 from finetune_api.base import LARGEST_COUNT, ApiModel, Pattern, ResourceName, Rule
 from finetune_api.sources import SourceUri, stays_inside
-from finetune_api.vocabulary import DatasetFormat, OnBadRow, Quantization, TrainOn
+from finetune_api.vocabulary import ChatTemplateName, DatasetFormat, OnBadRow, Quantization, TrainOn
 
 ColumnName = Annotated[str, Field(min_length=1, max_length=128)]
 
@@ -58,7 +58,13 @@ class ModelSpec(ApiModel):
     """Whether the scales of NF4 blocks are quantised as well, which saves 0.4 bits per weight. Default true."""
 
     chat_template: Annotated[str, Field(min_length=1, max_length=65_536)] | None = None
-    """Jinja chat template that replaces the tokenizer's own. Default: the tokenizer's template."""
+    """Jinja chat template that replaces the tokenizer's own; {% generation %} and {% endgeneration %} around answers
+    say exactly what carries loss. Default: the tokenizer's template."""
+
+    chat_template_name: ChatTemplateName | None = None
+    """Chat template of a known family that replaces the tokenizer's own: Alpaca, ChatML, Gemma, Llama3, Mistral, Phi3,
+    Phi4, Qwen (ChatML with tools), Vicuna or Zephyr. The tokenizer must have the family's special tokens (Alpaca,
+    Vicuna and Zephyr need none). Default: the tokenizer's template."""
 
     credentials: SecretReference | None = None
     """Secret that may read the source. Default: anonymous access, or the identity of the pod."""
@@ -69,6 +75,11 @@ class ModelSpec(ApiModel):
             cel="!has(self.revision) || self.source.startsWith('hf://')",
             holds=lambda spec: spec.revision is None or spec.source.startswith("hf://"),
             message="spec.model.revision only goes with an hf:// source: remove it, or put the version into the path",
+        ),
+        Rule(
+            cel="!(has(self.chatTemplate) && has(self.chatTemplateName))",
+            holds=lambda spec: spec.chat_template is None or spec.chat_template_name is None,
+            message="spec.model.chatTemplate and spec.model.chatTemplateName exclude each other: write one of them",
         ),
     )
 
@@ -84,6 +95,26 @@ class DatasetColumns(ApiModel):
 
     completion: ColumnName = "completion"
     """Column with the completion of format PromptCompletion. Default completion."""
+
+    conversations: ColumnName = "conversations"
+    """Column with the list of {from, value} of format ShareGPT. Default conversations."""
+
+    instruction: ColumnName = "instruction"
+    """Column with the instruction of format Alpaca. Default instruction."""
+
+    input: ColumnName = "input"
+    """Column with what the instruction of format Alpaca is about; rows may leave it out. Default input."""
+
+    output: ColumnName = "output"
+    """Column with the answer of format Alpaca. Default output."""
+
+    system: ColumnName = "system"
+    """Column with the system message of formats ShareGPT, PromptCompletion and Alpaca; rows may leave it out. Default
+    system."""
+
+    tools: ColumnName = "tools"
+    """Column with the tools of formats Messages and ShareGPT, as a list or as JSON text; rows may leave it out. Default
+    tools."""
 
     text: ColumnName = "text"
     """Column with the text of format Text. Default text."""
@@ -102,7 +133,8 @@ class DatasetSpec(ApiModel):
 
     source: SourceUri
     """Where the data is: s3://bucket/file.jsonl, hf://org/name, or pvc://claim/file.jsonl (file:///path with
-    `finetune run`). JSON Lines, JSON, CSV or Parquet."""
+    `finetune run`), or a prefix that ends in '/' with several files. JSON Lines, JSON, CSV, TSV (each also .gz or
+    .zst), Parquet or Arrow."""
 
     split: Annotated[
         str,
@@ -112,11 +144,12 @@ class DatasetSpec(ApiModel):
     """Split of an hf:// dataset. Default train. Other sources have no splits."""
 
     format: DatasetFormat = DatasetFormat.AUTO
-    """Layout of a row: Messages ({messages: [{role, content}]}), PromptCompletion ({prompt, completion}), Text
-    ({text}), or Auto, which looks at the columns. Default Auto; status.resolved says what was seen."""
+    """Layout of a row: Messages ({messages: [{role, content}]}, as for OpenAI), ShareGPT ({conversations: [{from,
+    value}]}), PromptCompletion ({prompt, completion}), Alpaca ({instruction, input, output}), Text ({text}), or Auto,
+    which looks at the columns. Default Auto; status.resolved says what was seen."""
 
     columns: DatasetColumns = DatasetColumns()
-    """The dataset's own column names, where they differ from messages, prompt, completion and text."""
+    """The dataset's own column names, where they differ from the usual ones."""
 
     train_on: TrainOn = TrainOn.RESPONSES
     """Which tokens carry loss: Responses (assistant turns or completions) or All. Text rows always train on all

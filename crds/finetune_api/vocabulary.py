@@ -77,8 +77,25 @@ class DatasetFormat(StrEnum):
 
     AUTO = "Auto"
     MESSAGES = "Messages"
+    SHAREGPT = "ShareGPT"
     PROMPT_COMPLETION = "PromptCompletion"
+    ALPACA = "Alpaca"
     TEXT = "Text"
+
+
+class ChatTemplateName(StrEnum):
+    """Chat templates that come with the trainer, by the family that they are known from."""
+
+    ALPACA = "Alpaca"
+    CHATML = "ChatML"
+    GEMMA = "Gemma"
+    LLAMA3 = "Llama3"
+    MISTRAL = "Mistral"
+    PHI3 = "Phi3"
+    PHI4 = "Phi4"
+    QWEN = "Qwen"
+    VICUNA = "Vicuna"
+    ZEPHYR = "Zephyr"
 
 
 class TrainOn(StrEnum):

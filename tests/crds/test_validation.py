@@ -90,6 +90,11 @@ INVALID: dict[str, tuple[Manifest, str, str]] = {
     "a prefix that climbs out": ({"output": {"s3": {"prefix": "a/../b"}}}, "spec.output.s3.prefix", "without"),
     "an endpoint without scheme": ({"output": {"s3": {"endpointURL": "minio:9000"}}}, "endpointURL", "https://minio"),
     "two GPUs": ({"resources": {"gpus": 2}}, "resources.gpus", "less than or equal to 1"),
+    "two chat templates": (
+        {"model": {"chatTemplate": "x", "chatTemplateName": "ChatML"}},
+        "spec.model.chatTemplate",
+        "one of them",
+    ),
     "a revision with a space": ({"model": {"revision": "a b"}}, "model.revision", "a branch, tag or commit"),
     "a split with a space": ({"dataset": {"split": "a b"}}, "dataset.split", "such as train"),
     "a claim with two dots": ({"model": {"source": "pvc://a..b/c"}}, "model.source", "pvc://claim/path"),

@@ -8,8 +8,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from finetune_api.vocabulary import TrainOn
+from finetune_trainer.chat_messages import BadRowError
 from finetune_trainer.chat_rendering import IGNORED, ChatEncoder, Encoded
-from finetune_trainer.dataset_formats import BadRowError, Conversation, PlainText
+from finetune_trainer.dataset_formats import Conversation, PlainText
 from finetune_trainer.errors import TrainerError
 
 CHAT = Conversation(

@@ -13,12 +13,20 @@ import pytest
 
 from finetune_api.spec_inputs import DatasetColumns
 from finetune_api.vocabulary import DatasetFormat
-from finetune_trainer.dataset_formats import BadRowError, Conversation, PlainText, detect_format, parse_row
+from finetune_trainer.chat_messages import BadRowError
+from finetune_trainer.dataset_formats import Conversation, PlainText, detect_format, parse_row
 from finetune_trainer.dataset_rows import read_rows
 from finetune_trainer.errors import TrainerError
 
 COLUMNS = DatasetColumns()
 USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+
+CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}],
+}
+OPENAI_CALL = {"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
 
 
 def test_the_same_rows_come_from_every_kind_of_file(tmp_path: Path) -> None:
@@ -71,8 +79,53 @@ LAYOUTS = {
     "messages with tools": (
         {"messages": [USER, ANSWER], "tools": [{"name": "f"}]},
         DatasetFormat.MESSAGES,
-        Conversation([USER, ANSWER], [{"name": "f"}]),
+        Conversation([USER, ANSWER], [{"type": "function", "function": {"name": "f"}}]),
     ),
+    "messages as JSON text": (
+        {"messages": json.dumps([USER, ANSWER])},
+        DatasetFormat.MESSAGES,
+        Conversation([USER, ANSWER]),
+    ),
+    "content in parts": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, ANSWER]},
+        DatasetFormat.MESSAGES,
+        Conversation([USER, ANSWER]),
+    ),
+    "ShareGPT with a system column": (
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s", "id": 1},
+        DatasetFormat.SHAREGPT,
+        Conversation([{"role": "system", "content": "s"}, USER, ANSWER]),
+    ),
+    "ShareGPT with a call": (
+        {
+            "conversations": [
+                {"from": "human", "value": "a"},
+                {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+                {"from": "observation", "value": "2"},
+                {"from": "gpt", "value": "b"},
+            ]
+        },
+        DatasetFormat.SHAREGPT,
+        Conversation([USER, CALL, {"role": "tool", "content": "2"}, ANSWER]),
+    ),
+    "OpenAI's tool calls": (
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "content": None, "tool_calls": [OPENAI_CALL]},
+                {"role": "tool", "content": "2"},
+                ANSWER,
+            ]
+        },
+        DatasetFormat.MESSAGES,
+        Conversation([USER, CALL, {"role": "tool", "content": "2"}, ANSWER]),
+    ),
+    "Alpaca": (
+        {"instruction": "a", "input": "x", "output": "b", "text": "all of it"},
+        DatasetFormat.ALPACA,
+        Conversation([{"role": "user", "content": "a\n\nx"}, ANSWER]),
+    ),
+    "Alpaca without input": ({"instruction": "a", "output": "b"}, DatasetFormat.ALPACA, Conversation([USER, ANSWER])),
 }
 
 
@@ -86,7 +139,9 @@ def test_columns_may_have_other_names() -> None:
     columns = DatasetColumns(prompt="question", completion="answer")
     row = {"question": "a", "answer": "b"}
     assert parse_row(row, detect_format(row, columns), columns) == Conversation([USER, ANSWER])
-    with pytest.raises(TrainerError, match=r"\['answer', 'question'\]"):
+    with pytest.raises(
+        TrainerError, match=r"\['answer', 'question'\].*columns: {prompt: question, completion: answer}"
+    ):
         detect_format(row, COLUMNS)
 
 
@@ -98,6 +153,17 @@ WRONG: dict[str, tuple[Any, str]] = {
     "an unknown role": ({"messages": [{"role": "human", "content": "a"}]}, r"messages\[0\].role is 'human'; write"),
     "content that is no text": ({"messages": [{"role": "user", "content": 7}]}, r"messages\[0\].content must be text"),
     "an empty answer": ({"messages": [USER, {"role": "assistant", "content": " "}]}, r"messages\[1\].content is empty"),
+    "a picture": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]},
+        "part of type 'image_url'; only text",
+    ),
+    "a weight of zero": ({"messages": [USER, ANSWER | {"weight": 0}]}, r"messages\[1\].weight is 0"),
+    "arguments that are no JSON": (
+        {"messages": [USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{x"}]}]},
+        r"messages\[1\].tool_calls\[0\].arguments is text, but not valid JSON",
+    ),
+    "messages as broken text": ({"messages": "[{"}, "messages is text, but not valid JSON"),
+    "tools without name": ({"messages": [USER, ANSWER], "tools": [{}]}, r"tools\[0\] must be an object with name"),
     "no answer": ({"messages": [USER]}, "no assistant turn"),
 }
 

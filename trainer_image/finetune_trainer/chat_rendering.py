@@ -14,11 +14,14 @@ from trl.chat_template_utils import get_training_chat_template
 
 from finetune_api.failures import FailureReason
 from finetune_api.vocabulary import TrainOn
-from finetune_trainer.dataset_formats import BadRowError, Conversation, Example, PlainText
+from finetune_trainer.chat_messages import BadRowError
+from finetune_trainer.dataset_formats import Conversation, Example, PlainText
 from finetune_trainer.errors import TrainerError
 
 IGNORED = -100  # label of a token without loss, as in torch's cross entropy
 GENERATION_MARK = "generation %}"
+# What rendering a template that others wrote can raise; escapes from the sandbox are TemplateErrors.
+RENDERING_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,9 @@ class ChatEncoder:
                 ids = self._tokenize(self._render(example, example.messages))["input_ids"]
                 return Encoded(ids, list(ids))
             return self._encode_marked(example) if self._marked else self._encode_by_prefixes(example)
-        except TemplateError as error:
-            raise BadRowError(f"the chat template refuses the row: {str(error).splitlines()[0]}") from None
+        except RENDERING_ERRORS as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            raise BadRowError(f"the chat template refuses the row: {why}") from None
 
     def _encode_text(self, text: str) -> Encoded:
         ids = self._tokenizer(text)["input_ids"]

@@ -16,8 +16,9 @@ from datasets.arrow_writer import ArrowWriter
 from finetune_api.failures import FailureReason
 from finetune_api.spec_inputs import DatasetSpec
 from finetune_api.vocabulary import DatasetFormat, OnBadRow
+from finetune_trainer.chat_messages import BadRowError
 from finetune_trainer.chat_rendering import ChatEncoder, Encoded
-from finetune_trainer.dataset_formats import BadRowError, detect_format, parse_row
+from finetune_trainer.dataset_formats import describe_detection, detect_format, parse_row
 from finetune_trainer.dataset_rows import Row, read_rows
 from finetune_trainer.errors import TrainerError
 
@@ -95,7 +96,7 @@ def _encode_rows(
                 raise BadRowError(row.value)
             if layout is DatasetFormat.AUTO:
                 layout = detect_format(row.value, spec.columns)
-                log.info("dataset format: %s", layout)
+                log.info("dataset format: %s", describe_detection(row.value, layout, spec.columns))
             counts.format = layout
             encoded = encoder.encode(parse_row(row.value, layout, spec.columns)).truncated(max_length)
         except BadRowError as error:

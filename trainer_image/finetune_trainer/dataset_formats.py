@@ -7,13 +7,20 @@ from typing import Any
 from finetune_api.failures import FailureReason
 from finetune_api.spec_inputs import DatasetColumns
 from finetune_api.vocabulary import DatasetFormat
+from finetune_trainer.chat_messages import BadRowError, parse_json_text, parse_messages, parse_tools
 from finetune_trainer.errors import TrainerError
 
-ROLES = ("system", "user", "assistant", "tool")
-
-
-class BadRowError(ValueError):
-    """A row cannot be used; the message says what was found and what to write."""
+# In this order: a row that fits several is taken for the first, as the later columns often repeat the earlier ones.
+LAYOUTS = (
+    DatasetFormat.MESSAGES,
+    DatasetFormat.SHAREGPT,
+    DatasetFormat.PROMPT_COMPLETION,
+    DatasetFormat.ALPACA,
+    DatasetFormat.TEXT,
+)
+# Other names under which prompts and completions are found: suggested, never assumed.
+USUAL_PROMPTS = ("question", "query", "instruction", "input", "prompt", "user")
+USUAL_COMPLETIONS = ("answer", "response", "output", "completion", "assistant", "chosen")
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,9 @@ def needed_columns(layout: DatasetFormat, columns: DatasetColumns) -> tuple[str,
     """Columns that a layout reads."""
     return {
         DatasetFormat.MESSAGES: (columns.messages,),
+        DatasetFormat.SHAREGPT: (columns.conversations,),
         DatasetFormat.PROMPT_COMPLETION: (columns.prompt, columns.completion),
+        DatasetFormat.ALPACA: (columns.instruction, columns.output),
         DatasetFormat.TEXT: (columns.text,),
     }[layout]
 
@@ -46,14 +55,20 @@ def needed_columns(layout: DatasetFormat, columns: DatasetColumns) -> tuple[str,
 def detect_format(row: Any, columns: DatasetColumns) -> DatasetFormat:
     """The layout of the first row; raises TrainerError (MissingColumn) where none fits."""
     present = set(row) if isinstance(row, dict) else set()
-    for layout in (DatasetFormat.MESSAGES, DatasetFormat.PROMPT_COMPLETION, DatasetFormat.TEXT):
+    for layout in LAYOUTS:
         if set(needed_columns(layout, columns)) <= present:
             return layout
-    message = (
-        f"the first row has columns {sorted(present)}, but needs {columns.messages}, or {columns.prompt} and "
-        f"{columns.completion}, or {columns.text}"
-    )
+    choices = ", or ".join(" and ".join(needed_columns(layout, columns)) for layout in LAYOUTS)
+    message = f"the first row has columns {sorted(present)}, but needs {choices}{_suggest(present)}"
     raise TrainerError(FailureReason.MISSING_COLUMN, message)
+
+
+def describe_detection(row: Any, layout: DatasetFormat, columns: DatasetColumns) -> str:
+    """What Auto saw, for the log and the report."""
+    optional = {columns.tools, columns.system, columns.input}
+    used = sorted(name for name in row if name in {*needed_columns(layout, columns), *optional})
+    unused = sorted(name for name in row if name not in used)
+    return f"{layout}, by column {' and '.join(used)}" + (f"; not used: {', '.join(unused)}" if unused else "")
 
 
 def parse_row(row: Any, layout: DatasetFormat, columns: DatasetColumns) -> Example:
@@ -66,16 +81,46 @@ def parse_row(row: Any, layout: DatasetFormat, columns: DatasetColumns) -> Examp
             f"format {layout} needs column {' and '.join(missing)}; the row has {', '.join(sorted(row)) or 'none'}"
         )
         raise TrainerError(FailureReason.MISSING_COLUMN, message)
-    if layout is DatasetFormat.MESSAGES:
-        return Conversation(_check_messages(row[columns.messages], columns.messages), row.get("tools"))
     if layout is DatasetFormat.TEXT:
         return PlainText(_check_text(row[columns.text], columns.text))
+    if layout is DatasetFormat.ALPACA:
+        return Conversation(_system(row, columns) + _alpaca_turns(row, columns))
+    if layout is DatasetFormat.PROMPT_COMPLETION:
+        return _prompt_and_completion(row, columns)
+    column = columns.messages if layout is DatasetFormat.MESSAGES else columns.conversations
+    messages = parse_messages(row[column], column)
+    if layout is DatasetFormat.SHAREGPT and messages[0]["role"] != "system":
+        messages = _system(row, columns) + messages
+    return Conversation(messages, parse_tools(row.get(columns.tools), columns.tools))
+
+
+def _prompt_and_completion(row: dict[str, Any], columns: DatasetColumns) -> Conversation:
     prompt, completion = row[columns.prompt], row[columns.completion]
     if isinstance(prompt, list):
+        completion = parse_json_text(completion, columns.completion)
         turns = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
-        return Conversation(_check_messages([*prompt, *turns], columns.prompt), row.get("tools"))
+        messages = parse_messages([*prompt, *turns], columns.prompt)
+        return Conversation(messages, parse_tools(row.get(columns.tools), columns.tools))
     user = {"role": "user", "content": _check_text(prompt, columns.prompt)}
-    return Conversation([user, {"role": "assistant", "content": _check_text(completion, columns.completion)}])
+    answer = {"role": "assistant", "content": _check_text(completion, columns.completion)}
+    return Conversation([*_system(row, columns), user, answer])
+
+
+def _alpaca_turns(row: dict[str, Any], columns: DatasetColumns) -> list[dict[str, Any]]:
+    instruction = _check_text(row[columns.instruction], columns.instruction)
+    about = row.get(columns.input)
+    if about is not None and not isinstance(about, str):
+        raise BadRowError(f"{columns.input} is a {type(about).__name__}; it must be text")
+    question = f"{instruction}\n\n{about}" if about and about.strip() else instruction
+    answer = _check_text(row[columns.output], columns.output)
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _system(row: dict[str, Any], columns: DatasetColumns) -> list[dict[str, Any]]:
+    text = row.get(columns.system)
+    if text is not None and not isinstance(text, str):
+        raise BadRowError(f"{columns.system} is a {type(text).__name__}; it must be text")
+    return [{"role": "system", "content": text}] if text and text.strip() else []
 
 
 def _check_text(value: Any, column: str) -> str:
@@ -85,22 +130,9 @@ def _check_text(value: Any, column: str) -> str:
     return value
 
 
-def _check_messages(value: Any, column: str) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not value:
-        raise BadRowError(f"{column} must be a list of {{role, content}} with at least one entry")
-    messages = []
-    for index, message in enumerate(value):
-        where = f"{column}[{index}]"
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise BadRowError(f"{where} must be an object with role and content")
-        if message["role"] not in ROLES:
-            raise BadRowError(f"{where}.role is {message['role']!r}; write {', '.join(ROLES[:-1])} or {ROLES[-1]}")
-        content = message.get("content")
-        if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
-            raise BadRowError(f"{where}.content must be text, but is a {type(content).__name__}")
-        if message["role"] == "assistant" and not message.get("tool_calls") and not str(content).strip():
-            raise BadRowError(f"{where}.content is empty: there is nothing to learn from an empty answer")
-        messages.append({key: entry for key, entry in message.items() if entry is not None})
-    if not any(message["role"] == "assistant" for message in messages):
-        raise BadRowError(f"{column} has no assistant turn, so there is nothing to learn")
-    return messages
+def _suggest(present: set[str]) -> str:
+    prompt = next((name for name in USUAL_PROMPTS if name in present), None)
+    completion = next((name for name in USUAL_COMPLETIONS if name in present), None)
+    if prompt is None or completion is None:
+        return ""
+    return f"; perhaps spec.dataset.columns: {{prompt: {prompt}, completion: {completion}}}"

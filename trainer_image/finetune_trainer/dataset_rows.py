@@ -1,18 +1,24 @@
-"""Rows of data files, streamed with the place they came from: JSON Lines, JSON, CSV, Parquet.
+"""Rows of data files, streamed with the place they came from: JSON Lines, JSON, CSV (and TSV), Parquet, Arrow.
 
-Memory is one line, or one Parquet batch, whatever the file's size (a .json file, which is one value, excepted).
+Memory is one row, or one small Arrow batch, whatever the file's size.
 """
 
 import csv
-import json
-from collections.abc import Iterator
+import io
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
+from finetune_trainer.arrow_rows import read_arrow, read_parquet
+from finetune_trainer.data_files import UnreadableFileError, kind_of, open_bytes
+from finetune_trainer.json_rows import MAX_ROW_BYTES, read_json, read_json_lines
 
-PARQUET_BATCH_ROWS = 512
+DATA_SUFFIXES = tuple(
+    f"{kind}{packed}" for kind in (".jsonl", ".json", ".csv", ".tsv") for packed in ("", ".gz", ".zst")
+)
+DATA_SUFFIXES += (".parquet", ".arrow")
 
 
 @dataclass(frozen=True)
@@ -26,77 +32,67 @@ class Row:
 
 
 def read_rows(files: tuple[Path, ...]) -> Iterator[Row]:
-    """Every row of every file, in order."""
+    """Every row of every file, in order. Files are named by the part of their path in which they differ."""
+    folder = Path(os.path.commonpath([path.parent for path in files])) if files else Path()
     for path in files:
-        yield from _READERS[path.suffix](path)
+        name = path.relative_to(folder).as_posix()
+        try:
+            for where, value in _READERS[kind_of(path.name)](path):
+                broken = isinstance(value, ValueError)
+                yield Row(name + where, str(value) if broken else value, is_broken=broken)
+        except (UnreadableFileError, OSError) as error:
+            yield Row(name, f"{error}; nothing after this is read", is_broken=True)
 
 
-def _read_json_lines(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            place = f"{path.name}:{number}"
-            if not line.strip():
-                continue
-            try:
-                yield Row(place, json.loads(line, object_pairs_hook=_unique_keys))
-            except ValueError as error:
-                yield Row(place, f"not valid JSON: {error}", is_broken=True)
+def _read_csv(path: Path, delimiter: str = ",") -> Iterator[tuple[str, Any]]:
+    csv.field_size_limit(MAX_ROW_BYTES)  # Python's default, 128 KiB, is less than a long document
+    # Bytes that are no UTF-8 become surrogates, so that one bad row does not end the file.
+    with open_bytes(path) as stream, io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        header: Any = next(_records(reader), (0, []))[1]
+        if isinstance(header, ValueError) or len(set(header)) != len(header):
+            yield ":1", header if isinstance(header, ValueError) else ValueError(f"columns are named twice: {header}")
+            return
+        for line, fields in _records(reader):
+            yield f":{line}", _csv_row(header, fields)
 
 
-def _read_json(path: Path) -> Iterator[Row]:
+def _records(reader: Any) -> Iterator[tuple[int, Any]]:
+    """First line and fields of every record that is not empty; a ValueError where it is not valid."""
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield line, ValueError(f"not valid CSV: {error}")
+            continue
+        if fields:
+            yield line, fields
+
+
+def _csv_row(header: list[str], fields: Any) -> Any:
+    if isinstance(fields, ValueError):
+        return fields
+    if len(fields) != len(header):
+        return ValueError(f"the row has {len(fields)} fields, the header {len(header)}")
     try:
-        value = json.loads(path.read_bytes(), object_pairs_hook=_unique_keys)
-    except ValueError as error:
-        yield Row(path.name, f"not valid JSON: {error}", is_broken=True)
-        return
-    if not isinstance(value, list):
-        yield Row(
-            path.name, "a .json file must hold a list of rows; write one row per line in a .jsonl file", is_broken=True
-        )
-        return
-    for number, entry in enumerate(value, start=1):
-        yield Row(f"{path.name}[{number}]", entry)
+        "".join(fields).encode()
+    except UnicodeEncodeError:
+        return ValueError("not valid CSV: the row is not UTF-8")
+    return dict(zip(header, fields, strict=True))
 
 
-def _read_csv(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        while True:
-            try:
-                entry = next(reader)
-            except StopIteration:
-                return
-            except (csv.Error, UnicodeDecodeError) as error:
-                yield Row(f"{path.name}:{reader.line_num}", f"not valid CSV: {error}", is_broken=True)
-                return
-            if None in entry or None in entry.values():
-                yield Row(
-                    f"{path.name}:{reader.line_num}",
-                    "the row has another number of fields than the header",
-                    is_broken=True,
-                )
-            else:
-                yield Row(f"{path.name}:{reader.line_num}", entry)
+def _read_tsv(path: Path) -> Iterator[tuple[str, Any]]:
+    return _read_csv(path, "\t")
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
-    number = 0
-    try:
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=PARQUET_BATCH_ROWS):
-            for entry in batch.to_pylist():
-                number += 1
-                yield Row(f"{path.name}[{number}]", entry)
-    except (ArrowException, OSError) as error:
-        yield Row(path.name, f"not a valid Parquet file: {error}", is_broken=True)
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entry = dict(pairs)
-    if len(entry) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {twice!r} is written twice")
-    return entry
-
-
-_READERS = {".jsonl": _read_json_lines, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+_READERS: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
+    ".jsonl": read_json_lines,
+    ".json": read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+}

@@ -18,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from finetune_api.failures import FailureReason
 from finetune_api.spec_inputs import ModelSpec
 from finetune_api.vocabulary import Precision, Quantization
+from finetune_trainer.chat_templates import use_named_template
 from finetune_trainer.errors import TrainerError
 
 AMPERE = 8  # compute capability; older GPUs have no bfloat16 units
@@ -141,6 +142,8 @@ def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
     except (OSError, ValueError) as error:
         message = f"{spec.source} has no usable tokenizer: {_first_line(error)}"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from error
+    if spec.chat_template_name is not None:
+        use_named_template(tokenizer, spec.chat_template_name)
     if spec.chat_template is not None:
         tokenizer.chat_template = spec.chat_template
         try:

@@ -132,7 +132,8 @@ def _examine(config: RunConfig, model: _Model | None, data: FetchedSource | None
         _judge_tokens(counts, tokens, config, findings)
         complete = scan.measured.is_complete and not scan.oversized
         facts |= {"rows": counts, "tokens": tokens, "tokens_complete": complete, "samples": tuple(scan.samples)}
-        facts |= {"dataset_format": scan.layout, "optimizer_steps": _steps(scan, config)}
+        facts |= {"dataset_format": scan.layout, "dataset_detection": scan.detection}
+        facts |= {"optimizer_steps": _steps(scan, config)}
     return Report(**facts, findings=tuple(findings.found))
 
 

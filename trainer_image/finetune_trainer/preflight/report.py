@@ -86,6 +86,8 @@ class Report(ApiModel):
     dataset_source: str
     dataset_digest: str | None = None
     dataset_format: DatasetFormat | None = None
+    dataset_detection: str | None = None
+    """What format Auto saw, and by which columns."""
     max_sequence_length: int
     rows: RowCounts | None = None
     tokens: TokenStatistics | None = None

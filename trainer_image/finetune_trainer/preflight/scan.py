@@ -11,8 +11,9 @@ from typing import Any
 from finetune_api.failures import FailureReason
 from finetune_api.spec_inputs import DatasetSpec
 from finetune_api.vocabulary import DatasetFormat
+from finetune_trainer.chat_messages import BadRowError
 from finetune_trainer.chat_rendering import IGNORED, ChatEncoder, Encoded
-from finetune_trainer.dataset_formats import BadRowError, Conversation, Example, detect_format, parse_row
+from finetune_trainer.dataset_formats import Conversation, Example, describe_detection, detect_format, parse_row
 from finetune_trainer.dataset_rows import Row, read_rows
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.preflight.report import Sample, Span
@@ -46,6 +47,8 @@ class Scan:
     refused: int = 0
     oversized: int = 0
     layout: DatasetFormat | None = None
+    detection: str | None = None
+    """What format Auto saw."""
     problems: list[RowProblem] = field(default_factory=list)
     """The first `REPORTED_ROWS` bad rows."""
     stopped: RowProblem | None = None
@@ -96,6 +99,7 @@ class _Scanner:
             raise BadRowError(row.value)
         if self._layout is DatasetFormat.AUTO:
             self._layout = detect_format(row.value, self._spec.columns)
+            self._scan.detection = describe_detection(row.value, self._layout, self._spec.columns)
         self._scan.layout = self._layout
         example = parse_row(row.value, self._layout, self._spec.columns)
         characters = _fingerprint(example, self._scan.duplicates)

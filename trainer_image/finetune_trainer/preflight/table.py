@@ -12,7 +12,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
     """Names and values, for people."""
     revision = f" at {report.model_revision}" if report.model_revision else ""
     found = [("model", f"{report.model_source}{revision}"), ("architecture", report.architecture or "unknown")]
-    found.append(("data", report.dataset_source + (f" ({report.dataset_format})" if report.dataset_format else "")))
+    seen = report.dataset_detection or report.dataset_format
+    found.append(("data", report.dataset_source + (f" ({seen})" if seen else "")))
     if (rows := report.rows) is not None:
         at_least = "" if rows.duplicates_complete else "at least "
         found.append(("rows", f"{rows.total:,}, {rows.bad:,} bad, {at_least}{rows.duplicates:,} duplicates"))

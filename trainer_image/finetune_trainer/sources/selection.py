@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 
 from finetune_api.failures import FailureReason
+from finetune_trainer.dataset_rows import DATA_SUFFIXES
 from finetune_trainer.errors import TrainerError
 
 MODEL_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
@@ -17,7 +18,6 @@ ADAPTER_PATTERNS = ("*.json", "*.jinja", "*.model", "merges.txt")
 # Mistral's own copy of the weights, beside the one that transformers reads.
 DUPLICATE_WEIGHTS = "consolidated*.safetensors"
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 DATA_DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 USUAL_SPLITS = ("train", "training", "test", "testing", "eval", "evaluation", "validation", "valid", "val", "dev")
 MAX_DATA_FILES = 10_000
@@ -76,7 +76,8 @@ def _words(name: str) -> set[str]:
 
 def _is_hidden_or_description(name: str) -> bool:
     parts = name.split("/")
-    return any(part.startswith(".") for part in parts) or parts[-1] in DATA_DESCRIPTIONS
+    is_cache = fnmatch(parts[-1], "cache-*.arrow")  # beside a dataset that `datasets` saved
+    return any(part.startswith(".") for part in parts) or parts[-1] in DATA_DESCRIPTIONS or is_cache
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

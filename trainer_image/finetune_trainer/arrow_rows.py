@@ -1,0 +1,68 @@
+"""Rows of Parquet and Arrow files (both of Arrow's forms, and what `datasets` saves to disk).
+
+Every batch is checked in full before a value is touched: offsets in a hostile file can point anywhere.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as arrow  # type: ignore[import-untyped]
+from pyarrow import ipc, parquet
+
+from finetune_trainer.data_files import UnreadableFileError
+
+BATCH_BYTES = 8 * 2**20
+MAX_BATCH_ROWS = 512
+
+
+def read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    """Place and value of each row. Raises UnreadableFileError."""
+    try:
+        with parquet.ParquetFile(path) as file:
+            groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+            size = sum(group.total_byte_size for group in groups)
+            rows = BATCH_BYTES * max(1, file.metadata.num_rows) // max(1, size)
+            yield from _rows(file.iter_batches(batch_size=min(MAX_BATCH_ROWS, max(1, rows))))
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UnreadableFileError(f"not a valid Parquet file: {str(error)[:200]}") from None
+
+
+def read_arrow(path: Path) -> Iterator[tuple[str, Any]]:
+    """Place and value of each row. Raises UnreadableFileError."""
+    try:
+        with arrow.memory_map(str(path)) as mapped:
+            if mapped.read(6) == b"ARROW1":
+                file = ipc.open_file(mapped)
+                yield from _rows(file.get_batch(index) for index in range(file.num_record_batches))
+            else:
+                mapped.seek(0)
+                yield from _rows(ipc.open_stream(mapped))
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UnreadableFileError(f"not a valid Arrow file: {str(error)[:200]}") from None
+
+
+def _rows(batches: Iterator[Any]) -> Iterator[tuple[str, Any]]:
+    number = 0
+    for batch in batches:
+        batch.validate(full=True)
+        names = batch.schema.names
+        if len(set(names)) != len(names):
+            raise UnreadableFileError(f"columns are named twice: {names}")
+        for index in range(batch.num_rows):  # one by one, as Python's values take more memory than Arrow's
+            number += 1
+            yield f"[{number}]", _value(batch, names, index)
+
+
+def _value(batch: Any, names: list[str], index: int) -> Any:
+    try:
+        return {name: _without_nulls(batch.column(name)[index].as_py()) for name in names}
+    except ValueError as error:  # a text that is not UTF-8, a date beyond Python's
+        return ValueError(f"not readable: {error}")
+
+
+def _without_nulls(value: Any) -> Any:
+    """Arrow gives every object of a column the keys of all others, null where there was none."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(entry) for key, entry in value.items() if entry is not None}
+    return [_without_nulls(entry) for entry in value] if isinstance(value, list) else value

@@ -1,0 +1,48 @@
+"""Chat templates of known families, written here with generation marks around answers and their end of turn.
+
+A family's special tokens must be in the tokenizer, each as one token: otherwise the end of a turn would be a few
+letters that no sampler stops at, and new embeddings are not trained. Plain-text families end turns with the
+tokenizer's own end of sequence.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from finetune_api.failures import FailureReason
+from finetune_api.vocabulary import ChatTemplateName
+from finetune_trainer.errors import TrainerError
+
+# Special tokens that a template writes; the first ends a turn, and becomes the end of sequence where it has one.
+SPECIAL_TOKENS: dict[ChatTemplateName, tuple[str, ...]] = {
+    ChatTemplateName.CHATML: ("<|im_end|>", "<|im_start|>"),
+    ChatTemplateName.QWEN: ("<|im_end|>", "<|im_start|>"),
+    ChatTemplateName.GEMMA: ("<end_of_turn>", "<start_of_turn>"),
+    ChatTemplateName.LLAMA3: ("<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
+    ChatTemplateName.PHI3: ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>"),
+    ChatTemplateName.PHI4: ("<|im_end|>", "<|im_start|>", "<|im_sep|>"),
+    ChatTemplateName.MISTRAL: ("", "[INST]", "[/INST]"),
+}
+
+
+def load_template(name: ChatTemplateName) -> str:
+    """The Jinja text."""
+    return Path(__file__).with_name(f"{name.lower()}.jinja").read_text(encoding="utf-8").removesuffix("\n")
+
+
+def use_named_template(tokenizer: Any, name: ChatTemplateName) -> None:
+    """Give the tokenizer this template, and its end of turn as end of sequence. Raises TrainerError
+    (InvalidChatTemplate) where the tokenizer lacks a token of the family."""
+    end, *others = SPECIAL_TOKENS.get(name, ("",))
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in (end, *others) if token and token not in vocabulary]
+    if not end and tokenizer.eos_token is None:
+        missing.append("an end of sequence")
+    if missing:
+        message = (
+            f"spec.model.chatTemplateName: {name} needs {', '.join(missing)}, which the model's tokenizer lacks; "
+            "leave the field out for the tokenizer's own template, or write Alpaca, Vicuna or Zephyr"
+        )
+        raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, message)
+    tokenizer.chat_template = load_template(name)
+    if end:
+        tokenizer.eos_token = end

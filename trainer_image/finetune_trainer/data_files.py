@@ -1,0 +1,68 @@
+"""Data files as byte streams: gzip and zstd are unpacked while they are read, and a bomb is stopped.
+
+pyarrow unpacks both kinds, with a window of at most 128 MiB for zstd. Real text reaches a ratio of about 30; a file
+that unpacks to more than `MAX_RATIO` times its size is refused once `RATIO_FREE_BYTES` were read, before it fills the
+disk or the day.
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as arrow  # type: ignore[import-untyped]
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+MAX_RATIO = 200
+RATIO_FREE_BYTES = 256 * 2**20
+BUFFER_BYTES = 2**20
+
+
+class UnreadableFileError(ValueError):
+    """A file that cannot be read to its end; the message says why."""
+
+
+def kind_of(name: str) -> str:
+    """The suffix that says how rows are written: .jsonl of chat.jsonl.gz."""
+    path = Path(name)
+    return Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSIONS else path.suffix.lower()
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
+    """The unpacked bytes, without a byte order mark. Reading raises UnreadableFileError."""
+    compression = COMPRESSIONS.get(path.suffix.lower())
+    with path.open("rb") as plain:
+        raw: Any = plain
+        if compression is not None:
+            raw = _Unpacked(arrow.CompressedInputStream(plain, compression), path.stat().st_size)
+        stream = io.BufferedReader(raw, BUFFER_BYTES) if compression else plain
+        if stream.peek(3)[:3] == b"\xef\xbb\xbf":
+            stream.read(3)
+        yield stream
+
+
+class _Unpacked(io.RawIOBase):
+    """pyarrow's stream with a limit on what comes out of it."""
+
+    def __init__(self, stream: Any, packed_bytes: int) -> None:
+        self._stream = stream
+        self._allowed = max(RATIO_FREE_BYTES, MAX_RATIO * packed_bytes)
+        self._unpacked = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer; returns the bytes read."""
+        try:
+            data = self._stream.read(len(buffer))
+        except (OSError, arrow.ArrowException, EOFError) as error:
+            raise UnreadableFileError(f"cannot be unpacked: {str(error)[:200]}") from None
+        self._unpacked += len(data)
+        if self._unpacked > self._allowed:
+            message = f"unpacks to more than {self._allowed // 2**20} MiB, over {MAX_RATIO} times its size: a bomb?"
+            raise UnreadableFileError(message)
+        buffer[: len(data)] = data
+        return len(data)

@@ -1,0 +1,119 @@
+"""Rows of JSON files, read piece by piece: one value per line, a list, or values one after the other."""
+
+import codecs
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer.data_files import UnreadableFileError, open_bytes
+from finetune_trainer.strict_json import finite, load_strict, refuse_constant, refuse_surrogates, unique_keys
+
+MAX_ROW_BYTES = 64 * 2**20
+PIECE_BYTES = 2**16
+WHITESPACE = " \t\r\n"
+NO_LIST = "a .json file must hold a list of rows, or rows one after the other"
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Place and value of each line that is not blank; a ValueError where it is not valid."""
+    with open_bytes(path) as file:
+        number = 0
+        while line := file.readline(MAX_ROW_BYTES + 1):
+            number += 1
+            if len(line) > MAX_ROW_BYTES and not line.endswith(b"\n"):
+                _skip_line(file)
+                yield f":{number}", ValueError(f"the row is longer than {MAX_ROW_BYTES // 2**20} MiB")
+            elif not line.isspace():
+                yield f":{number}", _parse(line)
+
+
+def _skip_line(file: io.BufferedReader) -> None:
+    while (piece := file.readline(PIECE_BYTES)) and not piece.endswith(b"\n"):
+        pass
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return load_strict(line.decode())
+    except UnicodeDecodeError as error:
+        return ValueError(f"not UTF-8: byte {error.object[error.start]:#x} at {error.start}")
+    except ValueError as error:
+        return ValueError(f"not valid JSON: {error}")
+
+
+def read_json(path: Path) -> Iterator[tuple[str, Any]]:
+    """Place and value of each entry of a list, or of values one after the other. Raises UnreadableFileError where the
+    text is not valid: nothing says where the next row would begin."""
+    with open_bytes(path) as file:
+        text = _Text(file)
+        is_list = text.skip(WHITESPACE) == "["
+        if is_list:
+            text.start += 1
+        number = 0
+        while (following := text.skip(WHITESPACE)) not in ("", "]"):
+            if is_list and number and following != ",":
+                raise UnreadableFileError(f"not valid JSON: ',' or ']' is missing after entry {number}")
+            if is_list and number:
+                text.start += 1
+            number += 1
+            value = text.take_value(number)
+            if not is_list and number == 1 and (not isinstance(value, dict) or not text.skip(WHITESPACE)):
+                raise UnreadableFileError(NO_LIST)
+            yield f"[{number}]", value
+        if is_list != (following == "]"):
+            raise UnreadableFileError("not valid JSON: the list has no end" if is_list else "not valid JSON: ']'")
+
+
+class _Text:
+    """A file's text, of which what is in use is in memory."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file = file
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._json = json.JSONDecoder(object_pairs_hook=unique_keys, parse_constant=refuse_constant, parse_float=finite)
+        self._buffer = ""
+        self.start = 0
+
+    def skip(self, characters: str) -> str:
+        """The next character that is none of these; empty at the end."""
+        while True:
+            while self.start < len(self._buffer):
+                if self._buffer[self.start] not in characters:
+                    return self._buffer[self.start]
+                self.start += 1
+            if not self._read(PIECE_BYTES):
+                return ""
+
+    def take_value(self, number: int) -> Any:
+        """The next value. A value that does not end in the buffer is tried again with twice as much."""
+        self.skip(WHITESPACE)
+        while True:
+            try:
+                value, end = self._json.raw_decode(self._buffer, self.start)
+                refuse_surrogates(self._buffer[self.start : end], value)
+                length = end - self.start
+                if end < len(self._buffer) or not self._read(PIECE_BYTES):
+                    self.start += length  # reading moved what is left to the buffer's start
+                    return value
+            except json.JSONDecodeError as error:
+                is_cut = error.pos >= len(self._buffer) - 16 or error.msg.startswith("Unterminated")
+                if not is_cut or not self._read(max(PIECE_BYTES, len(self._buffer) - self.start)):
+                    raise UnreadableFileError(f"entry {number} is not valid JSON: {error.msg}") from None
+            except (ValueError, RecursionError) as error:
+                why = "nested too deeply" if isinstance(error, RecursionError) else error
+                raise UnreadableFileError(f"entry {number} is not valid JSON: {why}") from None
+
+    def _read(self, size: int) -> bool:
+        """Read on; what was taken is let go. False at the end of the file."""
+        if len(self._buffer) - self.start > MAX_ROW_BYTES:
+            raise UnreadableFileError(f"an entry is longer than {MAX_ROW_BYTES // 2**20} MiB")
+        data = self._file.read(size)
+        try:
+            text = self._decoder.decode(data, final=not data)
+        except UnicodeDecodeError:
+            raise UnreadableFileError("not UTF-8") from None
+        self._buffer = self._buffer[self.start :] + text
+        self.start = 0
+        return bool(data)
