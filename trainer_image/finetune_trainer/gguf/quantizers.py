@@ -13,9 +13,11 @@ from collections.abc import Callable
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-# Quantising makes several fp32 temporaries: row chunks of this many weights keep them in cache and bound them (4 MiB
-# each).
-CHUNK_WEIGHTS = 1 << 20
+from finetune_trainer.gguf import k_quants
+
+# Quantising makes up to a dozen fp32 temporaries of a chunk's size: 1 MiB each stays in a CPU's cache, 256 MiB each
+# keeps a GPU busy.
+CPU_CHUNK_WEIGHTS, GPU_CHUNK_WEIGHTS = 1 << 18, 1 << 26
 
 
 def encoded_size(shape: tuple[int, ...], tensor_type: GGMLQuantizationType) -> int:
@@ -33,8 +35,8 @@ def quantize(weights: torch.Tensor, tensor_type: GGMLQuantizationType) -> torch.
     block_size, block_bytes = GGML_QUANT_SIZES[tensor_type]
     blocks = weights.reshape(-1, block_size)
     encoded = torch.empty((blocks.shape[0], block_bytes), dtype=torch.uint8, device=weights.device)
-    step = blocks.shape[0] if weights.is_cuda else CHUNK_WEIGHTS // block_size
-    for start in range(0, blocks.shape[0], max(step, 1)):
+    step = (GPU_CHUNK_WEIGHTS if weights.is_cuda else CPU_CHUNK_WEIGHTS) // block_size
+    for start in range(0, blocks.shape[0], step):
         encoded[start : start + step] = encode(blocks[start : start + step])
     return encoded.flatten()
 
@@ -115,4 +117,9 @@ ENCODERS: dict[GGMLQuantizationType, Callable[[torch.Tensor], torch.Tensor]] = {
     GGMLQuantizationType.Q4_1: _encode_affine(4),
     GGMLQuantizationType.Q5_0: _encode_symmetric(5),
     GGMLQuantizationType.Q5_1: _encode_affine(5),
+    GGMLQuantizationType.Q2_K: k_quants.encode_q2_k,
+    GGMLQuantizationType.Q3_K: k_quants.encode_q3_k,
+    GGMLQuantizationType.Q4_K: k_quants.encode_q4_k,
+    GGMLQuantizationType.Q5_K: k_quants.encode_q5_k,
+    GGMLQuantizationType.Q6_K: k_quants.encode_q6_k,
 }

@@ -1,0 +1,264 @@
+"""K-quants: the search for the scales (and minima) of a super-block, vectorised over all groups at once.
+
+A super-block of 256 weights has groups of 16 or 32; weight x of group j becomes code q with
+
+    x ~ d * s_j * q - e * m_j    Q2_K, Q4_K, Q5_K (affine)          x ~ d * s_j * q    Q3_K, Q6_K (symmetric)
+
+where s_j and m_j are small integers, d and e float16. The squared error is weighted as llama.cpp weights it without an
+importance matrix. Three steps: (1) for each group the best of several trial ranges, with scale and minimum by least
+squares; (2) integers for scale and minimum; (3) rounds of coordinate descent: codes, then integers, then d and e by
+least squares, each given the rest. llama.cpp stops after (2) and tries 16 to 21 ranges; (3) gives a smaller error, so
+that fewer ranges do.
+
+Weights are held as [group size, groups], so that sums over a group are additions of long rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from finetune_trainer.gguf import k_quant_layouts as layouts
+
+SUPER_BLOCK = 256
+Encoder = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """`group` weights share a scale; codes are 0..top, integer scales and minima 0..scale_top."""
+
+    group: int
+    top: int
+    scale_top: int
+    trials: tuple[float, ...]
+    """Added to `top` for the range that a group is first rounded with."""
+    rounds: int
+    mean_weight: bool
+    """Weight of x is |x| plus the group's root mean square, not |x| alone."""
+    pack: Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _Symmetric:
+    """Codes are -half..half-1 (stored + half), integer scales -scale_half..scale_half-1."""
+
+    half: int
+    scale_half: int
+    trials: tuple[float, ...]
+    rounds: int
+    scale_offset: int
+    """Added to integer scales where they are stored."""
+    pack: Callable[..., torch.Tensor]
+    group: int = 16
+
+
+def _divide(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
+    """Quotient; 0 where the denominator is not positive."""
+    return torch.where(denominator > 0, numerator / denominator, 0.0)
+
+
+def _signed_inverse(values: torch.Tensor) -> torch.Tensor:
+    return torch.where(values == 0, 0.0, 1 / values)
+
+
+def _to_float16(values: torch.Tensor) -> torch.Tensor:
+    return values.to(torch.float16).to(torch.float32)
+
+
+@dataclass
+class _Sums:
+    """Weighted sums over each group for given codes q: [groups]."""
+
+    q: torch.Tensor
+    qq: torch.Tensor
+    xq: torch.Tensor
+
+
+class _AffineSearch:
+    """Working state of one chunk: n super-blocks of `per` groups."""
+
+    def __init__(self, blocks: torch.Tensor, form: _Affine) -> None:
+        self.form = form
+        self.count, self.per = blocks.shape[0], SUPER_BLOCK // form.group
+        self.x = blocks.reshape(-1, form.group).t().contiguous()  # group size, groups
+        self.w = self.x.abs()
+        if form.mean_weight:
+            self.w += self.x.square().mean(dim=0).sqrt()
+        self.wx = self.w * self.x
+        self.sum_w, self.sum_x = self.w.sum(dim=0), self.wx.sum(dim=0)
+        self.codes, self.scratch = torch.empty_like(self.x), torch.empty_like(self.x)
+
+    def sums(self) -> _Sums:
+        torch.mul(self.w, self.codes, out=self.scratch)
+        sum_q = self.scratch.sum(dim=0)
+        sum_qq = self.scratch.mul_(self.codes).sum(dim=0)
+        torch.mul(self.wx, self.codes, out=self.scratch)
+        return _Sums(sum_q, sum_qq, self.scratch.sum(dim=0))
+
+    def fit(self, sums: _Sums) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and subtracted minimum (never negative) of each group by least squares."""
+        determinant = self.sum_w * sums.qq - sums.q.square()
+        scale = _divide(self.sum_w * sums.xq - self.sum_x * sums.q, determinant)
+        minimum = _divide(sums.q * sums.xq - sums.qq * self.sum_x, determinant)
+        without = minimum < 0
+        return torch.where(without, _divide(sums.xq, sums.qq), scale), minimum.clamp_(min=0)
+
+    def gain(self, sums: _Sums, scale: torch.Tensor, minimum: torch.Tensor) -> torch.Tensor:
+        """By how much scale and minimum reduce each group's error below that of all zeros."""
+        fitted = scale * (2 * sums.xq - scale * sums.qq)
+        return fitted - minimum * (2 * self.sum_x - 2 * scale * sums.q + minimum * self.sum_w)
+
+    def search_ranges(self) -> tuple[torch.Tensor, torch.Tensor]:
+        low, high = self.x.amin(dim=0).clamp_(max=0), self.x.amax(dim=0)
+        inverse = _divide(torch.ones_like(low), high - low)
+        shifted = self.x - low
+        scale, minimum = torch.zeros_like(low), -low
+        best = torch.full_like(low, -torch.inf)
+        for trial in self.form.trials:
+            torch.mul(shifted, inverse * (self.form.top + trial), out=self.codes)
+            self.codes.round_().clamp_(max=self.form.top)
+            sums = self.sums()
+            trial_scale, trial_minimum = self.fit(sums)
+            gain = self.gain(sums, trial_scale, trial_minimum)
+            better = gain > best
+            scale, minimum = torch.where(better, trial_scale, scale), torch.where(better, trial_minimum, minimum)
+            best = torch.maximum(best, gain)
+        return scale, minimum
+
+    def spread(self, factor: torch.Tensor) -> torch.Tensor:
+        """[n] of super-blocks -> [groups]."""
+        return factor.repeat_interleave(self.per)
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """[groups] -> [n], summed over each super-block."""
+        return values.view(self.count, self.per).sum(dim=1)
+
+    def factor(self, values: torch.Tensor) -> torch.Tensor:
+        return _to_float16(values.view(self.count, self.per).amax(dim=1) / self.form.scale_top)
+
+    def integers(self, values: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        return _divide(values, self.spread(factor)).round_().clamp_(0, self.form.scale_top)
+
+    def encode(self, step: torch.Tensor, minimum: torch.Tensor) -> None:
+        inverse = _divide(torch.ones_like(step), step)
+        torch.addcmul(minimum * inverse, self.x, inverse, out=self.codes)
+        self.codes.round_().clamp_(0, self.form.top)
+
+    def improve_integers(
+        self, sums: _Sums, s: torch.Tensor, m: torch.Tensor, d: torch.Tensor, e: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Nearest integers for the best scale, then for the minimum that suits that scale; kept where they are
+        better."""
+        wide_d, wide_e = self.spread(d), self.spread(e)
+        scale, _ = self.fit(sums)
+        new_s = self.integers(scale, d)
+        new_m = self.integers((wide_d * new_s * sums.q - self.sum_x) / self.sum_w.clamp(min=1e-30), e)
+        gained = self.gain(sums, wide_d * new_s, wide_e * new_m) > self.gain(sums, wide_d * s, wide_e * m)
+        return torch.where(gained, new_s, s), torch.where(gained, new_m, m)
+
+    def improve_factors(
+        self, sums: _Sums, s: torch.Tensor, m: torch.Tensor, d: torch.Tensor, e: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """d and e of each super-block by least squares (2 x 2), kept where they are better after rounding."""
+        ss, sm, mm = self.total(s * s * sums.qq), self.total(s * m * sums.q), self.total(m * m * self.sum_w)
+        sx, mx = self.total(s * sums.xq), self.total(m * self.sum_x)
+        determinant = ss * mm - sm.square()
+        new_d = torch.where(determinant > 0, _divide(mm * sx - sm * mx, determinant), _divide(sx, ss))
+        new_e = _divide(sm * sx - ss * mx, determinant)
+        new_d, new_e = _to_float16(new_d.clamp_(min=0)), _to_float16(new_e.clamp_(min=0))
+
+        def gain(d: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+            return d * (2 * sx - d * ss) - e * (2 * mx - 2 * d * sm + e * mm)
+
+        better = gain(new_d, new_e) > gain(d, e)
+        return torch.where(better, new_d, d), torch.where(better, new_e, e)
+
+    def run(self) -> torch.Tensor:
+        scale, minimum = self.search_ranges()
+        d, e = self.factor(scale), self.factor(minimum)
+        s, m = self.integers(scale, d), self.integers(minimum, e)
+        self.encode(self.spread(d) * s, self.spread(e) * m)
+        for _ in range(self.form.rounds):
+            sums = self.sums()
+            s, m = self.improve_integers(sums, s, m, d, e)
+            d, e = self.improve_factors(sums, s, m, d, e)
+            self.encode(self.spread(d) * s, self.spread(e) * m)
+        codes = self.codes.to(torch.uint8).t().reshape(self.count, SUPER_BLOCK)
+        integers = (values.to(torch.uint8).view(self.count, self.per) for values in (s, m))
+        return self.form.pack(codes, *integers, d.unsqueeze(1), e.unsqueeze(1))
+
+
+class _SymmetricSearch:
+    """As _AffineSearch, without minima; weights of the error are x squared."""
+
+    def __init__(self, blocks: torch.Tensor, form: _Symmetric) -> None:
+        self.form = form
+        self.count, self.per = blocks.shape[0], SUPER_BLOCK // form.group
+        self.x = blocks.reshape(-1, form.group).t().contiguous()
+        self.w = self.x.square()
+        self.wx = self.w * self.x
+        self.codes, self.scratch = torch.empty_like(self.x), torch.empty_like(self.x)
+
+    def sums(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weighted sums of q q and x q over each group."""
+        torch.mul(self.w, self.codes, out=self.scratch)
+        sum_qq = self.scratch.mul_(self.codes).sum(dim=0)
+        torch.mul(self.wx, self.codes, out=self.scratch)
+        return sum_qq, self.scratch.sum(dim=0)
+
+    def encode(self, inverse: torch.Tensor) -> None:
+        torch.mul(self.x, inverse, out=self.codes)
+        self.codes.round_().clamp_(-self.form.half, self.form.half - 1)
+
+    def search_ranges(self) -> torch.Tensor:
+        high, low = self.x.amax(dim=0), self.x.amin(dim=0)
+        inverse = _signed_inverse(torch.where(high >= -low, high, low))  # the largest takes the longer, negative side
+        scale, best = torch.zeros_like(inverse), torch.full_like(inverse, -torch.inf)
+        for trial in self.form.trials:
+            self.encode(-(self.form.half + trial) * inverse)
+            sum_qq, sum_xq = self.sums()
+            trial_scale = _divide(sum_xq, sum_qq)
+            gain = trial_scale * sum_xq
+            scale = torch.where(gain > best, trial_scale, scale)
+            best = torch.maximum(best, gain)
+        return scale
+
+    def integers(self, scale: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+        wide = _signed_inverse(d).repeat_interleave(self.per)
+        return (scale * wide).round_().clamp_(-self.form.scale_half, self.form.scale_half - 1)
+
+    def run(self) -> torch.Tensor:
+        scale = self.search_ranges()
+        grouped = scale.view(self.count, self.per)
+        largest = grouped.gather(1, grouped.abs().argmax(dim=1, keepdim=True)).squeeze(1)
+        d = _to_float16(largest / -self.form.scale_half)
+        s = self.integers(scale, d)
+        for _ in range(self.form.rounds):
+            self.encode(_signed_inverse(d.repeat_interleave(self.per) * s))
+            sum_qq, sum_xq = self.sums()
+            s = torch.where(sum_qq > 0, self.integers(_divide(sum_xq, sum_qq), d), s)
+            numerator, denominator = s * sum_xq, s * s * sum_qq
+            fitted = _divide(
+                numerator.view(self.count, self.per).sum(dim=1), denominator.view(self.count, self.per).sum(dim=1)
+            )
+            d = _to_float16(torch.where(fitted == 0, d, fitted))
+        self.encode(_signed_inverse(d.repeat_interleave(self.per) * s))
+        codes = (self.codes + self.form.half).to(torch.uint8).t().reshape(self.count, SUPER_BLOCK)
+        stored = (s + self.form.scale_offset).to(torch.int8).view(torch.uint8).view(self.count, self.per)
+        return self.form.pack(codes, stored, d.unsqueeze(1))
+
+
+def _affine(form: _Affine) -> Encoder:
+    return lambda blocks: _AffineSearch(blocks, form).run()
+
+
+def _symmetric(form: _Symmetric) -> Encoder:
+    return lambda blocks: _SymmetricSearch(blocks, form).run()
+
+
+encode_q2_k = _affine(_Affine(16, 3, 15, (-0.4, 0.0, 0.4, 0.8), 2, False, layouts.pack_q2_k))
+encode_q4_k = _affine(_Affine(32, 15, 63, (-1.0, -0.7, -0.4, -0.1, 0.2, 0.5, 0.8), 2, True, layouts.pack_q4_k))
+encode_q5_k = _affine(_Affine(32, 31, 63, (-0.6, -0.3, 0.0, 0.3, 0.6), 2, True, layouts.pack_q5_k))
+encode_q3_k = _symmetric(_Symmetric(4, 32, (-0.6, -0.2, 0.2, 0.6), 1, 32, layouts.pack_q3_k))
+encode_q6_k = _symmetric(_Symmetric(32, 128, (-0.9, -0.6, -0.3, 0.0, 0.3, 0.6, 0.9), 1, 0, layouts.pack_q6_k))
