@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.data_utils import pack_dataset
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from finetune_api.spec_inputs import DatasetSpec
+from finetune_trainer.batches import lay_end_to_end
 from finetune_trainer.data_formatting import FormattedData, format_data
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.losses import supervised_loss
@@ -74,9 +74,9 @@ def model(tiny_base: Path) -> Any:
 
 
 def loss_of(model: Any, batch: dict[str, Any]) -> float:
-    labels = batch.pop("labels")
+    labels, supervised = batch.pop("labels"), batch.pop("supervised")
     with torch.no_grad():
-        return float(supervised_loss(model, batch, labels, num_items=1))
+        return float(supervised_loss(model, batch, labels, supervised, num_items=1))
 
 
 def test_documents_packed_together_do_not_see_each_other(tmp_path: Path, tokenizer: Any, model: Any) -> None:
@@ -84,23 +84,19 @@ def test_documents_packed_together_do_not_see_each_other(tmp_path: Path, tokeniz
     documents that see each other (positions that run on) are off by more than a hundred times the tolerance."""
     lines = [row(f"answer number {number} is {'very ' * number}long") for number in range(6)]
     data = formatted(tmp_path, tokenizer, lines, max_length=256)
-    collate = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
     packed = pack_dataset(data.train, seq_length=256, strategy="bfd")
     assert len(packed) < len(data.train)
-    together = sum(loss_of(model, collate([packed[index]])) for index in range(len(packed)))
-    apart = sum(loss_of(model, collate([data.train[index]])) for index in range(len(data.train)))
+    together = sum(loss_of(model, lay_end_to_end([packed[index]])) for index in range(len(packed)))
+    apart = sum(loss_of(model, lay_end_to_end([data.train[index]])) for index in range(len(data.train)))
     assert together == pytest.approx(apart, rel=1e-4)
 
     leaking = 0.0
     for index in range(len(packed)):
-        batch = collate([packed[index]])
+        batch = lay_end_to_end([packed[index]])
         length = batch["input_ids"].shape[1]
-        leaking += loss_of(model, {"input_ids": batch["input_ids"], "labels": batch["labels"]} | positions(length))
+        whole = {name: batch[name] for name in ("input_ids", "labels", "supervised")}
+        leaking += loss_of(model, whole | {"position_ids": torch.arange(length).unsqueeze(0)})
     assert abs(leaking - apart) > 1e-2 * apart
-
-
-def positions(length: int) -> dict[str, torch.Tensor]:
-    return {"position_ids": torch.arange(length).unsqueeze(0)}
 
 
 def test_the_loss_is_the_cross_entropy_of_the_supervised_tokens(model: Any) -> None:
@@ -111,5 +107,6 @@ def test_the_loss_is_the_cross_entropy_of_the_supervised_tokens(model: Any) -> N
     with torch.no_grad():
         logits = model(tokens).logits[0]
         expected = functional.cross_entropy(logits[:-1], labels[0, 1:], ignore_index=-100)
-        found = supervised_loss(model, {"input_ids": tokens}, labels, num_items=None)
+        positions = (labels[0, 1:] != -100).nonzero().squeeze(1)
+        found = supervised_loss(model, {"input_ids": tokens}, labels, positions, num_items=None)
     assert float(found) == pytest.approx(float(expected), rel=1e-5)

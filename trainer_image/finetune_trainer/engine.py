@@ -24,7 +24,7 @@ from finetune_trainer.losses import supervised_loss
 from finetune_trainer.model_loading import LoadedModel
 
 log = logging.getLogger(__name__)
-Loss = Callable[[Any, Mapping[str, Any], torch.Tensor, torch.Tensor | int | None], torch.Tensor]
+Loss = Callable[[Any, Mapping[str, Any], torch.Tensor, torch.Tensor, torch.Tensor | int | None], torch.Tensor]
 
 
 @dataclass

@@ -17,6 +17,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from finetune_api.failures import FailureReason
 from finetune_kernels.flat_adamw import FlatAdamW8bit
 from finetune_trainer.artifacts.checkpoints import CheckpointStore
+from finetune_trainer.batches import lay_end_to_end
 from finetune_trainer.data_formatting import FormattedData
 from finetune_trainer.documents.loss_plot import LossPoint
 from finetune_trainer.engine import Engine
@@ -52,6 +53,7 @@ class QloraTrainer(SFTTrainer):
 
     def __init__(self, *, model: Any, args: SFTConfig, engine: Engine, **options: Any) -> None:
         super().__init__(model=model, args=args, optimizer_cls_and_kwargs=choose_optimizer(args), **options)
+        self.data_collator = lay_end_to_end  # TRL takes no collator of others as an option
         self._engine = engine
         self.model_accepts_loss_kwargs = True  # the loss divides by the whole step's tokens itself
         model.train, model.zero_grad = _TrainingMode(model), _NoGradients(model)
@@ -103,10 +105,14 @@ class QloraTrainer(SFTTrainer):
     ) -> torch.Tensor:
         """Loss of one batch; `return_outputs` never is asked for, as nothing here computes metrics from logits."""
         assert not return_outputs
-        labels = inputs.pop("labels")
+        labels, positions = inputs.pop("labels"), inputs.pop("supervised")
         if model.training:
             self.trained_tokens += labels.numel()
-        return self._engine.loss(model, inputs, labels, num_items_in_batch)
+        return self._engine.loss(model, inputs, labels, positions, num_items_in_batch)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Nobody reads the count, and transformers walks over all parameters for it at every batch."""
+        return 0
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """TRL writes a card with every checkpoint; ours comes with the artifacts."""

@@ -65,6 +65,7 @@ def configure_training(
         save_steps=training.checkpoint_steps,
         save_total_limit=1,  # on this disk; S3 keeps more
         dataloader_pin_memory=on_gpu,
+        accelerator_config={"non_blocking": on_gpu},  # copying a batch does not wait for the pass before
         disable_tqdm=True,
         report_to="none",
         dataset_num_proc=None,
