@@ -14,7 +14,8 @@ import torch
 
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode, Precision
-from finetune_kernels.fused_layers import FusedLayers, why_not_fused
+from finetune_kernels.fused_layers import FusedLayers
+from finetune_kernels.layer_builder import why_not_fused
 from finetune_kernels.memory_plan import MemoryPlan, ModelShape, plan_memory, plan_modules, smaller_mode
 from finetune_kernels.packed_attention import use_packed_attention
 from finetune_kernels.patching import patch_model
@@ -73,7 +74,7 @@ def prepare_engine(model: Any, loaded: LoadedModel, config: RunConfig) -> Engine
         log.warning("%s trains with the plain head: all supervised logits are in memory at once", loaded.architecture)
     causal, shape = causal_model(model), model_shape(model)
     base, total = torch.cuda.memory_allocated(loaded.device), _available(loaded.device)
-    reason = why_not_fused(causal, config.model.max_sequence_length)
+    reason = why_not_fused(causal)
     if reason is not None:
         keep, stay = plan_modules(shape, tokens, base_bytes=base, total_bytes=total)
         log.warning("layers run module by module (%s): expect two thirds of the speed", reason)
