@@ -20,6 +20,7 @@ from finetune_kernels.attention_half import Angles, Attended, AttentionHalf
 from finetune_kernels.host_memory import HostMemory
 from finetune_kernels.linear_group import LinearGroup
 from finetune_kernels.mlp_half import Finished, MlpHalf, Projected
+from finetune_kernels.mlp_tiles import TILE_ROWS, backward_in_tiles, forward_in_tiles
 
 
 class Keep(Enum):
@@ -44,6 +45,10 @@ class DecoderLayer:
     keep: Keep
     host: HostMemory
 
+    def in_tiles(self, tokens: int) -> bool:
+        """Whether the MLP takes `tokens` in several tiles."""
+        return self.keep is not Keep.EVERYTHING and tokens > TILE_ROWS
+
     @property
     def groups(self) -> tuple[LinearGroup, ...]:
         """In the order of `parameters`."""
@@ -67,7 +72,8 @@ class _State(NamedTuple):
     attended: Attended
     h: torch.Tensor
     r2: torch.Tensor
-    projected: Projected
+    projected: Projected | None
+    """None: in tiles."""
     finished: Finished | None
 
 
@@ -95,29 +101,37 @@ class DecoderLayerFunction(torch.autograd.Function):
     ) -> torch.Tensor:
         """See the module's formula; `parameters` are `layer.parameters`."""
         attended, h, r2, n2 = _attend(layer, x, Angles(cos, sin), documents)
-        projected = layer.mlp.project(n2)
-        del n2
-        finished, added = layer.mlp.finish(projected)
+        projected: Projected | tuple[()] = ()
+        finished: Finished | None
+        if layer.in_tiles(x.shape[0]):
+            finished, y = forward_in_tiles(layer.mlp, h, n2, finish=layer.keep is Keep.ATTENTION)
+        else:
+            projected = layer.mlp.project(n2)
+            finished, added = layer.mlp.finish(projected)
+            y = added.add_(h)
         ctx.layer, ctx.documents = layer, documents
         kept: list[torch.Tensor] = [cos, sin]
         if layer.keep is Keep.HOST:
             layer.host.put(layer.index, x)
         else:
             kept.append(x)
-        if layer.keep in (Keep.EVERYTHING, Keep.ATTENTION):
+        if finished is not None and layer.keep in (Keep.EVERYTHING, Keep.ATTENTION):
             kept += [h, r2, finished.inner_down, *finished.post]
             kept += projected if layer.keep is Keep.EVERYTHING else ()
             kept += attended.flat()
         ctx.save_for_backward(*kept)
-        return added.add_(h)
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of x and of the adapters."""
         layer: DecoderLayer = ctx.layer
         x, angles, attended, h, r2, projected, finished = _restore(ctx, layer)
-        dh, of_mlp = layer.mlp.backward(dy.contiguous(), h, r2, projected, finished)
-        del projected, finished
+        if projected is None:
+            dh, of_mlp = backward_in_tiles(layer.mlp, dy.contiguous(), h, r2, finished)
+        else:
+            dh, of_mlp = layer.mlp.backward(dy.contiguous(), h, r2, projected, finished)
+        del projected, finished, h
         wants_dx = ctx.needs_input_grad[0]
         dx, of_attention = layer.attention.backward(dh, x, angles, ctx.documents, attended, wants_dx=wants_dx)
         return dx, None, None, None, None, *of_attention, *of_mlp
@@ -133,14 +147,16 @@ def _restore(ctx: Any, layer: DecoderLayer) -> _State:
         x, *rest = rest
     if not rest:
         attended, h, r2, n2 = _attend(layer, x, angles, ctx.documents)
-        return _State(x, angles, attended, h, r2, layer.mlp.project(n2), None)
+        projected = None if layer.in_tiles(x.shape[0]) else layer.mlp.project(n2)
+        return _State(x, angles, attended, h, r2, projected, None)
     h, r2, inner_down, *rest = rest
     end = 0 if layer.mlp.post_norm is None else 2
     finished, rest = Finished(inner_down, tuple(rest[:end])), rest[end:]
+    projected = None
     if layer.keep is Keep.EVERYTHING:
         projected, rest = Projected(*rest[:2]), rest[2:]
     attended = Attended.unflatten(rest, post=layer.attention.post_norm is not None)
-    if layer.keep is not Keep.EVERYTHING:
+    if projected is None and not layer.in_tiles(x.shape[0]):
         _, n2, _ = rms_norm.forward(h, layer.mlp.norm.weight, layer.mlp.norm.eps)
         projected = layer.mlp.project(n2)
     return _State(x, angles, attended, h, r2, projected, finished)

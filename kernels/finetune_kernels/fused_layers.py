@@ -13,6 +13,7 @@ from finetune_kernels.attention import Documents
 from finetune_kernels.attention_half import Angles
 from finetune_kernels.decoder_layer import Keep
 from finetune_kernels.host_memory import HostMemory
+from finetune_kernels.host_vocabulary import move_to_host
 from finetune_kernels.layer_builder import build_layer
 
 
@@ -20,6 +21,7 @@ class FusedLayers:
     """The layers of one model; make it only where `layer_builder.why_not_fused` gives None."""
 
     def __init__(self, causal: Any, keeps: Sequence[Keep], dtype: torch.dtype, *, resident: bool) -> None:
+        self._causal = causal
         host = HostMemory()
         self.layers = [
             build_layer(index, layer, causal.config, keep, dtype, host, resident=resident)
@@ -42,6 +44,10 @@ class FusedLayers:
             for group in layer.groups:
                 group.release()
         self.resident_bytes = 0
+
+    def move_vocabulary(self) -> None:
+        """Move embedding and head to host memory."""
+        move_to_host(self._causal)
 
     def run(
         self,

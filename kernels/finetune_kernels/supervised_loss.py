@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from finetune_kernels.host_vocabulary import on_device
 from finetune_kernels.linear_cross_entropy import linear_cross_entropy
 
 FAMILIES = (
@@ -45,7 +46,7 @@ def supervised_loss(
     """
     causal = causal_model(model)
     hidden = causal.model(**inputs, use_cache=False).last_hidden_state[0, positions]  # [S, H]
-    weight = causal.get_output_embeddings().weight
+    weight = on_device(causal.get_output_embeddings().weight, hidden)
     softcap = getattr(causal.config, "final_logit_softcapping", None)
     total = linear_cross_entropy(hidden.to(weight.dtype), weight, labels[0, positions + 1], softcap)
     return total / (num_items if num_items is not None else max(1, positions.numel()))

@@ -15,6 +15,7 @@ import torch
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode, Precision
 from finetune_kernels.fused_layers import FusedLayers
+from finetune_kernels.host_vocabulary import movable_bytes
 from finetune_kernels.layer_builder import why_not_fused
 from finetune_kernels.memory_plan import MemoryPlan, ModelShape, plan_memory, plan_modules, smaller_mode
 from finetune_kernels.packed_attention import use_packed_attention
@@ -51,6 +52,8 @@ class Engine:
         if not smaller.resident_weights:
             self.layers.release_weights()
         self.layers.keep(smaller.keeps)
+        if smaller.host_bytes:
+            self.layers.move_vocabulary()
         torch.cuda.empty_cache()
         self.plan, self.fallbacks = smaller, self.fallbacks + 1
         log.warning("out of GPU memory: going on with less\n%s", explain(smaller))
@@ -90,6 +93,8 @@ def prepare_engine(model: Any, loaded: LoadedModel, config: RunConfig) -> Engine
     log.info("memory plan\n%s", explain(plan))
     layers = FusedLayers(causal, plan.keeps, torch.bfloat16, resident=plan.resident_weights)
     use_packed_attention(causal)  # so that no mask of T x T is made
+    if plan.host_bytes:
+        layers.move_vocabulary()
     log.info("%d layers as one function each; %s", len(layers.layers), patch_model(model, resident=False))
     return Engine(False, loss, plan, layers, plan_for)
 
@@ -118,4 +123,5 @@ def model_shape(model: Any) -> ModelShape:
         linear_parameters=quantized or sum(weight.numel() for weight in frozen),
         adapter_parameters=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         quantized=quantized > 0,
+        movable_bytes=movable_bytes(causal),
     )
