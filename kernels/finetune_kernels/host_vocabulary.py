@@ -48,13 +48,14 @@ def movable_bytes(causal: Any) -> int:
 def move_to_host(causal: Any) -> None:
     """Move both; from then on their modules, too, work from host memory. There must be `movable_bytes`."""
     embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
-    tied = head.weight.data_ptr() == embedding.weight.data_ptr()
-    for module in (embedding,) if tied else (embedding, head):
+    moved: dict[int, torch.Tensor] = {}
+    for module in (embedding, head):
         weight = module.weight.detach()
-        host = torch.empty(weight.shape, dtype=weight.dtype, pin_memory=weight.is_cuda)
-        module.weight.data = host.copy_(weight)
-    if tied:
-        head.weight = embedding.weight
+        if weight.data_ptr() not in moved:
+            host = torch.empty(weight.shape, dtype=weight.dtype, pin_memory=weight.is_cuda)
+            moved[weight.data_ptr()] = host.copy_(weight)
+        del module.weight  # no parameter any more, which `model.to` would bring back
+        module.weight = moved[weight.data_ptr()]
     embedding.forward = lambda ids: gather_rows(embedding.weight, ids)
     head.forward = lambda hidden: functional.linear(hidden, on_device(head.weight, hidden))
 
