@@ -53,11 +53,13 @@ def differences(one: list[float], other: list[float]) -> float:
     return max(abs(a - b) / b for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.parametrize("memory", ["Fastest", "Smallest"])
 def test_samples_change_nothing_and_show_what_was_learned(
-    run_config: Builder, tmp_path: Path, trained: list[list[float]]
+    run_config: Builder, tmp_path: Path, trained: list[list[float]], memory: str
 ) -> None:
     data = {"evaluation": {"fraction": 0.2}}
     common = {"maxSteps": STEPS, "evaluationSteps": 3, "learningRate": 1e-2}
+    common |= {"memory": memory}
     for name, samples in (("quiet", None), ("again", None), ("sampled", {"maxTokens": 16})):
         outcome, _ = run(run_config(training=common | {"samples": samples}, dataset=data), tmp_path / name)
     quiet, again, sampled = trained

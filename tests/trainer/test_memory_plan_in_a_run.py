@@ -135,13 +135,16 @@ class Layers:
 
     def __init__(self) -> None:
         self.kept: list[set[Keep]] = []
-        self.released = 0
+        self.released = self.moved = 0
 
     def keep(self, keeps: tuple[Keep, ...]) -> None:
         self.kept.append(set(keeps))
 
     def release_weights(self) -> None:
         self.released += 1
+
+    def move_vocabulary(self) -> None:
+        self.moved += 1
 
 
 class RunsOut:
@@ -188,7 +191,7 @@ def test_memory_that_runs_out_is_handed_back_and_changes_no_loss(
     layers = Layers()
     outcome, told = run_out(monkeypatch, config, tmp_path / "short", 1, 2, layers=layers)
     assert layers.kept == [{Keep.ATTENTION}, {Keep.HOST}]
-    assert layers.released == 2
+    assert (layers.released, layers.moved) == (2, 1)
     assert outcome.result is Result.SUCCEEDED, outcome.message
     assert outcome.memory == told.memory
     assert outcome.memory is not None

@@ -126,11 +126,13 @@ def test_our_layers_and_our_attention_generate_what_transformers_does(
 ) -> None:
     expected = answers(tokenizer, tmp_path / "before", model)
     causal = model.get_base_model()
-    FusedLayers(causal, [Keep.EVERYTHING] * len(causal.model.layers), torch.float32, resident=True)
+    fused = FusedLayers(causal, [Keep.EVERYTHING] * len(causal.model.layers), torch.float32, resident=True)
     assert packed_attention.use_packed_attention(causal) is None
     assert patch_model(model, resident=False).norms > 0
     assert causal.config._attn_implementation == packed_attention.NAME
     assert answers(tokenizer, tmp_path / "after", model) == expected
+    fused.move_vocabulary()
+    assert answers(tokenizer, tmp_path / "moved", model) == expected
     AttentionMaskInterface.register(packed_attention.NAME, lambda **_: None)
     try:
         assert answers(tokenizer, tmp_path / "unmasked", model) != expected, "padding is seen without its mask"
