@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.data_utils import pack_dataset
 
 from finetune_api.spec_inputs import DatasetSpec
+from finetune_api.vocabulary import OnBadRow
 from finetune_trainer.batches import lay_end_to_end
 from finetune_trainer.data_formatting import FormattedData, format_data
 from finetune_trainer.errors import TrainerError
@@ -55,6 +56,38 @@ def test_the_first_ten_bad_rows_are_named_together(tmp_path: Path, tokenizer: An
 def test_max_samples_stops_reading_at_the_last_row_needed(tmp_path: Path, tokenizer: Any) -> None:
     data = formatted(tmp_path, tokenizer, [row("a"), row("b"), "not even JSON"], maxSamples=2)
     assert len(data.train) == 2
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "found"),
+    [
+        (None, None),
+        ({"fraction": 0.1}, None),
+        ({"split": "validation"}, ("hf://org/data", "validation")),
+        ({"source": "hf://org/more"}, ("hf://org/more", "train")),
+        ({"source": "hf://org/more", "split": "test"}, ("hf://org/more", "test")),
+    ],
+)
+def test_what_is_evaluated_on(evaluation: dict[str, Any] | None, found: tuple[str, str] | None) -> None:
+    spec = DatasetSpec.model_validate({"source": "hf://org/data", "evaluation": evaluation})
+    assert spec.evaluation_source() == found
+
+
+def test_an_evaluation_source_has_its_own_layout_and_all_its_rows(tmp_path: Path, tokenizer: Any) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text("\n".join(json.dumps({"prompt": f"q{n}", "completion": f"a{n}"}) for n in range(3)) + "\n{\n")
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text("\n".join(row(f"answer {n}") for n in range(5)))
+    spec = DatasetSpec.model_validate(
+        {"source": f"file://{lines}", "evaluation": {"source": f"file://{own}"}, "maxSamples": 2, "onBadRow": "Skip"}
+    )
+    work = {"max_length": 64, "seed": 1, "held_out": (own,)}
+    data = format_data((lines,), spec, tokenizer, tmp_path / "work", **work)
+    assert data.evaluation is not None
+    assert (len(data.train), len(data.evaluation), data.skipped_rows) == (2, 3, 1)
+    assert data.format == "Messages"
+    with pytest.raises(TrainerError, match=r"own.jsonl:4"):
+        format_data((lines,), spec.model_copy(update={"on_bad_row": OnBadRow.FAIL}), tokenizer, tmp_path, **work)
 
 
 def test_held_out_rows_are_chosen_by_the_seed_and_never_trained_on(tmp_path: Path, tokenizer: Any) -> None:
