@@ -7,7 +7,7 @@ from pydantic import Field
 
 from finetune_api.base import ApiModel
 from finetune_api.outcome import Artifact
-from finetune_api.progress import Resolved, StageTimes
+from finetune_api.progress import MemoryUse, Resolved, StageTimes
 from finetune_api.vocabulary import ConditionType, Phase, Stage
 
 
@@ -62,6 +62,15 @@ class Progress(ApiModel):
 
     eval_loss: float | None = None
     """Newest loss on the held-out rows."""
+
+    best_step: int | None = None
+    """Step with the lowest evaluation loss so far, where the best adapter is kept: it is what is exported."""
+
+    best_eval_loss: float | None = None
+    """Evaluation loss of that step."""
+
+    stopped_early: bool | None = None
+    """Whether training stopped because the evaluation loss no longer fell."""
 
     learning_rate: float | None = None
     """Current learning rate."""
@@ -161,6 +170,9 @@ class FineTuneJobStatus(ApiModel):
 
     resolved: Resolved | None = None
     """What the values left to us became."""
+
+    memory: MemoryUse | None = None
+    """The memory plan of the newest attempt, where a GPU trains with our kernels."""
 
     attempts: tuple[Attempt, ...] = ()
     """The job's pods, oldest first; at most the newest 20."""

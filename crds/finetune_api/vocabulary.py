@@ -61,6 +61,7 @@ class ArtifactType(StrEnum):
     MERGED = "Merged"
     GGUF = "GGUF"
     MODELFILE = "Modelfile"
+    SAMPLES = "Samples"
     MODEL_CARD = "ModelCard"
     CONFIGURATION = "Configuration"
 

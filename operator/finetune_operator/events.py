@@ -50,6 +50,7 @@ def turning_points(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Turn]
     stage = current_stage(new)
     if stage is not None and stage is not current_stage(old):
         turns.append(Turn(stage.value, f"the trainer is in stage {stage.value}", moment=pod))
+    turns += _fallbacks(old, new)
     if new.phase is not old.phase and new.phase in _SIMPLE:
         turns.append(Turn(_SIMPLE[new.phase], message))
     if new.phase is Phase.FAILED and old.phase is not Phase.FAILED and new.failure:
@@ -86,6 +87,25 @@ def build_event(job: ObjectMeta, turn: Turn, now: datetime) -> dict[str, Any]:
         "source": {"component": FIELD_MANAGER},
         "reportingComponent": FIELD_MANAGER,
     }
+
+
+def _fallbacks(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Turn]:
+    """Memory that ran out since the last status. Another pod may run out at the same step, which is told again."""
+    if new.memory is None or not new.attempts or new.memory == old.memory:
+        return []
+    pod = new.attempts[-1].uid
+    is_same_pod = bool(old.attempts) and old.attempts[-1].uid == pod
+    known = old.memory.fallbacks if old.memory and is_same_pod else ()
+    return [
+        Turn(
+            Reason.MEMORY_FALLBACK,
+            f"out of GPU memory after step {each.step}: went on with memory {each.to_mode} instead of {each.from_mode}",
+            is_warning=True,
+            moment=f"{pod} {number}",
+        )
+        for number, each in enumerate(new.memory.fallbacks)
+        if each not in known
+    ]
 
 
 def _message(status: FineTuneJobStatus) -> str:

@@ -36,5 +36,6 @@ class Reason(StrEnum):
     STARTED = "Started"
     RESUMED = "Resumed"
     SUCCEEDED = "Succeeded"
+    MEMORY_FALLBACK = "MemoryFallback"  # the GPU's memory ran out, and the run went on with a smaller plan
     # Of attempts only
     POD_GONE = "PodGone"  # the pod was removed, and nobody saw its end

@@ -24,7 +24,8 @@ def build_status(observed: Observed, decision: Decision) -> FineTuneJobStatus:
     if last.phase is not None and last.phase.is_terminal:
         return _answer_generation(last, observed.metadata.generation)
     attempts = merge_attempts(last.attempts, observed.pods)
-    progress = _progress(observed, decision, attempts[-1].uid if attempts else None)
+    is_new_pod = bool(attempts and last.attempts) and last.attempts[-1].uid != attempts[-1].uid
+    progress = _progress(observed, decision, is_new_pod=is_new_pod)
     stages = _stages(observed, decision)
     fields: dict[str, Any] = {  # Any: field values of the model, which validates them
         "observed_generation": observed.metadata.generation,
@@ -42,7 +43,9 @@ def build_status(observed: Observed, decision: Decision) -> FineTuneJobStatus:
         "completion_time": _completion_time(observed) if decision.phase.is_terminal else None,
         "active_seconds": observed.child.active_seconds_at(observed.now) if observed.child else last.active_seconds,
     }
-    return last.model_copy(update=fields | _checkpoint(observed, decision.outcome) | _result(decision))
+    if is_new_pod:
+        fields["memory"] = None  # another GPU may have another plan
+    return last.model_copy(update=fields | _told(observed, decision.outcome) | _result(decision))
 
 
 def has_changed(old: FineTuneJobStatus, new: FineTuneJobStatus) -> bool:
@@ -57,9 +60,8 @@ def _answer_generation(last: FineTuneJobStatus, generation: int) -> FineTuneJobS
     return last.model_copy(update={"observed_generation": generation, "conditions": conditions})
 
 
-def _progress(observed: Observed, decision: Decision, pod_uid: str | None) -> Progress | None:
+def _progress(observed: Observed, decision: Decision, *, is_new_pod: bool) -> Progress | None:
     progress = observed.status.progress
-    is_new_pod = bool(pod_uid) and bool(observed.status.attempts) and observed.status.attempts[-1].uid != pod_uid
     if progress is not None and is_new_pod:
         progress = progress.model_copy(update={"sequence": None})  # numbers rise within one pod
     if observed.report is not None:
@@ -96,16 +98,16 @@ def _completion_time(observed: Observed) -> datetime:
     return ended or observed.now
 
 
-def _checkpoint(observed: Observed, outcome: Outcome | None) -> dict[str, Any]:
+def _told(observed: Observed, outcome: Outcome | None) -> dict[str, Any]:
+    """What the trainer says beside its progress."""
     run = observed.report.report.finetune if observed.report else None
     fields: dict[str, Any] = {}
     if run is not None and run.resolved is not None:
         fields["resolved"] = run.resolved
     for source in (run, outcome):
-        if source is not None and source.checkpoint_step is not None:
-            fields["checkpoint_step"] = source.checkpoint_step
-        if source is not None and source.resumed_from_step is not None:
-            fields["resumed_from_step"] = source.resumed_from_step
+        for name in ("checkpoint_step", "resumed_from_step", "memory"):
+            if source is not None and getattr(source, name) is not None:
+                fields[name] = getattr(source, name)
     return fields
 
 

@@ -67,6 +67,21 @@ def test_bad_rows_only_warn_where_they_are_skipped(run_config: Build, settings: 
     assert report.warnings()[0].place == "rows.jsonl:2"
 
 
+def test_rows_to_evaluate_on_are_checked_too(run_config: Build, settings: Settings, tmp_path: Path) -> None:
+    held_out = tmp_path / "held-out.jsonl"
+    held_out.write_text("\n".join([row(), row(role="robot")]))
+    lines = dataset(tmp_path, row(), row("no"))
+    report, _ = run_preflight(
+        run_config(dataset=lines | {"maxSamples": 1, "evaluation": {"source": f"file://{held_out}"}}), settings
+    )
+    assert errors(report) == [("held-out.jsonl:2", "InvalidRow")]
+    assert report.rows is not None
+    assert report.rows.total == 1, "they are not among the rows that train"
+    absent = {"evaluation": {"source": f"file://{tmp_path}/absent.jsonl"}}
+    report, _ = run_preflight(run_config(dataset=lines | absent), settings)
+    assert errors(report) == [("spec.dataset.evaluation", "DatasetNotFound")]
+
+
 def test_rows_without_supervised_tokens_are_an_error(run_config: Build, settings: Settings, tmp_path: Path) -> None:
     lines = dataset(tmp_path, *[row(question="x " * 500)] * 3)
     report, _ = run_preflight(run_config(dataset=lines), settings)

@@ -25,6 +25,7 @@ from finetune_trainer.sources import FetchedSource, SourceAccess, fetch_dataset,
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 FOLDER = "preflight"
+EVALUATION = "spec.dataset.evaluation"
 MANY = 0.2  # share of rows that is worth a warning
 FIELD_OF = {
     FailureReason.CHAT_TEMPLATE_MISSING: "spec.model.chatTemplate",
@@ -74,6 +75,7 @@ def run_preflight(config: RunConfig, settings: Settings) -> tuple[Report, tuple[
         findings.attempt("spec.output.hub", lambda: _check_hub(config, settings))
         model = findings.attempt("spec.model.source", lambda: _fetch_model(config, settings, findings))
         data = findings.attempt("spec.dataset.source", lambda: _fetch_data(config, settings))
+        _check_evaluation(config, settings, model, findings)
         report = _examine(config, model, data, findings)
         written = _write(store, report, settings.work) if writable else ()
     finally:
@@ -106,6 +108,21 @@ def _fetch_data(config: RunConfig, settings: Settings) -> FetchedSource:
     access = _access(config, settings, "dataset", settings.dataset_mount)
     spec = config.dataset
     return fetch_dataset(spec.source, spec.split, settings.work / "data", access, ignore_bytes)
+
+
+def _check_evaluation(config: RunConfig, settings: Settings, model: _Model | None, findings: _Findings) -> None:
+    """Judge the rows of an evaluation source like those that train."""
+    source = config.dataset.evaluation_source()
+    if source is None:
+        return
+    access = _access(config, settings, "dataset", settings.dataset_mount)
+    data = findings.attempt(
+        EVALUATION, lambda: fetch_dataset(*source, settings.work / "evaluation", access, ignore_bytes)
+    )
+    if data is not None:
+        spec = config.dataset.model_copy(update={"max_samples": None})
+        scan = scan_rows(data.files, spec, model.tokenizer if model else None, config.model.max_sequence_length)
+        _judge_rows(scan, config, findings, EVALUATION)
 
 
 def _access(config: RunConfig, settings: Settings, use: str, mount: Path | None) -> SourceAccess:
@@ -154,7 +171,7 @@ def _describe(scan: Scan, limit: int) -> TokenStatistics | None:
     return tokens.model_copy(update={"max": max(tokens.max, scan.longest)}) if tokens else None
 
 
-def _judge_rows(scan: Scan, config: RunConfig, findings: _Findings) -> None:
+def _judge_rows(scan: Scan, config: RunConfig, findings: _Findings, source: str = "spec.dataset.source") -> None:
     fails = config.dataset.on_bad_row is OnBadRow.FAIL
     for problem in scan.problems:
         if fails:
@@ -162,11 +179,11 @@ def _judge_rows(scan: Scan, config: RunConfig, findings: _Findings) -> None:
         else:
             findings.warn(problem.place, f"{problem.message} (the row is skipped)")
     if (unnamed := scan.bad - len(scan.problems)) > 0:
-        findings.warn("spec.dataset.source", f"{unnamed} more rows cannot be used; the first are named above")
+        findings.warn(source, f"{unnamed} more rows cannot be used; the first are named above")
     if (stopped := scan.stopped) is not None:
         findings.error(FIELD_OF.get(stopped.reason, stopped.place), stopped.message, stopped.reason)
     elif scan.rows == scan.bad:
-        findings.error("spec.dataset.source", f"none of {scan.rows} rows can be used", FailureReason.EMPTY_DATASET)
+        findings.error(source, f"none of {scan.rows} rows can be used", FailureReason.EMPTY_DATASET)
 
 
 def _judge_tokens(counts: RowCounts, tokens: TokenStatistics | None, config: RunConfig, findings: _Findings) -> None:

@@ -27,7 +27,7 @@ def count_packed(lengths: Sequence[int], max_length: int) -> int:
 
 def training_rows(rows: int, dataset: DatasetSpec) -> int:
     """Rows that train: those that are not held out for evaluation."""
-    if dataset.evaluation is None or rows < 2:
+    if dataset.evaluation is None or dataset.evaluation.fraction is None or rows < 2:
         return rows
     return rows - min(rows - 1, max(1, round(rows * dataset.evaluation.fraction)))
 
@@ -36,6 +36,5 @@ def optimizer_steps(sequences: int, training: TrainingSpec) -> int:
     """Optimiser steps over so many sequences on one GPU; the last step of an epoch may be a short one."""
     if training.max_steps is not None:
         return training.max_steps
-    batches = ceil(sequences / training.batch_size)
-    per_epoch = max(1, ceil(batches / training.gradient_accumulation))
+    per_epoch = max(1, ceil(sequences / training.sequences_per_step()))
     return ceil((training.epochs or 1.0) * per_epoch)
