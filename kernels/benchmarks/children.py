@@ -4,6 +4,7 @@ The next process imports its libraries (10-25 s) while the one before loads its 
 trains: nothing else runs beside a timed step. Each writes its messages to a log of its own.
 """
 
+import contextlib
 import json
 import os
 import queue
@@ -33,12 +34,13 @@ class Child:
                 start_new_session=True, env=environment,
             )  # fmt: skip
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        with self._log.open("a", encoding="utf-8") as log:
-            for line in self._process.stdout:
+        with self._process.stdout as lines, self._log.open("a", encoding="utf-8") as log:
+            for line in lines:
                 log.write(line)
                 log.flush()
                 self._lines.put(line.rstrip("\n"))
@@ -65,12 +67,14 @@ class Child:
         """End it and everything that it started."""
         self._signal(signal.SIGKILL)
         self._process.wait()
+        self._reader.join()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
 
     def _signal(self, number: int) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
             os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            pass  # it has ended
 
     def result(self, seconds: float, on_line: Callable[[str], None]) -> dict[str, Any]:
         """What stands behind RESULT; the process is ended then, as taking CUDA down in order takes a second or two.

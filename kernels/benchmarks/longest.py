@@ -97,12 +97,11 @@ class _Trainings:
     """Two steps on sequences of any length, on one loaded model."""
 
     def __init__(self, system: str, row: Row, folder: Path) -> None:
+        from benchmarks.systems import run_config
         from finetune_api.vocabulary import Precision
         from finetune_trainer.adapter_injection import inject_adapter
         from finetune_trainer.engine import prepare_engine
         from finetune_trainer.model_loading import load_model
-
-        from benchmarks.systems import run_config
 
         self._system, self._row, self._folder = system, row, folder
         config = run_config(system, replace(row, length=LONGEST_POSITION), folder, STEPS)

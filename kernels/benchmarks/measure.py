@@ -93,9 +93,7 @@ def make_watch() -> Any:
     return Watch()
 
 
-def summarise(
-    ends: list[float], history: list[dict[str, float]], row: Row, warm_up: int, steps: int
-) -> dict[str, Any]:
+def summarise(ends: list[float], history: list[dict[str, float]], row: Row, warm_up: int, steps: int) -> dict[str, Any]:
     """The figures of a run from its steps' ends and its log: `warm_up` steps that do not count, then `steps` that do.
     Raises RuntimeError where nothing was learned: such a run measures nothing."""
     norms = [entry["grad_norm"] for entry in history if "grad_norm" in entry]

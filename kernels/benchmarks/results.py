@@ -134,7 +134,7 @@ def summarise(results: Sequence[Result]) -> list[Summary]:
                 spread=between if len(rates) > 1 else of_system[0].spread,
                 peak_gib=max(result.peak_gib for result in of_system),
                 planned_gib=of_system[0].planned_gib,
-                max_tokens=max((result.max_tokens or 0 for result in of_system)) or None,
+                max_tokens=max(result.max_tokens or 0 for result in of_system) or None,
                 first_step_s=min(result.first_step_s for result in of_system),
                 grad_norm=statistics.median(result.grad_norm for result in of_system),
                 repeats=len(of_system),

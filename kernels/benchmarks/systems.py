@@ -32,7 +32,11 @@ def import_libraries(system: str) -> None:
     for name in OURS if system in MEMORY else ():
         importlib.import_module(name)
     # transformers imports a class's module when the class is first asked for
-    for module, name in (("trl", "SFTTrainer"), ("transformers", "LlamaForCausalLM"), ("transformers", "AutoTokenizer")):
+    for module, name in (
+        ("trl", "SFTTrainer"),
+        ("transformers", "LlamaForCausalLM"),
+        ("transformers", "AutoTokenizer"),
+    ):
         getattr(importlib.import_module(module), name)
 
 
@@ -136,14 +140,20 @@ def run_config(system: str, row: Row, folder: Path, steps: int) -> Any:
 
 def our_trainer(model: Any, loaded: Any, engine: Any, config: Any, data: Any) -> Any:
     """QloraTrainer for `data`; `planned` is the plan's peak in bytes."""
+    from finetune_trainer.progress import Progress
+    from finetune_trainer.run_callback import Companions, RunCallback
+    from finetune_trainer.termination import Termination
     from finetune_trainer.training import QloraTrainer
     from finetune_trainer.training_configuration import configure_training
 
     arguments = configure_training(
-        config, loaded, working_folder() / "out", evaluates=False, recompute=engine.recompute_activations
-    )
+        config, loaded, working_folder() / "out", evaluates=False, recompute=engine.recompute_activations,
+        batch=engine.batch,
+    )  # fmt: skip
+    callback = RunCallback(Progress(), None, Termination(), Companions(), engine)
     trainer = QloraTrainer(
-        model=model, engine=engine, args=arguments, train_dataset=data, processing_class=loaded.tokenizer
-    )
+        model=model, engine=engine, args=arguments, callback=callback, train_dataset=data,
+        processing_class=loaded.tokenizer,
+    )  # fmt: skip
     trainer.planned = engine.plan.peak_bytes if engine.plan else None
     return trainer
