@@ -16,12 +16,13 @@ from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter
 
 from finetune_trainer.export.errors import OverflowingWeightsError
 from finetune_trainer.gguf.families import find_family
-from finetune_trainer.gguf.file_types import FileType, choose_tensor_type, find_file_type
+from finetune_trainer.gguf.file_types import FileType, find_file_type
 from finetune_trainer.gguf.hyperparameters import add_hyperparameters, load_full_config
 from finetune_trainer.gguf.quantizers import encoded_size, quantize
 from finetune_trainer.gguf.rope import rope_factor_tensors
 from finetune_trainer.gguf.tensors import TensorConverter
 from finetune_trainer.gguf.tokenizer import add_tokenizer
+from finetune_trainer.gguf.type_mixes import ModelShape, choose_tensor_types
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,14 @@ class GgufFile:
         self._writer = writer
         self._plan: list[_PlannedTensor] = []
 
-    def plan(self, name: str, shape: tuple[int, ...], *, output_name: str) -> None:
-        """Announce a tensor; all are announced before `begin`."""
-        chosen = choose_tensor_type(self.file_type, name, shape, output_name=output_name)
-        size = encoded_size(shape, chosen)
-        self._writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=chosen)
-        self._plan.append(_PlannedTensor(name, chosen))
-        self.size += size
+    def plan(self, model: ModelShape, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+        """Announce all tensors (GGUF names and shapes) in the order in which they will come."""
+        types = choose_tensor_types(self.file_type, model, tensors)
+        for name, shape in tensors:
+            size = encoded_size(shape, types[name])
+            self._writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=types[name])
+            self._plan.append(_PlannedTensor(name, types[name]))
+            self.size += size
 
     def begin(self) -> None:
         """Write everything before the weights."""
@@ -108,13 +110,12 @@ class GgufFiles:
             for kind, path in paths.items()
         ]
         renamed = [(self._converter.rename(tensor), shape) for tensor, shape in shapes]
+        tensors = [(factor_name, tuple(factors.shape)) for factor_name, factors in self._factors.items()]
+        tensors += [(tensor, shape) for tensor, shape in renamed if tensor is not None]
+        model_shape = ModelShape.of(find_family(config).architecture, config)
         for kind, path, file_type, writer in prepared:
             file = self.files[kind] = GgufFile(path, file_type, writer)
-            for factor_name, factors in self._factors.items():
-                file.plan(factor_name, tuple(factors.shape), output_name=self._converter.output_name)
-            for tensor, shape in renamed:
-                if tensor is not None:
-                    file.plan(tensor, shape, output_name=self._converter.output_name)
+            file.plan(model_shape, tensors)
 
     @property
     def size(self) -> int:
