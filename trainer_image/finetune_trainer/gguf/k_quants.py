@@ -42,7 +42,7 @@ def _to_float16(values: torch.Tensor) -> torch.Tensor:
 
 
 def _sum(rows: torch.Tensor) -> torch.Tensor:
-    """[rows, n] -> [n], one row after the other."""
+    """[rows, ...] -> [...], one row after the other."""
     total = torch.zeros_like(rows[0])
     for row in rows:
         total += row
@@ -80,14 +80,14 @@ class _AffineSearch:
             self.w += _root(_sum(self.x.square()) * (1 / form.group))
         self.wx = self.w * self.x
         self.sum_w, self.sum_x = _sum(self.w), _sum(self.wx)
-        self.codes, self.scratch = torch.empty_like(self.x), torch.empty_like(self.x)
+        self.codes, self.products = torch.empty_like(self.x), self.x.new_empty(form.group, 3, self.x.shape[1])
 
     def sums(self) -> _Sums:
-        torch.mul(self.w, self.codes, out=self.scratch)
-        sum_q = _sum(self.scratch)
-        sum_qq = _sum(self.scratch.mul_(self.codes))
-        torch.mul(self.wx, self.codes, out=self.scratch)
-        return _Sums(sum_q, sum_qq, _sum(self.scratch))
+        by_q, by_qq, by_xq = self.products.unbind(dim=1)
+        torch.mul(self.w, self.codes, out=by_q)
+        torch.mul(by_q, self.codes, out=by_qq)
+        torch.mul(self.wx, self.codes, out=by_xq)
+        return _Sums(*_sum(self.products))
 
     def fit(self, sums: _Sums) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale and subtracted minimum (never negative) of each group by least squares."""
@@ -191,14 +191,16 @@ class _SymmetricSearch:
         self.x = blocks.reshape(-1, form.group).t().contiguous()
         self.w = self.x.square()
         self.wx = self.w * self.x
-        self.codes, self.scratch = torch.empty_like(self.x), torch.empty_like(self.x)
+        self.codes, self.products = torch.empty_like(self.x), self.x.new_empty(form.group, 2, self.x.shape[1])
 
     def sums(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weighted sums of q q and x q over each group."""
-        torch.mul(self.w, self.codes, out=self.scratch)
-        sum_qq = _sum(self.scratch.mul_(self.codes))
-        torch.mul(self.wx, self.codes, out=self.scratch)
-        return sum_qq, _sum(self.scratch)
+        by_qq, by_xq = self.products.unbind(dim=1)
+        torch.mul(self.w, self.codes, out=by_qq)
+        by_qq *= self.codes
+        torch.mul(self.wx, self.codes, out=by_xq)
+        sum_qq, sum_xq = _sum(self.products)
+        return sum_qq, sum_xq
 
     def encode(self, inverse: torch.Tensor) -> None:
         torch.mul(self.x, inverse, out=self.codes)

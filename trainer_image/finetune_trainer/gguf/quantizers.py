@@ -15,9 +15,9 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from finetune_trainer.gguf import k_quants
 
-# Quantising makes up to a dozen fp32 temporaries of a chunk's size: 1 MiB each stays in a CPU's cache, 256 MiB each
+# Quantising makes up to a dozen fp32 temporaries of a chunk's size: 1 MiB each stays in a CPU's cache, 128 MiB each
 # keeps a GPU busy.
-CPU_CHUNK_WEIGHTS, GPU_CHUNK_WEIGHTS = 1 << 18, 1 << 26
+CPU_CHUNK_WEIGHTS, GPU_CHUNK_WEIGHTS = 1 << 18, 1 << 25
 # Tensors of a CPU from this size on are worth compiled code; torch takes 20 to 50 ms for less.
 COMPILED_WEIGHTS = 1 << 20
 PLAIN_TYPES = frozenset({GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16})
