@@ -54,7 +54,7 @@ class SymmetricForm:
 
 
 Q2_K = AffineForm(2, 16, 15, (-0.4, 0.0, 0.4, 0.8), 2, mean_weight=False)
-Q4_K = AffineForm(4, 32, 63, (-1.0, -0.7, -0.4, -0.1, 0.2, 0.5, 0.8), 2, mean_weight=True)
-Q5_K = AffineForm(5, 32, 63, (-0.6, -0.3, 0.0, 0.3, 0.6), 2, mean_weight=True)
+Q4_K = AffineForm(4, 32, 63, (-2.0, -1.7, -1.4, -1.1, -0.8, -0.5, -0.2, 0.1, 0.4, 0.7, 1.0), 2, mean_weight=True)
+Q5_K = AffineForm(5, 32, 63, (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0), 2, mean_weight=True)
 Q3_K = SymmetricForm(3, 32, (-0.6, -0.2, 0.2, 0.6), 1, scale_offset=32)
 Q6_K = SymmetricForm(6, 128, (-0.9, -0.6, -0.3, 0.0, 0.3, 0.6, 0.9), 1, scale_offset=0)

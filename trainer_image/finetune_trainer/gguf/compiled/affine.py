@@ -12,7 +12,6 @@ from finetune_trainer.gguf.compiled.halves import compiled, f4, round_to_half
 from finetune_trainer.gguf.compiled.layouts import pack_affine
 
 _TWO, _TINY, _LOWEST = f4(2), f4(1e-30), f4(-np.inf)
-_SHIFT = f4(12582912.0)
 
 
 @compiled
@@ -70,25 +69,22 @@ def _gain(sum_w, sum_x, sum_q, sum_qq, sum_xq, scale, minimum):
 
 
 @compiled
-def _search_ranges(x, w, wx, q, group, steps, top, sum_w, sum_x, low, inverse, best, scale, minimum, sums):
-    """The best scale and minimum of the trials; `low` and `scale` hold the bounds of each group at first."""
+def _search_ranges(x, w, wx, group, steps, top, sum_w, sum_x, high, inverse, best, scale, minimum, sums):
+    """The best scale and minimum of the trials; `high` and `minimum` hold the bounds of each group at first."""
     sum_q, sum_qq, sum_xq = sums[0], sums[1], sums[2]
     for g in range(LANES):
-        low[g] = low[g] if low[g] < ZERO else ZERO
-        inverse[g] = divide(f4(1), scale[g] - low[g])
+        minimum[g] = -(minimum[g] if minimum[g] < ZERO else ZERO)
         scale[g] = ZERO
-        minimum[g] = -low[g]
         best[g] = _LOWEST
     for trial in range(steps.shape[0]):
         for g in range(LANES):
+            inverse[g] = divide(steps[trial], high[g] + minimum[g])
             sum_q[g] = ZERO
             sum_qq[g] = ZERO
             sum_xq[g] = ZERO
         for i in range(group):
             for g in range(LANES):
-                code = (x[i, g] - low[g]) * (inverse[g] * steps[trial])
-                code = code if code < top else top
-                code = (code + _SHIFT) - _SHIFT
+                code = round_between((x[i, g] + minimum[g]) * inverse[g], ZERO, top)
                 weighted = w[i, g] * code
                 sum_q[g] += weighted
                 sum_qq[g] += weighted * code
@@ -172,7 +168,7 @@ def encode_affine(blocks, encoded, bits, group, scale_top, steps, rounds, mean_w
     x, w, wx, q = (np.empty((group, LANES), f4), np.empty((group, LANES), f4),
                    np.empty((group, LANES), f4), np.empty((group, LANES), f4))  # fmt: skip
     lanes, sums = np.empty((11, LANES), f4), np.empty((3, LANES), f4)
-    sum_w, sum_x, low, inverse, best = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
+    sum_w, sum_x, high, inverse, best = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
     s, m, wide_d, wide_e, scale, minimum = lanes[5], lanes[6], lanes[7], lanes[8], lanes[9], lanes[10]
     d, e, new = np.empty(LANES, f4), np.empty(LANES, f4), np.empty(2, f4)
     d_bits, e_bits = np.empty(LANES, np.uint16), np.empty(LANES, np.uint16)
@@ -182,8 +178,8 @@ def encode_affine(blocks, encoded, bits, group, scale_top, steps, rounds, mean_w
         held = min(tile, blocks.shape[0] - start)
         load_groups(blocks, start, held, group, x)
         _weigh(x, group, mean_weight, w, wx, sum_w, sum_x)
-        find_bounds(x, group, low, scale)
-        _search_ranges(x, w, wx, q, group, steps, top, sum_w, sum_x, low, inverse, best, scale, minimum, sums)
+        find_bounds(x, group, minimum, high)
+        _search_ranges(x, w, wx, group, steps, top, sum_w, sum_x, high, inverse, best, scale, minimum, sums)
         _find_factors(scale, per, f4(1 / scale_top), d, d_bits)
         _find_factors(minimum, per, f4(1 / scale_top), e, e_bits)
         spread(d, per, wide_d)
