@@ -164,12 +164,26 @@ class MergedType(StrEnum):
 
 
 class GgufType(StrEnum):
-    """GGUF file types that the exporter writes."""
+    """GGUF file types that the exporter writes, from exact to small; about how many bits a weight takes on disk is in
+    brackets. _S, _M and _L keep fewer or more of the sensitive matrices in finer types, as llama.cpp does."""
 
-    F32 = "F32"
-    F16 = "F16"
-    BF16 = "BF16"
-    Q8_0 = "Q8_0"
+    F32 = "F32"  # [32]
+    F16 = "F16"  # [16]
+    BF16 = "BF16"  # [16]
+    Q8_0 = "Q8_0"  # [8.5]
+    Q6_K = "Q6_K"  # [6.6]
+    Q5_K_M = "Q5_K_M"  # [5.7]
+    Q5_K_S = "Q5_K_S"  # [5.5]
+    Q5_1 = "Q5_1"  # [6.0]
+    Q5_0 = "Q5_0"  # [5.5]
+    Q4_K_M = "Q4_K_M"  # [4.9]
+    Q4_K_S = "Q4_K_S"  # [4.6]
+    Q4_1 = "Q4_1"  # [5.0]
+    Q4_0 = "Q4_0"  # [4.5]
+    Q3_K_L = "Q3_K_L"  # [4.3]
+    Q3_K_M = "Q3_K_M"  # [3.9]
+    Q3_K_S = "Q3_K_S"  # [3.5]
+    Q2_K = "Q2_K"  # [3.0]
 
 
 class OnExisting(StrEnum):
