@@ -24,8 +24,10 @@ class Phase(StrEnum):
 
 
 class Stage(StrEnum):
-    """The trainer's stages, in order; the upload is a stage of its own because it can be long."""
+    """The stages of a job, in order: the checks on a CPU, then the trainer's; the upload is a stage of its own because
+    it can be long."""
 
+    PREFLIGHT = "Preflight"
     MODEL_LOADING = "ModelLoading"
     ADAPTER_INJECTION = "AdapterInjection"
     DATA_FORMATTING = "DataFormatting"
@@ -37,7 +39,11 @@ class Stage(StrEnum):
     @property
     def phase(self) -> Phase:
         """The phase that a job in this stage shows."""
-        return {Stage.SAVING: Phase.EXPORTING, Stage.UPLOADING: Phase.UPLOADING}.get(self, Phase.RUNNING)
+        return {
+            Stage.PREFLIGHT: Phase.VALIDATING,
+            Stage.SAVING: Phase.EXPORTING,
+            Stage.UPLOADING: Phase.UPLOADING,
+        }.get(self, Phase.RUNNING)
 
 
 class ConditionType(StrEnum):
@@ -170,6 +176,20 @@ class GgufType(StrEnum):
     F16 = "F16"
     BF16 = "BF16"
     Q8_0 = "Q8_0"
+
+
+class PreflightMode(StrEnum):
+    """Whether model, data and output are checked on a CPU before the trainer's pod is made."""
+
+    RUN = "Run"
+    SKIP = "Skip"
+
+
+class PreflightResult(StrEnum):
+    """How preflight ended."""
+
+    PASSED = "Passed"
+    FAILED = "Failed"
 
 
 class OnExisting(StrEnum):

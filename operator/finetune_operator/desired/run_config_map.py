@@ -6,7 +6,7 @@ from finetune_api.job import ObjectMeta
 from finetune_api.progress import progress_path
 from finetune_api.run_config import JobIdentity, ProgressTarget, RunConfig
 from finetune_api.spec import FineTuneJobSpec
-from finetune_operator.desired.names import child_metadata
+from finetune_operator.desired.names import child_metadata, child_name
 
 RUN_CONFIG_KEY = "run_config.yaml"
 
@@ -24,6 +24,6 @@ def build_run_config_map(job: ObjectMeta, config: RunConfig) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": child_metadata(job),
+        "metadata": child_metadata(job, child_name(job)),
         "data": {RUN_CONFIG_KEY: config.to_yaml()},
     }
