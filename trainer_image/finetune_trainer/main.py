@@ -30,6 +30,9 @@ def main() -> None:
     termination.install()
     settings = Settings.from_environment()
     if sys.argv[1] == "preflight":
+        from finetune_trainer.preflight.without_torch import leave_out_torch
+
+        leave_out_torch()
         from finetune_trainer.preflight.command import preflight_attempt
 
         sys.exit(preflight_attempt(settings))

@@ -29,7 +29,7 @@ def render_html(report: Report) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">',
         f"<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>",
-        f"<p>The job {verdict}: {len(report.errors())} errors, {len(report.warnings())} warnings.</p>",
+        f"<p>The job {verdict}: {report.error_count():,} errors, {len(report.warnings())} warnings.</p>",
         _findings("error", "Errors", report.errors()),
         _findings("warning", "Warnings", report.warnings()),
         _facts(report),

@@ -3,9 +3,11 @@
 from rich.table import Table
 from rich.text import Text
 
-from finetune_trainer.preflight.report import Report
+from finetune_api.vocabulary import MemoryMode
+from finetune_trainer.preflight.report import GpuEstimate, Report
 
 NAMED_FINDINGS = 10
+GIBIBYTE = 1 << 30
 
 
 def facts(report: Report) -> list[tuple[str, str]]:
@@ -26,7 +28,26 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ]
     if report.optimizer_steps is not None:
         found.append(("optimizer steps", f"{'' if report.tokens_complete else 'about '}{report.optimizer_steps:,}"))
+    if report.training_tokens is not None:
+        found.append(("tokens in all steps", f"about {report.training_tokens:,}"))
+    return found + (_gpu_facts(report.gpu) if report.gpu else [])
+
+
+def _gpu_facts(gpu: GpuEstimate) -> list[tuple[str, str]]:
+    has = f" of {gpu.memory_bytes / GIBIBYTE:.1f} GiB" if gpu.memory_bytes else ""
+    need = f"{gpu.peak_bytes / GIBIBYTE:.1f}{has or ' GiB'} with memory: {gpu.mode}"
+    if gpu.mode is not MemoryMode.SMALLEST:
+        need += f" ({gpu.smallest_bytes / GIBIBYTE:.1f} GiB with Smallest)"
+    found = [("GPU", gpu.name), ("GPU memory", need)]
+    if gpu.hours is not None and gpu.tokens_per_second is not None:
+        found.append(("GPU time", f"about {_duration(gpu.hours)} at {gpu.tokens_per_second:,.0f} tokens/s"))
     return found
+
+
+def _duration(hours: float) -> str:
+    if hours < 1 / 60:
+        return "a minute"
+    return f"{hours * 60:.0f} minutes" if hours < 2 else f"{hours:.1f} hours"
 
 
 def to_table(report: Report) -> Table:
@@ -46,7 +67,8 @@ def to_sentence(report: Report) -> str:
     """The termination message: errors by place, or the facts; it is cut at its end, so the weighty comes first."""
     if errors := report.errors():
         named = [f"{finding.place}: {finding.message}" for finding in errors[:NAMED_FINDINGS]]
-        more = f" (and {len(errors) - len(named)} more)" if len(errors) > len(named) else ""
-        return "; ".join(named) + more
+        count = f"{report.error_count()} errors: " if len(errors) > 1 else ""
+        more = f" (and {report.error_count() - len(named)} more)" if len(errors) > len(named) else ""
+        return count + "; ".join(named) + more
     warnings = [f"{finding.place}: {finding.message}" for finding in report.warnings()[:NAMED_FINDINGS]]
     return "; ".join([*(f"{name}: {value}" for name, value in facts(report)), *warnings])
