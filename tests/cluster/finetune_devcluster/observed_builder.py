@@ -125,6 +125,11 @@ def an_observation(spec: FineTuneJobSpec | None = None, **fields: Any) -> Observ
     return replace(observed, **fields)
 
 
+def a_checked_job(*pods: TrainerPod, spec: FineTuneJobSpec | None = None, **fields: Any) -> Observed:
+    """A job whose preflight Job exists, with these pods; keyword arguments replace fields of the observation."""
+    return an_observation(spec, **{"child": None, "preflight": a_preflight(), "preflight_pods": pods} | fields)
+
+
 def decision_about(observed: Observed) -> Decision:
     """What is decided about an observation."""
     return decide(observed, INSTALLATION)

@@ -6,6 +6,7 @@ sampling.py     which rows are encoded (pure)
 statistics.py   what the lengths say (pure)
 steps.py        how many optimiser steps follow (pure)
 report.py       the report as data
-html.py         the report as one self-contained page (pure)
+html.py         the report as one self-contained page (pure); histogram.py draws its picture
+gpu.py          GPU memory and time, by the memory plan (pure)
 table.py        the report for a terminal and for the termination message (pure)
 """

@@ -164,7 +164,8 @@ def _examine(config: RunConfig, model: _Model | None, data: FetchedSource | None
         estimate = estimate_gpu(config, model.configuration, size)
         findings.found += judge_gpu(config, model.configuration, size, estimate)
         facts |= {"gpu": estimate}
-    return Report(**facts, findings=tuple(findings.found), more_errors=findings.unnamed)
+    ordered = sorted(findings.found, key=lambda finding: not finding.place.startswith("spec."))  # fields, then rows
+    return Report(**facts, findings=tuple(ordered), more_errors=findings.unnamed)
 
 
 def _count(scan: Scan) -> RowCounts:

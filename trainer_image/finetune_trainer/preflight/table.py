@@ -7,6 +7,7 @@ from finetune_api.vocabulary import MemoryMode
 from finetune_trainer.preflight.report import GpuEstimate, Report
 
 NAMED_FINDINGS = 10
+SHOWN_FINDINGS = 20
 GIBIBYTE = 1 << 30
 
 
@@ -18,7 +19,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
     found.append(("data", report.dataset_source + (f" ({seen})" if seen else "")))
     if (rows := report.rows) is not None:
         at_least = "" if rows.duplicates_complete else "at least "
-        found.append(("rows", f"{rows.total:,}, {rows.bad:,} bad, {at_least}{rows.duplicates:,} duplicates"))
+        repeated = f"{at_least}{rows.duplicates:,} {'repeats' if rows.duplicates == 1 else 'repeat'} an earlier one"
+        found.append(("rows", f"{rows.total:,}, {rows.bad:,} bad, {repeated}"))
     if (tokens := report.tokens) is not None:
         basis = "every row" if report.tokens_complete else f"a sample of {tokens.rows:,} rows"
         found += [
@@ -55,9 +57,12 @@ def to_table(report: Report) -> Table:
     table = Table(show_header=False, title=Text(f"preflight of {report.job}"))
     table.add_column(no_wrap=True, overflow="fold")
     table.add_column(overflow="fold")
-    for style, findings in (("red", report.errors()), ("yellow", report.warnings())):
-        for finding in findings:
+    counts = (report.error_count(), len(report.warnings()))
+    for style, count, findings in zip(("red", "yellow"), counts, (report.errors(), report.warnings()), strict=True):
+        for finding in findings[:SHOWN_FINDINGS]:
             table.add_row(Text(finding.place, style=style), Text(finding.message))
+        if count > SHOWN_FINDINGS:
+            table.add_row("", Text(f"and {count - SHOWN_FINDINGS:,} more: see the report"))
     for name, value in facts(report):
         table.add_row(Text(name), Text(value))
     return table
