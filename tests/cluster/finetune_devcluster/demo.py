@@ -83,7 +83,7 @@ def follow(platform: Platform, name: str) -> dict[str, Any]:
         text = line.format(
             status.get("phase", ""),
             progress.get("completion", ""),
-            stages[-1]["name"] if stages else "",
+            stages[-1]["name"] if stages and "endTime" not in stages[-1] else "",
             step,
             progress.get("loss", ""),
             progress.get("eta", ""),
@@ -99,7 +99,8 @@ def follow(platform: Platform, name: str) -> dict[str, Any]:
 
 def show_preflight(preflight: dict[str, Any]) -> None:
     """What was found before the trainer's pod was made."""
-    tokens = " ".join(f"{name} {count}" for name, count in preflight.get("tokens", {}).items())
+    lengths = preflight.get("tokens", {})
+    tokens = ", ".join(f"{name} {lengths.get(name)}" for name in ("p50", "p95", "max"))
     rows, bad, steps = (preflight.get(name) for name in ("rows", "badRows", "steps"))
     share = preflight.get("supervisedShare", 0)
     console.print(f"        preflight: {preflight['result']}; {rows} rows, {bad} bad; {steps} steps", style="green")
