@@ -43,6 +43,9 @@ def _has_passed(observed: Observed, _: Installation) -> Decision | None:
     is_lost = observed.child is not None and observed.child.complete is not None and not exited_well
     if not said_so and not is_lost:
         return None
+    if said_so and outcome is not None and outcome.reused:
+        message = "the result was there already, no trainer was needed"
+        return Decision(Phase.SUCCEEDED, Reason.REUSED, message, preflight=PreflightResult.PASSED, outcome=outcome)
     message = outcome.message if said_so and outcome is not None else _LOST
     is_held = observed.spec is not None and observed.spec.run_policy.suspend
     phase = Phase.SUSPENDED if is_held else Phase.QUEUED

@@ -79,7 +79,8 @@ def _preflight_turns(old: PreflightStatus, new: PreflightStatus) -> list[Turn]:
             more = (new.warning_count or 0) - len(new.warnings)
             said = "; ".join(new.warnings) + (f" (and {more} more)" if more > 0 else "")
             turns.append(Turn(Reason.PREFLIGHT_WARNING, said, is_warning=True, moment=moment))
-        turns.append(Turn(Reason.VALIDATED, describe_preflight(new), moment=moment))
+        if new.rows is not None:
+            turns.append(Turn(Reason.VALIDATED, describe_preflight(new), moment=moment))
     return turns
 
 

@@ -57,13 +57,16 @@ def test_a_recreated_job_does_not_train_again(platform: Platform, small_job: Bui
     platform.apply(job)
     first = platform.wait_for_end(**_key(job), timeout=120)
     assert first["status"]["phase"] == "Succeeded", platform.trainer_log(**_key(job))
-    platform.delete(**_key(job))
-    _wait(lambda: not platform.trainer_pods(**_key(job)), 30)
-    platform.apply(job)
-    second = platform.wait_for_end(**_key(job), timeout=60)
-    assert second["metadata"]["uid"] != first["metadata"]["uid"]
-    assert second["status"]["reused"] is True
-    assert second["status"]["artifacts"] == first["status"]["artifacts"]
+    for preflight, trainers in (("Run", 0), ("Skip", 1)):
+        platform.delete(**_key(job))
+        _wait(lambda: not _pods(platform, job), 30)
+        job["spec"]["runPolicy"]["preflight"] = preflight
+        platform.apply(job)
+        again = platform.wait_for_end(**_key(job), timeout=60)
+        assert again["metadata"]["uid"] != first["metadata"]["uid"]
+        assert again["status"]["reused"] is True
+        assert again["status"]["artifacts"] == first["status"]["artifacts"]
+        assert len(platform.trainer_pods(**_key(job))) == trainers
 
 
 def test_suspension_stops_the_trainer_and_resume_goes_on_from_its_checkpoint(
@@ -124,6 +127,10 @@ def test_the_operator_may_die_at_any_time(platform: Platform, small_job: Builder
 
 def _key(job: dict[str, Any]) -> dict[str, str]:
     return {"namespace": job["metadata"]["namespace"], "name": job["metadata"]["name"]}
+
+
+def _pods(platform: Platform, job: dict[str, Any]) -> list[Any]:
+    return [pod for kind in ("trainer", "preflight") for pod in platform.trainer_pods(**_key(job), component=kind)]
 
 
 def _step(job: dict[str, Any]) -> int:

@@ -30,6 +30,7 @@ from finetune_operator.waiting import Waiting
 
 END = datetime(2026, 11, 24, 12, 0, 10, tzinfo=UTC)
 PASSED = Outcome(result=Result.SUCCEEDED, message="400 rows", stage=Stage.PREFLIGHT, finished=END)
+REUSED = PASSED.model_copy(update={"reused": True, "manifest_uri": "s3://results/manifest.json"})
 BAD_ROW = Outcome(
     result=Result.FAILED,
     reason=FailureReason.INVALID_ROW,
@@ -68,6 +69,7 @@ CASES: dict[str, tuple[Observed, Phase, str]] = {
     ),
     "the checks run": (a_checked_job(a_running_pod()), Phase.VALIDATING, "Checking"),
     "the checks passed": (a_checked_job(an_ended_pod(0, PASSED)), Phase.QUEUED, "PreflightPassed"),
+    "the result was there already": (a_checked_job(an_ended_pod(0, REUSED)), Phase.SUCCEEDED, "Reused"),
     "the checks passed while the job is being suspended": (
         a_checked_job(an_ended_pod(0, PASSED), spec=SUSPENDED),
         Phase.SUSPENDED,

@@ -103,6 +103,18 @@ def test_the_story_of_a_job_that_passes() -> None:
     assert status.retries == 0
 
 
+def test_a_job_whose_result_is_there_succeeds_without_a_trainer() -> None:
+    reused = PASSED.model_copy(update={"reused": True, "manifest_uri": "s3://r/manifest.json", "preflight": None})
+    status, told = _life(STATES["the checks run"], a_checked_job(an_ended_pod(0, reused)))
+    assert told == ["Validating", "Succeeded"]
+    assert (status.phase, status.reused, status.manifest_uri) == (Phase.SUCCEEDED, True, reused.manifest_uri)
+    assert status.progress is not None
+    assert status.progress.percent == 100
+    assert status.completion_time == END
+    assert status.attempts == ()
+    assert {each.type: each.status for each in status.conditions}[ConditionType.VALIDATED] == "True"
+
+
 def test_the_story_of_a_job_that_fails() -> None:
     status, told = _life(*(STATES[name] for name in ("nothing exists yet", "the checks run", "bad data ends the job")))
     assert told == ["Validating", "InvalidRow"]

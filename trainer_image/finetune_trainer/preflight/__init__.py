@@ -1,5 +1,6 @@
 """Preflight: everything that can be known of a job on a CPU, within minutes, before a GPU is asked for.
 
+reuse.py        a result that is there already: nothing needs to be checked then
 checks.py       the whole preflight: access, output, rows, template; every finding is collected
 scan.py         one streaming pass over the rows, in bounded memory
 sampling.py     which rows are encoded (pure)

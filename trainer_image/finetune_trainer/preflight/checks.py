@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import OnBadRow
+from finetune_trainer.adapter_targets import choose_targets
 from finetune_trainer.artifacts.hub_push import open_hub
 from finetune_trainer.artifacts.object_space import ignore_bytes
 from finetune_trainer.artifacts.store import ArtifactStore, open_store
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.model_description import check_architecture, load_configuration, load_tokenizer
+from finetune_trainer.model_description import check_architecture, linear_names, load_configuration, load_tokenizer
 from finetune_trainer.preflight.gpu import estimate_gpu, judge_gpu
 from finetune_trainer.preflight.html import render_html
 from finetune_trainer.preflight.report import Finding, Report, RowCounts, Severity, TokenStatistics
@@ -53,7 +54,8 @@ class _Findings:
             return None
 
     def error(self, place: str, message: str, reason: FailureReason) -> None:
-        self.found.append(Finding(severity=Severity.ERROR, place=place, message=message, reason=reason))
+        said = message.removeprefix(f"{place}: ")
+        self.found.append(Finding(severity=Severity.ERROR, place=place, message=said, reason=reason))
 
     def warn(self, place: str, message: str) -> None:
         self.found.append(Finding(severity=Severity.WARNING, place=place, message=message))
@@ -107,6 +109,8 @@ def _fetch_model(config: RunConfig, settings: Settings, findings: _Findings) -> 
     architecture = findings.attempt("spec.model.source", lambda: check_architecture(fetched.folder))
     tokenizer = findings.attempt("spec.model.source", lambda: load_tokenizer(fetched.folder, spec))
     configuration = load_configuration(fetched.folder) if architecture else None
+    if names := linear_names(fetched.folder):
+        findings.attempt("spec.adapter.targetModules", lambda: choose_targets(names, config.adapter.target_modules))
     return _Model(fetched.revision, architecture, configuration, tokenizer)
 
 

@@ -16,6 +16,7 @@ from finetune_trainer.main import load_config
 from finetune_trainer.outcomes import failed, write_outcome
 from finetune_trainer.preflight.checks import run_preflight
 from finetune_trainer.preflight.report import Report
+from finetune_trainer.preflight.reuse import find_result
 from finetune_trainer.preflight.table import to_sentence, to_table
 from finetune_trainer.progress import Progress
 from finetune_trainer.settings import Settings
@@ -27,14 +28,19 @@ def preflight_attempt(settings: Settings) -> int:
     """Check the mounted job; returns the exit code after the outcome is written."""
     assert settings.termination_log is not None
     try:
-        report, written = run_preflight(load_config(settings), settings)
-        show(report, written)
-        outcome = to_outcome(report, written)
+        config = load_config(settings)
+        outcome = find_result(config, settings) or _check(config, settings)
     except BaseException as error:  # signals and defects included: every ending has an outcome
         outcome = failed(error, Progress()).model_copy(update={"stage": Stage.PREFLIGHT})
         known = isinstance(error, TrainerError)
         log.error("%s: %s", outcome.reason, outcome.message, exc_info=None if known else error)
     return write_outcome(outcome, settings.termination_log)
+
+
+def _check(config: RunConfig, settings: Settings) -> Outcome:
+    report, written = run_preflight(config, settings)
+    show(report, written)
+    return to_outcome(report, written)
 
 
 def preflight_here(config: RunConfig, settings: Settings) -> int:

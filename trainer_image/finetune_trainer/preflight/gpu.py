@@ -33,7 +33,7 @@ def estimate_gpu(config: RunConfig, model: Any, size: TrainingSize | None) -> Gp
     plans = _Plans.of(config, model)
     if gpu is None or plans is None:
         return None
-    tokens = config.training.batch_size * _longest(config, size)
+    tokens = _rows(config) * _longest(config, size)
     smallest = plans.smallest(tokens)
     plan = plans.at(tokens, config.training.memory, gpu.memory_bytes or UNLIMITED)
     speed = _tokens_per_second(plans.shape, plan, config.model.max_sequence_length, gpu.teraflops)
@@ -103,7 +103,7 @@ class _Plans:
 
 def _remedies(config: RunConfig, plans: _Plans, longest: int, total: int) -> list[str]:
     """Each change that makes the job fit, the gentlest first; a larger GPU where none does."""
-    batch = config.training.batch_size
+    batch = _rows(config)
 
     def most_rows() -> int | None:
         return _largest(1, batch - 1, lambda rows: plans.smallest(rows * longest, total).fits)
@@ -136,6 +136,11 @@ def _largest(low: int, high: int, holds: Callable[[int], bool]) -> int | None:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if holds(middle) else (low, middle - 1)
     return low
+
+
+def _rows(config: RunConfig) -> int:
+    """Sequences in one pass."""
+    return config.training.batch_size
 
 
 def _longest(config: RunConfig, size: TrainingSize | None) -> int:
