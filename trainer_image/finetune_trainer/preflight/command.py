@@ -12,14 +12,13 @@ from finetune_api.preflight import LONGEST_WARNING, MOST_WARNINGS, PreflightSumm
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Stage
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.main import load_config
 from finetune_trainer.outcomes import failed, write_outcome
 from finetune_trainer.preflight.checks import run_preflight
 from finetune_trainer.preflight.report import Report
 from finetune_trainer.preflight.reuse import find_result
 from finetune_trainer.preflight.table import to_sentence, to_table
 from finetune_trainer.progress import Progress
-from finetune_trainer.settings import Settings
+from finetune_trainer.settings import Settings, load_config
 
 log = logging.getLogger(__name__)
 
