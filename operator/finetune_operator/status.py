@@ -82,8 +82,8 @@ def _progress(observed: Observed, decision: Decision, *, is_new_pod: bool) -> Pr
 
 def _stages(observed: Observed, decision: Decision) -> tuple[StageTimes, ...]:
     """Stages as the trainer reported them; a run that has ended leaves none open."""
-    known = tuple(stage for stage in observed.status.stages if stage.name is not Stage.PREFLIGHT)
-    stages = (observed.report.report.finetune.stages if observed.report else ()) or known
+    reported = observed.report.report.finetune.stages if observed.report else ()
+    stages = tuple(stage for stage in reported or observed.status.stages if stage.name is not Stage.PREFLIGHT)
     pod = observed.newest_pod
     ended = pod.termination.finished if pod and pod.termination else None
     if not decision.phase.is_terminal or ended is None:
