@@ -2,7 +2,7 @@
 
 from finetune_api.vocabulary import Phase
 from finetune_operator.decision import RETRY_SECONDS, Actions, Decision, Installation
-from finetune_operator.desired.run_config_map import build_run_config, build_run_config_map
+from finetune_operator.desired.run_config_map import build_run_config, build_run_config_map, follow_progress_target
 from finetune_operator.observed import Observed
 from finetune_operator.reasons import Reason
 
@@ -10,12 +10,14 @@ STRAY_SECONDS = 2.0
 
 
 def config_map_actions(observed: Observed, installation: Installation) -> Actions:
-    """Make the ConfigMap that both mount, or bring it up to date."""
+    """Make the ConfigMap that both mount, or bring it up to date: as a whole, until a Job mounts it."""
     assert observed.spec is not None
     config = build_run_config(observed.metadata, observed.spec, installation.progress_url, installation.ca_certificate)
     desired, existing = build_run_config_map(observed.metadata, config), observed.config_map
     if existing is None:
         return Actions(create_config_map=desired)
+    if observed.child is not None:
+        return Actions(update_config_map=follow_progress_target(existing, desired))
     return Actions(update_config_map=None if existing.get("data") == desired["data"] else {"data": desired["data"]})
 
 

@@ -1,6 +1,7 @@
 """Desired objects: one golden manifest each, and what differs from it."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import yaml
 
 from finetune_api.job import ObjectMeta
 from finetune_api.run_config import RunConfig
-from finetune_devcluster.observed_builder import INSTALLATION, METADATA, a_spec
+from finetune_devcluster.observed_builder import INSTALLATION, METADATA, a_spec, an_observation, decision_about
 from finetune_operator.desired.names import child_labels, child_metadata, child_name, controller_uid, preflight_name
 from finetune_operator.desired.preflight_job import build_preflight_job
 from finetune_operator.desired.run_config_map import RUN_CONFIG_KEY, build_run_config, build_run_config_map
@@ -145,6 +146,25 @@ def test_the_run_config_survives_the_config_map() -> None:
     assert config.progress.url == (
         "https://operator:8443/apis/finetune.dev/v1alpha1/namespaces/team/finetunejobs/bot/status"
     )
+
+
+def test_a_running_job_keeps_the_configuration_that_its_image_knows() -> None:
+    observed = an_observation()
+    assert observed.config_map is not None
+    document = yaml.safe_load(observed.config_map["data"]["run_config.yaml"])
+    older = document | {"gpus": 0} | {"progress": document["progress"] | {"caCertificate": "OLD"}}
+    del older["gpu"]
+
+    def update_of(mounted: dict[str, object], **fields: object) -> dict[str, object] | None:
+        text = {"run_config.yaml": yaml.safe_dump(mounted)}
+        kept = {"metadata": observed.config_map["metadata"], "data": text}  # type: ignore[index]
+        return decision_about(replace(observed, config_map=kept, **fields)).actions.update_config_map
+
+    assert update_of(older | {"progress": document["progress"]}) is None
+    update = update_of(older)
+    assert update is not None
+    assert yaml.safe_load(update["data"]["run_config.yaml"]) == older | {"progress": document["progress"]}  # type: ignore[index]
+    assert update_of(older, child=None) == {"data": observed.config_map["data"]}
 
 
 NAMES = ["a", "bot", "a.b.c", "x" * 63, "x" * 57 + "-yyyyy", "1"]
