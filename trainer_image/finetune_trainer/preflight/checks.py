@@ -197,7 +197,7 @@ def _judge_rows(scan: Scan, config: RunConfig, findings: _Findings, source: str 
         else:
             findings.warn(problem.place, f"{problem.message} (the row is skipped)")
     if (unnamed := scan.bad - len(scan.problems)) > 0 and fails:
-        findings.unnamed = unnamed
+        findings.unnamed += unnamed
     elif unnamed > 0:
         findings.warn(source, f"{unnamed} more rows are skipped; the first are named above")
     if (stopped := scan.stopped) is not None:

@@ -13,6 +13,7 @@ from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import AdapterVariant, MemoryMode, Precision, Quantization
 from finetune_kernels.memory_plan import MARGIN, MemoryPlan, ModelShape, plan_memory
+from finetune_kernels.micro_batch import choose_micro_batch
 from finetune_kernels.model_shape import loaded_bytes, shape_from_config
 from finetune_trainer.preflight.report import Finding, GpuEstimate, PlanRow, Severity
 from finetune_trainer.preflight.steps import TrainingSize
@@ -33,7 +34,7 @@ def estimate_gpu(config: RunConfig, model: Any, size: TrainingSize | None) -> Gp
     plans = _Plans.of(config, model)
     if gpu is None or plans is None:
         return None
-    tokens = _rows(config) * _longest(config, size)
+    tokens = _rows(config, plans, gpu.memory_bytes or UNLIMITED) * _longest(config, size)
     smallest = plans.smallest(tokens)
     plan = plans.at(tokens, config.training.memory, gpu.memory_bytes or UNLIMITED)
     speed = _tokens_per_second(plans.shape, plan, config.model.max_sequence_length, gpu.teraflops)
@@ -103,7 +104,7 @@ class _Plans:
 
 def _remedies(config: RunConfig, plans: _Plans, longest: int, total: int) -> list[str]:
     """Each change that makes the job fit, the gentlest first; a larger GPU where none does."""
-    batch = _rows(config)
+    batch = _rows(config, plans, total)
 
     def most_rows() -> int | None:
         return _largest(1, batch - 1, lambda rows: plans.smallest(rows * longest, total).fits)
@@ -115,7 +116,7 @@ def _remedies(config: RunConfig, plans: _Plans, longest: int, total: int) -> lis
 
     ways = []
     if rows := most_rows():
-        steps = config.training.gradient_accumulation * batch
+        steps = config.training.sequences_per_step()
         same = f" (with gradientAccumulation: {steps // rows} a step stays the same)" if steps % rows == 0 else ""
         ways.append(f"spec.training.batchSize: {rows}{same}")
     if length := most_tokens(batch):
@@ -138,9 +139,18 @@ def _largest(low: int, high: int, holds: Callable[[int], bool]) -> int | None:
     return low
 
 
-def _rows(config: RunConfig) -> int:
-    """Sequences in one pass."""
-    return config.training.batch_size
+def _rows(config: RunConfig, plans: _Plans, total: int) -> int:
+    """Sequences in one pass; where they are left to the plan, what it will take."""
+    training, length = config.training, config.model.max_sequence_length
+    if training.batch_size is not None:
+        return training.batch_size
+    return choose_micro_batch(
+        plans.shape,
+        training.sequences_per_step(),
+        length,
+        training.memory,
+        lambda tokens: plans.at(tokens, training.memory, total),
+    ).size
 
 
 def _longest(config: RunConfig, size: TrainingSize | None) -> int:

@@ -39,7 +39,7 @@ def training_size(
     steps = optimizer_steps(of_all, training)
     per_sequence = sum(cut) / sequences
     if training.max_steps is not None:
-        tokens = steps * training.batch_size * training.gradient_accumulation * per_sequence
+        tokens = steps * training.sequences_per_step() * per_sequence
     else:
         tokens = (training.epochs or 1.0) * of_all * per_sequence
     together = round(sum(cut) * rows / len(cut)) if dataset.packing else 0
