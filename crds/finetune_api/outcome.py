@@ -14,6 +14,7 @@ from pydantic import Field
 
 from finetune_api.base import ApiModel
 from finetune_api.failures import ExitCode, FailureReason
+from finetune_api.preflight import PreflightSummary
 from finetune_api.progress import MemoryUse
 from finetune_api.vocabulary import ArtifactType, Stage
 
@@ -84,6 +85,8 @@ class Outcome(ApiModel):
     hub_url: str | None = None
     """Commit of the Hugging Face Hub that holds the artifacts."""
     artifacts: tuple[Artifact, ...] = ()
+    preflight: PreflightSummary | None = None
+    """What preflight found; of a preflight pod only."""
     finished: datetime
     """When the trainer wrote this, UTC."""
 

@@ -7,8 +7,9 @@ from pydantic import Field
 
 from finetune_api.base import ApiModel
 from finetune_api.outcome import Artifact
+from finetune_api.preflight import PreflightSummary
 from finetune_api.progress import MemoryUse, Resolved, StageTimes
-from finetune_api.vocabulary import ConditionType, Phase, Stage
+from finetune_api.vocabulary import ConditionType, Phase, PreflightResult, Stage
 
 
 class Condition(ApiModel):
@@ -144,6 +145,25 @@ class Failure(ApiModel):
     """Last finished optimiser step."""
 
 
+class PreflightStatus(PreflightSummary):
+    """The checks before a GPU is asked for."""
+
+    result: PreflightResult | None = None
+    """Passed or Failed; absent while the checks run. They are never started again after either."""
+
+    job_name: str | None = None
+    """Name of the batch/v1 Job that runs the checks."""
+
+    start_time: datetime | None = None
+    """When the checks started."""
+
+    end_time: datetime | None = None
+    """When they ended."""
+
+    attempts: tuple[Attempt, ...] = ()
+    """Pods that ran the checks, oldest first; at most the newest 20."""
+
+
 class FineTuneJobStatus(ApiModel):
     """What is known about the job."""
 
@@ -159,6 +179,9 @@ class FineTuneJobStatus(ApiModel):
     ] = ()
     """Conditions; Ready, Reconciling and Stalled follow kstatus."""
 
+    preflight: PreflightStatus | None = None
+    """What was found before a GPU was asked for."""
+
     progress: Progress | None = None
     """How far the run is."""
 
@@ -166,7 +189,7 @@ class FineTuneJobStatus(ApiModel):
         tuple[StageTimes, ...],
         Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}),
     ] = ()
-    """The trainer's stages with their times."""
+    """The job's stages with their times."""
 
     resolved: Resolved | None = None
     """What the values left to us became."""

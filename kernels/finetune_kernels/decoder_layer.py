@@ -9,7 +9,6 @@ kernels that read their inputs anyway. Gemma norms what each half adds once more
 """
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, NamedTuple
 
 import torch
@@ -18,21 +17,10 @@ from finetune_kernels import rms_norm
 from finetune_kernels.attention import Documents
 from finetune_kernels.attention_half import Angles, Attended, AttentionHalf
 from finetune_kernels.host_memory import HostMemory
+from finetune_kernels.keep import Keep as Keep
 from finetune_kernels.linear_group import LinearGroup
 from finetune_kernels.mlp_half import Finished, MlpHalf, Projected
 from finetune_kernels.mlp_tiles import TILE_ROWS, backward_in_tiles, forward_in_tiles
-
-
-class Keep(Enum):
-    """What a layer keeps for its backward pass; each costs less memory and more time than the one before."""
-
-    EVERYTHING = "everything"
-    ATTENTION = "attention"
-    """All but gate and up, which are projected again."""
-    INPUT = "input"
-    """Its input; the forward pass is made again."""
-    HOST = "host"
-    """Its input, in pinned host memory."""
 
 
 @dataclass

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from finetune_api.vocabulary import MemoryMode
-from finetune_kernels.decoder_layer import Keep
-from finetune_kernels.linear_cross_entropy import CHUNK_ROWS
-from finetune_kernels.mlp_tiles import TILE_ROWS
+from finetune_kernels.keep import CHUNK_ROWS, TILE_ROWS, Keep
 
 MARGIN = 0.92
 """Share of the memory that may be planned for; the rest is fragmentation and libraries' workspaces."""

@@ -10,10 +10,8 @@ from collections.abc import Iterator
 import torch
 
 from finetune_kernels import rms_norm
+from finetune_kernels.keep import TILE_ROWS as TILE_ROWS
 from finetune_kernels.mlp_half import Finished, MlpHalf
-
-TILE_ROWS = 2048
-"""Products of this size still run at full rate."""
 
 
 def _tiles(rows: int) -> Iterator[slice]:

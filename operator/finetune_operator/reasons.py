@@ -7,6 +7,9 @@ from enum import StrEnum
 class Reason(StrEnum):
     """Why a job is in its phase, for machines."""
 
+    # Validating
+    CHECKING = "Checking"  # preflight runs
+    PREFLIGHT_PASSED = "PreflightPassed"
     # Waiting
     JOB_CREATED = "JobCreated"  # the child Job was made just now
     WAITING_FOR_POD = "WaitingForPod"  # the Job controller has not made a pod yet
@@ -32,6 +35,9 @@ class Reason(StrEnum):
     NOT_CHECKED = "NotChecked"
     INPUTS_READ = "InputsRead"
     # Of events only
+    VALIDATING = "Validating"
+    VALIDATED = "Validated"
+    PREFLIGHT_WARNING = "PreflightWarning"
     QUEUED = "Queued"
     STARTED = "Started"
     RESUMED = "Resumed"

@@ -46,6 +46,10 @@ VALID: dict[str, Manifest] = {
     "quantities as numbers and as strings": {"resources": {"cpu": 2, "memory": "512Mi", "ephemeralStorage": "1.5Ti"}},
     "the smallest quantities": {"resources": {"cpu": "1m", "memory": "0.5Gi", "ephemeralStorage": 1}},
     "a fraction of a core": {"resources": {"cpu": "0.25"}},
+    "no checks, for a GPU of known size": {
+        "resources": {"gpuMemory": "141Gi"},
+        "runPolicy": {"preflight": "Skip"},
+    },
     "a claim with dots in its name": {"model": {"source": "pvc://team.models/llama/"}},
     "the longest times": {
         "runPolicy": {"activeDeadlineSeconds": 2**31 - 1, "ttlSecondsAfterFinished": 2**31 - 1, "maxRetries": 20},
@@ -69,6 +73,11 @@ VALID: dict[str, Manifest] = {
 
 # changes, the field that the message must name, and a part of what it must say to write instead
 INVALID: dict[str, tuple[Manifest, str, str]] = {
+    "memory of a GPU that is not asked for": (
+        {"resources": {"gpus": 0, "gpuMemory": "80Gi"}},
+        "spec.resources.gpuMemory",
+        "write gpus: 1",
+    ),
     "a source without scheme": ({"model": {"source": "meta/llama"}}, "model.source", "hf://org/name"),
     "a source that climbs out": ({"model": {"source": "s3://data/../x"}}, "spec.model.source", "without it"),
     "data that climb out": ({"dataset": {"source": "pvc://claim/.."}}, "spec.dataset.source", "without it"),

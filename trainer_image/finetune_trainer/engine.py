@@ -20,6 +20,7 @@ from finetune_kernels.host_vocabulary import movable_bytes
 from finetune_kernels.layer_builder import why_not_fused
 from finetune_kernels.memory_plan import MemoryPlan, ModelShape, plan_memory, plan_modules, smaller_mode
 from finetune_kernels.micro_batch import MicroBatch, choose_micro_batch, largest_kept, usual_micro_batch
+from finetune_kernels.model_shape import build_shape
 from finetune_kernels.packed_attention import use_packed_attention
 from finetune_kernels.patching import patch_model
 from finetune_kernels.supervised_loss import causal_model, has_plain_head
@@ -154,14 +155,8 @@ def model_shape(model: Any) -> ModelShape:
     states = [getattr(weight, "quant_state", None) for weight in causal.model.layers.parameters()]
     frozen = [weight for weight in causal.model.layers.parameters() if not weight.requires_grad and weight.ndim == 2]
     quantized = sum(math.prod(state.shape) for state in states if state is not None)
-    return ModelShape(
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        heads=config.num_attention_heads,
-        key_value_heads=config.num_key_value_heads,
-        head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        feed_forward=config.intermediate_size,
-        vocabulary=config.vocab_size,
+    return build_shape(
+        config,
         linear_parameters=quantized or sum(weight.numel() for weight in frozen),
         adapter_parameters=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         quantized=quantized > 0,
