@@ -15,6 +15,7 @@ from itertools import pairwise
 import torch
 
 from finetune_kernels import capped_attention
+from finetune_kernels.precision import widen
 
 CUDNN_SHAPES = 8
 """Distinct shapes that cuDNN may compile for; a training run of fixed length needs one or two."""
@@ -62,6 +63,25 @@ class Scoring:
     def within(self, longest: int) -> int | None:
         """The window, where a document of `longest` tokens notices it."""
         return self.window if self.window is not None and self.window < longest else None
+
+
+def reference(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, scoring: Scoring
+) -> torch.Tensor:
+    """The formula in fp32 or fp64, document by document: q [T, H, D], k and v [T, H_kv, D] -> out [T, H, D]."""
+    groups = q.shape[1] // k.shape[1]
+    outs = []
+    for rows in _rows(documents):
+        wide = (widen(part[rows]) for part in (q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)))
+        one_q, one_k, one_v = (part.transpose(0, 1) for part in wide)
+        scores = scoring.scale * one_q @ one_k.transpose(1, 2)  # [H, L, L]
+        if scoring.softcap is not None:
+            scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
+        at = torch.arange(scores.shape[1], device=q.device)
+        back = at[:, None] - at[None, :]
+        unseen = (back < 0) | (back >= (scoring.window or at.numel()))
+        outs.append((scores.masked_fill(unseen, -torch.inf).softmax(-1) @ one_v).transpose(0, 1))
+    return torch.cat(outs).to(q.dtype)
 
 
 def forward(

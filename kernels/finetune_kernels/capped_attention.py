@@ -30,6 +30,25 @@ def reference(
     return torch.einsum("hij,jhd->ihd", s.masked_fill(~seen, -torch.inf).softmax(-1), v)
 
 
+def reference_backward(
+    dout: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, softcap: float,
+    window: int | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Gradients of one document's q, k and v by the formula."""
+    groups, shape = q.shape[1] // k.shape[1], (k.shape[0], k.shape[1], -1, k.shape[2])
+    wide_k, wide_v = (part.repeat_interleave(groups, dim=1) for part in (k, v))
+    s = softcap * torch.tanh(torch.einsum("ihd,jhd->hij", q, wide_k) * scale / softcap)
+    back = torch.arange(q.shape[0], device=q.device)[:, None] - torch.arange(q.shape[0], device=q.device)
+    p = s.masked_fill((back < 0) | (back >= (window or q.shape[0])), -torch.inf).softmax(-1)
+    out = torch.einsum("hij,jhd->ihd", p, wide_v)
+    delta = (dout * out).sum(-1).T.unsqueeze(-1)  # [H, L, 1]
+    ds = p * (torch.einsum("ihd,jhd->hij", dout, wide_v) - delta) * (1 - (s / softcap) ** 2)
+    dq = scale * torch.einsum("hij,jhd->ihd", ds, wide_k)
+    dk = scale * torch.einsum("hij,ihd->jhd", ds, q)
+    dv = torch.einsum("hij,ihd->jhd", p, dout)
+    return dq, dk.reshape(shape).sum(2), dv.reshape(shape).sum(2)
+
+
 @triton.jit
 def _scores(a, b_t, rows, columns, length, scale, softcap, WINDOW: tl.constexpr):  # type: ignore[no-untyped-def]
     """Capped scores of a b^T, and which are seen: `rows` and `columns` are those of queries and keys, shaped so that
@@ -122,7 +141,7 @@ def _backward_q(  # type: ignore[no-untyped-def]
         k = _load(k_ptr, first, columns, length, stride_k, head // GROUPS, D, BLOCK_D)
         v = _load(v_ptr, first, columns, length, stride_v, head // GROUPS, D, BLOCK_D)
         s, seen = _scores(q, tl.trans(k), rows[:, None], columns[None, :], length, scale, softcap, WINDOW)
-        p = tl.where(seen, tl.exp(s - lse[:, None]), 0.0)
+        p = tl.exp(tl.where(seen, s - lse[:, None], NEVER))
         dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
         ds = p * (dp - delta[:, None]) * (1.0 - (s / softcap) * (s / softcap))
         dq += tl.dot(ds.to(k.dtype), k, input_precision="ieee")
@@ -157,7 +176,7 @@ def _backward_kv(  # type: ignore[no-untyped-def]
             lse = tl.load(lse_ptr + (first + rows) * H + head, mask=rows < length, other=0.0)
             delta = tl.load(delta_ptr + (first + rows) * H + head, mask=rows < length, other=0.0)
             s, seen = _scores(k, tl.trans(q), rows[None, :], columns[:, None], length, scale, softcap, WINDOW)
-            p = tl.where(seen, tl.exp(s - lse[None, :]), 0.0)
+            p = tl.exp(tl.where(seen, s - lse[None, :], NEVER))
             dv += tl.dot(p.to(dout.dtype), dout, input_precision="ieee")
             dp = tl.dot(v, tl.trans(dout), input_precision="ieee")
             ds = p * (dp - delta[None, :]) * (1.0 - (s / softcap) * (s / softcap))

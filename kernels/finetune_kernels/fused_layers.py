@@ -64,7 +64,8 @@ class FusedLayers:
             self._documents = _documents(batch, length, hidden.device, options)
         if kind not in self._angles:
             self._angles[kind] = Angles(*(angle.expand(batch, -1, -1).flatten(0, 1).contiguous() for angle in angles))
-        return self.layers[index](hidden.flatten(0, 1), self._angles[kind], self._documents).view(hidden.shape)
+        rows = hidden.contiguous().flatten(0, 1)
+        return self.layers[index](rows, self._angles[kind], self._documents).view(hidden.shape)
 
 
 class _Forward:

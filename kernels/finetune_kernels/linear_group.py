@@ -31,6 +31,11 @@ class _Adapter:
     outputs: slice
 
 
+def reference(linears: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
+    """The layers one by one, side by side: x [T, in] -> [T, out]."""
+    return torch.cat([linear(x) for linear in linears], dim=-1)
+
+
 class LinearGroup:
     """The layers `linears` (peft's LoRA layers, or plain ones) as one; `resident` keeps W decoded."""
 

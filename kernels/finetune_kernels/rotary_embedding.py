@@ -17,6 +17,9 @@ import torch
 import triton
 import triton.language as tl
 
+from finetune_kernels import rms_norm
+from finetune_kernels.precision import widen
+
 
 @dataclass(frozen=True)
 class HeadNorm:
@@ -55,20 +58,43 @@ class Heads:
 def reference(
     qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: Heads, norm: HeadNorm | None
 ) -> torch.Tensor:
-    """The formula in fp32, rounded once: qkv [T, width], cos and sin [T, R] (equal halves) -> [T, width]."""
-    q, k, v = (part.float() for part in heads.split(qkv))
+    """The formula in fp32 or fp64, rounded once: qkv [T, width], cos and sin [T, R] (equal halves) -> [T, width]."""
+    q, k, v = (widen(part) for part in heads.split(qkv))
     if norm is not None:
-        q = q * torch.rsqrt(q.pow(2).mean(-1, keepdim=True) + norm.eps) * norm.query.float()
-        k = k * torch.rsqrt(k.pow(2).mean(-1, keepdim=True) + norm.eps) * norm.key.float()
-    c, s = cos.float().unsqueeze(1), sin.float().unsqueeze(1)
-    turning = cos.shape[1]
+        q = rms_norm.reference(q, norm.query, norm.eps)
+        k = rms_norm.reference(k, norm.key, norm.eps)
+    return torch.cat((_turn(q, cos, sin), _turn(k, cos, sin), v), dim=1).flatten(1).to(qkv.dtype)
 
-    def rotate(x: torch.Tensor) -> torch.Tensor:
-        x, still = x[..., :turning], x[..., turning:]
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat((x * c + torch.cat((-second, first), dim=-1) * s, still), dim=-1)
 
-    return torch.cat((rotate(q), rotate(k), v), dim=1).flatten(1).to(qkv.dtype)
+def reference_backward(
+    gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    heads: Heads,
+    norm: HeadNorm | None,
+) -> torch.Tensor:
+    """`rotate_back` by PyTorch: a turn by the opposite angle, then the head norm's gradient."""
+    dq, dk, dv = (widen(gradient) for gradient in gradients)
+    dq, dk = _turn(dq, cos, -sin), _turn(dk, cos, -sin)
+    if norm is not None:
+        q, k, _ = (widen(part) for part in heads.split(qkv))
+        dq = _norm_backward(dq, q, norm.query, norm.eps)
+        dk = _norm_backward(dk, k, norm.key, norm.eps)
+    return torch.cat((dq, dk, dv), dim=1).flatten(1).to(qkv.dtype)
+
+
+def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """x [T, H, D] by the angles [T, R]."""
+    x, still = x[..., : cos.shape[1]], x[..., cos.shape[1] :]
+    first, second = x.chunk(2, dim=-1)
+    turned = x * widen(cos).unsqueeze(1) + torch.cat((-second, first), dim=-1) * widen(sin).unsqueeze(1)
+    return torch.cat((turned, still), dim=-1)
+
+
+def _norm_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    _, _, scales = rms_norm.reference_forward(x, weight, eps)
+    return rms_norm.reference_backward(dy, x, weight, scales)[0]
 
 
 @triton.jit

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
@@ -15,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 from finetune_api.failures import FailureReason
 from finetune_api.spec_inputs import ModelSpec
 from finetune_api.vocabulary import Precision, Quantization
+from finetune_kernels import nf4
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model_description import check_architecture, first_line, load_tokenizer
 
@@ -76,6 +78,8 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from error
     model.config.use_cache = False
     _keep_trainable_layout(model)
+    if device.type == "cpu":
+        _check_decoding(model)
     return LoadedModel(model, tokenizer, architecture, resolved, device)
 
 
@@ -86,6 +90,21 @@ def _keep_trainable_layout(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def _check_decoding(model: Any) -> None:
+    """On CPUs with AVX512, bitsandbytes 0.50 takes wrong scales where a row ends within a block (docs/decisions.md)."""
+    for name, module in model.named_modules():
+        weight: Any = module.weight if isinstance(module, Linear4bit) else None
+        if weight is None or weight.quant_state.shape[-1] % weight.quant_state.blocksize == 0:
+            continue
+        packed, state = weight.data, weight.quant_state
+        if not torch.allclose(dequantize_4bit(packed, state).float(), nf4.reference(packed, state).float(), rtol=0.01):
+            message = (
+                f"spec.model.quantization: on this CPU bitsandbytes decodes {name} wrongly, whose rows have "
+                f"{state.shape[-1]} weights, not a multiple of {state.blocksize}; write None, or train on a GPU"
+            )
+            raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
