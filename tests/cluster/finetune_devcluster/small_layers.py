@@ -33,7 +33,7 @@ def small_model(kind: str, dtype: torch.dtype, *, layers: int = 1, vocabulary: i
 def angles_of(causal: Any, x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin of a transformers model's first layer, in the type of `x`; Gemma 3 has two kinds of layers."""
     rotary = causal.model.rotary_emb
-    kinds = ()
+    kinds: tuple[Any, ...] = ()
     if "layer_type" in inspect.signature(rotary.forward).parameters:
         kinds = (causal.config.layer_types[0],)
     cos, sin = rotary(x, positions, *kinds)
