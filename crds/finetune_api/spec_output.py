@@ -37,8 +37,12 @@ class ExportSpec(ApiModel):
     merged: MergedType = MergedType.BF16
     """Merged weights (base plus adapter) in BF16 or FP16 safetensors, or None for no merged weights. Default BF16."""
 
-    gguf: Annotated[tuple[GgufType, ...], Field(max_length=16)] = (GgufType.Q8_0,)
-    """GGUF files for llama.cpp and Ollama, one for each type listed. Default [Q8_0]; [] makes none."""
+    gguf: Annotated[tuple[GgufType, ...], Field(max_length=len(GgufType))] = (GgufType.Q8_0,)
+    """GGUF files for llama.cpp and Ollama, one for each type listed. F32, F16 and BF16 keep the weights as they are;
+    Q8_0 (8.5 bits a weight) and Q6_K (6.6) lose next to nothing; Q5_K_M (5.7) and Q4_K_M (4.9) are the usual choices
+    for small memory; Q3_K_L, _M, _S and Q2_K (4.3 to 3.0) are for when nothing larger fits. Q5_K_S and Q4_K_S are a
+    little smaller than _M; Q4_0, Q4_1, Q5_0 and Q5_1 are older types for programs that know no K-quants. Default
+    [Q8_0]; [] makes none."""
 
     rules = (
         Rule(

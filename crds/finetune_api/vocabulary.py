@@ -24,8 +24,10 @@ class Phase(StrEnum):
 
 
 class Stage(StrEnum):
-    """The trainer's stages, in order; the upload is a stage of its own because it can be long."""
+    """The stages of a job, in order: the checks on a CPU, then the trainer's; the upload is a stage of its own because
+    it can be long."""
 
+    PREFLIGHT = "Preflight"
     MODEL_LOADING = "ModelLoading"
     ADAPTER_INJECTION = "AdapterInjection"
     DATA_FORMATTING = "DataFormatting"
@@ -37,7 +39,11 @@ class Stage(StrEnum):
     @property
     def phase(self) -> Phase:
         """The phase that a job in this stage shows."""
-        return {Stage.SAVING: Phase.EXPORTING, Stage.UPLOADING: Phase.UPLOADING}.get(self, Phase.RUNNING)
+        return {
+            Stage.PREFLIGHT: Phase.VALIDATING,
+            Stage.SAVING: Phase.EXPORTING,
+            Stage.UPLOADING: Phase.UPLOADING,
+        }.get(self, Phase.RUNNING)
 
 
 class ConditionType(StrEnum):
@@ -61,6 +67,7 @@ class ArtifactType(StrEnum):
     MERGED = "Merged"
     GGUF = "GGUF"
     MODELFILE = "Modelfile"
+    SAMPLES = "Samples"
     MODEL_CARD = "ModelCard"
     CONFIGURATION = "Configuration"
 
@@ -163,12 +170,40 @@ class MergedType(StrEnum):
 
 
 class GgufType(StrEnum):
-    """GGUF file types that the exporter writes."""
+    """GGUF file types that the exporter writes, from exact to small; about how many bits a weight takes on disk is in
+    brackets. _S, _M and _L keep fewer or more of the sensitive matrices in finer types, as llama.cpp does."""
 
-    F32 = "F32"
-    F16 = "F16"
-    BF16 = "BF16"
-    Q8_0 = "Q8_0"
+    F32 = "F32"  # [32]
+    F16 = "F16"  # [16]
+    BF16 = "BF16"  # [16]
+    Q8_0 = "Q8_0"  # [8.5]
+    Q6_K = "Q6_K"  # [6.6]
+    Q5_K_M = "Q5_K_M"  # [5.7]
+    Q5_K_S = "Q5_K_S"  # [5.5]
+    Q5_1 = "Q5_1"  # [6.0]
+    Q5_0 = "Q5_0"  # [5.5]
+    Q4_K_M = "Q4_K_M"  # [4.9]
+    Q4_K_S = "Q4_K_S"  # [4.6]
+    Q4_1 = "Q4_1"  # [5.0]
+    Q4_0 = "Q4_0"  # [4.5]
+    Q3_K_L = "Q3_K_L"  # [4.3]
+    Q3_K_M = "Q3_K_M"  # [3.9]
+    Q3_K_S = "Q3_K_S"  # [3.5]
+    Q2_K = "Q2_K"  # [3.0]
+
+
+class PreflightMode(StrEnum):
+    """Whether model, data and output are checked on a CPU before the trainer's pod is made."""
+
+    RUN = "Run"
+    SKIP = "Skip"
+
+
+class PreflightResult(StrEnum):
+    """How preflight ended."""
+
+    PASSED = "Passed"
+    FAILED = "Failed"
 
 
 class OnExisting(StrEnum):

@@ -15,7 +15,9 @@ import torch
 import triton
 import triton.language as tl
 
+from finetune_kernels import gated_activation
 from finetune_kernels.gated_activation import Activation, _activate
+from finetune_kernels.precision import widen
 
 BLOCK_T, BLOCK_F, WARPS = 32, 128, 4
 LARGEST_RANK = 128
@@ -36,13 +38,31 @@ Shares = tuple[Share | None, Share | None]
 
 
 def reference(gate_up: torch.Tensor, activation: Activation, shares: Shares) -> torch.Tensor:
-    """The forward formula in fp32: gate_up [T, 2 F] -> [T, F]."""
-    from finetune_kernels.gated_activation import reference as gated
+    """The forward formula in fp32 or fp64: gate_up [T, 2 F] -> [T, F]."""
+    return gated_activation.reference(*_adapted(gate_up, shares), activation).to(gate_up.dtype)
 
+
+def reference_backward(
+    dy: torch.Tensor,
+    gate_up: torch.Tensor,
+    activation: Activation,
+    shares: Shares,
+    after: tuple[torch.Tensor, torch.Tensor] | None,
+) -> torch.Tensor:
+    """`backward` by PyTorch; it overwrites `dy` as well."""
+    g, u = _adapted(gate_up, shares)
+    whole = widen(dy) if after is None else widen(dy) + widen(after[0]) @ widen(after[1])
+    gradients = gated_activation.reference_backward(whole, g, u, activation)
+    dy.copy_(gated_activation.reference(g, u, activation))
+    return torch.cat(gradients, dim=1).to(gate_up.dtype)
+
+
+def _adapted(gate_up: torch.Tensor, shares: Shares) -> tuple[torch.Tensor, torch.Tensor]:
+    """g and u [T, F], wide."""
     halves = []
-    for half, share in zip(gate_up.float().chunk(2, dim=1), shares, strict=True):
-        halves.append(half if share is None else half + share.scale * share.inner.float() @ share.b.float().T)
-    return gated(halves[0], halves[1], activation).to(gate_up.dtype)
+    for half, share in zip(widen(gate_up).chunk(2, dim=1), shares, strict=True):
+        halves.append(half if share is None else half + share.scale * widen(share.inner) @ widen(share.b).T)
+    return halves[0], halves[1]
 
 
 @triton.jit

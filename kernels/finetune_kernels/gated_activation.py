@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch.nn import functional
 
+from finetune_kernels.precision import widen
+
 BLOCK = 1024
 SQRT_2_OVER_PI = tl.constexpr(0.7978845608028654)
 CUBIC = tl.constexpr(0.044715)
@@ -21,10 +23,26 @@ Activation = Literal["silu", "gelu_tanh"]
 
 
 def reference(gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
-    """The formula in fp32; `gate` and `up` have one shape."""
-    wide = gate.float()
+    """The formula in fp32 or fp64; `gate` and `up` have one shape."""
+    wide = widen(gate)
     activated = functional.silu(wide) if activation == "silu" else functional.gelu(wide, approximate="tanh")
-    return (activated * up.float()).to(gate.dtype)
+    return (activated * widen(up)).to(gate.dtype)
+
+
+def reference_backward(
+    dy: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, activation: Activation
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of `gate` and `up` by the formula."""
+    d, g, u = widen(dy), widen(gate), widen(up)
+    if activation == "silu":
+        s = torch.sigmoid(g)
+        value, derivative = g * s, s * (1 + g * (1 - s))
+    else:
+        root, cubic = SQRT_2_OVER_PI.value, CUBIC.value
+        t = torch.tanh(root * (g + cubic * g**3))
+        value = g / 2 * (1 + t)
+        derivative = (1 + t) / 2 + g / 2 * (1 - t * t) * root * (1 + 3 * cubic * g * g)
+    return (d * u * derivative).to(gate.dtype), (d * value).to(gate.dtype)
 
 
 @triton.jit

@@ -15,18 +15,34 @@ import triton
 import triton.language as tl
 from torch.nn import functional
 
-CHUNK_ROWS = 1024
+from finetune_kernels.keep import CHUNK_ROWS as CHUNK_ROWS
+from finetune_kernels.precision import widen
+
 LARGEST_BLOCK = 16_384
 
 
 def reference(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None = None
 ) -> torch.Tensor:
-    """Sum of the rows' losses in fp32: hidden [S, H], weight [V, H], targets [S]."""
-    logits = (hidden @ weight.T).float()
+    """Sum of the rows' losses in fp32 or fp64: hidden [S, H], weight [V, H], targets [S]."""
+    logits = widen(hidden @ weight.T)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     return functional.cross_entropy(logits, targets, reduction="sum")
+
+
+def reference_gradient(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None = None
+) -> torch.Tensor:
+    """Gradient of `hidden` by the formula."""
+    z = widen(hidden @ weight.T)
+    slope: torch.Tensor | float = 1.0
+    if softcap is not None:
+        z = softcap * torch.tanh(z / softcap)
+        slope = 1 - (z / softcap) ** 2
+    probabilities = torch.softmax(z, dim=-1)
+    probabilities[torch.arange(targets.numel(), device=z.device), targets] -= 1
+    return (probabilities * slope).to(hidden.dtype) @ weight
 
 
 @triton.jit
@@ -71,7 +87,7 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
     ) -> torch.Tensor:
         """See `reference`."""
         losses = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
-        gradient = torch.empty_like(hidden)
+        gradient, targets = torch.empty_like(hidden), targets.contiguous()
         v = weight.shape[0]
         block = min(LARGEST_BLOCK, triton.next_power_of_2(v))
         for first in range(0, hidden.shape[0], CHUNK_ROWS):

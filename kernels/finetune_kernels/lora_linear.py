@@ -44,7 +44,7 @@ class LoraLinearFunction(torch.autograd.Function):
         y.addmm_(inner, b.T, alpha=scale)
         ctx.save_for_backward(rows, a, b, inner)
         ctx.weight, ctx.scale = weight, scale
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     def backward(
@@ -58,7 +58,7 @@ class LoraLinearFunction(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = flat @ ctx.weight()
             dx.addmm_(d_inner, a)
-            dx = dx.view(*dy.shape[:-1], -1)
+            dx = dx.view(*dy.shape[:-1], dx.shape[-1])
         return dx, None, d_inner.T @ rows, (flat.T @ inner).mul_(ctx.scale), None, None
 
 

@@ -17,6 +17,19 @@ BYTES = 2048
 """Packed bytes per program: two weights each."""
 
 
+def reference(packed: torch.Tensor, state: Any) -> torch.Tensor:
+    """The formula in fp32, rounded to the state's type: [out, in] as the state says."""
+    flat, count = packed.flatten().int(), state.shape.numel()
+    blocks = torch.arange(-(-count // state.blocksize), device=packed.device)
+    scales = state.absmax[: blocks.numel()]
+    if state.nested:
+        second = state.state2
+        scales = second.code[scales.int()] * second.absmax[blocks // second.blocksize] + state.offset
+    values = state.code[torch.stack((flat >> 4, flat & 15), dim=1).flatten()[:count]]
+    decoded: torch.Tensor = values * scales.repeat_interleave(state.blocksize)[:count]
+    return decoded.to(state.dtype).view(state.shape)
+
+
 @triton.jit
 def _decode(  # type: ignore[no-untyped-def]
     packed_ptr, code_ptr, scale_ptr, code8_ptr, scale2_ptr, offset_ptr, out_ptr, count,

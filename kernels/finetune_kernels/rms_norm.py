@@ -16,12 +16,41 @@ import torch
 import triton
 import triton.language as tl
 
+from finetune_kernels.precision import widen
+
 
 def reference(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0) -> torch.Tensor:
-    """The formula, in fp32; same shape and dtype as `x` ([..., N], weight [N])."""
-    wide = x.float()
-    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return (wide * scale * (weight.float() + offset)).to(x.dtype)
+    """The formula, in fp32 or fp64; same shape and dtype as `x` ([..., N], weight [N])."""
+    return reference_forward(x, weight, eps, offset)[1]
+
+
+def reference_forward(
+    rows: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0, delta: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`forward` by PyTorch."""
+    h = rows if delta is None else (widen(rows) + widen(delta)).to(rows.dtype)
+    wide = widen(h)
+    scales = torch.rsqrt(wide.pow(2).mean(-1) + eps)
+    return h, (wide * scales.unsqueeze(-1) * (widen(weight) + offset)).to(rows.dtype), scales
+
+
+def reference_backward(
+    dy: torch.Tensor,
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    offset: float = 0.0,
+    residual: torch.Tensor | None = None,
+    *,
+    again: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`backward` by PyTorch."""
+    x, w, r = widen(rows), widen(weight) + offset, scales.unsqueeze(-1)
+    g = widen(dy) * w
+    dx = r * (g - x * r * r * (g * x).mean(-1, keepdim=True))
+    if residual is not None:
+        dx = dx + widen(residual)
+    return dx.to(rows.dtype), (x * r * w if again else dx).to(rows.dtype)
 
 
 @triton.jit

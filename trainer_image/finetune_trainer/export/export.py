@@ -7,8 +7,8 @@ them are complete.
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -17,10 +17,11 @@ import torch
 
 from finetune_trainer.export.adapter import Adapter, open_adapter
 from finetune_trainer.export.errors import UnsupportedTypeError
+from finetune_trainer.export.file_writer import FileWriters
 from finetune_trainer.export.merged_folder import MergedFolder
 from finetune_trainer.export.model_folder import ModelFolder, choose_tokenizer_folder, open_model_folder
 from finetune_trainer.export.ollama import MODELFILE_SUFFIX, read_ollama_chat, write_modelfile
-from finetune_trainer.export.safetensors_files import StoredTensor
+from finetune_trainer.export.tensor_reader import read_tensors
 from finetune_trainer.gguf.files import GgufFiles
 
 MERGED_DTYPES = {"BF16": torch.bfloat16, "FP16": torch.float16}
@@ -55,7 +56,7 @@ class ExportedFile:
     size: int
     """Bytes."""
     seconds: float = 0.0
-    """Spent on encoding and writing it; reading and merging, which all files share, not counted."""
+    """Spent on encoding it; reading, merging and writing, which go on beside that, are not counted."""
     modelfile: Path | None = None
     """Ollama's Modelfile beside a GGUF file."""
 
@@ -66,7 +67,7 @@ class _Output(Protocol):
     @property
     def size(self) -> int: ...
     def seconds(self) -> dict[str, float]: ...
-    def begin(self) -> int: ...
+    def begin(self, writers: FileWriters) -> int: ...
     def write(self, name: str, weights: torch.Tensor) -> int: ...
     def end(self) -> None: ...
     def abandon(self) -> None: ...
@@ -126,33 +127,23 @@ def _stream(
     on_tensor: Callable[[str], None],
 ) -> None:
     total = sum(output.size for output in outputs)
-    try:
-        done = sum(output.begin() for output in outputs)
-        for tensor, stored in _read_ahead(base.tensors):
-            on_tensor(tensor.name)
-            weights = stored.to(device).to(torch.float32)
-            if adapter is not None:
-                weights = adapter.merge(tensor.name, weights)
-            done += sum(output.write(tensor.name, weights) for output in outputs)
-            on_progress(done, total)
-        for output in outputs:
-            output.end()
-    except BaseException:
-        for output in outputs:
-            output.abandon()
-        raise
-
-
-def _read_ahead(tensors: tuple[StoredTensor, ...]) -> Iterator[tuple[StoredTensor, torch.Tensor]]:
-    """Each tensor with its values; the next one is read while the caller works on this one."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="export-read") as reader:
-        upcoming = reader.submit(tensors[0].read) if tensors else None
-        for index, tensor in enumerate(tensors):
-            assert upcoming is not None
-            values = upcoming.result()
-            if index + 1 < len(tensors):
-                upcoming = reader.submit(tensors[index + 1].read)
-            yield tensor, values
+    with FileWriters(device) as writers, closing(read_tensors(base.tensors, device)) as tensors:
+        try:
+            done = sum(output.begin(writers) for output in outputs)
+            for tensor, stored in tensors:
+                on_tensor(tensor.name)
+                weights = stored.to(torch.float32)
+                if adapter is not None:
+                    weights = adapter.merge(tensor.name, weights)
+                done += sum(output.write(tensor.name, weights) for output in outputs)
+                on_progress(done, total)
+            for output in outputs:
+                output.end()
+        except BaseException:
+            writers.stop()
+            for output in outputs:
+                output.abandon()
+            raise
 
 
 def _write_modelfiles(request: ExportRequest, partial: Path) -> None:

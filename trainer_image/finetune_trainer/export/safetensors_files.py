@@ -10,11 +10,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
 from finetune_trainer.export.errors import ExportError, InvalidBaseError
+from finetune_trainer.export.file_writer import AppendedFile, FileWriters
 
 DTYPES: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -84,7 +84,9 @@ def _locate(
 class SafetensorsWriter:
     """A safetensors file whose tensors are written one by one, in the order announced."""
 
-    def __init__(self, path: Path, tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]]) -> None:
+    def __init__(
+        self, writers: FileWriters, path: Path, tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]]
+    ) -> None:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         offset = 0
         for name, dtype, shape in tensors:
@@ -95,18 +97,20 @@ class SafetensorsWriter:
         self._expected: Iterator[tuple[str, torch.dtype, tuple[int, ...]]] = iter(tensors)
         encoded = json.dumps(header, separators=(",", ":")).encode()
         encoded += b" " * (-len(encoded) % 8)  # the format aligns the data to 8 bytes
-        self._file: BinaryIO = path.open("wb")
-        self._file.write(len(encoded).to_bytes(8, "little") + encoded)
+        path.write_bytes(len(encoded).to_bytes(8, "little") + encoded)
+        self._file = AppendedFile(writers, path)
 
     def write(self, name: str, values: torch.Tensor) -> int:
-        """Append the next announced tensor; returns its bytes."""
+        """Append the next announced tensor, whose values must not change any more; returns its bytes."""
         expected = next(self._expected)
         if expected != (name, values.dtype, tuple(values.shape)):
             raise AssertionError(f"tensor {name} came where {expected} was announced")
-        data = values.contiguous().flatten().view(torch.uint8).cpu().numpy()
-        self._file.write(data.data)
-        return int(data.nbytes)
+        return self._file.append(values)
 
     def close(self) -> None:
-        """Flush and close."""
+        """Wait until everything is written, and close."""
         self._file.close()
+
+    def abandon(self) -> None:
+        """Close an unfinished file whose writers have ended."""
+        self._file.abandon()

@@ -4,7 +4,6 @@ A GGUF file begins with the sizes of all its tensors, so everything is planned f
 is read.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +11,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter
+from gguf import GGUF_DEFAULT_ALIGNMENT, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter
 
 from finetune_trainer.export.errors import OverflowingWeightsError
+from finetune_trainer.export.file_writer import AppendedFile, FileWriters
+from finetune_trainer.export.stopwatch import Stopwatch
 from finetune_trainer.gguf.families import find_family
-from finetune_trainer.gguf.file_types import FileType, choose_tensor_type, find_file_type
+from finetune_trainer.gguf.file_types import FileType, find_file_type
 from finetune_trainer.gguf.hyperparameters import add_hyperparameters, load_full_config
 from finetune_trainer.gguf.quantizers import encoded_size, quantize
 from finetune_trainer.gguf.rope import rope_factor_tensors
 from finetune_trainer.gguf.tensors import TensorConverter
 from finetune_trainer.gguf.tokenizer import add_tokenizer
+from finetune_trainer.gguf.type_mixes import ModelShape, choose_tensor_types
 
 
 @dataclass(frozen=True)
@@ -37,48 +39,57 @@ class GgufFile:
         self.path = path
         self.file_type = file_type
         self.size = 0  # of the tensors, in bytes
-        self.seconds = 0.0  # spent on encoding and writing them
+        self.watch = Stopwatch()  # of encoding them
         self._writer = writer
+        self._file: AppendedFile | None = None
         self._plan: list[_PlannedTensor] = []
 
-    def plan(self, name: str, shape: tuple[int, ...], *, output_name: str) -> None:
-        """Announce a tensor; all are announced before `begin`."""
-        chosen = choose_tensor_type(self.file_type, name, shape, output_name=output_name)
-        size = encoded_size(shape, chosen)
-        self._writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=chosen)
-        self._plan.append(_PlannedTensor(name, chosen))
-        self.size += size
+    def plan(self, model: ModelShape, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+        """Announce all tensors (GGUF names and shapes) in the order in which they will come."""
+        types = choose_tensor_types(self.file_type, model, tensors)
+        for name, shape in tensors:
+            size = encoded_size(shape, types[name])
+            self._writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=types[name])
+            self._plan.append(_PlannedTensor(name, types[name]))
+            self.size += size
 
-    def begin(self) -> None:
+    def begin(self, writers: FileWriters) -> None:
         """Write everything before the weights."""
         self._writer.add_file_type(self.file_type.number)
         self._writer.write_header_to_file(self.path)
         self._writer.write_kv_data_to_file()
         self._writer.write_ti_data_to_file()
+        self._writer.close()
+        self._file = AppendedFile(writers, self.path)
+        self._file.pad(GGUF_DEFAULT_ALIGNMENT)
         self._plan.reverse()
 
     def write(self, name: str, weights: torch.Tensor) -> int:
         """Encode and append the next planned tensor, given in fp32; returns its bytes in the file."""
-        began = time.monotonic()
         planned = self._plan.pop()
         if planned.name != name:
             raise AssertionError(f"tensor {name} came where {planned.name} was planned")
-        encoded = quantize(weights, planned.type)
+        with self.watch.running(weights.device):
+            encoded = quantize(weights, planned.type)
         if planned.type is GGMLQuantizationType.F16 and encoded.view(torch.float16).isinf().any():
             raise OverflowingWeightsError(f"{name} holds weights that F16 cannot; choose BF16 or a quantised type")
-        self._writer.write_tensor_data(encoded.cpu().numpy())
-        self.seconds += time.monotonic() - began
-        return encoded.numel()
+        assert self._file is not None, "begin comes first"
+        written = self._file.append(encoded)
+        self._file.pad(GGUF_DEFAULT_ALIGNMENT)
+        return written
 
     def end(self) -> None:
         """Close the file; every planned tensor must have been written."""
-        self._writer.close()
+        assert self._file is not None, "begin comes first"
+        self._file.close()
         if self._plan:
             raise AssertionError(f"tensors never written: {[planned.name for planned in self._plan]}")
 
     def abandon(self) -> None:
-        """Close and delete the unfinished file."""
+        """Close and delete the unfinished file, whose writers have ended."""
         self._writer.close()
+        if self._file is not None:
+            self._file.abandon()
         self.path.unlink(missing_ok=True)
 
 
@@ -108,13 +119,12 @@ class GgufFiles:
             for kind, path in paths.items()
         ]
         renamed = [(self._converter.rename(tensor), shape) for tensor, shape in shapes]
+        tensors = [(factor_name, tuple(factors.shape)) for factor_name, factors in self._factors.items()]
+        tensors += [(tensor, shape) for tensor, shape in renamed if tensor is not None]
+        model_shape = ModelShape.of(find_family(config).architecture, config)
         for kind, path, file_type, writer in prepared:
             file = self.files[kind] = GgufFile(path, file_type, writer)
-            for factor_name, factors in self._factors.items():
-                file.plan(factor_name, tuple(factors.shape), output_name=self._converter.output_name)
-            for tensor, shape in renamed:
-                if tensor is not None:
-                    file.plan(tensor, shape, output_name=self._converter.output_name)
+            file.plan(model_shape, tensors)
 
     @property
     def size(self) -> int:
@@ -123,13 +133,13 @@ class GgufFiles:
 
     def seconds(self) -> dict[str, float]:
         """Seconds spent on each file, by its name."""
-        return {file.path.name: file.seconds for file in self.files.values()}
+        return {file.path.name: file.watch.seconds() for file in self.files.values()}
 
-    def begin(self) -> int:
+    def begin(self, writers: FileWriters) -> int:
         """Create the files and write what comes before the model's own weights; returns the bytes of tensors
         written."""
         for file in self.files.values():
-            file.begin()
+            file.begin(writers)
         return sum(file.write(name, factors) for file in self.files.values() for name, factors in self._factors.items())
 
     def write(self, name: str, weights: torch.Tensor) -> int:

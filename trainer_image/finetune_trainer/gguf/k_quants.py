@@ -7,10 +7,11 @@ A super-block of 256 weights has groups of 16 or 32; weight x of group j becomes
 where s_j and m_j are small integers, d and e float16. The squared error is weighted as llama.cpp weights it without an
 importance matrix. Three steps: (1) for each group the best of several trial ranges, with scale and minimum by least
 squares; (2) integers for scale and minimum; (3) rounds of coordinate descent: codes, then integers, then d and e by
-least squares, each given the rest. llama.cpp stops after (2) and tries 16 to 21 ranges; (3) gives a smaller error, so
-that fewer ranges do.
+least squares, each given the rest. llama.cpp stops after (2) and tries 16 to 21 ranges; with (3) half of them give a
+smaller error.
 
-Weights are held as [group size, groups], so that sums over a group are additions of long rows.
+Weights are held as [group size, groups], so that sums over a group are additions of long rows. Every sum is taken in
+one order and no product is fused with an addition, so a GPU gives the same bytes as `compiled` on a CPU.
 """
 
 from collections.abc import Callable
@@ -18,39 +19,12 @@ from dataclasses import dataclass
 
 import torch
 
+from finetune_trainer.gguf import k_quant_forms as forms
 from finetune_trainer.gguf import k_quant_layouts as layouts
+from finetune_trainer.gguf.k_quant_forms import SUPER_BLOCK, AffineForm, SymmetricForm
 
-SUPER_BLOCK = 256
 Encoder = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class _Affine:
-    """`group` weights share a scale; codes are 0..top, integer scales and minima 0..scale_top."""
-
-    group: int
-    top: int
-    scale_top: int
-    trials: tuple[float, ...]
-    """Added to `top` for the range that a group is first rounded with."""
-    rounds: int
-    mean_weight: bool
-    """Weight of x is |x| plus the group's root mean square, not |x| alone."""
-    pack: Callable[..., torch.Tensor]
-
-
-@dataclass(frozen=True)
-class _Symmetric:
-    """Codes are -half..half-1 (stored + half), integer scales -scale_half..scale_half-1."""
-
-    half: int
-    scale_half: int
-    trials: tuple[float, ...]
-    rounds: int
-    scale_offset: int
-    """Added to integer scales where they are stored."""
-    pack: Callable[..., torch.Tensor]
-    group: int = 16
+Pack = Callable[..., torch.Tensor]
 
 
 def _divide(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
@@ -63,7 +37,26 @@ def _signed_inverse(values: torch.Tensor) -> torch.Tensor:
 
 
 def _to_float16(values: torch.Tensor) -> torch.Tensor:
-    return values.to(torch.float16).to(torch.float32)
+    """Rounded to float16; zeros are positive."""
+    return (values + 0.0).to(torch.float16).to(torch.float32)
+
+
+def _sum(rows: torch.Tensor) -> torch.Tensor:
+    """[rows, ...] -> [...], one row after the other."""
+    total = torch.zeros_like(rows[0])
+    for row in rows:
+        total += row
+    return total
+
+
+def _root(values: torch.Tensor) -> torch.Tensor:
+    """Correctly rounded: torch's own fp32 root is the neighbouring number for one value in five on a CPU."""
+    return values.double().sqrt().float()
+
+
+def _larger_side(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Whichever is further from zero; `high` where both are."""
+    return torch.where(high >= -low, high, low)
 
 
 @dataclass
@@ -78,23 +71,23 @@ class _Sums:
 class _AffineSearch:
     """Working state of one chunk: n super-blocks of `per` groups."""
 
-    def __init__(self, blocks: torch.Tensor, form: _Affine) -> None:
+    def __init__(self, blocks: torch.Tensor, form: AffineForm) -> None:
         self.form = form
         self.count, self.per = blocks.shape[0], SUPER_BLOCK // form.group
         self.x = blocks.reshape(-1, form.group).t().contiguous()  # group size, groups
         self.w = self.x.abs()
         if form.mean_weight:
-            self.w += self.x.square().mean(dim=0).sqrt()
+            self.w += _root(_sum(self.x.square()) * (1 / form.group))
         self.wx = self.w * self.x
-        self.sum_w, self.sum_x = self.w.sum(dim=0), self.wx.sum(dim=0)
-        self.codes, self.scratch = torch.empty_like(self.x), torch.empty_like(self.x)
+        self.sum_w, self.sum_x = _sum(self.w), _sum(self.wx)
+        self.codes, self.products = torch.empty_like(self.x), self.x.new_empty(form.group, 3, self.x.shape[1])
 
     def sums(self) -> _Sums:
-        torch.mul(self.w, self.codes, out=self.scratch)
-        sum_q = self.scratch.sum(dim=0)
-        sum_qq = self.scratch.mul_(self.codes).sum(dim=0)
-        torch.mul(self.wx, self.codes, out=self.scratch)
-        return _Sums(sum_q, sum_qq, self.scratch.sum(dim=0))
+        by_q, by_qq, by_xq = self.products.unbind(dim=1)
+        torch.mul(self.w, self.codes, out=by_q)
+        torch.mul(by_q, self.codes, out=by_qq)
+        torch.mul(self.wx, self.codes, out=by_xq)
+        return _Sums(*_sum(self.products))
 
     def fit(self, sums: _Sums) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale and subtracted minimum (never negative) of each group by least squares."""
@@ -110,14 +103,12 @@ class _AffineSearch:
         return fitted - minimum * (2 * self.sum_x - 2 * scale * sums.q + minimum * self.sum_w)
 
     def search_ranges(self) -> tuple[torch.Tensor, torch.Tensor]:
-        low, high = self.x.amin(dim=0).clamp_(max=0), self.x.amax(dim=0)
-        inverse = _divide(torch.ones_like(low), high - low)
-        shifted = self.x - low
-        scale, minimum = torch.zeros_like(low), -low
-        best = torch.full_like(low, -torch.inf)
-        for trial in self.form.trials:
-            torch.mul(shifted, inverse * (self.form.top + trial), out=self.codes)
-            self.codes.round_().clamp_(max=self.form.top)
+        """Each trial starts at the minimum of the best one before, so the trials are steps of a descent as well."""
+        high, minimum = self.x.amax(dim=0), -self.x.amin(dim=0).clamp_(max=0)
+        scale, best = torch.zeros_like(high), torch.full_like(high, -torch.inf)
+        for steps in self.form.steps():
+            torch.add(self.x, minimum, out=self.codes)
+            self.codes.mul_(_divide(torch.full_like(high, steps), high + minimum)).clamp_(0, self.form.top).round_()
             sums = self.sums()
             trial_scale, trial_minimum = self.fit(sums)
             gain = self.gain(sums, trial_scale, trial_minimum)
@@ -132,18 +123,18 @@ class _AffineSearch:
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """[groups] -> [n], summed over each super-block."""
-        return values.view(self.count, self.per).sum(dim=1)
+        return _sum(values.view(self.count, self.per).t())
 
     def factor(self, values: torch.Tensor) -> torch.Tensor:
-        return _to_float16(values.view(self.count, self.per).amax(dim=1) / self.form.scale_top)
+        return _to_float16(values.view(self.count, self.per).amax(dim=1) * (1 / self.form.scale_top))
 
     def integers(self, values: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        return _divide(values, self.spread(factor)).round_().clamp_(0, self.form.scale_top)
+        return _divide(values, self.spread(factor)).clamp_(0, self.form.scale_top).round_()
 
     def encode(self, step: torch.Tensor, minimum: torch.Tensor) -> None:
         inverse = _divide(torch.ones_like(step), step)
-        torch.addcmul(minimum * inverse, self.x, inverse, out=self.codes)
-        self.codes.round_().clamp_(0, self.form.top)
+        torch.mul(self.x, inverse, out=self.codes)
+        self.codes.add_(minimum * inverse).clamp_(0, self.form.top).round_()
 
     def improve_integers(
         self, sums: _Sums, s: torch.Tensor, m: torch.Tensor, d: torch.Tensor, e: torch.Tensor
@@ -174,7 +165,7 @@ class _AffineSearch:
         better = gain(new_d, new_e) > gain(d, e)
         return torch.where(better, new_d, d), torch.where(better, new_e, e)
 
-    def run(self) -> torch.Tensor:
+    def run(self, pack: Pack) -> torch.Tensor:
         scale, minimum = self.search_ranges()
         d, e = self.factor(scale), self.factor(minimum)
         s, m = self.integers(scale, d), self.integers(minimum, e)
@@ -186,37 +177,39 @@ class _AffineSearch:
             self.encode(self.spread(d) * s, self.spread(e) * m)
         codes = self.codes.to(torch.uint8).t().reshape(self.count, SUPER_BLOCK)
         integers = (values.to(torch.uint8).view(self.count, self.per) for values in (s, m))
-        return self.form.pack(codes, *integers, d.unsqueeze(1), e.unsqueeze(1))
+        return pack(codes, *integers, d.unsqueeze(1), e.unsqueeze(1))
 
 
 class _SymmetricSearch:
     """As _AffineSearch, without minima; weights of the error are x squared."""
 
-    def __init__(self, blocks: torch.Tensor, form: _Symmetric) -> None:
+    def __init__(self, blocks: torch.Tensor, form: SymmetricForm) -> None:
         self.form = form
         self.count, self.per = blocks.shape[0], SUPER_BLOCK // form.group
         self.x = blocks.reshape(-1, form.group).t().contiguous()
         self.w = self.x.square()
         self.wx = self.w * self.x
-        self.codes, self.scratch = torch.empty_like(self.x), torch.empty_like(self.x)
+        self.codes, self.products = torch.empty_like(self.x), self.x.new_empty(form.group, 2, self.x.shape[1])
 
     def sums(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weighted sums of q q and x q over each group."""
-        torch.mul(self.w, self.codes, out=self.scratch)
-        sum_qq = self.scratch.mul_(self.codes).sum(dim=0)
-        torch.mul(self.wx, self.codes, out=self.scratch)
-        return sum_qq, self.scratch.sum(dim=0)
+        by_qq, by_xq = self.products.unbind(dim=1)
+        torch.mul(self.w, self.codes, out=by_qq)
+        by_qq *= self.codes
+        torch.mul(self.wx, self.codes, out=by_xq)
+        sum_qq, sum_xq = _sum(self.products)
+        return sum_qq, sum_xq
 
     def encode(self, inverse: torch.Tensor) -> None:
         torch.mul(self.x, inverse, out=self.codes)
-        self.codes.round_().clamp_(-self.form.half, self.form.half - 1)
+        self.codes.clamp_(-self.form.half, self.form.half - 1).round_()
 
     def search_ranges(self) -> torch.Tensor:
         high, low = self.x.amax(dim=0), self.x.amin(dim=0)
-        inverse = _signed_inverse(torch.where(high >= -low, high, low))  # the largest takes the longer, negative side
+        inverse = _signed_inverse(_larger_side(low, high))
         scale, best = torch.zeros_like(inverse), torch.full_like(inverse, -torch.inf)
-        for trial in self.form.trials:
-            self.encode(-(self.form.half + trial) * inverse)
+        for steps in self.form.steps():
+            self.encode(inverse * steps)
             sum_qq, sum_xq = self.sums()
             trial_scale = _divide(sum_xq, sum_qq)
             gain = trial_scale * sum_xq
@@ -224,41 +217,42 @@ class _SymmetricSearch:
             best = torch.maximum(best, gain)
         return scale
 
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """[groups] -> [n], summed over each super-block."""
+        return _sum(values.view(self.count, self.per).t())
+
     def integers(self, scale: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
         wide = _signed_inverse(d).repeat_interleave(self.per)
-        return (scale * wide).round_().clamp_(-self.form.scale_half, self.form.scale_half - 1)
+        return (scale * wide).clamp_(-self.form.scale_half, self.form.scale_half - 1).round_()
 
-    def run(self) -> torch.Tensor:
+    def run(self, pack: Pack) -> torch.Tensor:
         scale = self.search_ranges()
         grouped = scale.view(self.count, self.per)
-        largest = grouped.gather(1, grouped.abs().argmax(dim=1, keepdim=True)).squeeze(1)
-        d = _to_float16(largest / -self.form.scale_half)
+        d = _to_float16(_larger_side(grouped.amin(dim=1), grouped.amax(dim=1)) * (-1 / self.form.scale_half))
         s = self.integers(scale, d)
         for _ in range(self.form.rounds):
             self.encode(_signed_inverse(d.repeat_interleave(self.per) * s))
             sum_qq, sum_xq = self.sums()
             s = torch.where(sum_qq > 0, self.integers(_divide(sum_xq, sum_qq), d), s)
             numerator, denominator = s * sum_xq, s * s * sum_qq
-            fitted = _divide(
-                numerator.view(self.count, self.per).sum(dim=1), denominator.view(self.count, self.per).sum(dim=1)
-            )
+            fitted = _divide(self.total(numerator), self.total(denominator))
             d = _to_float16(torch.where(fitted == 0, d, fitted))
         self.encode(_signed_inverse(d.repeat_interleave(self.per) * s))
         codes = (self.codes + self.form.half).to(torch.uint8).t().reshape(self.count, SUPER_BLOCK)
         stored = (s + self.form.scale_offset).to(torch.int8).view(torch.uint8).view(self.count, self.per)
-        return self.form.pack(codes, stored, d.unsqueeze(1))
+        return pack(codes, stored, d.unsqueeze(1))
 
 
-def _affine(form: _Affine) -> Encoder:
-    return lambda blocks: _AffineSearch(blocks, form).run()
+def _affine(form: AffineForm, pack: Pack) -> Encoder:
+    return lambda blocks: _AffineSearch(blocks, form).run(pack)
 
 
-def _symmetric(form: _Symmetric) -> Encoder:
-    return lambda blocks: _SymmetricSearch(blocks, form).run()
+def _symmetric(form: SymmetricForm, pack: Pack) -> Encoder:
+    return lambda blocks: _SymmetricSearch(blocks, form).run(pack)
 
 
-encode_q2_k = _affine(_Affine(16, 3, 15, (-0.4, 0.0, 0.4, 0.8), 2, False, layouts.pack_q2_k))
-encode_q4_k = _affine(_Affine(32, 15, 63, (-1.0, -0.7, -0.4, -0.1, 0.2, 0.5, 0.8), 2, True, layouts.pack_q4_k))
-encode_q5_k = _affine(_Affine(32, 31, 63, (-0.6, -0.3, 0.0, 0.3, 0.6), 2, True, layouts.pack_q5_k))
-encode_q3_k = _symmetric(_Symmetric(4, 32, (-0.6, -0.2, 0.2, 0.6), 1, 32, layouts.pack_q3_k))
-encode_q6_k = _symmetric(_Symmetric(32, 128, (-0.9, -0.6, -0.3, 0.0, 0.3, 0.6, 0.9), 1, 0, layouts.pack_q6_k))
+encode_q2_k = _affine(forms.Q2_K, layouts.pack_q2_k)
+encode_q4_k = _affine(forms.Q4_K, layouts.pack_q4_k)
+encode_q5_k = _affine(forms.Q5_K, layouts.pack_q5_k)
+encode_q3_k = _symmetric(forms.Q3_K, layouts.pack_q3_k)
+encode_q6_k = _symmetric(forms.Q6_K, layouts.pack_q6_k)

@@ -1,0 +1,66 @@
+"""What the kernels' tests share: random tensors, errors, and a guard over what autograd saves."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, device: str = DEVICE) -> torch.Tensor:
+    """Standard normal values, the same on every device."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
+
+
+def doubled(value: object) -> object:
+    """Tensors of any floating type in fp64; everything else as it is."""
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference over the largest expected value."""
+    if found.shape != expected.shape:
+        raise ValueError(f"{tuple(found.shape)} is not {tuple(expected.shape)}")
+    exact = expected.detach().double()
+    return float((found.detach().double() - exact).abs().max() / exact.abs().max())
+
+
+def root_error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """Root mean square of the difference over that of the exact values."""
+    wide = exact.detach().double()
+    return float((found.detach().double() - wide).norm() / wide.norm())
+
+
+@dataclass
+class SavedTensors:
+    """What was saved for backward, each with a copy and its version."""
+
+    entries: list[tuple[torch.Tensor, torch.Tensor, int]] = field(default_factory=list)
+
+    def changed(self) -> list[str]:
+        """What is no longer as it was saved. Kernels write past version counters, so values are compared too."""
+        return [
+            f"saved tensor {index} {tuple(saved.shape)} {saved.dtype}"
+            for index, (saved, copy, version) in enumerate(self.entries)
+            if saved._version != version or not torch.equal(saved, copy)
+        ]
+
+
+@contextmanager
+def watched() -> Iterator[SavedTensors]:
+    """Collects everything that autograd saves within."""
+    guard = SavedTensors()
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        guard.entries.append((tensor, tensor.detach().clone(), tensor._version))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield guard
+
+
+def gradients(result: torch.Tensor, upstream: torch.Tensor, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Of `inputs`, with the graph kept."""
+    return list(torch.autograd.grad(result, inputs, upstream, retain_graph=True))

@@ -1,0 +1,284 @@
+"""Every kernel's comparison with its formula must notice a mistake in the kernel: one line of its source is changed,
+the package is loaded afresh with that line, and the comparison that the true source passes has to fail."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from bitsandbytes.optim import AdamW8bit
+from peft import LoraConfig, get_peft_model
+
+from finetune_devcluster.small_layers import angles_of, small_model
+from finetune_devcluster.tensor_checks import DEVICE, normal, relative_error
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs the kernels in Triton's interpreter")
+PACKAGE = "finetune_kernels"
+FUSED = ("fused_layers", "decoder_layer", "mlp_tiles")
+TOLERANCE = 5e-6  # fp32; at most 2e-6 was measured, and at least 1e-3 with a mistake
+Load = Callable[[str], ModuleType]
+Pairs = Iterator[tuple[torch.Tensor, torch.Tensor]]
+"""Found and expected."""
+
+
+def errors(pairs: Pairs) -> Iterator[float]:
+    """Relative errors, one after the other; infinite where anything is no number."""
+    for found, expected in pairs:
+        error = relative_error(found, expected)
+        yield float("inf") if error != error else error
+
+
+def rms_norm(load: Load) -> Pairs:
+    ours, true = load("rms_norm"), importlib.import_module(f"{PACKAGE}.rms_norm")
+    x, delta, dy, dh, w = normal(3, 10), normal(3, 10, seed=1), normal(3, 10, seed=2), normal(3, 10, seed=3), normal(10)
+    found, exact = [], []
+    for offset, added, residual in ((1.0, delta, dh), (0.0, None, None)):
+        h, y, scales = true.reference_forward(x.double(), w.double(), 0.1, offset, added)
+        exact += [h, y, scales]
+        exact += true.reference_backward(dy.double(), h, w.double(), scales, offset, residual, again=True)
+        found += ours.forward(x, w, 0.1, offset, added)
+        found += ours.backward(dy, h.float(), w, scales.float(), offset, residual, again=True)
+    yield from zip(found, exact, strict=True)
+
+
+def gated_activation(load: Load) -> Pairs:
+    ours, true = load("gated_activation"), importlib.import_module(f"{PACKAGE}.gated_activation")
+    ours.BLOCK = 8  # several blocks, the last one not full
+    gate, up, dy = 2 * normal(3, 5), normal(3, 5, seed=1), normal(3, 5, seed=2)
+    for activation in ("silu", "gelu_tanh"):
+        leaves = [gate.clone().requires_grad_(), up.clone().requires_grad_()]
+        y = ours.GatedActivationFunction.apply(*leaves, activation)
+        yield y, true.reference(gate.double(), up.double(), activation)
+        exact = true.reference_backward(dy.double(), gate.double(), up.double(), activation)
+        yield from zip(torch.autograd.grad(y, leaves, dy), exact, strict=True)
+
+
+def adapted_activation(load: Load) -> Pairs:
+    ours, true = load("adapted_activation"), importlib.import_module(f"{PACKAGE}.adapted_activation")
+    ours.BLOCK_T = ours.BLOCK_F = 16
+    t, f = 17, 18
+    gate_up, dy = normal(t, 2 * f), normal(t, f, seed=1)
+    inner, d, a = normal(t, 8, seed=2), normal(t, 4, seed=3)[:, :3], normal(3, f, seed=4)
+    parts = [(inner[:, :2], normal(f, 2, seed=5), 0.5), (inner[:, 2:7], normal(f, 5, seed=6), 1.5)]
+    shares = tuple(ours.Share(*part) for part in parts)
+    exact_shares = tuple(true.Share(i.double(), b.double(), s) for i, b, s in parts)
+    activations, exact_dy = dy.clone(), dy.double()
+    found = ours.backward(activations, gate_up, "silu", shares, (d, a))
+    exact = true.reference_backward(exact_dy, gate_up.double(), "silu", exact_shares, (d.double(), a.double()))
+    y = ours.forward(gate_up, "silu", shares)
+    yield from [(found, exact), (activations, exact_dy), (y, exact_dy)]
+
+
+def rotary_embedding(load: Load) -> Pairs:
+    ours, true = load("rotary_embedding"), importlib.import_module(f"{PACKAGE}.rotary_embedding")
+    heads, angles = true.Heads(2, 1, 16), normal(2, 8)
+    cos, sin = (torch.cat((part, part), dim=1) for part in (angles.cos(), angles.sin()))
+    qkv, dy, weights = normal(2, heads.width, seed=1), normal(2, heads.width, seed=2), normal(2, 16, seed=3)
+    for norm in (None, true.HeadNorm(weights[0], weights[1], 0.1)):
+        exact = [value.double() for value in (qkv, cos, sin)]
+        yield ours.rotate(qkv.clone(), cos, sin, heads, norm), true.reference(*exact, heads, norm)
+        back = true.reference_backward(heads.split(dy.double()), *exact, heads, norm)
+        yield ours.rotate_back(heads.split(dy), qkv, cos, sin, heads, norm), back
+
+
+def linear_cross_entropy(load: Load) -> Pairs:
+    ours, true = load("linear_cross_entropy"), importlib.import_module(f"{PACKAGE}.linear_cross_entropy")
+    ours.CHUNK_ROWS, ours.LARGEST_BLOCK = 2, 8
+    hidden, weight, targets = normal(3, 6), normal(19, 6, seed=1), torch.tensor([0, 18, 9], device=DEVICE)
+    for softcap in (None, 2.0):
+        leaf = hidden.clone().requires_grad_()
+        loss = ours.LinearCrossEntropyFunction.apply(leaf, weight, targets, softcap)
+        exact = (hidden.double(), weight.double(), targets, softcap)
+        yield loss, true.reference(*exact)
+        yield torch.autograd.grad(3 * loss, leaf)[0], 3 * true.reference_gradient(*exact)
+
+
+def nf4(load: Load) -> Pairs:
+    ours = load("nf4")
+    for nested in (True, False):
+        weights = normal(33, 499) * 0.02  # two blocks of scales, the last not full
+        packed, state = quantize_4bit(weights, quant_type="nf4", compress_statistics=nested)
+        found = ours.dequantize(packed, state, torch.full_like(weights, float("nan")))
+        yield (found != dequantize_4bit(packed, state)) + 1.0, torch.ones_like(weights)  # to the bit
+
+
+def lora_linear(load: Load) -> Pairs:
+    ours, true = load("lora_linear"), importlib.import_module(f"{PACKAGE}.lora_linear")
+    w, bias, dy = normal(5, 4, seed=1), normal(5, seed=2), normal(2, 3, 5, seed=5)
+    inputs = [normal(2, 3, 4), normal(2, 4, seed=3), normal(5, 2, seed=4)]
+    leaves = [value.clone().requires_grad_() for value in inputs]
+    exact = [value.double().requires_grad_() for value in inputs]
+    y = ours.lora_linear(leaves[0], lambda: w, *leaves[1:], 0.5, bias)
+    expected = true.reference(exact[0], w.double(), *exact[1:], 0.5, bias.double())
+    found = torch.autograd.grad(y, leaves, dy)
+    yield y, expected
+    yield from zip(found, torch.autograd.grad(expected, exact, dy.double()), strict=True)
+
+
+def linear_group(load: Load) -> Pairs:
+    torch.manual_seed(0)
+    plain = torch.nn.ModuleDict({name: torch.nn.Linear(6, 4) for name in ("q_proj", "k_proj", "v_proj")})
+    get_peft_model(plain, LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "v_proj"]))  # type: ignore[arg-type]
+    for parameter in plain.parameters():
+        torch.nn.init.normal_(parameter)
+    layers = list(plain.to(DEVICE).values())
+    group = load("linear_group").LinearGroup(layers, torch.float32, resident=True)
+    x, dy = normal(3, 6).requires_grad_(), normal(3, 12, seed=1)
+    expected = torch.cat([layer(x) for layer in layers], dim=1)
+    exact = torch.autograd.grad(expected, [x, *group.parameters], dy)
+    with torch.no_grad():
+        y, inner = group.forward(x)
+        dx, d_inner = group.backward(dy)
+        found = [dx, *group.gradients(dy, x, inner, d_inner)]
+    yield y, expected
+    yield from zip(found, exact, strict=True)
+
+
+def whole_layer(load: Load) -> Pairs:
+    """Against transformers and peft, by autograd; every way of keeping."""
+    fused_layers = load("fused_layers")
+    keeps = load("decoder_layer").Keep
+    for kind in ("llama", "qwen3", "phi3", "gemma2"):
+        model = small_model(kind, torch.float32).to(DEVICE)
+        inputs = [value for value in model.parameters() if value.requires_grad]
+        expected = _layer_results(model, inputs)
+        fused = fused_layers.FusedLayers(model.get_base_model(), [keeps.EVERYTHING], torch.float32, resident=True)
+        for keep in (keeps.EVERYTHING, keeps.ATTENTION, keeps.INPUT, keeps.HOST):
+            fused.keep([keep])
+            yield from zip(_layer_results(model, inputs), expected, strict=True)
+        with pytest.MonkeyPatch.context() as patch:
+            for module in ("decoder_layer", "mlp_tiles"):
+                patch.setattr(load(module), "TILE_ROWS", 2)
+            for keep in (keeps.ATTENTION, keeps.INPUT):
+                fused.keep([keep])
+                yield from zip(_layer_results(model, inputs), expected, strict=True)
+
+
+def _layer_results(model: Any, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    causal = model.get_base_model()
+    x = normal(1, 5, 32).requires_grad_()
+    angles = angles_of(causal, x, torch.arange(5, device=DEVICE).unsqueeze(0))
+    seen = torch.ones(5, 5, dtype=torch.bool, device=DEVICE).tril()[None, None]
+    mask = torch.zeros(1, 1, 5, 5, device=DEVICE).masked_fill(~seen, -torch.inf)  # eager attention goes by it
+    y = causal.model.layers[0](x, attention_mask=mask, position_embeddings=angles)
+    y = y if isinstance(y, torch.Tensor) else y[0]
+    return [y, *torch.autograd.grad(y, [x, *inputs], normal(*y.shape, seed=1))]
+
+
+def capped_attention(load: Load) -> Pairs:
+    ours, true = load("capped_attention"), importlib.import_module(f"{PACKAGE}.capped_attention")
+    q, k, v, dout = (normal(35, heads, 16, seed=heads + seed) for seed, heads in enumerate((4, 2, 2, 4)))
+    ends = torch.tensor([0, 35], dtype=torch.int32, device=DEVICE)
+    for window in (None, 20):
+        out, lse = ours.forward(q, k, v, ends, 35, 0.6, 1.5, window)
+        exact = [part.double() for part in (q, k, v)]
+        yield out, true.reference(*exact, 0.6, 1.5, window)
+        found = ours.backward(dout, q, k, v, out, lse, ends, 35, 0.6, 1.5, window)
+        yield from zip(found, true.reference_backward(dout.double(), *exact, 0.6, 1.5, window), strict=True)
+
+
+def supervised_loss(load: Load) -> Pairs:
+    """Against transformers' own loss of a row with labels here and there."""
+    causal = small_model("llama", torch.float32).to(DEVICE).get_base_model()
+    tokens = torch.arange(9, device=DEVICE).unsqueeze(0)
+    labels = (tokens * 5 % 24).masked_fill(tokens % 3 == 1, -100)
+    supervised = (labels[0, 1:] != -100).nonzero().squeeze(1)
+    inputs = {"input_ids": tokens, "position_ids": tokens}
+    expected = causal(**inputs, labels=labels).loss
+    yield load("supervised_loss").supervised_loss(causal, inputs, labels, supervised, None), expected
+
+
+def patching(load: Load) -> Pairs:
+    """Module by module against the models themselves."""
+    for kind in ("llama", "gemma2", "phi3"):
+        model = small_model(kind, torch.float32).to(DEVICE)
+        inputs = [value for value in model.parameters() if value.requires_grad]
+        tokens = torch.arange(3, 12, device=DEVICE).unsqueeze(0)
+        results = []
+        for _ in range(2):
+            logits = model(input_ids=tokens, use_cache=False).logits
+            results.append([logits, *torch.autograd.grad(logits, inputs, normal(*logits.shape))])
+            load("patching").patch_model(model, resident=False)
+        yield from zip(results[1], results[0], strict=True)
+
+
+def flat_adamw(load: Load) -> Pairs:
+    """Two steps with clipping, against bitsandbytes and torch."""
+    options = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.1}
+    ours, theirs = ([torch.nn.Parameter(normal(64, 80, seed=seed)) for seed in range(2)] for _ in range(2))
+    flat, plain = load("flat_adamw").FlatAdamW8bit(ours, **options), AdamW8bit(theirs, **options)
+    starts = [value.detach().clone() for value in ours]
+    for step, size in enumerate((1e-6, 100.0)):
+        for seed, pair in enumerate(zip(ours, theirs, strict=True)):
+            for value in pair:
+                value.grad = size * normal(64, 80, seed=10 * step + seed)
+        yield flat.clip_gradients(1.0), torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+        flat.step()
+        plain.step()
+        if step == 0:  # later a gradient that is off by one bit may fall into the next 8-bit state
+            for start, mine, other in zip(starts, ours, theirs, strict=True):
+                yield mine - start, other - start
+    norms = [torch.cat([vector.gradient.flatten() for vector in flat._vectors]).norm(), torch.ones((), device=DEVICE)]
+    yield norms[0], norms[1]
+
+
+CHECKS = {
+    check.__name__: check
+    for check in (
+        rms_norm, gated_activation, adapted_activation, rotary_embedding, linear_cross_entropy, nf4, lora_linear,
+        linear_group, whole_layer, supervised_loss, patching, flat_adamw,
+        capped_attention,
+    )
+}  # fmt: skip
+
+with Path(__file__).with_name("mutants.yaml").open() as file:
+    MUTANTS = [
+        (check, row.get("module", "*"), row["was"], row["is"])
+        for check, rows in yaml.safe_load(file).items()
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_true_source_passes(name: str) -> None:
+    assert max(errors(CHECKS[name](lambda module: importlib.import_module(f"{PACKAGE}.{module}")))) < TOLERANCE
+
+
+@pytest.mark.parametrize(("check", "module", "was", "now"), MUTANTS)
+def test_a_mutant_fails(check: str, module: str, was: str, now: str, tmp_path: Path) -> None:
+    folder = Path(str(importlib.import_module(f"{PACKAGE}.rms_norm").__file__)).parent
+    sources = {path.stem: path.read_text() for path in folder.glob(f"{module}.py")}
+    places = {name: text.count(was) for name, text in sources.items() if was in text}
+    assert sum(places.values()) == 1, f"{was!r} stands once in {module}, not {places}: adapt mutants.yaml"
+    (name,) = places
+    path = tmp_path / f"{name}.py"
+    path.write_text(sources[name].replace(was, now))
+    load = loaded_afresh(name, path, FUSED if check == "whole_layer" else (check,))
+    assert any(error > 20 * TOLERANCE for error in errors(CHECKS[check](load)))
+
+
+def loaded_afresh(module: str, path: Path, wanted: Sequence[str]) -> Load:
+    """The package's modules `wanted`, with `module` taken from `path`; the process keeps its own."""
+    own = {name: value for name, value in sys.modules.items() if name.split(".")[0] == PACKAGE}
+    for name in own:
+        del sys.modules[name]
+    try:
+        package = importlib.import_module(PACKAGE)  # empty: its modules follow
+        spec = importlib.util.spec_from_file_location(f"{PACKAGE}.{module}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        mutant = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        setattr(package, module, mutant)
+        spec.loader.exec_module(mutant)
+        return {name: importlib.import_module(f"{PACKAGE}.{name}") for name in wanted}.__getitem__
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == PACKAGE]:
+            del sys.modules[name]
+        sys.modules.update(own)

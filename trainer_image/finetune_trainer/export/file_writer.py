@@ -1,0 +1,108 @@
+"""Files written behind the back of what computes their content.
+
+`FileWriters` are the threads, shared by all files of an export; an `AppendedFile` knows where its next byte goes, so
+slices of one tensor can be written by several threads at once.
+"""
+
+import os
+import threading
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from finetune_trainer.export.staging import SLICE_BYTES, StagingThreads
+
+
+class FileWriters:
+    """Threads that write for any number of files, as a context manager that ends them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._threads = StagingThreads(device, "export-write")
+        self._changed = threading.Condition()
+        self._waiting = 0
+        self._error: BaseException | None = None
+        self.seconds = 0.0
+        """Spent by all threads together."""
+
+    def __enter__(self) -> "FileWriters":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the threads; what they have not begun to write is dropped. `wait` comes before where it is wanted."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def write(self, file: int, offset: int, data: torch.Tensor) -> None:
+        """Write uint8 `data` soon; raises what an earlier write of any file met."""
+        ready = self._threads.mark()
+        for start in range(0, data.numel(), SLICE_BYTES):
+            piece = data[start : start + SLICE_BYTES]
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting < self._threads.waiting_bytes or self._error is not None)
+                self._raise_error()
+                self._waiting += piece.numel()
+            self._threads.submit(self._write, file, offset + start, piece, ready).add_done_callback(self._finish)
+
+    def wait(self) -> None:
+        """Until everything is written; raises what a write met."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting == 0 or self._error is not None)
+            self._raise_error()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _write(self, file: int, offset: int, piece: torch.Tensor, ready: torch.cuda.Event | None) -> tuple[int, float]:
+        began = time.monotonic()
+        self._threads.write(file, offset, piece, ready)
+        return piece.numel(), time.monotonic() - began
+
+    def _finish(self, done: Future[tuple[int, float]]) -> None:
+        with self._changed:
+            error = None if done.cancelled() else done.exception()
+            if error is not None:
+                self._error = self._error or error
+            elif not done.cancelled():
+                size, seconds = done.result()
+                self._waiting -= size
+                self.seconds += seconds
+            self._changed.notify_all()
+
+
+class AppendedFile:
+    """A file that grows by tensors; `path` may have a beginning already."""
+
+    def __init__(self, writers: FileWriters, path: Path) -> None:
+        self._writers = writers
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        self._end = os.fstat(self._file).st_size
+
+    def append(self, values: torch.Tensor) -> int:
+        """Append the bytes of `values`, which must not change any more; returns their number."""
+        data = values.contiguous().flatten().view(torch.uint8)
+        self._writers.write(self._file, self._end, data)
+        self._end += data.numel()
+        return data.numel()
+
+    def pad(self, alignment: int) -> None:
+        """Append zeros up to a multiple of `alignment`."""
+        missing = -self._end % alignment
+        if missing:
+            self.append(torch.zeros(missing, dtype=torch.uint8))
+
+    def close(self) -> None:
+        """Wait until everything is written; raises what a write met."""
+        self._writers.wait()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close a file whose writers have ended or have nothing more for it."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
