@@ -22,14 +22,15 @@ from finetune_kernels.layer_builder import why_not_fused
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 PHI4_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}
+SPECIAL = {"pad_token_id": 0, "eos_token_id": 1}  # within the small vocabulary
 # Sizes of a head as the families have them; windows shorter than the documents.
 CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, {}),
     "mistral": (MistralConfig, {"sliding_window": 200}),
     "qwen2": (Qwen2Config, {}),
     "qwen3": (Qwen3Config, {}),
-    "phi3": (Phi3Config, {"head_dim": 96, "hidden_size": 1536, "num_key_value_heads": 16, "pad_token_id": 0}),
-    "phi4": (Phi3Config, {"rope_parameters": PHI4_ROPE, "pad_token_id": 0}),
+    "phi3": (Phi3Config, {"head_dim": 96, "hidden_size": 1536, "num_key_value_heads": 16, **SPECIAL}),
+    "phi4": (Phi3Config, {"rope_parameters": PHI4_ROPE, **SPECIAL}),
     "gemma2": (Gemma2Config, {"head_dim": 256, "num_attention_heads": 8, "sliding_window": 200,
                               "attn_logit_softcapping": 5.0}),
     "gemma3": (Gemma3TextConfig, {"head_dim": 256, "num_attention_heads": 8, "sliding_window": 200,
