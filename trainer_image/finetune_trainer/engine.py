@@ -161,5 +161,4 @@ def model_shape(model: Any) -> ModelShape:
         adapter_parameters=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         quantized=quantized > 0,
         movable_bytes=movable_bytes(causal),
-        second_norms=hasattr(causal.model.layers[0], "pre_feedforward_layernorm"),
     )
