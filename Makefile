@@ -74,7 +74,7 @@ bench: setup  ## On a machine with a GPU: speed and memory beside the peers that
 verify: binaries  ## Read-only checks: format, lint, types, layers, generated files, chart
 	ruff format --check --quiet crds operator trainer_image kernels tests
 	ruff check --quiet crds operator trainer_image kernels tests
-	python -m mypy crds/finetune_api operator/finetune_operator trainer_image/finetune_trainer kernels/finetune_kernels tests/cluster/finetune_devcluster
+	python -m mypy crds/finetune_api operator/finetune_operator trainer_image/finetune_trainer kernels/finetune_kernels kernels/benchmarks tests/cluster/finetune_devcluster
 	python -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 	python -m finetune_api.generate --check
 	python -m benchmarks.chart --check

@@ -56,7 +56,7 @@ def _plain(lengths: tuple[int, ...]) -> Callable[..., torch.Tensor]:
 
 def optimizer_cases(sizes: Sizes) -> Iterator[Case]:
     """A step of 8-bit AdamW over all adapters, gradients gathered on the way."""
-    from bitsandbytes.optim import AdamW8bit
+    from bitsandbytes.optim.adamw import AdamW8bit
 
     ours: Any = FlatAdamW8bit(_adapters(sizes), lr=1e-4)
     theirs: Any = AdamW8bit(_adapters(sizes), lr=1e-4)  # type: ignore[no-untyped-call]

@@ -134,7 +134,7 @@ def rotation_cases(sizes: Sizes) -> Iterator[Case]:
     qkv = sizes.random(t, heads.width)
     angles = torch.rand(t, heads.size // 2, device=sizes.device).repeat(1, 2)
     cos, sin = angles.cos().to(sizes.dtype), angles.sin().to(sizes.dtype)
-    gradients = tuple(part.contiguous() for part in heads.split(sizes.random(t, heads.width)))
+    dq, dk, dv = (part.contiguous() for part in heads.split(sizes.random(t, heads.width)))
     norm = HeadNorm(sizes.random(heads.size), sizes.random(heads.size), 1e-6)
     row, turned = heads.width * sizes.element, heads.rotated * heads.size * sizes.element
     angle, shape = heads.size * sizes.element, f"{t} x ({heads.query} + 2 x {heads.key_value}) x {heads.size}"
@@ -148,7 +148,7 @@ def rotation_cases(sizes: Sizes) -> Iterator[Case]:
     )  # fmt: skip
     yield Case(
         "rotary_embedding backward", shape, t * (2 * row + angle), "TB/s",
-        lambda: rotate_back(gradients, qkv, cos, sin, heads, None),
+        lambda: rotate_back((dq, dk, dv), qkv, cos, sin, heads, None),
     )  # fmt: skip
     yield Case(
         "rotary_embedding forward, head norm", shape, t * (2 * row + angle), "TB/s",
@@ -156,7 +156,7 @@ def rotation_cases(sizes: Sizes) -> Iterator[Case]:
     )  # fmt: skip
     yield Case(
         "rotary_embedding backward, head norm", shape, t * (2 * row + turned + angle), "TB/s",
-        lambda: rotate_back(gradients, qkv, cos, sin, heads, norm),
+        lambda: rotate_back((dq, dk, dv), qkv, cos, sin, heads, norm),
     )  # fmt: skip
 
 
