@@ -14,6 +14,8 @@ from pydantic import Field
 
 from finetune_api.base import ApiModel
 from finetune_api.failures import ExitCode, FailureReason
+from finetune_api.preflight import PreflightSummary
+from finetune_api.progress import MemoryUse
 from finetune_api.vocabulary import ArtifactType, Stage
 
 MAX_BYTES = 4096
@@ -33,7 +35,8 @@ class Artifact(ApiModel):
     """One thing that the job made, as its manifest lists it."""
 
     type: ArtifactType
-    """Adapter, Merged, GGUF, Modelfile (Ollama's, for one GGUF file), ModelCard or Configuration (resolved.yaml)."""
+    """Adapter, Merged, GGUF, Modelfile (Ollama's, for one GGUF file), Samples (answers during training), ModelCard or
+    Configuration (resolved.yaml)."""
 
     uri: str
     """Where it is: one file, or a folder (ending in /)."""
@@ -46,7 +49,7 @@ class Artifact(ApiModel):
     sha256sum prints them."""
 
     format: str
-    """File format: safetensors, gguf, modelfile, markdown or yaml."""
+    """File format: safetensors, gguf, modelfile, jsonl, markdown or yaml."""
 
     quantization: str | None = None
     """Type of the weights, such as BF16 or Q8_0."""
@@ -68,6 +71,11 @@ class Outcome(ApiModel):
     loss: float | None = None
     """Last training loss, in nats per supervised token."""
     eval_loss: float | None = None
+    best_step: Annotated[int, Field(ge=0)] | None = None
+    """Step whose adapter was exported, where the best one is kept."""
+    best_eval_loss: float | None = None
+    stopped_early: bool | None = None
+    memory: MemoryUse | None = None
     checkpoint_step: Annotated[int, Field(ge=0)] | None = None
     """Step of the newest checkpoint in S3."""
     resumed_from_step: Annotated[int, Field(ge=0)] | None = None
@@ -77,6 +85,8 @@ class Outcome(ApiModel):
     hub_url: str | None = None
     """Commit of the Hugging Face Hub that holds the artifacts."""
     artifacts: tuple[Artifact, ...] = ()
+    preflight: PreflightSummary | None = None
+    """What preflight found; of a preflight pod only."""
     finished: datetime
     """When the trainer wrote this, UTC."""
 

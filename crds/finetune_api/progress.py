@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.base import ApiModel
-from finetune_api.vocabulary import Stage
+from finetune_api.vocabulary import MemoryMode, Stage
 
 MAX_BODY_BYTES = 65_536
 AUDIENCE_PREFIX = "finetune.dev/"
@@ -85,6 +85,9 @@ class Resolved(ApiModel):
     evaluation_rows: Count | None = None
     """Rows held out for evaluation."""
 
+    evaluation_digest: str | None = None
+    """SHA-256 over the files of dataset.evaluation.source or split."""
+
     supervised_tokens: Count | None = None
     """Tokens that carry loss, in one epoch."""
 
@@ -94,6 +97,12 @@ class Resolved(ApiModel):
     device: str | None = None
     """Device that trains, such as NVIDIA H200."""
 
+    batch_size: Count | None = None
+    """Sequences in one forward pass."""
+
+    gradient_accumulation: Count | None = None
+    """Forward passes per optimiser step."""
+
     total_steps: Count | None = None
     """Optimiser steps of the run."""
 
@@ -102,6 +111,38 @@ class Resolved(ApiModel):
 
     total_parameters: Count | None = None
     """Parameters of base model and adapter."""
+
+
+class MemoryFallback(ApiModel):
+    """Memory ran out, and the run went on with a smaller plan."""
+
+    step: Count
+    """Optimiser steps that were finished by then."""
+
+    from_mode: MemoryMode
+    """Plan that did not fit."""
+
+    to_mode: MemoryMode
+    """Plan that the run went on with."""
+
+
+class MemoryUse(ApiModel):
+    """The memory plan of the run, and what became of it."""
+
+    mode: MemoryMode
+    """Mode of the plan that trains: that of spec.training.memory, or a smaller one that fits."""
+
+    predicted_peak_bytes: Count
+    """Peak of GPU memory that the plan expects."""
+
+    measured_peak_bytes: Count | None = None
+    """Peak of GPU memory so far."""
+
+    micro_batch: Count
+    """Sequences in one forward pass."""
+
+    fallbacks: Annotated[tuple[MemoryFallback, ...], Field(max_length=8)] = ()
+    """How often memory ran out in this pod, oldest first."""
 
 
 class RunProgress(ApiModel):
@@ -117,6 +158,9 @@ class RunProgress(ApiModel):
     epoch: NonNegative | None = None
     loss: float | None = None
     eval_loss: float | None = None
+    best_step: Count | None = None
+    best_eval_loss: float | None = None
+    stopped_early: bool | None = None
     learning_rate: NonNegative | None = None
     tokens_per_second: NonNegative | None = None
     trained_tokens: Count | None = None
@@ -126,6 +170,7 @@ class RunProgress(ApiModel):
     upload_bytes_per_second: NonNegative | None = None
     checkpoint_step: Count | None = None
     resumed_from_step: Count | None = None
+    memory: MemoryUse | None = None
     resolved: Resolved | None = None
 
 

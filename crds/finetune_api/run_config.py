@@ -12,6 +12,7 @@ import yaml
 
 from finetune_api import API_VERSION
 from finetune_api.base import ApiModel
+from finetune_api.gpus import ExpectedGpu, expected_gpu
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.spec_inputs import DatasetSpec, ModelSpec
 from finetune_api.spec_output import ExportSpec, OutputSpec
@@ -55,6 +56,8 @@ class RunConfig(ApiModel):
     checkpoints_to_keep: int
     termination_grace_period_seconds: int
     gpus: int
+    gpu: ExpectedGpu | None = None
+    """What preflight estimates for; the trainer looks at the GPU itself."""
     kernels: bool = True
     """Whether a GPU run may use our kernels; false trains on plain PyTorch, for comparison."""
     progress: ProgressTarget | None = None
@@ -74,6 +77,7 @@ class RunConfig(ApiModel):
             checkpoints_to_keep=spec.run_policy.checkpoints_to_keep,
             termination_grace_period_seconds=spec.run_policy.termination_grace_period_seconds,
             gpus=spec.resources.gpus,
+            gpu=expected_gpu(spec.resources),
             progress=progress,
         )
 

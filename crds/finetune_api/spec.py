@@ -40,8 +40,40 @@ class FineTuneJobSpec(ApiModel):
 
     rules = (
         Rule(
-            cel="!has(self.training.evaluationSteps) || has(self.dataset.evaluation)",
-            holds=lambda spec: spec.training.evaluation_steps is None or spec.dataset.evaluation is not None,
-            message="spec.training.evaluationSteps needs held-out rows: set spec.dataset.evaluation.fraction",
+            cel="!has(self.training.evaluationSteps) || has(self.dataset.evaluation) || has(self.training.samples)",
+            holds=lambda spec: (
+                spec.training.evaluation_steps is None
+                or spec.dataset.evaluation is not None
+                or spec.training.samples is not None
+            ),
+            message="spec.training.evaluationSteps needs rows or prompts: set spec.dataset.evaluation.fraction or "
+            "spec.training.samples",
+        ),
+        Rule(
+            cel="!has(self.training.earlyStopping) || (has(self.dataset.evaluation) "
+            "&& has(self.training.evaluationSteps))",
+            holds=lambda spec: spec.training.early_stopping is None or _evaluates_often(spec),
+            message="spec.training.earlyStopping needs evaluations: set spec.dataset.evaluation.fraction and "
+            "spec.training.evaluationSteps",
+        ),
+        Rule(
+            cel="!self.training.keepBest || (has(self.dataset.evaluation) && has(self.training.evaluationSteps))",
+            holds=lambda spec: not spec.training.keep_best or _evaluates_often(spec),
+            message="spec.training.keepBest needs evaluations to choose from: set spec.dataset.evaluation.fraction and "
+            "spec.training.evaluationSteps",
+        ),
+        Rule(
+            cel="!has(self.training.samples) || size(self.training.samples.prompts) > 0 "
+            "|| has(self.dataset.evaluation)",
+            holds=lambda spec: (
+                spec.training.samples is None
+                or bool(spec.training.samples.prompts)
+                or spec.dataset.evaluation is not None
+            ),
+            message="spec.training.samples needs something to ask: write prompts, or set spec.dataset.evaluation",
         ),
     )
+
+
+def _evaluates_often(spec: FineTuneJobSpec) -> bool:
+    return spec.dataset.evaluation is not None and spec.training.evaluation_steps is not None

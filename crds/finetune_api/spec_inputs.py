@@ -5,10 +5,15 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.base import LARGEST_COUNT, ApiModel, Pattern, ResourceName, Rule
-from finetune_api.sources import SourceUri, stays_inside
+from finetune_api.sources import Scheme, Source, SourceUri, stays_inside
 from finetune_api.vocabulary import ChatTemplateName, DatasetFormat, OnBadRow, Quantization, TrainOn
 
 ColumnName = Annotated[str, Field(min_length=1, max_length=128)]
+SplitName = Annotated[
+    str,
+    Field(max_length=128),
+    Pattern(r"^[A-Za-z0-9._-]+$", "write the split's name, such as train: letters, digits, '.', '_' and '-'"),
+]
 
 
 class SecretReference(ApiModel):
@@ -121,11 +126,32 @@ class DatasetColumns(ApiModel):
 
 
 class EvaluationSpec(ApiModel):
-    """What the model is evaluated on while it trains."""
+    """What the model is evaluated on while it trains: a share of the rows, another split, or data of its own."""
 
-    fraction: Annotated[float, Field(gt=0, le=0.5)]
+    fraction: Annotated[float, Field(gt=0, le=0.5)] | None = None
     """Share of the rows that is held out, chosen by the job's seed; at least one row. 0.05 holds out one row in
-    twenty."""
+    twenty. Default: none, where split or source is set."""
+
+    split: SplitName | None = None
+    """Split of an hf:// dataset that is evaluated on, such as validation: of spec.dataset.source, or of source here.
+    Its rows are never trained on. Default: spec.dataset.split of source."""
+
+    source: SourceUri | None = None
+    """Data to evaluate on, laid out like those of spec.dataset.source, of the same kind (hf://, s3:// or the same
+    claim) and read with the same credentials. Default: spec.dataset.source."""
+
+    rules = (
+        Rule(
+            cel="has(self.fraction) != (has(self.split) || has(self.source))",
+            holds=lambda spec: (spec.fraction is not None) != (spec.split is not None or spec.source is not None),
+            message="spec.dataset.evaluation takes fraction, or else split or source: write one of them",
+        ),
+        Rule(
+            cel="!has(self.source) || !self.source.split('/').exists(segment, segment == '..')",
+            holds=lambda spec: spec.source is None or stays_inside(spec.source),
+            message="spec.dataset.evaluation.source must not contain '..': write the path without it",
+        ),
+    )
 
 
 class DatasetSpec(ApiModel):
@@ -136,11 +162,7 @@ class DatasetSpec(ApiModel):
     `finetune run`), or a prefix that ends in '/' with several files. JSON Lines, JSON, CSV, TSV (each also .gz or
     .zst), Parquet or Arrow."""
 
-    split: Annotated[
-        str,
-        Field(max_length=128),
-        Pattern(r"^[A-Za-z0-9._-]+$", "write the split's name, such as train: letters, digits, '.', '_' and '-'"),
-    ] = "train"
+    split: SplitName = "train"
     """Split of an hf:// dataset. Default train. Other sources have no splits."""
 
     format: DatasetFormat = DatasetFormat.AUTO
@@ -166,9 +188,49 @@ class DatasetSpec(ApiModel):
     them in status.resolved. Default Fail."""
 
     evaluation: EvaluationSpec | None = None
-    """Evaluate on held-out rows while training. Default: no evaluation."""
+    """Evaluate while training, on rows that are not trained on. Default: no evaluation."""
 
     credentials: SecretReference | None = None
     """Secret that may read the source. Default: anonymous access, or the identity of the pod."""
 
-    rules = _source_rules("spec.dataset")
+    rules = (
+        *_source_rules("spec.dataset"),
+        Rule(
+            cel="!has(self.evaluation) || !has(self.evaluation.source) "
+            "|| (self.evaluation.source.split('/')[0] == self.source.split('/')[0] "
+            "&& (!self.source.startsWith('pvc://') "
+            "|| self.evaluation.source.split('/')[2] == self.source.split('/')[2]))",
+            holds=lambda spec: spec.evaluation is None or _is_read_alike(spec.evaluation.source, spec.source),
+            message="spec.dataset.evaluation.source must be read as spec.dataset.source is: put both into hf://, s3:// "
+            "or one claim",
+        ),
+        Rule(
+            cel="!has(self.evaluation) || !has(self.evaluation.split) || (self.source.startsWith('hf://') "
+            "&& (has(self.evaluation.source) || self.evaluation.split != self.split))",
+            holds=lambda spec: spec.evaluation is None or _has_other_split(spec),
+            message="spec.dataset.evaluation.split must name another split of an hf:// dataset than "
+            "spec.dataset.split: write such as validation, or use fraction or source",
+        ),
+    )
+
+    def evaluation_source(self) -> tuple[str, str] | None:
+        """URI and split of the data that are evaluated on; None where they are held out, or there are none."""
+        if self.evaluation is None or self.evaluation.fraction is not None:
+            return None
+        return self.evaluation.source or self.source, self.evaluation.split or self.split
+
+
+def _is_read_alike(uri: str | None, other: str) -> bool:
+    """Whether the same credentials and the same mount reach both."""
+    if uri is None:
+        return True
+    first, second = Source.parse(uri), Source.parse(other)
+    return first.scheme is second.scheme and (first.scheme is not Scheme.PVC or first.location == second.location)
+
+
+def _has_other_split(spec: DatasetSpec) -> bool:
+    assert spec.evaluation is not None
+    if spec.evaluation.split is None:
+        return True
+    is_hub = spec.source.startswith("hf://")
+    return is_hub and (spec.evaluation.source is not None or spec.evaluation.split != spec.split)

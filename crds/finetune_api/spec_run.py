@@ -15,6 +15,7 @@ from finetune_api.base import (
     ResourceName,
     Rule,
 )
+from finetune_api.vocabulary import PreflightMode
 
 LabelKey = Annotated[
     str,
@@ -78,6 +79,11 @@ class ResourcesSpec(ApiModel):
     """Extended resource that stands for a GPU, such as nvidia.com/gpu or nvidia.com/mig-3g.40gb. Default
     nvidia.com/gpu."""
 
+    gpu_memory: ByteQuantity | None = None
+    """Memory of the GPU, in bytes with a unit such as Gi; preflight refuses a job that cannot fit into it. Default:
+    what the node selector's nvidia.com/gpu.product or nvidia.com/gpu.memory, or a MIG resource's name, says; where
+    nothing does, the need is shown and nothing is refused."""
+
     cpu: CpuQuantity = 4
     """CPU cores requested, such as 4 or 500m. Default 4. There is no CPU limit."""
 
@@ -106,6 +112,11 @@ class ResourcesSpec(ApiModel):
             holds=lambda spec: not spec.gpu_resource_name.startswith("requests."),
             message="spec.resources.gpuResourceName: write the resource as the node offers it, without 'requests.'",
         ),
+        Rule(
+            cel="!has(self.gpuMemory) || self.gpus > 0",
+            holds=lambda spec: spec.gpu_memory is None or spec.gpus > 0,
+            message="spec.resources.gpuMemory goes with a GPU: remove it, or write gpus: 1",
+        ),
     )
 
 
@@ -115,6 +126,10 @@ class RunPolicySpec(ApiModel):
     suspend: bool = False
     """Stop the trainer (it writes a checkpoint) and hold the job; false starts it again where it stopped. May be
     changed at any time. Default false."""
+
+    preflight: PreflightMode = PreflightMode.RUN
+    """Run checks model, every row of the data and the output in a small pod without a GPU first, and ends the job
+    there if something is wrong; Skip leaves that out, and the trainer finds the same errors later. Default Run."""
 
     max_retries: Annotated[int, Field(ge=0, le=20)] = 3
     """How often a failure that may pass (a lost connection, a crash) is tried again. Pods that the cluster moves away

@@ -8,12 +8,14 @@ from finetune_api.base import ApiModel, Pattern, Rule
 from finetune_api.vocabulary import AdapterVariant, MemoryMode, Optimizer, Precision, Scheduler
 
 ALL_LINEAR = "all-linear"
+UNSET_BATCH_SIZE = 2  # what a batchSize that is left out counts as
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ModuleName = Annotated[
     str,
     Field(max_length=128),
     Pattern(r"^[A-Za-z0-9_.-]+$", "write the last part of the layer's name, such as q_proj, or all-linear alone"),
 ]
+SamplePrompt = Annotated[str, Field(min_length=1, max_length=8192)]
 
 
 class AdapterSpec(ApiModel):
@@ -45,6 +47,31 @@ class AdapterSpec(ApiModel):
     )
 
 
+class EarlyStoppingSpec(ApiModel):
+    """When training ends before its last step."""
+
+    patience: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Evaluations in succession without a lower loss after which training stops. Default 3."""
+
+    min_delta: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """By how much the loss must fall to count as lower, in nats per supervised token. Default 0."""
+
+
+class SamplesSpec(ApiModel):
+    """Texts that the model generates while it trains, to be read by people. They go into samples.jsonl and into the
+    model card, and with output.hub to the Hub; status and logs never hold them."""
+
+    prompts: Annotated[tuple[SamplePrompt, ...], Field(max_length=32)] = ()
+    """What the model is asked: user messages, or beginnings of texts where the model has no chat template. Default:
+    the beginnings of the first 4 rows that are evaluated on."""
+
+    max_tokens: Annotated[int, Field(ge=1, le=4096)] = 128
+    """Longest answer, in tokens. Default 128."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """Randomness of the answers. Default 0: the likeliest token each time, so that only training changes an answer."""
+
+
 class TrainingSpec(ApiModel):
     """The training run."""
 
@@ -54,11 +81,13 @@ class TrainingSpec(ApiModel):
     max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Stop after this many optimiser steps, instead of epochs. Default: epochs decide."""
 
-    batch_size: Annotated[int, Field(ge=1, le=1024)] = 2
-    """Sequences per GPU in one forward pass. Default 2."""
+    batch_size: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Sequences per GPU in one forward pass. Default: chosen by the memory plan. A step then has 2 x
+    gradientAccumulation sequences, split into as few or as many passes as are fastest; status.resolved says which."""
 
     gradient_accumulation: Annotated[int, Field(ge=1, le=4096)] = 4
-    """Forward passes per optimiser step. Default 4. Sequences per step are batchSize x gradientAccumulation."""
+    """Forward passes per optimiser step. Default 4. Sequences per step are batchSize x gradientAccumulation, where
+    batchSize counts as 2 if it is left out."""
 
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
     """Highest learning rate. Default 0.0002, usual for LoRA."""
@@ -97,7 +126,18 @@ class TrainingSpec(ApiModel):
     """Steps between two loss values in the log and in status.progress. Default 1."""
 
     evaluation_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    """Steps between two evaluations, where spec.dataset.evaluation is set. Default: at the end only."""
+    """Steps between two evaluations, where spec.dataset.evaluation is set, and between two generations of samples.
+    Default: at the end only."""
+
+    early_stopping: EarlyStoppingSpec | None = None
+    """Stop when the evaluation loss no longer falls, and export the best adapter. Default: train to the end."""
+
+    keep_best: bool = False
+    """Export the adapter with the lowest evaluation loss instead of the last one; always so with earlyStopping.
+    Default false."""
+
+    samples: SamplesSpec | None = None
+    """Let the model answer fixed prompts at the start, every evaluationSteps and at the end. Default: no samples."""
 
     checkpoint_steps: Annotated[int, Field(ge=1, le=10_000_000)] = 100
     """Steps between two checkpoints in S3. Default 100. A job that is stopped also writes one, and goes on from the
@@ -110,6 +150,14 @@ class TrainingSpec(ApiModel):
             message="spec.training.epochs and spec.training.maxSteps exclude each other: write one of them",
         ),
     )
+
+    def sequences_per_step(self) -> int:
+        """Sequences per optimiser step, whoever chooses how many go through in one pass."""
+        return (self.batch_size or UNSET_BATCH_SIZE) * self.gradient_accumulation
+
+    def keeps_best(self) -> bool:
+        """Whether the adapter with the lowest evaluation loss is exported."""
+        return self.keep_best or self.early_stopping is not None
 
     def resolved_epochs(self) -> float | None:
         """Epochs to train, or None where maxSteps decides."""

@@ -7,8 +7,9 @@ from pydantic import Field
 
 from finetune_api.base import ApiModel
 from finetune_api.outcome import Artifact
-from finetune_api.progress import Resolved, StageTimes
-from finetune_api.vocabulary import ConditionType, Phase, Stage
+from finetune_api.preflight import PreflightSummary
+from finetune_api.progress import MemoryUse, Resolved, StageTimes
+from finetune_api.vocabulary import ConditionType, Phase, PreflightResult, Stage
 
 
 class Condition(ApiModel):
@@ -62,6 +63,15 @@ class Progress(ApiModel):
 
     eval_loss: float | None = None
     """Newest loss on the held-out rows."""
+
+    best_step: int | None = None
+    """Step with the lowest evaluation loss so far, where the best adapter is kept: it is what is exported."""
+
+    best_eval_loss: float | None = None
+    """Evaluation loss of that step."""
+
+    stopped_early: bool | None = None
+    """Whether training stopped because the evaluation loss no longer fell."""
 
     learning_rate: float | None = None
     """Current learning rate."""
@@ -135,6 +145,25 @@ class Failure(ApiModel):
     """Last finished optimiser step."""
 
 
+class PreflightStatus(PreflightSummary):
+    """The checks before a GPU is asked for."""
+
+    result: PreflightResult | None = None
+    """Passed or Failed; absent while the checks run. They are never started again after either."""
+
+    job_name: str | None = None
+    """Name of the batch/v1 Job that runs the checks."""
+
+    start_time: datetime | None = None
+    """When the checks started."""
+
+    end_time: datetime | None = None
+    """When they ended."""
+
+    attempts: tuple[Attempt, ...] = ()
+    """Pods that ran the checks, oldest first; at most the newest 20."""
+
+
 class FineTuneJobStatus(ApiModel):
     """What is known about the job."""
 
@@ -150,6 +179,9 @@ class FineTuneJobStatus(ApiModel):
     ] = ()
     """Conditions; Ready, Reconciling and Stalled follow kstatus."""
 
+    preflight: PreflightStatus | None = None
+    """What was found before a GPU was asked for."""
+
     progress: Progress | None = None
     """How far the run is."""
 
@@ -157,10 +189,13 @@ class FineTuneJobStatus(ApiModel):
         tuple[StageTimes, ...],
         Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}),
     ] = ()
-    """The trainer's stages with their times."""
+    """The job's stages with their times."""
 
     resolved: Resolved | None = None
     """What the values left to us became."""
+
+    memory: MemoryUse | None = None
+    """The memory plan of the newest attempt, where a GPU trains with our kernels."""
 
     attempts: tuple[Attempt, ...] = ()
     """The job's pods, oldest first; at most the newest 20."""

@@ -24,8 +24,10 @@ class Phase(StrEnum):
 
 
 class Stage(StrEnum):
-    """The trainer's stages, in order; the upload is a stage of its own because it can be long."""
+    """The stages of a job, in order: the checks on a CPU, then the trainer's; the upload is a stage of its own because
+    it can be long."""
 
+    PREFLIGHT = "Preflight"
     MODEL_LOADING = "ModelLoading"
     ADAPTER_INJECTION = "AdapterInjection"
     DATA_FORMATTING = "DataFormatting"
@@ -37,7 +39,11 @@ class Stage(StrEnum):
     @property
     def phase(self) -> Phase:
         """The phase that a job in this stage shows."""
-        return {Stage.SAVING: Phase.EXPORTING, Stage.UPLOADING: Phase.UPLOADING}.get(self, Phase.RUNNING)
+        return {
+            Stage.PREFLIGHT: Phase.VALIDATING,
+            Stage.SAVING: Phase.EXPORTING,
+            Stage.UPLOADING: Phase.UPLOADING,
+        }.get(self, Phase.RUNNING)
 
 
 class ConditionType(StrEnum):
@@ -61,6 +67,7 @@ class ArtifactType(StrEnum):
     MERGED = "Merged"
     GGUF = "GGUF"
     MODELFILE = "Modelfile"
+    SAMPLES = "Samples"
     MODEL_CARD = "ModelCard"
     CONFIGURATION = "Configuration"
 
@@ -183,6 +190,20 @@ class GgufType(StrEnum):
     Q3_K_M = "Q3_K_M"  # [3.9]
     Q3_K_S = "Q3_K_S"  # [3.5]
     Q2_K = "Q2_K"  # [3.0]
+
+
+class PreflightMode(StrEnum):
+    """Whether model, data and output are checked on a CPU before the trainer's pod is made."""
+
+    RUN = "Run"
+    SKIP = "Skip"
+
+
+class PreflightResult(StrEnum):
+    """How preflight ended."""
+
+    PASSED = "Passed"
+    FAILED = "Failed"
 
 
 class OnExisting(StrEnum):

@@ -1,10 +1,11 @@
 """Causal attention over documents laid end to end, forward and backward, by the fastest backend for their lengths.
 
-    out[i] = softmax(scale * q[i] . k[j], j in the same document, j <= i) v[j]
+    out[i] = softmax(scale * q[i] . k[j], j in the same document, i - window < j <= i) v[j]
 
 Documents of one length are a batch: cuDNN's kernel takes them (316 against 178 TFLOP/s at 2,048, 527 against 286 at
 8,192, forward and backward on an H200). It compiles a plan for each shape, so it serves the first few shapes only;
-everything else goes to FlashAttention by cumulative lengths. On the CPU PyTorch's flash kernel runs document by
+everything else goes to FlashAttention by cumulative lengths, windows that some document exceeds among it. Neither
+caps scores: Gemma 2 has a kernel of ours (`capped_attention`). On the CPU PyTorch's flash kernel runs document by
 document. q, k and v may be strided views; grouped heads are not repeated in memory.
 """
 
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+
+from finetune_kernels import capped_attention
 
 CUDNN_SHAPES = 8
 """Distinct shapes that cuDNN may compile for; a training run of fixed length needs one or two."""
@@ -46,20 +49,40 @@ class Documents:
         return self.count * self.longest == self.tokens
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How a query scores the keys of its document."""
+
+    scale: float
+    window: int | None = None
+    """Keys that a query sees, its own among them; None: all before it."""
+    softcap: float | None = None
+    """c in c tanh(score / c)."""
+
+    def within(self, longest: int) -> int | None:
+        """The window, where a document of `longest` tokens notices it."""
+        return self.window if self.window is not None and self.window < longest else None
+
+
 def forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, scale: float
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, scoring: Scoring
 ) -> tuple[torch.Tensor, Saved]:
     """q [T, H, D], k and v [T, H_kv, D] -> out [T, H, D] and what `backward` needs beside them."""
+    window, scale = scoring.within(documents.longest), scoring.scale
+    if scoring.softcap is not None:
+        ends, longest = documents.boundaries, documents.longest
+        out, lse = capped_attention.forward(q, k, v, ends, longest, scale, scoring.softcap, window)
+        return out, (lse,)
     if not q.is_cuda:
-        return _cpu_forward(q, k, v, documents, scale)
-    if _takes_cudnn(q, documents):
+        return _cpu_forward(q, k, v, documents, scale, window)
+    if _takes_cudnn(q, documents, window):
         out, lse, _, _, _, _, seed, offset, _ = aten._scaled_dot_product_cudnn_attention(
             *_batched(documents, q, k, v), None, True, 0.0, True, False, scale=scale
         )
         return out.transpose(1, 2).reshape(q.shape), (lse, seed, offset)
     ends, longest = documents.boundaries, documents.longest
     out, lse, state, unused, _ = aten._flash_attention_forward(
-        q, k, v, ends, ends, longest, longest, 0.0, True, False, scale=scale
+        q, k, v, ends, ends, longest, longest, 0.0, True, False, scale=scale, **_left(window)
     )
     return out, (lse, state, unused)
 
@@ -72,12 +95,17 @@ def backward(
     out: torch.Tensor,
     saved: Saved,
     documents: Documents,
-    scale: float,
+    scoring: Scoring,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k and v, shaped like them; `dout` and `out` [T, H, D]."""
+    window, scale = scoring.within(documents.longest), scoring.scale
+    if scoring.softcap is not None:
+        return capped_attention.backward(
+            dout, q, k, v, out, saved[0], documents.boundaries, documents.longest, scale, scoring.softcap, window
+        )
     if not q.is_cuda:
-        return _cpu_backward(dout, q, k, v, out, saved, documents, scale)
-    if _takes_cudnn(q, documents):
+        return _cpu_backward(dout, q, k, v, out, saved, documents, scale, window)
+    if _takes_cudnn(q, documents, window):
         lse, seed, offset = saved
         length = documents.longest
         gradients = aten._scaled_dot_product_cudnn_attention_backward(
@@ -89,13 +117,18 @@ def backward(
     lse, state, unused = saved
     ends, longest = documents.boundaries, documents.longest
     dq, dk, dv = aten._flash_attention_backward(
-        dout, q, k, v, out, lse, ends, ends, longest, longest, 0.0, True, state, unused, scale=scale
+        dout, q, k, v, out, lse, ends, ends, longest, longest, 0.0, True, state, unused, scale=scale, **_left(window)
     )
     return dq, dk, dv
 
 
-def _takes_cudnn(q: torch.Tensor, documents: Documents) -> bool:
-    if not documents.are_a_batch or q.shape[2] > 128:
+def _left(window: int | None) -> dict[str, int]:
+    """FlashAttention's window: keys before and after a query's own."""
+    return {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
+
+
+def _takes_cudnn(q: torch.Tensor, documents: Documents, window: int | None) -> bool:
+    if not documents.are_a_batch or q.shape[2] > 128 or window is not None:
         return False
     shape = (documents.count, documents.longest, *q.shape[1:])
     if shape not in _seen and len(_seen) < CUDNN_SHAPES:
@@ -109,13 +142,15 @@ def _batched(documents: Documents, *parts: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _cpu_forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, scale: float
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, scale: float, window: int | None
 ) -> tuple[torch.Tensor, Saved]:
     groups = q.shape[1] // k.shape[1]
     outs, sums = [], []
     for rows in _rows(documents):
         parts = (_single(q[rows]), _single(k[rows], groups), _single(v[rows], groups))
-        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(*parts, 0.0, True, scale=scale)
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
+            *parts, 0.0, window is None, attn_mask=_mask(window, q[rows]), scale=scale
+        )
         outs.append(out[0].transpose(0, 1))
         sums.append(lse)
     return torch.cat(outs), tuple(sums)
@@ -130,19 +165,30 @@ def _cpu_backward(
     saved: Saved,
     documents: Documents,
     scale: float,
+    window: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     groups = q.shape[1] // k.shape[1]
     found: list[list[torch.Tensor]] = [[], [], []]
     for rows, lse in zip(_rows(documents), saved, strict=True):
         parts = (_single(dout[rows]), _single(q[rows]), _single(k[rows], groups), _single(v[rows], groups))
         three = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            *parts, _single(out[rows]), lse, 0.0, True, scale=scale
+            *parts, _single(out[rows]), lse, 0.0, window is None, attn_mask=_mask(window, q[rows]), scale=scale
         )
         for gradients, one in zip(found, three, strict=True):
             gradients.append(one[0].transpose(0, 1))
     dq, dk, dv = (torch.cat(gradients) for gradients in found)
     shape = (k.shape[0], k.shape[1], groups, k.shape[2])
     return dq, dk.reshape(shape).sum(2), dv.reshape(shape).sum(2)
+
+
+def _mask(window: int | None, rows: torch.Tensor) -> torch.Tensor | None:
+    """What is added to the scores of one document [L, L]: nothing inside the window, -inf outside; None without."""
+    if window is None:
+        return None
+    at = torch.arange(rows.shape[0], device=rows.device)
+    back = at[:, None] - at[None, :]
+    outside = (back < 0) | (back >= window)
+    return torch.zeros(outside.shape, dtype=rows.dtype, device=rows.device).masked_fill_(outside, -torch.inf)
 
 
 def _rows(documents: Documents) -> list[slice]:

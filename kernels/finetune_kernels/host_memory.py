@@ -48,6 +48,11 @@ class HostMemory:
             self._fetch(index - 1)
         return x
 
+    def forget(self) -> None:
+        """Let go of what a pass that ended early has left; buffers stay."""
+        self._waiting.clear()
+        self._coming.clear()
+
     def _fetch(self, index: int) -> None:
         source = self._waiting.pop(index)
         x = torch.empty(source.shape, dtype=source.dtype, device=self._device)

@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch.nn import functional
 
-CHUNK_ROWS = 1024
+from finetune_kernels.keep import CHUNK_ROWS as CHUNK_ROWS
+
 LARGEST_BLOCK = 16_384
 
 

@@ -8,7 +8,8 @@ x is read once for all adapters, x A^T is kept, d made once, and the adapters' s
 themselves (beta = 1). W stays decoded, or is decoded from NF4 where it is used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,18 @@ class LinearGroup:
     def weight(self) -> torch.Tensor:
         """W [out, in] in the compute type."""
         return self._decode() if self._kept is None else self._kept
+
+    @contextmanager
+    def decoded(self) -> Iterator[None]:
+        """W is decoded once for all products inside."""
+        stays = self._kept is not None
+        if not stays:
+            self._kept = self._decode()
+        try:
+            yield
+        finally:
+            if not stays:
+                self._kept = None
 
     def release(self) -> None:
         """Do not keep W decoded any longer."""

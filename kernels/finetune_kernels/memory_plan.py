@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from finetune_api.vocabulary import MemoryMode
-from finetune_kernels.decoder_layer import Keep
-from finetune_kernels.linear_cross_entropy import CHUNK_ROWS
+from finetune_kernels.keep import CHUNK_ROWS, TILE_ROWS, Keep
 
 MARGIN = 0.92
 """Share of the memory that may be planned for; the rest is fragmentation and libraries' workspaces."""
@@ -36,6 +35,8 @@ class ModelShape:
     """Parameters of all layers' linears."""
     adapter_parameters: int
     quantized: bool
+    movable_bytes: int = 0
+    """Of embedding and head, where they can move to host memory."""
 
     @property
     def attention_width(self) -> int:
@@ -64,11 +65,18 @@ class ModelShape:
         attention = 2.0 * self.hidden * (self.attention_width + self.heads * self.head_size)
         return gate_up + attention
 
-    @property
-    def working(self) -> int:
-        """Bytes per token while one layer's backward runs: gate, up, their gradients, the activation's, and rows of
-        the residual stream."""
-        return (5 * self.feed_forward + 6 * self.hidden + 2 * self.attention_width) * BYTES
+    def working(self, tokens: int, *, tiled: bool) -> int:
+        """Bytes while one layer's backward runs: gate, up, their gradients, the activation's, and rows of the residual
+        stream; `tiled`: the MLP goes through in tiles, and attention needs more, at every token."""
+        q, stream = self.heads * self.head_size, self.hidden
+        whole = 5 * self.feed_forward + 6 * stream + 2 * self.attention_width
+        if not tiled or tokens <= TILE_ROWS:
+            return tokens * whole * BYTES
+        mlp = tokens * (4 * stream + self.attention_width + q) + TILE_ROWS * (5 * self.feed_forward + 2 * stream)
+        # x, two gradients of the stream, out and its gradient; q, k, v and their gradients, once more merged; sums in
+        # fp32 and the heads' own gradients of k and v inside attention
+        attention = tokens * (3 * stream + 2 * q + 3 * self.attention_width + 4 * q)
+        return max(mlp, attention) * BYTES
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,8 @@ class MemoryPlan:
     """Gradients, optimiser state and 16-bit copies of the adapters."""
     activation_bytes: int
     working_bytes: int
+    host_bytes: int
+    """Of `base_bytes`, those of embedding and head, which move to host memory."""
     budget_bytes: int
     extra_milliseconds: float
     """Per micro-batch, over keeping everything."""
@@ -92,7 +102,8 @@ class MemoryPlan:
     @property
     def peak_bytes(self) -> int:
         """Predicted peak of allocated memory."""
-        return self.base_bytes + self.resident_bytes + self.training_bytes + self.activation_bytes + self.working_bytes
+        stays = self.base_bytes - self.host_bytes + self.resident_bytes
+        return stays + self.training_bytes + self.activation_bytes + self.working_bytes
 
     @property
     def fits(self) -> bool:
@@ -108,6 +119,7 @@ class MemoryPlan:
             ("mode", self.mode.value),
             ("layers", layers),
             ("weights as loaded, adapters", f"{self.base_bytes / gib:.2f} GiB"),
+            ("embedding and head, moved to the host", f"{-self.host_bytes / gib:.2f} GiB"),
             ("weights decoded for good", f"{self.resident_bytes / gib:.2f} GiB"),
             ("gradients, optimiser, copies", f"{self.training_bytes / gib:.2f} GiB"),
             ("activations", f"{self.activation_bytes / gib:.2f} GiB"),
@@ -123,7 +135,7 @@ def plan_modules(shape: ModelShape, tokens: int, *, base_bytes: int, total_bytes
     width = 8 * shape.hidden + 6 * shape.key_value_heads * shape.head_size + 3 * shape.feed_forward
     layer = tokens * width * BYTES
     kept, again = layer * shape.layers, layer + tokens * shape.hidden * BYTES * shape.layers
-    rest = base_bytes + shape.adapter_parameters * 7 + tokens * shape.working
+    rest = base_bytes + shape.adapter_parameters * 7 + shape.working(tokens, tiled=False)
     resident = shape.linear_parameters * BYTES if shape.quantized else 0
     for keep, stay in ((True, True), (True, False), (False, True)):
         if rest + (kept if keep else again) + (resident if stay else 0) <= MARGIN * total_bytes:
@@ -177,9 +189,11 @@ def _plan(
     *,
     resident: bool,
 ) -> MemoryPlan:
+    moved = shape.movable_bytes if all(keep is Keep.HOST for keep in keeps) else 0
     loss = tokens * shape.hidden * BYTES * 3 + min(tokens, CHUNK_ROWS) * shape.vocabulary * BYTES
+    loss += shape.vocabulary * shape.hidden * BYTES if moved else 0  # the head comes back for it
     decoding = 0.0 if resident or not shape.quantized else 2 * shape.linear_parameters / DECODE_RATE
-    scratch = 0 if resident or not shape.quantized else 2 * shape.feed_forward * shape.hidden * BYTES
+    scratch = 0 if resident or not shape.quantized else 3 * shape.feed_forward * shape.hidden * BYTES
     again = sum(shape.recomputed(keep) for keep in keeps) * tokens / GEMM_RATE
     return MemoryPlan(
         mode=mode,
@@ -189,7 +203,8 @@ def _plan(
         resident_bytes=shape.linear_parameters * BYTES if resident else 0,
         training_bytes=shape.adapter_parameters * 7,  # gradient 2, two 8-bit moments 2, copies with zero blocks 3
         activation_bytes=tokens * sum(shape.kept(keep) for keep in keeps),
-        working_bytes=max(loss, tokens * shape.working + scratch),
+        working_bytes=max(loss, shape.working(tokens, tiled=Keep.EVERYTHING not in keeps) + scratch),
+        host_bytes=moved,
         budget_bytes=int(MARGIN * total_bytes),
         extra_milliseconds=1e3 * (decoding + again),
     )

@@ -5,6 +5,9 @@ transformers' own path for packed rows builds a dense block-diagonal mask, and w
 kernel. Here the boundaries come as cumulative lengths, which TRL's padding-free collator provides with every batch.
 
     out[i] = softmax(scale * q[i] . k[j], j in the same document, j <= i) v[j]
+
+A call without boundaries is not packed (generation: rows of a batch, left-padded, with a cache), and goes to
+transformers' own attention.
 """
 
 import inspect
@@ -13,6 +16,7 @@ from typing import Any
 import torch
 
 NAME = "finetune_packed"
+DENSE = "sdpa"  # transformers' name of what serves calls that are not packed
 # Families whose attention is plain: no logit cap, no sinks, one window at most.
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM")
 
@@ -52,10 +56,28 @@ def packed_attention(
 def _attend(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scaling: float, **options: Any
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: query [1, H, T, D], key and value [1, H_kv, T, D] -> [1, T, H, D]."""
+    """transformers' attention interface: query [B, H, T, D], key and value [B, H_kv, T, D] -> [B, T, H, D]; B is 1
+    where rows are packed."""
+    if options.get("cu_seq_lens_q") is None:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        dense: tuple[torch.Tensor, None] = ALL_ATTENTION_FUNCTIONS[DENSE](
+            module, query, key, value, mask, scaling=scaling, **options
+        )
+        return dense
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
     attended = packed_attention(q, k, v, options["cu_seq_lens_q"], options["max_length_q"], scaling)
     return attended.unsqueeze(0), None
+
+
+def _mask(**options: Any) -> torch.Tensor | None:
+    """transformers' mask interface. Packed rows come without a mask of their padding, as they have none."""
+    if options.get("attention_mask") is None:
+        return None
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    mask: torch.Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS[DENSE](**options)
+    return mask
 
 
 def use_packed_attention(causal: Any) -> str | None:
@@ -70,6 +92,6 @@ def use_packed_attention(causal: Any) -> str | None:
     if not is_available():
         return "this PyTorch has no variable-length attention"
     AttentionInterface.register(NAME, _attend)
-    AttentionMaskInterface.register(NAME, lambda *arguments, **options: None)
+    AttentionMaskInterface.register(NAME, _mask)
     causal.set_attn_implementation(NAME)
     return None

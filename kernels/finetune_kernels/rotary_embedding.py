@@ -1,7 +1,10 @@
-"""Rotary position embedding of q and k in one launch, with the head norm of Qwen3 where the model has one.
+"""Rotary position embedding of q and k in one launch, with the head norm of Qwen3 and Gemma 3 where the model has one.
 
     x = [x1, x2] (halves of a head),   n = x * r * w, r = 1 / sqrt(mean(x^2) + eps)   (n = x without a head norm)
     y1 = n1 cos - n2 sin,   y2 = n2 cos + n1 sin
+
+Where cos and sin are shorter than a head (Phi-4-mini), x1 and x2 are the halves of its first R elements, and the rest
+stays as it is.
 
 q, k and v lie side by side in one buffer, as the merged projection makes them: [T, (H + 2 H_kv) D]. Backward takes the
 three gradients as attention gives them, rotates back, and lays them side by side again, v included, so that one GEMM
@@ -17,7 +20,7 @@ import triton.language as tl
 
 @dataclass(frozen=True)
 class HeadNorm:
-    """The root mean square norm of each head before rotation; weights [D]."""
+    """The root mean square norm of each head before rotation; weights [D] (Gemma's one is added)."""
 
     query: torch.Tensor
     key: torch.Tensor
@@ -52,94 +55,116 @@ class Heads:
 def reference(
     qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: Heads, norm: HeadNorm | None
 ) -> torch.Tensor:
-    """The formula in fp32, rounded once: qkv [T, width], cos and sin [T, D] (equal halves) -> [T, width]."""
+    """The formula in fp32, rounded once: qkv [T, width], cos and sin [T, R] (equal halves) -> [T, width]."""
     q, k, v = (part.float() for part in heads.split(qkv))
     if norm is not None:
         q = q * torch.rsqrt(q.pow(2).mean(-1, keepdim=True) + norm.eps) * norm.query.float()
         k = k * torch.rsqrt(k.pow(2).mean(-1, keepdim=True) + norm.eps) * norm.key.float()
     c, s = cos.float().unsqueeze(1), sin.float().unsqueeze(1)
+    turning = cos.shape[1]
 
     def rotate(x: torch.Tensor) -> torch.Tensor:
+        x, still = x[..., :turning], x[..., turning:]
         first, second = x.chunk(2, dim=-1)
-        return x * c + torch.cat((-second, first), dim=-1) * s
+        return torch.cat((x * c + torch.cat((-second, first), dim=-1) * s, still), dim=-1)
 
     return torch.cat((rotate(q), rotate(k), v), dim=1).flatten(1).to(qkv.dtype)
 
 
 @triton.jit
-def _load_weights(wq_ptr, wk_ptr, head, half, H: tl.constexpr, D: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Both halves of each head's norm weights: q's or k's."""
-    q = head[:, None] < H
-    first = tl.where(q, tl.load(wq_ptr + half)[None, :].to(tl.float32), tl.load(wk_ptr + half)[None, :].to(tl.float32))
-    at = half + D // 2
-    second = tl.where(q, tl.load(wq_ptr + at)[None, :].to(tl.float32), tl.load(wk_ptr + at)[None, :].to(tl.float32))
-    return first, second
+def _places(D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Pairs of elements of a head: where both lie, whether they exist, and whether they turn. Elements that do not
+    turn are paired by halves too, so that one pass takes all."""
+    half = tl.arange(0, BLOCK_D)
+    first, second = half, half + D // 2
+    if R != D:
+        first = tl.where(half < R // 2, half, half + R // 2)
+        second = first + tl.where(half < R // 2, R // 2, (D - R) // 2)
+    return first, second, (half < D // 2)[None, :], half < R // 2
+
+
+@triton.jit
+def _load_weights(wq_ptr, wk_ptr, head, at, inside, H: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Norm weights of elements `at` of each head: q's or k's."""
+    q = tl.load(wq_ptr + at[None, :], mask=inside, other=0.0).to(tl.float32)
+    k = tl.load(wk_ptr + at[None, :], mask=inside, other=0.0).to(tl.float32)
+    return tl.where(head[:, None] < H, q, k)
+
+
+@triton.jit
+def _angles(cos_ptr, sin_ptr, row, turns, R: tl.constexpr, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
+    """cos and sin of each pair; 1 and 0 where it does not turn."""
+    half = tl.arange(0, BLOCK_D)
+    c = tl.load(cos_ptr + row * R + half, mask=turns, other=1.0)[None, :].to(tl.float32)
+    s = tl.load(sin_ptr + row * R + half, mask=turns, other=0.0)[None, :].to(tl.float32)
+    return c, s
 
 
 @triton.jit
 def _forward(  # type: ignore[no-untyped-def]
-    x_ptr, y_ptr, cos_ptr, sin_ptr, wq_ptr, wk_ptr, eps,
-    H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, BLOCK_H: tl.constexpr, NORM: tl.constexpr,
+    x_ptr, y_ptr, cos_ptr, sin_ptr, wq_ptr, wk_ptr, eps, H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr,
+    R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, BLOCK_H)
-    half = tl.arange(0, D // 2)
-    at = row * (H + 2 * H_KV) * D + head[:, None] * D + half[None, :]
-    rotated = (head < H + H_KV)[:, None]
-    x1 = tl.load(x_ptr + at, mask=rotated, other=0.0).to(tl.float32)
-    x2 = tl.load(x_ptr + at + D // 2, mask=rotated, other=0.0).to(tl.float32)
+    first, second, inside, turns = _places(D, R, BLOCK_D)
+    at = row * (H + 2 * H_KV) * D + head[:, None] * D
+    at1, at2 = at + first[None, :], at + second[None, :]
+    rotated = (head < H + H_KV)[:, None] & inside
+    x1 = tl.load(x_ptr + at1, mask=rotated, other=0.0).to(tl.float32)
+    x2 = tl.load(x_ptr + at2, mask=rotated, other=0.0).to(tl.float32)
     if NORM:
-        w1, w2 = _load_weights(wq_ptr, wk_ptr, head, half, H, D)
         r = tl.rsqrt((tl.sum(x1 * x1, axis=1) + tl.sum(x2 * x2, axis=1)) / D + eps)[:, None]
-        x1 = x1 * r * w1
-        x2 = x2 * r * w2
-    c = tl.load(cos_ptr + row * D + half)[None, :].to(tl.float32)
-    s = tl.load(sin_ptr + row * D + half)[None, :].to(tl.float32)
-    tl.store(y_ptr + at, x1 * c - x2 * s, mask=rotated)
-    tl.store(y_ptr + at + D // 2, x2 * c + x1 * s, mask=rotated)
+        x1 *= r * _load_weights(wq_ptr, wk_ptr, head, first, inside, H)
+        x2 *= r * _load_weights(wq_ptr, wk_ptr, head, second, inside, H)
+    c, s = _angles(cos_ptr, sin_ptr, row, turns, R, BLOCK_D)
+    tl.store(y_ptr + at1, x1 * c - x2 * s, mask=rotated)
+    tl.store(y_ptr + at2, x2 * c + x1 * s, mask=rotated)
     if NORM:
-        v = ((head >= H + H_KV) & (head < H + 2 * H_KV))[:, None]
-        tl.store(y_ptr + at, tl.load(x_ptr + at, mask=v, other=0.0), mask=v)
-        tl.store(y_ptr + at + D // 2, tl.load(x_ptr + at + D // 2, mask=v, other=0.0), mask=v)
+        v = ((head >= H + H_KV) & (head < H + 2 * H_KV))[:, None] & inside
+        tl.store(y_ptr + at1, tl.load(x_ptr + at1, mask=v, other=0.0), mask=v)
+        tl.store(y_ptr + at2, tl.load(x_ptr + at2, mask=v, other=0.0), mask=v)
+
+
+@triton.jit
+def _load_both(dq_ptr, dk_ptr, row, head, at, q, k, H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Elements `at` of the gradients of q's and k's heads."""
+    d = tl.load(dq_ptr + row * H * D + head[:, None] * D + at[None, :], mask=q, other=0.0).to(tl.float32)
+    to = row * H_KV * D + (head - H)[:, None] * D + at[None, :]
+    return d + tl.load(dk_ptr + to, mask=k, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _backward(  # type: ignore[no-untyped-def]
-    dq_ptr, dk_ptr, dv_ptr, x_ptr, dx_ptr, cos_ptr, sin_ptr, wq_ptr, wk_ptr, eps,
-    H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, BLOCK_H: tl.constexpr, NORM: tl.constexpr,
+    dq_ptr, dk_ptr, dv_ptr, x_ptr, dx_ptr, cos_ptr, sin_ptr, wq_ptr, wk_ptr, eps, H: tl.constexpr, H_KV: tl.constexpr,
+    D: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, BLOCK_H)
-    half = tl.arange(0, D // 2)
-    q = (head < H)[:, None]
-    k = ((head >= H) & (head < H + H_KV))[:, None]
-    v = ((head >= H + H_KV) & (head < H + 2 * H_KV))[:, None]
-    at_q = row * H * D + head[:, None] * D + half[None, :]
-    at_k = row * H_KV * D + (head - H)[:, None] * D + half[None, :]
-    at_v = at_k - H_KV * D
-    at = row * (H + 2 * H_KV) * D + head[:, None] * D + half[None, :]
-    d1 = tl.load(dq_ptr + at_q, mask=q, other=0.0).to(tl.float32)
-    d1 += tl.load(dk_ptr + at_k, mask=k, other=0.0).to(tl.float32)
-    d2 = tl.load(dq_ptr + at_q + D // 2, mask=q, other=0.0).to(tl.float32)
-    d2 += tl.load(dk_ptr + at_k + D // 2, mask=k, other=0.0).to(tl.float32)
-    c = tl.load(cos_ptr + row * D + half)[None, :].to(tl.float32)
-    s = tl.load(sin_ptr + row * D + half)[None, :].to(tl.float32)
+    first, second, inside, turns = _places(D, R, BLOCK_D)
+    q = (head < H)[:, None] & inside
+    k = ((head >= H) & (head < H + H_KV))[:, None] & inside
+    v = ((head >= H + H_KV) & (head < H + 2 * H_KV))[:, None] & inside
+    at = row * (H + 2 * H_KV) * D + head[:, None] * D
+    d1 = _load_both(dq_ptr, dk_ptr, row, head, first, q, k, H, H_KV, D)
+    d2 = _load_both(dq_ptr, dk_ptr, row, head, second, q, k, H, H_KV, D)
+    c, s = _angles(cos_ptr, sin_ptr, row, turns, R, BLOCK_D)
     g1 = d1 * c + d2 * s
     g2 = d2 * c - d1 * s
     if NORM:
-        w1, w2 = _load_weights(wq_ptr, wk_ptr, head, half, H, D)
-        x1 = tl.load(x_ptr + at, mask=q | k, other=0.0).to(tl.float32)
-        x2 = tl.load(x_ptr + at + D // 2, mask=q | k, other=0.0).to(tl.float32)
+        x1 = tl.load(x_ptr + at + first[None, :], mask=q | k, other=0.0).to(tl.float32)
+        x2 = tl.load(x_ptr + at + second[None, :], mask=q | k, other=0.0).to(tl.float32)
         r = tl.rsqrt((tl.sum(x1 * x1, axis=1) + tl.sum(x2 * x2, axis=1)) / D + eps)[:, None]
-        g1 *= w1
-        g2 *= w2
+        g1 *= _load_weights(wq_ptr, wk_ptr, head, first, inside, H)
+        g2 *= _load_weights(wq_ptr, wk_ptr, head, second, inside, H)
         mean = ((tl.sum(g1 * x1, axis=1) + tl.sum(g2 * x2, axis=1)) / D)[:, None]
         g1 = r * (g1 - x1 * r * r * mean)
         g2 = r * (g2 - x2 * r * r * mean)
-    g1 += tl.load(dv_ptr + at_v, mask=v, other=0.0).to(tl.float32)
-    g2 += tl.load(dv_ptr + at_v + D // 2, mask=v, other=0.0).to(tl.float32)
-    tl.store(dx_ptr + at, g1, mask=q | k | v)
-    tl.store(dx_ptr + at + D // 2, g2, mask=q | k | v)
+    at_v = row * H_KV * D + (head - H - H_KV)[:, None] * D
+    g1 += tl.load(dv_ptr + at_v + first[None, :], mask=v, other=0.0).to(tl.float32)
+    g2 += tl.load(dv_ptr + at_v + second[None, :], mask=v, other=0.0).to(tl.float32)
+    tl.store(dx_ptr + at + first[None, :], g1, mask=q | k | v)
+    tl.store(dx_ptr + at + second[None, :], g2, mask=q | k | v)
 
 
 def rotate(
@@ -149,8 +174,7 @@ def rotate(
     rotated = torch.empty_like(qkv) if norm is not None else qkv
     q, k, eps = _norm_arguments(norm, cos)
     _forward[(qkv.shape[0],)](
-        qkv, rotated, cos, sin, q, k, eps, H=heads.query, H_KV=heads.key_value, D=heads.size,
-        BLOCK_H=triton.next_power_of_2(heads.rotated + heads.key_value), NORM=norm is not None, num_warps=4,
+        qkv, rotated, cos, sin, q, k, eps, **_sizes(heads, cos), NORM=norm is not None, num_warps=4
     )  # fmt: skip
     return rotated
 
@@ -169,10 +193,18 @@ def rotate_back(
     merged = torch.empty_like(qkv)
     q, k, eps = _norm_arguments(norm, cos)
     _backward[(qkv.shape[0],)](
-        dq, dk, dv, qkv, merged, cos, sin, q, k, eps, H=heads.query, H_KV=heads.key_value, D=heads.size,
-        BLOCK_H=triton.next_power_of_2(heads.rotated + heads.key_value), NORM=norm is not None, num_warps=4,
+        dq, dk, dv, qkv, merged, cos, sin, q, k, eps, **_sizes(heads, cos), NORM=norm is not None, num_warps=4
     )  # fmt: skip
     return merged
+
+
+def _sizes(heads: Heads, cos: torch.Tensor) -> dict[str, int]:
+    block_h = triton.next_power_of_2(heads.rotated + heads.key_value)
+    block_d = triton.next_power_of_2(heads.size // 2)
+    return {
+        "H": heads.query, "H_KV": heads.key_value, "D": heads.size, "R": cos.shape[1], "BLOCK_H": block_h,
+        "BLOCK_D": block_d,
+    }  # fmt: skip
 
 
 def _norm_arguments(norm: HeadNorm | None, unused: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:

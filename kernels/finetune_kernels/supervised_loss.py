@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from finetune_kernels.host_vocabulary import on_device
 from finetune_kernels.linear_cross_entropy import linear_cross_entropy
 
-IGNORED = -100
 FAMILIES = (
     "LlamaForCausalLM",
     "MistralForCausalLM",
@@ -34,17 +34,19 @@ def causal_model(model: Any) -> Any:
 
 
 def supervised_loss(
-    model: Any, inputs: Mapping[str, Any], labels: torch.Tensor, num_items: torch.Tensor | int | None
+    model: Any,
+    inputs: Mapping[str, Any],
+    labels: torch.Tensor,
+    positions: torch.Tensor,
+    num_items: torch.Tensor | int | None,
 ) -> torch.Tensor:
     """Cross entropy summed over the supervised tokens, over `num_items` (None: their number).
 
-    `labels`: [1, T], IGNORED where there is no loss; token p predicts label p + 1. The model must pass
-    `has_plain_head`.
+    `labels` [1, T]; `positions` [S], the tokens p whose label p + 1 counts. The model must pass `has_plain_head`.
     """
     causal = causal_model(model)
-    positions = (labels[0, 1:] != IGNORED).nonzero().squeeze(1)  # [S]
     hidden = causal.model(**inputs, use_cache=False).last_hidden_state[0, positions]  # [S, H]
-    weight = causal.get_output_embeddings().weight
+    weight = on_device(causal.get_output_embeddings().weight, hidden)
     softcap = getattr(causal.config, "final_logit_softcapping", None)
     total = linear_cross_entropy(hidden.to(weight.dtype), weight, labels[0, positions + 1], softcap)
     return total / (num_items if num_items is not None else max(1, positions.numel()))

@@ -66,6 +66,11 @@ class ChildJob:
             body=body,
         )
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the Job controller has given its verdict."""
+        return self.complete is not None or self.failed is not None
+
     def active_seconds_at(self, now: datetime) -> int:
         """Seconds of running until `now`, time in suspension left out."""
         end = self.complete or self.failed

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal
 
-from finetune_api.failures import FAILURES, ExitCode, FailureReason
-from finetune_api.status import Condition, Failure
-from finetune_api.vocabulary import ConditionType, Phase, Stage
-from finetune_operator.decide import Decision
+from finetune_api.failures import FAILURES, PERMANENT, ExitCode, FailureReason
+from finetune_api.status import Condition, Failure, PreflightStatus
+from finetune_api.vocabulary import ConditionType, Phase, PreflightResult, Stage
+from finetune_operator.decision import Decision
 from finetune_operator.reasons import Reason
 
 Truth = Literal["True", "False", "Unknown"]
@@ -19,14 +19,19 @@ Truth = Literal["True", "False", "Unknown"]
 _WAITING = (Phase.PENDING, Phase.VALIDATING, Phase.QUEUED)
 _RUNNING = (Phase.RUNNING, Phase.EXPORTING, Phase.UPLOADING)
 _INPUT_ERRORS = (ExitCode.CONFIGURATION, ExitCode.DATA, ExitCode.ACCESS)
-_BEFORE_VALIDATED = (Stage.MODEL_LOADING, Stage.ADAPTER_INJECTION, Stage.DATA_FORMATTING)
+_BEFORE_VALIDATED = (Stage.PREFLIGHT, Stage.MODEL_LOADING, Stage.ADAPTER_INJECTION, Stage.DATA_FORMATTING)
 _LONGEST_MESSAGE = 4096
 
 
 def build_conditions(
-    decision: Decision, stage: Stage | None, previous: Iterable[Condition], generation: int, now: datetime
+    decision: Decision,
+    stage: Stage | None,
+    preflight: PreflightStatus | None,
+    previous: Iterable[Condition],
+    generation: int,
+    now: datetime,
 ) -> tuple[Condition, ...]:
-    """All nine conditions, in the order of `ConditionType`. `stage` is the newest stage the trainer reported."""
+    """All nine conditions, in the order of `ConditionType`. `stage` is the job's newest stage."""
     phase = decision.phase
     is_idle = phase.is_terminal or phase is Phase.SUSPENDED
     truths: dict[ConditionType, bool] = {
@@ -43,7 +48,7 @@ def build_conditions(
     conditions = []
     for kind in ConditionType:
         if kind is ConditionType.VALIDATED:
-            status, reason, message = _validated(decision, stage, before.get(kind))
+            status, reason, message = _validated(decision, stage, preflight, before.get(kind))
         else:
             status, reason, message = _truth(truths[kind]), decision.reason, decision.message
         old = before.get(kind)
@@ -60,15 +65,29 @@ def build_conditions(
     return tuple(conditions)
 
 
-def _validated(decision: Decision, stage: Stage | None, old: Condition | None) -> tuple[Truth, str, str]:
-    """Whether model, dataset and output were found usable: the trainer's first stages read them."""
-    if decision.failure is not None and _blames_the_inputs(decision.failure):
-        return "False", decision.failure.reason, decision.failure.message
+def _validated(
+    decision: Decision, stage: Stage | None, preflight: PreflightStatus | None, old: Condition | None
+) -> tuple[Truth, str, str]:
+    """Whether model, dataset and output were found usable: by preflight, or by the trainer's first stages, which read
+    them."""
+    failure = decision.failure
+    if failure is not None and (_blames_the_inputs(failure) or _is_refused(decision, failure)):
+        return "False", failure.reason, failure.message
     if old is not None and old.status == "True":
         return "True", old.reason, old.message
     if decision.phase is Phase.SUCCEEDED or (stage is not None and stage not in _BEFORE_VALIDATED):
         return "True", Reason.INPUTS_READ, "model and dataset were read"
+    if decision.preflight is PreflightResult.PASSED:
+        return "True", Reason.PREFLIGHT_PASSED, decision.message
+    if preflight is not None and preflight.result is None:
+        return "Unknown", Reason.CHECKING, "model, data and output are being checked"
     return "Unknown", Reason.NOT_CHECKED, "the trainer has not read model and dataset yet"
+
+
+def _is_refused(decision: Decision, failure: Failure) -> bool:
+    """Whether preflight has said that the job cannot run, as opposed to having ended by itself."""
+    known = failure.reason in tuple(FailureReason) and FAILURES[FailureReason(failure.reason)].is_permanent
+    return decision.preflight is PreflightResult.FAILED and known and failure.exit_code in PERMANENT
 
 
 def _blames_the_inputs(failure: Failure) -> bool:

@@ -5,61 +5,19 @@ creates anything again.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 
-from finetune_api.failures import PERMANENT, ExitCode
-from finetune_api.outcome import Outcome, Result
-from finetune_api.status import Failure
+from finetune_api.outcome import Result
 from finetune_api.vocabulary import Phase
-from finetune_operator.children import ChildJob, Json, TrainerPod
-from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION
-from finetune_operator.desired.run_config_map import build_run_config, build_run_config_map
-from finetune_operator.desired.trainer_job import build_trainer_job, remaining_deadline
-from finetune_operator.failure import explain_failure, explain_pod, is_interruption, last_outcome
+from finetune_operator.children import ChildJob, Json
+from finetune_operator.decide_preflight import decide_preflight
+from finetune_operator.decision import RETRY_SECONDS, Actions, Decision, Installation
+from finetune_operator.desired.trainer_job import build_trainer_job
+from finetune_operator.failure import explain_failure, last_outcome
 from finetune_operator.observed import Observed
 from finetune_operator.reasons import Reason
-from finetune_operator.waiting import explain_waiting
-
-RETRY_SECONDS = 30.0
-STRAY_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Installation:
-    """What every job gets from the way the operator was installed."""
-
-    trainer_image: str
-    progress_url: str
-    ca_certificate: str | None
-
-
-@dataclass(frozen=True)
-class Actions:
-    """Writes to child objects, in the order of the fields."""
-
-    create_config_map: Json | None = None
-    update_config_map: Json | None = None
-    create_job: Json | None = None
-    patch_job: Json | None = None
-
-
-@dataclass(frozen=True)
-class Decision:
-    """The answer to one observation."""
-
-    phase: Phase
-    reason: str
-    message: str
-    actions: Actions = Actions()
-    is_stalled: bool = False
-    """Whether the job needs a person."""
-
-    failure: Failure | None = None
-    outcome: Outcome | None = None
-    """The last words of a job that has ended, or of its newest pod."""
-
-    requeue_seconds: float | None = None
-    """Look again after this time even if nothing happens."""
+from finetune_operator.running import decide_running
+from finetune_operator.shared_children import config_map_actions, wait_for_deletion, wait_for_strays
 
 
 def decide(observed: Observed, installation: Installation) -> Decision:
@@ -75,13 +33,21 @@ def _is_over(observed: Observed, _: Installation) -> Decision | None:
     phase = observed.status.phase
     if phase is None or not phase.is_terminal:
         return None
-    child, spec = observed.child, observed.spec
-    ttl = spec.run_policy.ttl_seconds_after_finished if spec else None
-    ours = child is not None and child.owner_uid == observed.metadata.uid and not child.deleting
-    ended = child is not None and (child.complete is not None or child.failed is not None)
-    changes = {"spec": {"ttlSecondsAfterFinished": ttl}} if ours and ended and child and child.ttl != ttl else None
-    waits = ttl is not None and ours and not ended
-    return Decision(phase, "", "", Actions(patch_job=changes), requeue_seconds=RETRY_SECONDS if waits else None)
+    ttl = observed.spec.run_policy.ttl_seconds_after_finished if observed.spec else None
+    jobs = [job for job in (observed.child, observed.preflight) if job is not None and _is_ours(observed, job)]
+    waits = ttl is not None and not all(job.is_over for job in jobs)
+    actions = Actions(patch_job=_ttl(observed.child, jobs, ttl), patch_preflight=_ttl(observed.preflight, jobs, ttl))
+    return Decision(phase, "", "", actions, requeue_seconds=RETRY_SECONDS if waits else None)
+
+
+def _is_ours(observed: Observed, job: ChildJob) -> bool:
+    return job.owner_uid == observed.metadata.uid and not job.deleting
+
+
+def _ttl(job: ChildJob | None, ours: list[ChildJob], ttl: int | None) -> Json | None:
+    if job is None or job not in ours or not job.is_over or job.ttl == ttl:
+        return None
+    return {"spec": {"ttlSecondsAfterFinished": ttl}}
 
 
 def _is_being_deleted(observed: Observed, _: Installation) -> Decision | None:
@@ -103,6 +69,10 @@ def _name_is_taken(observed: Observed, _: Installation) -> Decision | None:
         return None
     message = f"{observed.foreign_child} exists already and does not belong to this job: remove it"
     return Decision(Phase.PENDING, Reason.NAME_CONFLICT, message, is_stalled=True, requeue_seconds=RETRY_SECONDS)
+
+
+def _is_validating(observed: Observed, installation: Installation) -> Decision | None:
+    return decide_preflight(observed.of_preflight(), installation) if observed.is_validating else None
 
 
 def _has_succeeded(observed: Observed, _: Installation) -> Decision | None:
@@ -132,100 +102,28 @@ def _has_failed(observed: Observed, _: Installation) -> Decision | None:
 
 def _needs_children(observed: Observed, installation: Installation) -> Decision | None:
     assert observed.spec is not None
-    config = build_run_config(observed.metadata, observed.spec, installation.progress_url, installation.ca_certificate)
-    desired = build_run_config_map(observed.metadata, config)
-    existing = observed.config_map
-    create = desired if existing is None else None
-    update = {"data": desired["data"]} if existing is not None and existing.get("data") != desired["data"] else None
+    actions = config_map_actions(observed, installation)
     if observed.child is not None:
-        if not (create or update):
+        if actions == Actions():
             return None
-        running = _running(observed, installation)
-        return Decision(running.phase, running.reason, running.message, Actions(create, update), requeue_seconds=0)
-    if observed.strays:
-        message = f"pod {observed.strays[0].name} of a Job that was deleted by someone else still runs"
-        return Decision(Phase.QUEUED, Reason.JOB_DELETED, message, requeue_seconds=STRAY_SECONDS)
+        running = decide_running(observed)
+        return Decision(running.phase, running.reason, running.message, actions, requeue_seconds=0)
+    if (waiting := wait_for_strays(observed, Phase.QUEUED)) is not None:
+        return waiting
     active_seconds = observed.status.active_seconds or 0
     job = build_trainer_job(observed.metadata, observed.spec, installation.trainer_image, active_seconds)
-    actions = Actions(create, update, create_job=job)
+    actions = replace(actions, create_job=job)
     if observed.spec.run_policy.suspend:
         return Decision(Phase.SUSPENDED, Reason.SUSPENDED, "spec.runPolicy.suspend is true", actions)
     return Decision(Phase.QUEUED, Reason.JOB_CREATED, "waiting for a pod", actions)
 
 
 def _child_is_going(observed: Observed, _: Installation) -> Decision | None:
-    if observed.child is None or not observed.child.deleting:
-        return None
-    message = f"Job {observed.child.name} was deleted by someone else: it is made again as soon as it is gone"
-    return Decision(Phase.QUEUED, Reason.JOB_DELETED, message, requeue_seconds=RETRY_SECONDS)
+    return wait_for_deletion(observed, Phase.QUEUED)
 
 
 def _running(observed: Observed, _: Installation) -> Decision:
-    assert observed.spec is not None
-    assert observed.child is not None
-    actions = Actions(patch_job=_changes(observed, observed.child))
-    outcome = last_outcome(observed)
-    if observed.spec.run_policy.suspend:
-        if any(not pod.is_finished for pod in observed.pods):
-            phase = observed.status.phase or Phase.RUNNING
-            return Decision(phase, Reason.SUSPENDING, "the trainer writes its checkpoint and stops", actions)
-        return Decision(Phase.SUSPENDED, Reason.SUSPENDED, "spec.runPolicy.suspend is true", actions, outcome=outcome)
-    pod = observed.newest_pod
-    if pod is not None and pod.is_running:
-        return _with_trainer(observed, actions)
-    if pod is not None and pod.is_finished:
-        return _between_pods(observed, pod, actions, outcome)
-    waiting = explain_waiting(pod, observed.obstacle)
-    return Decision(
-        Phase.QUEUED,
-        waiting.reason,
-        waiting.message,
-        actions,
-        is_stalled=waiting.is_stalled,
-        requeue_seconds=RETRY_SECONDS,
-    )
-
-
-def _with_trainer(observed: Observed, actions: Actions) -> Decision:
-    if observed.report is None:
-        return Decision(Phase.RUNNING, Reason.TRAINER_STARTED, "the trainer has not reported yet", actions)
-    stage = observed.report.report.finetune.stage
-    return Decision(stage.phase, stage.value, f"the trainer is in stage {stage.value}", actions)
-
-
-def _between_pods(observed: Observed, pod: TrainerPod, actions: Actions, outcome: Outcome | None) -> Decision:
-    assert observed.spec is not None
-    reason, said = explain_pod(observed, pod)
-    if is_interruption(pod):
-        waiting = explain_waiting(None, observed.obstacle)
-        return Decision(
-            Phase.QUEUED, waiting.reason, waiting.message, actions, is_stalled=waiting.is_stalled, outcome=outcome
-        )
-    failures = sum(1 for each in observed.pods if each.is_finished and not is_interruption(each))
-    final = pod.termination is not None and pod.termination.exit_code in (ExitCode.SUCCESS, *PERMANENT)
-    if final or failures > observed.spec.run_policy.max_retries:
-        phase = observed.status.phase or Phase.RUNNING
-        return Decision(phase, reason, f"{said}: the job ends", actions, outcome=outcome)
-    return Decision(Phase.QUEUED, Reason.RETRYING, f"{reason}: {said}; another pod goes on", actions, outcome=outcome)
-
-
-def _changes(observed: Observed, child: ChildJob) -> Json | None:
-    """The fields of the child Job that may have to follow the spec. What the job has run for is recorded in the very
-    patch that suspends it, because the Job controller forgets its start time then."""
-    assert observed.spec is not None
-    policy = observed.spec.run_policy
-    if policy.suspend:
-        if child.suspended:
-            return None
-        active = child.active_seconds_at(observed.now)
-        return {"spec": {"suspend": True}, "metadata": {"annotations": {ACTIVE_SECONDS_ANNOTATION: str(active)}}}
-    deadline = remaining_deadline(policy.active_deadline_seconds, child.active_seconds)
-    changes: Json = {}
-    if child.suspended:
-        changes["suspend"] = False
-    if child.deadline != deadline:
-        changes["activeDeadlineSeconds"] = deadline
-    return {"spec": changes} if changes else None
+    return decide_running(observed)
 
 
 _RULES: tuple[Callable[[Observed, Installation], Decision | None], ...] = (
@@ -233,6 +131,7 @@ _RULES: tuple[Callable[[Observed, Installation], Decision | None], ...] = (
     _is_being_deleted,
     _is_unreadable,
     _name_is_taken,
+    _is_validating,
     _has_succeeded,
     _has_failed,
     _child_is_going,

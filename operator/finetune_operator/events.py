@@ -14,15 +14,21 @@ from typing import Any
 
 from finetune_api import API_VERSION, KIND
 from finetune_api.job import ObjectMeta
-from finetune_api.status import FineTuneJobStatus
-from finetune_api.vocabulary import ConditionType, Phase
+from finetune_api.status import FineTuneJobStatus, PreflightStatus
+from finetune_api.vocabulary import ConditionType, Phase, PreflightResult, Stage
 from finetune_operator.attempts import has_failed
 from finetune_operator.desired.names import FIELD_MANAGER
+from finetune_operator.preflight_status import describe_preflight
 from finetune_operator.reasons import Reason
 from finetune_operator.status import current_stage
 
 _LONGEST_MESSAGE = 1024  # the API server's limit
-_SIMPLE = {Phase.QUEUED: Reason.QUEUED, Phase.SUSPENDED: Reason.SUSPENDED, Phase.SUCCEEDED: Reason.SUCCEEDED}
+_SIMPLE = {
+    Phase.VALIDATING: Reason.VALIDATING,
+    Phase.QUEUED: Reason.QUEUED,
+    Phase.SUSPENDED: Reason.SUSPENDED,
+    Phase.SUCCEEDED: Reason.SUCCEEDED,
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Turn:
 
 def turning_points(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Turn]:
     """What happened between two statuses, in order."""
-    turns: list[Turn] = []
+    turns = _preflight_turns(old.preflight or PreflightStatus(), new.preflight or PreflightStatus())
     message = _message(new)
     pod = new.attempts[-1].uid if new.attempts else ""
     if (new.retries or 0) > (old.retries or 0):
@@ -48,8 +54,9 @@ def turning_points(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Turn]
     if _started_attempts(new) > _started_attempts(old):
         turns.append(Turn(Reason.STARTED, f"the trainer runs in pod {new.attempts[-1].pod}", moment=pod))
     stage = current_stage(new)
-    if stage is not None and stage is not current_stage(old):
+    if stage not in (None, Stage.PREFLIGHT, current_stage(old)):
         turns.append(Turn(stage.value, f"the trainer is in stage {stage.value}", moment=pod))
+    turns += _fallbacks(old, new)
     if new.phase is not old.phase and new.phase in _SIMPLE:
         turns.append(Turn(_SIMPLE[new.phase], message))
     if new.phase is Phase.FAILED and old.phase is not Phase.FAILED and new.failure:
@@ -58,6 +65,23 @@ def turning_points(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Turn]
         turns.append(Turn(_stall_reason(new), message, is_warning=True))
     ended = sum(1 for attempt in new.attempts if attempt.exit_code is not None)
     return [replace(turn, moment=turn.moment or f"{new.observed_generation} {ended}") for turn in turns]
+
+
+def _preflight_turns(old: PreflightStatus, new: PreflightStatus) -> list[Turn]:
+    turns: list[Turn] = []
+    failed = [attempt for attempt in new.attempts[:-1] if has_failed(attempt)]
+    if len(failed) > sum(1 for attempt in old.attempts[:-1] if has_failed(attempt)):
+        how = f"the checks in {failed[-1].pod} ended with {failed[-1].reason} (exit code {failed[-1].exit_code})"
+        turns.append(Turn(Reason.RETRYING, f"{how}; another pod tries again", is_warning=True, moment=failed[-1].uid))
+    if new.result is PreflightResult.PASSED and old.result is None:
+        moment = new.job_name or ""
+        if new.warnings:
+            more = (new.warning_count or 0) - len(new.warnings)
+            said = "; ".join(new.warnings) + (f" (and {more} more)" if more > 0 else "")
+            turns.append(Turn(Reason.PREFLIGHT_WARNING, said, is_warning=True, moment=moment))
+        if new.rows is not None:
+            turns.append(Turn(Reason.VALIDATED, describe_preflight(new), moment=moment))
+    return turns
 
 
 def build_event(job: ObjectMeta, turn: Turn, now: datetime) -> dict[str, Any]:
@@ -86,6 +110,25 @@ def build_event(job: ObjectMeta, turn: Turn, now: datetime) -> dict[str, Any]:
         "source": {"component": FIELD_MANAGER},
         "reportingComponent": FIELD_MANAGER,
     }
+
+
+def _fallbacks(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Turn]:
+    """Memory that ran out since the last status. Another pod may run out at the same step, which is told again."""
+    if new.memory is None or not new.attempts or new.memory == old.memory:
+        return []
+    pod = new.attempts[-1].uid
+    is_same_pod = bool(old.attempts) and old.attempts[-1].uid == pod
+    known = old.memory.fallbacks if old.memory and is_same_pod else ()
+    return [
+        Turn(
+            Reason.MEMORY_FALLBACK,
+            f"out of GPU memory after step {each.step}: went on with memory {each.to_mode} instead of {each.from_mode}",
+            is_warning=True,
+            moment=f"{pod} {number}",
+        )
+        for number, each in enumerate(new.memory.fallbacks)
+        if each not in known
+    ]
 
 
 def _message(status: FineTuneJobStatus) -> str:

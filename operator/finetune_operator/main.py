@@ -15,7 +15,7 @@ from aiohttp import web
 from finetune_operator.api_connection import ApiConnection
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller import Controller
-from finetune_operator.decide import Installation
+from finetune_operator.decision import Installation
 from finetune_operator.errors import SettingsError
 from finetune_operator.handlers import build_registry, build_settings
 from finetune_operator.health import build_health_app

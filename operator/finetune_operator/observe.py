@@ -14,12 +14,12 @@ from pydantic import ValidationError
 from finetune_api.failures import FailureReason
 from finetune_api.job import FineTuneJob, ObjectMeta
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import FineTuneJobStatus
-from finetune_api.vocabulary import Phase
+from finetune_api.status import FineTuneJobStatus, PreflightStatus
+from finetune_api.vocabulary import Phase, PreflightResult
 from finetune_operator.children import ChildJob, Json, TrainerPod
 from finetune_operator.cluster import Cluster, Key
-from finetune_operator.desired.names import JOB_UID_LABEL, child_name
-from finetune_operator.observed import Observed
+from finetune_operator.desired.names import JOB_UID_LABEL, child_name, preflight_name
+from finetune_operator.observed import Observed, awaits_preflight
 from finetune_operator.report_store import ReceivedReport, ReportStore
 from finetune_operator.waiting import Waiting
 
@@ -57,18 +57,35 @@ async def observe(
     metadata = ObjectMeta.model_validate(body["metadata"])
     status = read_status(body.get("status") or {})
     spec, error = _read_spec(body)
-    name = child_name(metadata)
-    job = await cluster.get_job(key.namespace, name)
-    child = ChildJob.parse(job) if job else None
     is_over = status.phase is not None and status.phase.is_terminal
-    config_map = None if is_over else await cluster.get_config_map(key.namespace, name)
+    child = await _job(cluster, key, child_name(metadata))
+    preflight = None
+    if _looks_at_preflight(spec, status, child):
+        preflight = await _job(cluster, key, preflight_name(metadata))
+    config_map = None if is_over else await cluster.get_config_map(key.namespace, child_name(metadata))
     listed = [] if is_over else await cluster.list_pods(key.namespace, metadata.uid)
     live = [TrainerPod.parse(pod) for pod in listed]
-    pods = _pods_of(child, [*last_words.of(metadata.uid), *live]) if child else ()
-    strays = tuple(pod for pod in live if not pod.is_finished and pod not in pods)
-    obstacle = await _obstacle(cluster, key, child, pods) if child and not is_over else None
-    report = newest_report(reports, metadata.uid, pods)
-    return Observed(metadata, spec, error, status, config_map, child, pods, strays, obstacle, report, now)
+    seen = [*last_words.of(metadata.uid), *live]
+    pods, preflight_pods = _pods_of(child, seen), _pods_of(preflight, seen)
+    strays = tuple(pod for pod in live if not pod.is_finished and pod not in (*pods, *preflight_pods))
+    obstacle = None
+    if not is_over:
+        obstacle = await _obstacle(cluster, key, child or preflight, pods if child else preflight_pods)
+    return Observed(
+        metadata=metadata,
+        spec=spec,
+        spec_error=error,
+        status=status,
+        config_map=config_map,
+        child=child,
+        pods=pods,
+        preflight=preflight,
+        preflight_pods=preflight_pods,
+        strays=strays,
+        obstacle=obstacle,
+        report=newest_report(reports, metadata.uid, pods),
+        now=now,
+    )
 
 
 def newest_report(reports: ReportStore, job_uid: str, pods: tuple[TrainerPod, ...]) -> ReceivedReport | None:
@@ -83,10 +100,26 @@ def read_status(raw: Json) -> FineTuneJobStatus:
     try:
         return FineTuneJobStatus.model_validate(raw)
     except ValidationError:
-        phase = raw.get("phase")
-        known = Phase(phase) if phase in tuple(Phase) else None
-        seconds = raw.get("activeSeconds")
-        return FineTuneJobStatus(phase=known, active_seconds=seconds if isinstance(seconds, int) else None)
+        phase, seconds = raw.get("phase"), raw.get("activeSeconds")
+        preflight = raw.get("preflight")
+        result = preflight.get("result") if isinstance(preflight, dict) else None
+        return FineTuneJobStatus(
+            phase=Phase(phase) if phase in tuple(Phase) else None,
+            active_seconds=seconds if isinstance(seconds, int) else None,
+            preflight=PreflightStatus(result=result) if result in tuple(PreflightResult) else None,
+        )
+
+
+def _looks_at_preflight(spec: FineTuneJobSpec | None, status: FineTuneJobStatus, child: ChildJob | None) -> bool:
+    """Whether the Job of preflight matters: it may be needed, or its pods are to be removed in the end."""
+    if status.phase is None or not status.phase.is_terminal:
+        return child is None and awaits_preflight(spec, status)
+    return status.preflight is not None and spec is not None and spec.run_policy.ttl_seconds_after_finished is not None
+
+
+async def _job(cluster: Cluster, key: Key, name: str) -> ChildJob | None:
+    body = await cluster.get_job(key.namespace, name)
+    return ChildJob.parse(body) if body else None
 
 
 def _read_spec(body: dict[str, Any]) -> tuple[FineTuneJobSpec | None, str]:
@@ -96,15 +129,15 @@ def _read_spec(body: dict[str, Any]) -> tuple[FineTuneJobSpec | None, str]:
         return None, "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
 
 
-def _pods_of(child: ChildJob, candidates: list[TrainerPod]) -> tuple[TrainerPod, ...]:
-    """Pods of the child Job, oldest first; of two readings of one pod the later one counts."""
-    seen = {pod.uid: pod for pod in candidates if pod.owner_uid == child.uid}
+def _pods_of(child: ChildJob | None, candidates: list[TrainerPod]) -> tuple[TrainerPod, ...]:
+    """Pods of a Job, oldest first; of two readings of one pod the later one counts."""
+    seen = {pod.uid: pod for pod in candidates if child is not None and pod.owner_uid == child.uid}
     return tuple(sorted(seen.values(), key=lambda pod: (pod.created, pod.name)))
 
 
-async def _obstacle(cluster: Cluster, key: Key, child: ChildJob, pods: tuple[TrainerPod, ...]) -> Waiting | None:
+async def _obstacle(cluster: Cluster, key: Key, child: ChildJob | None, pods: tuple[TrainerPod, ...]) -> Waiting | None:
     """The two hindrances that neither Job nor pod shows: the pod is not admitted, or its volumes cannot be mounted."""
-    if child.suspended or child.complete or child.failed:
+    if child is None or child.suspended or child.complete or child.failed:
         return None
     if not pods or pods[-1].is_finished:
         said = _newest_message(await cluster.list_events(key.namespace, child.uid, "FailedCreate"))

@@ -1,11 +1,12 @@
 """One job and its children at one moment: all that the pure functions know."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from finetune_api.job import ObjectMeta
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
+from finetune_api.vocabulary import PreflightMode
 from finetune_operator.children import ChildJob, Json, TrainerPod
 from finetune_operator.desired.names import controller_uid
 from finetune_operator.report_store import ReceivedReport
@@ -26,11 +27,17 @@ class Observed:
 
     config_map: Json | None
     child: ChildJob | None
+    """The trainer's Job."""
+
     pods: tuple[TrainerPod, ...]
     """Pods of the child Job, oldest first; those that have vanished are included as long as they are remembered."""
 
+    preflight: ChildJob | None
+    """The Job of preflight; not looked at any more once its result is in the status."""
+
+    preflight_pods: tuple[TrainerPod, ...]
     strays: tuple[TrainerPod, ...]
-    """Trainers that still run for a child Job that was deleted by hand."""
+    """Pods that still run for a Job that was deleted by hand."""
 
     obstacle: Waiting | None
     """What keeps the newest pod from existing or starting, where only events tell."""
@@ -46,10 +53,26 @@ class Observed:
         return self.pods[-1] if self.pods else None
 
     @property
+    def is_validating(self) -> bool:
+        """Whether preflight comes first, and its result is not in the status yet."""
+        return self.child is None and awaits_preflight(self.spec, self.status)
+
+    def of_preflight(self) -> "Observed":
+        """The same with preflight's Job and pods in the place of the trainer's."""
+        return replace(self, child=self.preflight, pods=self.preflight_pods, report=None)
+
+    @property
     def foreign_child(self) -> str | None:
         """Kind and name of an object that has our child's name but belongs to someone else."""
-        if self.child is not None and self.child.owner_uid != self.metadata.uid:
-            return f"Job {self.child.name}"
+        for job in (self.child, self.preflight):
+            if job is not None and job.owner_uid != self.metadata.uid:
+                return f"Job {job.name}"
         if self.config_map is not None and controller_uid(self.config_map["metadata"]) != self.metadata.uid:
             return f"ConfigMap {self.config_map['metadata']['name']}"
         return None
+
+
+def awaits_preflight(spec: FineTuneJobSpec | None, status: FineTuneJobStatus) -> bool:
+    """Whether a job is to be checked and was not. The spec's inputs cannot change, so the result holds for the UID."""
+    is_known = status.preflight is not None and status.preflight.result is not None
+    return spec is not None and spec.run_policy.preflight is PreflightMode.RUN and not is_known

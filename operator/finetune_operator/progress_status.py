@@ -14,6 +14,9 @@ _SAME_NAMES = (
     "epoch",
     "loss",
     "eval_loss",
+    "best_step",
+    "best_eval_loss",
+    "stopped_early",
     "learning_rate",
     "tokens_per_second",
     "trained_tokens",
@@ -42,7 +45,7 @@ def merge_report(last: Progress | None, received: ReceivedReport) -> Progress:
 
 def merge_outcome(last: Progress | None, outcome: Outcome) -> Progress | None:
     """What the trainer said last, over what it reported."""
-    names = ("step", "total_steps", "loss", "eval_loss")
+    names = ("step", "total_steps", "loss", "eval_loss", "best_step", "best_eval_loss", "stopped_early")
     told = {name: getattr(outcome, name) for name in names if getattr(outcome, name) is not None}
     if last is None and not told:
         return None

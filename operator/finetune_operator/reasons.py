@@ -7,6 +7,9 @@ from enum import StrEnum
 class Reason(StrEnum):
     """Why a job is in its phase, for machines."""
 
+    # Validating
+    CHECKING = "Checking"  # preflight runs
+    PREFLIGHT_PASSED = "PreflightPassed"
     # Waiting
     JOB_CREATED = "JobCreated"  # the child Job was made just now
     WAITING_FOR_POD = "WaitingForPod"  # the Job controller has not made a pod yet
@@ -32,9 +35,13 @@ class Reason(StrEnum):
     NOT_CHECKED = "NotChecked"
     INPUTS_READ = "InputsRead"
     # Of events only
+    VALIDATING = "Validating"
+    VALIDATED = "Validated"
+    PREFLIGHT_WARNING = "PreflightWarning"
     QUEUED = "Queued"
     STARTED = "Started"
     RESUMED = "Resumed"
     SUCCEEDED = "Succeeded"
+    MEMORY_FALLBACK = "MemoryFallback"  # the GPU's memory ran out, and the run went on with a smaller plan
     # Of attempts only
     POD_GONE = "PodGone"  # the pod was removed, and nobody saw its end

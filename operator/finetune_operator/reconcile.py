@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.cluster import Cluster, Key
-from finetune_operator.decide import Actions, Decision, Installation, decide
+from finetune_operator.decide import decide
+from finetune_operator.decision import Actions, Decision, Installation
 from finetune_operator.errors import ApiError, ConflictError, ForbiddenError, NotFoundError
 from finetune_operator.events import build_event, turning_points
 from finetune_operator.observe import LastWords, newest_report, observe
@@ -71,9 +72,10 @@ class Reconciler:
         if actions.create_job is not None:
             await self._cluster.create_job(actions.create_job)
             logger.info("%s: Job %s created", key, actions.create_job["metadata"]["name"])
-        if actions.patch_job is not None and observed.child is not None:
-            await self._cluster.patch_job(observed.child.body, actions.patch_job)
-            logger.info("%s: Job %s changed: %s", key, observed.child.name, actions.patch_job.get("spec"))
+        for job, changes in ((observed.preflight, actions.patch_preflight), (observed.child, actions.patch_job)):
+            if job is not None and changes is not None:
+                await self._cluster.patch_job(job.body, changes)
+                logger.info("%s: Job %s changed: %s", key, job.name, changes.get("spec"))
 
     async def _answer(self, key: Key, observed: Observed, decision: Decision) -> None:
         """Tell the turning points, and write the status, if it says something new."""

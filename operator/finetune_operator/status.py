@@ -13,8 +13,9 @@ from finetune_api.status import FineTuneJobStatus, Progress
 from finetune_api.vocabulary import Phase, Stage
 from finetune_operator.attempts import count_retries, merge_attempts
 from finetune_operator.conditions import build_conditions
-from finetune_operator.decide import Decision
+from finetune_operator.decision import Decision
 from finetune_operator.observed import Observed
+from finetune_operator.preflight_status import build_preflight_status, preflight_stage
 from finetune_operator.progress_status import merge_outcome, merge_report
 
 
@@ -24,14 +25,19 @@ def build_status(observed: Observed, decision: Decision) -> FineTuneJobStatus:
     if last.phase is not None and last.phase.is_terminal:
         return _answer_generation(last, observed.metadata.generation)
     attempts = merge_attempts(last.attempts, observed.pods)
-    progress = _progress(observed, decision, attempts[-1].uid if attempts else None)
-    stages = _stages(observed, decision)
+    is_new_pod = bool(attempts and last.attempts) and last.attempts[-1].uid != attempts[-1].uid
+    progress = _progress(observed, decision, is_new_pod=is_new_pod)
+    preflight = build_preflight_status(observed, decision.preflight)
+    stages = (*preflight_stage(preflight), *_stages(observed, decision))
+    newest = stages[-1].name if stages else None
+    running = observed.child or observed.preflight
     fields: dict[str, Any] = {  # Any: field values of the model, which validates them
         "observed_generation": observed.metadata.generation,
         "phase": decision.phase,
         "conditions": build_conditions(
-            decision, stages[-1].name if stages else None, last.conditions, observed.metadata.generation, observed.now
+            decision, newest, preflight, last.conditions, observed.metadata.generation, observed.now
         ),
+        "preflight": preflight,
         "progress": progress,
         "stages": stages,
         "attempts": attempts,
@@ -40,9 +46,11 @@ def build_status(observed: Observed, decision: Decision) -> FineTuneJobStatus:
         "job_name": observed.child.name if observed.child else last.job_name,
         "start_time": last.start_time or next((each.start_time for each in attempts if each.start_time), None),
         "completion_time": _completion_time(observed) if decision.phase.is_terminal else None,
-        "active_seconds": observed.child.active_seconds_at(observed.now) if observed.child else last.active_seconds,
+        "active_seconds": running.active_seconds_at(observed.now) if running else last.active_seconds,
     }
-    return last.model_copy(update=fields | _checkpoint(observed, decision.outcome) | _result(decision))
+    if is_new_pod:
+        fields["memory"] = None  # another GPU may have another plan
+    return last.model_copy(update=fields | _told(observed, decision.outcome) | _result(decision))
 
 
 def has_changed(old: FineTuneJobStatus, new: FineTuneJobStatus) -> bool:
@@ -57,9 +65,8 @@ def _answer_generation(last: FineTuneJobStatus, generation: int) -> FineTuneJobS
     return last.model_copy(update={"observed_generation": generation, "conditions": conditions})
 
 
-def _progress(observed: Observed, decision: Decision, pod_uid: str | None) -> Progress | None:
+def _progress(observed: Observed, decision: Decision, *, is_new_pod: bool) -> Progress | None:
     progress = observed.status.progress
-    is_new_pod = bool(pod_uid) and bool(observed.status.attempts) and observed.status.attempts[-1].uid != pod_uid
     if progress is not None and is_new_pod:
         progress = progress.model_copy(update={"sequence": None})  # numbers rise within one pod
     if observed.report is not None:
@@ -75,8 +82,8 @@ def _progress(observed: Observed, decision: Decision, pod_uid: str | None) -> Pr
 
 def _stages(observed: Observed, decision: Decision) -> tuple[StageTimes, ...]:
     """Stages as the trainer reported them; a run that has ended leaves none open."""
-    report = observed.report
-    stages = (report.report.finetune.stages if report else ()) or observed.status.stages
+    reported = observed.report.report.finetune.stages if observed.report else ()
+    stages = tuple(stage for stage in reported or observed.status.stages if stage.name is not Stage.PREFLIGHT)
     pod = observed.newest_pod
     ended = pod.termination.finished if pod and pod.termination else None
     if not decision.phase.is_terminal or ended is None:
@@ -91,21 +98,21 @@ def _close(stage: StageTimes, ended: datetime) -> StageTimes:
 
 
 def _completion_time(observed: Observed) -> datetime:
-    pod = observed.newest_pod
+    pod = observed.newest_pod or observed.of_preflight().newest_pod
     ended = pod.termination.finished if pod and pod.termination else None
     return ended or observed.now
 
 
-def _checkpoint(observed: Observed, outcome: Outcome | None) -> dict[str, Any]:
+def _told(observed: Observed, outcome: Outcome | None) -> dict[str, Any]:
+    """What the trainer says beside its progress."""
     run = observed.report.report.finetune if observed.report else None
     fields: dict[str, Any] = {}
     if run is not None and run.resolved is not None:
         fields["resolved"] = run.resolved
     for source in (run, outcome):
-        if source is not None and source.checkpoint_step is not None:
-            fields["checkpoint_step"] = source.checkpoint_step
-        if source is not None and source.resumed_from_step is not None:
-            fields["resumed_from_step"] = source.resumed_from_step
+        for name in ("checkpoint_step", "resumed_from_step", "memory"):
+            if source is not None and getattr(source, name) is not None:
+                fields[name] = getattr(source, name)
     return fields
 
 

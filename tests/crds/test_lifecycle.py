@@ -9,6 +9,7 @@ import yaml
 
 from finetune_api.job import FineTuneJob, load_manifest
 from finetune_devcluster.cluster import DevCluster
+from finetune_operator.desired.preflight_job import build_preflight_job
 from finetune_operator.desired.trainer_job import build_trainer_job
 
 pytestmark = pytest.mark.cluster
@@ -27,14 +28,15 @@ MUTABLE = {"suspend": True, "activeDeadlineSeconds": 60, "ttlSecondsAfterFinishe
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
-def test_every_sample_and_its_child_are_accepted(crd_cluster: DevCluster, sample: Path) -> None:
+def test_every_sample_and_its_children_are_accepted(crd_cluster: DevCluster, sample: Path) -> None:
     applied = crd_cluster.kubectl("apply", "--server-side", "--dry-run=server", "-f", str(sample))
     assert "Warning" not in applied.stderr
     job = load_manifest(sample.read_text())
-    child = build_trainer_job(job.metadata, job.spec, "finetune-trainer:1")
-    child["metadata"].pop("ownerReferences")
-    created = crd_cluster.kubectl("create", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(child))
-    assert "Warning" not in created.stderr
+    for build in (build_preflight_job, build_trainer_job):
+        child = build(job.metadata, job.spec, "finetune-trainer:1")
+        child["metadata"].pop("ownerReferences")
+        created = crd_cluster.kubectl("create", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(child))
+        assert "Warning" not in created.stderr
 
 
 def test_the_server_fills_the_defaults_that_the_models_have(jobs: Any, minimal: dict[str, Any]) -> None:

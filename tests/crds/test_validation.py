@@ -27,10 +27,29 @@ VALID: dict[str, Manifest] = {
         "training": {"evaluationSteps": 5},
         "dataset": {"evaluation": {"fraction": 0.1}},
     },
+    "samples of held-out rows": {"training": {"samples": {}}, "dataset": {"evaluation": {"fraction": 0.1}}},
+    "samples at intervals, without evaluation": {"training": {"evaluationSteps": 5, "samples": {"prompts": ["a"]}}},
+    "early stopping and the best adapter": {
+        "training": {"evaluationSteps": 5, "earlyStopping": {}, "keepBest": True},
+        "dataset": {"evaluation": {"fraction": 0.1}},
+    },
+    "another split to evaluate on": {
+        "dataset": {"source": "hf://org/data", "evaluation": {"split": "validation"}},
+    },
+    "a split of another dataset": {
+        "dataset": {"source": "hf://org/data", "evaluation": {"source": "hf://org/more", "split": "train"}},
+    },
+    "a file of the same claim to evaluate on": {
+        "dataset": {"source": "pvc://claim/a.jsonl", "evaluation": {"source": "pvc://claim/b.jsonl"}},
+    },
     "no GGUF and no merged weights": {"export": {"merged": "None", "gguf": []}},
     "quantities as numbers and as strings": {"resources": {"cpu": 2, "memory": "512Mi", "ephemeralStorage": "1.5Ti"}},
     "the smallest quantities": {"resources": {"cpu": "1m", "memory": "0.5Gi", "ephemeralStorage": 1}},
     "a fraction of a core": {"resources": {"cpu": "0.25"}},
+    "no checks, for a GPU of known size": {
+        "resources": {"gpuMemory": "141Gi"},
+        "runPolicy": {"preflight": "Skip"},
+    },
     "a claim with dots in its name": {"model": {"source": "pvc://team.models/llama/"}},
     "the longest times": {
         "runPolicy": {"activeDeadlineSeconds": 2**31 - 1, "ttlSecondsAfterFinished": 2**31 - 1, "maxRetries": 20},
@@ -54,6 +73,11 @@ VALID: dict[str, Manifest] = {
 
 # changes, the field that the message must name, and a part of what it must say to write instead
 INVALID: dict[str, tuple[Manifest, str, str]] = {
+    "memory of a GPU that is not asked for": (
+        {"resources": {"gpus": 0, "gpuMemory": "80Gi"}},
+        "spec.resources.gpuMemory",
+        "write gpus: 1",
+    ),
     "a source without scheme": ({"model": {"source": "meta/llama"}}, "model.source", "hf://org/name"),
     "a source that climbs out": ({"model": {"source": "s3://data/../x"}}, "spec.model.source", "without it"),
     "data that climb out": ({"dataset": {"source": "pvc://claim/.."}}, "spec.dataset.source", "without it"),
@@ -78,6 +102,52 @@ INVALID: dict[str, tuple[Manifest, str, str]] = {
         {"training": {"evaluationSteps": 5}},
         "spec.training.evaluationSteps",
         "spec.dataset.evaluation.fraction",
+    ),
+    "early stopping without evaluations": (
+        {"training": {"earlyStopping": {}}, "dataset": {"evaluation": {"fraction": 0.1}}},
+        "spec.training.earlyStopping",
+        "spec.training.evaluationSteps",
+    ),
+    "the best of nothing": (
+        {"training": {"keepBest": True}},
+        "spec.training.keepBest",
+        "spec.dataset.evaluation.fraction",
+    ),
+    "no patience": (
+        {
+            "training": {"evaluationSteps": 5, "earlyStopping": {"patience": 0}},
+            "dataset": {"evaluation": {"fraction": 0.1}},
+        },
+        "training.earlyStopping.patience",
+        "greater than or equal to 1",
+    ),
+    "samples of nothing": ({"training": {"samples": {}}}, "spec.training.samples", "write prompts"),
+    "an empty prompt": ({"training": {"samples": {"prompts": [""]}}}, "training.samples.prompts", "at least 1"),
+    "an evaluation of nothing": ({"dataset": {"evaluation": {}}}, "spec.dataset.evaluation", "one of them"),
+    "two things to evaluate on": (
+        {"dataset": {"source": "hf://org/data", "evaluation": {"fraction": 0.1, "split": "validation"}}},
+        "spec.dataset.evaluation",
+        "one of them",
+    ),
+    "evaluation data that climb out": (
+        {"dataset": {"evaluation": {"source": "s3://data/../x"}}},
+        "spec.dataset.evaluation.source",
+        "without it",
+    ),
+    "evaluation data of another kind": (
+        {"dataset": {"source": "hf://org/data", "evaluation": {"source": "s3://bucket/x.jsonl"}}},
+        "spec.dataset.evaluation.source",
+        "put both into",
+    ),
+    "evaluation data in another claim": (
+        {"dataset": {"source": "pvc://claim/a", "evaluation": {"source": "pvc://other/a"}}},
+        "spec.dataset.evaluation.source",
+        "one claim",
+    ),
+    "the split that trains": (
+        {"dataset": {"source": "hf://org/data", "evaluation": {"split": "train"}}},
+        "spec.dataset.evaluation.split",
+        "such as validation",
     ),
     "a fraction above a half": (
         {"dataset": {"evaluation": {"fraction": 0.6}}},

@@ -31,7 +31,8 @@ def job_namespace(platform: Platform) -> str:
 
 @pytest.fixture
 def small_job(platform: Platform, job_namespace: str) -> Callable[..., Job]:
-    """Builder: the demo's sample, shortened to a few steps; keyword arguments replace whole sections' fields."""
+    """Builder: the demo's sample, shortened to a few steps and without preflight; keyword arguments replace whole
+    sections' fields."""
     sample = yaml.safe_load(Path(CHECKOUT / "crds/samples/cpu-tiny.yaml").read_text())
 
     def build(name: str, **sections: dict[str, Any]) -> Job:
@@ -41,6 +42,7 @@ def small_job(platform: Platform, job_namespace: str) -> Callable[..., Job]:
         job["spec"]["model"]["maxSequenceLength"] = 128
         job["spec"]["training"] = {"maxSteps": 3, "batchSize": 1, "gradientAccumulation": 1}
         job["spec"]["export"] = {"merged": "None", "gguf": []}
+        job["spec"]["runPolicy"]["preflight"] = "Skip"
         for section, fields in sections.items():
             job["spec"].setdefault(section, {}).update(fields)
         return job

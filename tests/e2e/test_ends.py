@@ -28,7 +28,7 @@ def test_failure_arrives_with_its_reason_within_ten_seconds(
     platform: Platform, small_job: Builder, changes: dict[str, Any], reason: str, part: str
 ) -> None:
     put_text(platform.store, "data/bad.jsonl", BAD_ROW)
-    job = small_job(f"fails-{reason.lower()}", **changes)
+    job = small_job(f"fails-{reason.lower()}", runPolicy={"preflight": "Run"}, **changes)
     platform.apply(job)
     done = platform.wait_for_end(**_key(job), timeout=90)
     seen = time.time()
@@ -36,9 +36,11 @@ def test_failure_arrives_with_its_reason_within_ten_seconds(
     assert done["status"]["failure"]["reason"] == reason
     assert part in done["status"]["failure"]["message"]
     assert done["status"]["failure"]["hint"]
-    ended = platform.trainer_pods(**_key(job))[-1].status.container_statuses[0].state.terminated.finished_at
-    assert seen - ended.timestamp() < 10
-    assert _keys_below(platform, job) == []
+    (checks,) = platform.trainer_pods(**_key(job), component="preflight")
+    assert seen - checks.status.container_statuses[0].state.terminated.finished_at.timestamp() < 10
+    assert done["status"]["failure"]["stage"] == "Preflight"
+    assert platform.trainer_pods(**_key(job)) == []
+    assert {key.rsplit("/", 1)[1] for key in _keys_below(platform, job)} == {"report.html", "report.json"}
 
 
 def test_a_missing_bucket_fails_before_training(platform: Platform, small_job: Builder) -> None:
@@ -55,13 +57,16 @@ def test_a_recreated_job_does_not_train_again(platform: Platform, small_job: Bui
     platform.apply(job)
     first = platform.wait_for_end(**_key(job), timeout=120)
     assert first["status"]["phase"] == "Succeeded", platform.trainer_log(**_key(job))
-    platform.delete(**_key(job))
-    _wait(lambda: not platform.trainer_pods(**_key(job)), 30)
-    platform.apply(job)
-    second = platform.wait_for_end(**_key(job), timeout=60)
-    assert second["metadata"]["uid"] != first["metadata"]["uid"]
-    assert second["status"]["reused"] is True
-    assert second["status"]["artifacts"] == first["status"]["artifacts"]
+    for preflight, trainers in (("Run", 0), ("Skip", 1)):
+        platform.delete(**_key(job))
+        _wait(lambda: not _pods(platform, job), 30)
+        job["spec"]["runPolicy"]["preflight"] = preflight
+        platform.apply(job)
+        again = platform.wait_for_end(**_key(job), timeout=60)
+        assert again["metadata"]["uid"] != first["metadata"]["uid"]
+        assert again["status"]["reused"] is True
+        assert again["status"]["artifacts"] == first["status"]["artifacts"]
+        assert len(platform.trainer_pods(**_key(job))) == trainers
 
 
 def test_suspension_stops_the_trainer_and_resume_goes_on_from_its_checkpoint(
@@ -97,16 +102,24 @@ def test_deletion_ends_the_trainer_and_leaves_nothing_running(platform: Platform
 
 def test_the_operator_may_die_at_any_time(platform: Platform, small_job: Builder) -> None:
     reference = small_job("undisturbed", training={"maxSteps": 6})
-    disturbed = small_job("disturbed", training={"maxSteps": 6})
+    disturbed = small_job("disturbed", training={"maxSteps": 6}, runPolicy={"preflight": "Run"})
     platform.apply(reference)
     expected = platform.wait_for_end(**_key(reference), timeout=120)
     platform.apply(disturbed)
-    for condition in (lambda j: "status" in j, lambda j: _step(j) >= 1, lambda j: j["status"]["phase"] != "Running"):
-        platform.wait_for(**_key(disturbed), holds=condition, timeout=90, what="at the next point to kill the operator")
+    points: tuple[Callable[[dict[str, Any]], bool], ...] = (
+        _phase("Validating"),
+        lambda j: "result" in j["status"].get("preflight", {}),
+        lambda j: _step(j) >= 1,
+        lambda j: j["status"]["phase"] != "Running",
+    )
+    for point in points:
+        platform.wait_for(**_key(disturbed), holds=point, timeout=90, what="at the next point to kill the operator")
         _kill_operator(platform)
     done = platform.wait_for_end(**_key(disturbed), timeout=120)
     assert done["status"]["phase"] == expected["status"]["phase"] == "Succeeded"
     assert len(platform.trainer_pods(**_key(disturbed))) == len(platform.trainer_pods(**_key(reference))) == 1
+    assert len(platform.trainer_pods(**_key(disturbed), component="preflight")) == 1
+    assert platform.trainer_pods(**_key(reference), component="preflight") == []
     digests = [{a["type"] for a in j["status"]["artifacts"]} for j in (done, expected)]
     assert digests[0] == digests[1]
     assert read_json(platform.store, done["status"]["manifestUri"])["artifacts"]
@@ -114,6 +127,10 @@ def test_the_operator_may_die_at_any_time(platform: Platform, small_job: Builder
 
 def _key(job: dict[str, Any]) -> dict[str, str]:
     return {"namespace": job["metadata"]["namespace"], "name": job["metadata"]["name"]}
+
+
+def _pods(platform: Platform, job: dict[str, Any]) -> list[Any]:
+    return [pod for kind in ("trainer", "preflight") for pod in platform.trainer_pods(**_key(job), component=kind)]
 
 
 def _step(job: dict[str, Any]) -> int:

@@ -37,6 +37,7 @@ def test_status_tells_the_whole_story(finished: dict[str, Any]) -> None:
     assert status["progress"]["step"] == status["progress"]["totalSteps"] > 0
     assert 0 < status["progress"]["loss"] < 100
     assert [stage["name"] for stage in status["stages"]] == [
+        "Preflight",
         "ModelLoading",
         "AdapterInjection",
         "DataFormatting",
@@ -48,6 +49,21 @@ def test_status_tells_the_whole_story(finished: dict[str, Any]) -> None:
     assert all(stage["endTime"] >= stage["startTime"] for stage in status["stages"])
     assert status["resolved"]["supervisedTokens"] > 0
     assert status["attempts"][0]["exitCode"] == 0
+
+
+def test_what_preflight_found_is_in_the_status_and_in_the_bucket(platform: Platform, finished: dict[str, Any]) -> None:
+    preflight, resolved = finished["status"]["preflight"], finished["status"]["resolved"]
+    assert preflight["result"] == "Passed"
+    assert preflight["rows"] == resolved["rows"] + resolved["evaluationRows"]
+    assert (preflight["badRows"], preflight["errors"]) == (0, 0)
+    assert 0 < preflight["tokens"]["p50"] <= preflight["tokens"]["p95"] <= preflight["tokens"]["max"]
+    assert preflight["steps"] == finished["status"]["progress"]["totalSteps"]
+    assert preflight["endTime"] <= finished["status"]["startTime"]
+    key = preflight["reportUri"].removeprefix(f"s3://{BUCKET}/")
+    page = platform.store.client().get_object(Bucket=BUCKET, Key=key)["Body"].read().decode()
+    assert "Tokens per row" in page
+    report = read_json(platform.store, preflight["reportUri"].replace("report.html", "report.json"))
+    assert report["rows"]["total"] == preflight["rows"]
 
 
 def test_status_lists_exactly_what_the_manifest_lists(platform: Platform, finished: dict[str, Any]) -> None:
@@ -75,8 +91,10 @@ def test_no_secret_in_status_log_or_bucket(platform: Platform, finished: dict[st
     keys = [key for key in keys_below(platform.store, "") if key.endswith(".json")]
     texts = [s3.get_object(Bucket=BUCKET, Key=key)["Body"].read().decode() for key in keys]
     metadata = finished["metadata"]
-    texts += [str(finished), platform.trainer_log(metadata["namespace"], metadata["name"])]
-    assert texts[-1], "the trainer's log must be readable through the API server"
+    (checks,) = platform.trainer_pods(metadata["namespace"], metadata["name"], "preflight")
+    logs = [platform.trainer_log(metadata["namespace"], metadata["name"]), platform.pod_log(checks)]
+    assert all(logs), "logs must be readable through the API server"
+    texts += [str(finished), *logs]
     assert not [text for text in texts if secret in text]
 
 

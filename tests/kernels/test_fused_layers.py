@@ -1,5 +1,6 @@
 """A layer as one function computes what transformers and peft compute, whatever it keeps in between."""
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,36 @@ from transformers import AutoModelForCausalLM
 from finetune_devcluster import chat_data
 from finetune_devcluster.tiny_model import make_tiny_model
 from finetune_kernels.decoder_layer import Keep
-from finetune_kernels.fused_layers import FusedLayers, why_not_fused
+from finetune_kernels.fused_layers import FusedLayers
+from finetune_kernels.layer_builder import why_not_fused
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+SLIDING = ["sliding_attention", "full_attention"]
+# Case: family, and what its configuration says beyond the common sizes. Documents are longer than windows, caps bend.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "mistral": ("mistral", {}),
+    "mistral with a window": ("mistral", {"sliding_window": 3}),
+    "qwen2": ("qwen2", {}),
+    "qwen2 with a window": ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {}),
+    "phi3": ("phi3", {}),
+    "phi3 with a window": ("phi3", {"sliding_window": 3}),
+    "phi4": ("phi3", {"rope_parameters": ROPE | {"partial_rotary_factor": 0.75}}),
+    "phi3 with heads of 48": ("phi3", {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 48}),
+    "gemma2": ("gemma2", {"sliding_window": 3, "attn_logit_softcapping": 1.5, "query_pre_attn_scalar": 32}),
+    "gemma2 without a cap": ("gemma2", {"sliding_window": 3, "attn_logit_softcapping": None}),
+    "gemma3": ("gemma3", {"sliding_window": 3, "layer_types": SLIDING, "query_pre_attn_scalar": 32}),
+}
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj"]
-DOCUMENTS = (17, 5, 18)  # tokens
+DOCUMENTS = (5, 2, 4)  # tokens
 DEVICE = "cpu"  # fp32; tests in bfloat16 are in test_gpu_layers.py
 
 
-def adapted(family: str, folder: Path, **options: Any) -> Any:
+def adapted(case: str, folder: Path, **options: Any) -> Any:
+    family, settings = CASES[case]
     texts = [message["content"] for chat in islice(chat_data.conversations(), 20) for message in chat]
-    path = make_tiny_model(folder, family=family, texts=texts)
+    path = make_tiny_model(folder, family=family, texts=texts, **settings)
     base = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(DEVICE)
     options = {"r": 4, "lora_alpha": 6, "use_rslora": True, "target_modules": LINEARS} | options
     torch.manual_seed(1)
@@ -43,10 +63,10 @@ def results(model: Any, *, packed: bool) -> dict[str, torch.Tensor]:
         tokens = torch.arange(3, 3 + sum(DOCUMENTS), device=DEVICE).unsqueeze(0)
         positions = torch.cat([torch.arange(length) for length in DOCUMENTS]).unsqueeze(0).to(DEVICE)
         ends = torch.tensor([0, *DOCUMENTS], device=DEVICE).cumsum(0).to(torch.int32)
-        options = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": 18, "max_length_k": 18}
+        options = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": 5, "max_length_k": 5}
     else:
-        tokens = torch.arange(3, 43, device=DEVICE).view(2, 20)
-        positions, options = torch.arange(20, device=DEVICE).expand(2, -1), {}
+        tokens = torch.arange(3, 13, device=DEVICE).view(2, 5)
+        positions, options = torch.arange(5, device=DEVICE).expand(2, -1), {}
     logits = model(input_ids=tokens, position_ids=positions, use_cache=False, **options).logits
     torch.manual_seed(2)
     (logits * torch.randn(logits.shape).to(DEVICE)).sum().backward()
@@ -63,30 +83,52 @@ def differences(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 def fuse(model: Any, keep: Keep, *, resident: bool = True) -> FusedLayers:
     causal = model.get_base_model()
-    assert why_not_fused(causal, longest=40) is None
+    assert why_not_fused(causal) is None
     return FusedLayers(causal, [keep] * len(causal.model.layers), torch.float32, resident=resident)
 
 
-@pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_logits_and_gradients_are_those_of_transformers(family: str, packed: bool, tmp_path: Path) -> None:
-    model = adapted(family, tmp_path)
-    expected = results(model, packed=packed)
-    fused = fuse(model, Keep.EVERYTHING)
-    assert differences(results(model, packed=packed), expected) < 2e-4  # 1e-5 was measured, 3e-5 on Phi
-    fused.layers[0].scale *= 1.1
-    assert differences(results(model, packed=packed), expected) > 2e-3
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-@pytest.mark.parametrize("keep", [Keep.ATTENTION, Keep.INPUT, Keep.HOST])
-def test_what_is_kept_changes_nothing(family: str, keep: Keep, tmp_path: Path) -> None:
-    model = adapted(family, tmp_path)
-    fused = fuse(model, Keep.EVERYTHING)
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_gradients_are_those_of_transformers_whatever_is_kept(case: str, tmp_path: Path) -> None:
+    model = adapted(case, tmp_path)
     expected = results(model, packed=True)
-    fused.keep([keep] * len(fused.layers))
-    fused.release_weights()
-    assert differences(results(model, packed=True), expected) < 1e-5
+    fused = fuse(model, Keep.EVERYTHING)
+    for keep in Keep:
+        fused.keep([keep] * len(fused.layers))
+        assert differences(results(model, packed=True), expected) < 2e-4, keep  # 1e-5 was measured, 3e-5 on Phi
+        fused.release_weights()
+    half = fused.layers[0].attention
+    half.scoring = replace(half.scoring, scale=1.1 * half.scoring.scale)
+    assert differences(results(model, packed=True), expected) > 2e-3
+
+
+@pytest.mark.parametrize("case", ["llama", "mistral with a window", "gemma2", "gemma3"])
+def test_rows_of_one_length_are_documents(case: str, tmp_path: Path) -> None:
+    model = adapted(case, tmp_path)
+    expected = results(model, packed=False)
+    fuse(model, Keep.EVERYTHING)
+    assert differences(results(model, packed=False), expected) < 2e-4
+
+
+MUTANTS = {
+    "a window of one token more": ("gemma3", "attention.scoring.window", 4),
+    "no cap": ("gemma2", "attention.scoring.softcap", 100.0),
+    "no norm after attention": ("gemma2", "attention.post_norm.eps", 1.0),
+    "no norm after the MLP": ("gemma3", "mlp.post_norm.eps", 1.0),
+}
+
+
+@pytest.mark.parametrize(("case", "place", "value"), MUTANTS.values(), ids=MUTANTS)
+def test_a_layer_built_otherwise_is_noticed(case: str, place: str, value: float, tmp_path: Path) -> None:
+    model = adapted(case, tmp_path)
+    expected = results(model, packed=True)
+    fused = fuse(model, Keep.EVERYTHING)
+    half, part, name = place.split(".")
+    owner = getattr(fused.layers[0], half)
+    before = getattr(owner, part)
+    setattr(
+        owner, part, before._replace(**{name: value}) if isinstance(before, tuple) else replace(before, **{name: value})
+    )
+    assert differences(results(model, packed=True), expected) > 2e-3
 
 
 def test_adapters_on_some_layers_only(tmp_path: Path) -> None:
@@ -108,7 +150,6 @@ def test_a_changed_adapter_is_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "options", "longest", "reason"),
     [
-        ("gemma2", {}, 40, "the layers of Gemma2ForCausalLM are not known"),
         ("llama", {"lora_dropout": 0.1}, 40, "adapter dropout"),
         ("llama", {"use_dora": True}, 40, "DoRA"),
     ],
@@ -117,4 +158,4 @@ def test_what_is_not_known_is_said(
     family: str, options: dict[str, Any], longest: int, reason: str, tmp_path: Path
 ) -> None:
     model = adapted(family, tmp_path, **options)
-    assert why_not_fused(model.get_base_model(), longest) == reason
+    assert why_not_fused(model.get_base_model()) == reason

@@ -8,7 +8,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from finetune_kernels.decoder_layer import Keep
-from finetune_kernels.fused_layers import FusedLayers, why_not_fused
+from finetune_kernels.fused_layers import FusedLayers
+from finetune_kernels.layer_builder import why_not_fused
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
@@ -58,7 +59,7 @@ def test_errors_are_no_larger_than_those_of_eager_bf16(family: str, lengths: tup
     model = make(family, torch.bfloat16)
     eager = errors(results(model, lengths), oracle)
     causal = model.get_base_model()
-    assert why_not_fused(causal, 2048) is None
+    assert why_not_fused(causal) is None
     fused = FusedLayers(causal, [Keep.EVERYTHING] * 2, torch.bfloat16, resident=True)
     ours = errors(results(model, lengths), oracle)
     worst = max(ours[name] / eager[name] for name in eager)

@@ -40,7 +40,7 @@ def loss_and_gradients(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor
     labels[0, :9] = -100
     inputs = {"input_ids": tokens, "position_ids": torch.arange(40).unsqueeze(0)}
     model.zero_grad()
-    loss = supervised_loss(model, inputs, labels, None)
+    loss = supervised_loss(model, inputs, labels, torch.arange(8, 39), None)
     loss.backward()
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 

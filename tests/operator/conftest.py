@@ -13,6 +13,7 @@ from kubernetes.client.exceptions import ApiException
 from finetune_api.failures import ExitCode, FailureReason
 from finetune_api.job import ObjectMeta
 from finetune_api.outcome import Artifact, Outcome, Result
+from finetune_api.preflight import PreflightSummary
 from finetune_api.vocabulary import ArtifactType, Stage
 from finetune_devcluster.cluster import DevCluster
 from finetune_devcluster.operator_process import OperatorProcess
@@ -39,6 +40,22 @@ class Outcomes:
         loss=1.5,
         manifest_uri="s3://results/x/manifest.json",
         artifacts=(artifact,),
+        finished=FINISHED,
+    )
+    checked = Outcome(
+        result=Result.SUCCEEDED,
+        message="rows: 40",
+        stage=Stage.PREFLIGHT,
+        preflight=PreflightSummary(errors=0, rows=40, steps=20, report_uri="s3://results/x/preflight/report.html"),
+        finished=FINISHED,
+    )
+    refused = Outcome(
+        result=Result.FAILED,
+        reason=FailureReason.INVALID_ROW,
+        message="2 errors: chat.jsonl:2: messages is not a list; chat.jsonl:9: not valid JSON",
+        exit_code=ExitCode.DATA,
+        stage=Stage.PREFLIGHT,
+        preflight=PreflightSummary(errors=2, rows=40, bad_rows=2),
         finished=FINISHED,
     )
     bad_row = Outcome(
@@ -89,13 +106,14 @@ class Jobs:
         self._batch: Any = client.BatchV1Api(cluster.api_client())
 
     def create(self, name: str, **run_policy: Any) -> Object:
-        """A small job; keyword arguments are fields of spec.runPolicy."""
+        """A small job whose trainer comes at once, unless `preflight` says otherwise; keyword arguments are fields of
+        spec.runPolicy."""
         spec = {
             "model": {"source": "s3://models/tiny/"},
             "dataset": {"source": "s3://data/chat.jsonl"},
             "output": {"s3": {"bucket": "results"}},
             "resources": {"gpus": 0},
-            "runPolicy": run_policy,
+            "runPolicy": {"preflight": "Skip"} | run_policy,
         }
         body = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": name}, "spec": spec}
         created: Object = self._api.create_namespaced_custom_object(*self._path(), body)
@@ -141,10 +159,10 @@ class Jobs:
         ours = [event for event in found if event.involved_object.kind == "FineTuneJob"]
         return [event.reason for event in sorted(ours, key=lambda event: int(event.metadata.resource_version))]
 
-    def find_child(self, name: str) -> Object | None:
-        """The child Job as JSON."""
+    def find_child(self, name: str, naming: Callable[[ObjectMeta], str] = child_name) -> Object | None:
+        """The trainer's Job as JSON, or that of preflight."""
         try:
-            found = self._batch.read_namespaced_job(child_name(self._metadata(name)), self.namespace)
+            found = self._batch.read_namespaced_job(naming(self._metadata(name)), self.namespace)
         except ApiException as error:
             if error.status == 404:
                 return None
@@ -152,22 +170,22 @@ class Jobs:
         serialized: Object = self._batch.api_client.sanitize_for_serialization(found)
         return serialized
 
-    def child(self, name: str) -> Object:
-        """The child Job, which must exist."""
-        found = self.find_child(name)
+    def child(self, name: str, naming: Callable[[ObjectMeta], str] = child_name) -> Object:
+        """The trainer's Job, or that of preflight, which must exist."""
+        found = self.find_child(name, naming)
         assert found is not None
         return found
 
-    def delete_child(self, name: str) -> None:
-        """Delete the child Job as kubectl would."""
-        child = child_name(self._metadata(name))
+    def delete_child(self, name: str, naming: Callable[[ObjectMeta], str] = child_name) -> None:
+        """Delete the trainer's Job, or that of preflight, as kubectl would."""
+        child = naming(self._metadata(name))
         self._batch.delete_namespaced_job(child, self.namespace, propagation_policy="Background")
 
-    def create_foreign_child(self, job: Object) -> Object:
-        """A Job with the name of the child, made by someone else."""
+    def create_foreign_child(self, job: Object, naming: Callable[[ObjectMeta], str] = child_name) -> Object:
+        """A Job with the name of a child, made by someone else."""
         container = {"name": "main", "image": "x"}
         spec = {"suspend": True, "template": {"spec": {"restartPolicy": "Never", "containers": [container]}}}
-        name = child_name(ObjectMeta.model_validate(job["metadata"]))
+        name = naming(ObjectMeta.model_validate(job["metadata"]))
         created = self._batch.create_namespaced_job(self.namespace, {"metadata": {"name": name}, "spec": spec})
         return {"metadata": {"uid": created.metadata.uid}}
 

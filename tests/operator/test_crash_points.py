@@ -1,20 +1,22 @@
 """The operator is killed around every single write of a job's life, and another goes on: nothing is lost or doubled.
 
 The plans are generated: a first, undisturbed life is recorded, and each of its writes is killed once before and once
-after the API server has committed it.
+after the API server has committed it. Lives of plans are lived side by side.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 
+from finetune_api.failures import ExitCode
 from finetune_devcluster.operator_process import OperatorProcess
-from finetune_devcluster.played_kubelet import PlayedKubelet
+from finetune_devcluster.played_kubelet import PlayedKubelet, wait_for
 from finetune_operator.api_connection import ApiConnection
 from finetune_operator.cluster import Cluster, Key
-from finetune_operator.decide import Installation
+from finetune_operator.decision import Installation
+from finetune_operator.desired.names import PREFLIGHT, child_name, preflight_name
 from finetune_operator.errors import ConflictError
 from finetune_operator.observe import LastWords
 from finetune_operator.reconcile import Reconciler
@@ -23,7 +25,7 @@ from finetune_operator.report_store import ReportStore
 pytestmark = pytest.mark.cluster
 
 WRITES = ("POST", "PATCH")
-WRITES_OF_A_LIFE = 9  # ConfigMap, Job, ttl; three statuses; three events
+AT_ONCE = 8  # lives, each with operators of its own
 Object = dict[str, Any]
 
 
@@ -56,23 +58,24 @@ class KillingConnection:
 class Life:
     """One job, from creation to the end, reconciled by operators that may be killed."""
 
-    def __init__(self, connection: ApiConnection, jobs: Any, kubelet: PlayedKubelet) -> None:
+    def __init__(self, connection: ApiConnection, jobs: Any, kubelet: PlayedKubelet, outcomes: Any) -> None:
         self._connection = connection
         self._jobs = jobs
         self._kubelet = kubelet
+        self._outcomes = outcomes
 
     def _operator(self, connection: Any) -> Reconciler:
         installation = Installation("finetune-trainer:test", "https://127.0.0.1:1", "PEM")
         return Reconciler(Cluster(connection, None), installation, ReportStore(), LastWords())
 
-    async def live(self, name: str, number: int, committed: bool, last_words: str) -> tuple[Object, list[str], int]:
+    async def live(self, name: str, number: int, committed: bool, *, passes: bool) -> tuple[Object, list[str], int]:
         """Returns the final job, the writes until the kill, and how many operators it took."""
         killing = KillingConnection(self._connection, number, committed)
         operator, operators = self._operator(killing), 1
 
-        async def until(holds: Callable[[Object], bool]) -> None:
+        async def until(holds: Callable[[Object], Any]) -> None:
             nonlocal operator, operators
-            for _ in range(100):
+            for _ in range(200):
                 try:
                     await operator.reconcile(Key(self._jobs.namespace, name))
                 except KilledError:
@@ -84,22 +87,40 @@ class Life:
                 await asyncio.sleep(0.1)
             raise TimeoutError(f"{name}: {self._jobs.get(name).get('status')}")
 
-        self._jobs.create(name, ttlSecondsAfterFinished=3600)
-        await until(lambda status: status.get("phase") == "Queued")
+        self._jobs.create(name, preflight="Run", ttlSecondsAfterFinished=3600)
+        await until(lambda status: status.get("phase") == "Validating")
+        checks = await asyncio.to_thread(self._kubelet.wait_for_pod, name, component=PREFLIGHT)
+        self._kubelet.run(checks)
+        await until(lambda status: "startTime" in status.get("preflight", {}))
+        if passes:
+            self._kubelet.end(checks, 0, self._outcomes.checked.encode())
+            await until(lambda _: self._jobs.find_child(name))
+            await self._train(name, until)
+        else:
+            self._kubelet.end(checks, ExitCode.DATA, self._outcomes.refused.encode())
+            await asyncio.to_thread(wait_for, lambda: self._verdict(name), "the Job controller's verdict")
+            await until(lambda status: status.get("phase") == "Failed")
+        await until(lambda _: "ttlSecondsAfterFinished" in self._jobs.child(name, preflight_name)["spec"])
+        return self._jobs.get(name), killing.writes, operators
+
+    def _verdict(self, name: str) -> list[str]:
+        conditions = self._jobs.child(name, preflight_name).get("status", {}).get("conditions", [])
+        return [condition["type"] for condition in conditions if condition["type"] == "Failed"]
+
+    async def _train(self, name: str, until: Callable[[Callable[[Object], Any]], Awaitable[None]]) -> None:
         pod = await asyncio.to_thread(self._kubelet.wait_for_pod, name)
         self._kubelet.run(pod)
         await until(lambda status: status.get("phase") == "Running")
-        self._kubelet.end(pod, 0, last_words)
+        self._kubelet.end(pod, 0, self._outcomes.success.encode())
         await until(lambda status: status.get("phase") == "Succeeded")
         await until(lambda _: "ttlSecondsAfterFinished" in self._jobs.child(name)["spec"])
-        return self._jobs.get(name), killing.writes, operators
 
 
 @pytest.fixture
-async def life(operator: OperatorProcess, jobs: Any, kubelet: PlayedKubelet) -> AsyncIterator[Life]:
+async def life(operator: OperatorProcess, jobs: Any, kubelet: PlayedKubelet, outcomes: Any) -> AsyncIterator[Life]:
     operator.kill()  # this test runs operators of its own
     connection = ApiConnection.open(jobs.cluster.api_url, operator.service_account_dir)
-    yield Life(connection, jobs, kubelet)
+    yield Life(connection, jobs, kubelet, outcomes)
     await connection.close()
     operator.start()
 
@@ -119,22 +140,35 @@ def _story(job: Object) -> Any:
     return _without_times(job["status"])
 
 
+PASSES = ["Validating", "Validated", "Queued", "Started", "Succeeded"]
+FAILS = ["Validating", "InvalidRow"]
+# ConfigMap; Job, and its ttl, once or twice; a status at each turn, at its start and for the trainer's Job; events.
+LIVES = {"a job that passes": (True, 1 + 4 + 6 + len(PASSES), PASSES), "one that fails": (False, 1 + 2 + 3 + 2, FAILS)}
+
+
+@pytest.mark.parametrize(("passes", "count", "told"), LIVES.values(), ids=LIVES)
 async def test_a_kill_around_any_write_changes_nothing(
-    life: Life, jobs: Any, kubelet: PlayedKubelet, outcomes: Any
+    passes: bool, count: int, told: list[str], life: Life, jobs: Any, kubelet: PlayedKubelet
 ) -> None:
-    words = outcomes.success.encode()
-    reference, writes, _ = await life.live("reference", 0, False, words)
-    assert len(writes) == WRITES_OF_A_LIFE, writes
-    told = jobs.event_reasons("reference")
-    assert told == ["Queued", "Started", "Succeeded"]
-    for number in range(1, len(writes) + 1):
-        for committed in (False, True):
-            name = f"plan-{number}-{'after' if committed else 'before'}"
-            job, _, operators = await life.live(name, number, committed, words)
-            plan = (name, writes[number - 1])
-            assert operators == 2, plan
-            assert jobs.event_reasons(name) == told, plan
-            assert _story(job) == _story(reference), plan
-            assert len(kubelet.pods(name)) == 1, plan
-            assert len(jobs.config_maps(name)) == 1, plan
-            assert jobs.child(name)["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"], plan
+    reference, writes, _ = await life.live("reference", 0, False, passes=passes)
+    assert len(writes) == count, writes
+    assert jobs.event_reasons("reference") == told
+    few = asyncio.Semaphore(AT_ONCE)
+
+    async def try_plan(number: int, committed: bool) -> None:
+        name = f"plan-{number}-{'after' if committed else 'before'}"
+        async with few:
+            job, _, operators = await life.live(name, number, committed, passes=passes)
+        plan = (name, writes[number - 1])
+        assert operators == 2, plan
+        assert jobs.event_reasons(name) == told, plan
+        assert _story(job) == _story(reference), plan
+        assert len(kubelet.pods(name, PREFLIGHT)) == 1, plan
+        assert len(kubelet.pods(name)) == int(passes), plan
+        assert len(jobs.config_maps(name)) == 1, plan
+        for naming in (child_name, preflight_name):
+            child = jobs.find_child(name, naming)
+            assert (child is not None) == (passes or naming is preflight_name), plan
+            assert child is None or child["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"], plan
+
+    await asyncio.gather(*(try_plan(number + 1, late) for number in range(count) for late in (False, True)))

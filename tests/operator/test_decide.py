@@ -25,7 +25,7 @@ from finetune_devcluster.observed_builder import (
     decision_about,
 )
 from finetune_operator.children import TrueCondition
-from finetune_operator.decide import Actions
+from finetune_operator.decision import Actions
 from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION
 from finetune_operator.observed import Observed
 from finetune_operator.reasons import Reason
@@ -60,6 +60,7 @@ def _waiting(reason: str) -> tuple[object, ...]:
 UNSCHEDULABLE = a_pod(conditions=[{"type": "PodScheduled", "status": "False", "message": "no GPU"}])
 EVICTED = an_ended_pod(137, reason="Evicted")
 DISRUPTED = an_ended_pod(137, conditions=[{"type": "DisruptionTarget", "status": "True"}])
+UNCHECKED = a_spec(runPolicy={"preflight": "Skip"})
 FLAKY = a_spec(runPolicy={"maxRetries": 1})
 
 CASES: dict[str, tuple[Observed, Phase, str]] = {
@@ -169,7 +170,7 @@ CASES: dict[str, tuple[Observed, Phase, str]] = {
     ),
     "the child Job is being deleted": (an_observation(child=a_child(deleting=True)), Phase.QUEUED, "JobDeleted"),
     "a pod of a deleted Job still runs": (
-        an_observation(child=None, strays=(a_running_pod("old"),)),
+        an_observation(UNCHECKED, child=None, strays=(a_running_pod("old"),)),
         Phase.QUEUED,
         "JobDeleted",
     ),
@@ -213,17 +214,18 @@ def test_a_terminal_job_never_gets_children_again(phase: Phase) -> None:
 
 
 def test_children_are_made_in_order_and_once() -> None:
-    actions = decision_about(an_observation(child=None, config_map=None)).actions
+    actions = decision_about(an_observation(UNCHECKED, child=None, config_map=None)).actions
     assert actions.create_config_map is not None
     assert actions.create_job is not None
     assert actions.create_job["metadata"]["name"] == actions.create_config_map["metadata"]["name"]
-    with_map = decision_about(an_observation(child=None)).actions
+    with_map = decision_about(an_observation(UNCHECKED, child=None)).actions
     assert with_map.create_config_map is None
     assert with_map.create_job is not None
 
 
 def test_a_job_created_suspended_has_a_suspended_job() -> None:
-    decision = decision_about(an_observation(a_spec(**SUSPENDED), child=None))
+    spec = a_spec(runPolicy={"suspend": True, "preflight": "Skip"})
+    decision = decision_about(an_observation(spec, child=None))
     assert decision.phase is Phase.SUSPENDED
     assert decision.actions.create_job is not None
     assert decision.actions.create_job["spec"]["suspend"] is True

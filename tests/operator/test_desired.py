@@ -1,6 +1,7 @@
 """Desired objects: one golden manifest each, and what differs from it."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import yaml
 
 from finetune_api.job import ObjectMeta
 from finetune_api.run_config import RunConfig
-from finetune_devcluster.observed_builder import INSTALLATION, METADATA, a_spec
-from finetune_operator.desired.names import child_labels, child_metadata, child_name, controller_uid
+from finetune_devcluster.observed_builder import INSTALLATION, METADATA, a_spec, an_observation, decision_about
+from finetune_operator.desired.names import child_labels, child_metadata, child_name, controller_uid, preflight_name
+from finetune_operator.desired.preflight_job import build_preflight_job
 from finetune_operator.desired.run_config_map import RUN_CONFIG_KEY, build_run_config, build_run_config_map
 from finetune_operator.desired.trainer_job import build_trainer_job, remaining_deadline
 from finetune_operator.desired.trainer_pod import build_trainer_pod_spec
@@ -54,6 +56,43 @@ def _trainer(**sections: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(("name", "sections"), [("smallest", {}), ("full", FULL)])
 def test_the_job_is_the_golden_one(name: str, sections: dict[str, Any]) -> None:
     assert _job(**sections) == yaml.safe_load((GOLDEN / f"trainer_job_{name}.yaml").read_text())
+
+
+def test_the_job_of_preflight_is_the_golden_one() -> None:
+    job = build_preflight_job(METADATA, a_spec(**FULL), INSTALLATION.trainer_image, active_seconds=3)
+    assert job == yaml.safe_load((GOLDEN / "preflight_job_full.yaml").read_text())
+
+
+def test_preflight_asks_for_no_gpu_and_wakes_no_gpu_node() -> None:
+    labels = {
+        "nvidia.com/gpu.product": "NVIDIA-H200",
+        "node.kubernetes.io/instance-type": "p5",
+        "kubernetes.io/arch": "amd64",
+        "topology.kubernetes.io/zone": "a",
+    }
+    resources = {"nodeSelector": labels, "runtimeClassName": "nvidia", "memory": "64Gi", "cpu": 16}
+    pod = build_preflight_job(METADATA, a_spec(resources=resources), "i")["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"kubernetes.io/arch": "amd64", "topology.kubernetes.io/zone": "a"}
+    assert "runtimeClassName" not in pod
+    assert pod["containers"][0]["resources"] == {
+        "requests": {"cpu": "500m", "memory": "1Gi"},
+        "limits": {"memory": "1Gi"},
+    }
+    on_cpu = build_preflight_job(METADATA, a_spec(resources=resources | {"gpus": 0}), "i")["spec"]["template"]["spec"]
+    assert on_cpu["nodeSelector"] == labels
+    assert on_cpu["runtimeClassName"] == "nvidia"
+
+
+def test_preflight_has_no_token_and_otherwise_what_the_trainer_has() -> None:
+    checks = build_preflight_job(METADATA, a_spec(**FULL), "i")["spec"]["template"]["spec"]
+    trains = _pod(**FULL)
+    assert {volume["name"] for volume in trains["volumes"]} - {volume["name"] for volume in checks["volumes"]} == {
+        "token"
+    }
+    assert "FINETUNE_TOKEN_FILE" not in {entry["name"] for entry in checks["containers"][0]["env"]}
+    assert checks["automountServiceAccountToken"] is False
+    assert checks["securityContext"] == trains["securityContext"]
+    assert checks["containers"][0]["securityContext"] == trains["containers"][0]["securityContext"]
 
 
 def test_a_cpu_run_requests_no_gpu() -> None:
@@ -109,14 +148,33 @@ def test_the_run_config_survives_the_config_map() -> None:
     )
 
 
+def test_a_running_job_keeps_the_configuration_that_its_image_knows() -> None:
+    observed = an_observation()
+    assert observed.config_map is not None
+    document = yaml.safe_load(observed.config_map["data"]["run_config.yaml"])
+    older = document | {"gpus": 0} | {"progress": document["progress"] | {"caCertificate": "OLD"}}
+    del older["gpu"]
+
+    def update_of(mounted: dict[str, object], **fields: object) -> dict[str, object] | None:
+        text = {"run_config.yaml": yaml.safe_dump(mounted)}
+        kept = {"metadata": observed.config_map["metadata"], "data": text}  # type: ignore[index]
+        return decision_about(replace(observed, config_map=kept, **fields)).actions.update_config_map
+
+    assert update_of(older | {"progress": document["progress"]}) is None
+    update = update_of(older)
+    assert update is not None
+    assert yaml.safe_load(update["data"]["run_config.yaml"]) == older | {"progress": document["progress"]}  # type: ignore[index]
+    assert update_of(older, child=None) == {"data": observed.config_map["data"]}
+
+
 NAMES = ["a", "bot", "a.b.c", "x" * 63, "x" * 57 + "-yyyyy", "1"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_childs_name_fits_a_label_and_a_pods_name(name: str) -> None:
-    child = child_name(ObjectMeta(name=name, uid="u"))
-    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", child)
-    assert len(child) <= 63
+    for child in (child_name(ObjectMeta(name=name, uid="u")), preflight_name(ObjectMeta(name=name, uid="u"))):
+        assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", child)
+        assert len(child) <= 63
 
 
 def test_a_job_made_again_has_other_children() -> None:
@@ -124,10 +182,10 @@ def test_a_job_made_again_has_other_children() -> None:
 
 
 def test_children_are_owned_and_labelled() -> None:
-    metadata = child_metadata(METADATA)
+    metadata = child_metadata(METADATA, child_name(METADATA), "trainer")
     assert controller_uid(metadata) == METADATA.uid
     assert metadata["ownerReferences"][0]["blockOwnerDeletion"] is True
-    assert metadata["labels"] == child_labels(METADATA) == _job()["spec"]["template"]["metadata"]["labels"]
+    assert metadata["labels"] == child_labels(METADATA, "trainer") == _job()["spec"]["template"]["metadata"]["labels"]
 
 
 REMAINING = {"no limit": (None, 50, None), "fresh": (100, 0, 100), "resumed": (100, 40, 60), "used up": (100, 140, 1)}

@@ -14,6 +14,7 @@ from finetune_devcluster.observed_builder import (
     at,
 )
 from finetune_operator.cluster import Key
+from finetune_operator.desired.names import child_name
 from finetune_operator.desired.run_config_map import build_run_config, build_run_config_map
 from finetune_operator.desired.trainer_job import build_trainer_job
 from finetune_operator.errors import ApiError, ConflictError, ForbiddenError, NotFoundError
@@ -38,6 +39,7 @@ class FakeCluster:
             "spec": a_spec().to_wire(),
         }
         self.child: Object | None = None
+        self.preflight: Object | None = None
         self.config_map: Object | None = None
         self.pods: list[Object] = []
         self.failures: dict[str, ApiError] = {}
@@ -69,7 +71,7 @@ class FakeCluster:
         return self.job
 
     async def get_job(self, namespace: str, name: str) -> Object | None:
-        return self.child
+        return self.child if name == child_name(METADATA) else self.preflight
 
     async def get_config_map(self, namespace: str, name: str) -> Object | None:
         return self.config_map
@@ -183,7 +185,7 @@ async def test_a_name_that_was_taken_meanwhile_is_looked_at_again(reconciler: Re
 async def test_an_event_that_was_posted_before_is_no_error(reconciler: Reconciler, cluster: FakeCluster) -> None:
     cluster.failures["create_event"] = ConflictError(409, "POST /events", "exists")
     await reconciler.reconcile(KEY)
-    assert cluster.job["status"]["phase"] == "Queued"
+    assert cluster.job["status"]["phase"] == "Validating"
 
 
 def test_last_words_are_kept_of_ended_pods_only_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

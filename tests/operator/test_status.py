@@ -255,3 +255,58 @@ DURATIONS = [(None, None), (0, "0s"), (59, "59s"), (60, "1m00s"), (3599, "59m59s
 @pytest.mark.parametrize(("seconds", "text"), DURATIONS)
 def test_durations_for_people(seconds: int | None, text: str | None) -> None:
     assert format_duration(seconds) == text
+
+
+MEMORY = {"mode": "Fastest", "predictedPeakBytes": 30, "microBatch": 8}
+FALLBACKS = [
+    {"step": 0, "fromMode": "Fastest", "toMode": "Balanced"},
+    {"step": 7, "fromMode": "Balanced", "toMode": "Smallest"},
+]
+
+
+def test_memory_that_ran_out_is_told_once_for_each_time_and_pod() -> None:
+    observations = [
+        an_observation(pods=(a_running_pod("1"),), report=a_report(1, pod="1", memory=MEMORY)),
+        an_observation(
+            pods=(a_running_pod("1"),), report=a_report(2, pod="1", memory=MEMORY | {"fallbacks": FALLBACKS[:1]})
+        ),
+        an_observation(
+            pods=(a_running_pod("1"),), report=a_report(3, pod="1", memory=MEMORY | {"fallbacks": FALLBACKS})
+        ),
+        an_observation(pods=(an_ended_pod(139, uid="1"), a_running_pod("2", created=20))),
+        an_observation(
+            pods=(an_ended_pod(139, uid="1"), a_running_pod("2", created=20)),
+            report=a_report(1, pod="2", memory=MEMORY | {"fallbacks": FALLBACKS[:1], "mode": "Balanced"}),
+        ),
+    ]
+    status, told = FineTuneJobStatus(), []
+    for observed in observations:
+        new = _status_of(replace(observed, status=status))
+        turns = [turn for turn in turning_points(status, new) if turn.reason == "MemoryFallback"]
+        told.append([turn.message.split(": ")[0] for turn in turns])
+        assert all(turn.is_warning for turn in turns)
+        assert not turning_points(new, _status_of(replace(observed, status=new)))
+        status = new
+    zero, seven = "out of GPU memory after step 0", "out of GPU memory after step 7"
+    assert told == [[], [zero], [seven], [], [zero]]
+    assert status.memory is not None
+    assert status.memory.mode == "Balanced"
+    names = {
+        build_event(METADATA, turn, NOW)["metadata"]["name"] for turn in turning_points(FineTuneJobStatus(), status)
+    }
+    assert len(names) == len(turning_points(FineTuneJobStatus(), status))
+
+
+def test_best_step_and_memory_come_from_the_outcome_too() -> None:
+    report = a_report(7, pod="1", bestStep=2, bestEvalLoss=1.5, memory=MEMORY)
+    status = _status_of(an_observation(pods=(a_running_pod("1"),), report=report))
+    assert status.progress is not None
+    assert (status.progress.best_step, status.progress.best_eval_loss) == (2, 1.5)
+    memory = status.memory.model_copy(update={"measured_peak_bytes": 31}) if status.memory else None
+    outcome = SUCCEEDED.model_copy(
+        update={"best_step": 4, "best_eval_loss": 1.25, "stopped_early": True, "memory": memory}
+    )
+    done = _status_of(an_observation(pods=(an_ended_pod(0, outcome, uid="1"),), status=status))
+    assert done.progress is not None
+    assert (done.progress.best_step, done.progress.best_eval_loss, done.progress.stopped_early) == (4, 1.25, True)
+    assert done.memory == memory

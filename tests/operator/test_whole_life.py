@@ -7,6 +7,7 @@ import pytest
 from finetune_api.failures import ExitCode
 from finetune_devcluster.operator_process import OperatorProcess
 from finetune_devcluster.played_kubelet import PlayedKubelet
+from finetune_operator.desired.names import PREFLIGHT
 
 pytestmark = pytest.mark.cluster
 
@@ -14,7 +15,11 @@ pytestmark = pytest.mark.cluster
 def test_a_job_succeeds_with_its_artifacts(
     operator: OperatorProcess, jobs: Any, kubelet: PlayedKubelet, outcomes: Any
 ) -> None:
-    jobs.create("good")
+    jobs.create("good", preflight="Run")
+    checks = kubelet.wait_for_pod("good", component=PREFLIGHT)
+    jobs.wait_for_phase("good", "Validating")
+    kubelet.run(checks)
+    kubelet.end(checks, 0, outcomes.checked.encode())
     pod = kubelet.wait_for_pod("good")
     jobs.wait_for_phase("good", "Queued")
     kubelet.run(pod)
@@ -25,6 +30,8 @@ def test_a_job_succeeds_with_its_artifacts(
     assert status["manifestUri"] == outcomes.success.manifest_uri
     assert status["progress"]["percent"] == 100
     assert status["attempts"][0]["exitCode"] == 0
+    assert [stage["name"] for stage in status["stages"]] == ["Preflight"]
+    assert status["preflight"]["reportUri"] == outcomes.checked.preflight.report_uri
 
 
 def test_a_permanent_failure_arrives_with_reason_and_hint(

@@ -15,7 +15,7 @@ from finetune_trainer.chat_rendering import IGNORED, ChatEncoder
 from finetune_trainer.chat_templates import SPECIAL_TOKENS, use_named_template
 from finetune_trainer.dataset_formats import Conversation
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.model_loading import load_tokenizer
+from finetune_trainer.model_description import load_tokenizer
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 TURNS = [

@@ -9,9 +9,10 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.data_utils import pack_dataset
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from finetune_api.spec_inputs import DatasetSpec
+from finetune_api.vocabulary import OnBadRow
+from finetune_trainer.batches import lay_end_to_end
 from finetune_trainer.data_formatting import FormattedData, format_data
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.losses import supervised_loss
@@ -57,6 +58,38 @@ def test_max_samples_stops_reading_at_the_last_row_needed(tmp_path: Path, tokeni
     assert len(data.train) == 2
 
 
+@pytest.mark.parametrize(
+    ("evaluation", "found"),
+    [
+        (None, None),
+        ({"fraction": 0.1}, None),
+        ({"split": "validation"}, ("hf://org/data", "validation")),
+        ({"source": "hf://org/more"}, ("hf://org/more", "train")),
+        ({"source": "hf://org/more", "split": "test"}, ("hf://org/more", "test")),
+    ],
+)
+def test_what_is_evaluated_on(evaluation: dict[str, Any] | None, found: tuple[str, str] | None) -> None:
+    spec = DatasetSpec.model_validate({"source": "hf://org/data", "evaluation": evaluation})
+    assert spec.evaluation_source() == found
+
+
+def test_an_evaluation_source_has_its_own_layout_and_all_its_rows(tmp_path: Path, tokenizer: Any) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text("\n".join(json.dumps({"prompt": f"q{n}", "completion": f"a{n}"}) for n in range(3)) + "\n{\n")
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text("\n".join(row(f"answer {n}") for n in range(5)))
+    spec = DatasetSpec.model_validate(
+        {"source": f"file://{lines}", "evaluation": {"source": f"file://{own}"}, "maxSamples": 2, "onBadRow": "Skip"}
+    )
+    work = {"max_length": 64, "seed": 1, "held_out": (own,)}
+    data = format_data((lines,), spec, tokenizer, tmp_path / "work", **work)
+    assert data.evaluation is not None
+    assert (len(data.train), len(data.evaluation), data.skipped_rows) == (2, 3, 1)
+    assert data.format == "Messages"
+    with pytest.raises(TrainerError, match=r"own.jsonl:4"):
+        format_data((lines,), spec.model_copy(update={"on_bad_row": OnBadRow.FAIL}), tokenizer, tmp_path, **work)
+
+
 def test_held_out_rows_are_chosen_by_the_seed_and_never_trained_on(tmp_path: Path, tokenizer: Any) -> None:
     lines = [row(f"answer {number}") for number in range(20)]
     first = formatted(tmp_path, tokenizer, lines, evaluation={"fraction": 0.1})
@@ -74,9 +107,9 @@ def model(tiny_base: Path) -> Any:
 
 
 def loss_of(model: Any, batch: dict[str, Any]) -> float:
-    labels = batch.pop("labels")
+    labels, supervised = batch.pop("labels"), batch.pop("supervised")
     with torch.no_grad():
-        return float(supervised_loss(model, batch, labels, num_items=1))
+        return float(supervised_loss(model, batch, labels, supervised, num_items=1))
 
 
 def test_documents_packed_together_do_not_see_each_other(tmp_path: Path, tokenizer: Any, model: Any) -> None:
@@ -84,23 +117,19 @@ def test_documents_packed_together_do_not_see_each_other(tmp_path: Path, tokeniz
     documents that see each other (positions that run on) are off by more than a hundred times the tolerance."""
     lines = [row(f"answer number {number} is {'very ' * number}long") for number in range(6)]
     data = formatted(tmp_path, tokenizer, lines, max_length=256)
-    collate = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
     packed = pack_dataset(data.train, seq_length=256, strategy="bfd")
     assert len(packed) < len(data.train)
-    together = sum(loss_of(model, collate([packed[index]])) for index in range(len(packed)))
-    apart = sum(loss_of(model, collate([data.train[index]])) for index in range(len(data.train)))
+    together = sum(loss_of(model, lay_end_to_end([packed[index]])) for index in range(len(packed)))
+    apart = sum(loss_of(model, lay_end_to_end([data.train[index]])) for index in range(len(data.train)))
     assert together == pytest.approx(apart, rel=1e-4)
 
     leaking = 0.0
     for index in range(len(packed)):
-        batch = collate([packed[index]])
+        batch = lay_end_to_end([packed[index]])
         length = batch["input_ids"].shape[1]
-        leaking += loss_of(model, {"input_ids": batch["input_ids"], "labels": batch["labels"]} | positions(length))
+        whole = {name: batch[name] for name in ("input_ids", "labels", "supervised")}
+        leaking += loss_of(model, whole | {"position_ids": torch.arange(length).unsqueeze(0)})
     assert abs(leaking - apart) > 1e-2 * apart
-
-
-def positions(length: int) -> dict[str, torch.Tensor]:
-    return {"position_ids": torch.arange(length).unsqueeze(0)}
 
 
 def test_the_loss_is_the_cross_entropy_of_the_supervised_tokens(model: Any) -> None:
@@ -111,5 +140,6 @@ def test_the_loss_is_the_cross_entropy_of_the_supervised_tokens(model: Any) -> N
     with torch.no_grad():
         logits = model(tokens).logits[0]
         expected = functional.cross_entropy(logits[:-1], labels[0, 1:], ignore_index=-100)
-        found = supervised_loss(model, {"input_ids": tokens}, labels, num_items=None)
+        positions = (labels[0, 1:] != -100).nonzero().squeeze(1)
+        found = supervised_loss(model, {"input_ids": tokens}, labels, positions, num_items=None)
     assert float(found) == pytest.approx(float(expected), rel=1e-5)

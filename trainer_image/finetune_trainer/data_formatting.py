@@ -38,7 +38,7 @@ class FormattedData:
     format: DatasetFormat
     skipped_rows: int
     supervised_tokens: int
-    """Tokens with loss in the training rows and the held-out ones."""
+    """Tokens with loss in the training rows, and in rows held out from them."""
 
 
 class _Counts:
@@ -59,31 +59,49 @@ class _Counts:
 
 
 def format_data(
-    files: tuple[Path, ...], spec: DatasetSpec, tokenizer: Any, work: Path, *, max_length: int, seed: int
+    files: tuple[Path, ...],
+    spec: DatasetSpec,
+    tokenizer: Any,
+    work: Path,
+    *,
+    max_length: int,
+    seed: int,
+    held_out: tuple[Path, ...] | None = None,
 ) -> FormattedData:
-    """Encode every usable row into an Arrow file below `work`. Raises TrainerError (InvalidRow, MissingColumn,
-    EmptyDataset, NoSupervisedTokens, ...)."""
+    """Encode every usable row into Arrow files below `work`; `held_out` are the files of an evaluation source. Raises
+    TrainerError (InvalidRow, MissingColumn, EmptyDataset, NoSupervisedTokens, ...)."""
     counts = _Counts()
     encoder = ChatEncoder(tokenizer, spec.train_on)
     disable_progress_bars()
-    work.mkdir(parents=True, exist_ok=True)
-    path = work / "encoded.arrow"
+    dataset = _encode_files(files, spec, encoder, work / "encoded.arrow", max_length, counts)
+    evaluation, skipped = None, counts.bad_total
+    if held_out is not None:
+        uri, _ = spec.evaluation_source() or (spec.source, "")
+        own = spec.model_copy(update={"source": uri, "max_samples": None})
+        of_evaluation = _Counts()
+        evaluation = _encode_files(held_out, own, encoder, work / "evaluation.arrow", max_length, of_evaluation)
+        skipped += of_evaluation.bad_total
+    elif spec.evaluation is not None and spec.evaluation.fraction is not None:
+        if counts.rows < 2:
+            message = "spec.dataset.evaluation needs at least two usable rows: one to train on, one to hold out"
+            raise TrainerError(FailureReason.EMPTY_DATASET, message)
+        share = min(counts.rows - 1, max(1, round(counts.rows * spec.evaluation.fraction)))
+        parts = dataset.train_test_split(test_size=share, seed=seed)
+        dataset, evaluation = parts["train"], parts["test"]
+    return FormattedData(dataset, evaluation, counts.format, skipped, counts.supervised)
+
+
+def _encode_files(
+    files: tuple[Path, ...], spec: DatasetSpec, encoder: ChatEncoder, path: Path, max_length: int, counts: _Counts
+) -> Dataset:
+    path.parent.mkdir(parents=True, exist_ok=True)
     writer = ArrowWriter(path=str(path), features=FEATURES, writer_batch_size=WRITE_BATCH)
     for encoded in _encode_rows(files, spec, encoder, max_length, counts):
         writer.write({"input_ids": encoded.input_ids, "labels": encoded.labels})
     writer.finalize()
     writer.close()
     _check(counts, spec, max_length)
-    dataset = Dataset.from_file(str(path))
-    evaluation = None
-    if spec.evaluation is not None:
-        if counts.rows < 2:
-            message = "spec.dataset.evaluation needs at least two usable rows: one to train on, one to hold out"
-            raise TrainerError(FailureReason.EMPTY_DATASET, message)
-        held_out = min(counts.rows - 1, max(1, round(counts.rows * spec.evaluation.fraction)))
-        parts = dataset.train_test_split(test_size=held_out, seed=seed)
-        dataset, evaluation = parts["train"], parts["test"]
-    return FormattedData(dataset, evaluation, counts.format, counts.bad_total, counts.supervised)
+    return Dataset.from_file(str(path))
 
 
 def _encode_rows(

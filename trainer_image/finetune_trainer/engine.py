@@ -12,10 +12,15 @@ from typing import Any
 
 import torch
 
+from finetune_api.progress import MemoryFallback, MemoryUse
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode, Precision
-from finetune_kernels.fused_layers import FusedLayers, why_not_fused
+from finetune_kernels.fused_layers import FusedLayers
+from finetune_kernels.host_vocabulary import movable_bytes
+from finetune_kernels.layer_builder import why_not_fused
 from finetune_kernels.memory_plan import MemoryPlan, ModelShape, plan_memory, plan_modules, smaller_mode
+from finetune_kernels.micro_batch import MicroBatch, choose_micro_batch, largest_kept, usual_micro_batch
+from finetune_kernels.model_shape import build_shape
 from finetune_kernels.packed_attention import use_packed_attention
 from finetune_kernels.patching import patch_model
 from finetune_kernels.supervised_loss import causal_model, has_plain_head
@@ -24,7 +29,7 @@ from finetune_trainer.losses import supervised_loss
 from finetune_trainer.model_loading import LoadedModel
 
 log = logging.getLogger(__name__)
-Loss = Callable[[Any, Mapping[str, Any], torch.Tensor, torch.Tensor | int | None], torch.Tensor]
+Loss = Callable[[Any, Mapping[str, Any], torch.Tensor, torch.Tensor, torch.Tensor | int | None], torch.Tensor]
 
 
 @dataclass
@@ -33,14 +38,16 @@ class Engine:
 
     recompute_activations: bool
     loss: Loss
+    batch: MicroBatch
     plan: MemoryPlan | None = None
     layers: FusedLayers | None = None
     replan: Callable[[MemoryMode], MemoryPlan] | None = None
-    fallbacks: int = field(default=0, init=False)
+    fallbacks: list[MemoryFallback] = field(default_factory=list, init=False)
     """How often memory ran out and a smaller plan took over."""
 
-    def step_down(self) -> bool:
-        """After memory ran out: keep less from now on. False where nothing smaller is left."""
+    def step_down(self, step: int) -> bool:
+        """After memory ran out, `step` steps being finished: keep less from now on. False where nothing smaller is
+        left."""
         if self.plan is None or self.layers is None or self.replan is None:
             return False
         mode = smaller_mode(self.plan)
@@ -50,10 +57,25 @@ class Engine:
         if not smaller.resident_weights:
             self.layers.release_weights()
         self.layers.keep(smaller.keeps)
+        if smaller.host_bytes:
+            self.layers.move_vocabulary()
         torch.cuda.empty_cache()
-        self.plan, self.fallbacks = smaller, self.fallbacks + 1
-        log.warning("out of GPU memory: going on with less\n%s", explain(smaller))
+        self.fallbacks.append(MemoryFallback(step=step, from_mode=self.plan.mode, to_mode=smaller.mode))
+        self.plan = smaller
+        log.warning("out of GPU memory after step %d: going on with less\n%s", step, explain(smaller))
         return True
+
+    def memory_use(self) -> MemoryUse | None:
+        """The plan and what became of it, for the status; None where nothing was planned layer by layer."""
+        if self.plan is None:
+            return None
+        return MemoryUse(
+            mode=self.plan.mode,
+            predicted_peak_bytes=self.plan.peak_bytes,
+            measured_peak_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+            micro_batch=self.batch.size,
+            fallbacks=tuple(self.fallbacks),
+        )
 
 
 def explain(plan: MemoryPlan) -> str:
@@ -63,34 +85,61 @@ def explain(plan: MemoryPlan) -> str:
 
 def prepare_engine(model: Any, loaded: LoadedModel, config: RunConfig) -> Engine:
     """Choose, and put the kernels into the model (a peft model)."""
+    training = config.training
+    written = MicroBatch(training.batch_size, training.gradient_accumulation) if training.batch_size else None
     on_gpu = loaded.device.type == "cuda"
     if not (on_gpu and loaded.precision is Precision.BF16 and config.kernels):
         log.info("engine: plain PyTorch%s", ", activations recomputed" if on_gpu else "")
-        return Engine(on_gpu, supervised_loss)
-    tokens = config.training.batch_size * config.model.max_sequence_length
+        return Engine(on_gpu, supervised_loss, written or usual_micro_batch(training.sequences_per_step()))
     loss = fused_loss if has_plain_head(model) else supervised_loss
     if loss is supervised_loss:
         log.warning("%s trains with the plain head: all supervised logits are in memory at once", loaded.architecture)
-    causal, shape = causal_model(model), model_shape(model)
     base, total = torch.cuda.memory_allocated(loaded.device), _available(loaded.device)
-    reason = why_not_fused(causal, config.model.max_sequence_length)
-    if reason is not None:
-        keep, stay = plan_modules(shape, tokens, base_bytes=base, total_bytes=total)
-        log.warning("layers run module by module (%s): expect two thirds of the speed", reason)
-        log.info("%s", patch_model(model, resident=stay))
-        reason = use_packed_attention(causal)
-        log.info("attention: %s", f"as it was ({reason})" if reason else "packed, by variable lengths")
-        return Engine(not keep, loss)
+    reason = why_not_fused(causal_model(model))
+    if reason is None:
+        return _fused_engine(model, config, loss, written, base, total)
+    log.warning("layers run module by module (%s): expect two thirds of the speed", reason)
+    return _modular_engine(model, config, loss, written, base, total)
 
-    def plan_for(mode: MemoryMode) -> MemoryPlan:
+
+def _modular_engine(
+    model: Any, config: RunConfig, loss: Loss, written: MicroBatch | None, base: int, total: int
+) -> Engine:
+    """Each module with its kernel, under autograd."""
+    shape, length = model_shape(model), config.model.max_sequence_length
+
+    def plan(tokens: int) -> tuple[bool, bool]:
+        return plan_modules(shape, tokens, base_bytes=base, total_bytes=total)
+
+    sequences = config.training.sequences_per_step()
+    batch = written or largest_kept(sequences, length, lambda tokens: plan(tokens)[0])
+    keep, stay = plan(batch.size * length)
+    log.info("%s", patch_model(model, resident=stay))
+    reason = use_packed_attention(causal_model(model))
+    log.info("attention: %s", f"as it was ({reason})" if reason else "packed, by variable lengths")
+    return Engine(not keep, loss, batch)
+
+
+def _fused_engine(
+    model: Any, config: RunConfig, loss: Loss, written: MicroBatch | None, base: int, total: int
+) -> Engine:
+    """Each layer as one function, by the memory plan."""
+    causal, shape = causal_model(model), model_shape(model)
+    length, wanted = config.model.max_sequence_length, config.training.memory
+
+    def plan_for(tokens: int, mode: MemoryMode) -> MemoryPlan:
         return plan_memory(shape, tokens, base_bytes=base, total_bytes=total, mode=mode)
 
-    plan = plan_for(config.training.memory)
-    log.info("memory plan\n%s", explain(plan))
+    sequences = config.training.sequences_per_step()
+    batch = written or choose_micro_batch(shape, sequences, length, wanted, lambda tokens: plan_for(tokens, wanted))
+    plan = plan_for(batch.size * length, wanted)
+    log.info("a step is %d passes of %d sequences; memory plan\n%s", batch.accumulation, batch.size, explain(plan))
     layers = FusedLayers(causal, plan.keeps, torch.bfloat16, resident=plan.resident_weights)
     use_packed_attention(causal)  # so that no mask of T x T is made
+    if plan.host_bytes:
+        layers.move_vocabulary()
     log.info("%d layers as one function each; %s", len(layers.layers), patch_model(model, resident=False))
-    return Engine(False, loss, plan, layers, plan_for)
+    return Engine(False, loss, batch, plan, layers, lambda mode: plan_for(batch.size * length, mode))
 
 
 def _available(device: torch.device) -> int:
@@ -106,15 +155,10 @@ def model_shape(model: Any) -> ModelShape:
     states = [getattr(weight, "quant_state", None) for weight in causal.model.layers.parameters()]
     frozen = [weight for weight in causal.model.layers.parameters() if not weight.requires_grad and weight.ndim == 2]
     quantized = sum(math.prod(state.shape) for state in states if state is not None)
-    return ModelShape(
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        heads=config.num_attention_heads,
-        key_value_heads=config.num_key_value_heads,
-        head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        feed_forward=config.intermediate_size,
-        vocabulary=config.vocab_size,
+    return build_shape(
+        config,
         linear_parameters=quantized or sum(weight.numel() for weight in frozen),
         adapter_parameters=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         quantized=quantized > 0,
+        movable_bytes=movable_bytes(causal),
     )

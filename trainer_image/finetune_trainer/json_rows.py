@@ -12,6 +12,7 @@ from finetune_trainer.strict_json import finite, load_strict, refuse_constant, r
 
 MAX_ROW_BYTES = 64 * 2**20
 PIECE_BYTES = 2**16
+LINE_PIECE_BYTES = 2**20
 WHITESPACE = " \t\r\n"
 NO_LIST = "a .json file must hold a list of rows, or rows one after the other"
 
@@ -20,25 +21,42 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """Place and value of each line that is not blank; a ValueError where it is not valid."""
     with open_bytes(path) as file:
         number = 0
-        while line := file.readline(MAX_ROW_BYTES + 1):
+        while line := _read_line(file):
             number += 1
-            if len(line) > MAX_ROW_BYTES and not line.endswith(b"\n"):
-                _skip_line(file)
+            if len(line) - line.endswith(b"\n") > MAX_ROW_BYTES:
                 yield f":{number}", ValueError(f"the row is longer than {MAX_ROW_BYTES // 2**20} MiB")
             elif not line.isspace():
-                yield f":{number}", _parse(line)
+                text, line = _decode(line), b""  # of a long row only one form is kept at a time
+                value = text if isinstance(text, ValueError) else _parse(text)
+                text = ""
+                yield f":{number}", value
 
 
-def _skip_line(file: io.BufferedReader) -> None:
-    while (piece := file.readline(PIECE_BYTES)) and not piece.endswith(b"\n"):
-        pass
+def _read_line(file: io.BufferedReader) -> bytes | bytearray:
+    """The next line; of one that is too long only that it is."""
+    line = file.readline(LINE_PIECE_BYTES)
+    if len(line) < LINE_PIECE_BYTES or line.endswith(b"\n"):
+        return line
+    whole = bytearray(line)  # grows in place, where readline would join pieces of what it has read
+    while (piece := file.readline(LINE_PIECE_BYTES)) and len(whole) <= MAX_ROW_BYTES:
+        whole += piece
+        if piece.endswith(b"\n"):
+            return whole
+    while piece and not piece.endswith(b"\n"):
+        piece = file.readline(LINE_PIECE_BYTES)
+    return whole
 
 
-def _parse(line: bytes) -> Any:
+def _decode(line: bytes | bytearray) -> str | ValueError:
     try:
-        return load_strict(line.decode())
+        return line.decode()
     except UnicodeDecodeError as error:
         return ValueError(f"not UTF-8: byte {error.object[error.start]:#x} at {error.start}")
+
+
+def _parse(text: str) -> Any:
+    try:
+        return load_strict(text)
     except ValueError as error:
         return ValueError(f"not valid JSON: {error}")
 

@@ -7,20 +7,20 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from finetune_trainer.chat_rendering import IGNORED
-
 
 def supervised_loss(
-    model: Any, inputs: Mapping[str, Any], labels: torch.Tensor, num_items: torch.Tensor | int | None
+    model: Any,
+    inputs: Mapping[str, Any],
+    labels: torch.Tensor,
+    positions: torch.Tensor,
+    num_items: torch.Tensor | int | None,
 ) -> torch.Tensor:
     """Cross entropy in fp32, summed over the supervised tokens and divided by `num_items` (None: by their number).
 
-    `labels`: [1, T], IGNORED where there is no loss, documents back to back as TRL's padding-free collator makes
-    them; the first token of each document is IGNORED, so nothing is predicted across a boundary.
+    `labels` [1, T] and `positions` [S] as `lay_end_to_end` makes them: the token at p predicts label p + 1.
     """
     # With a cache, transformers does not look for documents in position_ids: packed ones would see each other.
     inputs = {**inputs, "use_cache": False}
-    positions = (labels[0, 1:] != IGNORED).nonzero().squeeze(1)  # [S] token p predicts label p + 1
     if takes_positions(model):
         logits = model(**inputs, logits_to_keep=positions).logits[0]  # [S, V]
     else:

@@ -4,9 +4,6 @@ process ends with an exit code of the shared table."""
 import logging
 import sys
 
-from pydantic import ValidationError
-
-from finetune_api.failures import FailureReason
 from finetune_api.outcome import Outcome
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Stage
@@ -15,7 +12,7 @@ from finetune_trainer.logs import configure_logging
 from finetune_trainer.outcomes import failed, succeeded, write_outcome
 from finetune_trainer.progress import Progress
 from finetune_trainer.progress_reporter import Reporter
-from finetune_trainer.settings import Settings
+from finetune_trainer.settings import Settings, load_config
 from finetune_trainer.termination import Termination
 
 log = logging.getLogger(__name__)
@@ -30,6 +27,9 @@ def main() -> None:
     termination.install()
     settings = Settings.from_environment()
     if sys.argv[1] == "preflight":
+        from finetune_trainer.preflight.without_torch import leave_out_torch
+
+        leave_out_torch()
         from finetune_trainer.preflight.command import preflight_attempt
 
         sys.exit(preflight_attempt(settings))
@@ -52,15 +52,6 @@ def run_attempt(settings: Settings, termination: Termination) -> int:
     if reporter is not None:
         reporter.close()
     return write_outcome(outcome, settings.termination_log)
-
-
-def load_config(settings: Settings) -> RunConfig:
-    """The mounted RunConfig; raises TrainerError (InvalidConfiguration) with every error at once."""
-    assert settings.config is not None
-    try:
-        return RunConfig.from_yaml(settings.config.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
-        raise TrainerError(FailureReason.INVALID_CONFIGURATION, f"{settings.config}: {error}") from None
 
 
 def run_job(config: RunConfig, settings: Settings, progress: Progress, termination: Termination) -> Outcome:

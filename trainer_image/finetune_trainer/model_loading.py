@@ -3,23 +3,20 @@
 Only safetensors weights and architectures of transformers itself are loaded; a repository's own code never runs.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from bitsandbytes.nn.modules import Linear4bit
-from jinja2 import TemplateError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
 from finetune_api.failures import FailureReason
 from finetune_api.spec_inputs import ModelSpec
 from finetune_api.vocabulary import Precision, Quantization
-from finetune_trainer.chat_templates import use_named_template
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.model_description import check_architecture, first_line, load_tokenizer
 
 AMPERE = 8  # compute capability; older GPUs have no bfloat16 units
 DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
@@ -75,7 +72,7 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        message = f"{spec.source} cannot be loaded as {architecture}: {_first_line(error)}"
+        message = f"{spec.source} cannot be loaded as {architecture}: {first_line(error)}"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from error
     model.config.use_cache = False
     _keep_trainable_layout(model)
@@ -107,53 +104,6 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     return precision
 
 
-def check_architecture(folder: Path) -> str:
-    """The architecture that config.json names, if transformers itself has it and needs no code of the repository."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise TrainerError(
-            FailureReason.MODEL_NOT_FOUND, "the model has no config.json: it is not a Hugging Face folder"
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        architecture = str((config.get("architectures") or ["none"])[0])
-    except (ValueError, AttributeError):
-        raise TrainerError(FailureReason.INVALID_CONFIGURATION, "the model's config.json is not valid JSON") from None
-    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    if architecture not in known:
-        if "auto_map" in config:
-            message = f"{architecture} needs Python code from the model's repository, which is never run"
-            raise TrainerError(FailureReason.UNSAFE_MODEL, message)
-        message = f"architecture {architecture} is not a causal language model of transformers"
-        raise TrainerError(FailureReason.UNSUPPORTED_ARCHITECTURE, message)
-    if (config.get("quantization_config") or {}).get("quant_method") not in (None, "bitsandbytes"):
-        method = config["quantization_config"]["quant_method"]
-        message = f"the model's weights are {method}-quantised; name the original 16-bit model"
-        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
-    AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    return architecture
-
-
-def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
-    """The tokenizer below `folder` with the job's chat template. Raises TrainerError (InvalidConfiguration,
-    InvalidChatTemplate)."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, use_fast=True)
-    except (OSError, ValueError) as error:
-        message = f"{spec.source} has no usable tokenizer: {_first_line(error)}"
-        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from error
-    if spec.chat_template_name is not None:
-        use_named_template(tokenizer, spec.chat_template_name)
-    if spec.chat_template is not None:
-        tokenizer.chat_template = spec.chat_template
-        try:
-            tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
-        except TemplateError as error:
-            message = f"spec.model.chatTemplate: {_first_line(error)}"
-            raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, message) from None
-    return tokenizer
-
-
 def _choose_device(gpus: int) -> torch.device:
     if gpus == 0:
         return torch.device("cpu")
@@ -161,7 +111,3 @@ def _choose_device(gpus: int) -> torch.device:
         message = "spec.resources.gpus is 1, but no CUDA device is visible: check the driver, or write gpus: 0"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
     return torch.device("cuda", 0)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

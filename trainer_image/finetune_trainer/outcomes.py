@@ -17,12 +17,17 @@ def succeeded(
     manifest: Manifest, manifest_uri: str, progress: Progress, *, reused: bool, hub_url: str | None = None
 ) -> Outcome:
     """A result is committed, and pushed to `hub_url` where the job asks for that."""
+    best_step = manifest.metrics.get("bestStep")
     return Outcome(
         result=Result.SUCCEEDED,
         message="a finished result of the same specification was found" if reused else "",
         stage=progress.current_stage,
         loss=_rounded(manifest.metrics.get("loss")),
         eval_loss=_rounded(manifest.metrics.get("evalLoss")),
+        best_step=None if best_step is None else int(best_step),
+        best_eval_loss=_rounded(manifest.metrics.get("bestEvalLoss")),
+        stopped_early=True if manifest.metrics.get("stoppedEarly") else None,
+        memory=progress.memory,
         reused=reused,
         manifest_uri=manifest_uri,
         hub_url=hub_url,
@@ -43,6 +48,10 @@ def failed(error: BaseException, progress: Progress) -> Outcome:
         stage=progress.current_stage,
         loss=progress.value("loss"),
         eval_loss=progress.value("eval_loss"),
+        best_step=progress.value("best_step"),
+        best_eval_loss=progress.value("best_eval_loss"),
+        stopped_early=progress.value("stopped_early"),
+        memory=progress.memory,
         finished=datetime.now(UTC),
         **_position(progress),
     )

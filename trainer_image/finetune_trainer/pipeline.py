@@ -9,11 +9,14 @@ from finetune_trainer.adapter_injection import inject_adapter
 from finetune_trainer.artifacts.checkpoints import CheckpointStore, checkpoint_key
 from finetune_trainer.artifacts.manifest import Manifest
 from finetune_trainer.artifacts.store import ArtifactStore, LocalArtifact, Provenance
-from finetune_trainer.data_formatting import format_data
-from finetune_trainer.documents.write import write_documents
+from finetune_trainer.best_adapter import BestAdapter
+from finetune_trainer.data_formatting import FormattedData, format_data
+from finetune_trainer.documents.write import RunStory, write_documents
 from finetune_trainer.engine import prepare_engine
-from finetune_trainer.model_loading import load_model
+from finetune_trainer.model_loading import LoadedModel, load_model
 from finetune_trainer.progress import Progress
+from finetune_trainer.run_callback import Companions
+from finetune_trainer.samples import Sampler, build_prompts
 from finetune_trainer.saving import save_artifacts
 from finetune_trainer.settings import Settings
 from finetune_trainer.sources import FetchedSource, SourceAccess, fetch_dataset, fetch_model
@@ -54,23 +57,8 @@ def run(place: Workplace) -> Manifest:
     progress.resolve(trainable_parameters=adapted.trainable_parameters, total_parameters=adapted.total_parameters)
 
     progress.stage(Stage.DATA_FORMATTING)
-    source = _fetch_dataset(place)
-    data = format_data(
-        source.files,
-        config.dataset,
-        loaded.tokenizer,
-        work / "encoded",
-        max_length=config.model.max_sequence_length,
-        seed=config.training.seed,
-    )
-    progress.resolve(
-        dataset_digest=source.digest,
-        dataset_format=data.format.value,
-        rows=len(data.train),
-        skipped_rows=data.skipped_rows,
-        evaluation_rows=len(data.evaluation) if data.evaluation is not None else None,
-        supervised_tokens=data.supervised_tokens,
-    )
+    source, held_out = _fetch_dataset(place), _fetch_evaluation(place)
+    data = _format(place, loaded, source, held_out)
 
     progress.stage(Stage.TRAINING_CONFIGURATION)
     engine = prepare_engine(adapted.model, loaded, config)
@@ -80,32 +68,83 @@ def run(place: Workplace) -> Manifest:
         work / "checkpoints",
         evaluates=data.evaluation is not None,
         recompute=engine.recompute_activations,
+        batch=engine.batch,
     )
-    checkpoints = _checkpoint_store(place, base, source)
+    progress.resolve(batch_size=engine.batch.size, gradient_accumulation=engine.batch.accumulation)
+    checkpoints = _checkpoint_store(place, base, source, held_out)
+    companions = _companions(config, loaded, data, work)
 
     progress.stage(Stage.TRAINING)
-    outcome = train(adapted.model, loaded, data, arguments, engine, progress, checkpoints, place.termination)
+    outcome = train(
+        adapted.model, loaded, data, arguments, engine, progress, checkpoints, place.termination, companions
+    )
     progress.resolve(total_steps=outcome.steps)
 
     progress.stage(Stage.SAVING)
     artifacts = save_artifacts(adapted.model, loaded, base.folder, config, work / "artifacts")
-    artifacts += _write_documents(place, base, artifacts, outcome)
+    artifacts += _write_documents(place, base, artifacts, outcome, companions)
 
     progress.stage(Stage.UPLOADING)
     return _publish(place, artifacts, outcome)
 
 
+def _format(
+    place: Workplace, loaded: LoadedModel, source: FetchedSource, held_out: FetchedSource | None
+) -> FormattedData:
+    config, progress, work = place.config, place.progress, place.settings.work
+    data = format_data(
+        source.files,
+        config.dataset,
+        loaded.tokenizer,
+        work / "encoded",
+        max_length=config.model.max_sequence_length,
+        seed=config.training.seed,
+        held_out=held_out.files if held_out else None,
+    )
+    progress.resolve(
+        dataset_digest=source.digest,
+        dataset_format=data.format.value,
+        rows=len(data.train),
+        skipped_rows=data.skipped_rows,
+        evaluation_rows=len(data.evaluation) if data.evaluation is not None else None,
+        evaluation_digest=held_out.digest if held_out else None,
+        supervised_tokens=data.supervised_tokens,
+    )
+    return data
+
+
+def _companions(config: RunConfig, loaded: LoadedModel, data: FormattedData, work: Path) -> Companions:
+    """What goes along with training, as far as the job asks for it."""
+    training = config.training
+    best = BestAdapter(work, training.early_stopping) if training.keeps_best() else None
+    if training.samples is None:
+        return Companions(best)
+    prompts = build_prompts(training.samples, loaded.tokenizer, data.evaluation, config.model.max_sequence_length)
+    sampler = Sampler(prompts, training.samples, loaded.tokenizer, training.seed, work / "samples")
+    return Companions(best, sampler, training.evaluation_steps)
+
+
 def _write_documents(
-    place: Workplace, base: FetchedSource, artifacts: list[LocalArtifact], outcome: TrainingOutcome
+    place: Workplace,
+    base: FetchedSource,
+    artifacts: list[LocalArtifact],
+    outcome: TrainingOutcome,
+    companions: Companions,
 ) -> list[LocalArtifact]:
+    story = RunStory(
+        metrics=outcome.metrics(),
+        history=outcome.history,
+        best_step=outcome.best_step,
+        memory=place.progress.memory,
+        samples=companions.sampler.lines() if companions.sampler else (),
+    )
     return write_documents(
         place.settings.work / "artifacts",
         place.config,
         place.progress.resolved,
         artifacts,
         model_digest=base.digest,
-        metrics=outcome.metrics(),
-        history=outcome.history,
+        story=story,
     )
 
 
@@ -128,11 +167,22 @@ def _fetch_dataset(place: Workplace) -> FetchedSource:
     return fetch_dataset(spec.source, spec.split, place.settings.work / "data", access, lambda count: None)
 
 
+def _fetch_evaluation(place: Workplace) -> FetchedSource | None:
+    """Data to evaluate on, read as those to train on."""
+    source = place.config.dataset.evaluation_source()
+    if source is None:
+        return None
+    access = _access(place, "dataset", place.settings.dataset_mount)
+    return fetch_dataset(*source, place.settings.work / "evaluation", access, lambda count: None)
+
+
 def _access(place: Workplace, use: str, mount: Path | None) -> SourceAccess:
     s3 = place.config.output.s3
     return SourceAccess(place.settings.credentials_of(use), s3.endpoint_url, s3.region, mount)
 
 
-def _checkpoint_store(place: Workplace, base: FetchedSource, data: FetchedSource) -> CheckpointStore:
-    key = checkpoint_key(place.config.spec_digest(), base.digest, data.digest)
-    return CheckpointStore(place.store, key)
+def _checkpoint_store(
+    place: Workplace, base: FetchedSource, data: FetchedSource, held_out: FetchedSource | None
+) -> CheckpointStore:
+    digest = f"{data.digest} {held_out.digest}" if held_out else data.digest
+    return CheckpointStore(place.store, checkpoint_key(place.config.spec_digest(), base.digest, digest))

@@ -11,6 +11,7 @@ from math import isfinite
 from typing import Any
 
 from finetune_api.progress import (
+    MemoryUse,
     Metric,
     ProgressReport,
     Resolved,
@@ -43,6 +44,7 @@ class Progress:
         self._stages: list[StageTimes] = []
         self._values: dict[str, Any] = {}
         self._resolved = Resolved()
+        self._memory: MemoryUse | None = None
         self._eta: int | None = None
         self._sequence = 0
         self._listeners: list[Callable[[bool], None]] = []
@@ -89,6 +91,17 @@ class Progress:
         with self._lock:
             self._resolved = self._resolved.model_copy(update=values)
 
+    def use_memory(self, memory: MemoryUse | None) -> None:
+        """Say what the memory plan is, and what became of it."""
+        with self._lock:
+            self._memory = memory
+        self._tell(stage_changed=False)
+
+    @property
+    def memory(self) -> MemoryUse | None:
+        """The memory plan as it was said last."""
+        return self._memory
+
     @property
     def resolved(self) -> Resolved:
         """Everything resolved so far."""
@@ -120,6 +133,7 @@ class Progress:
                 stage=self._stages[-1].name if self._stages else Stage.MODEL_LOADING,
                 stages=tuple(self._stages),
                 resolved=self._resolved,
+                memory=self._memory,
                 **values,
             )
             return ProgressReport(trainer_status=status, finetune=run)

@@ -9,6 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from pydantic import ValidationError
+
+from finetune_api.failures import FailureReason
+from finetune_api.run_config import RunConfig
+from finetune_trainer.errors import TrainerError
+
 DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 
 
@@ -55,3 +61,12 @@ class Settings:
         """Folder of the Secret for `output`, `model`, `dataset` or `hub`; None where the job names none."""
         folder = self.credentials / use if self.credentials else None
         return folder if folder and folder.is_dir() else None
+
+
+def load_config(settings: Settings) -> RunConfig:
+    """The mounted RunConfig; raises TrainerError (InvalidConfiguration) with every error at once."""
+    assert settings.config is not None
+    try:
+        return RunConfig.from_yaml(settings.config.read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, f"{settings.config}: {error}") from None

@@ -2,27 +2,27 @@
 
 import gc
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerState
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from finetune_api.failures import FailureReason
 from finetune_kernels.flat_adamw import FlatAdamW8bit
 from finetune_trainer.artifacts.checkpoints import CheckpointStore
+from finetune_trainer.batches import lay_end_to_end
+from finetune_trainer.best_adapter import EvaluationRecord
 from finetune_trainer.data_formatting import FormattedData
 from finetune_trainer.documents.loss_plot import LossPoint
 from finetune_trainer.engine import Engine
-from finetune_trainer.errors import InterruptedRunError, TrainerError
+from finetune_trainer.errors import InterruptedRunError
 from finetune_trainer.model_loading import LoadedModel
-from finetune_trainer.progress import Progress, Speed
+from finetune_trainer.progress import Progress
+from finetune_trainer.run_callback import Companions, RunCallback
 from finetune_trainer.termination import Termination
 from finetune_trainer.training_configuration import choose_optimizer
 
@@ -39,10 +39,21 @@ class TrainingOutcome:
     eval_loss: float | None
     history: tuple[LossPoint, ...] = ()
     """Every logged loss, those before a resumption included."""
+    best_step: int | None = None
+    """Step whose adapter the model has now, where the best one is kept; else it is that of the last step."""
+    best_eval_loss: float | None = None
+    stopped_early: bool = False
 
     def metrics(self) -> dict[str, float]:
         """Summary for manifest and model card."""
-        measured = {"steps": float(self.steps), "loss": self.loss, "evalLoss": self.eval_loss}
+        measured = {
+            "steps": float(self.steps),
+            "loss": self.loss,
+            "evalLoss": self.eval_loss,
+            "bestStep": None if self.best_step is None else float(self.best_step),
+            "bestEvalLoss": self.best_eval_loss,
+            "stoppedEarly": 1.0 if self.stopped_early else None,
+        }
         return {name: value for name, value in measured.items() if value is not None}
 
 
@@ -50,15 +61,25 @@ class QloraTrainer(SFTTrainer):
     """TRL's trainer with our loss: TRL patches the model's forward with a loss of its own, so `compute_loss` is the
     door."""
 
-    def __init__(self, *, model: Any, args: SFTConfig, engine: Engine, **options: Any) -> None:
-        super().__init__(model=model, args=args, optimizer_cls_and_kwargs=choose_optimizer(args), **options)
-        self._engine = engine
+    def __init__(
+        self,
+        *,
+        model: Any,
+        args: SFTConfig,
+        engine: Engine,
+        callback: RunCallback,
+        **options: Any,
+    ) -> None:
+        optimizer = choose_optimizer(args)
+        super().__init__(model=model, args=args, optimizer_cls_and_kwargs=optimizer, callbacks=[callback], **options)
+        self.data_collator = lay_end_to_end  # TRL takes no collator of others as an option
+        self._engine, self._callback = engine, callback
         self.model_accepts_loss_kwargs = True  # the loss divides by the whole step's tokens itself
         model.train, model.zero_grad = _TrainingMode(model), _NoGradients(model)
         assert isinstance(self.train_dataset, Dataset)
         self.train_dataset = self.train_dataset.with_format("numpy")  # a batch of lists takes milliseconds to collate
-        self.trained_tokens = 0
         self._largest_batch = 0
+        self._evaluated = (0.0, 0)
 
     def train(self, *arguments: Any, **options: Any) -> Any:
         """As TRL's, with what exists by now left out of Python's garbage collections, which would stop the launches."""
@@ -87,8 +108,9 @@ class QloraTrainer(SFTTrainer):
                 error.__traceback__ = None  # its frames hold the pass's tensors
             for parameter, gradient in zip(trainable, before, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
-            if not self._engine.step_down():
+            if not self._engine.step_down(self.state.global_step):
                 raise torch.OutOfMemoryError("the smallest memory plan does not fit this GPU")
+            self._callback.tell_memory()
         self._largest_batch = size
         return loss
 
@@ -103,10 +125,31 @@ class QloraTrainer(SFTTrainer):
     ) -> torch.Tensor:
         """Loss of one batch; `return_outputs` never is asked for, as nothing here computes metrics from logits."""
         assert not return_outputs
-        labels = inputs.pop("labels")
+        labels, positions = inputs.pop("labels"), inputs.pop("supervised")
         if model.training:
-            self.trained_tokens += labels.numel()
-        return self._engine.loss(model, inputs, labels, num_items_in_batch)
+            self._callback.trained_tokens += labels.numel()
+            return self._engine.loss(model, inputs, labels, positions, num_items_in_batch)
+        loss = self._engine.loss(model, inputs, labels, positions, 1)
+        total, count = self._evaluated
+        self._evaluated = total + loss.item(), count + positions.numel()
+        return loss
+
+    def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
+        """As TRL's, but with the loss per supervised token, however they are spread over batches: the mean of the
+        batches' means would change with the micro-batch."""
+        self._evaluated = (0.0, 0)
+        output = super().evaluation_loop(*arguments, **options)
+        total, count = self._evaluated
+        return output._replace(metrics=(output.metrics or {}) | {"eval_loss": total / max(1, count)})
+
+    def load_adapter(self, checkpoint: Path, state: TrainerState) -> None:
+        """Take adapter and history from a checkpoint, without training on."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Nobody reads the count, and transformers walks over all parameters for it at every batch."""
+        return 0
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """TRL writes a card with every checkpoint; ours comes with the artifacts."""
@@ -134,73 +177,6 @@ class _NoGradients:
             parameter.grad = None
 
 
-class RunCallback(TrainerCallback):
-    """Progress, checks and checkpoints of one run."""
-
-    def __init__(
-        self, progress: Progress, checkpoints: CheckpointStore | None, termination: Termination, trained: "Trained"
-    ) -> None:
-        self._progress = progress
-        self._checkpoints = checkpoints
-        self._termination = termination
-        self._trained = trained
-        self._speed = Speed()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Count the step; after a signal, write a checkpoint and stop."""
-        speed, eta = self._speed.measure(state.global_step, state.max_steps, self._trained.tokens())
-        self._progress.update(
-            step=state.global_step,
-            total_steps=state.max_steps,
-            epoch=round(state.epoch or 0.0, 4),
-            trained_tokens=self._trained.tokens(),
-            tokens_per_second=round(speed, 1) if speed else None,
-            gpu_memory_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-            eta_seconds=eta,
-        )
-        if self._termination.requested and state.global_step < state.max_steps:
-            control.should_save = self._checkpoints is not None
-            control.should_training_stop = True
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        """Report losses; a loss that is no number ends the run."""
-        logs = logs or {}
-        for name in ("loss", "eval_loss", "grad_norm"):
-            if name in logs and not math.isfinite(logs[name]):
-                message = f"{name} is {logs[name]} after step {state.global_step}"
-                raise TrainerError(FailureReason.NON_FINITE_LOSS, message)
-        if logs.get("grad_norm") == 0.0:
-            message = (
-                f"the gradient is zero after step {state.global_step}: training has diverged, or nothing can be learned"
-            )
-            raise TrainerError(FailureReason.NON_FINITE_LOSS, message)
-        known = ("loss", "eval_loss", "learning_rate")
-        values: dict[str, Any] = {name: logs[name] for name in known if name in logs}
-        if values:
-            losses: dict[str, Any] = {name: round(values[name], 4) for name in values if name != "learning_rate"}
-            self._progress.update(**(values | losses))
-            log.info("step %d/%d %s", state.global_step, state.max_steps, values)
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Send the checkpoint that was just written to storage."""
-        if self._checkpoints is None:
-            return
-        self._checkpoints.save(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
-        self._progress.update(checkpoint_step=state.global_step)
-        log.info("checkpoint of step %d is stored", state.global_step)
-
-
-class Trained:
-    """The trainer's token count, for a callback that is made before the trainer."""
-
-    def __init__(self) -> None:
-        self.trainer: QloraTrainer | None = None
-
-    def tokens(self) -> int:
-        """Tokens trained on by this process."""
-        return self.trainer.trained_tokens if self.trainer else 0
-
-
 def train(
     model: Any,
     loaded: LoadedModel,
@@ -210,49 +186,89 @@ def train(
     progress: Progress,
     checkpoints: CheckpointStore | None,
     termination: Termination,
+    companions: Companions,
 ) -> TrainingOutcome:
-    """Train to the end, from the newest checkpoint if there is one.
+    """Train to the end, from the newest checkpoint if there is one, and leave the adapter that is to be exported in
+    the model.
 
     Raises InterruptedRunError after a signal (the checkpoint is stored then), and TrainerError (NonFiniteLoss, ...).
     """
-    trained = Trained()
-    callback = RunCallback(progress, checkpoints, termination, trained)
-    trainer = trained.trainer = QloraTrainer(
+    callback = RunCallback(progress, checkpoints, termination, companions, engine)
+    trainer = QloraTrainer(
         model=model,
         engine=engine,
         args=arguments,
         train_dataset=data.train,
         eval_dataset=data.evaluation,
         processing_class=loaded.tokenizer,
-        callbacks=[callback],
+        callback=callback,
     )
     trainer.remove_callback(PrinterCallback)
     for parameter in model.parameters():
         # TRL makes adapters of a quantised base bfloat16; where the computation is fp32 or fp16, they stay fp32.
         if parameter.requires_grad and not arguments.bf16:
             parameter.data = parameter.data.float()
+    callback.tell_memory()
     resumed = _restore(checkpoints, Path(str(arguments.output_dir)))
     if resumed is not None:
+        companions.restore_from(resumed)
         progress.update(resumed_from_step=int(resumed.name.rpartition("-")[2]))
     with termination.deferred():
-        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        _train(trainer, resumed, companions)
+    callback.tell_memory()
     state = trainer.state
-    if termination.requested and state.global_step < state.max_steps:
+    progress.update(step=state.global_step, total_steps=state.max_steps)
+    stopped_early = companions.best is not None and companions.best.is_exhausted and state.global_step < state.max_steps
+    if termination.requested and state.global_step < state.max_steps and not stopped_early:
         stored = f"checkpoint of step {state.global_step} is stored" if checkpoints else "without a checkpoint"
         raise InterruptedRunError(f"stopped after step {state.global_step} of {state.max_steps}; {stored}")
+    progress.update(stopped_early=stopped_early or None)
+    return _finish(trainer, companions, stopped_early=stopped_early)
+
+
+def _finish(trainer: QloraTrainer, companions: Companions, *, stopped_early: bool) -> TrainingOutcome:
+    """Evaluate where that was not done yet, and sample what is exported."""
+    state = trainer.state
     evaluated = any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
-    if data.evaluation is not None and not evaluated:
+    if trainer.eval_dataset is not None and not evaluated:
         trainer.evaluate()
-    return _summarise(state.global_step, state.log_history)
+    outcome = _summarise(state.global_step, state.log_history, companions, stopped_early=stopped_early)
+    if companions.best is not None:
+        companions.best.load(trainer.model)
+    if companions.sampler is not None:
+        step = state.global_step if outcome.best_step is None else outcome.best_step
+        companions.sampler.take(trainer.model, step)
+    return outcome
 
 
-def _summarise(steps: int, log_history: list[dict[str, float]]) -> TrainingOutcome:
+def _train(trainer: QloraTrainer, resumed: Path | None, companions: Companions) -> None:
+    """Train on; not where the checkpoint is from the end of training, as the loop would make one step more."""
+    if resumed is not None:
+        state = TrainerState.load_from_json(str(resumed / "trainer_state.json"))
+        if state.global_step >= state.max_steps or (companions.best is not None and companions.best.is_exhausted):
+            trainer.load_adapter(resumed, state)
+            return
+    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+
+
+def _summarise(
+    steps: int, log_history: list[dict[str, float]], companions: Companions, *, stopped_early: bool
+) -> TrainingOutcome:
     losses = [LossPoint(int(entry["step"]), entry["loss"]) for entry in log_history if "loss" in entry]
     evaluations = [
         LossPoint(int(entry["step"]), entry["eval_loss"], True) for entry in log_history if "eval_loss" in entry
     ]
     last, last_evaluation = (points[-1].loss if points else None for points in (losses, evaluations))
-    return TrainingOutcome(steps, last, last_evaluation, (*losses, *evaluations))
+    record = companions.best.record if companions.best is not None else EvaluationRecord()
+    return TrainingOutcome(
+        steps=steps,
+        loss=last,
+        eval_loss=last_evaluation,
+        history=(*losses, *evaluations),
+        best_step=record.best_step,
+        best_eval_loss=record.best_loss,
+        stopped_early=stopped_early,
+    )
 
 
 def _restore(checkpoints: CheckpointStore | None, output: Path) -> Path | None:

@@ -10,6 +10,7 @@ from trl.trainer.sft_config import SFTConfig
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Optimizer, Precision, Scheduler
 from finetune_kernels.flat_adamw import FlatAdamW8bit
+from finetune_kernels.micro_batch import MicroBatch
 from finetune_trainer.model_loading import LoadedModel
 
 # transformers renamed the option between the two versions that this code runs on.
@@ -24,7 +25,7 @@ SCHEDULERS = {Scheduler.LINEAR: "linear", Scheduler.COSINE: "cosine", Scheduler.
 
 
 def configure_training(
-    config: RunConfig, loaded: LoadedModel, output: Path, *, evaluates: bool, recompute: bool
+    config: RunConfig, loaded: LoadedModel, output: Path, *, evaluates: bool, recompute: bool, batch: MicroBatch
 ) -> SFTConfig:
     """TRL's configuration of this run. Rows arrive encoded and cut, so TRL only packs them."""
     training = config.training
@@ -44,9 +45,9 @@ def configure_training(
         output_dir=str(output),
         num_train_epochs=training.resolved_epochs() or 1.0,
         max_steps=training.max_steps or -1,
-        per_device_train_batch_size=training.batch_size,
-        per_device_eval_batch_size=training.batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation,
+        per_device_train_batch_size=batch.size,
+        per_device_eval_batch_size=batch.size,
+        gradient_accumulation_steps=batch.accumulation,
         learning_rate=training.learning_rate,
         lr_scheduler_type=SCHEDULERS[training.scheduler],
         warmup_steps=training.warmup_steps,
@@ -65,6 +66,7 @@ def configure_training(
         save_steps=training.checkpoint_steps,
         save_total_limit=1,  # on this disk; S3 keeps more
         dataloader_pin_memory=on_gpu,
+        accelerator_config={"non_blocking": on_gpu},  # copying a batch does not wait for the pass before
         disable_tqdm=True,
         report_to="none",
         dataset_num_proc=None,

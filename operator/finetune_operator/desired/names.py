@@ -9,7 +9,10 @@ from finetune_api.job import ObjectMeta
 JOB_NAME_LABEL: Final = f"{GROUP}/job-name"
 JOB_UID_LABEL: Final = f"{GROUP}/job-uid"
 ACTIVE_SECONDS_ANNOTATION: Final = f"{GROUP}/active-seconds"
-TRAINER_CONTAINER: Final = "trainer"
+COMPONENT_LABEL: Final = "app.kubernetes.io/component"
+TRAINER: Final = "trainer"
+PREFLIGHT: Final = "preflight"
+TRAINER_CONTAINER: Final = "trainer"  # of preflight's pod too: it runs the same image
 FIELD_MANAGER: Final = "finetune-operator"
 
 _HASH_LENGTH = 5
@@ -17,24 +20,34 @@ _LONGEST = 63  # a Job's name is also a label of its pods
 
 
 def child_name(job: ObjectMeta) -> str:
-    """Name of the child Job and ConfigMap: the job's own, cut, and five hex digits of its UID's SHA-256, so that a job
-    that is deleted and made again never meets the children of its predecessor."""
+    """Name of the trainer's Job and of the ConfigMap: the job's own, cut, and five hex digits of its UID's SHA-256, so
+    that a job that is deleted and made again never meets the children of its predecessor."""
+    return _name(job, "")
+
+
+def preflight_name(job: ObjectMeta) -> str:
+    """Name of the Job that runs preflight. No trainer's Job can have it, as that ends in hex digits."""
+    return _name(job, f"-{PREFLIGHT}")
+
+
+def _name(job: ObjectMeta, suffix: str) -> str:
     digest = hashlib.sha256(job.uid.encode()).hexdigest()[:_HASH_LENGTH]
-    stem = job.name.replace(".", "-")[: _LONGEST - _HASH_LENGTH - 1].rstrip("-")
-    return f"{stem}-{digest}"
+    stem = job.name.replace(".", "-")[: _LONGEST - _HASH_LENGTH - 1 - len(suffix)].rstrip("-")
+    return f"{stem}-{digest}{suffix}"
 
 
-def child_labels(job: ObjectMeta) -> dict[str, str]:
-    """Labels of the child Job, its ConfigMap and its pods."""
-    return {JOB_NAME_LABEL: job.name, JOB_UID_LABEL: job.uid, "app.kubernetes.io/managed-by": FIELD_MANAGER}
+def child_labels(job: ObjectMeta, component: str | None = None) -> dict[str, str]:
+    """Labels of a child, and of a Job's pods."""
+    labels = {JOB_NAME_LABEL: job.name, JOB_UID_LABEL: job.uid, "app.kubernetes.io/managed-by": FIELD_MANAGER}
+    return labels | ({COMPONENT_LABEL: component} if component else {})
 
 
-def child_metadata(job: ObjectMeta) -> dict[str, Any]:  # Any: Kubernetes objects are JSON
+def child_metadata(job: ObjectMeta, name: str, component: str | None = None) -> dict[str, Any]:  # Any: it is JSON
     """Metadata of an owned child: the garbage collector removes it after its FineTuneJob."""
     return {
-        "name": child_name(job),
+        "name": name,
         "namespace": job.namespace,
-        "labels": child_labels(job),
+        "labels": child_labels(job, component),
         "ownerReferences": [
             {
                 "apiVersion": API_VERSION,

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import yaml
+
 from finetune_api.job import ObjectMeta
 from finetune_api.progress import progress_path
 from finetune_api.run_config import JobIdentity, ProgressTarget, RunConfig
 from finetune_api.spec import FineTuneJobSpec
-from finetune_operator.desired.names import child_metadata
+from finetune_operator.desired.names import child_metadata, child_name
 
 RUN_CONFIG_KEY = "run_config.yaml"
 
@@ -24,6 +26,20 @@ def build_run_config_map(job: ObjectMeta, config: RunConfig) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": child_metadata(job),
+        "metadata": child_metadata(job, child_name(job)),
         "data": {RUN_CONFIG_KEY: config.to_yaml()},
     }
+
+
+def follow_progress_target(existing: dict[str, Any], desired: dict[str, Any]) -> dict[str, Any] | None:
+    """The data of a ConfigMap that a Job mounts already, with the address and authority that `desired` reports to; None
+    where they are the same. Everything else stays as the Job's image, perhaps an older one, was given it."""
+    try:
+        mounted = yaml.safe_load(existing["data"][RUN_CONFIG_KEY])
+        wanted = yaml.safe_load(desired["data"][RUN_CONFIG_KEY])
+        if mounted["progress"] == wanted["progress"]:
+            return None
+        text = yaml.safe_dump(mounted | {"progress": wanted["progress"]}, sort_keys=False, allow_unicode=True)
+    except (yaml.YAMLError, KeyError, TypeError):
+        return {"data": desired["data"]}  # somebody has broken it
+    return {"data": {RUN_CONFIG_KEY: text}}

@@ -28,8 +28,10 @@ HUB_KEYS = ("HF_TOKEN",)
 Json = dict[str, Any]
 
 
-def build_trainer_pod_spec(job: ObjectMeta, spec: FineTuneJobSpec, image: str) -> Json:
-    """`spec` of the pod that trains `job`."""
+def build_trainer_pod_spec(
+    job: ObjectMeta, spec: FineTuneJobSpec, image: str, *, verb: str = "run", reports: bool = True
+) -> Json:
+    """`spec` of a pod that runs `finetune-trainer VERB` for `job`; it has a token only if it reports progress."""
     resources = spec.resources
     pod: Json = {
         "restartPolicy": "Never",
@@ -44,8 +46,8 @@ def build_trainer_pod_spec(job: ObjectMeta, spec: FineTuneJobSpec, image: str) -
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_trainer(spec, image)],
-        "volumes": _volumes(job, spec),
+        "containers": [_trainer(spec, image, verb, reports=reports)],
+        "volumes": _volumes(job, spec, reports=reports),
     }
     optional = {
         "nodeSelector": dict(resources.node_selector),
@@ -56,12 +58,12 @@ def build_trainer_pod_spec(job: ObjectMeta, spec: FineTuneJobSpec, image: str) -
     return pod | {field: value for field, value in optional.items() if value}
 
 
-def _trainer(spec: FineTuneJobSpec, image: str) -> Json:
+def _trainer(spec: FineTuneJobSpec, image: str, verb: str, *, reports: bool) -> Json:
     return {
         "name": TRAINER_CONTAINER,
         "image": image,
-        "command": ["finetune-trainer", "run"],
-        "env": _environment(spec),
+        "command": ["finetune-trainer", verb],
+        "env": _environment(spec, reports=reports),
         "resources": _resources(spec),
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -70,16 +72,16 @@ def _trainer(spec: FineTuneJobSpec, image: str) -> Json:
         },
         "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "File",  # falling back to logs could put rows of data into the status
-        "volumeMounts": _mounts(spec),
+        "volumeMounts": _mounts(spec, reports=reports),
     }
 
 
-def _environment(spec: FineTuneJobSpec) -> list[Json]:
+def _environment(spec: FineTuneJobSpec, *, reports: bool) -> list[Json]:
     values = {
         "PYTHONSAFEPATH": "1",
         "FINETUNE_CONFIG": f"{CONFIG_DIR}/{RUN_CONFIG_KEY}",
         "FINETUNE_WORK_DIR": WORK_DIR,
-        "FINETUNE_TOKEN_FILE": f"{TOKEN_DIR}/token",
+        **({"FINETUNE_TOKEN_FILE": f"{TOKEN_DIR}/token"} if reports else {}),
         "FINETUNE_TERMINATION_LOG": TERMINATION_LOG,
         "HOME": WORK_DIR,
         "TMPDIR": WORK_DIR,
@@ -113,26 +115,28 @@ def _resources(spec: FineTuneJobSpec) -> Json:
     return {"requests": {"cpu": str(resources.cpu)} | limits, "limits": limits}
 
 
-def _mounts(spec: FineTuneJobSpec) -> list[Json]:
+def _mounts(spec: FineTuneJobSpec, *, reports: bool) -> list[Json]:
     mounts: list[Json] = [
         {"name": "config", "mountPath": CONFIG_DIR, "readOnly": True},
         {"name": "workspace", "mountPath": WORK_DIR},
-        {"name": "token", "mountPath": TOKEN_DIR, "readOnly": True},
     ]
+    if reports:
+        mounts.append({"name": "token", "mountPath": TOKEN_DIR, "readOnly": True})
     if _credential_sources(spec):
         mounts.append({"name": "credentials", "mountPath": CREDENTIALS_DIR, "readOnly": True})
     mounts += [{"name": purpose, "mountPath": f"/mnt/{purpose}", "readOnly": True} for purpose in _claims(spec)]
     return mounts
 
 
-def _volumes(job: ObjectMeta, spec: FineTuneJobSpec) -> list[Json]:
+def _volumes(job: ObjectMeta, spec: FineTuneJobSpec, *, reports: bool) -> list[Json]:
     storage = spec.resources.ephemeral_storage
-    token = {"audience": token_audience(job.uid), "expirationSeconds": TOKEN_SECONDS, "path": "token"}
     volumes: list[Json] = [
         {"name": "config", "configMap": {"name": child_name(job)}},
         {"name": "workspace", "emptyDir": {} if storage is None else {"sizeLimit": str(storage)}},
-        {"name": "token", "projected": {"sources": [{"serviceAccountToken": token}]}},
     ]
+    if reports:
+        token = {"audience": token_audience(job.uid), "expirationSeconds": TOKEN_SECONDS, "path": "token"}
+        volumes.append({"name": "token", "projected": {"sources": [{"serviceAccountToken": token}]}})
     if sources := _credential_sources(spec):
         volumes.append({"name": "credentials", "projected": {"defaultMode": 0o440, "sources": sources}})
     for purpose, claim in _claims(spec).items():

@@ -1,7 +1,8 @@
 """`make demo`: the main job on this machine, with nothing imitated but the container engine.
 
 Starts a Kubernetes control plane, an S3 server and a node, installs the operator with helm, makes a tiny model and chat
-data, applies a FineTuneJob, shows it train, lists what arrived in S3, and lets llama.cpp speak from the GGUF file.
+data, applies a FineTuneJob, shows its checks and its training, lists what arrived in S3, and lets llama.cpp speak from
+the GGUF file.
 """
 
 import signal
@@ -72,7 +73,7 @@ def follow(platform: Platform, name: str) -> dict[str, Any]:
     """Show the job as `kubectl get finetunejobs -w` does, one line for each visible change."""
     line = "        {:<13}{:<10}{:<24}{:<11}{:<9}{}"
     console.print(line.format("PHASE", "PROGRESS", "STAGE", "STEP", "LOSS", "ETA"), style="bold")
-    shown = ""
+    shown, told = "", False
     job: dict[str, Any] = {}
     for job in rows(platform, name):
         status = job.get("status", {})
@@ -82,7 +83,7 @@ def follow(platform: Platform, name: str) -> dict[str, Any]:
         text = line.format(
             status.get("phase", ""),
             progress.get("completion", ""),
-            stages[-1]["name"] if stages else "",
+            stages[-1]["name"] if stages and "endTime" not in stages[-1] else "",
             step,
             progress.get("loss", ""),
             progress.get("eta", ""),
@@ -90,7 +91,21 @@ def follow(platform: Platform, name: str) -> dict[str, Any]:
         if text != shown:
             console.print(text)
             shown = text
+        if not told and "result" in status.get("preflight", {}):
+            show_preflight(status["preflight"])
+            told = True
     return job
+
+
+def show_preflight(preflight: dict[str, Any]) -> None:
+    """What was found before the trainer's pod was made."""
+    lengths = preflight.get("tokens", {})
+    tokens = ", ".join(f"{name} {lengths.get(name)}" for name in ("p50", "p95", "max"))
+    rows, bad, steps = (preflight.get(name) for name in ("rows", "badRows", "steps"))
+    share = preflight.get("supervisedShare", 0)
+    console.print(f"        preflight: {preflight['result']}; {rows} rows, {bad} bad; {steps} steps", style="green")
+    console.print(f"        tokens:    {tokens}; {share:.0%} with loss", style="green")
+    console.print(f"        report:    {preflight.get('reportUri')}", style="green")
 
 
 def show_result(platform: Platform, job: dict[str, Any]) -> str:

@@ -10,8 +10,10 @@ from finetune_api.progress import ProgressReport
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.children import ChildJob, TrainerPod
-from finetune_operator.decide import Decision, Installation, decide
+from finetune_operator.decide import decide
+from finetune_operator.decision import Decision, Installation
 from finetune_operator.desired.names import child_name
+from finetune_operator.desired.preflight_job import build_preflight_job
 from finetune_operator.desired.run_config_map import build_run_config, build_run_config_map
 from finetune_operator.desired.trainer_job import build_trainer_job
 from finetune_operator.observed import Observed
@@ -46,6 +48,14 @@ def a_child(spec: FineTuneJobSpec | None = None, owner: str | None = None, **cha
     body["status"] = {} if body["spec"]["suspend"] else {"startTime": at(0)}
     child = ChildJob.parse(body)
     return replace(child, owner_uid=owner or METADATA.uid, **changes)
+
+
+def a_preflight(spec: FineTuneJobSpec | None = None, **changes: Any) -> ChildJob:
+    """The Job of preflight as made for `spec`, started at NOW; its pods are those of the builders below."""
+    body = build_preflight_job(METADATA, spec or a_spec(), INSTALLATION.trainer_image)
+    body["metadata"] |= {"uid": "child-uid", "resourceVersion": "1"}
+    body["status"] = {} if body["spec"]["suspend"] else {"startTime": at(0)}
+    return replace(ChildJob.parse(body), **changes)
 
 
 def a_pod(uid: str = POD, *, created: float = 0, state: Object | None = None, **status: Any) -> TrainerPod:
@@ -105,12 +115,19 @@ def an_observation(spec: FineTuneJobSpec | None = None, **fields: Any) -> Observ
         config_map=build_run_config_map(METADATA, config),
         child=a_child(spec),
         pods=(),
+        preflight=None,
+        preflight_pods=(),
         strays=(),
         obstacle=None,
         report=None,
         now=NOW,
     )
     return replace(observed, **fields)
+
+
+def a_checked_job(*pods: TrainerPod, spec: FineTuneJobSpec | None = None, **fields: Any) -> Observed:
+    """A job whose preflight Job exists, with these pods; keyword arguments replace fields of the observation."""
+    return an_observation(spec, **{"child": None, "preflight": a_preflight(), "preflight_pods": pods} | fields)
 
 
 def decision_about(observed: Observed) -> Decision:

@@ -128,21 +128,23 @@ class Platform:
         """Wait until the job is terminal, whichever way."""
         return self.wait_for(namespace, name, is_terminal, timeout=timeout, what="terminal")
 
-    def trainer_pods(self, namespace: str, name: str) -> list[Any]:
-        """Pods of a job, oldest first."""
-        pods = client.CoreV1Api(self.cluster.api_client()).list_namespaced_pod(
-            namespace, label_selector=f"finetune.dev/job-name={name}"
-        )
+    def trainer_pods(self, namespace: str, name: str, component: str = "trainer") -> list[Any]:
+        """The trainer's pods of a job, or those of preflight, oldest first."""
+        selector = f"finetune.dev/job-name={name},app.kubernetes.io/component={component}"
+        core = client.CoreV1Api(self.cluster.api_client())
+        pods = core.list_namespaced_pod(namespace, label_selector=selector)
         return sorted(pods.items, key=lambda pod: pod.metadata.creation_timestamp)
 
     def trainer_log(self, namespace: str, name: str) -> str:
-        """Log of the newest trainer pod, for failure messages; empty if there is none."""
-        pods = self.trainer_pods(namespace, name)
-        if not pods:
-            return ""
+        """Log of the newest trainer pod, or of preflight's, for failure messages; empty if there is none."""
+        pods = self.trainer_pods(namespace, name) or self.trainer_pods(namespace, name, "preflight")
+        return self.pod_log(pods[-1]) if pods else ""
+
+    def pod_log(self, pod: Any) -> str:
+        """The end of a pod's log."""
         core = client.CoreV1Api(self.cluster.api_client())
         try:
-            return str(core.read_namespaced_pod_log(pods[-1].metadata.name, namespace, tail_lines=60))
+            return str(core.read_namespaced_pod_log(pod.metadata.name, pod.metadata.namespace, tail_lines=60))
         except ApiException as error:
             return f"(no log: {error.reason})"
 

@@ -12,6 +12,7 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from finetune_devcluster.cluster import DevCluster
+from finetune_operator.desired.names import COMPONENT_LABEL, TRAINER
 
 T = TypeVar("T")
 NODE = "played-node"
@@ -36,20 +37,21 @@ class PlayedKubelet:
         self._namespace = namespace
         self._ensure_node()
 
-    def pods(self, job: str) -> list[Any]:
-        """Pods of a job, oldest first."""
-        found = self._core.list_namespaced_pod(self._namespace, label_selector=f"finetune.dev/job-name={job}").items
+    def pods(self, job: str, component: str = TRAINER) -> list[Any]:
+        """The trainer's pods of a job, or those of preflight, oldest first."""
+        selector = f"finetune.dev/job-name={job},{COMPONENT_LABEL}={component}"
+        found = self._core.list_namespaced_pod(self._namespace, label_selector=selector).items
         return sorted(found, key=lambda pod: (pod.metadata.creation_timestamp, pod.metadata.name))
 
-    def wait_for_pod(self, job: str, number: int = 1, seconds: float = 90) -> Any:
+    def wait_for_pod(self, job: str, number: int = 1, seconds: float = 90, component: str = TRAINER) -> Any:
         """The job's pod number `number`, as soon as the Job controller has made it and it has not ended."""
 
         def get() -> Any:
-            pods = self.pods(job)
+            pods = self.pods(job, component)
             alive = [pod for pod in pods if pod.status.phase == "Pending"]
             return alive[-1] if len(pods) >= number and alive else None
 
-        return wait_for(get, f"pod {number} of {job}", seconds)
+        return wait_for(get, f"{component} pod {number} of {job}", seconds)
 
     def run(self, pod: Any) -> None:
         """Bind the pod and say that its trainer runs."""

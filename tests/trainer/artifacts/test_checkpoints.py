@@ -4,10 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from finetune_trainer.artifacts.checkpoints import CheckpointStore, DamagedCheckpointError, checkpoint_key
 from finetune_trainer.artifacts.object_space import ObjectSpace
 from finetune_trainer.artifacts.store import ArtifactStore
+from finetune_trainer.best_adapter import BestAdapter
 
 KEY = checkpoint_key("spec", "model", "data")
 Attempt = Callable[..., ArtifactStore]
@@ -74,6 +76,27 @@ def test_only_the_newest_stay(save: Callable[..., CheckpointStore], store: Artif
     assert checkpoints.latest() == 40
     steps = {key.split("/")[2] for key in store.space.keys(f"checkpoints/{KEY}/")}
     assert steps == {"step-00000030", "step-00000040"}
+
+
+def test_the_best_adapter_outlives_the_checkpoint_of_its_step(
+    store: ArtifactStore, attempt: Attempt, tmp_path: Path
+) -> None:
+    model = nn.Linear(2, 2)
+    checkpoints, best = CheckpointStore(store, KEY), BestAdapter(tmp_path / "here", None)
+    for step, loss in ((10, 1.5), (20, 1.6), (30, 1.7), (40, 1.8)):
+        nn.init.constant_(model.weight, step)
+        best.evaluated(model, step, loss)
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        best.save_into(folder)
+        checkpoints.save(folder, step)
+    other, elsewhere = CheckpointStore(attempt("attempt-2"), KEY), BestAdapter(tmp_path / "there", None)
+    assert other.restore_newest(tmp_path / "restored") == 40
+    assert not _objects(store.space, 10)
+    elsewhere.restore_from(tmp_path / "restored")
+    elsewhere.load(model)
+    assert elsewhere.record == best.record
+    assert model.weight[0, 0] == 10
 
 
 @pytest.mark.parametrize("lost", ["adapter.safetensors", "checkpoint.json"])

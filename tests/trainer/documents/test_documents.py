@@ -14,7 +14,7 @@ from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import ArtifactType
 from finetune_trainer.artifacts.store import LocalArtifact
 from finetune_trainer.documents.loss_plot import LossPoint, render_loss_plot
-from finetune_trainer.documents.write import write_documents
+from finetune_trainer.documents.write import RunStory, write_documents
 
 Builder = Callable[..., RunConfig]
 HISTORY = [LossPoint(1, 2.0), LossPoint(2, 1.0), LossPoint(2, 1.5, is_evaluation=True)]
@@ -38,8 +38,7 @@ def documents(run_config: Builder, tmp_path: Path) -> Callable[..., tuple[str, s
         card, configuration = write_documents(
             *(tmp_path, config, resolved, artifacts),
             model_digest="b" * 64,
-            metrics={"steps": 2.0, "loss": 1.0},
-            history=HISTORY,
+            story=RunStory(metrics={"steps": 2.0, "loss": 1.0}, history=HISTORY),
         )
         return (card.path / "README.md").read_text(), configuration.path.read_text()
 

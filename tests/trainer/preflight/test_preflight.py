@@ -1,6 +1,7 @@
 """Whole preflights of real files: what stops a job, all together, and what the report shows of hostile rows."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -9,15 +10,20 @@ from typing import Any
 
 import pytest
 
+from finetune_api.gpus import ExpectedGpu
 from finetune_api.outcome import Outcome
-from finetune_api.run_config import RunConfig
+from finetune_api.progress import Resolved
+from finetune_api.run_config import JobIdentity, RunConfig
+from finetune_api.vocabulary import ArtifactType
 from finetune_devcluster.object_store import ObjectStore
+from finetune_trainer.artifacts.store import LocalArtifact, Provenance, open_store
 from finetune_trainer.preflight.checks import run_preflight
-from finetune_trainer.preflight.command import preflight_attempt
-from finetune_trainer.preflight.report import Report
+from finetune_trainer.preflight.command import preflight_attempt, to_outcome
+from finetune_trainer.preflight.report import Finding, Report, Severity
 from finetune_trainer.settings import Settings
 
 Build = Callable[..., RunConfig]
+OTHER = JobIdentity(namespace="default", name="tiny", uid="uid-2")
 INJECTION = '</pre><script>alert(1)</script><img src="https://evil.example/x" onerror=alert(2)>'
 
 
@@ -60,11 +66,42 @@ def test_every_error_comes_at_once(run_config: Build, settings: Settings, tmp_pa
     assert written == ()
 
 
+def test_a_layer_that_the_model_does_not_have_is_found_by_the_names_of_its_weights(
+    run_config: Build, settings: Settings, tiny_base: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_base, tmp_path / "model")
+    layer = "model.layers.0"
+    names = [f"{layer}.self_attn.q_proj.weight", f"{layer}.mlp.up_proj.weight", f"{layer}.input_layernorm.weight"]
+    index = {"weight_map": dict.fromkeys([*names, "lm_head.weight", "model.embed_tokens.weight"], "model.safetensors")}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    known = run_config(model={"source": f"file://{model}"}, adapter={"targetModules": ["q_proj", "up_proj"]})
+    assert errors(run_preflight(known, settings)[0]) == []
+    config = run_config(model={"source": f"file://{model}"}, adapter={"targetModules": ["q_proj", "w1"]})
+    report, _ = run_preflight(config, settings)
+    assert errors(report) == [("spec.adapter.targetModules", "InvalidConfiguration")]
+    assert report.errors()[0].message == "the model has no w1; it has q_proj, up_proj"
+
+
 def test_bad_rows_only_warn_where_they_are_skipped(run_config: Build, settings: Settings, tmp_path: Path) -> None:
     lines = dataset(tmp_path, row(), row(role="robot")) | {"onBadRow": "Skip"}
     report, _ = run_preflight(run_config(dataset=lines), settings)
     assert errors(report) == []
     assert report.warnings()[0].place == "rows.jsonl:2"
+
+
+def test_rows_to_evaluate_on_are_checked_too(run_config: Build, settings: Settings, tmp_path: Path) -> None:
+    held_out = tmp_path / "held-out.jsonl"
+    held_out.write_text("\n".join([row(), row(role="robot")]))
+    lines = dataset(tmp_path, row(), row("no"))
+    report, _ = run_preflight(
+        run_config(dataset=lines | {"maxSamples": 1, "evaluation": {"source": f"file://{held_out}"}}), settings
+    )
+    assert errors(report) == [("held-out.jsonl:2", "InvalidRow")]
+    assert report.rows is not None
+    assert report.rows.total == 1, "they are not among the rows that train"
+    absent = {"evaluation": {"source": f"file://{tmp_path}/absent.jsonl"}}
+    report, _ = run_preflight(run_config(dataset=lines | absent), settings)
+    assert errors(report) == [("spec.dataset.evaluation", "DatasetNotFound")]
 
 
 def test_rows_without_supervised_tokens_are_an_error(run_config: Build, settings: Settings, tmp_path: Path) -> None:
@@ -120,7 +157,11 @@ def test_the_report_goes_to_s3_and_the_outcome_to_the_pod(
     place = replace(settings, output_folder=None, credentials=keys.parent, config=mounted, termination_log=message)
     assert preflight_attempt(place) == code
     outcome = Outcome.decode(message.read_text())
+    assert outcome.stage == "Preflight"
+    assert outcome.preflight is not None
     if exists:
+        assert (outcome.preflight.rows, outcome.preflight.errors, outcome.preflight.steps) == (40, 0, 3)
+        assert outcome.preflight.report_uri == f"s3://{bucket}/default/tiny/preflight/report.html"
         listed = object_store.client().list_objects_v2(Bucket=bucket)["Contents"]
         assert {entry["Key"] for entry in listed} == {
             f"default/tiny/preflight/report.{kind}" for kind in ("html", "json")
@@ -128,3 +169,54 @@ def test_the_report_goes_to_s3_and_the_outcome_to_the_pod(
         assert "tokens per row: p50" in outcome.message
     else:
         assert outcome.reason == "BucketNotFound"
+        assert (outcome.preflight.errors, outcome.preflight.report_uri) == (1, None)
+
+
+def test_every_error_is_counted_and_fields_come_before_rows(
+    run_config: Build, settings: Settings, tmp_path: Path
+) -> None:
+    lines = dataset(tmp_path, *[row(role="robot")] * 130, row())
+    gpu = {"name": "small", "memoryBytes": 1}
+    config = run_config(dataset=lines).model_copy(update={"gpu": ExpectedGpu.model_validate(gpu)})
+    report, written = run_preflight(config, settings)
+    outcome = to_outcome(report, written)
+    assert (report.error_count(), len(report.errors())) == (131, 101)
+    assert report.errors()[0].place == "spec.training.batchSize"
+    assert outcome.reason == "CudaOutOfMemory"
+    assert outcome.message.startswith("131 errors: spec.training.batchSize: ")
+    assert "rows.jsonl:1: " in outcome.message
+    assert "and 121 more" in outcome.message
+    assert outcome.preflight is not None
+    assert (outcome.preflight.errors, outcome.preflight.bad_rows) == (131, 130)
+    page = Path(written[0]).read_text()
+    assert "131 errors" in page
+    assert "30 bad rows that are only counted" in page
+
+
+def test_the_longest_outcome_fits_the_termination_message(run_config: Build, settings: Settings) -> None:
+    report, written = run_preflight(run_config(), settings)
+    warning = Finding(severity=Severity.WARNING, place="spec.dataset.source", message="\N{GRINNING FACE}" * 5000)
+    outcome = to_outcome(report.model_copy(update={"findings": (warning,) * 50}), written)
+    assert outcome.preflight is not None
+    assert (len(outcome.preflight.warnings), outcome.preflight.warning_count) == (3, 50)
+    assert len(outcome.encode().encode()) <= 4096
+    assert Outcome.decode(outcome.encode()).preflight == outcome.preflight
+
+
+def test_a_result_that_is_there_needs_no_checks(run_config: Build, settings: Settings, tmp_path: Path) -> None:
+    config, mounted, message = run_config(), tmp_path / "run_config.yaml", tmp_path / "termination"
+    mounted.write_text(config.to_yaml())
+    place = replace(settings, config=mounted, termination_log=message)
+    store = open_store(config, "attempt-0", None, settings.output_folder)
+    weights = tmp_path / "adapter.safetensors"
+    weights.write_bytes(b"weights")
+    artifact = LocalArtifact(ArtifactType.ADAPTER, weights, "safetensors")
+    store.publish([artifact], Provenance(Resolved(dataset_digest="0" * 64), {"loss": 1.5}), lambda count: None)
+    assert preflight_attempt(place) == 0
+    outcome = Outcome.decode(message.read_text())
+    assert (outcome.reused, outcome.stage, outcome.loss, outcome.preflight) == (True, "Preflight", 1.5, None)
+    assert [each.type for each in outcome.artifacts] == ["Adapter"]
+    mounted.write_text(run_config(adapter={"rank": 8}).model_copy(update={"job": OTHER}).to_yaml())
+    assert preflight_attempt(place) == 15
+    other = Outcome.decode(message.read_text())
+    assert (other.reused, other.reason) == (False, "OutputExists")

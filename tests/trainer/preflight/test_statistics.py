@@ -53,6 +53,7 @@ def test_packing_gives_as_many_sequences_as_trl(rows: int, limit: int, tmp_path:
     ("sequences", "spec", "steps"),
     [
         (16, {"batchSize": 2, "gradientAccumulation": 4}, 2),
+        (16, {}, 2),
         (17, {"batchSize": 2, "gradientAccumulation": 4}, 3),
         (1, {}, 1),
         (100, {"maxSteps": 7}, 7),
@@ -66,6 +67,8 @@ def test_optimizer_steps(sequences: int, spec: dict[str, float], steps: int) -> 
 def test_held_out_rows_do_not_train() -> None:
     spec = DatasetSpec.model_validate({"source": "file:///d", "evaluation": {"fraction": 0.1}})
     assert [training_rows(count, spec) for count in (1, 2, 40)] == [1, 1, 36]
+    split = DatasetSpec.model_validate({"source": "hf://org/data", "evaluation": {"split": "validation"}})
+    assert training_rows(40, split) == 40
 
 
 def test_the_sample_is_bounded_and_spread_over_all_rows() -> None:

@@ -41,8 +41,9 @@ class _Frame:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (loss - self.low) / (self.high - self.low)
 
 
-def render_loss_plot(title: str, points: Sequence[LossPoint]) -> str:
-    """The picture; at least one point is needed. Long runs are thinned to 1000 points a line."""
+def render_loss_plot(title: str, points: Sequence[LossPoint], best_step: int | None = None) -> str:
+    """The picture; at least one point is needed. Long runs are thinned to 1000 points a line. A ring marks the
+    evaluation of `best_step`, whose adapter is exported."""
     ticks = _ticks(min(point.loss for point in points), max(point.loss for point in points))
     frame = _Frame(max(1, max(point.step for point in points)), ticks[0], ticks[-1])
     training = [point for point in points if not point.is_evaluation]
@@ -58,6 +59,7 @@ def render_loss_plot(title: str, points: Sequence[LossPoint]) -> str:
         *_grid(frame, ticks),
         *_line("training", TRAINING_COLOUR, _thinned(training), frame, legend=WIDTH - 190),
         *_line("evaluation", EVALUATION_COLOUR, _thinned(evaluation), frame, legend=WIDTH - 100),
+        *(_ring(point, frame) for point in evaluation if point.step == best_step),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
@@ -83,6 +85,12 @@ def _line(name: str, colour: str, points: Sequence[LossPoint], frame: _Frame, *,
     if len(places) <= 2:  # a line of one point would not be seen
         yield from (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places)
     yield f'<text x="{legend}" y="20" fill="{colour}">{name}</text>'
+
+
+def _ring(point: LossPoint, frame: _Frame) -> str:
+    x, y = frame.place(point)
+    circle = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="none" stroke="{EVALUATION_COLOUR}" stroke-width="2">'
+    return f"{circle}<title>exported: step {point.step}</title></circle>"
 
 
 def _thinned(points: Sequence[LossPoint]) -> Sequence[LossPoint]:

@@ -13,8 +13,10 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from finetune_api.run_config import RunConfig
 from finetune_api.sources import Scheme, Source
+from finetune_trainer.documents.sample_table import SampleLine, sample_table
 
 PLOT_NAME = "loss.svg"
+GIBIBYTE = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,17 @@ class CardFacts:
     gguf: Sequence[str]
     """Names of the GGUF files."""
     has_plot: bool
+    best_step: int | None = None
+    """Step whose adapter is exported, where that is the best one."""
+    samples: Sequence[SampleLine] = ()
 
 
 def write_model_card(facts: CardFacts) -> str:
     """README.md of the model."""
-    body = "\n".join((*_about(facts), *_results(facts), *_commands(facts), *_configuration(facts.description)))
+    samples = sample_table(facts.samples, facts.best_step) if facts.samples else ()
+    body = "\n".join(
+        (*_about(facts), *_results(facts), *samples, *_commands(facts), *_configuration(facts.description))
+    )
     return str(ModelCard(f"---\n{_header(facts).to_yaml()}\n---\n\n{body}\n"))
 
 
@@ -70,6 +78,8 @@ def _results(facts: CardFacts) -> Sequence[str]:
     metrics = facts.description["metrics"]
     rows = [f"| {name} | {value:g} |" for name, value in metrics.items()]
     plot = [f"![Loss by step]({PLOT_NAME})", ""] if facts.has_plot else []
+    early = ", after which training stopped early" if metrics.get("stoppedEarly") else ""
+    best = [f"Exported is step {facts.best_step}, with the lowest evaluation loss{early}.", ""]
     return (
         "## Results",
         "",
@@ -79,8 +89,22 @@ def _results(facts: CardFacts) -> Sequence[str]:
         "",
         "Losses are nats per supervised token.",
         "",
+        *(best if facts.best_step is not None else []),
+        *_memory(facts.description.get("memory")),
         *plot,
     )
+
+
+def _memory(memory: Mapping[str, Any] | None) -> Sequence[str]:
+    """What the memory plan said, and what came."""
+    if memory is None:
+        return ()
+    peaks = [f"{memory['predictedPeakBytes'] / GIBIBYTE:.2f} GiB predicted"]
+    if "measuredPeakBytes" in memory:
+        peaks.append(f"{memory['measuredPeakBytes'] / GIBIBYTE:.2f} GiB measured")
+    fallbacks = [f"after step {each['step']} to {each['toMode']}" for each in memory["fallbacks"]]
+    less = f"; memory ran out {' and '.join(fallbacks)}" if fallbacks else ""
+    return (f"GPU memory: plan {memory['mode']}, peak {', '.join(peaks)}{less}.", "")
 
 
 def _commands(facts: CardFacts) -> Sequence[str]:

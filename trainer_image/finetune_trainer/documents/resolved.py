@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 
-from finetune_api.progress import Resolved
+from finetune_api.progress import MemoryUse, Resolved
 from finetune_api.run_config import RunConfig
 
 # What the numbers depend on.
@@ -23,7 +23,12 @@ _PRIVATE = ("credentials",)
 
 
 def describe_run(
-    config: RunConfig, resolved: Resolved, *, model_digest: str, metrics: Mapping[str, float]
+    config: RunConfig,
+    resolved: Resolved,
+    *,
+    model_digest: str,
+    metrics: Mapping[str, float],
+    memory: MemoryUse | None = None,
 ) -> dict[str, Any]:
     """The run as data for YAML: what was asked for, what it became, and on what."""
     run = _without_private(config.to_wire())
@@ -33,6 +38,7 @@ def describe_run(
         "specDigest": config.spec_digest(),
         **run,
         "resolved": resolved.to_wire() | {"modelDigest": model_digest},
+        **({"memory": memory.to_wire()} if memory is not None else {}),
         "metrics": dict(metrics),
         "versions": _versions(),
     }

@@ -1,18 +1,32 @@
 """Write the documents into folders, as artifacts like any other."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_api.progress import Resolved
+from finetune_api.progress import MemoryUse, Resolved
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import ArtifactType
 from finetune_trainer.artifacts.store import LocalArtifact
 from finetune_trainer.documents.loss_plot import LossPoint, render_loss_plot
 from finetune_trainer.documents.model_card import PLOT_NAME, CardFacts, write_model_card
 from finetune_trainer.documents.resolved import describe_run, write_resolved
+from finetune_trainer.documents.sample_table import SampleLine, write_samples
 
 CARD_NAME = "README.md"
 RESOLVED_NAME = "resolved.yaml"
+
+
+@dataclass(frozen=True)
+class RunStory:
+    """What happened in a run."""
+
+    metrics: Mapping[str, float]
+    history: Sequence[LossPoint] = ()
+    best_step: int | None = None
+    """Step whose adapter is exported, where that is the best one."""
+    memory: MemoryUse | None = None
+    samples: Sequence[SampleLine] = ()
 
 
 def write_documents(
@@ -22,27 +36,33 @@ def write_documents(
     artifacts: Sequence[LocalArtifact],
     *,
     model_digest: str,
-    metrics: Mapping[str, float],
-    history: Sequence[LossPoint],
+    story: RunStory,
 ) -> list[LocalArtifact]:
-    """Card with plot, and resolved.yaml, below `output`. `artifacts` are those that the card speaks of."""
+    """Card with plot, samples, and resolved.yaml, below `output`. `artifacts` are those that the card speaks of."""
     card, configuration = output / "modelcard", output / "configuration"
     card.mkdir(parents=True, exist_ok=True)
     configuration.mkdir(parents=True, exist_ok=True)
-    description = describe_run(config, resolved, model_digest=model_digest, metrics=metrics)
-    if history:
-        plot = render_loss_plot(f"Loss of {config.job.name}, nats per supervised token", history)
-        (card / PLOT_NAME).write_text(plot, encoding="utf-8")
+    description = describe_run(config, resolved, model_digest=model_digest, metrics=story.metrics, memory=story.memory)
+    if story.history:
+        title = f"Loss of {config.job.name}, nats per supervised token"
+        (card / PLOT_NAME).write_text(render_loss_plot(title, story.history, story.best_step), encoding="utf-8")
     facts = CardFacts(
         config,
         description,
         has_merged=any(artifact.type is ArtifactType.MERGED for artifact in artifacts),
         gguf=[artifact.path.name for artifact in artifacts if artifact.type is ArtifactType.GGUF],
-        has_plot=bool(history),
+        has_plot=bool(story.history),
+        best_step=story.best_step,
+        samples=story.samples,
     )
     (card / CARD_NAME).write_text(write_model_card(facts), encoding="utf-8")
     (configuration / RESOLVED_NAME).write_text(write_resolved(description), encoding="utf-8")
-    return [
+    written = [
         LocalArtifact(ArtifactType.MODEL_CARD, card, "markdown"),
         LocalArtifact(ArtifactType.CONFIGURATION, configuration / RESOLVED_NAME, "yaml"),
     ]
+    if story.samples:
+        written.insert(
+            0, LocalArtifact(ArtifactType.SAMPLES, write_samples(output / "samples", story.samples), "jsonl")
+        )
+    return written

@@ -9,22 +9,25 @@ from typing import Any, TypeVar
 from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import OnBadRow
+from finetune_trainer.adapter_targets import choose_targets
 from finetune_trainer.artifacts.hub_push import open_hub
 from finetune_trainer.artifacts.object_space import ignore_bytes
 from finetune_trainer.artifacts.store import ArtifactStore, open_store
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.model_loading import check_architecture, load_tokenizer
+from finetune_trainer.model_description import check_architecture, linear_names, load_configuration, load_tokenizer
+from finetune_trainer.preflight.gpu import estimate_gpu, judge_gpu
 from finetune_trainer.preflight.html import render_html
 from finetune_trainer.preflight.report import Finding, Report, RowCounts, Severity, TokenStatistics
 from finetune_trainer.preflight.scan import Scan, scan_rows
 from finetune_trainer.preflight.statistics import describe_tokens
-from finetune_trainer.preflight.steps import count_packed, optimizer_steps, training_rows
+from finetune_trainer.preflight.steps import TrainingSize, training_size
 from finetune_trainer.settings import Settings
 from finetune_trainer.sources import FetchedSource, SourceAccess, fetch_dataset, fetch_model_configuration
 
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 FOLDER = "preflight"
+EVALUATION = "spec.dataset.evaluation"
 MANY = 0.2  # share of rows that is worth a warning
 FIELD_OF = {
     FailureReason.CHAT_TEMPLATE_MISSING: "spec.model.chatTemplate",
@@ -37,6 +40,8 @@ class _Findings:
     """Errors and warnings as they are found."""
 
     found: list[Finding] = field(default_factory=list)
+    unnamed: int = 0
+    """Errors that are counted only."""
 
     def attempt(self, place: str, action: Callable[[], Value]) -> Value | None:
         """The action's value; None where it failed, which is noted then."""
@@ -49,7 +54,8 @@ class _Findings:
             return None
 
     def error(self, place: str, message: str, reason: FailureReason) -> None:
-        self.found.append(Finding(severity=Severity.ERROR, place=place, message=message, reason=reason))
+        said = message.removeprefix(f"{place}: ")
+        self.found.append(Finding(severity=Severity.ERROR, place=place, message=said, reason=reason))
 
     def warn(self, place: str, message: str) -> None:
         self.found.append(Finding(severity=Severity.WARNING, place=place, message=message))
@@ -61,6 +67,8 @@ class _Model:
 
     revision: str | None
     architecture: str | None
+    configuration: Any | None
+    """transformers' configuration of the text model."""
     tokenizer: Any | None
 
 
@@ -74,6 +82,7 @@ def run_preflight(config: RunConfig, settings: Settings) -> tuple[Report, tuple[
         findings.attempt("spec.output.hub", lambda: _check_hub(config, settings))
         model = findings.attempt("spec.model.source", lambda: _fetch_model(config, settings, findings))
         data = findings.attempt("spec.dataset.source", lambda: _fetch_data(config, settings))
+        _check_evaluation(config, settings, model, findings)
         report = _examine(config, model, data, findings)
         written = _write(store, report, settings.work) if writable else ()
     finally:
@@ -99,13 +108,31 @@ def _fetch_model(config: RunConfig, settings: Settings, findings: _Findings) -> 
     fetched = fetch_model_configuration(spec.source, spec.revision, settings.work / "model", access)
     architecture = findings.attempt("spec.model.source", lambda: check_architecture(fetched.folder))
     tokenizer = findings.attempt("spec.model.source", lambda: load_tokenizer(fetched.folder, spec))
-    return _Model(fetched.revision, architecture, tokenizer)
+    configuration = load_configuration(fetched.folder) if architecture else None
+    if names := linear_names(fetched.folder):
+        findings.attempt("spec.adapter.targetModules", lambda: choose_targets(names, config.adapter.target_modules))
+    return _Model(fetched.revision, architecture, configuration, tokenizer)
 
 
 def _fetch_data(config: RunConfig, settings: Settings) -> FetchedSource:
     access = _access(config, settings, "dataset", settings.dataset_mount)
     spec = config.dataset
     return fetch_dataset(spec.source, spec.split, settings.work / "data", access, ignore_bytes)
+
+
+def _check_evaluation(config: RunConfig, settings: Settings, model: _Model | None, findings: _Findings) -> None:
+    """Judge the rows of an evaluation source like those that train."""
+    source = config.dataset.evaluation_source()
+    if source is None:
+        return
+    access = _access(config, settings, "dataset", settings.dataset_mount)
+    data = findings.attempt(
+        EVALUATION, lambda: fetch_dataset(*source, settings.work / "evaluation", access, ignore_bytes)
+    )
+    if data is not None:
+        spec = config.dataset.model_copy(update={"max_samples": None})
+        scan = scan_rows(data.files, spec, model.tokenizer if model else None, config.model.max_sequence_length)
+        _judge_rows(scan, config, findings, EVALUATION)
 
 
 def _access(config: RunConfig, settings: Settings, use: str, mount: Path | None) -> SourceAccess:
@@ -123,6 +150,7 @@ def _examine(config: RunConfig, model: _Model | None, data: FetchedSource | None
         "dataset_digest": data.digest if data else None,
         "max_sequence_length": config.model.max_sequence_length,
     }
+    scan: Scan | None = None
     if data is not None:
         limit = config.model.max_sequence_length
         scan = scan_rows(data.files, config.dataset, model.tokenizer if model else None, limit)
@@ -133,8 +161,15 @@ def _examine(config: RunConfig, model: _Model | None, data: FetchedSource | None
         complete = scan.measured.is_complete and not scan.oversized
         facts |= {"rows": counts, "tokens": tokens, "tokens_complete": complete, "samples": tuple(scan.samples)}
         facts |= {"dataset_format": scan.layout, "dataset_detection": scan.detection}
-        facts |= {"optimizer_steps": _steps(scan, config)}
-    return Report(**facts, findings=tuple(findings.found))
+    size = _training_size(scan, config) if scan is not None else None
+    if size is not None:
+        facts |= {"optimizer_steps": size.steps, "training_tokens": size.tokens}
+    if model is not None and model.configuration is not None:
+        estimate = estimate_gpu(config, model.configuration, size)
+        findings.found += judge_gpu(config, model.configuration, size, estimate)
+        facts |= {"gpu": estimate}
+    ordered = sorted(findings.found, key=lambda finding: not finding.place.startswith("spec."))  # fields, then rows
+    return Report(**facts, findings=tuple(ordered), more_errors=findings.unnamed)
 
 
 def _count(scan: Scan) -> RowCounts:
@@ -154,19 +189,21 @@ def _describe(scan: Scan, limit: int) -> TokenStatistics | None:
     return tokens.model_copy(update={"max": max(tokens.max, scan.longest)}) if tokens else None
 
 
-def _judge_rows(scan: Scan, config: RunConfig, findings: _Findings) -> None:
+def _judge_rows(scan: Scan, config: RunConfig, findings: _Findings, source: str = "spec.dataset.source") -> None:
     fails = config.dataset.on_bad_row is OnBadRow.FAIL
     for problem in scan.problems:
         if fails:
             findings.error(problem.place, problem.message, problem.reason)
         else:
             findings.warn(problem.place, f"{problem.message} (the row is skipped)")
-    if (unnamed := scan.bad - len(scan.problems)) > 0:
-        findings.warn("spec.dataset.source", f"{unnamed} more rows cannot be used; the first are named above")
+    if (unnamed := scan.bad - len(scan.problems)) > 0 and fails:
+        findings.unnamed += unnamed
+    elif unnamed > 0:
+        findings.warn(source, f"{unnamed} more rows are skipped; the first are named above")
     if (stopped := scan.stopped) is not None:
         findings.error(FIELD_OF.get(stopped.reason, stopped.place), stopped.message, stopped.reason)
     elif scan.rows == scan.bad:
-        findings.error("spec.dataset.source", f"none of {scan.rows} rows can be used", FailureReason.EMPTY_DATASET)
+        findings.error(source, f"none of {scan.rows} rows can be used", FailureReason.EMPTY_DATASET)
 
 
 def _judge_tokens(counts: RowCounts, tokens: TokenStatistics | None, config: RunConfig, findings: _Findings) -> None:
@@ -187,16 +224,15 @@ def _judge_tokens(counts: RowCounts, tokens: TokenStatistics | None, config: Run
         findings.warn(length, f"{tokens.truncated_share:.1%} of rows are longer than {limit} tokens and are cut")
 
 
-def _steps(scan: Scan, config: RunConfig) -> int | None:
-    """Optimiser steps; None where no row trains. A sample's packing stands for that of all rows."""
+def _training_size(scan: Scan, config: RunConfig) -> TrainingSize | None:
+    """None where no row trains."""
     limit = config.model.max_sequence_length
     lengths = [min(row.length, limit) for row in scan.measured.rows if row.supervised]
     if not lengths:
         return None
     usable = round((scan.rows - scan.bad) * len(lengths) / len(scan.measured.rows))
-    rows = training_rows(usable, config.dataset)
-    per_row = count_packed(lengths, limit) / len(lengths) if config.dataset.packing else 1.0
-    return optimizer_steps(max(1, round(rows * per_row)), config.training)
+    longest = limit if scan.oversized else max(scan.longest, *lengths)
+    return training_size(lengths, usable, longest, config.dataset, config.training, limit)
 
 
 def _write(store: ArtifactStore, report: Report, work: Path) -> tuple[str, ...]:

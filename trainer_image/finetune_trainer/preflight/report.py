@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from finetune_api.base import ApiModel
 from finetune_api.failures import FAILURES, ExitCode, FailureReason
-from finetune_api.vocabulary import DatasetFormat
+from finetune_api.vocabulary import DatasetFormat, MemoryMode
 
 
 class Severity(StrEnum):
@@ -76,6 +76,30 @@ class RowCounts(ApiModel):
     """Encoded rows that the chat template refuses; `bad` counts them too."""
 
 
+class PlanRow(ApiModel):
+    """One line of the memory plan."""
+
+    name: str
+    value: str
+
+
+class GpuEstimate(ApiModel):
+    """What the run will need of its GPU, by the memory plan."""
+
+    name: str
+    memory_bytes: int | None = None
+    """All of its memory; None where the job does not say which GPU it is."""
+    mode: MemoryMode
+    """What the plan settled on; the job's own choice where it fits."""
+    peak_bytes: int
+    smallest_bytes: int
+    """Peak with memory: Smallest."""
+    plan: tuple[PlanRow, ...] = ()
+    tokens_per_second: float | None = None
+    hours: float | None = None
+    """Hours of training, without loading, export and upload."""
+
+
 class Report(ApiModel):
     """What preflight found."""
 
@@ -94,12 +118,21 @@ class Report(ApiModel):
     tokens_complete: bool = True
     """Whether every row was encoded; otherwise shares are those of an evenly spread sample."""
     optimizer_steps: int | None = None
+    training_tokens: int | None = None
+    """Tokens that go through the model in all steps."""
+    gpu: GpuEstimate | None = None
     findings: tuple[Finding, ...] = ()
+    more_errors: int = 0
+    """Bad rows beyond those that `findings` names."""
     samples: tuple[Sample, ...] = ()
 
     def errors(self) -> tuple[Finding, ...]:
         """Findings that stop the job."""
         return tuple(finding for finding in self.findings if finding.severity is Severity.ERROR)
+
+    def error_count(self) -> int:
+        """How many errors there are, named or not."""
+        return len(self.errors()) + self.more_errors
 
     def warnings(self) -> tuple[Finding, ...]:
         """The other findings."""

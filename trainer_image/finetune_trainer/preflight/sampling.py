@@ -3,8 +3,8 @@ encoded as a budget of text allows.
 
 The sample is spread evenly over all rows seen, whatever their number, without knowing it beforehand: whenever the kept
 rows' text exceeds the budget, the share that is taken is halved, and of the rows kept so far those of the smaller
-share remain. Membership follows from the row's number alone (Fibonacci hashing, so that no period of the data is
-hit); small data is measured completely.
+share remain. The files' sizes say with which share to begin, so that little is encoded in vain. Membership follows from
+the row's number alone (Fibonacci hashing, so that no period of the data is hit); small data is measured completely.
 """
 
 from dataclasses import dataclass
@@ -26,9 +26,10 @@ class Measured:
 class RowSample:
     """The rows that were measured, evenly spread."""
 
-    def __init__(self, budget_characters: int) -> None:
+    def __init__(self, budget_characters: int, expected_characters: int = 0) -> None:
+        """`expected_characters`: at most about so many are in all rows; 0 where nothing is known."""
         self._budget = budget_characters
-        self._halvings = 0
+        self._halvings = max(0, (expected_characters // budget_characters).bit_length() - 1)
         self._characters = 0
         self.rows: list[Measured] = []
 

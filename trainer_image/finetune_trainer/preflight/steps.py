@@ -1,13 +1,49 @@
-"""How many optimiser steps a run takes: the arithmetic of TRL's packing and of transformers' loop. Pure."""
+"""How many optimiser steps and tokens a run takes: the arithmetic of TRL's packing and of transformers' loop. Pure."""
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil
 
 from finetune_api.spec_inputs import DatasetSpec
 from finetune_api.spec_training import TrainingSpec
 
 PACKING_BATCH = 1000  # rows that TRL packs at a time (datasets' default batch of map)
+
+
+@dataclass(frozen=True)
+class TrainingSize:
+    """How much is trained."""
+
+    steps: int
+    tokens: int
+    """In all steps, padding left out (there is none)."""
+    longest_sequence: int
+    """Most tokens that a sequence can have; packed rows share one."""
+
+
+def training_size(
+    lengths: Sequence[int],
+    usable_rows: int,
+    longest_row: int,
+    dataset: DatasetSpec,
+    training: TrainingSpec,
+    max_length: int,
+) -> TrainingSize:
+    """The size of a run over `usable_rows`, of which `lengths` (in tokens, not empty) are an even sample; its packing
+    stands for that of all. The longest row need not be in the sample."""
+    cut = [min(length, max_length) for length in lengths]
+    sequences = count_packed(cut, max_length) if dataset.packing else len(cut)
+    rows = training_rows(usable_rows, dataset)
+    of_all = max(1, round(rows * sequences / len(cut)))
+    steps = optimizer_steps(of_all, training)
+    per_sequence = sum(cut) / sequences
+    if training.max_steps is not None:
+        tokens = steps * training.sequences_per_step() * per_sequence
+    else:
+        tokens = (training.epochs or 1.0) * of_all * per_sequence
+    together = round(sum(cut) * rows / len(cut)) if dataset.packing else 0
+    return TrainingSize(steps, round(tokens), min(max_length, max(longest_row, together)))
 
 
 def count_packed(lengths: Sequence[int], max_length: int) -> int:
@@ -27,7 +63,7 @@ def count_packed(lengths: Sequence[int], max_length: int) -> int:
 
 def training_rows(rows: int, dataset: DatasetSpec) -> int:
     """Rows that train: those that are not held out for evaluation."""
-    if dataset.evaluation is None or rows < 2:
+    if dataset.evaluation is None or dataset.evaluation.fraction is None or rows < 2:
         return rows
     return rows - min(rows - 1, max(1, round(rows * dataset.evaluation.fraction)))
 
@@ -36,6 +72,5 @@ def optimizer_steps(sequences: int, training: TrainingSpec) -> int:
     """Optimiser steps over so many sequences on one GPU; the last step of an epoch may be a short one."""
     if training.max_steps is not None:
         return training.max_steps
-    batches = ceil(sequences / training.batch_size)
-    per_epoch = max(1, ceil(batches / training.gradient_accumulation))
+    per_epoch = max(1, ceil(sequences / training.sequences_per_step()))
     return ceil((training.epochs or 1.0) * per_epoch)

@@ -3,9 +3,12 @@
 from rich.table import Table
 from rich.text import Text
 
-from finetune_trainer.preflight.report import Report
+from finetune_api.vocabulary import MemoryMode
+from finetune_trainer.preflight.report import GpuEstimate, Report
 
 NAMED_FINDINGS = 10
+SHOWN_FINDINGS = 20
+GIBIBYTE = 1 << 30
 
 
 def facts(report: Report) -> list[tuple[str, str]]:
@@ -16,7 +19,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
     found.append(("data", report.dataset_source + (f" ({seen})" if seen else "")))
     if (rows := report.rows) is not None:
         at_least = "" if rows.duplicates_complete else "at least "
-        found.append(("rows", f"{rows.total:,}, {rows.bad:,} bad, {at_least}{rows.duplicates:,} duplicates"))
+        repeated = f"{at_least}{rows.duplicates:,} {'repeats' if rows.duplicates == 1 else 'repeat'} an earlier one"
+        found.append(("rows", f"{rows.total:,}, {rows.bad:,} bad, {repeated}"))
     if (tokens := report.tokens) is not None:
         basis = "every row" if report.tokens_complete else f"a sample of {tokens.rows:,} rows"
         found += [
@@ -26,7 +30,26 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ]
     if report.optimizer_steps is not None:
         found.append(("optimizer steps", f"{'' if report.tokens_complete else 'about '}{report.optimizer_steps:,}"))
+    if report.training_tokens is not None:
+        found.append(("tokens in all steps", f"about {report.training_tokens:,}"))
+    return found + (_gpu_facts(report.gpu) if report.gpu else [])
+
+
+def _gpu_facts(gpu: GpuEstimate) -> list[tuple[str, str]]:
+    has = f" of {gpu.memory_bytes / GIBIBYTE:.1f} GiB" if gpu.memory_bytes else ""
+    need = f"{gpu.peak_bytes / GIBIBYTE:.1f}{has or ' GiB'} with memory: {gpu.mode}"
+    if gpu.mode is not MemoryMode.SMALLEST:
+        need += f" ({gpu.smallest_bytes / GIBIBYTE:.1f} GiB with Smallest)"
+    found = [("GPU", gpu.name), ("GPU memory", need)]
+    if gpu.hours is not None and gpu.tokens_per_second is not None:
+        found.append(("GPU time", f"about {_duration(gpu.hours)} at {gpu.tokens_per_second:,.0f} tokens/s"))
     return found
+
+
+def _duration(hours: float) -> str:
+    if hours < 1 / 60:
+        return "a minute"
+    return f"{hours * 60:.0f} minutes" if hours < 2 else f"{hours:.1f} hours"
 
 
 def to_table(report: Report) -> Table:
@@ -34,9 +57,12 @@ def to_table(report: Report) -> Table:
     table = Table(show_header=False, title=Text(f"preflight of {report.job}"))
     table.add_column(no_wrap=True, overflow="fold")
     table.add_column(overflow="fold")
-    for style, findings in (("red", report.errors()), ("yellow", report.warnings())):
-        for finding in findings:
+    counts = (report.error_count(), len(report.warnings()))
+    for style, count, findings in zip(("red", "yellow"), counts, (report.errors(), report.warnings()), strict=True):
+        for finding in findings[:SHOWN_FINDINGS]:
             table.add_row(Text(finding.place, style=style), Text(finding.message))
+        if count > SHOWN_FINDINGS:
+            table.add_row("", Text(f"and {count - SHOWN_FINDINGS:,} more: see the report"))
     for name, value in facts(report):
         table.add_row(Text(name), Text(value))
     return table
@@ -46,7 +72,8 @@ def to_sentence(report: Report) -> str:
     """The termination message: errors by place, or the facts; it is cut at its end, so the weighty comes first."""
     if errors := report.errors():
         named = [f"{finding.place}: {finding.message}" for finding in errors[:NAMED_FINDINGS]]
-        more = f" (and {len(errors) - len(named)} more)" if len(errors) > len(named) else ""
-        return "; ".join(named) + more
+        count = f"{report.error_count()} errors: " if len(errors) > 1 else ""
+        more = f" (and {report.error_count() - len(named)} more)" if len(errors) > len(named) else ""
+        return count + "; ".join(named) + more
     warnings = [f"{finding.place}: {finding.message}" for finding in report.warnings()[:NAMED_FINDINGS]]
     return "; ".join([*(f"{name}: {value}" for name, value in facts(report)), *warnings])

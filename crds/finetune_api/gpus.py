@@ -1,0 +1,93 @@
+"""What is known of the GPU that a job asks for, before one is given to it.
+
+Memory is what nvidia-smi shows in all, speed is the data sheet's for dense bf16 products (fp16 before Ampere).
+"""
+
+import re
+from collections.abc import Mapping
+
+from finetune_api.base import ApiModel
+from finetune_api.spec_run import ResourcesSpec
+
+PRODUCT_LABEL = "nvidia.com/gpu.product"
+MEMORY_LABEL = "nvidia.com/gpu.memory"
+_MEBIBYTE, _GIBIBYTE = 1 << 20, 1 << 30
+_UNITS = {unit: 1000**power for power, unit in enumerate(("", "k", "M", "G", "T", "P"))} | {
+    f"{unit}i": 1024**power for power, unit in enumerate(("", "K", "M", "G", "T", "P")) if unit
+}
+# Product as NVIDIA's GPU feature discovery labels nodes: (MiB, TFLOP/s).
+_PRODUCTS: Mapping[str, tuple[int, float]] = {
+    "NVIDIA-B200": (183_359, 2250),
+    "NVIDIA-H200": (143_771, 989),
+    "NVIDIA-H200-NVL": (143_771, 835),
+    "NVIDIA-GH200-480GB": (97_871, 989),
+    "NVIDIA-H100-NVL": (95_830, 835),
+    "NVIDIA-H100-80GB-HBM3": (81_559, 989),
+    "NVIDIA-H100-PCIe": (81_559, 756),
+    "NVIDIA-A100-SXM4-80GB": (81_920, 312),
+    "NVIDIA-A100-80GB-PCIe": (81_920, 312),
+    "NVIDIA-A100-SXM4-40GB": (40_960, 312),
+    "NVIDIA-A100-PCIE-40GB": (40_960, 312),
+    "NVIDIA-L40S": (46_068, 362),
+    "NVIDIA-L40": (46_068, 181),
+    "NVIDIA-L4": (23_034, 121),
+    "NVIDIA-A40": (46_068, 150),
+    "NVIDIA-A10": (23_028, 125),
+    "NVIDIA-A10G": (23_028, 70),
+    "NVIDIA-RTX-6000-Ada-Generation": (49_140, 364),
+    "NVIDIA-RTX-A6000": (49_140, 155),
+    "NVIDIA-RTX-A5000": (24_564, 111),
+    "NVIDIA-GeForce-RTX-5090": (32_607, 210),
+    "NVIDIA-GeForce-RTX-4090": (24_564, 165),
+    "NVIDIA-GeForce-RTX-3090": (24_576, 71),
+    "Tesla-V100-SXM2-32GB": (32_768, 125),
+    "Tesla-V100-SXM2-16GB": (16_384, 125),
+    "Tesla-T4": (15_360, 65),
+}
+_PARTITION = re.compile(r"mig-(\d)g\.(\d+)gb")
+_PARTS = 7  # compute slices of a card that is partitioned
+
+
+class ExpectedGpu(ApiModel):
+    """The GPU that the job will run on, as far as spec.resources says."""
+
+    name: str
+    """Product, extended resource, or "GPU"."""
+    memory_bytes: int | None = None
+    """All of its memory."""
+    teraflops: float | None = None
+    """Dense products in 16 bits, in TFLOP/s."""
+
+
+def expected_gpu(resources: ResourcesSpec) -> ExpectedGpu | None:
+    """What the job's GPU is: from gpuMemory, else from the labels of the node selector and from the name of the
+    extended resource. None where the job has no GPU."""
+    if resources.gpus == 0:
+        return None
+    product = resources.node_selector.get(PRODUCT_LABEL, "")
+    memory, speed = _known(product.removesuffix("-SHARED").split("-MIG-")[0])
+    label = resources.node_selector.get(MEMORY_LABEL, "")
+    if label.isdigit():
+        memory = int(label) * _MEBIBYTE
+    part = _PARTITION.search(f"{resources.gpu_resource_name} {product.replace('-MIG-', '-mig-')}")
+    if part is not None:
+        memory = int(part[2]) * _GIBIBYTE  # an upper bound: a partition of 40gb has 39.5 GiB
+        speed = speed * int(part[1]) / _PARTS if speed else None
+    if resources.gpu_memory is not None:
+        memory = to_bytes(resources.gpu_memory)
+    name = product or (resources.gpu_resource_name if part else "GPU")
+    return ExpectedGpu(name=name, memory_bytes=memory, teraflops=speed)
+
+
+def to_bytes(quantity: int | str) -> int:
+    """Bytes of a quantity that `ByteQuantity` has accepted, such as 80Gi."""
+    match = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", str(quantity))
+    assert match is not None
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _known(product: str) -> tuple[int | None, float | None]:
+    if product not in _PRODUCTS:
+        return None, None
+    mebibytes, teraflops = _PRODUCTS[product]
+    return mebibytes * _MEBIBYTE, teraflops

@@ -1,0 +1,112 @@
+"""Measurements in processes of their own, one at a time on the GPU.
+
+The next process imports its libraries (10-25 s) while the one before loads its model, and is stopped while that one
+trains: nothing else runs beside a timed step. Each writes its messages to a log of its own.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+LAST_LINES = 12
+
+
+class MeasurementError(Exception):
+    """A process ended without a result; the message ends with its last words."""
+
+
+class Child:
+    """One process: started, told to `go`, and asked for its `result`."""
+
+    def __init__(self, command: Sequence[str], log: Path, environment: dict[str, str] | None = None) -> None:
+        self._log = log
+        with log.open("ab") as messages:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=messages, text=True,
+                start_new_session=True, env=environment,
+            )  # fmt: skip
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines, self._log.open("a", encoding="utf-8") as log:
+            for line in lines:
+                log.write(line)
+                log.flush()
+                self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+    def go(self) -> None:
+        """Let it use the GPU."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write("go\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended: `result` says why
+
+    def pause(self) -> None:
+        """Stop it where it is."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it and everything that it started."""
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+        self._reader.join()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.killpg(self._process.pid, number)
+
+    def result(self, seconds: float, on_line: Callable[[str], None]) -> dict[str, Any]:
+        """What stands behind RESULT; the process is ended then, as taking CUDA down in order takes a second or two.
+        `on_line` gets each line before it.
+
+        Raises MeasurementError where there is none, or none within `seconds`.
+        """
+        end = time.monotonic() + seconds
+        try:
+            while (line := self._lines.get(timeout=max(0.0, end - time.monotonic()))) is not None:
+                if line.startswith("RESULT "):
+                    found: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
+                    return found
+                on_line(line)
+            code = self._process.wait(timeout=10)
+            raise MeasurementError(f"ended with {code}\n{self._last_words()}")
+        except queue.Empty:
+            raise MeasurementError(f"no result within {seconds:.0f} s\n{self._last_words()}") from None
+        finally:
+            self.kill()
+
+    def end(self, seconds: float) -> None:
+        """Wait for one that has no result to give. Raises MeasurementError where it fails or takes longer."""
+        try:
+            code = self._process.wait(timeout=max(0.0, seconds))
+        except subprocess.TimeoutExpired:
+            code = None
+        self.kill()
+        if code != 0:
+            reason = f"not ready within {seconds:.0f} s" if code is None else f"ended with {code}"
+            raise MeasurementError(f"{reason}\n{self._last_words()}")
+
+    def _last_words(self) -> str:
+        lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return "\n".join(f"  {line[:200]}" for line in lines[-LAST_LINES:])

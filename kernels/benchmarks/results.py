@@ -1,0 +1,148 @@
+"""`results.csv`: one line for each measurement; lines of one `run` were measured side by side. Pure, but for one
+reader and one writer."""
+
+import csv
+import io
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).with_name("results.csv")
+PEERS = ("unsloth-max", "unsloth")
+COMPLETE = {"ours", *PEERS}
+"""Systems that a run of a row must hold to be shown."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measurement; a field for each column."""
+
+    run: int
+    row: str
+    """Model, length, batch and accumulation, such as 8b-2048-bs2-ga4."""
+    system: str
+    tokens_per_second: float
+    """Median of the timed steps."""
+    spread: float
+    """Fastest less slowest step, over the median."""
+    peak_gib: float
+    planned_gib: float | None
+    """What the memory plan predicted (ours only)."""
+    max_tokens: int | None
+    """The longest sequence that trained, where that was searched for."""
+    first_step_s: float
+    grad_norm: float
+    gpu: str
+    versions: str
+    commit: str
+
+
+COLUMNS = tuple(field.name for field in fields(Result))
+
+
+def parse(text: str) -> list[Result]:
+    """The results in a CSV file; columns that it lacks are empty."""
+    return [
+        Result(
+            run=int(line["run"]), row=line["row"], system=line["system"],
+            tokens_per_second=float(line["tokens_per_second"]), spread=float(line["spread"]),
+            peak_gib=float(line["peak_gib"]),
+            planned_gib=float(line["planned_gib"]) if line.get("planned_gib") else None,
+            max_tokens=int(line["max_tokens"]) if line.get("max_tokens") else None,
+            first_step_s=float(line["first_step_s"]), grad_norm=float(line["grad_norm"]), gpu=line["gpu"],
+            versions=line["versions"], commit=line["commit"],
+        )
+        for line in csv.DictReader(io.StringIO(text))
+    ]  # fmt: skip
+
+
+def write(results: Iterable[Result]) -> str:
+    """The CSV file."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for result in results:
+        values: list[Any] = [getattr(result, column) for column in COLUMNS]
+        writer.writerow("" if value is None else value for value in values)
+    return out.getvalue()
+
+
+def read(path: Path = RESULTS) -> list[Result]:
+    """The results so far; none where there is no file."""
+    return parse(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def append(path: Path, result: Result) -> None:
+    """Add one line; the file is whole at any time."""
+    text = write([*read(path), result])
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def next_run(results: Iterable[Result]) -> int:
+    """The number after the largest."""
+    return max((result.run for result in results), default=0) + 1
+
+
+def newest(results: Sequence[Result], needed: set[str]) -> dict[str, list[Result]]:
+    """By row, the results of the newest run that holds all `needed` systems; rows in the file's order."""
+    found: dict[str, list[Result]] = {}
+    for row in dict.fromkeys(result.row for result in results):
+        of_row = [result for result in results if result.row == row]
+        runs = sorted({result.run for result in of_row}, reverse=True)
+        for run in runs:
+            of_run = [result for result in of_row if result.run == run]
+            if needed <= {result.system for result in of_run}:
+                found[row] = of_run
+                break
+    return found
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One system's repeats in one run of one row."""
+
+    system: str
+    tokens_per_second: float
+    """Median of the repeats."""
+    spread: float
+    """Between the repeats where there are several, else within the one."""
+    peak_gib: float
+    planned_gib: float | None
+    max_tokens: int | None
+    first_step_s: float
+    """The shortest: with a warm Triton cache where there are several."""
+    grad_norm: float
+    repeats: int
+
+
+def summarise(results: Sequence[Result]) -> list[Summary]:
+    """By system, in the order of measurement."""
+    found = []
+    for system in dict.fromkeys(result.system for result in results):
+        of_system = [result for result in results if result.system == system]
+        rates = [result.tokens_per_second for result in of_system]
+        median = statistics.median(rates)
+        between = (max(rates) - min(rates)) / median if median else 0.0
+        found.append(
+            Summary(
+                system=system,
+                tokens_per_second=median,
+                spread=between if len(rates) > 1 else of_system[0].spread,
+                peak_gib=max(result.peak_gib for result in of_system),
+                planned_gib=of_system[0].planned_gib,
+                max_tokens=max(result.max_tokens or 0 for result in of_system) or None,
+                first_step_s=min(result.first_step_s for result in of_system),
+                grad_norm=statistics.median(result.grad_norm for result in of_system),
+                repeats=len(of_system),
+            )
+        )
+    return found
+
+
+def ratio(summaries: Sequence[Summary], ours: Summary, peer: str) -> float | None:
+    """Speed over that of `peer`; None where it was not measured."""
+    return next((ours.tokens_per_second / one.tokens_per_second for one in summaries if one.system == peer), None)

@@ -1,0 +1,79 @@
+"""What is measured: shapes of models and batches (rows), and who trains them (systems). Pure.
+
+Models are of random weights, prepared once for all systems. A system is one way to train: this project's in its three
+memory modes, and the peers.
+"""
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+WARM_UP, STEPS, SEED = 3, 6, 3407
+"""Steps that are not timed (compilation, autotuning, allocator), steps that are."""
+LONGEST = "8b-longest-24g"
+LONGEST_POSITION = 131_072
+"""Positions that the models know; no search goes beyond."""
+UNSLOTH_24G_TOKENS = 78_475
+"""Unsloth's published longest sequence for Llama 8B on a 24 GB card."""
+SYSTEMS = (
+    "ours", "ours-balanced", "ours-smallest", "hf", "hf-no-checkpointing", "liger", "unsloth", "unsloth-max",
+)  # fmt: skip
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A shape of model and batch."""
+
+    model: str
+    length: int
+    batch: int
+    accumulation: int
+    card_gib: float | None = None
+    """Memory of the emulated card; the row's `length` is then where the search for the longest begins."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per optimiser step."""
+        return self.length * self.batch * self.accumulation
+
+    @property
+    def systems(self) -> tuple[str, ...]:
+        """Who can be measured on it."""
+        return SYSTEMS if self.card_gib is None else ("ours-smallest",)
+
+
+ROWS = {
+    "8b-2048-bs2-ga4": Row("llama-8b", 2048, 2, 4),
+    "8b-8192-bs1-ga2": Row("llama-8b", 8192, 1, 2),
+    "1b-2048-bs4-ga2": Row("llama-1b", 2048, 4, 2),
+    "qwen3-8b-2048-bs2-ga4": Row("qwen3-8b", 2048, 2, 4),
+    LONGEST: Row("llama-8b", 8192, 1, 1, card_gib=24.0),
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+                 "num_key_value_heads": 8, "vocab_size": 128256},
+    "llama-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+                 "num_key_value_heads": 8, "vocab_size": 128256, "head_dim": 64, "tie_word_embeddings": True},
+    "qwen3-8b": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
+                 "num_key_value_heads": 8, "vocab_size": 151936, "head_dim": 128},
+}  # fmt: skip
+
+
+def working_folder() -> Path:
+    """Where models and logs lie: $FINETUNE_BENCH_FOLDER, or memory where 40 GiB of it are free as files, or the
+    temporary folder."""
+    chosen = os.environ.get("FINETUNE_BENCH_FOLDER")
+    if chosen:
+        return Path(chosen)
+    memory = Path("/dev/shm")  # noqa: S108  # 6 GB are written and read there in seconds
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 40 * 2**30
+    return (memory if roomy else Path(tempfile.gettempdir())) / "finetune-bench"
+
+
+def model_folder(model: str) -> Path:
+    """Where the model lies."""
+    return working_folder() / model

@@ -1,0 +1,22 @@
+"""What kernels and memory plan have to agree on. Imports nothing, so that a plan can be made where PyTorch is not
+loaded: before a GPU is asked for."""
+
+from enum import Enum
+
+CHUNK_ROWS = 1024
+"""Rows whose logits are in memory at once."""
+
+TILE_ROWS = 2048
+"""Rows of the MLP in one tile; products of this size still run at full rate."""
+
+
+class Keep(Enum):
+    """What a layer keeps for its backward pass; each costs less memory and more time than the one before."""
+
+    EVERYTHING = "everything"
+    ATTENTION = "attention"
+    """All but gate and up, which are projected again."""
+    INPUT = "input"
+    """Its input; the forward pass is made again."""
+    HOST = "host"
+    """Its input, in pinned host memory."""

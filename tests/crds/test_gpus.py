@@ -1,0 +1,52 @@
+"""What a job says about its GPU."""
+
+from typing import Any
+
+import pytest
+
+from finetune_api.gpus import expected_gpu, to_bytes
+from finetune_api.spec_run import ResourcesSpec
+
+GIB, MIB = 2**30, 2**20
+PRODUCT = "nvidia.com/gpu.product"
+
+CASES: dict[str, tuple[dict[str, Any], tuple[str, int | None, float | None]]] = {
+    "nothing is known": ({}, ("GPU", None, None)),
+    "a product": ({"nodeSelector": {PRODUCT: "NVIDIA-H200"}}, ("NVIDIA-H200", 143_771 * MIB, 989)),
+    "a product that is shared": (
+        {"nodeSelector": {PRODUCT: "NVIDIA-L4-SHARED"}},
+        ("NVIDIA-L4-SHARED", 23_034 * MIB, 121),
+    ),
+    "a product of next year": ({"nodeSelector": {PRODUCT: "NVIDIA-X1"}}, ("NVIDIA-X1", None, None)),
+    "a label with the memory": ({"nodeSelector": {"nvidia.com/gpu.memory": "40960"}}, ("GPU", 40 * GIB, None)),
+    "a partition by its resource": (
+        {"gpuResourceName": "nvidia.com/mig-3g.40gb"},
+        ("nvidia.com/mig-3g.40gb", 40 * GIB, None),
+    ),
+    "a partition by its product": (
+        {"nodeSelector": {PRODUCT: "NVIDIA-A100-SXM4-40GB-MIG-1g.5gb"}},
+        ("NVIDIA-A100-SXM4-40GB-MIG-1g.5gb", 5 * GIB, 312 / 7),
+    ),
+    "the user's word": (
+        {"gpuMemory": "1.5Gi", "nodeSelector": {PRODUCT: "NVIDIA-H200"}},
+        ("NVIDIA-H200", 3 * GIB // 2, 989),
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "expected"), CASES.values(), ids=CASES)
+def test_the_gpu_of_a_job(fields: dict[str, Any], expected: tuple[str, int | None, float | None]) -> None:
+    found = expected_gpu(ResourcesSpec.model_validate(fields))
+    assert found is not None
+    assert (found.name, found.memory_bytes, found.teraflops) == expected
+
+
+def test_a_job_without_a_gpu_has_none() -> None:
+    assert expected_gpu(ResourcesSpec(gpus=0)) is None
+
+
+@pytest.mark.parametrize(
+    ("quantity", "count"), [(7, 7), ("7", 7), ("2k", 2000), ("2Ki", 2048), ("0.5Gi", GIB // 2), ("3T", 3 * 10**12)]
+)
+def test_quantities_in_bytes(quantity: int | str, count: int) -> None:
+    assert to_bytes(quantity) == count

@@ -1,0 +1,90 @@
+"""Whole runs on a GPU with our engine: samples, the chosen micro-batch and the memory plan handed back."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune_api.outcome import Outcome, Result
+from finetune_api.progress import RunProgress
+from finetune_api.run_config import RunConfig
+from finetune_api.vocabulary import MemoryMode
+from finetune_trainer import pipeline
+from finetune_trainer.main import run_job
+from finetune_trainer.progress import Progress
+from finetune_trainer.settings import Settings
+from finetune_trainer.termination import Termination
+from finetune_trainer.training import TrainingOutcome
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+Builder = Callable[..., RunConfig]
+STEPS = 12
+NOISE = 1e-3  # relative; backward passes of attention add up in no fixed order
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
+    """Training losses, unrounded, run after run."""
+    found: list[list[float]] = []
+    original = pipeline.train
+
+    def train(*arguments: Any, **options: Any) -> TrainingOutcome:
+        outcome = original(*arguments, **options)
+        found.append([point.loss for point in outcome.history if not point.is_evaluation])
+        return outcome
+
+    monkeypatch.setattr(pipeline, "train", train)
+    return found
+
+
+def run(config: RunConfig, folder: Path) -> tuple[Outcome, RunProgress]:
+    progress = Progress()
+    settings = Settings(folder / "work", "a", output_folder=folder / "out")
+    outcome = run_job(config.model_copy(update={"gpus": 1}), settings, progress, Termination())
+    assert outcome.result is Result.SUCCEEDED, outcome.message
+    return outcome, progress.report().finetune
+
+
+def differences(one: list[float], other: list[float]) -> float:
+    assert len(one) == len(other) == STEPS
+    return max(abs(a - b) / b for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("memory", ["Fastest", "Smallest"])
+def test_samples_change_nothing_and_show_what_was_learned(
+    run_config: Builder, tmp_path: Path, trained: list[list[float]], memory: str
+) -> None:
+    data = {"evaluation": {"fraction": 0.2}}
+    common = {"maxSteps": STEPS, "evaluationSteps": 3, "learningRate": 1e-2}
+    common |= {"memory": memory}
+    for name, samples in (("quiet", None), ("again", None), ("sampled", {"maxTokens": 16})):
+        outcome, _ = run(run_config(training=common | {"samples": samples}, dataset=data), tmp_path / name)
+    quiet, again, sampled = trained
+    noise = differences(quiet, again)
+    assert differences(quiet, sampled) <= (NOISE if noise else 0.0)
+    folder = next(Path(artifact.uri) for artifact in outcome.artifacts if artifact.type == "Samples")
+    lines = [json.loads(line) for line in folder.read_bytes().decode().split("\n") if line]
+    assert [line["step"] for line in lines] == [step for step in (0, 3, 6, 9, 12) for _ in range(4)]
+    assert {line["answer"] for line in lines if line["step"] == 0} != {
+        line["answer"] for line in lines if line["step"] == STEPS
+    }
+
+
+def test_a_batch_left_out_is_chosen_by_the_plan_and_gives_the_same_losses(
+    run_config: Builder, tmp_path: Path, trained: list[list[float]]
+) -> None:
+    common = {"maxSteps": STEPS, "optimizer": "AdamW"}
+    written, _ = run(run_config(training=common | {"batchSize": 1, "gradientAccumulation": 8}), tmp_path / "written")
+    chosen, told = run(run_config(training=common | {"batchSize": None, "gradientAccumulation": 4}), tmp_path / "auto")
+    assert told.resolved is not None
+    assert (told.resolved.batch_size, told.resolved.gradient_accumulation) == (8, 1), "a tiny model fits whole"
+    assert differences(*trained) < 5e-3  # bf16 products of other shapes
+    for outcome, micro_batch in ((written, 1), (chosen, 8)):
+        memory = outcome.memory
+        assert memory is not None
+        assert (memory.mode, memory.micro_batch, memory.fallbacks) == (MemoryMode.FASTEST, micro_batch, ())
+        assert memory.measured_peak_bytes is not None
+        assert memory.measured_peak_bytes > 0

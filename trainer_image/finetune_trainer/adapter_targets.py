@@ -1,0 +1,29 @@
+"""Which linear layers get an adapter, by the names that a model has. Pure, and without PyTorch: preflight asks too."""
+
+from collections.abc import Collection
+
+from finetune_api.failures import FailureReason
+from finetune_api.spec_training import ALL_LINEAR, DEFAULT_TARGETS
+from finetune_trainer.errors import TrainerError
+
+# Families that fuse projections: the fused layer stands for the parts that the default names.
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+HEAD = "lm_head"
+
+
+def choose_targets(present: Collection[str], wanted: tuple[str, ...]) -> str | list[str]:
+    """Module names for peft: the wanted ones of those that are `present` (the last parts of the linear layers' names),
+    with fused layers in place of the parts that a family does not have. Raises TrainerError (InvalidConfiguration)."""
+    if wanted == (ALL_LINEAR,):
+        return ALL_LINEAR
+    known = set(present) - {HEAD}
+    targets = [name for name in wanted if name in known]
+    targets += [fused for fused, parts in FUSED.items() if fused in known and set(parts) <= set(wanted)]
+    covered = {part for fused in targets for part in FUSED.get(fused, ())}
+    missing = [name for name in wanted if name not in known and name not in covered]
+    if (missing and wanted != DEFAULT_TARGETS) or not targets:
+        message = (
+            f"spec.adapter.targetModules: the model has no {', '.join(missing)}; it has {', '.join(sorted(known))}"
+        )
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+    return targets

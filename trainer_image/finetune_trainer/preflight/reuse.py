@@ -1,0 +1,36 @@
+"""A result that is there already, found before anything else: a job that is made again then needs neither checks nor a
+GPU."""
+
+import logging
+
+from finetune_api.outcome import Outcome
+from finetune_api.run_config import RunConfig
+from finetune_api.vocabulary import Stage
+from finetune_trainer.artifacts.store import open_store
+from finetune_trainer.errors import InterruptedRunError, TrainerError
+from finetune_trainer.outcomes import succeeded
+from finetune_trainer.progress import Progress
+from finetune_trainer.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def find_result(config: RunConfig, settings: Settings) -> Outcome | None:
+    """The outcome of a job whose result is committed. None where there is none, where the output cannot be read (the
+    checks say why), and where it has to be pushed to the Hub as well, which the trainer's pod has the disk for."""
+    if config.output.hub is not None:
+        return None
+    store = open_store(config, settings.attempt_id, settings.credentials_of("output"), settings.output_folder)
+    try:
+        existing = store.find_existing(config.spec_digest())
+        if existing is None:
+            return None
+        outcome = succeeded(existing, store.manifest_uri(), Progress(), reused=True)
+    except InterruptedRunError:
+        raise
+    except TrainerError as error:
+        log.info("no result is reused: %s", error.message)
+        return None
+    finally:
+        store.close()
+    return outcome.model_copy(update={"stage": Stage.PREFLIGHT})
