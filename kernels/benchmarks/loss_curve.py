@@ -54,8 +54,8 @@ class Size:
     steps: int = 200
     gpus: int = 1
     optimizer: str = "AdamW"
-    """With 8-bit states, entries whose second moment is rounded to zero take steps of many times the learning rate, with
-    the sign of rounding noise: at steps 3 to 6 the comparison then shows the optimiser (docs/decisions.md)."""
+    """With 8-bit states, entries whose second moment is rounded to zero take steps of many times the learning rate,
+    with the sign of rounding noise: at steps 3 to 6 the comparison then shows the optimiser (docs/decisions.md)."""
 
 
 @dataclass(frozen=True)
