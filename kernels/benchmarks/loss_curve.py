@@ -53,9 +53,6 @@ class Size:
     accumulation: int = 2
     steps: int = 200
     gpus: int = 1
-    optimizer: str = "AdamW"
-    """With 8-bit states, entries whose second moment is rounded to zero take steps of many times the learning rate,
-    with the sign of rounding noise: at steps 3 to 6 the comparison then shows the optimiser (docs/decisions.md)."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,7 @@ def configuration(folder: Path, size: Size, *, kernels: bool) -> RunConfig:
             "dataset": {"source": "file:///none.jsonl", "packing": True}, "adapter": {"rank": 16, "alpha": 16},
             "training": {
                 "maxSteps": size.steps, "batchSize": size.batch, "gradientAccumulation": size.accumulation,
-                "checkpointSteps": 1_000_000, "seed": SEED, "loggingSteps": 1, "optimizer": size.optimizer,
+                "checkpointSteps": 1_000_000, "seed": SEED, "loggingSteps": 1,
             },
             "export": {"merged": "None", "gguf": []}, "output": {"s3": {"bucket": "models"}}, "checkpointsToKeep": 1,
             "terminationGracePeriodSeconds": 60, "gpus": size.gpus, "kernels": kernels,
@@ -170,11 +167,10 @@ def main() -> None:
     """Compare, write, and fail where the bound is broken."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=Size.steps)
-    parser.add_argument("--optimizer", default=Size.optimizer, help="AdamW or AdamW8bit")
     parser.add_argument("--csv", type=Path, default=Path("loss_curve.csv"), help="where both curves go")
     parser.add_argument("--bound", type=float, default=1e-3, help="largest relative difference at any step")
     options = parser.parse_args()
-    size = Size(steps=options.steps, optimizer=options.optimizer)
+    size = Size(steps=options.steps)
     with tempfile.TemporaryDirectory() as folder:
         model, rows = make_model(Path(folder), size), make_rows(size)
         ours, plain = (train(model, rows, size, kernels=kernels) for kernels in (True, False))

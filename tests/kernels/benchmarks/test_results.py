@@ -51,11 +51,11 @@ def test_lines_are_added_and_runs_counted(tmp_path: Path) -> None:
 
 
 def test_the_newest_run_that_is_complete_is_shown_by_row() -> None:
-    newer = [result(4, "ours", 1600), result(4, "unsloth-max", 1200)]
+    newer = [result(4, "ours", 1600), result(4, "unsloth", 800)]
     elsewhere = [replace(one, run=2, row=OTHER) for one in COMPLETE_RUN]
     found = newest([*elsewhere, *COMPLETE_RUN, *newer], COMPLETE)
     assert {row: of_run[0].run for row, of_run in found.items()} == {OTHER: 2, ROW: 3}
-    completed = newest([*COMPLETE_RUN, *newer, result(4, "unsloth", 800)], COMPLETE)
+    completed = newest([*COMPLETE_RUN, *newer, result(4, "unsloth-max", 1200)], COMPLETE)
     assert completed[ROW][0].run == 4
 
 
