@@ -29,6 +29,15 @@ def complete(model: Path, prompts: list[list[int]], *, tokens: int, banned: list
     return [[int(token) for token in answer] for answer in _ask(model, requests)]
 
 
+def banned_tokens(base: Path) -> list[int]:
+    """Special tokens of the model in the folder `base`, and tokens that are a part of a character."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    whole = {token for token in range(len(tokenizer)) if "\ufffd" not in tokenizer.decode([token])}
+    return sorted(set(range(len(tokenizer))) - whole | set(tokenizer.all_special_ids))
+
+
 def _ask(model: Path, requests: list[dict[str, Any]]) -> list[Any]:
     done = subprocess.run(
         [sys.executable, "-m", "finetune_devcluster.generation"],

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-from finetune_devcluster.generation import complete
+from finetune_devcluster.generation import banned_tokens, complete
 from finetune_devcluster.tiny_model import FAMILIES, make_tiny_model
 from finetune_trainer.export.export import ExportRequest, export
 from finetune_trainer.gguf import tensors
@@ -23,13 +23,6 @@ def exported(base: Path, output: Path, kind: str = "F32") -> Path:
     request = ExportRequest(base=base, adapter=None, output=output, merged=None, gguf=(kind,), name="model")
     (file,) = export(request, device=torch.device("cpu"), on_progress=lambda done, total: None)
     return file.path
-
-
-def banned_tokens(base: Path) -> list[int]:
-    """Special tokens, and tokens that are a part of a character."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    whole = {token for token in range(len(tokenizer)) if "\ufffd" not in tokenizer.decode([token])}
-    return sorted(set(range(len(tokenizer))) - whole | set(tokenizer.all_special_ids))
 
 
 def continued_by_transformers(base: Path) -> list[list[int]]:

@@ -11,7 +11,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor
 
 from finetune_api.vocabulary import GgufType
-from finetune_devcluster.generation import complete
+from finetune_devcluster.generation import banned_tokens, complete
 from finetune_devcluster.reference_quantizer import quantize_files
 from finetune_devcluster.tiny_model import make_tiny_model
 from finetune_trainer.export.export import ExportRequest, export
@@ -31,6 +31,7 @@ PROMPTS = [[5, 9, 13, 40], [300, 7, 7, 21, 90]]
 
 @dataclass(frozen=True)
 class Exported:
+    base: Path
     ours: dict[str, Path]
     theirs: dict[str, Path]
 
@@ -44,7 +45,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     ours = {file.type: file.path for file in files}
     theirs = {kind: folder / f"theirs-{kind}.gguf" for kind in TYPES if kind != "F32"}
     quantize_files(ours["F32"], theirs)
-    return Exported(ours, theirs)
+    return Exported(base, ours, theirs)
 
 
 def tensors_of(path: Path) -> dict[str, ReaderTensor]:
@@ -95,9 +96,10 @@ def test_an_exchanged_scale_is_seen(exported: Exported) -> None:
 
 def test_llama_cpp_speaks_from_every_k_quant(exported: Exported) -> None:
     """Answers of random weights may turn at a near tie; those of Q6_K keep most first tokens of F32's."""
-    expected = complete(exported.ours["F32"], PROMPTS, tokens=4, banned=[])
+    banned = banned_tokens(exported.base)
+    expected = complete(exported.ours["F32"], PROMPTS, tokens=4, banned=banned)
     for kind in K_QUANTS:
-        found = complete(exported.ours[kind], PROMPTS, tokens=4, banned=[])
+        found = complete(exported.ours[kind], PROMPTS, tokens=4, banned=banned)
         assert [len(answer) for answer in found] == [4] * len(PROMPTS), kind
         if kind == "Q6_K":
             assert any(ours[0] == theirs[0] for ours, theirs in zip(found, expected, strict=True))
