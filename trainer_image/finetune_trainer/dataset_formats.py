@@ -29,6 +29,8 @@ class Conversation:
 
     messages: list[dict[str, Any]]
     tools: list[Any] | None = None
+    context: frozenset[int] = frozenset()
+    """Indices of assistant turns that carry no loss."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,11 @@ def parse_row(row: Any, layout: DatasetFormat, columns: DatasetColumns) -> Examp
     if layout is DatasetFormat.PROMPT_COMPLETION:
         return _prompt_and_completion(row, columns)
     column = columns.messages if layout is DatasetFormat.MESSAGES else columns.conversations
-    messages = parse_messages(row[column], column)
-    if layout is DatasetFormat.SHAREGPT and messages[0]["role"] != "system":
-        messages = _system(row, columns) + messages
-    return Conversation(messages, parse_tools(row.get(columns.tools), columns.tools))
+    messages, context = parse_messages(row[column], column)
+    tools = parse_tools(row.get(columns.tools), columns.tools)
+    if layout is DatasetFormat.SHAREGPT and messages[0]["role"] != "system" and (system := _system(row, columns)):
+        messages, context = system + messages, frozenset(index + 1 for index in context)
+    return Conversation(messages, tools, context)
 
 
 def _prompt_and_completion(row: dict[str, Any], columns: DatasetColumns) -> Conversation:
@@ -99,8 +102,10 @@ def _prompt_and_completion(row: dict[str, Any], columns: DatasetColumns) -> Conv
     if isinstance(prompt, list):
         completion = parse_json_text(completion, columns.completion)
         turns = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
-        messages = parse_messages([*prompt, *turns], columns.prompt)
-        return Conversation(messages, parse_tools(row.get(columns.tools), columns.tools))
+        # What the prompt holds was said before: it is read, not learned.
+        asked = [message | {"weight": 0} if isinstance(message, dict) else message for message in prompt]
+        messages, context = parse_messages([*asked, *turns], columns.prompt)
+        return Conversation(messages, parse_tools(row.get(columns.tools), columns.tools), context)
     user = {"role": "user", "content": _check_text(prompt, columns.prompt)}
     answer = {"role": "assistant", "content": _check_text(completion, columns.completion)}
     return Conversation([*_system(row, columns), user, answer])

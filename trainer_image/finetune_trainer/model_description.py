@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from finetune_api.failures import FailureReason
 from finetune_api.spec_inputs import ModelSpec
+from finetune_api.vocabulary import TrainOn
+from finetune_trainer.chat_messages import BadRowError
+from finetune_trainer.chat_rendering import ChatEncoder
 from finetune_trainer.chat_templates import use_named_template
 from finetune_trainer.errors import TrainerError
 
@@ -57,10 +59,9 @@ def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
     if spec.chat_template is not None:
         tokenizer.chat_template = spec.chat_template
         try:
-            tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
-        except TemplateError as error:
-            message = f"spec.model.chatTemplate: {first_line(error)}"
-            raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, message) from None
+            ChatEncoder(tokenizer, TrainOn.RESPONSES).print_probe()
+        except (BadRowError, TrainerError) as error:
+            raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, f"spec.model.chatTemplate: {error}") from None
     return tokenizer
 
 
