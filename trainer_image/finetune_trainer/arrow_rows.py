@@ -13,7 +13,8 @@ from pyarrow import ipc, parquet
 from finetune_trainer.data_files import UnreadableFileError
 
 BATCH_BYTES = 8 * 2**20
-MAX_BATCH_ROWS = 512
+# A file of 1 MB can repeat a text of 10 MB 200 times: 512 rows at a time took 4.1 GiB, 16 take 0.5, as fast for others.
+MAX_BATCH_ROWS = 16
 
 
 def read_parquet(path: Path) -> Iterator[tuple[str, Any]]:

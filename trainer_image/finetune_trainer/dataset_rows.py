@@ -50,8 +50,8 @@ def _read_csv(path: Path, delimiter: str = ",") -> Iterator[tuple[str, Any]]:
     with open_bytes(path) as stream, io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         header: Any = next(_records(reader), (0, []))[1]
-        if isinstance(header, ValueError) or len(set(header)) != len(header):
-            yield ":1", header if isinstance(header, ValueError) else ValueError(f"columns are named twice: {header}")
+        if problem := _header_problem(header):
+            yield ":1", problem
             return
         for line, fields in _records(reader):
             yield f":{line}", _csv_row(header, fields)
@@ -70,6 +70,16 @@ def _records(reader: Any) -> Iterator[tuple[int, Any]]:
             continue
         if fields:
             yield line, fields
+
+
+def _header_problem(header: Any) -> ValueError | None:
+    if isinstance(header, ValueError):
+        return header
+    if len(set(header)) != len(header):
+        return ValueError(f"columns are named twice: {header}")
+    if any(not name.isprintable() for name in header):  # bytes that are no UTF-8 are not, either
+        return ValueError("the header has characters that are no text: is it CSV in UTF-8?")
+    return None
 
 
 def _csv_row(header: list[str], fields: Any) -> Any:
