@@ -161,9 +161,7 @@ def test_columns_may_have_other_names() -> None:
     columns = DatasetColumns(prompt="question", completion="answer")
     row = {"question": "a", "answer": "b"}
     assert parse_row(row, detect_format(row, columns), columns) == Conversation([USER, ANSWER])
-    with pytest.raises(
-        TrainerError, match=r"\['answer', 'question'\].*columns: {prompt: question, completion: answer}"
-    ):
+    with pytest.raises(TrainerError, match=r"answer, question, but.*columns: {prompt: question, completion: answer}"):
         detect_format(row, COLUMNS)
 
 

@@ -7,7 +7,7 @@ and arguments as JSON text, which templates would quote a second time.
 
 from typing import Any
 
-from finetune_trainer.strict_json import load_strict
+from finetune_trainer.strict_json import excerpt, load_strict
 
 ROLES = ("system", "user", "assistant", "tool")
 _ALIASES = {"developer": "system", "function": "tool"}
@@ -87,7 +87,7 @@ def _parse_message(message: Any, where: str) -> dict[str, Any]:
         raise BadRowError(f"{where} must be an object with role and content")
     entry["role"] = (_SHAREGPT_ALIASES if is_sharegpt else _ALIASES).get(entry["role"], entry["role"])
     if entry["role"] not in ROLES:
-        raise BadRowError(f"{where}.role is {entry['role']!r}; write {', '.join(ROLES[:-1])} or {ROLES[-1]}")
+        raise BadRowError(f"{where}.role is {excerpt(entry['role'])}; write {', '.join(ROLES[:-1])} or {ROLES[-1]}")
     if entry.get("weight", 1) not in (0, 1):
         raise BadRowError(f"{where}.weight must be 1, or 0 for an answer that is only context")
     if isinstance(legacy := entry.pop("function_call", None), dict):
@@ -102,7 +102,9 @@ def _parse_content(entry: dict[str, Any], where: str) -> str:
     content = entry.get("content")
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
         if other := [part for part in content if not isinstance(part.get("text"), str)]:
-            raise BadRowError(f"{where}.content has a part of type {other[0].get('type')!r}; only text is supported")
+            raise BadRowError(
+                f"{where}.content has a part of type {excerpt(other[0].get('type'))}; only text is supported"
+            )
         content = "".join(part["text"] for part in content)
     if content is None and "tool_calls" in entry:
         content = ""

@@ -9,6 +9,7 @@ from finetune_api.spec_inputs import DatasetColumns
 from finetune_api.vocabulary import DatasetFormat
 from finetune_trainer.chat_messages import BadRowError, parse_json_text, parse_messages, parse_tools
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.strict_json import listed
 
 # In this order: a row that fits several is taken for the first, as the later columns often repeat the earlier ones.
 LAYOUTS = (
@@ -61,7 +62,7 @@ def detect_format(row: Any, columns: DatasetColumns) -> DatasetFormat:
         if set(needed_columns(layout, columns)) <= present:
             return layout
     choices = ", or ".join(" and ".join(needed_columns(layout, columns)) for layout in LAYOUTS)
-    message = f"the first row has columns {sorted(present)}, but needs {choices}{_suggest(present)}"
+    message = f"the first row has columns {listed(sorted(present))}, but needs {choices}{_suggest(present)}"
     raise TrainerError(FailureReason.MISSING_COLUMN, message)
 
 
@@ -70,7 +71,7 @@ def describe_detection(row: Any, layout: DatasetFormat, columns: DatasetColumns)
     optional = {columns.tools, columns.system, columns.input}
     used = sorted(name for name in row if name in {*needed_columns(layout, columns), *optional})
     unused = sorted(name for name in row if name not in used)
-    return f"{layout}, by column {' and '.join(used)}" + (f"; not used: {', '.join(unused)}" if unused else "")
+    return f"{layout}, by column {' and '.join(used)}" + (f"; not used: {listed(unused)}" if unused else "")
 
 
 def parse_row(row: Any, layout: DatasetFormat, columns: DatasetColumns) -> Example:
@@ -79,9 +80,7 @@ def parse_row(row: Any, layout: DatasetFormat, columns: DatasetColumns) -> Examp
         raise BadRowError(f"a row must be an object with named columns, but is a {type(row).__name__}")
     missing = [name for name in needed_columns(layout, columns) if name not in row]
     if missing:
-        message = (
-            f"format {layout} needs column {' and '.join(missing)}; the row has {', '.join(sorted(row)) or 'none'}"
-        )
+        message = f"format {layout} needs column {' and '.join(missing)}; the row has {listed(sorted(row))}"
         raise TrainerError(FailureReason.MISSING_COLUMN, message)
     if layout is DatasetFormat.TEXT:
         return PlainText(_check_text(row[columns.text], columns.text))

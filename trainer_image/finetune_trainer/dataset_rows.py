@@ -14,6 +14,7 @@ from typing import Any
 from finetune_trainer.arrow_rows import read_arrow, read_parquet
 from finetune_trainer.data_files import UnreadableFileError, kind_of, open_bytes
 from finetune_trainer.json_rows import MAX_ROW_BYTES, read_json, read_json_lines
+from finetune_trainer.strict_json import listed
 
 DATA_SUFFIXES = tuple(
     f"{kind}{packed}" for kind in (".jsonl", ".json", ".csv", ".tsv") for packed in ("", ".gz", ".zst")
@@ -76,7 +77,7 @@ def _header_problem(header: Any) -> ValueError | None:
     if isinstance(header, ValueError):
         return header
     if len(set(header)) != len(header):
-        return ValueError(f"columns are named twice: {header}")
+        return ValueError(f"columns are named twice: {listed(header)}")
     if any(not name.isprintable() for name in header):  # bytes that are no UTF-8 are not, either
         return ValueError("the header has characters that are no text: is it CSV in UTF-8?")
     return None

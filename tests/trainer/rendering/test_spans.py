@@ -154,6 +154,8 @@ def test_a_header_written_into_a_message_moves_nothing(role: str) -> None:
 def test_white_space_and_private_characters_of_an_answer_stay() -> None:
     odd = [TURNS[0], {"role": "assistant", "content": " \n a\uf8d1\U000f0001b \n"}]
     assert find(CHATML, odd) == [" \n a\uf8d1\U000f0001b \n<|im_end|>"]
+    with pytest.raises(ValueError, match="private use"):  # where the marks are needed, it is a row that is wrong
+        answers("qwen3", [*TURNS[:2], *odd])
     spaced = [TURNS[0], {"role": "assistant", "content": "\n a \n"}]
     assert find(CHATML, spaced) == ["\n a \n<|im_end|>"]
 

@@ -167,6 +167,8 @@ class AnswerFinder:
             before = render.upto(index, add_generation_prompt=True)
             through = render.upto(index + 1)
             if not (text.startswith(through) and through.startswith(before)):
+                if MARK.search(text):
+                    raise ValueError("it has characters of Unicode's private use that mark answers here")
                 raise UnknownSpansError
             answer = through[len(before) :]
             words = render.messages[index]["content"].rpartition("</think>")[2].strip()
