@@ -18,7 +18,7 @@ from finetune_trainer.export.file_writer import AppendedFile, FileWriters
 from finetune_trainer.export.stopwatch import Stopwatch
 from finetune_trainer.gguf.families import find_family
 from finetune_trainer.gguf.file_types import FileType, find_file_type
-from finetune_trainer.gguf.hyperparameters import add_hyperparameters, load_full_config
+from finetune_trainer.gguf.hyperparameters import add_hyperparameters, load_full_config, load_generation_config
 from finetune_trainer.gguf.quantizers import encoded_size, quantize
 from finetune_trainer.gguf.rope import rope_factor_tensors
 from finetune_trainer.gguf.tensors import TensorConverter
@@ -110,12 +110,12 @@ class GgufFiles:
         `model` holds config.json, `tokenizer` the tokenizer files; `shapes` are the Hugging Face tensors in the order
         in which they will be written; `name` is general.name. Raises ExportError before anything is written.
         """
-        config = load_full_config(model)
+        config, generation = load_full_config(model), load_generation_config(model)
         self._converter = TensorConverter(find_family(config), config)
         self._factors = rope_factor_tensors(config)
         self.files: dict[str, GgufFile] = {}
         prepared = [
-            (kind, path, find_file_type(kind), _prepare_writer(config, tokenizer, shapes, name))
+            (kind, path, find_file_type(kind), _prepare_writer(config, generation, tokenizer, shapes, name))
             for kind, path in paths.items()
         ]
         renamed = [(self._converter.rename(tensor), shape) for tensor, shape in shapes]
@@ -162,11 +162,15 @@ class GgufFiles:
 
 
 def _prepare_writer(
-    config: dict[str, Any], tokenizer: Path, shapes: Sequence[tuple[str, tuple[int, ...]]], name: str
+    config: dict[str, Any],
+    generation: dict[str, Any],
+    tokenizer: Path,
+    shapes: Sequence[tuple[str, tuple[int, ...]]],
+    name: str,
 ) -> GGUFWriter:
     family = find_family(config)
     writer = GGUFWriter(None, MODEL_ARCH_NAMES[family.architecture])
     parameters = sum(torch.Size(shape).numel() for _, shape in shapes)
     add_hyperparameters(writer, family, config, name=name, parameters=parameters)
-    add_tokenizer(writer, tokenizer, config)
+    add_tokenizer(writer, tokenizer, config, generation)
     return writer
