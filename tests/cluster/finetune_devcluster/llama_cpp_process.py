@@ -41,13 +41,19 @@ def _convert(conversions: list[dict[str, str]]) -> list[str]:
     return [each["output"] for each in conversions]
 
 
-def _recognise(folders: list[str]) -> list[str]:
+def _recognise(folders: list[str]) -> list[str | None]:
     from conversion.base import TextModel
     from transformers import PreTrainedTokenizerFast
 
     model = object.__new__(TextModel)
-    tokenizers = (PreTrainedTokenizerFast(tokenizer_file=f"{folder}/tokenizer.json") for folder in folders)
-    return [TextModel.get_vocab_base_pre(model, tokenizer) for tokenizer in tokenizers]
+    names: list[str | None] = []
+    for folder in folders:
+        try:
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{folder}/tokenizer.json")
+            names.append(TextModel.get_vocab_base_pre(model, tokenizer))
+        except NotImplementedError:
+            names.append(None)
+    return names
 
 
 def _train(request: dict[str, Any]) -> list[tuple[str, float]]:

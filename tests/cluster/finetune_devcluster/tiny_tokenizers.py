@@ -196,7 +196,9 @@ def _train_sentencepiece(kind: SentencePieceKind, folder: Path, texts: Sequence[
     pieces = train_sentencepiece(texts, folder, **options, **ids, **names)
     vocabulary = {piece: index for index, (piece, _) in enumerate(pieces)}
     bpe = Tokenizer(
-        models.BPE(vocabulary, _merges(pieces, vocabulary), unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+        models.BPE(
+            vocabulary, merges_of_pieces(pieces, vocabulary), unk_token="<unk>", fuse_unk=True, byte_fallback=True
+        )
     )
     space = normalizers.Replace(" ", "▁")
     bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), space]) if kind.prefixed else space
@@ -210,7 +212,7 @@ def _train_sentencepiece(kind: SentencePieceKind, folder: Path, texts: Sequence[
     return bpe
 
 
-def _merges(pieces: Sequence[tuple[str, float]], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+def merges_of_pieces(pieces: Sequence[tuple[str, float]], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
     """Every pair of pieces that makes a piece, the best score first: SentencePiece merges whatever makes the best
     piece, BPE only pairs that it lists."""
     found = []

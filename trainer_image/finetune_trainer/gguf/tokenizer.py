@@ -50,7 +50,7 @@ def add_tokenizer(writer: GGUFWriter, folder: Path, config: Mapping[str, Any], g
     writer.add_tokenizer_pre(find_pre_tokenizer(description) if kind == "gpt2" else "default")
     writer.add_token_list(vocabulary.tokens)
     if kind == "llama":
-        writer.add_token_scores(_scores(description, vocabulary))
+        writer.add_token_scores(token_scores(description, vocabulary))
         writer.add_add_space_prefix(_adds_space_prefix(description))
     writer.add_token_types(vocabulary.types)
     if kind == "gpt2":
@@ -117,7 +117,7 @@ def _escape_space(part: str) -> str:
     return part.replace(" ", "Ġ")
 
 
-def _scores(description: Mapping[str, Any], vocabulary: Vocabulary) -> list[float]:
+def token_scores(description: Mapping[str, Any], vocabulary: Vocabulary) -> list[float]:
     """Minus the place among all tokens that merges make, by the rank of the first such merge; the rest come after.
 
     Best-score-first is then the same as lowest-rank-first, and the numbers are those of a SentencePiece model whose
