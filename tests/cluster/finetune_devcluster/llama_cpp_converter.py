@@ -115,7 +115,11 @@ def train_sentencepiece(texts: Sequence[str], folder: Path, **options: Any) -> l
 def _run(request: dict[str, Any]) -> list[Any]:
     folder = converter_folder()
     packages = (folder, folder / "gguf-py", FOLDER)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, packages)), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, packages)),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(
         [sys.executable, "-m", "finetune_devcluster.llama_cpp_process"],
         input=json.dumps(request),

@@ -6,6 +6,7 @@ One JSON request on standard input, one JSON list on standard output (see `llama
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ def main() -> None:
     answer_to = os.dup(1)
     os.dup2(2, 1)  # the converter and SentencePiece print
     (kind, body), *_ = request.items()
-    answer = {"convert": _convert, "recognise": _recognise, "train": _train}[kind](body)
+    answers: dict[str, Callable[[Any], list[Any]]] = {"convert": _convert, "recognise": _recognise, "train": _train}
+    answer = answers[kind](body)
     with os.fdopen(answer_to, "w") as out:
         json.dump(answer, out)
 
@@ -49,7 +51,7 @@ def _recognise(folders: list[str]) -> list[str | None]:
     names: list[str | None] = []
     for folder in folders:
         try:
-            tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{folder}/tokenizer.json")
+            tokenizer: Any = PreTrainedTokenizerFast(tokenizer_file=f"{folder}/tokenizer.json")  # type: ignore[no-untyped-call]
             names.append(TextModel.get_vocab_base_pre(model, tokenizer))
         except NotImplementedError:
             names.append(None)

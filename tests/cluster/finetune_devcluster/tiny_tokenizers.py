@@ -132,15 +132,14 @@ def write_tokenizer(kind: str, folder: Path, texts: Sequence[str], *, chat_templ
     chosen, bos, eos = KINDS[kind], KINDS[kind].bos, KINDS[kind].eos
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(chosen, ByteLevelKind):
-        tokenizer, extra = _train_byte_level(chosen, texts, size), {}
-        if chosen.adds_bos:
-            extra["add_bos_token"] = True
+        tokenizer = _train_byte_level(chosen, texts, size)
+        extra: dict[str, Any] = {"add_bos_token": True} if chosen.adds_bos else {}
     else:
         tokenizer = _train_sentencepiece(chosen, folder, texts, size)
         extra = {"add_bos_token": True, "add_eos_token": False, "unk_token": "<unk>", "sp_model_kwargs": {}}
     tokenizer.save(str(folder / "tokenizer.json"))
     added = {
-        str(index): {**token.__getstate__(), "content": token.content}  # type: ignore[attr-defined]  # not in its stubs
+        str(index): {**token.__getstate__(), "content": token.content}
         for index, token in sorted(tokenizer.get_added_tokens_decoder().items())
     }
     settings = {
@@ -170,7 +169,7 @@ def _train_byte_level(kind: ByteLevelKind, texts: Sequence[str], size: int) -> T
         bpe.normalizer = normalizers.NFC()
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)  # type: ignore[call-arg]
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator(texts, trainer)
     bpe.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in kind.special])
     bpe.add_tokens([AddedToken(text, special=False, normalized=False) for text in kind.plain])

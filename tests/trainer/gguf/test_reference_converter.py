@@ -1,7 +1,6 @@
 """llama.cpp's own converter judges: from the same folder it writes the same tensors, byte for byte, and the same
 metadata but for the keys listed here."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,10 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-import torch
 
 from finetune_devcluster.family_models import FAMILY_MODELS
 from finetune_devcluster.llama_cpp_converter import Conversion, convert
 from finetune_devcluster.tiny_tokenizers import KINDS, ByteLevelKind
-from finetune_trainer.gguf import files, rope, tensors
-from finetune_trainer.gguf.families import FAMILIES
 
 TYPES = ("F16", "Q8_0")
 ABSENT = "absent"
@@ -140,50 +136,32 @@ def test_what_generation_stops_at_is_named(
         assert tuple(tokens[field.contents()] if field else None for field in fields) == words
 
 
-SABOTAGE: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None], set[str]]] = {
+SPOILED = {
     "q and k in Hugging Face's order": (
         "mistral-nemo",
-        lambda patch: patch.setattr(tensors, "interleave_heads", lambda weights, heads: weights),
         {"blk.0.attn_q.weight", "blk.0.attn_k.weight", "blk.1.attn_q.weight", "blk.1.attn_k.weight"},
     ),
     "norms around zero": (
         "gemma-3",
-        lambda patch: patch.setitem(
-            FAMILIES, "gemma3_text", dataclasses.replace(FAMILIES["gemma3_text"], norm_offset=0)
-        ),
         {"output_norm.weight", "blk.0.attn_norm.weight", "blk.5.post_ffw_norm.weight", "blk.3.attn_k_norm.weight"},
     ),
-    "RoPE's divisors without the blend": (
-        "llama-3.1",
-        lambda patch: patch.setattr(rope, "_llama3_factors", lambda scaling, dimensions: torch.ones(dimensions // 2)),
-        {"rope_freqs.weight"},
-    ),
-    "long and short divisors swapped": (
-        "phi-4-mini",
-        lambda patch: patch.setattr(files, "rope_factor_tensors", swapped),
-        {"rope_factors_long.weight", "rope_factors_short.weight"},
-    ),
+    "no divisors of RoPE": ("llama-3.1", {"rope_freqs.weight"}),
+    "long and short divisors swapped": ("phi-4-mini", {"rope_factors_long.weight", "rope_factors_short.weight"}),
 }
 
 
-def swapped(config: dict[str, Any]) -> Any:
-    found = rope.rope_factor_tensors(config)
-    return dict(zip(found, reversed(found.values()), strict=True))
-
-
-@pytest.mark.parametrize(("name", "sabotage", "wrong"), SABOTAGE.values(), ids=SABOTAGE)
+@pytest.mark.parametrize("way", SPOILED)
 def test_a_wrong_conversion_is_seen(
     theirs: dict[tuple[str, str], gguf.GGUFReader],
     family_base: Callable[[str], Path],
     export_gguf: Callable[..., dict[str, Path]],
+    spoil: Callable[[str], None],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    sabotage: Callable[[pytest.MonkeyPatch], None],
-    wrong: set[str],
+    way: str,
 ) -> None:
-    sabotage(monkeypatch)
+    name, wrong = SPOILED[way]
+    spoil(way)
     ours = gguf.GGUFReader(export_gguf(family_base(name), tmp_path, "F16")["F16"])
     found = different_tensors((ours, theirs[name, "F16"]))
     assert wrong <= set(found)
-    assert len(found) < len(ours.tensors) / 2
+    assert len(found) <= len(ours.tensors) / 2
