@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -40,8 +41,13 @@ class ModelFolder:
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """A JSON object from a file; raises InvalidBaseError where it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidBaseError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InvalidBaseError(f"{path} holds no JSON object")
     return content
 
 
@@ -54,9 +60,15 @@ def open_model_folder(path: Path) -> ModelFolder:
     config = load_json(config_path)
     index_path = path / INDEX_NAME
     if index_path.is_file():
-        weight_map: dict[str, str] = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = load_json(index_path).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise InvalidBaseError(f"{index_path} has no weight_map from tensors to file names")
         tensors = [tensor for name in sorted(set(weight_map.values())) for tensor in list_tensors(_shard(path, name))]
-        missing = weight_map.keys() - {tensor.name for tensor in tensors}
+        names = Counter(tensor.name for tensor in tensors)
+        twice = [name for name, count in names.items() if count > 1]
+        if twice:
+            raise InvalidBaseError(f"several files of {index_path} hold {twice[:5]}")
+        missing = weight_map.keys() - names.keys()
         if missing:
             raise InvalidBaseError(f"{index_path} lists tensors that its files lack: {sorted(missing)[:5]}")
     elif (path / SINGLE_NAME).is_file():

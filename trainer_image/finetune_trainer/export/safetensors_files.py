@@ -7,8 +7,9 @@ reads and writes.
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -55,29 +56,35 @@ def list_tensors(path: Path, *, error: type[ExportError] = InvalidBaseError) -> 
             raise error(f"{path} is not a safetensors file")
         try:
             header = json.loads(file.read(length))
-        except ValueError as cause:
+        except (ValueError, RecursionError) as cause:
             raise error(f"{path} has a damaged safetensors header: {cause}") from cause
+    if not isinstance(header, dict):
+        raise error(f"{path} has a damaged safetensors header: no object")
     header.pop("__metadata__", None)
     data, end = 8 + length, path.stat().st_size
     tensors = [_locate(name, entry, path, data, end, error) for name, entry in header.items()]
-    return sorted(tensors, key=lambda tensor: tensor.offset)
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.size))
+    for before, after in pairwise(tensors):
+        if before.offset + before.size > after.offset:
+            raise error(f"{path} is damaged: {before.name} and {after.name} share bytes")
+    return tensors
 
 
-def _locate(
-    name: str, entry: Mapping[str, object], path: Path, data: int, end: int, error: type[ExportError]
-) -> StoredTensor:
-    dtype = DTYPES.get(str(entry.get("dtype")))
+def _locate(name: str, entry: object, path: Path, data: int, end: int, error: type[ExportError]) -> StoredTensor:
+    stored = entry.get("dtype") if isinstance(entry, dict) else None
+    dtype = DTYPES.get(str(stored))
     if dtype is None:
         raise error(
-            f"{name} in {path} is stored as {entry.get('dtype')}; only F32, F16 and BF16 weights can be exported: "
+            f"{name} in {path} is stored as {stored}; only F32, F16 and BF16 weights can be exported: "
             "use the original 16-bit model, not a quantised one"
         )
     match entry:
-        case {"shape": [*shape], "data_offsets": [int(start), int(stop)]}:
-            dimensions = tuple(int(str(n)) for n in shape)
-            size = math.prod(dimensions) * dtype.itemsize
-            if 0 <= start <= stop and stop - start == size and data + stop <= end:
-                return StoredTensor(name, dtype, dimensions, path, data + start, size)
+        case {"shape": [*shape], "data_offsets": [start, stop]} if all(
+            type(number) is int and number >= 0 for number in (*shape, start, stop)
+        ):
+            size = math.prod(shape) * dtype.itemsize
+            if stop - start == size and data + stop <= end:
+                return StoredTensor(name, dtype, tuple(shape), path, data + start, size)
     raise error(f"{path} is damaged: {name} lies outside the file or has the wrong size")
 
 

@@ -16,6 +16,7 @@ from gguf import GGUF_DEFAULT_ALIGNMENT, MODEL_ARCH_NAMES, GGMLQuantizationType,
 from finetune_trainer.export.errors import OverflowingWeightsError
 from finetune_trainer.export.file_writer import AppendedFile, FileWriters
 from finetune_trainer.export.stopwatch import Stopwatch
+from finetune_trainer.gguf.config_checks import check_sizes
 from finetune_trainer.gguf.families import Family, find_family
 from finetune_trainer.gguf.file_types import FileType, find_file_type
 from finetune_trainer.gguf.hyperparameters import add_hyperparameters, load_full_config, load_generation_config
@@ -111,6 +112,7 @@ class GgufFiles:
         in which they will be written; `name` is general.name. Raises ExportError before anything is written.
         """
         config, generation = load_full_config(model), load_generation_config(model)
+        check_sizes(config, shapes)
         family = find_family(config)
         self._converter = TensorConverter(family, config)
         self._factors = rope_factor_tensors(config)

@@ -6,6 +6,7 @@ from typing import Any
 
 from gguf import GGUFType, GGUFWriter
 from gguf.utility import size_label
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from finetune_trainer.export.errors import UnsupportedArchitectureError
@@ -23,7 +24,7 @@ def load_full_config(folder: Path) -> dict[str, Any]:
     """
     try:
         config: dict[str, Any] = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise UnsupportedArchitectureError(f"cannot read {folder / 'config.json'}: {error}") from error
     return config
 

@@ -5,7 +5,6 @@ built in many ways, but it can be run. What generation stops at besides the end 
 generation_config.json; llama.cpp guesses it from the token's text, and only knows the usual ones.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from typing import Any
 
 from gguf import GGUFWriter
 from tokenizers import Tokenizer
+
+from finetune_trainer.export.model_folder import load_json
 
 KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
 TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<|eot|>")
@@ -73,10 +74,7 @@ def find_special_tokens(
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    return load_json(path) if path.is_file() else {}
 
 
 def _id_of(token: object, tokenizer: Tokenizer) -> int | None:

@@ -16,6 +16,7 @@ from gguf import GGUFWriter, TokenType
 from tokenizers import Tokenizer
 
 from finetune_trainer.export.errors import InvalidBaseError, UnsupportedTokenizerError
+from finetune_trainer.export.model_folder import load_json
 from finetune_trainer.gguf.pre_tokenizers import find_pre_tokenizer
 from finetune_trainer.gguf.special_tokens import find_special_tokens
 
@@ -42,7 +43,11 @@ def add_tokenizer(writer: GGUFWriter, folder: Path, config: Mapping[str, Any], g
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise InvalidBaseError(f"{folder} has no tokenizer.json, which GGUF export reads the vocabulary from")
-    description = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        coder = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise InvalidBaseError(f"{path} is not a tokenizer: {error}") from error
+    description = load_json(path)
     kind = _kind(description)
     vocabulary = _load_vocabulary(description, kind, size=config["vocab_size"])
 
@@ -55,7 +60,7 @@ def add_tokenizer(writer: GGUFWriter, folder: Path, config: Mapping[str, Any], g
     writer.add_token_types(vocabulary.types)
     if kind == "gpt2":
         writer.add_token_merges([" ".join(_escape_space(part) for part in pair) for pair in _merges(description)])
-    find_special_tokens(folder, config, Tokenizer.from_file(str(path)), generation=generation).add_to(writer)
+    find_special_tokens(folder, config, coder, generation=generation).add_to(writer)
 
 
 def _kind(description: Mapping[str, Any]) -> str:
