@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from finetune_trainer.export.errors import InvalidBaseError
+from finetune_trainer.export.nf4_tensors import Nf4Tensor, fold_nf4
 from finetune_trainer.export.safetensors_files import StoredTensor, list_tensors
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -34,6 +35,11 @@ class ModelFolder:
     config: dict[str, Any]
     tensors: tuple[StoredTensor, ...]
     is_sharded: bool
+
+    @property
+    def is_dequantised(self) -> bool:
+        """Whether only NF4 weights exist, which are decoded."""
+        return any(isinstance(tensor, Nf4Tensor) for tensor in self.tensors)
 
     def names(self) -> set[str]:
         """Names of all tensors."""
@@ -77,7 +83,7 @@ def open_model_folder(path: Path) -> ModelFolder:
         raise InvalidBaseError(
             f"{path} has neither {SINGLE_NAME} nor {INDEX_NAME}; pickled weights (.bin, .pt) are not read"
         )
-    return ModelFolder(path, config, tuple(tensors), is_sharded=index_path.is_file())
+    return ModelFolder(path, config, fold_nf4(tensors), is_sharded=index_path.is_file())
 
 
 def _shard(folder: Path, name: str) -> Path:

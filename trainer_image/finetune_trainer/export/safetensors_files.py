@@ -19,6 +19,7 @@ from finetune_trainer.export.file_writer import AppendedFile, FileWriters
 
 DTYPES: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+RAW = {"U8": torch.uint8}  # parts of NF4 weights; nothing else may stay raw
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
@@ -44,12 +45,16 @@ class StoredTensor:
                 if not count:
                     raise InvalidBaseError(f"{self.path} ended while {self.name} was read")
                 done += count
-        return buffer.view(self.dtype).reshape(self.shape)
+        return self.decode(buffer)
+
+    def decode(self, data: torch.Tensor) -> torch.Tensor:
+        """The values, from the `size` bytes that lie in the file (uint8, on any device)."""
+        return data.view(self.dtype).reshape(self.shape)
 
 
 def list_tensors(path: Path, *, error: type[ExportError] = InvalidBaseError) -> list[StoredTensor]:
-    """The tensors of a safetensors file in the order they are stored; raises `error` if the file is damaged or
-    quantised."""
+    """The tensors of a safetensors file in the order they are stored, bytes (U8) among them; raises `error` if the
+    file is damaged or quantised otherwise."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= MAX_HEADER_BYTES:
@@ -72,7 +77,7 @@ def list_tensors(path: Path, *, error: type[ExportError] = InvalidBaseError) -> 
 
 def _locate(name: str, entry: object, path: Path, data: int, end: int, error: type[ExportError]) -> StoredTensor:
     stored = entry.get("dtype") if isinstance(entry, dict) else None
-    dtype = DTYPES.get(str(stored))
+    dtype = (DTYPES | RAW).get(str(stored))
     if dtype is None:
         raise error(
             f"{name} in {path} is stored as {stored}; only F32, F16 and BF16 weights can be exported: "
