@@ -24,6 +24,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+MORE_TEMPLATES = "additional_chat_templates"  # a folder of named ones
 OTHER_FILES = ("generation_config.json", "LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
 
 
@@ -103,7 +104,10 @@ def write_side_files(base: ModelFolder, tokenizer: Path, target: Path, *, dtype:
     config = {key: value for key, value in base.config.items() if key not in ("quantization_config", "auto_map")}
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for folder, names in ((base.path, OTHER_FILES), (tokenizer, TOKENIZER_FILES)):
+    templates = [path.relative_to(tokenizer).as_posix() for path in (tokenizer / MORE_TEMPLATES).glob("*.jinja")]
+    if templates:
+        (target / MORE_TEMPLATES).mkdir()
+    for folder, names in ((base.path, OTHER_FILES), (tokenizer, (*TOKENIZER_FILES, *templates))):
         for name in names:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, target / name)

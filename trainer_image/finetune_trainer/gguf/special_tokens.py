@@ -14,13 +14,12 @@ from typing import Any
 from gguf import GGUFWriter
 from tokenizers import Tokenizer
 
-from finetune_trainer.export.model_folder import load_json
+from finetune_trainer.export.model_folder import MORE_TEMPLATES, load_json
 
 KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
 TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<|eot|>")
 MESSAGE_END = "<|eom_id|>"  # Llama 3.1's pause for a tool's answer
 DEFAULT_TEMPLATE = "default"
-MORE_TEMPLATES = "additional_chat_templates"  # a folder
 _GENERATION_MARK = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 
 
