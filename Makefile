@@ -56,8 +56,9 @@ generate: setup  ## Write the CRD from the models again, and README's figures fr
 	@python -m finetune_api.generate
 	@python -m benchmarks.chart
 
-binaries: setup  ## Build the dev cluster's programs (about 5 minutes on two cores, once per machine and version)
+binaries: setup  ## Build the dev cluster's programs (about 5 minutes on two cores, once per machine and version) and fetch llama.cpp's converter
 	@python -m finetune_devcluster.binaries
+	@python -m finetune_devcluster.llama_cpp_converter
 
 demo: binaries  ## The main job, embedded: cluster, S3, operator, one FineTuneJob, artifacts, generated text
 	@python -m finetune_devcluster.demo
