@@ -97,6 +97,11 @@ LAYOUTS = {
         DatasetFormat.SHAREGPT,
         Conversation([{"role": "system", "content": "s"}, USER, ANSWER, ANSWER], context=frozenset({2})),
     ),
+    "a prompt about messages": (
+        {"prompt": json.dumps([USER]), "completion": "b"},
+        DatasetFormat.PROMPT_COMPLETION,
+        Conversation([{"role": "user", "content": json.dumps([USER])}, ANSWER]),
+    ),
     "text": ({"text": "abc"}, DatasetFormat.TEXT, PlainText("abc")),
     "messages with tools": (
         {"messages": [USER, ANSWER], "tools": [{"name": "f"}]},

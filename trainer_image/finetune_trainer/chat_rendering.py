@@ -83,7 +83,11 @@ class ChatEncoder:
         return answer["text"], answer["spans"]
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        template = self._tokenizer.get_chat_template(tools=request["tools"])
+        try:
+            template = self._tokenizer.get_chat_template(tools=request["tools"])
+        except ValueError as error:  # several templates, and none of them the default
+            message = f"the tokenizer's chat templates: {(str(error).splitlines() or ['none'])[0][:300]}"
+            raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, message) from None
         setup = TemplateSetup(template, self._tokenizer.special_tokens_map, self._special_tokens)
         try:
             answer = self._process.ask(setup, request)

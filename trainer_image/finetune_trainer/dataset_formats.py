@@ -9,7 +9,7 @@ from finetune_api.spec_inputs import DatasetColumns
 from finetune_api.vocabulary import DatasetFormat
 from finetune_trainer.chat_messages import BadRowError, parse_json_text, parse_messages, parse_tools
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.strict_json import listed
+from finetune_trainer.strict_json import listed, load_strict
 
 # In this order: a row that fits several is taken for the first, as the later columns often repeat the earlier ones.
 LAYOUTS = (
@@ -98,6 +98,8 @@ def parse_row(row: Any, layout: DatasetFormat, columns: DatasetColumns) -> Examp
 
 def _prompt_and_completion(row: dict[str, Any], columns: DatasetColumns) -> Conversation:
     prompt, completion = row[columns.prompt], row[columns.completion]
+    if _is_messages_text(prompt) and _is_messages_text(completion):  # of a file that has no lists
+        prompt, completion = parse_json_text(prompt, columns.prompt), parse_json_text(completion, columns.completion)
     if isinstance(prompt, list):
         completion = parse_json_text(completion, columns.completion)
         turns = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
@@ -108,6 +110,18 @@ def _prompt_and_completion(row: dict[str, Any], columns: DatasetColumns) -> Conv
     user = {"role": "user", "content": _check_text(prompt, columns.prompt)}
     answer = {"role": "assistant", "content": _check_text(completion, columns.completion)}
     return Conversation([*_system(row, columns), user, answer])
+
+
+def _is_messages_text(value: Any) -> bool:
+    if not isinstance(value, str) or not value.startswith("[{"):
+        return False
+    try:
+        found = load_strict(value)
+    except ValueError:
+        return False
+    return isinstance(found, list) and all(
+        isinstance(entry, dict) and {"role", "content"} <= set(entry) for entry in found
+    )
 
 
 def _alpaca_turns(row: dict[str, Any], columns: DatasetColumns) -> list[dict[str, Any]]:

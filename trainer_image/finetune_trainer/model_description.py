@@ -51,9 +51,15 @@ def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
     InvalidChatTemplate)."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, use_fast=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers raises Exception itself, and files may hold anything
         message = f"{spec.source} has no usable tokenizer: {first_line(error)}"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from error
+    own = tokenizer.chat_template
+    if not all(isinstance(template, str) for template in (own.values() if isinstance(own, dict) else [own or ""])):
+        message = (
+            f"{spec.source} has a chat template that is no text; write spec.model.chatTemplate or chatTemplateName"
+        )
+        raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, message)
     if spec.chat_template_name is not None:
         use_named_template(tokenizer, spec.chat_template_name)
     if spec.chat_template is not None:
