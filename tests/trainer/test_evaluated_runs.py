@@ -190,8 +190,10 @@ def test_without_what_checkpoints_carry_the_best_is_forgotten(
 ) -> None:
     """The control of the test above: between best step and end, only the checkpoint knows of it."""
     config = run_config(training=OVERFITTING, dataset=HELD_OUT)
-    run(config, tmp_path, "a", stop_after=15)
-    (index,) = (tmp_path / "out").rglob("step-00000015/checkpoint.json")
+    assert stopped.outcome.best_step is not None
+    place = stopped.outcome.best_step + 1
+    run(config, tmp_path, "a", stop_after=place)
+    (index,) = (tmp_path / "out").rglob(f"step-{place:08d}/checkpoint.json")
     document = json.loads(index.read_text())
     for file in document["files"]:
         if file["path"].endswith("best/record.json"):
