@@ -52,11 +52,13 @@ lock: | $(UV)  ## Resolve the pins again
 	@$(UV) pip compile -q pyproject.toml --extra operator -c constraints.txt --generate-hashes --no-emit-package finetune-operator --python-version 3.11 \
 	  --custom-compile-command 'make lock' -o constraints-operator.txt
 
-generate: setup  ## Write the CRD from the models again
+generate: setup  ## Write the CRD from the models again, and README's figures from the benchmark's results
 	@python -m finetune_api.generate
+	@python -m benchmarks.chart
 
-binaries: setup  ## Build the dev cluster's programs (about 5 minutes on two cores, once per machine and version)
+binaries: setup  ## Build the dev cluster's programs (about 5 minutes on two cores, once per machine and version) and fetch llama.cpp's converter
 	@python -m finetune_devcluster.binaries
+	@python -m finetune_devcluster.llama_cpp_converter
 
 demo: binaries  ## The main job, embedded: cluster, S3, operator, one FineTuneJob, artifacts, generated text
 	@python -m finetune_devcluster.demo
@@ -73,9 +75,10 @@ bench: setup  ## On a machine with a GPU: speed and memory beside the peers that
 verify: binaries  ## Read-only checks: format, lint, types, layers, generated files, chart
 	ruff format --check --quiet crds operator trainer_image kernels tests
 	ruff check --quiet crds operator trainer_image kernels tests
-	python -m mypy crds/finetune_api operator/finetune_operator trainer_image/finetune_trainer kernels/finetune_kernels tests/cluster/finetune_devcluster
+	python -m mypy crds/finetune_api operator/finetune_operator trainer_image/finetune_trainer kernels/finetune_kernels kernels/benchmarks tests/cluster/finetune_devcluster
 	python -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 	python -m finetune_api.generate --check
+	python -m benchmarks.chart --check
 	python -m finetune_devcluster.binaries helm lint --strict --quiet charts/finetune-operator
 	python -m pytest -q tests/charts
 

@@ -165,6 +165,10 @@ class DatasetSpec(ApiModel):
     split: SplitName = "train"
     """Split of an hf:// dataset. Default train. Other sources have no splits."""
 
+    subset: SplitName | None = None
+    """Subset of an hf:// dataset (a configuration that its card names, or a folder). Default: the card's default
+    subset, or all files where the card names none."""
+
     format: DatasetFormat = DatasetFormat.AUTO
     """Layout of a row: Messages ({messages: [{role, content}]}, as for OpenAI), ShareGPT ({conversations: [{from,
     value}]}), PromptCompletion ({prompt, completion}), Alpaca ({instruction, input, output}), Text ({text}), or Auto,
@@ -196,6 +200,11 @@ class DatasetSpec(ApiModel):
     rules = (
         *_source_rules("spec.dataset"),
         Rule(
+            cel="!has(self.subset) || self.source.startsWith('hf://')",
+            holds=lambda spec: spec.subset is None or spec.source.startswith("hf://"),
+            message="spec.dataset.subset only goes with an hf:// source: remove it, or put the folder into the path",
+        ),
+        Rule(
             cel="!has(self.evaluation) || !has(self.evaluation.source) "
             "|| (self.evaluation.source.split('/')[0] == self.source.split('/')[0] "
             "&& (!self.source.startsWith('pvc://') "
@@ -218,6 +227,11 @@ class DatasetSpec(ApiModel):
         if self.evaluation is None or self.evaluation.fraction is not None:
             return None
         return self.evaluation.source or self.source, self.evaluation.split or self.split
+
+    def evaluation_subset(self) -> str | None:
+        """Subset of the data that are evaluated on: the same, where they come from the same source."""
+        other = self.evaluation.source if self.evaluation is not None else None
+        return self.subset if other in (None, self.source) else None
 
 
 def _is_read_alike(uri: str | None, other: str) -> bool:

@@ -25,13 +25,14 @@ def write(shape: dict[str, Any], folder: Path, device: str, *, qwen: bool) -> No
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, Qwen3Config
 
-    config = (Qwen3Config if qwen else LlamaConfig)(
+    kind: Any = Qwen3Config if qwen else LlamaConfig
+    config = kind(
         **shape, max_position_embeddings=LONGEST_POSITION, rope_theta=500000.0, bos_token_id=0, eos_token_id=1,
         pad_token_id=2, dtype="bfloat16",
     )  # fmt: skip
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    quantization = BitsAndBytesConfig(
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )  # fmt: skip
@@ -74,7 +75,7 @@ def tokenizer() -> Any:
     alphabet = ["<s>", "</s>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     bytewise = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
     bytewise.pre_tokenizer, bytewise.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=bytewise,
         model_max_length=LONGEST_POSITION,
         **dict(zip(("bos_token", "eos_token", "pad_token"), alphabet[:3], strict=True)),

@@ -85,10 +85,10 @@ def make_profiler(first: int) -> Any:
                 self._profile.stop()
 
         def spans(self) -> list[Span]:
-            cuda = torch.autograd.DeviceType.CUDA
+            cuda = torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]
             return [
                 Span(event.name, event.time_range.start, event.time_range.end)
-                for event in self._profile.events()
+                for event in self._profile.events()  # type: ignore[no-untyped-call]
                 if event.device_type == cuda and not event.name.startswith(("ProfilerStep", "## "))
             ]
 

@@ -73,7 +73,7 @@ def _hugging_face(system: str, row: Row, folder: Path, steps: int) -> Any:
     import torch
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map={"": 0})
     options = _options(row, steps, recompute=system != "hf-no-checkpointing")
@@ -87,7 +87,7 @@ def _hugging_face(system: str, row: Row, folder: Path, steps: int) -> Any:
 def _unsloth(system: str, row: Row, folder: Path, steps: int) -> Any:
     """Unsloth as its documentation sets it up; `unsloth-max` keeps all layers' activations (`import_libraries`)."""
     import torch
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
     from unsloth import FastLanguageModel
 
     model, tokenizer = FastLanguageModel.from_pretrained(
@@ -151,7 +151,7 @@ def our_trainer(model: Any, loaded: Any, engine: Any, config: Any, data: Any) ->
         batch=engine.batch,
     )  # fmt: skip
     callback = RunCallback(Progress(), None, Termination(), Companions(), engine)
-    trainer = QloraTrainer(
+    trainer: Any = QloraTrainer(
         model=model, engine=engine, args=arguments, callback=callback, train_dataset=data,
         processing_class=loaded.tokenizer,
     )  # fmt: skip

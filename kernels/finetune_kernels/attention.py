@@ -17,6 +17,8 @@ import torch
 from finetune_kernels import capped_attention
 from finetune_kernels.precision import widen
 
+FLASH_PADDING = 128
+"""Rows that FlashAttention's backward adds to each document in the sums of dq."""
 CUDNN_SHAPES = 8
 """Distinct shapes that cuDNN may compile for; a training run of fixed length needs one or two."""
 _seen: set[tuple[int, ...]] = set()
@@ -134,11 +136,42 @@ def backward(
         )  # fmt: skip
         dq, dk, dv = (g.transpose(1, 2).reshape(x.shape) for g, x in zip(gradients, (q, k, v), strict=True))
         return dq, dk, dv
+    if (documents.tokens + FLASH_PADDING * documents.count) * q[0].numel() >= 2**31 and documents.count > 1:
+        return _backward_in_halves(dout, q, k, v, out, saved, documents, scoring)
     lse, state, unused = saved
     ends, longest = documents.boundaries, documents.longest
     dq, dk, dv = aten._flash_attention_backward(
         dout, q, k, v, out, lse, ends, ends, longest, longest, 0.0, True, state, unused, scale=scale, **_left(window)
     )
+    return dq, dk, dv
+
+
+def _backward_in_halves(
+    dout: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    saved: Saved,
+    documents: Documents,
+    scoring: Scoring,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The first documents and the last, each alone: FlashAttention's backward counts elements in 32 bits."""
+    lse, *others = saved  # sums [H, T]
+    middle = documents.count // 2
+    cut = int(documents.boundaries[middle])
+    halves = (
+        (slice(0, cut), documents.boundaries[: middle + 1]),
+        (slice(cut, None), documents.boundaries[middle:] - cut),
+    )
+    found = [
+        backward(
+            dout[rows], q[rows], k[rows], v[rows], out[rows], (lse[:, rows].contiguous(), *others),
+            Documents(ends, documents.longest, int(ends[-1])), scoring,
+        )
+        for rows, ends in halves
+    ]  # fmt: skip
+    dq, dk, dv = (torch.cat(parts) for parts in zip(*found, strict=True))
     return dq, dk, dv
 
 

@@ -37,6 +37,9 @@ class ModelShape:
     quantized: bool
     movable_bytes: int = 0
     """Of embedding and head, where they can move to host memory."""
+    second_norms: bool = False
+    """Whether what each half adds is normed (Gemma): the norms' inputs are kept, or the second projection is made
+    again."""
 
     @property
     def attention_width(self) -> int:
@@ -51,6 +54,7 @@ class ModelShape:
         if keep is not Keep.INPUT:
             # out, h, q k v, the softmax sums and both norms' scales (fp32)
             elements += self.heads * self.head_size + self.hidden + self.attention_width + 2 * (self.heads + 2)
+            elements += 2 * (self.hidden + 2) if self.second_norms else 0
         if keep is Keep.EVERYTHING:
             elements += 2 * self.feed_forward
         return elements * BYTES
@@ -63,7 +67,7 @@ class ModelShape:
         if keep is Keep.ATTENTION:
             return gate_up
         attention = 2.0 * self.hidden * (self.attention_width + self.heads * self.head_size)
-        return gate_up + attention
+        return gate_up + attention + (gate_up / 2 if self.second_norms else 0.0)
 
     def working(self, tokens: int, *, tiled: bool) -> int:
         """Bytes while one layer's backward runs: gate, up, their gradients, the activation's, and rows of the residual

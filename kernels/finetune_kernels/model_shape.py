@@ -12,6 +12,7 @@ from finetune_kernels.memory_plan import BYTES, ModelShape
 
 BLOCK, SCALES_BLOCK = 64, 256  # NF4 weights per scale; scales per scale of their own (double quantisation)
 ADAPTER_BYTES = 4
+SECOND_NORMS = ("gemma2", "gemma3")  # model types whose layers norm what each half adds
 _PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
@@ -32,6 +33,7 @@ def build_shape(
         adapter_parameters=adapter_parameters,
         quantized=quantized,
         movable_bytes=movable_bytes,
+        second_norms=str(getattr(config, "model_type", "")).startswith(SECOND_NORMS),
     )
 
 

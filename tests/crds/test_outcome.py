@@ -2,13 +2,15 @@
 
 import hashlib
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import pytest
 from pydantic import ValidationError
 
 from finetune_api.failures import ExitCode, FailureReason
 from finetune_api.outcome import COMPRESSED_PREFIX, MAX_BYTES, Artifact, Outcome, Result
-from finetune_api.vocabulary import ArtifactType
+from finetune_api.progress import MemoryFallback, MemoryUse
+from finetune_api.vocabulary import ArtifactType, MemoryMode
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 
@@ -27,7 +29,27 @@ def made(count: int) -> Outcome:
         )
         for index in range(count)
     )
-    return Outcome(result=Result.SUCCEEDED, artifacts=artifacts, finished=NOW)
+    modes = (MemoryMode.FASTEST, MemoryMode.BALANCED, MemoryMode.SMALLEST)
+    fallbacks = tuple(
+        MemoryFallback(step=10**6 + step, from_mode=before, to_mode=after)
+        for step, (before, after) in enumerate(pairwise(modes))
+    )
+    memory = MemoryUse(
+        mode=MemoryMode.SMALLEST,
+        predicted_peak_bytes=10**11,
+        measured_peak_bytes=10**11,
+        micro_batch=8,
+        fallbacks=fallbacks,
+    )
+    return Outcome(
+        result=Result.SUCCEEDED,
+        artifacts=artifacts,
+        finished=NOW,
+        best_step=10**6,
+        best_eval_loss=1.2345,
+        stopped_early=True,
+        memory=memory,
+    )
 
 
 @pytest.mark.parametrize("count", [3, 12, 36], ids=["a few", "about as many as fit", "every GGUF type with Modelfile"])

@@ -81,6 +81,11 @@ INVALID: dict[str, tuple[Manifest, str, str]] = {
     "a source without scheme": ({"model": {"source": "meta/llama"}}, "model.source", "hf://org/name"),
     "a source that climbs out": ({"model": {"source": "s3://data/../x"}}, "spec.model.source", "without it"),
     "data that climb out": ({"dataset": {"source": "pvc://claim/.."}}, "spec.dataset.source", "without it"),
+    "a subset of an S3 source": (
+        {"dataset": {"source": "s3://bucket/x/", "subset": "de"}},
+        "spec.dataset.subset",
+        "only goes with an hf:// source",
+    ),
     "a revision of an S3 model": (
         {"model": {"source": "s3://bucket/x/", "revision": "main"}},
         "spec.model.revision",

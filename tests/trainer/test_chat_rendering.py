@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from finetune_api.vocabulary import TrainOn
 from finetune_trainer.chat_messages import BadRowError
-from finetune_trainer.chat_rendering import IGNORED, ChatEncoder, Encoded
+from finetune_trainer.chat_rendering import IGNORED, ChatEncoder, Encoded, touching
 from finetune_trainer.dataset_formats import Conversation, PlainText
 from finetune_trainer.errors import TrainerError
 
@@ -29,7 +29,9 @@ MARKED = (
     "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}\n"
     "{% endfor %}"
 )
-REWRITING = "{% for m in messages %}{{ m.role }}{{ m.content if loop.last else 'x' }}{% endfor %}"
+FORGETTING = "{% for m in messages %}{{ m.role }}{{ m.content if loop.last else 'x' }}{% endfor %}"
+SCRAMBLING = "{% for m in messages %}{{ messages | length }}{{ m.content | reverse }}{% endfor %}"
+HARMLESS = {"role": "assistant", "content": "Four.", "tool_calls": [{"function": {"name": "add", "arguments": {}}}]}
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def supervised_texts(tokenizer: Any, encoded: Encoded) -> list[str]:
 
 
 TEMPLATES = {
-    "by prefixes": (CHATML, ["Four.<|im_end|>\n", "Six.<|im_end|>\n"]),
+    "without marks": (CHATML, ["Four.<|im_end|>", "Six.<|im_end|>"]),
     "by marks": (MARKED, ["Four.<|im_end|>", "Six.<|im_end|>"]),
 }
 
@@ -70,11 +72,40 @@ def test_all_means_every_token(tokenizer: Any) -> None:
     assert tokenizer.decode(encoded.input_ids) == tokenizer.apply_chat_template(CHAT.messages, tokenize=False)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_with_a_way_out(tokenizer: Any) -> None:
-    tokenizer.chat_template = REWRITING
+def test_a_template_whose_answers_cannot_be_told_apart_is_refused_with_a_way_out(tokenizer: Any) -> None:
+    tokenizer.chat_template = SCRAMBLING
     with pytest.raises(TrainerError, match=r"\{% generation %\}.*trainOn: All") as refusal:
         ChatEncoder(tokenizer, TrainOn.RESPONSES).encode(CHAT)
     assert refusal.value.reason == "InvalidChatTemplate"
+    assert ChatEncoder(tokenizer, TrainOn.ALL).encode(CHAT).supervised
+
+
+def test_an_answer_that_the_template_leaves_out_is_a_bad_row(tokenizer: Any) -> None:
+    tokenizer.chat_template = FORGETTING
+    with pytest.raises(BadRowError, match=r"leaves out the text of messages\[2\]"):
+        ChatEncoder(tokenizer, TrainOn.RESPONSES).encode(CHAT)
+    tokenizer.chat_template = CHATML
+    with pytest.raises(BadRowError, match=r"leaves out the tool calls of messages\[1\]"):
+        ChatEncoder(tokenizer, TrainOn.RESPONSES).encode(Conversation([CHAT.messages[1], HARMLESS]))
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED], ids=["without marks", "by marks"])
+def test_answers_of_weight_zero_are_context(tokenizer: Any, template: str) -> None:
+    tokenizer.chat_template = template
+    chat = Conversation(CHAT.messages, context=frozenset({2}))
+    responses = ChatEncoder(tokenizer, TrainOn.RESPONSES).encode(chat)
+    assert supervised_texts(tokenizer, responses) == ["Six.<|im_end|>"]
+    assert tokenizer.decode(responses.input_ids) == tokenizer.apply_chat_template(CHAT.messages, tokenize=False)
+    everything = "".join(supervised_texts(tokenizer, ChatEncoder(tokenizer, TrainOn.ALL).encode(chat)))
+    assert "Four." not in everything
+    assert {"And 3 + 3?", "Six.<|im_end|>"} <= {part for part in ("And 3 + 3?", "Six.<|im_end|>") if part in everything}
+
+
+def test_white_space_inside_an_answer_carries_loss_and_none_outside() -> None:
+    """Places of "a", " " (empty, behind it), "b", and of a mark inserted at the beginning."""
+    assert touching([(0, 1), (2, 2), (2, 3), (0, 0)], [(1, 3)]) == [False, True, True, False]
+    assert touching([(0, 1), (1, 3), (3, 4)], [(2, 3)]) == [False, True, False], "a token that begins before an answer"
+    assert touching([(0, 1)], []) == [False]
 
 
 def test_a_row_that_the_template_refuses_is_a_bad_row(tokenizer: Any) -> None:

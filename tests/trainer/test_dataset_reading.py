@@ -75,6 +75,33 @@ LAYOUTS = {
         DatasetFormat.PROMPT_COMPLETION,
         Conversation([USER, ANSWER]),
     ),
+    "an answer of weight 0": (
+        {"messages": [USER, ANSWER | {"weight": 0}, USER, ANSWER | {"weight": 1}]},
+        DatasetFormat.MESSAGES,
+        Conversation([USER, ANSWER, USER, ANSWER], context=frozenset({1})),
+    ),
+    "a prompt of messages with an answer": (
+        {"prompt": [USER, ANSWER, USER], "completion": "b"},
+        DatasetFormat.PROMPT_COMPLETION,
+        Conversation([USER, ANSWER, USER, ANSWER], context=frozenset({1})),
+    ),
+    "ShareGPT with a system column and an answer of weight 0": (
+        {
+            "conversations": [
+                {"from": "human", "value": "a"},
+                {"from": "gpt", "value": "b", "weight": 0},
+                {"from": "gpt", "value": "b"},
+            ],
+            "system": "s",
+        },
+        DatasetFormat.SHAREGPT,
+        Conversation([{"role": "system", "content": "s"}, USER, ANSWER, ANSWER], context=frozenset({2})),
+    ),
+    "a prompt about messages": (
+        {"prompt": json.dumps([USER]), "completion": "b"},
+        DatasetFormat.PROMPT_COMPLETION,
+        Conversation([{"role": "user", "content": json.dumps([USER])}, ANSWER]),
+    ),
     "text": ({"text": "abc"}, DatasetFormat.TEXT, PlainText("abc")),
     "messages with tools": (
         {"messages": [USER, ANSWER], "tools": [{"name": "f"}]},
@@ -139,9 +166,7 @@ def test_columns_may_have_other_names() -> None:
     columns = DatasetColumns(prompt="question", completion="answer")
     row = {"question": "a", "answer": "b"}
     assert parse_row(row, detect_format(row, columns), columns) == Conversation([USER, ANSWER])
-    with pytest.raises(
-        TrainerError, match=r"\['answer', 'question'\].*columns: {prompt: question, completion: answer}"
-    ):
+    with pytest.raises(TrainerError, match=r"answer, question, but.*columns: {prompt: question, completion: answer}"):
         detect_format(row, COLUMNS)
 
 
@@ -157,7 +182,8 @@ WRONG: dict[str, tuple[Any, str]] = {
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]},
         "part of type 'image_url'; only text",
     ),
-    "a weight of zero": ({"messages": [USER, ANSWER | {"weight": 0}]}, r"messages\[1\].weight is 0"),
+    "only weights of zero": ({"messages": [USER, ANSWER | {"weight": 0}]}, "no assistant turn with weight 1"),
+    "another weight": ({"messages": [USER, ANSWER | {"weight": 0.5}]}, r"messages\[1\].weight must be 1, or 0"),
     "arguments that are no JSON": (
         {"messages": [USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{x"}]}]},
         r"messages\[1\].tool_calls\[0\].arguments is text, but not valid JSON",

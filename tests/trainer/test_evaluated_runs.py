@@ -26,7 +26,7 @@ from finetune_trainer.termination import Termination
 
 Builder = Callable[..., RunConfig]
 HELD_OUT = {"evaluation": {"fraction": 0.2}}
-# Learns fast and then too much: the evaluation loss falls to step 14 and rises after it.
+# Learns fast and then too much: the evaluation loss falls at first and rises after it.
 OVERFITTING = {
     "maxSteps": 40,
     "learningRate": 3e-2,
@@ -149,11 +149,12 @@ def test_no_row_of_the_data_reaches_status_or_outcome(stopped: Ran) -> None:
     assert not [text for text in texts if len(text) > 8 and (text in told or json.dumps(text)[1:-1] in told)]
 
 
-@pytest.mark.parametrize("stop_after", [11, 15, 18])
-def test_a_run_that_is_interrupted_ends_alike(
-    stopped: Ran, run_config: Builder, tmp_path: Path, stop_after: int
-) -> None:
-    """Before the best step, between it and the end, and with the very step that ends training."""
+@pytest.mark.parametrize("place", ["before the best step", "after it", "with the step that ends training"])
+def test_a_run_that_is_interrupted_ends_alike(stopped: Ran, run_config: Builder, tmp_path: Path, place: str) -> None:
+    best, last = stopped.outcome.best_step, stopped.outcome.step
+    assert best is not None
+    assert last is not None
+    stop_after = {"before the best step": best - 1, "after it": best + 1}.get(place, last)
     config = run_config(training=OVERFITTING, dataset=HELD_OUT)
     first = run(config, tmp_path, "a", stop_after)
     if first.outcome.result is Result.SUCCEEDED:
@@ -189,8 +190,10 @@ def test_without_what_checkpoints_carry_the_best_is_forgotten(
 ) -> None:
     """The control of the test above: between best step and end, only the checkpoint knows of it."""
     config = run_config(training=OVERFITTING, dataset=HELD_OUT)
-    run(config, tmp_path, "a", stop_after=15)
-    (index,) = (tmp_path / "out").rglob("step-00000015/checkpoint.json")
+    assert stopped.outcome.best_step is not None
+    place = stopped.outcome.best_step + 1
+    run(config, tmp_path, "a", stop_after=place)
+    (index,) = (tmp_path / "out").rglob(f"step-{place:08d}/checkpoint.json")
     document = json.loads(index.read_text())
     for file in document["files"]:
         if file["path"].endswith("best/record.json"):

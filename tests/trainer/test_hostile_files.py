@@ -1,9 +1,12 @@
 """Files that are damaged, enormous or made to hurt: each is read, or refused with its place and the reason."""
 
 import gzip
+import io
 import json
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pyarrow as arrow
@@ -40,6 +43,7 @@ SAME = {
     "a byte order mark": ("a.jsonl", b"\xef\xbb\xbf" + LINES),
     "a byte order mark in a list": ("a.json", b"\xef\xbb\xbf" + json.dumps(ROWS).encode()),
     "CRLF": ("a.jsonl", LINES.replace(b"\n", b"\r\n")),
+    "gzip in several members": ("a.jsonl.gz", gzip.compress(LINES + b"\n") + gzip.compress(b"\n\n")),
     "empty lines": ("a.jsonl", b"\n" * 100_000 + LINES + b"\r\n" * 100_000),
 }
 
@@ -67,7 +71,40 @@ def test_objects_of_a_column_do_not_get_each_others_keys(tmp_path: Path) -> None
     assert [row.value for row in read_rows((tmp_path / "a.parquet",))] == rows
 
 
+def zip_archive() -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("../../a.jsonl", '{"text": "a"}\n')
+    return packed.getvalue()
+
+
+def tar_archive() -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        link = tarfile.TarInfo("../a.jsonl")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    return packed.getvalue()
+
+
 REFUSED = {
+    "a ZIP archive": ("a.jsonl", zip_archive(), "a.jsonl: is a ZIP archive: unpack it"),
+    "a ZIP archive as CSV": ("a.csv", zip_archive(), "a.csv: is a ZIP archive"),
+    "a ZIP archive as Parquet": ("a.parquet", zip_archive(), "not a valid Parquet file"),
+    "a tar archive": ("a.json", tar_archive(), "a.json: is a tar archive"),
+    "a packed tar archive": ("a.csv.gz", gzip.compress(tar_archive()), "a.csv.gz: is a tar archive"),
+    "gzip within gzip": ("a.jsonl.gz", gzip.compress(gzip.compress(LINES)), "gzip inside: pack it once"),
+    "zstd within gzip": ("a.jsonl.gz", gzip.compress(zstd(LINES)), "zstd inside: pack it once"),
+    "gzip without its suffix": ("a.jsonl", gzip.compress(LINES), "name it .gz"),
+    "bytes after gzip": ("a.jsonl.gz", gzip.compress(b"{}\n") + b"more", "cannot be unpacked"),
+    "Parquet by another name": ("a.jsonl", b"PAR1" + LINES, "name it .parquet"),
+    "a pickle": ("a.jsonl", b"\x80\x04\x95", "not UTF-8: byte 0x80"),
+    "CSV in UTF-16": ("a.csv", "text\na\n".encode("utf-16"), "UTF-16 text: save it as UTF-8"),
+    "a CSV header that is no text": ("a.csv", b"te\x00xt\na\n", "a.csv:1: the header has characters that are no text"),
+    "a CSV header that is not UTF-8": ("a.csv", b"t\xe9xt\na\n", "a.csv:1: the header has characters"),
+    "a CSV quote without end": ("a.csv", b'text\n"' + b"a\n" * 1000, "a.csv:2: not valid CSV: unexpected end"),
+    "a NUL in JSON": ("a.jsonl", b'{"text": "a\x00b"}', "not valid JSON: Invalid control character"),
+    "lines ended as on old Macs": ("a.jsonl", b'{"a": 1}\r{"a": 2}\r', "not valid JSON: Extra data"),
     "NaN": ("a.jsonl", b'{"text": NaN}', "a.jsonl:1: not valid JSON: NaN is not a JSON value"),
     "infinity by an exponent": ("a.jsonl", b'{"text": 1e999}', "larger than any number"),
     "half a surrogate pair": ("a.jsonl", b'{}\n{"text": "\\ud83d"}', "a.jsonl:2: not valid JSON: \\ud83d is half"),
@@ -79,7 +116,7 @@ REFUSED = {
     "a key twice in a list": ("a.json", b'[{"a": 1, "a": 2}]', "'a' is written twice"),
     "a list without end": ("a.json", b'[{"a": 1}', "the list has no end"),
     "a list without commas": ("a.json", b'[{"a": 1} {"a": 2}]', "missing after entry 1"),
-    "UTF-16": ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "not UTF-8"),
+    "UTF-16": ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "UTF-16 text"),
     "a CSV column twice": ("a.csv", b"text,text\na,b\n", "columns are named twice"),
     "a CSV row that is not UTF-8": ("a.csv", b"text\na\n\xff\nb\n", "a.csv:3: not valid CSV: the row is not UTF-8"),
     "gzip cut short": ("a.jsonl.gz", gzip.compress(LINES)[:-20], "a.jsonl.gz"),
@@ -153,3 +190,50 @@ assert "longer than 64 MiB" in found[0].value and found[1].place == "b.jsonl:2"
     assert rows == 128 * 2**20 // len(row)
     assert list_mib < 32
     assert line_mib < 300
+
+
+def measured(code: str, *paths: Path) -> list[int]:
+    """What the code prints, with the process's memory in MiB at the end."""
+    head = "import resource, sys\nfrom pathlib import Path\nfrom finetune_trainer.dataset_rows import read_rows\n"
+    head += (
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\npaths = [Path(path) for path in sys.argv[1:]]\n"
+    )
+    tail = "\nprint((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)"
+    command = [sys.executable, "-c", head + code + tail, *map(str, paths)]
+    return [int(word) for word in subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()]
+
+
+def test_ten_million_empty_rows_take_no_memory(tmp_path: Path) -> None:
+    """Blank lines, and rows without columns (two million of those: 4 us each)."""
+    (tmp_path / "blank.jsonl").write_bytes(b"\n" * 10_000_000)
+    (tmp_path / "blank.csv").write_bytes(b"text\n" + b"\r\n" * 10_000_000)
+    (tmp_path / "empty.jsonl").write_bytes(b"{}\n" * 2_000_000)
+    code = "for path in paths: print(sum(1 for _ in read_rows((path,))))"
+    *rows, added = measured(code, *sorted(tmp_path.iterdir()))
+    assert rows == [0, 0, 2_000_000]
+    assert added < 16
+
+
+def test_a_row_of_fifty_megabytes_is_read_from_every_kind_of_file(tmp_path: Path) -> None:
+    """Memory is a few copies of the row; Arrow's own copies of a column come on top."""
+    text = "a" * 50 * 2**20
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    (tmp_path / "b.json").write_text(json.dumps([{"text": text}]))
+    (tmp_path / "c.csv").write_text(f"text\n{text}\n")
+    parquet.write_table(arrow.table({"text": [text]}), tmp_path / "d.parquet", write_statistics=False)
+    code = "for path in paths: print(sum(len(row.value['text']) for row in read_rows((path,))))"
+    *lengths, added = measured(code, *sorted(tmp_path.iterdir()))
+    assert lengths == [len(text)] * 4
+    assert added < 400
+
+
+def test_a_small_parquet_file_that_repeats_a_large_text_is_read_in_bounds(tmp_path: Path) -> None:
+    """0.2 MB that stand for 400 MB in 200 rows; read 512 rows at a time, they took all of it at once."""
+    repeated = arrow.DictionaryArray.from_arrays(arrow.array([0] * 200, arrow.int32()), arrow.array(["x" * 2_000_000]))
+    table = arrow.table({"parts": arrow.ListArray.from_arrays(list(range(201)), repeated)})
+    path = tmp_path / "a.parquet"
+    parquet.write_table(table, path, dictionary_pagesize_limit=2**30, store_schema=False)
+    assert path.stat().st_size < 2**20
+    length, added = measured("print(sum(len(row.value['parts'][0]) for row in read_rows((paths[0],))))", path)
+    assert length == 200 * 2_000_000
+    assert added < 200

@@ -120,7 +120,6 @@ def test_a_row_ends_with_its_end_token_and_the_batch_with_the_last_row(model: An
     assert torch.equal(stopped, free[: len(stopped)])
 
 
-@pytest.mark.skipif(not packed_attention.is_available(), reason="this PyTorch has no variable-length attention")
 def test_our_layers_and_our_attention_generate_what_transformers_does(
     tokenizer: Any, model: Any, tmp_path: Path
 ) -> None:

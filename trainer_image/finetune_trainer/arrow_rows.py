@@ -11,9 +11,11 @@ import pyarrow as arrow  # type: ignore[import-untyped]
 from pyarrow import ipc, parquet
 
 from finetune_trainer.data_files import UnreadableFileError
+from finetune_trainer.strict_json import listed
 
 BATCH_BYTES = 8 * 2**20
-MAX_BATCH_ROWS = 512
+# A file of 1 MB can repeat a text of 10 MB 200 times: 512 rows at a time took 4.1 GiB, 16 take 0.5, as fast for others.
+MAX_BATCH_ROWS = 16
 
 
 def read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
@@ -48,7 +50,7 @@ def _rows(batches: Iterator[Any]) -> Iterator[tuple[str, Any]]:
         batch.validate(full=True)
         names = batch.schema.names
         if len(set(names)) != len(names):
-            raise UnreadableFileError(f"columns are named twice: {names}")
+            raise UnreadableFileError(f"columns are named twice: {listed(names)}")
         for index in range(batch.num_rows):  # one by one, as Python's values take more memory than Arrow's
             number += 1
             yield f"[{number}]", _value(batch, names, index)

@@ -7,7 +7,7 @@ and arguments as JSON text, which templates would quote a second time.
 
 from typing import Any
 
-from finetune_trainer.strict_json import load_strict
+from finetune_trainer.strict_json import excerpt, load_strict
 
 ROLES = ("system", "user", "assistant", "tool")
 _ALIASES = {"developer": "system", "function": "tool"}
@@ -29,15 +29,21 @@ class BadRowError(ValueError):
     """A row cannot be used; the message says what was found and what to write."""
 
 
-def parse_messages(value: Any, column: str) -> list[dict[str, Any]]:
-    """Messages of a list (or its JSON text). Raises BadRowError with the message's place."""
+def parse_messages(value: Any, column: str) -> tuple[list[dict[str, Any]], frozenset[int]]:
+    """Messages of a list (or its JSON text), and which of them are answers without loss, as OpenAI's `weight: 0`
+    says. Raises BadRowError with the message's place."""
     value = parse_json_text(value, column)
     if not isinstance(value, list) or not value:
         raise BadRowError(f"{column} must be a list of {{role, content}} with at least one entry")
     messages = [_parse_message(message, f"{column}[{index}]") for index, message in enumerate(value)]
-    if not any(message["role"] == "assistant" for message in messages):
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers:
         raise BadRowError(f"{column} has no assistant turn, so there is nothing to learn")
-    return messages
+    weights = [message.pop("weight", 1) for message in messages]
+    context = frozenset(index for index in answers if not weights[index])
+    if len(context) == len(answers):
+        raise BadRowError(f"{column} has no assistant turn with weight 1, so there is nothing to learn")
+    return messages, context
 
 
 def parse_tools(value: Any, column: str) -> list[Any] | None:
@@ -81,9 +87,9 @@ def _parse_message(message: Any, where: str) -> dict[str, Any]:
         raise BadRowError(f"{where} must be an object with role and content")
     entry["role"] = (_SHAREGPT_ALIASES if is_sharegpt else _ALIASES).get(entry["role"], entry["role"])
     if entry["role"] not in ROLES:
-        raise BadRowError(f"{where}.role is {entry['role']!r}; write {', '.join(ROLES[:-1])} or {ROLES[-1]}")
-    if entry.get("weight", 1) != 1:
-        raise BadRowError(f"{where}.weight is {entry['weight']!r}: answers without loss are not supported")
+        raise BadRowError(f"{where}.role is {excerpt(entry['role'])}; write {', '.join(ROLES[:-1])} or {ROLES[-1]}")
+    if entry.get("weight", 1) not in (0, 1):
+        raise BadRowError(f"{where}.weight must be 1, or 0 for an answer that is only context")
     if isinstance(legacy := entry.pop("function_call", None), dict):
         entry["tool_calls"] = [legacy]
     if calls := entry.pop("tool_calls", None):
@@ -96,7 +102,9 @@ def _parse_content(entry: dict[str, Any], where: str) -> str:
     content = entry.get("content")
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
         if other := [part for part in content if not isinstance(part.get("text"), str)]:
-            raise BadRowError(f"{where}.content has a part of type {other[0].get('type')!r}; only text is supported")
+            raise BadRowError(
+                f"{where}.content has a part of type {excerpt(other[0].get('type'))}; only text is supported"
+            )
         content = "".join(part["text"] for part in content)
     if content is None and "tool_calls" in entry:
         content = ""

@@ -1,27 +1,28 @@
 """From an example to tokens and labels: the chat template rendered, and loss on what the model is to say.
 
-Assistant turns are found by the template's own `{% generation %}` marks where it has them. Otherwise each turn is
-rendered with and without its answer: what the answer adds is the answer, end-of-turn mark included. A template that
-rewrites earlier turns (as some reasoning models' do) cannot be split so; TRL knows training templates for those,
-which are used if they render alike.
+The text and the places of its answers come from `rendering`, in a process of its own: templates are programs that
+others wrote. A token carries loss where any of its characters belongs to an answer; so the first token of an answer
+that merges with the header's last white space is learned, too.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
-
-from jinja2 import TemplateError
-from trl.chat_template_utils import get_training_chat_template
 
 from finetune_api.failures import FailureReason
 from finetune_api.vocabulary import TrainOn
 from finetune_trainer.chat_messages import BadRowError
 from finetune_trainer.dataset_formats import Conversation, Example, PlainText
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.rendering.process import SHARED, LimitError, RenderingProcess, TemplateSetup
 
 IGNORED = -100  # label of a token without loss, as in torch's cross entropy
-GENERATION_MARK = "generation %}"
-# What rendering a template that others wrote can raise; escapes from the sandbox are TemplateErrors.
-RENDERING_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+MAX_LIMIT_ERRORS = 3
+UNKNOWN_SPANS = (
+    "the chat template does not show which part of the text is an answer: mark answers with {% generation %} in "
+    "spec.model.chatTemplate, or set trainOn: All"
+)
+UNWEIGHABLE = "answers with weight 0 cannot be told from others in what the chat template marks with {% generation %}"
 
 
 @dataclass(frozen=True)
@@ -44,25 +45,68 @@ class Encoded:
 class ChatEncoder:
     """Encodes examples for one tokenizer."""
 
-    def __init__(self, tokenizer: Any, train_on: TrainOn) -> None:
+    def __init__(self, tokenizer: Any, train_on: TrainOn, process: RenderingProcess = SHARED) -> None:
         self._tokenizer = tokenizer
         self._train_on = train_on
-        self._marked = self._marked_template()
+        self._process = process
+        self._limit_errors = 0
+        special = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
+        self._special_tokens = tuple(sorted(special - {""}))
 
     def encode(self, example: Example) -> Encoded:
-        """Tokens and labels; raises BadRowError for a row that the template refuses."""
+        """Tokens and labels. Raises BadRowError for a row that the template refuses, TrainerError where it is the
+        template that is wrong."""
         if isinstance(example, PlainText):
             return self._encode_text(example.text)
         if not self._tokenizer.chat_template:
             return self._encode_without_template(example)
+        everything = self._train_on is TrainOn.ALL
+        text, spans = self._render(example, needs_spans=not everything or bool(example.context))
+        if example.context and any(message < 0 for _, _, message in spans):
+            raise BadRowError(UNWEIGHABLE)
+        context = [(start, end) for start, end, message in spans if message in example.context]
+        answers = [(start, end) for start, end, message in spans if message not in example.context]
+        # The template writes its own special tokens.
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, places = encoded["input_ids"], encoded["offset_mapping"]
+        flags = [not off for off in touching(places, context)] if everything else touching(places, answers)
+        return Encoded(ids, [token if on else IGNORED for token, on in zip(ids, flags, strict=True)])
+
+    def print_probe(self) -> str:
+        """What the template prints for one question; raises like `encode`."""
+        question = {"messages": [{"role": "user", "content": "x"}], "tools": None, "spans": False}
+        return str(self._ask(question)["text"])
+
+    def _render(self, example: Conversation, *, needs_spans: bool) -> tuple[str, list[tuple[int, int, int]]]:
+        request = {"messages": example.messages, "tools": example.tools, "spans": needs_spans}
+        answer = self._ask(request)
+        return answer["text"], answer["spans"]
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
-            if self._train_on is TrainOn.ALL:
-                ids = self._tokenize(self._render(example, example.messages))["input_ids"]
-                return Encoded(ids, list(ids))
-            return self._encode_marked(example) if self._marked else self._encode_by_prefixes(example)
-        except RENDERING_ERRORS as error:
-            why = (str(error).splitlines() or [type(error).__name__])[0][:300]
-            raise BadRowError(f"the chat template refuses the row: {why}") from None
+            template = self._tokenizer.get_chat_template(tools=request["tools"])
+        except ValueError as error:  # several templates, and none of them the default
+            message = f"the tokenizer's chat templates: {(str(error).splitlines() or ['none'])[0][:300]}"
+            raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, message) from None
+        setup = TemplateSetup(template, self._tokenizer.special_tokens_map, self._special_tokens)
+        try:
+            answer = self._process.ask(setup, request)
+        except LimitError as error:
+            self._limit_errors += 1
+            if self._limit_errors >= MAX_LIMIT_ERRORS:
+                raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, f"the chat template: {error}") from None
+            raise BadRowError(f"the chat template refuses the row: {error}") from None
+        match answer.get("error"):
+            case "row":
+                raise BadRowError(f"the chat template refuses the row: {answer['message']}")
+            case "unprinted":
+                raise BadRowError(f"the chat template leaves out {answer['message']}: nothing could be learned from it")
+            case "spans":
+                raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, UNKNOWN_SPANS)
+            case "template":
+                message = f"the chat template is not valid: {answer['message']}"
+                raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, message)
+        return answer
 
     def _encode_text(self, text: str) -> Encoded:
         ids = self._tokenizer(text)["input_ids"]
@@ -81,59 +125,14 @@ class ChatEncoder:
         hidden = prompt if self._train_on is TrainOn.ALL else [IGNORED] * len(prompt)
         return Encoded(prompt + completion, hidden + completion)
 
-    def _encode_marked(self, example: Conversation) -> Encoded:
-        encoded = self._tokenizer.apply_chat_template(
-            example.messages,
-            tools=example.tools,
-            chat_template=self._marked,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-        )
-        ids, mask = list(encoded["input_ids"]), encoded["assistant_masks"]
-        return Encoded(ids, [token if on else IGNORED for token, on in zip(ids, mask, strict=True)])
 
-    def _encode_by_prefixes(self, example: Conversation) -> Encoded:
-        text = self._render(example, example.messages)
-        spans = []
-        for index, message in enumerate(example.messages):
-            if message["role"] == "assistant":
-                before = self._render(example, example.messages[:index], add_generation_prompt=True)
-                through = self._render(example, example.messages[: index + 1])
-                if not (text.startswith(through) and through.startswith(before)):
-                    problem = (
-                        "the chat template changes earlier turns when later ones are added, so answers cannot be told "
-                        "apart: mark them with {% generation %} in spec.model.chatTemplate, or set trainOn: All"
-                    )
-                    raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, problem)
-                spans.append((len(before), len(through)))
-        encoded = self._tokenize(text, return_offsets_mapping=True)
-        ids, labels = encoded["input_ids"], []
-        for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True):
-            inside = any(start >= first and end <= last and end > start for first, last in spans)
-            labels.append(token if inside else IGNORED)
-        return Encoded(ids, labels)
-
-    def _render(self, example: Conversation, messages: list[dict[str, Any]], **options: Any) -> str:
-        return str(self._tokenizer.apply_chat_template(messages, tools=example.tools, tokenize=False, **options))
-
-    def _tokenize(self, text: str, **options: Any) -> Any:
-        # The template writes its own special tokens.
-        return self._tokenizer(text, add_special_tokens=False, **options)
-
-    def _marked_template(self) -> str | None:
-        template = self._tokenizer.chat_template
-        if not template or self._train_on is TrainOn.ALL or not isinstance(template, str):
-            return None
-        if GENERATION_MARK in template:
-            return template
-        try:
-            known = get_training_chat_template(processing_class=self._tokenizer)
-        except ValueError:
-            return None  # a template that TRL does not know
-        return known if known and self._renders_alike(known) else None
-
-    def _renders_alike(self, template: str) -> bool:
-        sample = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b")) * 2]
-        own = self._tokenizer.apply_chat_template(sample, tokenize=False)
-        return bool(own == self._tokenizer.apply_chat_template(sample, chat_template=template, tokenize=False))
+def touching(places: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[bool]:
+    """Which tokens, given by the characters [start, end) that they stand for, have a character in one of the spans
+    (sorted, apart from each other)."""
+    starts = [start for start, _ in spans]
+    flags = []
+    for start, end in places:
+        at = bisect_right(starts, end - 1) - 1
+        # Some tokenizers give white space the empty place behind it.
+        flags.append(at >= 0 and min(start, end - 1) < spans[at][1])
+    return flags

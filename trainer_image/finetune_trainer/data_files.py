@@ -17,6 +17,21 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 MAX_RATIO = 200
 RATIO_FREE_BYTES = 256 * 2**20
 BUFFER_BYTES = 2**20
+# First bytes of files that are something else than their name says, with what to do.
+OTHER_KINDS = (
+    (b"PK\x03\x04", "a ZIP archive: unpack it and name the data files"),
+    (b"\x1f\x8b", "gzip inside: pack it once, and name it .gz"),
+    (b"\x28\xb5\x2f\xfd", "zstd inside: pack it once, and name it .zst"),
+    (b"BZh", "bzip2 inside: use gzip or zstd"),
+    (b"\xfd7zXZ\x00", "xz inside: use gzip or zstd"),
+    (b"7z\xbc\xaf", "a 7z archive: unpack it and name the data files"),
+    (b"Rar!", "a RAR archive: unpack it and name the data files"),
+    (b"PAR1", "a Parquet file: name it .parquet"),
+    (b"ARROW1", "an Arrow file: name it .arrow"),
+    (b"\xff\xfe", "UTF-16 text: save it as UTF-8"),
+    (b"\xfe\xff", "UTF-16 text: save it as UTF-8"),
+)
+TAR_MARK, TAR_MARK_AT = b"ustar", 257
 
 
 class UnreadableFileError(ValueError):
@@ -38,9 +53,18 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
         if compression is not None:
             raw = _Unpacked(arrow.CompressedInputStream(plain, compression), path.stat().st_size)
         stream = io.BufferedReader(raw, BUFFER_BYTES) if compression else plain
+        _check_kind(stream.peek(TAR_MARK_AT + len(TAR_MARK)))
         if stream.peek(3)[:3] == b"\xef\xbb\xbf":
             stream.read(3)
         yield stream
+
+
+def _check_kind(start: bytes) -> None:
+    if start[TAR_MARK_AT:].startswith(TAR_MARK):
+        raise UnreadableFileError("is a tar archive: unpack it and name the data files")
+    for mark, meaning in OTHER_KINDS:
+        if start.startswith(mark):
+            raise UnreadableFileError(f"is {meaning}")
 
 
 class _Unpacked(io.RawIOBase):

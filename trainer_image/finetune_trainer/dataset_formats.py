@@ -9,6 +9,7 @@ from finetune_api.spec_inputs import DatasetColumns
 from finetune_api.vocabulary import DatasetFormat
 from finetune_trainer.chat_messages import BadRowError, parse_json_text, parse_messages, parse_tools
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.strict_json import listed, load_strict
 
 # In this order: a row that fits several is taken for the first, as the later columns often repeat the earlier ones.
 LAYOUTS = (
@@ -29,6 +30,8 @@ class Conversation:
 
     messages: list[dict[str, Any]]
     tools: list[Any] | None = None
+    context: frozenset[int] = frozenset()
+    """Indices of assistant turns that carry no loss."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def detect_format(row: Any, columns: DatasetColumns) -> DatasetFormat:
         if set(needed_columns(layout, columns)) <= present:
             return layout
     choices = ", or ".join(" and ".join(needed_columns(layout, columns)) for layout in LAYOUTS)
-    message = f"the first row has columns {sorted(present)}, but needs {choices}{_suggest(present)}"
+    message = f"the first row has columns {listed(sorted(present))}, but needs {choices}{_suggest(present)}"
     raise TrainerError(FailureReason.MISSING_COLUMN, message)
 
 
@@ -68,7 +71,7 @@ def describe_detection(row: Any, layout: DatasetFormat, columns: DatasetColumns)
     optional = {columns.tools, columns.system, columns.input}
     used = sorted(name for name in row if name in {*needed_columns(layout, columns), *optional})
     unused = sorted(name for name in row if name not in used)
-    return f"{layout}, by column {' and '.join(used)}" + (f"; not used: {', '.join(unused)}" if unused else "")
+    return f"{layout}, by column {' and '.join(used)}" + (f"; not used: {listed(unused)}" if unused else "")
 
 
 def parse_row(row: Any, layout: DatasetFormat, columns: DatasetColumns) -> Example:
@@ -77,9 +80,7 @@ def parse_row(row: Any, layout: DatasetFormat, columns: DatasetColumns) -> Examp
         raise BadRowError(f"a row must be an object with named columns, but is a {type(row).__name__}")
     missing = [name for name in needed_columns(layout, columns) if name not in row]
     if missing:
-        message = (
-            f"format {layout} needs column {' and '.join(missing)}; the row has {', '.join(sorted(row)) or 'none'}"
-        )
+        message = f"format {layout} needs column {' and '.join(missing)}; the row has {listed(sorted(row))}"
         raise TrainerError(FailureReason.MISSING_COLUMN, message)
     if layout is DatasetFormat.TEXT:
         return PlainText(_check_text(row[columns.text], columns.text))
@@ -88,22 +89,39 @@ def parse_row(row: Any, layout: DatasetFormat, columns: DatasetColumns) -> Examp
     if layout is DatasetFormat.PROMPT_COMPLETION:
         return _prompt_and_completion(row, columns)
     column = columns.messages if layout is DatasetFormat.MESSAGES else columns.conversations
-    messages = parse_messages(row[column], column)
-    if layout is DatasetFormat.SHAREGPT and messages[0]["role"] != "system":
-        messages = _system(row, columns) + messages
-    return Conversation(messages, parse_tools(row.get(columns.tools), columns.tools))
+    messages, context = parse_messages(row[column], column)
+    tools = parse_tools(row.get(columns.tools), columns.tools)
+    if layout is DatasetFormat.SHAREGPT and messages[0]["role"] != "system" and (system := _system(row, columns)):
+        messages, context = system + messages, frozenset(index + 1 for index in context)
+    return Conversation(messages, tools, context)
 
 
 def _prompt_and_completion(row: dict[str, Any], columns: DatasetColumns) -> Conversation:
     prompt, completion = row[columns.prompt], row[columns.completion]
+    if _is_messages_text(prompt) and _is_messages_text(completion):  # of a file that has no lists
+        prompt, completion = parse_json_text(prompt, columns.prompt), parse_json_text(completion, columns.completion)
     if isinstance(prompt, list):
         completion = parse_json_text(completion, columns.completion)
         turns = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
-        messages = parse_messages([*prompt, *turns], columns.prompt)
-        return Conversation(messages, parse_tools(row.get(columns.tools), columns.tools))
+        # What the prompt holds was said before: it is read, not learned.
+        asked = [message | {"weight": 0} if isinstance(message, dict) else message for message in prompt]
+        messages, context = parse_messages([*asked, *turns], columns.prompt)
+        return Conversation(messages, parse_tools(row.get(columns.tools), columns.tools), context)
     user = {"role": "user", "content": _check_text(prompt, columns.prompt)}
     answer = {"role": "assistant", "content": _check_text(completion, columns.completion)}
     return Conversation([*_system(row, columns), user, answer])
+
+
+def _is_messages_text(value: Any) -> bool:
+    if not isinstance(value, str) or not value.startswith("[{"):
+        return False
+    try:
+        found = load_strict(value)
+    except ValueError:
+        return False
+    return isinstance(found, list) and all(
+        isinstance(entry, dict) and {"role", "content"} <= set(entry) for entry in found
+    )
 
 
 def _alpaca_turns(row: dict[str, Any], columns: DatasetColumns) -> list[dict[str, Any]]:

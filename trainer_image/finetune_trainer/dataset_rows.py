@@ -14,6 +14,7 @@ from typing import Any
 from finetune_trainer.arrow_rows import read_arrow, read_parquet
 from finetune_trainer.data_files import UnreadableFileError, kind_of, open_bytes
 from finetune_trainer.json_rows import MAX_ROW_BYTES, read_json, read_json_lines
+from finetune_trainer.strict_json import listed
 
 DATA_SUFFIXES = tuple(
     f"{kind}{packed}" for kind in (".jsonl", ".json", ".csv", ".tsv") for packed in ("", ".gz", ".zst")
@@ -50,8 +51,8 @@ def _read_csv(path: Path, delimiter: str = ",") -> Iterator[tuple[str, Any]]:
     with open_bytes(path) as stream, io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         header: Any = next(_records(reader), (0, []))[1]
-        if isinstance(header, ValueError) or len(set(header)) != len(header):
-            yield ":1", header if isinstance(header, ValueError) else ValueError(f"columns are named twice: {header}")
+        if problem := _header_problem(header):
+            yield ":1", problem
             return
         for line, fields in _records(reader):
             yield f":{line}", _csv_row(header, fields)
@@ -70,6 +71,16 @@ def _records(reader: Any) -> Iterator[tuple[int, Any]]:
             continue
         if fields:
             yield line, fields
+
+
+def _header_problem(header: Any) -> ValueError | None:
+    if isinstance(header, ValueError):
+        return header
+    if len(set(header)) != len(header):
+        return ValueError(f"columns are named twice: {listed(header)}")
+    if any(not name.isprintable() for name in header):  # bytes that are no UTF-8 are not, either
+        return ValueError("the header has characters that are no text: is it CSV in UTF-8?")
+    return None
 
 
 def _csv_row(header: list[str], fields: Any) -> Any:

@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from finetune_api.failures import FailureReason
 from finetune_api.spec_inputs import ModelSpec
+from finetune_api.vocabulary import TrainOn
+from finetune_trainer.chat_messages import BadRowError
+from finetune_trainer.chat_rendering import ChatEncoder
 from finetune_trainer.chat_templates import use_named_template
 from finetune_trainer.errors import TrainerError
 
@@ -49,18 +51,23 @@ def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
     InvalidChatTemplate)."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, use_fast=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers raises Exception itself, and files may hold anything
         message = f"{spec.source} has no usable tokenizer: {first_line(error)}"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from error
+    own = tokenizer.chat_template
+    if not all(isinstance(template, str) for template in (own.values() if isinstance(own, dict) else [own or ""])):
+        message = (
+            f"{spec.source} has a chat template that is no text; write spec.model.chatTemplate or chatTemplateName"
+        )
+        raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, message)
     if spec.chat_template_name is not None:
         use_named_template(tokenizer, spec.chat_template_name)
     if spec.chat_template is not None:
         tokenizer.chat_template = spec.chat_template
         try:
-            tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
-        except TemplateError as error:
-            message = f"spec.model.chatTemplate: {first_line(error)}"
-            raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, message) from None
+            ChatEncoder(tokenizer, TrainOn.RESPONSES).print_probe()
+        except (BadRowError, TrainerError) as error:
+            raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, f"spec.model.chatTemplate: {error}") from None
     return tokenizer
 
 

@@ -66,7 +66,6 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
             dtype=compute,
             quantization_config=quantization,
             device_map={"": device},
-            attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,

@@ -8,6 +8,7 @@ from finetune_api.vocabulary import Stage
 from finetune_trainer.adapter_injection import inject_adapter
 from finetune_trainer.artifacts.checkpoints import CheckpointStore, checkpoint_key
 from finetune_trainer.artifacts.manifest import Manifest
+from finetune_trainer.artifacts.object_space import ignore_bytes
 from finetune_trainer.artifacts.store import ArtifactStore, LocalArtifact, Provenance
 from finetune_trainer.best_adapter import BestAdapter
 from finetune_trainer.data_formatting import FormattedData, format_data
@@ -158,13 +159,13 @@ def _publish(place: Workplace, artifacts: list[LocalArtifact], outcome: Training
 def _fetch_model(place: Workplace) -> FetchedSource:
     spec = place.config.model
     access = _access(place, "model", place.settings.model_mount)
-    return fetch_model(spec.source, spec.revision, place.settings.work / "base", access, lambda count: None)
+    return fetch_model(spec.source, spec.revision, place.settings.work / "base", access, ignore_bytes)
 
 
 def _fetch_dataset(place: Workplace) -> FetchedSource:
     spec = place.config.dataset
     access = _access(place, "dataset", place.settings.dataset_mount)
-    return fetch_dataset(spec.source, spec.split, place.settings.work / "data", access, lambda count: None)
+    return fetch_dataset(spec.source, spec.split, place.settings.work / "data", access, ignore_bytes, spec.subset)
 
 
 def _fetch_evaluation(place: Workplace) -> FetchedSource | None:
@@ -173,7 +174,8 @@ def _fetch_evaluation(place: Workplace) -> FetchedSource | None:
     if source is None:
         return None
     access = _access(place, "dataset", place.settings.dataset_mount)
-    return fetch_dataset(*source, place.settings.work / "evaluation", access, lambda count: None)
+    subset = place.config.dataset.evaluation_subset()
+    return fetch_dataset(*source, place.settings.work / "evaluation", access, ignore_bytes, subset)
 
 
 def _access(place: Workplace, use: str, mount: Path | None) -> SourceAccess:

@@ -3,7 +3,25 @@ float, half a surrogate pair) is refused with a reason."""
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
+
+EXCERPT_CHARACTERS = 40
+LISTED_NAMES = 10
+
+
+def excerpt(value: Any) -> str:
+    """What a message may quote of a row: the beginning of a short value. Reasons reach status, events and logs, where
+    training data have no place."""
+    shown = repr(value)
+    return shown if len(shown) <= EXCERPT_CHARACTERS else f"{shown[:EXCERPT_CHARACTERS]}..."
+
+
+def listed(names: Iterable[Any]) -> str:
+    """The first names, each as an excerpt; none says so."""
+    shown = [str(name) if len(str(name)) <= EXCERPT_CHARACTERS else excerpt(name) for name in names]
+    more = f" and {len(shown) - LISTED_NAMES} more" if len(shown) > LISTED_NAMES else ""
+    return (", ".join(shown[:LISTED_NAMES]) + more) or "none"
 
 
 def load_strict(text: str) -> Any:
@@ -22,7 +40,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(entry) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {twice!r} is written twice")
+        raise ValueError(f"key {excerpt(twice)} is written twice")
     return entry
 
 

@@ -41,7 +41,7 @@ def _find_or_build(name: str) -> Path:
     binary = CACHE / f"{name}-{_digest(FOLDER / name)}"
     if not binary.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        with _locked(CACHE / f"{name}.lock"):
+        with locked(CACHE / f"{name}.lock"):
             if not binary.exists():
                 _build(name, binary)
     return binary
@@ -53,7 +53,7 @@ def _digest(module: Path) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

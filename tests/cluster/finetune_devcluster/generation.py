@@ -19,20 +19,47 @@ def generate(model: Path, messages: list[dict[str, str]], *, tokens: int) -> str
     return str(_ask(model, [{"messages": messages, "max_tokens": tokens}])[0])
 
 
-def complete(model: Path, prompts: list[list[int]], *, tokens: int, banned: list[int]) -> list[list[int]]:
+def complete(
+    model: Path, prompts: list[list[int]], *, tokens: int, banned: list[int], context: int = CONTEXT_LENGTH
+) -> list[list[int]]:
     """Greedy continuations of token ids, `tokens` long each, without the `banned` ones.
 
-    llama.cpp does not list tokens that end inside a UTF-8 character, so those must be banned.
+    llama.cpp does not list tokens that end inside a UTF-8 character, so those must be banned. `context` decides
+    between the short and the long divisors of longrope.
     """
     bias = [[token, False] for token in banned]
     requests = [{"prompt": prompt, "n_predict": tokens, "logit_bias": bias} for prompt in prompts]
-    return [[int(token) for token in answer] for answer in _ask(model, requests)]
+    return [[int(token) for token in answer] for answer in _ask(model, requests, context)]
 
 
-def _ask(model: Path, requests: list[dict[str, Any]]) -> list[Any]:
+def log_probabilities(
+    model: Path, prompts: list[list[int]], *, size: int, banned: list[int], context: int = CONTEXT_LENGTH
+) -> list[list[float]]:
+    """What follows each prompt: the logarithm of the probability of each of the `size` tokens.
+
+    Where one of the `banned` tokens (see `complete`) were chosen, llama.cpp would list nothing; the probabilities are
+    those before anything is banned.
+    """
+    bias = [[token, False] for token in banned]
+    requests = [{"prompt": prompt, "n_predict": 1, "logprobs": size, "logit_bias": bias} for prompt in prompts]
+    return [[float(value) for value in answer] for answer in _ask(model, requests, context)]
+
+
+def banned_tokens(base: Path) -> list[int]:
+    """Special tokens of the model in the folder `base`, tokens that are a part of a character, and rows of the
+    embedding beyond the tokenizer."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    size = int(json.loads((base / "config.json").read_text())["vocab_size"])
+    whole = {token for token in range(len(tokenizer)) if "\ufffd" not in tokenizer.decode([token])}
+    return sorted(set(range(size)) - whole | set(tokenizer.get_added_vocab().values()))
+
+
+def _ask(model: Path, requests: list[dict[str, Any]], context: int = CONTEXT_LENGTH) -> list[Any]:
     done = subprocess.run(
         [sys.executable, "-m", "finetune_devcluster.generation"],
-        input=json.dumps({"model": str(model), "requests": requests}),
+        input=json.dumps({"model": str(model), "requests": requests, "context": context}),
         capture_output=True,
         text=True,
         timeout=120,
@@ -53,8 +80,8 @@ def main() -> None:
 
     params = xllamacpp.CommonParams()
     params.model.path = document["model"]
-    params.n_ctx = CONTEXT_LENGTH
-    params.cpuparams.n_threads = 2
+    params.n_ctx = document["context"]
+    params.cpuparams.n_threads = 1  # models here are tiny
     params.warmup = False
     # As exact as llama.cpp can be: its default keeps keys and values in 16 bits.
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
@@ -66,6 +93,10 @@ def main() -> None:
         if "messages" in request:
             answer = server.handle_chat_completions(request | greedy)
             answers.append(answer["choices"][0]["message"]["content"])
+        elif "logprobs" in request:
+            found = server.handle_completions(request | greedy)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+            by_token = {token["id"]: token["logprob"] for token in found}
+            answers.append([by_token[token] for token in range(request["logprobs"])])
         else:
             choice = server.handle_completions(request | greedy | {"logprobs": 1})["choices"][0]
             answers.append([token["id"] for token in choice["logprobs"]["content"]])

@@ -76,26 +76,32 @@ def make_tiny_model(
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(texts, vocab_size=vocab_size, qwen=family.startswith("qwen"))
     tokenizer.save_pretrained(folder)
+    tokens = {
+        "vocab_size": vocab_size,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    sizes = {"hidden_size": hidden_size, "num_hidden_layers": layers}
+    return write_random_weights(folder, family=family, seed=seed, dtype=dtype, **sizes | tokens | config_overrides)
 
+
+def write_random_weights(
+    folder: Path, *, family: str, seed: int = 0, dtype: torch.dtype = torch.bfloat16, hidden_size: int, **settings: Any
+) -> Path:
+    """Write config, generation config and weights into `folder`; `settings` are those of the Hugging Face config."""
     model_type, family_settings = FAMILIES[family]
     heads = 4
-    settings: dict[str, Any] = {
-        "vocab_size": vocab_size,
+    common: dict[str, Any] = {
         "hidden_size": hidden_size,
         "intermediate_size": 2 * hidden_size,
-        "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": heads // 2,
         "max_position_embeddings": CONTEXT_LENGTH,
         "initializer_range": 1 / math.sqrt(hidden_size),
         "tie_word_embeddings": False,
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
     }
-    config = CONFIG_MAPPING[model_type](
-        **settings | family_settings(hidden_size // heads) | config_overrides, dtype=dtype
-    )
+    config = CONFIG_MAPPING[model_type](**common | family_settings(hidden_size // heads) | settings, dtype=dtype)
     set_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]  # Hugging Face
     with torch.no_grad():

@@ -158,6 +158,8 @@ def _check_shapes(name: str, parts: Mapping[str, StoredTensor], shape: tuple[int
 
 
 def _load(stored: StoredTensor, like: torch.Tensor) -> torch.Tensor:
+    if stored.dtype is torch.uint8:
+        raise InvalidAdapterError(f"the adapter's {stored.name} is stored as U8; only F32, F16 and BF16 can be merged")
     values = stored.read().to(like.device, torch.float32)
     if not values.isfinite().all():
         raise InvalidAdapterError(f"the adapter's {stored.name} holds NaN or infinity")

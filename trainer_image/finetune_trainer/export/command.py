@@ -91,6 +91,7 @@ def _export(arguments: ExportArguments, console: Console) -> list[ExportedFile]:
             device=device,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             on_tensor=lambda name: bar.update(task, description=name),
+            on_notice=lambda text: bar.console.print(f"note: {text}", markup=False, soft_wrap=True),
         )
 
 

@@ -6,6 +6,7 @@ values, so a quantised file does not carry the merged file's rounding too. Outpu
 them are complete.
 """
 
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -24,6 +25,11 @@ from finetune_trainer.export.ollama import MODELFILE_SUFFIX, read_ollama_chat, w
 from finetune_trainer.export.tensor_reader import read_tensors
 from finetune_trainer.gguf.files import GgufFiles
 
+log = logging.getLogger(__name__)
+DEQUANTISED = (
+    "the base exists in NF4 only, so its weights were decoded: merged and GGUF files carry the error of that "
+    "quantisation; name the original 16-bit model as the base to be without it"
+)
 MERGED_DTYPES = {"BF16": torch.bfloat16, "FP16": torch.float16}
 
 
@@ -79,14 +85,19 @@ def export(
     device: torch.device,
     on_progress: Callable[[int, int], None],
     on_tensor: Callable[[str], None] = lambda name: None,
+    on_notice: Callable[[str], None] = log.warning,
 ) -> list[ExportedFile]:
     """Write everything `request` asks for; existing artifacts of the same names are replaced.
+
+    `on_notice(text)` hears what people should know about the result.
 
     Merging and quantising run on `device`. `on_tensor(name)` is called before each tensor, `on_progress(done, total)`
     after it, with bytes of weights written. Raises ExportError, and leaves nothing behind then; what cannot be exported
     is found before weights are read.
     """
     base = open_model_folder(request.base)
+    if base.is_dequantised:
+        on_notice(DEQUANTISED)
     adapter = open_adapter(request.adapter, base) if request.adapter is not None else None
     partial = request.output / f".{request.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)

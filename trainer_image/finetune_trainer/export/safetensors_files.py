@@ -7,8 +7,9 @@ reads and writes.
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from finetune_trainer.export.file_writer import AppendedFile, FileWriters
 
 DTYPES: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+RAW = {"U8": torch.uint8}  # parts of NF4 weights; nothing else may stay raw
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
@@ -43,41 +45,51 @@ class StoredTensor:
                 if not count:
                     raise InvalidBaseError(f"{self.path} ended while {self.name} was read")
                 done += count
-        return buffer.view(self.dtype).reshape(self.shape)
+        return self.decode(buffer)
+
+    def decode(self, data: torch.Tensor) -> torch.Tensor:
+        """The values, from the `size` bytes that lie in the file (uint8, on any device)."""
+        return data.view(self.dtype).reshape(self.shape)
 
 
 def list_tensors(path: Path, *, error: type[ExportError] = InvalidBaseError) -> list[StoredTensor]:
-    """The tensors of a safetensors file in the order they are stored; raises `error` if the file is damaged or
-    quantised."""
+    """The tensors of a safetensors file in the order they are stored, bytes (U8) among them; raises `error` if the
+    file is damaged or quantised otherwise."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= MAX_HEADER_BYTES:
             raise error(f"{path} is not a safetensors file")
         try:
             header = json.loads(file.read(length))
-        except ValueError as cause:
+        except (ValueError, RecursionError) as cause:
             raise error(f"{path} has a damaged safetensors header: {cause}") from cause
+    if not isinstance(header, dict):
+        raise error(f"{path} has a damaged safetensors header: no object")
     header.pop("__metadata__", None)
     data, end = 8 + length, path.stat().st_size
     tensors = [_locate(name, entry, path, data, end, error) for name, entry in header.items()]
-    return sorted(tensors, key=lambda tensor: tensor.offset)
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.size))
+    for before, after in pairwise(tensors):
+        if before.offset + before.size > after.offset:
+            raise error(f"{path} is damaged: {before.name} and {after.name} share bytes")
+    return tensors
 
 
-def _locate(
-    name: str, entry: Mapping[str, object], path: Path, data: int, end: int, error: type[ExportError]
-) -> StoredTensor:
-    dtype = DTYPES.get(str(entry.get("dtype")))
+def _locate(name: str, entry: object, path: Path, data: int, end: int, error: type[ExportError]) -> StoredTensor:
+    stored = entry.get("dtype") if isinstance(entry, dict) else None
+    dtype = (DTYPES | RAW).get(str(stored))
     if dtype is None:
         raise error(
-            f"{name} in {path} is stored as {entry.get('dtype')}; only F32, F16 and BF16 weights can be exported: "
+            f"{name} in {path} is stored as {stored}; only F32, F16 and BF16 weights can be exported: "
             "use the original 16-bit model, not a quantised one"
         )
     match entry:
-        case {"shape": [*shape], "data_offsets": [int(start), int(stop)]}:
-            dimensions = tuple(int(str(n)) for n in shape)
-            size = math.prod(dimensions) * dtype.itemsize
-            if 0 <= start <= stop and stop - start == size and data + stop <= end:
-                return StoredTensor(name, dtype, dimensions, path, data + start, size)
+        case {"shape": [*shape], "data_offsets": [start, stop]} if all(
+            type(number) is int and number >= 0 for number in (*shape, start, stop)
+        ):
+            size = math.prod(shape) * dtype.itemsize
+            if stop - start == size and data + stop <= end:
+                return StoredTensor(name, dtype, tuple(shape), path, data + start, size)
     raise error(f"{path} is damaged: {name} lies outside the file or has the wrong size")
 
 

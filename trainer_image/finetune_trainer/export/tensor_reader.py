@@ -25,7 +25,7 @@ class _Reading:
         os.close(self.file)
         if not all(piece.result() for piece in self.slices):
             raise InvalidBaseError(f"{self.tensor.path} ended while {self.tensor.name} was read")
-        return self.values.view(self.tensor.dtype).reshape(self.tensor.shape)
+        return self.tensor.decode(self.values)
 
 
 def read_tensors(

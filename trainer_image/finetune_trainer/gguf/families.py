@@ -6,11 +6,14 @@ listed once a parity test against llama.cpp covers it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from logging import getLogger
 from typing import Any
 
 from gguf import MODEL_ARCH
 
 from finetune_trainer.export.errors import UnsupportedArchitectureError
+
+log = getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,18 +34,46 @@ class Family:
     layers."""
     window_period: int | None = None
     """llama.cpp hard-codes that every n-th layer attends fully."""
+    activation: str = "silu"
+    """llama.cpp hard-codes what gates the MLP."""
+    rope_tensors: bool = False
+    """llama.cpp takes divisors of RoPE's frequencies from tensors."""
+    names_longrope: bool = True
+    """The kind of scaling must be named for the short and long divisors to be looked for."""
+    original_context: bool = False
+    """The context length before any scaling is always written."""
 
 
+GEMMA_ACTIVATION = "gelu_pytorch_tanh"
 FAMILIES: dict[str, Family] = {
-    "llama": Family(MODEL_ARCH.LLAMA, permuted_heads=True, rope_dimensions=True),
-    "mistral": Family(MODEL_ARCH.LLAMA, permuted_heads=True, rope_dimensions=True),
+    "llama": Family(MODEL_ARCH.LLAMA, permuted_heads=True, rope_dimensions=True, rope_tensors=True),
+    "mistral": Family(MODEL_ARCH.LLAMA, permuted_heads=True, rope_dimensions=True, rope_tensors=True),
     "qwen2": Family(MODEL_ARCH.QWEN2),
     "qwen3": Family(MODEL_ARCH.QWEN3),
-    "gemma2": Family(MODEL_ARCH.GEMMA2, norm_offset=1.0, sliding_window=True, fixed_scale_layers=46, window_period=2),
-    "gemma3_text": Family(
-        MODEL_ARCH.GEMMA3, norm_offset=1.0, sliding_window=True, fixed_scale_layers=62, window_period=6
+    "gemma2": Family(
+        MODEL_ARCH.GEMMA2,
+        norm_offset=1.0,
+        sliding_window=True,
+        fixed_scale_layers=46,
+        window_period=2,
+        activation=GEMMA_ACTIVATION,
     ),
-    "phi3": Family(MODEL_ARCH.PHI3, sliding_window=True, rope_dimensions=True),
+    "gemma3_text": Family(
+        MODEL_ARCH.GEMMA3,
+        norm_offset=1.0,
+        sliding_window=True,
+        fixed_scale_layers=62,
+        window_period=6,
+        activation=GEMMA_ACTIVATION,
+    ),
+    "phi3": Family(
+        MODEL_ARCH.PHI3,
+        sliding_window=True,
+        rope_dimensions=True,
+        rope_tensors=True,
+        names_longrope=False,
+        original_context=True,
+    ),
 }
 
 
@@ -54,9 +85,18 @@ def find_family(config: Mapping[str, Any]) -> Family:
         raise UnsupportedArchitectureError(
             f"no GGUF conversion for model type {model_type!r}; supported are {', '.join(FAMILIES)}"
         )
+    _check_activation(family, config)
     _check_attention_scale(family, config)
     _check_windows(family, config)
     return family
+
+
+def _check_activation(family: Family, config: Mapping[str, Any]) -> None:
+    found = config.get("hidden_activation") or config["hidden_act"]
+    if found != family.activation:
+        raise UnsupportedArchitectureError(
+            f"llama.cpp computes {family.activation} in this architecture, but config.json asks for {found!r}"
+        )
 
 
 def _check_attention_scale(family: Family, config: Mapping[str, Any]) -> None:
@@ -74,6 +114,13 @@ def _check_attention_scale(family: Family, config: Mapping[str, Any]) -> None:
 
 def _check_windows(family: Family, config: Mapping[str, Any]) -> None:
     if family.window_period is None:
+        window = _largest_context(config)
+        if window is not None:
+            log.warning(
+                "llama.cpp does not window the attention of this architecture: beyond %s tokens its answers differ "
+                "from transformers'",
+                window,
+            )
         return
     period = family.window_period
     layers = config["layer_types"]
@@ -82,3 +129,11 @@ def _check_windows(family: Family, config: Mapping[str, Any]) -> None:
         raise UnsupportedArchitectureError(
             f"llama.cpp expects full attention in every {period}. layer, but config.json's layer_types are {layers}"
         )
+
+
+def _largest_context(config: Mapping[str, Any]) -> int | None:
+    """The window that transformers applies, where it is smaller than the context."""
+    kinds: list[str] = config.get("layer_types") or []
+    window = config.get("sliding_window")
+    is_applied = "sliding_attention" in kinds if kinds else True
+    return window if window and is_applied and window < config["max_position_embeddings"] else None

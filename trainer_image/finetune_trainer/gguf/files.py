@@ -16,9 +16,10 @@ from gguf import GGUF_DEFAULT_ALIGNMENT, MODEL_ARCH_NAMES, GGMLQuantizationType,
 from finetune_trainer.export.errors import OverflowingWeightsError
 from finetune_trainer.export.file_writer import AppendedFile, FileWriters
 from finetune_trainer.export.stopwatch import Stopwatch
-from finetune_trainer.gguf.families import find_family
+from finetune_trainer.gguf.config_checks import check_sizes
+from finetune_trainer.gguf.families import Family, find_family
 from finetune_trainer.gguf.file_types import FileType, find_file_type
-from finetune_trainer.gguf.hyperparameters import add_hyperparameters, load_full_config
+from finetune_trainer.gguf.hyperparameters import add_hyperparameters, load_full_config, load_generation_config
 from finetune_trainer.gguf.quantizers import encoded_size, quantize
 from finetune_trainer.gguf.rope import rope_factor_tensors
 from finetune_trainer.gguf.tensors import TensorConverter
@@ -110,18 +111,20 @@ class GgufFiles:
         `model` holds config.json, `tokenizer` the tokenizer files; `shapes` are the Hugging Face tensors in the order
         in which they will be written; `name` is general.name. Raises ExportError before anything is written.
         """
-        config = load_full_config(model)
-        self._converter = TensorConverter(find_family(config), config)
+        config, generation = load_full_config(model), load_generation_config(model)
+        check_sizes(config, shapes)
+        family = find_family(config)
+        self._converter = TensorConverter(family, config)
         self._factors = rope_factor_tensors(config)
         self.files: dict[str, GgufFile] = {}
         prepared = [
-            (kind, path, find_file_type(kind), _prepare_writer(config, tokenizer, shapes, name))
+            (kind, path, find_file_type(kind), _prepare_writer(family, config, generation, tokenizer, shapes, name))
             for kind, path in paths.items()
         ]
         renamed = [(self._converter.rename(tensor), shape) for tensor, shape in shapes]
         tensors = [(factor_name, tuple(factors.shape)) for factor_name, factors in self._factors.items()]
         tensors += [(tensor, shape) for tensor, shape in renamed if tensor is not None]
-        model_shape = ModelShape.of(find_family(config).architecture, config)
+        model_shape = ModelShape.of(family.architecture, config)
         for kind, path, file_type, writer in prepared:
             file = self.files[kind] = GgufFile(path, file_type, writer)
             file.plan(model_shape, tensors)
@@ -162,11 +165,15 @@ class GgufFiles:
 
 
 def _prepare_writer(
-    config: dict[str, Any], tokenizer: Path, shapes: Sequence[tuple[str, tuple[int, ...]]], name: str
+    family: Family,
+    config: dict[str, Any],
+    generation: dict[str, Any],
+    tokenizer: Path,
+    shapes: Sequence[tuple[str, tuple[int, ...]]],
+    name: str,
 ) -> GGUFWriter:
-    family = find_family(config)
     writer = GGUFWriter(None, MODEL_ARCH_NAMES[family.architecture])
     parameters = sum(torch.Size(shape).numel() for _, shape in shapes)
     add_hyperparameters(writer, family, config, name=name, parameters=parameters)
-    add_tokenizer(writer, tokenizer, config)
+    add_tokenizer(writer, tokenizer, config, generation)
     return writer

@@ -6,9 +6,11 @@ from typing import Any
 
 from gguf import GGUFType, GGUFWriter
 from gguf.utility import size_label
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from finetune_trainer.export.errors import UnsupportedArchitectureError
+from finetune_trainer.export.model_folder import load_json
 from finetune_trainer.gguf.families import Family
 from finetune_trainer.gguf.rope import add_rope_metadata, rotated_dimensions
 
@@ -22,9 +24,15 @@ def load_full_config(folder: Path) -> dict[str, Any]:
     """
     try:
         config: dict[str, Any] = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise UnsupportedArchitectureError(f"cannot read {folder / 'config.json'}: {error}") from error
     return config
+
+
+def load_generation_config(folder: Path) -> dict[str, Any]:
+    """generation_config.json as it is; empty where there is none."""
+    path = folder / "generation_config.json"
+    return load_json(path) if path.is_file() else {}
 
 
 def add_hyperparameters(
@@ -49,7 +57,7 @@ def add_hyperparameters(
         writer.add_value_length(config["head_dim"])
     if family.rope_dimensions:
         writer.add_rope_dimension_count(rotated_dimensions(config))
-    add_rope_metadata(writer, config)
+    add_rope_metadata(writer, family, config)
     _add_attention_settings(writer, family, config)
 
 

@@ -13,6 +13,10 @@ import torch
 from gguf import GGUFWriter, RopeScalingType
 
 from finetune_trainer.export.errors import UnsupportedArchitectureError
+from finetune_trainer.gguf.families import Family
+
+YARN_BETAS = (32.0, 1.0)
+"""Where YaRN's ramp begins and ends; llama.cpp reads no other values for the families here."""
 
 
 def global_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -32,28 +36,63 @@ def head_size(config: Mapping[str, Any]) -> int:
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
-def add_rope_metadata(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
+def add_rope_metadata(writer: GGUFWriter, family: Family, config: Mapping[str, Any]) -> None:
     """Write base frequency and scaling; raises UnsupportedArchitectureError on a scaling that llama.cpp has no form
     for."""
     rope = global_rope(config)
+    kind = rope["rope_type"]
+    if kind in ("llama3", "longrope") and not family.rope_tensors:
+        raise UnsupportedArchitectureError(f"llama.cpp has no RoPE scaling {kind!r} for this architecture")
     writer.add_rope_freq_base(float(rope["rope_theta"]))
-    match rope["rope_type"]:
+    match kind:
         case "default" | "llama3":
             pass
         case "linear":
             writer.add_rope_scaling_type(RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(float(rope["factor"]))
         case "yarn":
-            writer.add_rope_scaling_type(RopeScalingType.YARN)
-            writer.add_rope_scaling_factor(float(rope["factor"]))
-            writer.add_rope_scaling_orig_ctx_len(int(rope["original_max_position_embeddings"]))
+            _add_yarn(writer, rope, config)
         case "longrope":
-            writer.add_rope_scaling_orig_ctx_len(_original_context(config))
+            if family.names_longrope:
+                writer.add_rope_scaling_type(RopeScalingType.LONGROPE)
             writer.add_rope_scaling_attn_factors(_longrope_attention_factor(config))
         case other:
             raise UnsupportedArchitectureError(
                 f"RoPE scaling {other!r} has no GGUF form here; known are default, linear, llama3, yarn and longrope"
             )
+    if kind in ("yarn", "longrope") or family.original_context:
+        writer.add_rope_scaling_orig_ctx_len(_original_context(config))
+
+
+def _add_yarn(writer: GGUFWriter, rope: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    betas = tuple(
+        float(rope.get(key) or usual) for key, usual in zip(("beta_fast", "beta_slow"), YARN_BETAS, strict=True)
+    )
+    if betas != YARN_BETAS or rope.get("truncate") is False:
+        raise UnsupportedArchitectureError(
+            f"llama.cpp computes YaRN with beta_fast {YARN_BETAS[0]:g}, beta_slow {YARN_BETAS[1]:g} and a truncated "
+            f"range, but config.json asks for {dict(rope)}"
+        )
+    factor = float(rope["factor"])
+    writer.add_rope_scaling_type(RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(factor)
+    usual = _yarn_scale(factor)
+    given = _yarn_attention_factor(rope, factor)
+    if given != usual:
+        writer.add_rope_scaling_attn_factors(given / usual)  # llama.cpp multiplies by the usual one itself
+
+
+def _yarn_scale(factor: float, weight: float = 1.0) -> float:
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _yarn_attention_factor(rope: Mapping[str, Any], factor: float) -> float:
+    """How much attention is sharpened: given, or 0.1 ln(factor) + 1, or the ratio of two such with weights."""
+    if rope.get("attention_factor") is not None:
+        return float(rope["attention_factor"])
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        return _yarn_scale(factor, rope["mscale"]) / _yarn_scale(factor, rope["mscale_all_dim"])
+    return _yarn_scale(factor)
 
 
 def rope_factor_tensors(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -84,9 +123,9 @@ def _llama3_factors(rope: Mapping[str, Any], dimensions: int) -> torch.Tensor:
 
 
 def _original_context(config: Mapping[str, Any]) -> int:
-    return int(
-        global_rope(config).get("original_max_position_embeddings") or config["original_max_position_embeddings"]
-    )
+    """The context length that the model had before scaling, in tokens."""
+    key = "original_max_position_embeddings"
+    return int(global_rope(config).get(key) or config.get(key) or config["max_position_embeddings"])
 
 
 def _longrope_attention_factor(config: Mapping[str, Any]) -> float:

@@ -16,12 +16,17 @@ from gguf import GGUFWriter, TokenType
 from tokenizers import Tokenizer
 
 from finetune_trainer.export.errors import InvalidBaseError, UnsupportedTokenizerError
+from finetune_trainer.export.model_folder import load_json
 from finetune_trainer.gguf.pre_tokenizers import find_pre_tokenizer
 from finetune_trainer.gguf.special_tokens import find_special_tokens
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 # Marked as ordinary in some repositories although text must never produce them.
 _LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused\d+>|<(pad|mask|eos|bos|unk)>|\[@BOS@\]")
+
+
+ADDED_SCORE = -1000.0
+FIXED_SCORES = {TokenType.BYTE: 0.0, TokenType.UNUSED: -10000.0}
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,17 @@ class Vocabulary:
     types: list[TokenType]
 
 
-def add_tokenizer(writer: GGUFWriter, folder: Path, config: Mapping[str, Any]) -> None:
-    """Write all `tokenizer.*` keys for the tokenizer in `folder`; `config` gives vocabulary size and fallback ids."""
+def add_tokenizer(writer: GGUFWriter, folder: Path, config: Mapping[str, Any], generation: Mapping[str, Any]) -> None:
+    """Write all `tokenizer.*` keys for the tokenizer in `folder`; `config` gives vocabulary size and fallback ids,
+    `generation` (of generation_config.json) what ends a turn."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise InvalidBaseError(f"{folder} has no tokenizer.json, which GGUF export reads the vocabulary from")
-    description = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        coder = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise InvalidBaseError(f"{path} is not a tokenizer: {error}") from error
+    description = load_json(path)
     kind = _kind(description)
     vocabulary = _load_vocabulary(description, kind, size=config["vocab_size"])
 
@@ -45,12 +55,12 @@ def add_tokenizer(writer: GGUFWriter, folder: Path, config: Mapping[str, Any]) -
     writer.add_tokenizer_pre(find_pre_tokenizer(description) if kind == "gpt2" else "default")
     writer.add_token_list(vocabulary.tokens)
     if kind == "llama":
-        writer.add_token_scores(_scores(description, vocabulary))
+        writer.add_token_scores(token_scores(description, vocabulary))
         writer.add_add_space_prefix(_adds_space_prefix(description))
     writer.add_token_types(vocabulary.types)
     if kind == "gpt2":
         writer.add_token_merges([" ".join(_escape_space(part) for part in pair) for pair in _merges(description)])
-    find_special_tokens(folder, config, Tokenizer.from_file(str(path))).add_to(writer)
+    find_special_tokens(folder, config, coder, generation=generation).add_to(writer)
 
 
 def _kind(description: Mapping[str, Any]) -> str:
@@ -78,9 +88,8 @@ def _load_vocabulary(description: Mapping[str, Any], kind: str, *, size: int) ->
         )
     types = {index: _token_type(text, kind, model) for index, text in texts.items()}
     for index, token in added.items():
-        if types[index] is not TokenType.UNKNOWN:
-            special = token["special"] or _LOOKS_SPECIAL.fullmatch(token["content"])
-            types[index] = TokenType.CONTROL if special else TokenType.USER_DEFINED
+        special = token["special"] or _LOOKS_SPECIAL.fullmatch(token["content"])
+        types[index] = TokenType.CONTROL if special else TokenType.USER_DEFINED
     return Vocabulary(
         tokens=[_spell(texts.get(i), i, user_defined=types.get(i) is TokenType.USER_DEFINED) for i in range(size)],
         types=[types.get(i, TokenType.UNUSED) for i in range(size)],
@@ -113,13 +122,24 @@ def _escape_space(part: str) -> str:
     return part.replace(" ", "Ġ")
 
 
-def _scores(description: Mapping[str, Any], vocabulary: Vocabulary) -> list[float]:
-    """Minus the rank of the first merge that makes a token: best-score-first is then the same as lowest-rank-first."""
+def token_scores(description: Mapping[str, Any], vocabulary: Vocabulary) -> list[float]:
+    """Minus the place among all tokens that merges make, by the rank of the first such merge; the rest come after.
+
+    Best-score-first is then the same as lowest-rank-first, and the numbers are those of a SentencePiece model whose
+    merges these are. Tokens that are no text have SentencePiece's own scores.
+    """
     rank: dict[str, int] = {}
     for index, (left, right) in enumerate(_merges(description)):
         rank.setdefault(left + right, index)
-    last = len(rank) + 1
-    return [-float(rank.get(text, last)) for text in vocabulary.tokens]
+    texts = [
+        (rank.get(text, len(rank) + len(description["model"]["merges"])), index)
+        for index, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
+        if kind is TokenType.NORMAL
+    ]
+    scores = [FIXED_SCORES.get(kind, ADDED_SCORE) for kind in vocabulary.types]
+    for place, (_, index) in enumerate(sorted(texts)):
+        scores[index] = -float(place)
+    return scores
 
 
 def _adds_space_prefix(description: Mapping[str, Any]) -> bool:

@@ -117,7 +117,7 @@ def _fetch_model(config: RunConfig, settings: Settings, findings: _Findings) -> 
 def _fetch_data(config: RunConfig, settings: Settings) -> FetchedSource:
     access = _access(config, settings, "dataset", settings.dataset_mount)
     spec = config.dataset
-    return fetch_dataset(spec.source, spec.split, settings.work / "data", access, ignore_bytes)
+    return fetch_dataset(spec.source, spec.split, settings.work / "data", access, ignore_bytes, spec.subset)
 
 
 def _check_evaluation(config: RunConfig, settings: Settings, model: _Model | None, findings: _Findings) -> None:
@@ -126,9 +126,8 @@ def _check_evaluation(config: RunConfig, settings: Settings, model: _Model | Non
     if source is None:
         return
     access = _access(config, settings, "dataset", settings.dataset_mount)
-    data = findings.attempt(
-        EVALUATION, lambda: fetch_dataset(*source, settings.work / "evaluation", access, ignore_bytes)
-    )
+    work, subset = settings.work / "evaluation", config.dataset.evaluation_subset()
+    data = findings.attempt(EVALUATION, lambda: fetch_dataset(*source, work, access, ignore_bytes, subset))
     if data is not None:
         spec = config.dataset.model_copy(update={"max_samples": None})
         scan = scan_rows(data.files, spec, model.tokenizer if model else None, config.model.max_sequence_length)

@@ -1,6 +1,7 @@
 """Bring a model or a dataset to this disk, and say exactly what was brought: revision and SHA-256."""
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from finetune_trainer.artifacts.digests import sha256_of_each, sha256_of_lines
 from finetune_trainer.artifacts.object_space import OnBytes, ignore_bytes
 from finetune_trainer.artifacts.s3_faults import DATASET_REASONS, MODEL_REASONS, FaultReasons
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.sources.dataset_card import MAX_CARD_BYTES, choose_from_card
 from finetune_trainer.sources.hub import HubRepository
 from finetune_trainer.sources.local import LocalRepository
 from finetune_trainer.sources.repository import Repository, SourceAccess
@@ -18,6 +20,7 @@ from finetune_trainer.sources.selection import choose_adapter_files, choose_data
 
 GIBIBYTE = 1 << 30
 WEIGHTS_SUFFIX = ".safetensors"
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,40 @@ def fetch_adapter(uri: str, work: Path, access: SourceAccess, on_bytes: OnBytes)
     return _bring(repository, choose_adapter_files(uri, repository.files), work, on_bytes)
 
 
-def fetch_dataset(uri: str, split: str, work: Path, access: SourceAccess, on_bytes: OnBytes) -> FetchedSource:
-    """Bring data files into `work`, whose former content goes; of an hf:// dataset only those of the split.
+def fetch_dataset(
+    uri: str, split: str, work: Path, access: SourceAccess, on_bytes: OnBytes, subset: str | None = None
+) -> FetchedSource:
+    """Bring data files into `work`, whose former content goes; of an hf:// dataset only those of the split, in the
+    subset that its card names.
 
     Raises TrainerError (DatasetNotFound, DatasetAccessDenied, DiskFull, HubUnavailable, StorageUnavailable).
     """
     repository = _open(uri, None, access, DATASET_REASONS, is_model=False)
-    has_splits = Source.parse(uri).scheme is Scheme.HUGGING_FACE
-    return _bring(repository, choose_data_files(uri, repository.files, split if has_splits else None), work, on_bytes)
+    names: Iterable[str] = repository.files
+    wanted: str | None = None
+    if Source.parse(uri).scheme is Scheme.HUGGING_FACE:
+        listed = choose_from_card(uri, _read_card(repository, work), repository.files, split, subset)
+        if listed is None:
+            names, wanted = _of_subset(uri, repository.files, subset), split
+        else:
+            names = listed
+    return _bring(repository, choose_data_files(uri, names, wanted), work, on_bytes)
+
+
+def _read_card(repository: Repository, work: Path) -> str:
+    if not 0 < repository.files.get(CARD, 0) <= MAX_CARD_BYTES:
+        return ""
+    fetched = _bring(repository, [CARD], work, ignore_bytes)
+    return fetched.files[0].read_text(encoding="utf-8", errors="replace")
+
+
+def _of_subset(uri: str, names: Iterable[str], subset: str | None) -> list[str]:
+    """Without a card, a subset is a folder."""
+    found = [name for name in names if subset is None or subset in name.split("/")[:-1]]
+    if not found:
+        message = f"{uri} has no subset {subset}: its card names none, and no folder is called so"
+        raise TrainerError(FailureReason.DATASET_NOT_FOUND, message)
+    return found
 
 
 def _open(uri: str, revision: str | None, access: SourceAccess, reasons: FaultReasons, *, is_model: bool) -> Repository:

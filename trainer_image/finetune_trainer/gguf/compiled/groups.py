@@ -9,16 +9,19 @@ _SHIFT = f4(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds to an in
 
 @compiled
 def divide(numerator, denominator):
+    """0 where the denominator is not positive."""
     return numerator / denominator if denominator > ZERO else ZERO
 
 
 @compiled
 def signed_inverse(value):
+    """1 / value; 0 for 0."""
     return f4(1) / value if value != ZERO else ZERO
 
 
 @compiled
 def round_between(value, low, high):
+    """The nearest whole number within the bounds, ties to even."""
     value = value if value > low else low
     value = value if value < high else high
     return (value + _SHIFT) - _SHIFT
@@ -39,6 +42,7 @@ def load_groups(blocks, start, held, group, x):
 
 @compiled
 def find_bounds(x, group, low, high):
+    """Smallest and largest value of each column's group."""
     for g in range(LANES):
         low[g] = x[0, g]
         high[g] = x[0, g]
@@ -51,5 +55,6 @@ def find_bounds(x, group, low, high):
 
 @compiled
 def spread(factors, per, wide):
+    """Each factor to the `per` groups that share it."""
     for g in range(LANES):
         wide[g] = factors[g // per]

@@ -1,0 +1,83 @@
+"""The cases of attention, by backend, and of the optimiser."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from benchmarks.micro_cases import Case, Sizes, backward_of
+from finetune_kernels import attention
+from finetune_kernels.attention import Documents, Scoring
+from finetune_kernels.flat_adamw import FlatAdamW8bit
+
+
+def attention_cases(sizes: Sizes) -> Iterator[Case]:
+    """Two documents that fill the tokens, and one; of equal length for cuDNN, a token apart for FlashAttention."""
+    half = sizes.tokens // 2
+    for longest, lengths in (("2 documents", (half, half)), ("1 document", (sizes.tokens,))):
+        yield from _backend_cases(sizes, f"cuDNN, {longest}", lengths)
+    yield from _backend_cases(sizes, "FlashAttention, 2 documents", (half - 1, half + 1))
+    yield from _backend_cases(sizes, "FlashAttention, 1 document", (1, sizes.tokens - 1))
+
+
+def _backend_cases(sizes: Sizes, name: str, lengths: tuple[int, ...]) -> Iterator[Case]:
+    heads, scoring = sizes.heads, Scoring(sizes.heads.size**-0.5)
+    ends = torch.tensor([0, *lengths], device=sizes.device).cumsum(0).to(torch.int32)
+    documents = Documents(ends, max(lengths), sum(lengths))
+    q, k, v = heads.split(sizes.random(sizes.tokens, heads.width))
+    dout = sizes.random(sizes.tokens, heads.query, heads.size)
+    out, saved = attention.forward(q, k, v, documents, scoring)
+    # two products of L x L / 2 forward, five backward
+    forward = 2.0 * sum(length**2 for length in lengths) * heads.query * heads.size
+    shape = f"{' + '.join(map(str, lengths))}, {heads.query}/{heads.key_value} x {heads.size}"
+    plain = _plain(lengths) if len(set(lengths)) == 1 else None
+    yield Case(
+        f"attention forward, {name}", shape, forward, "TFLOP/s",
+        lambda: attention.forward(q, k, v, documents, scoring), plain and (lambda: plain(q, k, v)),
+    )  # fmt: skip
+    yield Case(
+        f"attention backward, {name}", shape, 2.5 * forward, "TFLOP/s",
+        lambda: attention.backward(dout, q, k, v, out, saved, documents, scoring),
+        plain and backward_of(plain, [part.contiguous() for part in (q, k, v)], dout),
+    )  # fmt: skip
+
+
+def _plain(lengths: tuple[int, ...]) -> Callable[..., torch.Tensor]:
+    """SDPA as it chooses itself, for documents of one length: [T, H, D] -> [T, H, D]."""
+
+    def attend(*parts: torch.Tensor) -> torch.Tensor:
+        q, k, v = (part.reshape(len(lengths), lengths[0], *part.shape[1:]).transpose(1, 2) for part in parts)
+        out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return out.transpose(1, 2).reshape(parts[0].shape)
+
+    return attend
+
+
+def optimizer_cases(sizes: Sizes) -> Iterator[Case]:
+    """A step of 8-bit AdamW over all adapters, gradients gathered on the way."""
+    from bitsandbytes.optim.adamw import AdamW8bit
+
+    ours: Any = FlatAdamW8bit(_adapters(sizes), lr=1e-4)
+    theirs: Any = AdamW8bit(_adapters(sizes), lr=1e-4)  # type: ignore[no-untyped-call]
+    count = sum(parameter.numel() for group in ours.param_groups for parameter in group["params"])
+    tensors = sum(len(group["params"]) for group in ours.param_groups)
+    # the weight and both 8-bit moments are read and written; the gradient is read, written when gathered, read again
+    work = count * (2 * sizes.element + 4 + 3 * sizes.element)
+    yield Case(
+        "flat_adamw", f"{count / 1e6:.1f} M in {tensors} tensors", work, "TB/s", ours.step, rival=theirs.step,
+        rival_name="bitsandbytes",
+    )  # fmt: skip
+
+
+def _adapters(sizes: Sizes) -> list[torch.nn.Parameter]:
+    heads, n, f = sizes.heads, sizes.hidden, sizes.feed_forward
+    wide, narrow = heads.query * heads.size, heads.key_value * heads.size
+    linears = [(n, wide), (n, narrow), (n, narrow), (wide, n), (n, f), (n, f), (f, n)] * sizes.layers
+    found = []
+    for features, outputs in linears:
+        for shape in ((sizes.rank, features), (outputs, sizes.rank)):
+            parameter = torch.nn.Parameter(sizes.random(*shape, scale=0.02))
+            parameter.grad = sizes.random(*shape, scale=0.02)
+            found.append(parameter)
+    return found

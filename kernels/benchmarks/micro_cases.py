@@ -1,0 +1,281 @@
+"""What each kernel is timed on: one call at the shapes of a model's layer, and the bytes or operations that it costs.
+
+Bytes are what must be read and written once, from the kernel's formula; operations are two for each multiply-add.
+Beside ours stands the same computation in eager PyTorch, and Liger's or bitsandbytes' kernel where it is installed.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from finetune_kernels import adapted_activation, gated_activation, rms_norm
+from finetune_kernels.linear_cross_entropy import LinearCrossEntropyFunction
+from finetune_kernels.linear_cross_entropy import reference as plain_cross_entropy
+from finetune_kernels.linear_group import LinearGroup
+from finetune_kernels.nf4 import dequantize
+from finetune_kernels.rotary_embedding import HeadNorm, Heads, rotate, rotate_back
+from finetune_kernels.rotary_embedding import reference as plain_rotation
+
+Run = Callable[[], Any]
+HEADS = Heads(query=32, key_value=8, size=128)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a layer and of the head; by default Llama 8B with two rows of 2,048 tokens."""
+
+    tokens: int = 4096
+    hidden: int = 4096
+    feed_forward: int = 14336
+    heads: Heads = HEADS
+    vocabulary: int = 128256
+    rank: int = 16
+    layers: int = 32
+    dtype: torch.dtype = torch.bfloat16
+    device: str = "cuda"
+
+    @property
+    def element(self) -> int:
+        """Bytes of an element."""
+        return self.dtype.itemsize
+
+    def random(self, *shape: int, scale: float = 1.0) -> torch.Tensor:
+        """A tensor of normal values."""
+        return torch.randn(shape, dtype=self.dtype, device=self.device) * scale
+
+
+@dataclass(frozen=True)
+class Case:
+    """One computation."""
+
+    kernel: str
+    shape: str
+    work: float
+    """Bytes where `unit` is TB/s, operations where it is TFLOP/s."""
+    unit: str
+    run: Run
+    eager: Run | None = None
+    rival: Run | None = None
+    rival_name: str = ""
+
+
+def liger(name: str) -> Any:
+    """A function of Liger's, or None where it is not installed or has none of that name."""
+    try:
+        return getattr(importlib.import_module("liger_kernel.transformers.functional"), f"liger_{name}", None)
+    except ImportError:
+        return None
+
+
+def backward_of(function: Callable[..., Any], inputs: list[torch.Tensor], *gradients: torch.Tensor) -> Run:
+    """The backward pass alone of `function(*inputs)`, by autograd; the first call runs forward, too."""
+    leaves = [one.detach().requires_grad_() for one in inputs]
+    outputs: list[Any] = []
+
+    def run() -> Any:
+        if not outputs:
+            outputs.append(function(*leaves))
+        return torch.autograd.grad(outputs[0], leaves, gradients, retain_graph=True)
+
+    return run
+
+
+def all_cases(sizes: Sizes) -> Iterator[Case]:
+    """Every case in turn; tensors of one kernel are let go of before the next one's are made."""
+    from benchmarks.micro_attention import attention_cases, optimizer_cases
+
+    for make in (norm_cases, rotation_cases, activation_cases, linear_cases, head_cases, decoding_cases):
+        yield from make(sizes)
+    yield from attention_cases(sizes)
+    yield from optimizer_cases(sizes)
+
+
+def norm_cases(sizes: Sizes) -> Iterator[Case]:
+    """RMSNorm, with and without the residual stream."""
+    t, n = sizes.tokens, sizes.hidden
+    x, delta, dy, dh = (sizes.random(t, n) for _ in range(4))
+    weight, shape, rows = sizes.random(n), f"{t} x {n}", t * n * sizes.element
+    _, _, scales = rms_norm.forward(x, weight, 1e-5)
+    one, added = liger("rms_norm"), liger("fused_add_rms_norm")
+
+    def theirs(value: torch.Tensor) -> Any:
+        return one(value, weight, 1e-5, in_place=False)
+
+    def eager(value: torch.Tensor) -> torch.Tensor:
+        return functional.rms_norm(value, (n,), weight, 1e-5)
+
+    yield Case(
+        "rms_norm forward", shape, 2 * rows, "TB/s", lambda: rms_norm.forward(x, weight, 1e-5), lambda: eager(x),
+        one and (lambda: one(x, weight, 1e-5)), "liger",
+    )  # fmt: skip
+    yield Case(
+        "rms_norm forward, residual", shape, 4 * rows, "TB/s",
+        lambda: rms_norm.forward(x, weight, 1e-5, delta=delta), lambda: eager(x + delta),
+        added and (lambda: added(x, delta, weight, 1e-5)), "liger",
+    )  # fmt: skip
+    yield Case(
+        "rms_norm backward", shape, 3 * rows, "TB/s", lambda: rms_norm.backward(dy, x, weight, scales),
+        backward_of(eager, [x], dy), one and backward_of(theirs, [x], dy), "liger",
+    )  # fmt: skip
+    yield Case(
+        "rms_norm backward, residual, norm again", shape, 5 * rows, "TB/s",
+        lambda: rms_norm.backward(dy, x, weight, scales, residual=dh, again=True),
+    )  # fmt: skip
+
+
+def rotation_cases(sizes: Sizes) -> Iterator[Case]:
+    """Rotary embedding of q and k, with and without a norm of each head."""
+    t, heads = sizes.tokens, sizes.heads
+    qkv = sizes.random(t, heads.width)
+    angles = torch.rand(t, heads.size // 2, device=sizes.device).repeat(1, 2)
+    cos, sin = angles.cos().to(sizes.dtype), angles.sin().to(sizes.dtype)
+    dq, dk, dv = (part.contiguous() for part in heads.split(sizes.random(t, heads.width)))
+    norm = HeadNorm(sizes.random(heads.size), sizes.random(heads.size), 1e-6)
+    row, turned = heads.width * sizes.element, heads.rotated * heads.size * sizes.element
+    angle, shape = heads.size * sizes.element, f"{t} x ({heads.query} + 2 x {heads.key_value}) x {heads.size}"
+    rope = liger("rope")
+    q, k, _ = (part.transpose(0, 1).unsqueeze(0) for part in heads.split(qkv.clone()))
+    whole = (cos.unsqueeze(0), sin.unsqueeze(0))
+    yield Case(
+        "rotary_embedding forward", shape, t * (2 * turned + angle), "TB/s",
+        lambda: rotate(qkv, cos, sin, heads, None), lambda: plain_rotation(qkv, cos, sin, heads, None),
+        rope and (lambda: rope(q, k, *whole)), "liger",
+    )  # fmt: skip
+    yield Case(
+        "rotary_embedding backward", shape, t * (2 * row + angle), "TB/s",
+        lambda: rotate_back((dq, dk, dv), qkv, cos, sin, heads, None),
+    )  # fmt: skip
+    yield Case(
+        "rotary_embedding forward, head norm", shape, t * (2 * row + angle), "TB/s",
+        lambda: rotate(qkv, cos, sin, heads, norm), lambda: plain_rotation(qkv, cos, sin, heads, norm),
+    )  # fmt: skip
+    yield Case(
+        "rotary_embedding backward, head norm", shape, t * (2 * row + turned + angle), "TB/s",
+        lambda: rotate_back((dq, dk, dv), qkv, cos, sin, heads, norm),
+    )  # fmt: skip
+
+
+def activation_cases(sizes: Sizes) -> Iterator[Case]:
+    """SwiGLU, alone and with the adapters' shares inside."""
+    t, f, r = sizes.tokens, sizes.feed_forward, sizes.rank
+    gate, up, dy, gate_up = sizes.random(t, f), sizes.random(t, f), sizes.random(t, f), sizes.random(t, 2 * f)
+    inner, b = sizes.random(t, 2 * r), sizes.random(2 * f, r, scale=0.02)
+    shares = (
+        adapted_activation.Share(inner[:, :r], b[:f], 1.0),
+        adapted_activation.Share(inner[:, r:], b[f:], 1.0),
+    )
+    after = sizes.random(t, r), sizes.random(r, f, scale=0.02)
+    plane, small, shape = t * f * sizes.element, 2 * (t + f) * r * sizes.element, f"{t} x {f}"
+    swiglu = liger("swiglu")
+
+    def ours(g: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        return gated_activation.GatedActivationFunction.apply(g, u, "silu")  # type: ignore[no-untyped-call, no-any-return]
+
+    def eager(g: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        return functional.silu(g) * u
+
+    yield Case(
+        "gated_activation forward", shape, 3 * plane, "TB/s", lambda: ours(gate, up), lambda: eager(gate, up),
+        swiglu and (lambda: swiglu(gate, up)), "liger",
+    )  # fmt: skip
+    yield Case(
+        "gated_activation backward", shape, 5 * plane, "TB/s", backward_of(ours, [gate, up], dy),
+        backward_of(eager, [gate, up], dy), swiglu and backward_of(swiglu, [gate.clone(), up.clone()], dy), "liger",
+    )  # fmt: skip
+    yield Case(
+        "adapted_activation forward", shape, 3 * plane + small, "TB/s",
+        lambda: adapted_activation.forward(gate_up, "silu", shares),
+        lambda: adapted_activation.reference(gate_up, "silu", shares),
+    )  # fmt: skip
+    yield Case(
+        "adapted_activation backward", shape, 6 * plane + 1.5 * small, "TB/s",
+        lambda: adapted_activation.backward(dy, gate_up, "silu", shares, after),
+    )  # fmt: skip
+
+
+def linear_cases(sizes: Sizes) -> Iterator[Case]:
+    """The products of each group of linears: with the weights, and with the adapters."""
+    heads = sizes.heads
+    wide, narrow = heads.query * heads.size, heads.key_value * heads.size
+    groups = {
+        "qkv": (sizes.hidden, [wide, narrow, narrow]), "o": (wide, [sizes.hidden]),
+        "gate_up": (sizes.hidden, [sizes.feed_forward] * 2), "down": (sizes.feed_forward, [sizes.hidden]),
+    }  # fmt: skip
+    for name, (features, outputs) in groups.items():
+        yield from _group_cases(sizes, name, features, outputs)
+
+
+def _group_cases(sizes: Sizes, name: str, features: int, outputs: list[int]) -> Iterator[Case]:
+    group = LinearGroup([_linear(sizes, features, output) for output in outputs], sizes.dtype, resident=True)
+    t, out, ranks = sizes.tokens, sum(outputs), sizes.rank * len(outputs)
+    x, dy, weight = sizes.random(t, features), sizes.random(t, out), group.weight()
+    inner, d_inner = group.inner(x), group.d_inner(dy)
+    shape, e = f"{t} x {features} -> {out}", sizes.element
+    yield Case(
+        f"linear_group {name}: x W^T", shape, 2.0 * t * features * out, "TFLOP/s", lambda: group.base(x),
+    )  # fmt: skip
+    yield Case(
+        f"linear_group {name}: dy W", shape, 2.0 * t * features * out, "TFLOP/s", lambda: dy @ weight,
+    )  # fmt: skip
+    yield Case(
+        f"linear_group {name}: inner", shape, e * (t * (features + ranks) + ranks * features), "TB/s",
+        lambda: group.inner(x),
+    )  # fmt: skip
+    yield Case(
+        f"linear_group {name}: d_inner", shape, e * (t * (out + ranks) + sizes.rank * out), "TB/s",
+        lambda: group.d_inner(dy),
+    )  # fmt: skip
+    yield Case(
+        f"linear_group {name}: gradients", shape,
+        e * (t * (features + out + 2 * ranks) + ranks * features + sizes.rank * out), "TB/s",
+        lambda: group.gradients(dy, x, inner, d_inner),
+    )  # fmt: skip
+
+
+def _linear(sizes: Sizes, features: int, output: int) -> Any:
+    """A linear layer with an adapter, as peft's looks to a group."""
+    base = torch.nn.Linear(features, output, bias=False, dtype=sizes.dtype, device=sizes.device).requires_grad_(False)
+    a, b = sizes.random(sizes.rank, features), sizes.random(output, sizes.rank, scale=0.02)
+    return SimpleNamespace(
+        base_layer=base, active_adapters=["default"], scaling={"default": 1.0},
+        lora_A={"default": SimpleNamespace(weight=a)}, lora_B={"default": SimpleNamespace(weight=b)},
+    )  # fmt: skip
+
+
+def head_cases(sizes: Sizes) -> Iterator[Case]:
+    """The head and its loss: forward, and the gradient of its input."""
+    t, n, v = sizes.tokens, sizes.hidden, sizes.vocabulary
+    hidden, weight = sizes.random(t, n).requires_grad_(), sizes.random(v, n, scale=0.02)
+    targets = torch.randint(0, v, (t,), device=sizes.device)
+    fused = liger("fused_linear_cross_entropy")
+
+    def both(loss: torch.Tensor) -> Any:
+        return torch.autograd.grad(loss, hidden)
+
+    yield Case(
+        "linear_cross_entropy", f"{t} x {n} -> {v}", 4.0 * t * n * v, "TFLOP/s",
+        lambda: both(LinearCrossEntropyFunction.apply(hidden, weight, targets, None)),  # type: ignore[no-untyped-call]
+        lambda: both(plain_cross_entropy(hidden, weight, targets)),
+        fused and (lambda: both(fused(hidden, weight, targets, reduction="sum"))), "liger",
+    )  # fmt: skip
+
+
+def decoding_cases(sizes: Sizes) -> Iterator[Case]:
+    """NF4 to 16 bits, double-quantised."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    count = sizes.hidden * sizes.feed_forward
+    weight = sizes.random(sizes.feed_forward, sizes.hidden, scale=0.02)
+    packed, state = quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
+    out = torch.empty_like(weight)
+    work = count * (0.5 + sizes.element) + count / 64 + 4 * count / 64 / 256
+    yield Case(
+        "nf4 dequantize", f"{sizes.feed_forward} x {sizes.hidden}", work, "TB/s",
+        lambda: dequantize(packed, state, out), rival=lambda: dequantize_4bit(packed, state),
+        rival_name="bitsandbytes",
+    )  # fmt: skip

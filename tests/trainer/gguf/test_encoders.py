@@ -1,0 +1,77 @@
+"""The same bytes from every encoder: llama.cpp's (where its algorithm is followed), ours in torch, ours compiled."""
+
+import math
+
+import pytest
+import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from finetune_devcluster.reference_quantizer import quantize_rows
+from finetune_trainer.gguf import quantizers
+from finetune_trainer.gguf.compiled import encode
+from finetune_trainer.gguf.compiled.encode import KERNELS, encode_compiled
+from finetune_trainer.gguf.compiled.halves import round_to_half
+from finetune_trainer.gguf.quantizers import ENCODERS, quantize
+
+FOLLOWED = [GGMLQuantizationType[name] for name in ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")]
+COLUMNS = 2048
+
+
+def make() -> torch.Tensor:
+    """Every kind of block: usual ones, ties, signed zeros, equal values, very small and very large ones."""
+    generator = torch.Generator().manual_seed(0)
+    usual = torch.randn(64, COLUMNS, generator=generator) * 0.02
+    sparse = usual * (torch.rand(64, COLUMNS, generator=generator) < 0.02)
+    whole = torch.randint(-3, 4, (64, COLUMNS), generator=generator).float()
+    constant = torch.ones(1, COLUMNS) * 0.3
+    return torch.cat([usual, sparse, whole, constant, -usual.abs(), usual.abs(), usual * 1e-6, usual * 1e5])
+
+
+def encode_in_torch(x: torch.Tensor, kind: GGMLQuantizationType) -> torch.Tensor:
+    return ENCODERS[kind](x.reshape(-1, GGML_QUANT_SIZES[kind][0]))
+
+
+@pytest.mark.parametrize("kind", FOLLOWED)
+def test_simple_types_have_llama_cpps_bytes(kind: GGMLQuantizationType) -> None:
+    x = make()
+    reference = torch.from_numpy(quantize_rows(x.numpy(), kind)).flatten()
+    assert torch.equal(encode_in_torch(x, kind).flatten(), reference)
+    nudged = torch.from_numpy(quantize_rows((x * 1.01).numpy(), kind)).flatten()
+    assert not torch.equal(reference, nudged)
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+def test_compiled_code_gives_the_bytes_of_torch(kind: GGMLQuantizationType) -> None:
+    """Also for a number of blocks that fills no tile: 4711 is prime."""
+    x = make()
+    blocks = x.reshape(-1, GGML_QUANT_SIZES[kind][0])[:4711]
+    assert len(blocks) >= 3200
+    encoded = torch.zeros(len(blocks), GGML_QUANT_SIZES[kind][1], dtype=torch.uint8)
+    encode_compiled(blocks, encoded, kind)
+    assert torch.equal(encoded, ENCODERS[kind](blocks))
+
+
+def test_large_tensors_are_compiled_and_small_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    form = GGMLQuantizationType.Q4_K
+    x = make()
+    expected = encode_in_torch(x, form).flatten()
+    with monkeypatch.context() as patched:
+        patched.setattr(quantizers, "COMPILED_WEIGHTS", x.numel())
+        patched.setitem(ENCODERS, form, lambda blocks: pytest.fail("a large tensor went through torch"))
+        assert torch.equal(quantize(x, form), expected)
+    monkeypatch.setattr(quantizers, "COMPILED_WEIGHTS", x.numel() + 1)
+    monkeypatch.setattr(encode, "encode_compiled", lambda *_: pytest.fail("a small tensor was compiled for"))
+    assert torch.equal(quantize(x, form), expected)
+
+
+def test_halves_are_rounded_like_torchs() -> None:
+    """Every float16, every midpoint between two, and the numbers beside those."""
+    halves = torch.arange(0, 0x7C00, dtype=torch.int32).to(torch.int16).view(torch.float16).float()
+    middles = (halves[1:] + halves[:-1]) / 2
+    beside = [torch.nextafter(middles, torch.tensor(bound)) for bound in (0.0, math.inf)]
+    values = torch.cat([halves, middles, *beside, torch.tensor([65519.0, 65520.0, 1e9])])
+    values = torch.cat([values, -values]).contiguous()
+    found, bits = values.clone().numpy(), torch.zeros(len(values), dtype=torch.uint16).numpy()
+    round_to_half(found, bits, len(values))
+    assert torch.equal(torch.from_numpy(bits).view(torch.int16), values.half().view(torch.int16))
+    assert torch.equal(torch.from_numpy(found), values.half().float())

@@ -1,0 +1,94 @@
+"""What a dataset's README.md says about its files: subsets (`configs`) with splits and patterns of paths, as the Hub
+and `datasets` read it. Pure: text and names in, names out.
+
+Only the YAML block at the beginning is read, with a loader that makes plain values; a pattern can only ever choose
+among the repository's own files.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+
+from finetune_api.failures import FailureReason
+from finetune_trainer.errors import TrainerError
+
+MAX_CARD_BYTES = 4 * 2**20
+MAX_BLOCK_CHARACTERS = 2**20
+BLOCK = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+
+
+def choose_from_card(uri: str, card: str, names: Iterable[str], split: str, subset: str | None) -> list[str] | None:
+    """Files of the split in the subset (by default the one marked as default, or the only one); None where the card
+    names no files. Raises TrainerError (DatasetNotFound)."""
+    configs = _configs(uri, card)
+    if not configs:
+        return None
+    chosen = _choose(uri, configs, subset)
+    folder = str(chosen.get("data_dir") or "").strip("/")
+    patterns = _patterns(chosen.get("data_files"))
+    if not patterns:
+        return [name for name in names if name.startswith(f"{folder}/")] if folder else None
+    wanted = patterns.get(split)
+    if wanted is None:
+        message = f"{uri} has no split {split}; its card names {', '.join(sorted(patterns))}"
+        raise TrainerError(FailureReason.DATASET_NOT_FOUND, message)
+    expressions = [re.compile(_translate(f"{folder}/{pattern}" if folder else pattern)) for pattern in wanted]
+    return [name for name in names if any(expression.fullmatch(name) for expression in expressions)]
+
+
+def _configs(uri: str, card: str) -> list[dict[str, Any]]:
+    block = BLOCK.match(card)
+    if block is None or len(block[1]) > MAX_BLOCK_CHARACTERS:
+        return []
+    try:
+        described = yaml.safe_load(block[1])
+    except (yaml.YAMLError, ValueError, RecursionError):
+        message = f"{uri} has a README.md whose first block is not valid YAML: nothing says which files are meant"
+        raise TrainerError(FailureReason.DATASET_NOT_FOUND, message) from None
+    configs = described.get("configs") if isinstance(described, dict) else None
+    if not isinstance(configs, list):
+        return []
+    return [config for config in configs if isinstance(config, dict) and isinstance(config.get("config_name"), str)]
+
+
+def _choose(uri: str, configs: list[dict[str, Any]], subset: str | None) -> dict[str, Any]:
+    names = [config["config_name"] for config in configs]
+    if subset is not None:
+        found = [config for config in configs if config["config_name"] == subset]
+    else:
+        found = [config for config in configs if config.get("default") is True]
+        found = found or [config for config in configs if config["config_name"] == "default"]
+        found = found or (configs if len(configs) == 1 else [])
+    if not found:
+        asked = f"no subset {subset}" if subset is not None else "several subsets and no default"
+        message = f"{uri} has {asked}: write one of {', '.join(names)} into spec.dataset.subset"
+        raise TrainerError(FailureReason.DATASET_NOT_FOUND, message)
+    return found[0]
+
+
+def _patterns(data_files: Any) -> dict[str, list[str]]:
+    """{split: patterns} of all forms that the Hub takes: a pattern, a list of them, or {split, path} entries."""
+    if isinstance(data_files, dict):
+        return {str(split): _texts(paths) for split, paths in data_files.items()}
+    entries = data_files if isinstance(data_files, list) else [data_files]
+    patterns: dict[str, list[str]] = {}
+    for entry in entries:
+        if isinstance(entry, dict):
+            patterns.setdefault(str(entry.get("split", "train")), []).extend(_texts(entry.get("path")))
+        else:
+            patterns.setdefault("train", []).extend(_texts(entry))
+    return {split: paths for split, paths in patterns.items() if paths}
+
+
+def _texts(value: Any) -> list[str]:
+    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+
+
+def _translate(pattern: str) -> str:
+    """A regular expression for paths: ** crosses folders, * and ? do not."""
+    pattern = pattern.removeprefix("./")
+    parts = re.split(r"(\*\*/|\*+|\?)", pattern)
+    meaning = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return "".join(meaning.get(part, ".*" if part.startswith("**") else re.escape(part)) for part in parts)
