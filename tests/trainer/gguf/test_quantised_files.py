@@ -94,11 +94,15 @@ def test_an_exchanged_scale_is_seen(exported: Exported) -> None:
 
 
 def test_llama_cpp_speaks_from_every_k_quant(exported: Exported) -> None:
+    """Answers of random weights may turn at a near tie; Q6_K keeps the first token of at least one of F32's."""
     banned = banned_tokens(exported.base)
+    expected = complete(exported.ours["F32"], PROMPTS, tokens=4, banned=banned)
     for kind in SPOKEN:
         found = complete(exported.ours[kind], PROMPTS, tokens=4, banned=banned)
         assert [len(answer) for answer in found] == [4] * len(PROMPTS), kind
         assert found[0] != found[1], kind
+        if kind == "Q6_K":
+            assert any(ours[0] == theirs[0] for ours, theirs in zip(found, expected, strict=True))
 
 
 def test_types_are_told_to_loaders(exported: Exported) -> None:
