@@ -120,7 +120,8 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 def run(base):
     base, output = Path(base), Path(sys.argv[3])
-    request = ExportRequest(base=base, adapter=None, output=output, merged="BF16", gguf=("Q8_0",), name="m")
+    types = ("Q8_0", "Q4_K_M", "F16")
+    request = ExportRequest(base=base, adapter=None, output=output, merged="BF16", gguf=types, name="m")
     export(request, device=torch.device("cpu"), on_progress=lambda done, total: None)
 run(sys.argv[1])
 before = peak()

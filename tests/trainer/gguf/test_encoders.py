@@ -1,6 +1,7 @@
 """The same bytes from every encoder: llama.cpp's (where its algorithm is followed), ours in torch, ours compiled."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -51,16 +52,16 @@ def test_compiled_code_gives_the_bytes_of_torch(kind: GGMLQuantizationType) -> N
     assert torch.equal(encoded, ENCODERS[kind](blocks))
 
 
-def test_large_tensors_are_compiled_and_small_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_weights_are_compiled_for_and_few_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     form = GGMLQuantizationType.Q4_K
     x = make()
     expected = encode_in_torch(x, form).flatten()
+    monkeypatch.setattr(quantizers, "_encoded", Counter())
+    monkeypatch.setattr(quantizers, "COMPILED_WEIGHTS", 2 * x.numel())
     with monkeypatch.context() as patched:
-        patched.setattr(quantizers, "COMPILED_WEIGHTS", x.numel())
-        patched.setitem(ENCODERS, form, lambda blocks: pytest.fail("a large tensor went through torch"))
+        patched.setattr(encode, "encode_compiled", lambda *_: pytest.fail("few weights were compiled for"))
         assert torch.equal(quantize(x, form), expected)
-    monkeypatch.setattr(quantizers, "COMPILED_WEIGHTS", x.numel() + 1)
-    monkeypatch.setattr(encode, "encode_compiled", lambda *_: pytest.fail("a small tensor was compiled for"))
+    monkeypatch.setitem(ENCODERS, form, lambda blocks: pytest.fail("many weights went through torch"))
     assert torch.equal(quantize(x, form), expected)
 
 

@@ -8,6 +8,7 @@ reference's, not only close: d is the scale stored as float16, q the integers, a
     Q4_0, Q5_0: d = x_at_max|x| / -2^(b-1), q = trunc(x / d + 2^(b-1) + 1/2)     q = trunc((x - m) / d + 1/2)
 """
 
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -18,8 +19,9 @@ from finetune_trainer.gguf import k_quants
 # Quantising makes up to a dozen fp32 temporaries of a chunk's size: 1 MiB each stays in a CPU's cache, 128 MiB each
 # keeps a GPU busy.
 CPU_CHUNK_WEIGHTS, GPU_CHUNK_WEIGHTS = 1 << 18, 1 << 25
-# Tensors of a CPU from this size on are worth compiled code; torch takes 20 to 50 ms for less.
+# Compiling takes a CPU some seconds, and torch takes 20 to 50 ms for this many weights of a type: less is left to it.
 COMPILED_WEIGHTS = 1 << 20
+_encoded: Counter[GGMLQuantizationType] = Counter()  # weights so far, on the CPU
 PLAIN_TYPES = frozenset({GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16})
 
 
@@ -38,7 +40,7 @@ def quantize(weights: torch.Tensor, tensor_type: GGMLQuantizationType) -> torch.
     block_size, block_bytes = GGML_QUANT_SIZES[tensor_type]
     blocks = weights.reshape(-1, block_size)
     encoded = torch.empty((blocks.shape[0], block_bytes), dtype=torch.uint8, device=weights.device)
-    if weights.device.type == "cpu" and weights.numel() >= COMPILED_WEIGHTS and tensor_type not in PLAIN_TYPES:
+    if weights.device.type == "cpu" and _is_worth_compiling(weights.numel(), tensor_type):
         from finetune_trainer.gguf.compiled.encode import encode_compiled  # numba takes a second to import
 
         encode_compiled(blocks.contiguous(), encoded, tensor_type)
@@ -47,6 +49,11 @@ def quantize(weights: torch.Tensor, tensor_type: GGMLQuantizationType) -> torch.
     for start in range(0, blocks.shape[0], step):
         encoded[start : start + step] = encode(blocks[start : start + step])
     return encoded.flatten()
+
+
+def _is_worth_compiling(count: int, tensor_type: GGMLQuantizationType) -> bool:
+    _encoded[tensor_type] += count
+    return _encoded[tensor_type] >= COMPILED_WEIGHTS and tensor_type not in PLAIN_TYPES
 
 
 def _as_bytes(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
