@@ -20,7 +20,7 @@ from finetune_kernels.host_memory import HostMemory
 from finetune_kernels.keep import Keep as Keep
 from finetune_kernels.linear_group import LinearGroup
 from finetune_kernels.mlp_half import Finished, MlpHalf, Projected
-from finetune_kernels.mlp_tiles import TILE_ROWS, backward_in_tiles, forward_in_tiles
+from finetune_kernels.mlp_tiles import backward_in_tiles, forward_in_tiles, needs_tiles
 
 
 @dataclass
@@ -35,7 +35,7 @@ class DecoderLayer:
 
     def in_tiles(self, tokens: int) -> bool:
         """Whether the MLP takes `tokens` in several tiles."""
-        return self.keep is not Keep.EVERYTHING and tokens > TILE_ROWS
+        return self.keep is not Keep.EVERYTHING and needs_tiles(tokens)
 
     @property
     def groups(self) -> tuple[LinearGroup, ...]:

@@ -12,21 +12,13 @@ from torch import nn
 from finetune_kernels.attention import Scoring
 from finetune_kernels.attention_half import AttentionHalf, Norm
 from finetune_kernels.decoder_layer import DecoderLayer, Keep
+from finetune_kernels.families import FAMILIES
 from finetune_kernels.host_memory import HostMemory
 from finetune_kernels.linear_group import LinearGroup
 from finetune_kernels.mlp_half import MlpHalf
 from finetune_kernels.patching import ACTIVATIONS, NORMS, why_not_adapter
 from finetune_kernels.rotary_embedding import HeadNorm, Heads
 
-FAMILIES = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "Gemma2ForCausalLM",
-    "Gemma3ForCausalLM",
-    "Phi3ForCausalLM",
-)
 LARGEST_HEAD = 256
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj")
 

@@ -10,8 +10,13 @@ from collections.abc import Iterator
 import torch
 
 from finetune_kernels import rms_norm
-from finetune_kernels.keep import TILE_ROWS as TILE_ROWS
+from finetune_kernels.keep import TILE_ROWS
 from finetune_kernels.mlp_half import Finished, MlpHalf
+
+
+def needs_tiles(rows: int) -> bool:
+    """Whether so many rows are more than one tile."""
+    return rows > TILE_ROWS
 
 
 def _tiles(rows: int) -> Iterator[slice]:

@@ -15,19 +15,10 @@ import torch
 
 from finetune_kernels import attention
 from finetune_kernels.attention import Documents, Scoring
+from finetune_kernels.families import FAMILIES
 
 NAME = "finetune_packed"
 DENSE = "sdpa"  # transformers' name of what serves calls that are not packed
-FAMILIES = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "Gemma2ForCausalLM",
-    "Gemma3ForCausalLM",
-    "Phi3ForCausalLM",
-)
-"""Families whose attention is causal, with a window and a cap at most: no sinks, no biases."""
 
 
 class PackedAttentionFunction(torch.autograd.Function):

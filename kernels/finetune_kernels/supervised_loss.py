@@ -6,18 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from finetune_kernels.families import FAMILIES
 from finetune_kernels.host_vocabulary import on_device
 from finetune_kernels.linear_cross_entropy import linear_cross_entropy
-
-FAMILIES = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "Gemma2ForCausalLM",
-    "Gemma3ForCausalLM",
-    "Phi3ForCausalLM",
-)
 
 
 def has_plain_head(model: Any) -> bool:

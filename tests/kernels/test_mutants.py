@@ -154,8 +154,7 @@ def whole_layer(load: Load) -> Pairs:
             fused.keep([keep])
             yield from zip(_layer_results(model, inputs), expected, strict=True)
         with pytest.MonkeyPatch.context() as patch:
-            for module in ("decoder_layer", "mlp_tiles"):
-                patch.setattr(load(module), "TILE_ROWS", 2)
+            patch.setattr(load("mlp_tiles"), "TILE_ROWS", 2)
             for keep in (keeps.ATTENTION, keeps.INPUT):
                 fused.keep([keep])
                 yield from zip(_layer_results(model, inputs), expected, strict=True)

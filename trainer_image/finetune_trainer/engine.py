@@ -43,7 +43,7 @@ class Engine:
     layers: FusedLayers | None = None
     replan: Callable[[MemoryMode], MemoryPlan] | None = None
     fallbacks: list[MemoryFallback] = field(default_factory=list, init=False)
-    """How often memory ran out and a smaller plan took over."""
+    """Each time that memory ran out and a smaller plan took over."""
 
     def step_down(self, step: int) -> bool:
         """After memory ran out, `step` steps being finished: keep less from now on. False where nothing smaller is
