@@ -94,6 +94,9 @@ class Resolved(ApiModel):
     precision: str | None = None
     """Compute type."""
 
+    precision_reason: Annotated[str, Field(max_length=256)] | None = None
+    """Why it is that one, where spec.training.precision asked for FP8."""
+
     device: str | None = None
     """Device that trains, such as NVIDIA H200."""
 

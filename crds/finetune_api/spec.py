@@ -5,6 +5,7 @@ from finetune_api.spec_inputs import DatasetSpec, ModelSpec
 from finetune_api.spec_output import ExportSpec, OutputSpec
 from finetune_api.spec_run import ResourcesSpec, RunPolicySpec
 from finetune_api.spec_training import AdapterSpec, TrainingSpec
+from finetune_api.vocabulary import Precision, Quantization
 
 # Only these may change after creation; everything else defines what was trained.
 MUTABLE_RUN_POLICY = ("suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
@@ -39,6 +40,13 @@ class FineTuneJobSpec(ApiModel):
     """How the job is run, stopped and cleaned up."""
 
     rules = (
+        Rule(
+            cel="self.training.precision != 'FP8' || self.model.quantization == 'NF4'",
+            holds=lambda spec: (
+                spec.training.precision is not Precision.FP8 or spec.model.quantization is Quantization.NF4
+            ),
+            message="spec.training.precision: FP8 needs spec.model.quantization: NF4, whose weights it keeps in 8 bits",
+        ),
         Rule(
             cel="!has(self.training.evaluationSteps) || has(self.dataset.evaluation) || has(self.training.samples)",
             holds=lambda spec: (

@@ -144,12 +144,14 @@ class Scheduler(StrEnum):
 
 
 class Precision(StrEnum):
-    """Compute type. Auto is BF16 on Ampere and later, FP16 on older GPUs, FP32 on a CPU."""
+    """Compute type. Auto is BF16 on Ampere and later, FP16 on older GPUs, FP32 on a CPU. FP8 is BF16 but for products
+    with frozen weights."""
 
     AUTO = "Auto"
     BF16 = "BF16"
     FP16 = "FP16"
     FP32 = "FP32"
+    FP8 = "FP8"
 
 
 class MemoryMode(StrEnum):

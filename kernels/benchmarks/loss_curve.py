@@ -11,9 +11,10 @@ import argparse
 import csv
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from transformers.trainer_callback import PrinterCallback
 
 from finetune_api.run_config import RunConfig
-from finetune_api.vocabulary import Precision
 from finetune_trainer.adapter_injection import inject_adapter
 from finetune_trainer.engine import Engine, prepare_engine
 from finetune_trainer.model_loading import load_model
@@ -104,8 +104,8 @@ def make_rows(size: Size) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def configuration(folder: Path, size: Size, *, kernels: bool) -> RunConfig:
-    """Of a job that trains so."""
+def configuration(folder: Path, size: Size, *, kernels: bool, training: Mapping[str, Any]) -> RunConfig:
+    """Of a job that trains so; `training` is added to that section."""
     return RunConfig.model_validate(
         {
             "job": {"namespace": "curve", "name": "curve", "uid": "curve"},
@@ -113,7 +113,7 @@ def configuration(folder: Path, size: Size, *, kernels: bool) -> RunConfig:
             "dataset": {"source": "file:///none.jsonl", "packing": True}, "adapter": {"rank": 16, "alpha": 16},
             "training": {
                 "maxSteps": size.steps, "batchSize": size.batch, "gradientAccumulation": size.accumulation,
-                "checkpointSteps": 1_000_000, "seed": SEED, "loggingSteps": 1,
+                "checkpointSteps": 1_000_000, "seed": SEED, "loggingSteps": 1, **training,
             },
             "export": {"merged": "None", "gguf": []}, "output": {"s3": {"bucket": "models"}}, "checkpointsToKeep": 1,
             "terminationGracePeriodSeconds": 60, "gpus": size.gpus, "kernels": kernels,
@@ -127,13 +127,13 @@ def train(
     size: Size,
     *,
     kernels: bool,
-    precision: Precision = Precision.AUTO,
+    training: Mapping[str, Any] = MappingProxyType({}),
     scale: float = 1.0,
     prepare: Prepare = prepare_engine,
 ) -> Curve:
     """One run. `scale` makes every adapter's factor wrong, to see that the comparison notices."""
-    config = configuration(folder, size, kernels=kernels)
-    loaded = load_model(folder, config.model, precision, gpus=size.gpus)
+    config = configuration(folder, size, kernels=kernels, training=training)
+    loaded = load_model(folder, config.model, config.training.precision, gpus=size.gpus)
     model = inject_adapter(loaded.model, config.adapter, SEED).model
     _begin(model, size.start, scale)
     engine = prepare(model, loaded, config)

@@ -19,7 +19,8 @@ LONGEST_POSITION = 131_072
 UNSLOTH_24G_TOKENS = 78_475
 """Unsloth's published longest sequence for Llama 8B on a 24 GB card."""
 SYSTEMS = (
-    "ours", "ours-balanced", "ours-smallest", "hf", "hf-no-checkpointing", "liger", "unsloth", "unsloth-max",
+    "ours", "ours-fp8", "ours-balanced", "ours-smallest", "hf", "hf-no-checkpointing", "liger", "unsloth",
+    "unsloth-max",
 )  # fmt: skip
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

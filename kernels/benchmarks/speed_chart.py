@@ -11,6 +11,7 @@ from benchmarks.results import Summary
 
 LABELS = {
     "ours": "this project",
+    "ours-fp8": "this project, FP8",
     "ours-balanced": "this project, Balanced",
     "ours-smallest": "this project, Smallest",
     "unsloth-max": "Unsloth, KEEP_LAYERS=max",

@@ -18,7 +18,13 @@ OURS = (
     "finetune_trainer.training", "finetune_trainer.training_configuration",
 )  # fmt: skip
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TOKENIZERS_PARALLELISM": "false"}
-MEMORY = {"ours": "Fastest", "ours-balanced": "Balanced", "ours-smallest": "Smallest"}
+MODES = {
+    "ours": {},
+    "ours-fp8": {"precision": "FP8"},
+    "ours-balanced": {"memory": "Balanced"},
+    "ours-smallest": {"memory": "Smallest"},
+}
+"""What each of ours has in its training section."""
 
 
 def import_libraries(system: str) -> None:
@@ -29,7 +35,7 @@ def import_libraries(system: str) -> None:
     first = ["unsloth"] if system.startswith("unsloth") else []
     for name in (*first, "torch", "transformers", "peft", "trl", "datasets", "bitsandbytes"):
         importlib.import_module(name)
-    for name in OURS if system in MEMORY else ():
+    for name in OURS if system in MODES else ():
         importlib.import_module(name)
     # transformers imports a class's module when the class is first asked for
     for module, name in (
@@ -43,7 +49,7 @@ def import_libraries(system: str) -> None:
 def build(system: str, row: Row, folder: Path, steps: int) -> Any:
     """The system's trainer, ready to train `steps` steps of `row` on the model below `folder`."""
     import_libraries(system)
-    maker = _ours if system in MEMORY else _unsloth if system.startswith("unsloth") else _hugging_face
+    maker = _ours if system in MODES else _unsloth if system.startswith("unsloth") else _hugging_face
     return maker(system, row, folder, steps)
 
 
@@ -105,14 +111,13 @@ def _unsloth(system: str, row: Row, folder: Path, steps: int) -> Any:
 
 def _ours(system: str, row: Row, folder: Path, steps: int) -> Any:
     """This project's trainer, as a job runs it."""
-    from finetune_api.vocabulary import Precision
     from finetune_trainer.adapter_injection import inject_adapter
     from finetune_trainer.engine import prepare_engine
     from finetune_trainer.model_loading import load_model
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     config = run_config(system, row, folder, steps)
-    loaded = load_model(folder, config.model, Precision.AUTO, gpus=1)
+    loaded = load_model(folder, config.model, config.training.precision, gpus=1)
     adapted = inject_adapter(loaded.model, config.adapter, SEED)
     engine = prepare_engine(adapted.model, loaded, config)
     return our_trainer(adapted.model, loaded, engine, config, dataset(row, steps))
@@ -130,7 +135,7 @@ def run_config(system: str, row: Row, folder: Path, steps: int) -> Any:
             "dataset": {"source": "file:///none.jsonl", "packing": False}, "adapter": {"rank": 16, "alpha": 16},
             "training": {
                 "maxSteps": steps, "batchSize": row.batch, "gradientAccumulation": row.accumulation,
-                "memory": MEMORY[system], "checkpointSteps": 100_000, "seed": SEED,
+                **MODES[system], "checkpointSteps": 100_000, "seed": SEED,
             },
             "export": {"merged": "None", "gguf": []}, "output": {"s3": {"bucket": "models"}}, "checkpointsToKeep": 1,
             "terminationGracePeriodSeconds": 60, "gpus": 1,

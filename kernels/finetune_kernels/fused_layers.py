@@ -4,7 +4,7 @@ Each layer module gets a `forward` of ours; nothing else in the process is touch
 (rotation angles, document boundaries) is made once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from finetune_kernels.decoder_layer import Keep
 from finetune_kernels.host_memory import HostMemory
 from finetune_kernels.host_vocabulary import move_to_host
 from finetune_kernels.layer_builder import build_layer
+from finetune_kernels.linear_group import LinearGroup
 
 
 class FusedLayers:
@@ -27,7 +28,6 @@ class FusedLayers:
             build_layer(index, layer, causal.config, keep, dtype, host, resident=resident)
             for index, (layer, keep) in enumerate(zip(causal.model.layers, keeps, strict=True))
         ]
-        self.resident_bytes = sum(group.resident_bytes for layer in self.layers for group in layer.groups)
         self._angles: dict[str | None, Angles] = {}
         self._documents: Documents | None = None
         for index, layer in enumerate(causal.model.layers):
@@ -39,11 +39,27 @@ class FusedLayers:
             layer.keep = keep
 
     def release_weights(self) -> None:
-        """Let go of decoded weights; they are decoded where they are used from now on."""
-        for layer in self.layers:
-            for group in layer.groups:
-                group.release()
-        self.resident_bytes = 0
+        """Let go of weights that stay; they are decoded where they are used from now on."""
+        for group in self._groups():
+            group.release()
+
+    def use_eight_bits(self) -> None:
+        """Multiply by the frozen weights in 8 bits; the weights that stay are replaced, one at a time."""
+        for group in self._groups():
+            group.use_eight_bits()
+
+    def use_sixteen_bits(self) -> None:
+        """Multiply in the compute type again."""
+        for group in self._groups():
+            group.use_sixteen_bits()
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of weights that stay beside those loaded."""
+        return sum(group.resident_bytes for group in self._groups())
+
+    def _groups(self) -> Iterator[LinearGroup]:
+        return (group for layer in self.layers for group in layer.groups)
 
     def move_vocabulary(self) -> None:
         """Move embedding and head to host memory."""

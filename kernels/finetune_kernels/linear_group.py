@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional
 
 from finetune_kernels.adapted_activation import Share
+from finetune_kernels.eight_bit import EightBitWeight, suits
 from finetune_kernels.nf4 import dequantize
 
 
@@ -48,6 +49,7 @@ class LinearGroup:
         self._ranks = self._adapters[-1].ranks.stop if self._adapters else 0
         self.bias = self._merge_biases()
         self._kept = self._decode() if resident else None
+        self._eight_bit: EightBitWeight | None = None
 
     def _place(self, linears: Sequence[Any]) -> list[_Adapter]:
         found: list[_Adapter] = []
@@ -91,7 +93,7 @@ class LinearGroup:
     @contextmanager
     def decoded(self) -> Iterator[None]:
         """W is decoded once for all products inside."""
-        stays = self._kept is not None
+        stays = self._kept is not None or self._eight_bit is not None
         if not stays:
             self._kept = self._decode()
         try:
@@ -100,13 +102,24 @@ class LinearGroup:
             if not stays:
                 self._kept = None
 
+    def use_eight_bits(self) -> None:
+        """Keep W in 8 bits for both products, instead of decoded."""
+        if suits(sum(self._sizes), self.features):
+            self._eight_bit, self._kept = EightBitWeight(self.weight()), None
+
+    def use_sixteen_bits(self) -> None:
+        """Keep W decoded."""
+        self._kept, self._eight_bit = self.weight(), None
+
     def release(self) -> None:
-        """Do not keep W decoded any longer."""
-        self._kept = None
+        """Do not keep W any longer; it is decoded where it is used."""
+        self._kept = self._eight_bit = None
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of decoded weights that stay."""
+        """Bytes of weights that stay beside those loaded."""
+        if self._eight_bit is not None:
+            return self._eight_bit.bytes
         if self._kept is None or self._kept.data_ptr() == self._bases[0].weight.data_ptr():
             return 0
         return self._kept.numel() * self._kept.element_size()
@@ -128,6 +141,8 @@ class LinearGroup:
 
     def base(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, in] -> x W^T + bias [T, out]: y without the adapters' shares."""
+        if self._eight_bit is not None:
+            return self._eight_bit.forward(x, self.bias)
         return functional.linear(x, self.weight(), self.bias)
 
     def shares(self, inner: torch.Tensor) -> tuple[Share | None, Share | None]:
@@ -161,7 +176,8 @@ class LinearGroup:
 
     def backward_base(self, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """dy [T, out] -> dy W [T, in], which lacks d A, and d [T, R]."""
-        return dy @ self.weight(), self.d_inner(dy)
+        dx = dy @ self.weight() if self._eight_bit is None else self._eight_bit.backward(dy)
+        return dx, self.d_inner(dy)
 
     def backward(self, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """dy [T, out] -> dx [T, in] and d [T, R]."""

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from benchmarks.loss_curve import Curve, Size, differences, make_model, make_rows, train, write
-from finetune_api.vocabulary import Precision
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,7 +44,7 @@ def test_two_hundred_steps(tmp_path: Path) -> None:
 def test_from_zero_ours_is_nearer_to_fp32_than_plain(tmp_path: Path) -> None:
     size = Size(steps=40, start=0.0)
     model, rows = make_model(tmp_path / "model", size), make_rows(size)
-    oracle = train(model, rows, size, kernels=False, precision=Precision.FP32)
+    oracle = train(model, rows, size, kernels=False, training={"precision": "FP32"})
     far = {kernels: _first_ten(train(model, rows, size, kernels=kernels), oracle) for kernels in (False, True)}
     print(f"mean difference from fp32 over ten steps: plain {far[False]:.2e}, ours {far[True]:.2e}")
     assert far[True] < far[False]

@@ -25,10 +25,12 @@ from finetune_kernels.packed_attention import use_packed_attention
 from finetune_kernels.patching import patch_model
 from finetune_kernels.supervised_loss import causal_model, has_plain_head
 from finetune_kernels.supervised_loss import supervised_loss as fused_loss
+from finetune_trainer.eight_bit_trial import Verdict, try_eight_bits
 from finetune_trainer.losses import supervised_loss
 from finetune_trainer.model_loading import LoadedModel
 
 log = logging.getLogger(__name__)
+NO_ROOM = "the memory plan keeps no weights, and FP8 is for weights that stay in GPU memory"
 Loss = Callable[[Any, Mapping[str, Any], torch.Tensor, torch.Tensor, torch.Tensor | int | None], torch.Tensor]
 
 
@@ -42,6 +44,10 @@ class Engine:
     plan: MemoryPlan | None = None
     layers: FusedLayers | None = None
     replan: Callable[[MemoryMode], MemoryPlan] | None = None
+    wants_eight_bits: bool = False
+    """Whether the first batch is to be tried in 8 bits."""
+    verdict: Verdict | None = None
+    """What became of FP8, where the job asked for it."""
     fallbacks: list[MemoryFallback] = field(default_factory=list, init=False)
     """Each time that memory ran out and a smaller plan took over."""
 
@@ -60,10 +66,21 @@ class Engine:
         if smaller.host_bytes:
             self.layers.move_vocabulary()
         torch.cuda.empty_cache()
+        if self.verdict is not None and not smaller.resident_weights:
+            self.verdict = Verdict(Precision.BF16, NO_ROOM)
         self.fallbacks.append(MemoryFallback(step=step, from_mode=self.plan.mode, to_mode=smaller.mode))
         self.plan = smaller
         log.warning("out of GPU memory after step %d: going on with less\n%s", step, explain(smaller))
         return True
+
+    def try_eight_bits(self, loss: Callable[[], torch.Tensor]) -> None:
+        """Decide by the `loss` of the first batch, without gradients, whether products stay in 8 bits."""
+        self.wants_eight_bits = False
+        assert self.plan is not None
+        assert self.layers is not None
+        enough = self.plan.resident_weights
+        self.verdict = try_eight_bits(self.layers, loss) if enough else Verdict(Precision.BF16, NO_ROOM)
+        log.info("frozen weights are multiplied in %s: %s", self.verdict.precision, self.verdict.reason)
 
     def memory_use(self) -> MemoryUse | None:
         """The plan and what became of it, for the status; None where nothing was planned layer by layer."""
@@ -90,7 +107,8 @@ def prepare_engine(model: Any, loaded: LoadedModel, config: RunConfig) -> Engine
     on_gpu = loaded.device.type == "cuda"
     if not (on_gpu and loaded.precision is Precision.BF16 and config.kernels):
         log.info("engine: plain PyTorch%s", ", activations recomputed" if on_gpu else "")
-        return Engine(on_gpu, supervised_loss, written or usual_micro_batch(training.sequences_per_step()))
+        batch = written or usual_micro_batch(training.sequences_per_step())
+        return Engine(on_gpu, supervised_loss, batch, verdict=_only_fused(config, "the kernels are switched off"))
     loss = fused_loss if has_plain_head(model) else supervised_loss
     if loss is supervised_loss:
         log.warning("%s trains with the plain head: all supervised logits are in memory at once", loaded.architecture)
@@ -99,7 +117,14 @@ def prepare_engine(model: Any, loaded: LoadedModel, config: RunConfig) -> Engine
     if reason is None:
         return _fused_engine(model, config, loss, written, base, total)
     log.warning("layers run module by module (%s): expect two thirds of the speed", reason)
-    return _modular_engine(model, config, loss, written, base, total)
+    engine = _modular_engine(model, config, loss, written, base, total)
+    engine.verdict = _only_fused(config, f"layers run module by module ({reason})")
+    return engine
+
+
+def _only_fused(config: RunConfig, obstacle: str) -> Verdict | None:
+    """Of a job that asks for FP8 where layers are not fused."""
+    return Verdict(Precision.BF16, obstacle) if config.training.precision is Precision.FP8 else None
 
 
 def _modular_engine(
@@ -139,7 +164,8 @@ def _fused_engine(
     if plan.host_bytes:
         layers.move_vocabulary()
     log.info("%d layers as one function each; %s", len(layers.layers), patch_model(model, resident=False))
-    return Engine(False, loss, batch, plan, layers, lambda mode: plan_for(batch.size * length, mode))
+    eight_bits = config.training.precision is Precision.FP8
+    return Engine(False, loss, batch, plan, layers, lambda mode: plan_for(batch.size * length, mode), eight_bits)
 
 
 def _available(device: torch.device) -> int:

@@ -17,10 +17,11 @@ from finetune_api.failures import FailureReason
 from finetune_api.spec_inputs import ModelSpec
 from finetune_api.vocabulary import Precision, Quantization
 from finetune_kernels import nf4
+from finetune_kernels.eight_bit import FIRST_CAPABILITY
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model_description import check_architecture, first_line, load_tokenizer
 
-AMPERE = 8  # compute capability; older GPUs have no bfloat16 units
+AMPERE = (8, 0)  # compute capability; older GPUs have no bfloat16 units
 DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
 
 
@@ -34,7 +35,7 @@ class LoadedModel:
     """transformers' PreTrainedTokenizerFast."""
     architecture: str
     precision: Precision
-    """Compute type; never Auto."""
+    """Compute type; never Auto, nor FP8, which is BF16 until the first batch was tried."""
     device: torch.device
 
     @property
@@ -108,14 +109,19 @@ def _check_decoding(model: Any) -> None:
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     """The compute type that Auto means on this device. Raises TrainerError where the device lacks the type."""
-    capability = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     if precision is Precision.AUTO:
         if device.type == "cpu":
             return Precision.FP32
         return Precision.BF16 if capability >= AMPERE else Precision.FP16
-    if precision is Precision.FP16 and device.type == "cpu":
-        message = "spec.training.precision: FP16 trains on GPUs only; write FP32 or BF16 for a CPU run"
+    if precision in (Precision.FP16, Precision.FP8) and device.type == "cpu":
+        message = f"spec.training.precision: {precision} trains on GPUs only; write FP32 or BF16 for a CPU run"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+    if precision is Precision.FP8:
+        if capability < FIRST_CAPABILITY:
+            message = "spec.training.precision: this GPU has no FP8; write BF16 or FP16"
+            raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+        return Precision.BF16
     if precision is Precision.BF16 and device.type == "cuda" and capability < AMPERE:
         message = "spec.training.precision: this GPU has no BF16; write FP16 or FP32"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)

@@ -64,8 +64,10 @@ class RunCallback(TrainerCallback):
         """Tokens trained on by this process."""
 
     def tell_memory(self) -> None:
-        """Report the memory plan and its measured peak."""
+        """Report the memory plan and its measured peak, and what became of FP8."""
         self._progress.use_memory(self._engine.memory_use())
+        if (verdict := self._engine.verdict) is not None:
+            self._progress.resolve(precision=verdict.precision.value, precision_reason=verdict.reason)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Samples of the model as it was before."""

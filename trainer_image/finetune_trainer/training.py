@@ -95,6 +95,9 @@ class QloraTrainer(SFTTrainer):
 
         Gradients are copied before a batch that is larger than all before it, so that half a pass leaves no trace.
         """
+        if self._engine.wants_eight_bits:
+            self._engine.try_eight_bits(lambda: self._untrained_loss(model, inputs))
+            self._callback.tell_memory()
         size = inputs["input_ids"].numel()
         if size <= self._largest_batch or self._engine.layers is None:
             return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[no-untyped-call, no-any-return]
@@ -113,6 +116,16 @@ class QloraTrainer(SFTTrainer):
             self._callback.tell_memory()
         self._largest_batch = size
         return loss
+
+    @torch.no_grad()
+    def _untrained_loss(self, model: Any, inputs: Any) -> torch.Tensor:
+        """Without dropout and noise."""
+        model.eval()
+        try:
+            with self.compute_loss_context_manager():
+                return self.compute_loss(model, self._prepare_inputs(dict(inputs)))
+        finally:
+            model.train()
 
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # inside accelerate's

@@ -1,0 +1,88 @@
+"""Products with frozen weights in 8-bit floating point (E4M3), with a scale for each row of either operand.
+
+    y = x W^T ~ s_x (q_x q_W^T) s_W,   q = x / s rounded to E4M3,   s = max |row| / 448
+
+The tensor cores of Hopper and Ada multiply E4M3 at twice the rate of bfloat16 and add up in fp32. A scale per row of x
+keeps one token's outlier to itself; one per row of W costs nothing. dx = dy W needs W with scales along the other side,
+so both are kept: together as many bytes as W in bfloat16.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+LARGEST = 448.0
+"""Of E4M3."""
+GRAIN = 16
+"""The products need sizes that are multiples of it."""
+FIRST_CAPABILITY = (8, 9)
+
+
+def reference(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`quantize_rows` by PyTorch."""
+    wide = x.float()
+    scales = wide.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny * LARGEST) / LARGEST
+    return (wide * (1 / scales)).to(torch.float8_e4m3fn), scales
+
+
+@triton.jit
+def _quantize(x_ptr, q_ptr, s_ptr, stride, n, TINY: tl.constexpr, LARGEST: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK_N)
+    inside = columns < n
+    x = tl.load(x_ptr + row * stride + columns, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(x), axis=0), TINY) / LARGEST
+    tl.store(s_ptr + row, scale)
+    tl.store(q_ptr + row * n + columns, (x * (1 / scale)).to(q_ptr.dtype.element_ty), mask=inside)
+
+
+def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [T, N], rows may be strided -> E4M3 [T, N] and scales [T, 1] in fp32: x ~ values * scales. PyTorch on a CPU:
+    Triton's interpreter rounds to E4M3 wrongly (127 to 64, not to 128)."""
+    if not x.is_cuda:
+        return reference(x)
+    count, n = x.shape
+    values = torch.empty(count, n, dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty(count, 1, dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(n)
+    _quantize[(count,)](
+        x, values, scales, x.stride(0), n, TINY=torch.finfo(torch.float32).tiny * LARGEST, LARGEST=LARGEST,
+        BLOCK_N=block, num_warps=min(16, max(4, block // 1024)),
+    )  # fmt: skip
+    return values, scales
+
+
+def suits(rows: int, columns: int) -> bool:
+    """Whether a weight of this shape can be multiplied in 8 bits."""
+    return rows % GRAIN == 0 and columns % GRAIN == 0
+
+
+class EightBitWeight:
+    """A frozen W [out, in], ready for both products."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self._rows, self._row_scales = quantize_rows(weight)
+        self._columns, self._column_scales = quantize_rows(weight.T.contiguous())
+        self._dtype = weight.dtype
+
+    @property
+    def bytes(self) -> int:
+        """In memory."""
+        parts = (self._rows, self._row_scales, self._columns, self._column_scales)
+        return sum(part.numel() * part.element_size() for part in parts)
+
+    def forward(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x [T, in] -> x W^T + bias [T, out]."""
+        return self._product(x, self._rows, self._row_scales, bias)
+
+    def backward(self, dy: torch.Tensor) -> torch.Tensor:
+        """dy [T, out] -> dy W [T, in]."""
+        return self._product(dy, self._columns, self._column_scales, None)
+
+    def _product(
+        self, x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        values, x_scales = quantize_rows(x)
+        return torch._scaled_mm(
+            values, weight.T, scale_a=x_scales, scale_b=scales.T, bias=bias, out_dtype=self._dtype, use_fast_accum=True
+        )
