@@ -31,7 +31,9 @@ GIB = 2**30
 STEPS, PASSES = 5, 2
 LENGTH = 2048
 ACCIDENT = 5  # the second pass of the third step
-TOLERANCE = 5e-3  # relative; bf16 products of other shapes, as in test_gpu_runs. A lost pass gave 1.5e-2 (fp32, CPU)
+TOLERANCE = 5e-3
+"""Relative; for bf16 products of other shapes, as in test_gpu_runs. On a CPU (512 tokens, two layers) bf16 differed
+from fp32 by 3e-4, and 2e-2 was measured where the pass of the accident had learned the opposite."""
 WIDE = {"hidden_size": 512, "layers": 8, "intermediate_size": 4096}  # 1.4 GiB between both plans at 4 x 2,048 tokens
 
 
@@ -68,10 +70,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
 
 
 class Watched:
-    """The engine's loss, counted; `before` one call something happens, and what that call gives is multiplied."""
+    """The engine's loss, counted; before one call something happens, or the gradient of that call is the opposite."""
 
-    def __init__(self, loss: Loss, happens: Callable[[], None], times: float) -> None:
-        self._loss, self._happens, self._times = loss, happens, times
+    def __init__(self, loss: Loss, happens: Callable[[], None], *, opposite: bool) -> None:
+        self._loss, self._happens, self._opposite = loss, happens, opposite
         self.calls = 0
 
     def __call__(self, *arguments: Any) -> torch.Tensor:
@@ -80,14 +82,16 @@ class Watched:
         if special:
             self._happens()
         loss = self._loss(*arguments)
-        return loss * self._times if special else loss
+        return 2 * loss.detach() - loss if special and self._opposite else loss
 
 
 def shrink_card(engine: Engine) -> None:
     """From now on this process may take what is halfway between the plan and the next smaller one."""
     assert engine.plan is not None
     assert engine.replan is not None
-    limit = (engine.plan.peak_bytes + engine.replan(MemoryMode.BALANCED).peak_bytes) / 2
+    most, least = engine.plan.peak_bytes, engine.replan(MemoryMode.BALANCED).peak_bytes
+    assert most - least > GIB, "as much on both sides as a wrong prediction and fragments may take"
+    limit = (most + least) / 2
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.mem_get_info()[1])
 
@@ -112,24 +116,35 @@ def test_training_goes_on_with_less_memory_and_the_same_losses(
     run_config: tiny_runs.Builder, tmp_path: Path, trained: list[list[float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = {"maxSteps": STEPS, "batchSize": 4, "gradientAccumulation": PASSES, "optimizer": "AdamW"}
-    config = run_config(training=training | {"learningRate": 1e-2}, model={"maxSequenceLength": LENGTH})
-    engines: list[Engine] = []
+    config = run_config(
+        training=training | {"learningRate": 1e-2, "warmupSteps": 0, "scheduler": "Constant"},
+        model={"maxSequenceLength": LENGTH},
+    )
+    passes: list[int] = []
+    kept: list[tuple[set[Keep], int]] = []
     prepare = pipeline.prepare_engine
 
-    def run_with(name: str, happens: Callable[[Engine], None], times: float = 1.0) -> Run:
+    def run_with(name: str, happens: Callable[[Engine], None], *, opposite: bool = False) -> Run:
+        made: list[tuple[Engine, Watched]] = []
+
         def prepare_watched(*arguments: Any) -> Engine:
             engine = prepare(*arguments)
-            engine.loss = Watched(engine.loss, lambda: happens(engine), times)
-            engines.append(engine)
+            engine.loss = watched = Watched(engine.loss, lambda: happens(engine), opposite=opposite)
+            made.append((engine, watched))
             return engine
 
         monkeypatch.setattr(pipeline, "prepare_engine", prepare_watched)
-        return run(config, tmp_path / name)
+        result = run(config, tmp_path / name)
+        ((engine, watched),) = made
+        assert engine.layers is not None
+        passes.append(watched.calls)
+        kept.append(({layer.keep for layer in engine.layers.layers}, engine.layers.resident_bytes))
+        return result
 
     whole, _ = run_with("whole", lambda engine: None)
-    run_with("lost", lambda engine: None, times=0.0)
+    run_with("opposite", lambda engine: None, opposite=True)
     outcome, told = run_with("short", shrink_card)
-    print(f"losses {trained[0]}, a pass lost {trained[1]}, memory ran out {trained[2]}")  # `pytest -s`
+    print(f"losses {trained[0]}, a pass learned the opposite {trained[1]}, memory ran out {trained[2]}")  # `pytest -s`
 
     assert whole.memory is not None
     assert (whole.memory.mode, whole.memory.fallbacks) == (MemoryMode.FASTEST, ())
@@ -138,18 +153,14 @@ def test_training_goes_on_with_less_memory_and_the_same_losses(
     assert memory == told.memory
     fallback = MemoryFallback(step=ACCIDENT // PASSES, from_mode=MemoryMode.FASTEST, to_mode=MemoryMode.BALANCED)
     assert (memory.mode, memory.fallbacks) == (MemoryMode.BALANCED, (fallback,))
-    assert whole.memory.predicted_peak_bytes - memory.predicted_peak_bytes > GIB
     assert told.step == STEPS
-    passes = [engine.loss.calls for engine in engines if isinstance(engine.loss, Watched)]
     assert passes == [STEPS * PASSES, STEPS * PASSES, STEPS * PASSES + 1], "one pass was made twice"
-    assert told.trained_tokens is not None
-    layers = engines[2].layers
-    assert layers is not None
-    assert {layer.keep for layer in layers.layers} == {Keep.ATTENTION}
-    assert layers.resident_bytes == 0
+    assert kept[0][0] == {Keep.EVERYTHING}
+    assert kept[0][1] > 0
+    assert kept[2] == ({Keep.ATTENTION}, 0)
 
     assert largest_difference(trained[2], trained[0]) < TOLERANCE
-    assert largest_difference(trained[1], trained[0]) > TOLERANCE, "a lost pass is seen"
+    assert largest_difference(trained[1], trained[0]) > TOLERANCE, "a wrong pass is seen"
 
     documents = {artifact.type: Path(artifact.uri) for artifact in outcome.artifacts}
     assert f"memory ran out after step {ACCIDENT // PASSES} to Balanced" in (
