@@ -15,7 +15,7 @@ OPERATOR_ENV := $(CACHE)/operator-env-$(call digest,constraints-operator.txt)
 UV           := $(CACHE)/uv/bin/uv
 export PATH  := $(CURDIR)/.venv/bin:$(FULL_ENV)/bin:$(PATH)
 
-.PHONY: help setup binaries lock generate demo test verify e2e bench clean
+.PHONY: help setup binaries lock generate demo test verify e2e bench bench-kernels clean
 help:  ## List the verbs
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -71,6 +71,9 @@ e2e: binaries  ## Only the tests that run a whole job
 
 bench: setup  ## On a machine with a GPU: speed and memory beside the peers that are installed (BENCH_ARGS=--help says more)
 	@python -m benchmarks.run $(BENCH_ARGS)
+
+bench-kernels: setup  ## On a machine with a GPU: each kernel alone, against what the GPU's memory and products give
+	@python -m benchmarks.micro $(BENCH_ARGS)
 
 verify: binaries  ## Read-only checks: format, lint, types, layers, generated files, chart
 	ruff format --check --quiet crds operator trainer_image kernels tests

@@ -1,4 +1,4 @@
-"""Table and chart of README.md, from results.csv: `python -m benchmarks.chart [--check]`.
+"""Tables and chart of README.md, from results.csv and micro.csv: `python -m benchmarks.chart [--check]`.
 
 Shown is, by row, the newest run that holds this project and both modes of Unsloth. With --check nothing is written;
 stale files are named and the exit status is 1.
@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import micro_results
+from benchmarks.micro_results import Timing
 from benchmarks.results import COMPLETE, Result, newest, ratio, read, summarise
 from benchmarks.rows import LONGEST, ROWS, UNSLOTH_24G_TOKENS
 from benchmarks.speed_chart import LABELS, draw, in_order
@@ -22,7 +24,7 @@ MODELS = {"llama-8b": "Llama 8B", "llama-1b": "Llama 1B", "qwen3-8b": "Qwen3 8B"
 
 def main(arguments: Sequence[str]) -> int:
     """Write or check; returns the exit status."""
-    wanted = generated_files(read(), README.read_text(encoding="utf-8"))
+    wanted = generated_files(read(), micro_results.read(), README.read_text(encoding="utf-8"))
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if "--check" in arguments:
         for path in stale:
@@ -34,9 +36,9 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def generated_files(results: Sequence[Result], readme: str) -> dict[Path, str]:
+def generated_files(results: Sequence[Result], timings: Sequence[Timing], readme: str) -> dict[Path, str]:
     """Both files with their content."""
-    return {PICTURE: picture(results), README: replace_section(readme, section(results))}
+    return {PICTURE: picture(results), README: replace_section(readme, section(results, timings))}
 
 
 def picture(results: Sequence[Result]) -> str:
@@ -47,7 +49,7 @@ def picture(results: Sequence[Result]) -> str:
     return draw(panels, f"{gpus}; QLoRA, rank 16 on all linears, AdamW 8-bit, bfloat16; systems measured in turn")
 
 
-def section(results: Sequence[Result]) -> str:
+def section(results: Sequence[Result], timings: Sequence[Timing] = ()) -> str:
     """The part of README.md between the marks."""
     lines = [
         "![Training speed and memory beside the peers](docs/speed.svg)", "",
@@ -64,6 +66,8 @@ def section(results: Sequence[Result]) -> str:
                 f"| {LABELS[one.system]} | {' | '.join(cells)} | {one.peak_gib:.2f} | {one.first_step_s:.1f} |"
             )
     lines += ["", *_longest(results), *_provenance(shown)]
+    if kernels := micro_results.section(timings):
+        lines += ["", *kernels[:-1]]
     return "\n".join(lines) + "\n"
 
 

@@ -1,50 +1,92 @@
-"""Each kernel alone at the shapes of Llama 8B: `micro.py`, on a machine with a GPU; about half a minute.
+"""Each kernel alone at the shapes of Llama 8B: `micro.py`, on a machine with a GPU; one to two minutes.
 
 A rate is judged by what the same GPU gives in the same minute: a copy in its memory for kernels that move bytes, a
 large product for those that multiply. Times are medians with a cold L2 cache. Written to micro.csv, shown as a table.
 """
 
 import argparse
-import csv
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from triton.errors import TritonError
 from triton.testing import do_bench
 
+from benchmarks.micro_results import MICRO, Timing, judge, write
 from benchmarks.run import current_commit, installed_versions
 
-MICRO = Path(__file__).with_name("micro.csv")
-WARM_UP_MS, TIMED_MS = 10, 60
+if TYPE_CHECKING:
+    from benchmarks.micro_cases import Case
+
+WARM_UP_MS, TIMED_MS = 10, 50
+LONGEST_SECONDS = 140
 ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, TritonError)
-"""What a rival of another version may raise: its time is left empty then."""
+"""What a rival of another version may raise (its time is left empty then), and a kernel that this GPU refuses."""
 
 
-@dataclass(frozen=True)
-class Timing:
-    """One kernel's line in micro.csv."""
+@dataclass
+class Session:
+    """What was measured, and what was not."""
 
-    kernel: str
-    shape: str
-    ms: float
-    achieved: float
-    """In `unit`."""
-    unit: str
-    ceiling: float
-    """Measured in the same run: copy for TB/s, large product for TFLOP/s."""
-    share: float
-    eager_ms: float | None
-    rival: str
-    rival_ms: float | None
-    gpu: str
-    versions: str
-    commit: str
+    console: Console
+    output: Path
+    ceilings: dict[str, float]
+    origin: tuple[str, str, str]
+    deadline: float
+    """time.monotonic() after which nothing is begun."""
+    timings: list[Timing] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    def take(self, name: str, cases: Iterator["Case"], only: str) -> bool:
+        """Time the cases of one maker; False where no time was left for all. What a maker raises ends its cases
+        only."""
+        while True:
+            if time.monotonic() > self.deadline:
+                return False
+            try:
+                case = next(cases, None)
+            except ERRORS as error:
+                self._say_failed(name, error)
+                return True
+            if case is None:
+                return True
+            if only in case.kernel:
+                self._time(case)
+
+    def _time(self, case: "Case") -> None:
+        name = f"{case.kernel} {case.direction}"
+        try:
+            ms = median_ms(case.run)
+        except ERRORS as error:
+            self._say_failed(name, error)
+            return
+        beside = [self._try(case.eager, f"{name}, eager"), self._try(case.rival, f"{name}, {case.rival_name}")]
+        timing = judge(
+            case.kernel, case.direction, case.shape, case.work, case.unit, ms, self.ceilings, beside, case.rival_name,
+            self.origin,
+        )  # fmt: skip
+        self.timings.append(timing)
+        write(self.output, self.timings)
+
+    def _say_failed(self, name: str, error: Exception) -> None:
+        self.failed.append(name)
+        self.console.print(f"{name}: {type(error).__name__}: {str(error)[:600]}", style="red", markup=False)
+
+    def _try(self, run: object, name: str) -> float | None:
+        if run is None:
+            return None
+        try:
+            return median_ms(run)
+        except ERRORS as error:
+            said = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            self.console.print(f"{name} was not timed: {said}", markup=False, highlight=False)
+            return None
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -53,49 +95,28 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=MICRO, help="CSV file to write")
     parser.add_argument("--only", default="", help="kernels whose name holds this word")
     parser.add_argument("--commit", default=None, help="what is measured, where git cannot tell")
+    parser.add_argument("--seconds", type=float, default=LONGEST_SECONDS, help="after which no kernel is begun")
     arguments = parser.parse_args(words)
-    began, console = time.monotonic(), Console(width=170)
+    began, console = time.monotonic(), Console(width=190)
     import torch
 
-    from benchmarks.micro_cases import Sizes, all_cases
+    from benchmarks.micro_cases import Sizes, makers
 
     torch.manual_seed(0)
     ceilings = measure_ceilings()
     said = ", ".join(f"{value:.2f} {unit}" for unit, value in ceilings.items())
     console.print(f"{torch.cuda.get_device_name()}: ceilings {said}", highlight=False)
-    timings, failed = [], []
     origin = (torch.cuda.get_device_name(), installed_versions(), arguments.commit or current_commit())
-    for case in all_cases(Sizes()):
-        if arguments.only not in case.kernel:
-            continue
-        try:
-            ms = median_ms(case.run)
-        except ERRORS as error:
-            failed.append(case.kernel)
-            console.print(f"{case.kernel}: {error}", style="red", markup=False)
-            continue
-        beside = [_try(run, f"{case.kernel}, {name}", console) for name, run in (
-            ("eager", case.eager), (case.rival_name, case.rival))]  # fmt: skip
-        timings.append(
-            judge(case.kernel, case.shape, case.work, case.unit, ms, ceilings, beside, case.rival_name, origin)
-        )
-        write(arguments.output, timings)
-    console.print(table(timings))
-    console.print(f"{time.monotonic() - began:.0f} s in all" + (f"; failed: {', '.join(failed)}" if failed else ""))
-    return 1 if failed else 0
-
-
-def judge(
-    kernel: str, shape: str, work: float, unit: str, ms: float, ceilings: dict[str, float],
-    beside: Sequence[float | None], rival: str, origin: tuple[str, str, str],
-) -> Timing:  # fmt: skip
-    """Rate and share of the ceiling: `work` bytes or operations in `ms`. Pure."""
-    achieved = work / ms / 1e9
-    eager, rival_ms = (None if value is None else round(value, 4) for value in beside)
-    return Timing(
-        kernel, shape, round(ms, 4), round(achieved, 3), unit, round(ceilings[unit], 3),
-        round(achieved / ceilings[unit], 3), eager, rival if rival_ms is not None else "", rival_ms, *origin,
-    )  # fmt: skip
+    session = Session(console, arguments.output, ceilings, origin, began + arguments.seconds)
+    left_out = [
+        name for name, make in makers().items() if not session.take(name, make(Sizes()), arguments.only)
+    ]  # a maker's tensors are let go of before the next one's are made
+    console.print(table(session.timings))
+    for what, names in (("failed", session.failed), ("no time was left for all of", left_out)):
+        if names:
+            console.print(f"{what}: {', '.join(names)}", markup=False, highlight=False)
+    console.print(f"{time.monotonic() - began:.0f} s in all", highlight=False)
+    return 1 if session.failed or left_out else 0
 
 
 def measure_ceilings() -> dict[str, float]:
@@ -117,33 +138,21 @@ def median_ms(run: object) -> float:
     return float(do_bench(run, warmup=WARM_UP_MS, rep=TIMED_MS, return_mode="median"))
 
 
-def _try(run: object, name: str, console: Console) -> float | None:
-    if run is None:
-        return None
-    try:
-        return median_ms(run)
-    except ERRORS as error:
-        console.print(f"{name} was not timed: {str(error).splitlines()[0][:120]}", markup=False, highlight=False)
-        return None
-
-
-def write(path: Path, timings: Iterable[Timing]) -> None:
-    """The CSV file."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(field.name for field in fields(Timing))
-        writer.writerows(["" if value is None else value for value in astuple(timing)] for timing in timings)
-
-
 def table(timings: Iterable[Timing]) -> Table:
     """For people."""
-    found = Table("kernel", "shape", "ms", "rate", "of ceiling", "eager", "rival")
+    found = Table("kernel", "direction", "shape", "us", "rate", "of ceiling", "eager us", "rival us")
     for one in timings:
-        eager = "" if one.eager_ms is None else f"{one.eager_ms:.3f} ({one.eager_ms / one.ms:.2f}x)"
-        rival = "" if one.rival_ms is None else f"{one.rival} {one.rival_ms:.3f} ({one.rival_ms / one.ms:.2f}x)"
+        eager = _beside("", one.eager_microseconds, one.microseconds)
+        rival = _beside(f"{one.rival} ", one.rival_microseconds, one.microseconds)
         rate = f"{one.achieved:.{0 if one.unit == 'TFLOP/s' else 2}f} {one.unit}"
-        found.add_row(one.kernel, one.shape, f"{one.ms:.3f}", rate, f"{one.share:.0%}", eager, rival)
+        found.add_row(
+            one.kernel, one.direction, one.shape, f"{one.microseconds:.1f}", rate, f"{one.share:.0%}", eager, rival
+        )
     return found
+
+
+def _beside(name: str, other: float | None, ours: float) -> str:
+    return "" if other is None else f"{name}{other:.1f} ({other / ours:.2f}x)"
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""The cases of attention, by backend, and of the optimiser."""
+"""The cases of attention, by backend, of attention with capped scores, and of the optimiser."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn import functional
 
 from benchmarks.micro_cases import Case, Sizes, backward_of
-from finetune_kernels import attention
+from finetune_kernels import attention, capped_attention
 from finetune_kernels.attention import Documents, Scoring
 from finetune_kernels.flat_adamw import FlatAdamW8bit
 
@@ -33,11 +34,11 @@ def _backend_cases(sizes: Sizes, name: str, lengths: tuple[int, ...]) -> Iterato
     shape = f"{' + '.join(map(str, lengths))}, {heads.query}/{heads.key_value} x {heads.size}"
     plain = _plain(lengths) if len(set(lengths)) == 1 else None
     yield Case(
-        f"attention forward, {name}", shape, forward, "TFLOP/s",
+        f"attention, {name}", "forward", shape, forward, "TFLOP/s",
         lambda: attention.forward(q, k, v, documents, scoring), plain and (lambda: plain(q, k, v)),
     )  # fmt: skip
     yield Case(
-        f"attention backward, {name}", shape, 2.5 * forward, "TFLOP/s",
+        f"attention, {name}", "backward", shape, 2.5 * forward, "TFLOP/s",
         lambda: attention.backward(dout, q, k, v, out, saved, documents, scoring),
         plain and backward_of(plain, [part.contiguous() for part in (q, k, v)], dout),
     )  # fmt: skip
@@ -54,6 +55,30 @@ def _plain(lengths: tuple[int, ...]) -> Callable[..., torch.Tensor]:
     return attend
 
 
+def capped_cases(sizes: Sizes) -> Iterator[Case]:
+    """Capped scores over one document, by a kernel of ours, without and within a window."""
+    heads, scale, softcap = sizes.capped_heads, sizes.capped_heads.size**-0.5, 50.0
+    length = sizes.tokens
+    ends = torch.tensor([0, length], dtype=torch.int32, device=sizes.device)
+    q, k, v = heads.split(sizes.random(length, heads.width))
+    dout = sizes.random(length, heads.query, heads.size)
+    for name, window in (("capped_attention", None), ("capped_attention, window", length // 4)):
+        scoring = length, scale, softcap, window
+        out, sums = capped_attention.forward(q, k, v, ends, *scoring)
+        seen = length**2 / 2 if window is None else window * (length - window / 2)  # pairs of a query and a key
+        work = 4.0 * seen * heads.query * heads.size
+        shape = f"{length}, {heads.query}/{heads.key_value} x {heads.size}" + (f", {window} keys" if window else "")
+        yield Case(
+            name, "forward", shape, work, "TFLOP/s", partial(capped_attention.forward, q, k, v, ends, *scoring),
+            partial(capped_attention.reference, q, k, v, scale, softcap, window),
+        )  # fmt: skip
+        yield Case(
+            name, "backward", shape, 2.5 * work, "TFLOP/s",
+            partial(capped_attention.backward, dout, q, k, v, out, sums, ends, *scoring),
+            partial(capped_attention.reference_backward, dout, q, k, v, scale, softcap, window),
+        )  # fmt: skip
+
+
 def optimizer_cases(sizes: Sizes) -> Iterator[Case]:
     """A step of 8-bit AdamW over all adapters, gradients gathered on the way."""
     from bitsandbytes.optim.adamw import AdamW8bit
@@ -65,7 +90,7 @@ def optimizer_cases(sizes: Sizes) -> Iterator[Case]:
     # the weight and both 8-bit moments are read and written; the gradient is read, written when gathered, read again
     work = count * (2 * sizes.element + 4 + 3 * sizes.element)
     yield Case(
-        "flat_adamw", f"{count / 1e6:.1f} M in {tensors} tensors", work, "TB/s", ours.step, rival=theirs.step,
+        "flat_adamw", "step", f"{count / 1e6:.1f} M in {tensors} tensors", work, "TB/s", ours.step, rival=theirs.step,
         rival_name="bitsandbytes",
     )  # fmt: skip
 

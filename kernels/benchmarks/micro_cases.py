@@ -23,6 +23,7 @@ from finetune_kernels.rotary_embedding import reference as plain_rotation
 
 Run = Callable[[], Any]
 HEADS = Heads(query=32, key_value=8, size=128)
+CAPPED_HEADS = Heads(query=16, key_value=8, size=256)
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Sizes:
     vocabulary: int = 128256
     rank: int = 16
     layers: int = 32
+    capped_heads: Heads = CAPPED_HEADS
+    """Of Gemma 2 9B, whose scores are capped."""
     dtype: torch.dtype = torch.bfloat16
     device: str = "cuda"
 
@@ -51,9 +54,11 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Case:
-    """One computation."""
+    """One computation; kernel and direction name it."""
 
     kernel: str
+    direction: str
+    """forward, backward, both or step."""
     shape: str
     work: float
     """Bytes where `unit` is TB/s, operations where it is TFLOP/s."""
@@ -62,6 +67,9 @@ class Case:
     eager: Run | None = None
     rival: Run | None = None
     rival_name: str = ""
+
+
+Maker = Callable[[Sizes], Iterator[Case]]
 
 
 def liger(name: str) -> Any:
@@ -85,14 +93,15 @@ def backward_of(function: Callable[..., Any], inputs: list[torch.Tensor], *gradi
     return run
 
 
-def all_cases(sizes: Sizes) -> Iterator[Case]:
-    """Every case in turn; tensors of one kernel are let go of before the next one's are made."""
-    from benchmarks.micro_attention import attention_cases, optimizer_cases
+def makers() -> dict[str, Maker]:
+    """What makes the cases, by subject; tensors of one subject are let go of before the next one's are made."""
+    from benchmarks.micro_attention import attention_cases, capped_cases, optimizer_cases
 
-    for make in (norm_cases, rotation_cases, activation_cases, linear_cases, head_cases, decoding_cases):
-        yield from make(sizes)
-    yield from attention_cases(sizes)
-    yield from optimizer_cases(sizes)
+    return {
+        "norms": norm_cases, "rotation": rotation_cases, "activations": activation_cases, "linears": linear_cases,
+        "head": head_cases, "decoding": decoding_cases, "attention": attention_cases, "capped": capped_cases,
+        "optimizer": optimizer_cases,
+    }  # fmt: skip
 
 
 def norm_cases(sizes: Sizes) -> Iterator[Case]:
@@ -110,20 +119,20 @@ def norm_cases(sizes: Sizes) -> Iterator[Case]:
         return functional.rms_norm(value, (n,), weight, 1e-5)
 
     yield Case(
-        "rms_norm forward", shape, 2 * rows, "TB/s", lambda: rms_norm.forward(x, weight, 1e-5), lambda: eager(x),
+        "rms_norm", "forward", shape, 2 * rows, "TB/s", lambda: rms_norm.forward(x, weight, 1e-5), lambda: eager(x),
         one and (lambda: one(x, weight, 1e-5)), "liger",
     )  # fmt: skip
     yield Case(
-        "rms_norm forward, residual", shape, 4 * rows, "TB/s",
+        "rms_norm, residual", "forward", shape, 4 * rows, "TB/s",
         lambda: rms_norm.forward(x, weight, 1e-5, delta=delta), lambda: eager(x + delta),
         added and (lambda: added(x, delta, weight, 1e-5)), "liger",
     )  # fmt: skip
     yield Case(
-        "rms_norm backward", shape, 3 * rows, "TB/s", lambda: rms_norm.backward(dy, x, weight, scales),
+        "rms_norm", "backward", shape, 3 * rows, "TB/s", lambda: rms_norm.backward(dy, x, weight, scales),
         backward_of(eager, [x], dy), one and backward_of(theirs, [x], dy), "liger",
     )  # fmt: skip
     yield Case(
-        "rms_norm backward, residual, norm again", shape, 5 * rows, "TB/s",
+        "rms_norm, residual", "backward", f"{shape}, norm again", 5 * rows, "TB/s",
         lambda: rms_norm.backward(dy, x, weight, scales, residual=dh, again=True),
     )  # fmt: skip
 
@@ -142,20 +151,20 @@ def rotation_cases(sizes: Sizes) -> Iterator[Case]:
     q, k, _ = (part.transpose(0, 1).unsqueeze(0) for part in heads.split(qkv.clone()))
     whole = (cos.unsqueeze(0), sin.unsqueeze(0))
     yield Case(
-        "rotary_embedding forward", shape, t * (2 * turned + angle), "TB/s",
+        "rotary_embedding", "forward", shape, t * (2 * turned + angle), "TB/s",
         lambda: rotate(qkv, cos, sin, heads, None), lambda: plain_rotation(qkv, cos, sin, heads, None),
         rope and (lambda: rope(q, k, *whole)), "liger",
     )  # fmt: skip
     yield Case(
-        "rotary_embedding backward", shape, t * (2 * row + angle), "TB/s",
+        "rotary_embedding", "backward", shape, t * (2 * row + angle), "TB/s",
         lambda: rotate_back((dq, dk, dv), qkv, cos, sin, heads, None),
     )  # fmt: skip
     yield Case(
-        "rotary_embedding forward, head norm", shape, t * (2 * row + angle), "TB/s",
+        "rotary_embedding, head norm", "forward", shape, t * (2 * row + angle), "TB/s",
         lambda: rotate(qkv, cos, sin, heads, norm), lambda: plain_rotation(qkv, cos, sin, heads, norm),
     )  # fmt: skip
     yield Case(
-        "rotary_embedding backward, head norm", shape, t * (2 * row + turned + angle), "TB/s",
+        "rotary_embedding, head norm", "backward", shape, t * (2 * row + turned + angle), "TB/s",
         lambda: rotate_back((dq, dk, dv), qkv, cos, sin, heads, norm),
     )  # fmt: skip
 
@@ -180,20 +189,20 @@ def activation_cases(sizes: Sizes) -> Iterator[Case]:
         return functional.silu(g) * u
 
     yield Case(
-        "gated_activation forward", shape, 3 * plane, "TB/s", lambda: ours(gate, up), lambda: eager(gate, up),
+        "gated_activation", "forward", shape, 3 * plane, "TB/s", lambda: ours(gate, up), lambda: eager(gate, up),
         swiglu and (lambda: swiglu(gate, up)), "liger",
     )  # fmt: skip
     yield Case(
-        "gated_activation backward", shape, 5 * plane, "TB/s", backward_of(ours, [gate, up], dy),
+        "gated_activation", "backward", shape, 5 * plane, "TB/s", backward_of(ours, [gate, up], dy),
         backward_of(eager, [gate, up], dy), swiglu and backward_of(swiglu, [gate.clone(), up.clone()], dy), "liger",
     )  # fmt: skip
     yield Case(
-        "adapted_activation forward", shape, 3 * plane + small, "TB/s",
+        "adapted_activation", "forward", shape, 3 * plane + small, "TB/s",
         lambda: adapted_activation.forward(gate_up, "silu", shares),
         lambda: adapted_activation.reference(gate_up, "silu", shares),
     )  # fmt: skip
     yield Case(
-        "adapted_activation backward", shape, 6 * plane + 1.5 * small, "TB/s",
+        "adapted_activation", "backward", shape, 6 * plane + 1.5 * small, "TB/s",
         lambda: adapted_activation.backward(dy, gate_up, "silu", shares, after),
     )  # fmt: skip
 
@@ -217,21 +226,21 @@ def _group_cases(sizes: Sizes, name: str, features: int, outputs: list[int]) -> 
     inner, d_inner = group.inner(x), group.d_inner(dy)
     shape, e = f"{t} x {features} -> {out}", sizes.element
     yield Case(
-        f"linear_group {name}: x W^T", shape, 2.0 * t * features * out, "TFLOP/s", lambda: group.base(x),
+        f"linear_group {name}", "forward", shape, 2.0 * t * features * out, "TFLOP/s", lambda: group.base(x),
     )  # fmt: skip
     yield Case(
-        f"linear_group {name}: dy W", shape, 2.0 * t * features * out, "TFLOP/s", lambda: dy @ weight,
+        f"linear_group {name}", "backward", shape, 2.0 * t * features * out, "TFLOP/s", lambda: dy @ weight,
     )  # fmt: skip
     yield Case(
-        f"linear_group {name}: inner", shape, e * (t * (features + ranks) + ranks * features), "TB/s",
+        f"linear_group {name}, x A^T", "forward", shape, e * (t * (features + ranks) + ranks * features), "TB/s",
         lambda: group.inner(x),
     )  # fmt: skip
     yield Case(
-        f"linear_group {name}: d_inner", shape, e * (t * (out + ranks) + sizes.rank * out), "TB/s",
+        f"linear_group {name}, dy B", "backward", shape, e * (t * (out + ranks) + sizes.rank * out), "TB/s",
         lambda: group.d_inner(dy),
     )  # fmt: skip
     yield Case(
-        f"linear_group {name}: gradients", shape,
+        f"linear_group {name}, dA and dB", "backward", shape,
         e * (t * (features + out + 2 * ranks) + ranks * features + sizes.rank * out), "TB/s",
         lambda: group.gradients(dy, x, inner, d_inner),
     )  # fmt: skip
@@ -244,6 +253,7 @@ def _linear(sizes: Sizes, features: int, output: int) -> Any:
     return SimpleNamespace(
         base_layer=base, active_adapters=["default"], scaling={"default": 1.0},
         lora_A={"default": SimpleNamespace(weight=a)}, lora_B={"default": SimpleNamespace(weight=b)},
+        lora_dropout={"default": torch.nn.Identity()}, use_dora={"default": False},
     )  # fmt: skip
 
 
@@ -258,7 +268,7 @@ def head_cases(sizes: Sizes) -> Iterator[Case]:
         return torch.autograd.grad(loss, hidden)
 
     yield Case(
-        "linear_cross_entropy", f"{t} x {n} -> {v}", 4.0 * t * n * v, "TFLOP/s",
+        "linear_cross_entropy", "both", f"{t} x {n} -> {v}", 4.0 * t * n * v, "TFLOP/s",
         lambda: both(LinearCrossEntropyFunction.apply(hidden, weight, targets, None)),  # type: ignore[no-untyped-call]
         lambda: both(plain_cross_entropy(hidden, weight, targets)),
         fused and (lambda: both(fused(hidden, weight, targets, reduction="sum"))), "liger",
@@ -275,7 +285,7 @@ def decoding_cases(sizes: Sizes) -> Iterator[Case]:
     out = torch.empty_like(weight)
     work = count * (0.5 + sizes.element) + count / 64 + 4 * count / 64 / 256
     yield Case(
-        "nf4 dequantize", f"{sizes.feed_forward} x {sizes.hidden}", work, "TB/s",
+        "nf4 decoding", "forward", f"{sizes.feed_forward} x {sizes.hidden}", work, "TB/s",
         lambda: dequantize(packed, state, out), rival=lambda: dequantize_4bit(packed, state),
         rival_name="bitsandbytes",
     )  # fmt: skip

@@ -48,8 +48,22 @@ class DecoderLayer:
         return [parameter for group in self.groups for parameter in group.parameters]
 
     def __call__(self, x: torch.Tensor, angles: Angles, documents: Documents) -> torch.Tensor:
-        """x [T, hidden], angles of the tokens -> [T, hidden]."""
+        """x [T, hidden], angles of the tokens -> [T, hidden]; without gradients nothing is kept anywhere."""
+        if not torch.is_grad_enabled():
+            return _pass(self, x, angles, documents, finish=False).y
         return DecoderLayerFunction.apply(x, *angles, self, documents, *self.parameters)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _Passed(NamedTuple):
+    """What a forward pass made."""
+
+    attended: Attended
+    h: torch.Tensor
+    r2: torch.Tensor
+    projected: Projected | None
+    """None: in tiles."""
+    finished: Finished | None
+    y: torch.Tensor
 
 
 class _State(NamedTuple):
@@ -74,6 +88,19 @@ def _attend(
     return attended, h, r2, n2
 
 
+def _pass(layer: DecoderLayer, x: torch.Tensor, angles: Angles, documents: Documents, *, finish: bool) -> _Passed:
+    """The module's formula; `finish`: where the MLP goes in tiles, its second projection's part is wanted, too."""
+    attended, h, r2, n2 = _attend(layer, x, angles, documents)
+    projected, finished = None, None
+    if layer.in_tiles(x.shape[0]):
+        finished, y = forward_in_tiles(layer.mlp, h, n2, finish=finish)
+    else:
+        projected = layer.mlp.project(n2)
+        finished, added = layer.mlp.finish(projected)
+        y = added.add_(h)
+    return _Passed(attended, h, r2, projected, finished, y)
+
+
 class DecoderLayerFunction(torch.autograd.Function):
     """Autograd around the layer."""
 
@@ -88,15 +115,9 @@ class DecoderLayerFunction(torch.autograd.Function):
         *parameters: torch.Tensor,
     ) -> torch.Tensor:
         """See the module's formula; `parameters` are `layer.parameters`."""
-        attended, h, r2, n2 = _attend(layer, x, Angles(cos, sin), documents)
-        projected: Projected | tuple[()] = ()
-        finished: Finished | None
-        if layer.in_tiles(x.shape[0]):
-            finished, y = forward_in_tiles(layer.mlp, h, n2, finish=layer.keep is Keep.ATTENTION)
-        else:
-            projected = layer.mlp.project(n2)
-            finished, added = layer.mlp.finish(projected)
-            y = added.add_(h)
+        attended, h, r2, projected, finished, y = _pass(
+            layer, x, Angles(cos, sin), documents, finish=layer.keep is Keep.ATTENTION
+        )
         ctx.layer, ctx.documents = layer, documents
         kept: list[torch.Tensor] = [cos, sin]
         if layer.keep is Keep.HOST:
@@ -105,7 +126,7 @@ class DecoderLayerFunction(torch.autograd.Function):
             kept.append(x)
         if finished is not None and layer.keep in (Keep.EVERYTHING, Keep.ATTENTION):
             kept += [h, r2, finished.inner_down, *finished.post]
-            kept += projected if layer.keep is Keep.EVERYTHING else ()
+            kept += projected if layer.keep is Keep.EVERYTHING and projected is not None else ()
             kept += attended.flat()
         ctx.save_for_backward(*kept)
         return y

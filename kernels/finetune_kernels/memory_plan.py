@@ -199,13 +199,16 @@ def _plan(
     decoding = 0.0 if resident or not shape.quantized else 2 * shape.linear_parameters / DECODE_RATE
     scratch = 0 if resident or not shape.quantized else 3 * shape.feed_forward * shape.hidden * BYTES
     again = sum(shape.recomputed(keep) for keep in keeps) * tokens / GEMM_RATE
+    # gradient 2, two 8-bit moments 2, copies with zero blocks 3; the gradient as it was before a pass, where there is
+    # a smaller plan to repeat the pass with
+    training = 7 if all(keep is Keep.HOST for keep in keeps) else 9
     return MemoryPlan(
         mode=mode,
         keeps=keeps,
         resident_weights=resident,
         base_bytes=base_bytes,
         resident_bytes=shape.linear_parameters * BYTES if resident else 0,
-        training_bytes=shape.adapter_parameters * 7,  # gradient 2, two 8-bit moments 2, copies with zero blocks 3
+        training_bytes=shape.adapter_parameters * training,
         activation_bytes=tokens * sum(shape.kept(keep) for keep in keeps),
         working_bytes=max(loss, shape.working(tokens, tiled=Keep.EVERYTHING not in keeps) + scratch),
         host_bytes=moved,

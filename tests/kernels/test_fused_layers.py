@@ -15,9 +15,15 @@ from finetune_devcluster.tiny_model import make_tiny_model
 from finetune_kernels import mlp_tiles
 from finetune_kernels.decoder_layer import Keep
 from finetune_kernels.fused_layers import FusedLayers
+from finetune_kernels.host_memory import HostMemory
 from finetune_kernels.layer_builder import why_not_fused
 
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+LONG = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75, "short_factor": [1.1] * 24,
+    "long_factor": [1.0 + 0.5 * i for i in range(24)], "original_max_position_embeddings": 4, "factor": 16.0,
+}  # fmt: skip
+"""Phi-4-mini's kind of rotation: 48 of 64 elements turn, by other angles where a document has more than 4 tokens."""
 SLIDING = ["sliding_attention", "full_attention"]
 # Case: family, and what its configuration says beyond the common sizes. Documents are longer than windows, caps bend.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -30,6 +36,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("phi3", {}),
     "phi3 with a window": ("phi3", {"sliding_window": 3}),
     "phi4": ("phi3", {"rope_parameters": ROPE | {"partial_rotary_factor": 0.75}}),
+    "phi4 mini": ("phi3", {"rope_parameters": LONG, "max_position_embeddings": 64}),
     "phi3 with heads of 48": ("phi3", {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 48}),
     "gemma2": ("gemma2", {"sliding_window": 3, "attn_logit_softcapping": 1.5, "query_pre_attn_scalar": 32}),
     "gemma2 without a cap": ("gemma2", {"sliding_window": 3, "attn_logit_softcapping": None}),
@@ -57,18 +64,25 @@ def adapted(case: str, folder: Path, **options: Any) -> Any:
     return model
 
 
-def results(model: Any, *, packed: bool) -> dict[str, torch.Tensor]:
-    """Logits and gradients for one row of three documents, or for two rows of one length."""
-    model.zero_grad()
+def logits_of(model: Any, *, packed: bool, documents: tuple[int, ...] = DOCUMENTS) -> torch.Tensor:
+    """For one row of documents, or for two rows of one length."""
     if packed:
-        tokens = torch.arange(3, 3 + sum(DOCUMENTS), device=DEVICE).unsqueeze(0)
-        positions = torch.cat([torch.arange(length) for length in DOCUMENTS]).unsqueeze(0).to(DEVICE)
-        ends = torch.tensor([0, *DOCUMENTS], device=DEVICE).cumsum(0).to(torch.int32)
-        options = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": 5, "max_length_k": 5}
+        tokens = torch.arange(3, 3 + sum(documents), device=DEVICE).unsqueeze(0)
+        positions = torch.cat([torch.arange(length) for length in documents]).unsqueeze(0).to(DEVICE)
+        ends = torch.tensor([0, *documents], device=DEVICE).cumsum(0).to(torch.int32)
+        longest = max(documents)
+        options = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
     else:
         tokens = torch.arange(3, 13, device=DEVICE).view(2, 5)
         positions, options = torch.arange(5, device=DEVICE).expand(2, -1), {}
-    logits = model(input_ids=tokens, position_ids=positions, use_cache=False, **options).logits
+    found: torch.Tensor = model(input_ids=tokens, position_ids=positions, use_cache=False, **options).logits
+    return found
+
+
+def results(model: Any, *, packed: bool, documents: tuple[int, ...] = DOCUMENTS) -> dict[str, torch.Tensor]:
+    """Logits and gradients."""
+    model.zero_grad()
+    logits = logits_of(model, packed=packed, documents=documents)
     torch.manual_seed(2)
     (logits * torch.randn(logits.shape).to(DEVICE)).sum().backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -112,6 +126,57 @@ def test_tiles_compute_the_same_from_weights_that_are_decoded_where_they_are_use
     assert fused.layers[0].in_tiles(sum(DOCUMENTS))
     assert differences(results(model, packed=True), expected) < 2e-4  # 2e-6 was measured
     assert fused.resident_bytes == 0
+
+
+def test_the_longest_document_decides_between_short_and_long_factors_in_each_pass(tmp_path: Path) -> None:
+    model = adapted("phi4 mini", tmp_path)
+    short, long = (2, 4, 3), (2, 5, 3)
+    expected = [results(model, packed=True, documents=documents) for documents in (short, long, short)]
+    fused = fuse(model, Keep.INPUT)
+    found = [results(model, packed=True, documents=documents) for documents in (short, long, short)]
+    assert all(differences(one, other) < 2e-4 for one, other in zip(found, expected, strict=True))
+
+    original, swapped = fused.run, {4: LONG["long_factor"], 5: LONG["short_factor"]}
+
+    def with_other_angles(index: int, hidden: Any, kind: Any, angles: Any, options: Any) -> Any:
+        """By the factors of the other length, or without the scale that comes with them."""
+        longest = options["max_length_q"]
+        turn = torch.outer(position_of[longest], 10000.0 ** -(torch.arange(24) / 24) / torch.tensor(swapped[longest]))
+        both = torch.cat((turn, turn), dim=-1).unsqueeze(0)
+        return original(index, hidden, kind, (scale * both.cos(), scale * both.sin()), options)
+
+    position_of = {max(d): torch.cat([torch.arange(length) for length in d]).float() for d in (short, long)}
+    fused.run = with_other_angles  # type: ignore[method-assign]
+    scale = model.get_base_model().model.rotary_emb.attention_scaling
+    assert scale > 1.1
+    for documents, right in ((short, expected[0]), (long, expected[1])):
+        assert differences(results(model, packed=True, documents=documents), right) > 2e-3, "other factors"
+    swapped = {4: LONG["short_factor"], 5: LONG["long_factor"]}
+    for documents, right in ((short, expected[0]), (long, expected[1])):
+        assert differences(results(model, packed=True, documents=documents), right) < 2e-4, "these are the right ones"
+    scale = 1.0
+    assert differences(results(model, packed=True, documents=long), expected[1]) > 2e-3, "no scale"
+
+
+def test_a_pass_without_gradients_takes_nothing_to_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted("llama", tmp_path)
+    monkeypatch.setattr(mlp_tiles, "TILE_ROWS", 4)
+    expected = results(model, packed=True)["logits"]
+    layers = len(fuse(model, Keep.HOST).layers)
+    taken: list[int] = []
+    original = HostMemory.put
+
+    def put(self: HostMemory, index: int, x: torch.Tensor) -> None:
+        taken.append(index)
+        original(self, index, x)
+
+    monkeypatch.setattr(HostMemory, "put", put)
+    with torch.no_grad():
+        found = logits_of(model, packed=True)
+    assert taken == []
+    assert (found - expected).abs().max() < 2e-4 * expected.abs().max()
+    logits_of(model, packed=True)
+    assert taken == list(range(layers)), "with gradients every layer does"
 
 
 @pytest.mark.parametrize("case", ["llama", "mistral with a window", "gemma2", "gemma3"])

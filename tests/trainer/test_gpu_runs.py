@@ -1,7 +1,6 @@
 """Whole runs on a GPU with our engine: samples, the chosen micro-batch and the memory plan handed back."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from finetune_api.outcome import Outcome, Result
 from finetune_api.progress import RunProgress
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode
+from finetune_devcluster import tiny_runs
 from finetune_trainer import pipeline
 from finetune_trainer.main import run_job
 from finetune_trainer.progress import Progress
@@ -20,7 +20,9 @@ from finetune_trainer.termination import Termination
 from finetune_trainer.training import TrainingOutcome
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
-Builder = Callable[..., RunConfig]
+texts, tiny_base, chat_file = tiny_runs.texts, tiny_runs.tiny_base, tiny_runs.chat_file
+run_config = tiny_runs.run_config
+Builder = tiny_runs.Builder
 STEPS = 12
 NOISE = 1e-3  # relative; backward passes of attention add up in no fixed order
 

@@ -172,7 +172,7 @@ def run_out(
 
     def prepare(model: Any, *_: Any) -> Engine:
         plan, seen = plan_for(model, MemoryMode.FASTEST), cast(FusedLayers, layers or Layers())
-        return Engine(False, RunsOut(*calls), MicroBatch(2, 1), plan, seen, lambda mode: plan_for(model, mode))
+        return Engine(False, RunsOut(*calls), MicroBatch(2, 2), plan, seen, lambda mode: plan_for(model, mode))
 
     monkeypatch.setattr(pipeline, "prepare_engine", prepare)
     return run(config, folder)
@@ -181,15 +181,16 @@ def run_out(
 def test_memory_that_runs_out_is_handed_back_and_changes_no_loss(
     run_config: Builder, tmp_path: Path, trained: list[TrainingOutcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = run_config(training={"maxSteps": 3, "batchSize": 2, "gradientAccumulation": 1})
-    whole, _ = run_out(monkeypatch, config, tmp_path / "whole")
+    config = run_config(training={"maxSteps": 3, "batchSize": 2, "gradientAccumulation": 2})
+    whole, expected = run_out(monkeypatch, config, tmp_path / "whole")
     assert whole.memory is not None
     assert (whole.memory.mode, whole.memory.fallbacks) == (MemoryMode.FASTEST, ())
     assert whole.memory.predicted_peak_bytes > GIB
     assert whole.memory.micro_batch == 2
 
     layers = Layers()
-    outcome, told = run_out(monkeypatch, config, tmp_path / "short", 1, 2, layers=layers)
+    # the first pass of all, and the second pass of the second step, when the first has added its gradients
+    outcome, told = run_out(monkeypatch, config, tmp_path / "short", 1, 5, layers=layers)
     assert layers.kept == [{Keep.ATTENTION}, {Keep.HOST}]
     assert (layers.released, layers.moved) == (2, 1)
     assert outcome.result is Result.SUCCEEDED, outcome.message
@@ -198,17 +199,18 @@ def test_memory_that_runs_out_is_handed_back_and_changes_no_loss(
     assert outcome.memory.mode is MemoryMode.SMALLEST
     assert outcome.memory.fallbacks == (
         MemoryFallback(step=0, from_mode=MemoryMode.FASTEST, to_mode=MemoryMode.BALANCED),
-        MemoryFallback(step=0, from_mode=MemoryMode.BALANCED, to_mode=MemoryMode.SMALLEST),
+        MemoryFallback(step=1, from_mode=MemoryMode.BALANCED, to_mode=MemoryMode.SMALLEST),
     )
     assert outcome.memory.predicted_peak_bytes < whole.memory.predicted_peak_bytes
     assert losses(trained[1]) == losses(trained[0])
+    assert told.trained_tokens == expected.trained_tokens
 
     documents = {artifact.type: Path(artifact.uri) for artifact in outcome.artifacts}
     card = (documents["ModelCard"] / "README.md").read_text()
     assert "GPU memory: plan Smallest, peak" in card
-    assert "memory ran out after step 0 to Balanced and after step 0 to Smallest" in card
+    assert "memory ran out after step 0 to Balanced and after step 1 to Smallest" in card
     described = yaml.safe_load(documents["Configuration"].read_text())
-    assert described["memory"]["fallbacks"][1] == {"step": 0, "fromMode": "Balanced", "toMode": "Smallest"}
+    assert described["memory"]["fallbacks"][1] == {"step": 1, "fromMode": "Balanced", "toMode": "Smallest"}
 
 
 def test_what_was_tried_is_known_where_nothing_smaller_is_left(

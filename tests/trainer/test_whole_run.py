@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,16 @@ from transformers import AutoModelForCausalLM
 from finetune_api.failures import ExitCode
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import RunConfig
+from finetune_devcluster import tiny_runs
 from finetune_trainer.artifacts.manifest import Manifest
 from finetune_trainer.main import run_job
 from finetune_trainer.progress import Progress
 from finetune_trainer.settings import Settings
 from finetune_trainer.termination import Termination
 
-Builder = Callable[..., RunConfig]
+texts, tiny_base, chat_file = tiny_runs.texts, tiny_runs.tiny_base, tiny_runs.chat_file
+run_config, settings = tiny_runs.run_config, tiny_runs.settings
+Builder = tiny_runs.Builder
 CHAT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 
 

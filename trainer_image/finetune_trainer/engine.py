@@ -4,6 +4,7 @@ The choice is made once, from the model's shape and the free memory, and said in
 same, the next smaller plan takes over.
 """
 
+import gc
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -51,6 +52,11 @@ class Engine:
     fallbacks: list[MemoryFallback] = field(default_factory=list, init=False)
     """Each time that memory ran out and a smaller plan took over."""
 
+    @property
+    def can_step_down(self) -> bool:
+        """Whether there is a smaller plan to go on with."""
+        return self.layers is not None and self.plan is not None and smaller_mode(self.plan) is not None
+
     def step_down(self, step: int) -> bool:
         """After memory ran out, `step` steps being finished: keep less from now on. False where nothing smaller is
         left."""
@@ -59,6 +65,7 @@ class Engine:
         mode = smaller_mode(self.plan)
         if mode is None:
             return False
+        gc.collect()  # half a pass may hang on cycles of frames
         smaller = self.replan(mode)
         if not smaller.resident_weights:
             self.layers.release_weights()
@@ -169,9 +176,10 @@ def _fused_engine(
 
 
 def _available(device: torch.device) -> int:
-    """Bytes that this process may use in all."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device)
+    """Bytes that this process may use in all: what is free, and no more than the share of the card that it is given."""
+    free, whole = torch.cuda.mem_get_info(device)
+    share = int(torch.cuda.get_per_process_memory_fraction(device) * whole)
+    return min(free + torch.cuda.memory_reserved(device), share)
 
 
 def model_shape(model: Any) -> ModelShape:

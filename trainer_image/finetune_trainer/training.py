@@ -20,6 +20,7 @@ from finetune_trainer.data_formatting import FormattedData
 from finetune_trainer.documents.loss_plot import LossPoint
 from finetune_trainer.engine import Engine
 from finetune_trainer.errors import InterruptedRunError
+from finetune_trainer.gradients import AddedUp, NoGradients
 from finetune_trainer.model_loading import LoadedModel
 from finetune_trainer.progress import Progress
 from finetune_trainer.run_callback import Companions, RunCallback
@@ -75,10 +76,10 @@ class QloraTrainer(SFTTrainer):
         self.data_collator = lay_end_to_end  # TRL takes no collator of others as an option
         self._engine, self._callback = engine, callback
         self.model_accepts_loss_kwargs = True  # the loss divides by the whole step's tokens itself
-        model.train, model.zero_grad = _TrainingMode(model), _NoGradients(model)
+        model.train, model.zero_grad = _TrainingMode(model), NoGradients(model)
         assert isinstance(self.train_dataset, Dataset)
         self.train_dataset = self.train_dataset.with_format("numpy")  # a batch of lists takes milliseconds to collate
-        self._largest_batch = 0
+        self._gradients: AddedUp | None = None
         self._evaluated = (0.0, 0)
 
     def train(self, *arguments: Any, **options: Any) -> Any:
@@ -91,31 +92,26 @@ class QloraTrainer(SFTTrainer):
             gc.unfreeze()
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """One forward and backward pass; where memory runs out, once more with a smaller memory plan.
-
-        Gradients are copied before a batch that is larger than all before it, so that half a pass leaves no trace.
-        """
+        """One forward and backward pass; where memory runs out, once more with a smaller memory plan, as if the pass
+        had not begun."""
         if self._engine.wants_eight_bits:
             self._engine.try_eight_bits(lambda: self._untrained_loss(model, inputs))
             self._callback.tell_memory()
-        size = inputs["input_ids"].numel()
-        if size <= self._largest_batch or self._engine.layers is None:
+        if not self._engine.can_step_down:
+            self._gradients = None
             return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[no-untyped-call, no-any-return]
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        before = [None if parameter.grad is None else parameter.grad.clone() for parameter in trainable]
+        self._gradients = self._gradients or AddedUp(model)
+        before, tokens = self._gradients.copy(), self._callback.trained_tokens
         while True:
             try:
-                loss: torch.Tensor = super().training_step(model, dict(inputs), num_items_in_batch)  # type: ignore[no-untyped-call]
-                break
+                return super().training_step(model, dict(inputs), num_items_in_batch)  # type: ignore[no-untyped-call, no-any-return]
             except torch.OutOfMemoryError as error:
                 error.__traceback__ = None  # its frames hold the pass's tensors
-            for parameter, gradient in zip(trainable, before, strict=True):
-                parameter.grad = None if gradient is None else gradient.clone()
+            self._gradients.take_back(before)
+            self._callback.trained_tokens = tokens
             if not self._engine.step_down(self.state.global_step):
                 raise torch.OutOfMemoryError("the smallest memory plan does not fit this GPU")
             self._callback.tell_memory()
-        self._largest_batch = size
-        return loss
 
     @torch.no_grad()
     def _untrained_loss(self, model: Any, inputs: Any) -> torch.Tensor:
@@ -177,17 +173,6 @@ class _TrainingMode:
 
     def __call__(self, mode: bool = True) -> Any:
         return self._model if self._model.training == mode else self._switch(mode)
-
-
-class _NoGradients:
-    """`model.zero_grad` for the parameters that train, without a walk."""
-
-    def __init__(self, model: Any) -> None:
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-    def __call__(self, set_to_none: bool = True) -> None:
-        for parameter in self._parameters:
-            parameter.grad = None
 
 
 def train(

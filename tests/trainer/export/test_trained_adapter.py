@@ -5,7 +5,6 @@ says (tests/trainer/gguf/test_llama_cpp.py); whole runs, on a GPU too, end with 
 (tests/trainer/test_whole_run.py).
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Precision
+from finetune_devcluster import tiny_runs
 from finetune_devcluster.generation import complete
 from finetune_kernels.decoder_layer import Keep
 from finetune_kernels.fused_layers import FusedLayers
@@ -25,7 +25,8 @@ from finetune_trainer.export.export import ExportRequest, export
 from finetune_trainer.model_loading import LoadedModel, load_model
 from finetune_trainer.saving import save_artifacts
 
-Builder = Callable[..., RunConfig]
+texts, tiny_base, chat_file = tiny_runs.texts, tiny_runs.tiny_base, tiny_runs.chat_file
+run_config = tiny_runs.run_config
 PROMPTS = [[20, 31, 42, 53], [400, 17, 90, 211, 64]]
 TOKENS = 4
 
@@ -72,7 +73,7 @@ def continued(model: Any, prompt: list[int], banned: list[int]) -> list[int]:
 
 @pytest.mark.parametrize("gpus", [0, pytest.param(1, marks=pytest.mark.gpu)])
 def test_exported_files_answer_what_the_engines_layers_answer(
-    run_config: Builder, tiny_base: Path, tmp_path: Path, gpus: int
+    run_config: tiny_runs.Builder, tiny_base: Path, tmp_path: Path, gpus: int
 ) -> None:
     config = run_config(model={"quantization": "None"}, export={"merged": "BF16"}).model_copy(update={"gpus": gpus})
     model, loaded = trained_by_kernels(tiny_base, config)
