@@ -20,6 +20,7 @@ class FileWriters:
     """Threads that write for any number of files, as a context manager that ends them."""
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._threads = StagingThreads(device, "export-write")
         self._changed = threading.Condition()
         self._waiting = 0
