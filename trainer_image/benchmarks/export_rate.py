@@ -39,11 +39,11 @@ from finetune_api.vocabulary import GgufType
 from finetune_devcluster.random_model import LLAMA_8B, SMALL, Size, make_random_adapter, make_random_base
 from finetune_trainer.export.adapter import open_adapter
 from finetune_trainer.export.export import ExportedFile, ExportRequest, export, plan_outputs, stream
-from finetune_trainer.export.file_writer import AppendedFile, FileWriters
+from finetune_trainer.export.file_writer import AppendedFile, FileWriters, Piece
 from finetune_trainer.export.model_folder import open_model_folder
 from finetune_trainer.export.tensor_reader import read_tensors
 from finetune_trainer.gguf.file_types import find_file_type
-from finetune_trainer.gguf.quantizers import CPU_CHUNK_WEIGHTS, ENCODERS, PLAIN_TYPES, quantize
+from finetune_trainer.gguf.quantizers import CPU_CHUNK_WEIGHTS, ENCODERS, PLAIN_DTYPES, quantize
 
 GIGABYTE = 1e9
 MERGED, GGUF = "BF16", ("Q4_K_M", "Q8_0")
@@ -100,9 +100,9 @@ class Discarding(FileWriters):
         super().__init__(device)
         self._null = os.open(os.devnull, os.O_WRONLY)
 
-    def write(self, file: int, offset: int, data: torch.Tensor) -> None:
+    def put(self, file: int, offset: int, piece: Piece, ready: torch.cuda.Event | None = None) -> None:
         """As FileWriters do, into nothing."""
-        super().write(self._null, offset, data)
+        super().put(self._null, offset, piece, ready)
 
     def stop(self) -> None:
         """End the threads, then close."""
@@ -292,7 +292,7 @@ def compare_with_cpu(table: Table, device: torch.device) -> None:
     for kind in tensor_types():
         pairs = ((quantize(weights, kind).cpu(), encode(weights.cpu(), kind)) for weights in made_weights(device))
         differing = sum(int((ours != theirs).sum()) for ours, theirs in pairs)
-        path = "torch" if kind in PLAIN_TYPES else name
+        path = "torch" if kind in PLAIN_DTYPES else name
         table.add(f"as {path} CPU", kind.name, differing=differing)
 
 

@@ -145,9 +145,8 @@ def stream(
     with closing(read_tensors(base.tensors, writers.device)) as tensors:
         try:
             done = sum(output.begin(writers) for output in outputs)
-            for tensor, stored in tensors:
+            for tensor, weights in tensors:
                 on_tensor(tensor.name)
-                weights = stored.to(torch.float32)
                 if adapter is not None:
                     weights = adapter.merge(tensor.name, weights)
                 done += sum(output.write(tensor.name, weights) for output in outputs)
