@@ -1,221 +1,180 @@
 """How long merging and quantising an 8B model takes on this machine's GPU. Not a part of CI.
 
-    python trainer_image/benchmarks/export_rate.py            # Llama-8B shape: 16 GB in, 29 GB out, in memory
-    python trainer_image/benchmarks/export_rate.py --small    # a tiny one, also without a GPU
+    python trainer_image/benchmarks/export_rate.py --csv FILE        # Llama-8B shape, random: 16 GB in, 29 GB out
+    python trainer_image/benchmarks/export_rate.py --small           # a tiny one, also without a GPU
 
-Makes a base of random 16-bit weights and a LoRA adapter on all seven matrices, exports merged BF16, Q4_K_M and Q8_0 in
-one pass, and measures each encoder alone. Also checks that the device's bytes are the CPU's. The last line is JSON.
+In this order, each line of the CSV written as soon as it is known:
+
+* `encoder`: each type alone, from device memory to device memory.
+* `write`, `read`: the exporter's own threads between the device and the folder, nothing else going on.
+* `besides disk`: merged BF16 + Q4_K_M + Q8_0, all of it (reading the base, copies to and from the device, merging,
+  encoding), but what is encoded goes to /dev/null. With base and results in memory's file system this is what the
+  export takes besides disk and network; what reading from memory costs is still in it.
+* `export`: the same with files; once for each round, and a line for each type with its share of encoding.
+* `every type`: all other types, a few in one pass.
+
+GB/s are those of fp32 weights, 4 bytes each, in one second of encoding on the device. `differing` counts bytes that are
+not the CPU path's, over 2 million weights of each of three kinds.
 """
 
 import argparse
-import json
+import csv
 import os
+import resource
 import shutil
+import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
-from gguf import GGMLQuantizationType
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from finetune_api.vocabulary import GgufType
-from finetune_trainer.export.export import ExportRequest, export
-from finetune_trainer.export.file_writer import AppendedFile, FileWriters
-from finetune_trainer.export.model_folder import INDEX_NAME
-from finetune_trainer.export.safetensors_files import SafetensorsWriter
+from finetune_devcluster.random_model import LLAMA_8B, SMALL, Size, make_random_adapter, make_random_base
+from finetune_trainer.export.adapter import open_adapter
+from finetune_trainer.export.export import ExportedFile, ExportRequest, export, plan_outputs, stream
+from finetune_trainer.export.file_writer import AppendedFile, FileWriters, Piece
+from finetune_trainer.export.model_folder import open_model_folder
+from finetune_trainer.export.tensor_reader import read_tensors
 from finetune_trainer.gguf.file_types import find_file_type
-from finetune_trainer.gguf.quantizers import quantize
+from finetune_trainer.gguf.quantizers import CPU_CHUNK_WEIGHTS, ENCODERS, PLAIN_DTYPES, quantize
 
 GIGABYTE = 1e9
 MERGED, GGUF = "BF16", ("Q4_K_M", "Q8_0")
-RANK, SHARDS = 16, 4
-Shapes = dict[str, tuple[int, int] | tuple[int]]
+OTHERS = (
+    ("F32",),
+    ("F16", "BF16"),
+    ("Q4_0", "Q4_1", "Q5_0", "Q5_1"),
+    ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S"),
+    ("Q5_K_S", "Q5_K_M", "Q6_K"),
+)
+BYTES_PER_WEIGHT = 6.3  # base and the largest outputs at once: 2 + 4, and a little
+FIGURES = ("seconds", "GB/s", "written GB", "GPU GB", "host GB", "differing")
+PACKAGES = ("torch", "transformers", "gguf", "numba", "numpy")
+COMPARED_ROWS = 512
 
 
-@dataclass(frozen=True)
-class Size:
-    """The shape of a Llama model."""
+@dataclass
+class Table:
+    """Lines for people on the way, and the same as CSV."""
 
-    hidden: int
-    inner: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
+    origin: tuple[str, ...]
+    path: Path | None
+    began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        if self.path is not None:
+            self._write(("what", "type", *FIGURES, "folder", "gpu", "cores", "versions", "commit"), mode="w")
+
+    def add(self, what: str, kind: str, folder: str = "", **figures: float) -> None:
+        """One line; `figures` are named as in FIGURES, with _ for what a name cannot hold."""
+        named = {name.replace("_", " ").replace(" per s", "/s"): round(value, 3) for name, value in figures.items()}
+        unknown = named.keys() - set(FIGURES)
+        if unknown:
+            raise AssertionError(f"no column is called {unknown}")
+        shown = "  ".join(f"{name} {value:g}" for name, value in named.items())
+        print(f"[{self.seconds():5.0f} s] {what:14} {kind:22} {shown}", flush=True)
+        if self.path is not None:
+            self._write((what, kind, *(named.get(name, "") for name in FIGURES), folder, *self.origin), mode="a")
+
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.monotonic() - self.began
+
+    def _write(self, line: tuple[object, ...], mode: str) -> None:
+        assert self.path is not None, "only called where there is a file"
+        with self.path.open(mode, newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow(line)
 
 
-LARGE, SMALL = Size(4096, 14336, 32, 32, 8, 128256), Size(512, 1024, 4, 8, 2, 1024)
+class Discarding(FileWriters):
+    """Everything is brought to the host in pinned buffers, as for a file, and then given to /dev/null."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self._null = os.open(os.devnull, os.O_WRONLY)
+
+    def put(self, file: int, offset: int, piece: Piece, ready: torch.cuda.Event | None = None) -> None:
+        """As FileWriters do, into nothing."""
+        super().put(self._null, offset, piece, ready)
+
+    def stop(self) -> None:
+        """End the threads, then close."""
+        super().stop()
+        if self._null >= 0:
+            os.close(self._null)
+            self._null = -1
 
 
 def main() -> None:
-    """Run everything; print figures on the way and one JSON line at the end."""
+    """Run everything in the order of the module's text."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--folder", type=Path, help="where base and results lie (default: memory, else TMPDIR)")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=300, help="no further pass over `every type` begins after")
+    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--commit", help="what is measured, where git cannot tell")
     arguments = parser.parse_args()
-    size = SMALL if arguments.small else LARGE
+    size = SMALL if arguments.small else LLAMA_8B
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    found: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "shape": asdict(size),
-        "encoders": measure_encoders(device, rows=256 if arguments.small else 8192),
-        "equal_to_cpu": compare_with_cpu(device),
-    }
-    print(json.dumps(found, indent=1))
+    gpu = torch.cuda.get_device_name() if device.type == "cuda" else "none"
+    origin = (gpu, str(os.cpu_count()), find_versions(), arguments.commit or current_commit())
+    table = Table(origin, arguments.csv)
+    measure_encoders(table, device, rows=256 if arguments.small else 16384)
     with tempfile.TemporaryDirectory(prefix="export-rate-", dir=arguments.folder or choose_folder(size)) as name:
         folder = Path(name)
-        found["folder"], found["write_gb_per_s"] = name, measure_writing(folder, device, small=arguments.small)
-        began = time.perf_counter()
-        base, adapter = make_base(folder / "base", size, device), make_adapter(folder / "adapter", size)
-        found["making_base_s"] = round(time.perf_counter() - began, 2)
-        rounds = [run(base, adapter, folder / "out", device) for _ in range(arguments.rounds)]
-        found["rounds"] = rounds
-        found["best_s"] = min(each["seconds"] for each in rounds)
-    print(json.dumps(found))
+        base = make_random_base(folder / "base", size, device)
+        adapter = make_random_adapter(folder / "adapter", size)
+        table.add("made the base", "BF16", name, seconds=table.seconds())
+        measure_threads(table, folder, base, device, size=4 * size.weights)
+        request = ExportRequest(base, adapter, folder / "out", merged=MERGED, gguf=GGUF, name="model")
+        measure_besides_disk(table, request, device)
+        for number in range(arguments.rounds):
+            measure_export(table, f"export {number + 1}", request, device, size)
+        for kinds in OTHERS:
+            if table.seconds() > arguments.seconds:
+                print(f"left out for lack of time: {kinds}", flush=True)
+                continue
+            alone = ExportRequest(base, adapter, folder / "out", merged=None, gguf=kinds, name="model")
+            measure_export(table, "every type", alone, device, size)
+    compare_with_cpu(table, device)
 
 
 def choose_folder(size: Size) -> Path:
     """Memory, if base and results fit there: the disk is not what is measured."""
-    shapes = list_shapes(size)
-    needed = 5 * sum(torch.Size(shape).numel() for shape in shapes.values())
     memory = Path("/dev/shm")  # noqa: S108  # the only name that memory has as a folder
-    fits = memory.is_dir() and shutil.disk_usage(memory).free > 1.2 * needed
+    fits = memory.is_dir() and shutil.disk_usage(memory).free > BYTES_PER_WEIGHT * size.weights
     return memory if fits else Path(tempfile.gettempdir())
 
 
-def list_shapes(size: Size) -> Shapes:
-    """All tensors by name, in the order of the layers."""
-    key = size.hidden // size.heads * size.kv_heads
-    inner: dict[str, tuple[int, int]] = {
-        "self_attn.q_proj": (size.hidden, size.hidden),
-        "self_attn.k_proj": (key, size.hidden),
-        "self_attn.v_proj": (key, size.hidden),
-        "self_attn.o_proj": (size.hidden, size.hidden),
-        "mlp.gate_proj": (size.inner, size.hidden),
-        "mlp.up_proj": (size.inner, size.hidden),
-        "mlp.down_proj": (size.hidden, size.inner),
-    }
-    shapes: Shapes = {"model.embed_tokens.weight": (size.vocabulary, size.hidden)}
-    for layer in range(size.layers):
-        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in inner.items()}
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            shapes[f"model.layers.{layer}.{norm}.weight"] = (size.hidden,)
-    return shapes | {"model.norm.weight": (size.hidden,), "lm_head.weight": (size.vocabulary, size.hidden)}
+def find_versions() -> str:
+    """Versions of the packages that matter, as far as they are there."""
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {version(name).partition('+')[0]}")
+        except PackageNotFoundError:
+            continue
+    return "; ".join(found)
 
 
-def make_base(folder: Path, size: Size, device: torch.device) -> Path:
-    """A Hugging Face folder of random BF16 weights in shards, with a tokenizer of its own."""
-    folder.mkdir()
-    shapes = list_shapes(size)
-    names = list(shapes)
-    per_shard = -(-len(names) // SHARDS)
-    files = {
-        f"model-{index + 1:05d}-of-{SHARDS:05d}.safetensors": names[index * per_shard : (index + 1) * per_shard]
-        for index in range(SHARDS)
-    }
-    generator = torch.Generator(device).manual_seed(0)
-    with FileWriters(device) as writers:
-        for file, held in files.items():
-            writer = SafetensorsWriter(writers, folder / file, [(name, torch.bfloat16, shapes[name]) for name in held])
-            for name in held:
-                writer.write(name, torch.randn(shapes[name], generator=generator, device=device).mul_(0.02).bfloat16())
-            writer.close()
-    index = {"metadata": {}, "weight_map": {name: file for file, held in files.items() for name in held}}
-    (folder / INDEX_NAME).write_text(json.dumps(index))
-    (folder / "config.json").write_text(json.dumps(describe(size)))
-    make_tokenizer().save(str(folder / "tokenizer.json"))
-    return folder
+def current_commit() -> str:
+    """The tree's, or "" outside a repository."""
+    command = ("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD")
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def describe(size: Size) -> dict[str, Any]:
-    """config.json."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": size.hidden,
-        "intermediate_size": size.inner,
-        "num_hidden_layers": size.layers,
-        "num_attention_heads": size.heads,
-        "num_key_value_heads": size.kv_heads,
-        "vocab_size": size.vocabulary,
-        "max_position_embeddings": 8192,
-        "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": False,
-        "dtype": "bfloat16",
-    }
-
-
-def make_tokenizer() -> Tokenizer:
-    """A byte-level tokenizer of 300 tokens; the embedding's other rows have none."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator(["a text to learn pairs of letters from"] * 10, trainer)
-    return tokenizer
-
-
-def make_adapter(folder: Path, size: Size) -> Path:
-    """LoRA on all seven matrices of every layer."""
-    folder.mkdir()
-    generator = torch.Generator().manual_seed(1)
-    weights = {}
-    for name, shape in list_shapes(size).items():
-        if "proj" in name:
-            stem = f"base_model.model.{name.removesuffix('.weight')}"
-            weights[f"{stem}.lora_A.weight"] = torch.randn(RANK, shape[-1], generator=generator) * 0.01
-            weights[f"{stem}.lora_B.weight"] = torch.randn(shape[0], RANK, generator=generator) * 0.01
-    save_file(weights, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": "all-linear"}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
-
-
-def run(base: Path, adapter: Path, output: Path, device: torch.device) -> dict[str, Any]:
-    """One export: seconds in all, and of each type's encoding."""
-    request = ExportRequest(base=base, adapter=adapter, output=output, merged=MERGED, gguf=GGUF, name="model")
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    began = time.perf_counter()
-    files = export(request, device=device, on_progress=lambda done, total: None)
-    seconds = time.perf_counter() - began
-    figures: dict[str, Any] = {"seconds": round(seconds, 2)}
-    if device.type == "cuda":
-        figures["peak_gpu_gb"] = round(torch.cuda.max_memory_allocated() / GIGABYTE, 2)
-    written = sum(file.size for file in files)
-    figures["written_gb"], figures["written_gb_per_s"] = (
-        round(written / GIGABYTE, 2),
-        round(written / seconds / GIGABYTE, 2),
-    )
-    for kind in (MERGED, *GGUF):
-        chosen = [file for file in files if file.type == kind]
-        encoding, size = sum(file.seconds for file in chosen), sum(file.size for file in chosen)
-        figures[kind] = {
-            "encode_s": round(encoding, 3),
-            "gb": round(size / GIGABYTE, 2),
-            "encoded_gb_per_s": round(size / encoding / GIGABYTE, 2),
-        }
-    shutil.rmtree(output)
-    print(json.dumps(figures), flush=True)
-    return figures
-
-
-def made_weights(rows: int, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
-    """Weights with thin and with heavy tails."""
-    generator = torch.Generator().manual_seed(2)
-    normal = torch.randn(rows, 4096, generator=generator) * 0.02
-    yield "normal", normal.to(device)
-    yield "heavy", (normal / torch.rand(rows, 4096, generator=generator).clamp(0.1)).to(device)
+        torch.cuda.synchronize(device)
 
 
 def tensor_types() -> list[GGMLQuantizationType]:
@@ -223,44 +182,118 @@ def tensor_types() -> list[GGMLQuantizationType]:
     return sorted({find_file_type(kind.value).matrices for kind in GgufType})
 
 
-def measure_encoders(device: torch.device, *, rows: int) -> dict[str, float]:
-    """GB/s of fp32 weights that each encoder takes, from device memory to device memory, best of three."""
-    _, weights = next(made_weights(rows, device))
-    rates = {}
+def measure_encoders(table: Table, device: torch.device, *, rows: int) -> None:
+    """Best of three after a warm-up, on normal weights."""
+    weights = torch.randn(rows, 4096, generator=torch.Generator(device).manual_seed(2), device=device) * 0.02
     for kind in tensor_types():
         seconds = []
         for _ in range(4):
+            synchronize(device)
             began = time.perf_counter()
             quantize(weights, kind)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            synchronize(device)
             seconds.append(time.perf_counter() - began)
-        rates[kind.name] = round(weights.nbytes / min(seconds[1:]) / GIGABYTE, 2)
-    return rates
+        best = min(seconds[1:])
+        table.add("encoder", kind.name, seconds=best, GB_per_s=weights.nbytes / best / GIGABYTE)
 
 
-def compare_with_cpu(device: torch.device) -> dict[str, bool]:
-    """Whether each encoder gives the same bytes here as on the CPU."""
-    equal = {}
-    for kind in tensor_types():
-        equal[kind.name] = all(
-            torch.equal(quantize(weights, kind).cpu(), quantize(weights.cpu(), kind))
-            for _, weights in made_weights(64, device)
-        )
-    return equal
-
-
-def measure_writing(folder: Path, device: torch.device, *, small: bool) -> float:
-    """GB/s at which the exporter's threads write to this folder, from the device."""
-    data = torch.ones(1 << (24 if small else 32), dtype=torch.uint8, device=device)
+def measure_threads(table: Table, folder: Path, base: Path, device: torch.device, *, size: int) -> None:
+    """Rates of the exporter's reading and writing threads alone. Writing also makes a virtual machine's memory grow to
+    what the export needs."""
+    data = torch.ones(min(size, 1 << 30), dtype=torch.uint8, device=device)
     began = time.perf_counter()
     with FileWriters(device) as writers:
         file = AppendedFile(writers, folder / "probe")
-        file.append(data)
+        written = sum(file.append(data) for _ in range(max(1, size // data.numel())))
         file.close()
     seconds = time.perf_counter() - began
     (folder / "probe").unlink()
-    return round(data.numel() / seconds / GIGABYTE, 2)
+    table.add("write", "", str(folder), seconds=seconds, written_GB=written / GIGABYTE)
+    began = time.perf_counter()
+    with closing(read_tensors(open_model_folder(base).tensors, device)) as tensors:
+        read = sum(values.nbytes for _, values in tensors)
+    synchronize(device)
+    table.add("read", f"{read / GIGABYTE:.2f} GB", str(folder), seconds=time.perf_counter() - began)
+
+
+def measure_besides_disk(table: Table, request: ExportRequest, device: torch.device) -> None:
+    """Everything but the writing of what was encoded."""
+    assert request.adapter is not None, "an adapter is merged"
+    began = time.perf_counter()
+    base = open_model_folder(request.base)
+    adapter = open_adapter(request.adapter, base)
+    partial = request.output.with_name("headers")
+    partial.mkdir()
+    outputs = plan_outputs(request, base, partial)
+    with Discarding(device) as writers:
+        stream(base, adapter, outputs, writers, on_progress=lambda done, total: None, on_tensor=lambda name: None)
+    seconds = time.perf_counter() - began
+    table.add("besides disk", "+".join((MERGED, *GGUF)), str(partial), seconds=seconds)
+    shutil.rmtree(partial)
+
+
+def measure_export(table: Table, what: str, request: ExportRequest, device: torch.device, size: Size) -> None:
+    """One export: all of it, and each type's share of encoding on the device."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    files = export(request, device=device, on_progress=lambda done, total: None)
+    seconds = time.perf_counter() - began
+    chosen = [kind for kind in (request.merged, *request.gguf) if kind is not None]
+    memory = {"host_GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIGABYTE}
+    if device.type == "cuda":
+        memory["GPU_GB"] = torch.cuda.max_memory_allocated() / GIGABYTE
+    written = sum(file.size for file in files) / GIGABYTE
+    table.add(what, "+".join(chosen), str(request.output), seconds=seconds, written_GB=written, **memory)
+    for kind in chosen:
+        for part in ("merged", "gguf"):
+            named = [file for file in files if (file.type, file.kind) == (kind, part)]
+            add_type(table, f"{what}: {part}", kind, named, size)
+    shutil.rmtree(request.output)
+
+
+def add_type(table: Table, what: str, kind: str, files: list[ExportedFile], size: Size) -> None:
+    """A type's line, if it was asked for."""
+    if files:
+        encoding = sum(file.seconds for file in files)
+        written = sum(file.size for file in files) / GIGABYTE
+        rate = 4 * size.weights / encoding / GIGABYTE
+        table.add(what, kind, seconds=encoding, GB_per_s=rate, written_GB=written)
+
+
+def made_weights(device: torch.device) -> Iterator[torch.Tensor]:
+    """Weights with thin and with heavy tails, and with the many ties of a 16-bit checkpoint."""
+    generator = torch.Generator().manual_seed(2)
+    normal = torch.randn(COMPARED_ROWS, 4096, generator=generator) * 0.02
+    yield normal.to(device)
+    yield (normal / torch.rand(COMPARED_ROWS, 4096, generator=generator).clamp(0.1)).to(device)
+    yield normal.bfloat16().float().to(device)
+
+
+def choose_cpu_path() -> tuple[str, Callable[[torch.Tensor, GGMLQuantizationType], torch.Tensor]]:
+    """The compiled encoders, which quantize() takes for this many weights; torch's own where numba is missing."""
+    try:
+        import_module("numba")
+    except ImportError as error:  # also raised where NumPy is newer than it knows
+        print(f"no compiled encoders here: {error}", flush=True)
+    else:
+        return "compiled", quantize
+
+    def encode(weights: torch.Tensor, kind: GGMLQuantizationType) -> torch.Tensor:
+        pieces = torch.split(weights.view(-1, GGML_QUANT_SIZES[kind][0]), CPU_CHUNK_WEIGHTS // 256)
+        return torch.cat([ENCODERS[kind](piece).flatten() for piece in pieces])
+
+    return "torch", encode
+
+
+def compare_with_cpu(table: Table, device: torch.device) -> None:
+    """Bytes of each type that differ between the device and the CPU path."""
+    name, encode = choose_cpu_path()
+    for kind in tensor_types():
+        pairs = ((quantize(weights, kind).cpu(), encode(weights.cpu(), kind)) for weights in made_weights(device))
+        differing = sum(int((ours != theirs).sum()) for ours, theirs in pairs)
+        path = "torch" if kind in PLAIN_DTYPES else name
+        table.add(f"as {path} CPU", kind.name, differing=differing)
 
 
 if __name__ == "__main__":

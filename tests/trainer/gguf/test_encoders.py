@@ -1,7 +1,6 @@
 """The same bytes from every encoder: llama.cpp's (where its algorithm is followed), ours in torch, ours compiled."""
 
 import math
-from collections import Counter
 
 import pytest
 import torch
@@ -56,13 +55,53 @@ def test_many_weights_are_compiled_for_and_few_are_not(monkeypatch: pytest.Monke
     form = GGMLQuantizationType.Q4_K
     x = make()
     expected = encode_in_torch(x, form).flatten()
-    monkeypatch.setattr(quantizers, "_encoded", Counter())
-    monkeypatch.setattr(quantizers, "COMPILED_WEIGHTS", 2 * x.numel())
     with monkeypatch.context() as patched:
+        patched.setattr(quantizers, "COMPILED_WEIGHTS", x.numel() + 1)
         patched.setattr(encode, "encode_compiled", lambda *_: pytest.fail("few weights were compiled for"))
         assert torch.equal(quantize(x, form), expected)
+    monkeypatch.setattr(quantizers, "COMPILED_WEIGHTS", x.numel())
     monkeypatch.setitem(ENCODERS, form, lambda blocks: pytest.fail("many weights went through torch"))
     assert torch.equal(quantize(x, form), expected)
+
+
+def every_number(dtype: torch.dtype) -> torch.Tensor:
+    """All 65,536 of a 16-bit type: zeros, subnormal numbers, infinities and what is no number among them."""
+    return torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bits_are_widened_exactly(dtype: torch.dtype) -> None:
+    values = every_number(dtype)
+    found = encode.encode_piece(values, GGMLQuantizationType.F32).clone().view(torch.float32)
+    assert torch.equal(found.isnan(), values.isnan())
+    usual = ~values.isnan()
+    assert torch.equal(found[usual].view(torch.int32), values[usual].float().view(torch.int32))
+
+
+@pytest.mark.parametrize("kind", [GGMLQuantizationType.F16, GGMLQuantizationType.BF16])
+def test_compiled_rounding_to_16_bits_is_torchs(kind: GGMLQuantizationType) -> None:
+    """Every number of the type, every midpoint between two, the numbers beside those; what is no number stays so
+    (torch itself has several ways to write it)."""
+    dtype = quantizers.PLAIN_DTYPES[kind]
+    numbers = every_number(dtype).double()
+    finite = numbers[numbers.isfinite()].sort().values
+    middles = ((finite[1:] + finite[:-1]) / 2).float()
+    beside = [torch.nextafter(middles, torch.tensor(bound)) for bound in (0.0, math.inf, -math.inf)]
+    largest = torch.finfo(torch.float32).max
+    values = torch.cat([finite.float(), middles, *beside, torch.tensor([65519.0, 65520.0, largest, math.inf])])
+    values = torch.cat([values, -values])
+    found = torch.cat([encode.encode_piece(piece, kind).clone() for piece in values.split(encode.TASK_WEIGHTS)])
+    assert torch.equal(found, values.to(dtype).view(torch.uint8))
+    assert encode.encode_piece(torch.tensor([math.nan, -math.nan]), kind).view(dtype).isnan().all()
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_16_bits_give_the_bytes_of_their_values(kind: GGMLQuantizationType, dtype: torch.dtype) -> None:
+    x = make()[:128].to(dtype)
+    expected = encode_in_torch(x.float(), kind).flatten()
+    assert torch.equal(quantize(x, kind), expected)
+    assert torch.equal(encode.encode_piece(x, kind), expected)
 
 
 def test_halves_are_rounded_like_torchs() -> None:

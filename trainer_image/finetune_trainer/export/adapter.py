@@ -56,10 +56,12 @@ class Adapter:
         self._updates = updates
 
     def merge(self, name: str, weights: torch.Tensor) -> torch.Tensor:
-        """The weights of tensor `name` with the adapter: fp32 in, fp32 out, same device and shape."""
+        """The weights of tensor `name` with the adapter: fp32 on the same device, or as they are where the adapter
+        does not change them."""
         update = self._updates.get(name)
         if update is None:
             return weights
+        weights = weights.to(torch.float32)
         if update.replacement is not None:
             weights = _load(update.replacement, weights)
         if not update.parts:

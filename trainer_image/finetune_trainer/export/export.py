@@ -67,7 +67,7 @@ class ExportedFile:
     """Ollama's Modelfile beside a GGUF file."""
 
 
-class _Output(Protocol):
+class Output(Protocol):
     """Something that takes all tensors in turn."""
 
     @property
@@ -103,8 +103,9 @@ def export(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        outputs = _plan_outputs(request, base, partial)
-        _stream(base, adapter, outputs, device, on_progress, on_tensor)
+        outputs = plan_outputs(request, base, partial)
+        with FileWriters(device) as writers:
+            stream(base, adapter, outputs, writers, on_progress=on_progress, on_tensor=on_tensor)
         _write_modelfiles(request, partial)
         seconds = {name: spent for output in outputs for name, spent in output.seconds().items()}
         return _publish(request, partial, seconds)
@@ -112,9 +113,10 @@ def export(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _plan_outputs(request: ExportRequest, base: ModelFolder, partial: Path) -> list[_Output]:
+def plan_outputs(request: ExportRequest, base: ModelFolder, partial: Path) -> list[Output]:
+    """What `request` asks for, to be written below `partial`; raises ExportError before anything is."""
     tokenizer = choose_tokenizer_folder(request.base, request.adapter)
-    outputs: list[_Output] = []
+    outputs: list[Output] = []
     if request.merged is not None:
         if request.merged not in MERGED_DTYPES:
             raise UnsupportedTypeError(f"merged weights cannot be {request.merged!r}; choose BF16 or FP16")
@@ -129,21 +131,22 @@ def _plan_outputs(request: ExportRequest, base: ModelFolder, partial: Path) -> l
     return outputs
 
 
-def _stream(
+def stream(
     base: ModelFolder,
     adapter: Adapter | None,
-    outputs: list[_Output],
-    device: torch.device,
+    outputs: list[Output],
+    writers: FileWriters,
+    *,
     on_progress: Callable[[int, int], None],
     on_tensor: Callable[[str], None],
 ) -> None:
+    """Put every tensor of `base`, merged on the writers' device, into every output; all are complete afterwards."""
     total = sum(output.size for output in outputs)
-    with FileWriters(device) as writers, closing(read_tensors(base.tensors, device)) as tensors:
+    with closing(read_tensors(base.tensors, writers.device)) as tensors:
         try:
             done = sum(output.begin(writers) for output in outputs)
-            for tensor, stored in tensors:
+            for tensor, weights in tensors:
                 on_tensor(tensor.name)
-                weights = stored.to(torch.float32)
                 if adapter is not None:
                     weights = adapter.merge(tensor.name, weights)
                 done += sum(output.write(tensor.name, weights) for output in outputs)

@@ -6,8 +6,10 @@ slices of one tensor can be written by several threads at once.
 
 import os
 import threading
-import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -16,16 +18,28 @@ import torch
 from finetune_trainer.export.staging import SLICE_BYTES, StagingThreads
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Bytes of a file that are made on the thread that writes them."""
+
+    size: int
+    make: Callable[[], torch.Tensor]
+    """Gives uint8 [size]; it need not outlast the thread's next piece."""
+
+
+def _give(data: torch.Tensor) -> torch.Tensor:
+    return data
+
+
 class FileWriters:
     """Threads that write for any number of files, as a context manager that ends them."""
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._threads = StagingThreads(device, "export-write")
         self._changed = threading.Condition()
         self._waiting = 0
         self._error: BaseException | None = None
-        self.seconds = 0.0
-        """Spent by all threads together."""
 
     def __enter__(self) -> "FileWriters":
         return self
@@ -42,11 +56,15 @@ class FileWriters:
         ready = self._threads.mark()
         for start in range(0, data.numel(), SLICE_BYTES):
             piece = data[start : start + SLICE_BYTES]
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting < self._threads.waiting_bytes or self._error is not None)
-                self._raise_error()
-                self._waiting += piece.numel()
-            self._threads.submit(self._write, file, offset + start, piece, ready).add_done_callback(self._finish)
+            self.put(file, offset + start, Piece(piece.numel(), partial(_give, piece)), ready)
+
+    def put(self, file: int, offset: int, piece: "Piece", ready: torch.cuda.Event | None = None) -> None:
+        """Make a piece and write it, soon; its values are there when `ready` is reached."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting < self._threads.waiting_bytes or self._error is not None)
+            self._raise_error()
+            self._waiting += piece.size
+        self._threads.submit(self._write, file, offset, piece, ready).add_done_callback(self._finish)
 
     def wait(self) -> None:
         """Until everything is written; raises what a write met."""
@@ -58,20 +76,17 @@ class FileWriters:
         if self._error is not None:
             raise self._error
 
-    def _write(self, file: int, offset: int, piece: torch.Tensor, ready: torch.cuda.Event | None) -> tuple[int, float]:
-        began = time.monotonic()
-        self._threads.write(file, offset, piece, ready)
-        return piece.numel(), time.monotonic() - began
+    def _write(self, file: int, offset: int, piece: "Piece", ready: torch.cuda.Event | None) -> int:
+        self._threads.write(file, offset, piece.make(), ready)
+        return piece.size
 
-    def _finish(self, done: Future[tuple[int, float]]) -> None:
+    def _finish(self, done: Future[int]) -> None:
         with self._changed:
             error = None if done.cancelled() else done.exception()
             if error is not None:
                 self._error = self._error or error
             elif not done.cancelled():
-                size, seconds = done.result()
-                self._waiting -= size
-                self.seconds += seconds
+                self._waiting -= done.result()
             self._changed.notify_all()
 
 
@@ -89,6 +104,14 @@ class AppendedFile:
         self._writers.write(self._file, self._end, data)
         self._end += data.numel()
         return data.numel()
+
+    def append_made(self, pieces: Iterable[Piece]) -> int:
+        """Append bytes that are still to be made; returns their number."""
+        began = self._end
+        for piece in pieces:
+            self._writers.put(self._file, self._end, piece)
+            self._end += piece.size
+        return self._end - began
 
     def pad(self, alignment: int) -> None:
         """Append zeros up to a multiple of `alignment`."""

@@ -5,12 +5,15 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
+from gguf import GGMLQuantizationType
 
-from finetune_trainer.export.errors import OverflowingWeightsError
 from finetune_trainer.export.file_writer import FileWriters
 from finetune_trainer.export.model_folder import INDEX_NAME, ModelFolder, write_side_files
 from finetune_trainer.export.safetensors_files import SafetensorsWriter
 from finetune_trainer.export.stopwatch import Stopwatch
+from finetune_trainer.gguf.streamed_encoder import StreamedEncoder
+
+TYPES = {torch.bfloat16: GGMLQuantizationType.BF16, torch.float16: GGMLQuantizationType.F16}
 
 
 class MergedFolder:
@@ -22,6 +25,8 @@ class MergedFolder:
         self._files = {tensor.name: tensor.path.name for tensor in base.tensors}
         self._writers: dict[str, SafetensorsWriter] = {}
         self._watches = {name: Stopwatch() for name in self._files.values()}
+        shapes = [(tensor.shape, TYPES[dtype]) for tensor in base.tensors]
+        self._encoder = StreamedEncoder(shapes, advice="merge as BF16")
         self.size = sum(torch.Size(tensor.shape).numel() * dtype.itemsize for tensor in base.tensors)
 
     def seconds(self) -> dict[str, float]:
@@ -40,13 +45,10 @@ class MergedFolder:
         return 0
 
     def write(self, name: str, weights: torch.Tensor) -> int:
-        """Round fp32 `weights` and append them to their file; returns the bytes written."""
+        """Round `weights` of 16 or 32 bits and append them to their file; returns the bytes written."""
         file = self._files[name]
-        with self._watches[file].running(weights.device):
-            rounded = weights.to(self._dtype)
-        if self._dtype == torch.float16 and rounded.isinf().any():
-            raise OverflowingWeightsError(f"{name} holds weights that float16 cannot; merge as BF16")
-        return self._writers[file].write(name, rounded)
+        target = self._writers[file].begin(name, self._dtype, tuple(weights.shape))
+        return self._encoder.append(target, name, weights, TYPES[self._dtype], self._watches[file])
 
     def end(self) -> None:
         """Close the weight files and write index, config, tokenizer and licence."""

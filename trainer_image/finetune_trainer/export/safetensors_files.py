@@ -114,10 +114,14 @@ class SafetensorsWriter:
 
     def write(self, name: str, values: torch.Tensor) -> int:
         """Append the next announced tensor, whose values must not change any more; returns its bytes."""
+        return self.begin(name, values.dtype, tuple(values.shape)).append(values)
+
+    def begin(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> AppendedFile:
+        """The file, to append the next announced tensor's bytes to."""
         expected = next(self._expected)
-        if expected != (name, values.dtype, tuple(values.shape)):
+        if expected != (name, dtype, shape):
             raise AssertionError(f"tensor {name} came where {expected} was announced")
-        return self._file.append(values)
+        return self._file
 
     def close(self) -> None:
         """Wait until everything is written, and close."""

@@ -22,7 +22,7 @@ class StagingThreads(ThreadPoolExecutor):
     """Threads that move slices of at most SLICE_BYTES between files and `device`."""
 
     def __init__(self, device: torch.device, name: str) -> None:
-        threads = GPU_THREADS if device.type == "cuda" else CPU_THREADS
+        threads = GPU_THREADS if device.type == "cuda" else max(CPU_THREADS, torch.get_num_threads())
         super().__init__(threads, thread_name_prefix=name)
         self.device = device
         self.waiting_bytes = GPU_WAITING_BYTES if device.type == "cuda" else CPU_WAITING_BYTES

@@ -1,5 +1,6 @@
 """How long a device works on something, where the caller does not wait for it."""
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._seconds = 0.0
+        self._adding = threading.Lock()
         self._spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
@@ -20,13 +22,18 @@ class Stopwatch:
         if device.type != "cuda":
             began = time.monotonic()
             yield
-            self._seconds += time.monotonic() - began
+            self.add(time.monotonic() - began)
             return
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch
         first.record()
         yield
         last.record()
         self._spans.append((first, last))
+
+    def add(self, seconds: float) -> None:
+        """Count work that was measured elsewhere, from any thread."""
+        with self._adding:
+            self._seconds += seconds
 
     def seconds(self) -> float:
         """The sum; waits for work that is not done yet."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from finetune_trainer.export.buffers import BufferPool
 from finetune_trainer.export.errors import InvalidBaseError
 from finetune_trainer.export.safetensors_files import StoredTensor
 from finetune_trainer.export.staging import SLICE_BYTES, StagingThreads
@@ -33,10 +34,11 @@ def read_tensors(
 ) -> Generator[tuple[StoredTensor, torch.Tensor], None, None]:
     """Each tensor with its values on `device`, in order; the next ones are read while the caller works on this one."""
     upcoming: deque[_Reading] = deque()
+    buffers = BufferPool()
     with StagingThreads(device, "export-read") as threads:
         try:
             for tensor in tensors:
-                upcoming.append(_begin(threads, tensor))
+                upcoming.append(_begin(threads, buffers, tensor))
                 while len(upcoming) > 1 and sum(reading.tensor.size for reading in upcoming) > threads.waiting_bytes:
                     first = upcoming.popleft()
                     yield first.tensor, first.finish()
@@ -49,8 +51,11 @@ def read_tensors(
                 os.close(reading.file)
 
 
-def _begin(threads: StagingThreads, tensor: StoredTensor) -> _Reading:
-    values = torch.empty(tensor.size, dtype=torch.uint8, device=threads.device)
+def _begin(threads: StagingThreads, buffers: BufferPool, tensor: StoredTensor) -> _Reading:
+    if threads.device.type == "cpu":
+        values = buffers.take(tensor.size)
+    else:
+        values = torch.empty(tensor.size, dtype=torch.uint8, device=threads.device)
     allocated = threads.mark()  # the memory may still be read by what used it before
     file = os.open(tensor.path, os.O_RDONLY)
     slices = [

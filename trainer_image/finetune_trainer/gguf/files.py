@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from gguf import GGUF_DEFAULT_ALIGNMENT, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter
 
-from finetune_trainer.export.errors import OverflowingWeightsError
 from finetune_trainer.export.file_writer import AppendedFile, FileWriters
 from finetune_trainer.export.stopwatch import Stopwatch
 from finetune_trainer.gguf.config_checks import check_sizes
 from finetune_trainer.gguf.families import Family, find_family
 from finetune_trainer.gguf.file_types import FileType, find_file_type
 from finetune_trainer.gguf.hyperparameters import add_hyperparameters, load_full_config, load_generation_config
-from finetune_trainer.gguf.quantizers import encoded_size, quantize
+from finetune_trainer.gguf.quantizers import encoded_size
 from finetune_trainer.gguf.rope import rope_factor_tensors
+from finetune_trainer.gguf.streamed_encoder import StreamedEncoder
 from finetune_trainer.gguf.tensors import TensorConverter
 from finetune_trainer.gguf.tokenizer import add_tokenizer
 from finetune_trainer.gguf.type_mixes import ModelShape, choose_tensor_types
@@ -43,6 +43,7 @@ class GgufFile:
         self.watch = Stopwatch()  # of encoding them
         self._writer = writer
         self._file: AppendedFile | None = None
+        self._encoder: StreamedEncoder | None = None
         self._plan: list[_PlannedTensor] = []
 
     def plan(self, model: ModelShape, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> None:
@@ -53,6 +54,8 @@ class GgufFile:
             self._writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=types[name])
             self._plan.append(_PlannedTensor(name, types[name]))
             self.size += size
+        planned = [(shape, types[name]) for name, shape in tensors]
+        self._encoder = StreamedEncoder(planned, advice="choose BF16 or a quantised type")
 
     def begin(self, writers: FileWriters) -> None:
         """Write everything before the weights."""
@@ -66,16 +69,13 @@ class GgufFile:
         self._plan.reverse()
 
     def write(self, name: str, weights: torch.Tensor) -> int:
-        """Encode and append the next planned tensor, given in fp32; returns its bytes in the file."""
+        """Encode and append the next planned tensor, of 16 or 32 bits; returns its bytes in the file."""
         planned = self._plan.pop()
         if planned.name != name:
             raise AssertionError(f"tensor {name} came where {planned.name} was planned")
-        with self.watch.running(weights.device):
-            encoded = quantize(weights, planned.type)
-        if planned.type is GGMLQuantizationType.F16 and encoded.view(torch.float16).isinf().any():
-            raise OverflowingWeightsError(f"{name} holds weights that F16 cannot; choose BF16 or a quantised type")
+        assert self._encoder is not None, "plan comes first"
         assert self._file is not None, "begin comes first"
-        written = self._file.append(encoded)
+        written = self._encoder.append(self._file, name, weights, planned.type, self.watch)
         self._file.pad(GGUF_DEFAULT_ALIGNMENT)
         return written
 
@@ -146,7 +146,7 @@ class GgufFiles:
         return sum(file.write(name, factors) for file in self.files.values() for name, factors in self._factors.items())
 
     def write(self, name: str, weights: torch.Tensor) -> int:
-        """Write Hugging Face tensor `name`, fp32, to every file; returns the bytes written."""
+        """Write Hugging Face tensor `name`, of 16 or 32 bits, to every file; returns the bytes written."""
         renamed = self._converter.rename(name)
         if renamed is None:
             return 0

@@ -8,7 +8,6 @@ reference's, not only close: d is the scale stored as float16, q the integers, a
     Q4_0, Q5_0: d = x_at_max|x| / -2^(b-1), q = trunc(x / d + 2^(b-1) + 1/2)     q = trunc((x - m) / d + 1/2)
 """
 
-from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -20,9 +19,13 @@ from finetune_trainer.gguf import k_quants
 # keeps a GPU busy.
 CPU_CHUNK_WEIGHTS, GPU_CHUNK_WEIGHTS = 1 << 18, 1 << 25
 # Compiling takes a CPU some seconds, and torch takes 20 to 50 ms for this many weights of a type: less is left to it.
-COMPILED_WEIGHTS = 1 << 20
-_encoded: Counter[GGMLQuantizationType] = Counter()  # weights so far, on the CPU
-PLAIN_TYPES = frozenset({GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16})
+# Of the plain types torch converts this many in 50 to 100 ms, which is less than importing numba takes.
+COMPILED_WEIGHTS, COMPILED_PLAIN_WEIGHTS = 1 << 20, 1 << 26
+PLAIN_DTYPES = {
+    GGMLQuantizationType.F32: torch.float32,
+    GGMLQuantizationType.F16: torch.float16,
+    GGMLQuantizationType.BF16: torch.bfloat16,
+}
 
 
 def encoded_size(shape: tuple[int, ...], tensor_type: GGMLQuantizationType) -> int:
@@ -31,8 +34,13 @@ def encoded_size(shape: tuple[int, ...], tensor_type: GGMLQuantizationType) -> i
     return torch.Size(shape).numel() // block_size * block_bytes
 
 
+def is_worth_compiling(weights: int, tensor_type: GGMLQuantizationType) -> bool:
+    """Whether compiling an encoder for a CPU pays for this many weights in all."""
+    return weights >= (COMPILED_PLAIN_WEIGHTS if tensor_type in PLAIN_DTYPES else COMPILED_WEIGHTS)
+
+
 def quantize(weights: torch.Tensor, tensor_type: GGMLQuantizationType) -> torch.Tensor:
-    """Encode fp32 `weights` [..., columns] as `tensor_type`; columns are a multiple of its block size.
+    """Encode `weights` [..., columns] of 16 or 32 bits as `tensor_type`; columns are a multiple of its block size.
 
     Returns uint8 [encoded bytes] on the same device.
     """
@@ -40,20 +48,15 @@ def quantize(weights: torch.Tensor, tensor_type: GGMLQuantizationType) -> torch.
     block_size, block_bytes = GGML_QUANT_SIZES[tensor_type]
     blocks = weights.reshape(-1, block_size)
     encoded = torch.empty((blocks.shape[0], block_bytes), dtype=torch.uint8, device=weights.device)
-    if weights.device.type == "cpu" and _is_worth_compiling(weights.numel(), tensor_type):
+    if weights.device.type == "cpu" and is_worth_compiling(weights.numel(), tensor_type):
         from finetune_trainer.gguf.compiled.encode import encode_compiled  # numba takes a second to import
 
         encode_compiled(blocks.contiguous(), encoded, tensor_type)
         return encoded.flatten()
     step = (GPU_CHUNK_WEIGHTS if weights.is_cuda else CPU_CHUNK_WEIGHTS) // block_size
     for start in range(0, blocks.shape[0], step):
-        encoded[start : start + step] = encode(blocks[start : start + step])
+        encoded[start : start + step] = encode(blocks[start : start + step].to(torch.float32))
     return encoded.flatten()
-
-
-def _is_worth_compiling(count: int, tensor_type: GGMLQuantizationType) -> bool:
-    _encoded[tensor_type] += count
-    return _encoded[tensor_type] >= COMPILED_WEIGHTS and tensor_type not in PLAIN_TYPES
 
 
 def _as_bytes(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -131,9 +134,7 @@ def _encode_affine(bits: int) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 ENCODERS: dict[GGMLQuantizationType, Callable[[torch.Tensor], torch.Tensor]] = {
-    GGMLQuantizationType.F32: _encode_plain(torch.float32),
-    GGMLQuantizationType.F16: _encode_plain(torch.float16),
-    GGMLQuantizationType.BF16: _encode_plain(torch.bfloat16),
+    **{tensor_type: _encode_plain(dtype) for tensor_type, dtype in PLAIN_DTYPES.items()},
     GGMLQuantizationType.Q8_0: _encode_q8_0,
     GGMLQuantizationType.Q4_0: _encode_symmetric(4),
     GGMLQuantizationType.Q4_1: _encode_affine(4),

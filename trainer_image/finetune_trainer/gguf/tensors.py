@@ -50,13 +50,14 @@ class TensorConverter:
         return renamed
 
     def transform(self, name: str, weights: torch.Tensor) -> torch.Tensor:
-        """The values llama.cpp expects for Hugging Face tensor `name`: fp32 of the same shape."""
+        """The values llama.cpp expects for Hugging Face tensor `name`, of the same shape: fp32 where arithmetic was
+        needed."""
         if self._family.permuted_heads:
             for part, heads in self._heads.items():
                 if part in name:
                     return interleave_heads(weights, heads)
         if self._family.norm_offset and name.endswith("norm.weight"):
-            return weights + self._family.norm_offset
+            return weights.to(torch.float32) + self._family.norm_offset
         return weights
 
 
