@@ -15,6 +15,7 @@ from finetune_trainer.artifacts.object_space import ignore_bytes
 from finetune_trainer.artifacts.store import ArtifactStore, open_store
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model_description import check_architecture, linear_names, load_configuration, load_tokenizer
+from finetune_trainer.preflight.freed_memory import give_back_freed_memory
 from finetune_trainer.preflight.gpu import estimate_gpu, judge_gpu
 from finetune_trainer.preflight.html import render_html
 from finetune_trainer.preflight.report import Finding, Report, RowCounts, Severity, TokenStatistics
@@ -108,6 +109,7 @@ def _fetch_model(config: RunConfig, settings: Settings, findings: _Findings) -> 
     fetched = fetch_model_configuration(spec.source, spec.revision, settings.work / "model", access)
     architecture = findings.attempt("spec.model.source", lambda: check_architecture(fetched.folder))
     tokenizer = findings.attempt("spec.model.source", lambda: load_tokenizer(fetched.folder, spec))
+    give_back_freed_memory()
     configuration = load_configuration(fetched.folder) if architecture else None
     if names := linear_names(fetched.folder):
         findings.attempt("spec.adapter.targetModules", lambda: choose_targets(names, config.adapter.target_modules))
