@@ -29,6 +29,10 @@ log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 FOLDER = "preflight"
 EVALUATION = "spec.dataset.evaluation"
+SPELLED = (
+    "spell out control tokens, which are trained as plain text; where they are meant, write rows of format Text that "
+    "hold the whole conversation as the model sees it"
+)
 MANY = 0.2  # share of rows that is worth a warning
 FIELD_OF = {
     FailureReason.CHAT_TEMPLATE_MISSING: "spec.model.chatTemplate",
@@ -201,6 +205,9 @@ def _judge_rows(scan: Scan, config: RunConfig, findings: _Findings, source: str 
         findings.unnamed += unnamed
     elif unnamed > 0:
         findings.warn(source, f"{unnamed} more rows are skipped; the first are named above")
+    if scan.spelled:
+        more = ", ..." if scan.spelled > len(scan.spelling) else ""
+        findings.warn(source, f"{scan.spelled} rows ({', '.join(scan.spelling)}{more}) {SPELLED}")
     if (stopped := scan.stopped) is not None:
         findings.error(FIELD_OF.get(stopped.reason, stopped.place), stopped.message, stopped.reason)
     elif scan.rows == scan.bad:

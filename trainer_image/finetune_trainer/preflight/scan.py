@@ -25,6 +25,7 @@ SAMPLE_CHARACTERS = 4_000_000
 LONGER_BY = 1.1
 MAX_SHAPES = 256
 REPORTED_ROWS = 100
+NAMED_ROWS = 5
 SHOWN_SAMPLES = 3
 SHOWN_TOKENS = 600
 
@@ -46,6 +47,10 @@ class Scan:
     bad: int = 0
     refused: int = 0
     oversized: int = 0
+    spelled: int = 0
+    """Rows whose texts spell out control tokens."""
+    spelling: list[str] = field(default_factory=list)
+    """The first of them, by place."""
     layout: DatasetFormat | None = None
     detection: str | None = None
     """What format Auto saw."""
@@ -108,6 +113,10 @@ class _Scanner:
         self._scan.duplicates.add(hash((fingerprint, row.left_out)) if is_oversized else fingerprint)
         if self._encoder is None:
             return
+        if (token := self._encoder.find_control_token(example)) is not None:
+            self._scan.spelled += 1
+            if len(self._scan.spelling) < NAMED_ROWS:
+                self._scan.spelling.append(f"{row.place} ({token})")
         if is_oversized:  # encoding takes a hundred times a row's size in memory
             self._scan.oversized += 1
             return
