@@ -259,7 +259,9 @@ def process() -> Iterator[RenderingProcess]:
 def test_any_template_prints_or_has_a_reason(process: RenderingProcess, source: str, answer: str) -> None:
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]
     try:
-        result = process.ask(TemplateSetup(source, {}, ()), {"messages": messages, "tools": None, "spans": True})
+        result = process.ask(
+            TemplateSetup(source, {}, ()), {"messages": messages, "tools": None, "spans": True, "asked": False}
+        )
     except LimitError:
         return
     if "error" in result:

@@ -171,9 +171,34 @@ def test_every_token_of_an_answer_carries_loss_and_no_other(
             assert printed.count(whole) == 1
             spans.append((printed.index(whole), printed.index(whole) + len(whole)))
     encoded = ChatEncoder(tokenizer, TrainOn.RESPONSES).encode(Conversation(messages, context=frozenset(unlearned)))
+    assert tokenizer.decode(encoded.input_ids) == printed
+    if has_control_tokens(messages):
+        harmless = [message | {"content": without_control_tokens(message["content"])} for message in messages]
+        expected = tokenizer(tokenizer.apply_chat_template(harmless, tokenize=False), add_special_tokens=False)
+        assert count_control_tokens(tokenizer, encoded.input_ids) == count_control_tokens(
+            tokenizer, expected["input_ids"]
+        )
+        learned = [label for label in encoded.labels if label != IGNORED]
+        said_at_last = "".join(printed[start:end] for start, end in spans)
+        assert tokenizer.decode(learned).replace(" ", "") == said_at_last.replace(" ", "")
+        return
     expected = tokenizer(printed, add_special_tokens=False, return_offsets_mapping=True)
     assert encoded.input_ids == expected["input_ids"]
     for label, (start, end) in zip(encoded.labels, expected["offset_mapping"], strict=True):
         is_inside = any(start < last and end > first for first, last in spans)
         is_space_before = any(end == first and printed[start:end] == " " for first, _ in spans)
         assert is_inside == (label != IGNORED) or is_space_before, printed[start:end]
+
+
+def without_control_tokens(text: str) -> str:
+    return text.replace("<|im_end|>", "y").replace("</s>", "y")
+
+
+def has_control_tokens(messages: list[dict[str, Any]]) -> bool:
+    return any(message["content"] != without_control_tokens(message["content"]) for message in messages)
+
+
+def count_control_tokens(tokenizer: Any, ids: list[int]) -> int:
+    return sum(
+        tokenizer.added_tokens_decoder[token].special for token in ids if token in tokenizer.added_tokens_decoder
+    )

@@ -12,6 +12,7 @@ from typing import Any
 from finetune_api.failures import FailureReason
 from finetune_api.vocabulary import TrainOn
 from finetune_trainer.chat_messages import BadRowError
+from finetune_trainer.control_tokens import ControlTokens, Shown
 from finetune_trainer.dataset_formats import Conversation, Example, PlainText
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.rendering.process import SHARED, LimitError, RenderingProcess, TemplateSetup
@@ -52,6 +53,7 @@ class ChatEncoder:
         self._limit_errors = 0
         special = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
         self._special_tokens = tuple(sorted(special - {""}))
+        self._controls = ControlTokens(tokenizer)
 
     def encode(self, example: Example) -> Encoded:
         """Tokens and labels. Raises BadRowError for a row that the template refuses, TrainerError where it is the
@@ -61,26 +63,45 @@ class ChatEncoder:
         if not self._tokenizer.chat_template:
             return self._encode_without_template(example)
         everything = self._train_on is TrainOn.ALL
-        text, spans = self._render(example, needs_spans=not everything or bool(example.context))
+        text, spans, row_tokens = self._render(example, needs_spans=not everything or bool(example.context))
         if example.context and any(message < 0 for _, _, message in spans):
             raise BadRowError(UNWEIGHABLE)
         context = [(start, end) for start, end, message in spans if message in example.context]
         answers = [(start, end) for start, end, message in spans if message not in example.context]
-        # The template writes its own special tokens.
-        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, places = encoded["input_ids"], encoded["offset_mapping"]
+        ids, places = self._controls.encode(text, row_tokens)
         flags = [not off for off in touching(places, context)] if everything else touching(places, answers)
         return Encoded(ids, [token if on else IGNORED for token, on in zip(ids, flags, strict=True)])
 
+    def encode_question(self, question: str) -> list[int]:
+        """Token ids of a user's words and of what asks for an answer. Raises like `encode`."""
+        if not self._tokenizer.chat_template:
+            return list(self._tokenizer(question)["input_ids"])
+        shown = self._ask_hidden([{"role": "user", "content": question}], None, asked=True)
+        return self._controls.encode(shown.text, shown.row_tokens)[0]
+
+    def find_control_token(self, example: Example) -> str | None:
+        """A control token that the example spells out and that becomes plain text; None where it has none."""
+        if isinstance(example, PlainText) or not self._tokenizer.chat_template:
+            return None
+        return self._controls.find(example.messages) or self._controls.find(example.tools)
+
     def print_probe(self) -> str:
         """What the template prints for one question; raises like `encode`."""
-        question = {"messages": [{"role": "user", "content": "x"}], "tools": None, "spans": False}
-        return str(self._ask(question)["text"])
+        return self._ask_hidden([{"role": "user", "content": "x"}], None).text
 
-    def _render(self, example: Conversation, *, needs_spans: bool) -> tuple[str, list[tuple[int, int, int]]]:
-        request = {"messages": example.messages, "tools": example.tools, "spans": needs_spans}
-        answer = self._ask(request)
-        return answer["text"], answer["spans"]
+    def _render(self, example: Conversation, *, needs_spans: bool) -> Shown:
+        return self._ask_hidden(example.messages, example.tools, spans=needs_spans)
+
+    def _ask_hidden(
+        self, messages: list[dict[str, Any]], tools: list[Any] | None, *, spans: bool = False, asked: bool = False
+    ) -> Shown:
+        """What the template prints, in which the row's control tokens are text."""
+        has_tokens = self._controls.find(messages) is not None or self._controls.find(tools) is not None
+        if has_tokens:
+            messages, tools = self._controls.hide(messages), self._controls.hide(tools)
+        answer = self._ask({"messages": messages, "tools": tools, "spans": spans, "asked": asked})
+        found = [(start, end, message) for start, end, message in answer["spans"]]
+        return self._controls.show(answer["text"], found) if has_tokens else Shown(answer["text"], found, [])
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -14,6 +14,7 @@ from typing import Any
 from finetune_trainer.arrow_rows import read_arrow, read_parquet
 from finetune_trainer.data_files import UnreadableFileError, kind_of, open_bytes
 from finetune_trainer.json_rows import MAX_ROW_BYTES, read_json, read_json_lines
+from finetune_trainer.long_texts import Cut
 from finetune_trainer.strict_json import listed
 
 DATA_SUFFIXES = tuple(
@@ -30,22 +31,26 @@ class Row:
     """Such as chat.jsonl:17."""
     value: Any
     is_broken: bool = False
+    left_out: int = 0
+    """Fingerprint of the long texts of which only a beginning is there; 0 where there are none."""
 
 
-def read_rows(files: tuple[Path, ...]) -> Iterator[Row]:
-    """Every row of every file, in order. Files are named by the part of their path in which they differ."""
+def read_rows(files: tuple[Path, ...], *, is_cut: bool = False) -> Iterator[Row]:
+    """Every row of every file, in order. Files are named by the part of their path in which they differ. With
+    `is_cut`, of texts that are too long to be encoded by preflight only the beginning is kept (`long_texts`)."""
     folder = Path(os.path.commonpath([path.parent for path in files])) if files else Path()
     for path in files:
         name = path.relative_to(folder).as_posix()
         try:
-            for where, value in _READERS[kind_of(path.name)](path):
+            for where, found in _READERS[kind_of(path.name)](path, is_cut=is_cut):
+                value, left_out = found if isinstance(found, Cut) else (found, 0)
                 broken = isinstance(value, ValueError)
-                yield Row(name + where, str(value) if broken else value, is_broken=broken)
+                yield Row(name + where, str(value) if broken else value, is_broken=broken, left_out=left_out)
         except (UnreadableFileError, OSError) as error:
             yield Row(name, f"{error}; nothing after this is read", is_broken=True)
 
 
-def _read_csv(path: Path, delimiter: str = ",") -> Iterator[tuple[str, Any]]:
+def _read_csv(path: Path, delimiter: str = ",", *, is_cut: bool = False) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(MAX_ROW_BYTES)  # Python's default, 128 KiB, is less than a long document
     # Bytes that are no UTF-8 become surrogates, so that one bad row does not end the file.
     with open_bytes(path) as stream, io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="") as file:
@@ -95,11 +100,11 @@ def _csv_row(header: list[str], fields: Any) -> Any:
     return dict(zip(header, fields, strict=True))
 
 
-def _read_tsv(path: Path) -> Iterator[tuple[str, Any]]:
-    return _read_csv(path, "\t")
+def _read_tsv(path: Path, *, is_cut: bool = False) -> Iterator[tuple[str, Any]]:
+    return _read_csv(path, "\t", is_cut=is_cut)
 
 
-_READERS: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
+_READERS: dict[str, Callable[..., Iterator[tuple[str, Any]]]] = {
     ".jsonl": read_json_lines,
     ".json": read_json,
     ".csv": _read_csv,

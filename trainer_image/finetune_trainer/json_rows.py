@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer.data_files import UnreadableFileError, open_bytes
+from finetune_trainer.long_texts import LONG_BYTES, Cut, shorten_json
 from finetune_trainer.strict_json import finite, load_strict, refuse_constant, refuse_surrogates, unique_keys
 
 MAX_ROW_BYTES = 64 * 2**20
@@ -17,14 +18,20 @@ WHITESPACE = " \t\r\n"
 NO_LIST = "a .json file must hold a list of rows, or rows one after the other"
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """Place and value of each line that is not blank; a ValueError where it is not valid."""
+def read_json_lines(path: Path, *, is_cut: bool = False) -> Iterator[tuple[str, Any]]:
+    """Place and value of each line that is not blank; a ValueError where it is not valid. With `is_cut`, a value with
+    long texts comes as a Cut."""
     with open_bytes(path) as file:
         number = 0
         while line := _read_line(file):
             number += 1
             if len(line) - line.endswith(b"\n") > MAX_ROW_BYTES:
                 yield f":{number}", ValueError(f"the row is longer than {MAX_ROW_BYTES // 2**20} MiB")
+            elif is_cut and len(line) > LONG_BYTES and not line.isspace():
+                shorter, line = _shorten(line), b""
+                value = shorter if isinstance(shorter, ValueError) else _parse_cut(*shorter)
+                shorter = ("", 0)
+                yield f":{number}", value
             elif not line.isspace():
                 text, line = _decode(line), b""  # of a long row only one form is kept at a time
                 value = text if isinstance(text, ValueError) else _parse(text)
@@ -61,7 +68,19 @@ def _parse(text: str) -> Any:
         return ValueError(f"not valid JSON: {error}")
 
 
-def read_json(path: Path) -> Iterator[tuple[str, Any]]:
+def _shorten(line: bytes | bytearray) -> tuple[str, int] | ValueError:
+    try:
+        return shorten_json(line)
+    except ValueError as error:
+        return ValueError(f"not valid JSON: {error}")
+
+
+def _parse_cut(text: str, left_out: int) -> Any:
+    value = _parse(text)
+    return value if isinstance(value, ValueError) or not left_out else Cut(value, left_out)
+
+
+def read_json(path: Path, *, is_cut: bool = False) -> Iterator[tuple[str, Any]]:
     """Place and value of each entry of a list, or of values one after the other. Raises UnreadableFileError where the
     text is not valid: nothing says where the next row would begin."""
     with open_bytes(path) as file:

@@ -16,8 +16,10 @@ import torch
 
 from finetune_api.failures import FailureReason
 from finetune_api.spec_training import SamplesSpec
+from finetune_api.vocabulary import TrainOn
 from finetune_kernels.supervised_loss import causal_model
-from finetune_trainer.chat_rendering import IGNORED
+from finetune_trainer.chat_messages import BadRowError
+from finetune_trainer.chat_rendering import IGNORED, ChatEncoder
 from finetune_trainer.documents.sample_table import SampleLine, read_samples, write_samples
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.losses import takes_positions
@@ -47,7 +49,8 @@ def build_prompts(spec: SamplesSpec, tokenizer: Any, evaluation: Any | None, max
         rows = evaluation[: min(ROWS, len(evaluation))]
         pairs = zip(rows["input_ids"], rows["labels"], strict=True)
         return tuple(_split_row(ids, labels, tokenizer) for ids, labels in pairs)
-    prompts = tuple(Prompt(text, _encode(text, tokenizer)) for text in spec.prompts)
+    encoder = ChatEncoder(tokenizer, TrainOn.RESPONSES)
+    prompts = tuple(_ask(encoder, text, index) for index, text in enumerate(spec.prompts))
     for index, prompt in enumerate(prompts):
         if len(prompt.input_ids) > max_length:
             found = f"has {len(prompt.input_ids)} tokens, more than maxSequenceLength = {max_length}"
@@ -165,12 +168,12 @@ def end_tokens(causal: Any, tokenizer: Any) -> list[int]:
     return sorted(end for end in ends if end is not None)
 
 
-def _encode(text: str, tokenizer: Any) -> list[int]:
-    if not tokenizer.chat_template:
-        return list(tokenizer(text)["input_ids"])
-    chat = [{"role": "user", "content": text}]
-    rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+def _ask(encoder: ChatEncoder, text: str, index: int) -> Prompt:
+    try:
+        return Prompt(text, encoder.encode_question(text))
+    except BadRowError as error:
+        message = f"spec.training.samples.prompts[{index}] cannot be asked: {error}"
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from None
 
 
 def _split_row(ids: list[int], labels: list[int], tokenizer: Any) -> Prompt:

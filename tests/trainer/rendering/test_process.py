@@ -10,7 +10,12 @@ import pytest
 from finetune_trainer.rendering.process import LimitError, RenderingLimits, RenderingProcess, TemplateSetup
 
 LIMITS = RenderingLimits(seconds=1, mebibytes=512)
-REQUEST: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}], "tools": None, "spans": False}
+REQUEST: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "a"}],
+    "tools": None,
+    "spans": False,
+    "asked": False,
+}
 GREEDY = {
     "a long text": "{{ 'a' * 10**10 }}",
     "a power of a power": "{{ 10 ** (10 ** 10) }}",

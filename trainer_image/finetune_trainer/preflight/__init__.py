@@ -8,6 +8,7 @@ statistics.py   what the lengths say (pure)
 steps.py        how many optimiser steps follow (pure)
 report.py       the report as data
 html.py         the report as one self-contained page (pure); histogram.py draws its picture
+freed_memory.py  what the C library keeps of freed memory, given back
 gpu.py          GPU memory and time, by the memory plan (pure)
 table.py        the report for a terminal and for the termination message (pure)
 """

@@ -15,6 +15,7 @@ from finetune_trainer.artifacts.object_space import ignore_bytes
 from finetune_trainer.artifacts.store import ArtifactStore, open_store
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model_description import check_architecture, linear_names, load_configuration, load_tokenizer
+from finetune_trainer.preflight.freed_memory import give_back_freed_memory
 from finetune_trainer.preflight.gpu import estimate_gpu, judge_gpu
 from finetune_trainer.preflight.html import render_html
 from finetune_trainer.preflight.report import Finding, Report, RowCounts, Severity, TokenStatistics
@@ -28,6 +29,10 @@ log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 FOLDER = "preflight"
 EVALUATION = "spec.dataset.evaluation"
+SPELLED = (
+    "spell out control tokens, which are trained as plain text; where they are meant, write rows of format Text that "
+    "hold the whole conversation as the model sees it"
+)
 MANY = 0.2  # share of rows that is worth a warning
 FIELD_OF = {
     FailureReason.CHAT_TEMPLATE_MISSING: "spec.model.chatTemplate",
@@ -108,6 +113,7 @@ def _fetch_model(config: RunConfig, settings: Settings, findings: _Findings) -> 
     fetched = fetch_model_configuration(spec.source, spec.revision, settings.work / "model", access)
     architecture = findings.attempt("spec.model.source", lambda: check_architecture(fetched.folder))
     tokenizer = findings.attempt("spec.model.source", lambda: load_tokenizer(fetched.folder, spec))
+    give_back_freed_memory()
     configuration = load_configuration(fetched.folder) if architecture else None
     if names := linear_names(fetched.folder):
         findings.attempt("spec.adapter.targetModules", lambda: choose_targets(names, config.adapter.target_modules))
@@ -199,6 +205,9 @@ def _judge_rows(scan: Scan, config: RunConfig, findings: _Findings, source: str 
         findings.unnamed += unnamed
     elif unnamed > 0:
         findings.warn(source, f"{unnamed} more rows are skipped; the first are named above")
+    if scan.spelled:
+        more = ", ..." if scan.spelled > len(scan.spelling) else ""
+        findings.warn(source, f"{scan.spelled} rows ({', '.join(scan.spelling)}{more}) {SPELLED}")
     if (stopped := scan.stopped) is not None:
         findings.error(FIELD_OF.get(stopped.reason, stopped.place), stopped.message, stopped.reason)
     elif scan.rows == scan.bad:

@@ -16,15 +16,16 @@ from finetune_trainer.chat_rendering import IGNORED, ChatEncoder, Encoded
 from finetune_trainer.dataset_formats import Conversation, Example, describe_detection, detect_format, parse_row
 from finetune_trainer.dataset_rows import Row, read_rows
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.long_texts import MOST_CHARACTERS
 from finetune_trainer.preflight.report import Sample, Span
 from finetune_trainer.preflight.sampling import Measured, RowSample
 from finetune_trainer.preflight.statistics import DuplicateCounter
 
 SAMPLE_CHARACTERS = 4_000_000
-LONGEST_ENCODED_CHARACTERS = 1_000_000  # encoding takes a hundred times a row's size in memory
 LONGER_BY = 1.1
 MAX_SHAPES = 256
 REPORTED_ROWS = 100
+NAMED_ROWS = 5
 SHOWN_SAMPLES = 3
 SHOWN_TOKENS = 600
 
@@ -46,6 +47,10 @@ class Scan:
     bad: int = 0
     refused: int = 0
     oversized: int = 0
+    spelled: int = 0
+    """Rows whose texts spell out control tokens."""
+    spelling: list[str] = field(default_factory=list)
+    """The first of them, by place."""
     layout: DatasetFormat | None = None
     detection: str | None = None
     """What format Auto saw."""
@@ -65,7 +70,7 @@ def scan_rows(files: tuple[Path, ...], spec: DatasetSpec, tokenizer: Any | None,
     expected = sum(path.stat().st_size for path in files)  # of packed files more follows, which halves again
     scan = Scan(measured=RowSample(SAMPLE_CHARACTERS, expected))
     scanner = _Scanner(scan, spec, tokenizer, max_length)
-    for row in read_rows(files):
+    for row in read_rows(files, is_cut=True):
         try:
             scanner.take(row)
         except BadRowError as error:
@@ -103,10 +108,16 @@ class _Scanner:
             self._scan.detection = describe_detection(row.value, self._layout, self._spec.columns)
         self._scan.layout = self._layout
         example = parse_row(row.value, self._layout, self._spec.columns)
-        characters = _fingerprint(example, self._scan.duplicates)
+        characters, fingerprint = _fingerprint(example)
+        is_oversized = characters > MOST_CHARACTERS
+        self._scan.duplicates.add(hash((fingerprint, row.left_out)) if is_oversized else fingerprint)
         if self._encoder is None:
             return
-        if characters > LONGEST_ENCODED_CHARACTERS:
+        if (token := self._encoder.find_control_token(example)) is not None:
+            self._scan.spelled += 1
+            if len(self._scan.spelling) < NAMED_ROWS:
+                self._scan.spelling.append(f"{row.place} ({token})")
+        if is_oversized:  # encoding takes a hundred times a row's size in memory
             self._scan.oversized += 1
             return
         sampled = self._scan.measured.wants(self._scan.rows)
@@ -157,11 +168,10 @@ def show_spans(encoded: Encoded, tokenizer: Any) -> tuple[Span, ...]:
     return tuple(spans)
 
 
-def _fingerprint(example: Example, duplicates: DuplicateCounter) -> int:
-    """Count the example among the duplicates; returns its characters."""
+def _fingerprint(example: Example) -> tuple[int, int]:
+    """The example's characters (at least MOST_CHARACTERS + 1 where a text of it is cut), and a hash of them."""
     if not isinstance(example, Conversation):
-        duplicates.add(hash(example.text))
-        return len(example.text)
+        return len(example.text), hash(example.text)
     parts: list[Any] = []
     for message in example.messages:
         content = message.get("content") or ""
@@ -169,5 +179,4 @@ def _fingerprint(example: Example, duplicates: DuplicateCounter) -> int:
         parts += (message["role"], content, extra)
     if example.tools:
         parts.append(repr(example.tools))
-    duplicates.add(hash(tuple(parts)))
-    return sum(map(len, parts))
+    return sum(map(len, parts)), hash(tuple(parts))

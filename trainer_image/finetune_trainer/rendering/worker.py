@@ -87,7 +87,7 @@ class _State:
     def _render(self, template: ChatTemplate, finder: AnswerFinder, request: dict[str, Any]) -> dict[str, Any]:
         messages, tools = request["messages"], request["tools"]
         if not request["spans"]:
-            return {"text": template.render(messages, tools), "spans": []}
+            return {"text": template.render(messages, tools, add_generation_prompt=request["asked"]), "spans": []}
         text, spans = finder.find(messages, tools)
         return {"text": text, "spans": spans}
 
