@@ -214,7 +214,8 @@ def _group_cases(sizes: Sizes, name: str, features: int, outputs: list[int]) -> 
     group = LinearGroup([_linear(sizes, features, output) for output in outputs], sizes.dtype, resident=True)
     t, out, ranks = sizes.tokens, sum(outputs), sizes.rank * len(outputs)
     x, dy, weight = sizes.random(t, features), sizes.random(t, out), group.weight()
-    inner, d_inner = group.inner(x), group.d_inner(dy)
+    now = group.begin(None)
+    inner, d_inner = group.inner(x, now), group.d_inner(dy)
     shape, e = f"{t} x {features} -> {out}", sizes.element
     yield Case(
         f"linear_group {name}: x W^T", shape, 2.0 * t * features * out, "TFLOP/s", lambda: group.base(x),
@@ -224,7 +225,7 @@ def _group_cases(sizes: Sizes, name: str, features: int, outputs: list[int]) -> 
     )  # fmt: skip
     yield Case(
         f"linear_group {name}: inner", shape, e * (t * (features + ranks) + ranks * features), "TB/s",
-        lambda: group.inner(x),
+        lambda: group.inner(x, now),
     )  # fmt: skip
     yield Case(
         f"linear_group {name}: d_inner", shape, e * (t * (out + ranks) + sizes.rank * out), "TB/s",
@@ -233,7 +234,7 @@ def _group_cases(sizes: Sizes, name: str, features: int, outputs: list[int]) -> 
     yield Case(
         f"linear_group {name}: gradients", shape,
         e * (t * (features + out + 2 * ranks) + ranks * features + sizes.rank * out), "TB/s",
-        lambda: group.gradients(dy, x, inner, d_inner),
+        lambda: group.gradients(dy, x, inner, d_inner, now),
     )  # fmt: skip
 
 

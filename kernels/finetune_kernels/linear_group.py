@@ -4,20 +4,38 @@
     dx = dy W + d A,   d_i = scale_i dy_i B_i              A [R, in]: their A's on top of each other
     dA_i = d_i^T x,    dB_i = scale_i dy_i^T (x A_i^T)
 
-x is read once for all adapters, x A^T is kept, d made once, and the adapters' shares are added by the products
+Where adapters drop a part of their inputs (`adapter_dropout`), each has an x of its own in these formulas, which is made
+where it is used, and dx gets each d_i A_i under its mask. Otherwise x is read once for all adapters, x A^T is kept, d made once, and the adapters' shares are added by the products
 themselves (beta = 1). W stays decoded, or is decoded from NF4 where it is used.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from finetune_kernels import adapter_dropout
 from finetune_kernels.adapted_activation import Share
+from finetune_kernels.adapter_dropout import Draw, Mask
 from finetune_kernels.nf4 import dequantize
+
+
+@dataclass(frozen=True)
+class GroupPass:
+    """What one pass through a group is made with, forward and backward alike."""
+
+    masks: tuple[Mask, ...] = ()
+    """Of each adapter's input; empty where nothing is dropped."""
+
+    def from_row(self, row: int) -> "GroupPass":
+        """For rows that begin `row` further on."""
+        return replace(self, masks=tuple(mask.from_row(row) for mask in self.masks)) if self.masks else self
+
+
+PLAIN = GroupPass()
 
 
 @dataclass(frozen=True)
@@ -29,6 +47,14 @@ class _Adapter:
     scale: float
     ranks: slice
     outputs: slice
+    dropout: torch.nn.Module
+    """peft's: nn.Dropout, or nn.Identity."""
+    stream: int
+
+    @property
+    def p(self) -> float:
+        """The share of its input that is dropped now."""
+        return float(self.dropout.p) if isinstance(self.dropout, torch.nn.Dropout) and self.dropout.training else 0.0
 
 
 def reference(linears: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
@@ -37,27 +63,29 @@ def reference(linears: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
 
 
 class LinearGroup:
-    """The layers `linears` (peft's LoRA layers, or plain ones) as one; `resident` keeps W decoded."""
+    """The layers `linears` (peft's LoRA layers, or plain ones) as one; `resident` keeps W decoded; `stream` and the
+    numbers after it are the linears' masks' own."""
 
-    def __init__(self, linears: Sequence[Any], dtype: torch.dtype, *, resident: bool) -> None:
+    def __init__(self, linears: Sequence[Any], dtype: torch.dtype, *, resident: bool, stream: int = 0) -> None:
         self._bases = [getattr(linear, "base_layer", linear) for linear in linears]
         self._dtype = dtype
         self._sizes = [base.out_features for base in self._bases]
         self.features = self._bases[0].in_features
-        self._adapters = self._place(linears)
+        self._adapters = self._place(linears, stream)
         self._ranks = self._adapters[-1].ranks.stop if self._adapters else 0
         self.bias = self._merge_biases()
         self._kept = self._decode() if resident else None
 
-    def _place(self, linears: Sequence[Any]) -> list[_Adapter]:
+    def _place(self, linears: Sequence[Any], stream: int) -> list[_Adapter]:
         found: list[_Adapter] = []
         rank = output = 0
-        for linear, size in zip(linears, self._sizes, strict=True):
+        for number, (linear, size) in enumerate(zip(linears, self._sizes, strict=True), stream):
             if hasattr(linear, "lora_A"):
                 (name,) = linear.active_adapters
                 a, b = linear.lora_A[name].weight, linear.lora_B[name].weight
                 places = slice(rank, rank + a.shape[0]), slice(output, output + size)
-                found.append(_Adapter(a, b, float(linear.scaling[name]), *places))
+                dropout = linear.lora_dropout[name]
+                found.append(_Adapter(a, b, float(linear.scaling[name]), *places, dropout, number))
                 rank += a.shape[0]
             output += size
         return found
@@ -122,9 +150,26 @@ class LinearGroup:
             return self._adapters[0].a.to(self._dtype)
         return torch.cat([adapter.a.to(self._dtype) for adapter in self._adapters])
 
-    def inner(self, x: torch.Tensor) -> torch.Tensor:
+    @property
+    def drops(self) -> bool:
+        """Whether any adapter drops a part of its input now."""
+        return any(adapter.p for adapter in self._adapters)
+
+    def begin(self, draw: Draw | None) -> GroupPass:
+        """What a pass with the masks of `draw` is made with."""
+        if draw is None or not self.drops:
+            return PLAIN
+        return GroupPass(tuple(Mask(draw, adapter.stream, adapter.p) for adapter in self._adapters))
+
+    def inner(self, x: torch.Tensor, now: GroupPass) -> torch.Tensor:
         """x A^T [T, R]."""
-        return x @ self.a().T if self._adapters else x.new_empty(x.shape[0], 0)
+        if not now.masks:
+            return x @ self.a().T if self._adapters else x.new_empty(x.shape[0], 0)
+        found = x.new_empty(x.shape[0], self._ranks)
+        for adapter, mask in zip(self._adapters, now.masks, strict=True):
+            a = adapter.a.to(self._dtype)
+            torch.mm(adapter_dropout.drop(x, mask), a.T, out=found[:, adapter.ranks])
+        return found
 
     def base(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, in] -> x W^T + bias [T, out]: y without the adapters' shares."""
@@ -142,9 +187,9 @@ class LinearGroup:
                     found[index] = Share(i, b[first : first + half], adapter.scale)
         return found[0], found[1]
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor, now: GroupPass) -> tuple[torch.Tensor, torch.Tensor]:
         """x [T, in] -> y [T, out] and x A^T [T, R]."""
-        inner = self.inner(x)
+        inner = self.inner(x, now)
         y = self.base(x)
         for adapter in self._adapters:
             b = adapter.b.to(self._dtype)
@@ -163,23 +208,40 @@ class LinearGroup:
         """dy [T, out] -> dy W [T, in], which lacks d A, and d [T, R]."""
         return dy @ self.weight(), self.d_inner(dy)
 
-    def backward(self, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def add_shares(self, dx: torch.Tensor, d_inner: torch.Tensor, now: GroupPass) -> torch.Tensor:
+        """dx + d A, in place."""
+        if not now.masks:
+            return dx.addmm_(d_inner, self.a()) if self._adapters else dx
+        for adapter, mask in zip(self._adapters, now.masks, strict=True):
+            adapter_dropout.add_share(dx, d_inner[:, adapter.ranks], adapter.a.to(self._dtype), mask)
+        return dx
+
+    def backward(self, dy: torch.Tensor, now: GroupPass) -> tuple[torch.Tensor, torch.Tensor]:
         """dy [T, out] -> dx [T, in] and d [T, R]."""
         dx, d_inner = self.backward_base(dy)
-        return (dx.addmm_(d_inner, self.a()) if self._adapters else dx), d_inner
+        return self.add_shares(dx, d_inner, now), d_inner
 
     def gradients(
-        self, dy: torch.Tensor, x: torch.Tensor, inner: torch.Tensor, d_inner: torch.Tensor
+        self, dy: torch.Tensor, x: torch.Tensor, inner: torch.Tensor, d_inner: torch.Tensor, now: GroupPass
     ) -> list[torch.Tensor]:
         """Gradients of `parameters`, in their types."""
         if not self._adapters:
             return []
-        da = d_inner.T @ x
         found = []
-        for adapter in self._adapters:
+        for adapter, da in zip(self._adapters, self._of_a(x, d_inner, now), strict=True):
             db = dy[:, adapter.outputs].T @ inner[:, adapter.ranks]
-            found += [da[adapter.ranks].to(adapter.a.dtype), _scaled(db, adapter.scale).to(adapter.b.dtype)]
+            found += [da.to(adapter.a.dtype), _scaled(db, adapter.scale).to(adapter.b.dtype)]
         return found
+
+    def _of_a(self, x: torch.Tensor, d_inner: torch.Tensor, now: GroupPass) -> list[torch.Tensor]:
+        """Gradients of the adapters' A."""
+        if not now.masks:
+            whole = d_inner.T @ x
+            return [whole[adapter.ranks] for adapter in self._adapters]
+        return [
+            d_inner[:, adapter.ranks].T @ adapter_dropout.drop(x, mask)
+            for adapter, mask in zip(self._adapters, now.masks, strict=True)
+        ]
 
 
 def _scaled(x: torch.Tensor, scale: float) -> torch.Tensor:

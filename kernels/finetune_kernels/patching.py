@@ -109,7 +109,7 @@ def _fused_mlp(module: Any, activation: Activation, x: torch.Tensor) -> torch.Te
 
 
 def _patch_adapter(module: Any, report: PatchReport, *, resident: bool) -> None:
-    reason = why_not_adapter(module)
+    reason = why_not_adapter(module) or _why_not_alone(module)
     if reason is not None:
         report.leave(reason)
         return
@@ -130,8 +130,6 @@ def why_not_adapter(module: Any) -> str | None:
     names = module.active_adapters
     if len(names) != 1 or names[0] not in module.lora_A:
         return "not exactly one adapter"
-    if not isinstance(module.lora_dropout[names[0]], nn.Identity):
-        return "adapter dropout"
     if getattr(module, "use_dora", {}).get(names[0]):
         return "DoRA"
     if not isinstance(module.base_layer, nn.Linear):
@@ -139,6 +137,12 @@ def why_not_adapter(module: Any) -> str | None:
     if module.base_layer.weight.requires_grad:
         return "base weights that train"
     return None
+
+
+def _why_not_alone(module: Any) -> str | None:
+    """Why a LoRA layer stays peft's own outside a fused decoder layer."""
+    (name,) = module.active_adapters
+    return None if isinstance(module.lora_dropout[name], nn.Identity) else "adapter dropout"
 
 
 def _weight(base: Any, report: PatchReport, *, resident: bool) -> Weight:
