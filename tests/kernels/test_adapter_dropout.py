@@ -135,8 +135,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @in_the_interpreter
+def test_kernels_and_peft_compute_the_same_with_the_same_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = by_peft("llama", lora_dropout=0.3)
+    model, layers = fused("llama", lora_dropout=0.3)
+    assert difference(results(model), expected) < LAYERS
+    layers.keep([Keep.INPUT] * 2)
+    monkeypatch.setattr(mlp_tiles, "TILE_ROWS", 8)
+    assert difference(results(model), expected) < LAYERS
+
+
+@in_the_interpreter
+@pytest.mark.usefixtures("in_pytorch")
 @pytest.mark.parametrize("case", CASES)
-def test_layers_compute_what_peft_computes_with_the_same_masks(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_compute_what_peft_computes_whatever_is_kept(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kind, options = CASES[case]
     expected = by_peft(kind, **options)
     model, layers = fused(kind, **options)
@@ -175,6 +186,7 @@ def one_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @in_the_interpreter
+@pytest.mark.usefixtures("in_pytorch")
 @pytest.mark.parametrize("mistake", [in_backward_again, from_the_first_row, one_for_all])
 def test_a_mistake_with_masks_is_noticed(
     mistake: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
