@@ -215,10 +215,10 @@ def _group_cases(sizes: Sizes, name: str, features: int, outputs: list[int]) -> 
     t, out, ranks = sizes.tokens, sum(outputs), sizes.rank * len(outputs)
     x, dy, weight = sizes.random(t, features), sizes.random(t, out), group.weight()
     now = group.begin(None)
-    inner, d_inner = group.inner(x, now), group.d_inner(dy)
+    inner, d_inner = group.inner(x, now), group.d_inner(dy, now)
     shape, e = f"{t} x {features} -> {out}", sizes.element
     yield Case(
-        f"linear_group {name}: x W^T", shape, 2.0 * t * features * out, "TFLOP/s", lambda: group.base(x),
+        f"linear_group {name}: x W^T", shape, 2.0 * t * features * out, "TFLOP/s", lambda: group.base(x, now),
     )  # fmt: skip
     yield Case(
         f"linear_group {name}: dy W", shape, 2.0 * t * features * out, "TFLOP/s", lambda: dy @ weight,
@@ -229,7 +229,7 @@ def _group_cases(sizes: Sizes, name: str, features: int, outputs: list[int]) -> 
     )  # fmt: skip
     yield Case(
         f"linear_group {name}: d_inner", shape, e * (t * (out + ranks) + sizes.rank * out), "TB/s",
-        lambda: group.d_inner(dy),
+        lambda: group.d_inner(dy, now),
     )  # fmt: skip
     yield Case(
         f"linear_group {name}: gradients", shape,

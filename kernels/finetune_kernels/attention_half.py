@@ -117,7 +117,7 @@ class AttentionHalf:
             dn1, d_inner = self.qkv.backward(d_qkv, now.qkv)
             dx, n1 = rms_norm.backward(dn1, x, self.norm.weight, attended.r1, residual=dh, again=True)
         else:
-            dx, d_inner = None, self.qkv.d_inner(d_qkv)
+            dx, d_inner = None, self.qkv.d_inner(d_qkv, now.qkv)
             _, n1, _ = rms_norm.forward(x, self.norm.weight, self.norm.eps)
         return dx, [*self.qkv.gradients(d_qkv, n1, attended.inner_qkv, d_inner, now.qkv), *of_o]
 

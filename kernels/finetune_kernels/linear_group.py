@@ -5,7 +5,8 @@
     dA_i = d_i^T x,    dB_i = scale_i dy_i^T (x A_i^T)
 
 Where adapters drop a part of their inputs (`adapter_dropout`), each has an x of its own in these formulas, which is made
-where it is used, and dx gets each d_i A_i under its mask. Otherwise x is read once for all adapters, x A^T is kept, d made once, and the adapters' shares are added by the products
+where it is used, and dx gets each d_i A_i under its mask. Where they have magnitudes (`dora`), outputs are multiplied by
+g, and B by g stands for B. Otherwise x is read once for all adapters, x A^T is kept, d made once, and the adapters' shares are added by the products
 themselves (beta = 1). W stays decoded, or is decoded from NF4 where it is used.
 """
 
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from finetune_kernels import adapter_dropout
+from finetune_kernels import adapter_dropout, dora
 from finetune_kernels.adapted_activation import Share
 from finetune_kernels.adapter_dropout import Draw, Mask
 from finetune_kernels.nf4 import dequantize
@@ -29,6 +30,8 @@ class GroupPass:
 
     masks: tuple[Mask, ...] = ()
     """Of each adapter's input; empty where nothing is dropped."""
+    scales: dora.Scales | None = None
+    """None where no adapter has magnitudes."""
 
     def from_row(self, row: int) -> "GroupPass":
         """For rows that begin `row` further on."""
@@ -50,6 +53,12 @@ class _Adapter:
     dropout: torch.nn.Module
     """peft's: nn.Dropout, or nn.Identity."""
     stream: int
+    magnitude: torch.nn.Parameter | None
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """A, B and, where there are magnitudes, m."""
+        return [self.a, self.b] if self.magnitude is None else [self.a, self.b, self.magnitude]
 
     @property
     def p(self) -> float:
@@ -75,6 +84,7 @@ class LinearGroup:
         self._ranks = self._adapters[-1].ranks.stop if self._adapters else 0
         self.bias = self._merge_biases()
         self._kept = self._decode() if resident else None
+        self._squares = dora.row_squares(self.weight()) if self._has_magnitudes else None
 
     def _place(self, linears: Sequence[Any], stream: int) -> list[_Adapter]:
         found: list[_Adapter] = []
@@ -84,8 +94,10 @@ class LinearGroup:
                 (name,) = linear.active_adapters
                 a, b = linear.lora_A[name].weight, linear.lora_B[name].weight
                 places = slice(rank, rank + a.shape[0]), slice(output, output + size)
+                magnitudes = linear.lora_magnitude_vector
+                magnitude = magnitudes[name].weight if name in magnitudes else None
                 dropout = linear.lora_dropout[name]
-                found.append(_Adapter(a, b, float(linear.scaling[name]), *places, dropout, number))
+                found.append(_Adapter(a, b, float(linear.scaling[name]), *places, dropout, number, magnitude))
                 rank += a.shape[0]
             output += size
         return found
@@ -141,8 +153,12 @@ class LinearGroup:
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
-        """A and B of each adapter in turn: the order of `gradients`."""
-        return [parameter for adapter in self._adapters for parameter in (adapter.a, adapter.b)]
+        """Each adapter's in turn: the order of `gradients`."""
+        return [parameter for adapter in self._adapters for parameter in adapter.parameters]
+
+    @property
+    def _has_magnitudes(self) -> bool:
+        return any(adapter.magnitude is not None for adapter in self._adapters)
 
     def a(self) -> torch.Tensor:
         """A [R, in] in the compute type."""
@@ -157,9 +173,22 @@ class LinearGroup:
 
     def begin(self, draw: Draw | None) -> GroupPass:
         """What a pass with the masks of `draw` is made with."""
-        if draw is None or not self.drops:
-            return PLAIN
-        return GroupPass(tuple(Mask(draw, adapter.stream, adapter.p) for adapter in self._adapters))
+        masks: tuple[Mask, ...] = ()
+        if draw is not None and self.drops:
+            masks = tuple(Mask(draw, adapter.stream, adapter.p) for adapter in self._adapters)
+        return GroupPass(masks, self._scales()) if masks or self._has_magnitudes else PLAIN
+
+    def _scales(self) -> dora.Scales | None:
+        if self._squares is None:
+            return None
+        w, norms = self.weight(), torch.ones_like(self._squares)
+        factor = torch.ones_like(norms)
+        for adapter in self._adapters:
+            if adapter.magnitude is not None:
+                a, b, at = adapter.a.to(self._dtype), adapter.b.to(self._dtype), adapter.outputs
+                norms[at] = dora.row_norms(w[at], self._squares[at], a, b, adapter.scale)
+                factor[at] = adapter.magnitude.detach() / norms[at]
+        return dora.Scales(factor, norms)
 
     def inner(self, x: torch.Tensor, now: GroupPass) -> torch.Tensor:
         """x A^T [T, R]."""
@@ -171,16 +200,25 @@ class LinearGroup:
             torch.mm(adapter_dropout.drop(x, mask), a.T, out=found[:, adapter.ranks])
         return found
 
-    def base(self, x: torch.Tensor) -> torch.Tensor:
-        """x [T, in] -> x W^T + bias [T, out]: y without the adapters' shares."""
-        return functional.linear(x, self.weight(), self.bias)
+    def base(self, x: torch.Tensor, now: GroupPass) -> torch.Tensor:
+        """x [T, in] -> g x W^T + bias [T, out]: y without the adapters' shares."""
+        if now.scales is None:
+            return functional.linear(x, self.weight(), self.bias)
+        y = functional.linear(x, self.weight()).mul_(now.scales.factor)
+        return y if self.bias is None else y.add_(self.bias)
 
-    def shares(self, inner: torch.Tensor) -> tuple[Share | None, Share | None]:
+    def _b(self, adapter: _Adapter, now: GroupPass) -> torch.Tensor:
+        """g B [out, r] of one adapter, in the compute type."""
+        if now.scales is None:
+            return adapter.b.to(self._dtype)
+        return (adapter.b * now.scales.factor[adapter.outputs].unsqueeze(1)).to(self._dtype)
+
+    def shares(self, inner: torch.Tensor, now: GroupPass) -> tuple[Share | None, Share | None]:
         """What the adapters add to the first and to the second half of y."""
         half = sum(self._sizes) // 2
         found: list[Share | None] = [None, None]
         for adapter in self._adapters:
-            b, i = adapter.b.to(self._dtype), inner[:, adapter.ranks]
+            b, i = self._b(adapter, now), inner[:, adapter.ranks]
             for index in (0, 1):
                 if adapter.outputs.start <= index * half and adapter.outputs.stop >= (index + 1) * half:
                     first = index * half - adapter.outputs.start
@@ -190,23 +228,24 @@ class LinearGroup:
     def forward(self, x: torch.Tensor, now: GroupPass) -> tuple[torch.Tensor, torch.Tensor]:
         """x [T, in] -> y [T, out] and x A^T [T, R]."""
         inner = self.inner(x, now)
-        y = self.base(x)
+        y = self.base(x, now)
         for adapter in self._adapters:
-            b = adapter.b.to(self._dtype)
+            b = self._b(adapter, now)
             y[:, adapter.outputs].addmm_(inner[:, adapter.ranks], b.T, alpha=adapter.scale)
         return y, inner
 
-    def d_inner(self, dy: torch.Tensor) -> torch.Tensor:
+    def d_inner(self, dy: torch.Tensor, now: GroupPass) -> torch.Tensor:
         """dy [T, out] -> d [T, R]."""
         found = dy.new_empty(dy.shape[0], self._ranks)
         for adapter in self._adapters:
-            b = _scaled(adapter.b.to(self._dtype), adapter.scale)
+            b = _scaled(self._b(adapter, now), adapter.scale)
             torch.mm(dy[:, adapter.outputs], b, out=found[:, adapter.ranks])
         return found
 
-    def backward_base(self, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """dy [T, out] -> dy W [T, in], which lacks d A, and d [T, R]."""
-        return dy @ self.weight(), self.d_inner(dy)
+    def backward_base(self, dy: torch.Tensor, now: GroupPass) -> tuple[torch.Tensor, torch.Tensor]:
+        """dy [T, out] -> g dy W [T, in], which lacks d A, and d [T, R]."""
+        scaled = dy if now.scales is None else torch.mul(dy, now.scales.factor, out=torch.empty_like(dy))
+        return scaled @ self.weight(), self.d_inner(dy, now)
 
     def add_shares(self, dx: torch.Tensor, d_inner: torch.Tensor, now: GroupPass) -> torch.Tensor:
         """dx + d A, in place."""
@@ -218,7 +257,7 @@ class LinearGroup:
 
     def backward(self, dy: torch.Tensor, now: GroupPass) -> tuple[torch.Tensor, torch.Tensor]:
         """dy [T, out] -> dx [T, in] and d [T, R]."""
-        dx, d_inner = self.backward_base(dy)
+        dx, d_inner = self.backward_base(dy, now)
         return self.add_shares(dx, d_inner, now), d_inner
 
     def gradients(
@@ -229,9 +268,24 @@ class LinearGroup:
             return []
         found = []
         for adapter, da in zip(self._adapters, self._of_a(x, d_inner, now), strict=True):
-            db = dy[:, adapter.outputs].T @ inner[:, adapter.ranks]
-            found += [da.to(adapter.a.dtype), _scaled(db, adapter.scale).to(adapter.b.dtype)]
+            db = _scaled(dy[:, adapter.outputs].T @ inner[:, adapter.ranks], adapter.scale)
+            if now.scales is not None:
+                db = db * now.scales.factor[adapter.outputs].unsqueeze(1)
+            found += [da.to(adapter.a.dtype), db.to(adapter.b.dtype)]
+            if adapter.magnitude is not None:
+                found.append(self._of_magnitude(adapter, dy, x, inner, now))
         return found
+
+    def _of_magnitude(
+        self, adapter: _Adapter, dy: torch.Tensor, x: torch.Tensor, inner: torch.Tensor, now: GroupPass
+    ) -> torch.Tensor:
+        assert adapter.magnitude is not None
+        assert now.scales is not None
+        at, b = adapter.outputs, adapter.b.to(self._dtype)
+        found = dora.magnitude_gradient(
+            dy[:, at], x, self.weight()[at], inner[:, adapter.ranks], b, adapter.scale, now.scales.norms[at]
+        )
+        return found.to(adapter.magnitude.dtype)
 
     def _of_a(self, x: torch.Tensor, d_inner: torch.Tensor, now: GroupPass) -> list[torch.Tensor]:
         """Gradients of the adapters' A."""

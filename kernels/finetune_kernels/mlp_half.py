@@ -59,11 +59,11 @@ class MlpHalf:
 
     def project(self, n2: torch.Tensor, now: MlpPass) -> Projected:
         """Normalised h [T, hidden] -> gate and up side by side."""
-        return Projected(self.gate_up.base(n2), self.gate_up.inner(n2, now.gate_up))
+        return Projected(self.gate_up.base(n2, now.gate_up), self.gate_up.inner(n2, now.gate_up))
 
     def finish(self, projected: Projected, now: MlpPass) -> tuple[Finished, torch.Tensor]:
         """What is kept, and what is to be added to h (a tensor that may be written to)."""
-        shares = self.gate_up.shares(projected.inner)
+        shares = self.gate_up.shares(projected.inner, now.gate_up)
         activated = adapted_activation.forward(projected.gate_up, self.activation, shares)
         m, inner_down = self.down.forward(activated, now.down)
         added, post = normalize(self.post_norm, m)
@@ -78,8 +78,8 @@ class MlpHalf:
         if finished is None and self.post_norm is not None:
             finished, _ = self.finish(projected, now)
         dm = dy if finished is None else normalize_back(self.post_norm, dy, finished.post)
-        d_activated, d_inner_down = self.down.backward_base(dm)
-        shares = self.gate_up.shares(projected.inner)
+        d_activated, d_inner_down = self.down.backward_base(dm, now.down)
+        shares = self.gate_up.shares(projected.inner, now.gate_up)
         after = None
         if now.down.masks:
             self.down.add_shares(d_activated, d_inner_down, now.down)
