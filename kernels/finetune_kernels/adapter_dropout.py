@@ -81,12 +81,12 @@ def _philox(seed: int, *counter: torch.Tensor) -> list[torch.Tensor]:
 
 def reference(x: torch.Tensor, mask: Mask) -> torch.Tensor:
     """`drop` by PyTorch."""
-    return (widen(x) * kept(mask, *x.shape, x.device) / (1 - mask.p)).to(x.dtype)
+    return (widen(x) * kept(mask, x.shape[0], x.shape[1], x.device) / (1 - mask.p)).to(x.dtype)
 
 
 def reference_add_share(dx: torch.Tensor, d: torch.Tensor, a: torch.Tensor, mask: Mask) -> torch.Tensor:
     """`add_share` by PyTorch."""
-    share = widen(d) @ widen(a) * kept(mask, *dx.shape, dx.device) / (1 - mask.p)
+    share = widen(d) @ widen(a) * kept(mask, dx.shape[0], dx.shape[1], dx.device) / (1 - mask.p)
     return dx.copy_(widen(dx) + share)
 
 

@@ -10,8 +10,9 @@ import torch
 
 from finetune_kernels import attention, rms_norm
 from finetune_kernels.adapter_dropout import Draw
+from finetune_kernels.adapters import GroupPass
 from finetune_kernels.attention import Documents, Scoring
-from finetune_kernels.linear_group import GroupPass, LinearGroup
+from finetune_kernels.linear_group import LinearGroup
 from finetune_kernels.rotary_embedding import HeadNorm, Heads, rotate, rotate_back
 
 

@@ -29,12 +29,11 @@ class Scales(NamedTuple):
 
 def row_squares(w: torch.Tensor) -> torch.Tensor:
     """|W|^2 of each row of W [out, in], wide."""
-    return torch.linalg.vector_norm(w, dim=1, dtype=torch.promote_types(w.dtype, torch.float32)).square()
+    norms: torch.Tensor = torch.linalg.vector_norm(w, dim=1, dtype=torch.promote_types(w.dtype, torch.float32))
+    return norms.square()
 
 
-def row_norms(
-    w: torch.Tensor, squares: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float
-) -> torch.Tensor:
+def row_norms(w: torch.Tensor, squares: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
     """|W + s B A| of each row, wide: w [out, in] and its `squares`, a [r, in], b [out, r]."""
     wide_a, wide_b = widen(a), widen(b)
     crossed = (widen(w @ a.T) * wide_b).sum(1)
@@ -44,7 +43,7 @@ def row_norms(
 
 def reference_row_norms(w: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
     """The norms by their definition."""
-    return torch.linalg.vector_norm(widen(w) + scale * widen(b) @ widen(a), dim=1)
+    return (widen(w) + scale * widen(b) @ widen(a)).square().sum(1).sqrt()
 
 
 def magnitude_gradient(

@@ -4,66 +4,25 @@
     dx = dy W + d A,   d_i = scale_i dy_i B_i              A [R, in]: their A's on top of each other
     dA_i = d_i^T x,    dB_i = scale_i dy_i^T (x A_i^T)
 
-Where adapters drop a part of their inputs (`adapter_dropout`), each has an x of its own in these formulas, which is made
-where it is used, and dx gets each d_i A_i under its mask. Where they have magnitudes (`dora`), outputs are multiplied by
-g, and B by g stands for B. Otherwise x is read once for all adapters, x A^T is kept, d made once, and the adapters' shares are added by the products
-themselves (beta = 1). W stays decoded, or is decoded from NF4 where it is used.
+x is read once for all adapters, x A^T is kept, d made once, and the adapters' shares are added by the products
+themselves (beta = 1). W stays decoded, or is decoded from NF4 where it is used. Where adapters drop a part of their
+inputs (`adapter_dropout`), each has an x of its own in these formulas, made where it is used, and dx gets d_i A_i under
+its mask. Where they have magnitudes (`dora`), outputs are multiplied by g, and g B stands for B.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from finetune_kernels import adapter_dropout, dora
 from finetune_kernels.adapted_activation import Share
 from finetune_kernels.adapter_dropout import Draw, Mask
+from finetune_kernels.adapters import PLAIN, Adapter, GroupPass, place
 from finetune_kernels.nf4 import dequantize
-
-
-@dataclass(frozen=True)
-class GroupPass:
-    """What one pass through a group is made with, forward and backward alike."""
-
-    masks: tuple[Mask, ...] = ()
-    """Of each adapter's input; empty where nothing is dropped."""
-    scales: dora.Scales | None = None
-    """None where no adapter has magnitudes."""
-
-    def from_row(self, row: int) -> "GroupPass":
-        """For rows that begin `row` further on."""
-        return replace(self, masks=tuple(mask.from_row(row) for mask in self.masks)) if self.masks else self
-
-
-PLAIN = GroupPass()
-
-
-@dataclass(frozen=True)
-class _Adapter:
-    """One layer's adapter, and its place among the group's ranks and outputs."""
-
-    a: torch.nn.Parameter
-    b: torch.nn.Parameter
-    scale: float
-    ranks: slice
-    outputs: slice
-    dropout: torch.nn.Module
-    """peft's: nn.Dropout, or nn.Identity."""
-    stream: int
-    magnitude: torch.nn.Parameter | None
-
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """A, B and, where there are magnitudes, m."""
-        return [self.a, self.b] if self.magnitude is None else [self.a, self.b, self.magnitude]
-
-    @property
-    def p(self) -> float:
-        """The share of its input that is dropped now."""
-        return float(self.dropout.p) if isinstance(self.dropout, torch.nn.Dropout) and self.dropout.training else 0.0
 
 
 def reference(linears: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
@@ -80,27 +39,13 @@ class LinearGroup:
         self._dtype = dtype
         self._sizes = [base.out_features for base in self._bases]
         self.features = self._bases[0].in_features
-        self._adapters = self._place(linears, stream)
+        self._adapters = place(linears, stream)
+        self._dropouts = [adapter.dropout for adapter in self._adapters if isinstance(adapter.dropout, nn.Dropout)]
+        self._has_magnitudes = any(adapter.magnitude is not None for adapter in self._adapters)
         self._ranks = self._adapters[-1].ranks.stop if self._adapters else 0
         self.bias = self._merge_biases()
         self._kept = self._decode() if resident else None
         self._squares = dora.row_squares(self.weight()) if self._has_magnitudes else None
-
-    def _place(self, linears: Sequence[Any], stream: int) -> list[_Adapter]:
-        found: list[_Adapter] = []
-        rank = output = 0
-        for number, (linear, size) in enumerate(zip(linears, self._sizes, strict=True), stream):
-            if hasattr(linear, "lora_A"):
-                (name,) = linear.active_adapters
-                a, b = linear.lora_A[name].weight, linear.lora_B[name].weight
-                places = slice(rank, rank + a.shape[0]), slice(output, output + size)
-                magnitudes = linear.lora_magnitude_vector
-                magnitude = magnitudes[name].weight if name in magnitudes else None
-                dropout = linear.lora_dropout[name]
-                found.append(_Adapter(a, b, float(linear.scaling[name]), *places, dropout, number, magnitude))
-                rank += a.shape[0]
-            output += size
-        return found
 
     def _merge_biases(self) -> torch.Tensor | None:
         if all(base.bias is None for base in self._bases):
@@ -156,10 +101,6 @@ class LinearGroup:
         """Each adapter's in turn: the order of `gradients`."""
         return [parameter for adapter in self._adapters for parameter in adapter.parameters]
 
-    @property
-    def _has_magnitudes(self) -> bool:
-        return any(adapter.magnitude is not None for adapter in self._adapters)
-
     def a(self) -> torch.Tensor:
         """A [R, in] in the compute type."""
         if len(self._adapters) == 1:
@@ -169,7 +110,7 @@ class LinearGroup:
     @property
     def drops(self) -> bool:
         """Whether any adapter drops a part of its input now."""
-        return any(adapter.p for adapter in self._adapters)
+        return any(dropout.training for dropout in self._dropouts)
 
     def begin(self, draw: Draw | None) -> GroupPass:
         """What a pass with the masks of `draw` is made with."""
@@ -207,7 +148,7 @@ class LinearGroup:
         y = functional.linear(x, self.weight()).mul_(now.scales.factor)
         return y if self.bias is None else y.add_(self.bias)
 
-    def _b(self, adapter: _Adapter, now: GroupPass) -> torch.Tensor:
+    def _b(self, adapter: Adapter, now: GroupPass) -> torch.Tensor:
         """g B [out, r] of one adapter, in the compute type."""
         if now.scales is None:
             return adapter.b.to(self._dtype)
@@ -277,7 +218,7 @@ class LinearGroup:
         return found
 
     def _of_magnitude(
-        self, adapter: _Adapter, dy: torch.Tensor, x: torch.Tensor, inner: torch.Tensor, now: GroupPass
+        self, adapter: Adapter, dy: torch.Tensor, x: torch.Tensor, inner: torch.Tensor, now: GroupPass
     ) -> torch.Tensor:
         assert adapter.magnitude is not None
         assert now.scales is not None

@@ -13,9 +13,10 @@ import torch
 
 from finetune_kernels import adapted_activation, rms_norm
 from finetune_kernels.adapter_dropout import Draw
+from finetune_kernels.adapters import GroupPass
 from finetune_kernels.attention_half import Kept, Norm, normalize, normalize_back
 from finetune_kernels.gated_activation import Activation
-from finetune_kernels.linear_group import GroupPass, LinearGroup
+from finetune_kernels.linear_group import LinearGroup
 
 
 class MlpPass(NamedTuple):

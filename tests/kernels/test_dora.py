@@ -69,7 +69,9 @@ def over_four_bits(*, magnitudes: bool) -> list[Any]:
     torch.manual_seed(0)
     options = {"compute_dtype": torch.float32, "quant_type": "nf4"}
     sizes = {"q_proj": 128, "k_proj": 64}
-    plain = torch.nn.ModuleDict({name: bnb.nn.Linear4bit(64, size, bias=True, **options) for name, size in sizes.items()})
+    plain = torch.nn.ModuleDict(
+        {name: bnb.nn.Linear4bit(64, size, bias=True, **options) for name, size in sizes.items()}
+    )
     plain.to(DEVICE)
     get_peft_model(plain, LoraConfig(r=4, lora_alpha=6, target_modules=list(sizes), use_dora=magnitudes))  # type: ignore[arg-type]
     for parameter in plain.parameters():
