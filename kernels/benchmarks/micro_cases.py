@@ -222,27 +222,28 @@ def linear_cases(sizes: Sizes) -> Iterator[Case]:
 def _group_cases(sizes: Sizes, name: str, features: int, outputs: list[int]) -> Iterator[Case]:
     group = LinearGroup([_linear(sizes, features, output) for output in outputs], sizes.dtype, resident=True)
     t, out, ranks = sizes.tokens, sum(outputs), sizes.rank * len(outputs)
-    x, dy, weight = sizes.random(t, features), sizes.random(t, out), group.weight()
-    inner, d_inner = group.inner(x), group.d_inner(dy)
+    x, dy, weight = sizes.random(t, features), sizes.random(t, out), group.frozen.tensor()
+    now = group.begin(None)
+    inner, d_inner = group.inner(x, now), group.d_inner(dy, now)
     shape, e = f"{t} x {features} -> {out}", sizes.element
     yield Case(
-        f"linear_group {name}", "forward", shape, 2.0 * t * features * out, "TFLOP/s", lambda: group.base(x),
+        f"linear_group {name}", "forward", shape, 2.0 * t * features * out, "TFLOP/s", lambda: group.base(x, now),
     )  # fmt: skip
     yield Case(
         f"linear_group {name}", "backward", shape, 2.0 * t * features * out, "TFLOP/s", lambda: dy @ weight,
     )  # fmt: skip
     yield Case(
         f"linear_group {name}, x A^T", "forward", shape, e * (t * (features + ranks) + ranks * features), "TB/s",
-        lambda: group.inner(x),
+        lambda: group.inner(x, now),
     )  # fmt: skip
     yield Case(
         f"linear_group {name}, dy B", "backward", shape, e * (t * (out + ranks) + sizes.rank * out), "TB/s",
-        lambda: group.d_inner(dy),
+        lambda: group.d_inner(dy, now),
     )  # fmt: skip
     yield Case(
         f"linear_group {name}, dA and dB", "backward", shape,
         e * (t * (features + out + 2 * ranks) + ranks * features + sizes.rank * out), "TB/s",
-        lambda: group.gradients(dy, x, inner, d_inner),
+        lambda: group.gradients(dy, x, inner, d_inner, now),
     )  # fmt: skip
 
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 
 from finetune_kernels import attention, rms_norm
+from finetune_kernels.adapter_dropout import Draw
+from finetune_kernels.adapters import GroupPass
 from finetune_kernels.attention import Documents, Scoring
 from finetune_kernels.linear_group import LinearGroup
 from finetune_kernels.rotary_embedding import HeadNorm, Heads, rotate, rotate_back
@@ -30,6 +32,13 @@ class Angles(NamedTuple):
 
 Kept = tuple[torch.Tensor, ...]
 """A norm's input and its scales where the norm exists; nothing otherwise."""
+
+
+class AttentionPass(NamedTuple):
+    """What one pass is made with."""
+
+    qkv: GroupPass
+    o: GroupPass
 
 
 class Attended(NamedTuple):
@@ -80,32 +89,38 @@ class AttentionHalf:
     head_norm: HeadNorm | None
     scoring: Scoring
 
-    def forward(self, x: torch.Tensor, angles: Angles, documents: Documents) -> tuple[Attended, torch.Tensor]:
+    def begin(self, draw: Draw | None) -> AttentionPass:
+        """A pass with the masks of `draw`."""
+        return AttentionPass(self.qkv.begin(draw), self.o.begin(draw))
+
+    def forward(
+        self, x: torch.Tensor, angles: Angles, documents: Documents, now: AttentionPass
+    ) -> tuple[Attended, torch.Tensor]:
         """x [T, hidden] -> what is kept, and what is to be added to x."""
         _, n1, r1 = rms_norm.forward(x, self.norm.weight, self.norm.eps)
-        qkv, inner_qkv = self.qkv.forward(n1)
+        qkv, inner_qkv = self.qkv.forward(n1, now.qkv)
         q, k, v = self.heads.split(rotate(qkv, *angles, self.heads, self.head_norm))
         out, saved = attention.forward(q, k, v, documents, self.scoring)
-        a, inner_o = self.o.forward(out.flatten(1))
+        a, inner_o = self.o.forward(out.flatten(1), now.o)
         added, post = normalize(self.post_norm, a)
         return Attended(r1, qkv, inner_qkv, out, inner_o, post, saved), added
 
     def backward(
         self, dh: torch.Tensor, x: torch.Tensor, angles: Angles, documents: Documents, attended: Attended,
-        *, wants_dx: bool,
+        now: AttentionPass, *, wants_dx: bool,
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:  # fmt: skip
         """dh [T, hidden], the gradient of x + added -> that of x (both ways) and of the adapters, q k v first."""
         da = normalize_back(self.post_norm, dh, attended.post)
-        d_out, d_inner = self.o.backward(da)
-        of_o = self.o.gradients(da, attended.out.flatten(1), attended.inner_o, d_inner)
+        d_out, d_inner = self.o.backward(da, now.o)
+        of_o = self.o.gradients(da, attended.out.flatten(1), attended.inner_o, d_inner, now.o)
         d_qkv = self._rotated_back(d_out, angles, documents, attended)
         if wants_dx:
-            dn1, d_inner = self.qkv.backward(d_qkv)
+            dn1, d_inner = self.qkv.backward(d_qkv, now.qkv)
             dx, n1 = rms_norm.backward(dn1, x, self.norm.weight, attended.r1, residual=dh, again=True)
         else:
-            dx, d_inner = None, self.qkv.d_inner(d_qkv)
+            dx, d_inner = None, self.qkv.d_inner(d_qkv, now.qkv)
             _, n1, _ = rms_norm.forward(x, self.norm.weight, self.norm.eps)
-        return dx, [*self.qkv.gradients(d_qkv, n1, attended.inner_qkv, d_inner), *of_o]
+        return dx, [*self.qkv.gradients(d_qkv, n1, attended.inner_qkv, d_inner, now.qkv), *of_o]
 
     def _rotated_back(
         self, d_out: torch.Tensor, angles: Angles, documents: Documents, attended: Attended

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import torch
 
 from finetune_kernels import rms_norm
+from finetune_kernels.adapter_dropout import new_draw
 from finetune_kernels.attention import Documents
-from finetune_kernels.attention_half import Angles, Attended, AttentionHalf
+from finetune_kernels.attention_half import Angles, Attended, AttentionHalf, AttentionPass
 from finetune_kernels.host_memory import HostMemory
 from finetune_kernels.keep import Keep as Keep
 from finetune_kernels.linear_group import LinearGroup
-from finetune_kernels.mlp_half import Finished, MlpHalf, Projected
+from finetune_kernels.mlp_half import Finished, MlpHalf, MlpPass, Projected
 from finetune_kernels.mlp_tiles import backward_in_tiles, forward_in_tiles, needs_tiles
 
 
@@ -47,10 +48,15 @@ class DecoderLayer:
         """The adapters' weights: inputs of the function, so that they get gradients."""
         return [parameter for group in self.groups for parameter in group.parameters]
 
+    def begin(self) -> "LayerPass":
+        """A new pass, with masks of its own where adapters drop a part of their inputs."""
+        draw = new_draw() if any(group.drops for group in self.groups) else None
+        return LayerPass(self.attention.begin(draw), self.mlp.begin(draw))
+
     def __call__(self, x: torch.Tensor, angles: Angles, documents: Documents) -> torch.Tensor:
         """x [T, hidden], angles of the tokens -> [T, hidden]; without gradients nothing is kept anywhere."""
         if not torch.is_grad_enabled():
-            return _pass(self, x, angles, documents, finish=False).y
+            return _pass(self, x, angles, documents, self.begin(), finish=False).y
         return DecoderLayerFunction.apply(x, *angles, self, documents, *self.parameters)  # type: ignore[no-untyped-call, no-any-return]
 
 
@@ -64,6 +70,13 @@ class _Passed(NamedTuple):
     """None: in tiles."""
     finished: Finished | None
     y: torch.Tensor
+
+
+class LayerPass(NamedTuple):
+    """What one pass through a layer is made with, forward, again and backward."""
+
+    attention: AttentionPass
+    mlp: MlpPass
 
 
 class _State(NamedTuple):
@@ -80,23 +93,25 @@ class _State(NamedTuple):
 
 
 def _attend(
-    layer: DecoderLayer, x: torch.Tensor, angles: Angles, documents: Documents
+    layer: DecoderLayer, x: torch.Tensor, angles: Angles, documents: Documents, now: LayerPass
 ) -> tuple[Attended, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The attention half; h, its scales and the normalised h."""
-    attended, added = layer.attention.forward(x, angles, documents)
+    attended, added = layer.attention.forward(x, angles, documents, now.attention)
     h, n2, r2 = rms_norm.forward(x, layer.mlp.norm.weight, layer.mlp.norm.eps, delta=added)
     return attended, h, r2, n2
 
 
-def _pass(layer: DecoderLayer, x: torch.Tensor, angles: Angles, documents: Documents, *, finish: bool) -> _Passed:
+def _pass(
+    layer: DecoderLayer, x: torch.Tensor, angles: Angles, documents: Documents, now: LayerPass, *, finish: bool
+) -> _Passed:
     """The module's formula; `finish`: where the MLP goes in tiles, its second projection's part is wanted, too."""
-    attended, h, r2, n2 = _attend(layer, x, angles, documents)
+    attended, h, r2, n2 = _attend(layer, x, angles, documents, now)
     projected, finished = None, None
     if layer.in_tiles(x.shape[0]):
-        finished, y = forward_in_tiles(layer.mlp, h, n2, finish=finish)
+        finished, y = forward_in_tiles(layer.mlp, h, n2, now.mlp, finish=finish)
     else:
-        projected = layer.mlp.project(n2)
-        finished, added = layer.mlp.finish(projected)
+        projected = layer.mlp.project(n2, now.mlp)
+        finished, added = layer.mlp.finish(projected, now.mlp)
         y = added.add_(h)
     return _Passed(attended, h, r2, projected, finished, y)
 
@@ -115,10 +130,11 @@ class DecoderLayerFunction(torch.autograd.Function):
         *parameters: torch.Tensor,
     ) -> torch.Tensor:
         """See the module's formula; `parameters` are `layer.parameters`."""
+        now = layer.begin()
         attended, h, r2, projected, finished, y = _pass(
-            layer, x, Angles(cos, sin), documents, finish=layer.keep is Keep.ATTENTION
+            layer, x, Angles(cos, sin), documents, now, finish=layer.keep is Keep.ATTENTION
         )
-        ctx.layer, ctx.documents = layer, documents
+        ctx.layer, ctx.documents, ctx.now = layer, documents, now
         kept: list[torch.Tensor] = [cos, sin]
         if layer.keep is Keep.HOST:
             layer.host.put(layer.index, x)
@@ -135,14 +151,17 @@ class DecoderLayerFunction(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of x and of the adapters."""
         layer: DecoderLayer = ctx.layer
+        now: LayerPass = ctx.now
         x, angles, attended, h, r2, projected, finished = _restore(ctx, layer)
         if projected is None:
-            dh, of_mlp = backward_in_tiles(layer.mlp, dy.contiguous(), h, r2, finished)
+            dh, of_mlp = backward_in_tiles(layer.mlp, dy.contiguous(), h, r2, finished, now.mlp)
         else:
-            dh, of_mlp = layer.mlp.backward(dy.contiguous(), h, r2, projected, finished)
+            dh, of_mlp = layer.mlp.backward(dy.contiguous(), h, r2, projected, finished, now.mlp)
         del projected, finished, h
         wants_dx = ctx.needs_input_grad[0]
-        dx, of_attention = layer.attention.backward(dh, x, angles, ctx.documents, attended, wants_dx=wants_dx)
+        dx, of_attention = layer.attention.backward(
+            dh, x, angles, ctx.documents, attended, now.attention, wants_dx=wants_dx
+        )
         return dx, None, None, None, None, *of_attention, *of_mlp
 
 
@@ -155,8 +174,8 @@ def _restore(ctx: Any, layer: DecoderLayer) -> _State:
     else:
         x, *rest = rest
     if not rest:
-        attended, h, r2, n2 = _attend(layer, x, angles, ctx.documents)
-        projected = None if layer.in_tiles(x.shape[0]) else layer.mlp.project(n2)
+        attended, h, r2, n2 = _attend(layer, x, angles, ctx.documents, ctx.now)
+        projected = None if layer.in_tiles(x.shape[0]) else layer.mlp.project(n2, ctx.now.mlp)
         return _State(x, angles, attended, h, r2, projected, None)
     h, r2, inner_down, *rest = rest
     end = 0 if layer.mlp.post_norm is None else 2
@@ -167,5 +186,5 @@ def _restore(ctx: Any, layer: DecoderLayer) -> _State:
     attended = Attended.unflatten(rest, post=layer.attention.post_norm is not None)
     if projected is None and not layer.in_tiles(x.shape[0]):
         _, n2, _ = rms_norm.forward(h, layer.mlp.norm.weight, layer.mlp.norm.eps)
-        projected = layer.mlp.project(n2)
+        projected = layer.mlp.project(n2, ctx.now.mlp)
     return _State(x, angles, attended, h, r2, projected, finished)

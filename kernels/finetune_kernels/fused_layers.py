@@ -41,22 +41,22 @@ class FusedLayers:
     def release_weights(self) -> None:
         """Let go of weights that stay; they are decoded where they are used from now on."""
         for group in self._groups():
-            group.release()
+            group.frozen.release()
 
     def use_eight_bits(self) -> None:
         """Multiply by the frozen weights in 8 bits; the weights that stay are replaced, one at a time."""
         for group in self._groups():
-            group.use_eight_bits()
+            group.frozen.use_eight_bits()
 
     def use_sixteen_bits(self) -> None:
         """Multiply in the compute type again."""
         for group in self._groups():
-            group.use_sixteen_bits()
+            group.frozen.use_sixteen_bits()
 
     @property
     def resident_bytes(self) -> int:
         """Bytes of weights that stay beside those loaded."""
-        return sum(group.resident_bytes for group in self._groups())
+        return sum(group.frozen.resident_bytes for group in self._groups())
 
     def _groups(self) -> Iterator[LinearGroup]:
         return (group for layer in self.layers for group in layer.groups)

@@ -20,6 +20,7 @@ from finetune_kernels.patching import ACTIVATIONS, NORMS, why_not_adapter
 from finetune_kernels.rotary_embedding import HeadNorm, Heads
 
 LARGEST_HEAD = 256
+# A linear's place here is its masks' stream, too.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj")
 
 
@@ -80,8 +81,9 @@ def build_layer(
     before_mlp = layer.pre_feedforward_layernorm if sandwich else layer.post_attention_layernorm
 
     def group(parent: Any, merged: str, *names: str) -> LinearGroup:
-        found = [getattr(parent, merged)] if hasattr(parent, merged) else [getattr(parent, name) for name in names]
-        return LinearGroup(found, dtype, resident=resident)
+        found = (merged,) if hasattr(parent, merged) else names
+        linears = [getattr(parent, name) for name in found]
+        return LinearGroup(linears, dtype, resident=resident, stream=PROJECTIONS.index(found[0]))
 
     return DecoderLayer(
         index=index,

@@ -5,31 +5,22 @@
     dA_i = d_i^T x,    dB_i = scale_i dy_i^T (x A_i^T)
 
 x is read once for all adapters, x A^T is kept, d made once, and the adapters' shares are added by the products
-themselves (beta = 1). W stays decoded, or is decoded from NF4 where it is used.
+themselves (beta = 1); W is a `FrozenWeight`. Where adapters drop a part of their
+inputs (`adapter_dropout`), each has an x of its own in these formulas, made where it is used, and dx gets d_i A_i under
+its mask. Where they have magnitudes (`dora`), outputs are multiplied by g, and g B stands for B.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional
+from torch import nn
 
+from finetune_kernels import adapter_dropout, dora
 from finetune_kernels.adapted_activation import Share
-from finetune_kernels.eight_bit import EightBitWeight, suits
-from finetune_kernels.nf4 import dequantize
-
-
-@dataclass(frozen=True)
-class _Adapter:
-    """One layer's adapter, and its place among the group's ranks and outputs."""
-
-    a: torch.nn.Parameter
-    b: torch.nn.Parameter
-    scale: float
-    ranks: slice
-    outputs: slice
+from finetune_kernels.adapter_dropout import Draw, Mask
+from finetune_kernels.adapters import PLAIN, Adapter, GroupPass, place
+from finetune_kernels.frozen_weight import FrozenWeight
 
 
 def reference(linears: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
@@ -38,31 +29,19 @@ def reference(linears: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
 
 
 class LinearGroup:
-    """The layers `linears` (peft's LoRA layers, or plain ones) as one; `resident` keeps W decoded."""
+    """The layers `linears` (peft's LoRA layers, or plain ones) as one; `resident` keeps W decoded; `stream` and the
+    numbers after it are the linears' masks' own."""
 
-    def __init__(self, linears: Sequence[Any], dtype: torch.dtype, *, resident: bool) -> None:
+    def __init__(self, linears: Sequence[Any], dtype: torch.dtype, *, resident: bool, stream: int = 0) -> None:
         self._bases = [getattr(linear, "base_layer", linear) for linear in linears]
         self._dtype = dtype
-        self._sizes = [base.out_features for base in self._bases]
-        self.features = self._bases[0].in_features
-        self._adapters = self._place(linears)
+        self.frozen = FrozenWeight(self._bases, dtype, resident=resident)
+        self._adapters = place(linears, stream)
+        self._dropouts = [adapter.dropout for adapter in self._adapters if isinstance(adapter.dropout, nn.Dropout)]
+        self._has_magnitudes = any(adapter.magnitude is not None for adapter in self._adapters)
         self._ranks = self._adapters[-1].ranks.stop if self._adapters else 0
         self.bias = self._merge_biases()
-        self._kept = self._decode() if resident else None
-        self._eight_bit: EightBitWeight | None = None
-
-    def _place(self, linears: Sequence[Any]) -> list[_Adapter]:
-        found: list[_Adapter] = []
-        rank = output = 0
-        for linear, size in zip(linears, self._sizes, strict=True):
-            if hasattr(linear, "lora_A"):
-                (name,) = linear.active_adapters
-                a, b = linear.lora_A[name].weight, linear.lora_B[name].weight
-                places = slice(rank, rank + a.shape[0]), slice(output, output + size)
-                found.append(_Adapter(a, b, float(linear.scaling[name]), *places))
-                rank += a.shape[0]
-            output += size
-        return found
+        self._squares = dora.row_squares(self.frozen.tensor()) if self._has_magnitudes else None
 
     def _merge_biases(self) -> torch.Tensor | None:
         if all(base.bias is None for base in self._bases):
@@ -70,64 +49,14 @@ class LinearGroup:
         device = self._bases[0].weight.device
         parts = [
             torch.zeros(size, device=device) if base.bias is None else base.bias.detach()
-            for base, size in zip(self._bases, self._sizes, strict=True)
+            for base, size in zip(self._bases, self.frozen.sizes, strict=True)
         ]
         return torch.cat([part.to(self._dtype) for part in parts])
 
-    def _decode(self) -> torch.Tensor:
-        states = [getattr(base.weight, "quant_state", None) for base in self._bases]
-        if len(self._bases) == 1 and states[0] is None and self._bases[0].weight.dtype == self._dtype:
-            return self._bases[0].weight.detach()  # type: ignore[no-any-return]
-        merged = torch.empty(sum(self._sizes), self.features, dtype=self._dtype, device=self._bases[0].weight.device)
-        for base, state, part in zip(self._bases, states, torch.split(merged, self._sizes), strict=True):
-            if state is None:
-                part.copy_(base.weight.detach())
-            else:
-                dequantize(base.weight.data, state, part)
-        return merged
-
-    def weight(self) -> torch.Tensor:
-        """W [out, in] in the compute type."""
-        return self._decode() if self._kept is None else self._kept
-
-    @contextmanager
-    def decoded(self) -> Iterator[None]:
-        """W is decoded once for all products inside."""
-        stays = self._kept is not None or self._eight_bit is not None
-        if not stays:
-            self._kept = self._decode()
-        try:
-            yield
-        finally:
-            if not stays:
-                self._kept = None
-
-    def use_eight_bits(self) -> None:
-        """Keep W in 8 bits for both products, instead of decoded."""
-        if suits(sum(self._sizes), self.features):
-            self._eight_bit, self._kept = EightBitWeight(self.weight()), None
-
-    def use_sixteen_bits(self) -> None:
-        """Keep W decoded."""
-        self._kept, self._eight_bit = self.weight(), None
-
-    def release(self) -> None:
-        """Do not keep W any longer; it is decoded where it is used."""
-        self._kept = self._eight_bit = None
-
-    @property
-    def resident_bytes(self) -> int:
-        """Bytes of weights that stay beside those loaded."""
-        if self._eight_bit is not None:
-            return self._eight_bit.bytes
-        if self._kept is None or self._kept.data_ptr() == self._bases[0].weight.data_ptr():
-            return 0
-        return self._kept.numel() * self._kept.element_size()
-
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
-        """A and B of each adapter in turn: the order of `gradients`."""
-        return [parameter for adapter in self._adapters for parameter in (adapter.a, adapter.b)]
+        """Each adapter's in turn: the order of `gradients`."""
+        return [parameter for adapter in self._adapters for parameter in adapter.parameters]
 
     def a(self) -> torch.Tensor:
         """A [R, in] in the compute type."""
@@ -135,67 +64,136 @@ class LinearGroup:
             return self._adapters[0].a.to(self._dtype)
         return torch.cat([adapter.a.to(self._dtype) for adapter in self._adapters])
 
-    def inner(self, x: torch.Tensor) -> torch.Tensor:
+    @property
+    def drops(self) -> bool:
+        """Whether any adapter drops a part of its input now."""
+        return any(dropout.training for dropout in self._dropouts)
+
+    def begin(self, draw: Draw | None) -> GroupPass:
+        """What a pass with the masks of `draw` is made with."""
+        masks: tuple[Mask, ...] = ()
+        if draw is not None and self.drops:
+            masks = tuple(Mask(draw, adapter.stream, adapter.p) for adapter in self._adapters)
+        return GroupPass(masks, self._scales()) if masks or self._has_magnitudes else PLAIN
+
+    def _scales(self) -> dora.Scales | None:
+        if self._squares is None:
+            return None
+        w, norms = self.frozen.tensor(), torch.ones_like(self._squares)
+        factor = torch.ones_like(norms)
+        for adapter in self._adapters:
+            if adapter.magnitude is not None:
+                a, b, at = adapter.a.to(self._dtype), adapter.b.to(self._dtype), adapter.outputs
+                norms[at] = dora.row_norms(w[at], self._squares[at], a, b, adapter.scale)
+                factor[at] = adapter.magnitude.detach() / norms[at]
+        return dora.Scales(factor, norms)
+
+    def inner(self, x: torch.Tensor, now: GroupPass) -> torch.Tensor:
         """x A^T [T, R]."""
-        return x @ self.a().T if self._adapters else x.new_empty(x.shape[0], 0)
+        if not now.masks:
+            return x @ self.a().T if self._adapters else x.new_empty(x.shape[0], 0)
+        found = x.new_empty(x.shape[0], self._ranks)
+        for adapter, mask in zip(self._adapters, now.masks, strict=True):
+            a = adapter.a.to(self._dtype)
+            torch.mm(adapter_dropout.drop(x, mask), a.T, out=found[:, adapter.ranks])
+        return found
 
-    def base(self, x: torch.Tensor) -> torch.Tensor:
-        """x [T, in] -> x W^T + bias [T, out]: y without the adapters' shares."""
-        if self._eight_bit is not None:
-            return self._eight_bit.forward(x, self.bias)
-        return functional.linear(x, self.weight(), self.bias)
+    def base(self, x: torch.Tensor, now: GroupPass) -> torch.Tensor:
+        """x [T, in] -> g x W^T + bias [T, out]: y without the adapters' shares."""
+        if now.scales is None:
+            return self.frozen.forward(x, self.bias)
+        y = self.frozen.forward(x, None).mul_(now.scales.factor)
+        return y if self.bias is None else y.add_(self.bias)
 
-    def shares(self, inner: torch.Tensor) -> tuple[Share | None, Share | None]:
+    def _b(self, adapter: Adapter, now: GroupPass) -> torch.Tensor:
+        """g B [out, r] of one adapter, in the compute type."""
+        if now.scales is None:
+            return adapter.b.to(self._dtype)
+        return (adapter.b * now.scales.factor[adapter.outputs].unsqueeze(1)).to(self._dtype)
+
+    def shares(self, inner: torch.Tensor, now: GroupPass) -> tuple[Share | None, Share | None]:
         """What the adapters add to the first and to the second half of y."""
-        half = sum(self._sizes) // 2
+        half = sum(self.frozen.sizes) // 2
         found: list[Share | None] = [None, None]
         for adapter in self._adapters:
-            b, i = adapter.b.to(self._dtype), inner[:, adapter.ranks]
+            b, i = self._b(adapter, now), inner[:, adapter.ranks]
             for index in (0, 1):
                 if adapter.outputs.start <= index * half and adapter.outputs.stop >= (index + 1) * half:
                     first = index * half - adapter.outputs.start
                     found[index] = Share(i, b[first : first + half], adapter.scale)
         return found[0], found[1]
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor, now: GroupPass) -> tuple[torch.Tensor, torch.Tensor]:
         """x [T, in] -> y [T, out] and x A^T [T, R]."""
-        inner = self.inner(x)
-        y = self.base(x)
+        inner = self.inner(x, now)
+        y = self.base(x, now)
         for adapter in self._adapters:
-            b = adapter.b.to(self._dtype)
+            b = self._b(adapter, now)
             y[:, adapter.outputs].addmm_(inner[:, adapter.ranks], b.T, alpha=adapter.scale)
         return y, inner
 
-    def d_inner(self, dy: torch.Tensor) -> torch.Tensor:
+    def d_inner(self, dy: torch.Tensor, now: GroupPass) -> torch.Tensor:
         """dy [T, out] -> d [T, R]."""
         found = dy.new_empty(dy.shape[0], self._ranks)
         for adapter in self._adapters:
-            b = _scaled(adapter.b.to(self._dtype), adapter.scale)
+            b = _scaled(self._b(adapter, now), adapter.scale)
             torch.mm(dy[:, adapter.outputs], b, out=found[:, adapter.ranks])
         return found
 
-    def backward_base(self, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """dy [T, out] -> dy W [T, in], which lacks d A, and d [T, R]."""
-        dx = dy @ self.weight() if self._eight_bit is None else self._eight_bit.backward(dy)
-        return dx, self.d_inner(dy)
+    def backward_base(self, dy: torch.Tensor, now: GroupPass) -> tuple[torch.Tensor, torch.Tensor]:
+        """dy [T, out] -> g dy W [T, in], which lacks d A, and d [T, R]."""
+        scaled = dy if now.scales is None else torch.mul(dy, now.scales.factor, out=torch.empty_like(dy))
+        return self.frozen.backward(scaled), self.d_inner(dy, now)
 
-    def backward(self, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def add_shares(self, dx: torch.Tensor, d_inner: torch.Tensor, now: GroupPass) -> torch.Tensor:
+        """dx + d A, in place."""
+        if not now.masks:
+            return dx.addmm_(d_inner, self.a()) if self._adapters else dx
+        for adapter, mask in zip(self._adapters, now.masks, strict=True):
+            adapter_dropout.add_share(dx, d_inner[:, adapter.ranks], adapter.a.to(self._dtype), mask)
+        return dx
+
+    def backward(self, dy: torch.Tensor, now: GroupPass) -> tuple[torch.Tensor, torch.Tensor]:
         """dy [T, out] -> dx [T, in] and d [T, R]."""
-        dx, d_inner = self.backward_base(dy)
-        return (dx.addmm_(d_inner, self.a()) if self._adapters else dx), d_inner
+        dx, d_inner = self.backward_base(dy, now)
+        return self.add_shares(dx, d_inner, now), d_inner
 
     def gradients(
-        self, dy: torch.Tensor, x: torch.Tensor, inner: torch.Tensor, d_inner: torch.Tensor
+        self, dy: torch.Tensor, x: torch.Tensor, inner: torch.Tensor, d_inner: torch.Tensor, now: GroupPass
     ) -> list[torch.Tensor]:
         """Gradients of `parameters`, in their types."""
         if not self._adapters:
             return []
-        da = d_inner.T @ x
         found = []
-        for adapter in self._adapters:
-            db = dy[:, adapter.outputs].T @ inner[:, adapter.ranks]
-            found += [da[adapter.ranks].to(adapter.a.dtype), _scaled(db, adapter.scale).to(adapter.b.dtype)]
+        for adapter, da in zip(self._adapters, self._of_a(x, d_inner, now), strict=True):
+            db = _scaled(dy[:, adapter.outputs].T @ inner[:, adapter.ranks], adapter.scale)
+            if now.scales is not None:
+                db = db * now.scales.factor[adapter.outputs].unsqueeze(1)
+            found += [da.to(adapter.a.dtype), db.to(adapter.b.dtype)]
+            if adapter.magnitude is not None:
+                found.append(self._of_magnitude(adapter, dy, x, inner, now))
         return found
+
+    def _of_magnitude(
+        self, adapter: Adapter, dy: torch.Tensor, x: torch.Tensor, inner: torch.Tensor, now: GroupPass
+    ) -> torch.Tensor:
+        assert adapter.magnitude is not None
+        assert now.scales is not None
+        at, b = adapter.outputs, adapter.b.to(self._dtype)
+        found = dora.magnitude_gradient(
+            dy[:, at], x, self.frozen.tensor()[at], inner[:, adapter.ranks], b, adapter.scale, now.scales.norms[at]
+        )
+        return found.to(adapter.magnitude.dtype)
+
+    def _of_a(self, x: torch.Tensor, d_inner: torch.Tensor, now: GroupPass) -> list[torch.Tensor]:
+        """Gradients of the adapters' A."""
+        if not now.masks:
+            whole = d_inner.T @ x
+            return [whole[adapter.ranks] for adapter in self._adapters]
+        return [
+            d_inner[:, adapter.ranks].T @ adapter_dropout.drop(x, mask)
+            for adapter, mask in zip(self._adapters, now.masks, strict=True)
+        ]
 
 
 def _scaled(x: torch.Tensor, scale: float) -> torch.Tensor:

@@ -12,9 +12,22 @@ from typing import NamedTuple
 import torch
 
 from finetune_kernels import adapted_activation, rms_norm
+from finetune_kernels.adapter_dropout import Draw
+from finetune_kernels.adapters import GroupPass
 from finetune_kernels.attention_half import Kept, Norm, normalize, normalize_back
 from finetune_kernels.gated_activation import Activation
 from finetune_kernels.linear_group import LinearGroup
+
+
+class MlpPass(NamedTuple):
+    """What one pass is made with."""
+
+    gate_up: GroupPass
+    down: GroupPass
+
+    def from_row(self, row: int) -> "MlpPass":
+        """For rows that begin `row` further on."""
+        return MlpPass(self.gate_up.from_row(row), self.down.from_row(row))
 
 
 class Projected(NamedTuple):
@@ -41,34 +54,44 @@ class MlpHalf:
     post_norm: Norm | None
     activation: Activation
 
-    def project(self, n2: torch.Tensor) -> Projected:
-        """Normalised h [T, hidden] -> gate and up side by side."""
-        return Projected(self.gate_up.base(n2), self.gate_up.inner(n2))
+    def begin(self, draw: Draw | None) -> MlpPass:
+        """A pass with the masks of `draw`."""
+        return MlpPass(self.gate_up.begin(draw), self.down.begin(draw))
 
-    def finish(self, projected: Projected) -> tuple[Finished, torch.Tensor]:
+    def project(self, n2: torch.Tensor, now: MlpPass) -> Projected:
+        """Normalised h [T, hidden] -> gate and up side by side."""
+        return Projected(self.gate_up.base(n2, now.gate_up), self.gate_up.inner(n2, now.gate_up))
+
+    def finish(self, projected: Projected, now: MlpPass) -> tuple[Finished, torch.Tensor]:
         """What is kept, and what is to be added to h (a tensor that may be written to)."""
-        shares = self.gate_up.shares(projected.inner)
+        shares = self.gate_up.shares(projected.inner, now.gate_up)
         activated = adapted_activation.forward(projected.gate_up, self.activation, shares)
-        m, inner_down = self.down.forward(activated)
+        m, inner_down = self.down.forward(activated, now.down)
         added, post = normalize(self.post_norm, m)
         return Finished(inner_down, post), added
 
     def backward(
-        self, dy: torch.Tensor, h: torch.Tensor, r2: torch.Tensor, projected: Projected, finished: Finished | None
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        self, dy: torch.Tensor, h: torch.Tensor, r2: torch.Tensor, projected: Projected, finished: Finished | None,
+        now: MlpPass,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:  # fmt: skip
         """dy [T, hidden], the gradient of h + added -> that of h (both ways) and of the adapters, gate and up first.
         Without `finished` it is made again, as far as it is needed."""
         if finished is None and self.post_norm is not None:
-            finished, _ = self.finish(projected)
+            finished, _ = self.finish(projected, now)
         dm = dy if finished is None else normalize_back(self.post_norm, dy, finished.post)
-        d_activated, d_inner_down = self.down.backward_base(dm)
-        shares = self.gate_up.shares(projected.inner)
-        after = (d_inner_down, self.down.a()) if self.down.parameters else None
+        d_activated, d_inner_down = self.down.backward_base(dm, now.down)
+        shares = self.gate_up.shares(projected.inner, now.gate_up)
+        after = None
+        if now.down.masks:
+            self.down.add_shares(d_activated, d_inner_down, now.down)
+        elif self.down.parameters:
+            after = d_inner_down, self.down.a()
         d_gate_up = adapted_activation.backward(d_activated, projected.gate_up, self.activation, shares, after)
         activated = d_activated
-        inner_down = self.down.inner(activated) if finished is None else finished.inner_down
-        of_down = self.down.gradients(dm, activated, inner_down, d_inner_down)
+        inner_down = self.down.inner(activated, now.down) if finished is None else finished.inner_down
+        of_down = self.down.gradients(dm, activated, inner_down, d_inner_down, now.down)
         del activated, d_activated
-        dn2, d_inner = self.gate_up.backward(d_gate_up)
+        dn2, d_inner = self.gate_up.backward(d_gate_up, now.gate_up)
         dh, n2 = rms_norm.backward(dn2, h, self.norm.weight, r2, residual=dy, again=True)
-        return dh, [*self.gate_up.gradients(d_gate_up, n2, projected.inner, d_inner), *of_down]
+        of_gate_up = self.gate_up.gradients(d_gate_up, n2, projected.inner, d_inner, now.gate_up)
+        return dh, [*of_gate_up, *of_down]

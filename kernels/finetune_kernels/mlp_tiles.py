@@ -11,7 +11,7 @@ import torch
 
 from finetune_kernels import rms_norm
 from finetune_kernels.keep import TILE_ROWS
-from finetune_kernels.mlp_half import Finished, MlpHalf
+from finetune_kernels.mlp_half import Finished, MlpHalf, MlpPass
 
 
 def needs_tiles(rows: int) -> bool:
@@ -24,14 +24,15 @@ def _tiles(rows: int) -> Iterator[slice]:
 
 
 def forward_in_tiles(
-    mlp: MlpHalf, h: torch.Tensor, n2: torch.Tensor, *, finish: bool
+    mlp: MlpHalf, h: torch.Tensor, n2: torch.Tensor, now: MlpPass, *, finish: bool
 ) -> tuple[Finished | None, torch.Tensor]:
     """h and its norm n2 [T, hidden] -> what `backward_in_tiles` can use, if it is to `finish` early, and h + MLP."""
     y = torch.empty_like(h)
     parts: list[Finished] = []
-    with mlp.gate_up.decoded(), mlp.down.decoded():
+    with mlp.gate_up.frozen.decoded(), mlp.down.frozen.decoded():
         for rows in _tiles(h.shape[0]):
-            finished, added = mlp.finish(mlp.project(n2[rows]))
+            here = now.from_row(rows.start)
+            finished, added = mlp.finish(mlp.project(n2[rows], here), here)
             torch.add(added, h[rows], out=y[rows])
             if finish:
                 parts.append(finished)
@@ -39,19 +40,20 @@ def forward_in_tiles(
 
 
 def backward_in_tiles(
-    mlp: MlpHalf, dy: torch.Tensor, h: torch.Tensor, r2: torch.Tensor, finished: Finished | None
+    mlp: MlpHalf, dy: torch.Tensor, h: torch.Tensor, r2: torch.Tensor, finished: Finished | None, now: MlpPass
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """As `MlpHalf.backward`, from h alone."""
     dh = torch.empty_like(h)
     sums: list[torch.Tensor] = []
     types: list[torch.dtype] = []
-    with mlp.gate_up.decoded(), mlp.down.decoded():
+    with mlp.gate_up.frozen.decoded(), mlp.down.frozen.decoded():
         for rows in _tiles(h.shape[0]):
             _, n2, _ = rms_norm.forward(h[rows], mlp.norm.weight, mlp.norm.eps)
+            here = now.from_row(rows.start)
             part = (
                 None if finished is None else Finished(finished.inner_down[rows], tuple(t[rows] for t in finished.post))
             )
-            dh[rows], gradients = mlp.backward(dy[rows], h[rows], r2[rows], mlp.project(n2), part)
+            dh[rows], gradients = mlp.backward(dy[rows], h[rows], r2[rows], mlp.project(n2, here), part, here)
             if not sums:
                 types = [gradient.dtype for gradient in gradients]
                 sums = [gradient.float() for gradient in gradients]

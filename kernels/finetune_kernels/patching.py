@@ -109,7 +109,7 @@ def _fused_mlp(module: Any, activation: Activation, x: torch.Tensor) -> torch.Te
 
 
 def _patch_adapter(module: Any, report: PatchReport, *, resident: bool) -> None:
-    reason = why_not_adapter(module)
+    reason = why_not_adapter(module) or _why_not_alone(module)
     if reason is not None:
         report.leave(reason)
         return
@@ -130,15 +130,27 @@ def why_not_adapter(module: Any) -> str | None:
     names = module.active_adapters
     if len(names) != 1 or names[0] not in module.lora_A:
         return "not exactly one adapter"
-    if not isinstance(module.lora_dropout[names[0]], nn.Identity):
-        return "adapter dropout"
-    if getattr(module, "use_dora", {}).get(names[0]):
-        return "DoRA"
+    if has_dora(module) and not isinstance(module.lora_dropout[names[0]], nn.Identity):
+        return "DoRA with dropout"
     if not isinstance(module.base_layer, nn.Linear):
         return f"base layer {type(module.base_layer).__name__}"
     if module.base_layer.weight.requires_grad:
         return "base weights that train"
     return None
+
+
+def _why_not_alone(module: Any) -> str | None:
+    """Why a LoRA layer stays peft's own outside a fused decoder layer."""
+    (name,) = module.active_adapters
+    if has_dora(module):
+        return "DoRA"
+    return None if isinstance(module.lora_dropout[name], nn.Identity) else "adapter dropout"
+
+
+def has_dora(module: Any) -> bool:
+    """Whether a LoRA layer's one adapter has magnitudes."""
+    (name,) = module.active_adapters
+    return name in module.lora_magnitude_vector
 
 
 def _weight(base: Any, report: PatchReport, *, resident: bool) -> Weight:

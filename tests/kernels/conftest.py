@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_kernels import adapted_activation, capped_attention, rms_norm, rotary_embedding
+from finetune_kernels import adapted_activation, adapter_dropout, capped_attention, rms_norm, rotary_embedding
 
 
 def _rotate(
@@ -64,6 +64,8 @@ def in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
         rotary_embedding.rotate_back: rotary_embedding.reference_backward,
         capped_attention.forward: _capped,
         capped_attention.backward: _capped_back,
+        adapter_dropout.drop: adapter_dropout.reference,
+        adapter_dropout.add_share: adapter_dropout.reference_add_share,
         adapted_activation.forward: adapted_activation.reference,
         adapted_activation.backward: adapted_activation.reference_backward,
     }

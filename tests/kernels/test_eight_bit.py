@@ -8,8 +8,8 @@ from finetune_devcluster.small_layers import small_model
 from finetune_devcluster.tensor_checks import normal, root_error
 from finetune_kernels.decoder_layer import Keep
 from finetune_kernels.eight_bit import LARGEST, EightBitWeight, quantize_rows, suits
+from finetune_kernels.frozen_weight import FrozenWeight
 from finetune_kernels.fused_layers import FusedLayers
-from finetune_kernels.linear_group import LinearGroup
 
 COST = 0.045
 """Error of a product of normal numbers, relative: 0.0375 was measured for many shapes, two roundings of 2.6 % each."""
@@ -55,10 +55,10 @@ def test_both_products_cost_what_rounding_costs() -> None:
 def test_sizes_that_do_not_suit_stay_in_16_bits() -> None:
     assert suits(96, 64)
     assert not suits(96, 40)
-    group = LinearGroup([nn.Linear(40, 96)], torch.float32, resident=True)
-    group.use_eight_bits()
-    x = normal(5, 40)
-    assert torch.equal(group.base(x), nn.functional.linear(x, group.weight(), group.bias))
+    linear, x = nn.Linear(40, 96, bias=False), normal(5, 40)
+    frozen = FrozenWeight([linear], torch.float32, resident=True)
+    frozen.use_eight_bits()
+    assert torch.equal(frozen.forward(x, None), linear(x))
 
 
 @pytest.mark.parametrize("keep", Keep)

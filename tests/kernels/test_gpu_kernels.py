@@ -174,9 +174,10 @@ def test_linears_as_one(rank: int) -> None:
     group = LinearGroup(layers, torch.bfloat16, resident=True)
     x, dy = bf16(T, 2048), bf16(T, 3072, seed=1)
     with torch.no_grad():
-        y, inner = group.forward(x)
-        dx, d_inner = group.backward(dy)
-        ours = [y, dx, *group.gradients(dy, x, inner, d_inner)]
+        now = group.begin(None)
+        y, inner = group.forward(x, now)
+        dx, d_inner = group.backward(dy, now)
+        ours = [y, dx, *group.gradients(dy, x, inner, d_inner, now)]
 
     def by_peft(kind: torch.dtype) -> list[torch.Tensor]:
         for layer in layers:

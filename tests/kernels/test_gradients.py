@@ -17,12 +17,14 @@ from finetune_kernels import (
     adapted_activation,
     attention,
     capped_attention,
+    dora,
     gated_activation,
     linear_cross_entropy,
     rms_norm,
 )
 from finetune_kernels import rotary_embedding as rotary
 from finetune_kernels.adapted_activation import Share
+from finetune_kernels.adapter_dropout import Draw
 from finetune_kernels.attention import Documents, Scoring
 from finetune_kernels.decoder_layer import Keep
 from finetune_kernels.fused_layers import FusedLayers
@@ -45,6 +47,18 @@ class Twin(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> Any:
         return None, None, *ctx.back(*upstream, *ctx.saved_tensors)
+
+
+@pytest.fixture
+def constant_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DoRA's norms of rows are those of the first call: its gradients take them as constants."""
+    found: dict[int, torch.Tensor] = {}
+
+    def norms(w: torch.Tensor, *others: Any) -> torch.Tensor:
+        return found.setdefault(w.data_ptr(), row_norms(w, *others))
+
+    row_norms = dora.row_norms
+    monkeypatch.setattr(dora, "row_norms", norms)
 
 
 def double(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -135,28 +149,32 @@ def head_case(softcap: float | None) -> tuple[Any, ...]:
     return run, back, [double(4, 5)]
 
 
-def adapted_linears(names: Sequence[str], targets: Sequence[str], *, bias: bool, rslora: bool) -> list[Any]:
+def adapted_linears(names: Sequence[str], targets: Sequence[str], *, bias: bool, **adapter: Any) -> list[Any]:
     """Linear layers of 6 inputs, as peft wraps them: ranks 1 and 3, in fp64."""
     torch.manual_seed(0)
     sizes = dict(zip(names, (4, 4, 8), strict=False))
     plain = torch.nn.ModuleDict({name: torch.nn.Linear(6, size, bias=bias) for name, size in sizes.items()})
-    options: dict[str, Any] = {"r": 3, "rank_pattern": {names[-1]: 1}, "lora_alpha": 5, "use_rslora": rslora}
+    options: dict[str, Any] = {"r": 3, "rank_pattern": {names[-1]: 1}, "lora_alpha": 5} | adapter
     get_peft_model(plain, LoraConfig(target_modules=list(targets), **options))  # type: ignore[arg-type]
     for parameter in plain.double().parameters():
         torch.nn.init.normal_(parameter)
     return [plain[name] for name in names]
 
 
-def group_case(names: Sequence[str], targets: Sequence[str], bias: bool, rslora: bool) -> tuple[Any, ...]:
-    linears = adapted_linears(names, targets, bias=bias, rslora=rslora)
+def group_case(
+    names: Sequence[str], targets: Sequence[str], *, bias: bool = False, dropout: float = 0.0, **adapter: Any
+) -> tuple[Any, ...]:
+    linears = adapted_linears(names, targets, bias=bias, lora_dropout=dropout, **adapter)
     group = LinearGroup(linears, torch.float64, resident=True)
+    assert bool(group.begin(Draw(5)).masks) == (dropout > 0)
 
     def run(x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-        return group.forward(x)[0]
+        return group.forward(x, group.begin(Draw(5, first_row=3)))[0]
 
     def back(dy: torch.Tensor, x: torch.Tensor, *_: torch.Tensor) -> Tensors:
-        dx, d_inner = group.backward(dy)
-        return [dx, *group.gradients(dy, x, group.inner(x), d_inner)]
+        now = group.begin(Draw(5, first_row=3))
+        dx, d_inner = group.backward(dy, now)
+        return [dx, *group.gradients(dy, x, group.inner(x, now), d_inner, now)]
 
     return run, back, [double(5, 6), *group.parameters]
 
@@ -201,10 +219,14 @@ CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
     "GeGLU with adapters": lambda: adapted_case("gelu_tanh", "gate up"),
     "head": lambda: head_case(None),
     "head with a cap": lambda: head_case(2.0),
-    "linears": lambda: group_case(QKV, QKV, False, False),
-    "linears with bias and rsLoRA": lambda: group_case(QKV, QKV, True, True),
-    "linears with some adapters": lambda: group_case(QKV, ("q_proj", "v_proj"), True, False),
-    "one linear": lambda: group_case(("o_proj",), ("o_proj",), False, False),
+    "linears": lambda: group_case(QKV, QKV),
+    "linears with bias and rsLoRA": lambda: group_case(QKV, QKV, bias=True, use_rslora=True),
+    "linears with some adapters": lambda: group_case(QKV, ("q_proj", "v_proj"), bias=True),
+    "linears with dropout": lambda: group_case(QKV, QKV, bias=True, dropout=0.3, use_rslora=True),
+    "linears with some adapters and dropout": lambda: group_case(QKV, ("k_proj", "v_proj"), dropout=0.7),
+    "linears with magnitudes": lambda: group_case(QKV, QKV, bias=True, use_dora=True, use_rslora=True),
+    "linears with some magnitudes": lambda: group_case(QKV, ("q_proj", "v_proj"), use_dora=True),
+    "one linear": lambda: group_case(("o_proj",), ("o_proj",)),
     "attention over documents": lambda: attention_case(None),
     "attention over documents, in a window": lambda: attention_case(3),
     "attention with capped scores": lambda: capped_case(None),
@@ -212,6 +234,7 @@ CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
 }
 
 
+@pytest.mark.usefixtures("in_pytorch", "constant_norms")
 @pytest.mark.parametrize("name", CASES)
 def test_a_gradient_is_that_of_the_formula(name: str) -> None:
     run, back, inputs = CASES[name]()
@@ -238,15 +261,19 @@ LAYERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama": ("llama", {}),
     "Llama, some adapters": ("llama", {"target_modules": ["q_proj", "v_proj", "down_proj"]}),
     "Llama, one adapter": ("llama", {"target_modules": ["up_proj"]}),
+    "Llama, dropout": ("llama", {"lora_dropout": 0.4}),
+    "Llama, DoRA": ("llama", {"use_dora": True}),
     "Qwen2, rsLoRA": ("qwen2", {"use_rslora": True}),
     "Qwen3": ("qwen3", {}),
     "Phi3": ("phi3", {}),
     "Gemma2": ("gemma2", {}),
+    "Gemma2, DoRA": ("gemma2", {"use_dora": True, "target_modules": ["k_proj", "o_proj", "gate_proj"]}),
+    "Gemma2, dropout": ("gemma2", {"lora_dropout": 0.4}),
     "Gemma3": ("gemma3_text", {}),
 }
 
 
-@pytest.mark.usefixtures("in_pytorch")
+@pytest.mark.usefixtures("in_pytorch", "constant_norms")
 @pytest.mark.parametrize("keep", [Keep.EVERYTHING, Keep.ATTENTION, Keep.INPUT])
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_whole_layer(name: str, keep: Keep) -> None:
@@ -260,6 +287,7 @@ def test_a_whole_layer(name: str, keep: Keep) -> None:
     ends = torch.tensor([0, 3, 4, 7], dtype=torch.int32)
 
     def run(x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(5)  # the same masks at every call
         result: torch.Tensor = layer(x, position_embeddings=angles, cu_seq_lens_q=ends, max_length_q=3)
         return result
 

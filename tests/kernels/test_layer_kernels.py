@@ -140,9 +140,10 @@ def test_linears_as_one(t: int, rank: int, targets: tuple[str, ...], bias: bool,
     group = linear_group.LinearGroup(layers, torch.float32, resident=True)
     x, dy = normal(t, 40), normal(t, 40, seed=1)
     with torch.no_grad():
-        y, inner = group.forward(x)
-        dx, d_inner = group.backward(dy)
-        found = [dx, *group.gradients(dy, x, inner, d_inner)]
+        now = group.begin(None)
+        y, inner = group.forward(x, now)
+        dx, d_inner = group.backward(dy, now)
+        found = [dx, *group.gradients(dy, x, inner, d_inner, now)]
     parameters = group.parameters
     assert len(parameters) == 2 * len(targets)
     for layer in layers:

@@ -134,9 +134,10 @@ def linear_group(load: Load) -> Pairs:
     expected = torch.cat([layer(x) for layer in layers], dim=1)
     exact = torch.autograd.grad(expected, [x, *group.parameters], dy)
     with torch.no_grad():
-        y, inner = group.forward(x)
-        dx, d_inner = group.backward(dy)
-        found = [dx, *group.gradients(dy, x, inner, d_inner)]
+        now = group.begin(None)
+        y, inner = group.forward(x, now)
+        dx, d_inner = group.backward(dy, now)
+        found = [dx, *group.gradients(dy, x, inner, d_inner, now)]
     yield y, expected
     yield from zip(found, exact, strict=True)
 

@@ -1,12 +1,17 @@
 """Models of a few small layers with adapters: every family's structure in tensors of a few hundred elements."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from finetune_kernels import adapter_dropout
+from finetune_kernels.adapter_dropout import Draw, Mask
+from finetune_kernels.layer_builder import PROJECTIONS
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj"]
 
@@ -38,3 +43,24 @@ def angles_of(causal: Any, x: torch.Tensor, positions: torch.Tensor) -> tuple[to
         kinds = (causal.config.layer_types[0],)
     cos, sin = rotary(x, positions, *kinds)
     return cos.to(x.dtype), sin.to(x.dtype)
+
+
+class OurDropout(torch.nn.Module):
+    """In the place of peft's: drops what `mask` says."""
+
+    def __init__(self, mask: Mask) -> None:
+        super().__init__()
+        self._mask = mask
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [B, T, N] or [T, N]."""
+        return adapter_dropout.reference(x.flatten(0, -2), self._mask).view(x.shape)
+
+
+def drop_by(causal: Any, draws: Sequence[Draw]) -> None:
+    """Let peft's own layers drop by our masks: a draw for each decoder layer."""
+    for layer, draw in zip(causal.model.layers, draws, strict=True):
+        for name, module in layer.named_modules():
+            if hasattr(module, "lora_dropout"):
+                stream, p = PROJECTIONS.index(name.split(".")[-1]), module.lora_dropout["default"].p
+                module.lora_dropout["default"] = OurDropout(Mask(draw, stream, p))
