@@ -40,6 +40,10 @@ class ModelShape:
     second_norms: bool = False
     """Whether what each half adds is normed (Gemma): the norms' inputs are kept, or the second projection is made
     again."""
+    dropout: bool = False
+    """Whether adapters drop a part of their inputs."""
+    magnitudes: bool = False
+    """Whether adapters have them (DoRA)."""
 
     @property
     def attention_width(self) -> int:
@@ -71,12 +75,15 @@ class ModelShape:
 
     def working(self, tokens: int, *, tiled: bool) -> int:
         """Bytes while one layer's backward runs: gate, up, their gradients, the activation's, and rows of the residual
-        stream; `tiled`: the MLP goes through in tiles, and attention needs more, at every token."""
+        stream; `tiled`: the MLP goes through in tiles, and attention needs more, at every token. What an adapter left
+        of the activation, or the gradients of gate and up times DoRA's factors where the activation is no longer
+        needed, come on top."""
         q, stream = self.heads * self.head_size, self.hidden
-        whole = 5 * self.feed_forward + 6 * stream + 2 * self.attention_width
+        wide = (6 if self.dropout or self.magnitudes else 5) * self.feed_forward
+        whole = wide + 6 * stream + 2 * self.attention_width
         if not tiled or tokens <= TILE_ROWS:
             return tokens * whole * BYTES
-        mlp = tokens * (4 * stream + self.attention_width + q) + TILE_ROWS * (5 * self.feed_forward + 2 * stream)
+        mlp = tokens * (4 * stream + self.attention_width + q) + TILE_ROWS * (wide + 2 * stream)
         # x, two gradients of the stream, out and its gradient; q, k, v and their gradients, once more merged; sums in
         # fp32 and the heads' own gradients of k and v inside attention
         attention = tokens * (3 * stream + 2 * q + 3 * self.attention_width + 4 * q)

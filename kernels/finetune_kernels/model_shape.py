@@ -18,8 +18,9 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 def build_shape(
-    config: Any, *, linear_parameters: int, adapter_parameters: int, quantized: bool, movable_bytes: int
-) -> ModelShape:
+    config: Any, *, linear_parameters: int, adapter_parameters: int, quantized: bool, movable_bytes: int,
+    dropout: bool = False, magnitudes: bool = False,
+) -> ModelShape:  # fmt: skip
     """The shape of a model whose parameters were counted."""
     return ModelShape(
         layers=config.num_hidden_layers,
@@ -34,10 +35,15 @@ def build_shape(
         quantized=quantized,
         movable_bytes=movable_bytes,
         second_norms=str(getattr(config, "model_type", "")).startswith(SECOND_NORMS),
+        dropout=dropout,
+        magnitudes=magnitudes,
     )
 
 
-def shape_from_config(config: Any, targets: Collection[str], rank: int, *, quantized: bool) -> ModelShape | None:
+def shape_from_config(
+    config: Any, targets: Collection[str], rank: int, *, quantized: bool, dropout: bool = False,
+    magnitudes: bool = False,
+) -> ModelShape | None:  # fmt: skip
     """The shape of a model that is not loaded, with an adapter on `targets`; None for layers that are not seven
     linears (mixtures of experts, other architectures)."""
     needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
@@ -50,12 +56,15 @@ def shape_from_config(config: Any, targets: Collection[str], rank: int, *, quant
     adapted = {part for name in targets for part in _PARTS.get(name, (name,))} & set(linears)
     if "all-linear" in targets:
         adapted = set(linears)
+    each = {name: rank * (rows + columns) + (rows if magnitudes else 0) for name, (rows, columns) in linears.items()}
     return build_shape(
         config,
         linear_parameters=empty.layers * sum(rows * columns for rows, columns in linears.values()),
-        adapter_parameters=empty.layers * rank * sum(sum(linears[name]) for name in adapted),
+        adapter_parameters=empty.layers * sum(each[name] for name in adapted),
         quantized=quantized,
         movable_bytes=0 if _scales_embedding(config) else _vocabulary_bytes(config, empty),
+        dropout=dropout,
+        magnitudes=magnitudes,
     )
 
 

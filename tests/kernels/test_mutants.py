@@ -1,12 +1,8 @@
 """Every kernel's comparison with its formula must notice a mistake in the kernel: one line of its source is changed,
 the package is loaded afresh with that line, and the comparison that the true source passes has to fail."""
 
-import importlib
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,14 +12,14 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from bitsandbytes.optim import AdamW8bit
 from peft import LoraConfig, get_peft_model
 
-from finetune_devcluster.small_layers import angles_of, small_model
+from finetune_devcluster.mutated_kernels import Load, loaded_afresh, true_modules, write_mutant
+from finetune_devcluster.small_layers import OurDropout, angles_of, drop_by, small_model
 from finetune_devcluster.tensor_checks import DEVICE, normal, relative_error
+from finetune_kernels.adapter_dropout import Draw, Mask, new_draw
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs the kernels in Triton's interpreter")
-PACKAGE = "finetune_kernels"
 FUSED = ("fused_layers", "decoder_layer", "mlp_tiles")
 TOLERANCE = 5e-6  # fp32; at most 2e-6 was measured, and at least 1e-3 with a mistake
-Load = Callable[[str], ModuleType]
 Pairs = Iterator[tuple[torch.Tensor, torch.Tensor]]
 """Found and expected."""
 
@@ -36,7 +32,7 @@ def errors(pairs: Pairs) -> Iterator[float]:
 
 
 def rms_norm(load: Load) -> Pairs:
-    ours, true = load("rms_norm"), importlib.import_module(f"{PACKAGE}.rms_norm")
+    ours, true = load("rms_norm"), true_modules("rms_norm")
     x, delta, dy, dh, w = normal(3, 10), normal(3, 10, seed=1), normal(3, 10, seed=2), normal(3, 10, seed=3), normal(10)
     found, exact = [], []
     for offset, added, residual in ((1.0, delta, dh), (0.0, None, None)):
@@ -49,7 +45,7 @@ def rms_norm(load: Load) -> Pairs:
 
 
 def gated_activation(load: Load) -> Pairs:
-    ours, true = load("gated_activation"), importlib.import_module(f"{PACKAGE}.gated_activation")
+    ours, true = load("gated_activation"), true_modules("gated_activation")
     ours.BLOCK = 8  # several blocks, the last one not full
     gate, up, dy = 2 * normal(3, 5), normal(3, 5, seed=1), normal(3, 5, seed=2)
     for activation in ("silu", "gelu_tanh"):
@@ -61,7 +57,7 @@ def gated_activation(load: Load) -> Pairs:
 
 
 def adapted_activation(load: Load) -> Pairs:
-    ours, true = load("adapted_activation"), importlib.import_module(f"{PACKAGE}.adapted_activation")
+    ours, true = load("adapted_activation"), true_modules("adapted_activation")
     ours.BLOCK_T = ours.BLOCK_F = 16
     t, f = 17, 18
     gate_up, dy = normal(t, 2 * f), normal(t, f, seed=1)
@@ -77,7 +73,7 @@ def adapted_activation(load: Load) -> Pairs:
 
 
 def rotary_embedding(load: Load) -> Pairs:
-    ours, true = load("rotary_embedding"), importlib.import_module(f"{PACKAGE}.rotary_embedding")
+    ours, true = load("rotary_embedding"), true_modules("rotary_embedding")
     heads, angles = true.Heads(2, 1, 16), normal(2, 8)
     cos, sin = (torch.cat((part, part), dim=1) for part in (angles.cos(), angles.sin()))
     qkv, dy, weights = normal(2, heads.width, seed=1), normal(2, heads.width, seed=2), normal(2, 16, seed=3)
@@ -89,7 +85,7 @@ def rotary_embedding(load: Load) -> Pairs:
 
 
 def linear_cross_entropy(load: Load) -> Pairs:
-    ours, true = load("linear_cross_entropy"), importlib.import_module(f"{PACKAGE}.linear_cross_entropy")
+    ours, true = load("linear_cross_entropy"), true_modules("linear_cross_entropy")
     ours.CHUNK_ROWS, ours.LARGEST_BLOCK = 2, 8
     hidden, weight, targets = normal(3, 6), normal(19, 6, seed=1), torch.tensor([0, 18, 9], device=DEVICE)
     for softcap in (None, 2.0):
@@ -110,7 +106,7 @@ def nf4(load: Load) -> Pairs:
 
 
 def lora_linear(load: Load) -> Pairs:
-    ours, true = load("lora_linear"), importlib.import_module(f"{PACKAGE}.lora_linear")
+    ours, true = load("lora_linear"), true_modules("lora_linear")
     w, bias, dy = normal(5, 4, seed=1), normal(5, seed=2), normal(2, 3, 5, seed=5)
     inputs = [normal(2, 3, 4), normal(2, 4, seed=3), normal(5, 2, seed=4)]
     leaves = [value.clone().requires_grad_() for value in inputs]
@@ -122,24 +118,38 @@ def lora_linear(load: Load) -> Pairs:
     yield from zip(found, torch.autograd.grad(expected, exact, dy.double()), strict=True)
 
 
+def adapter_dropout(load: Load) -> Pairs:
+    ours, true = load("adapter_dropout"), true_modules("adapter_dropout")
+    ours.BLOCK_T, ours.BLOCK_R = 16, 16
+    mask = Mask(Draw(2**30 + 5, first_row=3), 2, 0.3)
+    x, dx, d, a = normal(17, 140)[:, :138], normal(17, 138, seed=1), normal(17, 20, seed=2)[:, :18], normal(18, 138)
+    yield ours.drop(x, mask), true.reference(x.double(), mask)
+    exact = true.reference_add_share(dx.double(), d.double(), a.double(), mask)
+    yield ours.add_share(dx, d, a, mask), exact
+
+
 def linear_group(load: Load) -> Pairs:
-    torch.manual_seed(0)
-    plain = torch.nn.ModuleDict({name: torch.nn.Linear(6, 4) for name in ("q_proj", "k_proj", "v_proj")})
-    get_peft_model(plain, LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "v_proj"]))  # type: ignore[arg-type]
-    for parameter in plain.parameters():
-        torch.nn.init.normal_(parameter)
-    layers = list(plain.to(DEVICE).values())
-    group = load("linear_group").LinearGroup(layers, torch.float32, resident=True)
-    x, dy = normal(3, 6).requires_grad_(), normal(3, 12, seed=1)
-    expected = torch.cat([layer(x) for layer in layers], dim=1)
-    exact = torch.autograd.grad(expected, [x, *group.parameters], dy)
-    with torch.no_grad():
-        now = group.begin(None)
-        y, inner = group.forward(x, now)
-        dx, d_inner = group.backward(dy, now)
-        found = [dx, *group.gradients(dy, x, inner, d_inner, now)]
-    yield y, expected
-    yield from zip(found, exact, strict=True)
+    """Against peft, by autograd: plain, with dropout, with magnitudes."""
+    for options in ({}, {"lora_dropout": 0.5}, {"use_dora": True}):
+        torch.manual_seed(0)
+        plain = torch.nn.ModuleDict({name: torch.nn.Linear(6, 4) for name in ("q_proj", "k_proj", "v_proj")})
+        get_peft_model(plain, LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "v_proj"], **options))  # type: ignore[arg-type]
+        for parameter in plain.parameters():
+            torch.nn.init.normal_(parameter)
+        layers = list(plain.to(DEVICE).values())
+        group = load("linear_group").LinearGroup(layers, torch.float32, resident=True, stream=4)
+        for stream in (0, 2) if "lora_dropout" in options else ():
+            layers[stream].lora_dropout["default"] = OurDropout(Mask(Draw(8), 4 + stream, 0.5))
+        x, dy = normal(3, 6).requires_grad_(), normal(3, 12, seed=1)
+        expected = torch.cat([layer(x) for layer in layers], dim=1)
+        exact = torch.autograd.grad(expected, [x, *group.parameters], dy)
+        with torch.no_grad():
+            now = group.begin(Draw(8))
+            y, inner = group.forward(x, now)
+            dx, d_inner = group.backward(dy, now)
+            found = [dx, *group.gradients(dy, x, inner, d_inner, now)]
+        yield y, expected
+        yield from zip(found, exact, strict=True)
 
 
 def whole_layer(load: Load) -> Pairs:
@@ -161,6 +171,23 @@ def whole_layer(load: Load) -> Pairs:
                 yield from zip(_layer_results(model, inputs), expected, strict=True)
 
 
+def dropped_layer(load: Load) -> Pairs:
+    """Against transformers and peft with our masks; every way of keeping."""
+    keeps = load("decoder_layer").Keep
+    dropped, model = (small_model("llama", torch.float32, lora_dropout=0.4).to(DEVICE) for _ in range(2))
+    torch.manual_seed(3)
+    drop_by(dropped.get_base_model(), [new_draw()])
+    inputs, ours = ([value for value in each.parameters() if value.requires_grad] for each in (dropped, model))
+    expected = _layer_results(dropped, inputs)
+    fused = load("fused_layers").FusedLayers(model.get_base_model(), [keeps.HOST], torch.float32, resident=True)
+    for keep, rows in ((keeps.EVERYTHING, 9), (keeps.ATTENTION, 9), (keeps.INPUT, 3), (keeps.HOST, 9)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(load("mlp_tiles"), "TILE_ROWS", rows)
+            fused.keep([keep])
+            torch.manual_seed(3)
+            yield from zip(_layer_results(model, ours), expected, strict=True)
+
+
 def _layer_results(model: Any, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
     causal = model.get_base_model()
     x = normal(1, 5, 32).requires_grad_()
@@ -173,7 +200,7 @@ def _layer_results(model: Any, inputs: list[torch.Tensor]) -> list[torch.Tensor]
 
 
 def capped_attention(load: Load) -> Pairs:
-    ours, true = load("capped_attention"), importlib.import_module(f"{PACKAGE}.capped_attention")
+    ours, true = load("capped_attention"), true_modules("capped_attention")
     q, k, v, dout = (normal(35, heads, 16, seed=heads + seed) for seed, heads in enumerate((4, 2, 2, 4)))
     ends = torch.tensor([0, 35], dtype=torch.int32, device=DEVICE)
     for window in (None, 20):
@@ -234,7 +261,7 @@ CHECKS = {
     for check in (
         rms_norm, gated_activation, adapted_activation, rotary_embedding, linear_cross_entropy, nf4, lora_linear,
         linear_group, whole_layer, supervised_loss, patching, flat_adamw,
-        capped_attention,
+        capped_attention, adapter_dropout, dropped_layer,
     )
 }  # fmt: skip
 
@@ -248,37 +275,11 @@ with Path(__file__).with_name("mutants.yaml").open() as file:
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_the_true_source_passes(name: str) -> None:
-    assert max(errors(CHECKS[name](lambda module: importlib.import_module(f"{PACKAGE}.{module}")))) < TOLERANCE
+    assert max(errors(CHECKS[name](true_modules))) < TOLERANCE
 
 
 @pytest.mark.parametrize(("check", "module", "was", "now"), MUTANTS)
 def test_a_mutant_fails(check: str, module: str, was: str, now: str, tmp_path: Path) -> None:
-    folder = Path(str(importlib.import_module(f"{PACKAGE}.rms_norm").__file__)).parent
-    sources = {path.stem: path.read_text() for path in folder.glob(f"{module}.py")}
-    places = {name: text.count(was) for name, text in sources.items() if was in text}
-    assert sum(places.values()) == 1, f"{was!r} stands once in {module}, not {places}: adapt mutants.yaml"
-    (name,) = places
-    path = tmp_path / f"{name}.py"
-    path.write_text(sources[name].replace(was, now))
-    load = loaded_afresh(name, path, FUSED if check == "whole_layer" else (check,))
+    wanted = FUSED if check in ("whole_layer", "dropped_layer") else (check,)
+    load = loaded_afresh(write_mutant(module, was, now, tmp_path), wanted)
     assert any(error > 20 * TOLERANCE for error in errors(CHECKS[check](load)))
-
-
-def loaded_afresh(module: str, path: Path, wanted: Sequence[str]) -> Load:
-    """The package's modules `wanted`, with `module` taken from `path`; the process keeps its own."""
-    own = {name: value for name, value in sys.modules.items() if name.split(".")[0] == PACKAGE}
-    for name in own:
-        del sys.modules[name]
-    try:
-        package = importlib.import_module(PACKAGE)  # empty: its modules follow
-        spec = importlib.util.spec_from_file_location(f"{PACKAGE}.{module}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        mutant = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        setattr(package, module, mutant)
-        spec.loader.exec_module(mutant)
-        return {name: importlib.import_module(f"{PACKAGE}.{name}") for name in wanted}.__getitem__
-    finally:
-        for name in [name for name in sys.modules if name.split(".")[0] == PACKAGE]:
-            del sys.modules[name]
-        sys.modules.update(own)

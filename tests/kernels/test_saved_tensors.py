@@ -24,7 +24,16 @@ pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="in the interpreter; test_gpu_limits.py and test_gpu_layers.py are for a GPU"
 )
 Call = Callable[..., torch.Tensor]
-FAMILIES = ["llama", "qwen2", "qwen3", "phi3", "gemma2"]
+# Name -> family, and the adapter's options.
+LAYERS: dict[str, tuple[str, dict[str, Any]]] = {
+    family: (family, {}) for family in ("llama", "qwen2", "qwen3", "phi3")
+} | {
+    "gemma2": ("gemma2", {}),
+    "gemma2 with dropout": ("gemma2", {"lora_dropout": 0.3}),
+    "qwen2 with dropout": ("qwen2", {"lora_dropout": 0.3}),
+    "qwen2 with DoRA": ("qwen2", {"use_dora": True}),
+    "gemma2 with DoRA": ("gemma2", {"use_dora": True}),
+}
 
 
 def norm(x: torch.Tensor) -> torch.Tensor:
@@ -130,17 +139,18 @@ def layer_call(model: Any, x: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def fused(family: str, keep: Keep, *, layers: int = 1) -> tuple[Any, list[torch.nn.Parameter]]:
+def fused(family: str, keep: Keep, *, layers: int = 1, **adapter: Any) -> tuple[Any, list[torch.nn.Parameter]]:
     dtype = torch.float32 if DEVICE == "cpu" else torch.bfloat16
-    model = small_model(family, dtype, layers=layers).to(DEVICE)
+    model = small_model(family, dtype, layers=layers, **adapter).to(DEVICE)
     FusedLayers(model.get_base_model(), [keep] * layers, dtype, resident=True)
     return model, [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 @pytest.mark.parametrize("keep", [Keep.EVERYTHING, Keep.ATTENTION, Keep.INPUT])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_layer_leaves_alone_what_it_saved_and_was_given(family: str, keep: Keep) -> None:
-    model, parameters = fused(family, keep)
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_leaves_alone_what_it_saved_and_was_given(name: str, keep: Keep) -> None:
+    family, adapter = LAYERS[name]
+    model, parameters = fused(family, keep, **adapter)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     x = normal(1, 8, 32, dtype=parameters[0].dtype).requires_grad_()
     copy = x.detach().clone()

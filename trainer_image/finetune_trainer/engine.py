@@ -188,6 +188,7 @@ def model_shape(model: Any) -> ModelShape:
     config = causal.config.get_text_config()
     states = [getattr(weight, "quant_state", None) for weight in causal.model.layers.parameters()]
     frozen = [weight for weight in causal.model.layers.parameters() if not weight.requires_grad and weight.ndim == 2]
+    dropouts = [part for name, part in causal.model.layers.named_modules() if "lora_dropout" in name]
     quantized = sum(math.prod(state.shape) for state in states if state is not None)
     return build_shape(
         config,
@@ -195,4 +196,6 @@ def model_shape(model: Any) -> ModelShape:
         adapter_parameters=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         quantized=quantized > 0,
         movable_bytes=movable_bytes(causal),
+        dropout=any(isinstance(part, torch.nn.Dropout) and part.p for part in dropouts),
+        magnitudes=any(getattr(part, "lora_magnitude_vector", None) for part in causal.model.layers.modules()),
     )

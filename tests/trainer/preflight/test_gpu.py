@@ -169,17 +169,30 @@ def test_no_estimate_without_a_gpu_or_for_layers_that_the_plan_does_not_know() -
 
 def test_layers_that_run_module_by_module_are_told() -> None:
     for sections in (
-        {"adapter": {"dropout": 0.1}},
-        {"adapter": {"variant": "DoRA"}},
+        {"adapter": {"variant": "DoRA", "dropout": 0.1}},
         {"training": {"precision": "FP16"}},
     ):
         warnings = judged(a_config(80 * GIB, **sections))[1]
         assert [finding.severity for finding in warnings] == [Severity.WARNING]
+    for adapter in ({"dropout": 0.1}, {"variant": "DoRA"}):
+        assert judged(a_config(80 * GIB, adapter=adapter))[1] == []
+
+
+@pytest.mark.parametrize("adapter", [{"dropout": 0.1}, {"variant": "DoRA"}])
+def test_adapters_that_need_more_memory_while_a_layer_works_are_given_it(adapter: dict[str, Any]) -> None:
+    plain, more = (judged(a_config(80 * GIB, teraflops=989, **sections))[0] for sections in ({}, {"adapter": adapter}))
+    width = 2 * 2048 * LLAMA_8B.intermediate_size * 2  # one row of the activation's width at every token, in 16 bits
+    magnitudes = 32 * (6144 + 4096 + 2 * 14336 + 4096) * (4 + 7) if "variant" in adapter else 0
+    assert more.peak_bytes - plain.peak_bytes == width + magnitudes
+    assert plain.tokens_per_second is not None
+    assert more.tokens_per_second is not None
+    assert (more.tokens_per_second < plain.tokens_per_second) == bool(magnitudes)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"])
 @pytest.mark.parametrize("targets", [("q_proj", "down_proj"), ("all-linear",)])
-def test_the_shape_is_that_of_the_model_itself(family: str, targets: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.1}, {"variant": "DoRA"}], ids=["LoRA", "dropout", "DoRA"])
+def test_the_shape_is_that_of_the_model_itself(family: str, targets: tuple[str, ...], options: dict[str, Any]) -> None:
     config = AutoConfig.for_model(
         family,
         hidden_size=256,
@@ -191,11 +204,12 @@ def test_the_shape_is_that_of_the_model_itself(family: str, targets: tuple[str, 
         head_dim=64,
         pad_token_id=0,
     )
-    adapter = a_config(None, adapter={"rank": 4, "targetModules": list(targets)}).adapter
+    adapter = a_config(None, adapter={"rank": 4, "targetModules": list(targets)} | options).adapter
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     adapted = inject_adapter(model, adapter, seed=0)
     whole = model_shape(adapted.model)
-    assert shape_from_config(config, targets, 4, quantized=False) == whole
+    extra = {"dropout": "dropout" in options, "magnitudes": "variant" in options}
+    assert shape_from_config(config, targets, 4, quantized=False, **extra) == whole
     base = loaded_bytes(config, whole, double_quantized=True)
     weights = sum(parameter.numel() for parameter in adapted.model.parameters() if not parameter.requires_grad)
     assert base == pytest.approx(2 * weights + 4 * whole.adapter_parameters, rel=0.01)  # biases and more norms

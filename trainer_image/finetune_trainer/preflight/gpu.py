@@ -1,6 +1,7 @@
 """Whether the run fits into its GPU, and how long it will take: the memory plan, asked before there is a GPU. Pure.
 
-    tokens/s = EFFICIENCY x TFLOP/s / (4 P + attention + head)     P: parameters of the linears, which stay frozen
+    tokens/s = EFFICIENCY x TFLOP/s / (4 P + attention + head)     P: parameters of the linears, which stay frozen;
+                                                                   6 P with DoRA, whose outputs are made once more
 
 Refused is only what cannot fit: the smallest plan needs more than the whole card. What the card holds beyond the plan's
 own margin is a warning.
@@ -90,7 +91,15 @@ class _Plans:
     @classmethod
     def of(cls, config: RunConfig, model: Any) -> "_Plans | None":
         quantized = config.model.quantization is Quantization.NF4
-        shape = shape_from_config(model, config.adapter.target_modules, config.adapter.rank, quantized=quantized)
+        adapter = config.adapter
+        shape = shape_from_config(
+            model,
+            adapter.target_modules,
+            adapter.rank,
+            quantized=quantized,
+            dropout=adapter.dropout > 0,
+            magnitudes=adapter.variant is AdapterVariant.DORA,
+        )
         return cls(config, model, shape) if shape else None
 
     def at(self, tokens: int, mode: MemoryMode, total: int) -> MemoryPlan:
@@ -164,15 +173,14 @@ def _tokens_per_second(shape: ModelShape, plan: MemoryPlan, length: int, teraflo
         return None
     attention = shape.layers * 2.0 * length * shape.heads * shape.head_size * (1 + BACKWARD)
     again = sum(shape.recomputed(keep) for keep in plan.keeps)
-    operations = 4.0 * shape.linear_parameters + attention + 4.0 * shape.hidden * shape.vocabulary + again
+    linears = (6.0 if shape.magnitudes else 4.0) * shape.linear_parameters
+    operations = linears + attention + 4.0 * shape.hidden * shape.vocabulary + again
     return EFFICIENCY * teraflops * 1e12 / operations
 
 
 def _why_more(config: RunConfig) -> str | None:
-    if config.adapter.variant is AdapterVariant.DORA:
-        return "spec.adapter.variant: DoRA"
-    if config.adapter.dropout > 0:
-        return "spec.adapter.dropout"
+    if config.adapter.variant is AdapterVariant.DORA and config.adapter.dropout > 0:
+        return "spec.adapter.variant: DoRA with spec.adapter.dropout"
     if config.training.precision in (Precision.FP16, Precision.FP32):
         return f"spec.training.precision: {config.training.precision}"
     return None
