@@ -4,14 +4,16 @@ Only instances are changed: each replaced module gets a `forward` of ours, and n
 What is not known to compute the same stays as it is and is listed with the reason.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from finetune_kernels.families import FAMILIES
 from finetune_kernels.gated_activation import Activation, gated_activation
 from finetune_kernels.lora_linear import Weight, lora_linear
 from finetune_kernels.rms_norm import rms_norm
@@ -30,10 +32,30 @@ MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "Gemma2MLP", "Gemma3ML
 ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
+class Planned(NamedTuple):
+    """Modules of each kind that a model must have, at least; counted from its configuration and from peft's list, not
+    from what is found."""
+
+    norms: int = 0
+    mlps: int = 0
+    adapters: int = 0
+
+
+def plan_patches(model: Any) -> Planned:
+    """What is to be replaced in a transformers model, with a peft adapter or without."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    adapters = len(model.base_model.targeted_module_names) if hasattr(model, "peft_config") else 0
+    if type(causal).__name__ not in FAMILIES:
+        return Planned(adapters=adapters)
+    layers = causal.config.num_hidden_layers
+    return Planned(2 * layers + 1, layers, adapters)
+
+
 @dataclass
 class PatchReport:
     """How many modules of each kind were replaced, and why others were not."""
 
+    planned: Planned
     norms: int = 0
     mlps: int = 0
     adapters: int = 0
@@ -41,10 +63,21 @@ class PatchReport:
     """Bytes of dequantised weights that stay in memory."""
     left: dict[str, int] = field(default_factory=dict)
     """Reason -> modules left as they were."""
+    _refused: Counter[str] = field(default_factory=Counter)
+    """Kind -> modules among them."""
 
-    def leave(self, reason: str) -> None:
+    def leave(self, kind: str, reason: str) -> None:
         """Count a module that stays."""
         self.left[reason] = self.left.get(reason, 0) + 1
+        self._refused[kind] += 1
+
+    def check(self) -> None:
+        """Raise RuntimeError where modules of a kind were to be replaced, none was, and no reason is known: they have
+        another name or another make in this version of transformers or peft, and training would be slow unseen."""
+        for kind, planned in self.planned._asdict().items():
+            wanted = planned - self._refused[kind]
+            if wanted > 0 and getattr(self, kind) == 0:
+                raise RuntimeError(f"{wanted} {kind} were to be replaced, and none was ({self})")
 
     def __str__(self) -> str:
         """One line for a log."""
@@ -58,29 +91,25 @@ class PatchReport:
 def patch_model(model: nn.Module, *, resident: bool) -> PatchReport:
     """Replace what is known. `resident` keeps dequantised 16-bit weights, 2 bytes per parameter, for speed.
 
-    Raises RuntimeError where a known family's modules were found and none could be replaced.
+    Raises RuntimeError where more was planned for and nothing was replaced (`PatchReport.check`).
     """
-    report = PatchReport()
-    known = 0
+    report = PatchReport(plan_patches(model))
     for module in model.modules():
         kind = type(module).__name__
         if kind in NORMS:
-            known += 1
             _patch_norm(module, NORMS[kind], report)
         elif kind in MLPS:
-            known += 1
             _patch_mlp(module, report)
         elif hasattr(module, "lora_A") and hasattr(module, "base_layer"):
             _patch_adapter(module, report, resident=resident)
-    if known and not (report.norms or report.mlps):
-        raise RuntimeError(f"nothing was replaced in a model of a known family: {report}")
+    report.check()
     return report
 
 
 def _patch_norm(module: Any, offset: float, report: PatchReport) -> None:
     eps = getattr(module, "variance_epsilon", None) or module.eps
     if module.weight.requires_grad:
-        report.leave("norm weights that train")
+        report.leave("norms", "norm weights that train")
         return
     module.forward = lambda x: rms_norm(x, module.weight, eps, offset)
     report.norms += 1
@@ -90,7 +119,7 @@ def _patch_mlp(module: Any, report: PatchReport) -> None:
     name = getattr(module.config, "hidden_activation", None) or module.config.hidden_act
     activation = ACTIVATIONS.get(name)
     if activation is None:
-        report.leave(f"activation {name}")
+        report.leave("mlps", f"activation {name}")
         return
     fused = hasattr(module, "gate_up_proj")
     module.forward = partial(_fused_mlp if fused else _mlp, module, activation)
@@ -111,7 +140,7 @@ def _fused_mlp(module: Any, activation: Activation, x: torch.Tensor) -> torch.Te
 def _patch_adapter(module: Any, report: PatchReport, *, resident: bool) -> None:
     reason = why_not_adapter(module) or _why_not_alone(module)
     if reason is not None:
-        report.leave(reason)
+        report.leave("adapters", reason)
         return
     (name,) = module.active_adapters
     base = module.base_layer

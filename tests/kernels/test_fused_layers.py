@@ -21,9 +21,10 @@ from finetune_kernels.layer_builder import why_not_fused
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 LONG = {
     "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75, "short_factor": [1.1] * 24,
-    "long_factor": [1.0 + 0.5 * i for i in range(24)], "original_max_position_embeddings": 4, "factor": 16.0,
+    "long_factor": [1.0 + 0.5 * i for i in range(24)],
 }  # fmt: skip
 """Phi-4-mini's kind of rotation: 48 of 64 elements turn, by other angles where a document has more than 4 tokens."""
+LONG_POSITIONS = {"original_max_position_embeddings": 4, "max_position_embeddings": 64}
 SLIDING = ["sliding_attention", "full_attention"]
 # Case: family, and what its configuration says beyond the common sizes. Documents are longer than windows, caps bend.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -36,7 +37,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("phi3", {}),
     "phi3 with a window": ("phi3", {"sliding_window": 3}),
     "phi4": ("phi3", {"rope_parameters": ROPE | {"partial_rotary_factor": 0.75}}),
-    "phi4 mini": ("phi3", {"rope_parameters": LONG, "max_position_embeddings": 64}),
+    "phi4 mini": ("phi3", LONG_POSITIONS | {"rope_parameters": LONG}),
     "phi3 with heads of 48": ("phi3", {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 48}),
     "gemma2": ("gemma2", {"sliding_window": 3, "attn_logit_softcapping": 1.5, "query_pre_attn_scalar": 32}),
     "gemma2 without a cap": ("gemma2", {"sliding_window": 3, "attn_logit_softcapping": None}),

@@ -1,5 +1,6 @@
 """What is put into a model computes what was there, and the report tells it; the plan takes the fastest that fits."""
 
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from finetune_devcluster import chat_data
 from finetune_devcluster.tiny_model import FAMILIES, make_tiny_model
 from finetune_kernels.decoder_layer import Keep
 from finetune_kernels.memory_plan import ModelShape, plan_memory, smaller_mode
-from finetune_kernels.patching import patch_model
+from finetune_kernels.patching import patch_model, plan_patches
 from finetune_kernels.supervised_loss import has_plain_head, supervised_loss
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj"]
@@ -69,6 +70,59 @@ def test_what_is_computed_otherwise_is_left_and_said(options: dict[str, Any], re
     report = patch_model(adapted("llama", tmp_path, **options), resident=False)
     assert (report.adapters, report.left) == (0, {reason: 14})
     assert reason in str(report)
+
+
+def rename_norms(model: Any) -> None:
+    """As if transformers had given its norms another name."""
+    for module in model.modules():
+        if type(module).__name__ == "LlamaRMSNorm":
+            module.__class__ = type("LlamaNorm", (type(module),), {})
+
+
+def rename_mlps(model: Any) -> None:
+    for layer in model.get_base_model().model.layers:
+        layer.mlp.__class__ = type("LlamaFeedForward", (type(layer.mlp),), {})
+
+
+def rename_adapters(model: Any) -> None:
+    """As if peft kept A under another name."""
+    for module in list(model.modules()):
+        if hasattr(module, "lora_A"):
+            module._modules["lora_down"] = module._modules.pop("lora_A")
+
+
+@pytest.mark.parametrize(
+    ("rename", "said"),
+    [(rename_norms, "5 norms were"), (rename_mlps, "2 mlps were"), (rename_adapters, "14 adapters were")],
+)
+def test_nothing_replaced_where_more_was_planned_is_an_error(
+    rename: Callable[[Any], None], said: str, tmp_path: Path
+) -> None:
+    model = adapted("llama", tmp_path)
+    assert plan_patches(model) == (5, 2, 14)
+    rename(model)
+    with pytest.raises(RuntimeError, match=said):
+        patch_model(model, resident=False)
+
+
+def test_an_unknown_architecture_has_nothing_planned_but_its_adapters(tmp_path: Path) -> None:
+    model = adapted("llama", tmp_path)
+    causal = model.get_base_model()
+    causal.__class__ = type("OtherForCausalLM", (type(causal),), {})
+    rename_norms(model)
+    rename_mlps(model)
+    report = patch_model(model, resident=False)
+    assert report.planned == (0, 0, 14)
+    assert (report.norms, report.mlps, report.adapters) == (0, 0, 14)
+
+
+def test_a_reason_is_no_error(tmp_path: Path) -> None:
+    model = adapted("llama", tmp_path)
+    for name, weight in model.named_parameters():
+        if "norm" in name:
+            weight.requires_grad_(True)
+    report = patch_model(model, resident=False)
+    assert (report.norms, report.mlps, report.left) == (0, 2, {"norm weights that train": 5})
 
 
 GIB = 2**30
