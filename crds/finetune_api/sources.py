@@ -54,6 +54,11 @@ class Source:
         location, _, path = rest.partition("/")
         return cls(Scheme(scheme), location, path)
 
+    @property
+    def hub_name(self) -> str | None:
+        """org/name of a repository on the Hugging Face Hub; None for other sources."""
+        return self.location if self.scheme is Scheme.HUGGING_FACE else None
+
 
 def stays_inside(uri: str) -> bool:
     """Whether no path segment of the URI climbs out with `..`."""

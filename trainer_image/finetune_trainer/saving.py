@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from finetune_api.run_config import RunConfig
+from finetune_api.sources import Source
 from finetune_api.vocabulary import ArtifactType, MergedType
 from finetune_trainer.artifacts.store import LocalArtifact
 from finetune_trainer.export.export import ExportRequest, export
@@ -35,6 +36,7 @@ def save_artifacts(model: Any, loaded: LoadedModel, base: Path, config: RunConfi
         merged=None if merged is None else merged.value,
         gguf=types,
         name=config.job.name,
+        base_name=Source.parse(config.model.source).hub_name,
     )
     files = export(request, device=loaded.device, on_progress=lambda done, total: None)
     if merged is not None:

@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from finetune_api.run_config import RunConfig
-from finetune_api.sources import Scheme, Source
+from finetune_api.sources import Source
 from finetune_trainer.documents.sample_table import SampleLine, sample_table
 
 PLOT_NAME = "loss.svg"
@@ -46,7 +46,7 @@ def write_model_card(facts: CardFacts) -> str:
 
 def _header(facts: CardFacts) -> ModelCardData:
     config = facts.config
-    base, data = _hub_name(config.model.source), _hub_name(config.dataset.source)
+    base, data = (Source.parse(each.source).hub_name for each in (config.model, config.dataset))
     return ModelCardData(
         base_model=base,
         base_model_relation=("finetune" if facts.has_merged else "adapter") if base else None,
@@ -109,7 +109,7 @@ def _memory(memory: Mapping[str, Any] | None) -> Sequence[str]:
 
 def _commands(facts: CardFacts) -> Sequence[str]:
     name, rank = facts.config.job.name, facts.config.adapter.rank
-    base = _hub_name(facts.config.model.source) or "BASE_MODEL_FOLDER"
+    base = Source.parse(facts.config.model.source).hub_name or "BASE_MODEL_FOLDER"
     lines = ["## Use", "", *_hub_commands(facts)]
     lines += ["From the folder that `finetune artifacts JOB --download FOLDER` fills:", "", "```sh"]
     lines += [
@@ -152,11 +152,6 @@ def _configuration(description: Mapping[str, Any]) -> Sequence[str]:
 def _vllm_rank(rank: int) -> int:
     """The smallest limit that vLLM accepts and that holds the rank."""
     return next((limit for limit in (8, 16, 32, 64, 128, 256, 320, 512) if limit >= rank), rank)
-
-
-def _hub_name(uri: str) -> str | None:
-    source = Source.parse(uri)
-    return source.location if source.scheme is Scheme.HUGGING_FACE else None
 
 
 def _code(text: str) -> str:

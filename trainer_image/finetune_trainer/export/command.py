@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from finetune_api.failures import FailureReason
+from finetune_api.sources import Source
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.arguments import ExportArguments
 from finetune_trainer.export.export import ExportedFile, ExportRequest, export
@@ -84,6 +85,7 @@ def _export(arguments: ExportArguments, console: Console) -> list[ExportedFile]:
             merged=arguments.merged,
             gguf=arguments.gguf,
             name=arguments.name,
+            base_name=Source.parse(arguments.base).hub_name,
         )
         task = bar.add_task("export", total=None)
         return export(

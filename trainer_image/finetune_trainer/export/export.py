@@ -24,6 +24,7 @@ from finetune_trainer.export.model_folder import ModelFolder, choose_tokenizer_f
 from finetune_trainer.export.ollama import MODELFILE_SUFFIX, read_ollama_chat, write_modelfile
 from finetune_trainer.export.tensor_reader import read_tensors
 from finetune_trainer.gguf.files import GgufFiles
+from finetune_trainer.gguf.model_facts import Origin
 
 log = logging.getLogger(__name__)
 DEQUANTISED = (
@@ -49,6 +50,8 @@ class ExportRequest:
     """GGUF types, for example ("F16", "Q8_0")."""
     name: str
     """File stem and general.name."""
+    base_name: str | None = None
+    """The base on the Hugging Face Hub (org/name), where it comes from there: GGUF files name it."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,8 @@ def plan_outputs(request: ExportRequest, base: ModelFolder, partial: Path) -> li
         (partial / "gguf").mkdir()
         paths = {kind: partial / "gguf" / f"{request.name}-{kind}.gguf" for kind in request.gguf}
         shapes = [(tensor.name, tensor.shape) for tensor in base.tensors]
-        outputs.append(GgufFiles(paths, model=request.base, tokenizer=tokenizer, shapes=shapes, name=request.name))
+        origin = Origin(request.base, request.base_name, is_trained=request.adapter is not None)
+        outputs.append(GgufFiles(paths, origin=origin, tokenizer=tokenizer, shapes=shapes, name=request.name))
     if not outputs:
         raise UnsupportedTypeError("nothing to export: ask for merged weights, for GGUF types, or both")
     return outputs

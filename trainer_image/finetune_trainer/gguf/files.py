@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUF_DEFAULT_ALIGNMENT, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter
+from gguf import GGUF_DEFAULT_ALIGNMENT, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, Metadata
 
 from finetune_trainer.export.file_writer import AppendedFile, FileWriters
 from finetune_trainer.export.stopwatch import Stopwatch
@@ -19,6 +19,7 @@ from finetune_trainer.gguf.config_checks import check_sizes
 from finetune_trainer.gguf.families import Family, find_family
 from finetune_trainer.gguf.file_types import FileType, find_file_type
 from finetune_trainer.gguf.hyperparameters import add_hyperparameters, load_full_config, load_generation_config
+from finetune_trainer.gguf.model_facts import Origin, read_model_facts
 from finetune_trainer.gguf.quantizers import encoded_size
 from finetune_trainer.gguf.rope import rope_factor_tensors
 from finetune_trainer.gguf.streamed_encoder import StreamedEncoder
@@ -101,24 +102,26 @@ class GgufFiles:
         self,
         paths: dict[str, Path],
         *,
-        model: Path,
+        origin: Origin,
         tokenizer: Path,
         shapes: Sequence[tuple[str, tuple[int, ...]]],
         name: str,
     ) -> None:
         """Plan and begin a file at `paths[type]` for each type.
 
-        `model` holds config.json, `tokenizer` the tokenizer files; `shapes` are the Hugging Face tensors in the order
-        in which they will be written; `name` is general.name. Raises ExportError before anything is written.
+        `origin.base` holds config.json, `tokenizer` the tokenizer files; `shapes` are the Hugging Face tensors in the
+        order in which they will be written; `name` is general.name. Raises ExportError before anything is written.
         """
-        config, generation = load_full_config(model), load_generation_config(model)
+        config, generation = load_full_config(origin.base), load_generation_config(origin.base)
         check_sizes(config, shapes)
         family = find_family(config)
         self._converter = TensorConverter(family, config)
         self._factors = rope_factor_tensors(config)
         self.files: dict[str, GgufFile] = {}
+        parameters = sum(torch.Size(shape).numel() for _, shape in shapes)
+        facts = read_model_facts(origin, generation, name=name, parameters=parameters)
         prepared = [
-            (kind, path, find_file_type(kind), _prepare_writer(family, config, generation, tokenizer, shapes, name))
+            (kind, path, find_file_type(kind), _prepare_writer(family, config, generation, tokenizer, facts))
             for kind, path in paths.items()
         ]
         renamed = [(self._converter.rename(tensor), shape) for tensor, shape in shapes]
@@ -165,15 +168,10 @@ class GgufFiles:
 
 
 def _prepare_writer(
-    family: Family,
-    config: dict[str, Any],
-    generation: dict[str, Any],
-    tokenizer: Path,
-    shapes: Sequence[tuple[str, tuple[int, ...]]],
-    name: str,
+    family: Family, config: dict[str, Any], generation: dict[str, Any], tokenizer: Path, facts: Metadata
 ) -> GGUFWriter:
     writer = GGUFWriter(None, MODEL_ARCH_NAMES[family.architecture])
-    parameters = sum(torch.Size(shape).numel() for _, shape in shapes)
-    add_hyperparameters(writer, family, config, name=name, parameters=parameters)
+    facts.set_gguf_meta_model(writer)
+    add_hyperparameters(writer, family, config)
     add_tokenizer(writer, tokenizer, config, generation)
     return writer

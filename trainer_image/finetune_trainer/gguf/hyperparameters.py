@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from gguf import GGUFType, GGUFWriter
-from gguf.utility import size_label
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
@@ -35,13 +34,9 @@ def load_generation_config(folder: Path) -> dict[str, Any]:
     return load_json(path) if path.is_file() else {}
 
 
-def add_hyperparameters(
-    writer: GGUFWriter, family: Family, config: Mapping[str, Any], *, name: str, parameters: int
-) -> None:
-    """Write `general.*` and the architecture's keys. `parameters` counts the weights, for the size label."""
+def add_hyperparameters(writer: GGUFWriter, family: Family, config: Mapping[str, Any]) -> None:
+    """Write what kind of file it is, and the architecture's keys."""
     writer.add_type(GGUFType.MODEL)
-    writer.add_name(name)
-    writer.add_size_label(size_label(parameters, parameters, 0, 0))
     writer.add_quantization_version(GGUF_QUANTIZATION_VERSION)
 
     writer.add_block_count(config["num_hidden_layers"])

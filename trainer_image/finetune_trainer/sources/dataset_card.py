@@ -12,11 +12,8 @@ from typing import Any
 import yaml
 
 from finetune_api.failures import FailureReason
+from finetune_trainer.card_block import find_block
 from finetune_trainer.errors import TrainerError
-
-MAX_CARD_BYTES = 4 * 2**20
-MAX_BLOCK_CHARACTERS = 2**20
-BLOCK = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
 
 def choose_from_card(uri: str, card: str, names: Iterable[str], split: str, subset: str | None) -> list[str] | None:
@@ -39,11 +36,11 @@ def choose_from_card(uri: str, card: str, names: Iterable[str], split: str, subs
 
 
 def _configs(uri: str, card: str) -> list[dict[str, Any]]:
-    block = BLOCK.match(card)
-    if block is None or len(block[1]) > MAX_BLOCK_CHARACTERS:
+    block = find_block(card)
+    if block is None:
         return []
     try:
-        described = yaml.safe_load(block[1])
+        described = yaml.safe_load(block)
     except (yaml.YAMLError, ValueError, RecursionError):
         message = f"{uri} has a README.md whose first block is not valid YAML: nothing says which files are meant"
         raise TrainerError(FailureReason.DATASET_NOT_FOUND, message) from None

@@ -1,7 +1,7 @@
 """Bring a model or a dataset to this disk, and say exactly what was brought: revision and SHA-256."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,9 @@ from finetune_api.sources import Scheme, Source
 from finetune_trainer.artifacts.digests import sha256_of_each, sha256_of_lines
 from finetune_trainer.artifacts.object_space import OnBytes, ignore_bytes
 from finetune_trainer.artifacts.s3_faults import DATASET_REASONS, MODEL_REASONS, FaultReasons
+from finetune_trainer.card_block import CARD, MAX_CARD_BYTES
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.sources.dataset_card import MAX_CARD_BYTES, choose_from_card
+from finetune_trainer.sources.dataset_card import choose_from_card
 from finetune_trainer.sources.hub import HubRepository
 from finetune_trainer.sources.local import LocalRepository
 from finetune_trainer.sources.repository import Repository, SourceAccess
@@ -20,7 +21,6 @@ from finetune_trainer.sources.selection import choose_adapter_files, choose_data
 
 GIBIBYTE = 1 << 30
 WEIGHTS_SUFFIX = ".safetensors"
-CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,13 @@ class FetchedSource:
 
 
 def fetch_model(uri: str, revision: str | None, work: Path, access: SourceAccess, on_bytes: OnBytes) -> FetchedSource:
-    """Bring a model folder into `work`, whose former content goes.
+    """Bring a model folder into `work`, whose former content goes; its card comes along and is no part of the digest.
 
     Raises TrainerError (ModelNotFound, ModelAccessDenied, UnsafeModel, DiskFull, HubUnavailable, StorageUnavailable).
     """
     repository = _open(uri, revision, access, MODEL_REASONS, is_model=True)
-    return _bring(repository, choose_model_files(uri, repository.files), work, on_bytes)
+    names = choose_model_files(uri, repository.files)
+    return _bring(repository, names, work, on_bytes, beside=[CARD] if _has_card(repository) else [])
 
 
 def fetch_model_configuration(uri: str, revision: str | None, work: Path, access: SourceAccess) -> FetchedSource:
@@ -80,10 +81,14 @@ def fetch_dataset(
 
 
 def _read_card(repository: Repository, work: Path) -> str:
-    if not 0 < repository.files.get(CARD, 0) <= MAX_CARD_BYTES:
+    if not _has_card(repository):
         return ""
     fetched = _bring(repository, [CARD], work, ignore_bytes)
     return fetched.files[0].read_text(encoding="utf-8", errors="replace")
+
+
+def _has_card(repository: Repository) -> bool:
+    return 0 < repository.files.get(CARD, 0) <= MAX_CARD_BYTES
 
 
 def _of_subset(uri: str, names: Iterable[str], subset: str | None) -> list[str]:
@@ -104,14 +109,17 @@ def _open(uri: str, revision: str | None, access: SourceAccess, reasons: FaultRe
     return LocalRepository(uri, source, access, reasons)
 
 
-def _bring(repository: Repository, names: list[str], work: Path, on_bytes: OnBytes) -> FetchedSource:
+def _bring(
+    repository: Repository, names: list[str], work: Path, on_bytes: OnBytes, *, beside: Sequence[str] = ()
+) -> FetchedSource:
+    """`names` are what the source is; `beside` is brought too."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    needed, free = repository.bytes_to_bring(names), shutil.disk_usage(work).free
+    needed, free = repository.bytes_to_bring([*names, *beside]), shutil.disk_usage(work).free
     if needed > free:
         message = f"{needed / GIBIBYTE:.1f} GiB are needed to download the source, {free / GIBIBYTE:.1f} GiB are free"
         raise TrainerError(FailureReason.DISK_FULL, message)
-    folder = repository.bring(names, work, on_bytes)
+    folder = repository.bring([*names, *beside], work, on_bytes)
     files = tuple(folder / name for name in names)
     digests = sha256_of_each(folder, files)
     if damaged := [name for name in names if repository.sha256.get(name, digests[name]) != digests[name]]:
