@@ -131,13 +131,13 @@ def test_without_a_template_a_prompt_and_its_completion_are_joined(tokenizer: An
     assert refusal.value.reason == "ChatTemplateMissing"
 
 
+MARK_ALONE = (
+    "{% for m in messages %}{{ m.role }}: {% if m.role != 'assistant' %}{{ m.content }}{% else %}"
+    "{% generation %}{{ m.content }}{% endgeneration %}{% endif %}\n{% endfor %}"
+)
 OPEN = {
     "text behind the words": ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "Six.\n"),
-    "a mark before white space": (
-        "{% for m in messages %}{{ m.role }}: {% if m.role == 'user' %}{{ m.content }}{% else %}"
-        + "{% generation %}{{ m.content }}{% endgeneration %}{% endif %}\n{% endfor %}",
-        "Six.",
-    ),
+    "a mark before white space": (MARK_ALONE, "Six."),
     "GLM 4": ((Path(trl.__file__).parent / "chat_templates/glm4moe.jinja").read_text(), "\nSix."),
 }
 
