@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from finetune_devcluster.played_kubelet import PlayedKubelet, wait_for
 from finetune_operator.desired.names import child_name
 
 OPERATOR_WRITES = (("finetunejobs", "status"), ("jobs", ""), ("configmaps", ""), ("events", ""))
+OPERATOR = pytest.StashKey[OperatorProcess]()
 FINISHED = datetime(2026, 11, 24, tzinfo=UTC)
 Object = dict[str, Any]
 
@@ -75,12 +77,30 @@ def outcomes() -> Outcomes:
 
 
 @pytest.fixture(scope="session")
-def operator(dev_cluster: DevCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
-    """One operator for all namespaces; a test that kills it starts it again."""
+def operator_process(
+    dev_cluster: DevCluster, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[OperatorProcess]:
     process = OperatorProcess(dev_cluster, tmp_path_factory.mktemp("operator"))
     process.start()
+    request.session.stash[OPERATOR] = process
     yield process
     process.stop()
+
+
+@pytest.fixture
+def operator(operator_process: OperatorProcess) -> OperatorProcess:
+    """One operator for all namespaces; a test that kills it starts it again."""
+    if not operator_process.is_running:
+        operator_process.start()
+    return operator_process
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Stop the operator behind the last test of this folder: it would work on the jobs of others, who write their
+    status themselves."""
+    process = item.session.stash.get(OPERATOR, None)
+    if process is not None and nextitem is not None and not nextitem.path.is_relative_to(Path(__file__).parent):
+        process.stop()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trl
 from transformers import AutoTokenizer
 
 from finetune_api.vocabulary import TrainOn
@@ -128,6 +129,37 @@ def test_without_a_template_a_prompt_and_its_completion_are_joined(tokenizer: An
     with pytest.raises(TrainerError) as refusal:
         ChatEncoder(tokenizer, TrainOn.RESPONSES).encode(CHAT)
     assert refusal.value.reason == "ChatTemplateMissing"
+
+
+MARK_ALONE = (
+    "{% for m in messages %}{{ m.role }}: {% if m.role != 'assistant' %}{{ m.content }}{% else %}"
+    "{% generation %}{{ m.content }}{% endgeneration %}{% endif %}\n{% endfor %}"
+)
+OPEN = {
+    "text behind the words": ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "Six.\n"),
+    "a mark before white space": (MARK_ALONE, "Six."),
+    "GLM 4": ((Path(trl.__file__).parent / "chat_templates/glm4moe.jinja").read_text(), "\nSix."),
+}
+
+
+@pytest.mark.parametrize(("template", "last"), OPEN.values(), ids=OPEN)
+def test_an_answer_that_nothing_ends_is_followed_by_the_end_of_sequence(
+    tokenizer: Any, template: str, last: str
+) -> None:
+    tokenizer.chat_template = template
+    encoder = ChatEncoder(tokenizer, TrainOn.RESPONSES)
+    learned = supervised_texts(tokenizer, encoder.encode(CHAT))
+    assert learned[-1].endswith(last + tokenizer.eos_token)
+    assert tokenizer.eos_token not in "".join(learned[:-1])
+    assert encoder.open_ends == 1
+    context = Conversation(CHAT.messages, context=frozenset({4}))
+    assert tokenizer.eos_token_id not in encoder.encode(context).labels, "an answer without loss ends nothing"
+    everything = ChatEncoder(tokenizer, TrainOn.ALL).encode(CHAT)
+    assert everything.labels[-1] == tokenizer.eos_token_id
+    tokenizer.chat_template = CHATML
+    assert ChatEncoder(tokenizer, TrainOn.RESPONSES).encode(CHAT).input_ids.count(tokenizer.eos_token_id) == 5, (
+        "control"
+    )
 
 
 def test_a_first_token_is_never_counted_as_supervised() -> None:

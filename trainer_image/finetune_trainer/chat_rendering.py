@@ -2,7 +2,8 @@
 
 The text and the places of its answers come from `rendering`, in a process of its own: templates are programs that
 others wrote. A token carries loss where any of its characters belongs to an answer; so the first token of an answer
-that merges with the header's last white space is learned, too.
+that merges with the header's last white space is learned, too. Where a template ends answers with no control token
+(GLM 4), the last one is followed by the tokenizer's end of sequence, or a model would never learn to stop.
 """
 
 from bisect import bisect_right
@@ -54,6 +55,9 @@ class ChatEncoder:
         special = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
         self._special_tokens = tuple(sorted(special - {""}))
         self._controls = ControlTokens(tokenizer)
+        self.open_ends = 0
+        """Conversations so far whose last answer the template ends with no control token; they got the end of sequence,
+        where the tokenizer has one."""
 
     def encode(self, example: Example) -> Encoded:
         """Tokens and labels. Raises BadRowError for a row that the template refuses, TrainerError where it is the
@@ -70,7 +74,23 @@ class ChatEncoder:
         answers = [(start, end) for start, end, message in spans if message not in example.context]
         ids, places = self._controls.encode(text, row_tokens)
         flags = [not off for off in touching(places, context)] if everything else touching(places, answers)
+        if self._ends_openly(example, ids, places, flags, len(text.rstrip())):
+            self.open_ends += 1
+            last = max(index for index, on in enumerate(flags) if on) + 1
+            if (end := self._tokenizer.eos_token_id) is not None:
+                ids, flags = [*ids[:last], end], [*flags[:last], True]
         return Encoded(ids, [token if on else IGNORED for token, on in zip(ids, flags, strict=True)])
+
+    def _ends_openly(
+        self, example: Conversation, ids: list[int], places: list[tuple[int, int]], flags: list[bool], length: int
+    ) -> bool:
+        """Whether the conversation (`length` characters, without white space at its end) ends with an answer that is
+        learned and that no control token ends."""
+        last = len(example.messages) - 1
+        if example.messages[last]["role"] != "assistant" or last in example.context:
+            return False
+        behind = next((at for at in range(len(ids) - 1, -1, -1) if flags[at] and places[at][0] < length), None)
+        return behind is not None and places[behind][1] >= length and ids[behind] not in self._controls
 
     def encode_question(self, question: str) -> list[int]:
         """Token ids of a user's words and of what asks for an answer. Raises like `encode`."""

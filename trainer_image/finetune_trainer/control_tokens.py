@@ -51,11 +51,15 @@ class ControlTokens:
         self._numbers = {name: chr(FIRST_NUMBER + index) for index, name in enumerate(self._names)}
         self._pattern = re.compile("|".join(map(re.escape, self._names))) if self._names else None
 
+    def __contains__(self, token: int) -> bool:
+        """Whether a token id is that of a control token."""
+        return token in self._ids
+
     def find(self, value: Any) -> str | None:
         """The first control token that a text holds, or a text anywhere in a list or object."""
         if isinstance(value, str):
-            found = self._pattern.search(value) if self._pattern is not None else None
-            return found.group() if found is not None else None
+            match = self._pattern.search(value) if self._pattern is not None else None
+            return match.group() if match is not None else None
         entries = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
         return next((found for entry in entries if (found := self.find(entry)) is not None), None)
 
@@ -71,8 +75,9 @@ class ControlTokens:
 
     def show(self, text: str, spans: list[Span]) -> Shown:
         """The text and its spans with what was hidden. Raises BadRowError where the template changed it."""
-        parts, ends, shifts, places = [], [0], [0], []
-        at = shift = 0
+        parts: list[str] = []
+        places: list[Place] = []
+        ends, shifts, at, shift = [0], [0], 0, 0
         for found in HIDDEN_TOKEN.finditer(text):
             name = self._names[ord(found.group(1)) - FIRST_NUMBER]
             parts += (text[at : found.start()], name)
@@ -138,7 +143,8 @@ class ControlTokens:
 
 def _with_letters(text: str, places: Iterable[Place]) -> str:
     """The text with letters, as many, where the row's control tokens are."""
-    parts, at = [], 0
+    parts: list[str] = []
+    at = 0
     for start, end in places:
         parts += (text[at:start], "x" * (end - start))
         at = end

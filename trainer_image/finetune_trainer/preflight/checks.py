@@ -163,6 +163,7 @@ def _examine(config: RunConfig, model: _Model | None, data: FetchedSource | None
         tokens = _describe(scan, limit)
         _judge_rows(scan, config, findings)
         _judge_tokens(counts, tokens, config, findings)
+        _judge_ends(scan, model.tokenizer if model else None, findings)
         complete = scan.measured.is_complete and not scan.oversized
         facts |= {"rows": counts, "tokens": tokens, "tokens_complete": complete, "samples": tuple(scan.samples)}
         facts |= {"dataset_format": scan.layout, "dataset_detection": scan.detection}
@@ -230,6 +231,19 @@ def _judge_tokens(counts: RowCounts, tokens: TokenStatistics | None, config: Run
         findings.warn(length, f"{tokens.unsupervised_row_share:.1%} of rows are left out: their answers are cut off")
     if tokens.truncated_share > MANY:
         findings.warn(length, f"{tokens.truncated_share:.1%} of rows are longer than {limit} tokens and are cut")
+
+
+def _judge_ends(scan: Scan, tokenizer: Any | None, findings: _Findings) -> None:
+    """Warn of a template that never says when an answer is over."""
+    if not scan.open_ends or tokenizer is None:
+        return
+    if (end := tokenizer.eos_token) is None:
+        message = "ends answers with no control token, and the tokenizer has no end of sequence: the model would never "
+        message += "learn to stop; write one into spec.model.chatTemplate, behind each answer"
+    else:
+        message = f"ends answers with no control token: {end} is added behind the last answer of each row and learned; "
+        message += "to end the other answers as well, write it into spec.model.chatTemplate behind each"
+    findings.warn("spec.model.chatTemplate", f"the chat template {message}")
 
 
 def _training_size(scan: Scan, config: RunConfig) -> TrainingSize | None:

@@ -51,6 +51,8 @@ class Scan:
     """Rows whose texts spell out control tokens."""
     spelling: list[str] = field(default_factory=list)
     """The first of them, by place."""
+    open_ends: int = 0
+    """Encoded rows whose last answer the chat template ends with no control token."""
     layout: DatasetFormat | None = None
     detection: str | None = None
     """What format Auto saw."""
@@ -130,6 +132,7 @@ class _Scanner:
         except BadRowError:
             self._scan.refused += 1
             raise
+        self._scan.open_ends = encoder.open_ends
         cut = encoded.truncated(self._max_length)
         self._scan.longest = max(self._scan.longest, len(encoded.input_ids))
         if sampled:
