@@ -31,9 +31,9 @@ def _quantize(x_ptr, q_ptr, s_ptr, stride, n, TINY: tl.constexpr, LARGEST: tl.co
     columns = tl.arange(0, BLOCK_N)
     inside = columns < n
     x = tl.load(x_ptr + row * stride + columns, mask=inside, other=0.0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(x), axis=0), TINY) / LARGEST
+    scale = tl.math.div_rn(tl.maximum(tl.max(tl.abs(x), axis=0), TINY), LARGEST)
     tl.store(s_ptr + row, scale)
-    tl.store(q_ptr + row * n + columns, (x * (1 / scale)).to(q_ptr.dtype.element_ty), mask=inside)
+    tl.store(q_ptr + row * n + columns, (x * tl.math.div_rn(1.0, scale)).to(q_ptr.dtype.element_ty), mask=inside)
 
 
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

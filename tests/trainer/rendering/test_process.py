@@ -106,3 +106,9 @@ def test_the_worker_sees_no_environment(process: RenderingProcess, monkeypatch: 
             assert b"hidden" not in file.read()
     finally:
         other.close()
+
+
+def test_a_worker_that_does_not_start_is_no_fault_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="ended with 1 at its start"):
+        RenderingProcess(LIMITS).ask(setup("a"), REQUEST)

@@ -87,24 +87,37 @@ def _start(limits: RenderingLimits) -> subprocess.Popen[bytes]:
     # Isolated and without environment: what a template might reach has nothing of ours. A session of its own: a
     # terminal's interrupt is for the parent.
     command = [sys.executable, "-I", "-m", "finetune_trainer.rendering.worker"]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*command, str(limits.seconds), str(limits.mebibytes)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={},
         start_new_session=True,
     )
+    try:
+        _receive(process, LENGTH_BYTES)
+    except EOFError:
+        process.communicate()
+        raise RuntimeError(
+            f"the process that renders chat templates ended with {process.returncode} at its start"
+        ) from None
+    return process
 
 
 def _exchange(process: subprocess.Popen[bytes], request: dict[str, Any]) -> dict[str, Any]:
     assert process.stdin is not None
-    assert process.stdout is not None
     data = json.dumps(request, ensure_ascii=False).encode()
     process.stdin.write(len(data).to_bytes(LENGTH_BYTES, "big"))
     process.stdin.write(data)
     process.stdin.flush()
+    return _receive(process, MAX_ANSWER + 32 * len(data))
+
+
+def _receive(process: subprocess.Popen[bytes], most: int) -> dict[str, Any]:
+    """One frame of at most so many bytes."""
+    assert process.stdout is not None
     length = int.from_bytes(_read(process.stdout, LENGTH_BYTES), "big")
-    if length > MAX_ANSWER + 32 * len(data):
+    if length > most:
         raise EOFError
     answer: dict[str, Any] = json.loads(_read(process.stdout, length))
     return answer

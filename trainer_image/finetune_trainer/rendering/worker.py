@@ -20,6 +20,8 @@ from finetune_trainer.rendering.environment import ChatTemplate
 from finetune_trainer.rendering.spans import AnswerFinder, UnknownSpansError, UnprintedAnswerError
 
 LENGTH_BYTES = 8
+READY = b"{}"
+"""The first frame: what comes before is no row's fault."""
 SHOWN_CHARACTERS = 300
 PRINTED_FREELY = 16 * 2**20
 PRINTED_TIMES = 4
@@ -33,6 +35,7 @@ def main() -> int:
     confine(int(sys.argv[2]))
     state = _State()
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    _send(answers, READY)
     try:
         while (length := int.from_bytes(requests.read(LENGTH_BYTES), "big")) > 0:
             limit = math.ceil(time.process_time()) + seconds
