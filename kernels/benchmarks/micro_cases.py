@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from finetune_kernels import adapted_activation, gated_activation, rms_norm
+from finetune_kernels import adapted_activation, adapter_dropout, gated_activation, rms_norm
+from finetune_kernels.adapter_dropout import Draw, Mask
 from finetune_kernels.linear_cross_entropy import LinearCrossEntropyFunction
 from finetune_kernels.linear_cross_entropy import reference as plain_cross_entropy
 from finetune_kernels.linear_group import LinearGroup
@@ -89,7 +90,7 @@ def all_cases(sizes: Sizes) -> Iterator[Case]:
     """Every case in turn; tensors of one kernel are let go of before the next one's are made."""
     from benchmarks.micro_attention import attention_cases, optimizer_cases
 
-    for make in (norm_cases, rotation_cases, activation_cases, linear_cases, head_cases, decoding_cases):
+    for make in (norm_cases, rotation_cases, activation_cases, linear_cases, dropout_cases, head_cases, decoding_cases):
         yield from make(sizes)
     yield from attention_cases(sizes)
     yield from optimizer_cases(sizes)
@@ -208,6 +209,21 @@ def linear_cases(sizes: Sizes) -> Iterator[Case]:
     }  # fmt: skip
     for name, (features, outputs) in groups.items():
         yield from _group_cases(sizes, name, features, outputs)
+
+
+def dropout_cases(sizes: Sizes) -> Iterator[Case]:
+    """Dropout of an adapter's input, and its share of that input's gradient."""
+    t, n, r = sizes.tokens, sizes.hidden, sizes.rank
+    x, d, a, mask = sizes.random(t, n), sizes.random(t, r), sizes.random(r, n, scale=0.02), Mask(Draw(1), 0, 0.1)
+    rows, small, stays = t * n * sizes.element, (t + n) * r * sizes.element, torch.rand(t, n, device=sizes.device) > 0.1
+    yield Case(
+        "adapter_dropout drop", f"{t} x {n}", 2 * rows, "TB/s", lambda: adapter_dropout.drop(x, mask),
+        lambda: functional.dropout(x, 0.1),
+    )  # fmt: skip
+    yield Case(
+        "adapter_dropout add_share", f"{t} x {n}", 2 * rows + small, "TB/s",
+        lambda: adapter_dropout.add_share(x, d, a, mask), lambda: x.add_(d @ a * stays / 0.9),
+    )  # fmt: skip
 
 
 def _group_cases(sizes: Sizes, name: str, features: int, outputs: list[int]) -> Iterator[Case]:
