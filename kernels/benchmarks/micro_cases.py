@@ -261,6 +261,7 @@ def _linear(sizes: Sizes, features: int, output: int) -> Any:
     return SimpleNamespace(
         base_layer=base, active_adapters=["default"], scaling={"default": 1.0},
         lora_A={"default": SimpleNamespace(weight=a)}, lora_B={"default": SimpleNamespace(weight=b)},
+        lora_dropout={"default": torch.nn.Identity()}, lora_magnitude_vector={},
     )  # fmt: skip
 
 

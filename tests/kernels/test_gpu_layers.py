@@ -53,9 +53,9 @@ ADAPTERS: dict[str, dict[str, Any]] = {"LoRA": {}, "dropout": {"lora_dropout": 0
 SEED = 7
 RATIO = 1.1
 RATIO_OTHERS = 1.3
-"""With dropout or magnitudes, for want of a GPU: in bfloat16 on a CPU (formulas for kernels, width 512, 524 tokens, four
-families, three seeds) the worst of a model's tensors was at 0.84 to 1.20 and the mean at 0.75 to 0.99; plain LoRA's worst
-was at 1.10. Other masks give 55, magnitudes wrong by a fiftieth 3.9."""
+"""With dropout or magnitudes, for want of a GPU: in bfloat16 on a CPU (formulas for kernels, width 512, 524 tokens,
+four families, four masks for two of them) a model's worst tensor was at 0.84 to 1.20 and the mean at 0.75 to 0.99;
+plain LoRA's worst was at 1.10. Other masks give 55, magnitudes wrong by a fiftieth 3.9."""
 SAME = (512, 512)
 """Documents for cuDNN's kernel."""
 VARIED = (700, 24, 300)

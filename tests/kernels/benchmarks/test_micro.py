@@ -17,8 +17,8 @@ SMALL = Sizes(
     dtype=torch.float32, device="cpu",
 )  # fmt: skip
 KERNELS = {
-    "rms_norm", "rotary_embedding", "gated_activation", "adapted_activation", "adapter_dropout", "linear_group", "linear_cross_entropy",
-    "nf4", "attention", "flat_adamw",
+    "rms_norm", "rotary_embedding", "gated_activation", "adapted_activation", "linear_group", "linear_cross_entropy",
+    "nf4", "attention", "flat_adamw", "adapter_dropout",
 }  # fmt: skip
 
 
