@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from finetune_kernels import adapted_activation, gated_activation, rms_norm
+from finetune_kernels import adapted_activation, adapter_dropout, gated_activation, rms_norm
+from finetune_kernels.adapter_dropout import Draw, Mask
+from finetune_kernels.eight_bit import EightBitWeight
 from finetune_kernels.linear_cross_entropy import LinearCrossEntropyFunction
 from finetune_kernels.linear_cross_entropy import reference as plain_cross_entropy
 from finetune_kernels.linear_group import LinearGroup
@@ -99,7 +101,7 @@ def makers() -> dict[str, Maker]:
 
     return {
         "norms": norm_cases, "rotation": rotation_cases, "activations": activation_cases, "linears": linear_cases,
-        "head": head_cases, "decoding": decoding_cases, "attention": attention_cases, "capped": capped_cases,
+        "dropout": dropout_cases, "head": head_cases, "decoding": decoding_cases, "attention": attention_cases, "capped": capped_cases,
         "optimizer": optimizer_cases,
     }  # fmt: skip
 
@@ -219,6 +221,21 @@ def linear_cases(sizes: Sizes) -> Iterator[Case]:
         yield from _group_cases(sizes, name, features, outputs)
 
 
+def dropout_cases(sizes: Sizes) -> Iterator[Case]:
+    """Dropout of an adapter's input, and its share of that input's gradient."""
+    t, n, r = sizes.tokens, sizes.hidden, sizes.rank
+    x, d, a, mask = sizes.random(t, n), sizes.random(t, r), sizes.random(r, n, scale=0.02), Mask(Draw(1), 0, 0.1)
+    rows, small, stays = t * n * sizes.element, (t + n) * r * sizes.element, torch.rand(t, n, device=sizes.device) > 0.1
+    yield Case(
+        "adapter_dropout drop", "forward", f"{t} x {n}", 2 * rows, "TB/s", lambda: adapter_dropout.drop(x, mask),
+        lambda: functional.dropout(x, 0.1),
+    )  # fmt: skip
+    yield Case(
+        "adapter_dropout add_share", "backward", f"{t} x {n}", 2 * rows + small, "TB/s",
+        lambda: adapter_dropout.add_share(x, d, a, mask), lambda: x.add_(d @ a * stays / 0.9),
+    )  # fmt: skip
+
+
 def _group_cases(sizes: Sizes, name: str, features: int, outputs: list[int]) -> Iterator[Case]:
     group = LinearGroup([_linear(sizes, features, output) for output in outputs], sizes.dtype, resident=True)
     t, out, ranks = sizes.tokens, sum(outputs), sizes.rank * len(outputs)
@@ -232,6 +249,12 @@ def _group_cases(sizes: Sizes, name: str, features: int, outputs: list[int]) -> 
     yield Case(
         f"linear_group {name}", "backward", shape, 2.0 * t * features * out, "TFLOP/s", lambda: dy @ weight,
     )  # fmt: skip
+    if sizes.device == "cuda":
+        eight_bit = EightBitWeight(weight)
+        yield Case(
+            f"linear_group {name}, 8 bits", "forward", shape, 2.0 * t * features * out, "TFLOP/s",
+            lambda: eight_bit.forward(x, None), lambda: group.base(x, now),
+        )  # fmt: skip
     yield Case(
         f"linear_group {name}, x A^T", "forward", shape, e * (t * (features + ranks) + ranks * features), "TB/s",
         lambda: group.inner(x, now),

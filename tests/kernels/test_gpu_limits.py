@@ -9,9 +9,10 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
 from finetune_devcluster.tensor_checks import normal, relative_error, watched
-from finetune_kernels import adapted_activation, attention, rms_norm
+from finetune_kernels import adapted_activation, adapter_dropout, attention, rms_norm
 from finetune_kernels import rotary_embedding as rotary
 from finetune_kernels.adapted_activation import Share
+from finetune_kernels.adapter_dropout import Draw, Mask
 from finetune_kernels.attention import Documents, Scoring
 from finetune_kernels.gated_activation import gated_activation
 from finetune_kernels.linear_cross_entropy import linear_cross_entropy
@@ -93,6 +94,16 @@ def test_adapted_activation_beyond_the_limit() -> None:
     end = slice(t - TAIL, None)
     for big, alone in zip(both(slice(None)), both(end), strict=True):
         assert torch.equal(big[end], alone)
+
+
+def test_dropout_beyond_the_limit() -> None:
+    needs(20)
+    t = rows_beyond(14336)
+    x, d, a, mask = random(t, 14336), random(t, 16, seed=1), random(16, 14336, seed=2), Mask(Draw(3), 1, 0.1)
+    end, rest = slice(t - TAIL, None), mask.from_row(t - TAIL)
+    small = adapter_dropout.add_share(x[end].clone(), d[end], a, rest)
+    assert torch.equal(adapter_dropout.drop(x, mask)[end], adapter_dropout.drop(x[end], rest))
+    assert torch.equal(adapter_dropout.add_share(x, d, a, mask)[end], small)
 
 
 @pytest.mark.parametrize("with_norm", [False, True])

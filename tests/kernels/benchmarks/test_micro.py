@@ -21,7 +21,7 @@ SMALL = Sizes(
 )  # fmt: skip
 KERNELS = {
     "rms_norm", "rotary_embedding", "gated_activation", "adapted_activation", "linear_group", "linear_cross_entropy",
-    "nf4", "attention", "capped_attention", "flat_adamw",
+    "nf4", "attention", "capped_attention", "flat_adamw", "adapter_dropout",
 }  # fmt: skip
 Cases = dict[tuple[str, str], Case]
 
