@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from finetune_kernels import adapted_activation, gated_activation, rms_norm
+from finetune_kernels.blocked_cross_entropy import blocked_cross_entropy
 from finetune_kernels.linear_cross_entropy import LinearCrossEntropyFunction
 from finetune_kernels.linear_cross_entropy import reference as plain_cross_entropy
 from finetune_kernels.linear_group import LinearGroup
@@ -272,6 +273,11 @@ def head_cases(sizes: Sizes) -> Iterator[Case]:
         lambda: both(LinearCrossEntropyFunction.apply(hidden, weight, targets, None)),  # type: ignore[no-untyped-call]
         lambda: both(plain_cross_entropy(hidden, weight, targets)),
         fused and (lambda: both(fused(hidden, weight, targets, reduction="sum"))), "liger",
+    )  # fmt: skip
+    host = torch.empty(weight.shape, dtype=weight.dtype, pin_memory=weight.is_cuda).copy_(weight)
+    yield Case(
+        "blocked_cross_entropy", "both", f"{t} x {n} -> {v}, head in host memory", 4.0 * t * n * v, "TFLOP/s",
+        lambda: both(blocked_cross_entropy(hidden, host, targets)),
     )  # fmt: skip
 
 
