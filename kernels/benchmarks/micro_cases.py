@@ -7,18 +7,15 @@ Beside ours stands the same computation in eager PyTorch, and Liger's or bitsand
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from finetune_kernels import adapted_activation, adapter_dropout, gated_activation, rms_norm
-from finetune_kernels.adapter_dropout import Draw, Mask
-from finetune_kernels.eight_bit import EightBitWeight
+from finetune_kernels import adapted_activation, gated_activation, rms_norm
+from finetune_kernels.blocked_cross_entropy import blocked_cross_entropy
 from finetune_kernels.linear_cross_entropy import LinearCrossEntropyFunction
 from finetune_kernels.linear_cross_entropy import reference as plain_cross_entropy
-from finetune_kernels.linear_group import LinearGroup
 from finetune_kernels.nf4 import dequantize
 from finetune_kernels.rotary_embedding import HeadNorm, Heads, rotate, rotate_back
 from finetune_kernels.rotary_embedding import reference as plain_rotation
@@ -98,11 +95,12 @@ def backward_of(function: Callable[..., Any], inputs: list[torch.Tensor], *gradi
 def makers() -> dict[str, Maker]:
     """What makes the cases, by subject; tensors of one subject are let go of before the next one's are made."""
     from benchmarks.micro_attention import attention_cases, capped_cases, optimizer_cases
+    from benchmarks.micro_linears import dropout_cases, linear_cases
 
     return {
         "norms": norm_cases, "rotation": rotation_cases, "activations": activation_cases, "linears": linear_cases,
-        "dropout": dropout_cases, "head": head_cases, "decoding": decoding_cases, "attention": attention_cases, "capped": capped_cases,
-        "optimizer": optimizer_cases,
+        "dropout": dropout_cases, "head": head_cases, "decoding": decoding_cases, "attention": attention_cases,
+        "capped": capped_cases, "optimizer": optimizer_cases,
     }  # fmt: skip
 
 
@@ -209,78 +207,6 @@ def activation_cases(sizes: Sizes) -> Iterator[Case]:
     )  # fmt: skip
 
 
-def linear_cases(sizes: Sizes) -> Iterator[Case]:
-    """The products of each group of linears: with the weights, and with the adapters."""
-    heads = sizes.heads
-    wide, narrow = heads.query * heads.size, heads.key_value * heads.size
-    groups = {
-        "qkv": (sizes.hidden, [wide, narrow, narrow]), "o": (wide, [sizes.hidden]),
-        "gate_up": (sizes.hidden, [sizes.feed_forward] * 2), "down": (sizes.feed_forward, [sizes.hidden]),
-    }  # fmt: skip
-    for name, (features, outputs) in groups.items():
-        yield from _group_cases(sizes, name, features, outputs)
-
-
-def dropout_cases(sizes: Sizes) -> Iterator[Case]:
-    """Dropout of an adapter's input, and its share of that input's gradient."""
-    t, n, r = sizes.tokens, sizes.hidden, sizes.rank
-    x, d, a, mask = sizes.random(t, n), sizes.random(t, r), sizes.random(r, n, scale=0.02), Mask(Draw(1), 0, 0.1)
-    rows, small, stays = t * n * sizes.element, (t + n) * r * sizes.element, torch.rand(t, n, device=sizes.device) > 0.1
-    yield Case(
-        "adapter_dropout drop", "forward", f"{t} x {n}", 2 * rows, "TB/s", lambda: adapter_dropout.drop(x, mask),
-        lambda: functional.dropout(x, 0.1),
-    )  # fmt: skip
-    yield Case(
-        "adapter_dropout add_share", "backward", f"{t} x {n}", 2 * rows + small, "TB/s",
-        lambda: adapter_dropout.add_share(x, d, a, mask), lambda: x.add_(d @ a * stays / 0.9),
-    )  # fmt: skip
-
-
-def _group_cases(sizes: Sizes, name: str, features: int, outputs: list[int]) -> Iterator[Case]:
-    group = LinearGroup([_linear(sizes, features, output) for output in outputs], sizes.dtype, resident=True)
-    t, out, ranks = sizes.tokens, sum(outputs), sizes.rank * len(outputs)
-    x, dy, weight = sizes.random(t, features), sizes.random(t, out), group.frozen.tensor()
-    now = group.begin(None)
-    inner, d_inner = group.inner(x, now), group.d_inner(dy, now)
-    shape, e = f"{t} x {features} -> {out}", sizes.element
-    yield Case(
-        f"linear_group {name}", "forward", shape, 2.0 * t * features * out, "TFLOP/s", lambda: group.base(x, now),
-    )  # fmt: skip
-    yield Case(
-        f"linear_group {name}", "backward", shape, 2.0 * t * features * out, "TFLOP/s", lambda: dy @ weight,
-    )  # fmt: skip
-    if sizes.device == "cuda":
-        eight_bit = EightBitWeight(weight)
-        yield Case(
-            f"linear_group {name}, 8 bits", "forward", shape, 2.0 * t * features * out, "TFLOP/s",
-            lambda: eight_bit.forward(x, None), lambda: group.base(x, now),
-        )  # fmt: skip
-    yield Case(
-        f"linear_group {name}, x A^T", "forward", shape, e * (t * (features + ranks) + ranks * features), "TB/s",
-        lambda: group.inner(x, now),
-    )  # fmt: skip
-    yield Case(
-        f"linear_group {name}, dy B", "backward", shape, e * (t * (out + ranks) + sizes.rank * out), "TB/s",
-        lambda: group.d_inner(dy, now),
-    )  # fmt: skip
-    yield Case(
-        f"linear_group {name}, dA and dB", "backward", shape,
-        e * (t * (features + out + 2 * ranks) + ranks * features + sizes.rank * out), "TB/s",
-        lambda: group.gradients(dy, x, inner, d_inner, now),
-    )  # fmt: skip
-
-
-def _linear(sizes: Sizes, features: int, output: int) -> Any:
-    """A linear layer with an adapter, as peft's looks to a group."""
-    base = torch.nn.Linear(features, output, bias=False, dtype=sizes.dtype, device=sizes.device).requires_grad_(False)
-    a, b = sizes.random(sizes.rank, features), sizes.random(output, sizes.rank, scale=0.02)
-    return SimpleNamespace(
-        base_layer=base, active_adapters=["default"], scaling={"default": 1.0},
-        lora_A={"default": SimpleNamespace(weight=a)}, lora_B={"default": SimpleNamespace(weight=b)},
-        lora_dropout={"default": torch.nn.Identity()}, lora_magnitude_vector={},
-    )  # fmt: skip
-
-
 def head_cases(sizes: Sizes) -> Iterator[Case]:
     """The head and its loss: forward, and the gradient of its input."""
     t, n, v = sizes.tokens, sizes.hidden, sizes.vocabulary
@@ -296,6 +222,11 @@ def head_cases(sizes: Sizes) -> Iterator[Case]:
         lambda: both(LinearCrossEntropyFunction.apply(hidden, weight, targets, None)),  # type: ignore[no-untyped-call]
         lambda: both(plain_cross_entropy(hidden, weight, targets)),
         fused and (lambda: both(fused(hidden, weight, targets, reduction="sum"))), "liger",
+    )  # fmt: skip
+    host = torch.empty(weight.shape, dtype=weight.dtype, pin_memory=weight.is_cuda).copy_(weight)
+    yield Case(
+        "blocked_cross_entropy", "both", f"{t} x {n} -> {v}, head in host memory", 4.0 * t * n * v, "TFLOP/s",
+        lambda: both(blocked_cross_entropy(hidden, host, targets)),
     )  # fmt: skip
 
 

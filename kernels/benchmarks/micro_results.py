@@ -12,6 +12,7 @@ MICRO = Path(__file__).with_name("micro.csv")
 SHOWN = (
     "rms_norm, residual", "rms_norm", "rotary_embedding", "rotary_embedding, head norm", "gated_activation",
     "adapted_activation", "linear_group qkv", "linear_group gate_up", "linear_group down", "linear_cross_entropy",
+    "blocked_cross_entropy",
     "nf4 decoding", "attention, cuDNN, 2 documents", "attention, FlashAttention, 2 documents", "capped_attention",
     "flat_adamw",
 )  # fmt: skip

@@ -6,6 +6,12 @@ from enum import Enum
 CHUNK_ROWS = 1024
 """Rows whose logits are in memory at once."""
 
+VOCABULARY_BLOCK = 8192
+"""Rows of a head in host memory that are on the GPU as one block, of two (64 MiB each at 8B)."""
+
+HEAD_ROWS = 4096
+"""Rows whose scores for such a block are in memory at once."""
+
 TILE_ROWS = 2048
 """Rows of the MLP in one tile; products of this size still run at full rate."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from finetune_api.vocabulary import MemoryMode
-from finetune_kernels.keep import CHUNK_ROWS, TILE_ROWS, Keep
+from finetune_kernels.keep import CHUNK_ROWS, HEAD_ROWS, TILE_ROWS, VOCABULARY_BLOCK, Keep
 
 MARGIN = 0.92
 """Share of the memory that may be planned for; the rest is fragmentation and libraries' workspaces."""
@@ -88,6 +88,14 @@ class ModelShape:
         # fp32 and the heads' own gradients of k and v inside attention
         attention = tokens * (3 * stream + 2 * q + 3 * self.attention_width + 4 * q)
         return max(mlp, attention) * BYTES
+
+    def loss(self, tokens: int, *, blocked: bool) -> int:
+        """Bytes while the loss is made: the head's input, its gradient, and scores of some rows; `blocked`: the head is
+        in host memory, two blocks of it come at a time, and the gradient is added up in fp32."""
+        if not blocked:
+            return (3 * tokens * self.hidden + min(tokens, CHUNK_ROWS) * self.vocabulary) * BYTES
+        block, rows = min(VOCABULARY_BLOCK, self.vocabulary), min(tokens, HEAD_ROWS)
+        return 8 * tokens * self.hidden + rows * (block * BYTES + 4 * self.hidden) + 2 * block * self.hidden * BYTES
 
 
 @dataclass(frozen=True)
@@ -201,8 +209,6 @@ def _plan(
     resident: bool,
 ) -> MemoryPlan:
     moved = shape.movable_bytes if all(keep is Keep.HOST for keep in keeps) else 0
-    loss = tokens * shape.hidden * BYTES * 3 + min(tokens, CHUNK_ROWS) * shape.vocabulary * BYTES
-    loss += shape.vocabulary * shape.hidden * BYTES if moved else 0  # the head comes back for it
     decoding = 0.0 if resident or not shape.quantized else 2 * shape.linear_parameters / DECODE_RATE
     scratch = 0 if resident or not shape.quantized else 3 * shape.feed_forward * shape.hidden * BYTES
     again = sum(shape.recomputed(keep) for keep in keeps) * tokens / GEMM_RATE
@@ -217,7 +223,9 @@ def _plan(
         resident_bytes=shape.linear_parameters * BYTES if resident else 0,
         training_bytes=shape.adapter_parameters * training,
         activation_bytes=tokens * sum(shape.kept(keep) for keep in keeps),
-        working_bytes=max(loss, shape.working(tokens, tiled=Keep.EVERYTHING not in keeps) + scratch),
+        working_bytes=max(
+            shape.loss(tokens, blocked=moved > 0), shape.working(tokens, tiled=Keep.EVERYTHING not in keeps) + scratch
+        ),
         host_bytes=moved,
         budget_bytes=int(MARGIN * total_bytes),
         extra_milliseconds=1e3 * (decoding + again),

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from finetune_kernels.blocked_cross_entropy import blocked_cross_entropy
 from finetune_kernels.families import FAMILIES
-from finetune_kernels.host_vocabulary import on_device
 from finetune_kernels.linear_cross_entropy import linear_cross_entropy
 
 
@@ -37,7 +37,8 @@ def supervised_loss(
     """
     causal = causal_model(model)
     hidden = causal.model(**inputs, use_cache=False).last_hidden_state[0, positions]  # [S, H]
-    weight = on_device(causal.get_output_embeddings().weight, hidden)
+    weight = causal.get_output_embeddings().weight
     softcap = getattr(causal.config, "final_logit_softcapping", None)
-    total = linear_cross_entropy(hidden.to(weight.dtype), weight, labels[0, positions + 1], softcap)
+    cross_entropy = linear_cross_entropy if weight.device == hidden.device else blocked_cross_entropy
+    total = cross_entropy(hidden.to(weight.dtype), weight, labels[0, positions + 1], softcap)
     return total / (num_items if num_items is not None else max(1, positions.numel()))

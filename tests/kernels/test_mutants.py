@@ -96,6 +96,18 @@ def linear_cross_entropy(load: Load) -> Pairs:
         yield torch.autograd.grad(3 * loss, leaf)[0], 3 * true.reference_gradient(*exact)
 
 
+def blocked_cross_entropy(load: Load) -> Pairs:
+    ours, true = load("blocked_cross_entropy"), true_modules("linear_cross_entropy")
+    ours.VOCABULARY_BLOCK, ours.LARGEST_BLOCK, ours.HEAD_ROWS = 8, 4, 2
+    hidden, weight, targets = normal(3, 6), normal(19, 6, seed=1), torch.tensor([0, 18, 9], device=DEVICE)
+    for softcap in (None, 2.0):
+        leaf = hidden.clone().requires_grad_()
+        loss = ours.blocked_cross_entropy(leaf, weight, targets, softcap)
+        exact = (hidden.double(), weight.double(), targets, softcap)
+        yield loss, true.reference(*exact)
+        yield torch.autograd.grad(3 * loss, leaf)[0], 3 * true.reference_gradient(*exact)
+
+
 def nf4(load: Load) -> Pairs:
     ours = load("nf4")
     for nested in (True, False):
@@ -259,9 +271,9 @@ def flat_adamw(load: Load) -> Pairs:
 CHECKS = {
     check.__name__: check
     for check in (
-        rms_norm, gated_activation, adapted_activation, rotary_embedding, linear_cross_entropy, nf4, lora_linear,
-        linear_group, whole_layer, supervised_loss, patching, flat_adamw,
-        capped_attention, adapter_dropout, dropped_layer,
+        rms_norm, gated_activation, adapted_activation, rotary_embedding, linear_cross_entropy, blocked_cross_entropy,
+        nf4, lora_linear, linear_group, whole_layer, supervised_loss, patching, flat_adamw, capped_attention,
+        adapter_dropout, dropped_layer,
     )
 }  # fmt: skip
 

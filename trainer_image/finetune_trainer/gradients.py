@@ -1,4 +1,4 @@
-"""Gradients of the parameters that train: let go of without a walk over the model, and taken back to what they were."""
+"""Gradients of the parameters that train: let go of without a walk over the model, and taken back."""
 
 from typing import Any
 

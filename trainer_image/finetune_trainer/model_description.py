@@ -17,6 +17,7 @@ from finetune_trainer.chat_messages import BadRowError
 from finetune_trainer.chat_rendering import ChatEncoder
 from finetune_trainer.chat_templates import use_named_template
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.text_parts import TEXT_PARTS
 
 
 def check_architecture(folder: Path) -> str:
@@ -37,6 +38,14 @@ def check_architecture(folder: Path) -> str:
             message = f"{architecture} needs Python code from the model's repository, which is never run"
             raise TrainerError(FailureReason.UNSAFE_MODEL, message)
         message = f"architecture {architecture} is not a causal language model of transformers"
+        raise TrainerError(FailureReason.UNSUPPORTED_ARCHITECTURE, message)
+    if architecture.endswith("ForConditionalGeneration"):
+        message = f"{architecture} reads more than text, and only language models are trained"
+        if architecture in TEXT_PARTS:
+            message += (
+                ": take its language model out with `finetune export --base SRC --output DIR --merged BF16`, and name "
+                "DIR/merged, or where you put that folder, as spec.model.source"
+            )
         raise TrainerError(FailureReason.UNSUPPORTED_ARCHITECTURE, message)
     if (config.get("quantization_config") or {}).get("quant_method") not in (None, "bitsandbytes"):
         method = config["quantization_config"]["quant_method"]

@@ -21,7 +21,7 @@ SMALL = Sizes(
 )  # fmt: skip
 KERNELS = {
     "rms_norm", "rotary_embedding", "gated_activation", "adapted_activation", "linear_group", "linear_cross_entropy",
-    "nf4", "attention", "capped_attention", "flat_adamw", "adapter_dropout",
+    "blocked_cross_entropy", "nf4", "attention", "capped_attention", "flat_adamw", "adapter_dropout",
 }  # fmt: skip
 Cases = dict[tuple[str, str], Case]
 
@@ -71,7 +71,7 @@ def test_bytes_and_operations_are_those_of_the_formulas(cases: Cases) -> None:
     t, n, f, v = SMALL.tokens, SMALL.hidden, SMALL.feed_forward, SMALL.vocabulary
     assert cases["rms_norm, residual", "backward"].work == 5 * t * n * 4
     assert cases["gated_activation", "forward"].work == 3 * t * f * 4
-    assert cases["linear_cross_entropy", "both"].work == 4 * t * n * v
+    assert cases["linear_cross_entropy", "both"].work == cases["blocked_cross_entropy", "both"].work == 4 * t * n * v
     assert cases["linear_group gate_up", "forward"].work == 2 * t * n * 2 * f
     causal = 2 * 2 * (t // 2) ** 2 * 4 * 16  # two documents, two products of half a square
     assert cases["attention, cuDNN, 2 documents", "forward"].work == causal

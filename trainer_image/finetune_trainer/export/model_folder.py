@@ -10,6 +10,7 @@ from typing import Any
 from finetune_trainer.export.errors import InvalidBaseError
 from finetune_trainer.export.nf4_tensors import Nf4Tensor, fold_nf4
 from finetune_trainer.export.safetensors_files import StoredTensor, list_tensors
+from finetune_trainer.export.text_part import has_text_part, text_configuration, text_tensors
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -30,7 +31,8 @@ OTHER_FILES = ("generation_config.json", "LICENSE", "LICENSE.txt", "NOTICE", "US
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A base model: its config as written and its tensors in the order they are stored."""
+    """A base model: its config as written and its tensors in the order they are stored; the language model alone where
+    the checkpoint reads images, too."""
 
     path: Path
     config: dict[str, Any]
@@ -84,6 +86,8 @@ def open_model_folder(path: Path) -> ModelFolder:
         raise InvalidBaseError(
             f"{path} has neither {SINGLE_NAME} nor {INDEX_NAME}; pickled weights (.bin, .pt) are not read"
         )
+    if has_text_part(config):
+        config, tensors = text_configuration(path, config), text_tensors(tensors)
     return ModelFolder(path, config, fold_nf4(tensors), is_sharded=index_path.is_file())
 
 

@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 from finetune_trainer.export.errors import UnsupportedArchitectureError
 from finetune_trainer.export.model_folder import load_json
+from finetune_trainer.export.text_part import has_text_part, text_configuration
 from finetune_trainer.gguf.families import Family
 from finetune_trainer.gguf.rope import add_rope_metadata, rotated_dimensions
 
@@ -19,8 +20,12 @@ GGUF_QUANTIZATION_VERSION = 2
 def load_full_config(folder: Path) -> dict[str, Any]:
     """config.json with every default filled in and RoPE settings in one form, by transformers' own config classes.
 
-    Files in the wild leave out what equals a default of their time; only those classes know the defaults.
+    Files in the wild leave out what equals a default of their time; only those classes know the defaults. Of a
+    checkpoint that reads images, too, it is the language model's.
     """
+    written = load_json(folder / "config.json")
+    if has_text_part(written):
+        return text_configuration(folder, written)
     try:
         config: dict[str, Any] = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
     except (ValueError, OSError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
