@@ -132,10 +132,10 @@ def start_process(module: str, arguments: Sequence[str], log: str) -> Child:
     return Child(command, logs / f"{time.strftime('%H%M%S')}-{log}.log", environment)
 
 
-def installed_versions() -> str:
+def installed_versions(packages: Sequence[str] = PACKAGES) -> str:
     """Versions of the packages that matter, as far as they are there."""
     found = []
-    for name in PACKAGES:
+    for name in packages:
         try:
             found.append(f"{name} {importlib.metadata.version(name).partition('+')[0]}")
         except importlib.metadata.PackageNotFoundError:

@@ -22,19 +22,18 @@ import csv
 import os
 import resource
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from benchmarks.run import current_commit, installed_versions
 from finetune_api.vocabulary import GgufType
 from finetune_devcluster.random_model import LLAMA_8B, SMALL, Size, make_random_adapter, make_random_base
 from finetune_trainer.export.adapter import open_adapter
@@ -66,22 +65,23 @@ class Table:
 
     origin: tuple[str, ...]
     path: Path | None
+    file_system: str = ""
     began: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         if self.path is not None:
-            self._write(("what", "type", *FIGURES, "folder", "gpu", "cores", "versions", "commit"), mode="w")
+            self._write(("what", "type", *FIGURES, "file system", "gpu", "cores", "versions", "commit"), "w")
 
-    def add(self, what: str, kind: str, folder: str = "", **figures: float) -> None:
+    def add(self, what: str, kind: str, **figures: float) -> None:
         """One line; `figures` are named as in FIGURES, with _ for what a name cannot hold."""
-        named = {name.replace("_", " ").replace(" per s", "/s"): round(value, 3) for name, value in figures.items()}
+        named = {name.replace("_", " ").replace(" per s", "/s"): float(f"{figures[name]:.4g}") for name in figures}
         unknown = named.keys() - set(FIGURES)
         if unknown:
             raise AssertionError(f"no column is called {unknown}")
         shown = "  ".join(f"{name} {value:g}" for name, value in named.items())
         print(f"[{self.seconds():5.0f} s] {what:14} {kind:22} {shown}", flush=True)
         if self.path is not None:
-            self._write((what, kind, *(named.get(name, "") for name in FIGURES), folder, *self.origin), mode="a")
+            self._write((what, kind, *(named.get(name, "") for name in FIGURES), self.file_system, *self.origin), "a")
 
     def seconds(self) -> float:
         """Since the beginning."""
@@ -125,14 +125,15 @@ def main() -> None:
     size = SMALL if arguments.small else LLAMA_8B
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     gpu = torch.cuda.get_device_name() if device.type == "cuda" else "none"
-    origin = (gpu, str(os.cpu_count()), find_versions(), arguments.commit or current_commit())
+    origin = (gpu, str(os.cpu_count()), installed_versions(PACKAGES), arguments.commit or current_commit())
     table = Table(origin, arguments.csv)
     measure_encoders(table, device, rows=256 if arguments.small else 16384)
     with tempfile.TemporaryDirectory(prefix="export-rate-", dir=arguments.folder or choose_folder(size)) as name:
         folder = Path(name)
+        table.file_system = find_file_system(folder)
         base = make_random_base(folder / "base", size, device)
         adapter = make_random_adapter(folder / "adapter", size)
-        table.add("made the base", "BF16", name, seconds=table.seconds())
+        table.add("made the base", "BF16", seconds=table.seconds())
         measure_threads(table, folder, base, device, size=4 * size.weights)
         request = ExportRequest(base, adapter, folder / "out", merged=MERGED, gguf=GGUF, name="model")
         measure_besides_disk(table, request, device)
@@ -154,21 +155,10 @@ def choose_folder(size: Size) -> Path:
     return memory if fits else Path(tempfile.gettempdir())
 
 
-def find_versions() -> str:
-    """Versions of the packages that matter, as far as they are there."""
-    found = []
-    for name in PACKAGES:
-        try:
-            found.append(f"{name} {version(name).partition('+')[0]}")
-        except PackageNotFoundError:
-            continue
-    return "; ".join(found)
-
-
-def current_commit() -> str:
-    """The tree's, or "" outside a repository."""
-    command = ("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD")
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+def find_file_system(folder: Path) -> str:
+    """Its kind; memory's is tmpfs."""
+    mounts = (line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines())
+    return max((len(place), kind) for place, kind in mounts if folder.is_relative_to(place))[1]
 
 
 def synchronize(device: torch.device) -> None:
@@ -185,7 +175,7 @@ def tensor_types() -> list[GGMLQuantizationType]:
 def measure_encoders(table: Table, device: torch.device, *, rows: int) -> None:
     """Best of three after a warm-up, on normal weights."""
     weights = torch.randn(rows, 4096, generator=torch.Generator(device).manual_seed(2), device=device) * 0.02
-    for kind in tensor_types():
+    for kind in tensor_types()[1:]:  # fp32 stays what it is
         seconds = []
         for _ in range(4):
             synchronize(device)
@@ -208,12 +198,12 @@ def measure_threads(table: Table, folder: Path, base: Path, device: torch.device
         file.close()
     seconds = time.perf_counter() - began
     (folder / "probe").unlink()
-    table.add("write", "", str(folder), seconds=seconds, written_GB=written / GIGABYTE)
+    table.add("write", "", seconds=seconds, written_GB=written / GIGABYTE)
     began = time.perf_counter()
     with closing(read_tensors(open_model_folder(base).tensors, device)) as tensors:
         read = sum(values.nbytes for _, values in tensors)
     synchronize(device)
-    table.add("read", f"{read / GIGABYTE:.2f} GB", str(folder), seconds=time.perf_counter() - began)
+    table.add("read", f"{read / GIGABYTE:.2f} GB", seconds=time.perf_counter() - began)
 
 
 def measure_besides_disk(table: Table, request: ExportRequest, device: torch.device) -> None:
@@ -228,7 +218,7 @@ def measure_besides_disk(table: Table, request: ExportRequest, device: torch.dev
     with Discarding(device) as writers:
         stream(base, adapter, outputs, writers, on_progress=lambda done, total: None, on_tensor=lambda name: None)
     seconds = time.perf_counter() - began
-    table.add("besides disk", "+".join((MERGED, *GGUF)), str(partial), seconds=seconds)
+    table.add("besides disk", "+".join((MERGED, *GGUF)), seconds=seconds)
     shutil.rmtree(partial)
 
 
@@ -244,7 +234,7 @@ def measure_export(table: Table, what: str, request: ExportRequest, device: torc
     if device.type == "cuda":
         memory["GPU_GB"] = torch.cuda.max_memory_allocated() / GIGABYTE
     written = sum(file.size for file in files) / GIGABYTE
-    table.add(what, "+".join(chosen), str(request.output), seconds=seconds, written_GB=written, **memory)
+    table.add(what, "+".join(chosen), seconds=seconds, written_GB=written, **memory)
     for kind in chosen:
         for part in ("merged", "gguf"):
             named = [file for file in files if (file.type, file.kind) == (kind, part)]

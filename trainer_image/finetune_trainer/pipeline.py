@@ -14,6 +14,7 @@ from finetune_trainer.best_adapter import BestAdapter
 from finetune_trainer.data_formatting import FormattedData, format_data
 from finetune_trainer.documents.write import RunStory, write_documents
 from finetune_trainer.engine import prepare_engine
+from finetune_trainer.export.model_folder import open_model_folder
 from finetune_trainer.model_loading import LoadedModel, load_model
 from finetune_trainer.progress import Progress
 from finetune_trainer.run_callback import Companions
@@ -138,6 +139,7 @@ def _write_documents(
         best_step=outcome.best_step,
         memory=place.progress.memory,
         samples=companions.sampler.lines() if companions.sampler else (),
+        is_decoded=open_model_folder(base.folder).is_dequantised,
     )
     return write_documents(
         place.settings.work / "artifacts",

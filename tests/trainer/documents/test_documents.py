@@ -25,7 +25,7 @@ NAMESPACE = {"svg": "http://www.w3.org/2000/svg"}
 def documents(run_config: Builder, tmp_path: Path) -> Callable[..., tuple[str, str]]:
     """Builder of (card, resolved.yaml) for a job on a Hub model."""
 
-    def build(**sections: dict[str, object]) -> tuple[str, str]:
+    def build(*, is_decoded: bool = False, **sections: dict[str, object]) -> tuple[str, str]:
         model = {"source": "hf://acme/base", "credentials": {"secretName": "canary-hub-secret"}}
         output = {"s3": {"bucket": "models", "credentials": {"secretName": "canary-s3-secret"}}}
         config = run_config(**{"model": model, "output": output} | sections)
@@ -38,7 +38,7 @@ def documents(run_config: Builder, tmp_path: Path) -> Callable[..., tuple[str, s
         card, configuration = write_documents(
             *(tmp_path, config, resolved, artifacts),
             model_digest="b" * 64,
-            story=RunStory(metrics={"steps": 2.0, "loss": 1.0}, history=HISTORY),
+            story=RunStory(metrics={"steps": 2.0, "loss": 1.0}, history=HISTORY, is_decoded=is_decoded),
         )
         return (card.path / "README.md").read_text(), configuration.path.read_text()
 
@@ -63,6 +63,12 @@ def test_the_card_says_base_data_metrics_and_commands(documents: Callable[..., t
         "ollama create tiny -f gguf/tiny-Q8_0.Modelfile",
     ):
         assert part in text
+
+
+def test_the_card_says_when_weights_were_decoded_from_nf4(documents: Callable[..., tuple[str, str]]) -> None:
+    said = "The base exists in NF4 only: merged weights and GGUF files hold its decoded weights"
+    assert said in documents(is_decoded=True)[0]
+    assert said not in documents()[0]
 
 
 def test_a_pushed_model_has_commands_for_its_repository(documents: Callable[..., tuple[str, str]]) -> None:

@@ -17,6 +17,10 @@ from finetune_trainer.documents.sample_table import SampleLine, sample_table
 
 PLOT_NAME = "loss.svg"
 GIBIBYTE = 1 << 30
+DECODED = (
+    "The base exists in NF4 only: merged weights and GGUF files hold its decoded weights, with the error of that "
+    "quantisation"
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class CardFacts:
     best_step: int | None = None
     """Step whose adapter is exported, where that is the best one."""
     samples: Sequence[SampleLine] = ()
+    is_decoded: bool = False
+    """Whether the base's weights exist in NF4 only."""
 
 
 def write_model_card(facts: CardFacts) -> str:
@@ -71,7 +77,14 @@ def _about(facts: CardFacts) -> Sequence[str]:
         "",
         f"Data: {_code(config.dataset.source)}, {rows}SHA-256 `{resolved['datasetDigest']}`.",
         "",
+        *_decoded(facts),
     )
+
+
+def _decoded(facts: CardFacts) -> Sequence[str]:
+    if not (facts.is_decoded and (facts.has_merged or facts.gguf)):
+        return ()
+    return (f"{DECODED}.", "")
 
 
 def _results(facts: CardFacts) -> Sequence[str]:

@@ -27,6 +27,8 @@ class RunStory:
     """Step whose adapter is exported, where that is the best one."""
     memory: MemoryUse | None = None
     samples: Sequence[SampleLine] = ()
+    is_decoded: bool = False
+    """Whether the base's weights exist in NF4 only."""
 
 
 def write_documents(
@@ -54,6 +56,7 @@ def write_documents(
         has_plot=bool(story.history),
         best_step=story.best_step,
         samples=story.samples,
+        is_decoded=story.is_decoded,
     )
     (card / CARD_NAME).write_text(write_model_card(facts), encoding="utf-8")
     (configuration / RESOLVED_NAME).write_text(write_resolved(description), encoding="utf-8")

@@ -44,11 +44,13 @@ def quantize(weights: torch.Tensor, tensor_type: GGMLQuantizationType) -> torch.
 
     Returns uint8 [encoded bytes] on the same device.
     """
+    if tensor_type in PLAIN_DTYPES and not _is_compiled(weights, tensor_type):
+        return _as_bytes(weights.flatten(), PLAIN_DTYPES[tensor_type])  # at once: on busy cores each call waits
     encode = ENCODERS[tensor_type]
     block_size, block_bytes = GGML_QUANT_SIZES[tensor_type]
     blocks = weights.reshape(-1, block_size)
     encoded = torch.empty((blocks.shape[0], block_bytes), dtype=torch.uint8, device=weights.device)
-    if weights.device.type == "cpu" and is_worth_compiling(weights.numel(), tensor_type):
+    if _is_compiled(weights, tensor_type):
         from finetune_trainer.gguf.compiled.encode import encode_compiled  # numba takes a second to import
 
         encode_compiled(blocks.contiguous(), encoded, tensor_type)
@@ -57,6 +59,10 @@ def quantize(weights: torch.Tensor, tensor_type: GGMLQuantizationType) -> torch.
     for start in range(0, blocks.shape[0], step):
         encoded[start : start + step] = encode(blocks[start : start + step].to(torch.float32))
     return encoded.flatten()
+
+
+def _is_compiled(weights: torch.Tensor, tensor_type: GGMLQuantizationType) -> bool:
+    return weights.device.type == "cpu" and is_worth_compiling(weights.numel(), tensor_type)
 
 
 def _as_bytes(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -134,5 +134,5 @@ def _longrope_attention_factor(config: Mapping[str, Any]) -> float:
     if given is not None:
         return float(given)
     original = _original_context(config)
-    scale = config["max_position_embeddings"] / original
+    scale = global_rope(config).get("factor") or config["max_position_embeddings"] / original
     return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
