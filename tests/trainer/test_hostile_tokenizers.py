@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
-from finetune_api.spec_inputs import ModelSpec
+from finetune_api.spec_inputs import DatasetSpec, ModelSpec
 from finetune_api.vocabulary import TrainOn
 from finetune_trainer.chat_rendering import ChatEncoder
-from finetune_trainer.dataset_formats import Conversation
+from finetune_trainer.dataset_formats import Conversation, PlainText
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.model_description import load_tokenizer
+from finetune_trainer.model_description import embedding_rows, load_configuration, load_tokenizer
+from finetune_trainer.preflight.scan import scan_rows
 
 Change = Callable[[Path], object]
 SPEC = ModelSpec.model_validate({"source": "s3://models/base/"})
@@ -75,6 +77,33 @@ def test_a_wrong_tokenizer_has_a_reason(folder: Path, change: Change, pattern: s
     assert not (folder / "ran").exists()
 
 
+def test_a_tokenizer_with_words_beyond_the_embedding_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 500}))
+    with pytest.raises(TrainerError, match=r"has id 500 and 11 more.*embedding has 500 rows") as refusal:
+        load_tokenizer(folder, SPEC)
+    assert refusal.value.reason == "InvalidConfiguration"
+
+
+def test_a_special_token_beyond_the_embedding_matters_only_where_it_is_written(folder: Path, tmp_path: Path) -> None:
+    padded = AutoTokenizer.from_pretrained(folder)
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    padded.save_pretrained(folder)
+    rows = embedding_rows(load_configuration(folder))
+    encoder = ChatEncoder(load_tokenizer(folder, SPEC), TrainOn.RESPONSES, embedding_rows=rows)
+    encoder.encode(CHAT)
+    with pytest.raises(TrainerError, match=r"'\[PAD\]' has id 512, but the model's embedding has 512 rows"):
+        encoder.encode(PlainText("a [PAD]"))
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text('{"text": "a"}\n{"text": "a [PAD]"}\n')
+    spec = DatasetSpec.model_validate({"source": "file:///rows"})
+    scan = scan_rows((lines,), spec, load_tokenizer(folder, SPEC), 64, rows)
+    assert scan.stopped is not None
+    assert (scan.stopped.place, scan.stopped.reason) == ("rows.jsonl:2", "InvalidConfiguration")
+    without = scan_rows((lines,), spec, load_tokenizer(folder, SPEC), 64)
+    assert without.stopped is None, "the control"
+
+
 WRONG_TEMPLATES = {
     "no Jinja": "{% for %}",
     "several, none of them the default": [{"name": "rag", "template": "a"}],
@@ -96,5 +125,7 @@ def test_a_template_for_tools_is_used_with_tools(folder: Path) -> None:
     configured(chat_template=named)(folder)
     tokenizer = load_tokenizer(folder, SPEC)
     encoder = ChatEncoder(tokenizer, TrainOn.RESPONSES)
-    assert tokenizer.decode(encoder.encode(CHAT).input_ids) == "plainb"
-    assert tokenizer.decode(encoder.encode(Conversation(CHAT.messages, [{"name": "f"}])).input_ids) == "toolsb"
+    assert tokenizer.decode(encoder.encode(CHAT).input_ids) == f"plainb{tokenizer.eos_token}"
+    assert tokenizer.decode(encoder.encode(Conversation(CHAT.messages, [{"name": "f"}])).input_ids) == (
+        f"toolsb{tokenizer.eos_token}"
+    )

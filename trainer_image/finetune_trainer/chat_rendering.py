@@ -17,6 +17,7 @@ from finetune_trainer.control_tokens import ControlTokens, Shown
 from finetune_trainer.dataset_formats import Conversation, Example, PlainText
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.rendering.process import SHARED, LimitError, RenderingProcess, TemplateSetup
+from finetune_trainer.strict_json import excerpt
 
 IGNORED = -100  # label of a token without loss, as in torch's cross entropy
 MAX_LIMIT_ERRORS = 3
@@ -47,10 +48,19 @@ class Encoded:
 class ChatEncoder:
     """Encodes examples for one tokenizer."""
 
-    def __init__(self, tokenizer: Any, train_on: TrainOn, process: RenderingProcess = SHARED) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        train_on: TrainOn,
+        process: RenderingProcess = SHARED,
+        *,
+        embedding_rows: int | None = None,
+    ) -> None:
+        """`embedding_rows`: how many tokens the model knows; None where that is not known."""
         self._tokenizer = tokenizer
         self._train_on = train_on
         self._process = process
+        self._embedding_rows = embedding_rows
         self._limit_errors = 0
         special = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
         self._special_tokens = tuple(sorted(special - {""}))
@@ -61,7 +71,17 @@ class ChatEncoder:
 
     def encode(self, example: Example) -> Encoded:
         """Tokens and labels. Raises BadRowError for a row that the template refuses, TrainerError where it is the
-        template that is wrong."""
+        template that is wrong, or the tokenizer not the model's."""
+        encoded = self._encode(example)
+        self._check_embedding(encoded.input_ids)
+        return encoded
+
+    def _check_embedding(self, ids: list[int]) -> None:
+        if self._embedding_rows is not None and (token := max(ids, default=0)) >= self._embedding_rows:
+            name = self._tokenizer.convert_ids_to_tokens(token)
+            raise beyond_embedding({token: str(name)}, self._embedding_rows)
+
+    def _encode(self, example: Example) -> Encoded:
         if isinstance(example, PlainText):
             return self._encode_text(example.text)
         if not self._tokenizer.chat_template:
@@ -94,10 +114,13 @@ class ChatEncoder:
 
     def encode_question(self, question: str) -> list[int]:
         """Token ids of a user's words and of what asks for an answer. Raises like `encode`."""
-        if not self._tokenizer.chat_template:
-            return list(self._tokenizer(question)["input_ids"])
-        shown = self._ask_hidden([{"role": "user", "content": question}], None, asked=True)
-        return self._controls.encode(shown.text, shown.row_tokens)[0]
+        if self._tokenizer.chat_template:
+            shown = self._ask_hidden([{"role": "user", "content": question}], None, asked=True)
+            ids = self._controls.encode(shown.text, shown.row_tokens)[0]
+        else:
+            ids = list(self._tokenizer(question)["input_ids"])
+        self._check_embedding(ids)
+        return ids
 
     def find_control_token(self, example: Example) -> str | None:
         """A control token that the example spells out and that becomes plain text; None where it has none."""
@@ -165,6 +188,18 @@ class ChatEncoder:
         completion = whole[1:] if bos is not None and whole[:1] == [bos] else whole
         hidden = prompt if self._train_on is TrainOn.ALL else [IGNORED] * len(prompt)
         return Encoded(prompt + completion, hidden + completion)
+
+
+def beyond_embedding(tokens: dict[int, str], rows: int) -> TrainerError:
+    """What is said of token ids that the model has no embedding for."""
+    number, name = min(tokens.items())
+    more = f" and {len(tokens) - 1} more" if len(tokens) > 1 else ""
+    message = (
+        f"spec.model.source: the tokenizer's token {excerpt(name)} has id {number}{more}, but the model's embedding "
+        f"has {rows} rows: they do not belong together; take the tokenizer of this model, or save the model with "
+        "resize_token_embeddings first"
+    )
+    return TrainerError(FailureReason.INVALID_CONFIGURATION, message)
 
 
 def touching(places: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[bool]:

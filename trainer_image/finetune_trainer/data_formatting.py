@@ -67,11 +67,13 @@ def format_data(
     max_length: int,
     seed: int,
     held_out: tuple[Path, ...] | None = None,
+    embedding_rows: int | None = None,
 ) -> FormattedData:
-    """Encode every usable row into Arrow files below `work`; `held_out` are the files of an evaluation source. Raises
-    TrainerError (InvalidRow, MissingColumn, EmptyDataset, NoSupervisedTokens, ...)."""
+    """Encode every usable row into Arrow files below `work`; `held_out` are the files of an evaluation source,
+    `embedding_rows` the tokens that the model knows. Raises TrainerError (InvalidRow, MissingColumn, EmptyDataset,
+    NoSupervisedTokens, ...)."""
     counts = _Counts()
-    encoder = ChatEncoder(tokenizer, spec.train_on)
+    encoder = ChatEncoder(tokenizer, spec.train_on, embedding_rows=embedding_rows)
     disable_progress_bars()
     dataset = _encode_files(files, spec, encoder, work / "encoded.arrow", max_length, counts)
     evaluation, skipped = None, counts.bad_total

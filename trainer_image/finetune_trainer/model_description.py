@@ -14,7 +14,7 @@ from finetune_api.failures import FailureReason
 from finetune_api.spec_inputs import ModelSpec
 from finetune_api.vocabulary import TrainOn
 from finetune_trainer.chat_messages import BadRowError
-from finetune_trainer.chat_rendering import ChatEncoder
+from finetune_trainer.chat_rendering import ChatEncoder, beyond_embedding
 from finetune_trainer.chat_templates import use_named_template
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.text_parts import TEXT_PARTS
@@ -69,6 +69,7 @@ def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
             f"{spec.source} has a chat template that is no text; write spec.model.chatTemplate or chatTemplateName"
         )
         raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, message)
+    _check_embedding(folder, tokenizer)
     if spec.chat_template_name is not None:
         use_named_template(tokenizer, spec.chat_template_name)
     if spec.chat_template is not None:
@@ -78,6 +79,30 @@ def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
         except (BadRowError, TrainerError) as error:
             raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, f"spec.model.chatTemplate: {error}") from None
     return tokenizer
+
+
+def _check_embedding(folder: Path, tokenizer: Any) -> None:
+    """Refuse a tokenizer with words that the model has no embedding for. Special tokens that nothing writes (a [PAD]
+    that someone added) do no harm; rows that spell one out are refused when they are encoded."""
+    rows = embedding_rows(load_configuration(folder)) if (folder / "config.json").is_file() else None
+    if rows is None:
+        return
+    added = tokenizer.added_tokens_decoder
+    needed = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    beyond = {number: token for token, number in tokenizer.get_vocab().items() if number >= rows}
+    words = {
+        number: token
+        for number, token in beyond.items()
+        if number in needed or number not in added or not added[number].special
+    }
+    if words:
+        raise beyond_embedding(words, rows)
+
+
+def embedding_rows(configuration: Any | None) -> int | None:
+    """How many tokens a model of this configuration knows; None where it does not say."""
+    rows = getattr(configuration, "vocab_size", None)
+    return rows if isinstance(rows, int) else None
 
 
 def load_configuration(folder: Path) -> Any:

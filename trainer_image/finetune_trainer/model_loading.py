@@ -39,6 +39,11 @@ class LoadedModel:
     device: torch.device
 
     @property
+    def embedding_rows(self) -> int:
+        """How many tokens the model knows."""
+        return int(self.model.get_input_embeddings().num_embeddings)
+
+    @property
     def device_name(self) -> str:
         """Device for people, such as NVIDIA H200."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"

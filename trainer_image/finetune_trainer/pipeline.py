@@ -102,6 +102,7 @@ def _format(
         max_length=config.model.max_sequence_length,
         seed=config.training.seed,
         held_out=held_out.files if held_out else None,
+        embedding_rows=loaded.embedding_rows,
     )
     progress.resolve(
         dataset_digest=source.digest,
@@ -121,7 +122,8 @@ def _companions(config: RunConfig, loaded: LoadedModel, data: FormattedData, wor
     best = BestAdapter(work, training.early_stopping) if training.keeps_best() else None
     if training.samples is None:
         return Companions(best)
-    prompts = build_prompts(training.samples, loaded.tokenizer, data.evaluation, config.model.max_sequence_length)
+    limit = config.model.max_sequence_length
+    prompts = build_prompts(training.samples, loaded.tokenizer, data.evaluation, limit, loaded.embedding_rows)
     sampler = Sampler(prompts, training.samples, loaded.tokenizer, training.seed, work / "samples")
     return Companions(best, sampler, training.evaluation_steps)
 

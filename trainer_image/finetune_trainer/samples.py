@@ -41,7 +41,9 @@ class Prompt:
     """How the row goes on that the prompt is from."""
 
 
-def build_prompts(spec: SamplesSpec, tokenizer: Any, evaluation: Any | None, max_length: int) -> tuple[Prompt, ...]:
+def build_prompts(
+    spec: SamplesSpec, tokenizer: Any, evaluation: Any | None, max_length: int, embedding_rows: int | None = None
+) -> tuple[Prompt, ...]:
     """The job's prompts, or beginnings of the first rows of `evaluation`. Raises TrainerError (InvalidConfiguration)
     for a prompt of more than `max_length` tokens."""
     if not spec.prompts:
@@ -49,7 +51,7 @@ def build_prompts(spec: SamplesSpec, tokenizer: Any, evaluation: Any | None, max
         rows = evaluation[: min(ROWS, len(evaluation))]
         pairs = zip(rows["input_ids"], rows["labels"], strict=True)
         return tuple(_split_row(ids, labels, tokenizer) for ids, labels in pairs)
-    encoder = ChatEncoder(tokenizer, TrainOn.RESPONSES)
+    encoder = ChatEncoder(tokenizer, TrainOn.RESPONSES, embedding_rows=embedding_rows)
     prompts = tuple(_ask(encoder, text, index) for index, text in enumerate(spec.prompts))
     for index, prompt in enumerate(prompts):
         if len(prompt.input_ids) > max_length:

@@ -1,6 +1,7 @@
 """Preflight's bounds on a small scale: memory of a process that meets an enormous row, and the rate of checking rows.
 `trainer_image/benchmarks/preflight_rate.py` measures the real sizes."""
 
+import csv
 import json
 import os
 import subprocess
@@ -48,11 +49,18 @@ def write_parquet(path: Path, long: dict[str, Any]) -> Path:
     return path
 
 
+def write_csv(path: Path, *texts: str) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["prompt", "completion"], *([text, "yes"] for text in texts)])
+    return path
+
+
 LONG_ROWS: dict[str, Callable[[Path], Path]] = {
     "ASCII": lambda folder: write_lines(folder / "rows.jsonl", row(LONG_TEXT)),
     "one emoji": lambda folder: write_lines(folder / "rows.jsonl", row(LONG_TEXT + EMOJI)),
     "every third an emoji": lambda folder: write_lines(folder / "rows.jsonl", row((EMOJI + "ab") * (ROW_BYTES // 6))),
     "in several turns": lambda folder: write_lines(folder / "rows.jsonl", row("a", LONG_TEXT + EMOJI, "b")),
+    "CSV": lambda folder: write_csv(folder / "rows.csv", "why?", LONG_TEXT + EMOJI, "how?"),
     "Parquet": lambda folder: write_parquet(folder / "rows.parquet", row(LONG_TEXT + EMOJI)),
 }
 

@@ -8,13 +8,20 @@ from typing import Any, TypeVar
 
 from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
+from finetune_api.spec_inputs import DatasetSpec
 from finetune_api.vocabulary import OnBadRow
 from finetune_trainer.adapter_targets import choose_targets
 from finetune_trainer.artifacts.hub_push import open_hub
 from finetune_trainer.artifacts.object_space import ignore_bytes
 from finetune_trainer.artifacts.store import ArtifactStore, open_store
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.model_description import check_architecture, linear_names, load_configuration, load_tokenizer
+from finetune_trainer.model_description import (
+    check_architecture,
+    embedding_rows,
+    linear_names,
+    load_configuration,
+    load_tokenizer,
+)
 from finetune_trainer.preflight.freed_memory import give_back_freed_memory
 from finetune_trainer.preflight.gpu import estimate_gpu, judge_gpu
 from finetune_trainer.preflight.html import render_html
@@ -136,7 +143,7 @@ def _check_evaluation(config: RunConfig, settings: Settings, model: _Model | Non
     data = findings.attempt(EVALUATION, lambda: fetch_dataset(*source, work, access, ignore_bytes, subset))
     if data is not None:
         spec = config.dataset.model_copy(update={"max_samples": None})
-        scan = scan_rows(data.files, spec, model.tokenizer if model else None, config.model.max_sequence_length)
+        scan = _scan(data, spec, model, config)
         _judge_rows(scan, config, findings, EVALUATION)
 
 
@@ -158,7 +165,7 @@ def _examine(config: RunConfig, model: _Model | None, data: FetchedSource | None
     scan: Scan | None = None
     if data is not None:
         limit = config.model.max_sequence_length
-        scan = scan_rows(data.files, config.dataset, model.tokenizer if model else None, limit)
+        scan = _scan(data, config.dataset, model, config)
         counts = _count(scan)
         tokens = _describe(scan, limit)
         _judge_rows(scan, config, findings)
@@ -176,6 +183,12 @@ def _examine(config: RunConfig, model: _Model | None, data: FetchedSource | None
         facts |= {"gpu": estimate}
     ordered = sorted(findings.found, key=lambda finding: not finding.place.startswith("spec."))  # fields, then rows
     return Report(**facts, findings=tuple(ordered), more_errors=findings.unnamed)
+
+
+def _scan(data: FetchedSource, spec: DatasetSpec, model: _Model | None, config: RunConfig) -> Scan:
+    tokenizer = model.tokenizer if model else None
+    rows = embedding_rows(model.configuration) if model else None
+    return scan_rows(data.files, spec, tokenizer, config.model.max_sequence_length, rows)
 
 
 def _count(scan: Scan) -> RowCounts:

@@ -67,11 +67,19 @@ class Scan:
     samples: list[Sample] = field(default_factory=list)
 
 
-def scan_rows(files: tuple[Path, ...], spec: DatasetSpec, tokenizer: Any | None, max_length: int) -> Scan:
-    """Check every row that training would read; without a tokenizer nothing is encoded. Never raises for a row."""
+def scan_rows(
+    files: tuple[Path, ...],
+    spec: DatasetSpec,
+    tokenizer: Any | None,
+    max_length: int,
+    embedding_rows: int | None = None,
+) -> Scan:
+    """Check every row that training would read; without a tokenizer nothing is encoded. `embedding_rows` are the
+    tokens that the model knows. Never raises for a row."""
     expected = sum(path.stat().st_size for path in files)  # of packed files more follows, which halves again
     scan = Scan(measured=RowSample(SAMPLE_CHARACTERS, expected))
-    scanner = _Scanner(scan, spec, tokenizer, max_length)
+    encoder = ChatEncoder(tokenizer, spec.train_on, embedding_rows=embedding_rows) if tokenizer is not None else None
+    scanner = _Scanner(scan, spec, tokenizer, encoder, max_length)
     for row in read_rows(files, is_cut=True):
         try:
             scanner.take(row)
@@ -91,11 +99,13 @@ def scan_rows(files: tuple[Path, ...], spec: DatasetSpec, tokenizer: Any | None,
 class _Scanner:
     """Takes rows one by one."""
 
-    def __init__(self, scan: Scan, spec: DatasetSpec, tokenizer: Any | None, max_length: int) -> None:
+    def __init__(
+        self, scan: Scan, spec: DatasetSpec, tokenizer: Any | None, encoder: ChatEncoder | None, max_length: int
+    ) -> None:
         self._scan = scan
         self._spec = spec
         self._tokenizer = tokenizer
-        self._encoder = ChatEncoder(tokenizer, spec.train_on) if tokenizer is not None else None
+        self._encoder = encoder
         self._max_length = max_length
         self._layout = spec.format
         self._shapes: set[tuple[str, ...]] = set()
