@@ -21,7 +21,7 @@ FIRST_CAPABILITY = (8, 9)
 def reference(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`quantize_rows` by PyTorch."""
     wide = x.float()
-    scales = wide.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny * LARGEST) / LARGEST
+    scales = wide.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny * LARGEST) * (1 / LARGEST)
     return (wide * (1 / scales)).to(torch.float8_e4m3fn), scales
 
 
@@ -31,7 +31,7 @@ def _quantize(x_ptr, q_ptr, s_ptr, stride, n, TINY: tl.constexpr, LARGEST: tl.co
     columns = tl.arange(0, BLOCK_N)
     inside = columns < n
     x = tl.load(x_ptr + row * stride + columns, mask=inside, other=0.0).to(tl.float32)
-    scale = tl.math.div_rn(tl.maximum(tl.max(tl.abs(x), axis=0), TINY), LARGEST)
+    scale = tl.maximum(tl.max(tl.abs(x), axis=0), TINY) * (1 / LARGEST)
     tl.store(s_ptr + row, scale)
     tl.store(q_ptr + row * n + columns, (x * tl.math.div_rn(1.0, scale)).to(q_ptr.dtype.element_ty), mask=inside)
 
