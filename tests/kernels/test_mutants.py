@@ -85,12 +85,23 @@ def rotary_embedding(load: Load) -> Pairs:
 
 
 def linear_cross_entropy(load: Load) -> Pairs:
-    ours, true = load("linear_cross_entropy"), true_modules("linear_cross_entropy")
+    ours = load("linear_cross_entropy")
     ours.CHUNK_ROWS, ours.LARGEST_BLOCK = 2, 8
+    return _head(ours.LinearCrossEntropyFunction.apply)
+
+
+def blocked_cross_entropy(load: Load) -> Pairs:
+    ours = load("blocked_cross_entropy")
+    ours.VOCABULARY_BLOCK, ours.LARGEST_BLOCK, ours.HEAD_ROWS = 8, 4, 2
+    return _head(ours.blocked_cross_entropy)
+
+
+def _head(function: Callable[..., torch.Tensor]) -> Pairs:
+    true = true_modules("linear_cross_entropy")
     hidden, weight, targets = normal(3, 6), normal(19, 6, seed=1), torch.tensor([0, 18, 9], device=DEVICE)
     for softcap in (None, 2.0):
         leaf = hidden.clone().requires_grad_()
-        loss = ours.LinearCrossEntropyFunction.apply(leaf, weight, targets, softcap)
+        loss = function(leaf, weight, targets, softcap)
         exact = (hidden.double(), weight.double(), targets, softcap)
         yield loss, true.reference(*exact)
         yield torch.autograd.grad(3 * loss, leaf)[0], 3 * true.reference_gradient(*exact)
