@@ -1,7 +1,7 @@
 """Every kernel's comparison with its formula must notice a mistake in the kernel: one line of its source is changed,
 the package is loaded afresh with that line, and the comparison that the true source passes has to fail."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
