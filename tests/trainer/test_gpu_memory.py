@@ -30,7 +30,7 @@ Run = tuple[Outcome, RunProgress]
 GIB = 2**30
 STEPS, PASSES = 5, 2
 LENGTH = 2048
-EMULATED = 0.7  # of the memory that the whole plan wants
+EMULATED_BYTES = 1.3 * GIB
 ACCIDENT = 5  # the second pass of the third step
 TOLERANCE = 5e-3
 """Relative; for bf16 products of other shapes, as in test_gpu_runs. On a CPU (512 tokens, two layers) bf16 differed
@@ -181,13 +181,9 @@ def test_training_goes_on_with_less_memory_and_the_same_losses(runs: Runs, train
     assert described["memory"]["fallbacks"] == [fallen]
 
 
-def test_an_emulated_card_gets_a_plan_that_fits_it_and_the_same_losses(runs: Runs, trained: list[list[float]]) -> None:
-    whole, _ = runs("whole")
-    assert whole.memory is not None
-    limit = EMULATED * whole.memory.predicted_peak_bytes
-    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.mem_get_info()[1])
-    emulated, _ = runs("emulated")
-    print(f"plans {whole.memory} and, on an emulated card, {emulated.memory}")  # `pytest -s`
-    assert emulated.memory is not None
-    assert emulated.memory.predicted_peak_bytes < limit
-    assert largest_difference(trained[1], trained[0]) < TOLERANCE
+def test_an_emulated_card_gets_a_plan_that_fits_it(runs: Runs) -> None:
+    torch.cuda.set_per_process_memory_fraction(EMULATED_BYTES / torch.cuda.mem_get_info()[1])
+    outcome, _ = runs("emulated")
+    print(f"plan {outcome.memory}")  # `pytest -s`
+    assert outcome.memory is not None
+    assert outcome.memory.predicted_peak_bytes < EMULATED_BYTES, "on the whole card it is 1.8 GiB"
