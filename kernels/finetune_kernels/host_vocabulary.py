@@ -1,8 +1,7 @@
 """Embedding and head in pinned host memory: 2 GiB of an 8B model that a pass needs for milliseconds.
 
 The kernel that gathers the embedding's rows reads them over the bus, 8 KiB a token. The head comes to the GPU for the
-loss (1 GiB at 55 GB/s: 19 ms) and goes when the loss is made, as its gradient is made with it (`linear_cross_entropy`).
-An 8-bit head was rejected: it changes the loss.
+loss, in blocks of the vocabulary (`blocked_cross_entropy`). An 8-bit head was rejected: it changes the loss.
 """
 
 from typing import Any

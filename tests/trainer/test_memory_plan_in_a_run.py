@@ -19,7 +19,7 @@ from finetune_kernels.fused_layers import FusedLayers
 from finetune_kernels.memory_plan import MemoryPlan, plan_memory
 from finetune_kernels.micro_batch import MicroBatch
 from finetune_trainer import pipeline
-from finetune_trainer.engine import Engine, model_shape
+from finetune_trainer.engine import Engine, available_bytes, model_shape
 from finetune_trainer.losses import supervised_loss
 from finetune_trainer.main import run_job
 from finetune_trainer.progress import Progress
@@ -222,6 +222,17 @@ def test_what_was_tried_is_known_where_nothing_smaller_is_left(
     assert outcome.memory is not None
     assert [fallback.to_mode for fallback in outcome.memory.fallbacks] == [MemoryMode.BALANCED, MemoryMode.SMALLEST]
     assert told.memory == outcome.memory
+
+
+@pytest.mark.parametrize(("share", "gib"), [(1.0, 30), (0.3, 24), (0.5, 30)])
+def test_a_plan_takes_no_more_than_the_share_of_the_card_that_the_process_has(
+    monkeypatch: pytest.MonkeyPatch, share: float, gib: int
+) -> None:
+    """20 GiB of 80 are free, and 10 are this process's own already."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10 * GIB)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: share)
+    assert available_bytes(torch.device("cuda")) == gib * GIB
 
 
 def test_a_run_without_a_plan_says_none(run_config: Builder, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def prepare_engine(model: Any, loaded: LoadedModel, config: RunConfig) -> Engine
     loss = fused_loss if has_plain_head(model) else supervised_loss
     if loss is supervised_loss:
         log.warning("%s trains with the plain head: all supervised logits are in memory at once", loaded.architecture)
-    base, total = torch.cuda.memory_allocated(loaded.device), _available(loaded.device)
+    base, total = torch.cuda.memory_allocated(loaded.device), available_bytes(loaded.device)
     reason = why_not_fused(causal_model(model))
     if reason is None:
         return _fused_engine(model, config, loss, written, base, total)
@@ -175,7 +175,7 @@ def _fused_engine(
     return Engine(False, loss, batch, plan, layers, lambda mode: plan_for(batch.size * length, mode), eight_bits)
 
 
-def _available(device: torch.device) -> int:
+def available_bytes(device: torch.device) -> int:
     """Bytes that this process may use in all: what is free, and no more than the share of the card that it is given."""
     free, whole = torch.cuda.mem_get_info(device)
     share = int(torch.cuda.get_per_process_memory_fraction(device) * whole)
