@@ -2,10 +2,12 @@
 
     drop(x) = mask / (1 - p) * x,   dx += mask / (1 - p) * (d A)             d A: the share of an adapter behind `drop`
 
-Element (row, column) stays if the word column % 4 of Philox-4x32-10 says so, with the pass's seed as its key and
-(column // 4, row, stream, 0) as its counter. So a mask depends on no launch, tile or order: forward, a forward that is
+Element (row, column) stays if the half word column % 8 of Philox-4x32-7 says so, with the pass's seed as its key and
+(column // 8, row, stream, 0) as its counter. So a mask depends on no launch, tile or order: forward, a forward that is
 made again and backward see the same one, and each linear (`stream`) has its own. A mask that is kept costs a byte an
-element where the layer keeps two; packed into bits, it would still have to be unpacked beside the same loads.
+element where the layer keeps two; packed into bits, it would still have to be unpacked beside the same loads. Whole
+words would need twice the operations, and Triton's usual ten rounds half as many again; seven pass BigCrush (Salmon et
+al., 2011).
 """
 
 from dataclasses import dataclass, replace
@@ -18,10 +20,10 @@ from finetune_kernels.precision import widen
 
 BLOCK_T, BLOCK_N, BLOCK_R, WARPS = 32, 128, 64, 4
 SEEDS = 2**31
-STEPS = 2**24
-"""A share p is rounded to a multiple of 1 / STEPS."""
+STEPS = 2**16
+"""A share p is rounded to a multiple of 1 / STEPS, and stays below 1."""
 WORD = 2**32 - 1
-ROUNDS = 10
+ROUNDS = tl.constexpr(7)
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,13 @@ class Mask:
 
     @property
     def threshold(self) -> int:
-        """Words (their upper 24 bits) below it are dropped."""
-        return round(self.p * STEPS)
+        """Half words below it are dropped."""
+        return min(round(self.p * STEPS), STEPS - 1)
+
+    @property
+    def factor(self) -> float:
+        """1 / (1 - p) for the p that is a multiple of 1 / STEPS, so that nothing changes on average."""
+        return STEPS / (STEPS - self.threshold)
 
 
 def new_draw() -> Draw:
@@ -58,12 +65,13 @@ def new_draw() -> Draw:
 
 def kept(mask: Mask, rows: int, columns: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """The mask [rows, columns] itself, by PyTorch: True where an element stays."""
-    groups = -(-columns // 4)
+    groups = -(-columns // 8)
     first = mask.draw.first_row
     row = torch.arange(first, first + rows, device=device).unsqueeze(1).expand(rows, groups)
     group = torch.arange(groups, device=device).expand(rows, groups)
     words = torch.stack(_philox(mask.draw.seed, group, row, torch.full_like(row, mask.stream)), dim=-1)
-    return (words >> 8).flatten(1)[:, :columns] >= mask.threshold
+    halves = torch.stack((words & STEPS - 1, words >> 16), dim=-1)
+    return halves.flatten(1)[:, :columns] >= mask.threshold
 
 
 def _philox(seed: int, *counter: torch.Tensor) -> list[torch.Tensor]:
@@ -71,7 +79,7 @@ def _philox(seed: int, *counter: torch.Tensor) -> list[torch.Tensor]:
     c0, c1, c2 = counter
     c3 = torch.zeros_like(c0)
     k0, k1 = seed, 0
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS.value):
         first, second = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # the upper bits wrap around, and are right
         c0, c1 = (second >> 32 & WORD) ^ c1 ^ k0, second & WORD
         c2, c3 = (first >> 32 & WORD) ^ c3 ^ k1, first & WORD
@@ -81,24 +89,24 @@ def _philox(seed: int, *counter: torch.Tensor) -> list[torch.Tensor]:
 
 def reference(x: torch.Tensor, mask: Mask) -> torch.Tensor:
     """`drop` by PyTorch."""
-    return (widen(x) * kept(mask, x.shape[0], x.shape[1], x.device) / (1 - mask.p)).to(x.dtype)
+    return (widen(x) * kept(mask, x.shape[0], x.shape[1], x.device) * mask.factor).to(x.dtype)
 
 
 def reference_add_share(dx: torch.Tensor, d: torch.Tensor, a: torch.Tensor, mask: Mask) -> torch.Tensor:
     """`add_share` by PyTorch."""
-    share = widen(d) @ widen(a) * kept(mask, dx.shape[0], dx.shape[1], dx.device) / (1 - mask.p)
+    share = widen(d) @ widen(a) * kept(mask, dx.shape[0], dx.shape[1], dx.device) * mask.factor
     return dx.copy_(widen(dx) + share)
 
 
 @triton.jit
 def _kept(rows, group, seed, stream, threshold, BLOCK_T: tl.constexpr, GROUPS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The mask of a tile: `rows` [BLOCK_T] and 4 * GROUPS columns from 4 * `group` on."""
+    """The mask of a tile: `rows` [BLOCK_T] and 8 * GROUPS columns from 8 * `group` on."""
     zero = tl.zeros((BLOCK_T, GROUPS), tl.int32)
     first, second, third, fourth = tl.philox(
-        seed, zero + (group + tl.arange(0, GROUPS))[None, :], zero + rows[:, None], zero + stream, zero
+        seed, zero + (group + tl.arange(0, GROUPS))[None, :], zero + rows[:, None], zero + stream, zero, ROUNDS
     )
     words = tl.interleave(tl.interleave(first, third), tl.interleave(second, fourth))
-    return (words >> 8).to(tl.int32) >= threshold
+    return tl.interleave(words & 0xFFFF, words >> 16).to(tl.int32) >= threshold
 
 
 @triton.jit(do_not_specialize=["seed", "stream", "first_row", "threshold"])
@@ -108,7 +116,7 @@ def _drop(  # type: ignore[no-untyped-def]
     rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = (rows < t)[:, None] & (columns < n)[None, :]
-    stays = _kept(first_row + rows, tl.program_id(1) * (BLOCK_N // 4), seed, stream, threshold, BLOCK_T, BLOCK_N // 4)
+    stays = _kept(first_row + rows, tl.program_id(1) * (BLOCK_N // 8), seed, stream, threshold, BLOCK_T, BLOCK_N // 8)
     rows = rows.to(tl.int64)
     x = tl.load(x_ptr + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0).to(tl.float32)
     tl.store(y_ptr + rows[:, None] * n + columns[None, :], tl.where(stays, x * factor, 0.0), mask=inside)
@@ -122,7 +130,7 @@ def _add_share(  # type: ignore[no-untyped-def]
     rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     known, wanted = (rows < t)[:, None], (columns < n)[None, :]
-    stays = _kept(first_row + rows, tl.program_id(1) * (BLOCK_N // 4), seed, stream, threshold, BLOCK_T, BLOCK_N // 4)
+    stays = _kept(first_row + rows, tl.program_id(1) * (BLOCK_N // 8), seed, stream, threshold, BLOCK_T, BLOCK_N // 8)
     rows = rows.to(tl.int64)
     share = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
     for first in range(0, r, BLOCK_R):
@@ -136,7 +144,7 @@ def _add_share(  # type: ignore[no-untyped-def]
 
 
 def _drawn(mask: Mask) -> tuple[float, int, int, int, int]:
-    return 1 / (1 - mask.p), mask.draw.seed, mask.stream, mask.draw.first_row, mask.threshold
+    return mask.factor, mask.draw.seed, mask.stream, mask.draw.first_row, mask.threshold
 
 
 def drop(x: torch.Tensor, mask: Mask) -> torch.Tensor:

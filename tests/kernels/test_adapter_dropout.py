@@ -34,10 +34,21 @@ def test_the_kernels_are_their_formulas(t: int, n: int, rank: int, first_row: in
     y = adapter_dropout.drop(x, mask)
     assert torch.equal(x, before)
     assert torch.equal(y != 0, adapter_dropout.kept(mask, t, n, DEVICE))
-    assert torch.allclose(y, adapter_dropout.reference(x, mask))
+    assert torch.equal(y, adapter_dropout.reference(x, mask))
     exact = adapter_dropout.reference_add_share(dx.double(), d[:, :rank].double(), a.double(), mask)
     assert adapter_dropout.add_share(dx, d[:, :rank], a, mask) is dx
     assert relative_error(dx, exact) < PRODUCTS
+
+
+def test_words_are_those_of_the_published_generator() -> None:
+    """Random123's known answer for philox4x32 with 7 rounds, key and counter 0."""
+    zero = torch.zeros(1, dtype=torch.int64)
+    words = [int(word) for word in adapter_dropout._philox(0, zero, zero, zero)]
+    assert words == [0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48]
+    halves = torch.tensor([half for word in words for half in (word & 0xFFFF, word >> 16)])
+    for p in (0.1, 0.5, 0.9):
+        mask = Mask(Draw(0), 0, p)
+        assert torch.equal(adapter_dropout.kept(mask, 1, 8)[0], halves >= mask.threshold)
 
 
 def test_no_rows_are_harmless() -> None:
@@ -72,9 +83,16 @@ def test_masks_of_other_linears_passes_rows_and_seeds_have_nothing_in_common() -
     for one, other in combinations(masks, 2):
         assert abs((masks[one] * masks[other]).mean()) < bound, (one, other)
     first = masks["a mask"]
-    for shift in (1, 2, 3, 4, 8):
+    for shift in range(1, 17):  # half words of one counter, and of the next
         assert abs((first * first.roll(shift, 1)).mean()) < bound
     assert abs((first * adapter_dropout.kept(named["a mask"], *size)).mean()) > bound  # itself is found
+
+
+def test_shares_between_two_steps_are_rounded_and_nothing_changes_on_average() -> None:
+    for p in (0.0, 1e-9, 0.05, 1 / 3, 0.999999):
+        mask = Mask(Draw(1), 0, p)
+        assert abs(mask.threshold / adapter_dropout.STEPS - p) <= 1 / adapter_dropout.STEPS
+        assert mask.factor * (1 - mask.threshold / adapter_dropout.STEPS) == pytest.approx(1, abs=1e-15)
 
 
 def test_a_tile_has_the_rows_of_the_whole() -> None:
