@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from finetune_trainer.chat_messages import BadRowError
-from finetune_trainer.chat_templates import SPECIAL_TOKENS
+from finetune_trainer.chat_templates import SPECIAL_TOKENS, TOOL_TOKENS
 from finetune_trainer.strict_json import excerpt
 
 HIDDEN = "\uf8d8"  # in front of a character that says which token; `rendering.spans` has U+F8D0 to U+F8D2
@@ -43,7 +43,9 @@ class ControlTokens:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        known = {token for tokens in SPECIAL_TOKENS.values() for token in tokens} | set(tokenizer.all_special_tokens)
+        known = {token for tokens in (*SPECIAL_TOKENS.values(), *TOOL_TOKENS.values()) for token in tokens} | set(
+            tokenizer.all_special_tokens
+        )
         added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()
                  if token.special or str(token) in known}  # fmt: skip
         self._ids = frozenset(added.values())
