@@ -12,7 +12,7 @@ from finetune_api.spec_inputs import ModelSpec
 from finetune_api.vocabulary import ChatTemplateName, TrainOn
 from finetune_trainer.chat_messages import BadRowError
 from finetune_trainer.chat_rendering import IGNORED, ChatEncoder
-from finetune_trainer.chat_templates import SPECIAL_TOKENS, use_named_template
+from finetune_trainer.chat_templates import SPECIAL_TOKENS, TOOL_TOKENS, use_named_template
 from finetune_trainer.dataset_formats import Conversation
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model_description import load_tokenizer
@@ -26,7 +26,9 @@ TURNS = [
 ]
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": "é"}}}
-EVERY_TOKEN = sorted({token for tokens in SPECIAL_TOKENS.values() for token in tokens if token})
+EVERY_TOKEN = sorted(
+    {token for tokens in (*SPECIAL_TOKENS.values(), *TOOL_TOKENS.values()) for token in tokens if token}
+)
 ENDS = {
     ChatTemplateName.ALPACA: "</s>",
     ChatTemplateName.CHATML: "<|im_end|>",
@@ -95,7 +97,67 @@ def test_qwen_writes_tools_like_its_original_and_learns_the_calls(tokenizer: Any
     assert last == "Four.<|im_end|>"
 
 
-@pytest.mark.parametrize("name", set(ChatTemplateName) - {ChatTemplateName.QWEN})
+CALLING = [
+    TURNS[0],
+    {"role": "assistant", "content": "", "tool_calls": [CALL | {"id": "abcdefghi"}]},
+    {"role": "tool", "content": "4", "tool_call_id": "abcdefghi"},
+    TURNS[1],
+    *TURNS,
+]
+
+
+@pytest.mark.parametrize("tools", [None, [TOOL], [TOOL, TOOL]], ids=["calls only", "a tool", "two tools"])
+@pytest.mark.parametrize("before", [[], [SYSTEM]], ids=["turns", "with a system turn"])
+def test_llama_writes_tools_like_llama_3_1_and_learns_the_calls(
+    tokenizer: Any, before: list[dict[str, Any]], tools: list[Any] | None
+) -> None:
+    template = (Path(trl.__file__).parent / "chat_templates/llama3_1.jinja").read_text()
+    use_named_template(tokenizer, ChatTemplateName.LLAMA3)
+    messages = [*before, *CALLING]
+    theirs = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, chat_template=template)
+    assert tokenizer.apply_chat_template(messages, tools=tools, tokenize=False) == theirs
+    learned = supervised(tokenizer, messages, tools)
+    assert learned[0] == '{"name": "add", "parameters": {"a": "é"}}<|eot_id|>'
+    assert learned[1:] == ["Four.<|eot_id|>"] * 2 + ["Six.<|eot_id|>"]
+    two = [TURNS[0], {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]}]
+    with pytest.raises(BadRowError, match="one tool call in a turn"):
+        supervised(tokenizer, two, tools)
+
+
+def test_mistral_writes_tools_as_its_tokenizers_do_and_learns_the_calls(tokenizer: Any) -> None:
+    """The form of mistral-common's third version: tools in front of the last user's turn, calls with ids."""
+    use_named_template(tokenizer, ChatTemplateName.MISTRAL)
+    text = tokenizer.apply_chat_template([SYSTEM, *CALLING[:4]], tools=[TOOL], tokenize=False)
+    assert text == (
+        '<s>[AVAILABLE_TOOLS] [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]'
+        "[/AVAILABLE_TOOLS][INST] Be brief.\n\nWhat is 2 + 2?[/INST]"
+        '[TOOL_CALLS] [{"name": "add", "arguments": {"a": "é"}, "id": "abcdefghi"}]</s>'
+        '[TOOL_RESULTS] {"content": 4, "call_id": "abcdefghi"}[/TOOL_RESULTS] Four.</s>'
+    )
+    learned = supervised(tokenizer, CALLING, [TOOL])
+    assert learned[0] == '[TOOL_CALLS] [{"name": "add", "arguments": {"a": "é"}, "id": "abcdefghi"}]</s>'
+    assert learned[1:] == [" Four.</s>", " Four.</s>", " Six.</s>"]
+    asked = tokenizer.apply_chat_template([TURNS[0], TURNS[1], TURNS[0]], tools=[TOOL], tokenize=False)
+    assert asked.index("[AVAILABLE_TOOLS]") > asked.index("Four."), "the last of two turns that are alike"
+    without_id = [TURNS[0], {"role": "assistant", "content": "", "tool_calls": [CALL]}]
+    with pytest.raises(BadRowError, match="an id of nine letters and digits"):
+        supervised(tokenizer, without_id)
+
+
+def test_mistral_without_tool_tokens_refuses_tools(tiny_base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    tokenizer.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": ["[INST]", "[/INST]"]})
+    use_named_template(tokenizer, ChatTemplateName.MISTRAL)
+    assert supervised(tokenizer, TURNS) == [f" {words}{tokenizer.eos_token}" for words in ("Four.", "Six.")]
+    for messages, tools in ((TURNS, [TOOL]), (CALLING, None)):
+        with pytest.raises(BadRowError, match=r"lacks \[AVAILABLE_TOOLS\]; use Qwen"):
+            supervised(tokenizer, messages, tools)
+
+
+WITH_TOOLS = {ChatTemplateName.QWEN, ChatTemplateName.LLAMA3, ChatTemplateName.MISTRAL}
+
+
+@pytest.mark.parametrize("name", sorted(set(ChatTemplateName) - WITH_TOOLS))
 def test_templates_without_tools_refuse_them(tokenizer: Any, name: ChatTemplateName) -> None:
     use_named_template(tokenizer, name)
     with pytest.raises(BadRowError, match="has no tools; use Qwen"):

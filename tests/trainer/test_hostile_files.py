@@ -14,7 +14,7 @@ import pyarrow.parquet as parquet
 import pytest
 from pyarrow import ipc
 
-from finetune_trainer import data_files
+from finetune_trainer import arrow_bounds, data_files
 from finetune_trainer.dataset_rows import Row, read_rows
 
 ROWS = [{"prompt": f"p{number}", "completion": 'c "x",\nz é'} for number in range(300)]
@@ -237,3 +237,34 @@ def test_a_small_parquet_file_that_repeats_a_large_text_is_read_in_bounds(tmp_pa
     length, added = measured("print(sum(len(row.value['parts'][0]) for row in read_rows((paths[0],))))", path)
     assert length == 200 * 2_000_000
     assert added < 200
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_an_arrow_batch_that_unpacks_to_gigabytes_is_refused_before_it_is(
+    tmp_path: Path, kind: str, codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """300 MB of one letter; the control is read where the bound allows it, and so is a table in smaller batches."""
+    text = "x" * 3_000_000
+    table = arrow.table({"text": [text] * 100})
+    options = ipc.IpcWriteOptions(compression=codec)
+    write = ipc.new_file if kind == "file" else ipc.new_stream
+    for name, rows in (("one.arrow", 100), ("ten.arrow", 10)):
+        with write(tmp_path / name, table.schema, options=options) as out:
+            out.write_table(table, max_chunksize=rows)
+    assert (tmp_path / "one.arrow").stat().st_size < 2**21
+    (refused,) = read_rows((tmp_path / "one.arrow",))
+    assert "a batch unpacks to 286 MiB, and 256 are the most" in refused.value
+    assert len(list(read_rows((tmp_path / "ten.arrow",)))) == 100
+    monkeypatch.setattr(arrow_bounds, "MAX_BATCH_BYTES", 2**29)
+    assert len(list(read_rows((tmp_path / "one.arrow",)))) == 100
+
+
+def test_a_packed_dictionary_of_an_arrow_file_is_bounded_too(tmp_path: Path) -> None:
+    column = arrow.array(["x" * 3_000_000 + str(number) for number in range(100)]).dictionary_encode()
+    with ipc.new_file(
+        tmp_path / "a.arrow", arrow.schema([("text", column.type)]), options=ipc.IpcWriteOptions(compression="zstd")
+    ) as out:
+        out.write_table(arrow.table({"text": column}))
+    (refused,) = read_rows((tmp_path / "a.arrow",))
+    assert "a batch unpacks to 286 MiB" in refused.value

@@ -109,6 +109,14 @@ def test_csv_is_cut_into_the_rows_that_it_has(
         assert bool(short.left_out) == (short.value != row.value)
 
 
+def test_quotation_marks_and_line_ends_are_not_torn(tmp_path: Path) -> None:
+    for length in range(2 * PIECE):
+        (tmp_path / "rows.csv").write_bytes(b'a,b\r\n"' + b"x" * length + b'""y\r\n",' + b"x" * length + b"\r\nz,\r\n")
+        rows = [row.value for row in read_rows((tmp_path / "rows.csv",), is_cut=True)]
+        assert rows[0]["a"] == "x" * length + '"y\r\n'
+        assert rows[1] == {"a": "z", "b": ""}
+
+
 def test_a_field_beyond_the_limit_is_a_broken_row_and_the_next_row_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as arrow  # type: ignore[import-untyped]
 from pyarrow import ipc, parquet, types
 
+from finetune_trainer.arrow_bounds import check_batches
 from finetune_trainer.data_files import UnreadableFileError
 from finetune_trainer.long_texts import LONG_BYTES, Cut, cut_text
 from finetune_trainer.strict_json import listed
@@ -35,12 +36,13 @@ def read_arrow(path: Path, *, is_cut: bool = False) -> Iterator[tuple[str, Any]]
     """As `read_parquet`."""
     try:
         with arrow.memory_map(str(path)) as mapped:
-            if mapped.read(6) == b"ARROW1":
+            is_file = mapped.read(6) == b"ARROW1"
+            check_batches(mapped, is_file=is_file)
+            if is_file:
                 file = ipc.open_file(mapped)
                 batches = (file.get_batch(index) for index in range(file.num_record_batches))
                 yield from _rows(batches, is_cut=is_cut)
             else:
-                mapped.seek(0)
                 yield from _rows(ipc.open_stream(mapped), is_cut=is_cut)
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UnreadableFileError(f"not a valid Arrow file: {str(error)[:200]}") from None

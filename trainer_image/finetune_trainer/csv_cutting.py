@@ -152,6 +152,7 @@ class _Record:
 
     def _cut(self, text: bytes) -> bytes:
         try:
+            shorter: str
             shorter, fingerprint = cut_text(text)
         except ValueError:
             return NOT_TEXT

@@ -30,8 +30,8 @@ def read_csv(path: Path, delimiter: str = ",", *, is_cut: bool = False) -> Itera
             cut.is_cutting = True
         for line, fields in records:
             value = _csv_row(header, fields)
-            is_short = cut is None or not cut.left_out or isinstance(value, ValueError)
-            yield f":{line}", value if is_short else Cut(value, cut.left_out)
+            left_out = cut.left_out if cut is not None and not isinstance(value, ValueError) else 0
+            yield f":{line}", Cut(value, left_out) if left_out else value
 
 
 def _records(reader: Any, counter: Any) -> Iterator[tuple[int, Any]]:

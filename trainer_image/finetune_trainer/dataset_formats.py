@@ -98,8 +98,9 @@ def parse_row(row: Any, layout: DatasetFormat, columns: DatasetColumns) -> Examp
 
 def _prompt_and_completion(row: dict[str, Any], columns: DatasetColumns) -> Conversation:
     prompt, completion = row[columns.prompt], row[columns.completion]
-    if _is_messages_text(prompt) and _is_messages_text(completion):  # of a file that has no lists
-        prompt, completion = parse_json_text(prompt, columns.prompt), parse_json_text(completion, columns.completion)
+    asked, said = _messages_in_text(prompt), _messages_in_text(completion)
+    if asked is not None and said is not None:  # of a file that has no lists
+        prompt, completion = asked, said
     if isinstance(prompt, list):
         completion = parse_json_text(completion, columns.completion)
         turns = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
@@ -112,16 +113,18 @@ def _prompt_and_completion(row: dict[str, Any], columns: DatasetColumns) -> Conv
     return Conversation([*_system(row, columns), user, answer])
 
 
-def _is_messages_text(value: Any) -> bool:
+def _messages_in_text(value: Any) -> list[Any] | None:
+    """The messages that a text holds as JSON; None where it is another text."""
     if not isinstance(value, str) or not value.startswith("[{"):
-        return False
+        return None
     try:
         found = load_strict(value)
     except ValueError:
-        return False
-    return isinstance(found, list) and all(
+        return None
+    is_messages = isinstance(found, list) and all(
         isinstance(entry, dict) and {"role", "content"} <= set(entry) for entry in found
     )
+    return found if is_messages else None
 
 
 def _alpaca_turns(row: dict[str, Any], columns: DatasetColumns) -> list[dict[str, Any]]:

@@ -81,3 +81,17 @@ def test_the_sample_is_bounded_and_spread_over_all_rows() -> None:
     gaps = [after.number - before.number for before, after in zip(sample.rows, sample.rows[1:], strict=False)]
     assert max(gaps) < 4 * 50_000 / len(sample.rows)
     assert sum(row.number for row in sample.rows) / len(sample.rows) == pytest.approx(25_000, rel=0.15)
+
+
+@pytest.mark.parametrize("size", [100, 2_000, 20_000])
+def test_of_many_rows_hundreds_are_enough_and_few_are_encoded_in_vain(size: int) -> None:
+    rows, budget = 400_000_000 // size, 4_000_000
+    sample, taken = RowSample(budget, rows * size), 0
+    for number in range(rows):
+        if sample.wants(number):
+            sample.add(Measured(number, size, 1, 1))
+            taken += 1
+    assert budget // 8 <= len(sample.rows) * size <= budget
+    assert len(sample.rows) >= min(500, budget // 2 // size)
+    assert len(sample.rows) <= 1000 or len(sample.rows) * size <= budget // 4
+    assert taken <= 1.5 * len(sample.rows) + 1000

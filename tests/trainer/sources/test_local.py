@@ -35,13 +35,36 @@ def test_a_path_of_this_machine_and_a_claim_have_the_same_digest(claim: Path, tm
     assert here.digest == there.digest
 
 
-def test_a_link_out_of_the_claim_is_not_followed(claim: Path, tmp_path: Path) -> None:
-    (tmp_path / "secret.jsonl").write_text("token\n")
+@pytest.mark.parametrize("leads_by", ["a file", "a folder", "a link to a link", "a relative path"])
+def test_a_link_out_of_the_claim_is_refused_with_its_name(claim: Path, tmp_path: Path, leads_by: str) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/rows.jsonl").write_text("token\n")
     (claim / "data").mkdir()
-    (claim / "data" / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
-    with pytest.raises(TrainerError) as refusal:
-        fetch_dataset("pvc://data/data", "train", tmp_path / "work", SourceAccess(mount=claim), ignore_bytes)
+    (claim / "data/own.jsonl").write_text("{}\n")
+    name, target = "link.jsonl", tmp_path / "outside/rows.jsonl"
+    if leads_by == "a folder":
+        name, target = "link", tmp_path / "outside"
+    if leads_by == "a link to a link":
+        (claim / "hop.jsonl").symlink_to(target)
+        target = claim / "hop.jsonl"
+    if leads_by == "a relative path":
+        target = Path("../../outside/rows.jsonl")
+    (claim / "data" / name).symlink_to(target)
+    source = "pvc://data/data" if leads_by != "a folder" else "pvc://data/data/link/rows.jsonl"
+    with pytest.raises(TrainerError, match=r"(link|rows)\.jsonl is a link that leads out of the claim") as refusal:
+        fetch_dataset(source, "train", tmp_path / "work", SourceAccess(mount=claim), ignore_bytes)
     assert refusal.value.reason is FailureReason.DATASET_NOT_FOUND
+    here = fetch_dataset(f"file://{claim}/data", "train", tmp_path / "here", SourceAccess(), ignore_bytes)
+    assert claim / "data/own.jsonl" in here.files, "a user's own machine has no claim to lead out of"
+
+
+def test_a_link_out_of_the_claim_that_nothing_uses_does_no_harm(claim: Path, tmp_path: Path) -> None:
+    (claim / "notes.txt").symlink_to("/etc/hostname")
+    (claim / "more").mkdir()
+    (claim / "more/rows.jsonl").write_text("{}\n")
+    (claim / "more/python").symlink_to("/usr/bin/env")
+    found = fetch_dataset("pvc://data/more", "train", tmp_path / "work", SourceAccess(mount=claim), ignore_bytes)
+    assert [path.name for path in found.files] == ["rows.jsonl"]
 
 
 def test_a_link_inside_the_claim_is_followed(claim: Path, tmp_path: Path) -> None:

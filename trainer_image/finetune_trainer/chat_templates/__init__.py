@@ -23,6 +23,18 @@ SPECIAL_TOKENS: dict[ChatTemplateName, tuple[str, ...]] = {
     ChatTemplateName.MISTRAL: ("", "[INST]", "[/INST]"),
 }
 
+# Those that it writes for tools only; a tokenizer may lack them.
+TOOL_TOKENS: dict[ChatTemplateName, tuple[str, ...]] = {
+    ChatTemplateName.MISTRAL: (
+        *("[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
+        *("[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+    ),
+}
+WITHOUT_TOOLS = (
+    "{%% for message in messages if tools or message.tool_calls or message.role == 'tool' %%}"
+    "{{ raise_exception('template %s has no tools with a tokenizer that lacks %s; use Qwen') }}{%% endfor %%}"
+)
+
 
 def load_template(name: ChatTemplateName) -> str:
     """The Jinja text."""
@@ -44,5 +56,7 @@ def use_named_template(tokenizer: Any, name: ChatTemplateName) -> None:
         )
         raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, message)
     tokenizer.chat_template = load_template(name)
+    if lacking := [token for token in TOOL_TOKENS.get(name, ()) if token not in vocabulary]:
+        tokenizer.chat_template = WITHOUT_TOOLS % (name, lacking[0]) + tokenizer.chat_template
     if end:
         tokenizer.eos_token = end

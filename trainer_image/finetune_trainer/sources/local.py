@@ -14,7 +14,7 @@ from finetune_trainer.sources.repository import SourceAccess
 
 
 class LocalRepository:
-    """A folder, or one file. Of a claim, only what lies inside it: a link that leads out is not there."""
+    """A folder, or one file. Of a claim, only what lies inside it: to use a link that leads out is refused."""
 
     revision = None
     sha256: Mapping[str, str] = MappingProxyType({})
@@ -27,15 +27,22 @@ class LocalRepository:
                 message = f"{uri} needs a cluster, where its claim is mounted; use file:// on this machine"
                 raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
             root, path = access.mount.resolve(), access.mount / source.path
-        inside = [found for found in _files(path) if found.resolve().is_relative_to(root)]
+        self._uri, self._reasons = uri, reasons
         self._folder = path.parent if path.is_file() else path
-        self.files = {found.relative_to(self._folder).as_posix(): found.stat().st_size for found in inside}
+        resolved = {found.relative_to(self._folder).as_posix(): found.resolve() for found in _files(path)}
+        self._outside = {name for name, target in resolved.items() if not target.is_relative_to(root)}
+        self.files = {name: 0 if name in self._outside else target.stat().st_size for name, target in resolved.items()}
         if not self.files:
             found = "is an empty folder" if path.is_dir() else "does not exist"
             raise TrainerError(reasons.key_missing, f"{uri} {found}")
 
     def bytes_to_bring(self, names: Iterable[str]) -> int:
-        """Nothing is copied."""
+        """Nothing is copied. Raises TrainerError for a link that leads out of the claim."""
+        if leading_out := sorted(self._outside.intersection(names)):
+            message = (
+                f"{self._uri}: {leading_out[0]} is a link that leads out of the claim, and is not followed; copy it"
+            )
+            raise TrainerError(self._reasons.key_missing, message)
         return 0
 
     def bring(self, names: Iterable[str], folder: Path, on_bytes: OnBytes) -> Path:
