@@ -104,13 +104,16 @@ def make_rows(size: Size) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def configuration(folder: Path, size: Size, *, kernels: bool, training: Mapping[str, Any]) -> RunConfig:
-    """Of a job that trains so; `training` is added to that section."""
+def configuration(
+    folder: Path, size: Size, *, kernels: bool, training: Mapping[str, Any], adapter: Mapping[str, Any]
+) -> RunConfig:
+    """Of a job that trains so; `training` and `adapter` are added to their sections."""
     return RunConfig.model_validate(
         {
             "job": {"namespace": "curve", "name": "curve", "uid": "curve"},
             "model": {"source": f"file://{folder}", "maxSequenceLength": size.length},
-            "dataset": {"source": "file:///none.jsonl", "packing": True}, "adapter": {"rank": 16, "alpha": 16},
+            "dataset": {"source": "file:///none.jsonl", "packing": True},
+            "adapter": {"rank": 16, "alpha": 16, **adapter},
             "training": {
                 "maxSteps": size.steps, "batchSize": size.batch, "gradientAccumulation": size.accumulation,
                 "checkpointSteps": 1_000_000, "seed": SEED, "loggingSteps": 1, **training,
@@ -128,11 +131,12 @@ def train(
     *,
     kernels: bool,
     training: Mapping[str, Any] = MappingProxyType({}),
+    adapter: Mapping[str, Any] = MappingProxyType({}),
     scale: float = 1.0,
     prepare: Prepare = prepare_engine,
 ) -> Curve:
     """One run. `scale` makes every adapter's factor wrong, to see that the comparison notices."""
-    config = configuration(folder, size, kernels=kernels, training=training)
+    config = configuration(folder, size, kernels=kernels, training=training, adapter=adapter)
     loaded = load_model(folder, config.model, config.training.precision, gpus=size.gpus)
     model = inject_adapter(loaded.model, config.adapter, SEED).model
     _begin(model, size.start, scale)
