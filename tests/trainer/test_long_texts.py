@@ -70,6 +70,25 @@ def test_a_line_is_valid_cut_exactly_where_it_is_whole(tmp_path: Path, first: st
     assert bool(cut.left_out) or cut.value == whole.value or whole.is_broken
 
 
+@fuzz(600)
+@given(
+    st.lists(PLAIN | ESCAPES | WRONG | PLAIN | ESCAPES, max_size=40).map("".join),
+    st.lists(PLAIN | ESCAPES, max_size=40).map("".join),
+    st.sampled_from(["", '"', "}", "]", "{", ", 1", "\\"]),
+    st.sampled_from(["[%s]", "%s\n%s", "[%s, %s, {}]", "[%s", '[%s, {"a": ']),
+)
+def test_a_list_is_valid_cut_exactly_where_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str, odd: str, form: str
+) -> None:
+    for name in ("PIECE_BYTES", "LINE_PIECE_BYTES"):
+        monkeypatch.setattr(json_rows, name, 2 * PIECE)
+    entry = f'{{"a": "{first}"{odd}, "b": [["{second}", {{}}], 1]}}'
+    (tmp_path / "rows.json").write_bytes(form.replace("%s", entry.replace("\n", "\r")).encode())
+    cut, whole = (list(read_rows((tmp_path / "rows.json",), is_cut=is_cut)) for is_cut in (True, False))
+    assert [row.is_broken for row in cut] == [row.is_broken for row in whole], (cut, whole)
+    assert all(row.is_broken or is_shortened(short.value, row.value) for short, row in zip(cut, whole, strict=True))
+
+
 CSV_PIECES = st.sampled_from(
     [
         "a",
@@ -150,7 +169,7 @@ def test_json_in_a_text_stays_json(tmp_path: Path) -> None:
     assert row.value["text"].startswith("[Music] ")
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "rows.arrow", "rows.csv"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet", "rows.arrow", "rows.csv"])
 def test_long_rows_are_told_apart_by_what_was_left_out(tmp_path: Path, name: str) -> None:
     """Three long rows, of which two are equal and the third differs at its end; the control is cut as well."""
     rows = [[{"role": "user", "content": "é" * 200 + end}, {"role": "assistant", "content": "b"}] for end in "aab"]
@@ -158,6 +177,8 @@ def test_long_rows_are_told_apart_by_what_was_left_out(tmp_path: Path, name: str
     path = tmp_path / name
     if name.endswith(".jsonl"):
         path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    elif name.endswith(".json"):
+        path.write_text(json.dumps([{"messages": row} for row in rows]))
     elif name.endswith(".parquet"):
         parquet.write_table(table, path)
     elif name.endswith(".csv"):

@@ -7,11 +7,10 @@ import re
 from collections import deque
 from enum import Enum, auto
 
-from finetune_trainer.long_texts import LONG_BYTES, PIECE_BYTES, cut_text
+from finetune_trainer.long_texts import LONG_BYTES, PIECE_BYTES, count_characters, cut_text
 
 QUOTED = re.compile(rb'[^"]*+(?:""[^"]*+)*+')
 LINES = re.compile(rb"[^\r\n]*+(?:\r\n|\r|\n|\Z)")
-CONTINUATION = bytes(range(0x80, 0xC0))  # bytes of UTF-8 that begin no character
 NOT_TEXT = b'"\xff"'
 
 
@@ -131,7 +130,7 @@ class _Record:
         self._bytes += len(part)
         if self._bytes > self._lines._longest:
             counted = [part] if self._characters else [*self._field, part]
-            self._characters += sum(len(piece.translate(None, CONTINUATION)) for piece in counted)
+            self._characters += sum(map(count_characters, counted))
         if self._characters > self._lines._longest:
             self._is_too_long = True
             self._field.clear()

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer.data_files import UnreadableFileError, open_bytes
-from finetune_trainer.long_texts import LONG_BYTES, Cut, shorten_json
+from finetune_trainer.long_texts import LONG_BYTES, Cut, ValueEnd, count_characters, shorten_json
 from finetune_trainer.strict_json import finite, load_strict, refuse_constant, refuse_surrogates, unique_keys
 
 MAX_ROW_BYTES = 64 * 2**20
 PIECE_BYTES = 2**16
 LINE_PIECE_BYTES = 2**20
 WHITESPACE = " \t\r\n"
+TOO_LONG = f"an entry is longer than {MAX_ROW_BYTES // 2**20} MiB"
 NO_LIST = "a .json file must hold a list of rows, or rows one after the other"
 
 
@@ -81,10 +82,11 @@ def _parse_cut(text: str, left_out: int) -> Any:
 
 
 def read_json(path: Path, *, is_cut: bool = False) -> Iterator[tuple[str, Any]]:
-    """Place and value of each entry of a list, or of values one after the other. Raises UnreadableFileError where the
-    text is not valid: nothing says where the next row would begin."""
+    """Place and value of each entry of a list, or of values one after the other; with `is_cut`, one with long texts
+    comes as a Cut. Raises UnreadableFileError where the text is not valid: nothing says where the next row would
+    begin."""
     with open_bytes(path) as file:
-        text = _Text(file)
+        text = _Text(file, is_cut=is_cut)
         is_list = text.skip(WHITESPACE) == "["
         if is_list:
             text.start += 1
@@ -96,7 +98,8 @@ def read_json(path: Path, *, is_cut: bool = False) -> Iterator[tuple[str, Any]]:
                 text.start += 1
             number += 1
             value = text.take_value(number)
-            if not is_list and number == 1 and (not isinstance(value, dict) or not text.skip(WHITESPACE)):
+            row = value.value if isinstance(value, Cut) else value
+            if not is_list and number == 1 and (not isinstance(row, dict) or not text.skip(WHITESPACE)):
                 raise UnreadableFileError(NO_LIST)
             yield f"[{number}]", value
         if is_list != (following == "]"):
@@ -106,8 +109,9 @@ def read_json(path: Path, *, is_cut: bool = False) -> Iterator[tuple[str, Any]]:
 class _Text:
     """A file's text, of which what is in use is in memory."""
 
-    def __init__(self, file: io.BufferedReader) -> None:
+    def __init__(self, file: io.BufferedReader, *, is_cut: bool) -> None:
         self._file = file
+        self._is_cut = is_cut
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._json = json.JSONDecoder(object_pairs_hook=unique_keys, parse_constant=refuse_constant, parse_float=finite)
         self._buffer = ""
@@ -127,6 +131,8 @@ class _Text:
         """The next value. A value that does not end in the buffer is tried again with twice as much."""
         self.skip(WHITESPACE)
         while True:
+            if self._is_cut and len(self._buffer) - self.start > LONG_BYTES and self._buffer[self.start] in "{[":
+                return self._take_long_value(number)
             try:
                 value, end = self._json.raw_decode(self._buffer, self.start)
                 refuse_surrogates(self._buffer[self.start : end], value)
@@ -142,10 +148,38 @@ class _Text:
                 why = "nested too deeply" if isinstance(error, RecursionError) else error
                 raise UnreadableFileError(f"entry {number} is not valid JSON: {why}") from None
 
+    def _take_long_value(self, number: int) -> Any:
+        """The next object or list, which is not decoded as a whole."""
+        data = bytearray(self._buffer[self.start :].encode() + self._decoder.getstate()[0])
+        self._buffer, self.start = "", 0
+        self._decoder.reset()
+        end = ValueEnd()
+        while (length := end.find(data)) is None:
+            piece = self._file.read(LINE_PIECE_BYTES)
+            if not piece:
+                raise UnreadableFileError(f"entry {number} is not valid JSON: it has no end")
+            data += piece
+            if len(data) > MAX_ROW_BYTES and count_characters(data) > MAX_ROW_BYTES:
+                raise UnreadableFileError(TOO_LONG)
+        try:
+            self._buffer = self._decoder.decode(bytes(data[length:]))
+        except UnicodeDecodeError:
+            raise UnreadableFileError("not UTF-8") from None
+        del data[length:]
+        try:
+            text, left_out = shorten_json(data)
+            data.clear()
+            value = load_strict(text)
+        except json.JSONDecodeError as error:
+            raise UnreadableFileError(f"entry {number} is not valid JSON: {error.msg}") from None
+        except ValueError as error:
+            raise UnreadableFileError(f"entry {number} is not valid JSON: {error}") from None
+        return Cut(value, left_out) if left_out else value
+
     def _read(self, size: int) -> bool:
         """Read on; what was taken is let go. False at the end of the file."""
         if len(self._buffer) - self.start > MAX_ROW_BYTES:
-            raise UnreadableFileError(f"an entry is longer than {MAX_ROW_BYTES // 2**20} MiB")
+            raise UnreadableFileError(TOO_LONG)
         data = self._file.read(size)
         try:
             text = self._decoder.decode(data, final=not data)

@@ -19,6 +19,9 @@ LONG_BYTES = 4 * MOST_CHARACTERS + 4  # of UTF-8, more characters than that what
 PIECE_BYTES = 2**20
 # A string, to the end of the text where it has no end, so that no quotation mark within is taken for the start of one.
 STRING = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)(?:"|\\?\Z)', re.DOTALL)
+INSIDE_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+OUTSIDE_STRINGS = re.compile(rb'[^"{}\[\]]*+')
+CONTINUATION = bytes(range(0x80, 0xC0))  # bytes of UTF-8 that begin no character
 JSON_START = re.compile(rb'\s*(?:\[\s*[\[{"\-0-9tfn\]]|\{\s*["}])')
 HIGH_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\Z")
 Bytes = bytes | bytearray | memoryview
@@ -52,6 +55,44 @@ def cut_text(text: Bytes) -> Cut:
         return Cut(shortener.cut_plain(text), shortener.left_out)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: byte {error.object[error.start]:#x}") from None
+
+
+def count_characters(data: Bytes) -> int:
+    """Characters of UTF-8, without decoding it."""
+    return len(bytes(data).translate(None, CONTINUATION))
+
+
+class ValueEnd:
+    """Finds the end of a JSON object or list whose bytes come piece by piece, each looked at once."""
+
+    def __init__(self) -> None:
+        self._at = self._depth = 0
+        self._in_string = False
+
+    def find(self, data: bytearray) -> int | None:
+        """The value's length; None where it does not end in `data`, which grows from call to call."""
+        while self._at < len(data):
+            if self._in_string:
+                self._at = _end_of(INSIDE_STRING, data, self._at)
+                if self._at == len(data) or data[self._at] == ord("\\"):
+                    return None
+                self._in_string = False
+            else:
+                self._at = _end_of(OUTSIDE_STRINGS, data, self._at)
+                if self._at == len(data):
+                    return None
+                self._in_string = data[self._at] == ord('"')
+                self._depth += {ord("{"): 1, ord("["): 1, ord("}"): -1, ord("]"): -1}.get(data[self._at], 0)
+            self._at += 1
+            if self._depth == 0:
+                return self._at
+        return None
+
+
+def _end_of(pattern: re.Pattern[bytes], data: bytearray, start: int) -> int:
+    found = pattern.match(data, start)
+    assert found is not None  # both patterns match nothing, too
+    return found.end()
 
 
 class _Shortener:

@@ -44,6 +44,11 @@ def write_lines(path: Path, long: dict[str, Any]) -> Path:
     return path
 
 
+def write_list(path: Path, long: dict[str, Any]) -> Path:
+    path.write_text(json.dumps([row("why?"), long, row("how?")], ensure_ascii=False))
+    return path
+
+
 def write_parquet(path: Path, long: dict[str, Any]) -> Path:
     parquet.write_table(arrow.Table.from_pylist([row("why?"), long, row("how?")]), path)
     return path
@@ -60,6 +65,7 @@ LONG_ROWS: dict[str, Callable[[Path], Path]] = {
     "one emoji": lambda folder: write_lines(folder / "rows.jsonl", row(LONG_TEXT + EMOJI)),
     "every third an emoji": lambda folder: write_lines(folder / "rows.jsonl", row((EMOJI + "ab") * (ROW_BYTES // 6))),
     "in several turns": lambda folder: write_lines(folder / "rows.jsonl", row("a", LONG_TEXT + EMOJI, "b")),
+    "a list": lambda folder: write_list(folder / "rows.json", row(LONG_TEXT + EMOJI)),
     "CSV": lambda folder: write_csv(folder / "rows.csv", "why?", LONG_TEXT + EMOJI, "how?"),
     "Parquet": lambda folder: write_parquet(folder / "rows.parquet", row(LONG_TEXT + EMOJI)),
 }
