@@ -17,7 +17,7 @@ from finetune_kernels.fused_layers import FusedLayers
 from finetune_kernels.layer_builder import why_not_fused
 from finetune_kernels.linear_group import LinearGroup
 
-LAYERS = 2e-4  # as in test_fused_layers.py; 9e-6 was measured here
+LAYERS = 2e-4  # as in test_fused_layers.py; 5e-6 was measured here
 LENGTH = 13
 in_the_interpreter = pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU in bfloat16: test_gpu_layers.py")
 
@@ -27,8 +27,10 @@ in_the_interpreter = pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU in bfl
 def test_norms_of_rows_are_those_of_the_adapted_weights(out: int, features: int, rank: int, size: float) -> None:
     w, a, b = normal(out, features), normal(rank, features, seed=1), size * normal(out, rank, seed=2)
     exact = dora.reference_row_norms(w.double(), a.double(), b.double(), 0.7)
-    assert relative_error(dora.row_norms(w, dora.row_squares(w), a, b, 0.7), exact) < 5e-6  # 6e-7 was measured
-    assert relative_error(dora.row_norms(w, dora.row_squares(w), a, b, 0.77), exact) > (1e-4 if size == 1 else 1e-6)
+    assert (
+        relative_error(dora.row_norms(w, dora.row_squares(w), a, b, 0.7), exact) < 5e-6
+    )  # 1.1e-7 was measured, 1e-5 to 0.1 with a factor wrong by a tenth
+    assert relative_error(dora.row_norms(w, dora.row_squares(w), a, b, 0.77), exact) > 1e-5  # up to 0.1
 
 
 class Largest(TorchDispatchMode):
