@@ -20,7 +20,8 @@ from finetune_kernels.gated_activation import Activation, _activate
 from finetune_kernels.precision import widen
 
 BLOCK_T, BLOCK_F, WARPS = 32, 128, 4
-LARGEST_RANK = 128
+RANKS_AT_ONCE = 128
+"""Of larger adapters so many go through in one product: 512 do not fit into shared memory."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,14 @@ def _adapted(gate_up: torch.Tensor, shares: Shares) -> tuple[torch.Tensor, torch
 @triton.jit
 def _share(rows, columns, f, inner_ptr, b_ptr, stride, scale, R: tl.constexpr, R_PAD: tl.constexpr):  # type: ignore[no-untyped-def]
     """scale * inner @ b^T of one tile, in fp32."""
-    rank = tl.arange(0, R_PAD)
-    i = tl.load(inner_ptr + rows[:, None] * stride + rank[None, :], mask=(rank < R)[None, :], other=0.0)
-    inside = (rank < R)[:, None] & (columns < f)[None, :]
-    b = tl.load(b_ptr + columns[None, :] * R + rank[:, None], mask=inside, other=0.0)
-    return scale * tl.dot(i, b)
+    total = tl.zeros((rows.shape[0], columns.shape[0]), tl.float32)
+    for first in tl.static_range(0, R, R_PAD):
+        rank = first + tl.arange(0, R_PAD)
+        i = tl.load(inner_ptr + rows[:, None] * stride + rank[None, :], mask=(rank < R)[None, :], other=0.0)
+        inside = (rank < R)[:, None] & (columns < f)[None, :]
+        b = tl.load(b_ptr + columns[None, :] * R + rank[:, None], mask=inside, other=0.0)
+        total = tl.dot(i, b, total)
+    return scale * total
 
 
 @triton.jit
@@ -117,10 +121,14 @@ def _backward(  # type: ignore[no-untyped-def]
     if RU:
         u += _share(rows, columns, f, iu_ptr, bu_ptr, stride_u, scale_u, RU, RU_PAD)
     if RD:
-        rank = tl.arange(0, RD_PAD)
-        d = tl.load(d_ptr + rows[:, None] * stride_d + rank[None, :], mask=(rank < RD)[None, :], other=0.0)
-        known = (rank < RD)[:, None] & (columns < f)[None, :]
-        dy += tl.dot(d, tl.load(a_ptr + rank.to(tl.int64)[:, None] * f + columns[None, :], mask=known, other=0.0))
+        after = tl.zeros((BLOCK_T, BLOCK_F), tl.float32)
+        for first in tl.static_range(0, RD, RD_PAD):
+            rank = first + tl.arange(0, RD_PAD)
+            d = tl.load(d_ptr + rows[:, None] * stride_d + rank[None, :], mask=(rank < RD)[None, :], other=0.0)
+            known = (rank < RD)[:, None] & (columns < f)[None, :]
+            a = tl.load(a_ptr + rank.to(tl.int64)[:, None] * f + columns[None, :], mask=known, other=0.0)
+            after = tl.dot(d, a, after)
+        dy += after
     value, derivative = _activate(g, GELU)
     tl.store(dgu_ptr + at, dy * u * derivative, mask=inside)
     tl.store(dgu_ptr + at + f, dy * value, mask=inside)
@@ -134,7 +142,7 @@ def _arguments(share: Share | None, unused: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _ranks(name: str, rank: int) -> dict[str, int]:
-    return {name: rank, f"{name}_PAD": max(16, triton.next_power_of_2(rank))}
+    return {name: rank, f"{name}_PAD": min(RANKS_AT_ONCE, max(16, triton.next_power_of_2(rank)))}
 
 
 def _options(shares: Shares, activation: Activation) -> dict[str, Any]:

@@ -126,12 +126,13 @@ def test_gated_activation(activation: Any) -> None:
     compare(ours, by_autograd(eager, inputs, dy), exact, "y dgate dup")
 
 
-def test_adapted_activation() -> None:
+@pytest.mark.parametrize("rank", [16, 512])
+def test_adapted_activation(rank: int) -> None:
     """Eager: peft's sums on the way in and on the way back, SwiGLU in between."""
     gate_up, dy = bf16(T, 2 * FEED_FORWARD), bf16(T, FEED_FORWARD, seed=1)
-    inner, d = bf16(T, 32, seed=2, scale=0.2), bf16(T, 16, seed=3, scale=0.2)
-    b, a = bf16(2, FEED_FORWARD, 16, seed=4, scale=0.2), bf16(16, FEED_FORWARD, seed=5, scale=0.2)
-    halves = inner[:, :16], inner[:, 16:]
+    inner, d = bf16(T, 2 * rank, seed=2, scale=0.2), bf16(T, rank, seed=3, scale=0.2)
+    b, a = bf16(2, FEED_FORWARD, rank, seed=4, scale=0.2), bf16(rank, FEED_FORWARD, seed=5, scale=0.2)
+    halves = inner[:, :rank], inner[:, rank:]
     shares = tuple(Share(half, part.contiguous(), 2.0) for half, part in zip(halves, b, strict=True))
 
     def eager(kind: torch.dtype) -> list[torch.Tensor]:

@@ -92,7 +92,14 @@ def in_fp64(shares: Shares) -> Shares:
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 @pytest.mark.parametrize(
     ("t", "f", "ranks", "after"),
-    [(1, 1, (1, 1), 1), (13, 130, (7, 64), 7), (13, 257, (128, 0), 64), (33, 40, (0, 16), 128), (13, 130, (0, 0), 0)],
+    [
+        (1, 1, (1, 1), 1),
+        (13, 130, (7, 64), 7),
+        (13, 257, (128, 0), 64),
+        (33, 40, (0, 16), 128),
+        (13, 130, (0, 0), 0),
+        (13, 40, (200, 512), 300),
+    ],
 )
 def test_adapted_activation(t: int, f: int, ranks: tuple[int, int], after: int, activation: Any) -> None:
     gate_up, dy, shares = normal(t, 2 * f), normal(t, f, seed=1), shares_of(t, f, ranks)

@@ -58,11 +58,11 @@ def gated_activation(load: Load) -> Pairs:
 
 def adapted_activation(load: Load) -> Pairs:
     ours, true = load("adapted_activation"), true_modules("adapted_activation")
-    ours.BLOCK_T = ours.BLOCK_F = 16
+    ours.BLOCK_T = ours.BLOCK_F = ours.RANKS_AT_ONCE = 16
     t, f = 17, 18
     gate_up, dy = normal(t, 2 * f), normal(t, f, seed=1)
-    inner, d, a = normal(t, 8, seed=2), normal(t, 4, seed=3)[:, :3], normal(3, f, seed=4)
-    parts = [(inner[:, :2], normal(f, 2, seed=5), 0.5), (inner[:, 2:7], normal(f, 5, seed=6), 1.5)]
+    inner, d, a = normal(t, 24, seed=2), normal(t, 19, seed=3)[:, :18], normal(18, f, seed=4)
+    parts = [(inner[:, :18], normal(f, 18, seed=5), 0.5), (inner[:, 18:23], normal(f, 5, seed=6), 1.5)]
     shares = tuple(ours.Share(*part) for part in parts)
     exact_shares = tuple(true.Share(i.double(), b.double(), s) for i, b, s in parts)
     activations, exact_dy = dy.clone(), dy.double()
