@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_devcluster.small_layers import LINEARS, drop_by, small_model
-from finetune_devcluster.tensor_checks import DEVICE, normal, relative_error
+from finetune_devcluster.small_layers import LINEARS, drop_by, one_pass, small_model
+from finetune_devcluster.tensor_checks import DEVICE, largest_error, normal, relative_error
 from finetune_kernels import adapter_dropout, decoder_layer, mlp_half, mlp_tiles
 from finetune_kernels.adapter_dropout import Draw, Mask, new_draw
 from finetune_kernels.decoder_layer import DecoderLayer, Keep
@@ -114,18 +114,8 @@ def test_draws_follow_the_state_of_the_cpu_generator() -> None:
 
 def results(model: Any) -> dict[str, torch.Tensor]:
     """Logits and gradients of one pass; its masks are the same at every call."""
-    causal = model.get_base_model()
-    tokens = torch.arange(3, 3 + LENGTH, device=DEVICE).unsqueeze(0)
-    inputs = {name: value for name, value in model.named_parameters() if value.requires_grad}
     torch.manual_seed(7)
-    logits = causal(input_ids=tokens, position_ids=tokens - 3, use_cache=False).logits
-    found = torch.autograd.grad(logits, list(inputs.values()), normal(*logits.shape))
-    return dict(zip(inputs, found, strict=True)) | {"logits": logits.detach()}
-
-
-def difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    assert found.keys() == expected.keys()
-    return max(relative_error(found[name], value) for name, value in expected.items())
+    return one_pass(model, LENGTH)
 
 
 def by_peft(kind: str, **options: Any) -> dict[str, torch.Tensor]:
@@ -156,10 +146,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def test_kernels_and_peft_compute_the_same_with_the_same_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = by_peft("llama", lora_dropout=0.3)
     model, layers = fused("llama", lora_dropout=0.3)
-    assert difference(results(model), expected) < LAYERS
+    assert largest_error(results(model), expected) < LAYERS
     layers.keep([Keep.INPUT] * 2)
     monkeypatch.setattr(mlp_tiles, "TILE_ROWS", 8)
-    assert difference(results(model), expected) < LAYERS
+    assert largest_error(results(model), expected) < LAYERS
 
 
 @in_the_interpreter
@@ -171,15 +161,15 @@ def test_layers_compute_what_peft_computes_whatever_is_kept(case: str, monkeypat
     model, layers = fused(kind, **options)
     for keep in Keep:
         layers.keep([keep] * 2)
-        assert difference(results(model), expected) < LAYERS, keep
+        assert largest_error(results(model), expected) < LAYERS, keep
     monkeypatch.setattr(mlp_tiles, "TILE_ROWS", 4)
     for keep in (Keep.ATTENTION, Keep.INPUT, Keep.HOST):
         layers.keep([keep] * 2)
         assert layers.layers[0].in_tiles(LENGTH)
-        assert difference(results(model), expected) < LAYERS, f"{keep} in tiles"
+        assert largest_error(results(model), expected) < LAYERS, f"{keep} in tiles"
     drawn = iter([new_draw(), new_draw()])
     monkeypatch.setattr(decoder_layer, "new_draw", lambda: next(drawn))
-    assert difference(results(model), expected) > 0.05  # other masks are noticed
+    assert largest_error(results(model), expected) > 0.05  # other masks are noticed
 
 
 def in_backward_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,9 +203,9 @@ def test_a_mistake_with_masks_is_noticed(
     model, layers = fused("llama", lora_dropout=0.3)
     layers.keep([Keep.INPUT] * 2)
     monkeypatch.setattr(mlp_tiles, "TILE_ROWS", 4)
-    assert difference(results(model), expected) < LAYERS
+    assert largest_error(results(model), expected) < LAYERS
     mistake(monkeypatch)
-    assert difference(results(model), expected) > 0.05
+    assert largest_error(results(model), expected) > 0.05
 
 
 @in_the_interpreter

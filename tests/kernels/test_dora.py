@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from finetune_devcluster.small_layers import small_model
-from finetune_devcluster.tensor_checks import DEVICE, normal, relative_error
+from finetune_devcluster.small_layers import one_pass, small_model
+from finetune_devcluster.tensor_checks import DEVICE, largest_error, normal, relative_error
 from finetune_kernels import dora, linear_group, mlp_tiles
 from finetune_kernels.decoder_layer import Keep
 from finetune_kernels.fused_layers import FusedLayers
@@ -101,21 +101,6 @@ def test_layers_over_four_bit_weights_are_pefts(resident: bool) -> None:
         assert relative_error(ours, truth) < 5e-6
 
 
-def results(model: Any) -> dict[str, torch.Tensor]:
-    """Logits and gradients of one pass."""
-    causal = model.get_base_model()
-    tokens = torch.arange(3, 3 + LENGTH, device=DEVICE).unsqueeze(0)
-    inputs = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    logits = causal(input_ids=tokens, position_ids=tokens - 3, use_cache=False).logits
-    found = torch.autograd.grad(logits, list(inputs.values()), normal(*logits.shape))
-    return dict(zip(inputs, found, strict=True)) | {"logits": logits.detach()}
-
-
-def difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    assert found.keys() == expected.keys()
-    return max(relative_error(found[name], value) for name, value in expected.items())
-
-
 def made(kind: str, **options: Any) -> Any:
     model = small_model(kind, torch.float32, layers=2, use_dora=True, **options).to(DEVICE)
     with torch.no_grad():
@@ -146,30 +131,30 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def test_layers_compute_what_peft_computes_whatever_is_kept(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kind, options = CASES[case]
     model = made(kind, **options)
-    expected = results(model)
+    expected = one_pass(model, LENGTH)
     assert sum("magnitude" in name for name in expected) >= 6
     layers = fuse(model)
     for keep in Keep:
         layers.keep([keep] * 2)
-        assert difference(results(model), expected) < LAYERS, keep
+        assert largest_error(one_pass(model, LENGTH), expected) < LAYERS, keep
     monkeypatch.setattr(mlp_tiles, "TILE_ROWS", 4)
     for keep in (Keep.ATTENTION, Keep.INPUT, Keep.HOST):
         layers.keep([keep] * 2)
-        assert difference(results(model), expected) < LAYERS, f"{keep} in tiles"
+        assert largest_error(one_pass(model, LENGTH), expected) < LAYERS, f"{keep} in tiles"
     magnitude = next(value for name, value in model.named_parameters() if "magnitude" in name)
     with torch.no_grad():
         magnitude.mul_(1.05)
-    assert difference(results(model), expected) > 2e-3  # a changed magnitude is seen
+    assert largest_error(one_pass(model, LENGTH), expected) > 2e-3  # a changed magnitude is seen
 
 
 @in_the_interpreter
 def test_kernels_and_peft_compute_the_same() -> None:
     model = made("llama")
-    expected = results(model)
+    expected = one_pass(model, LENGTH)
     layers = fuse(model)
-    assert difference(results(model), expected) < LAYERS
+    assert largest_error(one_pass(model, LENGTH), expected) < LAYERS
     layers.keep([Keep.INPUT] * 2)
-    assert difference(results(model), expected) < LAYERS
+    assert largest_error(one_pass(model, LENGTH), expected) < LAYERS
 
 
 def test_a_group_without_magnitudes_has_no_scales() -> None:

@@ -9,24 +9,18 @@ import pytest
 import torch
 import yaml
 
-from finetune_api.outcome import Outcome, Result
-from finetune_api.progress import MemoryFallback, RunProgress
+from finetune_api.progress import MemoryFallback
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode
-from finetune_devcluster import tiny_runs
+from finetune_devcluster import gpu_runs, tiny_runs
 from finetune_devcluster.tiny_model import make_tiny_model
 from finetune_kernels.decoder_layer import Keep
 from finetune_trainer import pipeline
 from finetune_trainer.engine import Engine, Loss
-from finetune_trainer.main import run_job
-from finetune_trainer.progress import Progress
-from finetune_trainer.settings import Settings
-from finetune_trainer.termination import Termination
-from finetune_trainer.training import TrainingOutcome
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
-run_config = tiny_runs.run_config
-Run = tuple[Outcome, RunProgress]
+run_config, trained = tiny_runs.run_config, gpu_runs.trained
+Run = gpu_runs.Run
 GIB = 2**30
 STEPS, PASSES = 5, 2
 LENGTH = 2048
@@ -53,21 +47,6 @@ def chat_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole_card() -> Iterator[None]:
     yield
     torch.cuda.set_per_process_memory_fraction(1.0)
-
-
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
-    """Training losses, unrounded, run after run."""
-    found: list[list[float]] = []
-    original = pipeline.train
-
-    def train(*arguments: Any, **options: Any) -> TrainingOutcome:
-        outcome = original(*arguments, **options)
-        found.append([point.loss for point in outcome.history])
-        return outcome
-
-    monkeypatch.setattr(pipeline, "train", train)
-    return found
 
 
 class Watched:
@@ -101,16 +80,12 @@ def run(config: RunConfig, folder: Path) -> Run:
     gc.collect()  # the model of the run before
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    progress = Progress()
-    settings = Settings(folder / "work", "a", output_folder=folder / "out")
-    outcome = run_job(config.model_copy(update={"gpus": 1}), settings, progress, Termination())
-    assert outcome.result is Result.SUCCEEDED, outcome.message
-    return outcome, progress.report().finetune
+    return gpu_runs.run(config, folder)
 
 
 def largest_difference(found: list[float], expected: list[float]) -> float:
     assert len(found) == len(expected) == STEPS
-    return max(abs(one - other) / other for one, other in zip(found, expected, strict=True))
+    return gpu_runs.largest_difference(found, expected)
 
 
 class Runs:

@@ -2,57 +2,24 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from finetune_api.outcome import Outcome, Result
-from finetune_api.progress import RunProgress
-from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode
-from finetune_devcluster import tiny_runs
-from finetune_trainer import pipeline
-from finetune_trainer.main import run_job
-from finetune_trainer.progress import Progress
-from finetune_trainer.settings import Settings
-from finetune_trainer.termination import Termination
-from finetune_trainer.training import TrainingOutcome
+from finetune_devcluster import gpu_runs, tiny_runs
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 texts, tiny_base, chat_file = tiny_runs.texts, tiny_runs.tiny_base, tiny_runs.chat_file
-run_config = tiny_runs.run_config
+run_config, trained, run = tiny_runs.run_config, gpu_runs.trained, gpu_runs.run
 Builder = tiny_runs.Builder
 STEPS = 12
 NOISE = 1e-3  # relative; backward passes of attention add up in no fixed order
 
 
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
-    """Training losses, unrounded, run after run."""
-    found: list[list[float]] = []
-    original = pipeline.train
-
-    def train(*arguments: Any, **options: Any) -> TrainingOutcome:
-        outcome = original(*arguments, **options)
-        found.append([point.loss for point in outcome.history if not point.is_evaluation])
-        return outcome
-
-    monkeypatch.setattr(pipeline, "train", train)
-    return found
-
-
-def run(config: RunConfig, folder: Path) -> tuple[Outcome, RunProgress]:
-    progress = Progress()
-    settings = Settings(folder / "work", "a", output_folder=folder / "out")
-    outcome = run_job(config.model_copy(update={"gpus": 1}), settings, progress, Termination())
-    assert outcome.result is Result.SUCCEEDED, outcome.message
-    return outcome, progress.report().finetune
-
-
 def differences(one: list[float], other: list[float]) -> float:
     assert len(one) == len(other) == STEPS
-    return max(abs(a - b) / b for a, b in zip(one, other, strict=True))
+    return gpu_runs.largest_difference(one, other)
 
 
 @pytest.mark.parametrize("memory", ["Fastest", "Smallest"])

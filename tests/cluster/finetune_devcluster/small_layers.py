@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from finetune_devcluster.tensor_checks import DEVICE, normal
 from finetune_kernels import adapter_dropout
 from finetune_kernels.adapter_dropout import Draw, Mask
 from finetune_kernels.layer_builder import PROJECTIONS
@@ -33,6 +34,15 @@ def small_model(kind: str, dtype: torch.dtype, *, layers: int = 1, vocabulary: i
     for name, parameter in model.to(dtype).named_parameters():
         torch.nn.init.normal_(parameter, mean=usual if "norm" in name else 0.0, std=0.25)
     return model
+
+
+def one_pass(model: Any, length: int) -> dict[str, torch.Tensor]:
+    """Logits and gradients of one pass through a peft model, for one document of `length` tokens."""
+    tokens = torch.arange(3, 3 + length, device=DEVICE).unsqueeze(0)
+    inputs = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    logits = model.get_base_model()(input_ids=tokens, position_ids=tokens - 3, use_cache=False).logits
+    found = torch.autograd.grad(logits, list(inputs.values()), normal(*logits.shape))
+    return dict(zip(inputs, found, strict=True)) | {"logits": logits.detach()}
 
 
 def angles_of(causal: Any, x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,6 @@
 """What the kernels' tests share: random tensors, errors, and a guard over what autograd saves."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -25,6 +25,13 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
         raise ValueError(f"{tuple(found.shape)} is not {tuple(expected.shape)}")
     exact = expected.detach().double()
     return float((found.detach().double() - exact).abs().max() / exact.abs().max())
+
+
+def largest_error(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> float:
+    """The largest `relative_error` of tensors of the same names."""
+    if found.keys() != expected.keys():
+        raise ValueError(f"{sorted(found)} are not {sorted(expected)}")
+    return max(relative_error(found[name], value) for name, value in expected.items())
 
 
 def root_error(found: torch.Tensor, exact: torch.Tensor) -> float:
