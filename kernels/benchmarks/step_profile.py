@@ -47,13 +47,16 @@ def totals(spans: Iterable[Span]) -> list[tuple[str, int, float]]:
     return sorted(((name, len(times), sum(times) / 1e3) for name, times in found.items()), key=lambda one: -one[2])
 
 
-def idle(spans: Sequence[Span]) -> float:
-    """Milliseconds between the first and the last kernel in which none ran."""
-    gaps, reached = 0.0, float("inf")
+def gaps(spans: Iterable[Span]) -> list[tuple[str, str, float]]:
+    """(kernel before, kernel after, milliseconds) of every time in which none ran, the longest first."""
+    found: list[tuple[str, str, float]] = []
+    before: Span | None = None
     for span in sorted(spans, key=lambda one: one.begin):
-        gaps += max(0.0, span.begin - reached)
-        reached = span.end if reached == float("inf") else max(reached, span.end)
-    return gaps / 1e3
+        if before is not None and span.begin > before.end:
+            found.append((before.name, span.name, (span.begin - before.end) / 1e3))
+        if before is None or span.end > before.end:
+            before = span
+    return sorted(found, key=lambda one: -one[2])
 
 
 def by_category(spans: Sequence[Span]) -> dict[str, float]:
@@ -61,11 +64,11 @@ def by_category(spans: Sequence[Span]) -> dict[str, float]:
     found: dict[str, float] = defaultdict(float)
     for name, _, milliseconds in totals(spans):
         found[category(name)] += milliseconds
-    return dict(sorted(found.items(), key=lambda one: -one[1])) | {"idle": idle(spans)}
+    return dict(sorted(found.items(), key=lambda one: -one[1])) | {"idle": sum(gap for _, _, gap in gaps(spans))}
 
 
 def make_profiler(first: int) -> Any:
-    """A callback that profiles the second of the two steps after step `first`; `write` leaves two CSV files."""
+    """A callback that profiles the second of the two steps after step `first`; `write` leaves three CSV files."""
     import torch
     from torch.profiler import ProfilerActivity, profile
     from transformers import TrainerCallback
@@ -98,6 +101,7 @@ def make_profiler(first: int) -> Any:
             parts = by_category(spans) | {"until launched (CPU)": 1e3 * launching}
             write_rows(folder / f"{name}-categories.csv", ("category", "milliseconds"), parts.items())
             write_rows(folder / f"{name}-kernels.csv", ("kernel", "launches", "milliseconds"), totals(spans)[:40])
+            write_rows(folder / f"{name}-gaps.csv", ("after", "before", "milliseconds"), gaps(spans)[:40])
 
     return Profiler()
 

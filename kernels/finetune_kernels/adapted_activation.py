@@ -9,7 +9,7 @@ need not be kept.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,9 +19,24 @@ from finetune_kernels import gated_activation
 from finetune_kernels.gated_activation import Activation, _activate
 from finetune_kernels.precision import widen
 
-BLOCK_T, BLOCK_F, WARPS = 32, 128, 4
+BLOCK_T, TILES = 32, 8
+"""Rows of a tile, and tiles of rows that one program takes: it reads the adapters once for all of them."""
 RANKS_AT_ONCE = 128
 """Of larger adapters so many go through in one product: 512 do not fit into shared memory."""
+
+
+class Tiling(NamedTuple):
+    """How adapters of some size go through."""
+
+    columns: int
+    warps: int
+    stages: int
+    """Tiles that are being read at a time."""
+
+
+TILINGS = {32: Tiling(128, 8, 3), 64: Tiling(64, 4, 3), RANKS_AT_ONCE: Tiling(64, 4, 2)}
+"""By the largest rank: the fastest on an H200 of those that 99 KiB of shared memory (Ada) are enough for."""
+IN_PARTS = Tiling(64, 4, 1)
 
 
 @dataclass(frozen=True)
@@ -67,72 +82,88 @@ def _adapted(gate_up: torch.Tensor, shares: Shares) -> tuple[torch.Tensor, torch
 
 
 @triton.jit
-def _share(rows, columns, f, inner_ptr, b_ptr, stride, scale, R: tl.constexpr, R_PAD: tl.constexpr):  # type: ignore[no-untyped-def]
-    """scale * inner @ b^T of one tile, in fp32."""
+def _part(b_ptr, columns, f, first, stride_c, stride_r, R: tl.constexpr, R_PAD: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Ranks from `first` on of the columns' adapter, [R_PAD, F]."""
+    rank = first + tl.arange(0, R_PAD)
+    inside = (rank < R)[:, None] & (columns < f)[None, :]
+    return tl.load(b_ptr + columns[None, :] * stride_c + rank.to(tl.int64)[:, None] * stride_r, mask=inside, other=0.0)
+
+
+@triton.jit
+def _share(  # type: ignore[no-untyped-def]
+    rows, columns, f, inner_ptr, stride, head, b_ptr, stride_c, stride_r, R: tl.constexpr, R_PAD: tl.constexpr,
+):  # fmt: skip
+    """inner @ b of one tile, in fp32; `head`: the first part of b."""
     total = tl.zeros((rows.shape[0], columns.shape[0]), tl.float32)
     for first in tl.static_range(0, R, R_PAD):
         rank = first + tl.arange(0, R_PAD)
         i = tl.load(inner_ptr + rows[:, None] * stride + rank[None, :], mask=(rank < R)[None, :], other=0.0)
-        inside = (rank < R)[:, None] & (columns < f)[None, :]
-        b = tl.load(b_ptr + columns[None, :] * R + rank[:, None], mask=inside, other=0.0)
+        b = head
+        if first > 0:
+            b = _part(b_ptr, columns, f, first, stride_c, stride_r, R, R_PAD)
         total = tl.dot(i, b, total)
-    return scale * total
+    return total
 
 
 @triton.jit
 def _forward(  # type: ignore[no-untyped-def]
     gu_ptr, y_ptr, t, f, ig_ptr, bg_ptr, stride_g, scale_g, iu_ptr, bu_ptr, stride_u, scale_u,
-    RG: tl.constexpr, RG_PAD: tl.constexpr, RU: tl.constexpr, RU_PAD: tl.constexpr,
-    GELU: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr,
+    RG: tl.constexpr, RG_PAD: tl.constexpr, RU: tl.constexpr, RU_PAD: tl.constexpr, GELU: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, TILES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    columns = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
-    inside = (rows < t)[:, None] & (columns < f)[None, :]
-    rows = tl.minimum(rows, t - 1).to(tl.int64)
-    at = rows[:, None] * 2 * f + columns[None, :]
-    g = tl.load(gu_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    u = tl.load(gu_ptr + at + f, mask=inside, other=0.0).to(tl.float32)
+    first, columns = tl.program_id(0) * BLOCK_T * TILES, tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     if RG:
-        g += _share(rows, columns, f, ig_ptr, bg_ptr, stride_g, scale_g, RG, RG_PAD)
+        bg = _part(bg_ptr, columns, f, 0, RG, 1, RG, RG_PAD)
     if RU:
-        u += _share(rows, columns, f, iu_ptr, bu_ptr, stride_u, scale_u, RU, RU_PAD)
-    value, _ = _activate(g, GELU)
-    tl.store(y_ptr + rows[:, None] * f + columns[None, :], value * u, mask=inside)
+        bu = _part(bu_ptr, columns, f, 0, RU, 1, RU, RU_PAD)
+    for start in tl.range(first, tl.minimum(first + BLOCK_T * TILES, t), BLOCK_T, num_stages=STAGES):
+        rows = start + tl.arange(0, BLOCK_T)
+        inside = (rows < t)[:, None] & (columns < f)[None, :]
+        rows = tl.minimum(rows, t - 1).to(tl.int64)
+        at = rows[:, None] * 2 * f + columns[None, :]
+        g = tl.load(gu_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        u = tl.load(gu_ptr + at + f, mask=inside, other=0.0).to(tl.float32)
+        if RG:
+            g += scale_g * _share(rows, columns, f, ig_ptr, stride_g, bg, bg_ptr, RG, 1, RG, RG_PAD)
+        if RU:
+            u += scale_u * _share(rows, columns, f, iu_ptr, stride_u, bu, bu_ptr, RU, 1, RU, RU_PAD)
+        value, _ = _activate(g, GELU)
+        tl.store(y_ptr + rows[:, None] * f + columns[None, :], value * u, mask=inside)
 
 
 @triton.jit
 def _backward(  # type: ignore[no-untyped-def]
     dy_ptr, gu_ptr, dgu_ptr, t, f, ig_ptr, bg_ptr, stride_g, scale_g, iu_ptr, bu_ptr, stride_u, scale_u,
-    d_ptr, a_ptr, stride_d,
-    RG: tl.constexpr, RG_PAD: tl.constexpr, RU: tl.constexpr, RU_PAD: tl.constexpr,
-    RD: tl.constexpr, RD_PAD: tl.constexpr, GELU: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr,
+    d_ptr, a_ptr, stride_d, RD: tl.constexpr, RD_PAD: tl.constexpr,
+    RG: tl.constexpr, RG_PAD: tl.constexpr, RU: tl.constexpr, RU_PAD: tl.constexpr, GELU: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, TILES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    columns = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
-    inside = (rows < t)[:, None] & (columns < f)[None, :]
-    rows = tl.minimum(rows, t - 1).to(tl.int64)
-    at = rows[:, None] * 2 * f + columns[None, :]
-    to = rows[:, None] * f + columns[None, :]
-    g = tl.load(gu_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    u = tl.load(gu_ptr + at + f, mask=inside, other=0.0).to(tl.float32)
-    dy = tl.load(dy_ptr + to, mask=inside, other=0.0).to(tl.float32)
+    first, columns = tl.program_id(0) * BLOCK_T * TILES, tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     if RG:
-        g += _share(rows, columns, f, ig_ptr, bg_ptr, stride_g, scale_g, RG, RG_PAD)
+        bg = _part(bg_ptr, columns, f, 0, RG, 1, RG, RG_PAD)
     if RU:
-        u += _share(rows, columns, f, iu_ptr, bu_ptr, stride_u, scale_u, RU, RU_PAD)
+        bu = _part(bu_ptr, columns, f, 0, RU, 1, RU, RU_PAD)
     if RD:
-        after = tl.zeros((BLOCK_T, BLOCK_F), tl.float32)
-        for first in tl.static_range(0, RD, RD_PAD):
-            rank = first + tl.arange(0, RD_PAD)
-            d = tl.load(d_ptr + rows[:, None] * stride_d + rank[None, :], mask=(rank < RD)[None, :], other=0.0)
-            known = (rank < RD)[:, None] & (columns < f)[None, :]
-            a = tl.load(a_ptr + rank.to(tl.int64)[:, None] * f + columns[None, :], mask=known, other=0.0)
-            after = tl.dot(d, a, after)
-        dy += after
-    value, derivative = _activate(g, GELU)
-    tl.store(dgu_ptr + at, dy * u * derivative, mask=inside)
-    tl.store(dgu_ptr + at + f, dy * value, mask=inside)
-    tl.store(dy_ptr + to, value * u, mask=inside)
+        a = _part(a_ptr, columns, f, 0, 1, f, RD, RD_PAD)
+    for start in tl.range(first, tl.minimum(first + BLOCK_T * TILES, t), BLOCK_T, num_stages=STAGES):
+        rows = start + tl.arange(0, BLOCK_T)
+        inside = (rows < t)[:, None] & (columns < f)[None, :]
+        rows = tl.minimum(rows, t - 1).to(tl.int64)
+        at = rows[:, None] * 2 * f + columns[None, :]
+        to = rows[:, None] * f + columns[None, :]
+        g = tl.load(gu_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        u = tl.load(gu_ptr + at + f, mask=inside, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + to, mask=inside, other=0.0).to(tl.float32)
+        if RG:
+            g += scale_g * _share(rows, columns, f, ig_ptr, stride_g, bg, bg_ptr, RG, 1, RG, RG_PAD)
+        if RU:
+            u += scale_u * _share(rows, columns, f, iu_ptr, stride_u, bu, bu_ptr, RU, 1, RU, RU_PAD)
+        if RD:
+            dy += _share(rows, columns, f, d_ptr, stride_d, a, a_ptr, 1, f, RD, RD_PAD)
+        value, derivative = _activate(g, GELU)
+        tl.store(dgu_ptr + at, dy * u * derivative, mask=inside)
+        tl.store(dgu_ptr + at + f, dy * value, mask=inside)
+        tl.store(dy_ptr + to, value * u, mask=inside)
 
 
 def _arguments(share: Share | None, unused: torch.Tensor) -> tuple[Any, ...]:
@@ -141,23 +172,34 @@ def _arguments(share: Share | None, unused: torch.Tensor) -> tuple[Any, ...]:
     return share.inner, share.b, share.inner.stride(0), share.scale
 
 
-def _ranks(name: str, rank: int) -> dict[str, int]:
-    return {name: rank, f"{name}_PAD": min(RANKS_AT_ONCE, max(16, triton.next_power_of_2(rank)))}
+def tiling(rank: int) -> Tiling:
+    """For adapters of at most `rank`."""
+    return next((tiling for most, tiling in TILINGS.items() if rank <= most), IN_PARTS)
 
 
-def _options(shares: Shares, activation: Activation) -> dict[str, Any]:
+def launch(
+    kernel: Any, size: tuple[int, int], arguments: tuple[Any, ...], ranks: dict[str, int], activation: Activation
+) -> None:
+    """Run `kernel` over `size`, [T, F], for adapters of `ranks`, by the names that it gives them."""
+    columns, warps, stages = tiling(max(ranks.values()))
+    padded = {f"{name}_PAD": min(RANKS_AT_ONCE, max(16, triton.next_power_of_2(rank))) for name, rank in ranks.items()}
+    kernel[(triton.cdiv(size[0], BLOCK_T * TILES), triton.cdiv(size[1], columns))](
+        *arguments, **ranks, **padded, GELU=activation == "gelu_tanh", BLOCK_T=BLOCK_T, BLOCK_F=columns, TILES=TILES,
+        STAGES=stages, num_warps=warps,
+    )  # fmt: skip
+
+
+def _ranks(shares: Shares) -> dict[str, int]:
     gate, up = (0 if share is None else share.b.shape[1] for share in shares)
-    sizes = _ranks("RG", gate) | _ranks("RU", up)
-    return sizes | {"GELU": activation == "gelu_tanh", "BLOCK_T": BLOCK_T, "BLOCK_F": BLOCK_F, "num_warps": WARPS}
+    return {"RG": gate, "RU": up}
 
 
 def forward(gate_up: torch.Tensor, activation: Activation, shares: Shares) -> torch.Tensor:
     """See `reference`."""
     t, f = gate_up.shape[0], gate_up.shape[1] // 2
     y = gate_up.new_empty(t, f)
-    _forward[(triton.cdiv(t, BLOCK_T), triton.cdiv(f, BLOCK_F))](
-        gate_up, y, t, f, *_arguments(shares[0], y), *_arguments(shares[1], y), **_options(shares, activation)
-    )
+    arguments = gate_up, y, t, f, *_arguments(shares[0], y), *_arguments(shares[1], y)
+    launch(_forward, (t, f), arguments, _ranks(shares), activation)
     return y
 
 
@@ -173,8 +215,7 @@ def backward(
     t, f = dy.shape
     gradient = torch.empty_like(gate_up)
     d, a = (dy, dy) if after is None else after
-    _backward[(triton.cdiv(t, BLOCK_T), triton.cdiv(f, BLOCK_F))](
-        dy, gate_up, gradient, t, f, *_arguments(shares[0], dy), *_arguments(shares[1], dy), d, a, d.stride(0),
-        **_ranks("RD", 0 if after is None else a.shape[0]), **_options(shares, activation),
-    )  # fmt: skip
+    arguments = dy, gate_up, gradient, t, f, *_arguments(shares[0], dy), *_arguments(shares[1], dy), d, a, d.stride(0)
+    ranks = _ranks(shares) | {"RD": 0 if after is None else a.shape[0]}
+    launch(_backward, (t, f), arguments, ranks, activation)
     return gradient

@@ -165,8 +165,9 @@ class LinearGroup:
         if not self._adapters:
             return []
         found = []
+        every = dy.T @ inner  # reads dy once; of each adapter's outputs by the others' ranks nothing is used
         for adapter, da in zip(self._adapters, self._of_a(x, d_inner, now), strict=True):
-            db = _scaled(dy[:, adapter.outputs].T @ inner[:, adapter.ranks], adapter.scale)
+            db = _scaled(every[adapter.outputs, adapter.ranks], adapter.scale)
             if now.scales is not None:
                 db = db * now.scales.factor[adapter.outputs].unsqueeze(1)
             found += [da.to(adapter.a.dtype), db.to(adapter.b.dtype)]

@@ -99,6 +99,7 @@ def in_fp64(shares: Shares) -> Shares:
         (33, 40, (0, 16), 128),
         (13, 130, (0, 0), 0),
         (13, 40, (200, 512), 300),
+        (300, 20, (8, 200), 300),
     ],
 )
 def test_adapted_activation(t: int, f: int, ranks: tuple[int, int], after: int, activation: Any) -> None:

@@ -58,8 +58,9 @@ def gated_activation(load: Load) -> Pairs:
 
 def adapted_activation(load: Load) -> Pairs:
     ours, true = load("adapted_activation"), true_modules("adapted_activation")
-    ours.BLOCK_T = ours.BLOCK_F = ours.RANKS_AT_ONCE = 16
-    t, f = 17, 18
+    ours.BLOCK_T = ours.RANKS_AT_ONCE = 16
+    ours.TILES, ours.tiling = 2, lambda rank: ours.Tiling(columns=16, warps=4, stages=1)
+    t, f = 35, 20
     gate_up, dy = normal(t, 2 * f), normal(t, f, seed=1)
     inner, d, a = normal(t, 24, seed=2), normal(t, 19, seed=3)[:, :18], normal(18, f, seed=4)
     parts = [(inner[:, :18], normal(f, 18, seed=5), 0.5), (inner[:, 18:23], normal(f, 5, seed=6), 1.5)]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.step_profile import Span, by_category, category, idle, totals
+from benchmarks.step_profile import Span, by_category, category, gaps, totals
 
 NAMES = {
     "nvjet_sm90_tst_256x128_64x4_1x2_h_bz_coopA_NNT": "large products",
@@ -23,8 +23,13 @@ def test_a_kernel_belongs_to_one_category(name: str, expected: str) -> None:
     assert category(name) == expected
 
 
+def test_the_longest_gap_comes_first_and_follows_the_kernel_that_ended_last() -> None:
+    spans = [Span("long", 0, 30), Span("short", 5, 10), Span("a", 40, 50), Span("b", 50, 60), Span("c", 90, 95)]
+    assert gaps(reversed(spans)) == [("b", "c", pytest.approx(0.030)), ("long", "a", pytest.approx(0.010))]
+
+
 def test_times_are_added_and_gaps_are_idle() -> None:
     spans = [Span("_decode", 0, 10), Span("_backward", 5, 20), Span("_backward", 50, 60), Span("_decode", 52, 55)]
     assert totals(spans) == [("_backward", 2, 0.025), ("_decode", 2, 0.013)]
-    assert idle(spans) == pytest.approx(0.030)
+    assert gaps(spans) == [("_backward", "_backward", pytest.approx(0.030))]
     assert by_category(spans) == pytest.approx({"element-wise": 0.025, "decoding": 0.013, "idle": 0.030})
