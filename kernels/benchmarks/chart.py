@@ -65,7 +65,7 @@ def section(results: Sequence[Result], timings: Sequence[Timing] = ()) -> str:
             lines.append(
                 f"| {LABELS[one.system]} | {' | '.join(cells)} | {one.peak_gib:.2f} | {one.first_step_s:.1f} |"
             )
-    lines += ["", *_longest(results), *_provenance(shown)]
+    lines += ["", *_beside(results, shown), *_longest(results), *_provenance(shown)]
     if kernels := micro_results.section(timings):
         lines += ["", *kernels[:-1]]
     return "\n".join(lines) + "\n"
@@ -88,6 +88,25 @@ def replace_section(readme: str, text: str) -> str:
 
 def _shown(results: Sequence[Result]) -> dict[str, list[Result]]:
     return {row: of_run for row, of_run in newest(results, COMPLETE).items() if row != LONGEST}
+
+
+def _beside(results: Sequence[Result], shown: dict[str, list[Result]]) -> list[str]:
+    """Systems that a shown run lacks, by what was measured beside this project in the newest run that has them."""
+    lines = []
+    for row, of_run in shown.items():
+        missing = [system for system in LABELS if system not in {one.system for one in of_run}]
+        found = []
+        for system in missing:
+            beside = newest(results, {"ours", system}).get(row)
+            if beside is not None:
+                summaries = summarise(beside)
+                (ours,) = (one for one in summaries if one.system == "ours")
+                found.append(
+                    f"{ratio(summaries, ours, system):.2f}x the speed of {LABELS[system]} (run {beside[0].run})"
+                )
+        if found:
+            lines += [f"{title(row)}, in other runs: this project has {', '.join(found)}.", ""]
+    return lines
 
 
 def _longest(results: Sequence[Result]) -> list[str]:

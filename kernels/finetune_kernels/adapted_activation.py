@@ -9,7 +9,7 @@ need not be kept.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -21,22 +21,8 @@ from finetune_kernels.precision import widen
 
 BLOCK_T, TILES = 32, 8
 """Rows of a tile, and tiles of rows that one program takes: it reads the adapters once for all of them."""
-RANKS_AT_ONCE = 128
-"""Of larger adapters so many go through in one product: 512 do not fit into shared memory."""
-
-
-class Tiling(NamedTuple):
-    """How adapters of some size go through."""
-
-    columns: int
-    warps: int
-    stages: int
-    """Tiles that are being read at a time."""
-
-
-TILINGS = {32: Tiling(128, 8, 3), 64: Tiling(64, 4, 3), RANKS_AT_ONCE: Tiling(64, 4, 2)}
-"""By the largest rank: the fastest on an H200 of those that 99 KiB of shared memory (Ada) are enough for."""
-IN_PARTS = Tiling(64, 4, 1)
+LARGEST_RANK = 64
+"""Shares of larger adapters are cheaper as products of their own."""
 
 
 @dataclass(frozen=True)
@@ -82,41 +68,33 @@ def _adapted(gate_up: torch.Tensor, shares: Shares) -> tuple[torch.Tensor, torch
 
 
 @triton.jit
-def _part(b_ptr, columns, f, first, stride_c, stride_r, R: tl.constexpr, R_PAD: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Ranks from `first` on of the columns' adapter, [R_PAD, F]."""
-    rank = first + tl.arange(0, R_PAD)
+def _adapter(b_ptr, columns, f, stride_c, stride_r, R: tl.constexpr, R_PAD: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What the columns' adapter multiplies by, [R, F]."""
+    rank = tl.arange(0, R_PAD)
     inside = (rank < R)[:, None] & (columns < f)[None, :]
     return tl.load(b_ptr + columns[None, :] * stride_c + rank.to(tl.int64)[:, None] * stride_r, mask=inside, other=0.0)
 
 
 @triton.jit
-def _share(  # type: ignore[no-untyped-def]
-    rows, columns, f, inner_ptr, stride, head, b_ptr, stride_c, stride_r, R: tl.constexpr, R_PAD: tl.constexpr,
-):  # fmt: skip
-    """inner @ b of one tile, in fp32; `head`: the first part of b."""
-    total = tl.zeros((rows.shape[0], columns.shape[0]), tl.float32)
-    for first in tl.static_range(0, R, R_PAD):
-        rank = first + tl.arange(0, R_PAD)
-        i = tl.load(inner_ptr + rows[:, None] * stride + rank[None, :], mask=(rank < R)[None, :], other=0.0)
-        b = head
-        if first > 0:
-            b = _part(b_ptr, columns, f, first, stride_c, stride_r, R, R_PAD)
-        total = tl.dot(i, b, total)
-    return total
+def _share(rows, inner_ptr, stride, b, R: tl.constexpr, R_PAD: tl.constexpr):  # type: ignore[no-untyped-def]
+    """inner @ b of one tile, in fp32."""
+    rank = tl.arange(0, R_PAD)
+    i = tl.load(inner_ptr + rows[:, None] * stride + rank[None, :], mask=(rank < R)[None, :], other=0.0)
+    return tl.dot(i, b)
 
 
 @triton.jit
 def _forward(  # type: ignore[no-untyped-def]
     gu_ptr, y_ptr, t, f, ig_ptr, bg_ptr, stride_g, scale_g, iu_ptr, bu_ptr, stride_u, scale_u,
     RG: tl.constexpr, RG_PAD: tl.constexpr, RU: tl.constexpr, RU_PAD: tl.constexpr, GELU: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, TILES: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     first, columns = tl.program_id(0) * BLOCK_T * TILES, tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     if RG:
-        bg = _part(bg_ptr, columns, f, 0, RG, 1, RG, RG_PAD)
+        bg = _adapter(bg_ptr, columns, f, RG, 1, RG, RG_PAD)
     if RU:
-        bu = _part(bu_ptr, columns, f, 0, RU, 1, RU, RU_PAD)
-    for start in tl.range(first, tl.minimum(first + BLOCK_T * TILES, t), BLOCK_T, num_stages=STAGES):
+        bu = _adapter(bu_ptr, columns, f, RU, 1, RU, RU_PAD)
+    for start in tl.range(first, tl.minimum(first + BLOCK_T * TILES, t), BLOCK_T, num_stages=3):
         rows = start + tl.arange(0, BLOCK_T)
         inside = (rows < t)[:, None] & (columns < f)[None, :]
         rows = tl.minimum(rows, t - 1).to(tl.int64)
@@ -124,9 +102,9 @@ def _forward(  # type: ignore[no-untyped-def]
         g = tl.load(gu_ptr + at, mask=inside, other=0.0).to(tl.float32)
         u = tl.load(gu_ptr + at + f, mask=inside, other=0.0).to(tl.float32)
         if RG:
-            g += scale_g * _share(rows, columns, f, ig_ptr, stride_g, bg, bg_ptr, RG, 1, RG, RG_PAD)
+            g += scale_g * _share(rows, ig_ptr, stride_g, bg, RG, RG_PAD)
         if RU:
-            u += scale_u * _share(rows, columns, f, iu_ptr, stride_u, bu, bu_ptr, RU, 1, RU, RU_PAD)
+            u += scale_u * _share(rows, iu_ptr, stride_u, bu, RU, RU_PAD)
         value, _ = _activate(g, GELU)
         tl.store(y_ptr + rows[:, None] * f + columns[None, :], value * u, mask=inside)
 
@@ -136,16 +114,16 @@ def _backward(  # type: ignore[no-untyped-def]
     dy_ptr, gu_ptr, dgu_ptr, t, f, ig_ptr, bg_ptr, stride_g, scale_g, iu_ptr, bu_ptr, stride_u, scale_u,
     d_ptr, a_ptr, stride_d, RD: tl.constexpr, RD_PAD: tl.constexpr,
     RG: tl.constexpr, RG_PAD: tl.constexpr, RU: tl.constexpr, RU_PAD: tl.constexpr, GELU: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, TILES: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     first, columns = tl.program_id(0) * BLOCK_T * TILES, tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     if RG:
-        bg = _part(bg_ptr, columns, f, 0, RG, 1, RG, RG_PAD)
+        bg = _adapter(bg_ptr, columns, f, RG, 1, RG, RG_PAD)
     if RU:
-        bu = _part(bu_ptr, columns, f, 0, RU, 1, RU, RU_PAD)
+        bu = _adapter(bu_ptr, columns, f, RU, 1, RU, RU_PAD)
     if RD:
-        a = _part(a_ptr, columns, f, 0, 1, f, RD, RD_PAD)
-    for start in tl.range(first, tl.minimum(first + BLOCK_T * TILES, t), BLOCK_T, num_stages=STAGES):
+        a = _adapter(a_ptr, columns, f, 1, f, RD, RD_PAD)
+    for start in tl.range(first, tl.minimum(first + BLOCK_T * TILES, t), BLOCK_T, num_stages=3):
         rows = start + tl.arange(0, BLOCK_T)
         inside = (rows < t)[:, None] & (columns < f)[None, :]
         rows = tl.minimum(rows, t - 1).to(tl.int64)
@@ -155,11 +133,11 @@ def _backward(  # type: ignore[no-untyped-def]
         u = tl.load(gu_ptr + at + f, mask=inside, other=0.0).to(tl.float32)
         dy = tl.load(dy_ptr + to, mask=inside, other=0.0).to(tl.float32)
         if RG:
-            g += scale_g * _share(rows, columns, f, ig_ptr, stride_g, bg, bg_ptr, RG, 1, RG, RG_PAD)
+            g += scale_g * _share(rows, ig_ptr, stride_g, bg, RG, RG_PAD)
         if RU:
-            u += scale_u * _share(rows, columns, f, iu_ptr, stride_u, bu, bu_ptr, RU, 1, RU, RU_PAD)
+            u += scale_u * _share(rows, iu_ptr, stride_u, bu, RU, RU_PAD)
         if RD:
-            dy += _share(rows, columns, f, d_ptr, stride_d, a, a_ptr, 1, f, RD, RD_PAD)
+            dy += _share(rows, d_ptr, stride_d, a, RD, RD_PAD)
         value, derivative = _activate(g, GELU)
         tl.store(dgu_ptr + at, dy * u * derivative, mask=inside)
         tl.store(dgu_ptr + at + f, dy * value, mask=inside)
@@ -172,20 +150,16 @@ def _arguments(share: Share | None, unused: torch.Tensor) -> tuple[Any, ...]:
     return share.inner, share.b, share.inner.stride(0), share.scale
 
 
-def tiling(rank: int) -> Tiling:
-    """For adapters of at most `rank`."""
-    return next((tiling for most, tiling in TILINGS.items() if rank <= most), IN_PARTS)
-
-
 def launch(
     kernel: Any, size: tuple[int, int], arguments: tuple[Any, ...], ranks: dict[str, int], activation: Activation
 ) -> None:
     """Run `kernel` over `size`, [T, F], for adapters of `ranks`, by the names that it gives them."""
-    columns, warps, stages = tiling(max(ranks.values()))
-    padded = {f"{name}_PAD": min(RANKS_AT_ONCE, max(16, triton.next_power_of_2(rank))) for name, rank in ranks.items()}
+    # the fastest on an H200 of those that 99 KiB of shared memory (Ada) are enough for
+    columns, warps = (128, 8) if max(ranks.values()) <= LARGEST_RANK // 2 else (64, 4)
+    padded = {f"{name}_PAD": max(16, triton.next_power_of_2(rank)) for name, rank in ranks.items()}
     kernel[(triton.cdiv(size[0], BLOCK_T * TILES), triton.cdiv(size[1], columns))](
         *arguments, **ranks, **padded, GELU=activation == "gelu_tanh", BLOCK_T=BLOCK_T, BLOCK_F=columns, TILES=TILES,
-        STAGES=stages, num_warps=warps,
+        num_warps=warps,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from finetune_kernels import adapter_dropout, dora
-from finetune_kernels.adapted_activation import Share
+from finetune_kernels.adapted_activation import LARGEST_RANK, Share
 from finetune_kernels.adapter_dropout import Draw, Mask
 from finetune_kernels.adapters import PLAIN, Adapter, GroupPass, place
 from finetune_kernels.frozen_weight import FrozenWeight
@@ -40,6 +40,8 @@ class LinearGroup:
         self._dropouts = [adapter.dropout for adapter in self._adapters if isinstance(adapter.dropout, nn.Dropout)]
         self._has_magnitudes = any(adapter.magnitude is not None for adapter in self._adapters)
         self._ranks = self._adapters[-1].ranks.stop if self._adapters else 0
+        self.is_small = all(adapter.a.shape[0] <= LARGEST_RANK for adapter in self._adapters)
+        """Whether `adapted_activation` takes the adapters' shares."""
         self.bias = self._merge_biases()
         self._squares = dora.row_squares(self.frozen.tensor()) if self._has_magnitudes else None
 
@@ -112,7 +114,7 @@ class LinearGroup:
         return (adapter.b * now.scales.factor[adapter.outputs].unsqueeze(1)).to(self._dtype)
 
     def shares(self, inner: torch.Tensor, now: GroupPass) -> tuple[Share | None, Share | None]:
-        """What the adapters add to the first and to the second half of y."""
+        """What the adapters add to the first and to the second half of y, where they are small."""
         half = sum(self.frozen.sizes) // 2
         found: list[Share | None] = [None, None]
         for adapter in self._adapters:

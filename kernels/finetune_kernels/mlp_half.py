@@ -2,7 +2,7 @@
 
     m = (f(n Wgate) * n Wup) Wdown,   added = m, or norm(m) where the family has that norm
 
-The adapters' shares of gate and up are added where the two are used, the activation's product comes out of backward's
+Small adapters' shares of gate and up are added where the two are used, the activation's product comes out of backward's
 kernel once more, and the norm before (`norm`) runs together with the residual additions of the layer.
 """
 
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from finetune_kernels import adapted_activation, rms_norm
+from finetune_kernels.adapted_activation import Shares
 from finetune_kernels.adapter_dropout import Draw
 from finetune_kernels.adapters import GroupPass
 from finetune_kernels.attention_half import Kept, Norm, normalize, normalize_back
@@ -31,7 +32,7 @@ class MlpPass(NamedTuple):
 
 
 class Projected(NamedTuple):
-    """Results of the first projection, without the adapters' shares, and n A^T."""
+    """Results of the first projection, without the shares of small adapters, and n A^T."""
 
     gate_up: torch.Tensor
     inner: torch.Tensor
@@ -60,11 +61,16 @@ class MlpHalf:
 
     def project(self, n2: torch.Tensor, now: MlpPass) -> Projected:
         """Normalised h [T, hidden] -> gate and up side by side."""
-        return Projected(self.gate_up.base(n2, now.gate_up), self.gate_up.inner(n2, now.gate_up))
+        if self.gate_up.is_small:
+            return Projected(self.gate_up.base(n2, now.gate_up), self.gate_up.inner(n2, now.gate_up))
+        return Projected(*self.gate_up.forward(n2, now.gate_up))
+
+    def _shares(self, projected: Projected, now: MlpPass) -> Shares:
+        return self.gate_up.shares(projected.inner, now.gate_up) if self.gate_up.is_small else (None, None)
 
     def finish(self, projected: Projected, now: MlpPass) -> tuple[Finished, torch.Tensor]:
         """What is kept, and what is to be added to h (a tensor that may be written to)."""
-        shares = self.gate_up.shares(projected.inner, now.gate_up)
+        shares = self._shares(projected, now)
         activated = adapted_activation.forward(projected.gate_up, self.activation, shares)
         m, inner_down = self.down.forward(activated, now.down)
         added, post = normalize(self.post_norm, m)
@@ -80,9 +86,9 @@ class MlpHalf:
             finished, _ = self.finish(projected, now)
         dm = dy if finished is None else normalize_back(self.post_norm, dy, finished.post)
         d_activated, d_inner_down = self.down.backward_base(dm, now.down)
-        shares = self.gate_up.shares(projected.inner, now.gate_up)
+        shares = self._shares(projected, now)
         after = None
-        if now.down.masks:
+        if now.down.masks or not self.down.is_small:
             self.down.add_shares(d_activated, d_inner_down, now.down)
         elif self.down.parameters:
             after = d_inner_down, self.down.a()

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from finetune_devcluster import chat_data
 from finetune_devcluster.tiny_model import make_tiny_model
 from finetune_kernels import mlp_tiles
+from finetune_kernels.adapted_activation import LARGEST_RANK
 from finetune_kernels.decoder_layer import Keep
 from finetune_kernels.fused_layers import FusedLayers
 from finetune_kernels.host_memory import HostMemory
@@ -115,6 +116,25 @@ def test_logits_and_gradients_are_those_of_transformers_whatever_is_kept(case: s
     half = fused.layers[0].attention
     half.scoring = replace(half.scoring, scale=1.1 * half.scoring.scale)
     assert differences(results(model, packed=True), expected) > 2e-3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"r": LARGEST_RANK + 1},
+        {"r": LARGEST_RANK + 1, "use_dora": True},
+        {"rank_pattern": {"down_proj": LARGEST_RANK + 1}},
+        {"rank_pattern": {"up_proj": LARGEST_RANK + 1}},
+    ],
+)
+def test_adapters_that_are_too_large_for_the_activations_kernels(options: dict[str, Any], tmp_path: Path) -> None:
+    model = adapted("llama", tmp_path, **options)
+    expected = results(model, packed=True)
+    fused = fuse(model, Keep.EVERYTHING)
+    assert not all(group.is_small for group in fused.layers[0].groups)
+    for keep in Keep:
+        fused.keep([keep] * len(fused.layers))
+        assert differences(results(model, packed=True), expected) < 2e-4, keep
 
 
 def test_tiles_compute_the_same_from_weights_that_are_decoded_where_they_are_used(

@@ -126,7 +126,7 @@ def test_gated_activation(activation: Any) -> None:
     compare(ours, by_autograd(eager, inputs, dy), exact, "y dgate dup")
 
 
-@pytest.mark.parametrize("rank", [16, 512])
+@pytest.mark.parametrize("rank", [16, 64])
 def test_adapted_activation(rank: int) -> None:
     """Eager: peft's sums on the way in and on the way back, SwiGLU in between."""
     gate_up, dy = bf16(T, 2 * FEED_FORWARD), bf16(T, FEED_FORWARD, seed=1)

@@ -58,8 +58,7 @@ def gated_activation(load: Load) -> Pairs:
 
 def adapted_activation(load: Load) -> Pairs:
     ours, true = load("adapted_activation"), true_modules("adapted_activation")
-    ours.BLOCK_T = ours.RANKS_AT_ONCE = 16
-    ours.TILES, ours.tiling = 2, lambda rank: ours.Tiling(columns=16, warps=4, stages=1)
+    ours.BLOCK_T, ours.TILES = 16, 2
     t, f = 35, 20
     gate_up, dy = normal(t, 2 * f), normal(t, f, seed=1)
     inner, d, a = normal(t, 24, seed=2), normal(t, 19, seed=3)[:, :18], normal(18, f, seed=4)

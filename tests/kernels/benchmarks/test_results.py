@@ -153,6 +153,14 @@ def test_the_section_names_speeds_ratios_and_where_they_are_from() -> None:
         chart.replace_section("no marks", text)
 
 
+def test_a_peer_that_the_shown_run_lacks_is_compared_with_this_project_in_its_own_run() -> None:
+    older = [result(1, "ours", 900), result(1, "hf", 500), result(2, "ours", 1000), result(2, "hf", 400)]
+    text = chart.section([*older, *COMPLETE_RUN])
+    assert "in other runs: this project has 2.50x the speed of HF + TRL (run 2)." in text
+    assert "in other runs" not in chart.section(COMPLETE_RUN)
+    assert "in other runs" not in chart.section([*older[1:2], *COMPLETE_RUN]), "not beside this project"
+
+
 def test_the_chart_is_well_formed_deterministic_and_inside_its_frame() -> None:
     results = [result(3, system, 1000.0 + index) for index, system in enumerate(SYSTEMS)]
     text = chart.picture(results)
