@@ -148,8 +148,8 @@ class Layers:
 
 
 class RunsOut:
-    """A loss that runs out of memory in given calls, and leaves what is no gradient of anything, as half a pass
-    does."""
+    """A loss that runs out of memory in given calls; in training it leaves what is no gradient of anything, as half a
+    pass does."""
 
     def __init__(self, *calls: int) -> None:
         self._calls, self._count = calls, 0
@@ -159,7 +159,7 @@ class RunsOut:
         self._count += 1
         if self._count in self._calls:
             for parameter in arguments[0].parameters():
-                if parameter.requires_grad:
+                if parameter.requires_grad and torch.is_grad_enabled():
                     parameter.grad = torch.ones_like(parameter)
             raise torch.OutOfMemoryError("no memory")
         return loss
@@ -211,6 +211,24 @@ def test_memory_that_runs_out_is_handed_back_and_changes_no_loss(
     assert "memory ran out after step 0 to Balanced and after step 1 to Smallest" in card
     described = yaml.safe_load(documents["Configuration"].read_text())
     assert described["memory"]["fallbacks"][1] == {"step": 1, "fromMode": "Balanced", "toMode": "Smallest"}
+
+
+def test_memory_that_runs_out_in_an_evaluation_is_handed_back_too(
+    run_config: Builder, tmp_path: Path, trained: list[TrainingOutcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = {"maxSteps": 2, "batchSize": 2, "gradientAccumulation": 2, "evaluationSteps": 1}
+    config = run_config(training=training, dataset={"evaluation": {"fraction": 0.3}})
+    run_out(monkeypatch, config, tmp_path / "whole")
+    layers = Layers()
+    outcome, _ = run_out(monkeypatch, config, tmp_path / "short", 4, layers=layers)  # the second batch of the first
+    assert outcome.result is Result.SUCCEEDED, outcome.message
+    assert outcome.memory is not None
+    assert outcome.memory.fallbacks == (
+        MemoryFallback(step=1, from_mode=MemoryMode.FASTEST, to_mode=MemoryMode.BALANCED),
+    )
+    assert layers.kept == [{Keep.ATTENTION}]
+    assert sum(is_evaluation for _, is_evaluation in losses(trained[0])) == 2
+    assert losses(trained[1]) == losses(trained[0])
 
 
 def test_what_was_tried_is_known_where_nothing_smaller_is_left(

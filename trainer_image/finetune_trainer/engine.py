@@ -170,7 +170,10 @@ def _fused_engine(
     use_packed_attention(causal)  # so that no mask of T x T is made
     if plan.host_bytes:
         layers.move_vocabulary()
-    log.info("%d layers as one function each; %s", len(layers.layers), patch_model(model, resident=False))
+    alone = patch_model(model, resident=False)
+    log.info(
+        "%d layers as one function each; where modules run alone (answers to prompts), %s", len(layers.layers), alone
+    )
     eight_bits = config.training.precision is Precision.FP8
     return Engine(False, loss, batch, plan, layers, lambda mode: plan_for(batch.size * length, mode), eight_bits)
 

@@ -2,7 +2,9 @@
 
 import gc
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,18 +99,34 @@ class QloraTrainer(SFTTrainer):
         if self._engine.wants_eight_bits:
             self._engine.try_eight_bits(lambda: self._untrained_loss(model, inputs))
             self._callback.tell_memory()
+        step = partial(super().training_step, model)
         if not self._engine.can_step_down:
             self._gradients = None
-            return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[no-untyped-call, no-any-return]
-        self._gradients = self._gradients or AddedUp(model)
-        before, tokens = self._gradients.copy(), self._callback.trained_tokens
+            return step(inputs, num_items_in_batch)  # type: ignore[no-any-return]
+        self._gradients = gradients = self._gradients or AddedUp(model)
+        before, tokens = gradients.copy(), self._callback.trained_tokens
+
+        def undo() -> None:
+            gradients.take_back(before)
+            self._callback.trained_tokens = tokens
+
+        return self._in_less_memory(lambda: step(dict(inputs), num_items_in_batch), undo)  # type: ignore[no-any-return]
+
+    def prediction_step(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
+        """The loss of one batch that is evaluated; where memory runs out, once more with a smaller memory plan."""
+        step = partial(super().prediction_step, model)
+        if not self._engine.can_step_down:
+            return step(inputs, *arguments, **options)
+        return self._in_less_memory(lambda: step(dict(inputs), *arguments, **options), lambda: None)
+
+    def _in_less_memory(self, attempt: Callable[[], Any], undo: Callable[[], None]) -> Any:
+        """`attempt`, again and again: each time that memory runs out, `undo` what it did and take a smaller plan."""
         while True:
             try:
-                return super().training_step(model, dict(inputs), num_items_in_batch)  # type: ignore[no-untyped-call, no-any-return]
+                return attempt()
             except torch.OutOfMemoryError as error:
                 error.__traceback__ = None  # its frames hold the pass's tensors
-            self._gradients.take_back(before)
-            self._callback.trained_tokens = tokens
+            undo()
             if not self._engine.step_down(self.state.global_step):
                 raise torch.OutOfMemoryError("the smallest memory plan does not fit this GPU")
             self._callback.tell_memory()
