@@ -5,6 +5,7 @@ are decoded twice where they do not stay; gate and up, or the whole layer, are c
 The cheapest mixture that fits is taken; where nothing fits, the smallest.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -180,12 +181,13 @@ def plan_memory(shape: ModelShape, tokens: int, *, base_bytes: int, total_bytes:
     return plan_memory(shape, tokens, base_bytes=base_bytes, total_bytes=total_bytes, mode=MemoryMode.SMALLEST)
 
 
-def smaller_mode(plan: MemoryPlan) -> MemoryMode | None:
-    """The mode to go on with after this plan ran out of memory; None where it was the smallest."""
+def smaller_plan(plan: MemoryPlan, plan_for: Callable[[MemoryMode], MemoryPlan]) -> MemoryPlan | None:
+    """What to go on with after `plan` ran out of memory: that of the next mode which needs less (on a tight card
+    Fastest keeps what Balanced does), or the smallest; None where that was it."""
     modes = list(MemoryMode)
-    if all(keep is Keep.HOST for keep in plan.keeps):
-        return None
-    return modes[min(modes.index(plan.mode) + 1, len(modes) - 1)]
+    candidates = [plan_for(mode) for mode in modes[modes.index(plan.mode) + 1 :]]
+    less = [candidate for candidate in candidates if candidate.peak_bytes < plan.peak_bytes]
+    return next(iter(less or candidates[-1:]), None)
 
 
 def _mixtures(layers: int, best: Keep) -> list[tuple[Keep, ...]]:

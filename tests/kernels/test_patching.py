@@ -14,7 +14,7 @@ from finetune_api.vocabulary import MemoryMode
 from finetune_devcluster import chat_data
 from finetune_devcluster.tiny_model import FAMILIES, make_tiny_model
 from finetune_kernels.decoder_layer import Keep
-from finetune_kernels.memory_plan import ModelShape, plan_memory, smaller_mode
+from finetune_kernels.memory_plan import MemoryPlan, ModelShape, plan_memory, smaller_plan
 from finetune_kernels.patching import patch_model, plan_patches
 from finetune_kernels.supervised_loss import has_plain_head, supervised_loss
 
@@ -159,8 +159,23 @@ def test_the_predicted_peak_is_what_was_measured() -> None:
         assert plan.peak_bytes / GIB == pytest.approx(measured, rel=0.1)
 
 
-def test_after_memory_ran_out_the_next_smaller_mode_is_named() -> None:
-    plan = plan_memory(LLAMA_8B, 4096, base_bytes=BASE, total_bytes=140 * GIB, mode=MemoryMode.FASTEST)
-    assert smaller_mode(plan) is MemoryMode.BALANCED
-    smallest = plan_memory(LLAMA_8B, 4096, base_bytes=BASE, total_bytes=140 * GIB, mode=MemoryMode.SMALLEST)
-    assert smaller_mode(smallest) is None
+@pytest.mark.parametrize(
+    ("gib", "modes"),
+    [
+        (140, [MemoryMode.FASTEST, MemoryMode.BALANCED, MemoryMode.SMALLEST]),
+        (12, [MemoryMode.FASTEST, MemoryMode.SMALLEST]),  # where Fastest keeps what Balanced does
+        (7, [MemoryMode.SMALLEST]),
+    ],
+)
+def test_after_memory_ran_out_the_next_mode_that_needs_less_is_taken(gib: int, modes: list[MemoryMode]) -> None:
+    def plan_for(mode: MemoryMode) -> MemoryPlan:
+        return plan_memory(LLAMA_8B, 4096, base_bytes=BASE, total_bytes=gib * GIB, mode=mode)
+
+    plan: MemoryPlan | None = plan_for(MemoryMode.FASTEST)
+    found = []
+    while plan is not None:
+        found.append(plan)
+        plan = smaller_plan(plan, plan_for)
+    assert [plan.mode for plan in found] == modes
+    peaks = [plan.peak_bytes for plan in found]
+    assert peaks == sorted(set(peaks), reverse=True)

@@ -19,7 +19,7 @@ from finetune_api.vocabulary import MemoryMode, Precision
 from finetune_kernels.fused_layers import FusedLayers
 from finetune_kernels.host_vocabulary import movable_bytes
 from finetune_kernels.layer_builder import why_not_fused
-from finetune_kernels.memory_plan import MemoryPlan, ModelShape, plan_memory, plan_modules, smaller_mode
+from finetune_kernels.memory_plan import MemoryPlan, ModelShape, plan_memory, plan_modules, smaller_plan
 from finetune_kernels.micro_batch import MicroBatch, choose_micro_batch, largest_kept, usual_micro_batch
 from finetune_kernels.model_shape import build_shape
 from finetune_kernels.packed_attention import use_packed_attention
@@ -55,18 +55,17 @@ class Engine:
     @property
     def can_step_down(self) -> bool:
         """Whether there is a smaller plan to go on with."""
-        return self.layers is not None and self.plan is not None and smaller_mode(self.plan) is not None
+        return self.layers is not None and self.plan is not None and self.plan.mode is not MemoryMode.SMALLEST
 
     def step_down(self, step: int) -> bool:
         """After memory ran out, `step` steps being finished: keep less from now on. False where nothing smaller is
         left."""
         if self.plan is None or self.layers is None or self.replan is None:
             return False
-        mode = smaller_mode(self.plan)
-        if mode is None:
+        smaller = smaller_plan(self.plan, self.replan)
+        if smaller is None:
             return False
         gc.collect()  # half a pass may hang on cycles of frames
-        smaller = self.replan(mode)
         if not smaller.resident_weights:
             self.layers.release_weights()
         self.layers.keep(smaller.keeps)
