@@ -15,8 +15,9 @@ from finetune_devcluster.cluster import ClusterOptions, DevCluster
 pytestmark = pytest.mark.cluster
 START_LIMIT_SECONDS = 30  # 4-7 s on two idle cores; the suite may share them
 OWNER = """
-import sys, time
+import signal, time
 from finetune_devcluster.cluster import DevCluster
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell ignores it
 with DevCluster.start() as cluster:
     print(cluster.folder, flush=True)
     time.sleep(600)
