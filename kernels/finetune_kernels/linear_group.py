@@ -114,10 +114,10 @@ class LinearGroup:
         return (adapter.b * now.scales.factor[adapter.outputs].unsqueeze(1)).to(self._dtype)
 
     def shares(self, inner: torch.Tensor, now: GroupPass) -> tuple[Share | None, Share | None]:
-        """What the adapters add to the first and to the second half of y, where they are small."""
+        """What small adapters add to the first and to the second half of y."""
         half = sum(self.frozen.sizes) // 2
         found: list[Share | None] = [None, None]
-        for adapter in self._adapters:
+        for adapter in self._adapters if self.is_small else ():
             b, i = self._b(adapter, now), inner[:, adapter.ranks]
             for index in (0, 1):
                 if adapter.outputs.start <= index * half and adapter.outputs.stop >= (index + 1) * half:

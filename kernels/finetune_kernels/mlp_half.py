@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 
 from finetune_kernels import adapted_activation, rms_norm
-from finetune_kernels.adapted_activation import Shares
 from finetune_kernels.adapter_dropout import Draw
 from finetune_kernels.adapters import GroupPass
 from finetune_kernels.attention_half import Kept, Norm, normalize, normalize_back
@@ -65,12 +64,9 @@ class MlpHalf:
             return Projected(self.gate_up.base(n2, now.gate_up), self.gate_up.inner(n2, now.gate_up))
         return Projected(*self.gate_up.forward(n2, now.gate_up))
 
-    def _shares(self, projected: Projected, now: MlpPass) -> Shares:
-        return self.gate_up.shares(projected.inner, now.gate_up) if self.gate_up.is_small else (None, None)
-
     def finish(self, projected: Projected, now: MlpPass) -> tuple[Finished, torch.Tensor]:
         """What is kept, and what is to be added to h (a tensor that may be written to)."""
-        shares = self._shares(projected, now)
+        shares = self.gate_up.shares(projected.inner, now.gate_up)
         activated = adapted_activation.forward(projected.gate_up, self.activation, shares)
         m, inner_down = self.down.forward(activated, now.down)
         added, post = normalize(self.post_norm, m)
@@ -86,7 +82,7 @@ class MlpHalf:
             finished, _ = self.finish(projected, now)
         dm = dy if finished is None else normalize_back(self.post_norm, dy, finished.post)
         d_activated, d_inner_down = self.down.backward_base(dm, now.down)
-        shares = self._shares(projected, now)
+        shares = self.gate_up.shares(projected.inner, now.gate_up)
         after = None
         if now.down.masks or not self.down.is_small:
             self.down.add_shares(d_activated, d_inner_down, now.down)
