@@ -73,7 +73,6 @@ def test_fp16_is_rounded_once_for_a_block(small_blocks: None) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("softcap", [None, 30.0])
 @pytest.mark.parametrize("rows", [1, 300, 4096, 5000])
 def test_from_pinned_memory_in_bfloat16(rows: int, softcap: float | None) -> None:

@@ -22,7 +22,6 @@ from finetune_kernels.lora_linear import lora_linear
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
     pytest.mark.filterwarnings("default"),  # a GPU's image has other versions than the lock, which warn of other things
 ]
 RATIO = 1.1

@@ -31,7 +31,6 @@ from finetune_trainer.batches import lay_end_to_end
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
     pytest.mark.filterwarnings("default"),  # a GPU's image has other versions than the lock, which warn of other things
 ]
 PHI4_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}

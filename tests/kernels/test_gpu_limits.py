@@ -21,7 +21,6 @@ from finetune_kernels.nf4 import dequantize
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
     pytest.mark.filterwarnings("default"),  # a GPU's image has other versions than the lock, which warn of other things
 ]
 LIMIT = 2**31

@@ -8,13 +8,11 @@ For the curves as a file: `python -P -m benchmarks.loss_curve --csv curve.csv`.
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks.loss_curve import Curve, Size, differences, make_model, make_rows, train, write
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
     pytest.mark.filterwarnings("default"),  # a GPU's image has other versions than the lock, which warn of other things
 ]
 BOUND = 1e-3

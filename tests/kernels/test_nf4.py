@@ -50,7 +50,6 @@ def test_larger_blocks(shape: tuple[int, int], nested: bool) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("blocksize", [64, 128])
 @pytest.mark.parametrize("nested", [True, False])

@@ -18,7 +18,7 @@ from finetune_kernels.decoder_layer import Keep
 from finetune_trainer import pipeline
 from finetune_trainer.engine import Engine, Loss
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+pytestmark = pytest.mark.gpu
 run_config, trained = tiny_runs.run_config, gpu_runs.trained
 Run = gpu_runs.Run
 GIB = 2**30

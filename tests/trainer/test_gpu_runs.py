@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from finetune_api.vocabulary import MemoryMode
 from finetune_devcluster import gpu_runs, tiny_runs
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+pytestmark = pytest.mark.gpu
 texts, tiny_base, chat_file = tiny_runs.texts, tiny_runs.tiny_base, tiny_runs.chat_file
 run_config, trained, run = tiny_runs.run_config, gpu_runs.trained, gpu_runs.run
 Builder = tiny_runs.Builder

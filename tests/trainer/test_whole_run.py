@@ -24,7 +24,6 @@ from finetune_trainer.termination import Termination
 texts, tiny_base, chat_file = tiny_runs.texts, tiny_runs.tiny_base, tiny_runs.chat_file
 run_config, settings = tiny_runs.run_config, tiny_runs.settings
 Builder = tiny_runs.Builder
-ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 CHAT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 
 
@@ -37,7 +36,7 @@ def result_folder(settings: Settings) -> Path:
     return settings.output_folder / "tiny"
 
 
-@pytest.mark.parametrize("gpus", [0, pytest.param(1, marks=ON_A_GPU)])
+@pytest.mark.parametrize("gpus", [0, pytest.param(1, marks=pytest.mark.gpu)])
 def test_adapter_and_merged_weights_load_and_agree(
     run_config: Builder, settings: Settings, tiny_base: Path, gpus: int
 ) -> None:

@@ -27,7 +27,6 @@ from finetune_trainer.saving import save_artifacts
 
 texts, tiny_base, chat_file = tiny_runs.texts, tiny_runs.tiny_base, tiny_runs.chat_file
 run_config = tiny_runs.run_config
-ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 PROMPTS = [[20, 31, 42, 53], [400, 17, 90, 211, 64]]
 TOKENS = 4
 
@@ -72,7 +71,7 @@ def continued(model: Any, prompt: list[int], banned: list[int]) -> list[int]:
     return answer
 
 
-@pytest.mark.parametrize("gpus", [0, pytest.param(1, marks=ON_A_GPU)])
+@pytest.mark.parametrize("gpus", [0, pytest.param(1, marks=pytest.mark.gpu)])
 def test_exported_files_answer_what_the_engines_layers_answer(
     run_config: tiny_runs.Builder, tiny_base: Path, tmp_path: Path, gpus: int
 ) -> None:
