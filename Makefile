@@ -54,11 +54,11 @@ lock: | $(UV)  ## Resolve the pins again
 
 generate: setup  ## Write the CRD from the models again, and README's figures from the benchmark's results
 	@python -m finetune_api.generate
-	@python -m benchmarks.chart
+	@python -m speed.chart
 
 binaries: setup  ## Build the dev cluster's programs (about 5 minutes on two cores, once per machine and version) and fetch llama.cpp's converter
-	@python -m finetune_devcluster.binaries
-	@python -m finetune_devcluster.llama_cpp_converter
+	@python -m finetune_test_programs.binaries
+	@python -m finetune_test_programs.llama_cpp_converter
 
 demo: binaries  ## The main job, embedded: cluster, S3, operator, one FineTuneJob, artifacts, generated text
 	@python -m finetune_devcluster.demo
@@ -70,7 +70,7 @@ e2e: binaries  ## Only the tests that run a whole job
 	@python -m pytest -m e2e $(PYTEST_ARGS)
 
 bench: setup  ## On a machine with a GPU: speed and memory beside the peers that are installed (BENCH_ARGS=--help says more)
-	@python -m benchmarks.run $(BENCH_ARGS)
+	@python -m speed.run $(BENCH_ARGS)
 
 bench-kernels: setup  ## On a machine with a GPU: each kernel alone, against what the GPU's memory and products give
 	@python -m benchmarks.micro $(BENCH_ARGS)
@@ -78,11 +78,11 @@ bench-kernels: setup  ## On a machine with a GPU: each kernel alone, against wha
 verify: binaries  ## Read-only checks: format, lint, types, layers, generated files, chart
 	ruff format --check --quiet crds operator trainer_image kernels tests
 	ruff check --quiet crds operator trainer_image kernels tests
-	python -m mypy crds/finetune_api operator/finetune_operator trainer_image/finetune_trainer kernels/finetune_kernels kernels/benchmarks tests/cluster/finetune_devcluster
+	python -m mypy crds/finetune_api operator/finetune_operator trainer_image/finetune_trainer kernels/finetune_kernels kernels/benchmarks trainer_image/benchmarks/speed tests/support/finetune_*
 	python -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 	python -m finetune_api.generate --check
-	python -m benchmarks.chart --check
-	python -m finetune_devcluster.binaries helm lint --strict --quiet charts/finetune-operator
+	python -m speed.chart --check
+	python -m finetune_test_programs.binaries helm lint --strict --quiet charts/finetune-operator
 	python -m pytest -q tests/charts
 
 clean:  ## Remove this checkout's environments (the caches stay)

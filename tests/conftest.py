@@ -14,7 +14,7 @@ import pytest
 from kubernetes import client
 
 from finetune_devcluster.cluster import DevCluster
-from finetune_devcluster.object_store import ObjectStore
+from finetune_test_servers.object_store import ObjectStore
 
 _numbers = itertools.count(1)
 

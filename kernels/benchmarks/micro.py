@@ -19,10 +19,10 @@ from triton.errors import TritonError
 from triton.testing import do_bench
 
 from benchmarks.micro_results import MICRO, Timing, judge, write
-from benchmarks.run import current_commit, installed_versions
+from benchmarks.provenance import current_commit, installed_versions
 
 if TYPE_CHECKING:
-    from benchmarks.micro_cases import Case
+    from benchmarks.micro_case import Case, Maker
 
 WARM_UP_MS, TIMED_MS = 10, 50
 LONGEST_SECONDS = 140
@@ -100,7 +100,7 @@ def main(words: Sequence[str] | None = None) -> int:
     began, console = time.monotonic(), Console(width=190)
     import torch
 
-    from benchmarks.micro_cases import Sizes, makers
+    from benchmarks.micro_case import Sizes
 
     torch.manual_seed(0)
     ceilings = measure_ceilings()
@@ -117,6 +117,19 @@ def main(words: Sequence[str] | None = None) -> int:
             console.print(f"{what}: {', '.join(names)}", markup=False, highlight=False)
     console.print(f"{time.monotonic() - began:.0f} s in all", highlight=False)
     return 1 if session.failed or left_out else 0
+
+
+def makers() -> dict[str, "Maker"]:
+    """What makes the cases, by subject; tensors of one subject are let go of before the next one's are made."""
+    from benchmarks.micro_attention import attention_cases, capped_cases, optimizer_cases
+    from benchmarks.micro_cases import activation_cases, decoding_cases, head_cases, norm_cases, rotation_cases
+    from benchmarks.micro_linears import dropout_cases, linear_cases
+
+    return {
+        "norms": norm_cases, "rotation": rotation_cases, "activations": activation_cases, "linears": linear_cases,
+        "dropout": dropout_cases, "head": head_cases, "decoding": decoding_cases, "attention": attention_cases,
+        "capped": capped_cases, "optimizer": optimizer_cases,
+    }  # fmt: skip
 
 
 def measure_ceilings() -> dict[str, float]:

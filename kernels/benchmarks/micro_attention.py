@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from benchmarks.micro_cases import Case, Sizes, backward_of
-from finetune_kernels import attention, capped_attention
-from finetune_kernels.attention import Documents, Scoring
-from finetune_kernels.flat_adamw import FlatAdamW8bit
+from benchmarks.micro_case import Case, Sizes, backward_of
+from finetune_kernels.ops import attention, softcap_attention
+from finetune_kernels.ops.attention import Documents, Scoring
+from finetune_kernels.primitives.multi_tensor_adamw import FlatAdamW8bit
 
 
 def attention_cases(sizes: Sizes) -> Iterator[Case]:
@@ -64,18 +64,18 @@ def capped_cases(sizes: Sizes) -> Iterator[Case]:
     dout = sizes.random(length, heads.query, heads.size)
     for name, window in (("capped_attention", None), ("capped_attention, window", length // 4)):
         scoring = length, scale, softcap, window
-        out, sums = capped_attention.forward(q, k, v, ends, *scoring)
+        out, sums = softcap_attention.forward(q, k, v, ends, *scoring)
         seen = length**2 / 2 if window is None else window * (length - window / 2)  # pairs of a query and a key
         work = 4.0 * seen * heads.query * heads.size
         shape = f"{length}, {heads.query}/{heads.key_value} x {heads.size}" + (f", {window} keys" if window else "")
         yield Case(
-            name, "forward", shape, work, "TFLOP/s", partial(capped_attention.forward, q, k, v, ends, *scoring),
-            partial(capped_attention.reference, q, k, v, scale, softcap, window),
+            name, "forward", shape, work, "TFLOP/s", partial(softcap_attention.forward, q, k, v, ends, *scoring),
+            partial(softcap_attention.reference, q, k, v, scale, softcap, window),
         )  # fmt: skip
         yield Case(
             name, "backward", shape, 2.5 * work, "TFLOP/s",
-            partial(capped_attention.backward, dout, q, k, v, out, sums, ends, *scoring),
-            partial(capped_attention.reference_backward, dout, q, k, v, scale, softcap, window),
+            partial(softcap_attention.backward, dout, q, k, v, out, sums, ends, *scoring),
+            partial(softcap_attention.reference_backward, dout, q, k, v, scale, softcap, window),
         )  # fmt: skip
 
 

@@ -4,104 +4,20 @@ Bytes are what must be read and written once, from the kernel's formula; operati
 Beside ours stands the same computation in eager PyTorch, and Liger's or bitsandbytes' kernel where it is installed.
 """
 
-import importlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from finetune_kernels import adapted_activation, gated_activation, rms_norm
-from finetune_kernels.blocked_cross_entropy import blocked_cross_entropy
-from finetune_kernels.linear_cross_entropy import LinearCrossEntropyFunction
-from finetune_kernels.linear_cross_entropy import reference as plain_cross_entropy
-from finetune_kernels.nf4 import dequantize
-from finetune_kernels.rotary_embedding import HeadNorm, Heads, rotate, rotate_back
-from finetune_kernels.rotary_embedding import reference as plain_rotation
-
-Run = Callable[[], Any]
-HEADS = Heads(query=32, key_value=8, size=128)
-CAPPED_HEADS = Heads(query=16, key_value=8, size=256)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes of a layer and of the head; by default Llama 8B with two rows of 2,048 tokens."""
-
-    tokens: int = 4096
-    hidden: int = 4096
-    feed_forward: int = 14336
-    heads: Heads = HEADS
-    vocabulary: int = 128256
-    rank: int = 16
-    layers: int = 32
-    capped_heads: Heads = CAPPED_HEADS
-    """Of Gemma 2 9B, whose scores are capped."""
-    dtype: torch.dtype = torch.bfloat16
-    device: str = "cuda"
-
-    @property
-    def element(self) -> int:
-        """Bytes of an element."""
-        return self.dtype.itemsize
-
-    def random(self, *shape: int, scale: float = 1.0) -> torch.Tensor:
-        """A tensor of normal values."""
-        return torch.randn(shape, dtype=self.dtype, device=self.device) * scale
-
-
-@dataclass(frozen=True)
-class Case:
-    """One computation; kernel and direction name it."""
-
-    kernel: str
-    direction: str
-    """forward, backward, both or step."""
-    shape: str
-    work: float
-    """Bytes where `unit` is TB/s, operations where it is TFLOP/s."""
-    unit: str
-    run: Run
-    eager: Run | None = None
-    rival: Run | None = None
-    rival_name: str = ""
-
-
-Maker = Callable[[Sizes], Iterator[Case]]
-
-
-def liger(name: str) -> Any:
-    """A function of Liger's, or None where it is not installed or has none of that name."""
-    try:
-        return getattr(importlib.import_module("liger_kernel.transformers.functional"), f"liger_{name}", None)
-    except ImportError:
-        return None
-
-
-def backward_of(function: Callable[..., Any], inputs: list[torch.Tensor], *gradients: torch.Tensor) -> Run:
-    """The backward pass alone of `function(*inputs)`, by autograd; the first call runs forward, too."""
-    leaves = [one.detach().requires_grad_() for one in inputs]
-    outputs: list[Any] = []
-
-    def run() -> Any:
-        if not outputs:
-            outputs.append(function(*leaves))
-        return torch.autograd.grad(outputs[0], leaves, gradients, retain_graph=True)
-
-    return run
-
-
-def makers() -> dict[str, Maker]:
-    """What makes the cases, by subject; tensors of one subject are let go of before the next one's are made."""
-    from benchmarks.micro_attention import attention_cases, capped_cases, optimizer_cases
-    from benchmarks.micro_linears import dropout_cases, linear_cases
-
-    return {
-        "norms": norm_cases, "rotation": rotation_cases, "activations": activation_cases, "linears": linear_cases,
-        "dropout": dropout_cases, "head": head_cases, "decoding": decoding_cases, "attention": attention_cases,
-        "capped": capped_cases, "optimizer": optimizer_cases,
-    }  # fmt: skip
+from benchmarks.micro_case import Case, Sizes, backward_of, liger
+from finetune_kernels.ops import adapted_activation, gated_activation, rms_norm
+from finetune_kernels.ops.blocked_cross_entropy import blocked_cross_entropy
+from finetune_kernels.ops.linear_cross_entropy import LinearCrossEntropyFunction
+from finetune_kernels.ops.linear_cross_entropy import reference as plain_cross_entropy
+from finetune_kernels.ops.rotary_embedding import HeadNorm, rotate, rotate_back
+from finetune_kernels.ops.rotary_embedding import reference as plain_rotation
+from finetune_kernels.primitives.nf4 import dequantize
 
 
 def norm_cases(sizes: Sizes) -> Iterator[Case]:

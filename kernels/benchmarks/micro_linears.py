@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from benchmarks.micro_cases import Case, Sizes
-from finetune_kernels import adapter_dropout
-from finetune_kernels.adapter_dropout import Draw, Mask
-from finetune_kernels.eight_bit import EightBitWeight
-from finetune_kernels.linear_group import LinearGroup
+from benchmarks.micro_case import Case, Sizes
+from finetune_kernels.layers.linear_group import LinearGroup
+from finetune_kernels.primitives import adapter_dropout
+from finetune_kernels.primitives.adapter_dropout import Draw, Mask
+from finetune_kernels.primitives.fp8 import EightBitWeight
 
 
 def linear_cases(sizes: Sizes) -> Iterator[Case]:

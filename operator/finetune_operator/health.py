@@ -7,7 +7,7 @@ seen, and the progress server listens.
 
 from aiohttp import web
 
-from finetune_operator.controller import HEARTBEAT_SECONDS, Controller
+from finetune_operator.watch.controller import HEARTBEAT_SECONDS, Controller
 
 DEAD_AFTER_SECONDS = 12 * HEARTBEAT_SECONDS
 

@@ -12,19 +12,19 @@ from typing import Any
 import kopf
 from aiohttp import web
 
-from finetune_operator.api_connection import ApiConnection
-from finetune_operator.cluster import Cluster
-from finetune_operator.controller import Controller
-from finetune_operator.decision import Installation
+from finetune_operator.cluster.cluster import Cluster
+from finetune_operator.cluster.connection import ApiConnection
+from finetune_operator.decide.decision import Installation
 from finetune_operator.errors import SettingsError
-from finetune_operator.handlers import build_registry, build_settings
 from finetune_operator.health import build_health_app
-from finetune_operator.observe import LastWords
-from finetune_operator.progress_server import build_progress_app, load_certificate, renew_certificate
+from finetune_operator.observe.report_store import ReportStore
+from finetune_operator.observe.terminated_pods import LastWords
 from finetune_operator.reconcile import Reconciler, utc_now
-from finetune_operator.report_checks import ReportChecks
-from finetune_operator.report_store import ReportStore
+from finetune_operator.reports.checks import ReportChecks
+from finetune_operator.reports.server import build_progress_app, load_certificate, renew_certificate
 from finetune_operator.settings import Settings
+from finetune_operator.watch.controller import Controller
+from finetune_operator.watch.handlers import build_registry, build_settings
 
 logger = logging.getLogger(__name__)
 

@@ -10,16 +10,17 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.cluster import Cluster, Key
-from finetune_operator.decide import decide
-from finetune_operator.decision import Actions, Decision, Installation
+from finetune_operator.cluster.cluster import Cluster, Key
+from finetune_operator.decide.decide import decide
+from finetune_operator.decide.decision import Actions, Decision, Installation
 from finetune_operator.errors import ApiError, ConflictError, ForbiddenError, NotFoundError
-from finetune_operator.events import build_event, turning_points
-from finetune_operator.observe import LastWords, newest_report, observe
-from finetune_operator.observed import Observed
+from finetune_operator.observe.observe import newest_report, observe
+from finetune_operator.observe.report_store import ReportStore
+from finetune_operator.observe.snapshot import Observed
+from finetune_operator.observe.terminated_pods import LastWords
 from finetune_operator.reasons import Reason
-from finetune_operator.report_store import ReportStore
-from finetune_operator.status import build_status, has_changed
+from finetune_operator.status.events import build_event, turning_points
+from finetune_operator.status.status import build_status, has_changed
 
 REFUSED_RETRY_SECONDS = 30.0
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from cryptography import x509
 
-from finetune_devcluster.binaries import helm_binary
-from finetune_devcluster.operator_process import RULES
+from finetune_test_operator.operator_process import RULES
+from finetune_test_programs.binaries import helm_binary
 
 CHART = Path(__file__).parents[2] / "charts/finetune-operator"
 pytestmark = pytest.mark.cluster

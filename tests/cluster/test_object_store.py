@@ -3,7 +3,7 @@
 import pytest
 from botocore.exceptions import ClientError
 
-from finetune_devcluster.object_store import ObjectStore
+from finetune_test_servers.object_store import ObjectStore
 
 
 def test_conditional_writes_and_multipart_uploads_work(object_store: ObjectStore) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from finetune_devcluster.child_process import free_port
 from finetune_devcluster.cluster import DevCluster
 from finetune_devcluster.process_node.node import NodeOptions, ProcessNode
+from finetune_test_programs.child_process import free_port
 
 pytestmark = pytest.mark.cluster
 Manifest = dict[str, Any]

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_devcluster.generation import generate
 from finetune_devcluster.inputs import BUCKET, keys_below, read_json
 from finetune_devcluster.platform import CHECKOUT, Platform
+from finetune_test_programs.generation import generate
 
 pytestmark = [pytest.mark.e2e, pytest.mark.cluster]
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_kernels import adapted_activation, adapter_dropout, capped_attention, rms_norm, rotary_embedding
+from finetune_kernels.ops import adapted_activation, rms_norm, rotary_embedding, softcap_attention
+from finetune_kernels.primitives import adapter_dropout
 
 
 def _rotate(
@@ -39,7 +40,7 @@ def _capped(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tensor, longest: int, *scoring: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As the kernel, without the sums that the formula's backward does not need."""
-    outs = [capped_attention.reference(q[rows], k[rows], v[rows], *scoring) for rows in _documents(ends)]
+    outs = [softcap_attention.reference(q[rows], k[rows], v[rows], *scoring) for rows in _documents(ends)]
     return torch.cat(outs), q.new_empty(0)
 
 
@@ -48,7 +49,7 @@ def _capped_back(
     ends: torch.Tensor, longest: int, *scoring: Any,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     parts = [
-        capped_attention.reference_backward(dout[rows], q[rows], k[rows], v[rows], *scoring)
+        softcap_attention.reference_backward(dout[rows], q[rows], k[rows], v[rows], *scoring)
         for rows in _documents(ends)
     ]
     return tuple(torch.cat(several) for several in zip(*parts, strict=True))
@@ -62,8 +63,8 @@ def in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
         rms_norm.backward: rms_norm.reference_backward,
         rotary_embedding.rotate: _rotate,
         rotary_embedding.rotate_back: rotary_embedding.reference_backward,
-        capped_attention.forward: _capped,
-        capped_attention.backward: _capped_back,
+        softcap_attention.forward: _capped,
+        softcap_attention.backward: _capped_back,
         adapter_dropout.drop: adapter_dropout.reference,
         adapter_dropout.add_share: adapter_dropout.reference_add_share,
         adapted_activation.forward: adapted_activation.reference,

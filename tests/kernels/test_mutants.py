@@ -12,13 +12,13 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from bitsandbytes.optim import AdamW8bit
 from peft import LoraConfig, get_peft_model
 
-from finetune_devcluster.mutated_kernels import Load, loaded_afresh, true_modules, write_mutant
-from finetune_devcluster.small_layers import OurDropout, angles_of, drop_by, small_model
-from finetune_devcluster.tensor_checks import DEVICE, normal, relative_error
-from finetune_kernels.adapter_dropout import Draw, Mask, new_draw
+from finetune_kernels.primitives.adapter_dropout import Draw, Mask, new_draw
+from finetune_test_kernels.mutated_kernels import Load, loaded_afresh, true_modules, write_mutant
+from finetune_test_kernels.small_layers import OurDropout, angles_of, drop_by, small_model
+from finetune_test_kernels.tensor_checks import DEVICE, normal, relative_error
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs the kernels in Triton's interpreter")
-FUSED = ("fused_layers", "decoder_layer", "mlp_tiles")
+FUSED = ("fused_layers", "decoder_layer", "tiled_mlp")
 TOLERANCE = 5e-6  # fp32; at most 2e-6 was measured, and at least 1e-3 with a mistake
 Pairs = Iterator[tuple[torch.Tensor, torch.Tensor]]
 """Found and expected."""
@@ -177,7 +177,7 @@ def whole_layer(load: Load) -> Pairs:
             fused.keep([keep])
             yield from zip(_layer_results(model, inputs), expected, strict=True)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(load("mlp_tiles"), "TILE_ROWS", 2)
+            patch.setattr(load("tiled_mlp"), "TILE_ROWS", 2)
             for keep in (keeps.ATTENTION, keeps.INPUT):
                 fused.keep([keep])
                 yield from zip(_layer_results(model, inputs), expected, strict=True)
@@ -194,7 +194,7 @@ def dropped_layer(load: Load) -> Pairs:
     fused = load("fused_layers").FusedLayers(model.get_base_model(), [keeps.HOST], torch.float32, resident=True)
     for keep, rows in ((keeps.EVERYTHING, 9), (keeps.ATTENTION, 9), (keeps.INPUT, 3), (keeps.HOST, 9)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(load("mlp_tiles"), "TILE_ROWS", rows)
+            patch.setattr(load("tiled_mlp"), "TILE_ROWS", rows)
             fused.keep([keep])
             torch.manual_seed(3)
             yield from zip(_layer_results(model, ours), expected, strict=True)
@@ -211,8 +211,8 @@ def _layer_results(model: Any, inputs: list[torch.Tensor]) -> list[torch.Tensor]
     return [y, *torch.autograd.grad(y, [x, *inputs], normal(*y.shape, seed=1))]
 
 
-def capped_attention(load: Load) -> Pairs:
-    ours, true = load("capped_attention"), true_modules("capped_attention")
+def softcap_attention(load: Load) -> Pairs:
+    ours, true = load("softcap_attention"), true_modules("softcap_attention")
     q, k, v, dout = (normal(35, heads, 16, seed=heads + seed) for seed, heads in enumerate((4, 2, 2, 4)))
     ends = torch.tensor([0, 35], dtype=torch.int32, device=DEVICE)
     for window in (None, 20):
@@ -248,11 +248,11 @@ def patching(load: Load) -> Pairs:
         yield from zip(results[1], results[0], strict=True)
 
 
-def flat_adamw(load: Load) -> Pairs:
+def multi_tensor_adamw(load: Load) -> Pairs:
     """Two steps with clipping, against bitsandbytes and torch."""
     options = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.1}
     ours, theirs = ([torch.nn.Parameter(normal(64, 80, seed=seed)) for seed in range(2)] for _ in range(2))
-    flat, plain = load("flat_adamw").FlatAdamW8bit(ours, **options), AdamW8bit(theirs, **options)
+    flat, plain = load("multi_tensor_adamw").FlatAdamW8bit(ours, **options), AdamW8bit(theirs, **options)
     starts = [value.detach().clone() for value in ours]
     for step, size in enumerate((1e-6, 100.0)):
         for seed, pair in enumerate(zip(ours, theirs, strict=True)):
@@ -272,7 +272,7 @@ CHECKS = {
     check.__name__: check
     for check in (
         rms_norm, gated_activation, adapted_activation, rotary_embedding, linear_cross_entropy, blocked_cross_entropy,
-        nf4, lora_linear, linear_group, whole_layer, supervised_loss, patching, flat_adamw, capped_attention,
+        nf4, lora_linear, linear_group, whole_layer, supervised_loss, patching, multi_tensor_adamw, softcap_attention,
         adapter_dropout, dropped_layer,
     )
 }  # fmt: skip

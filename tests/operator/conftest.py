@@ -17,9 +17,9 @@ from finetune_api.outcome import Artifact, Outcome, Result
 from finetune_api.preflight import PreflightSummary
 from finetune_api.vocabulary import ArtifactType, Stage
 from finetune_devcluster.cluster import DevCluster
-from finetune_devcluster.operator_process import OperatorProcess
-from finetune_devcluster.played_kubelet import PlayedKubelet, wait_for
 from finetune_operator.desired.names import child_name
+from finetune_test_operator.operator_process import OperatorProcess
+from finetune_test_operator.played_kubelet import PlayedKubelet, wait_for
 
 OPERATOR_WRITES = (("finetunejobs", "status"), ("jobs", ""), ("configmaps", ""), ("events", ""))
 OPERATOR = pytest.StashKey[OperatorProcess]()

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from finetune_api.failures import ExitCode
-from finetune_devcluster.operator_process import OperatorProcess
-from finetune_devcluster.played_kubelet import PlayedKubelet, wait_for
-from finetune_operator.api_connection import ApiConnection
-from finetune_operator.cluster import Cluster, Key
-from finetune_operator.decision import Installation
+from finetune_operator.cluster.cluster import Cluster, Key
+from finetune_operator.cluster.connection import ApiConnection
+from finetune_operator.decide.decision import Installation
 from finetune_operator.desired.names import PREFLIGHT, child_name, preflight_name
 from finetune_operator.errors import ConflictError
-from finetune_operator.observe import LastWords
+from finetune_operator.observe.report_store import ReportStore
+from finetune_operator.observe.terminated_pods import LastWords
 from finetune_operator.reconcile import Reconciler
-from finetune_operator.report_store import ReportStore
+from finetune_test_operator.operator_process import OperatorProcess
+from finetune_test_operator.played_kubelet import PlayedKubelet, wait_for
 
 pytestmark = pytest.mark.cluster
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from finetune_devcluster.operator_process import ACCOUNT, OperatorProcess
-from finetune_devcluster.played_kubelet import PlayedKubelet
-from finetune_devcluster.tcp_proxy import TcpProxy
+from finetune_test_operator.operator_process import ACCOUNT, OperatorProcess
+from finetune_test_operator.played_kubelet import PlayedKubelet
+from finetune_test_servers.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.cluster
 

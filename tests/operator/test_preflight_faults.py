@@ -8,9 +8,9 @@ from kubernetes import client
 
 from finetune_api.failures import ExitCode, FailureReason
 from finetune_api.outcome import Outcome, Result
-from finetune_devcluster.operator_process import OperatorProcess
-from finetune_devcluster.played_kubelet import PlayedKubelet, wait_for
 from finetune_operator.desired.names import PREFLIGHT, preflight_name
+from finetune_test_operator.operator_process import OperatorProcess
+from finetune_test_operator.played_kubelet import PlayedKubelet, wait_for
 
 pytestmark = pytest.mark.cluster
 

@@ -5,22 +5,15 @@ from typing import Any
 import pytest
 
 from finetune_api.outcome import Outcome, Result
-from finetune_devcluster.observed_builder import (
-    INSTALLATION,
-    METADATA,
-    NOW,
-    a_report,
-    a_spec,
-    at,
-)
-from finetune_operator.cluster import Key
+from finetune_operator.cluster.cluster import Key
 from finetune_operator.desired.names import child_name
 from finetune_operator.desired.run_config_map import build_run_config, build_run_config_map
 from finetune_operator.desired.trainer_job import build_trainer_job
 from finetune_operator.errors import ApiError, ConflictError, ForbiddenError, NotFoundError
-from finetune_operator.observe import LastWords
+from finetune_operator.observe.report_store import ReportStore
+from finetune_operator.observe.terminated_pods import LastWords
 from finetune_operator.reconcile import Reconciler
-from finetune_operator.report_store import ReportStore
+from finetune_test_operator.snapshot_builder import INSTALLATION, METADATA, NOW, a_report, a_spec, at
 
 KEY = Key("team", "bot")
 SUCCEEDED = Outcome(result=Result.SUCCEEDED, finished=NOW, manifest_uri="s3://results/manifest.json")
@@ -189,7 +182,7 @@ async def test_an_event_that_was_posted_before_is_no_error(reconciler: Reconcile
 
 
 def test_last_words_are_kept_of_ended_pods_only_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_operator.observe.LAST_WORDS_KEPT", 2)
+    monkeypatch.setattr("finetune_operator.observe.observe.LAST_WORDS_KEPT", 2)
     words = LastWords()
     for uid in ("1", "2", "3"):
         terminated = {"exitCode": 30}

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from finetune_api.failures import ExitCode
-from finetune_devcluster.operator_process import OperatorProcess
-from finetune_devcluster.played_kubelet import PlayedKubelet
 from finetune_operator.desired.names import PREFLIGHT
+from finetune_test_operator.operator_process import OperatorProcess
+from finetune_test_operator.played_kubelet import PlayedKubelet
 
 pytestmark = pytest.mark.cluster
 

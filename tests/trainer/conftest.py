@@ -1,11 +1,24 @@
-"""A tiny base model, real conversations, and a builder of runs that need no cluster."""
+"""Fixtures of the trainer's tests: a tiny base model, conversations, runs without a cluster, jobs that write to S3."""
 
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
-from finetune_devcluster import chat_data, tiny_runs
+from finetune_api.run_config import JobIdentity, RunConfig
+from finetune_api.spec import FineTuneJobSpec
+from finetune_test_models import chat_data, tiny_runs
+from finetune_test_servers.faulty_store import FaultyStore
+from finetune_test_servers.object_store import ObjectStore
+from finetune_trainer.artifacts.store import ArtifactStore, open_store
 
 tiny_base, run_config, settings = tiny_runs.tiny_base, tiny_runs.run_config, tiny_runs.settings
 
@@ -18,3 +31,95 @@ def texts() -> list[str]:
 @pytest.fixture(scope="session")
 def chat_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return chat_data.write_jsonl(tmp_path_factory.mktemp("data") / "chat.jsonl", tiny_runs.ROWS)
+
+
+_numbers = itertools.count(1)
+MakeConfig = Callable[..., RunConfig]
+OpenStore = Callable[..., ArtifactStore]
+
+
+@pytest.fixture
+def bucket(object_store: ObjectStore) -> str:
+    name = f"artifacts-{next(_numbers)}"
+    object_store.create_bucket(name)
+    return name
+
+
+@pytest.fixture
+def faulty(object_store: ObjectStore) -> Iterator[FaultyStore]:
+    with FaultyStore.start(object_store) as started:
+        yield started
+
+
+@pytest.fixture
+def credentials(object_store: ObjectStore, tmp_path: Path) -> Path:
+    """A mounted Secret."""
+    folder = tmp_path / "credentials"
+    folder.mkdir()
+    (folder / "AWS_ACCESS_KEY_ID").write_text(object_store.access_key)
+    (folder / "AWS_SECRET_ACCESS_KEY").write_text(object_store.secret_key)
+    return folder
+
+
+@pytest.fixture
+def make_config(bucket: str, faulty: FaultyStore) -> MakeConfig:
+    def make(*, uid: str = "uid-1", steps: int = 5, **s3: Any) -> RunConfig:
+        spec = {
+            "model": {"source": "s3://models/tiny/"},
+            "dataset": {"source": "s3://models/chat.jsonl"},
+            "training": {"maxSteps": steps},
+            "output": {"s3": {"bucket": bucket, "prefix": "out", "endpointURL": faulty.endpoint_url, **s3}},
+            "runPolicy": {"checkpointsToKeep": 2},
+        }
+        identity = JobIdentity(namespace="team", name="job", uid=uid)
+        return RunConfig.from_spec(identity, FineTuneJobSpec.model_validate(spec), None)
+
+    return make
+
+
+@pytest.fixture
+def open_attempt(make_config: MakeConfig, credentials: Path) -> Iterator[OpenStore]:
+    """Opens the store of an attempt, in S3 unless a folder is given."""
+    opened: list[ArtifactStore] = []
+
+    def open_it(attempt: str = "attempt-1", folder: Path | None = None, **changes: Any) -> ArtifactStore:
+        opened.append(open_store(make_config(**changes), attempt, credentials, folder))
+        return opened[-1]
+
+    yield open_it
+    for store in opened:
+        store.close()
+
+
+MakeAdapter = Callable[..., Path]
+Finetune = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def make_adapter() -> MakeAdapter:
+    """Builder of an adapter with random, not zero, B matrices."""
+
+    def make(base: Path, target: Path, **options: Any) -> Path:
+        torch.manual_seed(1)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        adapted = get_peft_model(model, LoraConfig(r=8, lora_alpha=12, target_modules=["q_proj", "v_proj"], **options))
+        with torch.no_grad():
+            for name, parameter in adapted.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.05)
+        adapted.save_pretrained(target)
+        return target
+
+    return make
+
+
+@pytest.fixture
+def finetune() -> Finetune:
+    """Runs the console script."""
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        program = Path(sys.executable).parent / "finetune"
+        words = [str(program), *map(str, arguments)]
+        return subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+
+    return run

@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from finetune_api.outcome import Outcome, Result
 from finetune_api.progress import RunProgress
 from finetune_api.run_config import RunConfig
-from finetune_devcluster import chat_data
-from finetune_trainer.main import run_job
-from finetune_trainer.progress import Progress
-from finetune_trainer.settings import Settings
-from finetune_trainer.termination import Termination
+from finetune_test_models import chat_data
+from finetune_trainer.cli.pod import run_job
+from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.settings import Settings
+from finetune_trainer.job.termination import Termination
 
 Builder = Callable[..., RunConfig]
 HELD_OUT = {"evaluation": {"fraction": 0.2}}

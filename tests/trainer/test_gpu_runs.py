@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from finetune_api.vocabulary import MemoryMode
-from finetune_devcluster import gpu_runs, tiny_runs
+from finetune_test_models import gpu_runs, tiny_runs
 
 pytestmark = pytest.mark.gpu
 texts, tiny_base, chat_file = tiny_runs.texts, tiny_runs.tiny_base, tiny_runs.chat_file

@@ -11,10 +11,10 @@ import torch
 
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import RunConfig
-from finetune_trainer.main import run_job
-from finetune_trainer.progress import Progress
-from finetune_trainer.settings import Settings
-from finetune_trainer.termination import Termination
+from finetune_trainer.cli.pod import run_job
+from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.settings import Settings
+from finetune_trainer.job.termination import Termination
 
 Builder = Callable[..., RunConfig]
 STEPS, STOP_AFTER = 8, 4

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM
 from finetune_api.failures import ExitCode
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import RunConfig
-from finetune_devcluster import tiny_runs
+from finetune_test_models import tiny_runs
 from finetune_trainer.artifacts.manifest import Manifest
-from finetune_trainer.main import run_job
-from finetune_trainer.progress import Progress
-from finetune_trainer.settings import Settings
-from finetune_trainer.termination import Termination
+from finetune_trainer.cli.pod import run_job
+from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.settings import Settings
+from finetune_trainer.job.termination import Termination
 
 texts, tiny_base, chat_file = tiny_runs.texts, tiny_runs.tiny_base, tiny_runs.chat_file
 run_config, settings = tiny_runs.run_config, tiny_runs.settings

@@ -33,16 +33,16 @@ from pathlib import Path
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from benchmarks.run import current_commit, installed_versions
+from benchmarks.provenance import current_commit, installed_versions
 from finetune_api.vocabulary import GgufType
-from finetune_devcluster.random_model import LLAMA_8B, SMALL, Size, make_random_adapter, make_random_base
+from finetune_test_models.random_model import LLAMA_8B, SMALL, Size, make_random_adapter, make_random_base
 from finetune_trainer.export.adapter import open_adapter
+from finetune_trainer.export.base_model.folder import open_model_folder
 from finetune_trainer.export.export import ExportedFile, ExportRequest, export, plan_outputs, stream
-from finetune_trainer.export.file_writer import AppendedFile, FileWriters, Piece
-from finetune_trainer.export.model_folder import open_model_folder
-from finetune_trainer.export.tensor_reader import read_tensors
-from finetune_trainer.gguf.file_types import find_file_type
-from finetune_trainer.gguf.quantizers import CPU_CHUNK_WEIGHTS, ENCODERS, PLAIN_DTYPES, quantize
+from finetune_trainer.export.quantization.file_types import find_file_type
+from finetune_trainer.export.quantization.quantizers import CPU_CHUNK_WEIGHTS, ENCODERS, PLAIN_DTYPES, quantize
+from finetune_trainer.export.tensor_io.file_writer import AppendedFile, FileWriters, Piece
+from finetune_trainer.export.tensor_io.tensor_reader import read_tensors
 
 GIGABYTE = 1e9
 MERGED, GGUF = "BF16", ("Q4_K_M", "Q8_0")

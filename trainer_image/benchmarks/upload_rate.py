@@ -25,11 +25,11 @@ from botocore.exceptions import BotoCoreError
 from rich.console import Console
 from rich.table import Table
 
-from finetune_trainer.artifacts.object_space import ignore_bytes
-from finetune_trainer.artifacts.s3_faults import OUTPUT_REASONS
-from finetune_trainer.artifacts.s3_session import S3Location, S3Session
-from finetune_trainer.artifacts.s3_space import S3Space
-from finetune_trainer.artifacts.s3_upload import S3Uploader
+from finetune_trainer.storage.object_store import ignore_bytes
+from finetune_trainer.storage.s3_faults import OUTPUT_REASONS
+from finetune_trainer.storage.s3_session import S3Location, S3Session
+from finetune_trainer.storage.s3_store import S3Space
+from finetune_trainer.storage.s3_upload import S3Uploader
 
 BUCKET, KEY_ID, KEY = "benchmark", "AKIABENCHMARK", "benchmark-secret"
 ADDRESS = "127.0.0.1:18333"

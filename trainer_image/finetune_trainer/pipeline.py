@@ -5,26 +5,27 @@ from pathlib import Path
 
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Stage
-from finetune_trainer.adapter_injection import inject_adapter
 from finetune_trainer.artifacts.checkpoints import CheckpointStore, checkpoint_key
 from finetune_trainer.artifacts.manifest import Manifest
-from finetune_trainer.artifacts.object_space import ignore_bytes
 from finetune_trainer.artifacts.store import ArtifactStore, LocalArtifact, Provenance
-from finetune_trainer.best_adapter import BestAdapter
-from finetune_trainer.data_formatting import FormattedData, format_data
 from finetune_trainer.documents.write import RunStory, write_documents
-from finetune_trainer.engine import prepare_engine
-from finetune_trainer.export.model_folder import open_model_folder
-from finetune_trainer.model_loading import LoadedModel, load_model
-from finetune_trainer.progress import Progress
-from finetune_trainer.run_callback import Companions
-from finetune_trainer.samples import Sampler, build_prompts
-from finetune_trainer.saving import save_artifacts
-from finetune_trainer.settings import Settings
+from finetune_trainer.export.base_model.folder import open_model_folder
+from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.settings import Settings
+from finetune_trainer.job.termination import Termination
 from finetune_trainer.sources import FetchedSource, SourceAccess, fetch_dataset, fetch_model
-from finetune_trainer.termination import Termination
-from finetune_trainer.training import TrainingOutcome, train
-from finetune_trainer.training_configuration import configure_training
+from finetune_trainer.stages.adapter_injection import inject_adapter
+from finetune_trainer.stages.data_formatting import FormattedData, format_data
+from finetune_trainer.stages.model_loading import load_model
+from finetune_trainer.stages.saving import save_artifacts
+from finetune_trainer.stages.training import TrainingOutcome, train
+from finetune_trainer.stages.training_configuration import configure_training
+from finetune_trainer.storage.object_store import ignore_bytes
+from finetune_trainer.training.best_adapter import BestAdapter
+from finetune_trainer.training.callback import Companions
+from finetune_trainer.training.engine import prepare_engine
+from finetune_trainer.training.loaded_model import LoadedModel
+from finetune_trainer.training.samples import Sampler, build_prompts
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ import pytest
 import torch
 from triton.runtime.errors import OutOfResources
 
-from benchmarks import chart, micro, micro_cases
-from benchmarks.micro_cases import Case, Maker, Run, Sizes, makers
+from benchmarks import micro, micro_cases
+from benchmarks.micro import makers
+from benchmarks.micro_case import Case, Maker, Run, Sizes
 from benchmarks.micro_results import SHOWN, Timing, judge, read, section, write
-from finetune_kernels.rotary_embedding import Heads
+from finetune_kernels.ops.rotary_embedding import Heads
+from speed import chart
 
 SMALL = Sizes(
     tokens=32, hidden=64, feed_forward=128, heads=Heads(4, 2, 16), capped_heads=Heads(4, 2, 16), vocabulary=96, rank=4,

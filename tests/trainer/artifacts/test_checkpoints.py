@@ -7,9 +7,9 @@ import pytest
 from torch import nn
 
 from finetune_trainer.artifacts.checkpoints import CheckpointStore, DamagedCheckpointError, checkpoint_key
-from finetune_trainer.artifacts.object_space import ObjectSpace
 from finetune_trainer.artifacts.store import ArtifactStore
-from finetune_trainer.best_adapter import BestAdapter
+from finetune_trainer.storage.object_store import ObjectSpace
+from finetune_trainer.training.best_adapter import BestAdapter
 
 KEY = checkpoint_key("spec", "model", "data")
 Attempt = Callable[..., ArtifactStore]

@@ -10,14 +10,14 @@ import pytest
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import RunConfig
 from finetune_api.spec_output import HubOutput
-from finetune_devcluster.hub import TOKEN, Hub, HubRepo
+from finetune_test_servers.hub import TOKEN, Hub, HubRepo
 from finetune_trainer.artifacts.hub_push import HubTarget, open_hub
+from finetune_trainer.cli.pod import run_job
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.main import run_job
+from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.settings import Settings
+from finetune_trainer.job.termination import Termination
 from finetune_trainer.preflight.checks import run_preflight
-from finetune_trainer.progress import Progress
-from finetune_trainer.settings import Settings
-from finetune_trainer.termination import Termination
 
 Builder = Callable[..., RunConfig]
 NAME = "acme/support-bot"

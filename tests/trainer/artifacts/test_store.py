@@ -13,9 +13,9 @@ from finetune_api.failures import FailureReason
 from finetune_api.progress import Resolved
 from finetune_api.vocabulary import ArtifactType
 from finetune_trainer.artifacts.manifest import Manifest
-from finetune_trainer.artifacts.object_space import ignore_bytes
 from finetune_trainer.artifacts.store import ArtifactStore, LocalArtifact, Provenance
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage.object_store import ignore_bytes
 
 PROVENANCE = Provenance(Resolved(dataset_digest="d" * 64), {"loss": 1.5})
 Attempt = Callable[..., ArtifactStore]

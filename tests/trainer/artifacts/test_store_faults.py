@@ -14,13 +14,13 @@ import pytest
 from finetune_api.failures import FailureReason
 from finetune_api.progress import Resolved
 from finetune_api.vocabulary import ArtifactType
-from finetune_devcluster.faulty_store import Fault, FaultyStore
-from finetune_devcluster.object_store import ObjectStore
-from finetune_trainer.artifacts import s3_upload
-from finetune_trainer.artifacts.object_space import ignore_bytes
-from finetune_trainer.artifacts.s3_space import S3Space
+from finetune_test_servers.faulty_store import Fault, FaultyStore
+from finetune_test_servers.object_store import ObjectStore
 from finetune_trainer.artifacts.store import ArtifactStore, LocalArtifact, Provenance
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage import s3_upload
+from finetune_trainer.storage.object_store import ignore_bytes
+from finetune_trainer.storage.s3_store import S3Space
 
 PROVENANCE = Provenance(Resolved(dataset_digest="d" * 64))
 PART = 5 << 20

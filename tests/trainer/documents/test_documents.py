@@ -13,8 +13,9 @@ from finetune_api.progress import Resolved
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import ArtifactType
 from finetune_trainer.artifacts.store import LocalArtifact
-from finetune_trainer.documents.loss_plot import LossPoint, render_loss_plot
+from finetune_trainer.documents.loss_plot import render_loss_plot
 from finetune_trainer.documents.write import RunStory, write_documents
+from finetune_trainer.training.records import LossPoint
 
 Builder = Callable[..., RunConfig]
 HISTORY = [LossPoint(1, 2.0), LossPoint(2, 1.0), LossPoint(2, 1.5, is_evaluation=True)]

@@ -1,45 +1,74 @@
-"""Adapters for the exporter, and the `finetune` program."""
+"""Models of every family, made once, our exporter as a function, and conversions that are wrong in one way each."""
 
-import subprocess
-import sys
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
 
-MakeAdapter = Callable[..., Path]
-Finetune = Callable[..., subprocess.CompletedProcess[str]]
+from finetune_test_models.family_models import make_family_model
+from finetune_trainer.export.export import ExportRequest, export
+from finetune_trainer.export.gguf import files, rope, tensors
+from finetune_trainer.export.gguf.families import FAMILIES
+
+FamilyBase = Callable[[str], Path]
+ExportGguf = Callable[..., dict[str, Path]]
+Spoil = Callable[[str], None]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny tensors gain nothing from more, and lose much where other processes run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def family_base(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> FamilyBase:
+    """The model folder of a family, by its name."""
+    made: dict[str, Path] = {}
+
+    def find(name: str) -> Path:
+        if name not in made:
+            made[name] = make_family_model(name, tmp_path_factory.mktemp(name) / "base", texts)
+        return made[name]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def export_gguf() -> ExportGguf:
+    """Our GGUF files of a model folder, by type."""
+
+    def write(base: Path, output: Path, *kinds: str) -> dict[str, Path]:
+        request = ExportRequest(base=base, adapter=None, output=output, merged=None, gguf=kinds, name="tiny")
+        files = export(request, device=torch.device("cpu"), on_progress=lambda done, total: None)
+        return {file.type: file.path for file in files}
+
+    return write
 
 
 @pytest.fixture
-def make_adapter() -> MakeAdapter:
-    """Builder of an adapter with random, not zero, B matrices."""
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Spoil:
+    """Make our conversion wrong in the named way."""
+    gemma = dataclasses.replace(FAMILIES["gemma3_text"], norm_offset=0)
 
-    def make(base: Path, target: Path, **options: Any) -> Path:
-        torch.manual_seed(1)
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        adapted = get_peft_model(model, LoraConfig(r=8, lora_alpha=12, target_modules=["q_proj", "v_proj"], **options))
-        with torch.no_grad():
-            for name, parameter in adapted.named_parameters():
-                if "lora_B" in name:
-                    parameter.normal_(std=0.05)
-        adapted.save_pretrained(target)
-        return target
+    def swapped(config: dict[str, Any]) -> dict[str, torch.Tensor]:
+        found = rope.rope_factor_tensors(config)
+        return dict(zip(found, reversed(found.values()), strict=True))
 
-    return make
-
-
-@pytest.fixture
-def finetune() -> Finetune:
-    """Runs the console script."""
-
-    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        program = Path(sys.executable).parent / "finetune"
-        words = [str(program), *map(str, arguments)]
-        return subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
-
-    return run
+    ways: dict[str, Callable[[], None]] = {
+        "q and k in Hugging Face's order": lambda: monkeypatch.setattr(
+            tensors, "interleave_heads", lambda weights, heads: weights
+        ),
+        "norms around zero": lambda: monkeypatch.setitem(FAMILIES, "gemma3_text", gemma),
+        "no divisors of RoPE": lambda: monkeypatch.setattr(
+            rope, "_llama3_factors", lambda scaling, dimensions: torch.ones(dimensions // 2)
+        ),
+        "long and short divisors swapped": lambda: monkeypatch.setattr(files, "rope_factor_tensors", swapped),
+    }
+    return lambda way: ways[way]()

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from finetune_devcluster.tiny_model import make_tiny_model
+from finetune_test_models.tiny_model import make_tiny_model
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.errors import InvalidAdapterError, InvalidBaseError
 from finetune_trainer.export.export import ExportedFile, ExportRequest, export

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetune_devcluster.family_models import make_family_model
+from finetune_test_models.family_models import make_family_model
 from finetune_trainer.export.export import ExportRequest, export
 
 NAMES = ("llama-3.1", "mistral", "qwen2.5", "qwen3", "gemma-2", "gemma-3", "phi-3", "phi-4")

@@ -9,7 +9,7 @@ import pytest
 import trl
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from finetune_devcluster.binaries import find_go
+from finetune_test_programs.binaries import find_go
 from finetune_trainer.export.chat_turns import find_chat_turns
 from finetune_trainer.export.ollama import OllamaChat, read_ollama_chat, to_go_template, write_modelfile
 

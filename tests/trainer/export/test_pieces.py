@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune_devcluster.tiny_model import make_tiny_model
-from finetune_trainer.export import buffers
-from finetune_trainer.export.buffers import KEPT_BYTES, SMALLEST_BYTES, BufferPool
+from finetune_test_models.tiny_model import make_tiny_model
 from finetune_trainer.export.errors import OverflowingWeightsError
 from finetune_trainer.export.export import ExportRequest, export
-from finetune_trainer.export.safetensors_files import list_tensors
-from finetune_trainer.gguf import quantizers
-from finetune_trainer.gguf.compiled import encode
+from finetune_trainer.export.quantization import quantizers
+from finetune_trainer.export.quantization.cpu import encode
+from finetune_trainer.export.tensor_io import buffers
+from finetune_trainer.export.tensor_io.buffers import KEPT_BYTES, SMALLEST_BYTES, BufferPool
+from finetune_trainer.export.tensor_io.safetensors_files import list_tensors
 
 TYPES = ("F32", "F16", "BF16", "Q8_0")
 

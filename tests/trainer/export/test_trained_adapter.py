@@ -1,7 +1,7 @@
 """The last link of the chain: what the engine's own layers answer after training is what the exported files answer.
 
 Around it: merged weights are peft's own, rounded once (test_export.py); F32 files of every family say what transformers
-says (tests/trainer/gguf/test_llama_cpp.py); whole runs, on a GPU too, end with an adapter and merged weights that agree
+says (gguf/test_llama_cpp.py); whole runs, on a GPU too, end with an adapter and merged weights that agree
 (tests/trainer/test_whole_run.py).
 """
 
@@ -14,16 +14,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Precision
-from finetune_devcluster import tiny_runs
-from finetune_devcluster.generation import complete
-from finetune_kernels.decoder_layer import Keep
-from finetune_kernels.fused_layers import FusedLayers
-from finetune_trainer.adapter_injection import inject_adapter
-from finetune_trainer.batches import lay_end_to_end
-from finetune_trainer.engine import prepare_engine
+from finetune_kernels.layers.decoder_layer import Keep
+from finetune_kernels.layers.fused_layers import FusedLayers
+from finetune_test_models import tiny_runs
+from finetune_test_programs.generation import complete
 from finetune_trainer.export.export import ExportRequest, export
-from finetune_trainer.model_loading import LoadedModel, load_model
-from finetune_trainer.saving import save_artifacts
+from finetune_trainer.stages.adapter_injection import inject_adapter
+from finetune_trainer.stages.model_loading import load_model
+from finetune_trainer.stages.saving import save_artifacts
+from finetune_trainer.training.collator import lay_end_to_end
+from finetune_trainer.training.engine import prepare_engine
+from finetune_trainer.training.loaded_model import LoadedModel
 
 texts, tiny_base, chat_file = tiny_runs.texts, tiny_runs.tiny_base, tiny_runs.chat_file
 run_config = tiny_runs.run_config

@@ -15,13 +15,13 @@ from finetune_api.run_config import RunConfig
 from finetune_api.spec_inputs import DatasetSpec
 from finetune_api.spec_training import TrainingSpec
 from finetune_api.vocabulary import MemoryMode
-from finetune_kernels.memory_plan import MARGIN, plan_memory
-from finetune_kernels.model_shape import loaded_bytes, shape_from_config
-from finetune_trainer.adapter_injection import inject_adapter
-from finetune_trainer.engine import model_shape
+from finetune_kernels.planning.memory_plan import MARGIN, plan_memory
+from finetune_kernels.planning.model_shape import loaded_bytes, shape_from_config
 from finetune_trainer.preflight.gpu import LENGTH_STEP, estimate_gpu, judge_gpu
 from finetune_trainer.preflight.report import Finding, GpuEstimate, Severity
 from finetune_trainer.preflight.steps import TrainingSize, training_size
+from finetune_trainer.stages.adapter_injection import inject_adapter
+from finetune_trainer.training.engine import model_shape
 
 GIB = 2**30
 LLAMA_8B = SimpleNamespace(
@@ -240,7 +240,7 @@ def test_the_estimate_needs_no_pytorch() -> None:
 import sys
 from finetune_trainer.preflight.without_torch import leave_out_torch
 leave_out_torch()
-import finetune_trainer.preflight.command, finetune_kernels.model_shape
+import finetune_trainer.cli.preflight, finetune_kernels.planning.model_shape
 heavy = ("torch", "bitsandbytes", "triton")
 sys.exit(", ".join(name for name in sys.modules if name.split(".")[0] in heavy and sys.modules[name]) or None)
 """

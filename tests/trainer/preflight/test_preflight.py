@@ -15,12 +15,12 @@ from finetune_api.outcome import Outcome
 from finetune_api.progress import Resolved
 from finetune_api.run_config import JobIdentity, RunConfig
 from finetune_api.vocabulary import ArtifactType
-from finetune_devcluster.object_store import ObjectStore
+from finetune_test_servers.object_store import ObjectStore
 from finetune_trainer.artifacts.store import LocalArtifact, Provenance, open_store
+from finetune_trainer.cli.preflight import preflight_attempt, to_outcome
+from finetune_trainer.job.settings import Settings
 from finetune_trainer.preflight.checks import run_preflight
-from finetune_trainer.preflight.command import preflight_attempt, to_outcome
 from finetune_trainer.preflight.report import Finding, Report, Severity
-from finetune_trainer.settings import Settings
 
 Build = Callable[..., RunConfig]
 OTHER = JobIdentity(namespace="default", name="tiny", uid="uid-2")

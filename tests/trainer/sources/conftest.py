@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from finetune_devcluster.hub import Hub
+from finetune_test_servers.hub import Hub
 
 
 @pytest.fixture

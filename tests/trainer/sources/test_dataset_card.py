@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from finetune_api.failures import FailureReason
-from finetune_devcluster.hub import Hub, HubRepo
-from finetune_trainer.artifacts.object_space import ignore_bytes
+from finetune_test_servers.hub import Hub, HubRepo
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.sources import SourceAccess, fetch_dataset
 from finetune_trainer.sources.dataset_card import choose_from_card
+from finetune_trainer.storage.object_store import ignore_bytes
 
 NAMES = [
     "README.md",

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from finetune_api.failures import FailureReason
-from finetune_devcluster.hub import COMMIT, OLD_COMMIT, TOKEN, Hub, HubRepo
-from finetune_trainer.artifacts.object_space import ignore_bytes
+from finetune_test_servers.hub import COMMIT, OLD_COMMIT, TOKEN, Hub, HubRepo
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.sources import FetchedSource, SourceAccess, fetch_dataset, fetch_model
+from finetune_trainer.storage.object_store import ignore_bytes
 
 MODEL = {
     "config.json": b"{}",

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from finetune_api.failures import FailureReason
-from finetune_trainer.artifacts.object_space import ignore_bytes
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.sources import SourceAccess, fetch_dataset, fetch_model
+from finetune_trainer.storage.object_store import ignore_bytes
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from finetune_api.failures import FailureReason
-from finetune_devcluster.faulty_store import Fault, FaultyStore
-from finetune_devcluster.object_store import ObjectStore
-from finetune_trainer.artifacts.object_space import ignore_bytes
+from finetune_test_servers.faulty_store import Fault, FaultyStore
+from finetune_test_servers.object_store import ObjectStore
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.sources import SourceAccess, fetch_dataset, fetch_model
+from finetune_trainer.storage.object_store import ignore_bytes
 
 _numbers = itertools.count(1)
 MODEL = {"config.json": b"{}", "model.safetensors": b"weights", "pytorch_model.bin": b"pickle", "model.py": b"code"}

@@ -16,10 +16,10 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from finetune_api.base import ApiModel
-from finetune_trainer.artifacts.digests import files_below, sha256_file
 from finetune_trainer.artifacts.manifest import ManifestFile
-from finetune_trainer.artifacts.object_space import PreconditionFailedError, ignore_bytes
 from finetune_trainer.artifacts.store import ArtifactStore
+from finetune_trainer.storage.digests import files_below, sha256_file
+from finetune_trainer.storage.object_store import PreconditionFailedError, ignore_bytes
 
 log = logging.getLogger(__name__)
 INDEX_NAME = "checkpoint.json"

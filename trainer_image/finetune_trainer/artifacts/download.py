@@ -9,10 +9,10 @@ from pathlib import Path, PurePosixPath
 from pydantic import ValidationError
 
 from finetune_api.failures import FailureReason
-from finetune_trainer.artifacts.digests import sha256_file
 from finetune_trainer.artifacts.manifest import MANIFEST_NAME, Manifest, ManifestArtifact, ManifestFile
-from finetune_trainer.artifacts.object_space import ObjectSpace, OnBytes
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage.digests import sha256_file
+from finetune_trainer.storage.object_store import ObjectSpace, OnBytes
 
 SUMS_NAME = "SHA256SUMS"
 

@@ -23,8 +23,8 @@ from finetune_api.spec_output import HubOutput
 from finetune_api.vocabulary import ArtifactType
 from finetune_trainer.artifacts.download import download_artifacts, local_path
 from finetune_trainer.artifacts.manifest import Manifest
-from finetune_trainer.artifacts.object_space import ObjectSpace, ignore_bytes
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage.object_store import ObjectSpace, ignore_bytes
 
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")

@@ -13,7 +13,7 @@ from pydantic import Field, JsonValue
 from finetune_api.base import ApiModel
 from finetune_api.outcome import Artifact
 from finetune_api.run_config import JobIdentity
-from finetune_trainer.artifacts.digests import sha256_of_lines
+from finetune_trainer.storage.digests import sha256_of_lines
 
 MANIFEST_NAME = "manifest.json"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -16,14 +16,14 @@ from finetune_api.failures import FailureReason
 from finetune_api.progress import Resolved
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import ArtifactType, OnExisting
-from finetune_trainer.artifacts.digests import files_below
-from finetune_trainer.artifacts.folder_space import FolderSpace
 from finetune_trainer.artifacts.manifest import MANIFEST_NAME, Manifest, ManifestArtifact, ManifestFile, artifact_digest
-from finetune_trainer.artifacts.object_space import ObjectSpace, OnBytes, PreconditionFailedError
-from finetune_trainer.artifacts.s3_faults import OUTPUT_REASONS
-from finetune_trainer.artifacts.s3_session import S3Location, S3Session
-from finetune_trainer.artifacts.s3_space import S3Space
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage.digests import files_below
+from finetune_trainer.storage.folder_store import FolderSpace
+from finetune_trainer.storage.object_store import ObjectSpace, OnBytes, PreconditionFailedError
+from finetune_trainer.storage.s3_faults import OUTPUT_REASONS
+from finetune_trainer.storage.s3_session import S3Location, S3Session
+from finetune_trainer.storage.s3_store import S3Space
 
 log = logging.getLogger(__name__)
 

@@ -8,19 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from finetune_trainer.training.records import LossPoint
+
 WIDTH, HEIGHT = 720, 360
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 40, 44  # margins, in px
 MAX_POINTS = 1000
 TRAINING_COLOUR, EVALUATION_COLOUR = "#3b6ea5", "#c9772f"
-
-
-@dataclass(frozen=True)
-class LossPoint:
-    """A logged loss, in nats per supervised token: that of training, or of an evaluation."""
-
-    step: int
-    loss: float
-    is_evaluation: bool = False
 
 
 @dataclass(frozen=True)

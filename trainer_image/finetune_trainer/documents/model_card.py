@@ -13,7 +13,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from finetune_api.run_config import RunConfig
 from finetune_api.sources import Source
-from finetune_trainer.documents.sample_table import SampleLine, sample_table
+from finetune_trainer.documents.sample_table import sample_table
+from finetune_trainer.training.records import SampleLine
 
 PLOT_NAME = "loss.svg"
 GIBIBYTE = 1 << 30

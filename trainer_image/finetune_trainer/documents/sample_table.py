@@ -1,45 +1,12 @@
 """Samples as lines of JSON, and as a table for the model card."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from finetune_api.base import ApiModel
+from finetune_trainer.training.records import SampleLine
 
-FILE_NAME = "samples.jsonl"
 SHOWN_PROMPTS = 8
 SHOWN_STEPS = 4
 SHOWN_CHARACTERS = 400
-
-
-class SampleLine(ApiModel):
-    """One line of samples.jsonl."""
-
-    step: int
-    """Finished optimiser steps; 0 is the model before training."""
-    prompt: str
-    answer: str
-    tokens: int
-    """Length of the answer."""
-    finished: bool
-    """Whether the model ended its answer, rather than maxTokens."""
-    reference: str | None = None
-    """How the row goes on that the prompt is from."""
-
-
-def write_samples(folder: Path, lines: Sequence[SampleLine], *, append: bool = False) -> Path:
-    """Write, or add to, the file below `folder`; returns it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FILE_NAME
-    with path.open("a" if append else "w", encoding="utf-8", newline="\n") as file:
-        file.writelines(line.model_dump_json(by_alias=True, exclude_none=True) + "\n" for line in lines)
-    return path
-
-
-def read_samples(folder: Path) -> tuple[SampleLine, ...]:
-    """What was written below `folder`, in order."""
-    path = folder / FILE_NAME
-    text = path.read_bytes().decode() if path.is_file() else ""
-    return tuple(SampleLine.model_validate_json(line) for line in text.split("\n") if line)
 
 
 def sample_table(lines: Sequence[SampleLine], exported_step: int | None = None) -> list[str]:

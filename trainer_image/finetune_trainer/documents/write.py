@@ -8,10 +8,10 @@ from finetune_api.progress import MemoryUse, Resolved
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import ArtifactType
 from finetune_trainer.artifacts.store import LocalArtifact
-from finetune_trainer.documents.loss_plot import LossPoint, render_loss_plot
+from finetune_trainer.documents.loss_plot import render_loss_plot
 from finetune_trainer.documents.model_card import PLOT_NAME, CardFacts, write_model_card
 from finetune_trainer.documents.resolved import describe_run, write_resolved
-from finetune_trainer.documents.sample_table import SampleLine, write_samples
+from finetune_trainer.training.records import LossPoint, SampleLine, write_samples
 
 CARD_NAME = "README.md"
 RESOLVED_NAME = "resolved.yaml"

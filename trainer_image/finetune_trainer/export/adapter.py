@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
+from finetune_trainer.export.base_model.folder import ModelFolder
 from finetune_trainer.export.errors import InvalidAdapterError
-from finetune_trainer.export.model_folder import ModelFolder
-from finetune_trainer.export.safetensors_files import StoredTensor, list_tensors
+from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor, list_tensors
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

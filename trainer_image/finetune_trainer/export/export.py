@@ -17,14 +17,14 @@ from typing import Literal, Protocol
 import torch
 
 from finetune_trainer.export.adapter import Adapter, open_adapter
+from finetune_trainer.export.base_model.folder import ModelFolder, choose_tokenizer_folder, open_model_folder
 from finetune_trainer.export.errors import UnsupportedTypeError
-from finetune_trainer.export.file_writer import FileWriters
+from finetune_trainer.export.gguf.files import GgufFiles
+from finetune_trainer.export.gguf.metadata import Origin
 from finetune_trainer.export.merged_folder import MergedFolder
-from finetune_trainer.export.model_folder import ModelFolder, choose_tokenizer_folder, open_model_folder
 from finetune_trainer.export.ollama import MODELFILE_SUFFIX, read_ollama_chat, write_modelfile
-from finetune_trainer.export.tensor_reader import read_tensors
-from finetune_trainer.gguf.files import GgufFiles
-from finetune_trainer.gguf.model_facts import Origin
+from finetune_trainer.export.tensor_io.file_writer import FileWriters
+from finetune_trainer.export.tensor_io.tensor_reader import read_tensors
 
 log = logging.getLogger(__name__)
 DEQUANTISED = (

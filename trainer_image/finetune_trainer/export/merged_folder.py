@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from gguf import GGMLQuantizationType
 
-from finetune_trainer.export.file_writer import FileWriters
-from finetune_trainer.export.model_folder import INDEX_NAME, ModelFolder, write_side_files
-from finetune_trainer.export.safetensors_files import SafetensorsWriter
-from finetune_trainer.export.stopwatch import Stopwatch
-from finetune_trainer.gguf.streamed_encoder import StreamedEncoder
+from finetune_trainer.export.base_model.folder import INDEX_NAME, ModelFolder, write_side_files
+from finetune_trainer.export.quantization.streamed_encoder import StreamedEncoder
+from finetune_trainer.export.tensor_io.file_writer import FileWriters
+from finetune_trainer.export.tensor_io.safetensors_files import SafetensorsWriter
+from finetune_trainer.export.tensor_io.stopwatch import Stopwatch
 
 TYPES = {torch.bfloat16: GGMLQuantizationType.BF16, torch.float16: GGMLQuantizationType.F16}
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from finetune_trainer.export.base_model.folder import load_json
 from finetune_trainer.export.chat_turns import ChatTurns, find_chat_turns
-from finetune_trainer.export.model_folder import load_json
-from finetune_trainer.gguf.special_tokens import find_special_tokens
+from finetune_trainer.export.gguf.special_tokens import find_special_tokens
 
 MODELFILE_SUFFIX = ".Modelfile"
 

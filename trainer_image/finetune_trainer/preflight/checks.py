@@ -10,12 +10,12 @@ from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_api.spec_inputs import DatasetSpec
 from finetune_api.vocabulary import OnBadRow
-from finetune_trainer.adapter_targets import choose_targets
 from finetune_trainer.artifacts.hub_push import open_hub
-from finetune_trainer.artifacts.object_space import ignore_bytes
 from finetune_trainer.artifacts.store import ArtifactStore, open_store
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.model_description import (
+from finetune_trainer.job.settings import Settings
+from finetune_trainer.model.adapter_targets import choose_targets
+from finetune_trainer.model.description import (
     check_architecture,
     embedding_rows,
     linear_names,
@@ -29,8 +29,8 @@ from finetune_trainer.preflight.report import Finding, Report, RowCounts, Severi
 from finetune_trainer.preflight.scan import Scan, scan_rows
 from finetune_trainer.preflight.statistics import describe_tokens
 from finetune_trainer.preflight.steps import TrainingSize, training_size
-from finetune_trainer.settings import Settings
 from finetune_trainer.sources import FetchedSource, SourceAccess, fetch_dataset, fetch_model_configuration
+from finetune_trainer.storage.object_store import ignore_bytes
 
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")

@@ -13,9 +13,9 @@ from typing import Any
 from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import AdapterVariant, MemoryMode, Precision, Quantization
-from finetune_kernels.memory_plan import MARGIN, MemoryPlan, ModelShape, plan_memory
-from finetune_kernels.micro_batch import choose_micro_batch
-from finetune_kernels.model_shape import loaded_bytes, shape_from_config
+from finetune_kernels.planning.memory_plan import MARGIN, MemoryPlan, ModelShape, plan_memory
+from finetune_kernels.planning.micro_batch import choose_micro_batch
+from finetune_kernels.planning.model_shape import loaded_bytes, shape_from_config
 from finetune_trainer.preflight.report import Finding, GpuEstimate, PlanRow, Severity
 from finetune_trainer.preflight.steps import TrainingSize
 

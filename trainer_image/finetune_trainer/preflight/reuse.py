@@ -8,9 +8,9 @@ from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Stage
 from finetune_trainer.artifacts.store import open_store
 from finetune_trainer.errors import InterruptedRunError, TrainerError
-from finetune_trainer.outcomes import succeeded
-from finetune_trainer.progress import Progress
-from finetune_trainer.settings import Settings
+from finetune_trainer.job.outcome import succeeded
+from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.settings import Settings
 
 log = logging.getLogger(__name__)
 

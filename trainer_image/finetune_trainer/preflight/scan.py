@@ -11,12 +11,12 @@ from typing import Any
 from finetune_api.failures import FailureReason
 from finetune_api.spec_inputs import DatasetSpec
 from finetune_api.vocabulary import DatasetFormat
-from finetune_trainer.chat_messages import BadRowError
-from finetune_trainer.chat_rendering import IGNORED, ChatEncoder, Encoded
-from finetune_trainer.dataset_formats import Conversation, Example, describe_detection, detect_format, parse_row
-from finetune_trainer.dataset_rows import Row, read_rows
+from finetune_trainer.chat.encoder import IGNORED, ChatEncoder, Encoded
+from finetune_trainer.data.layouts import Conversation, Example, describe_detection, detect_format, parse_row
+from finetune_trainer.data.messages import BadRowError
+from finetune_trainer.data.rows import Row, read_rows
+from finetune_trainer.data.truncation import MOST_CHARACTERS
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.long_texts import MOST_CHARACTERS
 from finetune_trainer.preflight.report import Sample, Span
 from finetune_trainer.preflight.sampling import Measured, RowSample
 from finetune_trainer.preflight.statistics import DuplicateCounter

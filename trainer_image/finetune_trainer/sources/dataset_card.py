@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from finetune_api.failures import FailureReason
-from finetune_trainer.card_block import find_block
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.sources.front_matter import find_block
 
 
 def choose_from_card(uri: str, card: str, names: Iterable[str], split: str, subset: str | None) -> list[str] | None:

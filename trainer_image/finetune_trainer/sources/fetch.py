@@ -7,17 +7,17 @@ from pathlib import Path
 
 from finetune_api.failures import FailureReason
 from finetune_api.sources import Scheme, Source
-from finetune_trainer.artifacts.digests import sha256_of_each, sha256_of_lines
-from finetune_trainer.artifacts.object_space import OnBytes, ignore_bytes
-from finetune_trainer.artifacts.s3_faults import DATASET_REASONS, MODEL_REASONS, FaultReasons
-from finetune_trainer.card_block import CARD, MAX_CARD_BYTES
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.sources.dataset_card import choose_from_card
+from finetune_trainer.sources.front_matter import CARD, MAX_CARD_BYTES
 from finetune_trainer.sources.hub import HubRepository
 from finetune_trainer.sources.local import LocalRepository
 from finetune_trainer.sources.repository import Repository, SourceAccess
 from finetune_trainer.sources.s3 import S3Repository
 from finetune_trainer.sources.selection import choose_adapter_files, choose_data_files, choose_model_files
+from finetune_trainer.storage.digests import sha256_of_each, sha256_of_lines
+from finetune_trainer.storage.object_store import OnBytes, ignore_bytes
+from finetune_trainer.storage.s3_faults import DATASET_REASONS, MODEL_REASONS, FaultReasons
 
 GIBIBYTE = 1 << 30
 WEIGHTS_SUFFIX = ".safetensors"

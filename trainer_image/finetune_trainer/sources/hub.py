@@ -27,10 +27,10 @@ from huggingface_hub.errors import (
 )
 
 from finetune_api.failures import FailureReason
-from finetune_trainer.artifacts.object_space import OnBytes
-from finetune_trainer.artifacts.s3_faults import FaultReasons
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.sources.repository import SourceAccess
+from finetune_trainer.storage.object_store import OnBytes
+from finetune_trainer.storage.s3_faults import FaultReasons
 
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")

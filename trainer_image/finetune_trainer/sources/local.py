@@ -6,11 +6,11 @@ from types import MappingProxyType
 
 from finetune_api.failures import FailureReason
 from finetune_api.sources import Scheme, Source
-from finetune_trainer.artifacts.digests import files_below
-from finetune_trainer.artifacts.object_space import OnBytes
-from finetune_trainer.artifacts.s3_faults import FaultReasons
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.sources.repository import SourceAccess
+from finetune_trainer.storage.digests import files_below
+from finetune_trainer.storage.object_store import OnBytes
+from finetune_trainer.storage.s3_faults import FaultReasons
 
 
 class LocalRepository:

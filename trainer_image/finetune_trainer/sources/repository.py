@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from finetune_trainer.artifacts.object_space import OnBytes
+from finetune_trainer.storage.object_store import OnBytes
 
 
 @dataclass(frozen=True)

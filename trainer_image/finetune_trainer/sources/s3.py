@@ -7,13 +7,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from finetune_api.sources import Source
-from finetune_trainer.artifacts.object_space import OnBytes
-from finetune_trainer.artifacts.s3_download import S3Downloader
-from finetune_trainer.artifacts.s3_faults import FaultReasons
-from finetune_trainer.artifacts.s3_session import S3Location, S3Session
-from finetune_trainer.artifacts.s3_upload import PARALLEL_PARTS
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.sources.repository import SourceAccess
+from finetune_trainer.storage.object_store import OnBytes
+from finetune_trainer.storage.s3_download import S3Downloader
+from finetune_trainer.storage.s3_faults import FaultReasons
+from finetune_trainer.storage.s3_session import S3Location, S3Session
+from finetune_trainer.storage.s3_upload import PARALLEL_PARTS
 
 
 class S3Repository:

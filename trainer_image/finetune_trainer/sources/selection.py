@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 
 from finetune_api.failures import FailureReason
-from finetune_trainer.dataset_rows import DATA_SUFFIXES
+from finetune_trainer.data.rows import DATA_SUFFIXES
 from finetune_trainer.errors import TrainerError
 
 MODEL_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")

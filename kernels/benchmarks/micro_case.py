@@ -1,0 +1,85 @@
+"""What a timed kernel is: sizes of a layer, one case with its cost, and helpers that several subjects share."""
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from finetune_kernels.ops.rotary_embedding import Heads
+
+Run = Callable[[], Any]
+
+
+HEADS = Heads(query=32, key_value=8, size=128)
+
+
+CAPPED_HEADS = Heads(query=16, key_value=8, size=256)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a layer and of the head; by default Llama 8B with two rows of 2,048 tokens."""
+
+    tokens: int = 4096
+    hidden: int = 4096
+    feed_forward: int = 14336
+    heads: Heads = HEADS
+    vocabulary: int = 128256
+    rank: int = 16
+    layers: int = 32
+    capped_heads: Heads = CAPPED_HEADS
+    """Of Gemma 2 9B, whose scores are capped."""
+    dtype: torch.dtype = torch.bfloat16
+    device: str = "cuda"
+
+    @property
+    def element(self) -> int:
+        """Bytes of an element."""
+        return self.dtype.itemsize
+
+    def random(self, *shape: int, scale: float = 1.0) -> torch.Tensor:
+        """A tensor of normal values."""
+        return torch.randn(shape, dtype=self.dtype, device=self.device) * scale
+
+
+@dataclass(frozen=True)
+class Case:
+    """One computation; kernel and direction name it."""
+
+    kernel: str
+    direction: str
+    """forward, backward, both or step."""
+    shape: str
+    work: float
+    """Bytes where `unit` is TB/s, operations where it is TFLOP/s."""
+    unit: str
+    run: Run
+    eager: Run | None = None
+    rival: Run | None = None
+    rival_name: str = ""
+
+
+Maker = Callable[[Sizes], Iterator[Case]]
+
+
+def liger(name: str) -> Any:
+    """A function of Liger's, or None where it is not installed or has none of that name."""
+    try:
+        return getattr(importlib.import_module("liger_kernel.transformers.functional"), f"liger_{name}", None)
+    except ImportError:
+        return None
+
+
+def backward_of(function: Callable[..., Any], inputs: list[torch.Tensor], *gradients: torch.Tensor) -> Run:
+    """The backward pass alone of `function(*inputs)`, by autograd; the first call runs forward, too."""
+    leaves = [one.detach().requires_grad_() for one in inputs]
+    outputs: list[Any] = []
+
+    def run() -> Any:
+        if not outputs:
+            outputs.append(function(*leaves))
+        return torch.autograd.grad(outputs[0], leaves, gradients, retain_graph=True)
+
+    return run

@@ -1,0 +1,32 @@
+"""Where figures come from: the commit and the versions that were measured."""
+
+import importlib.metadata
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+PACKAGES = ("torch", "triton", "transformers", "trl", "bitsandbytes", "unsloth", "liger-kernel")
+
+
+def installed_versions(packages: Sequence[str] = PACKAGES) -> str:
+    """Versions of the packages that matter, as far as they are there."""
+    found = []
+    for name in packages:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name).partition('+')[0]}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "; ".join(found)
+
+
+def current_commit() -> str:
+    """The checkout's commit, with a plus sign where files differ from it; "unknown" outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--exclude=*", "--dirty=+"],
+            cwd=folder, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return "unknown"
+    return described.stdout.strip()

@@ -1,0 +1,86 @@
+"""The frozen weights of linear layers that read the same input, on top of each other: W [out, in].
+
+W stays decoded, or in 8 bits, or is decoded from NF4 where it is used.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from finetune_kernels.primitives.fp8 import EightBitWeight, suits
+from finetune_kernels.primitives.nf4 import dequantize
+
+
+class FrozenWeight:
+    """W of the layers `bases`, in `dtype`; `resident` keeps it decoded."""
+
+    def __init__(self, bases: Sequence[Any], dtype: torch.dtype, *, resident: bool) -> None:
+        self._bases, self._dtype = bases, dtype
+        self.sizes = [base.out_features for base in bases]
+        """Rows of each layer."""
+        self.features = int(bases[0].in_features)
+        self._kept = self._decode() if resident else None
+        self._eight_bit: EightBitWeight | None = None
+
+    def _decode(self) -> torch.Tensor:
+        states = [getattr(base.weight, "quant_state", None) for base in self._bases]
+        if len(self._bases) == 1 and states[0] is None and self._bases[0].weight.dtype == self._dtype:
+            return self._bases[0].weight.detach()  # type: ignore[no-any-return]
+        merged = torch.empty(sum(self.sizes), self.features, dtype=self._dtype, device=self._bases[0].weight.device)
+        for base, state, part in zip(self._bases, states, torch.split(merged, self.sizes), strict=True):
+            if state is None:
+                part.copy_(base.weight.detach())
+            else:
+                dequantize(base.weight.data, state, part)
+        return merged
+
+    def tensor(self) -> torch.Tensor:
+        """W [out, in] in the compute type."""
+        return self._decode() if self._kept is None else self._kept
+
+    @contextmanager
+    def decoded(self) -> Iterator[None]:
+        """W is decoded once for all products inside."""
+        stays = self._kept is not None or self._eight_bit is not None
+        if not stays:
+            self._kept = self._decode()
+        try:
+            yield
+        finally:
+            if not stays:
+                self._kept = None
+
+    def use_eight_bits(self) -> None:
+        """Keep W in 8 bits for both products, instead of decoded; not where its sizes do not suit."""
+        if suits(sum(self.sizes), self.features):
+            self._eight_bit, self._kept = EightBitWeight(self.tensor()), None
+
+    def use_sixteen_bits(self) -> None:
+        """Keep W decoded."""
+        self._kept, self._eight_bit = self.tensor(), None
+
+    def release(self) -> None:
+        """Do not keep W any longer; it is decoded where it is used."""
+        self._kept = self._eight_bit = None
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of weights that stay beside those loaded."""
+        if self._eight_bit is not None:
+            return self._eight_bit.bytes
+        if self._kept is None or self._kept.data_ptr() == self._bases[0].weight.data_ptr():
+            return 0
+        return self._kept.numel() * self._kept.element_size()
+
+    def forward(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x [T, in] -> x W^T + bias [T, out]."""
+        if self._eight_bit is not None:
+            return self._eight_bit.forward(x, bias)
+        return functional.linear(x, self.tensor(), bias)
+
+    def backward(self, dy: torch.Tensor) -> torch.Tensor:
+        """dy [T, out] -> dy W [T, in]."""
+        return dy @ self.tensor() if self._eight_bit is None else self._eight_bit.backward(dy)

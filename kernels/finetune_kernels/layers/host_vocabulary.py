@@ -1,0 +1,44 @@
+"""Embedding and head in pinned host memory: 2 GiB of an 8B model that a pass needs for milliseconds.
+
+The kernel that gathers the embedding's rows reads them over the bus, 8 KiB a token. The head comes to the GPU for the
+loss, in blocks of the vocabulary (`blocked_cross_entropy`). An 8-bit head was rejected: it changes the loss.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from finetune_kernels.primitives.gather_rows import gather_rows
+
+
+def movable_bytes(causal: Any) -> int:
+    """Bytes of embedding and head of this transformers model; 0 where they are not plain and frozen."""
+    embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
+    if type(embedding) is not nn.Embedding or type(head) is not nn.Linear or head.bias is not None:
+        return 0
+    if embedding.weight.requires_grad or head.weight.requires_grad:
+        return 0
+    weights = {weight.data_ptr(): weight.numel() * weight.element_size() for weight in (embedding.weight, head.weight)}
+    return sum(weights.values())
+
+
+def move_to_host(causal: Any) -> None:
+    """Move both; from then on their modules, too, work from host memory. There must be `movable_bytes`."""
+    embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
+    moved: dict[int, torch.Tensor] = {}
+    for module in (embedding, head):
+        weight = module.weight.detach()
+        if weight.data_ptr() not in moved:
+            host = torch.empty(weight.shape, dtype=weight.dtype, pin_memory=weight.is_cuda)
+            moved[weight.data_ptr()] = host.copy_(weight)
+        del module.weight  # no parameter any more, which `model.to` would bring back
+        module.weight = moved[weight.data_ptr()]
+    embedding.forward = lambda ids: gather_rows(embedding.weight, ids)
+    head.forward = lambda hidden: functional.linear(hidden, on_device(head.weight, hidden))
+
+
+def on_device(weight: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """`weight` where `like` is: itself, or a copy for as long as the caller keeps it."""
+    return weight.to(like.device, non_blocking=True)

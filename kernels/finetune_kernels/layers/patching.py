@@ -1,0 +1,197 @@
+"""Puts the kernels into a transformers model with a peft adapter, and says what was replaced and what was not.
+
+Only instances are changed: each replaced module gets a `forward` of ours, and nothing else in the process is touched.
+What is not known to compute the same stays as it is and is listed with the reason.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from finetune_kernels.ops.gated_activation import Activation, gated_activation
+from finetune_kernels.ops.lora_linear import Weight, lora_linear
+from finetune_kernels.ops.rms_norm import rms_norm
+from finetune_kernels.planning.families import FAMILIES
+
+# Module class of transformers -> what is added to its weight.
+NORMS = {
+    "LlamaRMSNorm": 0.0,
+    "MistralRMSNorm": 0.0,
+    "Qwen2RMSNorm": 0.0,
+    "Qwen3RMSNorm": 0.0,
+    "Phi3RMSNorm": 0.0,
+    "Gemma2RMSNorm": 1.0,
+    "Gemma3RMSNorm": 1.0,
+}
+MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "Gemma2MLP", "Gemma3MLP", "Phi3MLP")
+ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+
+class Planned(NamedTuple):
+    """Modules of each kind that a model must have, at least; counted from its configuration and from peft's list, not
+    from what is found."""
+
+    norms: int = 0
+    mlps: int = 0
+    adapters: int = 0
+
+
+def plan_patches(model: Any) -> Planned:
+    """What is to be replaced in a transformers model, with a peft adapter or without."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    adapters = len(model.base_model.targeted_module_names) if hasattr(model, "peft_config") else 0
+    if type(causal).__name__ not in FAMILIES:
+        return Planned(adapters=adapters)
+    layers = causal.config.num_hidden_layers
+    return Planned(2 * layers + 1, layers, adapters)
+
+
+@dataclass
+class PatchReport:
+    """How many modules of each kind were replaced, and why others were not."""
+
+    planned: Planned
+    norms: int = 0
+    mlps: int = 0
+    adapters: int = 0
+    resident_bytes: int = 0
+    """Bytes of dequantised weights that stay in memory."""
+    left: dict[str, int] = field(default_factory=dict)
+    """Reason -> modules left as they were."""
+    _refused: Counter[str] = field(default_factory=Counter)
+    """Kind -> modules among them."""
+
+    def leave(self, kind: str, reason: str) -> None:
+        """Count a module that stays."""
+        self.left[reason] = self.left.get(reason, 0) + 1
+        self._refused[kind] += 1
+
+    def check(self) -> None:
+        """Raise RuntimeError where modules of a kind were to be replaced, none was, and no reason is known: they have
+        another name or another make in this version of transformers or peft, and training would be slow unseen."""
+        for kind, planned in self.planned._asdict().items():
+            wanted = planned - self._refused[kind]
+            if wanted > 0 and getattr(self, kind) == 0:
+                raise RuntimeError(f"{wanted} {kind} were to be replaced, and none was ({self})")
+
+    def __str__(self) -> str:
+        """One line for a log."""
+        done = f"kernels: {self.norms} norms, {self.mlps} MLPs, {self.adapters} adapters replaced"
+        if self.resident_bytes:
+            done += f"; {self.resident_bytes / 2**30:.1f} GiB of weights dequantised for good"
+        kept = "; ".join(f"{count} left: {reason}" for reason, count in sorted(self.left.items()))
+        return f"{done}; {kept}" if kept else done
+
+
+def patch_model(model: nn.Module, *, resident: bool) -> PatchReport:
+    """Replace what is known. `resident` keeps dequantised 16-bit weights, 2 bytes per parameter, for speed.
+
+    Raises RuntimeError where more was planned for and nothing was replaced (`PatchReport.check`).
+    """
+    report = PatchReport(plan_patches(model))
+    for module in model.modules():
+        kind = type(module).__name__
+        if kind in NORMS:
+            _patch_norm(module, NORMS[kind], report)
+        elif kind in MLPS:
+            _patch_mlp(module, report)
+        elif hasattr(module, "lora_A") and hasattr(module, "base_layer"):
+            _patch_adapter(module, report, resident=resident)
+    report.check()
+    return report
+
+
+def _patch_norm(module: Any, offset: float, report: PatchReport) -> None:
+    eps = getattr(module, "variance_epsilon", None) or module.eps
+    if module.weight.requires_grad:
+        report.leave("norms", "norm weights that train")
+        return
+    module.forward = lambda x: rms_norm(x, module.weight, eps, offset)
+    report.norms += 1
+
+
+def _patch_mlp(module: Any, report: PatchReport) -> None:
+    name = getattr(module.config, "hidden_activation", None) or module.config.hidden_act
+    activation = ACTIVATIONS.get(name)
+    if activation is None:
+        report.leave("mlps", f"activation {name}")
+        return
+    fused = hasattr(module, "gate_up_proj")
+    module.forward = partial(_fused_mlp if fused else _mlp, module, activation)
+    report.mlps += 1
+
+
+def _mlp(module: Any, activation: Activation, x: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = module.down_proj(gated_activation(module.gate_proj(x), module.up_proj(x), activation))
+    return result
+
+
+def _fused_mlp(module: Any, activation: Activation, x: torch.Tensor) -> torch.Tensor:
+    gate, up = module.gate_up_proj(x).chunk(2, dim=-1)
+    result: torch.Tensor = module.down_proj(gated_activation(gate, up, activation))
+    return result
+
+
+def _patch_adapter(module: Any, report: PatchReport, *, resident: bool) -> None:
+    reason = why_not_adapter(module) or _why_not_alone(module)
+    if reason is not None:
+        report.leave("adapters", reason)
+        return
+    (name,) = module.active_adapters
+    base = module.base_layer
+    weight = _weight(base, report, resident=resident)
+
+    def forward(x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        down, up = module.lora_A[name].weight, module.lora_B[name].weight
+        return lora_linear(x, weight, down, up, module.scaling[name], base.bias)
+
+    module.forward = forward
+    report.adapters += 1
+
+
+def why_not_adapter(module: Any) -> str | None:
+    """Why our products do not fit one of peft's LoRA layers; None where they do."""
+    names = module.active_adapters
+    if len(names) != 1 or names[0] not in module.lora_A:
+        return "not exactly one adapter"
+    if has_dora(module) and not isinstance(module.lora_dropout[names[0]], nn.Identity):
+        return "DoRA with dropout"
+    if not isinstance(module.base_layer, nn.Linear):
+        return f"base layer {type(module.base_layer).__name__}"
+    if module.base_layer.weight.requires_grad:
+        return "base weights that train"
+    return None
+
+
+def _why_not_alone(module: Any) -> str | None:
+    """Why a LoRA layer stays peft's own outside a fused decoder layer."""
+    (name,) = module.active_adapters
+    if has_dora(module):
+        return "DoRA"
+    return None if isinstance(module.lora_dropout[name], nn.Identity) else "adapter dropout"
+
+
+def has_dora(module: Any) -> bool:
+    """Whether a LoRA layer's one adapter has magnitudes."""
+    (name,) = module.active_adapters
+    return name in module.lora_magnitude_vector
+
+
+def _weight(base: Any, report: PatchReport, *, resident: bool) -> Weight:
+    """Access to a base layer's weights in 16 bits."""
+    state = getattr(base.weight, "quant_state", None)
+    if state is None:
+        return lambda: base.weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    read: Callable[[], torch.Tensor] = partial(dequantize_4bit, base.weight.data, state)
+    if not resident:
+        return read
+    kept = read()
+    report.resident_bytes += kept.numel() * kept.element_size()
+    return lambda: kept

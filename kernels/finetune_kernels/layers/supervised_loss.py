@@ -1,0 +1,44 @@
+"""The loss of supervised tokens through our fused head, for families whose head is a plain frozen linear layer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune_kernels.ops.blocked_cross_entropy import blocked_cross_entropy
+from finetune_kernels.ops.linear_cross_entropy import linear_cross_entropy
+from finetune_kernels.planning.families import FAMILIES
+
+
+def has_plain_head(model: Any) -> bool:
+    """Whether the logits are head(hidden), capped or not, and nothing else."""
+    causal = causal_model(model)
+    head = causal.get_output_embeddings()
+    plain = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
+    return plain and type(causal).__name__ in FAMILIES
+
+
+def causal_model(model: Any) -> Any:
+    """The transformers model inside peft's."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def supervised_loss(
+    model: Any,
+    inputs: Mapping[str, Any],
+    labels: torch.Tensor,
+    positions: torch.Tensor,
+    num_items: torch.Tensor | int | None,
+) -> torch.Tensor:
+    """Cross entropy summed over the supervised tokens, over `num_items` (None: their number).
+
+    `labels` [1, T]; `positions` [S], the tokens p whose label p + 1 counts. The model must pass `has_plain_head`.
+    """
+    causal = causal_model(model)
+    hidden = causal.model(**inputs, use_cache=False).last_hidden_state[0, positions]  # [S, H]
+    weight = causal.get_output_embeddings().weight
+    softcap = getattr(causal.config, "final_logit_softcapping", None)
+    cross_entropy = linear_cross_entropy if weight.device == hidden.device else blocked_cross_entropy
+    total = cross_entropy(hidden.to(weight.dtype), weight, labels[0, positions + 1], softcap)
+    return total / (num_items if num_items is not None else max(1, positions.numel()))

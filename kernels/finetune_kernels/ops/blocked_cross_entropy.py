@@ -1,0 +1,167 @@
+"""The language model's head and its cross entropy with the head in host memory, of which two blocks of the vocabulary
+at a time are on the GPU.
+
+    loss = sum over rows of  m + log(l) - z[target],    z = softcap(h W^T),  m = max z,  l = sum exp(z - m)
+    dh   = a / l - slope[target] W[target],              a = sum over v of exp(z_v - m) slope_v W_v,  slope = softcap'
+
+The gradient is a mean of W's rows, as attention's output is one of values, so one pass over the blocks is enough: m, l
+and a (fp32) are of the blocks so far, and are scaled down where a block has a larger score. A block is copied while the
+one before it is multiplied: 1 GiB of head takes 19 ms over the bus, its two products 12. The rows W[target] are read
+over the bus by the kernel that gathers the embedding. (Milakov and Gimelshein, "Online normalizer calculation for
+softmax", 2018.) Rejected: logits first and the gradient in a second pass, which copies the head twice.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from finetune_kernels.ops.linear_cross_entropy import LARGEST_BLOCK, _cap
+from finetune_kernels.planning.activation_policy import HEAD_ROWS, VOCABULARY_BLOCK
+from finetune_kernels.primitives.gather_rows import gather_rows
+
+
+@triton.jit
+def _add_block(  # type: ignore[no-untyped-def]
+    z_ptr, target_ptr, largest_ptr, total_ptr, picked_ptr, less_ptr, first, width, softcap, CAPPED: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """One row: scores of a block [width], the first of them that of token `first`, become exp(z - m) slope in place;
+    m, l and the target's score are brought up to date; `less`: what everything before is to be multiplied by."""
+    row = tl.program_id(0).to(tl.int64)
+    start = z_ptr + row * width
+    columns = tl.arange(0, BLOCK_V)
+    before = tl.load(largest_ptr + row)
+    largest = before
+    for at_first in range(0, width, BLOCK_V):
+        at = at_first + columns
+        z = _cap(tl.load(start + at, mask=at < width, other=0.0).to(tl.float32), softcap, CAPPED)
+        largest = tl.maximum(largest, tl.max(tl.where(at < width, z, -float("inf")), axis=0))
+    target = tl.load(target_ptr + row) - first
+    if (target >= 0) & (target < width):
+        tl.store(picked_ptr + row, _cap(tl.load(start + target).to(tl.float32), softcap, CAPPED))
+    total = 0.0
+    for at_first in range(0, width, BLOCK_V):
+        at = at_first + columns
+        z = _cap(tl.load(start + at, mask=at < width, other=0.0).to(tl.float32), softcap, CAPPED)
+        p = tl.where(at < width, tl.exp(z - largest), 0.0)
+        total += tl.sum(p, axis=0)
+        if CAPPED:
+            p *= 1.0 - (z / softcap) * (z / softcap)
+        tl.store(start + at, p, mask=at < width)
+    less = tl.exp(before - largest)
+    tl.store(total_ptr + row, tl.load(total_ptr + row) * less + total)
+    tl.store(largest_ptr + row, largest)
+    tl.store(less_ptr + row, less)
+
+
+def stream_blocks(weight: torch.Tensor, device: torch.device) -> Iterator[tuple[int, torch.Tensor]]:
+    """Blocks of the rows of `weight` on `device`, with the number of their first row; each is good until the next one
+    is asked for. `weight` [V, N] lies in pinned memory, or on the device."""
+    blocks = range(0, weight.shape[0], VOCABULARY_BLOCK)
+    if weight.device == device:
+        for first in blocks:
+            yield first, weight[first : first + VOCABULARY_BLOCK]
+        return
+    computing = torch.cuda.current_stream(device)
+    copying: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    size = min(VOCABULARY_BLOCK, weight.shape[0])
+    buffers = [torch.empty(size, weight.shape[1], dtype=weight.dtype, device=device) for _ in (0, 1)]
+    copying.wait_stream(computing)  # what had the buffers' memory before may still be read
+    arrived = [_copy(weight, first, buffer, copying) for first, buffer in zip(blocks, buffers, strict=False)]
+    for index, first in enumerate(blocks):
+        buffer = buffers[index % 2]
+        computing.wait_event(arrived[index])
+        yield first, buffer[: min(VOCABULARY_BLOCK, weight.shape[0] - first)]
+        if index + 2 < len(blocks):
+            copying.wait_event(computing.record_event())  # the block is no longer needed
+            arrived.append(_copy(weight, blocks[index + 2], buffer, copying))
+
+
+def _copy(weight: torch.Tensor, first: int, buffer: torch.Tensor, copying: torch.cuda.Stream) -> torch.cuda.Event:
+    rows = weight[first : first + VOCABULARY_BLOCK]
+    with torch.cuda.stream(copying):
+        buffer[: rows.shape[0]].copy_(rows, non_blocking=True)
+        arrived: torch.cuda.Event = copying.record_event()
+    return arrived
+
+
+class _Sums:
+    """m, l, z[target] and a of every row, for the blocks so far."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        rows, wide = hidden.shape[0], torch.promote_types(hidden.dtype, torch.float32)
+        self.largest = torch.full((rows,), -torch.inf, dtype=torch.float32, device=hidden.device)
+        self.total, self.picked, self.less = (torch.zeros_like(self.largest) for _ in range(3))
+        self.weighted = torch.zeros(hidden.shape, dtype=wide, device=hidden.device)
+
+    def add(
+        self, rows: slice, hidden: torch.Tensor, first: int, block: torch.Tensor, targets: torch.Tensor,
+        softcap: float | None,
+    ) -> None:  # fmt: skip
+        """A block's part of some rows."""
+        z = hidden[rows] @ block.T
+        width = z.shape[1]
+        _add_block[(z.shape[0],)](
+            z, targets[rows], self.largest[rows], self.total[rows], self.picked[rows], self.less[rows], first, width,
+            softcap or 0.0, CAPPED=softcap is not None, BLOCK_V=min(LARGEST_BLOCK, triton.next_power_of_2(width)),
+            num_warps=16,
+        )  # fmt: skip
+        self.weighted[rows].mul_(self.less[rows].unsqueeze(1)).add_(_wide_product(z, block))
+
+    def gradient(
+        self, weight: torch.Tensor, targets: torch.Tensor, like: torch.Tensor, softcap: float | None
+    ) -> torch.Tensor:
+        """dh, of the type of `like`, when all blocks are in."""
+        found = torch.empty_like(like)
+        slopes = torch.ones_like(self.picked) if softcap is None else 1 - (self.picked / softcap) ** 2
+        for rows in _chunks(like.shape[0]):
+            mean = self.weighted[rows].div_(self.total[rows].unsqueeze(1))
+            of_target = gather_rows(weight, targets[rows]).to(mean.dtype)
+            found[rows] = mean.addcmul_(of_target, slopes[rows].unsqueeze(1), value=-1)
+        return found
+
+
+def _wide_product(p: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+    """p [R, B] times block [B, N], at least in fp32: sums of many blocks are not rounded to 16 bits in between."""
+    if p.is_cuda and p.dtype.itemsize == 2:
+        return torch.ops.aten.mm.dtype(p, block, torch.float32)  # type: ignore[no-any-return]
+    wide = torch.promote_types(p.dtype, torch.float32)
+    return p.to(wide) @ block.to(wide)
+
+
+def _chunks(rows: int) -> Iterator[slice]:
+    return (slice(first, first + HEAD_ROWS) for first in range(0, rows, HEAD_ROWS))
+
+
+class BlockedCrossEntropyFunction(torch.autograd.Function):
+    """Autograd around the blocks; the gradient is made in forward, as in `linear_cross_entropy`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None
+    ) -> torch.Tensor:
+        """See the module's formula."""
+        hidden, targets = hidden.contiguous(), targets.contiguous()
+        sums = _Sums(hidden)
+        for first, block in stream_blocks(weight, hidden.device):
+            for rows in _chunks(hidden.shape[0]):
+                sums.add(rows, hidden, first, block, targets, softcap)
+        ctx.save_for_backward(sums.gradient(weight, targets, hidden, softcap))
+        return (sums.largest + sums.total.log() - sums.picked).sum()
+
+    @staticmethod
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        """Gradient of `hidden`."""
+        (gradient,) = ctx.saved_tensors
+        return gradient * scale.to(gradient.dtype), None, None, None
+
+
+def blocked_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None = None
+) -> torch.Tensor:
+    """Sum of the rows' losses (fp32 scalar) under a frozen head that lies in pinned host memory: hidden [S, H] on the
+    GPU, weight [V, H], targets [S] (all valid)."""
+    return BlockedCrossEntropyFunction.apply(hidden, weight, targets, softcap)  # type: ignore[no-untyped-call, no-any-return]

@@ -1,0 +1,117 @@
+"""The language model's head and its cross entropy in one, without the logits of all rows ever in memory.
+
+    loss = sum over rows of  logsumexp(z) - z[target],   z = softcap(h W^T),   softcap(z) = c tanh(z / c)
+    dh   = (softmax(z) - onehot(target)) * softcap'(z) W
+
+Rows go through in chunks: a GEMM makes the chunk's logits, one kernel turns them into losses and, in place, into
+their own gradient, a second GEMM makes dh. The gradient is made in forward, because the logits are there then;
+backward only scales it. The head is frozen.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch.nn import functional
+
+from finetune_kernels.planning.activation_policy import CHUNK_ROWS as CHUNK_ROWS
+from finetune_kernels.primitives.precision import widen
+
+LARGEST_BLOCK = 16_384
+
+
+def reference(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None = None
+) -> torch.Tensor:
+    """Sum of the rows' losses in fp32 or fp64: hidden [S, H], weight [V, H], targets [S]."""
+    logits = widen(hidden @ weight.T)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return functional.cross_entropy(logits, targets, reduction="sum")
+
+
+def reference_gradient(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None = None
+) -> torch.Tensor:
+    """Gradient of `hidden` by the formula."""
+    z = widen(hidden @ weight.T)
+    slope: torch.Tensor | float = 1.0
+    if softcap is not None:
+        z = softcap * torch.tanh(z / softcap)
+        slope = 1 - (z / softcap) ** 2
+    probabilities = torch.softmax(z, dim=-1)
+    probabilities[torch.arange(targets.numel(), device=z.device), targets] -= 1
+    return (probabilities * slope).to(hidden.dtype) @ weight
+
+
+@triton.jit
+def _cap(z, softcap, CAPPED: tl.constexpr):  # type: ignore[no-untyped-def]
+    if CAPPED:
+        z = softcap * (2.0 * tl.sigmoid(2.0 * z / softcap) - 1.0)
+    return z
+
+
+@triton.jit
+def _losses_and_gradients(logits_ptr, target_ptr, loss_ptr, v, softcap, CAPPED: tl.constexpr, BLOCK_V: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64)
+    start = logits_ptr + row * v
+    target = tl.load(target_ptr + row)
+    columns = tl.arange(0, BLOCK_V)
+    largest = -float("inf")
+    total = 0.0
+    for first in range(0, v, BLOCK_V):
+        at = first + columns
+        z = _cap(tl.load(start + at, mask=at < v, other=0.0).to(tl.float32), softcap, CAPPED)
+        z = tl.where(at < v, z, -float("inf"))
+        bigger = tl.maximum(largest, tl.max(z, axis=0))
+        total = total * tl.exp(largest - bigger) + tl.sum(tl.exp(z - bigger), axis=0)
+        largest = bigger
+    log_sum = largest + tl.log(total)
+    tl.store(loss_ptr + row, log_sum - _cap(tl.load(start + target).to(tl.float32), softcap, CAPPED))
+    for first in range(0, v, BLOCK_V):
+        at = first + columns
+        z = _cap(tl.load(start + at, mask=at < v, other=0.0).to(tl.float32), softcap, CAPPED)
+        gradient = tl.exp(z - log_sum) - tl.where(at == target, 1.0, 0.0)
+        if CAPPED:
+            gradient *= 1.0 - (z / softcap) * (z / softcap)
+        tl.store(start + at, gradient, mask=at < v)
+
+
+class LinearCrossEntropyFunction(torch.autograd.Function):
+    """Autograd around the chunks."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None
+    ) -> torch.Tensor:
+        """See `reference`."""
+        losses = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+        gradient, targets = torch.empty_like(hidden), targets.contiguous()
+        v = weight.shape[0]
+        block = min(LARGEST_BLOCK, triton.next_power_of_2(v))
+        for first in range(0, hidden.shape[0], CHUNK_ROWS):
+            rows = slice(first, first + CHUNK_ROWS)
+            logits = hidden[rows] @ weight.T
+            _losses_and_gradients[(logits.shape[0],)](
+                logits, targets[rows], losses[rows], v, softcap or 0.0,
+                CAPPED=softcap is not None, BLOCK_V=block, num_warps=16)  # fmt: skip
+            torch.mm(logits, weight, out=gradient[rows])
+        ctx.save_for_backward(gradient)
+        return losses.sum()
+
+    @staticmethod
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        """Gradient of `hidden`."""
+        (gradient,) = ctx.saved_tensors
+        return gradient * scale.to(gradient.dtype), None, None, None
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None = None
+) -> torch.Tensor:
+    """Sum of the rows' losses (fp32 scalar) under a frozen head: hidden [S, H], weight [V, H], targets [S] (all
+    valid)."""
+    if not hidden.is_cuda or weight.requires_grad:
+        return reference(hidden, weight, targets, softcap)
+    return LinearCrossEntropyFunction.apply(hidden, weight, targets, softcap)  # type: ignore[no-untyped-call, no-any-return]

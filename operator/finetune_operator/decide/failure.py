@@ -1,0 +1,72 @@
+"""Why a job failed, from what is left of it: the trainer's last words first, then what the kubelet and the Job
+controller say (pure)."""
+
+from finetune_api.failures import FAILURES, ExitCode, FailureReason
+from finetune_api.outcome import Outcome, Result
+from finetune_api.status import Failure
+from finetune_operator.observe.children import TrainerPod
+from finetune_operator.observe.snapshot import Observed
+
+OOM_KILLED = "OOMKilled"
+DEADLINE_EXCEEDED = "DeadlineExceeded"
+
+
+def explain_failure(observed: Observed) -> Failure:
+    """The failure of a job whose Job controller has given up."""
+    verdict = observed.child.failed if observed.child else None
+    pod = observed.newest_pod
+    outcome = last_outcome(observed)
+    if verdict is not None and verdict.reason == DEADLINE_EXCEEDED:
+        limit = observed.spec.run_policy.active_deadline_seconds if observed.spec else None
+        return _failure(observed, FailureReason.DEADLINE_EXCEEDED, f"the job ran for longer than {limit} s", outcome)
+    if pod is None:
+        said = verdict.message if verdict else "no pod is left"
+        return _failure(observed, FailureReason.TRAINER_CRASHED, f"the trainer's pod is gone: {said}", None)
+    reason, message = explain_pod(observed, pod)
+    return _failure(observed, reason, message, outcome)
+
+
+def explain_pod(observed: Observed, pod: TrainerPod) -> tuple[FailureReason, str]:
+    """Reason and sentence for a pod that ended without success."""
+    outcome = pod.termination.outcome() if pod.termination else None
+    if outcome is not None and outcome.result is not Result.SUCCEEDED:
+        return outcome.reason or FailureReason.INTERNAL_ERROR, outcome.message
+    if pod.is_disrupted:
+        return FailureReason.EVICTED, pod.message or "the cluster took the pod away"
+    if pod.termination is None:
+        return FailureReason.TRAINER_CRASHED, pod.message or pod.reason or "the pod ended before the trainer did"
+    if pod.termination.reason == OOM_KILLED:
+        memory = observed.spec.resources.memory if observed.spec else "its limit"
+        return FailureReason.OUT_OF_MEMORY, f"the trainer was killed because it used more memory than {memory}"
+    code = pod.termination.exit_code
+    how = f"signal {code - 128}" if code > 128 else f"exit code {code}"
+    return FailureReason.TRAINER_CRASHED, f"the trainer ended with {how} and left no outcome"
+
+
+def last_outcome(observed: Observed) -> Outcome | None:
+    """What the newest pod said last."""
+    pod = observed.newest_pod
+    return pod.termination.outcome() if pod and pod.termination else None
+
+
+def is_interruption(pod: TrainerPod) -> bool:
+    """Whether a pod ended because it was stopped, so that its end is no failure of the job."""
+    if pod.is_disrupted:
+        return True
+    return pod.termination is not None and pod.termination.exit_code == ExitCode.INTERRUPTED
+
+
+def _failure(observed: Observed, reason: FailureReason, message: str, outcome: Outcome | None) -> Failure:
+    pod = observed.newest_pod
+    progress = observed.status.progress
+    stage = outcome.stage if outcome else None
+    if stage is None and observed.report is not None:
+        stage = observed.report.report.finetune.stage
+    return Failure(
+        reason=reason,
+        message=message or FAILURES[reason].hint,
+        hint=FAILURES[reason].hint,
+        exit_code=pod.termination.exit_code if pod and pod.termination else None,
+        stage=stage,
+        step=outcome.step if outcome else (progress.step if progress else None),
+    )

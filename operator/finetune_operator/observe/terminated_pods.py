@@ -1,0 +1,29 @@
+"""Pods that were seen ended: those that suspension or deletion stops vanish before they can be read."""
+
+from collections import OrderedDict
+
+from finetune_operator.desired.names import JOB_UID_LABEL
+from finetune_operator.observe.children import Json, TrainerPod
+
+LAST_WORDS_KEPT = 1000
+
+
+class LastWords:
+    """The newest pods that were seen ended, by UID; bounded."""
+
+    def __init__(self) -> None:
+        self._pods: OrderedDict[str, tuple[str, TrainerPod]] = OrderedDict()
+
+    def note(self, body: Json) -> None:
+        """Look at a pod from the watch."""
+        pod = TrainerPod.parse(body)
+        if pod.termination is None:
+            return
+        self._pods[pod.uid] = ((body["metadata"].get("labels") or {}).get(JOB_UID_LABEL, ""), pod)
+        self._pods.move_to_end(pod.uid)
+        if len(self._pods) > LAST_WORDS_KEPT:
+            self._pods.popitem(last=False)
+
+    def of(self, job_uid: str) -> list[TrainerPod]:
+        """Ended pods of one FineTuneJob."""
+        return [pod for uid, pod in self._pods.values() if uid == job_uid]

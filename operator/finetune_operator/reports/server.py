@@ -1,0 +1,81 @@
+"""The HTTPS endpoint that trainers report to. Wire-compatible with Kubeflow's KEP-2779; checks are in
+`report_checks.py`.
+
+A report is answered as soon as it is kept; the status is written later, by the reconcile. The trainer never waits for
+either.
+"""
+
+import asyncio
+import logging
+import ssl
+from pathlib import Path
+
+from aiohttp import web
+
+from finetune_api.progress import MAX_BODY_BYTES, progress_path
+from finetune_operator.cluster.cluster import Key
+from finetune_operator.errors import ApiError, ApiUnavailableError, ReportRefusedError
+from finetune_operator.reports.checks import ReportChecks
+from finetune_operator.watch.controller import Controller
+
+CERTIFICATE_CHECK_SECONDS = 60.0
+
+logger = logging.getLogger(__name__)
+
+
+def build_progress_app(checks: ReportChecks, controller: Controller) -> web.Application:
+    """One route: POST (or PUT, as KEP-2779 allows both) to a job's status."""
+
+    async def receive(request: web.Request) -> web.Response:
+        key = Key(request.match_info["namespace"], request.match_info["name"])
+        try:
+            body = await _read(request)
+            accepted = await checks.check(key, request.headers.get("Authorization", ""), body)
+        except ReportRefusedError as refusal:
+            logger.info("%s: report refused: %s %s", key, refusal.status, refusal.reason)
+            return _answer(refusal.status, refusal.reason, refusal.message)
+        except (ApiError, ApiUnavailableError) as error:
+            logger.warning("%s: report not checked: %s", key, error)
+            return _answer(503, "Unavailable", "the API server does not answer: try again")
+        controller.trigger_report(accepted.job_uid, key, accepted.received.report.finetune.stage)
+        return _answer(202, "Accepted", "")
+
+    app = web.Application(client_max_size=MAX_BODY_BYTES + 1)
+    app.add_routes([web.post(progress_path("{namespace}", "{name}"), receive)])
+    return app
+
+
+def load_certificate(tls_dir: Path) -> ssl.SSLContext:
+    """TLS with the server's certificate and key."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(tls_dir / "tls.crt", tls_dir / "tls.key")
+    return context
+
+
+async def renew_certificate(context: ssl.SSLContext, tls_dir: Path) -> None:
+    """Load the certificate again whenever it was renewed; new connections get the new one."""
+    certificate = tls_dir / "tls.crt"
+    loaded = certificate.stat().st_mtime_ns
+    while True:
+        await asyncio.sleep(CERTIFICATE_CHECK_SECONDS)
+        changed = certificate.stat().st_mtime_ns
+        if changed != loaded:
+            context.load_cert_chain(certificate, tls_dir / "tls.key")
+            loaded = changed
+            logger.info("TLS certificate loaded again")
+
+
+async def _read(request: web.Request) -> bytes:
+    """At most one byte more than allowed is read, whatever Content-Length says."""
+    if (request.content_length or 0) > MAX_BODY_BYTES:
+        raise ReportRefusedError(413, "TooLarge", f"a report has at most {MAX_BODY_BYTES} bytes")
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise ReportRefusedError(413, "TooLarge", f"a report has at most {MAX_BODY_BYTES} bytes") from None
+
+
+def _answer(status: int, reason: str, message: str) -> web.Response:
+    headers = {"Retry-After": "5"} if status in (429, 503) else {}
+    return web.json_response({"reason": reason, "message": message}, status=status, headers=headers)

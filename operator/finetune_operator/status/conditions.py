@@ -1,0 +1,100 @@
+"""Conditions of a FineTuneJob, from what was decided (pure).
+
+Ready, Reconciling and Stalled follow kstatus, so that Argo CD, Flux and `kubectl wait` understand them without being
+told; the others say where the job is. `lastTransitionTime` moves only when `status` does.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Literal
+
+from finetune_api.failures import FAILURES, PERMANENT, ExitCode, FailureReason
+from finetune_api.status import Condition, Failure, PreflightStatus
+from finetune_api.vocabulary import ConditionType, Phase, PreflightResult, Stage
+from finetune_operator.decide.decision import Decision
+from finetune_operator.reasons import Reason
+
+Truth = Literal["True", "False", "Unknown"]
+
+_WAITING = (Phase.PENDING, Phase.VALIDATING, Phase.QUEUED)
+_RUNNING = (Phase.RUNNING, Phase.EXPORTING, Phase.UPLOADING)
+_INPUT_ERRORS = (ExitCode.CONFIGURATION, ExitCode.DATA, ExitCode.ACCESS)
+_BEFORE_VALIDATED = (Stage.PREFLIGHT, Stage.MODEL_LOADING, Stage.ADAPTER_INJECTION, Stage.DATA_FORMATTING)
+_LONGEST_MESSAGE = 4096
+
+
+def build_conditions(
+    decision: Decision,
+    stage: Stage | None,
+    preflight: PreflightStatus | None,
+    previous: Iterable[Condition],
+    generation: int,
+    now: datetime,
+) -> tuple[Condition, ...]:
+    """All nine conditions, in the order of `ConditionType`. `stage` is the job's newest stage."""
+    phase = decision.phase
+    is_idle = phase.is_terminal or phase is Phase.SUSPENDED
+    truths: dict[ConditionType, bool] = {
+        ConditionType.READY: phase is Phase.SUCCEEDED,
+        ConditionType.RECONCILING: not is_idle,
+        ConditionType.STALLED: decision.is_stalled,
+        ConditionType.QUEUED: phase in _WAITING,
+        ConditionType.RUNNING: phase in _RUNNING,
+        ConditionType.SUCCEEDED: phase is Phase.SUCCEEDED,
+        ConditionType.FAILED: phase is Phase.FAILED,
+        ConditionType.SUSPENDED: phase is Phase.SUSPENDED,
+    }
+    before = {condition.type: condition for condition in previous}
+    conditions = []
+    for kind in ConditionType:
+        if kind is ConditionType.VALIDATED:
+            status, reason, message = _validated(decision, stage, preflight, before.get(kind))
+        else:
+            status, reason, message = _truth(truths[kind]), decision.reason, decision.message
+        old = before.get(kind)
+        conditions.append(
+            Condition(
+                type=kind,
+                status=status,
+                reason=reason,
+                message=message[:_LONGEST_MESSAGE],
+                last_transition_time=old.last_transition_time if old and old.status == status else now,
+                observed_generation=generation,
+            )
+        )
+    return tuple(conditions)
+
+
+def _validated(
+    decision: Decision, stage: Stage | None, preflight: PreflightStatus | None, old: Condition | None
+) -> tuple[Truth, str, str]:
+    """Whether model, dataset and output were found usable: by preflight, or by the trainer's first stages, which read
+    them."""
+    failure = decision.failure
+    if failure is not None and (_blames_the_inputs(failure) or _is_refused(decision, failure)):
+        return "False", failure.reason, failure.message
+    if old is not None and old.status == "True":
+        return "True", old.reason, old.message
+    if decision.phase is Phase.SUCCEEDED or (stage is not None and stage not in _BEFORE_VALIDATED):
+        return "True", Reason.INPUTS_READ, "model and dataset were read"
+    if decision.preflight is PreflightResult.PASSED:
+        return "True", Reason.PREFLIGHT_PASSED, decision.message
+    if preflight is not None and preflight.result is None:
+        return "Unknown", Reason.CHECKING, "model, data and output are being checked"
+    return "Unknown", Reason.NOT_CHECKED, "the trainer has not read model and dataset yet"
+
+
+def _is_refused(decision: Decision, failure: Failure) -> bool:
+    """Whether preflight has said that the job cannot run, as opposed to having ended by itself."""
+    known = failure.reason in tuple(FailureReason) and FAILURES[FailureReason(failure.reason)].is_permanent
+    return decision.preflight is PreflightResult.FAILED and known and failure.exit_code in PERMANENT
+
+
+def _blames_the_inputs(failure: Failure) -> bool:
+    return failure.reason in tuple(FailureReason) and (
+        FAILURES[FailureReason(failure.reason)].exit_code in _INPUT_ERRORS
+    )
+
+
+def _truth(value: bool) -> Truth:
+    return "True" if value else "False"

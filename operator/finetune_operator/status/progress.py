@@ -1,0 +1,66 @@
+"""`status.progress` from reports and outcomes (pure)."""
+
+from typing import Any
+
+from finetune_api.outcome import Outcome
+from finetune_api.status import Progress
+from finetune_operator.observe.report_store import ReceivedReport
+
+ALMOST_DONE = 99  # percent; 100 means that the artifacts are uploaded, which only the outcome can say
+
+_SAME_NAMES = (
+    "step",
+    "total_steps",
+    "epoch",
+    "loss",
+    "eval_loss",
+    "best_step",
+    "best_eval_loss",
+    "stopped_early",
+    "learning_rate",
+    "tokens_per_second",
+    "trained_tokens",
+    "gpu_memory_bytes",
+    "uploaded_bytes",
+    "upload_total_bytes",
+    "upload_bytes_per_second",
+    "sequence",
+)
+
+
+def merge_report(last: Progress | None, received: ReceivedReport) -> Progress:
+    """What a report says, over what was known before."""
+    run, common = received.report.finetune, received.report.trainer_status
+    percent = min(common.progress_percentage, ALMOST_DONE)
+    told = {name: getattr(run, name) for name in _SAME_NAMES if getattr(run, name) is not None}
+    fields: dict[str, Any] = told | {
+        "percent": percent,
+        "completion": f"{percent}%",
+        "eta_seconds": common.estimated_remaining_seconds,
+        "eta": format_duration(common.estimated_remaining_seconds),
+        "last_report_time": received.received,
+    }
+    return (last or Progress()).model_copy(update=fields)
+
+
+def merge_outcome(last: Progress | None, outcome: Outcome) -> Progress | None:
+    """What the trainer said last, over what it reported."""
+    names = ("step", "total_steps", "loss", "eval_loss", "best_step", "best_eval_loss", "stopped_early")
+    told = {name: getattr(outcome, name) for name in names if getattr(outcome, name) is not None}
+    if last is None and not told:
+        return None
+    return (last or Progress()).model_copy(update=told)
+
+
+def format_duration(seconds: int | None) -> str | None:
+    """Seconds for people: 45s, 12m30s, 3h05m, 2d04h."""
+    if seconds is None:
+        return None
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes_left = divmod(minutes, 60)
+    days, hours_left = divmod(hours, 24)
+    if days:
+        return f"{days}d{hours_left:02d}h"
+    if hours:
+        return f"{hours}h{minutes_left:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

@@ -1,0 +1,82 @@
+"""The whole kopf surface: watches become triggers, and nothing else.
+
+Only `on.event`: such handlers leave no annotation, need no finalizer, and miss nothing that our level-triggered queue
+would not see by looking. kopf is told never to give up (it would end the process), and never to post Events of its
+own.
+"""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kopf
+
+from finetune_api import GROUP, PLURAL, VERSION
+from finetune_operator.cluster.cluster import Key
+from finetune_operator.cluster.connection import open_session
+from finetune_operator.desired.names import JOB_UID_LABEL
+from finetune_operator.observe.terminated_pods import LastWords
+from finetune_operator.watch.controller import Controller
+
+LONGEST_BACKOFF_SECONDS = 30.0
+
+
+class EndlessBackoff:
+    """Delays between attempts of one request: doubling, jittered, without end. kopf iterates it anew for each
+    request."""
+
+    def __iter__(self) -> Iterator[float]:
+        delay = 0.5
+        while True:
+            yield delay * random.uniform(0.5, 1.0)  # noqa: S311 (jitter is no secret)
+            delay = min(LONGEST_BACKOFF_SECONDS, delay * 2)
+
+
+def build_settings() -> kopf.OperatorSettings:
+    """kopf's settings: endless patience, short timeouts, no features that write."""
+    settings = kopf.OperatorSettings()
+    settings.networking.error_backoffs = EndlessBackoff()
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 10
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 330
+    settings.watching.inactivity_timeout = 70  # bookmarks come every minute, so a silent stream is a dead one
+    settings.watching.chunk_size = 500
+    settings.watching.label_selectors["batch", "v1", "jobs"] = JOB_UID_LABEL
+    settings.watching.label_selectors["", "v1", "pods"] = JOB_UID_LABEL
+    settings.queueing.worker_limit = 50
+    settings.posting.enabled = False
+    settings.posting.loggers = False
+    settings.scanning.disabled = True  # needs no rights on namespaces and CustomResourceDefinitions
+    settings.peering.standalone = True
+    return settings
+
+
+def build_registry(
+    controller: Controller, last_words: LastWords, api_url: str, service_account_dir: Path
+) -> kopf.OperatorRegistry:
+    """The handlers, bound to the controller they trigger."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    async def login(**_: Any) -> kopf.AiohttpSession:
+        return kopf.AiohttpSession(server=api_url, aiohttp_session=open_session(service_account_dir))
+
+    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
+    async def fine_tune_job_changed(event: kopf.RawEvent, name: str, namespace: str | None, uid: str, **_: Any) -> None:
+        if event["type"] == "DELETED":
+            controller.forget(uid)
+        else:
+            controller.trigger(Key(namespace or "", name), uid)
+
+    @kopf.on.event("batch", "v1", "jobs", registry=registry)
+    async def child_job_changed(labels: kopf.Labels, **_: Any) -> None:
+        controller.trigger_owner(labels.get(JOB_UID_LABEL, ""))
+
+    @kopf.on.event("", "v1", "pods", registry=registry)
+    async def pod_changed(body: kopf.Body, labels: kopf.Labels, **_: Any) -> None:
+        last_words.note(dict(body))
+        controller.trigger_owner(labels.get(JOB_UID_LABEL, ""))
+
+    return registry

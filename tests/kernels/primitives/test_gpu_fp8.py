@@ -1,0 +1,78 @@
+"""On a GPU: the quantising kernel equals its formula, products in 8 bits are the fast ones, and training with them ends
+where bfloat16 ends."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune_kernels.primitives.fp8 import FIRST_CAPABILITY, EightBitWeight, quantize_rows, reference
+from finetune_test_kernels.tensor_checks import root_error
+from finetune_trainer.training.engine import Engine, prepare_engine
+from speed.loss_curve import Size, differences, make_model, make_rows, train
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or torch.cuda.get_device_capability() < FIRST_CAPABILITY,
+        reason="needs a GPU with FP8",
+    ),
+    pytest.mark.filterwarnings("default"),  # a GPU's image has other versions than the lock, which warn of other things
+]
+
+
+@pytest.mark.parametrize("columns", [64, 1000, 4096, 28_672])
+def test_the_kernel_is_its_formula(columns: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(300, columns, device="cuda") * torch.logspace(-20, 20, 300, device="cuda")[:, None]
+    x[7] = 0
+    for rows in (x, x.bfloat16(), x.bfloat16()[:, : columns // 2]):
+        values, scales = quantize_rows(rows)
+        expected, same = reference(rows)
+        assert torch.equal(values.view(torch.uint8), expected.view(torch.uint8))
+        assert torch.equal(scales, same)
+
+
+def test_products_cost_what_rounding_costs_and_half_the_time() -> None:
+    torch.manual_seed(0)
+    w = torch.randn(28_672, 4096, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
+    weight = EightBitWeight(w)
+    assert root_error(weight.forward(x, None), x.float() @ w.float().T) < 0.045  # 0.0375 was measured
+    dy = torch.randn(4096, 28_672, device="cuda", dtype=torch.bfloat16)
+    assert root_error(weight.backward(dy), dy.float() @ w.float()) < 0.045
+    assert _milliseconds(lambda: weight.forward(x, None)) < 0.7 * _milliseconds(lambda: x @ w.T)  # 0.56 was measured
+
+
+def _milliseconds(call: Any) -> float:
+    call()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(10):
+        call()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 10
+
+
+def test_training_ends_where_bfloat16_ends(tmp_path: Path) -> None:
+    size = Size(steps=100)
+    model, rows = make_model(tmp_path / "model", size), make_rows(size)
+    engines: list[Engine] = []
+
+    def prepare(*arguments: Any) -> Engine:
+        engines.append(prepare_engine(*arguments))
+        return engines[-1]
+
+    exact = train(model, rows, size, kernels=True, training={"precision": "BF16"}, prepare=prepare)
+    rounded = train(model, rows, size, kernels=True, training={"precision": "FP8"}, prepare=prepare)
+    found = differences(rounded, exact)
+    print(f"mean {sum(found) / len(found):.2e}, largest {max(found):.2e}; {engines[1].verdict}")
+    assert engines[0].verdict is None
+    assert engines[1].verdict is not None
+    assert engines[1].verdict.precision == "FP8"
+    assert min(found) > 0, "not the same products"
+    assert sum(found) / len(found) < 5e-3  # 2.2e-3 was measured over 200 steps, 6.8e-3 at most
+    assert max(found) < 2e-2
+    assert exact.losses[-1] < 0.9 * exact.losses[0]

@@ -1,0 +1,126 @@
+"""The optimiser over one vector, against bitsandbytes' own over the tensors one by one."""
+
+import copy
+
+import pytest
+import torch
+from bitsandbytes.optim import AdamW8bit
+
+from finetune_kernels.primitives.multi_tensor_adamw import FlatAdamW8bit
+
+SHAPES = [(16, 512), (512, 16), (9, 1000), (1001, 7)]
+OPTIONS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+Parameters = list[torch.nn.Parameter]
+
+
+def make(dtype: torch.dtype = torch.float32) -> tuple[Parameters, Parameters]:
+    generator = torch.Generator().manual_seed(1)
+    ours = [torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in SHAPES]
+    return ours, copy.deepcopy(ours)
+
+
+def fill(step: int, *sides: Parameters) -> None:
+    generator = torch.Generator().manual_seed(100 + step)
+    for several in zip(*sides, strict=True):
+        gradient = torch.randn(several[0].shape, generator=generator)
+        for parameter in several:
+            parameter.grad = gradient.to(parameter.dtype).clone()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_updates_are_bitsandbytes_own(dtype: torch.dtype) -> None:
+    ours, theirs = make(dtype)
+    flat, plain = FlatAdamW8bit(ours, **OPTIONS), AdamW8bit(theirs, **OPTIONS)
+    start = [parameter.detach().clone() for parameter in ours]
+    for step in range(5):
+        fill(step, ours, theirs)
+        flat.step()
+        plain.step()
+    for before, mine, other in zip(start, ours, theirs, strict=True):
+        assert torch.equal(mine, other)
+        assert not torch.equal(mine, before)
+
+
+def test_the_learning_rate_of_a_schedule_is_used() -> None:
+    ours, theirs = make()
+    flat = FlatAdamW8bit(ours, **OPTIONS)
+    torch.optim.lr_scheduler.LambdaLR(flat, lambda step: 0.0)
+    fill(0, ours)
+    flat.step()
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("largest", [1.0, 1e6])
+def test_clips_as_torch_does(largest: float) -> None:
+    ours, theirs = make()
+    flat, plain = FlatAdamW8bit(ours, **OPTIONS), AdamW8bit(theirs, **OPTIONS)
+    for step in range(3):
+        fill(step, ours, theirs)
+        norm = flat.clip_gradients(largest)
+        assert norm == pytest.approx(torch.nn.utils.clip_grad_norm_(theirs, largest).item(), rel=1e-6)
+        flat.step()
+        plain.step()
+    for mine, other in zip(ours, theirs, strict=True):
+        # A gradient that is off by one bit may fall into the next of 256 steps of the 8-bit state.
+        assert (mine - other).abs().max() < 0.02 * OPTIONS["lr"] * 3
+
+
+def test_a_parameter_without_gradient_counts_as_zero() -> None:
+    ours, theirs = make()
+    flat, plain = FlatAdamW8bit(ours, **OPTIONS), AdamW8bit(theirs, **OPTIONS)
+    fill(0, ours, theirs)
+    flat.step()
+    plain.step()
+    fill(1, ours, theirs)
+    ours[1].grad, theirs[1].grad = None, torch.zeros_like(theirs[1])
+    flat.step()
+    plain.step()
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_goes_on_from_its_state() -> None:
+    ours, theirs = make()
+    flat = FlatAdamW8bit(ours, **OPTIONS)
+    fill(0, ours)
+    flat.step()
+    with torch.no_grad():
+        for mine, other in zip(ours, theirs, strict=True):
+            other.copy_(mine)
+    again, forgetful = FlatAdamW8bit(theirs, lr=5.0), FlatAdamW8bit(copy.deepcopy(ours), **OPTIONS)
+    again.load_state_dict(copy.deepcopy(flat.state_dict()))
+    others = list(forgetful.param_groups[0]["params"])
+    fill(1, ours, theirs, others)
+    for optimizer in (flat, again, forgetful):
+        optimizer.step()
+    for mine, other, different in zip(ours, theirs, others, strict=True):
+        assert torch.equal(mine, other)
+        assert not torch.equal(mine, different)
+
+
+def test_refuses_the_state_of_other_parameters() -> None:
+    flat = FlatAdamW8bit(make()[0], **OPTIONS)
+    extra = torch.nn.Parameter(torch.zeros(4096))
+    other = FlatAdamW8bit([{"params": make()[1]}, {"params": [extra]}], **OPTIONS)
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        flat.load_state_dict(other.state_dict())
+
+
+def test_says_when_a_parameter_was_moved() -> None:
+    ours, _ = make()
+    flat = FlatAdamW8bit(ours, **OPTIONS)
+    ours[2].data = ours[2].data.clone()
+    fill(0, ours)
+    with pytest.raises(RuntimeError, match="moved"):
+        flat.step()
+
+
+def test_takes_parameters_of_several_types() -> None:
+    ours, theirs = (first + second for first, second in zip(make(), make(torch.bfloat16), strict=True))
+    flat, plain = FlatAdamW8bit(ours, **OPTIONS), AdamW8bit(theirs, **OPTIONS)
+    fill(0, ours, theirs)
+    flat.step()
+    plain.step()
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.equal(mine, other)

@@ -1,0 +1,159 @@
+"""Progress reports against the real TokenReview: what a trainer may say, and what an intruder may not."""
+
+import json
+import urllib.error
+import urllib.request
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from kubernetes import client
+
+from finetune_api.progress import progress_path, token_audience
+from finetune_test_operator.operator_process import OperatorProcess
+from finetune_test_operator.played_kubelet import PlayedKubelet, wait_for
+
+pytestmark = pytest.mark.cluster
+
+Object = dict[str, Any]
+
+
+class Reporter:
+    """Posts reports as a pod would."""
+
+    def __init__(self, operator: OperatorProcess, jobs: Any) -> None:
+        self._operator = operator
+        self._jobs = jobs
+        self._core: Any = client.CoreV1Api(jobs.cluster.api_client())
+
+    def token(self, pod: Any, audience: str) -> str:
+        """A projected token of the pod, as the kubelet asks for it."""
+        bound = {"apiVersion": "v1", "kind": "Pod", "name": pod.metadata.name, "uid": pod.metadata.uid}
+        spec = {"audiences": [audience], "expirationSeconds": 3600, "boundObjectRef": bound}
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+        answer = self._core.create_namespaced_service_account_token("default", self._jobs.namespace, body)
+        return str(answer.status.token)
+
+    def own_token(self, pod: Any, name: str) -> str:
+        return self.token(pod, token_audience(self._jobs.get(name)["metadata"]["uid"]))
+
+    def post(self, name: str, token: str, sequence: int, stage: str = "Training", **run: Any) -> int:
+        now = datetime.now(UTC).isoformat()
+        body = {
+            "trainerStatus": {
+                "progressPercentage": 40,
+                "estimatedRemainingSeconds": 75,
+                "metrics": [{"name": "loss", "value": "1.5"}],
+                "lastUpdatedTime": now,
+            },
+            "finetune": {"sequence": sequence, "stage": stage, "stages": [{"name": stage, "startTime": now}], **run},
+        }
+        return self.post_bytes(name, token, json.dumps(body).encode())
+
+    def post_bytes(self, name: str, token: str, body: bytes) -> int:
+        url = self._operator.progress_url + progress_path(self._jobs.namespace, name)
+        request = urllib.request.Request(url, body, {"Authorization": f"Bearer {token}"}, method="POST")
+        try:
+            with urllib.request.urlopen(request, context=self._operator.tls(), timeout=10) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+
+@pytest.fixture
+def reporter(operator: OperatorProcess, jobs: Any) -> Reporter:
+    return Reporter(operator, jobs)
+
+
+def test_reports_become_progress(jobs: Any, kubelet: PlayedKubelet, reporter: Reporter, outcomes: Any) -> None:
+    jobs.create("told")
+    pod = kubelet.wait_for_pod("told")
+    kubelet.run(pod)
+    token = reporter.own_token(pod, "told")
+    assert reporter.post("told", token, 1, step=3, totalSteps=20, loss=1.5, resolved={"rows": 40}) == 202
+    status = jobs.wait("told", lambda s: s.get("progress", {}).get("step") == 3, "step 3", 3)["status"]
+    assert status["phase"] == "Running"
+    assert status["progress"]["eta"] == "1m15s"
+    assert status["progress"]["completion"] == "40%"
+    assert status["resolved"]["rows"] == 40
+    assert reporter.post("told", token, 2, stage="Uploading") == 202
+    jobs.wait_for_phase("told", "Uploading", 3)
+    kubelet.end(pod, 0, outcomes.success.encode())
+    done = jobs.wait_for_phase("told", "Succeeded")["status"]
+    assert done["progress"]["sequence"] == 2
+    assert done["stages"][0]["endTime"] >= done["stages"][0]["startTime"]
+    assert "eta" not in done["progress"]
+    assert {"Started", "Training", "Uploading", "Succeeded"} <= set(jobs.event_reasons("told"))
+
+
+def test_reports_of_one_stage_share_a_status_write(jobs: Any, kubelet: PlayedKubelet, reporter: Reporter) -> None:
+    jobs.create("busy")
+    pod = kubelet.wait_for_pod("busy")
+    kubelet.run(pod)
+    token = reporter.own_token(pod, "busy")
+    assert reporter.post("busy", token, 1, step=1) == 202
+    jobs.wait("busy", lambda s: s.get("progress", {}).get("step") == 1, "step 1", 3)
+    before = jobs.writes()["APPLY finetunejobs/status"]
+    for number in range(2, 12):
+        assert reporter.post("busy", token, number, step=number) == 202
+    jobs.wait("busy", lambda s: s["progress"]["step"] == 11, "step 11", 15)
+    assert jobs.writes()["APPLY finetunejobs/status"] == before + 1
+
+
+def test_forged_replayed_oversized_and_late_reports_are_refused(
+    jobs: Any, kubelet: PlayedKubelet, reporter: Reporter, outcomes: Any
+) -> None:
+    jobs.create("victim")
+    jobs.create("other")
+    pod, foreign = kubelet.wait_for_pod("victim"), kubelet.wait_for_pod("other")
+    kubelet.run(pod)
+    kubelet.run(foreign)
+    good = reporter.own_token(pod, "victim")
+    audience = token_audience(jobs.get("victim")["metadata"]["uid"])
+    assert reporter.post("victim", "forged", 1) == 401
+    assert reporter.post("victim", reporter.token(pod, "https://kubernetes.default.svc"), 1) == 401
+    assert reporter.post("victim", reporter.own_token(foreign, "other"), 1) == 401
+    assert reporter.post("victim", reporter.token(foreign, audience), 1) == 403
+    assert reporter.post("other", good, 1) == 401
+    assert reporter.post_bytes("victim", good, b" " * 65_537) == 413
+    assert reporter.post_bytes("victim", good, b"{}") == 422
+    assert "progress" not in jobs.get("victim")["status"]
+    assert reporter.post("victim", good, 5, step=5) == 202
+    assert reporter.post("victim", good, 5, step=6) == 409
+    kubelet.end(pod, 0, outcomes.success.encode())
+    status = jobs.wait_for_phase("victim", "Succeeded")["status"]
+    assert reporter.post("victim", good, 6, step=1) == 410
+    assert jobs.get("victim")["status"] == status
+
+
+def test_the_token_of_a_pod_that_is_gone_is_worth_nothing(
+    jobs: Any, kubelet: PlayedKubelet, reporter: Reporter
+) -> None:
+    jobs.create("dead")
+    pod = kubelet.wait_for_pod("dead")
+    kubelet.run(pod)
+    token = reporter.own_token(pod, "dead")
+    assert reporter.post("dead", token, 1) == 202
+    kubelet.end(pod, 1)
+    kubelet.remove(pod)
+    wait_for(lambda: reporter.post("dead", token, 2) in (401, 403), "the pod is gone")
+    wait_for(lambda: reporter.post("dead", token, 2) == 401, "the API server has forgotten the token (10 s)", 20)
+
+
+def test_the_operator_restarts_between_reports(
+    operator: OperatorProcess, jobs: Any, kubelet: PlayedKubelet, reporter: Reporter
+) -> None:
+    jobs.create("steady")
+    pod = kubelet.wait_for_pod("steady")
+    kubelet.run(pod)
+    token = reporter.own_token(pod, "steady")
+    assert reporter.post("steady", token, 7, step=7) == 202
+    before = jobs.wait("steady", lambda s: s.get("progress", {}).get("step") == 7, "step 7", 3)["status"]
+    operator.kill()
+    operator.start()
+    assert reporter.post("steady", token, 7, step=7) == 409
+    after = jobs.get("steady")["status"]
+    assert after["progress"] == before["progress"]
+    assert after["phase"] == "Running"
+    assert reporter.post("steady", token, 8, step=8) == 202

@@ -1,0 +1,32 @@
+"""What kopf is told: to be patient, to write nothing, and to hand every change to the queue."""
+
+import itertools
+from pathlib import Path
+
+from finetune_operator.observe.terminated_pods import LastWords
+from finetune_operator.watch.handlers import LONGEST_BACKOFF_SECONDS, build_registry, build_settings
+
+
+def test_kopf_never_gives_up_on_the_api_server() -> None:
+    backoffs = build_settings().networking.error_backoffs
+    assert not isinstance(backoffs, float | int)
+    first, second = (list(itertools.islice(backoffs, 200)) for _ in range(2))
+    assert len(first) == len(second) == 200
+    assert all(0 < delay <= LONGEST_BACKOFF_SECONDS for delay in first)
+    assert sum(first) > 2000
+    assert first != second, "jitter keeps operators from coming back all at once"
+
+
+def test_kopf_writes_nothing_and_needs_no_more_rights() -> None:
+    settings = build_settings()
+    assert settings.posting.enabled is settings.posting.loggers is False
+    assert settings.peering.standalone is True
+    assert settings.scanning.disabled is True
+
+
+def test_only_handlers_without_annotations_and_finalizers_are_registered() -> None:
+    registry = build_registry(None, LastWords(), "https://api", Path("/nowhere"))  # type: ignore[arg-type]
+    assert {type(handler).__name__ for handler in registry._watching.get_all_handlers()} == {"WatchingHandler"}
+    assert len(registry._watching.get_all_handlers()) == 3
+    for others in (registry._changing, registry._spawning, registry._indexing, registry._webhooks):
+        assert not others.get_all_handlers()

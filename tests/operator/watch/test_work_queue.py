@@ -1,0 +1,95 @@
+"""The queue of keys, on a clock that the test turns."""
+
+import asyncio
+
+import pytest
+
+from finetune_operator.watch.work_queue import FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS, WorkQueue
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def queue(clock: Clock) -> WorkQueue[str]:
+    return WorkQueue(clock)
+
+
+async def _next(queue: WorkQueue[str]) -> str | None:
+    try:
+        return await asyncio.wait_for(queue.get(), 0.05)
+    except TimeoutError:
+        return None
+
+
+async def test_a_key_added_twice_is_worked_on_once(queue: WorkQueue[str]) -> None:
+    queue.add("a")
+    queue.add("a")
+    assert await _next(queue) == "a"
+    queue.done("a")
+    assert await _next(queue) is None
+
+
+async def test_a_key_is_never_worked_on_twice_at_once(queue: WorkQueue[str]) -> None:
+    queue.add("a")
+    assert await _next(queue) == "a"
+    queue.add("a")
+    queue.add("b")
+    assert await _next(queue) == "b"
+    assert await _next(queue) is None
+    queue.done("a")
+    assert await _next(queue) == "a"
+
+
+async def test_a_delayed_key_waits_and_an_earlier_wish_wins(queue: WorkQueue[str], clock: Clock) -> None:
+    queue.add("a", 10)
+    assert await _next(queue) is None
+    clock.seconds += 11
+    assert await _next(queue) == "a"
+    queue.done("a")
+    queue.add("a", 10)
+    queue.add("a", 1)
+    queue.add("a", 5)
+    clock.seconds += 2
+    assert await _next(queue) == "a"
+    queue.done("a")
+    clock.seconds += 20
+    assert await _next(queue) is None
+
+
+async def test_a_waiting_worker_wakes_up_for_a_new_key(queue: WorkQueue[str]) -> None:
+    worker = asyncio.create_task(queue.get())
+    await asyncio.sleep(0)
+    queue.add("a")
+    assert await asyncio.wait_for(worker, 1) == "a"
+
+
+async def test_failures_in_a_row_wait_longer_up_to_a_limit(queue: WorkQueue[str]) -> None:
+    delays = [queue.add_after_failure("a") for _ in range(30)]
+    assert FIRST_BACKOFF_SECONDS / 2 <= delays[0] <= FIRST_BACKOFF_SECONDS
+    assert delays[5] > delays[0] * 8
+    assert all(LONGEST_BACKOFF_SECONDS / 2 <= delay <= LONGEST_BACKOFF_SECONDS for delay in delays[10:])
+    queue.succeeded("a")
+    assert queue.add_after_failure("a") <= FIRST_BACKOFF_SECONDS
+
+
+async def test_many_keys_all_come_out(queue: WorkQueue[str]) -> None:
+    for number in range(1000):
+        queue.add(str(number))
+    found = set()
+    for _ in range(1000):
+        key = await queue.get()
+        found.add(key)
+        queue.done(key)
+    assert len(found) == 1000
+    assert len(queue) == 0

@@ -1,0 +1,120 @@
+"""A tiny random model of every published family that GGUF files are written for, with its family's kind of tokenizer.
+
+Sizes are as small as possible; what makes a family itself is as published: RoPE scaling, windows, soft caps, tied
+embeddings, head sizes, special tokens.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune_test_models.tiny_model import write_random_weights
+from finetune_test_models.tiny_tokenizers import KINDS, write_tokenizer
+
+HIDDEN_SIZE = 256
+HEAD_SIZE = 64
+SPARE_ROWS = 24  # of the embedding, beyond the tokenizer: published models have some
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + eos_token }}{% endfor %}"
+)
+NAMED_TEMPLATES = [
+    {"name": "default", "template": CHAT_TEMPLATE},
+    {"name": "tool_use", "template": "{{ tools }}" + CHAT_TEMPLATE},
+]
+
+
+def _factors(start: float, step: float, count: int) -> list[float]:
+    return [start + step * index for index in range(count)]
+
+
+def _long_rope(dimensions: int) -> dict[str, Any]:
+    short, long = _factors(1.0, 0.01, dimensions // 2), _factors(1.0, 0.5, dimensions // 2)
+    return {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": short, "long_factor": long}
+
+
+@dataclass(frozen=True)
+class FamilyModel:
+    """A family as the tiny model builder, the tokenizer builder and transformers' config know it."""
+
+    family: str
+    tokenizer: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    ends: Sequence[str] = ()
+    """What generation stops at, by generation_config.json; empty: the tokenizer's end of sequence."""
+    template: Any = CHAT_TEMPLATE
+
+
+FAMILY_MODELS: dict[str, FamilyModel] = {
+    "llama-2": FamilyModel("llama", "llama-2"),
+    "llama-3.1": FamilyModel(
+        "llama", "llama-3",
+        {"rope_parameters": {
+            "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 512}},
+        ends=("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"), template=NAMED_TEMPLATES,
+    ),
+    "llama-linear": FamilyModel(
+        "llama", "gpt-2", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}
+    ),
+    "smollm": FamilyModel("llama", "smollm", {"tie_word_embeddings": True}),
+    "mistral": FamilyModel("mistral", "llama-2", {"sliding_window": 4096}),
+    "mistral-nemo": FamilyModel("mistral", "tekken", {"head_dim": 2 * HEAD_SIZE}),
+    "qwen2.5": FamilyModel(
+        "qwen2", "qwen", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+        ends=("<|im_end|>", "<|endoftext|>"),
+    ),
+    "qwen2.5-yarn": FamilyModel(
+        "qwen2", "qwen",
+        {"rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 512}},
+    ),
+    "qwen3": FamilyModel("qwen3", "qwen", {"head_dim": 2 * HEAD_SIZE}),
+    "gemma-2": FamilyModel("gemma2", "gemma", ends=("<eos>", "<end_of_turn>")),
+    "gemma-3": FamilyModel(
+        "gemma3", "gemma",
+        {"num_hidden_layers": 6, "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+        ends=("<eos>", "<end_of_turn>"),
+    ),
+    "phi-3": FamilyModel(
+        "phi3", "phi-3", {"sliding_window": 2047}, ends=("<|endoftext|>", "<|assistant|>", "<|end|>")
+    ),
+    "phi-3-long": FamilyModel(
+        "phi3", "phi-3",
+        {"rope_parameters": _long_rope(HEAD_SIZE), "original_max_position_embeddings": 512, "sliding_window": None},
+    ),
+    "phi-4": FamilyModel("phi3", "phi-4", {"sliding_window": None}),
+    "phi-4-mini": FamilyModel(
+        "phi3", "phi-4-mini",
+        {"rope_parameters": _long_rope(HEAD_SIZE * 3 // 4) | {"partial_rotary_factor": 0.75},
+         "original_max_position_embeddings": 512, "sliding_window": None, "tie_word_embeddings": True},
+        ends=("<|endoftext|>", "<|end|>"),
+    ),
+}  # fmt: skip
+
+
+def make_family_model(name: str, folder: Path, texts: Sequence[str], **settings: Any) -> Path:
+    """Write the model folder of a key of FAMILY_MODELS; `settings` of the config override those of the family."""
+    model = FAMILY_MODELS[name]
+    count = write_tokenizer(model.tokenizer, folder, texts, chat_template=model.template)
+    ids = {
+        token["content"]: int(index)
+        for index, token in json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"].items()
+    }
+    kind = KINDS[model.tokenizer]
+    tokens = {
+        "vocab_size": count + SPARE_ROWS,
+        "bos_token_id": ids.get(kind.bos or ""),
+        "eos_token_id": ids[kind.eos],
+        "pad_token_id": ids.get(kind.pad or ""),
+    }
+    common = {"num_hidden_layers": 2, "hidden_size": HIDDEN_SIZE}
+    write_random_weights(folder, family=model.family, **common | tokens | dict(model.settings) | settings)
+    generation = {"eos_token_id": [ids[text] for text in model.ends] or tokens["eos_token_id"]}
+    if tokens["bos_token_id"] is not None:
+        generation["bos_token_id"] = tokens["bos_token_id"]
+    (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
+    return folder

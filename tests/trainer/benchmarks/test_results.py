@@ -1,0 +1,177 @@
+"""The results' file, which run is shown, the order of measurements, the search's next length, and README's section."""
+
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from speed import chart
+from speed.longest import GRAIN, Attempt, affordable, next_length
+from speed.results import COMPLETE, RESULTS, Result, append, newest, next_run, parse, ratio, read, summarise, write
+from speed.rows import LONGEST, ROWS, SYSTEMS
+from speed.schedule import Entry, expected_seconds, order
+from speed.speed_chart import LABELS, WIDTH
+
+ROW, OTHER = "8b-2048-bs2-ga4", "8b-8192-bs1-ga2"
+GIB = 2**30
+
+
+def result(run: int, system: str, rate: float = 1000.0, row: str = ROW, **changes: object) -> Result:
+    made = Result(run, row, system, rate, 0.01, 6.5, None, None, 2.0, 0.3, "GPU", "torch 2", "abc")
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+COMPLETE_RUN = [result(3, "ours", 1500), result(3, "unsloth-max", 1200), result(3, "unsloth", 800)]
+
+
+def test_what_is_written_is_read_and_a_column_that_an_old_file_lacks_is_empty() -> None:
+    results = [result(1, "ours", planned_gib=7.25), result(2, LONGEST, max_tokens=81_920)]
+    assert parse(write(results)) == results
+    old = write(results).replace(",max_tokens", "").replace(",7.25,,", ",7.25,").replace(",,81920,", ",,")
+    assert parse(old) == [results[0], replace(results[1], max_tokens=None)]
+
+
+def test_the_committed_file_keeps_its_figures_when_a_line_is_added(tmp_path: Path) -> None:
+    copy = tmp_path / "results.csv"
+    copy.write_text(RESULTS.read_text())
+    append(copy, result(next_run(read()), "ours"))
+    assert read(copy)[:-1] == read()
+    assert len(read()) >= 9
+
+
+def test_lines_are_added_and_runs_counted(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    assert next_run(read(path)) == 1
+    append(path, result(1, "ours"))
+    append(path, result(1, "hf"))
+    assert [one.system for one in read(path)] == ["ours", "hf"]
+    assert next_run(read(path)) == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["results.csv"]
+
+
+def test_the_newest_run_that_is_complete_is_shown_by_row() -> None:
+    newer = [result(4, "ours", 1600), result(4, "unsloth", 800)]
+    elsewhere = [replace(one, run=2, row=OTHER) for one in COMPLETE_RUN]
+    found = newest([*elsewhere, *COMPLETE_RUN, *newer], COMPLETE)
+    assert {row: of_run[0].run for row, of_run in found.items()} == {OTHER: 2, ROW: 3}
+    completed = newest([*COMPLETE_RUN, *newer, result(4, "unsloth-max", 1200)], COMPLETE)
+    assert completed[ROW][0].run == 4
+
+
+def test_repeats_become_their_median_their_spread_and_the_shortest_first_step() -> None:
+    repeats = [result(1, "ours", rate, first_step_s=first) for rate, first in ((900, 6.0), (1000, 2.0), (1100, 2.5))]
+    summaries = summarise([*repeats, result(1, "unsloth", 500)])
+    ours = summaries[0]
+    assert (ours.tokens_per_second, ours.spread, ours.first_step_s, ours.repeats) == (1000, 0.2, 2.0, 3)
+    assert ratio(summaries, ours, "unsloth") == 2
+    assert ratio(summaries, ours, "unsloth-max") is None
+
+
+def test_systems_take_turns_and_a_single_round_ends_with_ours() -> None:
+    def names(entries: list[Entry]) -> str:
+        return " ".join(one.system for one in entries)
+
+    assert names(order([ROW], ["ours", "hf"], 2, ["ours"])) == "ours hf ours hf"
+    assert names(order([ROW], ["ours", "hf"], 1, ["ours"])) == "ours hf ours"
+    assert names(order([ROW], ["ours"], 1, ["ours"])) == "ours"
+    assert order([LONGEST], SYSTEMS, 1, ["ours"]) == [Entry(LONGEST, "ours-smallest")]
+
+
+def test_seconds_are_foretold_from_the_newest_speed() -> None:
+    entry = Entry(ROW, "ours")
+    slow, fast = result(1, "ours", 1000), result(2, "ours", 2000)
+    once = expected_seconds(entry, [slow], 6, imported=True)
+    twice = expected_seconds(entry, [slow, fast], 6, imported=True)
+    assert once - twice == pytest.approx(9 * ROWS[ROW].tokens * (1 / 1000 - 1 / 2000))
+    assert expected_seconds(entry, [slow], 6, imported=False) > once
+    assert expected_seconds(Entry(ROW, "hf"), [slow], 6, imported=True) < once
+
+
+def search_on(card: float, bytes_per_token: float, base: float, most: int = 131_072) -> list[Attempt]:
+    """The search where memory is linear, and a length is out of memory as soon as it exceeds the card's bytes."""
+    limit, attempts = int(card * GIB), list[Attempt]()
+    while (tokens := next_length(attempts, limit, 8192, most)) is not None:
+        peak = int(base * GIB + tokens * bytes_per_token)
+        attempts.append(Attempt(tokens, peak if peak <= limit else None, 1.0, {}))
+        assert tokens % GRAIN == 0
+        assert tokens <= most
+    return attempts
+
+
+@pytest.mark.parametrize("per_token", [60_000, 90_000, 216_000, 400_000])
+def test_the_search_finds_the_longest_within_two_per_cent_in_few_attempts(per_token: int) -> None:
+    attempts = search_on(23.5, per_token, 5.6)
+    longest = max(one.tokens for one in attempts if one.peak is not None)
+    possible = min(131_072, (23.5 - 5.6) * GIB / per_token)
+    assert possible * 0.98 - GRAIN <= longest <= possible
+    assert len(attempts) <= 5
+
+
+def test_the_search_steps_back_where_memory_is_fragmented() -> None:
+    """Out of memory at 92 % of the card, whatever the prediction from peaks says."""
+    limit, attempts = int(23.5 * GIB), list[Attempt]()
+    while (tokens := next_length(attempts, limit, 8192, 131_072)) is not None:
+        peak = int(5.6 * GIB + tokens * 216_000)
+        attempts.append(Attempt(tokens, peak if peak <= 0.92 * limit else None, 1.0, {}))
+    longest = max(one.tokens for one in attempts if one.peak is not None)
+    assert longest >= 0.93 * (0.92 * 23.5 - 5.6) * GIB / 216_000
+
+
+def test_the_search_ends_where_nothing_fits() -> None:
+    attempts = search_on(5.0, 216_000, 5.6)
+    assert attempts
+    assert all(one.peak is None for one in attempts)
+
+
+def test_an_attempt_that_would_take_too_long_is_not_made() -> None:
+    attempts = [Attempt(8192, 1, 2.0, {}), Attempt(24_576, 2, 8.0, {})]
+    assert not affordable(attempts, 98_304, 32.0)  # four times the tokens at the least
+    assert affordable(attempts, 98_304, 128.0)  # sixteen times at the most
+    assert affordable([], 98_304, 0.0)
+
+
+def test_readme_and_chart_are_fresh_and_a_stale_one_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert chart.main(["--check"]) == 0
+    monkeypatch.setattr(chart, "read", lambda: COMPLETE_RUN)
+    assert chart.main(["--check"]) == 1
+    assert capsys.readouterr().err.count("is stale") == 2
+
+
+def test_the_section_names_speeds_ratios_and_where_they_are_from() -> None:
+    longest = result(5, "ours-smallest", row=LONGEST, max_tokens=90_112, peak_gib=23.1)
+    text = chart.section([*COMPLETE_RUN, longest])
+    assert "| this project | 1,500 | 1.25x | 1.88x | 6.50 | 2.0 |" in text
+    assert "90,112 tokens in 23.10 GiB" in text
+    assert "emulated" in text
+    assert "run 3 on one GPU, commit abc; torch 2" in text
+    old = f"before\n{chart.BEGIN}old\n{chart.END}after\n"
+    assert chart.replace_section(old, text) == f"before\n{chart.BEGIN}{text}{chart.END}after\n"
+    with pytest.raises(ValueError, match="marks"):
+        chart.replace_section("no marks", text)
+
+
+def test_a_peer_that_the_shown_run_lacks_is_compared_with_this_project_in_its_own_run() -> None:
+    older = [result(1, "ours", 900), result(1, "hf", 500), result(2, "ours", 1000), result(2, "hf", 400)]
+    text = chart.section([*older, *COMPLETE_RUN])
+    assert "in other runs: this project has 2.50x the speed of HF + TRL (run 2)." in text
+    assert "in other runs" not in chart.section(COMPLETE_RUN)
+    assert "in other runs" not in chart.section([*older[1:2], *COMPLETE_RUN]), "not beside this project"
+
+
+def test_the_chart_is_well_formed_deterministic_and_inside_its_frame() -> None:
+    results = [result(3, system, 1000.0 + index) for index, system in enumerate(SYSTEMS)]
+    text = chart.picture(results)
+    assert text == chart.picture(list(results))
+    root = ET.fromstring(text)
+    bars = [one for one in root.iter("{http://www.w3.org/2000/svg}rect") if one.get("class") in ("ours", "peer")]
+    assert len(bars) == 2 * len(SYSTEMS)
+    assert max(float(one.attrib["x"]) + float(one.attrib["width"]) for one in bars) < WIDTH - 60  # room for the value
+    assert max(float(one.attrib["y"]) for one in bars) < float(root.attrib["height"])
+    assert set(LABELS.values()) <= {one.text for one in root.iter("{http://www.w3.org/2000/svg}text")}
+
+
+def test_every_system_has_a_label() -> None:
+    assert set(LABELS) == set(SYSTEMS)

@@ -1,0 +1,174 @@
+"""`finetune artifacts`: what a job made, listed and downloaded with every digest checked; jobs found in four ways."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from finetune_api.progress import Resolved
+from finetune_api.run_config import RunConfig
+from finetune_api.vocabulary import ArtifactType
+from finetune_devcluster.cluster import DevCluster
+from finetune_test_programs.binaries import kube_binary
+from finetune_trainer.artifacts.manifest import Manifest
+from finetune_trainer.artifacts.store import ArtifactStore, LocalArtifact, Provenance
+from finetune_trainer.storage.object_store import ignore_bytes
+
+CRD = Path(__file__).parents[3] / "crds/finetune.dev_finetunejobs.yaml"
+CRD_NAME = "crd/finetunejobs.finetune.dev"
+OpenStore = Callable[..., ArtifactStore]
+
+
+def finetune(*words: str | Path, path: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).parent / "finetune"
+    settings = os.environ | {"PATH": path or os.environ["PATH"]} | environment
+    command = [str(program), "artifacts", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=settings)
+
+
+@pytest.fixture
+def published(open_attempt: OpenStore, tmp_path: Path) -> tuple[ArtifactStore, Manifest]:
+    """A result in S3: an adapter's folder and a GGUF file."""
+    adapter = tmp_path / "adapter"
+    (adapter / "sub").mkdir(parents=True)
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights" * 1000)
+    (adapter / "sub/empty.json").touch()
+    gguf = tmp_path / "job-Q8_0.gguf"
+    gguf.write_bytes(b"GGUF" * 1000)
+    artifacts = [
+        LocalArtifact(ArtifactType.ADAPTER, adapter, "safetensors", "F32"),
+        LocalArtifact(ArtifactType.GGUF, gguf, "gguf", "Q8_0"),
+    ]
+    store = open_attempt()
+    provenance = Provenance(Resolved(dataset_digest="d" * 64), {"loss": 1.5})
+    return store, store.publish(artifacts, provenance, ignore_bytes)
+
+
+def manifest_file(config: RunConfig, path: Path) -> Path:
+    """The FineTuneJob that a run configuration came from."""
+    sections = ("model", "dataset", "training", "output")
+    spec = {name: section for name, section in config.to_wire().items() if name in sections}
+    metadata = {"name": config.job.name, "namespace": config.job.namespace}
+    job = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": metadata, "spec": spec}
+    path.write_text(yaml.safe_dump(job))
+    return path
+
+
+def test_a_manifest_lists_and_downloads_what_was_published(
+    published: tuple[ArtifactStore, Manifest], credentials: Path, tmp_path: Path
+) -> None:
+    store, manifest = published
+    job = manifest_file(store.config, tmp_path / "job.yaml")
+    listed = finetune(job, "--credentials", credentials)
+    assert listed.returncode == 0, listed.stderr
+    for artifact in manifest.artifacts:
+        assert f"{artifact.sha256}  {artifact.uri}\n" in listed.stdout
+    assert "loss 1.5" in listed.stdout
+    assert "note:" not in listed.stderr
+
+    target = tmp_path / "down"
+    done = finetune(job, "--credentials", credentials, "--download", target)
+    assert done.returncode == 0, done.stderr
+    assert (target / "gguf/job-Q8_0.gguf").read_bytes() == b"GGUF" * 1000
+    assert (target / "adapter/sub/empty.json").read_bytes() == b""
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=target, check=True, capture_output=True)
+    secret = (credentials / "AWS_SECRET_ACCESS_KEY").read_text()
+    assert secret not in listed.stdout + listed.stderr + done.stdout + done.stderr
+
+
+def test_a_changed_object_is_not_delivered(
+    published: tuple[ArtifactStore, Manifest], credentials: Path, tmp_path: Path
+) -> None:
+    store, manifest = published
+    job, target = manifest_file(store.config, tmp_path / "job.yaml"), tmp_path / "down"
+    changed = tmp_path / "changed"
+    changed.write_bytes(b"GGUX" * 1000)
+    store.space.put_file(manifest.artifacts[1].files[0].path, changed, ignore_bytes)
+    assert finetune(job, "--credentials", credentials).returncode == 0, "its size is right: a list cannot see it"
+    done = finetune(job, "--credentials", credentials, "--download", target)
+    assert done.returncode == 20
+    assert "job-Q8_0.gguf is not what the job made" in done.stderr
+    assert not list((target / "gguf").glob("*"))
+    only = finetune(job, "--credentials", credentials, "--download", target, "--type", "Adapter")
+    assert only.returncode == 0, only.stderr
+
+
+def test_a_missing_object_shows_in_the_list(
+    published: tuple[ArtifactStore, Manifest], credentials: Path, tmp_path: Path
+) -> None:
+    store, manifest = published
+    store.space.delete([manifest.artifacts[1].files[0].path])
+    done = finetune(manifest_file(store.config, tmp_path / "job.yaml"), "--credentials", credentials)
+    assert done.returncode == 15
+    assert "1 missing" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "path", ["../outside", "/etc/outside", "attempts/a/../../outside", "a\\..\\b", "attempts/a/./b"]
+)
+def test_a_manifest_that_names_a_path_outside_is_refused(
+    published: tuple[ArtifactStore, Manifest], tmp_path: Path, path: str
+) -> None:
+    _, manifest = published
+    artifact = manifest.artifacts[1]
+    evil = artifact.model_copy(update={"files": (artifact.files[0].model_copy(update={"path": path}),)})
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (tmp_path / "outside").write_bytes(b"GGUF" * 1000)
+    (folder / "manifest.json").write_bytes(manifest.model_copy(update={"artifacts": (evil,)}).encode())
+    done = finetune(folder, "--download", tmp_path / "down")
+    assert done.returncode != 0
+    assert "no path inside a result" in done.stderr
+    assert not list((tmp_path / "down").rglob("*"))
+
+
+def test_an_address_and_a_finished_jobs_name_lead_to_the_same_result(
+    published: tuple[ArtifactStore, Manifest], credentials: Path, tmp_path: Path
+) -> None:
+    store, manifest = published
+    endpoint = str(store.config.output.s3.endpoint_url)
+    words = ("--credentials", credentials, "--endpoint-url", endpoint)
+    by_address = finetune(store.manifest_uri().removesuffix("manifest.json"), *words)
+    assert manifest.artifacts[0].sha256 in by_address.stdout
+    absent = finetune(store.manifest_uri().replace("/job/", "/absent/"), *words)
+    assert absent.returncode == 20
+    assert "has not finished, or wrote elsewhere" in absent.stderr
+    changed = store.config.model_copy(update={"training": store.config.training.model_copy(update={"seed": 7})})
+    other = finetune(manifest_file(changed, tmp_path / "other.yaml"), *words)
+    assert "another version of the specification" in other.stderr
+
+
+@pytest.mark.cluster
+def test_a_job_of_the_cluster_is_found_by_its_name(
+    published: tuple[ArtifactStore, Manifest],
+    credentials: Path,
+    tmp_path: Path,
+    dev_cluster: DevCluster,
+    namespace: str,
+) -> None:
+    store, manifest = published
+    dev_cluster.kubectl("apply", "--server-side", "-f", str(CRD))
+    dev_cluster.kubectl("wait", "--for=condition=established", "--timeout=20s", CRD_NAME)
+    job = yaml.safe_load(manifest_file(store.config, tmp_path / "job.yaml").read_text())
+    job["metadata"]["namespace"] = namespace
+    dev_cluster.kubectl("create", "-f", "-", stdin=yaml.safe_dump(job))
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "kubectl").write_text(f'#!/bin/sh\nexec {kube_binary()} kubectl "$@"\n')
+    (programs / "kubectl").chmod(0o755)
+    where = {"path": f"{programs}:{os.environ['PATH']}", "KUBECONFIG": str(dev_cluster.kubeconfig)}
+    running = finetune(f"{namespace}/job", "--credentials", credentials, **where)
+    assert running.returncode == 20
+    assert "has no result yet" in running.stderr
+    status = f'{{"status": {{"phase": "Succeeded", "manifestUri": "{store.manifest_uri()}"}}}}'
+    patch = ("--subresource", "status", "--type", "merge", "-p", status)
+    dev_cluster.kubectl("patch", "finetunejob", "job", "-n", namespace, *patch)
+    done = finetune(f"{namespace}/job", "--credentials", credentials, **where)
+    assert done.returncode == 0, done.stderr
+    assert manifest.artifacts[1].sha256 in done.stdout
+    unknown = finetune(f"{namespace}/other", **where)
+    assert "not found" in unknown.stderr

@@ -1,0 +1,106 @@
+"""`finetune export` as a user calls it: from folders and from S3, every error at once, nothing left behind."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from finetune_test_servers.object_store import ObjectStore
+from finetune_trainer.export.export import ExportRequest, export
+
+Finetune = Callable[..., subprocess.CompletedProcess[str]]
+MakeAdapter = Callable[..., Path]
+
+
+def files_below(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_folders_give_the_same_bytes_as_the_jobs_own_stage(
+    finetune: Finetune, make_adapter: MakeAdapter, tiny_base: Path, tmp_path: Path
+) -> None:
+    adapter, output = make_adapter(tiny_base, tmp_path / "adapter"), tmp_path / "out"
+    done = finetune(
+        *("export", "--base", tiny_base, "--adapter", adapter, "--output", output, "--name", "mine"),
+        *("--merged", "BF16", "--gguf", "Q8_0", "--gguf", "F16", "--device", "cpu"),
+    )
+    assert done.returncode == 0, done.stderr
+    for part in ("merged/", "gguf/mine-Q8_0.gguf", "gguf/mine-F16.gguf", "GB/s"):
+        assert part in done.stdout
+    request = ExportRequest(tiny_base, adapter, tmp_path / "stage", "BF16", ("Q8_0", "F16"), "mine")
+    stage = export(request, device=torch.device("cpu"), on_progress=lambda done, total: None)
+    assert files_below(output) == files_below(tmp_path / "stage")
+    for file in stage:
+        assert (output / file.path.relative_to(tmp_path / "stage")).read_bytes() == file.path.read_bytes()
+    merged = load_file(output / "merged/model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
+    base = load_file(tiny_base / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
+    assert not torch.equal(merged, base), "the adapter changed nothing: the comparison above would prove little"
+
+
+def test_sources_in_s3_are_read_with_the_named_credentials(
+    finetune: Finetune, make_adapter: MakeAdapter, tiny_base: Path, tmp_path: Path, object_store: ObjectStore
+) -> None:
+    adapter = make_adapter(tiny_base, tmp_path / "adapter")
+    client, secret = object_store.client(), tmp_path / "secret"
+    client.create_bucket(Bucket="exported")
+    for folder, prefix in ((tiny_base, "base"), (adapter, "adapter")):
+        for path in folder.iterdir():
+            client.upload_file(str(path), "exported", f"{prefix}/{path.name}")
+    secret.mkdir()
+    (secret / "AWS_ACCESS_KEY_ID").write_text(object_store.access_key)
+    (secret / "AWS_SECRET_ACCESS_KEY").write_text(object_store.secret_key)
+    words = ("export", "--base", "s3://exported/base/", "--adapter", "s3://exported/adapter/", "--gguf", "Q8_0")
+    place = ("--endpoint-url", object_store.endpoint_url, "--credentials", secret, "--output", tmp_path / "out")
+    done = finetune(*words, *place)
+    assert done.returncode == 0, done.stderr
+    assert "gguf/base-Q8_0.gguf" in files_below(tmp_path / "out")
+    assert not [name for name in files_below(tmp_path / "out") if not name.startswith("gguf/")], "downloads stayed"
+    assert object_store.secret_key not in done.stdout + done.stderr
+
+    absent = finetune("export", "--base", "s3://exported/no-such/", "--gguf", "Q8_0", *place)
+    assert absent.returncode == 12
+    assert "ModelNotFound: s3://exported/no-such/ holds nothing" in absent.stderr
+
+
+def test_every_wrong_argument_is_named_at_once(finetune: Finetune, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = finetune(
+        *("export", "--base", tmp_path / "absent", "--adapter", "pvc://claim/adapter", "--merged", "INT3"),
+        *("--gguf", "Q9_9", "--gguf", "F16", "--gguf", "F16", "--output", tmp_path / "file", "--name", "a/b"),
+        *("--device", "tpu", "--credentials", tmp_path / "none", "--revision", "v1", "--typo", "--region"),
+    )
+    assert done.returncode == 10
+    for part in (
+        "--base: ",
+        "--adapter: found 'pvc://claim/adapter'",
+        "--merged: found 'INT3': choose BF16 or FP16",
+        "--gguf: found 'Q9_9'",
+        "--gguf: F16 is written twice",
+        "--output: ",
+        "--name: found 'a/b'",
+        "--device: found 'tpu'",
+        "--credentials: ",
+        "--typo: no such argument",
+        "--region: needs a value",
+    ):
+        assert part in done.stderr
+    assert "Traceback" not in done.stderr
+    nothing = finetune("export")
+    assert "--base: is missing" in nothing.stderr
+    assert "nothing to export" in nothing.stderr
+
+
+def test_a_base_that_cannot_be_exported_leaves_nothing(
+    finetune: Finetune, make_adapter: MakeAdapter, tiny_base: Path, tmp_path: Path
+) -> None:
+    adapter = make_adapter(tiny_base, tmp_path / "adapter", use_dora=True)
+    config = adapter / "adapter_config.json"
+    config.write_text(config.read_text().replace('"use_dora": true', '"use_dora": false'))
+    words = ("export", "--base", tiny_base, "--output", tmp_path / "out", "--gguf", "F16")
+    done = finetune(*words, "--adapter", adapter)
+    assert done.returncode == 10
+    assert "InvalidConfiguration" in done.stderr
+    assert not files_below(tmp_path / "out")
+    assert finetune(*words).returncode == 0, "the base alone can be exported"

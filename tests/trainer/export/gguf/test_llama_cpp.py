@@ -1,0 +1,155 @@
+"""llama.cpp itself judges: from our F32 file of every family it says, greedily, exactly what transformers says.
+
+The weights are random, so that a wrong conversion changes every answer (a trained tiny model says the same to
+anything). Prompts reach beyond the windows of windowed layers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from finetune_test_models.family_models import FAMILY_MODELS
+from finetune_test_programs.generation import banned_tokens, complete, log_probabilities
+
+LENGTHS = (5, 9, 14, 22, 35, 58, 80, 110)
+PROMPTS = [[3 + (7 * number + 13 * place) % 400 for place in range(LENGTHS[number // 5])] for number in range(40)]
+TOKENS = 24
+CONTEXT = 512  # where longrope's short divisors end in the models here
+# transformers and llama.cpp, both in fp32, differ by at most 5.2e-5 in the log-probability of a token (Gemma 3; 2.4e-6
+# for Phi-4); where the two best tokens are closer than CLOSEST, neither would be right. F16 measured: 2e-3.
+FP32_DIFFERENCE, CLOSEST = 1e-4, 2e-5
+F16_DIFFERENCE = 5e-3
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What transformers says."""
+
+    answers: list[list[int]]
+    closest: float
+    """The smallest lead of a chosen token over the next."""
+    next: torch.Tensor
+    """Log-probabilities after each prompt, fp32 [prompts, tokens]."""
+    banned: list[int]
+
+
+class TableGelu(torch.nn.Module):
+    """GELU as llama.cpp computes it on a CPU: by a table of 16-bit values, unlike everything else (1e-4 in the
+    log-probabilities of Gemma models)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        looked_up = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+        return torch.where(x <= -10, torch.zeros_like(x), torch.where(x >= 10, x, looked_up))
+
+
+def load(base: Path) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager").eval()
+    if model.config.model_type.startswith("gemma"):
+        for layer in model.model.layers:
+            layer.mlp.act_fn = TableGelu()
+    return model
+
+
+@torch.no_grad()
+def said_by_transformers(base: Path, prompts: list[list[int]] = PROMPTS, tokens: int = TOKENS) -> Expected:
+    model = load(base)
+    banned = banned_tokens(base)
+    answers, leads, following = [], [], []
+    for length, group in groupby(prompts, key=len):
+        text = torch.tensor(list(group))
+        cache = None
+        for step in range(tokens):
+            said = model(text if cache is None else text[:, -1:], past_key_values=cache, use_cache=True)
+            logits, cache = said.logits[:, -1], said.past_key_values
+            if step == 0:
+                following.append(logits.log_softmax(-1))
+            logits[:, banned] = -torch.inf
+            best = logits.topk(2, dim=-1)
+            leads.append(best.values[:, 0] - best.values[:, 1])
+            text = torch.cat([text, best.indices[:, :1]], dim=1)
+        answers += text[:, length:].tolist()
+    return Expected(answers, float(torch.cat(leads).min()), torch.cat(following), banned)
+
+
+@pytest.fixture(scope="module", params=FAMILY_MODELS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def expected(name: str, family_base: Callable[[str], Path]) -> Expected:
+    return said_by_transformers(family_base(name))
+
+
+def largest_difference(file: Path, prompts: list[list[int]], expected: Expected, context: int = CONTEXT) -> float:
+    """Of log-probabilities, over all prompts and tokens."""
+    size = expected.next.shape[1]
+    found = log_probabilities(file, prompts, size=size, banned=expected.banned, context=context)
+    return float((torch.tensor(found) - expected.next).abs().max())
+
+
+def test_the_f32_file_says_what_transformers_says(
+    name: str, expected: Expected, family_base: Callable[[str], Path], export_gguf: Any, tmp_path: Path
+) -> None:
+    assert len({tuple(answer) for answer in expected.answers}) == len(PROMPTS), "the answers do not tell prompts apart"
+    assert expected.closest > CLOSEST, "two tokens are as good: choose another seed"
+    file = export_gguf(family_base(name), tmp_path, "F32")["F32"]
+    found = complete(file, PROMPTS, tokens=TOKENS, banned=expected.banned, context=CONTEXT)
+    assert found == expected.answers
+    assert largest_difference(file, PROMPTS, expected) < FP32_DIFFERENCE
+
+
+def test_the_f16_file_is_as_close_as_its_type(
+    name: str, expected: Expected, family_base: Callable[[str], Path], export_gguf: Any, tmp_path: Path
+) -> None:
+    file = export_gguf(family_base(name), tmp_path, "F16")["F16"]
+    assert FP32_DIFFERENCE < largest_difference(file, PROMPTS, expected) < F16_DIFFERENCE
+
+
+SPOILED = {
+    "q and k in Hugging Face's order": "llama-2",
+    "norms around zero": "gemma-3",
+    "no divisors of RoPE": "llama-3.1",
+    "long and short divisors swapped": "phi-3-long",
+}
+
+
+@pytest.mark.parametrize("way", SPOILED)
+def test_a_wrong_conversion_is_heard(
+    way: str, family_base: Callable[[str], Path], export_gguf: Any, spoil: Callable[[str], None], tmp_path: Path
+) -> None:
+    base = family_base(SPOILED[way])
+    spoil(way)
+    expected = said_by_transformers(base, PROMPTS[-5:])
+    file = export_gguf(base, tmp_path, "F32")["F32"]
+    assert largest_difference(file, PROMPTS[-5:], expected) > 10 * F16_DIFFERENCE
+    assert complete(file, PROMPTS[-5:], tokens=TOKENS, banned=expected.banned, context=CONTEXT) != expected.answers
+
+
+@pytest.mark.parametrize("name", ["phi-3-long", "phi-4-mini"])
+def test_beyond_the_original_context_the_long_divisors_are_used(
+    name: str, family_base: Callable[[str], Path], export_gguf: Any, tmp_path: Path
+) -> None:
+    base = family_base(name)
+    prompts = [[3 + (7 * number + 13 * place) % 400 for place in range(600)] for number in range(3)]
+    file = export_gguf(base, tmp_path, "F32")["F32"]
+    expected = said_by_transformers(base, prompts, tokens=1)
+    assert largest_difference(file, prompts, expected, context=1024) < FP32_DIFFERENCE
+
+
+@pytest.mark.parametrize("kind", ["BF16", "Q8_0"])
+def test_smaller_types_load_and_mostly_agree(
+    family_base: Callable[[str], Path], export_gguf: Any, tmp_path: Path, kind: str
+) -> None:
+    """Random weights have near ties, so some answers may differ; the first token of most prompts does not."""
+    base = family_base("llama-3.1")
+    expected = said_by_transformers(base)
+    file = export_gguf(base, tmp_path, kind)[kind]
+    found = complete(file, PROMPTS, tokens=1, banned=expected.banned, context=CONTEXT)
+    assert sum(ours[0] == theirs[0] for ours, theirs in zip(found, expected.answers, strict=True)) >= len(PROMPTS) - 2

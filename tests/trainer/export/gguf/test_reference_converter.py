@@ -1,0 +1,167 @@
+"""llama.cpp's own converter judges: from the same folder it writes the same tensors, byte for byte, and the same
+metadata but for the keys listed here."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from finetune_test_models.family_models import FAMILY_MODELS
+from finetune_test_models.tiny_tokenizers import KINDS, ByteLevelKind
+from finetune_test_programs.llama_cpp_converter import Conversion, convert
+
+TYPES = ("F16", "Q8_0")
+ABSENT = "absent"
+# Keys that may stand in one file only, each with the value that the other file's reader would assume or find itself.
+OURS_ONLY = {
+    "vocab_size": "the converter writes it for Llama only; llama.cpp otherwise counts the tokens, which are as many",
+    "rope.freq_base": "the converter leaves it out for Gemma 2, whose models all have llama.cpp's default, 10000",
+    "add_space_prefix": "the converter leaves llama.cpp's default, true, unsaid",
+    "eot_token_id": "the converter leaves it to llama.cpp to guess from the token's text; generation_config.json says",
+    "eom_token_id": "as eot_token_id",
+}
+THEIRS_ONLY = {
+    "add_sep_token": "read for BERT only; the converter writes false wherever a post-processor is a template"
+}
+DEFAULTS = {"rope.freq_base": 10000.0, "add_space_prefix": True, "add_sep_token": False}
+
+Pair = tuple[gguf.GGUFReader, gguf.GGUFReader]
+
+
+@pytest.fixture(scope="module")
+def theirs(
+    family_base: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, str], gguf.GGUFReader]:
+    """The converter's files, by family and type; written by one process."""
+    folder = tmp_path_factory.mktemp("theirs")
+    places = {(name, kind): folder / f"{name}-{kind}.gguf" for name in FAMILY_MODELS for kind in TYPES}
+    conversions = []
+    for (name, kind), path in places.items():
+        tokenizer = KINDS[FAMILY_MODELS[name].tokenizer]
+        pre_tokenizer = tokenizer.name if isinstance(tokenizer, ByteLevelKind) else "default"
+        conversions.append(Conversion(str(family_base(name)), str(path), kind.lower(), "tiny", pre_tokenizer))
+    convert(conversions)
+    return {key: gguf.GGUFReader(path) for key, path in places.items()}
+
+
+@pytest.fixture(scope="module", params=FAMILY_MODELS)
+def pairs(
+    request: pytest.FixtureRequest,
+    theirs: dict[tuple[str, str], gguf.GGUFReader],
+    family_base: Callable[[str], Path],
+    export_gguf: Callable[..., dict[str, Path]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Pair]:
+    """Our reader and theirs, by type."""
+    ours = export_gguf(family_base(request.param), tmp_path_factory.mktemp("ours"), *TYPES)
+    return {kind: (gguf.GGUFReader(ours[kind]), theirs[request.param, kind]) for kind in TYPES}
+
+
+def different_tensors(pair: Pair) -> list[str]:
+    """Names of tensors that are not the same in both files; order counts."""
+    ours, theirs = ([(t.name, t.tensor_type, tuple(t.shape), t.data) for t in reader.tensors] for reader in pair)
+    assert [each[0] for each in ours] == [each[0] for each in theirs]
+    return [
+        name
+        for (name, *form, data), (_, *their_form, their_data) in zip(ours, theirs, strict=True)
+        if form != their_form or not np.array_equal(data, their_data)
+    ]
+
+
+def metadata(reader: gguf.GGUFReader) -> dict[str, tuple[Any, Any]]:
+    """Key -> (types, value); the counts at the file's head are no metadata."""
+    fields = {key: field for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    return {key: (list(field.types), field.contents()) for key, field in fields.items()}
+
+
+def different_keys(pair: Pair) -> dict[str, tuple[Any, Any]]:
+    """Key without the architecture's name -> both values, where they differ."""
+    ours, theirs = map(metadata, pair)
+    return {
+        key.split(".", 1)[1].removeprefix("ggml."): (
+            ours.get(key, (None, ABSENT))[1],
+            theirs.get(key, (None, ABSENT))[1],
+        )
+        for key in ours.keys() | theirs.keys()
+        if ours.get(key) != theirs.get(key)
+    }
+
+
+def test_tensors_are_the_same_bytes(pairs: dict[str, Pair]) -> None:
+    for kind, pair in pairs.items():
+        assert len(pair[0].tensors) >= 15
+        assert different_tensors(pair) == [], kind
+
+
+def test_metadata_is_the_same_but_for_the_listed_keys(pairs: dict[str, Pair]) -> None:
+    for pair in pairs.values():
+        for key, (ours, theirs) in different_keys(pair).items():
+            if theirs == ABSENT:
+                assert key in OURS_ONLY
+                assert ours == DEFAULTS.get(key, ours), key
+            else:
+                assert ours == ABSENT, f"{key}: {ours} is not {theirs}"
+                assert key in THEIRS_ONLY
+                assert theirs == DEFAULTS[key]
+
+
+def test_every_listed_key_is_needed(
+    theirs: dict[tuple[str, str], gguf.GGUFReader],
+    family_base: Callable[[str], Path],
+    export_gguf: Callable[..., dict[str, Path]],
+    tmp_path: Path,
+) -> None:
+    found: set[str] = set()
+    for name in ("llama-2", "llama-3.1", "gemma-2"):
+        ours = gguf.GGUFReader(export_gguf(family_base(name), tmp_path / name, "F16")["F16"])
+        found |= different_keys((ours, theirs[name, "F16"])).keys()
+    assert found == OURS_ONLY.keys() | THEIRS_ONLY.keys()
+
+
+def test_what_generation_stops_at_is_named(
+    family_base: Callable[[str], Path], export_gguf: Callable[..., dict[str, Path]], tmp_path: Path
+) -> None:
+    expected = {
+        "llama-3.1": ("<|eot_id|>", "<|eom_id|>"),
+        "gemma-3": ("<end_of_turn>", None),
+        "phi-3": ("<|end|>", None),
+    }
+    for name, words in expected.items():
+        reader = gguf.GGUFReader(export_gguf(family_base(name), tmp_path / name, "F16")["F16"])
+        tokens = reader.fields["tokenizer.ggml.tokens"].contents()
+        fields = (reader.fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eot", "eom"))
+        assert tuple(tokens[field.contents()] if field else None for field in fields) == words
+
+
+SPOILED = {
+    "q and k in Hugging Face's order": (
+        "mistral-nemo",
+        {"blk.0.attn_q.weight", "blk.0.attn_k.weight", "blk.1.attn_q.weight", "blk.1.attn_k.weight"},
+    ),
+    "norms around zero": (
+        "gemma-3",
+        {"output_norm.weight", "blk.0.attn_norm.weight", "blk.5.post_ffw_norm.weight", "blk.3.attn_k_norm.weight"},
+    ),
+    "no divisors of RoPE": ("llama-3.1", {"rope_freqs.weight"}),
+    "long and short divisors swapped": ("phi-4-mini", {"rope_factors_long.weight", "rope_factors_short.weight"}),
+}
+
+
+@pytest.mark.parametrize("way", SPOILED)
+def test_a_wrong_conversion_is_seen(
+    theirs: dict[tuple[str, str], gguf.GGUFReader],
+    family_base: Callable[[str], Path],
+    export_gguf: Callable[..., dict[str, Path]],
+    spoil: Callable[[str], None],
+    tmp_path: Path,
+    way: str,
+) -> None:
+    name, wrong = SPOILED[way]
+    spoil(way)
+    ours = gguf.GGUFReader(export_gguf(family_base(name), tmp_path, "F16")["F16"])
+    found = different_tensors((ours, theirs[name, "F16"]))
+    assert wrong <= set(found)
+    assert len(found) <= len(ours.tensors) / 2

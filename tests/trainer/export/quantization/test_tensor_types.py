@@ -1,0 +1,122 @@
+"""The type of every tensor, as `llama_model_quantize` chooses it, for all types over architectures and depths.
+
+The judge reads shapes and names only, so the files it gets hold matrices of two rows.
+"""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter
+
+from finetune_api.vocabulary import GgufType
+from finetune_test_programs.reference_quantizer import quantize_files
+from finetune_trainer.export.quantization import tensor_types
+from finetune_trainer.export.quantization.file_types import find_file_type
+from finetune_trainer.export.quantization.tensor_types import ModelShape, choose_tensor_types
+
+Tensors = list[tuple[str, tuple[int, ...]]]
+TYPES = [kind.value for kind in GgufType]
+SEPARATE = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+FUSED = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
+# architecture, layers, heads, key and value heads, tied: every condition of the rules is met and missed.
+MODELS = [
+    (MODEL_ARCH.LLAMA, 1, 4, 2, False),
+    (MODEL_ARCH.LLAMA, 2, 4, 1, True),
+    (MODEL_ARCH.LLAMA, 12, 8, 2, False),  # tenth layer by number is third by name
+    (MODEL_ARCH.LLAMA, 32, 8, 8, False),
+    (MODEL_ARCH.LLAMA, 80, 8, 1, False),
+    (MODEL_ARCH.LLAMA, 80, 8, 8, False),
+    (MODEL_ARCH.QWEN2, 28, 4, 2, True),
+    (MODEL_ARCH.QWEN2, 80, 8, 1, False),
+    (MODEL_ARCH.QWEN3, 36, 8, 2, False),
+    (MODEL_ARCH.PHI3, 32, 4, 4, False),
+    (MODEL_ARCH.PHI3, 80, 4, 1, False),
+    (MODEL_ARCH.GEMMA2, 42, 4, 2, True),
+    (MODEL_ARCH.GEMMA3, 26, 4, 1, True),
+]
+DEEP = 80
+
+
+def make_tensors(architecture: MODEL_ARCH, layers: int, *, tied: bool) -> Tensors:
+    """In the order of their names, as in safetensors files: layer 10 comes before layer 2. Super-blocks fit into the
+    rows of two layers of three, and only blocks of 32 into the others'."""
+    parts = FUSED if architecture is MODEL_ARCH.PHI3 else SEPARATE
+    if layers == DEEP:
+        parts = tuple(part for part in parts if part in ("attn_v", "attn_qkv"))  # depth alone decides only this one
+    inner: Tensors = []
+    for layer in sorted(range(layers), key=str):
+        width = 288 if layer % 3 == 1 else 512
+        inner += [(f"blk.{layer}.attn_norm.weight", (width,)), (f"blk.{layer}.attn_q.bias", (width,))]
+        inner += [(f"blk.{layer}.{part}.weight", (2, width)) for part in parts]
+    width = 288 if layers % 3 == 1 else 512
+    outer: Tensors = [("token_embd.weight", (2, width)), ("output_norm.weight", (width,))]
+    return outer + inner + ([] if tied else [("output.weight", (2, width))])
+
+
+def write_file(path: Path, architecture: MODEL_ARCH, layers: int, heads: int, kv_heads: int, tensors: Tensors) -> Path:
+    writer = GGUFWriter(path, MODEL_ARCH_NAMES[architecture])
+    writer.add_block_count(layers)
+    writer.add_context_length(64)
+    writer.add_embedding_length(512)
+    writer.add_feed_forward_length(512)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_sliding_window(32)
+    writer.add_vocab_size(2)
+    writer.add_rope_dimension_count(512 // heads)
+    for name, shape in tensors:
+        writer.add_tensor(name, np.ones(shape, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def types_in(path: Path) -> dict[str, GGMLQuantizationType]:
+    return {tensor.name: tensor.tensor_type for tensor in gguf.GGUFReader(path).tensors}
+
+
+def chosen_by_llama_cpp(source: Path) -> dict[str, dict[str, GGMLQuantizationType]]:
+    targets = {kind: source.with_name(f"{kind}.gguf") for kind in TYPES if kind != "F32"}
+    quantize_files(source, targets)
+    return {kind: types_in(target) for kind, target in targets.items()} | {"F32": types_in(source)}
+
+
+@pytest.mark.parametrize(("architecture", "layers", "heads", "kv_heads", "tied"), MODELS)
+def test_every_tensor_has_the_type_that_llama_cpp_gives_it(
+    tmp_path: Path, architecture: MODEL_ARCH, layers: int, heads: int, kv_heads: int, tied: bool
+) -> None:
+    tensors = make_tensors(architecture, layers, tied=tied)
+    expected = chosen_by_llama_cpp(write_file(tmp_path / "F32.gguf", architecture, layers, heads, kv_heads, tensors))
+    shape = ModelShape(architecture, layers, heads, kv_heads)
+    for kind in TYPES:
+        found = choose_tensor_types(find_file_type(kind), shape, tensors)
+        differing = {
+            name: (found[name].name, theirs.name) for name, theirs in expected[kind].items() if found[name] != theirs
+        }
+        assert not differing, kind
+
+
+def test_each_rule_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any one of the rules some file of the table above would differ from llama.cpp's."""
+    cases = [(make_tensors(MODEL_ARCH.LLAMA, 32, tied=False), ModelShape(MODEL_ARCH.LLAMA, 32, 8, 2))]
+    for key, rule in list(tensor_types._RULES.items()):
+        kind = find_file_type(key[0])
+        with monkeypatch.context() as patched:
+            before = [choose_tensor_types(kind, shape, tensors) for tensors, shape in cases]
+            patched.setitem(tensor_types._RULES, key, lambda place: None)
+            assert [choose_tensor_types(kind, shape, tensors) for tensors, shape in cases] != before, (key, rule)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_rows_that_no_block_fits_stay_readable(kind: str) -> None:
+    """llama.cpp refuses a row of 33 for the simple types and takes F16 for the others; a file here is always made."""
+    tensors: Tensors = [("blk.0.ffn_down.weight", (4, 33)), ("blk.0.attn_k.weight", (1, 64))]
+    chosen = choose_tensor_types(find_file_type(kind), ModelShape(MODEL_ARCH.LLAMA, 1, 4, 4), tensors)
+    plain = kind if kind in ("F32", "BF16") else "F16"
+    assert chosen["blk.0.ffn_down.weight"] is GGMLQuantizationType[plain]
+    assert chosen["blk.0.attn_k.weight"] is GGMLQuantizationType.F32

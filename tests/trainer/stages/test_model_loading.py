@@ -1,0 +1,41 @@
+"""What is loaded is what was stored."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune_api.spec_inputs import ModelSpec
+from finetune_api.vocabulary import Precision, Quantization
+from finetune_kernels.primitives import nf4
+from finetune_test_models.tiny_model import make_tiny_model
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.stages import model_loading
+from finetune_trainer.stages.model_loading import load_model
+
+
+def spec(folder: Path, quantization: Quantization) -> ModelSpec:
+    return ModelSpec.model_validate(
+        {"source": f"file://{folder}", "maxSequenceLength": 128, "quantization": quantization}
+    )
+
+
+@pytest.mark.parametrize("rows", [544, 576])
+def test_rows_that_a_cpu_decodes_wrongly_are_refused(
+    rows: int, tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong as on a CPU with AVX512, whatever this one is: 544 is not a multiple of 64, 576 is."""
+    if rows == 544:
+        monkeypatch.setattr(model_loading, "dequantize_4bit", lambda packed, state: 1.4 * nf4.reference(packed, state))
+    folder = make_tiny_model(tmp_path, texts=texts, layers=1, intermediate_size=rows)
+    load_model(folder, spec(folder, Quantization.NONE), Precision.FP32, gpus=0)
+    quantized = spec(folder, Quantization.NF4)
+    if rows == 576:
+        layer = load_model(folder, quantized, Precision.FP32, gpus=0).model.model.layers[0].mlp.down_proj
+        state = layer.weight.quant_state
+        eye = torch.eye(rows)
+        assert torch.allclose(layer(eye).T, nf4.reference(layer.weight.data, state), rtol=1e-5)
+    else:
+        with pytest.raises(TrainerError, match="rows have 544 weights") as refusal:
+            load_model(folder, quantized, Precision.FP32, gpus=0)
+        assert refusal.value.reason == "InvalidConfiguration"

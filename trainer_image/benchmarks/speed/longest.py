@@ -1,0 +1,151 @@
+"""The longest sequence that trains two steps on a smaller card, emulated: PyTorch's allocator refuses to go beyond it.
+
+The model is loaded once; every length is tried by the real trainer, batch 1. Memory grows linearly with the length, so
+two short sequences predict the longest one; tries then close in on it. An attempt on 80k tokens takes most of a minute
+(attention is quadratic), which is why nothing is bisected from scratch.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from speed.rows import LONGEST_POSITION, SEED, Row
+
+GRAIN = 1024
+"""Lengths are multiples of this."""
+CONTEXT_BYTES = 2**29
+"""What CUDA's context takes of a real card, outside the allocator."""
+CLOSE_ENOUGH = 0.02
+"""The search ends where less than this share can be gained."""
+MOST_ATTEMPTS = 9
+CROSSOVER = 37_000
+"""Tokens at which attention takes as long as everything else (8B on an H200: 126 us a token at 24,576, 243 at
+81,920)."""
+STEPS = 2
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One length, and what came of it."""
+
+    tokens: int
+    peak: int | None
+    """Bytes allocated at most; None: out of memory."""
+    seconds: float
+    result: dict[str, Any]
+
+
+def next_length(attempts: Sequence[Attempt], limit: int, first: int, most: int) -> int | None:
+    """The length to try next on a card of `limit` bytes, beginning with `first`; None where the search is over. Pure.
+
+    Out of memory at a predicted length steps down from it, twice as far each time.
+    """
+    fitting = sorted((attempt for attempt in attempts if attempt.peak is not None), key=lambda one: one.tokens)
+    failed = [attempt.tokens for attempt in attempts if attempt.peak is None]
+    if len(attempts) >= MOST_ATTEMPTS:
+        return None
+    if len(fitting) < 2:
+        wanted = first if not fitting else 3 * first
+        if failed:
+            wanted = min(wanted, min(failed) // 2 // GRAIN * GRAIN)
+        return None if wanted < GRAIN or any(one.tokens == wanted for one in attempts) else wanted
+    below, best = fitting[-2:]
+    assert below.peak is not None
+    assert best.peak is not None
+    slope = max(1.0, (best.peak - below.peak) / (best.tokens - below.tokens))
+    wanted = min(most, int(best.tokens + (limit - best.peak) / slope) // GRAIN * GRAIN)
+    if failed and wanted >= min(failed):
+        wanted = (min(failed) - (min(failed) * 3 // 200 << (len(failed) - 1))) // GRAIN * GRAIN
+        wanted = max(wanted, (best.tokens + min(failed)) // 2 // GRAIN * GRAIN if wanted <= best.tokens else 0)
+    return wanted if wanted >= best.tokens * (1 + CLOSE_ENOUGH) else None
+
+
+def affordable(attempts: Sequence[Attempt], tokens: int, left: float) -> bool:
+    """Whether an attempt on `tokens` ends within `left` seconds, as the longest so far foretells. Pure."""
+    if not attempts:
+        return True
+    longest = max(attempts, key=lambda one: (one.peak is not None, one.tokens))
+    return longest.seconds * _work(tokens) / _work(longest.tokens) < left
+
+
+def _work(tokens: int) -> float:
+    return tokens * (1 + tokens / CROSSOVER)
+
+
+def search(system: str, row: Row, folder: Path, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """Figures of the longest sequence. Raises RuntimeError where not even the shortest trains."""
+    import torch
+
+    assert row.card_gib is not None
+    limit = int(row.card_gib * 2**30) - CONTEXT_BYTES
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
+    end = time.monotonic() + seconds
+    attempt = _Trainings(system, row, folder)
+    attempts: list[Attempt] = []
+    say("TRAINING")
+    while (tokens := next_length(attempts, limit, row.length, LONGEST_POSITION)) is not None:
+        if not affordable(attempts, tokens, end - time.monotonic()):
+            say(f"PROGRESS {tokens} tokens were not tried: no time left")
+            break
+        attempts.append(attempt(tokens))
+        peak = attempts[-1].peak
+        outcome = "out of memory" if peak is None else f"{peak / 2**30:.2f} of {limit / 2**30:.2f} GiB"
+        say(f"PROGRESS {tokens} tokens: {outcome}, {attempts[-1].seconds:.0f} s")
+    fitting = [one for one in attempts if one.peak is not None]
+    if not fitting:
+        raise RuntimeError(f"nothing fits {row.card_gib:g} GiB")
+    return max(fitting, key=lambda one: one.tokens).result
+
+
+class _Trainings:
+    """Two steps on sequences of any length, on one loaded model."""
+
+    def __init__(self, system: str, row: Row, folder: Path) -> None:
+        from finetune_api.vocabulary import Precision
+        from finetune_trainer.stages.adapter_injection import inject_adapter
+        from finetune_trainer.stages.model_loading import load_model
+        from finetune_trainer.training.engine import prepare_engine
+        from speed.systems import run_config
+
+        self._system, self._row, self._folder = system, row, folder
+        config = run_config(system, replace(row, length=LONGEST_POSITION), folder, STEPS)
+        self._loaded = load_model(folder, config.model, Precision.AUTO, gpus=1)
+        self._model = inject_adapter(self._loaded.model, config.adapter, SEED).model
+        self._engine = prepare_engine(self._model, self._loaded, config)
+
+    def __call__(self, tokens: int) -> Attempt:
+        """Train on `tokens`."""
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        began, result = time.monotonic(), None
+        try:
+            result = self._train(tokens)
+        except torch.OutOfMemoryError as error:
+            error.__traceback__ = None  # its frames hold the pass's tensors
+            for layer in self._engine.layers.layers if self._engine.layers else ():
+                layer.host.forget()
+        peak = torch.cuda.max_memory_allocated()
+        for parameter in self._model.parameters():
+            parameter.grad = None
+        gc.collect()
+        torch.cuda.empty_cache()
+        if result is None:
+            return Attempt(tokens, None, time.monotonic() - began, {})
+        result["peak_gib"] = round(peak / 2**30, 2)
+        return Attempt(tokens, peak, time.monotonic() - began, result)
+
+    def _train(self, tokens: int) -> dict[str, Any]:
+        from speed.step_times import make_watch, summarise
+        from speed.systems import dataset, our_trainer, run_config
+
+        row = replace(self._row, length=tokens)
+        config = run_config(self._system, row, self._folder, STEPS)
+        trainer = our_trainer(self._model, self._loaded, self._engine, config, dataset(row, STEPS))
+        watch = make_watch()
+        trainer.add_callback(watch)
+        trainer.train()
+        return summarise(watch.ends, trainer.state.log_history, row, warm_up=1, steps=1) | {"max_tokens": tokens}

@@ -1,0 +1,49 @@
+"""Times of a run's steps, and the figures that follow from them."""
+
+import statistics
+import time
+from itertools import pairwise
+from typing import Any
+
+from speed.rows import Row
+
+
+def make_watch() -> Any:
+    """A callback that keeps the times of the steps' ends (`ends`, the first step's beginning before them) and the
+    seconds until each step was launched (`launched`)."""
+    import torch
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        def __init__(self) -> None:
+            self.ends: list[float] = []
+            self.launched: list[float] = []
+
+        def on_step_begin(self, *arguments: Any, **options: Any) -> None:
+            if not self.ends:
+                torch.cuda.synchronize()
+                self.ends.append(time.perf_counter())
+
+        def on_step_end(self, *arguments: Any, **options: Any) -> None:
+            self.launched.append(time.perf_counter() - self.ends[-1])
+            torch.cuda.synchronize()
+            self.ends.append(time.perf_counter())
+
+    return Watch()
+
+
+def summarise(ends: list[float], history: list[dict[str, float]], row: Row, warm_up: int, steps: int) -> dict[str, Any]:
+    """The figures of a run from its steps' ends and its log: `warm_up` steps that do not count, then `steps` that do.
+    Raises RuntimeError where nothing was learned: such a run measures nothing."""
+    norms = [entry["grad_norm"] for entry in history if "grad_norm" in entry]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    if len(norms) < warm_up + steps or not min(norms) > 0:
+        raise RuntimeError(f"nothing was learned: gradient norms {norms}")
+    times = [last - first for first, last in pairwise(ends)]
+    rates = [row.tokens / seconds for seconds in times[warm_up : warm_up + steps]]
+    return {
+        "tokens_per_second": round(statistics.median(rates), 1),
+        "spread": round((max(rates) - min(rates)) / statistics.median(rates), 4),
+        "first_step_s": round(times[0], 2), "grad_norm": round(statistics.median(norms), 4),
+        "loss": round(losses[-1], 4),
+    }  # fmt: skip

@@ -1,0 +1,167 @@
+"""How each system is set up, as its own documentation says: the same checkpoint, tokens, adapter and optimiser.
+
+Everyone trains through TRL's SFTTrainer on random tokens, all supervised, with AdamW 8-bit, rank 16 on seven linears,
+in bf16. `import_libraries` can be called long before: importing takes longer than some measurements.
+"""
+
+import importlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from speed.rows import LINEARS, SEED, Row, working_folder
+
+OURS = tuple(
+    f"finetune_trainer.{name}"
+    for name in (
+        "stages.adapter_injection", "training.engine", "stages.model_loading", "stages.training",
+        "stages.training_configuration",
+    )
+)  # fmt: skip
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TOKENIZERS_PARALLELISM": "false"}
+MODES = {
+    "ours": {},
+    "ours-fp8": {"precision": "FP8"},
+    "ours-balanced": {"memory": "Balanced"},
+    "ours-smallest": {"memory": "Smallest"},
+}
+"""What each of ours has in its training section."""
+
+
+def import_libraries(system: str) -> None:
+    """Import everything that the system needs, in the order that it asks for (Unsloth patches the others)."""
+    os.environ |= ENVIRONMENT
+    if system == "unsloth-max":
+        os.environ["UNSLOTH_GC_KEEP_LAYERS"] = "max"
+    first = ["unsloth"] if system.startswith("unsloth") else []
+    for name in (*first, "torch", "transformers", "peft", "trl", "datasets", "bitsandbytes"):
+        importlib.import_module(name)
+    for name in OURS if system in MODES else ():
+        importlib.import_module(name)
+    # transformers imports a class's module when the class is first asked for
+    for module, name in (
+        ("trl", "SFTTrainer"),
+        ("transformers", "LlamaForCausalLM"),
+        ("transformers", "AutoTokenizer"),
+    ):
+        getattr(importlib.import_module(module), name)
+
+
+def build(system: str, row: Row, folder: Path, steps: int) -> Any:
+    """The system's trainer, ready to train `steps` steps of `row` on the model below `folder`."""
+    import_libraries(system)
+    maker = _ours if system in MODES else _unsloth if system.startswith("unsloth") else _hugging_face
+    return maker(system, row, folder, steps)
+
+
+def dataset(row: Row, steps: int) -> Any:
+    """Random rows of the full length, enough for `steps`."""
+    import torch
+    from datasets import Dataset
+
+    count = row.batch * row.accumulation * steps
+    tokens = torch.randint(3, 256, (count, row.length), generator=torch.Generator().manual_seed(SEED)).tolist()
+    return Dataset.from_dict({"input_ids": tokens, "labels": tokens})
+
+
+def _options(row: Row, steps: int, *, recompute: bool) -> dict[str, Any]:
+    """SFTConfig's fields, the same for every peer."""
+    return {
+        "output_dir": str(working_folder() / "out"), "max_steps": steps, "per_device_train_batch_size": row.batch,
+        "gradient_accumulation_steps": row.accumulation, "learning_rate": 2e-4, "optim": "adamw_8bit", "bf16": True,
+        "weight_decay": 0.01, "logging_steps": 1, "save_strategy": "no", "report_to": "none", "seed": SEED,
+        "max_length": row.length, "packing": False, "gradient_checkpointing": recompute, "disable_tqdm": True,
+        "dataset_num_proc": None,
+    }  # fmt: skip
+
+
+def _hugging_face(system: str, row: Row, folder: Path, steps: int) -> Any:
+    """transformers, TRL and peft alone; `liger` adds its kernels, as far as TRL takes them."""
+    import torch
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map={"": 0})
+    options = _options(row, steps, recompute=system != "hf-no-checkpointing")
+    return SFTTrainer(
+        model=model, args=SFTConfig(**options, use_liger_kernel=system == "liger"),
+        train_dataset=dataset(row, steps), processing_class=AutoTokenizer.from_pretrained(folder),
+        peft_config=LoraConfig(r=16, lora_alpha=16, target_modules=LINEARS, task_type="CAUSAL_LM"),
+    )  # fmt: skip
+
+
+def _unsloth(system: str, row: Row, folder: Path, steps: int) -> Any:
+    """Unsloth as its documentation sets it up; `unsloth-max` keeps all layers' activations (`import_libraries`)."""
+    import torch
+    from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
+    from unsloth import FastLanguageModel
+
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        str(folder), max_seq_length=row.length, dtype=torch.bfloat16, load_in_4bit=True
+    )
+    model = FastLanguageModel.get_peft_model(
+        model, r=16, lora_alpha=16, lora_dropout=0, bias="none", target_modules=LINEARS, random_state=SEED,
+        use_gradient_checkpointing="unsloth",
+    )  # fmt: skip
+    options = _options(row, steps, recompute=True)
+    del options["gradient_checkpointing"]
+    data = dataset(row, steps)
+    return SFTTrainer(model=model, args=SFTConfig(**options), train_dataset=data, processing_class=tokenizer)
+
+
+def _ours(system: str, row: Row, folder: Path, steps: int) -> Any:
+    """This project's trainer, as a job runs it."""
+    from finetune_trainer.stages.adapter_injection import inject_adapter
+    from finetune_trainer.stages.model_loading import load_model
+    from finetune_trainer.training.engine import prepare_engine
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    config = run_config(system, row, folder, steps)
+    loaded = load_model(folder, config.model, config.training.precision, gpus=1)
+    adapted = inject_adapter(loaded.model, config.adapter, SEED)
+    engine = prepare_engine(adapted.model, loaded, config)
+    return our_trainer(adapted.model, loaded, engine, config, dataset(row, steps))
+
+
+def run_config(system: str, row: Row, folder: Path, steps: int) -> Any:
+    """What the operator would hand to the trainer."""
+    from finetune_api.run_config import RunConfig
+
+    return RunConfig.model_validate(
+        {
+            "apiVersion": "finetune.dev/v1alpha1", "kind": "RunConfig",
+            "job": {"namespace": "bench", "name": "bench", "uid": "bench"},
+            "model": {"source": f"file://{folder}", "maxSequenceLength": row.length},
+            "dataset": {"source": "file:///none.jsonl", "packing": False}, "adapter": {"rank": 16, "alpha": 16},
+            "training": {
+                "maxSteps": steps, "batchSize": row.batch, "gradientAccumulation": row.accumulation,
+                **MODES[system], "checkpointSteps": 100_000, "seed": SEED,
+            },
+            "export": {"merged": "None", "gguf": []}, "output": {"s3": {"bucket": "models"}}, "checkpointsToKeep": 1,
+            "terminationGracePeriodSeconds": 60, "gpus": 1,
+        }
+    )  # fmt: skip
+
+
+def our_trainer(model: Any, loaded: Any, engine: Any, config: Any, data: Any) -> Any:
+    """QloraTrainer for `data`; `planned` is the plan's peak in bytes."""
+    from finetune_trainer.job.progress import Progress
+    from finetune_trainer.job.termination import Termination
+    from finetune_trainer.stages.training import QloraTrainer
+    from finetune_trainer.stages.training_configuration import configure_training
+    from finetune_trainer.training.callback import Companions, RunCallback
+
+    arguments = configure_training(
+        config, loaded, working_folder() / "out", evaluates=False, recompute=engine.recompute_activations,
+        batch=engine.batch,
+    )  # fmt: skip
+    callback = RunCallback(Progress(), None, Termination(), Companions(), engine)
+    trainer: Any = QloraTrainer(
+        model=model, engine=engine, args=arguments, callback=callback, train_dataset=data,
+        processing_class=loaded.tokenizer,
+    )  # fmt: skip
+    trainer.planned = engine.plan.peak_bytes if engine.plan else None
+    return trainer

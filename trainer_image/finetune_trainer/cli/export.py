@@ -1,0 +1,146 @@
+"""`finetune export`: merge and convert on this machine, without a cluster and without training."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from finetune_api.failures import FailureReason
+from finetune_api.sources import Source
+from finetune_trainer.cli.export_arguments import ExportArguments
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.export.export import ExportedFile, ExportRequest, export
+from finetune_trainer.job.logging_setup import configure_logging
+from finetune_trainer.sources import FetchedSource, fetch_adapter, fetch_model
+
+GIGABYTE = 1e9
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the closing table: a GGUF file, or the merged folder."""
+
+    path: str
+    size: int
+    seconds: float
+
+
+def export_here(arguments: ExportArguments) -> int:
+    """Fetch, export and show; returns the exit code."""
+    configure_logging(logging.ERROR)
+    console = Console(stderr=True, highlight=False)
+    began = time.monotonic()
+    try:
+        files = _export(arguments, console)
+    except TrainerError as error:
+        console.print(f"{error.reason}: {error.message}", markup=False, soft_wrap=True)
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        console.print("interrupted; nothing was left behind")
+        return INTERRUPTED
+    Console(highlight=False).print(to_table(to_rows(files, arguments.output)))
+    console.print(f"{time.monotonic() - began:.1f} s in all, sources fetched and checked")
+    return 0
+
+
+def _export(arguments: ExportArguments, console: Console) -> list[ExportedFile]:
+    device = choose_device(arguments.device)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    # Downloads go to the output's disk: it was chosen for files of this size.
+    with (
+        tempfile.TemporaryDirectory(prefix=".sources-", dir=arguments.output) as work,
+        _progress_bar(console) as bar,
+    ):
+        adapter = None
+        if arguments.adapter is not None:
+            task = bar.add_task(f"adapter {arguments.adapter}", total=None)
+            fetched = fetch_adapter(arguments.adapter, Path(work) / "adapter", arguments.access, _advance(bar, task))
+            adapter = fetched.folder
+            _finish(bar, task, fetched)
+        task = bar.add_task(f"base {arguments.base}", total=None)
+        base = fetch_model(
+            arguments.base, arguments.revision, Path(work) / "base", arguments.access, _advance(bar, task)
+        )
+        _finish(bar, task, base)
+        request = ExportRequest(
+            base=base.folder,
+            adapter=adapter,
+            output=arguments.output,
+            merged=arguments.merged,
+            gguf=arguments.gguf,
+            name=arguments.name,
+            base_name=Source.parse(arguments.base).hub_name,
+        )
+        task = bar.add_task("export", total=None)
+        return export(
+            request,
+            device=device,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+            on_tensor=lambda name: bar.update(task, description=name),
+            on_notice=lambda text: bar.console.print(f"note: {text}", markup=False, soft_wrap=True),
+        )
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one; raises TrainerError for a GPU that is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, "--device cuda: this machine has no usable NVIDIA GPU")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def to_rows(files: list[ExportedFile], output: Path) -> list[Row]:
+    """Lines of the table: the merged folder's files are one, every other file is its own."""
+    merged = [file for file in files if file.kind == "merged"]
+    rows = [Row(str(file.path.relative_to(output)), file.size, file.seconds) for file in files if file.kind != "merged"]
+    if merged:
+        total, seconds = sum(file.size for file in merged), sum(file.seconds for file in merged)
+        rows.insert(0, Row("merged/", total, seconds))
+    return rows
+
+
+def to_table(rows: list[Row]) -> Table:
+    """File, size, and how long encoding and writing it took; small text files have no rate."""
+    table = Table("file")
+    for heading in ("bytes", "seconds", "GB/s"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        rate = f"{row.size / row.seconds / GIGABYTE:.2f}" if row.seconds else ""
+        table.add_row(row.path, f"{row.size:,}", f"{row.seconds:.2f}" if row.seconds else "", rate)
+    return table
+
+
+def _progress_bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def _finish(bar: Progress, task: TaskID, fetched: FetchedSource) -> None:
+    size = sum(path.stat().st_size for path in fetched.files)
+    bar.update(task, total=size, completed=size)
+
+
+def _advance(bar: Progress, task: TaskID) -> Callable[[int], None]:
+    """Count downloaded bytes; files that are here already count none."""
+    return lambda count: bar.update(task, advance=count)

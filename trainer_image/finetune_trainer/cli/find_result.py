@@ -1,0 +1,123 @@
+"""Where the result of a job is, from what a user calls the job: a manifest file, a place, or a name in the cluster."""
+
+import json
+import re
+import subprocess
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from finetune_api.base import SUBDOMAIN
+from finetune_api.failures import FailureReason
+from finetune_api.job import FineTuneJob, load_manifest
+from finetune_api.run_config import JobIdentity, RunConfig
+from finetune_trainer.artifacts.manifest import MANIFEST_NAME
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage.folder_store import FolderSpace
+from finetune_trainer.storage.object_store import ObjectSpace
+from finetune_trainer.storage.s3_faults import OUTPUT_REASONS
+from finetune_trainer.storage.s3_session import S3Location, S3Session
+from finetune_trainer.storage.s3_store import S3Space
+
+KUBECTL_SECONDS = 30
+_NAME = re.compile(rf"({SUBDOMAIN}/)?{SUBDOMAIN}")
+
+
+@dataclass(frozen=True)
+class JobPlace:
+    """A job's prefix in a bucket, or its folder."""
+
+    folder: Path | None = None
+    bucket: str = ""
+    prefix: str = ""
+    endpoint_url: str | None = None
+    region: str | None = None
+    spec_digest: str | None = None
+    """Of the specification that the user named, where they named one."""
+
+    def open(self, credentials: Path | None) -> ObjectSpace:
+        """The storage; `credentials` is a folder like a mounted Secret, None is boto3's chain."""
+        if self.folder is not None:
+            return FolderSpace(self.folder)
+        session = S3Session(self.bucket, S3Location(self.endpoint_url, self.region), credentials, OUTPUT_REASONS)
+        return S3Space(session, self.prefix)
+
+
+def find_job(job: str, results: Path | None, endpoint_url: str | None, region: str | None) -> JobPlace:
+    """The place of `job`: an s3:// prefix, a folder with a manifest, a FineTuneJob's YAML file, or [namespace/]name in
+    the cluster that kubectl talks to. `results` is where `finetune run --output` wrote. Raises TrainerError."""
+    path = Path(job)
+    if job.startswith("s3://"):
+        place = _place_of_uri(job)
+    elif path.is_dir():
+        place = JobPlace(folder=path)
+    elif path.is_file():
+        place = _place_of_manifest(path, results)
+    elif _NAME.fullmatch(job):
+        place = _place_in_cluster(*_namespace_and_name(job))
+    else:
+        message = f"{job} is no s3:// address, folder, manifest or name of a job"
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+    return replace(place, endpoint_url=endpoint_url or place.endpoint_url, region=region or place.region)
+
+
+def _place_of_uri(uri: str) -> JobPlace:
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    return JobPlace(bucket=bucket, prefix=prefix.removesuffix(MANIFEST_NAME).strip("/"))
+
+
+def _place_of_manifest(path: Path, results: Path | None) -> JobPlace:
+    try:
+        job = load_manifest(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        message = f"{path} is no FineTuneJob: {str(error).splitlines()[0]}; see `finetune validate {path}`"
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from None
+    config = _config(job)
+    if results is not None:
+        return JobPlace(folder=results / config.job.name, spec_digest=config.spec_digest())
+    return _place_in_bucket(config)
+
+
+def _namespace_and_name(job: str) -> tuple[str | None, str]:
+    namespace, slash, name = job.partition("/")
+    return (namespace, name) if slash else (None, job)
+
+
+def _place_in_cluster(namespace: str | None, name: str) -> JobPlace:
+    words = ["kubectl", "get", "finetunejobs.finetune.dev", name, "--output", "json"]
+    words += ["--namespace", namespace] if namespace else []
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=KUBECTL_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        message = f"{name} is no file, and the cluster cannot be asked: kubectl: {type(error).__name__}"
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from None
+    if done.returncode:
+        message = f"{name} is no file, and kubectl says: {done.stderr.strip()[:500]}"
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+    job = FineTuneJob.from_object(json.loads(done.stdout))
+    if job.status.manifest_uri is None:
+        message = f"{name} has no result yet: its phase is {job.status.phase or 'unknown'}"
+        raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, message)
+    place = _place_of_uri(job.status.manifest_uri)
+    in_bucket = _place_in_bucket(_config(job))
+    return replace(in_bucket, bucket=place.bucket, prefix=place.prefix)
+
+
+def _config(job: FineTuneJob) -> RunConfig:
+    uid = job.metadata.uid or str(uuid.uuid4())
+    identity = JobIdentity(namespace=job.metadata.namespace, name=job.metadata.name, uid=uid)
+    return RunConfig.from_spec(identity, job.spec, progress=None)
+
+
+def _place_in_bucket(config: RunConfig) -> JobPlace:
+    s3 = config.output.s3
+    return JobPlace(
+        bucket=s3.bucket,
+        prefix=config.output_prefix(),
+        endpoint_url=s3.endpoint_url,
+        region=s3.region,
+        spec_digest=config.spec_digest(),
+    )

@@ -1,0 +1,93 @@
+"""`finetune-trainer run`: one attempt of a job, in its pod; `finetune-trainer preflight`: its checks on a CPU. The
+process ends with an exit code of the shared table."""
+
+import logging
+import sys
+
+from finetune_api.outcome import Outcome
+from finetune_api.run_config import RunConfig
+from finetune_api.vocabulary import Stage
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.job.logging_setup import configure_logging
+from finetune_trainer.job.outcome import failed, succeeded, write_outcome
+from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.reporter import Reporter
+from finetune_trainer.job.settings import Settings, load_config
+from finetune_trainer.job.termination import Termination
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Console script."""
+    if sys.argv[1:] not in (["run"], ["preflight"]):
+        sys.exit("usage: finetune-trainer run|preflight")
+    configure_logging()
+    termination = Termination()
+    termination.install()
+    settings = Settings.from_environment()
+    if sys.argv[1] == "preflight":
+        from finetune_trainer.preflight.without_torch import leave_out_torch
+
+        leave_out_torch()
+        from finetune_trainer.cli.preflight import preflight_attempt
+
+        sys.exit(preflight_attempt(settings))
+    sys.exit(run_attempt(settings, termination))
+
+
+def run_attempt(settings: Settings, termination: Termination) -> int:
+    """Run the mounted job; returns the exit code after the outcome is written."""
+    assert settings.termination_log is not None
+    progress = Progress()
+    try:
+        config = load_config(settings)
+    except TrainerError as error:
+        return write_outcome(_failed(error, progress), settings.termination_log)
+    reporter: Reporter | None = None
+    if config.progress is not None and settings.token is not None:
+        reporter = Reporter(progress, config.progress, settings.token)
+        reporter.start()
+    outcome = run_job(config, settings, progress, termination)
+    if reporter is not None:
+        reporter.close()
+    return write_outcome(outcome, settings.termination_log)
+
+
+def run_job(config: RunConfig, settings: Settings, progress: Progress, termination: Termination) -> Outcome:
+    """Reuse or train and publish. Every ending, whatever it is, has an outcome; this never raises."""
+    try:
+        outcome = _run(config, settings, progress, termination)
+    except BaseException as error:  # noqa: BLE001 (signals and defects included)
+        outcome = _failed(error, progress)
+    progress.finish()
+    return outcome
+
+
+def _failed(error: BaseException, progress: Progress) -> Outcome:
+    outcome = failed(error, progress)
+    log.error("%s: %s", outcome.reason, outcome.message, exc_info=None if isinstance(error, TrainerError) else error)
+    return outcome
+
+
+def _run(config: RunConfig, settings: Settings, progress: Progress, termination: Termination) -> Outcome:
+    from finetune_trainer.artifacts.hub_push import open_hub, push_result
+    from finetune_trainer.artifacts.store import open_store
+
+    store = open_store(config, settings.attempt_id, settings.credentials_of("output"), settings.output_folder)
+    try:
+        store.probe()
+        hub = open_hub(config.output.hub, settings.credentials_of("hub"))
+        if hub is not None:
+            hub.prepare()
+        if (existing := store.find_existing(config.spec_digest())) is not None:
+            hub_url = push_result(hub, store.space, existing, settings.work / "artifacts")
+            return succeeded(existing, store.manifest_uri(), progress, reused=True, hub_url=hub_url)
+        progress.stage(Stage.MODEL_LOADING)  # importing torch is a part of it: 3 s, on two busy cores 7 s
+        from finetune_trainer.pipeline import Workplace, run
+
+        manifest = run(Workplace(config, settings, store, progress, termination))
+        hub_url = push_result(hub, store.space, manifest, settings.work / "artifacts")
+        return succeeded(manifest, store.manifest_uri(), progress, reused=False, hub_url=hub_url)
+    finally:
+        store.close()

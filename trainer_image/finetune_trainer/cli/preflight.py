@@ -1,0 +1,101 @@
+"""`finetune-trainer preflight` in a pod and `finetune validate` on a user's machine."""
+
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+
+from finetune_api.failures import FAILURES
+from finetune_api.outcome import Outcome, Result
+from finetune_api.preflight import LONGEST_WARNING, MOST_WARNINGS, PreflightSummary, TokenLengths
+from finetune_api.run_config import RunConfig
+from finetune_api.vocabulary import Stage
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.job.outcome import failed, write_outcome
+from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.settings import Settings, load_config
+from finetune_trainer.preflight.checks import run_preflight
+from finetune_trainer.preflight.report import Report
+from finetune_trainer.preflight.reuse import find_result
+from finetune_trainer.preflight.table import to_sentence, to_table
+
+log = logging.getLogger(__name__)
+
+
+def preflight_attempt(settings: Settings) -> int:
+    """Check the mounted job; returns the exit code after the outcome is written."""
+    assert settings.termination_log is not None
+    try:
+        config = load_config(settings)
+        outcome = find_result(config, settings) or _check(config, settings)
+    except BaseException as error:  # signals and defects included: every ending has an outcome
+        outcome = failed(error, Progress()).model_copy(update={"stage": Stage.PREFLIGHT})
+        known = isinstance(error, TrainerError)
+        log.error("%s: %s", outcome.reason, outcome.message, exc_info=None if known else error)
+    return write_outcome(outcome, settings.termination_log)
+
+
+def _check(config: RunConfig, settings: Settings) -> Outcome:
+    report, written = run_preflight(config, settings)
+    show(report, written)
+    return to_outcome(report, written)
+
+
+def preflight_here(config: RunConfig, settings: Settings) -> int:
+    """Check a job on this machine; returns the exit code."""
+    try:
+        report, written = run_preflight(config, settings)
+    except TrainerError as error:  # such as an upload that fails although the probe succeeded
+        Console(stderr=True, highlight=False).print(f"{error.reason}: {error.message}", markup=False)
+        return int(error.exit_code)
+    show(report, written)
+    return int(report.exit_code())
+
+
+def to_outcome(report: Report, written: tuple[str, ...]) -> Outcome:
+    """The termination message."""
+    reason = report.reason()
+    return Outcome(
+        result=Result.SUCCEEDED if reason is None else Result.FAILED,
+        reason=reason,
+        message=to_sentence(report),
+        exit_code=report.exit_code(),
+        stage=Stage.PREFLIGHT,
+        preflight=summarize(report, written[0] if written else None),
+        finished=datetime.now(UTC),
+    )
+
+
+def summarize(report: Report, uri: str | None) -> PreflightSummary:
+    """What the status tells of the report, which lies at `uri`."""
+    rows, tokens, gpu, warnings = report.rows, report.tokens, report.gpu, report.warnings()
+    fields: dict[str, Any] = {"errors": report.error_count(), "steps": report.optimizer_steps, "report_uri": uri}
+    if rows is not None:
+        fields |= {"rows": rows.total, "bad_rows": rows.bad, "duplicate_rows": rows.duplicates}
+    if tokens is not None:
+        fields |= {
+            "tokens": TokenLengths(p50=tokens.p50, p95=tokens.p95, max=tokens.max),
+            "truncated_share": round(tokens.truncated_share, 4),
+            "supervised_share": round(tokens.supervised_share, 4),
+        }
+    if gpu is not None:
+        fields |= {
+            "gpu": gpu.name,
+            "gpu_memory_bytes": gpu.peak_bytes,
+            "smallest_gpu_memory_bytes": gpu.smallest_bytes,
+            "gpu_hours": round(gpu.hours, 3) if gpu.hours is not None else None,
+        }
+    said = [f"{warning.place}: {warning.message}" for warning in warnings[:MOST_WARNINGS]]
+    fields |= {"warnings": tuple(text[:LONGEST_WARNING] for text in said), "warning_count": len(warnings)}
+    return PreflightSummary(**fields)
+
+
+def show(report: Report, written: tuple[str, ...]) -> None:
+    """The table, what to change, and where the report is."""
+    console = Console(highlight=False)
+    console.print(to_table(report))
+    if (reason := report.reason()) is not None:
+        console.print(f"{reason}: {FAILURES[reason].hint}", markup=False)
+    for uri in written:
+        console.print(f"report: {uri}", markup=False, soft_wrap=True)

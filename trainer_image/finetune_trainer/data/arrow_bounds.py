@@ -1,0 +1,81 @@
+"""How much a batch of an Arrow file unpacks to, before it is unpacked.
+
+A compressed batch is unpacked as a whole when it is read, and a megabyte can unpack to gigabytes. Arrow writes the
+unpacked size in front of each buffer, and where the buffers are in the batch's metadata, a flatbuffer
+(https://arrow.apache.org/docs/format/Columnar.html#recordbatch-message), of which pyarrow shows nothing: the few
+fields needed are read here. pyarrow has checked the flatbuffer when it gives out a message.
+"""
+
+import struct
+from typing import Any
+
+from pyarrow import ipc  # type: ignore[import-untyped]
+
+from finetune_trainer.data.data_files import UnreadableFileError
+
+MAX_BATCH_BYTES = 256 * 2**20
+START_OF_STREAM = 8  # bytes in front of the first message in a file; none in a stream
+HEADER_TYPE, HEADER = 1, 2  # of a message, by Arrow's Message.fbs
+DICTIONARY_BATCH, RECORD_BATCH = 2, 3
+DATA = 1  # of a dictionary batch
+BUFFERS, COMPRESSION = 2, 3  # of a record batch
+
+
+def check_batches(mapped: Any, *, is_file: bool) -> None:
+    """Raise UnreadableFileError where a batch of this memory map unpacks to more than MAX_BATCH_BYTES."""
+    mapped.seek(START_OF_STREAM if is_file else 0)
+    for message in ipc.MessageReader.open_stream(mapped):
+        size = unpacked_bytes(message.metadata.to_pybytes(), message.body)
+        if size > MAX_BATCH_BYTES:
+            raise UnreadableFileError(
+                f"a batch unpacks to {size // 2**20} MiB, and {MAX_BATCH_BYTES // 2**20} are the most unpacked "
+                "at once: write it in smaller batches, not compressed, or as Parquet"
+            )
+    mapped.seek(0)
+
+
+def unpacked_bytes(metadata: bytes, body: Any) -> int:
+    """Bytes that the compressed buffers of a message unpack to; 0 for a message of another kind."""
+    message = _Table(metadata, struct.unpack_from("<I", metadata)[0])
+    kind, header = message.place(HEADER_TYPE), message.place(HEADER)
+    if kind is None or header is None or metadata[kind] not in (DICTIONARY_BATCH, RECORD_BATCH):
+        return 0
+    batch = _Table(metadata, message.follow(header))
+    if metadata[kind] == DICTIONARY_BATCH and (data := batch.place(DATA)) is not None:
+        batch = _Table(metadata, batch.follow(data))
+    buffers = batch.place(BUFFERS)
+    if batch.place(COMPRESSION) is None or buffers is None or body is None:
+        return 0
+    vector = batch.follow(buffers)
+    (count,) = struct.unpack_from("<I", metadata, vector)
+    places = struct.iter_unpack("<qq", metadata[vector + 4 : vector + 4 + 16 * count])
+    return sum(_unpacked(memoryview(body), offset, length) for offset, length in places)
+
+
+def _unpacked(body: memoryview, offset: int, length: int) -> int:
+    """A buffer's own figure; -1 stands for one that was left as it is."""
+    if length < 8 or not 0 <= offset <= len(body) - 8:
+        return 0
+    (size,) = struct.unpack_from("<q", body, offset)
+    return max(0, int(size))
+
+
+class _Table:
+    """A flatbuffer's table."""
+
+    def __init__(self, data: bytes, at: int) -> None:
+        self._data = data
+        self._at = at
+        self._fields = at - struct.unpack_from("<i", data, at)[0]
+
+    def place(self, number: int) -> int | None:
+        """Where a field is; None where it is left out."""
+        slot = 4 + 2 * number
+        if slot >= struct.unpack_from("<H", self._data, self._fields)[0]:
+            return None
+        offset = struct.unpack_from("<H", self._data, self._fields + slot)[0]
+        return self._at + int(offset) if offset else None
+
+    def follow(self, place: int) -> int:
+        """Where a field that points elsewhere points to."""
+        return place + int(struct.unpack_from("<I", self._data, place)[0])

@@ -1,0 +1,159 @@
+"""What a row means: its layout is recognised or checked, and turned into one of two things, a conversation or a
+text."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api.failures import FailureReason
+from finetune_api.spec_inputs import DatasetColumns
+from finetune_api.vocabulary import DatasetFormat
+from finetune_trainer.data.messages import BadRowError, parse_json_text, parse_messages, parse_tools
+from finetune_trainer.data.strict_json import listed, load_strict
+from finetune_trainer.errors import TrainerError
+
+# In this order: a row that fits several is taken for the first, as the later columns often repeat the earlier ones.
+LAYOUTS = (
+    DatasetFormat.MESSAGES,
+    DatasetFormat.SHAREGPT,
+    DatasetFormat.PROMPT_COMPLETION,
+    DatasetFormat.ALPACA,
+    DatasetFormat.TEXT,
+)
+# Other names under which prompts and completions are found: suggested, never assumed.
+USUAL_PROMPTS = ("question", "query", "instruction", "input", "prompt", "user")
+USUAL_COMPLETIONS = ("answer", "response", "output", "completion", "assistant", "chosen")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages in the order they are said; assistant turns are the responses."""
+
+    messages: list[dict[str, Any]]
+    tools: list[Any] | None = None
+    context: frozenset[int] = frozenset()
+    """Indices of assistant turns that carry no loss."""
+
+
+@dataclass(frozen=True)
+class PlainText:
+    """Text without structure."""
+
+    text: str
+
+
+Example = Conversation | PlainText
+
+
+def needed_columns(layout: DatasetFormat, columns: DatasetColumns) -> tuple[str, ...]:
+    """Columns that a layout reads."""
+    return {
+        DatasetFormat.MESSAGES: (columns.messages,),
+        DatasetFormat.SHAREGPT: (columns.conversations,),
+        DatasetFormat.PROMPT_COMPLETION: (columns.prompt, columns.completion),
+        DatasetFormat.ALPACA: (columns.instruction, columns.output),
+        DatasetFormat.TEXT: (columns.text,),
+    }[layout]
+
+
+def detect_format(row: Any, columns: DatasetColumns) -> DatasetFormat:
+    """The layout of the first row; raises TrainerError (MissingColumn) where none fits."""
+    present = set(row) if isinstance(row, dict) else set()
+    for layout in LAYOUTS:
+        if set(needed_columns(layout, columns)) <= present:
+            return layout
+    choices = ", or ".join(" and ".join(needed_columns(layout, columns)) for layout in LAYOUTS)
+    message = f"the first row has columns {listed(sorted(present))}, but needs {choices}{_suggest(present)}"
+    raise TrainerError(FailureReason.MISSING_COLUMN, message)
+
+
+def describe_detection(row: Any, layout: DatasetFormat, columns: DatasetColumns) -> str:
+    """What Auto saw, for the log and the report."""
+    optional = {columns.tools, columns.system, columns.input}
+    used = sorted(name for name in row if name in {*needed_columns(layout, columns), *optional})
+    unused = sorted(name for name in row if name not in used)
+    return f"{layout}, by column {' and '.join(used)}" + (f"; not used: {listed(unused)}" if unused else "")
+
+
+def parse_row(row: Any, layout: DatasetFormat, columns: DatasetColumns) -> Example:
+    """The example in a row. Raises BadRowError, or TrainerError (MissingColumn)."""
+    if not isinstance(row, dict):
+        raise BadRowError(f"a row must be an object with named columns, but is a {type(row).__name__}")
+    missing = [name for name in needed_columns(layout, columns) if name not in row]
+    if missing:
+        message = f"format {layout} needs column {' and '.join(missing)}; the row has {listed(sorted(row))}"
+        raise TrainerError(FailureReason.MISSING_COLUMN, message)
+    if layout is DatasetFormat.TEXT:
+        return PlainText(_check_text(row[columns.text], columns.text))
+    if layout is DatasetFormat.ALPACA:
+        return Conversation(_system(row, columns) + _alpaca_turns(row, columns))
+    if layout is DatasetFormat.PROMPT_COMPLETION:
+        return _prompt_and_completion(row, columns)
+    column = columns.messages if layout is DatasetFormat.MESSAGES else columns.conversations
+    messages, context = parse_messages(row[column], column)
+    tools = parse_tools(row.get(columns.tools), columns.tools)
+    if layout is DatasetFormat.SHAREGPT and messages[0]["role"] != "system" and (system := _system(row, columns)):
+        messages, context = system + messages, frozenset(index + 1 for index in context)
+    return Conversation(messages, tools, context)
+
+
+def _prompt_and_completion(row: dict[str, Any], columns: DatasetColumns) -> Conversation:
+    prompt, completion = row[columns.prompt], row[columns.completion]
+    asked, said = _messages_in_text(prompt), _messages_in_text(completion)
+    if asked is not None and said is not None:  # of a file that has no lists
+        prompt, completion = asked, said
+    if isinstance(prompt, list):
+        completion = parse_json_text(completion, columns.completion)
+        turns = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
+        # What the prompt holds was said before: it is read, not learned.
+        asked = [message | {"weight": 0} if isinstance(message, dict) else message for message in prompt]
+        messages, context = parse_messages([*asked, *turns], columns.prompt)
+        return Conversation(messages, parse_tools(row.get(columns.tools), columns.tools), context)
+    user = {"role": "user", "content": _check_text(prompt, columns.prompt)}
+    answer = {"role": "assistant", "content": _check_text(completion, columns.completion)}
+    return Conversation([*_system(row, columns), user, answer])
+
+
+def _messages_in_text(value: Any) -> list[Any] | None:
+    """The messages that a text holds as JSON; None where it is another text."""
+    if not isinstance(value, str) or not value.startswith("[{"):
+        return None
+    try:
+        found = load_strict(value)
+    except ValueError:
+        return None
+    is_messages = isinstance(found, list) and all(
+        isinstance(entry, dict) and {"role", "content"} <= set(entry) for entry in found
+    )
+    return found if is_messages else None
+
+
+def _alpaca_turns(row: dict[str, Any], columns: DatasetColumns) -> list[dict[str, Any]]:
+    instruction = _check_text(row[columns.instruction], columns.instruction)
+    about = row.get(columns.input)
+    if about is not None and not isinstance(about, str):
+        raise BadRowError(f"{columns.input} is a {type(about).__name__}; it must be text")
+    question = f"{instruction}\n\n{about}" if about and about.strip() else instruction
+    answer = _check_text(row[columns.output], columns.output)
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _system(row: dict[str, Any], columns: DatasetColumns) -> list[dict[str, Any]]:
+    text = row.get(columns.system)
+    if text is not None and not isinstance(text, str):
+        raise BadRowError(f"{columns.system} is a {type(text).__name__}; it must be text")
+    return [{"role": "system", "content": text}] if text and text.strip() else []
+
+
+def _check_text(value: Any, column: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        found = "empty" if value in ("", None) or isinstance(value, str) else f"a {type(value).__name__}"
+        raise BadRowError(f"{column} is {found}; it must be text")
+    return value
+
+
+def _suggest(present: set[str]) -> str:
+    prompt = next((name for name in USUAL_PROMPTS if name in present), None)
+    completion = next((name for name in USUAL_COMPLETIONS if name in present), None)
+    if prompt is None or completion is None:
+        return ""
+    return f"; perhaps spec.dataset.columns: {{prompt: {prompt}, completion: {completion}}}"

@@ -1,0 +1,108 @@
+"""`general.*`: name, size, licence, languages and ancestors, and how the model's makers sample.
+
+The `gguf` package says what becomes of a model card and of generation_config.json, for us as for llama.cpp's converter.
+Both files come from outside, so only what has the right form is passed on. The converter also guesses from the folder's
+name; ours are temporary.
+
+A model that was trained here is not the base: of the base's card, licence, languages and tags hold for it too, and its
+base model is the base.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import yaml
+from gguf import Metadata
+from gguf.utility import size_label
+
+from finetune_trainer.sources.front_matter import CARD, MAX_CARD_BYTES, find_block
+
+log = logging.getLogger(__name__)
+# Aliases of YAML repeat a text for four bytes each: nothing is passed on that is longer than people write.
+MAX_TEXT, MAX_ENTRIES = 4096, 1024
+INHERITED = ("license", "license_name", "license_link", "language", "languages", "tags", "pipeline_tag")
+ANCESTORS = ("base_model", "base_models", "base_model_sources", "datasets", "dataset", "dataset_sources")
+# generation_config.json -> attribute of Metadata; a later name is read only where the first is missing.
+SAMPLING: dict[str, tuple[type[int] | type[float], tuple[str, ...]]] = {
+    "sampling_top_k": (int, ("top_k",)),
+    "sampling_top_p": (float, ("top_p",)),
+    "sampling_min_p": (float, ("min_p",)),
+    "sampling_xtc_probability": (float, ("xtc_probability",)),
+    "sampling_xtc_threshold": (float, ("xtc_threshold",)),
+    "sampling_temp": (float, ("temperature",)),
+    "sampling_penalty_last_n": (int, ("penalty_last_n",)),
+    "sampling_penalty_repeat": (float, ("penalty_repeat", "repetition_penalty")),
+    "sampling_mirostat": (int, ("mirostat",)),
+    "sampling_mirostat_tau": (float, ("mirostat_tau",)),
+    "sampling_mirostat_eta": (float, ("mirostat_eta",)),
+}
+INT32 = 1 << 31
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a GGUF file is made from."""
+
+    base: Path
+    """Folder of the base model."""
+    base_name: str | None
+    """The base on the Hugging Face Hub: org/name."""
+    is_trained: bool
+    """Whether an adapter is merged into it."""
+
+
+def read_model_facts(origin: Origin, generation: Mapping[str, Any], *, name: str, parameters: int) -> Metadata:
+    """What `general.*` says; `parameters` counts the weights, for the size label."""
+    card = _read_card(origin.base)
+    if origin.is_trained:
+        card = {key: value for key, value in card.items() if key in INHERITED}
+        card |= {"base_model": origin.base_name} if origin.base_name else {}
+    facts = Metadata.apply_metadata_heuristic(Metadata(name=name), card, None, None, parameters)
+    facts.size_label = size_label(parameters, parameters, 0, 0)
+    for attribute, (kind, keys) in SAMPLING.items():
+        given = next((generation[key] for key in keys if generation.get(key) is not None), None)
+        if _is_number(given):
+            setattr(facts, attribute, kind(given))
+    return facts
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < INT32
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    """The card's fields that have a form which GGUF can hold; empty where there is no card or it cannot be read."""
+    path = folder / CARD
+    if not path.is_file() or path.stat().st_size > MAX_CARD_BYTES:
+        return {}
+    block = find_block(path.read_text(encoding="utf-8", errors="replace"))
+    try:
+        # Every scalar stays the text that was written: `no` is Norwegian, and 1.10 a version.
+        fields = yaml.load((block or "").replace("\t", "  "), Loader=yaml.BaseLoader)  # noqa: S506  # texts only
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        log.warning("%s begins with a block that is not valid YAML, so GGUF files name no licence: %s", path, error)
+        return {}
+    if not isinstance(fields, dict):
+        return {}
+    usable = {key: _usable(value, key in ANCESTORS) for key, value in fields.items() if isinstance(key, str)}
+    return {key: value for key, value in usable.items() if value}
+
+
+def _usable(value: object, may_describe: bool) -> Any:
+    """A text, a list of texts or, of ancestors, of descriptions; None for everything else."""
+    if isinstance(value, list):
+        entries = (_described(entry) if may_describe and isinstance(entry, dict) else _text(entry) for entry in value)
+        return [entry for entry in list(entries)[:MAX_ENTRIES] if entry]
+    return _text(value)
+
+
+def _described(entry: dict[Any, Any]) -> dict[str, str]:
+    return {key: text for key, value in entry.items() if isinstance(key, str) and (text := _text(value))}
+
+
+def _text(value: object) -> str | None:
+    is_usable = isinstance(value, str) and len(value) <= MAX_TEXT and value not in ("", "~", "null", "Null", "NULL")
+    return str(value) if is_usable else None

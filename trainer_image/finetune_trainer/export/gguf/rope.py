@@ -1,0 +1,138 @@
+"""Rotary position scaling: as metadata where llama.cpp computes it itself, as a tensor of factors where it does not.
+
+Llama 3's scaling slows the low frequencies and blends in between; llama.cpp takes the resulting divisor of every
+frequency from a tensor. Phi-3's longrope ships its divisors in the config; llama.cpp picks the short or the long ones
+by context size.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from gguf import GGUFWriter, RopeScalingType
+
+from finetune_trainer.export.errors import UnsupportedArchitectureError
+from finetune_trainer.export.gguf.families import Family
+
+YARN_BETAS = (32.0, 1.0)
+"""Where YaRN's ramp begins and ends; llama.cpp reads no other values for the families here."""
+
+
+def global_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The RoPE parameters of full-attention layers (Gemma 3 has a second set for its windowed layers)."""
+    rope: Mapping[str, Any] = config["rope_parameters"]
+    full: Mapping[str, Any] = rope.get("full_attention", rope)
+    return full
+
+
+def rotated_dimensions(config: Mapping[str, Any]) -> int:
+    """How many dimensions of a head are rotated."""
+    return int(head_size(config) * global_rope(config).get("partial_rotary_factor", 1.0))
+
+
+def head_size(config: Mapping[str, Any]) -> int:
+    """Dimensions of one attention head."""
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def add_rope_metadata(writer: GGUFWriter, family: Family, config: Mapping[str, Any]) -> None:
+    """Write base frequency and scaling; raises UnsupportedArchitectureError on a scaling that llama.cpp has no form
+    for."""
+    rope = global_rope(config)
+    kind = rope["rope_type"]
+    if kind in ("llama3", "longrope") and not family.rope_tensors:
+        raise UnsupportedArchitectureError(f"llama.cpp has no RoPE scaling {kind!r} for this architecture")
+    writer.add_rope_freq_base(float(rope["rope_theta"]))
+    match kind:
+        case "default" | "llama3":
+            pass
+        case "linear":
+            writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(float(rope["factor"]))
+        case "yarn":
+            _add_yarn(writer, rope, config)
+        case "longrope":
+            if family.names_longrope:
+                writer.add_rope_scaling_type(RopeScalingType.LONGROPE)
+            writer.add_rope_scaling_attn_factors(_longrope_attention_factor(config))
+        case other:
+            raise UnsupportedArchitectureError(
+                f"RoPE scaling {other!r} has no GGUF form here; known are default, linear, llama3, yarn and longrope"
+            )
+    if kind in ("yarn", "longrope") or family.original_context:
+        writer.add_rope_scaling_orig_ctx_len(_original_context(config))
+
+
+def _add_yarn(writer: GGUFWriter, rope: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    betas = tuple(
+        float(rope.get(key) or usual) for key, usual in zip(("beta_fast", "beta_slow"), YARN_BETAS, strict=True)
+    )
+    if betas != YARN_BETAS or rope.get("truncate") is False:
+        raise UnsupportedArchitectureError(
+            f"llama.cpp computes YaRN with beta_fast {YARN_BETAS[0]:g}, beta_slow {YARN_BETAS[1]:g} and a truncated "
+            f"range, but config.json asks for {dict(rope)}"
+        )
+    factor = float(rope["factor"])
+    writer.add_rope_scaling_type(RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(factor)
+    usual = _yarn_scale(factor)
+    given = _yarn_attention_factor(rope, factor)
+    if given != usual:
+        writer.add_rope_scaling_attn_factors(given / usual)  # llama.cpp multiplies by the usual one itself
+
+
+def _yarn_scale(factor: float, weight: float = 1.0) -> float:
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _yarn_attention_factor(rope: Mapping[str, Any], factor: float) -> float:
+    """How much attention is sharpened: given, or 0.1 ln(factor) + 1, or the ratio of two such with weights."""
+    if rope.get("attention_factor") is not None:
+        return float(rope["attention_factor"])
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        return _yarn_scale(factor, rope["mscale"]) / _yarn_scale(factor, rope["mscale_all_dim"])
+    return _yarn_scale(factor)
+
+
+def rope_factor_tensors(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Tensors that scale RoPE, by GGUF name: fp32 [rotated dimensions / 2] each; empty where metadata says it all."""
+    rope = global_rope(config)
+    if rope["rope_type"] == "llama3":
+        return {"rope_freqs.weight": _llama3_factors(rope, rotated_dimensions(config))}
+    if rope["rope_type"] == "longrope":
+        return {
+            f"rope_factors_{span}.weight": torch.tensor(rope[f"{span}_factor"], dtype=torch.float32)
+            for span in ("long", "short")
+        }
+    return {}
+
+
+def _llama3_factors(rope: Mapping[str, Any], dimensions: int) -> torch.Tensor:
+    """Divisor of each frequency: 1 for short waves, `factor` for long ones, a smooth blend between."""
+    factor, low, high = float(rope["factor"]), float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+    context = int(rope["original_max_position_embeddings"])
+    frequencies = 1.0 / (
+        float(rope["rope_theta"]) ** (torch.arange(0, dimensions, 2, dtype=torch.float32) / dimensions)
+    )
+    wavelengths = 2 * math.pi / frequencies
+    smooth = (context / wavelengths - low) / (high - low)
+    blended = 1 / ((1 - smooth) / factor + smooth)
+    factors = torch.where(wavelengths > context / low, torch.full_like(blended, factor), blended)
+    return torch.where(wavelengths < context / high, torch.ones_like(factors), factors)
+
+
+def _original_context(config: Mapping[str, Any]) -> int:
+    """The context length that the model had before scaling, in tokens."""
+    key = "original_max_position_embeddings"
+    return int(global_rope(config).get(key) or config.get(key) or config["max_position_embeddings"])
+
+
+def _longrope_attention_factor(config: Mapping[str, Any]) -> float:
+    """How much attention is sharpened for the longer context: sqrt(1 + ln(scale) / ln(original context))."""
+    given = global_rope(config).get("attention_factor")
+    if given is not None:
+        return float(given)
+    original = _original_context(config)
+    scale = global_rope(config).get("factor") or config["max_position_embeddings"] / original
+    return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0

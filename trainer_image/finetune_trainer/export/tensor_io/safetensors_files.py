@@ -1,0 +1,132 @@
+"""Reading and writing safetensors one tensor at a time.
+
+The safetensors package maps whole files (so resident memory grows with the file) and writes only from a complete
+dict; the format itself is a length, a JSON header and the tensors' bytes, so both directions are done here with plain
+reads and writes.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from finetune_trainer.export.errors import ExportError, InvalidBaseError
+from finetune_trainer.export.tensor_io.file_writer import AppendedFile, FileWriters
+
+DTYPES: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+RAW = {"U8": torch.uint8}  # parts of NF4 weights; nothing else may stay raw
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: file, first byte and number of bytes."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    size: int
+
+    def read(self) -> torch.Tensor:
+        """Read the values into memory of their own, on the CPU."""
+        buffer = torch.empty(self.size, dtype=torch.uint8)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            view, done = memoryview(buffer.numpy().data), 0
+            while done < self.size:  # one read gives at most 2 GiB
+                count = file.readinto(view[done:])
+                if not count:
+                    raise InvalidBaseError(f"{self.path} ended while {self.name} was read")
+                done += count
+        return self.decode(buffer)
+
+    def decode(self, data: torch.Tensor) -> torch.Tensor:
+        """The values, from the `size` bytes that lie in the file (uint8, on any device)."""
+        return data.view(self.dtype).reshape(self.shape)
+
+
+def list_tensors(path: Path, *, error: type[ExportError] = InvalidBaseError) -> list[StoredTensor]:
+    """The tensors of a safetensors file in the order they are stored, bytes (U8) among them; raises `error` if the
+    file is damaged or quantised otherwise."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= MAX_HEADER_BYTES:
+            raise error(f"{path} is not a safetensors file")
+        try:
+            header = json.loads(file.read(length))
+        except (ValueError, RecursionError) as cause:
+            raise error(f"{path} has a damaged safetensors header: {cause}") from cause
+    if not isinstance(header, dict):
+        raise error(f"{path} has a damaged safetensors header: no object")
+    header.pop("__metadata__", None)
+    data, end = 8 + length, path.stat().st_size
+    tensors = [_locate(name, entry, path, data, end, error) for name, entry in header.items()]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.size))
+    for before, after in pairwise(tensors):
+        if before.offset + before.size > after.offset:
+            raise error(f"{path} is damaged: {before.name} and {after.name} share bytes")
+    return tensors
+
+
+def _locate(name: str, entry: object, path: Path, data: int, end: int, error: type[ExportError]) -> StoredTensor:
+    stored = entry.get("dtype") if isinstance(entry, dict) else None
+    dtype = (DTYPES | RAW).get(str(stored))
+    if dtype is None:
+        raise error(
+            f"{name} in {path} is stored as {stored}; only F32, F16 and BF16 weights can be exported: "
+            "use the original 16-bit model, not a quantised one"
+        )
+    match entry:
+        case {"shape": [*shape], "data_offsets": [start, stop]} if all(
+            type(number) is int and number >= 0 for number in (*shape, start, stop)
+        ):
+            size = math.prod(shape) * dtype.itemsize
+            if stop - start == size and data + stop <= end:
+                return StoredTensor(name, dtype, tuple(shape), path, data + start, size)
+    raise error(f"{path} is damaged: {name} lies outside the file or has the wrong size")
+
+
+class SafetensorsWriter:
+    """A safetensors file whose tensors are written one by one, in the order announced."""
+
+    def __init__(
+        self, writers: FileWriters, path: Path, tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]]
+    ) -> None:
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for name, dtype, shape in tensors:
+            size = math.prod(shape) * dtype.itemsize
+            header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+            offset += size
+        self.size = offset
+        self._expected: Iterator[tuple[str, torch.dtype, tuple[int, ...]]] = iter(tensors)
+        encoded = json.dumps(header, separators=(",", ":")).encode()
+        encoded += b" " * (-len(encoded) % 8)  # the format aligns the data to 8 bytes
+        path.write_bytes(len(encoded).to_bytes(8, "little") + encoded)
+        self._file = AppendedFile(writers, path)
+
+    def write(self, name: str, values: torch.Tensor) -> int:
+        """Append the next announced tensor, whose values must not change any more; returns its bytes."""
+        return self.begin(name, values.dtype, tuple(values.shape)).append(values)
+
+    def begin(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> AppendedFile:
+        """The file, to append the next announced tensor's bytes to."""
+        expected = next(self._expected)
+        if expected != (name, dtype, shape):
+            raise AssertionError(f"tensor {name} came where {expected} was announced")
+        return self._file
+
+    def close(self) -> None:
+        """Wait until everything is written, and close."""
+        self._file.close()
+
+    def abandon(self) -> None:
+        """Close an unfinished file whose writers have ended."""
+        self._file.abandon()

@@ -1,0 +1,89 @@
+"""The last word of a run, made from what happened, and written where the operator finds it."""
+
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+
+from finetune_api.failures import FAILURES, ExitCode, FailureReason
+from finetune_api.outcome import Outcome, Result
+from finetune_trainer.artifacts.manifest import Manifest
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.job.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+def succeeded(
+    manifest: Manifest, manifest_uri: str, progress: Progress, *, reused: bool, hub_url: str | None = None
+) -> Outcome:
+    """A result is committed, and pushed to `hub_url` where the job asks for that."""
+    best_step = manifest.metrics.get("bestStep")
+    return Outcome(
+        result=Result.SUCCEEDED,
+        message="a finished result of the same specification was found" if reused else "",
+        stage=progress.current_stage,
+        loss=_rounded(manifest.metrics.get("loss")),
+        eval_loss=_rounded(manifest.metrics.get("evalLoss")),
+        best_step=None if best_step is None else int(best_step),
+        best_eval_loss=_rounded(manifest.metrics.get("bestEvalLoss")),
+        stopped_early=True if manifest.metrics.get("stoppedEarly") else None,
+        memory=progress.memory,
+        reused=reused,
+        manifest_uri=manifest_uri,
+        hub_url=hub_url,
+        artifacts=tuple(artifact.as_artifact() for artifact in manifest.artifacts),
+        finished=datetime.now(UTC),
+        **_position(progress),
+    )
+
+
+def failed(error: BaseException, progress: Progress) -> Outcome:
+    """The run ended with an error; ours carry their reason, any other is a defect whose text stays in the log."""
+    reason, message = explain(error)
+    return Outcome(
+        result=Result.INTERRUPTED if reason is FailureReason.INTERRUPTED else Result.FAILED,
+        reason=reason,
+        message=message,
+        exit_code=FAILURES[reason].exit_code,
+        stage=progress.current_stage,
+        loss=progress.value("loss"),
+        eval_loss=progress.value("eval_loss"),
+        best_step=progress.value("best_step"),
+        best_eval_loss=progress.value("best_eval_loss"),
+        stopped_early=progress.value("stopped_early"),
+        memory=progress.memory,
+        finished=datetime.now(UTC),
+        **_position(progress),
+    )
+
+
+def explain(error: BaseException) -> tuple[FailureReason, str]:
+    """Reason and message of an error."""
+    if isinstance(error, TrainerError):
+        return error.reason, error.message
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; naming it would import torch just to fail
+        return FailureReason.CUDA_OUT_OF_MEMORY, "the GPU's memory does not hold this run"
+    if isinstance(error, MemoryError):
+        return FailureReason.OUT_OF_MEMORY, "the host's memory does not hold this run"
+    if isinstance(error, OSError) and error.errno == 28:
+        return FailureReason.DISK_FULL, "the disk is full"
+    return FailureReason.INTERNAL_ERROR, f"{type(error).__name__}, see the trainer's log"
+
+
+def write_outcome(outcome: Outcome, path: Path) -> ExitCode:
+    """Write the termination message; returns the process's exit code."""
+    try:
+        path.write_text(outcome.encode(), encoding="utf-8")
+    except OSError as error:
+        log.error("the outcome cannot be written to %s: %s", path, error.strerror)
+    return outcome.exit_code
+
+
+def _rounded(loss: float | None) -> float | None:
+    """As many digits as people compare."""
+    return None if loss is None else round(loss, 4)
+
+
+def _position(progress: Progress) -> dict[str, int | None]:
+    names = ("step", "total_steps", "checkpoint_step", "resumed_from_step")
+    return {name: progress.value(name) for name in names}

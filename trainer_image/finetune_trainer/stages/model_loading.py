@@ -1,0 +1,118 @@
+"""Stage 1: the base model, frozen, in 4 or 16 bits, and its tokenizer.
+
+Only safetensors weights and architectures of transformers itself are loaded; a repository's own code never runs.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn.modules import Linear4bit
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.utils.logging import disable_progress_bar
+
+from finetune_api.failures import FailureReason
+from finetune_api.spec_inputs import ModelSpec
+from finetune_api.vocabulary import Precision, Quantization
+from finetune_kernels.primitives import nf4
+from finetune_kernels.primitives.fp8 import FIRST_CAPABILITY
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.model.description import check_architecture, first_line, load_tokenizer
+from finetune_trainer.training.loaded_model import LoadedModel
+
+AMPERE = (8, 0)  # compute capability; older GPUs have no bfloat16 units
+DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
+
+
+def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int) -> LoadedModel:
+    """Load the model below `folder`. Raises TrainerError (UnsupportedArchitecture, UnsafeModel, InvalidConfiguration,
+    ...)."""
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    device = _choose_device(gpus)
+    resolved = resolve_precision(precision, device)
+    architecture = check_architecture(folder)
+    tokenizer = load_tokenizer(folder, spec)
+    compute = DTYPES[resolved]
+    quantization = None
+    if spec.quantization is Quantization.NF4:
+        quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=spec.double_quantization,
+            bnb_4bit_compute_dtype=compute,
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=compute,
+            quantization_config=quantization,
+            device_map={"": device},
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        message = f"{spec.source} cannot be loaded as {architecture}: {first_line(error)}"
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from error
+    model.config.use_cache = False
+    _keep_trainable_layout(model)
+    if device.type == "cpu":
+        _check_decoding(model)
+    return LoadedModel(model, tokenizer, architecture, resolved, device)
+
+
+def _keep_trainable_layout(model: Any) -> None:
+    """On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights for inference in the first evaluation, in place,
+    and its kernel for that layout has no backward: every later step would train with wrong gradients
+    (docs/decisions.md)."""
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _check_decoding(model: Any) -> None:
+    """On CPUs with AVX512, bitsandbytes 0.50 takes wrong scales where a row ends within a block (docs/decisions.md)."""
+    for name, module in model.named_modules():
+        weight: Any = module.weight if isinstance(module, Linear4bit) else None
+        if weight is None or weight.quant_state.shape[-1] % weight.quant_state.blocksize == 0:
+            continue
+        packed, state = weight.data, weight.quant_state
+        if not torch.allclose(dequantize_4bit(packed, state).float(), nf4.reference(packed, state).float(), rtol=0.01):
+            message = (
+                f"spec.model.quantization: on this CPU bitsandbytes decodes {name} wrongly, whose rows have "
+                f"{state.shape[-1]} weights, not a multiple of {state.blocksize}; write None, or train on a GPU"
+            )
+            raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Precision:
+    """The compute type that Auto means on this device. Raises TrainerError where the device lacks the type."""
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    if precision is Precision.AUTO:
+        if device.type == "cpu":
+            return Precision.FP32
+        return Precision.BF16 if capability >= AMPERE else Precision.FP16
+    if precision in (Precision.FP16, Precision.FP8) and device.type == "cpu":
+        message = f"spec.training.precision: {precision} trains on GPUs only; write FP32 or BF16 for a CPU run"
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+    if precision is Precision.FP8:
+        if capability < FIRST_CAPABILITY:
+            message = "spec.training.precision: this GPU has no FP8; write BF16 or FP16"
+            raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+        return Precision.BF16
+    if precision is Precision.BF16 and device.type == "cuda" and capability < AMPERE:
+        message = "spec.training.precision: this GPU has no BF16; write FP16 or FP32"
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+    return precision
+
+
+def _choose_device(gpus: int) -> torch.device:
+    if gpus == 0:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        message = "spec.resources.gpus is 1, but no CUDA device is visible: check the driver, or write gpus: 0"
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+    return torch.device("cuda", 0)

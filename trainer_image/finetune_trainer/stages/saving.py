@@ -1,0 +1,52 @@
+"""Stage 6: the adapter, merged weights and GGUF files on this disk, ready to be published."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune_api.run_config import RunConfig
+from finetune_api.sources import Source
+from finetune_api.vocabulary import ArtifactType, MergedType
+from finetune_trainer.artifacts.store import LocalArtifact
+from finetune_trainer.export.export import ExportRequest, export
+from finetune_trainer.training.loaded_model import LoadedModel
+
+
+def save_artifacts(model: Any, loaded: LoadedModel, base: Path, config: RunConfig, output: Path) -> list[LocalArtifact]:
+    """Write every artifact that the job asks for below `output`. Raises ExportError.
+
+    Merged weights and GGUF files are made from the original 16-bit weights of `base`, not from the quantised ones.
+    """
+    adapter = output / "adapter"
+    # Adapters are stored in fp32: they are small, and whoever merges them rounds once.
+    state = {name: value.float() for name, value in _adapter_state(model).items()}
+    model.save_pretrained(adapter, safe_serialization=True, state_dict=state, save_embedding_layers=False)
+    loaded.tokenizer.save_pretrained(adapter)
+    (adapter / "README.md").unlink(missing_ok=True)
+    artifacts = [LocalArtifact(ArtifactType.ADAPTER, adapter, "safetensors", "F32")]
+    merged = None if config.export.merged is MergedType.NONE else config.export.merged
+    types = tuple(kind.value for kind in config.export.gguf)
+    if merged is None and not types:
+        return artifacts
+    request = ExportRequest(
+        base=base,
+        adapter=adapter,
+        output=output,
+        merged=None if merged is None else merged.value,
+        gguf=types,
+        name=config.job.name,
+        base_name=Source.parse(config.model.source).hub_name,
+    )
+    files = export(request, device=loaded.device, on_progress=lambda done, total: None)
+    if merged is not None:
+        artifacts.append(LocalArtifact(ArtifactType.MERGED, output / "merged", "safetensors", merged.value))
+    for file in files:
+        if file.modelfile is not None:
+            artifacts.append(LocalArtifact(ArtifactType.GGUF, file.path, "gguf", file.type))
+            artifacts.append(LocalArtifact(ArtifactType.MODELFILE, file.modelfile, "modelfile", file.type))
+    return artifacts
+
+
+def _adapter_state(model: Any) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu() for name, value in model.named_parameters() if value.requires_grad}

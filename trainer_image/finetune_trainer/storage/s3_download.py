@@ -1,0 +1,45 @@
+"""Download of one S3 object: ranges in parallel, each repeated on its own, all of one version of the object."""
+
+import os
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from finetune_trainer.storage.object_store import OnBytes
+from finetune_trainer.storage.s3_session import S3Session
+from finetune_trainer.storage.s3_upload import DEFAULT_PLAN, PartPlan, collect, fetch_range
+
+
+@dataclass(frozen=True)
+class S3Downloader:
+    """Downloads objects on the threads of `parts`."""
+
+    session: S3Session
+    parts: Executor
+    plan: PartPlan = DEFAULT_PLAN
+
+    def download(self, key: str, target: Path, on_bytes: OnBytes) -> int:
+        """Write an object to a file, whose folder is made; returns its size. Raises S3Fault, also where the object
+        changes while it is read, and OSError where the disk refuses."""
+        head = self.session.call("head_object", key)
+        size, etag = int(head["ContentLength"]), str(head["ETag"])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        step = self.plan.part_bytes(size)
+        with target.open("wb") as file:
+            file.truncate(size)
+
+            def fetch(start: int) -> None:
+                data = fetch_range(self.session, key, start, min(start + step, size), etag)
+                _write_at(file.fileno(), data, start)
+                on_bytes(len(data))
+
+            collect(self.parts, [partial(fetch, start) for start in range(0, size, step)])
+        return size
+
+
+def _write_at(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written

@@ -1,0 +1,194 @@
+"""Answers to fixed prompts while the model trains, for people to read.
+
+They are written to a file that every checkpoint carries, and never logged: prompts may be rows of the data. Sampling
+leaves no trace in the training: no gradient, no state of a random generator, no mode, no weights change.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune_api.failures import FailureReason
+from finetune_api.spec_training import SamplesSpec
+from finetune_api.vocabulary import TrainOn
+from finetune_kernels.layers.supervised_loss import causal_model
+from finetune_trainer.chat.encoder import IGNORED, ChatEncoder
+from finetune_trainer.data.messages import BadRowError
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.training.losses import takes_positions
+from finetune_trainer.training.records import SampleLine, read_samples, write_samples
+
+log = logging.getLogger(__name__)
+ROWS = 4  # that prompts are taken from where the job writes none
+BEGINNING = 32  # tokens of a row that has no prompt of its own
+TOGETHER = 8  # prompts in one batch
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model goes on from."""
+
+    text: str
+    """For people."""
+    input_ids: list[int]
+    reference: str | None = None
+    """How the row goes on that the prompt is from."""
+
+
+def build_prompts(
+    spec: SamplesSpec, tokenizer: Any, evaluation: Any | None, max_length: int, embedding_rows: int | None = None
+) -> tuple[Prompt, ...]:
+    """The job's prompts, or beginnings of the first rows of `evaluation`. Raises TrainerError (InvalidConfiguration)
+    for a prompt of more than `max_length` tokens."""
+    if not spec.prompts:
+        assert evaluation is not None
+        rows = evaluation[: min(ROWS, len(evaluation))]
+        pairs = zip(rows["input_ids"], rows["labels"], strict=True)
+        return tuple(_split_row(ids, labels, tokenizer) for ids, labels in pairs)
+    encoder = ChatEncoder(tokenizer, TrainOn.RESPONSES, embedding_rows=embedding_rows)
+    prompts = tuple(_ask(encoder, text, index) for index, text in enumerate(spec.prompts))
+    for index, prompt in enumerate(prompts):
+        if len(prompt.input_ids) > max_length:
+            found = f"has {len(prompt.input_ids)} tokens, more than maxSequenceLength = {max_length}"
+            message = f"spec.training.samples.prompts[{index}] {found}: shorten it"
+            raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+    return prompts
+
+
+class Sampler:
+    """Lets the model answer, at most once a step, into a file below `folder`."""
+
+    def __init__(self, prompts: tuple[Prompt, ...], spec: SamplesSpec, tokenizer: Any, seed: int, folder: Path) -> None:
+        self._folder = folder
+        self._prompts, self._spec, self._tokenizer, self._seed = prompts, spec, tokenizer, seed
+        self._sampled: set[int] = set()
+
+    def take(self, model: Any, step: int) -> None:
+        """Let the model (a peft model) answer every prompt as it is after `step` steps."""
+        if step in self._sampled:
+            return
+        began = time.monotonic()
+        answers: list[list[int]] = []
+        try:
+            with undisturbed(model, self._seed):
+                for first in range(0, len(self._prompts), TOGETHER):
+                    together = self._prompts[first : first + TOGETHER]
+                    answers += self._generate(model, [prompt.input_ids for prompt in together])
+        except torch.OutOfMemoryError:
+            log.warning("no samples of step %d: the GPU's memory does not hold the answers", step)
+            return
+        self._sampled.add(step)
+        lines = [self._line(step, prompt, ids) for prompt, ids in zip(self._prompts, answers, strict=True)]
+        write_samples(self._folder, lines, append=True)
+        log.info("%d samples of step %d took %.1f s", len(lines), step, time.monotonic() - began)
+
+    def lines(self) -> tuple[SampleLine, ...]:
+        """Everything sampled so far, in order."""
+        return read_samples(self._folder)
+
+    def save_into(self, checkpoint: Path) -> None:
+        """Make a checkpoint carry the samples so far."""
+        write_samples(checkpoint, self.lines())
+
+    def restore_from(self, checkpoint: Path) -> None:
+        """Go on with the samples that a checkpoint carries."""
+        lines = read_samples(checkpoint)
+        write_samples(self._folder, lines)
+        self._sampled = {line.step for line in lines}
+
+    def _generate(self, model: Any, prompts: Sequence[list[int]]) -> list[list[int]]:
+        """Token ids that follow each prompt; a batch, padded on the left."""
+        ends = end_tokens(causal_model(model), self._tokenizer)
+        device = next(weights.device for weights in model.parameters() if weights.requires_grad)
+        length = max(map(len, prompts))
+        pad = ends[0] if ends else 0  # never seen
+        ids = torch.tensor([[pad] * (length - len(prompt)) + prompt for prompt in prompts], device=device)
+        mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        columns = list(continuation(model, ids, mask, ends, self._spec.max_tokens, self._spec.temperature))
+        return [_until_end(row, ends) for row in torch.stack(columns, dim=1).tolist()]
+
+    def _line(self, step: int, prompt: Prompt, ids: list[int]) -> SampleLine:
+        return SampleLine(
+            step=step,
+            prompt=prompt.text,
+            answer=str(self._tokenizer.decode(ids, skip_special_tokens=True)),
+            tokens=len(ids),
+            finished=len(ids) < self._spec.max_tokens,
+            reference=prompt.reference,
+        )
+
+
+def continuation(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, ends: Sequence[int], most: int, temperature: float
+) -> Iterator[torch.Tensor]:
+    """Tokens [B] one after the other, after `ids` [B, T] (`mask` is 0 where they are padded), until every row has had
+    one of `ends`, at most `most`. Written out because transformers' `generate` moves tokens to where the embedding
+    is, which may be host memory."""
+    causal = causal_model(model)
+    options: dict[str, Any] = {"logits_to_keep": 1} if takes_positions(model) else {}
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    ending = torch.tensor(list(ends), device=ids.device)
+    ended, cache = torch.zeros(len(ids), dtype=torch.bool, device=ids.device), None
+    for _ in range(most):
+        said = causal(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **options
+        )
+        logits = said.logits[:, -1].float()  # [B, V]
+        tokens = torch.multinomial((logits / temperature).softmax(-1), 1)[:, 0] if temperature else logits.argmax(-1)
+        yield tokens
+        ended |= torch.isin(tokens, ending)
+        if bool(ended.all()):
+            return
+        ids, cache, positions = tokens.unsqueeze(1), said.past_key_values, positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
+
+
+@contextmanager
+def undisturbed(model: Any, seed: int) -> Iterator[None]:
+    """Evaluation mode without gradients, with random numbers of its own; everything is as before afterwards."""
+    was_training = model.training
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        model.train(was_training)
+
+
+def end_tokens(causal: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end an answer: the tokenizer's, and those of the model's generation config."""
+    listed = causal.generation_config.eos_token_id
+    ends = {*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id}
+    return sorted(end for end in ends if end is not None)
+
+
+def _ask(encoder: ChatEncoder, text: str, index: int) -> Prompt:
+    try:
+        return Prompt(text, encoder.encode_question(text))
+    except BadRowError as error:
+        message = f"spec.training.samples.prompts[{index}] cannot be asked: {error}"
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from None
+
+
+def _split_row(ids: list[int], labels: list[int], tokenizer: Any) -> Prompt:
+    """A row up to its first answer, and that answer; of a row that is trained on as a whole, its beginning."""
+    answers = [index for index, label in enumerate(labels) if label != IGNORED]
+    first, end = answers[0], len(ids)
+    if first == 0:
+        first = min(BEGINNING, len(ids) // 2)
+    else:
+        end = next((index for index in range(first, len(ids)) if labels[index] == IGNORED), len(ids))
+    texts = [str(tokenizer.decode(part, skip_special_tokens=True)) for part in (ids[:first], ids[first:end])]
+    return Prompt(texts[0], list(ids[:first]), texts[1])
+
+
+def _until_end(row: list[int], ends: list[int]) -> list[int]:
+    return next((row[:index] for index, token in enumerate(row) if token in ends), row)
