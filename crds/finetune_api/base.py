@@ -15,6 +15,9 @@ from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+Json = dict[str, Any]
+"""A JSON object: a Kubernetes manifest, or a part of one."""
+
 
 @dataclass(frozen=True)
 class Rule:

@@ -3,8 +3,8 @@
 from typing import Any
 
 from finetune_api import API_VERSION, KIND
-from finetune_api.spec import IMMUTABLE_SECTIONS, MUTABLE_RUN_POLICY, FineTuneJobSpec
-from finetune_api.spec_run import RunPolicySpec
+from finetune_api.spec.run import RunPolicySpec
+from finetune_api.spec.spec import IMMUTABLE_SECTIONS, MUTABLE_RUN_POLICY, FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from finetune_api.structural import Schema, structural_schema
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 from finetune_api.base import ApiModel
-from finetune_api.spec_run import ResourcesSpec
+from finetune_api.spec.run import ResourcesSpec
 
 PRODUCT_LABEL = "nvidia.com/gpu.product"
 MEMORY_LABEL = "nvidia.com/gpu.memory"

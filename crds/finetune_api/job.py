@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from finetune_api import API_VERSION, KIND
 from finetune_api.base import without_nulls
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
 

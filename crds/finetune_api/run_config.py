@@ -13,10 +13,10 @@ import yaml
 from finetune_api import API_VERSION
 from finetune_api.base import ApiModel
 from finetune_api.gpus import ExpectedGpu, expected_gpu
-from finetune_api.spec import FineTuneJobSpec
-from finetune_api.spec_inputs import DatasetSpec, ModelSpec
-from finetune_api.spec_output import ExportSpec, OutputSpec
-from finetune_api.spec_training import AdapterSpec, TrainingSpec
+from finetune_api.spec.inputs import DatasetSpec, ModelSpec
+from finetune_api.spec.output import ExportSpec, OutputSpec
+from finetune_api.spec.spec import FineTuneJobSpec
+from finetune_api.spec.training import AdapterSpec, TrainingSpec
 
 
 class JobIdentity(ApiModel):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from finetune_api.gpus import expected_gpu, to_bytes
-from finetune_api.spec_run import ResourcesSpec
+from finetune_api.spec.run import ResourcesSpec
 
 GIB, MIB = 2**30, 2**20
 PRODUCT = "nvidia.com/gpu.product"

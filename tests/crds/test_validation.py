@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from finetune_api.job import load_manifest
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.structural import structural_schema
 from finetune_operator.desired.trainer_job import build_trainer_job
 

@@ -11,6 +11,7 @@ import pytest
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
+from finetune_api.base import Json
 from finetune_api.failures import ExitCode, FailureReason
 from finetune_api.job import ObjectMeta
 from finetune_api.outcome import Artifact, Outcome, Result
@@ -24,7 +25,6 @@ from finetune_test_operator.played_kubelet import PlayedKubelet, wait_for
 OPERATOR_WRITES = (("finetunejobs", "status"), ("jobs", ""), ("configmaps", ""), ("events", ""))
 OPERATOR = pytest.StashKey[OperatorProcess]()
 FINISHED = datetime(2026, 11, 24, tzinfo=UTC)
-Object = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Jobs:
         self._core: Any = client.CoreV1Api(cluster.api_client())
         self._batch: Any = client.BatchV1Api(cluster.api_client())
 
-    def create(self, name: str, **run_policy: Any) -> Object:
+    def create(self, name: str, **run_policy: Any) -> Json:
         """A small job whose trainer comes at once, unless `preflight` says otherwise; keyword arguments are fields of
         spec.runPolicy."""
         spec = {
@@ -136,15 +136,15 @@ class Jobs:
             "runPolicy": {"preflight": "Skip"} | run_policy,
         }
         body = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": name}, "spec": spec}
-        created: Object = self._api.create_namespaced_custom_object(*self._path(), body)
+        created: Json = self._api.create_namespaced_custom_object(*self._path(), body)
         return created
 
     def patch_run_policy(self, name: str, **fields: Any) -> None:
         """Change spec.runPolicy."""
         self._api.patch_namespaced_custom_object(*self._path(), name, {"spec": {"runPolicy": fields}})
 
-    def get(self, name: str) -> Object:
-        found: Object = self._api.get_namespaced_custom_object(*self._path(), name)
+    def get(self, name: str) -> Json:
+        found: Json = self._api.get_namespaced_custom_object(*self._path(), name)
         return found
 
     def delete(self, name: str) -> None:
@@ -154,10 +154,10 @@ class Jobs:
         """Leave nothing for the operator to do."""
         self._api.delete_collection_namespaced_custom_object(*self._path())
 
-    def wait(self, name: str, holds: Callable[[Object], Any], what: str, seconds: float = 15) -> Object:
+    def wait(self, name: str, holds: Callable[[Json], Any], what: str, seconds: float = 15) -> Json:
         """The job, as soon as its status is as wanted."""
 
-        def get() -> Object | None:
+        def get() -> Json | None:
             job = self.get(name)
             return job if holds(job.get("status", {})) else None
 
@@ -166,7 +166,7 @@ class Jobs:
         except TimeoutError as error:
             raise TimeoutError(f"{error}; status: {self.get(name).get('status')}") from None
 
-    def wait_for_phase(self, name: str, phase: str, seconds: float = 15) -> Object:
+    def wait_for_phase(self, name: str, phase: str, seconds: float = 15) -> Json:
         return self.wait(name, lambda status: status.get("phase") == phase, phase, seconds)
 
     def label(self, name: str, key: str, value: str) -> None:
@@ -179,7 +179,7 @@ class Jobs:
         ours = [event for event in found if event.involved_object.kind == "FineTuneJob"]
         return [event.reason for event in sorted(ours, key=lambda event: int(event.metadata.resource_version))]
 
-    def find_child(self, name: str, naming: Callable[[ObjectMeta], str] = child_name) -> Object | None:
+    def find_child(self, name: str, naming: Callable[[ObjectMeta], str] = child_name) -> Json | None:
         """The trainer's Job as JSON, or that of preflight."""
         try:
             found = self._batch.read_namespaced_job(naming(self._metadata(name)), self.namespace)
@@ -187,10 +187,10 @@ class Jobs:
             if error.status == 404:
                 return None
             raise
-        serialized: Object = self._batch.api_client.sanitize_for_serialization(found)
+        serialized: Json = self._batch.api_client.sanitize_for_serialization(found)
         return serialized
 
-    def child(self, name: str, naming: Callable[[ObjectMeta], str] = child_name) -> Object:
+    def child(self, name: str, naming: Callable[[ObjectMeta], str] = child_name) -> Json:
         """The trainer's Job, or that of preflight, which must exist."""
         found = self.find_child(name, naming)
         assert found is not None
@@ -201,7 +201,7 @@ class Jobs:
         child = naming(self._metadata(name))
         self._batch.delete_namespaced_job(child, self.namespace, propagation_policy="Background")
 
-    def create_foreign_child(self, job: Object, naming: Callable[[ObjectMeta], str] = child_name) -> Object:
+    def create_foreign_child(self, job: Json, naming: Callable[[ObjectMeta], str] = child_name) -> Json:
         """A Job with the name of a child, made by someone else."""
         container = {"name": "main", "image": "x"}
         spec = {"suspend": True, "template": {"spec": {"restartPolicy": "Never", "containers": [container]}}}

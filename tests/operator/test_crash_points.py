@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from finetune_api.base import Json
 from finetune_api.failures import ExitCode
 from finetune_operator.cluster.cluster import Cluster, Key
 from finetune_operator.cluster.connection import ApiConnection
@@ -26,7 +27,6 @@ pytestmark = pytest.mark.cluster
 
 WRITES = ("POST", "PATCH")
 AT_ONCE = 8  # lives, each with operators of its own
-Object = dict[str, Any]
 
 
 class KilledError(Exception):
@@ -42,7 +42,7 @@ class KillingConnection:
         self._committed = committed
         self.writes: list[str] = []
 
-    async def request(self, verb: str, path: str, body: Object | None = None, **options: Any) -> Object:
+    async def request(self, verb: str, path: str, body: Json | None = None, **options: Any) -> Json:
         if verb not in WRITES:
             return await self._connection.request(verb, path, body, **options)
         self.writes.append(f"{verb} {path.rsplit('/', 2)[-2]}/{path.rsplit('/', 1)[-1]}")
@@ -68,12 +68,12 @@ class Life:
         installation = Installation("finetune-trainer:test", "https://127.0.0.1:1", "PEM")
         return Reconciler(Cluster(connection, None), installation, ReportStore(), LastWords())
 
-    async def live(self, name: str, number: int, committed: bool, *, passes: bool) -> tuple[Object, list[str], int]:
+    async def live(self, name: str, number: int, committed: bool, *, passes: bool) -> tuple[Json, list[str], int]:
         """Returns the final job, the writes until the kill, and how many operators it took."""
         killing = KillingConnection(self._connection, number, committed)
         operator, operators = self._operator(killing), 1
 
-        async def until(holds: Callable[[Object], Any]) -> None:
+        async def until(holds: Callable[[Json], Any]) -> None:
             nonlocal operator, operators
             for _ in range(200):
                 try:
@@ -107,7 +107,7 @@ class Life:
         conditions = self._jobs.child(name, preflight_name).get("status", {}).get("conditions", [])
         return [condition["type"] for condition in conditions if condition["type"] == "Failed"]
 
-    async def _train(self, name: str, until: Callable[[Callable[[Object], Any]], Awaitable[None]]) -> None:
+    async def _train(self, name: str, until: Callable[[Callable[[Json], Any]], Awaitable[None]]) -> None:
         pod = await asyncio.to_thread(self._kubelet.wait_for_pod, name)
         self._kubelet.run(pod)
         await until(lambda status: status.get("phase") == "Running")
@@ -135,7 +135,7 @@ def _without_times(value: Any) -> Any:
     return [_without_times(item) for item in value] if isinstance(value, list) else value
 
 
-def _story(job: Object) -> Any:
+def _story(job: Json) -> Any:
     """A status without the messages that name objects."""
     return _without_times(job["status"])
 

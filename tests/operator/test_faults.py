@@ -7,6 +7,7 @@ import pytest
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
+from finetune_api.base import Json
 from finetune_api.failures import ExitCode, FailureReason
 from finetune_api.outcome import Outcome, Result
 from finetune_test_operator.operator_process import OperatorProcess
@@ -14,11 +15,9 @@ from finetune_test_operator.played_kubelet import PlayedKubelet, wait_for
 
 pytestmark = pytest.mark.cluster
 
-Object = dict[str, Any]
 
-
-def _condition(status: Object, kind: str) -> Object:
-    found: Object = next((each for each in status.get("conditions", []) if each["type"] == kind), {})
+def _condition(status: Json, kind: str) -> Json:
+    found: Json = next((each for each in status.get("conditions", []) if each["type"] == kind), {})
     return found
 
 

@@ -1,9 +1,8 @@
 """The main path against a cluster given by the test: when it locks reports, and which refusals it swallows."""
 
-from typing import Any
-
 import pytest
 
+from finetune_api.base import Json
 from finetune_api.outcome import Outcome, Result
 from finetune_operator.cluster.cluster import Key
 from finetune_operator.desired.names import child_name
@@ -17,7 +16,6 @@ from finetune_test_operator.snapshot_builder import INSTALLATION, METADATA, NOW,
 
 KEY = Key("team", "bot")
 SUCCEEDED = Outcome(result=Result.SUCCEEDED, finished=NOW, manifest_uri="s3://results/manifest.json")
-Object = dict[str, Any]
 
 
 class FakeCluster:
@@ -25,16 +23,16 @@ class FakeCluster:
 
     def __init__(self, reports: ReportStore) -> None:
         self.reports = reports
-        self.job: Object = {
+        self.job: Json = {
             "apiVersion": "finetune.dev/v1alpha1",
             "kind": "FineTuneJob",
             "metadata": {"name": "bot", "namespace": "team", "uid": METADATA.uid, "generation": 1},
             "spec": a_spec().to_wire(),
         }
-        self.child: Object | None = None
-        self.preflight: Object | None = None
-        self.config_map: Object | None = None
-        self.pods: list[Object] = []
+        self.child: Json | None = None
+        self.preflight: Json | None = None
+        self.config_map: Json | None = None
+        self.pods: list[Json] = []
         self.failures: dict[str, ApiError] = {}
         self.writes: list[str] = []
         self.was_locked = False
@@ -60,32 +58,32 @@ class FakeCluster:
             }
         ]
 
-    async def get_fine_tune_job(self, key: Key) -> Object:
+    async def get_fine_tune_job(self, key: Key) -> Json:
         return self.job
 
-    async def get_job(self, namespace: str, name: str) -> Object | None:
+    async def get_job(self, namespace: str, name: str) -> Json | None:
         return self.child if name == child_name(METADATA) else self.preflight
 
-    async def get_config_map(self, namespace: str, name: str) -> Object | None:
+    async def get_config_map(self, namespace: str, name: str) -> Json | None:
         return self.config_map
 
-    async def list_pods(self, namespace: str, job_uid: str) -> list[Object]:
+    async def list_pods(self, namespace: str, job_uid: str) -> list[Json]:
         return self.pods
 
-    async def list_events(self, namespace: str, uid: str, reason: str) -> list[Object]:
+    async def list_events(self, namespace: str, uid: str, reason: str) -> list[Json]:
         return []
 
-    async def create_config_map(self, config_map: Object) -> None:
+    async def create_config_map(self, config_map: Json) -> None:
         self._write("create_config_map")
         self.config_map = config_map
 
-    async def create_job(self, job: Object) -> None:
+    async def create_job(self, job: Json) -> None:
         self._write("create_job")
 
-    async def create_event(self, event: Object) -> None:
+    async def create_event(self, event: Json) -> None:
         self._write("create_event")
 
-    async def apply_status(self, key: Key, uid: str, status: Object) -> None:
+    async def apply_status(self, key: Key, uid: str, status: Json) -> None:
         self.was_locked = self.reports.is_locked(uid)
         self._write("apply_status")
         self.job["status"] = status

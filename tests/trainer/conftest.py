@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from finetune_api.run_config import JobIdentity, RunConfig
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_test_models import chat_data, tiny_runs
 from finetune_test_servers.faulty_store import FaultyStore
 from finetune_test_servers.object_store import ObjectStore

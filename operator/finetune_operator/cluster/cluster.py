@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from finetune_api import API_VERSION, GROUP, KIND, PLURAL, VERSION
-from finetune_operator.cluster.connection import APPLY, MERGE_PATCH, ApiConnection, Json
+from finetune_api.base import Json
+from finetune_operator.cluster.connection import APPLY, MERGE_PATCH, ApiConnection
 from finetune_operator.desired.names import FIELD_MANAGER, JOB_UID_LABEL
 from finetune_operator.errors import ApiUnavailableError, NotFoundError
 

@@ -9,10 +9,11 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import aiohttp
 
+from finetune_api.base import Json
 from finetune_operator.errors import ApiError, ApiUnavailableError, ConflictError, ForbiddenError, NotFoundError
 
 TOKEN_SECONDS = 60.0
@@ -20,7 +21,6 @@ TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=10)
 APPLY = "application/apply-patch+yaml"
 MERGE_PATCH = "application/merge-patch+json"
 
-Json = dict[str, Any]
 _Handler = Callable[[aiohttp.ClientRequest], Awaitable[aiohttp.ClientResponse]]
 _ERRORS: dict[int, type[ApiError]] = {403: ForbiddenError, 404: NotFoundError, 409: ConflictError}
 

@@ -7,6 +7,7 @@ creates anything again.
 from collections.abc import Callable
 from dataclasses import replace
 
+from finetune_api.base import Json
 from finetune_api.outcome import Result
 from finetune_api.vocabulary import Phase
 from finetune_operator.decide.decision import RETRY_SECONDS, Actions, Decision, Installation
@@ -15,7 +16,7 @@ from finetune_operator.decide.preflight import decide_preflight
 from finetune_operator.decide.running import decide_running
 from finetune_operator.decide.shared import config_map_actions, wait_for_deletion, wait_for_strays
 from finetune_operator.desired.trainer_job import build_trainer_job
-from finetune_operator.observe.children import ChildJob, Json
+from finetune_operator.observe.children import ChildJob
 from finetune_operator.observe.snapshot import Observed
 from finetune_operator.reasons import Reason
 

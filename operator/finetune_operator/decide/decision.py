@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from finetune_api.base import Json
 from finetune_api.outcome import Outcome
 from finetune_api.status import Failure
 from finetune_api.vocabulary import Phase, PreflightResult
-from finetune_operator.observe.children import Json
 
 RETRY_SECONDS = 30.0
 

@@ -3,6 +3,7 @@
 The same for the trainer's Job and for that of preflight, which is looked at through `Observed.of_preflight`.
 """
 
+from finetune_api.base import Json
 from finetune_api.failures import PERMANENT, ExitCode
 from finetune_api.outcome import Outcome
 from finetune_api.vocabulary import Phase
@@ -11,7 +12,7 @@ from finetune_operator.decide.failure import explain_pod, is_interruption, last_
 from finetune_operator.decide.waiting import explain_waiting
 from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION
 from finetune_operator.desired.trainer_job import remaining_deadline
-from finetune_operator.observe.children import ChildJob, Json, TrainerPod
+from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.snapshot import Observed
 from finetune_operator.reasons import Reason
 

@@ -8,7 +8,7 @@ so that the checks wake no GPU node; tolerations stay, as they bind a pod to not
 from typing import Any
 
 from finetune_api.job import ObjectMeta
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_operator.desired.names import PREFLIGHT, preflight_name
 from finetune_operator.desired.trainer_job import build_child_job
 from finetune_operator.desired.trainer_pod import build_trainer_pod_spec

@@ -7,7 +7,7 @@ import yaml
 from finetune_api.job import ObjectMeta
 from finetune_api.progress import progress_path
 from finetune_api.run_config import JobIdentity, ProgressTarget, RunConfig
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_operator.desired.names import child_metadata, child_name
 
 RUN_CONFIG_KEY = "run_config.yaml"

@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune_api.failures import PERMANENT, ExitCode
 from finetune_api.job import ObjectMeta
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_operator.desired.names import (
     ACTIVE_SECONDS_ANNOTATION,
     TRAINER,

@@ -4,12 +4,11 @@ Every path reaches the trainer through its environment, so that the pod also run
 is no API token in the pod but one that is bound to the pod, and good for nothing but this job's progress endpoint.
 """
 
-from typing import Any
-
+from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
 from finetune_api.progress import token_audience
-from finetune_api.sources import Scheme, Source
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.sources import Scheme, Source
+from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_operator.desired.names import TRAINER_CONTAINER, child_name
 from finetune_operator.desired.run_config_map import RUN_CONFIG_KEY
 
@@ -24,8 +23,6 @@ USER_ID = 65532  # any number but 0: the image runs under every user
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 S3_OPTIONAL_KEYS = ("AWS_SESSION_TOKEN",)
 HUB_KEYS = ("HF_TOKEN",)
-
-Json = dict[str, Any]
 
 
 def build_trainer_pod_spec(

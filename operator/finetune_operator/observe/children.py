@@ -5,14 +5,13 @@ Events of a watch carry whole pods; keeping those of thousands of jobs would cos
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Self
+from typing import Self
 
+from finetune_api.base import Json
 from finetune_api.outcome import Outcome
 from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION, TRAINER_CONTAINER, controller_uid
 
 EVICTED = "Evicted"
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)

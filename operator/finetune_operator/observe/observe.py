@@ -10,14 +10,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from finetune_api.base import Json
 from finetune_api.failures import FailureReason
 from finetune_api.job import FineTuneJob, ObjectMeta
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, PreflightStatus
 from finetune_api.vocabulary import Phase, PreflightResult
 from finetune_operator.cluster.cluster import Cluster, Key
 from finetune_operator.desired.names import child_name, preflight_name
-from finetune_operator.observe.children import ChildJob, Json, TrainerPod
+from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.report_store import ReceivedReport, ReportStore
 from finetune_operator.observe.snapshot import Observed, Waiting, awaits_preflight
 from finetune_operator.observe.terminated_pods import LastWords

@@ -3,12 +3,13 @@
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from finetune_api.vocabulary import PreflightMode
 from finetune_operator.desired.names import controller_uid
-from finetune_operator.observe.children import ChildJob, Json, TrainerPod
+from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.report_store import ReceivedReport
 
 

@@ -2,8 +2,9 @@
 
 from collections import OrderedDict
 
+from finetune_api.base import Json
 from finetune_operator.desired.names import JOB_UID_LABEL
-from finetune_operator.observe.children import Json, TrainerPod
+from finetune_operator.observe.children import TrainerPod
 
 LAST_WORDS_KEPT = 1000
 

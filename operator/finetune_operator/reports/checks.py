@@ -13,13 +13,14 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
+from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
 from finetune_api.progress import MAX_BODY_BYTES, ProgressReport, token_audience
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.cluster.cluster import Key, TokenIdentity
 from finetune_operator.desired.names import controller_uid
 from finetune_operator.errors import ReportRefusedError
-from finetune_operator.observe.children import Json, TrainerPod
+from finetune_operator.observe.children import TrainerPod
 from finetune_operator.observe.observe import read_status
 from finetune_operator.observe.report_store import ReceivedReport, ReportStore
 

@@ -8,7 +8,7 @@ import pytest
 from finetune_api.failures import ExitCode, FailureReason
 from finetune_api.job import ObjectMeta
 from finetune_api.outcome import Outcome, Result
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from finetune_api.vocabulary import Phase, Stage
 from finetune_operator.decide.decision import Actions

@@ -15,8 +15,6 @@ from finetune_test_operator.played_kubelet import PlayedKubelet, wait_for
 
 pytestmark = pytest.mark.cluster
 
-Object = dict[str, Any]
-
 
 class Reporter:
     """Posts reports as a pod would."""

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from finetune_api.base import Json
 from finetune_api.progress import MAX_BODY_BYTES, progress_path, token_audience
 from finetune_operator.cluster.cluster import Key, TokenIdentity
 from finetune_operator.errors import ApiUnavailableError
@@ -23,10 +24,9 @@ KEY = Key("team", "bot")
 JOB_UID, CHILD_UID, POD_UID = "job-uid", "child-uid", "pod-uid"
 TOKEN = "good-token"
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
-Object = dict[str, Any]
 
 
-def _owner(kind: str, name: str, uid: str) -> list[Object]:
+def _owner(kind: str, name: str, uid: str) -> list[Json]:
     return [{"kind": kind, "name": name, "uid": uid, "controller": True}]
 
 
@@ -34,15 +34,15 @@ class FakeCluster:
     """A job with one running pod; tests change what they are about."""
 
     def __init__(self) -> None:
-        self.job: Object | None = {"metadata": {"name": "bot", "namespace": "team", "uid": JOB_UID}, "status": {}}
-        self.child: Object | None = {
+        self.job: Json | None = {"metadata": {"name": "bot", "namespace": "team", "uid": JOB_UID}, "status": {}}
+        self.child: Json | None = {
             "metadata": {
                 "name": "bot-1",
                 "uid": CHILD_UID,
                 "ownerReferences": _owner("FineTuneJob", "bot", JOB_UID),
             }
         }
-        self.pod: Object | None = {
+        self.pod: Json | None = {
             "metadata": {"name": "bot-1-x", "uid": POD_UID, "ownerReferences": _owner("Job", "bot-1", CHILD_UID)},
             "status": {
                 "phase": "Running",
@@ -52,15 +52,15 @@ class FakeCluster:
         self.identity: TokenIdentity | None = TokenIdentity("team", "bot-1-x", POD_UID)
         self.is_down = False
 
-    async def get_fine_tune_job(self, key: Key) -> Object | None:
+    async def get_fine_tune_job(self, key: Key) -> Json | None:
         if self.is_down:
             raise ApiUnavailableError("down")
         return self.job if key == KEY else None
 
-    async def get_job(self, namespace: str, name: str) -> Object | None:
+    async def get_job(self, namespace: str, name: str) -> Json | None:
         return self.child if name == "bot-1" else None
 
-    async def get_pod(self, namespace: str, name: str) -> Object | None:
+    async def get_pod(self, namespace: str, name: str) -> Json | None:
         return self.pod
 
     async def review_token(self, token: str, audience: str) -> TokenIdentity | None:
@@ -80,7 +80,7 @@ class Server:
         self.url, self.tls, self.cluster, self.store = url, tls, cluster, store
         self.controller = FakeController()
 
-    async def post(self, body: Object | bytes, token: str | None = TOKEN, path: str | None = None) -> tuple[int, str]:
+    async def post(self, body: Json | bytes, token: str | None = TOKEN, path: str | None = None) -> tuple[int, str]:
         """Status and reason of the answer."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -112,7 +112,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     await runner.cleanup()
 
 
-def _report(sequence: int = 1, **run: Any) -> Object:
+def _report(sequence: int = 1, **run: Any) -> Json:
     return {
         "trainerStatus": {"progressPercentage": 40, "lastUpdatedTime": "2026-11-24T00:00:00Z"},
         "finetune": {"sequence": sequence, "stage": "Training", **run},

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
+from finetune_api.base import Json
 from finetune_devcluster.cluster import DevCluster
 from finetune_operator.desired.names import COMPONENT_LABEL, TRAINER
 
 T = TypeVar("T")
 NODE = "played-node"
-Object = dict[str, Any]
 
 
 def wait_for(get: Callable[[], T | None], what: str, seconds: float = 15) -> T:
@@ -86,7 +86,7 @@ class PlayedKubelet:
             if error.status != 409:
                 raise
 
-    def _set(self, pod: Any, phase: str, state: Object, pod_reason: str = "") -> None:
+    def _set(self, pod: Any, phase: str, state: Json, pod_reason: str = "") -> None:
         container = {"name": "trainer", "image": "x", "imageID": "", "ready": "running" in state, "restartCount": 0}
         status = {"phase": phase, "containerStatuses": [container | {"state": state}]}
         if pod_reason:

@@ -4,10 +4,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
 from finetune_api.outcome import Outcome
 from finetune_api.progress import ProgressReport
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.decide.decide import decide
 from finetune_operator.decide.decision import Decision, Installation
@@ -23,7 +24,6 @@ NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 METADATA = ObjectMeta(name="bot", namespace="team", uid="0b5e7b1e-5d1a-4a51-9a53-0f6f6c2ce0a1", generation=1)
 INSTALLATION = Installation("finetune-trainer:1", "https://operator:8443", "PEM")
 POD = "pod-1"
-Object = dict[str, Any]
 
 
 def at(seconds: float) -> str:
@@ -33,7 +33,7 @@ def at(seconds: float) -> str:
 
 def a_spec(**sections: Any) -> FineTuneJobSpec:
     """The shortest spec; keyword arguments are further sections in their wire form."""
-    wire: Object = {
+    wire: Json = {
         "model": {"source": "s3://models/tiny/"},
         "dataset": {"source": "s3://data/chat.jsonl"},
         "output": {"s3": {"bucket": "results"}},
@@ -58,7 +58,7 @@ def a_preflight(spec: FineTuneJobSpec | None = None, **changes: Any) -> ChildJob
     return replace(ChildJob.parse(body), **changes)
 
 
-def a_pod(uid: str = POD, *, created: float = 0, state: Object | None = None, **status: Any) -> TrainerPod:
+def a_pod(uid: str = POD, *, created: float = 0, state: Json | None = None, **status: Any) -> TrainerPod:
     """A pod of the child. `state` is the container's; keyword arguments are fields of the pod's status."""
     container = [{"name": "trainer", "state": state}] if state else []
     owner = {"kind": "Job", "name": "bot-1", "uid": "child-uid", "controller": True}

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import RunConfig
-from finetune_api.spec_output import HubOutput
+from finetune_api.spec.output import HubOutput
 from finetune_test_servers.hub import TOKEN, Hub, HubRepo
 from finetune_trainer.artifacts.hub_push import HubTarget, open_hub
 from finetune_trainer.cli.pod import run_job

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from finetune_api.spec_inputs import DatasetSpec
+from finetune_api.spec.inputs import DatasetSpec
 from finetune_api.vocabulary import TrainOn
 from finetune_test_models.tiny_tokenizers import KINDS, write_tokenizer
 from finetune_trainer.chat.control_tokens import HIDDEN

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from finetune_api.spec_inputs import DatasetSpec, ModelSpec
+from finetune_api.spec.inputs import DatasetSpec, ModelSpec
 from finetune_api.vocabulary import TrainOn
 from finetune_trainer.chat.encoder import ChatEncoder
 from finetune_trainer.data.layouts import Conversation, PlainText

@@ -8,7 +8,7 @@ import pytest
 import trl
 from transformers import AutoTokenizer
 
-from finetune_api.spec_inputs import ModelSpec
+from finetune_api.spec.inputs import ModelSpec
 from finetune_api.vocabulary import ChatTemplateName, TrainOn
 from finetune_trainer.chat.encoder import IGNORED, ChatEncoder
 from finetune_trainer.chat.templates import SPECIAL_TOKENS, TOOL_TOKENS, use_named_template

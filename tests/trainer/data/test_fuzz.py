@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finetune_api.failures import FailureReason
-from finetune_api.spec_inputs import DatasetColumns
+from finetune_api.spec.inputs import DatasetColumns
 from finetune_api.vocabulary import ChatTemplateName, DatasetFormat
 from finetune_trainer.chat.sandbox.environment import ChatTemplate
 from finetune_trainer.chat.sandbox.process import LimitError, RenderingLimits, RenderingProcess, TemplateSetup

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from finetune_api.failures import FailureReason
-from finetune_api.spec_inputs import DatasetColumns
+from finetune_api.spec.inputs import DatasetColumns
 from finetune_api.vocabulary import ChatTemplateName, DatasetFormat, TrainOn
 from finetune_trainer.chat.encoder import IGNORED, ChatEncoder
 from finetune_trainer.chat.templates import SPECIAL_TOKENS, use_named_template

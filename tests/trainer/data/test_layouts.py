@@ -13,7 +13,7 @@ import pyarrow.parquet as parquet
 import pytest
 from pyarrow import ipc
 
-from finetune_api.spec_inputs import DatasetColumns
+from finetune_api.spec.inputs import DatasetColumns
 from finetune_api.vocabulary import DatasetFormat
 from finetune_trainer.data.layouts import Conversation, PlainText, describe_detection, detect_format, parse_row
 from finetune_trainer.data.rows import DATA_SUFFIXES, read_rows

@@ -11,7 +11,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
 
-from finetune_api.spec_inputs import DatasetColumns
+from finetune_api.spec.inputs import DatasetColumns
 from finetune_api.vocabulary import DatasetFormat
 from finetune_trainer.data.layouts import Conversation, PlainText, detect_format, parse_row
 from finetune_trainer.data.messages import BadRowError
@@ -216,7 +216,7 @@ def test_reading_is_streamed(tmp_path: Path) -> None:
     code = """
 import resource, sys
 from pathlib import Path
-from finetune_api.spec_inputs import DatasetColumns
+from finetune_api.spec.inputs import DatasetColumns
 from finetune_api.vocabulary import DatasetFormat
 from finetune_trainer.data.layouts import parse_row
 from finetune_trainer.data.rows import read_rows

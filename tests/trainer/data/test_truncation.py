@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from finetune_api.spec_inputs import DatasetSpec
+from finetune_api.spec.inputs import DatasetSpec
 from finetune_trainer.data import arrow_rows, csv_rows, csv_truncation, json_rows, truncation
 from finetune_trainer.data.rows import Row, read_rows
 from finetune_trainer.data.strict_json import load_strict

@@ -17,7 +17,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
 
-from finetune_api.spec_inputs import DatasetSpec
+from finetune_api.spec.inputs import DatasetSpec
 from finetune_trainer.preflight.scan import scan_rows
 
 LIMIT_BYTES = 500 * 2**20

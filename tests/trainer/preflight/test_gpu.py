@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetune_api.gpus import ExpectedGpu
 from finetune_api.run_config import RunConfig
-from finetune_api.spec_inputs import DatasetSpec
-from finetune_api.spec_training import TrainingSpec
+from finetune_api.spec.inputs import DatasetSpec
+from finetune_api.spec.training import TrainingSpec
 from finetune_api.vocabulary import MemoryMode
 from finetune_kernels.planning.memory_plan import MARGIN, plan_memory
 from finetune_kernels.planning.model_shape import loaded_bytes, shape_from_config

@@ -7,8 +7,8 @@ import pytest
 from datasets import Dataset
 from trl.data_utils import pack_dataset
 
-from finetune_api.spec_inputs import DatasetSpec
-from finetune_api.spec_training import TrainingSpec
+from finetune_api.spec.inputs import DatasetSpec
+from finetune_api.spec.training import TrainingSpec
 from finetune_trainer.preflight.sampling import Measured, RowSample
 from finetune_trainer.preflight.statistics import DuplicateCounter, describe_tokens, histogram
 from finetune_trainer.preflight.steps import count_packed, optimizer_steps, training_rows

@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.data_utils import pack_dataset
 
-from finetune_api.spec_inputs import DatasetSpec, ModelSpec
+from finetune_api.spec.inputs import DatasetSpec, ModelSpec
 from finetune_api.vocabulary import OnBadRow, Precision
 from finetune_test_models.tiny_model import FAMILIES, make_tiny_model
 from finetune_trainer.errors import TrainerError

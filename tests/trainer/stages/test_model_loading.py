@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune_api.spec_inputs import ModelSpec
+from finetune_api.spec.inputs import ModelSpec
 from finetune_api.vocabulary import Precision, Quantization
 from finetune_kernels.primitives import nf4
 from finetune_test_models.tiny_model import make_tiny_model

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from finetune_api.spec_training import EarlyStoppingSpec
+from finetune_api.spec.training import EarlyStoppingSpec
 from finetune_trainer.training.best_adapter import FOLDER, WEIGHTS_NAME, BestAdapter, EvaluationRecord
 
 # losses at steps 1, 2, ...; minDelta; best step; evaluations waited at the end

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.masking_utils import AttentionMaskInterface
 
-from finetune_api.spec_training import SamplesSpec
+from finetune_api.spec.training import SamplesSpec
 from finetune_kernels.layers import packed_attention
 from finetune_kernels.layers.decoder_layer import Keep
 from finetune_kernels.layers.fused_layers import FusedLayers

@@ -19,7 +19,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, XetDownloadError
 
 from finetune_api.failures import FailureReason
-from finetune_api.spec_output import HubOutput
+from finetune_api.spec.output import HubOutput
 from finetune_api.vocabulary import ArtifactType
 from finetune_trainer.artifacts.download import download_artifacts, local_path
 from finetune_trainer.artifacts.manifest import Manifest

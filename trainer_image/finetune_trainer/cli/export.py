@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from finetune_api.failures import FailureReason
-from finetune_api.sources import Source
+from finetune_api.spec.sources import Source
 from finetune_trainer.cli.export_arguments import ExportArguments
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.export import ExportedFile, ExportRequest, export

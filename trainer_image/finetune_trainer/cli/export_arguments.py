@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_api.sources import SOURCE_PATTERN, stays_inside
+from finetune_api.spec.sources import SOURCE_PATTERN, stays_inside
 from finetune_api.vocabulary import MergedType
 from finetune_trainer.export.quantization.file_types import FILE_TYPES
 from finetune_trainer.sources.repository import SourceAccess

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.failures import FailureReason
-from finetune_api.spec_inputs import DatasetColumns
+from finetune_api.spec.inputs import DatasetColumns
 from finetune_api.vocabulary import DatasetFormat
 from finetune_trainer.data.messages import BadRowError, parse_json_text, parse_messages, parse_tools
 from finetune_trainer.data.strict_json import listed, load_strict

@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from finetune_api.run_config import RunConfig
-from finetune_api.sources import Source
+from finetune_api.spec.sources import Source
 from finetune_trainer.documents.sample_table import sample_table
 from finetune_trainer.training.records import SampleLine
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from finetune_api.failures import FailureReason
-from finetune_api.spec_training import ALL_LINEAR, DEFAULT_TARGETS
+from finetune_api.spec.training import ALL_LINEAR, DEFAULT_TARGETS
 from finetune_trainer.errors import TrainerError
 
 # Families that fuse projections: the fused layer stands for the parts that the default names.

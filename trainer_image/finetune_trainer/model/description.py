@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from finetune_api.failures import FailureReason
-from finetune_api.spec_inputs import ModelSpec
+from finetune_api.spec.inputs import ModelSpec
 from finetune_api.vocabulary import TrainOn
 from finetune_trainer.chat.encoder import ChatEncoder, beyond_embedding
 from finetune_trainer.chat.templates import use_named_template

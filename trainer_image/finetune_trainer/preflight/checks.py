@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
-from finetune_api.spec_inputs import DatasetSpec
+from finetune_api.spec.inputs import DatasetSpec
 from finetune_api.vocabulary import OnBadRow
 from finetune_trainer.artifacts.hub_push import open_hub
 from finetune_trainer.artifacts.store import ArtifactStore, open_store

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.failures import FailureReason
-from finetune_api.spec_inputs import DatasetSpec
+from finetune_api.spec.inputs import DatasetSpec
 from finetune_api.vocabulary import DatasetFormat
 from finetune_trainer.chat.encoder import IGNORED, ChatEncoder, Encoded
 from finetune_trainer.data.layouts import Conversation, Example, describe_detection, detect_format, parse_row

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from finetune_api.spec_inputs import DatasetSpec
-from finetune_api.spec_training import TrainingSpec
+from finetune_api.spec.inputs import DatasetSpec
+from finetune_api.spec.training import TrainingSpec
 
 PACKING_BATCH = 1000  # rows that TRL packs at a time (datasets' default batch of map)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.failures import FailureReason
-from finetune_api.sources import Scheme, Source
+from finetune_api.spec.sources import Scheme, Source
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.sources.dataset_card import choose_from_card
 from finetune_trainer.sources.front_matter import CARD, MAX_CARD_BYTES

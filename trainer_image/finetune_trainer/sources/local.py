@@ -5,7 +5,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from finetune_api.failures import FailureReason
-from finetune_api.sources import Scheme, Source
+from finetune_api.spec.sources import Scheme, Source
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.sources.repository import SourceAccess
 from finetune_trainer.storage.digests import files_below

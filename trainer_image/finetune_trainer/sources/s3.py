@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 
-from finetune_api.sources import Source
+from finetune_api.spec.sources import Source
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.sources.repository import SourceAccess
 from finetune_trainer.storage.object_store import OnBytes

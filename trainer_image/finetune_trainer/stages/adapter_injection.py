@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 
-from finetune_api.spec_training import AdapterSpec
+from finetune_api.spec.training import AdapterSpec
 from finetune_api.vocabulary import AdapterVariant
 from finetune_trainer.model.adapter_targets import choose_targets
 

@@ -14,7 +14,7 @@ from datasets import Dataset, Features, Sequence, Value, disable_progress_bars
 from datasets.arrow_writer import ArrowWriter
 
 from finetune_api.failures import FailureReason
-from finetune_api.spec_inputs import DatasetSpec
+from finetune_api.spec.inputs import DatasetSpec
 from finetune_api.vocabulary import DatasetFormat, OnBadRow
 from finetune_trainer.chat.encoder import ChatEncoder, Encoded
 from finetune_trainer.data.layouts import describe_detection, detect_format, parse_row

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
 from finetune_api.failures import FailureReason
-from finetune_api.spec_inputs import ModelSpec
+from finetune_api.spec.inputs import ModelSpec
 from finetune_api.vocabulary import Precision, Quantization
 from finetune_kernels.primitives import nf4
 from finetune_kernels.primitives.fp8 import FIRST_CAPABILITY

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from finetune_api.run_config import RunConfig
-from finetune_api.sources import Source
+from finetune_api.spec.sources import Source
 from finetune_api.vocabulary import ArtifactType, MergedType
 from finetune_trainer.artifacts.store import LocalArtifact
 from finetune_trainer.export.export import ExportRequest, export

@@ -16,7 +16,7 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 
 from finetune_api.base import ApiModel
-from finetune_api.spec_training import EarlyStoppingSpec
+from finetune_api.spec.training import EarlyStoppingSpec
 
 log = logging.getLogger(__name__)
 FOLDER, WEIGHTS_NAME, RECORD_NAME = "best", "adapter.safetensors", "record.json"

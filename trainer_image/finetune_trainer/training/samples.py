@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from finetune_api.failures import FailureReason
-from finetune_api.spec_training import SamplesSpec
+from finetune_api.spec.training import SamplesSpec
 from finetune_api.vocabulary import TrainOn
 from finetune_kernels.layers.supervised_loss import causal_model
 from finetune_trainer.chat.encoder import IGNORED, ChatEncoder

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.base import SUBDOMAIN, ApiModel, Pattern, Rule
-from finetune_api.spec_inputs import SecretReference
+from finetune_api.spec.inputs import SecretReference
 from finetune_api.vocabulary import GgufType, MergedType, OnExisting
 
 EndpointUrl = Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.base import LARGEST_COUNT, ApiModel, Pattern, ResourceName, Rule
-from finetune_api.sources import Scheme, Source, SourceUri, stays_inside
+from finetune_api.spec.sources import Scheme, Source, SourceUri, stays_inside
 from finetune_api.vocabulary import ChatTemplateName, DatasetFormat, OnBadRow, Quantization, TrainOn
 
 ColumnName = Annotated[str, Field(min_length=1, max_length=128)]

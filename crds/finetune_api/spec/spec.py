@@ -1,10 +1,10 @@
 """`spec` of a FineTuneJob: what the user writes. Ten lines are enough; everything else has a default."""
 
 from finetune_api.base import ApiModel, Rule
-from finetune_api.spec_inputs import DatasetSpec, ModelSpec
-from finetune_api.spec_output import ExportSpec, OutputSpec
-from finetune_api.spec_run import ResourcesSpec, RunPolicySpec
-from finetune_api.spec_training import AdapterSpec, TrainingSpec
+from finetune_api.spec.inputs import DatasetSpec, ModelSpec
+from finetune_api.spec.output import ExportSpec, OutputSpec
+from finetune_api.spec.run import ResourcesSpec, RunPolicySpec
+from finetune_api.spec.training import AdapterSpec, TrainingSpec
 from finetune_api.vocabulary import Precision, Quantization
 
 # Only these may change after creation; everything else defines what was trained.
