@@ -14,7 +14,7 @@ from speed.results import COMPLETE, Result, newest, ratio, read, summarise
 from speed.rows import LONGEST, ROWS, UNSLOTH_24G_TOKENS
 from speed.speed_chart import LABELS, draw, in_order
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 PICTURE = CHECKOUT / "docs/speed.svg"
 README = CHECKOUT / "README.md"
 BEGIN = "<!-- GENERATED from trainer_image/benchmarks/speed/results.csv by `make generate`: begin -->\n"
