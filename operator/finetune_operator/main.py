@@ -18,7 +18,7 @@ from finetune_operator.decide.decision import Installation
 from finetune_operator.errors import SettingsError
 from finetune_operator.health import build_health_app
 from finetune_operator.observe.report_store import ReportStore
-from finetune_operator.observe.terminated_pods import LastWords
+from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.reconcile import Reconciler, utc_now
 from finetune_operator.reports.checks import ReportChecks
 from finetune_operator.reports.server import build_progress_app, load_certificate, renew_certificate
@@ -50,8 +50,8 @@ async def run(settings: Settings) -> None:
         connection = ApiConnection.open(settings.api_url, settings.service_account_dir)
         stack.push_async_callback(connection.close)
         cluster = Cluster(connection, settings.namespace)
-        reports, last_words = ReportStore(), LastWords()
-        reconciler = Reconciler(cluster, _installation(settings), reports, last_words)
+        reports, terminated_pods = ReportStore(), TerminatedPods()
+        reconciler = Reconciler(cluster, _installation(settings), reports, terminated_pods)
         controller = Controller(cluster, reconciler, reports)
         tls = load_certificate(settings.tls_dir)
         await _serve(stack, build_health_app(controller), settings.health_port)
@@ -59,7 +59,7 @@ async def run(settings: Settings) -> None:
         checks = ReportChecks(cluster, reports, utc_now)
         await _serve(stack, build_progress_app(checks, controller), settings.progress_port, tls)
         watching = kopf.operator(
-            registry=build_registry(controller, last_words, settings.api_url, settings.service_account_dir),
+            registry=build_registry(controller, terminated_pods, settings.api_url, settings.service_account_dir),
             settings=build_settings(),
             clusterwide=settings.namespace is None,
             namespaces=[settings.namespace] if settings.namespace else [],

@@ -16,10 +16,10 @@ from finetune_operator.decide.decision import Actions, Decision, Installation
 from finetune_operator.errors import ApiError, ConflictError, ForbiddenError, NotFoundError
 from finetune_operator.observe.observe import newest_report, observe
 from finetune_operator.observe.report_store import ReportStore
-from finetune_operator.observe.snapshot import Observed
-from finetune_operator.observe.terminated_pods import LastWords
+from finetune_operator.observe.snapshot import Snapshot
+from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.reasons import Reason
-from finetune_operator.status.events import build_event, turning_points
+from finetune_operator.status.events import build_event, find_transitions
 from finetune_operator.status.status import build_status, has_changed
 
 REFUSED_RETRY_SECONDS = 30.0
@@ -40,72 +40,72 @@ class Reconciler:
         cluster: Cluster,
         installation: Installation,
         reports: ReportStore,
-        last_words: LastWords,
+        terminated_pods: TerminatedPods,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._cluster = cluster
         self._installation = installation
         self._reports = reports
-        self._last_words = last_words
+        self._terminated_pods = terminated_pods
         self._clock = clock
 
     async def reconcile(self, key: Key) -> float | None:
         """Look at one job and do what is due. Returns after how many seconds to look again (None: when something
         happens). Raises ApiError or ApiUnavailableError; the caller then tries again."""
-        observed = await observe(self._cluster, key, self._last_words, self._reports, self._clock())
-        if observed is None:
+        snapshot = await observe(self._cluster, key, self._terminated_pods, self._reports, self._clock())
+        if snapshot is None:
             return None
-        decision = decide(observed, self._installation)
+        decision = decide(snapshot, self._installation)
         try:
-            await self._act(key, observed, decision.actions)
+            await self._act(key, snapshot, decision.actions)
         except (ConflictError, NotFoundError):
             raise  # the view was old, or the namespace is going: look again
         except ApiError as error:
             decision = _refused(decision, error)
-        await self._answer(key, observed, decision)
+        await self._answer(key, snapshot, decision)
         return decision.requeue_seconds
 
-    async def _act(self, key: Key, observed: Observed, actions: Actions) -> None:
+    async def _act(self, key: Key, snapshot: Snapshot, actions: Actions) -> None:
         if actions.create_config_map is not None:
             await self._cluster.create_config_map(actions.create_config_map)
-        if actions.update_config_map is not None and observed.config_map is not None:
-            await self._cluster.patch_config_map(observed.config_map, actions.update_config_map)
+        if actions.update_config_map is not None and snapshot.config_map is not None:
+            await self._cluster.patch_config_map(snapshot.config_map, actions.update_config_map)
         if actions.create_job is not None:
             await self._cluster.create_job(actions.create_job)
             logger.info("%s: Job %s created", key, actions.create_job["metadata"]["name"])
-        for job, changes in ((observed.preflight, actions.patch_preflight), (observed.child, actions.patch_job)):
+        for job, changes in ((snapshot.preflight, actions.patch_preflight), (snapshot.child, actions.patch_job)):
             if job is not None and changes is not None:
                 await self._cluster.patch_job(job.body, changes)
                 logger.info("%s: Job %s changed: %s", key, job.name, changes.get("spec"))
 
-    async def _answer(self, key: Key, observed: Observed, decision: Decision) -> None:
+    async def _answer(self, key: Key, snapshot: Snapshot, decision: Decision) -> None:
         """Tell the turning points, and write the status, if it says something new."""
         if decision.phase.is_terminal:
-            uid = observed.metadata.uid
+            uid = snapshot.metadata.uid
             self._reports.lock(uid)  # whatever was accepted until now is part of the terminal status
-            observed = replace(observed, report=newest_report(self._reports, uid, observed.pods))
-        status = build_status(observed, decision)
-        if not has_changed(observed.status, status):
+            snapshot = replace(snapshot, report=newest_report(self._reports, uid, snapshot.pods))
+        status = build_status(snapshot, decision)
+        if not has_changed(snapshot.status, status):
             return
-        await self._tell(observed, status)
+        await self._tell(snapshot, status)
         try:
-            await self._cluster.apply_status(key, observed.metadata.uid, status.to_wire())
+            await self._cluster.apply_status(key, snapshot.metadata.uid, status.to_wire())
         except NotFoundError:
             return  # deleted meanwhile
         if decision.phase.is_terminal:
-            self._reports.drop(observed.metadata.uid)
-        if status.phase is not observed.status.phase:
+            self._reports.drop(snapshot.metadata.uid)
+        if status.phase is not snapshot.status.phase:
             logger.info("%s: %s (%s)", key, status.phase, decision.reason)
 
-    async def _tell(self, observed: Observed, status: FineTuneJobStatus) -> None:
-        for turn in turning_points(observed.status, status):
-            event = build_event(observed.metadata, turn, observed.now)
+    async def _tell(self, snapshot: Snapshot, status: FineTuneJobStatus) -> None:
+        for transition in find_transitions(snapshot.status, status):
+            event = build_event(snapshot.metadata, transition, snapshot.now)
             try:
                 await self._cluster.create_event(event)
             except ConflictError:
                 logger.debug("event %s was posted before", event["metadata"]["name"])
             except (ForbiddenError, NotFoundError) as error:  # the namespace is going
-                logger.warning("event %s not posted: %s", turn.reason, error)
+                logger.warning("event %s not posted: %s", transition.reason, error)
 
 
 def _refused(decision: Decision, error: ApiError) -> Decision:

@@ -18,7 +18,7 @@ from finetune_operator.decide.decision import Installation
 from finetune_operator.desired.names import PREFLIGHT, child_name, preflight_name
 from finetune_operator.errors import ConflictError
 from finetune_operator.observe.report_store import ReportStore
-from finetune_operator.observe.terminated_pods import LastWords
+from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.reconcile import Reconciler
 from finetune_test_operator.operator_process import OperatorProcess
 from finetune_test_operator.played_kubelet import PlayedKubelet, wait_for
@@ -66,7 +66,7 @@ class Life:
 
     def _operator(self, connection: Any) -> Reconciler:
         installation = Installation("finetune-trainer:test", "https://127.0.0.1:1", "PEM")
-        return Reconciler(Cluster(connection, None), installation, ReportStore(), LastWords())
+        return Reconciler(Cluster(connection, None), installation, ReportStore(), TerminatedPods())
 
     async def live(self, name: str, number: int, committed: bool, *, passes: bool) -> tuple[Json, list[str], int]:
         """Returns the final job, the writes until the kill, and how many operators it took."""

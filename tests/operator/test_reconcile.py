@@ -10,7 +10,7 @@ from finetune_operator.desired.run_config_map import build_run_config, build_run
 from finetune_operator.desired.trainer_job import build_trainer_job
 from finetune_operator.errors import ApiError, ConflictError, ForbiddenError, NotFoundError
 from finetune_operator.observe.report_store import ReportStore
-from finetune_operator.observe.terminated_pods import LastWords
+from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.reconcile import Reconciler
 from finetune_test_operator.snapshot_builder import INSTALLATION, METADATA, NOW, a_report, a_spec, at
 
@@ -101,7 +101,7 @@ def cluster() -> FakeCluster:
 
 @pytest.fixture
 def reconciler(cluster: FakeCluster) -> Reconciler:
-    return Reconciler(cluster, INSTALLATION, cluster.reports, LastWords(), clock=lambda: NOW)  # type: ignore[arg-type]
+    return Reconciler(cluster, INSTALLATION, cluster.reports, TerminatedPods(), clock=lambda: NOW)  # type: ignore[arg-type]
 
 
 async def test_children_come_before_the_event_and_the_status(reconciler: Reconciler, cluster: FakeCluster) -> None:
@@ -179,16 +179,16 @@ async def test_an_event_that_was_posted_before_is_no_error(reconciler: Reconcile
     assert cluster.job["status"]["phase"] == "Validating"
 
 
-def test_last_words_are_kept_of_ended_pods_only_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_operator.observe.observe.LAST_WORDS_KEPT", 2)
-    words = LastWords()
+def test_only_the_newest_terminated_pods_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_operator.observe.terminated_pods.MAX_TERMINATED_PODS", 2)
+    pods = TerminatedPods()
     for uid in ("1", "2", "3"):
         terminated = {"exitCode": 30}
-        words.note(
+        pods.note(
             {
                 "metadata": {"name": uid, "uid": uid, "labels": {"finetune.dev/job-uid": "job"}},
                 "status": {"containerStatuses": [{"name": "trainer", "state": {"terminated": terminated}}]},
             }
         )
-    words.note({"metadata": {"name": "4", "uid": "4"}, "status": {}})
-    assert [pod.uid for pod in words.of("job")] == ["2", "3"]
+    pods.note({"metadata": {"name": "4", "uid": "4"}, "status": {}})
+    assert [pod.uid for pod in pods.of("job")] == ["2", "3"]

@@ -14,35 +14,35 @@ from finetune_operator.decide.decision import RETRY_SECONDS, Actions, Decision, 
 from finetune_operator.decide.failure import explain_failure, last_outcome
 from finetune_operator.decide.preflight import decide_preflight
 from finetune_operator.decide.running import decide_running
-from finetune_operator.decide.shared import config_map_actions, wait_for_deletion, wait_for_strays
+from finetune_operator.decide.shared import config_map_actions, wait_for_deletion, wait_for_orphaned_pods
 from finetune_operator.desired.trainer_job import build_trainer_job
 from finetune_operator.observe.children import ChildJob
-from finetune_operator.observe.snapshot import Observed
+from finetune_operator.observe.snapshot import Snapshot
 from finetune_operator.reasons import Reason
 
 
-def decide(observed: Observed, installation: Installation) -> Decision:
+def decide(snapshot: Snapshot, installation: Installation) -> Decision:
     """Apply the rules in order."""
     for rule in _RULES:
-        decision = rule(observed, installation)
+        decision = rule(snapshot, installation)
         if decision is not None:
             return decision
     raise AssertionError("the last rule always applies")
 
 
-def _is_over(observed: Observed, _: Installation) -> Decision | None:
-    phase = observed.status.phase
+def _is_over(snapshot: Snapshot, _: Installation) -> Decision | None:
+    phase = snapshot.status.phase
     if phase is None or not phase.is_terminal:
         return None
-    ttl = observed.spec.run_policy.ttl_seconds_after_finished if observed.spec else None
-    jobs = [job for job in (observed.child, observed.preflight) if job is not None and _is_ours(observed, job)]
+    ttl = snapshot.spec.run_policy.ttl_seconds_after_finished if snapshot.spec else None
+    jobs = [job for job in (snapshot.child, snapshot.preflight) if job is not None and _is_ours(snapshot, job)]
     waits = ttl is not None and not all(job.is_over for job in jobs)
-    actions = Actions(patch_job=_ttl(observed.child, jobs, ttl), patch_preflight=_ttl(observed.preflight, jobs, ttl))
+    actions = Actions(patch_job=_ttl(snapshot.child, jobs, ttl), patch_preflight=_ttl(snapshot.preflight, jobs, ttl))
     return Decision(phase, "", "", actions, requeue_seconds=RETRY_SECONDS if waits else None)
 
 
-def _is_ours(observed: Observed, job: ChildJob) -> bool:
-    return job.owner_uid == observed.metadata.uid and not job.deleting
+def _is_ours(snapshot: Snapshot, job: ChildJob) -> bool:
+    return job.owner_uid == snapshot.metadata.uid and not job.deleting
 
 
 def _ttl(job: ChildJob | None, ours: list[ChildJob], ttl: int | None) -> Json | None:
@@ -51,83 +51,83 @@ def _ttl(job: ChildJob | None, ours: list[ChildJob], ttl: int | None) -> Json | 
     return {"spec": {"ttlSecondsAfterFinished": ttl}}
 
 
-def _is_being_deleted(observed: Observed, _: Installation) -> Decision | None:
-    if observed.metadata.deletion_timestamp is None:
+def _is_being_deleted(snapshot: Snapshot, _: Installation) -> Decision | None:
+    if snapshot.metadata.deletion_timestamp is None:
         return None
     return Decision(Phase.CANCELLING, Reason.DELETED, "the job is being deleted, its trainer is stopped")
 
 
-def _is_unreadable(observed: Observed, _: Installation) -> Decision | None:
-    if observed.spec is not None:
+def _is_unreadable(snapshot: Snapshot, _: Installation) -> Decision | None:
+    if snapshot.spec is not None:
         return None
-    phase = observed.status.phase or Phase.PENDING
-    message = f"this version of the operator cannot read the job: {observed.spec_error}"
+    phase = snapshot.status.phase or Phase.PENDING
+    message = f"this version of the operator cannot read the job: {snapshot.spec_error}"
     return Decision(phase, Reason.INVALID_CONFIGURATION, message[:1024], is_stalled=True)
 
 
-def _name_is_taken(observed: Observed, _: Installation) -> Decision | None:
-    if observed.foreign_child is None:
+def _name_is_taken(snapshot: Snapshot, _: Installation) -> Decision | None:
+    if snapshot.foreign_child is None:
         return None
-    message = f"{observed.foreign_child} exists already and does not belong to this job: remove it"
+    message = f"{snapshot.foreign_child} exists already and does not belong to this job: remove it"
     return Decision(Phase.PENDING, Reason.NAME_CONFLICT, message, is_stalled=True, requeue_seconds=RETRY_SECONDS)
 
 
-def _is_validating(observed: Observed, installation: Installation) -> Decision | None:
-    return decide_preflight(observed.of_preflight(), installation) if observed.is_validating else None
+def _is_validating(snapshot: Snapshot, installation: Installation) -> Decision | None:
+    return decide_preflight(snapshot.of_preflight(), installation) if snapshot.is_validating else None
 
 
-def _has_succeeded(observed: Observed, _: Installation) -> Decision | None:
-    outcome = last_outcome(observed)
-    pod = observed.newest_pod
+def _has_succeeded(snapshot: Snapshot, _: Installation) -> Decision | None:
+    outcome = last_outcome(snapshot)
+    pod = snapshot.newest_pod
     exited_well = pod is not None and pod.termination is not None and pod.termination.exit_code == 0
     if exited_well and outcome is not None and outcome.result is Result.SUCCEEDED:
         message = "the result was there already" if outcome.reused else "every artifact is uploaded and verified"
         return Decision(
             Phase.SUCCEEDED, Reason.REUSED if outcome.reused else Reason.COMPLETED, message, outcome=outcome
         )
-    if observed.child is None or observed.child.complete is None or exited_well:
+    if snapshot.child is None or snapshot.child.complete is None or exited_well:
         return None
     message = "the trainer succeeded, but its pod was removed before its outcome was read: see the manifest in S3"
     return Decision(Phase.SUCCEEDED, Reason.OUTCOME_LOST, message)
 
 
-def _has_failed(observed: Observed, _: Installation) -> Decision | None:
-    child = observed.child
+def _has_failed(snapshot: Snapshot, _: Installation) -> Decision | None:
+    child = snapshot.child
     if child is None or (child.failed is None and child.complete is None):
         return None  # a Job that is complete and comes here had a trainer that said nothing, which is no success
-    failure = explain_failure(observed)
+    failure = explain_failure(snapshot)
     return Decision(
-        Phase.FAILED, failure.reason, failure.message, is_stalled=True, failure=failure, outcome=last_outcome(observed)
+        Phase.FAILED, failure.reason, failure.message, is_stalled=True, failure=failure, outcome=last_outcome(snapshot)
     )
 
 
-def _needs_children(observed: Observed, installation: Installation) -> Decision | None:
-    assert observed.spec is not None
-    actions = config_map_actions(observed, installation)
-    if observed.child is not None:
+def _needs_children(snapshot: Snapshot, installation: Installation) -> Decision | None:
+    assert snapshot.spec is not None
+    actions = config_map_actions(snapshot, installation)
+    if snapshot.child is not None:
         if actions == Actions():
             return None
-        running = decide_running(observed)
+        running = decide_running(snapshot)
         return Decision(running.phase, running.reason, running.message, actions, requeue_seconds=0)
-    if (waiting := wait_for_strays(observed, Phase.QUEUED)) is not None:
+    if (waiting := wait_for_orphaned_pods(snapshot, Phase.QUEUED)) is not None:
         return waiting
-    active_seconds = observed.status.active_seconds or 0
-    job = build_trainer_job(observed.metadata, observed.spec, installation.trainer_image, active_seconds)
+    active_seconds = snapshot.status.active_seconds or 0
+    job = build_trainer_job(snapshot.metadata, snapshot.spec, installation.trainer_image, active_seconds)
     actions = replace(actions, create_job=job)
-    if observed.spec.run_policy.suspend:
+    if snapshot.spec.run_policy.suspend:
         return Decision(Phase.SUSPENDED, Reason.SUSPENDED, "spec.runPolicy.suspend is true", actions)
     return Decision(Phase.QUEUED, Reason.JOB_CREATED, "waiting for a pod", actions)
 
 
-def _child_is_going(observed: Observed, _: Installation) -> Decision | None:
-    return wait_for_deletion(observed, Phase.QUEUED)
+def _child_is_going(snapshot: Snapshot, _: Installation) -> Decision | None:
+    return wait_for_deletion(snapshot, Phase.QUEUED)
 
 
-def _running(observed: Observed, _: Installation) -> Decision:
-    return decide_running(observed)
+def _running(snapshot: Snapshot, _: Installation) -> Decision:
+    return decide_running(snapshot)
 
 
-_RULES: tuple[Callable[[Observed, Installation], Decision | None], ...] = (
+_RULES: tuple[Callable[[Snapshot, Installation], Decision | None], ...] = (
     _is_over,
     _is_being_deleted,
     _is_unreadable,

@@ -9,10 +9,10 @@ _PULL_ERRORS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImag
 _CONFIG_ERRORS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError")
 
 
-def explain_waiting(pod: TrainerPod | None, obstacle: Waiting | None) -> Waiting:
-    """Why a job whose trainer does not run waits. `obstacle` is what only events tell."""
-    if obstacle is not None:
-        return obstacle
+def explain_waiting(pod: TrainerPod | None, blocker: Waiting | None) -> Waiting:
+    """Why a job whose trainer does not run waits. `blocker` is what only events tell."""
+    if blocker is not None:
+        return blocker
     if pod is None:
         return Waiting(Reason.WAITING_FOR_POD, "waiting for a pod")
     said = pod.waiting_message or pod.waiting_reason

@@ -16,7 +16,7 @@ TRAINER_CONTAINER: Final = "trainer"  # of preflight's pod too: it runs the same
 FIELD_MANAGER: Final = "finetune-operator"
 
 _HASH_LENGTH = 5
-_LONGEST = 63  # a Job's name is also a label of its pods
+_MAX_NAME_LENGTH = 63  # a Job's name is also a label of its pods
 
 
 def child_name(job: ObjectMeta) -> str:
@@ -32,7 +32,7 @@ def preflight_name(job: ObjectMeta) -> str:
 
 def _name(job: ObjectMeta, suffix: str) -> str:
     digest = hashlib.sha256(job.uid.encode()).hexdigest()[:_HASH_LENGTH]
-    stem = job.name.replace(".", "-")[: _LONGEST - _HASH_LENGTH - 1 - len(suffix)].rstrip("-")
+    stem = job.name.replace(".", "-")[: _MAX_NAME_LENGTH - _HASH_LENGTH - 1 - len(suffix)].rstrip("-")
     return f"{stem}-{digest}{suffix}"
 
 

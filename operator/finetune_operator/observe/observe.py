@@ -1,7 +1,7 @@
 """Reads everything that the decision about one job needs: live, never from a cache.
 
 One exception: a pod that is stopped by suspension or deletion vanishes as soon as it has ended, often before it can be
-read. Its last words are kept from the watch (`LastWords`), because they hold the newest checkpoint.
+read. Its last words are kept from the watch (`TerminatedPods`), because they hold the newest checkpoint.
 """
 
 import re
@@ -20,13 +20,13 @@ from finetune_operator.cluster.cluster import Cluster, Key
 from finetune_operator.desired.names import child_name, preflight_name
 from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.report_store import ReceivedReport, ReportStore
-from finetune_operator.observe.snapshot import Observed, Waiting, awaits_preflight
-from finetune_operator.observe.terminated_pods import LastWords
+from finetune_operator.observe.snapshot import Snapshot, Waiting, awaits_preflight
+from finetune_operator.observe.terminated_pods import TerminatedPods
 
 
 async def observe(
-    cluster: Cluster, key: Key, last_words: LastWords, reports: ReportStore, now: datetime
-) -> Observed | None:
+    cluster: Cluster, key: Key, terminated_pods: TerminatedPods, reports: ReportStore, now: datetime
+) -> Snapshot | None:
     """Read a job and its children; None where the job does not exist."""
     body = await cluster.get_fine_tune_job(key)
     if body is None:
@@ -42,13 +42,13 @@ async def observe(
     config_map = None if is_over else await cluster.get_config_map(key.namespace, child_name(metadata))
     listed = [] if is_over else await cluster.list_pods(key.namespace, metadata.uid)
     live = [TrainerPod.parse(pod) for pod in listed]
-    seen = [*last_words.of(metadata.uid), *live]
+    seen = [*terminated_pods.of(metadata.uid), *live]
     pods, preflight_pods = _pods_of(child, seen), _pods_of(preflight, seen)
-    strays = tuple(pod for pod in live if not pod.is_finished and pod not in (*pods, *preflight_pods))
-    obstacle = None
+    orphaned_pods = tuple(pod for pod in live if not pod.is_finished and pod not in (*pods, *preflight_pods))
+    blocker = None
     if not is_over:
-        obstacle = await _obstacle(cluster, key, child or preflight, pods if child else preflight_pods)
-    return Observed(
+        blocker = await _find_blocker(cluster, key, child or preflight, pods if child else preflight_pods)
+    return Snapshot(
         metadata=metadata,
         spec=spec,
         spec_error=error,
@@ -58,8 +58,8 @@ async def observe(
         pods=pods,
         preflight=preflight,
         preflight_pods=preflight_pods,
-        strays=strays,
-        obstacle=obstacle,
+        orphaned_pods=orphaned_pods,
+        blocker=blocker,
         report=newest_report(reports, metadata.uid, pods),
         now=now,
     )
@@ -112,7 +112,9 @@ def _pods_of(child: ChildJob | None, candidates: list[TrainerPod]) -> tuple[Trai
     return tuple(sorted(seen.values(), key=lambda pod: (pod.created, pod.name)))
 
 
-async def _obstacle(cluster: Cluster, key: Key, child: ChildJob | None, pods: tuple[TrainerPod, ...]) -> Waiting | None:
+async def _find_blocker(
+    cluster: Cluster, key: Key, child: ChildJob | None, pods: tuple[TrainerPod, ...]
+) -> Waiting | None:
     """The two hindrances that neither Job nor pod shows: the pod is not admitted, or its volumes cannot be mounted."""
     if child is None or child.suspended or child.complete or child.failed:
         return None

@@ -24,7 +24,7 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Observed:
+class Snapshot:
     """One job and its children at one moment. Pure functions decide on nothing else."""
 
     metadata: ObjectMeta
@@ -46,10 +46,10 @@ class Observed:
     """The Job of preflight; not looked at any more once its result is in the status."""
 
     preflight_pods: tuple[TrainerPod, ...]
-    strays: tuple[TrainerPod, ...]
+    orphaned_pods: tuple[TrainerPod, ...]
     """Pods that still run for a Job that was deleted by hand."""
 
-    obstacle: Waiting | None
+    blocker: Waiting | None
     """What keeps the newest pod from existing or starting, where only events tell."""
 
     report: ReceivedReport | None
@@ -67,7 +67,7 @@ class Observed:
         """Whether preflight comes first, and its result is not in the status yet."""
         return self.child is None and awaits_preflight(self.spec, self.status)
 
-    def of_preflight(self) -> "Observed":
+    def of_preflight(self) -> "Snapshot":
         """The same with preflight's Job and pods in the place of the trainer's."""
         return replace(self, child=self.preflight, pods=self.preflight_pods, report=None)
 

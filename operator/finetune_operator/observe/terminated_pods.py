@@ -6,10 +6,10 @@ from finetune_api.base import Json
 from finetune_operator.desired.names import JOB_UID_LABEL
 from finetune_operator.observe.children import TrainerPod
 
-LAST_WORDS_KEPT = 1000
+MAX_TERMINATED_PODS = 1000
 
 
-class LastWords:
+class TerminatedPods:
     """The newest pods that were seen ended, by UID; bounded."""
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class LastWords:
             return
         self._pods[pod.uid] = ((body["metadata"].get("labels") or {}).get(JOB_UID_LABEL, ""), pod)
         self._pods.move_to_end(pod.uid)
-        if len(self._pods) > LAST_WORDS_KEPT:
+        if len(self._pods) > MAX_TERMINATED_PODS:
             self._pods.popitem(last=False)
 
     def of(self, job_uid: str) -> list[TrainerPod]:

@@ -7,7 +7,7 @@ from finetune_api.status import Attempt
 from finetune_operator.observe.children import EVICTED, TrainerPod
 from finetune_operator.reasons import Reason
 
-LONGEST = 20
+MAX_ATTEMPTS = 20
 
 
 def merge_attempts(previous: Iterable[Attempt], pods: Iterable[TrainerPod]) -> tuple[Attempt, ...]:
@@ -16,7 +16,7 @@ def merge_attempts(previous: Iterable[Attempt], pods: Iterable[TrainerPod]) -> t
     for pod in pods:
         attempts[pod.uid] = _attempt(pod, attempts.get(pod.uid))
     ordered = list(attempts.values())
-    return (*map(_without_end, ordered[:-1]), *ordered[-1:])[-LONGEST:]
+    return (*map(_without_end, ordered[:-1]), *ordered[-1:])[-MAX_ATTEMPTS:]
 
 
 def count_retries(attempts: tuple[Attempt, ...], known: int) -> int:

@@ -20,7 +20,7 @@ _WAITING = (Phase.PENDING, Phase.VALIDATING, Phase.QUEUED)
 _RUNNING = (Phase.RUNNING, Phase.EXPORTING, Phase.UPLOADING)
 _INPUT_ERRORS = (ExitCode.CONFIGURATION, ExitCode.DATA, ExitCode.ACCESS)
 _BEFORE_VALIDATED = (Stage.PREFLIGHT, Stage.MODEL_LOADING, Stage.ADAPTER_INJECTION, Stage.DATA_FORMATTING)
-_LONGEST_MESSAGE = 4096
+_MAX_MESSAGE_LENGTH = 4096
 
 
 def build_conditions(
@@ -57,7 +57,7 @@ def build_conditions(
                 type=kind,
                 status=status,
                 reason=reason,
-                message=message[:_LONGEST_MESSAGE],
+                message=message[:_MAX_MESSAGE_LENGTH],
                 last_transition_time=old.last_transition_time if old and old.status == status else now,
                 observed_generation=generation,
             )

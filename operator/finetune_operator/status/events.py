@@ -3,8 +3,8 @@
 An event is posted before the status that it belongs to, under a name that only this turning point can have: an
 operator that dies in between posts it again, and the API server refuses the second one.
 
-They come from comparing the status that is written with the one before, so each turn is told once, however often the
-job is looked at.
+They come from comparing the status that is written with the one before, so each transition is reported once, however
+often the job is looked at.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from finetune_operator.status.attempts import has_failed
 from finetune_operator.status.preflight import describe_preflight
 from finetune_operator.status.status import current_stage
 
-_LONGEST_MESSAGE = 1024  # the API server's limit
+_MAX_MESSAGE_LENGTH = 1024  # the API server's limit
 _SIMPLE = {
     Phase.VALIDATING: Reason.VALIDATING,
     Phase.QUEUED: Reason.QUEUED,
@@ -32,62 +32,69 @@ _SIMPLE = {
 
 
 @dataclass(frozen=True)
-class Turn:
+class Transition:
     """One turning point."""
 
     reason: str
     message: str
     is_warning: bool = False
     moment: str = ""
-    """What tells this turn from another one of the same reason: the pod, or else generation and ended pods."""
+    """What tells this transition from another one of the same reason: the pod, or else generation and ended pods."""
 
 
-def turning_points(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Turn]:
+def find_transitions(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Transition]:
     """What happened between two statuses, in order."""
-    turns = _preflight_turns(old.preflight or PreflightStatus(), new.preflight or PreflightStatus())
+    transitions = _preflight_transitions(old.preflight or PreflightStatus(), new.preflight or PreflightStatus())
     message = _message(new)
     pod = new.attempts[-1].uid if new.attempts else ""
     if (new.retries or 0) > (old.retries or 0):
-        turns.append(Turn(Reason.RETRYING, _retry_message(new), is_warning=True))
+        transitions.append(Transition(Reason.RETRYING, _retry_message(new), is_warning=True))
     if old.phase is Phase.SUSPENDED and new.phase not in (Phase.SUSPENDED, Phase.CANCELLING):
-        turns.append(Turn(Reason.RESUMED, "the job goes on from its newest checkpoint"))
+        transitions.append(Transition(Reason.RESUMED, "the job goes on from its newest checkpoint"))
     if _started_attempts(new) > _started_attempts(old):
-        turns.append(Turn(Reason.STARTED, f"the trainer runs in pod {new.attempts[-1].pod}", moment=pod))
+        transitions.append(Transition(Reason.STARTED, f"the trainer runs in pod {new.attempts[-1].pod}", moment=pod))
     stage = current_stage(new)
     if stage not in (None, Stage.PREFLIGHT, current_stage(old)):
-        turns.append(Turn(stage.value, f"the trainer is in stage {stage.value}", moment=pod))
-    turns += _fallbacks(old, new)
+        transitions.append(Transition(stage.value, f"the trainer is in stage {stage.value}", moment=pod))
+    transitions += _fallbacks(old, new)
     if new.phase is not old.phase and new.phase in _SIMPLE:
-        turns.append(Turn(_SIMPLE[new.phase], message))
+        transitions.append(Transition(_SIMPLE[new.phase], message))
     if new.phase is Phase.FAILED and old.phase is not Phase.FAILED and new.failure:
-        turns.append(Turn(new.failure.reason, f"{new.failure.message} ({new.failure.hint})", is_warning=True))
+        transitions.append(
+            Transition(new.failure.reason, f"{new.failure.message} ({new.failure.hint})", is_warning=True)
+        )
     elif _is_stalled(new) and _stall_reason(new) != _stall_reason(old):
-        turns.append(Turn(_stall_reason(new), message, is_warning=True))
+        transitions.append(Transition(_stall_reason(new), message, is_warning=True))
     ended = sum(1 for attempt in new.attempts if attempt.exit_code is not None)
-    return [replace(turn, moment=turn.moment or f"{new.observed_generation} {ended}") for turn in turns]
+    return [
+        replace(transition, moment=transition.moment or f"{new.observed_generation} {ended}")
+        for transition in transitions
+    ]
 
 
-def _preflight_turns(old: PreflightStatus, new: PreflightStatus) -> list[Turn]:
-    turns: list[Turn] = []
+def _preflight_transitions(old: PreflightStatus, new: PreflightStatus) -> list[Transition]:
+    transitions: list[Transition] = []
     failed = [attempt for attempt in new.attempts[:-1] if has_failed(attempt)]
     if len(failed) > sum(1 for attempt in old.attempts[:-1] if has_failed(attempt)):
         how = f"the checks in {failed[-1].pod} ended with {failed[-1].reason} (exit code {failed[-1].exit_code})"
-        turns.append(Turn(Reason.RETRYING, f"{how}; another pod tries again", is_warning=True, moment=failed[-1].uid))
+        transitions.append(
+            Transition(Reason.RETRYING, f"{how}; another pod tries again", is_warning=True, moment=failed[-1].uid)
+        )
     if new.result is PreflightResult.PASSED and old.result is None:
         moment = new.job_name or ""
         if new.warnings:
             more = (new.warning_count or 0) - len(new.warnings)
             said = "; ".join(new.warnings) + (f" (and {more} more)" if more > 0 else "")
-            turns.append(Turn(Reason.PREFLIGHT_WARNING, said, is_warning=True, moment=moment))
+            transitions.append(Transition(Reason.PREFLIGHT_WARNING, said, is_warning=True, moment=moment))
         if new.rows is not None:
-            turns.append(Turn(Reason.VALIDATED, describe_preflight(new), moment=moment))
-    return turns
+            transitions.append(Transition(Reason.VALIDATED, describe_preflight(new), moment=moment))
+    return transitions
 
 
-def build_event(job: ObjectMeta, turn: Turn, now: datetime) -> dict[str, Any]:
+def build_event(job: ObjectMeta, transition: Transition, now: datetime) -> dict[str, Any]:
     """The core/v1 Event of a turning point, named after it: a repeated post is refused as a duplicate."""
     stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
-    digest = hashlib.sha256(f"{job.uid} {turn.reason} {turn.moment}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{job.uid} {transition.reason} {transition.moment}".encode()).hexdigest()[:16]
     reference = {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -101,9 +108,9 @@ def build_event(job: ObjectMeta, turn: Turn, now: datetime) -> dict[str, Any]:
         "kind": "Event",
         "metadata": {"name": f"{job.name}.{digest}", "namespace": job.namespace},
         "involvedObject": reference,
-        "type": "Warning" if turn.is_warning else "Normal",
-        "reason": turn.reason,
-        "message": turn.message[:_LONGEST_MESSAGE],
+        "type": "Warning" if transition.is_warning else "Normal",
+        "reason": transition.reason,
+        "message": transition.message[:_MAX_MESSAGE_LENGTH],
         "firstTimestamp": stamp,
         "lastTimestamp": stamp,
         "count": 1,
@@ -112,7 +119,7 @@ def build_event(job: ObjectMeta, turn: Turn, now: datetime) -> dict[str, Any]:
     }
 
 
-def _fallbacks(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Turn]:
+def _fallbacks(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Transition]:
     """Memory that ran out since the last status. Another pod may run out at the same step, which is told again."""
     if new.memory is None or not new.attempts or new.memory == old.memory:
         return []
@@ -120,7 +127,7 @@ def _fallbacks(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Turn]:
     is_same_pod = bool(old.attempts) and old.attempts[-1].uid == pod
     known = old.memory.fallbacks if old.memory and is_same_pod else ()
     return [
-        Turn(
+        Transition(
             Reason.MEMORY_FALLBACK,
             f"out of GPU memory after step {each.step}: went on with memory {each.to_mode} instead of {each.from_mode}",
             is_warning=True,

@@ -9,28 +9,28 @@ from finetune_api.progress import StageTimes
 from finetune_api.status import PreflightStatus
 from finetune_api.vocabulary import PreflightResult, Stage
 from finetune_operator.decide.failure import last_outcome
-from finetune_operator.observe.snapshot import Observed
+from finetune_operator.observe.snapshot import Snapshot
 from finetune_operator.status.attempts import merge_attempts
 
 
-def build_preflight_status(observed: Observed, result: PreflightResult | None) -> PreflightStatus | None:
+def build_preflight_status(snapshot: Snapshot, result: PreflightResult | None) -> PreflightStatus | None:
     """What is known of preflight, whose result was seen just now if it is given; None for a job that has none."""
-    last = observed.status.preflight
+    last = snapshot.status.preflight
     if last is not None and last.result is not None:
         return last
-    if last is None and observed.preflight is None:
+    if last is None and snapshot.preflight is None:
         return None
     last = last or PreflightStatus()
-    attempts = merge_attempts(last.attempts, observed.preflight_pods)
+    attempts = merge_attempts(last.attempts, snapshot.preflight_pods)
     begun = next((each.start_time for each in attempts if each.start_time), None)
     fields: dict[str, Any] = {
         "result": result,
-        "job_name": observed.preflight.name if observed.preflight else last.job_name,
+        "job_name": snapshot.preflight.name if snapshot.preflight else last.job_name,
         "start_time": last.start_time or begun,
-        "end_time": None if result is None else _end(observed),
+        "end_time": None if result is None else _end(snapshot),
         "attempts": attempts,
     }
-    return last.model_copy(update=_summary(last_outcome(observed.of_preflight())) | fields)
+    return last.model_copy(update=_summary(last_outcome(snapshot.of_preflight())) | fields)
 
 
 def preflight_stage(preflight: PreflightStatus | None) -> tuple[StageTimes, ...]:
@@ -64,7 +64,7 @@ def _summary(outcome: Outcome | None) -> dict[str, Any]:
     return {name: getattr(outcome.preflight, name) for name in PreflightSummary.model_fields}
 
 
-def _end(observed: Observed) -> datetime:
-    pod = observed.of_preflight().newest_pod
+def _end(snapshot: Snapshot) -> datetime:
+    pod = snapshot.of_preflight().newest_pod
     ended = pod.termination.finished if pod and pod.termination else None
-    return ended or observed.now
+    return ended or snapshot.now

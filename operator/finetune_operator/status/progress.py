@@ -32,8 +32,8 @@ def merge_report(last: Progress | None, received: ReceivedReport) -> Progress:
     """What a report says, over what was known before."""
     run, common = received.report.finetune, received.report.trainer_status
     percent = min(common.progress_percentage, ALMOST_DONE)
-    told = {name: getattr(run, name) for name in _SAME_NAMES if getattr(run, name) is not None}
-    fields: dict[str, Any] = told | {
+    reported = {name: getattr(run, name) for name in _SAME_NAMES if getattr(run, name) is not None}
+    fields: dict[str, Any] = reported | {
         "percent": percent,
         "completion": f"{percent}%",
         "eta_seconds": common.estimated_remaining_seconds,
@@ -46,10 +46,10 @@ def merge_report(last: Progress | None, received: ReceivedReport) -> Progress:
 def merge_outcome(last: Progress | None, outcome: Outcome) -> Progress | None:
     """What the trainer said last, over what it reported."""
     names = ("step", "total_steps", "loss", "eval_loss", "best_step", "best_eval_loss", "stopped_early")
-    told = {name: getattr(outcome, name) for name in names if getattr(outcome, name) is not None}
-    if last is None and not told:
+    reported = {name: getattr(outcome, name) for name in names if getattr(outcome, name) is not None}
+    if last is None and not reported:
         return None
-    return (last or Progress()).model_copy(update=told)
+    return (last or Progress()).model_copy(update=reported)
 
 
 def format_duration(seconds: int | None) -> str | None:

@@ -12,30 +12,30 @@ from finetune_api.progress import StageTimes
 from finetune_api.status import FineTuneJobStatus, Progress
 from finetune_api.vocabulary import Phase, Stage
 from finetune_operator.decide.decision import Decision
-from finetune_operator.observe.snapshot import Observed
+from finetune_operator.observe.snapshot import Snapshot
 from finetune_operator.status.attempts import count_retries, merge_attempts
 from finetune_operator.status.conditions import build_conditions
 from finetune_operator.status.preflight import build_preflight_status, preflight_stage
 from finetune_operator.status.progress import merge_outcome, merge_report
 
 
-def build_status(observed: Observed, decision: Decision) -> FineTuneJobStatus:
+def build_status(snapshot: Snapshot, decision: Decision) -> FineTuneJobStatus:
     """The whole status. Equal to the last one (times of running apart) if there is nothing new to say."""
-    last = observed.status
+    last = snapshot.status
     if last.phase is not None and last.phase.is_terminal:
-        return _answer_generation(last, observed.metadata.generation)
-    attempts = merge_attempts(last.attempts, observed.pods)
+        return _answer_generation(last, snapshot.metadata.generation)
+    attempts = merge_attempts(last.attempts, snapshot.pods)
     is_new_pod = bool(attempts and last.attempts) and last.attempts[-1].uid != attempts[-1].uid
-    progress = _progress(observed, decision, is_new_pod=is_new_pod)
-    preflight = build_preflight_status(observed, decision.preflight)
-    stages = (*preflight_stage(preflight), *_stages(observed, decision))
+    progress = _progress(snapshot, decision, is_new_pod=is_new_pod)
+    preflight = build_preflight_status(snapshot, decision.preflight)
+    stages = (*preflight_stage(preflight), *_stages(snapshot, decision))
     newest = stages[-1].name if stages else None
-    running = observed.child or observed.preflight
+    running = snapshot.child or snapshot.preflight
     fields: dict[str, Any] = {  # Any: field values of the model, which validates them
-        "observed_generation": observed.metadata.generation,
+        "observed_generation": snapshot.metadata.generation,
         "phase": decision.phase,
         "conditions": build_conditions(
-            decision, newest, preflight, last.conditions, observed.metadata.generation, observed.now
+            decision, newest, preflight, last.conditions, snapshot.metadata.generation, snapshot.now
         ),
         "preflight": preflight,
         "progress": progress,
@@ -43,14 +43,14 @@ def build_status(observed: Observed, decision: Decision) -> FineTuneJobStatus:
         "attempts": attempts,
         "retries": count_retries(attempts, last.retries or 0) if attempts else None,
         "failure": decision.failure,
-        "job_name": observed.child.name if observed.child else last.job_name,
+        "job_name": snapshot.child.name if snapshot.child else last.job_name,
         "start_time": last.start_time or next((each.start_time for each in attempts if each.start_time), None),
-        "completion_time": _completion_time(observed) if decision.phase.is_terminal else None,
-        "active_seconds": running.active_seconds_at(observed.now) if running else last.active_seconds,
+        "completion_time": _completion_time(snapshot) if decision.phase.is_terminal else None,
+        "active_seconds": running.active_seconds_at(snapshot.now) if running else last.active_seconds,
     }
     if is_new_pod:
         fields["memory"] = None  # another GPU may have another plan
-    return last.model_copy(update=fields | _told(observed, decision.outcome) | _result(decision))
+    return last.model_copy(update=fields | _reported(snapshot, decision.outcome) | _result(decision))
 
 
 def has_changed(old: FineTuneJobStatus, new: FineTuneJobStatus) -> bool:
@@ -65,12 +65,12 @@ def _answer_generation(last: FineTuneJobStatus, generation: int) -> FineTuneJobS
     return last.model_copy(update={"observed_generation": generation, "conditions": conditions})
 
 
-def _progress(observed: Observed, decision: Decision, *, is_new_pod: bool) -> Progress | None:
-    progress = observed.status.progress
+def _progress(snapshot: Snapshot, decision: Decision, *, is_new_pod: bool) -> Progress | None:
+    progress = snapshot.status.progress
     if progress is not None and is_new_pod:
         progress = progress.model_copy(update={"sequence": None})  # numbers rise within one pod
-    if observed.report is not None:
-        progress = merge_report(progress, observed.report)
+    if snapshot.report is not None:
+        progress = merge_report(progress, snapshot.report)
     if decision.outcome is not None:
         progress = merge_outcome(progress, decision.outcome)
     if decision.phase.is_terminal and progress is not None:
@@ -80,11 +80,11 @@ def _progress(observed: Observed, decision: Decision, *, is_new_pod: bool) -> Pr
     return progress
 
 
-def _stages(observed: Observed, decision: Decision) -> tuple[StageTimes, ...]:
+def _stages(snapshot: Snapshot, decision: Decision) -> tuple[StageTimes, ...]:
     """Stages as the trainer reported them; a run that has ended leaves none open."""
-    reported = observed.report.report.finetune.stages if observed.report else ()
-    stages = tuple(stage for stage in reported or observed.status.stages if stage.name is not Stage.PREFLIGHT)
-    pod = observed.newest_pod
+    reported = snapshot.report.report.finetune.stages if snapshot.report else ()
+    stages = tuple(stage for stage in reported or snapshot.status.stages if stage.name is not Stage.PREFLIGHT)
+    pod = snapshot.newest_pod
     ended = pod.termination.finished if pod and pod.termination else None
     if not decision.phase.is_terminal or ended is None:
         return stages
@@ -97,15 +97,15 @@ def _close(stage: StageTimes, ended: datetime) -> StageTimes:
     return stage.model_copy(update={"end_time": max(ended, stage.start_time)})
 
 
-def _completion_time(observed: Observed) -> datetime:
-    pod = observed.newest_pod or observed.of_preflight().newest_pod
+def _completion_time(snapshot: Snapshot) -> datetime:
+    pod = snapshot.newest_pod or snapshot.of_preflight().newest_pod
     ended = pod.termination.finished if pod and pod.termination else None
-    return ended or observed.now
+    return ended or snapshot.now
 
 
-def _told(observed: Observed, outcome: Outcome | None) -> dict[str, Any]:
+def _reported(snapshot: Snapshot, outcome: Outcome | None) -> dict[str, Any]:
     """What the trainer says beside its progress."""
-    run = observed.report.report.finetune if observed.report else None
+    run = snapshot.report.report.finetune if snapshot.report else None
     fields: dict[str, Any] = {}
     if run is not None and run.resolved is not None:
         fields["resolved"] = run.resolved

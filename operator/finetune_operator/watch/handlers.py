@@ -16,7 +16,7 @@ from finetune_api import GROUP, PLURAL, VERSION
 from finetune_operator.cluster.cluster import Key
 from finetune_operator.cluster.connection import open_session
 from finetune_operator.desired.names import JOB_UID_LABEL
-from finetune_operator.observe.terminated_pods import LastWords
+from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.watch.controller import Controller
 
 LONGEST_BACKOFF_SECONDS = 30.0
@@ -54,7 +54,7 @@ def build_settings() -> kopf.OperatorSettings:
 
 
 def build_registry(
-    controller: Controller, last_words: LastWords, api_url: str, service_account_dir: Path
+    controller: Controller, terminated_pods: TerminatedPods, api_url: str, service_account_dir: Path
 ) -> kopf.OperatorRegistry:
     """The handlers, bound to the controller they trigger."""
     registry = kopf.OperatorRegistry()
@@ -76,7 +76,7 @@ def build_registry(
 
     @kopf.on.event("", "v1", "pods", registry=registry)
     async def pod_changed(body: kopf.Body, labels: kopf.Labels, **_: Any) -> None:
-        last_words.note(dict(body))
+        terminated_pods.note(dict(body))
         controller.trigger_owner(labels.get(JOB_UID_LABEL, ""))
 
     return registry

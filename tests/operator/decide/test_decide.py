@@ -14,7 +14,7 @@ from finetune_api.vocabulary import Phase, Stage
 from finetune_operator.decide.decision import Actions
 from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION
 from finetune_operator.observe.children import TrueCondition
-from finetune_operator.observe.snapshot import Observed, Waiting
+from finetune_operator.observe.snapshot import Snapshot, Waiting
 from finetune_operator.reasons import Reason
 from finetune_test_operator.snapshot_builder import (
     METADATA,
@@ -23,9 +23,9 @@ from finetune_test_operator.snapshot_builder import (
     a_pod,
     a_report,
     a_running_pod,
+    a_snapshot,
     a_spec,
     an_ended_pod,
-    an_observation,
     at,
     decision_about,
 )
@@ -62,75 +62,73 @@ DISRUPTED = an_ended_pod(137, conditions=[{"type": "DisruptionTarget", "status":
 UNCHECKED = a_spec(runPolicy={"preflight": "Skip"})
 FLAKY = a_spec(runPolicy={"maxRetries": 1})
 
-CASES: dict[str, tuple[Observed, Phase, str]] = {
-    "a pod is awaited": (an_observation(), Phase.QUEUED, "WaitingForPod"),
-    "a pod starts": (an_observation(pods=(a_pod(),)), Phase.QUEUED, "PodStarting"),
-    "no node fits": (an_observation(pods=(UNSCHEDULABLE,)), Phase.QUEUED, "Unschedulable"),
-    "the image cannot be pulled": (an_observation(pods=_waiting("ErrImagePull")), Phase.QUEUED, "ImagePullFailed"),
+CASES: dict[str, tuple[Snapshot, Phase, str]] = {
+    "a pod is awaited": (a_snapshot(), Phase.QUEUED, "WaitingForPod"),
+    "a pod starts": (a_snapshot(pods=(a_pod(),)), Phase.QUEUED, "PodStarting"),
+    "no node fits": (a_snapshot(pods=(UNSCHEDULABLE,)), Phase.QUEUED, "Unschedulable"),
+    "the image cannot be pulled": (a_snapshot(pods=_waiting("ErrImagePull")), Phase.QUEUED, "ImagePullFailed"),
     "a Secret is missing": (
-        an_observation(pods=_waiting("CreateContainerConfigError")),
+        a_snapshot(pods=_waiting("CreateContainerConfigError")),
         Phase.QUEUED,
         "ContainerConfigError",
     ),
     "a quota refuses the pod": (
-        an_observation(obstacle=Waiting("PodRejected", "quota", is_stalled=True)),
+        a_snapshot(blocker=Waiting("PodRejected", "quota", is_stalled=True)),
         Phase.QUEUED,
         "PodRejected",
     ),
-    "the trainer runs, silently": (an_observation(pods=(a_running_pod(),)), Phase.RUNNING, "TrainerStarted"),
-    "the trainer trains": (an_observation(pods=(a_running_pod(),), report=a_report()), Phase.RUNNING, "Training"),
+    "the trainer runs, silently": (a_snapshot(pods=(a_running_pod(),)), Phase.RUNNING, "TrainerStarted"),
+    "the trainer trains": (a_snapshot(pods=(a_running_pod(),), report=a_report()), Phase.RUNNING, "Training"),
     "the trainer exports": (
-        an_observation(pods=(a_running_pod(),), report=a_report(stage=Stage.SAVING)),
+        a_snapshot(pods=(a_running_pod(),), report=a_report(stage=Stage.SAVING)),
         Phase.EXPORTING,
         "Saving",
     ),
     "the trainer uploads": (
-        an_observation(pods=(a_running_pod(),), report=a_report(stage=Stage.UPLOADING)),
+        a_snapshot(pods=(a_running_pod(),), report=a_report(stage=Stage.UPLOADING)),
         Phase.UPLOADING,
         "Uploading",
     ),
-    "the trainer succeeded": (an_observation(pods=(an_ended_pod(0, SUCCEEDED),)), Phase.SUCCEEDED, "Completed"),
-    "the result was there already": (an_observation(pods=(an_ended_pod(0, REUSED),)), Phase.SUCCEEDED, "Reused"),
+    "the trainer succeeded": (a_snapshot(pods=(an_ended_pod(0, SUCCEEDED),)), Phase.SUCCEEDED, "Completed"),
+    "the result was there already": (a_snapshot(pods=(an_ended_pod(0, REUSED),)), Phase.SUCCEEDED, "Reused"),
     "the pod of a complete Job is gone": (
-        an_observation(child=a_child(complete=COMPLETE)),
+        a_snapshot(child=a_child(complete=COMPLETE)),
         Phase.SUCCEEDED,
         "OutcomeLost",
     ),
     "exit code 0 without an outcome waits for the Job's verdict": (
-        an_observation(pods=(an_ended_pod(0),), status=_status(Phase.UPLOADING)),
+        a_snapshot(pods=(an_ended_pod(0),), status=_status(Phase.UPLOADING)),
         Phase.UPLOADING,
         "TrainerCrashed",
     ),
     "exit code 0 without an outcome is no success": (
-        an_observation(pods=(an_ended_pod(0),), child=a_child(complete=COMPLETE)),
+        a_snapshot(pods=(an_ended_pod(0),), child=a_child(complete=COMPLETE)),
         Phase.FAILED,
         "TrainerCrashed",
     ),
     "bad data ends the job": (
-        an_observation(pods=(an_ended_pod(11, BAD_ROW),), child=a_child(failed=_failed("PodFailurePolicy"))),
+        a_snapshot(pods=(an_ended_pod(11, BAD_ROW),), child=a_child(failed=_failed("PodFailurePolicy"))),
         Phase.FAILED,
         "InvalidRow",
     ),
     "bad data, before the Job controller has said so, is not called queued": (
-        an_observation(pods=(an_ended_pod(11, BAD_ROW),), status=_status(Phase.RUNNING)),
+        a_snapshot(pods=(an_ended_pod(11, BAD_ROW),), status=_status(Phase.RUNNING)),
         Phase.RUNNING,
         "InvalidRow",
     ),
-    "a crash is tried again": (an_observation(pods=(an_ended_pod(139),)), Phase.QUEUED, "Retrying"),
+    "a crash is tried again": (a_snapshot(pods=(an_ended_pod(139),)), Phase.QUEUED, "Retrying"),
     "the last crash is not called a retry": (
-        an_observation(
-            FLAKY, pods=(an_ended_pod(139, uid="1"), an_ended_pod(139, uid="2")), status=_status(Phase.RUNNING)
-        ),
+        a_snapshot(FLAKY, pods=(an_ended_pod(139, uid="1"), an_ended_pod(139, uid="2")), status=_status(Phase.RUNNING)),
         Phase.RUNNING,
         "TrainerCrashed",
     ),
     "a crash after the last retry": (
-        an_observation(pods=(an_ended_pod(139),), child=a_child(failed=_failed("BackoffLimitExceeded"))),
+        a_snapshot(pods=(an_ended_pod(139),), child=a_child(failed=_failed("BackoffLimitExceeded"))),
         Phase.FAILED,
         "TrainerCrashed",
     ),
     "the kernel killed the trainer for its memory": (
-        an_observation(
+        a_snapshot(
             pods=(an_ended_pod(137, terminated={"reason": "OOMKilled"}),),
             child=a_child(failed=_failed("BackoffLimitExceeded")),
         ),
@@ -138,47 +136,47 @@ CASES: dict[str, tuple[Observed, Phase, str]] = {
         "OutOfMemory",
     ),
     "the deadline has passed": (
-        an_observation(pods=(an_ended_pod(30, STOPPED),), child=a_child(failed=_failed("DeadlineExceeded"))),
+        a_snapshot(pods=(an_ended_pod(30, STOPPED),), child=a_child(failed=_failed("DeadlineExceeded"))),
         Phase.FAILED,
         "DeadlineExceeded",
     ),
     "a failed Job without a pod": (
-        an_observation(child=a_child(failed=_failed("BackoffLimitExceeded"))),
+        a_snapshot(child=a_child(failed=_failed("BackoffLimitExceeded"))),
         Phase.FAILED,
         "TrainerCrashed",
     ),
-    "an evicted pod is replaced": (an_observation(pods=(EVICTED,)), Phase.QUEUED, "WaitingForPod"),
-    "a preempted pod is replaced": (an_observation(pods=(DISRUPTED,)), Phase.QUEUED, "WaitingForPod"),
-    "a stopped pod is replaced": (an_observation(pods=(an_ended_pod(30, STOPPED),)), Phase.QUEUED, "WaitingForPod"),
+    "an evicted pod is replaced": (a_snapshot(pods=(EVICTED,)), Phase.QUEUED, "WaitingForPod"),
+    "a preempted pod is replaced": (a_snapshot(pods=(DISRUPTED,)), Phase.QUEUED, "WaitingForPod"),
+    "a stopped pod is replaced": (a_snapshot(pods=(an_ended_pod(30, STOPPED),)), Phase.QUEUED, "WaitingForPod"),
     "suspension waits for the trainer's checkpoint": (
-        an_observation(a_spec(**SUSPENDED), pods=(a_running_pod(),), status=_status(Phase.RUNNING)),
+        a_snapshot(a_spec(**SUSPENDED), pods=(a_running_pod(),), status=_status(Phase.RUNNING)),
         Phase.RUNNING,
         "Suspending",
     ),
-    "suspended": (an_observation(a_spec(**SUSPENDED)), Phase.SUSPENDED, "Suspended"),
+    "suspended": (a_snapshot(a_spec(**SUSPENDED)), Phase.SUSPENDED, "Suspended"),
     "a deleted job is being cancelled": (
-        an_observation(metadata=DELETED, pods=(a_running_pod(),)),
+        a_snapshot(metadata=DELETED, pods=(a_running_pod(),)),
         Phase.CANCELLING,
         "Deleted",
     ),
-    "another's Job has the name": (an_observation(child=a_child(owner="someone")), Phase.PENDING, "NameConflict"),
+    "another's Job has the name": (a_snapshot(child=a_child(owner="someone")), Phase.PENDING, "NameConflict"),
     "another's ConfigMap has the name": (
-        an_observation(config_map={"metadata": {"name": "bot-x"}}),
+        a_snapshot(config_map={"metadata": {"name": "bot-x"}}),
         Phase.PENDING,
         "NameConflict",
     ),
-    "the child Job is being deleted": (an_observation(child=a_child(deleting=True)), Phase.QUEUED, "JobDeleted"),
+    "the child Job is being deleted": (a_snapshot(child=a_child(deleting=True)), Phase.QUEUED, "JobDeleted"),
     "a pod of a deleted Job still runs": (
-        an_observation(UNCHECKED, child=None, strays=(a_running_pod("old"),)),
+        a_snapshot(UNCHECKED, child=None, orphaned_pods=(a_running_pod("old"),)),
         Phase.QUEUED,
         "JobDeleted",
     ),
 }
 
 
-@pytest.mark.parametrize(("observed", "phase", "reason"), CASES.values(), ids=CASES)
-def test_phase_and_reason(observed: Observed, phase: Phase, reason: str) -> None:
-    decision = decision_about(observed)
+@pytest.mark.parametrize(("snapshot", "phase", "reason"), CASES.values(), ids=CASES)
+def test_phase_and_reason(snapshot: Snapshot, phase: Phase, reason: str) -> None:
+    decision = decision_about(snapshot)
     assert (decision.phase, decision.reason) == (phase, reason)
 
 
@@ -199,50 +197,50 @@ def test_only_what_needs_a_person_is_stalled(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CASES if "suspen" not in name and "Job" not in name])
 def test_a_job_with_its_children_in_order_has_nothing_written(name: str) -> None:
-    observed = CASES[name][0]
-    if observed.child is not None and observed.child.suspended:
+    snapshot = CASES[name][0]
+    if snapshot.child is not None and snapshot.child.suspended:
         return
-    assert decision_about(observed).actions == Actions()
+    assert decision_about(snapshot).actions == Actions()
 
 
 @pytest.mark.parametrize("phase", [Phase.SUCCEEDED, Phase.FAILED])
 def test_a_terminal_job_never_gets_children_again(phase: Phase) -> None:
-    decision = decision_about(an_observation(child=None, config_map=None, status=_status(phase)))
+    decision = decision_about(a_snapshot(child=None, config_map=None, status=_status(phase)))
     assert decision.actions == Actions()
     assert decision.phase is phase
 
 
 def test_children_are_made_in_order_and_once() -> None:
-    actions = decision_about(an_observation(UNCHECKED, child=None, config_map=None)).actions
+    actions = decision_about(a_snapshot(UNCHECKED, child=None, config_map=None)).actions
     assert actions.create_config_map is not None
     assert actions.create_job is not None
     assert actions.create_job["metadata"]["name"] == actions.create_config_map["metadata"]["name"]
-    with_map = decision_about(an_observation(UNCHECKED, child=None)).actions
+    with_map = decision_about(a_snapshot(UNCHECKED, child=None)).actions
     assert with_map.create_config_map is None
     assert with_map.create_job is not None
 
 
 def test_a_job_created_suspended_has_a_suspended_job() -> None:
     spec = a_spec(runPolicy={"suspend": True, "preflight": "Skip"})
-    decision = decision_about(an_observation(spec, child=None))
+    decision = decision_about(a_snapshot(spec, child=None))
     assert decision.phase is Phase.SUSPENDED
     assert decision.actions.create_job is not None
     assert decision.actions.create_job["spec"]["suspend"] is True
 
 
 def test_a_changed_authority_reaches_the_config_map() -> None:
-    observed = an_observation()
-    assert observed.config_map is not None
-    old = observed.config_map | {"data": {"run_config.yaml": "old"}}
-    owned = old | {"metadata": observed.config_map["metadata"]}
-    assert decision_about(replace(observed, config_map=owned)).actions.update_config_map == {
-        "data": observed.config_map["data"]
+    snapshot = a_snapshot()
+    assert snapshot.config_map is not None
+    old = snapshot.config_map | {"data": {"run_config.yaml": "old"}}
+    owned = old | {"metadata": snapshot.config_map["metadata"]}
+    assert decision_about(replace(snapshot, config_map=owned)).actions.update_config_map == {
+        "data": snapshot.config_map["data"]
     }
 
 
 def test_suspending_records_the_time_of_running_in_the_same_patch() -> None:
-    observed = an_observation(a_spec(**SUSPENDED), child=a_child(active_seconds=100), now=NOW + timedelta(seconds=50))
-    assert decision_about(observed).actions.patch_job == {
+    snapshot = a_snapshot(a_spec(**SUSPENDED), child=a_child(active_seconds=100), now=NOW + timedelta(seconds=50))
+    assert decision_about(snapshot).actions.patch_job == {
         "spec": {"suspend": True},
         "metadata": {"annotations": {ACTIVE_SECONDS_ANNOTATION: "150"}},
     }
@@ -251,7 +249,7 @@ def test_suspending_records_the_time_of_running_in_the_same_patch() -> None:
 def test_resuming_leaves_what_is_left_of_the_deadline() -> None:
     spec = a_spec(runPolicy={"activeDeadlineSeconds": 1000})
     child = a_child(suspended=True, started=None, active_seconds=400, deadline=1000)
-    assert decision_about(an_observation(spec, child=child)).actions.patch_job == {
+    assert decision_about(a_snapshot(spec, child=child)).actions.patch_job == {
         "spec": {"suspend": False, "activeDeadlineSeconds": 600}
     }
 
@@ -267,24 +265,24 @@ DEADLINES: dict[str, tuple[int | None, int | None, object]] = {
 @pytest.mark.parametrize(("live", "wanted", "patch"), DEADLINES.values(), ids=DEADLINES)
 def test_the_deadline_follows_the_spec(live: int | None, wanted: int | None, patch: object) -> None:
     spec = a_spec(runPolicy={"activeDeadlineSeconds": wanted} if wanted else {})
-    observed = an_observation(spec, child=a_child(deadline=live))
-    assert decision_about(observed).actions.patch_job == patch
+    snapshot = a_snapshot(spec, child=a_child(deadline=live))
+    assert decision_about(snapshot).actions.patch_job == patch
 
 
 def test_the_ttl_is_set_only_after_the_terminal_status_is_written() -> None:
     spec = a_spec(runPolicy={"ttlSecondsAfterFinished": 60})
     child = a_child(complete=COMPLETE)
     pods = (an_ended_pod(0, SUCCEEDED),)
-    assert decision_about(an_observation(spec, child=child, pods=pods)).actions == Actions()
-    after = an_observation(spec, child=child, status=_status(Phase.SUCCEEDED))
+    assert decision_about(a_snapshot(spec, child=child, pods=pods)).actions == Actions()
+    after = a_snapshot(spec, child=child, status=_status(Phase.SUCCEEDED))
     assert decision_about(after).actions.patch_job == {"spec": {"ttlSecondsAfterFinished": 60}}
-    done = an_observation(spec, child=replace(child, ttl=60), status=_status(Phase.SUCCEEDED))
+    done = a_snapshot(spec, child=replace(child, ttl=60), status=_status(Phase.SUCCEEDED))
     assert decision_about(done).actions == Actions()
 
 
 def test_a_job_that_this_version_cannot_read_is_left_alone() -> None:
-    observed = an_observation(spec=None, status=_status(Phase.RUNNING), child=a_child(), pods=(a_running_pod(),))
-    decision = decision_about(replace(observed, spec=None, spec_error="spec.model.magic: unknown"))
+    snapshot = a_snapshot(spec=None, status=_status(Phase.RUNNING), child=a_child(), pods=(a_running_pod(),))
+    decision = decision_about(replace(snapshot, spec=None, spec_error="spec.model.magic: unknown"))
     assert decision.phase is Phase.RUNNING
     assert decision.is_stalled
     assert decision.actions == Actions()
@@ -300,8 +298,8 @@ def test_a_failure_has_a_hint_and_the_trainers_own_words() -> None:
 
 def test_a_termination_message_that_is_no_outcome_is_not_shown() -> None:
     pod = an_ended_pod(1, terminated={"message": "secret rows of the dataset"})
-    observed = an_observation(pods=(pod,), child=a_child(failed=_failed("BackoffLimitExceeded")))
-    failure = decision_about(observed).failure
+    snapshot = a_snapshot(pods=(pod,), child=a_child(failed=_failed("BackoffLimitExceeded")))
+    failure = decision_about(snapshot).failure
     assert failure is not None
     assert "secret" not in failure.message
     assert failure.reason == "TrainerCrashed"
@@ -310,4 +308,4 @@ def test_a_termination_message_that_is_no_outcome_is_not_shown() -> None:
 def test_the_uid_decides_whose_job_it_is() -> None:
     again = ObjectMeta(name=METADATA.name, namespace=METADATA.namespace, uid="another", generation=1)
     spec: FineTuneJobSpec = a_spec()
-    assert decision_about(an_observation(spec, metadata=again)).reason == "NameConflict"
+    assert decision_about(a_snapshot(spec, metadata=again)).reason == "NameConflict"

@@ -12,7 +12,7 @@ from finetune_api.vocabulary import Phase, PreflightResult, Stage
 from finetune_operator.decide.decision import Actions
 from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION, child_name, preflight_name
 from finetune_operator.observe.children import TrueCondition
-from finetune_operator.observe.snapshot import Observed, Waiting
+from finetune_operator.observe.snapshot import Snapshot, Waiting
 from finetune_test_operator.snapshot_builder import (
     METADATA,
     NOW,
@@ -21,9 +21,9 @@ from finetune_test_operator.snapshot_builder import (
     a_pod,
     a_preflight,
     a_running_pod,
+    a_snapshot,
     a_spec,
     an_ended_pod,
-    an_observation,
     decision_about,
 )
 
@@ -53,7 +53,7 @@ def _failed(reason: str) -> TrueCondition:
     return TrueCondition(reason, "the Job controller says so", NOW)
 
 
-CASES: dict[str, tuple[Observed, Phase, str]] = {
+CASES: dict[str, tuple[Snapshot, Phase, str]] = {
     "nothing exists yet": (a_checked_job(preflight=None, config_map=None), Phase.VALIDATING, "JobCreated"),
     "a pod is awaited": (a_checked_job(), Phase.VALIDATING, "WaitingForPod"),
     "the image cannot be pulled": (
@@ -62,7 +62,7 @@ CASES: dict[str, tuple[Observed, Phase, str]] = {
         "ImagePullFailed",
     ),
     "a quota refuses the pod": (
-        a_checked_job(obstacle=Waiting("PodRejected", "quota", is_stalled=True)),
+        a_checked_job(blocker=Waiting("PodRejected", "quota", is_stalled=True)),
         Phase.VALIDATING,
         "PodRejected",
     ),
@@ -116,16 +116,16 @@ CASES: dict[str, tuple[Observed, Phase, str]] = {
     ),
     "the Job is being deleted": (a_checked_job(preflight=a_preflight(deleting=True)), Phase.VALIDATING, "JobDeleted"),
     "a pod of a deleted Job still runs": (
-        a_checked_job(preflight=None, strays=(a_running_pod("old"),)),
+        a_checked_job(preflight=None, orphaned_pods=(a_running_pod("old"),)),
         Phase.VALIDATING,
         "JobDeleted",
     ),
 }
 
 
-@pytest.mark.parametrize(("observed", "phase", "reason"), CASES.values(), ids=CASES)
-def test_phase_and_reason(observed: Observed, phase: Phase, reason: str) -> None:
-    decision = decision_about(observed)
+@pytest.mark.parametrize(("snapshot", "phase", "reason"), CASES.values(), ids=CASES)
+def test_phase_and_reason(snapshot: Snapshot, phase: Phase, reason: str) -> None:
+    decision = decision_about(snapshot)
     assert (decision.phase, decision.reason) == (phase, reason)
 
 
@@ -162,14 +162,14 @@ def test_once_passed_the_trainers_job_follows_and_the_checks_are_never_started_a
 
 
 def test_a_trainers_job_of_an_older_operator_needs_no_checks() -> None:
-    decision = decision_about(an_observation(pods=(a_running_pod(),)))
+    decision = decision_about(a_snapshot(pods=(a_running_pod(),)))
     assert decision.phase is Phase.RUNNING
     assert decision.actions == Actions()
 
 
 def test_checks_are_left_out_where_the_user_says_so() -> None:
     spec = a_spec(runPolicy={"preflight": "Skip"})
-    made = decision_about(an_observation(spec, child=None, config_map=None)).actions.create_job
+    made = decision_about(a_snapshot(spec, child=None, config_map=None)).actions.create_job
     assert made is not None
     assert made["metadata"]["name"] == child_name(METADATA)
 
@@ -198,11 +198,9 @@ def test_the_ttl_is_for_both_jobs() -> None:
     spec = a_spec(runPolicy={"ttlSecondsAfterFinished": 60})
     over = CHECKED.model_copy(update={"phase": Phase.SUCCEEDED})
     patch = {"spec": {"ttlSecondsAfterFinished": 60}}
-    observed = an_observation(
-        spec, status=over, child=a_child(complete=COMPLETE), preflight=a_preflight(complete=COMPLETE)
-    )
-    assert decision_about(observed).actions == Actions(patch_job=patch, patch_preflight=patch)
-    failed = replace(observed, child=None, preflight=a_preflight(failed=_failed("PodFailurePolicy")))
+    snapshot = a_snapshot(spec, status=over, child=a_child(complete=COMPLETE), preflight=a_preflight(complete=COMPLETE))
+    assert decision_about(snapshot).actions == Actions(patch_job=patch, patch_preflight=patch)
+    failed = replace(snapshot, child=None, preflight=a_preflight(failed=_failed("PodFailurePolicy")))
     assert decision_about(failed).actions == Actions(patch_preflight=patch)
-    foreign = replace(observed, preflight=a_preflight(complete=COMPLETE, owner_uid="someone"))
+    foreign = replace(snapshot, preflight=a_preflight(complete=COMPLETE, owner_uid="someone"))
     assert decision_about(foreign).actions == Actions(patch_job=patch)

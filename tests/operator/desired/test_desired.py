@@ -15,7 +15,7 @@ from finetune_operator.desired.preflight_job import build_preflight_job
 from finetune_operator.desired.run_config_map import RUN_CONFIG_KEY, build_run_config, build_run_config_map
 from finetune_operator.desired.trainer_job import build_trainer_job, remaining_deadline
 from finetune_operator.desired.trainer_pod import build_trainer_pod_spec
-from finetune_test_operator.snapshot_builder import INSTALLATION, METADATA, a_spec, an_observation, decision_about
+from finetune_test_operator.snapshot_builder import INSTALLATION, METADATA, a_snapshot, a_spec, decision_about
 
 GOLDEN = Path(__file__).parent / "golden"
 FULL: dict[str, Any] = {
@@ -149,22 +149,22 @@ def test_the_run_config_survives_the_config_map() -> None:
 
 
 def test_a_running_job_keeps_the_configuration_that_its_image_knows() -> None:
-    observed = an_observation()
-    assert observed.config_map is not None
-    document = yaml.safe_load(observed.config_map["data"]["run_config.yaml"])
+    snapshot = a_snapshot()
+    assert snapshot.config_map is not None
+    document = yaml.safe_load(snapshot.config_map["data"]["run_config.yaml"])
     older = document | {"gpus": 0} | {"progress": document["progress"] | {"caCertificate": "OLD"}}
     del older["gpu"]
 
     def update_of(mounted: dict[str, object], **fields: object) -> dict[str, object] | None:
         text = {"run_config.yaml": yaml.safe_dump(mounted)}
-        kept = {"metadata": observed.config_map["metadata"], "data": text}  # type: ignore[index]
-        return decision_about(replace(observed, config_map=kept, **fields)).actions.update_config_map
+        kept = {"metadata": snapshot.config_map["metadata"], "data": text}  # type: ignore[index]
+        return decision_about(replace(snapshot, config_map=kept, **fields)).actions.update_config_map
 
     assert update_of(older | {"progress": document["progress"]}) is None
     update = update_of(older)
     assert update is not None
     assert yaml.safe_load(update["data"]["run_config.yaml"]) == older | {"progress": document["progress"]}  # type: ignore[index]
-    assert update_of(older, child=None) == {"data": observed.config_map["data"]}
+    assert update_of(older, child=None) == {"data": snapshot.config_map["data"]}
 
 
 NAMES = ["a", "bot", "a.b.c", "x" * 63, "x" * 57 + "-yyyyy", "1"]

@@ -12,8 +12,8 @@ from finetune_api.status import FineTuneJobStatus, PreflightStatus
 from finetune_api.vocabulary import ConditionType, Phase, PreflightResult, Stage
 from finetune_operator.observe.children import TrueCondition
 from finetune_operator.observe.observe import read_status
-from finetune_operator.observe.snapshot import Observed
-from finetune_operator.status.events import turning_points
+from finetune_operator.observe.snapshot import Snapshot
+from finetune_operator.status.events import find_transitions
 from finetune_operator.status.status import build_status, has_changed
 from finetune_test_operator.snapshot_builder import (
     NOW,
@@ -21,8 +21,8 @@ from finetune_test_operator.snapshot_builder import (
     a_pod,
     a_preflight,
     a_running_pod,
+    a_snapshot,
     an_ended_pod,
-    an_observation,
     at,
     decision_about,
 )
@@ -60,7 +60,7 @@ REFUSED = TrueCondition("PodFailurePolicy", "the Job controller says so", NOW)
 GIVEN_UP = TrueCondition("BackoffLimitExceeded", "the Job controller says so", NOW)
 EXPIRED = TrueCondition("DeadlineExceeded", "the Job controller says so", NOW)
 
-STATES: dict[str, Observed] = {
+STATES: dict[str, Snapshot] = {
     "nothing exists yet": a_checked_job(preflight=None, config_map=None),
     "a pod waits": a_checked_job(a_pod(state={"waiting": {"reason": "ErrImagePull"}})),
     "the checks run": a_checked_job(a_running_pod()),
@@ -71,25 +71,25 @@ STATES: dict[str, Observed] = {
     "a store that is away": a_checked_job(an_ended_pod(20, AWAY)),
 }
 CHECKED = FineTuneJobStatus(phase=Phase.QUEUED, preflight=PreflightStatus(result=PreflightResult.PASSED))
-ENDS = [name for name, observed in STATES.items() if decision_about(observed).preflight is not None]
+ENDS = [name for name, snapshot in STATES.items() if decision_about(snapshot).preflight is not None]
 
 
-def _life(*observations: Observed) -> tuple[FineTuneJobStatus, list[str]]:
+def _life(*snapshots: Snapshot) -> tuple[FineTuneJobStatus, list[str]]:
     """The last status, and the reasons of all events on the way."""
-    status, told = FineTuneJobStatus(), []
-    for observed in observations:
-        seen = replace(observed, status=status)
+    status, reported = FineTuneJobStatus(), []
+    for snapshot in snapshots:
+        seen = replace(snapshot, status=status)
         new = build_status(seen, decision_about(seen))
-        told += [turn.reason for turn in turning_points(status, new)]
+        reported += [transition.reason for transition in find_transitions(status, new)]
         status = new
-    return status, told
+    return status, reported
 
 
 def test_the_story_of_a_job_that_passes() -> None:
-    observations = [STATES[name] for name in ("nothing exists yet", "the checks run", "the checks passed")]
-    after = an_observation(child=None)
-    status, told = _life(*observations, after, an_observation(pods=(a_running_pod(created=20),)))
-    assert told == ["Validating", "PreflightWarning", "Validated", "Queued", "Started"]
+    snapshots = [STATES[name] for name in ("nothing exists yet", "the checks run", "the checks passed")]
+    after = a_snapshot(child=None)
+    status, reported = _life(*snapshots, after, a_snapshot(pods=(a_running_pod(created=20),)))
+    assert reported == ["Validating", "PreflightWarning", "Validated", "Queued", "Started"]
     assert status.preflight is not None
     assert status.preflight.result is PreflightResult.PASSED
     assert status.preflight.rows == 400
@@ -105,8 +105,8 @@ def test_the_story_of_a_job_that_passes() -> None:
 
 def test_a_job_whose_result_is_there_succeeds_without_a_trainer() -> None:
     reused = PASSED.model_copy(update={"reused": True, "manifest_uri": "s3://r/manifest.json", "preflight": None})
-    status, told = _life(STATES["the checks run"], a_checked_job(an_ended_pod(0, reused)))
-    assert told == ["Validating", "Succeeded"]
+    status, reported = _life(STATES["the checks run"], a_checked_job(an_ended_pod(0, reused)))
+    assert reported == ["Validating", "Succeeded"]
     assert (status.phase, status.reused, status.manifest_uri) == (Phase.SUCCEEDED, True, reused.manifest_uri)
     assert status.progress is not None
     assert status.progress.percent == 100
@@ -116,8 +116,9 @@ def test_a_job_whose_result_is_there_succeeds_without_a_trainer() -> None:
 
 
 def test_the_story_of_a_job_that_fails() -> None:
-    status, told = _life(*(STATES[name] for name in ("nothing exists yet", "the checks run", "bad data ends the job")))
-    assert told == ["Validating", "InvalidRow"]
+    names = ("nothing exists yet", "the checks run", "bad data ends the job")
+    status, reported = _life(*(STATES[name] for name in names))
+    assert reported == ["Validating", "InvalidRow"]
     assert status.phase is Phase.FAILED
     assert status.failure is not None
     assert (status.failure.stage, status.failure.exit_code) == (Stage.PREFLIGHT, ExitCode.DATA)
@@ -163,22 +164,22 @@ def test_memory_of_the_checks_has_its_own_hint() -> None:
 
 def test_a_retry_of_the_checks_is_told_and_is_none_of_the_trainer() -> None:
     second = a_running_pod("2", created=20)
-    status, told = _life(
+    status, reported = _life(
         a_checked_job(an_ended_pod(20, AWAY, uid="1")), a_checked_job(an_ended_pod(20, AWAY, uid="1"), second)
     )
-    assert told == ["Validating", "Retrying"]
+    assert reported == ["Validating", "Retrying"]
     assert status.retries is None
     assert status.attempts == ()
 
 
 @pytest.mark.parametrize("name", [name for name in STATES if name not in ENDS and name != "nothing exists yet"])
 def test_looking_again_later_changes_nothing(name: str) -> None:
-    observed = STATES[name]
-    status = build_status(observed, decision_about(observed))
-    seen = replace(observed, status=read_status(status.to_wire()), now=NOW + timedelta(hours=1))
+    snapshot = STATES[name]
+    status = build_status(snapshot, decision_about(snapshot))
+    seen = replace(snapshot, status=read_status(status.to_wire()), now=NOW + timedelta(hours=1))
     again = build_status(seen, decision_about(seen))
     assert not has_changed(status, again)
-    assert turning_points(status, again) == []
+    assert find_transitions(status, again) == []
 
 
 def test_a_status_of_another_version_keeps_that_the_checks_passed() -> None:

@@ -11,9 +11,9 @@ from finetune_api.status import Attempt, FineTuneJobStatus
 from finetune_api.vocabulary import ArtifactType, ConditionType, Phase, Stage
 from finetune_operator.observe.children import TrueCondition
 from finetune_operator.observe.observe import read_status
-from finetune_operator.observe.snapshot import Observed
-from finetune_operator.status.attempts import LONGEST, count_retries, merge_attempts
-from finetune_operator.status.events import build_event, turning_points
+from finetune_operator.observe.snapshot import Snapshot
+from finetune_operator.status.attempts import MAX_ATTEMPTS, count_retries, merge_attempts
+from finetune_operator.status.events import build_event, find_transitions
 from finetune_operator.status.progress import format_duration
 from finetune_operator.status.status import build_status, has_changed
 from finetune_test_operator.snapshot_builder import (
@@ -23,9 +23,9 @@ from finetune_test_operator.snapshot_builder import (
     a_pod,
     a_report,
     a_running_pod,
+    a_snapshot,
     a_spec,
     an_ended_pod,
-    an_observation,
     at,
     decision_about,
 )
@@ -59,39 +59,39 @@ STAGES = [
 ]
 
 
-def _status_of(observed: Observed) -> FineTuneJobStatus:
-    return build_status(observed, decision_about(observed))
+def _status_of(snapshot: Snapshot) -> FineTuneJobStatus:
+    return build_status(snapshot, decision_about(snapshot))
 
 
 def _truths(status: FineTuneJobStatus) -> dict[ConditionType, str]:
     return {condition.type: condition.status for condition in status.conditions}
 
 
-TRUTHS: dict[str, tuple[Observed, set[str]]] = {
-    "queued": (an_observation(), {"Queued", "Reconciling"}),
-    "running": (an_observation(pods=(a_running_pod(),)), {"Running", "Reconciling"}),
+TRUTHS: dict[str, tuple[Snapshot, set[str]]] = {
+    "queued": (a_snapshot(), {"Queued", "Reconciling"}),
+    "running": (a_snapshot(pods=(a_running_pod(),)), {"Running", "Reconciling"}),
     "training": (
-        an_observation(pods=(a_running_pod(),), report=a_report()),
+        a_snapshot(pods=(a_running_pod(),), report=a_report()),
         {"Running", "Reconciling", "Validated"},
     ),
     "waiting for a person": (
-        an_observation(pods=(a_pod(state={"waiting": {"reason": "ErrImagePull"}}),)),
+        a_snapshot(pods=(a_pod(state={"waiting": {"reason": "ErrImagePull"}}),)),
         {"Queued", "Reconciling", "Stalled"},
     ),
-    "suspended": (an_observation(a_spec(runPolicy={"suspend": True})), {"Suspended"}),
-    "succeeded": (an_observation(pods=(an_ended_pod(0, SUCCEEDED),)), {"Ready", "Succeeded", "Validated"}),
+    "suspended": (a_snapshot(a_spec(runPolicy={"suspend": True})), {"Suspended"}),
+    "succeeded": (a_snapshot(pods=(an_ended_pod(0, SUCCEEDED),)), {"Ready", "Succeeded", "Validated"}),
     "failed": (
-        an_observation(pods=(an_ended_pod(11, BAD_ROW),), child=a_child(failed=FAILED)),
+        a_snapshot(pods=(an_ended_pod(11, BAD_ROW),), child=a_child(failed=FAILED)),
         {"Failed", "Stalled"},
     ),
 }
 
 
-@pytest.mark.parametrize(("observed", "true"), TRUTHS.values(), ids=TRUTHS)
-def test_which_conditions_are_true(observed: Observed, true: set[str]) -> None:
-    if observed.report:
-        observed = replace(observed, report=a_report(stages=STAGES))
-    status = _status_of(observed)
+@pytest.mark.parametrize(("snapshot", "true"), TRUTHS.values(), ids=TRUTHS)
+def test_which_conditions_are_true(snapshot: Snapshot, true: set[str]) -> None:
+    if snapshot.report:
+        snapshot = replace(snapshot, report=a_report(stages=STAGES))
+    status = _status_of(snapshot)
     assert {kind for kind, truth in _truths(status).items() if truth == "True"} == true
     assert set(_truths(status)) == set(ConditionType)
     assert all(each.observed_generation == METADATA.generation and each.reason for each in status.conditions)
@@ -102,8 +102,8 @@ def test_bad_inputs_are_not_validated() -> None:
 
 
 def test_a_condition_keeps_its_time_until_it_turns() -> None:
-    first = _status_of(an_observation())
-    later = an_observation(status=first, pods=(a_running_pod(),), now=NOW + timedelta(minutes=1))
+    first = _status_of(a_snapshot())
+    later = a_snapshot(status=first, pods=(a_running_pod(),), now=NOW + timedelta(minutes=1))
     times = {each.type: each.last_transition_time for each in _status_of(later).conditions}
     assert times[ConditionType.RECONCILING] == NOW
     assert times[ConditionType.RUNNING] == times[ConditionType.QUEUED] == NOW + timedelta(minutes=1)
@@ -111,20 +111,20 @@ def test_a_condition_keeps_its_time_until_it_turns() -> None:
 
 @pytest.mark.parametrize("name", TRUTHS)
 def test_looking_again_later_changes_nothing(name: str) -> None:
-    observed = TRUTHS[name][0]
-    status = _status_of(observed)
-    again = _status_of(replace(observed, status=read_status(status.to_wire()), now=NOW + timedelta(hours=1)))
+    snapshot = TRUTHS[name][0]
+    status = _status_of(snapshot)
+    again = _status_of(replace(snapshot, status=read_status(status.to_wire()), now=NOW + timedelta(hours=1)))
     assert not has_changed(status, again)
-    assert turning_points(status, again) == []
+    assert find_transitions(status, again) == []
 
 
 def test_a_changed_phase_is_a_change() -> None:
-    assert has_changed(_status_of(an_observation()), _status_of(an_observation(pods=(a_running_pod(),))))
+    assert has_changed(_status_of(a_snapshot()), _status_of(a_snapshot(pods=(a_running_pod(),))))
 
 
 def test_a_report_becomes_progress() -> None:
     report = a_report(step=8, totalSteps=20, loss=1.5, checkpointStep=5, resolved={"rows": 9}, stages=STAGES)
-    status = _status_of(an_observation(pods=(a_running_pod(),), report=report))
+    status = _status_of(a_snapshot(pods=(a_running_pod(),), report=report))
     assert status.progress is not None
     assert (status.progress.step, status.progress.percent, status.progress.eta) == (8, 40, "1m15s")
     assert status.progress.last_report_time == NOW
@@ -135,17 +135,17 @@ def test_a_report_becomes_progress() -> None:
 
 
 def test_only_the_outcome_can_say_one_hundred_percent() -> None:
-    running = _status_of(an_observation(pods=(a_running_pod(),), report=a_report(percent=100)))
+    running = _status_of(a_snapshot(pods=(a_running_pod(),), report=a_report(percent=100)))
     assert running.progress is not None
     assert running.progress.percent == 99
-    done = _status_of(an_observation(pods=(an_ended_pod(0, SUCCEEDED),), status=running))
+    done = _status_of(a_snapshot(pods=(an_ended_pod(0, SUCCEEDED),), status=running))
     assert done.progress is not None
     assert (done.progress.percent, done.progress.completion, done.progress.eta) == (100, "100%", None)
 
 
 def test_success_takes_everything_from_the_outcome_and_the_last_report() -> None:
     report = a_report(7, stages=STAGES, learningRate=0.1)
-    status = _status_of(an_observation(pods=(an_ended_pod(0, SUCCEEDED),), report=report))
+    status = _status_of(a_snapshot(pods=(an_ended_pod(0, SUCCEEDED),), report=report))
     assert status.artifacts == (ARTIFACT,)
     assert status.manifest_uri == SUCCEEDED.manifest_uri
     assert status.hub_url == SUCCEEDED.hub_url
@@ -157,9 +157,9 @@ def test_success_takes_everything_from_the_outcome_and_the_last_report() -> None
 
 
 def test_failure_keeps_what_was_reported() -> None:
-    before = _status_of(an_observation(pods=(a_running_pod(),), report=a_report(step=8, checkpointStep=5)))
-    observed = TRUTHS["failed"][0]
-    status = _status_of(replace(observed, status=before))
+    before = _status_of(a_snapshot(pods=(a_running_pod(),), report=a_report(step=8, checkpointStep=5)))
+    snapshot = TRUTHS["failed"][0]
+    status = _status_of(replace(snapshot, status=before))
     assert status.failure is not None
     assert (status.failure.reason, status.failure.stage) == ("InvalidRow", Stage.DATA_FORMATTING)
     assert status.checkpoint_step == 5
@@ -169,7 +169,7 @@ def test_failure_keeps_what_was_reported() -> None:
 def test_a_terminal_status_only_answers_new_generations() -> None:
     done = _status_of(TRUTHS["succeeded"][0])
     metadata = METADATA.model_copy(update={"generation": 2})
-    late = an_observation(metadata=metadata, status=done, report=a_report(99, step=1), now=NOW + timedelta(hours=1))
+    late = a_snapshot(metadata=metadata, status=done, report=a_report(99, step=1), now=NOW + timedelta(hours=1))
     again = _status_of(late)
     assert again.observed_generation == 2
     assert {each.observed_generation for each in again.conditions} == {2}
@@ -178,9 +178,9 @@ def test_a_terminal_status_only_answers_new_generations() -> None:
 
 
 def test_a_new_pod_starts_a_new_sequence() -> None:
-    first = _status_of(an_observation(pods=(a_running_pod("1"),), report=a_report(9, pod="1", step=8)))
+    first = _status_of(a_snapshot(pods=(a_running_pod("1"),), report=a_report(9, pod="1", step=8)))
     pods = (an_ended_pod(30, uid="1"), a_running_pod("2", created=20))
-    second = _status_of(an_observation(pods=pods, status=first))
+    second = _status_of(a_snapshot(pods=pods, status=first))
     assert second.progress is not None
     assert (second.progress.step, second.progress.sequence) == (8, None)
 
@@ -211,36 +211,36 @@ def test_no_retry_is_counted_for(pod: object) -> None:
 
 
 def test_only_the_newest_attempts_are_kept_and_no_retry_is_forgotten() -> None:
-    old = tuple(Attempt(pod=str(n), uid=str(n), exit_code=1, reason="Error") for n in range(LONGEST))
+    old = tuple(Attempt(pod=str(n), uid=str(n), exit_code=1, reason="Error") for n in range(MAX_ATTEMPTS))
     merged = merge_attempts(old, (a_running_pod("new"),))
-    assert len(merged) == LONGEST
+    assert len(merged) == MAX_ATTEMPTS
     assert merged[-1].uid == "new"
     assert count_retries(merged, known=30) == 30
 
 
 def test_turning_points_tell_the_story_in_order() -> None:
-    observations = [
-        an_observation(),
-        an_observation(pods=(a_running_pod("1"),), report=a_report(pod="1", stages=STAGES)),
-        an_observation(pods=(an_ended_pod(139, uid="1"),)),
-        an_observation(pods=(an_ended_pod(139, uid="1"), a_running_pod("2", created=20))),
-        an_observation(pods=(an_ended_pod(139, uid="1"), an_ended_pod(0, SUCCEEDED, uid="2", created=20))),
+    snapshots = [
+        a_snapshot(),
+        a_snapshot(pods=(a_running_pod("1"),), report=a_report(pod="1", stages=STAGES)),
+        a_snapshot(pods=(an_ended_pod(139, uid="1"),)),
+        a_snapshot(pods=(an_ended_pod(139, uid="1"), a_running_pod("2", created=20))),
+        a_snapshot(pods=(an_ended_pod(139, uid="1"), an_ended_pod(0, SUCCEEDED, uid="2", created=20))),
     ]
-    status, told = FineTuneJobStatus(), []
-    for observed in observations:
-        new = _status_of(replace(observed, status=status))
-        told += [turn.reason for turn in turning_points(status, new)]
+    status, reported = FineTuneJobStatus(), []
+    for snapshot in snapshots:
+        new = _status_of(replace(snapshot, status=status))
+        reported += [transition.reason for transition in find_transitions(status, new)]
         status = new
-    assert told == ["Queued", "Started", "Training", "Queued", "Retrying", "Started", "Succeeded"]
+    assert reported == ["Queued", "Started", "Training", "Queued", "Retrying", "Started", "Succeeded"]
 
 
 def test_a_failure_is_a_warning_with_its_hint() -> None:
-    turn = turning_points(FineTuneJobStatus(), _status_of(TRUTHS["failed"][0]))[-1]
-    event = build_event(METADATA, turn, NOW)
+    transition = find_transitions(FineTuneJobStatus(), _status_of(TRUTHS["failed"][0]))[-1]
+    event = build_event(METADATA, transition, NOW)
     assert (event["reason"], event["type"]) == ("InvalidRow", "Warning")
     assert "onBadRow" in event["message"]
     assert event["involvedObject"]["uid"] == METADATA.uid
-    assert event == build_event(METADATA, turn, NOW)
+    assert event == build_event(METADATA, transition, NOW)
 
 
 def test_the_status_of_a_newer_operator_keeps_what_must_never_be_forgotten() -> None:
@@ -265,48 +265,46 @@ FALLBACKS = [
 
 
 def test_memory_that_ran_out_is_told_once_for_each_time_and_pod() -> None:
-    observations = [
-        an_observation(pods=(a_running_pod("1"),), report=a_report(1, pod="1", memory=MEMORY)),
-        an_observation(
+    snapshots = [
+        a_snapshot(pods=(a_running_pod("1"),), report=a_report(1, pod="1", memory=MEMORY)),
+        a_snapshot(
             pods=(a_running_pod("1"),), report=a_report(2, pod="1", memory=MEMORY | {"fallbacks": FALLBACKS[:1]})
         ),
-        an_observation(
-            pods=(a_running_pod("1"),), report=a_report(3, pod="1", memory=MEMORY | {"fallbacks": FALLBACKS})
-        ),
-        an_observation(pods=(an_ended_pod(139, uid="1"), a_running_pod("2", created=20))),
-        an_observation(
+        a_snapshot(pods=(a_running_pod("1"),), report=a_report(3, pod="1", memory=MEMORY | {"fallbacks": FALLBACKS})),
+        a_snapshot(pods=(an_ended_pod(139, uid="1"), a_running_pod("2", created=20))),
+        a_snapshot(
             pods=(an_ended_pod(139, uid="1"), a_running_pod("2", created=20)),
             report=a_report(1, pod="2", memory=MEMORY | {"fallbacks": FALLBACKS[:1], "mode": "Balanced"}),
         ),
     ]
-    status, told = FineTuneJobStatus(), []
-    for observed in observations:
-        new = _status_of(replace(observed, status=status))
-        turns = [turn for turn in turning_points(status, new) if turn.reason == "MemoryFallback"]
-        told.append([turn.message.split(": ")[0] for turn in turns])
-        assert all(turn.is_warning for turn in turns)
-        assert not turning_points(new, _status_of(replace(observed, status=new)))
+    status, reported = FineTuneJobStatus(), []
+    for snapshot in snapshots:
+        new = _status_of(replace(snapshot, status=status))
+        transitions = [each for each in find_transitions(status, new) if each.reason == "MemoryFallback"]
+        reported.append([each.message.split(": ")[0] for each in transitions])
+        assert all(each.is_warning for each in transitions)
+        assert not find_transitions(new, _status_of(replace(snapshot, status=new)))
         status = new
     zero, seven = "out of GPU memory after step 0", "out of GPU memory after step 7"
-    assert told == [[], [zero], [seven], [], [zero]]
+    assert reported == [[], [zero], [seven], [], [zero]]
     assert status.memory is not None
     assert status.memory.mode == "Balanced"
     names = {
-        build_event(METADATA, turn, NOW)["metadata"]["name"] for turn in turning_points(FineTuneJobStatus(), status)
+        build_event(METADATA, each, NOW)["metadata"]["name"] for each in find_transitions(FineTuneJobStatus(), status)
     }
-    assert len(names) == len(turning_points(FineTuneJobStatus(), status))
+    assert len(names) == len(find_transitions(FineTuneJobStatus(), status))
 
 
 def test_best_step_and_memory_come_from_the_outcome_too() -> None:
     report = a_report(7, pod="1", bestStep=2, bestEvalLoss=1.5, memory=MEMORY)
-    status = _status_of(an_observation(pods=(a_running_pod("1"),), report=report))
+    status = _status_of(a_snapshot(pods=(a_running_pod("1"),), report=report))
     assert status.progress is not None
     assert (status.progress.best_step, status.progress.best_eval_loss) == (2, 1.5)
     memory = status.memory.model_copy(update={"measured_peak_bytes": 31}) if status.memory else None
     outcome = SUCCEEDED.model_copy(
         update={"best_step": 4, "best_eval_loss": 1.25, "stopped_early": True, "memory": memory}
     )
-    done = _status_of(an_observation(pods=(an_ended_pod(0, outcome, uid="1"),), status=status))
+    done = _status_of(a_snapshot(pods=(an_ended_pod(0, outcome, uid="1"),), status=status))
     assert done.progress is not None
     assert (done.progress.best_step, done.progress.best_eval_loss, done.progress.stopped_early) == (4, 1.25, True)
     assert done.memory == memory

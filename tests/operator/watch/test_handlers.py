@@ -3,7 +3,7 @@
 import itertools
 from pathlib import Path
 
-from finetune_operator.observe.terminated_pods import LastWords
+from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.watch.handlers import LONGEST_BACKOFF_SECONDS, build_registry, build_settings
 
 
@@ -25,7 +25,7 @@ def test_kopf_writes_nothing_and_needs_no_more_rights() -> None:
 
 
 def test_only_handlers_without_annotations_and_finalizers_are_registered() -> None:
-    registry = build_registry(None, LastWords(), "https://api", Path("/nowhere"))  # type: ignore[arg-type]
+    registry = build_registry(None, TerminatedPods(), "https://api", Path("/nowhere"))  # type: ignore[arg-type]
     assert {type(handler).__name__ for handler in registry._watching.get_all_handlers()} == {"WatchingHandler"}
     assert len(registry._watching.get_all_handlers()) == 3
     for others in (registry._changing, registry._spawning, registry._indexing, registry._webhooks):

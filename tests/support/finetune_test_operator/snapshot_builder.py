@@ -18,7 +18,7 @@ from finetune_operator.desired.run_config_map import build_run_config, build_run
 from finetune_operator.desired.trainer_job import build_trainer_job
 from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.report_store import ReceivedReport
-from finetune_operator.observe.snapshot import Observed
+from finetune_operator.observe.snapshot import Snapshot
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 METADATA = ObjectMeta(name="bot", namespace="team", uid="0b5e7b1e-5d1a-4a51-9a53-0f6f6c2ce0a1", generation=1)
@@ -103,11 +103,11 @@ def a_report(
     return ReceivedReport(pod, NOW, ProgressReport.model_validate(body))
 
 
-def an_observation(spec: FineTuneJobSpec | None = None, **fields: Any) -> Observed:
+def a_snapshot(spec: FineTuneJobSpec | None = None, **fields: Any) -> Snapshot:
     """A job whose children exist and whose pod does not yet; keyword arguments replace fields of the observation."""
     spec = spec or a_spec()
     config = build_run_config(METADATA, spec, INSTALLATION.progress_url, INSTALLATION.ca_certificate)
-    observed = Observed(
+    snapshot = Snapshot(
         metadata=METADATA,
         spec=spec,
         spec_error="",
@@ -117,22 +117,22 @@ def an_observation(spec: FineTuneJobSpec | None = None, **fields: Any) -> Observ
         pods=(),
         preflight=None,
         preflight_pods=(),
-        strays=(),
-        obstacle=None,
+        orphaned_pods=(),
+        blocker=None,
         report=None,
         now=NOW,
     )
-    return replace(observed, **fields)
+    return replace(snapshot, **fields)
 
 
-def a_checked_job(*pods: TrainerPod, spec: FineTuneJobSpec | None = None, **fields: Any) -> Observed:
+def a_checked_job(*pods: TrainerPod, spec: FineTuneJobSpec | None = None, **fields: Any) -> Snapshot:
     """A job whose preflight Job exists, with these pods; keyword arguments replace fields of the observation."""
-    return an_observation(spec, **{"child": None, "preflight": a_preflight(), "preflight_pods": pods} | fields)
+    return a_snapshot(spec, **{"child": None, "preflight": a_preflight(), "preflight_pods": pods} | fields)
 
 
-def decision_about(observed: Observed) -> Decision:
+def decision_about(snapshot: Snapshot) -> Decision:
     """What is decided about an observation."""
-    return decide(observed, INSTALLATION)
+    return decide(snapshot, INSTALLATION)
 
 
 CHILD_NAME = child_name(METADATA)
