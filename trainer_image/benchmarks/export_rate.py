@@ -37,7 +37,7 @@ from benchmarks.provenance import current_commit, installed_versions
 from finetune_api.vocabulary import GgufType
 from finetune_test_models.random_model import LLAMA_8B, SMALL, Size, make_random_adapter, make_random_base
 from finetune_trainer.export.adapter import open_adapter
-from finetune_trainer.export.base_model.folder import open_model_folder
+from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.export.export import ExportedFile, ExportRequest, export, plan_outputs, stream
 from finetune_trainer.export.quantization.file_types import find_file_type
 from finetune_trainer.export.quantization.quantizers import CPU_CHUNK_WEIGHTS, ENCODERS, PLAIN_DTYPES, quantize
@@ -200,7 +200,7 @@ def measure_threads(table: Table, folder: Path, base: Path, device: torch.device
     (folder / "probe").unlink()
     table.add("write", "", seconds=seconds, written_GB=written / GIGABYTE)
     began = time.perf_counter()
-    with closing(read_tensors(open_model_folder(base).tensors, device)) as tensors:
+    with closing(read_tensors(open_base_model(base).tensors, device)) as tensors:
         read = sum(values.nbytes for _, values in tensors)
     synchronize(device)
     table.add("read", f"{read / GIGABYTE:.2f} GB", seconds=time.perf_counter() - began)
@@ -210,7 +210,7 @@ def measure_besides_disk(table: Table, request: ExportRequest, device: torch.dev
     """Everything but the writing of what was encoded."""
     assert request.adapter is not None, "an adapter is merged"
     began = time.perf_counter()
-    base = open_model_folder(request.base)
+    base = open_base_model(request.base)
     adapter = open_adapter(request.adapter, base)
     partial = request.output.with_name("headers")
     partial.mkdir()

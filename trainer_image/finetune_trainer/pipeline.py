@@ -9,7 +9,7 @@ from finetune_trainer.artifacts.checkpoints import CheckpointStore, checkpoint_k
 from finetune_trainer.artifacts.manifest import Manifest
 from finetune_trainer.artifacts.store import ArtifactStore, LocalArtifact, Provenance
 from finetune_trainer.documents.write import RunStory, write_documents
-from finetune_trainer.export.base_model.folder import open_model_folder
+from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.job.progress import Progress
 from finetune_trainer.job.settings import Settings
 from finetune_trainer.job.termination import Termination
@@ -142,7 +142,7 @@ def _write_documents(
         best_step=outcome.best_step,
         memory=place.progress.memory,
         samples=companions.sampler.lines() if companions.sampler else (),
-        is_decoded=open_model_folder(base.folder).is_dequantised,
+        is_decoded=open_base_model(base.folder).is_dequantised,
     )
     return write_documents(
         place.settings.work / "artifacts",

@@ -16,7 +16,7 @@ from finetune_kernels.layers.patching import patch_model, plan_patches
 from finetune_kernels.layers.supervised_loss import has_plain_head, supervised_loss
 from finetune_kernels.planning.memory_plan import MemoryPlan, ModelShape, plan_memory, smaller_plan
 from finetune_test_models import chat_data
-from finetune_test_models.tiny_model import FAMILIES, make_tiny_model
+from finetune_test_models.tiny_model import TINY_FAMILIES, make_tiny_model
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj"]
 
@@ -46,7 +46,7 @@ def loss_and_gradients(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", sorted(TINY_FAMILIES))
 def test_a_patched_model_has_the_same_loss_and_gradients(family: str, tmp_path: Path) -> None:
     model = adapted(family, tmp_path)
     assert has_plain_head(model)

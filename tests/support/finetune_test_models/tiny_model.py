@@ -40,7 +40,7 @@ def _gemma(head: int) -> dict[str, Any]:
 
 
 # What a family's configuration needs beyond the common sizes: family -> (model type, settings by head size).
-FAMILIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
+TINY_FAMILIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
     "llama": ("llama", lambda head: {}),
     "mistral": ("mistral", lambda head: {"sliding_window": None, "head_dim": head}),
     "qwen2": ("qwen2", lambda head: {"tie_word_embeddings": True}),
@@ -65,13 +65,13 @@ def make_tiny_model(
 ) -> Path:
     """Write a model folder: config, generation config, one safetensors file, tokenizer with a ChatML template.
 
-    `family` is a key of FAMILIES; `texts` train the byte-level BPE tokenizer (any text can be encoded afterwards).
+    `family` is a key of TINY_FAMILIES; `texts` train the byte-level BPE tokenizer (any text can be encoded afterwards).
     `hidden_size` is a multiple of 256, so that rows split into K-quant super-blocks. `config_overrides` go into the
     Hugging Face config as they are. The same arguments give the same bytes. Returns `folder`.
     """
-    if hidden_size % 256 or family not in FAMILIES:
+    if hidden_size % 256 or family not in TINY_FAMILIES:
         raise ValueError(
-            f"hidden_size {hidden_size} must be a multiple of 256 and family {family!r} in {list(FAMILIES)}"
+            f"hidden_size {hidden_size} must be a multiple of 256 and family {family!r} in {list(TINY_FAMILIES)}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(texts, vocab_size=vocab_size, qwen=family.startswith("qwen"))
@@ -90,7 +90,7 @@ def write_random_weights(
     folder: Path, *, family: str, seed: int = 0, dtype: torch.dtype = torch.bfloat16, hidden_size: int, **settings: Any
 ) -> Path:
     """Write config, generation config and weights into `folder`; `settings` are those of the Hugging Face config."""
-    model_type, family_settings = FAMILIES[family]
+    model_type, family_settings = TINY_FAMILIES[family]
     heads = 4
     common: dict[str, Any] = {
         "hidden_size": hidden_size,

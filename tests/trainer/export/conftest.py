@@ -11,7 +11,7 @@ import torch
 from finetune_test_models.family_models import make_family_model
 from finetune_trainer.export.export import ExportRequest, export
 from finetune_trainer.export.gguf import files, rope, tensors
-from finetune_trainer.export.gguf.families import FAMILIES
+from finetune_trainer.export.gguf.families import GGUF_FAMILIES
 
 FamilyBase = Callable[[str], Path]
 ExportGguf = Callable[..., dict[str, Path]]
@@ -55,7 +55,7 @@ def export_gguf() -> ExportGguf:
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Spoil:
     """Make our conversion wrong in the named way."""
-    gemma = dataclasses.replace(FAMILIES["gemma3_text"], norm_offset=0)
+    gemma = dataclasses.replace(GGUF_FAMILIES["gemma3_text"], norm_offset=0)
 
     def swapped(config: dict[str, Any]) -> dict[str, torch.Tensor]:
         found = rope.rope_factor_tensors(config)
@@ -65,7 +65,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Spoil:
         "q and k in Hugging Face's order": lambda: monkeypatch.setattr(
             tensors, "interleave_heads", lambda weights, heads: weights
         ),
-        "norms around zero": lambda: monkeypatch.setitem(FAMILIES, "gemma3_text", gemma),
+        "norms around zero": lambda: monkeypatch.setitem(GGUF_FAMILIES, "gemma3_text", gemma),
         "no divisors of RoPE": lambda: monkeypatch.setattr(
             rope, "_llama3_factors", lambda scaling, dimensions: torch.ones(dimensions // 2)
         ),

@@ -31,7 +31,7 @@ WRITTEN = {
         "{% if add_generation_prompt %}{{ '`{{-' }}{% endif %}"
     ),
 }
-FAMILIES = ("llama3", "llama3_1", "llama3_2", "qwen2_5", "qwen3", "gemma", "gemma3", "phi3", "phi3_5", "cohere")
+PUBLISHED_NAMES = ("llama3", "llama3_1", "llama3_2", "qwen2_5", "qwen3", "gemma", "gemma3", "phi3", "phi3_5", "cohere")
 TALK = [
     {"role": "user", "content": "Hi {{ .System }}"},
     {"role": "assistant", "content": "Hello!\n\nHow are you?"},
@@ -41,7 +41,7 @@ SYSTEM = {"role": "system", "content": "Be kind."}
 
 
 def templates() -> dict[str, str]:
-    return {name: (PUBLISHED / f"{name}.jinja").read_text() for name in FAMILIES} | WRITTEN
+    return {name: (PUBLISHED / f"{name}.jinja").read_text() for name in PUBLISHED_NAMES} | WRITTEN
 
 
 def render_with_go(tasks: list[tuple[str, list[Message]]]) -> list[str]:

@@ -12,7 +12,7 @@ from trl.data_utils import pack_dataset
 
 from finetune_api.spec.inputs import DatasetSpec, ModelSpec
 from finetune_api.vocabulary import OnBadRow, Precision
-from finetune_test_models.tiny_model import FAMILIES, make_tiny_model
+from finetune_test_models.tiny_model import TINY_FAMILIES, make_tiny_model
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.stages.data_formatting import FormattedData, format_data
 from finetune_trainer.stages.model_loading import load_model
@@ -114,7 +114,7 @@ def loss_of(model: Any, batch: dict[str, Any]) -> float:
         return float(supervised_loss(model, batch, labels, supervised, num_items=1))
 
 
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
+@pytest.fixture(scope="module", params=sorted(TINY_FAMILIES))
 def family_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Any:
     folder = make_tiny_model(tmp_path_factory.mktemp(request.param), family=request.param, texts=texts)
     spec = ModelSpec.model_validate({"source": f"file://{folder}", "quantization": "None"})

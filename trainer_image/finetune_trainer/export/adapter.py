@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.export.base_model.folder import ModelFolder
+from finetune_trainer.export.base_model.folder import BaseModel
 from finetune_trainer.export.errors import InvalidAdapterError
 from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor, list_tensors
 
@@ -48,7 +48,7 @@ class _Update:
     replacement: StoredTensor | None = None
 
 
-class Adapter:
+class LoraWeights:
     """An adapter matched to a base; nothing but headers is read before `merge`."""
 
     def __init__(self, config: Mapping[str, Any], updates: dict[str, _Update]) -> None:
@@ -86,7 +86,7 @@ class Adapter:
         return float(alpha) / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
 
 
-def open_adapter(folder: Path, base: ModelFolder) -> Adapter:
+def open_adapter(folder: Path, base: BaseModel) -> LoraWeights:
     """Read an adapter folder and match every tensor to one of the base; raises InvalidAdapterError saying what does
     not fit."""
     for name in (CONFIG_NAME, WEIGHTS_NAME):
@@ -103,7 +103,7 @@ def open_adapter(folder: Path, base: ModelFolder) -> Adapter:
         else:
             update.parts[part] = stored
     _check_matches(updates, base, use_dora=bool(config.get("use_dora")))
-    return Adapter(config, updates)
+    return LoraWeights(config, updates)
 
 
 def _check_mergeable(config: Mapping[str, Any]) -> None:
@@ -129,7 +129,7 @@ def _target(name: str) -> tuple[str, str | None]:
     return name.replace(".base_layer.", "."), None
 
 
-def _check_matches(updates: Mapping[str, _Update], base: ModelFolder, *, use_dora: bool) -> None:
+def _check_matches(updates: Mapping[str, _Update], base: BaseModel, *, use_dora: bool) -> None:
     shapes = {tensor.name: tensor.shape for tensor in base.tensors}
     needed = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if use_dora else set())
     for name, update in updates.items():

@@ -16,8 +16,8 @@ from typing import Literal, Protocol
 
 import torch
 
-from finetune_trainer.export.adapter import Adapter, open_adapter
-from finetune_trainer.export.base_model.folder import ModelFolder, choose_tokenizer_folder, open_model_folder
+from finetune_trainer.export.adapter import LoraWeights, open_adapter
+from finetune_trainer.export.base_model.folder import BaseModel, choose_tokenizer_folder, open_base_model
 from finetune_trainer.export.errors import UnsupportedTypeError
 from finetune_trainer.export.gguf.files import GgufFiles
 from finetune_trainer.export.gguf.metadata import Origin
@@ -98,7 +98,7 @@ def export(
     after it, with bytes of weights written. Raises ExportError, and leaves nothing behind then; what cannot be exported
     is found before weights are read.
     """
-    base = open_model_folder(request.base)
+    base = open_base_model(request.base)
     if base.is_dequantised:
         on_notice(DEQUANTISED)
     adapter = open_adapter(request.adapter, base) if request.adapter is not None else None
@@ -116,7 +116,7 @@ def export(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def plan_outputs(request: ExportRequest, base: ModelFolder, partial: Path) -> list[Output]:
+def plan_outputs(request: ExportRequest, base: BaseModel, partial: Path) -> list[Output]:
     """What `request` asks for, to be written below `partial`; raises ExportError before anything is."""
     tokenizer = choose_tokenizer_folder(request.base, request.adapter)
     outputs: list[Output] = []
@@ -136,8 +136,8 @@ def plan_outputs(request: ExportRequest, base: ModelFolder, partial: Path) -> li
 
 
 def stream(
-    base: ModelFolder,
-    adapter: Adapter | None,
+    base: BaseModel,
+    adapter: LoraWeights | None,
     outputs: list[Output],
     writers: FileWriters,
     *,

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from gguf import GGMLQuantizationType
 
-from finetune_trainer.export.base_model.folder import INDEX_NAME, ModelFolder, write_side_files
+from finetune_trainer.export.base_model.folder import INDEX_NAME, BaseModel, write_side_files
 from finetune_trainer.export.quantization.streamed_encoder import StreamedEncoder
 from finetune_trainer.export.tensor_io.file_writer import FileWriters
 from finetune_trainer.export.tensor_io.safetensors_files import SafetensorsWriter
@@ -19,7 +19,7 @@ TYPES = {torch.bfloat16: GGMLQuantizationType.BF16, torch.float16: GGMLQuantizat
 class MergedFolder:
     """Weights go into one file per base file, under the same name; the rest of the folder is written at the end."""
 
-    def __init__(self, path: Path, base: ModelFolder, tokenizer: Path, *, dtype: torch.dtype) -> None:
+    def __init__(self, path: Path, base: BaseModel, tokenizer: Path, *, dtype: torch.dtype) -> None:
         self.path = path
         self._base, self._tokenizer, self._dtype = base, tokenizer, dtype
         self._files = {tensor.name: tensor.path.name for tensor in base.tensors}

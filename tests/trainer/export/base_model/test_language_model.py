@@ -13,7 +13,7 @@ from finetune_test_models.tiny_model import train_tokenizer
 from finetune_test_models.tiny_runs import Builder
 from finetune_trainer.cli.pod import run_job
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.export.base_model.folder import open_model_folder
+from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.export.errors import InvalidBaseError
 from finetune_trainer.export.export import ExportRequest, export
 from finetune_trainer.job.progress import Progress
@@ -89,4 +89,4 @@ def test_a_checkpoint_without_the_prefixes_is_refused(with_images: Path) -> None
     path = with_images / "model.safetensors"
     path.write_bytes(path.read_bytes().replace(b"language_model.", b"languageXmodel."))
     with pytest.raises(InvalidBaseError, match="prefixes"):
-        open_model_folder(with_images)
+        open_base_model(with_images)

@@ -10,7 +10,7 @@ from finetune_test_programs.reference_quantizer import quantize_rows
 from finetune_trainer.export.quantization import quantizers
 from finetune_trainer.export.quantization.cpu import encode
 from finetune_trainer.export.quantization.cpu.encode import KERNELS, encode_compiled
-from finetune_trainer.export.quantization.cpu.halves import round_to_half
+from finetune_trainer.export.quantization.cpu.float16 import round_to_float16
 from finetune_trainer.export.quantization.quantizers import ENCODERS, quantize
 
 FOLLOWED = [GGMLQuantizationType[name] for name in ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")]
@@ -112,6 +112,6 @@ def test_halves_are_rounded_like_torchs() -> None:
     values = torch.cat([halves, middles, *beside, torch.tensor([65519.0, 65520.0, 1e9])])
     values = torch.cat([values, -values]).contiguous()
     found, bits = values.clone().numpy(), torch.zeros(len(values), dtype=torch.uint16).numpy()
-    round_to_half(found, bits, len(values))
+    round_to_float16(found, bits, len(values))
     assert torch.equal(torch.from_numpy(bits).view(torch.int16), values.half().view(torch.int16))
     assert torch.equal(torch.from_numpy(found), values.half().float())

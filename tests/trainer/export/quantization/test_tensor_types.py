@@ -14,7 +14,7 @@ from finetune_api.vocabulary import GgufType
 from finetune_test_programs.reference_quantizer import quantize_files
 from finetune_trainer.export.quantization import tensor_types
 from finetune_trainer.export.quantization.file_types import find_file_type
-from finetune_trainer.export.quantization.tensor_types import ModelShape, choose_tensor_types
+from finetune_trainer.export.quantization.tensor_types import TensorTypeInputs, choose_tensor_types
 
 Tensors = list[tuple[str, tuple[int, ...]]]
 TYPES = [kind.value for kind in GgufType]
@@ -92,7 +92,7 @@ def test_every_tensor_has_the_type_that_llama_cpp_gives_it(
 ) -> None:
     tensors = make_tensors(architecture, layers, tied=tied)
     expected = chosen_by_llama_cpp(write_file(tmp_path / "F32.gguf", architecture, layers, heads, kv_heads, tensors))
-    shape = ModelShape(architecture, layers, heads, kv_heads)
+    shape = TensorTypeInputs(architecture, layers, heads, kv_heads)
     for kind in TYPES:
         found = choose_tensor_types(find_file_type(kind), shape, tensors)
         differing = {
@@ -103,7 +103,7 @@ def test_every_tensor_has_the_type_that_llama_cpp_gives_it(
 
 def test_each_rule_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without any one of the rules some file of the table above would differ from llama.cpp's."""
-    cases = [(make_tensors(MODEL_ARCH.LLAMA, 32, tied=False), ModelShape(MODEL_ARCH.LLAMA, 32, 8, 2))]
+    cases = [(make_tensors(MODEL_ARCH.LLAMA, 32, tied=False), TensorTypeInputs(MODEL_ARCH.LLAMA, 32, 8, 2))]
     for key, rule in list(tensor_types._RULES.items()):
         kind = find_file_type(key[0])
         with monkeypatch.context() as patched:
@@ -116,7 +116,7 @@ def test_each_rule_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_rows_that_no_block_fits_stay_readable(kind: str) -> None:
     """llama.cpp refuses a row of 33 for the simple types and takes F16 for the others; a file here is always made."""
     tensors: Tensors = [("blk.0.ffn_down.weight", (4, 33)), ("blk.0.attn_k.weight", (1, 64))]
-    chosen = choose_tensor_types(find_file_type(kind), ModelShape(MODEL_ARCH.LLAMA, 1, 4, 4), tensors)
+    chosen = choose_tensor_types(find_file_type(kind), TensorTypeInputs(MODEL_ARCH.LLAMA, 1, 4, 4), tensors)
     plain = kind if kind in ("F32", "BF16") else "F16"
     assert chosen["blk.0.ffn_down.weight"] is GGMLQuantizationType[plain]
     assert chosen["blk.0.attn_k.weight"] is GGMLQuantizationType.F32

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from finetune_trainer.export.base_model.language_model import has_text_part, text_configuration, text_tensors
+from finetune_trainer.export.base_model.language_model import (
+    has_language_model,
+    language_model_config,
+    language_model_tensors,
+)
 from finetune_trainer.export.base_model.nf4_tensors import Nf4Tensor, fold_nf4
 from finetune_trainer.export.errors import InvalidBaseError
 from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor, list_tensors
@@ -30,7 +34,7 @@ OTHER_FILES = ("generation_config.json", "LICENSE", "LICENSE.txt", "NOTICE", "US
 
 
 @dataclass(frozen=True)
-class ModelFolder:
+class BaseModel:
     """A base model: its config as written and its tensors in the order they are stored; the language model alone where
     the checkpoint reads images, too."""
 
@@ -60,7 +64,7 @@ def load_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def open_model_folder(path: Path) -> ModelFolder:
+def open_base_model(path: Path) -> BaseModel:
     """Read config and safetensors headers below `path`; raises InvalidBaseError saying which file is missing or
     damaged."""
     config_path = path / "config.json"
@@ -86,9 +90,9 @@ def open_model_folder(path: Path) -> ModelFolder:
         raise InvalidBaseError(
             f"{path} has neither {SINGLE_NAME} nor {INDEX_NAME}; pickled weights (.bin, .pt) are not read"
         )
-    if has_text_part(config):
-        config, tensors = text_configuration(path, config), text_tensors(tensors)
-    return ModelFolder(path, config, fold_nf4(tensors), is_sharded=index_path.is_file())
+    if has_language_model(config):
+        config, tensors = language_model_config(path, config), language_model_tensors(tensors)
+    return BaseModel(path, config, fold_nf4(tensors), is_sharded=index_path.is_file())
 
 
 def _shard(folder: Path, name: str) -> Path:
@@ -103,7 +107,7 @@ def choose_tokenizer_folder(base: Path, adapter: Path | None) -> Path:
     return adapter if adapter is not None and (adapter / "tokenizer.json").is_file() else base
 
 
-def write_side_files(base: ModelFolder, tokenizer: Path, target: Path, *, dtype: str) -> None:
+def write_side_files(base: BaseModel, tokenizer: Path, target: Path, *, dtype: str) -> None:
     """Put config (without quantisation and remote code), generation config, tokenizer and licence into `target`."""
     config = {key: value for key, value in base.config.items() if key not in ("quantization_config", "auto_map")}
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype

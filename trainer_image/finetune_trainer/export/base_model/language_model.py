@@ -19,13 +19,13 @@ PREFIXES = {"language_model.model.": "model.", "model.language_model.": "model."
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def has_text_part(config: Mapping[str, Any]) -> bool:
+def has_language_model(config: Mapping[str, Any]) -> bool:
     """Whether config.json, as written, is that of such a checkpoint."""
     architectures = config.get("architectures")
     return isinstance(architectures, list) and bool(architectures) and architectures[0] in TEXT_PARTS
 
 
-def text_configuration(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+def language_model_config(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """The language model's configuration, defaults filled in; `config` is config.json as written."""
     try:
         text: dict[str, Any] = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().to_dict()
@@ -35,7 +35,7 @@ def text_configuration(folder: Path, config: Mapping[str, Any]) -> dict[str, Any
     return text | tokens | {"architectures": [TEXT_PARTS[config["architectures"][0]]]}
 
 
-def text_tensors(tensors: Sequence[StoredTensor]) -> list[StoredTensor]:
+def language_model_tensors(tensors: Sequence[StoredTensor]) -> list[StoredTensor]:
     """The language model's tensors by the names that it gives them alone."""
     found = []
     for tensor in tensors:

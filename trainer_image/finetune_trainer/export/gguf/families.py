@@ -17,7 +17,7 @@ log = getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Family:
+class GgufFamily:
     """How one Hugging Face `model_type` becomes a llama.cpp architecture."""
 
     architecture: MODEL_ARCH
@@ -45,12 +45,12 @@ class Family:
 
 
 GEMMA_ACTIVATION = "gelu_pytorch_tanh"
-FAMILIES: dict[str, Family] = {
-    "llama": Family(MODEL_ARCH.LLAMA, permuted_heads=True, rope_dimensions=True, rope_tensors=True),
-    "mistral": Family(MODEL_ARCH.LLAMA, permuted_heads=True, rope_dimensions=True, rope_tensors=True),
-    "qwen2": Family(MODEL_ARCH.QWEN2),
-    "qwen3": Family(MODEL_ARCH.QWEN3),
-    "gemma2": Family(
+GGUF_FAMILIES: dict[str, GgufFamily] = {
+    "llama": GgufFamily(MODEL_ARCH.LLAMA, permuted_heads=True, rope_dimensions=True, rope_tensors=True),
+    "mistral": GgufFamily(MODEL_ARCH.LLAMA, permuted_heads=True, rope_dimensions=True, rope_tensors=True),
+    "qwen2": GgufFamily(MODEL_ARCH.QWEN2),
+    "qwen3": GgufFamily(MODEL_ARCH.QWEN3),
+    "gemma2": GgufFamily(
         MODEL_ARCH.GEMMA2,
         norm_offset=1.0,
         sliding_window=True,
@@ -58,7 +58,7 @@ FAMILIES: dict[str, Family] = {
         window_period=2,
         activation=GEMMA_ACTIVATION,
     ),
-    "gemma3_text": Family(
+    "gemma3_text": GgufFamily(
         MODEL_ARCH.GEMMA3,
         norm_offset=1.0,
         sliding_window=True,
@@ -66,7 +66,7 @@ FAMILIES: dict[str, Family] = {
         window_period=6,
         activation=GEMMA_ACTIVATION,
     ),
-    "phi3": Family(
+    "phi3": GgufFamily(
         MODEL_ARCH.PHI3,
         sliding_window=True,
         rope_dimensions=True,
@@ -77,13 +77,13 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def find_family(config: Mapping[str, Any]) -> Family:
+def find_family(config: Mapping[str, Any]) -> GgufFamily:
     """The family of a Hugging Face config; raises UnsupportedArchitectureError where GGUF could not be faithful."""
     model_type = config.get("model_type")
-    family = FAMILIES.get(str(model_type))
+    family = GGUF_FAMILIES.get(str(model_type))
     if family is None:
         raise UnsupportedArchitectureError(
-            f"no GGUF conversion for model type {model_type!r}; supported are {', '.join(FAMILIES)}"
+            f"no GGUF conversion for model type {model_type!r}; supported are {', '.join(GGUF_FAMILIES)}"
         )
     _check_activation(family, config)
     _check_attention_scale(family, config)
@@ -91,7 +91,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
     return family
 
 
-def _check_activation(family: Family, config: Mapping[str, Any]) -> None:
+def _check_activation(family: GgufFamily, config: Mapping[str, Any]) -> None:
     found = config.get("hidden_activation") or config["hidden_act"]
     if found != family.activation:
         raise UnsupportedArchitectureError(
@@ -99,7 +99,7 @@ def _check_activation(family: Family, config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_attention_scale(family: Family, config: Mapping[str, Any]) -> None:
+def _check_attention_scale(family: GgufFamily, config: Mapping[str, Any]) -> None:
     if family.fixed_scale_layers is None:
         return
     size = config["head_dim"]
@@ -112,7 +112,7 @@ def _check_attention_scale(family: Family, config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_windows(family: Family, config: Mapping[str, Any]) -> None:
+def _check_windows(family: GgufFamily, config: Mapping[str, Any]) -> None:
     if family.window_period is None:
         window = _largest_context(config)
         if window is not None:

@@ -14,16 +14,16 @@ import torch
 from gguf import GGUF_DEFAULT_ALIGNMENT, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, Metadata
 
 from finetune_trainer.export.gguf.config_checks import check_sizes
-from finetune_trainer.export.gguf.families import Family, find_family
+from finetune_trainer.export.gguf.families import GgufFamily, find_family
 from finetune_trainer.export.gguf.hyperparameters import add_hyperparameters, load_full_config, load_generation_config
-from finetune_trainer.export.gguf.metadata import Origin, read_model_facts
+from finetune_trainer.export.gguf.metadata import Origin, read_metadata
 from finetune_trainer.export.gguf.rope import rope_factor_tensors
 from finetune_trainer.export.gguf.tensors import TensorConverter
 from finetune_trainer.export.gguf.tokenizer import add_tokenizer
 from finetune_trainer.export.quantization.file_types import FileType, find_file_type
 from finetune_trainer.export.quantization.quantizers import encoded_size
 from finetune_trainer.export.quantization.streamed_encoder import StreamedEncoder
-from finetune_trainer.export.quantization.tensor_types import ModelShape, choose_tensor_types
+from finetune_trainer.export.quantization.tensor_types import TensorTypeInputs, choose_tensor_types
 from finetune_trainer.export.tensor_io.file_writer import AppendedFile, FileWriters
 from finetune_trainer.export.tensor_io.stopwatch import Stopwatch
 
@@ -47,7 +47,7 @@ class GgufFile:
         self._encoder: StreamedEncoder | None = None
         self._plan: list[_PlannedTensor] = []
 
-    def plan(self, model: ModelShape, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+    def plan(self, model: TensorTypeInputs, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> None:
         """Announce all tensors (GGUF names and shapes) in the order in which they will come."""
         types = choose_tensor_types(self.file_type, model, tensors)
         for name, shape in tensors:
@@ -119,7 +119,7 @@ class GgufFiles:
         self._factors = rope_factor_tensors(config)
         self.files: dict[str, GgufFile] = {}
         parameters = sum(torch.Size(shape).numel() for _, shape in shapes)
-        facts = read_model_facts(origin, generation, name=name, parameters=parameters)
+        facts = read_metadata(origin, generation, name=name, parameters=parameters)
         prepared = [
             (kind, path, find_file_type(kind), _prepare_writer(family, config, generation, tokenizer, facts))
             for kind, path in paths.items()
@@ -127,7 +127,7 @@ class GgufFiles:
         renamed = [(self._converter.rename(tensor), shape) for tensor, shape in shapes]
         tensors = [(factor_name, tuple(factors.shape)) for factor_name, factors in self._factors.items()]
         tensors += [(tensor, shape) for tensor, shape in renamed if tensor is not None]
-        model_shape = ModelShape.of(family.architecture, config)
+        model_shape = TensorTypeInputs.of(family.architecture, config)
         for kind, path, file_type, writer in prepared:
             file = self.files[kind] = GgufFile(path, file_type, writer)
             file.plan(model_shape, tensors)
@@ -168,7 +168,7 @@ class GgufFiles:
 
 
 def _prepare_writer(
-    family: Family, config: dict[str, Any], generation: dict[str, Any], tokenizer: Path, facts: Metadata
+    family: GgufFamily, config: dict[str, Any], generation: dict[str, Any], tokenizer: Path, facts: Metadata
 ) -> GGUFWriter:
     writer = GGUFWriter(None, MODEL_ARCH_NAMES[family.architecture])
     facts.set_gguf_meta_model(writer)

@@ -9,9 +9,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from finetune_trainer.export.base_model.folder import load_json
-from finetune_trainer.export.base_model.language_model import has_text_part, text_configuration
+from finetune_trainer.export.base_model.language_model import has_language_model, language_model_config
 from finetune_trainer.export.errors import UnsupportedArchitectureError
-from finetune_trainer.export.gguf.families import Family
+from finetune_trainer.export.gguf.families import GgufFamily
 from finetune_trainer.export.gguf.rope import add_rope_metadata, rotated_dimensions
 
 GGUF_QUANTIZATION_VERSION = 2
@@ -24,8 +24,8 @@ def load_full_config(folder: Path) -> dict[str, Any]:
     checkpoint that reads images, too, it is the language model's.
     """
     written = load_json(folder / "config.json")
-    if has_text_part(written):
-        return text_configuration(folder, written)
+    if has_language_model(written):
+        return language_model_config(folder, written)
     try:
         config: dict[str, Any] = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
     except (ValueError, OSError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
@@ -39,7 +39,7 @@ def load_generation_config(folder: Path) -> dict[str, Any]:
     return load_json(path) if path.is_file() else {}
 
 
-def add_hyperparameters(writer: GGUFWriter, family: Family, config: Mapping[str, Any]) -> None:
+def add_hyperparameters(writer: GGUFWriter, family: GgufFamily, config: Mapping[str, Any]) -> None:
     """Write what kind of file it is, and the architecture's keys."""
     writer.add_type(GGUFType.MODEL)
     writer.add_quantization_version(GGUF_QUANTIZATION_VERSION)
@@ -61,7 +61,7 @@ def add_hyperparameters(writer: GGUFWriter, family: Family, config: Mapping[str,
     _add_attention_settings(writer, family, config)
 
 
-def _add_attention_settings(writer: GGUFWriter, family: Family, config: Mapping[str, Any]) -> None:
+def _add_attention_settings(writer: GGUFWriter, family: GgufFamily, config: Mapping[str, Any]) -> None:
     if family.sliding_window:
         writer.add_sliding_window(config.get("sliding_window") or 0)  # 0 is llama.cpp's word for none
     windowed_rope = config["rope_parameters"].get("sliding_attention")

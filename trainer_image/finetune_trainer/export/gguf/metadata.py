@@ -54,7 +54,7 @@ class Origin:
     """Whether an adapter is merged into it."""
 
 
-def read_model_facts(origin: Origin, generation: Mapping[str, Any], *, name: str, parameters: int) -> Metadata:
+def read_metadata(origin: Origin, generation: Mapping[str, Any], *, name: str, parameters: int) -> Metadata:
     """What `general.*` says; `parameters` counts the weights, for the size label."""
     card = _read_card(origin.base)
     if origin.is_trained:

@@ -13,7 +13,7 @@ import torch
 from gguf import GGUFWriter, RopeScalingType
 
 from finetune_trainer.export.errors import UnsupportedArchitectureError
-from finetune_trainer.export.gguf.families import Family
+from finetune_trainer.export.gguf.families import GgufFamily
 
 YARN_BETAS = (32.0, 1.0)
 """Where YaRN's ramp begins and ends; llama.cpp reads no other values for the families here."""
@@ -36,7 +36,7 @@ def head_size(config: Mapping[str, Any]) -> int:
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
-def add_rope_metadata(writer: GGUFWriter, family: Family, config: Mapping[str, Any]) -> None:
+def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[str, Any]) -> None:
     """Write base frequency and scaling; raises UnsupportedArchitectureError on a scaling that llama.cpp has no form
     for."""
     rope = global_rope(config)

@@ -13,7 +13,7 @@ import torch
 from gguf import get_tensor_name_map
 
 from finetune_trainer.export.errors import InvalidBaseError
-from finetune_trainer.export.gguf.families import Family
+from finetune_trainer.export.gguf.families import GgufFamily
 
 # Buffers that old checkpoints carry: llama.cpp computes them, and every converter leaves them out.
 COMPUTED_BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|attention\.masked_bias|self_attn\.bias)$")
@@ -23,7 +23,7 @@ OUTPUT_HEAD = "lm_head.weight"
 class TensorConverter:
     """Names and transforms the tensors of one model; it holds no weights."""
 
-    def __init__(self, family: Family, config: Mapping[str, Any]) -> None:
+    def __init__(self, family: GgufFamily, config: Mapping[str, Any]) -> None:
         self._family = family
         self._names = get_tensor_name_map(family.architecture, config["num_hidden_layers"])
         self._heads = {

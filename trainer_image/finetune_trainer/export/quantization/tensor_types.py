@@ -38,7 +38,7 @@ class Role(Enum):
 
 
 @dataclass(frozen=True)
-class ModelShape:
+class TensorTypeInputs:
     """What the rules ask about a model."""
 
     architecture: MODEL_ARCH
@@ -47,7 +47,7 @@ class ModelShape:
     kv_heads: int
 
     @classmethod
-    def of(cls, architecture: MODEL_ARCH, config: Mapping[str, Any]) -> "ModelShape":
+    def of(cls, architecture: MODEL_ARCH, config: Mapping[str, Any]) -> "TensorTypeInputs":
         """From a Hugging Face config."""
         return cls(
             architecture, config["num_hidden_layers"], config["num_attention_heads"], config["num_key_value_heads"]
@@ -73,7 +73,7 @@ class _Place:
 
     index: int
     count: int
-    shape: ModelShape
+    shape: TensorTypeInputs
 
     @property
     def is_first_eighth(self) -> bool:
@@ -118,7 +118,7 @@ _RULES: dict[tuple[GgufType, Role], _Choice] = {
 
 
 def choose_tensor_types(
-    file_type: FileType, model: ModelShape, tensors: Sequence[tuple[str, tuple[int, ...]]]
+    file_type: FileType, model: TensorTypeInputs, tensors: Sequence[tuple[str, tuple[int, ...]]]
 ) -> dict[str, GGMLQuantizationType]:
     """The type of every tensor of a file; `tensors` are all its GGUF names and shapes, in any order."""
     names = [name for name, _ in tensors]

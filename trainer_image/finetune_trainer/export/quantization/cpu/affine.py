@@ -7,6 +7,7 @@ registers.
 
 import numpy as np
 
+from finetune_trainer.export.quantization.cpu.float16 import compiled, f4, round_to_float16
 from finetune_trainer.export.quantization.cpu.groups import (
     LANES,
     ZERO,
@@ -16,7 +17,6 @@ from finetune_trainer.export.quantization.cpu.groups import (
     round_between,
     spread,
 )
-from finetune_trainer.export.quantization.cpu.halves import compiled, f4, round_to_half
 from finetune_trainer.export.quantization.cpu.layouts import pack_affine
 
 _TWO, _TINY, _LOWEST = f4(2), f4(1e-30), f4(-np.inf)
@@ -114,7 +114,7 @@ def _find_factors(values, per, share, factors, halves):
         for g in range(t * per, t * per + per):
             largest = values[g] if values[g] > largest else largest
         factors[t] = largest * share + ZERO
-    round_to_half(factors, halves, LANES // per)
+    round_to_float16(factors, halves, LANES // per)
 
 
 @compiled
@@ -162,7 +162,7 @@ def _improve_factors(sum_w, sum_x, sums, per, s, m, d, e, d_bits, e_bits, new, n
         new_e = divide(sm * sx - ss * mx, determinant)
         new[0] = (new_d if new_d > ZERO else ZERO) + ZERO
         new[1] = (new_e if new_e > ZERO else ZERO) + ZERO
-        round_to_half(new, new_bits, 2)
+        round_to_float16(new, new_bits, 2)
         if _factor_gain(ss, sm, mm, sx, mx, new[0], new[1]) > _factor_gain(ss, sm, mm, sx, mx, d[t], e[t]):
             d[t], e[t] = new[0], new[1]
             d_bits[t], e_bits[t] = new_bits[0], new_bits[1]

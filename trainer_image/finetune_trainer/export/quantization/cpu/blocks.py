@@ -5,7 +5,7 @@ Each kernel reads the weights once: 64 blocks at a time, first their scales, the
 
 import numpy as np
 
-from finetune_trainer.export.quantization.cpu.halves import compiled, f4, round_to_half
+from finetune_trainer.export.quantization.cpu.float16 import compiled, f4, round_to_float16
 
 HALF_BLOCK, BLOCK, TILE = 16, 32, 64
 _ZERO = f4(0)
@@ -114,7 +114,7 @@ def encode_q8_0(blocks, encoded):
         for t in range(held):
             scales[t] = _largest_magnitude(blocks[start + t], scratch, size // 2) / f4(127)
             inverses[t] = _inverse(scales[t])
-        round_to_half(scales, halves, held)
+        round_to_float16(scales, halves, held)
         for t in range(held):
             block, out, inverse = blocks[start + t], encoded[start + t], inverses[t]
             _put_half(out, 0, halves[t])
@@ -143,7 +143,7 @@ def encode_symmetric_blocks(blocks, encoded, bits):
                 furthest = _first_of_magnitude(block, high) if high > _ZERO else _ZERO
             scales[t] = furthest / -half
             inverses[t] = _inverse(scales[t])
-        round_to_half(scales, halves, held)
+        round_to_float16(scales, halves, held)
         for t in range(held):
             block, out, inverse = blocks[start + t], encoded[start + t], inverses[t]
             _put_half(out, 0, halves[t])
@@ -176,8 +176,8 @@ def encode_affine_blocks(blocks, encoded, bits):
             exact[t] = minima[t]
             scales[t] = (_largest(block, scratch, size // 2) - minima[t] + _ZERO) / f4(top)
             inverses[t] = _inverse(scales[t])
-        round_to_half(scales, halves, held)
-        round_to_half(minima, minimum_halves, held)
+        round_to_float16(scales, halves, held)
+        round_to_float16(minima, minimum_halves, held)
         for t in range(held):
             block, out, inverse, minimum = blocks[start + t], encoded[start + t], inverses[t], exact[t]
             _put_half(out, 0, halves[t])

@@ -1,6 +1,6 @@
 """Tiles of 128 groups, which every compiled K-quant works on: loading them, and arithmetic on their lanes."""
 
-from finetune_trainer.export.quantization.cpu.halves import compiled, f4
+from finetune_trainer.export.quantization.cpu.float16 import compiled, f4
 
 LANES = 128
 ZERO = f4(0)

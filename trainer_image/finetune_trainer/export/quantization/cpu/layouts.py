@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from finetune_trainer.export.quantization.cpu.halves import compiled
+from finetune_trainer.export.quantization.cpu.float16 import compiled
 
 _u1 = np.uint8
 

@@ -5,7 +5,7 @@ torch would do it too, but on threads of its own, beside those that call it: on 
 
 import numpy as np
 
-from finetune_trainer.export.quantization.cpu.halves import compiled, f4, u4
+from finetune_trainer.export.quantization.cpu.float16 import compiled, f4, u4
 
 _u2 = np.uint16
 _MAGNITUDE, _NOT_A_NUMBER = u4(0x7FFFFFFF), u4(0x7F800000)

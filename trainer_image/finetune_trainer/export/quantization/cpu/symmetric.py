@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from finetune_trainer.export.quantization.cpu.float16 import compiled, f4, round_to_float16
 from finetune_trainer.export.quantization.cpu.groups import (
     LANES,
     ZERO,
@@ -12,7 +13,6 @@ from finetune_trainer.export.quantization.cpu.groups import (
     signed_inverse,
     spread,
 )
-from finetune_trainer.export.quantization.cpu.halves import compiled, f4, round_to_half
 from finetune_trainer.export.quantization.cpu.layouts import pack_symmetric
 
 _LOWEST = f4(-np.inf)
@@ -68,7 +68,7 @@ def _find_factors(scale, per, share, d, d_bits):
             low = scale[g] if scale[g] < low else low
             high = scale[g] if scale[g] > high else high
         d[t] = (high if high >= -low else low) * share + ZERO
-    round_to_half(d, d_bits, LANES // per)
+    round_to_float16(d, d_bits, LANES // per)
 
 
 @compiled
@@ -85,7 +85,7 @@ def _improve(per, sums, scale_half, wide, s, d, d_bits):
             denominator += s[g] * s[g] * sums[0, g]
         fitted = divide(numerator, denominator)
         d[t] = (fitted if fitted != ZERO else d[t]) + ZERO
-    round_to_half(d, d_bits, LANES // per)
+    round_to_float16(d, d_bits, LANES // per)
 
 
 @compiled

@@ -15,7 +15,7 @@ _HALF_BITS, _REBIAS = u4(0x3F000000), u4(0xC8000FFF)  # 0.5; and -112 exponents,
 
 
 @compiled
-def round_to_half(values, halves, count):
+def round_to_float16(values, halves, count):
     """Round fp32 `values` [count] to float16 in place, and write the float16s' bits to uint16 `halves`."""
     bits = values.view(np.uint32)
     for i in range(count):
