@@ -1,8 +1,21 @@
-"""What a fine-tuning job IS: the resource, and the two typed hand-overs between operator and trainer.
+"""The API: the FineTuneJob resource, and the two typed hand-overs between operator and trainer.
 
-Read in this order: `spec.py` (what the user writes), `status.py` (what the operator answers), `run_config.py`
-(operator to trainer), `progress.py` and `outcome.py` (trainer to operator), `failures.py` (the shared table of
-reasons and exit codes). `definition.py` turns the models into the CustomResourceDefinition.
+Read in this order:
+
+    spec/            what a user writes, one file a section; spec.py puts the sections together
+    status.py        what the operator answers
+    run_config.py    operator to trainer: the resolved job, mounted into the pod
+    progress.py      trainer to operator, while the job runs
+    outcome.py       trainer to operator, at the end
+    failures.py      the table of failure reasons, exit codes and hints that both sides share
+    preflight.py     the summary of the checks before a GPU is requested
+    vocabulary.py    every string that a machine compares
+    job.py           the resource as a whole, and how a manifest is read
+    gpus.py          memory and speed of known GPUs
+    base.py          the base class of all models; rules that CEL and Python share
+    structural.py    pydantic's JSON schema -> a structural schema
+    definition.py    the CustomResourceDefinition
+    generate.py      writes the CRD and the chart's copy
 """
 
 from typing import Final, Literal

@@ -1,8 +1,8 @@
-"""The shape every API model shares: frozen, strict about unknown fields, camelCase on the wire.
+"""Base of all API models: frozen, strict about unknown fields, camelCase on the wire.
 
 Cross-field rules are data: one `Rule` carries the CEL expression that the API server evaluates and the Python
-predicate that `finetune run` evaluates, so both doors give the same message. A test feeds the same invalid manifests
-to both.
+predicate that `finetune run` evaluates, so a user reads the same message on a cluster and on a laptop. A test feeds
+the same invalid manifests to both.
 """
 
 import re
@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Rule:
-    """A cross-field rule in both of its languages.
+    """A cross-field rule in CEL and in Python.
 
     `cel` sees the object as `self`; `holds` gets the pydantic model. `message` names the field and says what to write
     instead.
@@ -34,17 +34,17 @@ class Rule:
 
 @dataclass(frozen=True)
 class Pattern:
-    """How a text must be written, with a message that says it in words; an annotation of a field's type.
+    """A regular expression with a message in words; annotates the type of a text field.
 
-    Chosen over `Field(pattern=...)`, whose "should match '^...'" helps nobody, at either door. A number, where the
-    field takes one as well, must be positive.
+    Chosen over `Field(pattern=...)`, whose "should match '^...'" helps nobody. A field that also takes a number
+    requires it to be positive.
     """
 
     regex: str
     message: str
 
     def check(self, value: str | int) -> str | int:
-        """The value itself; raises ValueError with the message."""
+        """Return the value unchanged; raises ValueError with the message."""
         if not (re.fullmatch(self.regex, value) if isinstance(value, str) else value > 0):
             raise ValueError(self.message)
         return value
@@ -54,12 +54,12 @@ class Pattern:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Hand both to `structural.py`, which makes a CEL rule of them."""
+        """Pass regex and message to `structural.py`, which turns them into a CEL rule."""
         return handler(schema) | {"pattern": self.regex, "x-message": self.message}
 
 
 class ApiModel(BaseModel):
-    """Base of every model of the API: immutable, unknown fields refused, names in camelCase."""
+    """Base class of every API model: immutable, refuses unknown fields, camelCase names on the wire."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -81,20 +81,20 @@ class ApiModel(BaseModel):
         return self
 
     def to_wire(self) -> dict[str, Any]:
-        """The model as JSON-ready data with camelCase names, without unset (None) fields."""
+        """Return JSON-ready data with camelCase names and without unset (None) fields."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def without_nulls(value: Any) -> Any:
-    """JSON-like data without fields that are null, at any depth of objects: absent is how a manifest leaves one out."""
+    """Return JSON-like data without null fields, at any depth: a manifest leaves a field out by not writing it."""
     if isinstance(value, dict):
         return {name: without_nulls(entry) for name, entry in value.items() if entry is not None}
     return value
 
 
-# Kubernetes takes no seconds beyond an int32 in a Job, and JSON no exact count beyond 2^53.
-LONGEST_SECONDS = 2**31 - 1
-LARGEST_COUNT = 10**12
+# Kubernetes stores the seconds of a Job in an int32; JSON numbers are exact up to 2^53.
+MAX_SECONDS = 2**31 - 1
+MAX_COUNT = 10**12
 
 _DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 SUBDOMAIN = rf"{_DNS_LABEL}(\.{_DNS_LABEL})*"
@@ -105,7 +105,7 @@ ResourceName = Annotated[
     Pattern(rf"^{SUBDOMAIN}$", "write the object's name: lower-case letters, digits, '-' and single dots"),
 ]
 
-# Quantities are written as `4`, `"500m"` or `64Gi`. What no pod can have (nothing, less, half a byte) is refused.
+# Quantities are written as `4`, `"500m"` or `64Gi`. Zero, negative numbers and fractions of a byte are refused.
 _POSITIVE = "[0-9]*[1-9][0-9]*"
 _FRACTION = r"0+\.([1-9][0-9]{0,2}|0[1-9][0-9]?|00[1-9])"
 _BYTE_UNIT = "(k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)"

@@ -1,4 +1,4 @@
-"""The CustomResourceDefinition: schema, names, printer columns, and the rules that only a cluster has."""
+"""The CustomResourceDefinition: schema, names, printer columns, and the rules that only a cluster can enforce."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from finetune_api.structural import Schema, structural_schema
 
 GROUP, VERSION = API_VERSION.split("/")
 PLURAL = "finetunejobs"
-LONGEST_NAME = 63  # the name is a label's value on the job's pods
+MAX_NAME_CHARACTERS = 63  # characters; the name becomes a label value on the job's pods
 
 COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Phase", "string", ".status.phase", 0),
@@ -28,7 +28,7 @@ COLUMNS: tuple[tuple[str, str, str, int], ...] = (
 
 
 def custom_resource_definition() -> dict[str, Any]:
-    """The definition as an object."""
+    """Build the CustomResourceDefinition."""
     version = {
         "name": VERSION,
         "served": True,
@@ -40,6 +40,7 @@ def custom_resource_definition() -> dict[str, Any]:
         ],
         "schema": {"openAPIV3Schema": _schema()},
     }
+
     names = {
         "kind": KIND,
         "listKind": f"{KIND}List",
@@ -48,6 +49,7 @@ def custom_resource_definition() -> dict[str, Any]:
         "shortNames": ["ftj"],
         "categories": ["all"],
     }
+
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -61,6 +63,7 @@ def _schema() -> Schema:
     spec.setdefault("x-kubernetes-validations", []).extend(_immutability())
     for section in ("model", "dataset"):
         spec["properties"][section].setdefault("x-kubernetes-validations", []).append(_no_local_files(section))
+
     return {
         "type": "object",
         "description": "A fine-tuning job: base model and data in, adapter, merged weights and GGUF files out.",
@@ -74,15 +77,15 @@ def _schema() -> Schema:
         },
         "x-kubernetes-validations": [
             {
-                "rule": f"size(self.metadata.name) <= {LONGEST_NAME}",
-                "message": f"metadata.name must have at most {LONGEST_NAME} characters: choose a shorter name",
+                "rule": f"size(self.metadata.name) <= {MAX_NAME_CHARACTERS}",
+                "message": f"metadata.name must have at most {MAX_NAME_CHARACTERS} characters: choose a shorter name",
             }
         ],
     }
 
 
 def _immutability() -> list[dict[str, str]]:
-    """Everything that defines what is trained stays as it was created."""
+    """CEL rules that freeze every field which defines what is trained."""
     fields = list(IMMUTABLE_SECTIONS)
     aliases = (field.alias or name for name, field in RunPolicySpec.model_fields.items())
     fields += [f"runPolicy.{alias}" for alias in aliases if alias not in MUTABLE_RUN_POLICY]

@@ -1,6 +1,6 @@
-"""What is known of the GPU that a job asks for, before one is given to it.
+"""Memory and speed of the GPU that a job requests, known before the job gets one.
 
-Memory is what nvidia-smi shows in all, speed is the data sheet's for dense bf16 products (fp16 before Ampere).
+Memory is the total that nvidia-smi shows. Speed is the data sheet's rate of dense bf16 products (fp16 before Ampere).
 """
 
 import re
@@ -45,34 +45,39 @@ _PRODUCTS: Mapping[str, tuple[int, float]] = {
     "Tesla-T4": (15_360, 65),
 }
 _PARTITION = re.compile(r"mig-(\d)g\.(\d+)gb")
-_PARTS = 7  # compute slices of a card that is partitioned
+_SLICES = 7  # compute slices of a card that MIG partitions
 
 
 class ExpectedGpu(ApiModel):
-    """The GPU that the job will run on, as far as spec.resources says."""
+    """The GPU that the job will run on, as far as spec.resources tells."""
 
     name: str
-    """Product, extended resource, or "GPU"."""
+    """Product name, name of the extended resource, or "GPU"."""
     memory_bytes: int | None = None
-    """All of its memory."""
+    """Total memory in bytes."""
     teraflops: float | None = None
-    """Dense products in 16 bits, in TFLOP/s."""
+    """Rate of dense 16-bit products, in TFLOP/s."""
 
 
 def expected_gpu(resources: ResourcesSpec) -> ExpectedGpu | None:
-    """What the job's GPU is: from gpuMemory, else from the labels of the node selector and from the name of the
-    extended resource. None where the job has no GPU."""
+    """Read the expected GPU from gpuMemory, else from the node selector's labels and the extended resource's name.
+
+    Returns None for a job without a GPU."""
     if resources.gpus == 0:
         return None
     product = resources.node_selector.get(PRODUCT_LABEL, "")
+
+    # A shared or partitioned product has the label of its card with a suffix.
     memory, speed = _known(product.removesuffix("-SHARED").split("-MIG-")[0])
     label = resources.node_selector.get(MEMORY_LABEL, "")
     if label.isdigit():
         memory = int(label) * _MEBIBYTE
+
     part = _PARTITION.search(f"{resources.gpu_resource_name} {product.replace('-MIG-', '-mig-')}")
     if part is not None:
         memory = int(part[2]) * _GIBIBYTE  # an upper bound: a partition of 40gb has 39.5 GiB
-        speed = speed * int(part[1]) / _PARTS if speed else None
+        speed = speed * int(part[1]) / _SLICES if speed else None
+
     if resources.gpu_memory is not None:
         memory = to_bytes(resources.gpu_memory)
     name = product or (resources.gpu_resource_name if part else "GPU")

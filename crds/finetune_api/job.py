@@ -1,4 +1,4 @@
-"""The resource as a whole, and reading it from a manifest."""
+"""The FineTuneJob resource as a whole, and reading it from a manifest."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from finetune_api.status import FineTuneJobStatus
 
 
 class ObjectMeta(BaseModel):
-    """The part of Kubernetes' metadata that we read; the rest is carried along unseen."""
+    """The Kubernetes metadata that we read; other fields are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
@@ -42,12 +42,12 @@ class FineTuneJob(BaseModel):
 
     @classmethod
     def from_object(cls, body: dict[str, Any]) -> Self:
-        """Read what the API server returned; raises pydantic.ValidationError with every error at once."""
+        """Parse an object of the API server; raises pydantic.ValidationError with every error at once."""
         return cls.model_validate(body)
 
 
 class _ManifestLoader(yaml.SafeLoader):
-    """YAML as kubectl reads it: `2e-4` is a number, `1e3` a whole one, and a key written twice is an error."""
+    """YAML loader that reads as kubectl does: `2e-4` is a number, `1e3` an integer, and a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -72,7 +72,7 @@ _ManifestLoader.add_implicit_resolver(
 
 
 def load_manifest(text: str) -> FineTuneJob:
-    """Read a manifest as a user wrote it, as strictly as the API server: text is no number, and a section left empty
-    has its defaults. Raises yaml.YAMLError or pydantic.ValidationError."""
+    """Read a user's manifest as strictly as the API server does: text is not a number, and an empty section gets its
+    defaults. Raises yaml.YAMLError or pydantic.ValidationError."""
     document = without_nulls(yaml.load(text, Loader=_ManifestLoader))  # noqa: S506 (a SafeLoader)
     return FineTuneJob.model_validate_json(json.dumps(document, default=str), strict=True)

@@ -1,7 +1,7 @@
-"""Hand-back at the end: what became of the run, written to the container's termination message.
+"""Outcome: the trainer's final result, written to the container's termination message.
 
-The kubelet keeps at most 4096 bytes of it, so `encode` shortens what is for people (the message), never what is for
-machines: a list of artifacts that is too long is compressed (about 60 bytes each, half of it the digest).
+The kubelet keeps at most 4096 bytes. `encode` therefore shortens the message for people, never the fields for
+machines; a list of artifacts that is still too long is compressed (about 60 bytes each, half of them the digest).
 """
 
 import zlib
@@ -24,7 +24,7 @@ COMPRESSED_PREFIX = "zlib:"
 
 
 class Result(StrEnum):
-    """How a run ended."""
+    """Final result of a run."""
 
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
@@ -32,14 +32,14 @@ class Result(StrEnum):
 
 
 class Artifact(ApiModel):
-    """One thing that the job made, as its manifest lists it."""
+    """One artifact of the job, as its manifest lists it."""
 
     type: ArtifactType
     """Adapter, Merged, GGUF, Modelfile (Ollama's, for one GGUF file), Samples (answers during training), ModelCard or
     Configuration (resolved.yaml)."""
 
     uri: str
-    """Where it is: one file, or a folder (ending in /)."""
+    """URI of one file, or of a folder (ending in /)."""
 
     bytes: Annotated[int, Field(ge=0)]
     """Size in bytes, over all files of a folder."""
@@ -56,7 +56,7 @@ class Artifact(ApiModel):
 
 
 class Outcome(ApiModel):
-    """How the run ended; the last word of the trainer."""
+    """Result of a run, with everything the operator needs for the status."""
 
     version: Literal[1] = 1
     result: Result
@@ -64,7 +64,7 @@ class Outcome(ApiModel):
     message: str = ""
     exit_code: ExitCode = ExitCode.SUCCESS
     stage: Stage | None = None
-    """Where it ended."""
+    """Stage in which the run ended."""
     step: Annotated[int, Field(ge=0)] | None = None
     """Last finished optimiser step."""
     total_steps: Annotated[int, Field(ge=0)] | None = None
@@ -72,7 +72,7 @@ class Outcome(ApiModel):
     """Last training loss, in nats per supervised token."""
     eval_loss: float | None = None
     best_step: Annotated[int, Field(ge=0)] | None = None
-    """Step whose adapter was exported, where the best one is kept."""
+    """Step whose adapter was exported, if the best one is kept."""
     best_eval_loss: float | None = None
     stopped_early: bool | None = None
     memory: MemoryUse | None = None
@@ -80,19 +80,20 @@ class Outcome(ApiModel):
     """Step of the newest checkpoint in S3."""
     resumed_from_step: Annotated[int, Field(ge=0)] | None = None
     reused: bool = False
-    """Whether the result was there already and nothing was trained."""
+    """True if the result already existed and nothing was trained."""
     manifest_uri: str | None = None
     hub_url: str | None = None
     """Commit of the Hugging Face Hub that holds the artifacts."""
     artifacts: tuple[Artifact, ...] = ()
     preflight: PreflightSummary | None = None
-    """What preflight found; of a preflight pod only."""
+    """Findings of preflight; only a preflight pod sets it."""
     finished: datetime
-    """When the trainer wrote this, UTC."""
+    """Time at which the trainer wrote this, UTC."""
 
     def encode(self) -> str:
-        """At most 4096 bytes: JSON, whose message is cut to fit, or compressed JSON where that is not enough. Raises
-        ValueError where even this is too long."""
+        """Serialise to at most 4096 bytes: JSON with a shortened message, or compressed JSON if that does not suffice.
+
+        Raises ValueError if the compressed JSON is still too long."""
         text = self.model_dump_json(by_alias=True, exclude_none=True)
         excess = len(text.encode()) - MAX_BYTES
         if excess <= 0:
@@ -104,7 +105,7 @@ class Outcome(ApiModel):
 
     @classmethod
     def decode(cls, text: str) -> Self:
-        """Read a termination message; raises pydantic.ValidationError for anything else."""
+        """Parse a termination message; raises pydantic.ValidationError for anything else."""
         if text.startswith(COMPRESSED_PREFIX):
             try:
                 packed = b64decode(text.removeprefix(COMPRESSED_PREFIX), validate=True)

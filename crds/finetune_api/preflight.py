@@ -1,6 +1,6 @@
-"""What preflight found, as the status tells it: few numbers and few words. The whole report lies in S3.
+"""Summary of preflight's findings for the status; the full report is in S3.
 
-It travels in the termination message, so everything in it has a bound.
+The summary travels in the termination message, so every field has a bound.
 """
 
 from typing import Annotated
@@ -10,33 +10,33 @@ from pydantic import Field
 from finetune_api.base import ApiModel
 from finetune_api.progress import Count, NonNegative
 
-MOST_WARNINGS = 3
-LONGEST_WARNING = 200
+MAX_WARNINGS = 3
+MAX_WARNING_CHARACTERS = 200
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class TokenLengths(ApiModel):
-    """Tokens per row, before rows are cut to maxSequenceLength."""
+    """Tokens per row, before rows are truncated to maxSequenceLength."""
 
     p50: Count
-    """Half of the rows have at most so many."""
+    """Median tokens per row."""
 
     p95: Count
-    """Nineteen of twenty rows have at most so many."""
+    """95th percentile of tokens per row."""
 
     max: Count
-    """The longest row."""
+    """Tokens of the longest row."""
 
 
 class PreflightSummary(ApiModel):
-    """What was found."""
+    """Findings of preflight."""
 
     errors: Count | None = None
-    """Findings that stop the job."""
+    """Number of findings that stop the job."""
 
     rows: Count | None = None
-    """Rows of the dataset."""
+    """Rows in the dataset."""
 
     bad_rows: Count | None = None
     """Rows that cannot be used."""
@@ -48,13 +48,13 @@ class PreflightSummary(ApiModel):
     """Tokens per row."""
 
     truncated_share: Share | None = None
-    """Share of rows that are cut to maxSequenceLength."""
+    """Share of rows that are truncated to maxSequenceLength."""
 
     supervised_share: Share | None = None
     """Share of the tokens that carry loss."""
 
     steps: Count | None = None
-    """Optimiser steps that will be taken."""
+    """Optimiser steps that training will take."""
 
     gpu: str | None = None
     """GPU that the estimate is for, as spec.resources names it."""
@@ -69,12 +69,12 @@ class PreflightSummary(ApiModel):
     """GPU hours of training, estimated from the tokens and the GPU's speed."""
 
     warnings: Annotated[
-        tuple[Annotated[str, Field(max_length=LONGEST_WARNING)], ...], Field(max_length=MOST_WARNINGS)
+        tuple[Annotated[str, Field(max_length=MAX_WARNING_CHARACTERS)], ...], Field(max_length=MAX_WARNINGS)
     ] = ()
     """The first few warnings."""
 
     warning_count: Count | None = None
-    """How many warnings the report holds."""
+    """Number of warnings in the report."""
 
     report_uri: str | None = None
-    """Where report.html is; report.json lies beside it."""
+    """URI of report.html; report.json is beside it."""

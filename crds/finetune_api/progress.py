@@ -1,7 +1,7 @@
-"""Progress protocol: what the trainer posts while it runs.
+"""Progress protocol: the reports that a trainer posts while it runs.
 
-The body is a superset of Kubeflow's KEP-2779 (`trainerStatus`), so that tools which know that shape can read ours;
-our own part, `finetune`, carries the rest. Reports are numbered within a pod: the receiver drops what is not newer
+The body is a superset of Kubeflow's KEP-2779 (`trainerStatus`), so tools that read that shape can read ours; our own
+part, `finetune`, carries the rest. Reports are numbered within a pod: the receiver drops a report that is not newer
 than the last one.
 """
 
@@ -16,14 +16,14 @@ from finetune_api.vocabulary import MemoryMode, Stage
 MAX_BODY_BYTES = 65_536
 AUDIENCE_PREFIX = "finetune.dev/"
 
-# JSON numbers are exact up to here, and the API server refuses larger bounds on an int64.
-MOST = 2**53 - 1
-Count = Annotated[int, Field(ge=0, le=MOST)]
+# JSON numbers are exact up to here, and the API server refuses larger bounds of an int64.
+MAX_EXACT_INTEGER = 2**53 - 1
+Count = Annotated[int, Field(ge=0, le=MAX_EXACT_INTEGER)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 
 def token_audience(job_uid: str) -> str:
-    """Audience of the projected token with which the pods of one job report."""
+    """Audience of the projected token that one job's pods report with."""
     return AUDIENCE_PREFIX + job_uid
 
 
@@ -49,20 +49,20 @@ class TrainerStatus(ApiModel):
 
 
 class StageTimes(ApiModel):
-    """When a stage ran."""
+    """Start and end of a stage."""
 
     name: Stage
     """Name of the stage."""
 
     start_time: datetime
-    """When it began."""
+    """Time at which the stage started."""
 
     end_time: datetime | None = None
-    """When it ended; absent while it runs."""
+    """Time at which the stage ended; absent while it runs."""
 
 
 class Resolved(ApiModel):
-    """What the values left to us became."""
+    """Values that the trainer chose or found, where the spec leaves them open."""
 
     model_revision: str | None = None
     """Commit of an hf:// model."""
@@ -71,10 +71,10 @@ class Resolved(ApiModel):
     """Architecture of the base model, such as LlamaForCausalLM."""
 
     dataset_digest: str | None = None
-    """SHA-256 over the dataset's files."""
+    """SHA-256 over all files of the dataset."""
 
     dataset_format: str | None = None
-    """Layout that the rows were found to have."""
+    """Detected layout of the rows."""
 
     rows: Count | None = None
     """Rows used for training."""
@@ -92,10 +92,10 @@ class Resolved(ApiModel):
     """Tokens that carry loss, in one epoch."""
 
     precision: str | None = None
-    """Compute type."""
+    """Compute type used for training."""
 
     precision_reason: Annotated[str, Field(max_length=256)] | None = None
-    """Why it is that one, where spec.training.precision asked for FP8."""
+    """Why this compute type was chosen, if spec.training.precision asked for FP8."""
 
     device: str | None = None
     """Device that trains, such as NVIDIA H200."""
@@ -117,42 +117,42 @@ class Resolved(ApiModel):
 
 
 class MemoryFallback(ApiModel):
-    """Memory ran out, and the run went on with a smaller plan."""
+    """One time that GPU memory ran out and training continued with a smaller memory plan."""
 
     step: Count
-    """Optimiser steps that were finished by then."""
+    """Optimiser steps finished when memory ran out."""
 
     from_mode: MemoryMode
-    """Plan that did not fit."""
+    """Memory mode that did not fit."""
 
     to_mode: MemoryMode
-    """Plan that the run went on with."""
+    """Memory mode that training continued with."""
 
 
 class MemoryUse(ApiModel):
-    """The memory plan of the run, and what became of it."""
+    """The memory plan of a run, with predicted and measured use."""
 
     mode: MemoryMode
-    """Mode of the plan that trains: that of spec.training.memory, or a smaller one that fits."""
+    """Memory mode in use: that of spec.training.memory, or a smaller one that fits."""
 
     predicted_peak_bytes: Count
-    """Peak of GPU memory that the plan expects."""
+    """Peak GPU memory that the plan predicts, in bytes."""
 
     measured_peak_bytes: Count | None = None
-    """Peak of GPU memory so far."""
+    """Peak GPU memory measured so far, in bytes."""
 
     micro_batch: Count
     """Sequences in one forward pass."""
 
     fallbacks: Annotated[tuple[MemoryFallback, ...], Field(max_length=8)] = ()
-    """How often memory ran out in this pod, oldest first."""
+    """Fallbacks to smaller plans in this pod, oldest first."""
 
 
 class RunProgress(ApiModel):
     """Our own part of a report."""
 
     sequence: Count
-    """Number of the report within its pod, rising."""
+    """Number of the report within its pod, strictly rising."""
 
     stage: Stage
     stages: Annotated[tuple[StageTimes, ...], Field(max_length=16)] = ()

@@ -1,7 +1,7 @@
-"""Hand-over from operator to trainer: the resolved job, mounted into the pod as one YAML file.
+"""RunConfig: the hand-over from operator to trainer, mounted into the pod as one YAML file.
 
-Everything about the node (folders, credentials, tokens) comes through the environment, everything about the job is in
-here. `finetune run` builds the same object on the user's machine.
+It holds everything about the job; everything about the node (folders, credentials, tokens) comes through the
+environment. `finetune run` builds the same object on the user's machine.
 """
 
 import hashlib
@@ -20,25 +20,25 @@ from finetune_api.spec.training import AdapterSpec, TrainingSpec
 
 
 class JobIdentity(ApiModel):
-    """Which job this is."""
+    """Namespace, name and UID of the job."""
 
     namespace: str
     name: str
     uid: str
-    """UID of the FineTuneJob: two jobs of one name are different jobs."""
+    """UID of the FineTuneJob: a job deleted and created again under the same name is another job."""
 
 
 class ProgressTarget(ApiModel):
-    """Where the trainer reports to. The bearer token lies in the file that FINETUNE_TOKEN_FILE names."""
+    """Endpoint for progress reports. The bearer token is in the file that FINETUNE_TOKEN_FILE names."""
 
     url: str
     """Full https URL of this job's progress endpoint."""
 
     ca_certificate: str | None = None
-    """PEM of the authority that signed the server's certificate; None means the system's authorities."""
+    """PEM certificate of the authority that signed the server's certificate; None trusts the system's authorities."""
 
     interval_seconds: float = 5.0
-    """Shortest time between two reports, except that a change of stage is reported at once."""
+    """Minimum seconds between two reports; a change of stage is reported at once."""
 
 
 class RunConfig(ApiModel):
@@ -57,15 +57,15 @@ class RunConfig(ApiModel):
     termination_grace_period_seconds: int
     gpus: int
     gpu: ExpectedGpu | None = None
-    """What preflight estimates for; the trainer looks at the GPU itself."""
+    """GPU that preflight estimates for; the trainer reads the real GPU."""
     kernels: bool = True
-    """Whether a GPU run may use our kernels; false trains on plain PyTorch, for comparison."""
+    """True if a GPU run may use our kernels; false trains on plain PyTorch, for comparison."""
     progress: ProgressTarget | None = None
     """None for a run without a cluster."""
 
     @classmethod
     def from_spec(cls, job: JobIdentity, spec: FineTuneJobSpec, progress: ProgressTarget | None) -> Self:
-        """The run that a job's spec describes."""
+        """Build the run that a job's spec describes."""
         return cls(
             job=job,
             model=spec.model,
@@ -82,17 +82,18 @@ class RunConfig(ApiModel):
         )
 
     def to_yaml(self) -> str:
-        """The file that the pod mounts."""
+        """Serialise to the file that the pod mounts."""
         return yaml.safe_dump(self.to_wire(), sort_keys=False, allow_unicode=True)
 
     @classmethod
     def from_yaml(cls, text: str) -> Self:
-        """Read the file back; raises pydantic.ValidationError with every error at once."""
+        """Parse the mounted file; raises pydantic.ValidationError with every error at once."""
         return cls.model_validate(yaml.safe_load(text))
 
     def spec_digest(self) -> str:
-        """SHA-256 (hex) of everything that determines the result: it keys checkpoints and committed results. Where
-        the result is stored, how it is logged and who may read the inputs do not count."""
+        """SHA-256 (hex) of every field that determines the result; it keys checkpoints and committed results.
+
+        Output location, logging and credentials are left out."""
         sections = {
             "model": self.model.model_dump(mode="json", exclude={"credentials"}),
             "dataset": self.dataset.model_dump(mode="json", exclude={"credentials"}),

@@ -1,4 +1,4 @@
-"""`status` of a FineTuneJob: what the operator answers. Only the operator writes it."""
+"""`status` of a FineTuneJob. Only the operator writes it."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -19,59 +19,59 @@ class Condition(ApiModel):
     """Type of the condition."""
 
     status: Literal["True", "False", "Unknown"]
-    """True, False or Unknown."""
+    """Status of the condition: True, False or Unknown."""
 
     reason: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
     """CamelCase reason for machines."""
 
     message: Annotated[str, Field(max_length=32_768)] = ""
-    """Sentence for people."""
+    """Human-readable explanation."""
 
     last_transition_time: datetime
-    """When status last changed."""
+    """Time at which the status last changed."""
 
     observed_generation: Annotated[int, Field(ge=0)]
-    """Generation of the spec that this was computed from."""
+    """Generation of the spec that the condition was computed from."""
 
 
-class Progress(ApiModel):
-    """How far the run is."""
+class ProgressStatus(ApiModel):
+    """Progress of the run."""
 
     step: int | None = None
     """Finished optimiser steps."""
 
     total_steps: int | None = None
-    """Optimiser steps of the whole run."""
+    """Total optimiser steps of the run."""
 
     epoch: float | None = None
-    """Passes over the data."""
+    """Passes over the data so far."""
 
     percent: Annotated[int, Field(ge=0, le=100)] = 0
-    """Share of the whole job that is done; 100 means that the artifacts are uploaded."""
+    """Finished share of the whole job in percent; 100 means that the artifacts are uploaded."""
 
     completion: str = "0%"
-    """The percentage for people."""
+    """The percentage as text, such as 47%."""
 
     eta_seconds: int | None = None
-    """Estimated seconds to the end."""
+    """Estimated remaining seconds."""
 
     eta: str | None = None
-    """The estimate for people, such as 12m30s."""
+    """The estimated remaining time as text, such as 12m30s."""
 
     loss: float | None = None
-    """Newest training loss, in nats per supervised token."""
+    """Latest training loss, in nats per supervised token."""
 
     eval_loss: float | None = None
-    """Newest loss on the held-out rows."""
+    """Latest loss on the evaluation rows, in nats per supervised token."""
 
     best_step: int | None = None
-    """Step with the lowest evaluation loss so far, where the best adapter is kept: it is what is exported."""
+    """Step with the lowest evaluation loss so far, if the best adapter is kept; its adapter is exported."""
 
     best_eval_loss: float | None = None
-    """Evaluation loss of that step."""
+    """Evaluation loss at bestStep."""
 
     stopped_early: bool | None = None
-    """Whether training stopped because the evaluation loss no longer fell."""
+    """True if training stopped because the evaluation loss no longer fell."""
 
     learning_rate: float | None = None
     """Current learning rate."""
@@ -80,7 +80,7 @@ class Progress(ApiModel):
     """Training speed, in tokens of input per second."""
 
     trained_tokens: int | None = None
-    """Tokens trained on so far."""
+    """Input tokens processed so far."""
 
     gpu_memory_bytes: int | None = None
     """Peak GPU memory, in bytes."""
@@ -89,16 +89,16 @@ class Progress(ApiModel):
     """Bytes uploaded so far."""
 
     upload_total_bytes: int | None = None
-    """Bytes to upload."""
+    """Total bytes to upload."""
 
     upload_bytes_per_second: float | None = None
     """Upload speed, in bytes per second, over the last 30 seconds."""
 
     last_report_time: datetime | None = None
-    """When the operator received the newest report."""
+    """Time at which the operator received the latest report."""
 
     sequence: int | None = None
-    """Number of the newest report, within its pod."""
+    """Number of the latest report within its pod."""
 
 
 class Attempt(ApiModel):
@@ -108,130 +108,130 @@ class Attempt(ApiModel):
     """Name of the pod."""
 
     uid: str
-    """UID of the pod: it also fences what the pod writes to S3."""
+    """UID of the pod; the pod's uploads to S3 are kept apart by it."""
 
     start_time: datetime | None = None
-    """When the trainer started."""
+    """Time at which the trainer started."""
 
     end_time: datetime | None = None
-    """When the trainer ended."""
+    """Time at which the trainer ended."""
 
     exit_code: int | None = None
     """Exit code of the trainer."""
 
     reason: str | None = None
-    """How it ended."""
+    """Reason for which the pod ended."""
 
 
 class Failure(ApiModel):
-    """Why the job failed, and what to do."""
+    """Reason of a failure, and the way to fix it."""
 
     reason: str
     """Machine-readable reason."""
 
     message: str
-    """What was found, in a sentence."""
+    """Description of what went wrong."""
 
     hint: str
-    """What to change."""
+    """Suggested change."""
 
     exit_code: int | None = None
     """Exit code of the trainer."""
 
     stage: Stage | None = None
-    """Stage in which it failed."""
+    """Stage in which the job failed."""
 
     step: int | None = None
     """Last finished optimiser step."""
 
 
 class PreflightStatus(PreflightSummary):
-    """The checks before a GPU is asked for."""
+    """Checks that run before a GPU is requested."""
 
     result: PreflightResult | None = None
-    """Passed or Failed; absent while the checks run. They are never started again after either."""
+    """Passed or Failed; absent while the checks run. Finished checks are never run again."""
 
     job_name: str | None = None
     """Name of the batch/v1 Job that runs the checks."""
 
     start_time: datetime | None = None
-    """When the checks started."""
+    """Time at which the checks started."""
 
     end_time: datetime | None = None
-    """When they ended."""
+    """Time at which the checks ended."""
 
     attempts: tuple[Attempt, ...] = ()
-    """Pods that ran the checks, oldest first; at most the newest 20."""
+    """Pods that ran the checks, oldest first; at most the latest 20."""
 
 
 class FineTuneJobStatus(ApiModel):
-    """What is known about the job."""
+    """Observed state of the job."""
 
     observed_generation: int | None = None
-    """Generation of the spec that this status answers."""
+    """Generation of the spec that this status describes."""
 
     phase: Phase | None = None
-    """One-word summary; conditions say more."""
+    """One-word summary of the job; the conditions say more."""
 
     conditions: Annotated[
         tuple[Condition, ...],
         Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
     ] = ()
-    """Conditions; Ready, Reconciling and Stalled follow kstatus."""
+    """Conditions of the job; Ready, Reconciling and Stalled follow kstatus."""
 
     preflight: PreflightStatus | None = None
-    """What was found before a GPU was asked for."""
+    """Findings of the checks before a GPU was requested."""
 
-    progress: Progress | None = None
-    """How far the run is."""
+    progress: ProgressStatus | None = None
+    """Progress of the run."""
 
     stages: Annotated[
         tuple[StageTimes, ...],
         Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}),
     ] = ()
-    """The job's stages with their times."""
+    """Stages of the job with their times."""
 
     resolved: Resolved | None = None
-    """What the values left to us became."""
+    """Values that the trainer chose or found, where the spec leaves them open."""
 
     memory: MemoryUse | None = None
-    """The memory plan of the newest attempt, where a GPU trains with our kernels."""
+    """Memory plan of the latest attempt, if it trains on a GPU with our kernels."""
 
     attempts: tuple[Attempt, ...] = ()
-    """The job's pods, oldest first; at most the newest 20."""
+    """Pods of the job, oldest first; at most the latest 20."""
 
     retries: int | None = None
-    """Pods that failed and were replaced."""
+    """Number of pods that failed and were replaced."""
 
     checkpoint_step: int | None = None
-    """Step of the newest checkpoint in S3."""
+    """Step of the latest checkpoint in S3."""
 
     resumed_from_step: int | None = None
-    """Step from which the newest attempt went on."""
+    """Step from which the latest attempt resumed."""
 
     artifacts: tuple[Artifact, ...] = ()
-    """What the job made: exactly what its manifest lists."""
+    """Artifacts of the job, exactly as its manifest lists them."""
 
     manifest_uri: str | None = None
-    """Where the manifest is, which holds size and SHA-256 of every file."""
+    """URI of the manifest, which lists the size and SHA-256 of every file."""
 
     hub_url: str | None = None
-    """Commit of the Hugging Face Hub that the artifacts were pushed in."""
+    """URL of the Hugging Face Hub commit that holds the artifacts."""
 
     reused: bool | None = None
-    """Whether the artifacts were there already and nothing was trained."""
+    """True if the artifacts already existed and nothing was trained."""
 
     failure: Failure | None = None
-    """Why the job failed, and what to do."""
+    """Reason of the failure, and the way to fix it."""
 
     job_name: str | None = None
     """Name of the child batch/v1 Job."""
 
     start_time: datetime | None = None
-    """When the first trainer started."""
+    """Time at which the first trainer started."""
 
     completion_time: datetime | None = None
-    """When the job reached its end."""
+    """Time at which the job finished."""
 
     active_seconds: int | None = None
-    """Seconds of running so far, time in suspension not counted; the deadline counts these."""
+    """Seconds that the job has run so far, time in suspension excluded; activeDeadlineSeconds limits them."""

@@ -1,7 +1,7 @@
-"""From pydantic's JSON schema to a structural schema that the API server accepts.
+"""Conversion of pydantic's JSON schema into a structural schema that the API server accepts.
 
 The differences: references are inlined, an optional field is absent rather than null, `exclusiveMinimum` is a flag,
-and what JSON schema cannot say becomes a CEL rule with a message of ours.
+and a pattern becomes a CEL rule with a message in words.
 """
 
 from typing import Any
@@ -15,22 +15,24 @@ KEPT = (
     "description", "enum", "format", "pattern", "minLength", "maxLength", "minItems", "maxItems", "maxProperties",
     "default", "x-kubernetes-int-or-string", "x-kubernetes-list-type", "x-kubernetes-list-map-keys",
 )  # fmt: skip
-LONGEST_QUANTITY = 32  # characters; without a bound the API server refuses the rule as too costly
+MAX_QUANTITY_CHARACTERS = 32  # characters; without a bound the API server refuses the rule as too costly
 
 
 def structural_schema(model: type[BaseModel], *, defaults: bool = True) -> Schema:
-    """Structural schema of a model. `defaults=False` is for status: the server must not invent what nobody reported."""
+    """Build the structural schema of a model.
+
+    `defaults=False` is for the status: the server must not fill in what nobody reported."""
     document = model.model_json_schema(by_alias=True)
     return _convert(document, document.get("$defs", {}), _rules_by_title(model), defaults)
 
 
 def validations(rules: tuple[Rule, ...]) -> list[dict[str, str]]:
-    """Rules as `x-kubernetes-validations`."""
+    """Convert rules to `x-kubernetes-validations`."""
     return [{"rule": rule.cel, "message": rule.message} for rule in rules]
 
 
 def _rules_by_title(model: type[BaseModel]) -> dict[str, tuple[Rule, ...]]:
-    """Rules of every model below `ApiModel`, by class name, which is the title in the JSON schema."""
+    """Rules of every subclass of `ApiModel`, keyed by class name, which is the title in the JSON schema."""
     found: dict[str, tuple[Rule, ...]] = {}
     pending: list[type[ApiModel]] = [ApiModel]
     while pending:
@@ -47,13 +49,16 @@ def _convert(
     made: Schema = {key: node[key] for key in KEPT if key in node}
     if "description" in made:
         made["description"] = " ".join(made["description"].split())
+
+    # A quantity is a number or a text: its pattern applies to the text only.
     if node.get("x-kubernetes-int-or-string"):
         written = _matches("self", made.pop("pattern"))
         rule = {"rule": f"type(self) == int ? self > 0 : {written}", "message": node["x-message"]}
-        made |= {"maxLength": LONGEST_QUANTITY, "x-kubernetes-validations": [rule]}
+        made |= {"maxLength": MAX_QUANTITY_CHARACTERS, "x-kubernetes-validations": [rule]}
         if not defaults or made.get("default", ...) is None:
             made.pop("default", None)
         return made
+
     kind = made["type"] = node.get("type", "string")
     _convert_bounds(node, made)
     if kind == "integer":
@@ -62,6 +67,7 @@ def _convert(
         made["items"] = _convert(node.get("items", {}), definitions, rules, defaults)
     elif kind == "object":
         _convert_object(node, made, definitions, rules, defaults)
+
     if "const" in node:
         made["enum"] = [node["const"]]
     if "x-message" in node:
@@ -97,7 +103,7 @@ def _convert_object(
 
 
 def _matches(variable: str, pattern: str) -> str:
-    """CEL for a match of the whole text."""
+    """CEL expression that matches a pattern."""
     return f'{variable}.matches(r"{pattern}")'
 
 
@@ -110,7 +116,7 @@ def _convert_bounds(node: Schema, made: Schema) -> None:
 
 
 def _resolve(node: Schema, definitions: dict[str, Schema]) -> Schema:
-    """Follow references and take the non-null branch of an optional field; the field's own words win."""
+    """Follow references and take the non-null branch of an optional field; the field's own description wins."""
     while True:
         if "$ref" in node:
             target = definitions[node["$ref"].rsplit("/", 1)[-1]]

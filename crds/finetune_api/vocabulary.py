@@ -1,4 +1,4 @@
-"""The closed vocabularies of the API: every string that a machine may compare lives here once."""
+"""Closed vocabularies of the API: every string that a machine compares, defined once."""
 
 from enum import StrEnum
 
@@ -19,13 +19,14 @@ class Phase(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the job can never leave this phase."""
+        """True for phases that a job never leaves."""
         return self in (Phase.SUCCEEDED, Phase.FAILED)
 
 
 class Stage(StrEnum):
-    """The stages of a job, in order: the checks on a CPU, then the trainer's; the upload is a stage of its own because
-    it can be long."""
+    """Stages of a job in order: the checks on a CPU, then the trainer's stages.
+
+    The upload is a stage of its own because it can take long."""
 
     PREFLIGHT = "Preflight"
     MODEL_LOADING = "ModelLoading"
@@ -38,7 +39,7 @@ class Stage(StrEnum):
 
     @property
     def phase(self) -> Phase:
-        """The phase that a job in this stage shows."""
+        """Phase that a job in this stage shows."""
         return {
             Stage.PREFLIGHT: Phase.VALIDATING,
             Stage.SAVING: Phase.EXPORTING,
@@ -61,7 +62,7 @@ class ConditionType(StrEnum):
 
 
 class ArtifactType(StrEnum):
-    """What an artifact is."""
+    """Kind of an artifact."""
 
     ADAPTER = "Adapter"
     MERGED = "Merged"
@@ -73,14 +74,14 @@ class ArtifactType(StrEnum):
 
 
 class Quantization(StrEnum):
-    """How the frozen base weights are held while training."""
+    """Storage type of the frozen base weights during training."""
 
     NF4 = "NF4"
     NONE = "None"
 
 
 class DatasetFormat(StrEnum):
-    """How a row is laid out. Auto looks at the columns of the first row and says what it saw."""
+    """Layout of a row. Auto detects it from the columns of the first row and reports it."""
 
     AUTO = "Auto"
     MESSAGES = "Messages"
@@ -91,7 +92,7 @@ class DatasetFormat(StrEnum):
 
 
 class ChatTemplateName(StrEnum):
-    """Chat templates that come with the trainer, by the family that they are known from."""
+    """Chat templates that come with the trainer, named after the family they belong to."""
 
     ALPACA = "Alpaca"
     CHATML = "ChatML"
@@ -106,14 +107,14 @@ class ChatTemplateName(StrEnum):
 
 
 class TrainOn(StrEnum):
-    """Which tokens carry loss."""
+    """Tokens that carry loss."""
 
     RESPONSES = "Responses"
     ALL = "All"
 
 
 class OnBadRow(StrEnum):
-    """What a row that cannot be used does to the job."""
+    """Effect of an unusable row on the job."""
 
     FAIL = "Fail"
     SKIP = "Skip"
@@ -128,7 +129,7 @@ class AdapterVariant(StrEnum):
 
 
 class Optimizer(StrEnum):
-    """The optimiser; the 8-bit ones hold their state block-quantised."""
+    """Optimiser; the 8-bit variants hold their state block-quantised."""
 
     ADAMW_8BIT = "AdamW8bit"
     PAGED_ADAMW_8BIT = "PagedAdamW8bit"
@@ -136,7 +137,7 @@ class Optimizer(StrEnum):
 
 
 class Scheduler(StrEnum):
-    """The shape of the learning rate after warm-up."""
+    """Shape of the learning rate after warm-up."""
 
     LINEAR = "Linear"
     COSINE = "Cosine"
@@ -144,8 +145,8 @@ class Scheduler(StrEnum):
 
 
 class Precision(StrEnum):
-    """Compute type. Auto is BF16 on Ampere and later, FP16 on older GPUs, FP32 on a CPU. FP8 is BF16 but for products
-    with frozen weights."""
+    """Compute type. Auto is BF16 on Ampere and later, FP16 on older GPUs, FP32 on a CPU. FP8 computes products with
+    frozen weights in FP8 and everything else in BF16."""
 
     AUTO = "Auto"
     BF16 = "BF16"
@@ -155,8 +156,8 @@ class Precision(StrEnum):
 
 
 class MemoryMode(StrEnum):
-    """What GPU memory is spent on: Fastest keeps whatever fits, Balanced decodes weights where they are used and keeps
-    less, Smallest keeps layer inputs in host memory and makes everything else again."""
+    """Use of GPU memory: Fastest stores all activations that fit, Balanced dequantises weights at each use and stores
+    fewer activations, Smallest offloads layer inputs to host memory and recomputes the rest."""
 
     FASTEST = "Fastest"
     BALANCED = "Balanced"
@@ -164,7 +165,7 @@ class MemoryMode(StrEnum):
 
 
 class MergedType(StrEnum):
-    """Type of the merged weights; None writes no merged weights."""
+    """Type of the merged weights; None writes none."""
 
     BF16 = "BF16"
     FP16 = "FP16"
@@ -172,7 +173,7 @@ class MergedType(StrEnum):
 
 
 class GgufType(StrEnum):
-    """GGUF file types that the exporter writes, from exact to small; about how many bits a weight takes on disk is in
+    """GGUF file types that the exporter writes, from exact to small, with the approximate bits per weight on disk in
     brackets. _S, _M and _L keep fewer or more of the sensitive matrices in finer types, as llama.cpp does."""
 
     F32 = "F32"  # [32]
@@ -195,21 +196,21 @@ class GgufType(StrEnum):
 
 
 class PreflightMode(StrEnum):
-    """Whether model, data and output are checked on a CPU before the trainer's pod is made."""
+    """Run or skip the checks of model, data and output on a CPU before the trainer's pod is created."""
 
     RUN = "Run"
     SKIP = "Skip"
 
 
 class PreflightResult(StrEnum):
-    """How preflight ended."""
+    """Result of preflight."""
 
     PASSED = "Passed"
     FAILED = "Failed"
 
 
 class OnExisting(StrEnum):
-    """What a committed result at the same place means for a new job."""
+    """Effect of an existing committed result at the same place on a new job."""
 
     REUSE = "Reuse"
     FAIL = "Fail"

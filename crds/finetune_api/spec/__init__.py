@@ -1,1 +1,9 @@
-"""What a user writes below `spec`: one file a section, and `spec.py` that puts them together."""
+"""`spec` of a FineTuneJob: what the user writes, one file a section.
+
+inputs.py      model, dataset and evaluation data
+training.py    adapter and training run
+output.py      export, S3 and the Hugging Face Hub
+run.py         resources and run policy
+sources.py     the four kinds of source URI
+spec.py        FineTuneJobSpec: all sections, and the rules between them
+"""

@@ -1,10 +1,10 @@
-"""What goes in: the base model and the dataset."""
+"""Inputs of a job: the base model and the dataset."""
 
 from typing import Annotated
 
 from pydantic import Field
 
-from finetune_api.base import LARGEST_COUNT, ApiModel, Pattern, ResourceName, Rule
+from finetune_api.base import MAX_COUNT, ApiModel, Pattern, ResourceName, Rule
 from finetune_api.spec.sources import Scheme, Source, SourceUri, stays_inside
 from finetune_api.vocabulary import ChatTemplateName, DatasetFormat, OnBadRow, Quantization, TrainOn
 
@@ -17,10 +17,10 @@ SplitName = Annotated[
 
 
 class SecretReference(ApiModel):
-    """A Secret in the job's namespace, mounted into the trainer's pod. The operator itself never reads it."""
+    """A Secret in the job's namespace, mounted into the trainer's pod. The operator never reads it."""
 
     secret_name: ResourceName
-    """Name of a Secret. For s3:// it holds AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN where
+    """Name of a Secret. For s3:// it holds AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN if
     needed); for hf:// and for the Hub it holds HF_TOKEN."""
 
 
@@ -35,11 +35,12 @@ def _source_rules(field: str) -> tuple[Rule, ...]:
 
 
 class ModelSpec(ApiModel):
-    """The base model and how it is loaded."""
+    """The base model, and the way it is loaded."""
 
     source: SourceUri
-    """Where the base model is: hf://org/name, s3://bucket/prefix/, or pvc://claim/path (file:///path with `finetune
-    run`). A folder in Hugging Face layout with safetensors weights; pickled weights and custom code are refused."""
+    """Source of the base model: hf://org/name, s3://bucket/prefix/, or pvc://claim/path (file:///path with `finetune
+    run`). It must be a folder in Hugging Face layout with safetensors weights; pickled weights and custom code are
+    refused."""
 
     revision: (
         Annotated[
@@ -53,18 +54,19 @@ class ModelSpec(ApiModel):
     status.resolved. Default: the main branch."""
 
     max_sequence_length: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
-    """Longest training example in tokens; longer rows are cut at the end. Default 2048. Memory grows in proportion."""
+    """Maximum length of a training example in tokens; longer rows are truncated at the end. Default 2048. Memory grows
+    in proportion."""
 
     quantization: Quantization = Quantization.NF4
-    """How the frozen base weights are held while training: NF4 (4-bit NormalFloat, about a quarter of the memory) or
-    None (16-bit). Default NF4."""
+    """Storage type of the frozen base weights during training: NF4 (4-bit NormalFloat, about a quarter of the memory)
+    or None (16-bit). Default NF4."""
 
     double_quantization: bool = True
-    """Whether the scales of NF4 blocks are quantised as well, which saves 0.4 bits per weight. Default true."""
+    """Quantise the scales of NF4 blocks as well, which saves 0.4 bits per weight. Default true."""
 
     chat_template: Annotated[str, Field(min_length=1, max_length=65_536)] | None = None
     """Jinja chat template that replaces the tokenizer's own; {% generation %} and {% endgeneration %} around answers
-    say exactly what carries loss. Default: the tokenizer's template."""
+    mark exactly the text that carries loss. Default: the tokenizer's template."""
 
     chat_template_name: ChatTemplateName | None = None
     """Chat template of a known family that replaces the tokenizer's own: Alpaca, ChatML, Gemma, Llama3, Mistral, Phi3,
@@ -90,7 +92,7 @@ class ModelSpec(ApiModel):
 
 
 class DatasetColumns(ApiModel):
-    """Names of the dataset's own columns, where they differ from the usual ones."""
+    """Names of the dataset's columns, where they differ from the usual ones."""
 
     messages: ColumnName = "messages"
     """Column with the list of {role, content} of format Messages. Default messages."""
@@ -108,7 +110,7 @@ class DatasetColumns(ApiModel):
     """Column with the instruction of format Alpaca. Default instruction."""
 
     input: ColumnName = "input"
-    """Column with what the instruction of format Alpaca is about; rows may leave it out. Default input."""
+    """Column with the input that the instruction of format Alpaca refers to; rows may leave it out. Default input."""
 
     output: ColumnName = "output"
     """Column with the answer of format Alpaca. Default output."""
@@ -126,18 +128,18 @@ class DatasetColumns(ApiModel):
 
 
 class EvaluationSpec(ApiModel):
-    """What the model is evaluated on while it trains: a share of the rows, another split, or data of its own."""
+    """Evaluation data: a share of the training rows, another split, or a source of its own."""
 
     fraction: Annotated[float, Field(gt=0, le=0.5)] | None = None
-    """Share of the rows that is held out, chosen by the job's seed; at least one row. 0.05 holds out one row in
-    twenty. Default: none, where split or source is set."""
+    """Share of the rows to hold out, chosen by the job's seed; at least one row. 0.05 holds out one row in
+    twenty. Default: none; leave it out if split or source is set."""
 
     split: SplitName | None = None
-    """Split of an hf:// dataset that is evaluated on, such as validation: of spec.dataset.source, or of source here.
-    Its rows are never trained on. Default: spec.dataset.split of source."""
+    """Split of an hf:// dataset to evaluate on, such as validation: of spec.dataset.source, or of source if that is
+    set. Its rows are never trained on. Default: spec.dataset.split of source."""
 
     source: SourceUri | None = None
-    """Data to evaluate on, laid out like those of spec.dataset.source, of the same kind (hf://, s3:// or the same
+    """Source of evaluation data with the same layout as spec.dataset.source, of the same kind (hf://, s3:// or the same
     claim) and read with the same credentials. Default: spec.dataset.source."""
 
     rules = (
@@ -155,10 +157,10 @@ class EvaluationSpec(ApiModel):
 
 
 class DatasetSpec(ApiModel):
-    """The training data and how rows become tokens."""
+    """The training data, and the way rows become tokens."""
 
     source: SourceUri
-    """Where the data is: s3://bucket/file.jsonl, hf://org/name, or pvc://claim/file.jsonl (file:///path with
+    """Source of the data: s3://bucket/file.jsonl, hf://org/name, or pvc://claim/file.jsonl (file:///path with
     `finetune run`), or a prefix that ends in '/' with several files. JSON Lines, JSON, CSV, TSV (each also .gz or
     .zst), Parquet or Arrow."""
 
@@ -172,27 +174,27 @@ class DatasetSpec(ApiModel):
     format: DatasetFormat = DatasetFormat.AUTO
     """Layout of a row: Messages ({messages: [{role, content}]}, as for OpenAI), ShareGPT ({conversations: [{from,
     value}]}), PromptCompletion ({prompt, completion}), Alpaca ({instruction, input, output}), Text ({text}), or Auto,
-    which looks at the columns. Default Auto; status.resolved says what was seen."""
+    which detects it from the columns. Default Auto; status.resolved shows the detected layout."""
 
     columns: DatasetColumns = DatasetColumns()
-    """The dataset's own column names, where they differ from the usual ones."""
+    """Names of the dataset's columns, where they differ from the usual ones."""
 
     train_on: TrainOn = TrainOn.RESPONSES
-    """Which tokens carry loss: Responses (assistant turns or completions) or All. Text rows always train on all
+    """Tokens that carry loss: Responses (assistant turns or completions) or All. Text rows always train on all
     tokens. Default Responses."""
 
     packing: bool = True
-    """Whether several short rows share one sequence, each seeing only itself. Default true."""
+    """Pack several short rows into one sequence; each row attends only to itself. Default true."""
 
-    max_samples: Annotated[int, Field(ge=1, le=LARGEST_COUNT)] | None = None
-    """Use only this many rows, from the start. Default: all rows."""
+    max_samples: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
+    """Maximum number of rows to use, from the start of the data. Default: all rows."""
 
     on_bad_row: OnBadRow = OnBadRow.FAIL
-    """What a row that cannot be used does: Fail ends the job and names the lines; Skip leaves the rows out and counts
-    them in status.resolved. Default Fail."""
+    """Effect of an unusable row: Fail ends the job and names the lines; Skip leaves such rows out and counts them in
+    status.resolved. Default Fail."""
 
     evaluation: EvaluationSpec | None = None
-    """Evaluate while training, on rows that are not trained on. Default: no evaluation."""
+    """Evaluation during training, on rows that are not trained on. Default: no evaluation."""
 
     credentials: SecretReference | None = None
     """Secret that may read the source. Default: anonymous access, or the identity of the pod."""
@@ -235,7 +237,7 @@ class DatasetSpec(ApiModel):
 
 
 def _is_read_alike(uri: str | None, other: str) -> bool:
-    """Whether the same credentials and the same mount reach both."""
+    """Return True if the same credentials and the same mount reach both URIs."""
     if uri is None:
         return True
     first, second = Source.parse(uri), Source.parse(other)

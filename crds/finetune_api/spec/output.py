@@ -1,4 +1,4 @@
-"""What comes out, and where it goes."""
+"""Outputs of a job: artifacts and their destinations."""
 
 from typing import Annotated
 
@@ -32,17 +32,17 @@ Region = Annotated[
 
 
 class ExportSpec(ApiModel):
-    """Which artifacts are made. The adapter is always among them."""
+    """Artifacts to create. The adapter is always one of them."""
 
     merged: MergedType = MergedType.BF16
     """Merged weights (base plus adapter) in BF16 or FP16 safetensors, or None for no merged weights. Default BF16."""
 
     gguf: Annotated[tuple[GgufType, ...], Field(max_length=len(GgufType))] = (GgufType.Q8_0,)
     """GGUF files for llama.cpp and Ollama, one for each type listed. F32, F16 and BF16 keep the weights as they are;
-    Q8_0 (8.5 bits a weight) and Q6_K (6.6) lose next to nothing; Q5_K_M (5.7) and Q4_K_M (4.9) are the usual choices
-    for small memory; Q3_K_L, _M, _S and Q2_K (4.3 to 3.0) are for when nothing larger fits. Q5_K_S and Q4_K_S are a
-    little smaller than _M; Q4_0, Q4_1, Q5_0 and Q5_1 are older types for programs that know no K-quants. Default
-    [Q8_0]; [] makes none."""
+    Q8_0 (8.5 bits per weight) and Q6_K (6.6) lose almost nothing; Q5_K_M (5.7) and Q4_K_M (4.9) are the usual choices
+    for small memory; use Q3_K_L, _M, _S and Q2_K (4.3 to 3.0) only if nothing larger fits. Q5_K_S and Q4_K_S are a
+    little smaller than _M; Q4_0, Q4_1, Q5_0 and Q5_1 are older types for programs without K-quants. Default [Q8_0];
+    [] creates none."""
 
     rules = (
         Rule(
@@ -54,26 +54,26 @@ class ExportSpec(ApiModel):
 
 
 class S3Output(ApiModel):
-    """An S3 bucket, or one of any store that speaks S3."""
+    """A bucket in S3 or in any store with an S3 API."""
 
     bucket: BucketName
-    """Bucket that the artifacts are written to. It must exist."""
+    """Bucket for artifacts and checkpoints. It must exist."""
 
     prefix: Prefix = ""
     """Folder inside the bucket; the job writes to <prefix>/<job name>/. Default: the namespace's name."""
 
     region: Region | None = None
-    """Region of the bucket. Default: what the pod's identity says, else us-east-1."""
+    """Region of the bucket. Default: the region of the pod's identity, else us-east-1."""
 
     endpoint_url: EndpointUrl | None = Field(None, alias="endpointURL")
-    """Address of a store that is not AWS, such as https://minio.example.com. s3:// sources of the model and the
-    dataset are read from there too. Default: AWS."""
+    """Address of a store other than AWS, such as https://minio.example.com. s3:// sources of the model and the dataset
+    are read from it too. Default: AWS."""
 
     credentials: SecretReference | None = None
     """Secret that may write to the bucket. Default: the identity of the pod."""
 
     on_existing: OnExisting = OnExisting.REUSE
-    """What a finished result in the same place means: Reuse takes it if it was made from the same specification (and
+    """Effect of a finished result in the same place: Reuse takes it if it was made from the same specification (and
     fails otherwise), Fail fails, Overwrite replaces it. Default Reuse, so that a re-created job does not train
     again."""
 
@@ -97,22 +97,22 @@ class HubOutput(ApiModel):
             "write the repository as organisation/name: letters, digits, '.', '_' and '-'",
         ),
     ]
-    """Repository that the artifacts are pushed to, as organisation/name. It is made when the job starts, if it does not
+    """Repository to push the artifacts to, as organisation/name. It is created when the job starts if it does not
     exist."""
 
     private: bool = True
-    """Whether the repository is private. Default true. A repository that exists and is not what is said here is
-    refused, so that nothing becomes public by mistake."""
+    """Make the repository private. Default true. An existing repository with another visibility is refused, so that
+    nothing becomes public by mistake."""
 
     credentials: SecretReference
     """Secret with the HF_TOKEN that may write to the repository."""
 
 
 class OutputSpec(ApiModel):
-    """Where artifacts and checkpoints go."""
+    """Destination of artifacts and checkpoints."""
 
     s3: S3Output
-    """The bucket for artifacts and checkpoints."""
+    """S3 location of artifacts and checkpoints."""
 
     hub: HubOutput | None = None
-    """Push the artifacts to the Hugging Face Hub as well, after they are committed in S3. Default: no push."""
+    """Hugging Face repository to push the artifacts to, after they are committed in S3. Default: no push."""

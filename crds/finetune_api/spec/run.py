@@ -1,11 +1,11 @@
-"""What the job may use, and how it is run."""
+"""Resources of a job, and the policy it runs under."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from finetune_api.base import (
-    LONGEST_SECONDS,
+    MAX_SECONDS,
     QUALIFIED_NAME,
     SUBDOMAIN,
     ApiModel,
@@ -41,10 +41,10 @@ class Toleration(ApiModel):
     """A taint that the trainer's pod accepts, as in a pod."""
 
     key: LabelKey | None = None
-    """Key of the taint; empty with operator Exists tolerates every taint."""
+    """Key of the taint; leave it out with operator Exists to tolerate every taint."""
 
     operator: Literal["Equal", "Exists"] = "Equal"
-    """Equal compares the value, Exists only asks for the key. Default Equal."""
+    """Equal compares the value, Exists requires only the key. Default Equal."""
 
     value: LabelValue | None = None
     """Value of the taint, with operator Equal."""
@@ -52,8 +52,8 @@ class Toleration(ApiModel):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Effect of the taint. Default: every effect."""
 
-    toleration_seconds: Annotated[int, Field(ge=0, le=LONGEST_SECONDS)] | None = None
-    """How long a NoExecute taint is tolerated, in seconds. Default: for ever."""
+    toleration_seconds: Annotated[int, Field(ge=0, le=MAX_SECONDS)] | None = None
+    """Seconds for which a NoExecute taint is tolerated. Default: no limit."""
 
     rules = (
         Rule(
@@ -70,28 +70,28 @@ class Toleration(ApiModel):
 
 
 class ResourcesSpec(ApiModel):
-    """What the trainer's pod asks for and where it may run."""
+    """Resources and placement of the trainer's pod."""
 
     gpus: Annotated[int, Field(ge=0, le=1)] = 1
     """GPUs of the trainer's pod: 1, or 0 to train on the CPU (tiny models only). Default 1."""
 
     gpu_resource_name: ExtendedResource = "nvidia.com/gpu"
-    """Extended resource that stands for a GPU, such as nvidia.com/gpu or nvidia.com/mig-3g.40gb. Default
+    """Extended resource that represents a GPU, such as nvidia.com/gpu or nvidia.com/mig-3g.40gb. Default
     nvidia.com/gpu."""
 
     gpu_memory: ByteQuantity | None = None
     """Memory of the GPU, in bytes with a unit such as Gi; preflight refuses a job that cannot fit into it. Default:
-    what the node selector's nvidia.com/gpu.product or nvidia.com/gpu.memory, or a MIG resource's name, says; where
-    nothing does, the need is shown and nothing is refused."""
+    read from the node selector's nvidia.com/gpu.product or nvidia.com/gpu.memory, or from a MIG resource's name; if
+    none of them is set, preflight shows the memory needed and refuses nothing."""
 
     cpu: CpuQuantity = 4
     """CPU cores requested, such as 4 or 500m. Default 4. There is no CPU limit."""
 
     memory: ByteQuantity = "32Gi"
-    """Host memory requested, which is also its limit, in bytes with a unit such as Gi. Default 32Gi."""
+    """Host memory, request and limit alike, in bytes with a unit such as Gi. Default 32Gi."""
 
     ephemeral_storage: ByteQuantity | None = None
-    """Disk requested for the base model, checkpoints and artifacts, in bytes with a unit such as Gi. About 2 bytes per
+    """Disk for the base model, checkpoints and artifacts, in bytes with a unit such as Gi. Plan about 2 bytes per
     parameter for each of: base, merged weights, F16 or BF16 GGUF. Default: no request."""
 
     node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=32, default_factory=dict)]
@@ -121,30 +121,30 @@ class ResourcesSpec(ApiModel):
 
 
 class RunPolicySpec(ApiModel):
-    """How the job is run, stopped and cleaned up."""
+    """Retries, deadline, suspension and clean-up."""
 
     suspend: bool = False
-    """Stop the trainer (it writes a checkpoint) and hold the job; false starts it again where it stopped. May be
-    changed at any time. Default false."""
+    """Stop the trainer, which writes a checkpoint, and hold the job; false resumes it from there. May be changed at any
+    time. Default false."""
 
     preflight: PreflightMode = PreflightMode.RUN
-    """Run checks model, every row of the data and the output in a small pod without a GPU first, and ends the job
-    there if something is wrong; Skip leaves that out, and the trainer finds the same errors later. Default Run."""
+    """Run first checks the model, every row of the data and the output in a small pod without a GPU, and ends the job
+    if something is wrong; Skip leaves these checks out, and the trainer finds the same errors later. Default Run."""
 
     max_retries: Annotated[int, Field(ge=0, le=20)] = 3
-    """How often a failure that may pass (a lost connection, a crash) is tried again. Pods that the cluster moves away
-    do not count. Default 3."""
+    """Number of retries after a temporary failure (a lost connection, a crash). Pods that the cluster evicts do not
+    count. Default 3."""
 
-    active_deadline_seconds: Annotated[int, Field(ge=1, le=LONGEST_SECONDS)] | None = None
-    """Longest time in seconds that the job may run, waiting for a node included, time in suspension not. May be
-    changed at any time. Default: no limit."""
+    active_deadline_seconds: Annotated[int, Field(ge=1, le=MAX_SECONDS)] | None = None
+    """Maximum seconds that the job may run, including time spent waiting for a node and excluding time in suspension.
+    May be changed at any time. Default: no limit."""
 
-    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=LONGEST_SECONDS)] | None = None
-    """Remove the finished job's pods after this many seconds; the FineTuneJob and the artifacts stay. May be changed
-    at any time. Default: they stay too."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=MAX_SECONDS)] | None = None
+    """Seconds after which the pods of a finished job are removed; the FineTuneJob and the artifacts stay. May be
+    changed at any time. Default: the pods stay as well."""
 
     termination_grace_period_seconds: Annotated[int, Field(ge=5, le=3600)] = 120
-    """Seconds the trainer gets to write its checkpoint when it is stopped. Default 120."""
+    """Seconds that a stopped trainer gets to write its checkpoint. Default 120."""
 
     checkpoints_to_keep: Annotated[int, Field(ge=1, le=100)] = 2
-    """Newest checkpoints kept in S3. Default 2."""
+    """Number of checkpoints to keep in S3; older ones are deleted. Default 2."""

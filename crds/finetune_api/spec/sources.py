@@ -1,4 +1,4 @@
-"""Where a model or a dataset comes from: one URI, four schemes.
+"""Source URIs of models and datasets: four schemes.
 
 hf://org/name                 a repository of the Hugging Face Hub (with `revision`)
 s3://bucket/path              an object, or every object below a prefix ending in `/`
@@ -16,7 +16,7 @@ from finetune_api.base import SUBDOMAIN, Pattern
 
 
 class Scheme(StrEnum):
-    """The storage a source URI names."""
+    """Scheme of a source URI."""
 
     HUGGING_FACE = "hf"
     S3 = "s3"
@@ -36,7 +36,7 @@ SourceUri = Annotated[str, Field(max_length=1024), Pattern(SOURCE_PATTERN, SOURC
 
 @dataclass(frozen=True)
 class Source:
-    """A parsed source URI. `location` is the repository, bucket or claim; `path` is what follows, without leading slash
+    """A parsed source URI: `location` is the repository, bucket or claim, and `path` the rest without a leading slash
     (with it for file://)."""
 
     scheme: Scheme
@@ -61,5 +61,5 @@ class Source:
 
 
 def stays_inside(uri: str) -> bool:
-    """Whether no path segment of the URI climbs out with `..`."""
+    """Return True if no path segment of the URI is `..`."""
     return ".." not in uri.split("/")

@@ -1,4 +1,4 @@
-"""`spec` of a FineTuneJob: what the user writes. Ten lines are enough; everything else has a default."""
+"""FineTuneJobSpec: all sections of `spec`. Ten lines are enough; everything else has a default."""
 
 from finetune_api.base import ApiModel, Rule
 from finetune_api.spec.inputs import DatasetSpec, ModelSpec
@@ -7,13 +7,13 @@ from finetune_api.spec.run import ResourcesSpec, RunPolicySpec
 from finetune_api.spec.training import AdapterSpec, TrainingSpec
 from finetune_api.vocabulary import Precision, Quantization
 
-# Only these may change after creation; everything else defines what was trained.
+# Only these may change after creation; every other field defines what is trained.
 MUTABLE_RUN_POLICY = ("suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
 IMMUTABLE_SECTIONS = ("model", "dataset", "adapter", "training", "export", "output", "resources")
 
 
 class FineTuneJobSpec(ApiModel):
-    """What to fine-tune, on what, and where the result goes."""
+    """Base model, data, training and output of a fine-tuning job."""
 
     model: ModelSpec
     """The base model."""
@@ -28,16 +28,16 @@ class FineTuneJobSpec(ApiModel):
     """The training run."""
 
     export: ExportSpec = ExportSpec()
-    """Which artifacts are made."""
+    """Artifacts to create."""
 
     output: OutputSpec
-    """Where artifacts and checkpoints go."""
+    """Destination of artifacts and checkpoints."""
 
     resources: ResourcesSpec = ResourcesSpec()
-    """What the trainer's pod asks for and where it may run."""
+    """Resources and placement of the trainer's pod."""
 
     run_policy: RunPolicySpec = RunPolicySpec()
-    """How the job is run, stopped and cleaned up."""
+    """Retries, deadline, suspension and clean-up."""
 
     rules = (
         Rule(
@@ -45,7 +45,7 @@ class FineTuneJobSpec(ApiModel):
             holds=lambda spec: (
                 spec.training.precision is not Precision.FP8 or spec.model.quantization is Quantization.NF4
             ),
-            message="spec.training.precision: FP8 needs spec.model.quantization: NF4, whose weights it keeps in 8 bits",
+            message="spec.training.precision: FP8 needs spec.model.quantization: NF4, whose weights it keeps in FP8",
         ),
         Rule(
             cel="!has(self.training.evaluationSteps) || has(self.dataset.evaluation) || has(self.training.samples)",

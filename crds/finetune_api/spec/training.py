@@ -1,4 +1,4 @@
-"""What happens: the adapter and the training run."""
+"""The adapter and the training run."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from finetune_api.base import ApiModel, Pattern, Rule
 from finetune_api.vocabulary import AdapterVariant, MemoryMode, Optimizer, Precision, Scheduler
 
 ALL_LINEAR = "all-linear"
-UNSET_BATCH_SIZE = 2  # what a batchSize that is left out counts as
+UNSET_BATCH_SIZE = 2  # sequences that a missing batchSize stands for
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ModuleName = Annotated[
     str,
@@ -19,24 +19,24 @@ SamplePrompt = Annotated[str, Field(min_length=1, max_length=8192)]
 
 
 class AdapterSpec(ApiModel):
-    """The low-rank adapter; only its parameters train."""
+    """The low-rank adapter; only its parameters are trained."""
 
     variant: AdapterVariant = AdapterVariant.LORA
-    """LoRA, RSLoRA (scaled by alpha over the square root of the rank, steadier at high ranks) or DoRA (trains
-    magnitudes as well, slower). Default LoRA."""
+    """Low-rank method: LoRA, RSLoRA (scaled by alpha over the square root of the rank, more stable at high ranks) or
+    DoRA (also trains magnitudes, slower). Default LoRA."""
 
     rank: Annotated[int, Field(ge=1, le=512)] = 16
-    """Rank of the adapter matrices. Default 16; 8 to 64 is usual. More rank learns more and costs more memory."""
+    """Rank of the adapter matrices. Default 16; 8 to 64 is usual. A higher rank learns more and needs more memory."""
 
     alpha: Annotated[float, Field(gt=0, le=4096)] = 16.0
-    """Scale of the adapter's output: alpha over rank. Default 16."""
+    """Numerator of the adapter's scale, which is alpha over rank. Default 16."""
 
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the adapter's inputs dropped while training. Default 0, the fastest."""
+    """Dropout of the adapter's inputs during training. Default 0, which is fastest."""
 
     target_modules: Annotated[tuple[ModuleName, ...], Field(min_length=1, max_length=32)] = DEFAULT_TARGETS
-    """Linear layers that get an adapter, by the last part of their name, or the single word all-linear. Default: q,
-    k, v, o, gate, up and down projections."""
+    """Linear layers that get an adapter, by the last part of their name, or all-linear alone for every linear layer.
+    Default: the q, k, v, o, gate, up and down projections."""
 
     rules = (
         Rule(
@@ -48,87 +48,87 @@ class AdapterSpec(ApiModel):
 
 
 class EarlyStoppingSpec(ApiModel):
-    """When training ends before its last step."""
+    """Condition that ends training before its last step."""
 
     patience: Annotated[int, Field(ge=1, le=1000)] = 3
-    """Evaluations in succession without a lower loss after which training stops. Default 3."""
+    """Number of successive evaluations without a lower loss after which training stops. Default 3."""
 
     min_delta: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """By how much the loss must fall to count as lower, in nats per supervised token. Default 0."""
+    """Minimum decrease that counts as a lower loss, in nats per supervised token. Default 0."""
 
 
 class SamplesSpec(ApiModel):
-    """Texts that the model generates while it trains, to be read by people. They go into samples.jsonl and into the
-    model card, and with output.hub to the Hub; status and logs never hold them."""
+    """Sample answers that the model generates during training, for people to read. They go into samples.jsonl and the
+    model card, and with output.hub to the Hub; status and logs never contain them."""
 
     prompts: Annotated[tuple[SamplePrompt, ...], Field(max_length=32)] = ()
-    """What the model is asked: user messages, or beginnings of texts where the model has no chat template. Default:
-    the beginnings of the first 4 rows that are evaluated on."""
+    """Prompts: user messages, or beginnings of texts if the model has no chat template. Default: the beginnings of the
+    first 4 evaluation rows."""
 
     max_tokens: Annotated[int, Field(ge=1, le=4096)] = 128
-    """Longest answer, in tokens. Default 128."""
+    """Maximum length of an answer in tokens. Default 128."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
-    """Randomness of the answers. Default 0: the likeliest token each time, so that only training changes an answer."""
+    """Sampling temperature. Default 0: always the likeliest token, so that only training changes an answer."""
 
 
 class TrainingSpec(ApiModel):
     """The training run."""
 
     epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
-    """How often the data is gone through. Default 1 when maxSteps is not given."""
+    """Number of passes over the data. Default 1 if maxSteps is not set."""
 
     max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    """Stop after this many optimiser steps, instead of epochs. Default: epochs decide."""
+    """Number of optimiser steps, instead of epochs. Default: epochs decide."""
 
     batch_size: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Sequences per GPU in one forward pass. Default: chosen by the memory plan. A step then has 2 x
-    gradientAccumulation sequences, split into as few or as many passes as are fastest; status.resolved says which."""
+    gradientAccumulation sequences, split into the fastest number of passes; status.resolved shows it."""
 
     gradient_accumulation: Annotated[int, Field(ge=1, le=4096)] = 4
     """Forward passes per optimiser step. Default 4. Sequences per step are batchSize x gradientAccumulation, where
-    batchSize counts as 2 if it is left out."""
+    a missing batchSize counts as 2."""
 
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
-    """Highest learning rate. Default 0.0002, usual for LoRA."""
+    """Peak learning rate. Default 0.0002, which is usual for LoRA."""
 
     scheduler: Scheduler = Scheduler.LINEAR
-    """How the learning rate falls after warm-up: Linear, Cosine or Constant. Default Linear."""
+    """Decay of the learning rate after warm-up: Linear, Cosine or Constant. Default Linear."""
 
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 5
     """Steps over which the learning rate rises from 0. Default 5."""
 
     optimizer: Optimizer = Optimizer.ADAMW_8BIT
-    """AdamW8bit (a quarter of the state's memory), PagedAdamW8bit (state may move to host memory) or AdamW (32-bit
-    state). Default AdamW8bit."""
+    """Optimiser: AdamW8bit (a quarter of the state's memory), PagedAdamW8bit (the state may move to host memory) or
+    AdamW (32-bit state). Default AdamW8bit."""
 
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Decay of the adapter's weights. Default 0.01."""
+    """Weight decay of the adapter. Default 0.01."""
 
     max_grad_norm: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    """Gradients are scaled down to this norm. Default 1."""
+    """Maximum gradient norm; larger gradients are scaled down to it. Default 1."""
 
     neftune_noise_alpha: Annotated[float, Field(gt=0, le=100)] | None = None
-    """Noise added to embeddings while training (NEFTune); 5 is usual. Default: none."""
+    """Strength of the noise added to embeddings during training (NEFTune); 5 is usual. Default: none."""
 
     seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = 3407
     """Seed of initialisation, shuffling and the evaluation split. Default 3407."""
 
     precision: Precision = Precision.AUTO
     """Compute type: Auto, BF16, FP16, FP32 or FP8. Default Auto: BF16 on Ampere and later, FP16 on older GPUs, FP32 on
-    a CPU. FP8 multiplies by the frozen weights in 8 bits, on Hopper, Ada and later: half as fast again, less exact. The
-    first batch is tried in both; where the loss changes by more than 1 %, BF16 stays. status.resolved says which."""
+    a CPU. FP8 multiplies by the frozen weights in FP8, on Hopper, Ada and later: about 40 % faster at 8B, less exact.
+    The first batch is computed in both; if the loss changes by more than 1 %, BF16 stays. status.resolved shows it."""
 
     memory: MemoryMode = MemoryMode.FASTEST
-    """What GPU memory is spent on: Fastest keeps whatever fits, Balanced keeps less, Smallest keeps layer
-    inputs in host memory. Where memory runs out, the run goes on with the next smaller one. Default Fastest."""
+    """Use of GPU memory: Fastest stores all activations that fit, Balanced stores fewer, Smallest offloads layer inputs
+    to host memory. If memory runs out, training continues with the next smaller mode. Default Fastest."""
 
     logging_steps: Annotated[int, Field(ge=1, le=100_000)] = 1
     """Steps between two loss values in the log and in status.progress. Default 1."""
 
     evaluation_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    """Steps between two evaluations, where spec.dataset.evaluation is set, and between two generations of samples.
-    Default: at the end only."""
+    """Steps between two evaluations (if spec.dataset.evaluation is set) and between two sets of samples. Default: at
+    the end only."""
 
     early_stopping: EarlyStoppingSpec | None = None
     """Stop when the evaluation loss no longer falls, and export the best adapter. Default: train to the end."""
@@ -138,11 +138,11 @@ class TrainingSpec(ApiModel):
     Default false."""
 
     samples: SamplesSpec | None = None
-    """Let the model answer fixed prompts at the start, every evaluationSteps and at the end. Default: no samples."""
+    """Answers to fixed prompts, generated at the start, every evaluationSteps and at the end. Default: no samples."""
 
     checkpoint_steps: Annotated[int, Field(ge=1, le=10_000_000)] = 100
-    """Steps between two checkpoints in S3. Default 100. A job that is stopped also writes one, and goes on from the
-    newest."""
+    """Steps between two checkpoints in S3. Default 100. A job that is stopped writes one as well, and resumes from the
+    latest."""
 
     rules = (
         Rule(
@@ -158,13 +158,13 @@ class TrainingSpec(ApiModel):
     )
 
     def sequences_per_step(self) -> int:
-        """Sequences per optimiser step, whoever chooses how many go through in one pass."""
+        """Sequences per optimiser step, whatever the number in one forward pass."""
         return (self.batch_size or UNSET_BATCH_SIZE) * self.gradient_accumulation
 
     def keeps_best(self) -> bool:
-        """Whether the adapter with the lowest evaluation loss is exported."""
+        """Return True if the adapter with the lowest evaluation loss is exported."""
         return self.keep_best or self.early_stopping is not None
 
     def resolved_epochs(self) -> float | None:
-        """Epochs to train, or None where maxSteps decides."""
+        """Epochs to train, or None if maxSteps decides."""
         return None if self.max_steps is not None else (self.epochs or 1.0)

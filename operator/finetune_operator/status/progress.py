@@ -3,7 +3,7 @@
 from typing import Any
 
 from finetune_api.outcome import Outcome
-from finetune_api.status import Progress
+from finetune_api.status import ProgressStatus
 from finetune_operator.observe.report_store import ReceivedReport
 
 ALMOST_DONE = 99  # percent; 100 means that the artifacts are uploaded, which only the outcome can say
@@ -28,7 +28,7 @@ _SAME_NAMES = (
 )
 
 
-def merge_report(last: Progress | None, received: ReceivedReport) -> Progress:
+def merge_report(last: ProgressStatus | None, received: ReceivedReport) -> ProgressStatus:
     """What a report says, over what was known before."""
     run, common = received.report.finetune, received.report.trainer_status
     percent = min(common.progress_percentage, ALMOST_DONE)
@@ -40,16 +40,16 @@ def merge_report(last: Progress | None, received: ReceivedReport) -> Progress:
         "eta": format_duration(common.estimated_remaining_seconds),
         "last_report_time": received.received,
     }
-    return (last or Progress()).model_copy(update=fields)
+    return (last or ProgressStatus()).model_copy(update=fields)
 
 
-def merge_outcome(last: Progress | None, outcome: Outcome) -> Progress | None:
+def merge_outcome(last: ProgressStatus | None, outcome: Outcome) -> ProgressStatus | None:
     """What the trainer said last, over what it reported."""
     names = ("step", "total_steps", "loss", "eval_loss", "best_step", "best_eval_loss", "stopped_early")
     reported = {name: getattr(outcome, name) for name in names if getattr(outcome, name) is not None}
     if last is None and not reported:
         return None
-    return (last or Progress()).model_copy(update=reported)
+    return (last or ProgressStatus()).model_copy(update=reported)
 
 
 def format_duration(seconds: int | None) -> str | None:

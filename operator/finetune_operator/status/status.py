@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune_api.outcome import Outcome
 from finetune_api.progress import StageTimes
-from finetune_api.status import FineTuneJobStatus, Progress
+from finetune_api.status import FineTuneJobStatus, ProgressStatus
 from finetune_api.vocabulary import Phase, Stage
 from finetune_operator.decide.decision import Decision
 from finetune_operator.observe.snapshot import Snapshot
@@ -65,7 +65,7 @@ def _answer_generation(last: FineTuneJobStatus, generation: int) -> FineTuneJobS
     return last.model_copy(update={"observed_generation": generation, "conditions": conditions})
 
 
-def _progress(snapshot: Snapshot, decision: Decision, *, is_new_pod: bool) -> Progress | None:
+def _progress(snapshot: Snapshot, decision: Decision, *, is_new_pod: bool) -> ProgressStatus | None:
     progress = snapshot.status.progress
     if progress is not None and is_new_pod:
         progress = progress.model_copy(update={"sequence": None})  # numbers rise within one pod
@@ -76,7 +76,7 @@ def _progress(snapshot: Snapshot, decision: Decision, *, is_new_pod: bool) -> Pr
     if decision.phase.is_terminal and progress is not None:
         progress = progress.model_copy(update={"eta": None, "eta_seconds": None})
     if decision.phase is Phase.SUCCEEDED:
-        progress = (progress or Progress()).model_copy(update={"percent": 100, "completion": "100%"})
+        progress = (progress or ProgressStatus()).model_copy(update={"percent": 100, "completion": "100%"})
     return progress
 
 

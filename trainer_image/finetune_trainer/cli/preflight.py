@@ -8,7 +8,7 @@ from rich.console import Console
 
 from finetune_api.failures import FAILURES
 from finetune_api.outcome import Outcome, Result
-from finetune_api.preflight import LONGEST_WARNING, MOST_WARNINGS, PreflightSummary, TokenLengths
+from finetune_api.preflight import MAX_WARNING_CHARACTERS, MAX_WARNINGS, PreflightSummary, TokenLengths
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Stage
 from finetune_trainer.errors import TrainerError
@@ -86,8 +86,8 @@ def summarize(report: Report, uri: str | None) -> PreflightSummary:
             "smallest_gpu_memory_bytes": gpu.smallest_bytes,
             "gpu_hours": round(gpu.hours, 3) if gpu.hours is not None else None,
         }
-    said = [f"{warning.place}: {warning.message}" for warning in warnings[:MOST_WARNINGS]]
-    fields |= {"warnings": tuple(text[:LONGEST_WARNING] for text in said), "warning_count": len(warnings)}
+    said = [f"{warning.place}: {warning.message}" for warning in warnings[:MAX_WARNINGS]]
+    fields |= {"warnings": tuple(text[:MAX_WARNING_CHARACTERS] for text in said), "warning_count": len(warnings)}
     return PreflightSummary(**fields)
 
 
