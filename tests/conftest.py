@@ -14,7 +14,7 @@ import pytest
 from kubernetes import client
 
 from finetune_devcluster.cluster import DevCluster
-from finetune_test_servers.object_store import ObjectStore
+from finetune_test_servers.s3_server import S3Server
 
 _numbers = itertools.count(1)
 
@@ -38,9 +38,9 @@ def dev_cluster() -> Iterator[DevCluster]:
 
 
 @pytest.fixture(scope="session")
-def object_store() -> Iterator[ObjectStore]:
+def s3_server() -> Iterator[S3Server]:
     """A real S3 server; each test makes its own bucket."""
-    with ObjectStore.start() as store:
+    with S3Server.start() as store:
         yield store
 
 

@@ -17,7 +17,7 @@ from finetune_api.run_config import JobIdentity, RunConfig
 from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_test_models import chat_data, tiny_runs
 from finetune_test_servers.faulty_store import FaultyStore
-from finetune_test_servers.object_store import ObjectStore
+from finetune_test_servers.s3_server import S3Server
 from finetune_trainer.artifacts.store import ArtifactStore, open_store
 
 tiny_base, run_config, settings = tiny_runs.tiny_base, tiny_runs.run_config, tiny_runs.settings
@@ -39,25 +39,25 @@ OpenStore = Callable[..., ArtifactStore]
 
 
 @pytest.fixture
-def bucket(object_store: ObjectStore) -> str:
+def bucket(s3_server: S3Server) -> str:
     name = f"artifacts-{next(_numbers)}"
-    object_store.create_bucket(name)
+    s3_server.create_bucket(name)
     return name
 
 
 @pytest.fixture
-def faulty(object_store: ObjectStore) -> Iterator[FaultyStore]:
-    with FaultyStore.start(object_store) as started:
+def faulty(s3_server: S3Server) -> Iterator[FaultyStore]:
+    with FaultyStore.start(s3_server) as started:
         yield started
 
 
 @pytest.fixture
-def credentials(object_store: ObjectStore, tmp_path: Path) -> Path:
+def credentials(s3_server: S3Server, tmp_path: Path) -> Path:
     """A mounted Secret."""
     folder = tmp_path / "credentials"
     folder.mkdir()
-    (folder / "AWS_ACCESS_KEY_ID").write_text(object_store.access_key)
-    (folder / "AWS_SECRET_ACCESS_KEY").write_text(object_store.secret_key)
+    (folder / "AWS_ACCESS_KEY_ID").write_text(s3_server.access_key)
+    (folder / "AWS_SECRET_ACCESS_KEY").write_text(s3_server.secret_key)
     return folder
 
 

@@ -28,7 +28,7 @@ from rich.table import Table
 from finetune_trainer.storage.object_store import ignore_bytes
 from finetune_trainer.storage.s3_faults import OUTPUT_REASONS
 from finetune_trainer.storage.s3_session import S3Location, S3Session
-from finetune_trainer.storage.s3_store import S3Space
+from finetune_trainer.storage.s3_store import S3Store
 from finetune_trainer.storage.s3_upload import S3Uploader
 
 BUCKET, KEY_ID, KEY = "benchmark", "AKIABENCHMARK", "benchmark-secret"
@@ -115,15 +115,15 @@ def upload_with_s5cmd(folder: Path, endpoint: str) -> None:
 def upload_with_ours(files: list[Path], endpoint: str, credentials: Path, *, prove: bool) -> None:
     """What the artifact store does with a job's files."""
     session = S3Session(BUCKET, S3Location(endpoint, None), credentials, OUTPUT_REASONS)
-    space = S3Space(session, "ours")
-    space.probe()
-    uploader = S3Uploader(session, space.parts, space.checksums)
+    store = S3Store(session, "ours")
+    store.probe()
+    uploader = S3Uploader(session, store.parts, store.checksums)
     for path in files:
         if prove:
-            space.put_file(path.name, path, ignore_bytes)
+            store.put_file(path.name, path, ignore_bytes)
         else:
             uploader.send(f"ours/{path.name}", path, ignore_bytes)
-    space.close()
+    store.close()
 
 
 def timed(action: Callable[[], None]) -> float:

@@ -17,7 +17,7 @@ from kubernetes.client.exceptions import ApiException
 from finetune_devcluster.cluster import DevCluster
 from finetune_devcluster.process_node.node import NodeOptions, ProcessNode
 from finetune_test_programs.child_process import free_port
-from finetune_test_servers.object_store import ObjectStore
+from finetune_test_servers.s3_server import S3Server
 
 CHECKOUT = Path(__file__).parents[3]
 SYSTEM_NAMESPACE = "finetune-system"
@@ -34,7 +34,7 @@ class Platform:
     """A running platform; made by `Platform.start`."""
 
     cluster: DevCluster
-    store: ObjectStore
+    store: S3Server
     node: ProcessNode
 
     @classmethod
@@ -45,7 +45,7 @@ class Platform:
             announce("starting etcd, kube-apiserver, kube-controller-manager and kube-scheduler")
             cluster = stack.enter_context(DevCluster.start())
             announce("starting an S3 server")
-            store = stack.enter_context(ObjectStore.start())
+            store = stack.enter_context(S3Server.start())
             announce("starting a node that runs pods as processes")
             images = {
                 "finetune-operator": CHECKOUT / ".venv-operator/bin",

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar, Self
 from urllib.parse import urlparse
 
-from finetune_test_servers.object_store import ObjectStore
+from finetune_test_servers.s3_server import S3Server
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Fault:
 class FaultyStore:
     """The proxy; `faults` may be changed at any time."""
 
-    store: ObjectStore
+    store: S3Server
     endpoint_url: str = ""
     faults: list[Fault] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
@@ -56,7 +56,7 @@ class FaultyStore:
 
     @classmethod
     @contextmanager
-    def start(cls, store: ObjectStore) -> Iterator[Self]:
+    def start(cls, store: S3Server) -> Iterator[Self]:
         """Listen on loopback."""
         faulty = cls(store)
         server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"faulty": faulty}))

@@ -8,7 +8,7 @@ from torch import nn
 
 from finetune_trainer.artifacts.checkpoints import CheckpointStore, DamagedCheckpointError, checkpoint_key
 from finetune_trainer.artifacts.store import ArtifactStore
-from finetune_trainer.storage.object_store import ObjectSpace
+from finetune_trainer.storage.object_store import ObjectStore
 from finetune_trainer.training.best_adapter import BestAdapter
 
 KEY = checkpoint_key("spec", "model", "data")
@@ -44,13 +44,13 @@ def save(store: ArtifactStore, tmp_path: Path) -> Callable[..., CheckpointStore]
     return save_steps
 
 
-def _objects(space: ObjectSpace, step: int) -> list[str]:
-    return space.keys(f"checkpoints/{KEY}/step-{step:08d}/")
+def _objects(store: ObjectStore, step: int) -> list[str]:
+    return store.keys(f"checkpoints/{KEY}/step-{step:08d}/")
 
 
-def _replace(space: ObjectSpace, key: str, data: bytes) -> None:
-    found = space.read(key)
-    space.put_if(key, data, found.tag if found else None)
+def _replace(store: ObjectStore, key: str, data: bytes) -> None:
+    found = store.read(key)
+    store.put_if(key, data, found.tag if found else None)
 
 
 def test_without_a_checkpoint_there_is_nothing_to_restore(store: ArtifactStore, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_checkpoint_comes_back_as_it_was_on_another_node(
 def test_only_the_newest_stay(save: Callable[..., CheckpointStore], store: ArtifactStore) -> None:
     checkpoints = save(10, 20, 30, 40)
     assert checkpoints.latest() == 40
-    steps = {key.split("/")[2] for key in store.space.keys(f"checkpoints/{KEY}/")}
+    steps = {key.split("/")[2] for key in store.object_store.keys(f"checkpoints/{KEY}/")}
     assert steps == {"step-00000030", "step-00000040"}
 
 
@@ -92,7 +92,7 @@ def test_the_best_adapter_outlives_the_checkpoint_of_its_step(
         checkpoints.save(folder, step)
     other, elsewhere = CheckpointStore(attempt("attempt-2"), KEY), BestAdapter(tmp_path / "there", None)
     assert other.restore_newest(tmp_path / "restored") == 40
-    assert not _objects(store.space, 10)
+    assert not _objects(store.object_store, 10)
     elsewhere.restore_from(tmp_path / "restored")
     elsewhere.load(model)
     assert elsewhere.record == best.record
@@ -104,7 +104,7 @@ def test_with_a_file_missing_the_older_one_is_used(
     save: Callable[..., CheckpointStore], store: ArtifactStore, tmp_path: Path, lost: str
 ) -> None:
     checkpoints = save(10, 20)
-    store.space.delete([key for key in _objects(store.space, 20) if key.endswith(lost)])
+    store.object_store.delete([key for key in _objects(store.object_store, 20) if key.endswith(lost)])
     assert checkpoints.latest() == 10
     assert checkpoints.restore_newest(tmp_path / "restored") == 10
 
@@ -113,8 +113,8 @@ def test_damage_of_the_same_size_is_found_and_the_older_one_used(
     save: Callable[..., CheckpointStore], store: ArtifactStore, tmp_path: Path
 ) -> None:
     checkpoints = save(10, 20)
-    weights = next(key for key in _objects(store.space, 20) if key.endswith(".safetensors"))
-    _replace(store.space, weights, b"00000666" * 100)
+    weights = next(key for key in _objects(store.object_store, 20) if key.endswith(".safetensors"))
+    _replace(store.object_store, weights, b"00000666" * 100)
     assert checkpoints.latest() == 20
     with pytest.raises(DamagedCheckpointError, match="not what was saved"):
         checkpoints.restore(20, tmp_path / "damaged")
@@ -126,12 +126,12 @@ def test_remains_of_an_unfinished_checkpoint_are_removed_later(
     save: Callable[..., CheckpointStore], store: ArtifactStore
 ) -> None:
     save(10)
-    store.space.put_if(f"checkpoints/{KEY}/step-00000020/dead/adapter.safetensors", b"half", None)
+    store.object_store.put_if(f"checkpoints/{KEY}/step-00000020/dead/adapter.safetensors", b"half", None)
     checkpoints = save(30)
     assert checkpoints.latest() == 30
-    assert _objects(store.space, 20)
+    assert _objects(store.object_store, 20)
     save(40)
-    assert not _objects(store.space, 20)
+    assert not _objects(store.object_store, 20)
 
 
 def test_a_step_that_is_repeated_replaces_the_checkpoint(
@@ -158,10 +158,10 @@ def test_an_index_cannot_write_outside_the_target(
     save: Callable[..., CheckpointStore], store: ArtifactStore, tmp_path: Path
 ) -> None:
     checkpoints = save(10)
-    index = next(key for key in _objects(store.space, 10) if key.endswith("checkpoint.json"))
-    found = store.space.read(index)
+    index = next(key for key in _objects(store.object_store, 10) if key.endswith("checkpoint.json"))
+    found = store.object_store.read(index)
     assert found is not None
-    _replace(store.space, index, found.data.replace(b"/adapter.safetensors", b"/../escaped.safetensors"))
+    _replace(store.object_store, index, found.data.replace(b"/adapter.safetensors", b"/../escaped.safetensors"))
     with pytest.raises(DamagedCheckpointError, match="outside itself"):
         checkpoints.restore(10, tmp_path / "restored")
     assert not (tmp_path / "escaped.safetensors").exists()

@@ -60,7 +60,7 @@ def test_what_is_published_can_be_checked_with_sha256sum(attempt: Attempt, artif
     assert adapter.sha256 == hashlib.sha256("".join(lines).encode()).hexdigest()
     assert adapter.uri.endswith("/attempts/attempt-1/adapter/")
     assert gguf.uri.endswith("/attempts/attempt-1/gguf/job-Q8_0.gguf")
-    assert store.space.keys("attempts/") == sorted(file.path for file in manifest.files())
+    assert store.object_store.keys("attempts/") == sorted(file.path for file in manifest.files())
     assert attempt("attempt-2").find_existing(store.config.spec_digest()) == manifest
 
 
@@ -75,18 +75,18 @@ def test_of_attempts_that_commit_at_once_exactly_one_counts(
 ) -> None:
     stores = [attempt(f"attempt-{number}") for number in range(4)]
     barrier = threading.Barrier(len(stores))
-    space = type(stores[0].space)
-    commit = space.put_if
+    kind = type(stores[0].object_store)
+    commit = kind.put_if
 
     def commit_together(*arguments: Any) -> None:
         barrier.wait(20)  # all have uploaded before the first commits: the race is in the request that decides
         commit(*arguments)
 
-    monkeypatch.setattr(space, "put_if", commit_together)
+    monkeypatch.setattr(kind, "put_if", commit_together)
     with ThreadPoolExecutor(len(stores)) as pool:
         results = list(pool.map(lambda store: _publish(store, artifacts), stores))
     assert len({result.attempt_id for result in results}) == 1
-    assert set(stores[0].space.keys("attempts/")) == {file.path for file in results[0].files()}
+    assert set(stores[0].object_store.keys("attempts/")) == {file.path for file in results[0].files()}
 
 
 def test_of_two_jobs_at_once_the_second_says_so(attempt: Attempt, artifacts: list[LocalArtifact]) -> None:
@@ -122,7 +122,7 @@ def test_a_result_that_is_there(
         assert later.find_existing(later.config.spec_digest()) is None
         replaced = _publish(later, artifacts)
         assert replaced.attempt_id == "attempt-2"
-        assert {key.split("/")[1] for key in later.space.keys("attempts/")} == {"attempt-2"}
+        assert {key.split("/")[1] for key in later.object_store.keys("attempts/")} == {"attempt-2"}
     else:
         with pytest.raises(TrainerError, match=expected) as refusal:
             later.find_existing(later.config.spec_digest())
@@ -142,14 +142,14 @@ def test_overwrite_replaces_only_what_it_has_seen(attempt: Attempt, artifacts: l
 def test_a_result_with_a_lost_file_is_not_reused(attempt: Attempt, artifacts: list[LocalArtifact]) -> None:
     store = attempt()
     manifest = _publish(store, artifacts)
-    store.space.delete([manifest.files()[0].path])
+    store.object_store.delete([manifest.files()[0].path])
     with pytest.raises(TrainerError, match="is missing"):
         attempt("attempt-2").find_existing(store.config.spec_digest())
 
 
 def test_a_foreign_manifest_is_never_replaced(attempt: Attempt, artifacts: list[LocalArtifact]) -> None:
     store = attempt(onExisting="Overwrite")
-    store.space.put_if("manifest.json", b'{"hello": 1}', None)
+    store.object_store.put_if("manifest.json", b'{"hello": 1}', None)
     with pytest.raises(TrainerError, match="not a manifest of ours"):
         store.find_existing(store.config.spec_digest())
 
@@ -160,4 +160,4 @@ def test_what_does_not_fit_into_a_manifest_shows_before_the_upload(
     store = attempt()
     with pytest.raises(ValueError, match="finite"):
         store.publish(artifacts, Provenance(PROVENANCE.resolved, {"loss": float("nan")}), ignore_bytes)
-    assert store.space.keys("attempts/") == []
+    assert store.object_store.keys("attempts/") == []

@@ -15,12 +15,12 @@ from finetune_api.failures import FailureReason
 from finetune_api.progress import Resolved
 from finetune_api.vocabulary import ArtifactType
 from finetune_test_servers.faulty_store import Fault, FaultyStore
-from finetune_test_servers.object_store import ObjectStore
+from finetune_test_servers.s3_server import S3Server
 from finetune_trainer.artifacts.store import ArtifactStore, LocalArtifact, Provenance
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage import s3_upload
 from finetune_trainer.storage.object_store import ignore_bytes
-from finetune_trainer.storage.s3_store import S3Space
+from finetune_trainer.storage.s3_store import S3Store
 
 PROVENANCE = Provenance(Resolved(dataset_digest="d" * 64))
 PART = 5 << 20
@@ -44,7 +44,7 @@ def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[LocalArtifact
 
 
 def _manifests(store: ArtifactStore) -> list[str]:
-    return [key for key in store.space.keys("") if key.endswith("manifest.json")]
+    return [key for key in store.object_store.keys("") if key.endswith("manifest.json")]
 
 
 def test_the_manifest_is_the_last_write_and_conditional(
@@ -124,7 +124,7 @@ REFUSALS = {
 def test_an_output_that_cannot_be_written_shows_at_the_start(
     open_attempt: Open,
     faulty: FaultyStore,
-    object_store: ObjectStore,
+    s3_server: S3Server,
     caplog: pytest.LogCaptureFixture,
     fault: Fault,
     reason: FailureReason,
@@ -138,8 +138,8 @@ def test_an_output_that_cannot_be_written_shows_at_the_start(
     assert time.monotonic() - began < 5
     texts = refusal.value.message + str(refusal.value) + caplog.text
     assert "s3://artifacts-" in refusal.value.message
-    assert object_store.access_key not in texts
-    assert object_store.secret_key not in texts
+    assert s3_server.access_key not in texts
+    assert s3_server.secret_key not in texts
     assert "Signature=" not in texts
 
 
@@ -159,13 +159,13 @@ def test_a_secret_without_keys(open_attempt: Open, credentials: Path) -> None:
 def test_the_probe_leaves_nothing(open_attempt: Open) -> None:
     store = open_attempt()
     store.probe()
-    assert store.space.keys("") == []
+    assert store.object_store.keys("") == []
 
 
 def test_unfinished_uploads_of_the_job_are_discarded_at_the_start(
-    open_attempt: Open, object_store: ObjectStore, bucket: str
+    open_attempt: Open, s3_server: S3Server, bucket: str
 ) -> None:
-    s3 = object_store.client()
+    s3 = s3_server.client()
     s3.create_multipart_upload(Bucket=bucket, Key="out/job/attempts/old/gguf/model.gguf")
     s3.create_multipart_upload(Bucket=bucket, Key="out/job-of-another/attempts/x/model.gguf")
     open_attempt().probe()
@@ -174,13 +174,13 @@ def test_unfinished_uploads_of_the_job_are_discarded_at_the_start(
 
 
 def test_an_upload_that_fails_discards_its_parts(
-    open_attempt: Open, faulty: FaultyStore, object_store: ObjectStore, bucket: str, large: list[LocalArtifact]
+    open_attempt: Open, faulty: FaultyStore, s3_server: S3Server, bucket: str, large: list[LocalArtifact]
 ) -> None:
     faulty.faults = [Fault("PUT", "partNumber=2", code="AccessDenied")]
     store = open_attempt()
     with pytest.raises(TrainerError):
         store.publish(large, PROVENANCE, ignore_bytes)
-    assert object_store.client().list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []
+    assert s3_server.client().list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []
 
 
 CRASHING = """
@@ -207,11 +207,11 @@ def test_a_process_killed_between_upload_and_commit_publishes_nothing(
     faulty.faults = [Fault("PUT", "manifest.json", breaks_before=True, then=process.kill)]
     assert process.wait(60) == -9
     assert _manifests(later) == []
-    assert {key.split("/")[1] for key in later.space.keys("attempts/")} == {"attempt-dead"}
+    assert {key.split("/")[1] for key in later.object_store.keys("attempts/")} == {"attempt-dead"}
     later.probe()
     assert later.find_existing(later.config.spec_digest()) is None
     later.publish(small, PROVENANCE, ignore_bytes)
-    assert {key.split("/")[1] for key in later.space.keys("attempts/")} == {"attempt-2"}
+    assert {key.split("/")[1] for key in later.object_store.keys("attempts/")} == {"attempt-2"}
 
 
 def test_closing_ends_the_wait_for_a_store_that_is_away(
@@ -219,7 +219,7 @@ def test_closing_ends_the_wait_for_a_store_that_is_away(
 ) -> None:
     faulty.faults = [Fault("PUT", "/", code="InternalError", status=500, times=1000)]
     store = open_attempt()
-    assert isinstance(store.space, S3Space)
+    assert isinstance(store.object_store, S3Store)
     threading.Timer(1.0, store.close).start()
     began = time.monotonic()
     with pytest.raises(TrainerError) as failure:
@@ -242,5 +242,5 @@ def test_a_file_that_changes_while_it_is_uploaded_is_not_published(
             store.publish(large, PROVENANCE, ignore_bytes)
     assert refusal.value.reason == "UploadCorrupted"
     assert not _manifests(store)
-    assert store.space.abort_unfinished() == 0, "the parts that were sent are discarded"
+    assert store.object_store.abort_unfinished() == 0, "the parts that were sent are discarded"
     assert store.publish(large, PROVENANCE, ignore_bytes).artifacts, "the unchanged file is published"

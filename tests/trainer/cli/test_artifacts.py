@@ -87,7 +87,7 @@ def test_a_changed_object_is_not_delivered(
     job, target = manifest_file(store.config, tmp_path / "job.yaml"), tmp_path / "down"
     changed = tmp_path / "changed"
     changed.write_bytes(b"GGUX" * 1000)
-    store.space.put_file(manifest.artifacts[1].files[0].path, changed, ignore_bytes)
+    store.object_store.put_file(manifest.artifacts[1].files[0].path, changed, ignore_bytes)
     assert finetune(job, "--credentials", credentials).returncode == 0, "its size is right: a list cannot see it"
     done = finetune(job, "--credentials", credentials, "--download", target)
     assert done.returncode == 20
@@ -101,7 +101,7 @@ def test_a_missing_object_shows_in_the_list(
     published: tuple[ArtifactStore, Manifest], credentials: Path, tmp_path: Path
 ) -> None:
     store, manifest = published
-    store.space.delete([manifest.artifacts[1].files[0].path])
+    store.object_store.delete([manifest.artifacts[1].files[0].path])
     done = finetune(manifest_file(store.config, tmp_path / "job.yaml"), "--credentials", credentials)
     assert done.returncode == 15
     assert "1 missing" in done.stdout

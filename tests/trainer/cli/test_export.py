@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from finetune_test_servers.object_store import ObjectStore
+from finetune_test_servers.s3_server import S3Server
 from finetune_trainer.export.export import ExportRequest, export
 
 Finetune = Callable[..., subprocess.CompletedProcess[str]]
@@ -40,24 +40,24 @@ def test_folders_give_the_same_bytes_as_the_jobs_own_stage(
 
 
 def test_sources_in_s3_are_read_with_the_named_credentials(
-    finetune: Finetune, make_adapter: MakeAdapter, tiny_base: Path, tmp_path: Path, object_store: ObjectStore
+    finetune: Finetune, make_adapter: MakeAdapter, tiny_base: Path, tmp_path: Path, s3_server: S3Server
 ) -> None:
     adapter = make_adapter(tiny_base, tmp_path / "adapter")
-    client, secret = object_store.client(), tmp_path / "secret"
+    client, secret = s3_server.client(), tmp_path / "secret"
     client.create_bucket(Bucket="exported")
     for folder, prefix in ((tiny_base, "base"), (adapter, "adapter")):
         for path in folder.iterdir():
             client.upload_file(str(path), "exported", f"{prefix}/{path.name}")
     secret.mkdir()
-    (secret / "AWS_ACCESS_KEY_ID").write_text(object_store.access_key)
-    (secret / "AWS_SECRET_ACCESS_KEY").write_text(object_store.secret_key)
+    (secret / "AWS_ACCESS_KEY_ID").write_text(s3_server.access_key)
+    (secret / "AWS_SECRET_ACCESS_KEY").write_text(s3_server.secret_key)
     words = ("export", "--base", "s3://exported/base/", "--adapter", "s3://exported/adapter/", "--gguf", "Q8_0")
-    place = ("--endpoint-url", object_store.endpoint_url, "--credentials", secret, "--output", tmp_path / "out")
+    place = ("--endpoint-url", s3_server.endpoint_url, "--credentials", secret, "--output", tmp_path / "out")
     done = finetune(*words, *place)
     assert done.returncode == 0, done.stderr
     assert "gguf/base-Q8_0.gguf" in files_below(tmp_path / "out")
     assert not [name for name in files_below(tmp_path / "out") if not name.startswith("gguf/")], "downloads stayed"
-    assert object_store.secret_key not in done.stdout + done.stderr
+    assert s3_server.secret_key not in done.stdout + done.stderr
 
     absent = finetune("export", "--base", "s3://exported/no-such/", "--gguf", "Q8_0", *place)
     assert absent.returncode == 12

@@ -15,7 +15,7 @@ from finetune_api.outcome import Outcome
 from finetune_api.progress import Resolved
 from finetune_api.run_config import JobIdentity, RunConfig
 from finetune_api.vocabulary import ArtifactType
-from finetune_test_servers.object_store import ObjectStore
+from finetune_test_servers.s3_server import S3Server
 from finetune_trainer.artifacts.store import LocalArtifact, Provenance, open_store
 from finetune_trainer.cli.preflight import preflight_attempt, to_outcome
 from finetune_trainer.job.settings import Settings
@@ -142,16 +142,16 @@ def test_a_row_with_html_stays_text(run_config: Build, settings: Settings, tmp_p
 
 @pytest.mark.parametrize(("exists", "code"), [(True, 0), (False, 15)], ids=["bucket", "no bucket"])
 def test_the_report_goes_to_s3_and_the_outcome_to_the_pod(
-    exists: bool, code: int, run_config: Build, settings: Settings, tmp_path: Path, object_store: ObjectStore
+    exists: bool, code: int, run_config: Build, settings: Settings, tmp_path: Path, s3_server: S3Server
 ) -> None:
     bucket = f"preflight-{exists}".lower()
     if exists:
-        object_store.create_bucket(bucket)
+        s3_server.create_bucket(bucket)
     keys = tmp_path / "credentials/output"
     keys.mkdir(parents=True)
-    (keys / "AWS_ACCESS_KEY_ID").write_text(object_store.access_key)
-    (keys / "AWS_SECRET_ACCESS_KEY").write_text(object_store.secret_key)
-    config = run_config(output={"s3": {"bucket": bucket, "endpointURL": object_store.endpoint_url}})
+    (keys / "AWS_ACCESS_KEY_ID").write_text(s3_server.access_key)
+    (keys / "AWS_SECRET_ACCESS_KEY").write_text(s3_server.secret_key)
+    config = run_config(output={"s3": {"bucket": bucket, "endpointURL": s3_server.endpoint_url}})
     mounted, message = tmp_path / "run_config.yaml", tmp_path / "termination"
     mounted.write_text(config.to_yaml())
     place = replace(settings, output_folder=None, credentials=keys.parent, config=mounted, termination_log=message)
@@ -162,7 +162,7 @@ def test_the_report_goes_to_s3_and_the_outcome_to_the_pod(
     if exists:
         assert (outcome.preflight.rows, outcome.preflight.errors, outcome.preflight.steps) == (40, 0, 3)
         assert outcome.preflight.report_uri == f"s3://{bucket}/default/tiny/preflight/report.html"
-        listed = object_store.client().list_objects_v2(Bucket=bucket)["Contents"]
+        listed = s3_server.client().list_objects_v2(Bucket=bucket)["Contents"]
         assert {entry["Key"] for entry in listed} == {
             f"default/tiny/preflight/report.{kind}" for kind in ("html", "json")
         }

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_api.failures import FailureReason
 from finetune_test_servers.faulty_store import Fault, FaultyStore
-from finetune_test_servers.object_store import ObjectStore
+from finetune_test_servers.s3_server import S3Server
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.sources import SourceAccess, fetch_dataset, fetch_model
 from finetune_trainer.storage.object_store import ignore_bytes
@@ -18,31 +18,31 @@ MODEL = {"config.json": b"{}", "model.safetensors": b"weights", "pytorch_model.b
 
 
 @pytest.fixture
-def bucket(object_store: ObjectStore) -> str:
+def bucket(s3_server: S3Server) -> str:
     name = f"sources-{next(_numbers)}"
-    object_store.create_bucket(name)
+    s3_server.create_bucket(name)
     return name
 
 
 @pytest.fixture
-def access(object_store: ObjectStore, tmp_path: Path) -> SourceAccess:
+def access(s3_server: S3Server, tmp_path: Path) -> SourceAccess:
     folder = tmp_path / "credentials"
     folder.mkdir()
-    (folder / "AWS_ACCESS_KEY_ID").write_text(object_store.access_key)
-    (folder / "AWS_SECRET_ACCESS_KEY").write_text(object_store.secret_key)
-    return SourceAccess(credentials=folder, endpoint_url=object_store.endpoint_url)
+    (folder / "AWS_ACCESS_KEY_ID").write_text(s3_server.access_key)
+    (folder / "AWS_SECRET_ACCESS_KEY").write_text(s3_server.secret_key)
+    return SourceAccess(credentials=folder, endpoint_url=s3_server.endpoint_url)
 
 
-def _put(store: ObjectStore, bucket: str, objects: dict[str, bytes]) -> None:
+def _put(store: S3Server, bucket: str, objects: dict[str, bytes]) -> None:
     for key, body in objects.items():
         store.client().put_object(Bucket=bucket, Key=key, Body=body)
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_a_model_is_a_prefix(
-    object_store: ObjectStore, bucket: str, access: SourceAccess, tmp_path: Path, slash: str
+    s3_server: S3Server, bucket: str, access: SourceAccess, tmp_path: Path, slash: str
 ) -> None:
-    _put(object_store, bucket, {f"base/{name}": body for name, body in MODEL.items()} | {"base2/config.json": b"{}"})
+    _put(s3_server, bucket, {f"base/{name}": body for name, body in MODEL.items()} | {"base2/config.json": b"{}"})
     moved: list[int] = []
     found = fetch_model(f"s3://{bucket}/base{slash}", None, tmp_path / "base", access, moved.append)
     assert {path.name for path in (tmp_path / "base").iterdir()} == {"config.json", "model.safetensors"}
@@ -52,9 +52,9 @@ def test_a_model_is_a_prefix(
 
 
 def test_a_dataset_is_an_object_or_a_prefix(
-    object_store: ObjectStore, bucket: str, access: SourceAccess, tmp_path: Path
+    s3_server: S3Server, bucket: str, access: SourceAccess, tmp_path: Path
 ) -> None:
-    _put(object_store, bucket, {"data/a.jsonl": b"1\n", "data/sub/b.jsonl": b"2\n", "top.jsonl": b"3\n"})
+    _put(s3_server, bucket, {"data/a.jsonl": b"1\n", "data/sub/b.jsonl": b"2\n", "top.jsonl": b"3\n"})
     one = fetch_dataset(f"s3://{bucket}/data/a.jsonl", "train", tmp_path / "one", access, ignore_bytes)
     top = fetch_dataset(f"s3://{bucket}/top.jsonl", "train", tmp_path / "top", access, ignore_bytes)
     every = fetch_dataset(f"s3://{bucket}/data/", "train", tmp_path / "all", access, ignore_bytes)
@@ -64,22 +64,22 @@ def test_a_dataset_is_an_object_or_a_prefix(
 
 
 def test_a_changed_byte_changes_the_digest(
-    object_store: ObjectStore, bucket: str, access: SourceAccess, tmp_path: Path
+    s3_server: S3Server, bucket: str, access: SourceAccess, tmp_path: Path
 ) -> None:
     digests = []
     for body in (b"1\n", b"2\n", b"1\n"):
-        _put(object_store, bucket, {"a.jsonl": body})
+        _put(s3_server, bucket, {"a.jsonl": body})
         found = fetch_dataset(f"s3://{bucket}/a.jsonl", "train", tmp_path / "data", access, ignore_bytes)
         digests.append(found.digest)
     assert digests[0] == digests[2] != digests[1]
 
 
 def test_keys_that_lead_out_of_the_folder_are_left_alone(
-    object_store: ObjectStore, bucket: str, access: SourceAccess, tmp_path: Path
+    s3_server: S3Server, bucket: str, access: SourceAccess, tmp_path: Path
 ) -> None:
     absolute = tmp_path / "absolute.jsonl"
     hostile = {"data/../../climbed.jsonl": b"x", f"data/{absolute}": b"x", "data/a.jsonl": b"1\n"}
-    _put(object_store, bucket, hostile)
+    _put(s3_server, bucket, hostile)
     found = fetch_dataset(f"s3://{bucket}/data/", "train", tmp_path / "deep" / "data", access, ignore_bytes)
     assert [path.name for path in found.files] == ["a.jsonl"]
     assert not absolute.exists()
@@ -107,21 +107,21 @@ def test_what_is_missing_is_named(
 
 @pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
 def test_a_refusal_is_no_access_and_quotes_no_key(
-    object_store: ObjectStore, bucket: str, access: SourceAccess, tmp_path: Path, code: str
+    s3_server: S3Server, bucket: str, access: SourceAccess, tmp_path: Path, code: str
 ) -> None:
-    with FaultyStore.start(object_store) as faulty:
+    with FaultyStore.start(s3_server) as faulty:
         faulty.faults = [Fault("GET", "list-type=2", code=code, times=100)]
         proxied = SourceAccess(credentials=access.credentials, endpoint_url=faulty.endpoint_url)
         with pytest.raises(TrainerError) as refusal:
             fetch_model(f"s3://{bucket}/base/", None, tmp_path / "base", proxied, ignore_bytes)
     assert refusal.value.reason is FailureReason.MODEL_ACCESS_DENIED
-    assert object_store.access_key not in refusal.value.message
+    assert s3_server.access_key not in refusal.value.message
 
 
 def test_a_disk_that_is_too_small_is_full_before_the_download(
-    object_store: ObjectStore, bucket: str, access: SourceAccess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_server: S3Server, bucket: str, access: SourceAccess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _put(object_store, bucket, {f"base/{name}": body for name, body in MODEL.items()})
+    _put(s3_server, bucket, {f"base/{name}": body for name, body in MODEL.items()})
     usage = type("Usage", (), {"free": 5})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(TrainerError, match="are needed to download") as refusal:

@@ -47,7 +47,7 @@ class CheckpointStore:
     """Checkpoints of one key; the newest `checkpointsToKeep` stay."""
 
     def __init__(self, store: ArtifactStore, key: str) -> None:
-        self._space = store.space
+        self._store = store.object_store
         self._attempt_id = store.attempt_id
         self._keep = store.config.checkpoints_to_keep
         self._folder = f"checkpoints/{key}/"
@@ -59,12 +59,12 @@ class CheckpointStore:
         files = []
         for path in files_below(folder):
             name = f"{self._attempt_id}/{path.relative_to(folder).as_posix()}"
-            digest = self._space.put_file(base + name, path, ignore_bytes)
+            digest = self._store.put_file(base + name, path, ignore_bytes)
             files.append(ManifestFile(path=name, bytes=digest.bytes, sha256=digest.sha256))
         index = CheckpointIndex(step=step, files=tuple(files)).model_dump_json(by_alias=True).encode()
-        before = self._space.read(base + INDEX_NAME)
+        before = self._store.read(base + INDEX_NAME)
         try:
-            self._space.put_if(base + INDEX_NAME, index, before.tag if before else None)
+            self._store.put_if(base + INDEX_NAME, index, before.tag if before else None)
         except PreconditionFailedError:
             log.warning("checkpoint %d was written by another attempt at the same time", step)
             return
@@ -79,14 +79,14 @@ class CheckpointStore:
         TrainerError for storage that does not answer."""
         index = self._read_index(step)
         if index is None:
-            raise DamagedCheckpointError(f"{self._space.uri(self._base(step))} has no index")
+            raise DamagedCheckpointError(f"{self._store.uri(self._base(step))} has no index")
         for file in index.files:
             path = target / file.path.partition("/")[2]
             if not path.resolve().is_relative_to(target.resolve()):
-                raise DamagedCheckpointError(f"{self._space.uri(self._base(step))} names a path outside itself")
-            self._space.get_file(self._base(step) + file.path, path, ignore_bytes)
+                raise DamagedCheckpointError(f"{self._store.uri(self._base(step))} names a path outside itself")
+            self._store.get_file(self._base(step) + file.path, path, ignore_bytes)
             if sha256_file(path) != file.sha256:
-                raise DamagedCheckpointError(f"{self._space.uri(self._base(step) + file.path)} is not what was saved")
+                raise DamagedCheckpointError(f"{self._store.uri(self._base(step) + file.path)} is not what was saved")
 
     def restore_newest(self, target: Path) -> int | None:
         """Download the newest checkpoint that is whole into `target`, whose content is replaced; says its step."""
@@ -104,13 +104,13 @@ class CheckpointStore:
     def _complete_steps(self) -> Iterator[int]:
         for step in self._steps():
             index = self._read_index(step)
-            if index and all(self._space.size(self._base(step) + file.path) == file.bytes for file in index.files):
+            if index and all(self._store.size(self._base(step) + file.path) == file.bytes for file in index.files):
                 yield step
             else:
                 log.warning("checkpoint %d is incomplete and is not used", step)
 
     def _read_index(self, step: int) -> CheckpointIndex | None:
-        found = self._space.read(self._base(step) + INDEX_NAME)
+        found = self._store.read(self._base(step) + INDEX_NAME)
         try:
             return CheckpointIndex.model_validate_json(found.data) if found else None
         except ValidationError:
@@ -118,7 +118,7 @@ class CheckpointStore:
 
     def _steps(self) -> list[int]:
         """Steps of which anything is stored, newest first."""
-        names = (key.removeprefix(self._folder).partition("/")[0] for key in self._space.keys(self._folder))
+        names = (key.removeprefix(self._folder).partition("/")[0] for key in self._store.keys(self._folder))
         return sorted({int(match[1]) for name in names if (match := STEP_FOLDER.fullmatch(name))}, reverse=True)
 
     def _prune(self) -> None:
@@ -127,9 +127,9 @@ class CheckpointStore:
         committed = [step for step in steps if self._read_index(step)]
         oldest_kept = committed[: self._keep][-1]
         for step in (step for step in steps if step < oldest_kept):
-            keys = self._space.keys(self._base(step))
+            keys = self._store.keys(self._base(step))
             # The index goes first: half a checkpoint must never look like a whole one.
-            self._space.delete(sorted(keys, key=lambda key: not key.endswith(f"/{INDEX_NAME}")))
+            self._store.delete(sorted(keys, key=lambda key: not key.endswith(f"/{INDEX_NAME}")))
 
     def _base(self, step: int) -> str:
         return f"{self._folder}step-{step:08d}/"

@@ -12,21 +12,21 @@ from finetune_api.failures import FailureReason
 from finetune_trainer.artifacts.manifest import MANIFEST_NAME, Manifest, ManifestArtifact, ManifestFile
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.digests import sha256_file
-from finetune_trainer.storage.object_store import ObjectSpace, OnBytes
+from finetune_trainer.storage.object_store import ObjectStore, OnBytes
 
 SUMS_NAME = "SHA256SUMS"
 
 
-def read_manifest(space: ObjectSpace) -> Manifest:
+def read_manifest(store: ObjectStore) -> Manifest:
     """The result's manifest; raises TrainerError where there is none, or something else under its name."""
-    found = space.read(MANIFEST_NAME)
+    found = store.read(MANIFEST_NAME)
     if found is None:
-        message = f"{space.uri(MANIFEST_NAME)} does not exist: the job has not finished, or wrote elsewhere"
+        message = f"{store.uri(MANIFEST_NAME)} does not exist: the job has not finished, or wrote elsewhere"
         raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, message)
     try:
         return Manifest.decode(found.data)
     except ValidationError:
-        message = f"{space.uri(MANIFEST_NAME)} is not a manifest of ours"
+        message = f"{store.uri(MANIFEST_NAME)} is not a manifest of ours"
         raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, message) from None
 
 
@@ -43,7 +43,7 @@ def local_path(file: ManifestFile) -> Path:
 
 
 def download_artifacts(
-    space: ObjectSpace, artifacts: Iterable[ManifestArtifact], target: Path, on_bytes: OnBytes
+    store: ObjectStore, artifacts: Iterable[ManifestArtifact], target: Path, on_bytes: OnBytes
 ) -> list[Path]:
     """Have every file of these artifacts below `target`, verified, and write SHA256SUMS for `sha256sum --check`.
 
@@ -53,21 +53,21 @@ def download_artifacts(
     files = [file for artifact in artifacts for file in artifact.files]
     places = [local_path(file) for file in files]
     for file, place in zip(files, places, strict=True):
-        _bring(space, file, target / place, on_bytes)
+        _download(store, file, target / place, on_bytes)
     lines = sorted(f"{file.sha256}  {place.as_posix()}\n" for file, place in zip(files, places, strict=True))
     (target / SUMS_NAME).write_text("".join(lines), encoding="utf-8")
     return [target / place for place in places]
 
 
-def _bring(space: ObjectSpace, file: ManifestFile, path: Path, on_bytes: OnBytes) -> None:
+def _download(store: ObjectStore, file: ManifestFile, path: Path, on_bytes: OnBytes) -> None:
     if path.is_file() and path.stat().st_size == file.bytes and sha256_file(path) == file.sha256:
         on_bytes(file.bytes)
         return
     partial = path.with_name(f".{path.name}.partial")
     try:
-        space.get_file(file.path, partial, on_bytes)
+        store.get_file(file.path, partial, on_bytes)
         if (found := sha256_file(partial)) != file.sha256:
-            message = f"{space.uri(file.path)} is not what the job made: its SHA-256 is {found}"
+            message = f"{store.uri(file.path)} is not what the job made: its SHA-256 is {found}"
             raise TrainerError(FailureReason.UPLOAD_CORRUPTED, message)
         partial.replace(path)
     finally:

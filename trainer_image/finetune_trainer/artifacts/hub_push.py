@@ -24,7 +24,7 @@ from finetune_api.vocabulary import ArtifactType
 from finetune_trainer.artifacts.download import download_artifacts, local_path
 from finetune_trainer.artifacts.manifest import Manifest
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.storage.object_store import ObjectSpace, ignore_bytes
+from finetune_trainer.storage.object_store import ObjectStore, ignore_bytes
 
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")
@@ -114,12 +114,12 @@ def open_hub(output: HubOutput | None, credentials: Path | None, endpoint: str |
     return HubTarget(output, token, endpoint)
 
 
-def push_result(hub: HubTarget | None, space: ObjectSpace, manifest: Manifest, folder: Path) -> str | None:
+def push_result(hub: HubTarget | None, store: ObjectStore, manifest: Manifest, folder: Path) -> str | None:
     """Push everything that the manifest names, and return the commit's address; files that `folder` lacks are
     downloaded into it first. None without a hub."""
     if hub is None:
         return None
-    download_artifacts(space, manifest.artifacts, folder, ignore_bytes)
+    download_artifacts(store, manifest.artifacts, folder, ignore_bytes)
     files = {path: folder / local for path, local in repository_paths(manifest).items()}
     log.info("pushing %d files to the hub", len(files))
     return hub.push(files, f"{manifest.job.name}: {manifest.spec_digest[:12]}")

@@ -19,11 +19,11 @@ from finetune_api.vocabulary import ArtifactType, OnExisting
 from finetune_trainer.artifacts.manifest import MANIFEST_NAME, Manifest, ManifestArtifact, ManifestFile, artifact_digest
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.digests import files_below
-from finetune_trainer.storage.folder_store import FolderSpace
-from finetune_trainer.storage.object_store import ObjectSpace, OnBytes, PreconditionFailedError
+from finetune_trainer.storage.folder_store import FolderStore
+from finetune_trainer.storage.object_store import ObjectStore, OnBytes, PreconditionFailedError
 from finetune_trainer.storage.s3_faults import OUTPUT_REASONS
 from finetune_trainer.storage.s3_session import S3Location, S3Session
-from finetune_trainer.storage.s3_store import S3Space
+from finetune_trainer.storage.s3_store import S3Store
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ class Provenance:
 class ArtifactStore:
     """The results of one job, as one attempt sees them."""
 
-    def __init__(self, space: ObjectSpace, config: RunConfig, attempt_id: str) -> None:
-        self.space = space
+    def __init__(self, object_store: ObjectStore, config: RunConfig, attempt_id: str) -> None:
+        self.object_store = object_store
         self.config = config
         self.attempt_id = attempt_id
         self._replaces: str | None = None
@@ -71,8 +71,8 @@ class ArtifactStore:
 
         Raises TrainerError (BucketNotFound, StorageNotWritable, StorageUnavailable).
         """
-        self.space.probe()
-        if aborted := self.space.abort_unfinished():
+        self.object_store.probe()
+        if aborted := self.object_store.abort_unfinished():
             log.info("discarded %d unfinished uploads of former attempts", aborted)
 
     def find_existing(self, spec_digest: str) -> Manifest | None:
@@ -103,7 +103,7 @@ class ArtifactStore:
         listed = tuple(self._upload(artifact, on_bytes) for artifact in artifacts)
         manifest = draft.model_copy(update={"artifacts": listed, "created": datetime.now(UTC)})
         try:
-            self.space.put_if(MANIFEST_NAME, manifest.encode(), self._replaces)
+            self.object_store.put_if(MANIFEST_NAME, manifest.encode(), self._replaces)
         except PreconditionFailedError:
             winner = self._read_winner()
             self._remove_leftovers(f"attempts/{self.attempt_id}/", winner)
@@ -113,11 +113,11 @@ class ArtifactStore:
 
     def manifest_uri(self) -> str:
         """Where the manifest is."""
-        return self.space.uri(MANIFEST_NAME)
+        return self.object_store.uri(MANIFEST_NAME)
 
     def close(self) -> None:
         """Let no transfer wait any longer: the process is about to end."""
-        self.space.close()
+        self.object_store.close()
 
     def _upload(self, artifact: LocalArtifact, on_bytes: OnBytes) -> ManifestArtifact:
         base = f"attempts/{self.attempt_id}/{artifact.folder}/"
@@ -127,11 +127,11 @@ class ArtifactStore:
         files = []
         for path in artifact.files:
             key = base + path.relative_to(root).as_posix()
-            digest = self.space.put_file(key, path, on_bytes)
+            digest = self.object_store.put_file(key, path, on_bytes)
             files.append(ManifestFile(path=key, bytes=digest.bytes, sha256=digest.sha256))
         return ManifestArtifact(
             type=artifact.type,
-            uri=self.space.uri(location),
+            uri=self.object_store.uri(location),
             bytes=sum(file.bytes for file in files),
             sha256=artifact_digest(location, tuple(files)),
             format=artifact.format,
@@ -169,20 +169,22 @@ class ArtifactStore:
         return found[0]
 
     def _read_manifest(self) -> tuple[Manifest, str] | None:
-        found = self.space.read(MANIFEST_NAME)
+        found = self.object_store.read(MANIFEST_NAME)
         if found is None:
             return None
         try:
             return Manifest.decode(found.data), found.tag
         except ValidationError:
-            message = f"{self.space.uri(MANIFEST_NAME)} is not a manifest of ours: remove it, or choose another prefix"
+            message = (
+                f"{self.object_store.uri(MANIFEST_NAME)} is not a manifest of ours: remove it, or choose another prefix"
+            )
             raise TrainerError(FailureReason.OUTPUT_EXISTS, message) from None
 
     def _check_complete(self, manifest: Manifest) -> None:
         for file in manifest.files():
-            if (size := self.space.size(file.path)) != file.bytes:
+            if (size := self.object_store.size(file.path)) != file.bytes:
                 found = "is missing" if size is None else f"has {size} bytes instead of {file.bytes}"
-                message = f"{self.space.uri(file.path)}, which the finished result lists, {found}"
+                message = f"{self.object_store.uri(file.path)}, which the finished result lists, {found}"
                 raise TrainerError(FailureReason.OUTPUT_EXISTS, message)
 
     def _remove_leftovers(self, prefix: str, manifest: Manifest) -> None:
@@ -190,7 +192,7 @@ class ArtifactStore:
         result. The result stands whatever happens here."""
         kept = {file.path for file in manifest.files()}
         try:
-            self.space.delete(key for key in self.space.keys(prefix) if key not in kept)
+            self.object_store.delete(key for key in self.object_store.keys(prefix) if key not in kept)
         except TrainerError as error:
             log.warning("leftovers of former attempts stay: %s", error.message)
 
@@ -198,13 +200,13 @@ class ArtifactStore:
 def open_store(config: RunConfig, attempt_id: str, credentials: Path | None, folder: Path | None) -> ArtifactStore:
     """The job's results in S3, or below `folder`. `credentials` is a folder with a mounted Secret; None is boto3's
     chain."""
-    return ArtifactStore(open_space(config, credentials, folder), config, attempt_id)
+    return ArtifactStore(open_object_store(config, credentials, folder), config, attempt_id)
 
 
-def open_space(config: RunConfig, credentials: Path | None, folder: Path | None) -> ObjectSpace:
+def open_object_store(config: RunConfig, credentials: Path | None, folder: Path | None) -> ObjectStore:
     """The storage below the job's prefix."""
     if folder is not None:
-        return FolderSpace(folder / config.job.name)
+        return FolderStore(folder / config.job.name)
     s3 = config.output.s3
     session = S3Session(s3.bucket, S3Location(s3.endpoint_url, s3.region), credentials, OUTPUT_REASONS)
-    return S3Space(session, config.output_prefix())
+    return S3Store(session, config.output_prefix())

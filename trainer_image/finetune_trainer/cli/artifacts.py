@@ -14,7 +14,7 @@ from finetune_trainer.artifacts.manifest import Manifest, ManifestArtifact
 from finetune_trainer.cli.find_result import find_job
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.logging_setup import configure_logging
-from finetune_trainer.storage.object_store import ObjectSpace
+from finetune_trainer.storage.object_store import ObjectStore
 
 INCOMPLETE = 15
 
@@ -41,30 +41,30 @@ def artifacts_here(arguments: argparse.Namespace) -> int:
     configure_logging(logging.ERROR)
     console = Console(stderr=True, highlight=False)
     try:
-        place = find_job(arguments.job, arguments.results, arguments.endpoint_url, arguments.region)
-        space = place.open(arguments.credentials)
+        location = find_job(arguments.job, arguments.results, arguments.endpoint_url, arguments.region)
+        store = location.open(arguments.credentials)
         try:
-            manifest = read_manifest(space)
-            if place.spec_digest not in (None, manifest.spec_digest):
+            manifest = read_manifest(store)
+            if location.spec_digest not in (None, manifest.spec_digest):
                 console.print("note: this result was made by another version of the specification", markup=False)
             chosen = [each for each in manifest.artifacts if not arguments.type or each.type in arguments.type]
             if arguments.download is None:
-                return _list(manifest, chosen, space)
-            _download(chosen, space, arguments.download, console)
+                return _list(manifest, chosen, store)
+            _download(chosen, store, arguments.download, console)
         finally:
-            space.close()
+            store.close()
     except TrainerError as error:
         console.print(error.message, markup=False, soft_wrap=True)
         return int(error.exit_code)
     return 0
 
 
-def _list(manifest: Manifest, chosen: list[ManifestArtifact], space: ObjectSpace) -> int:
+def _list(manifest: Manifest, chosen: list[ManifestArtifact], store: ObjectStore) -> int:
     """Show the artifacts and whether their files are there, by size; says so in the exit code."""
     table = Table("type", "quantization", "files", "bytes", "sha256", "stored")
     complete = True
     for artifact in chosen:
-        missing = sum(space.size(file.path) != file.bytes for file in artifact.files)
+        missing = sum(store.size(file.path) != file.bytes for file in artifact.files)
         complete = complete and not missing
         stored = f"{missing} missing" if missing else "complete"
         row = (f"{len(artifact.files)}", f"{artifact.bytes:,}", f"{artifact.sha256[:12]}…", stored)
@@ -78,13 +78,13 @@ def _list(manifest: Manifest, chosen: list[ManifestArtifact], space: ObjectSpace
     return 0 if complete else INCOMPLETE
 
 
-def _download(chosen: list[ManifestArtifact], space: ObjectSpace, target: Path, console: Console) -> None:
+def _download(chosen: list[ManifestArtifact], store: ObjectStore, target: Path, console: Console) -> None:
     target.mkdir(parents=True, exist_ok=True)
     total = sum(artifact.bytes for artifact in chosen)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("download", total=total)
-        files = download_artifacts(space, chosen, target, lambda count: bar.update(task, advance=count))
+        files = download_artifacts(store, chosen, target, lambda count: bar.update(task, advance=count))
     out = Console(highlight=False)
     for path in files:
         out.print(f"{path}", markup=False, soft_wrap=True)

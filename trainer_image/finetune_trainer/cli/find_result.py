@@ -16,18 +16,18 @@ from finetune_api.job import FineTuneJob, load_manifest
 from finetune_api.run_config import JobIdentity, RunConfig
 from finetune_trainer.artifacts.manifest import MANIFEST_NAME
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.storage.folder_store import FolderSpace
-from finetune_trainer.storage.object_store import ObjectSpace
+from finetune_trainer.storage.folder_store import FolderStore
+from finetune_trainer.storage.object_store import ObjectStore
 from finetune_trainer.storage.s3_faults import OUTPUT_REASONS
 from finetune_trainer.storage.s3_session import S3Location, S3Session
-from finetune_trainer.storage.s3_store import S3Space
+from finetune_trainer.storage.s3_store import S3Store
 
 KUBECTL_SECONDS = 30
 _NAME = re.compile(rf"({SUBDOMAIN}/)?{SUBDOMAIN}")
 
 
 @dataclass(frozen=True)
-class JobPlace:
+class ResultLocation:
     """A job's prefix in a bucket, or its folder."""
 
     folder: Path | None = None
@@ -38,38 +38,38 @@ class JobPlace:
     spec_digest: str | None = None
     """Of the specification that the user named, where they named one."""
 
-    def open(self, credentials: Path | None) -> ObjectSpace:
+    def open(self, credentials: Path | None) -> ObjectStore:
         """The storage; `credentials` is a folder like a mounted Secret, None is boto3's chain."""
         if self.folder is not None:
-            return FolderSpace(self.folder)
+            return FolderStore(self.folder)
         session = S3Session(self.bucket, S3Location(self.endpoint_url, self.region), credentials, OUTPUT_REASONS)
-        return S3Space(session, self.prefix)
+        return S3Store(session, self.prefix)
 
 
-def find_job(job: str, results: Path | None, endpoint_url: str | None, region: str | None) -> JobPlace:
+def find_job(job: str, results: Path | None, endpoint_url: str | None, region: str | None) -> ResultLocation:
     """The place of `job`: an s3:// prefix, a folder with a manifest, a FineTuneJob's YAML file, or [namespace/]name in
     the cluster that kubectl talks to. `results` is where `finetune run --output` wrote. Raises TrainerError."""
     path = Path(job)
     if job.startswith("s3://"):
-        place = _place_of_uri(job)
+        location = _location_of_uri(job)
     elif path.is_dir():
-        place = JobPlace(folder=path)
+        location = ResultLocation(folder=path)
     elif path.is_file():
-        place = _place_of_manifest(path, results)
+        location = _location_of_manifest(path, results)
     elif _NAME.fullmatch(job):
-        place = _place_in_cluster(*_namespace_and_name(job))
+        location = _location_in_cluster(*_namespace_and_name(job))
     else:
         message = f"{job} is no s3:// address, folder, manifest or name of a job"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
-    return replace(place, endpoint_url=endpoint_url or place.endpoint_url, region=region or place.region)
+    return replace(location, endpoint_url=endpoint_url or location.endpoint_url, region=region or location.region)
 
 
-def _place_of_uri(uri: str) -> JobPlace:
+def _location_of_uri(uri: str) -> ResultLocation:
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-    return JobPlace(bucket=bucket, prefix=prefix.removesuffix(MANIFEST_NAME).strip("/"))
+    return ResultLocation(bucket=bucket, prefix=prefix.removesuffix(MANIFEST_NAME).strip("/"))
 
 
-def _place_of_manifest(path: Path, results: Path | None) -> JobPlace:
+def _location_of_manifest(path: Path, results: Path | None) -> ResultLocation:
     try:
         job = load_manifest(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, ValidationError) as error:
@@ -77,8 +77,8 @@ def _place_of_manifest(path: Path, results: Path | None) -> JobPlace:
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from None
     config = _config(job)
     if results is not None:
-        return JobPlace(folder=results / config.job.name, spec_digest=config.spec_digest())
-    return _place_in_bucket(config)
+        return ResultLocation(folder=results / config.job.name, spec_digest=config.spec_digest())
+    return _location_in_bucket(config)
 
 
 def _namespace_and_name(job: str) -> tuple[str | None, str]:
@@ -86,7 +86,7 @@ def _namespace_and_name(job: str) -> tuple[str | None, str]:
     return (namespace, name) if slash else (None, job)
 
 
-def _place_in_cluster(namespace: str | None, name: str) -> JobPlace:
+def _location_in_cluster(namespace: str | None, name: str) -> ResultLocation:
     words = ["kubectl", "get", "finetunejobs.finetune.dev", name, "--output", "json"]
     words += ["--namespace", namespace] if namespace else []
     try:
@@ -101,9 +101,9 @@ def _place_in_cluster(namespace: str | None, name: str) -> JobPlace:
     if job.status.manifest_uri is None:
         message = f"{name} has no result yet: its phase is {job.status.phase or 'unknown'}"
         raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, message)
-    place = _place_of_uri(job.status.manifest_uri)
-    in_bucket = _place_in_bucket(_config(job))
-    return replace(in_bucket, bucket=place.bucket, prefix=place.prefix)
+    location = _location_of_uri(job.status.manifest_uri)
+    in_bucket = _location_in_bucket(_config(job))
+    return replace(in_bucket, bucket=location.bucket, prefix=location.prefix)
 
 
 def _config(job: FineTuneJob) -> RunConfig:
@@ -112,9 +112,9 @@ def _config(job: FineTuneJob) -> RunConfig:
     return RunConfig.from_spec(identity, job.spec, progress=None)
 
 
-def _place_in_bucket(config: RunConfig) -> JobPlace:
+def _location_in_bucket(config: RunConfig) -> ResultLocation:
     s3 = config.output.s3
-    return JobPlace(
+    return ResultLocation(
         bucket=s3.bucket,
         prefix=config.output_prefix(),
         endpoint_url=s3.endpoint_url,

@@ -81,13 +81,13 @@ def _run(config: RunConfig, settings: Settings, progress: Progress, termination:
         if hub is not None:
             hub.prepare()
         if (existing := store.find_existing(config.spec_digest())) is not None:
-            hub_url = push_result(hub, store.space, existing, settings.work / "artifacts")
+            hub_url = push_result(hub, store.object_store, existing, settings.work / "artifacts")
             return succeeded(existing, store.manifest_uri(), progress, reused=True, hub_url=hub_url)
         progress.stage(Stage.MODEL_LOADING)  # importing torch is a part of it: 3 s, on two busy cores 7 s
         from finetune_trainer.pipeline import Workplace, run
 
         manifest = run(Workplace(config, settings, store, progress, termination))
-        hub_url = push_result(hub, store.space, manifest, settings.work / "artifacts")
+        hub_url = push_result(hub, store.object_store, manifest, settings.work / "artifacts")
         return succeeded(manifest, store.manifest_uri(), progress, reused=False, hub_url=hub_url)
     finally:
         store.close()

@@ -277,5 +277,5 @@ def _write(store: ArtifactStore, report: Report, work: Path) -> tuple[str, ...]:
     (folder / "report.html").write_text(render_html(report), encoding="utf-8")
     names = ("report.html", "report.json")
     for name in names:
-        store.space.put_file(f"{FOLDER}/{name}", folder / name, ignore_bytes)
-    return tuple(store.space.uri(f"{FOLDER}/{name}") for name in names)
+        store.object_store.put_file(f"{FOLDER}/{name}", folder / name, ignore_bytes)
+    return tuple(store.object_store.uri(f"{FOLDER}/{name}") for name in names)

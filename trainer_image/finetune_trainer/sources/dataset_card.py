@@ -13,7 +13,7 @@ import yaml
 
 from finetune_api.failures import FailureReason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.sources.front_matter import find_block
+from finetune_trainer.sources.front_matter import find_front_matter
 
 
 def choose_from_card(uri: str, card: str, names: Iterable[str], split: str, subset: str | None) -> list[str] | None:
@@ -36,7 +36,7 @@ def choose_from_card(uri: str, card: str, names: Iterable[str], split: str, subs
 
 
 def _configs(uri: str, card: str) -> list[dict[str, Any]]:
-    block = find_block(card)
+    block = find_front_matter(card)
     if block is None:
         return []
     try:

@@ -43,7 +43,7 @@ def fetch_model(uri: str, revision: str | None, work: Path, access: SourceAccess
     """
     repository = _open(uri, revision, access, MODEL_REASONS, is_model=True)
     names = choose_model_files(uri, repository.files)
-    return _bring(repository, names, work, on_bytes, beside=[CARD] if _has_card(repository) else [])
+    return _download(repository, names, work, on_bytes, beside=[CARD] if _has_card(repository) else [])
 
 
 def fetch_model_configuration(uri: str, revision: str | None, work: Path, access: SourceAccess) -> FetchedSource:
@@ -51,13 +51,13 @@ def fetch_model_configuration(uri: str, revision: str | None, work: Path, access
     `fetch_model`. Raises TrainerError like it."""
     repository = _open(uri, revision, access, MODEL_REASONS, is_model=True)
     names = choose_model_files(uri, repository.files)
-    return _bring(repository, [name for name in names if not name.endswith(WEIGHTS_SUFFIX)], work, ignore_bytes)
+    return _download(repository, [name for name in names if not name.endswith(WEIGHTS_SUFFIX)], work, ignore_bytes)
 
 
 def fetch_adapter(uri: str, work: Path, access: SourceAccess, on_bytes: OnBytes) -> FetchedSource:
     """Bring a peft adapter into `work`, whose former content goes. Raises TrainerError like `fetch_model`."""
     repository = _open(uri, None, access, MODEL_REASONS, is_model=True)
-    return _bring(repository, choose_adapter_files(uri, repository.files), work, on_bytes)
+    return _download(repository, choose_adapter_files(uri, repository.files), work, on_bytes)
 
 
 def fetch_dataset(
@@ -77,13 +77,13 @@ def fetch_dataset(
             names, wanted = _of_subset(uri, repository.files, subset), split
         else:
             names = listed
-    return _bring(repository, choose_data_files(uri, names, wanted), work, on_bytes)
+    return _download(repository, choose_data_files(uri, names, wanted), work, on_bytes)
 
 
 def _read_card(repository: Repository, work: Path) -> str:
     if not _has_card(repository):
         return ""
-    fetched = _bring(repository, [CARD], work, ignore_bytes)
+    fetched = _download(repository, [CARD], work, ignore_bytes)
     return fetched.files[0].read_text(encoding="utf-8", errors="replace")
 
 
@@ -109,17 +109,17 @@ def _open(uri: str, revision: str | None, access: SourceAccess, reasons: FaultRe
     return LocalRepository(uri, source, access, reasons)
 
 
-def _bring(
+def _download(
     repository: Repository, names: list[str], work: Path, on_bytes: OnBytes, *, beside: Sequence[str] = ()
 ) -> FetchedSource:
     """`names` are what the source is; `beside` is brought too."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    needed, free = repository.bytes_to_bring([*names, *beside]), shutil.disk_usage(work).free
+    needed, free = repository.download_size([*names, *beside]), shutil.disk_usage(work).free
     if needed > free:
         message = f"{needed / GIBIBYTE:.1f} GiB are needed to download the source, {free / GIBIBYTE:.1f} GiB are free"
         raise TrainerError(FailureReason.DISK_FULL, message)
-    folder = repository.bring([*names, *beside], work, on_bytes)
+    folder = repository.download([*names, *beside], work, on_bytes)
     files = tuple(folder / name for name in names)
     digests = sha256_of_each(folder, files)
     if damaged := [name for name in names if repository.sha256.get(name, digests[name]) != digests[name]]:

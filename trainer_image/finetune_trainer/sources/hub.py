@@ -59,11 +59,11 @@ class HubRepository:
         self.files = {sibling.rfilename: int(sibling.size or 0) for sibling in siblings}
         self.sha256 = {sibling.rfilename: sibling.lfs.sha256 for sibling in siblings if sibling.lfs is not None}
 
-    def bytes_to_bring(self, names: Iterable[str]) -> int:
+    def download_size(self, names: Iterable[str]) -> int:
         """Size of the files."""
         return sum(self.files[name] for name in names)
 
-    def bring(self, names: Iterable[str], folder: Path, on_bytes: OnBytes) -> Path:
+    def download(self, names: Iterable[str], folder: Path, on_bytes: OnBytes) -> Path:
         """Download files of the commit, several at a time."""
         listed = list(names)
         self._patiently(
@@ -77,7 +77,7 @@ class HubRepository:
                 endpoint=self._access.hub_endpoint,
             )
         )
-        on_bytes(self.bytes_to_bring(listed))
+        on_bytes(self.download_size(listed))
         return folder
 
     def _patiently(self, action: Callable[[], Value]) -> Value:

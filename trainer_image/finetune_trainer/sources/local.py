@@ -36,7 +36,7 @@ class LocalRepository:
             found = "is an empty folder" if path.is_dir() else "does not exist"
             raise TrainerError(reasons.key_missing, f"{uri} {found}")
 
-    def bytes_to_bring(self, names: Iterable[str]) -> int:
+    def download_size(self, names: Iterable[str]) -> int:
         """Nothing is copied. Raises TrainerError for a link that leads out of the claim."""
         if leading_out := sorted(self._outside.intersection(names)):
             message = (
@@ -45,7 +45,7 @@ class LocalRepository:
             raise TrainerError(self._reasons.key_missing, message)
         return 0
 
-    def bring(self, names: Iterable[str], folder: Path, on_bytes: OnBytes) -> Path:
+    def download(self, names: Iterable[str], folder: Path, on_bytes: OnBytes) -> Path:
         """The folder itself."""
         return self._folder
 

@@ -43,10 +43,10 @@ class Repository(Protocol):
         """Commit, where the source has commits."""
         ...
 
-    def bring(self, names: Iterable[str], folder: Path, on_bytes: OnBytes) -> Path:
+    def download(self, names: Iterable[str], folder: Path, on_bytes: OnBytes) -> Path:
         """Have these files below a folder, which is returned: `folder`, or where they are already."""
         ...
 
-    def bytes_to_bring(self, names: Iterable[str]) -> int:
+    def download_size(self, names: Iterable[str]) -> int:
         """Space that `bring` needs."""
         ...

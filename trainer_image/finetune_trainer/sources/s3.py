@@ -36,11 +36,11 @@ class S3Repository:
         if not self.files:
             raise TrainerError(reasons.key_missing, f"s3://{source.location}/{self._prefix} holds nothing")
 
-    def bytes_to_bring(self, names: Iterable[str]) -> int:
+    def download_size(self, names: Iterable[str]) -> int:
         """Size of the files."""
         return sum(self.files[name] for name in names)
 
-    def bring(self, names: Iterable[str], folder: Path, on_bytes: OnBytes) -> Path:
+    def download(self, names: Iterable[str], folder: Path, on_bytes: OnBytes) -> Path:
         """Download files, one after the other, each in parallel parts."""
         with ThreadPoolExecutor(PARALLEL_PARTS, "s3") as parts:
             downloader = S3Downloader(self._session, parts)

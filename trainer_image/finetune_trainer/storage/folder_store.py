@@ -16,8 +16,8 @@ from finetune_trainer.storage.s3_upload import PartPlan
 
 
 @dataclass(frozen=True)
-class FolderSpace:
-    """`ObjectSpace` below a folder."""
+class FolderStore:
+    """`ObjectStore` below a folder."""
 
     folder: Path
 

@@ -31,7 +31,7 @@ class Version:
     tag: str
 
 
-class ObjectSpace(Protocol):
+class ObjectStore(Protocol):
     """Objects below one job's prefix. Every method raises TrainerError for storage that fails or refuses."""
 
     def uri(self, key: str) -> str:

@@ -21,8 +21,8 @@ CANARY_KEY = ".write-probe"
 
 
 @dataclass
-class S3Space:
-    """`ObjectSpace` below `prefix` (no trailing slash)."""
+class S3Store:
+    """`ObjectStore` below `prefix` (no trailing slash)."""
 
     session: S3Session
     prefix: str

@@ -18,7 +18,7 @@ import yaml
 from gguf import Metadata
 from gguf.utility import size_label
 
-from finetune_trainer.sources.front_matter import CARD, MAX_CARD_BYTES, find_block
+from finetune_trainer.sources.front_matter import CARD, MAX_CARD_BYTES, find_front_matter
 
 log = logging.getLogger(__name__)
 # Aliases of YAML repeat a text for four bytes each: nothing is passed on that is longer than people write.
@@ -78,7 +78,7 @@ def _read_card(folder: Path) -> dict[str, Any]:
     path = folder / CARD
     if not path.is_file() or path.stat().st_size > MAX_CARD_BYTES:
         return {}
-    block = find_block(path.read_text(encoding="utf-8", errors="replace"))
+    block = find_front_matter(path.read_text(encoding="utf-8", errors="replace"))
     try:
         # Every scalar stays the text that was written: `no` is Norwegian, and 1.10 a version.
         fields = yaml.load((block or "").replace("\t", "  "), Loader=yaml.BaseLoader)  # noqa: S506  # texts only

@@ -18,7 +18,7 @@ from finetune_test_programs.child_process import Program, free_port
 
 
 @dataclass(frozen=True)
-class ObjectStore:
+class S3Server:
     """A running S3 server."""
 
     endpoint_url: str

@@ -3,12 +3,12 @@
 import pytest
 from botocore.exceptions import ClientError
 
-from finetune_test_servers.object_store import ObjectStore
+from finetune_test_servers.s3_server import S3Server
 
 
-def test_conditional_writes_and_multipart_uploads_work(object_store: ObjectStore) -> None:
-    object_store.create_bucket("probe-bucket")
-    s3 = object_store.client()
+def test_conditional_writes_and_multipart_uploads_work(s3_server: S3Server) -> None:
+    s3_server.create_bucket("probe-bucket")
+    s3 = s3_server.client()
     s3.put_object(Bucket="probe-bucket", Key="once", Body=b"1", IfNoneMatch="*")
     with pytest.raises(ClientError) as refusal:
         s3.put_object(Bucket="probe-bucket", Key="once", Body=b"2", IfNoneMatch="*")
