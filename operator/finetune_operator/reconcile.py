@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.cluster.cluster import Cluster, Key
+from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.decide.decide import decide
 from finetune_operator.decide.decision import Actions, Decision, Installation
 from finetune_operator.errors import ApiError, ConflictError, ForbiddenError, NotFoundError
@@ -49,7 +49,7 @@ class Reconciler:
         self._terminated_pods = terminated_pods
         self._clock = clock
 
-    async def reconcile(self, key: Key) -> float | None:
+    async def reconcile(self, key: NamespacedName) -> float | None:
         """Look at one job and do what is due. Returns after how many seconds to look again (None: when something
         happens). Raises ApiError or ApiUnavailableError; the caller then tries again."""
         snapshot = await observe(self._cluster, key, self._terminated_pods, self._reports, self._clock())
@@ -65,7 +65,7 @@ class Reconciler:
         await self._answer(key, snapshot, decision)
         return decision.requeue_seconds
 
-    async def _act(self, key: Key, snapshot: Snapshot, actions: Actions) -> None:
+    async def _act(self, key: NamespacedName, snapshot: Snapshot, actions: Actions) -> None:
         if actions.create_config_map is not None:
             await self._cluster.create_config_map(actions.create_config_map)
         if actions.update_config_map is not None and snapshot.config_map is not None:
@@ -78,7 +78,7 @@ class Reconciler:
                 await self._cluster.patch_job(job.body, changes)
                 logger.info("%s: Job %s changed: %s", key, job.name, changes.get("spec"))
 
-    async def _answer(self, key: Key, snapshot: Snapshot, decision: Decision) -> None:
+    async def _answer(self, key: NamespacedName, snapshot: Snapshot, decision: Decision) -> None:
         """Tell the turning points, and write the status, if it says something new."""
         if decision.phase.is_terminal:
             uid = snapshot.metadata.uid

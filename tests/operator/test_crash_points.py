@@ -12,7 +12,7 @@ import pytest
 
 from finetune_api.base import Json
 from finetune_api.failures import ExitCode
-from finetune_operator.cluster.cluster import Cluster, Key
+from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.cluster.connection import ApiConnection
 from finetune_operator.decide.decision import Installation
 from finetune_operator.desired.names import PREFLIGHT, child_name, preflight_name
@@ -77,7 +77,7 @@ class Life:
             nonlocal operator, operators
             for _ in range(200):
                 try:
-                    await operator.reconcile(Key(self._jobs.namespace, name))
+                    await operator.reconcile(NamespacedName(self._jobs.namespace, name))
                 except KilledError:
                     operator, operators = self._operator(self._connection), operators + 1
                 except ConflictError:

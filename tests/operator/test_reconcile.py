@@ -4,7 +4,7 @@ import pytest
 
 from finetune_api.base import Json
 from finetune_api.outcome import Outcome, Result
-from finetune_operator.cluster.cluster import Key
+from finetune_operator.cluster.cluster import NamespacedName
 from finetune_operator.desired.names import child_name
 from finetune_operator.desired.run_config_map import build_run_config, build_run_config_map
 from finetune_operator.desired.trainer_job import build_trainer_job
@@ -14,7 +14,7 @@ from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.reconcile import Reconciler
 from finetune_test_operator.snapshot_builder import INSTALLATION, METADATA, NOW, a_report, a_spec, at
 
-KEY = Key("team", "bot")
+KEY = NamespacedName("team", "bot")
 SUCCEEDED = Outcome(result=Result.SUCCEEDED, finished=NOW, manifest_uri="s3://results/manifest.json")
 
 
@@ -58,7 +58,7 @@ class FakeCluster:
             }
         ]
 
-    async def get_fine_tune_job(self, key: Key) -> Json:
+    async def get_fine_tune_job(self, key: NamespacedName) -> Json:
         return self.job
 
     async def get_job(self, namespace: str, name: str) -> Json | None:
@@ -83,7 +83,7 @@ class FakeCluster:
     async def create_event(self, event: Json) -> None:
         self._write("create_event")
 
-    async def apply_status(self, key: Key, uid: str, status: Json) -> None:
+    async def apply_status(self, key: NamespacedName, uid: str, status: Json) -> None:
         self.was_locked = self.reports.is_locked(uid)
         self._write("apply_status")
         self.job["status"] = status

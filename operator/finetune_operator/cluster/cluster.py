@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, order=True)
-class Key:
+class NamespacedName:
     """Namespace and name of a FineTuneJob."""
 
     namespace: str
@@ -73,14 +73,14 @@ class Cluster:
                 logger.info("waiting for the API server: %s", error)
             await asyncio.sleep(1)
 
-    async def get_fine_tune_job(self, key: Key) -> Json | None:
+    async def get_fine_tune_job(self, key: NamespacedName) -> Json | None:
         """The resource as it is now; None where it does not exist."""
         return await self._get(_resource_path(key))
 
-    async def list_keys(self) -> list[tuple[Key, str]]:
+    async def list_fine_tune_jobs(self) -> list[tuple[NamespacedName, str]]:
         """Every FineTuneJob that is served, with its UID; only metadata travels, a page at a time."""
         scope = f"/namespaces/{self._namespace}" if self._namespace else ""
-        keys: list[tuple[Key, str]] = []
+        keys: list[tuple[NamespacedName, str]] = []
         query = {"limit": PAGE}
         while True:
             page = await self._connection.request(
@@ -88,7 +88,7 @@ class Cluster:
             )
             for item in page.get("items") or ():
                 metadata = item["metadata"]
-                keys.append((Key(metadata["namespace"], metadata["name"]), metadata["uid"]))
+                keys.append((NamespacedName(metadata["namespace"], metadata["name"]), metadata["uid"]))
             token = page["metadata"].get("continue")
             if not token:
                 return keys
@@ -140,7 +140,7 @@ class Cluster:
         path = f"/api/v1/namespaces/{metadata['namespace']}/configmaps/{metadata['name']}"
         return await self._merge(path, metadata, changes)
 
-    async def apply_status(self, key: Key, uid: str, status: Json) -> None:
+    async def apply_status(self, key: NamespacedName, uid: str, status: Json) -> None:
         """Write the whole status of a FineTuneJob (server-side apply); raises ConflictError for another
         UID, NotFoundError for a deleted resource."""
         body = {
@@ -182,7 +182,7 @@ class Cluster:
         return await self._connection.request("PATCH", path, body, query=_OURS, content_type=MERGE_PATCH)
 
 
-def _resource_path(key: Key) -> str:
+def _resource_path(key: NamespacedName) -> str:
     return f"/apis/{GROUP}/{VERSION}/namespaces/{key.namespace}/{PLURAL}/{key.name}"
 
 

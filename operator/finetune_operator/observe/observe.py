@@ -16,7 +16,7 @@ from finetune_api.job import FineTuneJob, ObjectMeta
 from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, PreflightStatus
 from finetune_api.vocabulary import Phase, PreflightResult
-from finetune_operator.cluster.cluster import Cluster, Key
+from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.desired.names import child_name, preflight_name
 from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.report_store import ReceivedReport, ReportStore
@@ -25,7 +25,7 @@ from finetune_operator.observe.terminated_pods import TerminatedPods
 
 
 async def observe(
-    cluster: Cluster, key: Key, terminated_pods: TerminatedPods, reports: ReportStore, now: datetime
+    cluster: Cluster, key: NamespacedName, terminated_pods: TerminatedPods, reports: ReportStore, now: datetime
 ) -> Snapshot | None:
     """Read a job and its children; None where the job does not exist."""
     body = await cluster.get_fine_tune_job(key)
@@ -94,7 +94,7 @@ def _looks_at_preflight(spec: FineTuneJobSpec | None, status: FineTuneJobStatus,
     return status.preflight is not None and spec is not None and spec.run_policy.ttl_seconds_after_finished is not None
 
 
-async def _job(cluster: Cluster, key: Key, name: str) -> ChildJob | None:
+async def _job(cluster: Cluster, key: NamespacedName, name: str) -> ChildJob | None:
     body = await cluster.get_job(key.namespace, name)
     return ChildJob.parse(body) if body else None
 
@@ -113,7 +113,7 @@ def _pods_of(child: ChildJob | None, candidates: list[TrainerPod]) -> tuple[Trai
 
 
 async def _find_blocker(
-    cluster: Cluster, key: Key, child: ChildJob | None, pods: tuple[TrainerPod, ...]
+    cluster: Cluster, key: NamespacedName, child: ChildJob | None, pods: tuple[TrainerPod, ...]
 ) -> Waiting | None:
     """The two hindrances that neither Job nor pod shows: the pod is not admitted, or its volumes cannot be mounted."""
     if child is None or child.suspended or child.complete or child.failed:

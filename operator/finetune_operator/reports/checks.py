@@ -17,20 +17,20 @@ from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
 from finetune_api.progress import MAX_BODY_BYTES, ProgressReport, token_audience
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.cluster.cluster import Key, TokenIdentity
+from finetune_operator.cluster.cluster import NamespacedName, TokenIdentity
 from finetune_operator.desired.names import controller_uid
 from finetune_operator.errors import ReportRefusedError
 from finetune_operator.observe.children import TrainerPod
 from finetune_operator.observe.observe import read_status
 from finetune_operator.observe.report_store import ReceivedReport, ReportStore
 
-_LONGEST_MESSAGE = 500
+_MAX_MESSAGE_CHARACTERS = 500
 
 
 class ReportCluster(Protocol):
     """What the checks ask of Kubernetes."""
 
-    async def get_fine_tune_job(self, key: Key) -> Json | None: ...
+    async def get_fine_tune_job(self, key: NamespacedName) -> Json | None: ...
     async def get_job(self, namespace: str, name: str) -> Json | None: ...
     async def get_pod(self, namespace: str, name: str) -> Json | None: ...
     async def review_token(self, token: str, audience: str) -> TokenIdentity | None: ...
@@ -59,7 +59,7 @@ class ReportChecks:
         self._now = now
         self._clock = clock
 
-    async def check(self, key: Key, authorization: str, body: bytes) -> Accepted:
+    async def check(self, key: NamespacedName, authorization: str, body: bytes) -> Accepted:
         """Make every check and keep the report; raises ReportRefusedError, ApiError or ApiUnavailableError."""
         if len(body) > MAX_BODY_BYTES:
             raise ReportRefusedError(413, "TooLarge", f"a report has at most {MAX_BODY_BYTES} bytes")
@@ -83,7 +83,7 @@ class ReportChecks:
         self._reports.put(metadata.uid, received)
         return Accepted(metadata.uid, received)
 
-    async def _owned_pod(self, key: Key, job_uid: str, identity: TokenIdentity) -> TrainerPod:
+    async def _owned_pod(self, key: NamespacedName, job_uid: str, identity: TokenIdentity) -> TrainerPod:
         """The pod that the token is bound to, if it belongs to the job: pod -> Job -> FineTuneJob."""
         refusal = ReportRefusedError(403, "Forbidden", "the token's pod does not belong to this job")
         if identity.namespace != key.namespace:
@@ -127,4 +127,4 @@ def _parse(body: bytes) -> ProgressReport:
         return ProgressReport.model_validate_json(body)
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        raise ReportRefusedError(422, "InvalidReport", found[:_LONGEST_MESSAGE]) from None
+        raise ReportRefusedError(422, "InvalidReport", found[:_MAX_MESSAGE_CHARACTERS]) from None

@@ -13,7 +13,7 @@ from pathlib import Path
 from aiohttp import web
 
 from finetune_api.progress import MAX_BODY_BYTES, progress_path
-from finetune_operator.cluster.cluster import Key
+from finetune_operator.cluster.cluster import NamespacedName
 from finetune_operator.errors import ApiError, ApiUnavailableError, ReportRefusedError
 from finetune_operator.reports.checks import ReportChecks
 from finetune_operator.watch.controller import Controller
@@ -27,7 +27,7 @@ def build_progress_app(checks: ReportChecks, controller: Controller) -> web.Appl
     """One route: POST (or PUT, as KEP-2779 allows both) to a job's status."""
 
     async def receive(request: web.Request) -> web.Response:
-        key = Key(request.match_info["namespace"], request.match_info["name"])
+        key = NamespacedName(request.match_info["namespace"], request.match_info["name"])
         try:
             body = await _read(request)
             accepted = await checks.check(key, request.headers.get("Authorization", ""), body)

@@ -8,7 +8,7 @@ import logging
 import random
 import time
 
-from finetune_operator.cluster.cluster import Cluster, Key
+from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.errors import ApiError, ApiUnavailableError, ConflictError
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.reconcile import Reconciler
@@ -29,14 +29,14 @@ class Controller:
         self._cluster = cluster
         self._reconciler = reconciler
         self._reports = reports
-        self._queue: WorkQueue[Key | None] = WorkQueue()  # None is the heartbeat
-        self._keys: dict[str, Key] = {}
+        self._queue: WorkQueue[NamespacedName | None] = WorkQueue()  # None is the heartbeat
+        self._keys: dict[str, NamespacedName] = {}
         self._last_reported: dict[str, tuple[float, str]] = {}
         self._heartbeat = time.monotonic()
         self.has_listed = False
         """Whether every existing job has been seen since the start."""
 
-    def trigger(self, key: Key, job_uid: str) -> None:
+    def trigger(self, key: NamespacedName, job_uid: str) -> None:
         """A FineTuneJob changed."""
         self._keys[job_uid] = key
         self._queue.add(key)
@@ -47,7 +47,7 @@ class Controller:
         if key is not None:
             self._queue.add(key)
 
-    def trigger_report(self, job_uid: str, key: Key, stage: str) -> None:
+    def trigger_report(self, job_uid: str, key: NamespacedName, stage: str) -> None:
         """A progress report arrived: it is written at once if the stage is new, else with others in a while."""
         written, last_stage = self._last_reported.get(job_uid, (0.0, ""))
         now = time.monotonic()
@@ -85,7 +85,7 @@ class Controller:
             finally:
                 self._queue.done(key)
 
-    async def _reconcile(self, key: Key) -> None:
+    async def _reconcile(self, key: NamespacedName) -> None:
         try:
             again = await self._reconciler.reconcile(key)
         except ConflictError as error:
@@ -105,7 +105,7 @@ class Controller:
     async def _resync(self) -> None:
         while True:
             try:
-                found = await self._cluster.list_keys()
+                found = await self._cluster.list_fine_tune_jobs()
             except (ApiError, ApiUnavailableError) as error:
                 logger.warning("cannot list jobs: %s", error)
                 await asyncio.sleep(5)

@@ -13,13 +13,13 @@ from typing import Any
 import kopf
 
 from finetune_api import GROUP, PLURAL, VERSION
-from finetune_operator.cluster.cluster import Key
+from finetune_operator.cluster.cluster import NamespacedName
 from finetune_operator.cluster.connection import open_session
 from finetune_operator.desired.names import JOB_UID_LABEL
 from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.watch.controller import Controller
 
-LONGEST_BACKOFF_SECONDS = 30.0
+MAX_BACKOFF_SECONDS = 30.0
 
 
 class EndlessBackoff:
@@ -30,7 +30,7 @@ class EndlessBackoff:
         delay = 0.5
         while True:
             yield delay * random.uniform(0.5, 1.0)  # noqa: S311 (jitter is no secret)
-            delay = min(LONGEST_BACKOFF_SECONDS, delay * 2)
+            delay = min(MAX_BACKOFF_SECONDS, delay * 2)
 
 
 def build_settings() -> kopf.OperatorSettings:
@@ -68,7 +68,7 @@ def build_registry(
         if event["type"] == "DELETED":
             controller.forget(uid)
         else:
-            controller.trigger(Key(namespace or "", name), uid)
+            controller.trigger(NamespacedName(namespace or "", name), uid)
 
     @kopf.on.event("batch", "v1", "jobs", registry=registry)
     async def child_job_changed(labels: kopf.Labels, **_: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 K = TypeVar("K")
 
 FIRST_BACKOFF_SECONDS = 0.2
-LONGEST_BACKOFF_SECONDS = 60.0
+MAX_BACKOFF_SECONDS = 60.0
 
 
 class WorkQueue(Generic[K]):
@@ -46,7 +46,7 @@ class WorkQueue(Generic[K]):
         """Have `key` worked on again after a back-off that doubles with each failure in a row; returns the delay."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
-        longest = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(failures, 16))
+        longest = min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(failures, 16))
         delay: float = longest * random.uniform(0.5, 1.0)  # noqa: S311 (jitter is no secret)
         self.add(key, delay)
         return delay

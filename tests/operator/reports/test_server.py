@@ -13,14 +13,14 @@ from aiohttp import web
 
 from finetune_api.base import Json
 from finetune_api.progress import MAX_BODY_BYTES, progress_path, token_audience
-from finetune_operator.cluster.cluster import Key, TokenIdentity
+from finetune_operator.cluster.cluster import NamespacedName, TokenIdentity
 from finetune_operator.errors import ApiUnavailableError
 from finetune_operator.observe.report_store import BURST, ReportStore
 from finetune_operator.reports.checks import ReportChecks
 from finetune_operator.reports.server import build_progress_app, load_certificate
 from finetune_test_servers.certificates import Authority
 
-KEY = Key("team", "bot")
+KEY = NamespacedName("team", "bot")
 JOB_UID, CHILD_UID, POD_UID = "job-uid", "child-uid", "pod-uid"
 TOKEN = "good-token"
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
@@ -52,7 +52,7 @@ class FakeCluster:
         self.identity: TokenIdentity | None = TokenIdentity("team", "bot-1-x", POD_UID)
         self.is_down = False
 
-    async def get_fine_tune_job(self, key: Key) -> Json | None:
+    async def get_fine_tune_job(self, key: NamespacedName) -> Json | None:
         if self.is_down:
             raise ApiUnavailableError("down")
         return self.job if key == KEY else None
@@ -69,9 +69,9 @@ class FakeCluster:
 
 class FakeController:
     def __init__(self) -> None:
-        self.triggered: list[tuple[str, Key, str]] = []
+        self.triggered: list[tuple[str, NamespacedName, str]] = []
 
-    def trigger_report(self, job_uid: str, key: Key, stage: str) -> None:
+    def trigger_report(self, job_uid: str, key: NamespacedName, stage: str) -> None:
         self.triggered.append((job_uid, key, stage))
 
 

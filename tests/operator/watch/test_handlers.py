@@ -4,7 +4,7 @@ import itertools
 from pathlib import Path
 
 from finetune_operator.observe.terminated_pods import TerminatedPods
-from finetune_operator.watch.handlers import LONGEST_BACKOFF_SECONDS, build_registry, build_settings
+from finetune_operator.watch.handlers import MAX_BACKOFF_SECONDS, build_registry, build_settings
 
 
 def test_kopf_never_gives_up_on_the_api_server() -> None:
@@ -12,7 +12,7 @@ def test_kopf_never_gives_up_on_the_api_server() -> None:
     assert not isinstance(backoffs, float | int)
     first, second = (list(itertools.islice(backoffs, 200)) for _ in range(2))
     assert len(first) == len(second) == 200
-    assert all(0 < delay <= LONGEST_BACKOFF_SECONDS for delay in first)
+    assert all(0 < delay <= MAX_BACKOFF_SECONDS for delay in first)
     assert sum(first) > 2000
     assert first != second, "jitter keeps operators from coming back all at once"
 

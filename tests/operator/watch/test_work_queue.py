@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from finetune_operator.watch.work_queue import FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS, WorkQueue
+from finetune_operator.watch.work_queue import FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS, WorkQueue
 
 
 class Clock:
@@ -78,7 +78,7 @@ async def test_failures_in_a_row_wait_longer_up_to_a_limit(queue: WorkQueue[str]
     delays = [queue.add_after_failure("a") for _ in range(30)]
     assert FIRST_BACKOFF_SECONDS / 2 <= delays[0] <= FIRST_BACKOFF_SECONDS
     assert delays[5] > delays[0] * 8
-    assert all(LONGEST_BACKOFF_SECONDS / 2 <= delay <= LONGEST_BACKOFF_SECONDS for delay in delays[10:])
+    assert all(MAX_BACKOFF_SECONDS / 2 <= delay <= MAX_BACKOFF_SECONDS for delay in delays[10:])
     queue.succeeded("a")
     assert queue.add_after_failure("a") <= FIRST_BACKOFF_SECONDS
 

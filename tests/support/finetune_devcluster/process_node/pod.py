@@ -19,7 +19,7 @@ from finetune_devcluster.process_node.probes import succeeds
 from finetune_devcluster.process_node.volumes import ContainerConfigError, Volumes
 
 RETRY_SECONDS = 1.0
-FIRST_BACK_OFF, LONGEST_BACK_OFF = 1.0, 30.0
+FIRST_BACK_OFF, MAX_BACK_OFF = 1.0, 30.0
 
 
 @dataclass
@@ -153,11 +153,11 @@ class PodWorker:
             if self._stopping or policy == "Never" or (policy == "OnFailure" and code == 0):
                 return
             state.last_state, state.restarts = state.state, state.restarts + 1
-            back_off = FIRST_BACK_OFF if time.monotonic() - begun > LONGEST_BACK_OFF else back_off
+            back_off = FIRST_BACK_OFF if time.monotonic() - begun > MAX_BACK_OFF else back_off
             state.state = {"waiting": {"reason": "CrashLoopBackOff", "message": f"back-off {back_off:g}s"}}
             await self._report()
             await asyncio.sleep(back_off)
-            back_off = min(back_off * 2, LONGEST_BACK_OFF)
+            back_off = min(back_off * 2, MAX_BACK_OFF)
 
     async def _start(self, container: Object, state: ContainerState) -> ContainerRun:
         """Start a process; waits, with the reason in the status, until that is possible."""
