@@ -20,9 +20,9 @@ from finetune_api.progress import RunProgress
 from finetune_api.run_config import RunConfig
 from finetune_test_models import chat_data
 from finetune_trainer.cli.pod import run_job
-from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
-from finetune_trainer.job.termination import Termination
+from finetune_trainer.job.stop_signal import StopSignal
 
 Builder = Callable[..., RunConfig]
 HELD_OUT = {"evaluation": {"fraction": 0.2}}
@@ -72,16 +72,16 @@ def signal_handlers() -> Iterator[None]:
 
 def run(config: RunConfig, folder: Path, attempt: str = "a", stop_after: int | None = None) -> Ran:
     """An attempt of the job whose results are in `folder`; a SIGTERM arrives after `stop_after` steps."""
-    progress, termination = Progress(), Termination()
-    termination.install()
+    progress, stop_signal = ProgressTracker(), StopSignal()
+    stop_signal.install()
 
     def watch(_: bool) -> None:
-        if stop_after is not None and progress.value("step") == stop_after and not termination.requested:
+        if stop_after is not None and progress.value("step") == stop_after and not stop_signal.requested:
             os.kill(os.getpid(), signal.SIGTERM)
 
     progress.listen(watch)
     settings = Settings(work=folder / f"work-{attempt}", attempt_id=attempt, output_folder=folder / "out")
-    outcome = run_job(config, settings, progress, termination)
+    outcome = run_job(config, settings, progress, stop_signal)
     return Ran(outcome, progress.report().finetune, folder)
 
 

@@ -12,9 +12,9 @@ import torch
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import RunConfig
 from finetune_trainer.cli.pod import run_job
-from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
-from finetune_trainer.job.termination import Termination
+from finetune_trainer.job.stop_signal import StopSignal
 
 Builder = Callable[..., RunConfig]
 STEPS, STOP_AFTER = 8, 4
@@ -30,18 +30,18 @@ def signal_handlers() -> Iterator[None]:
 
 def run(config: RunConfig, settings: Settings, stop_after: int | None = None) -> tuple[dict[int, float], Outcome]:
     """Losses by step (as reported, four digits), and the outcome; a SIGTERM arrives after `stop_after`."""
-    progress, termination, losses = Progress(), Termination(), {}
-    termination.install()
+    progress, stop_signal, losses = ProgressTracker(), StopSignal(), {}
+    stop_signal.install()
 
     def watch(_: bool) -> None:
         step, loss = progress.value("step"), progress.value("loss")
         if step is not None and loss is not None:
             losses[step] = loss
-        if stop_after is not None and step == stop_after and not termination.requested:
+        if stop_after is not None and step == stop_after and not stop_signal.requested:
             os.kill(os.getpid(), signal.SIGTERM)
 
     progress.listen(watch)
-    return losses, run_job(config, settings, progress, termination)
+    return losses, run_job(config, settings, progress, stop_signal)
 
 
 def with_attempt(settings: Settings, tmp_path: Path, name: str) -> Settings:

@@ -17,9 +17,9 @@ from finetune_api.run_config import RunConfig
 from finetune_test_models import tiny_runs
 from finetune_trainer.artifacts.manifest import Manifest
 from finetune_trainer.cli.pod import run_job
-from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
-from finetune_trainer.job.termination import Termination
+from finetune_trainer.job.stop_signal import StopSignal
 
 texts, tiny_base, chat_file = tiny_runs.texts, tiny_runs.tiny_base, tiny_runs.chat_file
 run_config, settings = tiny_runs.run_config, tiny_runs.settings
@@ -28,7 +28,7 @@ CHAT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "co
 
 
 def run(config: RunConfig, settings: Settings) -> Outcome:
-    return run_job(config, settings, Progress(), Termination())
+    return run_job(config, settings, ProgressTracker(), StopSignal())
 
 
 def result_folder(settings: Settings) -> Path:

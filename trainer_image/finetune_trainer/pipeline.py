@@ -8,11 +8,11 @@ from finetune_api.vocabulary import Stage
 from finetune_trainer.artifacts.checkpoints import CheckpointStore, checkpoint_key
 from finetune_trainer.artifacts.manifest import Manifest
 from finetune_trainer.artifacts.store import ArtifactStore, LocalArtifact, Provenance
-from finetune_trainer.documents.write import RunStory, write_documents
+from finetune_trainer.documents.write import RunSummary, write_documents
 from finetune_trainer.export.base_model.folder import open_base_model
-from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
-from finetune_trainer.job.termination import Termination
+from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.sources import FetchedSource, SourceAccess, fetch_dataset, fetch_model
 from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.stages.data_formatting import FormattedData, format_data
@@ -22,24 +22,24 @@ from finetune_trainer.stages.training import TrainingOutcome, train
 from finetune_trainer.stages.training_configuration import configure_training
 from finetune_trainer.storage.object_store import ignore_bytes
 from finetune_trainer.training.best_adapter import BestAdapter
-from finetune_trainer.training.callback import Companions
+from finetune_trainer.training.callback import CheckpointedState
 from finetune_trainer.training.engine import prepare_engine
 from finetune_trainer.training.loaded_model import LoadedModel
 from finetune_trainer.training.samples import Sampler, build_prompts
 
 
 @dataclass(frozen=True)
-class Workplace:
+class RunContext:
     """What a run works with."""
 
     config: RunConfig
     settings: Settings
     store: ArtifactStore
-    progress: Progress
-    termination: Termination
+    progress: ProgressTracker
+    stop_signal: StopSignal
 
 
-def run(place: Workplace) -> Manifest:
+def run(place: RunContext) -> Manifest:
     """Train and publish, beginning in stage ModelLoading.
 
     Raises TrainerError, InterruptedRunError among them; nothing is published then.
@@ -75,24 +75,24 @@ def run(place: Workplace) -> Manifest:
     )
     progress.resolve(batch_size=engine.batch.size, gradient_accumulation=engine.batch.accumulation)
     checkpoints = _checkpoint_store(place, base, source, held_out)
-    companions = _companions(config, loaded, data, work)
+    checkpointed = _checkpointed_state(config, loaded, data, work)
 
     progress.stage(Stage.TRAINING)
     outcome = train(
-        adapted.model, loaded, data, arguments, engine, progress, checkpoints, place.termination, companions
+        adapted.model, loaded, data, arguments, engine, progress, checkpoints, place.stop_signal, checkpointed
     )
     progress.resolve(total_steps=outcome.steps)
 
     progress.stage(Stage.SAVING)
     artifacts = save_artifacts(adapted.model, loaded, base.folder, config, work / "artifacts")
-    artifacts += _write_documents(place, base, artifacts, outcome, companions)
+    artifacts += _write_documents(place, base, artifacts, outcome, checkpointed)
 
     progress.stage(Stage.UPLOADING)
     return _publish(place, artifacts, outcome)
 
 
 def _format(
-    place: Workplace, loaded: LoadedModel, source: FetchedSource, held_out: FetchedSource | None
+    place: RunContext, loaded: LoadedModel, source: FetchedSource, held_out: FetchedSource | None
 ) -> FormattedData:
     config, progress, work = place.config, place.progress, place.settings.work
     data = format_data(
@@ -117,31 +117,31 @@ def _format(
     return data
 
 
-def _companions(config: RunConfig, loaded: LoadedModel, data: FormattedData, work: Path) -> Companions:
+def _checkpointed_state(config: RunConfig, loaded: LoadedModel, data: FormattedData, work: Path) -> CheckpointedState:
     """What goes along with training, as far as the job asks for it."""
     training = config.training
     best = BestAdapter(work, training.early_stopping) if training.keeps_best() else None
     if training.samples is None:
-        return Companions(best)
+        return CheckpointedState(best)
     limit = config.model.max_sequence_length
     prompts = build_prompts(training.samples, loaded.tokenizer, data.evaluation, limit, loaded.embedding_rows)
     sampler = Sampler(prompts, training.samples, loaded.tokenizer, training.seed, work / "samples")
-    return Companions(best, sampler, training.evaluation_steps)
+    return CheckpointedState(best, sampler, training.evaluation_steps)
 
 
 def _write_documents(
-    place: Workplace,
+    place: RunContext,
     base: FetchedSource,
     artifacts: list[LocalArtifact],
     outcome: TrainingOutcome,
-    companions: Companions,
+    checkpointed: CheckpointedState,
 ) -> list[LocalArtifact]:
-    story = RunStory(
+    summary = RunSummary(
         metrics=outcome.metrics(),
         history=outcome.history,
         best_step=outcome.best_step,
         memory=place.progress.memory,
-        samples=companions.sampler.lines() if companions.sampler else (),
+        samples=checkpointed.sampler.lines() if checkpointed.sampler else (),
         is_decoded=open_base_model(base.folder).is_dequantised,
     )
     return write_documents(
@@ -150,30 +150,30 @@ def _write_documents(
         place.progress.resolved,
         artifacts,
         model_digest=base.digest,
-        story=story,
+        summary=summary,
     )
 
 
-def _publish(place: Workplace, artifacts: list[LocalArtifact], outcome: TrainingOutcome) -> Manifest:
+def _publish(place: RunContext, artifacts: list[LocalArtifact], outcome: TrainingOutcome) -> Manifest:
     total = sum(path.stat().st_size for artifact in artifacts for path in artifact.files)
     place.progress.update(uploaded_bytes=0, upload_total_bytes=total)
     provenance = Provenance(place.progress.resolved, outcome.metrics())
     return place.store.publish(artifacts, provenance, place.progress.add_uploaded)
 
 
-def _fetch_model(place: Workplace) -> FetchedSource:
+def _fetch_model(place: RunContext) -> FetchedSource:
     spec = place.config.model
     access = _access(place, "model", place.settings.model_mount)
     return fetch_model(spec.source, spec.revision, place.settings.work / "base", access, ignore_bytes)
 
 
-def _fetch_dataset(place: Workplace) -> FetchedSource:
+def _fetch_dataset(place: RunContext) -> FetchedSource:
     spec = place.config.dataset
     access = _access(place, "dataset", place.settings.dataset_mount)
     return fetch_dataset(spec.source, spec.split, place.settings.work / "data", access, ignore_bytes, spec.subset)
 
 
-def _fetch_evaluation(place: Workplace) -> FetchedSource | None:
+def _fetch_evaluation(place: RunContext) -> FetchedSource | None:
     """Data to evaluate on, read as those to train on."""
     source = place.config.dataset.evaluation_source()
     if source is None:
@@ -183,13 +183,13 @@ def _fetch_evaluation(place: Workplace) -> FetchedSource | None:
     return fetch_dataset(*source, place.settings.work / "evaluation", access, ignore_bytes, subset)
 
 
-def _access(place: Workplace, use: str, mount: Path | None) -> SourceAccess:
+def _access(place: RunContext, use: str, mount: Path | None) -> SourceAccess:
     s3 = place.config.output.s3
     return SourceAccess(place.settings.credentials_of(use), s3.endpoint_url, s3.region, mount)
 
 
 def _checkpoint_store(
-    place: Workplace, base: FetchedSource, data: FetchedSource, held_out: FetchedSource | None
+    place: RunContext, base: FetchedSource, data: FetchedSource, held_out: FetchedSource | None
 ) -> CheckpointStore:
     digest = f"{data.digest} {held_out.digest}" if held_out else data.digest
     return CheckpointStore(place.store, checkpoint_key(place.config.spec_digest(), base.digest, digest))

@@ -28,7 +28,7 @@ from finetune_kernels.primitives import adapter_dropout
 from finetune_kernels.primitives.adapter_dropout import Draw, Mask, new_draw
 from finetune_test_kernels.small_layers import LINEARS, drop_by
 from finetune_test_kernels.tensor_checks import root_error, watched
-from finetune_trainer.training.collator import lay_end_to_end
+from finetune_trainer.training.collator import collate_packed
 
 pytestmark = [
     pytest.mark.gpu,
@@ -102,7 +102,7 @@ def tokens_of(lengths: tuple[int, ...]) -> list[torch.Tensor]:
 
 def laid_out(documents: list[torch.Tensor]) -> dict[str, Any]:
     """One row, as the trainer's data loader makes it: every token but the documents' first is supervised."""
-    made = lay_end_to_end([{"input_ids": document, "labels": document} for document in documents])
+    made = collate_packed([{"input_ids": document, "labels": document} for document in documents])
     return {name: value.cuda() if isinstance(value, torch.Tensor) else value for name, value in made.items()}
 
 

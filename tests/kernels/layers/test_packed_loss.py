@@ -12,7 +12,7 @@ from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.ops.linear_cross_entropy import LinearCrossEntropyFunction
 from finetune_test_kernels.small_layers import small_model
 from finetune_test_kernels.tensor_checks import relative_error
-from finetune_trainer.training.collator import lay_end_to_end
+from finetune_trainer.training.collator import collate_packed
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs the kernels in Triton's interpreter")
 LENGTHS = (1, 7, 2, 6)
@@ -21,7 +21,7 @@ LENGTHS = (1, 7, 2, 6)
 def results(model: Any, tokens: torch.Tensor, lengths: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed loss and the adapters' gradients of one row of documents; their first tokens are not predicted."""
     rows = [{"input_ids": part, "labels": part} for part in tokens.split(lengths)]
-    batch = lay_end_to_end(rows)
+    batch = collate_packed(rows)
     labels, supervised = batch.pop("labels"), batch.pop("supervised")
     loss = fused_loss.supervised_loss(model, batch, labels, supervised, 1)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -18,7 +18,7 @@ from finetune_kernels.ops.rms_norm import RmsNormFunction
 from finetune_test_kernels.small_layers import angles_of, small_model
 from finetune_test_kernels.tensor_checks import DEVICE, gradients, normal, relative_error, watched
 from finetune_trainer.chat.encoder import IGNORED
-from finetune_trainer.training.collator import lay_end_to_end
+from finetune_trainer.training.collator import collate_packed
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="in the interpreter; test_gpu_limits.py and test_gpu_layers.py are for a GPU"
@@ -182,7 +182,7 @@ def test_strides_of_a_layers_input_change_nothing(keep: Keep) -> None:
 
 
 def batch_loss(model: Any, labels: list[int]) -> torch.Tensor:
-    batch = lay_end_to_end([{"input_ids": list(range(len(labels))), "labels": labels}])
+    batch = collate_packed([{"input_ids": list(range(len(labels))), "labels": labels}])
     wanted, supervised = batch.pop("labels"), batch.pop("supervised")
     return fused_loss.supervised_loss(model, batch, wanted, supervised, None)
 

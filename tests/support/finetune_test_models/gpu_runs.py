@@ -10,9 +10,9 @@ from finetune_api.progress import RunProgress
 from finetune_api.run_config import RunConfig
 from finetune_trainer import pipeline
 from finetune_trainer.cli.pod import run_job
-from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
-from finetune_trainer.job.termination import Termination
+from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.stages import training
 from finetune_trainer.stages.training import TrainingOutcome
 
@@ -36,9 +36,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
 
 def run(config: RunConfig, folder: Path) -> Run:
     """A run on the GPU that has to succeed."""
-    progress = Progress()
+    progress = ProgressTracker()
     settings = Settings(folder / "work", "a", output_folder=folder / "out")
-    outcome = run_job(config.model_copy(update={"gpus": 1}), settings, progress, Termination())
+    outcome = run_job(config.model_copy(update={"gpus": 1}), settings, progress, StopSignal())
     assert outcome.result is Result.SUCCEEDED, outcome.message
     return outcome, progress.report().finetune
 

@@ -14,9 +14,9 @@ from finetune_test_servers.hub import TOKEN, Hub, HubRepo
 from finetune_trainer.artifacts.hub_push import HubTarget, open_hub
 from finetune_trainer.cli.pod import run_job
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
-from finetune_trainer.job.termination import Termination
+from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.preflight.checks import run_preflight
 
 Builder = Callable[..., RunConfig]
@@ -49,7 +49,7 @@ def target(hub: Hub, token: str = TOKEN, patience: float = 5, **changes: object)
 
 
 def run(config: RunConfig, settings: Settings) -> Outcome:
-    return run_job(config, settings, Progress(), Termination())
+    return run_job(config, settings, ProgressTracker(), StopSignal())
 
 
 def test_a_whole_job_pushes_what_the_manifest_names(

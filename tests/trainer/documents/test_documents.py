@@ -14,7 +14,7 @@ from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import ArtifactType
 from finetune_trainer.artifacts.store import LocalArtifact
 from finetune_trainer.documents.loss_plot import render_loss_plot
-from finetune_trainer.documents.write import RunStory, write_documents
+from finetune_trainer.documents.write import RunSummary, write_documents
 from finetune_trainer.training.records import LossPoint
 
 Builder = Callable[..., RunConfig]
@@ -39,7 +39,7 @@ def documents(run_config: Builder, tmp_path: Path) -> Callable[..., tuple[str, s
         card, configuration = write_documents(
             *(tmp_path, config, resolved, artifacts),
             model_digest="b" * 64,
-            story=RunStory(metrics={"steps": 2.0, "loss": 1.0}, history=HISTORY, is_decoded=is_decoded),
+            summary=RunSummary(metrics={"steps": 2.0, "loss": 1.0}, history=HISTORY, is_decoded=is_decoded),
         )
         return (card.path / "README.md").read_text(), configuration.path.read_text()
 

@@ -22,7 +22,7 @@ from finetune_trainer.export.export import ExportRequest, export
 from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.stages.model_loading import load_model
 from finetune_trainer.stages.saving import save_artifacts
-from finetune_trainer.training.collator import lay_end_to_end
+from finetune_trainer.training.collator import collate_packed
 from finetune_trainer.training.engine import prepare_engine
 from finetune_trainer.training.loaded_model import LoadedModel
 
@@ -43,7 +43,7 @@ def trained_by_kernels(base: Path, config: RunConfig) -> tuple[Any, LoadedModel]
         assert engine.layers is not None
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)
     row = list(range(5, 29))
-    made = lay_end_to_end([{"input_ids": row, "labels": row}]).items()
+    made = collate_packed([{"input_ids": row, "labels": row}]).items()
     batch = {name: value.to(loaded.device) if isinstance(value, torch.Tensor) else value for name, value in made}
     labels, supervised = batch.pop("labels"), batch.pop("supervised")
     losses = []

@@ -9,7 +9,7 @@ from finetune_api.failures import ExitCode, FailureReason
 from finetune_api.outcome import MAX_BYTES, Outcome, Result
 from finetune_trainer.errors import InterruptedRunError, TrainerError
 from finetune_trainer.job.outcome import failed, write_outcome
-from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.progress_tracker import ProgressTracker
 
 SECRET = "hunter2"
 ENDINGS = {
@@ -23,7 +23,7 @@ ENDINGS = {
 
 @pytest.mark.parametrize(("error", "reason", "code", "part"), ENDINGS.values(), ids=ENDINGS)
 def test_an_error_becomes_its_reason(error: BaseException, reason: str, code: ExitCode, part: str) -> None:
-    outcome = failed(error, Progress())
+    outcome = failed(error, ProgressTracker())
     assert (outcome.reason, outcome.exit_code) == (reason, code)
     assert part in outcome.message
     assert SECRET not in outcome.encode()
@@ -32,7 +32,7 @@ def test_an_error_becomes_its_reason(error: BaseException, reason: str, code: Ex
 
 def test_a_long_message_is_cut_and_the_rest_stays(tmp_path: Path) -> None:
     path = tmp_path / "termination-log"
-    outcome = failed(TrainerError(FailureReason.INVALID_ROW, "ä" * 5000), Progress())
+    outcome = failed(TrainerError(FailureReason.INVALID_ROW, "ä" * 5000), ProgressTracker())
     assert write_outcome(outcome, path) == ExitCode.DATA
     assert len(path.read_bytes()) <= MAX_BYTES
     read = Outcome.decode(path.read_text())
@@ -41,4 +41,4 @@ def test_a_long_message_is_cut_and_the_rest_stays(tmp_path: Path) -> None:
 
 
 def test_an_outcome_that_cannot_be_written_still_has_its_exit_code(tmp_path: Path) -> None:
-    assert write_outcome(failed(MemoryError(), Progress()), tmp_path / "no" / "such") == ExitCode.OUT_OF_MEMORY
+    assert write_outcome(failed(MemoryError(), ProgressTracker()), tmp_path / "no" / "such") == ExitCode.OUT_OF_MEMORY

@@ -16,7 +16,7 @@ from finetune_api.progress import ProgressReport
 from finetune_api.run_config import ProgressTarget
 from finetune_api.vocabulary import Stage
 from finetune_test_servers.certificates import Authority
-from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.reporter import Reporter
 
 
@@ -93,14 +93,14 @@ def _wait(holds: Callable[[], bool], seconds: float = 5) -> None:
         time.sleep(0.01)
 
 
-def _started(progress: Progress, target: ProgressTarget, token: Path) -> Reporter:
+def _started(progress: ProgressTracker, target: ProgressTarget, token: Path) -> Reporter:
     reporter = Reporter(progress, target, token)
     reporter.start()
     return reporter
 
 
 def test_the_newest_state_arrives_with_the_token(operator: Operator, token: Path) -> None:
-    progress = Progress()
+    progress = ProgressTracker()
     reporter = _started(progress, operator.target(), token)
     progress.stage(Stage.TRAINING)
     for step in range(1, 501):
@@ -115,7 +115,7 @@ def test_the_newest_state_arrives_with_the_token(operator: Operator, token: Path
 
 def test_a_refused_report_is_repeated_with_the_newest_state(operator: Operator, token: Path) -> None:
     operator.answers = [503, 429, 500]
-    progress = Progress()
+    progress = ProgressTracker()
     reporter = _started(progress, operator.target(), token)
     progress.update(step=1)
     _wait(lambda: len(operator.reports) == 2)
@@ -127,7 +127,7 @@ def test_a_refused_report_is_repeated_with_the_newest_state(operator: Operator, 
 
 def test_a_rotated_token_is_used_after_401(operator: Operator, token: Path) -> None:
     operator.answers = [401]
-    progress = Progress()
+    progress = ProgressTracker()
     reporter = _started(progress, operator.target(), token)
     progress.update(step=1)
     _wait(lambda: len(operator.tokens) == 1)
@@ -138,7 +138,7 @@ def test_a_rotated_token_is_used_after_401(operator: Operator, token: Path) -> N
 
 def test_410_ends_reporting(operator: Operator, token: Path) -> None:
     operator.answers = [410]
-    progress = Progress()
+    progress = ProgressTracker()
     reporter = _started(progress, operator.target(), token)
     progress.stage(Stage.TRAINING)
     _wait(lambda: len(operator.reports) == 1)
@@ -150,7 +150,7 @@ def test_410_ends_reporting(operator: Operator, token: Path) -> None:
 def test_a_slow_or_absent_operator_never_holds_up_training(operator: Operator, token: Path) -> None:
     operator.delay = 1.0
     for target in (operator.target(), operator.target().model_copy(update={"url": "https://127.0.0.1:9"})):
-        progress = Progress()
+        progress = ProgressTracker()
         reporter = _started(progress, target, token)
         start = time.perf_counter()
         for step in range(1000):
@@ -164,7 +164,7 @@ def test_a_slow_or_absent_operator_never_holds_up_training(operator: Operator, t
 
 def test_a_redirect_is_not_followed(operator: Operator, token: Path) -> None:
     operator.answers = [302]
-    progress = Progress()
+    progress = ProgressTracker()
     reporter = _started(progress, operator.target(), token)
     progress.update(step=1)
     _wait(lambda: len(operator.reports) >= 2)
@@ -176,7 +176,7 @@ def test_a_server_of_another_authority_gets_no_token(
     operator: Operator, token: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = Authority.create(tmp_path / "other").ca.certificate.read_text()
-    progress = Progress()
+    progress = ProgressTracker()
     with caplog.at_level(logging.INFO):
         reporter = _started(progress, operator.target().model_copy(update={"ca_certificate": other}), token)
         progress.update(step=1)
@@ -188,4 +188,4 @@ def test_a_server_of_another_authority_gets_no_token(
 
 def test_plain_http_is_refused(token: Path) -> None:
     with pytest.raises(ValueError, match="https only"):
-        Reporter(Progress(), ProgressTarget(url="http://127.0.0.1:1"), token)
+        Reporter(ProgressTracker(), ProgressTarget(url="http://127.0.0.1:1"), token)

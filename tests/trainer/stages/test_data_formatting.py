@@ -16,7 +16,7 @@ from finetune_test_models.tiny_model import TINY_FAMILIES, make_tiny_model
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.stages.data_formatting import FormattedData, format_data
 from finetune_trainer.stages.model_loading import load_model
-from finetune_trainer.training.collator import lay_end_to_end
+from finetune_trainer.training.collator import collate_packed
 from finetune_trainer.training.losses import supervised_loss
 
 
@@ -129,14 +129,14 @@ def test_documents_packed_together_do_not_see_each_other(tmp_path: Path, tokeniz
     data = formatted(tmp_path, tokenizer, lines, max_length=256)
     packed = pack_dataset(data.train, seq_length=256, strategy="bfd")
     assert len(packed) < len(data.train)
-    together = sum(loss_of(model, lay_end_to_end([packed[index]])) for index in range(len(packed)))
-    apart = sum(loss_of(model, lay_end_to_end([data.train[index]])) for index in range(len(data.train)))
+    together = sum(loss_of(model, collate_packed([packed[index]])) for index in range(len(packed)))
+    apart = sum(loss_of(model, collate_packed([data.train[index]])) for index in range(len(data.train)))
     print("REL", abs(together - apart) / apart)
     assert together == pytest.approx(apart, rel=3e-6)
 
     leaking = 0.0
     for index in range(len(packed)):
-        batch = lay_end_to_end([packed[index]])
+        batch = collate_packed([packed[index]])
         length = batch["input_ids"].shape[1]
         whole = {name: batch[name] for name in ("input_ids", "labels", "supervised")}
         leaking += loss_of(model, whole | {"position_ids": torch.arange(length).unsqueeze(0)})

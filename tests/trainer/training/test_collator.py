@@ -7,7 +7,7 @@ import pytest
 import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from finetune_trainer.training.collator import lay_end_to_end
+from finetune_trainer.training.collator import collate_packed
 
 Rows = list[dict[str, Any]]
 
@@ -26,7 +26,7 @@ def row(*lengths: int, packed: bool) -> dict[str, Any]:
 )
 def test_a_batch_is_the_one_that_trl_makes(rows: Rows) -> None:
     expected = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)(rows)
-    found = lay_end_to_end(rows)
+    found = collate_packed(rows)
     assert found.keys() - expected.keys() == {"supervised"}
     for name, value in expected.items():
         assert torch.equal(torch.as_tensor(found[name]), torch.as_tensor(value)), name
@@ -36,7 +36,7 @@ def test_supervised_positions_are_those_whose_next_token_has_a_label() -> None:
     one, two = row(5, packed=False), row(4, packed=False)
     one["labels"][3] = -100
     two["labels"][:2] = -100
-    batch = lay_end_to_end([one, two])
+    batch = collate_packed([one, two])
     assert batch["supervised"].tolist() == [0, 1, 3, 6, 7]
     assert (batch["labels"][0, batch["supervised"] + 1] != -100).all()
     assert batch["labels"][0, 5] == -100, "the first token of a document is never predicted"
@@ -45,4 +45,4 @@ def test_supervised_positions_are_those_whose_next_token_has_a_label() -> None:
 def test_a_batch_without_labels_has_no_supervised_position() -> None:
     blank = row(6, packed=False)
     blank["labels"][:] = -100
-    assert lay_end_to_end([blank])["supervised"].numel() == 0
+    assert collate_packed([blank])["supervised"].numel() == 0

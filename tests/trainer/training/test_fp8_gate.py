@@ -19,9 +19,9 @@ from finetune_kernels.planning.micro_batch import MicroBatch
 from finetune_trainer import pipeline
 from finetune_trainer.cli.pod import run_job
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
-from finetune_trainer.job.termination import Termination
+from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.stages.model_loading import resolve_precision
 from finetune_trainer.training.engine import NO_ROOM, Engine, model_shape
 from finetune_trainer.training.losses import supervised_loss
@@ -76,13 +76,13 @@ def run(
         def prepare(model: Any, *_: Any) -> Engine:
             return Engine(
                 False, loss, MicroBatch(2, 1), plan_for(model, mode), cast(FusedLayers, layers),
-                lambda smaller: plan_for(model, smaller), wants_eight_bits=True,
+                lambda smaller: plan_for(model, smaller), awaits_fp8_decision=True,
             )  # fmt: skip
 
         monkeypatch.setattr(pipeline, "prepare_engine", prepare)
-        progress, folder = Progress(), tmp_path / str(id(layers))
+        progress, folder = ProgressTracker(), tmp_path / str(id(layers))
         config = run_config(training={"maxSteps": 2, "batchSize": 2, "gradientAccumulation": 1})
-        outcome = run_job(config, Settings(folder / "work", "a", output_folder=folder / "out"), progress, Termination())
+        outcome = run_job(config, Settings(folder / "work", "a", output_folder=folder / "out"), progress, StopSignal())
         assert outcome.result is Result.SUCCEEDED, outcome.message
         return progress.resolved, progress.value("loss")
 

@@ -20,9 +20,9 @@ from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory
 from finetune_kernels.planning.micro_batch import MicroBatch
 from finetune_trainer import pipeline
 from finetune_trainer.cli.pod import run_job
-from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
-from finetune_trainer.job.termination import Termination
+from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.stages.training import TrainingOutcome
 from finetune_trainer.training.engine import Engine, available_bytes, model_shape
 from finetune_trainer.training.losses import supervised_loss
@@ -56,8 +56,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[TrainingOutcome]:
 
 
 def run(config: RunConfig, folder: Path) -> tuple[Outcome, RunProgress]:
-    progress = Progress()
-    outcome = run_job(config, Settings(folder / "work", "a", output_folder=folder / "out"), progress, Termination())
+    progress = ProgressTracker()
+    outcome = run_job(config, Settings(folder / "work", "a", output_folder=folder / "out"), progress, StopSignal())
     return outcome, progress.report().finetune
 
 
@@ -107,16 +107,16 @@ def test_a_run_goes_on_with_another_split_after_another_gpu_took_over(
 
     def run_with(batch: MicroBatch, attempt: str, stop_after: int | None = None) -> Outcome:
         monkeypatch.setattr(pipeline, "prepare_engine", lambda *_: Engine(False, supervised_loss, batch))
-        progress, termination = Progress(), Termination()
-        termination.install()
+        progress, stop_signal = ProgressTracker(), StopSignal()
+        stop_signal.install()
 
         def watch(_: bool) -> None:
-            if stop_after is not None and progress.value("step") == stop_after and not termination.requested:
+            if stop_after is not None and progress.value("step") == stop_after and not stop_signal.requested:
                 os.kill(os.getpid(), signal.SIGTERM)
 
         progress.listen(watch)
         settings = Settings(tmp_path / attempt, attempt, output_folder=tmp_path / "out")
-        return run_job(config, settings, progress, termination)
+        return run_job(config, settings, progress, stop_signal)
 
     first = run_with(MicroBatch(4, 1), "a", stop_after=3)
     assert (first.result, first.checkpoint_step) == (Result.INTERRUPTED, 3)

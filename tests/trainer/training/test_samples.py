@@ -21,7 +21,7 @@ from finetune_trainer.chat.encoder import IGNORED
 from finetune_trainer.documents.sample_table import sample_table
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.training.records import SampleLine
-from finetune_trainer.training.samples import Sampler, build_prompts, continuation, undisturbed
+from finetune_trainer.training.samples import Sampler, build_prompts, generate_tokens, sampling_mode
 
 PROMPTS = ("Tell me of canary-prompt.", "Hi", "What is 2 + 2, and why is it not 5 for large values of 2?")
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -112,9 +112,9 @@ def test_answers_are_those_that_transformers_generates(tokenizer: Any, model: An
 def test_a_row_ends_with_its_end_token_and_the_batch_with_the_last_row(model: Any) -> None:
     ids = torch.arange(3, 13).view(2, 5)
     with torch.no_grad():
-        free = torch.stack(list(continuation(model, ids, torch.ones_like(ids), [], 12, 0.0)))
+        free = torch.stack(list(generate_tokens(model, ids, torch.ones_like(ids), [], 12, 0.0)))
         ends = [int(free[2, 0]), int(free[5, 1])]
-        stopped = torch.stack(list(continuation(model, ids, torch.ones_like(ids), ends, 12, 0.0)))
+        stopped = torch.stack(list(generate_tokens(model, ids, torch.ones_like(ids), ends, 12, 0.0)))
     first = [next(n for n, token in enumerate(free[:, row].tolist()) if token in ends) for row in (0, 1)]
     assert len(free) == 12
     assert len(stopped) == max(first) + 1
@@ -156,7 +156,7 @@ def test_sampling_leaves_no_trace(tokenizer: Any, model: Any, tmp_path: Path, te
 
 def test_the_trace_that_the_test_above_looks_for_would_be_seen(model: Any) -> None:
     random = torch.random.get_rng_state()
-    with undisturbed(model, 1):
+    with sampling_mode(model, 1):
         torch.rand(1)
         assert not model.training
         assert not torch.is_grad_enabled()

@@ -25,13 +25,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from transformers.trainer_callback import PrinterCallback
 
 from finetune_api.run_config import RunConfig
-from finetune_trainer.job.progress import Progress
-from finetune_trainer.job.termination import Termination
+from finetune_trainer.job.progress_tracker import ProgressTracker
+from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.stages.model_loading import load_model
 from finetune_trainer.stages.training import QloraTrainer
 from finetune_trainer.stages.training_configuration import configure_training
-from finetune_trainer.training.callback import Companions, RunCallback
+from finetune_trainer.training.callback import CheckpointedState, RunCallback
 from finetune_trainer.training.engine import Engine, prepare_engine
 
 SEED = 3407
@@ -147,7 +147,7 @@ def train(
             config, loaded, Path(output), evaluates=False, recompute=engine.recompute_activations, batch=engine.batch
         )
         arguments.save_strategy = "no"
-        callback = RunCallback(Progress(), None, Termination(), Companions(), engine)
+        callback = RunCallback(ProgressTracker(), None, StopSignal(), CheckpointedState(), engine)
         trainer = QloraTrainer(
             model=model, engine=engine, args=arguments, train_dataset=rows, processing_class=loaded.tokenizer,
             callback=callback,

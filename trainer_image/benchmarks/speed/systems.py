@@ -148,17 +148,17 @@ def run_config(system: str, row: Row, folder: Path, steps: int) -> Any:
 
 def our_trainer(model: Any, loaded: Any, engine: Any, config: Any, data: Any) -> Any:
     """QloraTrainer for `data`; `planned` is the plan's peak in bytes."""
-    from finetune_trainer.job.progress import Progress
-    from finetune_trainer.job.termination import Termination
+    from finetune_trainer.job.progress_tracker import ProgressTracker
+    from finetune_trainer.job.stop_signal import StopSignal
     from finetune_trainer.stages.training import QloraTrainer
     from finetune_trainer.stages.training_configuration import configure_training
-    from finetune_trainer.training.callback import Companions, RunCallback
+    from finetune_trainer.training.callback import CheckpointedState, RunCallback
 
     arguments = configure_training(
         config, loaded, working_folder() / "out", evaluates=False, recompute=engine.recompute_activations,
         batch=engine.batch,
     )  # fmt: skip
-    callback = RunCallback(Progress(), None, Termination(), Companions(), engine)
+    callback = RunCallback(ProgressTracker(), None, StopSignal(), CheckpointedState(), engine)
     trainer: Any = QloraTrainer(
         model=model, engine=engine, args=arguments, callback=callback, train_dataset=data,
         processing_class=loaded.tokenizer,

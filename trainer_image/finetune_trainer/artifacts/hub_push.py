@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 TOKEN_FILE = "HF_TOKEN"  # noqa: S105 (a file name)
 PATIENCE_SECONDS = 300.0
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 30.0
+FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 1.0, 30.0
 _TRIED_AGAIN = (408, 429, 500, 502, 503, 504)
 
 
@@ -87,7 +87,7 @@ class HubTarget:
                     raise failure from None
                 log.warning("%s; trying again in %.0f s", failure.message, wait)
                 time.sleep(wait)
-                wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+                wait = min(2 * wait, MAX_WAIT_SECONDS)
 
     def _translate(self, error: Exception) -> TrainerError:
         """Ours for one of huggingface_hub, whose text quotes addresses and headers of the request."""

@@ -11,7 +11,7 @@ from rich.table import Table
 from finetune_api.vocabulary import ArtifactType
 from finetune_trainer.artifacts.download import SUMS_NAME, download_artifacts, read_manifest
 from finetune_trainer.artifacts.manifest import Manifest, ManifestArtifact
-from finetune_trainer.cli.find_result import find_job
+from finetune_trainer.cli.find_result import locate_result
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.logging_setup import configure_logging
 from finetune_trainer.storage.object_store import ObjectStore
@@ -41,7 +41,7 @@ def artifacts_here(arguments: argparse.Namespace) -> int:
     configure_logging(logging.ERROR)
     console = Console(stderr=True, highlight=False)
     try:
-        location = find_job(arguments.job, arguments.results, arguments.endpoint_url, arguments.region)
+        location = locate_result(arguments.job, arguments.results, arguments.endpoint_url, arguments.region)
         store = location.open(arguments.credentials)
         try:
             manifest = read_manifest(store)

@@ -46,7 +46,7 @@ class ResultLocation:
         return S3Store(session, self.prefix)
 
 
-def find_job(job: str, results: Path | None, endpoint_url: str | None, region: str | None) -> ResultLocation:
+def locate_result(job: str, results: Path | None, endpoint_url: str | None, region: str | None) -> ResultLocation:
     """The place of `job`: an s3:// prefix, a folder with a manifest, a FineTuneJob's YAML file, or [namespace/]name in
     the cluster that kubectl talks to. `results` is where `finetune run --output` wrote. Raises TrainerError."""
     path = Path(job)

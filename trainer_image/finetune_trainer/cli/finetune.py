@@ -31,9 +31,9 @@ from finetune_trainer.cli.artifacts import add_artifacts_arguments, artifacts_he
 from finetune_trainer.cli.export_arguments import InvalidArgumentsError, add_export_arguments, check_export_arguments
 from finetune_trainer.cli.pod import run_job
 from finetune_trainer.job.logging_setup import configure_logging
-from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
-from finetune_trainer.job.termination import Termination
+from finetune_trainer.job.stop_signal import StopSignal
 
 INVALID = 10
 MEGABYTE = 1e6
@@ -133,19 +133,19 @@ def run(job: FineTuneJob, output: Path | None, credentials: Path | None, *, verb
     configure_logging(logging.INFO if verbose else logging.ERROR)
     identity = JobIdentity(namespace=job.metadata.namespace, name=job.metadata.name, uid=str(uuid.uuid4()))
     config = RunConfig.from_spec(identity, job.spec, progress=None)
-    termination = Termination()
-    termination.install()
-    progress = Progress()
+    stop_signal = StopSignal()
+    stop_signal.install()
+    progress = ProgressTracker()
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     with tempfile.TemporaryDirectory(prefix=f"finetune-{job.metadata.name}-") as work:
         settings = Settings(work=Path(work), attempt_id=identity.uid, credentials=credentials, output_folder=output)
         with _progress_bar(progress):
-            outcome = run_job(config, settings, progress, termination)
+            outcome = run_job(config, settings, progress, stop_signal)
     show(outcome)
     return int(outcome.exit_code)
 
 
-def _progress_bar(progress: Progress) -> ProgressBar:
+def _progress_bar(progress: ProgressTracker) -> ProgressBar:
     """A bar that follows `progress`."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
     bar = ProgressBar(*columns, TextColumn("{task.fields[detail]}"), TimeElapsedColumn(), console=console)
@@ -159,13 +159,13 @@ def _progress_bar(progress: Progress) -> ProgressBar:
     return bar
 
 
-def _training_detail(progress: Progress) -> str:
+def _training_detail(progress: ProgressTracker) -> str:
     step, total, loss = (progress.value(name) for name in ("step", "total_steps", "loss"))
     detail = f"step {step}/{total}" if step is not None else ""
     return detail + (f"  loss {loss:.4f}" if loss is not None else "")
 
 
-def _upload_detail(progress: Progress) -> str:
+def _upload_detail(progress: ProgressTracker) -> str:
     names = ("uploaded_bytes", "upload_total_bytes", "upload_bytes_per_second")
     done, total, rate = (progress.value(name) or 0 for name in names)
     return f"{done / MEGABYTE:.1f} of {total / MEGABYTE:.1f} MB  {rate / MEGABYTE:.1f} MB/s"

@@ -10,10 +10,10 @@ from finetune_api.vocabulary import Stage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.logging_setup import configure_logging
 from finetune_trainer.job.outcome import failed, succeeded, write_outcome
-from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.reporter import Reporter
 from finetune_trainer.job.settings import Settings, load_config
-from finetune_trainer.job.termination import Termination
+from finetune_trainer.job.stop_signal import StopSignal
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +23,8 @@ def main() -> None:
     if sys.argv[1:] not in (["run"], ["preflight"]):
         sys.exit("usage: finetune-trainer run|preflight")
     configure_logging()
-    termination = Termination()
-    termination.install()
+    stop_signal = StopSignal()
+    stop_signal.install()
     settings = Settings.from_environment()
     if sys.argv[1] == "preflight":
         from finetune_trainer.preflight.without_torch import leave_out_torch
@@ -33,13 +33,13 @@ def main() -> None:
         from finetune_trainer.cli.preflight import preflight_attempt
 
         sys.exit(preflight_attempt(settings))
-    sys.exit(run_attempt(settings, termination))
+    sys.exit(run_attempt(settings, stop_signal))
 
 
-def run_attempt(settings: Settings, termination: Termination) -> int:
+def run_attempt(settings: Settings, stop_signal: StopSignal) -> int:
     """Run the mounted job; returns the exit code after the outcome is written."""
     assert settings.termination_log is not None
-    progress = Progress()
+    progress = ProgressTracker()
     try:
         config = load_config(settings)
     except TrainerError as error:
@@ -48,29 +48,29 @@ def run_attempt(settings: Settings, termination: Termination) -> int:
     if config.progress is not None and settings.token is not None:
         reporter = Reporter(progress, config.progress, settings.token)
         reporter.start()
-    outcome = run_job(config, settings, progress, termination)
+    outcome = run_job(config, settings, progress, stop_signal)
     if reporter is not None:
         reporter.close()
     return write_outcome(outcome, settings.termination_log)
 
 
-def run_job(config: RunConfig, settings: Settings, progress: Progress, termination: Termination) -> Outcome:
+def run_job(config: RunConfig, settings: Settings, progress: ProgressTracker, stop_signal: StopSignal) -> Outcome:
     """Reuse or train and publish. Every ending, whatever it is, has an outcome; this never raises."""
     try:
-        outcome = _run(config, settings, progress, termination)
+        outcome = _run(config, settings, progress, stop_signal)
     except BaseException as error:  # noqa: BLE001 (signals and defects included)
         outcome = _failed(error, progress)
     progress.finish()
     return outcome
 
 
-def _failed(error: BaseException, progress: Progress) -> Outcome:
+def _failed(error: BaseException, progress: ProgressTracker) -> Outcome:
     outcome = failed(error, progress)
     log.error("%s: %s", outcome.reason, outcome.message, exc_info=None if isinstance(error, TrainerError) else error)
     return outcome
 
 
-def _run(config: RunConfig, settings: Settings, progress: Progress, termination: Termination) -> Outcome:
+def _run(config: RunConfig, settings: Settings, progress: ProgressTracker, stop_signal: StopSignal) -> Outcome:
     from finetune_trainer.artifacts.hub_push import open_hub, push_result
     from finetune_trainer.artifacts.store import open_store
 
@@ -84,9 +84,9 @@ def _run(config: RunConfig, settings: Settings, progress: Progress, termination:
             hub_url = push_result(hub, store.object_store, existing, settings.work / "artifacts")
             return succeeded(existing, store.manifest_uri(), progress, reused=True, hub_url=hub_url)
         progress.stage(Stage.MODEL_LOADING)  # importing torch is a part of it: 3 s, on two busy cores 7 s
-        from finetune_trainer.pipeline import Workplace, run
+        from finetune_trainer.pipeline import RunContext, run
 
-        manifest = run(Workplace(config, settings, store, progress, termination))
+        manifest = run(RunContext(config, settings, store, progress, stop_signal))
         hub_url = push_result(hub, store.object_store, manifest, settings.work / "artifacts")
         return succeeded(manifest, store.manifest_uri(), progress, reused=False, hub_url=hub_url)
     finally:

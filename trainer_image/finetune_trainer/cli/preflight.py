@@ -13,7 +13,7 @@ from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Stage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.outcome import failed, write_outcome
-from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings, load_config
 from finetune_trainer.preflight.checks import run_preflight
 from finetune_trainer.preflight.report import Report
@@ -30,7 +30,7 @@ def preflight_attempt(settings: Settings) -> int:
         config = load_config(settings)
         outcome = find_result(config, settings) or _check(config, settings)
     except BaseException as error:  # signals and defects included: every ending has an outcome
-        outcome = failed(error, Progress()).model_copy(update={"stage": Stage.PREFLIGHT})
+        outcome = failed(error, ProgressTracker()).model_copy(update={"stage": Stage.PREFLIGHT})
         known = isinstance(error, TrainerError)
         log.error("%s: %s", outcome.reason, outcome.message, exc_info=None if known else error)
     return write_outcome(outcome, settings.termination_log)

@@ -18,7 +18,7 @@ RESOLVED_NAME = "resolved.yaml"
 
 
 @dataclass(frozen=True)
-class RunStory:
+class RunSummary:
     """What happened in a run."""
 
     metrics: Mapping[str, float]
@@ -38,25 +38,27 @@ def write_documents(
     artifacts: Sequence[LocalArtifact],
     *,
     model_digest: str,
-    story: RunStory,
+    summary: RunSummary,
 ) -> list[LocalArtifact]:
     """Card with plot, samples, and resolved.yaml, below `output`. `artifacts` are those that the card speaks of."""
     card, configuration = output / "modelcard", output / "configuration"
     card.mkdir(parents=True, exist_ok=True)
     configuration.mkdir(parents=True, exist_ok=True)
-    description = describe_run(config, resolved, model_digest=model_digest, metrics=story.metrics, memory=story.memory)
-    if story.history:
+    description = describe_run(
+        config, resolved, model_digest=model_digest, metrics=summary.metrics, memory=summary.memory
+    )
+    if summary.history:
         title = f"Loss of {config.job.name}, nats per supervised token"
-        (card / PLOT_NAME).write_text(render_loss_plot(title, story.history, story.best_step), encoding="utf-8")
+        (card / PLOT_NAME).write_text(render_loss_plot(title, summary.history, summary.best_step), encoding="utf-8")
     facts = CardFacts(
         config,
         description,
         has_merged=any(artifact.type is ArtifactType.MERGED for artifact in artifacts),
         gguf=[artifact.path.name for artifact in artifacts if artifact.type is ArtifactType.GGUF],
-        has_plot=bool(story.history),
-        best_step=story.best_step,
-        samples=story.samples,
-        is_decoded=story.is_decoded,
+        has_plot=bool(summary.history),
+        best_step=summary.best_step,
+        samples=summary.samples,
+        is_decoded=summary.is_decoded,
     )
     (card / CARD_NAME).write_text(write_model_card(facts), encoding="utf-8")
     (configuration / RESOLVED_NAME).write_text(write_resolved(description), encoding="utf-8")
@@ -64,8 +66,8 @@ def write_documents(
         LocalArtifact(ArtifactType.MODEL_CARD, card, "markdown"),
         LocalArtifact(ArtifactType.CONFIGURATION, configuration / RESOLVED_NAME, "yaml"),
     ]
-    if story.samples:
+    if summary.samples:
         written.insert(
-            0, LocalArtifact(ArtifactType.SAMPLES, write_samples(output / "samples", story.samples), "jsonl")
+            0, LocalArtifact(ArtifactType.SAMPLES, write_samples(output / "samples", summary.samples), "jsonl")
         )
     return written

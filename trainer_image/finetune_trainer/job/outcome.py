@@ -8,13 +8,13 @@ from finetune_api.failures import FAILURES, ExitCode, FailureReason
 from finetune_api.outcome import Outcome, Result
 from finetune_trainer.artifacts.manifest import Manifest
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.progress_tracker import ProgressTracker
 
 log = logging.getLogger(__name__)
 
 
 def succeeded(
-    manifest: Manifest, manifest_uri: str, progress: Progress, *, reused: bool, hub_url: str | None = None
+    manifest: Manifest, manifest_uri: str, progress: ProgressTracker, *, reused: bool, hub_url: str | None = None
 ) -> Outcome:
     """A result is committed, and pushed to `hub_url` where the job asks for that."""
     best_step = manifest.metrics.get("bestStep")
@@ -37,7 +37,7 @@ def succeeded(
     )
 
 
-def failed(error: BaseException, progress: Progress) -> Outcome:
+def failed(error: BaseException, progress: ProgressTracker) -> Outcome:
     """The run ended with an error; ours carry their reason, any other is a defect whose text stays in the log."""
     reason, message = explain(error)
     return Outcome(
@@ -84,6 +84,6 @@ def _rounded(loss: float | None) -> float | None:
     return None if loss is None else round(loss, 4)
 
 
-def _position(progress: Progress) -> dict[str, int | None]:
+def _position(progress: ProgressTracker) -> dict[str, int | None]:
     names = ("step", "total_steps", "checkpoint_step", "resumed_from_step")
     return {name: progress.value(name) for name in names}

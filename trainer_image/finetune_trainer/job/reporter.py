@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.run_config import ProgressTarget
-from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.progress_tracker import ProgressTracker
 
 log = logging.getLogger(__name__)
 POST_TIMEOUT_SECONDS = 10
-LONGEST_WAIT_SECONDS = 30.0
+MAX_WAIT_SECONDS = 30.0
 NEVER_AGAIN = 410  # the job has ended, whatever this pod still has to say
 
 
@@ -33,7 +33,7 @@ class _RefuseRedirects(urllib.request.HTTPRedirectHandler):
 class Reporter:
     """Posts the newest state to the operator, on a thread of its own."""
 
-    def __init__(self, progress: Progress, target: ProgressTarget, token: Path) -> None:
+    def __init__(self, progress: ProgressTracker, target: ProgressTarget, token: Path) -> None:
         """`token` is the file of a projected token: it is read for every report, because the kubelet replaces it."""
         if not target.url.startswith("https://"):
             raise ValueError("progress is reported over https only: the report carries a token")
@@ -78,7 +78,7 @@ class Reporter:
                     return
                 delivered = status is not None and 200 <= status < 300
                 self._changed = self._changed or not delivered
-                wait = self._target.interval_seconds if delivered else min(LONGEST_WAIT_SECONDS, wait * 2)
+                wait = self._target.interval_seconds if delivered else min(MAX_WAIT_SECONDS, wait * 2)
             if last:
                 return
 

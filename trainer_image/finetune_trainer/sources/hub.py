@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 TOKEN_FILE = "HF_TOKEN"  # noqa: S105 (a file name)
 FIRST_WAIT_SECONDS = 1.0
-LONGEST_WAIT_SECONDS = 30.0
+MAX_WAIT_SECONDS = 30.0
 _NO_ANSWER = (httpx.HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, FileMetadataError, XetDownloadError)
 
 
@@ -91,7 +91,7 @@ class HubRepository:
                     raise failure from None
                 log.warning("%s; trying again in %.0f s", failure.message, wait)
                 time.sleep(wait)
-                wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+                wait = min(2 * wait, MAX_WAIT_SECONDS)
 
     def _translate(self, error: Exception) -> TrainerError:
         where, missing, denied = f"hf://{self._name}", self._reasons.key_missing, self._reasons.denied

@@ -17,15 +17,15 @@ from trl.trainer.sft_trainer import SFTTrainer
 from finetune_kernels.primitives.multi_tensor_adamw import FlatAdamW8bit
 from finetune_trainer.artifacts.checkpoints import CheckpointStore
 from finetune_trainer.errors import InterruptedRunError
-from finetune_trainer.job.progress import Progress
-from finetune_trainer.job.termination import Termination
+from finetune_trainer.job.progress_tracker import ProgressTracker
+from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.stages.data_formatting import FormattedData
 from finetune_trainer.stages.training_configuration import choose_optimizer
 from finetune_trainer.training.best_adapter import EvaluationRecord
-from finetune_trainer.training.callback import Companions, RunCallback
-from finetune_trainer.training.collator import lay_end_to_end
+from finetune_trainer.training.callback import CheckpointedState, RunCallback
+from finetune_trainer.training.collator import collate_packed
 from finetune_trainer.training.engine import Engine
-from finetune_trainer.training.gradients import AddedUp, NoGradients
+from finetune_trainer.training.gradients import AccumulatedGradients, FastZeroGrad
 from finetune_trainer.training.loaded_model import LoadedModel
 from finetune_trainer.training.records import LossPoint
 
@@ -75,13 +75,13 @@ class QloraTrainer(SFTTrainer):
     ) -> None:
         optimizer = choose_optimizer(args)
         super().__init__(model=model, args=args, optimizer_cls_and_kwargs=optimizer, callbacks=[callback], **options)
-        self.data_collator = lay_end_to_end  # TRL takes no collator of others as an option
+        self.data_collator = collate_packed  # TRL takes no collator of others as an option
         self._engine, self._callback = engine, callback
         self.model_accepts_loss_kwargs = True  # the loss divides by the whole step's tokens itself
-        model.train, model.zero_grad = _TrainingMode(model), NoGradients(model)
+        model.train, model.zero_grad = FastTrainMode(model), FastZeroGrad(model)
         assert isinstance(self.train_dataset, Dataset)
         self.train_dataset = self.train_dataset.with_format("numpy")  # a batch of lists takes milliseconds to collate
-        self._gradients: AddedUp | None = None
+        self._gradients: AccumulatedGradients | None = None
         self._evaluated = (0.0, 0)
 
     def train(self, *arguments: Any, **options: Any) -> Any:
@@ -96,14 +96,14 @@ class QloraTrainer(SFTTrainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward pass; where memory runs out, once more with a smaller memory plan, as if the pass
         had not begun."""
-        if self._engine.wants_eight_bits:
-            self._engine.try_eight_bits(lambda: self._untrained_loss(model, inputs))
-            self._callback.tell_memory()
+        if self._engine.awaits_fp8_decision:
+            self._engine.decide_fp8(lambda: self._untrained_loss(model, inputs))
+            self._callback.report_memory()
         step = partial(super().training_step, model)
         if not self._engine.can_step_down:
             self._gradients = None
             return step(inputs, num_items_in_batch)  # type: ignore[no-any-return]
-        self._gradients = gradients = self._gradients or AddedUp(model)
+        self._gradients = gradients = self._gradients or AccumulatedGradients(model)
         before, tokens = gradients.copy(), self._callback.trained_tokens
 
         def undo() -> None:
@@ -129,7 +129,7 @@ class QloraTrainer(SFTTrainer):
             undo()
             if not self._engine.step_down(self.state.global_step):
                 raise torch.OutOfMemoryError("the smallest memory plan does not fit this GPU")
-            self._callback.tell_memory()
+            self._callback.report_memory()
 
     @torch.no_grad()
     def _untrained_loss(self, model: Any, inputs: Any) -> torch.Tensor:
@@ -182,7 +182,7 @@ class QloraTrainer(SFTTrainer):
         """TRL writes a card with every checkpoint; ours comes with the artifacts."""
 
 
-class _TrainingMode:
+class FastTrainMode:
     """`model.train` that goes through the modules only where the mode changes: the loop calls it for every batch, and
     a walk over two thousand modules keeps the GPU waiting."""
 
@@ -199,17 +199,17 @@ def train(
     data: FormattedData,
     arguments: SFTConfig,
     engine: Engine,
-    progress: Progress,
+    progress: ProgressTracker,
     checkpoints: CheckpointStore | None,
-    termination: Termination,
-    companions: Companions,
+    stop_signal: StopSignal,
+    checkpointed: CheckpointedState,
 ) -> TrainingOutcome:
     """Train to the end, from the newest checkpoint if there is one, and leave the adapter that is to be exported in
     the model.
 
     Raises InterruptedRunError after a signal (the checkpoint is stored then), and TrainerError (NonFiniteLoss, ...).
     """
-    callback = RunCallback(progress, checkpoints, termination, companions, engine)
+    callback = RunCallback(progress, checkpoints, stop_signal, checkpointed, engine)
     trainer = QloraTrainer(
         model=model,
         engine=engine,
@@ -224,58 +224,60 @@ def train(
         # TRL makes adapters of a quantised base bfloat16; where the computation is fp32 or fp16, they stay fp32.
         if parameter.requires_grad and not arguments.bf16:
             parameter.data = parameter.data.float()
-    callback.tell_memory()
+    callback.report_memory()
     resumed = _restore(checkpoints, Path(str(arguments.output_dir)))
     if resumed is not None:
-        companions.restore_from(resumed)
+        checkpointed.restore_from(resumed)
         progress.update(resumed_from_step=int(resumed.name.rpartition("-")[2]))
-    with termination.deferred():
-        _train(trainer, resumed, companions)
-    callback.tell_memory()
+    with stop_signal.deferred():
+        _train(trainer, resumed, checkpointed)
+    callback.report_memory()
     state = trainer.state
     progress.update(step=state.global_step, total_steps=state.max_steps)
-    stopped_early = companions.best is not None and companions.best.is_exhausted and state.global_step < state.max_steps
-    if termination.requested and state.global_step < state.max_steps and not stopped_early:
+    stopped_early = (
+        checkpointed.best is not None and checkpointed.best.is_exhausted and state.global_step < state.max_steps
+    )
+    if stop_signal.requested and state.global_step < state.max_steps and not stopped_early:
         stored = f"checkpoint of step {state.global_step} is stored" if checkpoints else "without a checkpoint"
         raise InterruptedRunError(f"stopped after step {state.global_step} of {state.max_steps}; {stored}")
     progress.update(stopped_early=stopped_early or None)
-    return _finish(trainer, companions, stopped_early=stopped_early)
+    return _finish(trainer, checkpointed, stopped_early=stopped_early)
 
 
-def _finish(trainer: QloraTrainer, companions: Companions, *, stopped_early: bool) -> TrainingOutcome:
+def _finish(trainer: QloraTrainer, checkpointed: CheckpointedState, *, stopped_early: bool) -> TrainingOutcome:
     """Evaluate where that was not done yet, and sample what is exported."""
     state = trainer.state
     evaluated = any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
     if trainer.eval_dataset is not None and not evaluated:
         trainer.evaluate()
-    outcome = _summarise(state.global_step, state.log_history, companions, stopped_early=stopped_early)
-    if companions.best is not None:
-        companions.best.load(trainer.model)
-    if companions.sampler is not None:
+    outcome = _summarise(state.global_step, state.log_history, checkpointed, stopped_early=stopped_early)
+    if checkpointed.best is not None:
+        checkpointed.best.load(trainer.model)
+    if checkpointed.sampler is not None:
         step = state.global_step if outcome.best_step is None else outcome.best_step
-        companions.sampler.take(trainer.model, step)
+        checkpointed.sampler.take(trainer.model, step)
     return outcome
 
 
-def _train(trainer: QloraTrainer, resumed: Path | None, companions: Companions) -> None:
+def _train(trainer: QloraTrainer, resumed: Path | None, checkpointed: CheckpointedState) -> None:
     """Train on; not where the checkpoint is from the end of training, as the loop would make one step more."""
     if resumed is not None:
         state = TrainerState.load_from_json(str(resumed / "trainer_state.json"))
-        if state.global_step >= state.max_steps or (companions.best is not None and companions.best.is_exhausted):
+        if state.global_step >= state.max_steps or (checkpointed.best is not None and checkpointed.best.is_exhausted):
             trainer.load_adapter(resumed, state)
             return
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
 
 
 def _summarise(
-    steps: int, log_history: list[dict[str, float]], companions: Companions, *, stopped_early: bool
+    steps: int, log_history: list[dict[str, float]], checkpointed: CheckpointedState, *, stopped_early: bool
 ) -> TrainingOutcome:
     losses = [LossPoint(int(entry["step"]), entry["loss"]) for entry in log_history if "loss" in entry]
     evaluations = [
         LossPoint(int(entry["step"]), entry["eval_loss"], True) for entry in log_history if "eval_loss" in entry
     ]
     last, last_evaluation = (points[-1].loss if points else None for points in (losses, evaluations))
-    record = companions.best.record if companions.best is not None else EvaluationRecord()
+    record = checkpointed.best.record if checkpointed.best is not None else EvaluationRecord()
     return TrainingOutcome(
         steps=steps,
         loss=last,

@@ -12,8 +12,8 @@ from transformers import TrainerCallback
 from finetune_api.failures import FailureReason
 from finetune_trainer.artifacts.checkpoints import CheckpointStore
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.job.progress import Progress, Speed
-from finetune_trainer.job.termination import Termination
+from finetune_trainer.job.progress_tracker import ProgressTracker, Speed
+from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.training.best_adapter import BestAdapter
 from finetune_trainer.training.engine import Engine
 from finetune_trainer.training.samples import Sampler
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Companions:
+class CheckpointedState:
     """What goes along with training, and into every checkpoint."""
 
     best: BestAdapter | None = None
@@ -44,35 +44,35 @@ class Companions:
 
 
 class RunCallback(TrainerCallback):
-    """Progress, checks, checkpoints and companions of one run."""
+    """Reports progress, checks losses, and stores checkpoints with the state that goes into them."""
 
     def __init__(
         self,
-        progress: Progress,
+        progress: ProgressTracker,
         checkpoints: CheckpointStore | None,
-        termination: Termination,
-        companions: Companions,
+        stop_signal: StopSignal,
+        checkpointed: CheckpointedState,
         engine: Engine,
     ) -> None:
         self._engine = engine
         self._progress = progress
         self._checkpoints = checkpoints
-        self._termination = termination
-        self._companions = companions
+        self._stop_signal = stop_signal
+        self._checkpointed = checkpointed
         self._speed = Speed()
         self.trained_tokens = 0
         """Tokens trained on by this process."""
 
-    def tell_memory(self) -> None:
+    def report_memory(self) -> None:
         """Report the memory plan and its measured peak, and what became of FP8."""
         self._progress.use_memory(self._engine.memory_use())
-        if (verdict := self._engine.verdict) is not None:
-            self._progress.resolve(precision=verdict.precision.value, precision_reason=verdict.reason)
+        if (fp8_decision := self._engine.fp8_decision) is not None:
+            self._progress.resolve(precision=fp8_decision.precision.value, precision_reason=fp8_decision.reason)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Samples of the model as it was before."""
-        if self._companions.sampler is not None and state.global_step == 0:
-            self._companions.sampler.take(model, 0)
+        if self._checkpointed.sampler is not None and state.global_step == 0:
+            self._checkpointed.sampler.take(model, 0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Count the step; after a signal, write a checkpoint and stop."""
@@ -86,11 +86,11 @@ class RunCallback(TrainerCallback):
             gpu_memory_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
             eta_seconds=eta,
         )
-        self.tell_memory()
-        interval = self._companions.sample_steps
-        if self._companions.sampler is not None and interval and state.global_step % interval == 0:
-            self._companions.sampler.take(model, state.global_step)
-        if self._termination.requested and state.global_step < state.max_steps:
+        self.report_memory()
+        interval = self._checkpointed.sample_steps
+        if self._checkpointed.sampler is not None and interval and state.global_step % interval == 0:
+            self._checkpointed.sampler.take(model, state.global_step)
+        if self._stop_signal.requested and state.global_step < state.max_steps:
             control.should_save = self._checkpoints is not None
             control.should_training_stop = True
 
@@ -117,7 +117,7 @@ class RunCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, model: Any = None, metrics: dict[str, float] | None = None, **_: Any
     ) -> None:
         """Keep the adapter if it is the best; stop where none better is to be expected."""
-        best = self._companions.best
+        best = self._checkpointed.best
         if best is None or not metrics or "eval_loss" not in metrics:
             return
         best.evaluated(model, state.global_step, metrics["eval_loss"])
@@ -133,7 +133,7 @@ class RunCallback(TrainerCallback):
         if self._checkpoints is None:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        self._companions.save_into(folder)
+        self._checkpointed.save_into(folder)
         self._checkpoints.save(folder, state.global_step)
         self._progress.update(checkpoint_step=state.global_step)
         log.info("checkpoint of step %d is stored", state.global_step)

@@ -14,7 +14,7 @@ import torch
 from finetune_trainer.chat.encoder import IGNORED
 
 
-def lay_end_to_end(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def collate_packed(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """`rows`: `input_ids` and `labels`, and `seq_lengths` where a row is packed from several documents.
 
     Returns `input_ids`, `labels` and `position_ids` [1, T], the documents as transformers' attention takes them

@@ -26,7 +26,7 @@ from finetune_kernels.layers.supervised_loss import supervised_loss as fused_los
 from finetune_kernels.planning.memory_plan import MemoryPlan, ModelShape, plan_memory, plan_modules, smaller_plan
 from finetune_kernels.planning.micro_batch import MicroBatch, choose_micro_batch, largest_kept, usual_micro_batch
 from finetune_kernels.planning.model_shape import build_shape
-from finetune_trainer.training.fp8_gate import Verdict, try_eight_bits
+from finetune_trainer.training.fp8_gate import Fp8Decision, decide_fp8
 from finetune_trainer.training.loaded_model import LoadedModel
 from finetune_trainer.training.losses import supervised_loss
 
@@ -45,9 +45,9 @@ class Engine:
     plan: MemoryPlan | None = None
     layers: FusedLayers | None = None
     replan: Callable[[MemoryMode], MemoryPlan] | None = None
-    wants_eight_bits: bool = False
+    awaits_fp8_decision: bool = False
     """Whether the first batch is to be tried in 8 bits."""
-    verdict: Verdict | None = None
+    fp8_decision: Fp8Decision | None = None
     """What became of FP8, where the job asked for it."""
     fallbacks: list[MemoryFallback] = field(default_factory=list, init=False)
     """Each time that memory ran out and a smaller plan took over."""
@@ -72,21 +72,21 @@ class Engine:
         if smaller.host_bytes:
             self.layers.move_vocabulary()
         torch.cuda.empty_cache()
-        if self.verdict is not None and not smaller.resident_weights:
-            self.verdict = Verdict(Precision.BF16, NO_ROOM)
+        if self.fp8_decision is not None and not smaller.resident_weights:
+            self.fp8_decision = Fp8Decision(Precision.BF16, NO_ROOM)
         self.fallbacks.append(MemoryFallback(step=step, from_mode=self.plan.mode, to_mode=smaller.mode))
         self.plan = smaller
         log.warning("out of GPU memory after step %d: going on with less\n%s", step, explain(smaller))
         return True
 
-    def try_eight_bits(self, loss: Callable[[], torch.Tensor]) -> None:
+    def decide_fp8(self, loss: Callable[[], torch.Tensor]) -> None:
         """Decide by the `loss` of the first batch, without gradients, whether products stay in 8 bits."""
-        self.wants_eight_bits = False
+        self.awaits_fp8_decision = False
         assert self.plan is not None
         assert self.layers is not None
         enough = self.plan.resident_weights
-        self.verdict = try_eight_bits(self.layers, loss) if enough else Verdict(Precision.BF16, NO_ROOM)
-        log.info("frozen weights are multiplied in %s: %s", self.verdict.precision, self.verdict.reason)
+        self.fp8_decision = decide_fp8(self.layers, loss) if enough else Fp8Decision(Precision.BF16, NO_ROOM)
+        log.info("frozen weights are multiplied in %s: %s", self.fp8_decision.precision, self.fp8_decision.reason)
 
     def memory_use(self) -> MemoryUse | None:
         """The plan and what became of it, for the status; None where nothing was planned layer by layer."""
@@ -114,7 +114,7 @@ def prepare_engine(model: Any, loaded: LoadedModel, config: RunConfig) -> Engine
     if not (on_gpu and loaded.precision is Precision.BF16 and config.kernels):
         log.info("engine: plain PyTorch%s", ", activations recomputed" if on_gpu else "")
         batch = written or usual_micro_batch(training.sequences_per_step())
-        return Engine(on_gpu, supervised_loss, batch, verdict=_only_fused(config, "the kernels are switched off"))
+        return Engine(on_gpu, supervised_loss, batch, fp8_decision=_only_fused(config, "the kernels are switched off"))
     loss = fused_loss if has_plain_head(model) else supervised_loss
     if loss is supervised_loss:
         log.warning("%s trains with the plain head: all supervised logits are in memory at once", loaded.architecture)
@@ -124,13 +124,13 @@ def prepare_engine(model: Any, loaded: LoadedModel, config: RunConfig) -> Engine
         return _fused_engine(model, config, loss, written, base, total)
     log.warning("layers run module by module (%s): expect two thirds of the speed", reason)
     engine = _modular_engine(model, config, loss, written, base, total)
-    engine.verdict = _only_fused(config, f"layers run module by module ({reason})")
+    engine.fp8_decision = _only_fused(config, f"layers run module by module ({reason})")
     return engine
 
 
-def _only_fused(config: RunConfig, obstacle: str) -> Verdict | None:
+def _only_fused(config: RunConfig, obstacle: str) -> Fp8Decision | None:
     """Of a job that asks for FP8 where layers are not fused."""
-    return Verdict(Precision.BF16, obstacle) if config.training.precision is Precision.FP8 else None
+    return Fp8Decision(Precision.BF16, obstacle) if config.training.precision is Precision.FP8 else None
 
 
 def _modular_engine(
@@ -173,8 +173,8 @@ def _fused_engine(
     log.info(
         "%d layers as one function each; where modules run alone (answers to prompts), %s", len(layers.layers), alone
     )
-    eight_bits = config.training.precision is Precision.FP8
-    return Engine(False, loss, batch, plan, layers, lambda mode: plan_for(batch.size * length, mode), eight_bits)
+    awaits_fp8 = config.training.precision is Precision.FP8
+    return Engine(False, loss, batch, plan, layers, lambda mode: plan_for(batch.size * length, mode), awaits_fp8)
 
 
 def available_bytes(device: torch.device) -> int:

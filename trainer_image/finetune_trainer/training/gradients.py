@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 
-class NoGradients:
+class FastZeroGrad:
     """`model.zero_grad` for the parameters that train, without a walk."""
 
     def __init__(self, model: Any) -> None:
@@ -16,7 +16,7 @@ class NoGradients:
             parameter.grad = None
 
 
-class AddedUp:
+class AccumulatedGradients:
     """Gradients of the passes of a step so far, so that half a pass leaves no trace.
 
     Copying them takes one launch and 2 bytes for each parameter of the adapters (bf16), and nothing in a step's first

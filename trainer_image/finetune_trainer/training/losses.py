@@ -17,7 +17,7 @@ def supervised_loss(
 ) -> torch.Tensor:
     """Cross entropy in fp32, summed over the supervised tokens and divided by `num_items` (None: by their number).
 
-    `labels` [1, T] and `positions` [S] as `lay_end_to_end` makes them: the token at p predicts label p + 1.
+    `labels` [1, T] and `positions` [S] as `collate_packed` makes them: the token at p predicts label p + 1.
     """
     # With a cache, transformers does not look for documents in position_ids: packed ones would see each other.
     inputs = {**inputs, "use_cache": False}

@@ -76,7 +76,7 @@ class Sampler:
         began = time.monotonic()
         answers: list[list[int]] = []
         try:
-            with undisturbed(model, self._seed):
+            with sampling_mode(model, self._seed):
                 for first in range(0, len(self._prompts), TOGETHER):
                     together = self._prompts[first : first + TOGETHER]
                     answers += self._generate(model, [prompt.input_ids for prompt in together])
@@ -110,7 +110,7 @@ class Sampler:
         pad = ends[0] if ends else 0  # never seen
         ids = torch.tensor([[pad] * (length - len(prompt)) + prompt for prompt in prompts], device=device)
         mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-        columns = list(continuation(model, ids, mask, ends, self._spec.max_tokens, self._spec.temperature))
+        columns = list(generate_tokens(model, ids, mask, ends, self._spec.max_tokens, self._spec.temperature))
         return [_until_end(row, ends) for row in torch.stack(columns, dim=1).tolist()]
 
     def _line(self, step: int, prompt: Prompt, ids: list[int]) -> SampleLine:
@@ -124,7 +124,7 @@ class Sampler:
         )
 
 
-def continuation(
+def generate_tokens(
     model: Any, ids: torch.Tensor, mask: torch.Tensor, ends: Sequence[int], most: int, temperature: float
 ) -> Iterator[torch.Tensor]:
     """Tokens [B] one after the other, after `ids` [B, T] (`mask` is 0 where they are padded), until every row has had
@@ -150,7 +150,7 @@ def continuation(
 
 
 @contextmanager
-def undisturbed(model: Any, seed: int) -> Iterator[None]:
+def sampling_mode(model: Any, seed: int) -> Iterator[None]:
     """Evaluation mode without gradients, with random numbers of its own; everything is as before afterwards."""
     was_training = model.training
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []

@@ -16,9 +16,9 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.export.errors import InvalidBaseError
 from finetune_trainer.export.export import ExportRequest, export
-from finetune_trainer.job.progress import Progress
+from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
-from finetune_trainer.job.termination import Termination
+from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.model.description import check_architecture
 
 TOKENS = torch.arange(3, 33).unsqueeze(0)
@@ -77,7 +77,7 @@ def test_it_trains_where_the_whole_is_refused_with_the_way_out(
     def outcome_of(folder: Path, name: str) -> tuple[str, str | None]:
         config: RunConfig = run_config(model={"source": f"file://{folder}"}, training={"maxSteps": 1})
         settings = Settings(tmp_path / name, "a", output_folder=tmp_path / f"{name}-out")
-        outcome = run_job(config, settings, Progress(), Termination())
+        outcome = run_job(config, settings, ProgressTracker(), StopSignal())
         return outcome.result.value, outcome.reason
 
     text = export_to(with_images, tmp_path / "text", merged="BF16").parent

@@ -32,11 +32,11 @@ STAGE_START = {
     Stage.SAVING: 80,
     Stage.UPLOADING: 90,
 }
-MOST_BEFORE_COMMIT = 99
+MAX_PERCENT_BEFORE_COMMIT = 99
 METRICS = ("loss", "eval_loss", "learning_rate", "tokens_per_second")
 
 
-class Progress:
+class ProgressTracker:
     """State of the run. Thread-safe; `listen` is called after every change, with whether the stage changed."""
 
     def __init__(self) -> None:
@@ -149,7 +149,7 @@ class Progress:
         stage = self._stages[-1].name
         begin = STAGE_START[stage]
         later = [start for start in STAGE_START.values() if start > begin]
-        end = later[0] if later else MOST_BEFORE_COMMIT
+        end = later[0] if later else MAX_PERCENT_BEFORE_COMMIT
         done, total = {
             Stage.TRAINING: (self._values.get("step"), self._values.get("total_steps")),
             Stage.UPLOADING: (self._values.get("uploaded_bytes"), self._values.get("upload_total_bytes")),

@@ -7,11 +7,11 @@ import pytest
 
 from finetune_api.progress import ProgressReport
 from finetune_api.vocabulary import Stage
-from finetune_trainer.job.progress import STAGE_START, Progress, Speed, TransferRate
+from finetune_trainer.job.progress_tracker import STAGE_START, ProgressTracker, Speed, TransferRate
 
 
 def test_stages_follow_each_other_without_gaps() -> None:
-    progress = Progress()
+    progress = ProgressTracker()
     for stage in STAGE_START:
         progress.stage(stage)
     progress.finish()
@@ -22,13 +22,13 @@ def test_stages_follow_each_other_without_gaps() -> None:
 
 
 def test_sequence_numbers_rise() -> None:
-    progress = Progress()
+    progress = ProgressTracker()
     assert [progress.report().finetune.sequence for _ in range(3)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_never_reaches_a_report(loss: float) -> None:
-    progress = Progress()
+    progress = ProgressTracker()
     progress.update(loss=0.5)
     progress.update(loss=loss, step=2)
     report = progress.report()
@@ -37,7 +37,7 @@ def test_a_loss_that_is_not_finite_never_reaches_a_report(loss: float) -> None:
 
 
 def test_percent_never_falls_and_stays_below_a_hundred_before_the_commit() -> None:
-    progress = Progress()
+    progress = ProgressTracker()
     seen = []
     for stage in STAGE_START:
         progress.stage(stage)
@@ -54,7 +54,7 @@ def test_percent_never_falls_and_stays_below_a_hundred_before_the_commit() -> No
 
 
 def test_listeners_hear_of_every_change_and_of_stages() -> None:
-    progress = Progress()
+    progress = ProgressTracker()
     heard: list[bool] = []
     progress.listen(heard.append)
     progress.stage(Stage.TRAINING)
@@ -85,7 +85,7 @@ def test_the_upload_rate_is_that_of_the_last_half_minute() -> None:
 
 
 def test_an_upload_reports_bytes_rate_and_time_to_the_end() -> None:
-    progress = Progress()
+    progress = ProgressTracker()
     progress.stage(Stage.UPLOADING)
     progress.update(uploaded_bytes=0, upload_total_bytes=4000, eta_seconds=999)
     for _ in range(3):

@@ -10,7 +10,7 @@ from types import FrameType
 from finetune_trainer.errors import InterruptedRunError
 
 
-class Termination:
+class StopSignal:
     """Whether the run was asked to stop. Install it in the main thread."""
 
     def __init__(self) -> None:
