@@ -1,8 +1,19 @@
 """Why a job can fail: one table, shared by the trainer (which exits with the code) and the operator (which acts on it).
 
-The exit code decides what the Job controller does (`podFailurePolicy`), even while the operator is down; the reason
-is for machines; the hint tells people what to change. Codes stay below 64 so that they never look like a signal
-(128+n) or a shell error.
+The exit code of the trainer's container, never the reason, decides what follows. The Job controller acts on it by the
+`podFailurePolicy` of the Job, even while the operator is down:
+
+    how the pod ended                                        what follows                               action
+    10 to 16: configuration, data, access, memory, ...       the job fails at once                      FailJob
+    30: stopped; or evicted, preempted, its node lost        another pod, which counts as no retry      Ignore
+    20, 40 and every other code; killed by a signal (128+n)  another pod, at most maxRetries of them    Count
+
+Memory is in two of these rows. A trainer that notices that its memory does not suffice exits with 13, and the job fails
+at once. A trainer that the kernel kills (137, `OOMKilled`) is tried again up to `spec.runPolicy.maxRetries` times. Both
+have the reason OutOfMemory.
+
+The reason is for machines; the hint tells people what to change. Codes stay below 64 so that they never look like a
+signal or a shell error.
 """
 
 from dataclasses import dataclass
@@ -10,7 +21,7 @@ from enum import IntEnum, StrEnum
 
 
 class ExitCode(IntEnum):
-    """Exit codes of the trainer. Every code names a class of failures that is handled alike."""
+    """Exit codes of the trainer. Each code names a class of failures that are handled alike."""
 
     SUCCESS = 0
     CONFIGURATION = 10
@@ -25,16 +36,42 @@ class ExitCode(IntEnum):
     INTERNAL = 40
 
 
-# Repeating these gives the same end: the Job fails at once (podFailurePolicy: FailJob).
-PERMANENT = (
-    ExitCode.CONFIGURATION,
-    ExitCode.DATA,
-    ExitCode.ACCESS,
-    ExitCode.OUT_OF_MEMORY,
-    ExitCode.NON_FINITE_LOSS,
-    ExitCode.STORAGE,
-    ExitCode.DISK_FULL,
-)
+class PodFailureAction(StrEnum):
+    """Reaction of the Job controller to a pod that failed, in the words of `podFailurePolicy`."""
+
+    FAIL_JOB = "FailJob"
+    """The job fails at once: another attempt with the same job can only end the same way."""
+
+    IGNORE = "Ignore"
+    """Another pod starts, and the failure counts as no retry."""
+
+    COUNT = "Count"
+    """Another pod starts, unless `spec.runPolicy.maxRetries` pods have failed before. The default of Kubernetes."""
+
+
+_ACTIONS: dict[ExitCode, PodFailureAction] = {
+    ExitCode.CONFIGURATION: PodFailureAction.FAIL_JOB,
+    ExitCode.DATA: PodFailureAction.FAIL_JOB,
+    ExitCode.ACCESS: PodFailureAction.FAIL_JOB,
+    ExitCode.OUT_OF_MEMORY: PodFailureAction.FAIL_JOB,
+    ExitCode.NON_FINITE_LOSS: PodFailureAction.FAIL_JOB,
+    ExitCode.STORAGE: PodFailureAction.FAIL_JOB,
+    ExitCode.DISK_FULL: PodFailureAction.FAIL_JOB,
+    ExitCode.UNAVAILABLE: PodFailureAction.COUNT,
+    ExitCode.INTERRUPTED: PodFailureAction.IGNORE,
+    ExitCode.INTERNAL: PodFailureAction.COUNT,
+}
+
+
+def action_after(exit_code: int) -> PodFailureAction:
+    """Returns what the Job controller does after a pod ended with an exit code other than 0. Codes that are not the
+    trainer's own, 137 of a kill among them, are counted."""
+    return next((action for code, action in _ACTIONS.items() if code == exit_code), PodFailureAction.COUNT)
+
+
+def exit_codes_with(action: PodFailureAction) -> tuple[ExitCode, ...]:
+    """Returns the exit codes of the trainer that one action follows."""
+    return tuple(code for code, follows in _ACTIONS.items() if follows is action)
 
 
 class FailureReason(StrEnum):
@@ -66,7 +103,7 @@ class FailureReason(StrEnum):
     STORAGE_UNAVAILABLE = "StorageUnavailable"
     INTERRUPTED = "Interrupted"
     INTERNAL_ERROR = "InternalError"
-    # Seen by the operator only: the pod ended or could not start, and the trainer could say nothing.
+    # Given by the operator only: the pod ended or could not start, and the trainer could report nothing.
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CONTAINER_CONFIG_ERROR = "ContainerConfigError"
@@ -79,13 +116,10 @@ class FailureReason(StrEnum):
 class FailureClass:
     """How a reason ends the trainer, and what a person can do about it."""
 
-    exit_code: ExitCode
-    hint: str
+    exit_code: ExitCode | None
+    """Code that the trainer exits with; None for reasons that only the operator gives, because no trainer could."""
 
-    @property
-    def is_permanent(self) -> bool:
-        """Whether another attempt with the same job can only end the same way."""
-        return self.exit_code in PERMANENT
+    hint: str
 
 
 FAILURES: dict[FailureReason, FailureClass] = {
@@ -162,20 +196,30 @@ FAILURES: dict[FailureReason, FailureClass] = {
     FailureReason.INTERNAL_ERROR: FailureClass(
         ExitCode.INTERNAL, "This is a defect: see the trainer's log for the traceback."
     ),
-    FailureReason.DEADLINE_EXCEEDED: FailureClass(ExitCode.INTERNAL, "Raise spec.runPolicy.activeDeadlineSeconds."),
+    FailureReason.DEADLINE_EXCEEDED: FailureClass(None, "Raise spec.runPolicy.activeDeadlineSeconds."),
     FailureReason.IMAGE_PULL_FAILED: FailureClass(
-        ExitCode.INTERNAL, "Check the trainer image that the operator was installed with."
+        None, "Check the trainer image that the operator was installed with."
     ),
     FailureReason.CONTAINER_CONFIG_ERROR: FailureClass(
-        ExitCode.INTERNAL, "Create the Secret or ConfigMap that the message names, in the job's namespace."
+        None, "Create the Secret or ConfigMap that the message names, in the job's namespace."
     ),
-    FailureReason.POD_REJECTED: FailureClass(
-        ExitCode.INTERNAL, "A quota or admission policy of the namespace refused the pod."
-    ),
+    FailureReason.POD_REJECTED: FailureClass(None, "A quota or admission policy of the namespace refused the pod."),
     FailureReason.EVICTED: FailureClass(
-        ExitCode.INTERRUPTED, "The node evicted the pod; it is replaced and resumes from its checkpoint."
+        None, "The node evicted the pod; it is replaced and resumes from its checkpoint."
     ),
-    FailureReason.TRAINER_CRASHED: FailureClass(
-        ExitCode.INTERNAL, "See the trainer's log; the process ended without an outcome."
-    ),
+    FailureReason.TRAINER_CRASHED: FailureClass(None, "See the trainer's log; the process ended without an outcome."),
 }
+
+
+def exit_code_of(reason: FailureReason) -> ExitCode:
+    """Returns the code that the trainer exits with. Raises ValueError for a reason that only the operator gives."""
+    exit_code = FAILURES[reason].exit_code
+    if exit_code is None:
+        raise ValueError(f"{reason} is a reason of the operator: the trainer has no exit code for it")
+    return exit_code
+
+
+def ends_the_job(reason: FailureReason) -> bool:
+    """True if a trainer that ends with this reason of its own fails the job at once, so that nothing is tried again."""
+    exit_code = FAILURES[reason].exit_code
+    return exit_code is not None and action_after(exit_code) is PodFailureAction.FAIL_JOB

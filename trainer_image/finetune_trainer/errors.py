@@ -10,7 +10,7 @@ The message is for people: what was found, what was expected, what to do. It rea
 holds a secret.
 """
 
-from finetune_api.failures import FAILURES, ExitCode, FailureReason
+from finetune_api.failures import ExitCode, FailureReason, exit_code_of
 
 
 class TrainerError(Exception):
@@ -24,7 +24,7 @@ class TrainerError(Exception):
     @property
     def exit_code(self) -> ExitCode:
         """The process's exit code, which decides whether the Job is tried again."""
-        return FAILURES[self.reason].exit_code
+        return exit_code_of(self.reason)
 
 
 class InterruptedRunError(TrainerError):

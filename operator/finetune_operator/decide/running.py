@@ -4,7 +4,7 @@ The same for the trainer's Job and for that of preflight, which is looked at thr
 """
 
 from finetune_api.base import Json
-from finetune_api.failures import PERMANENT, ExitCode
+from finetune_api.failures import ExitCode, PodFailureAction, action_after
 from finetune_api.outcome import Outcome
 from finetune_api.vocabulary import Phase
 from finetune_operator.decide.decision import RETRY_SECONDS, Actions, Decision
@@ -60,7 +60,8 @@ def _between_pods(snapshot: Snapshot, pod: TrainerPod, actions: Actions, outcome
             Phase.QUEUED, waiting.reason, waiting.message, actions, is_stalled=waiting.is_stalled, outcome=outcome
         )
     failures = sum(1 for each in snapshot.pods if each.is_finished and not is_interruption(each))
-    final = pod.termination is not None and pod.termination.exit_code in (ExitCode.SUCCESS, *PERMANENT)
+    code = pod.termination.exit_code if pod.termination else None
+    final = code is not None and (code == ExitCode.SUCCESS or action_after(code) is PodFailureAction.FAIL_JOB)
     if final or failures > snapshot.spec.run_policy.max_retries:
         phase = snapshot.status.phase or Phase.RUNNING
         return Decision(phase, reason, f"{said}: the job ends", actions, outcome=outcome)

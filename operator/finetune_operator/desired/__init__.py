@@ -1,1 +1,9 @@
-"""Objects that a FineTuneJob should have, built purely: no clock, no cluster, no environment."""
+"""Manifests of the objects that a FineTuneJob should have, built without clock, cluster or environment.
+
+`names`           names, labels and owner references of the children
+`pod_plan`        which pod is meant (trainer or preflight), its claims and its credentials
+`trainer_pod`     the spec of that pod
+`trainer_job`     the batch/v1 Job that trains, and what both Jobs have in common
+`preflight_job`   the batch/v1 Job that checks model, data and output on a CPU
+`run_config_map`  the ConfigMap with the run's configuration, which both Jobs mount
+"""

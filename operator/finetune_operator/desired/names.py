@@ -1,32 +1,36 @@
-"""Names, labels and owner references: how children are found again, whoever made them and whenever."""
+"""Names, labels and owner references, by which children are found again: whoever created them, and whenever."""
 
 import hashlib
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from finetune_api import API_VERSION, GROUP, KIND
 from finetune_api.job import ObjectMeta
 
-JOB_NAME_LABEL: Final = f"{GROUP}/job-name"
-JOB_UID_LABEL: Final = f"{GROUP}/job-uid"
-ACTIVE_SECONDS_ANNOTATION: Final = f"{GROUP}/active-seconds"
-COMPONENT_LABEL: Final = "app.kubernetes.io/component"
+Component = Literal["trainer", "preflight"]
+"""One of the two Jobs of a FineTuneJob, as its label `app.kubernetes.io/component` has it."""
+
 TRAINER: Final = "trainer"
 PREFLIGHT: Final = "preflight"
-TRAINER_CONTAINER: Final = "trainer"  # of preflight's pod too: it runs the same image
+
+JOB_NAME_LABEL: Final = f"{GROUP}/job-name"
+JOB_UID_LABEL: Final = f"{GROUP}/job-uid"
+COMPONENT_LABEL: Final = "app.kubernetes.io/component"
+ACTIVE_SECONDS_ANNOTATION: Final = f"{GROUP}/active-seconds"
+TRAINER_CONTAINER: Final = "trainer"  # in preflight's pod too: it runs the same image
 FIELD_MANAGER: Final = "finetune-operator"
 
-_HASH_LENGTH = 5
-_MAX_NAME_LENGTH = 63  # a Job's name is also a label of its pods
+_HASH_LENGTH = 5  # hex digits
+_MAX_NAME_LENGTH = 63  # characters: a Job's name is also a label of its pods, and labels end there
 
 
 def child_name(job: ObjectMeta) -> str:
-    """Name of the trainer's Job and of the ConfigMap: the job's own, cut, and five hex digits of its UID's SHA-256, so
-    that a job that is deleted and made again never meets the children of its predecessor."""
+    """Name of the trainer's Job and of the ConfigMap: the job's own name, shortened, and five hex digits of the SHA-256
+    of its UID. A job that is deleted and created again therefore never meets the children of its predecessor."""
     return _name(job, "")
 
 
 def preflight_name(job: ObjectMeta) -> str:
-    """Name of the Job that runs preflight. No trainer's Job can have it, as that ends in hex digits."""
+    """Name of the Job that runs preflight. No trainer's Job can have it, because their names end in hex digits."""
     return _name(job, f"-{PREFLIGHT}")
 
 
@@ -36,14 +40,14 @@ def _name(job: ObjectMeta, suffix: str) -> str:
     return f"{stem}-{digest}{suffix}"
 
 
-def child_labels(job: ObjectMeta, component: str | None = None) -> dict[str, str]:
+def child_labels(job: ObjectMeta, component: Component | None = None) -> dict[str, str]:
     """Labels of a child, and of a Job's pods."""
     labels = {JOB_NAME_LABEL: job.name, JOB_UID_LABEL: job.uid, "app.kubernetes.io/managed-by": FIELD_MANAGER}
     return labels | ({COMPONENT_LABEL: component} if component else {})
 
 
-def child_metadata(job: ObjectMeta, name: str, component: str | None = None) -> dict[str, Any]:  # Any: it is JSON
-    """Metadata of an owned child: the garbage collector removes it after its FineTuneJob."""
+def child_metadata(job: ObjectMeta, name: str, component: Component | None = None) -> dict[str, Any]:  # Any: it is JSON
+    """Metadata of an owned child: the garbage collector removes the child after its FineTuneJob."""
     return {
         "name": name,
         "namespace": job.namespace,
@@ -62,7 +66,7 @@ def child_metadata(job: ObjectMeta, name: str, component: str | None = None) -> 
 
 
 def controller_uid(metadata: dict[str, Any]) -> str | None:
-    """UID of the object that controls another one, from that one's metadata."""
+    """UID of the object that controls the one with this metadata; None if no object does."""
     for reference in metadata.get("ownerReferences") or ():
         if reference.get("controller"):
             return str(reference["uid"])

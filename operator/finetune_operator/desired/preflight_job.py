@@ -1,39 +1,41 @@
-"""The Job that checks model, data and output on a CPU, before the trainer's Job is made.
+"""The batch/v1 Job that checks model, data and output on a CPU, before the trainer's Job is created.
 
-Same image, same ConfigMap, same Secrets, same meaning of exit codes; no GPU, and no token at all, as it reports by its
-termination message only. What binds the trainer to GPU nodes (RuntimeClass, labels that describe hardware) is left out,
-so that the checks wake no GPU node; tolerations stay, as they bind a pod to nothing.
+It has the trainer's image, ConfigMap, Secrets and exit codes. It has no GPU, and no token either, because it reports by
+its termination message only. Whatever binds the trainer to GPU nodes (RuntimeClass, labels that describe hardware) is
+left out, so that the checks do not scale up a GPU node. Tolerations stay, because they bind a pod to nothing.
 """
 
 from typing import Any
 
 from finetune_api.job import ObjectMeta
 from finetune_api.spec.spec import FineTuneJobSpec
-from finetune_operator.desired.names import PREFLIGHT, preflight_name
+from finetune_operator.desired.names import PREFLIGHT
+from finetune_operator.desired.pod_plan import PodPlan
 from finetune_operator.desired.trainer_job import build_child_job
-from finetune_operator.desired.trainer_pod import build_trainer_pod_spec
 
 CPU = "500m"
-MEMORY = "1Gi"  # twice of what 1 GB of rows or a row of 50 MB takes (docs/decisions.md)
-GRACE_SECONDS = 30  # nothing has to be saved
-_KEPT_LABELS = ("kubernetes.io/", "topology.kubernetes.io/")  # where a node is and what it can execute
+MEMORY = "1Gi"  # twice the measured peak for 1 GB of rows, or for one row of 50 MB (docs/decisions.md)
+MAX_GRACE_SECONDS = 30  # preflight has nothing to save when it is stopped
+_KEPT_LABELS = ("kubernetes.io/", "topology.kubernetes.io/")  # where a node is, and which programs it can execute
 
 
 def build_preflight_job(job: ObjectMeta, spec: FineTuneJobSpec, image: str, active_seconds: int = 0) -> dict[str, Any]:
-    """The Job of preflight, for a FineTuneJob that has run for `active_seconds` already (0 unless this Job was deleted
-    by hand)."""
-    pod = build_trainer_pod_spec(job, _on_a_cpu(spec), image, verb="preflight", reports=False)
-    name = preflight_name(job)
-    return build_child_job(job, spec, pod, name=name, component=PREFLIGHT, active_seconds=active_seconds)
+    """Builds the Job of preflight. `active_seconds`: how long the FineTuneJob has run already, which is 0 unless
+    somebody deleted this Job."""
+    return build_child_job(PodPlan.for_component(PREFLIGHT, job, _on_a_cpu(spec), image), active_seconds)
 
 
 def _on_a_cpu(spec: FineTuneJobSpec) -> FineTuneJobSpec:
+    """The same spec with the resources of preflight."""
     resources, policy = spec.resources, spec.run_policy
     changes: dict[str, Any] = {"gpus": 0, "cpu": CPU, "memory": MEMORY, "ephemeral_storage": None}
+
+    # A job without a GPU keeps its node selector: it chose CPU nodes itself.
     if resources.gpus:
         kept = {key: value for key, value in resources.node_selector.items() if key.startswith(_KEPT_LABELS)}
         changes |= {"node_selector": kept, "runtime_class_name": None}
-    grace = min(GRACE_SECONDS, policy.termination_grace_period_seconds)
+
+    grace = min(MAX_GRACE_SECONDS, policy.termination_grace_period_seconds)
     return spec.model_copy(
         update={
             "resources": resources.model_copy(update=changes),

@@ -16,13 +16,13 @@ RUN_CONFIG_KEY = "run_config.yaml"
 def build_run_config(
     job: ObjectMeta, spec: FineTuneJobSpec, progress_url: str, ca_certificate: str | None
 ) -> RunConfig:
-    """The run that a job describes, reporting to the operator below `progress_url`."""
+    """Builds the configuration of the run that a job describes. The run reports its progress below `progress_url`."""
     target = ProgressTarget(url=progress_url + progress_path(job.namespace, job.name), ca_certificate=ca_certificate)
     return RunConfig.from_spec(JobIdentity(namespace=job.namespace, name=job.name, uid=job.uid), spec, target)
 
 
 def build_run_config_map(job: ObjectMeta, config: RunConfig) -> dict[str, Any]:
-    """The ConfigMap with the run as one YAML file."""
+    """Builds the ConfigMap that holds the run's configuration as one YAML file."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -32,8 +32,8 @@ def build_run_config_map(job: ObjectMeta, config: RunConfig) -> dict[str, Any]:
 
 
 def follow_progress_target(existing: dict[str, Any], desired: dict[str, Any]) -> dict[str, Any] | None:
-    """The data of a ConfigMap that a Job mounts already, with the address and authority that `desired` reports to; None
-    where they are the same. Everything else stays as the Job's image, perhaps an older one, was given it."""
+    """Returns the patch that brings the progress URL and certificate of a mounted ConfigMap up to date; None if they
+    are. The rest of the file stays as it was written for the Job's image, which may be older than this operator."""
     try:
         mounted = yaml.safe_load(existing["data"][RUN_CONFIG_KEY])
         wanted = yaml.safe_load(desired["data"][RUN_CONFIG_KEY])
@@ -41,5 +41,6 @@ def follow_progress_target(existing: dict[str, Any], desired: dict[str, Any]) ->
             return None
         text = yaml.safe_dump(mounted | {"progress": wanted["progress"]}, sort_keys=False, allow_unicode=True)
     except (yaml.YAMLError, KeyError, TypeError):
-        return {"data": desired["data"]}  # somebody has broken it
+        return {"data": desired["data"]}  # somebody edited the file so that it cannot be read: replace all of it
+
     return {"data": {RUN_CONFIG_KEY: text}}

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal
 
-from finetune_api.failures import FAILURES, PERMANENT, ExitCode, FailureReason
+from finetune_api.failures import FAILURES, ExitCode, FailureReason, PodFailureAction, action_after, ends_the_job
 from finetune_api.status import Condition, Failure, PreflightStatus
 from finetune_api.vocabulary import ConditionType, Phase, PreflightResult, Stage
 from finetune_operator.decide.decision import Decision
@@ -86,8 +86,10 @@ def _validated(
 
 def _is_refused(decision: Decision, failure: Failure) -> bool:
     """Whether preflight has said that the job cannot run, as opposed to having ended by itself."""
-    known = failure.reason in tuple(FailureReason) and FAILURES[FailureReason(failure.reason)].is_permanent
-    return decision.preflight is PreflightResult.FAILED and known and failure.exit_code in PERMANENT
+    if decision.preflight is not PreflightResult.FAILED or failure.exit_code is None:
+        return False
+    is_final = failure.reason in tuple(FailureReason) and ends_the_job(FailureReason(failure.reason))
+    return is_final and action_after(failure.exit_code) is PodFailureAction.FAIL_JOB
 
 
 def _blames_the_inputs(failure: Failure) -> bool:

@@ -10,11 +10,19 @@ import yaml
 
 from finetune_api.job import ObjectMeta
 from finetune_api.run_config import RunConfig
-from finetune_operator.desired.names import child_labels, child_metadata, child_name, controller_uid, preflight_name
+from finetune_operator.desired.names import (
+    TRAINER,
+    child_labels,
+    child_metadata,
+    child_name,
+    controller_uid,
+    preflight_name,
+)
+from finetune_operator.desired.pod_plan import PodPlan
 from finetune_operator.desired.preflight_job import build_preflight_job
 from finetune_operator.desired.run_config_map import RUN_CONFIG_KEY, build_run_config, build_run_config_map
 from finetune_operator.desired.trainer_job import build_trainer_job, remaining_deadline
-from finetune_operator.desired.trainer_pod import build_trainer_pod_spec
+from finetune_operator.desired.trainer_pod import build_pod_spec
 from finetune_test_operator.snapshot_builder import INSTALLATION, METADATA, a_snapshot, a_spec, decision_about
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -45,7 +53,7 @@ def _job(**sections: Any) -> dict[str, Any]:
 
 
 def _pod(**sections: Any) -> dict[str, Any]:
-    return build_trainer_pod_spec(METADATA, a_spec(**sections), INSTALLATION.trainer_image)
+    return build_pod_spec(PodPlan.for_component(TRAINER, METADATA, a_spec(**sections), INSTALLATION.trainer_image))
 
 
 def _trainer(**sections: Any) -> dict[str, Any]:

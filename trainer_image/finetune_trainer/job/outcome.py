@@ -4,7 +4,7 @@ import logging
 from datetime import UTC, datetime
 from pathlib import Path
 
-from finetune_api.failures import FAILURES, ExitCode, FailureReason
+from finetune_api.failures import ExitCode, FailureReason, exit_code_of
 from finetune_api.outcome import Outcome, Result
 from finetune_trainer.artifacts.manifest import Manifest
 from finetune_trainer.errors import TrainerError
@@ -44,7 +44,7 @@ def failed(error: BaseException, progress: ProgressTracker) -> Outcome:
         result=Result.INTERRUPTED if reason is FailureReason.INTERRUPTED else Result.FAILED,
         reason=reason,
         message=message,
-        exit_code=FAILURES[reason].exit_code,
+        exit_code=exit_code_of(reason),
         stage=progress.current_stage,
         loss=progress.value("loss"),
         eval_loss=progress.value("eval_loss"),

@@ -3,7 +3,7 @@
 from enum import StrEnum
 
 from finetune_api.base import ApiModel
-from finetune_api.failures import FAILURES, ExitCode, FailureReason
+from finetune_api.failures import ExitCode, FailureReason, ends_the_job, exit_code_of
 from finetune_api.vocabulary import DatasetFormat, MemoryMode
 
 
@@ -141,9 +141,9 @@ class Report(ApiModel):
     def reason(self) -> FailureReason | None:
         """The reason that decides the exit code: that of a lasting error, which waiting does not mend, comes first."""
         reasons = [finding.reason for finding in self.errors() if finding.reason is not None]
-        return next((reason for reason in reasons if FAILURES[reason].is_permanent), next(iter(reasons), None))
+        return next((reason for reason in reasons if ends_the_job(reason)), next(iter(reasons), None))
 
     def exit_code(self) -> ExitCode:
         """Exit code of the process."""
         reason = self.reason()
-        return ExitCode.SUCCESS if reason is None else FAILURES[reason].exit_code
+        return ExitCode.SUCCESS if reason is None else exit_code_of(reason)
