@@ -17,7 +17,7 @@ from finetune_kernels.ops.lora_linear import lora_linear
 from finetune_kernels.ops.rms_norm import RmsNormFunction
 from finetune_test_kernels.small_layers import angles_of, small_model
 from finetune_test_kernels.tensor_checks import DEVICE, gradients, normal, relative_error, watched
-from finetune_trainer.chat.encoder import IGNORED
+from finetune_trainer.chat.labels import IGNORED
 from finetune_trainer.training.collator import collate_packed
 
 pytestmark = pytest.mark.skipif(

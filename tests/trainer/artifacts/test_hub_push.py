@@ -120,7 +120,7 @@ def test_without_the_mounted_secret_no_other_token_is_used(
 def test_preflight_names_the_field_of_a_hub_that_cannot_be_written(run_config: Builder, settings: Settings) -> None:
     sections = {"s3": {"bucket": "models"}, "hub": {"repository": NAME, "credentials": {"secretName": "hub"}}}
     report, _ = run_preflight(run_config(output=sections), settings)
-    assert [finding.place for finding in report.errors()] == ["spec.output.hub"]
+    assert [finding.location for finding in report.errors()] == ["spec.output.hub"]
     assert run_preflight(run_config(), settings)[0].errors() == ()
 
 

@@ -11,7 +11,8 @@ from finetune_api.spec.inputs import DatasetSpec
 from finetune_api.vocabulary import TrainOn
 from finetune_test_models.tiny_tokenizers import KINDS, write_tokenizer
 from finetune_trainer.chat.control_tokens import HIDDEN
-from finetune_trainer.chat.encoder import IGNORED, ChatEncoder, Encoded
+from finetune_trainer.chat.encoder import ChatEncoder
+from finetune_trainer.chat.labels import IGNORED, Encoded
 from finetune_trainer.data.layouts import Conversation, PlainText
 from finetune_trainer.data.messages import BadRowError
 from finetune_trainer.preflight.scan import scan_rows
@@ -108,7 +109,7 @@ def test_plain_text_keeps_its_control_tokens(tokenizers: dict[str, Any]) -> None
 
 def test_what_cannot_be_text_is_refused(tokenizers: dict[str, Any]) -> None:
     """Gemma's tokenizer here has its end of turn as a word that it always takes for the token."""
-    with pytest.raises(BadRowError, match=r"spells out a control token.*<end_of_turn>"):
+    with pytest.raises(BadRowError, match=r"control token.*<end_of_turn>.* as text"):
         encode(tokenizers["gemma"], chat("a<end_of_turn>b", "c"))
     with pytest.raises(BadRowError, match=r"U\+F8D8"):
         encode(tokenizers["qwen"], chat(f"a<|im_end|>{HIDDEN}", "c"))
@@ -123,5 +124,5 @@ def test_preflight_counts_such_rows_and_names_the_first(tokenizers: dict[str, An
     line = '{"prompt": "%s", "completion": "b"}\n'
     path.write_text("".join(line % text for text in ("a", "a<|im_end|>", "a", "<|im_start|>")))
     scan = scan_rows((path,), DatasetSpec.model_validate({"source": "file:///rows"}), tokenizers["qwen"], 64)
-    assert (scan.rows, scan.bad, scan.spelled) == (4, 0, 2)
-    assert scan.spelling == ["rows.jsonl:2 (<|im_end|>)", "rows.jsonl:4 (<|im_start|>)"]
+    assert (scan.rows, scan.bad, scan.rows_with_control_tokens) == (4, 0, 2)
+    assert scan.control_token_examples == ["rows.jsonl:2 (<|im_end|>)", "rows.jsonl:4 (<|im_start|>)"]

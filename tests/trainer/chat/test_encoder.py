@@ -9,7 +9,8 @@ import trl
 from transformers import AutoTokenizer
 
 from finetune_api.vocabulary import TrainOn
-from finetune_trainer.chat.encoder import IGNORED, ChatEncoder, Encoded, touching
+from finetune_trainer.chat.encoder import ChatEncoder
+from finetune_trainer.chat.labels import IGNORED, Encoded, overlaps
 from finetune_trainer.data.layouts import Conversation, PlainText
 from finetune_trainer.data.messages import BadRowError
 from finetune_trainer.errors import TrainerError
@@ -104,9 +105,9 @@ def test_answers_of_weight_zero_are_context(tokenizer: Any, template: str) -> No
 
 def test_white_space_inside_an_answer_carries_loss_and_none_outside() -> None:
     """Places of "a", " " (empty, behind it), "b", and of a mark inserted at the beginning."""
-    assert touching([(0, 1), (2, 2), (2, 3), (0, 0)], [(1, 3)]) == [False, True, True, False]
-    assert touching([(0, 1), (1, 3), (3, 4)], [(2, 3)]) == [False, True, False], "a token that begins before an answer"
-    assert touching([(0, 1)], []) == [False]
+    assert overlaps([(0, 1), (2, 2), (2, 3), (0, 0)], [(1, 3)]) == [False, True, True, False]
+    assert overlaps([(0, 1), (1, 3), (3, 4)], [(2, 3)]) == [False, True, False], "a token that begins before an answer"
+    assert overlaps([(0, 1)], []) == [False]
 
 
 def test_a_row_that_the_template_refuses_is_a_bad_row(tokenizer: Any) -> None:
@@ -151,7 +152,7 @@ def test_an_answer_that_nothing_ends_is_followed_by_the_end_of_sequence(
     learned = supervised_texts(tokenizer, encoder.encode(CHAT))
     assert learned[-1].endswith(last + tokenizer.eos_token)
     assert tokenizer.eos_token not in "".join(learned[:-1])
-    assert encoder.open_ends == 1
+    assert encoder.answers_without_end == 1
     context = Conversation(CHAT.messages, context=frozenset({4}))
     assert tokenizer.eos_token_id not in encoder.encode(context).labels, "an answer without loss ends nothing"
     everything = ChatEncoder(tokenizer, TrainOn.ALL).encode(CHAT)

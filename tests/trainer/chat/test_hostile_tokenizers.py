@@ -99,7 +99,7 @@ def test_a_special_token_beyond_the_embedding_matters_only_where_it_is_written(f
     spec = DatasetSpec.model_validate({"source": "file:///rows"})
     scan = scan_rows((lines,), spec, load_tokenizer(folder, SPEC), 64, rows)
     assert scan.stopped is not None
-    assert (scan.stopped.place, scan.stopped.reason) == ("rows.jsonl:2", "InvalidConfiguration")
+    assert (scan.stopped.location, scan.stopped.reason) == ("rows.jsonl:2", "InvalidConfiguration")
     without = scan_rows((lines,), spec, load_tokenizer(folder, SPEC), 64)
     assert without.stopped is None, "the control"
 

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 
 from finetune_api.spec.inputs import ModelSpec
 from finetune_api.vocabulary import ChatTemplateName, TrainOn
-from finetune_trainer.chat.encoder import IGNORED, ChatEncoder
+from finetune_trainer.chat.encoder import ChatEncoder
+from finetune_trainer.chat.labels import IGNORED
 from finetune_trainer.chat.templates import SPECIAL_TOKENS, TOOL_TOKENS, use_named_template
 from finetune_trainer.data.layouts import Conversation
 from finetune_trainer.data.messages import BadRowError

@@ -27,7 +27,7 @@ from finetune_trainer.data.messages import ROLES, BadRowError
 from finetune_trainer.data.rows import DATA_SUFFIXES, Row, read_rows
 from finetune_trainer.errors import TrainerError
 
-LONGEST_MESSAGE = 400
+MAX_MESSAGE = 400
 EXCERPT = 80
 COLUMNS = DatasetColumns()
 
@@ -73,8 +73,8 @@ contents = st.lists(st.sampled_from(PIECES) | st.binary(max_size=8), max_size=12
 @given(st.sampled_from(DATA_SUFFIXES), contents, st.booleans())
 def test_any_bytes_are_rows_or_reasons(suffix: str, content: bytes, packed: bool) -> None:
     for row in read(suffix, gzip.compress(content) if packed and suffix.endswith(".gz") else content):
-        assert row.place.startswith("a.")
-        assert not row.is_broken or 0 < len(row.value) <= LONGEST_MESSAGE
+        assert row.location.startswith("a.")
+        assert not row.is_broken or 0 < len(row.value) <= MAX_MESSAGE
 
 
 @fuzz(150)
@@ -85,7 +85,7 @@ def test_a_damaged_parquet_file_is_rows_or_reasons(table: list[dict[str, Any]], 
     content = bytearray(bytes(sink.getvalue()))
     content[-1 - at % len(content)] = byte
     for row in read(".parquet", bytes(content)):
-        assert not row.is_broken or 0 < len(row.value) <= LONGEST_MESSAGE
+        assert not row.is_broken or 0 < len(row.value) <= MAX_MESSAGE
 
 
 @fuzz(150)
@@ -147,7 +147,7 @@ def test_any_row_is_an_example_or_a_reason(row: dict[str, Any], layout: DatasetF
     example, problem = parse(row, layout)
     if problem is not None:
         assert isinstance(problem, BadRowError) or problem.reason is FailureReason.MISSING_COLUMN
-        assert len(str(problem)) <= LONGEST_MESSAGE
+        assert len(str(problem)) <= MAX_MESSAGE
         assert "a" * EXCERPT not in str(problem), "messages name places, and quote little"
     if isinstance(example, Conversation):
         assert all(message["role"] in ROLES and isinstance(message["content"], str) for message in example.messages)
@@ -266,7 +266,7 @@ def test_any_template_prints_or_has_a_reason(process: RenderingProcess, source: 
         return
     if "error" in result:
         assert result["error"] in ERRORS
-        assert len(result.get("message", "")) <= LONGEST_MESSAGE
+        assert len(result.get("message", "")) <= MAX_MESSAGE
         return
     places = [(start, end) for start, end, _ in result["spans"]]
     assert all(0 <= start <= end <= len(result["text"]) for start, end in places)

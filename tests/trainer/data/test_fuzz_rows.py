@@ -14,14 +14,15 @@ from transformers import AutoTokenizer
 from finetune_api.failures import FailureReason
 from finetune_api.spec.inputs import DatasetColumns
 from finetune_api.vocabulary import ChatTemplateName, DatasetFormat, TrainOn
-from finetune_trainer.chat.encoder import IGNORED, ChatEncoder
+from finetune_trainer.chat.encoder import ChatEncoder
+from finetune_trainer.chat.labels import IGNORED
 from finetune_trainer.chat.templates import SPECIAL_TOKENS, use_named_template
 from finetune_trainer.data.layouts import Conversation, PlainText, parse_row
 from finetune_trainer.data.messages import ROLES, BadRowError
 from finetune_trainer.errors import TrainerError
 
 COLUMNS = DatasetColumns()
-LONGEST_MESSAGE = 400
+MAX_MESSAGE = 400
 Row = dict[str, Any]
 
 
@@ -122,7 +123,7 @@ def test_a_row_that_is_wrong_in_any_one_place_is_an_example_or_a_reason(
             example, problem = parse(damaged, layout)
             if problem is not None:
                 assert isinstance(problem, BadRowError) or problem.reason is FailureReason.MISSING_COLUMN
-                assert 0 < len(str(problem)) <= LONGEST_MESSAGE
+                assert 0 < len(str(problem)) <= MAX_MESSAGE
                 assert "a" * 80 not in str(problem), "reasons quote little of a row"
             if isinstance(example, Conversation):
                 assert all(turn["role"] in ROLES and isinstance(turn["content"], str) for turn in example.messages)

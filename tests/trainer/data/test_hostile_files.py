@@ -131,7 +131,7 @@ REFUSED = {
 def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, name: str, content: bytes, part: str) -> None:
     broken = [row for row in read(tmp_path / name, content) if row.is_broken]
     assert len(broken) == 1
-    assert part in f"{broken[0].place}: {broken[0].value}"
+    assert part in f"{broken[0].location}: {broken[0].value}"
 
 
 def test_rows_after_a_bad_csv_row_are_read(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_bomb_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack
 def test_files_of_the_same_name_have_different_places(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         read(tmp_path / folder / "rows.jsonl", b'{"text": "x"}')
-    places = [row.place for row in read_rows((tmp_path / "a/rows.jsonl", tmp_path / "b/rows.jsonl"))]
+    places = [row.location for row in read_rows((tmp_path / "a/rows.jsonl", tmp_path / "b/rows.jsonl"))]
     assert places == ["a/rows.jsonl:1", "b/rows.jsonl:1"]
 
 
@@ -182,7 +182,7 @@ rows = sum(not row.is_broken for row in read_rows((Path(sys.argv[1]),)))
 middle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = list(read_rows((Path(sys.argv[2]),)))
 print(rows, (middle - before) >> 10, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
-assert "longer than 64 MiB" in found[0].value and found[1].place == "b.jsonl:2"
+assert "longer than 64 MiB" in found[0].value and found[1].location == "b.jsonl:2"
 """
     command = [sys.executable, "-c", code, str(tmp_path / "a.json"), str(tmp_path / "b.jsonl")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -60,7 +60,7 @@ def test_what_cannot_be_read_is_a_broken_row_with_its_place(
     (tmp_path / name).write_bytes(content)
     broken = [row for row in read_rows((tmp_path / name,)) if row.is_broken]
     assert len(broken) == 1
-    assert part in f"{broken[0].place}: {broken[0].value}"
+    assert part in f"{broken[0].location}: {broken[0].value}"
 
 
 LAYOUTS = {

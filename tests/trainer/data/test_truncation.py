@@ -26,8 +26,8 @@ PLAIN = st.sampled_from(["a", "word ", "é", "\N{GRINNING FACE}", "€", "   ", 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A text is long beyond 36 bytes, and taken in pieces of 16."""
-    monkeypatch.setattr(truncation, "MOST_CHARACTERS", MOST)
-    monkeypatch.setattr(scan, "MOST_CHARACTERS", MOST)
+    monkeypatch.setattr(truncation, "MAX_ENCODED_CHARACTERS", MOST)
+    monkeypatch.setattr(scan, "MAX_ENCODED_CHARACTERS", MOST)
     for module in (truncation, csv_truncation):
         monkeypatch.setattr(module, "PIECE_BYTES", PIECE)
     for module in (truncation, json_rows, arrow_rows, csv_truncation):
@@ -122,7 +122,7 @@ def test_csv_is_cut_into_the_rows_that_it_has(
     whole, cut = (list(read_rows((path,), is_cut=is_cut)) for is_cut in (False, True))
     if any("field limit" in str(row.value) for row in whole):
         return  # what follows is read from the middle of the field
-    assert [(row.place, row.is_broken) for row in cut] == [(row.place, row.is_broken) for row in whole]
+    assert [(row.location, row.is_broken) for row in cut] == [(row.location, row.is_broken) for row in whole]
     for short, row in zip(cut, whole, strict=True):
         assert short.value == row.value if row.is_broken else is_shortened(short.value, row.value)
         assert bool(short.left_out) == (short.value != row.value)
@@ -142,8 +142,8 @@ def test_a_field_beyond_the_limit_is_a_broken_row_and_the_next_row_is_read(
     monkeypatch.setattr(csv_rows, "MAX_ROW_BYTES", LIMIT)
     (tmp_path / "rows.csv").write_text('a,b\n"' + "é\n" * LIMIT + '",x\n1,2\n')
     long, short = read_rows((tmp_path / "rows.csv",), is_cut=True)
-    assert (long.place, long.value) == ("rows.csv:2", "not valid CSV: field larger than field limit (150)")
-    assert (short.place, short.value) == (f"rows.csv:{LIMIT + 3}", {"a": "1", "b": "2"})
+    assert (long.location, long.value) == ("rows.csv:2", "not valid CSV: field larger than field limit (150)")
+    assert (short.location, short.value) == (f"rows.csv:{LIMIT + 3}", {"a": "1", "b": "2"})
 
 
 def test_half_a_pair_behind_what_is_kept_is_found(tmp_path: Path) -> None:

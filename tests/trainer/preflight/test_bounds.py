@@ -122,7 +122,7 @@ def test_reading_a_row_of_50_megabytes_with_an_emoji_takes_less_than_the_row_in_
     path = write_lines(tmp_path / "rows.jsonl", row(LONG_TEXT + EMOJI))
     code = (
         "import sys; from pathlib import Path; from finetune_trainer.data.rows import read_rows\n"
-        f"assert len([row.place for row in read_rows((Path(sys.argv[1]),), is_cut={is_cut})]) == 3"
+        f"assert len([row.location for row in read_rows((Path(sys.argv[1]),), is_cut={is_cut})]) == 3"
     )
     assert (peak_of([sys.executable, "-c", code, path]) < 4 * ROW_BYTES) is is_below
 

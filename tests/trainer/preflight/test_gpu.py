@@ -238,8 +238,8 @@ def test_the_size_of_a_run() -> None:
 def test_the_estimate_needs_no_pytorch() -> None:
     code = """
 import sys
-from finetune_trainer.preflight.without_torch import leave_out_torch
-leave_out_torch()
+from finetune_trainer.preflight.process_memory import block_torch_import
+block_torch_import()
 import finetune_trainer.cli.preflight, finetune_kernels.planning.model_shape
 heavy = ("torch", "bitsandbytes", "triton")
 sys.exit(", ".join(name for name in sys.modules if name.split(".")[0] in heavy and sys.modules[name]) or None)

@@ -38,7 +38,7 @@ def dataset(tmp_path: Path, *lines: str) -> dict[str, Any]:
 
 
 def errors(report: Report) -> list[tuple[str, str]]:
-    return [(finding.place, str(finding.reason)) for finding in report.errors()]
+    return [(finding.location, str(finding.reason)) for finding in report.errors()]
 
 
 def test_a_good_job_has_a_report(run_config: Build, settings: Settings) -> None:
@@ -79,14 +79,14 @@ def test_a_layer_that_the_model_does_not_have_is_found_by_the_names_of_its_weigh
     config = run_config(model={"source": f"file://{model}"}, adapter={"targetModules": ["q_proj", "w1"]})
     report, _ = run_preflight(config, settings)
     assert errors(report) == [("spec.adapter.targetModules", "InvalidConfiguration")]
-    assert report.errors()[0].message == "the model has no w1; it has q_proj, up_proj"
+    assert report.errors()[0].message == "the model has no layer w1; choose from q_proj, up_proj"
 
 
 def test_bad_rows_only_warn_where_they_are_skipped(run_config: Build, settings: Settings, tmp_path: Path) -> None:
     lines = dataset(tmp_path, row(), row(role="robot")) | {"onBadRow": "Skip"}
     report, _ = run_preflight(run_config(dataset=lines), settings)
     assert errors(report) == []
-    assert report.warnings()[0].place == "rows.jsonl:2"
+    assert report.warnings()[0].location == "rows.jsonl:2"
 
 
 def test_rows_to_evaluate_on_are_checked_too(run_config: Build, settings: Settings, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_every_error_is_counted_and_fields_come_before_rows(
     report, written = run_preflight(config, settings)
     outcome = to_outcome(report, written)
     assert (report.error_count(), len(report.errors())) == (131, 101)
-    assert report.errors()[0].place == "spec.training.batchSize"
+    assert report.errors()[0].location == "spec.training.batchSize"
     assert outcome.reason == "CudaOutOfMemory"
     assert outcome.message.startswith("131 errors: spec.training.batchSize: ")
     assert "rows.jsonl:1: " in outcome.message
@@ -195,7 +195,7 @@ def test_every_error_is_counted_and_fields_come_before_rows(
 
 def test_the_longest_outcome_fits_the_termination_message(run_config: Build, settings: Settings) -> None:
     report, written = run_preflight(run_config(), settings)
-    warning = Finding(severity=Severity.WARNING, place="spec.dataset.source", message="\N{GRINNING FACE}" * 5000)
+    warning = Finding(severity=Severity.WARNING, location="spec.dataset.source", message="\N{GRINNING FACE}" * 5000)
     outcome = to_outcome(report.model_copy(update={"findings": (warning,) * 50}), written)
     assert outcome.preflight is not None
     assert (len(outcome.preflight.warnings), outcome.preflight.warning_count) == (3, 50)

@@ -17,7 +17,7 @@ from finetune_kernels.layers import packed_attention
 from finetune_kernels.layers.decoder_layer import Keep
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.layers.patching import patch_model
-from finetune_trainer.chat.encoder import IGNORED
+from finetune_trainer.chat.labels import IGNORED
 from finetune_trainer.documents.sample_table import sample_table
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.training.records import SampleLine

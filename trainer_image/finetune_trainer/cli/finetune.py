@@ -114,9 +114,9 @@ def explain_errors(error: Exception) -> list[str]:
 
 def validate(job: FineTuneJob, output: Path | None, credentials: Path | None) -> int:
     """Preflight here, on the CPU; returns the exit code."""
-    from finetune_trainer.preflight.without_torch import leave_out_torch
+    from finetune_trainer.preflight.process_memory import block_torch_import
 
-    leave_out_torch()
+    block_torch_import()
     from finetune_trainer.cli.preflight import preflight_here
 
     configure_logging(logging.ERROR)

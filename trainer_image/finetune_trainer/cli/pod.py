@@ -27,9 +27,9 @@ def main() -> None:
     stop_signal.install()
     settings = Settings.from_environment()
     if sys.argv[1] == "preflight":
-        from finetune_trainer.preflight.without_torch import leave_out_torch
+        from finetune_trainer.preflight.process_memory import block_torch_import
 
-        leave_out_torch()
+        block_torch_import()
         from finetune_trainer.cli.preflight import preflight_attempt
 
         sys.exit(preflight_attempt(settings))

@@ -86,7 +86,7 @@ def summarize(report: Report, uri: str | None) -> PreflightSummary:
             "smallest_gpu_memory_bytes": gpu.smallest_bytes,
             "gpu_hours": round(gpu.hours, 3) if gpu.hours is not None else None,
         }
-    said = [f"{warning.place}: {warning.message}" for warning in warnings[:MAX_WARNINGS]]
+    said = [f"{warning.location}: {warning.message}" for warning in warnings[:MAX_WARNINGS]]
     fields |= {"warnings": tuple(text[:MAX_WARNING_CHARACTERS] for text in said), "warning_count": len(warnings)}
     return PreflightSummary(**fields)
 

@@ -25,7 +25,7 @@ DATA_SUFFIXES += (".parquet", ".arrow")
 class Row:
     """One row. `value` is what was parsed, or a sentence that says why nothing was."""
 
-    place: str
+    location: str
     """Such as chat.jsonl:17."""
     value: Any
     is_broken: bool = False

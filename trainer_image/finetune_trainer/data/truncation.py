@@ -1,10 +1,11 @@
 """Texts that are too long to be encoded by preflight, cut while they are bytes.
 
-Preflight encodes no row of more than `MOST_CHARACTERS`, so of a longer text it needs only that it is longer, that it is
-valid, whether it is blank, and what tells it from others. Python would hold four bytes for each of its characters as
-soon as one is an emoji: 50 MB became 200, several times over. Here a text is decoded in pieces, all of which are
-checked; the first `MOST_CHARACTERS` are kept (and the first piece that is not blank), which is more than a row may have
-to be encoded. So whatever is made of a cut text is never taken for a short one.
+Preflight encodes no row of more than a million characters. Of a longer text it needs to know only that it is
+longer, that it is valid, whether it is blank, and what tells it from others. Python would hold four bytes for each
+character of a text with one emoji: 50 MB became 200 MB, several times over.
+
+So a long text is decoded in pieces, all of which are checked; only the first million characters are kept, and the first
+piece that is not blank. That is more than a row may have to be encoded, so no truncated text is taken for a short one.
 """
 
 import json
@@ -14,8 +15,8 @@ from typing import Any, NamedTuple
 
 from finetune_trainer.data.strict_json import refuse_surrogates
 
-MOST_CHARACTERS = 1_000_000
-LONG_BYTES = 4 * MOST_CHARACTERS + 4  # of UTF-8, more characters than that whatever they are
+MAX_ENCODED_CHARACTERS = 1_000_000
+LONG_BYTES = 4 * MAX_ENCODED_CHARACTERS + 4  # of UTF-8, more characters than that whatever they are
 PIECE_BYTES = 2**20
 # A string, to the end of the text where it has no end, so that no quotation mark within is taken for the start of one.
 STRING = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)(?:"|\\?\Z)', re.DOTALL)
@@ -143,7 +144,7 @@ class _Shortener:
         for raw, text in pieces:
             self.left_out = hash((self.left_out, text))
             is_blank = not text.strip()
-            if characters <= MOST_CHARACTERS or not (has_words or is_blank):
+            if characters <= MAX_ENCODED_CHARACTERS or not (has_words or is_blank):
                 characters += len(text)
                 yield raw
             has_words |= not is_blank

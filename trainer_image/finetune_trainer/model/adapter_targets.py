@@ -1,4 +1,5 @@
-"""Which linear layers get an adapter, by the names that a model has. Pure, and without PyTorch: preflight asks too."""
+"""Chooses the linear layers that get an adapter, by their names in the model. Pure, and without PyTorch: preflight asks
+too."""
 
 from collections.abc import Collection
 
@@ -12,18 +13,25 @@ HEAD = "lm_head"
 
 
 def choose_targets(present: Collection[str], wanted: tuple[str, ...]) -> str | list[str]:
-    """Module names for peft: the wanted ones of those that are `present` (the last parts of the linear layers' names),
-    with fused layers in place of the parts that a family does not have. Raises TrainerError (InvalidConfiguration)."""
+    """Module names for peft: the `wanted` ones that the model has, a fused layer in place of its parts.
+
+    `present` are the last parts of the linear layers' names. Raises TrainerError (InvalidConfiguration) if a name was
+    asked for that the model does not have.
+    """
     if wanted == (ALL_LINEAR,):
         return ALL_LINEAR
+
     known = set(present) - {HEAD}
     targets = [name for name in wanted if name in known]
     targets += [fused for fused, parts in FUSED.items() if fused in known and set(parts) <= set(wanted)]
+
+    # The default may name layers that a family lacks; a user's own list may not.
     covered = {part for fused in targets for part in FUSED.get(fused, ())}
     missing = [name for name in wanted if name not in known and name not in covered]
     if (missing and wanted != DEFAULT_TARGETS) or not targets:
         message = (
-            f"spec.adapter.targetModules: the model has no {', '.join(missing)}; it has {', '.join(sorted(known))}"
+            f"spec.adapter.targetModules: the model has no layer {', '.join(missing)}; "
+            f"choose from {', '.join(sorted(known))}"
         )
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
     return targets

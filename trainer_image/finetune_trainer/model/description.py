@@ -1,6 +1,6 @@
-"""What a model's folder says without its weights: architecture and tokenizer.
+"""Describes a model by its folder alone, without its weights: architecture, configuration, tokenizer.
 
-Nothing here needs PyTorch, so that preflight does without it.
+Needs no PyTorch, so that preflight can ask on a CPU.
 """
 
 import json
@@ -13,46 +13,58 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from finetune_api.failures import FailureReason
 from finetune_api.spec.inputs import ModelSpec
 from finetune_api.vocabulary import TrainOn
-from finetune_trainer.chat.encoder import ChatEncoder, beyond_embedding
+from finetune_trainer.chat.embedding import unknown_token_error
+from finetune_trainer.chat.encoder import ChatEncoder
 from finetune_trainer.chat.templates import use_named_template
 from finetune_trainer.data.messages import BadRowError
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.model.text_parts import TEXT_PARTS
+
+LANGUAGE_MODELS = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
+"""Architecture of a multimodal checkpoint -> that of the language model in it, which `finetune export` takes out."""
 
 
 def check_architecture(folder: Path) -> str:
-    """The architecture that config.json names, if transformers itself has it and needs no code of the repository."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise TrainerError(
-            FailureReason.MODEL_NOT_FOUND, "the model has no config.json: it is not a Hugging Face folder"
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        architecture = str((config.get("architectures") or ["none"])[0])
-    except (ValueError, AttributeError):
-        raise TrainerError(FailureReason.INVALID_CONFIGURATION, "the model's config.json is not valid JSON") from None
-    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    if architecture not in known:
+    """The architecture that config.json names. Raises TrainerError unless transformers itself has it, it is a language
+    model, and its weights are 16-bit or bitsandbytes'."""
+    config, architecture = _read_architecture(folder)
+
+    if architecture not in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
         if "auto_map" in config:
             message = f"{architecture} needs Python code from the model's repository, which is never run"
             raise TrainerError(FailureReason.UNSAFE_MODEL, message)
         message = f"architecture {architecture} is not a causal language model of transformers"
         raise TrainerError(FailureReason.UNSUPPORTED_ARCHITECTURE, message)
+
     if architecture.endswith("ForConditionalGeneration"):
-        message = f"{architecture} reads more than text, and only language models are trained"
-        if architecture in TEXT_PARTS:
+        message = f"{architecture} reads more than text, but only language models are trained"
+        if architecture in LANGUAGE_MODELS:
             message += (
-                ": take its language model out with `finetune export --base SRC --output DIR --merged BF16`, and name "
-                "DIR/merged, or where you put that folder, as spec.model.source"
+                ": take its language model out with `finetune export --base SRC --output DIR --merged BF16`, and set "
+                "spec.model.source to DIR/merged, or to where you put that folder"
             )
         raise TrainerError(FailureReason.UNSUPPORTED_ARCHITECTURE, message)
-    if (config.get("quantization_config") or {}).get("quant_method") not in (None, "bitsandbytes"):
-        method = config["quantization_config"]["quant_method"]
-        message = f"the model's weights are {method}-quantised; name the original 16-bit model"
+
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if method not in (None, "bitsandbytes"):
+        message = f"the model's weights are {method}-quantised: set spec.model.source to the original 16-bit model"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+
     AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     return architecture
+
+
+def _read_architecture(folder: Path) -> tuple[dict[str, Any], str]:
+    """config.json, and the first architecture that it names."""
+    path = folder / "config.json"
+    if not path.is_file():
+        message = "the model has no config.json, so it is not a Hugging Face model folder"
+        raise TrainerError(FailureReason.MODEL_NOT_FOUND, message)
+
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return config, str((config.get("architectures") or ["none"])[0])
+    except (ValueError, AttributeError):
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, "the model's config.json is not valid JSON") from None
 
 
 def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
@@ -63,30 +75,43 @@ def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
     except Exception as error:  # tokenizers raises Exception itself, and files may hold anything
         message = f"{spec.source} has no usable tokenizer: {first_line(error)}"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from error
+
     own = tokenizer.chat_template
     if not all(isinstance(template, str) for template in (own.values() if isinstance(own, dict) else [own or ""])):
         message = (
-            f"{spec.source} has a chat template that is no text; write spec.model.chatTemplate or chatTemplateName"
+            f"{spec.source} has a chat template that is not text: set spec.model.chatTemplateName or "
+            "spec.model.chatTemplate"
         )
         raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, message)
+
     _check_embedding(folder, tokenizer)
-    if spec.chat_template_name is not None:
-        use_named_template(tokenizer, spec.chat_template_name)
-    if spec.chat_template is not None:
-        tokenizer.chat_template = spec.chat_template
-        try:
-            ChatEncoder(tokenizer, TrainOn.RESPONSES).print_probe()
-        except (BadRowError, TrainerError) as error:
-            raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, f"spec.model.chatTemplate: {error}") from None
+    _set_template(tokenizer, spec)
     return tokenizer
 
 
+def _set_template(tokenizer: Any, spec: ModelSpec) -> None:
+    """Gives the tokenizer the chat template that the job names or contains, if any."""
+    if spec.chat_template_name is not None:
+        use_named_template(tokenizer, spec.chat_template_name)
+
+    if spec.chat_template is not None:
+        tokenizer.chat_template = spec.chat_template
+        try:
+            ChatEncoder(tokenizer, TrainOn.RESPONSES).render_probe()
+        except (BadRowError, TrainerError) as error:
+            raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, f"spec.model.chatTemplate: {error}") from None
+
+
 def _check_embedding(folder: Path, tokenizer: Any) -> None:
-    """Refuse a tokenizer with words that the model has no embedding for. Special tokens that nothing writes (a [PAD]
-    that someone added) do no harm; rows that spell one out are refused when they are encoded."""
+    """Refuses a tokenizer with words that the model has no embedding for.
+
+    Special tokens that nothing writes (a [PAD] that someone added) do no harm; rows that contain one are refused when
+    they are encoded.
+    """
     rows = embedding_rows(load_configuration(folder)) if (folder / "config.json").is_file() else None
     if rows is None:
         return
+
     added = tokenizer.added_tokens_decoder
     needed = {tokenizer.bos_token_id, tokenizer.eos_token_id}
     beyond = {number: token for token, number in tokenizer.get_vocab().items() if number >= rows}
@@ -96,34 +121,38 @@ def _check_embedding(folder: Path, tokenizer: Any) -> None:
         if number in needed or number not in added or not added[number].special
     }
     if words:
-        raise beyond_embedding(words, rows)
+        raise unknown_token_error(words, rows)
 
 
 def embedding_rows(configuration: Any | None) -> int | None:
-    """How many tokens a model of this configuration knows; None where it does not say."""
+    """Number of token ids that a model of this configuration knows; None if it does not say."""
     rows = getattr(configuration, "vocab_size", None)
     return rows if isinstance(rows, int) else None
 
 
 def load_configuration(folder: Path) -> Any:
-    """transformers' configuration of the text model below `folder`, which `check_architecture` has accepted."""
+    """transformers' configuration of the language model below `folder`, which `check_architecture` has accepted."""
     return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).get_text_config()
 
 
 def linear_names(folder: Path) -> set[str]:
-    """Last parts of the names of the layers with two-dimensional weights, by the index of a model in several files;
-    empty for a model in one, whose names lie beside its weights."""
+    """Last parts of the linear layers' names, such as q_proj, from the index of a model in several files.
+
+    Empty for a model in one file, whose names lie beside its weights.
+    """
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return set()
+
     try:
         names = list(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError):
         return set()
+
     parts = (name.removesuffix(".weight").rsplit(".", 1)[-1] for name in names if name.endswith(".weight"))
     return {part for part in parts if "norm" not in part and "embed" not in part}
 
 
 def first_line(error: Exception) -> str:
-    """The error in at most 300 characters."""
+    """The error's first line, at most 300 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -22,9 +22,9 @@ from finetune_trainer.model.description import (
     load_configuration,
     load_tokenizer,
 )
-from finetune_trainer.preflight.freed_memory import give_back_freed_memory
 from finetune_trainer.preflight.gpu import estimate_gpu, judge_gpu
 from finetune_trainer.preflight.html import render_html
+from finetune_trainer.preflight.process_memory import release_freed_memory
 from finetune_trainer.preflight.report import Finding, Report, RowCounts, Severity, TokenStatistics
 from finetune_trainer.preflight.scan import Scan, scan_rows
 from finetune_trainer.preflight.statistics import describe_tokens
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 FOLDER = "preflight"
 EVALUATION = "spec.dataset.evaluation"
-SPELLED = (
+WITH_CONTROL_TOKENS = (
     "spell out control tokens, which are trained as plain text; where they are meant, write rows of format Text that "
     "hold the whole conversation as the model sees it"
 )
@@ -67,10 +67,10 @@ class _Findings:
 
     def error(self, place: str, message: str, reason: FailureReason) -> None:
         said = message.removeprefix(f"{place}: ")
-        self.found.append(Finding(severity=Severity.ERROR, place=place, message=said, reason=reason))
+        self.found.append(Finding(severity=Severity.ERROR, location=place, message=said, reason=reason))
 
     def warn(self, place: str, message: str) -> None:
-        self.found.append(Finding(severity=Severity.WARNING, place=place, message=message))
+        self.found.append(Finding(severity=Severity.WARNING, location=place, message=message))
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _fetch_model(config: RunConfig, settings: Settings, findings: _Findings) -> 
     fetched = fetch_model_configuration(spec.source, spec.revision, settings.work / "model", access)
     architecture = findings.attempt("spec.model.source", lambda: check_architecture(fetched.folder))
     tokenizer = findings.attempt("spec.model.source", lambda: load_tokenizer(fetched.folder, spec))
-    give_back_freed_memory()
+    release_freed_memory()
     configuration = load_configuration(fetched.folder) if architecture else None
     if names := linear_names(fetched.folder):
         findings.attempt("spec.adapter.targetModules", lambda: choose_targets(names, config.adapter.target_modules))
@@ -181,7 +181,7 @@ def _examine(config: RunConfig, model: _Model | None, data: FetchedSource | None
         estimate = estimate_gpu(config, model.configuration, size)
         findings.found += judge_gpu(config, model.configuration, size, estimate)
         facts |= {"gpu": estimate}
-    ordered = sorted(findings.found, key=lambda finding: not finding.place.startswith("spec."))  # fields, then rows
+    ordered = sorted(findings.found, key=lambda finding: not finding.location.startswith("spec."))  # fields, then rows
     return Report(**facts, findings=tuple(ordered), more_errors=findings.unnamed)
 
 
@@ -212,18 +212,19 @@ def _judge_rows(scan: Scan, config: RunConfig, findings: _Findings, source: str 
     fails = config.dataset.on_bad_row is OnBadRow.FAIL
     for problem in scan.problems:
         if fails:
-            findings.error(problem.place, problem.message, problem.reason)
+            findings.error(problem.location, problem.message, problem.reason)
         else:
-            findings.warn(problem.place, f"{problem.message} (the row is skipped)")
+            findings.warn(problem.location, f"{problem.message} (the row is skipped)")
     if (unnamed := scan.bad - len(scan.problems)) > 0 and fails:
         findings.unnamed += unnamed
     elif unnamed > 0:
         findings.warn(source, f"{unnamed} more rows are skipped; the first are named above")
-    if scan.spelled:
-        more = ", ..." if scan.spelled > len(scan.spelling) else ""
-        findings.warn(source, f"{scan.spelled} rows ({', '.join(scan.spelling)}{more}) {SPELLED}")
+    if scan.rows_with_control_tokens:
+        count, examples = scan.rows_with_control_tokens, ", ".join(scan.control_token_examples)
+        more = ", ..." if count > len(scan.control_token_examples) else ""
+        findings.warn(source, f"{count} rows ({examples}{more}) {WITH_CONTROL_TOKENS}")
     if (stopped := scan.stopped) is not None:
-        findings.error(FIELD_OF.get(stopped.reason, stopped.place), stopped.message, stopped.reason)
+        findings.error(FIELD_OF.get(stopped.reason, stopped.location), stopped.message, stopped.reason)
     elif scan.rows == scan.bad:
         findings.error(source, f"none of {scan.rows} rows can be used", FailureReason.EMPTY_DATASET)
 
@@ -248,7 +249,7 @@ def _judge_tokens(counts: RowCounts, tokens: TokenStatistics | None, config: Run
 
 def _judge_ends(scan: Scan, tokenizer: Any | None, findings: _Findings) -> None:
     """Warn of a template that never says when an answer is over."""
-    if not scan.open_ends or tokenizer is None:
+    if not scan.answers_without_end or tokenizer is None:
         return
     if (end := tokenizer.eos_token) is None:
         message = "ends answers with no control token, and the tokenizer has no end of sequence: the model would never "

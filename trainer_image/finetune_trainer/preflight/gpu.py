@@ -71,7 +71,7 @@ def judge_gpu(config: RunConfig, model: Any, size: TrainingSize | None, estimate
         found.append(
             Finding(
                 severity=Severity.ERROR,
-                place=PLACE,
+                location=PLACE,
                 message=f"{message}{changes}",
                 reason=FailureReason.CUDA_OUT_OF_MEMORY,
             )
@@ -187,7 +187,7 @@ def _why_more(config: RunConfig) -> str | None:
 
 
 def _warning(message: str) -> Finding:
-    return Finding(severity=Severity.WARNING, place=PLACE, message=message)
+    return Finding(severity=Severity.WARNING, location=PLACE, message=message)
 
 
 def _gib(count: int) -> str:

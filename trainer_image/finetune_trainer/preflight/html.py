@@ -63,7 +63,7 @@ def _plural(count: int, word: str) -> str:
 
 def _findings(kind: str, heading: str, findings: Iterable[Finding], more: int = 0) -> str:
     rows = [
-        f'<tr class="{kind}"><td><code>{escape(finding.place)}</code></td><td>{escape(finding.message)}</td></tr>'
+        f'<tr class="{kind}"><td><code>{escape(finding.location)}</code></td><td>{escape(finding.message)}</td></tr>'
         for finding in findings
     ]
     if not rows:
@@ -93,6 +93,6 @@ def _samples(samples: Iterable[Sample]) -> str:
     blocks = []
     for sample in samples:
         spans = (f"<mark>{escape(span.text)}</mark>" if span.supervised else escape(span.text) for span in sample.spans)
-        blocks.append(f"<h3>{escape(sample.place)}</h3><pre>{''.join(spans)}</pre>")
+        blocks.append(f"<h3>{escape(sample.location)}</h3><pre>{''.join(spans)}</pre>")
     note = '<p class="note"><mark>Green</mark> carries loss: this is what is learned.</p>'
     return f"<h2>Rows as the model reads them</h2>{note}{''.join(blocks)}" if blocks else ""

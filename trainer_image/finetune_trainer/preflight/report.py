@@ -2,6 +2,8 @@
 
 from enum import StrEnum
 
+from pydantic import Field
+
 from finetune_api.base import ApiModel
 from finetune_api.failures import ExitCode, FailureReason, ends_the_job, exit_code_of
 from finetune_api.vocabulary import DatasetFormat, MemoryMode
@@ -18,7 +20,7 @@ class Finding(ApiModel):
     """Something to change."""
 
     severity: Severity
-    place: str
+    location: str = Field(alias="place")
     """Field of the manifest (spec.model.source), or file and line of a row (chat.jsonl:17)."""
     message: str
     reason: FailureReason | None = None
@@ -59,7 +61,7 @@ class Span(ApiModel):
 class Sample(ApiModel):
     """One rendered row, cut for reading."""
 
-    place: str
+    location: str = Field(alias="place")
     spans: tuple[Span, ...]
 
 

@@ -11,11 +11,12 @@ from typing import Any
 from finetune_api.failures import FailureReason
 from finetune_api.spec.inputs import DatasetSpec
 from finetune_api.vocabulary import DatasetFormat
-from finetune_trainer.chat.encoder import IGNORED, ChatEncoder, Encoded
+from finetune_trainer.chat.encoder import ChatEncoder
+from finetune_trainer.chat.labels import IGNORED, Encoded
 from finetune_trainer.data.layouts import Conversation, Example, describe_detection, detect_format, parse_row
 from finetune_trainer.data.messages import BadRowError
 from finetune_trainer.data.rows import Row, read_rows
-from finetune_trainer.data.truncation import MOST_CHARACTERS
+from finetune_trainer.data.truncation import MAX_ENCODED_CHARACTERS
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.preflight.report import Sample, Span
 from finetune_trainer.preflight.sampling import Measured, RowSample
@@ -34,7 +35,7 @@ SHOWN_TOKENS = 600
 class RowProblem:
     """A row that cannot be used, or that made the pass end."""
 
-    place: str
+    location: str
     message: str
     reason: FailureReason
 
@@ -47,11 +48,11 @@ class Scan:
     bad: int = 0
     refused: int = 0
     oversized: int = 0
-    spelled: int = 0
+    rows_with_control_tokens: int = 0
     """Rows whose texts spell out control tokens."""
-    spelling: list[str] = field(default_factory=list)
+    control_token_examples: list[str] = field(default_factory=list)
     """The first of them, by place."""
-    open_ends: int = 0
+    answers_without_end: int = 0
     """Encoded rows whose last answer the chat template ends with no control token."""
     layout: DatasetFormat | None = None
     detection: str | None = None
@@ -86,9 +87,9 @@ def scan_rows(
         except BadRowError as error:
             scan.bad += 1
             if len(scan.problems) < REPORTED_ROWS:
-                scan.problems.append(RowProblem(row.place, str(error), FailureReason.INVALID_ROW))
+                scan.problems.append(RowProblem(row.location, str(error), FailureReason.INVALID_ROW))
         except TrainerError as error:
-            scan.stopped = RowProblem(row.place, error.message, error.reason)
+            scan.stopped = RowProblem(row.location, error.message, error.reason)
             break
         scan.rows += 1
         if spec.max_samples is not None and scan.rows - scan.bad >= spec.max_samples:
@@ -121,14 +122,14 @@ class _Scanner:
         self._scan.layout = self._layout
         example = parse_row(row.value, self._layout, self._spec.columns)
         characters, fingerprint = _fingerprint(example)
-        is_oversized = characters > MOST_CHARACTERS
+        is_oversized = characters > MAX_ENCODED_CHARACTERS
         self._scan.duplicates.add(hash((fingerprint, row.left_out)) if is_oversized else fingerprint)
         if self._encoder is None:
             return
         if (token := self._encoder.find_control_token(example)) is not None:
-            self._scan.spelled += 1
-            if len(self._scan.spelling) < NAMED_ROWS:
-                self._scan.spelling.append(f"{row.place} ({token})")
+            self._scan.rows_with_control_tokens += 1
+            if len(self._scan.control_token_examples) < NAMED_ROWS:
+                self._scan.control_token_examples.append(f"{row.location} ({token})")
         if is_oversized:  # encoding takes a hundred times a row's size in memory
             self._scan.oversized += 1
             return
@@ -142,14 +143,14 @@ class _Scanner:
         except BadRowError:
             self._scan.refused += 1
             raise
-        self._scan.open_ends = encoder.open_ends
+        self._scan.answers_without_end = encoder.answers_without_end
         cut = encoded.truncated(self._max_length)
         self._scan.longest = max(self._scan.longest, len(encoded.input_ids))
         if sampled:
             length = len(encoded.input_ids)
             self._scan.measured.add(Measured(self._scan.rows, characters, length, cut.supervised))
         if len(self._scan.samples) < SHOWN_SAMPLES:
-            self._scan.samples.append(Sample(place=row.place, spans=show_spans(cut, self._tokenizer)))
+            self._scan.samples.append(Sample(location=row.location, spans=show_spans(cut, self._tokenizer)))
 
     def _is_new_shape(self, example: Example) -> bool:
         if not isinstance(example, Conversation) or len(self._shapes) >= MAX_SHAPES:
@@ -182,7 +183,7 @@ def show_spans(encoded: Encoded, tokenizer: Any) -> tuple[Span, ...]:
 
 
 def _fingerprint(example: Example) -> tuple[int, int]:
-    """The example's characters (at least MOST_CHARACTERS + 1 where a text of it is cut), and a hash of them."""
+    """The example's characters (at least MAX_ENCODED_CHARACTERS + 1 where a text of it is cut), and a hash of them."""
     if not isinstance(example, Conversation):
         return len(example.text), hash(example.text)
     parts: list[Any] = []

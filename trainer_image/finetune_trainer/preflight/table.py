@@ -60,7 +60,7 @@ def to_table(report: Report) -> Table:
     counts = (report.error_count(), len(report.warnings()))
     for style, count, findings in zip(("red", "yellow"), counts, (report.errors(), report.warnings()), strict=True):
         for finding in findings[:SHOWN_FINDINGS]:
-            table.add_row(Text(finding.place, style=style), Text(finding.message))
+            table.add_row(Text(finding.location, style=style), Text(finding.message))
         if count > SHOWN_FINDINGS:
             table.add_row("", Text(f"and {count - SHOWN_FINDINGS:,} more: see the report"))
     for name, value in facts(report):
@@ -71,9 +71,9 @@ def to_table(report: Report) -> Table:
 def to_sentence(report: Report) -> str:
     """The termination message: errors by place, or the facts; it is cut at its end, so the weighty comes first."""
     if errors := report.errors():
-        named = [f"{finding.place}: {finding.message}" for finding in errors[:NAMED_FINDINGS]]
+        named = [f"{finding.location}: {finding.message}" for finding in errors[:NAMED_FINDINGS]]
         count = f"{report.error_count()} errors: " if len(errors) > 1 else ""
         more = f" (and {report.error_count() - len(named)} more)" if len(errors) > len(named) else ""
         return count + "; ".join(named) + more
-    warnings = [f"{finding.place}: {finding.message}" for finding in report.warnings()[:NAMED_FINDINGS]]
+    warnings = [f"{finding.location}: {finding.message}" for finding in report.warnings()[:NAMED_FINDINGS]]
     return "; ".join([*(f"{name}: {value}" for name, value in facts(report)), *warnings])

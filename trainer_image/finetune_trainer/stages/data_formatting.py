@@ -16,14 +16,15 @@ from datasets.arrow_writer import ArrowWriter
 from finetune_api.failures import FailureReason
 from finetune_api.spec.inputs import DatasetSpec
 from finetune_api.vocabulary import DatasetFormat, OnBadRow
-from finetune_trainer.chat.encoder import ChatEncoder, Encoded
+from finetune_trainer.chat.encoder import ChatEncoder
+from finetune_trainer.chat.labels import Encoded
 from finetune_trainer.data.layouts import describe_detection, detect_format, parse_row
 from finetune_trainer.data.messages import BadRowError
+from finetune_trainer.data.report_limits import MAX_TRAINING_ROWS
 from finetune_trainer.data.rows import Row, read_rows
 from finetune_trainer.errors import TrainerError
 
 log = logging.getLogger(__name__)
-REPORTED_ROWS = 10
 FEATURES = Features({"input_ids": Sequence(Value("int32")), "labels": Sequence(Value("int32"))})
 WRITE_BATCH = 256
 
@@ -54,8 +55,8 @@ class _Counts:
 
     def add_bad(self, row: Row, why: str) -> None:
         self.bad_total += 1
-        if len(self.bad) < REPORTED_ROWS:
-            self.bad.append(f"{row.place}: {why}")
+        if len(self.bad) < MAX_TRAINING_ROWS:
+            self.bad.append(f"{row.location}: {why}")
 
 
 def format_data(
@@ -123,7 +124,7 @@ def _encode_rows(
             counts.add_bad(row, str(error))
             continue
         except TrainerError as error:
-            raise TrainerError(error.reason, f"{row.place}: {error.message}") from None
+            raise TrainerError(error.reason, f"{row.location}: {error.message}") from None
         if not encoded.supervised:
             counts.unsupervised_rows += 1
             continue

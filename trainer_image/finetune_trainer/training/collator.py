@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune_trainer.chat.encoder import IGNORED
+from finetune_trainer.chat.labels import IGNORED
 
 
 def collate_packed(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

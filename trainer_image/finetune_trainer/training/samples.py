@@ -18,7 +18,8 @@ from finetune_api.failures import FailureReason
 from finetune_api.spec.training import SamplesSpec
 from finetune_api.vocabulary import TrainOn
 from finetune_kernels.layers.supervised_loss import causal_model
-from finetune_trainer.chat.encoder import IGNORED, ChatEncoder
+from finetune_trainer.chat.encoder import ChatEncoder
+from finetune_trainer.chat.labels import IGNORED
 from finetune_trainer.data.messages import BadRowError
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.training.losses import takes_positions

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from finetune_trainer.export.errors import InvalidBaseError
 from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor
-from finetune_trainer.model.text_parts import TEXT_PARTS
+from finetune_trainer.model.description import LANGUAGE_MODELS
 
 PREFIXES = {"language_model.model.": "model.", "model.language_model.": "model.", "language_model.lm_head.": "lm_head."}
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -22,7 +22,7 @@ TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 def has_language_model(config: Mapping[str, Any]) -> bool:
     """Whether config.json, as written, is that of such a checkpoint."""
     architectures = config.get("architectures")
-    return isinstance(architectures, list) and bool(architectures) and architectures[0] in TEXT_PARTS
+    return isinstance(architectures, list) and bool(architectures) and architectures[0] in LANGUAGE_MODELS
 
 
 def language_model_config(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def language_model_config(folder: Path, config: Mapping[str, Any]) -> dict[str, 
     except (ValueError, OSError, TypeError, KeyError, AttributeError) as error:
         raise InvalidBaseError(f"cannot read {folder / 'config.json'}: {error}") from error
     tokens = {name: config[name] for name in TOKENS if config.get(name) is not None}
-    return text | tokens | {"architectures": [TEXT_PARTS[config["architectures"][0]]]}
+    return text | tokens | {"architectures": [LANGUAGE_MODELS[config["architectures"][0]]]}
 
 
 def language_model_tensors(tensors: Sequence[StoredTensor]) -> list[StoredTensor]:
