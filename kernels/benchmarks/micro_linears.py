@@ -42,14 +42,14 @@ def dropout_cases(sizes: Sizes) -> Iterator[Case]:
 
 
 def _group_cases(sizes: Sizes, name: str, features: int, outputs: list[int]) -> Iterator[Case]:
-    group = LinearGroup([_linear(sizes, features, output) for output in outputs], sizes.dtype, resident=True)
+    group = LinearGroup([_linear(sizes, features, output) for output in outputs], sizes.dtype, keep_dequantized=True)
     t, out, ranks = sizes.tokens, sum(outputs), sizes.rank * len(outputs)
     x, dy, weight = sizes.random(t, features), sizes.random(t, out), group.frozen.tensor()
-    now = group.begin(None)
-    inner, d_inner = group.inner(x, now), group.d_inner(dy, now)
+    pass_ctx = group.begin(None)
+    xa, d_xa = group.xa(x, pass_ctx), group.d_xa(dy, pass_ctx)
     shape, e = f"{t} x {features} -> {out}", sizes.element
     yield Case(
-        f"linear_group {name}", "forward", shape, 2.0 * t * features * out, "TFLOP/s", lambda: group.base(x, now),
+        f"linear_group {name}", "forward", shape, 2.0 * t * features * out, "TFLOP/s", lambda: group.base(x, pass_ctx),
     )  # fmt: skip
     yield Case(
         f"linear_group {name}", "backward", shape, 2.0 * t * features * out, "TFLOP/s", lambda: dy @ weight,
@@ -58,20 +58,20 @@ def _group_cases(sizes: Sizes, name: str, features: int, outputs: list[int]) -> 
         eight_bit = EightBitWeight(weight)
         yield Case(
             f"linear_group {name}, 8 bits", "forward", shape, 2.0 * t * features * out, "TFLOP/s",
-            lambda: eight_bit.forward(x, None), lambda: group.base(x, now),
+            lambda: eight_bit.forward(x, None), lambda: group.base(x, pass_ctx),
         )  # fmt: skip
     yield Case(
         f"linear_group {name}, x A^T", "forward", shape, e * (t * (features + ranks) + ranks * features), "TB/s",
-        lambda: group.inner(x, now),
+        lambda: group.xa(x, pass_ctx),
     )  # fmt: skip
     yield Case(
         f"linear_group {name}, dy B", "backward", shape, e * (t * (out + ranks) + sizes.rank * out), "TB/s",
-        lambda: group.d_inner(dy, now),
+        lambda: group.d_xa(dy, pass_ctx),
     )  # fmt: skip
     yield Case(
         f"linear_group {name}, dA and dB", "backward", shape,
         e * (t * (features + out + 2 * ranks) + ranks * features + sizes.rank * out), "TB/s",
-        lambda: group.gradients(dy, x, inner, d_inner, now),
+        lambda: group.gradients(dy, x, xa, d_xa, pass_ctx),
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 
 from finetune_kernels.primitives.adapter_dropout import Draw, Mask, new_draw
 from finetune_test_kernels.mutated_kernels import Load, loaded_afresh, true_modules, write_mutant
-from finetune_test_kernels.small_layers import OurDropout, angles_of, drop_by, small_model
+from finetune_test_kernels.small_layers import OurDropout, cos_sin_of, drop_by, small_model
 from finetune_test_kernels.tensor_checks import DEVICE, normal, relative_error
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs the kernels in Triton's interpreter")
@@ -149,17 +149,17 @@ def linear_group(load: Load) -> Pairs:
         for parameter in plain.parameters():
             torch.nn.init.normal_(parameter)
         layers = list(plain.to(DEVICE).values())
-        group = load("linear_group").LinearGroup(layers, torch.float32, resident=True, stream=4)
+        group = load("linear_group").LinearGroup(layers, torch.float32, keep_dequantized=True, stream=4)
         for stream in (0, 2) if "lora_dropout" in options else ():
             layers[stream].lora_dropout["default"] = OurDropout(Mask(Draw(8), 4 + stream, 0.5))
         x, dy = normal(3, 6).requires_grad_(), normal(3, 12, seed=1)
         expected = torch.cat([layer(x) for layer in layers], dim=1)
         exact = torch.autograd.grad(expected, [x, *group.parameters], dy)
         with torch.no_grad():
-            now = group.begin(Draw(8))
-            y, inner = group.forward(x, now)
-            dx, d_inner = group.backward(dy, now)
-            found = [dx, *group.gradients(dy, x, inner, d_inner, now)]
+            pass_ctx = group.begin(Draw(8))
+            y, xa = group.forward(x, pass_ctx)
+            dx, d_xa = group.backward(dy, pass_ctx)
+            found = [dx, *group.gradients(dy, x, xa, d_xa, pass_ctx)]
         yield y, expected
         yield from zip(found, exact, strict=True)
 
@@ -167,35 +167,44 @@ def linear_group(load: Load) -> Pairs:
 def whole_layer(load: Load) -> Pairs:
     """Against transformers and peft, by autograd; every way of keeping."""
     fused_layers = load("fused_layers")
-    keeps = load("decoder_layer").Keep
+    policies = load("decoder_layer").ActivationPolicy
     for kind in ("llama", "qwen3", "phi3", "gemma2"):
         model = small_model(kind, torch.float32).to(DEVICE)
         inputs = [value for value in model.parameters() if value.requires_grad]
         expected = _layer_results(model, inputs)
-        fused = fused_layers.FusedLayers(model.get_base_model(), [keeps.EVERYTHING], torch.float32, resident=True)
-        for keep in (keeps.EVERYTHING, keeps.ATTENTION, keeps.INPUT, keeps.HOST):
-            fused.keep([keep])
+        fused = fused_layers.FusedLayers(
+            model.get_base_model(), [policies.SAVE_ALL], torch.float32, keep_dequantized=True
+        )
+        for policy in (policies.SAVE_ALL, policies.RECOMPUTE_MLP, policies.RECOMPUTE_ALL, policies.OFFLOAD):
+            fused.set_policies([policy])
             yield from zip(_layer_results(model, inputs), expected, strict=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(load("tiled_mlp"), "TILE_ROWS", 2)
-            for keep in (keeps.ATTENTION, keeps.INPUT):
-                fused.keep([keep])
+            for policy in (policies.RECOMPUTE_MLP, policies.RECOMPUTE_ALL):
+                fused.set_policies([policy])
                 yield from zip(_layer_results(model, inputs), expected, strict=True)
 
 
 def dropped_layer(load: Load) -> Pairs:
     """Against transformers and peft with our masks; every way of keeping."""
-    keeps = load("decoder_layer").Keep
+    policies = load("decoder_layer").ActivationPolicy
     dropped, model = (small_model("llama", torch.float32, lora_dropout=0.4).to(DEVICE) for _ in range(2))
     torch.manual_seed(3)
     drop_by(dropped.get_base_model(), [new_draw()])
     inputs, ours = ([value for value in each.parameters() if value.requires_grad] for each in (dropped, model))
     expected = _layer_results(dropped, inputs)
-    fused = load("fused_layers").FusedLayers(model.get_base_model(), [keeps.HOST], torch.float32, resident=True)
-    for keep, rows in ((keeps.EVERYTHING, 9), (keeps.ATTENTION, 9), (keeps.INPUT, 3), (keeps.HOST, 9)):
+    fused = load("fused_layers").FusedLayers(
+        model.get_base_model(), [policies.OFFLOAD], torch.float32, keep_dequantized=True
+    )
+    for policy, rows in (
+        (policies.SAVE_ALL, 9),
+        (policies.RECOMPUTE_MLP, 9),
+        (policies.RECOMPUTE_ALL, 3),
+        (policies.OFFLOAD, 9),
+    ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(load("tiled_mlp"), "TILE_ROWS", rows)
-            fused.keep([keep])
+            fused.set_policies([policy])
             torch.manual_seed(3)
             yield from zip(_layer_results(model, ours), expected, strict=True)
 
@@ -203,10 +212,10 @@ def dropped_layer(load: Load) -> Pairs:
 def _layer_results(model: Any, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
     causal = model.get_base_model()
     x = normal(1, 5, 32).requires_grad_()
-    angles = angles_of(causal, x, torch.arange(5, device=DEVICE).unsqueeze(0))
+    cos_sin = cos_sin_of(causal, x, torch.arange(5, device=DEVICE).unsqueeze(0))
     seen = torch.ones(5, 5, dtype=torch.bool, device=DEVICE).tril()[None, None]
     mask = torch.zeros(1, 1, 5, 5, device=DEVICE).masked_fill(~seen, -torch.inf)  # eager attention goes by it
-    y = causal.model.layers[0](x, attention_mask=mask, position_embeddings=angles)
+    y = causal.model.layers[0](x, attention_mask=mask, position_embeddings=cos_sin)
     y = y if isinstance(y, torch.Tensor) else y[0]
     return [y, *torch.autograd.grad(y, [x, *inputs], normal(*y.shape, seed=1))]
 
@@ -231,7 +240,7 @@ def supervised_loss(load: Load) -> Pairs:
     supervised = (labels[0, 1:] != -100).nonzero().squeeze(1)
     inputs = {"input_ids": tokens, "position_ids": tokens}
     expected = causal(**inputs, labels=labels).loss
-    yield load("supervised_loss").supervised_loss(causal, inputs, labels, supervised, None), expected
+    yield load("supervised_loss").fused_supervised_loss(causal, inputs, labels, supervised, None), expected
 
 
 def patching(load: Load) -> Pairs:
@@ -244,7 +253,7 @@ def patching(load: Load) -> Pairs:
         for _ in range(2):
             logits = model(input_ids=tokens, use_cache=False).logits
             results.append([logits, *torch.autograd.grad(logits, inputs, normal(*logits.shape))])
-            load("patching").patch_model(model, resident=False)
+            load("patching").patch_model(model, keep_dequantized=False)
         yield from zip(results[1], results[0], strict=True)
 
 

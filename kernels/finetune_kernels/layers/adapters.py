@@ -14,7 +14,7 @@ from finetune_kernels.primitives.dora import Scales
 
 
 @dataclass(frozen=True)
-class GroupPass:
+class LoraPass:
     """What one pass through a group is made with, forward and backward alike."""
 
     masks: tuple[Mask, ...] = ()
@@ -22,16 +22,16 @@ class GroupPass:
     scales: Scales | None = None
     """None where no adapter has magnitudes."""
 
-    def from_row(self, row: int) -> "GroupPass":
+    def from_row(self, row: int) -> "LoraPass":
         """For rows that begin `row` further on."""
         return replace(self, masks=tuple(mask.from_row(row) for mask in self.masks)) if self.masks else self
 
 
-PLAIN = GroupPass()
+PLAIN = LoraPass()
 
 
 @dataclass(frozen=True)
-class Adapter:
+class LinearAdapter:
     """One layer's adapter, and its place among the group's ranks and outputs."""
 
     a: nn.Parameter
@@ -57,9 +57,9 @@ class Adapter:
         return float(self.dropout.p) if isinstance(self.dropout, nn.Dropout) and self.dropout.training else 0.0
 
 
-def place(linears: Sequence[Any], stream: int) -> list[Adapter]:
+def lay_out_adapters(linears: Sequence[Any], stream: int) -> list[LinearAdapter]:
     """The adapters of those of the layers that have one; the layers' streams are counted from `stream` on."""
-    found: list[Adapter] = []
+    found: list[LinearAdapter] = []
     rank = output = 0
     for number, linear in enumerate(linears, stream):
         size = getattr(linear, "base_layer", linear).out_features
@@ -67,7 +67,7 @@ def place(linears: Sequence[Any], stream: int) -> list[Adapter]:
             (name,) = linear.active_adapters
             a, b, magnitudes = linear.lora_A[name].weight, linear.lora_B[name].weight, linear.lora_magnitude_vector
             found.append(
-                Adapter(
+                LinearAdapter(
                     a,
                     b,
                     magnitudes[name].weight if name in magnitudes else None,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from finetune_kernels.layers.adapters import GroupPass
+from finetune_kernels.layers.adapters import LoraPass
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.ops import attention, rms_norm
 from finetune_kernels.ops.attention import Documents, Scoring
@@ -23,34 +23,34 @@ class Norm(NamedTuple):
     eps: float
 
 
-class Angles(NamedTuple):
+class CosSin(NamedTuple):
     """cos and sin of every token's rotation, [T, R] each."""
 
     cos: torch.Tensor
     sin: torch.Tensor
 
 
-Kept = tuple[torch.Tensor, ...]
+NormActivations = tuple[torch.Tensor, ...]
 """A norm's input and its scales where the norm exists; nothing otherwise."""
 
 
 class AttentionPass(NamedTuple):
     """What one pass is made with."""
 
-    qkv: GroupPass
-    o: GroupPass
+    qkv: LoraPass
+    o: LoraPass
 
 
-class Attended(NamedTuple):
+class AttentionActivations(NamedTuple):
     """What backward needs of the forward pass beside its input."""
 
     r1: torch.Tensor
     qkv: torch.Tensor
     """Rotated in place, or before its head norm where there is one."""
-    inner_qkv: torch.Tensor
+    xa_qkv: torch.Tensor
     out: torch.Tensor
-    inner_o: torch.Tensor
-    post: Kept
+    xa_o: torch.Tensor
+    post: NormActivations
     saved: attention.Saved
 
     def flat(self) -> list[torch.Tensor]:
@@ -58,13 +58,13 @@ class Attended(NamedTuple):
         return [*self[:5], *self.post, *self.saved]
 
     @classmethod
-    def unflatten(cls, tensors: list[torch.Tensor], *, post: bool) -> "Attended":
+    def unflatten(cls, tensors: list[torch.Tensor], *, post: bool) -> "AttentionActivations":
         """The other way round; `post`: whether there is a second norm."""
         end = 7 if post else 5
         return cls(*tensors[:5], tuple(tensors[5:end]), tuple(tensors[end:]))  # type: ignore[call-arg, arg-type]
 
 
-def normalize(norm: Norm | None, rows: torch.Tensor) -> tuple[torch.Tensor, Kept]:
+def normalize(norm: Norm | None, rows: torch.Tensor) -> tuple[torch.Tensor, NormActivations]:
     """norm(rows) and what its backward needs; the rows themselves where there is no norm."""
     if norm is None:
         return rows, ()
@@ -72,13 +72,13 @@ def normalize(norm: Norm | None, rows: torch.Tensor) -> tuple[torch.Tensor, Kept
     return y, (rows, scales)
 
 
-def normalize_back(norm: Norm | None, dy: torch.Tensor, kept: Kept) -> torch.Tensor:
+def normalize_back(norm: Norm | None, dy: torch.Tensor, kept: NormActivations) -> torch.Tensor:
     """Gradient of `normalize`'s rows."""
     return dy if norm is None else rms_norm.backward(dy, kept[0], norm.weight, kept[1])[0]
 
 
 @dataclass
-class AttentionHalf:
+class AttentionBlock:
     """Weights and settings; only the adapters train."""
 
     norm: Norm
@@ -94,43 +94,43 @@ class AttentionHalf:
         return AttentionPass(self.qkv.begin(draw), self.o.begin(draw))
 
     def forward(
-        self, x: torch.Tensor, angles: Angles, documents: Documents, now: AttentionPass
-    ) -> tuple[Attended, torch.Tensor]:
+        self, x: torch.Tensor, cos_sin: CosSin, documents: Documents, pass_ctx: AttentionPass
+    ) -> tuple[AttentionActivations, torch.Tensor]:
         """x [T, hidden] -> what is kept, and what is to be added to x."""
         _, n1, r1 = rms_norm.forward(x, self.norm.weight, self.norm.eps)
-        qkv, inner_qkv = self.qkv.forward(n1, now.qkv)
-        q, k, v = self.heads.split(rotate(qkv, *angles, self.heads, self.head_norm))
+        qkv, xa_qkv = self.qkv.forward(n1, pass_ctx.qkv)
+        q, k, v = self.heads.split(rotate(qkv, *cos_sin, self.heads, self.head_norm))
         out, saved = attention.forward(q, k, v, documents, self.scoring)
-        a, inner_o = self.o.forward(out.flatten(1), now.o)
+        a, xa_o = self.o.forward(out.flatten(1), pass_ctx.o)
         added, post = normalize(self.post_norm, a)
-        return Attended(r1, qkv, inner_qkv, out, inner_o, post, saved), added
+        return AttentionActivations(r1, qkv, xa_qkv, out, xa_o, post, saved), added
 
     def backward(
-        self, dh: torch.Tensor, x: torch.Tensor, angles: Angles, documents: Documents, attended: Attended,
-        now: AttentionPass, *, wants_dx: bool,
+        self, dh: torch.Tensor, x: torch.Tensor, cos_sin: CosSin, documents: Documents, attended: AttentionActivations,
+        pass_ctx: AttentionPass, *, wants_dx: bool,
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:  # fmt: skip
         """dh [T, hidden], the gradient of x + added -> that of x (both ways) and of the adapters, q k v first."""
         da = normalize_back(self.post_norm, dh, attended.post)
-        d_out, d_inner = self.o.backward(da, now.o)
-        of_o = self.o.gradients(da, attended.out.flatten(1), attended.inner_o, d_inner, now.o)
-        d_qkv = self._rotated_back(d_out, angles, documents, attended)
+        d_out, d_xa = self.o.backward(da, pass_ctx.o)
+        of_o = self.o.gradients(da, attended.out.flatten(1), attended.xa_o, d_xa, pass_ctx.o)
+        d_qkv = self._rotated_back(d_out, cos_sin, documents, attended)
         if wants_dx:
-            dn1, d_inner = self.qkv.backward(d_qkv, now.qkv)
+            dn1, d_xa = self.qkv.backward(d_qkv, pass_ctx.qkv)
             dx, n1 = rms_norm.backward(dn1, x, self.norm.weight, attended.r1, residual=dh, again=True)
         else:
-            dx, d_inner = None, self.qkv.d_inner(d_qkv, now.qkv)
+            dx, d_xa = None, self.qkv.d_xa(d_qkv, pass_ctx.qkv)
             _, n1, _ = rms_norm.forward(x, self.norm.weight, self.norm.eps)
-        return dx, [*self.qkv.gradients(d_qkv, n1, attended.inner_qkv, d_inner, now.qkv), *of_o]
+        return dx, [*self.qkv.gradients(d_qkv, n1, attended.xa_qkv, d_xa, pass_ctx.qkv), *of_o]
 
     def _rotated_back(
-        self, d_out: torch.Tensor, angles: Angles, documents: Documents, attended: Attended
+        self, d_out: torch.Tensor, cos_sin: CosSin, documents: Documents, attended: AttentionActivations
     ) -> torch.Tensor:
         """Gradient of the merged projection, from that of attention's output."""
         rotated = attended.qkv
         if self.head_norm is not None:
-            rotated = rotate(attended.qkv, *angles, self.heads, self.head_norm)
+            rotated = rotate(attended.qkv, *cos_sin, self.heads, self.head_norm)
         three = attention.backward(
             d_out.view_as(attended.out), *self.heads.split(rotated), attended.out, attended.saved, documents,
             self.scoring,
         )  # fmt: skip
-        return rotate_back(three, attended.qkv, *angles, self.heads, self.head_norm)
+        return rotate_back(three, attended.qkv, *cos_sin, self.heads, self.head_norm)

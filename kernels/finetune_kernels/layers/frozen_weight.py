@@ -15,17 +15,17 @@ from finetune_kernels.primitives.nf4 import dequantize
 
 
 class FrozenWeight:
-    """W of the layers `bases`, in `dtype`; `resident` keeps it decoded."""
+    """W of the layers `bases`, in `dtype`; `keep_dequantized` keeps it decoded."""
 
-    def __init__(self, bases: Sequence[Any], dtype: torch.dtype, *, resident: bool) -> None:
+    def __init__(self, bases: Sequence[Any], dtype: torch.dtype, *, keep_dequantized: bool) -> None:
         self._bases, self._dtype = bases, dtype
         self.sizes = [base.out_features for base in bases]
         """Rows of each layer."""
         self.features = int(bases[0].in_features)
-        self._kept = self._decode() if resident else None
-        self._eight_bit: EightBitWeight | None = None
+        self._kept = self._dequantize() if keep_dequantized else None
+        self._fp8: EightBitWeight | None = None
 
-    def _decode(self) -> torch.Tensor:
+    def _dequantize(self) -> torch.Tensor:
         states = [getattr(base.weight, "quant_state", None) for base in self._bases]
         if len(self._bases) == 1 and states[0] is None and self._bases[0].weight.dtype == self._dtype:
             return self._bases[0].weight.detach()  # type: ignore[no-any-return]
@@ -39,48 +39,48 @@ class FrozenWeight:
 
     def tensor(self) -> torch.Tensor:
         """W [out, in] in the compute type."""
-        return self._decode() if self._kept is None else self._kept
+        return self._dequantize() if self._kept is None else self._kept
 
     @contextmanager
-    def decoded(self) -> Iterator[None]:
+    def dequantized(self) -> Iterator[None]:
         """W is decoded once for all products inside."""
-        stays = self._kept is not None or self._eight_bit is not None
+        stays = self._kept is not None or self._fp8 is not None
         if not stays:
-            self._kept = self._decode()
+            self._kept = self._dequantize()
         try:
             yield
         finally:
             if not stays:
                 self._kept = None
 
-    def use_eight_bits(self) -> None:
-        """Keep W in 8 bits for both products, instead of decoded; not where its sizes do not suit."""
+    def use_fp8(self) -> None:
+        """ActivationPolicy W in 8 bits for both products, instead of decoded; not where its sizes do not suit."""
         if suits(sum(self.sizes), self.features):
-            self._eight_bit, self._kept = EightBitWeight(self.tensor()), None
+            self._fp8, self._kept = EightBitWeight(self.tensor()), None
 
-    def use_sixteen_bits(self) -> None:
-        """Keep W decoded."""
-        self._kept, self._eight_bit = self.tensor(), None
+    def use_compute_dtype(self) -> None:
+        """ActivationPolicy W decoded."""
+        self._kept, self._fp8 = self.tensor(), None
 
     def release(self) -> None:
         """Do not keep W any longer; it is decoded where it is used."""
-        self._kept = self._eight_bit = None
+        self._kept = self._fp8 = None
 
     @property
-    def resident_bytes(self) -> int:
+    def dequantized_bytes(self) -> int:
         """Bytes of weights that stay beside those loaded."""
-        if self._eight_bit is not None:
-            return self._eight_bit.bytes
+        if self._fp8 is not None:
+            return self._fp8.bytes
         if self._kept is None or self._kept.data_ptr() == self._bases[0].weight.data_ptr():
             return 0
         return self._kept.numel() * self._kept.element_size()
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [T, in] -> x W^T + bias [T, out]."""
-        if self._eight_bit is not None:
-            return self._eight_bit.forward(x, bias)
+        if self._fp8 is not None:
+            return self._fp8.forward(x, bias)
         return functional.linear(x, self.tensor(), bias)
 
     def backward(self, dy: torch.Tensor) -> torch.Tensor:
         """dy [T, out] -> dy W [T, in]."""
-        return dy @ self.tensor() if self._eight_bit is None else self._eight_bit.backward(dy)
+        return dy @ self.tensor() if self._fp8 is None else self._fp8.backward(dy)

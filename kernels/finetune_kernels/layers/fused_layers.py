@@ -1,7 +1,7 @@
 """Installs `DecoderLayer` in the layers of a transformers model with a peft adapter.
 
 Each layer module gets a `forward` of ours; nothing else in the process is touched. What several layers of a pass share
-(rotation angles, document boundaries) is made once.
+(rotation cos_sin, document boundaries) is made once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,54 +9,56 @@ from typing import Any
 
 import torch
 
-from finetune_kernels.layers.attention_block import Angles
-from finetune_kernels.layers.decoder_layer import Keep
+from finetune_kernels.layers.attention_block import CosSin
 from finetune_kernels.layers.host_memory import HostMemory
 from finetune_kernels.layers.host_vocabulary import move_to_host
 from finetune_kernels.layers.layer_builder import build_layer
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.ops.attention import Documents
+from finetune_kernels.planning.activation_policy import ActivationPolicy
 
 
 class FusedLayers:
     """The layers of one model; make it only where `layer_builder.why_not_fused` gives None."""
 
-    def __init__(self, causal: Any, keeps: Sequence[Keep], dtype: torch.dtype, *, resident: bool) -> None:
+    def __init__(
+        self, causal: Any, policies: Sequence[ActivationPolicy], dtype: torch.dtype, *, keep_dequantized: bool
+    ) -> None:
         self._causal = causal
         host = HostMemory()
         self.layers = [
-            build_layer(index, layer, causal.config, keep, dtype, host, resident=resident)
-            for index, (layer, keep) in enumerate(zip(causal.model.layers, keeps, strict=True))
+            build_layer(index, layer, causal.config, policy, dtype, host, keep_dequantized=keep_dequantized)
+            for index, (layer, policy) in enumerate(zip(causal.model.layers, policies, strict=True))
         ]
-        self._angles: dict[str | None, Angles] = {}
+        self._angles: dict[str | None, CosSin] = {}
         self._documents: Documents | None = None
         for index, layer in enumerate(causal.model.layers):
             layer.forward = _Forward(self, index, layer)
 
-    def keep(self, keeps: Sequence[Keep]) -> None:
-        """Keep something else from the next forward pass on."""
-        for layer, keep in zip(self.layers, keeps, strict=True):
-            layer.keep = keep
+    def set_policies(self, policies: Sequence[ActivationPolicy]) -> None:
+        """ActivationPolicy something else from the next forward pass on."""
+        for layer, policy in zip(self.layers, policies, strict=True):
+            layer.policy = policy
 
     def release_weights(self) -> None:
         """Let go of weights that stay; they are decoded where they are used from now on."""
         for group in self._groups():
             group.frozen.release()
 
-    def use_eight_bits(self) -> None:
+    def use_fp8(self) -> None:
         """Multiply by the frozen weights in 8 bits; the weights that stay are replaced, one at a time."""
         for group in self._groups():
-            group.frozen.use_eight_bits()
+            group.frozen.use_fp8()
 
-    def use_sixteen_bits(self) -> None:
+    def use_compute_dtype(self) -> None:
         """Multiply in the compute type again."""
         for group in self._groups():
-            group.frozen.use_sixteen_bits()
+            group.frozen.use_compute_dtype()
 
     @property
-    def resident_bytes(self) -> int:
+    def dequantized_bytes(self) -> int:
         """Bytes of weights that stay beside those loaded."""
-        return sum(group.frozen.resident_bytes for group in self._groups())
+        return sum(group.frozen.dequantized_bytes for group in self._groups())
 
     def _groups(self) -> Iterator[LinearGroup]:
         return (group for layer in self.layers for group in layer.groups)
@@ -70,16 +72,16 @@ class FusedLayers:
         index: int,
         hidden: torch.Tensor,
         kind: str | None,
-        angles: tuple[torch.Tensor, torch.Tensor],
+        cos_sin: tuple[torch.Tensor, torch.Tensor],
         options: Any,
     ) -> Any:
-        """One layer: hidden [B, T, hidden] -> the same. Layers of one `kind` turn by the same angles."""
+        """One layer: hidden [B, T, hidden] -> the same. Layers of one `kind` turn by the same cos_sin."""
         batch, length, _ = hidden.shape
         if index == 0 or self._documents is None:
             self._angles = {}
             self._documents = _documents(batch, length, hidden.device, options)
         if kind not in self._angles:
-            self._angles[kind] = Angles(*(angle.expand(batch, -1, -1).flatten(0, 1).contiguous() for angle in angles))
+            self._angles[kind] = CosSin(*(angle.expand(batch, -1, -1).flatten(0, 1).contiguous() for angle in cos_sin))
         rows = hidden.contiguous().flatten(0, 1)
         return self.layers[index](rows, self._angles[kind], self._documents).view(hidden.shape)
 

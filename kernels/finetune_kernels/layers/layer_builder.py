@@ -1,7 +1,7 @@
 """Makes a `DecoderLayer` of one of transformers' layer modules, or says why it cannot.
 
 Read from the modules, not from a table of families: norms by their names, the second norms and head norms where they
-exist, window and cap from the attention module, rotation from the angles that the model computes.
+exist, window and cap from the attention module, rotation from the cos_sin that the model computes.
 """
 
 from typing import Any
@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetune_kernels.layers.attention_block import AttentionHalf, Norm
-from finetune_kernels.layers.decoder_layer import DecoderLayer, Keep
+from finetune_kernels.layers.attention_block import AttentionBlock, Norm
+from finetune_kernels.layers.decoder_layer import DecoderLayer
 from finetune_kernels.layers.host_memory import HostMemory
 from finetune_kernels.layers.linear_group import LinearGroup
-from finetune_kernels.layers.mlp_block import MlpHalf
+from finetune_kernels.layers.mlp_block import MlpBlock
 from finetune_kernels.layers.patching import ACTIVATIONS, NORMS, why_not_adapter
 from finetune_kernels.ops.attention import Scoring
 from finetune_kernels.ops.rotary_embedding import HeadNorm, Heads
+from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.families import FAMILIES
 
-LARGEST_HEAD = 256
-# A linear's place here is its masks' stream, too.
+MAX_HEAD_SIZE = 256
+# A linear's place tile_ctx is its masks' stream, too.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj")
 
 
@@ -31,7 +32,7 @@ def why_not_fused(causal: Any) -> str | None:
         return f"the layers of {type(causal).__name__} are not known"
     if getattr(config, "use_bidirectional_attention", False):
         return "attention in both directions"
-    if head_size(config) > LARGEST_HEAD or head_size(config) % 8:
+    if head_size(config) > MAX_HEAD_SIZE or head_size(config) % 8:
         return f"heads of size {head_size(config)}"
     if activation_name(config) not in ACTIVATIONS:
         return f"activation {activation_name(config)}"
@@ -72,7 +73,14 @@ def _why_not_plain(projection: Any) -> str | None:
 
 
 def build_layer(
-    index: int, layer: Any, config: Any, keep: Keep, dtype: torch.dtype, host: HostMemory, *, resident: bool
+    index: int,
+    layer: Any,
+    config: Any,
+    policy: ActivationPolicy,
+    dtype: torch.dtype,
+    host: HostMemory,
+    *,
+    keep_dequantized: bool,
 ) -> DecoderLayer:
     """The layer module as one function; only for models that `why_not_fused` lets through."""
     attention, mlp = layer.self_attn, layer.mlp
@@ -83,11 +91,11 @@ def build_layer(
     def group(parent: Any, merged: str, *names: str) -> LinearGroup:
         found = (merged,) if hasattr(parent, merged) else names
         linears = [getattr(parent, name) for name in found]
-        return LinearGroup(linears, dtype, resident=resident, stream=PROJECTIONS.index(found[0]))
+        return LinearGroup(linears, dtype, keep_dequantized=keep_dequantized, stream=PROJECTIONS.index(found[0]))
 
     return DecoderLayer(
         index=index,
-        attention=AttentionHalf(
+        attention=AttentionBlock(
             norm=_norm(layer.input_layernorm),
             qkv=group(attention, "qkv_proj", "q_proj", "k_proj", "v_proj"),
             o=group(attention, "o_proj"),
@@ -96,14 +104,14 @@ def build_layer(
             head_norm=_head_norm(attention),
             scoring=_scoring(attention, config),
         ),
-        mlp=MlpHalf(
+        mlp=MlpBlock(
             norm=_norm(before_mlp),
             gate_up=group(mlp, "gate_up_proj", "gate_proj", "up_proj"),
             down=group(mlp, "down_proj"),
             post_norm=_norm(layer.post_feedforward_layernorm) if sandwich else None,
             activation=ACTIVATIONS[activation_name(config)],
         ),
-        keep=keep,
+        policy=policy,
         host=host,
     )
 

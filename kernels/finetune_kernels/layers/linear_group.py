@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetune_kernels.layers.adapters import PLAIN, Adapter, GroupPass, place
+from finetune_kernels.layers.adapters import PLAIN, LinearAdapter, LoraPass, lay_out_adapters
 from finetune_kernels.layers.frozen_weight import FrozenWeight
 from finetune_kernels.ops.adapted_activation import LARGEST_RANK, Share
 from finetune_kernels.primitives import adapter_dropout, dora
@@ -29,18 +29,18 @@ def reference(linears: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
 
 
 class LinearGroup:
-    """The layers `linears` (peft's LoRA layers, or plain ones) as one; `resident` keeps W decoded; `stream` and the
-    numbers after it are the linears' masks' own."""
+    """The layers `linears` (peft's LoRA layers, or plain ones) as one; `keep_dequantized` keeps W decoded;
+    `stream` and the numbers after it are the linears' masks' own."""
 
-    def __init__(self, linears: Sequence[Any], dtype: torch.dtype, *, resident: bool, stream: int = 0) -> None:
+    def __init__(self, linears: Sequence[Any], dtype: torch.dtype, *, keep_dequantized: bool, stream: int = 0) -> None:
         self._bases = [getattr(linear, "base_layer", linear) for linear in linears]
         self._dtype = dtype
-        self.frozen = FrozenWeight(self._bases, dtype, resident=resident)
-        self._adapters = place(linears, stream)
+        self.frozen = FrozenWeight(self._bases, dtype, keep_dequantized=keep_dequantized)
+        self._adapters = lay_out_adapters(linears, stream)
         self._dropouts = [adapter.dropout for adapter in self._adapters if isinstance(adapter.dropout, nn.Dropout)]
         self._has_magnitudes = any(adapter.magnitude is not None for adapter in self._adapters)
         self._ranks = self._adapters[-1].ranks.stop if self._adapters else 0
-        self.is_small = all(adapter.a.shape[0] <= LARGEST_RANK for adapter in self._adapters)
+        self.fuses_into_activation = all(adapter.a.shape[0] <= LARGEST_RANK for adapter in self._adapters)
         """Whether `adapted_activation` takes the adapters' shares."""
         self.bias = self._merge_biases()
         self._squares = dora.row_squares(self.frozen.tensor()) if self._has_magnitudes else None
@@ -71,12 +71,12 @@ class LinearGroup:
         """Whether any adapter drops a part of its input now."""
         return any(dropout.training for dropout in self._dropouts)
 
-    def begin(self, draw: Draw | None) -> GroupPass:
+    def begin(self, draw: Draw | None) -> LoraPass:
         """What a pass with the masks of `draw` is made with."""
         masks: tuple[Mask, ...] = ()
         if draw is not None and self.drops:
             masks = tuple(Mask(draw, adapter.stream, adapter.p) for adapter in self._adapters)
-        return GroupPass(masks, self._scales()) if masks or self._has_magnitudes else PLAIN
+        return LoraPass(masks, self._scales()) if masks or self._has_magnitudes else PLAIN
 
     def _scales(self) -> dora.Scales | None:
         if self._squares is None:
@@ -90,112 +90,112 @@ class LinearGroup:
                 factor[at] = adapter.magnitude.detach() / norms[at]
         return dora.Scales(factor, norms)
 
-    def inner(self, x: torch.Tensor, now: GroupPass) -> torch.Tensor:
+    def xa(self, x: torch.Tensor, pass_ctx: LoraPass) -> torch.Tensor:
         """x A^T [T, R]."""
-        if not now.masks:
+        if not pass_ctx.masks:
             return x @ self.a().T if self._adapters else x.new_empty(x.shape[0], 0)
         found = x.new_empty(x.shape[0], self._ranks)
-        for adapter, mask in zip(self._adapters, now.masks, strict=True):
+        for adapter, mask in zip(self._adapters, pass_ctx.masks, strict=True):
             a = adapter.a.to(self._dtype)
             torch.mm(adapter_dropout.drop(x, mask), a.T, out=found[:, adapter.ranks])
         return found
 
-    def base(self, x: torch.Tensor, now: GroupPass) -> torch.Tensor:
+    def base(self, x: torch.Tensor, pass_ctx: LoraPass) -> torch.Tensor:
         """x [T, in] -> g x W^T + bias [T, out]: y without the adapters' shares."""
-        if now.scales is None:
+        if pass_ctx.scales is None:
             return self.frozen.forward(x, self.bias)
-        y = self.frozen.forward(x, None).mul_(now.scales.factor)
+        y = self.frozen.forward(x, None).mul_(pass_ctx.scales.factor)
         return y if self.bias is None else y.add_(self.bias)
 
-    def _b(self, adapter: Adapter, now: GroupPass) -> torch.Tensor:
+    def _b(self, adapter: LinearAdapter, pass_ctx: LoraPass) -> torch.Tensor:
         """g B [out, r] of one adapter, in the compute type."""
-        if now.scales is None:
+        if pass_ctx.scales is None:
             return adapter.b.to(self._dtype)
-        return (adapter.b * now.scales.factor[adapter.outputs].unsqueeze(1)).to(self._dtype)
+        return (adapter.b * pass_ctx.scales.factor[adapter.outputs].unsqueeze(1)).to(self._dtype)
 
-    def shares(self, inner: torch.Tensor, now: GroupPass) -> tuple[Share | None, Share | None]:
+    def lora_deltas(self, xa: torch.Tensor, pass_ctx: LoraPass) -> tuple[Share | None, Share | None]:
         """What small adapters add to the first and to the second half of y."""
         half = sum(self.frozen.sizes) // 2
         found: list[Share | None] = [None, None]
-        for adapter in self._adapters if self.is_small else ():
-            b, i = self._b(adapter, now), inner[:, adapter.ranks]
+        for adapter in self._adapters if self.fuses_into_activation else ():
+            b, i = self._b(adapter, pass_ctx), xa[:, adapter.ranks]
             for index in (0, 1):
                 if adapter.outputs.start <= index * half and adapter.outputs.stop >= (index + 1) * half:
                     first = index * half - adapter.outputs.start
                     found[index] = Share(i, b[first : first + half], adapter.scale)
         return found[0], found[1]
 
-    def forward(self, x: torch.Tensor, now: GroupPass) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor, pass_ctx: LoraPass) -> tuple[torch.Tensor, torch.Tensor]:
         """x [T, in] -> y [T, out] and x A^T [T, R]."""
-        inner = self.inner(x, now)
-        y = self.base(x, now)
+        xa = self.xa(x, pass_ctx)
+        y = self.base(x, pass_ctx)
         for adapter in self._adapters:
-            b = self._b(adapter, now)
-            y[:, adapter.outputs].addmm_(inner[:, adapter.ranks], b.T, alpha=adapter.scale)
-        return y, inner
+            b = self._b(adapter, pass_ctx)
+            y[:, adapter.outputs].addmm_(xa[:, adapter.ranks], b.T, alpha=adapter.scale)
+        return y, xa
 
-    def d_inner(self, dy: torch.Tensor, now: GroupPass) -> torch.Tensor:
+    def d_xa(self, dy: torch.Tensor, pass_ctx: LoraPass) -> torch.Tensor:
         """dy [T, out] -> d [T, R]."""
         found = dy.new_empty(dy.shape[0], self._ranks)
         for adapter in self._adapters:
-            b = _scaled(self._b(adapter, now), adapter.scale)
+            b = _scaled(self._b(adapter, pass_ctx), adapter.scale)
             torch.mm(dy[:, adapter.outputs], b, out=found[:, adapter.ranks])
         return found
 
-    def backward_base(self, dy: torch.Tensor, now: GroupPass) -> tuple[torch.Tensor, torch.Tensor]:
+    def backward_base(self, dy: torch.Tensor, pass_ctx: LoraPass) -> tuple[torch.Tensor, torch.Tensor]:
         """dy [T, out] -> g dy W [T, in], which lacks d A, and d [T, R]."""
-        scaled = dy if now.scales is None else torch.mul(dy, now.scales.factor, out=torch.empty_like(dy))
-        return self.frozen.backward(scaled), self.d_inner(dy, now)
+        scaled = dy if pass_ctx.scales is None else torch.mul(dy, pass_ctx.scales.factor, out=torch.empty_like(dy))
+        return self.frozen.backward(scaled), self.d_xa(dy, pass_ctx)
 
-    def add_shares(self, dx: torch.Tensor, d_inner: torch.Tensor, now: GroupPass) -> torch.Tensor:
+    def add_lora_dx(self, dx: torch.Tensor, d_xa: torch.Tensor, pass_ctx: LoraPass) -> torch.Tensor:
         """dx + d A, in place."""
-        if not now.masks:
-            return dx.addmm_(d_inner, self.a()) if self._adapters else dx
-        for adapter, mask in zip(self._adapters, now.masks, strict=True):
-            adapter_dropout.add_share(dx, d_inner[:, adapter.ranks], adapter.a.to(self._dtype), mask)
+        if not pass_ctx.masks:
+            return dx.addmm_(d_xa, self.a()) if self._adapters else dx
+        for adapter, mask in zip(self._adapters, pass_ctx.masks, strict=True):
+            adapter_dropout.add_share(dx, d_xa[:, adapter.ranks], adapter.a.to(self._dtype), mask)
         return dx
 
-    def backward(self, dy: torch.Tensor, now: GroupPass) -> tuple[torch.Tensor, torch.Tensor]:
+    def backward(self, dy: torch.Tensor, pass_ctx: LoraPass) -> tuple[torch.Tensor, torch.Tensor]:
         """dy [T, out] -> dx [T, in] and d [T, R]."""
-        dx, d_inner = self.backward_base(dy, now)
-        return self.add_shares(dx, d_inner, now), d_inner
+        dx, d_xa = self.backward_base(dy, pass_ctx)
+        return self.add_lora_dx(dx, d_xa, pass_ctx), d_xa
 
     def gradients(
-        self, dy: torch.Tensor, x: torch.Tensor, inner: torch.Tensor, d_inner: torch.Tensor, now: GroupPass
+        self, dy: torch.Tensor, x: torch.Tensor, xa: torch.Tensor, d_xa: torch.Tensor, pass_ctx: LoraPass
     ) -> list[torch.Tensor]:
         """Gradients of `parameters`, in their types."""
         if not self._adapters:
             return []
         found = []
-        every = dy.T @ inner  # reads dy once; of each adapter's outputs by the others' ranks nothing is used
-        for adapter, da in zip(self._adapters, self._of_a(x, d_inner, now), strict=True):
+        every = dy.T @ xa  # reads dy once; of each adapter's outputs by the others' ranks nothing is used
+        for adapter, da in zip(self._adapters, self._of_a(x, d_xa, pass_ctx), strict=True):
             db = _scaled(every[adapter.outputs, adapter.ranks], adapter.scale)
-            if now.scales is not None:
-                db = db * now.scales.factor[adapter.outputs].unsqueeze(1)
+            if pass_ctx.scales is not None:
+                db = db * pass_ctx.scales.factor[adapter.outputs].unsqueeze(1)
             found += [da.to(adapter.a.dtype), db.to(adapter.b.dtype)]
             if adapter.magnitude is not None:
-                found.append(self._of_magnitude(adapter, dy, x, inner, now))
+                found.append(self._of_magnitude(adapter, dy, x, xa, pass_ctx))
         return found
 
     def _of_magnitude(
-        self, adapter: Adapter, dy: torch.Tensor, x: torch.Tensor, inner: torch.Tensor, now: GroupPass
+        self, adapter: LinearAdapter, dy: torch.Tensor, x: torch.Tensor, xa: torch.Tensor, pass_ctx: LoraPass
     ) -> torch.Tensor:
         assert adapter.magnitude is not None
-        assert now.scales is not None
+        assert pass_ctx.scales is not None
         at, b = adapter.outputs, adapter.b.to(self._dtype)
         found = dora.magnitude_gradient(
-            dy[:, at], x, self.frozen.tensor()[at], inner[:, adapter.ranks], b, adapter.scale, now.scales.norms[at]
+            dy[:, at], x, self.frozen.tensor()[at], xa[:, adapter.ranks], b, adapter.scale, pass_ctx.scales.norms[at]
         )
         return found.to(adapter.magnitude.dtype)
 
-    def _of_a(self, x: torch.Tensor, d_inner: torch.Tensor, now: GroupPass) -> list[torch.Tensor]:
+    def _of_a(self, x: torch.Tensor, d_xa: torch.Tensor, pass_ctx: LoraPass) -> list[torch.Tensor]:
         """Gradients of the adapters' A."""
-        if not now.masks:
-            whole = d_inner.T @ x
+        if not pass_ctx.masks:
+            whole = d_xa.T @ x
             return [whole[adapter.ranks] for adapter in self._adapters]
         return [
-            d_inner[:, adapter.ranks].T @ adapter_dropout.drop(x, mask)
-            for adapter, mask in zip(self._adapters, now.masks, strict=True)
+            d_xa[:, adapter.ranks].T @ adapter_dropout.drop(x, mask)
+            for adapter, mask in zip(self._adapters, pass_ctx.masks, strict=True)
         ]
 
 

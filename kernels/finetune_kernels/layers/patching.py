@@ -59,7 +59,7 @@ class PatchReport:
     norms: int = 0
     mlps: int = 0
     adapters: int = 0
-    resident_bytes: int = 0
+    dequantized_bytes: int = 0
     """Bytes of dequantised weights that stay in memory."""
     left: dict[str, int] = field(default_factory=dict)
     """Reason -> modules left as they were."""
@@ -82,14 +82,14 @@ class PatchReport:
     def __str__(self) -> str:
         """One line for a log."""
         done = f"kernels: {self.norms} norms, {self.mlps} MLPs, {self.adapters} adapters replaced"
-        if self.resident_bytes:
-            done += f"; {self.resident_bytes / 2**30:.1f} GiB of weights dequantised for good"
+        if self.dequantized_bytes:
+            done += f"; {self.dequantized_bytes / 2**30:.1f} GiB of weights dequantised for good"
         kept = "; ".join(f"{count} left: {reason}" for reason, count in sorted(self.left.items()))
         return f"{done}; {kept}" if kept else done
 
 
-def patch_model(model: nn.Module, *, resident: bool) -> PatchReport:
-    """Replace what is known. `resident` keeps dequantised 16-bit weights, 2 bytes per parameter, for speed.
+def patch_model(model: nn.Module, *, keep_dequantized: bool) -> PatchReport:
+    """Replace what is known. `keep_dequantized` keeps dequantised 16-bit weights, 2 bytes per parameter, for speed.
 
     Raises RuntimeError where more was planned for and nothing was replaced (`PatchReport.check`).
     """
@@ -101,7 +101,7 @@ def patch_model(model: nn.Module, *, resident: bool) -> PatchReport:
         elif kind in MLPS:
             _patch_mlp(module, report)
         elif hasattr(module, "lora_A") and hasattr(module, "base_layer"):
-            _patch_adapter(module, report, resident=resident)
+            _patch_adapter(module, report, keep_dequantized=keep_dequantized)
     report.check()
     return report
 
@@ -137,14 +137,14 @@ def _fused_mlp(module: Any, activation: Activation, x: torch.Tensor) -> torch.Te
     return result
 
 
-def _patch_adapter(module: Any, report: PatchReport, *, resident: bool) -> None:
+def _patch_adapter(module: Any, report: PatchReport, *, keep_dequantized: bool) -> None:
     reason = why_not_adapter(module) or _why_not_alone(module)
     if reason is not None:
         report.leave("adapters", reason)
         return
     (name,) = module.active_adapters
     base = module.base_layer
-    weight = _weight(base, report, resident=resident)
+    weight = _weight(base, report, keep_dequantized=keep_dequantized)
 
     def forward(x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         down, up = module.lora_A[name].weight, module.lora_B[name].weight
@@ -182,7 +182,7 @@ def has_dora(module: Any) -> bool:
     return name in module.lora_magnitude_vector
 
 
-def _weight(base: Any, report: PatchReport, *, resident: bool) -> Weight:
+def _weight(base: Any, report: PatchReport, *, keep_dequantized: bool) -> Weight:
     """Access to a base layer's weights in 16 bits."""
     state = getattr(base.weight, "quant_state", None)
     if state is None:
@@ -190,8 +190,8 @@ def _weight(base: Any, report: PatchReport, *, resident: bool) -> Weight:
     from bitsandbytes.functional import dequantize_4bit
 
     read: Callable[[], torch.Tensor] = partial(dequantize_4bit, base.weight.data, state)
-    if not resident:
+    if not keep_dequantized:
         return read
     kept = read()
-    report.resident_bytes += kept.numel() * kept.element_size()
+    report.dequantized_bytes += kept.numel() * kept.element_size()
     return lambda: kept

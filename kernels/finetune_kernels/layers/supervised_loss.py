@@ -24,7 +24,7 @@ def causal_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def supervised_loss(
+def fused_supervised_loss(
     model: Any,
     inputs: Mapping[str, Any],
     labels: torch.Tensor,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from finetune_kernels.layers.mlp_block import Finished, MlpHalf, MlpPass
+from finetune_kernels.layers.mlp_block import DownActivations, MlpBlock, MlpPass
 from finetune_kernels.ops import rms_norm
 from finetune_kernels.planning.activation_policy import TILE_ROWS
 
@@ -24,15 +24,15 @@ def _tiles(rows: int) -> Iterator[slice]:
 
 
 def forward_in_tiles(
-    mlp: MlpHalf, h: torch.Tensor, n2: torch.Tensor, now: MlpPass, *, finish: bool
-) -> tuple[Finished | None, torch.Tensor]:
+    mlp: MlpBlock, h: torch.Tensor, n2: torch.Tensor, pass_ctx: MlpPass, *, finish: bool
+) -> tuple[DownActivations | None, torch.Tensor]:
     """h and its norm n2 [T, hidden] -> what `backward_in_tiles` can use, if it is to `finish` early, and h + MLP."""
     y = torch.empty_like(h)
-    parts: list[Finished] = []
-    with mlp.gate_up.frozen.decoded(), mlp.down.frozen.decoded():
+    parts: list[DownActivations] = []
+    with mlp.gate_up.frozen.dequantized(), mlp.down.frozen.dequantized():
         for rows in _tiles(h.shape[0]):
-            here = now.from_row(rows.start)
-            finished, added = mlp.finish(mlp.project(n2[rows], here), here)
+            tile_ctx = pass_ctx.from_row(rows.start)
+            finished, added = mlp.finish(mlp.project(n2[rows], tile_ctx), tile_ctx)
             torch.add(added, h[rows], out=y[rows])
             if finish:
                 parts.append(finished)
@@ -40,20 +40,27 @@ def forward_in_tiles(
 
 
 def backward_in_tiles(
-    mlp: MlpHalf, dy: torch.Tensor, h: torch.Tensor, r2: torch.Tensor, finished: Finished | None, now: MlpPass
+    mlp: MlpBlock,
+    dy: torch.Tensor,
+    h: torch.Tensor,
+    r2: torch.Tensor,
+    finished: DownActivations | None,
+    pass_ctx: MlpPass,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """As `MlpHalf.backward`, from h alone."""
+    """As `MlpBlock.backward`, from h alone."""
     dh = torch.empty_like(h)
     sums: list[torch.Tensor] = []
     types: list[torch.dtype] = []
-    with mlp.gate_up.frozen.decoded(), mlp.down.frozen.decoded():
+    with mlp.gate_up.frozen.dequantized(), mlp.down.frozen.dequantized():
         for rows in _tiles(h.shape[0]):
             _, n2, _ = rms_norm.forward(h[rows], mlp.norm.weight, mlp.norm.eps)
-            here = now.from_row(rows.start)
+            tile_ctx = pass_ctx.from_row(rows.start)
             part = (
-                None if finished is None else Finished(finished.inner_down[rows], tuple(t[rows] for t in finished.post))
+                None
+                if finished is None
+                else DownActivations(finished.xa_down[rows], tuple(t[rows] for t in finished.post))
             )
-            dh[rows], gradients = mlp.backward(dy[rows], h[rows], r2[rows], mlp.project(n2, here), part, here)
+            dh[rows], gradients = mlp.backward(dy[rows], h[rows], r2[rows], mlp.project(n2, tile_ctx), part, tile_ctx)
             if not sums:
                 types = [gradient.dtype for gradient in gradients]
                 sums = [gradient.float() for gradient in gradients]
@@ -62,6 +69,6 @@ def backward_in_tiles(
     return dh, [total.to(kind) for total, kind in zip(sums, types, strict=True)]
 
 
-def _join(parts: list[Finished]) -> Finished:
+def _join(parts: list[DownActivations]) -> DownActivations:
     post = tuple(torch.cat(kept) for kept in zip(*(part.post for part in parts), strict=True))
-    return Finished(torch.cat([part.inner_down for part in parts]), post)
+    return DownActivations(torch.cat([part.xa_down for part in parts]), post)

@@ -16,13 +16,13 @@ TILE_ROWS = 2048
 """Rows of the MLP in one tile; products of this size still run at full rate."""
 
 
-class Keep(Enum):
-    """What a layer keeps for its backward pass; each costs less memory and more time than the one before."""
+class ActivationPolicy(Enum):
+    """What a layer saves for its backward pass; each costs less memory and more time than the one before."""
 
-    EVERYTHING = "everything"
-    ATTENTION = "attention"
+    SAVE_ALL = "save all"
+    RECOMPUTE_MLP = "recompute the MLP"
     """All but gate and up, which are projected again."""
-    INPUT = "input"
+    RECOMPUTE_ALL = "recompute all"
     """Its input; the forward pass is made again."""
-    HOST = "host"
+    OFFLOAD = "offload"
     """Its input, in pinned host memory."""

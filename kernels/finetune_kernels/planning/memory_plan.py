@@ -1,4 +1,4 @@
-"""What fits: what each layer keeps for its backward pass, and whether decoded weights stay. Pure.
+"""What fits: what each layer policies for its backward pass, and whether decoded weights stay. Pure.
 
 Each choice has a price in milliseconds per micro-batch, from operations counted and rates measured on an H200: weights
 are decoded twice where they do not stay; gate and up, or the whole layer, are computed again where they are not kept.
@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from finetune_api.vocabulary import MemoryMode
-from finetune_kernels.planning.activation_policy import CHUNK_ROWS, HEAD_ROWS, TILE_ROWS, VOCABULARY_BLOCK, Keep
+from finetune_kernels.planning.activation_policy import (
+    CHUNK_ROWS,
+    HEAD_ROWS,
+    TILE_ROWS,
+    VOCABULARY_BLOCK,
+    ActivationPolicy,
+)
 
 MARGIN = 0.92
 """Share of the memory that may be planned for; the rest is fragmentation and libraries' workspaces."""
@@ -51,25 +57,25 @@ class ModelShape:
         """Elements of a row of q, k and v."""
         return (self.heads + 2 * self.key_value_heads) * self.head_size
 
-    def kept(self, keep: Keep) -> int:
+    def kept(self, policy: ActivationPolicy) -> int:
         """Bytes per token and layer between forward and backward."""
-        if keep is Keep.HOST:
+        if policy is ActivationPolicy.OFFLOAD:
             return 0
         elements = self.hidden
-        if keep is not Keep.INPUT:
+        if policy is not ActivationPolicy.RECOMPUTE_ALL:
             # out, h, q k v, the softmax sums and both norms' scales (fp32)
             elements += self.heads * self.head_size + self.hidden + self.attention_width + 2 * (self.heads + 2)
             elements += 2 * (self.hidden + 2) if self.second_norms else 0
-        if keep is Keep.EVERYTHING:
+        if policy is ActivationPolicy.SAVE_ALL:
             elements += 2 * self.feed_forward
         return elements * BYTES
 
-    def recomputed(self, keep: Keep) -> float:
+    def recomputed(self, policy: ActivationPolicy) -> float:
         """FLOP per token and layer that backward makes again."""
         gate_up = 4.0 * self.hidden * self.feed_forward
-        if keep is Keep.EVERYTHING:
+        if policy is ActivationPolicy.SAVE_ALL:
             return 0.0
-        if keep is Keep.ATTENTION:
+        if policy is ActivationPolicy.RECOMPUTE_MLP:
             return gate_up
         attention = 2.0 * self.hidden * (self.attention_width + self.heads * self.head_size)
         return gate_up + attention + (gate_up / 2 if self.second_norms else 0.0)
@@ -104,11 +110,11 @@ class MemoryPlan:
     """The choice, and the bytes it was made from."""
 
     mode: MemoryMode
-    keeps: tuple[Keep, ...]
-    resident_weights: bool
+    policies: tuple[ActivationPolicy, ...]
+    keep_dequantized: bool
     base_bytes: int
     """In use before: weights as loaded, adapters."""
-    resident_bytes: int
+    dequantized_bytes: int
     training_bytes: int
     """Gradients, optimiser state and 16-bit copies of the adapters."""
     activation_bytes: int
@@ -122,7 +128,7 @@ class MemoryPlan:
     @property
     def peak_bytes(self) -> int:
         """Predicted peak of allocated memory."""
-        stays = self.base_bytes - self.host_bytes + self.resident_bytes
+        stays = self.base_bytes - self.host_bytes + self.dequantized_bytes
         return stays + self.training_bytes + self.activation_bytes + self.working_bytes
 
     @property
@@ -133,14 +139,14 @@ class MemoryPlan:
     def rows(self) -> list[tuple[str, str]]:
         """The explanation, as a table of category and amount."""
         gib = 2**30
-        counts = {keep: self.keeps.count(keep) for keep in Keep if keep in self.keeps}
-        layers = ", ".join(f"{count} keep {keep.value}" for keep, count in counts.items())
+        counts = {policy: self.policies.count(policy) for policy in ActivationPolicy if policy in self.policies}
+        layers = ", ".join(f"{count} {policy.value}" for policy, count in counts.items())
         return [
             ("mode", self.mode.value),
             ("layers", layers),
             ("weights as loaded, adapters", f"{self.base_bytes / gib:.2f} GiB"),
             ("embedding and head, moved to the host", f"{-self.host_bytes / gib:.2f} GiB"),
-            ("weights decoded for good", f"{self.resident_bytes / gib:.2f} GiB"),
+            ("weights decoded for good", f"{self.dequantized_bytes / gib:.2f} GiB"),
             ("gradients, optimiser, copies", f"{self.training_bytes / gib:.2f} GiB"),
             ("activations", f"{self.activation_bytes / gib:.2f} GiB"),
             ("one layer's work, or the loss", f"{self.working_bytes / gib:.2f} GiB"),
@@ -151,14 +157,14 @@ class MemoryPlan:
 
 def plan_modules(shape: ModelShape, tokens: int, *, base_bytes: int, total_bytes: int) -> tuple[bool, bool]:
     """Whether activations are kept and weights stay decoded where layers run module by module under autograd, which
-    keeps more: copies of the residual stream, of q around rotation, and of gate, up and their product."""
+    policies more: copies of the residual stream, of q around rotation, and of gate, up and their product."""
     width = 8 * shape.hidden + 6 * shape.key_value_heads * shape.head_size + 3 * shape.feed_forward
     layer = tokens * width * BYTES
     kept, again = layer * shape.layers, layer + tokens * shape.hidden * BYTES * shape.layers
     rest = base_bytes + shape.adapter_parameters * 7 + shape.working(tokens, tiled=False)
-    resident = shape.linear_parameters * BYTES if shape.quantized else 0
+    keep_dequantized = shape.linear_parameters * BYTES if shape.quantized else 0
     for keep, stay in ((True, True), (True, False), (False, True)):
-        if rest + (kept if keep else again) + (resident if stay else 0) <= MARGIN * total_bytes:
+        if rest + (kept if keep else again) + (keep_dequantized if stay else 0) <= MARGIN * total_bytes:
             return keep, stay
     return False, False
 
@@ -168,12 +174,14 @@ def plan_memory(shape: ModelShape, tokens: int, *, base_bytes: int, total_bytes:
     use."""
     layers = shape.layers
     if mode is MemoryMode.SMALLEST:
-        return _plan(shape, tokens, base_bytes, total_bytes, mode, (Keep.HOST,) * layers, resident=False)
-    best = Keep.EVERYTHING if mode is MemoryMode.FASTEST else Keep.ATTENTION
+        return _plan(
+            shape, tokens, base_bytes, total_bytes, mode, (ActivationPolicy.OFFLOAD,) * layers, keep_dequantized=False
+        )
+    best = ActivationPolicy.SAVE_ALL if mode is MemoryMode.FASTEST else ActivationPolicy.RECOMPUTE_MLP
     candidates = [
-        _plan(shape, tokens, base_bytes, total_bytes, mode, keeps, resident=resident)
-        for resident in ((True, False) if mode is MemoryMode.FASTEST and shape.quantized else (False,))
-        for keeps in _mixtures(layers, best)
+        _plan(shape, tokens, base_bytes, total_bytes, mode, policies, keep_dequantized=keep_dequantized)
+        for keep_dequantized in ((True, False) if mode is MemoryMode.FASTEST and shape.quantized else (False,))
+        for policies in _mixtures(layers, best)
     ]
     fitting = [plan for plan in candidates if plan.fits]
     if fitting:
@@ -183,16 +191,16 @@ def plan_memory(shape: ModelShape, tokens: int, *, base_bytes: int, total_bytes:
 
 def smaller_plan(plan: MemoryPlan, plan_for: Callable[[MemoryMode], MemoryPlan]) -> MemoryPlan | None:
     """What to go on with after `plan` ran out of memory: that of the next mode which needs less (on a tight card
-    Fastest keeps what Balanced does), or the smallest; None where that was it."""
+    Fastest policies what Balanced does), or the smallest; None where that was it."""
     modes = list(MemoryMode)
     candidates = [plan_for(mode) for mode in modes[modes.index(plan.mode) + 1 :]]
     less = [candidate for candidate in candidates if candidate.peak_bytes < plan.peak_bytes]
     return next(iter(less or candidates[-1:]), None)
 
 
-def _mixtures(layers: int, best: Keep) -> list[tuple[Keep, ...]]:
+def _mixtures(layers: int, best: ActivationPolicy) -> list[tuple[ActivationPolicy, ...]]:
     """From every layer keeping `best` down to every layer keeping its input, one layer at a time."""
-    steps = [Keep.EVERYTHING, Keep.ATTENTION, Keep.INPUT]
+    steps = [ActivationPolicy.SAVE_ALL, ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.RECOMPUTE_ALL]
     steps = steps[steps.index(best) :]
     found = [(best,) * layers]
     for more, less in pairwise(steps):
@@ -206,27 +214,28 @@ def _plan(
     base_bytes: int,
     total_bytes: int,
     mode: MemoryMode,
-    keeps: tuple[Keep, ...],
+    policies: tuple[ActivationPolicy, ...],
     *,
-    resident: bool,
+    keep_dequantized: bool,
 ) -> MemoryPlan:
-    moved = shape.movable_bytes if all(keep is Keep.HOST for keep in keeps) else 0
-    decoding = 0.0 if resident or not shape.quantized else 2 * shape.linear_parameters / DECODE_RATE
-    scratch = 0 if resident or not shape.quantized else 3 * shape.feed_forward * shape.hidden * BYTES
-    again = sum(shape.recomputed(keep) for keep in keeps) * tokens / GEMM_RATE
+    moved = shape.movable_bytes if all(policy is ActivationPolicy.OFFLOAD for policy in policies) else 0
+    decoding = 0.0 if keep_dequantized or not shape.quantized else 2 * shape.linear_parameters / DECODE_RATE
+    scratch = 0 if keep_dequantized or not shape.quantized else 3 * shape.feed_forward * shape.hidden * BYTES
+    again = sum(shape.recomputed(policy) for policy in policies) * tokens / GEMM_RATE
     # gradient 2, two 8-bit moments 2, copies with zero blocks 3; the gradient as it was before a pass, where there is
     # a smaller plan to repeat the pass with
-    training = 7 if all(keep is Keep.HOST for keep in keeps) else 9
+    training = 7 if all(policy is ActivationPolicy.OFFLOAD for policy in policies) else 9
     return MemoryPlan(
         mode=mode,
-        keeps=keeps,
-        resident_weights=resident,
+        policies=policies,
+        keep_dequantized=keep_dequantized,
         base_bytes=base_bytes,
-        resident_bytes=shape.linear_parameters * BYTES if resident else 0,
+        dequantized_bytes=shape.linear_parameters * BYTES if keep_dequantized else 0,
         training_bytes=shape.adapter_parameters * training,
-        activation_bytes=tokens * sum(shape.kept(keep) for keep in keeps),
+        activation_bytes=tokens * sum(shape.kept(policy) for policy in policies),
         working_bytes=max(
-            shape.loss(tokens, blocked=moved > 0), shape.working(tokens, tiled=Keep.EVERYTHING not in keeps) + scratch
+            shape.loss(tokens, blocked=moved > 0),
+            shape.working(tokens, tiled=ActivationPolicy.SAVE_ALL not in policies) + scratch,
         ),
         host_bytes=moved,
         budget_bytes=int(MARGIN * total_bytes),

@@ -7,7 +7,7 @@ the CPU, and what the memory plan for m recomputes or decodes again:
 
 So short sequences are gathered until launching no longer is what counts, and weights that do not stay decoded are
 decoded less often; activations that no longer fit speak against a larger m. Times within 1 % are equal, and the
-largest of those is taken: the fixed costs that are not counted here fall with it.
+largest of those is taken: the fixed costs that are not counted tile_ctx fall with it.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ LAUNCH_SECONDS = 4.2e-3
 """The CPU's time to launch one layer, forward and backward (measured on an H200's host: 135 ms for 32 layers)."""
 BUSY = 1.4
 """Time of a pass over that of its products (measured: 241 ms where the formula has 176 for 4,096 tokens at 8B)."""
-MOST_TOKENS = 32_768
+MAX_TOKENS = 32_768
 """Of a pass with more than one sequence; the GPU is busy long before, and indices into gate and up stay in 32 bits."""
 EQUAL = 1.01
 USUAL = 2
@@ -40,7 +40,7 @@ class MicroBatch:
         return self.size * self.accumulation
 
 
-def usual_micro_batch(sequences: int) -> MicroBatch:
+def default_micro_batch(sequences: int) -> MicroBatch:
     """What is taken without a plan: two sequences where their number is even."""
     size = USUAL if sequences % USUAL == 0 else 1
     return MicroBatch(size, sequences // size)
@@ -65,11 +65,11 @@ def choose_micro_batch(
     return MicroBatch(size, sequences // size)
 
 
-def largest_kept(sequences: int, length: int, keeps: Callable[[int], bool]) -> MicroBatch:
+def largest_without_recompute(sequences: int, length: int, keeps: Callable[[int], bool]) -> MicroBatch:
     """Split a step where a plan only says whether a pass of so many tokens keeps its activations; the usual split
     where none does."""
     kept = [size for size in _sizes(sequences, length) if keeps(size * length)]
-    return MicroBatch(kept[-1], sequences // kept[-1]) if kept else usual_micro_batch(sequences)
+    return MicroBatch(kept[-1], sequences // kept[-1]) if kept else default_micro_batch(sequences)
 
 
 def step_seconds(shape: ModelShape, batch: MicroBatch, length: int, plan: MemoryPlan) -> float:
@@ -81,4 +81,4 @@ def step_seconds(shape: ModelShape, batch: MicroBatch, length: int, plan: Memory
 
 def _sizes(sequences: int, length: int) -> list[int]:
     """Divisors of a step that may be a pass, ascending."""
-    return [m for m in range(1, sequences + 1) if sequences % m == 0 and (m == 1 or m * length <= MOST_TOKENS)]
+    return [m for m in range(1, sequences + 1) if sequences % m == 0 and (m == 1 or m * length <= MAX_TOKENS)]

@@ -11,11 +11,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from finetune_kernels.layers import tiled_mlp
-from finetune_kernels.layers.decoder_layer import Keep
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.layers.host_memory import HostMemory
 from finetune_kernels.layers.layer_builder import why_not_fused
 from finetune_kernels.ops.adapted_activation import LARGEST_RANK
+from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_test_models import chat_data
 from finetune_test_models.tiny_model import make_tiny_model
 
@@ -98,20 +98,20 @@ def differences(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
     return max(((found[name] - value).abs().max() / value.abs().max()).item() for name, value in expected.items())
 
 
-def fuse(model: Any, keep: Keep, *, resident: bool = True) -> FusedLayers:
+def fuse(model: Any, policy: ActivationPolicy, *, keep_dequantized: bool = True) -> FusedLayers:
     causal = model.get_base_model()
     assert why_not_fused(causal) is None
-    return FusedLayers(causal, [keep] * len(causal.model.layers), torch.float32, resident=resident)
+    return FusedLayers(causal, [policy] * len(causal.model.layers), torch.float32, keep_dequantized=keep_dequantized)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_gradients_are_those_of_transformers_whatever_is_kept(case: str, tmp_path: Path) -> None:
     model = adapted(case, tmp_path)
     expected = results(model, packed=True)
-    fused = fuse(model, Keep.EVERYTHING)
-    for keep in Keep:
-        fused.keep([keep] * len(fused.layers))
-        assert differences(results(model, packed=True), expected) < 2e-4, keep  # 1e-5 was measured, 3e-5 on Phi
+    fused = fuse(model, ActivationPolicy.SAVE_ALL)
+    for policy in ActivationPolicy:
+        fused.set_policies([policy] * len(fused.layers))
+        assert differences(results(model, packed=True), expected) < 2e-4, policy  # 1e-5 was measured, 3e-5 on Phi
         fused.release_weights()
     half = fused.layers[0].attention
     half.scoring = replace(half.scoring, scale=1.1 * half.scoring.scale)
@@ -130,11 +130,11 @@ def test_logits_and_gradients_are_those_of_transformers_whatever_is_kept(case: s
 def test_adapters_that_are_too_large_for_the_activations_kernels(options: dict[str, Any], tmp_path: Path) -> None:
     model = adapted("llama", tmp_path, **options)
     expected = results(model, packed=True)
-    fused = fuse(model, Keep.EVERYTHING)
-    assert not all(group.is_small for group in fused.layers[0].groups)
-    for keep in Keep:
-        fused.keep([keep] * len(fused.layers))
-        assert differences(results(model, packed=True), expected) < 2e-4, keep
+    fused = fuse(model, ActivationPolicy.SAVE_ALL)
+    assert not all(group.fuses_into_activation for group in fused.layers[0].groups)
+    for policy in ActivationPolicy:
+        fused.set_policies([policy] * len(fused.layers))
+        assert differences(results(model, packed=True), expected) < 2e-4, policy
 
 
 def test_tiles_compute_the_same_from_weights_that_are_decoded_where_they_are_used(
@@ -143,23 +143,23 @@ def test_tiles_compute_the_same_from_weights_that_are_decoded_where_they_are_use
     model = adapted("llama", tmp_path)
     expected = results(model, packed=True)
     monkeypatch.setattr(tiled_mlp, "TILE_ROWS", 4)
-    fused = fuse(model, Keep.HOST, resident=False)
+    fused = fuse(model, ActivationPolicy.OFFLOAD, keep_dequantized=False)
     assert fused.layers[0].in_tiles(sum(DOCUMENTS))
     assert differences(results(model, packed=True), expected) < 2e-4  # 2e-6 was measured
-    assert fused.resident_bytes == 0
+    assert fused.dequantized_bytes == 0
 
 
 def test_the_longest_document_decides_between_short_and_long_factors_in_each_pass(tmp_path: Path) -> None:
     model = adapted("phi4 mini", tmp_path)
     short, long = (2, 4, 3), (2, 5, 3)
     expected = [results(model, packed=True, documents=documents) for documents in (short, long, short)]
-    fused = fuse(model, Keep.INPUT)
+    fused = fuse(model, ActivationPolicy.RECOMPUTE_ALL)
     found = [results(model, packed=True, documents=documents) for documents in (short, long, short)]
     assert all(differences(one, other) < 2e-4 for one, other in zip(found, expected, strict=True))
 
     original, swapped = fused.run, {4: LONG["long_factor"], 5: LONG["short_factor"]}
 
-    def with_other_angles(index: int, hidden: Any, kind: Any, angles: Any, options: Any) -> Any:
+    def with_other_angles(index: int, hidden: Any, kind: Any, cos_sin: Any, options: Any) -> Any:
         """By the factors of the other length, or without the scale that comes with them."""
         longest = options["max_length_q"]
         turn = torch.outer(position_of[longest], 10000.0 ** -(torch.arange(24) / 24) / torch.tensor(swapped[longest]))
@@ -183,7 +183,7 @@ def test_a_pass_without_gradients_takes_nothing_to_the_host(tmp_path: Path, monk
     model = adapted("llama", tmp_path)
     monkeypatch.setattr(tiled_mlp, "TILE_ROWS", 4)
     expected = results(model, packed=True)["logits"]
-    layers = len(fuse(model, Keep.HOST).layers)
+    layers = len(fuse(model, ActivationPolicy.OFFLOAD).layers)
     taken: list[int] = []
     original = HostMemory.put
 
@@ -204,7 +204,7 @@ def test_a_pass_without_gradients_takes_nothing_to_the_host(tmp_path: Path, monk
 def test_rows_of_one_length_are_documents(case: str, tmp_path: Path) -> None:
     model = adapted(case, tmp_path)
     expected = results(model, packed=False)
-    fuse(model, Keep.EVERYTHING)
+    fuse(model, ActivationPolicy.SAVE_ALL)
     assert differences(results(model, packed=False), expected) < 2e-4
 
 
@@ -220,7 +220,7 @@ MUTANTS = {
 def test_a_layer_built_otherwise_is_noticed(case: str, place: str, value: float, tmp_path: Path) -> None:
     model = adapted(case, tmp_path)
     expected = results(model, packed=True)
-    fused = fuse(model, Keep.EVERYTHING)
+    fused = fuse(model, ActivationPolicy.SAVE_ALL)
     half, part, name = place.split(".")
     owner = getattr(fused.layers[0], half)
     before = getattr(owner, part)
@@ -233,13 +233,13 @@ def test_a_layer_built_otherwise_is_noticed(case: str, place: str, value: float,
 def test_adapters_on_some_layers_only(tmp_path: Path) -> None:
     model = adapted("qwen2", tmp_path, target_modules=["q_proj", "v_proj", "down_proj"])
     expected = results(model, packed=True)
-    fuse(model, Keep.INPUT)
+    fuse(model, ActivationPolicy.RECOMPUTE_ALL)
     assert differences(results(model, packed=True), expected) < 2e-4
 
 
 def test_a_changed_adapter_is_seen(tmp_path: Path) -> None:
     model = adapted("llama", tmp_path)
-    fuse(model, Keep.EVERYTHING)
+    fuse(model, ActivationPolicy.SAVE_ALL)
     before = results(model, packed=True)["logits"]
     with torch.no_grad():
         next(p for name, p in model.named_parameters() if "lora_B" in name).add_(0.1)

@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.masking_utils import AttentionMaskInterface
 
 from finetune_kernels.layers import packed_attention
-from finetune_kernels.layers.decoder_layer import Keep
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.layers.patching import patch_model
+from finetune_kernels.planning.activation_policy import ActivationPolicy
 
 pytestmark = pytest.mark.gpu
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -62,9 +62,9 @@ def test_generation_is_as_exact_as_transformers_own() -> None:
     model = make(torch.bfloat16)
     causal = model.get_base_model()
     eager = (logits(causal) - oracle).norm() / oracle.norm()
-    fused = FusedLayers(causal, [Keep.EVERYTHING] * 4, torch.bfloat16, resident=True)
+    fused = FusedLayers(causal, [ActivationPolicy.SAVE_ALL] * 4, torch.bfloat16, keep_dequantized=True)
     assert packed_attention.use_packed_attention(causal) is None
-    patch_model(model, resident=False)
+    patch_model(model, keep_dequantized=False)
     ours = (logits(causal) - oracle).norm() / oracle.norm()
     print("error of eager", eager.item(), "ours", ours.item())
     assert ours <= RATIO * eager

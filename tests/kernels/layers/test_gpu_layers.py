@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from finetune_kernels.layers import decoder_layer, tiled_mlp
-from finetune_kernels.layers.decoder_layer import Keep
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.layers.layer_builder import why_not_fused
-from finetune_kernels.layers.supervised_loss import supervised_loss
+from finetune_kernels.layers.supervised_loss import fused_supervised_loss
+from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives import adapter_dropout
 from finetune_kernels.primitives.adapter_dropout import Draw, Mask, new_draw
 from finetune_test_kernels.small_layers import LINEARS, drop_by
@@ -137,11 +137,11 @@ def errors(found: Results, oracle: Results) -> dict[str, float]:
     return {name: root_error(found[name], value) for name, value in oracle.items()}
 
 
-def engage(model: Any, keep: Keep = Keep.EVERYTHING) -> FusedLayers:
+def engage(model: Any, policy: ActivationPolicy = ActivationPolicy.SAVE_ALL) -> FusedLayers:
     """The layers as the engine puts them in."""
     causal = model.get_base_model()
     assert why_not_fused(causal) is None
-    return FusedLayers(causal, [keep] * 2, torch.bfloat16, resident=True)
+    return FusedLayers(causal, [policy] * 2, torch.bfloat16, keep_dequantized=True)
 
 
 def judge(found: Results, family: str, lengths: tuple[int, ...], what: str, adapter: str = "LoRA") -> None:
@@ -162,9 +162,9 @@ def test_errors_are_no_larger_than_those_of_eager_bf16(family: str, lengths: tup
     model = make(family, torch.bfloat16)
     fused = engage(model)
     judge(results(model, lengths), family, lengths, "kept")
-    for keep in (Keep.ATTENTION, Keep.INPUT, Keep.HOST):
-        fused.keep([keep] * 2)
-        judge(results(model, lengths), family, lengths, keep.value)
+    for policy in (ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.RECOMPUTE_ALL, ActivationPolicy.OFFLOAD):
+        fused.set_policies([policy] * 2)
+        judge(results(model, lengths), family, lengths, policy.value)
 
 
 @pytest.mark.parametrize("adapter", ["dropout", "DoRA", "rank 128"])
@@ -174,12 +174,12 @@ def test_errors_with_other_adapters_are_no_larger_than_those_of_eager_bf16(
 ) -> None:
     model = make(family, torch.bfloat16, adapter)
     fused = engage(model)
-    for keep in Keep:
-        fused.keep([keep] * 2)
-        judge(results(model, VARIED), family, VARIED, f"{adapter}, {keep.value}", adapter)
+    for policy in ActivationPolicy:
+        fused.set_policies([policy] * 2)
+        judge(results(model, VARIED), family, VARIED, f"{adapter}, {policy.value}", adapter)
     monkeypatch.setattr(tiled_mlp, "TILE_ROWS", 300)
     assert fused.layers[0].in_tiles(sum(VARIED))
-    judge(results(model, VARIED), family, VARIED, f"{adapter}, {Keep.HOST.value} in tiles", adapter)
+    judge(results(model, VARIED), family, VARIED, f"{adapter}, {ActivationPolicy.OFFLOAD.value} in tiles", adapter)
 
 
 def test_masks_of_another_seed_and_wrong_magnitudes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +226,7 @@ def loss_of(model: Any, documents: list[torch.Tensor], **changes: Any) -> torch.
     """Loss of one row, summed."""
     batch = laid_out(documents) | changes
     labels, supervised = batch.pop("labels"), batch.pop("supervised")
-    return supervised_loss(model, batch, labels, supervised, 1)
+    return fused_supervised_loss(model, batch, labels, supervised, 1)
 
 
 def gradient(model: Any, loss: torch.Tensor) -> torch.Tensor:
@@ -274,21 +274,23 @@ def on_a_stream(work: Callable[[], Results]) -> Results:
     return found
 
 
-@pytest.mark.parametrize("keep", [Keep.EVERYTHING, Keep.HOST])
-def test_a_layer_computes_the_same_on_another_stream(keep: Keep) -> None:
+@pytest.mark.parametrize("policy", [ActivationPolicy.SAVE_ALL, ActivationPolicy.OFFLOAD])
+def test_a_layer_computes_the_same_on_another_stream(policy: ActivationPolicy) -> None:
     model = make("llama", torch.bfloat16)
-    engage(model, keep)
-    judge(on_a_stream(lambda: results(model, SAME)), "llama", SAME, f"another stream, {keep.value}")
+    engage(model, policy)
+    judge(on_a_stream(lambda: results(model, SAME)), "llama", SAME, f"another stream, {policy.value}")
 
 
-@pytest.mark.parametrize("keep", [Keep.EVERYTHING, Keep.ATTENTION, Keep.INPUT])
+@pytest.mark.parametrize(
+    "policy", [ActivationPolicy.SAVE_ALL, ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.RECOMPUTE_ALL]
+)
 @pytest.mark.parametrize(
     ("family", "adapter"),
     [("llama", "LoRA"), ("qwen3", "LoRA"), ("gemma2", "LoRA"), ("gemma2", "dropout"), ("llama", "DoRA")],
 )
-def test_what_a_layer_saved_stays_as_it_was(family: str, adapter: str, keep: Keep) -> None:
+def test_what_a_layer_saved_stays_as_it_was(family: str, adapter: str, policy: ActivationPolicy) -> None:
     model = make(family, torch.bfloat16, adapter)
-    engage(model, keep)
+    engage(model, policy)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     with watched() as guard:
         loss = loss_of(model, tokens_of(VARIED))

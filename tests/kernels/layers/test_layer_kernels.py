@@ -9,13 +9,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from finetune_kernels.layers import linear_group
-from finetune_kernels.layers.decoder_layer import Keep
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.ops import adapted_activation, attention, rms_norm
 from finetune_kernels.ops import rotary_embedding as rotary
 from finetune_kernels.ops.adapted_activation import Share, Shares
 from finetune_kernels.ops.attention import Documents, Scoring
-from finetune_test_kernels.small_layers import LINEARS, angles_of, small_model
+from finetune_kernels.planning.activation_policy import ActivationPolicy
+from finetune_test_kernels.small_layers import LINEARS, cos_sin_of, small_model
 from finetune_test_kernels.tensor_checks import DEVICE, doubled, normal, relative_error
 
 TOLERANCE = 5e-6  # fp32; 7e-7 was measured over these shapes
@@ -86,7 +86,7 @@ def shares_of(t: int, f: int, ranks: tuple[int, int]) -> Shares:
 
 
 def in_fp64(shares: Shares) -> Shares:
-    found = [None if s is None else Share(s.inner.double(), s.b.double(), s.scale) for s in shares]
+    found = [None if s is None else Share(s.xa.double(), s.b.double(), s.scale) for s in shares]
     return found[0], found[1]
 
 
@@ -145,13 +145,13 @@ def linears(rank: int, targets: tuple[str, ...], *, bias: bool, rslora: bool) ->
 @pytest.mark.parametrize("t", ROWS)
 def test_linears_as_one(t: int, rank: int, targets: tuple[str, ...], bias: bool, rslora: bool) -> None:
     layers = linears(rank, targets, bias=bias, rslora=rslora)
-    group = linear_group.LinearGroup(layers, torch.float32, resident=True)
+    group = linear_group.LinearGroup(layers, torch.float32, keep_dequantized=True)
     x, dy = normal(t, 40), normal(t, 40, seed=1)
     with torch.no_grad():
-        now = group.begin(None)
-        y, inner = group.forward(x, now)
-        dx, d_inner = group.backward(dy, now)
-        found = [dx, *group.gradients(dy, x, inner, d_inner, now)]
+        pass_ctx = group.begin(None)
+        y, xa = group.forward(x, pass_ctx)
+        dx, d_xa = group.backward(dy, pass_ctx)
+        found = [dx, *group.gradients(dy, x, xa, d_xa, pass_ctx)]
     parameters = group.parameters
     assert len(parameters) == 2 * len(targets)
     for layer in layers:
@@ -183,13 +183,13 @@ def test_attention_over_documents(lengths: tuple[int, ...], heads: int, key_valu
         assert (ours - truth).abs().max() < TOLERANCE * max(1.0, float(truth.abs().max()))
 
 
-def layer_results(model: Any, t: int, dtype: torch.dtype, keep: Keep) -> dict[str, torch.Tensor]:
+def layer_results(model: Any, t: int, dtype: torch.dtype, policy: ActivationPolicy) -> dict[str, torch.Tensor]:
     """Output and gradients of a model's one layer as one function."""
     causal = model.to(dtype).get_base_model()
-    FusedLayers(causal, [keep], dtype, resident=True)
+    FusedLayers(causal, [policy], dtype, keep_dequantized=True)
     x = normal(1, t, 32).to(dtype).requires_grad_()
-    cos_and_sin = angles_of(causal, x, torch.arange(t).unsqueeze(0))
-    y = causal.model.layers[0](x, position_embeddings=cos_and_sin)
+    cos_sin = cos_sin_of(causal, x, torch.arange(t).unsqueeze(0))
+    y = causal.model.layers[0](x, position_embeddings=cos_sin)
     inputs = {"x": x} | {name: value for name, value in model.named_parameters() if value.requires_grad}
     found = torch.autograd.grad(y, list(inputs.values()), normal(1, t, 32, seed=1).to(dtype))
     return {"y": y.detach()} | dict(zip(inputs, found, strict=True))
@@ -197,25 +197,25 @@ def layer_results(model: Any, t: int, dtype: torch.dtype, keep: Keep) -> dict[st
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU attention takes 16-bit types: test_gpu_layers.py")
 @pytest.mark.parametrize(
-    ("kind", "t", "rank", "targets", "keep"),
+    ("kind", "t", "rank", "targets", "policy"),
     [
-        ("llama", 1, 1, LINEARS, Keep.EVERYTHING),
-        ("qwen2", 13, 7, LINEARS, Keep.ATTENTION),
-        ("qwen3", 13, 64, ["k_proj", "o_proj", "gate_proj"], Keep.EVERYTHING),
-        ("phi3", 13, 128, LINEARS, Keep.INPUT),
-        ("mistral", 7, 1, ["down_proj"], Keep.HOST),
-        ("gemma2", 13, 7, LINEARS, Keep.ATTENTION),
-        ("gemma3_text", 13, 7, LINEARS, Keep.EVERYTHING),
+        ("llama", 1, 1, LINEARS, ActivationPolicy.SAVE_ALL),
+        ("qwen2", 13, 7, LINEARS, ActivationPolicy.RECOMPUTE_MLP),
+        ("qwen3", 13, 64, ["k_proj", "o_proj", "gate_proj"], ActivationPolicy.SAVE_ALL),
+        ("phi3", 13, 128, LINEARS, ActivationPolicy.RECOMPUTE_ALL),
+        ("mistral", 7, 1, ["down_proj"], ActivationPolicy.OFFLOAD),
+        ("gemma2", 13, 7, LINEARS, ActivationPolicy.RECOMPUTE_MLP),
+        ("gemma3_text", 13, 7, LINEARS, ActivationPolicy.SAVE_ALL),
     ],
 )
 def test_a_whole_layer(
-    kind: str, t: int, rank: int, targets: list[str], keep: Keep, request: pytest.FixtureRequest
+    kind: str, t: int, rank: int, targets: list[str], policy: ActivationPolicy, request: pytest.FixtureRequest
 ) -> None:
     """Against itself in fp64, every kernel replaced by its formula."""
     model = small_model(kind, torch.float32, r=rank, target_modules=targets, use_rslora=True)
-    found = layer_results(model, t, torch.float32, keep)
+    found = layer_results(model, t, torch.float32, policy)
     request.getfixturevalue("in_pytorch")
-    expected = layer_results(model, t, torch.float64, keep)
+    expected = layer_results(model, t, torch.float64, policy)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         largest = max(1.0, float(value.abs().max()))  # over one token the gradients of q and k are zero

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_kernels.layers.decoder_layer import Keep
 from finetune_kernels.layers.fused_layers import FusedLayers
-from finetune_kernels.layers.supervised_loss import supervised_loss
+from finetune_kernels.layers.supervised_loss import fused_supervised_loss
 from finetune_kernels.ops.linear_cross_entropy import LinearCrossEntropyFunction
+from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.micro_batch import MicroBatch
 from finetune_trainer.training.engine import Engine
 from speed.loss_curve import Size, differences, make_model, make_rows, train, write
@@ -19,7 +19,9 @@ from speed.loss_curve import Size, differences, make_model, make_rows, train, wr
 def in_the_interpreter(model: Any, loaded: Any, config: Any) -> Engine:
     """The engine as on a GPU, in fp32: whole layers and the fused head."""
     causal = model.get_base_model()
-    FusedLayers(causal, [Keep.EVERYTHING, Keep.INPUT], torch.float32, resident=True)
+    FusedLayers(
+        causal, [ActivationPolicy.SAVE_ALL, ActivationPolicy.RECOMPUTE_ALL], torch.float32, keep_dequantized=True
+    )
 
     def head(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None) -> Any:
         return LinearCrossEntropyFunction.apply(hidden, weight, targets, softcap)
@@ -27,7 +29,7 @@ def in_the_interpreter(model: Any, loaded: Any, config: Any) -> Engine:
     def loss(*arguments: Any) -> torch.Tensor:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("finetune_kernels.layers.supervised_loss.linear_cross_entropy", head)
-            return supervised_loss(*arguments)
+            return fused_supervised_loss(*arguments)
 
     return Engine(False, loss, MicroBatch(1, 1))
 

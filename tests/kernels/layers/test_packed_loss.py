@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from finetune_kernels.layers import supervised_loss as fused_loss
-from finetune_kernels.layers.decoder_layer import Keep
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.ops.linear_cross_entropy import LinearCrossEntropyFunction
+from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_test_kernels.small_layers import small_model
 from finetune_test_kernels.tensor_checks import relative_error
 from finetune_trainer.training.collator import collate_packed
@@ -23,7 +23,7 @@ def results(model: Any, tokens: torch.Tensor, lengths: tuple[int, ...]) -> tuple
     rows = [{"input_ids": part, "labels": part} for part in tokens.split(lengths)]
     batch = collate_packed(rows)
     labels, supervised = batch.pop("labels"), batch.pop("supervised")
-    loss = fused_loss.supervised_loss(model, batch, labels, supervised, 1)
+    loss = fused_loss.fused_supervised_loss(model, batch, labels, supervised, 1)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return loss.detach(), torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters)])
 
@@ -32,7 +32,12 @@ def results(model: Any, tokens: torch.Tensor, lengths: tuple[int, ...]) -> tuple
 def test_packed_is_the_sum_of_unpacked(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_loss, "linear_cross_entropy", LinearCrossEntropyFunction.apply)
     model = small_model(family, torch.float32, layers=2)
-    FusedLayers(model.get_base_model(), [Keep.EVERYTHING, Keep.INPUT], torch.float32, resident=True)
+    FusedLayers(
+        model.get_base_model(),
+        [ActivationPolicy.SAVE_ALL, ActivationPolicy.RECOMPUTE_ALL],
+        torch.float32,
+        keep_dequantized=True,
+    )
     tokens = torch.arange(sum(LENGTHS)) * 5 % 23
     loss, gradient = results(model, tokens, LENGTHS)
     apart = [results(model, part, (part.numel(),)) for part in tokens.split(LENGTHS)]

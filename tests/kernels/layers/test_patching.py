@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from finetune_api.vocabulary import MemoryMode
-from finetune_kernels.layers.decoder_layer import Keep
 from finetune_kernels.layers.patching import patch_model, plan_patches
-from finetune_kernels.layers.supervised_loss import has_plain_head, supervised_loss
+from finetune_kernels.layers.supervised_loss import fused_supervised_loss, has_plain_head
+from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.memory_plan import MemoryPlan, ModelShape, plan_memory, smaller_plan
 from finetune_test_models import chat_data
 from finetune_test_models.tiny_model import TINY_FAMILIES, make_tiny_model
@@ -41,7 +41,7 @@ def loss_and_gradients(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor
     labels[0, :9] = -100
     inputs = {"input_ids": tokens, "position_ids": torch.arange(40).unsqueeze(0)}
     model.zero_grad()
-    loss = supervised_loss(model, inputs, labels, torch.arange(8, 39), None)
+    loss = fused_supervised_loss(model, inputs, labels, torch.arange(8, 39), None)
     loss.backward()
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -51,7 +51,7 @@ def test_a_patched_model_has_the_same_loss_and_gradients(family: str, tmp_path: 
     model = adapted(family, tmp_path)
     assert has_plain_head(model)
     expected, gradients = loss_and_gradients(model)
-    report = patch_model(model, resident=False)
+    report = patch_model(model, keep_dequantized=False)
     assert report.norms >= 5
     assert report.mlps == 2
     assert report.adapters == (8 if family == "phi3" else 14)
@@ -67,7 +67,7 @@ def test_a_patched_model_has_the_same_loss_and_gradients(family: str, tmp_path: 
     ("options", "reason"), [({"lora_dropout": 0.1}, "adapter dropout"), ({"use_dora": True}, "DoRA")]
 )
 def test_what_is_computed_otherwise_is_left_and_said(options: dict[str, Any], reason: str, tmp_path: Path) -> None:
-    report = patch_model(adapted("llama", tmp_path, **options), resident=False)
+    report = patch_model(adapted("llama", tmp_path, **options), keep_dequantized=False)
     assert (report.adapters, report.left) == (0, {reason: 14})
     assert reason in str(report)
 
@@ -102,7 +102,7 @@ def test_nothing_replaced_where_more_was_planned_is_an_error(
     assert plan_patches(model) == (5, 2, 14)
     rename(model)
     with pytest.raises(RuntimeError, match=said):
-        patch_model(model, resident=False)
+        patch_model(model, keep_dequantized=False)
 
 
 def test_an_unknown_architecture_has_nothing_planned_but_its_adapters(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_an_unknown_architecture_has_nothing_planned_but_its_adapters(tmp_path: 
     causal.__class__ = type("OtherForCausalLM", (type(causal),), {})
     rename_norms(model)
     rename_mlps(model)
-    report = patch_model(model, resident=False)
+    report = patch_model(model, keep_dequantized=False)
     assert report.planned == (0, 0, 14)
     assert (report.norms, report.mlps, report.adapters) == (0, 0, 14)
 
@@ -121,7 +121,7 @@ def test_a_reason_is_no_error(tmp_path: Path) -> None:
     for name, weight in model.named_parameters():
         if "norm" in name:
             weight.requires_grad_(True)
-    report = patch_model(model, resident=False)
+    report = patch_model(model, keep_dequantized=False)
     assert (report.norms, report.mlps, report.left) == (0, 2, {"norm weights that train": 5})
 
 
@@ -134,21 +134,21 @@ BASE = int(5.47 * GIB)
 
 
 @pytest.mark.parametrize(
-    ("gib", "mode", "resident", "first", "last"),
+    ("gib", "mode", "keep_dequantized", "first", "last"),
     [
-        (140, MemoryMode.FASTEST, True, Keep.EVERYTHING, Keep.EVERYTHING),
-        (24, MemoryMode.FASTEST, False, Keep.EVERYTHING, Keep.EVERYTHING),
-        (16, MemoryMode.FASTEST, False, Keep.ATTENTION, Keep.EVERYTHING),
-        (7, MemoryMode.FASTEST, False, Keep.HOST, Keep.HOST),
-        (140, MemoryMode.BALANCED, False, Keep.ATTENTION, Keep.ATTENTION),
-        (140, MemoryMode.SMALLEST, False, Keep.HOST, Keep.HOST),
+        (140, MemoryMode.FASTEST, True, ActivationPolicy.SAVE_ALL, ActivationPolicy.SAVE_ALL),
+        (24, MemoryMode.FASTEST, False, ActivationPolicy.SAVE_ALL, ActivationPolicy.SAVE_ALL),
+        (16, MemoryMode.FASTEST, False, ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.SAVE_ALL),
+        (7, MemoryMode.FASTEST, False, ActivationPolicy.OFFLOAD, ActivationPolicy.OFFLOAD),
+        (140, MemoryMode.BALANCED, False, ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.RECOMPUTE_MLP),
+        (140, MemoryMode.SMALLEST, False, ActivationPolicy.OFFLOAD, ActivationPolicy.OFFLOAD),
     ],
 )
 def test_the_fastest_plan_that_fits_is_taken(
-    gib: int, mode: MemoryMode, resident: bool, first: Keep, last: Keep
+    gib: int, mode: MemoryMode, keep_dequantized: bool, first: ActivationPolicy, last: ActivationPolicy
 ) -> None:
     plan = plan_memory(LLAMA_8B, 4096, base_bytes=BASE, total_bytes=gib * GIB, mode=mode)
-    assert (plan.resident_weights, plan.keeps[0], plan.keeps[-1]) == (resident, first, last)
+    assert (plan.keep_dequantized, plan.policies[0], plan.policies[-1]) == (keep_dequantized, first, last)
     assert plan.fits == (gib != 7)
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from finetune_kernels.layers import supervised_loss as fused_loss
-from finetune_kernels.layers.decoder_layer import Keep
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.ops.gated_activation import GatedActivationFunction
 from finetune_kernels.ops.linear_cross_entropy import LinearCrossEntropyFunction
 from finetune_kernels.ops.lora_linear import lora_linear
 from finetune_kernels.ops.rms_norm import RmsNormFunction
-from finetune_test_kernels.small_layers import angles_of, small_model
+from finetune_kernels.planning.activation_policy import ActivationPolicy
+from finetune_test_kernels.small_layers import cos_sin_of, small_model
 from finetune_test_kernels.tensor_checks import DEVICE, gradients, normal, relative_error, watched
 from finetune_trainer.chat.labels import IGNORED
 from finetune_trainer.training.collator import collate_packed
@@ -133,24 +133,28 @@ def layer_call(model: Any, x: torch.Tensor) -> torch.Tensor:
     causal = model.get_base_model()
     positions = torch.tensor([[0, 1, 2, 0, 0, 1, 2, 3]], device=DEVICE)
     ends = torch.tensor([0, 3, 4, 8], dtype=torch.int32, device=DEVICE)
-    angles = angles_of(causal, x, positions)
+    cos_sin = cos_sin_of(causal, x, positions)
     layer = causal.model.layers[0]
-    result: torch.Tensor = layer(x, position_embeddings=angles, cu_seq_lens_q=ends, max_length_q=4)
+    result: torch.Tensor = layer(x, position_embeddings=cos_sin, cu_seq_lens_q=ends, max_length_q=4)
     return result
 
 
-def fused(family: str, keep: Keep, *, layers: int = 1, **adapter: Any) -> tuple[Any, list[torch.nn.Parameter]]:
+def fused(
+    family: str, policy: ActivationPolicy, *, layers: int = 1, **adapter: Any
+) -> tuple[Any, list[torch.nn.Parameter]]:
     dtype = torch.float32 if DEVICE == "cpu" else torch.bfloat16
     model = small_model(family, dtype, layers=layers, **adapter).to(DEVICE)
-    FusedLayers(model.get_base_model(), [keep] * layers, dtype, resident=True)
+    FusedLayers(model.get_base_model(), [policy] * layers, dtype, keep_dequantized=True)
     return model, [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-@pytest.mark.parametrize("keep", [Keep.EVERYTHING, Keep.ATTENTION, Keep.INPUT])
+@pytest.mark.parametrize(
+    "policy", [ActivationPolicy.SAVE_ALL, ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.RECOMPUTE_ALL]
+)
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_leaves_alone_what_it_saved_and_was_given(name: str, keep: Keep) -> None:
+def test_a_layer_leaves_alone_what_it_saved_and_was_given(name: str, policy: ActivationPolicy) -> None:
     family, adapter = LAYERS[name]
-    model, parameters = fused(family, keep, **adapter)
+    model, parameters = fused(family, policy, **adapter)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     x = normal(1, 8, 32, dtype=parameters[0].dtype).requires_grad_()
     copy = x.detach().clone()
@@ -168,11 +172,11 @@ def test_a_layer_leaves_alone_what_it_saved_and_was_given(name: str, keep: Keep)
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("keep", [Keep.EVERYTHING, Keep.HOST])
-def test_strides_of_a_layers_input_change_nothing(keep: Keep) -> None:
+@pytest.mark.parametrize("policy", [ActivationPolicy.SAVE_ALL, ActivationPolicy.OFFLOAD])
+def test_strides_of_a_layers_input_change_nothing(policy: ActivationPolicy) -> None:
     found = []
     for lay_out in (torch.clone, spread):
-        model, parameters = fused("llama", keep)
+        model, parameters = fused("llama", policy)
         x = lay_out(normal(1, 8, 32, dtype=parameters[0].dtype)).requires_grad_()
         y = layer_call(model, x)
         upstream = lay_out(normal(*y.shape, seed=5, dtype=y.dtype))
@@ -184,12 +188,12 @@ def test_strides_of_a_layers_input_change_nothing(keep: Keep) -> None:
 def batch_loss(model: Any, labels: list[int]) -> torch.Tensor:
     batch = collate_packed([{"input_ids": list(range(len(labels))), "labels": labels}])
     wanted, supervised = batch.pop("labels"), batch.pop("supervised")
-    return fused_loss.supervised_loss(model, batch, wanted, supervised, None)
+    return fused_loss.fused_supervised_loss(model, batch, wanted, supervised, None)
 
 
 def test_a_batch_without_supervised_tokens_has_no_loss_and_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_loss, "linear_cross_entropy", LinearCrossEntropyFunction.apply)
-    model, parameters = fused("llama", Keep.EVERYTHING)
+    model, parameters = fused("llama", ActivationPolicy.SAVE_ALL)
     labels = [IGNORED] * 8
     loss = batch_loss(model, labels)
     assert loss.item() == 0

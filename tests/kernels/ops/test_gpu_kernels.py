@@ -171,13 +171,13 @@ def test_linears_as_one(rank: int) -> None:
     for name, parameter in plain.named_parameters():
         torch.nn.init.normal_(parameter, std=1.0 if "bias" in name else 0.02)
     layers = list(plain.to("cuda", torch.bfloat16).values())
-    group = LinearGroup(layers, torch.bfloat16, resident=True)
+    group = LinearGroup(layers, torch.bfloat16, keep_dequantized=True)
     x, dy = bf16(T, 2048), bf16(T, 3072, seed=1)
     with torch.no_grad():
-        now = group.begin(None)
-        y, inner = group.forward(x, now)
-        dx, d_inner = group.backward(dy, now)
-        ours = [y, dx, *group.gradients(dy, x, inner, d_inner, now)]
+        pass_ctx = group.begin(None)
+        y, xa = group.forward(x, pass_ctx)
+        dx, d_xa = group.backward(dy, pass_ctx)
+        ours = [y, dx, *group.gradients(dy, x, xa, d_xa, pass_ctx)]
 
     def by_peft(kind: torch.dtype) -> list[torch.Tensor]:
         for layer in layers:

@@ -11,7 +11,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
-from finetune_kernels.layers.decoder_layer import Keep
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.ops import (
@@ -26,9 +25,10 @@ from finetune_kernels.ops import rotary_embedding as rotary
 from finetune_kernels.ops.adapted_activation import Share
 from finetune_kernels.ops.attention import Documents, Scoring
 from finetune_kernels.ops.lora_linear import lora_linear
+from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives import dora
 from finetune_kernels.primitives.adapter_dropout import Draw
-from finetune_test_kernels.small_layers import angles_of, small_model
+from finetune_test_kernels.small_layers import cos_sin_of, small_model
 from finetune_test_kernels.tensor_checks import normal, relative_error
 
 STRICT = {"eps": 1e-6, "atol": 1e-7, "rtol": 1e-6}  # central differences in fp64 are good to about 1e-9 here
@@ -165,16 +165,16 @@ def group_case(
     names: Sequence[str], targets: Sequence[str], *, bias: bool = False, dropout: float = 0.0, **adapter: Any
 ) -> tuple[Any, ...]:
     linears = adapted_linears(names, targets, bias=bias, lora_dropout=dropout, **adapter)
-    group = LinearGroup(linears, torch.float64, resident=True)
+    group = LinearGroup(linears, torch.float64, keep_dequantized=True)
     assert bool(group.begin(Draw(5)).masks) == (dropout > 0)
 
     def run(x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         return group.forward(x, group.begin(Draw(5, first_row=3)))[0]
 
     def back(dy: torch.Tensor, x: torch.Tensor, *_: torch.Tensor) -> Tensors:
-        now = group.begin(Draw(5, first_row=3))
-        dx, d_inner = group.backward(dy, now)
-        return [dx, *group.gradients(dy, x, group.inner(x, now), d_inner, now)]
+        pass_ctx = group.begin(Draw(5, first_row=3))
+        dx, d_xa = group.backward(dy, pass_ctx)
+        return [dx, *group.gradients(dy, x, group.xa(x, pass_ctx), d_xa, pass_ctx)]
 
     return run, back, [double(5, 6), *group.parameters]
 
@@ -274,21 +274,23 @@ LAYERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.usefixtures("in_pytorch", "constant_norms")
-@pytest.mark.parametrize("keep", [Keep.EVERYTHING, Keep.ATTENTION, Keep.INPUT])
+@pytest.mark.parametrize(
+    "policy", [ActivationPolicy.SAVE_ALL, ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.RECOMPUTE_ALL]
+)
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_whole_layer(name: str, keep: Keep) -> None:
+def test_a_whole_layer(name: str, policy: ActivationPolicy) -> None:
     """The layer's own function, its kernels replaced by their formulas."""
     kind, options = LAYERS[name]
     causal = small_model(kind, torch.float64, **options).get_base_model()
-    FusedLayers(causal, [keep], torch.float64, resident=True)
+    FusedLayers(causal, [policy], torch.float64, keep_dequantized=True)
     layer = causal.model.layers[0]
     x, positions = double(1, 7, causal.config.hidden_size), torch.tensor([[0, 1, 2, 0, 0, 1, 2]])
-    angles = angles_of(causal, x, positions)
+    cos_sin = cos_sin_of(causal, x, positions)
     ends = torch.tensor([0, 3, 4, 7], dtype=torch.int32)
 
     def run(x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(5)  # the same masks at every call
-        result: torch.Tensor = layer(x, position_embeddings=angles, cu_seq_lens_q=ends, max_length_q=3)
+        result: torch.Tensor = layer(x, position_embeddings=cos_sin, cu_seq_lens_q=ends, max_length_q=3)
         return result
 
     inputs = [x.requires_grad_(), *(value for value in layer.parameters() if value.requires_grad)]
@@ -305,4 +307,4 @@ def test_a_layer_with_a_wrong_norm_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(rms_norm, "backward", wrong)
     with pytest.raises(GradcheckError):
-        test_a_whole_layer("Llama", Keep.EVERYTHING)
+        test_a_whole_layer("Llama", ActivationPolicy.SAVE_ALL)

@@ -5,15 +5,15 @@ from collections.abc import Callable
 import pytest
 
 from finetune_api.vocabulary import MemoryMode
-from finetune_kernels.layers.decoder_layer import Keep
+from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.memory_plan import MemoryPlan, ModelShape, plan_memory
 from finetune_kernels.planning.micro_batch import (
-    MOST_TOKENS,
+    MAX_TOKENS,
     MicroBatch,
     choose_micro_batch,
-    largest_kept,
+    default_micro_batch,
+    largest_without_recompute,
     step_seconds,
-    usual_micro_batch,
 )
 
 GIB = 2**30
@@ -38,8 +38,8 @@ def test_with_room_for_everything_the_largest_is_taken() -> None:
     batch = choose(LLAMA_8B, 139)
     assert batch == MicroBatch(8, 1)
     plan = planner(LLAMA_8B, 139)(batch.size * 2048)
-    assert set(plan.keeps) == {Keep.EVERYTHING}
-    assert plan.resident_weights
+    assert set(plan.policies) == {ActivationPolicy.SAVE_ALL}
+    assert plan.keep_dequantized
 
 
 def test_what_does_not_fit_is_not_bought_with_recomputation() -> None:
@@ -60,7 +60,7 @@ def test_no_other_split_that_fits_is_faster_by_more_than_a_hundredth(gib: float,
         return step_seconds(LLAMA_8B, MicroBatch(size, 8 // size), length, plan_for(size * length))
 
     chosen = choose(LLAMA_8B, gib, length).size
-    others = [m for m in (1, 2, 4, 8) if plan_for(m * length).mode is MemoryMode.FASTEST and m * length <= MOST_TOKENS]
+    others = [m for m in (1, 2, 4, 8) if plan_for(m * length).mode is MemoryMode.FASTEST and m * length <= MAX_TOKENS]
     assert chosen in others
     assert all(seconds(chosen) <= 1.01 * seconds(size) for size in others)
 
@@ -75,7 +75,7 @@ def test_short_sequences_are_gathered_until_launching_no_longer_counts() -> None
 
 def test_a_pass_stays_within_its_bound() -> None:
     assert choose(LLAMA_1B, 139, sequences=64) == MicroBatch(16, 4)
-    assert choose(LLAMA_1B, 139, length=2 * MOST_TOKENS).size == 1
+    assert choose(LLAMA_1B, 139, length=2 * MAX_TOKENS).size == 1
 
 
 def test_smallest_takes_one_at_a_time() -> None:
@@ -88,9 +88,9 @@ def test_where_nothing_fits_one_is_taken() -> None:
 
 @pytest.mark.parametrize(("sequences", "split"), [(8, (2, 4)), (1, (1, 1)), (7, (1, 7))])
 def test_without_a_plan_two_sequences_go_together(sequences: int, split: tuple[int, int]) -> None:
-    assert usual_micro_batch(sequences) == MicroBatch(*split)
+    assert default_micro_batch(sequences) == MicroBatch(*split)
 
 
 def test_the_largest_that_keeps_its_activations() -> None:
-    assert largest_kept(12, 100, lambda tokens: tokens <= 400) == MicroBatch(4, 3)
-    assert largest_kept(12, 100, lambda tokens: False) == MicroBatch(2, 6)
+    assert largest_without_recompute(12, 100, lambda tokens: tokens <= 400) == MicroBatch(4, 3)
+    assert largest_without_recompute(12, 100, lambda tokens: False) == MicroBatch(2, 6)

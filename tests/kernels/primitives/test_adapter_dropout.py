@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from finetune_kernels.layers import decoder_layer, mlp_block, tiled_mlp
-from finetune_kernels.layers.decoder_layer import DecoderLayer, Keep
+from finetune_kernels.layers.decoder_layer import DecoderLayer
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.layers.layer_builder import PROJECTIONS, why_not_fused
+from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives import adapter_dropout
 from finetune_kernels.primitives.adapter_dropout import Draw, Mask, new_draw
 from finetune_test_kernels.small_layers import LINEARS, drop_by, one_pass, small_model
@@ -130,7 +131,9 @@ def by_peft(kind: str, **options: Any) -> dict[str, torch.Tensor]:
 def fused(kind: str, **options: Any) -> tuple[Any, FusedLayers]:
     model = small_model(kind, torch.float32, layers=2, **options).to(DEVICE)
     assert why_not_fused(model.get_base_model()) is None
-    return model, FusedLayers(model.get_base_model(), [Keep.EVERYTHING] * 2, torch.float32, resident=True)
+    return model, FusedLayers(
+        model.get_base_model(), [ActivationPolicy.SAVE_ALL] * 2, torch.float32, keep_dequantized=True
+    )
 
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -148,7 +151,7 @@ def test_kernels_and_peft_compute_the_same_with_the_same_masks(monkeypatch: pyte
     expected = by_peft("llama", lora_dropout=0.3)
     model, layers = fused("llama", lora_dropout=0.3)
     assert largest_error(results(model), expected) < LAYERS
-    layers.keep([Keep.INPUT] * 2)
+    layers.set_policies([ActivationPolicy.RECOMPUTE_ALL] * 2)
     monkeypatch.setattr(tiled_mlp, "TILE_ROWS", 8)
     assert largest_error(results(model), expected) < LAYERS
 
@@ -160,14 +163,14 @@ def test_layers_compute_what_peft_computes_whatever_is_kept(case: str, monkeypat
     kind, options = CASES[case]
     expected = by_peft(kind, **options)
     model, layers = fused(kind, **options)
-    for keep in Keep:
-        layers.keep([keep] * 2)
-        assert largest_error(results(model), expected) < LAYERS, keep
+    for policy in ActivationPolicy:
+        layers.set_policies([policy] * 2)
+        assert largest_error(results(model), expected) < LAYERS, policy
     monkeypatch.setattr(tiled_mlp, "TILE_ROWS", 4)
-    for keep in (Keep.ATTENTION, Keep.INPUT, Keep.HOST):
-        layers.keep([keep] * 2)
+    for policy in (ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.RECOMPUTE_ALL, ActivationPolicy.OFFLOAD):
+        layers.set_policies([policy] * 2)
         assert layers.layers[0].in_tiles(LENGTH)
-        assert largest_error(results(model), expected) < LAYERS, f"{keep} in tiles"
+        assert largest_error(results(model), expected) < LAYERS, f"{policy} in tiles"
     drawn = iter([new_draw(), new_draw()])
     monkeypatch.setattr(decoder_layer, "new_draw", lambda: next(drawn))
     assert largest_error(results(model), expected) > 0.05  # other masks are noticed
@@ -178,7 +181,7 @@ def in_backward_again(monkeypatch: pytest.MonkeyPatch) -> None:
     restore = decoder_layer._restore
 
     def forgetful(ctx: Any, layer: DecoderLayer) -> Any:
-        ctx.now = layer.begin()
+        ctx.pass_ctx = layer.begin()
         return restore(ctx, layer)
 
     monkeypatch.setattr(decoder_layer, "_restore", forgetful)
@@ -202,7 +205,7 @@ def test_a_mistake_with_masks_is_noticed(
 ) -> None:
     expected = by_peft("llama", lora_dropout=0.3)
     model, layers = fused("llama", lora_dropout=0.3)
-    layers.keep([Keep.INPUT] * 2)
+    layers.set_policies([ActivationPolicy.RECOMPUTE_ALL] * 2)
     monkeypatch.setattr(tiled_mlp, "TILE_ROWS", 4)
     assert largest_error(results(model), expected) < LAYERS
     mistake(monkeypatch)
@@ -246,8 +249,8 @@ def test_the_mode_of_a_pass_is_that_of_its_forward() -> None:
     """A model that is switched to evaluation between forward and backward has the gradients of what ran forward."""
     model, layers = fused("llama", lora_dropout=0.3)
     group = layers.layers[0].groups[0]
-    now = group.begin(Draw(3))
+    pass_ctx = group.begin(Draw(3))
     model.eval()
-    assert [mask.p for mask in now.masks] == [0.3] * 3
-    assert replace(now.masks[0], p=0.3) == now.masks[0]
+    assert [mask.p for mask in pass_ctx.masks] == [0.3] * 3
+    assert replace(pass_ctx.masks[0], p=0.3) == pass_ctx.masks[0]
     assert not group.begin(Draw(3)).masks

@@ -10,10 +10,10 @@ from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from finetune_kernels.layers import linear_group, tiled_mlp
-from finetune_kernels.layers.decoder_layer import Keep
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.layers.layer_builder import why_not_fused
 from finetune_kernels.layers.linear_group import LinearGroup
+from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives import dora
 from finetune_test_kernels.small_layers import one_pass, small_model
 from finetune_test_kernels.tensor_checks import DEVICE, largest_error, normal, relative_error
@@ -84,18 +84,18 @@ def over_four_bits(*, magnitudes: bool) -> list[Any]:
 
 
 @in_the_interpreter
-@pytest.mark.parametrize("resident", [True, False])
-def test_layers_over_four_bit_weights_are_pefts(resident: bool) -> None:
+@pytest.mark.parametrize("keep_dequantized", [True, False])
+def test_layers_over_four_bit_weights_are_pefts(keep_dequantized: bool) -> None:
     layers = over_four_bits(magnitudes=True)
-    group = LinearGroup(layers, torch.float32, resident=resident)
+    group = LinearGroup(layers, torch.float32, keep_dequantized=keep_dequantized)
     x, dy = normal(5, 64).requires_grad_(), normal(5, 192, seed=1)
     expected = linear_group.reference(layers, x)
     exact = torch.autograd.grad(expected, [x, *group.parameters], dy)
     with torch.no_grad():
-        now = group.begin(None)
-        y, inner = group.forward(x, now)
-        dx, d_inner = group.backward(dy, now)
-        found = [dx, *group.gradients(dy, x, inner, d_inner, now)]
+        pass_ctx = group.begin(None)
+        y, xa = group.forward(x, pass_ctx)
+        dx, d_xa = group.backward(dy, pass_ctx)
+        found = [dx, *group.gradients(dy, x, xa, d_xa, pass_ctx)]
     assert len(found) == 7
     assert relative_error(y, expected) < 5e-6
     for ours, truth in zip(found, exact, strict=True):
@@ -113,7 +113,7 @@ def made(kind: str, **options: Any) -> Any:
 
 def fuse(model: Any) -> FusedLayers:
     assert why_not_fused(model.get_base_model()) is None
-    return FusedLayers(model.get_base_model(), [Keep.EVERYTHING] * 2, torch.float32, resident=True)
+    return FusedLayers(model.get_base_model(), [ActivationPolicy.SAVE_ALL] * 2, torch.float32, keep_dequantized=True)
 
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -135,13 +135,13 @@ def test_layers_compute_what_peft_computes_whatever_is_kept(case: str, monkeypat
     expected = one_pass(model, LENGTH)
     assert sum("magnitude" in name for name in expected) >= 6
     layers = fuse(model)
-    for keep in Keep:
-        layers.keep([keep] * 2)
-        assert largest_error(one_pass(model, LENGTH), expected) < LAYERS, keep
+    for policy in ActivationPolicy:
+        layers.set_policies([policy] * 2)
+        assert largest_error(one_pass(model, LENGTH), expected) < LAYERS, policy
     monkeypatch.setattr(tiled_mlp, "TILE_ROWS", 4)
-    for keep in (Keep.ATTENTION, Keep.INPUT, Keep.HOST):
-        layers.keep([keep] * 2)
-        assert largest_error(one_pass(model, LENGTH), expected) < LAYERS, f"{keep} in tiles"
+    for policy in (ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.RECOMPUTE_ALL, ActivationPolicy.OFFLOAD):
+        layers.set_policies([policy] * 2)
+        assert largest_error(one_pass(model, LENGTH), expected) < LAYERS, f"{policy} in tiles"
     magnitude = next(value for name, value in model.named_parameters() if "magnitude" in name)
     with torch.no_grad():
         magnitude.mul_(1.05)
@@ -154,9 +154,11 @@ def test_kernels_and_peft_compute_the_same() -> None:
     expected = one_pass(model, LENGTH)
     layers = fuse(model)
     assert largest_error(one_pass(model, LENGTH), expected) < LAYERS
-    layers.keep([Keep.INPUT] * 2)
+    layers.set_policies([ActivationPolicy.RECOMPUTE_ALL] * 2)
     assert largest_error(one_pass(model, LENGTH), expected) < LAYERS
 
 
 def test_a_group_without_magnitudes_has_no_scales() -> None:
-    assert LinearGroup(over_four_bits(magnitudes=False), torch.float32, resident=True).begin(None).scales is None
+    assert (
+        LinearGroup(over_four_bits(magnitudes=False), torch.float32, keep_dequantized=True).begin(None).scales is None
+    )

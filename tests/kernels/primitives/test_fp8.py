@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from finetune_kernels.layers.decoder_layer import Keep
 from finetune_kernels.layers.frozen_weight import FrozenWeight
 from finetune_kernels.layers.fused_layers import FusedLayers
+from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives.fp8 import LARGEST, EightBitWeight, quantize_rows, suits
 from finetune_test_kernels.small_layers import small_model
 from finetune_test_kernels.tensor_checks import normal, root_error
@@ -56,13 +56,13 @@ def test_sizes_that_do_not_suit_stay_in_16_bits() -> None:
     assert suits(96, 64)
     assert not suits(96, 40)
     linear, x = nn.Linear(40, 96, bias=False), normal(5, 40)
-    frozen = FrozenWeight([linear], torch.float32, resident=True)
-    frozen.use_eight_bits()
+    frozen = FrozenWeight([linear], torch.float32, keep_dequantized=True)
+    frozen.use_fp8()
     assert torch.equal(frozen.forward(x, None), linear(x))
 
 
-@pytest.mark.parametrize("keep", Keep)
-def test_layers_change_by_rounding_only_and_back_by_nothing(keep: Keep) -> None:
+@pytest.mark.parametrize("policy", ActivationPolicy)
+def test_layers_change_by_rounding_only_and_back_by_nothing(policy: ActivationPolicy) -> None:
     model = small_model("llama", torch.float32, layers=1, r=8).train()
     tokens = torch.arange(3, 23).unsqueeze(0)
 
@@ -72,21 +72,21 @@ def test_layers_change_by_rounding_only_and_back_by_nothing(keep: Keep) -> None:
         (logits * normal(*logits.shape, seed=5)).sum().backward()
         return {"logits": logits.detach()} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
-    fused = FusedLayers(model.get_base_model(), [keep], torch.float32, resident=True)
-    exact, decoded = results(), fused.resident_bytes
-    fused.use_eight_bits()
+    fused = FusedLayers(model.get_base_model(), [policy], torch.float32, keep_dequantized=True)
+    exact, decoded = results(), fused.dequantized_bytes
+    fused.use_fp8()
     rounded = results()
-    assert fused.resident_bytes < decoded, "fp32 took more"
+    assert fused.dequantized_bytes < decoded, "fp32 took more"
     errors = sorted(root_error(rounded[name], value) for name, value in exact.items())
     assert errors[0] > 0.01
     assert errors[len(errors) // 2] < 0.15, "0.11 was measured"
     assert errors[-1] < 0.3, "0.22 was measured: roundings of four products in a row, and softmax"
-    fused.use_sixteen_bits()
-    assert fused.resident_bytes == decoded
+    fused.use_compute_dtype()
+    assert fused.dequantized_bytes == decoded
     assert all(torch.equal(value, exact[name]) for name, value in results().items())
-    fused.use_eight_bits()
+    fused.use_fp8()
     fused.release_weights()
-    assert fused.resident_bytes == 0
+    assert fused.dequantized_bytes == 0
     assert all(torch.equal(value, exact[name]) for name, value in results().items())
 
 

@@ -45,7 +45,7 @@ def one_pass(model: Any, length: int) -> dict[str, torch.Tensor]:
     return dict(zip(inputs, found, strict=True)) | {"logits": logits.detach()}
 
 
-def angles_of(causal: Any, x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def cos_sin_of(causal: Any, x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin of a transformers model's first layer, in the type of `x`; Gemma 3 has two kinds of layers."""
     rotary = causal.model.rotary_emb
     kinds: tuple[Any, ...] = ()

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Precision
-from finetune_kernels.layers.decoder_layer import Keep
 from finetune_kernels.layers.fused_layers import FusedLayers
+from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_test_models import tiny_runs
 from finetune_test_programs.generation import complete
 from finetune_trainer.export.export import ExportRequest, export
@@ -38,7 +38,12 @@ def trained_by_kernels(base: Path, config: RunConfig) -> tuple[Any, LoadedModel]
     model = inject_adapter(loaded.model, config.adapter, 1).model
     engine = prepare_engine(model, loaded, config)
     if config.gpus == 0:
-        FusedLayers(model.get_base_model(), [Keep.EVERYTHING, Keep.INPUT], torch.float32, resident=True)
+        FusedLayers(
+            model.get_base_model(),
+            [ActivationPolicy.SAVE_ALL, ActivationPolicy.RECOMPUTE_ALL],
+            torch.float32,
+            keep_dequantized=True,
+        )
     else:
         assert engine.layers is not None
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)

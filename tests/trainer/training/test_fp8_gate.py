@@ -36,16 +36,16 @@ class Layers:
     def __init__(self, error: float) -> None:
         self.error, self.eight_bits, self.modes = error, False, list[bool]()
 
-    def use_eight_bits(self) -> None:
+    def use_fp8(self) -> None:
         self.eight_bits = True
 
-    def use_sixteen_bits(self) -> None:
+    def use_compute_dtype(self) -> None:
         self.eight_bits = False
 
     def release_weights(self) -> None:
         self.eight_bits = False
 
-    def keep(self, keeps: Any) -> None:
+    def set_policies(self, policies: Any) -> None:
         pass
 
     def move_vocabulary(self) -> None:

@@ -12,7 +12,7 @@ import yaml
 from finetune_api.progress import MemoryFallback
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode
-from finetune_kernels.layers.decoder_layer import Keep
+from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_test_models import gpu_runs, tiny_runs
 from finetune_test_models.tiny_model import make_tiny_model
 from finetune_trainer import pipeline
@@ -95,7 +95,7 @@ class Runs:
         self._config, self._folder, self._monkeypatch = config, folder, monkeypatch
         self._prepare = pipeline.prepare_engine
         self.passes: list[int] = []
-        self.kept: list[tuple[set[Keep], int]] = []
+        self.kept: list[tuple[set[ActivationPolicy], int]] = []
         """What layers keep at the end, and bytes of decoded weights."""
 
     def __call__(
@@ -114,7 +114,7 @@ class Runs:
         ((engine, watched),) = made
         assert engine.layers is not None
         self.passes.append(watched.calls)
-        self.kept.append(({layer.keep for layer in engine.layers.layers}, engine.layers.resident_bytes))
+        self.kept.append(({layer.policy for layer in engine.layers.layers}, engine.layers.dequantized_bytes))
         return result
 
 
@@ -141,9 +141,9 @@ def test_training_goes_on_with_less_memory_and_the_same_losses(runs: Runs, train
     assert (memory.mode, memory.fallbacks) == (MemoryMode.BALANCED, (fallback,))
     assert told.step == STEPS
     assert runs.passes == [STEPS * PASSES, STEPS * PASSES, STEPS * PASSES + 1], "one pass was made twice"
-    assert runs.kept[0][0] == {Keep.EVERYTHING}
+    assert runs.kept[0][0] == {ActivationPolicy.SAVE_ALL}
     assert runs.kept[0][1] > 0
-    assert runs.kept[2] == ({Keep.ATTENTION}, 0)
+    assert runs.kept[2] == ({ActivationPolicy.RECOMPUTE_MLP}, 0)
 
     assert largest_difference(trained[2], trained[0]) < TOLERANCE
     assert largest_difference(trained[1], trained[0]) > TOLERANCE, "a wrong pass is seen"

@@ -14,8 +14,8 @@ from finetune_api.outcome import Outcome, Result
 from finetune_api.progress import MemoryFallback, RunProgress
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode
-from finetune_kernels.layers.decoder_layer import Keep
 from finetune_kernels.layers.fused_layers import FusedLayers
+from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory
 from finetune_kernels.planning.micro_batch import MicroBatch
 from finetune_trainer import pipeline
@@ -134,11 +134,11 @@ class Layers:
     what they keep."""
 
     def __init__(self) -> None:
-        self.kept: list[set[Keep]] = []
+        self.kept: list[set[ActivationPolicy]] = []
         self.released = self.moved = 0
 
-    def keep(self, keeps: tuple[Keep, ...]) -> None:
-        self.kept.append(set(keeps))
+    def set_policies(self, policies: tuple[ActivationPolicy, ...]) -> None:
+        self.kept.append(set(policies))
 
     def release_weights(self) -> None:
         self.released += 1
@@ -191,7 +191,7 @@ def test_memory_that_runs_out_is_handed_back_and_changes_no_loss(
     layers = Layers()
     # the first pass of all, and the second pass of the second step, when the first has added its gradients
     outcome, told = run_out(monkeypatch, config, tmp_path / "short", 1, 5, layers=layers)
-    assert layers.kept == [{Keep.ATTENTION}, {Keep.HOST}]
+    assert layers.kept == [{ActivationPolicy.RECOMPUTE_MLP}, {ActivationPolicy.OFFLOAD}]
     assert (layers.released, layers.moved) == (2, 1)
     assert outcome.result is Result.SUCCEEDED, outcome.message
     assert outcome.memory == told.memory
@@ -226,7 +226,7 @@ def test_memory_that_runs_out_in_an_evaluation_is_handed_back_too(
     assert outcome.memory.fallbacks == (
         MemoryFallback(step=1, from_mode=MemoryMode.FASTEST, to_mode=MemoryMode.BALANCED),
     )
-    assert layers.kept == [{Keep.ATTENTION}]
+    assert layers.kept == [{ActivationPolicy.RECOMPUTE_MLP}]
     assert sum(is_evaluation for _, is_evaluation in losses(trained[0])) == 2
     assert losses(trained[1]) == losses(trained[0])
 

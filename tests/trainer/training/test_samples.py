@@ -14,9 +14,9 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from finetune_api.spec.training import SamplesSpec
 from finetune_kernels.layers import packed_attention
-from finetune_kernels.layers.decoder_layer import Keep
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.layers.patching import patch_model
+from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_trainer.chat.labels import IGNORED
 from finetune_trainer.documents.sample_table import sample_table
 from finetune_trainer.errors import TrainerError
@@ -126,9 +126,11 @@ def test_our_layers_and_our_attention_generate_what_transformers_does(
 ) -> None:
     expected = answers(tokenizer, tmp_path / "before", model)
     causal = model.get_base_model()
-    fused = FusedLayers(causal, [Keep.EVERYTHING] * len(causal.model.layers), torch.float32, resident=True)
+    fused = FusedLayers(
+        causal, [ActivationPolicy.SAVE_ALL] * len(causal.model.layers), torch.float32, keep_dequantized=True
+    )
     assert packed_attention.use_packed_attention(causal) is None
-    assert patch_model(model, resident=False).norms > 0
+    assert patch_model(model, keep_dequantized=False).norms > 0
     assert causal.config._attn_implementation == packed_attention.NAME
     assert answers(tokenizer, tmp_path / "after", model) == expected
     fused.move_vocabulary()

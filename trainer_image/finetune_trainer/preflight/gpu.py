@@ -172,7 +172,7 @@ def _tokens_per_second(shape: ModelShape, plan: MemoryPlan, length: int, teraflo
     if teraflops is None:
         return None
     attention = shape.layers * 2.0 * length * shape.heads * shape.head_size * (1 + BACKWARD)
-    again = sum(shape.recomputed(keep) for keep in plan.keeps)
+    again = sum(shape.recomputed(policy) for policy in plan.policies)
     linears = (6.0 if shape.magnitudes else 4.0) * shape.linear_parameters
     operations = linears + attention + 4.0 * shape.hidden * shape.vocabulary + again
     return EFFICIENCY * teraflops * 1e12 / operations

@@ -21,10 +21,14 @@ from finetune_kernels.layers.host_vocabulary import movable_bytes
 from finetune_kernels.layers.layer_builder import why_not_fused
 from finetune_kernels.layers.packed_attention import use_packed_attention
 from finetune_kernels.layers.patching import patch_model
-from finetune_kernels.layers.supervised_loss import causal_model, has_plain_head
-from finetune_kernels.layers.supervised_loss import supervised_loss as fused_loss
+from finetune_kernels.layers.supervised_loss import causal_model, fused_supervised_loss, has_plain_head
 from finetune_kernels.planning.memory_plan import MemoryPlan, ModelShape, plan_memory, plan_modules, smaller_plan
-from finetune_kernels.planning.micro_batch import MicroBatch, choose_micro_batch, largest_kept, usual_micro_batch
+from finetune_kernels.planning.micro_batch import (
+    MicroBatch,
+    choose_micro_batch,
+    default_micro_batch,
+    largest_without_recompute,
+)
 from finetune_kernels.planning.model_shape import build_shape
 from finetune_trainer.training.fp8_gate import Fp8Decision, decide_fp8
 from finetune_trainer.training.loaded_model import LoadedModel
@@ -66,13 +70,13 @@ class Engine:
         if smaller is None:
             return False
         gc.collect()  # half a pass may hang on cycles of frames
-        if not smaller.resident_weights:
+        if not smaller.keep_dequantized:
             self.layers.release_weights()
-        self.layers.keep(smaller.keeps)
+        self.layers.set_policies(smaller.policies)
         if smaller.host_bytes:
             self.layers.move_vocabulary()
         torch.cuda.empty_cache()
-        if self.fp8_decision is not None and not smaller.resident_weights:
+        if self.fp8_decision is not None and not smaller.keep_dequantized:
             self.fp8_decision = Fp8Decision(Precision.BF16, NO_ROOM)
         self.fallbacks.append(MemoryFallback(step=step, from_mode=self.plan.mode, to_mode=smaller.mode))
         self.plan = smaller
@@ -84,7 +88,7 @@ class Engine:
         self.awaits_fp8_decision = False
         assert self.plan is not None
         assert self.layers is not None
-        enough = self.plan.resident_weights
+        enough = self.plan.keep_dequantized
         self.fp8_decision = decide_fp8(self.layers, loss) if enough else Fp8Decision(Precision.BF16, NO_ROOM)
         log.info("frozen weights are multiplied in %s: %s", self.fp8_decision.precision, self.fp8_decision.reason)
 
@@ -113,9 +117,9 @@ def prepare_engine(model: Any, loaded: LoadedModel, config: RunConfig) -> Engine
     on_gpu = loaded.device.type == "cuda"
     if not (on_gpu and loaded.precision is Precision.BF16 and config.kernels):
         log.info("engine: plain PyTorch%s", ", activations recomputed" if on_gpu else "")
-        batch = written or usual_micro_batch(training.sequences_per_step())
+        batch = written or default_micro_batch(training.sequences_per_step())
         return Engine(on_gpu, supervised_loss, batch, fp8_decision=_only_fused(config, "the kernels are switched off"))
-    loss = fused_loss if has_plain_head(model) else supervised_loss
+    loss = fused_supervised_loss if has_plain_head(model) else supervised_loss
     if loss is supervised_loss:
         log.warning("%s trains with the plain head: all supervised logits are in memory at once", loaded.architecture)
     base, total = torch.cuda.memory_allocated(loaded.device), available_bytes(loaded.device)
@@ -143,9 +147,9 @@ def _modular_engine(
         return plan_modules(shape, tokens, base_bytes=base, total_bytes=total)
 
     sequences = config.training.sequences_per_step()
-    batch = written or largest_kept(sequences, length, lambda tokens: plan(tokens)[0])
+    batch = written or largest_without_recompute(sequences, length, lambda tokens: plan(tokens)[0])
     keep, stay = plan(batch.size * length)
-    log.info("%s", patch_model(model, resident=stay))
+    log.info("%s", patch_model(model, keep_dequantized=stay))
     reason = use_packed_attention(causal_model(model))
     log.info("attention: %s", f"as it was ({reason})" if reason else "packed, by variable lengths")
     return Engine(not keep, loss, batch)
@@ -165,11 +169,11 @@ def _fused_engine(
     batch = written or choose_micro_batch(shape, sequences, length, wanted, lambda tokens: plan_for(tokens, wanted))
     plan = plan_for(batch.size * length, wanted)
     log.info("a step is %d passes of %d sequences; memory plan\n%s", batch.accumulation, batch.size, explain(plan))
-    layers = FusedLayers(causal, plan.keeps, torch.bfloat16, resident=plan.resident_weights)
+    layers = FusedLayers(causal, plan.policies, torch.bfloat16, keep_dequantized=plan.keep_dequantized)
     use_packed_attention(causal)  # so that no mask of T x T is made
     if plan.host_bytes:
         layers.move_vocabulary()
-    alone = patch_model(model, resident=False)
+    alone = patch_model(model, keep_dequantized=False)
     log.info(
         "%d layers as one function each; where modules run alone (answers to prompts), %s", len(layers.layers), alone
     )

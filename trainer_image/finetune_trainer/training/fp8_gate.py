@@ -25,10 +25,10 @@ class Fp8Decision:
 def decide_fp8(layers: FusedLayers, loss: Callable[[], torch.Tensor]) -> Fp8Decision:
     """Change `layers` to 8 bits, and back if that changes `loss` (of one batch, without gradients) too much."""
     exact = loss().item()
-    layers.use_eight_bits()
+    layers.use_fp8()
     difference = abs(loss().item() - exact) / max(exact, sys.float_info.min)
     reason = f"8 bits change the loss of the first batch by {difference:.2%}; up to {MAX_DIFFERENCE:.0%} is accepted"
     if difference <= MAX_DIFFERENCE:
         return Fp8Decision(Precision.FP8, reason)
-    layers.use_sixteen_bits()
+    layers.use_compute_dtype()
     return Fp8Decision(Precision.BF16, reason)
