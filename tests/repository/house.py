@@ -5,6 +5,7 @@ those folders. test_layout.py holds the rules. Reads source text only; nothing i
 """
 
 import ast
+import io
 import re
 import statistics
 import sys
@@ -118,24 +119,45 @@ def spread(values: Sequence[int]) -> str:
     return f"{statistics.median(ordered):.0f}/{ordered[int(0.9 * (len(ordered) - 1))]}/{ordered[-1]}"
 
 
-def table_row(*folders: str) -> str:
-    """The measures of rooms' table for some packages."""
+@dataclass(frozen=True)
+class Measures:
+    """Figures of some packages, as in the table of rooms."""
+
+    files: str
+    functions: str
+    long_functions: float
+    comments: float
+    blank_lines: float
+    width: int
+    most_files: int
+
+    def row(self, name: str) -> str:
+        shares = f"{self.long_functions:.0%} | {self.comments:.1%} | {self.blank_lines:.1%}"
+        return f"| {name} | {self.files} | {self.functions} | {shares} | {self.width} | {self.most_files} |"
+
+
+def measure(*folders: str) -> Measures:
+    """Sizes, comments as a share of lines, blank lines as a share of lines inside functions."""
     sources = [source for source in read_sources(*folders) if source.text.strip()]
     functions = [(function, source) for source in sources for function in source.functions]
     lines = [line for source in sources for line in source.text.splitlines() if line.strip()]
     inside = [line for function, source in functions for line in body_lines(function, source)]
-    comments = 0
-    for source in sources:
-        with source.path.open("rb") as file:
-            comments += sum(token.type == tokenize.COMMENT for token in tokenize.tokenize(file.readline))
     lengths = [length(function) for function, _ in functions]
-    most = max(len([*folder.glob("*.py")]) for source in sources for folder in [source.path.parent])
-    widths = sorted(len(line) for line in lines)
-    return (
-        f"| {', '.join(folders)} | {spread([source.text.count(chr(10)) for source in sources])} | {spread(lengths)}"
-        f" | {sum(value > 50 for value in lengths) / len(lengths):.0%} | {comments / len(lines):.1%}"
-        f" | {sum(not line.strip() for line in inside) / len(inside):.1%} | {widths[int(0.9 * len(widths))]} | {most} |"
+    return Measures(
+        files=spread([source.text.count("\n") for source in sources]),
+        functions=spread(lengths),
+        long_functions=sum(value > 50 for value in lengths) / len(lengths),
+        comments=sum(count_comments(source) for source in sources) / len(lines),
+        blank_lines=sum(not line.strip() for line in inside) / len(inside),
+        width=sorted(len(line) for line in lines)[int(0.9 * len(lines))],
+        most_files=max(len([*source.path.parent.glob("*.py")]) for source in sources),
     )
+
+
+def count_comments(source: Source) -> int:
+    """Comments of a file, those behind code included."""
+    readline = io.StringIO(source.text).readline
+    return sum(token.type == tokenize.COMMENT for token in tokenize.generate_tokens(readline))
 
 
 def main(folders: Sequence[str]) -> None:
@@ -148,9 +170,9 @@ def main(folders: Sequence[str]) -> None:
         return
     print("| code | file med/p90/max | fn med/p90/max | fn > 50 | comments | blank lines | line p90 | most files |")
     print("|---|---|---|---|---|---|---|---|")
-    for rows in ((package,) for package in PACKAGES):
-        print(table_row(*rows))
-    print(table_row(*PACKAGES))
+    for package in PACKAGES:
+        print(measure(package).row(package))
+    print(measure(*PACKAGES).row("all"))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from finetune_operator.desired.pod_plan import PodPlan
 from finetune_operator.desired.trainer_job import build_child_job
 
 CPU = "500m"
-MEMORY = "1Gi"  # twice the measured peak for 1 GB of rows, or for one row of 50 MB (docs/decisions.md)
+MEMORY = "1Gi"  # twice the measured peak for 1 GB of rows, or for one row of 50 MB (docs/lab-notes.md)
 MAX_GRACE_SECONDS = 30  # preflight has nothing to save when it is stopped
 _KEPT_LABELS = ("kubernetes.io/", "topology.kubernetes.io/")  # where a node is, and which programs it can execute
 

@@ -153,7 +153,7 @@ def test_short_rows_need_less_than_the_longest_sequence_allows() -> None:
 
 def test_time_follows_the_cards_speed() -> None:
     estimate, _ = judged(a_config(143_771 * 2**20, teraflops=989))
-    # docs/decisions.md: 15,800 tokens/s on an H200; the estimate's efficiency was taken from there.
+    # docs/lab-notes.md: 15,800 tokens/s on an H200; the estimate's efficiency was taken from there.
     assert estimate.tokens_per_second == pytest.approx(15_800, rel=0.05)
     assert estimate.hours == pytest.approx(10_000_000 / estimate.tokens_per_second / 3600)
     assert judged(a_config(143_771 * 2**20))[0].hours is None

@@ -56,7 +56,7 @@ class Size:
     gpus: int = 1
     start: float = 0.02
     """Standard deviation of the adapters' B at the start. At 0, bfloat16 itself is what differs for some steps: a
-    share of 1e-4 added to outputs of 1 is lost where the outputs are rounded first (docs/decisions.md)."""
+    share of 1e-4 added to outputs of 1 is lost where the outputs are rounded first (docs/lab-notes.md)."""
 
 
 @dataclass(frozen=True)

@@ -67,14 +67,14 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
 def _keep_trainable_layout(model: Any) -> None:
     """On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights for inference in the first evaluation, in place,
     and its kernel for that layout has no backward: every later step would train with wrong gradients
-    (docs/decisions.md)."""
+    (docs/lab-notes.md)."""
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
 
 
 def _check_decoding(model: Any) -> None:
-    """On CPUs with AVX512, bitsandbytes 0.50 takes wrong scales where a row ends within a block (docs/decisions.md)."""
+    """On CPUs with AVX512, bitsandbytes 0.50 takes wrong scales where a row ends within a block (docs/lab-notes.md)."""
     for name, module in model.named_modules():
         weight: Any = module.weight if isinstance(module, Linear4bit) else None
         if weight is None or weight.quant_state.shape[-1] % weight.quant_state.blocksize == 0:
