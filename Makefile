@@ -52,7 +52,7 @@ lock: | $(UV)  ## Resolve the pins again
 	@$(UV) pip compile -q pyproject.toml --extra operator -c constraints.txt --generate-hashes --no-emit-package finetune-operator --python-version 3.11 \
 	  --custom-compile-command 'make lock' -o constraints-operator.txt
 
-generate: setup  ## Write the CRD from the models again, and README's figures from the benchmark's results
+generate: setup  ## Write the CRD from the models again, and the documents' figures from the benchmarks' results
 	@python -m finetune_api.generate
 	@python -m speed.chart
 
@@ -75,7 +75,7 @@ bench: setup  ## On a machine with a GPU: speed and memory beside the peers that
 bench-kernels: setup  ## On a machine with a GPU: each kernel alone, against what the GPU's memory and products give
 	@python -m benchmarks.micro $(BENCH_ARGS)
 
-verify: binaries  ## Read-only checks: format, lint, types, layers, generated files, chart
+verify: binaries  ## Read-only checks: format, lint, types, layers, generated files, Helm chart
 	ruff format --check --quiet crds operator trainer_image kernels tests
 	ruff check --quiet crds operator trainer_image kernels tests
 	python -m mypy crds/finetune_api operator/finetune_operator trainer_image/finetune_trainer kernels/finetune_kernels kernels/benchmarks trainer_image/benchmarks/speed tests/support/finetune_*

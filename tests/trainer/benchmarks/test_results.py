@@ -1,5 +1,6 @@
-"""The results' file, which run is shown, the order of measurements, the search's next length, and README's section."""
+"""The results' file, which run is shown, the order of measurements, the search's next length, and what is generated."""
 
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from speed import chart
+from speed.charts.bars import WIDTH
+from speed.charts.labels import LABELS
+from speed.charts.tables import BENCHMARKS_HEADER, benchmarks_page, readme_section
 from speed.longest import GRAIN, Attempt, affordable, next_length
 from speed.results import COMPLETE, RESULTS, Result, append, newest, next_run, parse, ratio, read, summarise, write
 from speed.rows import LONGEST, ROWS, SYSTEMS
 from speed.schedule import Entry, expected_seconds, order
-from speed.speed_chart import LABELS, WIDTH
 
 ROW, OTHER = "8b-2048-bs2-ga4", "8b-8192-bs1-ga2"
 GIB = 2**30
@@ -131,46 +134,99 @@ def test_an_attempt_that_would_take_too_long_is_not_made() -> None:
     assert affordable([], 98_304, 0.0)
 
 
-def test_readme_and_chart_are_fresh_and_a_stale_one_is_noticed(
+def test_generated_files_are_fresh_and_a_stale_one_is_noticed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert chart.main(["--check"]) == 0
     monkeypatch.setattr(chart, "read", lambda: COMPLETE_RUN)
     assert chart.main(["--check"]) == 1
-    assert capsys.readouterr().err.count("is stale") == 2
+    stale = capsys.readouterr().err
+    assert stale.count("is stale") == 3
+    assert "docs/speed.svg" in stale
+    assert "docs/benchmarks.md" in stale
+    assert "README.md" in stale
 
 
-def test_the_section_names_speeds_ratios_and_where_they_are_from() -> None:
+def test_the_page_names_speeds_ratios_and_where_they_are_from() -> None:
     longest = result(5, "ours-smallest", row=LONGEST, max_tokens=90_112, peak_gib=23.1)
-    text = chart.section([*COMPLETE_RUN, longest])
+    text = benchmarks_page([*COMPLETE_RUN, longest])
+    assert text.startswith(BENCHMARKS_HEADER)
     assert "| this project | 1,500 | 1.25x | 1.88x | 6.50 | 2.0 |" in text
     assert "90,112 tokens in 23.10 GiB" in text
     assert "emulated" in text
     assert "run 3 on one GPU, commit abc; torch 2" in text
+
+
+def test_readme_has_a_row_for_each_model_beside_unsloth_at_its_fastest() -> None:
+    elsewhere = [replace(one, run=2, row=OTHER) for one in COMPLETE_RUN]
+    default_is_faster = [result(3, "ours", 1500), result(3, "unsloth-max", 800), result(3, "unsloth", 1000)]
+    text = readme_section([*elsewhere, *default_is_faster])
+    assert "| Llama 8B, 8,192 tokens, batch 1 x 2 | 1,500 | 1,200 | 1.25x | 6.50 | 6.50 |" in text
+    assert "| Llama 8B, 2,048 tokens, batch 2 x 4 | 1,500 | 1,000 | 1.50x | 6.50 | 6.50 |" in text
+    assert "one GPU (runs 2 and 3, commit abc)" in text
+    assert "(docs/benchmarks.md)" in text
+
+
+def test_readme_shows_one_chart_and_four_rows() -> None:
+    text = readme_section(read())
+    assert text.count("![") == 1
+    assert len(re.findall("^[|] [A-Z]", text, re.MULTILINE)) == 4
+    assert "(runs 9 and 10, commit f134290)" in text
+
+
+def test_the_section_stands_between_the_marks() -> None:
+    text = readme_section(COMPLETE_RUN)
     old = f"before\n{chart.BEGIN}old\n{chart.END}after\n"
     assert chart.replace_section(old, text) == f"before\n{chart.BEGIN}{text}{chart.END}after\n"
-    with pytest.raises(ValueError, match="marks"):
+    with pytest.raises(ValueError, match="has no generated section"):
         chart.replace_section("no marks", text)
 
 
 def test_a_peer_that_the_shown_run_lacks_is_compared_with_this_project_in_its_own_run() -> None:
     older = [result(1, "ours", 900), result(1, "hf", 500), result(2, "ours", 1000), result(2, "hf", 400)]
-    text = chart.section([*older, *COMPLETE_RUN])
+    text = benchmarks_page([*older, *COMPLETE_RUN])
     assert "in other runs: this project has 2.50x the speed of HF + TRL (run 2)." in text
-    assert "in other runs" not in chart.section(COMPLETE_RUN)
-    assert "in other runs" not in chart.section([*older[1:2], *COMPLETE_RUN]), "not beside this project"
+    assert "in other runs" not in benchmarks_page(COMPLETE_RUN)
+    assert "in other runs" not in benchmarks_page([*older[1:2], *COMPLETE_RUN]), "not beside this project"
+
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 def test_the_chart_is_well_formed_deterministic_and_inside_its_frame() -> None:
     results = [result(3, system, 1000.0 + index) for index, system in enumerate(SYSTEMS)]
     text = chart.picture(results)
     assert text == chart.picture(list(results))
+    assert "matplotlib v" not in text.lower(), "no version: equal bytes with the next one, where it draws the same"
+
     root = ET.fromstring(text)
-    bars = [one for one in root.iter("{http://www.w3.org/2000/svg}rect") if one.get("class") in ("ours", "peer")]
-    assert len(bars) == 2 * len(SYSTEMS)
-    assert max(float(one.attrib["x"]) + float(one.attrib["width"]) for one in bars) < WIDTH - 60  # room for the value
-    assert max(float(one.attrib["y"]) for one in bars) < float(root.attrib["height"])
-    assert set(LABELS.values()) <= {one.text for one in root.iter("{http://www.w3.org/2000/svg}text")}
+    groups = [one for one in root.iter(f"{SVG}g") if one.get("id", "").startswith("bar-")]
+    assert {one.attrib["id"] for one in groups} == {
+        f"bar-0-{kind}-{one}" for kind in ("speed", "memory") for one in SYSTEMS
+    }
+
+    outlines = [one.attrib["d"] for group in groups for one in group.iter(f"{SVG}path")]
+    assert len(outlines) == 2 * len(SYSTEMS)
+    points = [tuple(map(float, pair)) for line in outlines for pair in re.findall(r"([\d.]+) ([\d.]+)", line)]
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    assert width == WIDTH
+    assert max(x for x, _ in points) < WIDTH - 30  # room for the value
+    assert 0 < min(y for _, y in points) < max(y for _, y in points) < height
+    assert set(LABELS.values()) <= {one.text for one in root.iter(f"{SVG}text")}
+
+
+def test_bars_are_as_long_as_their_values_and_this_project_stands_out() -> None:
+    root = ET.fromstring(chart.picture(COMPLETE_RUN))
+    bars = {one.attrib["id"]: one[0] for one in root.iter(f"{SVG}g") if one.get("id", "").startswith("bar-0-speed")}
+
+    def length(bar: ET.Element) -> float:
+        xs = [float(x) for x, _ in re.findall(r"([\d.]+) ([\d.]+)", bar.attrib["d"])]
+        return max(xs) - min(xs)
+
+    ours, peer = bars["bar-0-speed-ours"], bars["bar-0-speed-unsloth-max"]
+    assert length(ours) / length(peer) == pytest.approx(1500 / 1200)
+    assert ours.attrib["style"] != peer.attrib["style"]
+    assert "1,500  (1.25x)" in [one.text for one in root.iter(f"{SVG}text")]
 
 
 def test_every_system_has_a_label() -> None:

@@ -1,0 +1,6 @@
+"""Figures of the speed benchmark for people, made from its CSV files.
+
+bars     the chart docs/speed.svg, drawn with matplotlib
+tables   the table in README.md, and docs/benchmarks.md with every figure
+labels   the names of systems and rows, and the runs that are shown
+"""

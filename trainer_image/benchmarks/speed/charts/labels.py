@@ -1,0 +1,36 @@
+"""Names of systems and rows as people read them, and the runs that are shown. Pure."""
+
+from collections.abc import Sequence
+
+from speed.results import COMPLETE, Result, Summary, newest
+from speed.rows import LONGEST, ROWS
+
+LABELS = {
+    "ours": "this project",
+    "ours-fp8": "this project, FP8",
+    "ours-balanced": "this project, Balanced",
+    "ours-smallest": "this project, Smallest",
+    "unsloth-max": "Unsloth, KEEP_LAYERS=max",
+    "unsloth": "Unsloth, default",
+    "liger": "HF + TRL + Liger",
+    "hf-no-checkpointing": "HF + TRL, no recomputing",
+    "hf": "HF + TRL",
+}
+"""Label of each system, in the order of tables and charts."""
+MODELS = {"llama-8b": "Llama 8B", "llama-1b": "Llama 1B", "qwen3-8b": "Qwen3 8B"}
+
+
+def title(row: str) -> str:
+    """Model, length and batch of a row."""
+    shape = ROWS[row]
+    return f"{MODELS[shape.model]}, {shape.length:,} tokens, batch {shape.batch} x {shape.accumulation}"
+
+
+def in_order(summaries: Sequence[Summary]) -> list[Summary]:
+    """Summaries in the order of `LABELS`: this project first, then the peers."""
+    return sorted(summaries, key=lambda one: list(LABELS).index(one.system))
+
+
+def shown_runs(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Newest run of each row that holds this project and Unsloth at its fastest."""
+    return {row: of_run for row, of_run in newest(results, COMPLETE).items() if row != LONGEST}

@@ -1,0 +1,131 @@
+"""Tables of the benchmark in Markdown: four rows for README.md, and every figure for docs/benchmarks.md. Pure."""
+
+from collections.abc import Sequence
+
+from benchmarks import micro_results
+from benchmarks.micro_results import Timing
+from speed.charts.labels import LABELS, MODELS, in_order, shown_runs, title
+from speed.results import PEERS, Result, Summary, newest, ratio, summarise
+from speed.rows import LONGEST, UNSLOTH_24G_TOKENS
+
+BENCHMARKS_HEADER = (
+    "<!-- GENERATED from trainer_image/benchmarks/speed/results.csv and kernels/benchmarks/micro.csv "
+    "by `make generate`: do not edit. -->"
+)
+METHOD = (
+    "Random NF4 weights, all tokens supervised, each system through TRL's trainer (with PEFT) in its own process;",
+    "the median of the steps after warm-up, and the shortest first step where a system was measured twice.",
+    "Absolute figures move between machines of one kind: compare within a run only. `make bench` measures again.",
+)
+
+
+def readme_section(results: Sequence[Result]) -> str:
+    """Returns what README.md shows: the chart, one row for each model and batch, and where the figures are from."""
+    shown = shown_runs(results)
+    lines = [
+        "![Training speed and peak memory of this project and its peers](docs/speed.svg)", "",
+        "| | this project, tokens/s | Unsloth, tokens/s | ratio | this project, peak GiB | Unsloth, peak GiB |",
+        "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+
+    for row, of_run in shown.items():
+        summaries = summarise(of_run)
+        ours, unsloth = _find(summaries, "ours"), _fastest(summaries, PEERS)
+        speeds = f"{ours.tokens_per_second:,.0f} | {unsloth.tokens_per_second:,.0f}"
+        times = f"{ours.tokens_per_second / unsloth.tokens_per_second:.2f}x"
+        lines.append(f"| {title(row)} | {speeds} | {times} | {ours.peak_gib:.2f} | {unsloth.peak_gib:.2f} |")
+
+    return "\n".join([*lines, "", _summary_of_provenance(shown)]) + "\n"
+
+
+def benchmarks_page(results: Sequence[Result], timings: Sequence[Timing] = ()) -> str:
+    """Returns docs/benchmarks.md: all systems of the shown runs, longest sequence, single kernels, and provenance."""
+    shown = shown_runs(results)
+    lines = [
+        BENCHMARKS_HEADER, "", "# Benchmarks", "",
+        "![Training speed and peak memory of this project and its peers](speed.svg)", "",
+        "## Training: speed and memory", "", *METHOD, "", *_systems_table(shown), "",
+        *_other_runs(results, shown), *_longest_sequence(results), *_provenance(shown),
+    ]  # fmt: skip
+
+    if kernels := micro_results.section(timings):
+        lines += ["", "## Single kernels", "", *kernels[:-1]]
+    return "\n".join(lines) + "\n"
+
+
+def _systems_table(shown: dict[str, list[Result]]) -> list[str]:
+    lines = [
+        "| | tokens/s | of Unsloth max | of Unsloth | peak GiB | first step, s |",
+        "|---|---|---|---|---|---|",
+    ]
+
+    for row, of_run in shown.items():
+        lines.append(f"| **{title(row)}** | | | | | |")
+        summaries = summarise(of_run)
+        for one in in_order(summaries):
+            shares = [ratio(summaries, one, peer) for peer in PEERS]
+            cells = [f"{one.tokens_per_second:,.0f}", *("" if share is None else f"{share:.2f}x" for share in shares)]
+            lines.append(
+                f"| {LABELS[one.system]} | {' | '.join(cells)} | {one.peak_gib:.2f} | {one.first_step_s:.1f} |"
+            )
+    return lines
+
+
+def _other_runs(results: Sequence[Result], shown: dict[str, list[Result]]) -> list[str]:
+    """Compares with the systems that a shown run lacks, by the newest run that measured them beside this project."""
+    lines = []
+    for row, of_run in shown.items():
+        missing = [system for system in LABELS if system not in {one.system for one in of_run}]
+
+        found = []
+        for system in missing:
+            beside = newest(results, {"ours", system}).get(row)
+            if beside is not None:
+                summaries = summarise(beside)
+                share = ratio(summaries, _find(summaries, "ours"), system)
+                found.append(f"{share:.2f}x the speed of {LABELS[system]} (run {beside[0].run})")
+
+        if found:
+            lines += [f"{title(row)}, in other runs: this project has {', '.join(found)}.", ""]
+    return lines
+
+
+def _longest_sequence(results: Sequence[Result]) -> list[str]:
+    found = newest(results, {"ours-smallest"}).get(LONGEST)
+    if found is None:
+        return []
+
+    (summary,), first = summarise(found), found[0]
+    card = f"a 24 GB card, emulated on one {first.gpu} (run {first.run}, commit {first.commit})"
+    reached = f"{summary.max_tokens:,} tokens in {summary.peak_gib:.2f} GiB with `memory: Smallest`"
+    published = f"Unsloth publishes {UNSLOTH_24G_TOKENS:,}."
+    return [f"Longest sequence for {MODELS['llama-8b']} on {card}: {reached}; {published}", ""]
+
+
+def _provenance(shown: dict[str, list[Result]]) -> list[str]:
+    """Returns run, GPU, commit and versions of each shown row."""
+    lines = []
+    for row, of_run in shown.items():
+        first = of_run[0]
+        lines.append(f"* {title(row)}: run {first.run} on one {first.gpu}, commit {first.commit}; {first.versions}.")
+    return lines
+
+
+def _summary_of_provenance(shown: dict[str, list[Result]]) -> str:
+    firsts = [of_run[0] for of_run in shown.values()]
+    runs = sorted({first.run for first in firsts})
+    words = f"run{'s' if len(runs) > 1 else ''} {' and '.join(map(str, runs))}"
+    gpus = ", ".join(sorted({first.gpu for first in firsts}))
+    commits = ", ".join(sorted({first.commit for first in firsts}))
+    return (
+        f"Unsloth with its fastest setting; both measured in turn on one {gpus} ({words}, commit {commits}). "
+        "All systems, versions and single kernels: [docs/benchmarks.md](docs/benchmarks.md)."
+    )
+
+
+def _find(summaries: Sequence[Summary], system: str) -> Summary:
+    return next(one for one in summaries if one.system == system)
+
+
+def _fastest(summaries: Sequence[Summary], systems: Sequence[str]) -> Summary:
+    return max((one for one in summaries if one.system in systems), key=lambda one: one.tokens_per_second)
