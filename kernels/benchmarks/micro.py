@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from benchmarks.micro_case import Case, Maker
 
 WARM_UP_MS, TIMED_MS = 10, 50
-LONGEST_SECONDS = 140
+MAX_SECONDS = 140
 ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, TritonError)
 """What a rival of another version may raise (its time is left empty then), and a kernel that this GPU refuses."""
 
@@ -95,7 +95,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=MICRO, help="CSV file to write")
     parser.add_argument("--only", default="", help="kernels whose name holds this word")
     parser.add_argument("--commit", default=None, help="what is measured, where git cannot tell")
-    parser.add_argument("--seconds", type=float, default=LONGEST_SECONDS, help="after which no kernel is begun")
+    parser.add_argument("--seconds", type=float, default=MAX_SECONDS, help="after which no kernel is begun")
     arguments = parser.parse_args(words)
     began, console = time.monotonic(), Console(width=190)
     import torch
@@ -121,14 +121,14 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def makers() -> dict[str, "Maker"]:
     """What makes the cases, by subject; tensors of one subject are let go of before the next one's are made."""
-    from benchmarks.micro_attention import attention_cases, capped_cases, optimizer_cases
+    from benchmarks.micro_attention import attention_cases, optimizer_cases, softcap_cases
     from benchmarks.micro_cases import activation_cases, decoding_cases, head_cases, norm_cases, rotation_cases
     from benchmarks.micro_linears import dropout_cases, linear_cases
 
     return {
         "norms": norm_cases, "rotation": rotation_cases, "activations": activation_cases, "linears": linear_cases,
         "dropout": dropout_cases, "head": head_cases, "decoding": decoding_cases, "attention": attention_cases,
-        "capped": capped_cases, "optimizer": optimizer_cases,
+        "capped": softcap_cases, "optimizer": optimizer_cases,
     }  # fmt: skip
 
 

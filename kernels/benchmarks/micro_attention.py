@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from benchmarks.micro_case import Case, Sizes, backward_of
 from finetune_kernels.ops import attention, softcap_attention
-from finetune_kernels.ops.attention import Documents, Scoring
-from finetune_kernels.primitives.multi_tensor_adamw import FlatAdamW8bit
+from finetune_kernels.ops.attention import AttentionParams, PackedSequences
+from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW8bit
 
 
 def attention_cases(sizes: Sizes) -> Iterator[Case]:
@@ -23,23 +23,23 @@ def attention_cases(sizes: Sizes) -> Iterator[Case]:
 
 
 def _backend_cases(sizes: Sizes, name: str, lengths: tuple[int, ...]) -> Iterator[Case]:
-    heads, scoring = sizes.heads, Scoring(sizes.heads.size**-0.5)
+    heads, params = sizes.heads, AttentionParams(sizes.heads.size**-0.5)
     ends = torch.tensor([0, *lengths], device=sizes.device).cumsum(0).to(torch.int32)
-    documents = Documents(ends, max(lengths), sum(lengths))
+    documents = PackedSequences(ends, max(lengths), sum(lengths))
     q, k, v = heads.split(sizes.random(sizes.tokens, heads.width))
     dout = sizes.random(sizes.tokens, heads.query, heads.size)
-    out, saved = attention.forward(q, k, v, documents, scoring)
+    out, saved = attention.forward(q, k, v, documents, params)
     # two products of L x L / 2 forward, five backward
     forward = 2.0 * sum(length**2 for length in lengths) * heads.query * heads.size
     shape = f"{' + '.join(map(str, lengths))}, {heads.query}/{heads.key_value} x {heads.size}"
     plain = _plain(lengths) if len(set(lengths)) == 1 else None
     yield Case(
         f"attention, {name}", "forward", shape, forward, "TFLOP/s",
-        lambda: attention.forward(q, k, v, documents, scoring), plain and (lambda: plain(q, k, v)),
+        lambda: attention.forward(q, k, v, documents, params), plain and (lambda: plain(q, k, v)),
     )  # fmt: skip
     yield Case(
         f"attention, {name}", "backward", shape, 2.5 * forward, "TFLOP/s",
-        lambda: attention.backward(dout, q, k, v, out, saved, documents, scoring),
+        lambda: attention.backward(dout, q, k, v, out, saved, documents, params),
         plain and backward_of(plain, [part.contiguous() for part in (q, k, v)], dout),
     )  # fmt: skip
 
@@ -55,26 +55,26 @@ def _plain(lengths: tuple[int, ...]) -> Callable[..., torch.Tensor]:
     return attend
 
 
-def capped_cases(sizes: Sizes) -> Iterator[Case]:
+def softcap_cases(sizes: Sizes) -> Iterator[Case]:
     """Capped scores over one document, by a kernel of ours, without and within a window."""
-    heads, scale, softcap = sizes.capped_heads, sizes.capped_heads.size**-0.5, 50.0
+    heads, scale, softcap = sizes.softcap_heads, sizes.softcap_heads.size**-0.5, 50.0
     length = sizes.tokens
     ends = torch.tensor([0, length], dtype=torch.int32, device=sizes.device)
     q, k, v = heads.split(sizes.random(length, heads.width))
     dout = sizes.random(length, heads.query, heads.size)
     for name, window in (("capped_attention", None), ("capped_attention, window", length // 4)):
-        scoring = length, scale, softcap, window
-        out, sums = softcap_attention.forward(q, k, v, ends, *scoring)
+        params = length, scale, softcap, window
+        out, sums = softcap_attention.forward(q, k, v, ends, *params)
         seen = length**2 / 2 if window is None else window * (length - window / 2)  # pairs of a query and a key
         work = 4.0 * seen * heads.query * heads.size
         shape = f"{length}, {heads.query}/{heads.key_value} x {heads.size}" + (f", {window} keys" if window else "")
         yield Case(
-            name, "forward", shape, work, "TFLOP/s", partial(softcap_attention.forward, q, k, v, ends, *scoring),
+            name, "forward", shape, work, "TFLOP/s", partial(softcap_attention.forward, q, k, v, ends, *params),
             partial(softcap_attention.reference, q, k, v, scale, softcap, window),
         )  # fmt: skip
         yield Case(
             name, "backward", shape, 2.5 * work, "TFLOP/s",
-            partial(softcap_attention.backward, dout, q, k, v, out, sums, ends, *scoring),
+            partial(softcap_attention.backward, dout, q, k, v, out, sums, ends, *params),
             partial(softcap_attention.reference_backward, dout, q, k, v, scale, softcap, window),
         )  # fmt: skip
 
@@ -83,7 +83,7 @@ def optimizer_cases(sizes: Sizes) -> Iterator[Case]:
     """A step of 8-bit AdamW over all adapters, gradients gathered on the way."""
     from bitsandbytes.optim.adamw import AdamW8bit
 
-    ours: Any = FlatAdamW8bit(_adapters(sizes), lr=1e-4)
+    ours: Any = MultiTensorAdamW8bit(_adapters(sizes), lr=1e-4)
     theirs: Any = AdamW8bit(_adapters(sizes), lr=1e-4)  # type: ignore[no-untyped-call]
     count = sum(parameter.numel() for group in ours.param_groups for parameter in group["params"])
     tensors = sum(len(group["params"]) for group in ours.param_groups)

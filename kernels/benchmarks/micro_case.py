@@ -15,7 +15,7 @@ Run = Callable[[], Any]
 HEADS = Heads(query=32, key_value=8, size=128)
 
 
-CAPPED_HEADS = Heads(query=16, key_value=8, size=256)
+SOFTCAP_HEADS = Heads(query=16, key_value=8, size=256)
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Sizes:
     vocabulary: int = 128256
     rank: int = 16
     layers: int = 32
-    capped_heads: Heads = CAPPED_HEADS
+    softcap_heads: Heads = SOFTCAP_HEADS
     """Of Gemma 2 9B, whose scores are capped."""
     dtype: torch.dtype = torch.bfloat16
     device: str = "cuda"

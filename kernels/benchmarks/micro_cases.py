@@ -49,7 +49,7 @@ def norm_cases(sizes: Sizes) -> Iterator[Case]:
     )  # fmt: skip
     yield Case(
         "rms_norm, residual", "backward", f"{shape}, norm again", 5 * rows, "TB/s",
-        lambda: rms_norm.backward(dy, x, weight, scales, residual=dh, again=True),
+        lambda: rms_norm.backward(dy, x, weight, scales, residual=dh, return_y=True),
     )  # fmt: skip
 
 
@@ -91,8 +91,8 @@ def activation_cases(sizes: Sizes) -> Iterator[Case]:
     gate, up, dy, gate_up = sizes.random(t, f), sizes.random(t, f), sizes.random(t, f), sizes.random(t, 2 * f)
     inner, b = sizes.random(t, 2 * r), sizes.random(2 * f, r, scale=0.02)
     shares = (
-        adapted_activation.Share(inner[:, :r], b[:f], 1.0),
-        adapted_activation.Share(inner[:, r:], b[f:], 1.0),
+        adapted_activation.LoraDelta(inner[:, :r], b[:f], 1.0),
+        adapted_activation.LoraDelta(inner[:, r:], b[f:], 1.0),
     )
     after = sizes.random(t, r), sizes.random(r, f, scale=0.02)
     plane, small, shape = t * f * sizes.element, 2 * (t + f) * r * sizes.element, f"{t} x {f}"

@@ -10,8 +10,8 @@ from torch.nn import functional
 from benchmarks.micro_case import Case, Sizes
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.primitives import adapter_dropout
-from finetune_kernels.primitives.adapter_dropout import Draw, Mask
-from finetune_kernels.primitives.fp8 import EightBitWeight
+from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask
+from finetune_kernels.primitives.fp8 import Fp8Weight
 
 
 def linear_cases(sizes: Sizes) -> Iterator[Case]:
@@ -29,7 +29,7 @@ def linear_cases(sizes: Sizes) -> Iterator[Case]:
 def dropout_cases(sizes: Sizes) -> Iterator[Case]:
     """Dropout of an adapter's input, and its share of that input's gradient."""
     t, n, r = sizes.tokens, sizes.hidden, sizes.rank
-    x, d, a, mask = sizes.random(t, n), sizes.random(t, r), sizes.random(r, n, scale=0.02), Mask(Draw(1), 0, 0.1)
+    x, d, a, mask = sizes.random(t, n), sizes.random(t, r), sizes.random(r, n, scale=0.02), Mask(DropoutSeed(1), 0, 0.1)
     rows, small, stays = t * n * sizes.element, (t + n) * r * sizes.element, torch.rand(t, n, device=sizes.device) > 0.1
     yield Case(
         "adapter_dropout drop", "forward", f"{t} x {n}", 2 * rows, "TB/s", lambda: adapter_dropout.drop(x, mask),
@@ -37,7 +37,7 @@ def dropout_cases(sizes: Sizes) -> Iterator[Case]:
     )  # fmt: skip
     yield Case(
         "adapter_dropout add_share", "backward", f"{t} x {n}", 2 * rows + small, "TB/s",
-        lambda: adapter_dropout.add_share(x, d, a, mask), lambda: x.add_(d @ a * stays / 0.9),
+        lambda: adapter_dropout.add_lora_dx(x, d, a, mask), lambda: x.add_(d @ a * stays / 0.9),
     )  # fmt: skip
 
 
@@ -55,10 +55,10 @@ def _group_cases(sizes: Sizes, name: str, features: int, outputs: list[int]) -> 
         f"linear_group {name}", "backward", shape, 2.0 * t * features * out, "TFLOP/s", lambda: dy @ weight,
     )  # fmt: skip
     if sizes.device == "cuda":
-        eight_bit = EightBitWeight(weight)
+        fp8_weight = Fp8Weight(weight)
         yield Case(
             f"linear_group {name}, 8 bits", "forward", shape, 2.0 * t * features * out, "TFLOP/s",
-            lambda: eight_bit.forward(x, None), lambda: group.base(x, pass_ctx),
+            lambda: fp8_weight.forward(x, None), lambda: group.base(x, pass_ctx),
         )  # fmt: skip
     yield Case(
         f"linear_group {name}, x A^T", "forward", shape, e * (t * (features + ranks) + ranks * features), "TB/s",

@@ -36,20 +36,20 @@ def _documents(ends: torch.Tensor) -> Documents:
     return (slice(first, last) for first, last in pairwise(ends.tolist()))
 
 
-def _capped(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tensor, longest: int, *scoring: Any
+def _softcap_forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tensor, longest: int, *params: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As the kernel, without the sums that the formula's backward does not need."""
-    outs = [softcap_attention.reference(q[rows], k[rows], v[rows], *scoring) for rows in _documents(ends)]
+    outs = [softcap_attention.reference(q[rows], k[rows], v[rows], *params) for rows in _documents(ends)]
     return torch.cat(outs), q.new_empty(0)
 
 
-def _capped_back(
+def _softcap_backward(
     dout: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
-    ends: torch.Tensor, longest: int, *scoring: Any,
+    ends: torch.Tensor, longest: int, *params: Any,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     parts = [
-        softcap_attention.reference_backward(dout[rows], q[rows], k[rows], v[rows], *scoring)
+        softcap_attention.reference_backward(dout[rows], q[rows], k[rows], v[rows], *params)
         for rows in _documents(ends)
     ]
     return tuple(torch.cat(several) for several in zip(*parts, strict=True))
@@ -63,10 +63,10 @@ def in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
         rms_norm.backward: rms_norm.reference_backward,
         rotary_embedding.rotate: _rotate,
         rotary_embedding.rotate_back: rotary_embedding.reference_backward,
-        softcap_attention.forward: _capped,
-        softcap_attention.backward: _capped_back,
+        softcap_attention.forward: _softcap_forward,
+        softcap_attention.backward: _softcap_backward,
         adapter_dropout.drop: adapter_dropout.reference,
-        adapter_dropout.add_share: adapter_dropout.reference_add_share,
+        adapter_dropout.add_lora_dx: adapter_dropout.reference_add_lora_dx,
         adapted_activation.forward: adapted_activation.reference,
         adapted_activation.backward: adapted_activation.reference_backward,
     }

@@ -12,7 +12,7 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from bitsandbytes.optim import AdamW8bit
 from peft import LoraConfig, get_peft_model
 
-from finetune_kernels.primitives.adapter_dropout import Draw, Mask, new_draw
+from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask, new_dropout_seed
 from finetune_test_kernels.mutated_kernels import Load, loaded_afresh, true_modules, write_mutant
 from finetune_test_kernels.small_layers import OurDropout, cos_sin_of, drop_by, small_model
 from finetune_test_kernels.tensor_checks import DEVICE, normal, relative_error
@@ -38,9 +38,9 @@ def rms_norm(load: Load) -> Pairs:
     for offset, added, residual in ((1.0, delta, dh), (0.0, None, None)):
         h, y, scales = true.reference_forward(x.double(), w.double(), 0.1, offset, added)
         exact += [h, y, scales]
-        exact += true.reference_backward(dy.double(), h, w.double(), scales, offset, residual, again=True)
+        exact += true.reference_backward(dy.double(), h, w.double(), scales, offset, residual, return_y=True)
         found += ours.forward(x, w, 0.1, offset, added)
-        found += ours.backward(dy, h.float(), w, scales.float(), offset, residual, again=True)
+        found += ours.backward(dy, h.float(), w, scales.float(), offset, residual, return_y=True)
     yield from zip(found, exact, strict=True)
 
 
@@ -63,8 +63,8 @@ def adapted_activation(load: Load) -> Pairs:
     gate_up, dy = normal(t, 2 * f), normal(t, f, seed=1)
     inner, d, a = normal(t, 24, seed=2), normal(t, 19, seed=3)[:, :18], normal(18, f, seed=4)
     parts = [(inner[:, :18], normal(f, 18, seed=5), 0.5), (inner[:, 18:23], normal(f, 5, seed=6), 1.5)]
-    shares = tuple(ours.Share(*part) for part in parts)
-    exact_shares = tuple(true.Share(i.double(), b.double(), s) for i, b, s in parts)
+    shares = tuple(ours.LoraDelta(*part) for part in parts)
+    exact_shares = tuple(true.LoraDelta(i.double(), b.double(), s) for i, b, s in parts)
     activations, exact_dy = dy.clone(), dy.double()
     found = ours.backward(activations, gate_up, "silu", shares, (d, a))
     exact = true.reference_backward(exact_dy, gate_up.double(), "silu", exact_shares, (d.double(), a.double()))
@@ -86,7 +86,7 @@ def rotary_embedding(load: Load) -> Pairs:
 
 def linear_cross_entropy(load: Load) -> Pairs:
     ours, true = load("linear_cross_entropy"), true_modules("linear_cross_entropy")
-    ours.CHUNK_ROWS, ours.LARGEST_BLOCK = 2, 8
+    ours.CHUNK_ROWS, ours.MAX_BLOCK = 2, 8
     hidden, weight, targets = normal(3, 6), normal(19, 6, seed=1), torch.tensor([0, 18, 9], device=DEVICE)
     for softcap in (None, 2.0):
         leaf = hidden.clone().requires_grad_()
@@ -98,7 +98,7 @@ def linear_cross_entropy(load: Load) -> Pairs:
 
 def blocked_cross_entropy(load: Load) -> Pairs:
     ours, true = load("blocked_cross_entropy"), true_modules("linear_cross_entropy")
-    ours.VOCABULARY_BLOCK, ours.LARGEST_BLOCK, ours.HEAD_ROWS = 8, 4, 2
+    ours.VOCABULARY_BLOCK, ours.MAX_BLOCK, ours.HEAD_ROWS = 8, 4, 2
     hidden, weight, targets = normal(3, 6), normal(19, 6, seed=1), torch.tensor([0, 18, 9], device=DEVICE)
     for softcap in (None, 2.0):
         leaf = hidden.clone().requires_grad_()
@@ -133,11 +133,11 @@ def lora_linear(load: Load) -> Pairs:
 def adapter_dropout(load: Load) -> Pairs:
     ours, true = load("adapter_dropout"), true_modules("adapter_dropout")
     ours.BLOCK_T, ours.BLOCK_R = 16, 16
-    mask = Mask(Draw(2**30 + 5, first_row=3), 2, 0.3)
+    mask = Mask(DropoutSeed(2**30 + 5, first_row=3), 2, 0.3)
     x, dx, d, a = normal(17, 140)[:, :138], normal(17, 138, seed=1), normal(17, 20, seed=2)[:, :18], normal(18, 138)
     yield ours.drop(x, mask), true.reference(x.double(), mask)
-    exact = true.reference_add_share(dx.double(), d.double(), a.double(), mask)
-    yield ours.add_share(dx, d, a, mask), exact
+    exact = true.reference_add_lora_dx(dx.double(), d.double(), a.double(), mask)
+    yield ours.add_lora_dx(dx, d, a, mask), exact
 
 
 def linear_group(load: Load) -> Pairs:
@@ -149,14 +149,14 @@ def linear_group(load: Load) -> Pairs:
         for parameter in plain.parameters():
             torch.nn.init.normal_(parameter)
         layers = list(plain.to(DEVICE).values())
-        group = load("linear_group").LinearGroup(layers, torch.float32, keep_dequantized=True, stream=4)
+        group = load("linear_group").LinearGroup(layers, torch.float32, keep_dequantized=True, philox_stream=4)
         for stream in (0, 2) if "lora_dropout" in options else ():
-            layers[stream].lora_dropout["default"] = OurDropout(Mask(Draw(8), 4 + stream, 0.5))
+            layers[stream].lora_dropout["default"] = OurDropout(Mask(DropoutSeed(8), 4 + stream, 0.5))
         x, dy = normal(3, 6).requires_grad_(), normal(3, 12, seed=1)
         expected = torch.cat([layer(x) for layer in layers], dim=1)
         exact = torch.autograd.grad(expected, [x, *group.parameters], dy)
         with torch.no_grad():
-            pass_ctx = group.begin(Draw(8))
+            pass_ctx = group.begin(DropoutSeed(8))
             y, xa = group.forward(x, pass_ctx)
             dx, d_xa = group.backward(dy, pass_ctx)
             found = [dx, *group.gradients(dy, x, xa, d_xa, pass_ctx)]
@@ -190,7 +190,7 @@ def dropped_layer(load: Load) -> Pairs:
     policies = load("decoder_layer").ActivationPolicy
     dropped, model = (small_model("llama", torch.float32, lora_dropout=0.4).to(DEVICE) for _ in range(2))
     torch.manual_seed(3)
-    drop_by(dropped.get_base_model(), [new_draw()])
+    drop_by(dropped.get_base_model(), [new_dropout_seed()])
     inputs, ours = ([value for value in each.parameters() if value.requires_grad] for each in (dropped, model))
     expected = _layer_results(dropped, inputs)
     fused = load("fused_layers").FusedLayers(
@@ -261,7 +261,7 @@ def multi_tensor_adamw(load: Load) -> Pairs:
     """Two steps with clipping, against bitsandbytes and torch."""
     options = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.1}
     ours, theirs = ([torch.nn.Parameter(normal(64, 80, seed=seed)) for seed in range(2)] for _ in range(2))
-    flat, plain = load("multi_tensor_adamw").FlatAdamW8bit(ours, **options), AdamW8bit(theirs, **options)
+    flat, plain = load("multi_tensor_adamw").MultiTensorAdamW8bit(ours, **options), AdamW8bit(theirs, **options)
     starts = [value.detach().clone() for value in ours]
     for step, size in enumerate((1e-6, 100.0)):
         for seed, pair in enumerate(zip(ours, theirs, strict=True)):

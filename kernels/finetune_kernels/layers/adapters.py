@@ -43,7 +43,7 @@ class LinearAdapter:
     outputs: slice
     dropout: nn.Module
     """peft's: nn.Dropout, or nn.Identity."""
-    stream: int
+    philox_stream: int
     """Of its masks."""
 
     @property
@@ -57,11 +57,11 @@ class LinearAdapter:
         return float(self.dropout.p) if isinstance(self.dropout, nn.Dropout) and self.dropout.training else 0.0
 
 
-def lay_out_adapters(linears: Sequence[Any], stream: int) -> list[LinearAdapter]:
-    """The adapters of those of the layers that have one; the layers' streams are counted from `stream` on."""
+def lay_out_adapters(linears: Sequence[Any], philox_stream: int) -> list[LinearAdapter]:
+    """The adapters of those of the layers that have one; the layers' streams are counted from `philox_stream` on."""
     found: list[LinearAdapter] = []
     rank = output = 0
-    for number, linear in enumerate(linears, stream):
+    for number, linear in enumerate(linears, philox_stream):
         size = getattr(linear, "base_layer", linear).out_features
         if hasattr(linear, "lora_A"):
             (name,) = linear.active_adapters
@@ -75,7 +75,7 @@ def lay_out_adapters(linears: Sequence[Any], stream: int) -> list[LinearAdapter]
                     ranks=slice(rank, rank + a.shape[0]),
                     outputs=slice(output, output + size),
                     dropout=linear.lora_dropout[name],
-                    stream=number,
+                    philox_stream=number,
                 )
             )
             rank += a.shape[0]

@@ -11,9 +11,9 @@ import torch
 from finetune_kernels.layers.adapters import LoraPass
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.ops import attention, rms_norm
-from finetune_kernels.ops.attention import Documents, Scoring
+from finetune_kernels.ops.attention import AttentionParams, PackedSequences
 from finetune_kernels.ops.rotary_embedding import HeadNorm, Heads, rotate, rotate_back
-from finetune_kernels.primitives.adapter_dropout import Draw
+from finetune_kernels.primitives.adapter_dropout import DropoutSeed
 
 
 class Norm(NamedTuple):
@@ -87,27 +87,27 @@ class AttentionBlock:
     post_norm: Norm | None
     heads: Heads
     head_norm: HeadNorm | None
-    scoring: Scoring
+    params: AttentionParams
 
-    def begin(self, draw: Draw | None) -> AttentionPass:
-        """A pass with the masks of `draw`."""
-        return AttentionPass(self.qkv.begin(draw), self.o.begin(draw))
+    def begin(self, seed: DropoutSeed | None) -> AttentionPass:
+        """A pass with the masks of `seed`."""
+        return AttentionPass(self.qkv.begin(seed), self.o.begin(seed))
 
     def forward(
-        self, x: torch.Tensor, cos_sin: CosSin, documents: Documents, pass_ctx: AttentionPass
+        self, x: torch.Tensor, cos_sin: CosSin, documents: PackedSequences, pass_ctx: AttentionPass
     ) -> tuple[AttentionActivations, torch.Tensor]:
         """x [T, hidden] -> what is kept, and what is to be added to x."""
         _, n1, r1 = rms_norm.forward(x, self.norm.weight, self.norm.eps)
         qkv, xa_qkv = self.qkv.forward(n1, pass_ctx.qkv)
         q, k, v = self.heads.split(rotate(qkv, *cos_sin, self.heads, self.head_norm))
-        out, saved = attention.forward(q, k, v, documents, self.scoring)
+        out, saved = attention.forward(q, k, v, documents, self.params)
         a, xa_o = self.o.forward(out.flatten(1), pass_ctx.o)
         added, post = normalize(self.post_norm, a)
         return AttentionActivations(r1, qkv, xa_qkv, out, xa_o, post, saved), added
 
     def backward(
-        self, dh: torch.Tensor, x: torch.Tensor, cos_sin: CosSin, documents: Documents, attended: AttentionActivations,
-        pass_ctx: AttentionPass, *, wants_dx: bool,
+        self, dh: torch.Tensor, x: torch.Tensor, cos_sin: CosSin, documents: PackedSequences,
+        attended: AttentionActivations, pass_ctx: AttentionPass, *, wants_dx: bool,
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:  # fmt: skip
         """dh [T, hidden], the gradient of x + added -> that of x (both ways) and of the adapters, q k v first."""
         da = normalize_back(self.post_norm, dh, attended.post)
@@ -116,14 +116,14 @@ class AttentionBlock:
         d_qkv = self._rotated_back(d_out, cos_sin, documents, attended)
         if wants_dx:
             dn1, d_xa = self.qkv.backward(d_qkv, pass_ctx.qkv)
-            dx, n1 = rms_norm.backward(dn1, x, self.norm.weight, attended.r1, residual=dh, again=True)
+            dx, n1 = rms_norm.backward(dn1, x, self.norm.weight, attended.r1, residual=dh, return_y=True)
         else:
             dx, d_xa = None, self.qkv.d_xa(d_qkv, pass_ctx.qkv)
             _, n1, _ = rms_norm.forward(x, self.norm.weight, self.norm.eps)
         return dx, [*self.qkv.gradients(d_qkv, n1, attended.xa_qkv, d_xa, pass_ctx.qkv), *of_o]
 
     def _rotated_back(
-        self, d_out: torch.Tensor, cos_sin: CosSin, documents: Documents, attended: AttentionActivations
+        self, d_out: torch.Tensor, cos_sin: CosSin, documents: PackedSequences, attended: AttentionActivations
     ) -> torch.Tensor:
         """Gradient of the merged projection, from that of attention's output."""
         rotated = attended.qkv
@@ -131,6 +131,6 @@ class AttentionBlock:
             rotated = rotate(attended.qkv, *cos_sin, self.heads, self.head_norm)
         three = attention.backward(
             d_out.view_as(attended.out), *self.heads.split(rotated), attended.out, attended.saved, documents,
-            self.scoring,
+            self.params,
         )  # fmt: skip
         return rotate_back(three, attended.qkv, *cos_sin, self.heads, self.head_norm)

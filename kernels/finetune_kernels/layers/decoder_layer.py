@@ -20,9 +20,9 @@ from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.layers.mlp_block import DownActivations, GateUpActivations, MlpBlock, MlpPass
 from finetune_kernels.layers.tiled_mlp import backward_in_tiles, forward_in_tiles, needs_tiles
 from finetune_kernels.ops import rms_norm
-from finetune_kernels.ops.attention import Documents
+from finetune_kernels.ops.attention import PackedSequences
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.primitives.adapter_dropout import new_draw
+from finetune_kernels.primitives.adapter_dropout import new_dropout_seed
 
 
 @dataclass
@@ -51,10 +51,10 @@ class DecoderLayer:
 
     def begin(self) -> "LayerPass":
         """A new pass, with masks of its own where adapters drop a part of their inputs."""
-        draw = new_draw() if any(group.drops for group in self.groups) else None
-        return LayerPass(self.attention.begin(draw), self.mlp.begin(draw))
+        seed = new_dropout_seed() if any(group.drops for group in self.groups) else None
+        return LayerPass(self.attention.begin(seed), self.mlp.begin(seed))
 
-    def __call__(self, x: torch.Tensor, cos_sin: CosSin, documents: Documents) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, cos_sin: CosSin, documents: PackedSequences) -> torch.Tensor:
         """x [T, hidden], cos_sin of the tokens -> [T, hidden]; without gradients nothing is kept anywhere."""
         if not torch.is_grad_enabled():
             return _pass(self, x, cos_sin, documents, self.begin(), finish=False).y
@@ -94,7 +94,7 @@ class SavedActivations(NamedTuple):
 
 
 def _attend(
-    layer: DecoderLayer, x: torch.Tensor, cos_sin: CosSin, documents: Documents, pass_ctx: LayerPass
+    layer: DecoderLayer, x: torch.Tensor, cos_sin: CosSin, documents: PackedSequences, pass_ctx: LayerPass
 ) -> tuple[AttentionActivations, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The attention half; h, its scales and the normalised h."""
     attended, added = layer.attention.forward(x, cos_sin, documents, pass_ctx.attention)
@@ -103,7 +103,13 @@ def _attend(
 
 
 def _pass(
-    layer: DecoderLayer, x: torch.Tensor, cos_sin: CosSin, documents: Documents, pass_ctx: LayerPass, *, finish: bool
+    layer: DecoderLayer,
+    x: torch.Tensor,
+    cos_sin: CosSin,
+    documents: PackedSequences,
+    pass_ctx: LayerPass,
+    *,
+    finish: bool,
 ) -> LayerActivations:
     """The module's formula; `finish`: where the MLP goes in tiles, its second projection's part is wanted, too."""
     attended, h, r2, n2 = _attend(layer, x, cos_sin, documents, pass_ctx)
@@ -127,7 +133,7 @@ class DecoderLayerFunction(torch.autograd.Function):
         cos: torch.Tensor,
         sin: torch.Tensor,
         layer: DecoderLayer,
-        documents: Documents,
+        documents: PackedSequences,
         *parameters: torch.Tensor,
     ) -> torch.Tensor:
         """See the module's formula; `parameters` are `layer.parameters`."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from finetune_kernels.primitives.fp8 import EightBitWeight, suits
+from finetune_kernels.primitives.fp8 import Fp8Weight, fits_fp8
 from finetune_kernels.primitives.nf4 import dequantize
 
 
@@ -23,7 +23,7 @@ class FrozenWeight:
         """Rows of each layer."""
         self.features = int(bases[0].in_features)
         self._kept = self._dequantize() if keep_dequantized else None
-        self._fp8: EightBitWeight | None = None
+        self._fp8: Fp8Weight | None = None
 
     def _dequantize(self) -> torch.Tensor:
         states = [getattr(base.weight, "quant_state", None) for base in self._bases]
@@ -55,8 +55,8 @@ class FrozenWeight:
 
     def use_fp8(self) -> None:
         """ActivationPolicy W in 8 bits for both products, instead of decoded; not where its sizes do not suit."""
-        if suits(sum(self.sizes), self.features):
-            self._fp8, self._kept = EightBitWeight(self.tensor()), None
+        if fits_fp8(sum(self.sizes), self.features):
+            self._fp8, self._kept = Fp8Weight(self.tensor()), None
 
     def use_compute_dtype(self) -> None:
         """ActivationPolicy W decoded."""

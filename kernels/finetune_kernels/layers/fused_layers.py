@@ -14,7 +14,7 @@ from finetune_kernels.layers.host_memory import HostMemory
 from finetune_kernels.layers.host_vocabulary import move_to_host
 from finetune_kernels.layers.layer_builder import build_layer
 from finetune_kernels.layers.linear_group import LinearGroup
-from finetune_kernels.ops.attention import Documents
+from finetune_kernels.ops.attention import PackedSequences
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 
 
@@ -30,8 +30,8 @@ class FusedLayers:
             build_layer(index, layer, causal.config, policy, dtype, host, keep_dequantized=keep_dequantized)
             for index, (layer, policy) in enumerate(zip(causal.model.layers, policies, strict=True))
         ]
-        self._angles: dict[str | None, CosSin] = {}
-        self._documents: Documents | None = None
+        self._cos_sin: dict[str | None, CosSin] = {}
+        self._documents: PackedSequences | None = None
         for index, layer in enumerate(causal.model.layers):
             layer.forward = _Forward(self, index, layer)
 
@@ -78,12 +78,12 @@ class FusedLayers:
         """One layer: hidden [B, T, hidden] -> the same. Layers of one `kind` turn by the same cos_sin."""
         batch, length, _ = hidden.shape
         if index == 0 or self._documents is None:
-            self._angles = {}
+            self._cos_sin = {}
             self._documents = _documents(batch, length, hidden.device, options)
-        if kind not in self._angles:
-            self._angles[kind] = CosSin(*(angle.expand(batch, -1, -1).flatten(0, 1).contiguous() for angle in cos_sin))
+        if kind not in self._cos_sin:
+            self._cos_sin[kind] = CosSin(*(angle.expand(batch, -1, -1).flatten(0, 1).contiguous() for angle in cos_sin))
         rows = hidden.contiguous().flatten(0, 1)
-        return self.layers[index](rows, self._angles[kind], self._documents).view(hidden.shape)
+        return self.layers[index](rows, self._cos_sin[kind], self._documents).view(hidden.shape)
 
 
 class _Forward:
@@ -106,8 +106,8 @@ class _Forward:
         return self._fused.run(self._index, hidden_states, self._kind, position_embeddings, options)
 
 
-def _documents(batch: int, length: int, device: torch.device, options: Any) -> Documents:
+def _documents(batch: int, length: int, device: torch.device, options: Any) -> PackedSequences:
     ends = options.get("cu_seq_lens_q")
     if ends is None:
-        return Documents.of_length(length, batch, device)
-    return Documents(ends.to(torch.int32), int(options["max_length_q"]), batch * length)
+        return PackedSequences.of_length(length, batch, device)
+    return PackedSequences(ends.to(torch.int32), int(options["max_length_q"]), batch * length)

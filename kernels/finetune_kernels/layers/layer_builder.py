@@ -15,7 +15,7 @@ from finetune_kernels.layers.host_memory import HostMemory
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.layers.mlp_block import MlpBlock
 from finetune_kernels.layers.patching import ACTIVATIONS, NORMS, why_not_adapter
-from finetune_kernels.ops.attention import Scoring
+from finetune_kernels.ops.attention import AttentionParams
 from finetune_kernels.ops.rotary_embedding import HeadNorm, Heads
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.families import FAMILIES
@@ -91,7 +91,7 @@ def build_layer(
     def group(parent: Any, merged: str, *names: str) -> LinearGroup:
         found = (merged,) if hasattr(parent, merged) else names
         linears = [getattr(parent, name) for name in found]
-        return LinearGroup(linears, dtype, keep_dequantized=keep_dequantized, stream=PROJECTIONS.index(found[0]))
+        return LinearGroup(linears, dtype, keep_dequantized=keep_dequantized, philox_stream=PROJECTIONS.index(found[0]))
 
     return DecoderLayer(
         index=index,
@@ -102,7 +102,7 @@ def build_layer(
             post_norm=_norm(layer.post_attention_layernorm) if sandwich else None,
             heads=Heads(config.num_attention_heads, config.num_key_value_heads, head_size(config)),
             head_norm=_head_norm(attention),
-            scoring=_scoring(attention, config),
+            params=_attention_params(attention, config),
         ),
         mlp=MlpBlock(
             norm=_norm(before_mlp),
@@ -133,10 +133,12 @@ def _head_norm(attention: Any) -> HeadNorm | None:
     return HeadNorm(query.weight, key.weight, query.eps)
 
 
-def _scoring(attention: Any, config: Any) -> Scoring:
+def _attention_params(attention: Any, config: Any) -> AttentionParams:
     """Qwen and Gemma say the window per layer, Mistral and Phi for the model. Gemma 3 has a field for a cap, and no
     cap."""
     kind = type(attention).__name__
     window = config.sliding_window if kind in ("MistralAttention", "Phi3Attention") else None
     window = getattr(attention, "sliding_window", window)
-    return Scoring(attention.scaling, window, attention.attn_logit_softcapping if kind == "Gemma2Attention" else None)
+    return AttentionParams(
+        attention.scaling, window, attention.attn_logit_softcapping if kind == "Gemma2Attention" else None
+    )

@@ -18,9 +18,9 @@ from torch import nn
 
 from finetune_kernels.layers.adapters import PLAIN, LinearAdapter, LoraPass, lay_out_adapters
 from finetune_kernels.layers.frozen_weight import FrozenWeight
-from finetune_kernels.ops.adapted_activation import LARGEST_RANK, Share
+from finetune_kernels.ops.adapted_activation import MAX_RANK, LoraDelta
 from finetune_kernels.primitives import adapter_dropout, dora
-from finetune_kernels.primitives.adapter_dropout import Draw, Mask
+from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask
 
 
 def reference(linears: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
@@ -30,17 +30,19 @@ def reference(linears: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
 
 class LinearGroup:
     """The layers `linears` (peft's LoRA layers, or plain ones) as one; `keep_dequantized` keeps W decoded;
-    `stream` and the numbers after it are the linears' masks' own."""
+    `philox_stream` and the numbers after it are the linears' masks' own."""
 
-    def __init__(self, linears: Sequence[Any], dtype: torch.dtype, *, keep_dequantized: bool, stream: int = 0) -> None:
+    def __init__(
+        self, linears: Sequence[Any], dtype: torch.dtype, *, keep_dequantized: bool, philox_stream: int = 0
+    ) -> None:
         self._bases = [getattr(linear, "base_layer", linear) for linear in linears]
         self._dtype = dtype
         self.frozen = FrozenWeight(self._bases, dtype, keep_dequantized=keep_dequantized)
-        self._adapters = lay_out_adapters(linears, stream)
+        self._adapters = lay_out_adapters(linears, philox_stream)
         self._dropouts = [adapter.dropout for adapter in self._adapters if isinstance(adapter.dropout, nn.Dropout)]
         self._has_magnitudes = any(adapter.magnitude is not None for adapter in self._adapters)
         self._ranks = self._adapters[-1].ranks.stop if self._adapters else 0
-        self.fuses_into_activation = all(adapter.a.shape[0] <= LARGEST_RANK for adapter in self._adapters)
+        self.fuses_into_activation = all(adapter.a.shape[0] <= MAX_RANK for adapter in self._adapters)
         """Whether `adapted_activation` takes the adapters' shares."""
         self.bias = self._merge_biases()
         self._squares = dora.row_squares(self.frozen.tensor()) if self._has_magnitudes else None
@@ -71,11 +73,11 @@ class LinearGroup:
         """Whether any adapter drops a part of its input now."""
         return any(dropout.training for dropout in self._dropouts)
 
-    def begin(self, draw: Draw | None) -> LoraPass:
-        """What a pass with the masks of `draw` is made with."""
+    def begin(self, seed: DropoutSeed | None) -> LoraPass:
+        """What a pass with the masks of `seed` is made with."""
         masks: tuple[Mask, ...] = ()
-        if draw is not None and self.drops:
-            masks = tuple(Mask(draw, adapter.stream, adapter.p) for adapter in self._adapters)
+        if seed is not None and self.drops:
+            masks = tuple(Mask(seed, adapter.philox_stream, adapter.p) for adapter in self._adapters)
         return LoraPass(masks, self._scales()) if masks or self._has_magnitudes else PLAIN
 
     def _scales(self) -> dora.Scales | None:
@@ -113,16 +115,16 @@ class LinearGroup:
             return adapter.b.to(self._dtype)
         return (adapter.b * pass_ctx.scales.factor[adapter.outputs].unsqueeze(1)).to(self._dtype)
 
-    def lora_deltas(self, xa: torch.Tensor, pass_ctx: LoraPass) -> tuple[Share | None, Share | None]:
+    def lora_deltas(self, xa: torch.Tensor, pass_ctx: LoraPass) -> tuple[LoraDelta | None, LoraDelta | None]:
         """What small adapters add to the first and to the second half of y."""
         half = sum(self.frozen.sizes) // 2
-        found: list[Share | None] = [None, None]
+        found: list[LoraDelta | None] = [None, None]
         for adapter in self._adapters if self.fuses_into_activation else ():
             b, i = self._b(adapter, pass_ctx), xa[:, adapter.ranks]
             for index in (0, 1):
                 if adapter.outputs.start <= index * half and adapter.outputs.stop >= (index + 1) * half:
                     first = index * half - adapter.outputs.start
-                    found[index] = Share(i, b[first : first + half], adapter.scale)
+                    found[index] = LoraDelta(i, b[first : first + half], adapter.scale)
         return found[0], found[1]
 
     def forward(self, x: torch.Tensor, pass_ctx: LoraPass) -> tuple[torch.Tensor, torch.Tensor]:
@@ -152,7 +154,7 @@ class LinearGroup:
         if not pass_ctx.masks:
             return dx.addmm_(d_xa, self.a()) if self._adapters else dx
         for adapter, mask in zip(self._adapters, pass_ctx.masks, strict=True):
-            adapter_dropout.add_share(dx, d_xa[:, adapter.ranks], adapter.a.to(self._dtype), mask)
+            adapter_dropout.add_lora_dx(dx, d_xa[:, adapter.ranks], adapter.a.to(self._dtype), mask)
         return dx
 
     def backward(self, dy: torch.Tensor, pass_ctx: LoraPass) -> tuple[torch.Tensor, torch.Tensor]:

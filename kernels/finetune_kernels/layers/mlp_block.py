@@ -16,7 +16,7 @@ from finetune_kernels.layers.attention_block import Norm, NormActivations, norma
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.ops import adapted_activation, rms_norm
 from finetune_kernels.ops.gated_activation import Activation
-from finetune_kernels.primitives.adapter_dropout import Draw
+from finetune_kernels.primitives.adapter_dropout import DropoutSeed
 
 
 class MlpPass(NamedTuple):
@@ -54,9 +54,9 @@ class MlpBlock:
     post_norm: Norm | None
     activation: Activation
 
-    def begin(self, draw: Draw | None) -> MlpPass:
-        """A pass with the masks of `draw`."""
-        return MlpPass(self.gate_up.begin(draw), self.down.begin(draw))
+    def begin(self, seed: DropoutSeed | None) -> MlpPass:
+        """A pass with the masks of `seed`."""
+        return MlpPass(self.gate_up.begin(seed), self.down.begin(seed))
 
     def project(self, n2: torch.Tensor, pass_ctx: MlpPass) -> GateUpActivations:
         """Normalised h [T, hidden] -> gate and up side by side."""
@@ -94,6 +94,6 @@ class MlpBlock:
         of_down = self.down.gradients(dm, activated, xa_down, d_xa_down, pass_ctx.down)
         del activated, d_activated
         dn2, d_xa = self.gate_up.backward(d_gate_up, pass_ctx.gate_up)
-        dh, n2 = rms_norm.backward(dn2, h, self.norm.weight, r2, residual=dy, again=True)
+        dh, n2 = rms_norm.backward(dn2, h, self.norm.weight, r2, residual=dy, return_y=True)
         of_gate_up = self.gate_up.gradients(d_gate_up, n2, projected.xa, d_xa, pass_ctx.gate_up)
         return dh, [*of_gate_up, *of_down]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from finetune_kernels.ops import attention
-from finetune_kernels.ops.attention import Documents, Scoring
+from finetune_kernels.ops.attention import AttentionParams, PackedSequences
 from finetune_kernels.planning.families import FAMILIES
 
 NAME = "finetune_packed"
@@ -26,27 +26,27 @@ class PackedAttentionFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, scoring: Scoring
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: PackedSequences, params: AttentionParams
     ) -> torch.Tensor:
         """See `packed_attention`."""
-        out, saved = attention.forward(q, k, v, documents, scoring)
+        out, saved = attention.forward(q, k, v, documents, params)
         ctx.save_for_backward(q, k, v, out, *saved)
-        ctx.documents, ctx.scoring = documents, scoring
+        ctx.documents, ctx.params = documents, params
         return out
 
     @staticmethod
     def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of q, k and v."""
         q, k, v, out, *saved = ctx.saved_tensors
-        three = attention.backward(dout.contiguous(), q, k, v, out, tuple(saved), ctx.documents, ctx.scoring)
+        three = attention.backward(dout.contiguous(), q, k, v, out, tuple(saved), ctx.documents, ctx.params)
         return *three, None, None
 
 
 def packed_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: Documents, scoring: Scoring
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: PackedSequences, params: AttentionParams
 ) -> torch.Tensor:
     """query [T, H, D], key and value [T, H_kv, D] -> [T, H, D]."""
-    return PackedAttentionFunction.apply(query, key, value, documents, scoring)  # type: ignore[no-untyped-call, no-any-return]
+    return PackedAttentionFunction.apply(query, key, value, documents, params)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def _attend(
@@ -58,9 +58,9 @@ def _attend(
         return _attend_dense(module, query, key, value, mask, scaling, options)
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
     ends = options["cu_seq_lens_q"].to(torch.int32)
-    documents = Documents(ends, int(options["max_length_q"]), q.shape[0])
-    scoring = Scoring(scaling, options.get("sliding_window"), options.get("softcap"))
-    return packed_attention(q, k, v, documents, scoring).unsqueeze(0), None
+    documents = PackedSequences(ends, int(options["max_length_q"]), q.shape[0])
+    params = AttentionParams(scaling, options.get("sliding_window"), options.get("softcap"))
+    return packed_attention(q, k, v, documents, params).unsqueeze(0), None
 
 
 def _attend_dense(

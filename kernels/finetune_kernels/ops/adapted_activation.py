@@ -21,12 +21,12 @@ from finetune_kernels.primitives.precision import widen
 
 BLOCK_T, TILES = 32, 8
 """Rows of a tile, and tiles of rows that one program takes: it reads the adapters once for all of them."""
-LARGEST_RANK = 64
-"""Shares of larger adapters are cheaper as products of their own."""
+MAX_RANK = 64
+"""LoraDeltas of larger adapters are cheaper as products of their own."""
 
 
 @dataclass(frozen=True)
-class Share:
+class LoraDelta:
     """What an adapter adds to one of the projections: scale * inner @ b^T."""
 
     inner: torch.Tensor
@@ -36,10 +36,10 @@ class Share:
     scale: float
 
 
-Shares = tuple[Share | None, Share | None]
+LoraDeltas = tuple[LoraDelta | None, LoraDelta | None]
 
 
-def reference(gate_up: torch.Tensor, activation: Activation, shares: Shares) -> torch.Tensor:
+def reference(gate_up: torch.Tensor, activation: Activation, shares: LoraDeltas) -> torch.Tensor:
     """The forward formula in fp32 or fp64: gate_up [T, 2 F] -> [T, F]."""
     return gated_activation.reference(*_adapted(gate_up, shares), activation).to(gate_up.dtype)
 
@@ -48,7 +48,7 @@ def reference_backward(
     dy: torch.Tensor,
     gate_up: torch.Tensor,
     activation: Activation,
-    shares: Shares,
+    shares: LoraDeltas,
     after: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> torch.Tensor:
     """`backward` by PyTorch; it overwrites `dy` as well."""
@@ -59,7 +59,7 @@ def reference_backward(
     return torch.cat(gradients, dim=1).to(gate_up.dtype)
 
 
-def _adapted(gate_up: torch.Tensor, shares: Shares) -> tuple[torch.Tensor, torch.Tensor]:
+def _adapted(gate_up: torch.Tensor, shares: LoraDeltas) -> tuple[torch.Tensor, torch.Tensor]:
     """g and u [T, F], wide."""
     halves = []
     for half, share in zip(widen(gate_up).chunk(2, dim=1), shares, strict=True):
@@ -144,7 +144,7 @@ def _backward(  # type: ignore[no-untyped-def]
         tl.store(dy_ptr + to, value * u, mask=inside)
 
 
-def _arguments(share: Share | None, unused: torch.Tensor) -> tuple[Any, ...]:
+def _arguments(share: LoraDelta | None, unused: torch.Tensor) -> tuple[Any, ...]:
     if share is None:
         return unused, unused, 0, 0.0
     return share.inner, share.b, share.inner.stride(0), share.scale
@@ -155,7 +155,7 @@ def launch(
 ) -> None:
     """Run `kernel` over `size`, [T, F], for adapters of `ranks`, by the names that it gives them."""
     # the fastest on an H200 of those that 99 KiB of shared memory (Ada) are enough for
-    columns, warps = (128, 8) if max(ranks.values()) <= LARGEST_RANK // 2 else (64, 4)
+    columns, warps = (128, 8) if max(ranks.values()) <= MAX_RANK // 2 else (64, 4)
     padded = {f"{name}_PAD": max(16, triton.next_power_of_2(rank)) for name, rank in ranks.items()}
     kernel[(triton.cdiv(size[0], BLOCK_T * TILES), triton.cdiv(size[1], columns))](
         *arguments, **ranks, **padded, GELU=activation == "gelu_tanh", BLOCK_T=BLOCK_T, BLOCK_F=columns, TILES=TILES,
@@ -163,12 +163,12 @@ def launch(
     )  # fmt: skip
 
 
-def _ranks(shares: Shares) -> dict[str, int]:
+def _ranks(shares: LoraDeltas) -> dict[str, int]:
     gate, up = (0 if share is None else share.b.shape[1] for share in shares)
     return {"RG": gate, "RU": up}
 
 
-def forward(gate_up: torch.Tensor, activation: Activation, shares: Shares) -> torch.Tensor:
+def forward(gate_up: torch.Tensor, activation: Activation, shares: LoraDeltas) -> torch.Tensor:
     """See `reference`."""
     t, f = gate_up.shape[0], gate_up.shape[1] // 2
     y = gate_up.new_empty(t, f)
@@ -181,7 +181,7 @@ def backward(
     dy: torch.Tensor,
     gate_up: torch.Tensor,
     activation: Activation,
-    shares: Shares,
+    shares: LoraDeltas,
     after: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> torch.Tensor:
     """Gradient of `gate_up` [T, 2 F]; the same is that of g and u. `after`: d [T, r] and A [r, F] of the adapter that

@@ -27,7 +27,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Documents:
+class PackedSequences:
     """Where documents begin and end in T tokens."""
 
     boundaries: torch.Tensor
@@ -36,7 +36,7 @@ class Documents:
     tokens: int
 
     @classmethod
-    def of_length(cls, length: int, count: int, device: torch.device) -> "Documents":
+    def of_length(cls, length: int, count: int, device: torch.device) -> "PackedSequences":
         """`count` documents of one length."""
         ends = torch.arange(0, count * length + 1, length, dtype=torch.int32, device=device)
         return cls(ends, length, count * length)
@@ -47,13 +47,13 @@ class Documents:
         return self.boundaries.numel() - 1
 
     @property
-    def are_a_batch(self) -> bool:
+    def is_batch(self) -> bool:
         """Whether all have the same length; known without asking the device."""
         return self.count * self.longest == self.tokens
 
 
 @dataclass(frozen=True)
-class Scoring:
+class AttentionParams:
     """How a query scores the keys of its document."""
 
     scale: float
@@ -68,7 +68,7 @@ class Scoring:
 
 
 def reference(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, scoring: Scoring
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: PackedSequences, params: AttentionParams
 ) -> torch.Tensor:
     """The formula in fp32 or fp64, document by document: q [T, H, D], k and v [T, H_kv, D] -> out [T, H, D]."""
     groups = q.shape[1] // k.shape[1]
@@ -76,24 +76,24 @@ def reference(
     for rows in _rows(documents):
         wide = (widen(part[rows]) for part in (q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)))
         one_q, one_k, one_v = (part.transpose(0, 1) for part in wide)
-        scores = scoring.scale * one_q @ one_k.transpose(1, 2)  # [H, L, L]
-        if scoring.softcap is not None:
-            scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
+        scores = params.scale * one_q @ one_k.transpose(1, 2)  # [H, L, L]
+        if params.softcap is not None:
+            scores = params.softcap * torch.tanh(scores / params.softcap)
         at = torch.arange(scores.shape[1], device=q.device)
         back = at[:, None] - at[None, :]
-        unseen = (back < 0) | (back >= (scoring.window or at.numel()))
+        unseen = (back < 0) | (back >= (params.window or at.numel()))
         outs.append((scores.masked_fill(unseen, -torch.inf).softmax(-1) @ one_v).transpose(0, 1))
     return torch.cat(outs).to(q.dtype)
 
 
 def forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, scoring: Scoring
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: PackedSequences, params: AttentionParams
 ) -> tuple[torch.Tensor, Saved]:
     """q [T, H, D], k and v [T, H_kv, D] -> out [T, H, D] and what `backward` needs beside them."""
-    window, scale = scoring.within(documents.longest), scoring.scale
-    if scoring.softcap is not None:
+    window, scale = params.within(documents.longest), params.scale
+    if params.softcap is not None:
         ends, longest = documents.boundaries, documents.longest
-        out, lse = softcap_attention.forward(q, k, v, ends, longest, scale, scoring.softcap, window)
+        out, lse = softcap_attention.forward(q, k, v, ends, longest, scale, params.softcap, window)
         return out, (lse,)
     if not q.is_cuda:
         return _cpu_forward(q, k, v, documents, scale, window)
@@ -116,14 +116,14 @@ def backward(
     v: torch.Tensor,
     out: torch.Tensor,
     saved: Saved,
-    documents: Documents,
-    scoring: Scoring,
+    documents: PackedSequences,
+    params: AttentionParams,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k and v, shaped like them; `dout` and `out` [T, H, D]."""
-    window, scale = scoring.within(documents.longest), scoring.scale
-    if scoring.softcap is not None:
+    window, scale = params.within(documents.longest), params.scale
+    if params.softcap is not None:
         return softcap_attention.backward(
-            dout, q, k, v, out, saved[0], documents.boundaries, documents.longest, scale, scoring.softcap, window
+            dout, q, k, v, out, saved[0], documents.boundaries, documents.longest, scale, params.softcap, window
         )
     if not q.is_cuda:
         return _cpu_backward(dout, q, k, v, out, saved, documents, scale, window)
@@ -137,7 +137,7 @@ def backward(
         dq, dk, dv = (g.transpose(1, 2).reshape(x.shape) for g, x in zip(gradients, (q, k, v), strict=True))
         return dq, dk, dv
     if (documents.tokens + FLASH_PADDING * documents.count) * q[0].numel() >= 2**31 and documents.count > 1:
-        return _backward_in_halves(dout, q, k, v, out, saved, documents, scoring)
+        return _backward_in_halves(dout, q, k, v, out, saved, documents, params)
     lse, state, unused = saved
     ends, longest = documents.boundaries, documents.longest
     dq, dk, dv = aten._flash_attention_backward(
@@ -153,8 +153,8 @@ def _backward_in_halves(
     v: torch.Tensor,
     out: torch.Tensor,
     saved: Saved,
-    documents: Documents,
-    scoring: Scoring,
+    documents: PackedSequences,
+    params: AttentionParams,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The first documents and the last, each alone: FlashAttention's backward counts elements in 32 bits."""
     lse, *others = saved  # sums [H, T]
@@ -167,7 +167,7 @@ def _backward_in_halves(
     found = [
         backward(
             dout[rows], q[rows], k[rows], v[rows], out[rows], (lse[:, rows].contiguous(), *others),
-            Documents(ends, documents.longest, int(ends[-1])), scoring,
+            PackedSequences(ends, documents.longest, int(ends[-1])), params,
         )
         for rows, ends in halves
     ]  # fmt: skip
@@ -180,8 +180,8 @@ def _left(window: int | None) -> dict[str, int]:
     return {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
 
 
-def _takes_cudnn(q: torch.Tensor, documents: Documents, window: int | None) -> bool:
-    if not documents.are_a_batch or q.shape[2] > 128 or window is not None:
+def _takes_cudnn(q: torch.Tensor, documents: PackedSequences, window: int | None) -> bool:
+    if not documents.is_batch or q.shape[2] > 128 or window is not None:
         return False
     shape = (documents.count, documents.longest, *q.shape[1:])
     if shape not in _seen and len(_seen) < CUDNN_SHAPES:
@@ -189,13 +189,13 @@ def _takes_cudnn(q: torch.Tensor, documents: Documents, window: int | None) -> b
     return shape in _seen
 
 
-def _batched(documents: Documents, *parts: torch.Tensor) -> list[torch.Tensor]:
+def _batched(documents: PackedSequences, *parts: torch.Tensor) -> list[torch.Tensor]:
     """[T, H, D] -> [N, H, L, D], views."""
     return [part.view(documents.count, documents.longest, *part.shape[1:]).transpose(1, 2) for part in parts]
 
 
 def _cpu_forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, scale: float, window: int | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: PackedSequences, scale: float, window: int | None
 ) -> tuple[torch.Tensor, Saved]:
     groups = q.shape[1] // k.shape[1]
     outs, sums = [], []
@@ -216,7 +216,7 @@ def _cpu_backward(
     v: torch.Tensor,
     out: torch.Tensor,
     saved: Saved,
-    documents: Documents,
+    documents: PackedSequences,
     scale: float,
     window: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -244,7 +244,7 @@ def _mask(window: int | None, rows: torch.Tensor) -> torch.Tensor | None:
     return torch.zeros(outside.shape, dtype=rows.dtype, device=rows.device).masked_fill_(outside, -torch.inf)
 
 
-def _rows(documents: Documents) -> list[slice]:
+def _rows(documents: PackedSequences) -> list[slice]:
     ends = documents.boundaries.tolist()
     return [slice(first, last) for first, last in pairwise(ends)]
 

@@ -18,14 +18,14 @@ import torch
 import triton
 import triton.language as tl
 
-from finetune_kernels.ops.linear_cross_entropy import LARGEST_BLOCK, _cap
+from finetune_kernels.ops.linear_cross_entropy import MAX_BLOCK, _softcap
 from finetune_kernels.planning.activation_policy import HEAD_ROWS, VOCABULARY_BLOCK
 from finetune_kernels.primitives.gather_rows import gather_rows
 
 
 @triton.jit
 def _add_block(  # type: ignore[no-untyped-def]
-    z_ptr, target_ptr, largest_ptr, total_ptr, picked_ptr, less_ptr, first, width, softcap, CAPPED: tl.constexpr,
+    z_ptr, target_ptr, largest_ptr, total_ptr, picked_ptr, less_ptr, first, width, softcap, HAS_SOFTCAP: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """One row: scores of a block [width], the first of them that of token `first`, become exp(z - m) slope in place;
@@ -37,18 +37,18 @@ def _add_block(  # type: ignore[no-untyped-def]
     largest = before
     for at_first in range(0, width, BLOCK_V):
         at = at_first + columns
-        z = _cap(tl.load(start + at, mask=at < width, other=0.0).to(tl.float32), softcap, CAPPED)
+        z = _softcap(tl.load(start + at, mask=at < width, other=0.0).to(tl.float32), softcap, HAS_SOFTCAP)
         largest = tl.maximum(largest, tl.max(tl.where(at < width, z, -float("inf")), axis=0))
     target = tl.load(target_ptr + row) - first
     if (target >= 0) & (target < width):
-        tl.store(picked_ptr + row, _cap(tl.load(start + target).to(tl.float32), softcap, CAPPED))
+        tl.store(picked_ptr + row, _softcap(tl.load(start + target).to(tl.float32), softcap, HAS_SOFTCAP))
     total = 0.0
     for at_first in range(0, width, BLOCK_V):
         at = at_first + columns
-        z = _cap(tl.load(start + at, mask=at < width, other=0.0).to(tl.float32), softcap, CAPPED)
+        z = _softcap(tl.load(start + at, mask=at < width, other=0.0).to(tl.float32), softcap, HAS_SOFTCAP)
         p = tl.where(at < width, tl.exp(z - largest), 0.0)
         total += tl.sum(p, axis=0)
-        if CAPPED:
+        if HAS_SOFTCAP:
             p *= 1.0 - (z / softcap) * (z / softcap)
         tl.store(start + at, p, mask=at < width)
     less = tl.exp(before - largest)
@@ -106,7 +106,7 @@ class _Sums:
         width = z.shape[1]
         _add_block[(z.shape[0],)](
             z, targets[rows], self.largest[rows], self.total[rows], self.picked[rows], self.less[rows], first, width,
-            softcap or 0.0, CAPPED=softcap is not None, BLOCK_V=min(LARGEST_BLOCK, triton.next_power_of_2(width)),
+            softcap or 0.0, HAS_SOFTCAP=softcap is not None, BLOCK_V=min(MAX_BLOCK, triton.next_power_of_2(width)),
             num_warps=16,
         )  # fmt: skip
         self.weighted[rows].mul_(self.less[rows].unsqueeze(1)).add_(_wide_product(z, block))

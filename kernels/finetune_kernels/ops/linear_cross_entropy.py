@@ -18,7 +18,7 @@ from torch.nn import functional
 from finetune_kernels.planning.activation_policy import CHUNK_ROWS as CHUNK_ROWS
 from finetune_kernels.primitives.precision import widen
 
-LARGEST_BLOCK = 16_384
+MAX_BLOCK = 16_384
 
 
 def reference(
@@ -46,14 +46,16 @@ def reference_gradient(
 
 
 @triton.jit
-def _cap(z, softcap, CAPPED: tl.constexpr):  # type: ignore[no-untyped-def]
-    if CAPPED:
+def _softcap(z, softcap, HAS_SOFTCAP: tl.constexpr):  # type: ignore[no-untyped-def]
+    if HAS_SOFTCAP:
         z = softcap * (2.0 * tl.sigmoid(2.0 * z / softcap) - 1.0)
     return z
 
 
 @triton.jit
-def _losses_and_gradients(logits_ptr, target_ptr, loss_ptr, v, softcap, CAPPED: tl.constexpr, BLOCK_V: tl.constexpr):  # type: ignore[no-untyped-def]
+def _losses_and_gradients(  # type: ignore[no-untyped-def]
+    logits_ptr, target_ptr, loss_ptr, v, softcap, HAS_SOFTCAP: tl.constexpr, BLOCK_V: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     start = logits_ptr + row * v
     target = tl.load(target_ptr + row)
@@ -62,18 +64,18 @@ def _losses_and_gradients(logits_ptr, target_ptr, loss_ptr, v, softcap, CAPPED: 
     total = 0.0
     for first in range(0, v, BLOCK_V):
         at = first + columns
-        z = _cap(tl.load(start + at, mask=at < v, other=0.0).to(tl.float32), softcap, CAPPED)
+        z = _softcap(tl.load(start + at, mask=at < v, other=0.0).to(tl.float32), softcap, HAS_SOFTCAP)
         z = tl.where(at < v, z, -float("inf"))
         bigger = tl.maximum(largest, tl.max(z, axis=0))
         total = total * tl.exp(largest - bigger) + tl.sum(tl.exp(z - bigger), axis=0)
         largest = bigger
     log_sum = largest + tl.log(total)
-    tl.store(loss_ptr + row, log_sum - _cap(tl.load(start + target).to(tl.float32), softcap, CAPPED))
+    tl.store(loss_ptr + row, log_sum - _softcap(tl.load(start + target).to(tl.float32), softcap, HAS_SOFTCAP))
     for first in range(0, v, BLOCK_V):
         at = first + columns
-        z = _cap(tl.load(start + at, mask=at < v, other=0.0).to(tl.float32), softcap, CAPPED)
+        z = _softcap(tl.load(start + at, mask=at < v, other=0.0).to(tl.float32), softcap, HAS_SOFTCAP)
         gradient = tl.exp(z - log_sum) - tl.where(at == target, 1.0, 0.0)
-        if CAPPED:
+        if HAS_SOFTCAP:
             gradient *= 1.0 - (z / softcap) * (z / softcap)
         tl.store(start + at, gradient, mask=at < v)
 
@@ -89,13 +91,13 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
         losses = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         gradient, targets = torch.empty_like(hidden), targets.contiguous()
         v = weight.shape[0]
-        block = min(LARGEST_BLOCK, triton.next_power_of_2(v))
+        block = min(MAX_BLOCK, triton.next_power_of_2(v))
         for first in range(0, hidden.shape[0], CHUNK_ROWS):
             rows = slice(first, first + CHUNK_ROWS)
             logits = hidden[rows] @ weight.T
             _losses_and_gradients[(logits.shape[0],)](
                 logits, targets[rows], losses[rows], v, softcap or 0.0,
-                CAPPED=softcap is not None, BLOCK_V=block, num_warps=16)  # fmt: skip
+                HAS_SOFTCAP=softcap is not None, BLOCK_V=block, num_warps=16)  # fmt: skip
             torch.mm(logits, weight, out=gradient[rows])
         ctx.save_for_backward(gradient)
         return losses.sum()

@@ -1,7 +1,7 @@
 """Root mean square normalisation over the last dimension, in one pass each way.
 
-    y = x * r * (w + offset),   r = 1 / sqrt(mean(x^2) + eps)
-    dx = r * (g - x * r^2 * mean(g * x)),   g = dy * (w + offset)
+    y = x * rstd * (w + offset),   rstd = 1 / sqrt(mean(x^2) + eps)
+    dx = rstd * (g - x * r^2 * mean(g * x)),   g = dy * (w + offset)
 
 Everything between load and store is fp32 and rounded once. `offset` is 1 for Gemma, whose weights are stored around
 zero. The weight is frozen: it gets no gradient. Eager PyTorch reads and writes the row about six times forward.
@@ -30,32 +30,42 @@ def reference_forward(
     """`forward` by PyTorch."""
     h = rows if delta is None else (widen(rows) + widen(delta)).to(rows.dtype)
     wide = widen(h)
-    scales = torch.rsqrt(wide.pow(2).mean(-1) + eps)
-    return h, (wide * scales.unsqueeze(-1) * (widen(weight) + offset)).to(rows.dtype), scales
+    rstd = torch.rsqrt(wide.pow(2).mean(-1) + eps)
+    return h, (wide * rstd.unsqueeze(-1) * (widen(weight) + offset)).to(rows.dtype), rstd
 
 
 def reference_backward(
     dy: torch.Tensor,
     rows: torch.Tensor,
     weight: torch.Tensor,
-    scales: torch.Tensor,
+    rstd: torch.Tensor,
     offset: float = 0.0,
     residual: torch.Tensor | None = None,
     *,
-    again: bool = False,
+    return_y: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`backward` by PyTorch."""
-    x, w, r = widen(rows), widen(weight) + offset, scales.unsqueeze(-1)
+    x, w, rstd = widen(rows), widen(weight) + offset, rstd.unsqueeze(-1)
     g = widen(dy) * w
-    dx = r * (g - x * r * r * (g * x).mean(-1, keepdim=True))
+    dx = rstd * (g - x * rstd * rstd * (g * x).mean(-1, keepdim=True))
     if residual is not None:
         dx = dx + widen(residual)
-    return dx.to(rows.dtype), (x * r * w if again else dx).to(rows.dtype)
+    return dx.to(rows.dtype), (x * rstd * w if return_y else dx).to(rows.dtype)
 
 
 @triton.jit
 def _forward(  # type: ignore[no-untyped-def]
-    x_ptr, delta_ptr, w_ptr, h_ptr, y_ptr, r_ptr, n, eps, OFFSET: tl.constexpr, ADD: tl.constexpr, BLOCK_N: tl.constexpr
+    x_ptr,
+    delta_ptr,
+    w_ptr,
+    h_ptr,
+    y_ptr,
+    rstd_ptr,
+    n,
+    eps,
+    OFFSET: tl.constexpr,
+    ADD: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK_N)
@@ -68,15 +78,15 @@ def _forward(  # type: ignore[no-untyped-def]
         tl.store(h_ptr + at, h, mask=inside)
         x = h.to(tl.float32)
     w = tl.load(w_ptr + columns, mask=inside, other=0.0).to(tl.float32) + OFFSET
-    r = tl.rsqrt(tl.sum(x * x, axis=0) / n + eps)
-    tl.store(r_ptr + row, r)
-    tl.store(y_ptr + at, x * r * w, mask=inside)
+    rstd = tl.rsqrt(tl.sum(x * x, axis=0) / n + eps)
+    tl.store(rstd_ptr + row, rstd)
+    tl.store(y_ptr + at, x * rstd * w, mask=inside)
 
 
 @triton.jit
 def _backward(  # type: ignore[no-untyped-def]
-    dy_ptr, residual_ptr, x_ptr, w_ptr, r_ptr, dx_ptr, y_ptr, n,
-    OFFSET: tl.constexpr, ADD: tl.constexpr, AGAIN: tl.constexpr, BLOCK_N: tl.constexpr,
+    dy_ptr, residual_ptr, x_ptr, w_ptr, rstd_ptr, dx_ptr, y_ptr, n,
+    OFFSET: tl.constexpr, ADD: tl.constexpr, RETURN_Y: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK_N)
@@ -85,14 +95,14 @@ def _backward(  # type: ignore[no-untyped-def]
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     w = tl.load(w_ptr + columns, mask=inside, other=0.0).to(tl.float32) + OFFSET
     g = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32) * w
-    r = tl.load(r_ptr + row)
+    rstd = tl.load(rstd_ptr + row)
     mean = tl.sum(g * x, axis=0) / n
-    dx = r * (g - x * r * r * mean)
+    dx = rstd * (g - x * rstd * rstd * mean)
     if ADD:
         dx += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(dx_ptr + at, dx, mask=inside)
-    if AGAIN:
-        tl.store(y_ptr + at, x * r * w, mask=inside)
+    if RETURN_Y:
+        tl.store(y_ptr + at, x * rstd * w, mask=inside)
 
 
 def _warps(block: int) -> int:
@@ -102,36 +112,36 @@ def _warps(block: int) -> int:
 def forward(
     rows: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0, delta: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """h = rows + delta (or rows), norm(h), and the scales r [T] in fp32; rows and delta [T, N], contiguous."""
+    """h = rows + delta (or rows), norm(h), and the rstd r [T] in fp32; rows and delta [T, N], contiguous."""
     count, n = rows.shape
-    y, scales = torch.empty_like(rows), torch.empty(count, dtype=torch.float32, device=rows.device)
+    y, rstd = torch.empty_like(rows), torch.empty(count, dtype=torch.float32, device=rows.device)
     h = rows if delta is None else torch.empty_like(rows)
     block = triton.next_power_of_2(n)
     _forward[(count,)](
-        rows, rows if delta is None else delta, weight, h, y, scales, n, eps,
+        rows, rows if delta is None else delta, weight, h, y, rstd, n, eps,
         OFFSET=offset, ADD=delta is not None, BLOCK_N=block, num_warps=_warps(block),
     )  # fmt: skip
-    return h, y, scales
+    return h, y, rstd
 
 
 def backward(
     dy: torch.Tensor,
     rows: torch.Tensor,
     weight: torch.Tensor,
-    scales: torch.Tensor,
+    rstd: torch.Tensor,
     offset: float = 0.0,
     residual: torch.Tensor | None = None,
     *,
-    again: bool = False,
+    return_y: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradient of the norm's input `rows`, plus `residual` where given; with `again`, norm(rows) once more as well
     (the first tensor twice otherwise)."""
     count, n = rows.shape
     dx, block = torch.empty_like(rows), triton.next_power_of_2(n)
-    y = torch.empty_like(rows) if again else dx
+    y = torch.empty_like(rows) if return_y else dx
     _backward[(count,)](
-        dy, dy if residual is None else residual, rows, weight, scales, dx, y, n,
-        OFFSET=offset, ADD=residual is not None, AGAIN=again, BLOCK_N=block, num_warps=_warps(block),
+        dy, dy if residual is None else residual, rows, weight, rstd, dx, y, n,
+        OFFSET=offset, ADD=residual is not None, RETURN_Y=return_y, BLOCK_N=block, num_warps=_warps(block),
     )  # fmt: skip
     return dx, y
 
@@ -142,16 +152,16 @@ class RmsNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
         """See `reference`."""
-        rows, y, scales = forward(x.contiguous().view(-1, x.shape[-1]), weight, eps, offset)
-        ctx.save_for_backward(rows, weight, scales)
+        rows, y, rstd = forward(x.contiguous().view(-1, x.shape[-1]), weight, eps, offset)
+        ctx.save_for_backward(rows, weight, rstd)
         ctx.offset = offset
         return y.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         """Gradient of `x`."""
-        rows, weight, scales = ctx.saved_tensors
-        dx, _ = backward(dy.contiguous().view(rows.shape), rows, weight, scales, ctx.offset)
+        rows, weight, rstd = ctx.saved_tensors
+        dx, _ = backward(dy.contiguous().view(rows.shape), rows, weight, rstd, ctx.offset)
         return dx.view(dy.shape), None, None, None
 
 

@@ -11,27 +11,27 @@ import torch
 import triton
 import triton.language as tl
 
-LARGEST = 448.0
+E4M3_MAX = 448.0
 """Of E4M3."""
-GRAIN = 16
+ALIGNMENT = 16
 """The products need sizes that are multiples of it."""
-FIRST_CAPABILITY = (8, 9)
+MIN_CAPABILITY = (8, 9)
 
 
 def reference(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`quantize_rows` by PyTorch."""
     wide = x.float()
-    scales = wide.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny * LARGEST) * (1 / LARGEST)
+    scales = wide.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny * E4M3_MAX) * (1 / E4M3_MAX)
     return (wide * (1 / scales)).to(torch.float8_e4m3fn), scales
 
 
 @triton.jit
-def _quantize(x_ptr, q_ptr, s_ptr, stride, n, TINY: tl.constexpr, LARGEST: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
+def _quantize(x_ptr, q_ptr, s_ptr, stride, n, TINY: tl.constexpr, E4M3_MAX: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK_N)
     inside = columns < n
     x = tl.load(x_ptr + row * stride + columns, mask=inside, other=0.0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(x), axis=0), TINY) * (1 / LARGEST)
+    scale = tl.maximum(tl.max(tl.abs(x), axis=0), TINY) * (1 / E4M3_MAX)
     tl.store(s_ptr + row, scale)
     tl.store(q_ptr + row * n + columns, (x * tl.math.div_rn(1.0, scale)).to(q_ptr.dtype.element_ty), mask=inside)
 
@@ -46,18 +46,18 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scales = torch.empty(count, 1, dtype=torch.float32, device=x.device)
     block = triton.next_power_of_2(n)
     _quantize[(count,)](
-        x, values, scales, x.stride(0), n, TINY=torch.finfo(torch.float32).tiny * LARGEST, LARGEST=LARGEST,
+        x, values, scales, x.stride(0), n, TINY=torch.finfo(torch.float32).tiny * E4M3_MAX, E4M3_MAX=E4M3_MAX,
         BLOCK_N=block, num_warps=min(16, max(4, block // 1024)),
     )  # fmt: skip
     return values, scales
 
 
-def suits(rows: int, columns: int) -> bool:
+def fits_fp8(rows: int, columns: int) -> bool:
     """Whether a weight of this shape can be multiplied in 8 bits."""
-    return rows % GRAIN == 0 and columns % GRAIN == 0
+    return rows % ALIGNMENT == 0 and columns % ALIGNMENT == 0
 
 
-class EightBitWeight:
+class Fp8Weight:
     """A frozen W [out, in], ready for both products."""
 
     def __init__(self, weight: torch.Tensor) -> None:

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-LARGEST_BLOCK = 4096
+MAX_BLOCK = 4096
 
 
 @triton.jit
@@ -20,6 +20,6 @@ def gather_rows(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """table [V, N], in pinned memory or on the GPU, and ids [...] -> [..., N] on the device of `ids`."""
     n = table.shape[1]
     found = torch.empty(*ids.shape, n, dtype=table.dtype, device=ids.device)
-    block = min(LARGEST_BLOCK, triton.next_power_of_2(n))
+    block = min(MAX_BLOCK, triton.next_power_of_2(n))
     _gather[(ids.numel(), triton.cdiv(n, block))](table, ids.contiguous(), found, n, BLOCK_N=block)
     return found

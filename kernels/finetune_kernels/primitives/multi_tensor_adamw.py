@@ -58,7 +58,7 @@ class _Vector:
             first += length * size
 
 
-class FlatAdamW8bit(torch.optim.Optimizer):
+class MultiTensorAdamW8bit(torch.optim.Optimizer):
     """Drop-in for `bitsandbytes.optim.AdamW8bit`, for parameters that stay where they are."""
 
     def __init__(

@@ -17,7 +17,7 @@ from finetune_kernels.ops.rotary_embedding import Heads
 from speed import chart
 
 SMALL = Sizes(
-    tokens=32, hidden=64, feed_forward=128, heads=Heads(4, 2, 16), capped_heads=Heads(4, 2, 16), vocabulary=96, rank=4,
+    tokens=32, hidden=64, feed_forward=128, heads=Heads(4, 2, 16), softcap_heads=Heads(4, 2, 16), vocabulary=96, rank=4,
     layers=1,
     dtype=torch.float32, device="cpu",
 )  # fmt: skip

@@ -14,7 +14,7 @@ from finetune_kernels.layers import tiled_mlp
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.layers.host_memory import HostMemory
 from finetune_kernels.layers.layer_builder import why_not_fused
-from finetune_kernels.ops.adapted_activation import LARGEST_RANK
+from finetune_kernels.ops.adapted_activation import MAX_RANK
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_test_models import chat_data
 from finetune_test_models.tiny_model import make_tiny_model
@@ -114,17 +114,17 @@ def test_logits_and_gradients_are_those_of_transformers_whatever_is_kept(case: s
         assert differences(results(model, packed=True), expected) < 2e-4, policy  # 1e-5 was measured, 3e-5 on Phi
         fused.release_weights()
     half = fused.layers[0].attention
-    half.scoring = replace(half.scoring, scale=1.1 * half.scoring.scale)
+    half.params = replace(half.params, scale=1.1 * half.params.scale)
     assert differences(results(model, packed=True), expected) > 2e-3
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"r": LARGEST_RANK + 1},
-        {"r": LARGEST_RANK + 1, "use_dora": True},
-        {"rank_pattern": {"down_proj": LARGEST_RANK + 1}},
-        {"rank_pattern": {"up_proj": LARGEST_RANK + 1}},
+        {"r": MAX_RANK + 1},
+        {"r": MAX_RANK + 1, "use_dora": True},
+        {"rank_pattern": {"down_proj": MAX_RANK + 1}},
+        {"rank_pattern": {"up_proj": MAX_RANK + 1}},
     ],
 )
 def test_adapters_that_are_too_large_for_the_activations_kernels(options: dict[str, Any], tmp_path: Path) -> None:
@@ -209,8 +209,8 @@ def test_rows_of_one_length_are_documents(case: str, tmp_path: Path) -> None:
 
 
 MUTANTS = {
-    "a window of one token more": ("gemma3", "attention.scoring.window", 4),
-    "no cap": ("gemma2", "attention.scoring.softcap", 100.0),
+    "a window of one token more": ("gemma3", "attention.params.window", 4),
+    "no cap": ("gemma2", "attention.params.softcap", 100.0),
     "no norm after attention": ("gemma2", "attention.post_norm.eps", 1.0),
     "no norm after the MLP": ("gemma3", "mlp.post_norm.eps", 1.0),
 }

@@ -25,7 +25,7 @@ from finetune_kernels.layers.layer_builder import why_not_fused
 from finetune_kernels.layers.supervised_loss import fused_supervised_loss
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives import adapter_dropout
-from finetune_kernels.primitives.adapter_dropout import Draw, Mask, new_draw
+from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask, new_dropout_seed
 from finetune_test_kernels.small_layers import LINEARS, drop_by
 from finetune_test_kernels.tensor_checks import root_error, watched
 from finetune_trainer.training.collator import collate_packed
@@ -127,7 +127,7 @@ def expected(family: str, lengths: tuple[int, ...], adapter: str) -> tuple[Resul
         model = make(family, dtype, adapter)
         if adapter == "dropout":
             torch.manual_seed(SEED)
-            drop_by(model.get_base_model(), [new_draw(), new_draw()])
+            drop_by(model.get_base_model(), [new_dropout_seed(), new_dropout_seed()])
         found.append(results(model, lengths))
     return found[0], errors(found[1], found[0])
 
@@ -185,7 +185,7 @@ def test_errors_with_other_adapters_are_no_larger_than_those_of_eager_bf16(
 def test_masks_of_another_seed_and_wrong_magnitudes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("llama", torch.bfloat16, "dropout")
     engage(model)
-    monkeypatch.setattr(decoder_layer, "new_draw", lambda: Draw(SEED))
+    monkeypatch.setattr(decoder_layer, "new_dropout_seed", lambda: DropoutSeed(SEED))
     with pytest.raises(AssertionError, match="share of eager"):
         judge(results(model, SAME), "llama", SAME, "other masks", "dropout")
     model = make("llama", torch.bfloat16, "DoRA")
@@ -199,7 +199,7 @@ def test_masks_of_another_seed_and_wrong_magnitudes_are_noticed(monkeypatch: pyt
 
 
 def test_masks_are_those_of_the_formula() -> None:
-    mask = Mask(Draw(2**31 - 1, first_row=2048), 8, 0.1)
+    mask = Mask(DropoutSeed(2**31 - 1, first_row=2048), 8, 0.1)
     x = torch.randn(2000, 14336, device="cuda", dtype=torch.bfloat16)
     assert torch.equal(adapter_dropout.drop(x, mask), adapter_dropout.reference(x, mask))
     assert not torch.equal(adapter_dropout.drop(x, mask.from_row(1)), adapter_dropout.reference(x, mask))
@@ -207,10 +207,10 @@ def test_masks_are_those_of_the_formula() -> None:
 
 @pytest.mark.parametrize("rank", [1, 16, 128, 512])
 def test_a_dropped_share_is_added_with_one_rounding(rank: int) -> None:
-    mask = Mask(Draw(5), 3, 0.1)
+    mask = Mask(DropoutSeed(5), 3, 0.1)
     dx, d, a = (torch.randn(*shape, device="cuda").bfloat16() for shape in ((1024, 4096), (1024, rank), (rank, 4096)))
-    exact = adapter_dropout.reference_add_share(dx.double(), d.double(), a.double(), mask)
-    found = adapter_dropout.add_share(dx.clone(), d, a, mask)
+    exact = adapter_dropout.reference_add_lora_dx(dx.double(), d.double(), a.double(), mask)
+    found = adapter_dropout.add_lora_dx(dx.clone(), d, a, mask)
     assert root_error(found, exact) < 1.2 * root_error(exact.bfloat16(), exact)
 
 

@@ -12,8 +12,8 @@ from finetune_kernels.layers import linear_group
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.ops import adapted_activation, attention, rms_norm
 from finetune_kernels.ops import rotary_embedding as rotary
-from finetune_kernels.ops.adapted_activation import Share, Shares
-from finetune_kernels.ops.attention import Documents, Scoring
+from finetune_kernels.ops.adapted_activation import LoraDelta, LoraDeltas
+from finetune_kernels.ops.attention import AttentionParams, PackedSequences
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_test_kernels.small_layers import LINEARS, cos_sin_of, small_model
 from finetune_test_kernels.tensor_checks import DEVICE, doubled, normal, relative_error
@@ -39,7 +39,7 @@ def test_norm_with_residual(t: int, n: int, offset: float) -> None:
     assert relative_error(h, exact_h) < TOLERANCE
     assert relative_error(y, exact_y) < TOLERANCE
     assert relative_error(scales, exact_scales) < TOLERANCE
-    dx, again = rms_norm.backward(dy, h, weight, scales, offset, dh, again=True)
+    dx, again = rms_norm.backward(dy, h, weight, scales, offset, dh, return_y=True)
     inputs = (dy, exact_h, weight, exact_scales, offset, dh)
     assert relative_error(dx, exactly(rms_norm.reference_backward, *inputs)[0]) < TOLERANCE
     assert torch.equal(again, y)
@@ -74,19 +74,19 @@ def test_rotation(t: int, query: int, key_value: int, size: int, with_norm: bool
     assert relative_error(rotary.rotate_back(heads.split(dy), qkv, cos, sin, heads, norm), expected) < TOLERANCE
 
 
-def shares_of(t: int, f: int, ranks: tuple[int, int]) -> Shares:
+def shares_of(t: int, f: int, ranks: tuple[int, int]) -> LoraDeltas:
     """inner's rows are strided, as slices of a group's x A^T are."""
     whole = normal(t, sum(ranks) + 3, seed=11) / 4
     first, second = whole[:, : ranks[0]], whole[:, ranks[0] : sum(ranks)]
     made = [
-        Share(inner, normal(f, inner.shape[1], seed=12) / 4, scale) if inner.shape[1] else None
+        LoraDelta(inner, normal(f, inner.shape[1], seed=12) / 4, scale) if inner.shape[1] else None
         for inner, scale in ((first, 0.5), (second, 1.5))
     ]
     return made[0], made[1]
 
 
-def in_fp64(shares: Shares) -> Shares:
-    found = [None if s is None else Share(s.xa.double(), s.b.double(), s.scale) for s in shares]
+def in_fp64(shares: LoraDeltas) -> LoraDeltas:
+    found = [None if s is None else LoraDelta(s.xa.double(), s.b.double(), s.scale) for s in shares]
     return found[0], found[1]
 
 
@@ -171,13 +171,13 @@ def test_linears_as_one(t: int, rank: int, targets: tuple[str, ...], bias: bool,
 @pytest.mark.parametrize(("heads", "key_value"), [(4, 4), (6, 2), (3, 1)])
 def test_attention_over_documents(lengths: tuple[int, ...], heads: int, key_value: int, window: int | None) -> None:
     t = sum(lengths)
-    documents = Documents(torch.tensor([0, *lengths]).cumsum(0).to(torch.int32), max(lengths), t)
+    documents = PackedSequences(torch.tensor([0, *lengths]).cumsum(0).to(torch.int32), max(lengths), t)
     inputs = [normal(t, count, 16, seed=count) for count in (heads, key_value, key_value)]
     dout = normal(t, heads, 16, seed=9)
-    out, saved = attention.forward(*inputs, documents, Scoring(0.3, window))  # type: ignore[misc]
-    found = attention.backward(dout, *inputs, out, saved, documents, Scoring(0.3, window))  # type: ignore[misc]
+    out, saved = attention.forward(*inputs, documents, AttentionParams(0.3, window))  # type: ignore[misc]
+    found = attention.backward(dout, *inputs, out, saved, documents, AttentionParams(0.3, window))  # type: ignore[misc]
     exact = [value.double().requires_grad_() for value in inputs]
-    expected = attention.reference(*exact, documents, Scoring(0.3, window))  # type: ignore[misc]
+    expected = attention.reference(*exact, documents, AttentionParams(0.3, window))  # type: ignore[misc]
     assert relative_error(out, expected.detach()) < TOLERANCE
     for ours, truth in zip(found, torch.autograd.grad(expected, exact, dout.double()), strict=True):
         assert (ours - truth).abs().max() < TOLERANCE * max(1.0, float(truth.abs().max()))

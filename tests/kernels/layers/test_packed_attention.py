@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from finetune_kernels.layers.packed_attention import packed_attention, use_packed_attention
-from finetune_kernels.ops.attention import Documents, Scoring
+from finetune_kernels.ops.attention import AttentionParams, PackedSequences
 from finetune_test_models.tiny_model import make_tiny_model
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -19,31 +19,33 @@ LENGTHS = (1, 7, 64, 129, 300)
 TOLERANCE = 1e-2  # bf16 inputs; 4e-3 was measured on an H200
 
 
-def alone(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring) -> torch.Tensor:
+def alone(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams) -> torch.Tensor:
     """[T, H, D] and [T, H_kv, D], fp32."""
     groups = query.shape[1] // key.shape[1]
     key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
-    scores = torch.einsum("qhd,khd->hqk", query, key) * scoring.scale
-    if scoring.softcap is not None:
-        scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
+    scores = torch.einsum("qhd,khd->hqk", query, key) * params.scale
+    if params.softcap is not None:
+        scores = params.softcap * torch.tanh(scores / params.softcap)
     at = torch.arange(scores.shape[1], device=scores.device)
     back = at[:, None] - at
-    unseen = (back < 0) | (back >= (scoring.window or scores.shape[1]))
+    unseen = (back < 0) | (back >= (params.window or scores.shape[1]))
     return torch.einsum("hqk,khd->qhd", scores.masked_fill(unseen, -torch.inf).softmax(-1), value)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("scoring", [Scoring(0.125), Scoring(0.125, window=50), Scoring(0.125, 50, softcap=2.0)])
+@pytest.mark.parametrize(
+    "params", [AttentionParams(0.125), AttentionParams(0.125, window=50), AttentionParams(0.125, 50, softcap=2.0)]
+)
 @pytest.mark.parametrize(("kv_heads", "size"), [(8, 64), (2, 64), (2, 96), (4, 256)])
-def test_documents_attend_to_themselves_only(kv_heads: int, size: int, scoring: Scoring) -> None:
+def test_documents_attend_to_themselves_only(kv_heads: int, size: int, params: AttentionParams) -> None:
     torch.manual_seed(0)
     shapes = ((8, size), (kv_heads, size), (kv_heads, size))
     inputs = [torch.randn(sum(LENGTHS), *shape, device="cuda").bfloat16().requires_grad_() for shape in shapes]
     exact = [value.detach().float().requires_grad_() for value in inputs]
     ends = torch.tensor([0, *LENGTHS], device="cuda").cumsum(0).to(torch.int32)
-    found = packed_attention(*inputs, Documents(ends, max(LENGTHS), sum(LENGTHS)), scoring)
+    found = packed_attention(*inputs, PackedSequences(ends, max(LENGTHS), sum(LENGTHS)), params)
     pieces = zip(*(value.split(LENGTHS) for value in exact), strict=True)
-    expected = torch.cat([alone(*piece, scoring) for piece in pieces])
+    expected = torch.cat([alone(*piece, params) for piece in pieces])
     upstream = torch.randn_like(expected)
     found.backward(upstream.bfloat16())
     expected.backward(upstream)

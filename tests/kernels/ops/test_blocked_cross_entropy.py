@@ -30,7 +30,7 @@ def exact(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, sof
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three blocks of the vocabulary, the last not full, each in several turns; rows in two chunks."""
     monkeypatch.setattr(blocked, "VOCABULARY_BLOCK", 40)
-    monkeypatch.setattr(blocked, "LARGEST_BLOCK", 16)
+    monkeypatch.setattr(blocked, "MAX_BLOCK", 16)
     monkeypatch.setattr(blocked, "HEAD_ROWS", 4)
 
 

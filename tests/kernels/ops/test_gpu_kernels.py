@@ -15,8 +15,8 @@ from torch.nn import functional
 from finetune_kernels.layers.linear_group import LinearGroup, reference
 from finetune_kernels.ops import adapted_activation, attention, gated_activation, linear_cross_entropy, rms_norm
 from finetune_kernels.ops import rotary_embedding as rotary
-from finetune_kernels.ops.adapted_activation import Share
-from finetune_kernels.ops.attention import Documents, Scoring
+from finetune_kernels.ops.adapted_activation import LoraDelta
+from finetune_kernels.ops.attention import AttentionParams, PackedSequences
 from finetune_kernels.ops.lora_linear import lora_linear
 from finetune_test_kernels.tensor_checks import normal, root_error
 
@@ -68,7 +68,7 @@ def test_norm_with_residual() -> None:
     x, delta, dy, dh = (bf16(T, HIDDEN, seed=seed) for seed in range(4))
     weight = bf16(HIDDEN, seed=4, scale=0.2) + 1
     h, y, scales = rms_norm.forward(x, weight, 1e-5, delta=delta)
-    dx, again = rms_norm.backward(dy, h, weight, scales, residual=dh, again=True)
+    dx, again = rms_norm.backward(dy, h, weight, scales, residual=dh, return_y=True)
     assert torch.equal(again, y)
 
     def both(norm: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -132,7 +132,7 @@ def test_adapted_activation(rank: int) -> None:
     inner, d = bf16(T, 2 * rank, seed=2, scale=0.2), bf16(T, rank, seed=3, scale=0.2)
     b, a = bf16(2, FEED_FORWARD, rank, seed=4, scale=0.2), bf16(rank, FEED_FORWARD, seed=5, scale=0.2)
     halves = inner[:, :rank], inner[:, rank:]
-    shares = tuple(Share(half, part.contiguous(), 2.0) for half, part in zip(halves, b, strict=True))
+    shares = tuple(LoraDelta(half, part.contiguous(), 2.0) for half, part in zip(halves, b, strict=True))
 
     def eager(kind: torch.dtype) -> list[torch.Tensor]:
         parts = [part.to(kind) for part in gate_up.chunk(2, dim=1)]
@@ -221,11 +221,11 @@ def test_head(softcap: float | None) -> None:
 def test_attention(lengths: tuple[int, ...], size: int) -> None:
     """Eager: products and softmax as transformers' eager attention has them, document by document."""
     t, scale = sum(lengths), size**-0.5
-    documents = Documents(torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32), max(lengths), t)
+    documents = PackedSequences(torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32), max(lengths), t)
     inputs = [bf16(t, count, size, seed=count + seed) for seed, count in enumerate((16, 4, 4))]
     dout = bf16(t, 16, size, seed=9)
-    out, saved = attention.forward(*inputs, documents, Scoring(scale))  # type: ignore[misc]
-    ours = [out, *attention.backward(dout, *inputs, out, saved, documents, Scoring(scale))]  # type: ignore[misc]
+    out, saved = attention.forward(*inputs, documents, AttentionParams(scale))  # type: ignore[misc]
+    ours = [out, *attention.backward(dout, *inputs, out, saved, documents, AttentionParams(scale))]  # type: ignore[misc]
 
     def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         outs = []
@@ -238,7 +238,7 @@ def test_attention(lengths: tuple[int, ...], size: int) -> None:
         return torch.cat(outs)
 
     wide = [value.double() for value in inputs]
-    exact = by_autograd(lambda q, k, v: attention.reference(q, k, v, documents, Scoring(scale)), wide, dout)
+    exact = by_autograd(lambda q, k, v: attention.reference(q, k, v, documents, AttentionParams(scale)), wide, dout)
     compare(ours, by_autograd(eager, inputs, dout), exact, "out dq dk dv")
 
 

@@ -10,13 +10,13 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
 from finetune_kernels.ops import adapted_activation, attention, rms_norm
 from finetune_kernels.ops import rotary_embedding as rotary
-from finetune_kernels.ops.adapted_activation import Share
-from finetune_kernels.ops.attention import Documents, Scoring
+from finetune_kernels.ops.adapted_activation import LoraDelta
+from finetune_kernels.ops.attention import AttentionParams, PackedSequences
 from finetune_kernels.ops.gated_activation import gated_activation
 from finetune_kernels.ops.linear_cross_entropy import linear_cross_entropy
 from finetune_kernels.ops.lora_linear import lora_linear
 from finetune_kernels.primitives import adapter_dropout
-from finetune_kernels.primitives.adapter_dropout import Draw, Mask
+from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask
 from finetune_kernels.primitives.nf4 import dequantize
 from finetune_test_kernels.tensor_checks import normal, relative_error, watched
 
@@ -58,10 +58,10 @@ def test_norm_beyond_the_limit() -> None:
     t = rows_beyond(4096)
     x, dy, weight = random(t, 4096), random(t, 4096, seed=1), random(4096, seed=2)
     h, y, scales = rms_norm.forward(x, weight, 1e-5, delta=dy)
-    dx, again = rms_norm.backward(dy, h, weight, scales, residual=x, again=True)
+    dx, again = rms_norm.backward(dy, h, weight, scales, residual=x, return_y=True)
     end = slice(t - TAIL, None)
     small_h, small_y, small_scales = rms_norm.forward(x[end], weight, 1e-5, delta=dy[end])
-    small_dx, _ = rms_norm.backward(dy[end], small_h, weight, small_scales, residual=x[end], again=True)
+    small_dx, _ = rms_norm.backward(dy[end], small_h, weight, small_scales, residual=x[end], return_y=True)
     pairs = {"h": (h, small_h), "y": (y, small_y), "again": (again, small_y), "dx": (dx, small_dx)}
     assert {name: torch.equal(big[end], small) for name, (big, small) in pairs.items()} == dict.fromkeys(pairs, True)
 
@@ -86,7 +86,7 @@ def test_adapted_activation_beyond_the_limit() -> None:
 
     def both(rows: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         parts = inner[rows]
-        shares = (Share(parts[:, :16], b, 0.1), Share(parts[:, 16:], b, 0.1))
+        shares = (LoraDelta(parts[:, :16], b, 0.1), LoraDelta(parts[:, 16:], b, 0.1))
         y = adapted_activation.forward(gate_up[rows], "silu", shares)
         activations = dy[rows].clone()
         return y, adapted_activation.backward(activations, gate_up[rows], "silu", shares, (d[rows], a)), activations
@@ -99,11 +99,11 @@ def test_adapted_activation_beyond_the_limit() -> None:
 def test_dropout_beyond_the_limit() -> None:
     needs(20)
     t = rows_beyond(14336)
-    x, d, a, mask = random(t, 14336), random(t, 16, seed=1), random(16, 14336, seed=2), Mask(Draw(3), 1, 0.1)
+    x, d, a, mask = random(t, 14336), random(t, 16, seed=1), random(16, 14336, seed=2), Mask(DropoutSeed(3), 1, 0.1)
     end, rest = slice(t - TAIL, None), mask.from_row(t - TAIL)
-    small = adapter_dropout.add_share(x[end].clone(), d[end], a, rest)
+    small = adapter_dropout.add_lora_dx(x[end].clone(), d[end], a, rest)
     assert torch.equal(adapter_dropout.drop(x, mask)[end], adapter_dropout.drop(x[end], rest))
-    assert torch.equal(adapter_dropout.add_share(x, d, a, mask)[end], small)
+    assert torch.equal(adapter_dropout.add_lora_dx(x, d, a, mask)[end], small)
 
 
 @pytest.mark.parametrize("with_norm", [False, True])
@@ -161,15 +161,17 @@ def test_attention_beyond_the_limit() -> None:
     inputs = [random(t, count, 128, seed=count) for count in (32, 8, 8)]
     dout = random(t, 32, 128, seed=9)
 
-    def both(rows: slice, documents: Documents) -> list[torch.Tensor]:
+    def both(rows: slice, documents: PackedSequences) -> list[torch.Tensor]:
         q, k, v = (part[rows] for part in inputs)
-        out, saved = attention.forward(q, k, v, documents, Scoring(128**-0.5))
-        return [out, *attention.backward(dout[rows], q, k, v, out, saved, documents, Scoring(128**-0.5))]
+        out, saved = attention.forward(q, k, v, documents, AttentionParams(128**-0.5))
+        return [out, *attention.backward(dout[rows], q, k, v, out, saved, documents, AttentionParams(128**-0.5))]
 
     end = slice(t - 6144, None)
-    found = [value[end] for value in both(slice(None), Documents(ends, 4096, t))]
+    found = [value[end] for value in both(slice(None), PackedSequences(ends, 4096, t))]
     last = torch.tensor([0, 4096, 6144], device="cuda", dtype=torch.int32)
-    for name, ours, alone in zip(("out", "dq", "dk", "dv"), found, both(end, Documents(last, 4096, 6144)), strict=True):
+    for name, ours, alone in zip(
+        ("out", "dq", "dk", "dv"), found, both(end, PackedSequences(last, 4096, 6144)), strict=True
+    ):
         assert relative_error(ours, alone) < 1e-2, name  # dq is summed in an order that changes from run to run
 
 

@@ -22,12 +22,12 @@ from finetune_kernels.ops import (
     softcap_attention,
 )
 from finetune_kernels.ops import rotary_embedding as rotary
-from finetune_kernels.ops.adapted_activation import Share
-from finetune_kernels.ops.attention import Documents, Scoring
+from finetune_kernels.ops.adapted_activation import LoraDelta
+from finetune_kernels.ops.attention import AttentionParams, PackedSequences
 from finetune_kernels.ops.lora_linear import lora_linear
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives import dora
-from finetune_kernels.primitives.adapter_dropout import Draw
+from finetune_kernels.primitives.adapter_dropout import DropoutSeed
 from finetune_test_kernels.small_layers import cos_sin_of, small_model
 from finetune_test_kernels.tensor_checks import normal, relative_error
 
@@ -86,7 +86,7 @@ def residual_norm_case() -> tuple[Any, ...]:
 
     def back(dh: torch.Tensor, dy: torch.Tensor, x: torch.Tensor, delta: torch.Tensor) -> Tensors:
         h, y, scales = rms_norm.reference_forward(x, weight, 1e-5, 1.0, delta)
-        dx, again = rms_norm.reference_backward(dy, h, weight, scales, 1.0, dh, again=True)
+        dx, again = rms_norm.reference_backward(dy, h, weight, scales, 1.0, dh, return_y=True)
         assert relative_error(again, y) < 1e-14
         return dx, dx
 
@@ -120,7 +120,7 @@ def gated_case(activation: gated_activation.Activation) -> tuple[Any, ...]:
 def adapted_case(activation: gated_activation.Activation, sides: str) -> tuple[Any, ...]:
     """y and y A^T, so that backward gets dy without the adapter's share, and d."""
     ranks = {"gate": 1, "up": 3}
-    made = [Share(double(3, r, seed=r), double(5, r, seed=9 + r), 0.7) for r in ranks.values()]
+    made = [LoraDelta(double(3, r, seed=r), double(5, r, seed=9 + r), 0.7) for r in ranks.values()]
     shares = tuple(share if name in sides else None for name, share in zip(ranks, made, strict=True))
     a = double(2, 5, seed=6)
 
@@ -166,13 +166,13 @@ def group_case(
 ) -> tuple[Any, ...]:
     linears = adapted_linears(names, targets, bias=bias, lora_dropout=dropout, **adapter)
     group = LinearGroup(linears, torch.float64, keep_dequantized=True)
-    assert bool(group.begin(Draw(5)).masks) == (dropout > 0)
+    assert bool(group.begin(DropoutSeed(5)).masks) == (dropout > 0)
 
     def run(x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-        return group.forward(x, group.begin(Draw(5, first_row=3)))[0]
+        return group.forward(x, group.begin(DropoutSeed(5, first_row=3)))[0]
 
     def back(dy: torch.Tensor, x: torch.Tensor, *_: torch.Tensor) -> Tensors:
-        pass_ctx = group.begin(Draw(5, first_row=3))
+        pass_ctx = group.begin(DropoutSeed(5, first_row=3))
         dx, d_xa = group.backward(dy, pass_ctx)
         return [dx, *group.gradients(dy, x, group.xa(x, pass_ctx), d_xa, pass_ctx)]
 
@@ -181,20 +181,20 @@ def group_case(
 
 def attention_case(window: int | None) -> tuple[Any, ...]:
     ends = torch.tensor([0, 1, 4, 9], dtype=torch.int32)
-    documents, scoring = Documents(ends, 5, 9), Scoring(0.6, window)
+    documents, params = PackedSequences(ends, 5, 9), AttentionParams(0.6, window)
 
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return attention.forward(q, k, v, documents, scoring)[0]
+        return attention.forward(q, k, v, documents, params)[0]
 
     def back(dout: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Tensors:
-        out, saved = attention.forward(q, k, v, documents, scoring)
-        assert relative_error(out, attention.reference(q, k, v, documents, scoring)) < 1e-12
-        return attention.backward(dout, q, k, v, out, saved, documents, scoring)
+        out, saved = attention.forward(q, k, v, documents, params)
+        assert relative_error(out, attention.reference(q, k, v, documents, params)) < 1e-12
+        return attention.backward(dout, q, k, v, out, saved, documents, params)
 
     return run, back, [double(9, 4, 4), double(9, 2, 4, seed=1), double(9, 2, 4, seed=2)]
 
 
-def capped_case(window: int | None) -> tuple[Any, ...]:
+def softcap_case(window: int | None) -> tuple[Any, ...]:
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return softcap_attention.reference(q, k, v, 0.6, 1.5, window)
 
@@ -229,8 +229,8 @@ CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
     "one linear": lambda: group_case(("o_proj",), ("o_proj",)),
     "attention over documents": lambda: attention_case(None),
     "attention over documents, in a window": lambda: attention_case(3),
-    "attention with capped scores": lambda: capped_case(None),
-    "attention with capped scores, in a window": lambda: capped_case(2),
+    "attention with capped scores": lambda: softcap_case(None),
+    "attention with capped scores, in a window": lambda: softcap_case(2),
 }
 
 

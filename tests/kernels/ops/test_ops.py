@@ -76,7 +76,7 @@ def test_linear_cross_entropy(
     rows: int, vocabulary: int, softcap: float | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linear_cross_entropy, "CHUNK_ROWS", 3)  # several chunks, the last one shorter
-    monkeypatch.setattr(linear_cross_entropy, "LARGEST_BLOCK", 256)  # several blocks of the vocabulary
+    monkeypatch.setattr(linear_cross_entropy, "MAX_BLOCK", 256)  # several blocks of the vocabulary
     weight = normal(vocabulary, 32, dtype=dtype, seed=2) * 0.5
     targets = torch.arange(rows, device=DEVICE) * 7 % vocabulary
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from finetune_kernels.ops.adapted_activation import LARGEST_RANK
+from finetune_kernels.ops.adapted_activation import MAX_RANK
 
 SHARED = {80: 163, 89: 99, 90: 227}
 """KiB that one program may have, by compute capability (CUDA's programming guide)."""
@@ -25,7 +25,7 @@ def shared_memory(capability: int, *ranks: int) -> dict[str, int]:
 
 @pytest.mark.parametrize("capability", SHARED)
 def test_adapted_activation(capability: int) -> None:
-    found = shared_memory(capability, 16, LARGEST_RANK // 2, LARGEST_RANK)
+    found = shared_memory(capability, 16, MAX_RANK // 2, MAX_RANK)
     assert len(found) == 6
     assert min(found.values()) > 0
     assert max(found.values()) <= SHARED[capability] * 1024, found

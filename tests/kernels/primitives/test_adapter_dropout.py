@@ -15,7 +15,7 @@ from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.layers.layer_builder import PROJECTIONS, why_not_fused
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives import adapter_dropout
-from finetune_kernels.primitives.adapter_dropout import Draw, Mask, new_draw
+from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask, new_dropout_seed
 from finetune_test_kernels.small_layers import LINEARS, drop_by, one_pass, small_model
 from finetune_test_kernels.tensor_checks import DEVICE, largest_error, normal, relative_error
 
@@ -30,15 +30,15 @@ in_the_interpreter = pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU in bfl
 @pytest.mark.parametrize("first_row", [0, 2048])
 @pytest.mark.parametrize(("t", "n", "rank"), [(1, 1, 1), (13, 130, 7), (33, 257, 100), (64, 128, 16)])
 def test_the_kernels_are_their_formulas(t: int, n: int, rank: int, first_row: int, p: float) -> None:
-    mask = Mask(Draw(2**31 - 1, first_row), 7, p)
+    mask = Mask(DropoutSeed(2**31 - 1, first_row), 7, p)
     x, dx, d, a = normal(t, n + 3)[:, :n], normal(t, n, seed=1), normal(t, rank + 2, seed=2), normal(rank, n, seed=3)
     before = x.clone()
     y = adapter_dropout.drop(x, mask)
     assert torch.equal(x, before)
-    assert torch.equal(y != 0, adapter_dropout.kept(mask, t, n, DEVICE))
+    assert torch.equal(y != 0, adapter_dropout.keep_mask(mask, t, n, DEVICE))
     assert torch.equal(y, adapter_dropout.reference(x, mask))
-    exact = adapter_dropout.reference_add_share(dx.double(), d[:, :rank].double(), a.double(), mask)
-    assert adapter_dropout.add_share(dx, d[:, :rank], a, mask) is dx
+    exact = adapter_dropout.reference_add_lora_dx(dx.double(), d[:, :rank].double(), a.double(), mask)
+    assert adapter_dropout.add_lora_dx(dx, d[:, :rank], a, mask) is dx
     assert relative_error(dx, exact) < PRODUCTS
 
 
@@ -49,20 +49,20 @@ def test_words_are_those_of_the_published_generator() -> None:
     assert words == [0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48]
     halves = torch.tensor([half for word in words for half in (word & 0xFFFF, word >> 16)])
     for p in (0.1, 0.5, 0.9):
-        mask = Mask(Draw(0), 0, p)
-        assert torch.equal(adapter_dropout.kept(mask, 1, 8)[0], halves >= mask.threshold)
+        mask = Mask(DropoutSeed(0), 0, p)
+        assert torch.equal(adapter_dropout.keep_mask(mask, 1, 8)[0], halves >= mask.threshold)
 
 
 def test_no_rows_are_harmless() -> None:
-    mask = Mask(Draw(1), 0, 0.5)
+    mask = Mask(DropoutSeed(1), 0, 0.5)
     assert adapter_dropout.drop(normal(0, 5), mask).shape == (0, 5)
-    assert adapter_dropout.add_share(normal(0, 5), normal(0, 2), normal(2, 5), mask).shape == (0, 5)
+    assert adapter_dropout.add_lora_dx(normal(0, 5), normal(0, 2), normal(2, 5), mask).shape == (0, 5)
 
 
 @pytest.mark.parametrize("p", [0.05, 0.5, 0.9])
 def test_a_share_of_p_is_dropped_in_every_row_and_column(p: float) -> None:
     rows, columns = 512, 1024
-    mask = adapter_dropout.kept(Mask(Draw(3), 2, p), rows, columns).double()
+    mask = adapter_dropout.keep_mask(Mask(DropoutSeed(3), 2, p), rows, columns).double()
     deviation = (p * (1 - p)) ** 0.5
     assert abs(mask.mean() - (1 - p)) < 5 * deviation / (rows * columns) ** 0.5
     for along, count in ((0, rows), (1, columns)):
@@ -74,33 +74,33 @@ def test_a_share_of_p_is_dropped_in_every_row_and_column(p: float) -> None:
 def test_masks_of_other_linears_passes_rows_and_seeds_have_nothing_in_common() -> None:
     size = (256, 512)
     named = {
-        "a mask": Mask(Draw(3), 2, 0.5),
-        "another linear": Mask(Draw(3), 3, 0.5),
-        "another pass": Mask(Draw(4), 2, 0.5),
-        "rows further on": Mask(Draw(3, first_row=1), 2, 0.5),
-        "a seed far away": Mask(Draw(2**30 + 3), 2, 0.5),
+        "a mask": Mask(DropoutSeed(3), 2, 0.5),
+        "another linear": Mask(DropoutSeed(3), 3, 0.5),
+        "another pass": Mask(DropoutSeed(4), 2, 0.5),
+        "rows further on": Mask(DropoutSeed(3, first_row=1), 2, 0.5),
+        "a seed far away": Mask(DropoutSeed(2**30 + 3), 2, 0.5),
     }
-    masks = {name: adapter_dropout.kept(mask, *size).double() - 0.5 for name, mask in named.items()}
+    masks = {name: adapter_dropout.keep_mask(mask, *size).double() - 0.5 for name, mask in named.items()}
     bound = 5 * 0.25 / (size[0] * size[1]) ** 0.5
     for one, other in combinations(masks, 2):
         assert abs((masks[one] * masks[other]).mean()) < bound, (one, other)
     first = masks["a mask"]
     for shift in range(1, 17):  # half words of one counter, and of the next
         assert abs((first * first.roll(shift, 1)).mean()) < bound
-    assert abs((first * adapter_dropout.kept(named["a mask"], *size)).mean()) > bound  # itself is found
+    assert abs((first * adapter_dropout.keep_mask(named["a mask"], *size)).mean()) > bound  # itself is found
 
 
 def test_shares_between_two_steps_are_rounded_and_nothing_changes_on_average() -> None:
     for p in (0.0, 1e-9, 0.05, 1 / 3, 0.999999):
-        mask = Mask(Draw(1), 0, p)
+        mask = Mask(DropoutSeed(1), 0, p)
         assert abs(mask.threshold / adapter_dropout.STEPS - p) <= 1 / adapter_dropout.STEPS
         assert mask.factor * (1 - mask.threshold / adapter_dropout.STEPS) == pytest.approx(1, abs=1e-15)
 
 
 def test_a_tile_has_the_rows_of_the_whole() -> None:
-    mask = Mask(Draw(9), 1, 0.3)
-    whole = adapter_dropout.kept(mask, 40, 24)
-    assert torch.equal(whole[17:], adapter_dropout.kept(mask.from_row(10).from_row(7), 23, 24))
+    mask = Mask(DropoutSeed(9), 1, 0.3)
+    whole = adapter_dropout.keep_mask(mask, 40, 24)
+    assert torch.equal(whole[17:], adapter_dropout.keep_mask(mask.from_row(10).from_row(7), 23, 24))
     x = normal(40, 24)
     assert torch.equal(adapter_dropout.drop(x, mask)[17:], adapter_dropout.drop(x[17:], mask.from_row(17)))
 
@@ -108,10 +108,10 @@ def test_a_tile_has_the_rows_of_the_whole() -> None:
 def test_draws_follow_the_state_of_the_cpu_generator() -> None:
     """Which a checkpoint keeps (tests/trainer/test_resume.py)."""
     state = torch.get_rng_state()
-    first, second = new_draw(), new_draw()
+    first, second = new_dropout_seed(), new_dropout_seed()
     assert first != second
     torch.set_rng_state(state)
-    assert (new_draw(), new_draw()) == (first, second)
+    assert (new_dropout_seed(), new_dropout_seed()) == (first, second)
 
 
 def results(model: Any) -> dict[str, torch.Tensor]:
@@ -124,7 +124,7 @@ def by_peft(kind: str, **options: Any) -> dict[str, torch.Tensor]:
     """What transformers and peft compute with the masks that `results` of fused layers will have."""
     model = small_model(kind, torch.float32, layers=2, **options).to(DEVICE)
     torch.manual_seed(7)
-    drop_by(model.get_base_model(), [new_draw(), new_draw()])
+    drop_by(model.get_base_model(), [new_dropout_seed(), new_dropout_seed()])
     return results(model)
 
 
@@ -171,8 +171,8 @@ def test_layers_compute_what_peft_computes_whatever_is_kept(case: str, monkeypat
         layers.set_policies([policy] * 2)
         assert layers.layers[0].in_tiles(LENGTH)
         assert largest_error(results(model), expected) < LAYERS, f"{policy} in tiles"
-    drawn = iter([new_draw(), new_draw()])
-    monkeypatch.setattr(decoder_layer, "new_draw", lambda: next(drawn))
+    drawn = iter([new_dropout_seed(), new_dropout_seed()])
+    monkeypatch.setattr(decoder_layer, "new_dropout_seed", lambda: next(drawn))
     assert largest_error(results(model), expected) > 0.05  # other masks are noticed
 
 
@@ -222,10 +222,10 @@ def test_each_pass_has_masks_of_its_own() -> None:
 
 @in_the_interpreter
 def test_nothing_is_drawn_or_dropped_in_evaluation_or_without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
-    def draw() -> Draw:
+    def draw() -> DropoutSeed:
         raise AssertionError("a draw")
 
-    monkeypatch.setattr(decoder_layer, "new_draw", draw)
+    monkeypatch.setattr(decoder_layer, "new_dropout_seed", draw)
     plain, _ = fused("llama")
     expected = results(plain)
     model, _ = fused("llama", lora_dropout=0.3)
@@ -240,7 +240,9 @@ def test_nothing_is_drawn_or_dropped_in_evaluation_or_without_dropout(monkeypatc
 def test_every_linear_of_a_layer_has_a_stream_of_its_own() -> None:
     for kind in ("llama", "phi3"):
         _, layers = fused(kind, lora_dropout=0.3)
-        streams = [mask.stream for group in layers.layers[0].groups for mask in group.begin(Draw(1)).masks]
+        streams = [
+            mask.philox_stream for group in layers.layers[0].groups for mask in group.begin(DropoutSeed(1)).masks
+        ]
         assert len(set(streams)) == len(streams) == (4 if kind == "phi3" else 7)
     assert set(LINEARS) == set(PROJECTIONS)
 
@@ -249,8 +251,8 @@ def test_the_mode_of_a_pass_is_that_of_its_forward() -> None:
     """A model that is switched to evaluation between forward and backward has the gradients of what ran forward."""
     model, layers = fused("llama", lora_dropout=0.3)
     group = layers.layers[0].groups[0]
-    pass_ctx = group.begin(Draw(3))
+    pass_ctx = group.begin(DropoutSeed(3))
     model.eval()
     assert [mask.p for mask in pass_ctx.masks] == [0.3] * 3
     assert replace(pass_ctx.masks[0], p=0.3) == pass_ctx.masks[0]
-    assert not group.begin(Draw(3)).masks
+    assert not group.begin(DropoutSeed(3)).masks

@@ -7,7 +7,7 @@ from torch import nn
 from finetune_kernels.layers.frozen_weight import FrozenWeight
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.primitives.fp8 import LARGEST, EightBitWeight, quantize_rows, suits
+from finetune_kernels.primitives.fp8 import E4M3_MAX, Fp8Weight, fits_fp8, quantize_rows
 from finetune_test_kernels.small_layers import small_model
 from finetune_test_kernels.tensor_checks import normal, root_error
 
@@ -23,7 +23,7 @@ def test_rows_keep_their_own_range() -> None:
     decoded = values.float() * scales
     assert torch.equal(decoded[7], torch.zeros(96))
     assert torch.isfinite(decoded).all()
-    assert values.float().abs().amax(1)[torch.arange(40) != 7].eq(LARGEST).all(), "the whole range is used"
+    assert values.float().abs().amax(1)[torch.arange(40) != 7].eq(E4M3_MAX).all(), "the whole range is used"
     normal_numbers = values.float().abs() >= 2**-6
     assert ((decoded - x).abs() <= x.abs() * 2**-4 * (1 + 1e-6))[normal_numbers].all(), "half a step of 3 bits"
 
@@ -39,7 +39,7 @@ def test_rows_may_be_strided() -> None:
 def test_both_products_cost_what_rounding_costs() -> None:
     w = normal(96, 64) * torch.logspace(-2, 2, 96)[:, None]
     x, dy, bias = normal(50, 64, seed=1), normal(50, 96, seed=2), normal(96, seed=3)
-    weight = EightBitWeight(w)
+    weight = Fp8Weight(w)
     assert root_error(weight.forward(x, None), x @ w.T) < COST
     assert root_error(weight.forward(x, bias), x @ w.T + bias) < COST
     assert root_error(weight.backward(dy), dy @ w) < COST
@@ -48,13 +48,13 @@ def test_both_products_cost_what_rounding_costs() -> None:
     outlier[3, 5] = 1e4
     others = torch.arange(50) != 3
     assert root_error(weight.forward(outlier, None)[others], (x @ w.T)[others]) < COST, "one row's outlier is its own"
-    wrong = EightBitWeight(w.flip(0))
+    wrong = Fp8Weight(w.flip(0))
     assert root_error(wrong.forward(x, None), x @ w.T) > 10 * COST
 
 
 def test_sizes_that_do_not_suit_stay_in_16_bits() -> None:
-    assert suits(96, 64)
-    assert not suits(96, 40)
+    assert fits_fp8(96, 64)
+    assert not fits_fp8(96, 40)
     linear, x = nn.Linear(40, 96, bias=False), normal(5, 40)
     frozen = FrozenWeight([linear], torch.float32, keep_dequantized=True)
     frozen.use_fp8()
@@ -92,6 +92,6 @@ def test_layers_change_by_rounding_only_and_back_by_nothing(policy: ActivationPo
 
 def test_a_gradient_from_the_wrong_weight_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     w, dy = normal(64, 64), normal(50, 64, seed=2)
-    weight = EightBitWeight(w)
+    weight = Fp8Weight(w)
     monkeypatch.setattr(weight, "_columns", weight._rows)
     assert root_error(weight.backward(dy), dy @ w) > 10 * COST

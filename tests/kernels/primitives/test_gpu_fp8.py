@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_kernels.primitives.fp8 import FIRST_CAPABILITY, EightBitWeight, quantize_rows, reference
+from finetune_kernels.primitives.fp8 import MIN_CAPABILITY, Fp8Weight, quantize_rows, reference
 from finetune_test_kernels.tensor_checks import root_error
 from finetune_trainer.training.engine import Engine, prepare_engine
 from speed.loss_curve import Size, differences, make_model, make_rows, train
@@ -15,7 +15,7 @@ from speed.loss_curve import Size, differences, make_model, make_rows, train
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
-        not torch.cuda.is_available() or torch.cuda.get_device_capability() < FIRST_CAPABILITY,
+        not torch.cuda.is_available() or torch.cuda.get_device_capability() < MIN_CAPABILITY,
         reason="needs a GPU with FP8",
     ),
     pytest.mark.filterwarnings("default"),  # a GPU's image has other versions than the lock, which warn of other things
@@ -38,7 +38,7 @@ def test_products_cost_what_rounding_costs_and_half_the_time() -> None:
     torch.manual_seed(0)
     w = torch.randn(28_672, 4096, device="cuda", dtype=torch.bfloat16)
     x = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
-    weight = EightBitWeight(w)
+    weight = Fp8Weight(w)
     assert root_error(weight.forward(x, None), x.float() @ w.float().T) < 0.045  # 0.0375 was measured
     dy = torch.randn(4096, 28_672, device="cuda", dtype=torch.bfloat16)
     assert root_error(weight.backward(dy), dy.float() @ w.float()) < 0.045

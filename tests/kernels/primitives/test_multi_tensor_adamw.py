@@ -6,7 +6,7 @@ import pytest
 import torch
 from bitsandbytes.optim import AdamW8bit
 
-from finetune_kernels.primitives.multi_tensor_adamw import FlatAdamW8bit
+from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW8bit
 
 SHAPES = [(16, 512), (512, 16), (9, 1000), (1001, 7)]
 OPTIONS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
@@ -30,7 +30,7 @@ def fill(step: int, *sides: Parameters) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_updates_are_bitsandbytes_own(dtype: torch.dtype) -> None:
     ours, theirs = make(dtype)
-    flat, plain = FlatAdamW8bit(ours, **OPTIONS), AdamW8bit(theirs, **OPTIONS)
+    flat, plain = MultiTensorAdamW8bit(ours, **OPTIONS), AdamW8bit(theirs, **OPTIONS)
     start = [parameter.detach().clone() for parameter in ours]
     for step in range(5):
         fill(step, ours, theirs)
@@ -43,7 +43,7 @@ def test_updates_are_bitsandbytes_own(dtype: torch.dtype) -> None:
 
 def test_the_learning_rate_of_a_schedule_is_used() -> None:
     ours, theirs = make()
-    flat = FlatAdamW8bit(ours, **OPTIONS)
+    flat = MultiTensorAdamW8bit(ours, **OPTIONS)
     torch.optim.lr_scheduler.LambdaLR(flat, lambda step: 0.0)
     fill(0, ours)
     flat.step()
@@ -54,7 +54,7 @@ def test_the_learning_rate_of_a_schedule_is_used() -> None:
 @pytest.mark.parametrize("largest", [1.0, 1e6])
 def test_clips_as_torch_does(largest: float) -> None:
     ours, theirs = make()
-    flat, plain = FlatAdamW8bit(ours, **OPTIONS), AdamW8bit(theirs, **OPTIONS)
+    flat, plain = MultiTensorAdamW8bit(ours, **OPTIONS), AdamW8bit(theirs, **OPTIONS)
     for step in range(3):
         fill(step, ours, theirs)
         norm = flat.clip_gradients(largest)
@@ -68,7 +68,7 @@ def test_clips_as_torch_does(largest: float) -> None:
 
 def test_a_parameter_without_gradient_counts_as_zero() -> None:
     ours, theirs = make()
-    flat, plain = FlatAdamW8bit(ours, **OPTIONS), AdamW8bit(theirs, **OPTIONS)
+    flat, plain = MultiTensorAdamW8bit(ours, **OPTIONS), AdamW8bit(theirs, **OPTIONS)
     fill(0, ours, theirs)
     flat.step()
     plain.step()
@@ -82,13 +82,13 @@ def test_a_parameter_without_gradient_counts_as_zero() -> None:
 
 def test_goes_on_from_its_state() -> None:
     ours, theirs = make()
-    flat = FlatAdamW8bit(ours, **OPTIONS)
+    flat = MultiTensorAdamW8bit(ours, **OPTIONS)
     fill(0, ours)
     flat.step()
     with torch.no_grad():
         for mine, other in zip(ours, theirs, strict=True):
             other.copy_(mine)
-    again, forgetful = FlatAdamW8bit(theirs, lr=5.0), FlatAdamW8bit(copy.deepcopy(ours), **OPTIONS)
+    again, forgetful = MultiTensorAdamW8bit(theirs, lr=5.0), MultiTensorAdamW8bit(copy.deepcopy(ours), **OPTIONS)
     again.load_state_dict(copy.deepcopy(flat.state_dict()))
     others = list(forgetful.param_groups[0]["params"])
     fill(1, ours, theirs, others)
@@ -100,16 +100,16 @@ def test_goes_on_from_its_state() -> None:
 
 
 def test_refuses_the_state_of_other_parameters() -> None:
-    flat = FlatAdamW8bit(make()[0], **OPTIONS)
+    flat = MultiTensorAdamW8bit(make()[0], **OPTIONS)
     extra = torch.nn.Parameter(torch.zeros(4096))
-    other = FlatAdamW8bit([{"params": make()[1]}, {"params": [extra]}], **OPTIONS)
+    other = MultiTensorAdamW8bit([{"params": make()[1]}, {"params": [extra]}], **OPTIONS)
     with pytest.raises(ValueError, match="different number of parameter groups"):
         flat.load_state_dict(other.state_dict())
 
 
 def test_says_when_a_parameter_was_moved() -> None:
     ours, _ = make()
-    flat = FlatAdamW8bit(ours, **OPTIONS)
+    flat = MultiTensorAdamW8bit(ours, **OPTIONS)
     ours[2].data = ours[2].data.clone()
     fill(0, ours)
     with pytest.raises(RuntimeError, match="moved"):
@@ -118,7 +118,7 @@ def test_says_when_a_parameter_was_moved() -> None:
 
 def test_takes_parameters_of_several_types() -> None:
     ours, theirs = (first + second for first, second in zip(make(), make(torch.bfloat16), strict=True))
-    flat, plain = FlatAdamW8bit(ours, **OPTIONS), AdamW8bit(theirs, **OPTIONS)
+    flat, plain = MultiTensorAdamW8bit(ours, **OPTIONS), AdamW8bit(theirs, **OPTIONS)
     fill(0, ours, theirs)
     flat.step()
     plain.step()

@@ -11,7 +11,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from finetune_kernels.layers.layer_builder import PROJECTIONS
 from finetune_kernels.primitives import adapter_dropout
-from finetune_kernels.primitives.adapter_dropout import Draw, Mask
+from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask
 from finetune_test_kernels.tensor_checks import DEVICE, normal
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj"]
@@ -67,7 +67,7 @@ class OurDropout(torch.nn.Module):
         return adapter_dropout.reference(x.flatten(0, -2), self._mask).view(x.shape)
 
 
-def drop_by(causal: Any, draws: Sequence[Draw]) -> None:
+def drop_by(causal: Any, draws: Sequence[DropoutSeed]) -> None:
     """Let peft's own layers drop by our masks: a draw for each decoder layer."""
     for layer, draw in zip(causal.model.layers, draws, strict=True):
         for name, module in layer.named_modules():

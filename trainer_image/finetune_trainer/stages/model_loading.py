@@ -16,7 +16,7 @@ from finetune_api.failures import FailureReason
 from finetune_api.spec.inputs import ModelSpec
 from finetune_api.vocabulary import Precision, Quantization
 from finetune_kernels.primitives import nf4
-from finetune_kernels.primitives.fp8 import FIRST_CAPABILITY
+from finetune_kernels.primitives.fp8 import MIN_CAPABILITY
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model.description import check_architecture, first_line, load_tokenizer
 from finetune_trainer.training.loaded_model import LoadedModel
@@ -99,7 +99,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
         message = f"spec.training.precision: {precision} trains on GPUs only; write FP32 or BF16 for a CPU run"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
     if precision is Precision.FP8:
-        if capability < FIRST_CAPABILITY:
+        if capability < MIN_CAPABILITY:
             message = "spec.training.precision: this GPU has no FP8; write BF16 or FP16"
             raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
         return Precision.BF16

@@ -14,7 +14,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerState
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from finetune_kernels.primitives.multi_tensor_adamw import FlatAdamW8bit
+from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW8bit
 from finetune_trainer.artifacts.checkpoints import CheckpointStore
 from finetune_trainer.errors import InterruptedRunError
 from finetune_trainer.job.progress_tracker import ProgressTracker
@@ -143,7 +143,7 @@ class QloraTrainer(SFTTrainer):
 
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # inside accelerate's
-        if not isinstance(optimizer, FlatAdamW8bit):
+        if not isinstance(optimizer, MultiTensorAdamW8bit):
             return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call, no-any-return]
         return optimizer.clip_gradients(self.args.max_grad_norm)
 

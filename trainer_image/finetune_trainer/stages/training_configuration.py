@@ -10,7 +10,7 @@ from trl.trainer.sft_config import SFTConfig
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Optimizer, Precision, Scheduler
 from finetune_kernels.planning.micro_batch import MicroBatch
-from finetune_kernels.primitives.multi_tensor_adamw import FlatAdamW8bit
+from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW8bit
 from finetune_trainer.training.loaded_model import LoadedModel
 
 # transformers renamed the option between the two versions that this code runs on.
@@ -81,4 +81,4 @@ def choose_optimizer(arguments: SFTConfig) -> tuple[type[torch.optim.Optimizer],
     if arguments.optim != OPTIMIZERS[Optimizer.ADAMW_8BIT]:
         return None
     betas = (arguments.adam_beta1, arguments.adam_beta2)
-    return FlatAdamW8bit, {"lr": arguments.learning_rate, "betas": betas, "eps": arguments.adam_epsilon}
+    return MultiTensorAdamW8bit, {"lr": arguments.learning_rate, "betas": betas, "eps": arguments.adam_epsilon}
