@@ -40,7 +40,9 @@ from finetune_trainer.export.adapter import open_adapter
 from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.export.export import ExportedFile, ExportRequest, export, plan_outputs, stream
 from finetune_trainer.export.quantization.file_types import find_file_type
-from finetune_trainer.export.quantization.quantizers import CPU_CHUNK_WEIGHTS, ENCODERS, PLAIN_DTYPES, quantize
+from finetune_trainer.export.quantization.floats import FLOAT_DTYPES
+from finetune_trainer.export.quantization.quantize import CPU_CHUNK_WEIGHTS, quantize
+from finetune_trainer.export.quantization.quantizers import QUANTIZERS
 from finetune_trainer.export.tensor_io.file_writer import AppendedFile, FileWriters, Piece
 from finetune_trainer.export.tensor_io.tensor_reader import read_tensors
 
@@ -271,7 +273,7 @@ def choose_cpu_path() -> tuple[str, Callable[[torch.Tensor, GGMLQuantizationType
 
     def encode(weights: torch.Tensor, kind: GGMLQuantizationType) -> torch.Tensor:
         pieces = torch.split(weights.view(-1, GGML_QUANT_SIZES[kind][0]), CPU_CHUNK_WEIGHTS // 256)
-        return torch.cat([ENCODERS[kind](piece).flatten() for piece in pieces])
+        return torch.cat([QUANTIZERS[kind].encode(piece).flatten() for piece in pieces])
 
     return "torch", encode
 
@@ -282,7 +284,7 @@ def compare_with_cpu(table: Table, device: torch.device) -> None:
     for kind in tensor_types():
         pairs = ((quantize(weights, kind).cpu(), encode(weights.cpu(), kind)) for weights in made_weights(device))
         differing = sum(int((ours != theirs).sum()) for ours, theirs in pairs)
-        path = "torch" if kind in PLAIN_DTYPES else name
+        path = "torch" if kind in FLOAT_DTYPES else name
         table.add(f"as {path} CPU", kind.name, differing=differing)
 
 

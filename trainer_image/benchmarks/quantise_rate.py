@@ -23,7 +23,7 @@ from finetune_test_models.tiny_model import make_tiny_model
 from finetune_test_programs.reference_quantizer import quantize_files, quantize_rows
 from finetune_trainer.export.export import ExportRequest, export
 from finetune_trainer.export.quantization.file_types import find_file_type
-from finetune_trainer.export.quantization.quantizers import quantize
+from finetune_trainer.export.quantization.quantize import quantize
 
 MEGABYTE = 1e6
 ROWS, COLUMNS = 2048, 4096

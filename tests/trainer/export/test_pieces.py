@@ -10,7 +10,7 @@ import torch
 from finetune_test_models.tiny_model import make_tiny_model
 from finetune_trainer.export.errors import OverflowingWeightsError
 from finetune_trainer.export.export import ExportRequest, export
-from finetune_trainer.export.quantization import quantizers
+from finetune_trainer.export.quantization import quantize as quantize_module
 from finetune_trainer.export.quantization.cpu import encode
 from finetune_trainer.export.tensor_io import buffers
 from finetune_trainer.export.tensor_io.buffers import KEPT_BYTES, SMALLEST_BYTES, BufferPool
@@ -29,8 +29,8 @@ def run(base: Path, output: Path, merged: str, types: tuple[str, ...] = TYPES) -
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled encoders for any number of weights, 4,096 at a time, which divides no tensor of the tiny model's MLP."""
-    for name in ("COMPILED_WEIGHTS", "COMPILED_PLAIN_WEIGHTS"):
-        monkeypatch.setattr(quantizers, name, 1)
+    for name in ("MIN_COMPILED_WEIGHTS", "MIN_COMPILED_FLOATS"):
+        monkeypatch.setattr(quantize_module, name, 1)
     monkeypatch.setattr(encode, "TASK_WEIGHTS", 4096)
     monkeypatch.setattr(buffers, "SMALLEST_BYTES", 1)
 
@@ -57,9 +57,9 @@ def test_weights_that_float16_cannot_hold_are_named_from_a_thread(
     last = matrix.offset + matrix.size
     data[last - 2 : last] = torch.tensor([1e30]).bfloat16().view(torch.uint8).numpy().tobytes()
     path.write_bytes(data)
-    with pytest.raises(OverflowingWeightsError, match=r"float16 cannot; merge as BF16"):
+    with pytest.raises(OverflowingWeightsError, match=r"float16 cannot hold; merge as BF16"):
         run(base, tmp_path / "out", "FP16", ())
-    with pytest.raises(OverflowingWeightsError, match=r"float16 cannot; choose BF16 or a quantised type"):
+    with pytest.raises(OverflowingWeightsError, match=r"float16 cannot hold; choose BF16 or a quantised type"):
         run(base, tmp_path / "out", "BF16", ("F16",))
     assert [path.name for path in (tmp_path / "out").iterdir()] == []
 

@@ -9,7 +9,7 @@ import torch
 from gguf import GGMLQuantizationType
 
 from finetune_test_programs.reference_quantizer import quantize_rows
-from finetune_trainer.export.quantization.quantizers import encoded_size, quantize
+from finetune_trainer.export.quantization.quantize import encoded_size, quantize
 
 FORMS = [GGMLQuantizationType[name] for name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")]
 ROWS, COLUMNS = 128, 1024

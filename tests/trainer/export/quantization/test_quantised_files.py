@@ -15,7 +15,7 @@ from finetune_test_models.tiny_model import make_tiny_model
 from finetune_test_programs.generation import banned_tokens, complete
 from finetune_test_programs.reference_quantizer import quantize_files
 from finetune_trainer.export.export import ExportRequest, export
-from finetune_trainer.export.quantization.tensor_types import PLAIN
+from finetune_trainer.export.quantization.floats import FLOAT_DTYPES
 
 TYPES = [kind.value for kind in GgufType]
 SPOKEN = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_S", "Q6_K", "Q5_1")  # together they hold every tensor type
@@ -68,7 +68,7 @@ def test_every_tensor_is_of_llama_cpps_type_and_as_close_to_the_weights(exported
             name: tensor.tensor_type.name for name, tensor in theirs.items()
         }, kind
         for name, tensor in theirs.items():
-            if tensor.tensor_type in PLAIN or not tensor.tensor_type.name.endswith("K"):
+            if tensor.tensor_type in FLOAT_DTYPES or not tensor.tensor_type.name.endswith("K"):
                 assert np.array_equal(ours[name].data, tensor.data), (kind, name, tensor.tensor_type.name)
         assert quantised_error(ours, weights) <= quantised_error(theirs, weights), kind
 

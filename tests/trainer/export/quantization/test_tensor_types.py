@@ -108,7 +108,7 @@ def test_each_rule_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         kind = find_file_type(key[0])
         with monkeypatch.context() as patched:
             before = [choose_tensor_types(kind, shape, tensors) for tensors, shape in cases]
-            patched.setitem(tensor_types._RULES, key, lambda place: None)
+            patched.setitem(tensor_types._RULES, key, lambda position: None)
             assert [choose_tensor_types(kind, shape, tensors) for tensors, shape in cases] != before, (key, rule)
 
 

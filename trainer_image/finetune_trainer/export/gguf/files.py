@@ -21,7 +21,7 @@ from finetune_trainer.export.gguf.rope import rope_factor_tensors
 from finetune_trainer.export.gguf.tensors import TensorConverter
 from finetune_trainer.export.gguf.tokenizer import add_tokenizer
 from finetune_trainer.export.quantization.file_types import FileType, find_file_type
-from finetune_trainer.export.quantization.quantizers import encoded_size
+from finetune_trainer.export.quantization.quantize import encoded_size
 from finetune_trainer.export.quantization.streamed_encoder import StreamedEncoder
 from finetune_trainer.export.quantization.tensor_types import TensorTypeInputs, choose_tensor_types
 from finetune_trainer.export.tensor_io.file_writer import AppendedFile, FileWriters

@@ -1,4 +1,4 @@
-"""The compiled encoders by type, on as many threads as torch uses.
+"""The compiled encoders by tensor type, on as many threads as torch uses.
 
 numba compiles a kernel when it is first used (seconds each), so small tensors are left to torch, which gives the same
 bytes.
@@ -8,59 +8,44 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from typing import Any
 
 import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from finetune_trainer.export.quantization import k_quant_forms
-from finetune_trainer.export.quantization.cpu import affine, blocks, plain, symmetric
-from finetune_trainer.export.quantization.k_quant_forms import AffineForm, SymmetricForm
+from finetune_trainer.export.quantization.affine import AffineQuantizer
+from finetune_trainer.export.quantization.cpu import affine, floats, plain, symmetric
+from finetune_trainer.export.quantization.cpu.jit import Bytes, Floats
+from finetune_trainer.export.quantization.floats import FloatQuantizer
+from finetune_trainer.export.quantization.plain import Int8Quantizer, PlainAffineQuantizer, PlainSymmetricQuantizer
+from finetune_trainer.export.quantization.quantizer import Quantizer
+from finetune_trainer.export.quantization.quantizers import QUANTIZERS
+from finetune_trainer.export.quantization.symmetric import SymmetricQuantizer
 
-Kernel = Callable[[Any, Any], None]
+Kernel = Callable[[Floats, Bytes], None]
 """(blocks, encoded): numpy fp32 [n, block size], uint8 [n, block bytes]."""
 TASK_WEIGHTS = 1 << 18  # 1 MiB of fp32, which fits a core's cache
 
-
-def _affine(form: AffineForm) -> Kernel:
-    def encode(held: Any, encoded: Any) -> None:
-        steps = np.array(form.steps(), dtype=np.float32)
-        affine.encode_affine(held, encoded, form.bits, form.group, form.scale_top, steps, form.rounds, form.mean_weight)
-
-    return encode
-
-
-def _symmetric(form: SymmetricForm) -> Kernel:
-    def encode(held: Any, encoded: Any) -> None:
-        steps = np.array(form.steps(), dtype=np.float32)
-        symmetric.encode_symmetric(
-            held, encoded, form.bits, form.group, form.scale_half, steps, form.rounds, form.scale_offset
-        )
-
-    return encode
-
+TWINS: dict[type[Quantizer], Callable[..., None]] = {
+    FloatQuantizer: floats.encode,
+    Int8Quantizer: plain.encode_int8,
+    PlainSymmetricQuantizer: plain.encode_symmetric,
+    PlainAffineQuantizer: plain.encode_affine,
+    AffineQuantizer: affine.encode,
+    SymmetricQuantizer: symmetric.encode,
+}
+"""The compiled encoder of each class of quantizers."""
 
 KERNELS: dict[GGMLQuantizationType, Kernel] = {
-    GGMLQuantizationType.F32: plain.encode_f32,
-    GGMLQuantizationType.F16: plain.encode_f16,
-    GGMLQuantizationType.BF16: plain.encode_bf16,
-    GGMLQuantizationType.Q8_0: blocks.encode_q8_0,
-    GGMLQuantizationType.Q4_0: partial(blocks.encode_symmetric_blocks, bits=4),
-    GGMLQuantizationType.Q5_0: partial(blocks.encode_symmetric_blocks, bits=5),
-    GGMLQuantizationType.Q4_1: partial(blocks.encode_affine_blocks, bits=4),
-    GGMLQuantizationType.Q5_1: partial(blocks.encode_affine_blocks, bits=5),
-    GGMLQuantizationType.Q2_K: _affine(k_quant_forms.Q2_K),
-    GGMLQuantizationType.Q4_K: _affine(k_quant_forms.Q4_K),
-    GGMLQuantizationType.Q5_K: _affine(k_quant_forms.Q5_K),
-    GGMLQuantizationType.Q3_K: _symmetric(k_quant_forms.Q3_K),
-    GGMLQuantizationType.Q6_K: _symmetric(k_quant_forms.Q6_K),
+    tensor_type: partial(TWINS[type(quantizer)], quantizer=quantizer) for tensor_type, quantizer in QUANTIZERS.items()
 }
 
 
 def encode_compiled(weights: torch.Tensor, encoded: torch.Tensor, tensor_type: GGMLQuantizationType) -> None:
-    """Fill uint8 `encoded` [n, block bytes] from `weights` [n, block size] of 16 or 32 bits, both contiguous on the
-    CPU."""
+    """Fill uint8 `encoded` [n, block bytes] from `weights` [n, block size] of 16 or 32 bits.
+
+    Both are contiguous on the CPU.
+    """
     step = max(1, TASK_WEIGHTS // weights.shape[1])
     tasks = zip(weights.split(step), encoded.split(step), strict=True)
     for _ in _threads().map(lambda task: KERNELS[tensor_type](_widen(task[0]), task[1].numpy()), tasks):
@@ -68,21 +53,23 @@ def encode_compiled(weights: torch.Tensor, encoded: torch.Tensor, tensor_type: G
 
 
 def encode_piece(weights: torch.Tensor, tensor_type: GGMLQuantizationType) -> torch.Tensor:
-    """Encode at most TASK_WEIGHTS contiguous `weights` of 16 or 32 bits on this thread; returns uint8 [encoded bytes]
-    in memory that the thread's next piece overwrites."""
+    """Encode at most TASK_WEIGHTS contiguous `weights` of 16 or 32 bits on this thread.
+
+    Returns uint8 [encoded bytes] in memory that the thread's next piece overwrites.
+    """
     block_size, block_bytes = GGML_QUANT_SIZES[tensor_type]
     blocks = weights.view(-1, block_size)
-    encoded = _own.encoded[: len(blocks) * block_bytes]
+    encoded = _memory.encoded[: len(blocks) * block_bytes]
     KERNELS[tensor_type](_widen(blocks), encoded.reshape(-1, block_bytes))
     return torch.from_numpy(encoded)
 
 
-def holds_infinity(halves: torch.Tensor) -> bool:
-    """Whether float16s, given as uint8 [bytes], overflowed; torch takes ten times as long."""
-    return bool(plain.count_infinite(halves.view(torch.uint16).numpy()))
+def holds_infinity(encoded: torch.Tensor) -> bool:
+    """True if float16s, given as uint8 [bytes], overflowed; torch takes ten times as long."""
+    return bool(floats.count_infinite(encoded.view(torch.uint16).numpy()))
 
 
-class _Own(threading.local):
+class _ThreadMemory(threading.local):
     """Each thread's memory for one piece, which stays in its core's cache."""
 
     def __init__(self) -> None:
@@ -90,15 +77,16 @@ class _Own(threading.local):
         self.encoded = np.empty(4 * TASK_WEIGHTS, np.uint8)
 
 
-_own = _Own()
+_memory = _ThreadMemory()
 
 
-def _widen(weights: torch.Tensor) -> Any:
-    """numpy fp32 of the same shape."""
+def _widen(weights: torch.Tensor) -> Floats:
+    """numpy fp32 of the same shape, in this thread's memory if `weights` have 16 bits."""
     if weights.dtype is torch.float32:
         return weights.numpy()
-    wide = _own.wide[: weights.numel()]
-    widen = plain.widen_bf16 if weights.dtype is torch.bfloat16 else plain.widen_f16
+
+    wide = _memory.wide[: weights.numel()]
+    widen = floats.widen_bf16 if weights.dtype is torch.bfloat16 else floats.widen_f16
     widen(weights.view(torch.uint16).flatten().numpy(), wide)
     return wide.reshape(weights.shape)
 
