@@ -1,0 +1,13 @@
+"""Decides a job's phase, reason and next action from its snapshot. Pure: no clock, no cluster.
+
+`decide`           the three chains of rules, in order, and `decide` itself
+`chain`            what a rule is, and the loop that asks one after the other
+`decision`         the answer: phase, reason, message, and writes to child objects
+`job_rules`        rules about the FineTuneJob itself: over, deleted, unreadable, a name that is taken
+`preflight`        rules about preflight: passed, failed, suspended, missing
+`training`         rules about training: succeeded, failed, missing
+`shared`           rules that hold for both runs: deleted by hand, orphaned pods, an outdated ConfigMap, running
+`open_run`         the phase of a run that has neither succeeded nor failed, and the Job's fields that follow the spec
+`explain_failure`  why a run or one of its pods failed
+`explain_waiting`  why a run has no running trainer yet
+"""

@@ -1,54 +1,61 @@
-"""What is decided about one observation: the phase, in words, and the writes to child objects (pure)."""
+"""The answer to one snapshot: the phase and its reason, and the writes to child objects (pure)."""
 
 from dataclasses import dataclass
+from typing import Self
 
 from finetune_api.base import Json
 from finetune_api.outcome import Outcome
 from finetune_api.status import Failure
 from finetune_api.vocabulary import Phase, PreflightResult
+from finetune_operator.desired.names import TRAINER, Component
 
 RETRY_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Installation:
-    """What every job gets from the way the operator was installed."""
+    """Values that every job gets from the operator's installation."""
 
     trainer_image: str
     progress_url: str
     ca_certificate: str | None
+    """PEM text of the authority that signed the operator's certificate; None if a public one did."""
 
 
 @dataclass(frozen=True)
 class Actions:
-    """Writes to child objects, in the order of the fields."""
+    """Writes to child objects, in the order in which they are made."""
 
     create_config_map: Json | None = None
     update_config_map: Json | None = None
-    create_job: Json | None = None
-    """The trainer's Job, or that of preflight."""
+    create_preflight_job: Json | None = None
+    create_trainer_job: Json | None = None
+    patch_preflight_job: Json | None = None
+    patch_trainer_job: Json | None = None
 
-    patch_job: Json | None = None
-    patch_preflight: Json | None = None
+    @classmethod
+    def patch(cls, component: Component, changes: Json | None) -> Self:
+        """Patches the Job of one run; None changes nothing."""
+        return cls(patch_trainer_job=changes) if component == TRAINER else cls(patch_preflight_job=changes)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The answer to one observation."""
+    """The answer to one snapshot."""
 
     phase: Phase
     reason: str
     message: str
     actions: Actions = Actions()
     is_stalled: bool = False
-    """Whether the job needs a person."""
+    """True if the job waits for a person."""
 
     failure: Failure | None = None
     outcome: Outcome | None = None
-    """The last words of a job that has ended, or of its newest pod."""
+    """Outcome of a job that has ended, or of its newest pod."""
 
     preflight: PreflightResult | None = None
-    """How preflight ended, where that was seen just now."""
+    """Result of preflight, if this snapshot is the first that shows it."""
 
     requeue_seconds: float | None = None
-    """Look again after this time even if nothing happens."""
+    """Time after which to look again even if nothing happens; None for no time."""

@@ -1,0 +1,8 @@
+"""Reads the cluster into one frozen snapshot of a job, which everything pure works on.
+
+`observe`          reads a job and its children, live
+`snapshot`         the snapshot: what the pure functions know
+`children`         child Jobs and pods as small typed values
+`report_store`     the newest progress report of each job, in memory
+`terminated_pods`  pods that have ended and may be gone before they can be read
+"""

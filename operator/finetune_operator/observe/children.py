@@ -1,6 +1,6 @@
-"""What the reconcile sees of a job's child objects: small, typed, parsed once.
+"""A job's child Jobs and pods as small typed values, parsed once.
 
-Events of a watch carry whole pods; keeping those of thousands of jobs would cost more memory than everything else.
+Watch events carry whole pods. Keeping those of thousands of jobs would take more memory than everything else.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ EVICTED = "Evicted"
 
 @dataclass(frozen=True)
 class TrueCondition:
-    """A condition that is True."""
+    """A condition of an object whose status is True."""
 
     reason: str
     message: str
@@ -25,7 +25,7 @@ class TrueCondition:
 
 @dataclass(frozen=True)
 class ChildJob:
-    """The child Job."""
+    """One of a job's two batch/v1 Jobs: the trainer's or that of preflight."""
 
     name: str
     uid: str
@@ -33,23 +33,29 @@ class ChildJob:
     deleting: bool
     suspended: bool
     deadline: int | None
+    """`activeDeadlineSeconds`: counted from `started`."""
+
     ttl: int | None
+    """`ttlSecondsAfterFinished`."""
+
     started: datetime | None
-    """When it was started or resumed last; None while it is suspended."""
+    """Time of the last start or resumption; None while the Job is suspended."""
 
     active_seconds: int
-    """Seconds of running before that."""
+    """Seconds that the Job ran before `started`."""
 
     complete: TrueCondition | None
     failed: TrueCondition | None
     body: Json
-    """The object itself, for patches."""
+    """The object itself, as patches need it."""
 
     @classmethod
     def parse(cls, body: Json) -> Self:
-        """Read a Job as the API server returns it."""
+        """Reads a Job as the API server returns it."""
         metadata, spec, status = body["metadata"], body["spec"], body.get("status") or {}
+        # The annotation is ours, but anybody may have edited it.
         recorded = (metadata.get("annotations") or {}).get(ACTIVE_SECONDS_ANNOTATION, "0")
+
         return cls(
             name=metadata["name"],
             uid=metadata["uid"],
@@ -67,11 +73,11 @@ class ChildJob:
 
     @property
     def is_over(self) -> bool:
-        """Whether the Job controller has given its verdict."""
+        """True if the Job controller has declared the Job complete or failed."""
         return self.complete is not None or self.failed is not None
 
     def active_seconds_at(self, now: datetime) -> int:
-        """Seconds of running until `now`, time in suspension left out."""
+        """Seconds that the Job has run until `now`, without the time it was suspended."""
         end = self.complete or self.failed
         until = end.time if end and end.time else now
         return self.active_seconds + (max(0, int((until - self.started).total_seconds())) if self.started else 0)
@@ -79,7 +85,7 @@ class ChildJob:
 
 @dataclass(frozen=True)
 class Termination:
-    """How the trainer's container ended."""
+    """End of the trainer's container."""
 
     exit_code: int
     reason: str
@@ -88,7 +94,8 @@ class Termination:
     message: str
 
     def outcome(self) -> Outcome | None:
-        """What the trainer said last; None where it could say nothing, or something else wrote the message."""
+        """Outcome in the termination message; None if the trainer could write none, or something else wrote the
+        message."""
         try:
             return Outcome.decode(self.message)
         except ValueError:
@@ -97,46 +104,51 @@ class Termination:
 
 @dataclass(frozen=True)
 class TrainerPod:
-    """A pod of the child Job."""
+    """A pod of one of the two Jobs."""
 
     name: str
     uid: str
     owner_uid: str | None
     created: str
+    """Creation time as Kubernetes writes it; sorts as text."""
+
     phase: str
     deleting: bool
     reason: str
-    """Why the kubelet ended or refused the pod, such as Evicted."""
+    """Reason for which the kubelet ended or refused the pod, such as Evicted."""
 
     message: str
     unschedulable: str | None
-    """What the scheduler says, while it finds no node."""
+    """The scheduler's message while it finds no node for the pod."""
 
     is_disrupted: bool
-    """Whether the cluster took the pod away (eviction, preemption, a lost node)."""
+    """True if the cluster removed the pod: eviction, preemption, or a lost node."""
 
     waiting_reason: str
+    """Reason for which the kubelet does not start the container yet, such as ErrImagePull."""
+
     waiting_message: str
     started: datetime | None
     termination: Termination | None
 
     @property
     def is_finished(self) -> bool:
-        """Whether the trainer's process has ended for good."""
+        """True if the trainer's process has ended for good."""
         return self.phase in ("Succeeded", "Failed") or self.termination is not None
 
     @property
     def is_running(self) -> bool:
-        """Whether the trainer's process runs."""
+        """True while the trainer's process runs."""
         return self.started is not None and not self.is_finished
 
     @classmethod
     def parse(cls, body: Json) -> Self:
-        """Read a pod as the API server returns it."""
+        """Reads a pod as the API server returns it."""
         metadata, status = body["metadata"], body.get("status") or {}
         state = _container_state(status)
         waiting, running = state.get("waiting") or {}, state.get("running") or {}
         termination = _termination(state["terminated"]) if state.get("terminated") else None
+
         return cls(
             name=metadata["name"],
             uid=metadata["uid"],
@@ -156,7 +168,7 @@ class TrainerPod:
 
 
 def parse_time(text: str | None) -> datetime | None:
-    """A Kubernetes time, in UTC."""
+    """Reads a Kubernetes time, which is in UTC."""
     return datetime.fromisoformat(text) if text else None
 
 

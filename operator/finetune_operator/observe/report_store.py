@@ -1,7 +1,7 @@
 """Progress reports between their arrival and the next status write: the newest of each job, in memory.
 
-Losing them costs nothing but a few seconds of progress: the trainer reports again, and the end of a run travels in the
-pod's termination message.
+Losing them costs only a few seconds of progress: the trainer reports again, and the end of a run travels in the pod's
+termination message.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ PER_SECOND = 1.0
 
 @dataclass(frozen=True)
 class ReceivedReport:
-    """A report, and who sent it when."""
+    """A report, the pod that sent it and the time at which it arrived."""
 
     pod_uid: str
     received: datetime
@@ -28,47 +28,50 @@ class _Entry:
     locked: bool = False
     allowance: float = BURST
     counted: float = 0.0
+    """Clock reading, in seconds, at which `allowance` was counted last."""
 
 
 class ReportStore:
-    """The newest report of each job, by the job's UID. A locked job takes no more: its terminal status is being
-    written, or has been."""
+    """The newest report of each job, by the job's UID. A locked job accepts no more reports, because its terminal
+    status is being written or has been."""
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
 
     def newest(self, job_uid: str) -> ReceivedReport | None:
-        """The newest report of a job."""
+        """Returns the newest report of a job."""
         entry = self._entries.get(job_uid)
         return entry.newest if entry else None
 
     def is_allowed(self, job_uid: str, seconds: float) -> bool:
-        """Count a report against the job's allowance. `seconds` is a clock that never goes back."""
+        """Counts a report against the job's allowance (a token bucket); False if none is left. `seconds` is the reading
+        of a monotonic clock."""
         entry = self._entries.setdefault(job_uid, _Entry(counted=seconds))
         entry.allowance = min(BURST, entry.allowance + (seconds - entry.counted) * PER_SECOND)
         entry.counted = seconds
+
         if entry.allowance < 1:
             return False
         entry.allowance -= 1
         return True
 
     def put(self, job_uid: str, report: ReceivedReport) -> None:
-        """Keep a report that has passed every check."""
+        """Keeps a report that has passed every check."""
         self._entries.setdefault(job_uid, _Entry()).newest = report
 
     def lock(self, job_uid: str) -> None:
-        """Refuse every later report of a job; what was taken before is still there for the terminal status."""
+        """Refuses every later report of a job. The newest one stays, for the terminal status."""
         self._entries.setdefault(job_uid, _Entry()).locked = True
 
     def drop(self, job_uid: str) -> None:
-        """The terminal status is written: the report is not needed any more, the lock is."""
+        """Forgets the report of a job whose terminal status is written, and keeps the job locked."""
         self._entries.setdefault(job_uid, _Entry(locked=True)).newest = None
 
     def is_locked(self, job_uid: str) -> bool:
-        """Whether a job takes no more reports."""
+        """True if a job accepts no more reports."""
         entry = self._entries.get(job_uid)
         return entry is not None and entry.locked
 
     def forget(self, job_uid: str) -> None:
-        """The job is gone."""
+        """Removes everything about a job that is gone."""
         self._entries.pop(job_uid, None)

@@ -1,88 +1,134 @@
-"""One job and its children at one moment: all that the pure functions know."""
+"""A job and its children at one moment: all that the pure functions know.
 
-from dataclasses import dataclass, replace
+A job has up to two runs, each a batch/v1 Job with its pods: preflight, which checks the inputs, and training. A spec
+that this version of the operator cannot read makes an `UnreadableSnapshot`, so that no code that works on a `Snapshot`
+has to ask whether there is a spec.
+"""
+
+from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
+from finetune_api.outcome import Outcome
 from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from finetune_api.vocabulary import PreflightMode
-from finetune_operator.desired.names import controller_uid
+from finetune_operator.desired.names import PREFLIGHT, TRAINER, Component, controller_uid
 from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.report_store import ReceivedReport
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """Why a job waits."""
+    """Why a run waits: a reason for machines and a sentence for people."""
 
     reason: str
     message: str
     is_stalled: bool = False
-    """Whether it waits for a person rather than for the cluster."""
+    """True if the run waits for a person rather than for the cluster."""
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """One job and its children at one moment. Pure functions decide on nothing else."""
+class ChildRun:
+    """One of a job's two runs: its Job, its pods and its newest report."""
+
+    component: Component
+    job: ChildJob | None = None
+    """None before the Job is created, after it was deleted, and for preflight once its result is in the status."""
+
+    pods: tuple[TrainerPod, ...] = ()
+    """The Job's pods, oldest first. A pod that has vanished is here as long as `TerminatedPods` remembers it."""
+
+    report: ReceivedReport | None = None
+    """Newest progress report of the newest pod. Preflight sends none."""
+
+    @property
+    def newest_pod(self) -> TrainerPod | None:
+        """The pod that speaks for the run."""
+        return self.pods[-1] if self.pods else None
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """Termination message of the newest pod, if it has ended and left one that can be read."""
+        pod = self.newest_pod
+        return pod.termination.outcome() if pod and pod.termination else None
+
+    @property
+    def has_exited_with_0(self) -> bool:
+        """True if the newest pod's trainer ended with exit code 0, whatever it wrote before."""
+        pod = self.newest_pod
+        return pod is not None and pod.termination is not None and pod.termination.exit_code == 0
+
+    @property
+    def end_time(self) -> datetime | None:
+        """Time at which the newest pod's trainer ended."""
+        pod = self.newest_pod
+        return pod.termination.finished if pod and pod.termination else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnySnapshot:
+    """A job and its children at one moment, whatever its spec says."""
 
     metadata: ObjectMeta
-    spec: FineTuneJobSpec | None
-    """None where this version cannot read it; `spec_error` says why."""
-
-    spec_error: str
     status: FineTuneJobStatus
-    """What the operator wrote last."""
+    """The status that the operator wrote last."""
 
     config_map: Json | None
-    child: ChildJob | None
-    """The trainer's Job."""
+    preflight: ChildRun = ChildRun(PREFLIGHT)
+    training: ChildRun = ChildRun(TRAINER)
+    orphaned_pods: tuple[TrainerPod, ...] = ()
+    """Pods that still run although somebody deleted their Job."""
 
-    pods: tuple[TrainerPod, ...]
-    """Pods of the child Job, oldest first; those that have vanished are included as long as they are remembered."""
-
-    preflight: ChildJob | None
-    """The Job of preflight; not looked at any more once its result is in the status."""
-
-    preflight_pods: tuple[TrainerPod, ...]
-    orphaned_pods: tuple[TrainerPod, ...]
-    """Pods that still run for a Job that was deleted by hand."""
-
-    blocker: Waiting | None
-    """What keeps the newest pod from existing or starting, where only events tell."""
-
-    report: ReceivedReport | None
-    """Newest progress report of the newest pod."""
+    blocker: Waiting | None = None
+    """What keeps the newest pod from being created or started, if only Events show it."""
 
     now: datetime
 
     @property
-    def newest_pod(self) -> TrainerPod | None:
-        """The pod that speaks for the job."""
-        return self.pods[-1] if self.pods else None
-
-    @property
-    def is_validating(self) -> bool:
-        """Whether preflight comes first, and its result is not in the status yet."""
-        return self.child is None and awaits_preflight(self.spec, self.status)
-
-    def of_preflight(self) -> "Snapshot":
-        """The same with preflight's Job and pods in the place of the trainer's."""
-        return replace(self, child=self.preflight, pods=self.preflight_pods, report=None)
+    def current_run(self) -> ChildRun:
+        """Training as soon as its Job exists, preflight before."""
+        return self.training if self.training.job is not None else self.preflight
 
     @property
     def foreign_child(self) -> str | None:
-        """Kind and name of an object that has our child's name but belongs to someone else."""
-        for job in (self.child, self.preflight):
+        """Kind and name of an object that has the name of our child but belongs to somebody else."""
+        for job in (self.training.job, self.preflight.job):
             if job is not None and job.owner_uid != self.metadata.uid:
                 return f"Job {job.name}"
         if self.config_map is not None and controller_uid(self.config_map["metadata"]) != self.metadata.uid:
             return f"ConfigMap {self.config_map['metadata']['name']}"
         return None
 
+    def with_spec(self, spec: FineTuneJobSpec | str) -> "Snapshot | UnreadableSnapshot":
+        """Adds the spec, or the sentence that says why it cannot be read."""
+        if isinstance(spec, str):
+            return UnreadableSnapshot(**vars(self), spec_error=spec)
+        return Snapshot(**vars(self), spec=spec)
 
-def awaits_preflight(spec: FineTuneJobSpec | None, status: FineTuneJobStatus) -> bool:
-    """Whether a job is to be checked and was not. The spec's inputs cannot change, so the result holds for the UID."""
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot(AnySnapshot):
+    """A job whose spec this version of the operator can read."""
+
+    spec: FineTuneJobSpec
+
+    @property
+    def awaits_preflight(self) -> bool:
+        """True if preflight comes first, and its result is not in the status yet."""
+        return self.training.job is None and awaits_preflight(self.spec, self.status)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnreadableSnapshot(AnySnapshot):
+    """A job whose spec this version of the operator cannot read; perhaps a newer version wrote it."""
+
+    spec_error: str
+    """The fields that could not be read, and why."""
+
+
+def awaits_preflight(spec: FineTuneJobSpec, status: FineTuneJobStatus) -> bool:
+    """True if a job is to be checked and was not. The spec's inputs cannot change, so one result holds for ever."""
     is_known = status.preflight is not None and status.preflight.result is not None
-    return spec is not None and spec.run_policy.preflight is PreflightMode.RUN and not is_known
+    return spec.run_policy.preflight is PreflightMode.RUN and not is_known

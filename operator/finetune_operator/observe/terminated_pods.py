@@ -1,4 +1,4 @@
-"""Pods that were seen ended: those that suspension or deletion stops vanish before they can be read."""
+"""Terminated pods as the watch has seen them: suspension and deletion remove a pod before a reconcile can read it."""
 
 from collections import OrderedDict
 
@@ -10,21 +10,22 @@ MAX_TERMINATED_PODS = 1000
 
 
 class TerminatedPods:
-    """The newest pods that were seen ended, by UID; bounded."""
+    """The newest terminated pods by UID, at most `MAX_TERMINATED_PODS` of them."""
 
     def __init__(self) -> None:
         self._pods: OrderedDict[str, tuple[str, TrainerPod]] = OrderedDict()
 
     def note(self, body: Json) -> None:
-        """Look at a pod from the watch."""
+        """Keeps a pod from the watch if its trainer has ended."""
         pod = TrainerPod.parse(body)
         if pod.termination is None:
             return
+
         self._pods[pod.uid] = ((body["metadata"].get("labels") or {}).get(JOB_UID_LABEL, ""), pod)
         self._pods.move_to_end(pod.uid)
         if len(self._pods) > MAX_TERMINATED_PODS:
             self._pods.popitem(last=False)
 
     def of(self, job_uid: str) -> list[TrainerPod]:
-        """Ended pods of one FineTuneJob."""
+        """Returns the terminated pods of one FineTuneJob."""
         return [pod for uid, pod in self._pods.values() if uid == job_uid]

@@ -1,0 +1,9 @@
+"""Builds the status of a job, and the Events that tell its story, from a snapshot and the decision about it. Pure.
+
+`status`      the whole status
+`conditions`  the nine conditions, kstatus among them
+`attempts`    the pods of a run, remembered after they are gone
+`progress`    step, loss and percentage, from reports and outcomes
+`preflight`   what preflight found
+`events`      one Event for each transition between two statuses
+"""

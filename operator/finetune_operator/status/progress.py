@@ -29,9 +29,10 @@ _SAME_NAMES = (
 
 
 def merge_report(last: ProgressStatus | None, received: ReceivedReport) -> ProgressStatus:
-    """What a report says, over what was known before."""
+    """Returns the progress with what a report says; what it does not say stays."""
     run, common = received.report.finetune, received.report.trainer_status
     percent = min(common.progress_percentage, ALMOST_DONE)
+
     reported = {name: getattr(run, name) for name in _SAME_NAMES if getattr(run, name) is not None}
     fields: dict[str, Any] = reported | {
         "percent": percent,
@@ -44,7 +45,7 @@ def merge_report(last: ProgressStatus | None, received: ReceivedReport) -> Progr
 
 
 def merge_outcome(last: ProgressStatus | None, outcome: Outcome) -> ProgressStatus | None:
-    """What the trainer said last, over what it reported."""
+    """Returns the progress with what an outcome says; None if neither says anything."""
     names = ("step", "total_steps", "loss", "eval_loss", "best_step", "best_eval_loss", "stopped_early")
     reported = {name: getattr(outcome, name) for name in names if getattr(outcome, name) is not None}
     if last is None and not reported:
@@ -53,12 +54,14 @@ def merge_outcome(last: ProgressStatus | None, outcome: Outcome) -> ProgressStat
 
 
 def format_duration(seconds: int | None) -> str | None:
-    """Seconds for people: 45s, 12m30s, 3h05m, 2d04h."""
+    """Formats seconds for people: 45s, 12m30s, 3h05m, 2d04h."""
     if seconds is None:
         return None
+
     minutes, rest = divmod(seconds, 60)
     hours, minutes_left = divmod(minutes, 60)
     days, hours_left = divmod(hours, 24)
+
     if days:
         return f"{days}d{hours_left:02d}h"
     if hours:

@@ -11,25 +11,29 @@ from finetune_api.outcome import Outcome, Result
 from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from finetune_api.vocabulary import Phase, Stage
+from finetune_operator.decide.decide import TRAINING, UNREADABLE
 from finetune_operator.decide.decision import Actions
 from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION
 from finetune_operator.observe.children import TrueCondition
-from finetune_operator.observe.snapshot import Snapshot, Waiting
-from finetune_operator.reasons import Reason
+from finetune_operator.observe.snapshot import Snapshot, UnreadableSnapshot, Waiting
+from finetune_operator.status_reasons import StatusReason
 from finetune_test_operator.snapshot_builder import (
     METADATA,
     NOW,
-    a_child,
     a_pod,
     a_report,
     a_running_pod,
     a_snapshot,
     a_spec,
+    a_trainer_job,
     an_ended_pod,
+    an_unreadable_snapshot,
     at,
+    deciding_rule,
     decision_about,
 )
 
+MAGIC = "spec.model.magic: unknown"
 DONE = datetime(2026, 11, 24, 12, 1, tzinfo=UTC)
 SUCCEEDED = Outcome(result=Result.SUCCEEDED, finished=DONE, manifest_uri="s3://results/manifest.json")
 REUSED = SUCCEEDED.model_copy(update={"reused": True})
@@ -92,7 +96,7 @@ CASES: dict[str, tuple[Snapshot, Phase, str]] = {
     "the trainer succeeded": (a_snapshot(pods=(an_ended_pod(0, SUCCEEDED),)), Phase.SUCCEEDED, "Completed"),
     "the result was there already": (a_snapshot(pods=(an_ended_pod(0, REUSED),)), Phase.SUCCEEDED, "Reused"),
     "the pod of a complete Job is gone": (
-        a_snapshot(child=a_child(complete=COMPLETE)),
+        a_snapshot(job=a_trainer_job(complete=COMPLETE)),
         Phase.SUCCEEDED,
         "OutcomeLost",
     ),
@@ -102,12 +106,12 @@ CASES: dict[str, tuple[Snapshot, Phase, str]] = {
         "TrainerCrashed",
     ),
     "exit code 0 without an outcome is no success": (
-        a_snapshot(pods=(an_ended_pod(0),), child=a_child(complete=COMPLETE)),
+        a_snapshot(pods=(an_ended_pod(0),), job=a_trainer_job(complete=COMPLETE)),
         Phase.FAILED,
         "TrainerCrashed",
     ),
     "bad data ends the job": (
-        a_snapshot(pods=(an_ended_pod(11, BAD_ROW),), child=a_child(failed=_failed("PodFailurePolicy"))),
+        a_snapshot(pods=(an_ended_pod(11, BAD_ROW),), job=a_trainer_job(failed=_failed("PodFailurePolicy"))),
         Phase.FAILED,
         "InvalidRow",
     ),
@@ -123,25 +127,25 @@ CASES: dict[str, tuple[Snapshot, Phase, str]] = {
         "TrainerCrashed",
     ),
     "a crash after the last retry": (
-        a_snapshot(pods=(an_ended_pod(139),), child=a_child(failed=_failed("BackoffLimitExceeded"))),
+        a_snapshot(pods=(an_ended_pod(139),), job=a_trainer_job(failed=_failed("BackoffLimitExceeded"))),
         Phase.FAILED,
         "TrainerCrashed",
     ),
     "the kernel killed the trainer for its memory": (
         a_snapshot(
             pods=(an_ended_pod(137, terminated={"reason": "OOMKilled"}),),
-            child=a_child(failed=_failed("BackoffLimitExceeded")),
+            job=a_trainer_job(failed=_failed("BackoffLimitExceeded")),
         ),
         Phase.FAILED,
         "OutOfMemory",
     ),
     "the deadline has passed": (
-        a_snapshot(pods=(an_ended_pod(30, STOPPED),), child=a_child(failed=_failed("DeadlineExceeded"))),
+        a_snapshot(pods=(an_ended_pod(30, STOPPED),), job=a_trainer_job(failed=_failed("DeadlineExceeded"))),
         Phase.FAILED,
         "DeadlineExceeded",
     ),
     "a failed Job without a pod": (
-        a_snapshot(child=a_child(failed=_failed("BackoffLimitExceeded"))),
+        a_snapshot(job=a_trainer_job(failed=_failed("BackoffLimitExceeded"))),
         Phase.FAILED,
         "TrainerCrashed",
     ),
@@ -159,15 +163,22 @@ CASES: dict[str, tuple[Snapshot, Phase, str]] = {
         Phase.CANCELLING,
         "Deleted",
     ),
-    "another's Job has the name": (a_snapshot(child=a_child(owner="someone")), Phase.PENDING, "NameConflict"),
+    "another's Job has the name": (a_snapshot(job=a_trainer_job(owner="someone")), Phase.PENDING, "NameConflict"),
     "another's ConfigMap has the name": (
         a_snapshot(config_map={"metadata": {"name": "bot-x"}}),
         Phase.PENDING,
         "NameConflict",
     ),
-    "the child Job is being deleted": (a_snapshot(child=a_child(deleting=True)), Phase.QUEUED, "JobDeleted"),
+    "the child Job is being deleted": (a_snapshot(job=a_trainer_job(deleting=True)), Phase.QUEUED, "JobDeleted"),
+    "no Job exists yet, and preflight comes first": (a_snapshot(job=None), Phase.VALIDATING, "JobCreated"),
+    "no Job exists yet, and preflight is skipped": (a_snapshot(UNCHECKED, job=None), Phase.QUEUED, "JobCreated"),
+    "the ConfigMap of a running Job was deleted": (
+        a_snapshot(pods=(a_running_pod(),), config_map=None),
+        Phase.RUNNING,
+        "TrainerStarted",
+    ),
     "a pod of a deleted Job still runs": (
-        a_snapshot(UNCHECKED, child=None, orphaned_pods=(a_running_pod("old"),)),
+        a_snapshot(UNCHECKED, job=None, orphaned_pods=(a_running_pod("old"),)),
         Phase.QUEUED,
         "JobDeleted",
     ),
@@ -182,7 +193,7 @@ def test_phase_and_reason(snapshot: Snapshot, phase: Phase, reason: str) -> None
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_reason_is_one_of_the_documented_ones(name: str) -> None:
-    documented = {*Reason, *FailureReason, *Stage}
+    documented = {*StatusReason, *FailureReason, *Stage}
     assert decision_about(CASES[name][0]).reason in documented
 
 
@@ -198,34 +209,34 @@ def test_only_what_needs_a_person_is_stalled(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in CASES if "suspen" not in name and "Job" not in name])
 def test_a_job_with_its_children_in_order_has_nothing_written(name: str) -> None:
     snapshot = CASES[name][0]
-    if snapshot.child is not None and snapshot.child.suspended:
+    if snapshot.training.job is not None and snapshot.training.job.suspended:
         return
     assert decision_about(snapshot).actions == Actions()
 
 
 @pytest.mark.parametrize("phase", [Phase.SUCCEEDED, Phase.FAILED])
 def test_a_terminal_job_never_gets_children_again(phase: Phase) -> None:
-    decision = decision_about(a_snapshot(child=None, config_map=None, status=_status(phase)))
+    decision = decision_about(a_snapshot(job=None, config_map=None, status=_status(phase)))
     assert decision.actions == Actions()
     assert decision.phase is phase
 
 
 def test_children_are_made_in_order_and_once() -> None:
-    actions = decision_about(a_snapshot(UNCHECKED, child=None, config_map=None)).actions
+    actions = decision_about(a_snapshot(UNCHECKED, job=None, config_map=None)).actions
     assert actions.create_config_map is not None
-    assert actions.create_job is not None
-    assert actions.create_job["metadata"]["name"] == actions.create_config_map["metadata"]["name"]
-    with_map = decision_about(a_snapshot(UNCHECKED, child=None)).actions
+    assert actions.create_trainer_job is not None
+    assert actions.create_trainer_job["metadata"]["name"] == actions.create_config_map["metadata"]["name"]
+    with_map = decision_about(a_snapshot(UNCHECKED, job=None)).actions
     assert with_map.create_config_map is None
-    assert with_map.create_job is not None
+    assert with_map.create_trainer_job is not None
 
 
 def test_a_job_created_suspended_has_a_suspended_job() -> None:
     spec = a_spec(runPolicy={"suspend": True, "preflight": "Skip"})
-    decision = decision_about(a_snapshot(spec, child=None))
+    decision = decision_about(a_snapshot(spec, job=None))
     assert decision.phase is Phase.SUSPENDED
-    assert decision.actions.create_job is not None
-    assert decision.actions.create_job["spec"]["suspend"] is True
+    assert decision.actions.create_trainer_job is not None
+    assert decision.actions.create_trainer_job["spec"]["suspend"] is True
 
 
 def test_a_changed_authority_reaches_the_config_map() -> None:
@@ -239,8 +250,8 @@ def test_a_changed_authority_reaches_the_config_map() -> None:
 
 
 def test_suspending_records_the_time_of_running_in_the_same_patch() -> None:
-    snapshot = a_snapshot(a_spec(**SUSPENDED), child=a_child(active_seconds=100), now=NOW + timedelta(seconds=50))
-    assert decision_about(snapshot).actions.patch_job == {
+    snapshot = a_snapshot(a_spec(**SUSPENDED), job=a_trainer_job(active_seconds=100), now=NOW + timedelta(seconds=50))
+    assert decision_about(snapshot).actions.patch_trainer_job == {
         "spec": {"suspend": True},
         "metadata": {"annotations": {ACTIVE_SECONDS_ANNOTATION: "150"}},
     }
@@ -248,8 +259,8 @@ def test_suspending_records_the_time_of_running_in_the_same_patch() -> None:
 
 def test_resuming_leaves_what_is_left_of_the_deadline() -> None:
     spec = a_spec(runPolicy={"activeDeadlineSeconds": 1000})
-    child = a_child(suspended=True, started=None, active_seconds=400, deadline=1000)
-    assert decision_about(a_snapshot(spec, child=child)).actions.patch_job == {
+    child = a_trainer_job(suspended=True, started=None, active_seconds=400, deadline=1000)
+    assert decision_about(a_snapshot(spec, job=child)).actions.patch_trainer_job == {
         "spec": {"suspend": False, "activeDeadlineSeconds": 600}
     }
 
@@ -265,28 +276,54 @@ DEADLINES: dict[str, tuple[int | None, int | None, object]] = {
 @pytest.mark.parametrize(("live", "wanted", "patch"), DEADLINES.values(), ids=DEADLINES)
 def test_the_deadline_follows_the_spec(live: int | None, wanted: int | None, patch: object) -> None:
     spec = a_spec(runPolicy={"activeDeadlineSeconds": wanted} if wanted else {})
-    snapshot = a_snapshot(spec, child=a_child(deadline=live))
-    assert decision_about(snapshot).actions.patch_job == patch
+    snapshot = a_snapshot(spec, job=a_trainer_job(deadline=live))
+    assert decision_about(snapshot).actions.patch_trainer_job == patch
 
 
 def test_the_ttl_is_set_only_after_the_terminal_status_is_written() -> None:
     spec = a_spec(runPolicy={"ttlSecondsAfterFinished": 60})
-    child = a_child(complete=COMPLETE)
+    child = a_trainer_job(complete=COMPLETE)
     pods = (an_ended_pod(0, SUCCEEDED),)
-    assert decision_about(a_snapshot(spec, child=child, pods=pods)).actions == Actions()
-    after = a_snapshot(spec, child=child, status=_status(Phase.SUCCEEDED))
-    assert decision_about(after).actions.patch_job == {"spec": {"ttlSecondsAfterFinished": 60}}
-    done = a_snapshot(spec, child=replace(child, ttl=60), status=_status(Phase.SUCCEEDED))
+    assert decision_about(a_snapshot(spec, job=child, pods=pods)).actions == Actions()
+    after = a_snapshot(spec, job=child, status=_status(Phase.SUCCEEDED))
+    assert decision_about(after).actions.patch_trainer_job == {"spec": {"ttlSecondsAfterFinished": 60}}
+    done = a_snapshot(spec, job=replace(child, ttl=60), status=_status(Phase.SUCCEEDED))
     assert decision_about(done).actions == Actions()
 
 
-def test_a_job_that_this_version_cannot_read_is_left_alone() -> None:
-    snapshot = a_snapshot(spec=None, status=_status(Phase.RUNNING), child=a_child(), pods=(a_running_pod(),))
-    decision = decision_about(replace(snapshot, spec=None, spec_error="spec.model.magic: unknown"))
-    assert decision.phase is Phase.RUNNING
-    assert decision.is_stalled
+UNREADABLE_CASES: dict[str, tuple[UnreadableSnapshot, Phase, str]] = {
+    "it runs": (
+        an_unreadable_snapshot(MAGIC, status=_status(Phase.RUNNING), pods=(a_running_pod(),)),
+        Phase.RUNNING,
+        "InvalidConfiguration",
+    ),
+    "it is new": (an_unreadable_snapshot(MAGIC, job=None), Phase.PENDING, "InvalidConfiguration"),
+    "it is being deleted": (an_unreadable_snapshot(MAGIC, metadata=DELETED), Phase.CANCELLING, "Deleted"),
+    "it is over": (
+        an_unreadable_snapshot(MAGIC, status=_status(Phase.FAILED), job=a_trainer_job(complete=COMPLETE, ttl=60)),
+        Phase.FAILED,
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize(("snapshot", "phase", "reason"), UNREADABLE_CASES.values(), ids=UNREADABLE_CASES)
+def test_a_job_that_this_version_cannot_read_is_left_alone(
+    snapshot: UnreadableSnapshot, phase: Phase, reason: str
+) -> None:
+    decision = decision_about(snapshot)
+    assert (decision.phase, decision.reason) == (phase, reason)
+    assert decision.is_stalled == (reason == "InvalidConfiguration")
     assert decision.actions == Actions()
-    assert "spec.model.magic" in decision.message
+    assert ("spec.model.magic" in decision.message) == decision.is_stalled
+
+
+def test_every_rule_of_every_chain_decides_a_case() -> None:
+    snapshots = [*(case[0] for case in CASES.values()), a_snapshot(status=_status(Phase.FAILED))]
+    deciding = {deciding_rule(TRAINING, snapshot, snapshot.training) for snapshot in snapshots}
+    assert deciding == {rule.__name__ for rule in (*TRAINING.rules, TRAINING.otherwise)}
+    deciding = {deciding_rule(UNREADABLE, case[0], case[0].training) for case in UNREADABLE_CASES.values()}
+    assert deciding == {rule.__name__ for rule in (*UNREADABLE.rules, UNREADABLE.otherwise)}
 
 
 def test_a_failure_has_a_hint_and_the_trainers_own_words() -> None:
@@ -298,7 +335,7 @@ def test_a_failure_has_a_hint_and_the_trainers_own_words() -> None:
 
 def test_a_termination_message_that_is_no_outcome_is_not_shown() -> None:
     pod = an_ended_pod(1, terminated={"message": "secret rows of the dataset"})
-    snapshot = a_snapshot(pods=(pod,), child=a_child(failed=_failed("BackoffLimitExceeded")))
+    snapshot = a_snapshot(pods=(pod,), job=a_trainer_job(failed=_failed("BackoffLimitExceeded")))
     failure = decision_about(snapshot).failure
     assert failure is not None
     assert "secret" not in failure.message

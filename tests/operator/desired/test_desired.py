@@ -1,7 +1,6 @@
 """Desired objects: one golden manifest each, and what differs from it."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,15 @@ from finetune_operator.desired.preflight_job import build_preflight_job
 from finetune_operator.desired.run_config_map import RUN_CONFIG_KEY, build_run_config, build_run_config_map
 from finetune_operator.desired.trainer_job import build_trainer_job, remaining_deadline
 from finetune_operator.desired.trainer_pod import build_pod_spec
-from finetune_test_operator.snapshot_builder import INSTALLATION, METADATA, a_snapshot, a_spec, decision_about
+from finetune_operator.observe.children import ChildJob
+from finetune_test_operator.snapshot_builder import (
+    INSTALLATION,
+    METADATA,
+    a_snapshot,
+    a_spec,
+    a_trainer_job,
+    decision_about,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 FULL: dict[str, Any] = {
@@ -163,16 +170,16 @@ def test_a_running_job_keeps_the_configuration_that_its_image_knows() -> None:
     older = document | {"gpus": 0} | {"progress": document["progress"] | {"caCertificate": "OLD"}}
     del older["gpu"]
 
-    def update_of(mounted: dict[str, object], **fields: object) -> dict[str, object] | None:
+    def update_of(mounted: dict[str, object], job: ChildJob | None) -> dict[str, object] | None:
         text = {"run_config.yaml": yaml.safe_dump(mounted)}
         kept = {"metadata": snapshot.config_map["metadata"], "data": text}  # type: ignore[index]
-        return decision_about(replace(snapshot, config_map=kept, **fields)).actions.update_config_map
+        return decision_about(a_snapshot(job=job, config_map=kept)).actions.update_config_map
 
-    assert update_of(older | {"progress": document["progress"]}) is None
-    update = update_of(older)
+    assert update_of(older | {"progress": document["progress"]}, a_trainer_job()) is None
+    update = update_of(older, a_trainer_job())
     assert update is not None
     assert yaml.safe_load(update["data"]["run_config.yaml"]) == older | {"progress": document["progress"]}  # type: ignore[index]
-    assert update_of(older, child=None) == {"data": snapshot.config_map["data"]}
+    assert update_of(older, None) == {"data": snapshot.config_map["data"]}
 
 
 NAMES = ["a", "bot", "a.b.c", "x" * 63, "x" * 57 + "-yyyyy", "1"]

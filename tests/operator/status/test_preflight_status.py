@@ -17,9 +17,9 @@ from finetune_operator.status.events import find_transitions
 from finetune_operator.status.status import build_status, has_changed
 from finetune_test_operator.snapshot_builder import (
     NOW,
-    a_checked_job,
     a_pod,
-    a_preflight,
+    a_preflight_job,
+    a_preflight_snapshot,
     a_running_pod,
     a_snapshot,
     an_ended_pod,
@@ -61,14 +61,14 @@ GIVEN_UP = TrueCondition("BackoffLimitExceeded", "the Job controller says so", N
 EXPIRED = TrueCondition("DeadlineExceeded", "the Job controller says so", NOW)
 
 STATES: dict[str, Snapshot] = {
-    "nothing exists yet": a_checked_job(preflight=None, config_map=None),
-    "a pod waits": a_checked_job(a_pod(state={"waiting": {"reason": "ErrImagePull"}})),
-    "the checks run": a_checked_job(a_running_pod()),
-    "the checks passed": a_checked_job(an_ended_pod(0, PASSED)),
-    "bad data ends the job": a_checked_job(an_ended_pod(11, BAD_ROW), preflight=a_preflight(failed=REFUSED)),
-    "a crash after the last retry": a_checked_job(an_ended_pod(139), preflight=a_preflight(failed=GIVEN_UP)),
-    "the deadline has passed": a_checked_job(preflight=a_preflight(failed=EXPIRED)),
-    "a store that is away": a_checked_job(an_ended_pod(20, AWAY)),
+    "nothing exists yet": a_preflight_snapshot(job=None, config_map=None),
+    "a pod waits": a_preflight_snapshot(a_pod(state={"waiting": {"reason": "ErrImagePull"}})),
+    "the checks run": a_preflight_snapshot(a_running_pod()),
+    "the checks passed": a_preflight_snapshot(an_ended_pod(0, PASSED)),
+    "bad data ends the job": a_preflight_snapshot(an_ended_pod(11, BAD_ROW), job=a_preflight_job(failed=REFUSED)),
+    "a crash after the last retry": a_preflight_snapshot(an_ended_pod(139), job=a_preflight_job(failed=GIVEN_UP)),
+    "the deadline has passed": a_preflight_snapshot(job=a_preflight_job(failed=EXPIRED)),
+    "a store that is away": a_preflight_snapshot(an_ended_pod(20, AWAY)),
 }
 CHECKED = FineTuneJobStatus(phase=Phase.QUEUED, preflight=PreflightStatus(result=PreflightResult.PASSED))
 ENDS = [name for name, snapshot in STATES.items() if decision_about(snapshot).preflight is not None]
@@ -87,7 +87,7 @@ def _life(*snapshots: Snapshot) -> tuple[FineTuneJobStatus, list[str]]:
 
 def test_the_story_of_a_job_that_passes() -> None:
     snapshots = [STATES[name] for name in ("nothing exists yet", "the checks run", "the checks passed")]
-    after = a_snapshot(child=None)
+    after = a_snapshot(job=None)
     status, reported = _life(*snapshots, after, a_snapshot(pods=(a_running_pod(created=20),)))
     assert reported == ["Validating", "PreflightWarning", "Validated", "Queued", "Started"]
     assert status.preflight is not None
@@ -105,7 +105,7 @@ def test_the_story_of_a_job_that_passes() -> None:
 
 def test_a_job_whose_result_is_there_succeeds_without_a_trainer() -> None:
     reused = PASSED.model_copy(update={"reused": True, "manifest_uri": "s3://r/manifest.json", "preflight": None})
-    status, reported = _life(STATES["the checks run"], a_checked_job(an_ended_pod(0, reused)))
+    status, reported = _life(STATES["the checks run"], a_preflight_snapshot(an_ended_pod(0, reused)))
     assert reported == ["Validating", "Succeeded"]
     assert (status.phase, status.reused, status.manifest_uri) == (Phase.SUCCEEDED, True, reused.manifest_uri)
     assert status.progress is not None
@@ -149,14 +149,14 @@ def test_validated_says_what_the_checks_said(name: str, truth: str) -> None:
 def test_a_full_store_or_a_small_gpu_is_not_validated() -> None:
     for reason, code in ((FailureReason.BUCKET_NOT_FOUND, 15), (FailureReason.CUDA_OUT_OF_MEMORY, 13)):
         outcome = BAD_ROW.model_copy(update={"reason": reason, "exit_code": ExitCode(code)})
-        failed = a_checked_job(an_ended_pod(code, outcome), preflight=a_preflight(failed=REFUSED))
+        failed = a_preflight_snapshot(an_ended_pod(code, outcome), job=a_preflight_job(failed=REFUSED))
         status, _ = _life(failed)
         assert {each.type: each.status for each in status.conditions}[ConditionType.VALIDATED] == "False"
 
 
 def test_memory_of_the_checks_has_its_own_hint() -> None:
     pod = an_ended_pod(137, terminated={"reason": "OOMKilled"})
-    status, _ = _life(a_checked_job(pod, preflight=a_preflight(failed=GIVEN_UP)))
+    status, _ = _life(a_preflight_snapshot(pod, job=a_preflight_job(failed=GIVEN_UP)))
     assert status.failure is not None
     assert "spec.runPolicy.preflight" in status.failure.hint
     assert "spec.resources" not in status.failure.hint
@@ -165,7 +165,8 @@ def test_memory_of_the_checks_has_its_own_hint() -> None:
 def test_a_retry_of_the_checks_is_told_and_is_none_of_the_trainer() -> None:
     second = a_running_pod("2", created=20)
     status, reported = _life(
-        a_checked_job(an_ended_pod(20, AWAY, uid="1")), a_checked_job(an_ended_pod(20, AWAY, uid="1"), second)
+        a_preflight_snapshot(an_ended_pod(20, AWAY, uid="1")),
+        a_preflight_snapshot(an_ended_pod(20, AWAY, uid="1"), second),
     )
     assert reported == ["Validating", "Retrying"]
     assert status.retries is None

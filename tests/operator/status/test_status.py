@@ -19,12 +19,12 @@ from finetune_operator.status.status import build_status, has_changed
 from finetune_test_operator.snapshot_builder import (
     METADATA,
     NOW,
-    a_child,
     a_pod,
     a_report,
     a_running_pod,
     a_snapshot,
     a_spec,
+    a_trainer_job,
     an_ended_pod,
     at,
     decision_about,
@@ -81,7 +81,7 @@ TRUTHS: dict[str, tuple[Snapshot, set[str]]] = {
     "suspended": (a_snapshot(a_spec(runPolicy={"suspend": True})), {"Suspended"}),
     "succeeded": (a_snapshot(pods=(an_ended_pod(0, SUCCEEDED),)), {"Ready", "Succeeded", "Validated"}),
     "failed": (
-        a_snapshot(pods=(an_ended_pod(11, BAD_ROW),), child=a_child(failed=FAILED)),
+        a_snapshot(pods=(an_ended_pod(11, BAD_ROW),), job=a_trainer_job(failed=FAILED)),
         {"Failed", "Stalled"},
     ),
 }
@@ -89,8 +89,8 @@ TRUTHS: dict[str, tuple[Snapshot, set[str]]] = {
 
 @pytest.mark.parametrize(("snapshot", "true"), TRUTHS.values(), ids=TRUTHS)
 def test_which_conditions_are_true(snapshot: Snapshot, true: set[str]) -> None:
-    if snapshot.report:
-        snapshot = replace(snapshot, report=a_report(stages=STAGES))
+    if snapshot.training.report:
+        snapshot = replace(snapshot, training=replace(snapshot.training, report=a_report(stages=STAGES)))
     status = _status_of(snapshot)
     assert {kind for kind, truth in _truths(status).items() if truth == "True"} == true
     assert set(_truths(status)) == set(ConditionType)

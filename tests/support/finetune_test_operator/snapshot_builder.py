@@ -1,4 +1,4 @@
-"""Observations for tests of the operator's pure functions: a small job at a fixed time, and what a test is about."""
+"""Snapshots for tests of the operator's pure functions: a small job at a fixed time, and what a test is about."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -10,15 +10,16 @@ from finetune_api.outcome import Outcome
 from finetune_api.progress import ProgressReport
 from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
+from finetune_operator.decide.chain import Chain
 from finetune_operator.decide.decide import decide
 from finetune_operator.decide.decision import Decision, Installation
-from finetune_operator.desired.names import child_name
+from finetune_operator.desired.names import PREFLIGHT, TRAINER
 from finetune_operator.desired.preflight_job import build_preflight_job
 from finetune_operator.desired.run_config_map import build_run_config, build_run_config_map
 from finetune_operator.desired.trainer_job import build_trainer_job
 from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.report_store import ReceivedReport
-from finetune_operator.observe.snapshot import Snapshot
+from finetune_operator.observe.snapshot import ChildRun, Snapshot, UnreadableSnapshot
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 METADATA = ObjectMeta(name="bot", namespace="team", uid="0b5e7b1e-5d1a-4a51-9a53-0f6f6c2ce0a1", generation=1)
@@ -41,7 +42,7 @@ def a_spec(**sections: Any) -> FineTuneJobSpec:
     return FineTuneJobSpec.model_validate(wire | sections)
 
 
-def a_child(spec: FineTuneJobSpec | None = None, owner: str | None = None, **changes: Any) -> ChildJob:
+def a_trainer_job(spec: FineTuneJobSpec | None = None, owner: str | None = None, **changes: Any) -> ChildJob:
     """The child Job as made for `spec`, started at NOW; keyword arguments replace what was parsed."""
     body = build_trainer_job(METADATA, spec or a_spec(), INSTALLATION.trainer_image)
     body["metadata"] |= {"uid": "child-uid", "resourceVersion": "1"}
@@ -50,7 +51,7 @@ def a_child(spec: FineTuneJobSpec | None = None, owner: str | None = None, **cha
     return replace(child, owner_uid=owner or METADATA.uid, **changes)
 
 
-def a_preflight(spec: FineTuneJobSpec | None = None, **changes: Any) -> ChildJob:
+def a_preflight_job(spec: FineTuneJobSpec | None = None, **changes: Any) -> ChildJob:
     """The Job of preflight as made for `spec`, started at NOW; its pods are those of the builders below."""
     body = build_preflight_job(METADATA, spec or a_spec(), INSTALLATION.trainer_image)
     body["metadata"] |= {"uid": "child-uid", "resourceVersion": "1"}
@@ -103,36 +104,54 @@ def a_report(
     return ReceivedReport(pod, NOW, ProgressReport.model_validate(body))
 
 
-def a_snapshot(spec: FineTuneJobSpec | None = None, **fields: Any) -> Snapshot:
-    """A job whose children exist and whose pod does not yet; keyword arguments replace fields of the observation."""
+_AS_BUILT: Any = object()  # a Job that the builder makes itself
+
+
+def a_snapshot(
+    spec: FineTuneJobSpec | None = None,
+    *,
+    job: ChildJob | None = _AS_BUILT,
+    pods: tuple[TrainerPod, ...] = (),
+    report: ReceivedReport | None = None,
+    **fields: Any,
+) -> Snapshot:
+    """A job whose trainer's Job exists and whose pod does not yet. `job`, `pods` and `report` are those of training;
+    further keyword arguments replace fields of the snapshot."""
     spec = spec or a_spec()
     config = build_run_config(METADATA, spec, INSTALLATION.progress_url, INSTALLATION.ca_certificate)
     snapshot = Snapshot(
         metadata=METADATA,
         spec=spec,
-        spec_error="",
         status=FineTuneJobStatus(),
         config_map=build_run_config_map(METADATA, config),
-        child=a_child(spec),
-        pods=(),
-        preflight=None,
-        preflight_pods=(),
-        orphaned_pods=(),
-        blocker=None,
-        report=None,
+        training=ChildRun(TRAINER, a_trainer_job(spec) if job is _AS_BUILT else job, pods, report),
         now=NOW,
     )
     return replace(snapshot, **fields)
 
 
-def a_checked_job(*pods: TrainerPod, spec: FineTuneJobSpec | None = None, **fields: Any) -> Snapshot:
-    """A job whose preflight Job exists, with these pods; keyword arguments replace fields of the observation."""
-    return a_snapshot(spec, **{"child": None, "preflight": a_preflight(), "preflight_pods": pods} | fields)
+def a_preflight_snapshot(
+    *pods: TrainerPod, spec: FineTuneJobSpec | None = None, job: ChildJob | None = _AS_BUILT, **fields: Any
+) -> Snapshot:
+    """A job whose preflight Job exists, with these pods. `job` is that of preflight; further keyword arguments replace
+    fields of the snapshot."""
+    preflight = ChildRun(PREFLIGHT, a_preflight_job() if job is _AS_BUILT else job, pods)
+    return a_snapshot(spec, job=None, preflight=preflight, **fields)
 
 
-def decision_about(snapshot: Snapshot) -> Decision:
-    """What is decided about an observation."""
+def an_unreadable_snapshot(spec_error: str, **arguments: Any) -> UnreadableSnapshot:
+    """The same job with a spec that this version of the operator cannot read."""
+    fields = vars(a_snapshot(**arguments)) | {"spec_error": spec_error}
+    del fields["spec"]
+    return UnreadableSnapshot(**fields)
+
+
+def decision_about(snapshot: Snapshot | UnreadableSnapshot) -> Decision:
+    """Returns the decision about a snapshot."""
     return decide(snapshot, INSTALLATION)
 
 
-CHILD_NAME = child_name(METADATA)
+def deciding_rule(chain: Chain[Any], snapshot: Snapshot | UnreadableSnapshot, run: ChildRun) -> str:
+    """Returns the name of the rule of a chain that decides about a snapshot."""
+    rules = (rule for rule in chain.rules if rule(snapshot, run, INSTALLATION) is not None)
+    return next(rules, chain.otherwise).__name__

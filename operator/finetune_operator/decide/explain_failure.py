@@ -1,0 +1,76 @@
+"""Explains why a run failed: from the trainer's outcome if it wrote one, else from what the kubelet and the Job
+controller say (pure)."""
+
+from finetune_api.failures import FAILURES, ExitCode, FailureReason
+from finetune_api.outcome import Result
+from finetune_api.status import Failure
+from finetune_operator.desired.names import PREFLIGHT
+from finetune_operator.desired.preflight_job import MEMORY
+from finetune_operator.observe.children import TrainerPod
+from finetune_operator.observe.snapshot import ChildRun, Snapshot
+
+OOM_KILLED = "OOMKilled"
+DEADLINE_EXCEEDED = "DeadlineExceeded"
+
+
+def explain_failure(snapshot: Snapshot, run: ChildRun) -> Failure:
+    """Explains the failure of a run whose Job controller has given up."""
+    verdict = run.job.failed if run.job else None
+    if verdict is not None and verdict.reason == DEADLINE_EXCEEDED:
+        limit = snapshot.spec.run_policy.active_deadline_seconds
+        message = f"the job ran longer than its deadline of {limit} s"
+        return _failure(snapshot, run, FailureReason.DEADLINE_EXCEEDED, message)
+
+    pod = run.newest_pod
+    if pod is None:
+        detail = f": {verdict.message}" if verdict else ""
+        return _failure(snapshot, run, FailureReason.TRAINER_CRASHED, f"the trainer's pod is gone{detail}")
+
+    return _failure(snapshot, run, *explain_pod(snapshot, run, pod))
+
+
+def explain_pod(snapshot: Snapshot, run: ChildRun, pod: TrainerPod) -> tuple[FailureReason, str]:
+    """Returns reason and sentence for a pod that ended without success."""
+    end = pod.termination
+    outcome = end.outcome() if end else None
+    if outcome is not None and outcome.result is not Result.SUCCEEDED:
+        return outcome.reason or FailureReason.INTERNAL_ERROR, outcome.message
+
+    if pod.is_disrupted:
+        return FailureReason.EVICTED, pod.message or "the cluster removed the pod"
+    if end is None:
+        return FailureReason.TRAINER_CRASHED, pod.message or pod.reason or "the pod ended before its trainer did"
+    if end.reason == OOM_KILLED:
+        limit = MEMORY if run.component == PREFLIGHT else snapshot.spec.resources.memory
+        return FailureReason.OUT_OF_MEMORY, f"the trainer was killed because it used more memory than {limit}"
+
+    # By convention an exit code of 128 + n says that signal n ended the process.
+    code = end.exit_code
+    how = f"was ended by signal {code - 128}" if code > 128 else f"ended with exit code {code}"
+    return FailureReason.TRAINER_CRASHED, f"the trainer {how} and wrote no result"
+
+
+def is_interruption(pod: TrainerPod) -> bool:
+    """True if a pod ended because it was stopped or removed, which is no failure of the job."""
+    if pod.is_disrupted:
+        return True
+    return pod.termination is not None and pod.termination.exit_code == ExitCode.INTERRUPTED
+
+
+def _failure(snapshot: Snapshot, run: ChildRun, reason: FailureReason, message: str) -> Failure:
+    """Fills `status.failure`; stage and step come from the outcome, else from what was reported last."""
+    outcome, pod = run.outcome, run.newest_pod
+    stage = outcome.stage if outcome else None
+    if stage is None and run.report is not None:
+        stage = run.report.report.finetune.stage
+    progress = snapshot.status.progress
+    reported_step = progress.step if progress else None
+
+    return Failure(
+        reason=reason,
+        message=message or FAILURES[reason].hint,
+        hint=FAILURES[reason].hint,
+        exit_code=pod.termination.exit_code if pod and pod.termination else None,
+        stage=stage,
+        step=outcome.step if outcome else reported_step,
+    )

@@ -1,0 +1,110 @@
+"""The phase of a run whose Job has neither succeeded nor failed, and the patch that makes it follow the spec (pure).
+
+Training and preflight go through the same states. They differ in words: while preflight runs, the phase is Validating.
+"""
+
+from dataclasses import replace
+
+from finetune_api.base import Json
+from finetune_api.failures import ExitCode, PodFailureAction, action_after
+from finetune_api.vocabulary import Phase
+from finetune_operator.decide.decision import RETRY_SECONDS, Decision
+from finetune_operator.decide.explain_failure import explain_pod, is_interruption
+from finetune_operator.decide.explain_waiting import explain_waiting
+from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION, PREFLIGHT
+from finetune_operator.desired.trainer_job import remaining_deadline
+from finetune_operator.observe.children import ChildJob, TrainerPod
+from finetune_operator.observe.snapshot import ChildRun, Snapshot
+from finetune_operator.status_reasons import StatusReason
+
+IS_SUSPENDED = "spec.runPolicy.suspend is true"
+_WORDS_OF_PREFLIGHT: dict[str, tuple[str, str]] = {
+    StatusReason.TRAINER_STARTED: (StatusReason.CHECKING, "model, dataset and output are being checked"),
+    StatusReason.SUSPENDING: (StatusReason.SUSPENDING, "the checks are being stopped"),
+}
+
+
+def describe_open_run(snapshot: Snapshot, run: ChildRun) -> Decision:
+    """Says what an open run is doing. The decision has no actions."""
+    decision = _describe(snapshot, run)
+    return _in_words_of_preflight(decision) if run.component == PREFLIGHT else decision
+
+
+def follow_spec(snapshot: Snapshot, job: ChildJob) -> Json | None:
+    """Returns the patch for the fields of a Job that may follow the spec; None if they do.
+
+    The seconds that the Job has run are recorded in the very patch that suspends it, because the Job controller then
+    forgets when it started.
+    """
+    policy = snapshot.spec.run_policy
+    if policy.suspend:
+        if job.suspended:
+            return None
+        active = job.active_seconds_at(snapshot.now)
+        return {"spec": {"suspend": True}, "metadata": {"annotations": {ACTIVE_SECONDS_ANNOTATION: str(active)}}}
+
+    changes: Json = {}
+    if job.suspended:
+        changes["suspend"] = False
+    deadline = remaining_deadline(policy.active_deadline_seconds, job.active_seconds)
+    if job.deadline != deadline:
+        changes["activeDeadlineSeconds"] = deadline
+    return {"spec": changes} if changes else None
+
+
+def _describe(snapshot: Snapshot, run: ChildRun) -> Decision:
+    pod = run.newest_pod
+
+    if snapshot.spec.run_policy.suspend:
+        if any(not pod.is_finished for pod in run.pods):
+            phase = snapshot.status.phase or Phase.RUNNING
+            return Decision(phase, StatusReason.SUSPENDING, "the trainer is writing its checkpoint before it stops")
+        return Decision(Phase.SUSPENDED, StatusReason.SUSPENDED, IS_SUSPENDED, outcome=run.outcome)
+
+    if pod is not None and pod.is_running:
+        return _with_trainer(run)
+    if pod is not None and pod.is_finished:
+        return _between_pods(snapshot, run, pod)
+    return replace(_waiting(snapshot, pod), requeue_seconds=RETRY_SECONDS)
+
+
+def _with_trainer(run: ChildRun) -> Decision:
+    if run.report is None:
+        message = "the trainer has started and has not reported its progress yet"
+        return Decision(Phase.RUNNING, StatusReason.TRAINER_STARTED, message)
+
+    stage = run.report.report.finetune.stage
+    return Decision(stage.phase, stage.value, f"the trainer is in stage {stage.value}")
+
+
+def _between_pods(snapshot: Snapshot, run: ChildRun, pod: TrainerPod) -> Decision:
+    """The newest pod has ended, and the Job controller has not reacted yet."""
+    if is_interruption(pod):
+        return replace(_waiting(snapshot, None), outcome=run.outcome)
+
+    reason, message = explain_pod(snapshot, run, pod)
+    exit_code = pod.termination.exit_code if pod.termination else None
+    is_final = exit_code is not None and (
+        exit_code == ExitCode.SUCCESS or action_after(exit_code) is PodFailureAction.FAIL_JOB
+    )
+    failed_pods = sum(1 for each in run.pods if each.is_finished and not is_interruption(each))
+
+    # The Job is about to fail: calling it queued for a moment would be wrong.
+    if is_final or failed_pods > snapshot.spec.run_policy.max_retries:
+        phase = snapshot.status.phase or Phase.RUNNING
+        return Decision(phase, reason, f"{message}: the job ends", outcome=run.outcome)
+
+    message = f"{reason}: {message}; another pod will follow"
+    return Decision(Phase.QUEUED, StatusReason.RETRYING, message, outcome=run.outcome)
+
+
+def _waiting(snapshot: Snapshot, pod: TrainerPod | None) -> Decision:
+    waiting = explain_waiting(pod, snapshot.blocker)
+    return Decision(Phase.QUEUED, waiting.reason, waiting.message, is_stalled=waiting.is_stalled)
+
+
+def _in_words_of_preflight(decision: Decision) -> Decision:
+    phase = Phase.SUSPENDED if decision.phase is Phase.SUSPENDED else Phase.VALIDATING
+    reason, message = _WORDS_OF_PREFLIGHT.get(decision.reason, (decision.reason, decision.message))
+    # The outcome of preflight's pods is not the job's: they have no step and no checkpoint.
+    return replace(decision, phase=phase, reason=reason, message=message, outcome=None)

@@ -1,0 +1,59 @@
+"""Rules about training: it succeeded, it failed, its Job is missing (pure)."""
+
+from dataclasses import replace
+
+from finetune_api.outcome import Result
+from finetune_api.vocabulary import Phase
+from finetune_operator.decide.decision import Decision, Installation
+from finetune_operator.decide.explain_failure import explain_failure
+from finetune_operator.decide.open_run import IS_SUSPENDED
+from finetune_operator.decide.shared import config_map_actions
+from finetune_operator.desired.trainer_job import build_trainer_job
+from finetune_operator.observe.snapshot import ChildRun, Snapshot
+from finetune_operator.status_reasons import StatusReason
+
+REUSED = "a finished result of the same job was found, so nothing was trained"
+_OUTCOME_LOST = "the trainer succeeded, but its pod was removed before its result could be read: see the manifest in S3"
+
+
+def trainer_succeeded(_: Snapshot, run: ChildRun, *__: object) -> Decision | None:
+    """The newest pod says that it succeeded, or the Job is complete and its pod is gone."""
+    outcome = run.outcome
+    if run.has_exited_with_0 and outcome is not None and outcome.result is Result.SUCCEEDED:
+        if outcome.reused:
+            return Decision(Phase.SUCCEEDED, StatusReason.REUSED, REUSED, outcome=outcome)
+        message = "every artifact is uploaded and verified"
+        return Decision(Phase.SUCCEEDED, StatusReason.COMPLETED, message, outcome=outcome)
+
+    # A pod that exited with 0 and wrote no outcome is no success: `trainer_failed` decides about it.
+    is_lost = run.job is not None and run.job.complete is not None and not run.has_exited_with_0
+    return Decision(Phase.SUCCEEDED, StatusReason.OUTCOME_LOST, _OUTCOME_LOST) if is_lost else None
+
+
+def trainer_failed(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | None:
+    """The Job controller has given up, or the Job is complete although its trainer wrote no outcome."""
+    if run.job is None or not run.job.is_over:
+        return None
+
+    failure = explain_failure(snapshot, run)
+    return Decision(
+        Phase.FAILED,
+        failure.reason,
+        failure.message,
+        is_stalled=True,
+        failure=failure,
+        outcome=run.outcome,
+    )
+
+
+def trainer_job_is_missing(snapshot: Snapshot, run: ChildRun, installation: Installation) -> Decision | None:
+    """The trainer's Job is to be created. A suspended job gets a suspended Job, so that a queue can see it."""
+    if run.job is not None:
+        return None
+
+    active_seconds = snapshot.status.active_seconds or 0
+    job = build_trainer_job(snapshot.metadata, snapshot.spec, installation.trainer_image, active_seconds)
+    actions = replace(config_map_actions(snapshot, run, installation), create_trainer_job=job)
+    if snapshot.spec.run_policy.suspend:
+        return Decision(Phase.SUSPENDED, StatusReason.SUSPENDED, IS_SUSPENDED, actions)
+    return Decision(Phase.QUEUED, StatusReason.JOB_CREATED, "waiting for the trainer's pod", actions)
