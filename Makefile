@@ -52,8 +52,9 @@ lock: | $(UV)  ## Resolve the pins again
 	@$(UV) pip compile -q pyproject.toml --extra operator -c constraints.txt --generate-hashes --no-emit-package finetune-operator --python-version 3.11 \
 	  --custom-compile-command 'make lock' -o constraints-operator.txt
 
-generate: setup  ## Write the CRD from the models again, and the documents' figures from the benchmarks' results
+generate: setup  ## Write the CRD, the chart's role and the documents' figures again from their sources
 	@python -m finetune_api.generate
+	@python -m finetune_operator.cluster.generate
 	@python -m speed.chart
 
 binaries: setup  ## Build the dev cluster's programs (about 5 minutes on two cores, once per machine and version) and fetch llama.cpp's converter
@@ -75,12 +76,14 @@ bench: setup  ## On a machine with a GPU: speed and memory beside the peers that
 bench-kernels: setup  ## On a machine with a GPU: each kernel alone, against what the GPU's memory and products give
 	@python -m benchmarks.micro $(BENCH_ARGS)
 
-verify: binaries  ## Read-only checks: format, lint, types, layers, generated files, Helm chart
+verify: binaries  ## Read-only checks: format, lint, types, layers, dependencies, generated files, Helm chart
 	ruff format --check --quiet crds operator trainer_image kernels tests
 	ruff check --quiet crds operator trainer_image kernels tests
 	python -m mypy crds/finetune_api operator/finetune_operator trainer_image/finetune_trainer kernels/finetune_kernels kernels/benchmarks trainer_image/benchmarks/speed tests/support/finetune_*
 	python -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
+	python -m deptry crds/finetune_api operator/finetune_operator trainer_image/finetune_trainer kernels/finetune_kernels
 	python -m finetune_api.generate --check
+	python -m finetune_operator.cluster.generate --check
 	python -m speed.chart --check
 	python -m finetune_test_programs.binaries helm lint --strict --quiet charts/finetune-operator
 	python -m pytest -q tests/charts
