@@ -36,18 +36,25 @@ def generated_files() -> dict[Path, str]:
     }
 
 
-def main(arguments: list[str]) -> int:
-    """Write or check; returns the exit status."""
-    stale = [path for path, text in generated_files().items() if not path.exists() or path.read_text() != text]
+def write_or_check(files: dict[Path, str], arguments: list[str]) -> int:
+    """Write the files that are stale, or only name them if `arguments` has --check; returns the exit status."""
+    stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
+
     if "--check" in arguments:
         for path in stale:
             sys.stderr.write(f"{path.relative_to(CHECKOUT)} is stale: run `make generate`\n")
         return 1 if stale else 0
+
     for path in stale:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(generated_files()[path])
+        path.write_text(files[path])
         sys.stdout.write(f"wrote {path.relative_to(CHECKOUT)}\n")
     return 0
+
+
+def main(arguments: list[str]) -> int:
+    """Write or check the CRD's files; returns the exit status."""
+    return write_or_check(generated_files(), arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,37 @@
+{{/* GENERATED from operator/finetune_operator/cluster/access.py by `make generate`. Do not edit. */}}
+{{- define "finetune.rules" -}}
+# Jobs are read and watched, never changed.
+- apiGroups: [finetune.dev]
+  resources: [finetunejobs]
+  verbs: [get, list, watch]
+# The status is written with server-side apply.
+- apiGroups: [finetune.dev]
+  resources: [finetunejobs/status]
+  verbs: [patch]
+# Children name their job as an owner that blocks deletion; some API servers require this for it.
+- apiGroups: [finetune.dev]
+  resources: [finetunejobs/finalizers]
+  verbs: [update]
+# Preflight and training are Jobs. Their suspension, deadline and ttl are patched.
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, patch]
+# A ConfigMap carries the resolved job to its pods.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get, create, patch]
+# Exit codes and termination messages are read from pods.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+# Each transition is posted as an Event; Events of a stuck pod name the reason.
+- apiGroups: [""]
+  resources: [events]
+  verbs: [list, create]
+{{- end }}
+{{- define "finetune.clusterRules" -}}
+# The API server says which pod a progress report's token belongs to.
+- apiGroups: [authentication.k8s.io]
+  resources: [tokenreviews]
+  verbs: [create]
+{{- end }}

@@ -1,0 +1,62 @@
+"""Rights of the operator's service account: every resource and verb that `cluster.py` and kopf's watches use.
+
+`make generate` writes the chart's role from these rules, and the tests run the operator under them. There is no rule
+for secrets, pods/log or pods/exec.
+"""
+
+from dataclasses import dataclass
+
+from finetune_api import GROUP, PLURAL
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Verbs that are allowed on one resource, and the reason."""
+
+    group: str
+    """API group; empty for the core group."""
+
+    resource: str
+    verbs: tuple[str, ...]
+    reason: str
+
+    def to_wire(self) -> dict[str, list[str]]:
+        """Returns the rule as an entry of a Role's `rules`."""
+        return {"apiGroups": [self.group], "resources": [self.resource], "verbs": list(self.verbs)}
+
+
+RULES = (
+    Rule(GROUP, PLURAL, ("get", "list", "watch"), "Jobs are read and watched, never changed."),
+    Rule(GROUP, f"{PLURAL}/status", ("patch",), "The status is written with server-side apply."),
+    Rule(
+        GROUP,
+        f"{PLURAL}/finalizers",
+        ("update",),
+        "Children name their job as an owner that blocks deletion; some API servers require this for it.",
+    ),
+    Rule(
+        "batch",
+        "jobs",
+        ("get", "list", "watch", "create", "patch"),
+        "Preflight and training are Jobs. Their suspension, deadline and ttl are patched.",
+    ),
+    Rule("", "configmaps", ("get", "create", "patch"), "A ConfigMap carries the resolved job to its pods."),
+    Rule("", "pods", ("get", "list", "watch"), "Exit codes and termination messages are read from pods."),
+    Rule(
+        "",
+        "events",
+        ("list", "create"),
+        "Each transition is posted as an Event; Events of a stuck pod name the reason.",
+    ),
+)
+"""Rules in the namespaces that the operator serves."""
+
+CLUSTER_RULES = (
+    Rule(
+        "authentication.k8s.io",
+        "tokenreviews",
+        ("create",),
+        "The API server says which pod a progress report's token belongs to.",
+    ),
+)
+"""Rules for resources that exist for the whole cluster only."""

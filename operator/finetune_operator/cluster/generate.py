@@ -1,0 +1,35 @@
+"""`python -m finetune_operator.cluster.generate [--check]`: write the chart's rules from `access.py`.
+
+With --check nothing is written; a stale file is named and the exit status is 1.
+"""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from finetune_api.generate import CHECKOUT, write_or_check
+from finetune_operator.cluster.access import CLUSTER_RULES, RULES, Rule
+
+HEADER = "{{/* GENERATED from operator/finetune_operator/cluster/access.py by `make generate`. Do not edit. */}}\n"
+
+
+def generated_files() -> dict[Path, str]:
+    """Returns the generated template with its content."""
+    text = HEADER + _template("finetune.rules", RULES) + _template("finetune.clusterRules", CLUSTER_RULES)
+    return {CHECKOUT / "charts/finetune-operator/templates/_rules.tpl": text}
+
+
+def _template(name: str, rules: Iterable[Rule]) -> str:
+    return f'{{{{- define "{name}" -}}}}\n{"".join(map(_entry, rules))}{{{{- end }}}}\n'
+
+
+def _entry(rule: Rule) -> str:
+    """Returns one rule in YAML, below its reason."""
+    group = rule.group or '""'
+    return (
+        f"# {rule.reason}\n- apiGroups: [{group}]\n  resources: [{rule.resource}]\n  verbs: [{', '.join(rule.verbs)}]\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(write_or_check(generated_files(), sys.argv[1:]))
