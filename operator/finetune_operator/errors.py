@@ -1,13 +1,13 @@
 """Errors of the operator, in one tree.
 
 OperatorError
-├── SettingsError            the environment is incomplete or wrong
-├── ApiError                 the API server refused; carries status, verb and resource
+├── SettingsError                 the environment, the command line or the credentials are incomplete or wrong
+├── ApiError                      the API server refused; carries status, verb and path
 │   ├── ForbiddenError            403: the operator's role lacks a verb
 │   ├── NotFoundError             404
-│   └── ConflictError             409: AlreadyExists, or the object changed meanwhile
-├── ApiUnavailableError           no answer, or an answer that may be different in a moment (429, 5xx)
-└── ReportRefusedError            a progress report was turned down; carries the HTTP status
+│   └── ConflictError             409: AlreadyExists, or the object changed since it was read
+├── ApiUnavailableError           no answer, or a temporary one (429, 5xx)
+└── ReportRefusedError            a progress report was refused; carries the HTTP status of the answer
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class OperatorError(Exception):
 
 
 class SettingsError(OperatorError):
-    """The environment is incomplete or wrong; the message names every variable concerned."""
+    """The environment, the command line or the credentials are incomplete or wrong; the message names each of them."""
 
 
 class ApiError(OperatorError):
@@ -37,20 +37,20 @@ class ForbiddenError(ApiError):
 
 
 class NotFoundError(ApiError):
-    """The object does not exist (any more)."""
+    """The object does not exist, or no longer."""
 
 
 class ConflictError(ApiError):
-    """The object exists already, or changed since it was read."""
+    """The object already exists, or changed since it was read."""
 
 
 class ApiUnavailableError(OperatorError):
-    """The API server did not answer, or asked to be left alone for a moment."""
+    """The API server did not answer, or answered that it cannot serve the request now."""
 
 
 @dataclass
 class ReportRefusedError(OperatorError):
-    """A progress report was turned down."""
+    """A progress report was refused."""
 
     status: int
     reason: str

@@ -1,8 +1,8 @@
-"""Probes: plain HTTP, because the kubelet asks from the node.
+"""Probes for the kubelet, over plain HTTP.
 
-Alive: the workers still take their heartbeat through the queue. Watches that die silently are no reason for a restart:
-kopf reconnects streams without bookmarks, and the resync looks at every job anyway. Ready: every existing job was
-seen, and the progress server listens.
+/healthz answers 200 while workers take the heartbeat from the queue. A watch that died silently does not restart the
+operator: kopf reconnects streams that bring no bookmarks, and the resync looks at every job anyway. /readyz answers 200
+once every existing job has been listed; the progress server listens by then.
 """
 
 from aiohttp import web
@@ -13,7 +13,7 @@ DEAD_AFTER_SECONDS = 12 * HEARTBEAT_SECONDS
 
 
 def build_health_app(controller: Controller) -> web.Application:
-    """/healthz and /readyz."""
+    """Returns the application with /healthz and /readyz."""
 
     async def alive(_: web.Request) -> web.Response:
         age = controller.heartbeat_age()
@@ -22,7 +22,9 @@ def build_health_app(controller: Controller) -> web.Application:
 
     async def ready(_: web.Request) -> web.Response:
         listed = controller.has_listed
-        return web.Response(status=200 if listed else 503, text="ready\n" if listed else "jobs are not listed yet\n")
+        return web.Response(
+            status=200 if listed else 503, text="ready\n" if listed else "FineTuneJobs are not listed yet\n"
+        )
 
     app = web.Application()
     app.add_routes([web.get("/healthz", alive), web.get("/readyz", ready)])

@@ -1,4 +1,7 @@
-"""Everything that the environment decides, read once at the start. Nothing else in the operator reads it."""
+"""Settings of the operator, read once at the start from the environment and the command line.
+
+No other module of the operator reads the environment. Wrong settings are collected, so that one start names them all.
+"""
 
 import os
 from collections.abc import Mapping
@@ -13,8 +16,33 @@ LOG_LEVELS = ("INFO", "DEBUG", "WARNING", "ERROR")
 
 
 @dataclass(frozen=True)
+class ServiceAccount:
+    """API server as a pod reaches it, under the operator's own service account."""
+
+    host: str
+    port: int
+    folder: Path
+    """Holds token and ca.crt."""
+
+    def __str__(self) -> str:
+        return f"service account {self.folder}"
+
+
+@dataclass(frozen=True)
+class Kubeconfig:
+    """API server of a kubeconfig's context, for an operator outside the cluster."""
+
+    path: Path
+    context: str | None
+    """None: the file's current context."""
+
+    def __str__(self) -> str:
+        return f"kubeconfig {self.path}" + (f", context {self.context}" if self.context else "")
+
+
+@dataclass(frozen=True)
 class Settings:
-    """How this operator was installed."""
+    """Choices of one installation."""
 
     namespace: str | None
     """The one namespace that is served; None serves all."""
@@ -26,19 +54,22 @@ class Settings:
     progress_port: int
     health_port: int
     tls_dir: Path
-    """Holds tls.crt and tls.key of the progress server, and ca.crt, the authority that pods get (absent for a public
-    one)."""
+    """Holds tls.crt and tls.key of the progress server, and ca.crt, the authority that pods trust (absent for a
+    public one)."""
 
-    service_account_dir: Path
-    """Holds token and ca.crt of the operator's own service account."""
-
-    api_url: str
+    api_server: ServiceAccount | Kubeconfig
     log_level: str
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
-        """Read the environment; raises SettingsError that names everything missing or wrong at once."""
+    def from_environment(
+        cls, environment: Mapping[str, str] | None = None, kubeconfig: Kubeconfig | None = None
+    ) -> Self:
+        """Read the environment; raises SettingsError that names everything missing or wrong at once.
+
+        With `kubeconfig`, the variables that describe a pod's service account are not needed.
+        """
         reader = _Reader(os.environ if environment is None else environment)
+
         settings = cls(
             namespace=reader.text("FINETUNE_NAMESPACE", "") or None,
             trainer_image=reader.text("FINETUNE_TRAINER_IMAGE"),
@@ -46,21 +77,17 @@ class Settings:
             progress_port=reader.port("FINETUNE_PROGRESS_PORT"),
             health_port=reader.port("FINETUNE_HEALTH_PORT"),
             tls_dir=Path(reader.text("FINETUNE_TLS_DIR")),
-            service_account_dir=Path(reader.text("FINETUNE_SERVICE_ACCOUNT_DIR")),
-            api_url=_api_url(reader.text("KUBERNETES_SERVICE_HOST"), reader.port("KUBERNETES_SERVICE_PORT")),
+            api_server=kubeconfig or reader.service_account(),
             log_level=reader.choice("FINETUNE_LOG_LEVEL", LOG_LEVELS),
         )
+
         if reader.errors:
             raise SettingsError("; ".join(reader.errors))
         return settings
 
 
-def _api_url(host: str, port: int) -> str:
-    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
-
-
 class _Reader:
-    """Reads variables and collects what is wrong with them, so that one start shows every mistake."""
+    """Reads variables and collects their mistakes."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
@@ -94,3 +121,10 @@ class _Reader:
         if value and (parts.scheme != "https" or not parts.hostname):
             self.errors.append(f"{name} must be an https URL, found {value!r}")
         return value.rstrip("/")
+
+    def service_account(self) -> ServiceAccount:
+        return ServiceAccount(
+            host=self.text("KUBERNETES_SERVICE_HOST"),
+            port=self.port("KUBERNETES_SERVICE_PORT"),
+            folder=Path(self.text("FINETUNE_SERVICE_ACCOUNT_DIR")),
+        )

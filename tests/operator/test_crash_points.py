@@ -119,7 +119,7 @@ class Life:
 @pytest.fixture
 async def life(operator: OperatorProcess, jobs: Any, kubelet: PlayedKubelet, outcomes: Any) -> AsyncIterator[Life]:
     operator.kill()  # this test runs operators of its own
-    connection = ApiConnection.open(jobs.cluster.api_url, operator.service_account_dir)
+    connection = await ApiConnection.open(operator.service_account)
     yield Life(connection, jobs, kubelet, outcomes)
     await connection.close()
     operator.start()

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from finetune_operator.errors import SettingsError
-from finetune_operator.settings import Settings
+from finetune_operator.main import main
+from finetune_operator.settings import Kubeconfig, ServiceAccount, Settings
 
 GOOD = {
     "FINETUNE_NAMESPACE": "",
@@ -23,13 +24,27 @@ GOOD = {
 def test_a_complete_environment_is_read() -> None:
     settings = Settings.from_environment(GOOD)
     assert settings.namespace is None
-    assert settings.api_url == "https://10.0.0.1:443"
+    folder = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+    assert settings.api_server == ServiceAccount("10.0.0.1", 443, folder)
     assert settings.progress_url == "https://operator.finetune-system.svc:8443"
     assert settings.tls_dir == Path("/etc/finetune/tls")
 
 
-def test_an_ipv6_address_is_bracketed() -> None:
-    assert Settings.from_environment(GOOD | {"KUBERNETES_SERVICE_HOST": "fd00::1"}).api_url == "https://[fd00::1]:443"
+def test_with_a_kubeconfig_the_pods_own_variables_are_not_needed() -> None:
+    kubeconfig = Kubeconfig(Path("config"), "dev")
+    pod_only = ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT", "FINETUNE_SERVICE_ACCOUNT_DIR")
+    environment = {name: value for name, value in GOOD.items() if name not in pod_only}
+    assert Settings.from_environment(environment, kubeconfig).api_server == kubeconfig
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--context", "dev"], "--context needs --kubeconfig"), (["walk"], "invalid choice: 'walk'")],
+)
+def test_wrong_arguments_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err
 
 
 def test_everything_missing_is_named_at_once() -> None:

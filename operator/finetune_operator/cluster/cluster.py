@@ -1,19 +1,10 @@
-"""Everything the operator asks of Kubernetes: the only module that knows paths and verbs.
+"""Requests of the operator to Kubernetes: the only module that knows paths and verbs.
 
-The operator's role needs exactly this, and no verb on secrets, pods/log or pods/exec:
+The rights that these requests need are listed in `access.py`.
 
-    finetune.dev           finetunejobs            get list watch
-    finetune.dev           finetunejobs/status     patch
-    finetune.dev           finetunejobs/finalizers update        (owner references with blockOwnerDeletion)
-    batch                  jobs                    get list watch create patch
-    ""                     pods                    get list watch
-    ""                     configmaps              get create patch
-    ""                     events                  list create
-    authentication.k8s.io  tokenreviews            create        (cluster-wide)
-
-Children are created with POST, never applied over: a name that is taken must be seen (ConflictError), not adopted. The
-status is written with server-side apply, under the UID that was read, so a job that was deleted and made again never
-gets the status of its predecessor.
+Children are created with POST and never applied, so that a name which is already taken raises ConflictError instead of
+changing somebody else's object. The status is written with server-side apply under the UID that was read: a job that
+was deleted and created again never gets its predecessor's status.
 """
 
 import asyncio
@@ -28,7 +19,7 @@ from finetune_operator.desired.names import FIELD_MANAGER, JOB_UID_LABEL
 from finetune_operator.errors import ApiUnavailableError, NotFoundError
 
 METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-PAGE = "500"
+PAGE_SIZE = "500"
 _OURS: Final = {"fieldManager": FIELD_MANAGER}
 
 logger = logging.getLogger(__name__)
@@ -47,7 +38,7 @@ class NamespacedName:
 
 @dataclass(frozen=True)
 class TokenIdentity:
-    """Which pod a token was issued to, as the API server says."""
+    """The pod that a token was issued to, according to the API server."""
 
     namespace: str
     pod_name: str
@@ -55,102 +46,106 @@ class TokenIdentity:
 
 
 class Cluster:
-    """The cluster, as far as the operator may see and change it. Methods raise ApiError or ApiUnavailableError."""
+    """The part of the cluster that the operator may see and change. Methods raise ApiError or ApiUnavailableError."""
 
     def __init__(self, connection: ApiConnection, namespace: str | None) -> None:
         self._connection = connection
         self._namespace = namespace
 
     async def wait_until_served(self) -> None:
-        """Wait until the API server serves our resource, which it may not in the first moments after installation."""
+        """Wait until the API server serves FineTuneJobs, which takes a moment after the CRD is installed."""
         while True:
             try:
                 found = await self._connection.request("GET", f"/apis/{GROUP}/{VERSION}")
                 if any(resource["name"] == PLURAL for resource in found["resources"]):
                     return
-                logger.info("waiting for the CustomResourceDefinition of %s", PLURAL)
+                logger.info("waiting for the CustomResourceDefinition %s.%s", PLURAL, GROUP)
             except (ApiUnavailableError, NotFoundError) as error:
                 logger.info("waiting for the API server: %s", error)
             await asyncio.sleep(1)
 
-    async def get_fine_tune_job(self, key: NamespacedName) -> Json | None:
-        """The resource as it is now; None where it does not exist."""
-        return await self._get(_resource_path(key))
+    async def get_fine_tune_job(self, name: NamespacedName) -> Json | None:
+        """Returns the job as it is now, or None if it does not exist."""
+        return await self._get(_resource_path(name))
 
     async def list_fine_tune_jobs(self) -> list[tuple[NamespacedName, str]]:
-        """Every FineTuneJob that is served, with its UID; only metadata travels, a page at a time."""
+        """Returns name and UID of every FineTuneJob that is served. Only metadata travels, a page at a time."""
         scope = f"/namespaces/{self._namespace}" if self._namespace else ""
-        keys: list[tuple[NamespacedName, str]] = []
-        query = {"limit": PAGE}
+        jobs: list[tuple[NamespacedName, str]] = []
+        query = {"limit": PAGE_SIZE}
+
         while True:
             page = await self._connection.request(
                 "GET", f"/apis/{GROUP}/{VERSION}{scope}/{PLURAL}", query=query, accept=METADATA_LIST
             )
             for item in page.get("items") or ():
                 metadata = item["metadata"]
-                keys.append((NamespacedName(metadata["namespace"], metadata["name"]), metadata["uid"]))
+                jobs.append((NamespacedName(metadata["namespace"], metadata["name"]), metadata["uid"]))
+
             token = page["metadata"].get("continue")
             if not token:
-                return keys
-            query = {"limit": PAGE, "continue": token}
+                return jobs
+            query = {"limit": PAGE_SIZE, "continue": token}
 
     async def get_job(self, namespace: str, name: str) -> Json | None:
-        """A batch/v1 Job; None where it does not exist."""
+        """Returns a batch/v1 Job, or None if it does not exist."""
         return await self._get(f"/apis/batch/v1/namespaces/{namespace}/jobs/{name}")
 
     async def get_config_map(self, namespace: str, name: str) -> Json | None:
-        """A ConfigMap; None where it does not exist."""
+        """Returns a ConfigMap, or None if it does not exist."""
         return await self._get(f"/api/v1/namespaces/{namespace}/configmaps/{name}")
 
     async def get_pod(self, namespace: str, name: str) -> Json | None:
-        """A pod; None where it does not exist."""
+        """Returns a pod, or None if it does not exist."""
         return await self._get(f"/api/v1/namespaces/{namespace}/pods/{name}")
 
     async def list_pods(self, namespace: str, job_uid: str) -> list[Json]:
-        """The pods that carry a FineTuneJob's label."""
+        """Returns the pods that carry a FineTuneJob's label."""
         query = {"labelSelector": f"{JOB_UID_LABEL}={job_uid}"}
         found = await self._connection.request("GET", f"/api/v1/namespaces/{namespace}/pods", query=query)
         return list(found.get("items") or ())
 
     async def list_events(self, namespace: str, uid: str, reason: str) -> list[Json]:
-        """Events of one reason about one object."""
+        """Returns the Events with one reason about one object."""
         query = {"fieldSelector": f"involvedObject.uid={uid},reason={reason}"}
         found = await self._connection.request("GET", f"/api/v1/namespaces/{namespace}/events", query=query)
         return list(found.get("items") or ())
 
     async def create_job(self, job: Json) -> Json:
-        """Create a child Job; raises ConflictError where the name is taken."""
+        """Create a child Job; raises ConflictError if the name is taken."""
         path = f"/apis/batch/v1/namespaces/{job['metadata']['namespace']}/jobs"
         return await self._connection.request("POST", path, job, query=_OURS)
 
     async def create_config_map(self, config_map: Json) -> Json:
-        """Create a ConfigMap; raises ConflictError where the name is taken."""
+        """Create a ConfigMap; raises ConflictError if the name is taken."""
         path = f"/api/v1/namespaces/{config_map['metadata']['namespace']}/configmaps"
         return await self._connection.request("POST", path, config_map, query=_OURS)
 
     async def patch_job(self, job: Json, changes: Json) -> Json:
-        """Change fields of a child Job; raises ConflictError where it changed since `job` was read."""
+        """Change fields of a child Job; raises ConflictError if it changed since `job` was read."""
         metadata = job["metadata"]
         path = f"/apis/batch/v1/namespaces/{metadata['namespace']}/jobs/{metadata['name']}"
         return await self._merge(path, metadata, changes)
 
     async def patch_config_map(self, config_map: Json, changes: Json) -> Json:
-        """Change fields of a ConfigMap; raises ConflictError where it changed since it was read."""
+        """Change fields of a ConfigMap; raises ConflictError if it changed since it was read."""
         metadata = config_map["metadata"]
         path = f"/api/v1/namespaces/{metadata['namespace']}/configmaps/{metadata['name']}"
         return await self._merge(path, metadata, changes)
 
-    async def apply_status(self, key: NamespacedName, uid: str, status: Json) -> None:
-        """Write the whole status of a FineTuneJob (server-side apply); raises ConflictError for another
-        UID, NotFoundError for a deleted resource."""
+    async def apply_status(self, job: NamespacedName, uid: str, status: Json) -> None:
+        """Write the whole status of a FineTuneJob with server-side apply.
+
+        Raises ConflictError if the job now has another UID, NotFoundError if it was deleted.
+        """
         body = {
             "apiVersion": API_VERSION,
             "kind": KIND,
-            "metadata": {"name": key.name, "namespace": key.namespace, "uid": uid},
+            "metadata": {"name": job.name, "namespace": job.namespace, "uid": uid},
             "status": status,
         }
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        await self._connection.request("PATCH", f"{_resource_path(key)}/status", body, query=query, content_type=APPLY)
+        await self._connection.request("PATCH", f"{_resource_path(job)}/status", body, query=query, content_type=APPLY)
 
     async def create_event(self, event: Json) -> None:
         """Post an Event."""
@@ -158,13 +153,14 @@ class Cluster:
         await self._connection.request("POST", path, event, query=_OURS)
 
     async def review_token(self, token: str, audience: str) -> TokenIdentity | None:
-        """Whose token this is; None unless it is valid now, for this audience, and bound to a living pod."""
+        """Returns the pod of a token, or None unless the token is valid now, for this audience and bound to a pod."""
         body = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",
             "spec": {"token": token, "audiences": [audience]},
         }
         answer = await self._connection.request("POST", "/apis/authentication.k8s.io/v1/tokenreviews", body)
+
         status: Json = answer.get("status") or {}
         if not status.get("authenticated") or audience not in (status.get("audiences") or ()):
             return None
@@ -177,21 +173,24 @@ class Cluster:
             return None
 
     async def _merge(self, path: str, metadata: Json, changes: Json) -> Json:
+        """Patch an object as it was read: the API server answers 409 if its UID or version has changed."""
         seen = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
         body = changes | {"metadata": changes.get("metadata", {}) | seen}
         return await self._connection.request("PATCH", path, body, query=_OURS, content_type=MERGE_PATCH)
 
 
-def _resource_path(key: NamespacedName) -> str:
-    return f"/apis/{GROUP}/{VERSION}/namespaces/{key.namespace}/{PLURAL}/{key.name}"
+def _resource_path(name: NamespacedName) -> str:
+    return f"/apis/{GROUP}/{VERSION}/namespaces/{name.namespace}/{PLURAL}/{name.name}"
 
 
 def _identity(user: dict[str, Any]) -> TokenIdentity | None:
-    """The pod of a service-account token, from the user that TokenReview names."""
+    """Returns the pod of a service account's token, from the user that TokenReview names."""
     parts = str(user.get("username", "")).split(":")
     extra = user.get("extra") or {}
     names = list(extra.get("authentication.kubernetes.io/pod-name") or [])
     uids = list(extra.get("authentication.kubernetes.io/pod-uid") or [])
+
+    # A service account's user name is system:serviceaccount:NAMESPACE:NAME.
     if len(parts) != 4 or parts[:2] != ["system", "serviceaccount"] or len(names) != 1 or len(uids) != 1:
         return None
     return TokenIdentity(namespace=parts[2], pod_name=names[0], pod_uid=uids[0])

@@ -1,72 +1,96 @@
-"""HTTP to the API server, under the operator's own service account.
+"""The connection to the API server: `kubernetes.aio`, configured by a service account or by a kubeconfig.
 
-aiohttp rather than the `kubernetes` client: that one blocks. The token is read again every minute, because the kubelet
-renews it; kopf uses a session made here too.
+The official asyncio client finds the server, trusts its authority and keeps credentials fresh. Objects stay plain
+dictionaries: its typed models would copy every object twice, and importing them costs memory and time. Its retries are
+off, because the work queue decides when to try again.
+
+kopf makes requests of its own and therefore gets a session of its own, under the same configuration.
 """
 
 import json
-import ssl
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
+import yaml
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config import ConfigException, load_kube_config
+from kubernetes.aio.config.incluster_config import InClusterConfigLoader
 
 from finetune_api.base import Json
-from finetune_operator.errors import ApiError, ApiUnavailableError, ConflictError, ForbiddenError, NotFoundError
+from finetune_operator.errors import (
+    ApiError,
+    ApiUnavailableError,
+    ConflictError,
+    ForbiddenError,
+    NotFoundError,
+    SettingsError,
+)
+from finetune_operator.settings import Kubeconfig, ServiceAccount
 
-TOKEN_SECONDS = 60.0
+KUBECONFIG_SECONDS = 60.0
+"""Age at which a kubeconfig is read again; tokens from files and exec plugins expire. The client's own loader reads a
+service account's token again after the same time."""
+
 TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=10)
 APPLY = "application/apply-patch+yaml"
 MERGE_PATCH = "application/merge-patch+json"
+USER_AGENT = "finetune-operator"
 
+_UNREADABLE_CREDENTIALS = (ConfigException, yaml.YAMLError, OSError)
 _Handler = Callable[[aiohttp.ClientRequest], Awaitable[aiohttp.ClientResponse]]
 _ERRORS: dict[int, type[ApiError]] = {403: ForbiddenError, 404: NotFoundError, 409: ConflictError}
 
 
-class _BearerToken:
-    """Middleware that adds the service account's current token to every request."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._header = ""
-        self._expires = 0.0
-
-    async def __call__(self, request: aiohttp.ClientRequest, handler: _Handler) -> aiohttp.ClientResponse:
-        now = time.monotonic()
-        if now >= self._expires:
-            self._header = f"Bearer {self._path.read_text().strip()}"
-            self._expires = now + TOKEN_SECONDS
-        request.headers["Authorization"] = self._header
-        return await handler(request)
-
-
-def open_session(service_account_dir: Path) -> aiohttp.ClientSession:
-    """A session that trusts the cluster's authority and carries the service account's token."""
-    context = ssl.create_default_context(cafile=str(service_account_dir / "ca.crt"))
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=context, limit=0),
-        middlewares=(_BearerToken(service_account_dir / "token"),),
-        headers={"User-Agent": "finetune-operator"},
-    )
-
-
 class ApiConnection:
-    """Requests to the API server, with its refusals as our errors."""
+    """Requests to the API server, whose refusals become errors of our own tree."""
 
-    def __init__(self, api_url: str, session: aiohttp.ClientSession) -> None:
-        self._api_url = api_url
-        self._session = session
+    def __init__(self, configuration: Configuration) -> None:
+        self._session_options: dict[str, Any] = {
+            "trust_env": False,  # proxies are the kubeconfig's to name, not the environment's
+            "middlewares": (_Authorization(configuration),),
+        }
+        configuration.client_session_kwargs = self._session_options
+        configuration.connection_pool_maxsize = 0  # no limit, as in kopf's session
+        configuration.retries = None
+
+        self._configuration = configuration
+        self._client: Any = ApiClient(configuration)  # the client has types for some of its methods only
+        self._client.user_agent = USER_AGENT
 
     @classmethod
-    def open(cls, api_url: str, service_account_dir: Path) -> Self:
-        """Connect under a service account."""
-        return cls(api_url, open_session(service_account_dir))
+    async def open(cls, api_server: ServiceAccount | Kubeconfig) -> Self:
+        """Read the credentials; raises SettingsError if they are missing or cannot be read. Nothing is sent yet."""
+        configuration = Configuration()
+        try:
+            if isinstance(api_server, ServiceAccount):
+                _use_service_account(configuration, api_server)
+            else:
+                await _use_kubeconfig(configuration, api_server)
+        except _UNREADABLE_CREDENTIALS as error:
+            raise SettingsError(f"{api_server}: {error}") from error
+
+        return cls(configuration)
+
+    @property
+    def api_url(self) -> str:
+        """Base URL of the API server, without a trailing slash."""
+        return str(self._configuration.host)
+
+    def open_session(self) -> aiohttp.ClientSession:
+        """Returns a session under the same configuration; the caller closes it."""
+        connector = aiohttp.TCPConnector(ssl=self._client.rest_client.ssl_context, limit=0)
+        return aiohttp.ClientSession(
+            connector=connector,
+            proxy=self._configuration.proxy,
+            headers={"User-Agent": USER_AGENT},
+            **self._session_options,
+        )
 
     async def close(self) -> None:
-        """Close the connections."""
-        await self._session.close()
+        """Close the client's connections."""
+        await self._client.close()
 
     async def request(
         self,
@@ -78,28 +102,95 @@ class ApiConnection:
         content_type: str = "application/json",
         accept: str = "application/json",
     ) -> Json:
-        """One request; raises ApiError or ApiUnavailableError."""
-        headers = {"Accept": accept} | ({"Content-Type": content_type} if body is not None else {})
-        data = None if body is None else json.dumps(body)
+        """Send one request and return the decoded answer; raises ApiError or ApiUnavailableError."""
         label = f"{verb} {path}"
+        headers = {"Accept": accept, "Content-Type": content_type}
+
         try:
-            async with self._session.request(
-                verb, self._api_url + path, params=query, data=data, headers=headers, timeout=TIMEOUT
-            ) as response:
-                text = await response.text()
-                status = response.status
+            method, url, headers, payload, _ = await self._client.param_serialize(
+                verb, path, query_params=query, header_params=headers, body=body
+            )
+            response = await self._client.call_api(method, url, headers, payload, _request_timeout=TIMEOUT)
+            text = (await response.read()).decode(errors="replace")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiUnavailableError(f"{label}: {type(error).__name__}: {error}") from error
-        if status == 429 or status >= 500:
-            raise ApiUnavailableError(f"{label}: {status}: {_message(text)}")
-        if status >= 400:
-            raise _ERRORS.get(status, ApiError)(status, label, _message(text))
+
+        if response.status == 429 or response.status >= 500:
+            raise ApiUnavailableError(f"{label}: {response.status}: {_status_message(text)}")
+        if response.status >= 400:
+            raise _ERRORS.get(response.status, ApiError)(response.status, label, _status_message(text))
         answer: Json = json.loads(text)
         return answer
 
 
-def _message(text: str) -> str:
-    """What the API server says in its Status object; a proxy in between may answer anything."""
+class _Authorization:
+    """Middleware that gives every request of a session the configuration's current credentials.
+
+    The configuration's refresh hook runs here. The client's own way (`auth_settings` of each call) would do so for its
+    requests only, and kopf's watches outlive many tokens. Credentials that cannot be read count as a failed connection,
+    which both kopf and the work queue try again.
+    """
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._configuration = configuration
+
+    async def __call__(self, request: aiohttp.ClientRequest, handler: _Handler) -> aiohttp.ClientResponse:
+        try:
+            credentials = await self._configuration.get_api_key_with_prefix("BearerToken")
+        except _UNREADABLE_CREDENTIALS as error:
+            raise aiohttp.ClientConnectionError(f"credentials: {error}") from error
+
+        if credentials:  # absent where a client certificate identifies us
+            request.headers["Authorization"] = credentials.strip()
+
+        # Only the client passes a kubeconfig's `tls-server-name` on; kopf's requests need it as well.
+        if self._configuration.tls_server_name:
+            request.server_hostname = self._configuration.tls_server_name
+        return await handler(request)
+
+
+class _KubeconfigReader:
+    """Refresh hook that reads a kubeconfig again once it is old; requests meanwhile use the credentials at hand."""
+
+    def __init__(self, kubeconfig: Kubeconfig) -> None:
+        self._kubeconfig = kubeconfig
+        self._due = 0.0
+
+    async def __call__(self, configuration: Configuration) -> None:
+        if time.monotonic() < self._due:
+            return
+
+        self._due = time.monotonic() + KUBECONFIG_SECONDS
+        await load_kube_config(  # type: ignore[no-untyped-call]
+            config_file=str(self._kubeconfig.path),
+            context=self._kubeconfig.context,
+            client_configuration=configuration,
+            persist_config=False,  # the user's file is not ours to write
+        )
+
+
+def _use_service_account(configuration: Configuration, account: ServiceAccount) -> None:
+    """Fill a configuration as inside a pod; the loader's refresh hook reads the token again every minute."""
+    loader: Any = InClusterConfigLoader(  # type: ignore[no-untyped-call]
+        token_filename=str(account.folder / "token"),
+        cert_filename=str(account.folder / "ca.crt"),
+        environ={"KUBERNETES_SERVICE_HOST": account.host, "KUBERNETES_SERVICE_PORT": str(account.port)},
+    )
+    loader.load_and_set(configuration)
+
+
+async def _use_kubeconfig(configuration: Configuration, kubeconfig: Kubeconfig) -> None:
+    """Fill a configuration from a kubeconfig's context: certificates, tokens, exec plugins, proxy."""
+    if not kubeconfig.path.is_file():
+        raise SettingsError(f"{kubeconfig}: there is no such file")
+
+    reader = _KubeconfigReader(kubeconfig)
+    await reader(configuration)
+    configuration.refresh_api_key_hook = reader  # type: ignore[assignment]  # inferred from its default, None
+
+
+def _status_message(text: str) -> str:
+    """The message of the API server's Status object; a proxy in between may answer with anything else."""
     try:
         return str(json.loads(text)["message"])
     except (ValueError, KeyError, TypeError):

@@ -1,8 +1,7 @@
-"""The HTTPS endpoint that trainers report to. Wire-compatible with Kubeflow's KEP-2779; checks are in
-`report_checks.py`.
+"""The HTTPS endpoint that trainers report their progress to, wire-compatible with Kubeflow's KEP-2779.
 
-A report is answered as soon as it is kept; the status is written later, by the reconcile. The trainer never waits for
-either.
+`checks.py` decides whether a report is accepted. An accepted report is answered at once; the reconcile writes it into
+the job's status later. Training never waits for an answer.
 """
 
 import asyncio
@@ -24,20 +23,21 @@ logger = logging.getLogger(__name__)
 
 
 def build_progress_app(checks: ReportChecks, controller: Controller) -> web.Application:
-    """One route: POST (or PUT, as KEP-2779 allows both) to a job's status."""
+    """Returns the application. It has one route: POST to the status of a job."""
 
     async def receive(request: web.Request) -> web.Response:
-        key = NamespacedName(request.match_info["namespace"], request.match_info["name"])
+        name = NamespacedName(request.match_info["namespace"], request.match_info["name"])
         try:
             body = await _read(request)
-            accepted = await checks.check(key, request.headers.get("Authorization", ""), body)
+            accepted = await checks.check(name, request.headers.get("Authorization", ""), body)
         except ReportRefusedError as refusal:
-            logger.info("%s: report refused: %s %s", key, refusal.status, refusal.reason)
+            logger.info("%s: report refused: %s %s", name, refusal.status, refusal.reason)
             return _answer(refusal.status, refusal.reason, refusal.message)
         except (ApiError, ApiUnavailableError) as error:
-            logger.warning("%s: report not checked: %s", key, error)
-            return _answer(503, "Unavailable", "the API server does not answer: try again")
-        controller.trigger_report(accepted.job_uid, key, accepted.received.report.finetune.stage)
+            logger.warning("%s: report cannot be checked: %s", name, error)
+            return _answer(503, "Unavailable", "the Kubernetes API server does not answer: report again later")
+
+        controller.trigger_report(accepted.job_uid, name, accepted.received.report.finetune.stage)
         return _answer(202, "Accepted", "")
 
     app = web.Application(client_max_size=MAX_BODY_BYTES + 1)
@@ -46,7 +46,7 @@ def build_progress_app(checks: ReportChecks, controller: Controller) -> web.Appl
 
 
 def load_certificate(tls_dir: Path) -> ssl.SSLContext:
-    """TLS with the server's certificate and key."""
+    """Returns a TLS context with the server's certificate and key."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(tls_dir / "tls.crt", tls_dir / "tls.key")
@@ -54,9 +54,10 @@ def load_certificate(tls_dir: Path) -> ssl.SSLContext:
 
 
 async def renew_certificate(context: ssl.SSLContext, tls_dir: Path) -> None:
-    """Load the certificate again whenever it was renewed; new connections get the new one."""
+    """Load the certificate again whenever its file changes; new connections get the new one."""
     certificate = tls_dir / "tls.crt"
     loaded = certificate.stat().st_mtime_ns
+
     while True:
         await asyncio.sleep(CERTIFICATE_CHECK_SECONDS)
         changed = certificate.stat().st_mtime_ns
@@ -67,9 +68,10 @@ async def renew_certificate(context: ssl.SSLContext, tls_dir: Path) -> None:
 
 
 async def _read(request: web.Request) -> bytes:
-    """At most one byte more than allowed is read, whatever Content-Length says."""
+    """Read a body of at most MAX_BODY_BYTES. The application stops reading there even if Content-Length says less."""
     if (request.content_length or 0) > MAX_BODY_BYTES:
         raise ReportRefusedError(413, "TooLarge", f"a report has at most {MAX_BODY_BYTES} bytes")
+
     try:
         return await request.read()
     except web.HTTPRequestEntityTooLarge:

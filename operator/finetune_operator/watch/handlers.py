@@ -1,20 +1,19 @@
-"""The whole kopf surface: watches become triggers, and nothing else.
+"""Handlers of kopf: watches become triggers, and nothing else. No other module of the operator registers any.
 
-Only `on.event`: such handlers leave no annotation, need no finalizer, and miss nothing that our level-triggered queue
-would not see by looking. kopf is told never to give up (it would end the process), and never to post Events of its
-own.
+All of them are `on.event` handlers: they write nothing to objects and need no finalizer. A lost event is harmless, as
+the controller looks at every job again every 120 s. kopf is told to retry for ever, because giving up would end the
+process, and to post no Events of its own.
 """
 
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import kopf
 
 from finetune_api import GROUP, PLURAL, VERSION
 from finetune_operator.cluster.cluster import NamespacedName
-from finetune_operator.cluster.connection import open_session
+from finetune_operator.cluster.connection import ApiConnection
 from finetune_operator.desired.names import JOB_UID_LABEL
 from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.watch.controller import Controller
@@ -23,7 +22,7 @@ MAX_BACKOFF_SECONDS = 30.0
 
 
 class EndlessBackoff:
-    """Delays between attempts of one request: doubling, jittered, without end. kopf iterates it anew for each
+    """Seconds between attempts of one request: doubling, jittered, without end. kopf starts a new iteration for each
     request."""
 
     def __iter__(self) -> Iterator[float]:
@@ -34,18 +33,21 @@ class EndlessBackoff:
 
 
 def build_settings() -> kopf.OperatorSettings:
-    """kopf's settings: endless patience, short timeouts, no features that write."""
+    """Returns kopf's settings: endless retries, short timeouts, no feature that writes."""
     settings = kopf.OperatorSettings()
+
     settings.networking.error_backoffs = EndlessBackoff()
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 10
+
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 330
-    settings.watching.inactivity_timeout = 70  # bookmarks come every minute, so a silent stream is a dead one
+    settings.watching.inactivity_timeout = 70  # bookmarks come every minute: a stream silent for longer is dead
     settings.watching.chunk_size = 500
     settings.watching.label_selectors["batch", "v1", "jobs"] = JOB_UID_LABEL
     settings.watching.label_selectors["", "v1", "pods"] = JOB_UID_LABEL
     settings.queueing.worker_limit = 50
+
     settings.posting.enabled = False
     settings.posting.loggers = False
     settings.scanning.disabled = True  # needs no rights on namespaces and CustomResourceDefinitions
@@ -54,14 +56,15 @@ def build_settings() -> kopf.OperatorSettings:
 
 
 def build_registry(
-    controller: Controller, terminated_pods: TerminatedPods, api_url: str, service_account_dir: Path
+    controller: Controller, terminated_pods: TerminatedPods, connection: ApiConnection
 ) -> kopf.OperatorRegistry:
-    """The handlers, bound to the controller they trigger."""
+    """Returns the handlers, bound to the controller that they trigger. kopf logs in as `connection` does."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.AiohttpSession:
-        return kopf.AiohttpSession(server=api_url, aiohttp_session=open_session(service_account_dir))
+        # A session of kopf's own: kopf closes it and asks for another when the API server answers 401.
+        return kopf.AiohttpSession(server=connection.api_url, aiohttp_session=connection.open_session())
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def fine_tune_job_changed(event: kopf.RawEvent, name: str, namespace: str | None, uid: str, **_: Any) -> None:

@@ -1,7 +1,12 @@
-"""A queue of keys: each waits at most once, is worked on by one worker at a time, and never sooner than asked for.
+"""A queue of keys that are due at certain times, as in every Kubernetes controller.
 
-kopf's own queues are per watched object, and would run the same job twice at once when its pod and its Job change
-together.
+One change of a job arrives as many events: of the job, of its child Jobs, of their pods. Two workers must never
+reconcile the same job at once, and ten events need only one reconcile. A job whose reconcile failed is tried again
+later and later, and one that waits for a deadline is looked at on time. kopf's own queues cannot do this, because they
+are per watched object: a pod and its Job that change together would start two reconciles.
+
+Concepts: a *key* names what is worked on. It is *due* at one time at most; adding it again can only make that earlier.
+A worker that took a key makes it *active* until `done`; a key that falls due while it is active waits for that.
 """
 
 import asyncio
@@ -19,13 +24,13 @@ MAX_BACKOFF_SECONDS = 60.0
 
 
 class WorkQueue(Generic[K]):
-    """Keys with due times. A key that is added while it is worked on is due again afterwards."""
+    """Keys with due times. A key that is added while it is active is due again afterwards."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._due: dict[K, float] = {}
-        self._heap: list[tuple[float, int, K]] = []
-        self._numbers = itertools.count()
+        self._heap: list[tuple[float, int, K]] = []  # may hold entries that an earlier due time replaced
+        self._numbers = itertools.count()  # the order among equal times; keys need not be comparable
         self._active: set[K] = set()
         self._failures: dict[K, int] = {}
         self._changed = asyncio.Event()
@@ -34,18 +39,21 @@ class WorkQueue(Generic[K]):
         return len(self._due)
 
     def add(self, key: K, delay: float = 0.0) -> None:
-        """Have `key` worked on after `delay` seconds, or sooner if that was asked for before."""
+        """Make `key` due after `delay` seconds, unless it is due sooner already."""
         due = self._clock() + delay
         if due >= self._due.get(key, float("inf")):
             return
+
         self._due[key] = due
         heapq.heappush(self._heap, (due, next(self._numbers), key))
         self._changed.set()
 
     def add_after_failure(self, key: K) -> float:
-        """Have `key` worked on again after a back-off that doubles with each failure in a row; returns the delay."""
+        """Make `key` due after a delay that doubles with each failure in a row; returns the delay in seconds."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
+
+        # 2 ** 16 exceeds every limit; without the cap the power would grow for as long as the failures last.
         longest = min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(failures, 16))
         delay: float = longest * random.uniform(0.5, 1.0)  # noqa: S311 (jitter is no secret)
         self.add(key, delay)
@@ -56,11 +64,12 @@ class WorkQueue(Generic[K]):
         self._failures.pop(key, None)
 
     async def get(self) -> K:
-        """Wait for a key that is due and that nobody works on; `done` must follow."""
+        """Wait for a key that is due and not active, and make it active; the caller must call `done`."""
         while True:
             key, wait = self._next()
             if key is not None:
                 return key
+
             self._changed.clear()
             try:
                 await asyncio.wait_for(self._changed.wait(), wait)
@@ -68,32 +77,38 @@ class WorkQueue(Generic[K]):
                 continue
 
     def done(self, key: K) -> None:
-        """The work on a key has ended."""
+        """End the work on a key."""
         self._active.discard(key)
         self._changed.set()
 
     def _next(self) -> tuple[K | None, float | None]:
-        """A key to work on, or how long to wait for one (None: until something changes)."""
+        """Take the next key, or return the seconds until one is due (None: wait for a change)."""
         held_back: list[tuple[float, int, K]] = []
         found: K | None = None
         wait: float | None = None
+
         while self._heap:
             due, _, key = entry = self._heap[0]
             if self._due.get(key) != due:
-                heapq.heappop(self._heap)  # superseded by an earlier time
+                heapq.heappop(self._heap)  # replaced by an earlier time
                 continue
+
             remaining = due - self._clock()
             if remaining > 0:
                 wait = remaining
                 break
+
             heapq.heappop(self._heap)
             if key in self._active:
                 held_back.append(entry)
                 continue
             found = key
             break
+
+        # Active keys stay due: `done` wakes the workers, who then find them here.
         for entry in held_back:
             heapq.heappush(self._heap, entry)
+
         if found is not None:
             del self._due[found]
             self._active.add(found)

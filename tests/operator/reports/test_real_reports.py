@@ -69,14 +69,17 @@ def test_reports_become_progress(jobs: Any, kubelet: PlayedKubelet, reporter: Re
     pod = kubelet.wait_for_pod("told")
     kubelet.run(pod)
     token = reporter.own_token(pod, "told")
+
     assert reporter.post("told", token, 1, step=3, totalSteps=20, loss=1.5, resolved={"rows": 40}) == 202
     status = jobs.wait("told", lambda s: s.get("progress", {}).get("step") == 3, "step 3", 3)["status"]
     assert status["phase"] == "Running"
     assert status["progress"]["eta"] == "1m15s"
     assert status["progress"]["completion"] == "40%"
     assert status["resolved"]["rows"] == 40
+
     assert reporter.post("told", token, 2, stage="Uploading") == 202
     jobs.wait_for_phase("told", "Uploading", 3)
+
     kubelet.end(pod, 0, outcomes.success.encode())
     done = jobs.wait_for_phase("told", "Succeeded")["status"]
     assert done["progress"]["sequence"] == 2
@@ -109,6 +112,7 @@ def test_forged_replayed_oversized_and_late_reports_are_refused(
     kubelet.run(foreign)
     good = reporter.own_token(pod, "victim")
     audience = token_audience(jobs.get("victim")["metadata"]["uid"])
+
     assert reporter.post("victim", "forged", 1) == 401
     assert reporter.post("victim", reporter.token(pod, "https://kubernetes.default.svc"), 1) == 401
     assert reporter.post("victim", reporter.own_token(foreign, "other"), 1) == 401
@@ -117,8 +121,10 @@ def test_forged_replayed_oversized_and_late_reports_are_refused(
     assert reporter.post_bytes("victim", good, b" " * 65_537) == 413
     assert reporter.post_bytes("victim", good, b"{}") == 422
     assert "progress" not in jobs.get("victim")["status"]
+
     assert reporter.post("victim", good, 5, step=5) == 202
     assert reporter.post("victim", good, 5, step=6) == 409
+
     kubelet.end(pod, 0, outcomes.success.encode())
     status = jobs.wait_for_phase("victim", "Succeeded")["status"]
     assert reporter.post("victim", good, 6, step=1) == 410
@@ -148,6 +154,7 @@ def test_the_operator_restarts_between_reports(
     token = reporter.own_token(pod, "steady")
     assert reporter.post("steady", token, 7, step=7) == 202
     before = jobs.wait("steady", lambda s: s.get("progress", {}).get("step") == 7, "step 7", 3)["status"]
+
     operator.kill()
     operator.start()
     assert reporter.post("steady", token, 7, step=7) == 409

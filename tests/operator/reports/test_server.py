@@ -42,6 +42,7 @@ class FakeCluster:
                 "ownerReferences": _owner("FineTuneJob", "bot", JOB_UID),
             }
         }
+
         self.pod: Json | None = {
             "metadata": {"name": "bot-1-x", "uid": POD_UID, "ownerReferences": _owner("Job", "bot-1", CHILD_UID)},
             "status": {
@@ -49,6 +50,7 @@ class FakeCluster:
                 "containerStatuses": [{"name": "trainer", "state": {"running": {"startedAt": "2026-11-24T00:00:00Z"}}}],
             },
         }
+
         self.identity: TokenIdentity | None = TokenIdentity("team", "bot-1-x", POD_UID)
         self.is_down = False
 
@@ -98,10 +100,12 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     pair = authority.server("progress", "progress", ("127.0.0.1",))
     (tmp_path / "tls.crt").write_bytes(pair.certificate.read_bytes())
     (tmp_path / "tls.key").write_bytes(pair.key.read_bytes())
+
     cluster, store = FakeCluster(), ReportStore()
     tls = ssl.create_default_context(cafile=str(authority.ca.certificate))
     fixture = Server("", tls, cluster, store)
     checks = ReportChecks(cluster, store, lambda: NOW, clock=lambda: 0.0)
+
     app = build_progress_app(checks, fixture.controller)  # type: ignore[arg-type]
     runner = web.AppRunner(app)
     await runner.setup()

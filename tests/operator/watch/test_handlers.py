@@ -1,7 +1,6 @@
-"""What kopf is told: to be patient, to write nothing, and to hand every change to the queue."""
+"""Settings and handlers of kopf: it is patient, writes nothing, and hands every change to the queue."""
 
 import itertools
-from pathlib import Path
 
 from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.watch.handlers import MAX_BACKOFF_SECONDS, build_registry, build_settings
@@ -25,7 +24,7 @@ def test_kopf_writes_nothing_and_needs_no_more_rights() -> None:
 
 
 def test_only_handlers_without_annotations_and_finalizers_are_registered() -> None:
-    registry = build_registry(None, TerminatedPods(), "https://api", Path("/nowhere"))  # type: ignore[arg-type]
+    registry = build_registry(None, TerminatedPods(), None)  # type: ignore[arg-type]
     assert {type(handler).__name__ for handler in registry._watching.get_all_handlers()} == {"WatchingHandler"}
     assert len(registry._watching.get_all_handlers()) == 3
     for others in (registry._changing, registry._spawning, registry._indexing, registry._webhooks):

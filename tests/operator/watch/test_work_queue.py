@@ -57,12 +57,14 @@ async def test_a_delayed_key_waits_and_an_earlier_wish_wins(queue: WorkQueue[str
     clock.seconds += 11
     assert await _next(queue) == "a"
     queue.done("a")
+
     queue.add("a", 10)
     queue.add("a", 1)
     queue.add("a", 5)
     clock.seconds += 2
     assert await _next(queue) == "a"
     queue.done("a")
+
     clock.seconds += 20
     assert await _next(queue) is None
 

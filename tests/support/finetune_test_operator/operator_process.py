@@ -13,25 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from finetune_devcluster.cluster import DevCluster
+from finetune_operator.cluster.access import RULES
+from finetune_operator.settings import ServiceAccount
 from finetune_test_programs.child_process import Program, free_port
 
 CHECKOUT = Path(__file__).parents[3]
 NAMESPACE = "operator-under-test"
 ACCOUNT = "finetune-operator"
 TRAINER_IMAGE = "finetune-trainer:test"
-RULES: tuple[tuple[str, list[str], list[str]], ...] = (
-    ("finetune.dev", ["finetunejobs"], ["get", "list", "watch"]),
-    ("finetune.dev", ["finetunejobs/status"], ["patch"]),
-    ("finetune.dev", ["finetunejobs/finalizers"], ["update"]),
-    ("batch", ["jobs"], ["get", "list", "watch", "create", "patch"]),
-    ("", ["pods"], ["get", "list", "watch"]),
-    ("", ["configmaps"], ["get", "create", "patch"]),
-    ("", ["events"], ["list", "create"]),
-)
 
 
 class OperatorProcess:
-    """Starts, kills and restarts the operator. Everything it needs is made once, in the cluster and in a folder."""
+    """Starts, kills and restarts the operator. Its account and files are made once, in the cluster and in a folder."""
 
     def __init__(self, cluster: DevCluster, folder: Path, namespace: str | None = None) -> None:
         """`namespace`: serve this one only, with rights there and nowhere else (but to review tokens)."""
@@ -52,7 +45,7 @@ class OperatorProcess:
 
     @property
     def log(self) -> str:
-        """What the newest process has logged."""
+        """Log of the newest process."""
         return self._running().log.read_text()
 
     @property
@@ -61,27 +54,37 @@ class OperatorProcess:
         return self._running().process.pid
 
     @property
-    def service_account_dir(self) -> Path:
-        """Token and authority of the operator's service account."""
-        return self._folder / "serviceaccount"
+    def service_account(self) -> ServiceAccount:
+        """Address of the API server, with token and authority of the operator's service account."""
+        host, port = self._cluster.api_url.removeprefix("https://").rsplit(":", 1)
+        return ServiceAccount(host, int(port), self._folder / "serviceaccount")
 
     @property
     def api_port(self) -> int:
         """Port of the API server."""
-        return int(self._cluster.api_url.rsplit(":", 1)[1])
+        return self.service_account.port
 
     @property
     def is_running(self) -> bool:
-        """Whether the newest process lives."""
+        """True while the newest process lives."""
         return self._running().process.poll() is None
 
-    def start(self, api_port: int | None = None) -> None:
-        """Start a process and wait until it is ready. `api_port`: where it finds the API server instead."""
+    def start(self, api_port: int | None = None, *, outside: bool = False) -> None:
+        """Start a process and wait until it is ready.
+
+        `api_port`: port at which it finds the API server instead. `outside`: as on a user's machine, with a kubeconfig.
+        """
         self._starts += 1
-        environment = self._environment() | ({"KUBERNETES_SERVICE_PORT": str(api_port)} if api_port else {})
         command = [str(CHECKOUT / ".venv-operator/bin/finetune-operator"), "run"]
+        if outside:
+            environment = self._environment()
+            command += ["--kubeconfig", str(self._write_kubeconfig()), "--context", "operator"]
+        else:
+            environment = self._environment() | self._pod_environment(api_port or self.api_port)
+
         log = self._folder / f"operator-{self._starts}.log"
         self._program = Program("operator", command, log, environment)
+
         deadline = time.monotonic() + 30
         while not self._is_ready():
             self._program.check()
@@ -90,19 +93,19 @@ class OperatorProcess:
             time.sleep(0.1)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         self._running().process.kill()
         self._running().process.wait()
 
     def stop(self) -> int | None:
-        """SIGTERM; SIGKILL where that does not help. Returns the exit code."""
+        """Send SIGTERM, and SIGKILL after 15 s. Returns the exit code."""
         if self._program is None:
             return None
         self._program.stop(grace=15)
         return self._program.process.returncode
 
     def tls(self) -> ssl.SSLContext:
-        """What a trainer trusts."""
+        """TLS context of a trainer: it trusts the cluster's authority."""
         return ssl.create_default_context(cafile=str(self._cluster.ca_file))
 
     def _running(self) -> Program:
@@ -118,24 +121,44 @@ class OperatorProcess:
             return False
 
     def _environment(self) -> dict[str, str]:
-        host, port = self._cluster.api_url.removeprefix("https://").rsplit(":", 1)
         return {
             "PATH": os.environ["PATH"],
             "PYTHONSAFEPATH": "1",
-            "KUBERNETES_SERVICE_HOST": host,
-            "KUBERNETES_SERVICE_PORT": port,
             "FINETUNE_NAMESPACE": self._namespace or "",
             "FINETUNE_TRAINER_IMAGE": TRAINER_IMAGE,
             "FINETUNE_PROGRESS_URL": self.progress_url,
             "FINETUNE_PROGRESS_PORT": str(self.progress_port),
             "FINETUNE_HEALTH_PORT": str(self.health_port),
             "FINETUNE_TLS_DIR": str(self._folder / "tls"),
-            "FINETUNE_SERVICE_ACCOUNT_DIR": str(self._folder / "serviceaccount"),
         }
+
+    def _pod_environment(self, api_port: int) -> dict[str, str]:
+        """Variables that only a pod has."""
+        return {
+            "KUBERNETES_SERVICE_HOST": self.service_account.host,
+            "KUBERNETES_SERVICE_PORT": str(api_port),
+            "FINETUNE_SERVICE_ACCOUNT_DIR": str(self.service_account.folder),
+        }
+
+    def _write_kubeconfig(self) -> Path:
+        """Write a kubeconfig with the service account's own rights; its context is `operator`."""
+        folder = self.service_account.folder
+        cluster = {"server": self._cluster.api_url, "certificate-authority": str(folder / "ca.crt")}
+        document = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "dev", "cluster": cluster}],
+            "users": [{"name": "operator", "user": {"tokenFile": str(folder / "token")}}],
+            "contexts": [{"name": "operator", "context": {"cluster": "dev", "user": "operator"}}],
+        }
+        path = self._folder / "operator.kubeconfig"
+        path.write_text(json.dumps(document))
+        return path
 
     def _prepare(self) -> None:
         self._cluster.kubectl("apply", "--server-side", "-f", str(CHECKOUT / "crds/finetune.dev_finetunejobs.yaml"))
         self._cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(self._account_objects()))
+
         account, tls = self._folder / "serviceaccount", self._folder / "tls"
         account.mkdir(parents=True)
         tls.mkdir()
@@ -143,6 +166,7 @@ class OperatorProcess:
         token = self._cluster.kubectl("create", "token", self._account, "-n", NAMESPACE, "--duration=6h").stdout
         (account / "token").write_text(token.strip())
         (account / "ca.crt").write_text(authority)
+
         certificate, key = self._cluster.serving_certificate("operator-progress", ["127.0.0.1", "localhost"])
         (tls / "tls.crt").write_bytes(certificate.read_bytes())
         (tls / "tls.key").write_bytes(key.read_bytes())
@@ -152,11 +176,12 @@ class OperatorProcess:
         rbac, scope = "rbac.authorization.k8s.io/v1", {"namespace": self._namespace} if self._namespace else {}
         kind = "Role" if self._namespace else "ClusterRole"
         metadata = {"name": self._account} | scope
-        rules = [{"apiGroups": [group], "resources": names, "verbs": verbs} for group, names, verbs in RULES]
+        rules = [rule.to_wire() for rule in RULES]
         subject = {"kind": "ServiceAccount", "name": self._account, "namespace": NAMESPACE}
         reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": self._account}
         reviewer = reference | {"kind": "ClusterRole", "name": "system:auth-delegator"}
         delegation = {"name": f"{self._account}-token-review"}
+
         return {
             "apiVersion": "v1",
             "kind": "List",
