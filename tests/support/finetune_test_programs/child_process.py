@@ -12,12 +12,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def die_with_parent() -> None:
-    """In a child before exec: ask the kernel for SIGKILL when the parent ends."""
+    """Ask the kernel for SIGKILL when the parent ends; runs in a child before exec."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def free_port() -> int:
-    """A loopback TCP port that nobody listens on right now."""
+    """A loopback TCP port on which nobody listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -50,7 +50,7 @@ class Program:
         return self.log.read_text(errors="replace")[-characters:]
 
     def stop(self, grace: float = 5) -> None:
-        """SIGTERM, then SIGKILL."""
+        """Send SIGTERM, and SIGKILL after `grace` seconds."""
         self.process.terminate()
         try:
             self.process.wait(grace)

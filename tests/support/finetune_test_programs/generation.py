@@ -1,4 +1,4 @@
-"""llama.cpp speaks from a GGUF file: the proof that an exported model is usable where people use it.
+"""Text generation with llama.cpp from a GGUF file: the proof that an exported model works where people use it.
 
 Runs in a process of its own, because llama.cpp writes its log to the process's standard error and keeps its memory.
 """
@@ -14,8 +14,8 @@ CONTEXT_LENGTH = 1024
 
 
 def generate(model: Path, messages: list[dict[str, str]], *, tokens: int) -> str:
-    """Greedy answer of `model` (a GGUF file) to a chat, at most `tokens` long. RuntimeError carries llama.cpp's
-    words."""
+    """Greedy answer of `model` (a GGUF file) to a chat, at most `tokens` long; raises RuntimeError with llama.cpp's
+    log."""
     return str(_ask(model, [{"messages": messages, "max_tokens": tokens}])[0])
 
 
@@ -35,10 +35,10 @@ def complete(
 def log_probabilities(
     model: Path, prompts: list[list[int]], *, size: int, banned: list[int], context: int = CONTEXT_LENGTH
 ) -> list[list[float]]:
-    """What follows each prompt: the logarithm of the probability of each of the `size` tokens.
+    """Log-probability of each of the `size` tokens after each prompt.
 
-    Where one of the `banned` tokens (see `complete`) were chosen, llama.cpp would list nothing; the probabilities are
-    those before anything is banned.
+    llama.cpp lists nothing if it chooses one of the `banned` tokens (see `complete`). The probabilities are those
+    before anything is banned.
     """
     bias = [[token, False] for token in banned]
     requests = [{"prompt": prompt, "n_predict": 1, "logprobs": size, "logit_bias": bias} for prompt in prompts]
@@ -76,6 +76,7 @@ def main() -> None:
     document = json.load(sys.stdin)
     answer_to = os.dup(1)
     os.dup2(2, 1)  # llama.cpp prints to standard output as well; the answers must stay alone there
+
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -83,12 +84,15 @@ def main() -> None:
     params.n_ctx = document["context"]
     params.cpuparams.n_threads = 1  # models here are tiny
     params.warmup = False
+
     # As exact as llama.cpp can be: its default keeps keys and values in 16 bits.
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+
     server = xllamacpp.Server(params)
     greedy = {"temperature": 0.0, "top_k": 1, "cache_prompt": False}
     answers = []
+
     for request in document["requests"]:
         if "messages" in request:
             answer = server.handle_chat_completions(request | greedy)
@@ -100,6 +104,7 @@ def main() -> None:
         else:
             choice = server.handle_completions(request | greedy | {"logprobs": 1})["choices"][0]
             answers.append([token["id"] for token in choice["logprobs"]["content"]])
+
     with os.fdopen(answer_to, "w") as out:
         json.dump(answers, out)
     os._exit(0)  # the embedded server's threads need not be waited for

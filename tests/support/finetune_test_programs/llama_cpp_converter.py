@@ -46,12 +46,12 @@ class Conversion:
     """f32, f16, bf16 or q8_0."""
     name: str
     pre_tokenizer: str
-    """What `tokenizer.ggml.pre` says where the converter does not know the vocabulary: it recognises a pre-tokenizer
-    by the ids that one text is encoded to, which only published vocabularies give."""
+    """Value of `tokenizer.ggml.pre` for a vocabulary that the converter does not know. It recognises a pre-tokenizer by
+    the ids of one text, which only published vocabularies give."""
 
 
 def converter_folder() -> Path:
-    """Where the converter lies; fetches it where it is missing (half a minute, once per version and Python)."""
+    """Folder of the converter; fetches it if it is missing (half a minute, once per version and Python)."""
     key = REQUIREMENTS.read_bytes() + repr((KEPT, sys.version)).encode()
     folder = CACHE / hashlib.sha256(key).hexdigest()[:12]
     if not folder.is_dir():
@@ -70,6 +70,7 @@ def _fetch(folder: Path) -> None:
         done = subprocess.run([*download, *chosen], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"llama.cpp's converter could not be fetched:\n{done.stderr[-4000:]}")
+
         partial = Path(work) / "unpacked"
         partial.mkdir()
         for path in Path(work).iterdir():
@@ -95,13 +96,12 @@ def vocabulary(name: str) -> Path:
 
 
 def convert(conversions: Sequence[Conversion]) -> None:
-    """Write every file; raises RuntimeError with the converter's words."""
+    """Write every file; raises RuntimeError with the converter's log."""
     _run({"convert": [asdict(each) for each in conversions]})
 
 
 def recognise(tokenizers: Sequence[Path]) -> list[str | None]:
-    """The pre-tokenizer's name that the converter gives to each folder's tokenizer, by what it encodes; None where it
-    knows none."""
+    """Name of each folder's pre-tokenizer, as the converter finds it by encoding a text; None if it knows none."""
     return _run({"recognise": [str(folder) for folder in tokenizers]})
 
 
@@ -120,6 +120,7 @@ def _run(request: dict[str, Any]) -> list[Any]:
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }
+
     done = subprocess.run(
         [sys.executable, "-m", "finetune_test_programs.llama_cpp_process"],
         input=json.dumps(request),
@@ -129,6 +130,7 @@ def _run(request: dict[str, Any]) -> list[Any]:
         timeout=280,
         check=False,
     )
+
     if done.returncode != 0:
         raise RuntimeError(f"llama.cpp's converter failed:\n{done.stderr[-6000:]}")
     answer: list[Any] = json.loads(done.stdout)

@@ -40,7 +40,7 @@ class _Parameters(ctypes.Structure):
 def quantize_files(source: Path, targets: dict[str, Path], *, threads: int = 2) -> dict[str, float]:
     """Quantise GGUF file `source` (F32, F16 or BF16) to `targets[type]`; returns the seconds that each took.
 
-    RuntimeError carries llama.cpp's words.
+    Raises RuntimeError with llama.cpp's log.
     """
     request = {"source": str(source), "targets": {kind: str(path) for kind, path in targets.items()}}
     done = subprocess.run(
@@ -51,6 +51,7 @@ def quantize_files(source: Path, targets: dict[str, Path], *, threads: int = 2) 
         timeout=600,
         check=False,
     )
+
     if done.returncode != 0:
         raise RuntimeError(f"llama.cpp could not quantise {source.name}: {done.stderr[-2000:]}")
     seconds: dict[str, float] = json.loads(done.stdout)
@@ -63,6 +64,8 @@ def quantize_rows(weights: np.ndarray, kind: GGMLQuantizationType, *, threads: i
     weights = np.ascontiguousarray(weights, dtype=np.float32)
     block_size, block_bytes = GGML_QUANT_SIZES[kind]
     encoded = np.zeros((rows, columns // block_size * block_bytes), dtype=np.uint8)
+
+    # Each thread encodes a range of whole rows.
     bounds = [rows * index // threads for index in range(threads + 1)]
 
     def work(first: int, last: int) -> None:
@@ -96,14 +99,16 @@ def _ggml() -> ctypes.CDLL:
 
 
 def main() -> None:
-    """Child process: a request from standard input, the seconds of each file as JSON to standard output."""
+    """Child process: reads a request from standard input, writes each file's seconds as JSON to standard output."""
     request = json.load(sys.stdin)
     library = _library("libllama.so.0")
     library.llama_model_quantize_default_params.restype = _Parameters
     library.llama_model_quantize.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(_Parameters)]
+
     log = _LOG(lambda level, text, _: print(text.decode(), file=sys.stderr, end="") if level >= ERROR_LEVEL else None)
     library.llama_log_set(log, None)
     library.llama_backend_init()
+
     seconds = {}
     for kind, target in request["targets"].items():
         parameters = library.llama_model_quantize_default_params()

@@ -1,6 +1,6 @@
-"""A proxy before the S3 server that misbehaves on request: refusals, broken connections, damaged content, lost answers.
+"""A proxy in front of the S3 server that fails on request: refusals, broken connections, damaged content, lost answers.
 
-Real requests pass through a real socket, so what is tested is the client as it runs in a pod.
+Real requests pass through a real socket, so tests see the client as it runs in a pod.
 """
 
 import http.client
@@ -17,7 +17,7 @@ from finetune_test_servers.s3_server import S3Server
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked for; `path` holds the query too."""
+    """A client's request; `path` holds the query too."""
 
     method: str
     path: str
@@ -26,7 +26,7 @@ class Request:
 
 @dataclass
 class Fault:
-    """What happens to the first `times` requests of a method whose path contains `part`; exactly one kind is set."""
+    """Fate of the first `times` requests of a method whose path contains `part`; exactly one kind is set."""
 
     method: str
     part: str
@@ -72,7 +72,7 @@ class FaultyStore:
             server.server_close()
 
     def take(self, request: Request) -> Fault | None:
-        """Note a request; the fault that it meets, if any."""
+        """Record a request; returns the fault that it meets, if any."""
         with self.lock:
             self.requests.append(request)
             for fault in self.faults:
@@ -96,13 +96,16 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fault = self.faulty.take(Request(self.command, self.path, dict(self.headers)))
+
         if fault is None:
             return self._forward(body)
+
         fault.then()
         if fault.code:
             return self._refuse(fault)
         if fault.damages:
             return self._forward(body[:-1] + bytes([body[-1] ^ 1]))
+
         self.close_connection = True
         if fault.breaks_after:
             self._ask(body)

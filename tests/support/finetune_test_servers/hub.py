@@ -34,15 +34,15 @@ class HubRepo:
 
 @dataclass
 class Hub:
-    """`repos` by API path, such as models/acme/tiny; `requests` is what was asked for; `failures` are answered
-    first."""
+    """A running hub. `repos` by API path, such as models/acme/tiny; `requests`: paths that were asked for; `failures`:
+    statuses of the next answers."""
 
     repos: dict[str, HubRepo] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     failures: list[int] = field(default_factory=list)
     url: str = ""
     bodies: list[bytes] = field(default_factory=list)
-    """What was posted."""
+    """Bodies that were posted."""
     objects: dict[str, bytes] = field(default_factory=dict)
     """Git LFS objects by their SHA-256."""
 
@@ -111,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         name, rest = _split(path)
         repo = self.hub.repos.get(name)
         if repo is None:
-            # Like the real hub: who may not see a repository is not told whether it exists.
+            # The real hub answers so too: a stranger does not learn whether a repository exists.
             return self._send(401, b"", {"X-Error-Code": "RepoNotFound"})
         if repo.gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._send(403 if "Authorization" in self.headers else 401, b"", {"X-Error-Code": "GatedRepo"})
@@ -121,19 +121,23 @@ class _Handler(BaseHTTPRequestHandler):
         kind, _, tail = rest.partition("/")
         if kind == "auth-check":
             return self._send(200 if self.headers.get("Authorization") == f"Bearer {TOKEN}" else 403, b"")
+
         revision, _, file = (tail or "main").partition("/")
         commit = repo.revisions.get(revision, revision if revision in repo.revisions.values() else None)
         if commit is None:
             return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
+
         if kind == "resolve":
             data = repo.damaged.get(file, repo.files[file])
             tag = hashlib.sha256(data).hexdigest()
             return self._send(200, data, {"X-Repo-Commit": commit, "ETag": f'"{tag}"'})
+
         if kind == "tree":
             listed = [
                 {"type": "file", "path": path, "size": len(data), "oid": "0" * 40} for path, data in repo.files.items()
             ]
             return self._send_json(listed)
+
         siblings = [_sibling(path, data) for path, data in repo.files.items()]
         described = {"id": name.partition("/")[2], "sha": commit, "siblings": siblings, "private": repo.private}
         return self._send_json(described)
@@ -151,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _sibling(path: str, data: bytes) -> dict[str, object]:
-    """A file as the hub lists it: of weights it knows the SHA-256."""
+    """A file as the hub lists it; for weights, with their SHA-256."""
     listed: dict[str, object] = {"rfilename": path, "size": len(data), "blobId": "0"}
     if path.endswith(".safetensors"):
         listed["lfs"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 134}
@@ -159,7 +163,7 @@ def _sibling(path: str, data: bytes) -> dict[str, object]:
 
 
 def _split(path: str) -> tuple[str, str]:
-    """(models/org/name, what follows) of an API path or of a file's path."""
+    """Splits an API path or a file's path into models/org/name and the rest."""
     parts = path.split("/")
     if parts[0] == "api":
         return "/".join(parts[1:4]), "/".join(parts[4:])

@@ -13,7 +13,7 @@ Answer = tuple[int, object]
 
 
 def handle_write(hub: "Hub", path: str, authorization: str, body: bytes) -> Answer:
-    """Answer a POST or PUT; only the token that may write is let in."""
+    """Answer a POST or PUT; only the token that may write is accepted."""
     from finetune_test_servers.hub import TOKEN
 
     if path.startswith("lfs/"):
@@ -26,6 +26,7 @@ def handle_write(hub: "Hub", path: str, authorization: str, body: bytes) -> Answ
         return _create(hub, json.loads(body))
     if path.endswith(".git/info/lfs/objects/batch"):
         return 200, _batch(hub, json.loads(body))
+
     _, _, organisation, name, action, *_ = path.split("/")
     repo = hub.repos.get(f"models/{organisation}/{name}")
     if repo is None:
@@ -53,7 +54,7 @@ def _mode(path: str) -> dict[str, object]:
 
 
 def _batch(hub: "Hub", asked: dict[str, Any]) -> dict[str, object]:
-    """Where to put each object; none for those that are here."""
+    """Returns an upload address for each object that is not stored yet."""
     objects = []
     for entry in asked["objects"]:
         listed = {"oid": entry["oid"], "size": entry["size"]}
@@ -71,8 +72,9 @@ def _store_object(hub: "Hub", oid: str, body: bytes) -> Answer:
 
 
 def _commit(hub: "Hub", repo: "HubRepo", name: str, body: bytes) -> Answer:
-    """One commit: header, then a line for each file."""
+    """Make one commit; its body has a header line, then a line for each file."""
     files = {}
+
     for line in map(json.loads, body.splitlines()):
         value = line["value"]
         if line["key"] == "file":
@@ -81,6 +83,7 @@ def _commit(hub: "Hub", repo: "HubRepo", name: str, body: bytes) -> Answer:
             if value["oid"] not in hub.objects:
                 return 400, {"error": f"{value['path']} was not uploaded"}
             files[value["path"]] = hub.objects[value["oid"]]
+
     repo.files |= files
     oid = hashlib.sha1(body).hexdigest()
     repo.revisions["main"] = oid

@@ -1,4 +1,4 @@
-"""A TCP proxy that can be cut and mended: the network between two programs, in a test's hand."""
+"""A TCP proxy that can be cut and mended: the network between two programs, under a test's control."""
 
 import asyncio
 import threading
@@ -28,6 +28,7 @@ class TcpProxy:
         thread.start()
         server = proxy._run(asyncio.start_server(proxy._accept, "127.0.0.1", 0))
         proxy.port = server.sockets[0].getsockname()[1]
+
         try:
             yield proxy
         finally:

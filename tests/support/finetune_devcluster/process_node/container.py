@@ -33,7 +33,7 @@ class ContainerRun:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, command: list[str], environment: dict[str, str], folder: Path) -> None:
-        """Start the process; raises OSError where the program is missing."""
+        """Start the process; raises OSError if the program is missing."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
@@ -57,17 +57,20 @@ class ContainerRun:
         """Wait for the end; returns the exit code as a container runtime reports it (128 + signal)."""
         assert self._process
         process = self._process
+
         descriptor = os.pidfd_open(process.pid)
         ended = asyncio.Event()
         loop = asyncio.get_running_loop()
+
         loop.add_reader(descriptor, ended.set)
         try:
             await ended.wait()
         finally:
             loop.remove_reader(descriptor)
             os.close(descriptor)
+
         code = process.wait()
-        self.signal(signal.SIGKILL)  # a container's end is the end of everything in it
+        self.signal(signal.SIGKILL)  # when a container ends, everything in it ends
         return code if code >= 0 else 128 - code
 
     def signal(self, number: int) -> None:
@@ -79,7 +82,7 @@ class ContainerRun:
                 return
 
     async def stop(self, grace: float) -> None:
-        """SIGTERM, then after `grace` seconds SIGKILL; `wait` tells the exit."""
+        """Send SIGTERM, and SIGKILL after `grace` seconds; `wait` returns the exit code."""
         self.signal(signal.SIGTERM)
         await asyncio.sleep(grace)
         self.signal(signal.SIGKILL)

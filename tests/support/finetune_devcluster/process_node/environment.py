@@ -1,4 +1,4 @@
-"""What a container's process sees: its environment, command and arguments, with mount paths turned into host paths.
+"""Environment, command and arguments of a container's process, with mount paths turned into host paths.
 
 There is no mount namespace. Every `mountPath` (and the termination message's path) is substituted wherever it stands
 at a path boundary in an environment value, the command or an argument, the longest first. So a program works here if
@@ -52,12 +52,14 @@ async def declared_environment(api: Api, pod: Object, container: Object) -> dict
     """`env` and `envFrom` of a container, with field, Secret and ConfigMap references resolved."""
     namespace = pod["metadata"]["namespace"]
     values: dict[str, str] = {}
+
     for source in container.get("envFrom", []):
         kind, reference = (
             ("secret", source["secretRef"]) if "secretRef" in source else ("configmap", source["configMapRef"])
         )
         found = await read_values(api, namespace, kind, reference["name"], bool(reference.get("optional")))
         values |= {source.get("prefix", "") + key: value.decode() for key, value in (found or {}).items()}
+
     for entry in container.get("env", []):
         if "valueFrom" not in entry:
             values[entry["name"]] = expand(entry.get("value", ""), values)

@@ -25,7 +25,7 @@ TERMINAL = ("Succeeded", "Failed")
 
 @dataclass(frozen=True)
 class KubeletConfig:
-    """What the program is started with (JSON on its command line)."""
+    """Configuration of the program, given as JSON on its command line."""
 
     name: str
     kubeconfig: str
@@ -151,12 +151,14 @@ class Kubelet:
         metadata = pod["metadata"]
         if worker := self._workers.get(metadata["uid"]):
             await worker.delete(pod)
+
         options = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
             "gracePeriodSeconds": 0,
             "preconditions": {"uid": metadata["uid"]},
         }
+
         try:
             await self._api.call(
                 "DELETE", f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}", options
@@ -166,7 +168,7 @@ class Kubelet:
                 raise
 
     async def _declare_lost(self, pod: Object) -> None:
-        """A former run of this node had started the pod; its processes died with it."""
+        """Report a pod as failed that an earlier run of this node had started; its processes died with that run."""
         metadata = pod["metadata"]
         path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}/status"
         body = {"metadata": {"uid": metadata["uid"]}, "status": lost_status(pod, now())}

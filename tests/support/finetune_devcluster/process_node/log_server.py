@@ -37,18 +37,22 @@ class LogServer:
         names = [value for part in (peer or {}).get("subject", ()) for key, value in part if key == "commonName"]
         if names != [API_SERVER]:
             return web.Response(status=403, text="only the API server may read logs here")
+
         where, query = request.match_info, request.query
         path = self._find_log(where["namespace"], where["pod"], where["container"], query.get("previous") == "true")
         if path is None:
             return web.Response(status=404, text="the container has not started")
+
         response = web.StreamResponse(headers={"Content-Type": "text/plain"})
         await response.prepare(request)
+
         data = path.read_bytes()
         position = len(data)
         if "tailLines" in query:
             count = int(query["tailLines"])
             data = b"".join(data.splitlines(keepends=True)[-count:]) if count else b""
         await response.write(data)
+
         while query.get("follow") == "true":
             await asyncio.sleep(FOLLOW_SECONDS)
             if not path.exists():
@@ -58,5 +62,6 @@ class LogServer:
                 more = log.read()
             position += len(more)
             await response.write(more)
+
         await response.write_eof()
         return response

@@ -50,7 +50,9 @@ class ProcessNode:
         """Start a node of `cluster`, and stop it with all its pods' processes at the end."""
         folder = cluster.folder / f"node-{options.name}"
         folder.mkdir()
+
         certificate, key = cluster.serving_certificate(options.name, ["127.0.0.1"])
+
         node = cls(
             KubeletConfig(
                 name=options.name,
@@ -64,6 +66,7 @@ class ProcessNode:
             )
         )
         node.restore()
+
         try:
             yield node
         finally:
@@ -125,12 +128,14 @@ class ProcessNode:
         """The next line of the program; a program that does not answer is killed, so that nothing waits for ever."""
         process = self._running()
         assert process.stdout
+
         watchdog = threading.Timer(START_SECONDS, process.kill)
         watchdog.start()
         try:
             line = process.stdout.readline().strip()
         finally:
             watchdog.cancel()
+
         if not line or (expected and line != expected):
             raise RuntimeError(f"the process node did not answer:\n{self.log.read_text()[-3000:]}")
         return line

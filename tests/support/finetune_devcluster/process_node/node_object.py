@@ -20,6 +20,7 @@ def node_status(capacity: dict[str, str], kubelet_port: int) -> Object:
     moment = now()
     healthy = [("Ready", "True", "KubeletReady")]
     healthy += [(kind, "False", "Kubelet" + kind) for kind in ("MemoryPressure", "DiskPressure", "PIDPressure")]
+
     return {
         "capacity": capacity,
         "allocatable": capacity,

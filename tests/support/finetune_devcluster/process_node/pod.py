@@ -24,7 +24,7 @@ FIRST_BACK_OFF, MAX_BACK_OFF = 1.0, 30.0
 
 @dataclass
 class Misbehaviour:
-    """What the node does wrong on demand; image references and the node as a whole."""
+    """Faults that the node shows on demand, for single images and as a whole."""
 
     never_start: bool = False
     broken_images: set[str] = field(default_factory=set)
@@ -45,6 +45,7 @@ class PodWorker:
         self._stopping = False
         self._volumes = Volumes(api, pod, folder / "volumes")
         self._extra_status: Object = {}
+
         self.runs: dict[str, list[ContainerRun]] = {}
         self.task = asyncio.create_task(self._live())
 
@@ -71,7 +72,7 @@ class PodWorker:
             run.signal(signal.SIGKILL)
 
     def abandon(self) -> None:
-        """The pod object is gone (deleted without grace): nothing of it may go on."""
+        """Kill everything: the pod object is gone, deleted without grace."""
         self.task.cancel()
         for runs in self.runs.values():
             runs[-1].signal(signal.SIGKILL)
@@ -102,7 +103,7 @@ class PodWorker:
         await self._report()
 
     async def _prepare(self) -> None:
-        """Volumes, retried for ever as a kubelet does, with the reason as an event."""
+        """Make the volumes; a failure is posted as an Event and tried again for ever, as a kubelet does."""
         while True:
             try:
                 if not self._faults.never_start:
@@ -117,10 +118,12 @@ class PodWorker:
             await self._run_container(container, state, "OnFailure" if self._policy != "Never" else "Never")
             if state.exit_code != 0:
                 return
+
         tasks = [
             self._run_container(container, state, self._policy)
             for container, state in zip(self.pod["spec"]["containers"], self._main, strict=True)
         ]
+
         deadline = self.pod["spec"].get("activeDeadlineSeconds")
         try:
             async with asyncio.timeout(deadline):
@@ -134,7 +137,7 @@ class PodWorker:
         return str(self.pod["spec"].get("restartPolicy", "Always"))
 
     async def _run_container(self, container: Object, state: ContainerState, policy: str) -> None:
-        """Run a container, again and again where the restart policy says so."""
+        """Run a container, again and again if the restart policy says so."""
         back_off = FIRST_BACK_OFF
         while True:
             run = await self._start(container, state)
@@ -142,16 +145,20 @@ class PodWorker:
             probes = [
                 asyncio.create_task(self._probe(container, state, run, kind)) for kind in PROBES if kind in container
             ]
+
             state.ready = "readinessProbe" not in container
             await self._report()
             code = await run.wait()
+
             for probe in probes:
                 probe.cancel()
             state.ready = False
             state.state = {"terminated": run.terminated(code)}
             await self._report()
+
             if self._stopping or policy == "Never" or (policy == "OnFailure" and code == 0):
                 return
+
             state.last_state, state.restarts = state.state, state.restarts + 1
             back_off = FIRST_BACK_OFF if time.monotonic() - begun > MAX_BACK_OFF else back_off
             state.state = {"waiting": {"reason": "CrashLoopBackOff", "message": f"back-off {back_off:g}s"}}
@@ -167,13 +174,16 @@ class PodWorker:
                 declared = await declared_environment(self._api, self.pod, container)
                 folder = self._folder / container["name"]
                 folder.mkdir(parents=True, exist_ok=True)
+
                 runs = self.runs.setdefault(container["name"], [])
                 identity = f"{self.pod['metadata']['uid']}-{container['name']}"
                 run = ContainerRun(identity, container, folder, len(runs))
+
                 paths = path_map(container, self._volumes, run.termination_log)
                 environment = process_environment(declared, paths, programs, folder, self._api.url)
                 command = command_line(container, declared, paths)
                 directory = Path(paths.apply(container["workingDir"])) if container.get("workingDir") else folder
+
                 run.start(command, environment, directory)
                 runs.append(run)
                 state.container_id, state.state = run.id, {"running": {"startedAt": run.started}}
@@ -198,16 +208,19 @@ class PodWorker:
         """Run one probe for as long as the process lives."""
         probe, failures = container[kind], 0
         await asyncio.sleep(probe.get("initialDelaySeconds", 0))
+
         while True:
             good = await succeeds(probe, container)
             failures = 0 if good else failures + 1
             over = failures >= probe.get("failureThreshold", 3)
+
             if kind == "livenessProbe" and over:
                 await self._event("Unhealthy", "Liveness probe failed")
                 await run.stop(self.pod["spec"].get("terminationGracePeriodSeconds", 30))
             elif kind == "readinessProbe" and ((good and not state.ready) or (over and state.ready)):
                 state.ready = good
                 await self._report()
+
             await asyncio.sleep(probe.get("periodSeconds", 10) if state.ready else 0.5)
 
     async def _renew_tokens(self) -> None:
@@ -225,9 +238,11 @@ class PodWorker:
             and not self._current_runs()
         ):
             phase = "Failed"
+
         status = pod_status(
             self._init, self._main, phase=self._extra_status.get("phase", phase), started=self._started, now=now(),
             previous=self.pod.get("status", {}))  # fmt: skip
+
         metadata = self.pod["metadata"]
         body = {"metadata": {"uid": metadata["uid"]}, "status": status | self._extra_status}
         try:
@@ -247,10 +262,11 @@ class PodWorker:
                 "uid": metadata["uid"]},
             "source": {"component": "process-node"}, "firstTimestamp": now(), "lastTimestamp": now(),
         }  # fmt: skip
+
         try:
             await self._api.call("POST", f"/api/v1/namespaces/{metadata['namespace']}/events", body)
         except ApiError as error:
-            if error.status != 409:  # said already
+            if error.status != 409:  # posted before
                 raise
 
 

@@ -1,4 +1,4 @@
-"""The status that a kubelet writes, as a pure function of what is known about the pod's containers."""
+"""The status that a kubelet writes, as a pure function of the states of a pod's containers."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ from finetune_devcluster.process_node.api import Object
 
 @dataclass
 class ContainerState:
-    """What is known about one container; `state` is the `state` of its container status."""
+    """State of one container; `state` is the `state` of its container status."""
 
     name: str
     image: str
@@ -24,7 +24,7 @@ class ContainerState:
 
     @property
     def is_running(self) -> bool:
-        """Whether a process runs."""
+        """True while its process runs."""
         return "running" in self.state
 
     def to_status(self) -> Object:
@@ -48,6 +48,7 @@ def phase_of(init: list[ContainerState], main: list[ContainerState], restart_pol
         return "Failed"
     if any(state.exit_code != 0 for state in init):
         return "Pending"
+
     codes = [state.exit_code for state in main]
     ended = None not in codes
     if ended and restart_policy != "Always":
@@ -55,6 +56,7 @@ def phase_of(init: list[ContainerState], main: list[ContainerState], restart_pol
             return "Succeeded"
         if restart_policy == "Never":
             return "Failed"
+
     started = any(state.is_running or state.exit_code is not None or state.restarts for state in main)
     return "Running" if started else "Pending"
 
@@ -62,16 +64,18 @@ def phase_of(init: list[ContainerState], main: list[ContainerState], restart_pol
 def pod_status(
     init: list[ContainerState], main: list[ContainerState], *, phase: str, started: str, now: str, previous: Object
 ) -> Object:
-    """The whole status. `previous` conditions keep their transition times where nothing changed."""
+    """Returns the whole status. Conditions that did not change keep their transition time of `previous`."""
     over = phase in ("Succeeded", "Failed")
     initialized = all(state.exit_code == 0 for state in init)
     ready = not over and bool(main) and all(state.ready for state in main)
+
     wanted: dict[str, tuple[bool, str]] = {
         "PodReadyToStartContainers": (not over, "PodCompleted" if over else ""),
         "Initialized": (initialized, "" if initialized else "ContainersNotInitialized"),
         "Ready": (ready, "" if ready else "PodCompleted" if over else "ContainersNotReady"),
         "ContainersReady": (ready, "" if ready else "PodCompleted" if over else "ContainersNotReady"),
     }
+
     known = {condition["type"]: condition for condition in previous.get("conditions", [])}
     conditions = [condition for kind, condition in known.items() if kind not in wanted]
     for kind, (holds, reason) in wanted.items():
@@ -79,6 +83,7 @@ def pod_status(
         same = known.get(kind, {}).get("status") == status
         moment = known[kind].get("lastTransitionTime", now) if same else now
         conditions.append({"type": kind, "status": status, "reason": reason, "lastTransitionTime": moment})
+
     return {
         "phase": phase,
         "hostIP": "127.0.0.1",
@@ -92,7 +97,7 @@ def pod_status(
 
 
 def lost_status(pod: Object, now: str) -> Object:
-    """Status of a pod whose containers went with a former run of the node: a kubelet that finds none says the same."""
+    """Status of a pod whose containers ended with an earlier run of the node, as a real kubelet writes it."""
     status = pod["status"]
     gone = {
         "exitCode": 137,
@@ -100,6 +105,7 @@ def lost_status(pod: Object, now: str) -> Object:
         "message": "The container could not be located",
         "finishedAt": now,
     }
+
     containers = [
         container | {"ready": False, "started": False, "state": {"terminated": gone}}
         if "terminated" not in container.get("state", {})

@@ -11,8 +11,9 @@ UNVERIFIED = ssl._create_unverified_context()  # a kubelet does not verify a pro
 
 
 async def succeeds(probe: Object, container: Object) -> bool:
-    """Run a probe once."""
+    """Run a probe once; returns its success."""
     timeout = probe.get("timeoutSeconds", 1)
+
     try:
         async with asyncio.timeout(timeout):
             if action := probe.get("httpGet"):
@@ -20,6 +21,7 @@ async def succeeds(probe: Object, container: Object) -> bool:
                 url = f"{scheme}://127.0.0.1:{_port(action['port'], container)}{action.get('path', '/')}"
                 async with aiohttp.ClientSession() as session, session.get(url, ssl=UNVERIFIED) as response:
                     return 200 <= response.status < 400
+
             if action := probe.get("tcpSocket"):
                 _, writer = await asyncio.open_connection("127.0.0.1", _port(action["port"], container))
                 writer.close()

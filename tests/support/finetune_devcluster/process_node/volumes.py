@@ -1,5 +1,5 @@
-"""Volumes of a pod as folders on the host: configMap, secret, projected, downwardAPI, emptyDir, hostPath-backed
-claims."""
+"""Volumes of a pod as folders on the host: configMap, secret, projected, downwardAPI, emptyDir and claims of hostPath
+volumes."""
 
 import base64
 import time
@@ -35,7 +35,7 @@ def field_map(pod: Object, path: str) -> dict[str, str]:
 
 
 async def read_values(api: Api, namespace: str, kind: str, name: str, optional: bool) -> dict[str, bytes] | None:
-    """Keys and values of a ConfigMap or Secret; None where it is optional and missing."""
+    """Returns keys and values of a ConfigMap or Secret; None if it is optional and missing."""
     try:
         found = await api.call("GET", f"/api/v1/namespaces/{namespace}/{kind}s/{name}")
     except ApiError as error:
@@ -45,6 +45,7 @@ async def read_values(api: Api, namespace: str, kind: str, name: str, optional: 
             label = {"secret": "secret", "configmap": "configmap"}[kind]
             raise ContainerConfigError(f'{label} "{name}" not found') from None
         raise
+
     if kind == "secret":
         return {key: base64.b64decode(value) for key, value in (found.get("data") or {}).items()}
     binary = {key: base64.b64decode(value) for key, value in (found.get("binaryData") or {}).items()}
@@ -63,7 +64,7 @@ class Volumes:
         self.paths: dict[str, Path] = {}
 
     async def make(self) -> None:
-        """Write every volume; raises ContainerConfigError where something is missing."""
+        """Write every volume; raises ContainerConfigError if an object is missing."""
         for volume in self._pod["spec"].get("volumes", []):
             target = self._folder / volume["name"]
             target.mkdir(parents=True, exist_ok=True)
@@ -106,6 +107,7 @@ class Volumes:
         values = await read_values(self._api, self._namespace, kind, name, bool(source.get("optional")))
         if values is None:
             return
+
         items = source.get("items") or [{"key": key, "path": key} for key in values]
         for item in items:
             if item["key"] not in values:
@@ -133,12 +135,16 @@ class Volumes:
                 "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": metadata["name"], "uid": metadata["uid"]},
             },
         }
+
         url = f"/api/v1/namespaces/{self._namespace}/serviceaccounts/{account}/token"
         answer = await self._api.call("POST", url, request)
+
+        # Renamed into place, so that no process ever reads half a token.
         partial = path.with_name(f".{path.name}.partial")
         partial.touch(mode=0o600)
         partial.write_text(answer["status"]["token"])
         partial.rename(path)
+
         self._tokens.append((time.time() + lifetime * REFRESH_SHARE, path, source))
 
     async def _claim_path(self, name: str) -> Path:
