@@ -76,7 +76,7 @@ def _version(module: Path) -> str:
 
 
 def _build(name: str, binary: Path) -> None:
-    """Compile a program and print a line every 10 s. The finished file is renamed into place, so nobody sees a part of it."""
+    """Compile a program and print a line every 10 s. The finished file is renamed into place, whole."""
     module = FOLDER / name
     flags = "-s -w"
     if name == "kube":
