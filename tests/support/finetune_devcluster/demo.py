@@ -5,6 +5,8 @@ data, applies a FineTuneJob, shows its checks and its training, lists what arriv
 the GGUF file.
 """
 
+import argparse
+import re
 import signal
 import sys
 import tempfile
@@ -15,6 +17,7 @@ from typing import Any
 
 import yaml
 from kubernetes import client, watch
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.table import Table
 
@@ -28,7 +31,7 @@ ROWS = 400
 DEADLINE_SECONDS = 600
 SAMPLE = CHECKOUT / "crds/samples/cpu-tiny.yaml"
 
-console = Console(highlight=False)
+console = Console(highlight=False, record=True)
 
 
 class Clock:
@@ -128,11 +131,25 @@ def show_result(platform: Platform, job: dict[str, Any]) -> str:
     console.print(artifacts)
 
     prefix = f"{job['spec']['output']['s3']['prefix']}/{job['metadata']['name']}/"
-    listing = Table("key", "bytes", title=f"s3://{BUCKET}/{prefix}", title_justify="left")
-    for entry in platform.store.client().list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]:
-        listing.add_row(entry["Key"].removeprefix(prefix), f"{entry['Size']:,}")
-    console.print(listing)
+    objects = platform.store.client().list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]
+    sizes = {entry["Key"].removeprefix(prefix): entry["Size"] for entry in objects}
+    console.print(listing(f"s3://{BUCKET}/{prefix}", sizes))
     return next(str(artifact["uri"]) for artifact in status["artifacts"] if artifact["type"] == "GGUF")
+
+
+def listing(title: str, sizes: dict[str, int]) -> Table:
+    """The objects below a prefix, one line a folder; checkpoints are one folder."""
+    folders: dict[str, list[int]] = {}
+    for key, size in sizes.items():
+        folder = (
+            key if "/" not in key else key.split("/")[0] if key.startswith("checkpoints/") else key.rpartition("/")[0]
+        )
+        folders.setdefault(folder, []).append(size)
+
+    table = Table("object or folder", "files", "bytes", title=title, title_justify="left")
+    for folder, found in folders.items():
+        table.add_row(folder, str(len(found)), f"{sum(found):,}")
+    return table
 
 
 def speak(platform: Platform, uri: str, work: Path) -> None:
@@ -178,16 +195,32 @@ def run(work: Path) -> int:
     return 0
 
 
+def save_picture(path: Path) -> None:
+    """Write everything that was shown as an SVG in the terminal's own colours, without fonts from elsewhere."""
+    template = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    console.save_svg(str(path), title="make demo", code_format=template, clear=False)
+
+
 def main() -> int:
     """Run the demo; SIGTERM and Ctrl-C clean up like a normal end."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="also write what was shown to an SVG file")
+    picture = parser.parse_args().picture
+    if picture is not None:
+        console.width = 112
+
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell may have it ignored
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="finetune-demo-") as work:
         try:
-            return run(Path(work))
+            code = run(Path(work))
         except KeyboardInterrupt:
             console.print("interrupted: everything is stopped")
             return 130
+
+    if picture is not None:
+        save_picture(picture)
+    return code
 
 
 if __name__ == "__main__":
