@@ -100,7 +100,7 @@ REFUSED = {
     "Parquet by another name": ("a.jsonl", b"PAR1" + LINES, "name it .parquet"),
     "a pickle": ("a.jsonl", b"\x80\x04\x95", "not UTF-8: byte 0x80"),
     "CSV in UTF-16": ("a.csv", "text\na\n".encode("utf-16"), "UTF-16 text: save it as UTF-8"),
-    "a CSV header that is no text": ("a.csv", b"te\x00xt\na\n", "a.csv:1: the header has characters that are no text"),
+    "a CSV header that is no text": ("a.csv", b"te\x00xt\na\n", "a.csv:1: the header has characters that are not text"),
     "a CSV header that is not UTF-8": ("a.csv", b"t\xe9xt\na\n", "a.csv:1: the header has characters"),
     "a CSV quote without end": ("a.csv", b'text\n"' + b"a\n" * 1000, "a.csv:2: not valid CSV: unexpected end"),
     "a NUL in JSON": ("a.jsonl", b'{"text": "a\x00b"}', "not valid JSON: Invalid control character"),
@@ -254,7 +254,7 @@ def test_an_arrow_batch_that_unpacks_to_gigabytes_is_refused_before_it_is(
             out.write_table(table, max_chunksize=rows)
     assert (tmp_path / "one.arrow").stat().st_size < 2**21
     (refused,) = read_rows((tmp_path / "one.arrow",))
-    assert "a batch unpacks to 286 MiB, and 256 are the most" in refused.value
+    assert "a batch unpacks to 286 MiB, but at most 256 MiB are unpacked" in refused.value
     assert len(list(read_rows((tmp_path / "ten.arrow",)))) == 100
     monkeypatch.setattr(arrow_bounds, "MAX_BATCH_BYTES", 2**29)
     assert len(list(read_rows((tmp_path / "one.arrow",)))) == 100

@@ -195,7 +195,7 @@ def _with_letters(text: str, ranges: Iterable[CharacterRange]) -> str:
 
 @contextmanager
 def _word_prefix(tokenizer: Any, scheme: str) -> Iterator[None]:
-    """With `never`, keeps SentencePiece from putting its mark of a new word in front of a text that continues one."""
+    """Keeps SentencePiece, with `never`, from marking a new word in front of a text that continues one."""
     splitter = tokenizer.backend_tokenizer.pre_tokenizer
     before = getattr(splitter, "prepend_scheme", None)
     if scheme != "never" or before is None:

@@ -1,0 +1,15 @@
+"""Data: files to rows, and rows to conversations or texts, streamed in bounded memory.
+
+rows.py            rows of any data file, each with its location; the room's front door
+data_files.py      files as byte streams, unpacked within limits
+json_rows.py       rows of JSON Lines and JSON files
+csv_rows.py        rows of CSV and TSV files
+arrow_rows.py      rows of Parquet and Arrow files
+layouts.py         a row's layout, and the conversation or text in it (pure)
+messages.py        one schema for messages of every layout (pure)
+strict_json.py     JSON that refuses what would be silently wrong (pure)
+truncation.py      long texts truncated while they are bytes, for preflight (pure)
+csv_truncation.py  the same for fields of CSV
+arrow_bounds.py    the size that an Arrow batch unpacks to (pure)
+report_limits.py   how many rows and findings each report names
+"""

@@ -1,8 +1,8 @@
-"""Data files as byte streams: gzip and zstd are unpacked while they are read, and a bomb is stopped.
+"""Data files as byte streams; gzip and zstd are unpacked while they are read, within limits.
 
-pyarrow unpacks both kinds, with a window of at most 128 MiB for zstd. Real text reaches a ratio of about 30; a file
-that unpacks to more than `MAX_RATIO` times its size is refused once `RATIO_FREE_BYTES` were read, before it fills the
-disk or the day.
+pyarrow unpacks both, with a window of at most 128 MiB for zstd. Real text shrinks about 30 times. A file that unpacks
+to more than `MAX_RATIO` times its size is refused once `RATIO_FREE_BYTES` were read, before a bomb can keep the pod
+busy for a day.
 """
 
 import io
@@ -17,7 +17,7 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 MAX_RATIO = 200
 RATIO_FREE_BYTES = 256 * 2**20
 BUFFER_BYTES = 2**20
-# First bytes of files that are something else than their name says, with what to do.
+# First bytes of files that are not what their name says, with what the file is and what to do.
 OTHER_KINDS = (
     (b"PK\x03\x04", "a ZIP archive: unpack it and name the data files"),
     (b"\x1f\x8b", "gzip inside: pack it once, and name it .gz"),
@@ -39,20 +39,21 @@ class UnreadableFileError(ValueError):
 
 
 def kind_of(name: str) -> str:
-    """The suffix that says how rows are written: .jsonl of chat.jsonl.gz."""
+    """The suffix that says how rows are written: .jsonl for chat.jsonl.gz."""
     path = Path(name)
     return Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSIONS else path.suffix.lower()
 
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
-    """The unpacked bytes, without a byte order mark. Reading raises UnreadableFileError."""
+    """The unpacked bytes, without a byte order mark. Opening and reading raise UnreadableFileError."""
     compression = COMPRESSIONS.get(path.suffix.lower())
     with path.open("rb") as plain:
         raw: Any = plain
         if compression is not None:
             raw = _Unpacked(arrow.CompressedInputStream(plain, compression), path.stat().st_size)
         stream = io.BufferedReader(raw, BUFFER_BYTES) if compression else plain
+
         _check_kind(stream.peek(TAR_MARK_AT + len(TAR_MARK)))
         if stream.peek(3)[:3] == b"\xef\xbb\xbf":
             stream.read(3)
@@ -60,6 +61,7 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
 
 
 def _check_kind(start: bytes) -> None:
+    """Raises UnreadableFileError if a file's first bytes are those of another kind of file."""
     if start[TAR_MARK_AT:].startswith(TAR_MARK):
         raise UnreadableFileError("is a tar archive: unpack it and name the data files")
     for mark, meaning in OTHER_KINDS:
@@ -68,7 +70,7 @@ def _check_kind(start: bytes) -> None:
 
 
 class _Unpacked(io.RawIOBase):
-    """pyarrow's stream with a limit on what comes out of it."""
+    """pyarrow's stream with a limit on the bytes that come out of it."""
 
     def __init__(self, stream: Any, packed_bytes: int) -> None:
         self._stream = stream
@@ -79,14 +81,16 @@ class _Unpacked(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer; returns the bytes read."""
+        """Fills the buffer; returns the number of bytes read."""
         try:
             data = self._stream.read(len(buffer))
         except (OSError, arrow.ArrowException, EOFError) as error:
             raise UnreadableFileError(f"cannot be unpacked: {str(error)[:200]}") from None
+
         self._unpacked += len(data)
         if self._unpacked > self._allowed:
             message = f"unpacks to more than {self._allowed // 2**20} MiB, over {MAX_RATIO} times its size: a bomb?"
             raise UnreadableFileError(message)
+
         buffer[: len(data)] = data
         return len(data)

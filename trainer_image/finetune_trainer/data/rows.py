@@ -1,4 +1,4 @@
-"""Rows of data files, streamed with the place they came from: JSON Lines, JSON, CSV (and TSV), Parquet, Arrow.
+"""Rows of data files, streamed, each with its location: JSON Lines, JSON, CSV, TSV, Parquet, Arrow.
 
 Memory is one row, or one small Arrow batch, whatever the file's size.
 """
@@ -13,7 +13,7 @@ from finetune_trainer.data.arrow_rows import read_arrow, read_parquet
 from finetune_trainer.data.csv_rows import read_csv, read_tsv
 from finetune_trainer.data.data_files import UnreadableFileError, kind_of
 from finetune_trainer.data.json_rows import read_json, read_json_lines
-from finetune_trainer.data.truncation import Cut
+from finetune_trainer.data.truncation import Truncated
 
 DATA_SUFFIXES = tuple(
     f"{kind}{packed}" for kind in (".jsonl", ".json", ".csv", ".tsv") for packed in ("", ".gz", ".zst")
@@ -23,29 +23,35 @@ DATA_SUFFIXES += (".parquet", ".arrow")
 
 @dataclass(frozen=True)
 class Row:
-    """One row. `value` is what was parsed, or a sentence that says why nothing was."""
+    """One row of a file."""
 
     location: str
-    """Such as chat.jsonl:17."""
+    """File and line, such as chat.jsonl:17, or file and entry, such as chat.json[17]."""
+
     value: Any
+    """The parsed value; of a broken row a sentence that says why it cannot be parsed."""
+
     is_broken: bool = False
-    left_out: int = 0
-    """Fingerprint of the long texts of which only a beginning is there; 0 where there are none."""
+    fingerprint: int = 0
+    """Hash of the whole texts that were truncated in `value`; 0 if none was."""
 
 
-def read_rows(files: tuple[Path, ...], *, is_cut: bool = False) -> Iterator[Row]:
-    """Every row of every file, in order. Files are named by the part of their path in which they differ. With
-    `is_cut`, of texts that are too long to be encoded by preflight only the beginning is kept (`long_texts`)."""
+def read_rows(files: tuple[Path, ...], *, max_characters: int | None = None) -> Iterator[Row]:
+    """Every row of every file, in order; a file is named by the part of its path that differs from the others'.
+
+    With `max_characters`, texts longer than that may be truncated to a beginning that is still longer (`truncation`).
+    """
     folder = Path(os.path.commonpath([path.parent for path in files])) if files else Path()
+
     for path in files:
         name = path.relative_to(folder).as_posix()
         try:
-            for where, found in _READERS[kind_of(path.name)](path, is_cut=is_cut):
-                value, left_out = found if isinstance(found, Cut) else (found, 0)
-                broken = isinstance(value, ValueError)
-                yield Row(name + where, str(value) if broken else value, is_broken=broken, left_out=left_out)
+            for place, found in _READERS[kind_of(path.name)](path, max_characters=max_characters):
+                value, fingerprint = found if isinstance(found, Truncated) else (found, 0)
+                is_broken = isinstance(value, ValueError)
+                yield Row(name + place, str(value) if is_broken else value, is_broken, fingerprint)
         except (UnreadableFileError, OSError) as error:
-            yield Row(name, f"{error}; nothing after this is read", is_broken=True)
+            yield Row(name, f"{error}; the rest of the file is not read", is_broken=True)
 
 
 _READERS: dict[str, Callable[..., Iterator[tuple[str, Any]]]] = {

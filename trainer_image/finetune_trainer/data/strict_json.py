@@ -1,5 +1,7 @@
-"""JSON as training data needs it: what Python's parser lets pass silently (a key written twice, NaN, numbers beyond a
-float, half a surrogate pair) is refused with a reason."""
+"""JSON as training data needs it: strict where Python's parser is silent.
+
+Refused with a reason: a key written twice, NaN, numbers beyond a float, half a surrogate pair.
+"""
 
 import json
 import math
@@ -7,25 +9,27 @@ from collections.abc import Iterable
 from typing import Any
 
 EXCERPT_CHARACTERS = 40
-LISTED_NAMES = 10
+MAX_LISTED_NAMES = 10
 
 
 def excerpt(value: Any) -> str:
-    """What a message may quote of a row: the beginning of a short value. Reasons reach status, events and logs, where
-    training data have no place."""
+    """A short value, or the beginning of a long one, for a message.
+
+    Messages reach status, events and logs, where training data have no place.
+    """
     shown = repr(value)
     return shown if len(shown) <= EXCERPT_CHARACTERS else f"{shown[:EXCERPT_CHARACTERS]}..."
 
 
 def listed(names: Iterable[Any]) -> str:
-    """The first names, each as an excerpt; none says so."""
+    """The first names, each as an excerpt, and how many more there are; "none" without names."""
     shown = [str(name) if len(str(name)) <= EXCERPT_CHARACTERS else excerpt(name) for name in names]
-    more = f" and {len(shown) - LISTED_NAMES} more" if len(shown) > LISTED_NAMES else ""
-    return (", ".join(shown[:LISTED_NAMES]) + more) or "none"
+    more = f" and {len(shown) - MAX_LISTED_NAMES} more" if len(shown) > MAX_LISTED_NAMES else ""
+    return (", ".join(shown[:MAX_LISTED_NAMES]) + more) or "none"
 
 
 def load_strict(text: str) -> Any:
-    """The value. Raises ValueError with a reason for people, whatever the text holds."""
+    """The parsed value. Raises ValueError with a reason for people, whatever the text holds."""
     try:
         value = json.loads(text, object_pairs_hook=unique_keys, parse_constant=refuse_constant, parse_float=finite)
     except RecursionError:
@@ -35,7 +39,7 @@ def load_strict(text: str) -> Any:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, whose keys must differ."""
+    """The object with these keys and values. Raises ValueError if a key occurs twice."""
     entry = dict(pairs)
     if len(entry) != len(pairs):
         keys = [key for key, _ in pairs]
@@ -45,24 +49,24 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def refuse_constant(name: str) -> Any:
-    """NaN and Infinity are not JSON, though Python reads them."""
+    """Raises ValueError for NaN and Infinity, which Python reads although they are not JSON."""
     raise ValueError(f"{name} is not a JSON value; write null or leave the field out")
 
 
 def finite(text: str) -> float:
-    """A float; raises ValueError where it is beyond the largest."""
+    """The number. Raises ValueError if it is beyond the largest float."""
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is larger than any number here")
+        raise ValueError(f"{text[:20]} is larger than any number that a 64-bit float can hold")
     return value
 
 
 def refuse_surrogates(text: str, value: Any) -> None:
-    """Half a surrogate pair can only come from an escape; no tokenizer takes one. Raises ValueError."""
+    """Raises ValueError if an escape in `text` left half a surrogate pair in `value`; no tokenizer takes one."""
     if "\\ud" not in text and "\\uD" not in text:
         return
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
-        raise ValueError(f"{half} is half of a surrogate pair, which is no character") from None
+        raise ValueError(f"{half} is half of a surrogate pair, which is not a character") from None

@@ -81,7 +81,7 @@ def scan_rows(
     scan = Scan(measured=RowSample(SAMPLE_CHARACTERS, expected))
     encoder = ChatEncoder(tokenizer, spec.train_on, embedding_rows=embedding_rows) if tokenizer is not None else None
     scanner = _Scanner(scan, spec, tokenizer, encoder, max_length)
-    for row in read_rows(files, is_cut=True):
+    for row in read_rows(files, max_characters=MAX_ENCODED_CHARACTERS):
         try:
             scanner.take(row)
         except BadRowError as error:
@@ -123,7 +123,7 @@ class _Scanner:
         example = parse_row(row.value, self._layout, self._spec.columns)
         characters, fingerprint = _fingerprint(example)
         is_oversized = characters > MAX_ENCODED_CHARACTERS
-        self._scan.duplicates.add(hash((fingerprint, row.left_out)) if is_oversized else fingerprint)
+        self._scan.duplicates.add(hash((fingerprint, row.fingerprint)) if is_oversized else fingerprint)
         if self._encoder is None:
             return
         if (token := self._encoder.find_control_token(example)) is not None:
