@@ -9,7 +9,7 @@ from trl.data_utils import pack_dataset
 
 from finetune_api.spec.inputs import DatasetSpec
 from finetune_api.spec.training import TrainingSpec
-from finetune_trainer.preflight.sampling import Measured, RowSample
+from finetune_trainer.preflight.sampling import MeasuredRow, RowSample
 from finetune_trainer.preflight.statistics import DuplicateCounter, describe_tokens, histogram
 from finetune_trainer.preflight.steps import count_packed, optimizer_steps, training_rows
 
@@ -75,7 +75,7 @@ def test_the_sample_is_bounded_and_spread_over_all_rows() -> None:
     sample = RowSample(budget_characters=1000)
     for number in range(50_000):
         if sample.wants(number):
-            sample.add(Measured(number, 10, 1, 1))
+            sample.add(MeasuredRow(number, 10, 1, 1))
     assert 40 <= len(sample.rows) <= 100
     assert not sample.is_complete
     gaps = [after.number - before.number for before, after in zip(sample.rows, sample.rows[1:], strict=False)]
@@ -89,7 +89,7 @@ def test_of_many_rows_hundreds_are_enough_and_few_are_encoded_in_vain(size: int)
     sample, taken = RowSample(budget, rows * size), 0
     for number in range(rows):
         if sample.wants(number):
-            sample.add(Measured(number, size, 1, 1))
+            sample.add(MeasuredRow(number, size, 1, 1))
             taken += 1
     assert budget // 8 <= len(sample.rows) * size <= budget
     assert len(sample.rows) >= min(500, budget // 2 // size)

@@ -1,59 +1,102 @@
-"""The histogram of token lengths, as SVG. Pure: numbers in, markup out."""
+"""Lays out the histogram of token lengths: positions and sizes that the page draws. Pure.
 
+report.html.jinja -> Histogram(bars, grid, labels)      all lengths in px of the picture, whose origin is top left
+"""
+
+from dataclasses import dataclass
 from math import floor, log10
 
 from finetune_trainer.preflight.report import HistogramBin, TokenStatistics
 
-WIDTH, HEIGHT = 760, 220  # px
-LEFT, RIGHT, TOP, BOTTOM = 48, 12, 14, 24  # px around the bars
-LINES = 4
+WIDTH, HEIGHT = 760, 220
+LEFT, RIGHT, TOP, BOTTOM = 48, 12, 14, 24  # margins around the bars
+GRID_LINES = 4  # above the axis
+AXIS_LABELS = 6
+MIN_BAR_WIDTH, BAR_GAP = 1.0, 2
+STEP_DIGITS = (1, 2, 2.5, 5, 10)
 
 
-def draw_histogram(tokens: TokenStatistics, limit: int) -> str:
-    """Bars of rows by tokens; those beyond `limit` tokens are cut in training."""
-    grid = _round_step(max(entry.rows for entry in tokens.histogram) / LINES)
-    most = grid * LINES
-    step = (WIDTH - LEFT - RIGHT) / len(tokens.histogram)
-    parts = [_grid(grid)]
-    for index, entry in enumerate(tokens.histogram):
-        parts.append(_bar(entry, LEFT + index * step, step, most, is_cut=entry.last > limit))
-    shown = max(1, len(tokens.histogram) // 6)
-    for index in range(0, len(tokens.histogram), shown):
-        x = LEFT + index * step
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 6}">{tokens.histogram[index].first:,}</text>')
-    title = f"<title>Rows by tokens, from {tokens.histogram[0].first} to {tokens.histogram[-1].last}</title>"
-    picture = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{title}{"".join(parts)}</svg>'
-    orange = f" Orange: rows of more than {limit:,} tokens, which are cut." if tokens.truncated_share else ""
-    last = tokens.histogram[-1]
-    note = f'<p class="note">The last bar takes all from {last.first:,} to {last.last:,} tokens.{orange}</p>'
-    return f"<h2>Tokens per row</h2>{picture}{note}"
+@dataclass(frozen=True)
+class Bar:
+    """The rows of one bin."""
+
+    entry: HistogramBin
+    x: float
+    y: float
+    width: float
+    height: float
+    is_truncated: bool
+    """Rows of this bin are longer than the limit and are truncated in training."""
+
+
+@dataclass(frozen=True)
+class GridLine:
+    """A horizontal line, and the number of rows that it stands for."""
+
+    y: float
+    rows: str
+
+
+@dataclass(frozen=True)
+class AxisLabel:
+    """A number of tokens below the bars."""
+
+    x: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """The whole picture."""
+
+    bars: tuple[Bar, ...]
+    grid: tuple[GridLine, ...]
+    labels: tuple[AxisLabel, ...]
+    width: int = WIDTH
+    height: int = HEIGHT
+    grid_start: int = LEFT
+    grid_end: int = WIDTH - RIGHT
+
+
+def lay_out_histogram(tokens: TokenStatistics, limit: int) -> Histogram:
+    """Bars of rows by tokens; those beyond `limit` tokens are marked."""
+    bins = tokens.histogram
+    step = _round_step(max(entry.rows for entry in bins) / GRID_LINES)
+    bin_width = (WIDTH - LEFT - RIGHT) / len(bins)
+    shown = max(1, len(bins) // AXIS_LABELS)
+
+    return Histogram(
+        bars=tuple(_bar(entry, LEFT + i * bin_width, bin_width, step, limit) for i, entry in enumerate(bins)),
+        grid=tuple(GridLine(_height_to_y(i / GRID_LINES), _short(step * i)) for i in range(GRID_LINES + 1)),
+        labels=tuple(AxisLabel(LEFT + i * bin_width, bins[i].first) for i in range(0, len(bins), shown)),
+    )
+
+
+def _bar(entry: HistogramBin, x: float, bin_width: float, step: int, limit: int) -> Bar:
+    share = entry.rows / (step * GRID_LINES)
+    return Bar(
+        entry=entry,
+        x=x + BAR_GAP / 2,
+        y=_height_to_y(share),
+        width=max(MIN_BAR_WIDTH, bin_width - BAR_GAP),
+        height=(HEIGHT - TOP - BOTTOM) * share,
+        is_truncated=entry.last > limit,
+    )
+
+
+def _height_to_y(share: float) -> float:
+    """The y of a share, 0 to 1, of the height between axis and top line."""
+    return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
 
 
 def _round_step(step: float) -> int:
     """The next of 1, 2, 2.5, 5, 10, 20, 25, ... that is whole and at least `step`."""
     power = 10 ** max(0, floor(log10(max(step, 1.0))))
-    return next(int(digit * power) for digit in (1, 2, 2.5, 5, 10) if digit * power >= step and digit * power % 1 == 0)
-
-
-def _grid(step: int) -> str:
-    parts = []
-    for index in range(LINES + 1):
-        y = HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * index / LINES
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(step * index)}</text>')
-    return "".join(parts)
-
-
-def _bar(entry: HistogramBin, x: float, width: float, most: int, *, is_cut: bool) -> str:
-    height = (HEIGHT - TOP - BOTTOM) * entry.rows / most
-    kind = ' class="cut"' if is_cut else ""
-    return (
-        f'<rect{kind} x="{x + 1:.1f}" y="{HEIGHT - BOTTOM - height:.1f}" width="{max(1.0, width - 2):.1f}" '
-        f'height="{height:.1f}"><title>{entry.first:,} to {entry.last:,} tokens: {entry.rows:,} rows</title></rect>'
-    )
+    return next(int(digit * power) for digit in STEP_DIGITS if digit * power >= step and digit * power % 1 == 0)
 
 
 def _short(count: float) -> str:
+    """A number of rows in a few letters, such as 2.5k."""
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.3g}{unit}"

@@ -1,4 +1,4 @@
-"""The report as data: what `report.json` holds."""
+"""The report as data: the content of `report.json`."""
 
 from enum import StrEnum
 
@@ -10,7 +10,7 @@ from finetune_api.vocabulary import DatasetFormat, MemoryMode
 
 
 class Severity(StrEnum):
-    """Whether a finding stops the job."""
+    """The weight of a finding: an error stops the job."""
 
     ERROR = "Error"
     WARNING = "Warning"
@@ -20,11 +20,25 @@ class Finding(ApiModel):
     """Something to change."""
 
     severity: Severity
+
     location: str = Field(alias="place")
     """Field of the manifest (spec.model.source), or file and line of a row (chat.jsonl:17)."""
+
     message: str
+
     reason: FailureReason | None = None
     """Reason with which the job would fail; None for warnings."""
+
+    @classmethod
+    def error(cls, location: str, message: str, reason: FailureReason) -> "Finding":
+        """An error. A location that the message repeats at its beginning is removed from the message."""
+        said = message.removeprefix(f"{location}: ")
+        return cls(severity=Severity.ERROR, location=location, message=said, reason=reason)
+
+    @classmethod
+    def warning(cls, location: str, message: str) -> "Finding":
+        """A warning."""
+        return cls(severity=Severity.WARNING, location=location, message=message)
 
 
 class HistogramBin(ApiModel):
@@ -36,46 +50,52 @@ class HistogramBin(ApiModel):
 
 
 class TokenStatistics(ApiModel):
-    """Token lengths of the rows that were encoded, before they are cut to maxSequenceLength."""
+    """Token lengths of the rows that were encoded, before they are truncated to maxSequenceLength."""
 
     rows: int
     p50: int
     p95: int
     max: int
+
     truncated_share: float
     """Share of rows longer than maxSequenceLength."""
+
     supervised_share: float
-    """Share of the tokens that are left after cutting which carry loss."""
+    """Share of tokens with loss among those that are left after truncation."""
+
     unsupervised_row_share: float
-    """Share of rows that are left out, as no token with loss remains after cutting."""
+    """Share of rows that training skips, as no token with loss is left after truncation."""
+
     histogram: tuple[HistogramBin, ...]
 
 
-class Span(ApiModel):
-    """Consecutive tokens as text."""
+class LabelledText(ApiModel):
+    """Text of consecutive tokens that all carry loss, or all do not."""
 
     text: str
     supervised: bool
 
 
 class Sample(ApiModel):
-    """One rendered row, cut for reading."""
+    """One rendered row, shortened for reading."""
 
     location: str = Field(alias="place")
-    spans: tuple[Span, ...]
+    spans: tuple[LabelledText, ...]
 
 
 class RowCounts(ApiModel):
-    """Every row, counted."""
+    """Counts over all rows."""
 
     total: int
     bad: int
     duplicates: int
     duplicates_complete: bool
+
     oversized: int
-    """Rows whose text is too long to be encoded here; they are cut in training."""
+    """Rows whose text is too long to be encoded here; training truncates them."""
+
     refused: int
-    """Encoded rows that the chat template refuses; `bad` counts them too."""
+    """Encoded rows that the chat template refuses; `bad` counts them, too."""
 
 
 class PlanRow(ApiModel):
@@ -86,24 +106,30 @@ class PlanRow(ApiModel):
 
 
 class GpuEstimate(ApiModel):
-    """What the run will need of its GPU, by the memory plan."""
+    """The run's needs of its GPU, by the memory plan."""
 
     name: str
+
     memory_bytes: int | None = None
-    """All of its memory; None where the job does not say which GPU it is."""
+    """All of the GPU's memory; None if the job does not say which GPU it is."""
+
     mode: MemoryMode
-    """What the plan settled on; the job's own choice where it fits."""
+    """The plan's choice: the job's own if it fits."""
+
     peak_bytes: int
+
     smallest_bytes: int
     """Peak with memory: Smallest."""
+
     plan: tuple[PlanRow, ...] = ()
     tokens_per_second: float | None = None
+
     hours: float | None = None
     """Hours of training, without loading, export and upload."""
 
 
 class Report(ApiModel):
-    """What preflight found."""
+    """All that preflight found."""
 
     job: str
     model_source: str
@@ -112,20 +138,28 @@ class Report(ApiModel):
     dataset_source: str
     dataset_digest: str | None = None
     dataset_format: DatasetFormat | None = None
+
     dataset_detection: str | None = None
-    """What format Auto saw, and by which columns."""
+    """The format that Auto detected, and by which columns."""
+
     max_sequence_length: int
     rows: RowCounts | None = None
     tokens: TokenStatistics | None = None
+
     tokens_complete: bool = True
-    """Whether every row was encoded; otherwise shares are those of an evenly spread sample."""
+    """True if every row was encoded; otherwise shares are those of an evenly spread sample."""
+
     optimizer_steps: int | None = None
+
     training_tokens: int | None = None
     """Tokens that go through the model in all steps."""
+
     gpu: GpuEstimate | None = None
     findings: tuple[Finding, ...] = ()
+
     more_errors: int = 0
-    """Bad rows beyond those that `findings` names."""
+    """Bad rows beyond those that `findings` lists."""
+
     samples: tuple[Sample, ...] = ()
 
     def errors(self) -> tuple[Finding, ...]:
@@ -133,7 +167,7 @@ class Report(ApiModel):
         return tuple(finding for finding in self.findings if finding.severity is Severity.ERROR)
 
     def error_count(self) -> int:
-        """How many errors there are, named or not."""
+        """Number of errors, listed or not."""
         return len(self.errors()) + self.more_errors
 
     def warnings(self) -> tuple[Finding, ...]:
@@ -141,7 +175,7 @@ class Report(ApiModel):
         return tuple(finding for finding in self.findings if finding.severity is Severity.WARNING)
 
     def reason(self) -> FailureReason | None:
-        """The reason that decides the exit code: that of a lasting error, which waiting does not mend, comes first."""
+        """The reason that decides the exit code: a permanent error, which waiting does not mend, comes first."""
         reasons = [finding.reason for finding in self.errors() if finding.reason is not None]
         return next((reason for reason in reasons if ends_the_job(reason)), next(iter(reasons), None))
 

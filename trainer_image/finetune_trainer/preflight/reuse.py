@@ -1,5 +1,5 @@
-"""A result that is there already, found before anything else: a job that is made again then needs neither checks nor a
-GPU."""
+"""Finds a result that is there already, before anything else: a job that is created again then needs neither checks nor
+a GPU."""
 
 import logging
 
@@ -16,10 +16,14 @@ log = logging.getLogger(__name__)
 
 
 def find_result(config: RunConfig, settings: Settings) -> Outcome | None:
-    """The outcome of a job whose result is committed. None where there is none, where the output cannot be read (the
-    checks say why), and where it has to be pushed to the Hub as well, which the trainer's pod has the disk for."""
+    """The outcome of a job whose result is committed.
+
+    None if there is no result, if the output cannot be read (the checks say why), and if the result has to be pushed to
+    the Hub as well: the trainer's pod has the disk for that.
+    """
     if config.output.hub is not None:
         return None
+
     store = open_store(config, settings.attempt_id, settings.credentials_of("output"), settings.output_folder)
     try:
         existing = store.find_existing(config.spec_digest())
@@ -33,4 +37,5 @@ def find_result(config: RunConfig, settings: Settings) -> Outcome | None:
         return None
     finally:
         store.close()
+
     return outcome.model_copy(update={"stage": Stage.PREFLIGHT})

@@ -1,12 +1,13 @@
-"""Which rows are encoded. Encoding runs at a few MB/s, checking at a hundred: all rows are checked, and as many are
-encoded as a budget of text allows.
+"""Samples the rows to encode: all rows are checked, but only as many are encoded as a budget of text allows.
 
-The sample is spread evenly over all rows seen, whatever their number, without knowing it beforehand: whenever the kept
-rows' text exceeds the budget, the share that is taken is halved, and of the rows kept so far those of the smaller
-share remain. Where not all are taken, 500 to 1,000 rows are enough if they have a quarter of the budget: tokenizers
-take a second for two million characters. The files' sizes and the first rows say with which share to begin, so that
-little is encoded in vain. Membership follows from the row's number alone (Fibonacci hashing, so that no period of the
-data is hit); small data is measured completely.
+Checking runs at a hundred MB/s, encoding at a few. The sample is spread evenly over all rows seen, without knowing
+their number beforehand: whenever the kept rows' text exceeds the budget, the share of rows that is taken is halved, and
+of the rows kept so far only those of the smaller share remain.
+
+If not all rows are taken, 500 to 1,000 are enough, provided that they have a quarter of the budget: tokenizers take a
+second for two million characters. The files' sizes and the first rows tell the share to begin with, so that little is
+encoded in vain. Membership follows from the row's number alone (Fibonacci hashing, which hits no period of the data).
+Small data are measured completely.
 """
 
 from dataclasses import dataclass
@@ -14,40 +15,45 @@ from dataclasses import dataclass
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio
 _MASK = (1 << 64) - 1
 
+ENOUGH_ROWS = 1000
+FIRST_ROWS = 16
+"""Rows whose size tells about how many rows there are."""
+
 
 @dataclass(frozen=True)
-class Measured:
-    """One encoded row. Lengths in tokens: the whole row, and those with loss after cutting."""
+class MeasuredRow:
+    """One encoded row."""
 
     number: int
     characters: int
+
     length: int
+    """Tokens of the whole row."""
+
     supervised: int
-
-
-ENOUGH_ROWS = 1000
-FIRST_ROWS = 16  # whose size tells about how many rows there are
+    """Tokens with loss after truncation."""
 
 
 class RowSample:
-    """The rows that were measured, evenly spread."""
+    """The measured rows, evenly spread."""
 
     def __init__(self, budget_characters: int, expected_characters: int = 0) -> None:
-        """`expected_characters`: at most about so many are in all rows; 0 where nothing is known."""
+        """`expected_characters`: about as many are in all rows, at most; 0 if nothing is known."""
         self._budget = budget_characters
         self._halvings = max(0, (expected_characters // budget_characters).bit_length() - 1)
         self._expected = expected_characters
         self._characters = 0
-        self.rows: list[Measured] = []
+        self.rows: list[MeasuredRow] = []
 
     def wants(self, number: int) -> bool:
-        """Whether the row of this number (from 0) belongs to the sample."""
+        """True if the row of this number (from 0) belongs to the sample."""
         return (number * _GOLDEN & _MASK) >> (64 - self._halvings) == 0
 
-    def add(self, row: Measured) -> None:
-        """Take a row that `wants` named."""
+    def add(self, row: MeasuredRow) -> None:
+        """Takes a row that `wants` named."""
         self.rows.append(row)
         self._characters += row.characters
+
         if len(self.rows) == FIRST_ROWS and self._halvings:
             self._foresee()
         while self._is_full() and len(self.rows) > 1:
@@ -59,7 +65,7 @@ class RowSample:
         return self._characters > self._budget or (self._halvings > 0 and is_enough)
 
     def _foresee(self) -> None:
-        """Halve the share as often as the rows to come would make it anyway."""
+        """Halves the share as often as the rows to come would make it do anyway."""
         rows = self._expected * len(self.rows) // max(1, self._characters)
         before = self._halvings
         while rows >> self._halvings > ENOUGH_ROWS and self._expected >> self._halvings > self._budget // 4:
@@ -68,10 +74,11 @@ class RowSample:
             self._thin_out()
 
     def _thin_out(self) -> None:
+        """Drops the kept rows that the smaller share does not have."""
         self.rows = [kept for kept in self.rows if self.wants(kept.number)]
         self._characters = sum(kept.characters for kept in self.rows)
 
     @property
     def is_complete(self) -> bool:
-        """Whether every row was to be measured."""
+        """True if every row was to be measured."""
         return self._halvings == 0

@@ -1,4 +1,4 @@
-"""What the rows' token lengths say. Pure: numbers in, numbers out."""
+"""Statistics of the rows: token lengths and duplicates. Pure: numbers in, numbers out."""
 
 from array import array
 from collections.abc import Sequence
@@ -14,10 +14,13 @@ MAX_HASHED_ROWS = 20_000_000  # 8 bytes each
 
 
 def describe_tokens(lengths: Sequence[int], supervised: Sequence[int], max_length: int) -> TokenStatistics | None:
-    """Statistics of rows: `lengths` in tokens before cutting, `supervised` tokens with loss after cutting; None
-    without rows. Percentiles are nearest-rank, so each is a length that occurs."""
+    """Statistics of rows; None without rows. Percentiles are nearest-rank, so each is a length that occurs.
+
+    `lengths`: tokens of each row before truncation. `supervised`: tokens with loss after truncation to `max_length`.
+    """
     if not lengths:
         return None
+
     ordered = sorted(lengths)
     kept = sum(min(length, max_length) for length in lengths)
     return TokenStatistics(
@@ -38,36 +41,42 @@ def percentile(ordered: Sequence[int], percent: int) -> int:
 
 
 def histogram(ordered: Sequence[int]) -> tuple[HistogramBin, ...]:
-    """At most `BINS` bins of equal width over sorted lengths; one very long row leaves the others few bins, which is
-    why the last bin begins at the 99th percentile and takes all that is longer."""
+    """At most `BINS` bins of equal width over sorted lengths.
+
+    One very long row would leave the others few bins, so the last bin begins at the 99th percentile and takes all that
+    is longer.
+    """
     low, high = ordered[0], max(ordered[0] + 1, percentile(ordered, 99) + 1)
     edges = sorted({low + round((high - low) * index / BINS) for index in range(BINS + 1)})
     edges[-1] = max(edges[-1], ordered[-1] + 1)
+
     counts, _ = np.histogram(np.asarray(ordered), bins=[edge - 0.5 for edge in edges])
-    spans = pairwise(edges)
     return tuple(
         HistogramBin(first=first, last=last - 1, rows=int(rows))
-        for (first, last), rows in zip(spans, counts, strict=True)
+        for (first, last), rows in zip(pairwise(edges), counts, strict=True)
     )
 
 
 class DuplicateCounter:
-    """Counts rows that occurred before, in 8 bytes a row: 64-bit hashes (Python's own, keyed anew in each process),
-    of which two differ for ten million different rows except with a chance of 3 in a million."""
+    """Counts rows that occurred before, in 8 bytes a row.
+
+    Keeps 64-bit hashes (Python's own, keyed anew in each process). With ten million different rows two of them share a
+    hash with a chance of 3 in a million.
+    """
 
     def __init__(self) -> None:
         self._hashes = array("q")
         self.is_complete = True
 
     def add(self, fingerprint: int) -> None:
-        """Count a row; beyond MAX_HASHED_ROWS rows are no longer looked at."""
+        """Counts a row; rows beyond MAX_HASHED_ROWS are no longer looked at."""
         if len(self._hashes) < MAX_HASHED_ROWS:
             self._hashes.append(fingerprint)
         else:
             self.is_complete = False
 
     def duplicates(self) -> int:
-        """Rows that repeat an earlier one. Ends the counting, as it sorts in place."""
+        """Number of rows that repeat an earlier one. Ends the counting, as it sorts in place."""
         hashes = np.frombuffer(self._hashes, dtype=np.int64)
         if len(hashes) < 2:
             return 0

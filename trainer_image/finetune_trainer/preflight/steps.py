@@ -1,4 +1,4 @@
-"""How many optimiser steps and tokens a run takes: the arithmetic of TRL's packing and of transformers' loop. Pure."""
+"""Computes a run's optimiser steps and tokens, by the arithmetic of TRL's packing and of transformers' loop. Pure."""
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
@@ -13,13 +13,15 @@ PACKING_BATCH = 1000  # rows that TRL packs at a time (datasets' default batch o
 
 @dataclass(frozen=True)
 class TrainingSize:
-    """How much is trained."""
+    """The amount of training."""
 
     steps: int
+
     tokens: int
-    """In all steps, padding left out (there is none)."""
+    """Tokens in all steps, padding left out (there is none)."""
+
     longest_sequence: int
-    """Most tokens that a sequence can have; packed rows share one."""
+    """Most tokens that a sequence can have; with packing, rows share one."""
 
 
 def training_size(
@@ -30,30 +32,36 @@ def training_size(
     training: TrainingSpec,
     max_length: int,
 ) -> TrainingSize:
-    """The size of a run over `usable_rows`, of which `lengths` (in tokens, not empty) are an even sample; its packing
-    stands for that of all. The longest row need not be in the sample."""
-    cut = [min(length, max_length) for length in lengths]
-    sequences = count_packed(cut, max_length) if dataset.packing else len(cut)
+    """The size of a run over `usable_rows`.
+
+    `lengths` (tokens, not empty) are those of an evenly spread sample, whose packing stands for that of all rows. The
+    longest row need not be in the sample.
+    """
+    truncated = [min(length, max_length) for length in lengths]
+    sampled = count_packed(truncated, max_length) if dataset.packing else len(truncated)  # sequences of the sample
+    per_sequence = sum(truncated) / sampled
+
     rows = training_rows(usable_rows, dataset)
-    of_all = max(1, round(rows * sequences / len(cut)))
-    steps = optimizer_steps(of_all, training)
-    per_sequence = sum(cut) / sequences
+    sequences = max(1, round(rows * sampled / len(truncated)))
+    steps = optimizer_steps(sequences, training)
+
     if training.max_steps is not None:
         tokens = steps * training.sequences_per_step() * per_sequence
     else:
-        tokens = (training.epochs or 1.0) * of_all * per_sequence
-    together = round(sum(cut) * rows / len(cut)) if dataset.packing else 0
-    return TrainingSize(steps, round(tokens), min(max_length, max(longest_row, together)))
+        tokens = (training.epochs or 1.0) * sequences * per_sequence
+
+    packed = round(sum(truncated) * rows / len(truncated)) if dataset.packing else 0  # if one sequence held all rows
+    return TrainingSize(steps, round(tokens), min(max_length, max(longest_row, packed)))
 
 
 def count_packed(lengths: Sequence[int], max_length: int) -> int:
-    """Sequences of at most `max_length` tokens after best-fit-decreasing packing, done in batches as TRL does."""
+    """Number of sequences of at most `max_length` tokens after best-fit-decreasing packing, in batches as TRL does."""
     total = 0
     for start in range(0, len(lengths), PACKING_BATCH):
+        batch = [min(length, max_length) for length in lengths[start : start + PACKING_BATCH]]
         free: list[int] = []  # space left in each open sequence, ascending
-        for length in sorted(
-            (min(length, max_length) for length in lengths[start : start + PACKING_BATCH]), reverse=True
-        ):
+
+        for length in sorted(batch, reverse=True):
             at = bisect_left(free, length)
             space = free.pop(at) if at < len(free) else max_length
             total += at == len(free) and space == max_length
@@ -62,7 +70,7 @@ def count_packed(lengths: Sequence[int], max_length: int) -> int:
 
 
 def training_rows(rows: int, dataset: DatasetSpec) -> int:
-    """Rows that train: those that are not held out for evaluation."""
+    """Number of rows that train: those that are not held out for evaluation."""
     if dataset.evaluation is None or dataset.evaluation.fraction is None or rows < 2:
         return rows
     return rows - min(rows - 1, max(1, round(rows * dataset.evaluation.fraction)))

@@ -4,10 +4,9 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_api.vocabulary import MemoryMode
+from finetune_trainer.data.report_limits import MAX_MESSAGE_FINDINGS, MAX_TABLE_FINDINGS
 from finetune_trainer.preflight.report import GpuEstimate, Report
 
-NAMED_FINDINGS = 10
-SHOWN_FINDINGS = 20
 GIBIBYTE = 1 << 30
 
 
@@ -15,12 +14,14 @@ def facts(report: Report) -> list[tuple[str, str]]:
     """Names and values, for people."""
     revision = f" at {report.model_revision}" if report.model_revision else ""
     found = [("model", f"{report.model_source}{revision}"), ("architecture", report.architecture or "unknown")]
-    seen = report.dataset_detection or report.dataset_format
-    found.append(("data", report.dataset_source + (f" ({seen})" if seen else "")))
+
+    layout = report.dataset_detection or report.dataset_format
+    found.append(("data", report.dataset_source + (f" ({layout})" if layout else "")))
     if (rows := report.rows) is not None:
         at_least = "" if rows.duplicates_complete else "at least "
         repeated = f"{at_least}{rows.duplicates:,} {'repeats' if rows.duplicates == 1 else 'repeat'} an earlier one"
         found.append(("rows", f"{rows.total:,}, {rows.bad:,} bad, {repeated}"))
+
     if (tokens := report.tokens) is not None:
         basis = "every row" if report.tokens_complete else f"a sample of {tokens.rows:,} rows"
         found += [
@@ -32,6 +33,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         found.append(("optimizer steps", f"{'' if report.tokens_complete else 'about '}{report.optimizer_steps:,}"))
     if report.training_tokens is not None:
         found.append(("tokens in all steps", f"about {report.training_tokens:,}"))
+
     return found + (_gpu_facts(report.gpu) if report.gpu else [])
 
 
@@ -40,6 +42,7 @@ def _gpu_facts(gpu: GpuEstimate) -> list[tuple[str, str]]:
     need = f"{gpu.peak_bytes / GIBIBYTE:.1f}{has or ' GiB'} with memory: {gpu.mode}"
     if gpu.mode is not MemoryMode.SMALLEST:
         need += f" ({gpu.smallest_bytes / GIBIBYTE:.1f} GiB with Smallest)"
+
     found = [("GPU", gpu.name), ("GPU memory", need)]
     if gpu.hours is not None and gpu.tokens_per_second is not None:
         found.append(("GPU time", f"about {_duration(gpu.hours)} at {gpu.tokens_per_second:,.0f} tokens/s"))
@@ -53,27 +56,33 @@ def _duration(hours: float) -> str:
 
 
 def to_table(report: Report) -> Table:
-    """Findings, then facts. Texts from outside are never read as markup."""
+    """Findings, then facts. Texts from outside are never read as rich's markup."""
     table = Table(show_header=False, title=Text(f"preflight of {report.job}"))
     table.add_column(no_wrap=True, overflow="fold")
     table.add_column(overflow="fold")
+
     counts = (report.error_count(), len(report.warnings()))
     for style, count, findings in zip(("red", "yellow"), counts, (report.errors(), report.warnings()), strict=True):
-        for finding in findings[:SHOWN_FINDINGS]:
+        for finding in findings[:MAX_TABLE_FINDINGS]:
             table.add_row(Text(finding.location, style=style), Text(finding.message))
-        if count > SHOWN_FINDINGS:
-            table.add_row("", Text(f"and {count - SHOWN_FINDINGS:,} more: see the report"))
+        if count > MAX_TABLE_FINDINGS:
+            table.add_row("", Text(f"and {count - MAX_TABLE_FINDINGS:,} more: see the report"))
+
     for name, value in facts(report):
         table.add_row(Text(name), Text(value))
     return table
 
 
 def to_sentence(report: Report) -> str:
-    """The termination message: errors by place, or the facts; it is cut at its end, so the weighty comes first."""
+    """The termination message: errors with their locations, or the facts.
+
+    A message that is too long is cut at its end, so the important comes first.
+    """
     if errors := report.errors():
-        named = [f"{finding.location}: {finding.message}" for finding in errors[:NAMED_FINDINGS]]
+        named = [f"{finding.location}: {finding.message}" for finding in errors[:MAX_MESSAGE_FINDINGS]]
         count = f"{report.error_count()} errors: " if len(errors) > 1 else ""
         more = f" (and {report.error_count() - len(named)} more)" if len(errors) > len(named) else ""
         return count + "; ".join(named) + more
-    warnings = [f"{finding.location}: {finding.message}" for finding in report.warnings()[:NAMED_FINDINGS]]
+
+    warnings = [f"{finding.location}: {finding.message}" for finding in report.warnings()[:MAX_MESSAGE_FINDINGS]]
     return "; ".join([*(f"{name}: {value}" for name, value in facts(report)), *warnings])
