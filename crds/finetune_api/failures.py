@@ -112,14 +112,37 @@ class FailureReason(StrEnum):
     TRAINER_CRASHED = "TrainerCrashed"
 
 
+class Consequence(StrEnum):
+    """What a failure means for the job, in words for people."""
+
+    JOB_FAILS = "the job fails at once"
+    NEW_POD = "another pod starts, which counts as no retry"
+    RETRY = "another pod starts, at most spec.runPolicy.maxRetries times"
+    WAITS = "the job waits, with condition Stalled"
+
+
+_CONSEQUENCES = {
+    PodFailureAction.FAIL_JOB: Consequence.JOB_FAILS,
+    PodFailureAction.IGNORE: Consequence.NEW_POD,
+    PodFailureAction.COUNT: Consequence.RETRY,
+}
+
+
 @dataclass(frozen=True)
 class FailureClass:
-    """How a reason ends the trainer, and what a person can do about it."""
+    """What a reason means for the job, and what a person can do about it."""
 
     exit_code: ExitCode | None
     """Code that the trainer exits with; None for reasons that only the operator gives, because no trainer could."""
 
     hint: str
+    seen_by_operator: Consequence | None = None
+    """What follows where the operator gives the reason, because the trainer could not; None if it never does."""
+
+    @property
+    def after_exit(self) -> Consequence | None:
+        """What follows where the trainer gives the reason itself; None if it never does."""
+        return None if self.exit_code is None else _CONSEQUENCES[action_after(self.exit_code)]
 
 
 FAILURES: dict[FailureReason, FailureClass] = {
@@ -161,7 +184,9 @@ FAILURES: dict[FailureReason, FailureClass] = {
     FailureReason.DATASET_ACCESS_DENIED: FailureClass(
         ExitCode.ACCESS, "Name a Secret that may read the dataset in spec.dataset.credentials."
     ),
-    FailureReason.OUT_OF_MEMORY: FailureClass(ExitCode.OUT_OF_MEMORY, "Raise spec.resources.memory."),
+    FailureReason.OUT_OF_MEMORY: FailureClass(
+        ExitCode.OUT_OF_MEMORY, "Raise spec.resources.memory.", Consequence.RETRY
+    ),
     FailureReason.CUDA_OUT_OF_MEMORY: FailureClass(
         ExitCode.OUT_OF_MEMORY, "Lower spec.training.batchSize or spec.model.maxSequenceLength, or use a larger GPU."
     ),
@@ -178,7 +203,7 @@ FAILURES: dict[FailureReason, FailureClass] = {
         ExitCode.STORAGE, "Choose another spec.output.s3.prefix, or set spec.output.s3.onExisting: Overwrite."
     ),
     FailureReason.UPLOAD_CORRUPTED: FailureClass(
-        ExitCode.UNAVAILABLE, "The store returned other bytes than were sent: check the object store."
+        ExitCode.UNAVAILABLE, "Check the object store: it returned other bytes than were uploaded."
     ),
     FailureReason.DISK_FULL: FailureClass(ExitCode.DISK_FULL, "Raise spec.resources.ephemeralStorage."),
     FailureReason.HUB_UNAVAILABLE: FailureClass(
@@ -196,18 +221,24 @@ FAILURES: dict[FailureReason, FailureClass] = {
     FailureReason.INTERNAL_ERROR: FailureClass(
         ExitCode.INTERNAL, "This is a defect: see the trainer's log for the traceback."
     ),
-    FailureReason.DEADLINE_EXCEEDED: FailureClass(None, "Raise spec.runPolicy.activeDeadlineSeconds."),
+    FailureReason.DEADLINE_EXCEEDED: FailureClass(
+        None, "Raise spec.runPolicy.activeDeadlineSeconds.", Consequence.JOB_FAILS
+    ),
     FailureReason.IMAGE_PULL_FAILED: FailureClass(
-        None, "Check the trainer image that the operator was installed with."
+        None, "Check the trainer image that the operator was installed with.", Consequence.WAITS
     ),
     FailureReason.CONTAINER_CONFIG_ERROR: FailureClass(
-        None, "Create the Secret or ConfigMap that the message names, in the job's namespace."
+        None, "Create the Secret or ConfigMap that the message names, in the job's namespace.", Consequence.WAITS
     ),
-    FailureReason.POD_REJECTED: FailureClass(None, "A quota or admission policy of the namespace refused the pod."),
+    FailureReason.POD_REJECTED: FailureClass(
+        None, "Raise the namespace's quota, or change the admission policy that refused the pod.", Consequence.WAITS
+    ),
     FailureReason.EVICTED: FailureClass(
-        None, "The node evicted the pod; it is replaced and resumes from its checkpoint."
+        None, "The node evicted the pod; it is replaced and resumes from its checkpoint.", Consequence.NEW_POD
     ),
-    FailureReason.TRAINER_CRASHED: FailureClass(None, "See the trainer's log; the process ended without an outcome."),
+    FailureReason.TRAINER_CRASHED: FailureClass(
+        None, "See the trainer's log: the process ended without writing a result.", Consequence.RETRY
+    ),
 }
 
 
@@ -221,5 +252,4 @@ def exit_code_of(reason: FailureReason) -> ExitCode:
 
 def ends_the_job(reason: FailureReason) -> bool:
     """True if a trainer that ends with this reason of its own fails the job at once, so that nothing is tried again."""
-    exit_code = FAILURES[reason].exit_code
-    return exit_code is not None and action_after(exit_code) is PodFailureAction.FAIL_JOB
+    return FAILURES[reason].after_exit is Consequence.JOB_FAILS

@@ -4,42 +4,37 @@ They stand in conditions, events and `status.attempts`. Failures have a table of
 While the trainer runs, the reason is its stage.
 """
 
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from finetune_api.failures import FailureReason
 
 
 class StatusReason(StrEnum):
-    """Reasons that the operator gives of its own."""
+    """Reasons that the operator gives of its own. `STATUS_REASONS` says what each means."""
 
-    # Validating
-    CHECKING = "Checking"  # preflight runs
+    CHECKING = "Checking"
     PREFLIGHT_PASSED = "PreflightPassed"
-    # Waiting
-    JOB_CREATED = "JobCreated"  # the child Job was created just now
-    WAITING_FOR_POD = "WaitingForPod"  # the Job controller has not created a pod yet
-    UNSCHEDULABLE = "Unschedulable"  # no node fits; the message is the scheduler's
+    JOB_CREATED = "JobCreated"
+    WAITING_FOR_POD = "WaitingForPod"
+    UNSCHEDULABLE = "Unschedulable"
     POD_STARTING = "PodStarting"
-    RETRYING = "Retrying"  # a pod failed in a way that may pass, so another one follows
-    JOB_DELETED = "JobDeleted"  # somebody deleted the child Job; it is created again when it is gone
-    # Running
-    TRAINER_STARTED = "TrainerStarted"  # the trainer runs and has not reported yet
-    SUSPENDING = "Suspending"  # the trainer was asked to stop and writes its checkpoint
+    RETRYING = "Retrying"
+    JOB_DELETED = "JobDeleted"
+    TRAINER_STARTED = "TrainerStarted"
+    SUSPENDING = "Suspending"
     SUSPENDED = "Suspended"
-    DELETED = "Deleted"  # the FineTuneJob is being deleted
-    # The end
+    DELETED = "Deleted"
     COMPLETED = "Completed"
-    REUSED = "Reused"  # a finished result of the same job was found, so nothing was trained
-    OUTCOME_LOST = "OutcomeLost"  # succeeded, but the pod was removed before its termination message was read
-    # Waiting for a person
-    NAME_CONFLICT = "NameConflict"  # an object of somebody else has the child's name
-    INVALID_CONFIGURATION = "InvalidConfiguration"  # this version of the operator cannot read the spec
-    PERMISSION_DENIED = "PermissionDenied"  # the operator's role or the namespace's quota refused a child
-    CHILD_REJECTED = "ChildRejected"  # the API server refused a child as invalid
-    # Of the condition Validated
+    REUSED = "Reused"
+    OUTCOME_LOST = "OutcomeLost"
+    NAME_CONFLICT = "NameConflict"
+    INVALID_CONFIGURATION = "InvalidConfiguration"
+    PERMISSION_DENIED = "PermissionDenied"
+    CHILD_REJECTED = "ChildRejected"
     NOT_CHECKED = "NotChecked"
     INPUTS_READ = "InputsRead"
-    # Of events only
     VALIDATING = "Validating"
     VALIDATED = "Validated"
     PREFLIGHT_WARNING = "PreflightWarning"
@@ -47,25 +42,75 @@ class StatusReason(StrEnum):
     STARTED = "Started"
     RESUMED = "Resumed"
     SUCCEEDED = "Succeeded"
-    MEMORY_FALLBACK = "MemoryFallback"  # the GPU's memory ran out, and the run continued with a smaller plan
+    MEMORY_FALLBACK = "MemoryFallback"
+    POD_GONE = "PodGone"
+
+
+@dataclass(frozen=True)
+class ReasonClass:
+    """What a reason means, and where it stands."""
+
+    meaning: str
+    in_conditions: bool = True
+    event: Literal["Normal", "Warning"] | None = None
+    """Type of the Event with this reason; None if there is none."""
+
+    is_stalled: bool = False
+    """True if the job then waits for a person, with condition Stalled."""
+
+
+def _needs_a_person(meaning: str) -> ReasonClass:
+    return ReasonClass(meaning, event="Warning", is_stalled=True)
+
+
+def _event_only(meaning: str, event: Literal["Normal", "Warning"] = "Normal") -> ReasonClass:
+    return ReasonClass(meaning, in_conditions=False, event=event)
+
+
+STATUS_REASONS: dict[StatusReason, ReasonClass] = {
+    # Validating
+    StatusReason.CHECKING: ReasonClass("Preflight runs."),
+    StatusReason.PREFLIGHT_PASSED: ReasonClass("Model, dataset and output are usable."),
+    # Waiting
+    StatusReason.JOB_CREATED: ReasonClass("The batch/v1 Job was created just now."),
+    StatusReason.WAITING_FOR_POD: ReasonClass("The Job controller has not created a pod yet."),
+    StatusReason.UNSCHEDULABLE: ReasonClass("No node fits the pod; the message is the scheduler's."),
+    StatusReason.POD_STARTING: ReasonClass("The pod has a node, and its container does not run yet."),
+    StatusReason.RETRYING: ReasonClass("A pod failed in a way that may pass, so another one follows.", event="Warning"),
+    StatusReason.JOB_DELETED: ReasonClass("Somebody deleted the batch/v1 Job; it is created again."),
+    # Running
+    StatusReason.TRAINER_STARTED: ReasonClass("The trainer runs and has not reported yet."),
+    StatusReason.SUSPENDING: ReasonClass("The trainer was asked to stop and is writing its checkpoint."),
+    StatusReason.SUSPENDED: ReasonClass("spec.runPolicy.suspend is true, and no pod runs.", event="Normal"),
+    StatusReason.DELETED: ReasonClass("The FineTuneJob is being deleted."),
+    # The end
+    StatusReason.COMPLETED: ReasonClass("Every artifact is uploaded and verified."),
+    StatusReason.REUSED: ReasonClass("A finished result of the same job was found, so nothing was trained."),
+    StatusReason.OUTCOME_LOST: ReasonClass("The run succeeded, but its pod was removed before its result was read."),
+    # Waiting for a person
+    StatusReason.NAME_CONFLICT: _needs_a_person("An object of somebody else has the name of a child."),
+    StatusReason.INVALID_CONFIGURATION: _needs_a_person("This version of the operator cannot read the spec."),
+    StatusReason.PERMISSION_DENIED: _needs_a_person("The operator's role, or a quota, does not allow a child."),
+    StatusReason.CHILD_REJECTED: _needs_a_person("The API server refused a child as invalid."),
+    # Of the condition Validated only
+    StatusReason.NOT_CHECKED: ReasonClass("Nothing has read model and dataset yet."),
+    StatusReason.INPUTS_READ: ReasonClass("The trainer has read model and dataset."),
+    # Of events only
+    StatusReason.VALIDATING: _event_only("Preflight begins."),
+    StatusReason.PREFLIGHT_WARNING: _event_only("Preflight passed, with findings to look at.", "Warning"),
+    StatusReason.VALIDATED: _event_only("Preflight passed; the message says what it found."),
+    StatusReason.QUEUED: _event_only("The job waits for its trainer."),
+    StatusReason.STARTED: _event_only("The trainer runs in a new pod."),
+    StatusReason.RESUMED: _event_only("The job continues after a suspension."),
+    StatusReason.SUCCEEDED: _event_only("The job has succeeded."),
+    StatusReason.MEMORY_FALLBACK: _event_only("GPU memory ran out, and the run continued with less.", "Warning"),
     # Of attempts only
-    POD_GONE = "PodGone"  # the pod was removed, and nobody saw its end
-
-
-NEEDS_A_PERSON = frozenset(
-    {
-        StatusReason.NAME_CONFLICT,
-        StatusReason.INVALID_CONFIGURATION,
-        StatusReason.PERMISSION_DENIED,
-        StatusReason.CHILD_REJECTED,
-    }
-)
-"""Reasons for which the job is Stalled until somebody does something about it."""
-
-WARNINGS = NEEDS_A_PERSON | {StatusReason.RETRYING, StatusReason.PREFLIGHT_WARNING, StatusReason.MEMORY_FALLBACK}
-"""Reasons whose event is a Warning. Every failure's is one too; all other events are Normal."""
+    StatusReason.POD_GONE: ReasonClass("The pod was removed, and nobody saw its end.", in_conditions=False),
+}
 
 
 def is_warning(reason: str) -> bool:
-    """True if an event of this reason is a Warning."""
-    return reason in WARNINGS or reason in tuple(FailureReason)
+    """True if an Event with this reason is a Warning: that of every failure, and those that the table says."""
+    if reason in tuple(StatusReason):
+        return STATUS_REASONS[StatusReason(reason)].event == "Warning"
+    return reason in tuple(FailureReason)

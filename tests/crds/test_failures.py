@@ -8,6 +8,7 @@ import pytest
 from finetune_api import failures
 from finetune_api.failures import (
     FAILURES,
+    Consequence,
     ExitCode,
     FailureReason,
     PodFailureAction,
@@ -87,8 +88,18 @@ def test_memory_that_the_trainer_misses_ends_the_job_though_a_kill_is_tried_agai
     assert ends_the_job(FailureReason.OUT_OF_MEMORY)
     assert action_after(exit_code_of(FailureReason.OUT_OF_MEMORY)) is PodFailureAction.FAIL_JOB
     assert action_after(128 + 9) is PodFailureAction.COUNT
+    row = FAILURES[FailureReason.OUT_OF_MEMORY]
+    assert (row.after_exit, row.seen_by_operator) == (Consequence.JOB_FAILS, Consequence.RETRY)
 
 
 @pytest.mark.parametrize("reason", sorted(OPERATOR_ONLY))
-def test_a_reason_of_the_operator_decides_nothing_by_itself(reason: FailureReason) -> None:
+def test_a_reason_of_the_operator_has_a_consequence_and_no_exit_code(reason: FailureReason) -> None:
+    assert FAILURES[reason].seen_by_operator is not None
+    assert FAILURES[reason].after_exit is None
     assert not ends_the_job(reason)
+
+
+def test_the_operator_gives_the_reasons_that_the_table_says() -> None:
+    # InternalError is what it says of a trainer that gave no reason.
+    given = GIVEN_BY_OPERATOR - {FailureReason.INTERNAL_ERROR}
+    assert given == {reason for reason, row in FAILURES.items() if row.seen_by_operator is not None}
