@@ -1,6 +1,13 @@
-"""From manifest to pod: watches FineTuneJobs, runs each as a batch/v1 Job, and answers in its status.
+"""Watches FineTuneJobs, runs each as two batch/v1 Jobs (preflight, training), and answers in its status.
 
-Read in this order: `reconcile.py` (the main path), `observe.py`, `decide.py`, `desired/`, `status.py` and
-`conditions.py` (all pure), `cluster.py` (the only Kubernetes I/O), `handlers.py` (the whole kopf surface),
-`progress_server.py`, `main.py`.
+Begin with `reconcile`, the path of one job: it observes, decides, acts and answers. Then the folders, in that order:
+
+`observe`   reads a job and its children into one snapshot
+`decide`    chooses phase, reason and writes, by ordered rules (pure)
+`desired`   builds the manifests of the children (pure)
+`status`    builds the status and the Events (pure)
+`cluster`   sends the requests to Kubernetes
+`watch`     turns kopf's events into jobs that are due
+`reports`   receives the progress reports of trainers
+`main`      builds all of this from `settings` and runs it; `health` answers the kubelet's probes
 """

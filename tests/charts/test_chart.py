@@ -11,6 +11,7 @@ import yaml
 from cryptography import x509
 
 from finetune_operator.cluster.access import CLUSTER_RULES, RULES
+from finetune_operator.cluster.generate import generated_files
 from finetune_test_programs.binaries import helm_binary
 
 CHART = Path(__file__).parents[2] / "charts/finetune-operator"
@@ -51,6 +52,12 @@ def test_no_rule_reaches_secrets_shells_or_logs(rendered: list[dict[str, Any]]) 
 
 def test_the_operator_is_tested_under_the_rules_that_the_chart_gives(rendered: list[dict[str, Any]]) -> None:
     assert rules(rendered) == [rule.to_wire() for rule in (*RULES, *CLUSTER_RULES)]
+
+
+def test_the_generated_rules_are_fresh() -> None:
+    assert generated_files()
+    for path, text in generated_files().items():
+        assert path.read_text() == text, f"{path.name} is stale: run `make generate`"
 
 
 def test_a_namespaced_install_has_no_cluster_role_but_token_review() -> None:

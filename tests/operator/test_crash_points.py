@@ -159,6 +159,7 @@ async def test_a_kill_around_any_write_changes_nothing(
         name = f"plan-{number}-{'after' if committed else 'before'}"
         async with few:
             job, _, operators = await life.live(name, number, committed, passes=passes)
+
         plan = (name, writes[number - 1])
         assert operators == 2, plan
         assert jobs.event_reasons(name) == told, plan
@@ -166,6 +167,7 @@ async def test_a_kill_around_any_write_changes_nothing(
         assert len(kubelet.pods(name, PREFLIGHT)) == 1, plan
         assert len(kubelet.pods(name)) == int(passes), plan
         assert len(jobs.config_maps(name)) == 1, plan
+
         for naming in (child_name, preflight_name):
             child = jobs.find_child(name, naming)
             assert (child is not None) == (passes or naming is preflight_name), plan

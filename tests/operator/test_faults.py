@@ -42,18 +42,22 @@ def test_the_operator_may_be_killed_at_any_point(
     jobs.create("killed")
     operator.kill()
     operator.start()
+
     pod = kubelet.wait_for_pod("killed")
     operator.kill()
     kubelet.run(pod)
     operator.start()
     jobs.wait_for_phase("killed", "Running")
+
     operator.kill()
     kubelet.end(pod, 0, outcomes.success.encode())
     operator.start()
     status = jobs.wait_for_phase("killed", "Succeeded")["status"]
+
     operator.kill()
     operator.start()
     time.sleep(1)
+
     assert jobs.get("killed")["status"] == status
     assert len(kubelet.pods("killed")) == 1
     assert len(status["attempts"]) == 1
@@ -68,10 +72,12 @@ def test_a_failure_that_may_pass_is_retried_and_told(
     kubelet.run(first)
     kubelet.end(first, 137, reason="OOMKilled")
     jobs.wait("flaky", _reason("Retrying"), "retrying")
+
     second = kubelet.wait_for_pod("flaky", 2)
     kubelet.run(second)
     running = jobs.wait_for_phase("flaky", "Running")["status"]
     assert running["retries"] == 1
+
     kubelet.end(second, 137, reason="OOMKilled")
     status = jobs.wait_for_phase("flaky", "Failed", seconds=10)["status"]
     assert status["failure"]["reason"] == "OutOfMemory"
@@ -100,9 +106,11 @@ def test_suspension_keeps_the_last_words_and_the_clock(
     kubelet.run(pod)
     jobs.wait_for_phase("paused", "Running")
     time.sleep(2)
+
     jobs.patch_run_policy("paused", suspend=True)
     wait_for(lambda: kubelet.pods("paused")[0].metadata.deletion_timestamp, "the pod is told to stop")
     assert jobs.get("paused")["status"]["phase"] == "Running"
+
     kubelet.end(pod, 30, _interrupted(jobs, 12))
     kubelet.remove(pod)
     status = jobs.wait_for_phase("paused", "Suspended")["status"]
@@ -110,7 +118,8 @@ def test_suspension_keeps_the_last_words_and_the_clock(
     assert status["activeSeconds"] >= 2
     assert _condition(status, "Reconciling")["status"] == "False"
     wait_for(lambda: not kubelet.pods("paused"), "no pod is left")
-    time.sleep(2)
+
+    time.sleep(2)  # does not count
     jobs.patch_run_policy("paused", suspend=False)
     kubelet.run(kubelet.wait_for_pod("paused"))
     resumed = jobs.wait_for_phase("paused", "Running")["status"]
@@ -201,10 +210,12 @@ def test_a_child_job_deleted_by_hand_is_made_again_unless_the_job_is_over(
     old = jobs.child("lost")["metadata"]["uid"]
     jobs.delete_child("lost")
     wait_for(lambda: jobs.find_child("lost") and jobs.child("lost")["metadata"]["uid"] != old, "a new Job", 30)
+
     pod = kubelet.wait_for_pod("lost")
     kubelet.run(pod)
     kubelet.end(pod, 0, outcomes.success.encode())
     status = jobs.wait_for_phase("lost", "Succeeded")["status"]
+
     jobs.delete_child("lost")
     wait_for(lambda: jobs.find_child("lost") is None, "no Job")
     jobs.patch_run_policy("lost", activeDeadlineSeconds=99)
@@ -257,6 +268,7 @@ def test_an_unchanged_job_costs_no_write(operator: OperatorProcess, jobs: Any, k
     kubelet.run(pod)
     jobs.wait_for_phase("quiet", "Running")
     before = _settled_writes(jobs)
+
     jobs.label("quiet", "touched", "yes")
     jobs.label("quiet", "touched", "again")
     operator.kill()
@@ -264,6 +276,7 @@ def test_an_unchanged_job_costs_no_write(operator: OperatorProcess, jobs: Any, k
     time.sleep(2)
     after = jobs.writes()
     assert after == before
+
     jobs.patch_run_policy("quiet", activeDeadlineSeconds=500)
     jobs.wait("quiet", lambda s: s["observedGeneration"] == 2, "generation 2")
     assert jobs.writes() != before, "the counters see writes"

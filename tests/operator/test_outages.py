@@ -32,11 +32,13 @@ def test_an_outage_of_the_api_server_is_waited_for(
     pod = kubelet.wait_for_pod("cut-off")
     kubelet.run(pod)
     jobs.wait_for_phase("cut-off", "Running")
+
     before = operator.pid
     proxy.cut()
     kubelet.end(pod, 0, outcomes.success.encode())
     time.sleep(4)
     assert jobs.get("cut-off")["status"]["phase"] == "Running"
+
     proxy.mend()
     jobs.wait_for_phase("cut-off", "Succeeded", seconds=30)
     assert operator.pid == before
@@ -52,6 +54,7 @@ def test_a_right_that_is_missing_is_named_and_the_job_goes_on_when_it_is_back(
     role.rules = [rule for rule in whole if rule.resources != ["configmaps"]]
     role.rules.append(client.V1PolicyRule(api_groups=[""], resources=["configmaps"], verbs=["get"]))
     rbac.replace_cluster_role(ACCOUNT, role)
+
     try:
         time.sleep(1)  # the authorizer's view of roles
         jobs.create("forbidden")
@@ -60,6 +63,7 @@ def test_a_right_that_is_missing_is_named_and_the_job_goes_on_when_it_is_back(
         role = rbac.read_cluster_role(ACCOUNT)
         role.rules = whole
         rbac.replace_cluster_role(ACCOUNT, role)
+
     message = next(each["message"] for each in status["conditions"] if each["type"] == "Stalled")
     assert "POST" in message
     assert "configmaps" in message

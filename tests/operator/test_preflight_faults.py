@@ -41,6 +41,7 @@ def test_a_job_that_is_refused_never_has_a_trainer(
     jobs.create("refused", preflight="Run", ttlSecondsAfterFinished=1)
     pod = kubelet.wait_for_pod("refused", component=PREFLIGHT)
     columns = jobs.cluster.kubectl("get", "ftj", "-n", jobs.namespace).stdout
+
     kubelet.run(pod)
     kubelet.end(pod, ExitCode.DATA, outcomes.refused.encode())
     status = jobs.wait_for_phase("refused", "Failed")["status"]
@@ -60,10 +61,12 @@ def test_checks_that_passed_are_not_repeated_when_their_job_is_deleted(
     pod = kubelet.wait_for_pod("checked", component=PREFLIGHT)
     kubelet.run(pod)
     kubelet.end(pod, 0, outcomes.checked.encode())
+
     trainer = kubelet.wait_for_pod("checked")
     jobs.delete_child("checked", preflight_name)
     jobs.delete_child("checked")
     wait_for(lambda: jobs.find_child("checked", preflight_name) is None, "no Job of preflight")
+
     operator.kill()
     operator.start()
     again = wait_for(
@@ -98,6 +101,7 @@ def test_suspension_stops_the_checks_and_resuming_starts_them_afresh(
     kubelet.run(pod)
     jobs.wait("paused", _reason("Checking"), "checking")
     time.sleep(2)
+
     jobs.patch_run_policy("paused", suspend=True)
     wait_for(lambda: kubelet.pods("paused", PREFLIGHT)[0].metadata.deletion_timestamp, "the pod is told to stop")
     kubelet.end(pod, 30, STOPPED)
@@ -105,6 +109,7 @@ def test_suspension_stops_the_checks_and_resuming_starts_them_afresh(
     status = jobs.wait_for_phase("paused", "Suspended")["status"]
     assert status["activeSeconds"] >= 2
     wait_for(lambda: not kubelet.pods("paused", PREFLIGHT), "no pod is left")
+
     jobs.patch_run_policy("paused", suspend=False)
     second = kubelet.wait_for_pod("paused", component=PREFLIGHT)
     kubelet.run(second)

@@ -19,7 +19,7 @@ SUCCEEDED = Outcome(result=Result.SUCCEEDED, finished=NOW, manifest_uri="s3://re
 
 
 class FakeCluster:
-    """One job; statuses are kept, and each kind of write may be told to fail."""
+    """One job; it keeps statuses, and each kind of write can be made to fail."""
 
     def __init__(self, reports: ReportStore) -> None:
         self.reports = reports
@@ -29,6 +29,7 @@ class FakeCluster:
             "metadata": {"name": "bot", "namespace": "team", "uid": METADATA.uid, "generation": 1},
             "spec": a_spec().to_wire(),
         }
+
         self.child: Json | None = None
         self.preflight: Json | None = None
         self.config_map: Json | None = None
@@ -38,7 +39,7 @@ class FakeCluster:
         self.was_locked = False
 
     def give_children(self) -> None:
-        """What a first reconcile makes."""
+        """Create what a first reconcile creates."""
         config = build_run_config(METADATA, a_spec(), INSTALLATION.progress_url, INSTALLATION.ca_certificate)
         self.config_map = build_run_config_map(METADATA, config)
         self.child = build_trainer_job(METADATA, a_spec(), INSTALLATION.trainer_image)

@@ -1,4 +1,4 @@
-"""What an idle operator costs."""
+"""Memory and processor time of an idle operator, and how soon a job gets its pod."""
 
 import re
 import time

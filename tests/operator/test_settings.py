@@ -37,6 +37,13 @@ def test_with_a_kubeconfig_the_pods_own_variables_are_not_needed() -> None:
     assert Settings.from_environment(environment, kubeconfig).api_server == kubeconfig
 
 
+def test_run_is_what_the_program_does_if_it_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FINETUNE_TRAINER_IMAGE", raising=False)
+    for arguments in ([], ["run"]):
+        with pytest.raises(SystemExit, match=r"finetune-operator: .*FINETUNE_TRAINER_IMAGE is not set"):
+            main(arguments)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["--context", "dev"], "--context needs --kubeconfig"), (["walk"], "invalid choice: 'walk'")],

@@ -20,10 +20,12 @@ def test_a_job_succeeds_with_its_artifacts(
     jobs.wait_for_phase("good", "Validating")
     kubelet.run(checks)
     kubelet.end(checks, 0, outcomes.checked.encode())
+
     pod = kubelet.wait_for_pod("good")
     jobs.wait_for_phase("good", "Queued")
     kubelet.run(pod)
     jobs.wait_for_phase("good", "Running")
+
     kubelet.end(pod, 0, outcomes.success.encode())
     status = jobs.wait_for_phase("good", "Succeeded")["status"]
     assert status["artifacts"] == [outcomes.artifact.to_wire()]

@@ -1,7 +1,7 @@
-"""Requests to Kubernetes: the only folder that sends any.
+"""Sends the operator's requests to Kubernetes. No other folder sends any.
 
-cluster.py     every path and verb, as methods that take and return plain objects
-connection.py  kubernetes.aio under a service account or a kubeconfig, with our errors
-access.py      the rights that these requests need
-generate.py    writes the chart's role from access.py
+`cluster`     every path and verb, as methods that take and return plain objects
+`connection`  kubernetes.aio under a service account or a kubeconfig, with errors of our own tree
+`access`      the rights that these requests need
+`generate`    writes the chart's role from `access`
 """

@@ -1,5 +1,5 @@
-"""Progress reports of trainers: who may report, and where.
+"""Receives the progress reports of trainers.
 
-server.py  the HTTPS endpoint and its certificate
-checks.py  every check that a report must pass
+`server`  the HTTPS endpoint and its certificate
+`checks`  every check that a report must pass
 """

@@ -29,6 +29,8 @@ from finetune_operator.errors import (
 from finetune_operator.settings import Kubeconfig, ServiceAccount
 from finetune_test_servers.certificates import Authority
 
+SERVER_NAME = "api.test"
+
 
 class FakeApiServer:
     """Answers every request alike, and keeps the requests."""
@@ -58,10 +60,10 @@ class FakeApiServer:
         (self.folder / "token").write_text(token)
         return ServiceAccount("127.0.0.1", self.port, self.folder)
 
-    def kubeconfig(self, **user: Any) -> Kubeconfig:
+    def kubeconfig(self, cluster: Json | None = None, **user: Any) -> Kubeconfig:
         """Its context `mine` reaches this server; the current context, `elsewhere`, reaches nothing."""
         certificate = str(self.authority.ca.certificate)
-        mine = {"server": f"https://127.0.0.1:{self.port}", "certificate-authority": certificate}
+        mine = {"server": f"https://127.0.0.1:{self.port}", "certificate-authority": certificate} | (cluster or {})
         document = {
             "current-context": "elsewhere",
             "clusters": [{"name": "mine", "cluster": mine}, {"name": "nowhere", "cluster": {"server": "http://[::]"}}],
@@ -80,7 +82,7 @@ class FakeApiServer:
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[FakeApiServer]:
     fake = FakeApiServer(tmp_path)
-    pair = fake.authority.server("api", "api", ("127.0.0.1",))
+    pair = fake.authority.server("api", "api", ("127.0.0.1", SERVER_NAME))
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(pair.certificate, pair.key)
 
@@ -225,6 +227,21 @@ async def test_a_client_certificate_needs_no_token(server: FakeApiServer) -> Non
     opened = await ApiConnection.open(server.kubeconfig(**user))
     await opened.request("GET", "/version")
     assert server.requests[0]["Authorization"] is None
+    await opened.close()
+
+
+async def test_a_server_behind_another_name_is_trusted_by_the_name_of_its_certificate(server: FakeApiServer) -> None:
+    elsewhere = {"server": f"https://localhost:{server.port}"}
+    refused = await ApiConnection.open(server.kubeconfig(elsewhere, token="t"))
+    with pytest.raises(ApiUnavailableError, match="certificate"):
+        await refused.request("GET", "/version")
+    await refused.close()
+
+    opened = await ApiConnection.open(server.kubeconfig(elsewhere | {"tls-server-name": SERVER_NAME}, token="t"))
+    await opened.request("GET", "/version")
+    async with opened.open_session() as session:
+        await session.get(f"{opened.api_url}/version")
+    assert server.tokens == ["t", "t"]
     await opened.close()
 
 
