@@ -33,8 +33,10 @@ UNREADABLE: Chain[UnreadableSnapshot] = Chain(
 )
 
 PREFLIGHT: Chain[Snapshot] = Chain(
+    # The end of the checks
     checks_passed,
     checks_failed,
+    # Their Job, and what it needs
     child_is_being_deleted,
     orphaned_pods_still_run,
     checks_are_suspended,
@@ -50,12 +52,16 @@ def preflight_is_due(snapshot: Snapshot, _: ChildRun, installation: Installation
 
 
 TRAINING: Chain[Snapshot] = Chain(
+    # The FineTuneJob itself
     job_is_over,
     job_is_being_deleted,
     child_name_is_taken,
+    # Preflight, until its result is in the status
     preflight_is_due,
+    # The end of training
     trainer_succeeded,
     trainer_failed,
+    # The trainer's Job, and what it needs
     child_is_being_deleted,
     orphaned_pods_still_run,
     trainer_job_is_missing,

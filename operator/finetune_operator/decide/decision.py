@@ -9,7 +9,7 @@ from finetune_api.status import Failure
 from finetune_api.vocabulary import Phase, PreflightResult
 from finetune_operator.desired.names import TRAINER, Component
 
-RETRY_SECONDS = 30.0
+RETRY_SECONDS = 30.0  # for changes that no watch of ours announces, such as those of foreign objects and Events
 
 
 @dataclass(frozen=True)

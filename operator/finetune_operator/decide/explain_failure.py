@@ -16,6 +16,8 @@ DEADLINE_EXCEEDED = "DeadlineExceeded"
 def explain_failure(snapshot: Snapshot, run: ChildRun) -> Failure:
     """Explains the failure of a run whose Job controller has given up."""
     verdict = run.job.failed if run.job else None
+
+    # The verdict comes first: a pod that the deadline stopped only says that it was interrupted.
     if verdict is not None and verdict.reason == DEADLINE_EXCEEDED:
         limit = snapshot.spec.run_policy.active_deadline_seconds
         message = f"the job ran longer than its deadline of {limit} s"
@@ -33,6 +35,8 @@ def explain_pod(snapshot: Snapshot, run: ChildRun, pod: TrainerPod) -> tuple[Fai
     """Returns reason and sentence for a pod that ended without success."""
     end = pod.termination
     outcome = end.outcome() if end else None
+
+    # The trainer knows best why it ended.
     if outcome is not None and outcome.result is not Result.SUCCEEDED:
         return outcome.reason or FailureReason.INTERNAL_ERROR, outcome.message
 
@@ -60,12 +64,15 @@ def is_interruption(pod: TrainerPod) -> bool:
 def _failure(snapshot: Snapshot, run: ChildRun, reason: FailureReason, message: str) -> Failure:
     """Fills `status.failure`; stage and step come from the outcome, else from what was reported last."""
     outcome, pod = run.outcome, run.newest_pod
+
+    # A trainer that crashed wrote no outcome, but it may have reported its stage before.
     stage = outcome.stage if outcome else None
     if stage is None and run.report is not None:
         stage = run.report.report.finetune.stage
     progress = snapshot.status.progress
     reported_step = progress.step if progress else None
 
+    # The trainer's message may be empty; `status.failure.message` must not be.
     return Failure(
         reason=reason,
         message=message or FAILURES[reason].hint,

@@ -17,6 +17,7 @@ def explain_waiting(pod: TrainerPod | None, blocker: Waiting | None) -> Waiting:
     if pod is None:
         return Waiting(StatusReason.WAITING_FOR_POD, "waiting for a pod")
 
+    # The kubelet retries these for ever, so a person has to mend the image or the configuration.
     detail = pod.waiting_message or pod.waiting_reason
     if pod.waiting_reason in _PULL_ERRORS:
         return Waiting(
@@ -25,6 +26,7 @@ def explain_waiting(pod: TrainerPod | None, blocker: Waiting | None) -> Waiting:
     if pod.waiting_reason in _CONFIG_ERRORS:
         return Waiting(FailureReason.CONTAINER_CONFIG_ERROR, f"the trainer cannot start: {detail}", is_stalled=True)
 
+    # A node may become free, or an autoscaler may add one: this needs no person yet.
     if pod.unschedulable is not None:
         return Waiting(StatusReason.UNSCHEDULABLE, f"no node fits the pod: {pod.unschedulable}")
     return Waiting(StatusReason.POD_STARTING, f"pod {pod.name} is starting")

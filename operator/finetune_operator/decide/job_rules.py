@@ -21,7 +21,10 @@ def job_is_over(snapshot: AnySnapshot, *_: object) -> Decision | None:
 
     ttl = snapshot.spec.run_policy.ttl_seconds_after_finished
     trainer_job, preflight_job = _owned(snapshot, snapshot.training.job), _owned(snapshot, snapshot.preflight.job)
+
+    # The trainer's outcome is read before the Job controller has marked the Job complete.
     still_ending = [job for job in (trainer_job, preflight_job) if job is not None and not job.is_over]
+
     return Decision(
         phase,
         reason="",  # a terminal status keeps its reason and message

@@ -43,6 +43,7 @@ def follow_spec(snapshot: Snapshot, job: ChildJob) -> Json | None:
         active = job.active_seconds_at(snapshot.now)
         return {"spec": {"suspend": True}, "metadata": {"annotations": {ACTIVE_SECONDS_ANNOTATION: str(active)}}}
 
+    # The Job controller starts a resumed Job's deadline anew, so what the Job has run before is subtracted.
     changes: Json = {}
     if job.suspended:
         changes["suspend"] = False
@@ -55,6 +56,7 @@ def follow_spec(snapshot: Snapshot, job: ChildJob) -> Json | None:
 def _describe(snapshot: Snapshot, run: ChildRun) -> Decision:
     pod = run.newest_pod
 
+    # The Job controller stops the pods of a suspended Job; the phase stays until they have ended.
     if snapshot.spec.run_policy.suspend:
         if any(not pod.is_finished for pod in run.pods):
             phase = snapshot.status.phase or Phase.RUNNING

@@ -34,6 +34,7 @@ def checks_passed(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | N
     if outcome is not None and outcome.reused:
         return Decision(Phase.SUCCEEDED, StatusReason.REUSED, REUSED, preflight=PreflightResult.PASSED, outcome=outcome)
 
+    # The next look, which sees the result in the status, creates the trainer's Job.
     return Decision(
         Phase.SUSPENDED if snapshot.spec.run_policy.suspend else Phase.QUEUED,
         StatusReason.PREFLIGHT_PASSED,
@@ -49,6 +50,8 @@ def checks_failed(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | N
         return None
 
     failure = explain_failure(snapshot, run)
+
+    # The memory limit of preflight is its own: raising spec.resources.memory would not help.
     changes: dict[str, object] = {"stage": Stage.PREFLIGHT, "step": None}
     if failure.reason == FailureReason.OUT_OF_MEMORY:
         changes |= {"message": f"the checks used more memory than their limit of {MEMORY}", "hint": MEMORY_HINT}

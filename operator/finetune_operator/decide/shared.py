@@ -10,7 +10,7 @@ from finetune_operator.desired.run_config_map import build_run_config, build_run
 from finetune_operator.observe.snapshot import ChildRun, Snapshot
 from finetune_operator.status_reasons import StatusReason
 
-ORPHAN_SECONDS = 2.0
+ORPHAN_SECONDS = 2.0  # short: the pod is already being stopped
 
 
 def child_is_being_deleted(_: Snapshot, run: ChildRun, *__: object) -> Decision | None:
@@ -52,6 +52,8 @@ def config_map_actions(snapshot: Snapshot, run: ChildRun, installation: Installa
 
     if existing is None:
         return Actions(create_config_map=desired)
+
+    # A mounted file belongs to the image that reads it, which may be older than this operator.
     if run.job is not None:
         return Actions(update_config_map=follow_progress_target(existing, desired))
     return Actions(update_config_map=None if existing.get("data") == desired["data"] else {"data": desired["data"]})

@@ -35,6 +35,7 @@ def preflight_name(job: ObjectMeta) -> str:
 
 
 def _name(job: ObjectMeta, suffix: str) -> str:
+    # Dots are allowed in the name of a FineTuneJob, but not in a pod's host name.
     digest = hashlib.sha256(job.uid.encode()).hexdigest()[:_HASH_LENGTH]
     stem = job.name.replace(".", "-")[: _MAX_NAME_LENGTH - _HASH_LENGTH - 1 - len(suffix)].rstrip("-")
     return f"{stem}-{digest}{suffix}"
@@ -42,6 +43,7 @@ def _name(job: ObjectMeta, suffix: str) -> str:
 
 def child_labels(job: ObjectMeta, component: Component | None = None) -> dict[str, str]:
     """Labels of a child, and of a Job's pods."""
+    # The UID is what pods are found by: a name may be used again.
     labels = {JOB_NAME_LABEL: job.name, JOB_UID_LABEL: job.uid, "app.kubernetes.io/managed-by": FIELD_MANAGER}
     return labels | ({COMPONENT_LABEL: component} if component else {})
 

@@ -39,6 +39,7 @@ def follow_progress_target(existing: dict[str, Any], desired: dict[str, Any]) ->
         wanted = yaml.safe_load(desired["data"][RUN_CONFIG_KEY])
         if mounted["progress"] == wanted["progress"]:
             return None
+
         text = yaml.safe_dump(mounted | {"progress": wanted["progress"]}, sort_keys=False, allow_unicode=True)
     except (yaml.YAMLError, KeyError, TypeError):
         return {"data": desired["data"]}  # somebody edited the file so that it cannot be read: replace all of it

@@ -37,6 +37,7 @@ def build_child_job(plan: PodPlan, active_seconds: int) -> dict[str, Any]:
     """Builds the Job that runs the planned pod until it succeeds or has used up its retries."""
     policy = plan.spec.run_policy
     metadata = child_metadata(plan.job, plan.job_name, plan.component)
+    # The Job controller forgets its start time while the Job is suspended.
     metadata |= {"annotations": {ACTIVE_SECONDS_ANNOTATION: str(active_seconds)}}
 
     job_spec: dict[str, Any] = {

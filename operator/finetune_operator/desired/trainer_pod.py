@@ -83,6 +83,7 @@ def _environment(plan: PodPlan) -> list[Json]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "OMP_NUM_THREADS": _threads(str(plan.spec.resources.cpu)),
     }
+
     if plan.credentials:
         values["FINETUNE_CREDENTIALS_DIR"] = CREDENTIALS_DIR
     for purpose in plan.claims:
@@ -101,6 +102,7 @@ def _threads(cpu: str) -> str:
 
 def _resources(spec: FineTuneJobSpec) -> Json:
     resources = spec.resources
+
     limits: Json = {"memory": str(resources.memory)}
     if resources.gpus:
         limits[resources.gpu_resource_name] = str(resources.gpus)
@@ -116,11 +118,13 @@ def _mounts(plan: PodPlan) -> list[Json]:
         {"name": "config", "mountPath": CONFIG_DIR, "readOnly": True},
         {"name": "workspace", "mountPath": WORK_DIR},
     ]
+
     if plan.reports_progress:
         mounts.append({"name": "token", "mountPath": TOKEN_DIR, "readOnly": True})
     if plan.credentials:
         mounts.append({"name": "credentials", "mountPath": CREDENTIALS_DIR, "readOnly": True})
     mounts += [{"name": purpose, "mountPath": f"/mnt/{purpose}", "readOnly": True} for purpose in plan.claims]
+
     return mounts
 
 

@@ -53,6 +53,7 @@ class ChildJob:
     def parse(cls, body: Json) -> Self:
         """Reads a Job as the API server returns it."""
         metadata, spec, status = body["metadata"], body["spec"], body.get("status") or {}
+
         # The annotation is ours, but anybody may have edited it.
         recorded = (metadata.get("annotations") or {}).get(ACTIVE_SECONDS_ANNOTATION, "0")
 
@@ -78,8 +79,10 @@ class ChildJob:
 
     def active_seconds_at(self, now: datetime) -> int:
         """Seconds that the Job has run until `now`, without the time it was suspended."""
+        # A Job that has ended stopped running then, whenever it is looked at.
         end = self.complete or self.failed
         until = end.time if end and end.time else now
+
         return self.active_seconds + (max(0, int((until - self.started).total_seconds())) if self.started else 0)
 
 
@@ -96,6 +99,7 @@ class Termination:
     def outcome(self) -> Outcome | None:
         """Outcome in the termination message; None if the trainer could write none, or something else wrote the
         message."""
+        # The kubelet writes messages of its own, for example when a container cannot start.
         try:
             return Outcome.decode(self.message)
         except ValueError:
@@ -145,6 +149,7 @@ class TrainerPod:
     def parse(cls, body: Json) -> Self:
         """Reads a pod as the API server returns it."""
         metadata, status = body["metadata"], body.get("status") or {}
+
         state = _container_state(status)
         waiting, running = state.get("waiting") or {}, state.get("running") or {}
         termination = _termination(state["terminated"]) if state.get("terminated") else None
@@ -159,9 +164,11 @@ class TrainerPod:
             reason=status.get("reason", ""),
             message=status.get("message", ""),
             unschedulable=_unschedulable(status),
+            # The control plane marks disruptions by the condition, the kubelet its evictions by the reason.
             is_disrupted=_true_condition(status, "DisruptionTarget") is not None or status.get("reason") == EVICTED,
             waiting_reason=waiting.get("reason", ""),
             waiting_message=waiting.get("message", ""),
+            # A container that has ended has its start time in the terminated state only.
             started=termination.started if termination else parse_time(running.get("startedAt")),
             termination=termination,
         )
@@ -181,6 +188,7 @@ def _true_condition(status: Json, kind: str) -> TrueCondition | None:
 
 
 def _container_state(status: Json) -> Json:
+    # There is no container status before a node's kubelet has seen the pod.
     for container in status.get("containerStatuses") or ():
         if container["name"] == TRAINER_CONTAINER:
             return container.get("state") or {}

@@ -38,13 +38,14 @@ async def observe(
     body = await cluster.get_fine_tune_job(key)
     if body is None:
         return None
+
     metadata = ObjectMeta.model_validate(body["metadata"])
     status = read_status(body.get("status") or {})
     spec = _read_spec(body)
     is_over = status.phase is not None and status.phase.is_terminal
 
     training_job = await _job(cluster, key, child_name(metadata))
-    preflight_job = None
+    preflight_job = None  # one request less for every look at a job that trains
     if isinstance(spec, FineTuneJobSpec) and _needs_preflight_job(spec, status, training_job):
         preflight_job = await _job(cluster, key, preflight_name(metadata))
 
@@ -52,6 +53,7 @@ async def observe(
     config_map = None if is_over else await cluster.get_config_map(key.namespace, child_name(metadata))
     listed = [] if is_over else await cluster.list_pods(key.namespace, metadata.uid)
     live = [TrainerPod.parse(pod) for pod in listed]
+    # Live pods come last, so that of two readings of one pod the newer counts.
     known = [*terminated_pods.of(metadata.uid), *live]
 
     preflight = ChildRun(PREFLIGHT, preflight_job, _pods_of(preflight_job, known))
@@ -88,6 +90,7 @@ def read_status(raw: Json) -> FineTuneJobStatus:
         return FineTuneJobStatus.model_validate(raw)
     except ValidationError:
         phase, seconds = raw.get("phase"), raw.get("activeSeconds")
+
         preflight = raw.get("preflight")
         result = preflight.get("result") if isinstance(preflight, dict) else None
 
@@ -112,6 +115,7 @@ async def _job(cluster: Cluster, key: NamespacedName, name: str) -> ChildJob | N
 
 def _read_spec(body: dict[str, Any]) -> FineTuneJobSpec | str:
     """Reads the spec; returns the fields in error, in words, if this version cannot."""
+    # The status is read apart: an unknown field in it must not make the spec unreadable.
     try:
         return FineTuneJob.from_object(body | {"status": {}}).spec
     except ValidationError as error:
@@ -130,25 +134,32 @@ async def _find_blocker(cluster: Cluster, key: NamespacedName, run: ChildRun) ->
     if run.job is None or run.job.suspended or run.job.is_over:
         return None
 
+    # No pod, though the Job is to run: a quota or an admission policy may refuse it.
     pod = run.newest_pod
     if pod is None or pod.is_finished:
         text = _newest_message(await cluster.list_events(key.namespace, run.job.uid, "FailedCreate"))
         if text is None:
             return None
+
         # Each attempt has a new random suffix, which would make each a new status.
         text = re.sub(rf"{run.job.name}-\w{{5}}\b", run.job.name, text)
         return Waiting(FailureReason.POD_REJECTED, f"the pod is refused: {text}", is_stalled=True)
 
+    # A pod that has a node, but no container yet: a Secret or a claim may be missing.
     if pod.waiting_reason != "ContainerCreating":
         return None
+
     text = _newest_message(await cluster.list_events(key.namespace, pod.uid, "FailedMount"))
     if text is None:
         return None
+
     return Waiting(FailureReason.CONTAINER_CONFIG_ERROR, f"the trainer cannot start: {text}", is_stalled=True)
 
 
 def _newest_message(events: list[Json]) -> str | None:
     if not events:
         return None
+
+    # Events of the newer events.k8s.io API have no lastTimestamp.
     newest = max(events, key=lambda event: event.get("lastTimestamp") or event["metadata"]["creationTimestamp"])
     return str(newest.get("message", ""))

@@ -10,7 +10,7 @@ from datetime import datetime
 from finetune_api.progress import ProgressReport
 
 BURST = 20.0  # reports; a small job passes through all of its stages within a second
-PER_SECOND = 1.0
+PER_SECOND = 1.0  # reports in the long run
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,14 @@ class ReportStore:
     def is_allowed(self, job_uid: str, seconds: float) -> bool:
         """Counts a report against the job's allowance (a token bucket); False if none is left. `seconds` is the reading
         of a monotonic clock."""
+        # A job's first report finds a full bucket.
         entry = self._entries.setdefault(job_uid, _Entry(counted=seconds))
         entry.allowance = min(BURST, entry.allowance + (seconds - entry.counted) * PER_SECOND)
         entry.counted = seconds
 
         if entry.allowance < 1:
             return False
+
         entry.allowance -= 1
         return True
 

@@ -21,7 +21,7 @@ from finetune_operator.observe.report_store import ReceivedReport
 
 @dataclass(frozen=True)
 class Waiting:
-    """Why a run waits: a reason for machines and a sentence for people."""
+    """Cause of a wait: a reason for machines and a sentence for people."""
 
     reason: str
     message: str
@@ -94,11 +94,14 @@ class AnySnapshot:
     @property
     def foreign_child(self) -> str | None:
         """Kind and name of an object that has the name of our child but belongs to somebody else."""
+        # Children of a predecessor with the same name are foreign too: it had another UID.
         for job in (self.training.job, self.preflight.job):
             if job is not None and job.owner_uid != self.metadata.uid:
                 return f"Job {job.name}"
+
         if self.config_map is not None and controller_uid(self.config_map["metadata"]) != self.metadata.uid:
             return f"ConfigMap {self.config_map['metadata']['name']}"
+
         return None
 
     def with_spec(self, spec: FineTuneJobSpec | str) -> "Snapshot | UnreadableSnapshot":

@@ -6,7 +6,7 @@ from finetune_api.base import Json
 from finetune_operator.desired.names import JOB_UID_LABEL
 from finetune_operator.observe.children import TrainerPod
 
-MAX_TERMINATED_PODS = 1000
+MAX_TERMINATED_PODS = 1000  # a pod is needed only until its job is looked at, a moment later
 
 
 class TerminatedPods:
@@ -21,6 +21,7 @@ class TerminatedPods:
         if pod.termination is None:
             return
 
+        # Newest last, so that the oldest is dropped first.
         self._pods[pod.uid] = ((body["metadata"].get("labels") or {}).get(JOB_UID_LABEL, ""), pod)
         self._pods.move_to_end(pod.uid)
         if len(self._pods) > MAX_TERMINATED_PODS:

@@ -7,7 +7,7 @@ from finetune_api.status import Attempt
 from finetune_operator.observe.children import EVICTED, TrainerPod
 from finetune_operator.status_reasons import StatusReason
 
-MAX_ATTEMPTS = 20
+MAX_ATTEMPTS = 20  # keeps the status small; retries are counted apart
 
 
 def merge_attempts(previous: Iterable[Attempt], pods: Iterable[TrainerPod]) -> tuple[Attempt, ...]:
@@ -16,6 +16,7 @@ def merge_attempts(previous: Iterable[Attempt], pods: Iterable[TrainerPod]) -> t
     for pod in pods:
         attempts[pod.uid] = _attempt(pod, attempts.get(pod.uid))
 
+    # Only the newest pod can still be running: an older one without an end is gone.
     ordered = list(attempts.values())
     return (*map(_mark_if_gone, ordered[:-1]), *ordered[-1:])[-MAX_ATTEMPTS:]
 
@@ -41,6 +42,7 @@ def _mark_if_gone(attempt: Attempt) -> Attempt:
 def _attempt(pod: TrainerPod, known: Attempt | None) -> Attempt:
     disruption = EVICTED if pod.is_disrupted else ""
 
+    # Without a container's end, the pod was refused or removed, or still runs.
     end = pod.termination
     if end is None:
         reason = disruption or pod.reason or (pod.phase if pod.is_finished else None)

@@ -36,9 +36,11 @@ def build_conditions(
     is_idle = phase.is_terminal or phase is Phase.SUSPENDED
 
     truths: dict[ConditionType, bool] = {
+        # kstatus: tools wait until Ready is True, or until Stalled is
         ConditionType.READY: phase is Phase.SUCCEEDED,
         ConditionType.RECONCILING: not is_idle,
         ConditionType.STALLED: decision.is_stalled,
+        # Ours
         ConditionType.QUEUED: phase in _WAITING,
         ConditionType.RUNNING: phase in _RUNNING,
         ConditionType.SUCCEEDED: phase is Phase.SUCCEEDED,
@@ -81,6 +83,7 @@ def _validated(
     # Inputs cannot change, so what was usable once stays so.
     if old is not None and old.status == "True":
         return "True", old.reason, old.message
+    # Without preflight, the trainer's first stages are the check.
     if decision.phase is Phase.SUCCEEDED or (stage is not None and stage not in _BEFORE_VALIDATED):
         return "True", StatusReason.INPUTS_READ, "the trainer has read model and dataset"
     if decision.preflight is PreflightResult.PASSED:

@@ -55,6 +55,8 @@ def find_transitions(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Tra
         *_memory_fallbacks(old, new),
         *_phase_transitions(old, new),
     ]
+
+    # The same reason may come again after a change of the spec or the end of a pod, but not in between.
     ended = sum(1 for attempt in new.attempts if attempt.exit_code is not None)
     return [replace(each, moment=each.moment or f"{new.observed_generation} {ended}") for each in found]
 
@@ -63,7 +65,7 @@ def build_event(job: ObjectMeta, transition: Transition, now: datetime) -> dict[
     """Builds the core/v1 Event of a transition. Its name follows from the transition, so the API server refuses a
     second one as a duplicate."""
     stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
-    digest = hashlib.sha256(f"{job.uid} {transition.reason} {transition.moment}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{job.uid} {transition.reason} {transition.moment}".encode()).hexdigest()[:16]  # 64 bits
     reference = {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -98,7 +100,7 @@ def _preflight_transitions(old: PreflightStatus, new: PreflightStatus) -> list[T
         found.append(Transition(StatusReason.RETRYING, message, moment=failed[-1].uid))
 
     if new.result is PreflightResult.PASSED and old.result is None:
-        moment = new.job_name or ""
+        moment = new.job_name or ""  # preflight passes once in the life of a job
         if new.warnings:
             more = (new.warning_count or 0) - len(new.warnings)
             message = "; ".join(new.warnings) + (f" (and {more} more)" if more > 0 else "")
@@ -124,6 +126,7 @@ def _pod_transitions(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Tra
     if _started_attempts(new) > _started_attempts(old):
         found.append(Transition(StatusReason.STARTED, f"the trainer runs in pod {new.attempts[-1].pod}", moment=pod))
 
+    # Preflight is a stage as well, with events of its own.
     stage = current_stage(new)
     if stage not in (None, Stage.PREFLIGHT, current_stage(old)):
         found.append(Transition(stage.value, f"the trainer is in stage {stage.value}", moment=pod))
@@ -159,6 +162,7 @@ def _phase_transitions(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[T
     if new.phase is not old.phase and new.phase in _REASONS_OF_PHASES:
         found.append(Transition(_REASONS_OF_PHASES[new.phase], message))
 
+    # A job that failed is stalled too; one event is enough.
     if new.phase is Phase.FAILED and old.phase is not Phase.FAILED and new.failure:
         explained = f"{new.failure.message.rstrip('.')}. {new.failure.hint}"
         found.append(Transition(new.failure.reason, explained))

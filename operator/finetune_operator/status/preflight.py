@@ -22,6 +22,8 @@ def build_preflight_status(snapshot: AnySnapshot, result: PreflightResult | None
 
     last = last or PreflightStatus()
     attempts = merge_attempts(last.attempts, run.pods)
+
+    # The first pod's start counts, though a later one may bring the result.
     begun = next((each.start_time for each in attempts if each.start_time), None)
     fields: dict[str, Any] = {
         "result": result,

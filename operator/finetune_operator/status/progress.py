@@ -8,6 +8,7 @@ from finetune_operator.observe.report_store import ReceivedReport
 
 ALMOST_DONE = 99  # percent; 100 means that the artifacts are uploaded, which only the outcome can say
 
+# Fields with the same name and meaning in reports and in the status.
 _SAME_NAMES = (
     "step",
     "total_steps",
@@ -33,6 +34,7 @@ def merge_report(last: ProgressStatus | None, received: ReceivedReport) -> Progr
     run, common = received.report.finetune, received.report.trainer_status
     percent = min(common.progress_percentage, ALMOST_DONE)
 
+    # None means that the report does not say it, which must not erase what is known.
     reported = {name: getattr(run, name) for name in _SAME_NAMES if getattr(run, name) is not None}
     fields: dict[str, Any] = reported | {
         "percent": percent,

@@ -48,11 +48,13 @@ def build_status(snapshot: AnySnapshot, decision: Decision) -> FineTuneJobStatus
         "job_name": training.job.name if training.job else last.job_name,
         "start_time": last.start_time or begun,
         "completion_time": _completion_time(snapshot) if decision.phase.is_terminal else None,
+        # Both runs count, because activeDeadlineSeconds limits them together.
         "active_seconds": job.active_seconds_at(snapshot.now) if job else last.active_seconds,
     }
     if is_new_pod:
         fields["memory"] = None  # another GPU may have another plan
 
+    # The result comes last: what the outcome says overrules every report.
     return last.model_copy(update=fields | _reported(snapshot, decision.outcome) | _result(decision))
 
 
@@ -83,6 +85,7 @@ def _progress(snapshot: AnySnapshot, decision: Decision, *, is_new_pod: bool) ->
     if decision.outcome is not None:
         progress = merge_outcome(progress, decision.outcome)
 
+    # A job that is over needs no estimate, and only success is 100 %.
     if decision.phase.is_terminal and progress is not None:
         progress = progress.model_copy(update={"eta": None, "eta_seconds": None})
     if decision.phase is Phase.SUCCEEDED:
@@ -103,6 +106,7 @@ def _stages(snapshot: AnySnapshot, decision: Decision) -> tuple[StageTimes, ...]
 def _close(stage: StageTimes, ended: datetime) -> StageTimes:
     if stage.end_time is not None:
         return stage
+    # Clocks may differ: a stage never ends before it starts.
     return stage.model_copy(update={"end_time": max(ended, stage.start_time)})
 
 
