@@ -18,6 +18,7 @@ from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
 from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.preflight.checks import run_preflight
+from finetune_trainer.storage.retry import RetryPolicy
 
 Builder = Callable[..., RunConfig]
 NAME = "acme/support-bot"
@@ -44,8 +45,8 @@ def output(**changes: object) -> HubOutput:
     return HubOutput.model_validate({"repository": NAME, "credentials": {"secretName": "hub"}} | changes)
 
 
-def target(hub: Hub, token: str = TOKEN, patience: float = 5, **changes: object) -> HubTarget:
-    return HubTarget(output(**changes), token, hub.url, patience)
+def target(hub: Hub, token: str = TOKEN, retries: float = 5, **changes: object) -> HubTarget:
+    return HubTarget(output(**changes), token, hub.url, RetryPolicy(outage_seconds=retries, first_wait=1))
 
 
 def run(config: RunConfig, settings: Settings) -> Outcome:
@@ -90,7 +91,7 @@ def test_a_whole_job_pushes_what_the_manifest_names(
 
 def test_a_public_repository_never_gets_what_is_to_be_private(hub: Hub) -> None:
     hub.repos[f"models/{NAME}"] = HubRepo({}, private=False)
-    with pytest.raises(TrainerError, match=r"is public, spec\.output\.hub says private") as refusal:
+    with pytest.raises(TrainerError, match=r"is public, but spec\.output\.hub says private") as refusal:
         target(hub).prepare()
     assert refusal.value.reason == "HubNotWritable"
     target(hub, private=False).prepare()
@@ -136,14 +137,14 @@ def test_a_hub_that_is_away_for_a_while_is_asked_again(hub: Hub, tmp_path: Path)
 
 
 def test_a_hub_that_stays_away_ends_in_an_error_that_is_tried_again(hub: Hub, tmp_path: Path) -> None:
-    place = target(hub, patience=0)
+    place = target(hub, retries=0)
     place.prepare()
     (tmp_path / "a").touch()
     hub.failures = [418]
     with pytest.raises(TrainerError, match="HTTP 418") as refused:
         place.push({"a": tmp_path / "a"}, "x")
     assert refused.value.reason == "HubNotWritable"
-    hub.url, closed = "", HubTarget(output(), TOKEN, "http://127.0.0.1:9", 0)
+    hub.url, closed = "", HubTarget(output(), TOKEN, "http://127.0.0.1:9", RetryPolicy(outage_seconds=0))
     with pytest.raises(TrainerError, match="did not answer") as away:
         closed.prepare()
     assert away.value.reason == "HubUnavailable"

@@ -150,7 +150,7 @@ def test_a_result_with_a_lost_file_is_not_reused(attempt: Attempt, artifacts: li
 def test_a_foreign_manifest_is_never_replaced(attempt: Attempt, artifacts: list[LocalArtifact]) -> None:
     store = attempt(onExisting="Overwrite")
     store.object_store.put_if("manifest.json", b'{"hello": 1}', None)
-    with pytest.raises(TrainerError, match="not a manifest of ours"):
+    with pytest.raises(TrainerError, match="not a manifest of this project"):
         store.find_existing(store.config.spec_digest())
 
 

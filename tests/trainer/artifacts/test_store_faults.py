@@ -65,7 +65,7 @@ def test_a_damaged_upload_is_found_and_not_published(
     part = ".gguf" if which == "small" else "partNumber=2"
     faulty.faults = [Fault("PUT", part, damages=True)]
     store = open_attempt()
-    with pytest.raises(TrainerError, match="returns other bytes than were sent") as failure:
+    with pytest.raises(TrainerError, match="returns other content than was sent") as failure:
         store.publish(artifacts, PROVENANCE, ignore_bytes)
     assert failure.value.reason is FailureReason.UPLOAD_CORRUPTED
     assert _manifests(store) == []

@@ -61,7 +61,7 @@ def test_sources_in_s3_are_read_with_the_named_credentials(
 
     absent = finetune("export", "--base", "s3://exported/no-such/", "--gguf", "Q8_0", *place)
     assert absent.returncode == 12
-    assert "ModelNotFound: s3://exported/no-such/ holds nothing" in absent.stderr
+    assert "ModelNotFound: s3://exported/no-such/ holds no files" in absent.stderr
 
 
 def test_every_wrong_argument_is_named_at_once(finetune: Finetune, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.sources import SourceAccess, fetch_dataset
 from finetune_trainer.sources.dataset_card import choose_from_card
 from finetune_trainer.storage.object_store import ignore_bytes
+from finetune_trainer.storage.retry import RetryPolicy
 
 NAMES = [
     "README.md",
@@ -78,12 +79,16 @@ LAUGHS = "a: &a [x, x]\nb: &b [*a, *a]\n" + "".join(
     f"{chr(99 + i)}: &{chr(99 + i)} [*{chr(98 + i)}, *{chr(98 + i)}]\n" for i in range(20)
 )
 REFUSED = {
-    "several subsets": (card("- config_name: a\n- config_name: b"), None, "several subsets and no default.*a, b"),
-    "an unknown subset": (card(BOTH), "c", "no subset c: write one of main, extra into spec.dataset.subset"),
+    "several subsets": (
+        card("- config_name: a\n- config_name: b"),
+        None,
+        "several subsets, none of which is the default.*a, b",
+    ),
+    "an unknown subset": (card(BOTH), "c", "no subset c: set spec.dataset.subset to one of main, extra"),
     "an unknown split": (
         card("- config_name: a\n  data_files: {test: x}"),
         None,
-        "no split train; its card names test",
+        "no split train; its README.md lists test",
     ),
     "no YAML": ("---\nconfigs: [\n---\n", None, "not valid YAML"),
     "an object": ("---\nconfigs: !!python/object/apply:os.system [exit]\n---\n", None, "not valid YAML"),
@@ -113,7 +118,7 @@ def test_a_subset_of_a_repository_is_fetched(hub: Hub, tmp_path: Path) -> None:
     hub.repos["datasets/acme/bare"] = HubRepo(files)
     listed = card("- config_name: de\n  data_files: de/train.jsonl\n- config_name: en\n  data_files: en/*")
     hub.repos["datasets/acme/described"] = HubRepo(files | {"README.md": listed.encode()})
-    access = SourceAccess(hub_endpoint=hub.url, hub_patience_seconds=0)
+    access = SourceAccess(hub_endpoint=hub.url, hub_retries=RetryPolicy(outage_seconds=0))
     for name in ("bare", "described"):
         found = fetch_dataset(f"hf://acme/{name}", "train", tmp_path / name, access, ignore_bytes, "de")
         assert [path.relative_to(found.folder).as_posix() for path in found.files] == ["de/train.jsonl"]

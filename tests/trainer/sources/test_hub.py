@@ -10,6 +10,7 @@ from finetune_test_servers.hub import COMMIT, OLD_COMMIT, TOKEN, Hub, HubRepo
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.sources import FetchedSource, SourceAccess, fetch_dataset, fetch_model
 from finetune_trainer.storage.object_store import ignore_bytes
+from finetune_trainer.storage.retry import RetryPolicy
 
 MODEL = {
     "config.json": b"{}",
@@ -22,8 +23,11 @@ MODEL = {
 }
 
 
-def _access(hub: Hub, credentials: Path | None = None, patience: float = 0) -> SourceAccess:
-    return SourceAccess(credentials=credentials, hub_endpoint=hub.url, hub_patience_seconds=patience)
+NO_RETRIES = RetryPolicy(outage_seconds=0)
+
+
+def _access(hub: Hub, credentials: Path | None = None, retries: RetryPolicy = NO_RETRIES) -> SourceAccess:
+    return SourceAccess(credentials=credentials, hub_endpoint=hub.url, hub_retries=retries)
 
 
 def _model(hub: Hub, folder: Path, revision: str | None = None, credentials: Path | None = None) -> FetchedSource:
@@ -120,11 +124,10 @@ def test_no_token_and_no_answer_of_the_hub_reaches_the_message(hub: Hub, tmp_pat
     assert refusal.value.__suppress_context__
 
 
-def test_a_hub_that_stumbles_is_asked_again(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_trainer.sources.hub.FIRST_WAIT_SECONDS", 0.01)
+def test_a_hub_that_stumbles_is_asked_again(hub: Hub, tmp_path: Path) -> None:
     hub.repos["models/acme/tiny"] = HubRepo(MODEL)
     hub.failures = [503, 500]
-    access = _access(hub, patience=20)
+    access = _access(hub, retries=RetryPolicy(outage_seconds=20, first_wait=0.01))
     assert fetch_model("hf://acme/tiny", None, tmp_path / "base", access, ignore_bytes).revision == COMMIT
 
 
@@ -133,7 +136,7 @@ def test_a_hub_that_stays_away_is_unavailable(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(TrainerError) as refusal:
         _model(hub, tmp_path / "base")
     assert refusal.value.reason is FailureReason.HUB_UNAVAILABLE
-    nobody = SourceAccess(hub_endpoint="http://127.0.0.1:9", hub_patience_seconds=0)
+    nobody = SourceAccess(hub_endpoint="http://127.0.0.1:9", hub_retries=NO_RETRIES)
     with pytest.raises(TrainerError) as refusal:
         fetch_model("hf://acme/tiny", None, tmp_path / "base", nobody, ignore_bytes)
     assert refusal.value.reason is FailureReason.HUB_UNAVAILABLE

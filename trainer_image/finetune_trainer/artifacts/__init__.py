@@ -1,9 +1,14 @@
-"""What a job makes and how it gets to storage: `ArtifactStore` (results), `CheckpointStore` (resuming), and the S3
-and folder storage below them.
+"""Results and checkpoints of a job, on the way to storage and back.
 
-Layout, below `RunConfig.output_prefix()`:
+store        results: uploaded, then committed with one conditional write
+manifest     manifest.json: every file of a result with size and SHA-256
+checkpoints  checkpoints: saved, pruned and restored
+download     a committed result on this disk, every file verified
+hub_push     the same files in a repository of the Hugging Face Hub
 
-    attempts/<attempt id>/{adapter,merged,gguf}/...   written by one pod only: the attempt's id is the fence
+Layout below `RunConfig.output_prefix()`:
+
+    attempts/<attempt id>/{adapter,merged,gguf}/...   written by one pod only: its attempt id is the fence
     manifest.json                                     the only commit point: written last, names every file
     checkpoints/<key>/step-00000020/...               one checkpoint, with an index of its own, written last
 """

@@ -1,6 +1,6 @@
-"""Bring a committed result to this disk: what the manifest names, nothing else, each file checked against its SHA-256.
+"""Download of a committed result: the files of the manifest and no others, each checked against its SHA-256.
 
-The manifest is data from a store: a path in it that would leave the target folder is refused.
+The manifest comes from outside: a path in it that leads out of the target folder is refused.
 """
 
 from collections.abc import Iterable
@@ -18,26 +18,30 @@ SUMS_NAME = "SHA256SUMS"
 
 
 def read_manifest(store: ObjectStore) -> Manifest:
-    """The result's manifest; raises TrainerError where there is none, or something else under its name."""
+    """Returns the manifest of the result. Raises TrainerError if there is none, or if the file is something else."""
     found = store.read(MANIFEST_NAME)
     if found is None:
-        message = f"{store.uri(MANIFEST_NAME)} does not exist: the job has not finished, or wrote elsewhere"
+        message = f"{store.uri(MANIFEST_NAME)} does not exist: the job has not finished, or its output is elsewhere"
         raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, message)
+
     try:
         return Manifest.decode(found.data)
     except ValidationError:
-        message = f"{store.uri(MANIFEST_NAME)} is not a manifest of ours"
+        message = f"{store.uri(MANIFEST_NAME)} is not a manifest of this project"
         raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, message) from None
 
 
 def local_path(file: ManifestFile) -> Path:
-    """Where a file goes, relative to the target: its path without `attempts/<attempt>/`. Raises TrainerError for a
-    path that is not plain."""
+    """Returns the path of a file below the target: without `attempts/<attempt>/`.
+
+    Raises TrainerError for a path that could lead elsewhere.
+    """
     parts = PurePosixPath(file.path).parts
     if parts[:1] == ("attempts",) and len(parts) > 2:
         parts = parts[2:]
+
     if not parts or file.path.startswith("/") or "\\" in file.path or {"..", "."} & set(file.path.split("/")):
-        message = f"the manifest names {file.path!r}, which is no path inside a result"
+        message = f"the manifest names {file.path!r}, which is not a path inside a result"
         raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, message)
     return Path(*parts)
 
@@ -45,24 +49,26 @@ def local_path(file: ManifestFile) -> Path:
 def download_artifacts(
     store: ObjectStore, artifacts: Iterable[ManifestArtifact], target: Path, on_bytes: OnBytes
 ) -> list[Path]:
-    """Have every file of these artifacts below `target`, verified, and write SHA256SUMS for `sha256sum --check`.
+    """Downloads every file of these artifacts below `target`, and writes SHA256SUMS for `sha256sum --check`.
 
-    A file that is there already and right is kept. Raises TrainerError (UploadCorrupted for bytes that are not the
-    manifest's); a file under its final name is always whole.
+    An intact file that is there already is kept. A file gets its final name when it is complete and verified. Returns
+    the paths. Raises TrainerError (UploadCorrupted if the content is not what the manifest says).
     """
     files = [file for artifact in artifacts for file in artifact.files]
-    places = [local_path(file) for file in files]
-    for file, place in zip(files, places, strict=True):
-        _download(store, file, target / place, on_bytes)
-    lines = sorted(f"{file.sha256}  {place.as_posix()}\n" for file, place in zip(files, places, strict=True))
+    paths = [local_path(file) for file in files]
+    for file, path in zip(files, paths, strict=True):
+        _download(store, file, target / path, on_bytes)
+
+    lines = sorted(f"{file.sha256}  {path.as_posix()}\n" for file, path in zip(files, paths, strict=True))
     (target / SUMS_NAME).write_text("".join(lines), encoding="utf-8")
-    return [target / place for place in places]
+    return [target / path for path in paths]
 
 
 def _download(store: ObjectStore, file: ManifestFile, path: Path, on_bytes: OnBytes) -> None:
     if path.is_file() and path.stat().st_size == file.bytes and sha256_file(path) == file.sha256:
         on_bytes(file.bytes)
         return
+
     partial = path.with_name(f".{path.name}.partial")
     try:
         store.get_file(file.path, partial, on_bytes)

@@ -1,15 +1,14 @@
-"""Push a committed result to a repository of the Hugging Face Hub, in one commit.
+"""Push of a committed result to a repository of the Hugging Face Hub, in one commit.
 
-The push comes after the commit in S3 and takes the manifest's files: an attempt that finds the result already there
-(because the Hub failed the one before it, or the job was created again) pushes the same files, verified again. Files
-that the Hub has already are not sent twice (huggingface_hub sees to it).
+The push follows the commit in S3 and takes the manifest's files. An attempt that finds the result already in S3
+(because the Hub failed the attempt before it, or the job was created again) pushes the same files, verified again.
+huggingface_hub does not send files twice that the Hub already has.
 
-In the repository, merged weights (or the adapter, where there are none) lie at the top, where transformers and vLLM
-look for them, and so do GGUF files, where llama.cpp and Ollama look.
+In the repository, merged weights (without them, the adapter) lie at the top, where transformers and vLLM look for
+them. GGUF files lie there as well, where llama.cpp and Ollama look.
 """
 
 import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -25,100 +24,109 @@ from finetune_trainer.artifacts.download import download_artifacts, local_path
 from finetune_trainer.artifacts.manifest import Manifest
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.object_store import ObjectStore, ignore_bytes
+from finetune_trainer.storage.retry import Cause, RetryPolicy, retry
 
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 TOKEN_FILE = "HF_TOKEN"  # noqa: S105 (a file name)
-PATIENCE_SECONDS = 300.0
-FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 1.0, 30.0
-_TRIED_AGAIN = (408, 429, 500, 502, 503, 504)
+PUSH_RETRIES = RetryPolicy(outage_seconds=300, first_wait=1)
+_RETRIED_STATUS = (408, 429, 500, 502, 503, 504)
+# hf_xet, in Rust, raises RuntimeError; huggingface_hub raises ValueError for answers that it cannot read.
+_RETRIED_ERRORS = (HfHubHTTPError, httpx.HTTPError, XetDownloadError, ValueError, RuntimeError)
 
 
 class HubTarget:
-    """A model repository that may be written."""
+    """The model repository that a job pushes to."""
 
     def __init__(
-        self, output: HubOutput, token: str, endpoint: str | None = None, patience_seconds: float = PATIENCE_SECONDS
+        self, output: HubOutput, token: str, endpoint: str | None = None, retries: RetryPolicy = PUSH_RETRIES
     ) -> None:
-        """`endpoint` None is the Hub itself."""
+        """`endpoint` None is huggingface.co."""
         self._name = output.repository
         self._private = output.private
-        self._patience = patience_seconds
+        self._retries = retries
         self._api = HfApi(endpoint=endpoint, token=token, library_name="finetune-operator")
 
     def prepare(self) -> None:
-        """Make the repository, or find it as it should be: before any GPU time is spent. Raises TrainerError
-        (HubNotWritable, HubUnavailable)."""
-        if (is_private := self._patiently(self._find_visibility)) is None:
-            self._patiently(lambda: self._api.create_repo(self._name, private=self._private, repo_type="model"))
-            is_private = self._patiently(self._find_visibility)
+        """Creates the repository, or checks the existing one, before any GPU time is spent.
+
+        Raises TrainerError (HubNotWritable, HubUnavailable).
+        """
+        if (is_private := self._retry(self._find_visibility)) is None:
+            self._retry(lambda: self._api.create_repo(self._name, private=self._private, repo_type="model"))
+            is_private = self._retry(self._find_visibility)
+
         if is_private is not None and is_private != self._private:
             is_now, wanted = ("private", "public") if is_private else ("public", "private")
-            message = f"{self._name} is {is_now}, spec.output.hub says {wanted}: change one of the two"
+            message = f"{self._name} is {is_now}, but spec.output.hub says {wanted}: change one of the two"
             raise TrainerError(FailureReason.HUB_NOT_WRITABLE, message)
-        self._patiently(lambda: self._api.auth_check(self._name, repo_type="model", write=True))
+
+        self._retry(lambda: self._api.auth_check(self._name, repo_type="model", write=True))
 
     def _find_visibility(self) -> bool | None:
-        """Whether the repository is private; None where it does not exist, or this token may not know it."""
+        """Returns True for a private repository; None if it does not exist, or if this token may not see it."""
         try:
             return bool(self._api.model_info(self._name, timeout=30).private)
         except RepositoryNotFoundError:
             return None
 
     def push(self, files: dict[str, Path], message: str) -> str:
-        """Commit files (by their path in the repository) and return the commit's address. Raises TrainerError."""
+        """Commits files ({path in the repository: local path}); returns the commit's address. Raises TrainerError."""
 
         def commit() -> str:
             additions = [CommitOperationAdd(path, str(local)) for path, local in sorted(files.items())]
             done = self._api.create_commit(self._name, additions, commit_message=message, repo_type="model")
             return str(done.commit_url)
 
-        return self._patiently(commit)
+        return self._retry(commit)
 
-    def _patiently(self, action: Callable[[], Value]) -> Value:
-        deadline, wait = time.monotonic() + self._patience, FIRST_WAIT_SECONDS
-        while True:
-            try:
-                return action()
-            except (HfHubHTTPError, httpx.HTTPError, XetDownloadError, ValueError, RuntimeError) as error:
-                # hf_xet, in Rust, raises RuntimeError; huggingface_hub ValueError for answers it cannot read.
-                failure = self._translate(error)
-                if failure.reason is not FailureReason.HUB_UNAVAILABLE or time.monotonic() + wait > deadline:
-                    raise failure from None
-                log.warning("%s; trying again in %.0f s", failure.message, wait)
-                time.sleep(wait)
-                wait = min(2 * wait, MAX_WAIT_SECONDS)
+    def _retry(self, action: Callable[[], Value]) -> Value:
+        return retry(action, self._retries, _RETRIED_ERRORS, self._explain)
+
+    def _explain(self, error: Exception) -> tuple[TrainerError, Cause]:
+        failure = self._translate(error)
+        return failure, Cause.OUTAGE if failure.reason is FailureReason.HUB_UNAVAILABLE else Cause.PERMANENT
 
     def _translate(self, error: Exception) -> TrainerError:
-        """Ours for one of huggingface_hub, whose text quotes addresses and headers of the request."""
+        """Returns our error for one of huggingface_hub, whose text quotes addresses and headers of the request."""
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+
         if status in (401, 403, 404, 409):
             message = f"the hub does not let this token write to {self._name} (HTTP {status})"
             return TrainerError(FailureReason.HUB_NOT_WRITABLE, message)
-        if status and status not in _TRIED_AGAIN:
+        if status and status not in _RETRIED_STATUS:
             return TrainerError(FailureReason.HUB_NOT_WRITABLE, f"the hub refused {self._name}: HTTP {status}")
-        answer = f"answered HTTP {status}" if status else f"did not answer as it should ({type(error).__name__})"
+
+        answer = f"answered HTTP {status}" if status else f"did not answer properly ({type(error).__name__})"
         return TrainerError(FailureReason.HUB_UNAVAILABLE, f"{self._name}: the hub {answer}")
 
 
 def open_hub(output: HubOutput | None, credentials: Path | None, endpoint: str | None = None) -> HubTarget | None:
-    """The repository that the job names, if it names one. The token comes from the mounted Secret and from nowhere
-    else; raises TrainerError where there is none."""
+    """Returns the repository of `output`, or None without it. The token comes from the mounted Secret only.
+
+    Raises TrainerError if the Secret holds no token.
+    """
     if output is None:
         return None
+
     path = credentials / TOKEN_FILE if credentials else None
     token = path.read_text(encoding="utf-8").strip() if path and path.is_file() else ""
     if not token:
-        message = f"spec.output.hub needs a token: {TOKEN_FILE} is not in the Secret {output.credentials.secret_name}"
+        secret = output.credentials.secret_name
+        message = f"spec.output.hub needs a token: {TOKEN_FILE} is not in the Secret {secret}; add it"
         raise TrainerError(FailureReason.HUB_NOT_WRITABLE, message)
+
     return HubTarget(output, token, endpoint)
 
 
 def push_result(hub: HubTarget | None, store: ObjectStore, manifest: Manifest, folder: Path) -> str | None:
-    """Push everything that the manifest names, and return the commit's address; files that `folder` lacks are
-    downloaded into it first. None without a hub."""
+    """Pushes all files of the manifest and returns the commit's address; without a hub, returns None.
+
+    Files that are not yet in `folder` are downloaded into it first.
+    """
     if hub is None:
         return None
+
     download_artifacts(store, manifest.artifacts, folder, ignore_bytes)
     files = {path: folder / local for path, local in repository_paths(manifest).items()}
     log.info("pushing %d files to the hub", len(files))
@@ -126,10 +134,11 @@ def push_result(hub: HubTarget | None, store: ObjectStore, manifest: Manifest, f
 
 
 def repository_paths(manifest: Manifest) -> dict[str, Path]:
-    """{path in the repository: path in a download of the result}."""
+    """Returns {path in the repository: path in a download of the result}."""
     types = {artifact.type for artifact in manifest.artifacts}
     below = {ArtifactType.ADAPTER: "adapter/"} if ArtifactType.MERGED in types else {}
     paths = {}
+
     for artifact in manifest.artifacts:
         for file in artifact.files:
             local = local_path(file)

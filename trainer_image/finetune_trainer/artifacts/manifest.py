@@ -1,7 +1,7 @@
-"""`manifest.json`: what a job made, out of what. It is written last, and readers trust nothing that it does not name.
+"""`manifest.json`: the files that a job made, and from which model, data and configuration. It is written last, and
+readers trust only the files that it names.
 
-The file list carries the size and SHA-256 of every file, so a copy of the artifacts can be checked years later
-without us.
+It holds size and SHA-256 of every file, so a copy of the artifacts can be checked years later without this project.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class ManifestFile(ApiModel):
     """One file of an artifact."""
 
     path: Annotated[str, Field(min_length=1)]
-    """Path relative to the folder that holds the manifest."""
+    """Path relative to the manifest's folder."""
     bytes: Annotated[int, Field(ge=0)]
     sha256: Sha256
 
@@ -34,22 +34,22 @@ class ManifestArtifact(Artifact):
     files: Annotated[tuple[ManifestFile, ...], Field(min_length=1)]
 
     def as_artifact(self) -> Artifact:
-        """The artifact as status and termination message carry it."""
+        """Returns the artifact as status and termination message carry it: without its files."""
         return Artifact.model_validate(self.model_dump(exclude={"files"}))
 
 
 class Manifest(ApiModel):
-    """A committed result."""
+    """Manifest of a committed result."""
 
     version: Literal[1] = 1
     job: JobIdentity
     attempt_id: str
     """The attempt (pod) that made it."""
     spec_digest: Sha256
-    """`RunConfig.spec_digest`: results of an equal specification are interchangeable."""
+    """`RunConfig.spec_digest`: results with equal digests are interchangeable."""
     model_source: str
     model_revision: str | None = None
-    """Commit of an hf:// model."""
+    """Commit of a model from the Hub."""
     dataset_source: str
     dataset_digest: Sha256
     created: datetime
@@ -60,23 +60,27 @@ class Manifest(ApiModel):
     artifacts: tuple[ManifestArtifact, ...]
 
     def encode(self) -> bytes:
-        """The file's bytes."""
+        """Returns the content of the file."""
         return self.model_dump_json(by_alias=True, exclude_none=True, indent=2).encode() + b"\n"
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        """Read a manifest; raises pydantic.ValidationError for anything else."""
+        """Reads a manifest. Raises pydantic.ValidationError for anything else."""
         return cls.model_validate_json(data)
 
     def files(self) -> list[ManifestFile]:
-        """Every file of every artifact."""
+        """Returns every file of every artifact."""
         return [file for artifact in self.artifacts for file in artifact.files]
 
 
 def artifact_digest(folder: str, files: tuple[ManifestFile, ...]) -> str:
-    """Digest of an artifact as `finetune_api.outcome.Artifact` defines it: the file's own, or that of the `sha256sum`
-    lines of a folder's files, named relative to `folder` (which ends in "/")."""
+    """Returns the digest of an artifact as `finetune_api.outcome.Artifact` defines it.
+
+    It is the SHA-256 of a single file, or of the `sha256sum` lines of a folder's files, with paths relative to `folder`
+    (which then ends in "/").
+    """
     if not folder.endswith("/"):
         return files[0].sha256
+
     named: Mapping[str, str] = {file.path.removeprefix(folder): file.sha256 for file in files}
     return sha256_of_lines(named)

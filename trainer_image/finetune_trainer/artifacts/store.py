@@ -1,7 +1,7 @@
-"""Results: uploaded under the attempt's own prefix, then committed by one conditional write of `manifest.json`.
+"""Results: uploaded below the attempt's own prefix, then committed with one conditional write of `manifest.json`.
 
-A pod that dies before the commit leaves only its own attempt's prefix, which the next success removes. Of two pods
-that believe to be the only one, the manifest's condition lets one win; the other finds the winner's result.
+A pod that dies before the commit leaves files only below its own prefix, and the next successful attempt deletes them.
+If two pods run at once, the condition lets one of them commit; the other takes the winner's result for its own.
 """
 
 import logging
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LocalArtifact:
-    """A finished artifact on this disk: one file, or a folder of files."""
+    """A finished artifact on this disk: a file, or a folder of files."""
 
     type: ArtifactType
     path: Path
@@ -39,26 +39,26 @@ class LocalArtifact:
 
     @property
     def folder(self) -> str:
-        """Folder of the attempt that it goes to; a Modelfile names the GGUF file that lies beside it."""
+        """Folder of the artifact below the attempt's prefix; a Modelfile lies beside the GGUF file that it names."""
         kind = ArtifactType.GGUF if self.type is ArtifactType.MODELFILE else self.type
         return kind.value.lower()
 
     @property
     def files(self) -> list[Path]:
-        """Its files."""
+        """Files of the artifact."""
         return files_below(self.path) if self.path.is_dir() else [self.path]
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the manifest says about where a result comes from."""
+    """Origin and metrics of a result, for the manifest."""
 
     resolved: Resolved
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class ArtifactStore:
-    """The results of one job, as one attempt sees them."""
+    """Results of one job, read and written by one attempt (pod)."""
 
     def __init__(self, object_store: ObjectStore, config: RunConfig, attempt_id: str) -> None:
         self.object_store = object_store
@@ -67,7 +67,7 @@ class ArtifactStore:
         self._replaces: str | None = None
 
     def probe(self) -> None:
-        """Find out whether the output can be written, and discard what former attempts left unfinished.
+        """Tests that the output can be written, and discards unfinished uploads of former attempts.
 
         Raises TrainerError (BucketNotFound, StorageNotWritable, StorageUnavailable).
         """
@@ -76,47 +76,56 @@ class ArtifactStore:
             log.info("discarded %d unfinished uploads of former attempts", aborted)
 
     def find_existing(self, spec_digest: str) -> Manifest | None:
-        """A finished result that stands for this job's own, or None: the job has to run.
+        """Returns a finished result that this job can take for its own; None if the job has to run.
 
-        Raises TrainerError (OutputExists) for a result that is in the way.
+        Raises TrainerError (OutputExists) for a result that may be neither reused nor overwritten.
         """
         found = self._read_manifest()
         if found is None:
             return None
+
         manifest, tag = found
         policy = self.config.output.s3.on_existing
         same_job = manifest.job.uid == self.config.job.uid
         if same_job or (policy is OnExisting.REUSE and manifest.spec_digest == spec_digest):
             self._check_complete(manifest)
             return manifest
+
         if policy is OnExisting.OVERWRITE:
             self._replaces = tag
             return None
+
         made_by = "another specification" if policy is OnExisting.REUSE else "an earlier job"
         where, when = self.manifest_uri(), f"{manifest.created:%Y-%m-%d %H:%M} UTC"
-        raise TrainerError(FailureReason.OUTPUT_EXISTS, f"{where} holds a finished result of {made_by}, made {when}")
+        message = f"{where} holds a finished result of {made_by}, made {when}"
+        raise TrainerError(FailureReason.OUTPUT_EXISTS, message)
 
     def publish(self, artifacts: list[LocalArtifact], provenance: Provenance, on_bytes: OnBytes) -> Manifest:
-        """Upload and verify everything, then commit. Returns the manifest that counts: ours, or that of another
-        attempt of this job that was first. Raises TrainerError; nothing is published then."""
+        """Uploads and verifies all artifacts, then commits.
+
+        Returns the committed manifest: this attempt's, or the one of another attempt of this job that committed first.
+        Raises TrainerError; nothing is then published.
+        """
         draft = self._draft_manifest(provenance)
         listed = tuple(self._upload(artifact, on_bytes) for artifact in artifacts)
         manifest = draft.model_copy(update={"artifacts": listed, "created": datetime.now(UTC)})
+
         try:
             self.object_store.put_if(MANIFEST_NAME, manifest.encode(), self._replaces)
         except PreconditionFailedError:
             winner = self._read_winner()
             self._remove_leftovers(f"attempts/{self.attempt_id}/", winner)
             return winner
+
         self._remove_leftovers("attempts/", manifest)
         return manifest
 
     def manifest_uri(self) -> str:
-        """Where the manifest is."""
+        """Returns the address of the manifest."""
         return self.object_store.uri(MANIFEST_NAME)
 
     def close(self) -> None:
-        """Let no transfer wait any longer: the process is about to end."""
+        """Ends all waits of transfers: the process is about to end."""
         self.object_store.close()
 
     def _upload(self, artifact: LocalArtifact, on_bytes: OnBytes) -> ManifestArtifact:
@@ -124,11 +133,13 @@ class ArtifactStore:
         is_folder = artifact.path.is_dir()
         root = artifact.path if is_folder else artifact.path.parent
         location = base if is_folder else base + artifact.path.name
+
         files = []
         for path in artifact.files:
             key = base + path.relative_to(root).as_posix()
             digest = self.object_store.put_file(key, path, on_bytes)
             files.append(ManifestFile(path=key, bytes=digest.bytes, sha256=digest.sha256))
+
         return ManifestArtifact(
             type=artifact.type,
             uri=self.object_store.uri(location),
@@ -140,12 +151,14 @@ class ArtifactStore:
         )
 
     def _draft_manifest(self, provenance: Provenance) -> Manifest:
-        """The manifest without its files: what does not fit into it must show before hours of upload."""
+        """Returns the manifest without its files: an invalid field must show before hours of upload, not after."""
         config, resolved = self.config, provenance.resolved
         if resolved.dataset_digest is None:
             raise ValueError("a result is published with the digest of its dataset")
+
         run: dict[str, JsonValue] = config.to_wire()
-        run.pop("progress", None)
+        run.pop("progress", None)  # the operator's address: no part of what was trained
+
         return Manifest(
             job=config.job,
             attempt_id=self.attempt_id,
@@ -165,18 +178,21 @@ class ArtifactStore:
         if found is None or found[0].job.uid != self.config.job.uid:
             message = f"{self.manifest_uri()} was changed by another job while this one was training"
             raise TrainerError(FailureReason.OUTPUT_EXISTS, message)
-        log.warning("attempt %s of this job was first; its result counts", found[0].attempt_id)
+
+        log.warning("attempt %s of this job committed first: its result is the job's result", found[0].attempt_id)
         return found[0]
 
     def _read_manifest(self) -> tuple[Manifest, str] | None:
         found = self.object_store.read(MANIFEST_NAME)
         if found is None:
             return None
+
         try:
             return Manifest.decode(found.data), found.tag
         except ValidationError:
             message = (
-                f"{self.object_store.uri(MANIFEST_NAME)} is not a manifest of ours: remove it, or choose another prefix"
+                f"{self.object_store.uri(MANIFEST_NAME)} is not a manifest of this project: delete the file, or choose "
+                "another output prefix"
             )
             raise TrainerError(FailureReason.OUTPUT_EXISTS, message) from None
 
@@ -184,29 +200,35 @@ class ArtifactStore:
         for file in manifest.files():
             if (size := self.object_store.size(file.path)) != file.bytes:
                 found = "is missing" if size is None else f"has {size} bytes instead of {file.bytes}"
-                message = f"{self.object_store.uri(file.path)}, which the finished result lists, {found}"
+                message = (
+                    f"{self.object_store.uri(file.path)} belongs to the finished result, but {found}: delete "
+                    f"{self.manifest_uri()} to train again"
+                )
                 raise TrainerError(FailureReason.OUTPUT_EXISTS, message)
 
     def _remove_leftovers(self, prefix: str, manifest: Manifest) -> None:
-        """Remove below `prefix` what the manifest does not name: remains of failed attempts, and an overwritten
-        result. The result stands whatever happens here."""
+        """Deletes all files below `prefix` that the manifest does not name: remains of failed attempts, and an
+        overwritten result. An error here is only logged: the result is committed."""
         kept = {file.path for file in manifest.files()}
         try:
             self.object_store.delete(key for key in self.object_store.keys(prefix) if key not in kept)
         except TrainerError as error:
-            log.warning("leftovers of former attempts stay: %s", error.message)
+            log.warning("files of former attempts were not deleted: %s", error.message)
 
 
 def open_store(config: RunConfig, attempt_id: str, credentials: Path | None, folder: Path | None) -> ArtifactStore:
-    """The job's results in S3, or below `folder`. `credentials` is a folder with a mounted Secret; None is boto3's
-    chain."""
+    """Returns the store of the job's results, in S3 or below `folder`.
+
+    `credentials` is the folder of a mounted Secret; None is boto3's default chain.
+    """
     return ArtifactStore(open_object_store(config, credentials, folder), config, attempt_id)
 
 
 def open_object_store(config: RunConfig, credentials: Path | None, folder: Path | None) -> ObjectStore:
-    """The storage below the job's prefix."""
+    """Returns the storage below the job's prefix, in S3 or below `folder`."""
     if folder is not None:
         return FolderStore(folder / config.job.name)
+
     s3 = config.output.s3
     session = S3Session(s3.bucket, S3Location(s3.endpoint_url, s3.region), credentials, OUTPUT_REASONS)
     return S3Store(session, config.output_prefix())

@@ -1,4 +1,14 @@
-"""Where models and datasets come from: `fetch_model` and `fetch_dataset` bring them to a local folder."""
+"""Models and datasets from the Hugging Face Hub, S3, mounted claims and local folders, downloaded to a local folder.
+
+fetch         the entry: fetch_model, fetch_adapter, fetch_dataset
+repository    what all kinds of source have in common, as a protocol
+hub           hf:// repositories at one commit
+s3            s3:// objects and prefixes
+local         pvc:// and file:// paths, used in place
+selection     the files of a source that are used; pickled weights and code never are
+dataset_card  subsets and splits that a dataset's README.md names
+front_matter  the YAML block at the beginning of a README.md
+"""
 
 from finetune_trainer.sources.fetch import (
     FetchedSource,

@@ -1,4 +1,4 @@
-"""Bring a model or a dataset to this disk, and say exactly what was brought: revision and SHA-256."""
+"""Download of a model or a dataset to this disk, with its exact identity: revision and SHA-256."""
 
 import shutil
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ WEIGHTS_SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class FetchedSource:
-    """What was brought."""
+    """A model or dataset on this disk."""
 
     folder: Path
     files: tuple[Path, ...]
@@ -37,25 +37,27 @@ class FetchedSource:
 
 
 def fetch_model(uri: str, revision: str | None, work: Path, access: SourceAccess, on_bytes: OnBytes) -> FetchedSource:
-    """Bring a model folder into `work`, whose former content goes; its card comes along and is no part of the digest.
+    """Downloads a model folder into `work`, which is emptied first. Its README.md comes too, outside the digest.
 
     Raises TrainerError (ModelNotFound, ModelAccessDenied, UnsafeModel, DiskFull, HubUnavailable, StorageUnavailable).
     """
     repository = _open(uri, revision, access, MODEL_REASONS, is_model=True)
     names = choose_model_files(uri, repository.files)
-    return _download(repository, names, work, on_bytes, beside=[CARD] if _has_card(repository) else [])
+    return _download(repository, names, work, on_bytes, extra=[CARD] if _has_card(repository) else [])
 
 
 def fetch_model_configuration(uri: str, revision: str | None, work: Path, access: SourceAccess) -> FetchedSource:
-    """Bring a model's configuration and tokenizer into `work`, without weights, after the same checks as
-    `fetch_model`. Raises TrainerError like it."""
+    """Downloads a model's configuration and tokenizer, without weights, after the same checks as `fetch_model`.
+
+    Raises the same errors.
+    """
     repository = _open(uri, revision, access, MODEL_REASONS, is_model=True)
     names = choose_model_files(uri, repository.files)
     return _download(repository, [name for name in names if not name.endswith(WEIGHTS_SUFFIX)], work, ignore_bytes)
 
 
 def fetch_adapter(uri: str, work: Path, access: SourceAccess, on_bytes: OnBytes) -> FetchedSource:
-    """Bring a peft adapter into `work`, whose former content goes. Raises TrainerError like `fetch_model`."""
+    """Downloads a peft adapter into `work`, which is emptied first. Raises the same errors as `fetch_model`."""
     repository = _open(uri, None, access, MODEL_REASONS, is_model=True)
     return _download(repository, choose_adapter_files(uri, repository.files), work, on_bytes)
 
@@ -63,20 +65,24 @@ def fetch_adapter(uri: str, work: Path, access: SourceAccess, on_bytes: OnBytes)
 def fetch_dataset(
     uri: str, split: str, work: Path, access: SourceAccess, on_bytes: OnBytes, subset: str | None = None
 ) -> FetchedSource:
-    """Bring data files into `work`, whose former content goes; of an hf:// dataset only those of the split, in the
-    subset that its card names.
+    """Downloads data files into `work`, which is emptied first.
+
+    From an hf:// dataset, only the files of `split` in `subset`; without `subset`, of the subset that the dataset card
+    makes the default.
 
     Raises TrainerError (DatasetNotFound, DatasetAccessDenied, DiskFull, HubUnavailable, StorageUnavailable).
     """
     repository = _open(uri, None, access, DATASET_REASONS, is_model=False)
     names: Iterable[str] = repository.files
     wanted: str | None = None
+
     if Source.parse(uri).scheme is Scheme.HUGGING_FACE:
         listed = choose_from_card(uri, _read_card(repository, work), repository.files, split, subset)
         if listed is None:
             names, wanted = _of_subset(uri, repository.files, subset), split
         else:
             names = listed
+
     return _download(repository, choose_data_files(uri, names, wanted), work, on_bytes)
 
 
@@ -92,10 +98,13 @@ def _has_card(repository: Repository) -> bool:
 
 
 def _of_subset(uri: str, names: Iterable[str], subset: str | None) -> list[str]:
-    """Without a card, a subset is a folder."""
+    """Returns the files in a folder with the subset's name: the meaning of a subset without a card."""
     found = [name for name in names if subset is None or subset in name.split("/")[:-1]]
     if not found:
-        message = f"{uri} has no subset {subset}: its card names none, and no folder is called so"
+        message = (
+            f"{uri} has no subset {subset}: its README.md lists no subsets, and it has no folder with this name; "
+            "mend or remove spec.dataset.subset"
+        )
         raise TrainerError(FailureReason.DATASET_NOT_FOUND, message)
     return found
 
@@ -110,19 +119,25 @@ def _open(uri: str, revision: str | None, access: SourceAccess, reasons: FaultRe
 
 
 def _download(
-    repository: Repository, names: list[str], work: Path, on_bytes: OnBytes, *, beside: Sequence[str] = ()
+    repository: Repository, names: list[str], work: Path, on_bytes: OnBytes, *, extra: Sequence[str] = ()
 ) -> FetchedSource:
-    """`names` are what the source is; `beside` is brought too."""
+    """Downloads `names`, which make up the source, and `extra`, which stay outside its digest."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    needed, free = repository.download_size([*names, *beside]), shutil.disk_usage(work).free
+
+    needed, free = repository.download_size([*names, *extra]), shutil.disk_usage(work).free
     if needed > free:
-        message = f"{needed / GIBIBYTE:.1f} GiB are needed to download the source, {free / GIBIBYTE:.1f} GiB are free"
+        message = (
+            f"{needed / GIBIBYTE:.1f} GiB are needed to download the source, "
+            f"but only {free / GIBIBYTE:.1f} GiB of disk are free"
+        )
         raise TrainerError(FailureReason.DISK_FULL, message)
-    folder = repository.download([*names, *beside], work, on_bytes)
+
+    folder = repository.download([*names, *extra], work, on_bytes)
     files = tuple(folder / name for name in names)
     digests = sha256_of_each(folder, files)
     if damaged := [name for name in names if repository.sha256.get(name, digests[name]) != digests[name]]:
         message = f"{damaged[0]} is not the file that the hub lists: its SHA-256 is {digests[damaged[0]]}"
         raise TrainerError(FailureReason.HUB_UNAVAILABLE, message)
+
     return FetchedSource(folder, files, repository.revision, sha256_of_lines(digests))

@@ -1,11 +1,9 @@
-"""The Hugging Face Hub: a branch or tag is pinned to a commit first, then exactly that commit is fetched.
+"""Sources on the Hugging Face Hub: a branch or tag is resolved to a commit first, then exactly that commit is fetched.
 
-huggingface_hub resumes a file that broke off; around it, this asks again when the hub does not answer. Its own errors
-quote addresses and headers of the request, so only our words reach the message.
+huggingface_hub resumes a file that broke off; around it, requests are retried when the hub does not answer. Its own
+errors quote addresses and headers of the request, so our messages are written anew.
 """
 
-import logging
-import time
 from collections.abc import Callable, Iterable
 from glob import escape
 from pathlib import Path
@@ -30,43 +28,46 @@ from finetune_api.failures import FailureReason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.sources.repository import SourceAccess
 from finetune_trainer.storage.object_store import OnBytes
+from finetune_trainer.storage.retry import Cause, retry
 from finetune_trainer.storage.s3_faults import FaultReasons
 
-log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 TOKEN_FILE = "HF_TOKEN"  # noqa: S105 (a file name)
-FIRST_WAIT_SECONDS = 1.0
-MAX_WAIT_SECONDS = 30.0
+REQUEST_SECONDS = 30
 _NO_ANSWER = (httpx.HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, FileMetadataError, XetDownloadError)
+_RETRIED_ERRORS = (*_NO_ANSWER, HFValidationError, HfHubHTTPError, EntryNotFoundError)
 
 
 class HubRepository:
     """A model or dataset repository at one commit."""
 
     def __init__(self, name: str, kind: str, revision: str | None, access: SourceAccess, reasons: FaultReasons) -> None:
-        """`kind` is "model" or "dataset"."""
+        """Asks the hub for the commit of `revision` and for its files. `kind` is "model" or "dataset"."""
         self._name = name
         self._kind = kind
         self._asked = revision
         self._access = access
         self._reasons = reasons
         self._token = _token(access.credentials)
+
         api = HfApi(endpoint=access.hub_endpoint, token=self._token)
         ask = api.model_info if kind == "model" else api.dataset_info
-        info = self._patiently(lambda: ask(name, revision=revision, files_metadata=True, timeout=30))
+        info = self._retry(lambda: ask(name, revision=revision, files_metadata=True, timeout=REQUEST_SECONDS))
+
         self.revision = str(info.sha)
         siblings = info.siblings or ()
         self.files = {sibling.rfilename: int(sibling.size or 0) for sibling in siblings}
         self.sha256 = {sibling.rfilename: sibling.lfs.sha256 for sibling in siblings if sibling.lfs is not None}
 
     def download_size(self, names: Iterable[str]) -> int:
-        """Size of the files."""
+        """Returns the size of the files in bytes."""
         return sum(self.files[name] for name in names)
 
     def download(self, names: Iterable[str], folder: Path, on_bytes: OnBytes) -> Path:
-        """Download files of the commit, several at a time."""
+        """Downloads files of the commit into `folder`, several at a time."""
         listed = list(names)
-        self._patiently(
+
+        self._retry(
             lambda: snapshot_download(
                 self._name,
                 repo_type=self._kind,
@@ -77,42 +78,45 @@ class HubRepository:
                 endpoint=self._access.hub_endpoint,
             )
         )
+
         on_bytes(self.download_size(listed))
         return folder
 
-    def _patiently(self, action: Callable[[], Value]) -> Value:
-        deadline, wait = time.monotonic() + self._access.hub_patience_seconds, FIRST_WAIT_SECONDS
-        while True:
-            try:
-                return action()
-            except (*_NO_ANSWER, HFValidationError, HfHubHTTPError, EntryNotFoundError) as error:
-                failure = self._translate(error)
-                if failure.reason is not FailureReason.HUB_UNAVAILABLE or time.monotonic() + wait > deadline:
-                    raise failure from None
-                log.warning("%s; trying again in %.0f s", failure.message, wait)
-                time.sleep(wait)
-                wait = min(2 * wait, MAX_WAIT_SECONDS)
+    def _retry(self, action: Callable[[], Value]) -> Value:
+        return retry(action, self._access.hub_retries, _RETRIED_ERRORS, self._explain)
+
+    def _explain(self, error: Exception) -> tuple[TrainerError, Cause]:
+        failure = self._translate(error)
+        return failure, Cause.OUTAGE if failure.reason is FailureReason.HUB_UNAVAILABLE else Cause.PERMANENT
 
     def _translate(self, error: Exception) -> TrainerError:
         where, missing, denied = f"hf://{self._name}", self._reasons.key_missing, self._reasons.denied
+
         if isinstance(error, GatedRepoError):
-            return TrainerError(denied, f"{where} is gated: its licence must be accepted, and a token given")
+            message = (
+                f"{where} is gated: accept its licence on the Hub, and put a token of that account into the Secret"
+            )
+            return TrainerError(denied, message)
         if isinstance(error, RevisionNotFoundError):
             return TrainerError(missing, f"{where} has no revision {self._asked or 'main'}")
+
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
         if isinstance(error, RepositoryNotFoundError) and (status != 401 or not self._token):
-            return TrainerError(missing, f"{where} does not exist, or is private and no token may see it")
+            return TrainerError(
+                missing, f"{where} does not exist, or is private and the token (if any) may not read it"
+            )
         if status in (401, 403):
             return TrainerError(denied, f"{where}: the hub refused the token (HTTP {status})")
         if isinstance(error, HFValidationError):
-            return TrainerError(missing, f"{where} is no name of a repository")
+            return TrainerError(missing, f"{where} is not a valid name of a repository: write hf://owner/name")
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-            return TrainerError(missing, f"{where} lists a file that it does not have")
+            return TrainerError(missing, f"{where} lists a file that does not exist")
+
         answer = f"answered HTTP {status}" if status else f"did not answer ({type(error).__name__})"
         return TrainerError(FailureReason.HUB_UNAVAILABLE, f"{where}: the hub {answer}")
 
 
 def _token(credentials: Path | None) -> str | bool:
-    """The token of the Secret; False asks anonymously and never takes a token from elsewhere."""
+    """Returns the token of the mounted Secret; False asks anonymously, whatever tokens this machine has."""
     path = credentials / TOKEN_FILE if credentials else None
     return path.read_text().strip() if path and path.is_file() else False

@@ -1,4 +1,4 @@
-"""Files that are here already, and used in place: a mounted PersistentVolumeClaim, or a path of the user's machine."""
+"""Sources that are used in place: a mounted PersistentVolumeClaim (pvc://), or a path of this machine (file://)."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from finetune_trainer.storage.s3_faults import FaultReasons
 
 
 class LocalRepository:
-    """A folder, or one file. Of a claim, only what lies inside it: to use a link that leads out is refused."""
+    """A folder, or one file. In a claim, links that lead out of it are refused."""
 
     revision = None
     sha256: Mapping[str, str] = MappingProxyType({})
@@ -22,31 +22,37 @@ class LocalRepository:
     def __init__(self, uri: str, source: Source, access: SourceAccess, reasons: FaultReasons) -> None:
         path = Path(source.path)
         root = Path("/")
+
         if source.scheme is Scheme.PVC:
             if access.mount is None:
-                message = f"{uri} needs a cluster, where its claim is mounted; use file:// on this machine"
+                message = (
+                    f"{uri} can only be read in a cluster, where its claim is mounted: use file:// on this machine"
+                )
                 raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
             root, path = access.mount.resolve(), access.mount / source.path
+
         self._uri, self._reasons = uri, reasons
         self._folder = path.parent if path.is_file() else path
         resolved = {found.relative_to(self._folder).as_posix(): found.resolve() for found in _files(path)}
         self._outside = {name for name, target in resolved.items() if not target.is_relative_to(root)}
         self.files = {name: 0 if name in self._outside else target.stat().st_size for name, target in resolved.items()}
+
         if not self.files:
             found = "is an empty folder" if path.is_dir() else "does not exist"
             raise TrainerError(reasons.key_missing, f"{uri} {found}")
 
     def download_size(self, names: Iterable[str]) -> int:
-        """Nothing is copied. Raises TrainerError for a link that leads out of the claim."""
+        """Returns 0: nothing is copied. Raises TrainerError for a link that leads out of the claim."""
         if leading_out := sorted(self._outside.intersection(names)):
             message = (
-                f"{self._uri}: {leading_out[0]} is a link that leads out of the claim, and is not followed; copy it"
+                f"{self._uri}: {leading_out[0]} is a link that leads out of the claim, and such links are not "
+                "followed: copy the file into the claim"
             )
             raise TrainerError(self._reasons.key_missing, message)
         return 0
 
     def download(self, names: Iterable[str], folder: Path, on_bytes: OnBytes) -> Path:
-        """The folder itself."""
+        """Returns the folder itself."""
         return self._folder
 
 

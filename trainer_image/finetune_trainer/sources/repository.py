@@ -1,5 +1,5 @@
-"""What every kind of source has in common: it lists its files before anything is fetched, so that what is unsafe,
-missing or too large is refused within a second."""
+"""The protocol of every kind of source. A source lists its files before anything is downloaded, so that one that is
+unsafe, incomplete or too large is refused within a second."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,46 +7,50 @@ from pathlib import Path
 from typing import Protocol
 
 from finetune_trainer.storage.object_store import OnBytes
+from finetune_trainer.storage.retry import RetryPolicy
+
+HUB_RETRIES = RetryPolicy(outage_seconds=120, first_wait=1)
 
 
 @dataclass(frozen=True)
 class SourceAccess:
-    """How a source is reached; None means the default of its kind."""
+    """Access to a source. None is the default of its kind."""
 
     credentials: Path | None = None
     """Folder of a mounted Secret."""
     endpoint_url: str | None = None
-    """S3 store."""
+    """Address of the S3 store."""
     region: str | None = None
+    """Region of the S3 store."""
     mount: Path | None = None
-    """Where a pvc:// source's claim is mounted."""
+    """Folder where the claim of a pvc:// source is mounted."""
     hub_endpoint: str | None = None
-    hub_patience_seconds: float = 120
-    """How long a hub that does not answer is asked again."""
+    """Address of the Hugging Face Hub."""
+    hub_retries: RetryPolicy = HUB_RETRIES
 
 
 class Repository(Protocol):
-    """A source with its files. Making one, and every method, raises TrainerError."""
+    """A source with its files. The constructor and every method raise TrainerError."""
 
     @property
     def files(self) -> dict[str, int]:
-        """Relative path (with "/") to size in bytes."""
+        """{relative path with "/": size in bytes}."""
         ...
 
     @property
     def sha256(self) -> Mapping[str, str]:
-        """SHA-256 (hex) of those files for which the source gives one."""
+        """{relative path: SHA-256 (hex)} of those files for which the source gives one."""
         ...
 
     @property
     def revision(self) -> str | None:
-        """Commit, where the source has commits."""
+        """Commit, if the source has commits."""
         ...
 
     def download(self, names: Iterable[str], folder: Path, on_bytes: OnBytes) -> Path:
-        """Have these files below a folder, which is returned: `folder`, or where they are already."""
+        """Downloads files and returns the folder that holds them: `folder`, or the one where they are already."""
         ...
 
     def download_size(self, names: Iterable[str]) -> int:
-        """Space that `bring` needs."""
+        """Returns the bytes of disk that `download` needs."""
         ...

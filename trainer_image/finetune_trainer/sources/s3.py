@@ -1,5 +1,5 @@
-"""Objects of a bucket: one key, or everything below a prefix. Public buckets are read unsigned where there are no
-credentials."""
+"""Sources in a bucket: one object, or everything below a prefix. Without credentials, requests are unsigned, which
+public buckets allow."""
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,25 +23,27 @@ class S3Repository:
     sha256: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, source: Source, access: SourceAccess, reasons: FaultReasons, *, is_folder: bool) -> None:
-        """`is_folder`: the path means a folder even without a slash at its end."""
+        """Lists the files. With `is_folder`, the path is a folder even without a slash at its end."""
         location = S3Location(access.endpoint_url, access.region)
         self._session = S3Session(source.location, location, access.credentials, reasons, anonymous_allowed=True)
+
         path = source.path
         if not path.endswith("/") and not is_folder:
             self._prefix = path[: path.rfind("/") + 1]
             self.files = {path.removeprefix(self._prefix): self._size(path)}
             return
+
         self._prefix = f"{path.rstrip('/')}/".lstrip("/")
         self.files = self._list()
         if not self.files:
-            raise TrainerError(reasons.key_missing, f"s3://{source.location}/{self._prefix} holds nothing")
+            raise TrainerError(reasons.key_missing, f"s3://{source.location}/{self._prefix} holds no files")
 
     def download_size(self, names: Iterable[str]) -> int:
-        """Size of the files."""
+        """Returns the size of the files in bytes."""
         return sum(self.files[name] for name in names)
 
     def download(self, names: Iterable[str], folder: Path, on_bytes: OnBytes) -> Path:
-        """Download files, one after the other, each in parallel parts."""
+        """Downloads files one after the other, each in parallel ranges."""
         with ThreadPoolExecutor(PARALLEL_PARTS, "s3") as parts:
             downloader = S3Downloader(self._session, parts)
             for name in names:
@@ -64,5 +66,5 @@ class S3Repository:
 
 
 def _is_plain_path(name: str) -> bool:
-    """Whether a key is a file path that stays below its folder: keys may be any text."""
+    """Returns True if a key is a path that stays below its folder: a key may be any text."""
     return not {"", ".", ".."} & set(name.split("/"))

@@ -1,7 +1,8 @@
-"""Which files of a source are used. Pickled weights and code are never among them, so they never reach this disk.
+"""Selection of the files of a source that are used. Pickled weights and code are never selected, so they never reach
+this disk.
 
-A model is a flat folder in Hugging Face layout. Data files of a split follow the Hub's own convention: the split's name
-is a word of the path (`data/train-00000-of-00002.parquet`), and files that name no split at all are the train split.
+A model is a flat folder in Hugging Face layout. Data files follow the Hub's convention: the name of the split is a word
+of the path (`data/train-00000-of-00002.parquet`), and files that name no split belong to train.
 """
 
 import re
@@ -15,7 +16,7 @@ from finetune_trainer.errors import TrainerError
 MODEL_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PATTERNS = ("*.json", "*.jinja", "*.model", "merges.txt")
-# Mistral's own copy of the weights, beside the one that transformers reads.
+# Mistral repositories hold a second copy of the weights, which transformers does not read.
 DUPLICATE_WEIGHTS = "consolidated*.safetensors"
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 DATA_DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
@@ -24,39 +25,47 @@ MAX_DATA_FILES = 10_000
 
 
 def choose_model_files(uri: str, names: Iterable[str]) -> list[str]:
-    """Files that loading a model needs; raises TrainerError (ModelNotFound, UnsafeModel)."""
+    """Returns the files that loading a model needs. Raises TrainerError (ModelNotFound, UnsafeModel)."""
     top = [name for name in names if "/" not in name]
     chosen = sorted(name for name in top if _matches(name, MODEL_PATTERNS) and not fnmatch(name, DUPLICATE_WEIGHTS))
     if any(name.endswith(".safetensors") for name in chosen) and "config.json" in chosen:
         return chosen
+
     if any(name.endswith(PICKLED_SUFFIXES) for name in top) and "config.json" in chosen:
-        message = f"{uri} has pickled weights only (.bin, .pt), which can run code when loaded; safetensors are needed"
+        message = f"{uri} has only pickled weights (.bin, .pt), which can run code when loaded; safetensors are needed"
         raise TrainerError(FailureReason.UNSAFE_MODEL, message)
-    message = f"{uri} is not a model: config.json and *.safetensors are needed, {len(top)} files were found"
+
+    message = f"{uri} is not a model: config.json and *.safetensors are needed, but not among its {len(top)} files"
     raise TrainerError(FailureReason.MODEL_NOT_FOUND, message)
 
 
 def choose_adapter_files(uri: str, names: Iterable[str]) -> list[str]:
-    """Files of a peft adapter, the tokenizer saved with it among them; raises TrainerError (ModelNotFound,
-    UnsafeModel)."""
+    """Returns the files of a peft adapter, with the tokenizer that was saved beside it.
+
+    Raises TrainerError (ModelNotFound, UnsafeModel).
+    """
     top = [name for name in names if "/" not in name]
     chosen = sorted(name for name in top if name == ADAPTER_WEIGHTS or _matches(name, ADAPTER_PATTERNS))
     if ADAPTER_WEIGHTS in chosen and "adapter_config.json" in chosen:
         return chosen
+
     if any(name.endswith(PICKLED_SUFFIXES) for name in top) and "adapter_config.json" in chosen:
-        message = f"{uri} has pickled weights only (.bin, .pt), which can run code when loaded; safetensors are needed"
+        message = f"{uri} has only pickled weights (.bin, .pt), which can run code when loaded; safetensors are needed"
         raise TrainerError(FailureReason.UNSAFE_MODEL, message)
-    message = f"{uri} is no adapter: adapter_config.json and {ADAPTER_WEIGHTS} are needed, {len(top)} files were found"
+
+    needed = f"adapter_config.json and {ADAPTER_WEIGHTS}"
+    message = f"{uri} is not an adapter: {needed} are needed, but not among its {len(top)} files"
     raise TrainerError(FailureReason.MODEL_NOT_FOUND, message)
 
 
 def choose_data_files(uri: str, names: Iterable[str], split: str | None) -> list[str]:
-    """Data files (of a split, where the source has splits); raises TrainerError (DatasetNotFound)."""
+    """Returns the data files, only those of `split` if it is given. Raises TrainerError (DatasetNotFound)."""
     every = list(names)
     data = [name for name in every if name.endswith(DATA_SUFFIXES) and not _is_hidden_or_description(name)]
     chosen = sorted(data if split is None else _of_split(data, split))
     if 0 < len(chosen) <= MAX_DATA_FILES:
         return chosen
+
     kinds, of_split = ", ".join(DATA_SUFFIXES), f" of split {split}" if split else ""
     found = f"{len(chosen)} data files ({kinds}){of_split} among its {len(every)} files"
     raise TrainerError(FailureReason.DATASET_NOT_FOUND, f"{uri} has {found}; 1 to {MAX_DATA_FILES} are needed")
@@ -70,13 +79,13 @@ def _of_split(names: list[str], split: str) -> list[str]:
 
 
 def _words(name: str) -> set[str]:
-    """The path's words, and its parts as they are: a split may itself contain separators."""
+    """Returns the words of a path, and its parts as they are: the name of a split may itself contain separators."""
     return {*re.split(r"[^A-Za-z0-9]+", name), *re.split(r"[/.]|-[0-9]", name)}
 
 
 def _is_hidden_or_description(name: str) -> bool:
     parts = name.split("/")
-    is_cache = fnmatch(parts[-1], "cache-*.arrow")  # beside a dataset that `datasets` saved
+    is_cache = fnmatch(parts[-1], "cache-*.arrow")  # `datasets` leaves these beside a saved dataset
     return any(part.startswith(".") for part in parts) or parts[-1] in DATA_DESCRIPTIONS or is_cache
 
 

@@ -1,8 +1,8 @@
 """Digests of files and folders.
 
-One pass over a file gives its SHA-256 and the CRC64-NVME of its parts, which ties what is sent and read back, in parts,
-to the SHA-256 of the whole. hashlib and awscrt release the interpreter lock: hashing (1.6 GB/s, SHA-256 being the slow
-one) runs beside the transfers.
+One pass over a file gives the SHA-256 of the whole and the CRC64-NVME of each part. The parts' checksums prove what
+is sent and read back; the common pass ties them to the SHA-256. hashlib and awscrt release the interpreter lock, so
+that hashing (1.6 GB/s; SHA-256 is the slow one) runs beside the transfers.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ HASHING_THREADS = 4
 
 
 class DigestStoppedError(Exception):
-    """Nobody wants the digest any more."""
+    """The digest was stopped: it is not needed any more."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class PartDigest:
     start: int
     end: int
     crc64: str
-    """CRC64-NVME, base64 of the big-endian value, as S3 headers carry it."""
+    """CRC64-NVME as in S3 headers: base64 of the big-endian value."""
 
 
 @dataclass(frozen=True)
 class FileDigest:
-    """Digests of a whole file and of its parts (at least one, which is empty for an empty file)."""
+    """Digests of a whole file and of its parts; an empty file has one empty part."""
 
     bytes: int
     sha256: str
@@ -43,15 +43,18 @@ class FileDigest:
 
 
 def crc64_header(value: int) -> str:
-    """A CRC64-NVME value as S3 writes it."""
+    """Returns a CRC64-NVME value as S3 headers carry it."""
     return b64encode(value.to_bytes(8, "big")).decode()
 
 
 def digest_file(path: Path, part_bytes: int, stopped: Callable[[], bool] = lambda: False) -> FileDigest:
-    """Digest a file and its parts of `part_bytes` (the last one shorter) in one pass. Raises DigestStoppedError soon
-    after `stopped` says so."""
+    """Hashes a file and its parts of `part_bytes` (the last one shorter) in one pass.
+
+    `stopped` is asked after every MiB; DigestStoppedError is raised as soon as it returns True.
+    """
     whole, whole_crc, start = hashlib.sha256(), 0, 0
     parts: list[PartDigest] = []
+
     with path.open("rb") as file:
         while True:
             crc, end = 0, start
@@ -61,37 +64,39 @@ def digest_file(path: Path, part_bytes: int, stopped: Callable[[], bool] = lambd
                 whole.update(data)
                 crc = checksums.crc64nvme(data, crc)
                 end += len(data)
-            if end == start and parts:
+            if end == start and parts:  # the file ended with the part before
                 break
+
             whole_crc = checksums.combine_crc64nvme(whole_crc, crc, end - start)
             parts.append(PartDigest(start, end, crc64_header(crc)))
             is_last, start = end - start < part_bytes, end
             if is_last:
                 break
+
     return FileDigest(start, whole.hexdigest(), crc64_header(whole_crc), tuple(parts))
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
+    """Returns the SHA-256 (hex) of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_lines(digests: Mapping[str, str]) -> str:
-    """SHA-256 of the lines that `sha256sum` would print for these files ({relative path: SHA-256}), sorted by path."""
+    """Returns the SHA-256 of the lines that `sha256sum` prints for files ({relative path: SHA-256}), sorted by path."""
     lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(digests.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Every file below a folder, sorted by relative path; links are followed."""
+    """Returns every file below a folder, sorted by relative path; links are followed."""
     return sorted(
         (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.relative_to(folder).as_posix()
     )
 
 
 def sha256_of_each(root: Path, files: Iterable[Path]) -> dict[str, str]:
-    """{path relative to `root`: SHA-256} of files on disk, several hashed at a time."""
+    """Returns {path relative to `root`: SHA-256} of files on disk; several are hashed at a time."""
     listed = list(files)
     with ThreadPoolExecutor(HASHING_THREADS, "hash") as pool:
         digests = list(pool.map(sha256_file, listed))

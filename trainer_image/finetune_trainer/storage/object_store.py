@@ -1,7 +1,6 @@
-"""The few operations that results and checkpoints need from storage: implemented by S3 and by a local folder.
+"""The few operations that results and checkpoints need from storage; S3 and local folders implement them.
 
-Keys are relative to the job's prefix and use "/". Whoever implements this has verified the content when `put_file`
-returns.
+Keys are relative to the job's prefix and use "/". When `put_file` returns, the stored content has been verified.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,67 +15,67 @@ OnBytes = Callable[[int], None]
 
 
 def ignore_bytes(_: int) -> None:
-    """For transfers that nobody watches."""
+    """Ignores the count: for transfers without a progress bar."""
 
 
 class PreconditionFailedError(Exception):
-    """A conditional write lost: the key exists, or is no longer the version that was seen."""
+    """A conditional write failed: the key exists, or has changed since it was read."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """An object's content with the tag that identifies this version of it."""
+    """Content of an object, with the tag of this version."""
 
     data: bytes
     tag: str
 
 
 class ObjectStore(Protocol):
-    """Objects below one job's prefix. Every method raises TrainerError for storage that fails or refuses."""
+    """Objects below the prefix of one job. Every method raises TrainerError if the storage fails or refuses."""
 
     def uri(self, key: str) -> str:
-        """Where a key is, for people and for status."""
+        """Returns the address of a key, for people and for the status."""
         ...
 
     def probe(self) -> None:
-        """Write and delete a canary."""
+        """Writes and deletes a canary."""
         ...
 
     def put_file(self, key: str, path: Path, on_bytes: OnBytes) -> FileDigest:
-        """Upload a file and verify what the storage holds."""
+        """Uploads a file and verifies what the storage holds."""
         ...
 
     def put_if(self, key: str, data: bytes, replaces: str | None) -> None:
-        """Write small content only where the key is absent (`replaces=None`) or still has that tag.
+        """Writes small content if the key does not exist (`replaces=None`) or still has the tag `replaces`.
 
-        Raises PreconditionFailedError.
+        Raises PreconditionFailedError otherwise.
         """
         ...
 
     def read(self, key: str) -> Version | None:
-        """Small content, or None where the key is absent."""
+        """Returns small content, or None if the key does not exist."""
         ...
 
     def get_file(self, key: str, target: Path, on_bytes: OnBytes) -> None:
-        """Download an object."""
+        """Downloads an object into a file."""
         ...
 
     def size(self, key: str) -> int | None:
-        """Size in bytes, or None where the key is absent."""
+        """Returns the size in bytes, or None if the key does not exist."""
         ...
 
     def keys(self, prefix: str) -> list[str]:
-        """Every key below a prefix ending in "/"."""
+        """Returns every key below a prefix that ends in "/"."""
         ...
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove keys; absent ones are no error."""
+        """Deletes keys; those that do not exist are ignored."""
         ...
 
     def abort_unfinished(self) -> int:
-        """Discard unfinished uploads below the prefix; says how many."""
+        """Discards unfinished uploads below the prefix and returns their number."""
         ...
 
     def close(self) -> None:
-        """Let nothing wait any longer: the process is about to end."""
+        """Ends all waits: the process is about to end."""
         ...

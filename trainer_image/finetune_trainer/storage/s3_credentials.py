@@ -1,8 +1,8 @@
 """S3 credentials from a mounted Secret, read again when the kubelet swaps its files.
 
-botocore asks its credentials object for keys whenever it signs, also when it repeats a request, so a rotated Secret
-takes effect with the next request. botocore's RefreshableCredentials was rejected: it wants an expiry time, which a
-Secret lacks.
+botocore asks its credentials object for keys whenever it signs a request, also for its own retries, so a rotated
+Secret takes effect with the next request. botocore's RefreshableCredentials was rejected: it needs an expiry time, and
+a Secret has none.
 """
 
 import threading
@@ -18,14 +18,14 @@ _FILES = (KEY_ID_FILE, KEY_FILE, SESSION_FILE)
 
 
 def folder_has_keys(folder: Path | None) -> bool:
-    """Whether a mounted Secret holds S3 keys."""
+    """Returns True if the folder of a mounted Secret holds S3 keys."""
     return folder is not None and (folder / KEY_ID_FILE).is_file()
 
 
 class FolderCredentials(Credentials):  # type: ignore[misc]  # botocore has no types
     """Credentials that follow the files of a folder.
 
-    Raises PartialCredentialsError (of botocore) where a needed file is missing.
+    Raises botocore's PartialCredentialsError if a needed file is missing or empty.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,7 +37,7 @@ class FolderCredentials(Credentials):  # type: ignore[misc]  # botocore has no t
         super().__init__(self._frozen.access_key, self._frozen.secret_key, self._frozen.token, method="mounted-secret")
 
     def get_frozen_credentials(self) -> ReadOnlyCredentials:
-        """Keys as they are on disk now."""
+        """Returns the keys that the files hold now."""
         with self._lock:
             if self._state() != self._seen:
                 self._reload()
@@ -47,7 +47,7 @@ class FolderCredentials(Credentials):  # type: ignore[misc]  # botocore has no t
         return tuple(_identity(self._folder / name) for name in _FILES)
 
     def _reload(self) -> None:
-        seen = self._state()
+        seen = self._state()  # before the content: a file that changes meanwhile is read again
         key_id, key, session = (_content(self._folder / name) for name in _FILES)
         if not key_id or not key:
             raise PartialCredentialsError(provider="mounted-secret", cred_var=KEY_FILE if key_id else KEY_ID_FILE)

@@ -1,4 +1,4 @@
-"""Download of one S3 object: ranges in parallel, each repeated on its own, all of one version of the object."""
+"""Download of one S3 object: ranges in parallel, each retried on its own, all of the same version of the object."""
 
 import os
 from concurrent.futures import Executor
@@ -20,12 +20,15 @@ class S3Downloader:
     plan: PartPlan = DEFAULT_PLAN
 
     def download(self, key: str, target: Path, on_bytes: OnBytes) -> int:
-        """Write an object to a file, whose folder is made; returns its size. Raises S3Fault, also where the object
-        changes while it is read, and OSError where the disk refuses."""
+        """Writes an object to a file, whose folder is created, and returns its size in bytes.
+
+        Raises S3Fault, also if the object changes during the download, and OSError for the disk.
+        """
         head = self.session.call("head_object", key)
         size, etag = int(head["ContentLength"]), str(head["ETag"])
         target.parent.mkdir(parents=True, exist_ok=True)
         step = self.plan.part_bytes(size)
+
         with target.open("wb") as file:
             file.truncate(size)
 

@@ -1,8 +1,8 @@
-"""What went wrong with S3: botocore's errors sorted into kinds that are handled alike.
+"""Failures of S3: botocore's errors, sorted into kinds that are handled in the same way.
 
-Only error code, operation, bucket and key reach the message: botocore's own text may quote the request, and a store's
-text may quote an access key. Which failure reason a kind means depends on what was being done, so the caller brings
-that table.
+A message holds error code, operation, bucket and key only: botocore's own text may quote the request, and a store's
+text may quote an access key. The failure reason of a kind depends on the use (output, model, dataset), so the caller
+passes a `FaultReasons`.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,11 @@ import urllib3.exceptions
 
 from finetune_api.failures import FailureReason
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage.retry import Cause
 
 
 class FaultKind(StrEnum):
-    """What is handled alike."""
+    """Kinds of S3 failures; those of one kind are handled in the same way. The value completes an error message."""
 
     BUCKET_MISSING = "the bucket does not exist"
     KEY_MISSING = "the object does not exist"
@@ -32,9 +33,18 @@ class FaultKind(StrEnum):
     UNAVAILABLE = "the store did not answer or asked to slow down"
     REFUSED = "the store refused the request"
 
+    @property
+    def cause(self) -> Cause:
+        """Cause that decides how long such a failure is retried."""
+        return _CAUSES.get(self, Cause.PERMANENT)
 
-RETRIED = (FaultKind.UNAVAILABLE, FaultKind.CORRUPTED)
-CREDENTIAL_KINDS = (FaultKind.EXPIRED, FaultKind.REJECTED)
+
+_CAUSES = {
+    FaultKind.UNAVAILABLE: Cause.OUTAGE,
+    FaultKind.CORRUPTED: Cause.OUTAGE,  # damaged on the way: the next transfer may be whole
+    FaultKind.EXPIRED: Cause.EXPIRED,
+    FaultKind.REJECTED: Cause.REJECTED,
+}
 
 _KIND_BY_CODE: dict[str, FaultKind] = {
     "NoSuchBucket": FaultKind.BUCKET_MISSING,
@@ -53,7 +63,7 @@ _KIND_BY_CODE: dict[str, FaultKind] = {
     "AuthorizationHeaderMalformed": FaultKind.WRONG_REGION,
     "IllegalLocationConstraintException": FaultKind.WRONG_REGION,
     "PreconditionFailed": FaultKind.PRECONDITION,
-    "ConditionalRequestConflict": FaultKind.UNAVAILABLE,  # undecided: S3 asks to repeat the request
+    "ConditionalRequestConflict": FaultKind.UNAVAILABLE,  # two writes met: S3 asks to repeat the request
     "NoSuchUpload": FaultKind.UPLOAD_LOST,
     "BadDigest": FaultKind.CORRUPTED,
     "XAmzContentChecksumMismatch": FaultKind.CORRUPTED,
@@ -78,7 +88,8 @@ _KIND_BY_STATUS: dict[int, FaultKind] = {
     412: FaultKind.PRECONDITION,
     429: FaultKind.UNAVAILABLE,
 }
-# botocore's EndpointConnectionError (nobody listens: the store restarts) is no HTTPClientError and no OSError.
+# botocore's EndpointConnectionError (nobody listens, because the store restarts) is a ConnectionError of botocore, and
+# neither an HTTPClientError nor an OSError.
 _NO_ANSWER = (
     boto_errors.ConnectionError,
     boto_errors.HTTPClientError,
@@ -90,14 +101,14 @@ _NO_ANSWER = (
 
 @dataclass(frozen=True)
 class FaultReasons:
-    """Failure reasons for one use of S3: writing output, reading the model, or reading the dataset."""
+    """Failure reasons of one use of S3: writing the output, reading the model, or reading the dataset."""
 
     bucket_missing: FailureReason
     key_missing: FailureReason
     denied: FailureReason
 
     def reason(self, kind: FaultKind) -> FailureReason:
-        """The reason that a kind means here."""
+        """Failure reason of a kind in this use."""
         match kind:
             case FaultKind.BUCKET_MISSING:
                 return self.bucket_missing
@@ -122,8 +133,8 @@ DATASET_REASONS = FaultReasons(
 )
 
 
-class S3Fault(TrainerError):  # noqa: N818 (a fault is what the rest of this package calls it)
-    """A failed S3 operation: an error like any other for the caller, with its kind for the code that can act on it."""
+class S3Fault(TrainerError):  # noqa: N818 (the rest of this package calls it a fault)
+    """A failed S3 operation: a TrainerError for most callers, with its kind for code that can act on it."""
 
     def __init__(self, kind: FaultKind, reason: FailureReason, operation: str, where: str, code: str) -> None:
         super().__init__(reason, f"{operation} of {where}: {kind.value} ({code})")
@@ -131,12 +142,13 @@ class S3Fault(TrainerError):  # noqa: N818 (a fault is what the rest of this pac
 
 
 def classify(error: BaseException) -> tuple[FaultKind, str]:
-    """Kind and code of an error that boto3 raised."""
+    """Returns kind and error code of an error that boto3 raised."""
     if isinstance(error, boto_errors.ClientError):
         details = error.response.get("Error", {})
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         code = str(details.get("Code", status))
         return _kind_of_response(code, status), code
+
     code = type(error).__name__
     if isinstance(error, boto_errors.NoCredentialsError | boto_errors.PartialCredentialsError):
         return FaultKind.NO_CREDENTIALS, code
@@ -146,6 +158,7 @@ def classify(error: BaseException) -> tuple[FaultKind, str]:
         return FaultKind.CORRUPTED, code
     if isinstance(error, _NO_ANSWER):
         return FaultKind.UNAVAILABLE, code
+
     return FaultKind.REFUSED, code
 
 
@@ -154,7 +167,8 @@ def _kind_of_response(code: str, status: int) -> FaultKind:
         return _KIND_BY_CODE[code]
     if code.startswith("KMS."):
         return FaultKind.DENIED
-    if code.isdecimal():
+
+    if code.isdecimal():  # a HEAD request has no body, so botocore gives the status as the code
         status = int(code)
     if status >= 500:
         return FaultKind.UNSUPPORTED if status == 501 else FaultKind.UNAVAILABLE

@@ -1,0 +1,88 @@
+"""Retries with exponential backoff: one loop for every request to S3 and to the Hugging Face Hub.
+
+How long a failure is retried depends on its cause: an outage for minutes, expired credentials until the mounted Secret
+changes, a refusal not at all. stamina and tenacity were rejected: stamina has one time limit for a call, whatever
+failed; tenacity would need our own functions for the limit, the wait and the error, so only the loop would be saved.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TypeVar
+
+from finetune_trainer.errors import TrainerError
+
+log = logging.getLogger(__name__)
+Value = TypeVar("Value")
+
+
+class Cause(Enum):
+    """Causes of a failure, as far as retries differ."""
+
+    OUTAGE = auto()
+    """The other side does not answer, or asks to slow down."""
+    EXPIRED = auto()
+    """The credentials have expired."""
+    REJECTED = auto()
+    """The credentials were rejected."""
+    PERMANENT = auto()
+    """A repeated request would fail again."""
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Time for which a request is retried, by cause, and the waits between its attempts, in seconds."""
+
+    outage_seconds: float = 900
+    expired_seconds: float = 300
+    """Time for the kubelet to replace the mounted Secret."""
+    rejected_seconds: float = 2
+    """Time in which a Secret's files may change one after the other."""
+    first_wait: float = 0.5
+    max_wait: float = 30
+
+    def limit(self, cause: Cause) -> float:
+        """Seconds for which failures with this cause are retried, counted from the first attempt."""
+        limits = {
+            Cause.OUTAGE: self.outage_seconds,
+            Cause.EXPIRED: self.expired_seconds,
+            Cause.REJECTED: self.rejected_seconds,
+        }
+        return limits.get(cause, 0.0)
+
+
+def retry(
+    action: Callable[[], Value],
+    policy: RetryPolicy,
+    errors: tuple[type[Exception], ...],
+    explain: Callable[[Exception], tuple[TrainerError, Cause]],
+    closing: threading.Event | None = None,
+) -> Value:
+    """Returns what `action` returns; repeats it while it raises one of `errors` and the policy allows it.
+
+    Raises the error that `explain` makes of the last failure, without the original, which may quote the request. Once
+    `closing` is set, failures are raised at once.
+    """
+    closing = closing or threading.Event()
+    began, wait = time.monotonic(), policy.first_wait
+
+    while True:
+        try:
+            return action()
+        except errors as error:
+            failure, cause = explain(error)
+
+            # Credentials are polled at a steady pace: their files change once, at no predictable time.
+            polls = cause in (Cause.EXPIRED, Cause.REJECTED)
+            pause = policy.first_wait if polls else wait
+            if closing.is_set() or time.monotonic() + pause > began + policy.limit(cause):
+                raise failure from None
+
+        pause *= random.uniform(0.7, 1)  # noqa: S311 (spreads the load of many pods)
+        log.warning("%s; trying again in %.1f s", failure.message, pause)
+        closing.wait(pause)
+        wait = wait if polls else min(2 * wait, policy.max_wait)
