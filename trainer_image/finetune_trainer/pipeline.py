@@ -142,7 +142,7 @@ def _write_documents(
         best_step=outcome.best_step,
         memory=place.progress.memory,
         samples=checkpointed.sampler.lines() if checkpointed.sampler else (),
-        is_decoded=open_base_model(base.folder).is_dequantised,
+        is_dequantised=open_base_model(base.folder).is_dequantised,
     )
     return write_documents(
         place.settings.work / "artifacts",

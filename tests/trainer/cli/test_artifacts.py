@@ -122,7 +122,7 @@ def test_a_manifest_that_names_a_path_outside_is_refused(
     (folder / "manifest.json").write_bytes(manifest.model_copy(update={"artifacts": (evil,)}).encode())
     done = finetune(folder, "--download", tmp_path / "down")
     assert done.returncode != 0
-    assert "no path inside a result" in done.stderr
+    assert "not a path inside a result" in done.stderr
     assert not list((tmp_path / "down").rglob("*"))
 
 

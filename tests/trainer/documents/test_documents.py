@@ -26,7 +26,7 @@ NAMESPACE = {"svg": "http://www.w3.org/2000/svg"}
 def documents(run_config: Builder, tmp_path: Path) -> Callable[..., tuple[str, str]]:
     """Builder of (card, resolved.yaml) for a job on a Hub model."""
 
-    def build(*, is_decoded: bool = False, **sections: dict[str, object]) -> tuple[str, str]:
+    def build(*, is_dequantised: bool = False, **sections: dict[str, object]) -> tuple[str, str]:
         model = {"source": "hf://acme/base", "credentials": {"secretName": "canary-hub-secret"}}
         output = {"s3": {"bucket": "models", "credentials": {"secretName": "canary-s3-secret"}}}
         config = run_config(**{"model": model, "output": output} | sections)
@@ -39,7 +39,7 @@ def documents(run_config: Builder, tmp_path: Path) -> Callable[..., tuple[str, s
         card, configuration = write_documents(
             *(tmp_path, config, resolved, artifacts),
             model_digest="b" * 64,
-            summary=RunSummary(metrics={"steps": 2.0, "loss": 1.0}, history=HISTORY, is_decoded=is_decoded),
+            summary=RunSummary(metrics={"steps": 2.0, "loss": 1.0}, history=HISTORY, is_dequantised=is_dequantised),
         )
         return (card.path / "README.md").read_text(), configuration.path.read_text()
 
@@ -68,7 +68,7 @@ def test_the_card_says_base_data_metrics_and_commands(documents: Callable[..., t
 
 def test_the_card_says_when_weights_were_decoded_from_nf4(documents: Callable[..., tuple[str, str]]) -> None:
     said = "The base exists in NF4 only: merged weights and GGUF files hold its decoded weights"
-    assert said in documents(is_decoded=True)[0]
+    assert said in documents(is_dequantised=True)[0]
     assert said not in documents()[0]
 
 

@@ -1,1 +1,8 @@
-"""What people read beside the weights: model card with loss plot, and `resolved.yaml`, everything that made them."""
+"""Documents beside the weights, for people: model card, loss plot, samples and resolved.yaml.
+
+write         all of them, as artifacts like any other
+model_card    README.md of the model, from the template model_card.md.jinja
+sample_table  answers during training, as a table in the card
+loss_plot     the loss curves as an SVG
+resolved      resolved.yaml: everything that determined the result
+"""

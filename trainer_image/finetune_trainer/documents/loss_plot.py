@@ -1,6 +1,6 @@
-"""The loss curves as an SVG: a few hundred bytes of text that every browser and the Hub show. Pure.
+"""The loss curves as an SVG: a few kilobytes of text that every browser and the Hub can show. Pure.
 
-matplotlib was rejected: 30 MB of packages for two lines.
+matplotlib was rejected here: the trainer image would carry 30 MB of packages to draw two lines.
 """
 
 import math
@@ -18,29 +18,33 @@ TRAINING_COLOUR, EVALUATION_COLOUR = "#3b6ea5", "#c9772f"
 
 @dataclass(frozen=True)
 class _Frame:
-    """Which steps and losses the picture spans."""
+    """Range of steps and losses that the picture shows."""
 
     last_step: int
     low: float
     high: float
 
     def place(self, point: LossPoint) -> tuple[float, float]:
-        """Pixel of a point."""
+        """Returns the position of a point in pixels."""
         x = LEFT + (WIDTH - LEFT - RIGHT) * point.step / self.last_step
         return x, self.height_of(point.loss)
 
     def height_of(self, loss: float) -> float:
-        """Pixel row of a loss."""
+        """Returns the height of a loss in pixels from the top."""
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (loss - self.low) / (self.high - self.low)
 
 
 def render_loss_plot(title: str, points: Sequence[LossPoint], best_step: int | None = None) -> str:
-    """The picture; at least one point is needed. Long runs are thinned to 1000 points a line. A ring marks the
-    evaluation of `best_step`, whose adapter is exported."""
+    """Returns the SVG; `points` must not be empty.
+
+    Of long runs, about 1000 points a line are drawn. A ring marks the evaluation at `best_step`, whose adapter is
+    exported.
+    """
     ticks = _ticks(min(point.loss for point in points), max(point.loss for point in points))
     frame = _Frame(max(1, max(point.step for point in points)), ticks[0], ticks[-1])
     training = [point for point in points if not point.is_evaluation]
     evaluation = [point for point in points if point.is_evaluation]
+
     parts = [
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
@@ -75,7 +79,7 @@ def _line(name: str, colour: str, points: Sequence[LossPoint], frame: _Frame, *,
     places = [frame.place(point) for point in points]
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
     yield f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
-    if len(places) <= 2:  # a line of one point would not be seen
+    if len(places) <= 2:  # a line of one point is invisible
         yield from (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places)
     yield f'<text x="{legend}" y="20" fill="{colour}">{name}</text>'
 
@@ -87,16 +91,17 @@ def _ring(point: LossPoint, frame: _Frame) -> str:
 
 
 def _thinned(points: Sequence[LossPoint]) -> Sequence[LossPoint]:
-    """Every n-th point, the last one always among them."""
+    """Returns every n-th point, and always the last one."""
     step = -(-len(points) // MAX_POINTS) or 1
     return points if step == 1 else [*points[:-1:step], points[-1]]
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """About five round numbers that span [low, high]."""
+    """Returns about five round numbers that span [low, high]."""
     span = high - low or abs(high) or 1.0
     rough = span / 4
     power = 10.0 ** math.floor(math.log10(rough))
+
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
     first, last = math.floor(low / step), math.ceil(high / step)
     last = max(last, first + 1)

@@ -1,6 +1,6 @@
-"""`resolved.yaml`: everything that determined the result, with nothing left to a default or a branch name.
+"""`resolved.yaml`: everything that determined the result, with defaults written out and branches resolved to commits.
 
-Names of Secrets are left out: whoever gets the artifacts has no use for them.
+Names of Secrets are left out: readers of the artifacts cannot use them.
 """
 
 import platform
@@ -14,7 +14,7 @@ import yaml
 from finetune_api.progress import MemoryUse, Resolved
 from finetune_api.run_config import RunConfig
 
-# What the numbers depend on.
+# Packages whose versions can change the numbers.
 PACKAGES = (
     *("finetune-operator", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "datasets"),
     *("tokenizers", "safetensors", "gguf", "numpy"),
@@ -30,10 +30,11 @@ def describe_run(
     metrics: Mapping[str, float],
     memory: MemoryUse | None = None,
 ) -> dict[str, Any]:
-    """The run as data for YAML: what was asked for, what it became, and on what."""
+    """Returns the run as data for YAML: the job, what it was resolved to, memory, metrics and versions."""
     run = _without_private(config.to_wire())
     for part in ("apiVersion", "kind", "progress", "checkpointsToKeep", "terminationGracePeriodSeconds"):
         run.pop(part, None)
+
     return {
         "specDigest": config.spec_digest(),
         **run,
@@ -45,7 +46,7 @@ def describe_run(
 
 
 def write_resolved(description: Mapping[str, Any]) -> str:
-    """The file's text."""
+    """Returns the text of resolved.yaml."""
     note = "# Everything that determined this result. Digests are SHA-256 over `sha256sum` lines of the files.\n"
     return note + yaml.safe_dump(dict(description), sort_keys=False, allow_unicode=True)
 

@@ -1,4 +1,4 @@
-"""Samples as lines of JSON, and as a table for the model card."""
+"""Answers to sample prompts during training, as a table in the model card."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,13 @@ SHOWN_CHARACTERS = 400
 
 
 def sample_table(lines: Sequence[SampleLine], exported_step: int | None = None) -> list[str]:
-    """Markdown: answers by prompt, of the first step, the last one, two between and the exported one."""
+    """Returns lines of Markdown: each prompt with its answers at up to four steps and at the exported one.
+
+    The four are the first step, the last one and two between.
+    """
     steps = {exported_step, *_some(sorted({line.step for line in lines}))}
     shown = ["## Samples", "", "Answers before and during training; all of them are in `samples.jsonl`.", ""]
+
     prompts = list(dict.fromkeys(line.prompt for line in lines))
     for prompt in prompts[:SHOWN_PROMPTS]:
         own = [line for line in lines if line.prompt == prompt]
@@ -31,7 +35,7 @@ def _some(steps: Sequence[int]) -> set[int]:
 
 
 def _cell(text: str) -> str:
-    """Text on one line of a table, in which neither Markdown nor HTML means anything."""
+    """Returns text as one cell of a table, with the characters escaped that mean something in Markdown or HTML."""
     cut = text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
     safe = "".join(f"&#{ord(sign)};" if sign in _MEANINGFUL else sign for sign in cut.strip())
     return "<br>".join(safe.splitlines()) or "(nothing)"

@@ -1,4 +1,4 @@
-"""Write the documents into folders, as artifacts like any other."""
+"""Writes the documents of a run into folders, as artifacts like any other."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,16 +19,17 @@ RESOLVED_NAME = "resolved.yaml"
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What happened in a run."""
+    """Course and figures of a run."""
 
     metrics: Mapping[str, float]
     history: Sequence[LossPoint] = ()
+    """Losses in the order in which they were logged."""
     best_step: int | None = None
-    """Step whose adapter is exported, where that is the best one."""
+    """Step whose adapter is exported, if it is the one with the lowest evaluation loss."""
     memory: MemoryUse | None = None
     samples: Sequence[SampleLine] = ()
-    is_decoded: bool = False
-    """Whether the base's weights exist in NF4 only."""
+    is_dequantised: bool = False
+    """True if the base's weights exist in NF4 only."""
 
 
 def write_documents(
@@ -40,16 +41,21 @@ def write_documents(
     model_digest: str,
     summary: RunSummary,
 ) -> list[LocalArtifact]:
-    """Card with plot, samples, and resolved.yaml, below `output`. `artifacts` are those that the card speaks of."""
+    """Writes model card with loss plot, samples, and resolved.yaml below `output`; returns them as artifacts.
+
+    `artifacts` are the ones that the card describes.
+    """
     card, configuration = output / "modelcard", output / "configuration"
     card.mkdir(parents=True, exist_ok=True)
     configuration.mkdir(parents=True, exist_ok=True)
+
     description = describe_run(
         config, resolved, model_digest=model_digest, metrics=summary.metrics, memory=summary.memory
     )
     if summary.history:
         title = f"Loss of {config.job.name}, nats per supervised token"
         (card / PLOT_NAME).write_text(render_loss_plot(title, summary.history, summary.best_step), encoding="utf-8")
+
     facts = CardFacts(
         config,
         description,
@@ -58,10 +64,12 @@ def write_documents(
         has_plot=bool(summary.history),
         best_step=summary.best_step,
         samples=summary.samples,
-        is_decoded=summary.is_decoded,
+        is_dequantised=summary.is_dequantised,
     )
+
     (card / CARD_NAME).write_text(write_model_card(facts), encoding="utf-8")
     (configuration / RESOLVED_NAME).write_text(write_resolved(description), encoding="utf-8")
+
     written = [
         LocalArtifact(ArtifactType.MODEL_CARD, card, "markdown"),
         LocalArtifact(ArtifactType.CONFIGURATION, configuration / RESOLVED_NAME, "yaml"),

@@ -50,7 +50,9 @@ def _configs(uri: str, card: str) -> list[dict[str, Any]]:
     try:
         described = yaml.safe_load(block)
     except (yaml.YAMLError, ValueError, RecursionError):
-        message = f"the README.md of {uri} begins with a block that is not valid YAML, so its list of data files is unknown"
+        message = (
+            f"the README.md of {uri} begins with a block that is not valid YAML, so its list of data files is unknown"
+        )
         raise TrainerError(FailureReason.DATASET_NOT_FOUND, message) from None
 
     configs = described.get("configs") if isinstance(described, dict) else None
