@@ -212,7 +212,7 @@ def measure_besides_disk(table: Table, request: ExportRequest, device: torch.dev
     """Everything but the writing of what was encoded."""
     assert request.adapter is not None, "an adapter is merged"
     began = time.perf_counter()
-    base = open_base_model(request.base)
+    base = open_base_model(request.base, adapter=request.adapter)
     adapter = open_adapter(request.adapter, base)
     partial = request.output.with_name("headers")
     partial.mkdir()

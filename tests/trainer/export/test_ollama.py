@@ -10,6 +10,8 @@ import trl
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from finetune_test_programs.binaries import find_go
+from finetune_trainer.export.base_model.json_files import load_json_if_present
+from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.export.chat_turns import find_chat_turns
 from finetune_trainer.export.ollama import OllamaChat, read_ollama_chat, to_go_template, write_modelfile
 
@@ -51,6 +53,11 @@ def render_with_go(tasks: list[tuple[str, list[Message]]]) -> list[str]:
     assert done.returncode == 0, done.stderr
     rendered: list[str] = json.loads(done.stdout)
     return rendered
+
+
+def read_chat(folder: Path) -> OllamaChat:
+    config, generation = (load_json_if_present(folder / f"{name}.json") for name in ("config", "generation_config"))
+    return read_ollama_chat(TokenizerFiles(folder), config, generation)
 
 
 def in_modelfile(modelfile: str) -> str:
@@ -108,7 +115,7 @@ def test_a_system_message_without_a_fixed_place_is_not_promised() -> None:
 
 
 def test_a_modelfile_names_file_template_and_stop_words(tiny_base: Path) -> None:
-    modelfile = write_modelfile("tiny-Q8_0.gguf", read_ollama_chat(tiny_base, tiny_base))
+    modelfile = write_modelfile("tiny-Q8_0.gguf", read_chat(tiny_base))
     assert "FROM ./tiny-Q8_0.gguf\n" in modelfile
     assert modelfile.endswith('PARAMETER stop "<|im_end|>"\n')
     assert in_modelfile(modelfile).startswith("{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n")
@@ -128,10 +135,10 @@ def test_a_file_without_a_known_template_says_so(tiny_base: Path, tmp_path: Path
     odd = folder_with(tiny_base, tmp_path / "odd", "{{ messages[-1]['content'] }}")
     none = folder_with(tiny_base, tmp_path / "none", None)
     for folder, part in (
-        (odd, "Ollama reads the template that the GGUF"),
+        (odd, "Ollama uses the template in the GGUF"),
         (none, "the tokenizer has no chat template"),
     ):
-        modelfile = write_modelfile("m.gguf", read_ollama_chat(folder, folder))
+        modelfile = write_modelfile("m.gguf", read_chat(folder))
         assert part in modelfile
         assert "\nTEMPLATE" not in modelfile
 
@@ -142,6 +149,6 @@ def test_a_beginning_token_that_the_file_adds_is_not_in_the_template(tiny_base: 
     settings = {"bos_token": "<|im_start|>"}
     for adds, count in ((True, 0), (False, 2)):
         folder = folder_with(tiny_base, tmp_path / str(adds), template, add_bos_token=adds, **settings)
-        turns = read_ollama_chat(folder, folder).turns
+        turns = read_chat(folder).turns
         assert turns is not None
         assert to_go_template(turns).count("<|im_start|>") == count

@@ -13,7 +13,7 @@ from finetune_trainer.export.export import ExportRequest, export
 from finetune_trainer.export.quantization import quantize as quantize_module
 from finetune_trainer.export.quantization.cpu import encode
 from finetune_trainer.export.tensor_io import buffers
-from finetune_trainer.export.tensor_io.buffers import KEPT_BYTES, SMALLEST_BYTES, BufferPool
+from finetune_trainer.export.tensor_io.buffers import MAX_FREE_BYTES, MIN_POOLED_BYTES, BufferPool
 from finetune_trainer.export.tensor_io.safetensors_files import list_tensors
 
 TYPES = ("F32", "F16", "BF16", "Q8_0")
@@ -32,7 +32,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MIN_COMPILED_WEIGHTS", "MIN_COMPILED_FLOATS"):
         monkeypatch.setattr(quantize_module, name, 1)
     monkeypatch.setattr(encode, "TASK_WEIGHTS", 4096)
-    monkeypatch.setattr(buffers, "SMALLEST_BYTES", 1)
+    monkeypatch.setattr(buffers, "MIN_POOLED_BYTES", 1)
 
 
 @pytest.mark.parametrize(
@@ -66,20 +66,20 @@ def test_weights_that_float16_cannot_hold_are_named_from_a_thread(
 
 def test_memory_comes_back_when_the_last_tensor_that_shares_it_is_gone() -> None:
     pool = BufferPool()
-    first = pool.take(2 * SMALLEST_BYTES)
+    first = pool.take(2 * MIN_POOLED_BYTES)
     place, view = first.data_ptr(), first.view(torch.bfloat16).reshape(2, -1)[1]
     del first
     gc.collect()
-    other = pool.take(SMALLEST_BYTES)
-    assert not place <= other.data_ptr() < place + 2 * SMALLEST_BYTES, "a view still lives there"
+    other = pool.take(MIN_POOLED_BYTES)
+    assert not place <= other.data_ptr() < place + 2 * MIN_POOLED_BYTES, "a view still lives there"
     del view
-    again = pool.take(SMALLEST_BYTES + 1)
-    assert (again.data_ptr(), again.numel()) == (place, SMALLEST_BYTES + 1)
-    assert pool.take(SMALLEST_BYTES).data_ptr() not in (place, other.data_ptr())
+    again = pool.take(MIN_POOLED_BYTES + 1)
+    assert (again.data_ptr(), again.numel()) == (place, MIN_POOLED_BYTES + 1)
+    assert pool.take(MIN_POOLED_BYTES).data_ptr() not in (place, other.data_ptr())
 
 
 def test_little_memory_is_kept() -> None:
     pool = BufferPool()
-    held = [pool.take(KEPT_BYTES // 4) for _ in range(6)]
+    held = [pool.take(MAX_FREE_BYTES // 4) for _ in range(6)]
     held.clear()
-    assert sum(map(len, pool._free)) == KEPT_BYTES
+    assert sum(map(len, pool._free)) == MAX_FREE_BYTES

@@ -1,1 +1,13 @@
-"""Artifacts from base weights and an adapter, in one streaming pass; `export.export` is the way in."""
+"""Export of trained models: merged weights and GGUF files in one streaming pass; `export.export` is the way in.
+
+export.py         the pass: every tensor read once, merged, and given to every output
+adapter.py        LoraWeights: a peft adapter, merged into the base tensor by tensor
+merged_folder.py  the merged model as a Hugging Face folder
+ollama.py         the Modelfile beside each GGUF file
+chat_turns.py     the text that a chat template writes between messages
+errors.py         errors that end an export
+base_model/       the base model's folder, read once
+tensor_io/        tensors between files and a device
+quantization/     encoding of weights as GGUF's tensor types
+gguf/             GGUF files: tensors and metadata
+"""

@@ -1,11 +1,13 @@
-"""A peft LoRA adapter, and what the weights are with it: W' = W + scale * B A, in fp32.
+"""A peft LoRA adapter, merged into the base's weights tensor by tensor, in fp32: W' = W + scale * B A.
 
     scale = alpha / r           LoRA
     scale = alpha / sqrt(r)     rsLoRA
     W' = m * (W + scale * B A) / |W + scale * B A|      DoRA, with the norm of each row
 
-Full copies of a module (`modules_to_save`) replace the base's weights. What a merge cannot express is refused: a
-wrong model that loads is worse than none.
+Full copies of a module (`modules_to_save`) replace the base's weights. An adapter that a merge cannot express is
+refused: a wrong model that loads is worse than none.
+
+Source: peft's LoraLayer.get_delta_weight; LoRA (arXiv 2106.09685), rsLoRA (2312.03732), DoRA (2402.09353).
 """
 
 import json
@@ -18,6 +20,7 @@ from typing import Any
 
 import torch
 
+from finetune_api.base import Json
 from finetune_trainer.export.base_model.folder import BaseModel
 from finetune_trainer.export.errors import InvalidAdapterError
 from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor, list_tensors
@@ -25,7 +28,7 @@ from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor, li
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _PART = re.compile(r"\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.weight)?$")
-# Settings whose effect on the forward pass is not W + scale * B A.
+# Settings with another effect on the forward pass than W + scale * B A.
 _NOT_MERGEABLE = (
     "lora_bias",
     "layer_replication",
@@ -36,47 +39,58 @@ _NOT_MERGEABLE = (
     "use_bdlora",
     "fan_in_fan_out",
 )
-# Initialisations that change the base model in memory: the adapter is a difference to weights we do not have.
+# Initialisations that change the base model in memory: the adapter is relative to weights that no longer exist.
 _BASE_CHANGING = ("loftq", "pissa", "olora", "corda", "lora_ga")
 
 
 @dataclass
 class _Update:
-    """What the adapter holds for one weight matrix."""
+    """The adapter's tensors for one weight of the base."""
 
     parts: dict[str, StoredTensor] = field(default_factory=dict)
+    """By LoRA's name of the part, such as lora_A."""
     replacement: StoredTensor | None = None
+    """A full copy of the weight, of `modules_to_save`."""
 
 
 class LoraWeights:
-    """An adapter matched to a base; nothing but headers is read before `merge`."""
+    """An adapter matched to a base; only headers are read before `merge`."""
 
     def __init__(self, config: Mapping[str, Any], updates: dict[str, _Update]) -> None:
         self._config = config
         self._updates = updates
 
     def merge(self, name: str, weights: torch.Tensor) -> torch.Tensor:
-        """The weights of tensor `name` with the adapter: fp32 on the same device, or as they are where the adapter
-        does not change them."""
+        """The weights [out, in] of tensor `name` with the adapter: fp32, on the same device.
+
+        Weights that the adapter does not change are returned as they are. Raises InvalidAdapterError for NaN and
+        infinity in the adapter.
+        """
         update = self._updates.get(name)
         if update is None:
             return weights
+
         weights = weights.to(torch.float32)
         if update.replacement is not None:
             weights = _load(update.replacement, weights)
         if not update.parts:
             return weights
+
         parts = {kind: _load(stored, weights) for kind, stored in update.parts.items()}
         if "lora_embedding_A" in parts:
-            down, up = parts["lora_embedding_B"], parts["lora_embedding_A"]  # rows of the embedding are its inputs
+            # An embedding's rows are its inputs, so the product is transposed: [hidden, r], [r, tokens].
+            down, up = parts["lora_embedding_B"], parts["lora_embedding_A"]
             return torch.addmm(weights, up.T, down.T, alpha=self._scale(name, rank=up.shape[0]))
+
         down, up = parts["lora_A"], parts["lora_B"]  # [r, in], [out, r]
         merged = torch.addmm(weights, up, down, alpha=self._scale(name, rank=down.shape[0]))
         if "lora_magnitude_vector" in parts:
+            # DoRA: the norm of each row becomes the learnt magnitude.
             merged *= (parts["lora_magnitude_vector"].flatten() / merged.norm(dim=1)).unsqueeze(1)
         return merged
 
     def _scale(self, name: str, *, rank: int) -> float:
+        """alpha / r, or alpha / sqrt(r) with rsLoRA; `alpha_pattern` gives some modules an alpha of their own."""
         module = name.removesuffix(".weight")
         patterns: Mapping[str, float] = self._config.get("alpha_pattern") or {}
         alpha = next(
@@ -87,13 +101,16 @@ class LoraWeights:
 
 
 def open_adapter(folder: Path, base: BaseModel) -> LoraWeights:
-    """Read an adapter folder and match every tensor to one of the base; raises InvalidAdapterError saying what does
-    not fit."""
+    """Read an adapter folder and match every tensor to one of the base.
+
+    Raises InvalidAdapterError naming the setting or the tensor that does not fit.
+    """
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (folder / name).is_file():
             raise InvalidAdapterError(f"{folder} has no {name}: it is not a peft adapter in safetensors")
-    config: dict[str, Any] = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    config: Json = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     _check_mergeable(config)
+
     updates: dict[str, _Update] = {}
     for stored in list_tensors(folder / WEIGHTS_NAME, error=InvalidAdapterError):
         target, part = _target(stored.name)
@@ -102,26 +119,28 @@ def open_adapter(folder: Path, base: BaseModel) -> LoraWeights:
             update.replacement = stored
         else:
             update.parts[part] = stored
+
     _check_matches(updates, base, use_dora=bool(config.get("use_dora")))
     return LoraWeights(config, updates)
 
 
 def _check_mergeable(config: Mapping[str, Any]) -> None:
     if config.get("peft_type") != "LORA":
-        raise InvalidAdapterError(f"adapters of type {config.get('peft_type')} cannot be merged; only LoRA can")
+        raise InvalidAdapterError(f"adapters of peft_type {config.get('peft_type')} cannot be merged; only LORA can")
     for setting in _NOT_MERGEABLE:
         if config.get(setting):
-            raise InvalidAdapterError(f"an adapter with {setting} cannot be merged; export the adapter alone")
+            raise InvalidAdapterError(f"an adapter with {setting} cannot be merged: export the adapter alone")
+
     start = str(config.get("init_lora_weights")).lower()
     if start.startswith(_BASE_CHANGING):
         raise InvalidAdapterError(
-            f"the adapter was initialised with {start}, which changed the base weights it was trained on; "
+            f"init_lora_weights is {start}, which changed the base's weights before training; "
             "convert it to a plain LoRA with peft, or export the adapter alone"
         )
 
 
 def _target(name: str) -> tuple[str, str | None]:
-    """Base tensor and LoRA part of an adapter tensor; part None is a full replacement."""
+    """The base tensor that an adapter tensor changes, and the LoRA part it is; part None is a full copy."""
     name = name.removeprefix(_PREFIX)
     found = _PART.search(name)
     if found:
@@ -130,38 +149,47 @@ def _target(name: str) -> tuple[str, str | None]:
 
 
 def _check_matches(updates: Mapping[str, _Update], base: BaseModel, *, use_dora: bool) -> None:
-    shapes = {tensor.name: tensor.shape for tensor in base.tensors}
+    """Raise InvalidAdapterError unless every update fits a tensor of the base."""
+    shapes = dict(base.shapes)
     needed = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if use_dora else set())
     for name, update in updates.items():
         if name not in shapes:
-            raise InvalidAdapterError(f"the adapter changes {name}, which the base model does not have")
+            raise InvalidAdapterError(
+                f"the adapter changes {name}, which the base model does not have: wrong base model?"
+            )
         if base.config.get("tie_word_embeddings") and name in ("model.embed_tokens.weight", "lm_head.weight"):
             raise InvalidAdapterError(
-                f"the adapter changes {name}, but the base ties input and output embeddings, which a merge cannot keep"
+                f"the adapter changes {name}, but the base ties input and output embeddings, which a merge cannot "
+                "keep: export the adapter alone"
             )
+
         if update.replacement is not None and update.replacement.shape != shapes[name]:
             raise InvalidAdapterError(
-                f"the adapter's {name} has shape {update.replacement.shape}, the base's {shapes[name]}"
+                f"the adapter's {name} has shape {update.replacement.shape}, not {shapes[name]}: wrong base model?"
             )
+
         kinds = set(update.parts)
         if kinds and kinds not in (needed, {"lora_embedding_A", "lora_embedding_B"}):
-            raise InvalidAdapterError(f"the adapter has {sorted(kinds)} for {name}; needed are {sorted(needed)}")
+            raise InvalidAdapterError(f"the adapter has {sorted(kinds)} for {name}, but a merge needs {sorted(needed)}")
         _check_shapes(name, update.parts, shapes[name])
 
 
 def _check_shapes(name: str, parts: Mapping[str, StoredTensor], shape: tuple[int, ...]) -> None:
     if "lora_A" not in parts:
         return
+
     down, up = parts["lora_A"].shape, parts["lora_B"].shape
     if len(shape) != 2 or down != (up[-1], shape[1]) or up != (shape[0], down[0]):
         raise InvalidAdapterError(
-            f"the adapter's {down} and {up} do not fit {name} of shape {shape}: wrong base model?"
+            f"the adapter's lora_A {down} and lora_B {up} do not fit {name} of shape {shape}: wrong base model?"
         )
 
 
 def _load(stored: StoredTensor, like: torch.Tensor) -> torch.Tensor:
+    """Read an adapter tensor as fp32 onto the device of `like`."""
     if stored.dtype is torch.uint8:
         raise InvalidAdapterError(f"the adapter's {stored.name} is stored as U8; only F32, F16 and BF16 can be merged")
+
     values = stored.read().to(like.device, torch.float32)
     if not values.isfinite().all():
         raise InvalidAdapterError(f"the adapter's {stored.name} holds NaN or infinity")

@@ -1,10 +1,10 @@
-"""What a chat template writes between the messages, found by rendering it.
+"""The text that a chat template writes between messages, found by rendering the template.
 
-Ollama has a template language of its own, and a Jinja template cannot be translated in general. But those of nearly
-all families (ChatML and Qwen, Llama 3, Mistral, Gemma, Phi, Zephyr, ...) only put fixed text between the messages of
-a conversation. That text is found by rendering conversations of known content, and then compared with the template on
-longer ones; a template that does more (answers rewritten, the system message moved) is recognised by that, and has no
-`ChatTurns`. Rejected: a table of families, which knows each template only as it was when the table was written.
+Ollama has a template language of its own, and a Jinja template cannot be translated in general. But the templates of
+nearly all families (ChatML and Qwen, Llama 3, Mistral, Gemma, Phi, Zephyr, ...) only put fixed text between messages.
+That text is found by rendering conversations of known content, and is then compared with the template on longer
+conversations. A template that does more (it rewrites answers, it moves the system message) fails the comparison and has
+no `ChatTurns`. Rejected: a table of families, which knows each template only as it was when the table was written.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 Message = Mapping[str, str]
 _SYSTEM, _USER, _ANSWER, _SECOND = "Qsystemq", "Quserq", "Qanswerq", "Qsecondq"
-# Longer than what the text is found with; names and a line break would show a template that looks at content.
+# Longer than the conversations that the text is found with. Line breaks and marks in the content would show a template
+# that looks at it.
 _LONG = [
     {"role": role, "content": text}
     for role, text in (
@@ -32,12 +33,12 @@ _BRIEFING = {"role": "system", "content": "Answer briefly.\nBe kind."}
 
 @dataclass(frozen=True)
 class ChatTurns:
-    """Fixed text between messages. Users and assistants take turns; the prompt ends after a user's message."""
+    """Fixed text between messages. User and assistant take turns, and a prompt ends after a user's message."""
 
     start: str
-    """Before the first user message, where there is no system message; a default one is a part of it."""
+    """Before the first user message if there is no system message; contains the template's default one, if any."""
     before_system: str | None
-    """None: the template takes no system message."""
+    """Before the system message; None if the template takes none."""
     after_system: str
     """Between the system message and the first user message."""
     to_answer: str
@@ -45,13 +46,14 @@ class ChatTurns:
     to_user: str
     """Between an answer and the next user message."""
     prompt: str
-    """Between the last user message and what the model is to say."""
+    """Between the last user message and the model's answer."""
 
     def render(self, messages: Sequence[Message]) -> str:
-        """A prompt that ends with a user's message."""
+        """Render a prompt; the last of `messages` is a user's."""
         text, rest = self.start, list(messages)
         if rest[0]["role"] == "system":
             text = (self.before_system or "") + rest.pop(0)["content"] + self.after_system
+
         for index, message in enumerate(rest):
             is_last = index + 1 == len(rest)
             between = self.to_user if message["role"] == "assistant" else self.prompt if is_last else self.to_answer
@@ -60,40 +62,44 @@ class ChatTurns:
 
 
 def find_chat_turns(template: str, special_tokens: Mapping[str, str]) -> ChatTurns | None:
-    """The text that `template` (Jinja) puts between messages, or None where it does more than that.
+    """Find the text that `template` (Jinja) puts between messages; None if it does more than that.
 
-    `special_tokens` are what the template may name, such as {"eos_token": "</s>"}.
+    `special_tokens` are those that the template may name, such as {"eos_token": "</s>"}.
     """
     user, answer, second = (
         {"role": role, "content": text} for role, text in (("user", _USER), ("assistant", _ANSWER), ("user", _SECOND))
     )
+
+    # One turn gives the beginning and the prompt's end; a second turn gives the text around an answer.
     one, two = (_render(template, special_tokens, messages) for messages in ([user], [user, answer, second]))
     first, longer = _split(one, _USER), _split(two, _USER, _ANSWER, _SECOND)
     if first is None or longer is None:
         return None
     start, prompt = first
     _, to_answer, to_user, _ = longer
+
     system = _split(_render(template, special_tokens, [{"role": "system", "content": _SYSTEM}, user]), _SYSTEM, _USER)
     before, after = (system[0], system[1]) if system else (None, "")
     turns = ChatTurns(start, before, after, to_answer, to_user, prompt)
+
     checked = [_LONG] if system is None else [_LONG, [_BRIEFING, *_LONG], [_BRIEFING, *_LONG[:1]]]
     agrees = all(turns.render(messages) == _render(template, special_tokens, messages) for messages in checked)
     return turns if agrees else None
 
 
 def _render(template: str, special_tokens: Mapping[str, str], messages: Sequence[Message]) -> str | None:
-    """What transformers makes of the template, in its sandbox; None for what the template refuses."""
+    """Render with transformers, in its sandbox; None if the template refuses the messages."""
     conversation: list[Any] = [dict(message) for message in messages]
     named: dict[str, Any] = dict(special_tokens)
     try:
         rendered = render_jinja_template([conversation], chat_template=template, add_generation_prompt=True, **named)
-    except (TemplateError, TypeError, KeyError, ValueError):  # a template may do anything with what it gets
+    except (TemplateError, TypeError, KeyError, ValueError):  # a template may do anything with its input
         return None
     return str(rendered[0][0])
 
 
 def _split(text: str | None, *marks: str) -> list[str] | None:
-    """What stands around the marks, each of which must occur once and in order."""
+    """The text around the marks; None unless each mark occurs once, in this order."""
     parts = []
     for mark in marks:
         if text is None or text.count(mark) != 1:

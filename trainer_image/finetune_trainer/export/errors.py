@@ -1,12 +1,12 @@
-"""What can keep an export from being made, as an error tree; messages are for the person who wrote the job.
+"""Errors that end an export, as a tree; messages are for the person who wrote the job.
 
 ExportError
-├── InvalidBaseError            the base folder is not a usable 16/32-bit model
-├── InvalidAdapterError         the adapter is not a LoRA that can be merged into this base
-├── UnsupportedArchitectureError    llama.cpp has, or we know, no conversion for the family
-├── UnsupportedTokenizerError   llama.cpp could not reproduce the tokenizer
-├── UnsupportedTypeError        an output type we do not write, or none asked for
-└── OverflowingWeightsError     weights that float16 cannot hold
+├── InvalidBaseError              the base folder is not a usable 16-bit or 32-bit model
+├── InvalidAdapterError           the adapter is not a LoRA that can be merged into this base
+├── UnsupportedArchitectureError  no conversion to GGUF is known for the family, or for one of its settings
+├── UnsupportedTokenizerError     llama.cpp has no equal of the tokenizer
+├── UnsupportedTypeError          an unknown output type, or none asked for
+└── OverflowingWeightsError       weights that float16 cannot hold
 """
 
 from typing import ClassVar
@@ -16,9 +16,10 @@ from finetune_trainer.errors import TrainerError
 
 
 class ExportError(TrainerError):
-    """Base of all; `default_reason` is the machine-readable reason the job ends with."""
+    """Base of all errors of an export."""
 
     default_reason: ClassVar[FailureReason] = FailureReason.INVALID_CONFIGURATION
+    """Machine-readable reason with which the job ends."""
 
     def __init__(self, message: str) -> None:
         super().__init__(self.default_reason, message)
@@ -33,20 +34,20 @@ class InvalidAdapterError(ExportError):
 
 
 class UnsupportedArchitectureError(ExportError):
-    """The model family, or one of its settings, has no faithful GGUF form here."""
+    """The model family, or one of its settings, cannot be converted to GGUF faithfully."""
 
     default_reason = FailureReason.UNSUPPORTED_ARCHITECTURE
 
 
 class UnsupportedTokenizerError(ExportError):
-    """llama.cpp has no equal of this tokenizer, or we do not know which one it is."""
+    """llama.cpp has no equal of this tokenizer, or the equal is not known."""
 
     default_reason = FailureReason.UNSUPPORTED_ARCHITECTURE
 
 
 class UnsupportedTypeError(ExportError):
-    """The request names a type that is not written here, or nothing at all."""
+    """The request names an unknown output type, or asks for no output."""
 
 
 class OverflowingWeightsError(ExportError):
-    """Some weights are beyond float16's largest number (65504)."""
+    """Some weights are larger than float16's largest number (65504)."""

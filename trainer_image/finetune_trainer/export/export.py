@@ -1,4 +1,4 @@
-"""From base weights and an adapter to everything people load: one streaming pass, tensor by tensor.
+"""Export of a base model and an adapter to everything that people load: one streaming pass, tensor by tensor.
 
 Each tensor of the original 16-bit shards is read once, merged with the adapter in fp32, and written to every output
 before the next is read: memory is a few tensors, whatever the model's size. Each output rounds from the same fp32
@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 import torch
 
 from finetune_trainer.export.adapter import LoraWeights, open_adapter
-from finetune_trainer.export.base_model.folder import BaseModel, choose_tokenizer_folder, open_base_model
+from finetune_trainer.export.base_model.folder import BaseModel, open_base_model
 from finetune_trainer.export.errors import UnsupportedTypeError
 from finetune_trainer.export.gguf.files import GgufFiles
 from finetune_trainer.export.gguf.metadata import Origin
@@ -28,15 +28,15 @@ from finetune_trainer.export.tensor_io.tensor_reader import read_tensors
 
 log = logging.getLogger(__name__)
 DEQUANTISED = (
-    "the base exists in NF4 only, so its weights were decoded: merged and GGUF files carry the error of that "
-    "quantisation; name the original 16-bit model as the base to be without it"
+    "the base exists in NF4 only, so its weights were dequantised: merged and GGUF files carry the error of that "
+    "quantisation; to be without it, give the original 16-bit model as the base"
 )
 MERGED_DTYPES = {"BF16": torch.bfloat16, "FP16": torch.float16}
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to export, and where to."""
+    """The base, the adapter and the outputs of one export."""
 
     base: Path
     """Folder with config.json, *.safetensors and tokenizer files."""
@@ -45,13 +45,13 @@ class ExportRequest:
     output: Path
     """Artifacts are written below it: merged/..., gguf/<name>-<TYPE>.gguf and, beside each, its Modelfile."""
     merged: str | None
-    """BF16, FP16, or None."""
+    """BF16, FP16, or None for no merged weights."""
     gguf: tuple[str, ...]
     """GGUF types, for example ("F16", "Q8_0")."""
     name: str
     """File stem and general.name."""
     base_name: str | None = None
-    """The base on the Hugging Face Hub (org/name), where it comes from there: GGUF files name it."""
+    """The base on the Hugging Face Hub (org/name), which GGUF files name; None if it does not come from there."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,13 @@ class ExportedFile:
     size: int
     """Bytes."""
     seconds: float = 0.0
-    """Spent on encoding it; reading, merging and writing, which go on beside that, are not counted."""
+    """Time spent on encoding it; reading, merging and writing go on beside that and are not counted."""
     modelfile: Path | None = None
     """Ollama's Modelfile beside a GGUF file."""
 
 
 class Output(Protocol):
-    """Something that takes all tensors in turn."""
+    """A sink of all tensors, one after the other."""
 
     @property
     def size(self) -> int: ...
@@ -90,18 +90,19 @@ def export(
     on_tensor: Callable[[str], None] = lambda name: None,
     on_notice: Callable[[str], None] = log.warning,
 ) -> list[ExportedFile]:
-    """Write everything `request` asks for; existing artifacts of the same names are replaced.
-
-    `on_notice(text)` hears what people should know about the result.
+    """Write everything that `request` asks for; existing artifacts of the same names are replaced.
 
     Merging and quantising run on `device`. `on_tensor(name)` is called before each tensor, `on_progress(done, total)`
-    after it, with bytes of weights written. Raises ExportError, and leaves nothing behind then; what cannot be exported
-    is found before weights are read.
+    after it, with bytes of weights written, and `on_notice(text)` with what users should know about the result.
+
+    Raises ExportError, and leaves nothing behind then; a request that cannot be exported is refused before weights are
+    read.
     """
-    base = open_base_model(request.base)
+    base = open_base_model(request.base, adapter=request.adapter)
     if base.is_dequantised:
         on_notice(DEQUANTISED)
     adapter = open_adapter(request.adapter, base) if request.adapter is not None else None
+
     partial = request.output / f".{request.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -109,7 +110,9 @@ def export(
         outputs = plan_outputs(request, base, partial)
         with FileWriters(device) as writers:
             stream(base, adapter, outputs, writers, on_progress=on_progress, on_tensor=on_tensor)
-        _write_modelfiles(request, partial)
+        if request.gguf:
+            _write_modelfiles(base, partial / "gguf")
+
         seconds = {name: spent for output in outputs for name, spent in output.seconds().items()}
         return _publish(request, partial, seconds)
     finally:
@@ -117,19 +120,19 @@ def export(
 
 
 def plan_outputs(request: ExportRequest, base: BaseModel, partial: Path) -> list[Output]:
-    """What `request` asks for, to be written below `partial`; raises ExportError before anything is."""
-    tokenizer = choose_tokenizer_folder(request.base, request.adapter)
+    """Plan the outputs of `request`, to be written below `partial`; raises ExportError before anything is written."""
     outputs: list[Output] = []
     if request.merged is not None:
         if request.merged not in MERGED_DTYPES:
-            raise UnsupportedTypeError(f"merged weights cannot be {request.merged!r}; choose BF16 or FP16")
-        outputs.append(MergedFolder(partial / "merged", base, tokenizer, dtype=MERGED_DTYPES[request.merged]))
+            raise UnsupportedTypeError(f"merged weights cannot be {request.merged!r}: choose BF16 or FP16")
+        outputs.append(MergedFolder(partial / "merged", base, dtype=MERGED_DTYPES[request.merged]))
+
     if request.gguf:
         (partial / "gguf").mkdir()
         paths = {kind: partial / "gguf" / f"{request.name}-{kind}.gguf" for kind in request.gguf}
-        shapes = [(tensor.name, tensor.shape) for tensor in base.tensors]
-        origin = Origin(request.base, request.base_name, is_trained=request.adapter is not None)
-        outputs.append(GgufFiles(paths, origin=origin, tokenizer=tokenizer, shapes=shapes, name=request.name))
+        origin = Origin(request.name, request.base_name, is_trained=request.adapter is not None)
+        outputs.append(GgufFiles(paths, base, origin))
+
     if not outputs:
         raise UnsupportedTypeError("nothing to export: ask for merged weights, for GGUF types, or both")
     return outputs
@@ -155,6 +158,7 @@ def stream(
                     weights = adapter.merge(tensor.name, weights)
                 done += sum(output.write(tensor.name, weights) for output in outputs)
                 on_progress(done, total)
+
             for output in outputs:
                 output.end()
         except BaseException:
@@ -164,16 +168,15 @@ def stream(
             raise
 
 
-def _write_modelfiles(request: ExportRequest, partial: Path) -> None:
-    if request.gguf:
-        chat = read_ollama_chat(request.base, choose_tokenizer_folder(request.base, request.adapter))
-        for path in (partial / "gguf").glob("*.gguf"):
-            text = write_modelfile(path.name, chat)
-            path.with_suffix(MODELFILE_SUFFIX).write_text(text, encoding="utf-8")
+def _write_modelfiles(base: BaseModel, folder: Path) -> None:
+    """Write a Modelfile beside each GGUF file in `folder`."""
+    chat = read_ollama_chat(base.tokenizer, base.config, base.generation_config)
+    for path in folder.glob("*.gguf"):
+        path.with_suffix(MODELFILE_SUFFIX).write_text(write_modelfile(path.name, chat), encoding="utf-8")
 
 
 def _publish(request: ExportRequest, partial: Path, seconds: Mapping[str, float]) -> list[ExportedFile]:
-    """Rename what is complete to its final place."""
+    """Move the complete outputs to their final places; `seconds` are those of encoding, by file name."""
     files: list[ExportedFile] = []
     if request.merged is not None:
         target = request.output / "merged"
@@ -183,6 +186,7 @@ def _publish(request: ExportRequest, partial: Path, seconds: Mapping[str, float]
             ExportedFile(path, "merged", request.merged, path.stat().st_size, seconds.get(path.name, 0.0))
             for path in sorted(target.iterdir())
         ]
+
     if request.gguf:
         (request.output / "gguf").mkdir(exist_ok=True)
     for kind in request.gguf:

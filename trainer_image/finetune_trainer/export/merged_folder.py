@@ -17,14 +17,15 @@ TYPES = {torch.bfloat16: GGMLQuantizationType.BF16, torch.float16: GGMLQuantizat
 
 
 class MergedFolder:
-    """Weights go into one file per base file, under the same name; the rest of the folder is written at the end."""
+    """Weights go into one file for each of the base's, under the same name; the other files are written at the end."""
 
-    def __init__(self, path: Path, base: BaseModel, tokenizer: Path, *, dtype: torch.dtype) -> None:
+    def __init__(self, path: Path, base: BaseModel, *, dtype: torch.dtype) -> None:
         self.path = path
-        self._base, self._tokenizer, self._dtype = base, tokenizer, dtype
-        self._files = {tensor.name: tensor.path.name for tensor in base.tensors}
+        self._base, self._dtype = base, dtype
+        self._files = {tensor.name: tensor.path.name for tensor in base.tensors}  # tensor -> file
         self._writers: dict[str, SafetensorsWriter] = {}
         self._watches = {name: Stopwatch() for name in self._files.values()}
+
         shapes = [(tensor.shape, TYPES[dtype]) for tensor in base.tensors]
         self._encoder = StreamedEncoder(shapes, advice="merge as BF16")
         self.size = sum(torch.Size(tensor.shape).numel() * dtype.itemsize for tensor in base.tensors)
@@ -57,9 +58,9 @@ class MergedFolder:
         if self._base.is_sharded:
             index = {"metadata": {"total_size": self.size}, "weight_map": dict(sorted(self._files.items()))}
             (self.path / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        write_side_files(self._base, self._tokenizer, self.path, dtype=str(self._dtype).removeprefix("torch."))
+        write_side_files(self._base, self.path, dtype=str(self._dtype).removeprefix("torch."))
 
     def abandon(self) -> None:
-        """Close what is unfinished; the writers have ended."""
+        """Close the unfinished files, whose writers have ended."""
         for writer in self._writers.values():
             writer.abandon()

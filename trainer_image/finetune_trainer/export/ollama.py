@@ -4,12 +4,12 @@ Ollama tokenizes the prompt with the file's own beginning-of-sequence switch, so
 is left out of TEMPLATE.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer
-
-from finetune_trainer.export.base_model.folder import load_json
+from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.export.chat_turns import ChatTurns, find_chat_turns
 from finetune_trainer.export.gguf.special_tokens import find_special_tokens
 
@@ -18,33 +18,36 @@ MODELFILE_SUFFIX = ".Modelfile"
 
 @dataclass(frozen=True)
 class OllamaChat:
-    """What a Modelfile says beyond the file's name."""
+    """The content of a Modelfile beyond the file's name."""
 
     turns: ChatTurns | None
+    """None: there is no chat template, or it does more than put fixed text between messages."""
     stops: tuple[str, ...]
     has_template: bool
-    """Whether the tokenizer has a chat template at all."""
+    """True if the tokenizer has a chat template at all."""
     says_date: bool
-    """Whether the template writes the day's date, which is that of the export then."""
+    """True if the template writes the day's date; in the Modelfile it is the date of the export."""
 
 
-def read_ollama_chat(model: Path, tokenizer: Path) -> OllamaChat:
-    """Look at the tokenizer in folder `tokenizer`, and at config.json and generation_config.json in `model`."""
-    coder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-    config = load_json(model / "config.json")
-    found = find_special_tokens(tokenizer, config, coder)
-    tokens = {f"{kind}_token": text for kind, index in found.ids.items() if (text := coder.id_to_token(index))}
+def read_ollama_chat(files: TokenizerFiles, config: Mapping[str, Any], generation: Mapping[str, Any]) -> OllamaChat:
+    """Derive the chat from the tokenizer, from config.json and from generation_config.json."""
+    tokenizer = files.tokenizer
+    found = find_special_tokens(files, config)
+    tokens = {f"{kind}_token": text for kind, index in found.ids.items() if (text := tokenizer.id_to_token(index))}
+
     turns = find_chat_turns(found.chat_template, tokens) if found.chat_template else None
     if turns is not None and found.adds_bos:
         turns = _without_beginning(turns, tokens["bos_token"])
+
     ends: list[str] = []
-    for value in (found.ids.get("eos"), config.get("eos_token_id"), _generation_ends(model)):
+    for value in (found.ids.get("eos"), config.get("eos_token_id"), generation.get("eos_token_id")):
         indices = value if isinstance(value, list) else [value]
-        ends += [text for index in indices if isinstance(index, int) and (text := coder.id_to_token(index))]
+        ends += [text for index in indices if isinstance(index, int) and (text := tokenizer.id_to_token(index))]
     if turns is not None:
-        special = [token.content for token in coder.get_added_tokens_decoder().values() if token.special]
+        special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
         # The token that ends an answer, which some tokenizers do not call their end of sequence.
         ends += [text for text in special if turns.to_user.lstrip().startswith(text)]
+
     says_date = "strftime_now" in (found.chat_template or "")
     return OllamaChat(turns, tuple(dict.fromkeys(ends)), bool(found.chat_template), says_date)
 
@@ -52,17 +55,19 @@ def read_ollama_chat(model: Path, tokenizer: Path) -> OllamaChat:
 def write_modelfile(gguf: str, chat: OllamaChat) -> str:
     """The Modelfile of the GGUF file that lies beside it under the name `gguf`."""
     lines = [f"# ollama create NAME -f {Path(gguf).with_suffix(MODELFILE_SUFFIX).name}", f"FROM ./{gguf}"]
+
     if chat.turns is not None:
         if chat.turns.before_system is None:
             lines.append("# The model's chat template has no place for a system message: SYSTEM has no effect.")
         if chat.says_date:
-            lines.append("# The date in TEMPLATE, if there is one, is that of the export.")
+            lines.append("# If TEMPLATE contains a date, it is the date of the export.")
         lines.append(f'TEMPLATE """{to_go_template(chat.turns)}"""')
     elif chat.has_template:
-        lines.append("# No TEMPLATE: the model's chat template does more than Ollama's language can say plainly.")
-        lines.append("# Ollama reads the template that the GGUF file holds.")
+        lines.append("# No TEMPLATE: the model's chat template does more than Ollama's template language can express.")
+        lines.append("# Ollama uses the template in the GGUF file.")
     else:
         lines.append("# No TEMPLATE: the tokenizer has no chat template. Ollama sends prompts as they are.")
+
     lines += [f"PARAMETER stop {_quoted(stop)}" for stop in chat.stops]
     return "\n".join(lines) + "\n"
 
@@ -70,13 +75,14 @@ def write_modelfile(gguf: str, chat: OllamaChat) -> str:
 def to_go_template(turns: ChatTurns) -> str:
     """The turns in Go's template language, over Ollama's .System and .Messages.
 
-    White space is part of the prompt, so there are no line breaks of our own and no trim marks. Where the last message
-    is the beginning of an answer, the model goes on with it.
+    White space is part of the prompt, so there are no line breaks of our own and no trim marks. If the last message is
+    the beginning of an answer, the model continues it.
     """
     start = _literal(turns.start)
     if turns.before_system is not None:
         before, after = _literal(turns.before_system), _literal(turns.after_system)
         start = f"{{{{ if .System }}}}{before}{{{{ .System }}}}{after}{{{{ else }}}}{start}{{{{ end }}}}"
+
     last = "eq (len (slice $.Messages $i)) 1"
     prompt, to_answer, to_user = map(_literal, (turns.prompt, turns.to_answer, turns.to_user))
     user = f"{{{{ .Content }}}}{{{{ if {last} }}}}{prompt}{{{{ else }}}}{to_answer}{{{{ end }}}}"
@@ -86,23 +92,19 @@ def to_go_template(turns: ChatTurns) -> str:
 
 
 def _literal(text: str) -> str:
-    """Text for Go's template language, in which a brace may begin an action; three quotation marks would end the
-    Modelfile's own quotation."""
+    """Escape text for Go's template language inside a Modelfile.
+
+    A brace may begin an action, and three quotation marks would end the Modelfile's own quotation.
+    """
     return text.replace("{", "{{ `{` }}").replace('"""', '{{ `"` }}' * 3)
 
 
 def _quoted(text: str) -> str:
-    """A value of a Modelfile, which knows no escapes, only longer quotation marks."""
+    """Quote a value for a Modelfile, which has no escapes, only longer quotation marks."""
     return f'"""{text}"""' if '"' in text else f'"{text}"'
 
 
 def _without_beginning(turns: ChatTurns, beginning: str) -> ChatTurns:
+    """The turns without the token that begins a prompt, with or without a system message."""
     before = None if turns.before_system is None else turns.before_system.removeprefix(beginning)
-    return ChatTurns(
-        turns.start.removeprefix(beginning), before, turns.after_system, turns.to_answer, turns.to_user, turns.prompt
-    )
-
-
-def _generation_ends(model: Path) -> object:
-    path = model / "generation_config.json"
-    return load_json(path).get("eos_token_id") if path.is_file() else None
+    return replace(turns, start=turns.start.removeprefix(beginning), before_system=before)

@@ -88,5 +88,5 @@ def test_it_trains_where_the_whole_is_refused_with_the_way_out(
 def test_a_checkpoint_without_the_prefixes_is_refused(with_images: Path) -> None:
     path = with_images / "model.safetensors"
     path.write_bytes(path.read_bytes().replace(b"language_model.", b"languageXmodel."))
-    with pytest.raises(InvalidBaseError, match="prefixes"):
+    with pytest.raises(InvalidBaseError, match=r"no tensor .* begins with language_model\.model"):
         open_base_model(with_images)

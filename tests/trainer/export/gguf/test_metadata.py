@@ -74,14 +74,19 @@ def test_everything_is_said_that_the_converter_says(
 
 
 def read(folder: Path, *, base_name: str | None = None, is_trained: bool = False) -> gguf.Metadata:
-    return read_metadata(Origin(folder, base_name, is_trained), {}, name="mine", parameters=8_000_000)
+    return read_metadata(folder, Origin("mine", base_name, is_trained), {}, parameters=8_000_000)
 
 
 def test_a_trained_model_has_the_licence_of_its_base_and_that_as_its_ancestor(described: Path) -> None:
-    facts = read(described, base_name="acme/Tiny-1B-Instruct", is_trained=True)
-    assert (facts.license, facts.languages, facts.author, facts.datasets) == ("llama3.1", ["en", "no"], None, None)
+    metadata = read(described, base_name="acme/Tiny-1B-Instruct", is_trained=True)
+    assert (metadata.license, metadata.languages, metadata.author, metadata.datasets) == (
+        "llama3.1",
+        ["en", "no"],
+        None,
+        None,
+    )
     url = "https://huggingface.co/acme/Tiny-1B-Instruct"
-    assert facts.base_models == [{"name": "Tiny 1B Instruct", "organization": "Acme", "repo_url": url}]
+    assert metadata.base_models == [{"name": "Tiny 1B Instruct", "organization": "Acme", "repo_url": url}]
     assert read(described, is_trained=True).base_models is None
 
 
@@ -114,5 +119,5 @@ def test_only_what_has_the_right_form_is_passed_on(case: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("given", [True, "0.6", [0.6], float("nan"), float("inf"), 1e300, None])
 def test_a_setting_of_sampling_that_is_no_number_is_left_out(given: object, tmp_path: Path) -> None:
-    facts = read_metadata(Origin(tmp_path, None, False), {"temperature": given}, name="mine", parameters=1)
-    assert facts.sampling_temp is None
+    metadata = read_metadata(tmp_path, Origin("mine", None, False), {"temperature": given}, parameters=1)
+    assert metadata.sampling_temp is None

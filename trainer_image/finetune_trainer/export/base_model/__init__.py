@@ -1,0 +1,8 @@
+"""The base model of an export: a Hugging Face model folder, read once and passed on as one value.
+
+folder.py           BaseModel: configs, locations of the tensors, tokenizer; files copied beside merged weights
+tokenizer_files.py  tokenizer.json, tokenizer_config.json and the chat templates
+json_files.py       JSON objects from files that others wrote
+language_model.py   the language model inside a multimodal checkpoint
+nf4_tensors.py      weights that exist in NF4 only, dequantised when they are read
+"""

@@ -1,121 +1,149 @@
-"""A Hugging Face model folder: which files hold the weights, and what else belongs to the model."""
+"""The base model as one value: configs, locations of the tensors, and the tokenizer of a Hugging Face model folder.
+
+Each file is read once, here; what comes after an export's start takes the value, not the folder.
+"""
 
 import json
 import shutil
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePath
-from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
+
+from finetune_api.base import Json
+from finetune_trainer.export.base_model.json_files import load_json, load_json_if_present
 from finetune_trainer.export.base_model.language_model import (
     has_language_model,
     language_model_config,
     language_model_tensors,
 )
 from finetune_trainer.export.base_model.nf4_tensors import Nf4Tensor, fold_nf4
-from finetune_trainer.export.errors import InvalidBaseError
+from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
+from finetune_trainer.export.errors import InvalidBaseError, UnsupportedArchitectureError
 from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor, list_tensors
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-MORE_TEMPLATES = "additional_chat_templates"  # a folder of named ones
 OTHER_FILES = ("generation_config.json", "LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base model: its config as written and its tensors in the order they are stored; the language model alone where
-    the checkpoint reads images, too."""
+    """A base model; of a multimodal checkpoint, its language model alone."""
 
     path: Path
-    config: dict[str, Any]
+    config: Json
+    """config.json as written; for a multimodal checkpoint, its language model's section with defaults filled in."""
     tensors: tuple[StoredTensor, ...]
+    """All weights, in the order in which they are stored."""
     is_sharded: bool
+    is_multimodal: bool
+    """True if the checkpoint also reads images; that part is left out."""
+    tokenizer: TokenizerFiles
 
     @property
     def is_dequantised(self) -> bool:
-        """Whether only NF4 weights exist, which are decoded."""
+        """True if the weights exist in NF4 only, and are dequantised."""
         return any(isinstance(tensor, Nf4Tensor) for tensor in self.tensors)
 
-    def names(self) -> set[str]:
-        """Names of all tensors."""
-        return {tensor.name for tensor in self.tensors}
+    @property
+    def shapes(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Name and shape of every tensor, in the order in which they are stored."""
+        return [(tensor.name, tensor.shape) for tensor in self.tensors]
+
+    @cached_property
+    def full_config(self) -> Json:
+        """The config with every default filled in and RoPE settings in one form, by transformers' config classes.
+
+        Published files leave out what equals a default of their time; only those classes know the defaults. Raises
+        UnsupportedArchitectureError if transformers cannot read the config.
+        """
+        if self.is_multimodal:
+            return self.config
+        try:
+            config: Json = AutoConfig.from_pretrained(self.path, trust_remote_code=False).to_dict()
+        except (ValueError, OSError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+            raise UnsupportedArchitectureError(f"cannot read {self.path / 'config.json'}: {error}") from error
+        return config
+
+    @cached_property
+    def generation_config(self) -> Json:
+        """generation_config.json as written; empty if there is none."""
+        return load_json_if_present(self.path / "generation_config.json")
 
 
-def load_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; raises InvalidBaseError where it is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InvalidBaseError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InvalidBaseError(f"{path} holds no JSON object")
-    return content
+def open_base_model(path: Path, *, adapter: Path | None = None) -> BaseModel:
+    """Read config and safetensors headers below `path`; raises InvalidBaseError naming the missing or damaged file.
 
-
-def open_base_model(path: Path) -> BaseModel:
-    """Read config and safetensors headers below `path`; raises InvalidBaseError saying which file is missing or
-    damaged."""
+    A tokenizer saved with `adapter` is taken instead of the base's: it is the one that was trained with, above all its
+    chat template.
+    """
     config_path = path / "config.json"
     if not config_path.is_file():
         raise InvalidBaseError(f"{path} has no config.json: it is not a Hugging Face model folder")
     config = load_json(config_path)
-    index_path = path / INDEX_NAME
-    if index_path.is_file():
-        weight_map = load_json(index_path).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise InvalidBaseError(f"{index_path} has no weight_map from tensors to file names")
-        tensors = [tensor for name in sorted(set(weight_map.values())) for tensor in list_tensors(_shard(path, name))]
-        names = Counter(tensor.name for tensor in tensors)
-        twice = [name for name, count in names.items() if count > 1]
-        if twice:
-            raise InvalidBaseError(f"several files of {index_path} hold {twice[:5]}")
-        missing = weight_map.keys() - names.keys()
-        if missing:
-            raise InvalidBaseError(f"{index_path} lists tensors that its files lack: {sorted(missing)[:5]}")
-    elif (path / SINGLE_NAME).is_file():
-        tensors = list_tensors(path / SINGLE_NAME)
-    else:
-        raise InvalidBaseError(
-            f"{path} has neither {SINGLE_NAME} nor {INDEX_NAME}; pickled weights (.bin, .pt) are not read"
-        )
-    if has_language_model(config):
+
+    tensors, is_sharded = _list_tensors(path)
+    is_multimodal = has_language_model(config)
+    if is_multimodal:
         config, tensors = language_model_config(path, config), language_model_tensors(tensors)
-    return BaseModel(path, config, fold_nf4(tensors), is_sharded=index_path.is_file())
+
+    has_tokenizer = adapter is not None and (adapter / "tokenizer.json").is_file()
+    tokenizer = TokenizerFiles(adapter if adapter is not None and has_tokenizer else path)
+    return BaseModel(path, config, fold_nf4(tensors), is_sharded, is_multimodal, tokenizer)
+
+
+def _list_tensors(folder: Path) -> tuple[list[StoredTensor], bool]:
+    """All tensors of the folder's weight files, and whether those are shards with an index."""
+    index = folder / INDEX_NAME
+    if index.is_file():
+        return _list_sharded(folder, index), True
+    if (folder / SINGLE_NAME).is_file():
+        return list_tensors(folder / SINGLE_NAME), False
+    raise InvalidBaseError(
+        f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}; pickled weights (.bin, .pt) are not read: "
+        "convert them to safetensors"
+    )
+
+
+def _list_sharded(folder: Path, index: Path) -> list[StoredTensor]:
+    weight_map = load_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise InvalidBaseError(f"{index} has no weight_map from tensor names to file names")
+    tensors = [tensor for name in sorted(set(weight_map.values())) for tensor in list_tensors(_shard(folder, name))]
+
+    # The index and the headers of the files must agree.
+    counts = Counter(tensor.name for tensor in tensors)
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        raise InvalidBaseError(f"more than one file of {index} holds {repeated[:5]}")
+    missing = weight_map.keys() - counts.keys()
+    if missing:
+        raise InvalidBaseError(f"{index} lists tensors that its files lack: {sorted(missing)[:5]}")
+    return tensors
 
 
 def _shard(folder: Path, name: str) -> Path:
+    """The path of a weight file, which must lie in the folder itself."""
     if PurePath(name).name != name or not (folder / name).is_file():
         raise InvalidBaseError(f"{INDEX_NAME} names {name!r}, which is no file in {folder}")
     return folder / name
 
 
-def choose_tokenizer_folder(base: Path, adapter: Path | None) -> Path:
-    """The adapter's tokenizer, where one was saved with it, is the one that was trained with (its chat template above
-    all)."""
-    return adapter if adapter is not None and (adapter / "tokenizer.json").is_file() else base
+def write_side_files(base: BaseModel, target: Path, *, dtype: str) -> None:
+    """Put everything but the weights into `target`: config, generation config, tokenizer and licence.
 
-
-def write_side_files(base: BaseModel, tokenizer: Path, target: Path, *, dtype: str) -> None:
-    """Put config (without quantisation and remote code), generation config, tokenizer and licence into `target`."""
+    The config is without quantisation (the weights are not quantised) and without remote code.
+    """
     config = {key: value for key, value in base.config.items() if key not in ("quantization_config", "auto_map")}
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    templates = [path.relative_to(tokenizer).as_posix() for path in (tokenizer / MORE_TEMPLATES).glob("*.jinja")]
-    if templates:
-        (target / MORE_TEMPLATES).mkdir()
-    for folder, names in ((base.path, OTHER_FILES), (tokenizer, (*TOKENIZER_FILES, *templates))):
-        for name in names:
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, target / name)
+
+    others = [(base.path, name) for name in OTHER_FILES if (base.path / name).is_file()]
+    tokenizer = [(base.tokenizer.folder, name) for name in base.tokenizer.list_files()]
+    for folder, name in [*others, *tokenizer]:
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(folder / name, target / name)

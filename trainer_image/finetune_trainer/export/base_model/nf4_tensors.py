@@ -1,80 +1,86 @@
-"""Weights that exist in bitsandbytes' NF4 only, as tensors that are decoded when they are read.
+"""Weights that exist in bitsandbytes' NF4 only, as tensors that are dequantised when they are read.
 
 Such a checkpoint keeps a matrix as packed codes `name` (uint8) beside `name.absmax`, `name.quant_map` and, with double
-quantisation, `name.nested_absmax` and `name.nested_quant_map`; sizes stand as JSON in `name.quant_state.*`. Decoding
-gives what training computed with, rounded to the 16-bit type that the checkpoint names; the original weights are gone.
+quantisation, `name.nested_absmax` and `name.nested_quant_map`; the sizes are JSON in `name.quant_state.*`. Dequantising
+gives the weights that training computed with, rounded to the 16-bit type that the checkpoint names; the original
+weights are gone.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from bitsandbytes.functional import QuantState
 
+from finetune_api.base import Json
 from finetune_kernels.primitives import nf4
 from finetune_trainer.export.errors import InvalidBaseError
 from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor
 
 STATE = ".quant_state.bitsandbytes__nf4"
 PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
-DECODED = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
 class Nf4Tensor(StoredTensor):
-    """A matrix in NF4: offset and size are those of the packed codes, type and shape those of the decoded weights."""
+    """A matrix in NF4: offset and size are those of the codes, dtype and shape those of the dequantised weights."""
 
     parts: tuple[StoredTensor, ...]
 
     def decode(self, data: torch.Tensor) -> torch.Tensor:
-        """The weights, on the device of the codes."""
+        """Dequantise the codes, on their device."""
         found = {part.name.removeprefix(f"{self.name}."): part.read() for part in self.parts}
         return nf4.reference(data, QuantState.from_dict(found, device=data.device))
 
 
 def fold_nf4(tensors: Sequence[StoredTensor]) -> tuple[StoredTensor, ...]:
-    """The tensors, each NF4 matrix with its parts as one; raises InvalidBaseError for other bytes."""
+    """Join each NF4 matrix with its parts into one tensor; raises InvalidBaseError for any other bytes."""
     by_name = {tensor.name: tensor for tensor in tensors}
     folded: dict[str, Nf4Tensor] = {}
-    taken: set[str] = set()
+    part_names: set[str] = set()
     for name in by_name:
         if name.endswith(STATE):
             weight = _fold(name.removesuffix(STATE), by_name)
             folded[weight.name] = weight
-            taken |= {part.name for part in weight.parts}
-    plain = [folded.get(tensor.name, tensor) for tensor in tensors if tensor.name not in taken]
-    for tensor in plain:
+            part_names |= {part.name for part in weight.parts}
+
+    weights = [folded.get(tensor.name, tensor) for tensor in tensors if tensor.name not in part_names]
+    for tensor in weights:
         if tensor.dtype is torch.uint8 and not isinstance(tensor, Nf4Tensor):
             raise InvalidBaseError(
                 f"{tensor.name} in {tensor.path} is stored as U8 and is no NF4 weight; only F32, F16, BF16 and "
                 "bitsandbytes NF4 weights can be exported: use the original 16-bit model"
             )
-    return tuple(plain)
+    return tuple(weights)
 
 
-def _fold(name: str, by_name: dict[str, StoredTensor]) -> Nf4Tensor:
-    codes = by_name.get(name)
-    parts = [by_name[part] for kind in PARTS if (part := f"{name}.{kind}") in by_name]
-    state = by_name[f"{name}{STATE}"]
+def _fold(name: str, by_name: Mapping[str, StoredTensor]) -> Nf4Tensor:
+    codes, state = by_name.get(name), by_name[f"{name}{STATE}"]
     if codes is None or codes.dtype is not torch.uint8 or state.dtype is not torch.uint8:
         raise InvalidBaseError(f"{state.path} is damaged: {name} has an NF4 state but no codes")
+    parts = {kind: by_name[f"{name}.{kind}"] for kind in PARTS if f"{name}.{kind}" in by_name}
+
     try:
-        sizes: dict[str, Any] = json.loads(bytes(state.read().numpy()))
-        shape, block = tuple(sizes["shape"]), sizes["blocksize"]
-        dtype = DECODED[sizes["dtype"]]
-        nested = "nested_absmax" in {part.name.removeprefix(f"{name}.") for part in parts}
-        counts = {part.name.removeprefix(f"{name}."): math.prod(part.shape) for part in parts}
-        blocks = -(-math.prod(shape) // block)
-        expected = {"absmax": blocks, "quant_map": 16}
-        if nested:
-            expected |= {"nested_absmax": -(-blocks // sizes["nested_blocksize"]), "nested_quant_map": 256}
+        sizes: Json = json.loads(bytes(state.read().numpy()))
+        shape, dtype = tuple(sizes["shape"]), DTYPES[sizes["dtype"]]
         usable = all(type(size) is int and size > 0 for size in shape) and len(shape) == 2
-        fits = counts == expected and math.prod(codes.shape) == -(-math.prod(shape) // 2)
+        counts = {kind: math.prod(part.shape) for kind, part in parts.items()}
+        fits = counts == _expected_counts(sizes, parts) and math.prod(codes.shape) == -(-math.prod(shape) // 2)
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
         raise InvalidBaseError(f"{state.path} is damaged: the NF4 state of {name} cannot be read: {error!r}") from error
+
     if not usable or not fits:
         raise InvalidBaseError(f"{state.path} is damaged: the NF4 parts of {name} do not fit its shape {shape}")
-    return Nf4Tensor(name, dtype, shape, codes.path, codes.offset, codes.size, (*parts, state))
+    return Nf4Tensor(name, dtype, shape, codes.path, codes.offset, codes.size, (*parts.values(), state))
+
+
+def _expected_counts(sizes: Json, parts: Mapping[str, StoredTensor]) -> dict[str, int]:
+    """Number of values that each part must have."""
+    blocks = -(-math.prod(sizes["shape"]) // sizes["blocksize"])
+    expected = {"absmax": blocks, "quant_map": 16}
+    if "nested_absmax" in parts:
+        expected |= {"nested_absmax": -(-blocks // sizes["nested_blocksize"]), "nested_quant_map": 256}
+    return expected

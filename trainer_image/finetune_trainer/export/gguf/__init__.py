@@ -1,1 +1,13 @@
-"""GGUF files: which tensors and metadata llama.cpp expects of each model family, and our quantisers in torch."""
+"""GGUF files: the tensors and metadata that llama.cpp expects of each model family.
+
+files.py            the way in: all files of one model, written side by side
+families.py         one row a model family; the settings that llama.cpp cannot follow
+tensors.py          names of the tensors, and changes of their values
+hyperparameters.py  metadata of the architecture
+rope.py             RoPE scaling, as metadata and as tensors
+tokenizer.py        vocabulary, merges and scores
+pre_tokenizers.py   llama.cpp's names for word patterns
+special_tokens.py   ids of special tokens, chat templates
+metadata.py         general.*: name, licence, ancestors, sampling
+config_checks.py    config.json's numbers against the weights
+"""

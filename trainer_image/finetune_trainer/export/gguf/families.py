@@ -1,7 +1,8 @@
-"""What is particular about each model family in GGUF: one table, no class per family.
+"""The model families that GGUF files are written for: one row each, and no class per family.
 
-Source: the model code of transformers (what a weight means) and llama.cpp's graphs (what it expects). A family is
-listed once a parity test against llama.cpp covers it.
+Source: the model code of transformers (what a weight means) and llama.cpp's graphs (what it expects). A family gets
+its row once a parity test against llama.cpp covers it; `tests/trainer/export/gguf/test_families.py` lists what a row
+lacks.
 """
 
 from collections.abc import Mapping
@@ -18,30 +19,33 @@ log = getLogger(__name__)
 
 @dataclass(frozen=True)
 class GgufFamily:
-    """How one Hugging Face `model_type` becomes a llama.cpp architecture."""
+    """The differences between a Hugging Face `model_type` and its llama.cpp architecture."""
 
     architecture: MODEL_ARCH
+    """llama.cpp's architecture, which also gives the names of the tensors."""
     permuted_heads: bool = False
-    """Rows of q and k go from RoPE's halves to interleaved pairs."""
+    """The rows of q and k go from RoPE's halves to interleaved pairs."""
     norm_offset: float = 0.0
-    """Norm weights are stored around 0 in Hugging Face and around 1 in GGUF."""
+    """Added to norm weights: Hugging Face stores them around 0, GGUF around 1."""
     sliding_window: bool = False
-    """Attention of some layers is windowed, and llama.cpp wants the window's size."""
+    """llama.cpp wants the window's size: some layers attend within a sliding window."""
     rope_dimensions: bool = False
     """llama.cpp wants the number of rotated dimensions of a head."""
     fixed_scale_layers: int | None = None
-    """llama.cpp hard-codes the attention scale: 1/sqrt(head size), but 1/sqrt(hidden/heads) at this number of
-    layers."""
+    """Number of layers at which llama.cpp's attention scale, 1/sqrt(head size), becomes 1/sqrt(hidden/heads).
+
+    None: llama.cpp does not hard-code the scale of this architecture.
+    """
     window_period: int | None = None
-    """llama.cpp hard-codes that every n-th layer attends fully."""
+    """Every n-th layer attends fully, which llama.cpp hard-codes; None: no layer has a window there."""
     activation: str = "silu"
-    """llama.cpp hard-codes what gates the MLP."""
+    """The activation that gates the MLP, which llama.cpp hard-codes."""
     rope_tensors: bool = False
     """llama.cpp takes divisors of RoPE's frequencies from tensors."""
     names_longrope: bool = True
-    """The kind of scaling must be named for the short and long divisors to be looked for."""
+    """The scaling type must be written for llama.cpp to look for the short and long divisors."""
     original_context: bool = False
-    """The context length before any scaling is always written."""
+    """The context length before scaling is always written."""
 
 
 GEMMA_ACTIVATION = "gelu_pytorch_tanh"
@@ -75,16 +79,21 @@ GGUF_FAMILIES: dict[str, GgufFamily] = {
         original_context=True,
     ),
 }
+"""By `model_type` of config.json."""
 
 
 def find_family(config: Mapping[str, Any]) -> GgufFamily:
-    """The family of a Hugging Face config; raises UnsupportedArchitectureError where GGUF could not be faithful."""
+    """Find the family of a full config.
+
+    Raises UnsupportedArchitectureError if there is none, or if a setting has no equal in llama.cpp.
+    """
     model_type = config.get("model_type")
     family = GGUF_FAMILIES.get(str(model_type))
     if family is None:
         raise UnsupportedArchitectureError(
-            f"no GGUF conversion for model type {model_type!r}; supported are {', '.join(GGUF_FAMILIES)}"
+            f"model_type {model_type!r} in config.json has no GGUF conversion: supported are {', '.join(GGUF_FAMILIES)}"
         )
+
     _check_activation(family, config)
     _check_attention_scale(family, config)
     _check_windows(family, config)
@@ -102,6 +111,7 @@ def _check_activation(family: GgufFamily, config: Mapping[str, Any]) -> None:
 def _check_attention_scale(family: GgufFamily, config: Mapping[str, Any]) -> None:
     if family.fixed_scale_layers is None:
         return
+
     size = config["head_dim"]
     if config["num_hidden_layers"] == family.fixed_scale_layers:
         size = config["hidden_size"] // config["num_attention_heads"]
@@ -113,26 +123,28 @@ def _check_attention_scale(family: GgufFamily, config: Mapping[str, Any]) -> Non
 
 
 def _check_windows(family: GgufFamily, config: Mapping[str, Any]) -> None:
+    """Raise if llama.cpp's windowed layers are others than the config's; warn if llama.cpp has no windows at all."""
     if family.window_period is None:
-        window = _largest_context(config)
+        window = _effective_window(config)
         if window is not None:
             log.warning(
-                "llama.cpp does not window the attention of this architecture: beyond %s tokens its answers differ "
-                "from transformers'",
+                "llama.cpp has no sliding window for this architecture: beyond %s tokens its answers differ from "
+                "those of transformers",
                 window,
             )
         return
-    period = family.window_period
-    layers = config["layer_types"]
+
+    period, layers = family.window_period, config["layer_types"]
     expected = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(len(layers))]
     if layers != expected:
         raise UnsupportedArchitectureError(
-            f"llama.cpp expects full attention in every {period}. layer, but config.json's layer_types are {layers}"
+            f"llama.cpp computes full attention in every {period}th layer of this architecture, "
+            f"but config.json has layer_types {layers}"
         )
 
 
-def _largest_context(config: Mapping[str, Any]) -> int | None:
-    """The window that transformers applies, where it is smaller than the context."""
+def _effective_window(config: Mapping[str, Any]) -> int | None:
+    """The window that transformers applies, in tokens; None if it covers the whole context."""
     kinds: list[str] = config.get("layer_types") or []
     window = config.get("sliding_window")
     is_applied = "sliding_attention" in kinds if kinds else True

@@ -1,4 +1,4 @@
-"""GGUF files written side by side, tensor by tensor: one file for each requested type, from one reading of the weights.
+"""GGUF files written side by side, tensor by tensor: one for each requested type, from one reading of the weights.
 
 A GGUF file begins with the sizes of all its tensors, so everything is planned from the shapes before the first weight
 is read.
@@ -7,19 +7,19 @@ is read.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUF_DEFAULT_ALIGNMENT, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, Metadata
+from gguf import GGUF_DEFAULT_ALIGNMENT, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter
 
+from finetune_trainer.export.base_model.folder import BaseModel
 from finetune_trainer.export.gguf.config_checks import check_sizes
-from finetune_trainer.export.gguf.families import GgufFamily, find_family
-from finetune_trainer.export.gguf.hyperparameters import add_hyperparameters, load_full_config, load_generation_config
+from finetune_trainer.export.gguf.families import find_family
+from finetune_trainer.export.gguf.hyperparameters import add_hyperparameters
 from finetune_trainer.export.gguf.metadata import Origin, read_metadata
 from finetune_trainer.export.gguf.rope import rope_factor_tensors
 from finetune_trainer.export.gguf.tensors import TensorConverter
-from finetune_trainer.export.gguf.tokenizer import add_tokenizer
+from finetune_trainer.export.gguf.tokenizer import read_tokenizer
 from finetune_trainer.export.quantization.file_types import FileType, find_file_type
 from finetune_trainer.export.quantization.quantize import encoded_size
 from finetune_trainer.export.quantization.streamed_encoder import StreamedEncoder
@@ -35,39 +35,41 @@ class _PlannedTensor:
 
 
 class GgufFile:
-    """One GGUF file: opened with its whole plan, then fed the tensors in the planned order."""
+    """One GGUF file: planned as a whole, then fed the tensors in the planned order."""
 
     def __init__(self, path: Path, file_type: FileType, writer: GGUFWriter) -> None:
         self.path = path
         self.file_type = file_type
-        self.size = 0  # of the tensors, in bytes
-        self.watch = Stopwatch()  # of encoding them
+        self.size = 0  # bytes of all tensors
+        self.watch = Stopwatch()  # time spent on encoding
         self._writer = writer
         self._file: AppendedFile | None = None
         self._encoder: StreamedEncoder | None = None
         self._plan: list[_PlannedTensor] = []
 
     def plan(self, model: TensorTypeInputs, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> None:
-        """Announce all tensors (GGUF names and shapes) in the order in which they will come."""
+        """Announce all tensors (GGUF names and shapes) in the order in which they will be written."""
         types = choose_tensor_types(self.file_type, model, tensors)
         for name, shape in tensors:
             size = encoded_size(shape, types[name])
             self._writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=types[name])
             self._plan.append(_PlannedTensor(name, types[name]))
             self.size += size
+
         planned = [(shape, types[name]) for name, shape in tensors]
         self._encoder = StreamedEncoder(planned, advice="choose BF16 or a quantised type")
 
     def begin(self, writers: FileWriters) -> None:
-        """Write everything before the weights."""
+        """Write everything that comes before the tensors."""
         self._writer.add_file_type(self.file_type.number)
         self._writer.write_header_to_file(self.path)
         self._writer.write_kv_data_to_file()
         self._writer.write_ti_data_to_file()
         self._writer.close()
+
         self._file = AppendedFile(writers, self.path)
         self._file.pad(GGUF_DEFAULT_ALIGNMENT)
-        self._plan.reverse()
+        self._plan.reverse()  # so that pop() gives the next tensor
 
     def write(self, name: str, weights: torch.Tensor) -> int:
         """Encode and append the next planned tensor, of 16 or 32 bits; returns its bytes in the file."""
@@ -76,6 +78,7 @@ class GgufFile:
             raise AssertionError(f"tensor {name} came where {planned.name} was planned")
         assert self._encoder is not None, "plan comes first"
         assert self._file is not None, "begin comes first"
+
         written = self._encoder.append(self._file, name, weights, planned.type, self.watch)
         self._file.pad(GGUF_DEFAULT_ALIGNMENT)
         return written
@@ -98,39 +101,33 @@ class GgufFile:
 class GgufFiles:
     """The GGUF files of one model. Weights are transformed once and encoded for each file."""
 
-    def __init__(
-        self,
-        paths: dict[str, Path],
-        *,
-        origin: Origin,
-        tokenizer: Path,
-        shapes: Sequence[tuple[str, tuple[int, ...]]],
-        name: str,
-    ) -> None:
-        """Plan and begin a file at `paths[type]` for each type.
-
-        `origin.base` holds config.json, `tokenizer` the tokenizer files; `shapes` are the Hugging Face tensors in the
-        order in which they will be written; `name` is general.name. Raises ExportError before anything is written.
-        """
-        config, generation = load_full_config(origin.base), load_generation_config(origin.base)
-        check_sizes(config, shapes)
+    def __init__(self, paths: dict[str, Path], base: BaseModel, origin: Origin) -> None:
+        """Plan a file at `paths[type]` for each type; raises ExportError before anything is written."""
+        config, generation = base.full_config, base.generation_config
+        check_sizes(config, base.shapes)
         family = find_family(config)
+
+        # Tensors in the order in which they will be written: RoPE's divisors, then the model's own.
         self._converter = TensorConverter(family, config)
         self._factors = rope_factor_tensors(config)
-        self.files: dict[str, GgufFile] = {}
-        parameters = sum(torch.Size(shape).numel() for _, shape in shapes)
-        facts = read_metadata(origin, generation, name=name, parameters=parameters)
-        prepared = [
-            (kind, path, find_file_type(kind), _prepare_writer(family, config, generation, tokenizer, facts))
-            for kind, path in paths.items()
-        ]
-        renamed = [(self._converter.rename(tensor), shape) for tensor, shape in shapes]
         tensors = [(factor_name, tuple(factors.shape)) for factor_name, factors in self._factors.items()]
+        renamed = [(self._converter.rename(tensor), shape) for tensor, shape in base.shapes]
         tensors += [(tensor, shape) for tensor, shape in renamed if tensor is not None]
-        model_shape = TensorTypeInputs.of(family.architecture, config)
-        for kind, path, file_type, writer in prepared:
-            file = self.files[kind] = GgufFile(path, file_type, writer)
-            file.plan(model_shape, tensors)
+
+        parameters = sum(torch.Size(shape).numel() for _, shape in base.shapes)
+        metadata = read_metadata(base.path, origin, generation, parameters=parameters)
+        tokenizer = read_tokenizer(base)
+        model = TensorTypeInputs.of(family.architecture, config)
+
+        self.files: dict[str, GgufFile] = {}
+        for kind, path in paths.items():
+            writer = GGUFWriter(None, MODEL_ARCH_NAMES[family.architecture])
+            metadata.set_gguf_meta_model(writer)
+            add_hyperparameters(writer, family, config)
+            tokenizer.add_to(writer)
+
+            file = self.files[kind] = GgufFile(path, find_file_type(kind), writer)
+            file.plan(model, tensors)
 
     @property
     def size(self) -> int:
@@ -142,8 +139,7 @@ class GgufFiles:
         return {file.path.name: file.watch.seconds() for file in self.files.values()}
 
     def begin(self, writers: FileWriters) -> int:
-        """Create the files and write what comes before the model's own weights; returns the bytes of tensors
-        written."""
+        """Create the files and write everything before the model's own weights; returns the bytes of tensors."""
         for file in self.files.values():
             file.begin(writers)
         return sum(file.write(name, factors) for file in self.files.values() for name, factors in self._factors.items())
@@ -165,13 +161,3 @@ class GgufFiles:
         """Close and delete all files."""
         for file in self.files.values():
             file.abandon()
-
-
-def _prepare_writer(
-    family: GgufFamily, config: dict[str, Any], generation: dict[str, Any], tokenizer: Path, facts: Metadata
-) -> GGUFWriter:
-    writer = GGUFWriter(None, MODEL_ARCH_NAMES[family.architecture])
-    facts.set_gguf_meta_model(writer)
-    add_hyperparameters(writer, family, config)
-    add_tokenizer(writer, tokenizer, config, generation)
-    return writer

@@ -1,11 +1,11 @@
-"""`general.*`: name, size, licence, languages and ancestors, and how the model's makers sample.
+"""The `general.*` metadata: name, size, licence, languages, ancestors, and the sampling that the model's makers advise.
 
-The `gguf` package says what becomes of a model card and of generation_config.json, for us as for llama.cpp's converter.
-Both files come from outside, so only what has the right form is passed on. The converter also guesses from the folder's
-name; ours are temporary.
+The `gguf` package turns a model card and generation_config.json into metadata, for us as for llama.cpp's converter.
+Others write both files, so only fields of the right form are passed on. The converter also guesses from the folder's
+name; ours are temporary, so that is left out.
 
-A model that was trained here is not the base: of the base's card, licence, languages and tags hold for it too, and its
-base model is the base.
+A model that was trained here is not the base. Of the base's card it inherits licence, languages and tags, and its base
+model is the base.
 """
 
 import logging
@@ -18,6 +18,7 @@ import yaml
 from gguf import Metadata
 from gguf.utility import size_label
 
+from finetune_api.base import Json
 from finetune_trainer.sources.front_matter import CARD, MAX_CARD_BYTES, find_front_matter
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,6 @@ log = logging.getLogger(__name__)
 MAX_TEXT, MAX_ENTRIES = 4096, 1024
 INHERITED = ("license", "license_name", "license_link", "language", "languages", "tags", "pipeline_tag")
 ANCESTORS = ("base_model", "base_models", "base_model_sources", "datasets", "dataset", "dataset_sources")
-# generation_config.json -> attribute of Metadata; a later name is read only where the first is missing.
 SAMPLING: dict[str, tuple[type[int] | type[float], tuple[str, ...]]] = {
     "sampling_top_k": (int, ("top_k",)),
     "sampling_top_p": (float, ("top_p",)),
@@ -39,52 +39,61 @@ SAMPLING: dict[str, tuple[type[int] | type[float], tuple[str, ...]]] = {
     "sampling_mirostat_tau": (float, ("mirostat_tau",)),
     "sampling_mirostat_eta": (float, ("mirostat_eta",)),
 }
-INT32 = 1 << 31
+"""Attribute of Metadata -> its type, and its names in generation_config.json, of which the first one present counts."""
+MAX_NUMBER = 1 << 31
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a GGUF file is made from."""
+    """The name and the ancestry of the model in a GGUF file."""
 
-    base: Path
-    """Folder of the base model."""
+    name: str
+    """general.name."""
     base_name: str | None
-    """The base on the Hugging Face Hub: org/name."""
+    """The base on the Hugging Face Hub: org/name; None if it does not come from there."""
     is_trained: bool
-    """Whether an adapter is merged into it."""
+    """True if an adapter is merged into the base."""
 
 
-def read_metadata(origin: Origin, generation: Mapping[str, Any], *, name: str, parameters: int) -> Metadata:
-    """What `general.*` says; `parameters` counts the weights, for the size label."""
-    card = _read_card(origin.base)
+def read_metadata(folder: Path, origin: Origin, generation: Mapping[str, Any], *, parameters: int) -> Metadata:
+    """Read the base's card in `folder`; returns what `general.*` says.
+
+    `generation` is generation_config.json; `parameters` counts the weights, for the size label.
+    """
+    card = _read_card(folder)
     if origin.is_trained:
         card = {key: value for key, value in card.items() if key in INHERITED}
         card |= {"base_model": origin.base_name} if origin.base_name else {}
-    facts = Metadata.apply_metadata_heuristic(Metadata(name=name), card, None, None, parameters)
-    facts.size_label = size_label(parameters, parameters, 0, 0)
+
+    metadata = Metadata.apply_metadata_heuristic(Metadata(name=origin.name), card, None, None, parameters)
+    metadata.size_label = size_label(parameters, parameters, 0, 0)
+
     for attribute, (kind, keys) in SAMPLING.items():
         given = next((generation[key] for key in keys if generation.get(key) is not None), None)
         if _is_number(given):
-            setattr(facts, attribute, kind(given))
-    return facts
+            setattr(metadata, attribute, kind(given))
+    return metadata
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < INT32
+    """True for numbers that fit GGUF's 32 bits; False for NaN, which compares with nothing."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
 
 
-def _read_card(folder: Path) -> dict[str, Any]:
-    """The card's fields that have a form which GGUF can hold; empty where there is no card or it cannot be read."""
+def _read_card(folder: Path) -> Json:
+    """The fields of the model card whose form GGUF can hold; empty if there is no card or it cannot be read."""
     path = folder / CARD
     if not path.is_file() or path.stat().st_size > MAX_CARD_BYTES:
         return {}
+
     block = find_front_matter(path.read_text(encoding="utf-8", errors="replace"))
     try:
         # Every scalar stays the text that was written: `no` is Norwegian, and 1.10 a version.
         fields = yaml.load((block or "").replace("\t", "  "), Loader=yaml.BaseLoader)  # noqa: S506  # texts only
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        log.warning("%s begins with a block that is not valid YAML, so GGUF files name no licence: %s", path, error)
+        log.warning("the block at the top of %s is not valid YAML, so GGUF files name no licence: %s", path, error)
         return {}
+
     if not isinstance(fields, dict):
         return {}
     usable = {key: _usable(value, key in ANCESTORS) for key, value in fields.items() if isinstance(key, str)}
@@ -92,7 +101,7 @@ def _read_card(folder: Path) -> dict[str, Any]:
 
 
 def _usable(value: object, may_describe: bool) -> Any:
-    """A text, a list of texts or, of ancestors, of descriptions; None for everything else."""
+    """A text, or a list of texts; with `may_describe` also of descriptions. None for everything else."""
     if isinstance(value, list):
         entries = (_described(entry) if may_describe and isinstance(entry, dict) else _text(entry) for entry in value)
         return [entry for entry in list(entries)[:MAX_ENTRIES] if entry]

@@ -1,9 +1,8 @@
-"""Which of llama.cpp's built-in pre-tokenizers splits text as a tokenizer.json does.
+"""The name of the llama.cpp pre-tokenizer that splits text as a tokenizer.json does.
 
-llama.cpp knows word patterns by name only, so a GGUF file must carry the right name or every token is subtly wrong.
-Its own converter hashes the encoding of a test text, which fails for any retrained vocabulary; the pattern itself
-does not change with the vocabulary, so we look that up. Each name is verified against llama.cpp by encoding the same
-texts with both.
+llama.cpp knows word patterns by name only: with a wrong name in a GGUF file every token is subtly wrong. Its own
+converter hashes the encoding of a test text, which fails for any retrained vocabulary. The pattern does not change with
+the vocabulary, so it is looked up here. Each name is verified against llama.cpp by encoding the same texts with both.
 """
 
 from collections.abc import Mapping
@@ -29,8 +28,8 @@ GPT4O_PATTERN = (
     rf"{_CASED_WORDS[0]}{_CASED_CONTRACTIONS}|{_CASED_WORDS[1]}{_CASED_CONTRACTIONS}|\p{{N}}{{1,3}}|{_CASED_REST}"
 )
 
-# The steps of a pre-tokenizer -> llama.cpp's name. A step is a pattern, or one of the two words below.
 GPT2_WORDS, SINGLE_DIGITS = "<GPT-2 words>", "<single digits>"
+# The steps of a pre-tokenizer -> llama.cpp's name. A step is a pattern, or one of the two words above.
 NAMES: dict[tuple[str, ...], str] = {
     (GPT2_WORDS,): "gpt-2",
     (SINGLE_DIGITS, GPT2_WORDS): "smollm",
@@ -42,21 +41,25 @@ NAMES: dict[tuple[str, ...], str] = {
 
 
 def find_pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
-    """llama.cpp's name for the pre-tokenizer of a parsed tokenizer.json; raises UnsupportedTokenizerError if it has
-    none."""
+    """llama.cpp's name for the pre-tokenizer of a parsed tokenizer.json.
+
+    Raises UnsupportedTokenizerError if no name is known.
+    """
     steps = tuple(_steps(tokenizer["pre_tokenizer"]))
     name = NAMES.get(steps)
     if name is None:
         raise UnsupportedTokenizerError(
-            f"llama.cpp's name for the pre-tokenizer {list(steps)} is not known. Export without GGUF, "
-            "or, if llama.cpp has this pattern, add it to gguf/pre_tokenizers.py"
+            f"tokenizer.json splits words by {list(steps)}, for which no pre-tokenizer of llama.cpp is known. Export "
+            "without GGUF or, if llama.cpp has this pattern, add its name to gguf/pre_tokenizers.py"
         )
+
     if name == "llama-bpe" and not tokenizer["model"].get("ignore_merges"):
         return "dbrx"  # the same pattern, for vocabularies (Phi-4) whose whole words must still be merged
     return name
 
 
 def _steps(description: Mapping[str, Any]) -> list[str]:
+    """The steps of a pre-tokenizer as keys of NAMES are spelt; a step of another kind is spelt out as it is."""
     match description:
         case {"type": "Sequence", "pretokenizers": parts}:
             return [step for part in parts for step in _steps(part)]

@@ -1,8 +1,10 @@
-"""Rotary position scaling: as metadata where llama.cpp computes it itself, as a tensor of factors where it does not.
+"""RoPE scaling: as metadata if llama.cpp computes it itself, as a tensor of divisors if it does not.
 
 Llama 3's scaling slows the low frequencies and blends in between; llama.cpp takes the resulting divisor of every
-frequency from a tensor. Phi-3's longrope ships its divisors in the config; llama.cpp picks the short or the long ones
-by context size.
+frequency from a tensor. Phi-3's longrope has its divisors in the config; llama.cpp picks the short or the long ones by
+context size.
+
+Source: transformers' modeling_rope_utils.py, and the RoPE of llama.cpp's ggml (YaRN: arXiv 2309.00071).
 """
 
 import math
@@ -16,7 +18,7 @@ from finetune_trainer.export.errors import UnsupportedArchitectureError
 from finetune_trainer.export.gguf.families import GgufFamily
 
 YARN_BETAS = (32.0, 1.0)
-"""Where YaRN's ramp begins and ends; llama.cpp reads no other values for the families here."""
+"""Beginning and end of YaRN's ramp; llama.cpp reads no other values for the families here."""
 
 
 def global_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -27,7 +29,7 @@ def global_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def rotated_dimensions(config: Mapping[str, Any]) -> int:
-    """How many dimensions of a head are rotated."""
+    """Number of dimensions of a head that are rotated."""
     return int(head_size(config) * global_rope(config).get("partial_rotary_factor", 1.0))
 
 
@@ -37,12 +39,15 @@ def head_size(config: Mapping[str, Any]) -> int:
 
 
 def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[str, Any]) -> None:
-    """Write base frequency and scaling; raises UnsupportedArchitectureError on a scaling that llama.cpp has no form
-    for."""
+    """Write base frequency and scaling.
+
+    Raises UnsupportedArchitectureError for a scaling that llama.cpp does not compute.
+    """
     rope = global_rope(config)
     kind = rope["rope_type"]
     if kind in ("llama3", "longrope") and not family.rope_tensors:
         raise UnsupportedArchitectureError(f"llama.cpp has no RoPE scaling {kind!r} for this architecture")
+
     writer.add_rope_freq_base(float(rope["rope_theta"]))
     match kind:
         case "default" | "llama3":
@@ -58,13 +63,15 @@ def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[st
             writer.add_rope_scaling_attn_factors(_longrope_attention_factor(config))
         case other:
             raise UnsupportedArchitectureError(
-                f"RoPE scaling {other!r} has no GGUF form here; known are default, linear, llama3, yarn and longrope"
+                f"config.json has RoPE scaling {other!r}; GGUF export knows default, linear, llama3, yarn and longrope"
             )
+
     if kind in ("yarn", "longrope") or family.original_context:
         writer.add_rope_scaling_orig_ctx_len(_original_context(config))
 
 
 def _add_yarn(writer: GGUFWriter, rope: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Write YaRN's factor and, if it is not the usual one, how much attention is sharpened."""
     betas = tuple(
         float(rope.get(key) or usual) for key, usual in zip(("beta_fast", "beta_slow"), YARN_BETAS, strict=True)
     )
@@ -73,9 +80,11 @@ def _add_yarn(writer: GGUFWriter, rope: Mapping[str, Any], config: Mapping[str, 
             f"llama.cpp computes YaRN with beta_fast {YARN_BETAS[0]:g}, beta_slow {YARN_BETAS[1]:g} and a truncated "
             f"range, but config.json asks for {dict(rope)}"
         )
+
     factor = float(rope["factor"])
     writer.add_rope_scaling_type(RopeScalingType.YARN)
     writer.add_rope_scaling_factor(factor)
+
     usual = _yarn_scale(factor)
     given = _yarn_attention_factor(rope, factor)
     if given != usual:
@@ -83,11 +92,12 @@ def _add_yarn(writer: GGUFWriter, rope: Mapping[str, Any], config: Mapping[str, 
 
 
 def _yarn_scale(factor: float, weight: float = 1.0) -> float:
+    """YaRN's usual attention factor, 0.1 ln(factor) + 1, with a weight on the logarithm."""
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def _yarn_attention_factor(rope: Mapping[str, Any], factor: float) -> float:
-    """How much attention is sharpened: given, or 0.1 ln(factor) + 1, or the ratio of two such with weights."""
+    """Factor that sharpens attention: as given, or the usual one, or the ratio of two usual ones with weights."""
     if rope.get("attention_factor") is not None:
         return float(rope["attention_factor"])
     if rope.get("mscale") and rope.get("mscale_all_dim"):
@@ -96,7 +106,7 @@ def _yarn_attention_factor(rope: Mapping[str, Any], factor: float) -> float:
 
 
 def rope_factor_tensors(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Tensors that scale RoPE, by GGUF name: fp32 [rotated dimensions / 2] each; empty where metadata says it all."""
+    """Tensors that scale RoPE, by GGUF name: fp32 [rotated dimensions / 2] each; empty if metadata says it all."""
     rope = global_rope(config)
     if rope["rope_type"] == "llama3":
         return {"rope_freqs.weight": _llama3_factors(rope, rotated_dimensions(config))}
@@ -111,11 +121,12 @@ def rope_factor_tensors(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 def _llama3_factors(rope: Mapping[str, Any], dimensions: int) -> torch.Tensor:
     """Divisor of each frequency: 1 for short waves, `factor` for long ones, a smooth blend between."""
     factor, low, high = float(rope["factor"]), float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
-    context = int(rope["original_max_position_embeddings"])
-    frequencies = 1.0 / (
-        float(rope["rope_theta"]) ** (torch.arange(0, dimensions, 2, dtype=torch.float32) / dimensions)
-    )
-    wavelengths = 2 * math.pi / frequencies
+    context = int(rope["original_max_position_embeddings"])  # tokens
+
+    exponents = torch.arange(0, dimensions, 2, dtype=torch.float32) / dimensions  # [dimensions / 2]
+    frequencies = 1.0 / (float(rope["rope_theta"]) ** exponents)
+    wavelengths = 2 * math.pi / frequencies  # tokens
+
     smooth = (context / wavelengths - low) / (high - low)
     blended = 1 / ((1 - smooth) / factor + smooth)
     factors = torch.where(wavelengths > context / low, torch.full_like(blended, factor), blended)
@@ -123,16 +134,17 @@ def _llama3_factors(rope: Mapping[str, Any], dimensions: int) -> torch.Tensor:
 
 
 def _original_context(config: Mapping[str, Any]) -> int:
-    """The context length that the model had before scaling, in tokens."""
+    """Context length of the model before scaling, in tokens."""
     key = "original_max_position_embeddings"
     return int(global_rope(config).get(key) or config.get(key) or config["max_position_embeddings"])
 
 
 def _longrope_attention_factor(config: Mapping[str, Any]) -> float:
-    """How much attention is sharpened for the longer context: sqrt(1 + ln(scale) / ln(original context))."""
+    """Factor that sharpens attention for the longer context: sqrt(1 + ln(scale) / ln(original context))."""
     given = global_rope(config).get("attention_factor")
     if given is not None:
         return float(given)
+
     original = _original_context(config)
     scale = global_rope(config).get("factor") or config["max_position_embeddings"] / original
     return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0

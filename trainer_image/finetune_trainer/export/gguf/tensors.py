@@ -1,4 +1,4 @@
-"""From a Hugging Face tensor to the one llama.cpp expects: its name, and what must be done to its values.
+"""Conversion of Hugging Face tensors into those that llama.cpp expects: their names, and changes of their values.
 
 llama.cpp rotates neighbouring dimensions (2i, 2i+1) of q and k for the Llama architecture, Hugging Face dimension i
 with i + size/2; the rows of both projections are reordered so that the products are the same. Gemma multiplies by 1 +
@@ -26,20 +26,15 @@ class TensorConverter:
     def __init__(self, family: GgufFamily, config: Mapping[str, Any]) -> None:
         self._family = family
         self._names = get_tensor_name_map(family.architecture, config["num_hidden_layers"])
-        self._heads = {
-            ".q_proj.": config["num_attention_heads"],
-            ".k_proj.": config["num_key_value_heads"],
-        }
-        self._tied = bool(config["tie_word_embeddings"])
-
-    @property
-    def output_name(self) -> str:
-        """The GGUF name of the tensor that makes the logits: the embedding where the two are tied."""
-        return "token_embd.weight" if self._tied else "output.weight"
+        self._heads = {".q_proj.": config["num_attention_heads"], ".k_proj.": config["num_key_value_heads"]}
+        self._is_tied = bool(config["tie_word_embeddings"])
 
     def rename(self, name: str) -> str | None:
-        """The GGUF name of Hugging Face tensor `name`; None for what GGUF leaves out. Raises where it has no name."""
-        if COMPUTED_BUFFERS.search(name) or (self._tied and name == OUTPUT_HEAD):
+        """The GGUF name of Hugging Face tensor `name`; None if GGUF leaves the tensor out.
+
+        Raises InvalidBaseError if the architecture has no such tensor.
+        """
+        if COMPUTED_BUFFERS.search(name) or (self._is_tied and name == OUTPUT_HEAD):
             return None
         renamed = self._names.get_name(name, try_suffixes=(".weight", ".bias"))
         if renamed is None:
@@ -50,12 +45,15 @@ class TensorConverter:
         return renamed
 
     def transform(self, name: str, weights: torch.Tensor) -> torch.Tensor:
-        """The values llama.cpp expects for Hugging Face tensor `name`, of the same shape: fp32 where arithmetic was
-        needed."""
+        """The values that llama.cpp expects for Hugging Face tensor `name`, of the same shape.
+
+        They are fp32 if arithmetic was needed, and of the same type otherwise.
+        """
         if self._family.permuted_heads:
             for part, heads in self._heads.items():
                 if part in name:
                     return interleave_heads(weights, heads)
+
         if self._family.norm_offset and name.endswith("norm.weight"):
             return weights.to(torch.float32) + self._family.norm_offset
         return weights
@@ -63,5 +61,5 @@ class TensorConverter:
 
 def interleave_heads(weights: torch.Tensor, heads: int) -> torch.Tensor:
     """Reorder rows [heads * size, ...] so that dimensions i and i + size/2 of each head become neighbours."""
-    halves = weights.reshape(heads, 2, -1, *weights.shape[1:])  # heads, half, size / 2, ...
+    halves = weights.reshape(heads, 2, -1, *weights.shape[1:])  # [heads, 2, size / 2, ...]
     return halves.transpose(1, 2).reshape(weights.shape)

@@ -1,4 +1,4 @@
-"""The tokenizer part of a GGUF file's metadata, from a Hugging Face tokenizer folder.
+"""The tokenizer part of a GGUF file's metadata, from a Hugging Face tokenizer.
 
 Two kinds exist for the families here: byte-level BPE (llama.cpp's `gpt2`: tokens, merges and the name of a
 pre-tokenizer) and SentencePiece-like BPE with byte fallback (`llama`: tokens with scores; the pair with the best
@@ -9,61 +9,86 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter, TokenType
-from tokenizers import Tokenizer
 
-from finetune_trainer.export.base_model.folder import load_json
+from finetune_trainer.export.base_model.folder import BaseModel
 from finetune_trainer.export.errors import InvalidBaseError, UnsupportedTokenizerError
 from finetune_trainer.export.gguf.pre_tokenizers import find_pre_tokenizer
-from finetune_trainer.export.gguf.special_tokens import find_special_tokens
+from finetune_trainer.export.gguf.special_tokens import SpecialTokens, find_special_tokens
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 # Marked as ordinary in some repositories although text must never produce them.
 _LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused\d+>|<(pad|mask|eos|bos|unk)>|\[@BOS@\]")
 
-
+# Scores of tokens that no merge makes, as SentencePiece gives them.
 ADDED_SCORE = -1000.0
 FIXED_SCORES = {TokenType.BYTE: 0.0, TokenType.UNUSED: -10000.0}
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens in the order of their ids, as long as the model's embedding has rows, with their types."""
+    """Tokens in the order of their ids, as many as the model's embedding has rows, with their types."""
 
     tokens: list[str]
     types: list[TokenType]
 
 
-def add_tokenizer(writer: GGUFWriter, folder: Path, config: Mapping[str, Any], generation: Mapping[str, Any]) -> None:
-    """Write all `tokenizer.*` keys for the tokenizer in `folder`; `config` gives vocabulary size and fallback ids,
-    `generation` (of generation_config.json) what ends a turn."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise InvalidBaseError(f"{folder} has no tokenizer.json, which GGUF export reads the vocabulary from")
-    try:
-        coder = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise InvalidBaseError(f"{path} is not a tokenizer: {error}") from error
-    description = load_json(path)
-    kind = _kind(description)
-    vocabulary = _load_vocabulary(description, kind, size=config["vocab_size"])
+@dataclass(frozen=True)
+class GgufTokenizer:
+    """Everything that `tokenizer.*` says; read once, then added to each file."""
 
-    writer.add_tokenizer_model(kind)
-    writer.add_tokenizer_pre(find_pre_tokenizer(description) if kind == "gpt2" else "default")
-    writer.add_token_list(vocabulary.tokens)
-    if kind == "llama":
-        writer.add_token_scores(token_scores(description, vocabulary))
-        writer.add_add_space_prefix(_adds_space_prefix(description))
-    writer.add_token_types(vocabulary.types)
-    if kind == "gpt2":
-        writer.add_token_merges([" ".join(_escape_space(part) for part in pair) for pair in _merges(description)])
-    find_special_tokens(folder, config, coder, generation=generation).add_to(writer)
+    model: str
+    """llama.cpp's tokenizer model: `gpt2` or `llama`."""
+    pre_tokenizer: str
+    vocabulary: Vocabulary
+    scores: list[float]
+    """One for each token; empty for `gpt2`."""
+    adds_space_prefix: bool
+    """True if a space is put before the text; read for `llama` only."""
+    merges: list[str]
+    """Pairs in the order of their rank, as "left right"; empty for `llama`."""
+    special: SpecialTokens
+
+    def add_to(self, writer: GGUFWriter) -> None:
+        """Write all `tokenizer.*` keys."""
+        writer.add_tokenizer_model(self.model)
+        writer.add_tokenizer_pre(self.pre_tokenizer)
+        writer.add_token_list(self.vocabulary.tokens)
+        if self.model == "llama":
+            writer.add_token_scores(self.scores)
+            writer.add_add_space_prefix(self.adds_space_prefix)
+        writer.add_token_types(self.vocabulary.types)
+        if self.model == "gpt2":
+            writer.add_token_merges(self.merges)
+        self.special.add_to(writer)
 
 
-def _kind(description: Mapping[str, Any]) -> str:
+def read_tokenizer(base: BaseModel) -> GgufTokenizer:
+    """Read the tokenizer of `base`, whose config gives the vocabulary's size and the ids that the tokenizer lacks.
+
+    Raises InvalidBaseError if its files cannot be used, UnsupportedTokenizerError if llama.cpp has no equal of it.
+    """
+    special = find_special_tokens(base.tokenizer, base.full_config, generation=base.generation_config)
+
+    description = base.tokenizer.load_description()
+    model = _model(description)
+    vocabulary = _load_vocabulary(description, model, size=base.full_config["vocab_size"])
+    is_gpt2 = model == "gpt2"
+
+    return GgufTokenizer(
+        model=model,
+        pre_tokenizer=find_pre_tokenizer(description) if is_gpt2 else "default",
+        vocabulary=vocabulary,
+        scores=[] if is_gpt2 else token_scores(description, vocabulary),
+        adds_space_prefix=_adds_space_prefix(description),
+        merges=[" ".join(_escape_space(part) for part in pair) for pair in _merges(description)] if is_gpt2 else [],
+        special=special,
+    )
+
+
+def _model(description: Mapping[str, Any]) -> str:
     """llama.cpp's tokenizer model: `gpt2` or `llama`."""
     model = description["model"]
     if model["type"] == "BPE" and model.get("byte_fallback"):
@@ -71,25 +96,27 @@ def _kind(description: Mapping[str, Any]) -> str:
     if model["type"] == "BPE" and "ByteLevel" in json.dumps(description["pre_tokenizer"]):
         return "gpt2"
     raise UnsupportedTokenizerError(
-        f"a tokenizer of type {model['type']} without byte-level or byte-fallback BPE has no GGUF form here; "
-        "export without GGUF"
+        f"the tokenizer is {model['type']}, but GGUF export knows only BPE at the level of bytes or with byte "
+        "fallback: export without GGUF"
     )
 
 
-def _load_vocabulary(description: Mapping[str, Any], kind: str, *, size: int) -> Vocabulary:
-    model, added = description["model"], {token["id"]: token for token in description["added_tokens"]}
-    texts = {index: text for text, index in model["vocab"].items()} | {
-        i: token["content"] for i, token in added.items()
-    }
+def _load_vocabulary(description: Mapping[str, Any], model: str, *, size: int) -> Vocabulary:
+    """The vocabulary of a parsed tokenizer.json, filled up to the `size` rows of the model's embedding."""
+    added = {token["id"]: token for token in description["added_tokens"]}
+    texts = {index: text for text, index in description["model"]["vocab"].items()}
+    texts |= {index: token["content"] for index, token in added.items()}
     if max(texts) >= size:
         raise InvalidBaseError(
             f"the tokenizer has ids up to {max(texts)}, but the model's embedding has {size} rows: "
             "they do not belong together"
         )
-    types = {index: _token_type(text, kind, model) for index, text in texts.items()}
+
+    types = {index: _token_type(text, model, description["model"]) for index, text in texts.items()}
     for index, token in added.items():
         special = token["special"] or _LOOKS_SPECIAL.fullmatch(token["content"])
         types[index] = TokenType.CONTROL if special else TokenType.USER_DEFINED
+
     return Vocabulary(
         tokens=[_spell(texts.get(i), i, user_defined=types.get(i) is TokenType.USER_DEFINED) for i in range(size)],
         types=[types.get(i, TokenType.UNUSED) for i in range(size)],
@@ -103,10 +130,10 @@ def _spell(text: str | None, index: int, *, user_defined: bool) -> str:
     return text.replace("▁", " ") if user_defined else text
 
 
-def _token_type(text: str, kind: str, model: Mapping[str, Any]) -> TokenType:
-    if kind == "llama" and text == model.get("unk_token"):
+def _token_type(text: str, model: str, bpe: Mapping[str, Any]) -> TokenType:
+    if model == "llama" and text == bpe.get("unk_token"):
         return TokenType.UNKNOWN
-    if kind == "llama" and _BYTE_TOKEN.fullmatch(text):
+    if model == "llama" and _BYTE_TOKEN.fullmatch(text):
         return TokenType.BYTE
     return TokenType.NORMAL
 
@@ -118,31 +145,35 @@ def _merges(description: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _escape_space(part: str) -> str:
-    """Merges are stored as 'left right': a space inside a part is written as byte-level BPE spells it."""
+    """Write a space inside a part as byte-level BPE spells it: merges are stored as "left right"."""
     return part.replace(" ", "Ġ")
 
 
 def token_scores(description: Mapping[str, Any], vocabulary: Vocabulary) -> list[float]:
-    """Minus the place among all tokens that merges make, by the rank of the first such merge; the rest come after.
+    """Score of each token: minus its position among all tokens, in the order in which merges make them.
 
-    Best-score-first is then the same as lowest-rank-first, and the numbers are those of a SentencePiece model whose
-    merges these are. Tokens that are no text have SentencePiece's own scores.
+    A token that several merges make counts by the first; tokens that no merge makes come after. Best-score-first is
+    then the same as lowest-rank-first, and the numbers are those of a SentencePiece model with these merges. Tokens
+    that are no text have SentencePiece's own scores.
     """
     rank: dict[str, int] = {}
     for index, (left, right) in enumerate(_merges(description)):
         rank.setdefault(left + right, index)
+
+    after_all = len(rank) + len(description["model"]["merges"])
     texts = [
-        (rank.get(text, len(rank) + len(description["model"]["merges"])), index)
+        (rank.get(text, after_all), index)
         for index, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
         if kind is TokenType.NORMAL
     ]
+
     scores = [FIXED_SCORES.get(kind, ADDED_SCORE) for kind in vocabulary.types]
-    for place, (_, index) in enumerate(sorted(texts)):
-        scores[index] = -float(place)
+    for position, (_, index) in enumerate(sorted(texts)):
+        scores[index] = -float(position)
     return scores
 
 
 def _adds_space_prefix(description: Mapping[str, Any]) -> bool:
-    """Whether a space is put before the text, which Llama 2 does and Gemma does not."""
+    """True if a space is put before the text, which Llama 2 does and Gemma does not."""
     steps = json.dumps([description.get("normalizer"), description.get("pre_tokenizer")])
     return '"Prepend"' in steps or ('"Metaspace"' in steps and '"prepend_scheme": "never"' not in steps)

@@ -1,7 +1,7 @@
-"""Files written behind the back of what computes their content.
+"""Asynchronous file writing: threads write slices while the caller computes the next tensor.
 
-`FileWriters` are the threads, shared by all files of an export; an `AppendedFile` knows where its next byte goes, so
-slices of one tensor can be written by several threads at once.
+`FileWriters` are the threads, shared by all files of an export. An `AppendedFile` knows the position of its next byte,
+so several threads can write slices of one tensor at once.
 """
 
 import os
@@ -20,11 +20,11 @@ from finetune_trainer.export.tensor_io.staging import SLICE_BYTES, StagingThread
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes of a file that are made on the thread that writes them."""
+    """Bytes of a file, made on the thread that writes them."""
 
     size: int
     make: Callable[[], torch.Tensor]
-    """Gives uint8 [size]; it need not outlast the thread's next piece."""
+    """Returns uint8 [size]; the memory may be overwritten when the thread makes its next piece."""
 
 
 def _give(data: torch.Tensor) -> torch.Tensor:
@@ -38,7 +38,7 @@ class FileWriters:
         self.device = device
         self._threads = StagingThreads(device, "export-write")
         self._changed = threading.Condition()
-        self._waiting = 0
+        self._waiting = 0  # bytes queued or being written
         self._error: BaseException | None = None
 
     def __enter__(self) -> "FileWriters":
@@ -48,26 +48,30 @@ class FileWriters:
         self.stop()
 
     def stop(self) -> None:
-        """End the threads; what they have not begun to write is dropped. `wait` comes before where it is wanted."""
+        """End the threads and drop writes that have not begun; call `wait` first to keep them."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def write(self, file: int, offset: int, data: torch.Tensor) -> None:
-        """Write uint8 `data` soon; raises what an earlier write of any file met."""
+        """Queue uint8 `data` to be written at `offset`; raises the error of an earlier write of any file."""
         ready = self._threads.mark()
         for start in range(0, data.numel(), SLICE_BYTES):
             piece = data[start : start + SLICE_BYTES]
             self.put(file, offset + start, Piece(piece.numel(), partial(_give, piece)), ready)
 
     def put(self, file: int, offset: int, piece: "Piece", ready: torch.cuda.Event | None = None) -> None:
-        """Make a piece and write it, soon; its values are there when `ready` is reached."""
+        """Queue a piece to be made and written once the device has reached `ready`.
+
+        Waits while too many bytes are queued; raises the error of an earlier write of any file.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._waiting < self._threads.waiting_bytes or self._error is not None)
             self._raise_error()
             self._waiting += piece.size
+
         self._threads.submit(self._write, file, offset, piece, ready).add_done_callback(self._finish)
 
     def wait(self) -> None:
-        """Until everything is written; raises what a write met."""
+        """Wait until everything is written; raises the error of any write."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting == 0 or self._error is not None)
             self._raise_error()
@@ -91,7 +95,7 @@ class FileWriters:
 
 
 class AppendedFile:
-    """A file that grows by tensors; `path` may have a beginning already."""
+    """A file that grows tensor by tensor; bytes that `path` holds already stay at its beginning."""
 
     def __init__(self, writers: FileWriters, path: Path) -> None:
         self._writers = writers
@@ -99,14 +103,14 @@ class AppendedFile:
         self._end = os.fstat(self._file).st_size
 
     def append(self, values: torch.Tensor) -> int:
-        """Append the bytes of `values`, which must not change any more; returns their number."""
+        """Append the bytes of `values`, which the caller must not change afterwards; returns their number."""
         data = values.contiguous().flatten().view(torch.uint8)
         self._writers.write(self._file, self._end, data)
         self._end += data.numel()
         return data.numel()
 
     def append_made(self, pieces: Iterable[Piece]) -> int:
-        """Append bytes that are still to be made; returns their number."""
+        """Append the bytes of pieces that are still to be made; returns their number."""
         began = self._end
         for piece in pieces:
             self._writers.put(self._file, self._end, piece)
@@ -120,12 +124,12 @@ class AppendedFile:
             self.append(torch.zeros(missing, dtype=torch.uint8))
 
     def close(self) -> None:
-        """Wait until everything is written; raises what a write met."""
+        """Wait until everything is written, and close; raises the error of any write."""
         self._writers.wait()
         self.abandon()
 
     def abandon(self) -> None:
-        """Close a file whose writers have ended or have nothing more for it."""
+        """Close without waiting: the writers have ended, or have no more bytes for this file."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

@@ -1,8 +1,9 @@
 """Reading and writing safetensors one tensor at a time.
 
-The safetensors package maps whole files (so resident memory grows with the file) and writes only from a complete
-dict; the format itself is a length, a JSON header and the tensors' bytes, so both directions are done here with plain
-reads and writes.
+The safetensors package maps whole files into memory (so resident memory grows with the file) and writes only complete
+dictionaries. The format itself is a length, a JSON header and the tensors' bytes, so plain reads and writes do here.
+
+Source: https://huggingface.co/docs/safetensors
 """
 
 import json
@@ -19,55 +20,64 @@ from finetune_trainer.export.tensor_io.file_writer import AppendedFile, FileWrit
 
 DTYPES: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-RAW = {"U8": torch.uint8}  # parts of NF4 weights; nothing else may stay raw
+RAW = {"U8": torch.uint8}  # only parts of NF4 weights may be bytes
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: file, first byte and number of bytes."""
+    """The location of a tensor in a file."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     path: Path
     offset: int
+    """First byte."""
     size: int
+    """Number of bytes."""
 
     def read(self) -> torch.Tensor:
-        """Read the values into memory of their own, on the CPU."""
+        """Read the values into fresh memory on the CPU."""
         buffer = torch.empty(self.size, dtype=torch.uint8)
+
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset)
             view, done = memoryview(buffer.numpy().data), 0
             while done < self.size:  # one read gives at most 2 GiB
                 count = file.readinto(view[done:])
                 if not count:
-                    raise InvalidBaseError(f"{self.path} ended while {self.name} was read")
+                    raise InvalidBaseError(f"{self.path} ended while {self.name} was read: it was cut or changed")
                 done += count
+
         return self.decode(buffer)
 
     def decode(self, data: torch.Tensor) -> torch.Tensor:
-        """The values, from the `size` bytes that lie in the file (uint8, on any device)."""
+        """View the file's bytes, uint8 [size] on any device, as the values."""
         return data.view(self.dtype).reshape(self.shape)
 
 
 def list_tensors(path: Path, *, error: type[ExportError] = InvalidBaseError) -> list[StoredTensor]:
-    """The tensors of a safetensors file in the order they are stored, bytes (U8) among them; raises `error` if the
-    file is damaged or quantised otherwise."""
+    """List the tensors of a safetensors file in the order in which they are stored, bytes (U8) among them.
+
+    Raises `error` if the file is damaged or holds other types.
+    """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= MAX_HEADER_BYTES:
-            raise error(f"{path} is not a safetensors file")
+            raise error(f"{path} is not a safetensors file: its first 8 bytes are no header length")
         try:
             header = json.loads(file.read(length))
         except (ValueError, RecursionError) as cause:
             raise error(f"{path} has a damaged safetensors header: {cause}") from cause
+
     if not isinstance(header, dict):
         raise error(f"{path} has a damaged safetensors header: no object")
     header.pop("__metadata__", None)
+
     data, end = 8 + length, path.stat().st_size
     tensors = [_locate(name, entry, path, data, end, error) for name, entry in header.items()]
+
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.size))
     for before, after in pairwise(tensors):
         if before.offset + before.size > after.offset:
@@ -76,6 +86,7 @@ def list_tensors(path: Path, *, error: type[ExportError] = InvalidBaseError) -> 
 
 
 def _locate(name: str, entry: object, path: Path, data: int, end: int, error: type[ExportError]) -> StoredTensor:
+    """Check an entry of the header; the data begin at byte `data` of the file, which has `end` bytes."""
     stored = entry.get("dtype") if isinstance(entry, dict) else None
     dtype = (DTYPES | RAW).get(str(stored))
     if dtype is None:
@@ -83,6 +94,7 @@ def _locate(name: str, entry: object, path: Path, data: int, end: int, error: ty
             f"{name} in {path} is stored as {stored}; only F32, F16 and BF16 weights can be exported: "
             "use the original 16-bit model, not a quantised one"
         )
+
     match entry:
         case {"shape": [*shape], "data_offsets": [start, stop]} if all(
             type(number) is int and number >= 0 for number in (*shape, start, stop)
@@ -99,13 +111,15 @@ class SafetensorsWriter:
     def __init__(
         self, writers: FileWriters, path: Path, tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]]
     ) -> None:
+        """Write the header. `tensors` are name, dtype and shape of each, in the order in which they will come."""
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         offset = 0
         for name, dtype, shape in tensors:
             size = math.prod(shape) * dtype.itemsize
             header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
             offset += size
-        self.size = offset
+        self.size = offset  # bytes of all tensors
+
         self._expected: Iterator[tuple[str, torch.dtype, tuple[int, ...]]] = iter(tensors)
         encoded = json.dumps(header, separators=(",", ":")).encode()
         encoded += b" " * (-len(encoded) % 8)  # the format aligns the data to 8 bytes
@@ -113,11 +127,11 @@ class SafetensorsWriter:
         self._file = AppendedFile(writers, path)
 
     def write(self, name: str, values: torch.Tensor) -> int:
-        """Append the next announced tensor, whose values must not change any more; returns its bytes."""
+        """Append the next announced tensor, whose values the caller must not change afterwards; returns its bytes."""
         return self.begin(name, values.dtype, tuple(values.shape)).append(values)
 
     def begin(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> AppendedFile:
-        """The file, to append the next announced tensor's bytes to."""
+        """Return the file, to which the caller appends the next announced tensor's bytes."""
         expected = next(self._expected)
         if expected != (name, dtype, shape):
             raise AssertionError(f"tensor {name} came where {expected} was announced")

@@ -1,4 +1,4 @@
-"""How long a device works on something, where the caller does not wait for it."""
+"""Time that a device spends on work which the caller does not wait for."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ import torch
 
 
 class Stopwatch:
-    """Sums the time of the work started in `running`: between two points of the stream on a GPU."""
+    """Sums the time of the work started in `running`: on a GPU, the time between two points of the stream."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -24,6 +24,7 @@ class Stopwatch:
             yield
             self.add(time.monotonic() - began)
             return
+
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch
         first.record()
         yield
@@ -36,7 +37,7 @@ class Stopwatch:
             self._seconds += seconds
 
     def seconds(self) -> float:
-        """The sum; waits for work that is not done yet."""
+        """Return the sum; waits for work that is not done yet."""
         for first, last in self._spans:
             last.synchronize()
             self._seconds += first.elapsed_time(last) / 1e3

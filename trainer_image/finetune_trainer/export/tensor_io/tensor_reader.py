@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint, read ahead of their use, straight to the device."""
+"""Asynchronous reading: threads read the next tensors of a checkpoint to the device while the caller uses this one."""
 
 import os
 from collections import deque
@@ -22,19 +22,24 @@ class _Reading:
     file: int
 
     def finish(self) -> torch.Tensor:
+        """Wait for all slices; returns the values."""
         wait(self.slices)
         os.close(self.file)
         if not all(piece.result() for piece in self.slices):
-            raise InvalidBaseError(f"{self.tensor.path} ended while {self.tensor.name} was read")
+            raise InvalidBaseError(f"{self.tensor.path} ended while {self.tensor.name} was read: it was cut or changed")
         return self.tensor.decode(self.values)
 
 
 def read_tensors(
     tensors: Sequence[StoredTensor], device: torch.device
 ) -> Generator[tuple[StoredTensor, torch.Tensor], None, None]:
-    """Each tensor with its values on `device`, in order; the next ones are read while the caller works on this one."""
+    """Yield each tensor with its values on `device`, in order, while the next ones are read.
+
+    Raises InvalidBaseError if a file ends before its last tensor does.
+    """
     upcoming: deque[_Reading] = deque()
     buffers = BufferPool()
+
     with StagingThreads(device, "export-read") as threads:
         try:
             for tensor in tensors:
@@ -42,6 +47,7 @@ def read_tensors(
                 while len(upcoming) > 1 and sum(reading.tensor.size for reading in upcoming) > threads.waiting_bytes:
                     first = upcoming.popleft()
                     yield first.tensor, first.finish()
+
             while upcoming:
                 first = upcoming.popleft()
                 yield first.tensor, first.finish()
@@ -56,7 +62,8 @@ def _begin(threads: StagingThreads, buffers: BufferPool, tensor: StoredTensor) -
         values = buffers.take(tensor.size)
     else:
         values = torch.empty(tensor.size, dtype=torch.uint8, device=threads.device)
-    allocated = threads.mark()  # the memory may still be read by what used it before
+    allocated = threads.mark()  # work that used the same memory before may still read it
+
     file = os.open(tensor.path, os.O_RDONLY)
     slices = [
         threads.submit(threads.read, file, tensor.offset + start, values[start : start + SLICE_BYTES], allocated)
