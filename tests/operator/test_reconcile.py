@@ -178,18 +178,3 @@ async def test_an_event_that_was_posted_before_is_no_error(reconciler: Reconcile
     cluster.failures["create_event"] = ConflictError(409, "POST /events", "exists")
     await reconciler.reconcile(KEY)
     assert cluster.job["status"]["phase"] == "Validating"
-
-
-def test_only_the_newest_terminated_pods_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_operator.observe.terminated_pods.MAX_TERMINATED_PODS", 2)
-    pods = TerminatedPods()
-    for uid in ("1", "2", "3"):
-        terminated = {"exitCode": 30}
-        pods.note(
-            {
-                "metadata": {"name": uid, "uid": uid, "labels": {"finetune.dev/job-uid": "job"}},
-                "status": {"containerStatuses": [{"name": "trainer", "state": {"terminated": terminated}}]},
-            }
-        )
-    pods.note({"metadata": {"name": "4", "uid": "4"}, "status": {}})
-    assert [pod.uid for pod in pods.of("job")] == ["2", "3"]

@@ -7,14 +7,12 @@ import pytest
 
 from finetune_api.failures import ExitCode, FailureReason
 from finetune_api.outcome import Artifact, Outcome, Result
-from finetune_api.status import Attempt, FineTuneJobStatus
-from finetune_api.vocabulary import ArtifactType, ConditionType, Phase, Stage
+from finetune_api.status import FineTuneJobStatus
+from finetune_api.vocabulary import ArtifactType, ConditionType, Stage
 from finetune_operator.observe.children import TrueCondition
 from finetune_operator.observe.observe import read_status
 from finetune_operator.observe.snapshot import Snapshot
-from finetune_operator.status.attempts import MAX_ATTEMPTS, count_retries, merge_attempts
-from finetune_operator.status.events import build_event, find_transitions
-from finetune_operator.status.progress import format_duration
+from finetune_operator.status.events import find_transitions
 from finetune_operator.status.status import build_status, has_changed
 from finetune_test_operator.snapshot_builder import (
     METADATA,
@@ -185,114 +183,7 @@ def test_a_new_pod_starts_a_new_sequence() -> None:
     assert (second.progress.step, second.progress.sequence) == (8, None)
 
 
-def test_attempts_are_remembered_after_their_pods() -> None:
-    first = merge_attempts((), (an_ended_pod(139, uid="1"),))
-    both = merge_attempts(first, (a_running_pod("2", created=20),))
-    assert [(each.uid, each.exit_code) for each in both] == [("1", 139), ("2", None)]
-    assert count_retries(both, 0) == 1
-
-
-def test_a_pod_whose_end_nobody_saw_is_gone() -> None:
-    first = merge_attempts((), (a_running_pod("1"),))
-    assert merge_attempts(first, (a_running_pod("2", created=20),))[0].reason == "PodGone"
-
-
-NO_FAILURES = {
-    "a stopped pod": an_ended_pod(30, uid="1"),
-    "an evicted pod": an_ended_pod(137, uid="1", reason="Evicted"),
-    "a preempted pod": an_ended_pod(137, uid="1", conditions=[{"type": "DisruptionTarget", "status": "True"}]),
-}
-
-
-@pytest.mark.parametrize("pod", NO_FAILURES.values(), ids=NO_FAILURES)
-def test_no_retry_is_counted_for(pod: object) -> None:
-    attempts = merge_attempts((), (pod, a_running_pod("2", created=20)))  # type: ignore[arg-type]
-    assert count_retries(attempts, 0) == 0
-
-
-def test_only_the_newest_attempts_are_kept_and_no_retry_is_forgotten() -> None:
-    old = tuple(Attempt(pod=str(n), uid=str(n), exit_code=1, reason="Error") for n in range(MAX_ATTEMPTS))
-    merged = merge_attempts(old, (a_running_pod("new"),))
-    assert len(merged) == MAX_ATTEMPTS
-    assert merged[-1].uid == "new"
-    assert count_retries(merged, known=30) == 30
-
-
-def test_turning_points_tell_the_story_in_order() -> None:
-    snapshots = [
-        a_snapshot(),
-        a_snapshot(pods=(a_running_pod("1"),), report=a_report(pod="1", stages=STAGES)),
-        a_snapshot(pods=(an_ended_pod(139, uid="1"),)),
-        a_snapshot(pods=(an_ended_pod(139, uid="1"), a_running_pod("2", created=20))),
-        a_snapshot(pods=(an_ended_pod(139, uid="1"), an_ended_pod(0, SUCCEEDED, uid="2", created=20))),
-    ]
-    status, reported = FineTuneJobStatus(), []
-    for snapshot in snapshots:
-        new = _status_of(replace(snapshot, status=status))
-        reported += [transition.reason for transition in find_transitions(status, new)]
-        status = new
-    assert reported == ["Queued", "Started", "Training", "Queued", "Retrying", "Started", "Succeeded"]
-
-
-def test_a_failure_is_a_warning_with_its_hint() -> None:
-    transition = find_transitions(FineTuneJobStatus(), _status_of(TRUTHS["failed"][0]))[-1]
-    event = build_event(METADATA, transition, NOW)
-    assert (event["reason"], event["type"]) == ("InvalidRow", "Warning")
-    assert "onBadRow" in event["message"]
-    assert event["involvedObject"]["uid"] == METADATA.uid
-    assert event == build_event(METADATA, transition, NOW)
-
-
-def test_the_status_of_a_newer_operator_keeps_what_must_never_be_forgotten() -> None:
-    status = read_status({"phase": "Succeeded", "activeSeconds": 7, "fromTheFuture": {"a": 1}})
-    assert (status.phase, status.active_seconds) == (Phase.SUCCEEDED, 7)
-    assert read_status({"phase": "FromTheFuture"}).phase is None
-
-
-DURATIONS = [(None, None), (0, "0s"), (59, "59s"), (60, "1m00s"), (3599, "59m59s"), (11100, "3h05m"), (187200, "2d04h")]
-
-
-@pytest.mark.parametrize(("seconds", "text"), DURATIONS)
-def test_durations_for_people(seconds: int | None, text: str | None) -> None:
-    assert format_duration(seconds) == text
-
-
 MEMORY = {"mode": "Fastest", "predictedPeakBytes": 30, "microBatch": 8}
-FALLBACKS = [
-    {"step": 0, "fromMode": "Fastest", "toMode": "Balanced"},
-    {"step": 7, "fromMode": "Balanced", "toMode": "Smallest"},
-]
-
-
-def test_memory_that_ran_out_is_told_once_for_each_time_and_pod() -> None:
-    snapshots = [
-        a_snapshot(pods=(a_running_pod("1"),), report=a_report(1, pod="1", memory=MEMORY)),
-        a_snapshot(
-            pods=(a_running_pod("1"),), report=a_report(2, pod="1", memory=MEMORY | {"fallbacks": FALLBACKS[:1]})
-        ),
-        a_snapshot(pods=(a_running_pod("1"),), report=a_report(3, pod="1", memory=MEMORY | {"fallbacks": FALLBACKS})),
-        a_snapshot(pods=(an_ended_pod(139, uid="1"), a_running_pod("2", created=20))),
-        a_snapshot(
-            pods=(an_ended_pod(139, uid="1"), a_running_pod("2", created=20)),
-            report=a_report(1, pod="2", memory=MEMORY | {"fallbacks": FALLBACKS[:1], "mode": "Balanced"}),
-        ),
-    ]
-    status, reported = FineTuneJobStatus(), []
-    for snapshot in snapshots:
-        new = _status_of(replace(snapshot, status=status))
-        transitions = [each for each in find_transitions(status, new) if each.reason == "MemoryFallback"]
-        reported.append([each.message.split(": ")[0] for each in transitions])
-        assert all(each.is_warning for each in transitions)
-        assert not find_transitions(new, _status_of(replace(snapshot, status=new)))
-        status = new
-    zero, seven = "out of GPU memory after step 0", "out of GPU memory after step 7"
-    assert reported == [[], [zero], [seven], [], [zero]]
-    assert status.memory is not None
-    assert status.memory.mode == "Balanced"
-    names = {
-        build_event(METADATA, each, NOW)["metadata"]["name"] for each in find_transitions(FineTuneJobStatus(), status)
-    }
-    assert len(names) == len(find_transitions(FineTuneJobStatus(), status))
 
 
 def test_best_step_and_memory_come_from_the_outcome_too() -> None:

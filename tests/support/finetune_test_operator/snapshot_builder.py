@@ -25,6 +25,27 @@ NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 METADATA = ObjectMeta(name="bot", namespace="team", uid="0b5e7b1e-5d1a-4a51-9a53-0f6f6c2ce0a1", generation=1)
 INSTALLATION = Installation("finetune-trainer:1", "https://operator:8443", "PEM")
 POD = "pod-1"
+FULL_SECTIONS: dict[str, Any] = {
+    "model": {"source": "hf://org/base", "credentials": {"secretName": "hub"}},
+    "dataset": {"source": "pvc://claim-1/data/chat.jsonl", "credentials": {"secretName": "unused"}},
+    "output": {
+        "s3": {"bucket": "results", "credentials": {"secretName": "s3"}},
+        "hub": {"repository": "acme/tiny", "credentials": {"secretName": "hub-writer"}},
+    },
+    "resources": {
+        "gpus": 1,
+        "gpuResourceName": "nvidia.com/mig-3g.40gb",
+        "cpu": "500m",
+        "memory": "8Gi",
+        "ephemeralStorage": "100Gi",
+        "nodeSelector": {"pool": "gpu"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "runtimeClassName": "nvidia",
+        "priorityClassName": "research",
+    },
+    "runPolicy": {"maxRetries": 5, "activeDeadlineSeconds": 3600, "terminationGracePeriodSeconds": 60},
+}
+"""Sections of a spec that sets everything that a pod depends on, in their wire form."""
 
 
 def at(seconds: float) -> str:

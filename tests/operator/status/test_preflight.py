@@ -183,14 +183,6 @@ def test_looking_again_later_changes_nothing(name: str) -> None:
     assert find_transitions(status, again) == []
 
 
-def test_a_status_of_another_version_keeps_that_the_checks_passed() -> None:
-    raw = CHECKED.to_wire() | {"fromTheFuture": {"a": 1}}
-    read = read_status(raw)
-    assert read.preflight is not None
-    assert read.preflight.result is PreflightResult.PASSED
-    assert read_status(raw | {"preflight": {"result": "Perhaps"}}).preflight is None
-
-
 def test_the_end_of_the_checks_is_measured_by_the_pod() -> None:
     status, _ = _life(STATES["the checks passed"])
     assert status.preflight is not None

@@ -1,0 +1,172 @@
+"""Reading a job: which requests are made, whose pods they are, and what only Events show."""
+
+from typing import Any
+
+import pytest
+
+from finetune_api.base import Json
+from finetune_api.status import FineTuneJobStatus, PreflightStatus
+from finetune_api.vocabulary import Phase, PreflightResult
+from finetune_operator.cluster.cluster import NamespacedName
+from finetune_operator.desired.names import child_name, preflight_name
+from finetune_operator.desired.preflight_job import build_preflight_job
+from finetune_operator.desired.trainer_job import build_trainer_job
+from finetune_operator.observe.observe import observe, read_status
+from finetune_operator.observe.report_store import ReportStore
+from finetune_operator.observe.snapshot import Snapshot, UnreadableSnapshot
+from finetune_operator.observe.terminated_pods import TerminatedPods
+from finetune_test_operator.snapshot_builder import METADATA, NOW, a_report, a_spec, at
+
+CHECKED = FineTuneJobStatus(phase=Phase.QUEUED, preflight=PreflightStatus(result=PreflightResult.PASSED))
+TRAINER_JOB = build_trainer_job(METADATA, a_spec(), "image")
+PREFLIGHT_JOB = build_preflight_job(METADATA, a_spec(), "image")
+
+
+class FakeCluster:
+    """One job with the given children; requests are kept."""
+
+    def __init__(self, *jobs: Json, spec: Json | None = None, status: Json | None = None) -> None:
+        self.body: Json | None = {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneJob",
+            "metadata": {"name": "bot", "namespace": "team", "uid": METADATA.uid, "generation": 1},
+            "spec": spec or a_spec().to_wire(),
+            "status": status or {},
+        }
+        self.jobs = {job["metadata"]["name"]: job for job in jobs}
+        for job in jobs:
+            job["metadata"]["uid"] = f"uid of {job['metadata']['name']}"
+        self.pods: list[Json] = []
+        self.events: dict[str, list[Json]] = {}
+        self.asked: list[str] = []
+
+    async def get_fine_tune_job(self, key: NamespacedName) -> Json | None:
+        return self.body
+
+    async def get_job(self, namespace: str, name: str) -> Json | None:
+        self.asked.append(f"job {name}")
+        return self.jobs.get(name)
+
+    async def get_config_map(self, namespace: str, name: str) -> Json | None:
+        self.asked.append(f"config map {name}")
+        return None
+
+    async def list_pods(self, namespace: str, job_uid: str) -> list[Json]:
+        self.asked.append("pods")
+        return self.pods
+
+    async def list_events(self, namespace: str, uid: str, reason: str) -> list[Json]:
+        return self.events.get(reason, [])
+
+    async def observe(self, terminated: TerminatedPods | None = None, reports: ReportStore | None = None) -> Any:
+        key = NamespacedName("team", "bot")
+        return await observe(self, key, terminated or TerminatedPods(), reports or ReportStore(), NOW)  # type: ignore[arg-type]
+
+
+def _pod(uid: str, job: Json, created: float = 0, **status: Any) -> Json:
+    owner = {"kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"], "controller": True}
+    labels = {"finetune.dev/job-uid": METADATA.uid}
+    metadata = {"name": f"pod-{uid}", "uid": uid, "creationTimestamp": at(created), "labels": labels}
+    return {"metadata": metadata | {"ownerReferences": [owner]}, "status": status}
+
+
+async def test_a_job_that_is_gone_has_no_snapshot() -> None:
+    cluster = FakeCluster()
+    cluster.body = None
+    assert await cluster.observe() is None
+
+
+async def test_a_spec_that_cannot_be_read_names_its_field() -> None:
+    spec = a_spec().to_wire()
+    spec["model"]["magic"] = True
+    snapshot = await FakeCluster(TRAINER_JOB, spec=spec).observe()
+    assert isinstance(snapshot, UnreadableSnapshot)
+    assert "model.magic" in snapshot.spec_error
+    assert snapshot.training.job is not None
+
+
+async def test_an_unknown_status_leaves_the_spec_readable() -> None:
+    assert isinstance(await FakeCluster(status={"fromTheFuture": 1}).observe(), Snapshot)
+
+
+async def test_the_job_of_preflight_is_asked_for_only_while_it_matters() -> None:
+    new, trains, over = FakeCluster(), FakeCluster(TRAINER_JOB), FakeCluster(status={"phase": "Succeeded"})
+    for cluster in (new, trains, over):
+        await cluster.observe()
+    preflight = f"job {preflight_name(METADATA)}"
+    assert preflight in new.asked
+    assert preflight not in trains.asked
+    assert over.asked == [f"job {child_name(METADATA)}"]
+
+
+async def test_pods_are_sorted_to_their_runs_and_an_orphan_is_nobodys() -> None:
+    cluster = FakeCluster(PREFLIGHT_JOB)
+    gone = {"metadata": {"name": "old", "uid": "uid of a deleted Job"}}
+    cluster.pods = [
+        _pod("2", PREFLIGHT_JOB, created=5),
+        _pod("1", PREFLIGHT_JOB),
+        _pod("orphan", gone, phase="Running"),
+        _pod("ended orphan", gone, phase="Failed"),
+    ]
+    snapshot = await cluster.observe()
+    assert [pod.uid for pod in snapshot.preflight.pods] == ["1", "2"]
+    assert snapshot.training.pods == ()
+    assert [pod.uid for pod in snapshot.orphaned_pods] == ["orphan"]
+
+
+async def test_a_pod_that_has_vanished_is_remembered_and_a_live_one_read_anew() -> None:
+    cluster, terminated = FakeCluster(TRAINER_JOB), TerminatedPods()
+    ended = {"containerStatuses": [{"name": "trainer", "state": {"terminated": {"exitCode": 30}}}]}
+    for uid in ("vanished", "alive"):
+        terminated.note(_pod(uid, TRAINER_JOB, **ended))
+    cluster.pods = [_pod("alive", TRAINER_JOB, created=1, phase="Failed", **ended)]
+    snapshot = await cluster.observe(terminated)
+    assert [(pod.uid, pod.phase) for pod in snapshot.training.pods] == [("vanished", "Pending"), ("alive", "Failed")]
+
+
+async def test_a_report_of_an_older_pod_is_left_out() -> None:
+    cluster, reports = FakeCluster(TRAINER_JOB), ReportStore()
+    reports.put(METADATA.uid, a_report(pod="1"))
+    cluster.pods = [_pod("1", TRAINER_JOB)]
+    assert (await cluster.observe(reports=reports)).training.report is not None
+    cluster.pods.append(_pod("2", TRAINER_JOB, created=5))
+    assert (await cluster.observe(reports=reports)).training.report is None
+
+
+WAITS_FOR_VOLUMES = {
+    "containerStatuses": [{"name": "trainer", "state": {"waiting": {"reason": "ContainerCreating"}}}],
+}
+BLOCKERS: dict[str, tuple[list[Json], str, str]] = {
+    "a pod that is refused": ([], "FailedCreate", "PodRejected"),
+    "a volume that cannot be mounted": ([WAITS_FOR_VOLUMES], "FailedMount", "ContainerConfigError"),
+}
+
+
+@pytest.mark.parametrize(("statuses", "event", "reason"), BLOCKERS.values(), ids=BLOCKERS)
+async def test_what_only_events_show(statuses: list[Json], event: str, reason: str) -> None:
+    cluster = FakeCluster(TRAINER_JOB)
+    cluster.pods = [_pod("1", TRAINER_JOB, **status) for status in statuses]
+    assert (await cluster.observe()).blocker is None
+    name = TRAINER_JOB["metadata"]["name"]
+    cluster.events[event] = [
+        {"metadata": {"creationTimestamp": at(1)}, "message": "older"},
+        {"metadata": {"creationTimestamp": at(0)}, "lastTimestamp": at(2), "message": f'"{name}-x7k2p" is forbidden'},
+    ]
+    blocker = (await cluster.observe()).blocker
+    assert (blocker.reason, blocker.is_stalled) == (reason, True)
+    assert "forbidden" in blocker.message
+    assert ("x7k2p" in blocker.message) == (event == "FailedMount")
+
+
+def test_the_status_of_a_newer_operator_keeps_what_must_never_be_forgotten() -> None:
+    status = read_status({"phase": "Succeeded", "activeSeconds": 7, "fromTheFuture": {"a": 1}})
+    assert (status.phase, status.active_seconds) == (Phase.SUCCEEDED, 7)
+    assert read_status({"phase": "FromTheFuture"}).phase is None
+
+
+def test_a_status_of_another_version_keeps_that_the_checks_passed() -> None:
+    raw = CHECKED.to_wire() | {"fromTheFuture": {"a": 1}}
+    read = read_status(raw)
+    assert read.preflight is not None
+    assert read.preflight.result is PreflightResult.PASSED
+    assert read_status(raw | {"preflight": {"result": "Perhaps"}}).preflight is None

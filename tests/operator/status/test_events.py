@@ -1,0 +1,120 @@
+"""Transitions between two statuses, and the Events that tell them."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from finetune_api.failures import FAILURES, ExitCode, FailureReason
+from finetune_api.outcome import Artifact, Outcome, Result
+from finetune_api.status import FineTuneJobStatus
+from finetune_api.vocabulary import ArtifactType, Stage
+from finetune_operator.observe.children import TrueCondition
+from finetune_operator.observe.snapshot import Snapshot
+from finetune_operator.status.events import build_event, find_transitions
+from finetune_operator.status.status import build_status
+from finetune_test_operator.snapshot_builder import (
+    METADATA,
+    NOW,
+    a_report,
+    a_running_pod,
+    a_snapshot,
+    a_trainer_job,
+    an_ended_pod,
+    at,
+    decision_about,
+)
+
+END = datetime(2026, 11, 24, 12, 0, 10, tzinfo=UTC)
+ARTIFACT = Artifact(type=ArtifactType.GGUF, uri="s3://r/a.gguf", bytes=3, sha256="b" * 64, format="gguf")
+SUCCEEDED = Outcome(
+    result=Result.SUCCEEDED,
+    step=20,
+    total_steps=20,
+    loss=1.25,
+    checkpoint_step=20,
+    artifacts=(ARTIFACT,),
+    manifest_uri="s3://r/manifest.json",
+    hub_url="https://hub/acme/x/commit/1",
+    finished=END,
+)
+BAD_ROW = Outcome(
+    result=Result.FAILED,
+    reason=FailureReason.INVALID_ROW,
+    message="line 2",
+    exit_code=ExitCode.DATA,
+    stage=Stage.DATA_FORMATTING,
+    step=0,
+    finished=END,
+)
+FAILED = TrueCondition("PodFailurePolicy", "", NOW)
+STAGES = [
+    {"name": "ModelLoading", "startTime": at(1), "endTime": at(2)},
+    {"name": "Training", "startTime": at(2)},
+]
+REFUSED = a_snapshot(pods=(an_ended_pod(11, BAD_ROW),), job=a_trainer_job(failed=FAILED))
+
+MEMORY = {"mode": "Fastest", "predictedPeakBytes": 30, "microBatch": 8}
+FALLBACKS = [
+    {"step": 0, "fromMode": "Fastest", "toMode": "Balanced"},
+    {"step": 7, "fromMode": "Balanced", "toMode": "Smallest"},
+]
+
+
+def _status_of(snapshot: Snapshot) -> FineTuneJobStatus:
+    return build_status(snapshot, decision_about(snapshot))
+
+
+def test_transitions_tell_the_story_in_order() -> None:
+    snapshots = [
+        a_snapshot(),
+        a_snapshot(pods=(a_running_pod("1"),), report=a_report(pod="1", stages=STAGES)),
+        a_snapshot(pods=(an_ended_pod(139, uid="1"),)),
+        a_snapshot(pods=(an_ended_pod(139, uid="1"), a_running_pod("2", created=20))),
+        a_snapshot(pods=(an_ended_pod(139, uid="1"), an_ended_pod(0, SUCCEEDED, uid="2", created=20))),
+    ]
+    status, reported = FineTuneJobStatus(), []
+    for snapshot in snapshots:
+        new = _status_of(replace(snapshot, status=status))
+        reported += [transition.reason for transition in find_transitions(status, new)]
+        status = new
+    assert reported == ["Queued", "Started", "Training", "Queued", "Retrying", "Started", "Succeeded"]
+
+
+def test_a_failure_is_a_warning_with_its_hint() -> None:
+    transition = find_transitions(FineTuneJobStatus(), _status_of(REFUSED))[-1]
+    event = build_event(METADATA, transition, NOW)
+    assert (event["reason"], event["type"]) == ("InvalidRow", "Warning")
+    assert "onBadRow" in event["message"]
+    assert event["message"] == f"line 2. {FAILURES[FailureReason.INVALID_ROW].hint}"
+    assert event["involvedObject"]["uid"] == METADATA.uid
+    assert event == build_event(METADATA, transition, NOW)
+
+
+def test_memory_that_ran_out_is_reported_once_for_each_time_and_pod() -> None:
+    snapshots = [
+        a_snapshot(pods=(a_running_pod("1"),), report=a_report(1, pod="1", memory=MEMORY)),
+        a_snapshot(
+            pods=(a_running_pod("1"),), report=a_report(2, pod="1", memory=MEMORY | {"fallbacks": FALLBACKS[:1]})
+        ),
+        a_snapshot(pods=(a_running_pod("1"),), report=a_report(3, pod="1", memory=MEMORY | {"fallbacks": FALLBACKS})),
+        a_snapshot(pods=(an_ended_pod(139, uid="1"), a_running_pod("2", created=20))),
+        a_snapshot(
+            pods=(an_ended_pod(139, uid="1"), a_running_pod("2", created=20)),
+            report=a_report(1, pod="2", memory=MEMORY | {"fallbacks": FALLBACKS[:1], "mode": "Balanced"}),
+        ),
+    ]
+    status, reported = FineTuneJobStatus(), []
+    for snapshot in snapshots:
+        new = _status_of(replace(snapshot, status=status))
+        transitions = [each for each in find_transitions(status, new) if each.reason == "MemoryFallback"]
+        reported.append([each.message.split(": ")[0] for each in transitions])
+        assert all(each.is_warning for each in transitions)
+        assert not find_transitions(new, _status_of(replace(snapshot, status=new)))
+        status = new
+    zero, seven = "out of GPU memory after step 0", "out of GPU memory after step 7"
+    assert reported == [[], [zero], [seven], [], [zero]]
+    assert status.memory is not None
+    assert status.memory.mode == "Balanced"
+    names = {
+        build_event(METADATA, each, NOW)["metadata"]["name"] for each in find_transitions(FineTuneJobStatus(), status)
+    }
+    assert len(names) == len(find_transitions(FineTuneJobStatus(), status))
