@@ -29,7 +29,7 @@ FINISHED = datetime(2026, 11, 24, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Last words of trainers."""
+    """Final outcomes that the played trainers leave."""
 
     artifact = Artifact(
         type=ArtifactType.ADAPTER, uri="s3://results/x/adapter/", bytes=12, sha256="a" * 64, format="safetensors"

@@ -85,6 +85,7 @@ class ReportChecks:
         is_over = status.phase is not None and status.phase.is_terminal
         if is_over or pod.is_finished or self._reports.is_locked(metadata.uid):
             raise ReportRefusedError(410, "Ended", "the job or its pod has ended")
+        # The rate comes last, so that refused reports do not use it up.
         if not self._reports.is_allowed(metadata.uid, self._clock()):
             raise ReportRefusedError(429, "TooManyReports", "report less often")
 

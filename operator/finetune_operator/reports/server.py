@@ -40,7 +40,7 @@ def build_progress_app(checks: ReportChecks, controller: Controller) -> web.Appl
         controller.trigger_report(accepted.job_uid, name, accepted.received.report.finetune.stage)
         return _answer(202, "Accepted", "")
 
-    app = web.Application(client_max_size=MAX_BODY_BYTES + 1)
+    app = web.Application(client_max_size=MAX_BODY_BYTES + 1)  # one byte more shows that a body is too large
     app.add_routes([web.post(progress_path("{namespace}", "{name}"), receive)])
     return app
 
@@ -79,5 +79,5 @@ async def _read(request: web.Request) -> bytes:
 
 
 def _answer(status: int, reason: str, message: str) -> web.Response:
-    headers = {"Retry-After": "5"} if status in (429, 503) else {}
+    headers = {"Retry-After": "5"} if status in (429, 503) else {}  # seconds
     return web.json_response({"reason": reason, "message": message}, status=status, headers=headers)

@@ -36,17 +36,17 @@ def build_settings() -> kopf.OperatorSettings:
     """Returns kopf's settings: endless retries, short timeouts, no feature that writes."""
     settings = kopf.OperatorSettings()
 
-    settings.networking.error_backoffs = EndlessBackoff()
+    settings.networking.error_backoffs = EndlessBackoff()  # after the last back-off, kopf would end the process
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 10
 
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 330
     settings.watching.inactivity_timeout = 70  # bookmarks come every minute: a stream silent for longer is dead
-    settings.watching.chunk_size = 500
+    settings.watching.chunk_size = 500  # objects a page
     settings.watching.label_selectors["batch", "v1", "jobs"] = JOB_UID_LABEL
     settings.watching.label_selectors["", "v1", "pods"] = JOB_UID_LABEL
-    settings.queueing.worker_limit = 50
+    settings.queueing.worker_limit = 50  # handlers only fill our queue; kopf's default is no limit
 
     settings.posting.enabled = False
     settings.posting.loggers = False
@@ -79,7 +79,7 @@ def build_registry(
 
     @kopf.on.event("", "v1", "pods", registry=registry)
     async def pod_changed(body: kopf.Body, labels: kopf.Labels, **_: Any) -> None:
-        terminated_pods.note(dict(body))
+        terminated_pods.note(dict(body))  # a pod may be gone before the reconcile can read its exit code
         controller.trigger_owner(labels.get(JOB_UID_LABEL, ""))
 
     return registry

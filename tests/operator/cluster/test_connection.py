@@ -262,10 +262,20 @@ async def test_missing_credentials_are_named_at_the_start(server: FakeApiServer,
         ServiceAccount("127.0.0.1", server.port, absent): "service account .*absent: Service token file does not exist",
         Kubeconfig(absent, None): "kubeconfig .*absent: there is no such file",
         Kubeconfig(kubeconfig.path, "other"): "context other: .*Expected object with name other",
+        Kubeconfig(_file(tmp_path / "text", "no mapping"), None): "kubeconfig .*text: ",
+        Kubeconfig(_file(tmp_path / "open", "users: ["), None): "kubeconfig .*open: while parsing",
+        ServiceAccount("127.0.0.1", server.port, _file(tmp_path / "bad/ca.crt", "no certificate").parent): "bad: ",
     }
     for api_server, message in wrong.items():
         with pytest.raises(SettingsError, match=message):
             await ApiConnection.open(api_server)
+
+
+def _file(path: Path, text: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    (path.parent / "token").write_text("token")
+    path.write_text(text)
+    return path
 
 
 async def test_an_ipv6_address_is_bracketed(server: FakeApiServer) -> None:
