@@ -1,9 +1,10 @@
-"""Rate and memory of preflight: large files of ordinary rows, and files with one enormous row. Not a part of CI.
+"""Measures rate and memory of preflight: large files of ordinary rows, and files with one enormous row. Not in CI.
 
     python trainer_image/benchmarks/preflight_rate.py --gigabytes 1
 
-Each runs `finetune validate` as a process of its own, whose CPU time and peak memory the kernel counts. The tokenizer
-is trained on the rows' words and filled up to as many tokens as a large model's has, as its memory depends on that.
+Each file is given to `finetune validate` in a process of its own, whose CPU time and peak memory the kernel counts. The
+tokenizer is trained on the rows' words and filled up to as many tokens as a large model's has, as its memory depends on
+that.
 """
 
 import argparse
@@ -43,7 +44,7 @@ CONFIG = {
 
 @dataclass(frozen=True)
 class Measured:
-    """What the kernel counted for one process."""
+    """The kernel's counts for one process."""
 
     file_bytes: int
     seconds: float
@@ -52,11 +53,12 @@ class Measured:
 
 
 def main() -> None:
-    """Print the table."""
+    """Measures every file and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--folder", type=Path, help="where the files lie (default: TMPDIR)")
     arguments = parser.parse_args()
+
     with tempfile.TemporaryDirectory(prefix="preflight-rate-", dir=arguments.folder) as name:
         folder = Path(name)
         model = make_model(folder / "model")
@@ -69,23 +71,28 @@ def main() -> None:
                 folder / "wide.jsonl", LONG_ROW_BYTES + size // 10, long_row="word ", ends_with="\N{GRINNING FACE}"
             ),
         }
+
         show({name: measure(path, model, folder) for name, path in rows.items()})
 
 
 def make_model(folder: Path) -> Path:
-    """A model folder without weights: preflight looks at their names only."""
+    """Makes a model folder without weights: preflight looks at their names only."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "model.safetensors").write_bytes(b"")
+
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=TOKENS, initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator((f" {word}" for word in words_of(random.Random(1))), trainer)  # noqa: S311
+
+    # Tokens beyond those of the rows' words, up to the number that a large model has.
     trained = json.loads(bpe.to_str())["model"]
     bpe.model = models.BPE(*fill(trained["vocab"], [tuple(pair) for pair in trained["merges"]], alphabet))
     bpe.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     bpe.save(str(folder / "tokenizer.json"))
+
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
@@ -94,7 +101,7 @@ def make_model(folder: Path) -> Path:
 def fill(
     vocabulary: dict[str, int], merges: list[tuple[str, str]], alphabet: list[str]
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Add tokens that occur nowhere, up to `TOKENS`."""
+    """Adds tokens that occur nowhere, up to `TOKENS`."""
     chance = random.Random(0)  # noqa: S311
     tokens = list(vocabulary)
     while len(vocabulary) < TOKENS - 2:
@@ -106,7 +113,7 @@ def fill(
 
 
 def write_rows(path: Path, size: int, *, bad_every: int = 0, long_row: str = "", ends_with: str = "") -> Path:
-    """Conversations of 0.2 to 4 kB, about 2 kB on average; the hundredth may be a long one."""
+    """Writes conversations of 0.2 to 4 kB, about 2 kB on average; the hundredth may be a long one."""
     written = 0
     with path.open("w", encoding="utf-8") as file:
         for number, messages in enumerate(conversations()):
@@ -114,6 +121,7 @@ def write_rows(path: Path, size: int, *, bad_every: int = 0, long_row: str = "",
                 messages[1]["role"] = "robot"
             if long_row and number == 100:
                 messages[0]["content"] = long_row * (LONG_ROW_BYTES // len(long_row)) + ends_with
+
             line = json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
             written += len(line)
             file.write(line)
@@ -123,7 +131,7 @@ def write_rows(path: Path, size: int, *, bad_every: int = 0, long_row: str = "",
 
 
 def conversations() -> Iterator[list[dict[str, str]]]:
-    """Random words of a small language, with some letters beyond ASCII."""
+    """Conversations without end, of random words with some letters beyond ASCII."""
     chance = random.Random(1)  # noqa: S311
     words = words_of(chance)
     while True:
@@ -138,13 +146,13 @@ def conversations() -> Iterator[list[dict[str, str]]]:
 
 
 def words_of(chance: random.Random) -> list[str]:
-    """The language."""
+    """The words that occur."""
     letters = "abcdefghijklmnopqrstuvwxyzäöüéñ"
     return ["".join(chance.choices(letters, k=chance.randint(1, 10))) for _ in range(20_000)]
 
 
 def measure(data: Path, model: Path, folder: Path) -> Measured:
-    """Run `finetune validate` on one file."""
+    """Runs `finetune validate` on one file."""
     manifest = folder / "job.yaml"
     spec = {
         "model": {"source": f"file://{model}"},
@@ -153,6 +161,7 @@ def measure(data: Path, model: Path, folder: Path) -> Measured:
     }
     job = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "rate"}, "spec": spec}
     manifest.write_text(json.dumps(job))
+
     command = [
         str(Path(sys.executable).with_name("finetune")),
         "validate",
@@ -160,6 +169,7 @@ def measure(data: Path, model: Path, folder: Path) -> Measured:
         "--output",
         str(folder / "out"),
     ]
+
     began = time.monotonic()
     with (folder / "said").open("w+") as said:
         process = subprocess.Popen(command, stdout=said, env=os.environ | {"PYTHONSAFEPATH": "1"})
@@ -169,6 +179,7 @@ def measure(data: Path, model: Path, folder: Path) -> Measured:
             time.sleep(0.05)
         _, status, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - began
+
     if status:
         sys.exit(f"finetune validate failed:\n{(folder / 'said').read_text()}")
     cpu = usage.ru_utime + usage.ru_stime
@@ -176,14 +187,16 @@ def measure(data: Path, model: Path, folder: Path) -> Measured:
 
 
 def read_peak(process: int) -> int:
-    """Most bytes that were resident at once; 0 for a process that has ended. (The peak of wait4 counts the parent's
-    memory before exec as well.)"""
+    """Most bytes that were resident at once; 0 for a process that has ended.
+
+    The peak of wait4 is no use: it counts the parent's memory before exec as well.
+    """
     status = Path(f"/proc/{process}/status").read_text()
     return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
 
 
 def show(measured: dict[str, Measured]) -> None:
-    """One line for each file."""
+    """Prints one line for each file."""
     table = Table("file", "MB", "seconds", "MB/s", "MB per CPU second", "peak MiB")
     for name, found in measured.items():
         size = found.file_bytes / MEGABYTE

@@ -19,8 +19,9 @@ from finetune_api.failures import FailureReason
 from finetune_api.spec.inputs import DatasetColumns
 from finetune_api.vocabulary import ChatTemplateName, DatasetFormat
 from finetune_trainer.chat.sandbox.environment import ChatTemplate
+from finetune_trainer.chat.sandbox.marks import MARK
 from finetune_trainer.chat.sandbox.process import LimitError, RenderingLimits, RenderingProcess, TemplateSetup
-from finetune_trainer.chat.sandbox.spans import MARK, AnswerFinder
+from finetune_trainer.chat.sandbox.spans import AnswerFinder
 from finetune_trainer.chat.templates import load_template
 from finetune_trainer.data.layouts import LAYOUTS, Conversation, detect_format, parse_row
 from finetune_trainer.data.messages import ROLES, BadRowError

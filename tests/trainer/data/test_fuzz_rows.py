@@ -23,7 +23,7 @@ from finetune_trainer.errors import TrainerError
 
 COLUMNS = DatasetColumns()
 MAX_MESSAGE = 400
-Row = dict[str, Any]
+JsonRow = dict[str, Any]
 
 
 def fuzz(examples: int) -> settings:
@@ -45,7 +45,7 @@ tools = st.lists(st.fixed_dictionaries({"name": said}), max_size=2)
 shared = st.fixed_dictionaries(
     {"from": st.sampled_from(["human", "gpt"]), "value": said}, optional={"weight": st.integers(0, 1)}
 )
-ROWS: dict[DatasetFormat, st.SearchStrategy[Row]] = {
+ROWS: dict[DatasetFormat, st.SearchStrategy[JsonRow]] = {
     DatasetFormat.MESSAGES: st.fixed_dictionaries({"messages": turns}, optional={"tools": tools}),
     DatasetFormat.SHAREGPT: st.fixed_dictionaries(
         {"conversations": st.lists(shared, max_size=3).map(lambda said: [*said, {"from": "gpt", "value": "a"}])},
@@ -67,7 +67,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(entry, (*path, key))
 
 
-def damage(row: Row, path: tuple[Any, ...], value: Any) -> Row:
+def damage(row: JsonRow, path: tuple[Any, ...], value: Any) -> JsonRow:
     """The row with another value in that place, or none."""
     row = copy.deepcopy(row)
     holder: Any = row
@@ -80,7 +80,7 @@ def damage(row: Row, path: tuple[Any, ...], value: Any) -> Row:
     return row
 
 
-def parse(row: Row, layout: DatasetFormat) -> tuple[Any, BadRowError | TrainerError | None]:
+def parse(row: JsonRow, layout: DatasetFormat) -> tuple[Any, BadRowError | TrainerError | None]:
     try:
         return parse_row(row, layout, COLUMNS), None
     except (BadRowError, TrainerError) as error:

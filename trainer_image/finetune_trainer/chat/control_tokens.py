@@ -26,7 +26,7 @@ from finetune_trainer.data.messages import BadRowError
 from finetune_trainer.data.strict_json import excerpt
 
 HIDDEN = "\uf8d8"
-"""Stands in front of a character that numbers the hidden token; `sandbox.spans` uses U+F8D0 to U+F8D2."""
+"""Stands in front of a character that numbers the hidden token; `sandbox.marks` uses U+F8D0 to U+F8D2."""
 
 FIRST_NUMBER, NUMBERS = 0xF0000, 0xFFFD
 HIDDEN_TOKEN = re.compile(f"{HIDDEN}([\U000f0000-\U000ffffc])")

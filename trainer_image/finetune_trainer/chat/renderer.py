@@ -66,6 +66,7 @@ class ChatRenderer:
         try:
             answer = self._process.ask(setup, request)
         except LimitError as error:
+            # A single row may be too large; a template that is greedy with every row would take 20 s for each.
             self._limit_errors += 1
             if self._limit_errors >= MAX_LIMIT_ERRORS:
                 raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, f"the chat template: {error}") from None

@@ -61,6 +61,7 @@ def parse_tools(value: Any, column: str) -> list[Any] | None:
 
     tools = []
     for index, tool in enumerate(value):
+        # Some data sets list bare functions.
         wrapped = tool if isinstance(tool, dict) and "function" in tool else {"type": "function", "function": tool}
         function = wrapped["function"]
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
@@ -125,6 +126,7 @@ def _parse_content(entry: dict[str, Any], where: str) -> str:
             raise BadRowError(f"{where}.content has a part of type {kind}, but only text is supported")
         content = "".join(part["text"] for part in content)
 
+    # An answer that only calls tools has no text.
     if content is None and "tool_calls" in entry:
         content = ""
     if not isinstance(content, str):

@@ -41,6 +41,7 @@ def read_rows(files: tuple[Path, ...], *, max_characters: int | None = None) -> 
 
     With `max_characters`, texts longer than that may be truncated to a beginning that is still longer (`truncation`).
     """
+    # Names such as train/a.jsonl and test/a.jsonl stay apart, without the path of a temporary folder.
     folder = Path(os.path.commonpath([path.parent for path in files])) if files else Path()
 
     for path in files:

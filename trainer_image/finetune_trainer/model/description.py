@@ -28,6 +28,7 @@ def check_architecture(folder: Path) -> str:
     model, and its weights are 16-bit or bitsandbytes'."""
     config, architecture = _read_architecture(folder)
 
+    # transformers itself must have the architecture: code from a repository is never run.
     if architecture not in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
         if "auto_map" in config:
             message = f"{architecture} needs Python code from the model's repository, which is never run"

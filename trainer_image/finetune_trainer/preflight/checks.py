@@ -113,6 +113,7 @@ def _fetch_model(config: RunConfig, settings: Settings, findings: _Findings) -> 
     spec = config.model
     fetched = fetch_model_configuration(spec.source, spec.revision, settings.work / "model", access)
 
+    # A wrong architecture and a wrong tokenizer are two errors; both are reported.
     architecture = findings.attempt("spec.model.source", lambda: check_architecture(fetched.folder))
     tokenizer = findings.attempt("spec.model.source", lambda: load_tokenizer(fetched.folder, spec))
     release_freed_memory()
@@ -139,6 +140,7 @@ def _check_evaluation(config: RunConfig, settings: Settings, model: _Model | Non
     work, subset = settings.work / "evaluation", config.dataset.evaluation_subset()
     data = findings.attempt(EVALUATION, lambda: fetch_dataset(*source, work, access, ignore_bytes, subset))
     if data is not None:
+        # maxSamples limits the rows that train, not those to evaluate on.
         spec = config.dataset.model_copy(update={"max_samples": None})
         findings.judge_rows(_scan(data, spec, model, config), config, EVALUATION)
 
@@ -228,6 +230,7 @@ def _training_size(scan: Scan, config: RunConfig) -> TrainingSize | None:
     if not lengths:
         return None
 
+    # The sample's share of rows that train stands for that of all rows.
     usable = round((scan.rows - scan.bad) * len(lengths) / len(scan.measured.rows))
     longest = limit if scan.oversized else max(scan.max_length, *lengths)
     return training_size(lengths, usable, longest, config.dataset, config.training, limit)

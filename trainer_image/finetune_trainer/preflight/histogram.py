@@ -63,7 +63,7 @@ def lay_out_histogram(tokens: TokenStatistics, limit: int) -> Histogram:
     bins = tokens.histogram
     step = _round_step(max(entry.rows for entry in bins) / GRID_LINES)
     bin_width = (WIDTH - LEFT - RIGHT) / len(bins)
-    shown = max(1, len(bins) // AXIS_LABELS)
+    shown = max(1, len(bins) // AXIS_LABELS)  # bins from one label to the next
 
     return Histogram(
         bars=tuple(_bar(entry, LEFT + i * bin_width, bin_width, step, limit) for i, entry in enumerate(bins)),

@@ -39,6 +39,7 @@ def judge_rows(scan: Scan, config: RunConfig, source: str = SOURCE) -> Iterator[
     if not fails and scan.unlisted_bad:
         yield Finding.warning(source, f"{scan.unlisted_bad} more rows are skipped; the first are named above")
 
+    # Not an error: the text may be about chat templates.
     if count := scan.rows_with_control_tokens:
         more = ", ..." if count > len(scan.control_token_examples) else ""
         yield Finding.warning(
@@ -64,6 +65,7 @@ def judge_tokens(counts: RowCounts, tokens: TokenStatistics | None, limit: int) 
     if tokens is None:
         return
 
+    # Oversized rows were not encoded: they may have the tokens with loss that the others lack.
     if tokens.unsupervised_row_share == 1 and not counts.oversized:
         message = f"no token with loss is left within {limit} tokens in any of {tokens.rows} encoded rows"
         yield Finding.error("spec.dataset.trainOn", message, FailureReason.NO_SUPERVISED_TOKENS)

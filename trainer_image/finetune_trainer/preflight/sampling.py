@@ -56,6 +56,7 @@ class RowSample:
 
         if len(self.rows) == FIRST_ROWS and self._halvings:
             self._foresee()
+
         while self._is_full() and len(self.rows) > 1:
             self._halvings += 1
             self._thin_out()
@@ -66,7 +67,7 @@ class RowSample:
 
     def _foresee(self) -> None:
         """Halves the share as often as the rows to come would make it do anyway."""
-        rows = self._expected * len(self.rows) // max(1, self._characters)
+        rows = self._expected * len(self.rows) // max(1, self._characters)  # about as many are in all files
         before = self._halvings
         while rows >> self._halvings > ENOUGH_ROWS and self._expected >> self._halvings > self._budget // 4:
             self._halvings += 1

@@ -137,6 +137,8 @@ class _Scanner:
         Raises BadRowError for this row, TrainerError for an error that concerns all rows.
         """
         example = self._parse(row)
+
+        # Of a truncated row only the beginning is in the example; its own fingerprint tells the rest.
         characters, fingerprint = _fingerprint(example)
         is_oversized = characters > MAX_ENCODED_CHARACTERS
         self._scan.duplicates.add(hash((fingerprint, row.fingerprint)) if is_oversized else fingerprint)
@@ -209,6 +211,7 @@ def label_text(encoded: Encoded, tokenizer: Any) -> tuple[LabelledText, ...]:
     texts: list[LabelledText] = []
     run: list[int] = []
     ids, labels = encoded.input_ids[:SHOWN_TOKENS], encoded.labels[:SHOWN_TOKENS]
+    # The first token never carries loss, as nothing predicts it.
     has_loss = [label != IGNORED and index > 0 for index, label in enumerate(labels)]
 
     for index, token in enumerate(ids):
@@ -226,6 +229,7 @@ def _fingerprint(example: Example) -> tuple[int, int]:
 
     parts: list[Any] = []
     for message in example.messages:
+        # Most messages are a role and text only; of the others all fields count.
         content = message.get("content") or ""
         extra = repr(sorted(message.items())) if len(message) > 2 or not isinstance(content, str) else ""
         parts += (message["role"], content, extra)

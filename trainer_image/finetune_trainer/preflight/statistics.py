@@ -22,7 +22,7 @@ def describe_tokens(lengths: Sequence[int], supervised: Sequence[int], max_lengt
         return None
 
     ordered = sorted(lengths)
-    kept = sum(min(length, max_length) for length in lengths)
+    kept = sum(min(length, max_length) for length in lengths)  # tokens after truncation
     return TokenStatistics(
         rows=len(ordered),
         p50=percentile(ordered, 50),
@@ -50,6 +50,7 @@ def histogram(ordered: Sequence[int]) -> tuple[HistogramBin, ...]:
     edges = sorted({low + round((high - low) * index / BINS) for index in range(BINS + 1)})
     edges[-1] = max(edges[-1], ordered[-1] + 1)
 
+    # Edges between whole numbers, so that no length lies on one.
     counts, _ = np.histogram(np.asarray(ordered), bins=[edge - 0.5 for edge in edges])
     return tuple(
         HistogramBin(first=first, last=last - 1, rows=int(rows))

@@ -62,7 +62,7 @@ def count_packed(lengths: Sequence[int], max_length: int) -> int:
         free: list[int] = []  # space left in each open sequence, ascending
 
         for length in sorted(batch, reverse=True):
-            at = bisect_left(free, length)
+            at = bisect_left(free, length)  # the sequence with the least space that is enough
             space = free.pop(at) if at < len(free) else max_length
             total += at == len(free) and space == max_length
             insort(free, space - length)

@@ -61,6 +61,7 @@ def to_table(report: Report) -> Table:
     table.add_column(no_wrap=True, overflow="fold")
     table.add_column(overflow="fold")
 
+    # Errors include bad rows that are only counted.
     counts = (report.error_count(), len(report.warnings()))
     for style, count, findings in zip(("red", "yellow"), counts, (report.errors(), report.warnings()), strict=True):
         for finding in findings[:MAX_TABLE_FINDINGS]:

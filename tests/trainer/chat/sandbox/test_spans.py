@@ -8,7 +8,8 @@ import pytest
 import trl
 
 from finetune_trainer.chat.sandbox.environment import ChatTemplate
-from finetune_trainer.chat.sandbox.spans import AnswerFinder, UnknownSpansError, UnprintedAnswerError
+from finetune_trainer.chat.sandbox.marks import UnprintedAnswerError
+from finetune_trainer.chat.sandbox.spans import AnswerFinder, UnknownSpansError
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 SYSTEM = {"role": "system", "content": "Be brief."}

@@ -1,7 +1,10 @@
-"""Chat templates, which others wrote, rendered in a process of their own with limits, and the answers in what they
-print.
+"""Sandbox: chat templates, which strangers wrote, are rendered in a process of their own with limits.
 
-    chat_rendering.py -> process.py | worker.py -> spans.py -> environment.py
+process.py      the parent's side: starts the worker, asks it, replaces it when a template has killed it
+worker.py       the process that renders; without environment, files and sockets
+spans.py        finds the answers in the text that a template printed
+marks.py        marks around an answer's words, which show where a template prints them
+environment.py  Jinja with the tags, filters and globals that chat templates expect
 
-What stands right of the bar runs in the worker and imports Jinja only.
+All but process.py run in the worker and import Jinja only.
 """

@@ -1,5 +1,7 @@
-"""The parent's side of the worker: one process for all templates, started when a row needs it and again when a
-template has killed it."""
+"""The parent's side of the worker: one process for all templates.
+
+It is started when a row first needs it, and again when a template has killed it.
+"""
 
 import atexit
 import json
@@ -12,22 +14,25 @@ from typing import IO, Any
 
 log = logging.getLogger(__name__)
 LENGTH_BYTES = 8
-MAX_ANSWER = 2**26  # bytes, and as much again as 32 times the request: more than the worker itself lets through
+
+MAX_ANSWER = 2**26
+"""Bytes of an answer, besides 32 times the request: more than the worker itself lets through."""
 
 
 @dataclass(frozen=True)
 class RenderingLimits:
-    """What one row may take."""
+    """Limits of rendering one row."""
 
     seconds: int = 20
-    """Of CPU time."""
+    """CPU time."""
+
     mebibytes: int = 2048
-    """Of the worker's address space; a row of 64 MiB takes about ten copies of itself."""
+    """The worker's address space; a row of 64 MiB takes about ten copies of itself."""
 
 
 @dataclass(frozen=True)
 class TemplateSetup:
-    """A template and what it may print."""
+    """A template, and the special tokens that it may print."""
 
     template: str
     variables: dict[str, Any]
@@ -36,11 +41,11 @@ class TemplateSetup:
 
 
 class LimitError(Exception):
-    """A row took more than the limits."""
+    """A row that needs more than the limits to render."""
 
 
 class RenderingProcess:
-    """Renders rows; safe to use from several threads."""
+    """The worker process. Safe to use from several threads."""
 
     def __init__(self, limits: RenderingLimits) -> None:
         self._limits = limits
@@ -49,10 +54,12 @@ class RenderingProcess:
         self._setup: TemplateSetup | None = None
 
     def ask(self, setup: TemplateSetup, request: dict[str, Any]) -> dict[str, Any]:
-        """The worker's answer. Raises LimitError where it ended over the request."""
+        """The worker's answer. Raises LimitError if the worker died of the request."""
         with self._lock:
             if self._process is None:
                 self._process, self._setup = _start(self._limits), None
+
+            # The template goes along with the first row that it renders.
             if setup != self._setup:
                 request = request | {
                     "template": setup.template,
@@ -60,18 +67,22 @@ class RenderingProcess:
                     "special": setup.special_tokens,
                 }
             self._setup = setup
+
             try:
                 answer = _exchange(self._process, request)
             except (OSError, EOFError):
                 self._end()
                 answer = {"error": "memory"}
+
             if answer.get("error") == "memory":
                 limits = self._limits
-                raise LimitError(f"it takes more than {limits.seconds} s or {limits.mebibytes} MiB for one row")
+                raise LimitError(
+                    f"rendering one row takes more than {limits.seconds} s of CPU time or {limits.mebibytes} MiB"
+                )
             return answer
 
     def close(self) -> None:
-        """End the worker; the next row starts another."""
+        """Ends the worker; the next row starts another."""
         with self._lock:
             self._end()
 
@@ -84,8 +95,9 @@ class RenderingProcess:
 
 
 def _start(limits: RenderingLimits) -> subprocess.Popen[bytes]:
-    # Isolated and without environment: what a template might reach has nothing of ours. A session of its own: a
-    # terminal's interrupt is for the parent.
+    """Starts a worker, and waits until it is ready."""
+    # Isolated and without environment, so that whatever a template reaches holds nothing of ours. In a session of its
+    # own, as a terminal's interrupt is for the parent.
     command = [sys.executable, "-I", "-m", "finetune_trainer.chat.sandbox.worker"]
     process = subprocess.Popen(
         [*command, str(limits.seconds), str(limits.mebibytes)],
@@ -94,17 +106,18 @@ def _start(limits: RenderingLimits) -> subprocess.Popen[bytes]:
         env={},
         start_new_session=True,
     )
+
     try:
         _receive(process, LENGTH_BYTES)
     except EOFError:
         process.communicate()
-        raise RuntimeError(
-            f"the process that renders chat templates ended with {process.returncode} at its start"
-        ) from None
+        message = f"the process that renders chat templates ended with exit code {process.returncode} at its start"
+        raise RuntimeError(message) from None
     return process
 
 
 def _exchange(process: subprocess.Popen[bytes], request: dict[str, Any]) -> dict[str, Any]:
+    """Sends a request and returns the answer: each is a length and JSON."""
     assert process.stdin is not None
     data = json.dumps(request, ensure_ascii=False).encode()
     process.stdin.write(len(data).to_bytes(LENGTH_BYTES, "big"))
@@ -113,11 +126,11 @@ def _exchange(process: subprocess.Popen[bytes], request: dict[str, Any]) -> dict
     return _receive(process, MAX_ANSWER + 32 * len(data))
 
 
-def _receive(process: subprocess.Popen[bytes], most: int) -> dict[str, Any]:
-    """One frame of at most so many bytes."""
+def _receive(process: subprocess.Popen[bytes], max_bytes: int) -> dict[str, Any]:
+    """The next answer. Raises EOFError if the worker has ended, or if the answer is too long."""
     assert process.stdout is not None
     length = int.from_bytes(_read(process.stdout, LENGTH_BYTES), "big")
-    if length > most:
+    if length > max_bytes:
         raise EOFError
     answer: dict[str, Any] = json.loads(_read(process.stdout, length))
     return answer

@@ -1,9 +1,11 @@
 """The process that renders templates: `python -I -m finetune_trainer.chat.sandbox.worker SECONDS MEBIBYTES`.
 
-Jinja's sandbox keeps a template from Python's inside, but not from `'a' * 10**10` or loops within loops; limits of
-the process do. It has no environment, so no credentials, and can open no file and no socket, so that a way out of the
-sandbox leads nowhere. Requests and answers are a length of eight bytes and JSON; the first request, and any with a
-`template`, says which template the following rows go through.
+Jinja's sandbox keeps a template from Python's inside, but not from `'a' * 10**10` or loops within loops; the limits of
+this process do. It has no environment, so no credentials, and can open no file and no socket: a way out of the sandbox
+leads nowhere.
+
+Requests and answers are a length of eight bytes and JSON. The first request, and any other with a `template`, sets the
+template for itself and the rows that follow.
 """
 
 import contextlib
@@ -17,27 +19,33 @@ from typing import Any, BinaryIO
 from jinja2 import TemplateError
 
 from finetune_trainer.chat.sandbox.environment import ChatTemplate
-from finetune_trainer.chat.sandbox.spans import AnswerFinder, UnknownSpansError, UnprintedAnswerError
+from finetune_trainer.chat.sandbox.marks import UnprintedAnswerError
+from finetune_trainer.chat.sandbox.spans import AnswerFinder, UnknownSpansError
 
 LENGTH_BYTES = 8
 READY = b"{}"
-"""The first frame: what comes before is no row's fault."""
+"""The first answer, before any request: an end before it is no row's fault."""
 SHOWN_CHARACTERS = 300
+
+# A text may have this many characters, and so many times the request's bytes on top.
 PRINTED_FREELY = 16 * 2**20
 PRINTED_TIMES = 4
-# What rendering what others wrote can raise; escapes from the sandbox are TemplateErrors.
+
+# Errors that a stranger's template can raise; attempts to leave the sandbox are TemplateErrors.
 ROW_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 
 
 def main() -> int:
-    """Serve until the parent closes the pipe."""
+    """Serves until the parent closes the pipe; returns the exit code."""
     seconds = int(sys.argv[1])
     confine(int(sys.argv[2]))
     state = _State()
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
+
     _send(answers, READY)
     try:
         while (length := int.from_bytes(requests.read(LENGTH_BYTES), "big")) > 0:
+            # The limit counts CPU time from the process's start, so it moves on with each row.
             limit = math.ceil(time.process_time()) + seconds
             resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
             answer = state.answer(json.loads(requests.read(length)), length)
@@ -48,12 +56,13 @@ def main() -> int:
 
 
 def confine(mebibytes: int) -> None:
-    """Take from this process what rendering does not need."""
+    """Takes from this process what rendering does not need: memory, files, sockets."""
     for source in ("{{ messages | tojson }}{{ strftime_now('%d %B %Y') }}", "{{ messages[0].x }}", "{% if %}"):
-        with contextlib.suppress(*ROW_ERRORS):  # loads what Python and Jinja load late, for errors too
+        with contextlib.suppress(*ROW_ERRORS):  # makes Python and Jinja load what they load late, for errors too
             template = ChatTemplate(source, {})
             template.freeze_time()
             template.render([], None)
+
     resource.setrlimit(resource.RLIMIT_AS, (mebibytes * 2**20, mebibytes * 2**20))
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -69,11 +78,12 @@ class _State:
         self._problem = ""
 
     def answer(self, request: dict[str, Any], length: int) -> dict[str, Any]:
-        """The answer to one request of `length` bytes."""
+        """The answer to one request of `length` bytes: the text and its answers, or an error."""
         if (source := request.get("template")) is not None:
             self._use(source, request["variables"], request["special"])
         if self._template is None or self._finder is None:
             return {"error": "template", "message": self._problem}
+
         self._template.freeze_time()
         try:
             answer = self._render(self._template, self._finder, request)
@@ -83,6 +93,7 @@ class _State:
             return {"error": "spans"}
         except ROW_ERRORS as error:
             return {"error": "row", "message": _first_line(error)}
+
         if len(answer["text"]) > PRINTED_FREELY + PRINTED_TIMES * length:
             return {"error": "memory"}
         return answer
@@ -95,6 +106,7 @@ class _State:
         return {"text": text, "spans": spans}
 
     def _use(self, source: str, variables: dict[str, Any], special: list[str]) -> None:
+        """Compiles a template for the rows from now on; keeps the problem of one that is wrong."""
         self._template = self._finder = None
         try:
             self._template = ChatTemplate(source, variables)

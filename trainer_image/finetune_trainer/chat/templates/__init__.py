@@ -1,8 +1,8 @@
-"""Chat templates of known families, written here with generation marks around answers and their end of turn.
+"""Chat templates of known families, by name, with generation marks around each answer and its end of turn.
 
-A family's special tokens must be in the tokenizer, each as one token: otherwise the end of a turn would be a few
-letters that no sampler stops at, and new embeddings are not trained. Plain-text families end turns with the
-tokenizer's own end of sequence.
+A family's special tokens must be in the tokenizer, each as one token. Otherwise the end of a turn would be a few
+letters that no sampler stops at, and new embeddings are not trained. Families without special tokens end turns with the
+tokenizer's own end-of-sequence token.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from finetune_api.failures import FailureReason
 from finetune_api.vocabulary import ChatTemplateName
 from finetune_trainer.errors import TrainerError
 
-# Special tokens that a template writes; the first ends a turn, and becomes the end of sequence where it has one.
+# Special tokens that a template writes; the first ends a turn and, unless empty, becomes the end-of-sequence token.
 SPECIAL_TOKENS: dict[ChatTemplateName, tuple[str, ...]] = {
     ChatTemplateName.CHATML: ("<|im_end|>", "<|im_start|>"),
     ChatTemplateName.QWEN: ("<|im_end|>", "<|im_start|>"),
@@ -23,7 +23,7 @@ SPECIAL_TOKENS: dict[ChatTemplateName, tuple[str, ...]] = {
     ChatTemplateName.MISTRAL: ("", "[INST]", "[/INST]"),
 }
 
-# Those that it writes for tools only; a tokenizer may lack them.
+# Special tokens that it writes for tools only; a tokenizer may lack them.
 TOOL_TOKENS: dict[ChatTemplateName, tuple[str, ...]] = {
     ChatTemplateName.MISTRAL: (
         *("[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
@@ -32,29 +32,33 @@ TOOL_TOKENS: dict[ChatTemplateName, tuple[str, ...]] = {
 }
 WITHOUT_TOOLS = (
     "{%% for message in messages if tools or message.tool_calls or message.role == 'tool' %%}"
-    "{{ raise_exception('template %s has no tools with a tokenizer that lacks %s; use Qwen') }}{%% endfor %%}"
+    "{{ raise_exception('template %s cannot write tools, as the tokenizer lacks %s; use Qwen') }}{%% endfor %%}"
 )
 
 
 def load_template(name: ChatTemplateName) -> str:
-    """The Jinja text."""
+    """The template's Jinja text."""
     return Path(__file__).with_name(f"{name.lower()}.jinja").read_text(encoding="utf-8").removesuffix("\n")
 
 
 def use_named_template(tokenizer: Any, name: ChatTemplateName) -> None:
-    """Give the tokenizer this template, and its end of turn as end of sequence. Raises TrainerError
-    (InvalidChatTemplate) where the tokenizer lacks a token of the family."""
+    """Gives the tokenizer this template, and the template's end of turn as end-of-sequence token.
+
+    Raises TrainerError (InvalidChatTemplate) if the tokenizer lacks a token of the family.
+    """
     end, *others = SPECIAL_TOKENS.get(name, ("",))
     vocabulary = tokenizer.get_vocab()
+
     missing = [token for token in (end, *others) if token and token not in vocabulary]
     if not end and tokenizer.eos_token is None:
-        missing.append("an end of sequence")
+        missing.append("an end-of-sequence token")
     if missing:
         message = (
             f"spec.model.chatTemplateName: {name} needs {', '.join(missing)}, which the model's tokenizer lacks; "
             "leave the field out for the tokenizer's own template, or write Alpaca, Vicuna or Zephyr"
         )
         raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, message)
+
     tokenizer.chat_template = load_template(name)
     if lacking := [token for token in TOOL_TOKENS.get(name, ()) if token not in vocabulary]:
         tokenizer.chat_template = WITHOUT_TOOLS % (name, lacking[0]) + tokenizer.chat_template
