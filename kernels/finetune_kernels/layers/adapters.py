@@ -1,66 +1,77 @@
-"""The adapters of linear layers that run as one group, as peft made them, and what a pass through them is made with.
+"""The LoRA adapters of linear layers that run as one group, as peft made them.
 
-Weights stay peft's parameters, read where they are used: nothing is copied that an optimiser changes.
+Weights stay peft's parameters and are read where they are used: nothing is copied that an optimiser changes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
-
-from finetune_kernels.primitives.adapter_dropout import Mask
-from finetune_kernels.primitives.dora import Scales
-
-
-@dataclass(frozen=True)
-class LoraPass:
-    """What one pass through a group is made with, forward and backward alike."""
-
-    masks: tuple[Mask, ...] = ()
-    """Of each adapter's input; empty where nothing is dropped."""
-    scales: Scales | None = None
-    """None where no adapter has magnitudes."""
-
-    def from_row(self, row: int) -> "LoraPass":
-        """For rows that begin `row` further on."""
-        return replace(self, masks=tuple(mask.from_row(row) for mask in self.masks)) if self.masks else self
-
-
-PLAIN = LoraPass()
 
 
 @dataclass(frozen=True)
 class LinearAdapter:
-    """One layer's adapter, and its place among the group's ranks and outputs."""
+    """The adapter of one linear layer, and its slices of the group's ranks and outputs."""
 
     a: nn.Parameter
+    """A [r, in]."""
     b: nn.Parameter
+    """B [out of this layer, r]."""
     magnitude: nn.Parameter | None
-    """DoRA's m."""
+    """DoRA's m [out of this layer]."""
     scale: float
     ranks: slice
+    """Its columns of x A^T [T, R]."""
     outputs: slice
+    """Its columns of y [T, out]."""
     dropout: nn.Module
     """peft's: nn.Dropout, or nn.Identity."""
     philox_stream: int
-    """Of its masks."""
+    """Stream of random numbers that its dropout mask is drawn from."""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """A, B and, where there are magnitudes, m."""
+        """A, B and, for DoRA, m."""
         return [self.a, self.b] if self.magnitude is None else [self.a, self.b, self.magnitude]
 
     @property
     def p(self) -> float:
-        """The share of its input that is dropped now."""
+        """Probability that an element of its input is dropped now."""
         return float(self.dropout.p) if isinstance(self.dropout, nn.Dropout) and self.dropout.training else 0.0
 
 
+@dataclass(frozen=True)
+class AdapterStack:
+    """The adapters of a group: their A's on top of each other, in the compute type."""
+
+    adapters: list[LinearAdapter]
+    dtype: torch.dtype
+
+    @property
+    def ranks(self) -> int:
+        """R, the sum of all ranks."""
+        return self.adapters[-1].ranks.stop if self.adapters else 0
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Each adapter's parameters in turn."""
+        return [parameter for adapter in self.adapters for parameter in adapter.parameters]
+
+    def a(self) -> torch.Tensor:
+        """A [R, in] in the compute type."""
+        if len(self.adapters) == 1:
+            return self.adapters[0].a.to(self.dtype)
+        return torch.cat([adapter.a.to(self.dtype) for adapter in self.adapters])
+
+
 def lay_out_adapters(linears: Sequence[Any], philox_stream: int) -> list[LinearAdapter]:
-    """The adapters of those of the layers that have one; the layers' streams are counted from `philox_stream` on."""
+    """Gives every layer that has an adapter its slices of ranks and outputs; linear i draws its dropout mask from
+    stream `philox_stream` + i."""
     found: list[LinearAdapter] = []
     rank = output = 0
+
     for number, linear in enumerate(linears, philox_stream):
         size = getattr(linear, "base_layer", linear).out_features
         if hasattr(linear, "lora_A"):

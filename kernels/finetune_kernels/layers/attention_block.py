@@ -1,6 +1,6 @@
-"""The attention half of a decoder layer: norm, merged q k v, rotation, attention, projection, and Gemma's second norm.
+"""The attention block of a decoder layer: norm, merged q k v, RoPE, attention, projection, and Gemma's second norm.
 
-q, k, v = rotate(norm(x) Wqkv),   a = attention(q, k, v) Wo,   added = a, or norm(a) where the family has that norm
+q, k, v = rope(norm(x) Wqkv),   a = attention(q, k, v) Wo,   out = a, or norm(a) if the family has that norm
 """
 
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from finetune_kernels.layers.adapters import LoraPass
 from finetune_kernels.layers.linear_group import LinearGroup
+from finetune_kernels.layers.lora_pass import LoraPass
 from finetune_kernels.ops import attention, rms_norm
 from finetune_kernels.ops.attention import AttentionParams, PackedSequences
 from finetune_kernels.ops.rotary_embedding import HeadNorm, Heads, rotate, rotate_back
@@ -17,69 +17,80 @@ from finetune_kernels.primitives.adapter_dropout import DropoutSeed
 
 
 class Norm(NamedTuple):
-    """A frozen root mean square norm; `weight` [hidden] is what rows are multiplied by (Gemma's one is added)."""
+    """A frozen root mean square norm; `weight` [hidden] multiplies the rows (Gemma's 1 is added already)."""
 
     weight: torch.Tensor
     eps: float
 
 
 class CosSin(NamedTuple):
-    """cos and sin of every token's rotation, [T, R] each."""
+    """RoPE's cos and sin for every token, [T, R] each."""
 
     cos: torch.Tensor
     sin: torch.Tensor
 
 
+class LayerInputs(NamedTuple):
+    """The input of a layer: its rows, and what all layers of a pass share."""
+
+    x: torch.Tensor
+    """[T, hidden]"""
+    cos_sin: CosSin
+    sequences: PackedSequences
+
+
 NormActivations = tuple[torch.Tensor, ...]
-"""A norm's input and its scales where the norm exists; nothing otherwise."""
+"""A norm's input [T, hidden] and rstd [T]; empty if there is no norm."""
 
 
 class AttentionPass(NamedTuple):
-    """What one pass is made with."""
+    """The passes through the block's two groups of linear layers."""
 
     qkv: LoraPass
     o: LoraPass
 
 
 class AttentionActivations(NamedTuple):
-    """What backward needs of the forward pass beside its input."""
+    """What the block's backward needs beside its input."""
 
-    r1: torch.Tensor
+    rstd: torch.Tensor
+    """1 / root mean square of x [T]."""
     qkv: torch.Tensor
-    """Rotated in place, or before its head norm where there is one."""
+    """q, k, v [T, (H + 2 H_kv) D] after RoPE; for models with q/k norm, from before norm and RoPE."""
     xa_qkv: torch.Tensor
     out: torch.Tensor
+    """Attention's output [T, H, D]."""
     xa_o: torch.Tensor
-    post: NormActivations
+    post_norm: NormActivations
     saved: attention.Saved
 
     def flat(self) -> list[torch.Tensor]:
-        """All tensors, for `unflatten`."""
-        return [*self[:5], *self.post, *self.saved]
+        """All tensors, in the order that `unflatten` takes."""
+        return [*self[:5], *self.post_norm, *self.saved]
 
     @classmethod
-    def unflatten(cls, tensors: list[torch.Tensor], *, post: bool) -> "AttentionActivations":
-        """The other way round; `post`: whether there is a second norm."""
-        end = 7 if post else 5
+    def unflatten(cls, tensors: list[torch.Tensor], *, post_norm: bool) -> "AttentionActivations":
+        """The inverse of `flat`; `post_norm`: the block has a second norm."""
+        end = 7 if post_norm else 5
         return cls(*tensors[:5], tuple(tensors[5:end]), tuple(tensors[end:]))  # type: ignore[call-arg, arg-type]
 
 
 def normalize(norm: Norm | None, rows: torch.Tensor) -> tuple[torch.Tensor, NormActivations]:
-    """norm(rows) and what its backward needs; the rows themselves where there is no norm."""
+    """Returns norm(rows) [T, hidden] and what its backward needs; the rows themselves if there is no norm."""
     if norm is None:
         return rows, ()
-    _, y, scales = rms_norm.forward(rows, norm.weight, norm.eps)
-    return y, (rows, scales)
+    _, y, rstd = rms_norm.forward(rows, norm.weight, norm.eps)
+    return y, (rows, rstd)
 
 
-def normalize_back(norm: Norm | None, dy: torch.Tensor, kept: NormActivations) -> torch.Tensor:
-    """Gradient of `normalize`'s rows."""
-    return dy if norm is None else rms_norm.backward(dy, kept[0], norm.weight, kept[1])[0]
+def normalize_backward(norm: Norm | None, dy: torch.Tensor, saved: NormActivations) -> torch.Tensor:
+    """Gradient of `normalize`'s rows [T, hidden]."""
+    return dy if norm is None else rms_norm.backward(dy, saved[0], norm.weight, saved[1])[0]
 
 
 @dataclass
 class AttentionBlock:
-    """Weights and settings; only the adapters train."""
+    """Weights and settings of the block; only the adapters train."""
 
     norm: Norm
     qkv: LinearGroup
@@ -90,47 +101,55 @@ class AttentionBlock:
     params: AttentionParams
 
     def begin(self, seed: DropoutSeed | None) -> AttentionPass:
-        """A pass with the masks of `seed`."""
+        """Returns a new pass, with dropout masks of `seed`."""
         return AttentionPass(self.qkv.begin(seed), self.o.begin(seed))
 
-    def forward(
-        self, x: torch.Tensor, cos_sin: CosSin, documents: PackedSequences, pass_ctx: AttentionPass
-    ) -> tuple[AttentionActivations, torch.Tensor]:
-        """x [T, hidden] -> what is kept, and what is to be added to x."""
-        _, n1, r1 = rms_norm.forward(x, self.norm.weight, self.norm.eps)
-        qkv, xa_qkv = self.qkv.forward(n1, pass_ctx.qkv)
-        q, k, v = self.heads.split(rotate(qkv, *cos_sin, self.heads, self.head_norm))
-        out, saved = attention.forward(q, k, v, documents, self.params)
-        a, xa_o = self.o.forward(out.flatten(1), pass_ctx.o)
-        added, post = normalize(self.post_norm, a)
-        return AttentionActivations(r1, qkv, xa_qkv, out, xa_o, post, saved), added
+    def forward(self, inputs: LayerInputs, pass_ctx: AttentionPass) -> tuple[AttentionActivations, torch.Tensor]:
+        """Returns what backward needs and the block's output [T, hidden], which the caller may overwrite."""
+        # Norm and projection. Norm's output n1 is not saved: backward recomputes it beside dx.
+        _, n1, rstd = rms_norm.forward(inputs.x, self.norm.weight, self.norm.eps)  # [T, hidden], [T]
+        qkv, xa_qkv = self.qkv.forward(n1, pass_ctx.qkv)  # [T, (H + 2 H_kv) D], [T, R]
+
+        # RoPE, in place unless there is a head norm; then attention.
+        q, k, v = self.heads.split(rotate(qkv, *inputs.cos_sin, self.heads, self.head_norm))  # [T, H or H_kv, D]
+        out, saved = attention.forward(q, k, v, inputs.sequences, self.params)  # [T, H, D]
+
+        a, xa_o = self.o.forward(out.flatten(1), pass_ctx.o)  # [T, hidden], [T, R]
+        a, post_norm = normalize(self.post_norm, a)
+        return AttentionActivations(rstd, qkv, xa_qkv, out, xa_o, post_norm, saved), a
 
     def backward(
-        self, dh: torch.Tensor, x: torch.Tensor, cos_sin: CosSin, documents: PackedSequences,
-        attended: AttentionActivations, pass_ctx: AttentionPass, *, wants_dx: bool,
+        self, dh: torch.Tensor, inputs: LayerInputs, saved: AttentionActivations, pass_ctx: AttentionPass,
+        *, wants_dx: bool,
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:  # fmt: skip
-        """dh [T, hidden], the gradient of x + added -> that of x (both ways) and of the adapters, q k v first."""
-        da = normalize_back(self.post_norm, dh, attended.post)
-        d_out, d_xa = self.o.backward(da, pass_ctx.o)
-        of_o = self.o.gradients(da, attended.out.flatten(1), attended.xa_o, d_xa, pass_ctx.o)
-        d_qkv = self._rotated_back(d_out, cos_sin, documents, attended)
+        """Takes dh [T, hidden], the gradient of x + output; returns the gradient of x (through the block and past it)
+        and those of the adapters, q k v first. dx is None unless wanted."""
+        # Output projection.
+        da = normalize_backward(self.post_norm, dh, saved.post_norm)  # [T, hidden]
+        d_out, d_xa = self.o.backward(da, pass_ctx.o)  # [T, H D], [T, R]
+        d_o = self.o.gradients(da, saved.out.flatten(1), saved.xa_o, d_xa, pass_ctx.o)
+
+        # Attention and RoPE.
+        d_qkv = self._attention_backward(d_out, inputs, saved)  # [T, (H + 2 H_kv) D]
+
+        # Input projection and norm. The first layer's input needs no gradient; n1 is needed all the same, for dA.
         if wants_dx:
-            dn1, d_xa = self.qkv.backward(d_qkv, pass_ctx.qkv)
-            dx, n1 = rms_norm.backward(dn1, x, self.norm.weight, attended.r1, residual=dh, return_y=True)
+            dn1, d_xa = self.qkv.backward(d_qkv, pass_ctx.qkv)  # [T, hidden], [T, R]
+            dx, n1 = rms_norm.backward(dn1, inputs.x, self.norm.weight, saved.rstd, residual=dh, return_y=True)
         else:
             dx, d_xa = None, self.qkv.d_xa(d_qkv, pass_ctx.qkv)
-            _, n1, _ = rms_norm.forward(x, self.norm.weight, self.norm.eps)
-        return dx, [*self.qkv.gradients(d_qkv, n1, attended.xa_qkv, d_xa, pass_ctx.qkv), *of_o]
+            _, n1, _ = rms_norm.forward(inputs.x, self.norm.weight, self.norm.eps)
+        return dx, [*self.qkv.gradients(d_qkv, n1, saved.xa_qkv, d_xa, pass_ctx.qkv), *d_o]
 
-    def _rotated_back(
-        self, d_out: torch.Tensor, cos_sin: CosSin, documents: PackedSequences, attended: AttentionActivations
+    def _attention_backward(
+        self, d_out: torch.Tensor, inputs: LayerInputs, saved: AttentionActivations
     ) -> torch.Tensor:
-        """Gradient of the merged projection, from that of attention's output."""
-        rotated = attended.qkv
+        """d_out [T, H D] -> gradient of the merged projection [T, (H + 2 H_kv) D]."""
+        rotated = saved.qkv
         if self.head_norm is not None:
-            rotated = rotate(attended.qkv, *cos_sin, self.heads, self.head_norm)
-        three = attention.backward(
-            d_out.view_as(attended.out), *self.heads.split(rotated), attended.out, attended.saved, documents,
-            self.params,
-        )  # fmt: skip
-        return rotate_back(three, attended.qkv, *cos_sin, self.heads, self.head_norm)
+            rotated = rotate(saved.qkv, *inputs.cos_sin, self.heads, self.head_norm)
+
+        dq_dk_dv = attention.backward(
+            d_out.view_as(saved.out), *self.heads.split(rotated), saved.out, saved.saved, inputs.sequences, self.params
+        )
+        return rotate_back(dq_dk_dv, saved.qkv, *inputs.cos_sin, self.heads, self.head_norm)

@@ -1,11 +1,11 @@
 """A whole decoder layer (pre-norm, gated MLP, rotary attention) with LoRA as one autograd function.
 
-    n1 = norm(x);  q, k, v = rotate(n1 Wqkv);  h = x + attention(q, k, v) Wo
+    n1 = norm(x);  q, k, v = rope(n1 Wqkv);  h = x + attention(q, k, v) Wo
     n2 = norm(h);  y = h + (f(n2 Wgate) * n2 Wup) Wdown
 
 One function instead of a hundred nodes decides what is saved between forward and backward (`ActivationPolicy`), saves
 each tensor once, and recomputes the cheap ones (norms, the activation's product, rotated q and k under a head norm)
-inside kernels that read their inputs anyway. Gemma norms what each block adds once more (`attention_block`,
+inside kernels that read their inputs anyway. Gemma norms the output of each block as well (`attention_block`,
 `mlp_block`).
 """
 
@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from finetune_kernels.layers.attention_block import AttentionActivations, AttentionBlock, AttentionPass, CosSin
+from finetune_kernels.layers.attention_block import (
+    AttentionActivations,
+    AttentionBlock,
+    AttentionPass,
+    CosSin,
+    LayerInputs,
+)
 from finetune_kernels.layers.host_memory import HostMemory
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.layers.mlp_block import DownActivations, GateUpActivations, MlpBlock, MlpPass
@@ -25,9 +31,16 @@ from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives.adapter_dropout import new_dropout_seed
 
 
+class LayerPass(NamedTuple):
+    """The passes through both blocks; forward, recomputation and backward share it."""
+
+    attention: AttentionPass
+    mlp: MlpPass
+
+
 @dataclass
 class DecoderLayer:
-    """Everything the function needs of a layer; only the adapters train."""
+    """Weights and settings of one layer; only the adapters train."""
 
     index: int
     attention: AttentionBlock
@@ -36,12 +49,12 @@ class DecoderLayer:
     host: HostMemory
 
     def is_tiled(self, tokens: int) -> bool:
-        """Whether the MLP takes `tokens` in several tiles."""
+        """True if the MLP takes `tokens` in several tiles."""
         return self.policy is not ActivationPolicy.SAVE_ALL and needs_tiles(tokens)
 
     @property
     def groups(self) -> tuple[LinearGroup, ...]:
-        """In the order of `parameters`."""
+        """The groups of linear layers, in the order of `parameters`."""
         return self.attention.qkv, self.attention.o, self.mlp.gate_up, self.mlp.down
 
     @property
@@ -49,78 +62,65 @@ class DecoderLayer:
         """The adapters' weights: inputs of the function, so that they get gradients."""
         return [parameter for group in self.groups for parameter in group.parameters]
 
-    def begin(self) -> "LayerPass":
-        """A new pass, with masks of its own where adapters drop a part of their inputs."""
+    def begin(self) -> LayerPass:
+        """Returns a new pass, with a dropout seed of its own if adapters drop a part of their inputs."""
         seed = new_dropout_seed() if any(group.drops for group in self.groups) else None
         return LayerPass(self.attention.begin(seed), self.mlp.begin(seed))
 
-    def __call__(self, x: torch.Tensor, cos_sin: CosSin, documents: PackedSequences) -> torch.Tensor:
-        """x [T, hidden], cos_sin of the tokens -> [T, hidden]; without gradients nothing is kept anywhere."""
+    def __call__(self, x: torch.Tensor, cos_sin: CosSin, sequences: PackedSequences) -> torch.Tensor:
+        """x [T, hidden] -> y [T, hidden]; without gradients nothing is saved anywhere."""
         if not torch.is_grad_enabled():
-            return _pass(self, x, cos_sin, documents, self.begin(), finish=False).y
-        return DecoderLayerFunction.apply(x, *cos_sin, self, documents, *self.parameters)  # type: ignore[no-untyped-call, no-any-return]
+            return _forward(self, LayerInputs(x, cos_sin, sequences), self.begin(), save_down=False).y
+        return DecoderLayerFunction.apply(x, *cos_sin, self, sequences, *self.parameters)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class LayerActivations(NamedTuple):
-    """What a forward pass made."""
+    """Everything that a forward pass computes and backward could use."""
 
-    attended: AttentionActivations
+    attention: AttentionActivations
     h: torch.Tensor
-    r2: torch.Tensor
-    projected: GateUpActivations | None
-    """None: in tiles."""
-    finished: DownActivations | None
+    """Residual stream between the blocks [T, hidden]."""
+    rstd: torch.Tensor
+    """1 / root mean square of h [T]."""
+    gate_up: GateUpActivations | None
+    """None if the MLP is tiled."""
+    down: DownActivations | None
     y: torch.Tensor
 
 
-class LayerPass(NamedTuple):
-    """What one pass through a layer is made with, forward, again and backward."""
-
-    attention: AttentionPass
-    mlp: MlpPass
-
-
 class SavedActivations(NamedTuple):
-    """What backward works from, kept or made again."""
+    """What backward works from, saved or recomputed."""
 
-    x: torch.Tensor
-    cos_sin: CosSin
-    attended: AttentionActivations
+    inputs: LayerInputs
+    attention: AttentionActivations
     h: torch.Tensor
-    r2: torch.Tensor
-    projected: GateUpActivations | None
-    """None: in tiles."""
-    finished: DownActivations | None
+    rstd: torch.Tensor
+    gate_up: GateUpActivations | None
+    """None if the MLP is tiled."""
+    down: DownActivations | None
 
 
 def _attend(
-    layer: DecoderLayer, x: torch.Tensor, cos_sin: CosSin, documents: PackedSequences, pass_ctx: LayerPass
+    layer: DecoderLayer, inputs: LayerInputs, pass_ctx: LayerPass
 ) -> tuple[AttentionActivations, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The attention half; h, its scales and the normalised h."""
-    attended, added = layer.attention.forward(x, cos_sin, documents, pass_ctx.attention)
-    h, n2, r2 = rms_norm.forward(x, layer.mlp.norm.weight, layer.mlp.norm.eps, delta=added)
-    return attended, h, r2, n2
+    """Runs the attention block; returns its activations, h [T, hidden], h's rstd [T] and the normalised h."""
+    attention, out = layer.attention.forward(inputs, pass_ctx.attention)
+    h, n2, rstd = rms_norm.forward(inputs.x, layer.mlp.norm.weight, layer.mlp.norm.eps, delta=out)
+    return attention, h, rstd, n2
 
 
-def _pass(
-    layer: DecoderLayer,
-    x: torch.Tensor,
-    cos_sin: CosSin,
-    documents: PackedSequences,
-    pass_ctx: LayerPass,
-    *,
-    finish: bool,
-) -> LayerActivations:
-    """The module's formula; `finish`: where the MLP goes in tiles, its second projection's part is wanted, too."""
-    attended, h, r2, n2 = _attend(layer, x, cos_sin, documents, pass_ctx)
-    projected, finished = None, None
-    if layer.is_tiled(x.shape[0]):
-        finished, y = forward_in_tiles(layer.mlp, h, n2, pass_ctx.mlp, finish=finish)
-    else:
-        projected = layer.mlp.project(n2, pass_ctx.mlp)
-        finished, added = layer.mlp.finish(projected, pass_ctx.mlp)
-        y = added.add_(h)
-    return LayerActivations(attended, h, r2, projected, finished, y)
+def _forward(layer: DecoderLayer, inputs: LayerInputs, pass_ctx: LayerPass, *, save_down: bool) -> LayerActivations:
+    """Computes the module's formula. `save_down`: a tiled MLP returns its down activations, too."""
+    attention, h, rstd, n2 = _attend(layer, inputs, pass_ctx)
+
+    if layer.is_tiled(inputs.x.shape[0]):
+        down, y = forward_in_tiles(layer.mlp, h, n2, pass_ctx.mlp, save_down=save_down)
+        return LayerActivations(attention, h, rstd, None, down, y)
+
+    gate_up = layer.mlp.gate_up_projection(n2, pass_ctx.mlp)  # [T, 2 F]
+    down, out = layer.mlp.down_projection(gate_up, pass_ctx.mlp)  # [T, hidden]
+    y = out.add_(h)
+    return LayerActivations(attention, h, rstd, gate_up, down, y)
 
 
 class DecoderLayerFunction(torch.autograd.Function):
@@ -133,65 +133,74 @@ class DecoderLayerFunction(torch.autograd.Function):
         cos: torch.Tensor,
         sin: torch.Tensor,
         layer: DecoderLayer,
-        documents: PackedSequences,
+        sequences: PackedSequences,
         *parameters: torch.Tensor,
     ) -> torch.Tensor:
-        """See the module's formula; `parameters` are `layer.parameters`."""
-        pass_ctx = layer.begin()
-        attended, h, r2, projected, finished, y = _pass(
-            layer, x, CosSin(cos, sin), documents, pass_ctx, finish=layer.policy is ActivationPolicy.RECOMPUTE_MLP
-        )
-        ctx.layer, ctx.documents, ctx.pass_ctx = layer, documents, pass_ctx
-        kept: list[torch.Tensor] = [cos, sin]
-        if layer.policy is ActivationPolicy.OFFLOAD:
+        """Computes the module's formula; `parameters` are `layer.parameters`."""
+        inputs, pass_ctx, policy = LayerInputs(x, CosSin(cos, sin), sequences), layer.begin(), layer.policy
+        made = _forward(layer, inputs, pass_ctx, save_down=policy is ActivationPolicy.RECOMPUTE_MLP)
+        ctx.layer, ctx.sequences, ctx.pass_ctx = layer, sequences, pass_ctx
+
+        # The order is that in which `_restore` takes them.
+        saved: list[torch.Tensor] = [cos, sin]
+        if policy is ActivationPolicy.OFFLOAD:
             layer.host.put(layer.index, x)
         else:
-            kept.append(x)
-        if finished is not None and layer.policy in (ActivationPolicy.SAVE_ALL, ActivationPolicy.RECOMPUTE_MLP):
-            kept += [h, r2, finished.xa_down, *finished.post]
-            kept += projected if layer.policy is ActivationPolicy.SAVE_ALL and projected is not None else ()
-            kept += attended.flat()
-        ctx.save_for_backward(*kept)
-        return y
+            saved.append(x)
+        if made.down is not None and policy in (ActivationPolicy.SAVE_ALL, ActivationPolicy.RECOMPUTE_MLP):
+            saved += [made.h, made.rstd, made.down.xa, *made.down.post_norm]
+            saved += made.gate_up if policy is ActivationPolicy.SAVE_ALL and made.gate_up is not None else ()
+            saved += made.attention.flat()
+        ctx.save_for_backward(*saved)
+        return made.y
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of x and of the adapters."""
+        """Gradients of x [T, hidden] and of the adapters."""
         layer: DecoderLayer = ctx.layer
         pass_ctx: LayerPass = ctx.pass_ctx
-        x, cos_sin, attended, h, r2, projected, finished = _restore(ctx, layer)
-        if projected is None:
-            dh, of_mlp = backward_in_tiles(layer.mlp, dy.contiguous(), h, r2, finished, pass_ctx.mlp)
+        inputs, attention, h, rstd, gate_up, down = _restore(ctx, layer)
+
+        if gate_up is None:
+            dh, d_mlp = backward_in_tiles(layer.mlp, dy.contiguous(), h, rstd, down, pass_ctx.mlp)
         else:
-            dh, of_mlp = layer.mlp.backward(dy.contiguous(), h, r2, projected, finished, pass_ctx.mlp)
-        del projected, finished, h
-        wants_dx = ctx.needs_input_grad[0]
-        dx, of_attention = layer.attention.backward(
-            dh, x, cos_sin, ctx.documents, attended, pass_ctx.attention, wants_dx=wants_dx
+            dh, d_mlp = layer.mlp.backward(dy.contiguous(), h, rstd, gate_up, down, pass_ctx.mlp)
+        del gate_up, down, h  # their memory is free for the attention block
+
+        dx, d_attention = layer.attention.backward(
+            dh, inputs, attention, pass_ctx.attention, wants_dx=ctx.needs_input_grad[0]
         )
-        return dx, None, None, None, None, *of_attention, *of_mlp
+        return dx, None, None, None, None, *d_attention, *d_mlp
 
 
 def _restore(ctx: Any, layer: DecoderLayer) -> SavedActivations:
-    """What forward had; the second projection only where it was kept."""
+    """Takes what forward saved and recomputes the rest, but for the down activations: `MlpBlock.backward` recomputes
+    as much of them as it needs."""
     cos, sin, *rest = ctx.saved_tensors
-    cos_sin = CosSin(cos, sin)
     if layer.policy is ActivationPolicy.OFFLOAD:
-        x = layer.host.take(layer.index)
+        x = layer.host.take(layer.index)  # [T, hidden]
     else:
         x, *rest = rest
+    inputs = LayerInputs(x, CosSin(cos, sin), ctx.sequences)
+    is_tiled = layer.is_tiled(x.shape[0])
+
+    # RECOMPUTE_ALL and OFFLOAD saved nothing else: run forward again, up to gate and up.
     if not rest:
-        attended, h, r2, n2 = _attend(layer, x, cos_sin, ctx.documents, ctx.pass_ctx)
-        projected = None if layer.is_tiled(x.shape[0]) else layer.mlp.project(n2, ctx.pass_ctx.mlp)
-        return SavedActivations(x, cos_sin, attended, h, r2, projected, None)
-    h, r2, xa_down, *rest = rest
+        attention, h, rstd, n2 = _attend(layer, inputs, ctx.pass_ctx)
+        gate_up = None if is_tiled else layer.mlp.gate_up_projection(n2, ctx.pass_ctx.mlp)
+        return SavedActivations(inputs, attention, h, rstd, gate_up, None)
+
+    # Unpack in the order of `DecoderLayerFunction.forward`.
+    h, rstd, xa_down, *rest = rest
     end = 0 if layer.mlp.post_norm is None else 2
-    finished, rest = DownActivations(xa_down, tuple(rest[:end])), rest[end:]
-    projected = None
+    down, rest = DownActivations(xa_down, tuple(rest[:end])), rest[end:]
+    gate_up = None
     if layer.policy is ActivationPolicy.SAVE_ALL:
-        projected, rest = GateUpActivations(*rest[:2]), rest[2:]
-    attended = AttentionActivations.unflatten(rest, post=layer.attention.post_norm is not None)
-    if projected is None and not layer.is_tiled(x.shape[0]):
+        gate_up, rest = GateUpActivations(*rest[:2]), rest[2:]
+    attention = AttentionActivations.unflatten(rest, post_norm=layer.attention.post_norm is not None)
+
+    # RECOMPUTE_MLP: project gate and up again; a tiled MLP does so tile by tile.
+    if gate_up is None and not is_tiled:
         _, n2, _ = rms_norm.forward(h, layer.mlp.norm.weight, layer.mlp.norm.eps)
-        projected = layer.mlp.project(n2, ctx.pass_ctx.mlp)
-    return SavedActivations(x, cos_sin, attended, h, r2, projected, finished)
+        gate_up = layer.mlp.gate_up_projection(n2, ctx.pass_ctx.mlp)
+    return SavedActivations(inputs, attention, h, rstd, gate_up, down)

@@ -1,6 +1,6 @@
 """The frozen weights of linear layers that read the same input, on top of each other: W [out, in].
 
-W stays decoded, or in 8 bits, or is decoded from NF4 where it is used.
+W is in one of three states: kept in the compute type, kept in FP8, or dequantised from NF4 where it is used.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from finetune_kernels.primitives.nf4 import dequantize
 
 
 class FrozenWeight:
-    """W of the layers `bases`, in `dtype`; `keep_dequantized` keeps it decoded."""
+    """W of the layers `bases`, in `dtype`; `keep_dequantized`: W is kept in that type from the start."""
 
     def __init__(self, bases: Sequence[Any], dtype: torch.dtype, *, keep_dequantized: bool) -> None:
         self._bases, self._dtype = bases, dtype
@@ -26,9 +26,11 @@ class FrozenWeight:
         self._fp8: Fp8Weight | None = None
 
     def _dequantize(self) -> torch.Tensor:
+        """W [out, in]; a single layer's own tensor if it is in the compute type already."""
         states = [getattr(base.weight, "quant_state", None) for base in self._bases]
         if len(self._bases) == 1 and states[0] is None and self._bases[0].weight.dtype == self._dtype:
             return self._bases[0].weight.detach()  # type: ignore[no-any-return]
+
         merged = torch.empty(sum(self.sizes), self.features, dtype=self._dtype, device=self._bases[0].weight.device)
         for base, state, part in zip(self._bases, states, torch.split(merged, self.sizes), strict=True):
             if state is None:
@@ -43,7 +45,7 @@ class FrozenWeight:
 
     @contextmanager
     def dequantized(self) -> Iterator[None]:
-        """W is decoded once for all products inside."""
+        """Dequantises W once for all products inside, and releases it afterwards unless it was kept before."""
         stays = self._kept is not None or self._fp8 is not None
         if not stays:
             self._kept = self._dequantize()
@@ -54,21 +56,22 @@ class FrozenWeight:
                 self._kept = None
 
     def use_fp8(self) -> None:
-        """ActivationPolicy W in 8 bits for both products, instead of decoded; not where its sizes do not suit."""
+        """Keeps W in FP8 for both products, instead of the compute type; does nothing if FP8 does not take its
+        sizes."""
         if fits_fp8(sum(self.sizes), self.features):
             self._fp8, self._kept = Fp8Weight(self.tensor()), None
 
     def use_compute_dtype(self) -> None:
-        """ActivationPolicy W decoded."""
+        """Keeps W in the compute type, and no longer in FP8."""
         self._kept, self._fp8 = self.tensor(), None
 
     def release(self) -> None:
-        """Do not keep W any longer; it is decoded where it is used."""
+        """Keeps W no longer; from now on it is dequantised where it is used."""
         self._kept = self._fp8 = None
 
     @property
     def dequantized_bytes(self) -> int:
-        """Bytes of weights that stay beside those loaded."""
+        """Bytes of kept weights beside those loaded, in the compute type or FP8."""
         if self._fp8 is not None:
             return self._fp8.bytes
         if self._kept is None or self._kept.data_ptr() == self._bases[0].weight.data_ptr():

@@ -1,7 +1,7 @@
 """Embedding and head in pinned host memory: 2 GiB of an 8B model that a pass needs for milliseconds.
 
-The kernel that gathers the embedding's rows reads them over the bus, 8 KiB a token. The head comes to the GPU for the
-loss, in blocks of the vocabulary (`blocked_cross_entropy`). An 8-bit head was rejected: it changes the loss.
+A kernel gathers the embedding's rows over the bus, 8 KiB a token. The head comes to the GPU for the loss, in blocks of
+the vocabulary (`blocked_cross_entropy`). A head in 8 bits was rejected: it changes the loss.
 """
 
 from typing import Any
@@ -14,31 +14,35 @@ from finetune_kernels.primitives.gather_rows import gather_rows
 
 
 def movable_bytes(causal: Any) -> int:
-    """Bytes of embedding and head of this transformers model; 0 where they are not plain and frozen."""
+    """Bytes of embedding and head of a transformers model; 0 unless both are plain and frozen."""
     embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
     if type(embedding) is not nn.Embedding or type(head) is not nn.Linear or head.bias is not None:
         return 0
     if embedding.weight.requires_grad or head.weight.requires_grad:
         return 0
+
+    # Tied, they are one tensor.
     weights = {weight.data_ptr(): weight.numel() * weight.element_size() for weight in (embedding.weight, head.weight)}
     return sum(weights.values())
 
 
 def move_to_host(causal: Any) -> None:
-    """Move both; from then on their modules, too, work from host memory. There must be `movable_bytes`."""
+    """Moves both, and lets their modules work from host memory. `movable_bytes` must not be 0."""
     embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
     moved: dict[int, torch.Tensor] = {}
+
     for module in (embedding, head):
         weight = module.weight.detach()
         if weight.data_ptr() not in moved:
             host = torch.empty(weight.shape, dtype=weight.dtype, pin_memory=weight.is_cuda)
             moved[weight.data_ptr()] = host.copy_(weight)
-        del module.weight  # no parameter any more, which `model.to` would bring back
+        del module.weight  # no longer a parameter, which `model.to` would bring back to the GPU
         module.weight = moved[weight.data_ptr()]
+
     embedding.forward = lambda ids: gather_rows(embedding.weight, ids)
     head.forward = lambda hidden: functional.linear(hidden, on_device(head.weight, hidden))
 
 
 def on_device(weight: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """`weight` where `like` is: itself, or a copy for as long as the caller keeps it."""
+    """Returns `weight` on the device of `like`: itself, or a copy that lives as long as the caller keeps it."""
     return weight.to(like.device, non_blocking=True)

@@ -4,10 +4,8 @@
     dx = dy W + d A,   d_i = scale_i dy_i B_i              A [R, in]: their A's on top of each other
     dA_i = d_i^T x,    dB_i = scale_i dy_i^T (x A_i^T)
 
-x is read once for all adapters, x A^T is kept, d made once, and the adapters' shares are added by the products
-themselves (beta = 1); W is a `FrozenWeight`. Where adapters drop a part of their
-inputs (`adapter_dropout`), each has an x of its own in these formulas, made where it is used, and dx gets d_i A_i under
-its mask. Where they have magnitudes (`dora`), outputs are multiplied by g, and g B stands for B.
+x is read once for all adapters, x A^T is saved, d is made once, and the products themselves add the adapters' part
+(beta = 1). W is a `FrozenWeight`. `lora_pass` says what dropout and DoRA change in these formulas.
 """
 
 from collections.abc import Sequence
@@ -16,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetune_kernels.layers.adapters import PLAIN, LinearAdapter, LoraPass, lay_out_adapters
+from finetune_kernels.layers.adapters import AdapterStack, lay_out_adapters
 from finetune_kernels.layers.frozen_weight import FrozenWeight
+from finetune_kernels.layers.lora_pass import PLAIN, WHOLE, DoraOutputs, DroppedInputs, LoraPass, WholeInputs
 from finetune_kernels.ops.adapted_activation import MAX_RANK, LoraDelta
-from finetune_kernels.primitives import adapter_dropout, dora
+from finetune_kernels.primitives import dora
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask
 
 
@@ -29,8 +28,11 @@ def reference(linears: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
 
 
 class LinearGroup:
-    """The layers `linears` (peft's LoRA layers, or plain ones) as one; `keep_dequantized` keeps W decoded;
-    `philox_stream` and the numbers after it are the linears' masks' own."""
+    """The layers `linears` (peft's LoRA layers, or plain ones) as one.
+
+    `keep_dequantized`: W is kept in the compute type. `philox_stream`: the dropout stream of the first linear; each
+    further linear takes the next number.
+    """
 
     def __init__(
         self, linears: Sequence[Any], dtype: torch.dtype, *, keep_dequantized: bool, philox_stream: int = 0
@@ -38,14 +40,16 @@ class LinearGroup:
         self._bases = [getattr(linear, "base_layer", linear) for linear in linears]
         self._dtype = dtype
         self.frozen = FrozenWeight(self._bases, dtype, keep_dequantized=keep_dequantized)
-        self._adapters = lay_out_adapters(linears, philox_stream)
-        self._dropouts = [adapter.dropout for adapter in self._adapters if isinstance(adapter.dropout, nn.Dropout)]
-        self._has_magnitudes = any(adapter.magnitude is not None for adapter in self._adapters)
-        self._ranks = self._adapters[-1].ranks.stop if self._adapters else 0
-        self.fuses_into_activation = all(adapter.a.shape[0] <= MAX_RANK for adapter in self._adapters)
-        """Whether `adapted_activation` takes the adapters' shares."""
         self.bias = self._merge_biases()
-        self._squares = dora.row_squares(self.frozen.tensor()) if self._has_magnitudes else None
+
+        self._adapters = lay_out_adapters(linears, philox_stream)
+        self._stack = AdapterStack(self._adapters, dtype)
+        self._dropouts = [adapter.dropout for adapter in self._adapters if isinstance(adapter.dropout, nn.Dropout)]
+        self.fuses_into_activation = all(adapter.a.shape[0] <= MAX_RANK for adapter in self._adapters)
+        """True if `adapted_activation` can add the adapters' part: no rank is over 64."""
+
+        has_magnitudes = any(adapter.magnitude is not None for adapter in self._adapters)
+        self._squares = dora.row_squares(self.frozen.tensor()) if has_magnitudes else None
 
     def _merge_biases(self) -> torch.Tensor | None:
         if all(base.bias is None for base in self._bases):
@@ -59,103 +63,82 @@ class LinearGroup:
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
-        """Each adapter's in turn: the order of `gradients`."""
-        return [parameter for adapter in self._adapters for parameter in adapter.parameters]
+        """The adapters' parameters, in the order of `gradients`."""
+        return self._stack.parameters
 
     def a(self) -> torch.Tensor:
         """A [R, in] in the compute type."""
-        if len(self._adapters) == 1:
-            return self._adapters[0].a.to(self._dtype)
-        return torch.cat([adapter.a.to(self._dtype) for adapter in self._adapters])
+        return self._stack.a()
 
     @property
     def drops(self) -> bool:
-        """Whether any adapter drops a part of its input now."""
+        """True if any adapter drops a part of its input now."""
         return any(dropout.training for dropout in self._dropouts)
 
     def begin(self, seed: DropoutSeed | None) -> LoraPass:
-        """What a pass with the masks of `seed` is made with."""
-        masks: tuple[Mask, ...] = ()
+        """Returns a new pass, with dropout masks of `seed` if adapters drop now."""
+        inputs: WholeInputs | DroppedInputs = WHOLE
         if seed is not None and self.drops:
-            masks = tuple(Mask(seed, adapter.philox_stream, adapter.p) for adapter in self._adapters)
-        return LoraPass(masks, self._scales()) if masks or self._has_magnitudes else PLAIN
+            inputs = DroppedInputs(tuple(Mask(seed, adapter.philox_stream, adapter.p) for adapter in self._adapters))
+        return LoraPass(inputs, PLAIN if self._squares is None else DoraOutputs(self._scales(self._squares)))
 
-    def _scales(self) -> dora.Scales | None:
-        if self._squares is None:
-            return None
-        w, norms = self.frozen.tensor(), torch.ones_like(self._squares)
+    def _scales(self, squares: torch.Tensor) -> dora.Scales:
+        """DoRA's factors and norms [out] for the adapters' weights of now; `squares`: |W|^2 of each row."""
+        w, norms = self.frozen.tensor(), torch.ones_like(squares)
         factor = torch.ones_like(norms)
         for adapter in self._adapters:
             if adapter.magnitude is not None:
                 a, b, at = adapter.a.to(self._dtype), adapter.b.to(self._dtype), adapter.outputs
-                norms[at] = dora.row_norms(w[at], self._squares[at], a, b, adapter.scale)
+                norms[at] = dora.row_norms(w[at], squares[at], a, b, adapter.scale)
                 factor[at] = adapter.magnitude.detach() / norms[at]
         return dora.Scales(factor, norms)
 
     def xa(self, x: torch.Tensor, pass_ctx: LoraPass) -> torch.Tensor:
-        """x A^T [T, R]."""
-        if not pass_ctx.masks:
-            return x @ self.a().T if self._adapters else x.new_empty(x.shape[0], 0)
-        found = x.new_empty(x.shape[0], self._ranks)
-        for adapter, mask in zip(self._adapters, pass_ctx.masks, strict=True):
-            a = adapter.a.to(self._dtype)
-            torch.mm(adapter_dropout.drop(x, mask), a.T, out=found[:, adapter.ranks])
-        return found
+        """x [T, in] -> x A^T [T, R]."""
+        return pass_ctx.inputs.xa(self._stack, x)
 
     def base(self, x: torch.Tensor, pass_ctx: LoraPass) -> torch.Tensor:
-        """x [T, in] -> g x W^T + bias [T, out]: y without the adapters' shares."""
-        if pass_ctx.scales is None:
-            return self.frozen.forward(x, self.bias)
-        y = self.frozen.forward(x, None).mul_(pass_ctx.scales.factor)
-        return y if self.bias is None else y.add_(self.bias)
-
-    def _b(self, adapter: LinearAdapter, pass_ctx: LoraPass) -> torch.Tensor:
-        """g B [out, r] of one adapter, in the compute type."""
-        if pass_ctx.scales is None:
-            return adapter.b.to(self._dtype)
-        return (adapter.b * pass_ctx.scales.factor[adapter.outputs].unsqueeze(1)).to(self._dtype)
-
-    def lora_deltas(self, xa: torch.Tensor, pass_ctx: LoraPass) -> tuple[LoraDelta | None, LoraDelta | None]:
-        """What small adapters add to the first and to the second half of y."""
-        half = sum(self.frozen.sizes) // 2
-        found: list[LoraDelta | None] = [None, None]
-        for adapter in self._adapters if self.fuses_into_activation else ():
-            b, i = self._b(adapter, pass_ctx), xa[:, adapter.ranks]
-            for index in (0, 1):
-                if adapter.outputs.start <= index * half and adapter.outputs.stop >= (index + 1) * half:
-                    first = index * half - adapter.outputs.start
-                    found[index] = LoraDelta(i, b[first : first + half], adapter.scale)
-        return found[0], found[1]
+        """x [T, in] -> g x W^T + bias [T, out]: y without the adapters' part."""
+        return pass_ctx.outputs.base(self.frozen, x, self.bias)
 
     def forward(self, x: torch.Tensor, pass_ctx: LoraPass) -> tuple[torch.Tensor, torch.Tensor]:
         """x [T, in] -> y [T, out] and x A^T [T, R]."""
         xa = self.xa(x, pass_ctx)
         y = self.base(x, pass_ctx)
         for adapter in self._adapters:
-            b = self._b(adapter, pass_ctx)
+            b = pass_ctx.outputs.b(adapter, self._dtype)  # [out of this adapter, r]
             y[:, adapter.outputs].addmm_(xa[:, adapter.ranks], b.T, alpha=adapter.scale)
         return y, xa
 
+    def lora_deltas(self, xa: torch.Tensor, pass_ctx: LoraPass) -> tuple[LoraDelta | None, LoraDelta | None]:
+        """What the adapters add to gate and to up, the two halves of y, for `adapted_activation`; None where nothing
+        is added, or where `forward` has added it because a rank is too large."""
+        half = sum(self.frozen.sizes) // 2
+        found: list[LoraDelta | None] = [None, None]
+        for adapter in self._adapters if self.fuses_into_activation else ():
+            b, xa_part = pass_ctx.outputs.b(adapter, self._dtype), xa[:, adapter.ranks]
+            for index in (0, 1):
+                # Phi-3's one adapter covers both halves.
+                if adapter.outputs.start <= index * half and adapter.outputs.stop >= (index + 1) * half:
+                    first = index * half - adapter.outputs.start
+                    found[index] = LoraDelta(xa_part, b[first : first + half], adapter.scale)
+        return found[0], found[1]
+
     def d_xa(self, dy: torch.Tensor, pass_ctx: LoraPass) -> torch.Tensor:
-        """dy [T, out] -> d [T, R]."""
-        found = dy.new_empty(dy.shape[0], self._ranks)
+        """dy [T, out] -> d, the gradient of x A^T [T, R]."""
+        d_xa = dy.new_empty(dy.shape[0], self._stack.ranks)
         for adapter in self._adapters:
-            b = _scaled(self._b(adapter, pass_ctx), adapter.scale)
-            torch.mm(dy[:, adapter.outputs], b, out=found[:, adapter.ranks])
-        return found
+            b = _scaled(pass_ctx.outputs.b(adapter, self._dtype), adapter.scale)
+            torch.mm(dy[:, adapter.outputs], b, out=d_xa[:, adapter.ranks])
+        return d_xa
 
     def backward_base(self, dy: torch.Tensor, pass_ctx: LoraPass) -> tuple[torch.Tensor, torch.Tensor]:
-        """dy [T, out] -> g dy W [T, in], which lacks d A, and d [T, R]."""
-        scaled = dy if pass_ctx.scales is None else torch.mul(dy, pass_ctx.scales.factor, out=torch.empty_like(dy))
-        return self.frozen.backward(scaled), self.d_xa(dy, pass_ctx)
+        """dy [T, out] -> g dy W [T, in], to which d A is still to be added, and d [T, R]."""
+        return self.frozen.backward(pass_ctx.outputs.d_base(dy)), self.d_xa(dy, pass_ctx)
 
     def add_lora_dx(self, dx: torch.Tensor, d_xa: torch.Tensor, pass_ctx: LoraPass) -> torch.Tensor:
-        """dx + d A, in place."""
-        if not pass_ctx.masks:
-            return dx.addmm_(d_xa, self.a()) if self._adapters else dx
-        for adapter, mask in zip(self._adapters, pass_ctx.masks, strict=True):
-            adapter_dropout.add_lora_dx(dx, d_xa[:, adapter.ranks], adapter.a.to(self._dtype), mask)
-        return dx
+        """dx [T, in] += d A, in place; d_xa [T, R]."""
+        return pass_ctx.inputs.add_dx(self._stack, dx, d_xa)
 
     def backward(self, dy: torch.Tensor, pass_ctx: LoraPass) -> tuple[torch.Tensor, torch.Tensor]:
         """dy [T, out] -> dx [T, in] and d [T, R]."""
@@ -165,40 +148,19 @@ class LinearGroup:
     def gradients(
         self, dy: torch.Tensor, x: torch.Tensor, xa: torch.Tensor, d_xa: torch.Tensor, pass_ctx: LoraPass
     ) -> list[torch.Tensor]:
-        """Gradients of `parameters`, in their types."""
+        """Gradients of `parameters`, in their types: dy [T, out], x [T, in], xa and d_xa [T, R]."""
         if not self._adapters:
             return []
+
+        # One product reads dy once for all adapters; of [out, R], each adapter's own block is used.
+        every_db = dy.T @ xa
         found = []
-        every = dy.T @ xa  # reads dy once; of each adapter's outputs by the others' ranks nothing is used
-        for adapter, da in zip(self._adapters, self._of_a(x, d_xa, pass_ctx), strict=True):
-            db = _scaled(every[adapter.outputs, adapter.ranks], adapter.scale)
-            if pass_ctx.scales is not None:
-                db = db * pass_ctx.scales.factor[adapter.outputs].unsqueeze(1)
+        for adapter, da in zip(self._adapters, pass_ctx.inputs.da(self._stack, x, d_xa), strict=True):
+            db = _scaled(every_db[adapter.outputs, adapter.ranks], adapter.scale)
+            db = pass_ctx.outputs.db(adapter, db)
             found += [da.to(adapter.a.dtype), db.to(adapter.b.dtype)]
-            if adapter.magnitude is not None:
-                found.append(self._of_magnitude(adapter, dy, x, xa, pass_ctx))
+            found += pass_ctx.outputs.dm(adapter, dy, x, xa, self.frozen)
         return found
-
-    def _of_magnitude(
-        self, adapter: LinearAdapter, dy: torch.Tensor, x: torch.Tensor, xa: torch.Tensor, pass_ctx: LoraPass
-    ) -> torch.Tensor:
-        assert adapter.magnitude is not None
-        assert pass_ctx.scales is not None
-        at, b = adapter.outputs, adapter.b.to(self._dtype)
-        found = dora.magnitude_gradient(
-            dy[:, at], x, self.frozen.tensor()[at], xa[:, adapter.ranks], b, adapter.scale, pass_ctx.scales.norms[at]
-        )
-        return found.to(adapter.magnitude.dtype)
-
-    def _of_a(self, x: torch.Tensor, d_xa: torch.Tensor, pass_ctx: LoraPass) -> list[torch.Tensor]:
-        """Gradients of the adapters' A."""
-        if not pass_ctx.masks:
-            whole = d_xa.T @ x
-            return [whole[adapter.ranks] for adapter in self._adapters]
-        return [
-            d_xa[:, adapter.ranks].T @ adapter_dropout.drop(x, mask)
-            for adapter, mask in zip(self._adapters, pass_ctx.masks, strict=True)
-        ]
 
 
 def _scaled(x: torch.Tensor, scale: float) -> torch.Tensor:

@@ -1,9 +1,9 @@
-"""The feed-forward half of a decoder layer: gated MLP, and Gemma's norm after it.
+"""The MLP block of a decoder layer: norm, gated MLP, and Gemma's norm after it.
 
-    m = (f(n Wgate) * n Wup) Wdown,   added = m, or norm(m) where the family has that norm
+    m = (f(n Wgate) * n Wup) Wdown,   out = m, or norm(m) if the family has that norm
 
-Small adapters' shares of gate and up are added where the two are used, the activation's product comes out of backward's
-kernel once more, and the norm before (`norm`) runs together with the residual additions of the layer.
+LoRA deltas of gate and up are added inside the activation's kernel if no rank is over 64. The activation's product is
+not saved: backward's kernel recomputes it. The norm before (`norm`) runs together with the layer's residual additions.
 """
 
 from dataclasses import dataclass
@@ -11,42 +11,45 @@ from typing import NamedTuple
 
 import torch
 
-from finetune_kernels.layers.adapters import LoraPass
-from finetune_kernels.layers.attention_block import Norm, NormActivations, normalize, normalize_back
+from finetune_kernels.layers.attention_block import Norm, NormActivations, normalize, normalize_backward
 from finetune_kernels.layers.linear_group import LinearGroup
+from finetune_kernels.layers.lora_pass import LoraPass
 from finetune_kernels.ops import adapted_activation, rms_norm
 from finetune_kernels.ops.gated_activation import Activation
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed
 
 
 class MlpPass(NamedTuple):
-    """What one pass is made with."""
+    """The passes through the block's two groups of linear layers."""
 
     gate_up: LoraPass
     down: LoraPass
 
     def from_row(self, row: int) -> "MlpPass":
-        """For rows that begin `row` further on."""
+        """The same pass for a tile that begins at `row`."""
         return MlpPass(self.gate_up.from_row(row), self.down.from_row(row))
 
 
 class GateUpActivations(NamedTuple):
-    """Results of the first projection, without the shares of small adapters, and n A^T."""
+    """Output of the gate and up projection."""
 
-    gate_up: torch.Tensor
+    y: torch.Tensor
+    """gate and up side by side [T, 2 F]; for LoRA ranks up to 64 without LoRA's part, which is added later."""
     xa: torch.Tensor
+    """n A^T [T, R]."""
 
 
 class DownActivations(NamedTuple):
-    """What backward may use of the second projection."""
+    """What backward can use of the down projection; it recomputes these where they are not saved."""
 
-    xa_down: torch.Tensor
-    post: NormActivations
+    xa: torch.Tensor
+    """act A^T [T, R]."""
+    post_norm: NormActivations
 
 
 @dataclass
 class MlpBlock:
-    """Weights and settings; only the adapters train."""
+    """Weights and settings of the block; only the adapters train."""
 
     norm: Norm
     gate_up: LinearGroup
@@ -55,45 +58,55 @@ class MlpBlock:
     activation: Activation
 
     def begin(self, seed: DropoutSeed | None) -> MlpPass:
-        """A pass with the masks of `seed`."""
+        """Returns a new pass, with dropout masks of `seed`."""
         return MlpPass(self.gate_up.begin(seed), self.down.begin(seed))
 
-    def project(self, n2: torch.Tensor, pass_ctx: MlpPass) -> GateUpActivations:
-        """Normalised h [T, hidden] -> gate and up side by side."""
+    def gate_up_projection(self, n2: torch.Tensor, pass_ctx: MlpPass) -> GateUpActivations:
+        """Normalised h [T, hidden] -> gate and up side by side [T, 2 F]."""
         if self.gate_up.fuses_into_activation:
             return GateUpActivations(self.gate_up.base(n2, pass_ctx.gate_up), self.gate_up.xa(n2, pass_ctx.gate_up))
         return GateUpActivations(*self.gate_up.forward(n2, pass_ctx.gate_up))
 
-    def finish(self, projected: GateUpActivations, pass_ctx: MlpPass) -> tuple[DownActivations, torch.Tensor]:
-        """What is kept, and what is to be added to h (a tensor that may be written to)."""
-        shares = self.gate_up.lora_deltas(projected.xa, pass_ctx.gate_up)
-        activated = adapted_activation.forward(projected.gate_up, self.activation, shares)
-        m, xa_down = self.down.forward(activated, pass_ctx.down)
-        added, post = normalize(self.post_norm, m)
-        return DownActivations(xa_down, post), added
+    def down_projection(self, gate_up: GateUpActivations, pass_ctx: MlpPass) -> tuple[DownActivations, torch.Tensor]:
+        """Activation and down projection; returns what backward needs and the block's output [T, hidden], which the
+        caller may overwrite."""
+        # LoRA deltas of gate and up are added inside the activation kernel: no extra pass over [T, F].
+        deltas = self.gate_up.lora_deltas(gate_up.xa, pass_ctx.gate_up)
+        act = adapted_activation.forward(gate_up.y, self.activation, deltas)  # [T, F]
+
+        out, xa = self.down.forward(act, pass_ctx.down)  # [T, hidden], [T, R]
+        out, post_norm = normalize(self.post_norm, out)
+        return DownActivations(xa, post_norm), out
 
     def backward(
-        self, dy: torch.Tensor, h: torch.Tensor, r2: torch.Tensor, projected: GateUpActivations,
-        finished: DownActivations | None, pass_ctx: MlpPass,
+        self, dy: torch.Tensor, h: torch.Tensor, rstd: torch.Tensor, gate_up: GateUpActivations,
+        down: DownActivations | None, pass_ctx: MlpPass,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:  # fmt: skip
-        """dy [T, hidden], the gradient of h + added -> that of h (both ways) and of the adapters, gate and up first.
-        Without `finished` it is made again, as far as it is needed."""
-        if finished is None and self.post_norm is not None:
-            finished, _ = self.finish(projected, pass_ctx)
-        dm = dy if finished is None else normalize_back(self.post_norm, dy, finished.post)
-        d_activated, d_xa_down = self.down.backward_base(dm, pass_ctx.down)
-        shares = self.gate_up.lora_deltas(projected.xa, pass_ctx.gate_up)
-        after = None
-        if pass_ctx.down.masks or not self.down.fuses_into_activation:
-            self.down.add_lora_dx(d_activated, d_xa_down, pass_ctx.down)
+        """Takes dy [T, hidden], the gradient of h + output; returns the gradient of h (through the block and past it)
+        and those of the adapters, gate and up first. If `down` is None, as much of it as is needed is recomputed."""
+        # Gemma's second norm needs its input; without that norm dm is dy itself.
+        if down is None and self.post_norm is not None:
+            down, _ = self.down_projection(gate_up, pass_ctx)
+        dm = dy if down is None else normalize_backward(self.post_norm, dy, down.post_norm)  # [T, hidden]
+
+        # Down projection. Its adapter's part of d_act is added inside the activation's kernel, too, unless that kernel
+        # cannot: it knows no dropout mask and no rank over 64.
+        d_act, d_xa_down = self.down.backward_base(dm, pass_ctx.down)  # [T, F], [T, R]
+        down_delta = None
+        if pass_ctx.down.drops or not self.down.fuses_into_activation:
+            self.down.add_lora_dx(d_act, d_xa_down, pass_ctx.down)
         elif self.down.parameters:
-            after = d_xa_down, self.down.a()
-        d_gate_up = adapted_activation.backward(d_activated, projected.gate_up, self.activation, shares, after)
-        activated = d_activated
-        xa_down = self.down.xa(activated, pass_ctx.down) if finished is None else finished.xa_down
-        of_down = self.down.gradients(dm, activated, xa_down, d_xa_down, pass_ctx.down)
-        del activated, d_activated
-        dn2, d_xa = self.gate_up.backward(d_gate_up, pass_ctx.gate_up)
-        dh, n2 = rms_norm.backward(dn2, h, self.norm.weight, r2, residual=dy, return_y=True)
-        of_gate_up = self.gate_up.gradients(d_gate_up, n2, projected.xa, d_xa, pass_ctx.gate_up)
-        return dh, [*of_gate_up, *of_down]
+            down_delta = d_xa_down, self.down.a()
+
+        # Activation. The kernel writes the activation itself over d_act, which dA of the down projection reads.
+        deltas = self.gate_up.lora_deltas(gate_up.xa, pass_ctx.gate_up)
+        d_gate_up = adapted_activation.backward(d_act, gate_up.y, self.activation, deltas, down_delta)  # [T, 2 F]
+        act = d_act
+        xa_down = self.down.xa(act, pass_ctx.down) if down is None else down.xa
+        d_down = self.down.gradients(dm, act, xa_down, d_xa_down, pass_ctx.down)
+        del act, d_act  # 2 F bytes a token, before the next product needs as much
+
+        # Gate and up projection, and norm; the kernel recomputes n2 beside dh.
+        dn2, d_xa = self.gate_up.backward(d_gate_up, pass_ctx.gate_up)  # [T, hidden], [T, R]
+        dh, n2 = rms_norm.backward(dn2, h, self.norm.weight, rstd, residual=dy, return_y=True)
+        return dh, [*self.gate_up.gradients(d_gate_up, n2, gate_up.xa, d_xa, pass_ctx.gate_up), *d_down]

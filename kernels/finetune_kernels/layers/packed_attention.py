@@ -1,11 +1,11 @@
-"""`attention` as one of transformers' attention functions, over packed documents: no mask of T x T, no work across
-documents.
+"""`attention` as one of transformers' attention functions, over packed sequences: no mask of T x T, no work across
+sequences.
 
 transformers' own path for packed rows builds a dense block-diagonal mask, and with a mask PyTorch has no flash
-kernel. Here the boundaries come as cumulative lengths, which TRL's padding-free collator provides with every batch.
+kernel. Here the bounds come as cumulative lengths, which TRL's padding-free collator gives with every batch.
 
-A call without boundaries is not packed (generation: rows of a batch, left-padded, with a cache), and goes to
-transformers' own attention: to the family's eager one where scores are capped, which no other of its kernels does.
+A call without bounds is not packed (generation: rows of a batch, left-padded, with a cache). It goes to transformers'
+own attention: to the family's eager one for models with a softcap, which no other of its kernels applies.
 """
 
 import sys
@@ -15,10 +15,11 @@ import torch
 
 from finetune_kernels.ops import attention
 from finetune_kernels.ops.attention import AttentionParams, PackedSequences
-from finetune_kernels.planning.families import FAMILIES
+from finetune_kernels.planning.families import family_of
 
 NAME = "finetune_packed"
-DENSE = "sdpa"  # transformers' name of what serves calls that are not packed
+DENSE = "sdpa"
+"""transformers' name of the attention that serves calls that are not packed."""
 
 
 class PackedAttentionFunction(torch.autograd.Function):
@@ -26,69 +27,74 @@ class PackedAttentionFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: PackedSequences, params: AttentionParams
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequences: PackedSequences, params: AttentionParams
     ) -> torch.Tensor:
         """See `packed_attention`."""
-        out, saved = attention.forward(q, k, v, documents, params)
+        out, saved = attention.forward(q, k, v, sequences, params)
         ctx.save_for_backward(q, k, v, out, *saved)
-        ctx.documents, ctx.params = documents, params
+        ctx.sequences, ctx.params = sequences, params
         return out
 
     @staticmethod
     def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of q, k and v."""
         q, k, v, out, *saved = ctx.saved_tensors
-        three = attention.backward(dout.contiguous(), q, k, v, out, tuple(saved), ctx.documents, ctx.params)
-        return *three, None, None
+        dq_dk_dv = attention.backward(dout.contiguous(), q, k, v, out, tuple(saved), ctx.sequences, ctx.params)
+        return *dq_dk_dv, None, None
 
 
 def packed_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: PackedSequences, params: AttentionParams
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sequences: PackedSequences, params: AttentionParams
 ) -> torch.Tensor:
     """query [T, H, D], key and value [T, H_kv, D] -> [T, H, D]."""
-    return PackedAttentionFunction.apply(query, key, value, documents, params)  # type: ignore[no-untyped-call, no-any-return]
+    return PackedAttentionFunction.apply(query, key, value, sequences, params)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def _attend(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scaling: float, **options: Any
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: query [B, H, T, D], key and value [B, H_kv, T, D] -> [B, T, H, D]; B is 1
-    where rows are packed."""
+    """transformers' attention interface: query [B, H, T, D], key and value [B, H_kv, T, D] -> [B, T, H, D]. B is 1 if
+    rows are packed."""
     if options.get("cu_seq_lens_q") is None:
-        return _attend_dense(module, query, key, value, mask, scaling, options)
-    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+        return _attend_dense(module, (query, key, value), mask, scaling, options)
+
+    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))  # [T, H or H_kv, D]
     ends = options["cu_seq_lens_q"].to(torch.int32)
-    documents = PackedSequences(ends, int(options["max_length_q"]), q.shape[0])
+    sequences = PackedSequences(ends, int(options["max_length_q"]), q.shape[0])
     params = AttentionParams(scaling, options.get("sliding_window"), options.get("softcap"))
-    return packed_attention(q, k, v, documents, params).unsqueeze(0), None
+    return packed_attention(q, k, v, sequences, params).unsqueeze(0), None
 
 
 def _attend_dense(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scaling: float, options: Any
+    module: Any, qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor], mask: Any, scaling: float, options: Any
 ) -> tuple[torch.Tensor, None]:
-    """Rows of a batch, by transformers."""
+    """Attention over the rows of a batch, by transformers."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     attend: Any = ALL_ATTENTION_FUNCTIONS[DENSE]
+    query, key, _ = qkv
     window, capped = options.get("sliding_window"), options.get("softcap") is not None
     if mask is None and (capped or (window is not None and window < key.shape[2])):
-        mask = _seen(query.shape[2], key.shape[2], window, query.device)
+        mask = _visible(query.shape[2], key.shape[2], window, query.device)  # [T, T_kv], True: seen
+
+    # Eager attention adds its mask to the scores: 0 or the lowest number in place of True or False.
     if capped:
         attend = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
         lowest = torch.finfo(query.dtype).min
         mask = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~mask, lowest)
-    out: torch.Tensor = attend(module, query, key, value, mask, scaling=scaling, **options)[0]
+
+    out: torch.Tensor = attend(module, *qkv, mask, scaling=scaling, **options)[0]
     return out, None
 
 
-def _seen(rows: int, columns: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """Whether each of the last `rows` queries sees each of `columns` keys."""
+def _visible(rows: int, columns: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Mask [rows, columns]: True if one of the last `rows` queries sees one of `columns` keys."""
     back = torch.arange(columns - rows, columns, device=device)[:, None] - torch.arange(columns, device=device)
     return (back >= 0) & (back < (window or columns))
 
 
 def _mask(**options: Any) -> torch.Tensor | None:
-    """transformers' mask interface. Packed rows come without a mask of their padding, as they have none."""
+    """transformers' mask interface. Packed rows have no padding, so they come without a mask of it and need none."""
     if options.get("attention_mask") is None:
         return None
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -98,11 +104,11 @@ def _mask(**options: Any) -> torch.Tensor | None:
 
 
 def use_packed_attention(causal: Any) -> str | None:
-    """Switch a transformers model to it; returns why not, where it cannot be used."""
+    """Switches a transformers model to packed attention; returns why not if it cannot be used."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
-    if type(causal).__name__ not in FAMILIES:
+    if family_of(causal) is None:
         return "attention of another kind"
     if getattr(causal.config, "use_bidirectional_attention", False):
         return "attention in both directions"

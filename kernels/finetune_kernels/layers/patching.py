@@ -1,7 +1,7 @@
-"""Puts the kernels into a transformers model with a peft adapter, and says what was replaced and what was not.
+"""Puts the kernels into single modules of a transformers model with a peft adapter, and reports what was replaced.
 
 Only instances are changed: each replaced module gets a `forward` of ours, and nothing else in the process is touched.
-What is not known to compute the same stays as it is and is listed with the reason.
+A module that is not known to compute the same is left as it is and listed with the reason.
 """
 
 from collections import Counter
@@ -16,25 +16,12 @@ from torch import nn
 from finetune_kernels.ops.gated_activation import Activation, gated_activation
 from finetune_kernels.ops.lora_linear import Weight, lora_linear
 from finetune_kernels.ops.rms_norm import rms_norm
-from finetune_kernels.planning.families import FAMILIES
-
-# Module class of transformers -> what is added to its weight.
-NORMS = {
-    "LlamaRMSNorm": 0.0,
-    "MistralRMSNorm": 0.0,
-    "Qwen2RMSNorm": 0.0,
-    "Qwen3RMSNorm": 0.0,
-    "Phi3RMSNorm": 0.0,
-    "Gemma2RMSNorm": 1.0,
-    "Gemma3RMSNorm": 1.0,
-}
-MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "Gemma2MLP", "Gemma3MLP", "Phi3MLP")
-ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+from finetune_kernels.planning.families import ACTIVATIONS, MLP_FAMILIES, NORM_OFFSETS, Family, family_of
 
 
 class Planned(NamedTuple):
-    """Modules of each kind that a model must have, at least; counted from its configuration and from peft's list, not
-    from what is found."""
+    """Modules of each kind that a model must have at least, counted from its configuration and from peft's list: what
+    its modules should be, not what they are."""
 
     norms: int = 0
     mlps: int = 0
@@ -42,10 +29,10 @@ class Planned(NamedTuple):
 
 
 def plan_patches(model: Any) -> Planned:
-    """What is to be replaced in a transformers model, with a peft adapter or without."""
+    """Counts what should be replaced in a transformers model, with a peft adapter or without."""
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     adapters = len(model.base_model.targeted_module_names) if hasattr(model, "peft_config") else 0
-    if type(causal).__name__ not in FAMILIES:
+    if family_of(causal) is None:
         return Planned(adapters=adapters)
     layers = causal.config.num_hidden_layers
     return Planned(2 * layers + 1, layers, adapters)
@@ -53,55 +40,59 @@ def plan_patches(model: Any) -> Planned:
 
 @dataclass
 class PatchReport:
-    """How many modules of each kind were replaced, and why others were not."""
+    """Number of replaced modules of each kind, and the reasons why others were left."""
 
     planned: Planned
     norms: int = 0
     mlps: int = 0
     adapters: int = 0
     dequantized_bytes: int = 0
-    """Bytes of dequantised weights that stay in memory."""
+    """Bytes of weights that are kept dequantised."""
     left: dict[str, int] = field(default_factory=dict)
-    """Reason -> modules left as they were."""
+    """Reason -> number of modules that were left as they are."""
     _refused: Counter[str] = field(default_factory=Counter)
-    """Kind -> modules among them."""
+    """Kind -> number of modules among them."""
 
     def leave(self, kind: str, reason: str) -> None:
-        """Count a module that stays."""
+        """Counts a module that is left as it is."""
         self.left[reason] = self.left.get(reason, 0) + 1
         self._refused[kind] += 1
 
     def check(self) -> None:
-        """Raise RuntimeError where modules of a kind were to be replaced, none was, and no reason is known: they have
-        another name or another make in this version of transformers or peft, and training would be slow unseen."""
+        """Raises RuntimeError if modules of a kind should have been replaced, none was, and no reason is known. They
+        have another name or another make in this version of transformers or peft, and training would silently be
+        slow."""
         for kind, planned in self.planned._asdict().items():
             wanted = planned - self._refused[kind]
             if wanted > 0 and getattr(self, kind) == 0:
-                raise RuntimeError(f"{wanted} {kind} were to be replaced, and none was ({self})")
+                raise RuntimeError(f"{wanted} {kind} were expected to be replaced, but none was ({self})")
 
     def __str__(self) -> str:
         """One line for a log."""
         done = f"kernels: {self.norms} norms, {self.mlps} MLPs, {self.adapters} adapters replaced"
         if self.dequantized_bytes:
-            done += f"; {self.dequantized_bytes / 2**30:.1f} GiB of weights dequantised for good"
+            done += f"; {self.dequantized_bytes / 2**30:.1f} GiB of weights kept dequantised"
         kept = "; ".join(f"{count} left: {reason}" for reason, count in sorted(self.left.items()))
         return f"{done}; {kept}" if kept else done
 
 
 def patch_model(model: nn.Module, *, keep_dequantized: bool) -> PatchReport:
-    """Replace what is known. `keep_dequantized` keeps dequantised 16-bit weights, 2 bytes per parameter, for speed.
+    """Replaces all modules that are known. `keep_dequantized` keeps 16-bit copies of NF4 weights for speed, 2 bytes per
+    parameter.
 
-    Raises RuntimeError where more was planned for and nothing was replaced (`PatchReport.check`).
+    Raises RuntimeError if modules of a kind were expected and none was replaced (`PatchReport.check`).
     """
     report = PatchReport(plan_patches(model))
+
     for module in model.modules():
         kind = type(module).__name__
-        if kind in NORMS:
-            _patch_norm(module, NORMS[kind], report)
-        elif kind in MLPS:
-            _patch_mlp(module, report)
+        if kind in NORM_OFFSETS:
+            _patch_norm(module, NORM_OFFSETS[kind], report)
+        elif kind in MLP_FAMILIES:
+            _patch_mlp(module, MLP_FAMILIES[kind], report)
         elif hasattr(module, "lora_A") and hasattr(module, "base_layer"):
             _patch_adapter(module, report, keep_dequantized=keep_dequantized)
+
     report.check()
     return report
 
@@ -115,14 +106,14 @@ def _patch_norm(module: Any, offset: float, report: PatchReport) -> None:
     report.norms += 1
 
 
-def _patch_mlp(module: Any, report: PatchReport) -> None:
-    name = getattr(module.config, "hidden_activation", None) or module.config.hidden_act
+def _patch_mlp(module: Any, family: Family, report: PatchReport) -> None:
+    name = getattr(module.config, family.activation_field)
     activation = ACTIVATIONS.get(name)
     if activation is None:
         report.leave("mlps", f"activation {name}")
         return
-    fused = hasattr(module, "gate_up_proj")
-    module.forward = partial(_fused_mlp if fused else _mlp, module, activation)
+    forward = _merged_mlp if family.merged_projections else _mlp
+    module.forward = partial(forward, module, activation)
     report.mlps += 1
 
 
@@ -131,7 +122,7 @@ def _mlp(module: Any, activation: Activation, x: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def _fused_mlp(module: Any, activation: Activation, x: torch.Tensor) -> torch.Tensor:
+def _merged_mlp(module: Any, activation: Activation, x: torch.Tensor) -> torch.Tensor:
     gate, up = module.gate_up_proj(x).chunk(2, dim=-1)
     result: torch.Tensor = module.down_proj(gated_activation(gate, up, activation))
     return result
@@ -142,6 +133,7 @@ def _patch_adapter(module: Any, report: PatchReport, *, keep_dequantized: bool) 
     if reason is not None:
         report.leave("adapters", reason)
         return
+
     (name,) = module.active_adapters
     base = module.base_layer
     weight = _weight(base, report, keep_dequantized=keep_dequantized)
@@ -155,7 +147,7 @@ def _patch_adapter(module: Any, report: PatchReport, *, keep_dequantized: bool) 
 
 
 def why_not_adapter(module: Any) -> str | None:
-    """Why our products do not fit one of peft's LoRA layers; None where they do."""
+    """Returns why the kernels cannot run one of peft's LoRA layers; None if they can."""
     names = module.active_adapters
     if len(names) != 1 or names[0] not in module.lora_A:
         return "not exactly one adapter"
@@ -169,7 +161,7 @@ def why_not_adapter(module: Any) -> str | None:
 
 
 def _why_not_alone(module: Any) -> str | None:
-    """Why a LoRA layer stays peft's own outside a fused decoder layer."""
+    """Returns why a LoRA layer outside a fused decoder layer is left to peft; None if it is not."""
     (name,) = module.active_adapters
     if has_dora(module):
         return "DoRA"
@@ -177,13 +169,13 @@ def _why_not_alone(module: Any) -> str | None:
 
 
 def has_dora(module: Any) -> bool:
-    """Whether a LoRA layer's one adapter has magnitudes."""
+    """True if a LoRA layer's one adapter has magnitudes."""
     (name,) = module.active_adapters
     return name in module.lora_magnitude_vector
 
 
 def _weight(base: Any, report: PatchReport, *, keep_dequantized: bool) -> Weight:
-    """Access to a base layer's weights in 16 bits."""
+    """Returns a function that gives a base layer's weights in 16 bits."""
     state = getattr(base.weight, "quant_state", None)
     if state is None:
         return lambda: base.weight

@@ -1,4 +1,4 @@
-"""The loss of supervised tokens through our fused head, for families whose head is a plain frozen linear layer."""
+"""The loss of supervised tokens through the fused head, for families whose head is a plain frozen linear layer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,15 +8,15 @@ from torch import nn
 
 from finetune_kernels.ops.blocked_cross_entropy import blocked_cross_entropy
 from finetune_kernels.ops.linear_cross_entropy import linear_cross_entropy
-from finetune_kernels.planning.families import FAMILIES
+from finetune_kernels.planning.families import family_of
 
 
 def has_plain_head(model: Any) -> bool:
-    """Whether the logits are head(hidden), capped or not, and nothing else."""
+    """True if the logits are head(hidden), with a softcap or not, and nothing else."""
     causal = causal_model(model)
     head = causal.get_output_embeddings()
     plain = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
-    return plain and type(causal).__name__ in FAMILIES
+    return plain and family_of(causal) is not None
 
 
 def causal_model(model: Any) -> Any:
@@ -36,9 +36,10 @@ def fused_supervised_loss(
     `labels` [1, T]; `positions` [S], the tokens p whose label p + 1 counts. The model must pass `has_plain_head`.
     """
     causal = causal_model(model)
-    hidden = causal.model(**inputs, use_cache=False).last_hidden_state[0, positions]  # [S, H]
-    weight = causal.get_output_embeddings().weight
+    hidden = causal.model(**inputs, use_cache=False).last_hidden_state[0, positions]  # [S, hidden]
+    weight = causal.get_output_embeddings().weight  # [V, hidden], in host memory under the smallest memory plan
     softcap = getattr(causal.config, "final_logit_softcapping", None)
+
     cross_entropy = linear_cross_entropy if weight.device == hidden.device else blocked_cross_entropy
     total = cross_entropy(hidden.to(weight.dtype), weight, labels[0, positions + 1], softcap)
     return total / (num_items if num_items is not None else max(1, positions.numel()))

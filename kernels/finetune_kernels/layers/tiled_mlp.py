@@ -1,8 +1,8 @@
-"""The feed-forward half in tiles of rows, where gate and up are not kept: they are most of what a layer needs while it
-works (180 KB a token at 8B), and a row of 100,000 tokens needs them for a few thousand tokens at a time only.
+"""The MLP block in tiles of rows, for layers that do not save gate and up.
 
-Rows do not know of each other here, so tiles change nothing but the order of sums: gradients of the adapters are added
-up in fp32. Weights are decoded once for all tiles.
+Gate and up are most of what a layer needs while it works (180 KB a token at 8B), and a row of 100,000 tokens needs them
+for one tile at a time only. Rows do not depend on each other here, so tiles change nothing but the order of sums:
+gradients of the adapters are summed in fp32. Weights are dequantised once for all tiles.
 """
 
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ import torch
 
 from finetune_kernels.layers.mlp_block import DownActivations, MlpBlock, MlpPass
 from finetune_kernels.ops import rms_norm
-from finetune_kernels.planning.activation_policy import TILE_ROWS
+from finetune_kernels.planning.block_sizes import TILE_ROWS
 
 
 def needs_tiles(rows: int) -> bool:
-    """Whether so many rows are more than one tile."""
+    """True if so many rows are more than one tile."""
     return rows > TILE_ROWS
 
 
@@ -24,43 +24,39 @@ def _tiles(rows: int) -> Iterator[slice]:
 
 
 def forward_in_tiles(
-    mlp: MlpBlock, h: torch.Tensor, n2: torch.Tensor, pass_ctx: MlpPass, *, finish: bool
+    mlp: MlpBlock, h: torch.Tensor, n2: torch.Tensor, pass_ctx: MlpPass, *, save_down: bool
 ) -> tuple[DownActivations | None, torch.Tensor]:
-    """h and its norm n2 [T, hidden] -> what `backward_in_tiles` can use, if it is to `finish` early, and h + MLP."""
+    """h and its norm n2 [T, hidden] -> h + MLP [T, hidden] and, if `save_down`, what `backward_in_tiles` can use."""
     y = torch.empty_like(h)
     parts: list[DownActivations] = []
+
     with mlp.gate_up.frozen.dequantized(), mlp.down.frozen.dequantized():
         for rows in _tiles(h.shape[0]):
             tile_ctx = pass_ctx.from_row(rows.start)
-            finished, added = mlp.finish(mlp.project(n2[rows], tile_ctx), tile_ctx)
-            torch.add(added, h[rows], out=y[rows])
-            if finish:
-                parts.append(finished)
-    return (_join(parts) if finish else None), y
+            down, out = mlp.down_projection(mlp.gate_up_projection(n2[rows], tile_ctx), tile_ctx)
+            torch.add(out, h[rows], out=y[rows])
+            if save_down:
+                parts.append(down)
+    return (_join(parts) if save_down else None), y
 
 
 def backward_in_tiles(
-    mlp: MlpBlock,
-    dy: torch.Tensor,
-    h: torch.Tensor,
-    r2: torch.Tensor,
-    finished: DownActivations | None,
+    mlp: MlpBlock, dy: torch.Tensor, h: torch.Tensor, rstd: torch.Tensor, down: DownActivations | None,
     pass_ctx: MlpPass,
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """As `MlpBlock.backward`, from h alone."""
+) -> tuple[torch.Tensor, list[torch.Tensor]]:  # fmt: skip
+    """Does what `MlpBlock.backward` does, and recomputes gate and up of each tile from h [T, hidden]."""
     dh = torch.empty_like(h)
     sums: list[torch.Tensor] = []
     types: list[torch.dtype] = []
+
     with mlp.gate_up.frozen.dequantized(), mlp.down.frozen.dequantized():
         for rows in _tiles(h.shape[0]):
-            _, n2, _ = rms_norm.forward(h[rows], mlp.norm.weight, mlp.norm.eps)
+            _, n2, _ = rms_norm.forward(h[rows], mlp.norm.weight, mlp.norm.eps)  # [tile, hidden]
             tile_ctx = pass_ctx.from_row(rows.start)
-            part = (
-                None
-                if finished is None
-                else DownActivations(finished.xa_down[rows], tuple(t[rows] for t in finished.post))
-            )
-            dh[rows], gradients = mlp.backward(dy[rows], h[rows], r2[rows], mlp.project(n2, tile_ctx), part, tile_ctx)
+            gate_up, tile_down = mlp.gate_up_projection(n2, tile_ctx), _cut(down, rows)
+            dh[rows], gradients = mlp.backward(dy[rows], h[rows], rstd[rows], gate_up, tile_down, tile_ctx)
+
+            # The first tile's gradients begin the fp32 sums.
             if not sums:
                 types = [gradient.dtype for gradient in gradients]
                 sums = [gradient.float() for gradient in gradients]
@@ -69,6 +65,12 @@ def backward_in_tiles(
     return dh, [total.to(kind) for total, kind in zip(sums, types, strict=True)]
 
 
+def _cut(down: DownActivations | None, rows: slice) -> DownActivations | None:
+    """The part of one tile."""
+    return None if down is None else DownActivations(down.xa[rows], tuple(t[rows] for t in down.post_norm))
+
+
 def _join(parts: list[DownActivations]) -> DownActivations:
-    post = tuple(torch.cat(kept) for kept in zip(*(part.post for part in parts), strict=True))
-    return DownActivations(torch.cat([part.xa_down for part in parts]), post)
+    """The parts of all tiles as one."""
+    post_norm = tuple(torch.cat(tensors) for tensors in zip(*(part.post_norm for part in parts), strict=True))
+    return DownActivations(torch.cat([part.xa for part in parts]), post_norm)

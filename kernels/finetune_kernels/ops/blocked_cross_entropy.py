@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from finetune_kernels.ops.linear_cross_entropy import MAX_BLOCK, _softcap
-from finetune_kernels.planning.activation_policy import HEAD_ROWS, VOCABULARY_BLOCK
+from finetune_kernels.planning.block_sizes import HEAD_ROWS, VOCABULARY_BLOCK
 from finetune_kernels.primitives.gather_rows import gather_rows
 
 

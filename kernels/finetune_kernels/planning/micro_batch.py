@@ -1,30 +1,34 @@
-"""How many sequences go through the model at once, where the user left it to us. Pure.
+"""Chooses how many sequences go through the model at once, if the user did not. Pure.
 
-A step of S sequences is S / m passes over m. A pass takes what its products take, at least what its launches take on
-the CPU, and what the memory plan for m recomputes or decodes again:
+A step of S sequences is S / m passes over m sequences. A pass takes the time of its matrix products, but at least the
+time that the CPU needs to launch it, plus what the memory plan for m spends on recomputing and dequantising:
 
     step(m) = S / m * (max(launches, 1.4 * 4 * parameters * tokens(m) / rate) + extra(m))
 
-So short sequences are gathered until launching no longer is what counts, and weights that do not stay decoded are
-decoded less often; activations that no longer fit speak against a larger m. Times within 1 % are equal, and the
-largest of those is taken: the fixed costs that are not counted tile_ctx fall with it.
+Short sequences are gathered until launching no longer dominates, and weights that are not kept dequantised are
+dequantised less often. A larger m has its price once activations no longer fit. Times within 1 % are equal, and the
+largest m of those is taken: fixed costs that are not counted here fall with it.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from finetune_api.vocabulary import MemoryMode
-from finetune_kernels.planning.memory_plan import GEMM_RATE, MemoryPlan, ModelShape
+from finetune_kernels.planning.memory_plan import GEMM_RATE, MemoryPlan
+from finetune_kernels.planning.model_shape import ModelShape
 
 LAUNCH_SECONDS = 4.2e-3
-"""The CPU's time to launch one layer, forward and backward (measured on an H200's host: 135 ms for 32 layers)."""
-BUSY = 1.4
-"""Time of a pass over that of its products (measured: 241 ms where the formula has 176 for 4,096 tokens at 8B)."""
+"""CPU time to launch one layer, forward and backward (measured on an H200's host: 135 ms for 32 layers)."""
+PASS_OVER_PRODUCTS = 1.4
+"""A real pass takes 1.4 times its matrix products (measured on an H200: 241 ms where the formula has 176, for 4,096
+tokens at 8B)."""
 MAX_TOKENS = 32_768
-"""Of a pass with more than one sequence; the GPU is busy long before, and indices into gate and up stay in 32 bits."""
+"""Tokens of a pass with more than one sequence; the GPU is busy long before, and indices into gate and up fit in 32
+bits."""
 EQUAL = 1.01
-USUAL = 2
-"""Sequences in a pass where nothing is planned."""
+"""Ratio of two times that count as equal."""
+DEFAULT_SIZE = 2
+"""Sequences in a pass that no plan decides."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +45,22 @@ class MicroBatch:
 
 
 def default_micro_batch(sequences: int) -> MicroBatch:
-    """What is taken without a plan: two sequences where their number is even."""
-    size = USUAL if sequences % USUAL == 0 else 1
+    """Splits a step without a plan: two sequences a pass if their number is even, else one."""
+    size = DEFAULT_SIZE if sequences % DEFAULT_SIZE == 0 else 1
     return MicroBatch(size, sequences // size)
 
 
 def choose_micro_batch(
     shape: ModelShape, sequences: int, length: int, mode: MemoryMode, plan_for: Callable[[int], MemoryPlan]
 ) -> MicroBatch:
-    """Split a step of `sequences`, each at most `length` tokens. `plan_for` gives the plan of `mode` for a pass of so
-    many tokens. `Smallest` takes one sequence at a time, as does a device that nothing else fits."""
+    """Splits a step of `sequences`, each at most `length` tokens.
+
+    `plan_for` gives the plan of `mode` for a pass of so many tokens. Mode `Smallest` takes one sequence at a time, as
+    does a device where no other plan fits.
+    """
     if mode is MemoryMode.SMALLEST:
         return MicroBatch(1, sequences)
+
     seconds = {}
     for size in _sizes(sequences, length):
         plan = plan_for(size * length)
@@ -60,22 +68,25 @@ def choose_micro_batch(
             seconds[size] = step_seconds(shape, MicroBatch(size, sequences // size), length, plan)
     if not seconds:
         return MicroBatch(1, sequences)
+
     limit = EQUAL * min(seconds.values())
     size = max(size for size, needed in seconds.items() if needed <= limit)
     return MicroBatch(size, sequences // size)
 
 
-def largest_without_recompute(sequences: int, length: int, keeps: Callable[[int], bool]) -> MicroBatch:
-    """Split a step where a plan only says whether a pass of so many tokens keeps its activations; the usual split
-    where none does."""
-    kept = [size for size in _sizes(sequences, length) if keeps(size * length)]
-    return MicroBatch(kept[-1], sequences // kept[-1]) if kept else default_micro_batch(sequences)
+def largest_without_recompute(sequences: int, length: int, saves: Callable[[int], bool]) -> MicroBatch:
+    """Splits a step into the largest passes whose activations are saved, or by default if none are.
+
+    `saves` says whether a pass of so many tokens saves its activations.
+    """
+    sizes = [size for size in _sizes(sequences, length) if saves(size * length)]
+    return MicroBatch(sizes[-1], sequences // sizes[-1]) if sizes else default_micro_batch(sequences)
 
 
 def step_seconds(shape: ModelShape, batch: MicroBatch, length: int, plan: MemoryPlan) -> float:
-    """Predicted time of an optimiser step; see the module's formula."""
+    """Predicted seconds of an optimiser step, by the module's formula."""
     parameters = shape.linear_parameters + shape.vocabulary * shape.hidden
-    products = BUSY * 4.0 * parameters * batch.size * length / GEMM_RATE
+    products = PASS_OVER_PRODUCTS * 4.0 * parameters * batch.size * length / GEMM_RATE
     return batch.accumulation * (max(LAUNCH_SECONDS * shape.layers, products) + plan.extra_milliseconds / 1e3)
 
 

@@ -144,7 +144,7 @@ def test_tiles_compute_the_same_from_weights_that_are_decoded_where_they_are_use
     expected = results(model, packed=True)
     monkeypatch.setattr(tiled_mlp, "TILE_ROWS", 4)
     fused = fuse(model, ActivationPolicy.OFFLOAD, keep_dequantized=False)
-    assert fused.layers[0].in_tiles(sum(DOCUMENTS))
+    assert fused.layers[0].is_tiled(sum(DOCUMENTS))
     assert differences(results(model, packed=True), expected) < 2e-4  # 2e-6 was measured
     assert fused.dequantized_bytes == 0
 

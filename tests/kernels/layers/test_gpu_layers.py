@@ -178,7 +178,7 @@ def test_errors_with_other_adapters_are_no_larger_than_those_of_eager_bf16(
         fused.set_policies([policy] * 2)
         judge(results(model, VARIED), family, VARIED, f"{adapter}, {policy.value}", adapter)
     monkeypatch.setattr(tiled_mlp, "TILE_ROWS", 300)
-    assert fused.layers[0].in_tiles(sum(VARIED))
+    assert fused.layers[0].is_tiled(sum(VARIED))
     judge(results(model, VARIED), family, VARIED, f"{adapter}, {ActivationPolicy.OFFLOAD.value} in tiles", adapter)
 
 

@@ -14,7 +14,8 @@ from finetune_api.vocabulary import MemoryMode
 from finetune_kernels.layers.patching import patch_model, plan_patches
 from finetune_kernels.layers.supervised_loss import fused_supervised_loss, has_plain_head
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.planning.memory_plan import MemoryPlan, ModelShape, plan_memory, smaller_plan
+from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory, smaller_plan
+from finetune_kernels.planning.model_shape import ModelShape
 from finetune_test_models import chat_data
 from finetune_test_models.tiny_model import TINY_FAMILIES, make_tiny_model
 
@@ -93,7 +94,11 @@ def rename_adapters(model: Any) -> None:
 
 @pytest.mark.parametrize(
     ("rename", "said"),
-    [(rename_norms, "5 norms were"), (rename_mlps, "2 mlps were"), (rename_adapters, "14 adapters were")],
+    [
+        (rename_norms, "5 norms were expected"),
+        (rename_mlps, "2 mlps were expected"),
+        (rename_adapters, "14 adapters were expected"),
+    ],
 )
 def test_nothing_replaced_where_more_was_planned_is_an_error(
     rename: Callable[[Any], None], said: str, tmp_path: Path

@@ -6,7 +6,7 @@ import pytest
 
 from finetune_api.vocabulary import MemoryMode
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.planning.memory_plan import MemoryPlan, ModelShape, plan_memory
+from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory
 from finetune_kernels.planning.micro_batch import (
     MAX_TOKENS,
     MicroBatch,
@@ -15,6 +15,7 @@ from finetune_kernels.planning.micro_batch import (
     largest_without_recompute,
     step_seconds,
 )
+from finetune_kernels.planning.model_shape import ModelShape
 
 GIB = 2**30
 LLAMA_8B = ModelShape(32, 4096, 32, 8, 128, 14336, 128256, 6_979_321_856, 41_943_040, quantized=True)

@@ -169,7 +169,7 @@ def test_layers_compute_what_peft_computes_whatever_is_kept(case: str, monkeypat
     monkeypatch.setattr(tiled_mlp, "TILE_ROWS", 4)
     for policy in (ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.RECOMPUTE_ALL, ActivationPolicy.OFFLOAD):
         layers.set_policies([policy] * 2)
-        assert layers.layers[0].in_tiles(LENGTH)
+        assert layers.layers[0].is_tiled(LENGTH)
         assert largest_error(results(model), expected) < LAYERS, f"{policy} in tiles"
     drawn = iter([new_dropout_seed(), new_dropout_seed()])
     monkeypatch.setattr(decoder_layer, "new_dropout_seed", lambda: next(drawn))
@@ -241,7 +241,7 @@ def test_every_linear_of_a_layer_has_a_stream_of_its_own() -> None:
     for kind in ("llama", "phi3"):
         _, layers = fused(kind, lora_dropout=0.3)
         streams = [
-            mask.philox_stream for group in layers.layers[0].groups for mask in group.begin(DropoutSeed(1)).masks
+            mask.philox_stream for group in layers.layers[0].groups for mask in group.begin(DropoutSeed(1)).inputs.masks
         ]
         assert len(set(streams)) == len(streams) == (4 if kind == "phi3" else 7)
     assert set(LINEARS) == set(PROJECTIONS)
@@ -253,6 +253,6 @@ def test_the_mode_of_a_pass_is_that_of_its_forward() -> None:
     group = layers.layers[0].groups[0]
     pass_ctx = group.begin(DropoutSeed(3))
     model.eval()
-    assert [mask.p for mask in pass_ctx.masks] == [0.3] * 3
-    assert replace(pass_ctx.masks[0], p=0.3) == pass_ctx.masks[0]
-    assert not group.begin(DropoutSeed(3)).masks
+    assert [mask.p for mask in pass_ctx.inputs.masks] == [0.3] * 3
+    assert replace(pass_ctx.inputs.masks[0], p=0.3) == pass_ctx.inputs.masks[0]
+    assert not group.begin(DropoutSeed(3)).drops

@@ -13,9 +13,9 @@ from typing import Any
 from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import AdapterVariant, MemoryMode, Precision, Quantization
-from finetune_kernels.planning.memory_plan import MARGIN, MemoryPlan, ModelShape, plan_memory
+from finetune_kernels.planning.memory_plan import MARGIN, MemoryPlan, plan_memory
 from finetune_kernels.planning.micro_batch import choose_micro_batch
-from finetune_kernels.planning.model_shape import loaded_bytes, shape_from_config
+from finetune_kernels.planning.model_shape import ModelShape, loaded_bytes, shape_from_config
 from finetune_trainer.preflight.report import Finding, GpuEstimate, PlanRow
 from finetune_trainer.preflight.steps import TrainingSize
 
@@ -193,7 +193,7 @@ def _tokens_per_second(shape: ModelShape, plan: MemoryPlan, length: int, teraflo
     linears = (6.0 if shape.magnitudes else 4.0) * shape.linear_parameters
     attention = shape.layers * 2.0 * length * shape.heads * shape.head_size * (1 + BACKWARD)
     head = 4.0 * shape.hidden * shape.vocabulary
-    recomputed = sum(shape.recomputed(policy) for policy in plan.policies)
+    recomputed = sum(shape.recomputed_flop(policy) for policy in plan.policies)
 
     return EFFICIENCY * teraflops * 1e12 / (linears + attention + head + recomputed)
 

@@ -22,14 +22,14 @@ from finetune_kernels.layers.layer_builder import why_not_fused
 from finetune_kernels.layers.packed_attention import use_packed_attention
 from finetune_kernels.layers.patching import patch_model
 from finetune_kernels.layers.supervised_loss import causal_model, fused_supervised_loss, has_plain_head
-from finetune_kernels.planning.memory_plan import MemoryPlan, ModelShape, plan_memory, plan_modules, smaller_plan
+from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory, plan_modules, smaller_plan
 from finetune_kernels.planning.micro_batch import (
     MicroBatch,
     choose_micro_batch,
     default_micro_batch,
     largest_without_recompute,
 )
-from finetune_kernels.planning.model_shape import build_shape
+from finetune_kernels.planning.model_shape import ModelShape, ParameterCounts, build_shape
 from finetune_trainer.training.fp8_gate import Fp8Decision, decide_fp8
 from finetune_trainer.training.loaded_model import LoadedModel
 from finetune_trainer.training.losses import supervised_loss
@@ -196,12 +196,15 @@ def model_shape(model: Any) -> ModelShape:
     frozen = [weight for weight in causal.model.layers.parameters() if not weight.requires_grad and weight.ndim == 2]
     dropouts = [part for name, part in causal.model.layers.named_modules() if "lora_dropout" in name]
     quantized = sum(math.prod(state.shape) for state in states if state is not None)
-    return build_shape(
-        config,
-        linear_parameters=quantized or sum(weight.numel() for weight in frozen),
-        adapter_parameters=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+    counts = ParameterCounts(
+        linears=quantized or sum(weight.numel() for weight in frozen),
+        adapters=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         quantized=quantized > 0,
         movable_bytes=movable_bytes(causal),
+    )
+    return build_shape(
+        config,
+        counts,
         dropout=any(isinstance(part, torch.nn.Dropout) and part.p for part in dropouts),
         magnitudes=any(getattr(part, "lora_magnitude_vector", None) for part in causal.model.layers.modules()),
     )
