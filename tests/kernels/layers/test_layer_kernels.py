@@ -86,7 +86,7 @@ def shares_of(t: int, f: int, ranks: tuple[int, int]) -> LoraDeltas:
 
 
 def in_fp64(shares: LoraDeltas) -> LoraDeltas:
-    found = [None if s is None else LoraDelta(s.xa.double(), s.b.double(), s.scale) for s in shares]
+    found = [None if s is None else LoraDelta(s.inner.double(), s.b.double(), s.scale) for s in shares]
     return found[0], found[1]
 
 
