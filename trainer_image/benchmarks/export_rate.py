@@ -1,20 +1,20 @@
-"""How long merging and quantising an 8B model takes on this machine's GPU. Not a part of CI.
+"""Time of merging and quantising an 8B model on this machine's GPU. Not a part of CI.
 
     python trainer_image/benchmarks/export_rate.py --csv FILE        # Llama-8B shape, random: 16 GB in, 29 GB out
     python trainer_image/benchmarks/export_rate.py --small           # a tiny one, also without a GPU
 
-In this order, each line of the CSV written as soon as it is known:
+Measured in this order; each line of the CSV is written as soon as it is known:
 
 * `encoder`: each type alone, from device memory to device memory.
-* `write`, `read`: the exporter's own threads between the device and the folder, nothing else going on.
-* `besides disk`: merged BF16 + Q4_K_M + Q8_0, all of it (reading the base, copies to and from the device, merging,
-  encoding), but what is encoded goes to /dev/null. With base and results in memory's file system this is what the
-  export takes besides disk and network; what reading from memory costs is still in it.
+* `write`, `read`: the exporter's own threads between the device and the folder, and nothing else.
+* `besides disk`: the whole export of merged BF16 + Q4_K_M + Q8_0 (reading the base, copies to and from the device,
+  merging, encoding), with the encoded bytes written to /dev/null. With base and results in memory's file system, this
+  is the time of an export without disk and network; reading from memory is still in it.
 * `export`: the same with files; once for each round, and a line for each type with its share of encoding.
 * `every type`: all other types, a few in one pass.
 
-GB/s are those of fp32 weights, 4 bytes each, in one second of encoding on the device. `differing` counts bytes that are
-not the CPU path's, over 2 million weights of each of three kinds.
+GB/s count fp32 weights, 4 bytes each, for each second of encoding on the device. `differing` counts bytes that differ
+from the CPU path's, over 2 million weights of each of three kinds.
 """
 
 import argparse
@@ -63,7 +63,7 @@ COMPARED_ROWS = 512
 
 @dataclass
 class Table:
-    """Lines for people on the way, and the same as CSV."""
+    """Results: printed as they come, and written as CSV."""
 
     origin: tuple[str, ...]
     path: Path | None
@@ -75,7 +75,7 @@ class Table:
             self._write(("what", "type", *FIGURES, "file system", "gpu", "cores", "versions", "commit"), "w")
 
     def add(self, what: str, kind: str, **figures: float) -> None:
-        """One line; `figures` are named as in FIGURES, with _ for what a name cannot hold."""
+        """Add one line; `figures` are named as in FIGURES, with _ for characters that a name cannot hold."""
         named = {name.replace("_", " ").replace(" per s", "/s"): float(f"{figures[name]:.4g}") for name in figures}
         unknown = named.keys() - set(FIGURES)
         if unknown:
@@ -86,7 +86,7 @@ class Table:
             self._write((what, kind, *(named.get(name, "") for name in FIGURES), self.file_system, *self.origin), "a")
 
     def seconds(self) -> float:
-        """Since the beginning."""
+        """Seconds since the beginning."""
         return time.monotonic() - self.began
 
     def _write(self, line: tuple[object, ...], mode: str) -> None:
@@ -96,14 +96,14 @@ class Table:
 
 
 class Discarding(FileWriters):
-    """Everything is brought to the host in pinned buffers, as for a file, and then given to /dev/null."""
+    """Writers that bring everything to the host in pinned buffers, as for a file, and write it to /dev/null."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
         self._null = os.open(os.devnull, os.O_WRONLY)
 
     def put(self, file: int, offset: int, piece: Piece, ready: torch.cuda.Event | None = None) -> None:
-        """As FileWriters do, into nothing."""
+        """Queue a piece as FileWriters do, for /dev/null."""
         super().put(self._null, offset, piece, ready)
 
     def stop(self) -> None:
@@ -115,7 +115,7 @@ class Discarding(FileWriters):
 
 
 def main() -> None:
-    """Run everything in the order of the module's text."""
+    """Measure everything in the order of the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--folder", type=Path, help="where base and results lie (default: memory, else TMPDIR)")
@@ -124,11 +124,13 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--commit", help="what is measured, where git cannot tell")
     arguments = parser.parse_args()
+
     size = SMALL if arguments.small else LLAMA_8B
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     gpu = torch.cuda.get_device_name() if device.type == "cuda" else "none"
     origin = (gpu, str(os.cpu_count()), installed_versions(PACKAGES), arguments.commit or current_commit())
     table = Table(origin, arguments.csv)
+
     measure_encoders(table, device, rows=256 if arguments.small else 16384)
     with tempfile.TemporaryDirectory(prefix="export-rate-", dir=arguments.folder or choose_folder(size)) as name:
         folder = Path(name)
@@ -136,6 +138,7 @@ def main() -> None:
         base = make_random_base(folder / "base", size, device)
         adapter = make_random_adapter(folder / "adapter", size)
         table.add("made the base", "BF16", seconds=table.seconds())
+
         measure_threads(table, folder, base, device, size=4 * size.weights)
         request = ExportRequest(base, adapter, folder / "out", merged=MERGED, gguf=GGUF, name="model")
         measure_besides_disk(table, request, device)
@@ -151,20 +154,20 @@ def main() -> None:
 
 
 def choose_folder(size: Size) -> Path:
-    """Memory, if base and results fit there: the disk is not what is measured."""
+    """The folder of memory's file system if base and results fit there: disks are not what is measured."""
     memory = Path("/dev/shm")  # noqa: S108  # the only name that memory has as a folder
     fits = memory.is_dir() and shutil.disk_usage(memory).free > BYTES_PER_WEIGHT * size.weights
     return memory if fits else Path(tempfile.gettempdir())
 
 
 def find_file_system(folder: Path) -> str:
-    """Its kind; memory's is tmpfs."""
+    """Kind of the folder's file system; memory's is tmpfs."""
     mounts = (line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines())
     return max((len(place), kind) for place, kind in mounts if folder.is_relative_to(place))[1]
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
+    """Wait until the device has done its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -175,7 +178,7 @@ def tensor_types() -> list[GGMLQuantizationType]:
 
 
 def measure_encoders(table: Table, device: torch.device, *, rows: int) -> None:
-    """Best of three after a warm-up, on normal weights."""
+    """Measure each type on normal weights: the best of three after a warm-up."""
     weights = torch.randn(rows, 4096, generator=torch.Generator(device).manual_seed(2), device=device) * 0.02
     for kind in tensor_types()[1:]:  # fp32 stays what it is
         seconds = []
@@ -190,8 +193,10 @@ def measure_encoders(table: Table, device: torch.device, *, rows: int) -> None:
 
 
 def measure_threads(table: Table, folder: Path, base: Path, device: torch.device, *, size: int) -> None:
-    """Rates of the exporter's reading and writing threads alone. Writing also makes a virtual machine's memory grow to
-    what the export needs."""
+    """Measure the exporter's reading and writing threads alone.
+
+    Writing also makes a virtual machine's memory grow to the size that the export needs.
+    """
     data = torch.ones(min(size, 1 << 30), dtype=torch.uint8, device=device)
     began = time.perf_counter()
     with FileWriters(device) as writers:
@@ -201,6 +206,7 @@ def measure_threads(table: Table, folder: Path, base: Path, device: torch.device
     seconds = time.perf_counter() - began
     (folder / "probe").unlink()
     table.add("write", "", seconds=seconds, written_GB=written / GIGABYTE)
+
     began = time.perf_counter()
     with closing(read_tensors(open_base_model(base).tensors, device)) as tensors:
         read = sum(values.nbytes for _, values in tensors)
@@ -209,13 +215,14 @@ def measure_threads(table: Table, folder: Path, base: Path, device: torch.device
 
 
 def measure_besides_disk(table: Table, request: ExportRequest, device: torch.device) -> None:
-    """Everything but the writing of what was encoded."""
+    """Measure everything but the writing of encoded bytes to files."""
     assert request.adapter is not None, "an adapter is merged"
     began = time.perf_counter()
     base = open_base_model(request.base, adapter=request.adapter)
     adapter = open_adapter(request.adapter, base)
     partial = request.output.with_name("headers")
     partial.mkdir()
+
     outputs = plan_outputs(request, base, partial)
     with Discarding(device) as writers:
         stream(base, adapter, outputs, writers, on_progress=lambda done, total: None, on_tensor=lambda name: None)
@@ -225,18 +232,20 @@ def measure_besides_disk(table: Table, request: ExportRequest, device: torch.dev
 
 
 def measure_export(table: Table, what: str, request: ExportRequest, device: torch.device, size: Size) -> None:
-    """One export: all of it, and each type's share of encoding on the device."""
+    """Measure one export as a whole, and each type's share of encoding on the device."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     files = export(request, device=device, on_progress=lambda done, total: None)
     seconds = time.perf_counter() - began
+
     chosen = [kind for kind in (request.merged, *request.gguf) if kind is not None]
     memory = {"host_GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIGABYTE}
     if device.type == "cuda":
         memory["GPU_GB"] = torch.cuda.max_memory_allocated() / GIGABYTE
     written = sum(file.size for file in files) / GIGABYTE
     table.add(what, "+".join(chosen), seconds=seconds, written_GB=written, **memory)
+
     for kind in chosen:
         for part in ("merged", "gguf"):
             named = [file for file in files if (file.type, file.kind) == (kind, part)]
@@ -245,7 +254,7 @@ def measure_export(table: Table, what: str, request: ExportRequest, device: torc
 
 
 def add_type(table: Table, what: str, kind: str, files: list[ExportedFile], size: Size) -> None:
-    """A type's line, if it was asked for."""
+    """Add a type's line, if there are files of it."""
     if files:
         encoding = sum(file.seconds for file in files)
         written = sum(file.size for file in files) / GIGABYTE
@@ -254,7 +263,7 @@ def add_type(table: Table, what: str, kind: str, files: list[ExportedFile], size
 
 
 def made_weights(device: torch.device) -> Iterator[torch.Tensor]:
-    """Weights with thin and with heavy tails, and with the many ties of a 16-bit checkpoint."""
+    """Yield weights with thin tails, with heavy tails, and with the many ties of a 16-bit checkpoint."""
     generator = torch.Generator().manual_seed(2)
     normal = torch.randn(COMPARED_ROWS, 4096, generator=generator) * 0.02
     yield normal.to(device)
@@ -263,7 +272,7 @@ def made_weights(device: torch.device) -> Iterator[torch.Tensor]:
 
 
 def choose_cpu_path() -> tuple[str, Callable[[torch.Tensor, GGMLQuantizationType], torch.Tensor]]:
-    """The compiled encoders, which quantize() takes for this many weights; torch's own where numba is missing."""
+    """The compiled encoders, which quantize() uses for this many weights; torch's if numba is missing."""
     try:
         import_module("numba")
     except ImportError as error:  # also raised where NumPy is newer than it knows
@@ -279,7 +288,7 @@ def choose_cpu_path() -> tuple[str, Callable[[torch.Tensor, GGMLQuantizationType
 
 
 def compare_with_cpu(table: Table, device: torch.device) -> None:
-    """Bytes of each type that differ between the device and the CPU path."""
+    """Count the bytes of each type that differ between the device and the CPU path."""
     name, encode = choose_cpu_path()
     for kind in tensor_types():
         pairs = ((quantize(weights, kind).cpu(), encode(weights.cpu(), kind)) for weights in made_weights(device))

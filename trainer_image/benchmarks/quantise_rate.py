@@ -1,10 +1,10 @@
-"""Each GGUF type on CPUs, ours beside llama.cpp's: the same weights, the same cores, in turn. Not a part of CI.
+"""Rates of quantising on CPUs, ours and llama.cpp's in turn: the same weights on the same cores. Not a part of CI.
 
     python trainer_image/benchmarks/quantise_rate.py --csv trainer_image/benchmarks/quantise_rate.csv
 
-`encoder` is one tensor in memory: our `quantize` beside `ggml_quantize_chunk` on as many threads. `file` is a whole
-model of fp32 weights in memory's file system: our export beside `llama_model_quantize`, which llama-quantize calls.
-Rates are MB/s of fp32 weights, the best of several rounds.
+`encoder` is one tensor in memory: our `quantize` and `ggml_quantize_chunk`, on as many threads. `file` is a whole model
+of fp32 weights in memory's file system: our export and `llama_model_quantize`, which llama-quantize calls. Rates are
+MB/s of fp32 weights, the best of several rounds.
 """
 
 import argparse
@@ -32,11 +32,12 @@ Row = tuple[str, str, float, float]
 
 
 def main() -> None:
-    """Print one line for each type, and write them as CSV where asked to."""
+    """Print one line for each type, and write the lines as CSV with --csv."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
+
     rows = [*measure_encoders(arguments.rounds), *measure_files(arguments.rounds)]
     if arguments.csv:
         with arguments.csv.open("w", newline="") as file:
@@ -48,7 +49,7 @@ def main() -> None:
 
 
 def best(actions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Least seconds of each, taken in turn so that both meet the same disturbances; the first round is a warm-up."""
+    """Least seconds of each action; they take turns, so that all meet the same disturbances, after a warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(rounds + 1):
         for name, action in actions.items():
@@ -59,14 +60,14 @@ def best(actions: dict[str, Callable[[], object]], rounds: int) -> dict[str, flo
 
 
 def report(what: str, kind: str, size: int, seconds: dict[str, float]) -> Row:
-    """Show a line and return it."""
+    """Print a line and return it."""
     ours, theirs = (size / seconds[name] / MEGABYTE for name in ("ours", "theirs"))
     print(f"{what:8} {kind:7} ours {ours:7.0f}  llama.cpp {theirs:7.0f} MB/s  {ours / theirs:5.2f}", flush=True)
     return what, kind, ours, theirs
 
 
 def measure_encoders(rounds: int) -> list[Row]:
-    """Normal weights, as trained matrices mostly are."""
+    """Measure each tensor type on normal weights, as trained matrices mostly are."""
     weights = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(0)) * 0.02
     threads = torch.get_num_threads()
     rows = []
@@ -83,16 +84,17 @@ def measure_encoders(rounds: int) -> list[Row]:
 
 
 def measure_files(rounds: int) -> list[Row]:
-    """A Llama of about 120 million weights with matrices of the usual width."""
+    """Measure each file type on a Llama of about 120 million weights with matrices of the usual width."""
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: PTH112, S108  # disks are not what is measured
     with tempfile.TemporaryDirectory(prefix="quantise-rate-", dir=memory) as name:
         folder = Path(name)
         base = make_tiny_model(
-            folder / "base", texts=["a text to learn from"] * 10, hidden_size=2048, layers=2, vocab_size=8192,
+            folder / "base", texts=["a text to learn from"] * 10, hidden_size=2048, vocab_size=8192,
             intermediate_size=5632, num_attention_heads=16, num_key_value_heads=4, dtype=torch.float32,
         )  # fmt: skip
         source = run_export(base, folder / "source", "F32")
         size = source.stat().st_size
+
         rows = []
         for kind in FILE_TYPES:
             seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
@@ -108,7 +110,7 @@ def measure_files(rounds: int) -> list[Row]:
 
 
 def run_export(base: Path, output: Path, kind: str) -> Path:
-    """Our file of that type."""
+    """Export one GGUF file of that type."""
     request = ExportRequest(base=base, adapter=None, output=output, merged=None, gguf=(kind,), name="model")
     (file,) = export(request, device=torch.device("cpu"), on_progress=lambda done, total: None)
     return file.path

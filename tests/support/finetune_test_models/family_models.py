@@ -1,7 +1,7 @@
-"""A tiny random model of every published family that GGUF files are written for, with its family's kind of tokenizer.
+"""A tiny random model of every published family that GGUF files are written for, with its kind of tokenizer.
 
-Sizes are as small as possible; what makes a family itself is as published: RoPE scaling, windows, soft caps, tied
-embeddings, head sizes, special tokens.
+Sizes are as small as possible. Everything that distinguishes a family is as published: RoPE scaling, windows, soft
+caps, tied embeddings, head sizes, special tokens.
 """
 
 import json
@@ -36,13 +36,16 @@ def _long_rope(dimensions: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class FamilyModel:
-    """A family as the tiny model builder, the tokenizer builder and transformers' config know it."""
+    """Arguments for the builders of one tiny model and its tokenizer."""
 
     family: str
+    """A key of tiny_model.TINY_FAMILIES."""
     tokenizer: str
+    """A key of tiny_tokenizers.KINDS."""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the Hugging Face config."""
     ends: Sequence[str] = ()
-    """What generation stops at, by generation_config.json; empty: the tokenizer's end of sequence."""
+    """Tokens at which generation stops, for generation_config.json; empty: the tokenizer's end of sequence."""
     template: Any = CHAT_TEMPLATE
 
 
@@ -97,9 +100,10 @@ FAMILY_MODELS: dict[str, FamilyModel] = {
 
 
 def make_family_model(name: str, folder: Path, texts: Sequence[str], **settings: Any) -> Path:
-    """Write the model folder of a key of FAMILY_MODELS; `settings` of the config override those of the family."""
+    """Write the model folder of FAMILY_MODELS[name]; `settings` override those of the family. Returns `folder`."""
     model = FAMILY_MODELS[name]
     count = write_tokenizer(model.tokenizer, folder, texts, chat_template=model.template)
+
     ids = {
         token["content"]: int(index)
         for index, token in json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"].items()
@@ -111,8 +115,10 @@ def make_family_model(name: str, folder: Path, texts: Sequence[str], **settings:
         "eos_token_id": ids[kind.eos],
         "pad_token_id": ids.get(kind.pad or ""),
     }
+
     common = {"num_hidden_layers": 2, "hidden_size": HIDDEN_SIZE}
     write_random_weights(folder, family=model.family, **common | tokens | dict(model.settings) | settings)
+
     generation = {"eos_token_id": [ids[text] for text in model.ends] or tokens["eos_token_id"]}
     if tokens["bos_token_id"] is not None:
         generation["bos_token_id"] = tokens["bos_token_id"]

@@ -1,4 +1,4 @@
-"""What tests of whole runs on a GPU share: the run, the losses that it found, and how far two runs are apart."""
+"""Helpers of tests that run a whole job on a GPU: the run, its losses, and the difference of two runs."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
 
 
 def run(config: RunConfig, folder: Path) -> Run:
-    """A run on the GPU that has to succeed."""
+    """Run a job on the GPU, which must succeed; returns its outcome and its reported progress."""
     progress = ProgressTracker()
     settings = Settings(folder / "work", "a", output_folder=folder / "out")
     outcome = run_job(config.model_copy(update={"gpus": 1}), settings, progress, StopSignal())
@@ -44,5 +44,5 @@ def run(config: RunConfig, folder: Path) -> Run:
 
 
 def largest_difference(found: list[float], expected: list[float]) -> float:
-    """Of losses of as many steps, relative."""
+    """Largest relative difference between the losses of two runs of as many steps."""
     return max(abs(one - other) / other for one, other in zip(found, expected, strict=True))

@@ -23,7 +23,7 @@ class Size:
     """The shape of a Llama model."""
 
     hidden: int
-    inner: int
+    feed_forward: int
     layers: int
     heads: int
     kv_heads: int
@@ -31,7 +31,7 @@ class Size:
 
     @property
     def weights(self) -> int:
-        """How many weights it has."""
+        """Number of weights."""
         return sum(torch.Size(shape).numel() for shape in list_shapes(self).values())
 
 
@@ -40,26 +40,28 @@ LLAMA_8B, SMALL = Size(4096, 14336, 32, 32, 8, 128256), Size(512, 1024, 4, 8, 2,
 
 def list_shapes(size: Size) -> Shapes:
     """All tensors by name, in the order of the layers."""
-    key = size.hidden // size.heads * size.kv_heads
-    inner: Shapes = {
+    key_width = size.hidden // size.heads * size.kv_heads
+    in_layer: Shapes = {
         "self_attn.q_proj": (size.hidden, size.hidden),
-        "self_attn.k_proj": (key, size.hidden),
-        "self_attn.v_proj": (key, size.hidden),
+        "self_attn.k_proj": (key_width, size.hidden),
+        "self_attn.v_proj": (key_width, size.hidden),
         "self_attn.o_proj": (size.hidden, size.hidden),
-        "mlp.gate_proj": (size.inner, size.hidden),
-        "mlp.up_proj": (size.inner, size.hidden),
-        "mlp.down_proj": (size.hidden, size.inner),
+        "mlp.gate_proj": (size.feed_forward, size.hidden),
+        "mlp.up_proj": (size.feed_forward, size.hidden),
+        "mlp.down_proj": (size.hidden, size.feed_forward),
     }
+
     shapes: Shapes = {"model.embed_tokens.weight": (size.vocabulary, size.hidden)}
     for layer in range(size.layers):
-        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in inner.items()}
+        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in in_layer.items()}
         for norm in ("input_layernorm", "post_attention_layernorm"):
             shapes[f"model.layers.{layer}.{norm}.weight"] = (size.hidden,)
+
     return shapes | {"model.norm.weight": (size.hidden,), "lm_head.weight": (size.vocabulary, size.hidden)}
 
 
 def make_random_base(folder: Path, size: Size, device: torch.device) -> Path:
-    """A Hugging Face folder of random BF16 weights in shards, with a tokenizer of its own."""
+    """Write a Hugging Face folder of random BF16 weights in shards, with a tokenizer of its own. Returns `folder`."""
     folder.mkdir()
     shapes = list_shapes(size)
     names = list(shapes)
@@ -68,6 +70,7 @@ def make_random_base(folder: Path, size: Size, device: torch.device) -> Path:
         f"model-{index + 1:05d}-of-{SHARDS:05d}.safetensors": names[index * per_shard : (index + 1) * per_shard]
         for index in range(SHARDS)
     }
+
     generator = torch.Generator(device).manual_seed(0)
     with FileWriters(device) as writers:
         for file, held in files.items():
@@ -75,6 +78,7 @@ def make_random_base(folder: Path, size: Size, device: torch.device) -> Path:
             for name in held:
                 writer.write(name, torch.randn(shapes[name], generator=generator, device=device).mul_(0.02).bfloat16())
             writer.close()
+
     index = {"metadata": {}, "weight_map": {name: file for file, held in files.items() for name in held}}
     (folder / INDEX_NAME).write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(_describe(size)))
@@ -83,8 +87,9 @@ def make_random_base(folder: Path, size: Size, device: torch.device) -> Path:
 
 
 def make_random_adapter(folder: Path, size: Size) -> Path:
-    """LoRA on all seven matrices of every layer."""
+    """Write a random LoRA adapter for all seven matrices of every layer. Returns `folder`."""
     folder.mkdir()
+
     generator = torch.Generator().manual_seed(1)
     weights = {}
     for name, shape in list_shapes(size).items():
@@ -92,6 +97,7 @@ def make_random_adapter(folder: Path, size: Size) -> Path:
             stem = f"base_model.model.{name.removesuffix('.weight')}"
             weights[f"{stem}.lora_A.weight"] = torch.randn(RANK, shape[-1], generator=generator) * 0.01
             weights[f"{stem}.lora_B.weight"] = torch.randn(shape[0], RANK, generator=generator) * 0.01
+
     save_file(weights, folder / "adapter_model.safetensors")
     config: Mapping[str, Any] = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": "all-linear"}
     (folder / "adapter_config.json").write_text(json.dumps(config))
@@ -103,7 +109,7 @@ def _describe(size: Size) -> dict[str, object]:
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_size": size.hidden,
-        "intermediate_size": size.inner,
+        "intermediate_size": size.feed_forward,
         "num_hidden_layers": size.layers,
         "num_attention_heads": size.heads,
         "num_key_value_heads": size.kv_heads,

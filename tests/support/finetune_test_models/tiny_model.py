@@ -3,7 +3,7 @@
 Tests and the demo need a folder that every loader (transformers, the trainer, llama.cpp) takes for a real model. Random
 weights are a choice: a tiny trained model collapses to one answer for every prompt, so parity tests on it prove
 nothing. The weights are drawn with a standard deviation of 1/sqrt(hidden_size), so that attention and logits have unit
-scale, and norms and biases are jittered around their usual constants, so that a wrongly converted one is seen.
+scale. Norms and biases are jittered around their usual constants, so that a wrong conversion of them is seen.
 """
 
 import math
@@ -39,7 +39,7 @@ def _gemma(head: int) -> dict[str, Any]:
     return {"tie_word_embeddings": True, "head_dim": head, "query_pre_attn_scalar": head, "sliding_window": 64}
 
 
-# What a family's configuration needs beyond the common sizes: family -> (model type, settings by head size).
+# Settings of a family's config beyond the common sizes: family -> (model_type, settings by head size).
 TINY_FAMILIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
     "llama": ("llama", lambda head: {}),
     "mistral": ("mistral", lambda head: {"sliding_window": None, "head_dim": head}),
@@ -56,9 +56,7 @@ def make_tiny_model(
     *,
     family: str = "llama",
     texts: Iterable[str],
-    seed: int = 0,
     hidden_size: int = 256,
-    layers: int = 2,
     vocab_size: int = 512,
     dtype: torch.dtype = torch.bfloat16,
     **config_overrides: Any,
@@ -67,27 +65,30 @@ def make_tiny_model(
 
     `family` is a key of TINY_FAMILIES; `texts` train the byte-level BPE tokenizer (any text can be encoded afterwards).
     `hidden_size` is a multiple of 256, so that rows split into K-quant super-blocks. `config_overrides` go into the
-    Hugging Face config as they are. The same arguments give the same bytes. Returns `folder`.
+    Hugging Face config as they are; num_hidden_layers is 2 by default. The same arguments give the same bytes. Returns
+    `folder`.
     """
     if hidden_size % 256 or family not in TINY_FAMILIES:
         raise ValueError(
             f"hidden_size {hidden_size} must be a multiple of 256 and family {family!r} in {list(TINY_FAMILIES)}"
         )
+
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(texts, vocab_size=vocab_size, qwen=family.startswith("qwen"))
     tokenizer.save_pretrained(folder)
+
     tokens = {
         "vocab_size": vocab_size,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    sizes = {"hidden_size": hidden_size, "num_hidden_layers": layers}
-    return write_random_weights(folder, family=family, seed=seed, dtype=dtype, **sizes | tokens | config_overrides)
+    settings = {"num_hidden_layers": 2} | tokens | config_overrides
+    return write_random_weights(folder, family=family, dtype=dtype, hidden_size=hidden_size, **settings)
 
 
 def write_random_weights(
-    folder: Path, *, family: str, seed: int = 0, dtype: torch.dtype = torch.bfloat16, hidden_size: int, **settings: Any
+    folder: Path, *, family: str, dtype: torch.dtype = torch.bfloat16, hidden_size: int, **settings: Any
 ) -> Path:
     """Write config, generation config and weights into `folder`; `settings` are those of the Hugging Face config."""
     model_type, family_settings = TINY_FAMILIES[family]
@@ -102,12 +103,14 @@ def write_random_weights(
         "tie_word_embeddings": False,
     }
     config = CONFIG_MAPPING[model_type](**common | family_settings(hidden_size // heads) | settings, dtype=dtype)
-    set_seed(seed)
+
+    set_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]  # Hugging Face
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
+
         if family.startswith("gemma"):
             # Gemma multiplies embeddings by sqrt(hidden_size); tied ones would make the model repeat its last token.
             model.get_input_embeddings().weight.div_(math.sqrt(hidden_size))
@@ -116,8 +119,10 @@ def write_random_weights(
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, qwen: bool = False) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE (GPT-2's word pattern, or Qwen's) of at most `vocab_size` tokens, with the ChatML
-    template."""
+    """Train a byte-level BPE of at most `vocab_size` tokens, with the ChatML template.
+
+    Words are split by GPT-2's pattern, or by Qwen's.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if qwen:
@@ -127,6 +132,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, qwen: bool = False
             [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
         )
     bpe.decoder = decoders.ByteLevel()
+
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
@@ -134,6 +140,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, qwen: bool = False
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
+
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # Hugging Face
         tokenizer_object=bpe,
         eos_token=TURN_END,

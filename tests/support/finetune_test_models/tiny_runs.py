@@ -1,8 +1,8 @@
 """Fixtures of whole runs that need no cluster: a tiny base model, conversations, and a builder of configurations.
 
-`tests/trainer/conftest.py` takes its builder from here. Files of GPU tests take everything from here, by name, and the
-conversations are made up, so that they run on a machine that has PyTorch and the trainer's packages, and nothing else:
-pytest --noconftest, with crds, trainer_image, kernels and tests/support in PYTHONPATH.
+`tests/trainer/conftest.py` takes its builder from here. GPU tests take every fixture from here, by name, and the
+conversations are made up: so they run on a machine that has only PyTorch and the trainer's packages, by pytest
+--noconftest with crds, trainer_image, kernels and tests/support in PYTHONPATH.
 """
 
 import itertools
@@ -25,7 +25,7 @@ WORDS = [first + second for first, second in itertools.product(SYLLABLES, SYLLAB
 
 
 def conversations(count: int, *, words: int = 12, seed: int = 0) -> Iterator[list[dict[str, str]]]:
-    """Two exchanges each, of sentences up to `words` long, by chance; the same ones for the same arguments."""
+    """Yield random conversations of two exchanges, of sentences up to `words` long; the same for the same arguments."""
     chance = random.Random(seed)
     for _ in range(count):
         said = [" ".join(chance.choices(WORDS, k=chance.randint(words // 2, words))) for _ in range(4)]
@@ -40,7 +40,7 @@ def write_rows(path: Path, chats: Iterator[list[dict[str, str]]]) -> Path:
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
-    """What the tokenizer is trained on."""
+    """Texts on which the tokenizer is trained."""
     return [message["content"] for chat in conversations(60) for message in chat]
 
 
@@ -73,6 +73,7 @@ def run_config(tiny_base: Path, chat_file: Path) -> Builder:
             "terminationGracePeriodSeconds": 60,
             "gpus": 0,
         }
+
         for section, fields in sections.items():
             document[section] = document[section] | fields
         return RunConfig.model_validate(document)

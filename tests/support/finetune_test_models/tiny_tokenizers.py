@@ -1,8 +1,8 @@
-"""Small tokenizers of the kinds that published models have, as a repository holds them: tokenizer.json and
-tokenizer_config.json, and tokenizer.model where the family came with one.
+"""Small tokenizers of the kinds that published models have, written as files of a model repository.
 
-Word patterns, special tokens and post-processors are those of the families; only the vocabularies are small, and
-trained on the spot.
+These are tokenizer.json and tokenizer_config.json, and tokenizer.model if the family was published with one. Word
+patterns, special tokens and post-processors are those of the families; only the vocabularies are small, and trained on
+the spot.
 """
 
 import json
@@ -47,7 +47,7 @@ _O200K = (
 
 @dataclass(frozen=True)
 class ByteLevelKind:
-    """A byte-level BPE. The first special token is not in text; which one begins, ends and pads is named."""
+    """A byte-level BPE. `bos`, `eos` and `pad` name the special tokens that begin, end and pad."""
 
     name: str
     """llama.cpp's name of the pre-tokenizer."""
@@ -127,7 +127,7 @@ KINDS: dict[str, ByteLevelKind | SentencePieceKind] = {
 def write_tokenizer(kind: str, folder: Path, texts: Sequence[str], *, chat_template: Any, size: int = 640) -> int:
     """Train a tokenizer of `kind` and write its files; returns the number of its tokens.
 
-    `chat_template` is a text, or (name, template) entries as some repositories have them.
+    `chat_template` is a text, or a list of entries with name and template, as some repositories have it.
     """
     chosen, bos, eos = KINDS[kind], KINDS[kind].bos, KINDS[kind].eos
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,6 +138,7 @@ def write_tokenizer(kind: str, folder: Path, texts: Sequence[str], *, chat_templ
         tokenizer = _train_sentencepiece(chosen, folder, texts, size)
         extra = {"add_bos_token": True, "add_eos_token": False, "unk_token": "<unk>", "sp_model_kwargs": {}}
     tokenizer.save(str(folder / "tokenizer.json"))
+
     added = {
         str(index): {**token.__getstate__(), "content": token.content}
         for index, token in sorted(tokenizer.get_added_tokens_decoder().items())
@@ -153,6 +154,7 @@ def write_tokenizer(kind: str, folder: Path, texts: Sequence[str], *, chat_templ
         "chat_template": chat_template,
         **extra,
     }
+
     written = {key: value for key, value in settings.items() if value is not None}
     (folder / "tokenizer_config.json").write_text(json.dumps(written, indent=2, ensure_ascii=False), encoding="utf-8")
     return int(tokenizer.get_vocab_size())
@@ -168,11 +170,13 @@ def _train_byte_level(kind: ByteLevelKind, texts: Sequence[str], size: int) -> T
     if kind.nfc:
         bpe.normalizer = normalizers.NFC()
     bpe.decoder = decoders.ByteLevel()
+
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator(texts, trainer)
     bpe.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in kind.special])
     bpe.add_tokens([AddedToken(text, special=False, normalized=False) for text in kind.plain])
+
     byte_level = processors.ByteLevel(trim_offsets=False)
     if kind.adds_bos:
         assert kind.bos is not None
@@ -192,6 +196,8 @@ def _train_sentencepiece(kind: SentencePieceKind, folder: Path, texts: Sequence[
     names = {"bos_piece": kind.bos, "eos_piece": "</s>" if "</s>" in kind.special else kind.eos}
     options = {"vocab_size": size, "add_dummy_prefix": kind.prefixed, "remove_extra_whitespaces": False,
                "normalization_rule_name": "identity", "user_defined_symbols": list(kind.plain)}  # fmt: skip
+
+    # SentencePiece's own trainer gives the pieces; the same model is then built for the tokenizers package.
     pieces = train_sentencepiece(texts, folder, **options, **ids, **names)
     vocabulary = {piece: index for index, (piece, _) in enumerate(pieces)}
     bpe = Tokenizer(
@@ -199,9 +205,11 @@ def _train_sentencepiece(kind: SentencePieceKind, folder: Path, texts: Sequence[
             vocabulary, merges_of_pieces(pieces, vocabulary), unk_token="<unk>", fuse_unk=True, byte_fallback=True
         )
     )
+
     space = normalizers.Replace(" ", "▁")
     bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), space]) if kind.prefixed else space
     bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+
     bpe.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in kind.special + kind.appended])
     bpe.add_tokens([AddedToken(text, special=False, normalized=False) for text in kind.plain])
     begin = [(kind.bos, vocabulary[kind.bos])]
@@ -212,8 +220,10 @@ def _train_sentencepiece(kind: SentencePieceKind, folder: Path, texts: Sequence[
 
 
 def merges_of_pieces(pieces: Sequence[tuple[str, float]], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """Every pair of pieces that makes a piece, the best score first: SentencePiece merges whatever makes the best
-    piece, BPE only pairs that it lists."""
+    """List every pair of pieces that makes a piece, the best score first.
+
+    SentencePiece merges any two pieces that make the best piece; BPE merges only pairs that it lists.
+    """
     found = []
     for piece, score in pieces:
         cuts = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))

@@ -132,8 +132,8 @@ print(peak() - before)
 
 def test_memory_is_a_few_tensors_whatever_the_models_size(tmp_path: Path, texts: list[str]) -> None:
     """24 layers of the same width need no more than 4 layers do: the files are 6 times as large."""
-    small = make_tiny_model(tmp_path / "small", texts=texts, layers=4, hidden_size=512)
-    large = make_tiny_model(tmp_path / "large", texts=texts, layers=24, hidden_size=512)
+    small = make_tiny_model(tmp_path / "small", texts=texts, num_hidden_layers=4, hidden_size=512)
+    large = make_tiny_model(tmp_path / "large", texts=texts, num_hidden_layers=24, hidden_size=512)
     size = (large / "model.safetensors").stat().st_size / 2**20
     arguments = [sys.executable, "-c", MEASURE, str(small), str(large), str(tmp_path / "out")]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)

@@ -99,7 +99,7 @@ HOSTILE: dict[str, tuple[Hurt, str]] = {
     "an index of missing tensors": (set_index({"no.such": "model.safetensors"}), "its files lack"),
     "a header of 2^63 bytes": (
         lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 7 + b"\x7f{}"), "not a safetensors file"),
-    "a header that is a list": (change_header(lambda header: [1]), "no object"),
+    "a header that is a list": (change_header(lambda header: [1]), "no JSON object"),
     "an entry that is a list": (change_header(lambda header: {"a": [1]}), "stored as None"),
     "a header of many brackets": (
         lambda folder: (folder / "model.safetensors").write_bytes(struct.pack("<Q", 10**6) + b"[" * 10**6),

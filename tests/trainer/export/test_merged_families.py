@@ -1,5 +1,5 @@
-"""For every family: the merged folder loads in transformers and says what the adapter on its base says in peft, but for
-the rounding of the weights to bfloat16; the folder is laid out like the base's."""
+"""Merged folders of every family: transformers loads them, and their logits are peft's for the adapter on its base, but
+for the rounding of the weights to bfloat16. The folder is laid out like the base's."""
 
 import json
 import shutil
@@ -57,6 +57,7 @@ def test_merged_weights_say_what_the_adapter_says(base: Path, tmp_path: Path) ->
     adapted = PeftModel.from_pretrained(load(base), adapter)
     expected, without = logits(adapted), logits(load(base))
     found = logits(load(tmp_path / "out/merged"))
+
     rounded = adapted.merge_and_unload()
     with torch.no_grad():
         for parameter in rounded.parameters():

@@ -83,6 +83,7 @@ def test_go_renders_what_jinja_renders_for_every_family(tiny_base: Path) -> None
                 messages, chat_template=template, add_generation_prompt=True, tokenize=False, **special
             )
             expected.append(text)
+
     found = render_with_go([*tasks, (tasks[0][0].replace("user", "usr"), TALK)])
     wrong = [name for name, text, other in zip(names, expected, found, strict=False) if text != other]
     assert not wrong

@@ -51,6 +51,7 @@ def trained_by_kernels(base: Path, config: RunConfig) -> tuple[Any, LoadedModel]
     made = collate_packed([{"input_ids": row, "labels": row}]).items()
     batch = {name: value.to(loaded.device) if isinstance(value, torch.Tensor) else value for name, value in made}
     labels, supervised = batch.pop("labels"), batch.pop("supervised")
+
     losses = []
     for _ in range(4):
         loss = engine.loss(model, batch, labels, supervised, None)
@@ -90,6 +91,7 @@ def test_exported_files_answer_what_the_engines_layers_answer(
         expected = logits(model, prompt)
         effect = (logits(unchanged, prompt) - expected).abs().max()
         assert (logits(found, prompt) - expected).abs().max() < 0.1 * effect
+
     if gpus == 0:  # in bfloat16 near ties would decide otherwise
         tokenizer = AutoTokenizer.from_pretrained(tiny_base)
         broken = {token for token in range(len(tokenizer)) if "\ufffd" in tokenizer.decode([token])}

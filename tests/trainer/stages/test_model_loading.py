@@ -27,7 +27,7 @@ def test_rows_that_a_cpu_decodes_wrongly_are_refused(
     """Wrong as on a CPU with AVX512, whatever this one is: 544 is not a multiple of 64, 576 is."""
     if rows == 544:
         monkeypatch.setattr(model_loading, "dequantize_4bit", lambda packed, state: 1.4 * nf4.reference(packed, state))
-    folder = make_tiny_model(tmp_path, texts=texts, layers=1, intermediate_size=rows)
+    folder = make_tiny_model(tmp_path, texts=texts, num_hidden_layers=1, intermediate_size=rows)
     load_model(folder, spec(folder, Quantization.NONE), Precision.FP32, gpus=0)
     quantized = spec(folder, Quantization.NF4)
     if rows == 576:

@@ -29,7 +29,8 @@ ACCIDENT = 5  # the second pass of the third step
 TOLERANCE = 5e-3
 """Relative; for bf16 products of other shapes, as in test_gpu_runs. On a CPU (512 tokens, two layers) bf16 differed
 from fp32 by 3e-4, and 2e-2 was measured where the pass of the accident had learned the opposite."""
-WIDE = {"hidden_size": 512, "layers": 8, "intermediate_size": 4096}  # 1.4 GiB between both plans at 4 x 2,048 tokens
+# 1.4 GiB between both plans at 4 x 2,048 tokens
+WIDE = {"hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 4096}
 
 
 @pytest.fixture(scope="session")

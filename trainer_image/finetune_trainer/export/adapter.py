@@ -10,7 +10,6 @@ refused: a wrong model that loads is worse than none.
 Source: peft's LoraLayer.get_delta_weight; LoRA (arXiv 2106.09685), rsLoRA (2312.03732), DoRA (2402.09353).
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -20,8 +19,8 @@ from typing import Any
 
 import torch
 
-from finetune_api.base import Json
 from finetune_trainer.export.base_model.folder import BaseModel
+from finetune_trainer.export.base_model.json_files import load_json
 from finetune_trainer.export.errors import InvalidAdapterError
 from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor, list_tensors
 
@@ -92,6 +91,7 @@ class LoraWeights:
     def _scale(self, name: str, *, rank: int) -> float:
         """alpha / r, or alpha / sqrt(r) with rsLoRA; `alpha_pattern` gives some modules an alpha of their own."""
         module = name.removesuffix(".weight")
+        # peft matches a pattern against the end of the module's name.
         patterns: Mapping[str, float] = self._config.get("alpha_pattern") or {}
         alpha = next(
             (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)),
@@ -108,7 +108,7 @@ def open_adapter(folder: Path, base: BaseModel) -> LoraWeights:
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (folder / name).is_file():
             raise InvalidAdapterError(f"{folder} has no {name}: it is not a peft adapter in safetensors")
-    config: Json = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    config = load_json(folder / CONFIG_NAME, error=InvalidAdapterError)
     _check_mergeable(config)
 
     updates: dict[str, _Update] = {}
@@ -126,7 +126,9 @@ def open_adapter(folder: Path, base: BaseModel) -> LoraWeights:
 
 def _check_mergeable(config: Mapping[str, Any]) -> None:
     if config.get("peft_type") != "LORA":
-        raise InvalidAdapterError(f"adapters of peft_type {config.get('peft_type')} cannot be merged; only LORA can")
+        raise InvalidAdapterError(
+            f"adapters of peft_type {config.get('peft_type')} cannot be merged, only LORA: export the adapter alone"
+        )
     for setting in _NOT_MERGEABLE:
         if config.get(setting):
             raise InvalidAdapterError(f"an adapter with {setting} cannot be merged: export the adapter alone")
@@ -151,6 +153,7 @@ def _target(name: str) -> tuple[str, str | None]:
 def _check_matches(updates: Mapping[str, _Update], base: BaseModel, *, use_dora: bool) -> None:
     """Raise InvalidAdapterError unless every update fits a tensor of the base."""
     shapes = dict(base.shapes)
+    # Every matrix of a LoRA has both factors, of a DoRA also the magnitudes.
     needed = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if use_dora else set())
     for name, update in updates.items():
         if name not in shapes:
@@ -192,5 +195,7 @@ def _load(stored: StoredTensor, like: torch.Tensor) -> torch.Tensor:
 
     values = stored.read().to(like.device, torch.float32)
     if not values.isfinite().all():
-        raise InvalidAdapterError(f"the adapter's {stored.name} holds NaN or infinity")
+        raise InvalidAdapterError(
+            f"the adapter's {stored.name} holds NaN or infinity: train it again, with a lower learning rate"
+        )
     return values

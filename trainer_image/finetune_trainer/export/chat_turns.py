@@ -83,6 +83,7 @@ def find_chat_turns(template: str, special_tokens: Mapping[str, str]) -> ChatTur
     turns = ChatTurns(start, before, after, to_answer, to_user, prompt)
 
     checked = [_LONG] if system is None else [_LONG, [_BRIEFING, *_LONG], [_BRIEFING, *_LONG[:1]]]
+    # The template must not do more than the turns say, on longer conversations and with a system message.
     agrees = all(turns.render(messages) == _render(template, special_tokens, messages) for messages in checked)
     return turns if agrees else None
 

@@ -36,9 +36,10 @@ def read_ollama_chat(files: TokenizerFiles, config: Mapping[str, Any], generatio
     tokens = {f"{kind}_token": text for kind, index in found.ids.items() if (text := tokenizer.id_to_token(index))}
 
     turns = find_chat_turns(found.chat_template, tokens) if found.chat_template else None
-    if turns is not None and found.adds_bos:
+    if turns is not None and found.adds_bos:  # Ollama adds it, by the file's switch
         turns = _without_beginning(turns, tokens["bos_token"])
 
+    # Stop words: every token at which generation may stop.
     ends: list[str] = []
     for value in (found.ids.get("eos"), config.get("eos_token_id"), generation.get("eos_token_id")):
         indices = value if isinstance(value, list) else [value]

@@ -39,6 +39,7 @@ def test_weights_are_those_that_bitsandbytes_decodes(nf4_base: Path, tiny_base: 
     request = ExportRequest(base=nf4_base, adapter=None, output=tmp_path, merged="BF16", gguf=("F16",), name="m")
     export(request, device=torch.device("cpu"), on_progress=lambda done, total: None, on_notice=notices.append)
     assert notices == [DEQUANTISED]
+
     merged, original = load_file(tmp_path / "merged" / TENSORS), load_file(tiny_base / TENSORS)
     assert merged.keys() == original.keys()
     loaded = AutoModelForCausalLM.from_pretrained(nf4_base, dtype=torch.bfloat16)
@@ -49,6 +50,7 @@ def test_weights_are_those_that_bitsandbytes_decodes(nf4_base: Path, tiny_base: 
             assert torch.equal(merged[f"{name}.weight"], dequantize_4bit(weight.data, weight.quant_state)), name
             assert not torch.equal(merged[f"{name}.weight"], original[f"{name}.weight"])
             checked += 1
+
     assert checked == 14
     assert torch.equal(merged["model.norm.weight"], original["model.norm.weight"])
     assert "quantization_config" not in json.loads((tmp_path / "merged/config.json").read_text())

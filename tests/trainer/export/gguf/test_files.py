@@ -1,5 +1,4 @@
-"""What stands in a GGUF file, read back by the `gguf` package: every tensor's values, and the metadata that loaders
-need."""
+"""Contents of GGUF files, read back by the `gguf` package: every tensor's values, and metadata that loaders need."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +72,7 @@ def test_norms_stay_in_f32(readers: dict[str, gguf.GGUFReader]) -> None:
 
 def test_metadata_says_what_loaders_need(readers: dict[str, gguf.GGUFReader]) -> None:
     reader = readers["Q8_0"]
+
     expected = {
         "general.architecture": "llama",
         "llama.context_length": 2048,

@@ -1,7 +1,7 @@
-"""llama.cpp itself judges: from our F32 file of every family it says, greedily, exactly what transformers says.
+"""llama.cpp itself judges: from our F32 file of every family, its greedy answers are exactly those of transformers.
 
-The weights are random, so that a wrong conversion changes every answer (a trained tiny model says the same to
-anything). Prompts reach beyond the windows of windowed layers.
+The weights are random, so that a wrong conversion changes every answer (a trained tiny model gives one answer to every
+prompt). Prompts reach beyond the windows of windowed layers.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ F16_DIFFERENCE = 5e-3
 
 @dataclass(frozen=True)
 class Expected:
-    """What transformers says."""
+    """Answers and log-probabilities of transformers."""
 
     answers: list[list[int]]
     closest: float
@@ -61,6 +61,7 @@ def said_by_transformers(base: Path, prompts: list[list[int]] = PROMPTS, tokens:
     model = load(base)
     banned = banned_tokens(base)
     answers, leads, following = [], [], []
+
     for length, group in groupby(prompts, key=len):
         text = torch.tensor(list(group))
         cache = None
@@ -73,6 +74,7 @@ def said_by_transformers(base: Path, prompts: list[list[int]] = PROMPTS, tokens:
             best = logits.topk(2, dim=-1)
             leads.append(best.values[:, 0] - best.values[:, 1])
             text = torch.cat([text, best.indices[:, :1]], dim=1)
+
         answers += text[:, length:].tolist()
     return Expected(answers, float(torch.cat(leads).min()), torch.cat(following), banned)
 
@@ -88,7 +90,7 @@ def expected(name: str, family_base: Callable[[str], Path]) -> Expected:
 
 
 def largest_difference(file: Path, prompts: list[list[int]], expected: Expected, context: int = CONTEXT) -> float:
-    """Of log-probabilities, over all prompts and tokens."""
+    """Largest difference of log-probabilities, over all prompts and tokens."""
     size = expected.next.shape[1]
     found = log_probabilities(file, prompts, size=size, banned=expected.banned, context=context)
     return float((torch.tensor(found) - expected.next).abs().max())

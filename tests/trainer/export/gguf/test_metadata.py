@@ -1,5 +1,5 @@
-"""`general.*` from the base's card and generation_config.json: what llama.cpp's converter writes, and nothing that is
-not fit to be written."""
+"""`general.*` from the base's card and generation_config.json: all that llama.cpp's converter writes, and nothing of a
+form that GGUF cannot hold."""
 
 import json
 import shutil
@@ -56,6 +56,7 @@ def test_everything_is_said_that_the_converter_says(
     convert([Conversion(str(described), str(theirs), "f16", "tiny", "llama-bpe")])
     found = general(export_gguf(described, tmp_path / "ours", "F16")["F16"])
     assert found == general(theirs)
+
     expected = {
         "general.license": "llama3.1",
         "general.languages": ["en", "no"],

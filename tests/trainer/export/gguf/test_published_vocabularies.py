@@ -63,6 +63,7 @@ def write_byte_level(folder: Path, name: str, pattern: str | None) -> Path:
     bpe.pre_tokenizer = pre_tokenizers.Sequence([*split, byte_level]) if split else byte_level
     if name == "qwen2":
         bpe.normalizer = normalizers.NFC()
+
     added = [token for index, token in enumerate(tokens) if types[index] != TokenType.NORMAL]
     bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in added])
     if name == "llama-bpe":
@@ -92,6 +93,7 @@ def test_scores_are_in_the_order_of_the_sentencepiece_model(name: str) -> None:
     of_text = [index for index, kind in enumerate(types) if kind == TokenType.NORMAL]
     merges = merges_of_pieces([(tokens[index], published[index]) for index in of_text], places)
     ours = token_scores({"model": {"merges": merges}}, Vocabulary(tokens, [TokenType(kind) for kind in types]))
+
     whole = {left + right for left, right in merges}
     made = [index for index in of_text if tokens[index] in whole]
     ordered = sorted((index for index in made if published[index] > -1e8), key=lambda index: -published[index])

@@ -61,11 +61,13 @@ def files(
     """F32 files by the scaling's name; llama.cpp's are written by one process."""
     folder = tmp_path_factory.mktemp("scalings")
     made = {}
+
     for scaling in SCALINGS:
         place = folder / scaling.name.replace(" ", "-")
         own = FAMILY_MODELS[scaling.family].settings["rope_parameters"]
         base = make_family_model(scaling.family, place / "base", texts, rope_parameters=own | scaling.parameters)
         made[scaling.name] = Files(base, export_gguf(base, place, "F32")["F32"], place / "theirs.gguf")
+
     pre_tokenizers = {"qwen2.5-yarn": "qwen2", "phi-3-long": "default"}
     convert(
         [

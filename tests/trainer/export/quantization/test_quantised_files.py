@@ -21,9 +21,9 @@ TYPES = [kind.value for kind in GgufType]
 SPOKEN = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_S", "Q6_K", "Q5_1")  # together they hold every tensor type
 # Nine layers, so that _S, _M and _L differ in some; feed-forward rows of 352 fit no super-block.
 MODELS = {
-    "llama": {"layers": 9, "num_key_value_heads": 1},
-    "qwen2": {"layers": 3, "intermediate_size": 352},
-    "phi3": {"layers": 2},
+    "llama": {"num_hidden_layers": 9, "num_key_value_heads": 1},
+    "qwen2": {"num_hidden_layers": 3, "intermediate_size": 352},
+    "phi3": {"num_hidden_layers": 2},
 }
 PROMPTS = [[5, 9, 13, 40], [300, 7, 7, 21, 90]]
 
@@ -74,7 +74,7 @@ def test_every_tensor_is_of_llama_cpps_type_and_as_close_to_the_weights(exported
 
 
 def quantised_error(tensors: dict[str, ReaderTensor], weights: dict[str, np.ndarray]) -> float:
-    """Of all matrices of a file together."""
+    """Mean error of all matrices of a file."""
     matrices = [name for name in weights if weights[name].ndim == 2]
     return float(np.mean([error(tensors[name], weights[name]) for name in matrices]))
 

@@ -40,8 +40,10 @@ DEEP = 80
 
 
 def make_tensors(architecture: MODEL_ARCH, layers: int, *, tied: bool) -> Tensors:
-    """In the order of their names, as in safetensors files: layer 10 comes before layer 2. Super-blocks fit into the
-    rows of two layers of three, and only blocks of 32 into the others'."""
+    """GGUF names and shapes in the order of safetensors files, by name: layer 10 comes before layer 2.
+
+    Rows of two layers of three divide into super-blocks, those of the others only into blocks of 32.
+    """
     parts = FUSED if architecture is MODEL_ARCH.PHI3 else SEPARATE
     if layers == DEEP:
         parts = tuple(part for part in parts if part in ("attn_v", "attn_qkv"))  # depth alone decides only this one
@@ -67,6 +69,7 @@ def write_file(path: Path, architecture: MODEL_ARCH, layers: int, heads: int, kv
     writer.add_sliding_window(32)
     writer.add_vocab_size(2)
     writer.add_rope_dimension_count(512 // heads)
+
     for name, shape in tensors:
         writer.add_tensor(name, np.ones(shape, dtype=np.float32))
     writer.write_header_to_file()
@@ -102,7 +105,7 @@ def test_every_tensor_has_the_type_that_llama_cpp_gives_it(
 
 
 def test_each_rule_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without any one of the rules some file of the table above would differ from llama.cpp's."""
+    """Each rule removed alone makes some file of the table above differ from llama.cpp's."""
     cases = [(make_tensors(MODEL_ARCH.LLAMA, 32, tied=False), TensorTypeInputs(MODEL_ARCH.LLAMA, 32, 8, 2))]
     for key, rule in list(tensor_types._RULES.items()):
         kind = find_file_type(key[0])

@@ -87,6 +87,8 @@ def open_base_model(path: Path, *, adapter: Path | None = None) -> BaseModel:
     config = load_json(config_path)
 
     tensors, is_sharded = _list_tensors(path)
+
+    # From here on a multimodal checkpoint looks like a plain one of its language model.
     is_multimodal = has_language_model(config)
     if is_multimodal:
         config, tensors = language_model_config(path, config), language_model_tensors(tensors)
@@ -122,12 +124,13 @@ def _list_sharded(folder: Path, index: Path) -> list[StoredTensor]:
         raise InvalidBaseError(f"more than one file of {index} holds {repeated[:5]}")
     missing = weight_map.keys() - counts.keys()
     if missing:
-        raise InvalidBaseError(f"{index} lists tensors that its files lack: {sorted(missing)[:5]}")
+        raise InvalidBaseError(f"{index} lists tensors that its files lack: {sorted(missing)[:5]}; get the files again")
     return tensors
 
 
 def _shard(folder: Path, name: str) -> Path:
     """The path of a weight file, which must lie in the folder itself."""
+    # An index comes from outside: "../x" or "/etc/x" must not lead out of the folder.
     if PurePath(name).name != name or not (folder / name).is_file():
         raise InvalidBaseError(f"{INDEX_NAME} names {name!r}, which is no file in {folder}")
     return folder / name
@@ -139,6 +142,7 @@ def write_side_files(base: BaseModel, target: Path, *, dtype: str) -> None:
     The config is without quantisation (the weights are not quantised) and without remote code.
     """
     config = {key: value for key, value in base.config.items() if key not in ("quantization_config", "auto_map")}
+    # transformers 4 called it torch_dtype.
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

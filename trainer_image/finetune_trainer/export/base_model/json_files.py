@@ -4,17 +4,17 @@ import json
 from pathlib import Path
 
 from finetune_api.base import Json
-from finetune_trainer.export.errors import InvalidBaseError
+from finetune_trainer.export.errors import ExportError, InvalidBaseError
 
 
-def load_json(path: Path) -> Json:
-    """Read a JSON object; raises InvalidBaseError if the file holds something else."""
+def load_json(path: Path, *, error: type[ExportError] = InvalidBaseError) -> Json:
+    """Read a JSON object; raises `error` if the file holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InvalidBaseError(f"{path} is not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as cause:
+        raise error(f"{path} is not valid JSON: {cause}") from cause
     if not isinstance(content, dict):
-        raise InvalidBaseError(f"{path} holds no JSON object, but {type(content).__name__}: expected {{...}}")
+        raise error(f"{path} holds no JSON object: it must begin with {{")
     return content
 
 

@@ -68,6 +68,7 @@ def _fold(name: str, by_name: Mapping[str, StoredTensor]) -> Nf4Tensor:
         shape, dtype = tuple(sizes["shape"]), DTYPES[sizes["dtype"]]
         usable = all(type(size) is int and size > 0 for size in shape) and len(shape) == 2
         counts = {kind: math.prod(part.shape) for kind, part in parts.items()}
+        # Two codes share a byte.
         fits = counts == _expected_counts(sizes, parts) and math.prod(codes.shape) == -(-math.prod(shape) // 2)
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
         raise InvalidBaseError(f"{state.path} is damaged: the NF4 state of {name} cannot be read: {error!r}") from error
@@ -79,6 +80,7 @@ def _fold(name: str, by_name: Mapping[str, StoredTensor]) -> Nf4Tensor:
 
 def _expected_counts(sizes: Json, parts: Mapping[str, StoredTensor]) -> dict[str, int]:
     """Number of values that each part must have."""
+    # One absmax for each block of weights; with double quantisation, those are quantised in blocks, too.
     blocks = -(-math.prod(sizes["shape"]) // sizes["blocksize"])
     expected = {"absmax": blocks, "quant_map": 16}
     if "nested_absmax" in parts:

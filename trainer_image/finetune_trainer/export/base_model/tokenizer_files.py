@@ -39,7 +39,9 @@ class TokenizerFiles:
         """tokenizer.json as the tokenizers package loads it."""
         path = self.folder / "tokenizer.json"
         if not path.is_file():
-            raise InvalidBaseError(f"{self.folder} has no tokenizer.json, from which GGUF export reads the vocabulary")
+            raise InvalidBaseError(
+                f"{self.folder} has no tokenizer.json, from which GGUF export reads the vocabulary: add it"
+            )
         try:
             return Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises nothing narrower
@@ -69,6 +71,7 @@ class TokenizerFiles:
         if isinstance(template, str):
             return {DEFAULT_TEMPLATE: template}
 
+        # Some repositories list several templates, each with its name.
         entries: list[Any] = template if isinstance(template, list) else []
         return {
             str(entry["name"]): str(entry["template"])

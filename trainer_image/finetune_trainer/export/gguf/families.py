@@ -91,7 +91,8 @@ def find_family(config: Mapping[str, Any]) -> GgufFamily:
     family = GGUF_FAMILIES.get(str(model_type))
     if family is None:
         raise UnsupportedArchitectureError(
-            f"model_type {model_type!r} in config.json has no GGUF conversion: supported are {', '.join(GGUF_FAMILIES)}"
+            f"model_type {model_type!r} in config.json has no GGUF conversion: use {', '.join(GGUF_FAMILIES)}, "
+            "or export without GGUF"
         )
 
     _check_activation(family, config)
@@ -104,7 +105,8 @@ def _check_activation(family: GgufFamily, config: Mapping[str, Any]) -> None:
     found = config.get("hidden_activation") or config["hidden_act"]
     if found != family.activation:
         raise UnsupportedArchitectureError(
-            f"llama.cpp computes {family.activation} in this architecture, but config.json asks for {found!r}"
+            f"llama.cpp computes {family.activation} in this architecture, but config.json asks for {found!r}: "
+            "export without GGUF"
         )
 
 
@@ -118,7 +120,7 @@ def _check_attention_scale(family: GgufFamily, config: Mapping[str, Any]) -> Non
     if config["query_pre_attn_scalar"] != size:
         raise UnsupportedArchitectureError(
             f"llama.cpp scales the attention of this architecture by 1/sqrt({size}), "
-            f"but config.json asks for query_pre_attn_scalar {config['query_pre_attn_scalar']}"
+            f"but config.json asks for query_pre_attn_scalar {config['query_pre_attn_scalar']}: export without GGUF"
         )
 
 
@@ -139,7 +141,7 @@ def _check_windows(family: GgufFamily, config: Mapping[str, Any]) -> None:
     if layers != expected:
         raise UnsupportedArchitectureError(
             f"llama.cpp computes full attention in every {period}th layer of this architecture, "
-            f"but config.json has layer_types {layers}"
+            f"but config.json has layer_types {layers}: export without GGUF"
         )
 
 

@@ -52,6 +52,7 @@ class GgufFile:
         types = choose_tensor_types(self.file_type, model, tensors)
         for name, shape in tensors:
             size = encoded_size(shape, types[name])
+            # The dtype is that of the values before encoding; llama.cpp reads raw_dtype.
             self._writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=types[name])
             self._plan.append(_PlannedTensor(name, types[name]))
             self.size += size
@@ -68,7 +69,7 @@ class GgufFile:
         self._writer.close()
 
         self._file = AppendedFile(writers, self.path)
-        self._file.pad(GGUF_DEFAULT_ALIGNMENT)
+        self._file.pad(GGUF_DEFAULT_ALIGNMENT)  # the data section begins at a multiple of it
         self._plan.reverse()  # so that pop() gives the next tensor
 
     def write(self, name: str, weights: torch.Tensor) -> int:
@@ -149,7 +150,7 @@ class GgufFiles:
         renamed = self._converter.rename(name)
         if renamed is None:
             return 0
-        transformed = self._converter.transform(name, weights)
+        transformed = self._converter.transform(name, weights)  # once for all files
         return sum(file.write(renamed, transformed) for file in self.files.values())
 
     def end(self) -> None:

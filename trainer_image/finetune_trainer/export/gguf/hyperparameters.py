@@ -25,6 +25,7 @@ def add_hyperparameters(writer: GGUFWriter, family: GgufFamily, config: Mapping[
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
 
+    # llama.cpp assumes hidden / heads where the head size is not written.
     if config.get("head_dim"):
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])
@@ -39,10 +40,12 @@ def _add_attention_settings(writer: GGUFWriter, family: GgufFamily, config: Mapp
     if family.sliding_window:
         writer.add_sliding_window(config.get("sliding_window") or 0)  # 0 means none to llama.cpp
 
+    # Gemma 3's windowed layers have a RoPE frequency of their own.
     windowed_rope = config["rope_parameters"].get("sliding_attention")
     if windowed_rope is not None:
         writer.add_rope_freq_base_swa(float(windowed_rope["rope_theta"]))
 
+    # Gemma 2's softcaps.
     if config.get("attn_logit_softcapping"):
         writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
     if config.get("final_logit_softcapping"):

@@ -46,7 +46,9 @@ def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[st
     rope = global_rope(config)
     kind = rope["rope_type"]
     if kind in ("llama3", "longrope") and not family.rope_tensors:
-        raise UnsupportedArchitectureError(f"llama.cpp has no RoPE scaling {kind!r} for this architecture")
+        raise UnsupportedArchitectureError(
+            f"llama.cpp has no RoPE scaling {kind!r} for this architecture: export without GGUF"
+        )
 
     writer.add_rope_freq_base(float(rope["rope_theta"]))
     match kind:
@@ -60,10 +62,12 @@ def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[st
         case "longrope":
             if family.names_longrope:
                 writer.add_rope_scaling_type(RopeScalingType.LONGROPE)
+            # The divisors themselves are tensors; see rope_factor_tensors.
             writer.add_rope_scaling_attn_factors(_longrope_attention_factor(config))
         case other:
             raise UnsupportedArchitectureError(
-                f"config.json has RoPE scaling {other!r}; GGUF export knows default, linear, llama3, yarn and longrope"
+                f"config.json has RoPE scaling {other!r}, but GGUF export knows only default, linear, llama3, yarn and "
+                "longrope: export without GGUF"
             )
 
     if kind in ("yarn", "longrope") or family.original_context:
@@ -78,7 +82,7 @@ def _add_yarn(writer: GGUFWriter, rope: Mapping[str, Any], config: Mapping[str, 
     if betas != YARN_BETAS or rope.get("truncate") is False:
         raise UnsupportedArchitectureError(
             f"llama.cpp computes YaRN with beta_fast {YARN_BETAS[0]:g}, beta_slow {YARN_BETAS[1]:g} and a truncated "
-            f"range, but config.json asks for {dict(rope)}"
+            f"range, but config.json asks for {dict(rope)}: export without GGUF"
         )
 
     factor = float(rope["factor"])
@@ -129,6 +133,7 @@ def _llama3_factors(rope: Mapping[str, Any], dimensions: int) -> torch.Tensor:
 
     smooth = (context / wavelengths - low) / (high - low)
     blended = 1 / ((1 - smooth) / factor + smooth)
+    # Waves longer than context / low are slowed by the whole factor, waves shorter than context / high by none.
     factors = torch.where(wavelengths > context / low, torch.full_like(blended, factor), blended)
     return torch.where(wavelengths < context / high, torch.ones_like(factors), factors)
 
@@ -145,6 +150,6 @@ def _longrope_attention_factor(config: Mapping[str, Any]) -> float:
     if given is not None:
         return float(given)
 
-    original = _original_context(config)
+    original = _original_context(config)  # tokens
     scale = global_rope(config).get("factor") or config["max_position_embeddings"] / original
     return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0

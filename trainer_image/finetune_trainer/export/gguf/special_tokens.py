@@ -56,6 +56,7 @@ def find_special_tokens(
     `generation` config.
     """
     tokenizer, settings = files.tokenizer, files.settings
+
     ids: dict[str, int] = {}
     for kind in KINDS:
         index = _id_of(settings.get(f"{kind}_token"), tokenizer)
@@ -67,6 +68,7 @@ def find_special_tokens(
     ends = [*_ids(ids.get("eos")), *_ids((generation or {}).get("eos_token_id")), *_ids(config.get("eos_token_id"))]
     ids |= _turn_ends(list(dict.fromkeys(ends)), tokenizer)
 
+    # Any text shows which tokens the post-processor adds.
     encoded = tokenizer.encode("a").ids
     return SpecialTokens(
         ids=ids,

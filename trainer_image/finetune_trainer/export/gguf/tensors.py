@@ -51,7 +51,7 @@ class TensorConverter:
         """
         if self._family.permuted_heads:
             for part, heads in self._heads.items():
-                if part in name:
+                if part in name:  # weight [heads * size, hidden] or bias [heads * size]
                     return interleave_heads(weights, heads)
 
         if self._family.norm_offset and name.endswith("norm.weight"):

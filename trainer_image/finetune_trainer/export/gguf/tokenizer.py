@@ -113,6 +113,7 @@ def _load_vocabulary(description: Mapping[str, Any], model: str, *, size: int) -
         )
 
     types = {index: _token_type(text, model, description["model"]) for index, text in texts.items()}
+    # Added tokens are never plain text, whatever the vocabulary calls them.
     for index, token in added.items():
         special = token["special"] or _LOOKS_SPECIAL.fullmatch(token["content"])
         types[index] = TokenType.CONTROL if special else TokenType.USER_DEFINED
@@ -160,6 +161,7 @@ def token_scores(description: Mapping[str, Any], vocabulary: Vocabulary) -> list
     for index, (left, right) in enumerate(_merges(description)):
         rank.setdefault(left + right, index)
 
+    # Larger than every rank: tokens that no merge makes come last.
     after_all = len(rank) + len(description["model"]["merges"])
     texts = [
         (rank.get(text, after_all), index)

@@ -115,6 +115,7 @@ class _Chunk:
         scale = divide_or_zero(self.sum_w * sums.xq - self.sum_x * sums.q, determinant)
         minimum = divide_or_zero(sums.q * sums.xq - sums.qq * self.sum_x, determinant)
 
+        # A minimum below 0 would be an offset above zero, which m cannot express: the scale alone is fitted.
         without = minimum < 0
         return torch.where(without, divide_or_zero(sums.xq, sums.qq), scale), minimum.clamp_(min=0)
 
@@ -180,9 +181,11 @@ class _Chunk:
         """d and e of each super-block by least squares (2 x 2), kept where the gain is larger after rounding."""
         s, m = integers  # [N]
         d, e = factors  # [n]
+        # Sums over each super-block: [n].
         ss, sm, mm = self.total(s * s * sums.qq), self.total(s * m * sums.q), self.total(m * m * self.sum_w)
         sx, mx = self.total(s * sums.xq), self.total(m * self.sum_x)
 
+        # Normal equations; if every m is 0, so is the determinant, and d alone is fitted.
         determinant = ss * mm - sm.square()
         new_d = torch.where(determinant > 0, divide_or_zero(mm * sx - sm * mx, determinant), divide_or_zero(sx, ss))
         new_e = divide_or_zero(sm * sx - ss * mx, determinant)

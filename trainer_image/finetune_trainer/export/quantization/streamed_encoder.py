@@ -83,4 +83,4 @@ class StreamedEncoder:
             yield Piece(encoded_size(piece.shape, tensor_type), partial(make, piece))
 
     def _overflow(self, name: str) -> OverflowingWeightsError:
-        return OverflowingWeightsError(f"{name} has weights above 65504, which float16 cannot hold; {self._advice}")
+        return OverflowingWeightsError(f"{name} has weights beyond +-65504, which float16 cannot hold; {self._advice}")

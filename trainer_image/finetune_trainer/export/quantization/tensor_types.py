@@ -135,6 +135,7 @@ def choose_tensor_types(
             chosen[name] = _T.F32
             continue
 
+        # Values count as many as the file has, matrices of other roles as many as there are layers.
         position = _TensorPosition(seen[role], values if role is Role.VALUES else model.layers, model)
         chosen[name] = _fit(_choose(file_type, role, shape[-1], position), shape[-1])
         seen[role] += 1
@@ -163,6 +164,7 @@ def _choose(file_type: FileType, role: Role, columns: int, position: _TensorPosi
     if file_type.matrices in FLOAT_DTYPES:
         return file_type.matrices
 
+    # The output head decides every logit: at least Q6_K.
     if role is Role.OUTPUT:
         fits = columns % GGML_QUANT_SIZES[file_type.matrices][0] == 0
         return _T.Q6_K if fits and file_type.matrices is not _T.Q8_0 else _T.Q8_0

@@ -88,7 +88,7 @@ class FileWriters:
         with self._changed:
             error = None if done.cancelled() else done.exception()
             if error is not None:
-                self._error = self._error or error
+                self._error = self._error or error  # the first one is told
             elif not done.cancelled():
                 self._waiting -= done.result()
             self._changed.notify_all()

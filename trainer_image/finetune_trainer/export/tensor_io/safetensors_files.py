@@ -47,7 +47,7 @@ class StoredTensor:
             while done < self.size:  # one read gives at most 2 GiB
                 count = file.readinto(view[done:])
                 if not count:
-                    raise InvalidBaseError(f"{self.path} ended while {self.name} was read: it was cut or changed")
+                    raise InvalidBaseError(f"{self.path} ended while {self.name} was read: get the file again")
                 done += count
 
         return self.decode(buffer)
@@ -72,7 +72,7 @@ def list_tensors(path: Path, *, error: type[ExportError] = InvalidBaseError) -> 
             raise error(f"{path} has a damaged safetensors header: {cause}") from cause
 
     if not isinstance(header, dict):
-        raise error(f"{path} has a damaged safetensors header: no object")
+        raise error(f"{path} has a damaged safetensors header: it is no JSON object")
     header.pop("__metadata__", None)
 
     data, end = 8 + length, path.stat().st_size
@@ -81,7 +81,7 @@ def list_tensors(path: Path, *, error: type[ExportError] = InvalidBaseError) -> 
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.size))
     for before, after in pairwise(tensors):
         if before.offset + before.size > after.offset:
-            raise error(f"{path} is damaged: {before.name} and {after.name} share bytes")
+            raise error(f"{path} is damaged: {before.name} and {after.name} share bytes: get the file again")
     return tensors
 
 
@@ -101,8 +101,9 @@ def _locate(name: str, entry: object, path: Path, data: int, end: int, error: ty
         ):
             size = math.prod(shape) * dtype.itemsize
             if stop - start == size and data + stop <= end:
+                # Offsets in the header count from the end of the header.
                 return StoredTensor(name, dtype, tuple(shape), path, data + start, size)
-    raise error(f"{path} is damaged: {name} lies outside the file or has the wrong size")
+    raise error(f"{path} is damaged: {name} lies outside the file or has the wrong size: get the file again")
 
 
 class SafetensorsWriter:

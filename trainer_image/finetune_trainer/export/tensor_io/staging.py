@@ -61,6 +61,7 @@ class StagingThreads(ThreadPoolExecutor):
             stream.synchronize()
             source = buffer[: source.numel()]
 
+        # One write takes at most 2 GiB, and may take less.
         view = source.numpy().data
         while view:
             count = os.pwrite(file, view, offset)

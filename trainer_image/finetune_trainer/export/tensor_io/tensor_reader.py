@@ -26,7 +26,7 @@ class _Reading:
         wait(self.slices)
         os.close(self.file)
         if not all(piece.result() for piece in self.slices):
-            raise InvalidBaseError(f"{self.tensor.path} ended while {self.tensor.name} was read: it was cut or changed")
+            raise InvalidBaseError(f"{self.tensor.path} ended while {self.tensor.name} was read: get the file again")
         return self.tensor.decode(self.values)
 
 
@@ -44,6 +44,7 @@ def read_tensors(
         try:
             for tensor in tensors:
                 upcoming.append(_begin(threads, buffers, tensor))
+                # One tensor is always read ahead, however large.
                 while len(upcoming) > 1 and sum(reading.tensor.size for reading in upcoming) > threads.waiting_bytes:
                     first = upcoming.popleft()
                     yield first.tensor, first.finish()
@@ -53,7 +54,7 @@ def read_tensors(
                 yield first.tensor, first.finish()
         finally:
             threads.shutdown(wait=True, cancel_futures=True)
-            for reading in upcoming:
+            for reading in upcoming:  # the caller stopped early
                 os.close(reading.file)
 
 

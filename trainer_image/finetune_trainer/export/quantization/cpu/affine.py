@@ -92,7 +92,7 @@ def _encode(blocks, encoded, bits, group, max_scale, steps, rounds, mean_weight)
 def _weigh(x, group, mean_weight, w, wx, sum_w, sum_x):
     """Weights of the squared error, into w; w x, into wx; the sums of both."""
     # sum_x holds the root mean square of each group first.
-    share = f4(1 / group)
+    share = f4(1 / group)  # multiplied, as in torch: a division could round differently
     for g in range(LANES):
         sum_x[g] = ZERO
     for i in range(group):
@@ -137,7 +137,7 @@ def _fit(sum_w, sum_x, sum_q, sum_qq, sum_xq):
     scale = divide_or_zero(sum_w * sum_xq - sum_x * sum_q, determinant)
     minimum = divide_or_zero(sum_q * sum_xq - sum_qq * sum_x, determinant)
 
-    if minimum < ZERO:
+    if minimum < ZERO:  # an offset above zero, which m cannot express: the scale alone is fitted
         scale = divide_or_zero(sum_xq, sum_qq)
         minimum = ZERO
     return scale, minimum
@@ -234,6 +234,7 @@ def _improve_factors(sum_w, sum_x, sums, groups, s, m, d, e, d_bits, e_bits, new
     for t in range(LANES // groups):
         ss = sm = mm = sx = mx = ZERO
         for g in range(t * groups, t * groups + groups):
+            # Normal equations of the super-block's 2 x 2 least squares.
             ss += s[g] * s[g] * sums[1, g]
             sm += s[g] * m[g] * sums[0, g]
             mm += m[g] * m[g] * sum_w[g]

@@ -40,6 +40,7 @@ def _encode_bf16(blocks, encoded):
     for i in range(source.shape[0]):
         bits = source[i]
         rounded = (bits + u4(0x7FFF) + ((bits >> u4(16)) & u4(1))) >> u4(16)
+        # NaN has a pattern of its own: rounding its bits could give those of a number.
         target[i] = u2(0x7FC0) if (bits & _MAGNITUDE) > _INFINITY else u2(rounded)
 
 
@@ -52,6 +53,7 @@ def _encode_f16(blocks, encoded):
     # Without branches, so that the loop fills vector registers: each case is computed, then one is chosen.
     for i in range(source.shape[0]):
         magnitude = bits[i] & _MAGNITUDE
+        # 0.5 has float16's smallest number as its last place, so the sum rounds to a multiple of that.
         subnormal = u4(f4(abs(source[i]) + f4(0.5)).view(u4) - ONE_HALF_BITS)
         normal = u4(u4(magnitude + REBIAS + ((magnitude >> u4(13)) & u4(1))) >> u4(13))
 

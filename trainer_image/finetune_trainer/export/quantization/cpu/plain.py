@@ -9,7 +9,7 @@ from finetune_trainer.export.quantization.cpu.float16 import put_float16, round_
 from finetune_trainer.export.quantization.cpu.jit import Bytes, Floats, f4, jit, u1
 from finetune_trainer.export.quantization.plain import Int8Quantizer, PlainAffineQuantizer, PlainSymmetricQuantizer
 
-HALF_BLOCK, BLOCK, TILE = 16, 32, 64
+HALF_BLOCK, BLOCK, TILE = 16, 32, 64  # weights, weights, blocks
 _ZERO = f4(0)
 
 
@@ -108,7 +108,7 @@ def _put_five_bits(codes, out, position, width):
 
     The low nibbles hold the first `width` codes of the block, the high ones the others.
     """
-    word = np.int32(0)
+    word = np.int32(0)  # bit i is the fifth bit of code i
     for i in range(BLOCK):
         word |= (codes[i] >> np.int32(4)) << np.int32(i)
     for byte in range(4):
@@ -131,7 +131,7 @@ def _encode_q8_0(blocks, encoded):
     size = blocks.shape[1]
 
     for start in range(0, blocks.shape[0], TILE):
-        held = min(TILE, blocks.shape[0] - start)
+        held = min(TILE, blocks.shape[0] - start)  # blocks of this tile; fewer in the last
         for t in range(held):
             scales[t] = _largest_magnitude(blocks[start + t], scratch, size // 2) / f4(127)
             inverses[t] = _inverse_or_zero(scales[t])
@@ -142,7 +142,7 @@ def _encode_q8_0(blocks, encoded):
             put_float16(out, 0, scale_bits[t])
             for i in range(size):
                 scaled = block[i] * inverse
-                whole = np.int32(scaled)
+                whole = np.int32(scaled)  # truncated towards zero
                 rest = scaled - f4(whole)
                 away = np.int32(rest >= f4(0.5)) - np.int32(rest <= f4(-0.5))  # half away from zero
                 out[2 + i] = u1(whole + away)
@@ -153,15 +153,15 @@ def _encode_symmetric(blocks, encoded, bits):
     scales, scale_bits = np.empty(TILE, f4), np.empty(TILE, np.uint16)
     inverses, scratch, codes = np.empty(TILE, f4), np.empty(HALF_BLOCK, f4), np.empty(BLOCK, np.int32)
     zero_point, size = f4(1 << (bits - 1)), blocks.shape[1]
-    shift, max_code = zero_point + f4(0.5), np.int32((1 << bits) - 1)
+    shift, max_code = zero_point + f4(0.5), np.int32((1 << bits) - 1)  # conversion to int truncates, hence the half
 
     for start in range(0, blocks.shape[0], TILE):
-        held = min(TILE, blocks.shape[0] - start)
+        held = min(TILE, blocks.shape[0] - start)  # blocks of this tile; fewer in the last
         for t in range(held):
             block = blocks[start + t]
             low, high = _smallest(block, scratch, size // 2), _largest(block, scratch, size // 2)
             furthest = high if high > -low else low
-            if high == -low:
+            if high == -low:  # both bounds are as far from zero: llama.cpp takes the first
                 furthest = _first_of_magnitude(block, high) if high > _ZERO else _ZERO
             scales[t] = furthest / -zero_point
             inverses[t] = _inverse_or_zero(scales[t])
@@ -191,13 +191,13 @@ def _encode_affine(blocks, encoded, bits):
     max_code, size = np.int32((1 << bits) - 1), blocks.shape[1]
 
     for start in range(0, blocks.shape[0], TILE):
-        held = min(TILE, blocks.shape[0] - start)
+        held = min(TILE, blocks.shape[0] - start)  # blocks of this tile; fewer in the last
         for t in range(held):
             block = blocks[start + t]
             minima[t] = _smallest(block, scratch, size // 2)
-            if minima[t] == _ZERO:
+            if minima[t] == _ZERO:  # of zeros of both signs, llama.cpp stores the first
                 minima[t] = _first_equal(block, _ZERO)
-            exact_minima[t] = minima[t]
+            exact_minima[t] = minima[t]  # before it is rounded to float16: codes count from this one
             scales[t] = (_largest(block, scratch, size // 2) - minima[t] + _ZERO) / f4(max_code)
             inverses[t] = _inverse_or_zero(scales[t])
         round_to_float16(scales, scale_bits, held)

@@ -73,7 +73,7 @@ def spread(factors, groups, wide):
 @jit
 def collect_codes(q, first, group, zero_point):
     """uint8 [256]: codes of the super-block whose groups are the columns from `first`, in the order of the weights."""
-    codes = np.empty(256, np.uint8)
+    codes = np.empty(256, np.uint8)  # the tile holds a group in a column, the file in a row
     for g in range(256 // group):
         for i in range(group):
             codes[g * group + i] = u1(np.int32(q[i, first + g]) + zero_point)
