@@ -136,7 +136,7 @@ def test_an_address_and_a_finished_jobs_name_lead_to_the_same_result(
     assert manifest.artifacts[0].sha256 in by_address.stdout
     absent = finetune(store.manifest_uri().replace("/job/", "/absent/"), *words)
     assert absent.returncode == 20
-    assert "has not finished, or wrote elsewhere" in absent.stderr
+    assert "has not finished, or its output is elsewhere" in absent.stderr
     changed = store.config.model_copy(update={"training": store.config.training.model_copy(update={"seed": 7})})
     other = finetune(manifest_file(changed, tmp_path / "other.yaml"), *words)
     assert "another version of the specification" in other.stderr
