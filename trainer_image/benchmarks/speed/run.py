@@ -1,7 +1,8 @@
-"""The benchmark: `run.py`, on a machine with a GPU. `--rows` and `--systems` choose; `--help` says more.
+"""The benchmark, on a machine with a GPU: `python -m speed.run`; `--rows` and `--systems` choose, `--help` says more.
 
-Models are prepared once, every measurement runs in a process of its own, systems take turns, and what fails is said
-and left out. Each result goes to results.csv as soon as it is there; all of one call share a run number.
+Models are prepared once, every measurement runs in a process of its own, and systems take turns. A measurement that
+fails is reported and left out. Each result is appended to results.csv at once; all results of one call share a run
+number.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from speed.rows import ROWS, STEPS, SYSTEMS, working_folder
 from speed.schedule import Entry, expected_seconds, order
 
 Start = Callable[[str, Sequence[str], str], Child]
-"""A module of this package, its arguments and the log's name -> its process."""
+"""(module of this package, its arguments, name of the log) -> process."""
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Campaign:
     commit: str
     versions: str
     deadline: float
-    """time.monotonic() after which nothing runs any more."""
+    """Value of time.monotonic() at which the last measurement has to be over."""
     start: Start
     console: Console
 
@@ -53,19 +54,22 @@ class Campaign:
         return self.deadline - time.monotonic()
 
     def conduct(self, entries: Sequence[Entry]) -> None:
-        """Measure one after the other; the next one's process imports its libraries on the way."""
+        """Measures one entry after the other; meanwhile the next one's process imports its libraries."""
         waiting = self._begin(entries[0]) if entries else None
         for index, entry in enumerate(entries):
             expected = expected_seconds(entry, [*self.known, *self.made], self.steps, imported=index > 0)
             child, waiting = waiting or self._begin(entry), None
+
             if expected > self.left():
                 self.left_out += [str(late) for late in entries[index:]]
                 child.kill()
                 return
+
             self.console.print(f"{index + 1}/{len(entries)} {entry}: about {expected:.0f} s", highlight=False)
             if not self._is_prepared(entry):
                 child.kill()
                 continue
+
             child.go()
             if index + 1 < len(entries):
                 waiting = self._begin(entries[index + 1])
@@ -94,9 +98,11 @@ class Campaign:
         finally:
             if waiting is not None:
                 waiting.resume()
+
         known = {column: found.get(column) for column in COLUMNS}
         known |= {"run": self.run, "versions": self.versions, "commit": self.commit}
         result = Result(**{**known, "spread": found.get("spread", 0.0)})
+
         self.made.append(result)
         append(self.results, result)
         if self.copy is not None:
@@ -104,24 +110,26 @@ class Campaign:
         self.console.print(progress_line(result, time.monotonic() - began), highlight=False)
 
     def _is_prepared(self, entry: Entry) -> bool:
-        """Make the entry's model, unless it is there; False where that fails."""
+        """Makes the entry's model if it does not exist; returns False if that fails."""
         model = ROWS[entry.row].model
         if model in self.prepared:
             return True
+
         began = time.monotonic()
         try:
             self.start("models", (model,), f"prepare-{model}").end(self.left())
         except MeasurementError as error:
             self.failed.append(str(entry))
-            self.console.print(f"    no model: {error}", style="red", markup=False, highlight=False)
+            self.console.print(f"    the model could not be made: {error}", style="red", markup=False, highlight=False)
             return False
+
         self.prepared.add(model)
         self.console.print(f"    {model} is ready: {time.monotonic() - began:.0f} s", highlight=False)
         return True
 
 
 def start_process(module: str, arguments: Sequence[str], log: str) -> Child:
-    """Start a module of this package in Python, without the folder that it is started in on its path."""
+    """Starts a module of this package as a process, without the current folder on its path."""
     logs = working_folder() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     speed, kernels = Path(__file__).resolve().parents[1], Path(__file__).resolve().parents[3] / "kernels"
@@ -132,31 +140,36 @@ def start_process(module: str, arguments: Sequence[str], log: str) -> Child:
 
 
 def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Returns the parsed command line. Ends the program for an unknown row or system."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", default=",".join(ROWS), help=f"of {', '.join(ROWS)}")
     parser.add_argument("--systems", default=",".join(SYSTEMS), help=f"of {', '.join(SYSTEMS)}")
-    parser.add_argument("--repeats", type=int, default=1, help="rounds through the systems of a row")
+    parser.add_argument("--repeats", type=int, default=1, help="rounds through the systems of each row")
     parser.add_argument("--again", default="ours", help="systems measured once more at the end of a single round")
     parser.add_argument("--steps", type=int, default=STEPS, help="timed steps of each measurement")
-    parser.add_argument("--seconds", type=float, default=24 * 3600.0, help="start nothing that would end later")
+    parser.add_argument(
+        "--seconds", type=float, default=24 * 3600.0, help="time limit: no measurement starts that would end later"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="file to append to")
     parser.add_argument("--copy", type=Path, help="folder or file that gets a copy after each result")
-    parser.add_argument("--commit", default=None, help="what was measured, where git cannot tell")
+    parser.add_argument("--commit", default=None, help="commit that is measured (default: git's)")
     arguments = parser.parse_args(words)
+
     for name, known in (("rows", ROWS), ("systems", SYSTEMS), ("again", SYSTEMS)):
         chosen = [word for word in getattr(arguments, name).split(",") if word]
         unknown = [word for word in chosen if word not in known]
         if unknown:
-            parser.error(f"--{name}: {', '.join(unknown)}: choose from {', '.join(known)}")
+            parser.error(f"--{name}: unknown: {', '.join(unknown)}; choose from {', '.join(known)}")
         setattr(arguments, name, chosen)
+
     return arguments
 
 
 def main(words: Sequence[str] | None = None, start: Start = start_process) -> int:
-    """Run the benchmark; 0 where every measurement that was started gave a result, and one was."""
+    """Runs the benchmark; returns 0 if at least one measurement was made and none failed."""
     began = time.monotonic()
     arguments, console = parse_arguments(words), Console(width=150)
+
     entries = order(arguments.rows, arguments.systems, arguments.repeats, arguments.again)
     campaign = Campaign(
         results=arguments.results, copy=arguments.copy, steps=arguments.steps,

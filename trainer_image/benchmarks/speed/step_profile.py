@@ -1,4 +1,4 @@
-"""Where one step's time goes: GPU time by category and by kernel, gaps between kernels, and the CPU's launch time."""
+"""Profile of one step: GPU time by category and by kernel, gaps between kernels, and the CPU's launch time."""
 
 import csv
 import re
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# The first category whose word is part of a kernel's name (lower case) takes it.
+# A kernel belongs to the first category with a word that is part of its name (lower case).
 CATEGORIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("copies", ("memcpy", "memset")),
     ("attention", ("flash", "sdpa", "fmha", "cudnn", "attention")),
@@ -31,8 +31,10 @@ class Span:
 
 
 def category(name: str) -> str:
-    """What a kernel belongs to, by its name. Products of a rank's size have tiles with a side of 16 to 64, or add to
-    what is there."""
+    """Returns the category of a kernel by its name.
+
+    Products with a LoRA rank as a dimension have tiles with a side of 16 to 64, or add to their output (badd).
+    """
     lower = name.lower()
     found = next((title for title, words in CATEGORIES if any(word in lower for word in words)), OTHERS)
     tile = TILE.search(lower) if found == "large products" else None
@@ -40,7 +42,7 @@ def category(name: str) -> str:
 
 
 def totals(spans: Iterable[Span]) -> list[tuple[str, int, float]]:
-    """(name, launches, milliseconds) by kernel, the longest first."""
+    """Returns (name, launches, milliseconds) of each kernel, the longest first."""
     found: dict[str, list[float]] = defaultdict(list)
     for span in spans:
         found[span.name].append(span.end - span.begin)
@@ -48,19 +50,21 @@ def totals(spans: Iterable[Span]) -> list[tuple[str, int, float]]:
 
 
 def gaps(spans: Iterable[Span]) -> list[tuple[str, str, float]]:
-    """(kernel before, kernel after, milliseconds) of every time in which none ran, the longest first."""
+    """Returns (kernel before, kernel after, milliseconds) of every gap between kernels, the longest first."""
     found: list[tuple[str, str, float]] = []
     before: Span | None = None
+
     for span in sorted(spans, key=lambda one: one.begin):
         if before is not None and span.begin > before.end:
             found.append((before.name, span.name, (span.begin - before.end) / 1e3))
         if before is None or span.end > before.end:
             before = span
+
     return sorted(found, key=lambda one: -one[2])
 
 
 def by_category(spans: Sequence[Span]) -> dict[str, float]:
-    """Milliseconds by category, idle time among them."""
+    """Returns {category: milliseconds}, with the idle time."""
     found: dict[str, float] = defaultdict(float)
     for name, _, milliseconds in totals(spans):
         found[category(name)] += milliseconds
@@ -68,7 +72,7 @@ def by_category(spans: Sequence[Span]) -> dict[str, float]:
 
 
 def make_profiler(first: int) -> Any:
-    """A callback that profiles the second of the two steps after step `first`; `write` leaves three CSV files."""
+    """Returns a callback that profiles the second step after step `first`; its `write` makes three CSV files."""
     import torch
     from torch.profiler import ProfilerActivity, profile
     from transformers import TrainerCallback
@@ -107,7 +111,7 @@ def make_profiler(first: int) -> Any:
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A CSV file; numbers to a hundredth."""
+    """Writes a CSV file; numbers are rounded to two decimals."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)

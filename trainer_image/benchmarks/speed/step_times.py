@@ -1,4 +1,4 @@
-"""Times of a run's steps, and the figures that follow from them."""
+"""Times of a run's steps, and the figures made of them."""
 
 import statistics
 import time
@@ -9,8 +9,10 @@ from speed.rows import Row
 
 
 def make_watch() -> Any:
-    """A callback that keeps the times of the steps' ends (`ends`, the first step's beginning before them) and the
-    seconds until each step was launched (`launched`)."""
+    """Returns a callback that keeps when steps ended and how long the CPU needed to launch each.
+
+    `ends` holds the beginning of the first step and the end of every step; `launched` holds seconds.
+    """
     import torch
     from transformers import TrainerCallback
 
@@ -33,14 +35,18 @@ def make_watch() -> Any:
 
 
 def summarise(ends: list[float], history: list[dict[str, float]], row: Row, warm_up: int, steps: int) -> dict[str, Any]:
-    """The figures of a run from its steps' ends and its log: `warm_up` steps that do not count, then `steps` that do.
-    Raises RuntimeError where nothing was learned: such a run measures nothing."""
+    """Returns the figures of a run from its steps' ends and its log: `warm_up` steps are left out, then `steps` count.
+
+    Raises RuntimeError if a gradient norm is zero or a step is missing: such a run does not train.
+    """
     norms = [entry["grad_norm"] for entry in history if "grad_norm" in entry]
     losses = [entry["loss"] for entry in history if "loss" in entry]
     if len(norms) < warm_up + steps or not min(norms) > 0:
-        raise RuntimeError(f"nothing was learned: gradient norms {norms}")
+        raise RuntimeError(f"the run did not train: {len(norms)} steps, gradient norms {norms}")
+
     times = [last - first for first, last in pairwise(ends)]
     rates = [row.tokens / seconds for seconds in times[warm_up : warm_up + steps]]
+
     return {
         "tokens_per_second": round(statistics.median(rates), 1),
         "spread": round((max(rates) - min(rates)) / statistics.median(rates), 4),
