@@ -75,6 +75,7 @@ def lay_out_adapters(linears: Sequence[Any], philox_stream: int) -> list[LinearA
     for number, linear in enumerate(linears, philox_stream):
         size = getattr(linear, "base_layer", linear).out_features
         if hasattr(linear, "lora_A"):
+            # Exactly one adapter is active: `why_not_adapter` lets no other layer through.
             (name,) = linear.active_adapters
             a, b, magnitudes = linear.lora_A[name].weight, linear.lora_B[name].weight, linear.lora_magnitude_vector
             found.append(
@@ -90,5 +91,6 @@ def lay_out_adapters(linears: Sequence[Any], philox_stream: int) -> list[LinearA
                 )
             )
             rank += a.shape[0]
-        output += size
+        output += size  # layers without an adapter have outputs, too
+
     return found

@@ -51,7 +51,7 @@ class AttentionPass(NamedTuple):
 
 
 class AttentionActivations(NamedTuple):
-    """What the block's backward needs beside its input."""
+    """Tensors that the block's backward needs beside its input."""
 
     rstd: torch.Tensor
     """1 / root mean square of x [T]."""
@@ -62,11 +62,12 @@ class AttentionActivations(NamedTuple):
     """Attention's output [T, H, D]."""
     xa_o: torch.Tensor
     post_norm: NormActivations
-    saved: attention.Saved
+    softmax: attention.Saved
+    """What attention saved for its own backward: the softmax sums and, for some backends, random state."""
 
     def flat(self) -> list[torch.Tensor]:
         """All tensors, in the order that `unflatten` takes."""
-        return [*self[:5], *self.post_norm, *self.saved]
+        return [*self[:5], *self.post_norm, *self.softmax]
 
     @classmethod
     def unflatten(cls, tensors: list[torch.Tensor], *, post_norm: bool) -> "AttentionActivations":
@@ -112,11 +113,11 @@ class AttentionBlock:
 
         # RoPE, in place unless there is a head norm; then attention.
         q, k, v = self.heads.split(rotate(qkv, *inputs.cos_sin, self.heads, self.head_norm))  # [T, H or H_kv, D]
-        out, saved = attention.forward(q, k, v, inputs.sequences, self.params)  # [T, H, D]
+        out, softmax = attention.forward(q, k, v, inputs.sequences, self.params)  # [T, H, D]
 
         a, xa_o = self.o.forward(out.flatten(1), pass_ctx.o)  # [T, hidden], [T, R]
         a, post_norm = normalize(self.post_norm, a)
-        return AttentionActivations(rstd, qkv, xa_qkv, out, xa_o, post_norm, saved), a
+        return AttentionActivations(rstd, qkv, xa_qkv, out, xa_o, post_norm, softmax), a
 
     def backward(
         self, dh: torch.Tensor, inputs: LayerInputs, saved: AttentionActivations, pass_ctx: AttentionPass,
@@ -145,11 +146,17 @@ class AttentionBlock:
         self, d_out: torch.Tensor, inputs: LayerInputs, saved: AttentionActivations
     ) -> torch.Tensor:
         """d_out [T, H D] -> gradient of the merged projection [T, (H + 2 H_kv) D]."""
+        # q and k as attention saw them: saved so, or rotated again from before their norm.
         rotated = saved.qkv
         if self.head_norm is not None:
             rotated = rotate(saved.qkv, *inputs.cos_sin, self.heads, self.head_norm)
 
         dq_dk_dv = attention.backward(
-            d_out.view_as(saved.out), *self.heads.split(rotated), saved.out, saved.saved, inputs.sequences, self.params
+            d_out.view_as(saved.out),
+            *self.heads.split(rotated),
+            saved.out,
+            saved.softmax,
+            inputs.sequences,
+            self.params,
         )
         return rotate_back(dq_dk_dv, saved.qkv, *inputs.cos_sin, self.heads, self.head_norm)

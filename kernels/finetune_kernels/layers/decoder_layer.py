@@ -89,7 +89,7 @@ class LayerActivations(NamedTuple):
 
 
 class SavedActivations(NamedTuple):
-    """What backward works from, saved or recomputed."""
+    """Tensors that backward works from, saved or recomputed."""
 
     inputs: LayerInputs
     attention: AttentionActivations

@@ -31,12 +31,14 @@ class FrozenWeight:
         if len(self._bases) == 1 and states[0] is None and self._bases[0].weight.dtype == self._dtype:
             return self._bases[0].weight.detach()  # type: ignore[no-any-return]
 
+        # Each layer's part is written in place: no second copy to concatenate.
         merged = torch.empty(sum(self.sizes), self.features, dtype=self._dtype, device=self._bases[0].weight.device)
         for base, state, part in zip(self._bases, states, torch.split(merged, self.sizes), strict=True):
             if state is None:
                 part.copy_(base.weight.detach())
             else:
                 dequantize(base.weight.data, state, part)
+
         return merged
 
     def tensor(self) -> torch.Tensor:
@@ -74,6 +76,8 @@ class FrozenWeight:
         """Bytes of kept weights beside those loaded, in the compute type or FP8."""
         if self._fp8 is not None:
             return self._fp8.bytes
+
+        # A base layer's own tensor costs nothing.
         if self._kept is None or self._kept.data_ptr() == self._bases[0].weight.data_ptr():
             return 0
         return self._kept.numel() * self._kept.element_size()

@@ -27,6 +27,7 @@ class FusedLayers:
         self.layers = build_layers(causal, policies, dtype, keep_dequantized=keep_dequantized)
         self._cos_sin: dict[str | None, CosSin] = {}
         self._sequences: PackedSequences | None = None
+
         for index, layer in enumerate(causal.model.layers):
             layer.forward = _LayerForward(self, index, layer)
 

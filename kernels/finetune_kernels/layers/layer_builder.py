@@ -54,6 +54,8 @@ def head_size(config: Any) -> int:
 def _why_not_layer(layer: Any, family: Family) -> str | None:
     """Compares one layer with its family's row."""
     modules, expected = dict(layer.named_modules()), _expected_modules(family)
+
+    # Every module that the builder will ask for, and no norm that it would leave out.
     for name, kind in expected.items():
         if name not in modules:
             return f"{type(layer).__name__} has no {name}"
@@ -63,6 +65,8 @@ def _why_not_layer(layer: Any, family: Family) -> str | None:
     norms = [name for name, module in modules.items() if "Norm" in type(module).__name__]
     if strange := [name for name in norms if name not in expected]:
         return f"{strange[0]} is a norm that other {family.prefix} models do not have"
+
+    # Only the adapters may train.
     if any(weight.requires_grad for name, weight in layer.named_parameters() if "norm" in name):
         return "norm weights that train"
 
@@ -112,6 +116,7 @@ def build_layers(
     family = family_of(causal)
     if family is None:
         raise ValueError(f"{type(causal).__name__} is not one of the families that the kernels know")
+
     builder = _Builder(family, causal.config, dtype, HostMemory(), keep_dequantized)
     return [
         builder.layer(index, layer, policy)
@@ -121,7 +126,7 @@ def build_layers(
 
 @dataclass(frozen=True)
 class _Builder:
-    """What all layers of a model are built with."""
+    """Settings that all layers of a model share."""
 
     family: Family
     config: Any
@@ -162,6 +167,8 @@ class _Builder:
         """The linear layers `names`, or the one that the family has merged them into."""
         found = names if names and not self.family.merged_projections else (merged,)
         linears = [getattr(parent, name) for name in found]
+
+        # A stream for each projection, so that no two dropout masks of a layer are alike.
         stream = PROJECTIONS.index(found[0])
         return LinearGroup(linears, self.dtype, keep_dequantized=self.keep_dequantized, philox_stream=stream)
 
@@ -172,15 +179,18 @@ class _Builder:
     def _head_norm(self, attention: Any) -> HeadNorm | None:
         if not self.family.head_norms:
             return None
+
         query, key = self._norm(attention.q_norm), self._norm(attention.k_norm)
         return HeadNorm(query.weight, key.weight, query.eps)
 
     def _attention_params(self, attention: Any) -> AttentionParams:
-        """Scale, window and softcap of one layer."""
+        """Scale, window and softcap of one layer's attention."""
         holder = {"none": None, "model": self.config, "layer": attention}[self.family.window]
+        window = None if holder is None else holder.sliding_window
+
         # Gemma 3 has a field for a softcap, and no softcap.
         softcap = attention.attn_logit_softcapping if self.family.caps_scores else None
-        return AttentionParams(attention.scaling, None if holder is None else holder.sliding_window, softcap)
+        return AttentionParams(attention.scaling, window, softcap)
 
 
 def norm_eps(module: Any) -> float:

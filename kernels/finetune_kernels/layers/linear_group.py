@@ -52,8 +52,10 @@ class LinearGroup:
         self._squares = dora.row_squares(self.frozen.tensor()) if has_magnitudes else None
 
     def _merge_biases(self) -> torch.Tensor | None:
+        """The layers' biases [out] side by side, zeros for a layer that has none; None if no layer has one."""
         if all(base.bias is None for base in self._bases):
             return None
+
         device = self._bases[0].weight.device
         parts = [
             torch.zeros(size, device=device) if base.bias is None else base.bias.detach()
@@ -84,13 +86,15 @@ class LinearGroup:
 
     def _scales(self, squares: torch.Tensor) -> dora.Scales:
         """DoRA's factors and norms [out] for the adapters' weights of now; `squares`: |W|^2 of each row."""
-        w, norms = self.frozen.tensor(), torch.ones_like(squares)
-        factor = torch.ones_like(norms)
+        w, norms = self.frozen.tensor(), torch.ones_like(squares)  # [out, in], [out]
+        factor = torch.ones_like(norms)  # stays 1 for a layer without magnitudes
+
         for adapter in self._adapters:
             if adapter.magnitude is not None:
                 a, b, at = adapter.a.to(self._dtype), adapter.b.to(self._dtype), adapter.outputs
                 norms[at] = dora.row_norms(w[at], squares[at], a, b, adapter.scale)
                 factor[at] = adapter.magnitude.detach() / norms[at]
+
         return dora.Scales(factor, norms)
 
     def xa(self, x: torch.Tensor, pass_ctx: LoraPass) -> torch.Tensor:
@@ -105,15 +109,19 @@ class LinearGroup:
         """x [T, in] -> y [T, out] and x A^T [T, R]."""
         xa = self.xa(x, pass_ctx)
         y = self.base(x, pass_ctx)
+
         for adapter in self._adapters:
             b = pass_ctx.outputs.b(adapter, self._dtype)  # [out of this adapter, r]
             y[:, adapter.outputs].addmm_(xa[:, adapter.ranks], b.T, alpha=adapter.scale)
+
         return y, xa
 
     def lora_deltas(self, xa: torch.Tensor, pass_ctx: LoraPass) -> tuple[LoraDelta | None, LoraDelta | None]:
-        """What the adapters add to gate and to up, the two halves of y, for `adapted_activation`; None where nothing
-        is added, or where `forward` has added it because a rank is too large."""
-        half = sum(self.frozen.sizes) // 2
+        """LoRA deltas of gate and of up (the two halves of y) for `adapted_activation`, from xa [T, R].
+
+        None where there is no adapter, or where `forward` has added its part because a rank is too large.
+        """
+        half = sum(self.frozen.sizes) // 2  # F
         found: list[LoraDelta | None] = [None, None]
         for adapter in self._adapters if self.fuses_into_activation else ():
             b, xa_part = pass_ctx.outputs.b(adapter, self._dtype), xa[:, adapter.ranks]
@@ -122,14 +130,18 @@ class LinearGroup:
                 if adapter.outputs.start <= index * half and adapter.outputs.stop >= (index + 1) * half:
                     first = index * half - adapter.outputs.start
                     found[index] = LoraDelta(xa_part, b[first : first + half], adapter.scale)
+
         return found[0], found[1]
 
     def d_xa(self, dy: torch.Tensor, pass_ctx: LoraPass) -> torch.Tensor:
         """dy [T, out] -> d, the gradient of x A^T [T, R]."""
         d_xa = dy.new_empty(dy.shape[0], self._stack.ranks)
+
         for adapter in self._adapters:
+            # The scale goes onto B, which is smaller than dy.
             b = _scaled(pass_ctx.outputs.b(adapter, self._dtype), adapter.scale)
             torch.mm(dy[:, adapter.outputs], b, out=d_xa[:, adapter.ranks])
+
         return d_xa
 
     def backward_base(self, dy: torch.Tensor, pass_ctx: LoraPass) -> tuple[torch.Tensor, torch.Tensor]:

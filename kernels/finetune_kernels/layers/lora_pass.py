@@ -50,15 +50,18 @@ class DroppedInputs:
     def xa(self, stack: AdapterStack, x: torch.Tensor) -> torch.Tensor:
         """x [T, in] -> drop(x) A^T [T, R]."""
         xa = x.new_empty(x.shape[0], stack.ranks)
+
         for adapter, mask in zip(stack.adapters, self.masks, strict=True):
-            a = adapter.a.to(stack.dtype)
+            a = adapter.a.to(stack.dtype)  # [r, in]
             torch.mm(adapter_dropout.drop(x, mask), a.T, out=xa[:, adapter.ranks])
+
         return xa
 
     def add_dx(self, stack: AdapterStack, dx: torch.Tensor, d_xa: torch.Tensor) -> torch.Tensor:
         """dx [T, in] += drop(d A), in place; d_xa [T, R]."""
         for adapter, mask in zip(stack.adapters, self.masks, strict=True):
             adapter_dropout.add_lora_dx(dx, d_xa[:, adapter.ranks], adapter.a.to(stack.dtype), mask)
+
         return dx
 
     def da(self, stack: AdapterStack, x: torch.Tensor, d_xa: torch.Tensor) -> list[torch.Tensor]:
@@ -107,6 +110,7 @@ class DoraOutputs:
 
     def base(self, frozen: FrozenWeight, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [T, in] -> g x W^T + bias [T, out]."""
+        # In place over y, not over W: in bfloat16 a factor within 0.2 % of 1 would leave a weight as it is.
         y = frozen.forward(x, None).mul_(self.scales.factor)
         return y if bias is None else y.add_(bias)
 
@@ -128,14 +132,15 @@ class DoraOutputs:
         """Gradient of the magnitudes [out of this adapter]; empty if it has none."""
         if adapter.magnitude is None:
             return []
-        at, w = adapter.outputs, frozen.tensor()
-        b, norms = adapter.b.to(w.dtype), self.scales.norms[at]
+
+        at, w = adapter.outputs, frozen.tensor()  # W [out, in]
+        b, norms = adapter.b.to(w.dtype), self.scales.norms[at]  # B without g [out of this adapter, r]
         found = dora.magnitude_gradient(dy[:, at], x, w[at], xa[:, adapter.ranks], b, adapter.scale, norms)
         return [found.to(adapter.magnitude.dtype)]
 
 
 class LoraPass(NamedTuple):
-    """What one pass through a group needs beside its weights; forward, recomputation and backward share it."""
+    """Both sides of one pass through a group; forward, recomputation and backward share it."""
 
     inputs: WholeInputs | DroppedInputs
     outputs: PlainOutputs | DoraOutputs

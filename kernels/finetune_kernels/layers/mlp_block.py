@@ -40,7 +40,7 @@ class GateUpActivations(NamedTuple):
 
 
 class DownActivations(NamedTuple):
-    """What backward can use of the down projection; it recomputes these where they are not saved."""
+    """Tensors of the down projection that backward can use; it recomputes them if they are not saved."""
 
     xa: torch.Tensor
     """act A^T [T, R]."""

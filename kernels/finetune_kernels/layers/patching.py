@@ -34,6 +34,8 @@ def plan_patches(model: Any) -> Planned:
     adapters = len(model.base_model.targeted_module_names) if hasattr(model, "peft_config") else 0
     if family_of(causal) is None:
         return Planned(adapters=adapters)
+
+    # Two norms a layer at least (Gemma has more), and the last one before the head.
     layers = causal.config.num_hidden_layers
     return Planned(2 * layers + 1, layers, adapters)
 
@@ -102,6 +104,7 @@ def _patch_norm(module: Any, offset: float, report: PatchReport) -> None:
     if module.weight.requires_grad:
         report.leave("norms", "norm weights that train")
         return
+
     module.forward = lambda x: rms_norm(x, module.weight, eps, offset)
     report.norms += 1
 
@@ -112,6 +115,7 @@ def _patch_mlp(module: Any, family: Family, report: PatchReport) -> None:
     if activation is None:
         report.leave("mlps", f"activation {name}")
         return
+
     forward = _merged_mlp if family.merged_projections else _mlp
     module.forward = partial(forward, module, activation)
     report.mlps += 1
@@ -123,7 +127,7 @@ def _mlp(module: Any, activation: Activation, x: torch.Tensor) -> torch.Tensor:
 
 
 def _merged_mlp(module: Any, activation: Activation, x: torch.Tensor) -> torch.Tensor:
-    gate, up = module.gate_up_proj(x).chunk(2, dim=-1)
+    gate, up = module.gate_up_proj(x).chunk(2, dim=-1)  # [B, T, F] each
     result: torch.Tensor = module.down_proj(gated_activation(gate, up, activation))
     return result
 
@@ -139,6 +143,7 @@ def _patch_adapter(module: Any, report: PatchReport, *, keep_dequantized: bool) 
     weight = _weight(base, report, keep_dequantized=keep_dequantized)
 
     def forward(x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        # Read anew in each pass: the optimiser changes them. [r, in], [out, r]
         down, up = module.lora_A[name].weight, module.lora_B[name].weight
         return lora_linear(x, weight, down, up, module.scaling[name], base.bias)
 
@@ -153,6 +158,7 @@ def why_not_adapter(module: Any) -> str | None:
         return "not exactly one adapter"
     if has_dora(module) and not isinstance(module.lora_dropout[names[0]], nn.Identity):
         return "DoRA with dropout"
+
     if not isinstance(module.base_layer, nn.Linear):
         return f"base layer {type(module.base_layer).__name__}"
     if module.base_layer.weight.requires_grad:
@@ -179,11 +185,13 @@ def _weight(base: Any, report: PatchReport, *, keep_dequantized: bool) -> Weight
     state = getattr(base.weight, "quant_state", None)
     if state is None:
         return lambda: base.weight
+
     from bitsandbytes.functional import dequantize_4bit
 
     read: Callable[[], torch.Tensor] = partial(dequantize_4bit, base.weight.data, state)
     if not keep_dequantized:
         return read
+
     kept = read()
     report.dequantized_bytes += kept.numel() * kept.element_size()
     return lambda: kept

@@ -78,12 +78,16 @@ def plan_modules(shape: ModelShape, tokens: int, *, base_bytes: int, total_bytes
     """Returns whether activations are saved and whether weights are kept dequantised, for layers that run module by
     module. Autograd then saves more: copies of the residual stream, of q around RoPE, and of gate, up and their
     product."""
+    # Elements a token of one layer.
     width = 8 * shape.hidden + 6 * shape.key_value_heads * shape.head_size + 3 * shape.feed_forward
     layer = tokens * width * BYTES
+    # Recomputing, autograd saves each layer's input, and one layer at a time is whole.
     saved, recomputed = layer * shape.layers, layer + tokens * shape.hidden * BYTES * shape.layers
 
     rest = base_bytes + shape.adapter_parameters * 7 + shape.working_bytes(tokens, tiled=False)
     dequantized = shape.linear_parameters * BYTES if shape.quantized else 0
+
+    # From fast to slow: recomputing a layer takes longer than dequantising its weights.
     for save, keep in ((True, True), (True, False), (False, True)):
         if rest + (saved if save else recomputed) + (dequantized if keep else 0) <= MARGIN * total_bytes:
             return save, keep
@@ -106,6 +110,7 @@ def plan_memory(shape: ModelShape, tokens: int, *, base_bytes: int, total_bytes:
     if mode is MemoryMode.SMALLEST:
         return _predict(work, mode, (ActivationPolicy.OFFLOAD,) * layers, keep_dequantized=False)
 
+    # Balanced never saves gate and up, and never keeps weights dequantised.
     fastest = mode is MemoryMode.FASTEST
     best = ActivationPolicy.SAVE_ALL if fastest else ActivationPolicy.RECOMPUTE_MLP
     candidates = [
@@ -124,7 +129,8 @@ def smaller_plan(plan: MemoryPlan, plan_for: Callable[[MemoryMode], MemoryPlan])
     """Returns the plan to go on with after `plan` ran out of memory: that of the next mode which needs less (on a tight
     card Fastest chooses what Balanced does), or the smallest. None if `plan` was the smallest."""
     modes = list(MemoryMode)
-    candidates = [plan_for(mode) for mode in modes[modes.index(plan.mode) + 1 :]]
+    candidates = [plan_for(mode) for mode in modes[modes.index(plan.mode) + 1 :]]  # smaller modes, largest first
+
     less = [candidate for candidate in candidates if candidate.peak_bytes < plan.peak_bytes]
     return next(iter(less or candidates[-1:]), None)
 
@@ -133,9 +139,11 @@ def _mixtures(layers: int, best: ActivationPolicy) -> list[tuple[ActivationPolic
     """Policies of all layers: from `best` everywhere down to RECOMPUTE_ALL everywhere, one layer at a time."""
     steps = [ActivationPolicy.SAVE_ALL, ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.RECOMPUTE_ALL]
     steps = steps[steps.index(best) :]
+
     found = [(best,) * layers]
     for more, less in pairwise(steps):
         found += [(less,) * count + (more,) * (layers - count) for count in range(1, layers + 1)]
+
     return found
 
 

@@ -64,11 +64,13 @@ def choose_micro_batch(
     seconds = {}
     for size in _sizes(sequences, length):
         plan = plan_for(size * length)
+        # A plan that fell back to a smaller mode is not what the user asked for.
         if plan.fits and plan.mode is mode:
             seconds[size] = step_seconds(shape, MicroBatch(size, sequences // size), length, plan)
     if not seconds:
         return MicroBatch(1, sequences)
 
+    # The largest of those within 1 % of the fastest.
     limit = EQUAL * min(seconds.values())
     size = max(size for size, needed in seconds.items() if needed <= limit)
     return MicroBatch(size, sequences // size)
@@ -85,7 +87,8 @@ def largest_without_recompute(sequences: int, length: int, saves: Callable[[int]
 
 def step_seconds(shape: ModelShape, batch: MicroBatch, length: int, plan: MemoryPlan) -> float:
     """Predicted seconds of an optimiser step, by the module's formula."""
-    parameters = shape.linear_parameters + shape.vocabulary * shape.hidden
+    # 4 FLOP a parameter and token, as frozen weights have no gradient: 2 forward, 2 for dx.
+    parameters = shape.linear_parameters + shape.vocabulary * shape.hidden  # linear layers and head
     products = PASS_OVER_PRODUCTS * 4.0 * parameters * batch.size * length / GEMM_RATE
     return batch.accumulation * (max(LAUNCH_SECONDS * shape.layers, products) + plan.extra_milliseconds / 1e3)
 

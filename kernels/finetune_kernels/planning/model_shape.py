@@ -66,6 +66,7 @@ class ModelShape:
             elements += 2 * (self.hidden + 2) if self.second_norms else 0
         if policy is ActivationPolicy.SAVE_ALL:
             elements += 2 * self.feed_forward  # gate and up
+
         return elements * BYTES
 
     def recomputed_flop(self, policy: ActivationPolicy) -> float:
@@ -75,6 +76,7 @@ class ModelShape:
             return 0.0
         if policy is ActivationPolicy.RECOMPUTE_MLP:
             return gate_up
+
         attention = 2.0 * self.hidden * (self.attention_width + self.heads * self.head_size)
         return gate_up + attention + (gate_up / 2 if self.second_norms else 0.0)
 
@@ -99,6 +101,7 @@ class ModelShape:
         is in host memory, two blocks of it are on the GPU at a time, and the gradient is summed in fp32."""
         if not blocked:
             return (3 * tokens * self.hidden + min(tokens, CHUNK_ROWS) * self.vocabulary) * BYTES
+
         block, rows = min(VOCABULARY_BLOCK, self.vocabulary), min(tokens, HEAD_ROWS)
         return 8 * tokens * self.hidden + rows * (block * BYTES + 4 * self.hidden) + 2 * block * self.hidden * BYTES
 
@@ -166,13 +169,16 @@ def shape_from_config(
 
 def loaded_bytes(config: Any, shape: ModelShape, *, double_quantized: bool) -> int:
     """Bytes of the weights once they are loaded, adapters included."""
+    # Embedding, head, and two norms a layer plus the last one.
     others = _vocabulary_bytes(config, shape) + (2 * shape.layers + 1) * shape.hidden * BYTES
     linears = shape.linear_parameters * BYTES
+
     if shape.quantized:
         scales = shape.linear_parameters // NF4_BLOCK
         linears = shape.linear_parameters // 2 + (
             scales + 4 * scales // SCALES_BLOCK if double_quantized else 4 * scales
         )
+
     return linears + others + shape.adapter_parameters * ADAPTER_BYTES
 
 
@@ -195,6 +201,7 @@ def _scales_embedding(config: Any) -> bool:
 
 def _linears(shape: ModelShape) -> dict[str, tuple[int, int]]:
     """Output and input size of each linear layer in a decoder layer."""
+    # Rows of W for q, and for k or v.
     queries, keys = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
     hidden, wide = shape.hidden, shape.feed_forward
     return {
