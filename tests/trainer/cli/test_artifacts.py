@@ -139,7 +139,7 @@ def test_an_address_and_a_finished_jobs_name_lead_to_the_same_result(
     assert "has not finished, or its output is elsewhere" in absent.stderr
     changed = store.config.model_copy(update={"training": store.config.training.model_copy(update={"seed": 7})})
     other = finetune(manifest_file(changed, tmp_path / "other.yaml"), *words)
-    assert "another version of the specification" in other.stderr
+    assert "another version of the manifest" in other.stderr
 
 
 @pytest.mark.cluster

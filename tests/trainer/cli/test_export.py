@@ -77,7 +77,7 @@ def test_every_wrong_argument_is_named_at_once(finetune: Finetune, tmp_path: Pat
         "--adapter: found 'pvc://claim/adapter'",
         "--merged: found 'INT3': choose BF16 or FP16",
         "--gguf: found 'Q9_9'",
-        "--gguf: F16 is written twice",
+        "--gguf: F16 is given twice",
         "--output: ",
         "--name: found 'a/b'",
         "--device: found 'tpu'",
@@ -88,7 +88,7 @@ def test_every_wrong_argument_is_named_at_once(finetune: Finetune, tmp_path: Pat
         assert part in done.stderr
     assert "Traceback" not in done.stderr
     nothing = finetune("export")
-    assert "--base: is missing" in nothing.stderr
+    assert "--base is required" in nothing.stderr
     assert "nothing to export" in nothing.stderr
 
 

@@ -21,8 +21,41 @@ spec:
 """
 
 
+HELP_ALONE = """
+import contextlib, sys
+from finetune_trainer.cli.finetune import parse
+with contextlib.suppress(SystemExit):
+    parse(["--help"])
+print("imported:", *(name for name in ("torch", "numpy", "boto3", "pydantic", "yaml") if name in sys.modules))
+"""
+
+
 def finetune(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(FINETUNE), *arguments], capture_output=True, text=True, check=False, timeout=240)
+
+
+def test_help_gives_an_example_of_every_verb_and_imports_nothing_heavy() -> None:
+    done = subprocess.run([sys.executable, "-P", "-c", HELP_ALONE], capture_output=True, text=True, check=True)
+    for verb in ("run", "validate", "export", "artifacts"):
+        assert f"  finetune {verb} " in done.stdout
+    assert done.stdout.splitlines()[-1] == "imported:"
+
+
+@pytest.mark.parametrize("verb", ["run", "validate", "export", "artifacts"])
+def test_every_verb_explains_its_options_with_an_example(verb: str) -> None:
+    done = finetune(verb, "--help")
+    assert done.returncode == 0
+    assert f"example:\n  finetune {verb} " in done.stdout
+    assert "--credentials" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("no-such-verb",), ("validate",), ("validate", "a", "b"), ("run", "a", "--typo")], ids=" ".join
+)
+def test_words_that_no_verb_takes_end_with_the_usage(words: tuple[str, ...]) -> None:
+    done = finetune(*words)
+    assert done.returncode == 2
+    assert "usage: finetune" in done.stderr
 
 
 def test_every_error_is_reported_with_its_path(tmp_path: Path) -> None:

@@ -1,0 +1,11 @@
+"""Every console command: `finetune` on a user's machine, `finetune-trainer` in a pod.
+
+finetune.py           `finetune`: its verbs, their options and examples
+run.py                `finetune run`: a job on this machine, with a progress bar
+preflight.py          `finetune validate` and `finetune-trainer preflight`
+export.py             `finetune export`: merge and convert, without training
+export_arguments.py   the options of `finetune export`, all of whose errors are reported together
+artifacts.py          `finetune artifacts`: list or download a result
+find_result.py        where a job's result is, from what a user calls the job
+pod.py                `finetune-trainer run`: one attempt of a job in its pod
+"""

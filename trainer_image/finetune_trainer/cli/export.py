@@ -1,4 +1,4 @@
-"""`finetune export`: merge and convert on this machine, without a cluster and without training."""
+"""`finetune export`: merges and converts on this machine, without a cluster and without training."""
 
 import logging
 import tempfile
@@ -26,14 +26,15 @@ from finetune_trainer.cli.export_arguments import ExportArguments
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.export import ExportedFile, ExportRequest, export
 from finetune_trainer.job.logging_setup import configure_logging
-from finetune_trainer.sources import FetchedSource, fetch_adapter, fetch_model
+from finetune_trainer.sources import FetchedSource, SourceAccess, fetch_adapter, fetch_model
 
 GIGABYTE = 1e9
 INTERRUPTED = 130
+"""Exit code of a program that Ctrl-C has stopped, as shells expect it."""
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of the closing table: a GGUF file, or the merged folder."""
 
     path: str
@@ -42,10 +43,11 @@ class Row:
 
 
 def export_here(arguments: ExportArguments) -> int:
-    """Fetch, export and show; returns the exit code."""
+    """Fetches, exports, and prints a table of the files; returns the exit code."""
     configure_logging(logging.ERROR)
     console = Console(stderr=True, highlight=False)
     began = time.monotonic()
+
     try:
         files = _export(arguments, console)
     except TrainerError as error:
@@ -54,15 +56,19 @@ def export_here(arguments: ExportArguments) -> int:
     except KeyboardInterrupt:
         console.print("interrupted; nothing was left behind")
         return INTERRUPTED
+
     Console(highlight=False).print(to_table(to_rows(files, arguments.output)))
     console.print(f"{time.monotonic() - began:.1f} s in all, sources fetched and checked")
     return 0
 
 
 def _export(arguments: ExportArguments, console: Console) -> list[ExportedFile]:
+    """Fetches adapter and base, then exports, with a progress bar for each."""
     device = choose_device(arguments.device)
+    access = SourceAccess(arguments.credentials, arguments.endpoint_url, arguments.region)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    # Downloads go to the output's disk: it was chosen for files of this size.
+
+    # Downloads go to the disk of the output, which the user chose for files of this size.
     with (
         tempfile.TemporaryDirectory(prefix=".sources-", dir=arguments.output) as work,
         _progress_bar(console) as bar,
@@ -70,14 +76,14 @@ def _export(arguments: ExportArguments, console: Console) -> list[ExportedFile]:
         adapter = None
         if arguments.adapter is not None:
             task = bar.add_task(f"adapter {arguments.adapter}", total=None)
-            fetched = fetch_adapter(arguments.adapter, Path(work) / "adapter", arguments.access, _advance(bar, task))
+            fetched = fetch_adapter(arguments.adapter, Path(work) / "adapter", access, _advance(bar, task))
             adapter = fetched.folder
             _finish(bar, task, fetched)
+
         task = bar.add_task(f"base {arguments.base}", total=None)
-        base = fetch_model(
-            arguments.base, arguments.revision, Path(work) / "base", arguments.access, _advance(bar, task)
-        )
+        base = fetch_model(arguments.base, arguments.revision, Path(work) / "base", access, _advance(bar, task))
         _finish(bar, task, base)
+
         request = ExportRequest(
             base=base.folder,
             adapter=adapter,
@@ -87,6 +93,7 @@ def _export(arguments: ExportArguments, console: Console) -> list[ExportedFile]:
             name=arguments.name,
             base_name=Source.parse(arguments.base).hub_name,
         )
+
         task = bar.add_task("export", total=None)
         return export(
             request,
@@ -98,24 +105,27 @@ def _export(arguments: ExportArguments, console: Console) -> list[ExportedFile]:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one; raises TrainerError for a GPU that is not there."""
+    """The device `name`; auto: the GPU if there is one. Raises TrainerError if cuda is asked for and absent."""
     if name == "cuda" and not torch.cuda.is_available():
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, "--device cuda: this machine has no usable NVIDIA GPU")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-def to_rows(files: list[ExportedFile], output: Path) -> list[Row]:
-    """Lines of the table: the merged folder's files are one, every other file is its own."""
+def to_rows(files: list[ExportedFile], output: Path) -> list[TableRow]:
+    """Lines of the table: one for the folder of merged weights, one for every other file."""
+    # Merged weights are many files, none of interest by itself.
     merged = [file for file in files if file.kind == "merged"]
-    rows = [Row(str(file.path.relative_to(output)), file.size, file.seconds) for file in files if file.kind != "merged"]
+    rows = [
+        TableRow(str(file.path.relative_to(output)), file.size, file.seconds) for file in files if file.kind != "merged"
+    ]
     if merged:
         total, seconds = sum(file.size for file in merged), sum(file.seconds for file in merged)
-        rows.insert(0, Row("merged/", total, seconds))
+        rows.insert(0, TableRow("merged/", total, seconds))
     return rows
 
 
-def to_table(rows: list[Row]) -> Table:
-    """File, size, and how long encoding and writing it took; small text files have no rate."""
+def to_table(rows: list[TableRow]) -> Table:
+    """Table of the files: size, seconds to encode and write, and rate; small text files have no rate."""
     table = Table("file")
     for heading in ("bytes", "seconds", "GB/s"):
         table.add_column(heading, justify="right")
@@ -137,10 +147,11 @@ def _progress_bar(console: Console) -> Progress:
 
 
 def _finish(bar: Progress, task: TaskID, fetched: FetchedSource) -> None:
+    """Fills the bar of a source that has been fetched."""
     size = sum(path.stat().st_size for path in fetched.files)
     bar.update(task, total=size, completed=size)
 
 
 def _advance(bar: Progress, task: TaskID) -> Callable[[int], None]:
-    """Count downloaded bytes; files that are here already count none."""
+    """Callback that counts downloaded bytes; files that are on this machine already count none."""
     return lambda count: bar.update(task, advance=count)

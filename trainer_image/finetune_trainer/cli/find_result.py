@@ -1,4 +1,4 @@
-"""Where the result of a job is, from what a user calls the job: a manifest file, a place, or a name in the cluster."""
+"""Locates the result of a job, given a manifest, a folder or URI, or the name of a job in the cluster."""
 
 import json
 import re
@@ -28,7 +28,7 @@ _NAME = re.compile(rf"({SUBDOMAIN}/)?{SUBDOMAIN}")
 
 @dataclass(frozen=True)
 class ResultLocation:
-    """A job's prefix in a bucket, or its folder."""
+    """Location of a job's result: a prefix in a bucket, or a folder."""
 
     folder: Path | None = None
     bucket: str = ""
@@ -36,19 +36,23 @@ class ResultLocation:
     endpoint_url: str | None = None
     region: str | None = None
     spec_digest: str | None = None
-    """Of the specification that the user named, where they named one."""
+    """Digest of the specification, if the user gave a manifest or a name in the cluster."""
 
     def open(self, credentials: Path | None) -> ObjectStore:
-        """The storage; `credentials` is a folder like a mounted Secret, None is boto3's chain."""
+        """Opens the storage; `credentials` is a folder like a mounted Secret, None is boto3's own chain."""
         if self.folder is not None:
             return FolderStore(self.folder)
+
         session = S3Session(self.bucket, S3Location(self.endpoint_url, self.region), credentials, OUTPUT_REASONS)
         return S3Store(session, self.prefix)
 
 
 def locate_result(job: str, results: Path | None, endpoint_url: str | None, region: str | None) -> ResultLocation:
-    """The place of `job`: an s3:// prefix, a folder with a manifest, a FineTuneJob's YAML file, or [namespace/]name in
-    the cluster that kubectl talks to. `results` is where `finetune run --output` wrote. Raises TrainerError."""
+    """Returns where the result of `job` is. Raises TrainerError if that cannot be found out.
+
+    `job` is an s3:// prefix, a folder with manifest.json, a FineTuneJob's YAML file, or [namespace/]name in the cluster
+    that kubectl talks to. `results` is the folder that `finetune run --output` wrote to.
+    """
     path = Path(job)
     if job.startswith("s3://"):
         location = _location_of_uri(job)
@@ -59,8 +63,9 @@ def locate_result(job: str, results: Path | None, endpoint_url: str | None, regi
     elif _NAME.fullmatch(job):
         location = _location_in_cluster(*_namespace_and_name(job))
     else:
-        message = f"{job} is no s3:// address, folder, manifest or name of a job"
+        message = f"{job} is neither an s3:// address, a folder, a manifest nor the name of a job"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+
     return replace(location, endpoint_url=endpoint_url or location.endpoint_url, region=region or location.region)
 
 
@@ -73,8 +78,9 @@ def _location_of_manifest(path: Path, results: Path | None) -> ResultLocation:
     try:
         job = load_manifest(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, ValidationError) as error:
-        message = f"{path} is no FineTuneJob: {str(error).splitlines()[0]}; see `finetune validate {path}`"
+        message = f"{path} is not a FineTuneJob: {str(error).splitlines()[0]}; see `finetune validate {path}`"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from None
+
     config = _config(job)
     if results is not None:
         return ResultLocation(folder=results / config.job.name, spec_digest=config.spec_digest())
@@ -87,26 +93,32 @@ def _namespace_and_name(job: str) -> tuple[str | None, str]:
 
 
 def _location_in_cluster(namespace: str | None, name: str) -> ResultLocation:
+    # kubectl brings the user's own context, login and proxies.
     words = ["kubectl", "get", "finetunejobs.finetune.dev", name, "--output", "json"]
     words += ["--namespace", namespace] if namespace else []
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=KUBECTL_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
-        message = f"{name} is no file, and the cluster cannot be asked: kubectl: {type(error).__name__}"
+        message = f"there is no file {name}, and kubectl cannot be run: {type(error).__name__}"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from None
+
     if done.returncode:
-        message = f"{name} is no file, and kubectl says: {done.stderr.strip()[:500]}"
+        message = f"there is no file {name}, and kubectl reports: {done.stderr.strip()[:500]}"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+
+    # The status knows where the result is; the specification knows how to reach that bucket.
     job = FineTuneJob.from_object(json.loads(done.stdout))
     if job.status.manifest_uri is None:
         message = f"{name} has no result yet: its phase is {job.status.phase or 'unknown'}"
         raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, message)
+
     location = _location_of_uri(job.status.manifest_uri)
     in_bucket = _location_in_bucket(_config(job))
     return replace(in_bucket, bucket=location.bucket, prefix=location.prefix)
 
 
 def _config(job: FineTuneJob) -> RunConfig:
+    # A manifest file has no UID yet; the location of a result does not depend on it.
     uid = job.metadata.uid or str(uuid.uuid4())
     identity = JobIdentity(namespace=job.metadata.namespace, name=job.metadata.name, uid=uid)
     return RunConfig.from_spec(identity, job.spec, progress=None)

@@ -1,5 +1,10 @@
-"""`finetune-trainer run`: one attempt of a job, in its pod; `finetune-trainer preflight`: its checks on a CPU. The
-process ends with an exit code of the shared table."""
+"""`finetune-trainer`: what runs in a job's pods.
+
+    finetune-trainer run         one attempt of a job, on the pod's GPU
+    finetune-trainer preflight   the job's checks, on a CPU
+
+The process ends with an exit code of the table that operator and trainer share (finetune_api/failures.py).
+"""
 
 import logging
 import sys
@@ -22,10 +27,12 @@ def main() -> None:
     """Console script."""
     if sys.argv[1:] not in (["run"], ["preflight"]):
         sys.exit("usage: finetune-trainer run|preflight")
+
     configure_logging()
     stop_signal = StopSignal()
     stop_signal.install()
     settings = Settings.from_environment()
+
     if sys.argv[1] == "preflight":
         from finetune_trainer.preflight.process_memory import block_torch_import
 
@@ -33,21 +40,26 @@ def main() -> None:
         from finetune_trainer.cli.preflight import preflight_attempt
 
         sys.exit(preflight_attempt(settings))
+
     sys.exit(run_attempt(settings, stop_signal))
 
 
 def run_attempt(settings: Settings, stop_signal: StopSignal) -> int:
-    """Run the mounted job; returns the exit code after the outcome is written."""
+    """Runs the mounted job and writes its outcome; returns the exit code."""
     assert settings.termination_log is not None
     progress = ProgressTracker()
+
     try:
         config = load_config(settings)
     except TrainerError as error:
         return write_outcome(_failed(error, progress), settings.termination_log)
+
+    # Without an address and a token to report to, only the outcome tells how the run went.
     reporter: Reporter | None = None
     if config.progress is not None and settings.token is not None:
         reporter = Reporter(progress, config.progress, settings.token)
         reporter.start()
+
     outcome = run_job(config, settings, progress, stop_signal)
     if reporter is not None:
         reporter.close()
@@ -55,7 +67,7 @@ def run_attempt(settings: Settings, stop_signal: StopSignal) -> int:
 
 
 def run_job(config: RunConfig, settings: Settings, progress: ProgressTracker, stop_signal: StopSignal) -> Outcome:
-    """Reuse or train and publish. Every ending, whatever it is, has an outcome; this never raises."""
+    """Reuses a finished result, or trains and publishes one. Never raises: whatever happens, there is an outcome."""
     try:
         outcome = _run(config, settings, progress, stop_signal)
     except BaseException as error:  # noqa: BLE001 (signals and defects included)
@@ -65,6 +77,7 @@ def run_job(config: RunConfig, settings: Settings, progress: ProgressTracker, st
 
 
 def _failed(error: BaseException, progress: ProgressTracker) -> Outcome:
+    """Logs the error, with a traceback if it is a defect, and returns its outcome."""
     outcome = failed(error, progress)
     log.error("%s: %s", outcome.reason, outcome.message, exc_info=None if isinstance(error, TrainerError) else error)
     return outcome
@@ -73,18 +86,23 @@ def _failed(error: BaseException, progress: ProgressTracker) -> Outcome:
 def _run(config: RunConfig, settings: Settings, progress: ProgressTracker, stop_signal: StopSignal) -> Outcome:
     from finetune_trainer.artifacts.hub_push import open_hub, push_result
     from finetune_trainer.artifacts.store import open_store
+    from finetune_trainer.job.run_context import RunContext
 
+    # Storage and hub first: a job that cannot publish should fail before it trains.
     store = open_store(config, settings.attempt_id, settings.credentials_of("output"), settings.output_folder)
     try:
         store.probe()
+
         hub = open_hub(config.output.hub, settings.credentials_of("hub"))
         if hub is not None:
             hub.prepare()
+
         if (existing := store.find_existing(config.spec_digest())) is not None:
             hub_url = push_result(hub, store.object_store, existing, settings.work / "artifacts")
             return succeeded(existing, store.manifest_uri(), progress, reused=True, hub_url=hub_url)
-        progress.stage(Stage.MODEL_LOADING)  # importing torch is a part of it: 3 s, on two busy cores 7 s
-        from finetune_trainer.pipeline import RunContext, run
+
+        progress.stage(Stage.MODEL_LOADING)  # this includes importing torch: 3 s, on two busy cores 7 s
+        from finetune_trainer.pipeline import run
 
         manifest = run(RunContext(config, settings, store, progress, stop_signal))
         hub_url = push_result(hub, store.object_store, manifest, settings.work / "artifacts")

@@ -1,4 +1,4 @@
-"""`finetune-trainer preflight` in a pod and `finetune validate` on a user's machine."""
+"""`finetune-trainer preflight` in a pod, and `finetune validate` on a user's machine."""
 
 import logging
 from datetime import UTC, datetime
@@ -24,12 +24,12 @@ log = logging.getLogger(__name__)
 
 
 def preflight_attempt(settings: Settings) -> int:
-    """Check the mounted job; returns the exit code after the outcome is written."""
+    """Checks the mounted job and writes its outcome; returns the exit code."""
     assert settings.termination_log is not None
     try:
         config = load_config(settings)
         outcome = find_result(config, settings) or _check(config, settings)
-    except BaseException as error:  # signals and defects included: every ending has an outcome
+    except BaseException as error:  # signals and defects included: whatever happens, there is an outcome
         outcome = failed(error, ProgressTracker()).model_copy(update={"stage": Stage.PREFLIGHT})
         known = isinstance(error, TrainerError)
         log.error("%s: %s", outcome.reason, outcome.message, exc_info=None if known else error)
@@ -37,13 +37,13 @@ def preflight_attempt(settings: Settings) -> int:
 
 
 def _check(config: RunConfig, settings: Settings) -> Outcome:
-    report, written = run_preflight(config, settings)
+    report, written = run_preflight(config, settings)  # written: URIs of the report's files
     show(report, written)
     return to_outcome(report, written)
 
 
 def preflight_here(config: RunConfig, settings: Settings) -> int:
-    """Check a job on this machine; returns the exit code."""
+    """Checks a job on this machine; returns the exit code."""
     try:
         report, written = run_preflight(config, settings)
     except TrainerError as error:  # such as an upload that fails although the probe succeeded
@@ -54,7 +54,7 @@ def preflight_here(config: RunConfig, settings: Settings) -> int:
 
 
 def to_outcome(report: Report, written: tuple[str, ...]) -> Outcome:
-    """The termination message."""
+    """Returns the termination message for a report whose files are at the URIs `written`."""
     reason = report.reason()
     return Outcome(
         result=Result.SUCCEEDED if reason is None else Result.FAILED,
@@ -68,9 +68,10 @@ def to_outcome(report: Report, written: tuple[str, ...]) -> Outcome:
 
 
 def summarize(report: Report, uri: str | None) -> PreflightSummary:
-    """What the status tells of the report, which lies at `uri`."""
+    """Returns the summary of the report for the job's status; the report itself is at `uri`."""
     rows, tokens, gpu, warnings = report.rows, report.tokens, report.gpu, report.warnings()
     fields: dict[str, Any] = {"errors": report.error_count(), "steps": report.optimizer_steps, "report_uri": uri}
+
     if rows is not None:
         fields |= {"rows": rows.total, "bad_rows": rows.bad, "duplicate_rows": rows.duplicates}
     if tokens is not None:
@@ -86,13 +87,14 @@ def summarize(report: Report, uri: str | None) -> PreflightSummary:
             "smallest_gpu_memory_bytes": gpu.smallest_bytes,
             "gpu_hours": round(gpu.hours, 3) if gpu.hours is not None else None,
         }
-    said = [f"{warning.location}: {warning.message}" for warning in warnings[:MAX_WARNINGS]]
-    fields |= {"warnings": tuple(text[:MAX_WARNING_CHARACTERS] for text in said), "warning_count": len(warnings)}
+
+    shown = [f"{warning.location}: {warning.message}" for warning in warnings[:MAX_WARNINGS]]
+    fields |= {"warnings": tuple(text[:MAX_WARNING_CHARACTERS] for text in shown), "warning_count": len(warnings)}
     return PreflightSummary(**fields)
 
 
 def show(report: Report, written: tuple[str, ...]) -> None:
-    """The table, what to change, and where the report is."""
+    """Prints the table, what to change, and where the report is."""
     console = Console(highlight=False)
     console.print(to_table(report))
     if (reason := report.reason()) is not None:
