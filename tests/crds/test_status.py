@@ -81,7 +81,7 @@ STATUS: dict[str, Any] = {
         "evaluationDigest": "2" * 64,
         "supervisedTokens": 10**6,
         "precision": "FP8",
-        "precisionReason": "8 bits change the loss of the first batch by 0.03%; up to 1% is accepted",
+        "precisionReason": "FP8 changes the loss of the first batch by 0.03%; up to 1% is accepted",
         "device": "NVIDIA H200",
         "batchSize": 8,
         "gradientAccumulation": 1,

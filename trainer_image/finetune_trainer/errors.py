@@ -1,10 +1,9 @@
-"""The trainer's errors: one class, because the reason is what differs, and the reasons are a table shared with the
-operator.
+"""The trainer's errors: one class, since only the reason differs, and reasons are a table shared with the operator.
 
     TrainerError(reason, message)
-    ├── S3Fault             artifacts/s3_faults.py: with the kind of fault, for code that can act on it
-    ├── ExportError ...     export/errors.py
-    └── InterruptedRunError     the pod is being stopped; a checkpoint was written first
+    ├── S3Fault                storage/s3_faults.py: with the kind of fault, for code that can act on it
+    ├── ExportError ...        export/errors.py
+    └── InterruptedRunError    the pod is being stopped; a checkpoint was written first
 
 The message is for people: what was found, what was expected, what to do. It reaches status and events, so it never
 holds a secret.
@@ -14,7 +13,7 @@ from finetune_api.failures import ExitCode, FailureReason, exit_code_of
 
 
 class TrainerError(Exception):
-    """The run cannot go on. `reason` is one of the reasons that the operator knows."""
+    """Ends the run, with one of the reasons that the operator knows."""
 
     def __init__(self, reason: FailureReason, message: str) -> None:
         super().__init__(message)
@@ -23,12 +22,12 @@ class TrainerError(Exception):
 
     @property
     def exit_code(self) -> ExitCode:
-        """The process's exit code, which decides whether the Job is tried again."""
+        """Exit code of the process; the operator retries the Job or not by this code."""
         return exit_code_of(self.reason)
 
 
 class InterruptedRunError(TrainerError):
-    """The run was asked to stop, and stopped where it can go on."""
+    """Ends a run that was asked to stop, in a state from which it can be resumed."""
 
     def __init__(self, message: str) -> None:
         super().__init__(FailureReason.INTERRUPTED, message)

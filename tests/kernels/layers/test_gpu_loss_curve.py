@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from speed.loss_curve import Curve, Size, differences, make_model, make_rows, train, write
+from speed.loss_curve import Curve, Size, Variant, differences, make_model, make_rows, train, write
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,8 +23,8 @@ after six steps."""
 def test_two_hundred_steps(tmp_path: Path) -> None:
     size = Size()
     model, rows = make_model(tmp_path / "model", size), make_rows(size)
-    plain = train(model, rows, size, kernels=False)
-    ours = train(model, rows, size, kernels=True)
+    plain = train(model, rows, size, Variant(kernels=False))
+    ours = train(model, rows, size, Variant(kernels=True))
     write(tmp_path / "curve.csv", ours, plain)
     worst = max(differences(ours, plain))
     print((tmp_path / "curve.csv").read_text())
@@ -34,16 +34,16 @@ def test_two_hundred_steps(tmp_path: Path) -> None:
     assert plain.losses[-1] < 0.9 * plain.losses[0], "nothing was learned, so nothing was compared"
     assert worst < BOUND
     short = Size(steps=60)
-    wrong = train(model, rows, short, kernels=True, scale=1.02)
-    right = train(model, rows, short, kernels=False)
+    wrong = train(model, rows, short, Variant(kernels=True, scale=1.02))
+    right = train(model, rows, short, Variant(kernels=False))
     assert max(differences(wrong, right)) > BOUND
 
 
 def test_from_zero_ours_is_nearer_to_fp32_than_plain(tmp_path: Path) -> None:
     size = Size(steps=40, start=0.0)
     model, rows = make_model(tmp_path / "model", size), make_rows(size)
-    oracle = train(model, rows, size, kernels=False, training={"precision": "FP32"})
-    far = {kernels: _first_ten(train(model, rows, size, kernels=kernels), oracle) for kernels in (False, True)}
+    oracle = train(model, rows, size, Variant(kernels=False, training={"precision": "FP32"}))
+    far = {kernels: _first_ten(train(model, rows, size, Variant(kernels=kernels)), oracle) for kernels in (False, True)}
     print(f"mean difference from fp32 over ten steps: plain {far[False]:.2e}, ours {far[True]:.2e}")
     assert far[True] < far[False]
 

@@ -13,7 +13,7 @@ from finetune_kernels.ops.linear_cross_entropy import LinearCrossEntropyFunction
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.micro_batch import MicroBatch
 from finetune_trainer.training.engine import Engine
-from speed.loss_curve import Size, differences, make_model, make_rows, train, write
+from speed.loss_curve import Size, Variant, differences, make_model, make_rows, train, write
 
 
 def in_the_interpreter(model: Any, loaded: Any, config: Any) -> Engine:
@@ -42,12 +42,12 @@ SIZES: dict[str, Any] = {"hidden": 64, "feed_forward": 128, "layers": 2, "heads"
 def test_a_few_steps_in_the_interpreter(tmp_path: Path) -> None:
     size = Size(**SIZES, batch=1, accumulation=1, steps=12, gpus=0)
     model, rows = make_model(tmp_path / "model", size), make_rows(size)
-    plain = train(model, rows, size, kernels=False)
-    ours = train(model, rows, size, kernels=True, prepare=in_the_interpreter)
+    plain = train(model, rows, size, Variant(kernels=False))
+    ours = train(model, rows, size, Variant(kernels=True, prepare=in_the_interpreter))
     assert len(ours.losses) == size.steps
     assert min(*plain.norms, *ours.norms) > 0
     assert max(differences(ours, plain)) < 5e-6  # fp32; 3e-7 was measured
-    wrong = train(model, rows, size, kernels=False, scale=1.02)
+    wrong = train(model, rows, size, Variant(kernels=False, scale=1.02))
     assert max(differences(wrong, plain)) > 5e-5
     write(tmp_path / "curve.csv", ours, plain)
     lines = (tmp_path / "curve.csv").read_text().splitlines()
@@ -59,10 +59,10 @@ def test_a_few_steps_with_magnitudes(tmp_path: Path) -> None:
     size = Size(**SIZES, batch=1, accumulation=1, steps=4, gpus=0)
     model, rows = make_model(tmp_path / "model", size), make_rows(size)
     options: dict[str, Any] = {"adapter": {"variant": "DoRA"}, "training": {"learningRate": 1e-2}}
-    plain = train(model, rows, size, kernels=False, **options)
-    ours = train(model, rows, size, kernels=True, prepare=in_the_interpreter, **options)
+    plain = train(model, rows, size, Variant(kernels=False, **options))
+    ours = train(model, rows, size, Variant(kernels=True, prepare=in_the_interpreter, **options))
     assert max(differences(ours, plain)) < 5e-6  # fp32; 1.2e-6 was measured over six steps
-    lora = train(model, rows, size, kernels=False, training=options["training"])
+    lora = train(model, rows, size, Variant(kernels=False, training=options["training"]))
     assert max(differences(lora, plain)) > 5e-5  # 1e-2: magnitudes have moved
 
 
@@ -70,7 +70,7 @@ def test_a_run_with_dropout_is_the_same_twice(tmp_path: Path) -> None:
     size = Size(**SIZES, batch=1, accumulation=1, steps=2, gpus=0)
     model, rows = make_model(tmp_path / "model", size), make_rows(size)
     first, second, without = (
-        train(model, rows, size, kernels=True, adapter={"dropout": p}, prepare=in_the_interpreter)
+        train(model, rows, size, Variant(kernels=True, adapter={"dropout": p}, prepare=in_the_interpreter))
         for p in (0.2, 0.2, 0.0)
     )
     assert first == second

@@ -10,7 +10,7 @@ import torch
 from finetune_kernels.primitives.fp8 import MIN_CAPABILITY, Fp8Weight, quantize_rows, reference
 from finetune_test_kernels.tensor_checks import root_error
 from finetune_trainer.training.engine import Engine, prepare_engine
-from speed.loss_curve import Size, differences, make_model, make_rows, train
+from speed.loss_curve import Size, Variant, differences, make_model, make_rows, train
 
 pytestmark = [
     pytest.mark.gpu,
@@ -65,13 +65,13 @@ def test_training_ends_where_bfloat16_ends(tmp_path: Path) -> None:
         engines.append(prepare_engine(*arguments))
         return engines[-1]
 
-    exact = train(model, rows, size, kernels=True, training={"precision": "BF16"}, prepare=prepare)
-    rounded = train(model, rows, size, kernels=True, training={"precision": "FP8"}, prepare=prepare)
+    exact = train(model, rows, size, Variant(kernels=True, training={"precision": "BF16"}, prepare=prepare))
+    rounded = train(model, rows, size, Variant(kernels=True, training={"precision": "FP8"}, prepare=prepare))
     found = differences(rounded, exact)
-    print(f"mean {sum(found) / len(found):.2e}, largest {max(found):.2e}; {engines[1].verdict}")
-    assert engines[0].verdict is None
-    assert engines[1].verdict is not None
-    assert engines[1].verdict.precision == "FP8"
+    print(f"mean {sum(found) / len(found):.2e}, largest {max(found):.2e}; {engines[1].fp8_decision}")
+    assert engines[0].fp8_decision is None
+    assert engines[1].fp8_decision is not None
+    assert engines[1].fp8_decision.precision == "FP8"
     assert min(found) > 0, "not the same products"
     assert sum(found) / len(found) < 5e-3  # 2.2e-3 was measured over 200 steps, 6.8e-3 at most
     assert max(found) < 2e-2

@@ -14,7 +14,7 @@ from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
 from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.stages import training
-from finetune_trainer.stages.training import TrainingOutcome
+from finetune_trainer.training.outcome import TrainingOutcome
 
 Run = tuple[Outcome, RunProgress]
 

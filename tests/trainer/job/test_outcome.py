@@ -4,6 +4,7 @@ import errno
 from pathlib import Path
 
 import pytest
+import torch
 
 from finetune_api.failures import ExitCode, FailureReason
 from finetune_api.outcome import MAX_BYTES, Outcome, Result
@@ -15,6 +16,13 @@ SECRET = "hunter2"
 ENDINGS = {
     "an error of ours": (TrainerError(FailureReason.INVALID_ROW, "line 3"), "InvalidRow", ExitCode.DATA, "line 3"),
     "a stop": (InterruptedRunError("stopped"), "Interrupted", ExitCode.INTERRUPTED, "stopped"),
+    "GPU memory": (torch.OutOfMemoryError("x"), "CudaOutOfMemory", ExitCode.OUT_OF_MEMORY, "GPU's memory"),
+    "a namesake of torch's error": (
+        type("OutOfMemoryError", (Exception,), {})(),
+        "InternalError",
+        ExitCode.INTERNAL,
+        "log",
+    ),
     "host memory": (MemoryError(), "OutOfMemory", ExitCode.OUT_OF_MEMORY, "host's memory"),
     "a full disk": (OSError(errno.ENOSPC, "x"), "DiskFull", ExitCode.DISK_FULL, "disk is full"),
     "a defect": (KeyError(SECRET), "InternalError", ExitCode.INTERNAL, "KeyError"),

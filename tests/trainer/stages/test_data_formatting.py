@@ -13,8 +13,9 @@ from trl.data_utils import pack_dataset
 from finetune_api.spec.inputs import DatasetSpec, ModelSpec
 from finetune_api.vocabulary import OnBadRow, Precision
 from finetune_test_models.tiny_model import TINY_FAMILIES, make_tiny_model
+from finetune_trainer.chat.encoder import ChatEncoder
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.stages.data_formatting import FormattedData, format_data
+from finetune_trainer.stages.data_formatting import DatasetFiles, FormattedData, format_data
 from finetune_trainer.stages.model_loading import load_model
 from finetune_trainer.training.collator import collate_packed
 from finetune_trainer.training.losses import supervised_loss
@@ -34,7 +35,8 @@ def formatted(tmp_path: Path, tokenizer: Any, lines: list[str], max_length: int 
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(lines))
     settings = DatasetSpec.model_validate({"source": f"file://{path}", **spec})
-    return format_data((path,), settings, tokenizer, tmp_path / "work", max_length=max_length, seed=1)
+    files, encoder = DatasetFiles((path,)), ChatEncoder(tokenizer, settings.train_on)
+    return format_data(files, settings, encoder, tmp_path / "work", max_length=max_length, seed=1)
 
 
 def test_rows_are_cut_and_rows_without_supervised_tokens_are_left_out(tmp_path: Path, tokenizer: Any) -> None:
@@ -83,13 +85,14 @@ def test_an_evaluation_source_has_its_own_layout_and_all_its_rows(tmp_path: Path
     spec = DatasetSpec.model_validate(
         {"source": f"file://{lines}", "evaluation": {"source": f"file://{own}"}, "maxSamples": 2, "onBadRow": "Skip"}
     )
-    work = {"max_length": 64, "seed": 1, "held_out": (own,)}
-    data = format_data((lines,), spec, tokenizer, tmp_path / "work", **work)
+    files, encoder = DatasetFiles((lines,), (own,)), ChatEncoder(tokenizer, spec.train_on)
+    data = format_data(files, spec, encoder, tmp_path / "work", max_length=64, seed=1)
     assert data.evaluation is not None
     assert (len(data.train), len(data.evaluation), data.skipped_rows) == (2, 3, 1)
     assert data.format == "Messages"
+    strict = spec.model_copy(update={"on_bad_row": OnBadRow.FAIL})
     with pytest.raises(TrainerError, match=r"own.jsonl:4"):
-        format_data((lines,), spec.model_copy(update={"on_bad_row": OnBadRow.FAIL}), tokenizer, tmp_path, **work)
+        format_data(files, strict, encoder, tmp_path, max_length=64, seed=1)
 
 
 def test_held_out_rows_are_chosen_by_the_seed_and_never_trained_on(tmp_path: Path, tokenizer: Any) -> None:

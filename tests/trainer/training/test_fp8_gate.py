@@ -31,19 +31,19 @@ GIB = 2**30
 
 
 class Layers:
-    """Layers whose loss is off by `error` while they compute in 8 bits."""
+    """Layers whose loss is off by `error` while they compute in FP8."""
 
     def __init__(self, error: float) -> None:
-        self.error, self.eight_bits, self.modes = error, False, list[bool]()
+        self.error, self.fp8, self.modes = error, False, list[bool]()
 
     def use_fp8(self) -> None:
-        self.eight_bits = True
+        self.fp8 = True
 
     def use_compute_dtype(self) -> None:
-        self.eight_bits = False
+        self.fp8 = False
 
     def release_weights(self) -> None:
-        self.eight_bits = False
+        self.fp8 = False
 
     def set_policies(self, policies: Any) -> None:
         pass
@@ -52,8 +52,8 @@ class Layers:
         pass
 
     def loss(self, model: Any, *arguments: Any) -> torch.Tensor:
-        self.modes.append(self.eight_bits)
-        return supervised_loss(model, *arguments) * (1 + self.error if self.eight_bits else 1)
+        self.modes.append(self.fp8)
+        return supervised_loss(model, *arguments) * (1 + self.error if self.fp8 else 1)
 
 
 def plan_for(model: Any, mode: MemoryMode) -> MemoryPlan:
@@ -89,7 +89,7 @@ def run(
     return start
 
 
-def test_a_loss_that_stays_keeps_eight_bits(run: Any) -> None:
+def test_a_loss_that_stays_keeps_fp8(run: Any) -> None:
     layers = Layers(0.009)
     resolved, _ = run(layers)
     assert resolved.precision == "FP8"
@@ -98,7 +98,7 @@ def test_a_loss_that_stays_keeps_eight_bits(run: Any) -> None:
 
 
 @pytest.mark.parametrize(("error", "said"), [(0.011, "1.10%"), (-0.5, "50.00%"), (float("nan"), "nan%")])
-def test_a_loss_that_moves_gives_sixteen_bits_back(run: Any, error: float, said: str) -> None:
+def test_a_loss_that_moves_returns_to_bf16(run: Any, error: float, said: str) -> None:
     layers = Layers(error)
     resolved, loss = run(layers)
     assert resolved.precision == "BF16"
@@ -114,7 +114,7 @@ def test_without_room_for_weights_nothing_is_tried(run: Any) -> None:
     assert layers.modes == [False, False]
 
 
-def test_memory_that_runs_out_takes_eight_bits_along(run: Any) -> None:
+def test_memory_that_runs_out_ends_fp8(run: Any) -> None:
     layers = Layers(0.0)
     resolved, _ = run(layers, MemoryMode.FASTEST, 3)
     assert (resolved.precision, resolved.precision_reason) == ("BF16", NO_ROOM)

@@ -1,8 +1,9 @@
-"""The longest sequence that trains two steps on a smaller card, emulated: PyTorch's allocator refuses to go beyond it.
+"""Searches the longest sequence that trains two steps on a smaller card.
 
-The model is loaded once; every length is tried by the real trainer, batch 1. Memory grows linearly with the length, so
-two short sequences predict the longest one; tries then close in on it. An attempt on 80k tokens takes most of a minute
-(attention is quadratic), which is why nothing is bisected from scratch.
+The card is emulated: PyTorch's allocator refuses to go beyond its memory. The model is loaded once, and the real
+trainer tries every length with batch size 1. Memory grows linearly with the length, so two short sequences predict the
+longest one, and further attempts close in on it. Bisecting from scratch would take too long: one attempt on 80k tokens
+takes most of a minute, as attention is quadratic.
 """
 
 import gc
@@ -17,9 +18,9 @@ from speed.rows import MAX_POSITIONS, SEED, Row
 GRAIN = 1024
 """Lengths are multiples of this."""
 CONTEXT_BYTES = 2**29
-"""What CUDA's context takes of a real card, outside the allocator."""
+"""Memory that CUDA's context takes on a real card, outside the allocator."""
 CLOSE_ENOUGH = 0.02
-"""The search ends where less than this share can be gained."""
+"""The search ends once the next length would be longer by less than this share."""
 MAX_ATTEMPTS = 9
 CROSSOVER = 37_000
 """Tokens at which attention takes as long as everything else (8B on an H200: 126 us a token at 24,576, 243 at
@@ -29,34 +30,38 @@ STEPS = 2
 
 @dataclass(frozen=True)
 class Attempt:
-    """One length, and what came of it."""
+    """Result of training on one length."""
 
     tokens: int
     peak: int | None
-    """Bytes allocated at most; None: out of memory."""
+    """Peak of allocated bytes; None: out of memory."""
     seconds: float
     result: dict[str, Any]
 
 
-def next_length(attempts: Sequence[Attempt], limit: int, first: int, most: int) -> int | None:
-    """The length to try next on a card of `limit` bytes, beginning with `first`; None where the search is over. Pure.
+def next_length(attempts: Sequence[Attempt], limit: int, first: int, max_length: int) -> int | None:
+    """Returns the length to try next on a card of `limit` bytes; None if the search is over. Pure.
 
-    Out of memory at a predicted length steps down from it, twice as far each time.
+    The search begins with `first` tokens. After running out of memory at a predicted length, it steps down from there,
+    twice as far each time.
     """
     fitting = sorted((attempt for attempt in attempts if attempt.peak is not None), key=lambda one: one.tokens)
     failed = [attempt.tokens for attempt in attempts if attempt.peak is None]
     if len(attempts) >= MAX_ATTEMPTS:
         return None
+
     if len(fitting) < 2:
         wanted = first if not fitting else 3 * first
         if failed:
             wanted = min(wanted, min(failed) // 2 // GRAIN * GRAIN)
         return None if wanted < GRAIN or any(one.tokens == wanted for one in attempts) else wanted
+
+    # The line through the two longest sequences that fit: its slope is bytes per token.
     below, best = fitting[-2:]
     assert below.peak is not None
     assert best.peak is not None
     slope = max(1.0, (best.peak - below.peak) / (best.tokens - below.tokens))
-    wanted = min(most, int(best.tokens + (limit - best.peak) / slope) // GRAIN * GRAIN)
+    wanted = min(max_length, int(best.tokens + (limit - best.peak) / slope) // GRAIN * GRAIN)
     if failed and wanted >= min(failed):
         wanted = (min(failed) - (min(failed) * 3 // 200 << (len(failed) - 1))) // GRAIN * GRAIN
         wanted = max(wanted, (best.tokens + min(failed)) // 2 // GRAIN * GRAIN if wanted <= best.tokens else 0)
@@ -64,7 +69,7 @@ def next_length(attempts: Sequence[Attempt], limit: int, first: int, most: int) 
 
 
 def affordable(attempts: Sequence[Attempt], tokens: int, left: float) -> bool:
-    """Whether an attempt on `tokens` ends within `left` seconds, as the longest so far foretells. Pure."""
+    """True if an attempt on `tokens` should end within `left` seconds, judging by the longest so far. Pure."""
     if not attempts:
         return True
     longest = max(attempts, key=lambda one: (one.peak is not None, one.tokens))
@@ -72,11 +77,12 @@ def affordable(attempts: Sequence[Attempt], tokens: int, left: float) -> bool:
 
 
 def _work(tokens: int) -> float:
+    """Relative time of a step: linear in the tokens, plus attention."""
     return tokens * (1 + tokens / CROSSOVER)
 
 
 def search(system: str, row: Row, folder: Path, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """Figures of the longest sequence. Raises RuntimeError where not even the shortest trains."""
+    """Returns the figures of the longest sequence. Raises RuntimeError if not even the shortest trains."""
     import torch
 
     assert row.card_gib is not None
@@ -85,6 +91,7 @@ def search(system: str, row: Row, folder: Path, seconds: float, say: Callable[[s
     end = time.monotonic() + seconds
     attempt = _Trainings(system, row, folder)
     attempts: list[Attempt] = []
+
     say("TRAINING")
     while (tokens := next_length(attempts, limit, row.length, MAX_POSITIONS)) is not None:
         if not affordable(attempts, tokens, end - time.monotonic()):
@@ -94,14 +101,15 @@ def search(system: str, row: Row, folder: Path, seconds: float, say: Callable[[s
         peak = attempts[-1].peak
         outcome = "out of memory" if peak is None else f"{peak / 2**30:.2f} of {limit / 2**30:.2f} GiB"
         say(f"PROGRESS {tokens} tokens: {outcome}, {attempts[-1].seconds:.0f} s")
+
     fitting = [one for one in attempts if one.peak is not None]
     if not fitting:
-        raise RuntimeError(f"nothing fits {row.card_gib:g} GiB")
+        raise RuntimeError(f"no sequence fits {row.card_gib:g} GiB")
     return max(fitting, key=lambda one: one.tokens).result
 
 
 class _Trainings:
-    """Two steps on sequences of any length, on one loaded model."""
+    """Trains two steps on sequences of any length, with one loaded model."""
 
     def __init__(self, system: str, row: Row, folder: Path) -> None:
         from finetune_api.vocabulary import Precision
@@ -117,22 +125,26 @@ class _Trainings:
         self._engine = prepare_engine(self._model, self._loaded, config)
 
     def __call__(self, tokens: int) -> Attempt:
-        """Train on `tokens`."""
+        """Trains on one length; running out of memory is a result, too."""
         import torch
 
         torch.cuda.reset_peak_memory_stats()
         began, result = time.monotonic(), None
+
         try:
             result = self._train(tokens)
         except torch.OutOfMemoryError as error:
             error.__traceback__ = None  # its frames hold the pass's tensors
             for layer in self._engine.layers.layers if self._engine.layers else ():
                 layer.host.forget()
+
+        # Everything of this attempt is released before the next one.
         peak = torch.cuda.max_memory_allocated()
         for parameter in self._model.parameters():
             parameter.grad = None
         gc.collect()
         torch.cuda.empty_cache()
+
         if result is None:
             return Attempt(tokens, None, time.monotonic() - began, {})
         result["peak_gib"] = round(peak / 2**30, 2)
@@ -145,6 +157,7 @@ class _Trainings:
         row = replace(self._row, length=tokens)
         config = run_config(self._system, row, self._folder, STEPS)
         trainer = our_trainer(self._model, self._loaded, self._engine, config, dataset(row, STEPS))
+
         watch = make_watch()
         trainer.add_callback(watch)
         trainer.train()

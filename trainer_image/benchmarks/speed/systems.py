@@ -1,4 +1,4 @@
-"""How each system is set up, as its own documentation says: the same checkpoint, tokens, adapter and optimiser.
+"""Sets up each system as its own documentation says: the same checkpoint, tokens, adapter and optimiser.
 
 Everyone trains through TRL's SFTTrainer on random tokens, all supervised, with AdamW 8-bit, rank 16 on seven linears,
 in bf16. `import_libraries` can be called long before: importing takes longer than some measurements.
@@ -16,7 +16,7 @@ from speed.rows import LINEARS, SEED, Row, working_folder
 OURS = tuple(
     f"finetune_trainer.{name}"
     for name in (
-        "stages.adapter_injection", "training.engine", "stages.model_loading", "stages.training",
+        "stages.adapter_injection", "training.engine", "stages.model_loading", "training.qlora_trainer",
         "stages.training_configuration",
     )
 )  # fmt: skip
@@ -35,12 +35,14 @@ def import_libraries(system: str) -> None:
     os.environ |= ENVIRONMENT
     if system == "unsloth-max":
         os.environ["UNSLOTH_GC_KEEP_LAYERS"] = "max"
+
     first = ["unsloth"] if system.startswith("unsloth") else []
     for name in (*first, "torch", "transformers", "peft", "trl", "datasets", "bitsandbytes"):
         importlib.import_module(name)
     for name in OURS if system in MODES else ():
         importlib.import_module(name)
-    # transformers imports a class's module when the class is first asked for
+
+    # transformers imports a class's module when the class is first asked for.
     for module, name in (
         ("trl", "SFTTrainer"),
         ("transformers", "LlamaForCausalLM"),
@@ -127,7 +129,7 @@ def _ours(system: str, row: Row, folder: Path, steps: int) -> Any:
 
 
 def run_config(system: str, row: Row, folder: Path, steps: int) -> Any:
-    """What the operator would hand to the trainer."""
+    """Configuration that the operator would hand to the trainer."""
     from finetune_api.run_config import RunConfig
 
     return RunConfig.model_validate(
@@ -150,9 +152,10 @@ def our_trainer(model: Any, loaded: Any, engine: Any, config: Any, data: Any) ->
     """QloraTrainer for `data`; `planned` is the plan's peak in bytes."""
     from finetune_trainer.job.progress_tracker import ProgressTracker
     from finetune_trainer.job.stop_signal import StopSignal
-    from finetune_trainer.stages.training import QloraTrainer
     from finetune_trainer.stages.training_configuration import configure_training
-    from finetune_trainer.training.callback import CheckpointedState, RunCallback
+    from finetune_trainer.training.callback import RunCallback
+    from finetune_trainer.training.checkpointed_state import CheckpointedState
+    from finetune_trainer.training.qlora_trainer import QloraTrainer
 
     arguments = configure_training(
         config, loaded, working_folder() / "out", evaluates=False, recompute=engine.recompute_activations,

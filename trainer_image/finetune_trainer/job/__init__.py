@@ -1,0 +1,10 @@
+"""One attempt at a job: its surroundings, its progress and its end. Knows nothing of models and needs no torch.
+
+run_context.py        what every stage of a run may need: configuration, settings, storage, progress, stop signal
+settings.py           folders, mounts and identity of the attempt; the only reader of the environment
+progress_tracker.py   the live state of the run, in memory
+reporter.py           posts that state to the operator over HTTPS
+stop_signal.py        SIGTERM and Ctrl-C
+outcome.py            the last word of a run: termination message and exit code
+logging_setup.py      one log line per event on stderr
+"""

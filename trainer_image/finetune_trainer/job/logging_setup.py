@@ -7,8 +7,10 @@ NOISY = ("httpx", "botocore", "urllib3", "bitsandbytes", "datasets", "filelock",
 
 
 def configure_logging(level: int = logging.INFO) -> None:
-    """Set up the root logger."""
+    """Sets up the root logger."""
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
-    warnings.simplefilter("ignore", FutureWarning)  # for us who upgrade libraries, not for who reads a pod's log
+    warnings.simplefilter(
+        "ignore", FutureWarning
+    )  # these are for whoever upgrades libraries, not for readers of a pod's log
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,6 +1,8 @@
-"""The last word of a run, made from what happened, and written where the operator finds it."""
+"""Turns the end of a run into its outcome: the termination message, which the operator reads, and the exit code."""
 
+import errno
 import logging
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,8 +18,9 @@ log = logging.getLogger(__name__)
 def succeeded(
     manifest: Manifest, manifest_uri: str, progress: ProgressTracker, *, reused: bool, hub_url: str | None = None
 ) -> Outcome:
-    """A result is committed, and pushed to `hub_url` where the job asks for that."""
+    """Outcome of a committed result, pushed to `hub_url` if the job asks for that."""
     best_step = manifest.metrics.get("bestStep")
+
     return Outcome(
         result=Result.SUCCEEDED,
         message="a finished result of the same specification was found" if reused else "",
@@ -38,8 +41,9 @@ def succeeded(
 
 
 def failed(error: BaseException, progress: ProgressTracker) -> Outcome:
-    """The run ended with an error; ours carry their reason, any other is a defect whose text stays in the log."""
+    """Outcome of a run that ended with an error."""
     reason, message = explain(error)
+
     return Outcome(
         result=Result.INTERRUPTED if reason is FailureReason.INTERRUPTED else Result.FAILED,
         reason=reason,
@@ -58,20 +62,32 @@ def failed(error: BaseException, progress: ProgressTracker) -> Outcome:
 
 
 def explain(error: BaseException) -> tuple[FailureReason, str]:
-    """Reason and message of an error."""
+    """Returns reason and message of an error.
+
+    Our own errors carry both. Any other is a defect: its text stays in the log, as it may hold a secret.
+    """
     if isinstance(error, TrainerError):
         return error.reason, error.message
-    if type(error).__name__ == "OutOfMemoryError":  # torch's; naming it would import torch just to fail
-        return FailureReason.CUDA_OUT_OF_MEMORY, "the GPU's memory does not hold this run"
+    if _is_gpu_memory_error(error):
+        return FailureReason.CUDA_OUT_OF_MEMORY, "the run does not fit the GPU's memory"
     if isinstance(error, MemoryError):
-        return FailureReason.OUT_OF_MEMORY, "the host's memory does not hold this run"
-    if isinstance(error, OSError) and error.errno == 28:
+        return FailureReason.OUT_OF_MEMORY, "the run does not fit the host's memory"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return FailureReason.DISK_FULL, "the disk is full"
     return FailureReason.INTERNAL_ERROR, f"{type(error).__name__}, see the trainer's log"
 
 
+def _is_gpu_memory_error(error: BaseException) -> bool:
+    """True for torch.OutOfMemoryError, without importing torch: if nobody has imported it, the error is not torch's.
+
+    Preflight runs without torch (`sys.modules["torch"]` is None there).
+    """
+    kind = getattr(sys.modules.get("torch"), "OutOfMemoryError", None)
+    return kind is not None and isinstance(error, kind)
+
+
 def write_outcome(outcome: Outcome, path: Path) -> ExitCode:
-    """Write the termination message; returns the process's exit code."""
+    """Writes the termination message to `path`; returns the exit code of the process."""
     try:
         path.write_text(outcome.encode(), encoding="utf-8")
     except OSError as error:
@@ -80,10 +96,11 @@ def write_outcome(outcome: Outcome, path: Path) -> ExitCode:
 
 
 def _rounded(loss: float | None) -> float | None:
-    """As many digits as people compare."""
+    """The loss to 4 decimals, as the status shows it."""
     return None if loss is None else round(loss, 4)
 
 
 def _position(progress: ProgressTracker) -> dict[str, int | None]:
+    """Steps of the run, where it ended."""
     names = ("step", "total_steps", "checkpoint_step", "resumed_from_step")
     return {name: progress.value(name) for name in names}

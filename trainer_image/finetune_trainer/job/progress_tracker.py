@@ -1,5 +1,7 @@
-"""What the run is doing, kept in one place, and told to whoever listens: the operator (progress_reporter.py), or a
-progress bar. Training only ever changes numbers in memory here."""
+"""Live state of a run, in memory: stages, steps, losses, and what was resolved.
+
+Listeners are called after every change: the reporter to the operator (reporter.py), or a progress bar.
+"""
 
 import logging
 import threading
@@ -22,7 +24,6 @@ from finetune_api.progress import (
 from finetune_api.vocabulary import Stage
 
 log = logging.getLogger(__name__)
-# Share of the whole job at which each stage begins, in percent; training is the long one.
 STAGE_START = {
     Stage.MODEL_LOADING: 0,
     Stage.ADAPTER_INJECTION: 5,
@@ -32,12 +33,14 @@ STAGE_START = {
     Stage.SAVING: 80,
     Stage.UPLOADING: 90,
 }
+"""Percent of the whole job at which each stage begins; training is the long one."""
 MAX_PERCENT_BEFORE_COMMIT = 99
+"""100 percent is reported by the outcome alone, once the result is committed."""
 METRICS = ("loss", "eval_loss", "learning_rate", "tokens_per_second")
 
 
 class ProgressTracker:
-    """State of the run. Thread-safe; `listen` is called after every change, with whether the stage changed."""
+    """State of one run. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -51,55 +54,61 @@ class ProgressTracker:
         self._transfer = TransferRate()
 
     def listen(self, listener: Callable[[bool], None]) -> None:
-        """Call `listener` after every change; it must not block."""
+        """Calls `listener` after every change, with True if the stage changed; it must not block."""
         self._listeners.append(listener)
 
     def stage(self, stage: Stage) -> None:
-        """A stage begins; the one before it ends."""
+        """Begins a stage and ends the one before it."""
         now = datetime.now(UTC)
         with self._lock:
             self._end_stage(now)
             self._stages.append(StageTimes(name=stage, start_time=now))
+
         log.info("stage %s", stage)
-        self._tell(stage_changed=True)
+        self._notify(stage_changed=True)
 
     def finish(self) -> None:
-        """The last stage ends."""
+        """Ends the last stage."""
         with self._lock:
             self._end_stage(datetime.now(UTC))
 
     def update(self, *, eta_seconds: int | None = None, **values: Any) -> None:
-        """Change fields of `RunProgress`; None and numbers that are not finite leave a field as it is (JSON and the
-        status have no NaN, and a loss that is not finite ends the run with a reason of its own)."""
+        """Changes fields of `RunProgress`. None, NaN and infinity leave a field as it is.
+
+        JSON and the status have no NaN, and a loss that is not finite ends the run with a reason of its own.
+        """
         with self._lock:
             self._values |= {name: value for name, value in values.items() if value is not None and isfinite(value)}
             self._eta = eta_seconds if eta_seconds is not None else self._eta
-        self._tell(stage_changed=False)
+
+        self._notify(stage_changed=False)
 
     def add_uploaded(self, count: int) -> None:
-        """Bytes have been uploaded; called from any thread. Speed and time to the end follow from them."""
+        """Adds `count` uploaded bytes, and estimates speed and remaining time. Called from any thread."""
         with self._lock:
             done = self._values.get("uploaded_bytes", 0) + count
             self._values["uploaded_bytes"] = done
+
             if (rate := self._transfer.measure(done)) is not None:
                 self._values["upload_bytes_per_second"] = round(rate)
                 self._eta = int((self._values.get("upload_total_bytes", done) - done) / rate)
-        self._tell(stage_changed=False)
+
+        self._notify(stage_changed=False)
 
     def resolve(self, **values: Any) -> None:
-        """Say what something left to us became."""
+        """Sets what a value became that the job left to us, such as the precision."""
         with self._lock:
             self._resolved = self._resolved.model_copy(update=values)
 
     def use_memory(self, memory: MemoryUse | None) -> None:
-        """Say what the memory plan is, and what became of it."""
+        """Sets the memory plan and its measured peak."""
         with self._lock:
             self._memory = memory
-        self._tell(stage_changed=False)
+        self._notify(stage_changed=False)
 
     @property
     def memory(self) -> MemoryUse | None:
-        """The memory plan as it was said last."""
+        """The memory plan as `use_memory` set it last."""
         return self._memory
 
     @property
@@ -109,18 +118,19 @@ class ProgressTracker:
 
     @property
     def current_stage(self) -> Stage | None:
-        """The stage that runs."""
+        """The stage that runs now, or ran last."""
         return self._stages[-1].name if self._stages else None
 
     def value(self, name: str) -> Any:
-        """Newest value of a field, or None."""
+        """Newest value of a field of `RunProgress`, or None."""
         return self._values.get(name)
 
     def report(self) -> ProgressReport:
-        """The whole state as the next report."""
+        """Returns the whole state as the next report."""
         with self._lock:
             self._sequence += 1
             values = dict(self._values)
+
             metrics = tuple(Metric(name=name, value=f"{values[name]:.6g}") for name in METRICS if name in values)
             status = TrainerStatus(
                 progress_percentage=self._percent(),
@@ -128,6 +138,7 @@ class ProgressTracker:
                 metrics=metrics,
                 last_updated_time=datetime.now(UTC),
             )
+
             run = RunProgress(
                 sequence=self._sequence,
                 stage=self._stages[-1].name if self._stages else Stage.MODEL_LOADING,
@@ -139,21 +150,25 @@ class ProgressTracker:
             return ProgressReport(trainer_status=status, finetune=run)
 
     def percent(self) -> int:
-        """Share of the whole job that is done."""
+        """Percent of the whole job that are done."""
         with self._lock:
             return self._percent()
 
     def _percent(self) -> int:
         if not self._stages:
             return 0
+
         stage = self._stages[-1].name
-        begin = STAGE_START[stage]
+        # Within training and uploading, percent follow steps and bytes; other stages count when they end.
+        begin = STAGE_START[stage]  # percent
         later = [start for start in STAGE_START.values() if start > begin]
         end = later[0] if later else MAX_PERCENT_BEFORE_COMMIT
+
         done, total = {
             Stage.TRAINING: (self._values.get("step"), self._values.get("total_steps")),
             Stage.UPLOADING: (self._values.get("uploaded_bytes"), self._values.get("upload_total_bytes")),
         }.get(stage, (None, None))
+
         share = min(1.0, done / total) if done and total else 0.0
         return int(begin + (end - begin) * share)
 
@@ -161,14 +176,16 @@ class ProgressTracker:
         if self._stages and self._stages[-1].end_time is None:
             self._stages[-1] = self._stages[-1].model_copy(update={"end_time": now})
 
-    def _tell(self, *, stage_changed: bool) -> None:
+    def _notify(self, *, stage_changed: bool) -> None:
         for listener in self._listeners:
             listener(stage_changed)
 
 
 class TransferRate:
-    """Bytes per second over the last half minute: long enough that parts of 16 MiB, which end together, do not make it
-    jump."""
+    """Bytes per second over the last half minute.
+
+    A shorter window would make the rate jump: uploaded parts of 16 MiB end together.
+    """
 
     def __init__(self, window_seconds: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._window = window_seconds
@@ -176,11 +193,13 @@ class TransferRate:
         self._seen: deque[tuple[float, int]] = deque()
 
     def measure(self, done: int) -> float | None:
-        """The rate after `done` bytes in all; None until two moments can be compared."""
+        """Returns the rate after `done` bytes in all; None until there are two moments to compare."""
         now = self._clock()
         self._seen.append((now, done))
+        # Two moments stay, or a slow upload would have no rate.
         while len(self._seen) > 2 and self._seen[0][0] < now - self._window:
             self._seen.popleft()
+
         then, before = self._seen[0]
         return (done - before) / (now - then) if now > then and done > before else None
 
@@ -192,11 +211,15 @@ class Speed:
         self._began: tuple[float, int, int] | None = None
 
     def measure(self, step: int, total: int, tokens: int) -> tuple[float | None, int | None]:
-        """(tokens per second, remaining seconds) after a step; the first step is warm-up and only starts the clock."""
+        """Returns (tokens per second, remaining seconds) after a step.
+
+        The first step is warm-up: it only starts the clock.
+        """
         now = time.monotonic()
         if self._began is None:
             self._began = (now, step, tokens)
             return None, None
+
         start, first_step, first_tokens = self._began
         elapsed, steps = max(now - start, 1e-6), step - first_step
         return (tokens - first_tokens) / elapsed, int((total - step) * elapsed / max(steps, 1))

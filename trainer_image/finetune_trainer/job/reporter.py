@@ -1,7 +1,7 @@
-"""Tell the operator, over HTTPS, what the run is doing.
+"""Posts the progress of the run to the operator, over HTTPS.
 
-A thread posts the newest state; a report that cannot be delivered is replaced by the next one. So an operator that is
-away costs the training nothing, and is caught up with at once when it returns.
+A thread posts the newest state; a report that cannot be delivered is replaced by the next one. So an absent operator
+costs the training nothing, and is up to date with the first report after its return.
 """
 
 import http.client
@@ -20,27 +20,29 @@ from finetune_trainer.job.progress_tracker import ProgressTracker
 log = logging.getLogger(__name__)
 POST_TIMEOUT_SECONDS = 10
 MAX_WAIT_SECONDS = 30.0
-NEVER_AGAIN = 410  # the job has ended, whatever this pod still has to say
+JOB_HAS_ENDED = 410  # HTTP Gone: no report of this pod is wanted any more
 
 
 class _RefuseRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the bearer token to another address."""
+    """Refuses redirects: following one would carry the bearer token to another address."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 class Reporter:
-    """Posts the newest state to the operator, on a thread of its own."""
+    """Thread that posts the newest state to the operator."""
 
     def __init__(self, progress: ProgressTracker, target: ProgressTarget, token: Path) -> None:
         """`token` is the file of a projected token: it is read for every report, because the kubelet replaces it."""
         if not target.url.startswith("https://"):
             raise ValueError("progress is reported over https only: the report carries a token")
+
+        # No proxies: those of the environment lead out of the cluster, and the operator is in it.
         tls = ssl.create_default_context(cadata=target.ca_certificate)
-        # The environment's proxies are for the outside; the operator is in the cluster.
         handlers = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls), _RefuseRedirects())
         self._opener = urllib.request.build_opener(*handlers)
+
         self._progress = progress
         self._target = target
         self._token = token
@@ -51,12 +53,13 @@ class Reporter:
         progress.listen(self._notice)
 
     def start(self) -> None:
-        """Begin to report."""
+        """Starts the thread."""
         self._thread.start()
 
     def close(self, timeout: float = 3.0) -> None:
-        """Send the last state if that works within `timeout` seconds; the outcome does not depend on it."""
-        self._closing, self._changed = True, True
+        """Posts the last state if that works within `timeout` seconds; the outcome does not depend on it."""
+        self._closing, self._changed = True, True  # the last state is posted even if nothing changed
+
         self._wake.set()
         self._thread.join(timeout)
 
@@ -66,25 +69,32 @@ class Reporter:
             self._wake.set()
 
     def _run(self) -> None:
+        """Posts after every interval in which something changed, and at once after a change of stage."""
         wait = self._target.interval_seconds
         while True:
-            self._wake.wait(wait * random.uniform(0.8, 1.2))  # noqa: S311 (pods must not report in step)
+            # Pods must not report in step with each other.
+            self._wake.wait(wait * random.uniform(0.8, 1.2))  # noqa: S311
             self._wake.clear()
             last = self._closing
+
             if self._changed:
+                # Cleared before the post: a change during it is for the next report.
                 self._changed = False
                 status = self._post()
-                if status == NEVER_AGAIN:
+                if status == JOB_HAS_ENDED:
                     return
                 delivered = status is not None and 200 <= status < 300
                 self._changed = self._changed or not delivered
+                # An absent operator is asked less and less often.
                 wait = self._target.interval_seconds if delivered else min(MAX_WAIT_SECONDS, wait * 2)
+
             if last:
                 return
 
     def _post(self) -> int | None:
-        """HTTP status of the answer, or None where there was none."""
+        """Posts the state; returns the HTTP status of the answer, or None if there was none."""
         body = self._progress.report().model_dump_json(by_alias=True, exclude_none=True).encode()
+
         try:
             headers = {"Authorization": f"Bearer {self._token.read_text().strip()}", "Content-Type": "application/json"}
             request = urllib.request.Request(self._target.url, data=body, headers=headers, method="POST")  # noqa: S310

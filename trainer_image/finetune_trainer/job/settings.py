@@ -1,6 +1,6 @@
-"""What the place where the trainer runs says: the only reader of the environment.
+"""Reads folders, mounts and identity of an attempt from the environment; nothing else reads it.
 
-The job itself is in the RunConfig; this is about folders, mounts and identity.
+The job itself is in the RunConfig.
 """
 
 import os
@@ -25,7 +25,7 @@ class Settings:
     work: Path
     """Scratch space for the base model, checkpoints and artifacts."""
     attempt_id: str
-    """Fence of everything that this attempt writes: the pod's UID."""
+    """The pod's UID; everything that this attempt writes carries it, so that attempts cannot mix."""
     config: Path | None = None
     """The mounted run_config.yaml."""
     credentials: Path | None = None
@@ -33,15 +33,17 @@ class Settings:
     token: Path | None = None
     """Projected token for progress reports."""
     termination_log: Path | None = None
+    """File that Kubernetes reads the termination message from."""
     model_mount: Path | None = None
-    """Where the PersistentVolumeClaim of a pvc:// model is mounted."""
+    """Mount of the PersistentVolumeClaim, if the model is a pvc:// source."""
     dataset_mount: Path | None = None
+    """Mount of the PersistentVolumeClaim, if the dataset is a pvc:// source."""
     output_folder: Path | None = None
     """Results go here instead of S3 (`finetune run --output`)."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """Settings of a pod; raises KeyError for a variable that the operator always sets."""
+        """Settings of a pod. Raises KeyError if a variable is missing that the operator always sets."""
 
         def path(name: str) -> Path | None:
             return Path(environment[name]) if environment.get(name) else None
@@ -58,13 +60,13 @@ class Settings:
         )
 
     def credentials_of(self, use: str) -> Path | None:
-        """Folder of the Secret for `output`, `model`, `dataset` or `hub`; None where the job names none."""
+        """Folder of the Secret for `output`, `model`, `dataset` or `hub`; None if the job names none."""
         folder = self.credentials / use if self.credentials else None
         return folder if folder and folder.is_dir() else None
 
 
 def load_config(settings: Settings) -> RunConfig:
-    """The mounted RunConfig; raises TrainerError (InvalidConfiguration) with every error at once."""
+    """Reads the mounted RunConfig. Raises TrainerError (InvalidConfiguration) with all errors together."""
     assert settings.config is not None
     try:
         return RunConfig.from_yaml(settings.config.read_text(encoding="utf-8"))

@@ -1,5 +1,5 @@
-"""SIGTERM: outside training it ends the run at once; during training the step is finished and a checkpoint written
-first."""
+"""SIGTERM and Ctrl-C: outside training they end the run at once; during training the step is finished and a checkpoint
+written first."""
 
 import signal
 import threading
@@ -11,32 +11,34 @@ from finetune_trainer.errors import InterruptedRunError
 
 
 class StopSignal:
-    """Whether the run was asked to stop. Install it in the main thread."""
+    """Remembers that SIGTERM or Ctrl-C has arrived. Install it in the main thread."""
 
     def __init__(self) -> None:
         self._requested = threading.Event()
         self._deferred = False
 
     def install(self) -> None:
-        """Listen to SIGTERM and Ctrl-C."""
+        """Registers the handler of SIGTERM and Ctrl-C (SIGINT)."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has arrived."""
+        """True once a signal has arrived."""
         return self._requested.is_set()
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """While this lasts a signal only sets `requested`: who defers looks at it and stops in order."""
+        """While this lasts, a signal only sets `requested`: the code inside looks at it and stops in order."""
         self._deferred = True
+
         try:
             yield
         finally:
             self._deferred = False
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        # Python runs this in the main thread, between two instructions of whatever happens there.
         self._requested.set()
         if not self._deferred:
             raise InterruptedRunError(f"stopped by {signal.Signals(number).name}")

@@ -1,0 +1,9 @@
+"""The six stages of the workflow, in the order in which pipeline.py calls them. Nothing else lives here.
+
+model_loading.py            1: the base model, frozen, in 4 or 16 bits, and its tokenizer
+adapter_injection.py        2: the LoRA adapter, whose parameters are the only ones that train
+data_formatting.py          3: raw rows to token ids and labels, in one streaming pass
+training_configuration.py   4: the job's training section as TRL's configuration
+training.py                 5: the training loop: resume, train, stop in order, evaluate
+saving.py                   6: adapter, merged weights and GGUF files, ready to publish
+"""

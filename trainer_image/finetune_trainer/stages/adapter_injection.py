@@ -1,4 +1,4 @@
-"""Stage 2: the low-rank adapter; everything else is frozen."""
+"""Stage 2: injects the LoRA adapter, whose parameters are the only ones that train."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from finetune_trainer.model.adapter_targets import choose_targets
 
 @dataclass(frozen=True)
 class AdaptedModel:
-    """The model with its adapter."""
+    """The model with its adapter, and how much of it trains."""
 
     model: Any
     """peft's PeftModel."""
@@ -23,8 +23,10 @@ class AdaptedModel:
 
 
 def inject_adapter(model: Any, spec: AdapterSpec, seed: int) -> AdaptedModel:
-    """Wrap the linear layers that the spec names. Raises TrainerError (InvalidConfiguration) for names the model
-    lacks."""
+    """Wraps the linear layers that the spec names, with weights drawn from `seed`.
+
+    Raises TrainerError (InvalidConfiguration) for names that the model lacks.
+    """
     torch.manual_seed(seed)
     config = LoraConfig(
         r=spec.rank,
@@ -35,11 +37,12 @@ def inject_adapter(model: Any, spec: AdapterSpec, seed: int) -> AdaptedModel:
         use_dora=spec.variant is AdapterVariant.DORA,
         task_type="CAUSAL_LM",
     )
+
     adapted = get_peft_model(model, config)
     trainable, total = adapted.get_nb_trainable_parameters()
     return AdaptedModel(adapted, int(trainable), int(total))
 
 
 def _linear_names(model: Any) -> set[str]:
-    """Last parts of the linear layers' names."""
+    """Last part of each linear layer's name, such as q_proj."""
     return {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}

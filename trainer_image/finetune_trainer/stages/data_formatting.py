@@ -1,6 +1,6 @@
-"""Stage 3: raw rows to token ids and labels, in one streaming pass, on disk.
+"""Stage 3: turns raw rows into token ids and labels, in one streaming pass.
 
-Bad rows are collected and reported together, by file and line. Memory stays at a few rows: encoded rows go to an
+Bad rows are collected and reported together, by file and line. Memory holds a few rows at a time: encoded rows go to an
 Arrow file.
 """
 
@@ -27,127 +27,143 @@ from finetune_trainer.errors import TrainerError
 log = logging.getLogger(__name__)
 FEATURES = Features({"input_ids": Sequence(Value("int32")), "labels": Sequence(Value("int32"))})
 WRITE_BATCH = 256
+"""Rows that are in memory before they are written."""
+
+
+@dataclass(frozen=True)
+class DatasetFiles:
+    """Raw files to train on, and those of an evaluation source, if the job names one."""
+
+    train: tuple[Path, ...]
+    evaluation: tuple[Path, ...] | None = None
 
 
 @dataclass(frozen=True)
 class FormattedData:
-    """Encoded rows: columns input_ids and labels."""
+    """Encoded rows, each a datasets.Dataset with columns input_ids and labels."""
 
     train: Any
-    """datasets.Dataset."""
     evaluation: Any | None
     format: DatasetFormat
     skipped_rows: int
+    """Bad rows, of training and evaluation data."""
     supervised_tokens: int
-    """Tokens with loss in the training rows, and in rows held out from them."""
+    """Tokens with loss in the training source, rows that are held out for evaluation included."""
 
 
-class _Counts:
-    """What one pass found."""
+def format_data(
+    files: DatasetFiles, spec: DatasetSpec, encoder: ChatEncoder, work: Path, *, max_length: int, seed: int
+) -> FormattedData:
+    """Encodes every usable row, cut to `max_length` tokens, into Arrow files below `work`.
 
-    def __init__(self) -> None:
-        self.rows = 0
-        self.supervised = 0
-        self.unsupervised_rows = 0
-        self.bad: list[str] = []
-        self.bad_total = 0
+    Raises TrainerError (InvalidRow, MissingColumn, EmptyDataset, NoSupervisedTokens, ...).
+    """
+    disable_progress_bars()
+    training = _EncodingPass(spec, encoder, max_length)
+    dataset = training.write(files.train, work / "encoded.arrow")
+    evaluation, skipped = None, training.bad_total
+
+    if files.evaluation is not None:
+        # An evaluation source has a layout of its own, and all its rows are used.
+        uri, _ = spec.evaluation_source() or (spec.source, "")
+        own_spec = spec.model_copy(update={"source": uri, "max_samples": None})
+        evaluating = _EncodingPass(own_spec, encoder, max_length)
+        evaluation = evaluating.write(files.evaluation, work / "evaluation.arrow")
+        skipped += evaluating.bad_total
+    elif spec.evaluation is not None and spec.evaluation.fraction is not None:
+        dataset, evaluation = _hold_out(dataset, spec.evaluation.fraction, seed)
+
+    return FormattedData(dataset, evaluation, training.format, skipped, training.supervised_tokens)
+
+
+def _hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Splits off `fraction` of the rows, at least one; at least one stays to train on."""
+    rows = len(dataset)
+    if rows < 2:
+        message = "spec.dataset.evaluation needs at least two usable rows: one to train on, one to hold out"
+        raise TrainerError(FailureReason.EMPTY_DATASET, message)
+
+    count = min(rows - 1, max(1, round(rows * fraction)))
+    parts = dataset.train_test_split(test_size=count, seed=seed)
+    return parts["train"], parts["test"]
+
+
+class _EncodingPass:
+    """One pass over the files of a source: writes usable rows, counts the others, and reports bad ones together."""
+
+    def __init__(self, spec: DatasetSpec, encoder: ChatEncoder, max_length: int) -> None:
+        self._spec, self._encoder, self._max_length = spec, encoder, max_length
         self.format = DatasetFormat.AUTO
+        self.rows = 0
+        self.supervised_tokens = 0
+        self.unsupervised_rows = 0
+        """Rows without a token of an answer within `max_length`."""
+        self.bad: list[str] = []
+        """The first bad rows: where each is, and what is wrong with it."""
+        self.bad_total = 0
 
-    def add_bad(self, row: Row, why: str) -> None:
+    def write(self, files: tuple[Path, ...], path: Path) -> Dataset:
+        """Encodes `files` into an Arrow file at `path`. Raises TrainerError as `format_data` does."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer = ArrowWriter(path=str(path), features=FEATURES, writer_batch_size=WRITE_BATCH)
+        for encoded in self._encode(files):
+            writer.write({"input_ids": encoded.input_ids, "labels": encoded.labels})
+        writer.finalize()
+        writer.close()
+
+        self._check()
+        return Dataset.from_file(str(path))
+
+    def _encode(self, files: tuple[Path, ...]) -> Iterator[Encoded]:
+        """Yields the usable rows, at most maxSamples."""
+        spec, layout = self._spec, self._spec.format
+        for row in read_rows(files):
+            try:
+                if row.is_broken:
+                    raise BadRowError(row.value)
+                # The first good row decides for all of them.
+                if layout is DatasetFormat.AUTO:
+                    layout = detect_format(row.value, spec.columns)
+                    log.info("dataset format: %s", describe_detection(row.value, layout, spec.columns))
+                self.format = layout
+                encoded = self._encoder.encode(parse_row(row.value, layout, spec.columns)).truncated(self._max_length)
+            except BadRowError as error:
+                self._add_bad(row, str(error))
+                continue
+            except TrainerError as error:  # not of this row alone: a template that is wrong, for example
+                raise TrainerError(error.reason, f"{row.location}: {error.message}") from None
+
+            if not encoded.supervised:
+                self.unsupervised_rows += 1
+                continue
+
+            self.rows += 1
+            self.supervised_tokens += encoded.supervised
+            yield encoded
+            if self.rows == spec.max_samples:
+                return
+
+    def _add_bad(self, row: Row, why: str) -> None:
         self.bad_total += 1
         if len(self.bad) < MAX_TRAINING_ROWS:
             self.bad.append(f"{row.location}: {why}")
 
+    def _check(self) -> None:
+        """Raises TrainerError for bad rows, unless the job skips them, and for a source without a usable row."""
+        if self.bad_total and self._spec.on_bad_row is OnBadRow.FAIL:
+            more = f" (and {self.bad_total - len(self.bad)} more)" if self.bad_total > len(self.bad) else ""
+            raise TrainerError(FailureReason.INVALID_ROW, "; ".join(self.bad) + more)
 
-def format_data(
-    files: tuple[Path, ...],
-    spec: DatasetSpec,
-    tokenizer: Any,
-    work: Path,
-    *,
-    max_length: int,
-    seed: int,
-    held_out: tuple[Path, ...] | None = None,
-    embedding_rows: int | None = None,
-) -> FormattedData:
-    """Encode every usable row into Arrow files below `work`; `held_out` are the files of an evaluation source,
-    `embedding_rows` the tokens that the model knows. Raises TrainerError (InvalidRow, MissingColumn, EmptyDataset,
-    NoSupervisedTokens, ...)."""
-    counts = _Counts()
-    encoder = ChatEncoder(tokenizer, spec.train_on, embedding_rows=embedding_rows)
-    disable_progress_bars()
-    dataset = _encode_files(files, spec, encoder, work / "encoded.arrow", max_length, counts)
-    evaluation, skipped = None, counts.bad_total
-    if held_out is not None:
-        uri, _ = spec.evaluation_source() or (spec.source, "")
-        own = spec.model_copy(update={"source": uri, "max_samples": None})
-        of_evaluation = _Counts()
-        evaluation = _encode_files(held_out, own, encoder, work / "evaluation.arrow", max_length, of_evaluation)
-        skipped += of_evaluation.bad_total
-    elif spec.evaluation is not None and spec.evaluation.fraction is not None:
-        if counts.rows < 2:
-            message = "spec.dataset.evaluation needs at least two usable rows: one to train on, one to hold out"
-            raise TrainerError(FailureReason.EMPTY_DATASET, message)
-        share = min(counts.rows - 1, max(1, round(counts.rows * spec.evaluation.fraction)))
-        parts = dataset.train_test_split(test_size=share, seed=seed)
-        dataset, evaluation = parts["train"], parts["test"]
-    return FormattedData(dataset, evaluation, counts.format, skipped, counts.supervised)
-
-
-def _encode_files(
-    files: tuple[Path, ...], spec: DatasetSpec, encoder: ChatEncoder, path: Path, max_length: int, counts: _Counts
-) -> Dataset:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = ArrowWriter(path=str(path), features=FEATURES, writer_batch_size=WRITE_BATCH)
-    for encoded in _encode_rows(files, spec, encoder, max_length, counts):
-        writer.write({"input_ids": encoded.input_ids, "labels": encoded.labels})
-    writer.finalize()
-    writer.close()
-    _check(counts, spec, max_length)
-    return Dataset.from_file(str(path))
-
-
-def _encode_rows(
-    files: tuple[Path, ...], spec: DatasetSpec, encoder: ChatEncoder, max_length: int, counts: _Counts
-) -> Iterator[Encoded]:
-    layout = spec.format
-    for row in read_rows(files):
-        try:
-            if row.is_broken:
-                raise BadRowError(row.value)
-            if layout is DatasetFormat.AUTO:
-                layout = detect_format(row.value, spec.columns)
-                log.info("dataset format: %s", describe_detection(row.value, layout, spec.columns))
-            counts.format = layout
-            encoded = encoder.encode(parse_row(row.value, layout, spec.columns)).truncated(max_length)
-        except BadRowError as error:
-            counts.add_bad(row, str(error))
-            continue
-        except TrainerError as error:
-            raise TrainerError(error.reason, f"{row.location}: {error.message}") from None
-        if not encoded.supervised:
-            counts.unsupervised_rows += 1
-            continue
-        counts.rows += 1
-        counts.supervised += encoded.supervised
-        yield encoded
-        if counts.rows == spec.max_samples:
+        if self.unsupervised_rows:
+            log.warning(
+                "%d rows are left out: no answer starts within %d tokens", self.unsupervised_rows, self._max_length
+            )
+        if self.rows:
             return
 
-
-def _check(counts: _Counts, spec: DatasetSpec, max_length: int) -> None:
-    if counts.bad_total and spec.on_bad_row is OnBadRow.FAIL:
-        more = f" (and {counts.bad_total - len(counts.bad)} more)" if counts.bad_total > len(counts.bad) else ""
-        raise TrainerError(FailureReason.INVALID_ROW, "; ".join(counts.bad) + more)
-    if counts.unsupervised_rows:
-        log.warning(
-            "%d rows are left out: no token of an answer is within %d tokens", counts.unsupervised_rows, max_length
-        )
-    if counts.rows:
-        return
-    if counts.unsupervised_rows:
-        limit = f"maxSequenceLength = {max_length} tokens"
-        message = f"in none of {counts.unsupervised_rows} rows an answer begins within {limit}"
-        raise TrainerError(FailureReason.NO_SUPERVISED_TOKENS, message)
-    skipped = f"; {counts.bad_total} rows were skipped, the first: {counts.bad[0]}" if counts.bad else ""
-    raise TrainerError(FailureReason.EMPTY_DATASET, f"{spec.source} has no usable row{skipped}")
+        if self.unsupervised_rows:
+            limit = f"maxSequenceLength = {self._max_length} tokens"
+            message = f"no answer starts within {limit} in any of {self.unsupervised_rows} rows"
+            raise TrainerError(FailureReason.NO_SUPERVISED_TOKENS, message)
+        skipped = f"; {self.bad_total} rows were skipped, the first: {self.bad[0]}" if self.bad else ""
+        raise TrainerError(FailureReason.EMPTY_DATASET, f"{self._spec.source} has no usable row{skipped}")

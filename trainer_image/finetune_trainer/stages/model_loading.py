@@ -1,4 +1,4 @@
-"""Stage 1: the base model, frozen, in 4 or 16 bits, and its tokenizer.
+"""Stage 1: loads the base model, frozen, in 4 or 16 bits, and its tokenizer.
 
 Only safetensors weights and architectures of transformers itself are loaded; a repository's own code never runs.
 """
@@ -26,13 +26,16 @@ DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precisi
 
 
 def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int) -> LoadedModel:
-    """Load the model below `folder`. Raises TrainerError (UnsupportedArchitecture, UnsafeModel, InvalidConfiguration,
-    ...)."""
+    """Loads model and tokenizer from `folder`, on the CPU if `gpus` is 0.
+
+    Raises TrainerError (UnsupportedArchitecture, UnsafeModel, InvalidConfiguration, ...).
+    """
     disable_progress_bar()  # type: ignore[no-untyped-call]
     device = _choose_device(gpus)
     resolved = resolve_precision(precision, device)
     architecture = check_architecture(folder)
     tokenizer = load_tokenizer(folder, spec)
+
     compute = DTYPES[resolved]
     quantization = None
     if spec.quantization is Quantization.NF4:
@@ -42,6 +45,7 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
             bnb_4bit_use_double_quant=spec.double_quantization,
             bnb_4bit_compute_dtype=compute,
         )
+
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -53,56 +57,69 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
             local_files_only=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, torch.OutOfMemoryError):  # a RuntimeError, with a reason of its own
             raise
         message = f"{spec.source} cannot be loaded as {architecture}: {first_line(error)}"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from error
-    model.config.use_cache = False
+
+    model.config.use_cache = False  # key-value caches are for generation only
     _keep_trainable_layout(model)
     if device.type == "cpu":
-        _check_decoding(model)
+        _check_dequantisation(model)
     return LoadedModel(model, tokenizer, architecture, resolved, device)
 
 
 def _keep_trainable_layout(model: Any) -> None:
-    """On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights for inference in the first evaluation, in place,
-    and its kernel for that layout has no backward: every later step would train with wrong gradients
-    (docs/lab-notes.md)."""
+    """Keeps bitsandbytes from repacking 4-bit weights for inference.
+
+    On CPUs with AVX512-BF16 it does so in place, in the first evaluation, and its kernel for that layout has no
+    backward: every later step would train with wrong gradients (docs/lab-notes.md).
+    """
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
 
 
-def _check_decoding(model: Any) -> None:
-    """On CPUs with AVX512, bitsandbytes 0.50 takes wrong scales where a row ends within a block (docs/lab-notes.md)."""
+def _check_dequantisation(model: Any) -> None:
+    """Raises TrainerError (InvalidConfiguration) if this CPU dequantises a weight wrongly.
+
+    On CPUs with AVX512, bitsandbytes 0.50 takes wrong scales where a row ends within a block (docs/lab-notes.md).
+    """
     for name, module in model.named_modules():
         weight: Any = module.weight if isinstance(module, Linear4bit) else None
         if weight is None or weight.quant_state.shape[-1] % weight.quant_state.blocksize == 0:
             continue
+
         packed, state = weight.data, weight.quant_state
         if not torch.allclose(dequantize_4bit(packed, state).float(), nf4.reference(packed, state).float(), rtol=0.01):
             message = (
-                f"spec.model.quantization: on this CPU bitsandbytes decodes {name} wrongly, whose rows have "
+                f"spec.model.quantization: on this CPU bitsandbytes dequantises {name} wrongly: its rows have "
                 f"{state.shape[-1]} weights, not a multiple of {state.blocksize}; write None, or train on a GPU"
             )
             raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """The compute type that Auto means on this device. Raises TrainerError where the device lacks the type."""
+    """Returns the compute type on this device, which is what Auto and FP8 stand for, or `precision` itself.
+
+    Raises TrainerError (InvalidConfiguration) if the device lacks the type.
+    """
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     if precision is Precision.AUTO:
         if device.type == "cpu":
             return Precision.FP32
         return Precision.BF16 if capability >= AMPERE else Precision.FP16
+
     if precision in (Precision.FP16, Precision.FP8) and device.type == "cpu":
         message = f"spec.training.precision: {precision} trains on GPUs only; write FP32 or BF16 for a CPU run"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+
     if precision is Precision.FP8:
         if capability < MIN_CAPABILITY:
             message = "spec.training.precision: this GPU has no FP8; write BF16 or FP16"
             raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
-        return Precision.BF16
+        return Precision.BF16  # until the first batch has decided (fp8_gate.py)
+
     if precision is Precision.BF16 and device.type == "cuda" and capability < AMPERE:
         message = "spec.training.precision: this GPU has no BF16; write FP16 or FP32"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
@@ -110,6 +127,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
 
 
 def _choose_device(gpus: int) -> torch.device:
+    """The first GPU, or the CPU if `gpus` is 0. Raises TrainerError if there is no GPU."""
     if gpus == 0:
         return torch.device("cpu")
     if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Stage 6: the adapter, merged weights and GGUF files on this disk, ready to be published."""
+"""Stage 6: writes the adapter, merged weights and GGUF files to this disk, ready to be published."""
 
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,24 @@ from finetune_trainer.training.loaded_model import LoadedModel
 
 
 def save_artifacts(model: Any, loaded: LoadedModel, base: Path, config: RunConfig, output: Path) -> list[LocalArtifact]:
-    """Write every artifact that the job asks for below `output`. Raises ExportError.
+    """Writes every artifact that the job asks for below `output`. Raises ExportError.
 
-    Merged weights and GGUF files are made from the original 16-bit weights of `base`, not from the quantised ones.
+    Merged weights and GGUF files are made from the original 16-bit weights in the folder `base`, not from the NF4 ones.
     """
     adapter = output / "adapter"
-    # Adapters are stored in fp32: they are small, and whoever merges them rounds once.
+    # fp32: adapters are small, and merging them later then rounds only once.
     state = {name: value.float() for name, value in _adapter_state(model).items()}
     model.save_pretrained(adapter, safe_serialization=True, state_dict=state, save_embedding_layers=False)
     loaded.tokenizer.save_pretrained(adapter)
-    (adapter / "README.md").unlink(missing_ok=True)
+    (adapter / "README.md").unlink(missing_ok=True)  # peft's; our model card comes later
     artifacts = [LocalArtifact(ArtifactType.ADAPTER, adapter, "safetensors", "F32")]
+
     merged = None if config.export.merged is MergedType.NONE else config.export.merged
     types = tuple(kind.value for kind in config.export.gguf)
+    # The adapter alone needs no pass over the base weights.
     if merged is None and not types:
         return artifacts
+
     request = ExportRequest(
         base=base,
         adapter=adapter,
@@ -39,6 +42,7 @@ def save_artifacts(model: Any, loaded: LoadedModel, base: Path, config: RunConfi
         base_name=Source.parse(config.model.source).hub_name,
     )
     files = export(request, device=loaded.device, on_progress=lambda done, total: None)
+
     if merged is not None:
         artifacts.append(LocalArtifact(ArtifactType.MERGED, output / "merged", "safetensors", merged.value))
     for file in files:
@@ -49,4 +53,5 @@ def save_artifacts(model: Any, loaded: LoadedModel, base: Path, config: RunConfi
 
 
 def _adapter_state(model: Any) -> dict[str, torch.Tensor]:
+    """The parameters that train, in host memory."""
     return {name: value.detach().cpu() for name, value in model.named_parameters() if value.requires_grad}

@@ -1,23 +1,23 @@
-"""Stage 4: the job's training section in TRL's terms. Pure, but for the paths it is given."""
+"""Stage 4: translates the job's training section into TRL's configuration."""
 
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from trl.trainer.sft_config import SFTConfig
 
 from finetune_api.run_config import RunConfig
+from finetune_api.spec.training import TrainingSpec
 from finetune_api.vocabulary import Optimizer, Precision, Scheduler
 from finetune_kernels.planning.micro_batch import MicroBatch
-from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW8bit
 from finetune_trainer.training.loaded_model import LoadedModel
+from finetune_trainer.training.optimizer import ADAMW_8BIT
 
-# transformers renamed the option between the two versions that this code runs on.
+# transformers 5.23 renamed the option; this code also runs on 5.17.
 _FIELDS = {field.name for field in fields(SFTConfig)}
 CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _FIELDS else "gradient_checkpointing"
 OPTIMIZERS = {
-    Optimizer.ADAMW_8BIT: "adamw_8bit",
+    Optimizer.ADAMW_8BIT: ADAMW_8BIT,
     Optimizer.PAGED_ADAMW_8BIT: "paged_adamw_8bit",
     Optimizer.ADAMW: "adamw_torch",
 }
@@ -27,20 +27,14 @@ SCHEDULERS = {Scheduler.LINEAR: "linear", Scheduler.COSINE: "cosine", Scheduler.
 def configure_training(
     config: RunConfig, loaded: LoadedModel, output: Path, *, evaluates: bool, recompute: bool, batch: MicroBatch
 ) -> SFTConfig:
-    """TRL's configuration of this run. Rows arrive encoded and cut, so TRL only packs them."""
+    """Returns TRL's configuration of the run, with checkpoints below `output`.
+
+    `evaluates`: there are rows to evaluate on. `recompute`: activations are recomputed in the backward pass.
+    """
     training = config.training
-    packing: dict[str, Any] = {
-        "packing": True,
-        "packing_strategy": "bfd",
-        "max_length": config.model.max_sequence_length,
-    }
-    if not config.dataset.packing:
-        packing = {"packing": False, "padding_free": True, "max_length": None}
-    evaluation: dict[str, Any] = {"eval_strategy": "no"}
-    if evaluates and training.evaluation_steps is not None:
-        evaluation = {"eval_strategy": "steps", "eval_steps": training.evaluation_steps}
     on_gpu = loaded.device.type == "cuda"
     recomputation: dict[str, Any] = {CHECKPOINTING: recompute}
+
     return SFTConfig(
         output_dir=str(output),
         num_train_epochs=training.resolved_epochs() or 1.0,
@@ -61,24 +55,31 @@ def configure_training(
         fp16=loaded.precision is Precision.FP16,
         use_cpu=not on_gpu,
         logging_steps=training.logging_steps,
-        logging_nan_inf_filter=False,  # a loss that is not a number must be seen
+        logging_nan_inf_filter=False,  # NaN must reach our callback, which ends the run
         save_strategy="steps",
         save_steps=training.checkpoint_steps,
         save_total_limit=1,  # on this disk; S3 keeps more
         dataloader_pin_memory=on_gpu,
-        accelerator_config={"non_blocking": on_gpu},  # copying a batch does not wait for the pass before
+        accelerator_config={"non_blocking": on_gpu},  # a copy of the next batch overlaps the pass before
         disable_tqdm=True,
         report_to="none",
         dataset_num_proc=None,
         **recomputation,
-        **packing,
-        **evaluation,
+        **_packing(config),
+        **_evaluation(training, evaluates=evaluates),
     )
 
 
-def choose_optimizer(arguments: SFTConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
-    """Our optimiser and its options where it stands for the one that `arguments` name."""
-    if arguments.optim != OPTIMIZERS[Optimizer.ADAMW_8BIT]:
-        return None
-    betas = (arguments.adam_beta1, arguments.adam_beta2)
-    return MultiTensorAdamW8bit, {"lr": arguments.learning_rate, "betas": betas, "eps": arguments.adam_epsilon}
+def _packing(config: RunConfig) -> dict[str, Any]:
+    """Options for rows that arrive encoded and cut: TRL packs them, or only lays those of a batch end to end."""
+    if not config.dataset.packing:
+        return {"packing": False, "padding_free": True, "max_length": None}
+    # bfd: best fit, decreasing. It never splits a row.
+    return {"packing": True, "packing_strategy": "bfd", "max_length": config.model.max_sequence_length}
+
+
+def _evaluation(training: TrainingSpec, *, evaluates: bool) -> dict[str, Any]:
+    """Options for evaluations during training; the one at the end is ours (training.py)."""
+    if not evaluates or training.evaluation_steps is None:
+        return {"eval_strategy": "no"}
+    return {"eval_strategy": "steps", "eval_steps": training.evaluation_steps}

@@ -1,7 +1,7 @@
-"""How the model computes: our kernels on a GPU in bfloat16, plain PyTorch elsewhere; what stays in memory, what not.
+"""Chooses how a run computes: with our kernels on a GPU in bfloat16, with plain PyTorch elsewhere.
 
-The choice is made once, from the model's shape and the free memory, and said in the log; where memory runs out all the
-same, the next smaller plan takes over.
+The choice is made once, from the model's shape and the free memory, and logged. If memory runs out all the same, the
+next smaller memory plan takes over.
 """
 
 import gc
@@ -35,65 +35,72 @@ from finetune_trainer.training.loaded_model import LoadedModel
 from finetune_trainer.training.losses import supervised_loss
 
 log = logging.getLogger(__name__)
-NO_ROOM = "the memory plan keeps no weights, and FP8 is for weights that stay in GPU memory"
+NO_ROOM = "the memory plan keeps no dequantised weights in GPU memory, and FP8 needs them there"
 Loss = Callable[[Any, Mapping[str, Any], torch.Tensor, torch.Tensor, torch.Tensor | int | None], torch.Tensor]
+"""(model, inputs, labels, positions, num_items) -> scalar; see losses.supervised_loss."""
 
 
 @dataclass
 class Engine:
-    """What was chosen."""
+    """The chosen loss, micro-batch, memory plan and fused layers of a run."""
 
     recompute_activations: bool
+    """True if TRL's activation checkpointing is to be on; fused layers recompute by their own plan."""
     loss: Loss
     batch: MicroBatch
     plan: MemoryPlan | None = None
+    """None if layers are not fused: nothing is planned layer by layer then."""
     layers: FusedLayers | None = None
     replan: Callable[[MemoryMode], MemoryPlan] | None = None
+    """Returns the plan of another mode for the same micro-batch."""
     awaits_fp8_decision: bool = False
-    """Whether the first batch is to be tried in 8 bits."""
+    """True until the first batch has decided about FP8, in a job that asks for it."""
     fp8_decision: Fp8Decision | None = None
-    """What became of FP8, where the job asked for it."""
+    """None if the job does not ask for FP8, or the first batch has yet to decide."""
     fallbacks: list[MemoryFallback] = field(default_factory=list, init=False)
     """Each time that memory ran out and a smaller plan took over."""
 
     @property
     def can_step_down(self) -> bool:
-        """Whether there is a smaller plan to go on with."""
+        """True if there is a smaller memory plan."""
         return self.layers is not None and self.plan is not None and self.plan.mode is not MemoryMode.SMALLEST
 
     def step_down(self, step: int) -> bool:
-        """After memory ran out, `step` steps being finished: keep less from now on. False where nothing smaller is
-        left."""
+        """Takes the next smaller memory plan, after memory ran out with `step` steps finished; False if there is
+        none."""
         if self.plan is None or self.layers is None or self.replan is None:
             return False
         smaller = smaller_plan(self.plan, self.replan)
         if smaller is None:
             return False
-        gc.collect()  # half a pass may hang on cycles of frames
+
+        gc.collect()  # cycles of frames may hold tensors of the interrupted pass
         if not smaller.keep_dequantized:
             self.layers.release_weights()
         self.layers.set_policies(smaller.policies)
         if smaller.host_bytes:
             self.layers.move_vocabulary()
         torch.cuda.empty_cache()
+
         if self.fp8_decision is not None and not smaller.keep_dequantized:
             self.fp8_decision = Fp8Decision(Precision.BF16, NO_ROOM)
         self.fallbacks.append(MemoryFallback(step=step, from_mode=self.plan.mode, to_mode=smaller.mode))
         self.plan = smaller
-        log.warning("out of GPU memory after step %d: going on with less\n%s", step, explain(smaller))
+        log.warning("out of GPU memory after step %d: continuing with a smaller plan\n%s", step, describe_plan(smaller))
         return True
 
     def decide_fp8(self, loss: Callable[[], torch.Tensor]) -> None:
-        """Decide by the `loss` of the first batch, without gradients, whether products stay in 8 bits."""
+        """Decides for or against FP8; `loss` computes the loss of the first batch, without gradients."""
         self.awaits_fp8_decision = False
         assert self.plan is not None
         assert self.layers is not None
-        enough = self.plan.keep_dequantized
-        self.fp8_decision = decide_fp8(self.layers, loss) if enough else Fp8Decision(Precision.BF16, NO_ROOM)
+
+        has_room = self.plan.keep_dequantized
+        self.fp8_decision = decide_fp8(self.layers, loss) if has_room else Fp8Decision(Precision.BF16, NO_ROOM)
         log.info("frozen weights are multiplied in %s: %s", self.fp8_decision.precision, self.fp8_decision.reason)
 
     def memory_use(self) -> MemoryUse | None:
-        """The plan and what became of it, for the status; None where nothing was planned layer by layer."""
+        """The memory plan and its measured peak, for the status; None without a plan."""
         if self.plan is None:
             return None
         return MemoryUse(
@@ -105,42 +112,50 @@ class Engine:
         )
 
 
-def explain(plan: MemoryPlan) -> str:
+def describe_plan(plan: MemoryPlan) -> str:
     """The plan as a table for the log."""
     return "\n".join(f"  {name:<30} {value}" for name, value in plan.rows())
 
 
 def prepare_engine(model: Any, loaded: LoadedModel, config: RunConfig) -> Engine:
-    """Choose, and put the kernels into the model (a peft model)."""
+    """Chooses the engine of a run and puts its kernels into `model`, a peft model."""
     training = config.training
     written = MicroBatch(training.batch_size, training.gradient_accumulation) if training.batch_size else None
+
     on_gpu = loaded.device.type == "cuda"
     if not (on_gpu and loaded.precision is Precision.BF16 and config.kernels):
         log.info("engine: plain PyTorch%s", ", activations recomputed" if on_gpu else "")
         batch = written or default_micro_batch(training.sequences_per_step())
-        return Engine(on_gpu, supervised_loss, batch, fp8_decision=_only_fused(config, "the kernels are switched off"))
+        return Engine(on_gpu, supervised_loss, batch, fp8_decision=_refuse_fp8(config, "the kernels are switched off"))
+
     loss = fused_supervised_loss if has_plain_head(model) else supervised_loss
     if loss is supervised_loss:
         log.warning("%s trains with the plain head: all supervised logits are in memory at once", loaded.architecture)
+
+    # Bytes in use by the frozen model and the adapters, and bytes that the plan may fill.
     base, total = torch.cuda.memory_allocated(loaded.device), available_bytes(loaded.device)
     reason = why_not_fused(causal_model(model))
     if reason is None:
         return _fused_engine(model, config, loss, written, base, total)
+
     log.warning("layers run module by module (%s): expect two thirds of the speed", reason)
     engine = _modular_engine(model, config, loss, written, base, total)
-    engine.fp8_decision = _only_fused(config, f"layers run module by module ({reason})")
+    engine.fp8_decision = _refuse_fp8(config, f"layers run module by module ({reason})")
     return engine
 
 
-def _only_fused(config: RunConfig, obstacle: str) -> Fp8Decision | None:
-    """Of a job that asks for FP8 where layers are not fused."""
-    return Fp8Decision(Precision.BF16, obstacle) if config.training.precision is Precision.FP8 else None
+def _refuse_fp8(config: RunConfig, reason: str) -> Fp8Decision | None:
+    """Returns BF16 with the reason if the job asks for FP8, which needs fused layers; else None."""
+    return Fp8Decision(Precision.BF16, reason) if config.training.precision is Precision.FP8 else None
 
 
 def _modular_engine(
     model: Any, config: RunConfig, loss: Loss, written: MicroBatch | None, base: int, total: int
 ) -> Engine:
-    """Each module with its kernel, under autograd."""
+    """Engine that replaces single modules with their kernels, under autograd.
+
+    `written` is the job's own micro-batch; `base` bytes of `total` are allocated already.
+    """
     shape, length = model_shape(model), config.model.max_sequence_length
 
     def plan(tokens: int) -> tuple[bool, bool]:
@@ -148,17 +163,18 @@ def _modular_engine(
 
     sequences = config.training.sequences_per_step()
     batch = written or largest_without_recompute(sequences, length, lambda tokens: plan(tokens)[0])
-    keep, stay = plan(batch.size * length)
-    log.info("%s", patch_model(model, keep_dequantized=stay))
+    saves_activations, keep_dequantized = plan(batch.size * length)
+
+    log.info("%s", patch_model(model, keep_dequantized=keep_dequantized))
     reason = use_packed_attention(causal_model(model))
-    log.info("attention: %s", f"as it was ({reason})" if reason else "packed, by variable lengths")
-    return Engine(not keep, loss, batch)
+    log.info("attention: %s", f"unchanged ({reason})" if reason else "packed sequences of variable length")
+    return Engine(not saves_activations, loss, batch)
 
 
 def _fused_engine(
     model: Any, config: RunConfig, loss: Loss, written: MicroBatch | None, base: int, total: int
 ) -> Engine:
-    """Each layer as one function, by the memory plan."""
+    """Engine that computes each layer in one function, by a memory plan; parameters as in `_modular_engine`."""
     causal, shape = causal_model(model), model_shape(model)
     length, wanted = config.model.max_sequence_length, config.training.memory
 
@@ -168,40 +184,48 @@ def _fused_engine(
     sequences = config.training.sequences_per_step()
     batch = written or choose_micro_batch(shape, sequences, length, wanted, lambda tokens: plan_for(tokens, wanted))
     plan = plan_for(batch.size * length, wanted)
-    log.info("a step is %d passes of %d sequences; memory plan\n%s", batch.accumulation, batch.size, explain(plan))
+    log.info(
+        "a step is %d passes of %d sequences; memory plan\n%s", batch.accumulation, batch.size, describe_plan(plan)
+    )
+
     layers = FusedLayers(causal, plan.policies, torch.bfloat16, keep_dequantized=plan.keep_dequantized)
-    use_packed_attention(causal)  # so that no mask of T x T is made
+    use_packed_attention(causal)  # or transformers would make a mask of [T, T]
     if plan.host_bytes:
         layers.move_vocabulary()
-    alone = patch_model(model, keep_dequantized=False)
-    log.info(
-        "%d layers as one function each; where modules run alone (answers to prompts), %s", len(layers.layers), alone
-    )
+
+    # Sampling answers to prompts runs the modules themselves, not the fused layers.
+    patched = patch_model(model, keep_dequantized=False)
+    log.info("%d layers are fused; for samples, %s", len(layers.layers), patched)
+
     awaits_fp8 = config.training.precision is Precision.FP8
     return Engine(False, loss, batch, plan, layers, lambda mode: plan_for(batch.size * length, mode), awaits_fp8)
 
 
 def available_bytes(device: torch.device) -> int:
-    """Bytes that this process may use in all: what is free, and no more than the share of the card that it is given."""
+    """Bytes that this process may use in all: its own and the free ones, at most its share of the card."""
+    # Memory that PyTorch has reserved counts as used on the card, but this process can use it.
     free, whole = torch.cuda.mem_get_info(device)
     share = int(torch.cuda.get_per_process_memory_fraction(device) * whole)
     return min(free + torch.cuda.memory_reserved(device), share)
 
 
 def model_shape(model: Any) -> ModelShape:
-    """Sizes of a peft model."""
+    """Sizes of a peft model, for the memory plan."""
     causal = causal_model(model)
     config = causal.config.get_text_config()
-    states = [getattr(weight, "quant_state", None) for weight in causal.model.layers.parameters()]
-    frozen = [weight for weight in causal.model.layers.parameters() if not weight.requires_grad and weight.ndim == 2]
     dropouts = [part for name, part in causal.model.layers.named_modules() if "lora_dropout" in name]
+
+    # A packed NF4 weight has two parameters a byte, so its size comes from its quantisation state.
+    states = [getattr(weight, "quant_state", None) for weight in causal.model.layers.parameters()]
     quantized = sum(math.prod(state.shape) for state in states if state is not None)
+    frozen = [weight for weight in causal.model.layers.parameters() if not weight.requires_grad and weight.ndim == 2]
     counts = ParameterCounts(
         linears=quantized or sum(weight.numel() for weight in frozen),
         adapters=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         quantized=quantized > 0,
         movable_bytes=movable_bytes(causal),
     )
+
     return build_shape(
         config,
         counts,

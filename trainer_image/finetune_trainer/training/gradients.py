@@ -1,4 +1,4 @@
-"""Gradients of the parameters that train: let go of without a walk over the model, and taken back."""
+"""Gradients of the parameters that train: cleared without a walk over the model, and restored after half a pass."""
 
 from typing import Any
 
@@ -6,37 +6,41 @@ import torch
 
 
 class FastZeroGrad:
-    """`model.zero_grad` for the parameters that train, without a walk."""
+    """Replacement of `model.zero_grad` that knows the trainable parameters, so it walks over no modules."""
 
     def __init__(self, model: Any) -> None:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def __call__(self, set_to_none: bool = True) -> None:
+        # None rather than zeros, whatever is asked for: the first backward pass then writes and does not add.
         for parameter in self._parameters:
             parameter.grad = None
 
 
 class AccumulatedGradients:
-    """Gradients of the passes of a step so far, so that half a pass leaves no trace.
+    """Copy of the gradients that the passes of a step have accumulated, so that half a pass leaves no trace.
 
-    Copying them takes one launch and 2 bytes for each parameter of the adapters (bf16), and nothing in a step's first
-    pass.
+    Copying takes one launch, and 2 bytes for each adapter parameter (bf16). A step's first pass costs nothing: there
+    are no gradients yet.
     """
 
     def __init__(self, model: Any) -> None:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._copies: list[torch.Tensor] = []
 
-    def copy(self) -> list[torch.Tensor | None]:
-        """Copy them; returns the gradients themselves, for `take_back`."""
+    def save(self) -> list[torch.Tensor | None]:
+        """Copies the gradients; returns the gradient tensors themselves, for `restore`."""
         found = [parameter.grad for parameter in self._parameters]
         if any(gradient is not None for gradient in found):
+            # The buffers are made once and reused by every later pass.
             self._copies = self._copies or [torch.empty_like(parameter.data) for parameter in self._parameters]
-            pairs = [(to, one) for to, one in zip(self._copies, found, strict=True) if one is not None]
-            torch._foreach_copy_([to for to, _ in pairs], [one for _, one in pairs])
+            pairs = [
+                (copy, gradient) for copy, gradient in zip(self._copies, found, strict=True) if gradient is not None
+            ]
+            torch._foreach_copy_([copy for copy, _ in pairs], [gradient for _, gradient in pairs])
         return found
 
-    def take_back(self, found: list[torch.Tensor | None]) -> None:
-        """Make the gradients what they were when `copy` returned `found`."""
+    def restore(self, found: list[torch.Tensor | None]) -> None:
+        """Makes the gradients what they were when `save` returned `found`."""
         for index, (parameter, gradient) in enumerate(zip(self._parameters, found, strict=True)):
             parameter.grad = None if gradient is None else gradient.copy_(self._copies[index])

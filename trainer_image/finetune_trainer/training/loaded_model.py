@@ -1,4 +1,4 @@
-"""The base model as it was loaded, with its tokenizer and what was decided about it."""
+"""The base model as stage 1 loaded it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,20 +10,21 @@ from finetune_api.vocabulary import Precision
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """The base and what was decided about it."""
+    """The base model, its tokenizer, and what was resolved while loading them."""
 
     model: Any
     """transformers' PreTrainedModel."""
     tokenizer: Any
     """transformers' PreTrainedTokenizerFast."""
     architecture: str
+    """Class name in config.json, such as LlamaForCausalLM."""
     precision: Precision
-    """Compute type; never Auto, nor FP8, which is BF16 until the first batch was tried."""
+    """Compute type. Never Auto; never FP8 either, which starts as BF16 (see fp8_gate.py)."""
     device: torch.device
 
     @property
     def embedding_rows(self) -> int:
-        """How many tokens the model knows."""
+        """Number of token ids that the model has an embedding for."""
         return int(self.model.get_input_embeddings().num_embeddings)
 
     @property

@@ -1,4 +1,7 @@
-"""Next-token loss on supervised tokens only: the head never sees a position without a label."""
+"""Next-token loss on supervised tokens only: the language model head never sees a position without a label.
+
+This is the loss in plain PyTorch; on a GPU the kernels' fused head and loss takes its place (see engine.py).
+"""
 
 import inspect
 from collections.abc import Mapping
@@ -19,18 +22,20 @@ def supervised_loss(
 
     `labels` [1, T] and `positions` [S] as `collate_packed` makes them: the token at p predicts label p + 1.
     """
-    # With a cache, transformers does not look for documents in position_ids: packed ones would see each other.
+    # With a cache, transformers does not look for documents in position_ids: packed documents would see each other.
     inputs = {**inputs, "use_cache": False}
     if takes_positions(model):
-        logits = model(**inputs, logits_to_keep=positions).logits[0]  # [S, V]
+        logits = model(**inputs, logits_to_keep=positions).logits[0]  # [S, vocabulary]
     else:
-        logits = model(**inputs).logits[0, positions]
-    total = functional.cross_entropy(logits.float(), labels[0, positions + 1], reduction="sum")
+        logits = model(**inputs).logits[0, positions]  # [S, vocabulary], out of [1, T, vocabulary]
+
+    targets = labels[0, positions + 1]  # [S]
+    total = functional.cross_entropy(logits.float(), targets, reduction="sum")
     count = num_items if num_items is not None else max(1, positions.numel())
     return total / count
 
 
 def takes_positions(model: Any) -> bool:
-    """Whether the model can be asked for the logits of some positions only."""
+    """True if the model computes logits for chosen positions only (`logits_to_keep`)."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "logits_to_keep" in inspect.signature(base.forward).parameters

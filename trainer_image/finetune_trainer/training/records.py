@@ -1,7 +1,4 @@
-"""What training writes down for the documents: points of the loss curve and answers to sample prompts.
-
-Needs no torch.
-"""
+"""Records of a run that its documents show: points of the loss curve, and answers to sample prompts. Needs no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +11,7 @@ SAMPLES_FILE = "samples.jsonl"
 
 @dataclass(frozen=True)
 class LossPoint:
-    """A logged loss, in nats per supervised token: that of training, or of an evaluation."""
+    """One logged loss, in nats per supervised token."""
 
     step: int
     loss: float
@@ -29,15 +26,15 @@ class SampleLine(ApiModel):
     prompt: str
     answer: str
     tokens: int
-    """Length of the answer."""
+    """Length of the answer, in tokens."""
     finished: bool
-    """Whether the model ended its answer, rather than maxTokens."""
+    """True if the model ended its answer itself; False if maxTokens did."""
     reference: str | None = None
-    """How the row goes on that the prompt is from."""
+    """The dataset's own answer to this prompt, if the prompt is from the dataset."""
 
 
 def write_samples(folder: Path, lines: Sequence[SampleLine], *, append: bool = False) -> Path:
-    """Write, or add to, the file below `folder`; returns it."""
+    """Writes samples.jsonl below `folder`, or adds to it; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SAMPLES_FILE
     with path.open("a" if append else "w", encoding="utf-8", newline="\n") as file:
@@ -46,7 +43,7 @@ def write_samples(folder: Path, lines: Sequence[SampleLine], *, append: bool = F
 
 
 def read_samples(folder: Path) -> tuple[SampleLine, ...]:
-    """What was written below `folder`, in order."""
+    """Samples from samples.jsonl below `folder`, in order; none if there is no such file."""
     path = folder / SAMPLES_FILE
     text = path.read_bytes().decode() if path.is_file() else ""
     return tuple(SampleLine.model_validate_json(line) for line in text.split("\n") if line)

@@ -1,7 +1,7 @@
-"""Answers to fixed prompts while the model trains, for people to read.
+"""Lets the model answer fixed prompts while it trains, for people to read.
 
-They are written to a file that every checkpoint carries, and never logged: prompts may be rows of the data. Sampling
-leaves no trace in the training: no gradient, no state of a random generator, no mode, no weights change.
+The answers go to a file that every checkpoint carries. They are never logged: prompts may be rows of the data.
+Sampling leaves no trace in the training: gradients, random generators, mode and weights stay as they are.
 """
 
 import logging
@@ -26,34 +26,41 @@ from finetune_trainer.training.losses import takes_positions
 from finetune_trainer.training.records import SampleLine, read_samples, write_samples
 
 log = logging.getLogger(__name__)
-ROWS = 4  # that prompts are taken from where the job writes none
-BEGINNING = 32  # tokens of a row that has no prompt of its own
-TOGETHER = 8  # prompts in one batch
+MAX_PROMPT_ROWS = 4
+"""Rows of the evaluation data that prompts are taken from, if the job names none."""
+MAX_BEGINNING = 32
+"""Tokens of the prompt that is cut from a row without a prompt of its own."""
+PROMPTS_PER_BATCH = 8
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model goes on from."""
+    """One prompt, and the answer to compare with."""
 
     text: str
-    """For people."""
+    """The prompt for people, without special tokens."""
     input_ids: list[int]
     reference: str | None = None
-    """How the row goes on that the prompt is from."""
+    """The dataset's own answer to this prompt, if the prompt is from the dataset."""
 
 
 def build_prompts(
     spec: SamplesSpec, tokenizer: Any, evaluation: Any | None, max_length: int, embedding_rows: int | None = None
 ) -> tuple[Prompt, ...]:
-    """The job's prompts, or beginnings of the first rows of `evaluation`. Raises TrainerError (InvalidConfiguration)
-    for a prompt of more than `max_length` tokens."""
+    """Returns the job's prompts, or the beginnings of the first rows of `evaluation` if the job names none.
+
+    Raises TrainerError (InvalidConfiguration) for a prompt of more than `max_length` tokens.
+    """
     if not spec.prompts:
         assert evaluation is not None
-        rows = evaluation[: min(ROWS, len(evaluation))]
+        # The API refuses a job that has neither prompts nor evaluation data.
+        rows = evaluation[: min(MAX_PROMPT_ROWS, len(evaluation))]
         pairs = zip(rows["input_ids"], rows["labels"], strict=True)
         return tuple(_split_row(ids, labels, tokenizer) for ids, labels in pairs)
+
     encoder = ChatEncoder(tokenizer, TrainOn.RESPONSES, embedding_rows=embedding_rows)
-    prompts = tuple(_ask(encoder, text, index) for index, text in enumerate(spec.prompts))
+    prompts = tuple(_encode_prompt(encoder, text, index) for index, text in enumerate(spec.prompts))
+
     for index, prompt in enumerate(prompts):
         if len(prompt.input_ids) > max_length:
             found = f"has {len(prompt.input_ids)} tokens, more than maxSequenceLength = {max_length}"
@@ -63,7 +70,7 @@ def build_prompts(
 
 
 class Sampler:
-    """Lets the model answer, at most once a step, into a file below `folder`."""
+    """Takes samples, at most once a step, and writes them to a file below `folder`."""
 
     def __init__(self, prompts: tuple[Prompt, ...], spec: SamplesSpec, tokenizer: Any, seed: int, folder: Path) -> None:
         self._folder = folder
@@ -71,46 +78,51 @@ class Sampler:
         self._sampled: set[int] = set()
 
     def take(self, model: Any, step: int) -> None:
-        """Let the model (a peft model) answer every prompt as it is after `step` steps."""
+        """Lets `model`, a peft model after `step` steps, answer every prompt."""
         if step in self._sampled:
             return
+
         began = time.monotonic()
         answers: list[list[int]] = []
         try:
             with sampling_mode(model, self._seed):
-                for first in range(0, len(self._prompts), TOGETHER):
-                    together = self._prompts[first : first + TOGETHER]
-                    answers += self._generate(model, [prompt.input_ids for prompt in together])
+                for first in range(0, len(self._prompts), PROMPTS_PER_BATCH):
+                    batch = self._prompts[first : first + PROMPTS_PER_BATCH]
+                    answers += self._generate(model, [prompt.input_ids for prompt in batch])
         except torch.OutOfMemoryError:
-            log.warning("no samples of step %d: the GPU's memory does not hold the answers", step)
+            log.warning("no samples of step %d: the answers do not fit the GPU's memory", step)
             return
+
         self._sampled.add(step)
         lines = [self._line(step, prompt, ids) for prompt, ids in zip(self._prompts, answers, strict=True)]
         write_samples(self._folder, lines, append=True)
         log.info("%d samples of step %d took %.1f s", len(lines), step, time.monotonic() - began)
 
     def lines(self) -> tuple[SampleLine, ...]:
-        """Everything sampled so far, in order."""
+        """All samples so far, in order."""
         return read_samples(self._folder)
 
     def save_into(self, checkpoint: Path) -> None:
-        """Make a checkpoint carry the samples so far."""
+        """Adds the samples so far to a checkpoint's folder."""
         write_samples(checkpoint, self.lines())
 
     def restore_from(self, checkpoint: Path) -> None:
-        """Go on with the samples that a checkpoint carries."""
+        """Takes over the samples of a checkpoint."""
         lines = read_samples(checkpoint)
         write_samples(self._folder, lines)
         self._sampled = {line.step for line in lines}
 
     def _generate(self, model: Any, prompts: Sequence[list[int]]) -> list[list[int]]:
-        """Token ids that follow each prompt; a batch, padded on the left."""
+        """Token ids of the answers to one batch of prompts."""
         ends = end_tokens(causal_model(model), self._tokenizer)
         device = next(weights.device for weights in model.parameters() if weights.requires_grad)
         length = max(map(len, prompts))
-        pad = ends[0] if ends else 0  # never seen
+        pad = ends[0] if ends else 0  # masked, so any token will do
+
+        # [B, T], padded on the left: every prompt ends where its answer begins.
         ids = torch.tensor([[pad] * (length - len(prompt)) + prompt for prompt in prompts], device=device)
         mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+
         columns = list(generate_tokens(model, ids, mask, ends, self._spec.max_tokens, self._spec.temperature))
         return [_until_end(row, ends) for row in torch.stack(columns, dim=1).tolist()]
 
@@ -126,36 +138,43 @@ class Sampler:
 
 
 def generate_tokens(
-    model: Any, ids: torch.Tensor, mask: torch.Tensor, ends: Sequence[int], most: int, temperature: float
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, ends: Sequence[int], max_tokens: int, temperature: float
 ) -> Iterator[torch.Tensor]:
-    """Tokens [B] one after the other, after `ids` [B, T] (`mask` is 0 where they are padded), until every row has had
-    one of `ends`, at most `most`. Written out because transformers' `generate` moves tokens to where the embedding
-    is, which may be host memory."""
+    """Yields the next token of every row, [B], until every row has had one of `ends`, at most `max_tokens` times.
+
+    `ids` and `mask` are [B, T]; the mask is 0 at padding. Written out because transformers' `generate` moves tokens to
+    the embedding's device, which may be host memory.
+    """
     causal = causal_model(model)
     options: dict[str, Any] = {"logits_to_keep": 1} if takes_positions(model) else {}
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)  # [B, T]; 0 at the first token that is not padding
     ending = torch.tensor(list(ends), device=ids.device)
     ended, cache = torch.zeros(len(ids), dtype=torch.bool, device=ids.device), None
-    for _ in range(most):
-        said = causal(
+
+    for _ in range(max_tokens):
+        output = causal(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **options
         )
-        logits = said.logits[:, -1].float()  # [B, V]
+        logits = output.logits[:, -1].float()  # [B, V]
         tokens = torch.multinomial((logits / temperature).softmax(-1), 1)[:, 0] if temperature else logits.argmax(-1)
         yield tokens
+
         ended |= torch.isin(tokens, ending)
         if bool(ended.all()):
             return
-        ids, cache, positions = tokens.unsqueeze(1), said.past_key_values, positions[:, -1:] + 1
+
+        # From the second pass on the cache holds everything but the newest token: ids is [B, 1].
+        ids, cache, positions = tokens.unsqueeze(1), output.past_key_values, positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
 
 
 @contextmanager
 def sampling_mode(model: Any, seed: int) -> Iterator[None]:
-    """Evaluation mode without gradients, with random numbers of its own; everything is as before afterwards."""
+    """Evaluation mode without gradients, with random numbers from `seed`; restores mode and generators at the end."""
     was_training = model.training
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     model.eval()
+
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
@@ -165,26 +184,27 @@ def sampling_mode(model: Any, seed: int) -> Iterator[None]:
 
 
 def end_tokens(causal: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end an answer: the tokenizer's, and those of the model's generation config."""
+    """Ids of the tokens that end an answer: the tokenizer's, and those of the model's generation config."""
+    # One id, a list of ids, or None.
     listed = causal.generation_config.eos_token_id
     ends = {*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id}
     return sorted(end for end in ends if end is not None)
 
 
-def _ask(encoder: ChatEncoder, text: str, index: int) -> Prompt:
+def _encode_prompt(encoder: ChatEncoder, text: str, index: int) -> Prompt:
     try:
         return Prompt(text, encoder.encode_question(text))
     except BadRowError as error:
-        message = f"spec.training.samples.prompts[{index}] cannot be asked: {error}"
+        message = f"spec.training.samples.prompts[{index}] cannot be used: {error}"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from None
 
 
 def _split_row(ids: list[int], labels: list[int], tokenizer: Any) -> Prompt:
-    """A row up to its first answer, and that answer; of a row that is trained on as a whole, its beginning."""
+    """Splits a row into prompt and answer: at its first answer, or after its beginning if all of it is trained on."""
     answers = [index for index, label in enumerate(labels) if label != IGNORED]
     first, end = answers[0], len(ids)
     if first == 0:
-        first = min(BEGINNING, len(ids) // 2)
+        first = min(MAX_BEGINNING, len(ids) // 2)
     else:
         end = next((index for index in range(first, len(ids)) if labels[index] == IGNORED), len(ids))
     texts = [str(tokenizer.decode(part, skip_special_tokens=True)) for part in (ids[:first], ids[first:end])]
@@ -192,4 +212,5 @@ def _split_row(ids: list[int], labels: list[int], tokenizer: Any) -> Prompt:
 
 
 def _until_end(row: list[int], ends: list[int]) -> list[int]:
+    """The tokens before the first of `ends`."""
     return next((row[:index] for index, token in enumerate(row) if token in ends), row)

@@ -1,0 +1,34 @@
+"""State that TRL's checkpoints lack and that a resumed run needs: the best adapter so far, and the samples so far."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_trainer.training.best_adapter import BestAdapter
+from finetune_trainer.training.samples import Sampler
+
+
+@dataclass(frozen=True)
+class CheckpointedState:
+    """The best adapter and the sampler, as far as the job asks for them."""
+
+    best: BestAdapter | None = None
+    sampler: Sampler | None = None
+    sample_steps: int | None = None
+    """Optimiser steps between two generations of samples; None: only at start and end."""
+
+    @property
+    def stops_early(self) -> bool:
+        """True once early stopping has waited long enough for a lower evaluation loss."""
+        return self.best is not None and self.best.is_exhausted
+
+    def save_into(self, checkpoint: Path) -> None:
+        """Adds the state to a checkpoint's folder."""
+        for part in (self.best, self.sampler):
+            if part is not None:
+                part.save_into(checkpoint)
+
+    def restore_from(self, checkpoint: Path) -> None:
+        """Takes over the state of the run that wrote the checkpoint."""
+        for part in (self.best, self.sampler):
+            if part is not None:
+                part.restore_from(checkpoint)

@@ -1,0 +1,184 @@
+"""TRL's trainer with our loss and optimiser; where GPU memory runs out, a pass is repeated with a smaller memory plan.
+
+TRL replaces `model.forward` with a fused head and loss of its own, so a loss of ours is never called from there:
+`compute_loss` is the place to put it.
+"""
+
+import gc
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers.trainer_callback import PrinterCallback, TrainerState
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW8bit
+from finetune_trainer.training.callback import RunCallback
+from finetune_trainer.training.collator import collate_packed
+from finetune_trainer.training.engine import Engine
+from finetune_trainer.training.gradients import AccumulatedGradients, FastZeroGrad
+from finetune_trainer.training.optimizer import choose_optimizer
+
+
+class QloraTrainer(SFTTrainer):
+    """SFTTrainer that computes through an Engine."""
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        args: SFTConfig,
+        engine: Engine,
+        callback: RunCallback,
+        **options: Any,
+    ) -> None:
+        """`model` is a peft model with the engine's kernels in it; `options` are SFTTrainer's."""
+        optimizer = choose_optimizer(args)
+        super().__init__(model=model, args=args, optimizer_cls_and_kwargs=optimizer, callbacks=[callback], **options)
+        self.remove_callback(PrinterCallback)  # our callback logs
+
+        self._engine, self._callback = engine, callback
+        self._gradients: AccumulatedGradients | None = None
+        self._evaluated = (0.0, 0)
+
+        self.data_collator = collate_packed  # TRL accepts no collator of another kind as an option
+        self.model_accepts_loss_kwargs = True  # our loss itself divides by the tokens of the whole step
+        assert isinstance(self.train_dataset, Dataset)
+        # Collating a batch of lists takes milliseconds; numpy arrays take none.
+        self.train_dataset = self.train_dataset.with_format("numpy")
+
+        model.train, model.zero_grad = FastTrainMode(model), FastZeroGrad(model)
+        for parameter in model.parameters():
+            # TRL casts adapters of a quantised base to bfloat16; where the model computes in fp32 or fp16, they stay
+            # fp32.
+            if parameter.requires_grad and not args.bf16:
+                parameter.data = parameter.data.float()
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """Trains like SFTTrainer, with all objects that exist by now exempt from Python's garbage collections.
+
+        A collection walks over all of them and so stops the launches of kernels.
+        """
+        gc.collect()
+        gc.freeze()
+        try:
+            return super().train(*arguments, **options)
+        finally:
+            gc.unfreeze()
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Runs one forward and backward pass; if memory runs out, runs it again from its start with a smaller memory
+        plan."""
+        if self._engine.awaits_fp8_decision:
+            self._engine.decide_fp8(lambda: self._loss_without_noise(model, inputs))
+            self._callback.report_memory()
+
+        step = partial(super().training_step, model)
+        if not self._engine.can_step_down:
+            self._gradients = None
+            return step(inputs, num_items_in_batch)  # type: ignore[no-any-return]
+
+        self._gradients = gradients = self._gradients or AccumulatedGradients(model)
+        before, tokens = gradients.save(), self._callback.trained_tokens
+
+        def undo() -> None:
+            gradients.restore(before)
+            self._callback.trained_tokens = tokens
+
+        # A pass takes entries out of `inputs`, so each attempt gets a copy.
+        return self._in_less_memory(lambda: step(dict(inputs), num_items_in_batch), undo)  # type: ignore[no-any-return]
+
+    def prediction_step(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
+        """Returns the loss of one evaluation batch; if memory runs out, tries again with a smaller memory plan."""
+        step = partial(super().prediction_step, model)
+        if not self._engine.can_step_down:
+            return step(inputs, *arguments, **options)
+        return self._in_less_memory(lambda: step(dict(inputs), *arguments, **options), lambda: None)
+
+    def _in_less_memory(self, attempt: Callable[[], Any], undo: Callable[[], None]) -> Any:
+        """Returns the result of `attempt`; after each one that runs out of memory, calls `undo` and takes a smaller
+        plan."""
+        while True:
+            try:
+                return attempt()
+            except torch.OutOfMemoryError as error:
+                error.__traceback__ = None  # its frames hold the tensors of the pass
+            undo()
+            if not self._engine.step_down(self.state.global_step):
+                raise torch.OutOfMemoryError("the smallest memory plan does not fit this GPU")
+            self._callback.report_memory()
+
+    @torch.no_grad()
+    def _loss_without_noise(self, model: Any, inputs: Any) -> torch.Tensor:
+        """The loss of a batch in evaluation mode: no dropout, no NEFTune noise, no gradients."""
+        model.eval()
+        try:
+            with self.compute_loss_context_manager():
+                return self.compute_loss(model, self._prepare_inputs(dict(inputs)))
+        finally:
+            model.train()
+
+    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
+        if not isinstance(optimizer, MultiTensorAdamW8bit):
+            return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call, no-any-return]
+        return optimizer.clip_gradients(self.args.max_grad_norm)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Returns the loss of one batch, a scalar; in evaluation, summed over its supervised tokens.
+
+        Nothing here computes metrics from logits, so `return_outputs` is always false.
+        """
+        assert not return_outputs
+        labels, positions = inputs.pop("labels"), inputs.pop("supervised")  # [1, T], [S]
+
+        if model.training:
+            self._callback.trained_tokens += labels.numel()
+            return self._engine.loss(model, inputs, labels, positions, num_items_in_batch)
+
+        loss = self._engine.loss(model, inputs, labels, positions, 1)
+        total, count = self._evaluated
+        self._evaluated = total + loss.item(), count + positions.numel()
+        return loss
+
+    def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
+        """Evaluates like SFTTrainer, but reports the loss per supervised token over all batches.
+
+        The mean of the batches' means would change with the micro-batch.
+        """
+        self._evaluated = (0.0, 0)
+        output = super().evaluation_loop(*arguments, **options)
+
+        total, count = self._evaluated
+        return output._replace(metrics=(output.metrics or {}) | {"eval_loss": total / max(1, count)})
+
+    def load_adapter(self, checkpoint: Path, state: TrainerState) -> None:
+        """Takes adapter and history from a checkpoint, without training on."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Returns 0: nobody reads the count, and transformers walks over all parameters for it at every batch."""
+        return 0
+
+    def create_model_card(self, *arguments: Any, **options: Any) -> None:
+        """Does nothing: TRL writes a card with every checkpoint, and ours comes with the artifacts."""
+
+
+class FastTrainMode:
+    """Replacement of `model.train` that walks over the modules only if the mode changes.
+
+    The loop calls it for every batch, and a walk over two thousand modules keeps the GPU waiting.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._switch = model, model.train
+
+    def __call__(self, mode: bool = True) -> Any:
+        return self._model if self._model.training == mode else self._switch(mode)
