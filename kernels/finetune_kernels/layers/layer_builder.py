@@ -32,15 +32,15 @@ def why_not_fused(causal: Any) -> str | None:
     """Returns why the layers of this transformers model cannot be built; None if they can."""
     config, family = causal.config, family_of(causal)
     if family is None:
-        return f"the layers of {type(causal).__name__} are not known"
+        return f"the kernels do not know {type(causal).__name__}"
     if getattr(config, "use_bidirectional_attention", False):
         return "attention in both directions"
     if head_size(config) > MAX_HEAD_SIZE or head_size(config) % 8:
-        return f"heads of size {head_size(config)}"
+        return f"heads of {head_size(config)} elements, not of a multiple of 8 up to {MAX_HEAD_SIZE}"
 
     activation = getattr(config, family.activation_field)
     if activation not in ACTIVATIONS:
-        return f"activation {activation}"
+        return f"activation {activation}, not {' or '.join(ACTIVATIONS)}"
     if config.attention_dropout or getattr(config, "resid_pdrop", 0):
         return "dropout in the base model"
     return next((reason for layer in causal.model.layers if (reason := _why_not_layer(layer, family))), None)
@@ -102,7 +102,7 @@ def _projections(layer: Any) -> Iterator[Any]:
 
 def _why_not_plain(projection: Any) -> str | None:
     if not isinstance(projection, nn.Linear):
-        return f"layer {type(projection).__name__}"
+        return f"a projection is {type(projection).__name__}, not a linear layer"
     return "base weights that train" if projection.weight.requires_grad else None
 
 

@@ -109,7 +109,7 @@ def use_packed_attention(causal: Any) -> str | None:
     from transformers.masking_utils import AttentionMaskInterface
 
     if family_of(causal) is None:
-        return "attention of another kind"
+        return f"the kernels do not know {type(causal).__name__}"
     if getattr(causal.config, "use_bidirectional_attention", False):
         return "attention in both directions"
     AttentionInterface.register(NAME, _attend)

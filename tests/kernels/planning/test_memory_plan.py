@@ -1,0 +1,63 @@
+"""The plan takes the fastest policies that fit, and predicts the peak that was measured."""
+
+import pytest
+
+from finetune_api.vocabulary import MemoryMode
+from finetune_kernels.planning.activation_policy import ActivationPolicy
+from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory, smaller_plan
+from finetune_kernels.planning.model_shape import ModelShape
+
+GIB = 2**30
+LLAMA_8B = ModelShape(
+    layers=32, hidden=4096, heads=32, key_value_heads=8, head_size=128, feed_forward=14336, vocabulary=128256,
+    linear_parameters=6_979_321_856, adapter_parameters=41_943_040, quantized=True,
+)  # fmt: skip
+BASE = int(5.47 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("gib", "mode", "keep_dequantized", "first", "last"),
+    [
+        (140, MemoryMode.FASTEST, True, ActivationPolicy.SAVE_ALL, ActivationPolicy.SAVE_ALL),
+        (24, MemoryMode.FASTEST, False, ActivationPolicy.SAVE_ALL, ActivationPolicy.SAVE_ALL),
+        (16, MemoryMode.FASTEST, False, ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.SAVE_ALL),
+        (7, MemoryMode.FASTEST, False, ActivationPolicy.OFFLOAD, ActivationPolicy.OFFLOAD),
+        (140, MemoryMode.BALANCED, False, ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.RECOMPUTE_MLP),
+        (140, MemoryMode.SMALLEST, False, ActivationPolicy.OFFLOAD, ActivationPolicy.OFFLOAD),
+    ],
+)
+def test_the_fastest_plan_that_fits_is_taken(
+    gib: int, mode: MemoryMode, keep_dequantized: bool, first: ActivationPolicy, last: ActivationPolicy
+) -> None:
+    plan = plan_memory(LLAMA_8B, 4096, base_bytes=BASE, total_bytes=gib * GIB, mode=mode)
+    assert (plan.keep_dequantized, plan.policies[0], plan.policies[-1]) == (keep_dequantized, first, last)
+    assert plan.fits == (gib != 7)
+
+
+def test_the_predicted_peak_is_what_was_measured() -> None:
+    """On one H200, Llama 8B shape, 2 x 2048 tokens: 30.74 GiB kept whole, 6.50 GiB at the smallest."""
+    for mode, measured in ((MemoryMode.FASTEST, 30.74), (MemoryMode.SMALLEST, 6.50)):
+        plan = plan_memory(LLAMA_8B, 4096, base_bytes=BASE, total_bytes=140 * GIB, mode=mode)
+        assert plan.peak_bytes / GIB == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("gib", "modes"),
+    [
+        (140, [MemoryMode.FASTEST, MemoryMode.BALANCED, MemoryMode.SMALLEST]),
+        (12, [MemoryMode.FASTEST, MemoryMode.SMALLEST]),  # where Fastest keeps what Balanced does
+        (7, [MemoryMode.SMALLEST]),
+    ],
+)
+def test_after_memory_ran_out_the_next_mode_that_needs_less_is_taken(gib: int, modes: list[MemoryMode]) -> None:
+    def plan_for(mode: MemoryMode) -> MemoryPlan:
+        return plan_memory(LLAMA_8B, 4096, base_bytes=BASE, total_bytes=gib * GIB, mode=mode)
+
+    plan: MemoryPlan | None = plan_for(MemoryMode.FASTEST)
+    found = []
+    while plan is not None:
+        found.append(plan)
+        plan = smaller_plan(plan, plan_for)
+    assert [plan.mode for plan in found] == modes
+    peaks = [plan.peak_bytes for plan in found]
+    assert peaks == sorted(set(peaks), reverse=True)
