@@ -157,7 +157,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("error", "reason"), REFUSALS.values(), ids=REFUSALS)
-async def test_a_refused_child_is_told_and_tried_again(
+async def test_a_refused_child_is_reported_and_tried_again(
     reconciler: Reconciler, cluster: FakeCluster, error: ApiError, reason: str
 ) -> None:
     cluster.failures["create_job"] = error
