@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from finetune_api.vocabulary import TrainOn
 from finetune_trainer.chat.encoder import ChatEncoder
-from finetune_trainer.chat.labels import IGNORED, Encoded, overlaps
+from finetune_trainer.chat.labels import IGNORED, Encoded
 from finetune_trainer.data.layouts import Conversation, PlainText
 from finetune_trainer.data.messages import BadRowError
 from finetune_trainer.errors import TrainerError
@@ -101,13 +101,6 @@ def test_answers_of_weight_zero_are_context(tokenizer: Any, template: str) -> No
     everything = "".join(supervised_texts(tokenizer, ChatEncoder(tokenizer, TrainOn.ALL).encode(chat)))
     assert "Four." not in everything
     assert {"And 3 + 3?", "Six.<|im_end|>"} <= {part for part in ("And 3 + 3?", "Six.<|im_end|>") if part in everything}
-
-
-def test_white_space_inside_an_answer_carries_loss_and_none_outside() -> None:
-    """Places of "a", " " (empty, behind it), "b", and of a mark inserted at the beginning."""
-    assert overlaps([(0, 1), (2, 2), (2, 3), (0, 0)], [(1, 3)]) == [False, True, True, False]
-    assert overlaps([(0, 1), (1, 3), (3, 4)], [(2, 3)]) == [False, True, False], "a token that begins before an answer"
-    assert overlaps([(0, 1)], []) == [False]
 
 
 def test_a_row_that_the_template_refuses_is_a_bad_row(tokenizer: Any) -> None:

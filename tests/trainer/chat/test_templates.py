@@ -121,7 +121,7 @@ def test_llama_writes_tools_like_llama_3_1_and_learns_the_calls(
     assert learned[0] == '{"name": "add", "parameters": {"a": "é"}}<|eot_id|>'
     assert learned[1:] == ["Four.<|eot_id|>"] * 2 + ["Six.<|eot_id|>"]
     two = [TURNS[0], {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]}]
-    with pytest.raises(BadRowError, match="one tool call in a turn"):
+    with pytest.raises(BadRowError, match="only one tool call in a turn"):
         supervised(tokenizer, two, tools)
 
 
@@ -161,7 +161,7 @@ WITH_TOOLS = {ChatTemplateName.QWEN, ChatTemplateName.LLAMA3, ChatTemplateName.M
 @pytest.mark.parametrize("name", sorted(set(ChatTemplateName) - WITH_TOOLS))
 def test_templates_without_tools_refuse_them(tokenizer: Any, name: ChatTemplateName) -> None:
     use_named_template(tokenizer, name)
-    with pytest.raises(BadRowError, match="has no tools; use Qwen"):
+    with pytest.raises(BadRowError, match="does not support tools; use Qwen"):
         supervised(tokenizer, TURNS, [TOOL])
 
 

@@ -32,7 +32,7 @@ TOOL_TOKENS: dict[ChatTemplateName, tuple[str, ...]] = {
 }
 WITHOUT_TOOLS = (
     "{%% for message in messages if tools or message.tool_calls or message.role == 'tool' %%}"
-    "{{ raise_exception('template %s cannot write tools, as the tokenizer lacks %s; use Qwen') }}{%% endfor %%}"
+    "{{ raise_exception('template %s does not support tools, as the tokenizer lacks %s; use Qwen') }}{%% endfor %%}"
 )
 
 
