@@ -1,4 +1,4 @@
-"""Why a job can fail: one table, shared by the trainer (which exits with the code) and the operator (which acts on it).
+"""The failure table, shared by the trainer, which exits with a code, and the operator, which acts on it.
 
 The exit code of the trainer's container, never the reason, decides what follows. The Job controller acts on it by the
 `podFailurePolicy` of the Job, even while the operator is down:
@@ -8,8 +8,8 @@ The exit code of the trainer's container, never the reason, decides what follows
     30: stopped; or evicted, preempted, its node lost        another pod, which counts as no retry      Ignore
     20, 40 and every other code; killed by a signal (128+n)  another pod, at most maxRetries of them    Count
 
-Memory is in two of these rows. A trainer that notices that its memory does not suffice exits with 13, and the job fails
-at once. A trainer that the kernel kills (137, `OOMKilled`) is tried again up to `spec.runPolicy.maxRetries` times. Both
+Memory is in two of these rows. A trainer that notices that it runs out of memory exits with 13, and the job fails at
+once. A trainer that the kernel kills (137, `OOMKilled`) is tried again, up to `spec.runPolicy.maxRetries` times. Both
 have the reason OutOfMemory.
 
 The reason is for machines; the hint tells people what to change. Codes stay below 64 so that they never look like a
@@ -70,7 +70,7 @@ def action_after(exit_code: int) -> PodFailureAction:
 
 
 def exit_codes_with(action: PodFailureAction) -> tuple[ExitCode, ...]:
-    """Returns the exit codes of the trainer that one action follows."""
+    """Returns the trainer's exit codes that lead to an action."""
     return tuple(code for code, follows in _ACTIONS.items() if follows is action)
 
 
@@ -113,7 +113,7 @@ class FailureReason(StrEnum):
 
 
 class Consequence(StrEnum):
-    """What a failure means for the job, in words for people."""
+    """Consequence of a failure for the job, in words for people."""
 
     JOB_FAILS = "the job fails at once"
     NEW_POD = "another pod starts, which counts as no retry"
@@ -130,18 +130,18 @@ _CONSEQUENCES = {
 
 @dataclass(frozen=True)
 class FailureClass:
-    """What a reason means for the job, and what a person can do about it."""
+    """Row of the table: what follows, and what a person can do about it."""
 
     exit_code: ExitCode | None
     """Code that the trainer exits with; None for reasons that only the operator gives, because no trainer could."""
 
     hint: str
     seen_by_operator: Consequence | None = None
-    """What follows where the operator gives the reason, because the trainer could not; None if it never does."""
+    """Consequence where the operator gives the reason, because the trainer could not; None if it never does."""
 
     @property
     def after_exit(self) -> Consequence | None:
-        """What follows where the trainer gives the reason itself; None if it never does."""
+        """Consequence where the trainer gives the reason itself; None if it never does."""
         return None if self.exit_code is None else _CONSEQUENCES[action_after(self.exit_code)]
 
 

@@ -48,7 +48,7 @@ class StatusReason(StrEnum):
 
 @dataclass(frozen=True)
 class ReasonClass:
-    """What a reason means, and where it stands."""
+    """Meaning of a reason, and the places where it stands."""
 
     meaning: str
     in_conditions: bool = True
