@@ -1,7 +1,6 @@
 """Large weights on a CPU are encoded piece by piece on the threads that write them, from memory that is used again:
 with small pieces, the files are those of whole tensors encoded in torch, and what goes wrong on a thread is heard."""
 
-import gc
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from finetune_trainer.export.export import ExportRequest, export
 from finetune_trainer.export.quantization import quantize as quantize_module
 from finetune_trainer.export.quantization.cpu import encode
 from finetune_trainer.export.tensor_io import buffers
-from finetune_trainer.export.tensor_io.buffers import MAX_FREE_BYTES, MIN_POOLED_BYTES, BufferPool
 from finetune_trainer.export.tensor_io.safetensors_files import list_tensors
 
 TYPES = ("F32", "F16", "BF16", "Q8_0")
@@ -62,24 +60,3 @@ def test_weights_that_float16_cannot_hold_are_named_from_a_thread(
     with pytest.raises(OverflowingWeightsError, match=r"float16 cannot hold; choose BF16 or a quantised type"):
         run(base, tmp_path / "out", "BF16", ("F16",))
     assert [path.name for path in (tmp_path / "out").iterdir()] == []
-
-
-def test_memory_comes_back_when_the_last_tensor_that_shares_it_is_gone() -> None:
-    pool = BufferPool()
-    first = pool.take(2 * MIN_POOLED_BYTES)
-    place, view = first.data_ptr(), first.view(torch.bfloat16).reshape(2, -1)[1]
-    del first
-    gc.collect()
-    other = pool.take(MIN_POOLED_BYTES)
-    assert not place <= other.data_ptr() < place + 2 * MIN_POOLED_BYTES, "a view still lives there"
-    del view
-    again = pool.take(MIN_POOLED_BYTES + 1)
-    assert (again.data_ptr(), again.numel()) == (place, MIN_POOLED_BYTES + 1)
-    assert pool.take(MIN_POOLED_BYTES).data_ptr() not in (place, other.data_ptr())
-
-
-def test_little_memory_is_kept() -> None:
-    pool = BufferPool()
-    held = [pool.take(MAX_FREE_BYTES // 4) for _ in range(6)]
-    held.clear()
-    assert sum(map(len, pool._free)) == MAX_FREE_BYTES
