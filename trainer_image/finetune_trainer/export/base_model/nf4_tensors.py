@@ -30,7 +30,7 @@ class Nf4Tensor(StoredTensor):
 
     parts: tuple[StoredTensor, ...]
 
-    def decode(self, data: torch.Tensor) -> torch.Tensor:
+    def to_values(self, data: torch.Tensor) -> torch.Tensor:
         """Dequantise the codes, on their device."""
         found = {part.name.removeprefix(f"{self.name}."): part.read() for part in self.parts}
         return nf4.reference(data, QuantState.from_dict(found, device=data.device))

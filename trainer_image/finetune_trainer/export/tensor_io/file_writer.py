@@ -38,7 +38,7 @@ class FileWriters:
         self.device = device
         self._threads = StagingThreads(device, "export-write")
         self._changed = threading.Condition()
-        self._waiting = 0  # bytes queued or being written
+        self._queued = 0  # bytes queued or being written
         self._error: BaseException | None = None
 
     def __enter__(self) -> "FileWriters":
@@ -64,16 +64,16 @@ class FileWriters:
         Waits while too many bytes are queued; raises the error of an earlier write of any file.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting < self._threads.waiting_bytes or self._error is not None)
+            self._changed.wait_for(lambda: self._queued < self._threads.max_queued_bytes or self._error is not None)
             self._raise_error()
-            self._waiting += piece.size
+            self._queued += piece.size
 
         self._threads.submit(self._write, file, offset, piece, ready).add_done_callback(self._finish)
 
     def wait(self) -> None:
         """Wait until everything is written; raises the error of any write."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting == 0 or self._error is not None)
+            self._changed.wait_for(lambda: self._queued == 0 or self._error is not None)
             self._raise_error()
 
     def _raise_error(self) -> None:
@@ -90,7 +90,7 @@ class FileWriters:
             if error is not None:
                 self._error = self._error or error  # the first one is told
             elif not done.cancelled():
-                self._waiting -= done.result()
+                self._queued -= done.result()
             self._changed.notify_all()
 
 

@@ -50,9 +50,9 @@ class StoredTensor:
                     raise InvalidBaseError(f"{self.path} ended while {self.name} was read: get the file again")
                 done += count
 
-        return self.decode(buffer)
+        return self.to_values(buffer)
 
-    def decode(self, data: torch.Tensor) -> torch.Tensor:
+    def to_values(self, data: torch.Tensor) -> torch.Tensor:
         """View the file's bytes, uint8 [size] on any device, as the values."""
         return data.view(self.dtype).reshape(self.shape)
 

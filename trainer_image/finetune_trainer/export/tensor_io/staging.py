@@ -25,7 +25,7 @@ class StagingThreads(ThreadPoolExecutor):
         threads = GPU_THREADS if device.type == "cuda" else max(CPU_THREADS, torch.get_num_threads())
         super().__init__(threads, thread_name_prefix=name)
         self.device = device
-        self.waiting_bytes = MAX_GPU_QUEUED_BYTES if device.type == "cuda" else MAX_CPU_QUEUED_BYTES
+        self.max_queued_bytes = MAX_GPU_QUEUED_BYTES if device.type == "cuda" else MAX_CPU_QUEUED_BYTES
         self._own = threading.local()
 
     def mark(self) -> torch.cuda.Event | None:

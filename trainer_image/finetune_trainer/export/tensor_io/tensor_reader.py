@@ -27,7 +27,7 @@ class _Reading:
         os.close(self.file)
         if not all(piece.result() for piece in self.slices):
             raise InvalidBaseError(f"{self.tensor.path} ended while {self.tensor.name} was read: get the file again")
-        return self.tensor.decode(self.values)
+        return self.tensor.to_values(self.values)
 
 
 def read_tensors(
@@ -45,7 +45,7 @@ def read_tensors(
             for tensor in tensors:
                 upcoming.append(_begin(threads, buffers, tensor))
                 # One tensor is always read ahead, however large.
-                while len(upcoming) > 1 and sum(reading.tensor.size for reading in upcoming) > threads.waiting_bytes:
+                while len(upcoming) > 1 and sum(reading.tensor.size for reading in upcoming) > threads.max_queued_bytes:
                     first = upcoming.popleft()
                     yield first.tensor, first.finish()
 
