@@ -19,8 +19,10 @@ from finetune_operator.desired.names import FIELD_MANAGER, JOB_UID_LABEL
 from finetune_operator.errors import ApiUnavailableError, NotFoundError
 
 METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+"""Accept header of a list without specs and statuses, which make up nearly all of a job's bytes."""
+
 PAGE_SIZE = "500"
-_OURS: Final = {"fieldManager": FIELD_MANAGER}
+_OURS: Final = {"fieldManager": FIELD_MANAGER}  # names the operator in the managedFields of what it writes
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class Cluster:
                 found = await self._connection.request("GET", f"/apis/{GROUP}/{VERSION}")
                 if any(resource["name"] == PLURAL for resource in found["resources"]):
                     return
+
                 logger.info("waiting for the CustomResourceDefinition %s.%s", PLURAL, GROUP)
             except (ApiUnavailableError, NotFoundError) as error:
                 logger.info("waiting for the API server: %s", error)
@@ -144,6 +147,8 @@ class Cluster:
             "metadata": {"name": job.name, "namespace": job.namespace, "uid": uid},
             "status": status,
         }
+
+        # Forced, because nobody else may own a field of the status.
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
         await self._connection.request("PATCH", f"{_resource_path(job)}/status", body, query=query, content_type=APPLY)
 
@@ -161,6 +166,7 @@ class Cluster:
         }
         answer = await self._connection.request("POST", "/apis/authentication.k8s.io/v1/tokenreviews", body)
 
+        # An API server that does not check audiences leaves them out of its answer.
         status: Json = answer.get("status") or {}
         if not status.get("authenticated") or audience not in (status.get("audiences") or ()):
             return None
@@ -176,6 +182,7 @@ class Cluster:
         """Patch an object as it was read: the API server answers 409 if its UID or version has changed."""
         seen = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
         body = changes | {"metadata": changes.get("metadata", {}) | seen}
+
         return await self._connection.request("PATCH", path, body, query=_OURS, content_type=MERGE_PATCH)
 
 

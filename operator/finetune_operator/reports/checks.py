@@ -97,12 +97,14 @@ class ReportChecks:
         """Returns the pod that the token is bound to, if its owners lead to the job: pod -> Job -> FineTuneJob."""
         refusal = ReportRefusedError(403, "Forbidden", "the token's pod does not belong to this job")
 
+        # The token names the pod and its UID, but not the pod's owners.
         if identity.namespace != name.namespace:
             raise refusal
         body = await self._cluster.get_pod(name.namespace, identity.pod_name)
         if body is None or body["metadata"]["uid"] != identity.pod_uid:
             raise refusal
 
+        # UIDs are compared at each step: a Job that was deleted and created again has the same name.
         references = body["metadata"].get("ownerReferences") or ()
         owner = next((each["name"] for each in references if each.get("controller") and each["kind"] == "Job"), None)
         child = await self._cluster.get_job(name.namespace, owner) if owner else None
@@ -119,7 +121,7 @@ class ReportChecks:
         """
         pods = [attempt.uid for attempt in status.attempts]
         if pod.uid in pods[:-1]:
-            raise ReportRefusedError(409, "OldPod", "a newer pod of this job reports")
+            raise ReportRefusedError(409, "OldPod", "a newer pod of this job has started")
 
         newest = self._reports.newest(job_uid)
         last: int | None = None

@@ -258,6 +258,7 @@ async def test_credentials_that_become_unreadable_are_an_outage(
 async def test_missing_credentials_are_named_at_the_start(server: FakeApiServer, tmp_path: Path) -> None:
     kubeconfig = server.kubeconfig(token="t")
     absent = tmp_path / "absent"
+
     wrong = {
         ServiceAccount("127.0.0.1", server.port, absent): "service account .*absent: Service token file does not exist",
         Kubeconfig(absent, None): "kubeconfig .*absent: there is no such file",
