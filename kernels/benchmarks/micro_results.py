@@ -1,5 +1,5 @@
-"""`micro.csv`: one line for each kernel and direction, timed alone; and its table in README.md. Pure, but for one
-reader and one writer."""
+"""`micro.csv`: one line for each kernel and direction, timed alone; and its table in docs/benchmarks.md. Pure, except
+for one reader and one writer."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ SHOWN = (
     "nf4 decoding", "attention, cuDNN, 2 documents", "attention, FlashAttention, 2 documents", "capped_attention",
     "flat_adamw",
 )  # fmt: skip
-"""Kernels in README.md, in this order."""
+"""Kernels in docs/benchmarks.md, in this order."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _value(text: str, kind: Any) -> Any:
 
 
 def section(timings: Sequence[Timing]) -> list[str]:
-    """Lines of README.md: what the shown kernels reach; none without timings."""
+    """Lines of docs/benchmarks.md: what the shown kernels reach; none without timings."""
     found = {(one.kernel, one.direction): one for one in timings}
     shown = [kernel for kernel in SHOWN if any(name == kernel for name, _ in found)]
     if not shown:

@@ -66,14 +66,12 @@ class CheckpointStore:
             files.append(ManifestFile(path=name, bytes=digest.bytes, sha256=digest.sha256))
 
         index = CheckpointIndex(step=step, files=tuple(files)).model_dump_json(by_alias=True).encode()
+        # A step may exist already: an attempt that resumes from an older checkpoint reaches it again.
         before = self._store.read(base + INDEX_NAME)
         try:
             self._store.put_if(base + INDEX_NAME, index, before.tag if before else None)
         except PreconditionFailedError:
-            log.warning(
-                "checkpoint of step %d was committed by another attempt at the same time",
-                step,
-            )
+            log.warning("checkpoint of step %d was committed by another attempt at the same time", step)
             return
 
         self._prune()
@@ -92,7 +90,8 @@ class CheckpointStore:
             raise DamagedCheckpointError(f"{self._store.uri(self._base(step))} has no index")
 
         for file in index.files:
-            path = target / file.path.partition("/")[2]
+            path = target / file.path.partition("/")[2]  # without the attempt's id
+            # The index is data from a store: its paths must not lead out of the target.
             if not path.resolve().is_relative_to(target.resolve()):
                 raise DamagedCheckpointError(f"{self._store.uri(self._base(step))} names a path outside itself")
 

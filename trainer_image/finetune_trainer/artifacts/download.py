@@ -59,6 +59,7 @@ def download_artifacts(
     for file, path in zip(files, paths, strict=True):
         _download(store, file, target / path, on_bytes)
 
+    # In the format of `sha256sum`, two spaces between digest and path.
     lines = sorted(f"{file.sha256}  {path.as_posix()}\n" for file, path in zip(files, paths, strict=True))
     (target / SUMS_NAME).write_text("".join(lines), encoding="utf-8")
     return [target / path for path in paths]
@@ -69,6 +70,7 @@ def _download(store: ObjectStore, file: ManifestFile, path: Path, on_bytes: OnBy
         on_bytes(file.bytes)
         return
 
+    # A hidden name until the digest is right: a reader of the folder never sees half a file.
     partial = path.with_name(f".{path.name}.partial")
     try:
         store.get_file(file.path, partial, on_bytes)

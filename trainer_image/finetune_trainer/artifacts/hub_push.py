@@ -136,6 +136,7 @@ def push_result(hub: HubTarget | None, store: ObjectStore, manifest: Manifest, f
 def repository_paths(manifest: Manifest) -> dict[str, Path]:
     """Returns {path in the repository: path in a download of the result}."""
     types = {artifact.type for artifact in manifest.artifacts}
+    # With merged weights at the top, the adapter's files would mix with theirs.
     below = {ArtifactType.ADAPTER: "adapter/"} if ArtifactType.MERGED in types else {}
     paths = {}
 

@@ -86,13 +86,14 @@ class ArtifactStore:
 
         manifest, tag = found
         policy = self.config.output.s3.on_existing
+        # Of this very job, an earlier attempt: it committed, and died before it could say so.
         same_job = manifest.job.uid == self.config.job.uid
         if same_job or (policy is OnExisting.REUSE and manifest.spec_digest == spec_digest):
             self._check_complete(manifest)
             return manifest
 
         if policy is OnExisting.OVERWRITE:
-            self._replaces = tag
+            self._replaces = tag  # the commit replaces this version only, not one that somebody writes meanwhile
             return None
 
         made_by = "another specification" if policy is OnExisting.REUSE else "an earlier job"
@@ -106,13 +107,13 @@ class ArtifactStore:
         Returns the committed manifest: this attempt's, or the one of another attempt of this job that committed first.
         Raises TrainerError; nothing is then published.
         """
-        draft = self._draft_manifest(provenance)
+        draft = self._draft_manifest(provenance)  # before the upload: errors in it show now
         listed = tuple(self._upload(artifact, on_bytes) for artifact in artifacts)
         manifest = draft.model_copy(update={"artifacts": listed, "created": datetime.now(UTC)})
 
         try:
             self.object_store.put_if(MANIFEST_NAME, manifest.encode(), self._replaces)
-        except PreconditionFailedError:
+        except PreconditionFailedError:  # another attempt, or another job, committed while this one was training
             winner = self._read_winner()
             self._remove_leftovers(f"attempts/{self.attempt_id}/", winner)
             return winner
@@ -197,6 +198,7 @@ class ArtifactStore:
             raise TrainerError(FailureReason.OUTPUT_EXISTS, message) from None
 
     def _check_complete(self, manifest: Manifest) -> None:
+        # Sizes only: digests would need a download of everything.
         for file in manifest.files():
             if (size := self.object_store.size(file.path)) != file.bytes:
                 found = "is missing" if size is None else f"has {size} bytes instead of {file.bytes}"

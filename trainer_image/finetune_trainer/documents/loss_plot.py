@@ -67,6 +67,7 @@ def _grid(frame: _Frame, ticks: Sequence[float]) -> Iterable[str]:
         y = frame.height_of(tick)
         yield f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#dddddd"/>'
         yield f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>'
+
     base = HEIGHT - BOTTOM + 18
     yield f'<text x="{LEFT}" y="{base}">0</text>'
     yield f'<text x="{WIDTH - RIGHT}" y="{base}" text-anchor="end">{frame.last_step}</text>'
@@ -76,11 +77,13 @@ def _grid(frame: _Frame, ticks: Sequence[float]) -> Iterable[str]:
 def _line(name: str, colour: str, points: Sequence[LossPoint], frame: _Frame, *, legend: float) -> Iterable[str]:
     if not points:
         return
+
     places = [frame.place(point) for point in points]
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
     yield f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
     if len(places) <= 2:  # a line of one point is invisible
         yield from (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places)
+
     yield f'<text x="{legend}" y="20" fill="{colour}">{name}</text>'
 
 
@@ -92,12 +95,13 @@ def _ring(point: LossPoint, frame: _Frame) -> str:
 
 def _thinned(points: Sequence[LossPoint]) -> Sequence[LossPoint]:
     """Returns every n-th point, and always the last one."""
-    step = -(-len(points) // MAX_POINTS) or 1
+    step = -(-len(points) // MAX_POINTS) or 1  # rounded up
     return points if step == 1 else [*points[:-1:step], points[-1]]
 
 
 def _ticks(low: float, high: float) -> list[float]:
     """Returns about five round numbers that span [low, high]."""
+    # A run with one loss, or with equal losses, still needs a range.
     span = high - low or abs(high) or 1.0
     rough = span / 4
     power = 10.0 ** math.floor(math.log10(rough))

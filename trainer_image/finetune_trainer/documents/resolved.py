@@ -33,7 +33,7 @@ def describe_run(
     """Returns the run as data for YAML: the job, what it was resolved to, memory, metrics and versions."""
     run = _without_private(config.to_wire())
     for part in ("apiVersion", "kind", "progress", "checkpointsToKeep", "terminationGracePeriodSeconds"):
-        run.pop(part, None)
+        run.pop(part, None)  # about the cluster, not about the result
 
     return {
         "specDigest": config.spec_digest(),

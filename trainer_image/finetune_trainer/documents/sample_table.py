@@ -20,11 +20,13 @@ def sample_table(lines: Sequence[SampleLine], exported_step: int | None = None) 
     prompts = list(dict.fromkeys(line.prompt for line in lines))
     for prompt in prompts[:SHOWN_PROMPTS]:
         own = [line for line in lines if line.prompt == prompt]
+
         shown += [f"Prompt: {_cell(prompt)}", "", "| step | answer |", "|---|---|"]
         shown += [f"| {line.step} | {_cell(line.answer)} |" for line in own if line.step in steps]
         if own[0].reference is not None:
             shown.append(f"| data | {_cell(own[0].reference)} |")
         shown.append("")
+
     return shown
 
 

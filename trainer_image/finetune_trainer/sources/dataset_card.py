@@ -66,6 +66,7 @@ def _choose(uri: str, configs: list[dict[str, Any]], subset: str | None) -> dict
     if subset is not None:
         found = [config for config in configs if config["config_name"] == subset]
     else:
+        # The order in which the Hub and `datasets` look for a default.
         found = [config for config in configs if config.get("default") is True]
         found = found or [config for config in configs if config["config_name"] == "default"]
         found = found or (configs if len(configs) == 1 else [])
@@ -100,6 +101,7 @@ def _texts(value: Any) -> list[str]:
 def _translate(pattern: str) -> str:
     """Returns a regular expression for a pattern: ** matches across folders, * and ? do not."""
     pattern = pattern.removeprefix("./")
+    # Split with a group: the separators, which are the wildcards, stay in the list.
     parts = re.split(r"(\*\*/|\*+|\?)", pattern)
     meaning = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return "".join(meaning.get(part, ".*" if part.startswith("**") else re.escape(part)) for part in parts)

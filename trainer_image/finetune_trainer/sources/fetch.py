@@ -78,7 +78,7 @@ def fetch_dataset(
 
     if Source.parse(uri).scheme is Scheme.HUGGING_FACE:
         listed = choose_from_card(uri, _read_card(repository, work), repository.files, split, subset)
-        if listed is None:
+        if listed is None:  # no card, or one without a list of files: paths name split and subset
             names, wanted = _of_subset(uri, repository.files, subset), split
         else:
             names = listed
@@ -103,7 +103,7 @@ def _of_subset(uri: str, names: Iterable[str], subset: str | None) -> list[str]:
     if not found:
         message = (
             f"{uri} has no subset {subset}: its README.md lists no subsets, and it has no folder with this name; "
-            "mend or remove spec.dataset.subset"
+            "correct or remove spec.dataset.subset"
         )
         raise TrainerError(FailureReason.DATASET_NOT_FOUND, message)
     return found
@@ -122,6 +122,7 @@ def _download(
     repository: Repository, names: list[str], work: Path, on_bytes: OnBytes, *, extra: Sequence[str] = ()
 ) -> FetchedSource:
     """Downloads `names`, which make up the source, and `extra`, which stay outside its digest."""
+    # A former attempt on this node may have left half a download of another revision.
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
 
@@ -133,9 +134,12 @@ def _download(
         )
         raise TrainerError(FailureReason.DISK_FULL, message)
 
+    # Files that are used in place stay where they are: `folder` is then not `work`.
     folder = repository.download([*names, *extra], work, on_bytes)
     files = tuple(folder / name for name in names)
     digests = sha256_of_each(folder, files)
+
+    # The Hub gives the SHA-256 of large files; for the others, and for S3, the digest is only recorded.
     if damaged := [name for name in names if repository.sha256.get(name, digests[name]) != digests[name]]:
         message = f"{damaged[0]} is not the file that the hub lists: its SHA-256 is {digests[damaged[0]]}"
         raise TrainerError(FailureReason.HUB_UNAVAILABLE, message)

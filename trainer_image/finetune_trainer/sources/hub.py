@@ -54,6 +54,7 @@ class HubRepository:
         ask = api.model_info if kind == "model" else api.dataset_info
         info = self._retry(lambda: ask(name, revision=revision, files_metadata=True, timeout=REQUEST_SECONDS))
 
+        # A branch may move while the job runs: from here on only the commit is used.
         self.revision = str(info.sha)
         siblings = info.siblings or ()
         self.files = {sibling.rfilename: int(sibling.size or 0) for sibling in siblings}
@@ -73,6 +74,7 @@ class HubRepository:
                 repo_type=self._kind,
                 revision=self.revision,
                 local_dir=folder,
+                # These are patterns: a file name with brackets has to be escaped.
                 allow_patterns=[escape(name) for name in listed],
                 token=self._token,
                 endpoint=self._access.hub_endpoint,
@@ -100,6 +102,7 @@ class HubRepository:
         if isinstance(error, RevisionNotFoundError):
             return TrainerError(missing, f"{where} has no revision {self._asked or 'main'}")
 
+        # The Hub answers 401 for a repository that does not exist, if the request had no token.
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
         if isinstance(error, RepositoryNotFoundError) and (status != 401 or not self._token):
             return TrainerError(
@@ -112,6 +115,7 @@ class HubRepository:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             return TrainerError(missing, f"{where} lists a file that does not exist")
 
+        # Everything else may pass with time, such as HTTP 429 and 5xx.
         answer = f"answered HTTP {status}" if status else f"did not answer ({type(error).__name__})"
         return TrainerError(FailureReason.HUB_UNAVAILABLE, f"{where}: the hub {answer}")
 

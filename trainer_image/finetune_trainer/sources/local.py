@@ -21,7 +21,7 @@ class LocalRepository:
 
     def __init__(self, uri: str, source: Source, access: SourceAccess, reasons: FaultReasons) -> None:
         path = Path(source.path)
-        root = Path("/")
+        root = Path("/")  # on the user's own machine, links may lead anywhere
 
         if source.scheme is Scheme.PVC:
             if access.mount is None:
@@ -29,6 +29,7 @@ class LocalRepository:
                     f"{uri} can only be read in a cluster, where its claim is mounted: use file:// on this machine"
                 )
                 raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+            # A claim may hold links that others made: what lies outside of it is the pod's own disk.
             root, path = access.mount.resolve(), access.mount / source.path
 
         self._uri, self._reasons = uri, reasons

@@ -29,10 +29,12 @@ class S3Repository:
 
         path = source.path
         if not path.endswith("/") and not is_folder:
+            # One object: HEAD fails at once if it does not exist, where a listing would be empty.
             self._prefix = path[: path.rfind("/") + 1]
             self.files = {path.removeprefix(self._prefix): self._size(path)}
             return
 
+        # With its slash, the prefix "base/" does not match "base2/config.json".
         self._prefix = f"{path.rstrip('/')}/".lstrip("/")
         self.files = self._list()
         if not self.files:

@@ -19,6 +19,7 @@ ADAPTER_PATTERNS = ("*.json", "*.jinja", "*.model", "merges.txt")
 # Mistral repositories hold a second copy of the weights, which transformers does not read.
 DUPLICATE_WEIGHTS = "consolidated*.safetensors"
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# JSON files that describe a dataset, beside its rows.
 DATA_DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 USUAL_SPLITS = ("train", "training", "test", "testing", "eval", "evaluation", "validation", "valid", "val", "dev")
 MAX_DATA_FILES = 10_000
@@ -27,6 +28,7 @@ MAX_DATA_FILES = 10_000
 def choose_model_files(uri: str, names: Iterable[str]) -> list[str]:
     """Returns the files that loading a model needs. Raises TrainerError (ModelNotFound, UnsafeModel)."""
     top = [name for name in names if "/" not in name]
+    # Subfolders hold other formats (onnx/, original/), which a model folder does not need.
     chosen = sorted(name for name in top if _matches(name, MODEL_PATTERNS) and not fnmatch(name, DUPLICATE_WEIGHTS))
     if any(name.endswith(".safetensors") for name in chosen) and "config.json" in chosen:
         return chosen
@@ -75,6 +77,8 @@ def _of_split(names: list[str], split: str) -> list[str]:
     named = [name for name in names if split in _words(name)]
     if named or split != "train":
         return named
+
+    # No file names the train split: it is then all files that name no other split.
     return [name for name in names if not _words(name) & set(USUAL_SPLITS)]
 
 

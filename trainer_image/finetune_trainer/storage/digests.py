@@ -14,8 +14,8 @@ from pathlib import Path
 
 from awscrt import checksums
 
-READ_BYTES = 1 << 20
-HASHING_THREADS = 4
+READ_BYTES = 1 << 20  # 1 MiB
+HASHING_THREADS = 4  # SHA-256 of one file uses one core
 
 
 class DigestStoppedError(Exception):
@@ -57,6 +57,7 @@ def digest_file(path: Path, part_bytes: int, stopped: Callable[[], bool] = lambd
 
     with path.open("rb") as file:
         while True:
+            # One part, read in slices of a MiB so that memory stays small.
             crc, end = 0, start
             while end - start < part_bytes and (data := file.read(min(READ_BYTES, part_bytes - (end - start)))):
                 if stopped():
@@ -67,6 +68,7 @@ def digest_file(path: Path, part_bytes: int, stopped: Callable[[], bool] = lambd
             if end == start and parts:  # the file ended with the part before
                 break
 
+            # The CRC of the whole follows from the parts' CRCs; only SHA-256 needs every byte in order.
             whole_crc = checksums.combine_crc64nvme(whole_crc, crc, end - start)
             parts.append(PartDigest(start, end, crc64_header(crc)))
             is_last, start = end - start < part_bytes, end

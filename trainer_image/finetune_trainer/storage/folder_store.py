@@ -56,6 +56,7 @@ class FolderStore:
         Raises PreconditionFailedError otherwise.
         """
         target = self._target(key)
+        # Written under another name first: under the real one a file is always complete.
         partial = target.with_name(f".{target.name}.{uuid4().hex}")
         with partial.open("wb") as file:
             file.write(data)
@@ -99,6 +100,7 @@ class FolderStore:
 
     def keys(self, prefix: str) -> list[str]:
         """Returns every file below a prefix that ends in "/", except those that another attempt deletes meanwhile."""
+        # os.walk ignores folders that vanish meanwhile; Path.rglob may raise for them.
         found = (Path(folder) / name for folder, _, names in os.walk(self.folder / prefix) for name in names)
         return sorted(path.relative_to(self.folder).as_posix() for path in found)
 

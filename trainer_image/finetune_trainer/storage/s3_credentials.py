@@ -38,7 +38,7 @@ class FolderCredentials(Credentials):  # type: ignore[misc]  # botocore has no t
 
     def get_frozen_credentials(self) -> ReadOnlyCredentials:
         """Returns the keys that the files hold now."""
-        with self._lock:
+        with self._lock:  # requests are signed on several threads
             if self._state() != self._seen:
                 self._reload()
             return self._frozen
@@ -60,7 +60,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
         state = path.stat()
     except FileNotFoundError:
         return None
-    return state.st_ino, state.st_mtime_ns
+    return state.st_ino, state.st_mtime_ns  # the kubelet swaps a link, so that the inode changes
 
 
 def _content(path: Path) -> str | None:

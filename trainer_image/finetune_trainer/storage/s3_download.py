@@ -30,7 +30,7 @@ class S3Downloader:
         step = self.plan.part_bytes(size)
 
         with target.open("wb") as file:
-            file.truncate(size)
+            file.truncate(size)  # ranges arrive in any order
 
             def fetch(start: int) -> None:
                 data = fetch_range(self.session, key, start, min(start + step, size), etag)
@@ -42,6 +42,7 @@ class S3Downloader:
 
 
 def _write_at(descriptor: int, data: bytes, offset: int) -> None:
+    # pwrite needs no lock between threads, but may write less than it was given.
     view = memoryview(data)
     while view:
         written = os.pwrite(descriptor, view, offset)

@@ -32,6 +32,7 @@ def observe_checksum_support(session: S3Session, key: str) -> ChecksumSupport:
 
     Raises S3Fault if the bucket does not exist or cannot be written.
     """
+    # First the right checksum, then a wrong one: only a store that refuses exactly the second one checks it.
     support = ChecksumSupport.STORED
     if _refused(session, key, policy=PROBE_RETRIES, **_checksum(crc64_header(checksums.crc64nvme(CANARY)))):
         session.call("put_object", key, Body=CANARY, policy=PROBE_RETRIES)

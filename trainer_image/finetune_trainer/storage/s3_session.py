@@ -97,6 +97,7 @@ class S3Session:
     def fault(self, error: BaseException, operation: str, key: str | None) -> S3Fault:
         """Our error for an error of boto3. Raise it `from None`: the original may quote the request."""
         kind, code = classify(error)
+        # A 404 without a key in the request can only mean the bucket.
         if kind is FaultKind.KEY_MISSING and key is None:
             kind = FaultKind.BUCKET_MISSING
 
@@ -109,6 +110,7 @@ class S3Session:
 
 
 def _build_client(location: S3Location, credentials: Path | None, *, anonymous_allowed: bool) -> Any:
+    # A mounted Secret goes before the machine's own configuration.
     core = botocore.session.get_session()
     if credentials is not None and folder_has_keys(credentials):
         core._credentials = FolderCredentials(credentials)  # botocore offers no public setter for a credentials object
@@ -120,8 +122,9 @@ def _build_client(location: S3Location, credentials: Path | None, *, anonymous_a
         retries={"mode": "adaptive", "total_max_attempts": BOTOCORE_ATTEMPTS},
         connect_timeout=5,
         read_timeout=60,
-        max_pool_connections=32,
+        max_pool_connections=32,  # above the parts in flight, or threads would wait for connections
         tcp_keepalive=True,
+        # Stores other than AWS rarely have a host name for each bucket.
         s3={"addressing_style": "path"} if location.endpoint_url else {},
         # We send checksums ourselves (see s3_upload): a store that does not know the newer ones must not fail on them.
         request_checksum_calculation="when_required",

@@ -41,6 +41,7 @@ Value = TypeVar("Value")
 MIN_PART_BYTES = 16 << 20
 MAX_PARTS = 10_000
 PARALLEL_PARTS = 8
+# At the end of a failed job little time is left: what cannot be discarded now is discarded at the next start.
 _ABORT_RETRIES = RetryPolicy(outage_seconds=5, expired_seconds=0, rejected_seconds=0)
 
 
@@ -116,6 +117,7 @@ class S3Uploader:
         if size > part_bytes:
             return self._put_parts(key, path, part_bytes, on_bytes)
 
+        # One request: the checksum has to be known before it starts.
         digest = digest_file(path, part_bytes)
         self._put_whole(key, path, digest, on_bytes)
         return digest
@@ -129,8 +131,10 @@ class S3Uploader:
         if head["ContentLength"] != digest.bytes:
             raise self._corrupted(key, f"holds {head['ContentLength']} bytes, but {digest.bytes} were sent")
 
+        # The store compared the checksum itself when it took the object: no need to read it back.
         if self.checksums is ChecksumSupport.CHECKED and head.get("ChecksumCRC64NVME") == digest.crc64:
             return
+
         if digest.bytes:
             collect(self.parts, [partial(self._verify_part, key, part) for part in digest.parts])
 
@@ -139,16 +143,18 @@ class S3Uploader:
         on_bytes(digest.bytes)
 
     def _put_parts(self, key: str, path: Path, part_bytes: int, on_bytes: OnBytes) -> FileDigest:
+        # FULL_OBJECT: the store checks the CRC of the whole file, not only a digest over the parts' CRCs.
         typed: dict[str, Any] = {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"}
         answer = self.session.call("create_multipart_upload", key, **({} if self._unchecked else typed))
         upload = MultipartUpload(key, answer["UploadId"], path, on_bytes)
 
         try:
             digest, sent = self._send_and_hash(upload, part_bytes)
+            # Two independent readings of the file have to agree: what was hashed, and what was sent.
             if [part.crc64 for part in digest.parts] != [part.crc64 for part in sent]:
                 raise self._corrupted(key, "is not what was hashed: the file changed while it was uploaded")
             self._complete(upload, sent, digest)
-        except BaseException:
+        except BaseException:  # a signal, too: parts of an unfinished upload cost money until somebody discards them
             self._abort(upload)
             raise
         return digest
@@ -162,7 +168,7 @@ class S3Uploader:
         ]
 
         stopped = threading.Event()
-        with ThreadPoolExecutor(1, "digest") as hasher:
+        with ThreadPoolExecutor(1, "digest") as hasher:  # leaving the block waits for the hashing to stop
             try:
                 hashed = hasher.submit(digest_file, upload.path, part_bytes, stopped.is_set)
                 sent = collect(self.parts, tasks)
