@@ -93,8 +93,12 @@ REFUSED = {
     "a ZIP archive as Parquet": ("a.parquet", zip_archive(), "not a valid Parquet file"),
     "a tar archive": ("a.json", tar_archive(), "a.json: is a tar archive"),
     "a packed tar archive": ("a.csv.gz", gzip.compress(tar_archive()), "a.csv.gz: is a tar archive"),
-    "gzip within gzip": ("a.jsonl.gz", gzip.compress(gzip.compress(LINES)), "gzip inside: pack it once"),
-    "zstd within gzip": ("a.jsonl.gz", gzip.compress(zstd(LINES)), "zstd inside: pack it once"),
+    "gzip within gzip": (
+        "a.jsonl.gz",
+        gzip.compress(gzip.compress(LINES)),
+        "is compressed with gzip: compress it once only",
+    ),
+    "zstd within gzip": ("a.jsonl.gz", gzip.compress(zstd(LINES)), "is compressed with zstd: compress it once only"),
     "gzip without its suffix": ("a.jsonl", gzip.compress(LINES), "name it .gz"),
     "bytes after gzip": ("a.jsonl.gz", gzip.compress(b"{}\n") + b"more", "cannot be unpacked"),
     "Parquet by another name": ("a.jsonl", b"PAR1" + LINES, "name it .parquet"),
@@ -156,7 +160,7 @@ def test_a_bomb_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack
     assert callable(pack)
     suffix = ".gz" if pack is gzip.compress else ".zst"
     rows = read(tmp_path / f"a.jsonl{suffix}", pack(b"\n" * 50 * 2**20))
-    assert "a bomb?" in rows[0].value
+    assert "decompression bomb" in rows[0].value
     assert read(tmp_path / f"b.jsonl{suffix}", pack(LINES * 10))[-1].is_broken is False
 
 

@@ -19,13 +19,13 @@ RATIO_FREE_BYTES = 256 * 2**20
 BUFFER_BYTES = 2**20
 # First bytes of files that are not what their name says, with what the file is and what to do.
 OTHER_KINDS = (
-    (b"PK\x03\x04", "a ZIP archive: unpack it and name the data files"),
-    (b"\x1f\x8b", "gzip inside: pack it once, and name it .gz"),
-    (b"\x28\xb5\x2f\xfd", "zstd inside: pack it once, and name it .zst"),
-    (b"BZh", "bzip2 inside: use gzip or zstd"),
-    (b"\xfd7zXZ\x00", "xz inside: use gzip or zstd"),
-    (b"7z\xbc\xaf", "a 7z archive: unpack it and name the data files"),
-    (b"Rar!", "a RAR archive: unpack it and name the data files"),
+    (b"PK\x03\x04", "a ZIP archive: unpack it and use the data files in it"),
+    (b"\x1f\x8b", "compressed with gzip: compress it once only, and name it .gz"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd: compress it once only, and name it .zst"),
+    (b"BZh", "compressed with bzip2: use gzip or zstd"),
+    (b"\xfd7zXZ\x00", "compressed with xz: use gzip or zstd"),
+    (b"7z\xbc\xaf", "a 7z archive: unpack it and use the data files in it"),
+    (b"Rar!", "a RAR archive: unpack it and use the data files in it"),
     (b"PAR1", "a Parquet file: name it .parquet"),
     (b"ARROW1", "an Arrow file: name it .arrow"),
     (b"\xff\xfe", "UTF-16 text: save it as UTF-8"),
@@ -63,7 +63,7 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
 def _check_kind(start: bytes) -> None:
     """Raises UnreadableFileError if a file's first bytes are those of another kind of file."""
     if start[TAR_MARK_AT:].startswith(TAR_MARK):
-        raise UnreadableFileError("is a tar archive: unpack it and name the data files")
+        raise UnreadableFileError("is a tar archive: unpack it and use the data files in it")
     for mark, meaning in OTHER_KINDS:
         if start.startswith(mark):
             raise UnreadableFileError(f"is {meaning}")
@@ -89,8 +89,10 @@ class _Unpacked(io.RawIOBase):
 
         self._unpacked += len(data)
         if self._unpacked > self._allowed:
-            message = f"unpacks to more than {self._allowed // 2**20} MiB, over {MAX_RATIO} times its size: a bomb?"
-            raise UnreadableFileError(message)
+            raise UnreadableFileError(
+                f"unpacks to more than {self._allowed // 2**20} MiB, over {MAX_RATIO} times its size, like a "
+                "decompression bomb: leave it uncompressed if it is real data"
+            )
 
         buffer[: len(data)] = data
         return len(data)
