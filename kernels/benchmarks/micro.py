@@ -1,7 +1,7 @@
-"""Each kernel alone at the shapes of Llama 8B: `micro.py`, on a machine with a GPU; one to two minutes.
+"""Times each kernel alone at the shapes of Llama 8B, on a machine with a GPU, in one to two minutes.
 
-A rate is judged by what the same GPU gives in the same minute: a copy in its memory for kernels that move bytes, a
-large product for those that multiply. Times are medians with a cold L2 cache. Written to micro.csv, shown as a table.
+A rate is compared with what the same GPU reaches in the same minute: a copy in its memory for kernels that move bytes,
+a large product for those that multiply. Times are medians with a cold L2 cache, written to micro.csv and printed.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from rich.table import Table
 from triton.errors import TritonError
 from triton.testing import do_bench
 
-from benchmarks.micro_results import MICRO, Timing, judge, write
+from benchmarks.micro_results import MICRO, Machine, Milliseconds, Timing, judge, write
 from benchmarks.provenance import current_commit, installed_versions
 
 if TYPE_CHECKING:
@@ -26,34 +26,38 @@ if TYPE_CHECKING:
 
 WARM_UP_MS, TIMED_MS = 10, 50
 MAX_SECONDS = 140
+"""Time after which no further kernel is begun."""
 ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, TritonError)
-"""What a rival of another version may raise (its time is left empty then), and a kernel that this GPU refuses."""
+"""Errors of a rival of another version, whose time is left empty then, and of a kernel that this GPU refuses."""
 
 
 @dataclass
 class Session:
-    """What was measured, and what was not."""
+    """One run of the program: what was measured, and what was not."""
 
     console: Console
     output: Path
-    ceilings: dict[str, float]
-    origin: tuple[str, str, str]
+    machine: Machine
     deadline: float
-    """time.monotonic() after which nothing is begun."""
+    """time.monotonic() after which no case is begun."""
     timings: list[Timing] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
     def take(self, name: str, cases: Iterator["Case"], only: str) -> bool:
-        """Time the cases of one maker; False where no time was left for all. What a maker raises ends its cases
-        only."""
+        """Times the cases of one maker; returns False if no time was left for all of them.
+
+        An error of a maker ends the maker's own cases only.
+        """
         while True:
             if time.monotonic() > self.deadline:
                 return False
+
             try:
                 case = next(cases, None)
             except ERRORS as error:
                 self._say_failed(name, error)
                 return True
+
             if case is None:
                 return True
             if only in case.kernel:
@@ -66,12 +70,9 @@ class Session:
         except ERRORS as error:
             self._say_failed(name, error)
             return
-        beside = [self._try(case.eager, f"{name}, eager"), self._try(case.rival, f"{name}, {case.rival_name}")]
-        timing = judge(
-            case.kernel, case.direction, case.shape, case.work, case.unit, ms, self.ceilings, beside, case.rival_name,
-            self.origin,
-        )  # fmt: skip
-        self.timings.append(timing)
+
+        eager, rival = self._try(case.eager, f"{name}, eager"), self._try(case.rival, f"{name}, {case.rival_name}")
+        self.timings.append(judge(case, Milliseconds(ms, eager, rival), self.machine))
         write(self.output, self.timings)
 
     def _say_failed(self, name: str, error: Exception) -> None:
@@ -90,13 +91,16 @@ class Session:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Time every kernel; 0 where all of ours ran."""
+    """Times every kernel; returns 0 if all of ours ran."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=MICRO, help="CSV file to write")
-    parser.add_argument("--only", default="", help="kernels whose name holds this word")
-    parser.add_argument("--commit", default=None, help="what is measured, where git cannot tell")
-    parser.add_argument("--seconds", type=float, default=MAX_SECONDS, help="after which no kernel is begun")
+    parser.add_argument("--only", default="", help="time only kernels whose name contains this word")
+    parser.add_argument("--commit", default=None, help="commit that is measured (default: git's)")
+    parser.add_argument(
+        "--seconds", type=float, default=MAX_SECONDS, help="time after which no further kernel is begun"
+    )
     arguments = parser.parse_args(words)
+
     began, console = time.monotonic(), Console(width=190)
     import torch
 
@@ -106,11 +110,13 @@ def main(words: Sequence[str] | None = None) -> int:
     ceilings = measure_ceilings()
     said = ", ".join(f"{value:.2f} {unit}" for unit, value in ceilings.items())
     console.print(f"{torch.cuda.get_device_name()}: ceilings {said}", highlight=False)
-    origin = (torch.cuda.get_device_name(), installed_versions(), arguments.commit or current_commit())
-    session = Session(console, arguments.output, ceilings, origin, began + arguments.seconds)
-    left_out = [
-        name for name, make in makers().items() if not session.take(name, make(Sizes()), arguments.only)
-    ]  # a maker's tensors are let go of before the next one's are made
+
+    commit = arguments.commit or current_commit()
+    machine = Machine(ceilings, torch.cuda.get_device_name(), installed_versions(), commit)
+    session = Session(console, arguments.output, machine, began + arguments.seconds)
+    # a maker's tensors are released before the next one's are made
+    left_out = [name for name, make in makers().items() if not session.take(name, make(Sizes()), arguments.only)]
+
     console.print(table(session.timings))
     for what, names in (("failed", session.failed), ("no time was left for all of", left_out)):
         if names:
@@ -120,7 +126,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def makers() -> dict[str, "Maker"]:
-    """What makes the cases, by subject; tensors of one subject are let go of before the next one's are made."""
+    """Returns the makers of cases by subject; tensors of one subject are released before the next one's are made."""
     from benchmarks.micro_attention import attention_cases, optimizer_cases, softcap_cases
     from benchmarks.micro_cases import activation_cases, decoding_cases, head_cases, norm_cases, rotation_cases
     from benchmarks.micro_linears import dropout_cases, linear_cases
@@ -128,12 +134,12 @@ def makers() -> dict[str, "Maker"]:
     return {
         "norms": norm_cases, "rotation": rotation_cases, "activations": activation_cases, "linears": linear_cases,
         "dropout": dropout_cases, "head": head_cases, "decoding": decoding_cases, "attention": attention_cases,
-        "capped": softcap_cases, "optimizer": optimizer_cases,
+        "softcap": softcap_cases, "optimizer": optimizer_cases,
     }  # fmt: skip
 
 
 def measure_ceilings() -> dict[str, float]:
-    """What this GPU gives: TB/s of a copy of 1 GiB, and TFLOP/s of the better of two large bf16 products."""
+    """Returns the rates of this GPU: TB/s of a copy of 1 GiB, TFLOP/s of the better of two large bf16 products."""
     import torch
 
     source = torch.empty(2**29, dtype=torch.bfloat16, device="cuda").normal_()
@@ -147,12 +153,12 @@ def measure_ceilings() -> dict[str, float]:
 
 
 def median_ms(run: object) -> float:
-    """Median time of a call, the L2 cache cleared before each."""
+    """Returns the median time of a call in milliseconds; the L2 cache is cleared before each."""
     return float(do_bench(run, warmup=WARM_UP_MS, rep=TIMED_MS, return_mode="median"))
 
 
 def table(timings: Iterable[Timing]) -> Table:
-    """For people."""
+    """Returns the timings as a table for a terminal."""
     found = Table("kernel", "direction", "shape", "us", "rate", "of ceiling", "eager us", "rival us")
     for one in timings:
         eager = _beside("", one.eager_microseconds, one.microseconds)

@@ -1,4 +1,4 @@
-"""The cases of attention, by backend, of attention with capped scores, and of the optimiser."""
+"""Cases of attention by backend, of attention with capped scores, and of the optimiser."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,12 +9,12 @@ from torch.nn import functional
 
 from benchmarks.micro_case import Case, Sizes, backward_of
 from finetune_kernels.ops import attention, softcap_attention
-from finetune_kernels.ops.attention import AttentionParams, PackedSequences
+from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences
 from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW8bit
 
 
 def attention_cases(sizes: Sizes) -> Iterator[Case]:
-    """Two documents that fill the tokens, and one; of equal length for cuDNN, a token apart for FlashAttention."""
+    """Yields cases of one and of two sequences: cuDNN takes those of equal lengths, FlashAttention the others."""
     half = sizes.tokens // 2
     for longest, lengths in (("2 documents", (half, half)), ("1 document", (sizes.tokens,))):
         yield from _backend_cases(sizes, f"cuDNN, {longest}", lengths)
@@ -24,28 +24,31 @@ def attention_cases(sizes: Sizes) -> Iterator[Case]:
 
 def _backend_cases(sizes: Sizes, name: str, lengths: tuple[int, ...]) -> Iterator[Case]:
     heads, params = sizes.heads, AttentionParams(sizes.heads.size**-0.5)
-    ends = torch.tensor([0, *lengths], device=sizes.device).cumsum(0).to(torch.int32)
-    documents = PackedSequences(ends, max(lengths), sum(lengths))
-    q, k, v = heads.split(sizes.random(sizes.tokens, heads.width))
+    cu_seqlens = torch.tensor([0, *lengths], device=sizes.device).cumsum(0).to(torch.int32)
+    sequences = PackedSequences(cu_seqlens, max(lengths), sum(lengths))
+
+    qkv = heads.split(sizes.random(sizes.tokens, heads.width))
     dout = sizes.random(sizes.tokens, heads.query, heads.size)
-    out, saved = attention.forward(q, k, v, documents, params)
+    out, saved = attention.forward(qkv, sequences, params)
+
     # two products of L x L / 2 forward, five backward
     forward = 2.0 * sum(length**2 for length in lengths) * heads.query * heads.size
     shape = f"{' + '.join(map(str, lengths))}, {heads.query}/{heads.key_value} x {heads.size}"
     plain = _plain(lengths) if len(set(lengths)) == 1 else None
+
     yield Case(
         f"attention, {name}", "forward", shape, forward, "TFLOP/s",
-        lambda: attention.forward(q, k, v, documents, params), plain and (lambda: plain(q, k, v)),
+        lambda: attention.forward(qkv, sequences, params), plain and (lambda: plain(*qkv)),
     )  # fmt: skip
     yield Case(
         f"attention, {name}", "backward", shape, 2.5 * forward, "TFLOP/s",
-        lambda: attention.backward(dout, q, k, v, out, saved, documents, params),
-        plain and backward_of(plain, [part.contiguous() for part in (q, k, v)], dout),
+        lambda: attention.backward(dout, qkv, out, saved, sequences, params),
+        plain and backward_of(plain, [part.contiguous() for part in qkv], dout),
     )  # fmt: skip
 
 
 def _plain(lengths: tuple[int, ...]) -> Callable[..., torch.Tensor]:
-    """SDPA as it chooses itself, for documents of one length: [T, H, D] -> [T, H, D]."""
+    """Returns SDPA with the backend that it chooses itself, for sequences of one length: [T, H, D] -> [T, H, D]."""
 
     def attend(*parts: torch.Tensor) -> torch.Tensor:
         q, k, v = (part.reshape(len(lengths), lengths[0], *part.shape[1:]).transpose(1, 2) for part in parts)
@@ -56,37 +59,40 @@ def _plain(lengths: tuple[int, ...]) -> Callable[..., torch.Tensor]:
 
 
 def softcap_cases(sizes: Sizes) -> Iterator[Case]:
-    """Capped scores over one document, by a kernel of ours, without and within a window."""
-    heads, scale, softcap = sizes.softcap_heads, sizes.softcap_heads.size**-0.5, 50.0
-    length = sizes.tokens
-    ends = torch.tensor([0, length], dtype=torch.int32, device=sizes.device)
-    q, k, v = heads.split(sizes.random(length, heads.width))
+    """Yields cases of capped scores over one sequence, without and within a window."""
+    heads, length = sizes.softcap_heads, sizes.tokens
+    sequences = PackedSequences.of_length(length, 1, torch.device(sizes.device))
+    qkv = heads.split(sizes.random(length, heads.width))
     dout = sizes.random(length, heads.query, heads.size)
+
     for name, window in (("capped_attention", None), ("capped_attention, window", length // 4)):
-        params = length, scale, softcap, window
-        out, sums = softcap_attention.forward(q, k, v, ends, *params)
+        params = AttentionParams(heads.size**-0.5, window, softcap=50.0)
+        out, lse = softcap_attention.forward(qkv, sequences, params)
+
         seen = length**2 / 2 if window is None else window * (length - window / 2)  # pairs of a query and a key
         work = 4.0 * seen * heads.query * heads.size
         shape = f"{length}, {heads.query}/{heads.key_value} x {heads.size}" + (f", {window} keys" if window else "")
+
         yield Case(
-            name, "forward", shape, work, "TFLOP/s", partial(softcap_attention.forward, q, k, v, ends, *params),
-            partial(softcap_attention.reference, q, k, v, scale, softcap, window),
+            name, "forward", shape, work, "TFLOP/s", partial(softcap_attention.forward, qkv, sequences, params),
+            partial(softcap_attention.reference, qkv, sequences, params),
         )  # fmt: skip
         yield Case(
             name, "backward", shape, 2.5 * work, "TFLOP/s",
-            partial(softcap_attention.backward, dout, q, k, v, out, sums, ends, *params),
-            partial(softcap_attention.reference_backward, dout, q, k, v, scale, softcap, window),
+            partial(softcap_attention.backward, dout, qkv, out, lse, sequences, params),
+            partial(softcap_attention.reference_backward, dout, qkv, sequences, params),
         )  # fmt: skip
 
 
 def optimizer_cases(sizes: Sizes) -> Iterator[Case]:
-    """A step of 8-bit AdamW over all adapters, gradients gathered on the way."""
+    """Yields the case of a step of 8-bit AdamW over all adapters, including the gathering of gradients."""
     from bitsandbytes.optim.adamw import AdamW8bit
 
     ours: Any = MultiTensorAdamW8bit(_adapters(sizes), lr=1e-4)
     theirs: Any = AdamW8bit(_adapters(sizes), lr=1e-4)  # type: ignore[no-untyped-call]
     count = sum(parameter.numel() for group in ours.param_groups for parameter in group["params"])
     tensors = sum(len(group["params"]) for group in ours.param_groups)
+
     # the weight and both 8-bit moments are read and written; the gradient is read, written when gathered, read again
     work = count * (2 * sizes.element + 4 + 3 * sizes.element)
     yield Case(
@@ -96,9 +102,11 @@ def optimizer_cases(sizes: Sizes) -> Iterator[Case]:
 
 
 def _adapters(sizes: Sizes) -> list[torch.nn.Parameter]:
+    """Returns A [r, in] and B [out, r] of every linear layer, with gradients."""
     heads, n, f = sizes.heads, sizes.hidden, sizes.feed_forward
     wide, narrow = heads.query * heads.size, heads.key_value * heads.size
-    linears = [(n, wide), (n, narrow), (n, narrow), (wide, n), (n, f), (n, f), (f, n)] * sizes.layers
+    linears = [(n, wide), (n, narrow), (n, narrow), (wide, n), (n, f), (n, f), (f, n)] * sizes.layers  # (in, out)
+
     found = []
     for features, outputs in linears:
         for shape in ((sizes.rank, features), (outputs, sizes.rank)):

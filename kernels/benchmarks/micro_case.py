@@ -1,4 +1,4 @@
-"""What a timed kernel is: sizes of a layer, one case with its cost, and helpers that several subjects share."""
+"""One case of the benchmark: a timed call with its cost, the sizes that it has, and helpers that all subjects share."""
 
 import importlib
 from collections.abc import Callable, Iterator
@@ -11,11 +11,10 @@ from finetune_kernels.ops.rotary_embedding import Heads
 
 Run = Callable[[], Any]
 
-
 HEADS = Heads(query=32, key_value=8, size=128)
-
-
+"""Heads of Llama 8B."""
 SOFTCAP_HEADS = Heads(query=16, key_value=8, size=256)
+"""Heads of Gemma 2 9B, whose scores are capped."""
 
 
 @dataclass(frozen=True)
@@ -30,23 +29,22 @@ class Sizes:
     rank: int = 16
     layers: int = 32
     softcap_heads: Heads = SOFTCAP_HEADS
-    """Of Gemma 2 9B, whose scores are capped."""
     dtype: torch.dtype = torch.bfloat16
     device: str = "cuda"
 
     @property
     def element(self) -> int:
-        """Bytes of an element."""
+        """Bytes of one element."""
         return self.dtype.itemsize
 
     def random(self, *shape: int, scale: float = 1.0) -> torch.Tensor:
-        """A tensor of normal values."""
+        """Returns a tensor of normal values on the device."""
         return torch.randn(shape, dtype=self.dtype, device=self.device) * scale
 
 
 @dataclass(frozen=True)
 class Case:
-    """One computation; kernel and direction name it."""
+    """One computation; its kernel and direction are its name in micro.csv."""
 
     kernel: str
     direction: str
@@ -56,16 +54,20 @@ class Case:
     """Bytes where `unit` is TB/s, operations where it is TFLOP/s."""
     unit: str
     run: Run
+    """Ours."""
     eager: Run | None = None
+    """The same computation by PyTorch's own operations."""
     rival: Run | None = None
+    """The same computation by another library's kernel."""
     rival_name: str = ""
 
 
 Maker = Callable[[Sizes], Iterator[Case]]
+"""Yields the cases of one subject, one after the other, so that tensors are made when they are needed."""
 
 
 def liger(name: str) -> Any:
-    """A function of Liger's, or None where it is not installed or has none of that name."""
+    """Returns a function of Liger, or None if it is not installed or has no function of that name."""
     try:
         return getattr(importlib.import_module("liger_kernel.transformers.functional"), f"liger_{name}", None)
     except ImportError:
@@ -73,7 +75,7 @@ def liger(name: str) -> Any:
 
 
 def backward_of(function: Callable[..., Any], inputs: list[torch.Tensor], *gradients: torch.Tensor) -> Run:
-    """The backward pass alone of `function(*inputs)`, by autograd; the first call runs forward, too."""
+    """Returns a call of the backward pass of `function(*inputs)`, by autograd; the first call runs forward, too."""
     leaves = [one.detach().requires_grad_() for one in inputs]
     outputs: list[Any] = []
 

@@ -15,7 +15,7 @@ from finetune_kernels.primitives.fp8 import Fp8Weight
 
 
 def linear_cases(sizes: Sizes) -> Iterator[Case]:
-    """The products of each group of linears: with the weights, and with the adapters."""
+    """Yields cases of the products of each group of linears: with the weights, and with the adapters."""
     heads = sizes.heads
     wide, narrow = heads.query * heads.size, heads.key_value * heads.size
     groups = {
@@ -27,27 +27,33 @@ def linear_cases(sizes: Sizes) -> Iterator[Case]:
 
 
 def dropout_cases(sizes: Sizes) -> Iterator[Case]:
-    """Dropout of an adapter's input, and its share of that input's gradient."""
+    """Yields cases of an adapter's dropped input, and of its part of that input's gradient."""
     t, n, r = sizes.tokens, sizes.hidden, sizes.rank
-    x, d, a, mask = sizes.random(t, n), sizes.random(t, r), sizes.random(r, n, scale=0.02), Mask(DropoutSeed(1), 0, 0.1)
-    rows, small, stays = t * n * sizes.element, (t + n) * r * sizes.element, torch.rand(t, n, device=sizes.device) > 0.1
+    x, d_xa, a = sizes.random(t, n), sizes.random(t, r), sizes.random(r, n, scale=0.02)
+    mask = Mask(DropoutSeed(1), 0, 0.1)
+    stays = torch.rand(t, n, device=sizes.device) > 0.1
+    rows, small = t * n * sizes.element, (t + n) * r * sizes.element  # bytes of [T, in], and of both factors
+
     yield Case(
         "adapter_dropout drop", "forward", f"{t} x {n}", 2 * rows, "TB/s", lambda: adapter_dropout.drop(x, mask),
         lambda: functional.dropout(x, 0.1),
     )  # fmt: skip
     yield Case(
         "adapter_dropout add_share", "backward", f"{t} x {n}", 2 * rows + small, "TB/s",
-        lambda: adapter_dropout.add_lora_dx(x, d, a, mask), lambda: x.add_(d @ a * stays / 0.9),
+        lambda: adapter_dropout.add_lora_dx(x, d_xa, a, mask), lambda: x.add_(d_xa @ a * stays / 0.9),
     )  # fmt: skip
 
 
 def _group_cases(sizes: Sizes, name: str, features: int, outputs: list[int]) -> Iterator[Case]:
     group = LinearGroup([_linear(sizes, features, output) for output in outputs], sizes.dtype, keep_dequantized=True)
     t, out, ranks = sizes.tokens, sum(outputs), sizes.rank * len(outputs)
+
     x, dy, weight = sizes.random(t, features), sizes.random(t, out), group.frozen.tensor()
     pass_ctx = group.begin(None)
     xa, d_xa = group.xa(x, pass_ctx), group.d_xa(dy, pass_ctx)
     shape, e = f"{t} x {features} -> {out}", sizes.element
+
+    # products with the frozen weights
     yield Case(
         f"linear_group {name}", "forward", shape, 2.0 * t * features * out, "TFLOP/s", lambda: group.base(x, pass_ctx),
     )  # fmt: skip
@@ -60,6 +66,8 @@ def _group_cases(sizes: Sizes, name: str, features: int, outputs: list[int]) -> 
             f"linear_group {name}, 8 bits", "forward", shape, 2.0 * t * features * out, "TFLOP/s",
             lambda: fp8_weight.forward(x, None), lambda: group.base(x, pass_ctx),
         )  # fmt: skip
+
+    # products with the adapters: bytes, as their ranks are small
     yield Case(
         f"linear_group {name}, x A^T", "forward", shape, e * (t * (features + ranks) + ranks * features), "TB/s",
         lambda: group.xa(x, pass_ctx),
@@ -76,7 +84,7 @@ def _group_cases(sizes: Sizes, name: str, features: int, outputs: list[int]) -> 
 
 
 def _linear(sizes: Sizes, features: int, output: int) -> Any:
-    """A linear layer with an adapter, as peft's looks to a group."""
+    """Returns what `LinearGroup` reads of a peft layer: a linear layer with an adapter."""
     base = torch.nn.Linear(features, output, bias=False, dtype=sizes.dtype, device=sizes.device).requires_grad_(False)
     a, b = sizes.random(sizes.rank, features), sizes.random(output, sizes.rank, scale=0.02)
     return SimpleNamespace(

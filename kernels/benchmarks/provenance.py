@@ -1,4 +1,4 @@
-"""Where figures come from: the commit and the versions that were measured."""
+"""The origin of figures: the commit and the package versions that were measured."""
 
 import importlib.metadata
 import subprocess
@@ -9,7 +9,7 @@ PACKAGES = ("torch", "triton", "transformers", "trl", "bitsandbytes", "unsloth",
 
 
 def installed_versions(packages: Sequence[str] = PACKAGES) -> str:
-    """Versions of the packages that matter, as far as they are there."""
+    """Returns the versions of those of the packages that are installed."""
     found = []
     for name in packages:
         try:
@@ -20,7 +20,7 @@ def installed_versions(packages: Sequence[str] = PACKAGES) -> str:
 
 
 def current_commit() -> str:
-    """The checkout's commit, with a plus sign where files differ from it; "unknown" outside a checkout."""
+    """Returns the checkout's commit, with a plus sign if files differ from it; "unknown" outside a checkout."""
     folder = Path(__file__).parent
     try:
         described = subprocess.run(

@@ -2,20 +2,19 @@
 
 import sys
 from collections.abc import Iterator
-from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
 
 from finetune_kernels.ops import adapted_activation, rms_norm, rotary_embedding, softcap_attention
 from finetune_kernels.primitives import adapter_dropout
+from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
 
 
-def _rotate(
+def _rotary_forward(
     qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: rotary_embedding.Heads, norm: object
 ) -> torch.Tensor:
-    """As the kernel: in place without a head norm."""
+    """Rotates as the kernel does: in place without a head norm."""
     rotated = rotary_embedding.reference(qkv, cos, sin, heads, norm)  # type: ignore[arg-type]
     return rotated if norm is not None else qkv.copy_(rotated)
 
@@ -29,30 +28,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-Documents = Iterator[slice]
-
-
-def _documents(ends: torch.Tensor) -> Documents:
-    return (slice(first, last) for first, last in pairwise(ends.tolist()))
-
-
 def _softcap_forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tensor, longest: int, *params: Any
+    qkv: Qkv, sequences: PackedSequences, params: AttentionParams
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As the kernel, without the sums that the formula's backward does not need."""
-    outs = [softcap_attention.reference(q[rows], k[rows], v[rows], *params) for rows in _documents(ends)]
-    return torch.cat(outs), q.new_empty(0)
+    """Returns what the kernel returns, without the sums, which the formula's backward does not need."""
+    return softcap_attention.reference(qkv, sequences, params), qkv.q.new_empty(0)
 
 
 def _softcap_backward(
-    dout: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
-    ends: torch.Tensor, longest: int, *params: Any,
-) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    parts = [
-        softcap_attention.reference_backward(dout[rows], q[rows], k[rows], v[rows], *params)
-        for rows in _documents(ends)
-    ]
-    return tuple(torch.cat(several) for several in zip(*parts, strict=True))
+    dout: torch.Tensor,
+    qkv: Qkv,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    sequences: PackedSequences,
+    params: AttentionParams,
+) -> Qkv:
+    return softcap_attention.reference_backward(dout, qkv, sequences, params)
 
 
 @pytest.fixture
@@ -61,8 +52,8 @@ def in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     formulas = {
         rms_norm.forward: rms_norm.reference_forward,
         rms_norm.backward: rms_norm.reference_backward,
-        rotary_embedding.rotate: _rotate,
-        rotary_embedding.rotate_back: rotary_embedding.reference_backward,
+        rotary_embedding.forward: _rotary_forward,
+        rotary_embedding.backward: rotary_embedding.reference_backward,
         softcap_attention.forward: _softcap_forward,
         softcap_attention.backward: _softcap_backward,
         adapter_dropout.drop: adapter_dropout.reference,

@@ -13,6 +13,8 @@ from bitsandbytes.optim import AdamW8bit
 from peft import LoraConfig, get_peft_model
 
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask, new_dropout_seed
+from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.lora_delta import LoraDelta
 from finetune_test_kernels.mutated_kernels import Load, loaded_afresh, true_modules, write_mutant
 from finetune_test_kernels.small_layers import OurDropout, cos_sin_of, drop_by, small_model
 from finetune_test_kernels.tensor_checks import DEVICE, normal, relative_error
@@ -36,11 +38,12 @@ def rms_norm(load: Load) -> Pairs:
     x, delta, dy, dh, w = normal(3, 10), normal(3, 10, seed=1), normal(3, 10, seed=2), normal(3, 10, seed=3), normal(10)
     found, exact = [], []
     for offset, added, residual in ((1.0, delta, dh), (0.0, None, None)):
-        h, y, scales = true.reference_forward(x.double(), w.double(), 0.1, offset, added)
-        exact += [h, y, scales]
-        exact += true.reference_backward(dy.double(), h, w.double(), scales, offset, residual, return_y=True)
-        found += ours.forward(x, w, 0.1, offset, added)
-        found += ours.backward(dy, h.float(), w, scales.float(), offset, residual, return_y=True)
+        norm, exact_norm = true.Norm(w, 0.1, offset), true.Norm(w.double(), 0.1, offset)
+        h, y, rstd = true.reference_forward(x.double(), exact_norm, added)
+        exact += [h, y, rstd]
+        exact += true.reference_backward(dy.double(), h, exact_norm, rstd, residual, return_y=True)
+        found += ours.forward(x, norm, added)
+        found += ours.backward(dy, h.float(), norm, rstd.float(), residual, return_y=True)
     yield from zip(found, exact, strict=True)
 
 
@@ -63,12 +66,12 @@ def adapted_activation(load: Load) -> Pairs:
     gate_up, dy = normal(t, 2 * f), normal(t, f, seed=1)
     inner, d, a = normal(t, 24, seed=2), normal(t, 19, seed=3)[:, :18], normal(18, f, seed=4)
     parts = [(inner[:, :18], normal(f, 18, seed=5), 0.5), (inner[:, 18:23], normal(f, 5, seed=6), 1.5)]
-    shares = tuple(ours.LoraDelta(*part) for part in parts)
-    exact_shares = tuple(true.LoraDelta(i.double(), b.double(), s) for i, b, s in parts)
+    deltas = tuple(LoraDelta(*part) for part in parts)
+    exact_deltas = tuple(LoraDelta(i.double(), b.double(), s) for i, b, s in parts)
     activations, exact_dy = dy.clone(), dy.double()
-    found = ours.backward(activations, gate_up, "silu", shares, (d, a))
-    exact = true.reference_backward(exact_dy, gate_up.double(), "silu", exact_shares, (d.double(), a.double()))
-    y = ours.forward(gate_up, "silu", shares)
+    found = ours.backward(activations, gate_up, "silu", deltas, (d, a))
+    exact = true.reference_backward(exact_dy, gate_up.double(), "silu", exact_deltas, (d.double(), a.double()))
+    y = ours.forward(gate_up, "silu", deltas)
     yield from [(found, exact), (activations, exact_dy), (y, exact_dy)]
 
 
@@ -79,9 +82,9 @@ def rotary_embedding(load: Load) -> Pairs:
     qkv, dy, weights = normal(2, heads.width, seed=1), normal(2, heads.width, seed=2), normal(2, 16, seed=3)
     for norm in (None, true.HeadNorm(weights[0], weights[1], 0.1)):
         exact = [value.double() for value in (qkv, cos, sin)]
-        yield ours.rotate(qkv.clone(), cos, sin, heads, norm), true.reference(*exact, heads, norm)
+        yield ours.forward(qkv.clone(), cos, sin, heads, norm), true.reference(*exact, heads, norm)
         back = true.reference_backward(heads.split(dy.double()), *exact, heads, norm)
-        yield ours.rotate_back(heads.split(dy), qkv, cos, sin, heads, norm), back
+        yield ours.backward(heads.split(dy), qkv, cos, sin, heads, norm), back
 
 
 def linear_cross_entropy(load: Load) -> Pairs:
@@ -223,13 +226,14 @@ def _layer_results(model: Any, inputs: list[torch.Tensor]) -> list[torch.Tensor]
 def softcap_attention(load: Load) -> Pairs:
     ours, true = load("softcap_attention"), true_modules("softcap_attention")
     q, k, v, dout = (normal(35, heads, 16, seed=heads + seed) for seed, heads in enumerate((4, 2, 2, 4)))
-    ends = torch.tensor([0, 35], dtype=torch.int32, device=DEVICE)
+    qkv, sequences = Qkv(q, k, v), PackedSequences.of_length(35, 1, torch.device(DEVICE))
+    exact = Qkv(*(part.double() for part in qkv))
     for window in (None, 20):
-        out, lse = ours.forward(q, k, v, ends, 35, 0.6, 1.5, window)
-        exact = [part.double() for part in (q, k, v)]
-        yield out, true.reference(*exact, 0.6, 1.5, window)
-        found = ours.backward(dout, q, k, v, out, lse, ends, 35, 0.6, 1.5, window)
-        yield from zip(found, true.reference_backward(dout.double(), *exact, 0.6, 1.5, window), strict=True)
+        params = AttentionParams(0.6, window, 1.5)
+        out, lse = ours.forward(qkv, sequences, params)
+        yield out, true.reference(exact, sequences, params)
+        found = ours.backward(dout, qkv, out, lse, sequences, params)
+        yield from zip(found, true.reference_backward(dout.double(), exact, sequences, params), strict=True)
 
 
 def supervised_loss(load: Load) -> Pairs:

@@ -10,17 +10,11 @@ import torch
 
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.layers.lora_pass import LoraPass
-from finetune_kernels.ops import attention, rms_norm
-from finetune_kernels.ops.attention import AttentionParams, PackedSequences
-from finetune_kernels.ops.rotary_embedding import HeadNorm, Heads, rotate, rotate_back
+from finetune_kernels.ops import attention, rms_norm, rotary_embedding
+from finetune_kernels.ops.rms_norm import Norm
+from finetune_kernels.ops.rotary_embedding import HeadNorm, Heads
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed
-
-
-class Norm(NamedTuple):
-    """A frozen root mean square norm; `weight` [hidden] multiplies the rows (Gemma's 1 is added already)."""
-
-    weight: torch.Tensor
-    eps: float
+from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences
 
 
 class CosSin(NamedTuple):
@@ -80,13 +74,13 @@ def normalize(norm: Norm | None, rows: torch.Tensor) -> tuple[torch.Tensor, Norm
     """Returns norm(rows) [T, hidden] and what its backward needs; the rows themselves if there is no norm."""
     if norm is None:
         return rows, ()
-    _, y, rstd = rms_norm.forward(rows, norm.weight, norm.eps)
+    _, y, rstd = rms_norm.forward(rows, norm)
     return y, (rows, rstd)
 
 
 def normalize_backward(norm: Norm | None, dy: torch.Tensor, saved: NormActivations) -> torch.Tensor:
     """Gradient of `normalize`'s rows [T, hidden]."""
-    return dy if norm is None else rms_norm.backward(dy, saved[0], norm.weight, saved[1])[0]
+    return dy if norm is None else rms_norm.backward(dy, saved[0], norm, saved[1])[0]
 
 
 @dataclass
@@ -108,12 +102,12 @@ class AttentionBlock:
     def forward(self, inputs: LayerInputs, pass_ctx: AttentionPass) -> tuple[AttentionActivations, torch.Tensor]:
         """Returns what backward needs and the block's output [T, hidden], which the caller may overwrite."""
         # Norm and projection. Norm's output n1 is not saved: backward recomputes it beside dx.
-        _, n1, rstd = rms_norm.forward(inputs.x, self.norm.weight, self.norm.eps)  # [T, hidden], [T]
+        _, n1, rstd = rms_norm.forward(inputs.x, self.norm)  # [T, hidden], [T]
         qkv, xa_qkv = self.qkv.forward(n1, pass_ctx.qkv)  # [T, (H + 2 H_kv) D], [T, R]
 
         # RoPE, in place unless there is a head norm; then attention.
-        q, k, v = self.heads.split(rotate(qkv, *inputs.cos_sin, self.heads, self.head_norm))  # [T, H or H_kv, D]
-        out, softmax = attention.forward(q, k, v, inputs.sequences, self.params)  # [T, H, D]
+        rotated = rotary_embedding.forward(qkv, *inputs.cos_sin, self.heads, self.head_norm)  # [T, (H + 2 H_kv) D]
+        out, softmax = attention.forward(self.heads.split(rotated), inputs.sequences, self.params)  # [T, H, D]
 
         a, xa_o = self.o.forward(out.flatten(1), pass_ctx.o)  # [T, hidden], [T, R]
         a, post_norm = normalize(self.post_norm, a)
@@ -136,10 +130,10 @@ class AttentionBlock:
         # Input projection and norm. The first layer's input needs no gradient; n1 is needed all the same, for dA.
         if wants_dx:
             dn1, d_xa = self.qkv.backward(d_qkv, pass_ctx.qkv)  # [T, hidden], [T, R]
-            dx, n1 = rms_norm.backward(dn1, inputs.x, self.norm.weight, saved.rstd, residual=dh, return_y=True)
+            dx, n1 = rms_norm.backward(dn1, inputs.x, self.norm, saved.rstd, residual=dh, return_y=True)
         else:
             dx, d_xa = None, self.qkv.d_xa(d_qkv, pass_ctx.qkv)
-            _, n1, _ = rms_norm.forward(inputs.x, self.norm.weight, self.norm.eps)
+            _, n1, _ = rms_norm.forward(inputs.x, self.norm)
         return dx, [*self.qkv.gradients(d_qkv, n1, saved.xa_qkv, d_xa, pass_ctx.qkv), *d_o]
 
     def _attention_backward(
@@ -149,14 +143,14 @@ class AttentionBlock:
         # q and k as attention saw them: saved so, or rotated again from before their norm.
         rotated = saved.qkv
         if self.head_norm is not None:
-            rotated = rotate(saved.qkv, *inputs.cos_sin, self.heads, self.head_norm)
+            rotated = rotary_embedding.forward(saved.qkv, *inputs.cos_sin, self.heads, self.head_norm)
 
         dq_dk_dv = attention.backward(
             d_out.view_as(saved.out),
-            *self.heads.split(rotated),
+            self.heads.split(rotated),
             saved.out,
             saved.softmax,
             inputs.sequences,
             self.params,
         )
-        return rotate_back(dq_dk_dv, saved.qkv, *inputs.cos_sin, self.heads, self.head_norm)
+        return rotary_embedding.backward(dq_dk_dv, saved.qkv, *inputs.cos_sin, self.heads, self.head_norm)

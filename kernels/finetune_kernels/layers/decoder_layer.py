@@ -26,9 +26,9 @@ from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.layers.mlp_block import DownActivations, GateUpActivations, MlpBlock, MlpPass
 from finetune_kernels.layers.tiled_mlp import backward_in_tiles, forward_in_tiles, needs_tiles
 from finetune_kernels.ops import rms_norm
-from finetune_kernels.ops.attention import PackedSequences
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives.adapter_dropout import new_dropout_seed
+from finetune_kernels.primitives.attention_inputs import PackedSequences
 
 
 class LayerPass(NamedTuple):
@@ -105,7 +105,7 @@ def _attend(
 ) -> tuple[AttentionActivations, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Runs the attention block; returns its activations, h [T, hidden], h's rstd [T] and the normalised h."""
     attention, out = layer.attention.forward(inputs, pass_ctx.attention)
-    h, n2, rstd = rms_norm.forward(inputs.x, layer.mlp.norm.weight, layer.mlp.norm.eps, delta=out)
+    h, n2, rstd = rms_norm.forward(inputs.x, layer.mlp.norm, delta=out)
     return attention, h, rstd, n2
 
 
@@ -201,6 +201,6 @@ def _restore(ctx: Any, layer: DecoderLayer) -> SavedActivations:
 
     # RECOMPUTE_MLP: project gate and up again; a tiled MLP does so tile by tile.
     if gate_up is None and not is_tiled:
-        _, n2, _ = rms_norm.forward(h, layer.mlp.norm.weight, layer.mlp.norm.eps)
+        _, n2, _ = rms_norm.forward(h, layer.mlp.norm)
         gate_up = layer.mlp.gate_up_projection(n2, ctx.pass_ctx.mlp)
     return SavedActivations(inputs, attention, h, rstd, gate_up, down)

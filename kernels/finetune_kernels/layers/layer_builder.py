@@ -12,16 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetune_kernels.layers.attention_block import AttentionBlock, Norm
+from finetune_kernels.layers.attention_block import AttentionBlock
 from finetune_kernels.layers.decoder_layer import DecoderLayer
 from finetune_kernels.layers.host_memory import HostMemory
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.layers.mlp_block import MlpBlock
 from finetune_kernels.layers.patching import why_not_adapter
-from finetune_kernels.ops.attention import AttentionParams
+from finetune_kernels.ops.rms_norm import Norm
 from finetune_kernels.ops.rotary_embedding import HeadNorm, Heads
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.families import ACTIVATIONS, Family, family_of
+from finetune_kernels.primitives.attention_inputs import AttentionParams
 
 MAX_HEAD_SIZE = 256
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj")

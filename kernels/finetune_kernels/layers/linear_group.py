@@ -17,9 +17,10 @@ from torch import nn
 from finetune_kernels.layers.adapters import AdapterStack, lay_out_adapters
 from finetune_kernels.layers.frozen_weight import FrozenWeight
 from finetune_kernels.layers.lora_pass import PLAIN, WHOLE, DoraOutputs, DroppedInputs, LoraPass, WholeInputs
-from finetune_kernels.ops.adapted_activation import MAX_RANK, LoraDelta
+from finetune_kernels.ops.adapted_activation import MAX_RANK, LoraDeltas
 from finetune_kernels.primitives import dora
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask
+from finetune_kernels.primitives.lora_delta import LoraDelta
 
 
 def reference(linears: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
@@ -84,7 +85,7 @@ class LinearGroup:
             inputs = DroppedInputs(tuple(Mask(seed, adapter.philox_stream, adapter.p) for adapter in self._adapters))
         return LoraPass(inputs, PLAIN if self._squares is None else DoraOutputs(self._scales(self._squares)))
 
-    def _scales(self, squares: torch.Tensor) -> dora.Scales:
+    def _scales(self, squares: torch.Tensor) -> dora.DoraScales:
         """DoRA's factors and norms [out] for the adapters' weights of now; `squares`: |W|^2 of each row."""
         w, norms = self.frozen.tensor(), torch.ones_like(squares)  # [out, in], [out]
         factor = torch.ones_like(norms)  # stays 1 for a layer without magnitudes
@@ -95,7 +96,7 @@ class LinearGroup:
                 norms[at] = dora.row_norms(w[at], squares[at], a, b, adapter.scale)
                 factor[at] = adapter.magnitude.detach() / norms[at]
 
-        return dora.Scales(factor, norms)
+        return dora.DoraScales(factor, norms)
 
     def xa(self, x: torch.Tensor, pass_ctx: LoraPass) -> torch.Tensor:
         """x [T, in] -> x A^T [T, R]."""
@@ -116,7 +117,7 @@ class LinearGroup:
 
         return y, xa
 
-    def lora_deltas(self, xa: torch.Tensor, pass_ctx: LoraPass) -> tuple[LoraDelta | None, LoraDelta | None]:
+    def lora_deltas(self, xa: torch.Tensor, pass_ctx: LoraPass) -> LoraDeltas:
         """LoRA deltas of gate and of up (the two halves of y) for `adapted_activation`, from xa [T, R].
 
         None where there is no adapter, or where `forward` has added its part because a rank is too large.

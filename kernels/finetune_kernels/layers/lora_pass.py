@@ -17,6 +17,7 @@ from finetune_kernels.layers.adapters import AdapterStack, LinearAdapter
 from finetune_kernels.layers.frozen_weight import FrozenWeight
 from finetune_kernels.primitives import adapter_dropout, dora
 from finetune_kernels.primitives.adapter_dropout import Mask
+from finetune_kernels.primitives.lora_delta import LoraDelta
 
 
 class WholeInputs:
@@ -106,7 +107,7 @@ class PlainOutputs:
 class DoraOutputs:
     """y is multiplied by g [out], and g B stands for B."""
 
-    scales: dora.Scales
+    scales: dora.DoraScales
 
     def base(self, frozen: FrozenWeight, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [T, in] -> g x W^T + bias [T, out]."""
@@ -134,8 +135,8 @@ class DoraOutputs:
             return []
 
         at, w = adapter.outputs, frozen.tensor()  # W [out, in]
-        b, norms = adapter.b.to(w.dtype), self.scales.norms[at]  # B without g [out of this adapter, r]
-        found = dora.magnitude_gradient(dy[:, at], x, w[at], xa[:, adapter.ranks], b, adapter.scale, norms)
+        delta = LoraDelta(xa[:, adapter.ranks], adapter.b.to(w.dtype), adapter.scale)  # without g
+        found = dora.magnitude_gradient(dy[:, at], x, w[at], delta, self.scales.norms[at])
         return [found.to(adapter.magnitude.dtype)]
 
 

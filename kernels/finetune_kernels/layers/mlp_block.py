@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import torch
 
-from finetune_kernels.layers.attention_block import Norm, NormActivations, normalize, normalize_backward
+from finetune_kernels.layers.attention_block import NormActivations, normalize, normalize_backward
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.layers.lora_pass import LoraPass
 from finetune_kernels.ops import adapted_activation, rms_norm
 from finetune_kernels.ops.gated_activation import Activation
+from finetune_kernels.ops.rms_norm import Norm
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed
 
 
@@ -108,5 +109,5 @@ class MlpBlock:
 
         # Gate and up projection, and norm; the kernel recomputes n2 beside dh.
         dn2, d_xa = self.gate_up.backward(d_gate_up, pass_ctx.gate_up)  # [T, hidden], [T, R]
-        dh, n2 = rms_norm.backward(dn2, h, self.norm.weight, rstd, residual=dy, return_y=True)
+        dh, n2 = rms_norm.backward(dn2, h, self.norm, rstd, residual=dy, return_y=True)
         return dh, [*self.gate_up.gradients(d_gate_up, n2, gate_up.xa, d_xa, pass_ctx.gate_up), *d_down]

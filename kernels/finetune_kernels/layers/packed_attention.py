@@ -13,41 +13,13 @@ from typing import Any
 
 import torch
 
-from finetune_kernels.ops import attention
-from finetune_kernels.ops.attention import AttentionParams, PackedSequences
+from finetune_kernels.ops.attention import attention
 from finetune_kernels.planning.families import family_of
+from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
 
 NAME = "finetune_packed"
 DENSE = "sdpa"
 """transformers' name of the attention that serves calls that are not packed."""
-
-
-class PackedAttentionFunction(torch.autograd.Function):
-    """Autograd around `attention`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequences: PackedSequences, params: AttentionParams
-    ) -> torch.Tensor:
-        """See `packed_attention`."""
-        out, saved = attention.forward(q, k, v, sequences, params)
-        ctx.save_for_backward(q, k, v, out, *saved)
-        ctx.sequences, ctx.params = sequences, params
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of q, k and v."""
-        q, k, v, out, *saved = ctx.saved_tensors
-        dq_dk_dv = attention.backward(dout.contiguous(), q, k, v, out, tuple(saved), ctx.sequences, ctx.params)
-        return *dq_dk_dv, None, None
-
-
-def packed_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sequences: PackedSequences, params: AttentionParams
-) -> torch.Tensor:
-    """query [T, H, D], key and value [T, H_kv, D] -> [T, H, D]."""
-    return PackedAttentionFunction.apply(query, key, value, sequences, params)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def _attend(
@@ -58,11 +30,11 @@ def _attend(
     if options.get("cu_seq_lens_q") is None:
         return _attend_dense(module, (query, key, value), mask, scaling, options)
 
-    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))  # [T, H or H_kv, D]
-    ends = options["cu_seq_lens_q"].to(torch.int32)
-    sequences = PackedSequences(ends, int(options["max_length_q"]), q.shape[0])
+    qkv = Qkv(*(part[0].transpose(0, 1) for part in (query, key, value)))  # [T, H or H_kv, D]
+    cu_seqlens = options["cu_seq_lens_q"].to(torch.int32)
+    sequences = PackedSequences(cu_seqlens, int(options["max_length_q"]), query.shape[2])
     params = AttentionParams(scaling, options.get("sliding_window"), options.get("softcap"))
-    return packed_attention(q, k, v, sequences, params).unsqueeze(0), None
+    return attention(qkv, sequences, params).unsqueeze(0), None
 
 
 def _attend_dense(

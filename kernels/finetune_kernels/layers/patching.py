@@ -15,7 +15,7 @@ from torch import nn
 
 from finetune_kernels.ops.gated_activation import Activation, gated_activation
 from finetune_kernels.ops.lora_linear import Weight, lora_linear
-from finetune_kernels.ops.rms_norm import rms_norm
+from finetune_kernels.ops.rms_norm import Norm, rms_norm
 from finetune_kernels.planning.families import ACTIVATIONS, MLP_FAMILIES, NORM_OFFSETS, Family, family_of
 
 
@@ -105,7 +105,7 @@ def _patch_norm(module: Any, offset: float, report: PatchReport) -> None:
         report.leave("norms", "norm weights that train")
         return
 
-    module.forward = lambda x: rms_norm(x, module.weight, eps, offset)
+    module.forward = lambda x: rms_norm(x, Norm(module.weight, eps, offset))
     report.norms += 1
 
 

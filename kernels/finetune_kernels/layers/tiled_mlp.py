@@ -51,7 +51,7 @@ def backward_in_tiles(
 
     with mlp.gate_up.frozen.dequantized(), mlp.down.frozen.dequantized():
         for rows in _tiles(h.shape[0]):
-            _, n2, _ = rms_norm.forward(h[rows], mlp.norm.weight, mlp.norm.eps)  # [tile, hidden]
+            _, n2, _ = rms_norm.forward(h[rows], mlp.norm)  # [tile, hidden]
             tile_ctx = pass_ctx.from_row(rows.start)
             gate_up, tile_down = mlp.gate_up_projection(n2, tile_ctx), _cut(down, rows)
             dh[rows], gradients = mlp.backward(dy[rows], h[rows], rstd[rows], gate_up, tile_down, tile_ctx)

@@ -1,208 +1,145 @@
-"""Causal attention over documents laid end to end, forward and backward, by the fastest backend for their lengths.
+"""Causal attention over packed sequences, forward and backward, by the fastest backend for their lengths.
 
-    out[i] = softmax(scale * q[i] . k[j], j in the same document, i - window < j <= i) v[j]
+    out[i] = softmax(scale * q[i] . k[j]) v[j]      over the j of the same sequence with i - window < j <= i
 
-Documents of one length are a batch: cuDNN's kernel takes them (316 against 178 TFLOP/s at 2,048, 527 against 286 at
-8,192, forward and backward on an H200). It compiles a plan for each shape, so it serves the first few shapes only;
-everything else goes to FlashAttention by cumulative lengths, windows that some document exceeds among it. Neither
-caps scores: Gemma 2 has a kernel of ours (`capped_attention`). On the CPU PyTorch's flash kernel runs document by
-document. q, k and v may be strided views; grouped heads are not repeated in memory.
+Shapes: q [T, H, D], k and v [T, H_kv, D] (grouped heads are not repeated in memory) -> out [T, H, D], all of one dtype.
+
+Sequences of one length are a batch: cuDNN's kernel takes them (316 against 178 TFLOP/s at 2,048, 527 against 286 at
+8,192, forward and backward on an H200). It compiles a plan for each shape, so it serves the first few shapes only.
+Everything else goes to FlashAttention by cumulative lengths, including windows shorter than a sequence. Neither of them
+caps scores: Gemma 2 has a kernel of ours (`softcap_attention`). On the CPU, PyTorch's flash kernel takes the sequences
+one by one.
+
+Source: Dao, "FlashAttention-2", 2023 (the kernel that PyTorch ships); cuDNN's fused attention; grouped heads: Ainslie
+et al., "GQA", 2023.
 """
 
-from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any
 
 import torch
 
 from finetune_kernels.ops import softcap_attention
+from finetune_kernels.primitives import attention_reference
+from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
 from finetune_kernels.primitives.precision import widen
 
 FLASH_PADDING = 128
-"""Rows that FlashAttention's backward adds to each document in the sums of dq."""
-CUDNN_SHAPES = 8
+"""Rows that FlashAttention's backward adds to each sequence in the sums of dq."""
+MAX_CUDNN_SHAPES = 8
 """Distinct shapes that cuDNN may compile for; a training run of fixed length needs one or two."""
-_seen: set[tuple[int, ...]] = set()
+_cudnn_shapes: set[tuple[int, ...]] = set()
 Saved = tuple[torch.Tensor, ...]
+"""What a backend's backward needs beside q, k, v and out: log-sum-exp first, then its random state."""
 aten = torch.ops.aten
 
 
-@dataclass(frozen=True)
-class PackedSequences:
-    """Where documents begin and end in T tokens."""
-
-    boundaries: torch.Tensor
-    """Cumulative lengths, int32 [N + 1] on the device."""
-    longest: int
-    tokens: int
-
-    @classmethod
-    def of_length(cls, length: int, count: int, device: torch.device) -> "PackedSequences":
-        """`count` documents of one length."""
-        ends = torch.arange(0, count * length + 1, length, dtype=torch.int32, device=device)
-        return cls(ends, length, count * length)
-
-    @property
-    def count(self) -> int:
-        """Number of documents."""
-        return self.boundaries.numel() - 1
-
-    @property
-    def is_batch(self) -> bool:
-        """Whether all have the same length; known without asking the device."""
-        return self.count * self.longest == self.tokens
+def reference(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> torch.Tensor:
+    """Returns out [T, H, D] by the formula in fp32 or fp64, rounded to the dtype of q."""
+    return attention_reference.reference(Qkv(*map(widen, qkv)), sequences, params).to(qkv.q.dtype)
 
 
-@dataclass(frozen=True)
-class AttentionParams:
-    """How a query scores the keys of its document."""
-
-    scale: float
-    window: int | None = None
-    """Keys that a query sees, its own among them; None: all before it."""
-    softcap: float | None = None
-    """c in c tanh(score / c)."""
-
-    def within(self, longest: int) -> int | None:
-        """The window, where a document of `longest` tokens notices it."""
-        return self.window if self.window is not None and self.window < longest else None
-
-
-def reference(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: PackedSequences, params: AttentionParams
-) -> torch.Tensor:
-    """The formula in fp32 or fp64, document by document: q [T, H, D], k and v [T, H_kv, D] -> out [T, H, D]."""
-    groups = q.shape[1] // k.shape[1]
-    outs = []
-    for rows in _rows(documents):
-        wide = (widen(part[rows]) for part in (q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)))
-        one_q, one_k, one_v = (part.transpose(0, 1) for part in wide)
-        scores = params.scale * one_q @ one_k.transpose(1, 2)  # [H, L, L]
-        if params.softcap is not None:
-            scores = params.softcap * torch.tanh(scores / params.softcap)
-        at = torch.arange(scores.shape[1], device=q.device)
-        back = at[:, None] - at[None, :]
-        unseen = (back < 0) | (back >= (params.window or at.numel()))
-        outs.append((scores.masked_fill(unseen, -torch.inf).softmax(-1) @ one_v).transpose(0, 1))
-    return torch.cat(outs).to(q.dtype)
-
-
-def forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: PackedSequences, params: AttentionParams
-) -> tuple[torch.Tensor, Saved]:
-    """q [T, H, D], k and v [T, H_kv, D] -> out [T, H, D] and what `backward` needs beside them."""
-    window, scale = params.within(documents.longest), params.scale
+def forward(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> tuple[torch.Tensor, Saved]:
+    """Returns out [T, H, D] and what `backward` needs beside qkv and out."""
     if params.softcap is not None:
-        ends, longest = documents.boundaries, documents.longest
-        out, lse = softcap_attention.forward(q, k, v, ends, longest, scale, params.softcap, window)
+        out, lse = softcap_attention.forward(qkv, sequences, params)
         return out, (lse,)
-    if not q.is_cuda:
-        return _cpu_forward(q, k, v, documents, scale, window)
-    if _takes_cudnn(q, documents, window):
+    if not qkv.q.is_cuda:
+        return _cpu_forward(qkv, sequences, params)
+
+    window = params.effective_window(sequences.max_seqlen)
+    if _takes_cudnn(qkv.q, sequences, window):
         out, lse, _, _, _, _, seed, offset, _ = aten._scaled_dot_product_cudnn_attention(
-            *_batched(documents, q, k, v), None, True, 0.0, True, False, scale=scale
+            *_batched(sequences, *qkv), None, True, 0.0, True, False, scale=params.scale
         )
-        return out.transpose(1, 2).reshape(q.shape), (lse, seed, offset)
-    ends, longest = documents.boundaries, documents.longest
+        return out.transpose(1, 2).reshape(qkv.q.shape), (lse, seed, offset)
+
+    ends, longest = sequences.cu_seqlens, sequences.max_seqlen
     out, lse, state, unused, _ = aten._flash_attention_forward(
-        q, k, v, ends, ends, longest, longest, 0.0, True, False, scale=scale, **_left(window)
+        *qkv, ends, ends, longest, longest, 0.0, True, False, scale=params.scale, **_flash_window(window)
     )
     return out, (lse, state, unused)
 
 
 def backward(
-    dout: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    saved: Saved,
-    documents: PackedSequences,
+    dout: torch.Tensor, qkv: Qkv, out: torch.Tensor, saved: Saved, sequences: PackedSequences,
     params: AttentionParams,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q, k and v, shaped like them; `dout` and `out` [T, H, D]."""
-    window, scale = params.within(documents.longest), params.scale
+) -> Qkv:  # fmt: skip
+    """Returns the gradients of q, k and v, shaped like them; `dout` and `out` are [T, H, D]."""
     if params.softcap is not None:
-        return softcap_attention.backward(
-            dout, q, k, v, out, saved[0], documents.boundaries, documents.longest, scale, params.softcap, window
-        )
-    if not q.is_cuda:
-        return _cpu_backward(dout, q, k, v, out, saved, documents, scale, window)
-    if _takes_cudnn(q, documents, window):
+        return softcap_attention.backward(dout, qkv, out, saved[0], sequences, params)
+    if not qkv.q.is_cuda:
+        return _cpu_backward(dout, qkv, out, saved, sequences, params)
+
+    window, longest = params.effective_window(sequences.max_seqlen), sequences.max_seqlen
+    if _takes_cudnn(qkv.q, sequences, window):
         lse, seed, offset = saved
-        length = documents.longest
         gradients = aten._scaled_dot_product_cudnn_attention_backward(
-            *_batched(documents, dout, q, k, v, out), lse, seed, offset, None, None, None, length, length, 0.0, True,
-            scale=scale,
+            *_batched(sequences, dout, *qkv, out), lse, seed, offset, None, None, None, longest, longest, 0.0, True,
+            scale=params.scale,
         )  # fmt: skip
-        dq, dk, dv = (g.transpose(1, 2).reshape(x.shape) for g, x in zip(gradients, (q, k, v), strict=True))
-        return dq, dk, dv
-    if (documents.tokens + FLASH_PADDING * documents.count) * q[0].numel() >= 2**31 and documents.count > 1:
-        return _backward_in_halves(dout, q, k, v, out, saved, documents, params)
+        return Qkv(*(g.transpose(1, 2).reshape(x.shape) for g, x in zip(gradients, qkv, strict=True)))
+
+    if (sequences.tokens + FLASH_PADDING * sequences.count) * qkv.q[0].numel() >= 2**31 and sequences.count > 1:
+        return _backward_in_two_calls(dout, qkv, out, saved, sequences, params)
+
     lse, state, unused = saved
-    ends, longest = documents.boundaries, documents.longest
-    dq, dk, dv = aten._flash_attention_backward(
-        dout, q, k, v, out, lse, ends, ends, longest, longest, 0.0, True, state, unused, scale=scale, **_left(window)
-    )
-    return dq, dk, dv
+    ends = sequences.cu_seqlens
+    gradients = aten._flash_attention_backward(
+        dout, *qkv, out, lse, ends, ends, longest, longest, 0.0, True, state, unused, scale=params.scale,
+        **_flash_window(window),
+    )  # fmt: skip
+    return Qkv(*gradients)
 
 
-def _backward_in_halves(
-    dout: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    saved: Saved,
-    documents: PackedSequences,
+def _backward_in_two_calls(
+    dout: torch.Tensor, qkv: Qkv, out: torch.Tensor, saved: Saved, sequences: PackedSequences,
     params: AttentionParams,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The first documents and the last, each alone: FlashAttention's backward counts elements in 32 bits."""
-    lse, *others = saved  # sums [H, T]
-    middle = documents.count // 2
-    cut = int(documents.boundaries[middle])
-    halves = (
-        (slice(0, cut), documents.boundaries[: middle + 1]),
-        (slice(cut, None), documents.boundaries[middle:] - cut),
+) -> Qkv:  # fmt: skip
+    """Calls `backward` for the first and for the last sequences: FlashAttention's counts elements in 32 bits."""
+    lse, *others = saved  # lse [H, T]
+    middle = sequences.count // 2
+    cut = int(sequences.cu_seqlens[middle])  # the row where the second call begins
+    parts = (
+        (slice(0, cut), sequences.cu_seqlens[: middle + 1]),
+        (slice(cut, None), sequences.cu_seqlens[middle:] - cut),
     )
-    found = [
-        backward(
-            dout[rows], q[rows], k[rows], v[rows], out[rows], (lse[:, rows].contiguous(), *others),
-            PackedSequences(ends, documents.longest, int(ends[-1])), params,
-        )
-        for rows, ends in halves
-    ]  # fmt: skip
-    dq, dk, dv = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return dq, dk, dv
+
+    found = []
+    for rows, ends in parts:
+        part = PackedSequences(ends, sequences.max_seqlen, int(ends[-1]))
+        sums = (lse[:, rows].contiguous(), *others)
+        found.append(backward(dout[rows], qkv.select(rows), out[rows], sums, part, params))
+    return Qkv(*(torch.cat(gradients) for gradients in zip(*found, strict=True)))
 
 
-def _left(window: int | None) -> dict[str, int]:
-    """FlashAttention's window: keys before and after a query's own."""
+def _flash_window(window: int | None) -> dict[str, int]:
+    """FlashAttention's options for a window: the keys before and after a query's own."""
     return {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
 
 
-def _takes_cudnn(q: torch.Tensor, documents: PackedSequences, window: int | None) -> bool:
-    if not documents.is_batch or q.shape[2] > 128 or window is not None:
+def _takes_cudnn(q: torch.Tensor, sequences: PackedSequences, window: int | None) -> bool:
+    if not sequences.is_batch or q.shape[2] > 128 or window is not None:
         return False
-    shape = (documents.count, documents.longest, *q.shape[1:])
-    if shape not in _seen and len(_seen) < CUDNN_SHAPES:
-        _seen.add(shape)
-    return shape in _seen
+
+    shape = (sequences.count, sequences.max_seqlen, *q.shape[1:])
+    if shape not in _cudnn_shapes and len(_cudnn_shapes) < MAX_CUDNN_SHAPES:
+        _cudnn_shapes.add(shape)
+    return shape in _cudnn_shapes
 
 
-def _batched(documents: PackedSequences, *parts: torch.Tensor) -> list[torch.Tensor]:
-    """[T, H, D] -> [N, H, L, D], views."""
-    return [part.view(documents.count, documents.longest, *part.shape[1:]).transpose(1, 2) for part in parts]
+def _batched(sequences: PackedSequences, *parts: torch.Tensor) -> list[torch.Tensor]:
+    """Returns views [N, H, L, D] of [T, H, D]."""
+    return [part.view(sequences.count, sequences.max_seqlen, *part.shape[1:]).transpose(1, 2) for part in parts]
 
 
-def _cpu_forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: PackedSequences, scale: float, window: int | None
-) -> tuple[torch.Tensor, Saved]:
-    groups = q.shape[1] // k.shape[1]
+def _cpu_forward(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> tuple[torch.Tensor, Saved]:
+    window = params.effective_window(sequences.max_seqlen)
     outs, sums = [], []
-    for rows in _rows(documents):
-        parts = (_single(q[rows]), _single(k[rows], groups), _single(v[rows], groups))
+    for rows in sequences.slices():
+        one = qkv.select(rows)
+        parts = (_single(one.q), _single(one.k, qkv.groups), _single(one.v, qkv.groups))  # [1, H, L, D]
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
-            *parts, 0.0, window is None, attn_mask=_mask(window, q[rows]), scale=scale
+            *parts, 0.0, window is None, attn_mask=_additive_mask(window, one.q), scale=params.scale
         )
         outs.append(out[0].transpose(0, 1))
         sums.append(lse)
@@ -210,45 +147,63 @@ def _cpu_forward(
 
 
 def _cpu_backward(
-    dout: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    saved: Saved,
-    documents: PackedSequences,
-    scale: float,
-    window: int | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    groups = q.shape[1] // k.shape[1]
+    dout: torch.Tensor, qkv: Qkv, out: torch.Tensor, saved: Saved, sequences: PackedSequences,
+    params: AttentionParams,
+) -> Qkv:  # fmt: skip
+    window, groups = params.effective_window(sequences.max_seqlen), qkv.groups
     found: list[list[torch.Tensor]] = [[], [], []]
-    for rows, lse in zip(_rows(documents), saved, strict=True):
-        parts = (_single(dout[rows]), _single(q[rows]), _single(k[rows], groups), _single(v[rows], groups))
+    for rows, lse in zip(sequences.slices(), saved, strict=True):
+        one = qkv.select(rows)
+        parts = (_single(dout[rows]), _single(one.q), _single(one.k, groups), _single(one.v, groups))
         three = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            *parts, _single(out[rows]), lse, 0.0, window is None, attn_mask=_mask(window, q[rows]), scale=scale
-        )
-        for gradients, one in zip(found, three, strict=True):
-            gradients.append(one[0].transpose(0, 1))
+            *parts, _single(out[rows]), lse, 0.0, window is None, attn_mask=_additive_mask(window, one.q),
+            scale=params.scale,
+        )  # fmt: skip
+        for gradients, gradient in zip(found, three, strict=True):
+            gradients.append(gradient[0].transpose(0, 1))
+
+    # k and v were repeated for each query head of a group: their gradients are summed over the group
     dq, dk, dv = (torch.cat(gradients) for gradients in found)
-    shape = (k.shape[0], k.shape[1], groups, k.shape[2])
-    return dq, dk.reshape(shape).sum(2), dv.reshape(shape).sum(2)
+    shape = (qkv.k.shape[0], qkv.k.shape[1], groups, qkv.k.shape[2])  # [T, H_kv, groups, D]
+    return Qkv(dq, dk.reshape(shape).sum(2), dv.reshape(shape).sum(2))
 
 
-def _mask(window: int | None, rows: torch.Tensor) -> torch.Tensor | None:
-    """What is added to the scores of one document [L, L]: nothing inside the window, -inf outside; None without."""
+def _additive_mask(window: int | None, rows: torch.Tensor) -> torch.Tensor | None:
+    """Returns what is added to one sequence's scores [L, L]: 0 in the window, -inf outside; None without a window."""
     if window is None:
         return None
-    at = torch.arange(rows.shape[0], device=rows.device)
-    back = at[:, None] - at[None, :]
-    outside = (back < 0) | (back >= window)
-    return torch.zeros(outside.shape, dtype=rows.dtype, device=rows.device).masked_fill_(outside, -torch.inf)
-
-
-def _rows(documents: PackedSequences) -> list[slice]:
-    ends = documents.boundaries.tolist()
-    return [slice(first, last) for first, last in pairwise(ends)]
+    position = torch.arange(rows.shape[0], device=rows.device)
+    distance = position[:, None] - position[None, :]
+    unseen = (distance < 0) | (distance >= window)
+    return torch.zeros(unseen.shape, dtype=rows.dtype, device=rows.device).masked_fill_(unseen, -torch.inf)
 
 
 def _single(part: torch.Tensor, groups: int = 1) -> torch.Tensor:
-    """[L, H, D] -> [1, H * groups, L, D]."""
+    """Returns one sequence [L, H, D] as a batch [1, H * groups, L, D]."""
     return part.repeat_interleave(groups, dim=1).transpose(0, 1).unsqueeze(0)
+
+
+class AttentionFunction(torch.autograd.Function):
+    """Autograd around `forward` and `backward`; saves q, k, v, out and the backend's sums."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequences: PackedSequences, params: AttentionParams
+    ) -> torch.Tensor:
+        """See `attention`."""
+        out, saved = forward(Qkv(q, k, v), sequences, params)
+        ctx.save_for_backward(q, k, v, out, *saved)
+        ctx.sequences, ctx.params = sequences, params
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Returns the gradients of q, k and v."""
+        q, k, v, out, *saved = ctx.saved_tensors
+        gradients = backward(dout.contiguous(), Qkv(q, k, v), out, tuple(saved), ctx.sequences, ctx.params)
+        return *gradients, None, None
+
+
+def attention(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> torch.Tensor:
+    """Attention of each sequence to itself: q [T, H, D], k and v [T, H_kv, D] -> out [T, H, D]."""
+    return AttentionFunction.apply(*qkv, sequences, params)  # type: ignore[no-untyped-call, no-any-return]

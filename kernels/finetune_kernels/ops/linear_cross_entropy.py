@@ -1,11 +1,16 @@
 """The language model's head and its cross entropy in one, without the logits of all rows ever in memory.
 
-    loss = sum over rows of  logsumexp(z) - z[target],   z = softcap(h W^T),   softcap(z) = c tanh(z / c)
-    dh   = (softmax(z) - onehot(target)) * softcap'(z) W
+    loss = sum over rows of  logsumexp(z) - z[target],     z = softcap(h W^T),     softcap(z) = c tanh(z / c)
+    dh   = (softmax(z) - onehot(target)) * softcap'(z) W,  softcap'(z) = 1 - (z / c)^2
 
-Rows go through in chunks: a GEMM makes the chunk's logits, one kernel turns them into losses and, in place, into
-their own gradient, a second GEMM makes dh. The gradient is made in forward, because the logits are there then;
-backward only scales it. The head is frozen.
+Shapes: hidden rows h [S, hidden], W [V, hidden] of the same float type, targets [S]; the loss is an fp32 scalar.
+
+Rows go through in chunks: a GEMM makes the chunk's logits, one kernel turns them into losses and, in place, into their
+own gradient, a second GEMM makes dh. The gradient is made in forward, while the logits exist; backward only scales it.
+The head is frozen.
+
+Source: chunks of rows with the gradient made in forward as in Liger's fused_linear_cross_entropy (Hsu et al., 2024),
+cf. Wijmans et al., "Cut Your Losses", 2024; the cap: Gemma Team, "Gemma 2", 2024.
 """
 
 from typing import Any
@@ -19,12 +24,13 @@ from finetune_kernels.planning.block_sizes import CHUNK_ROWS as CHUNK_ROWS
 from finetune_kernels.primitives.precision import widen
 
 MAX_BLOCK = 16_384
+"""Logits of a row that a program reads at once."""
 
 
 def reference(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None = None
 ) -> torch.Tensor:
-    """Sum of the rows' losses in fp32 or fp64: hidden [S, H], weight [V, H], targets [S]."""
+    """Returns the loss in fp32 or fp64: hidden [S, hidden], weight [V, hidden], targets [S]."""
     logits = widen(hidden @ weight.T)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
@@ -34,12 +40,13 @@ def reference(
 def reference_gradient(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None = None
 ) -> torch.Tensor:
-    """Gradient of `hidden` by the formula."""
-    z = widen(hidden @ weight.T)
+    """Returns the gradient of `hidden` by the formula."""
+    z = widen(hidden @ weight.T)  # [S, V]
     slope: torch.Tensor | float = 1.0
     if softcap is not None:
         z = softcap * torch.tanh(z / softcap)
         slope = 1 - (z / softcap) ** 2
+
     probabilities = torch.softmax(z, dim=-1)
     probabilities[torch.arange(targets.numel(), device=z.device), targets] -= 1
     return (probabilities * slope).to(hidden.dtype) @ weight
@@ -47,6 +54,7 @@ def reference_gradient(
 
 @triton.jit
 def _softcap(z, softcap, HAS_SOFTCAP: tl.constexpr):  # type: ignore[no-untyped-def]
+    """c tanh(z / c), or z."""
     if HAS_SOFTCAP:
         z = softcap * (2.0 * tl.sigmoid(2.0 * z / softcap) - 1.0)
     return z
@@ -56,64 +64,85 @@ def _softcap(z, softcap, HAS_SOFTCAP: tl.constexpr):  # type: ignore[no-untyped-
 def _losses_and_gradients(  # type: ignore[no-untyped-def]
     logits_ptr, target_ptr, loss_ptr, v, softcap, HAS_SOFTCAP: tl.constexpr, BLOCK_V: tl.constexpr
 ):
+    """One row a program: its logits [V] become their gradient in place, and its loss is written."""
     row = tl.program_id(0).to(tl.int64)
     start = logits_ptr + row * v
     target = tl.load(target_ptr + row)
     columns = tl.arange(0, BLOCK_V)
+
+    # online softmax: the largest logit and the sum of exponentials of the blocks so far
     largest = -float("inf")
     total = 0.0
     for first in range(0, v, BLOCK_V):
-        at = first + columns
-        z = _softcap(tl.load(start + at, mask=at < v, other=0.0).to(tl.float32), softcap, HAS_SOFTCAP)
-        z = tl.where(at < v, z, -float("inf"))
+        offsets = first + columns
+        z = _softcap(tl.load(start + offsets, mask=offsets < v, other=0.0).to(tl.float32), softcap, HAS_SOFTCAP)
+        z = tl.where(offsets < v, z, -float("inf"))
         bigger = tl.maximum(largest, tl.max(z, axis=0))
         total = total * tl.exp(largest - bigger) + tl.sum(tl.exp(z - bigger), axis=0)
         largest = bigger
+
     log_sum = largest + tl.log(total)
     tl.store(loss_ptr + row, log_sum - _softcap(tl.load(start + target).to(tl.float32), softcap, HAS_SOFTCAP))
+
     for first in range(0, v, BLOCK_V):
-        at = first + columns
-        z = _softcap(tl.load(start + at, mask=at < v, other=0.0).to(tl.float32), softcap, HAS_SOFTCAP)
-        gradient = tl.exp(z - log_sum) - tl.where(at == target, 1.0, 0.0)
+        offsets = first + columns
+        z = _softcap(tl.load(start + offsets, mask=offsets < v, other=0.0).to(tl.float32), softcap, HAS_SOFTCAP)
+        gradient = tl.exp(z - log_sum) - tl.where(offsets == target, 1.0, 0.0)
         if HAS_SOFTCAP:
             gradient *= 1.0 - (z / softcap) * (z / softcap)
-        tl.store(start + at, gradient, mask=at < v)
+        tl.store(start + offsets, gradient, mask=offsets < v)
+
+
+def forward(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the loss (fp32 scalar) and the gradient of `hidden` [S, hidden] for a loss gradient of 1."""
+    losses = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+    gradient, targets = torch.empty_like(hidden), targets.contiguous()
+    v = weight.shape[0]
+    block = min(MAX_BLOCK, triton.next_power_of_2(v))
+
+    for first in range(0, hidden.shape[0], CHUNK_ROWS):
+        rows = slice(first, first + CHUNK_ROWS)
+        logits = hidden[rows] @ weight.T  # [CHUNK_ROWS, V]
+        _losses_and_gradients[(logits.shape[0],)](
+            logits, targets[rows], losses[rows], v, softcap or 0.0,
+            HAS_SOFTCAP=softcap is not None, BLOCK_V=block, num_warps=16)  # fmt: skip
+        torch.mm(logits, weight, out=gradient[rows])
+    return losses.sum(), gradient
+
+
+def backward(scale: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """Returns the gradient of `hidden` for the loss gradient `scale` (scalar)."""
+    return gradient * scale.to(gradient.dtype)
 
 
 class LinearCrossEntropyFunction(torch.autograd.Function):
-    """Autograd around the chunks."""
+    """Autograd around the chunks; saves the gradient of `hidden`."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None
     ) -> torch.Tensor:
-        """See `reference`."""
-        losses = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
-        gradient, targets = torch.empty_like(hidden), targets.contiguous()
-        v = weight.shape[0]
-        block = min(MAX_BLOCK, triton.next_power_of_2(v))
-        for first in range(0, hidden.shape[0], CHUNK_ROWS):
-            rows = slice(first, first + CHUNK_ROWS)
-            logits = hidden[rows] @ weight.T
-            _losses_and_gradients[(logits.shape[0],)](
-                logits, targets[rows], losses[rows], v, softcap or 0.0,
-                HAS_SOFTCAP=softcap is not None, BLOCK_V=block, num_warps=16)  # fmt: skip
-            torch.mm(logits, weight, out=gradient[rows])
+        """See `linear_cross_entropy`."""
+        loss, gradient = forward(hidden, weight, targets, softcap)
         ctx.save_for_backward(gradient)
-        return losses.sum()
+        return loss
 
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        """Gradient of `hidden`."""
+        """Returns the gradient of `hidden`."""
         (gradient,) = ctx.saved_tensors
-        return gradient * scale.to(gradient.dtype), None, None, None
+        return backward(scale, gradient), None, None, None
 
 
 def linear_cross_entropy(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None = None
 ) -> torch.Tensor:
-    """Sum of the rows' losses (fp32 scalar) under a frozen head: hidden [S, H], weight [V, H], targets [S] (all
-    valid)."""
+    """Sum of the rows' losses (fp32 scalar) under a frozen head: hidden [S, hidden], weight [V, hidden], targets [S].
+
+    All targets are valid token ids. Triton on CUDA with a frozen weight, the reference elsewhere.
+    """
     if not hidden.is_cuda or weight.requires_grad:
         return reference(hidden, weight, targets, softcap)
     return LinearCrossEntropyFunction.apply(hidden, weight, targets, softcap)  # type: ignore[no-untyped-call, no-any-return]

@@ -1,16 +1,20 @@
 """Root mean square normalisation over the last dimension, in one pass each way.
 
-    y = x * rstd * (w + offset),   rstd = 1 / sqrt(mean(x^2) + eps)
-    dx = rstd * (g - x * r^2 * mean(g * x)),   g = dy * (w + offset)
+    y  = x * rstd * (w + offset),                       rstd = 1 / sqrt(mean(x^2) + eps)
+    dx = rstd * (g - x * rstd^2 * mean(g * x)),         g = dy * (w + offset)
 
-Everything between load and store is fp32 and rounded once. `offset` is 1 for Gemma, whose weights are stored around
-zero. The weight is frozen: it gets no gradient. Eager PyTorch reads and writes the row about six times forward.
+Shapes: x and y [T, hidden] in any float type, w [hidden], rstd [T] in fp32. Everything between load and store is fp32
+and rounded once. `offset` is 1 for Gemma, whose weights are stored around zero. The weight is frozen: it gets no
+gradient. Eager PyTorch reads and writes the row about six times forward.
 
-The residual stream goes through the same launches: forward adds the layer's output first and keeps the sum, backward
-adds the gradient that came past the layer, and can give the normalised rows once more, so that they need not be kept.
+The residual stream goes through the same launches. Forward adds the output of the block before and writes the sum;
+backward adds the gradient that came past the block, and can write the normalised rows once more, so that they need not
+be saved.
+
+Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019. Liger's fused_add_rms_norm fuses the same sum.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,33 +23,43 @@ import triton.language as tl
 from finetune_kernels.primitives.precision import widen
 
 
-def reference(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0) -> torch.Tensor:
-    """The formula, in fp32 or fp64; same shape and dtype as `x` ([..., N], weight [N])."""
-    return reference_forward(x, weight, eps, offset)[1]
+class Norm(NamedTuple):
+    """A frozen RMS norm: x * rstd * (weight + offset)."""
+
+    weight: torch.Tensor
+    """[hidden]."""
+    eps: float
+    """Added to the mean square."""
+    offset: float = 0.0
+    """1 for Gemma, unless it was added to the weight before."""
+
+
+def reference(x: torch.Tensor, norm: Norm) -> torch.Tensor:
+    """Returns the formula's y in fp32 or fp64, rounded to the dtype of `x` [..., hidden]."""
+    return reference_forward(x, norm)[1]
 
 
 def reference_forward(
-    rows: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0, delta: torch.Tensor | None = None
+    rows: torch.Tensor, norm: Norm, delta: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`forward` by PyTorch."""
+    """Returns what `forward` returns, by PyTorch."""
     h = rows if delta is None else (widen(rows) + widen(delta)).to(rows.dtype)
     wide = widen(h)
-    rstd = torch.rsqrt(wide.pow(2).mean(-1) + eps)
-    return h, (wide * rstd.unsqueeze(-1) * (widen(weight) + offset)).to(rows.dtype), rstd
+    rstd = torch.rsqrt(wide.pow(2).mean(-1) + norm.eps)
+    return h, (wide * rstd.unsqueeze(-1) * (widen(norm.weight) + norm.offset)).to(rows.dtype), rstd
 
 
 def reference_backward(
     dy: torch.Tensor,
     rows: torch.Tensor,
-    weight: torch.Tensor,
+    norm: Norm,
     rstd: torch.Tensor,
-    offset: float = 0.0,
     residual: torch.Tensor | None = None,
     *,
     return_y: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`backward` by PyTorch."""
-    x, w, rstd = widen(rows), widen(weight) + offset, rstd.unsqueeze(-1)
+    """Returns what `backward` returns, by PyTorch."""
+    x, w, rstd = widen(rows), widen(norm.weight) + norm.offset, rstd.unsqueeze(-1)
     g = widen(dy) * w
     dx = rstd * (g - x * rstd * rstd * (g * x).mean(-1, keepdim=True))
     if residual is not None:
@@ -55,54 +69,52 @@ def reference_backward(
 
 @triton.jit
 def _forward(  # type: ignore[no-untyped-def]
-    x_ptr,
-    delta_ptr,
-    w_ptr,
-    h_ptr,
-    y_ptr,
-    rstd_ptr,
-    n,
-    eps,
-    OFFSET: tl.constexpr,
-    ADD: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
+    x_ptr, delta_ptr, w_ptr, h_ptr, y_ptr, rstd_ptr, n_cols, eps,
+    OFFSET: tl.constexpr, ADD: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """One row a program."""
+    row = tl.program_id(0).to(tl.int64)  # a row's offset may exceed 2^31
     columns = tl.arange(0, BLOCK_N)
-    inside = columns < n
-    at = row * n + columns
-    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    mask = columns < n_cols
+    offsets = row * n_cols + columns
+
+    x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     if ADD:
-        x += tl.load(delta_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        x += tl.load(delta_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         h = x.to(h_ptr.dtype.element_ty)
-        tl.store(h_ptr + at, h, mask=inside)
-        x = h.to(tl.float32)
-    w = tl.load(w_ptr + columns, mask=inside, other=0.0).to(tl.float32) + OFFSET
-    rstd = tl.rsqrt(tl.sum(x * x, axis=0) / n + eps)
+        tl.store(h_ptr + offsets, h, mask=mask)
+        x = h.to(tl.float32)  # the norm is of the rounded sum, as backward will see it
+
+    w = tl.load(w_ptr + columns, mask=mask, other=0.0).to(tl.float32) + OFFSET
+    rstd = tl.rsqrt(tl.sum(x * x, axis=0) / n_cols + eps)
     tl.store(rstd_ptr + row, rstd)
-    tl.store(y_ptr + at, x * rstd * w, mask=inside)
+    tl.store(y_ptr + offsets, x * rstd * w, mask=mask)
 
 
 @triton.jit
 def _backward(  # type: ignore[no-untyped-def]
-    dy_ptr, residual_ptr, x_ptr, w_ptr, rstd_ptr, dx_ptr, y_ptr, n,
+    dy_ptr, residual_ptr, x_ptr, w_ptr, rstd_ptr, dx_ptr, y_ptr, n_cols,
     OFFSET: tl.constexpr, ADD: tl.constexpr, RETURN_Y: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
+    """One row a program."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK_N)
-    inside = columns < n
-    at = row * n + columns
-    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    w = tl.load(w_ptr + columns, mask=inside, other=0.0).to(tl.float32) + OFFSET
-    g = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32) * w
+    mask = columns < n_cols
+    offsets = row * n_cols + columns
+
+    x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    w = tl.load(w_ptr + columns, mask=mask, other=0.0).to(tl.float32) + OFFSET
+    g = tl.load(dy_ptr + offsets, mask=mask, other=0.0).to(tl.float32) * w
     rstd = tl.load(rstd_ptr + row)
-    mean = tl.sum(g * x, axis=0) / n
+
+    mean = tl.sum(g * x, axis=0) / n_cols
     dx = rstd * (g - x * rstd * rstd * mean)
     if ADD:
-        dx += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(dx_ptr + at, dx, mask=inside)
+        dx += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    tl.store(dx_ptr + offsets, dx, mask=mask)
+
     if RETURN_Y:
-        tl.store(y_ptr + at, x * rstd * w, mask=inside)
+        tl.store(y_ptr + offsets, x * rstd * w, mask=mask)
 
 
 def _warps(block: int) -> int:
@@ -110,16 +122,20 @@ def _warps(block: int) -> int:
 
 
 def forward(
-    rows: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0, delta: torch.Tensor | None = None
+    rows: torch.Tensor, norm: Norm, delta: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """h = rows + delta (or rows), norm(h), and the rstd r [T] in fp32; rows and delta [T, N], contiguous."""
-    count, n = rows.shape
+    """Returns h = rows + delta (or rows), norm(h), both [T, hidden], and rstd [T] in fp32.
+
+    `rows` and `delta` are [T, hidden] and contiguous.
+    """
+    count, n_cols = rows.shape
     y, rstd = torch.empty_like(rows), torch.empty(count, dtype=torch.float32, device=rows.device)
     h = rows if delta is None else torch.empty_like(rows)
-    block = triton.next_power_of_2(n)
+
+    block = triton.next_power_of_2(n_cols)
     _forward[(count,)](
-        rows, rows if delta is None else delta, weight, h, y, rstd, n, eps,
-        OFFSET=offset, ADD=delta is not None, BLOCK_N=block, num_warps=_warps(block),
+        rows, rows if delta is None else delta, norm.weight, h, y, rstd, n_cols, norm.eps,
+        OFFSET=norm.offset, ADD=delta is not None, BLOCK_N=block, num_warps=_warps(block),
     )  # fmt: skip
     return h, y, rstd
 
@@ -127,46 +143,47 @@ def forward(
 def backward(
     dy: torch.Tensor,
     rows: torch.Tensor,
-    weight: torch.Tensor,
+    norm: Norm,
     rstd: torch.Tensor,
-    offset: float = 0.0,
     residual: torch.Tensor | None = None,
     *,
     return_y: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradient of the norm's input `rows`, plus `residual` where given; with `again`, norm(rows) once more as well
-    (the first tensor twice otherwise)."""
-    count, n = rows.shape
-    dx, block = torch.empty_like(rows), triton.next_power_of_2(n)
+    """Returns the gradient of the norm's input `rows` [T, hidden], plus `residual` if given, and a second tensor.
+
+    The second tensor is norm(rows) once more if `return_y`, and the first tensor again otherwise.
+    """
+    count, n_cols = rows.shape
+    dx, block = torch.empty_like(rows), triton.next_power_of_2(n_cols)
     y = torch.empty_like(rows) if return_y else dx
     _backward[(count,)](
-        dy, dy if residual is None else residual, rows, weight, rstd, dx, y, n,
-        OFFSET=offset, ADD=residual is not None, RETURN_Y=return_y, BLOCK_N=block, num_warps=_warps(block),
+        dy, dy if residual is None else residual, rows, norm.weight, rstd, dx, y, n_cols,
+        OFFSET=norm.offset, ADD=residual is not None, RETURN_Y=return_y, BLOCK_N=block, num_warps=_warps(block),
     )  # fmt: skip
     return dx, y
 
 
 class RmsNormFunction(torch.autograd.Function):
-    """Autograd around the two kernels."""
+    """Autograd around the two kernels; saves x and rstd."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
-        """See `reference`."""
-        rows, y, rstd = forward(x.contiguous().view(-1, x.shape[-1]), weight, eps, offset)
-        ctx.save_for_backward(rows, weight, rstd)
-        ctx.offset = offset
+    def forward(ctx: Any, x: torch.Tensor, norm: Norm) -> torch.Tensor:
+        """See `rms_norm`."""
+        rows, y, rstd = forward(x.contiguous().view(-1, x.shape[-1]), norm)
+        ctx.save_for_backward(rows, norm.weight, rstd)
+        ctx.eps, ctx.offset = norm.eps, norm.offset
         return y.view(x.shape)
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        """Gradient of `x`."""
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Returns the gradient of `x`."""
         rows, weight, rstd = ctx.saved_tensors
-        dx, _ = backward(dy.contiguous().view(rows.shape), rows, weight, rstd, ctx.offset)
-        return dx.view(dy.shape), None, None, None
+        dx, _ = backward(dy.contiguous().view(rows.shape), rows, Norm(weight, ctx.eps, ctx.offset), rstd)
+        return dx.view(dy.shape), None
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0) -> torch.Tensor:
-    """RMS norm of `x` [..., N] with a frozen `weight` [N]: Triton on CUDA, the reference elsewhere."""
-    if not x.is_cuda or weight.requires_grad:
-        return reference(x, weight, eps, offset)
-    return RmsNormFunction.apply(x, weight, eps, offset)  # type: ignore[no-untyped-call, no-any-return]
+def rms_norm(x: torch.Tensor, norm: Norm) -> torch.Tensor:
+    """RMS norm of `x` [..., hidden]: Triton on CUDA with a frozen weight, the reference elsewhere."""
+    if not x.is_cuda or norm.weight.requires_grad:
+        return reference(x, norm)
+    return RmsNormFunction.apply(x, norm)  # type: ignore[no-untyped-call, no-any-return]

@@ -1,0 +1,14 @@
+"""Parts of the operations and layers that have no gradient of their own; a module with a kernel also exports
+`reference`, the same by its formula in PyTorch.
+
+attention_inputs     q, k and v, packed sequences, and settings of scores, as values
+attention_reference  attention by its formula, forward and backward
+lora_delta           the two factors of what a LoRA adapter adds
+adapter_dropout      `drop`, `add_lora_dx`: dropout whose masks are drawn again where they are used
+dora                 `row_norms`, `magnitude_gradient`: DoRA's norms and the gradient of its magnitudes
+nf4                  `dequantize`: 4-bit weights to 16 bits
+fp8                  `quantize_rows`, `Fp8Weight`: products in FP8
+gather_rows          `gather_rows`: rows of a table in host memory
+multi_tensor_adamw   `MultiTensorAdamW8bit`: 8-bit AdamW over many tensors in one launch
+precision            `widen`: the type of the formulas
+"""

@@ -1,10 +1,13 @@
 """8-bit AdamW over many parameters in one launch.
 
 An adapter is hundreds of small tensors, and an optimiser that goes through them one by one spends 25-40 ms of a step
-launching kernels that run for microseconds. Here a group's parameters are views of one vector (one for each type and
-device), which bitsandbytes' 8-bit AdamW updates at once. Every parameter begins at a multiple of the quantisation
-block, so that its state is the one it would have alone; only the states of tensors below 4,096 elements, which
-bitsandbytes leaves in fp32, are 8-bit here too.
+launching kernels that run for microseconds. Here the parameters of a group are views of one vector (one for each type
+and device), which bitsandbytes' 8-bit AdamW updates at once. Every parameter begins at a multiple of the quantisation
+block, so that its state is the one it would have alone. Only tensors below 4,096 elements differ: bitsandbytes leaves
+their states in fp32, and here they are 8-bit (int8), too.
+
+Source: Dettmers et al., "8-bit Optimizers via Block-wise Quantization", 2022; Loshchilov and Hutter, "Decoupled Weight
+Decay Regularization", 2019. The one launch is the idea of apex's and PyTorch's multi-tensor optimisers.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,19 +21,22 @@ BLOCK = 256
 
 
 class _Vector:
-    """Parameters of one type and device, made views of one; their gradients are gathered in another."""
+    """Parameters of one type and device as views of one vector; their gradients are gathered in another."""
 
     def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
         self._parameters = parameters
         self._sizes = [-(-parameter.numel() // BLOCK) * BLOCK for parameter in parameters]
+
         self.whole = torch.nn.Parameter(parameters[0].new_zeros(sum(self._sizes)))
         self.gradient = torch.zeros_like(self.whole, requires_grad=False)
         self._gradients = self._views(self.gradient)
+
         for parameter, view in zip(parameters, self._views(self.whole.data), strict=True):
             view.copy_(parameter.data)
             parameter.data = view
 
     def _views(self, whole: torch.Tensor) -> list[torch.Tensor]:
+        """Returns each parameter's part of `whole`, in the parameter's shape and without the padding."""
         parts = torch.split(whole, self._sizes)
         return [
             part[: parameter.numel()].view(parameter.shape)
@@ -38,7 +44,7 @@ class _Vector:
         ]
 
     def gather(self) -> torch.Tensor:
-        """All gradients as one vector; a parameter that has none counts as zero."""
+        """Returns all gradients as one vector; the gradient of a parameter without one is zero."""
         places, found = [], []
         for parameter, place in zip(self._parameters, self._gradients, strict=True):
             if parameter.grad is None:
@@ -46,11 +52,12 @@ class _Vector:
             else:
                 places.append(place)
                 found.append(parameter.grad)
+
         torch._foreach_copy_(places, found)
         return self.gradient
 
     def check(self) -> None:
-        """Raise RuntimeError where somebody gave a parameter other memory, which an update would not reach."""
+        """Raises RuntimeError if a parameter was given other memory, which an update would not reach."""
         first, size = self.whole.data_ptr(), self.whole.element_size()
         for parameter, length in zip(self._parameters, self._sizes, strict=True):
             if parameter.data_ptr() != first:
@@ -59,7 +66,7 @@ class _Vector:
 
 
 class MultiTensorAdamW8bit(torch.optim.Optimizer):
-    """Drop-in for `bitsandbytes.optim.AdamW8bit`, for parameters that stay where they are."""
+    """Replacement of `bitsandbytes.optim.AdamW8bit` for parameters that keep their memory."""
 
     def __init__(
         self,
@@ -71,43 +78,53 @@ class MultiTensorAdamW8bit(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._vectors: list[_Vector] = []
-        self._groups: list[dict[str, Any]] = []
+        self._groups: list[dict[str, Any]] = []  # of each vector
+
         for group in self.param_groups:
             for kind in dict.fromkeys(map(_kind, group["params"])):
                 self._vectors.append(_Vector([part for part in group["params"] if _kind(part) == kind]))
                 self._groups.append(group)
+
         self._inner: Any = AdamW8bit([{"params": [vector.whole]} for vector in self._vectors])  # type: ignore[no-untyped-call]
         self._gathered = False
 
-    def clip_gradients(self, largest: float) -> torch.Tensor:
-        """Scale the gradients that `step` will use to a common norm of at most `largest`; returns the norm they had
-        (fp32, a scalar). The parameters' own stay as they are."""
+    def clip_gradients(self, max_norm: float) -> torch.Tensor:
+        """Scales the gradients that `step` will use to a common norm of at most `max_norm`.
+
+        Returns the norm before (fp32 scalar). The parameters' own gradients are left unchanged.
+        """
         parts = [vector.gather() for vector in self._vectors]
         self._gathered = True
+
         norms = [torch.linalg.vector_norm(part, dtype=torch.float32).to(parts[0].device) for part in parts]
         norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
+
         for part in parts:
-            part.mul_((largest / (norm + 1e-6)).clamp(max=1.0).to(part))
+            part.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0).to(part))
         return norm
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update from the gradients, or from those that `clip_gradients` has scaled; there is no `closure`."""
+        """Updates the parameters from their gradients, or from those that `clip_gradients` has scaled.
+
+        `closure` is not supported.
+        """
         assert closure is None
         for vector, group, inner in zip(self._vectors, self._groups, self._inner.param_groups, strict=True):
             vector.check()
             vector.whole.grad = vector.gradient if self._gathered else vector.gather()
             inner.update({name: group[name] for name in self.defaults})
+
         self._gathered = False
         self._inner.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """The groups' settings and the vectors' 8-bit states."""
+        """Returns the groups' settings and the vectors' 8-bit states."""
         groups = [{name: group[name] for name in group if name != "params"} for group in self.param_groups]
         return {"param_groups": groups, "vectors": self._inner.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises ValueError where the state is that of other parameters."""
+        """Restores `state_dict`; raises ValueError if it is the state of other parameters."""
         self._inner.load_state_dict(state_dict["vectors"])
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update(saved)

@@ -1,10 +1,14 @@
-"""NF4 weights back to 16 bits, in one pass, equal to bitsandbytes' result to the bit.
+"""NF4 weights dequantised in one pass, equal to bitsandbytes' result to the bit.
 
     w[i] = code[q[i]] * absmax[i / 64],   absmax[b] = code8[a[b]] * absmax2[b / 256] + offset
 
-bitsandbytes makes the scales in a pass of their own, in fp32, and keeps them while it decodes; here both levels are
+Shapes: packed bytes, two weights each, and the quant state that bitsandbytes keeps -> [out, in] in any float type.
+
+bitsandbytes computes the scales in a pass of their own, in fp32, and keeps them while it decodes; here both levels are
 read where they are used. The scale is rounded after the product and after the sum, as there: contraction to one
-multiply-add is switched off. (Tim Dettmers et al., "QLoRA", 2023, section 3.)
+multiply-add is switched off.
+
+Source: Dettmers et al., "QLoRA", 2023, section 3 (NF4 and double quantisation).
 """
 
 from typing import Any
@@ -14,17 +18,19 @@ import triton
 import triton.language as tl
 
 BYTES = 2048
-"""Packed bytes per program: two weights each."""
+"""Packed bytes per program, of two weights each."""
 
 
 def reference(packed: torch.Tensor, state: Any) -> torch.Tensor:
-    """The formula in fp32, rounded to the state's type: [out, in] as the state says."""
+    """Returns the formula's weights in fp32, rounded to the state's type, in the state's shape [out, in]."""
     flat, count = packed.flatten().int(), state.shape.numel()
     blocks = torch.arange(-(-count // state.blocksize), device=packed.device)
-    scales = state.absmax[: blocks.numel()]
+
+    scales = state.absmax[: blocks.numel()]  # [blocks]
     if state.nested:
         second = state.state2
         scales = second.code[scales.int()] * second.absmax[blocks // second.blocksize] + state.offset
+
     values = state.code[torch.stack((flat >> 4, flat & 15), dim=1).flatten()[:count]]
     decoded: torch.Tensor = values * scales.repeat_interleave(state.blocksize)[:count]
     return decoded.to(state.dtype).view(state.shape)
@@ -35,32 +41,39 @@ def _decode(  # type: ignore[no-untyped-def]
     packed_ptr, code_ptr, scale_ptr, code8_ptr, scale2_ptr, offset_ptr, out_ptr, count,
     BLOCK: tl.constexpr, BLOCK2: tl.constexpr, NESTED: tl.constexpr, BYTES_N: tl.constexpr,
 ):  # fmt: skip
-    at = tl.program_id(0).to(tl.int64) * BYTES_N + tl.arange(0, BYTES_N)
-    inside = 2 * at < count
-    byte = tl.load(packed_ptr + at, mask=inside, other=0).to(tl.int32)
-    block = 2 * at // BLOCK
+    offsets = tl.program_id(0).to(tl.int64) * BYTES_N + tl.arange(0, BYTES_N)  # of packed bytes
+    mask = 2 * offsets < count
+    byte = tl.load(packed_ptr + offsets, mask=mask, other=0).to(tl.int32)
+
+    block = 2 * offsets // BLOCK  # weights that share a scale
     if NESTED:
-        level = tl.load(scale_ptr + block, mask=inside, other=0).to(tl.int32)
-        scale = tl.load(code8_ptr + level) * tl.load(scale2_ptr + block // BLOCK2, mask=inside, other=0.0)
+        level = tl.load(scale_ptr + block, mask=mask, other=0).to(tl.int32)
+        scale = tl.load(code8_ptr + level) * tl.load(scale2_ptr + block // BLOCK2, mask=mask, other=0.0)
         scale = scale + tl.load(offset_ptr)
     else:
-        scale = tl.load(scale_ptr + block, mask=inside, other=0.0)
+        scale = tl.load(scale_ptr + block, mask=mask, other=0.0)
+
     high = tl.load(code_ptr + (byte >> 4)) * scale
     low = tl.load(code_ptr + (byte & 15)) * scale
     both = tl.interleave(high, low)
-    to = tl.program_id(0).to(tl.int64) * BYTES_N * 2 + tl.arange(0, BYTES_N * 2)
-    tl.store(out_ptr + to, both, mask=to < count)
+    offsets_w = tl.program_id(0).to(tl.int64) * BYTES_N * 2 + tl.arange(0, BYTES_N * 2)
+    tl.store(out_ptr + offsets_w, both, mask=offsets_w < count)
 
 
 def dequantize(packed: torch.Tensor, state: Any, out: torch.Tensor) -> torch.Tensor:
-    """Decode bitsandbytes' `packed` bytes with its quant `state` (NF4, double-quantised or not) into `out`, contiguous,
-    of the state's shape and any float type; returns `out`."""
+    """Writes the weights of bitsandbytes' `packed` bytes and quant `state` to `out`, and returns `out`.
+
+    `state` is NF4, double-quantised or not; `out` is contiguous, of the state's shape and any float type. Raises
+    ValueError for another quantisation, or an `out` of another size.
+    """
     if state.quant_type != "nf4" or not out.is_contiguous() or out.numel() != state.shape.numel():
-        raise ValueError(f"cannot decode {state.quant_type} of shape {tuple(state.shape)} into {tuple(out.shape)}")
+        raise ValueError(f"cannot dequantise {state.quant_type} of shape {tuple(state.shape)} into {tuple(out.shape)}")
+
     code8, scale2, offset, block2 = state.code, state.code, state.code, 1
     if state.nested:
         code8, scale2 = state.state2.code, state.state2.absmax
         offset, block2 = state.offset, state.state2.blocksize
+
     count = out.numel()
     _decode[(triton.cdiv(triton.cdiv(count, 2), BYTES),)](
         packed, state.code, state.absmax, code8, scale2, offset, out, count,

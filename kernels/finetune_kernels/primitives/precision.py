@@ -1,8 +1,8 @@
-"""In which type the formulas beside the kernels are evaluated."""
+"""Types in which the formulas beside the kernels are evaluated."""
 
 import torch
 
 
 def widen(x: torch.Tensor) -> torch.Tensor:
-    """`x` in fp32, as the kernels compute; in fp64 where it is that, so that the formulas can be checked there."""
+    """Returns `x` in fp32, as the kernels compute; fp64 stays fp64, so that the formulas can be checked in it."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

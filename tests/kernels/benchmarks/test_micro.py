@@ -3,18 +3,19 @@
 import csv
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from triton.runtime.errors import OutOfResources
 
-from benchmarks import micro, micro_cases
+from benchmarks import micro
 from benchmarks.micro import makers
 from benchmarks.micro_case import Case, Maker, Run, Sizes
-from benchmarks.micro_results import SHOWN, Timing, judge, read, section, write
+from benchmarks.micro_results import SHOWN, Machine, Milliseconds, Timing, judge, read, section, write
 from finetune_kernels.ops.rotary_embedding import Heads
-from speed import chart
+from speed.charts.tables import benchmarks_page
 
 SMALL = Sizes(
     tokens=32, hidden=64, feed_forward=128, heads=Heads(4, 2, 16), softcap_heads=Heads(4, 2, 16), vocabulary=96, rank=4,
@@ -83,13 +84,16 @@ def test_bytes_and_operations_are_those_of_the_formulas(cases: Cases) -> None:
 
 
 def test_rates_are_shares_of_the_ceiling_of_their_unit(tmp_path: Path) -> None:
-    ceilings = {"TB/s": 4.0, "TFLOP/s": 800.0}
-    origin = ("GPU", "torch 2", "abc")
-    moved = judge("copy", "forward", "1", 3e9, "TB/s", 1.0, ceilings, (2.0, None), "liger", origin)
+    machine = Machine({"TB/s": 4.0, "TFLOP/s": 800.0}, "GPU", "torch 2", "abc")
+    copy = Case("copy", "forward", "1", 3e9, "TB/s", lambda: None, rival_name="liger")
+    moved = judge(copy, Milliseconds(1.0, eager=2.0), machine)
     assert (moved.microseconds, moved.achieved, moved.share) == (1000, 3.0, 0.75)
     assert (moved.eager_microseconds, moved.rival, moved.rival_microseconds) == (2000, "", None)
-    made = judge("mm", "both", "1", 4e11, "TFLOP/s", 1.0, ceilings, (None, 1.0), "x", origin)
+
+    product = Case("mm", "both", "1", 4e11, "TFLOP/s", lambda: None, rival_name="x")
+    made = judge(product, Milliseconds(1.0, rival=1.0), machine)
     assert (made.share, made.rival_microseconds) == (0.5, 1000)
+
     write(tmp_path / "micro.csv", [moved, made])
     (line, _) = csv.DictReader((tmp_path / "micro.csv").read_text().splitlines())
     assert line["kernel"] == "copy"
@@ -99,19 +103,17 @@ def test_rates_are_shares_of_the_ceiling_of_their_unit(tmp_path: Path) -> None:
 
 
 def test_the_readme_shows_what_was_measured_and_nothing_before(cases: Cases) -> None:
-    ceilings, origin = {"TB/s": 4.0, "TFLOP/s": 800.0}, ("NVIDIA X", "torch 2", "abc")
-    timings = [
-        judge(one.kernel, one.direction, one.shape, 2e9, one.unit, 1.0, ceilings, (None, None), "", origin)
-        for one in cases.values()
-    ]
+    machine = Machine({"TB/s": 4.0, "TFLOP/s": 800.0}, "NVIDIA X", "torch 2", "abc")
+    timings = [judge(replace(one, work=2e9), Milliseconds(1.0), machine) for one in cases.values()]
+
     lines = section(timings)
     assert "| rms_norm | 1,000 us | 2.00 TB/s, 50% | 1,000 us | 2.00 TB/s, 50% |" in lines
     assert "| linear_cross_entropy | 1,000 us | 2 TFLOP/s, 0% |  |  |" in lines
     assert sum(line.startswith("| ") for line in lines) == 1 + len(SHOWN)
     assert not [line for line in lines if "x A^T" in line]
     assert section([]) == []
-    assert chart.section([], timings).endswith("\n".join(lines[:-1]) + "\n")
-    assert "NVIDIA X" not in chart.section([], [])
+    assert benchmarks_page([], timings).endswith("\n".join(lines[:-1]) + "\n")
+    assert "NVIDIA X" not in benchmarks_page([], [])
 
 
 @pytest.fixture
@@ -133,7 +135,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch, cases: Cases) -> None:
     monkeypatch.setattr(micro, "measure_ceilings", lambda: {"TB/s": 4.0, "TFLOP/s": 800.0})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Pretended")
     everything: dict[str, Maker] = {"broken": broken, "all": lambda sizes: iter(list(cases.values())[1:])}
-    monkeypatch.setattr(micro_cases, "makers", lambda: everything)
+    monkeypatch.setattr(micro, "makers", lambda: everything)
 
 
 @pytest.mark.usefixtures("pretended")

@@ -12,9 +12,11 @@ from finetune_kernels.layers import linear_group
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.ops import adapted_activation, attention, rms_norm
 from finetune_kernels.ops import rotary_embedding as rotary
-from finetune_kernels.ops.adapted_activation import LoraDelta, LoraDeltas
-from finetune_kernels.ops.attention import AttentionParams, PackedSequences
+from finetune_kernels.ops.adapted_activation import LoraDeltas
+from finetune_kernels.ops.rms_norm import Norm
 from finetune_kernels.planning.activation_policy import ActivationPolicy
+from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.lora_delta import LoraDelta
 from finetune_test_kernels.small_layers import LINEARS, cos_sin_of, small_model
 from finetune_test_kernels.tensor_checks import DEVICE, doubled, normal, relative_error
 
@@ -33,17 +35,17 @@ def exactly(formula: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
 @pytest.mark.parametrize("t", ROWS)
 def test_norm_with_residual(t: int, n: int, offset: float) -> None:
     x, delta, dy, dh = (normal(t, n, seed=seed) for seed in range(4))
-    weight = normal(n, seed=4)
-    h, y, scales = rms_norm.forward(x, weight, 1e-5, offset, delta)
-    exact_h, exact_y, exact_scales = exactly(rms_norm.reference_forward, x, weight, 1e-5, offset, delta)
+    norm = Norm(normal(n, seed=4), 1e-5, offset)
+    h, y, rstd = rms_norm.forward(x, norm, delta)
+    exact_h, exact_y, exact_rstd = exactly(rms_norm.reference_forward, x, norm, delta)
     assert relative_error(h, exact_h) < TOLERANCE
     assert relative_error(y, exact_y) < TOLERANCE
-    assert relative_error(scales, exact_scales) < TOLERANCE
-    dx, again = rms_norm.backward(dy, h, weight, scales, offset, dh, return_y=True)
-    inputs = (dy, exact_h, weight, exact_scales, offset, dh)
+    assert relative_error(rstd, exact_rstd) < TOLERANCE
+    dx, again = rms_norm.backward(dy, h, norm, rstd, dh, return_y=True)
+    inputs = (dy, exact_h, norm, exact_rstd, dh)
     assert relative_error(dx, exactly(rms_norm.reference_backward, *inputs)[0]) < TOLERANCE
     assert torch.equal(again, y)
-    alone, _ = rms_norm.backward(dy, h, weight, scales, offset)
+    alone, _ = rms_norm.backward(dy, h, norm, rstd)
     expected, _ = exactly(rms_norm.reference_backward, *inputs[:-1])
     assert relative_error(alone + dh, expected + dh) < TOLERANCE  # over one element the gradient is zero but for eps
 
@@ -65,16 +67,16 @@ def test_rotation(t: int, query: int, key_value: int, size: int, with_norm: bool
     qkv, dy = normal(t, heads.width), normal(t, heads.width, seed=1)
     cos, sin = angles(t, int(size * part) // 4 * 4)
     source = qkv.clone()
-    rotated = rotary.rotate(source, cos, sin, heads, norm)
+    rotated = rotary.forward(source, cos, sin, heads, norm)
     assert relative_error(rotated, exactly(rotary.reference, qkv, cos, sin, heads, exact)) < TOLERANCE
     assert torch.equal(source, qkv) == with_norm  # in place without a head norm
     expected = rotary.reference_backward(
         heads.split(dy.double()), qkv.double(), cos.double(), sin.double(), heads, exact
     )
-    assert relative_error(rotary.rotate_back(heads.split(dy), qkv, cos, sin, heads, norm), expected) < TOLERANCE
+    assert relative_error(rotary.backward(heads.split(dy), qkv, cos, sin, heads, norm), expected) < TOLERANCE
 
 
-def shares_of(t: int, f: int, ranks: tuple[int, int]) -> LoraDeltas:
+def deltas_of(t: int, f: int, ranks: tuple[int, int]) -> LoraDeltas:
     """inner's rows are strided, as slices of a group's x A^T are."""
     whole = normal(t, sum(ranks) + 3, seed=11) / 4
     first, second = whole[:, : ranks[0]], whole[:, ranks[0] : sum(ranks)]
@@ -85,8 +87,8 @@ def shares_of(t: int, f: int, ranks: tuple[int, int]) -> LoraDeltas:
     return made[0], made[1]
 
 
-def in_fp64(shares: LoraDeltas) -> LoraDeltas:
-    found = [None if s is None else LoraDelta(s.inner.double(), s.b.double(), s.scale) for s in shares]
+def in_fp64(deltas: LoraDeltas) -> LoraDeltas:
+    found = [None if s is None else LoraDelta(s.xa.double(), s.b.double(), s.scale) for s in deltas]
     return found[0], found[1]
 
 
@@ -103,17 +105,17 @@ def in_fp64(shares: LoraDeltas) -> LoraDeltas:
     ],
 )
 def test_adapted_activation(t: int, f: int, ranks: tuple[int, int], after: int, activation: Any) -> None:
-    gate_up, dy, shares = normal(t, 2 * f), normal(t, f, seed=1), shares_of(t, f, ranks)
+    gate_up, dy, deltas = normal(t, 2 * f), normal(t, f, seed=1), deltas_of(t, f, ranks)
     follows = (normal(t, after + 2, seed=2)[:, :after], normal(after, f, seed=3)) if after else None
-    y = adapted_activation.forward(gate_up, activation, shares)
-    expected = adapted_activation.reference(gate_up.double(), activation, in_fp64(shares))
+    y = adapted_activation.forward(gate_up, activation, deltas)
+    expected = adapted_activation.reference(gate_up.double(), activation, in_fp64(deltas))
     assert relative_error(y, expected) < PRODUCTS
     before = gate_up.clone()
     activations, exact_dy = dy.clone(), dy.double()
-    found = adapted_activation.backward(activations, gate_up, activation, shares, follows)
+    found = adapted_activation.backward(activations, gate_up, activation, deltas, follows)
     exact_follows = None if follows is None else (follows[0].double(), follows[1].double())
     exact = adapted_activation.reference_backward(
-        exact_dy, gate_up.double(), activation, in_fp64(shares), exact_follows
+        exact_dy, gate_up.double(), activation, in_fp64(deltas), exact_follows
     )
     assert relative_error(found, exact) < PRODUCTS
     assert relative_error(activations, expected) < PRODUCTS
@@ -171,13 +173,16 @@ def test_linears_as_one(t: int, rank: int, targets: tuple[str, ...], bias: bool,
 @pytest.mark.parametrize(("heads", "key_value"), [(4, 4), (6, 2), (3, 1)])
 def test_attention_over_documents(lengths: tuple[int, ...], heads: int, key_value: int, window: int | None) -> None:
     t = sum(lengths)
-    documents = PackedSequences(torch.tensor([0, *lengths]).cumsum(0).to(torch.int32), max(lengths), t)
+    sequences, params = (
+        PackedSequences(torch.tensor([0, *lengths]).cumsum(0).to(torch.int32), max(lengths), t),
+        AttentionParams(0.3, window),
+    )
     inputs = [normal(t, count, 16, seed=count) for count in (heads, key_value, key_value)]
     dout = normal(t, heads, 16, seed=9)
-    out, saved = attention.forward(*inputs, documents, AttentionParams(0.3, window))  # type: ignore[misc]
-    found = attention.backward(dout, *inputs, out, saved, documents, AttentionParams(0.3, window))  # type: ignore[misc]
+    out, saved = attention.forward(Qkv(*inputs), sequences, params)
+    found = attention.backward(dout, Qkv(*inputs), out, saved, sequences, params)
     exact = [value.double().requires_grad_() for value in inputs]
-    expected = attention.reference(*exact, documents, AttentionParams(0.3, window))  # type: ignore[misc]
+    expected = attention.reference(Qkv(*exact), sequences, params)
     assert relative_error(out, expected.detach()) < TOLERANCE
     for ours, truth in zip(found, torch.autograd.grad(expected, exact, dout.double()), strict=True):
         assert (ours - truth).abs().max() < TOLERANCE * max(1.0, float(truth.abs().max()))

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from finetune_kernels.layers.packed_attention import packed_attention, use_packed_attention
-from finetune_kernels.ops.attention import AttentionParams, PackedSequences
+from finetune_kernels.layers.packed_attention import use_packed_attention
+from finetune_kernels.ops.attention import attention
+from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
 from finetune_test_models.tiny_model import make_tiny_model
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -43,7 +44,7 @@ def test_documents_attend_to_themselves_only(kv_heads: int, size: int, params: A
     inputs = [torch.randn(sum(LENGTHS), *shape, device="cuda").bfloat16().requires_grad_() for shape in shapes]
     exact = [value.detach().float().requires_grad_() for value in inputs]
     ends = torch.tensor([0, *LENGTHS], device="cuda").cumsum(0).to(torch.int32)
-    found = packed_attention(*inputs, PackedSequences(ends, max(LENGTHS), sum(LENGTHS)), params)
+    found = attention(Qkv(*inputs), PackedSequences(ends, max(LENGTHS), sum(LENGTHS)), params)
     pieces = zip(*(value.split(LENGTHS) for value in exact), strict=True)
     expected = torch.cat([alone(*piece, params) for piece in pieces])
     upstream = torch.randn_like(expected)

@@ -13,7 +13,7 @@ from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.ops.gated_activation import GatedActivationFunction
 from finetune_kernels.ops.linear_cross_entropy import LinearCrossEntropyFunction
 from finetune_kernels.ops.lora_linear import lora_linear
-from finetune_kernels.ops.rms_norm import RmsNormFunction
+from finetune_kernels.ops.rms_norm import Norm, RmsNormFunction
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_test_kernels.small_layers import cos_sin_of, small_model
 from finetune_test_kernels.tensor_checks import DEVICE, gradients, normal, relative_error, watched
@@ -37,7 +37,7 @@ LAYERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def norm(x: torch.Tensor) -> torch.Tensor:
-    result: torch.Tensor = RmsNormFunction.apply(x, normal(x.shape[-1], seed=9), 1e-5, 1.0)
+    result: torch.Tensor = RmsNormFunction.apply(x, Norm(normal(x.shape[-1], seed=9), 1e-5, 1.0))
     return result
 
 

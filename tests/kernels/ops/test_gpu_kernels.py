@@ -15,9 +15,10 @@ from torch.nn import functional
 from finetune_kernels.layers.linear_group import LinearGroup, reference
 from finetune_kernels.ops import adapted_activation, attention, gated_activation, linear_cross_entropy, rms_norm
 from finetune_kernels.ops import rotary_embedding as rotary
-from finetune_kernels.ops.adapted_activation import LoraDelta
-from finetune_kernels.ops.attention import AttentionParams, PackedSequences
 from finetune_kernels.ops.lora_linear import lora_linear
+from finetune_kernels.ops.rms_norm import Norm
+from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.lora_delta import LoraDelta
 from finetune_test_kernels.tensor_checks import normal, root_error
 
 pytestmark = [
@@ -58,27 +59,31 @@ def eager_norm(x: torch.Tensor, weight: torch.Tensor, eps: float = 1e-5) -> torc
 
 def test_norm() -> None:
     x, dy, weight = bf16(T, HIDDEN), bf16(T, HIDDEN, seed=1), bf16(HIDDEN, seed=2, scale=0.2) + 1
-    ours = by_autograd(lambda x: rms_norm.rms_norm(x, weight, 1e-5), [x], dy)
+    ours = by_autograd(lambda x: rms_norm.rms_norm(x, Norm(weight, 1e-5)), [x], dy)
     eager = by_autograd(lambda x: eager_norm(x, weight), [x], dy)
-    exact = by_autograd(lambda x: rms_norm.reference(x, weight.double(), 1e-5), [x.double()], dy)
+    exact = by_autograd(lambda x: rms_norm.reference(x, Norm(weight.double(), 1e-5)), [x.double()], dy)
     compare(ours, eager, exact, "y dx")
 
 
 def test_norm_with_residual() -> None:
     x, delta, dy, dh = (bf16(T, HIDDEN, seed=seed) for seed in range(4))
     weight = bf16(HIDDEN, seed=4, scale=0.2) + 1
-    h, y, scales = rms_norm.forward(x, weight, 1e-5, delta=delta)
-    dx, again = rms_norm.backward(dy, h, weight, scales, residual=dh, return_y=True)
-    assert torch.equal(again, y)
+    norm = Norm(weight, 1e-5)
+    h, y, rstd = rms_norm.forward(x, norm, delta=delta)
+    dx, y_again = rms_norm.backward(dy, h, norm, rstd, residual=dh, return_y=True)
+    assert torch.equal(y_again, y)
 
-    def both(norm: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> list[torch.Tensor]:
+    def both(norm: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], *tensors: torch.Tensor) -> list[torch.Tensor]:
         x, delta, dy, dh, weight = tensors
         h = (x + delta).requires_grad_()
-        y = norm(h, weight, 1e-5)
+        y = norm(h, weight)
         (dx,) = torch.autograd.grad([y, h * 1], [h], [dy, dh])
         return [h, y, dx]
 
-    exact = both(rms_norm.reference, *(value.double() for value in (x, delta, dy, dh, weight)))
+    def formula(h: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return rms_norm.reference(h, Norm(weight, 1e-5))
+
+    exact = both(formula, *(value.double() for value in (x, delta, dy, dh, weight)))
     compare([h, y, dx], both(eager_norm, x, delta, dy, dh, weight), exact, "h y dx")
 
 
@@ -102,8 +107,8 @@ def test_rotation(with_norm: bool) -> None:
             turned.append(part * cos.unsqueeze(1) + torch.cat((-second, first), dim=-1) * sin.unsqueeze(1))
         return torch.cat((*turned, v), dim=1).flatten(1)
 
-    y = rotary.rotate(qkv.clone(), cos, sin, heads, norm)
-    dx = rotary.rotate_back(heads.split(dy), qkv, cos, sin, heads, norm)
+    y = rotary.forward(qkv.clone(), cos, sin, heads, norm)
+    dx = rotary.backward(heads.split(dy), qkv, cos, sin, heads, norm)
     exact = by_autograd(
         lambda qkv: rotary.reference(qkv, cos.double(), sin.double(), heads, exact_norm), [qkv.double()], dy
     )
@@ -132,7 +137,7 @@ def test_adapted_activation(rank: int) -> None:
     inner, d = bf16(T, 2 * rank, seed=2, scale=0.2), bf16(T, rank, seed=3, scale=0.2)
     b, a = bf16(2, FEED_FORWARD, rank, seed=4, scale=0.2), bf16(rank, FEED_FORWARD, seed=5, scale=0.2)
     halves = inner[:, :rank], inner[:, rank:]
-    shares = tuple(LoraDelta(half, part.contiguous(), 2.0) for half, part in zip(halves, b, strict=True))
+    deltas = tuple(LoraDelta(half, part.contiguous(), 2.0) for half, part in zip(halves, b, strict=True))
 
     def eager(kind: torch.dtype) -> list[torch.Tensor]:
         parts = [part.to(kind) for part in gate_up.chunk(2, dim=1)]
@@ -142,9 +147,9 @@ def test_adapted_activation(rank: int) -> None:
         whole = dy.to(kind) + d.to(kind) @ a.to(kind)
         return by_autograd(lambda gate, up: functional.silu(gate) * up, parts, whole)
 
-    y = adapted_activation.forward(gate_up, "silu", shares)  # type: ignore[arg-type]
+    y = adapted_activation.forward(gate_up, "silu", deltas)  # type: ignore[arg-type]
     activations = dy.clone()
-    gradient = adapted_activation.backward(activations, gate_up, "silu", shares, (d, a))  # type: ignore[arg-type]
+    gradient = adapted_activation.backward(activations, gate_up, "silu", deltas, (d, a))  # type: ignore[arg-type]
     assert root_error(activations, y) < 1e-3  # made again: fused multiply-adds may differ
     compare([y, *gradient.chunk(2, dim=1)], eager(torch.bfloat16), eager(torch.float64), "y dgate dup")
 
@@ -221,11 +226,12 @@ def test_head(softcap: float | None) -> None:
 def test_attention(lengths: tuple[int, ...], size: int) -> None:
     """Eager: products and softmax as transformers' eager attention has them, document by document."""
     t, scale = sum(lengths), size**-0.5
-    documents = PackedSequences(torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32), max(lengths), t)
+    sequences = PackedSequences(torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32), max(lengths), t)
     inputs = [bf16(t, count, size, seed=count + seed) for seed, count in enumerate((16, 4, 4))]
     dout = bf16(t, 16, size, seed=9)
-    out, saved = attention.forward(*inputs, documents, AttentionParams(scale))  # type: ignore[misc]
-    ours = [out, *attention.backward(dout, *inputs, out, saved, documents, AttentionParams(scale))]  # type: ignore[misc]
+    qkv, params = Qkv(*inputs), AttentionParams(scale)
+    out, saved = attention.forward(qkv, sequences, params)
+    ours = [out, *attention.backward(dout, qkv, out, saved, sequences, params)]
 
     def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         outs = []
@@ -238,7 +244,7 @@ def test_attention(lengths: tuple[int, ...], size: int) -> None:
         return torch.cat(outs)
 
     wide = [value.double() for value in inputs]
-    exact = by_autograd(lambda q, k, v: attention.reference(q, k, v, documents, AttentionParams(scale)), wide, dout)
+    exact = by_autograd(lambda q, k, v: attention.reference(Qkv(q, k, v), sequences, params), wide, dout)
     compare(ours, by_autograd(eager, inputs, dout), exact, "out dq dk dv")
 
 
@@ -252,6 +258,6 @@ def test_the_comparison_notices_one_rounding_too_many() -> None:
         return weight * ((x * scale) * torch.ones_like(x)).to(x.dtype)
 
     eager = by_autograd(lambda x: eager_norm(x, weight), [x], dy)
-    exact = by_autograd(lambda x: rms_norm.reference(x, weight.double(), 1e-5), [x.double()], dy)
+    exact = by_autograd(lambda x: rms_norm.reference(x, Norm(weight.double(), 1e-5)), [x.double()], dy)
     with pytest.raises(AssertionError):
         compare(by_autograd(coarse, [x], dy), eager, exact, "y dx")

@@ -10,13 +10,14 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
 from finetune_kernels.ops import adapted_activation, attention, rms_norm
 from finetune_kernels.ops import rotary_embedding as rotary
-from finetune_kernels.ops.adapted_activation import LoraDelta
-from finetune_kernels.ops.attention import AttentionParams, PackedSequences
 from finetune_kernels.ops.gated_activation import gated_activation
 from finetune_kernels.ops.linear_cross_entropy import linear_cross_entropy
 from finetune_kernels.ops.lora_linear import lora_linear
+from finetune_kernels.ops.rms_norm import Norm
 from finetune_kernels.primitives import adapter_dropout
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask
+from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.lora_delta import LoraDelta
 from finetune_kernels.primitives.nf4 import dequantize
 from finetune_test_kernels.tensor_checks import normal, relative_error, watched
 
@@ -57,11 +58,13 @@ def test_norm_beyond_the_limit() -> None:
     needs(30)
     t = rows_beyond(4096)
     x, dy, weight = random(t, 4096), random(t, 4096, seed=1), random(4096, seed=2)
-    h, y, scales = rms_norm.forward(x, weight, 1e-5, delta=dy)
-    dx, again = rms_norm.backward(dy, h, weight, scales, residual=x, return_y=True)
+    norm = Norm(weight, 1e-5)
+    h, y, rstd = rms_norm.forward(x, norm, delta=dy)
+    dx, again = rms_norm.backward(dy, h, norm, rstd, residual=x, return_y=True)
+
     end = slice(t - TAIL, None)
-    small_h, small_y, small_scales = rms_norm.forward(x[end], weight, 1e-5, delta=dy[end])
-    small_dx, _ = rms_norm.backward(dy[end], small_h, weight, small_scales, residual=x[end], return_y=True)
+    small_h, small_y, small_rstd = rms_norm.forward(x[end], norm, delta=dy[end])
+    small_dx, _ = rms_norm.backward(dy[end], small_h, norm, small_rstd, residual=x[end], return_y=True)
     pairs = {"h": (h, small_h), "y": (y, small_y), "again": (again, small_y), "dx": (dx, small_dx)}
     assert {name: torch.equal(big[end], small) for name, (big, small) in pairs.items()} == dict.fromkeys(pairs, True)
 
@@ -86,10 +89,10 @@ def test_adapted_activation_beyond_the_limit() -> None:
 
     def both(rows: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         parts = inner[rows]
-        shares = (LoraDelta(parts[:, :16], b, 0.1), LoraDelta(parts[:, 16:], b, 0.1))
-        y = adapted_activation.forward(gate_up[rows], "silu", shares)
+        deltas = (LoraDelta(parts[:, :16], b, 0.1), LoraDelta(parts[:, 16:], b, 0.1))
+        y = adapted_activation.forward(gate_up[rows], "silu", deltas)
         activations = dy[rows].clone()
-        return y, adapted_activation.backward(activations, gate_up[rows], "silu", shares, (d[rows], a)), activations
+        return y, adapted_activation.backward(activations, gate_up[rows], "silu", deltas, (d[rows], a)), activations
 
     end = slice(t - TAIL, None)
     for big, alone in zip(both(slice(None)), both(end), strict=True):
@@ -115,12 +118,12 @@ def test_rotation_beyond_the_limit(with_norm: bool) -> None:
     norm = rotary.HeadNorm(random(128, seed=2), random(128, seed=3), 1e-6) if with_norm else None
     end = slice(t - TAIL, None)
     alone = qkv[end].clone()
-    small_back = rotary.rotate_back(heads.split(alone), alone, angles[end], angles[end], heads, norm)
-    big_back = rotary.rotate_back(heads.split(qkv), qkv, angles, angles, heads, norm)
+    small_back = rotary.backward(heads.split(alone), alone, angles[end], angles[end], heads, norm)
+    big_back = rotary.backward(heads.split(qkv), qkv, angles, angles, heads, norm)
     assert torch.equal(big_back[end], small_back)
     del big_back
-    small = rotary.rotate(alone, angles[end], angles[end], heads, norm)
-    assert torch.equal(rotary.rotate(qkv, angles, angles, heads, norm)[end], small)
+    small = rotary.forward(alone, angles[end], angles[end], heads, norm)
+    assert torch.equal(rotary.forward(qkv, angles, angles, heads, norm)[end], small)
 
 
 def test_head_beyond_the_limit() -> None:
@@ -161,10 +164,10 @@ def test_attention_beyond_the_limit() -> None:
     inputs = [random(t, count, 128, seed=count) for count in (32, 8, 8)]
     dout = random(t, 32, 128, seed=9)
 
-    def both(rows: slice, documents: PackedSequences) -> list[torch.Tensor]:
-        q, k, v = (part[rows] for part in inputs)
-        out, saved = attention.forward(q, k, v, documents, AttentionParams(128**-0.5))
-        return [out, *attention.backward(dout[rows], q, k, v, out, saved, documents, AttentionParams(128**-0.5))]
+    def both(rows: slice, sequences: PackedSequences) -> list[torch.Tensor]:
+        qkv, params = Qkv(*inputs).select(rows), AttentionParams(128**-0.5)
+        out, saved = attention.forward(qkv, sequences, params)
+        return [out, *attention.backward(dout[rows], qkv, out, saved, sequences, params)]
 
     end = slice(t - 6144, None)
     found = [value[end] for value in both(slice(None), PackedSequences(ends, 4096, t))]
@@ -176,7 +179,7 @@ def test_attention_beyond_the_limit() -> None:
 
 
 CALLS: dict[str, tuple[Callable[..., torch.Tensor], list[tuple[int, ...]]]] = {
-    "norm": (lambda x: rms_norm.rms_norm(x, WEIGHTS[0, : x.shape[1]], 1e-5), [(512, 1024)]),
+    "norm": (lambda x: rms_norm.rms_norm(x, Norm(WEIGHTS[0, : x.shape[1]], 1e-5)), [(512, 1024)]),
     "SwiGLU": (lambda gate, up: gated_activation(gate, up, "silu"), [(512, 1024)] * 2),
     "head": (lambda hidden: linear_cross_entropy(hidden, WEIGHTS, torch.arange(512, device="cuda")), [(512, 1024)]),
     "LoRA linear": (lambda x, a, b: lora_linear(x, lambda: WEIGHTS, a, b, 0.5), [(512, 1024), (16, 1024), (1024, 16)]),

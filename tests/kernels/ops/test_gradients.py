@@ -22,12 +22,13 @@ from finetune_kernels.ops import (
     softcap_attention,
 )
 from finetune_kernels.ops import rotary_embedding as rotary
-from finetune_kernels.ops.adapted_activation import LoraDelta
-from finetune_kernels.ops.attention import AttentionParams, PackedSequences
 from finetune_kernels.ops.lora_linear import lora_linear
+from finetune_kernels.ops.rms_norm import Norm
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives import dora
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed
+from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.lora_delta import LoraDelta
 from finetune_test_kernels.small_layers import cos_sin_of, small_model
 from finetune_test_kernels.tensor_checks import normal, relative_error
 
@@ -66,27 +67,27 @@ def double(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def norm_case(offset: float) -> tuple[Any, ...]:
-    weight = double(5, seed=1)
+    norm = Norm(double(5, seed=1), 1e-5, offset)
 
     def run(x: torch.Tensor) -> torch.Tensor:
-        return rms_norm.reference(x, weight, 1e-5, offset)
+        return rms_norm.reference(x, norm)
 
     def back(dy: torch.Tensor, x: torch.Tensor) -> Tensors:
-        _, _, scales = rms_norm.reference_forward(x, weight, 1e-5, offset)
-        return rms_norm.reference_backward(dy, x, weight, scales, offset)[:1]
+        _, _, rstd = rms_norm.reference_forward(x, norm)
+        return rms_norm.reference_backward(dy, x, norm, rstd)[:1]
 
     return run, back, [double(3, 5)]
 
 
 def residual_norm_case() -> tuple[Any, ...]:
-    weight = double(5, seed=1)
+    norm = Norm(double(5, seed=1), 1e-5, 1.0)
 
     def run(x: torch.Tensor, delta: torch.Tensor) -> Tensors:
-        return rms_norm.reference_forward(x, weight, 1e-5, 1.0, delta)[:2]
+        return rms_norm.reference_forward(x, norm, delta)[:2]
 
     def back(dh: torch.Tensor, dy: torch.Tensor, x: torch.Tensor, delta: torch.Tensor) -> Tensors:
-        h, y, scales = rms_norm.reference_forward(x, weight, 1e-5, 1.0, delta)
-        dx, again = rms_norm.reference_backward(dy, h, weight, scales, 1.0, dh, return_y=True)
+        h, y, rstd = rms_norm.reference_forward(x, norm, delta)
+        dx, again = rms_norm.reference_backward(dy, h, norm, rstd, dh, return_y=True)
         assert relative_error(again, y) < 1e-14
         return dx, dx
 
@@ -121,16 +122,16 @@ def adapted_case(activation: gated_activation.Activation, sides: str) -> tuple[A
     """y and y A^T, so that backward gets dy without the adapter's share, and d."""
     ranks = {"gate": 1, "up": 3}
     made = [LoraDelta(double(3, r, seed=r), double(5, r, seed=9 + r), 0.7) for r in ranks.values()]
-    shares = tuple(share if name in sides else None for name, share in zip(ranks, made, strict=True))
+    deltas = tuple(delta if name in sides else None for name, delta in zip(ranks, made, strict=True))
     a = double(2, 5, seed=6)
 
     def run(gate_up: torch.Tensor) -> Tensors:
-        y = adapted_activation.reference(gate_up, activation, shares)  # type: ignore[arg-type]
+        y = adapted_activation.reference(gate_up, activation, deltas)  # type: ignore[arg-type]
         return y, y @ a.T
 
     def back(dy: torch.Tensor, d: torch.Tensor, gate_up: torch.Tensor) -> Tensors:
         y = dy.clone()
-        found = adapted_activation.reference_backward(y, gate_up, activation, shares, (d, a))  # type: ignore[arg-type]
+        found = adapted_activation.reference_backward(y, gate_up, activation, deltas, (d, a))  # type: ignore[arg-type]
         assert relative_error(y, run(gate_up)[0]) < 1e-14
         return [found]
 
@@ -180,26 +181,28 @@ def group_case(
 
 
 def attention_case(window: int | None) -> tuple[Any, ...]:
-    ends = torch.tensor([0, 1, 4, 9], dtype=torch.int32)
-    documents, params = PackedSequences(ends, 5, 9), AttentionParams(0.6, window)
+    sequences = PackedSequences(torch.tensor([0, 1, 4, 9], dtype=torch.int32), 5, 9)
+    params = AttentionParams(0.6, window)
 
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return attention.forward(q, k, v, documents, params)[0]
+        return attention.forward(Qkv(q, k, v), sequences, params)[0]
 
     def back(dout: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Tensors:
-        out, saved = attention.forward(q, k, v, documents, params)
-        assert relative_error(out, attention.reference(q, k, v, documents, params)) < 1e-12
-        return attention.backward(dout, q, k, v, out, saved, documents, params)
+        out, saved = attention.forward(Qkv(q, k, v), sequences, params)
+        assert relative_error(out, attention.reference(Qkv(q, k, v), sequences, params)) < 1e-12
+        return attention.backward(dout, Qkv(q, k, v), out, saved, sequences, params)
 
     return run, back, [double(9, 4, 4), double(9, 2, 4, seed=1), double(9, 2, 4, seed=2)]
 
 
 def softcap_case(window: int | None) -> tuple[Any, ...]:
+    sequences, params = PackedSequences.of_length(5, 1, torch.device("cpu")), AttentionParams(0.6, window, 1.5)
+
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return softcap_attention.reference(q, k, v, 0.6, 1.5, window)
+        return softcap_attention.reference(Qkv(q, k, v), sequences, params)
 
     def back(dout: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Tensors:
-        return softcap_attention.reference_backward(dout, q, k, v, 0.6, 1.5, window)
+        return softcap_attention.reference_backward(dout, Qkv(q, k, v), sequences, params)
 
     return run, back, [double(5, 4, 4), double(5, 2, 4, seed=1), double(5, 2, 4, seed=2)]
 

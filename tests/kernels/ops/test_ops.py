@@ -43,7 +43,7 @@ def test_rms_norm(shape: tuple[int, ...], dtype: torch.dtype, offset: float) -> 
         return value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-5) * (weight.double() + offset)
 
     def ours(value: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = rms_norm.RmsNormFunction.apply(value, weight, 1e-5, offset)
+        result: torch.Tensor = rms_norm.RmsNormFunction.apply(value, rms_norm.Norm(weight, 1e-5, offset))
         return result
 
     errors = compare(ours, formula, [x])

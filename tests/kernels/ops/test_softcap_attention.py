@@ -1,11 +1,10 @@
-"""Attention with capped scores against its formula in fp64: documents over several blocks, windows, grouped heads."""
-
-from itertools import pairwise
+"""Attention with capped scores against its formula in fp64: sequences over several blocks, windows, grouped heads."""
 
 import pytest
 import torch
 
 from finetune_kernels.ops import softcap_attention
+from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTHS = (1, 37, 20)
@@ -13,20 +12,23 @@ CAP, TOLERANCE = 1.5, 2e-5  # fp32; 1e-6 was measured
 
 
 def errors(window: int | None, cap: float, size: int) -> list[float]:
-    """Of out, dq, dk and dv, relative to the largest entry; the formula has no window's mistake and cap `CAP`."""
+    """Relative errors of out, dq, dk and dv; the formula has the window 13, if any, and the cap `CAP`."""
     torch.manual_seed(3)
-    ends = torch.tensor([0, *LENGTHS]).cumsum(0).to(DEVICE, torch.int32)
+    cu_seqlens = torch.tensor([0, *LENGTHS]).cumsum(0).to(DEVICE, torch.int32)
+    sequences = PackedSequences(cu_seqlens, max(LENGTHS), sum(LENGTHS))
     merged = 2 * torch.randn(sum(LENGTHS), 4 + 2 + 2, size, device=DEVICE)  # strided views, as the layer has them
-    parts = torch.split(merged, [4, 2, 2], dim=1)
-    exact = [part.double().clone().requires_grad_() for part in parts]
-    pieces = [softcap_attention.reference(*(x[a:b] for x in exact), size**-0.5, CAP, 13 if window else None)
-              for a, b in pairwise(ends.tolist())]  # fmt: skip
-    expected = torch.cat(pieces)
+    qkv = Qkv(*torch.split(merged, [4, 2, 2], dim=1))
+
+    exact = Qkv(*(part.double().clone().requires_grad_() for part in qkv))
+    right = AttentionParams(size**-0.5, 13 if window else None, CAP)
+    expected = softcap_attention.reference(exact, sequences, right)
     upstream = torch.randn(expected.shape, device=DEVICE)
     truth = [expected.detach(), *torch.autograd.grad(expected, exact, upstream.double())]
-    out, lse = softcap_attention.forward(*parts, ends, max(LENGTHS), size**-0.5, cap, window)
-    three = softcap_attention.backward(upstream, *parts, out, lse, ends, max(LENGTHS), size**-0.5, cap, window)
-    return [float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip((out, *three), truth, strict=True)]
+
+    params = AttentionParams(size**-0.5, window, cap)
+    out, lse = softcap_attention.forward(qkv, sequences, params)
+    gradients = softcap_attention.backward(upstream, qkv, out, lse, sequences, params)
+    return [float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip((out, *gradients), truth, strict=True)]
 
 
 @pytest.mark.parametrize("size", [16, 24])

@@ -16,6 +16,7 @@ from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.layers.lora_pass import PlainOutputs
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives import dora
+from finetune_kernels.primitives.lora_delta import LoraDelta
 from finetune_test_kernels.small_layers import one_pass, small_model
 from finetune_test_kernels.tensor_checks import DEVICE, largest_error, normal, relative_error
 
@@ -63,7 +64,7 @@ def test_the_gradient_of_magnitudes_is_summed_over_chunks_of_rows(chunk: int, mo
     dy, x, w, a, b = normal(7, 5), normal(7, 4, seed=1), normal(5, 4, seed=2), normal(2, 4, seed=3), normal(5, 2)
     norms = dora.row_norms(w, dora.row_squares(w), a, b, 0.7)
     before = dy.clone()
-    found = dora.magnitude_gradient(dy, x, w, x @ a.T, b, 0.7, norms)
+    found = dora.magnitude_gradient(dy, x, w, LoraDelta(x @ a.T, b, 0.7), norms)
     assert torch.equal(dy, before)
     assert relative_error(found, (dy * (x @ (w + 0.7 * b @ a).T)).sum(0) / norms) < 1e-5
 

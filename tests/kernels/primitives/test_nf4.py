@@ -60,7 +60,7 @@ def test_bits_on_a_gpu(shape: tuple[int, int], nested: bool, blocksize: int, dty
 
 def test_other_types_are_refused() -> None:
     packed, state = quantize_4bit(torch.randn(64, 64, device=DEVICE), quant_type="fp4")
-    with pytest.raises(ValueError, match="cannot decode fp4"):
+    with pytest.raises(ValueError, match="cannot dequantise fp4"):
         dequantize(packed, state, torch.empty(64, 64, device=DEVICE))
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from finetune_kernels.ops.rms_norm import Norm
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -16,6 +18,8 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, devic
 
 def doubled(value: object) -> object:
     """Tensors of any floating type in fp64; everything else as it is."""
+    if isinstance(value, Norm):
+        return value._replace(weight=value.weight.double())
     return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 

@@ -1,0 +1,71 @@
+"""Inputs of attention: q, k and v, the packed sequences that they come from, and how scores are computed."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+
+
+class Qkv(NamedTuple):
+    """q [T, H, D], k and v [T, H_kv, D], or their gradients; each may be a strided view of a merged projection."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+
+    @property
+    def groups(self) -> int:
+        """Query heads per key-value head."""
+        return self.q.shape[1] // self.k.shape[1]
+
+    def select(self, rows: slice) -> "Qkv":
+        """Returns views of some rows."""
+        return Qkv(self.q[rows], self.k[rows], self.v[rows])
+
+
+@dataclass(frozen=True)
+class PackedSequences:
+    """N sequences laid end to end in T rows, without padding; attention does not cross from one to another."""
+
+    cu_seqlens: torch.Tensor
+    """Cumulative lengths, int32 [N + 1] on the device: sequence i has the rows cu_seqlens[i] to cu_seqlens[i + 1]."""
+    max_seqlen: int
+    tokens: int
+    """T."""
+
+    @classmethod
+    def of_length(cls, length: int, count: int, device: torch.device) -> "PackedSequences":
+        """Returns `count` sequences of one length."""
+        cu_seqlens = torch.arange(0, count * length + 1, length, dtype=torch.int32, device=device)
+        return cls(cu_seqlens, length, count * length)
+
+    @property
+    def count(self) -> int:
+        """Number of sequences, N."""
+        return self.cu_seqlens.numel() - 1
+
+    @property
+    def is_batch(self) -> bool:
+        """True if all sequences have the same length; known on the host, without waiting for the device."""
+        return self.count * self.max_seqlen == self.tokens
+
+    def slices(self) -> list[slice]:
+        """Returns the rows of each sequence; waits for the device."""
+        return [slice(first, last) for first, last in pairwise(self.cu_seqlens.tolist())]
+
+
+@dataclass(frozen=True)
+class AttentionParams:
+    """Settings of the scores of queries and keys, and of which keys a query sees."""
+
+    scale: float
+    """Factor of q . k, usually 1 / sqrt(D)."""
+    window: int | None = None
+    """Keys that a query sees, its own included; None: all keys up to its own."""
+    softcap: float | None = None
+    """c in c tanh(score / c); None: scores are not capped."""
+
+    def effective_window(self, max_seqlen: int) -> int | None:
+        """Returns the window, or None if no sequence is longer than it."""
+        return self.window if self.window is not None and self.window < max_seqlen else None

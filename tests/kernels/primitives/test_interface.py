@@ -1,0 +1,69 @@
+"""Every primitive with a kernel exports its formula as `reference`; none has a gradient of its own."""
+
+import importlib
+import inspect
+import pkgutil
+from types import ModuleType
+
+import pytest
+import torch
+import triton
+
+from finetune_kernels import primitives
+
+NAMES = [module.name for module in pkgutil.iter_modules(primitives.__path__)]
+WITH_KERNELS = ("adapter_dropout", "fp8", "gather_rows", "nf4")
+PUBLIC = {
+    "adapter_dropout": ("drop", "add_lora_dx"),
+    "attention_inputs": ("Qkv", "PackedSequences", "AttentionParams"),
+    "attention_reference": ("reference", "reference_backward"),
+    "dora": ("row_norms", "magnitude_gradient"),
+    "fp8": ("quantize_rows", "Fp8Weight"),
+    "gather_rows": ("gather_rows",),
+    "lora_delta": ("LoraDelta",),
+    "multi_tensor_adamw": ("MultiTensorAdamW8bit",),
+    "nf4": ("dequantize",),
+    "precision": ("widen",),
+}
+
+
+def problems(module: ModuleType) -> list[str]:
+    """What breaks the folder's rules."""
+    values = list(vars(module).values())
+    found = []
+    if _has_kernel(values) and not inspect.isfunction(vars(module).get("reference")):
+        found.append("a kernel without a reference")
+    if any(inspect.isclass(value) and issubclass(value, torch.autograd.Function) for value in values):
+        found.append("an operation: it belongs to ops")
+    return found
+
+
+def _has_kernel(values: list[object]) -> bool:
+    kinds = (triton.runtime.JITFunction, triton.runtime.interpreter.InterpretedFunction)
+    return any(isinstance(value, kinds) for value in values)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_primitive_keeps_the_rules_of_its_folder(name: str) -> None:
+    module = importlib.import_module(f"finetune_kernels.primitives.{name}")
+    assert problems(module) == []
+    assert _has_kernel(list(vars(module).values())) == (name in WITH_KERNELS)
+    assert all(callable(getattr(module, part)) for part in PUBLIC[name])
+
+
+def test_the_folder_lists_its_modules() -> None:
+    doc = primitives.__doc__ or ""
+    listed = {line.split()[0]: line for line in doc.splitlines() if "  " in line}
+    assert set(listed) == set(NAMES) == set(PUBLIC)
+    for name in (*WITH_KERNELS, "dora", "multi_tensor_adamw", "precision"):
+        assert all(f"`{part}`" in listed[name] for part in PUBLIC[name]), name
+
+
+def test_a_kernel_without_a_reference_is_noticed() -> None:
+    module = ModuleType("nf4")
+    vars(module).update(vars(importlib.import_module("finetune_kernels.primitives.nf4")))
+    assert problems(module) == []
+    del vars(module)["reference"]
+    assert problems(module) == ["a kernel without a reference"]
+    vars(module)["Function"] = type("Function", (torch.autograd.Function,), {})
+    assert len(problems(module)) == 2
