@@ -84,9 +84,11 @@ def test_from_pinned_memory_in_bfloat16(rows: int, softcap: float | None) -> Non
     slices = [slice(first, first + 512) for first in range(0, rows, 512)]
     truth = [exact(hidden[at], weight, targets[at], softcap) for at in slices]  # fp64 logits of 512 rows: 0.5 GB
     loss, gradient = torch.stack([one for one, _ in truth]).sum(), torch.cat([one for _, one in truth])
+
     leaf = hidden.clone().requires_grad_()
     other = whole.linear_cross_entropy(leaf, weight, targets, softcap)
     (other_gradient,) = torch.autograd.grad(other, leaf)
+
     for _ in range(2):
         found, found_gradient = loss_and_gradient(hidden, host, targets, softcap)
         error, others = root_error(found_gradient, gradient), root_error(other_gradient, gradient)

@@ -1,4 +1,4 @@
-"""On a GPU in bfloat16: every kernel's error against fp64, as a share of what eager PyTorch's bfloat16 makes of it.
+"""Every kernel's error against fp64 on a GPU in bfloat16, as a ratio to the error of eager PyTorch in bfloat16.
 
 "Eager" is what transformers computes: one operation after the other, each rounded. The oracle sees the same bfloat16
 inputs. A ratio below one means that rounding once is better; products alone come out at one.

@@ -1,4 +1,4 @@
-"""On a GPU: tensors of more than 2^31 elements, streams other than the default one, and what autograd saved."""
+"""Limits of a GPU: tensors of more than 2^31 elements, streams other than the default one, what autograd saved."""
 
 import copy
 from collections.abc import Callable
@@ -116,11 +116,13 @@ def test_rotation_beyond_the_limit(with_norm: bool) -> None:
     t = rows_beyond(heads.width)
     qkv, angles = random(t, heads.width), random(t, 128, seed=1)
     norm = rotary.HeadNorm(random(128, seed=2), random(128, seed=3), 1e-6) if with_norm else None
+
     end = slice(t - TAIL, None)
     alone = qkv[end].clone()
     small_back = rotary.backward(heads.split(alone), alone, angles[end], angles[end], heads, norm)
     big_back = rotary.backward(heads.split(qkv), qkv, angles, angles, heads, norm)
     assert torch.equal(big_back[end], small_back)
+
     del big_back
     small = rotary.forward(alone, angles[end], angles[end], heads, norm)
     assert torch.equal(rotary.forward(qkv, angles, angles, heads, norm)[end], small)
@@ -195,8 +197,10 @@ def test_work_stays_on_the_callers_stream(name: str) -> None:
     inputs = [value.clone().requires_grad_() for value in values]
     result = call(*inputs)
     expected = [result, *torch.autograd.grad(result, inputs, torch.ones_like(result))]
+
     late = [torch.full_like(value, float("nan")).requires_grad_() for value in values]
     torch.cuda.synchronize()
+
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(100_000_000)  # about 50 ms
@@ -205,6 +209,7 @@ def test_work_stays_on_the_callers_stream(name: str) -> None:
                 place.copy_(value)
         result = call(*late)
         found = [result, *torch.autograd.grad(result, late, torch.ones_like(result))]
+
     stream.synchronize()
     for ours, truth in zip(found, expected, strict=True):
         assert relative_error(ours, truth) < 1e-2  # what was there before is no number

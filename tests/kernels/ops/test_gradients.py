@@ -1,6 +1,6 @@
-"""In fp64: every gradient that is written by hand against numerical differentiation.
+"""Every gradient that is written by hand against numerical differentiation, in fp64.
 
-These formulas are what the kernels are compared with (test_kernels.py, test_layer_kernels.py), line by line the same.
+These formulas are what the kernels are compared with (test_ops.py, test_layer_kernels.py), line by line the same.
 """
 
 from collections.abc import Callable, Sequence

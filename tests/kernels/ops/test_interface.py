@@ -19,7 +19,7 @@ def function_name(name: str) -> str:
 
 
 def missing(module: ModuleType, name: str) -> list[str]:
-    """What a module lacks of the five."""
+    """Names of the five that a module lacks."""
     found = vars(module)
     wanted = [part for part in ("reference", "forward", "backward", name) if not inspect.isfunction(found.get(part))]
     function = found.get(function_name(name))

@@ -20,10 +20,12 @@ def compare(
     torch.manual_seed(5)
     leaves = [value.clone().requires_grad_(value.is_floating_point()) for value in inputs]
     exact = [value.double().requires_grad_(True) if value.is_floating_point() else value for value in inputs]
+
     found, expected = ours(*leaves), formula(*exact)
     upstream = torch.randn_like(expected)
     found.backward(upstream.to(found.dtype))
     expected.backward(upstream)
+
     errors = [relative_error(found.detach(), expected.detach())]
     for leaf, truth in zip(leaves, exact, strict=True):
         if leaf.grad is not None:

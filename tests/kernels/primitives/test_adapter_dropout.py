@@ -60,7 +60,7 @@ def test_no_rows_are_harmless() -> None:
 
 
 @pytest.mark.parametrize("p", [0.05, 0.5, 0.9])
-def test_a_share_of_p_is_dropped_in_every_row_and_column(p: float) -> None:
+def test_a_fraction_p_is_dropped_in_every_row_and_column(p: float) -> None:
     rows, columns = 512, 1024
     mask = adapter_dropout.keep_mask(Mask(DropoutSeed(3), 2, p), rows, columns).double()
     deviation = (p * (1 - p)) ** 0.5
@@ -80,17 +80,19 @@ def test_masks_of_other_linears_passes_rows_and_seeds_have_nothing_in_common() -
         "rows further on": Mask(DropoutSeed(3, first_row=1), 2, 0.5),
         "a seed far away": Mask(DropoutSeed(2**30 + 3), 2, 0.5),
     }
+
     masks = {name: adapter_dropout.keep_mask(mask, *size).double() - 0.5 for name, mask in named.items()}
     bound = 5 * 0.25 / (size[0] * size[1]) ** 0.5
     for one, other in combinations(masks, 2):
         assert abs((masks[one] * masks[other]).mean()) < bound, (one, other)
+
     first = masks["a mask"]
     for shift in range(1, 17):  # half words of one counter, and of the next
         assert abs((first * first.roll(shift, 1)).mean()) < bound
     assert abs((first * adapter_dropout.keep_mask(named["a mask"], *size)).mean()) > bound  # itself is found
 
 
-def test_shares_between_two_steps_are_rounded_and_nothing_changes_on_average() -> None:
+def test_probabilities_between_two_steps_are_rounded_and_nothing_changes_on_average() -> None:
     for p in (0.0, 1e-9, 0.05, 1 / 3, 0.999999):
         mask = Mask(DropoutSeed(1), 0, p)
         assert abs(mask.threshold / adapter_dropout.STEPS - p) <= 1 / adapter_dropout.STEPS
@@ -106,7 +108,7 @@ def test_a_tile_has_the_rows_of_the_whole() -> None:
 
 
 def test_draws_follow_the_state_of_the_cpu_generator() -> None:
-    """Which a checkpoint keeps (tests/trainer/test_resume.py)."""
+    """A checkpoint keeps that state (tests/trainer/test_resume.py)."""
     state = torch.get_rng_state()
     first, second = new_dropout_seed(), new_dropout_seed()
     assert first != second
@@ -121,7 +123,7 @@ def results(model: Any) -> dict[str, torch.Tensor]:
 
 
 def by_peft(kind: str, **options: Any) -> dict[str, torch.Tensor]:
-    """What transformers and peft compute with the masks that `results` of fused layers will have."""
+    """Results of transformers and peft with the masks that `results` of fused layers will have."""
     model = small_model(kind, torch.float32, layers=2, **options).to(DEVICE)
     torch.manual_seed(7)
     drop_by(model.get_base_model(), [new_dropout_seed(), new_dropout_seed()])
@@ -166,11 +168,13 @@ def test_layers_compute_what_peft_computes_whatever_is_kept(case: str, monkeypat
     for policy in ActivationPolicy:
         layers.set_policies([policy] * 2)
         assert largest_error(results(model), expected) < LAYERS, policy
+
     monkeypatch.setattr(tiled_mlp, "TILE_ROWS", 4)
     for policy in (ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.RECOMPUTE_ALL, ActivationPolicy.OFFLOAD):
         layers.set_policies([policy] * 2)
         assert layers.layers[0].is_tiled(LENGTH)
         assert largest_error(results(model), expected) < LAYERS, f"{policy} in tiles"
+
     drawn = iter([new_dropout_seed(), new_dropout_seed()])
     monkeypatch.setattr(decoder_layer, "new_dropout_seed", lambda: next(drawn))
     assert largest_error(results(model), expected) > 0.05  # other masks are noticed
@@ -237,7 +241,7 @@ def test_nothing_is_drawn_or_dropped_in_evaluation_or_without_dropout(monkeypatc
         results(model)
 
 
-def test_every_linear_of_a_layer_has_a_stream_of_its_own() -> None:
+def test_every_linear_of_a_layer_has_a_philox_stream_of_its_own() -> None:
     for kind in ("llama", "phi3"):
         _, layers = fused(kind, lora_dropout=0.3)
         streams = [

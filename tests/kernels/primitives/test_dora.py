@@ -93,11 +93,13 @@ def test_layers_over_four_bit_weights_are_pefts(keep_dequantized: bool) -> None:
     x, dy = normal(5, 64).requires_grad_(), normal(5, 192, seed=1)
     expected = linear_group.reference(layers, x)
     exact = torch.autograd.grad(expected, [x, *group.parameters], dy)
+
     with torch.no_grad():
         pass_ctx = group.begin(None)
         y, xa = group.forward(x, pass_ctx)
         dx, d_xa = group.backward(dy, pass_ctx)
         found = [dx, *group.gradients(dy, x, xa, d_xa, pass_ctx)]
+
     assert len(found) == 7
     assert relative_error(y, expected) < 5e-6
     for ours, truth in zip(found, exact, strict=True):
@@ -140,10 +142,12 @@ def test_layers_compute_what_peft_computes_whatever_is_kept(case: str, monkeypat
     for policy in ActivationPolicy:
         layers.set_policies([policy] * 2)
         assert largest_error(one_pass(model, LENGTH), expected) < LAYERS, policy
+
     monkeypatch.setattr(tiled_mlp, "TILE_ROWS", 4)
     for policy in (ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.RECOMPUTE_ALL, ActivationPolicy.OFFLOAD):
         layers.set_policies([policy] * 2)
         assert largest_error(one_pass(model, LENGTH), expected) < LAYERS, f"{policy} in tiles"
+
     magnitude = next(value for name, value in model.named_parameters() if "magnitude" in name)
     with torch.no_grad():
         magnitude.mul_(1.05)

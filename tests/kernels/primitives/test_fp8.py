@@ -1,4 +1,4 @@
-"""Products in 8 bits: what rounding costs, which side the scales are on, and that 16 bits come back unchanged."""
+"""Products in FP8: what rounding costs, which side the scales are on, and that 16 bits come back unchanged."""
 
 import pytest
 import torch
@@ -44,10 +44,12 @@ def test_both_products_cost_what_rounding_costs() -> None:
     assert root_error(weight.forward(x, bias), x @ w.T + bias) < COST
     assert root_error(weight.backward(dy), dy @ w) < COST
     assert weight.bytes == 2 * 96 * 64 + 4 * (96 + 64)
+
     outlier = x.clone()
     outlier[3, 5] = 1e4
     others = torch.arange(50) != 3
     assert root_error(weight.forward(outlier, None)[others], (x @ w.T)[others]) < COST, "one row's outlier is its own"
+
     wrong = Fp8Weight(w.flip(0))
     assert root_error(wrong.forward(x, None), x @ w.T) > 10 * COST
 

@@ -28,7 +28,7 @@ PUBLIC = {
 
 
 def problems(module: ModuleType) -> list[str]:
-    """What breaks the folder's rules."""
+    """Breaches of the folder's rules."""
     values = list(vars(module).values())
     found = []
     if _has_kernel(values) and not inspect.isfunction(vars(module).get("reference")):

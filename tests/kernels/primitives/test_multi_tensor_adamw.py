@@ -88,10 +88,12 @@ def test_goes_on_from_its_state() -> None:
     with torch.no_grad():
         for mine, other in zip(ours, theirs, strict=True):
             other.copy_(mine)
+
     again, forgetful = MultiTensorAdamW8bit(theirs, lr=5.0), MultiTensorAdamW8bit(copy.deepcopy(ours), **OPTIONS)
     again.load_state_dict(copy.deepcopy(flat.state_dict()))
     others = list(forgetful.param_groups[0]["params"])
     fill(1, ours, theirs, others)
+
     for optimizer in (flat, again, forgetful):
         optimizer.step()
     for mine, other, different in zip(ours, theirs, others, strict=True):

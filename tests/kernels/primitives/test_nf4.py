@@ -16,7 +16,7 @@ SHAPES = [(64, 64), (33, 70), (1, 1), (129, 4099), (7, 128), (64, 96), (3, 32)]
 
 
 def decoded_by_bitsandbytes(packed: torch.Tensor, state: Any) -> torch.Tensor:
-    """On a CPU as one row: see the last test for why."""
+    """The weights by bitsandbytes; on a CPU as one row, for the reason that the last test shows."""
     if DEVICE == "cuda":
         return dequantize_4bit(packed, state)
     flat = copy.copy(state)

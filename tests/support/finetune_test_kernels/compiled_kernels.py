@@ -1,4 +1,4 @@
-"""What the compiler makes of `adapted_activation` for a GPU that need not be there: `compiled_kernels 89 16 128`.
+"""Compiles `adapted_activation` for a GPU that need not be there: `compiled_kernels 89 16 128`.
 
 Prints a JSON object: bytes of shared memory by kernel and rank, for the compute capability 8.9 and ranks 16 and 128.
 A process of its own, as Triton decides at its import whether kernels are interpreted.

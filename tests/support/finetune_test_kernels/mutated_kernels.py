@@ -42,12 +42,14 @@ def loaded_afresh(path: Path, wanted: Sequence[str]) -> Load:
     own = {name: value for name, value in sys.modules.items() if name.split(".")[0] == PACKAGE}
     for name in own:
         del sys.modules[name]
+
     try:
         full_name = names[path.stem]
         parent = importlib.import_module(full_name.rpartition(".")[0])  # packages are empty: their modules follow
         spec = importlib.util.spec_from_file_location(full_name, path)
         assert spec is not None
         assert spec.loader is not None
+
         mutant = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         setattr(parent, path.stem, mutant)
         spec.loader.exec_module(mutant)

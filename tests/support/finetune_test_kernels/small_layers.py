@@ -26,10 +26,12 @@ def small_model(kind: str, dtype: torch.dtype, *, layers: int = 1, vocabulary: i
     }  # fmt: skip
     if kind != "phi3":
         sizes["head_dim"] = 16  # Phi-3 has no other than hidden_size / heads, which is the same
+
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**sizes), dtype=torch.float32)  # type: ignore[no-untyped-call]
     options: dict[str, Any] = {"r": 2, "lora_alpha": 3, "target_modules": LINEARS} | adapter
     model: Any = get_peft_model(base, LoraConfig(**options))
+
     usual = 0.0 if kind.startswith("gemma") else 1.0  # Gemma adds one to its norms' weights
     for name, parameter in model.to(dtype).named_parameters():
         torch.nn.init.normal_(parameter, mean=usual if "norm" in name else 0.0, std=0.25)
@@ -56,7 +58,7 @@ def cos_sin_of(causal: Any, x: torch.Tensor, positions: torch.Tensor) -> tuple[t
 
 
 class OurDropout(torch.nn.Module):
-    """In the place of peft's: drops what `mask` says."""
+    """Dropout in place of peft's, by a mask of ours."""
 
     def __init__(self, mask: Mask) -> None:
         super().__init__()
@@ -67,10 +69,10 @@ class OurDropout(torch.nn.Module):
         return adapter_dropout.reference(x.flatten(0, -2), self._mask).view(x.shape)
 
 
-def drop_by(causal: Any, draws: Sequence[DropoutSeed]) -> None:
-    """Let peft's own layers drop by our masks: a draw for each decoder layer."""
-    for layer, draw in zip(causal.model.layers, draws, strict=True):
+def drop_by(causal: Any, seeds: Sequence[DropoutSeed]) -> None:
+    """Replaces the dropout of peft's own layers by our masks, with a seed for each decoder layer."""
+    for layer, seed in zip(causal.model.layers, seeds, strict=True):
         for name, module in layer.named_modules():
             if hasattr(module, "lora_dropout"):
-                stream, p = PROJECTIONS.index(name.split(".")[-1]), module.lora_dropout["default"].p
-                module.lora_dropout["default"] = OurDropout(Mask(draw, stream, p))
+                philox_stream, p = PROJECTIONS.index(name.split(".")[-1]), module.lora_dropout["default"].p
+                module.lora_dropout["default"] = OurDropout(Mask(seed, philox_stream, p))

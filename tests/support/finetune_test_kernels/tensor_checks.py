@@ -1,4 +1,4 @@
-"""What the kernels' tests share: random tensors, errors, and a guard over what autograd saves."""
+"""Helpers of the kernels' tests: random tensors, errors, and a guard over what autograd saves."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,12 +46,13 @@ def root_error(found: torch.Tensor, exact: torch.Tensor) -> float:
 
 @dataclass
 class SavedTensors:
-    """What was saved for backward, each with a copy and its version."""
+    """Tensors that were saved for backward, each with a copy and its version."""
 
     entries: list[tuple[torch.Tensor, torch.Tensor, int]] = field(default_factory=list)
 
     def changed(self) -> list[str]:
-        """What is no longer as it was saved. Kernels write past version counters, so values are compared too."""
+        """Names the tensors that have changed since they were saved; values are compared, too, as kernels write past
+        version counters."""
         return [
             f"saved tensor {index} {tuple(saved.shape)} {saved.dtype}"
             for index, (saved, copy, version) in enumerate(self.entries)
@@ -73,5 +74,5 @@ def watched() -> Iterator[SavedTensors]:
 
 
 def gradients(result: torch.Tensor, upstream: torch.Tensor, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Of `inputs`, with the graph kept."""
+    """Gradients of `inputs`; the graph is kept."""
     return list(torch.autograd.grad(result, inputs, upstream, retain_graph=True))
