@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch.nn import functional
 
-from finetune_kernels.planning.block_sizes import CHUNK_ROWS as CHUNK_ROWS
+from finetune_kernels.planning.block_sizes import CHUNK_ROWS
 from finetune_kernels.primitives.precision import widen
 
 MAX_BLOCK = 16_384

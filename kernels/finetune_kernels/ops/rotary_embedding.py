@@ -106,12 +106,12 @@ def _norm_backward(dy: torch.Tensor, x: torch.Tensor, norm: Norm) -> torch.Tenso
 def _pairs(D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
     """Pairs of elements of a head: the offsets of both, whether they exist, and whether they are rotated. Elements that
     are not rotated are paired by halves too, so that one pass takes all."""
-    half = tl.arange(0, BLOCK_D)
-    first, second = half, half + D // 2
+    pair = tl.arange(0, BLOCK_D)
+    first, second = pair, pair + D // 2
     if R != D:
-        first = tl.where(half < R // 2, half, half + R // 2)
-        second = first + tl.where(half < R // 2, R // 2, (D - R) // 2)
-    return first, second, (half < D // 2)[None, :], half < R // 2
+        first = tl.where(pair < R // 2, pair, pair + R // 2)
+        second = first + tl.where(pair < R // 2, R // 2, (D - R) // 2)
+    return first, second, (pair < D // 2)[None, :], pair < R // 2
 
 
 @triton.jit
@@ -125,9 +125,9 @@ def _load_weights(wq_ptr, wk_ptr, head, offsets, mask, H: tl.constexpr):  # type
 @triton.jit
 def _load_cos_sin(cos_ptr, sin_ptr, row, rotates, R: tl.constexpr, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
     """cos and sin of each pair, [1, BLOCK_D]; 1 and 0 where it is not rotated."""
-    half = tl.arange(0, BLOCK_D)
-    c = tl.load(cos_ptr + row * R + half, mask=rotates, other=1.0)[None, :].to(tl.float32)
-    s = tl.load(sin_ptr + row * R + half, mask=rotates, other=0.0)[None, :].to(tl.float32)
+    pair = tl.arange(0, BLOCK_D)
+    c = tl.load(cos_ptr + row * R + pair, mask=rotates, other=1.0)[None, :].to(tl.float32)
+    s = tl.load(sin_ptr + row * R + pair, mask=rotates, other=0.0)[None, :].to(tl.float32)
     return c, s
 
 

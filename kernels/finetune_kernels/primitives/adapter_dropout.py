@@ -127,8 +127,9 @@ def _drop(  # type: ignore[no-untyped-def]
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = (rows < t)[:, None] & (columns < n)[None, :]
 
-    group = tl.program_id(1) * (BLOCK_N // 8)
-    stays = _keep_mask(first_row + rows, group, seed, philox_stream, threshold, BLOCK_T, BLOCK_N // 8)
+    stays = _keep_mask(
+        first_row + rows, tl.program_id(1) * (BLOCK_N // 8), seed, philox_stream, threshold, BLOCK_T, BLOCK_N // 8
+    )
 
     rows = rows.to(tl.int64)  # a row's offset may exceed 2^31
     x = tl.load(x_ptr + rows[:, None] * stride + columns[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -144,8 +145,9 @@ def _add_lora_dx(  # type: ignore[no-untyped-def]
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     row_mask, column_mask = (rows < t)[:, None], (columns < n)[None, :]
 
-    group = tl.program_id(1) * (BLOCK_N // 8)
-    stays = _keep_mask(first_row + rows, group, seed, philox_stream, threshold, BLOCK_T, BLOCK_N // 8)
+    stays = _keep_mask(
+        first_row + rows, tl.program_id(1) * (BLOCK_N // 8), seed, philox_stream, threshold, BLOCK_T, BLOCK_N // 8
+    )
 
     rows = rows.to(tl.int64)
     product = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)  # d_xa A
