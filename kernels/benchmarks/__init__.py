@@ -5,6 +5,6 @@ micro_case       one case: a call, its cost, and the calls that it is compared w
 micro_cases      cases of norms, rotation, activations, the head and NF4
 micro_attention  cases of attention by backend, of softcap attention, and of the optimiser
 micro_linears    cases of linear layers in bfloat16 and FP8, and of adapter dropout
-micro_results    micro.csv as values, and its table for README.md
+micro_results    micro.csv as values, and its table for docs/benchmarks.md
 provenance       the commit and the package versions that were measured
 """
