@@ -55,6 +55,7 @@ lock: | $(UV)  ## Resolve the pins again
 generate: setup  ## Write the CRD, the chart's role and the documents' figures again from their sources
 	@python -m finetune_api.generate
 	@python -m finetune_operator.cluster.generate
+	@python tests/repository/reason_table.py >docs/reasons.md
 	@python -m speed.chart
 
 binaries: setup  ## Build the dev cluster's programs (about 5 minutes on two cores, once per machine and version) and fetch llama.cpp's converter
