@@ -57,6 +57,7 @@ def adapted(case: str, folder: Path, **options: Any) -> Any:
     options = {"r": 4, "lora_alpha": 6, "use_rslora": True, "target_modules": LINEARS} | options
     torch.manual_seed(1)
     model = get_peft_model(base, LoraConfig(**options))
+
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -67,7 +68,7 @@ def adapted(case: str, folder: Path, **options: Any) -> Any:
 
 
 def logits_of(model: Any, *, packed: bool, documents: tuple[int, ...] = DOCUMENTS) -> torch.Tensor:
-    """For one row of documents, or for two rows of one length."""
+    """Logits of one row of packed documents, or of two rows of one length."""
     if packed:
         tokens = torch.arange(3, 3 + sum(documents), device=DEVICE).unsqueeze(0)
         positions = torch.cat([torch.arange(length) for length in documents]).unsqueeze(0).to(DEVICE)
@@ -159,15 +160,15 @@ def test_the_longest_document_decides_between_short_and_long_factors_in_each_pas
 
     original, swapped = fused.run, {4: LONG["long_factor"], 5: LONG["short_factor"]}
 
-    def with_other_angles(index: int, hidden: Any, kind: Any, cos_sin: Any, options: Any) -> Any:
-        """By the factors of the other length, or without the scale that comes with them."""
+    def with_other_cos_sin(index: int, hidden: Any, kind: Any, cos_sin: Any, options: Any) -> Any:
+        """Replaces cos and sin by those of the other length's factors, or leaves out the scale that comes with them."""
         longest = options["max_length_q"]
         turn = torch.outer(position_of[longest], 10000.0 ** -(torch.arange(24) / 24) / torch.tensor(swapped[longest]))
         both = torch.cat((turn, turn), dim=-1).unsqueeze(0)
         return original(index, hidden, kind, (scale * both.cos(), scale * both.sin()), options)
 
     position_of = {max(d): torch.cat([torch.arange(length) for length in d]).float() for d in (short, long)}
-    fused.run = with_other_angles  # type: ignore[method-assign]
+    fused.run = with_other_cos_sin  # type: ignore[method-assign]
     scale = model.get_base_model().model.rotary_emb.attention_scaling
     assert scale > 1.1
     for documents, right in ((short, expected[0]), (long, expected[1])):

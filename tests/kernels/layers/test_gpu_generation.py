@@ -1,4 +1,4 @@
-"""On a GPU in bfloat16: a left-padded batch with a cache through our attention and modules, against fp32."""
+"""Generation on a GPU in bfloat16: a left-padded batch with a cache through our attention and modules, against fp32."""
 
 from typing import Any
 
@@ -27,6 +27,7 @@ def make(dtype: torch.dtype) -> Any:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     model = get_peft_model(model, LoraConfig(r=16, target_modules=LINEARS))
+
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -45,6 +46,7 @@ def logits(causal: Any) -> torch.Tensor:
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     said = causal(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True)
     found = [said.logits[:, -1].float()]
+
     for more in range(3):
         mask = torch.cat([mask, mask.new_ones(len(LENGTHS), 1)], dim=1)
         token = torch.full((len(LENGTHS), 1), 7 + more, device="cuda")
@@ -67,6 +69,7 @@ def test_generation_is_as_exact_as_transformers_own() -> None:
     patch_model(model, keep_dequantized=False)
     ours = (logits(causal) - oracle).norm() / oracle.norm()
     print("error of eager", eager.item(), "ours", ours.item())
+
     assert ours <= RATIO * eager
     fused.move_vocabulary()
     assert (logits(causal) - oracle).norm() / oracle.norm() <= RATIO * eager, "with the embedding in host memory"

@@ -1,4 +1,4 @@
-"""On a GPU in bfloat16, real widths: whole layers of every family against an fp32 oracle, as a share of eager PyTorch's
+"""Layers on a GPU in bfloat16, real widths: those of every family against an fp32 oracle, as a share of eager PyTorch's
 own error; adapters with dropout, with magnitudes; packed rows; streams; what autograd saved."""
 
 from collections.abc import Callable
@@ -80,6 +80,7 @@ def make(family: str, dtype: torch.dtype, adapter: str = "LoRA", *, scale: float
         adapted: Any = get_peft_model(
             model, LoraConfig(**{"r": 16, "lora_alpha": 16, "target_modules": LINEARS} | ADAPTERS[adapter])
         )
+
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
@@ -189,6 +190,7 @@ def test_masks_of_another_seed_and_wrong_magnitudes_are_noticed(monkeypatch: pyt
     with pytest.raises(AssertionError, match="share of eager"):
         judge(results(model, SAME), "llama", SAME, "other masks", "dropout")
     model = make("llama", torch.bfloat16, "DoRA")
+
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "magnitude" in name:
@@ -248,6 +250,7 @@ def test_the_packed_loss_is_the_sum_of_the_documents_losses(family: str) -> None
     joined = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": sum(VARIED), "max_length_k": sum(VARIED)}
     mixed = root_error(gradient(model, loss_of(model, documents, **joined)), apart)
     print(family, packed.item(), total, "gradients", root_error(together, apart), "documents joined", mixed)
+
     assert packed.item() == pytest.approx(total, rel=5e-4)
     assert root_error(together, apart) < 0.03  # bfloat16 rounds sums in other places
     assert mixed > 0.1

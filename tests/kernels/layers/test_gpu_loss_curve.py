@@ -29,6 +29,7 @@ def test_two_hundred_steps(tmp_path: Path) -> None:
     worst = max(differences(ours, plain))
     print((tmp_path / "curve.csv").read_text())
     print(f"loss {plain.losses[0]:.4f} -> {plain.losses[-1]:.4f}, largest difference {worst:.2e}")
+
     assert len(plain.losses) == len(ours.losses) == size.steps
     assert min(*plain.norms, *ours.norms) > 0
     assert plain.losses[-1] < 0.9 * plain.losses[0], "nothing was learned, so nothing was compared"

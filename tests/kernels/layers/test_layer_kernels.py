@@ -40,6 +40,7 @@ def test_norm_with_residual(t: int, n: int, offset: float) -> None:
     exact_h, exact_y, exact_rstd = exactly(rms_norm.reference_forward, x, norm, delta)
     assert relative_error(h, exact_h) < TOLERANCE
     assert relative_error(y, exact_y) < TOLERANCE
+
     assert relative_error(rstd, exact_rstd) < TOLERANCE
     dx, again = rms_norm.backward(dy, h, norm, rstd, dh, return_y=True)
     inputs = (dy, exact_h, norm, exact_rstd, dh)
@@ -68,6 +69,7 @@ def test_rotation(t: int, query: int, key_value: int, size: int, with_norm: bool
     cos, sin = angles(t, int(size * part) // 4 * 4)
     source = qkv.clone()
     rotated = rotary.forward(source, cos, sin, heads, norm)
+
     assert relative_error(rotated, exactly(rotary.reference, qkv, cos, sin, heads, exact)) < TOLERANCE
     assert torch.equal(source, qkv) == with_norm  # in place without a head norm
     expected = rotary.reference_backward(
@@ -109,6 +111,7 @@ def test_adapted_activation(t: int, f: int, ranks: tuple[int, int], after: int, 
     follows = (normal(t, after + 2, seed=2)[:, :after], normal(after, f, seed=3)) if after else None
     y = adapted_activation.forward(gate_up, activation, deltas)
     expected = adapted_activation.reference(gate_up.double(), activation, in_fp64(deltas))
+
     assert relative_error(y, expected) < PRODUCTS
     before = gate_up.clone()
     activations, exact_dy = dy.clone(), dy.double()
@@ -155,6 +158,7 @@ def test_linears_as_one(t: int, rank: int, targets: tuple[str, ...], bias: bool,
         dx, d_xa = group.backward(dy, pass_ctx)
         found = [dx, *group.gradients(dy, x, xa, d_xa, pass_ctx)]
     parameters = group.parameters
+
     assert len(parameters) == 2 * len(targets)
     for layer in layers:
         layer.double()
@@ -183,6 +187,7 @@ def test_attention_over_documents(lengths: tuple[int, ...], heads: int, key_valu
     found = attention.backward(dout, Qkv(*inputs), out, saved, sequences, params)
     exact = [value.double().requires_grad_() for value in inputs]
     expected = attention.reference(Qkv(*exact), sequences, params)
+
     assert relative_error(out, expected.detach()) < TOLERANCE
     for ours, truth in zip(found, torch.autograd.grad(expected, exact, dout.double()), strict=True):
         assert (ours - truth).abs().max() < TOLERANCE * max(1.0, float(truth.abs().max()))

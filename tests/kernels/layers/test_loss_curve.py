@@ -46,6 +46,7 @@ def test_a_few_steps_in_the_interpreter(tmp_path: Path) -> None:
     ours = train(model, rows, size, Variant(kernels=True, prepare=in_the_interpreter))
     assert len(ours.losses) == size.steps
     assert min(*plain.norms, *ours.norms) > 0
+
     assert max(differences(ours, plain)) < 5e-6  # fp32; 3e-7 was measured
     wrong = train(model, rows, size, Variant(kernels=False, scale=1.02))
     assert max(differences(wrong, plain)) > 5e-5

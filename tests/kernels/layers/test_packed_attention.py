@@ -50,6 +50,7 @@ def test_documents_attend_to_themselves_only(kv_heads: int, size: int, params: A
     upstream = torch.randn_like(expected)
     found.backward(upstream.bfloat16())
     expected.backward(upstream)
+
     assert (found - expected).abs().max() < TOLERANCE * expected.abs().max()
     for ours, truth in zip(inputs, exact, strict=True):
         assert ours.grad is not None
@@ -69,6 +70,7 @@ def test_rows_that_are_not_packed_are_attended_to_as_before(family: str, tmp_pat
         expected = [model(tokens, **padding, **positions).logits, model(tokens[:1]).logits]
         assert use_packed_attention(model) is None
         found = [model(tokens, **padding, **positions).logits, model(tokens[:1]).logits]
+
     for ours, theirs in zip(found, expected, strict=True):
         seen = mask[: ours.shape[0]].bool()
         assert (ours[seen] - theirs[seen]).abs().max() < 1e-4 * theirs.abs().max()  # fp32; 2e-6 was measured

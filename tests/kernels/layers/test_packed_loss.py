@@ -41,6 +41,7 @@ def test_packed_is_the_sum_of_unpacked(family: str, monkeypatch: pytest.MonkeyPa
     tokens = torch.arange(sum(LENGTHS)) * 5 % 23
     loss, gradient = results(model, tokens, LENGTHS)
     apart = [results(model, part, (part.numel(),)) for part in tokens.split(LENGTHS)]
+
     assert apart[0][0] == 0  # a document of one token has nothing to predict
     assert relative_error(loss, torch.stack([one for one, _ in apart]).sum()) < 2e-6  # fp32; 9e-8 was measured
     assert relative_error(gradient, torch.stack([one for _, one in apart]).sum(0)) < 5e-6  # 2e-7

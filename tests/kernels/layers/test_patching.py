@@ -1,4 +1,4 @@
-"""What is put into a model computes what was there, and the report tells it."""
+"""Patched modules compute what transformers' own do, and the report says which were patched."""
 
 from collections.abc import Callable
 from itertools import islice
@@ -51,6 +51,7 @@ def test_a_patched_model_has_the_same_loss_and_gradients(family: str, tmp_path: 
     report = patch_model(model, keep_dequantized=False)
     assert report.norms >= 5
     assert report.mlps == 2
+
     assert report.adapters == (8 if family == "phi3" else 14)
     assert not report.left
     found, ours = loss_and_gradients(model)
@@ -70,7 +71,7 @@ def test_what_is_computed_otherwise_is_left_and_said(options: dict[str, Any], re
 
 
 def rename_norms(model: Any) -> None:
-    """As if transformers had given its norms another name."""
+    """Renames the norms, as a version of transformers might."""
     for module in model.modules():
         if type(module).__name__ == "LlamaRMSNorm":
             module.__class__ = type("LlamaNorm", (type(module),), {})
@@ -82,7 +83,7 @@ def rename_mlps(model: Any) -> None:
 
 
 def rename_adapters(model: Any) -> None:
-    """As if peft kept A under another name."""
+    """Renames A, as a version of peft might."""
     for module in list(model.modules()):
         if hasattr(module, "lora_A"):
             module._modules["lora_down"] = module._modules.pop("lora_A")

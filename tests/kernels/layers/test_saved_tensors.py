@@ -1,4 +1,4 @@
-"""What callers rely on: what autograd saved and what they passed in stays as it was, strides do not matter, and a batch
+"""Promises to callers: what autograd saved and what they passed in stays as it was, strides do not matter, and a batch
 without supervised tokens or without rows is harmless."""
 
 from collections.abc import Callable
@@ -83,6 +83,7 @@ def test_a_function_leaves_alone_what_it_saved_and_was_given(name: str) -> None:
     upstream = normal(*result.shape, seed=5)
     kept = upstream.clone()
     first, second = gradients(result, upstream, inputs), gradients(result, upstream, inputs)
+
     assert guard.entries
     assert not guard.changed()
     assert torch.equal(upstream, kept)
@@ -163,6 +164,7 @@ def test_a_layer_leaves_alone_what_it_saved_and_was_given(name: str, policy: Act
     upstream = normal(*y.shape, seed=5, dtype=y.dtype)
     kept = upstream.clone()
     first, second = gradients(y, upstream, [x, *parameters]), gradients(y, upstream, [x, *parameters])
+
     assert len(guard.entries) >= 3
     assert not guard.changed()
     assert torch.equal(x, copy)

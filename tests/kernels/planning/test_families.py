@@ -23,7 +23,7 @@ MISTRAL = next(row for row in FAMILIES if row.prefix == "Mistral")
 
 
 def gaps(family: Family) -> list[str]:
-    """What the row lacks or says wrongly; empty for a good one."""
+    """Lists what the row lacks or says wrongly; empty for a good one."""
     if family.model_type not in CONFIG_MAPPING:
         return [f"transformers has no {family.model_type}"]
     model = small_model(family.model_type, torch.float32)
@@ -46,7 +46,7 @@ def gaps(family: Family) -> list[str]:
 
 
 def differences(model: torch.nn.Module) -> list[str]:
-    """Whether fused layers compute something else than transformers' own."""
+    """Says by how much fused layers differ from transformers' own; empty if by no more than rounding."""
     expected = one_pass(model, 7)
     FusedLayers(model.get_base_model(), [ActivationPolicy.SAVE_ALL], torch.float32, keep_dequantized=True)  # type: ignore[operator]
     error = largest_error(one_pass(model, 7), expected)
