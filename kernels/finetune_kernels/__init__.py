@@ -1,0 +1,9 @@
+"""Triton kernels and what is built of them: fused decoder layers with LoRA over frozen NF4 weights.
+
+Each folder imports only those above it in this list:
+
+    planning     memory plan, micro-batch, families and model shape (no torch)
+    primitives   kernels without a gradient of their own
+    ops          differentiable operations, each with the same five names
+    layers       whole decoder layers, and their installation in a transformers model
+"""

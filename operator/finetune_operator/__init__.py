@@ -10,4 +10,6 @@ Begin with `reconcile`, the path of one job: it observes, decides, acts and answ
 `watch`     turns kopf's events into jobs that are due
 `reports`   receives the progress reports of trainers
 `main`      builds all of this from `settings` and runs it; `health` answers the kubelet's probes
+
+`status_reasons` names every reason that is no failure, and `errors` is the tree of exceptions.
 """
