@@ -56,7 +56,7 @@ class ReasonClass:
     """Type of the Event with this reason; None if there is none."""
 
     is_stalled: bool = False
-    """True if the job then waits for a person, with condition Stalled."""
+    """True if the job then waits for a person. For the page of reasons; the condition follows `Decision.is_stalled`."""
 
 
 def _needs_a_person(meaning: str) -> ReasonClass:

@@ -74,7 +74,7 @@ class MemoryPlan:
         ]
 
 
-def plan_modules(shape: ModelShape, tokens: int, *, base_bytes: int, total_bytes: int) -> tuple[bool, bool]:
+def plan_unfused_layers(shape: ModelShape, tokens: int, *, base_bytes: int, total_bytes: int) -> tuple[bool, bool]:
     """Returns whether activations are saved and whether weights are kept dequantised, for layers that run module by
     module. Autograd then saves more: copies of the residual stream, of q around RoPE, and of gate, up and their
     product."""
@@ -94,7 +94,7 @@ def plan_modules(shape: ModelShape, tokens: int, *, base_bytes: int, total_bytes
     return False, False
 
 
-class _Pass(NamedTuple):
+class _Workload(NamedTuple):
     """One micro-batch on one device."""
 
     shape: ModelShape
@@ -106,7 +106,7 @@ class _Pass(NamedTuple):
 def plan_memory(shape: ModelShape, tokens: int, *, base_bytes: int, total_bytes: int, mode: MemoryMode) -> MemoryPlan:
     """Returns the plan for micro-batches of `tokens`, on a device that has `total_bytes` for this process and
     `base_bytes` of them in use."""
-    work, layers = _Pass(shape, tokens, base_bytes, total_bytes), shape.layers
+    work, layers = _Workload(shape, tokens, base_bytes, total_bytes), shape.layers
     if mode is MemoryMode.SMALLEST:
         return _predict(work, mode, (ActivationPolicy.OFFLOAD,) * layers, keep_dequantized=False)
 
@@ -148,7 +148,7 @@ def _mixtures(layers: int, best: ActivationPolicy) -> list[tuple[ActivationPolic
 
 
 def _predict(
-    work: _Pass, mode: MemoryMode, policies: tuple[ActivationPolicy, ...], *, keep_dequantized: bool
+    work: _Workload, mode: MemoryMode, policies: tuple[ActivationPolicy, ...], *, keep_dequantized: bool
 ) -> MemoryPlan:
     """Returns the plan of these choices, with its bytes and its price."""
     shape, tokens, base_bytes, total_bytes = work

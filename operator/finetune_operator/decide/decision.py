@@ -48,7 +48,7 @@ class Decision:
     message: str
     actions: Actions = Actions()
     is_stalled: bool = False
-    """True if the job waits for a person."""
+    """Value of condition Stalled: True if nothing goes on without a person, as for every failed job."""
 
     failure: Failure | None = None
     outcome: Outcome | None = None

@@ -1,4 +1,5 @@
-"""The trainer's batch/v1 Job. Kubernetes' own Job controller starts, retries and stops the trainer's pod.
+"""The batch/v1 Job of a planned pod: the trainer's, and preflight's with its own plan. Kubernetes' own Job controller
+starts, retries and stops the trainer's pod.
 
 It does so even while the operator is down. It learns once, by `podFailurePolicy`, what each exit code means. Only three
 fields change afterwards: `suspend`, `activeDeadlineSeconds` and, once the job is over, `ttlSecondsAfterFinished`.

@@ -1,4 +1,4 @@
-"""Labels: which tokens of an encoded example carry loss. Pure."""
+"""Labels of an encoded example, from the answers that `encoder.py` found: their tokens carry loss. Pure."""
 
 from bisect import bisect_right
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Limits of the lists in reports: how many bad rows or findings each names; the rest is counted.
 
-The status has limits of its own, which are part of the API: `finetune_api.preflight`.
+`status.preflight` only counts bad rows; its limits of warnings are part of the API (`finetune_api.preflight`).
 """
 
 MAX_REPORT_ROWS = 100
@@ -15,5 +15,5 @@ MAX_TABLE_FINDINGS = 20
 MAX_MESSAGE_FINDINGS = 10
 """Findings in a pod's termination message, which becomes the condition's message."""
 
-MAX_TRAINING_ROWS = 10
+MAX_TRAINING_ERROR_ROWS = 10
 """Bad rows in the error of a training run, which has no report."""

@@ -1,5 +1,10 @@
 """SIGTERM and Ctrl-C: outside training they end the run at once; during training the step is finished and a checkpoint
-written first."""
+written first.
+
+The way of a signal: `cli/pod.py` installs the handler, `stages/training.py` defers it, `training/callback.py` sees it
+at the end of a step and saves, `artifacts/checkpoints.py` uploads, and the run ends with exit code INTERRUPTED, for
+which no retry is counted (`finetune_api.failures`). The grace period is `spec.runPolicy.terminationGracePeriodSeconds`.
+"""
 
 import signal
 import threading

@@ -20,7 +20,7 @@ from finetune_trainer.chat.encoder import ChatEncoder
 from finetune_trainer.chat.labels import Encoded
 from finetune_trainer.data.layouts import describe_detection, detect_format, parse_row
 from finetune_trainer.data.messages import BadRowError
-from finetune_trainer.data.report_limits import MAX_TRAINING_ROWS
+from finetune_trainer.data.report_limits import MAX_TRAINING_ERROR_ROWS
 from finetune_trainer.data.rows import Row, read_rows
 from finetune_trainer.errors import TrainerError
 
@@ -145,7 +145,7 @@ class _EncodingPass:
 
     def _add_bad(self, row: Row, why: str) -> None:
         self.bad_total += 1
-        if len(self.bad) < MAX_TRAINING_ROWS:
+        if len(self.bad) < MAX_TRAINING_ERROR_ROWS:
             self.bad.append(f"{row.location}: {why}")
 
     def _check(self) -> None:

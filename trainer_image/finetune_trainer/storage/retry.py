@@ -1,5 +1,7 @@
 """Retries with exponential backoff: one loop for every request to S3 and to the Hugging Face Hub.
 
+botocore repeats a request up to four times inside it (`s3_session.py`).
+
 How long a failure is retried depends on its cause: an outage for minutes, expired credentials until the mounted Secret
 changes, a refusal not at all. stamina and tenacity were rejected: stamina has one time limit for a call, whatever
 failed; tenacity would need our own functions for the limit, the wait and the error, so only the loop would be saved.

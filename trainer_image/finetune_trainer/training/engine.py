@@ -22,7 +22,7 @@ from finetune_kernels.layers.layer_builder import why_not_fused
 from finetune_kernels.layers.packed_attention import use_packed_attention
 from finetune_kernels.layers.patching import patch_model
 from finetune_kernels.layers.supervised_loss import causal_model, fused_supervised_loss, has_plain_head
-from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory, plan_modules, smaller_plan
+from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory, plan_unfused_layers, smaller_plan
 from finetune_kernels.planning.micro_batch import (
     MicroBatch,
     choose_micro_batch,
@@ -159,7 +159,7 @@ def _modular_engine(
     shape, length = model_shape(model), config.model.max_sequence_length
 
     def plan(tokens: int) -> tuple[bool, bool]:
-        return plan_modules(shape, tokens, base_bytes=base, total_bytes=total)
+        return plan_unfused_layers(shape, tokens, base_bytes=base, total_bytes=total)
 
     sequences = config.training.sequences_per_step()
     batch = written or largest_without_recompute(sequences, length, lambda tokens: plan(tokens)[0])
