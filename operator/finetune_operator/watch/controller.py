@@ -13,6 +13,7 @@ import asyncio
 import logging
 import random
 import time
+from enum import Enum, auto
 
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.errors import ApiError, ApiUnavailableError, ConflictError
@@ -32,6 +33,12 @@ REPORT_SECONDS = 10.0
 logger = logging.getLogger(__name__)
 
 
+class Heartbeat(Enum):
+    """The key in the queue that names no job: a worker that takes it proves that work is still done."""
+
+    BEAT = auto()
+
+
 class Controller:
     """Owns the queue. kopf's handlers and the progress server call `trigger*`, in the same event loop."""
 
@@ -39,7 +46,7 @@ class Controller:
         self._cluster = cluster
         self._reconciler = reconciler
         self._reports = reports
-        self._queue: WorkQueue[NamespacedName | None] = WorkQueue()  # None is the heartbeat
+        self._queue: WorkQueue[NamespacedName | Heartbeat] = WorkQueue()
         self._names: dict[str, NamespacedName] = {}  # by UID
         self._last_reported: dict[str, tuple[float, str]] = {}  # by UID: time of the write, stage
         self._heartbeat = time.monotonic()
@@ -85,15 +92,15 @@ class Controller:
             tasks.create_task(self._resync(), name="resync")
             for number in range(WORKERS):
                 tasks.create_task(self._work(), name=f"reconcile-{number}")
-            self._queue.add(None)
+            self._queue.add(Heartbeat.BEAT)
 
     async def _work(self) -> None:
         while True:
             name = await self._queue.get()
             try:
-                if name is None:
+                if isinstance(name, Heartbeat):
                     self._heartbeat = time.monotonic()
-                    self._queue.add(None, HEARTBEAT_SECONDS)
+                    self._queue.add(name, HEARTBEAT_SECONDS)
                 else:
                     await self._reconcile(name)
             finally:

@@ -66,9 +66,9 @@ class WorkQueue(Generic[K]):
     async def get(self) -> K:
         """Wait for a key that is due and not active, and make it active; the caller must call `done`."""
         while True:
-            key, wait = self._next()
-            if key is not None:
-                return key
+            taken, wait = self._take()
+            if taken:
+                return taken[0]
 
             self._changed.clear()
             try:
@@ -81,10 +81,11 @@ class WorkQueue(Generic[K]):
         self._active.discard(key)
         self._changed.set()
 
-    def _next(self) -> tuple[K | None, float | None]:
-        """Take the next key, or return the seconds until one is due (None: wait for a change)."""
+    def _take(self) -> tuple[tuple[K, ...], float | None]:
+        """Make the next key active and return it, or return () and the seconds until one is due (None: wait for a
+        change). A tuple, because any value may be a key, None as well."""
         held_back: list[tuple[float, int, K]] = []
-        found: K | None = None
+        found: tuple[K, ...] = ()
         wait: float | None = None
 
         while self._heap:
@@ -102,14 +103,14 @@ class WorkQueue(Generic[K]):
             if key in self._active:
                 held_back.append(entry)
                 continue
-            found = key
+            found = (key,)
             break
 
         # Active keys stay due: `done` wakes the workers, who then find them here.
         for entry in held_back:
             heapq.heappush(self._heap, entry)
 
-        if found is not None:
-            del self._due[found]
-            self._active.add(found)
+        for key in found:
+            del self._due[key]
+            self._active.add(key)
         return found, wait

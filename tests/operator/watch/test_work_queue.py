@@ -32,6 +32,14 @@ async def _next(queue: WorkQueue[str]) -> str | None:
         return None
 
 
+async def test_any_value_is_a_key() -> None:
+    """None among them: the heartbeat was None once, was taken for "nothing is due", and every operator died of it."""
+    queue: WorkQueue[object] = WorkQueue()
+    for key in (None, "", 0, ()):
+        queue.add(key)
+    assert [await asyncio.wait_for(queue.get(), 1) for _ in range(4)] == [None, "", 0, ()]
+
+
 async def test_a_key_added_twice_is_worked_on_once(queue: WorkQueue[str]) -> None:
     queue.add("a")
     queue.add("a")
