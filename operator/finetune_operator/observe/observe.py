@@ -54,7 +54,7 @@ async def observe(
     listed = [] if is_over else await cluster.list_pods(key.namespace, metadata.uid)
     live = [TrainerPod.parse(pod) for pod in listed]
     # Live pods come last, so that of two readings of one pod the newer counts.
-    known = [*terminated_pods.of(metadata.uid), *live]
+    known = [*terminated_pods.of(key.namespace, metadata.uid), *live]
 
     preflight = ChildRun(PREFLIGHT, preflight_job, _pods_of(preflight_job, known))
     pods = _pods_of(training_job, known)

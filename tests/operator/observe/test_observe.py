@@ -66,7 +66,13 @@ class FakeCluster:
 def _pod(uid: str, job: Json, created: float = 0, **status: Any) -> Json:
     owner = {"kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"], "controller": True}
     labels = {"finetune.dev/job-uid": METADATA.uid}
-    metadata = {"name": f"pod-{uid}", "uid": uid, "creationTimestamp": at(created), "labels": labels}
+    metadata = {
+        "namespace": "team",
+        "name": f"pod-{uid}",
+        "uid": uid,
+        "creationTimestamp": at(created),
+        "labels": labels,
+    }
     return {"metadata": metadata | {"ownerReferences": [owner]}, "status": status}
 
 
@@ -122,6 +128,20 @@ async def test_a_pod_that_has_vanished_is_remembered_and_a_live_one_read_anew() 
     cluster.pods = [_pod("alive", TRAINER_JOB, created=1, phase="Failed", **ended)]
     snapshot = await cluster.observe(terminated)
     assert [(pod.uid, pod.phase) for pod in snapshot.training.pods] == [("vanished", "Pending"), ("alive", "Failed")]
+
+
+async def test_a_pod_of_another_namespace_speaks_for_nobody_here() -> None:
+    """It has the job's label and the Job as its controller, as anyone can write who may create pods there."""
+    terminated = TerminatedPods()
+    ended = {"containerStatuses": [{"name": "trainer", "state": {"terminated": {"exitCode": 0, "message": "{}"}}}]}
+    forged = _pod("forged", TRAINER_JOB, **ended)
+    forged["metadata"]["namespace"] = "team-b"
+    terminated.note(forged)
+    assert (await FakeCluster(TRAINER_JOB).observe(terminated)).training.pods == ()
+
+    forged["metadata"]["namespace"] = "team"
+    terminated.note(forged)
+    assert [pod.uid for pod in (await FakeCluster(TRAINER_JOB).observe(terminated)).training.pods] == ["forged"]
 
 
 async def test_a_report_of_an_older_pod_is_left_out() -> None:

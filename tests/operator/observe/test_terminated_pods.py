@@ -12,9 +12,9 @@ def test_only_the_newest_terminated_pods_are_kept(monkeypatch: pytest.MonkeyPatc
         terminated = {"exitCode": 30}
         pods.note(
             {
-                "metadata": {"name": uid, "uid": uid, "labels": {"finetune.dev/job-uid": "job"}},
+                "metadata": {"namespace": "n", "name": uid, "uid": uid, "labels": {"finetune.dev/job-uid": "job"}},
                 "status": {"containerStatuses": [{"name": "trainer", "state": {"terminated": terminated}}]},
             }
         )
-    pods.note({"metadata": {"name": "4", "uid": "4"}, "status": {}})
-    assert [pod.uid for pod in pods.of("job")] == ["2", "3"]
+    pods.note({"metadata": {"namespace": "n", "name": "4", "uid": "4"}, "status": {}})
+    assert [pod.uid for pod in pods.of("n", "job")] == ["2", "3"]
