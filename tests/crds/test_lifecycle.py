@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune_api.definition import custom_resource_definition
 from finetune_api.job import FineTuneJob, load_manifest
 from finetune_devcluster.cluster import DevCluster
 from finetune_operator.desired.preflight_job import build_preflight_job
@@ -82,6 +83,22 @@ def test_kubectl_explain_has_a_sentence_for_every_field(crd_cluster: DevCluster)
     assert re.search(r"Default\s+2048", text)
 
 
+def test_the_full_sample_names_every_field() -> None:
+    """Alternatives that exclude each other stand in its comments."""
+    text = (Path(__file__).parents[2] / "crds/samples/full.yaml").read_text()
+    missing = []
+
+    def walk(path: str, node: dict[str, Any]) -> None:
+        for name, field in node.get("properties", {}).items():
+            if not re.search(rf"\b{name}\b", text):
+                missing.append(f"{path}.{name}")
+            walk(f"{path}.{name}", field)
+            walk(f"{path}.{name}", field.get("items", {}))
+
+    walk("spec", custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"])
+    assert not missing
+
+
 def test_optional_scalars_say_their_default(crd_cluster: DevCluster) -> None:
     definition = yaml.safe_load(crd_cluster.kubectl("get", "crd", "finetunejobs.finetune.dev", "-o", "yaml").stdout)
     spec = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
@@ -91,7 +108,7 @@ def test_optional_scalars_say_their_default(crd_cluster: DevCluster) -> None:
         for name, field in node.get("properties", {}).items():
             needed = name in node.get("required", [])
             if "properties" not in field and field["type" if "type" in field else "x-kubernetes-int-or-string"]:
-                said = "default" in field["description"].lower() or needed
+                said = "default" in field.get("description", "").lower() or needed
                 if not said and field.get("type") not in ("object", "array"):
                     unsaid.append(f"{path}.{name}")
             walk(f"{path}.{name}", field)

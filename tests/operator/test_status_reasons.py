@@ -69,6 +69,6 @@ def test_a_stage_is_no_warning(stage: Stage) -> None:
 
 def test_the_documents_list_every_reason() -> None:
     page = run_path(str(CHECKOUT / "tests/repository/reason_table.py"))["page"]()
-    assert (CHECKOUT / "docs/reasons.md").read_text() == page, "run the command in the second line of the page"
+    assert (CHECKOUT / "docs/reasons.md").read_text() == page, "run `make generate`"
     for reason in (*FailureReason, *StatusReason):
         assert f"| {reason.value} |" in page

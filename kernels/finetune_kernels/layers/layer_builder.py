@@ -21,7 +21,7 @@ from finetune_kernels.layers.patching import why_not_adapter
 from finetune_kernels.ops.rms_norm import Norm
 from finetune_kernels.ops.rotary_embedding import HeadNorm, Heads
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.planning.families import ACTIVATIONS, Family, family_of
+from finetune_kernels.planning.families import ACTIVATIONS, Family, family_of, foreign_factor
 from finetune_kernels.primitives.attention_inputs import AttentionParams
 
 MAX_HEAD_SIZE = 256
@@ -34,6 +34,8 @@ def why_not_fused(causal: Any) -> str | None:
     config, family = causal.config, family_of(causal)
     if family is None:
         return f"the kernels do not know {type(causal).__name__}"
+    if (factor := foreign_factor(config)) is not None:
+        return f"{factor} = {getattr(config, factor)} in the configuration, a factor that fused layers do not apply"
     if getattr(config, "use_bidirectional_attention", False):
         return "attention in both directions"
     if head_size(config) > MAX_HEAD_SIZE or head_size(config) % 8:

@@ -8,7 +8,7 @@ from torch import nn
 
 from finetune_kernels.ops.blocked_cross_entropy import blocked_cross_entropy
 from finetune_kernels.ops.linear_cross_entropy import linear_cross_entropy
-from finetune_kernels.planning.families import family_of
+from finetune_kernels.planning.families import family_of, foreign_factor
 
 
 def has_plain_head(model: Any) -> bool:
@@ -16,7 +16,7 @@ def has_plain_head(model: Any) -> bool:
     causal = causal_model(model)
     head = causal.get_output_embeddings()
     plain = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
-    return plain and family_of(causal) is not None
+    return plain and family_of(causal) is not None and foreign_factor(causal.config) is None
 
 
 def causal_model(model: Any) -> Any:

@@ -83,6 +83,21 @@ ACTIVATIONS: dict[str, Literal["silu", "gelu_tanh"]] = {
 }
 """transformers' name of an activation -> the kernels' name."""
 
+FOREIGN_FACTORS = (
+    "embedding_multiplier",
+    "residual_multiplier",
+    "attention_multiplier",
+    "logits_scaling",
+    "logit_scale",
+)
+"""Fields of other families' configurations that scale embedding, residual stream, scores or logits. Neither the layers
+nor the loss apply them, and a small model of such a family hides it: their defaults are mostly 1."""
+
+
+def foreign_factor(config: object) -> str | None:
+    """Returns the first factor of a model's configuration that the kernels do not apply; None if it has none."""
+    return next((name for name in FOREIGN_FACTORS if getattr(config, name, None) is not None), None)
+
 
 def family_of(causal: object) -> Family | None:
     """Returns the row of a transformers model; None if the kernels do not know its architecture."""

@@ -73,6 +73,7 @@ def test_a_row_lacks_nothing(family: Family) -> None:
         (replace(GEMMA2, activation_field="hidden_act"), "no known activation in hidden_act"),
         (replace(GEMMA2, scales_embedding=False), "scales_embedding"),
         (replace(MISTRAL, window="none"), "window"),
+        (Family("Granite", "granite"), "embedding_multiplier = 1.0 in the configuration, a factor that"),
         (replace(GEMMA2, norm_offset=0.0), "computes something else"),
         (replace(GEMMA2, caps_scores=False), "computes something else"),
     ],
