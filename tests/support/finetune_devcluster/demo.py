@@ -177,8 +177,8 @@ def run(work: Path) -> int:
         platform.create_namespace(NAMESPACE)
 
         job = manifest(platform)
-        clock.say(f"kubectl apply -f {SAMPLE.relative_to(CHECKOUT)}")
-        console.print(yaml.safe_dump(job, sort_keys=False).rstrip(), style="dim")
+        clock.say(f"kubectl apply -f {SAMPLE.relative_to(CHECKOUT)}, with this machine's S3 address")
+        console.print(SAMPLE.read_text().rstrip(), style="dim", markup=False)
         platform.cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(job))
 
         done = follow(platform, job["metadata"]["name"])
