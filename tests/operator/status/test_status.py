@@ -1,19 +1,17 @@
 """The status as a whole: conditions, progress, attempts, and that nothing known is lost."""
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
-from finetune_api.failures import ExitCode, FailureReason
-from finetune_api.outcome import Artifact, Outcome, Result
 from finetune_api.status import FineTuneJobStatus
-from finetune_api.vocabulary import ArtifactType, ConditionType, Stage
-from finetune_operator.observe.children import TrueCondition
+from finetune_api.vocabulary import ConditionType, Stage
 from finetune_operator.observe.observe import read_status
 from finetune_operator.observe.snapshot import Snapshot
 from finetune_operator.status.events import find_transitions
 from finetune_operator.status.status import build_status, has_changed
+from finetune_test_operator.outcomes import ARTIFACT, BAD_ROW, END, FAILED, STAGES, SUCCEEDED
 from finetune_test_operator.snapshot_builder import (
     METADATA,
     NOW,
@@ -24,37 +22,8 @@ from finetune_test_operator.snapshot_builder import (
     a_spec,
     a_trainer_job,
     an_ended_pod,
-    at,
     decision_about,
 )
-
-END = datetime(2026, 11, 24, 12, 0, 10, tzinfo=UTC)
-ARTIFACT = Artifact(type=ArtifactType.GGUF, uri="s3://r/a.gguf", bytes=3, sha256="b" * 64, format="gguf")
-SUCCEEDED = Outcome(
-    result=Result.SUCCEEDED,
-    step=20,
-    total_steps=20,
-    loss=1.25,
-    checkpoint_step=20,
-    artifacts=(ARTIFACT,),
-    manifest_uri="s3://r/manifest.json",
-    hub_url="https://hub/acme/x/commit/1",
-    finished=END,
-)
-BAD_ROW = Outcome(
-    result=Result.FAILED,
-    reason=FailureReason.INVALID_ROW,
-    message="line 2",
-    exit_code=ExitCode.DATA,
-    stage=Stage.DATA_FORMATTING,
-    step=0,
-    finished=END,
-)
-FAILED = TrueCondition("PodFailurePolicy", "", NOW)
-STAGES = [
-    {"name": "ModelLoading", "startTime": at(1), "endTime": at(2)},
-    {"name": "Training", "startTime": at(2)},
-]
 
 
 def _status_of(snapshot: Snapshot) -> FineTuneJobStatus:
