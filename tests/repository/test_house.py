@@ -1,24 +1,11 @@
 """The rules of the house hold everywhere, and each of them notices what it is for."""
 
 import ast
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
+import house
 import pytest
 
-
-def load_house() -> ModuleType:
-    """The script beside this test, which is no module of a package."""
-    spec = importlib.util.spec_from_file_location("house", Path(__file__).with_name("house.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-house = load_house()
 CODE = (*house.PACKAGES, "kernels/benchmarks", "trainer_image/benchmarks")
 
 

@@ -7,16 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from house import CHECKOUT, PACKAGES, length, read_sources
 
 from finetune_api.generate import generated_files, main
 
-CHECKOUT = Path(__file__).parents[2]
-PACKAGES = (
-    "crds/finetune_api",
-    "operator/finetune_operator",
-    "trainer_image/finetune_trainer",
-    "kernels/finetune_kernels",
-)
 MAX_FILE_LINES = {"tests": 320} | dict.fromkeys(PACKAGES, 300)
 MAX_FUNCTION_LINES = {"tests": 60} | dict.fromkeys(PACKAGES, 50)
 TOP_LEVEL = ("crds", "operator", "trainer_image", "kernels", "charts", "tests")
@@ -63,16 +57,13 @@ def test_python_never_runs_with_the_checkout_on_its_path() -> None:
 @pytest.mark.parametrize("folder", MAX_FILE_LINES)
 def test_files_and_functions_stay_small(folder: str) -> None:
     long_files, long_functions = [], []
-    for path in python_files(folder):
-        text = path.read_text()
-        if text.count("\n") > MAX_FILE_LINES[folder]:
-            long_files.append(f"{path.relative_to(CHECKOUT)}: {text.count(chr(10))} lines")
+    for source in read_sources(folder):
+        name, lines = source.path.relative_to(CHECKOUT), source.text.count("\n")
+        if lines > MAX_FILE_LINES[folder]:
+            long_files.append(f"{name}: {lines} lines")
 
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                length = (node.end_lineno or node.lineno) - node.lineno + 1
-                if length > MAX_FUNCTION_LINES[folder]:
-                    long_functions.append(f"{path.relative_to(CHECKOUT)}: {node.name} has {length} lines")
+        too_long = [function for function in source.functions if length(function) > MAX_FUNCTION_LINES[folder]]
+        long_functions += [f"{name}: {function.name} has {length(function)} lines" for function in too_long]
 
     assert not long_files
     assert not long_functions

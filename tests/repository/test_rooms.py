@@ -5,14 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
+from house import CHECKOUT, PACKAGES
 
-CHECKOUT = Path(__file__).parents[2]
-PACKAGES = (
-    "crds/finetune_api",
-    "operator/finetune_operator",
-    "trainer_image/finetune_trainer",
-    "kernels/finetune_kernels",
-)
 DOCUMENTS = sorted(path for path in (CHECKOUT / "docs").rglob("*.md"))
 MAIN_DOCUMENTS = [CHECKOUT / name for name in ("README.md", "CONTRIBUTING.md")]
 
