@@ -9,7 +9,7 @@ import pytest
 from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import OnBadRow
-from finetune_trainer.preflight.judgements import judge_answer_ends, judge_rows, judge_tokens
+from finetune_trainer.preflight.judgements.rows import judge_answer_ends, judge_rows, judge_tokens
 from finetune_trainer.preflight.report import Finding, RowCounts, TokenStatistics
 from finetune_trainer.preflight.scan import RowProblem, Scan
 from finetune_trainer.preflight.statistics import describe_tokens

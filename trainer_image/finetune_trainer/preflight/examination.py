@@ -1,0 +1,102 @@
+"""Examines what could be fetched of model and data, and makes the report of it."""
+
+from typing import Any
+
+from finetune_api.run_config import RunConfig
+from finetune_api.spec.inputs import DatasetSpec
+from finetune_trainer.model.description import embedding_rows
+from finetune_trainer.preflight.findings import Findings, ModelFacts
+from finetune_trainer.preflight.gpu import estimate_gpu, judge_gpu
+from finetune_trainer.preflight.judgements.rows import judge_answer_ends, judge_tokens
+from finetune_trainer.preflight.report import Report, RowCounts, TokenStatistics
+from finetune_trainer.preflight.scan import Scan, scan_rows
+from finetune_trainer.preflight.statistics import describe_tokens
+from finetune_trainer.preflight.steps import TrainingSize, training_size
+from finetune_trainer.sources import FetchedSource
+
+
+def examine(config: RunConfig, model: ModelFacts | None, data: FetchedSource | None, findings: Findings) -> Report:
+    """The report on whatever could be fetched of model and data."""
+    facts: dict[str, Any] = {
+        "job": f"{config.job.namespace}/{config.job.name}",
+        "model_source": config.model.source,
+        "model_revision": model.revision if model else None,
+        "architecture": model.architecture if model else None,
+        "dataset_source": config.dataset.source,
+        "dataset_digest": data.digest if data else None,
+        "max_sequence_length": config.model.max_sequence_length,
+    }
+
+    size: TrainingSize | None = None
+    if data is not None:
+        scan = scan_source(data, config.dataset, model, config)
+        facts |= _examine_rows(scan, model, config, findings)
+        size = _training_size(scan, config)
+    if size is not None:
+        facts |= {"optimizer_steps": size.steps, "training_tokens": size.tokens}
+
+    if model is not None and model.configuration is not None:
+        estimate = estimate_gpu(config, model.configuration, size)
+        findings.found += judge_gpu(config, model.configuration, size, estimate)
+        facts |= {"gpu": estimate}
+
+    ordered = sorted(findings.found, key=lambda finding: not finding.location.startswith("spec."))  # fields, then rows
+    return Report(**facts, findings=tuple(ordered), more_errors=findings.unlisted)
+
+
+def _examine_rows(scan: Scan, model: ModelFacts | None, config: RunConfig, findings: Findings) -> dict[str, Any]:
+    """The report's fields about the rows; findings about them are added."""
+    limit = config.model.max_sequence_length
+    counts = _count(scan)
+    tokens = _describe(scan, limit)
+
+    findings.judge_rows(scan, config)
+    findings.found += judge_tokens(counts, tokens, limit)
+    findings.found += judge_answer_ends(scan, model.tokenizer if model else None)
+
+    return {
+        "rows": counts,
+        "tokens": tokens,
+        "tokens_complete": scan.measured.is_complete and not scan.oversized,
+        "samples": tuple(scan.samples),
+        "dataset_format": scan.layout,
+        "dataset_detection": scan.detection,
+    }
+
+
+def _count(scan: Scan) -> RowCounts:
+    return RowCounts(
+        total=scan.rows,
+        bad=scan.bad,
+        duplicates=scan.duplicates.duplicates(),
+        duplicates_complete=scan.duplicates.is_complete,
+        oversized=scan.oversized,
+        refused=scan.refused,
+    )
+
+
+def _describe(scan: Scan, limit: int) -> TokenStatistics | None:
+    """Statistics of the sample, with the longest row even if it is not in the sample."""
+    rows = scan.measured.rows
+    tokens = describe_tokens([row.length for row in rows], [row.supervised for row in rows], limit)
+    return tokens.model_copy(update={"max": max(tokens.max, scan.max_length)}) if tokens else None
+
+
+def _training_size(scan: Scan, config: RunConfig) -> TrainingSize | None:
+    """The size of the training; None if no row trains."""
+    limit = config.model.max_sequence_length
+    lengths = [min(row.length, limit) for row in scan.measured.rows if row.supervised]
+    if not lengths:
+        return None
+
+    # The sample's share of rows that train stands for that of all rows.
+    usable = round((scan.rows - scan.bad) * len(lengths) / len(scan.measured.rows))
+    longest = limit if scan.oversized else max(scan.max_length, *lengths)
+    return training_size(lengths, usable, longest, config.dataset, config.training, limit)
+
+
+def scan_source(data: FetchedSource, spec: DatasetSpec, model: ModelFacts | None, config: RunConfig) -> Scan:
+    """Scans the rows of a source as the job would train on them."""
+    tokenizer = model.tokenizer if model else None
+    rows = embedding_rows(model.configuration) if model else None
+    return scan_rows(data.files, spec, tokenizer, config.model.max_sequence_length, rows)

@@ -1,0 +1,50 @@
+"""Collects what the checks find: errors and warnings, and the facts about the model that later checks need."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from finetune_api.failures import FailureReason
+from finetune_api.run_config import RunConfig
+from finetune_api.vocabulary import OnBadRow
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.preflight.judgements.rows import FIELD_OF, judge_rows
+from finetune_trainer.preflight.report import Finding
+from finetune_trainer.preflight.scan import Scan
+
+Value = TypeVar("Value")
+
+
+@dataclass
+class Findings:
+    """Errors and warnings as they are found."""
+
+    found: list[Finding] = field(default_factory=list)
+    unlisted: int = 0
+    """Bad rows beyond those in `found`: they count as errors, too."""
+
+    def attempt(self, location: str, action: Callable[[], Value]) -> Value | None:
+        """The action's value; if it fails, None, and the error is noted for `location`."""
+        try:
+            return action()
+        except TrainerError as failure:
+            if failure.reason is FailureReason.INTERRUPTED:
+                raise
+            self.found.append(Finding.error(FIELD_OF.get(failure.reason, location), failure.message, failure.reason))
+            return None
+
+    def judge_rows(self, scan: Scan, config: RunConfig, *source: str) -> None:
+        self.found += judge_rows(scan, config, *source)
+        if config.dataset.on_bad_row is OnBadRow.FAIL:
+            self.unlisted += scan.unlisted_bad
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Facts about the model that need no weights."""
+
+    revision: str | None
+    architecture: str | None
+    configuration: Any | None
+    """transformers' configuration of the language model."""
+    tokenizer: Any | None

@@ -1,0 +1,4 @@
+"""Judges what preflight has counted: turns it into errors and warnings. Pure.
+
+rows.py   bad rows, duplicates, lengths, and how answers end
+"""
