@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from finetune_trainer.export.base_model.folder import INDEX_NAME
 from finetune_trainer.export.tensor_io.file_writer import FileWriters
 from finetune_trainer.export.tensor_io.safetensors_files import SafetensorsWriter
+from finetune_trainer.model.weight_files import INDEX_NAME
 
 RANK, SHARDS = 16, 4
 Shapes = dict[str, tuple[int, ...]]

@@ -5,6 +5,7 @@ Large files arrive by Git LFS: the Hub's own protocol for them (Xet) has no smal
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,10 @@ class HubRepo:
     files: dict[str, bytes]
     gated: bool = False
     private: bool = False
+    refused: dict[str, int] = field(default_factory=dict)
+    """Status with which the hub answers for a file, instead of its content."""
+    ignores_ranges: bool = False
+    """True if the whole file is sent whatever part was asked for, as some proxies do."""
     damaged: dict[str, bytes] = field(default_factory=dict)
     """Content that arrives instead of the listed one."""
     revisions: dict[str, str] = field(default_factory=lambda: {"main": COMMIT, "v1": OLD_COMMIT})
@@ -40,6 +45,8 @@ class Hub:
     repos: dict[str, HubRepo] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     failures: list[int] = field(default_factory=list)
+    ranges: list[tuple[int, int]] = field(default_factory=list)
+    """First and last byte of each part of a file that was asked for."""
     url: str = ""
     bodies: list[bytes] = field(default_factory=list)
     """Bodies that were posted."""
@@ -127,10 +134,13 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None:
             return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
 
+        if kind == "resolve" and file in repo.refused:
+            return self._send(repo.refused[file], b"canary body of an error")
         if kind == "resolve":
             data = repo.damaged.get(file, repo.files[file])
             tag = hashlib.sha256(data).hexdigest()
-            return self._send(200, data, {"X-Repo-Commit": commit, "ETag": f'"{tag}"'})
+            status, data = self._cut(repo, data)
+            return self._send(status, data, {"X-Repo-Commit": commit, "ETag": f'"{tag}"'})
 
         if kind == "tree":
             listed = [
@@ -141,6 +151,14 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = [_sibling(path, data) for path, data in repo.files.items()]
         described = {"id": name.partition("/")[2], "sha": commit, "siblings": siblings, "private": repo.private}
         return self._send_json(described)
+
+    def _cut(self, repo: HubRepo, data: bytes) -> tuple[int, bytes]:
+        """Status and content for the range that was asked for, if any."""
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if asked is None or repo.ignores_ranges:
+            return 200, data
+        self.hub.ranges.append((int(asked[1]), int(asked[2])))
+        return 206, data[int(asked[1]) : int(asked[2]) + 1]
 
     def _send_json(self, value: object) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

@@ -67,19 +67,42 @@ def test_every_error_comes_at_once(run_config: Build, settings: Settings, tmp_pa
 
 
 def test_a_layer_that_the_model_does_not_have_is_found_by_the_names_of_its_weights(
-    run_config: Build, settings: Settings, tiny_base: Path, tmp_path: Path
+    run_config: Build, settings: Settings
 ) -> None:
-    model = shutil.copytree(tiny_base, tmp_path / "model")
-    layer = "model.layers.0"
-    names = [f"{layer}.self_attn.q_proj.weight", f"{layer}.mlp.up_proj.weight", f"{layer}.input_layernorm.weight"]
-    index = {"weight_map": dict.fromkeys([*names, "lm_head.weight", "model.embed_tokens.weight"], "model.safetensors")}
-    (model / "model.safetensors.index.json").write_text(json.dumps(index))
-    known = run_config(model={"source": f"file://{model}"}, adapter={"targetModules": ["q_proj", "up_proj"]})
+    known = run_config(adapter={"targetModules": ["q_proj", "up_proj"]})
     assert errors(run_preflight(known, settings)[0]) == []
-    config = run_config(model={"source": f"file://{model}"}, adapter={"targetModules": ["q_proj", "w1"]})
-    report, _ = run_preflight(config, settings)
+    report, _ = run_preflight(run_config(adapter={"targetModules": ["q_proj", "w1"]}), settings)
     assert errors(report) == [("spec.adapter.targetModules", "InvalidConfiguration")]
-    assert report.errors()[0].message == "the model has no layer w1; choose from q_proj, up_proj"
+    layers = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
+    assert report.errors()[0].message == f"the model has no layer w1; choose from {layers}"
+
+
+def cut_weights(model: Path) -> None:
+    content = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(content[:-2])
+
+
+def name_a_shard(model: Path) -> None:
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00001.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason", "part"),
+    [
+        (cut_weights, "InvalidConfiguration", "model.safetensors broke off"),
+        (name_a_shard, "ModelNotFound", "names model-00001-of-00001.safetensors, which the model's folder lacks"),
+    ],
+)
+def test_weights_that_are_not_whole_are_found_without_reading_them(
+    run_config: Build, settings: Settings, tiny_base: Path, tmp_path: Path,
+    damage: Callable[[Path], None], reason: str, part: str,
+) -> None:  # fmt: skip
+    model = shutil.copytree(tiny_base, tmp_path / "model")
+    damage(model)
+    report, _ = run_preflight(run_config(model={"source": f"file://{model}"}), settings)
+    assert errors(report) == [("spec.model.source", reason)]
+    assert part in report.errors()[0].message
 
 
 def test_bad_rows_only_warn_where_they_are_skipped(run_config: Build, settings: Settings, tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from gguf import GGMLQuantizationType
 
-from finetune_trainer.export.base_model.folder import INDEX_NAME, BaseModel, write_side_files
+from finetune_trainer.export.base_model.folder import BaseModel, write_side_files
 from finetune_trainer.export.quantization.streamed_encoder import StreamedEncoder
 from finetune_trainer.export.tensor_io.file_writer import FileWriters
 from finetune_trainer.export.tensor_io.safetensors_files import SafetensorsWriter
 from finetune_trainer.export.tensor_io.stopwatch import Stopwatch
+from finetune_trainer.model.weight_files import INDEX_NAME
 
 TYPES = {torch.bfloat16: GGMLQuantizationType.BF16, torch.float16: GGMLQuantizationType.F16}
 

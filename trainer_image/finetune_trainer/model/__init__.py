@@ -1,5 +1,7 @@
 """Model: facts about a model that its folder tells without its weights.
 
-description.py      architecture, configuration and tokenizer, checked
-adapter_targets.py  linear layers that get an adapter (pure)
+description.py         architecture, configuration and tokenizer, checked
+adapter_targets.py     linear layers that get an adapter (pure)
+weight_files.py        tensors of all weight files, by their headers, compared with the index
+safetensors_header.py  the header of one safetensors file, wherever it lies
 """

@@ -136,24 +136,6 @@ def load_configuration(folder: Path) -> Any:
     return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).get_text_config()
 
 
-def linear_names(folder: Path) -> set[str]:
-    """Last parts of the linear layers' names, such as q_proj, from the index of a model in several files.
-
-    Empty for a model in one file, whose names lie beside its weights.
-    """
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return set()
-
-    try:
-        names = list(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError):
-        return set()
-
-    parts = (name.removesuffix(".weight").rsplit(".", 1)[-1] for name in names if name.endswith(".weight"))
-    return {part for part in parts if "norm" not in part and "embed" not in part}
-
-
 def first_line(error: Exception) -> str:
     """The error's first line, at most 300 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,24 +1,31 @@
 """Runs the whole preflight. All that can be checked is checked, whatever else failed, so that errors come together."""
 
+from functools import partial
 from pathlib import Path
 
 from finetune_api.run_config import RunConfig
 from finetune_trainer.artifacts.hub_push import open_hub
 from finetune_trainer.artifacts.store import ArtifactStore, open_store
 from finetune_trainer.job.settings import Settings
-from finetune_trainer.model.adapter_targets import choose_targets
+from finetune_trainer.model.adapter_targets import choose_targets, linear_names
 from finetune_trainer.model.description import (
     check_architecture,
-    linear_names,
     load_configuration,
     load_tokenizer,
 )
+from finetune_trainer.model.safetensors_header import TensorHeader
 from finetune_trainer.preflight.examination import examine, scan_source
 from finetune_trainer.preflight.findings import Findings, ModelFacts
 from finetune_trainer.preflight.html import render_html
 from finetune_trainer.preflight.process_memory import release_freed_memory
 from finetune_trainer.preflight.report import Report
-from finetune_trainer.sources import FetchedSource, SourceAccess, fetch_dataset, fetch_model_configuration
+from finetune_trainer.sources import (
+    FetchedSource,
+    SourceAccess,
+    fetch_dataset,
+    fetch_model_configuration,
+    fetch_weight_headers,
+)
 from finetune_trainer.storage.object_store import ignore_bytes
 
 FOLDER = "preflight"
@@ -70,9 +77,23 @@ def _fetch_model(config: RunConfig, settings: Settings, findings: Findings) -> M
     release_freed_memory()
 
     configuration = load_configuration(fetched.folder) if architecture else None
-    if names := linear_names(fetched.folder):
-        findings.attempt("spec.adapter.targetModules", lambda: choose_targets(names, config.adapter.target_modules))
-    return ModelFacts(fetched.revision, architecture, configuration, tokenizer)
+    weights = _fetch_weights(config, fetched, access, findings)
+    return ModelFacts(fetched.revision, architecture, configuration, tokenizer, weights)
+
+
+def _fetch_weights(
+    config: RunConfig, model: FetchedSource, access: SourceAccess, findings: Findings
+) -> tuple[TensorHeader, ...] | None:
+    """Reads the headers of the model's weight files, and checks that the layers of the adapter exist."""
+    spec = config.model
+    read = partial(fetch_weight_headers, spec.source, model.revision or spec.revision, access)
+    weights = findings.attempt("spec.model.source", read)
+    if weights is None:
+        return None
+
+    targets = partial(choose_targets, linear_names(weights), config.adapter.target_modules)
+    findings.attempt("spec.adapter.targetModules", targets)
+    return tuple(weights)
 
 
 def _fetch_data(config: RunConfig, settings: Settings) -> FetchedSource:

@@ -8,6 +8,7 @@ from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import OnBadRow
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.model.safetensors_header import TensorHeader
 from finetune_trainer.preflight.judgements.rows import FIELD_OF, judge_rows
 from finetune_trainer.preflight.report import Finding
 from finetune_trainer.preflight.scan import Scan
@@ -48,3 +49,5 @@ class ModelFacts:
     configuration: Any | None
     """transformers' configuration of the language model."""
     tokenizer: Any | None
+    weights: tuple[TensorHeader, ...] | None
+    """Every tensor of the weight files; None if they could not be read."""

@@ -8,6 +8,8 @@ from pathlib import Path
 from finetune_api.failures import FailureReason
 from finetune_api.spec.sources import Scheme, Source
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.model.safetensors_header import TensorHeader
+from finetune_trainer.model.weight_files import list_weights
 from finetune_trainer.sources.dataset_card import choose_from_card
 from finetune_trainer.sources.front_matter import CARD, MAX_CARD_BYTES
 from finetune_trainer.sources.hub import HubRepository
@@ -54,6 +56,16 @@ def fetch_model_configuration(uri: str, revision: str | None, work: Path, access
     repository = _open(uri, revision, access, MODEL_REASONS, is_model=True)
     names = choose_model_files(uri, repository.files)
     return _download(repository, [name for name in names if not name.endswith(WEIGHTS_SUFFIX)], work, ignore_bytes)
+
+
+def fetch_weight_headers(uri: str, revision: str | None, access: SourceAccess) -> list[TensorHeader]:
+    """Reads name, type, shape and place of every tensor of a model, without its weights.
+
+    Raises the same errors as `fetch_model`, and TrainerError (InvalidConfiguration) for a damaged file.
+    """
+    repository = _open(uri, revision, access, MODEL_REASONS, is_model=True)
+    chosen = {name: repository.files[name] for name in choose_model_files(uri, repository.files)}
+    return list_weights(chosen, repository.read)
 
 
 def fetch_adapter(uri: str, work: Path, access: SourceAccess, on_bytes: OnBytes) -> FetchedSource:

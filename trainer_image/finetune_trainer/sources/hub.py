@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, get_session, hf_hub_url, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     FileMetadataError,
@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     XetDownloadError,
 )
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]  # documented
 
 from finetune_api.failures import FailureReason
 from finetune_trainer.errors import TrainerError
@@ -84,6 +85,25 @@ class HubRepository:
         on_bytes(self.download_size(listed))
         return folder
 
+    def read(self, name: str, start: int, end: int) -> bytes:
+        """Returns bytes [start, end) of a file of the commit, by a range request."""
+        return self._retry(lambda: self._read(name, start, end))
+
+    def _read(self, name: str, start: int, end: int) -> bytes:
+        endpoint = self._access.hub_endpoint
+        address = hf_hub_url(self._name, name, repo_type=self._kind, revision=self.revision, endpoint=endpoint)
+        headers = {**build_hf_headers(token=self._token), "Range": f"bytes={start}-{end - 1}"}
+
+        with get_session().stream("GET", address, headers=headers, timeout=REQUEST_SECONDS) as answer:
+            hf_raise_for_status(answer)
+            # A server or proxy that knows no ranges sends the whole file, of which no more than needed is read.
+            skipped = 0 if answer.status_code == httpx.codes.PARTIAL_CONTENT else start
+            data = _read_up_to(answer, skipped + end - start)[skipped:]
+
+        if len(data) < end - start:
+            raise httpx.RemoteProtocolError(f"only {len(data)} of {end - start} bytes of {name} arrived")
+        return data
+
     def _retry(self, action: Callable[[], Value]) -> Value:
         return retry(action, self._access.hub_retries, _RETRIED_ERRORS, self._explain)
 
@@ -118,6 +138,16 @@ class HubRepository:
         # Everything else may pass with time, such as HTTP 429 and 5xx.
         answer = f"answered HTTP {status}" if status else f"did not answer ({type(error).__name__})"
         return TrainerError(FailureReason.HUB_UNAVAILABLE, f"{where}: the hub {answer}")
+
+
+def _read_up_to(answer: httpx.Response, count: int) -> bytes:
+    """Returns the first `count` bytes of an answer, or fewer if it ends before."""
+    data = bytearray()
+    for piece in answer.iter_bytes():
+        data += piece
+        if len(data) >= count:
+            break
+    return bytes(data[:count])
 
 
 def _token(credentials: Path | None) -> str | bool:

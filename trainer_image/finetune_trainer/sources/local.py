@@ -7,6 +7,7 @@ from types import MappingProxyType
 from finetune_api.failures import FailureReason
 from finetune_api.spec.sources import Scheme, Source
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.model.weight_files import read_range
 from finetune_trainer.sources.repository import SourceAccess
 from finetune_trainer.storage.digests import files_below
 from finetune_trainer.storage.object_store import OnBytes
@@ -55,6 +56,11 @@ class LocalRepository:
     def download(self, names: Iterable[str], folder: Path, on_bytes: OnBytes) -> Path:
         """Returns the folder itself."""
         return self._folder
+
+    def read(self, name: str, start: int, end: int) -> bytes:
+        """Returns bytes [start, end) of a file, or fewer if it ends before."""
+        self.download_size([name])
+        return read_range(self._folder / name, start, end)
 
 
 def _files(path: Path) -> list[Path]:

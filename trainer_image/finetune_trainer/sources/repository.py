@@ -51,6 +51,10 @@ class Repository(Protocol):
         """Downloads files and returns the folder that holds them: `folder`, or the one where they are already."""
         ...
 
+    def read(self, name: str, start: int, end: int) -> bytes:
+        """Returns bytes [start, end) of a file, without a download of the whole."""
+        ...
+
     def download_size(self, names: Iterable[str]) -> int:
         """Returns the bytes of disk that `download` needs."""
         ...

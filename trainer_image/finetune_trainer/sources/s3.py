@@ -13,7 +13,7 @@ from finetune_trainer.storage.object_store import OnBytes
 from finetune_trainer.storage.s3_download import S3Downloader
 from finetune_trainer.storage.s3_faults import FaultReasons
 from finetune_trainer.storage.s3_session import S3Location, S3Session
-from finetune_trainer.storage.s3_upload import PARALLEL_PARTS
+from finetune_trainer.storage.s3_upload import PARALLEL_PARTS, fetch_range
 
 
 class S3Repository:
@@ -51,6 +51,10 @@ class S3Repository:
             for name in names:
                 downloader.download(self._prefix + name, folder / name, on_bytes)
         return folder
+
+    def read(self, name: str, start: int, end: int) -> bytes:
+        """Returns bytes [start, end) of an object."""
+        return fetch_range(self._session, self._prefix + name, start, end)
 
     def _size(self, key: str) -> int:
         return int(self._session.call("head_object", key)["ContentLength"])

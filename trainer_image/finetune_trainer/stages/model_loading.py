@@ -19,6 +19,7 @@ from finetune_kernels.primitives import nf4
 from finetune_kernels.primitives.fp8 import MIN_CAPABILITY
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model.description import check_architecture, first_line, load_tokenizer
+from finetune_trainer.model.weight_files import list_weights_below
 from finetune_trainer.training.loaded_model import LoadedModel
 
 AMPERE = (8, 0)  # compute capability; older GPUs have no bfloat16 units
@@ -34,6 +35,7 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
     device = _choose_device(gpus)
     resolved = resolve_precision(precision, device)
     architecture = check_architecture(folder)
+    list_weights_below(folder)  # names a file that is missing or broke off, which transformers does not
     tokenizer = load_tokenizer(folder, spec)
 
     compute = DTYPES[resolved]

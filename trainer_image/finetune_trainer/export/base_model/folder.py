@@ -5,15 +5,15 @@ Each file is read once, here; what comes after an export's start takes the value
 
 import json
 import shutil
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from finetune_api.base import Json
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.base_model.json_files import load_json, load_json_if_present
 from finetune_trainer.export.base_model.language_model import (
     has_language_model,
@@ -23,10 +23,9 @@ from finetune_trainer.export.base_model.language_model import (
 from finetune_trainer.export.base_model.nf4_tensors import Nf4Tensor, fold_nf4
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.export.errors import InvalidBaseError, UnsupportedArchitectureError
-from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor, list_tensors
+from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor, locate
+from finetune_trainer.model.weight_files import INDEX_NAME, list_weights_below
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
 OTHER_FILES = ("generation_config.json", "LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
 
 
@@ -86,7 +85,7 @@ def open_base_model(path: Path, *, adapter: Path | None = None) -> BaseModel:
         raise InvalidBaseError(f"{path} has no config.json: it is not a Hugging Face model folder")
     config = load_json(config_path)
 
-    tensors, is_sharded = _list_tensors(path)
+    tensors, is_sharded = _list_tensors(path), (path / INDEX_NAME).is_file()
 
     # From here on a multimodal checkpoint looks like a plain one of its language model.
     is_multimodal = has_language_model(config)
@@ -98,42 +97,13 @@ def open_base_model(path: Path, *, adapter: Path | None = None) -> BaseModel:
     return BaseModel(path, config, fold_nf4(tensors), is_sharded, is_multimodal, tokenizer)
 
 
-def _list_tensors(folder: Path) -> tuple[list[StoredTensor], bool]:
-    """All tensors of the folder's weight files, and whether those are shards with an index."""
-    index = folder / INDEX_NAME
-    if index.is_file():
-        return _list_sharded(folder, index), True
-    if (folder / SINGLE_NAME).is_file():
-        return list_tensors(folder / SINGLE_NAME), False
-    raise InvalidBaseError(
-        f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}; pickled weights (.bin, .pt) are not read: "
-        "convert them to safetensors"
-    )
-
-
-def _list_sharded(folder: Path, index: Path) -> list[StoredTensor]:
-    weight_map = load_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise InvalidBaseError(f"{index} has no weight_map from tensor names to file names")
-    tensors = [tensor for name in sorted(set(weight_map.values())) for tensor in list_tensors(_shard(folder, name))]
-
-    # The index and the headers of the files must agree.
-    counts = Counter(tensor.name for tensor in tensors)
-    repeated = [name for name, count in counts.items() if count > 1]
-    if repeated:
-        raise InvalidBaseError(f"more than one file of {index} holds {repeated[:5]}")
-    missing = weight_map.keys() - counts.keys()
-    if missing:
-        raise InvalidBaseError(f"{index} lists tensors that its files lack: {sorted(missing)[:5]}; get the files again")
-    return tensors
-
-
-def _shard(folder: Path, name: str) -> Path:
-    """The path of a weight file, which must lie in the folder itself."""
-    # An index comes from outside: "../x" or "/etc/x" must not lead out of the folder.
-    if PurePath(name).name != name or not (folder / name).is_file():
-        raise InvalidBaseError(f"{INDEX_NAME} names {name!r}, which is no file in {folder}")
-    return folder / name
+def _list_tensors(folder: Path) -> list[StoredTensor]:
+    """All tensors of the folder's weight files, in the order in which they are stored."""
+    try:
+        headers = list_weights_below(folder)
+    except TrainerError as error:
+        raise InvalidBaseError(f"{folder}: {error.message}") from error
+    return [locate(header, folder / header.file) for header in headers]
 
 
 def write_side_files(base: BaseModel, target: Path, *, dtype: str) -> None:

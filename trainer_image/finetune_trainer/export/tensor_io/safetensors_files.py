@@ -10,18 +10,20 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.errors import ExportError, InvalidBaseError
 from finetune_trainer.export.tensor_io.file_writer import AppendedFile, FileWriters
+from finetune_trainer.model.safetensors_header import TensorHeader, read_header
+from finetune_trainer.model.weight_files import read_range
 
 DTYPES: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 RAW = {"U8": torch.uint8}  # only parts of NF4 weights may be bytes
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
 @dataclass(frozen=True)
@@ -62,48 +64,22 @@ def list_tensors(path: Path, *, error: type[ExportError] = InvalidBaseError) -> 
 
     Raises `error` if the file is damaged or holds other types.
     """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= MAX_HEADER_BYTES:
-            raise error(f"{path} is not a safetensors file: its first 8 bytes are no header length")
-        try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as cause:
-            raise error(f"{path} has a damaged safetensors header: {cause}") from cause
-
-    if not isinstance(header, dict):
-        raise error(f"{path} has a damaged safetensors header: it is no JSON object")
-    header.pop("__metadata__", None)
-
-    data, end = 8 + length, path.stat().st_size
-    tensors = [_locate(name, entry, path, data, end, error) for name, entry in header.items()]
-
-    tensors.sort(key=lambda tensor: (tensor.offset, tensor.size))
-    for before, after in pairwise(tensors):
-        if before.offset + before.size > after.offset:
-            raise error(f"{path} is damaged: {before.name} and {after.name} share bytes: get the file again")
-    return tensors
+    try:
+        headers = read_header(str(path), path.stat().st_size, partial(read_range, path))
+    except TrainerError as damaged:
+        raise error(damaged.message) from damaged
+    return [locate(header, path, error=error) for header in headers]
 
 
-def _locate(name: str, entry: object, path: Path, data: int, end: int, error: type[ExportError]) -> StoredTensor:
-    """Check an entry of the header; the data begin at byte `data` of the file, which has `end` bytes."""
-    stored = entry.get("dtype") if isinstance(entry, dict) else None
-    dtype = (DTYPES | RAW).get(str(stored))
+def locate(header: TensorHeader, path: Path, *, error: type[ExportError] = InvalidBaseError) -> StoredTensor:
+    """The tensor that a header describes in the file at `path`. Raises `error` for a type that is not exported."""
+    dtype = (DTYPES | RAW).get(header.dtype)
     if dtype is None:
         raise error(
-            f"{name} in {path} is stored as {stored}; only F32, F16 and BF16 weights can be exported: "
+            f"{header.name} in {path} is stored as {header.dtype}; only F32, F16 and BF16 weights can be exported: "
             "use the original 16-bit model, not a quantised one"
         )
-
-    match entry:
-        case {"shape": [*shape], "data_offsets": [start, stop]} if all(
-            type(number) is int and number >= 0 for number in (*shape, start, stop)
-        ):
-            size = math.prod(shape) * dtype.itemsize
-            if stop - start == size and data + stop <= end:
-                # Offsets in the header count from the end of the header.
-                return StoredTensor(name, dtype, tuple(shape), path, data + start, size)
-    raise error(f"{path} is damaged: {name} lies outside the file or has the wrong size: get the file again")
+    return StoredTensor(header.name, dtype, header.shape, path, header.start, header.end - header.start)
 
 
 class SafetensorsWriter:
