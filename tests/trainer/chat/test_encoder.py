@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import trl
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from finetune_api.vocabulary import TrainOn
@@ -159,3 +160,32 @@ def test_an_answer_that_nothing_ends_is_followed_by_the_end_of_sequence(
 def test_a_first_token_is_never_counted_as_supervised() -> None:
     assert Encoded([5, 6, 7], [5, 6, IGNORED]).supervised == 1
     assert Encoded([5, 6, 7], [5, 6, 7]).truncated(1).supervised == 0
+
+
+BEGINNINGS = {"one token": ("<s>",), "two tokens": ("[gMASK]", "<sop>"), "none": ()}
+
+
+@pytest.mark.parametrize("tokens", BEGINNINGS.values(), ids=BEGINNINGS)
+def test_a_text_has_one_beginning_whether_it_is_written_or_not(tokenizer: Any, tokens: tuple[str, ...]) -> None:
+    tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in tokens}
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[*tokens, "$A"], special_tokens=list(ids.items())
+    )
+    encoder = ChatEncoder(tokenizer, TrainOn.RESPONSES)
+    begun = encoder.encode(PlainText("".join(tokens) + "once upon")).input_ids
+    assert begun == encoder.encode(PlainText("once upon")).input_ids
+    assert begun[: len(tokens)] == list(ids.values())
+
+    tokenizer.chat_template = None
+    joined = [
+        encoder.encode(
+            Conversation([{"role": "user", "content": text}, {"role": "assistant", "content": "A"}])
+        ).input_ids
+        for text in ("Q: ", "".join(tokens) + "Q: ")
+    ]
+    assert joined[0] == joined[1]
+
+    tokenizer.chat_template = "".join(tokens) + CHATML
+    chat = encoder.encode(CHAT).input_ids
+    assert [chat.count(number) for number in ids.values()] == [1] * len(tokens), "the template's own, and no second one"

@@ -182,8 +182,8 @@ WRONG: dict[str, tuple[Any, str]] = {
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]},
         "part of type 'image_url', but only text",
     ),
-    "only weights of zero": ({"messages": [USER, ANSWER | {"weight": 0}]}, "no assistant turn with weight 1"),
-    "another weight": ({"messages": [USER, ANSWER | {"weight": 0.5}]}, r"messages\[1\].weight must be 1, or 0"),
+    "only weights of zero": ({"messages": [USER, ANSWER | {"weight": 0}]}, "no assistant turn with loss"),
+    "another weight": ({"messages": [USER, ANSWER | {"weight": 0.5}]}, r"messages\[1\].weight must be 1 or true, or 0"),
     "arguments that are no JSON": (
         {"messages": [USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{x"}]}]},
         r"messages\[1\].tool_calls\[0\].arguments is text, but not valid JSON",

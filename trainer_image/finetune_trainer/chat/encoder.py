@@ -41,6 +41,7 @@ class ChatEncoder:
         self._embedding_rows = embedding_rows
         self._controls = ControlTokens(tokenizer)
         self._renderer = ChatRenderer(tokenizer, self._controls, process)
+        self._beginning = _find_beginning(tokenizer)
 
         self.answers_without_end = 0
         """Conversations so far whose last answer the template ends without a control token.
@@ -67,7 +68,7 @@ class ChatEncoder:
             chat = self._renderer.render_question(question)
             ids = self._controls.encode(chat.text, chat.row_tokens)[0]
         else:
-            ids = list(self._tokenizer(question)["input_ids"])
+            ids = self._tokenize_text(question)
 
         check_token_ids(ids, self._embedding_rows, self._tokenizer)
         return ids
@@ -121,10 +122,16 @@ class ChatEncoder:
 
     def _encode_text(self, text: str) -> Encoded:
         """A text with loss on all of it, and its end."""
-        ids = self._tokenizer(text)["input_ids"]
+        ids = self._tokenize_text(text)
         if self._tokenizer.eos_token_id is not None and ids[-1:] != [self._tokenizer.eos_token_id]:
             ids = [*ids, self._tokenizer.eos_token_id]
         return Encoded(ids, list(ids))
+
+    def _tokenize_text(self, text: str) -> list[int]:
+        """Token ids of a text with what the tokenizer puts in front of it, once if the text has it already."""
+        ids: list[int] = self._tokenizer(text)["input_ids"]
+        length = len(self._beginning)
+        return ids[length:] if length and ids[length : 2 * length] == self._beginning else ids
 
     def _encode_without_template(self, example: Conversation) -> Encoded:
         """A prompt and its completion, one behind the other."""
@@ -135,7 +142,7 @@ class ChatEncoder:
             )
             raise TrainerError(FailureReason.CHAT_TEMPLATE_MISSING, message)
 
-        prompt = self._tokenizer(example.messages[0]["content"])["input_ids"]
+        prompt = self._tokenize_text(example.messages[0]["content"])
         answer = self._encode_text(example.messages[1]["content"]).input_ids
 
         # The beginning-of-sequence token stands before the prompt only.
@@ -149,3 +156,11 @@ class ChatEncoder:
 def _ends_with_learned_answer(example: Conversation) -> bool:
     last = len(example.messages) - 1
     return example.messages[last]["role"] == "assistant" and last not in example.context
+
+
+def _find_beginning(tokenizer: Any) -> list[int]:
+    """The tokens that the tokenizer puts in front of a text; mostly none or one, such as <s>."""
+    plain: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole: list[int] = tokenizer("a")["input_ids"]
+    starts = (at for at in range(len(whole)) if whole[at : at + len(plain)] == plain)
+    return whole[: next(starts, 0)] if plain else []

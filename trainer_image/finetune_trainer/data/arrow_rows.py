@@ -12,7 +12,7 @@ from pyarrow import ipc, parquet, types
 
 from finetune_trainer.data.arrow_bounds import check_batches
 from finetune_trainer.data.data_files import UnreadableFileError
-from finetune_trainer.data.strict_json import listed
+from finetune_trainer.data.strict_json import listed, without_nulls
 from finetune_trainer.data.truncation import Truncated, long_bytes, truncate_text
 
 BATCH_BYTES = 8 * 2**20
@@ -73,10 +73,10 @@ def _value(batch: Any, names: list[str], index: int, max_characters: int | None)
     """One row as an object; a ValueError if it cannot be read."""
     try:
         if max_characters is None:
-            return {name: _without_nulls(batch.column(name)[index].as_py()) for name in names}
+            return {name: without_nulls(batch.column(name)[index].as_py()) for name in names}
 
         convert = _TruncatingConverter(max_characters)
-        value = {name: _without_nulls(convert(batch.column(name)[index])) for name in names}
+        value = {name: without_nulls(convert(batch.column(name)[index])) for name in names}
         return Truncated(value, convert.fingerprint) if convert.fingerprint else value
     except ValueError as error:  # a text that is not UTF-8, a date beyond Python's
         return ValueError(f"not readable: {error}")
@@ -112,10 +112,3 @@ class _TruncatingConverter:
         text, fingerprint = truncate_text(memoryview(buffer), self._max_characters)
         self.fingerprint = hash((self.fingerprint, fingerprint))
         return text
-
-
-def _without_nulls(value: Any) -> Any:
-    """The value without null fields: Arrow gives every object of a column the keys of all others."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(entry) for key, entry in value.items() if entry is not None}
-    return [_without_nulls(entry) for entry in value] if isinstance(value, list) else value

@@ -6,8 +6,9 @@ from typing import Any
 from finetune_api.failures import FailureReason
 from finetune_api.spec.inputs import DatasetColumns
 from finetune_api.vocabulary import DatasetFormat
-from finetune_trainer.data.messages import BadRowError, parse_json_text, parse_messages, parse_tools
+from finetune_trainer.data.messages import BadRowError, parse_json_text, parse_messages
 from finetune_trainer.data.strict_json import listed, load_strict
+from finetune_trainer.data.tools import leave_out_nulls, parse_tools
 from finetune_trainer.errors import TrainerError
 
 # In this order: a row that fits several layouts is taken for the first, as later columns often repeat earlier ones.
@@ -97,6 +98,7 @@ def parse_row(row: Any, layout: DatasetFormat, columns: DatasetColumns) -> Examp
     # ShareGPT often keeps the system prompt in a column of its own.
     if layout is DatasetFormat.SHAREGPT and messages[0]["role"] != "system" and (system := _system(row, columns)):
         messages, context = system + messages, frozenset(index + 1 for index in context)
+    leave_out_nulls(messages, tools)
     return Conversation(messages, tools, context)
 
 
@@ -112,9 +114,10 @@ def _prompt_and_completion(row: dict[str, Any], columns: DatasetColumns) -> Conv
         completion = parse_json_text(completion, columns.completion)
         turns = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
         # Answers in the prompt were given before: they are read, not learned.
-        asked = [message | {"weight": 0} if isinstance(message, dict) else message for message in prompt]
-        messages, context = parse_messages([*asked, *turns], columns.prompt)
-        return Conversation(messages, parse_tools(row.get(columns.tools), columns.tools), context)
+        messages, context = parse_messages([*prompt, *turns], columns.prompt, given=len(prompt))
+        tools = parse_tools(row.get(columns.tools), columns.tools)
+        leave_out_nulls(messages, tools)
+        return Conversation(messages, tools, context)
 
     user = {"role": "user", "content": _check_text(prompt, columns.prompt)}
     answer = {"role": "assistant", "content": _check_text(completion, columns.completion)}

@@ -1,6 +1,7 @@
 """One schema for the messages of OpenAI, ShareGPT and everything between.
 
-A message is a role and text; tool calls have objects as arguments; tools are {type: function, function: {name, ...}}.
+A message is a role and text; tool calls have objects as arguments. ShareGPT writes a turn's text and each of its calls
+as entries of their own; they are one message here.
 
 TRL's `maybe_convert_to_chatml` renames from/value only. It keeps roles such as human and gpt, which no template knows,
 and arguments as JSON text, which templates would quote a second time.
@@ -24,50 +25,60 @@ _SHAREGPT_ALIASES = _ALIASES | {
     "tool_response": "tool",
 }
 CALLS = ("function_call", "tool_call")
+FLAGS = ("weight", "loss", "train")
+"""Keys that say of an answer whether it carries loss."""
+
+KNOWN_KEYS = frozenset(
+    {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "thinking", "reasoning"}
+)
+"""Keys of a message that have a meaning here, without flags; chat templates may know others."""
 
 
 class BadRowError(ValueError):
     """A row that cannot be used; the message says what was found and what to write."""
 
 
-def parse_messages(value: Any, column: str) -> tuple[list[dict[str, Any]], frozenset[int]]:
+class Arguments(dict[str, Any]):
+    """A call's arguments as an object, as most templates take them."""
+
+    written: str | None = None
+    """The JSON text of the data, for templates that take text; None if the data have an object."""
+
+
+def parse_messages(value: Any, column: str, *, given: int = 0) -> tuple[list[dict[str, Any]], frozenset[int]]:
     """Messages of a list (or of its JSON text), and indices of the answers without loss.
 
-    An answer has no loss with `weight: 0`, as in OpenAI's format. Raises BadRowError with the message's place.
+    An answer has no loss with `weight: 0`, as in OpenAI's format, `loss: false` or `train: false`, or if it is one of
+    the first `given` entries. Raises BadRowError with the message's place.
     """
     value = parse_json_text(value, column)
     if not isinstance(value, list) or not value:
         raise BadRowError(f"{column} must be a list of {{role, content}} with at least one entry")
 
-    messages = [_parse_message(message, f"{column}[{index}]") for index, message in enumerate(value)]
+    messages: list[dict[str, Any]] = []
+    learns: list[bool] = []
+    for index, found in enumerate(value):
+        where = f"{column}[{index}]"
+        message = _parse_message(found, where)
+        is_learned = message["role"] == "assistant" and _pop_flags(message, where) and index >= given
+
+        if messages and messages[-1]["role"] == "assistant" and _is_sharegpt_call(found):
+            if is_learned is not learns[-1]:
+                raise BadRowError(f"{where} continues the answer before it: give both the same weight, loss or train")
+            _join(messages[-1], message, where)
+        else:
+            messages.append(message)
+            learns.append(is_learned)
+
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
         raise BadRowError(f"{column} has no assistant turn, so there is nothing to learn")
-
-    weights = [message.pop("weight", 1) for message in messages]
-    context = frozenset(index for index in answers if not weights[index])
-    if len(context) == len(answers):
-        raise BadRowError(f"{column} has no assistant turn with weight 1, so there is nothing to learn")
-    return messages, context
-
-
-def parse_tools(value: Any, column: str) -> list[Any] | None:
-    """Tools in the form that templates print; None if there are none. Raises BadRowError."""
-    value = parse_json_text(value, column)
-    if value in (None, [], ""):
-        return None
-    if not isinstance(value, list):
-        raise BadRowError(f"{column} must be a list of tools, but is a {type(value).__name__}")
-
-    tools = []
-    for index, tool in enumerate(value):
-        # Some data sets list bare functions.
-        wrapped = tool if isinstance(tool, dict) and "function" in tool else {"type": "function", "function": tool}
-        function = wrapped["function"]
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise BadRowError(f"{column}[{index}] must be an object with name and parameters")
-        tools.append(wrapped)
-    return tools
+    if not any(learns):
+        raise BadRowError(
+            f"{column} has no assistant turn with loss (each has weight: 0, loss: false or train: false), so there is "
+            "nothing to learn"
+        )
+    return messages, frozenset(index for index in answers if not learns[index])
 
 
 def parse_json_text(value: Any, column: str) -> Any:
@@ -81,7 +92,7 @@ def parse_json_text(value: Any, column: str) -> Any:
 
 
 def _parse_message(message: Any, where: str) -> dict[str, Any]:
-    """One message in our schema, `weight` still in it; `where` is its place, such as messages[2]."""
+    """One message in our schema, its flags still in it; `where` is its place, such as messages[2]."""
     if not isinstance(message, dict):
         raise BadRowError(f"{where} must be an object with role and content")
 
@@ -95,8 +106,6 @@ def _parse_message(message: Any, where: str) -> dict[str, Any]:
     entry["role"] = (_SHAREGPT_ALIASES if is_sharegpt else _ALIASES).get(entry["role"], entry["role"])
     if entry["role"] not in ROLES:
         raise BadRowError(f"{where}.role is {excerpt(entry['role'])}; write {', '.join(ROLES[:-1])} or {ROLES[-1]}")
-    if entry.get("weight", 1) not in (0, 1):
-        raise BadRowError(f"{where}.weight must be 1, or 0 for an answer that is only context")
 
     # OpenAI's older form has one call, `function_call`, in place of a list.
     if isinstance(legacy := entry.pop("function_call", None), dict):
@@ -114,7 +123,34 @@ def _rename_sharegpt(entry: dict[str, Any], where: str) -> dict[str, Any]:
     if renamed["role"] not in CALLS:
         return renamed
     call = parse_json_text(renamed.get("content"), f"{where}.value")
-    return {"role": "assistant", "content": "", "tool_calls": call if isinstance(call, list) else [call]}
+    return renamed | {"role": "assistant", "content": "", "tool_calls": call if isinstance(call, list) else [call]}
+
+
+def _is_sharegpt_call(message: dict[str, Any]) -> bool:
+    return "role" not in message and message.get("from") in CALLS
+
+
+def _pop_flags(message: dict[str, Any], where: str) -> bool:
+    """True if the answer carries loss, by its flags, which are taken out of it. Raises BadRowError."""
+    flags = {name: message.pop(name) for name in FLAGS if name in message}
+    for name, value in flags.items():
+        if not isinstance(value, int | float) or value not in (0, 1):
+            raise BadRowError(
+                f"{where}.{name} must be 1 or true, or 0 or false for an answer that is only context, but is "
+                f"{excerpt(value)}"
+            )
+
+    if len({bool(value) for value in flags.values()}) > 1:
+        raise BadRowError(f"{where} has {' and '.join(flags)}, which contradict each other: keep one of them")
+    return all(flags.values())
+
+
+def _join(turn: dict[str, Any], call: dict[str, Any], where: str) -> None:
+    """Adds a ShareGPT call to the turn of the assistant that it continues: a text, or calls made in parallel."""
+    turn["tool_calls"] = [*turn.get("tool_calls", ()), *call["tool_calls"]]
+    for key in call.keys() - {"role", "content", "tool_calls"}:
+        if turn.setdefault(key, call[key]) != call[key]:
+            raise BadRowError(f"{where} continues the answer before it, but both have {key}: join them in the first")
 
 
 def _parse_content(entry: dict[str, Any], where: str) -> str:
@@ -143,14 +179,21 @@ def _parse_calls(calls: Any, where: str) -> list[dict[str, Any]]:
 
     parsed = []
     for index, call in enumerate(calls):
-        function = call.get("function", call) if isinstance(call, dict) else None
+        function = (call.get("function") or call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise BadRowError(f"{where}[{index}] must be an object with a function's name and arguments")
 
-        arguments = parse_json_text(function.get("arguments", {}), f"{where}[{index}].arguments")
-        if not isinstance(arguments, dict):
-            raise BadRowError(f"{where}[{index}].arguments must be an object or its JSON text")
-
-        extra = {"id": call["id"]} if "id" in call else {}
+        arguments = _parse_arguments(function.get("arguments"), f"{where}[{index}].arguments")
+        extra = {"id": call["id"]} if call.get("id") is not None else {}
         parsed.append({"type": "function", "function": {"name": function["name"], "arguments": arguments}} | extra)
     return parsed
+
+
+def _parse_arguments(value: Any, where: str) -> Arguments:
+    found = {} if value is None else parse_json_text(value, where)
+    if not isinstance(found, dict):
+        raise BadRowError(f"{where} must be an object or its JSON text")
+
+    arguments = Arguments(found)
+    arguments.written = value if isinstance(value, str) else None
+    return arguments

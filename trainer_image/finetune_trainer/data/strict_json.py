@@ -61,6 +61,13 @@ def finite(text: str) -> float:
     return value
 
 
+def without_nulls(value: Any) -> Any:
+    """The value without null fields: tables give every object of a column the keys of all others."""
+    if isinstance(value, dict):
+        return {key: without_nulls(entry) for key, entry in value.items() if entry is not None}
+    return [without_nulls(entry) for entry in value] if isinstance(value, list) else value
+
+
 def refuse_surrogates(text: str, value: Any) -> None:
     """Raises ValueError if an escape in `text` left half a surrogate pair in `value`; no tokenizer takes one."""
     if "\\ud" not in text and "\\uD" not in text:
