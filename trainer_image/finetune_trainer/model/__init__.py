@@ -4,4 +4,7 @@ description.py         architecture, configuration and tokenizer, checked
 adapter_targets.py     linear layers that get an adapter (pure)
 weight_files.py        tensors of all weight files, by their headers, compared with the index
 safetensors_header.py  the header of one safetensors file, wherever it lies
+description.py      architecture, configuration and tokenizer, checked
+architectures.py    model types that are language models, and why others are not (pure)
+adapter_targets.py  linear layers that get an adapter (pure)
 """

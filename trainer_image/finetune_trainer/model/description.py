@@ -18,6 +18,7 @@ from finetune_trainer.chat.encoder import ChatEncoder
 from finetune_trainer.chat.templates import use_named_template
 from finetune_trainer.data.messages import BadRowError
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.model.architectures import why_untrainable
 
 LANGUAGE_MODELS = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
 """Architecture of a multimodal checkpoint -> that of the language model in it, which `finetune export` takes out."""
@@ -27,12 +28,15 @@ def check_architecture(folder: Path) -> str:
     """The architecture that config.json names. Raises TrainerError unless transformers itself has it, it is a language
     model, and its weights are 16-bit or bitsandbytes'."""
     config, architecture = _read_architecture(folder)
+    model_type = config.get("model_type")
 
     # transformers itself must have the architecture: code from a repository is never run.
     if architecture not in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
         if "auto_map" in config:
             message = f"{architecture} needs Python code from the model's repository, which is never run"
             raise TrainerError(FailureReason.UNSAFE_MODEL, message)
+        if isinstance(model_type, str) and (reason := why_untrainable(model_type)):
+            raise TrainerError(FailureReason.UNSUPPORTED_ARCHITECTURE, reason)
         message = f"architecture {architecture} is not a causal language model of transformers"
         raise TrainerError(FailureReason.UNSUPPORTED_ARCHITECTURE, message)
 
@@ -45,12 +49,15 @@ def check_architecture(folder: Path) -> str:
             )
         raise TrainerError(FailureReason.UNSUPPORTED_ARCHITECTURE, message)
 
+    if isinstance(model_type, str) and (reason := why_untrainable(model_type)):
+        raise TrainerError(FailureReason.UNSUPPORTED_ARCHITECTURE, reason)
+
     method = (config.get("quantization_config") or {}).get("quant_method")
     if method not in (None, "bitsandbytes"):
         message = f"the model's weights are {method}-quantised: set spec.model.source to the original 16-bit model"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
 
-    AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    load_configuration(folder)
     return architecture
 
 
@@ -109,7 +116,10 @@ def _check_embedding(folder: Path, tokenizer: Any) -> None:
     Special tokens that nothing writes (a [PAD] that someone added) do no harm; rows that contain one are refused when
     they are encoded.
     """
-    rows = embedding_rows(load_configuration(folder)) if (folder / "config.json").is_file() else None
+    try:
+        rows = embedding_rows(load_configuration(folder)) if (folder / "config.json").is_file() else None
+    except TrainerError:  # check_architecture reports it
+        return
     if rows is None:
         return
 
@@ -132,8 +142,12 @@ def embedding_rows(configuration: Any | None) -> int | None:
 
 
 def load_configuration(folder: Path) -> Any:
-    """transformers' configuration of the language model below `folder`, which `check_architecture` has accepted."""
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).get_text_config()
+    """transformers' configuration of the language model below `folder`. Raises TrainerError (InvalidConfiguration)."""
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).get_text_config()
+    except Exception as error:  # the file may hold anything, and each model type checks its own fields
+        message = f"the model's config.json cannot be used: {first_line(error)}"
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from error
 
 
 def first_line(error: Exception) -> str:
