@@ -28,7 +28,7 @@ class ExitCode(IntEnum):
     DATA = 11
     ACCESS = 12
     OUT_OF_MEMORY = 13
-    NON_FINITE_LOSS = 14
+    TRAINING = 14
     STORAGE = 15
     DISK_FULL = 16
     UNAVAILABLE = 20
@@ -54,7 +54,7 @@ _ACTIONS: dict[ExitCode, PodFailureAction] = {
     ExitCode.DATA: PodFailureAction.FAIL_JOB,
     ExitCode.ACCESS: PodFailureAction.FAIL_JOB,
     ExitCode.OUT_OF_MEMORY: PodFailureAction.FAIL_JOB,
-    ExitCode.NON_FINITE_LOSS: PodFailureAction.FAIL_JOB,
+    ExitCode.TRAINING: PodFailureAction.FAIL_JOB,
     ExitCode.STORAGE: PodFailureAction.FAIL_JOB,
     ExitCode.DISK_FULL: PodFailureAction.FAIL_JOB,
     ExitCode.UNAVAILABLE: PodFailureAction.COUNT,
@@ -93,6 +93,7 @@ class FailureReason(StrEnum):
     OUT_OF_MEMORY = "OutOfMemory"
     CUDA_OUT_OF_MEMORY = "CudaOutOfMemory"
     NON_FINITE_LOSS = "NonFiniteLoss"
+    NOTHING_LEARNED = "NothingLearned"
     BUCKET_NOT_FOUND = "BucketNotFound"
     STORAGE_NOT_WRITABLE = "StorageNotWritable"
     OUTPUT_EXISTS = "OutputExists"
@@ -191,7 +192,11 @@ FAILURES: dict[FailureReason, FailureClass] = {
         ExitCode.OUT_OF_MEMORY, "Lower spec.training.batchSize or spec.model.maxSequenceLength, or use a larger GPU."
     ),
     FailureReason.NON_FINITE_LOSS: FailureClass(
-        ExitCode.NON_FINITE_LOSS, "Lower spec.training.learningRate, or set spec.training.precision: BF16."
+        ExitCode.TRAINING, "Lower spec.training.learningRate, or set spec.training.precision: BF16."
+    ),
+    FailureReason.NOTHING_LEARNED: FailureClass(
+        ExitCode.TRAINING,
+        "Raise spec.training.learningRate (2e-4 is usual for LoRA), or train more steps: spec.training.epochs.",
     ),
     FailureReason.BUCKET_NOT_FOUND: FailureClass(
         ExitCode.STORAGE, "Create the bucket, or correct spec.output.s3.bucket."

@@ -54,8 +54,12 @@ def final_adapter(outcome: Outcome) -> dict[str, torch.Tensor]:
     return load_file(Path(outcome.artifacts[0].uri) / "adapter_model.safetensors")
 
 
-def test_a_stopped_run_goes_on_exactly_where_it_was(run_config: Builder, tmp_path: Path) -> None:
-    config = run_config(training={"maxSteps": STEPS, "checkpointSteps": 3}, adapter={"dropout": 0.1})
+@pytest.mark.parametrize(("scheduler", "warmup"), [("Linear", None), ("Cosine", 6), ("Constant", 2)])
+def test_a_stopped_run_goes_on_exactly_where_it_was(
+    run_config: Builder, tmp_path: Path, scheduler: str, warmup: int | None
+) -> None:
+    rates = {"scheduler": scheduler, "warmupSteps": warmup}
+    config = run_config(training=rates | {"maxSteps": STEPS, "checkpointSteps": 3}, adapter={"dropout": 0.1})
     straight = Settings(work=tmp_path / "straight", attempt_id="a", output_folder=tmp_path / "straight-out")
     expected, whole = run(config, straight)
     assert whole.result is Result.SUCCEEDED, whole.message

@@ -8,6 +8,7 @@ from finetune_api.base import ApiModel, Pattern, Rule
 from finetune_api.vocabulary import AdapterVariant, MemoryMode, Optimizer, Precision, Scheduler
 
 ALL_LINEAR = "all-linear"
+MAX_DEFAULT_WARMUP = 5
 UNSET_BATCH_SIZE = 2  # sequences that a missing batchSize stands for
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ModuleName = Annotated[
@@ -72,6 +73,14 @@ class SamplesSpec(ApiModel):
     """Sampling temperature. Default 0: always the likeliest token, so that only training changes an answer."""
 
 
+def resolve_warmup(written: int | None, steps: int) -> int:
+    """Return the warm-up of a run of `steps`: what is written if the run is longer, else a tenth of it, at most
+    MAX_DEFAULT_WARMUP."""
+    if written is not None and written < steps:
+        return written
+    return min(MAX_DEFAULT_WARMUP, steps // 10)
+
+
 class TrainingSpec(ApiModel):
     """The training run."""
 
@@ -95,8 +104,9 @@ class TrainingSpec(ApiModel):
     scheduler: Scheduler = Scheduler.LINEAR
     """Decay of the learning rate after warm-up: Linear, Cosine or Constant. Default Linear."""
 
-    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 5
-    """Steps over which the learning rate rises from 0. Default 5."""
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    """Steps before the learning rate reaches its peak; the first step has a rate above 0, too. A number that is not
+    below the run's steps is replaced by the default, and preflight says so. Default: a tenth of the run, at most 5."""
 
     optimizer: Optimizer = Optimizer.ADAMW_8BIT
     """Optimiser: AdamW8bit (a quarter of the state's memory), PagedAdamW8bit (the state may move to host memory) or

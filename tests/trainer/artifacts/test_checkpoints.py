@@ -44,6 +44,10 @@ def save(store: ArtifactStore, tmp_path: Path) -> Callable[..., CheckpointStore]
     return save_steps
 
 
+def intact(_: Path) -> None:
+    """Find no damage in any content."""
+
+
 def _objects(store: ObjectStore, step: int) -> list[str]:
     return store.keys(f"checkpoints/{KEY}/step-{step:08d}/")
 
@@ -56,7 +60,7 @@ def _replace(store: ObjectStore, key: str, data: bytes) -> None:
 def test_without_a_checkpoint_there_is_nothing_to_restore(store: ArtifactStore, tmp_path: Path) -> None:
     checkpoints = CheckpointStore(store, KEY)
     assert checkpoints.latest() is None
-    assert checkpoints.restore_newest(tmp_path / "restored") is None
+    assert checkpoints.restore_newest(tmp_path / "restored", intact) is None
     assert not (tmp_path / "restored").exists()
 
 
@@ -65,7 +69,7 @@ def test_a_checkpoint_comes_back_as_it_was_on_another_node(
 ) -> None:
     save(10)
     other = CheckpointStore(attempt("attempt-2"), KEY)
-    assert other.restore_newest(tmp_path / "restored") == 10
+    assert other.restore_newest(tmp_path / "restored", intact) == 10
     files = {path.relative_to(tmp_path / "restored").as_posix() for path in (tmp_path / "restored").rglob("*.*")}
     assert files == {"adapter.safetensors", "sub/state.json"}
     assert (tmp_path / "restored" / "adapter.safetensors").read_bytes() == b"00000010" * 100
@@ -91,7 +95,7 @@ def test_the_best_adapter_outlives_the_checkpoint_of_its_step(
         best.save_into(folder)
         checkpoints.save(folder, step)
     other, elsewhere = CheckpointStore(attempt("attempt-2"), KEY), BestAdapter(tmp_path / "there", None)
-    assert other.restore_newest(tmp_path / "restored") == 40
+    assert other.restore_newest(tmp_path / "restored", intact) == 40
     assert not _objects(store.object_store, 10)
     elsewhere.restore_from(tmp_path / "restored")
     elsewhere.load(model)
@@ -106,7 +110,7 @@ def test_with_a_file_missing_the_older_one_is_used(
     checkpoints = save(10, 20)
     store.object_store.delete([key for key in _objects(store.object_store, 20) if key.endswith(lost)])
     assert checkpoints.latest() == 10
-    assert checkpoints.restore_newest(tmp_path / "restored") == 10
+    assert checkpoints.restore_newest(tmp_path / "restored", intact) == 10
 
 
 def test_damage_of_the_same_size_is_found_and_the_older_one_used(
@@ -118,8 +122,23 @@ def test_damage_of_the_same_size_is_found_and_the_older_one_used(
     assert checkpoints.latest() == 20
     with pytest.raises(DamagedCheckpointError, match="not what was saved"):
         checkpoints.restore(20, tmp_path / "damaged")
-    assert checkpoints.restore_newest(tmp_path / "restored") == 10
+    assert checkpoints.restore_newest(tmp_path / "restored", intact) == 10
     assert (tmp_path / "restored" / "adapter.safetensors").read_bytes() == b"00000010" * 100
+
+
+def test_content_that_is_of_no_use_is_passed_over(
+    save: Callable[..., CheckpointStore], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = save(10, 20)
+    seen = []
+
+    def find_damage(folder: Path) -> str | None:
+        seen.append((folder / "sub" / "state.json").read_text())
+        return "NaN in adapter.safetensors" if seen[-1] == "20" else None
+
+    assert checkpoints.restore_newest(tmp_path / "restored", find_damage) == 10
+    assert seen == ["20", "10"]
+    assert "checkpoint of step 20 is not used: NaN in adapter.safetensors" in caplog.text
 
 
 def test_remains_of_an_unfinished_checkpoint_are_removed_later(
@@ -142,7 +161,7 @@ def test_a_step_that_is_repeated_replaces_the_checkpoint(
     (tmp_path / "again" / "adapter.safetensors").write_bytes(b"again")
     again = CheckpointStore(attempt("attempt-2"), KEY)
     again.save(tmp_path / "again", 10)
-    assert CheckpointStore(store, KEY).restore_newest(tmp_path / "restored") == 10
+    assert CheckpointStore(store, KEY).restore_newest(tmp_path / "restored", intact) == 10
     assert (tmp_path / "restored" / "adapter.safetensors").read_bytes() == b"again"
 
 

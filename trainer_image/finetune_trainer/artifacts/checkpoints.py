@@ -9,7 +9,7 @@ import hashlib
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -99,12 +99,17 @@ class CheckpointStore:
             if sha256_file(path) != file.sha256:
                 raise DamagedCheckpointError(f"{self._store.uri(self._base(step) + file.path)} is not what was saved")
 
-    def restore_newest(self, target: Path) -> int | None:
-        """Downloads the newest intact checkpoint and returns its step, or None. The content of `target` is replaced."""
+    def restore_newest(self, target: Path, find_damage: Callable[[Path], str | None]) -> int | None:
+        """Downloads the newest intact checkpoint and returns its step, or None. The content of `target` is replaced.
+
+        `find_damage` looks into the downloaded folder: it returns what makes the content useless, or None.
+        """
         for step in self._complete_steps():
             shutil.rmtree(target, ignore_errors=True)
             try:
                 self.restore(step, target)
+                if (damage := find_damage(target)) is not None:
+                    raise DamagedCheckpointError(damage)
             except DamagedCheckpointError as error:
                 log.warning("checkpoint of step %d is not used: %s", step, error)
             else:

@@ -14,6 +14,8 @@ from finetune_trainer.job.run_context import RunContext
 from finetune_trainer.stages.data_formatting import FormattedData
 from finetune_trainer.training.callback import RunCallback
 from finetune_trainer.training.checkpointed_state import CheckpointedState
+from finetune_trainer.training.divergence.checkpoint_files import find_non_finite
+from finetune_trainer.training.divergence.trained_adapter import check_trained_adapter
 from finetune_trainer.training.engine import Engine
 from finetune_trainer.training.outcome import TrainingOutcome, summarise_training
 from finetune_trainer.training.qlora_trainer import QloraTrainer
@@ -40,7 +42,8 @@ def train(
     """Trains to the end and leaves the adapter to export in the model: the best one if that is kept, else the last.
 
     Goes on from the newest of `checkpoints`, if there is one; None: writes and reads no checkpoints.
-    Raises InterruptedRunError after a signal, with a checkpoint stored, and TrainerError (NonFiniteLoss, ...).
+    Raises InterruptedRunError after a signal, with a checkpoint stored, and TrainerError (NonFiniteLoss,
+    NothingLearned, ...).
     """
     progress, stop_signal = context.progress, context.stop_signal
     callback = RunCallback(progress, checkpoints, stop_signal, checkpointed, prepared.engine)
@@ -63,6 +66,7 @@ def train(
     # From here on a signal only sets a flag: the callback ends the loop after the step, with a checkpoint.
     with stop_signal.deferred():
         _train_on(trainer, resumed, checkpointed)
+        callback.watch.catch_up()
     callback.report_memory()
 
     state = trainer.state
@@ -80,7 +84,7 @@ def _restore_newest(checkpoints: CheckpointStore | None, output: Path) -> Path |
     """Downloads the newest usable checkpoint; returns its folder below `output`, or None."""
     if checkpoints is None:
         return None
-    step = checkpoints.restore_newest(output / "checkpoint-restored")
+    step = checkpoints.restore_newest(output / "checkpoint-restored", find_non_finite)
     if step is None:
         return None
 
@@ -109,6 +113,8 @@ def _finish(trainer: QloraTrainer, checkpointed: CheckpointedState, *, stopped_e
 
     if checkpointed.best is not None:
         checkpointed.best.load(trainer.model)
+    check_trained_adapter(trainer.model, state.global_step)
+
     if checkpointed.sampler is not None:
         step = state.global_step if outcome.best_step is None else outcome.best_step
         checkpointed.sampler.take(trainer.model, step)

@@ -21,7 +21,7 @@ OPTIMIZERS = {
     Optimizer.PAGED_ADAMW_8BIT: "paged_adamw_8bit",
     Optimizer.ADAMW: "adamw_torch",
 }
-SCHEDULERS = {Scheduler.LINEAR: "linear", Scheduler.COSINE: "cosine", Scheduler.CONSTANT: "constant_with_warmup"}
+SCHEDULERS = {Scheduler.LINEAR: "linear", Scheduler.COSINE: "cosine", Scheduler.CONSTANT: "constant"}
 
 
 def configure_training(
@@ -44,7 +44,7 @@ def configure_training(
         gradient_accumulation_steps=batch.accumulation,
         learning_rate=training.learning_rate,
         lr_scheduler_type=SCHEDULERS[training.scheduler],
-        warmup_steps=training.warmup_steps,
+        lr_scheduler_kwargs={"warmup_steps": training.warmup_steps},  # of our own schedule: see optimizer.py
         optim=OPTIMIZERS[training.optimizer],
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,

@@ -10,8 +10,9 @@ collator.py             rows of a micro-batch laid end to end, with document bou
 losses.py               next-token loss on supervised tokens in plain PyTorch
 fp8_gate.py             the decision for or against FP8, by the loss of the first batch
 gradients.py            gradients of the adapters: cleared quickly, and restored after half a pass
-optimizer.py            our 8-bit AdamW in place of the one that the configuration names
+optimizer.py            our 8-bit AdamW and our learning rate's schedule, in place of those that the configuration names
 loaded_model.py         the base model as stage 1 loaded it
 outcome.py              the result of training, summarised from TRL's log
+divergence/             signs that a run has diverged or learned nothing
 records.py              loss points and sample lines, as the documents read them
 """

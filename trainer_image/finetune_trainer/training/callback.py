@@ -14,6 +14,8 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.progress_tracker import ProgressTracker, Speed
 from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.training.checkpointed_state import CheckpointedState
+from finetune_trainer.training.divergence.checkpoint_files import find_non_finite
+from finetune_trainer.training.divergence.step_watch import StepWatch
 from finetune_trainer.training.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,8 @@ class RunCallback(TrainerCallback):
         self._speed = Speed()
         self.trained_tokens = 0
         """Tokens trained on by this process."""
+        self.watch = StepWatch()
+        """Looks at every step; the trainer hands it what a step computed."""
 
     def report_memory(self) -> None:
         """Reports the memory plan with its measured peak, and the decision about FP8."""
@@ -67,6 +71,7 @@ class RunCallback(TrainerCallback):
 
         interval = self._checkpointed.sample_steps
         if self._checkpointed.sampler is not None and interval and state.global_step % interval == 0:
+            self.watch.catch_up()  # nothing can be drawn from NaN
             self._checkpointed.sampler.take(model, state.global_step)
 
         # TRL saves and stops after this step. At the last step it ends anyway, and the run succeeds.
@@ -75,16 +80,11 @@ class RunCallback(TrainerCallback):
             control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        """Reports losses. Raises TrainerError (NonFiniteLoss) for NaN, infinity, or a gradient that is zero."""
+        """Reports losses. Raises TrainerError (NonFiniteLoss) for one that is no number."""
         logs = logs or {}
-        for name in ("loss", "eval_loss", "grad_norm"):
-            if name in logs and not math.isfinite(logs[name]):
-                message = f"{name} is {logs[name]} after step {state.global_step}"
-                raise TrainerError(FailureReason.NON_FINITE_LOSS, message)
-
-        if logs.get("grad_norm") == 0.0:
-            cause = "training has diverged, or there is nothing to learn"
-            message = f"the gradient is zero after step {state.global_step}: {cause}"
+        self.watch.catch_up()  # whoever logs has waited for the GPU already
+        if not math.isfinite(logs.get("eval_loss", 0.0)):
+            message = f"the evaluation loss is {logs['eval_loss']} after step {state.global_step}"
             raise TrainerError(FailureReason.NON_FINITE_LOSS, message)
 
         known = ("loss", "eval_loss", "learning_rate")
@@ -113,13 +113,19 @@ class RunCallback(TrainerCallback):
             control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stores the checkpoint that TRL has just written to this disk."""
+        """Stores the checkpoint that TRL has just written to this disk. Raises TrainerError (NonFiniteLoss) instead if
+        it holds a number that is none: the checkpoints before it stay."""
         if self._checkpoints is None:
             return
+        self.watch.catch_up()
 
         # TRL's callbacks run after its own files are written.
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self._checkpointed.save_into(folder)
+        if (found := find_non_finite(folder)) is not None:
+            message = f"the checkpoint of step {state.global_step} is not stored: it has {found}"
+            raise TrainerError(FailureReason.NON_FINITE_LOSS, message)
+
         self._checkpoints.save(folder, state.global_step)
         self._progress.update(checkpoint_step=state.global_step)
         log.info("checkpoint of step %d is stored", state.global_step)

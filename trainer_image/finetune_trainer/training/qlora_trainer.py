@@ -21,7 +21,7 @@ from finetune_trainer.training.callback import RunCallback
 from finetune_trainer.training.collator import collate_packed
 from finetune_trainer.training.engine import Engine
 from finetune_trainer.training.gradients import AccumulatedGradients, FastZeroGrad
-from finetune_trainer.training.optimizer import choose_optimizer
+from finetune_trainer.training.optimizer import choose_optimizer, create_schedule
 
 
 class QloraTrainer(SFTTrainer):
@@ -44,6 +44,8 @@ class QloraTrainer(SFTTrainer):
         self._engine, self._callback = engine, callback
         self._gradients: AccumulatedGradients | None = None
         self._evaluated = (0.0, 0)
+        self._watch = callback.watch
+        self._watch.scales_loss = bool(args.fp16)
 
         self.data_collator = collate_packed  # TRL accepts no collator of another kind as an option
         self.model_accepts_loss_kwargs = True  # our loss itself divides by the tokens of the whole step
@@ -77,6 +79,12 @@ class QloraTrainer(SFTTrainer):
             self._engine.decide_fp8(lambda: self._loss_without_noise(model, inputs))
             self._callback.report_memory()
 
+        loss = self._pass(model, inputs, num_items_in_batch)
+        self._watch.add_loss(loss)
+        return loss
+
+    def _pass(self, model: Any, inputs: Any, num_items_in_batch: Any) -> torch.Tensor:
+        """Returns the loss of one forward and backward pass, if need be in less memory."""
         step = partial(super().training_step, model)
         if not self._engine.can_step_down:
             self._gradients = None
@@ -122,11 +130,24 @@ class QloraTrainer(SFTTrainer):
         finally:
             model.train()
 
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Returns our schedule of the learning rate, made once."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = create_schedule(self.args, optimizer or self.optimizer, num_training_steps)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        """Clips the gradients of a step and returns their norm before; the watch gets it with the step's loss."""
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
-        if not isinstance(optimizer, MultiTensorAdamW8bit):
-            return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call, no-any-return]
-        return optimizer.clip_gradients(self.args.max_grad_norm)
+        if isinstance(optimizer, MultiTensorAdamW8bit):
+            self.accelerator.unscale_gradients()  # fp16: they are multiplied by the loss's scale
+            norm = optimizer.clip_gradients(self.args.max_grad_norm)
+        else:
+            norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+
+        self._watch.end_step(self.state.global_step + 1, norm)
+        return norm
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
