@@ -16,5 +16,6 @@ Begin with `pipeline`, which calls the six stages in order. No folder imports on
     chat         conversations to tokens with labels (no torch)
     data         files to rows to messages (no torch)
     storage      S3 and folders as object stores
+    stopping     a request to stop, as every loop and transfer sees it
     errors       TrainerError: a failure with its reason
 """

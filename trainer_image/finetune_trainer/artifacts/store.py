@@ -5,6 +5,7 @@ If two pods run at once, the condition lets one of them commit; the other takes 
 """
 
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import ArtifactType, OnExisting
 from finetune_trainer.artifacts.manifest import MANIFEST_NAME, Manifest, ManifestArtifact, ManifestFile, artifact_digest
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.stopping import finishing, run_within, stop_point
 from finetune_trainer.storage.digests import files_below
 from finetune_trainer.storage.folder_store import FolderStore
 from finetune_trainer.storage.object_store import ObjectStore, OnBytes, PreconditionFailedError
@@ -26,6 +28,7 @@ from finetune_trainer.storage.s3_session import S3Location, S3Session
 from finetune_trainer.storage.s3_store import S3Store
 
 log = logging.getLogger(__name__)
+CLEANUP_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,18 @@ class Provenance:
 
     resolved: Resolved
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def own_prefix(attempt_id: str) -> str:
+    """Prefix of everything that an attempt uploads before the commit."""
+    return f"attempts/{attempt_id}/"
+
+
+def remove_uncommitted(folder: Path, attempt_id: str) -> None:
+    """Deletes what an attempt has written below a job's local folder, unless that is the job's result."""
+    manifest = folder / MANIFEST_NAME
+    if not manifest.is_file() or own_prefix(attempt_id) not in manifest.read_text(encoding="utf-8"):
+        shutil.rmtree(folder / own_prefix(attempt_id), ignore_errors=True)
 
 
 class ArtifactStore:
@@ -108,15 +123,19 @@ class ArtifactStore:
         Raises TrainerError; nothing is then published.
         """
         draft = self._draft_manifest(provenance)  # before the upload: errors in it show now
-        listed = tuple(self._upload(artifact, on_bytes) for artifact in artifacts)
-        manifest = draft.model_copy(update={"artifacts": listed, "created": datetime.now(UTC)})
-
         try:
-            self.object_store.put_if(MANIFEST_NAME, manifest.encode(), self._replaces)
+            listed = tuple(self._upload(artifact, on_bytes) for artifact in artifacts)
+            stop_point()
+        except BaseException as error:
+            self._remove_own(error)
+            raise
+
+        manifest = draft.model_copy(update={"artifacts": listed, "created": datetime.now(UTC)})
+        try:
+            with finishing():  # from here on a signal comes too late
+                self.object_store.put_if(MANIFEST_NAME, manifest.encode(), self._replaces)
         except PreconditionFailedError:  # another attempt, or another job, committed while this one was training
-            winner = self._read_winner()
-            self._remove_leftovers(f"attempts/{self.attempt_id}/", winner)
-            return winner
+            return self._yield_to_winner()
 
         self._remove_leftovers("attempts/", manifest)
         return manifest
@@ -130,7 +149,7 @@ class ArtifactStore:
         self.object_store.close()
 
     def _upload(self, artifact: LocalArtifact, on_bytes: OnBytes) -> ManifestArtifact:
-        base = f"attempts/{self.attempt_id}/{artifact.folder}/"
+        base = f"{own_prefix(self.attempt_id)}{artifact.folder}/"
         is_folder = artifact.path.is_dir()
         root = artifact.path if is_folder else artifact.path.parent
         location = base if is_folder else base + artifact.path.name
@@ -174,6 +193,34 @@ class ArtifactStore:
             artifacts=(),
         )
 
+    def _yield_to_winner(self) -> Manifest:
+        """Returns the manifest of the attempt that committed first, and deletes the files of this one."""
+        try:
+            winner = self._read_winner()
+        except TrainerError as error:
+            self._remove_own(error)
+            raise
+
+        self._remove_leftovers(own_prefix(self.attempt_id), winner)
+        return winner
+
+    def _remove_own(self, error: BaseException) -> None:
+        """Deletes what this attempt has uploaded before `error` ended it; nobody else can use it.
+
+        Not if storage is what failed. What cannot be deleted within seconds is left to the next attempt that commits.
+        """
+        if isinstance(error, TrainerError) and error.reason is FailureReason.STORAGE_UNAVAILABLE:
+            return
+
+        prefix = own_prefix(self.attempt_id)
+        try:
+            with finishing():
+                deleted = run_within(CLEANUP_SECONDS, lambda: self.object_store.delete(self.object_store.keys(prefix)))
+        except (TrainerError, OSError) as failure:
+            log.warning("files of this attempt were not deleted: %s", failure)
+        else:
+            log.info("the files that this attempt had uploaded %s deleted", "are" if deleted else "could not be")
+
     def _read_winner(self) -> Manifest:
         found = self._read_manifest()
         if found is None or found[0].job.uid != self.config.job.uid:
@@ -210,7 +257,7 @@ class ArtifactStore:
 
     def _remove_leftovers(self, prefix: str, manifest: Manifest) -> None:
         """Deletes all files below `prefix` that the manifest does not name: remains of failed attempts, and an
-        overwritten result. An error here is only logged: the result is committed."""
+        overwritten result. An error here is only logged, and a signal only ends it: the result is committed."""
         kept = {file.path for file in manifest.files()}
         try:
             self.object_store.delete(key for key in self.object_store.keys(prefix) if key not in kept)

@@ -14,7 +14,7 @@ from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Stage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.logging_setup import configure_logging
-from finetune_trainer.job.outcome import failed, succeeded, write_outcome
+from finetune_trainer.job.outcome import failed, overdue, succeeded, write_outcome
 from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.reporter import Reporter
 from finetune_trainer.job.settings import Settings, load_config
@@ -39,20 +39,22 @@ def main() -> None:
         block_torch_import()
         from finetune_trainer.cli.preflight import preflight_attempt
 
-        sys.exit(preflight_attempt(settings))
+        stop_signal.exit(preflight_attempt(settings, stop_signal))
 
-    sys.exit(run_attempt(settings, stop_signal))
+    stop_signal.exit(run_attempt(settings, stop_signal))
 
 
 def run_attempt(settings: Settings, stop_signal: StopSignal) -> int:
     """Runs the mounted job and writes its outcome; returns the exit code."""
     assert settings.termination_log is not None
-    progress = ProgressTracker()
+    progress, termination_log = ProgressTracker(), settings.termination_log
+    stop_signal.guard(lambda _: write_outcome(overdue(progress), termination_log))
 
     try:
         config = load_config(settings)
     except TrainerError as error:
-        return write_outcome(_failed(error, progress), settings.termination_log)
+        return write_outcome(_failed(error, progress), termination_log)
+    stop_signal.allow(config.termination_grace_period_seconds)
 
     # Without an address and a token to report to, only the outcome tells how the run went.
     reporter: Reporter | None = None
@@ -61,9 +63,11 @@ def run_attempt(settings: Settings, stop_signal: StopSignal) -> int:
         reporter.start()
 
     outcome = run_job(config, settings, progress, stop_signal)
+    stop_signal.conclude()
+    code = write_outcome(outcome, termination_log)  # first of all: it is what counts
     if reporter is not None:
         reporter.close()
-    return write_outcome(outcome, settings.termination_log)
+    return code
 
 
 def run_job(config: RunConfig, settings: Settings, progress: ProgressTracker, stop_signal: StopSignal) -> Outcome:

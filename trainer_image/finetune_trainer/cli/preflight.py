@@ -11,10 +11,11 @@ from finetune_api.outcome import Outcome, Result
 from finetune_api.preflight import MAX_WARNING_CHARACTERS, MAX_WARNINGS, PreflightSummary, TokenLengths
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Stage
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InterruptedRunError, TrainerError
 from finetune_trainer.job.outcome import failed, write_outcome
 from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings, load_config
+from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.preflight.checks import run_preflight
 from finetune_trainer.preflight.report import Report
 from finetune_trainer.preflight.reuse import find_result
@@ -23,17 +24,30 @@ from finetune_trainer.preflight.table import to_sentence, to_table
 log = logging.getLogger(__name__)
 
 
-def preflight_attempt(settings: Settings) -> int:
+def preflight_attempt(settings: Settings, stop_signal: StopSignal) -> int:
     """Checks the mounted job and writes its outcome; returns the exit code."""
     assert settings.termination_log is not None
+    termination_log = settings.termination_log
+    stop_signal.guard(lambda _: write_outcome(_interrupted(), termination_log))
+
     try:
         config = load_config(settings)
         outcome = find_result(config, settings) or _check(config, settings)
     except BaseException as error:  # signals and defects included: whatever happens, there is an outcome
-        outcome = failed(error, ProgressTracker()).model_copy(update={"stage": Stage.PREFLIGHT})
+        outcome = _failed(error)
         known = isinstance(error, TrainerError)
         log.error("%s: %s", outcome.reason, outcome.message, exc_info=None if known else error)
-    return write_outcome(outcome, settings.termination_log)
+
+    stop_signal.conclude()
+    return write_outcome(outcome, termination_log)
+
+
+def _interrupted() -> Outcome:
+    return _failed(InterruptedRunError("stopped in the middle of the checks"))
+
+
+def _failed(error: BaseException) -> Outcome:
+    return failed(error, ProgressTracker()).model_copy(update={"stage": Stage.PREFLIGHT})
 
 
 def _check(config: RunConfig, settings: Settings) -> Outcome:

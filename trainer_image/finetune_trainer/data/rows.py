@@ -14,6 +14,7 @@ from finetune_trainer.data.csv_rows import read_csv, read_tsv
 from finetune_trainer.data.data_files import UnreadableFileError, kind_of
 from finetune_trainer.data.json_rows import read_json, read_json_lines
 from finetune_trainer.data.truncation import Truncated
+from finetune_trainer.stopping import stop_point
 
 DATA_SUFFIXES = tuple(
     f"{kind}{packed}" for kind in (".jsonl", ".json", ".csv", ".tsv") for packed in ("", ".gz", ".zst")
@@ -40,6 +41,7 @@ def read_rows(files: tuple[Path, ...], *, max_characters: int | None = None) -> 
     """Every row of every file, in order; a file is named by the part of its path that differs from the others'.
 
     With `max_characters`, texts longer than that may be truncated to a beginning that is still longer (`truncation`).
+    Raises InterruptedRunError if the run is asked to stop.
     """
     # Names such as train/a.jsonl and test/a.jsonl stay apart, without the path of a temporary folder.
     folder = Path(os.path.commonpath([path.parent for path in files])) if files else Path()
@@ -48,6 +50,7 @@ def read_rows(files: tuple[Path, ...], *, max_characters: int | None = None) -> 
         name = path.relative_to(folder).as_posix()
         try:
             for place, found in _READERS[kind_of(path.name)](path, max_characters=max_characters):
+                stop_point()
                 value, fingerprint = found if isinstance(found, Truncated) else (found, 0)
                 is_broken = isinstance(value, ValueError)
                 yield Row(name + place, str(value) if is_broken else value, is_broken, fingerprint)

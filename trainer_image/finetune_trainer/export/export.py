@@ -25,6 +25,7 @@ from finetune_trainer.export.merged_folder import MergedFolder
 from finetune_trainer.export.ollama import MODELFILE_SUFFIX, read_ollama_chat, write_modelfile
 from finetune_trainer.export.tensor_io.file_writer import FileWriters
 from finetune_trainer.export.tensor_io.tensor_reader import read_tensors
+from finetune_trainer.stopping import stop_point
 
 log = logging.getLogger(__name__)
 DEQUANTISED = (
@@ -153,6 +154,7 @@ def stream(
         try:
             done = sum(output.begin(writers) for output in outputs)
             for tensor, weights in tensors:
+                stop_point()
                 on_tensor(tensor.name)
                 if adapter is not None:
                     weights = adapter.merge(tensor.name, weights)

@@ -4,7 +4,7 @@ run_context.py        what every stage of a run may need: configuration, setting
 settings.py           folders, mounts and identity of the attempt; the only reader of the environment
 progress_tracker.py   the live state of the run, in memory
 reporter.py           posts that state to the operator over HTTPS
-stop_signal.py        SIGTERM and Ctrl-C
+stop_signal.py        SIGTERM and Ctrl-C, and a watchdog that ends the process in order
 outcome.py            the last word of a run: termination message and exit code
 logging_setup.py      one log line per event on stderr
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 from finetune_api.failures import ExitCode, FailureReason, exit_code_of
 from finetune_api.outcome import Outcome, Result
 from finetune_trainer.artifacts.manifest import Manifest
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InterruptedRunError, TrainerError
 from finetune_trainer.job.progress_tracker import ProgressTracker
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,13 @@ def failed(error: BaseException, progress: ProgressTracker) -> Outcome:
         finished=datetime.now(UTC),
         **_position(progress),
     )
+
+
+def overdue(progress: ProgressTracker) -> Outcome:
+    """Outcome of a run that did not end by itself after a signal: that of its newest checkpoint."""
+    step = progress.value("checkpoint_step") or progress.value("resumed_from_step")
+    stored = "no checkpoint is stored" if step is None else f"the newest checkpoint is that of step {step}"
+    return failed(InterruptedRunError(f"stopped in the middle of its work; {stored}"), progress)
 
 
 def explain(error: BaseException) -> tuple[FailureReason, str]:

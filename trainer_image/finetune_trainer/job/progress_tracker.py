@@ -22,6 +22,7 @@ from finetune_api.progress import (
     TrainerStatus,
 )
 from finetune_api.vocabulary import Stage
+from finetune_trainer.stopping import stop_point
 
 log = logging.getLogger(__name__)
 STAGE_START = {
@@ -58,7 +59,8 @@ class ProgressTracker:
         self._listeners.append(listener)
 
     def stage(self, stage: Stage) -> None:
-        """Begins a stage and ends the one before it."""
+        """Begins a stage and ends the one before it. Raises InterruptedRunError if the run is asked to stop."""
+        stop_point()
         now = datetime.now(UTC)
         with self._lock:
             self._end_stage(now)

@@ -46,10 +46,13 @@ class S3Repository:
 
     def download(self, names: Iterable[str], folder: Path, on_bytes: OnBytes) -> Path:
         """Downloads files one after the other, each in parallel ranges."""
-        with ThreadPoolExecutor(PARALLEL_PARTS, "s3") as parts:
+        parts = ThreadPoolExecutor(PARALLEL_PARTS, "s3")
+        try:
             downloader = S3Downloader(self._session, parts)
             for name in names:
                 downloader.download(self._prefix + name, folder / name, on_bytes)
+        finally:
+            parts.shutdown(wait=False, cancel_futures=True)
         return folder
 
     def read(self, name: str, start: int, end: int) -> bytes:

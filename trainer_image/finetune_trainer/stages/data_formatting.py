@@ -22,7 +22,7 @@ from finetune_trainer.data.layouts import describe_detection, detect_format, par
 from finetune_trainer.data.messages import BadRowError
 from finetune_trainer.data.report_limits import MAX_TRAINING_ERROR_ROWS
 from finetune_trainer.data.rows import Row, read_rows
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InterruptedRunError, TrainerError
 
 log = logging.getLogger(__name__)
 FEATURES = Features({"input_ids": Sequence(Value("int32")), "labels": Sequence(Value("int32"))})
@@ -130,6 +130,8 @@ class _EncodingPass:
             except BadRowError as error:
                 self._add_bad(row, str(error))
                 continue
+            except InterruptedRunError:
+                raise
             except TrainerError as error:  # not of this row alone: a template that is wrong, for example
                 raise TrainerError(error.reason, f"{row.location}: {error.message}") from None
 

@@ -12,15 +12,17 @@ from finetune_trainer.artifacts.checkpoints import CheckpointStore
 from finetune_trainer.errors import InterruptedRunError
 from finetune_trainer.job.run_context import RunContext
 from finetune_trainer.stages.data_formatting import FormattedData
+from finetune_trainer.stopping import finishing
 from finetune_trainer.training.callback import RunCallback
 from finetune_trainer.training.checkpointed_state import CheckpointedState
 from finetune_trainer.training.divergence.checkpoint_files import find_non_finite
 from finetune_trainer.training.divergence.trained_adapter import check_trained_adapter
 from finetune_trainer.training.engine import Engine
 from finetune_trainer.training.outcome import TrainingOutcome, summarise_training
-from finetune_trainer.training.qlora_trainer import QloraTrainer
+from finetune_trainer.training.qlora_trainer import QloraTrainer, is_evaluated
 
 log = logging.getLogger(__name__)
+STATE_NAME = "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -63,19 +65,19 @@ def train(
         checkpointed.restore_from(resumed)
         progress.update(resumed_from_step=int(resumed.name.rpartition("-")[2]))
 
-    # From here on a signal only sets a flag: the callback ends the loop after the step, with a checkpoint.
-    with stop_signal.deferred():
+    # A signal waits for this: the callback ends the loop after the step, with a checkpoint.
+    with finishing():
         _train_on(trainer, resumed, checkpointed)
         callback.watch.catch_up()
     callback.report_memory()
 
     state = trainer.state
     progress.update(step=state.global_step, total_steps=state.max_steps)
-    stopped_early = checkpointed.stops_early and state.global_step < state.max_steps
-    if stop_signal.requested and state.global_step < state.max_steps and not stopped_early:
+    if stop_signal.requested:
         stored = f"checkpoint of step {state.global_step} is stored" if checkpoints else "without a checkpoint"
         raise InterruptedRunError(f"stopped after step {state.global_step} of {state.max_steps}; {stored}")
 
+    stopped_early = checkpointed.stops_early and state.global_step < state.max_steps
     progress.update(stopped_early=stopped_early or None)
     return _finish(trainer, checkpointed, stopped_early=stopped_early)
 
@@ -96,18 +98,31 @@ def _train_on(trainer: QloraTrainer, resumed: Path | None, checkpointed: Checkpo
     """Runs TRL's loop from the checkpoint in `resumed`, or from the start."""
     if resumed is not None:
         # A checkpoint from the end of training is only loaded: the loop would make one step more.
-        state = TrainerState.load_from_json(str(resumed / "trainer_state.json"))
+        state = TrainerState.load_from_json(str(resumed / STATE_NAME))
+        _make_up(trainer, resumed, checkpointed, state)
         if state.global_step >= state.max_steps or checkpointed.stops_early:
             trainer.load_adapter(resumed, state)
             return
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
 
 
+def _make_up(trainer: QloraTrainer, resumed: Path, checkpointed: CheckpointedState, state: TrainerState) -> None:
+    """Takes the samples and the evaluation of the checkpoint's step, if a signal kept the former run from them."""
+    evaluates = trainer.is_evaluation_due(state)
+    if not evaluates and not checkpointed.are_samples_due(state.global_step):
+        return
+
+    trainer.load_adapter(resumed, state)
+    checkpointed.take_due_samples(trainer.model, state.global_step)
+    if evaluates:
+        trainer.evaluate()
+        state.save_to_json(str(resumed / STATE_NAME))  # TRL's loop takes the history from there
+
+
 def _finish(trainer: QloraTrainer, checkpointed: CheckpointedState, *, stopped_early: bool) -> TrainingOutcome:
     """Evaluates the last step if that was not done yet, loads the best adapter, and takes samples of it."""
     state = trainer.state
-    evaluated = any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
-    if trainer.eval_dataset is not None and not evaluated:
+    if trainer.eval_dataset is not None and not is_evaluated(state):
         trainer.evaluate()
     outcome = summarise_training(state.global_step, state.log_history, checkpointed, stopped_early=stopped_early)
 

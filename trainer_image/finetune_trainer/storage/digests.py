@@ -14,6 +14,8 @@ from pathlib import Path
 
 from awscrt import checksums
 
+from finetune_trainer.stopping import stop_point
+
 READ_BYTES = 1 << 20  # 1 MiB
 HASHING_THREADS = 4  # SHA-256 of one file uses one core
 
@@ -60,6 +62,7 @@ def digest_file(path: Path, part_bytes: int, stopped: Callable[[], bool] = lambd
             # One part, read in slices of a MiB so that memory stays small.
             crc, end = 0, start
             while end - start < part_bytes and (data := file.read(min(READ_BYTES, part_bytes - (end - start)))):
+                stop_point()
                 if stopped():
                     raise DigestStoppedError(str(path))
                 whole.update(data)
@@ -80,8 +83,12 @@ def digest_file(path: Path, part_bytes: int, stopped: Callable[[], bool] = lambd
 
 def sha256_file(path: Path) -> str:
     """Returns the SHA-256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest, buffer = hashlib.sha256(), bytearray(READ_BYTES)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            stop_point()
+            digest.update(memoryview(buffer)[:count])
+    return digest.hexdigest()
 
 
 def sha256_of_lines(digests: Mapping[str, str]) -> str:

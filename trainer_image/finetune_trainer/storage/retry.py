@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from typing import TypeVar
 
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.stopping import run_abandonable
 
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")
@@ -67,14 +69,14 @@ def retry(
     """Returns what `action` returns; repeats it while it raises one of `errors` and the policy allows it.
 
     Raises the error that `explain` makes of the last failure, without the original, which may quote the request. Once
-    `closing` is set, failures are raised at once.
+    `closing` is set, failures are raised at once. A request to stop waits for no answer: InterruptedRunError.
     """
     closing = closing or threading.Event()
     began, wait = time.monotonic(), policy.first_wait
 
     while True:
         try:
-            return action()
+            return run_abandonable(action)
         except errors as error:
             failure, cause = explain(error)
 
@@ -86,5 +88,5 @@ def retry(
 
         pause *= random.uniform(0.7, 1)  # noqa: S311 (spreads the load of many pods)
         log.warning("%s; trying again in %.1f s", failure.message, pause)
-        closing.wait(pause)
+        run_abandonable(partial(closing.wait, pause))
         wait = wait if polls else min(2 * wait, policy.max_wait)

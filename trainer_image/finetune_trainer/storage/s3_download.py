@@ -1,6 +1,5 @@
 """Download of one S3 object: ranges in parallel, each retried on its own, all of the same version of the object."""
 
-import os
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -32,18 +31,13 @@ class S3Downloader:
         with target.open("wb") as file:
             file.truncate(size)  # ranges arrive in any order
 
-            def fetch(start: int) -> None:
-                data = fetch_range(self.session, key, start, min(start + step, size), etag)
-                _write_at(file.fileno(), data, start)
-                on_bytes(len(data))
+        def fetch(start: int) -> None:
+            data = fetch_range(self.session, key, start, min(start + step, size), etag)
+            # Opened for each range: a range that is left alone after a signal has no part in a file closed meanwhile.
+            with target.open("r+b") as file:
+                file.seek(start)
+                file.write(data)
+            on_bytes(len(data))
 
-            collect(self.parts, [partial(fetch, start) for start in range(0, size, step)])
+        collect(self.parts, [partial(fetch, start) for start in range(0, size, step)])
         return size
-
-
-def _write_at(descriptor: int, data: bytes, offset: int) -> None:
-    # pwrite needs no lock between threads, but may write less than it was given.
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written

@@ -29,6 +29,7 @@ from awscrt import checksums
 
 from finetune_api.failures import FailureReason
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.stopping import finishing, run_abandonable, run_within
 from finetune_trainer.storage.digests import FileDigest, PartDigest, crc64_header, digest_file
 from finetune_trainer.storage.object_store import OnBytes
 from finetune_trainer.storage.retry import RetryPolicy
@@ -42,7 +43,8 @@ MIN_PART_BYTES = 16 << 20
 MAX_PARTS = 10_000
 PARALLEL_PARTS = 8
 # At the end of a failed job little time is left: what cannot be discarded now is discarded at the next start.
-_ABORT_RETRIES = RetryPolicy(outage_seconds=5, expired_seconds=0, rejected_seconds=0)
+_ABORT_SECONDS = 5
+_ABORT_RETRIES = RetryPolicy(outage_seconds=_ABORT_SECONDS, expired_seconds=0, rejected_seconds=0)
 
 
 class ChecksumSupport(Enum):
@@ -212,8 +214,10 @@ class S3Uploader:
         return True
 
     def _abort(self, upload: MultipartUpload) -> None:
+        call = partial(self.session.call, "abort_multipart_upload", upload.key, _ABORT_RETRIES)
         try:
-            self.session.call("abort_multipart_upload", upload.key, UploadId=upload.upload_id, policy=_ABORT_RETRIES)
+            with finishing():  # also after a signal, but a silent store is not waited for
+                run_within(_ABORT_SECONDS, partial(call, UploadId=upload.upload_id))
         except S3Fault as fault:
             log.warning("%s; the unfinished upload is discarded when the job starts again", fault.message)
 
@@ -260,18 +264,19 @@ def read_range(path: Path, start: int, end: int) -> bytes:
 def collect(executor: Executor, tasks: Iterable[Callable[[], Value]]) -> list[Value]:
     """Returns the results of all tasks, in order.
 
-    At the first failure, or if a signal interrupts this thread, queued tasks are dropped and the failure is raised.
+    At the first failure, queued tasks are dropped and the failure is raised once running ones have ended. If the run is
+    asked to stop, nothing is waited for: InterruptedRunError.
     """
     futures: list[Future[Value]] = [executor.submit(task) for task in tasks]
 
     try:
-        wait(futures, return_when=FIRST_EXCEPTION)
+        run_abandonable(lambda: wait(futures, return_when=FIRST_EXCEPTION))
     finally:
         for future in futures:
             future.cancel()
 
-    # Running tasks cannot be cancelled: they end before the failure is raised.
-    wait(futures)
+    # Running tasks cannot be cancelled.
+    run_abandonable(lambda: wait(futures))
     for future in futures:
         if not future.cancelled() and (error := future.exception()) is not None:
             raise error

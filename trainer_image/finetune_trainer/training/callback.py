@@ -10,9 +10,10 @@ from transformers import TrainerCallback
 
 from finetune_api.failures import FailureReason
 from finetune_trainer.artifacts.checkpoints import CheckpointStore
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InterruptedRunError, TrainerError
 from finetune_trainer.job.progress_tracker import ProgressTracker, Speed
 from finetune_trainer.job.stop_signal import StopSignal
+from finetune_trainer.stopping import raise_if_requested
 from finetune_trainer.training.checkpointed_state import CheckpointedState
 from finetune_trainer.training.divergence.checkpoint_files import find_non_finite
 from finetune_trainer.training.divergence.step_watch import StepWatch
@@ -69,15 +70,24 @@ class RunCallback(TrainerCallback):
         )
         self.report_memory()
 
-        interval = self._checkpointed.sample_steps
-        if self._checkpointed.sampler is not None and interval and state.global_step % interval == 0:
+        if self._checkpointed.are_samples_due(state.global_step):
             self.watch.catch_up()  # nothing can be drawn from NaN
-            self._checkpointed.sampler.take(model, state.global_step)
+            try:
+                self._checkpointed.take_due_samples(model, state.global_step)
+            except InterruptedRunError:
+                log.info("the samples of step %d are left to the run that goes on from here", state.global_step)
+        if self._stop_signal.requested:
+            self.stop_with_checkpoint(control)
 
-        # TRL saves and stops after this step. At the last step it ends anyway, and the run succeeds.
-        if self._stop_signal.requested and state.global_step < state.max_steps:
-            control.should_save = self._checkpoints is not None
-            control.should_training_stop = True
+    def stop_with_checkpoint(self, control: Any) -> None:
+        """Makes TRL's loop end after this step, with a checkpoint and before any evaluation."""
+        control.should_evaluate = False
+        control.should_save = self._checkpoints is not None
+        control.should_training_stop = True
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ends an evaluation between two batches. Raises InterruptedRunError if the run is asked to stop."""
+        raise_if_requested()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Reports losses. Raises TrainerError (NonFiniteLoss) for one that is no number."""

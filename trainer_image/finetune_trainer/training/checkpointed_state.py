@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from finetune_trainer.training.best_adapter import BestAdapter
 from finetune_trainer.training.samples import Sampler
@@ -20,6 +21,17 @@ class CheckpointedState:
     def stops_early(self) -> bool:
         """True once early stopping has waited long enough for a lower evaluation loss."""
         return self.best is not None and self.best.is_exhausted
+
+    def are_samples_due(self, step: int) -> bool:
+        """True if the job wants samples of this step, and they have not been taken yet."""
+        if self.sampler is None or not self.sample_steps:
+            return False
+        return step % self.sample_steps == 0 and not self.sampler.has(step)
+
+    def take_due_samples(self, model: Any, step: int) -> None:
+        """Takes the samples of a step, if they are due. Raises InterruptedRunError if the run is asked to stop."""
+        if self.sampler is not None and self.are_samples_due(step):
+            self.sampler.take(model, step)
 
     def save_into(self, checkpoint: Path) -> None:
         """Adds the state to a checkpoint's folder."""

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback, TrainerState
+from transformers.trainer_utils import IntervalStrategy
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW8bit
+from finetune_trainer.errors import InterruptedRunError
 from finetune_trainer.training.callback import RunCallback
 from finetune_trainer.training.collator import collate_packed
 from finetune_trainer.training.engine import Engine
@@ -179,6 +181,22 @@ class QloraTrainer(SFTTrainer):
         total, count = self._evaluated
         return output._replace(metrics=(output.metrics or {}) | {"eval_loss": total / max(1, count)})
 
+    def _evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Evaluates within the loop; if the run is asked to stop meanwhile, the checkpoint of this step comes first.
+
+        The run that goes on from it evaluates the step (stages/training.py).
+        """
+        try:
+            return super()._evaluate(*arguments, **options)
+        except InterruptedRunError:
+            self._callback.stop_with_checkpoint(self.control)
+            return {}
+
+    def is_evaluation_due(self, state: TrainerState) -> bool:
+        """True if the state's step is one to evaluate, and has not been evaluated."""
+        interval = self.args.eval_steps if self.args.eval_strategy == IntervalStrategy.STEPS else None
+        return bool(interval) and state.global_step % int(interval or 1) == 0 and not is_evaluated(state)
+
     def load_adapter(self, checkpoint: Path, state: TrainerState) -> None:
         """Takes adapter and history from a checkpoint, without training on."""
         self._load_from_checkpoint(str(checkpoint))
@@ -190,6 +208,11 @@ class QloraTrainer(SFTTrainer):
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """Does nothing: TRL writes a card with every checkpoint, and ours comes with the artifacts."""
+
+
+def is_evaluated(state: TrainerState) -> bool:
+    """True if the newest step of the history has an evaluation loss."""
+    return any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
 
 
 class FastTrainMode:

@@ -22,6 +22,7 @@ from finetune_trainer.chat.encoder import ChatEncoder
 from finetune_trainer.chat.labels import IGNORED
 from finetune_trainer.data.messages import BadRowError
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.stopping import raise_if_requested
 from finetune_trainer.training.losses import takes_positions
 from finetune_trainer.training.records import SampleLine, read_samples, write_samples
 
@@ -78,8 +79,11 @@ class Sampler:
         self._sampled: set[int] = set()
 
     def take(self, model: Any, step: int) -> None:
-        """Lets `model`, a peft model after `step` steps, answer every prompt."""
-        if step in self._sampled:
+        """Lets `model`, a peft model after `step` steps, answer every prompt.
+
+        Raises InterruptedRunError if the run is asked to stop; no sample of the step is written then.
+        """
+        if self.has(step):
             return
 
         began = time.monotonic()
@@ -97,6 +101,10 @@ class Sampler:
         lines = [self._line(step, prompt, ids) for prompt, ids in zip(self._prompts, answers, strict=True)]
         write_samples(self._folder, lines, append=True)
         log.info("%d samples of step %d took %.1f s", len(lines), step, time.monotonic() - began)
+
+    def has(self, step: int) -> bool:
+        """True if the samples of a step have been taken."""
+        return step in self._sampled
 
     def lines(self) -> tuple[SampleLine, ...]:
         """All samples so far, in order."""
@@ -123,7 +131,10 @@ class Sampler:
         ids = torch.tensor([[pad] * (length - len(prompt)) + prompt for prompt in prompts], device=device)
         mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
 
-        columns = list(generate_tokens(model, ids, mask, ends, self._spec.max_tokens, self._spec.temperature))
+        columns = []
+        for tokens in generate_tokens(model, ids, mask, ends, self._spec.max_tokens, self._spec.temperature):
+            raise_if_requested()
+            columns.append(tokens)
         return [_until_end(row, ends) for row in torch.stack(columns, dim=1).tolist()]
 
     def _line(self, step: int, prompt: Prompt, ids: list[int]) -> SampleLine:

@@ -6,11 +6,14 @@ It is started when a row first needs it, and again when a template has killed it
 import atexit
 import json
 import logging
+import select
 import subprocess
 import sys
 import threading
 from dataclasses import dataclass
 from typing import IO, Any
+
+from finetune_trainer.stopping import POLL_SECONDS, stop_point
 
 log = logging.getLogger(__name__)
 LENGTH_BYTES = 8
@@ -54,7 +57,7 @@ class RenderingProcess:
         self._setup: TemplateSetup | None = None
 
     def ask(self, setup: TemplateSetup, request: dict[str, Any]) -> dict[str, Any]:
-        """The worker's answer. Raises LimitError if the worker died of the request."""
+        """The worker's answer. Raises LimitError if the worker died of the request, and InterruptedRunError."""
         with self._lock:
             if self._process is None:
                 self._process, self._setup = _start(self._limits), None
@@ -73,6 +76,9 @@ class RenderingProcess:
             except (OSError, EOFError):
                 self._end()
                 answer = {"error": "memory"}
+            except BaseException:
+                self._end()  # its answer would be taken for the next row's
+                raise
 
             if answer.get("error") == "memory":
                 limits = self._limits
@@ -113,6 +119,10 @@ def _start(limits: RenderingLimits) -> subprocess.Popen[bytes]:
         process.communicate()
         message = f"the process that renders chat templates ended with exit code {process.returncode} at its start"
         raise RuntimeError(message) from None
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
     return process
 
 
@@ -129,6 +139,9 @@ def _exchange(process: subprocess.Popen[bytes], request: dict[str, Any]) -> dict
 def _receive(process: subprocess.Popen[bytes], max_bytes: int) -> dict[str, Any]:
     """The next answer. Raises EOFError if the worker has ended, or if the answer is too long."""
     assert process.stdout is not None
+    while not select.select([process.stdout], [], [], POLL_SECONDS)[0]:
+        stop_point()
+
     length = int.from_bytes(_read(process.stdout, LENGTH_BYTES), "big")
     if length > max_bytes:
         raise EOFError

@@ -1,0 +1,86 @@
+"""`finetune-trainer` that sends itself SIGTERM in the middle of a named function, as a program of its own.
+
+    python -m finetune_test_programs.signalled_trainer VERB [MODULE:NAME [CALL [STALL]]]
+
+The signal arrives at the CALL-th call (from 1). With STALL, the function then takes so many seconds more and swallows
+whatever is raised meanwhile, as libraries do. A name may have dots: Class.method.
+"""
+
+import functools
+import importlib
+import importlib.abc
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+
+def stall(seconds: float) -> None:
+    """Sleeps; exceptions that a signal's handler raises are swallowed."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            time.sleep(0.05)
+        except Exception:  # noqa: BLE001 (as libraries do)
+            continue
+
+
+def plant(module: Any, name: str, call: int, seconds: float) -> None:
+    """Replaces a function of a module."""
+    *path, last = name.split(".")
+    owner = functools.reduce(getattr, path, module)
+    original, calls = getattr(owner, last), [0]
+
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            print(f"signal at {time.time()}", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            stall(seconds)
+        return original(*arguments, **options)
+
+    setattr(owner, last, signalled)
+
+
+class PlantAtImport(importlib.abc.MetaPathFinder):
+    """Plants once the module has been imported by the trainer itself: importing it here would change what is tested."""
+
+    def __init__(self, module: str, name: str, call: int, seconds: float) -> None:
+        self._module, self._rest = module, (name, call, seconds)
+
+    def find_spec(self, fullname: str, *_: Any) -> Any:
+        """Wraps the loader of the one module."""
+        if fullname != self._module:
+            return None
+
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        assert spec is not None
+        assert spec.loader is not None
+        load = spec.loader.exec_module
+
+        def exec_module(module: Any) -> None:
+            load(module)
+            plant(module, *self._rest)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def main() -> None:
+    """Runs `finetune-trainer`."""
+    verb, *planted = sys.argv[1:]
+    sys.argv[1:] = [verb]
+    if planted:
+        module, _, name = planted[0].partition(":")
+        call, seconds = (*map(float, planted[1:]), 1.0, 0.0)[:2] if len(planted) < 3 else map(float, planted[1:3])
+        sys.meta_path.insert(0, PlantAtImport(module, name, int(call), seconds))
+
+    from finetune_trainer.cli.pod import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()
