@@ -7,6 +7,7 @@ Read in this order:
     run_config.py    operator to trainer: the resolved job, mounted into the pod
     progress.py      trainer to operator, while the job runs
     outcome.py       trainer to operator, at the end
+    judgement.py     what published weights kept of the training; part of the outcome and of the manifest
     failures.py      the table of failure reasons, exit codes and hints that both sides share
     preflight.py     the summary of the checks before a GPU is requested
     vocabulary.py    every string that a machine compares

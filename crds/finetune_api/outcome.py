@@ -14,6 +14,7 @@ from pydantic import Field
 
 from finetune_api.base import ApiModel
 from finetune_api.failures import ExitCode, FailureReason
+from finetune_api.judgement import Judgement
 from finetune_api.preflight import PreflightSummary
 from finetune_api.progress import MemoryUse
 from finetune_api.vocabulary import ArtifactType, Stage
@@ -54,6 +55,12 @@ class Artifact(ApiModel):
     quantization: str | None = None
     """Type of the weights, such as BF16 or Q8_0."""
 
+    loss: float | None = None
+    """Loss of these weights on the rows of the judgement, in nats per supervised token."""
+
+    improvement_kept: float | None = None
+    """Share of the training's improvement over the base that these weights keep on those rows; 1 is all of it."""
+
 
 class Outcome(ApiModel):
     """Result of a run, with everything the operator needs for the status."""
@@ -85,6 +92,7 @@ class Outcome(ApiModel):
     hub_url: str | None = None
     """Commit of the Hugging Face Hub that holds the artifacts."""
     artifacts: tuple[Artifact, ...] = ()
+    judgement: Judgement | None = None
     preflight: PreflightSummary | None = None
     """Findings of preflight; only a preflight pod sets it."""
     finished: datetime

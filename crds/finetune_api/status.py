@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_api.base import ApiModel
+from finetune_api.judgement import Judgement
 from finetune_api.outcome import Artifact
 from finetune_api.preflight import PreflightSummary
 from finetune_api.progress import MemoryUse, Resolved, StageTimes
@@ -211,6 +212,9 @@ class FineTuneJobStatus(ApiModel):
 
     artifacts: tuple[Artifact, ...] = ()
     """Artifacts of the job, exactly as its manifest lists them."""
+
+    judgement: Judgement | None = None
+    """Losses that the artifacts' own are measured against, and warnings where published weights lost the training."""
 
     manifest_uri: str | None = None
     """URI of the manifest, which lists the size and SHA-256 of every file."""

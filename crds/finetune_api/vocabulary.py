@@ -195,6 +195,13 @@ class GgufType(StrEnum):
     Q2_K = "Q2_K"  # [3.0]
 
 
+class JudgedRows(StrEnum):
+    """Rows that published weights are judged on: those held out for evaluation, or rows that were trained on."""
+
+    EVALUATION = "Evaluation"
+    TRAINING = "Training"
+
+
 class PreflightMode(StrEnum):
     """Run or skip the checks of model, data and output on a CPU before the trainer's pod is created."""
 

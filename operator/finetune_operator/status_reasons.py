@@ -38,6 +38,7 @@ class StatusReason(StrEnum):
     VALIDATING = "Validating"
     VALIDATED = "Validated"
     PREFLIGHT_WARNING = "PreflightWarning"
+    EXPORT_WARNING = "ExportWarning"
     QUEUED = "Queued"
     STARTED = "Started"
     RESUMED = "Resumed"
@@ -98,6 +99,7 @@ STATUS_REASONS: dict[StatusReason, ReasonClass] = {
     # Of events only
     StatusReason.VALIDATING: _event_only("Preflight begins."),
     StatusReason.PREFLIGHT_WARNING: _event_only("Preflight passed, with findings to look at.", "Warning"),
+    StatusReason.EXPORT_WARNING: _event_only("Published weights lost part of the training.", "Warning"),
     StatusReason.VALIDATED: _event_only("Preflight passed; the message says what it found."),
     StatusReason.QUEUED: _event_only("The job waits for its trainer."),
     StatusReason.STARTED: _event_only("The trainer runs in a new pod."),

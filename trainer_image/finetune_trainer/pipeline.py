@@ -15,6 +15,7 @@ from finetune_trainer.job.run_context import RunContext
 from finetune_trainer.sources import FetchedSource, SourceAccess, fetch_dataset, fetch_model
 from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.stages.data_formatting import DatasetFiles, FormattedData, format_data
+from finetune_trainer.stages.judging import Judged, Trained, judge_artifacts
 from finetune_trainer.stages.model_loading import load_model
 from finetune_trainer.stages.saving import save_artifacts
 from finetune_trainer.stages.training import Prepared, train
@@ -60,10 +61,12 @@ def run(context: RunContext) -> Manifest:
 
     progress.stage(Stage.SAVING)
     artifacts = save_artifacts(adapted.model, loaded, base.folder, config, work / "artifacts")
-    artifacts += _write_documents(context, base, artifacts, outcome, checkpointed)
+    trained = Trained(adapted.model, engine.loss, loaded.device)
+    judged = judge_artifacts(artifacts, base.folder, data, trained)
+    documents = _write_documents(context, base, judged, outcome, checkpointed)
 
     progress.stage(Stage.UPLOADING)
-    return _publish(context, artifacts, outcome)
+    return _publish(context, judged, documents, outcome)
 
 
 def _fetch_model(context: RunContext) -> FetchedSource:
@@ -167,7 +170,7 @@ def _checkpointed_state(context: RunContext, loaded: LoadedModel, data: Formatte
 def _write_documents(
     context: RunContext,
     base: FetchedSource,
-    artifacts: list[LocalArtifact],
+    judged: Judged,
     outcome: TrainingOutcome,
     checkpointed: CheckpointedState,
 ) -> list[LocalArtifact]:
@@ -179,22 +182,23 @@ def _write_documents(
         memory=context.progress.memory,
         samples=checkpointed.sampler.lines() if checkpointed.sampler else (),
         is_dequantised=open_base_model(base.folder).is_dequantised,
+        judgement=judged.judgement,
     )
     return write_documents(
         context.settings.work / "artifacts",
         context.config,
         context.progress.resolved,
-        artifacts,
+        judged.artifacts,
         model_digest=base.digest,
         summary=summary,
     )
 
 
-def _publish(context: RunContext, artifacts: list[LocalArtifact], outcome: TrainingOutcome) -> Manifest:
+def _publish(context: RunContext, judged: Judged, documents: list[LocalArtifact], outcome: TrainingOutcome) -> Manifest:
     """Uploads everything, the manifest last: it is the commit point."""
-    progress = context.progress
+    progress, artifacts = context.progress, [*judged.artifacts, *documents]
     total = sum(path.stat().st_size for artifact in artifacts for path in artifact.files)
     progress.update(uploaded_bytes=0, upload_total_bytes=total)
 
-    provenance = Provenance(progress.resolved, outcome.metrics())
+    provenance = Provenance(progress.resolved, outcome.metrics(), judged.judgement)
     return context.store.publish(artifacts, provenance, progress.add_uploaded)

@@ -161,6 +161,8 @@ def _phase_transitions(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[T
 
     if new.phase is not old.phase and new.phase in _REASONS_OF_PHASES:
         found.append(Transition(_REASONS_OF_PHASES[new.phase], message))
+    if new.judgement is not None and old.judgement is None and new.judgement.warnings:
+        found.append(Transition(StatusReason.EXPORT_WARNING, "; ".join(new.judgement.warnings)))
 
     # A job that failed is stalled too; one event is enough.
     if new.phase is Phase.FAILED and old.phase is not Phase.FAILED and new.failure:

@@ -135,4 +135,4 @@ def _result(decision: Decision) -> dict[str, Any]:
     outcome = decision.outcome
     if decision.phase is not Phase.SUCCEEDED or outcome is None:
         return {}
-    return {name: getattr(outcome, name) for name in ("artifacts", "manifest_uri", "hub_url", "reused")}
+    return {name: getattr(outcome, name) for name in ("artifacts", "judgement", "manifest_uri", "hub_url", "reused")}

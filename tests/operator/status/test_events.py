@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 from finetune_api.failures import FAILURES, FailureReason
+from finetune_api.judgement import Judgement
 from finetune_api.status import FineTuneJobStatus
+from finetune_api.vocabulary import JudgedRows
 from finetune_operator.observe.snapshot import Snapshot
 from finetune_operator.status.events import build_event, find_transitions
 from finetune_operator.status.status import build_status
@@ -87,3 +89,18 @@ def test_memory_that_ran_out_is_reported_once_for_each_time_and_pod() -> None:
         build_event(METADATA, each, NOW)["metadata"]["name"] for each in find_transitions(FineTuneJobStatus(), status)
     }
     assert len(names) == len(find_transitions(FineTuneJobStatus(), status))
+
+
+def test_published_weights_that_lost_the_training_are_a_warning_beside_the_success() -> None:
+    judgement = Judgement(
+        data=JudgedRows.EVALUATION, rows=4, tokens=90, base_loss=3, merged_loss=1, warnings=("Q4_K_M keeps 5 %",)
+    )
+    succeeded = a_snapshot(pods=(an_ended_pod(0, SUCCEEDED.model_copy(update={"judgement": judgement})),))
+    status = _status_of(succeeded)
+    assert status.judgement == judgement
+    found = find_transitions(FineTuneJobStatus(), status)
+    assert [(each.reason, each.message, each.is_warning) for each in found[-2:]] == [
+        ("Succeeded", found[-2].message, False),
+        ("ExportWarning", "Q4_K_M keeps 5 %", True),
+    ]
+    assert not find_transitions(status, _status_of(replace(succeeded, status=status)))

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, JsonValue
 
 from finetune_api.base import ApiModel
+from finetune_api.judgement import Judgement
 from finetune_api.outcome import Artifact
 from finetune_api.run_config import JobIdentity
 from finetune_trainer.storage.digests import sha256_of_lines
@@ -55,6 +56,8 @@ class Manifest(ApiModel):
     created: datetime
     metrics: dict[str, float] = Field(default_factory=dict)
     """Summary of the training, such as final loss and steps."""
+    judgement: Judgement | None = None
+    """What the published weights kept of the training; None if they were not judged."""
     configuration: dict[str, JsonValue] = Field(default_factory=dict)
     """The resolved job, without anything secret."""
     artifacts: tuple[ManifestArtifact, ...]

@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import JsonValue, ValidationError
 
 from finetune_api.failures import FailureReason
+from finetune_api.judgement import Judgement
 from finetune_api.progress import Resolved
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import ArtifactType, OnExisting
@@ -39,6 +40,9 @@ class LocalArtifact:
     path: Path
     format: str
     quantization: str | None = None
+    loss: float | None = None
+    """On the rows of the judgement; None if these weights were not judged."""
+    improvement_kept: float | None = None
 
     @property
     def folder(self) -> str:
@@ -54,10 +58,11 @@ class LocalArtifact:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Origin and metrics of a result, for the manifest."""
+    """Origin, metrics and judgement of a result, for the manifest."""
 
     resolved: Resolved
     metrics: Mapping[str, float] = field(default_factory=dict)
+    judgement: Judgement | None = None
 
 
 def own_prefix(attempt_id: str) -> str:
@@ -167,6 +172,8 @@ class ArtifactStore:
             sha256=artifact_digest(location, tuple(files)),
             format=artifact.format,
             quantization=artifact.quantization,
+            loss=artifact.loss,
+            improvement_kept=artifact.improvement_kept,
             files=tuple(files),
         )
 
@@ -189,6 +196,7 @@ class ArtifactStore:
             dataset_digest=resolved.dataset_digest,
             created=datetime.now(UTC),
             metrics=dict(provenance.metrics),
+            judgement=provenance.judgement,
             configuration={"run": run, "resolved": resolved.to_wire()},
             artifacts=(),
         )

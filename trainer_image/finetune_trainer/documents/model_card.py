@@ -42,6 +42,10 @@ class CardFacts:
     samples: Sequence[SampleLine] = ()
     is_dequantised: bool = False
     """True if the base's weights exist in NF4 only."""
+    judged: Sequence[str] = ()
+    """Lines of the table of judged losses."""
+    warnings: Sequence[str] = ()
+    """Published weights that lost part of the training."""
 
 
 def write_model_card(facts: CardFacts) -> str:
@@ -78,6 +82,8 @@ def _values(facts: CardFacts) -> dict[str, Any]:
         "memory": description.get("memory"),
         "best_step": facts.best_step,
         "is_dequantised": facts.is_dequantised,
+        "judged": facts.judged,
+        "warnings": facts.warnings,
         "plot": PLOT_NAME if facts.has_plot else None,
         "samples": sample_table(facts.samples, facts.best_step) if facts.samples else (),
         "repository": hub.repository if hub else None,

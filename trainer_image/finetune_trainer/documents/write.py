@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_api.judgement import Judgement
 from finetune_api.progress import MemoryUse, Resolved
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import ArtifactType
 from finetune_trainer.artifacts.store import LocalArtifact
+from finetune_trainer.documents.judged_losses import list_losses
 from finetune_trainer.documents.loss_plot import render_loss_plot
 from finetune_trainer.documents.model_card import PLOT_NAME, CardFacts, write_model_card
 from finetune_trainer.documents.resolved import describe_run, write_resolved
@@ -30,6 +32,8 @@ class RunSummary:
     samples: Sequence[SampleLine] = ()
     is_dequantised: bool = False
     """True if the base's weights exist in NF4 only."""
+    judgement: Judgement | None = None
+    """None if the published weights were not judged."""
 
 
 def write_documents(
@@ -65,6 +69,8 @@ def write_documents(
         best_step=summary.best_step,
         samples=summary.samples,
         is_dequantised=summary.is_dequantised,
+        judged=list_losses(artifacts, summary.judgement),
+        warnings=summary.judgement.warnings if summary.judgement else (),
     )
 
     (card / CARD_NAME).write_text(write_model_card(facts), encoding="utf-8")

@@ -10,4 +10,5 @@ base_model/       the base model's folder, read once
 tensor_io/        tensors between files and a device
 quantization/     encoding of weights as GGUF's tensor types
 gguf/             GGUF files: tensors and metadata
+judge/            the loss of everything that was written, beside that of the base
 """

@@ -35,6 +35,7 @@ def succeeded(
         manifest_uri=manifest_uri,
         hub_url=hub_url,
         artifacts=tuple(artifact.as_artifact() for artifact in manifest.artifacts),
+        judgement=manifest.judgement,
         finished=datetime.now(UTC),
         **_position(progress),
     )

@@ -1,4 +1,4 @@
-"""The six stages of the workflow, in the order in which pipeline.py calls them. Nothing else lives here.
+"""The six stages of the workflow, in the order in which pipeline.py calls them, and the judging of what they made.
 
 model_loading.py            1: the base model, frozen, in 4 or 16 bits, and its tokenizer
 adapter_injection.py        2: the LoRA adapter, whose parameters are the only ones that train
@@ -6,4 +6,5 @@ data_formatting.py          3: raw rows to token ids and labels, in one streamin
 training_configuration.py   4: the job's training section as TRL's configuration
 training.py                 5: the training loop: resume, train, stop in order, evaluate
 saving.py                   6: adapter, merged weights and GGUF files, ready to publish
+judging.py                  the loss of each of these files, beside those of the base and of the trained model
 """

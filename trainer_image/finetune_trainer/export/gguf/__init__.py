@@ -9,5 +9,6 @@ tokenizer.py        vocabulary, merges and scores
 pre_tokenizers.py   llama.cpp's names for word patterns
 special_tokens.py   ids of special tokens, chat templates
 metadata.py         general.*: name, licence, ancestors, sampling
+stored_weights.py   the way back: weights of a GGUF file under their Hugging Face names
 config_checks.py    config.json's numbers against the weights
 """

@@ -58,8 +58,25 @@ class TensorConverter:
             return weights.to(torch.float32) + self._family.norm_offset
         return weights
 
+    def restore(self, name: str, weights: torch.Tensor) -> torch.Tensor:
+        """The values of Hugging Face tensor `name` from those that llama.cpp expects: the inverse of `transform`."""
+        if self._family.permuted_heads:
+            for part, heads in self._heads.items():
+                if part in name:
+                    return separate_heads(weights, heads)
+
+        if self._family.norm_offset and name.endswith("norm.weight"):
+            return weights.to(torch.float32) - self._family.norm_offset
+        return weights
+
 
 def interleave_heads(weights: torch.Tensor, heads: int) -> torch.Tensor:
     """Reorder rows [heads * size, ...] so that dimensions i and i + size/2 of each head become neighbours."""
     halves = weights.reshape(heads, 2, -1, *weights.shape[1:])  # [heads, 2, size / 2, ...]
     return halves.transpose(1, 2).reshape(weights.shape)
+
+
+def separate_heads(weights: torch.Tensor, heads: int) -> torch.Tensor:
+    """Reorder rows [heads * size, ...] so that neighbours of each head are size/2 apart: undoes `interleave_heads`."""
+    pairs = weights.reshape(heads, -1, 2, *weights.shape[1:])  # [heads, size / 2, 2, ...]
+    return pairs.transpose(1, 2).reshape(weights.shape)

@@ -12,4 +12,5 @@ cpu/                 the compiled twin of each family
 file_types.py        the file types that users name, such as Q4_K_M
 tensor_types.py      the tensor type of each tensor in a file of a given type
 streamed_encoder.py  encoding tensors into a file as they come
+dequantize.py        the way back: weights from the bytes of any tensor type
 """

@@ -1,0 +1,76 @@
+"""The streamed loss is that of transformers, for every family; a GGUF file has the loss of its decoded weights."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from finetune_test_models.family_models import FAMILY_MODELS
+from finetune_trainer.chat.labels import IGNORED, Encoded
+from finetune_trainer.export.adapter import open_adapter
+from finetune_trainer.export.base_model.folder import open_base_model
+from finetune_trainer.export.judge.streamed_model import StreamedModel
+from finetune_trainer.export.judge.weights import Weights
+from finetune_trainer.training.losses import supervised_loss
+
+CPU = torch.device("cpu")
+
+
+def make_rows(*lengths: int) -> list[Encoded]:
+    chance = torch.Generator().manual_seed(3)
+    rows = [torch.randint(5, 300, (length,), generator=chance).tolist() for length in lengths]
+    return [Encoded(ids, [IGNORED] * (len(ids) // 3) + ids[len(ids) // 3 :]) for ids in rows]
+
+
+ROWS = make_rows(40, 7, 301)
+
+
+@torch.no_grad()
+def whole_loss(model: Any, rows: list[Encoded]) -> float:
+    total, count = 0.0, 0
+    for row in rows:
+        labels = torch.tensor([row.labels])
+        positions = torch.nonzero(labels[0, 1:] != IGNORED).flatten()
+        total += supervised_loss(model, {"input_ids": torch.tensor([row.input_ids])}, labels, positions, 1).item()
+        count += positions.numel()
+    return total / count
+
+
+def load(folder: Path) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    if getattr(model.config, "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")
+    return model
+
+
+@pytest.mark.parametrize("name", FAMILY_MODELS)
+def test_layer_by_layer_is_the_same_as_all_at_once(
+    name: str, family_base: Any, export_gguf: Any, tmp_path: Path
+) -> None:
+    folder = family_base(name)
+    base = open_base_model(folder)
+    streamed = StreamedModel(base, CPU, torch.float32)
+    expected = whole_loss(load(folder), ROWS)
+    layers: list[int] = []
+    assert streamed.loss(Weights.of_model(base), ROWS, lambda: layers.append(1)) == pytest.approx(expected, rel=1e-5)
+    assert len(layers) == base.full_config["num_hidden_layers"]
+
+    exact, coarse = export_gguf(folder, tmp_path, "F32", "Q4_K_M").values()
+    assert streamed.loss(Weights.of_gguf(exact, base, torch.float32), ROWS) == pytest.approx(expected, rel=1e-5)
+    found = streamed.loss(Weights.of_gguf(coarse, base, torch.float32), ROWS)
+    assert abs(found - expected) > 1e-5
+    assert found == pytest.approx(expected, rel=0.2)
+
+
+def test_an_adapter_is_merged_on_the_way(family_base: Any, make_adapter: Any, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    folder = family_base("qwen3")
+    adapter = make_adapter(folder, tmp_path / "adapter")
+    base = open_base_model(folder)
+    expected = whole_loss(PeftModel.from_pretrained(load(folder), adapter), ROWS)
+    weights = Weights.of_model(base, open_adapter(adapter, base))
+    assert StreamedModel(base, CPU, torch.float32).loss(weights, ROWS) == pytest.approx(expected, rel=1e-5)
+    assert expected != pytest.approx(whole_loss(load(folder), ROWS), rel=1e-3)

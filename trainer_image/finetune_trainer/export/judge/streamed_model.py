@@ -1,0 +1,159 @@
+"""The loss of a model of any size, of which one layer at a time is in memory.
+
+The model itself is transformers' own, built without weights. Its forward pass runs once for each row with layers that
+only note what they are called with: masks, positions and whatever else the architecture gives them. Then each layer is
+read once, and all rows go through it. At the end the forward pass runs again, with the finished hidden states in place
+of the last layer's, through norm and head.
+
+Rejected: a second whole model beside the one that was trained (16 GB for 8 billion weights); a forward pass of our own,
+which would have to know every architecture.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch.func import functional_call
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from finetune_trainer.chat.labels import IGNORED, Encoded
+from finetune_trainer.export.base_model.folder import BaseModel
+from finetune_trainer.export.judge.weights import Weights
+
+HEAD_POSITIONS = 256
+"""Positions whose logits are in memory together: 256 MB in fp32 for a vocabulary of 256 000."""
+State = dict[str, torch.Tensor]
+
+
+@dataclass
+class _Row:
+    """One row on its way through the layers."""
+
+    ids: torch.Tensor
+    """[1, T]"""
+    positions: torch.Tensor
+    """[S]: each predicts the token after it."""
+    targets: torch.Tensor
+    """[S]"""
+    hidden: torch.Tensor | None = None
+    """[1, T, hidden], after the layers so far."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    """Arguments of each layer, without the hidden states."""
+
+
+class StreamedModel:
+    """The architecture of `base`, to be filled with any weights of it."""
+
+    def __init__(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> None:
+        self._device, self._dtype = device, dtype
+        self._model = build_without_weights(base, dtype).eval()
+        for module in self._model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(device))
+
+        decoder = self._model.get_decoder()
+        self._layers = list(decoder.layers)
+        names = {id(module): name for name, module in self._model.named_modules()}
+        self._prefix = f"{names[id(decoder)]}."
+        self._layer_prefixes = [f"{names[id(layer)]}." for layer in self._layers]
+
+    @torch.no_grad()
+    def loss(self, weights: Weights, rows: Sequence[Encoded], on_layer: Callable[[], None] = lambda: None) -> float:
+        """Nats per supervised token over all `rows`, each computed alone; `on_layer` is called after each layer.
+
+        NaN if the weights compute no number. Raises InvalidBaseError for a file that ends early.
+        """
+        running = [self._place(row) for row in rows]
+        stages = self._stages()
+        names = [name for stage in stages for name in stage]
+
+        with closing(weights.read(names, self._device, self._dtype)) as tensors:
+            # Each stage takes its own weights from the one reading, which reads ahead meanwhile.
+            def take(stage: Sequence[str], prefix: str = "") -> State:
+                return {name.removeprefix(prefix): next(tensors)[1] for name in stage}
+
+            self._begin(running, take(stages[0], self._prefix))
+            for index, (stage, prefix) in enumerate(zip(stages[1:-1], self._layer_prefixes, strict=True)):
+                self._run_layer(index, take(stage, prefix), running)
+                on_layer()
+            total = self._finish(running, take(stages[-1]))
+
+        return total / sum(row.positions.numel() for row in running)
+
+    def _stages(self) -> list[list[str]]:
+        """Names of the weights before the layers, of each layer, and behind them."""
+        names = [name for name, _ in self._model.named_parameters(remove_duplicate=False)]
+        inside = [[name for name in names if name.startswith(prefix)] for prefix in self._layer_prefixes]
+        in_layers = {name for stage in inside for name in stage}
+
+        outer = [name for name in names if name not in in_layers]
+        before = [name for name in outer if name.startswith(self._prefix)]
+        # The decoder's own forward pass ends with its norm: it is small, and read twice.
+        embedding = [name for name in before if "embed" in name]
+        return [before, *inside, [name for name in outer if name not in embedding]]
+
+    def _place(self, row: Encoded) -> _Row:
+        ids = torch.tensor([row.input_ids], device=self._device)
+        labels = torch.tensor(row.labels, device=self._device)[1:]
+        positions = torch.nonzero(labels != IGNORED).flatten()
+        return _Row(ids, positions, labels[positions])
+
+    def _begin(self, rows: Sequence[_Row], state: State) -> None:
+        """Embed every row, and note the arguments of its layers."""
+        for row in rows:
+
+            def note(hidden: torch.Tensor, *arguments: Any, row: _Row = row, **named: Any) -> torch.Tensor:
+                row.hidden = hidden
+                row.calls.append((arguments, named))
+                return hidden
+
+            with self._layers_as([note] * len(self._layers)):
+                decoder = self._model.get_decoder()
+                functional_call(decoder, state, (), {"input_ids": row.ids, "use_cache": False})
+
+    def _run_layer(self, index: int, state: State, rows: Sequence[_Row]) -> None:
+        for row in rows:
+            arguments, named = row.calls[index]
+            found = functional_call(self._layers[index], state, (row.hidden, *arguments), named)
+            row.hidden = found[0] if isinstance(found, tuple) else found
+
+    def _finish(self, rows: Sequence[_Row], state: State) -> float:
+        """Sum the loss of all rows."""
+        total = 0.0
+        for row in rows:
+            # Hidden states enter as embeddings, which some architectures scale: the last layer gives them as they are.
+            ends = [lambda hidden, *_, **__: hidden] * (len(self._layers) - 1)
+            with self._layers_as([*ends, lambda *_, row=row, **__: row.hidden]):
+                for start in range(0, row.positions.numel(), HEAD_POSITIONS):
+                    part = slice(start, start + HEAD_POSITIONS)
+                    named = {"inputs_embeds": row.hidden, "use_cache": False, "logits_to_keep": row.positions[part]}
+                    logits = functional_call(self._model, state, (), named).logits[0]  # [S, vocabulary]
+                    total += functional.cross_entropy(logits.float(), row.targets[part], reduction="sum").item()
+        return total
+
+    @contextmanager
+    def _layers_as(self, functions: Sequence[Callable[..., torch.Tensor]]) -> Iterator[None]:
+        """While this lasts, each layer computes its function instead."""
+        for layer, function in zip(self._layers, functions, strict=True):
+            layer.forward = function
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                del layer.forward
+
+
+def build_without_weights(base: BaseModel, dtype: torch.dtype) -> Any:
+    """transformers' model of `base`, whose parameters have shapes and no values; its buffers are computed."""
+    config = CONFIG_MAPPING[base.full_config["model_type"]].from_dict(base.full_config)
+    # Only the plain attention applies a softcap.
+    attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=dtype, attn_implementation=attention
+        )

@@ -1,0 +1,50 @@
+"""The weights to judge, read by Hugging Face name onto a device: a model folder, merged in passing, or a GGUF file."""
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from finetune_trainer.export.adapter import LoraWeights
+from finetune_trainer.export.base_model.folder import BaseModel
+from finetune_trainer.export.gguf.stored_weights import list_gguf_weights
+from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor
+from finetune_trainer.export.tensor_io.tensor_reader import read_tensors
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All weights of one model, in files."""
+
+    tensors: dict[str, StoredTensor]
+    """By name."""
+    adapter: LoraWeights | None = None
+    """Merged into each tensor, in fp32, when it is read."""
+
+    @classmethod
+    def of_model(cls, base: BaseModel, adapter: LoraWeights | None = None) -> "Weights":
+        """The weights of a model folder, changed by `adapter`."""
+        return cls({tensor.name: tensor for tensor in base.tensors}, adapter)
+
+    @classmethod
+    def of_gguf(cls, path: Path, base: BaseModel, dtype: torch.dtype) -> "Weights":
+        """The weights of a GGUF file that was made from `base`. Raises InvalidBaseError if they do not fit."""
+        return cls({tensor.name: tensor for tensor in list_gguf_weights(path, base, dtype)})
+
+    def read(
+        self, names: Sequence[str], device: torch.device, dtype: torch.dtype
+    ) -> Generator[tuple[str, torch.Tensor], None, None]:
+        """Yield the named weights on `device`, in order, while the next ones are read."""
+        stored = [self.tensors[self._stored_name(name)] for name in names]
+        with closing(read_tensors(stored, device)) as found:
+            for name, (tensor, values) in zip(names, found, strict=True):
+                changed = values if self.adapter is None else self.adapter.merge(tensor.name, values)
+                yield name, changed.to(dtype)
+
+    def _stored_name(self, name: str) -> str:
+        """A head that is not stored is the embedding."""
+        return EMBEDDING if name == HEAD and HEAD not in self.tensors else name

@@ -1,0 +1,156 @@
+"""Judges what stage 6 saved: the loss of every published file beside those of the base and of the trained model.
+
+A file that lost the training is published all the same, with a warning: the adapter is good, and the file may be what
+somebody wants. Nothing that goes wrong here costs the training; whatever could not be judged is said.
+"""
+
+import gc
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune_api.judgement import MAX_WARNING_CHARACTERS, Judgement
+from finetune_api.vocabulary import ArtifactType, JudgedRows
+from finetune_trainer.artifacts.store import LocalArtifact
+from finetune_trainer.chat.labels import Encoded
+from finetune_trainer.export.base_model.folder import open_base_model
+from finetune_trainer.export.errors import ExportError
+from finetune_trainer.export.gguf.families import GGUF_FAMILIES
+from finetune_trainer.export.judge.measure import Candidates, Losses, measure_losses
+from finetune_trainer.export.judge.rows import choose_rows
+from finetune_trainer.export.judge.verdict import improvement_kept, warn_of_files, warn_of_merged
+from finetune_trainer.stages.data_formatting import FormattedData
+from finetune_trainer.training.collator import collate_packed
+from finetune_trainer.training.engine import Loss
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The model as it was trained, still in memory."""
+
+    model: Any
+    """peft's PeftModel, with the engine's kernels in it."""
+    loss: Loss
+    """The engine's."""
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The artifacts with their losses, and what those are measured against."""
+
+    artifacts: list[LocalArtifact]
+    judgement: Judgement | None = None
+    """None if nothing was judged."""
+
+
+def judge_artifacts(
+    artifacts: list[LocalArtifact],
+    base: Path,
+    data: FormattedData,
+    trained: Trained,
+    check_stop: Callable[[], None] = lambda: None,
+) -> Judged:
+    """Measures merged weights and GGUF files among `artifacts` on evaluation rows, or on training rows without any.
+
+    `check_stop` is called between layers, and raises to stop. An adapter alone is not judged: it is what was trained.
+    """
+    candidates = _find_candidates(artifacts, base)
+    if candidates.merged is None and not candidates.gguf:
+        return Judged(artifacts)
+    if open_base_model(base).full_config.get("model_type") not in GGUF_FAMILIES:
+        log.info("the merged weights are not judged: only families with GGUF export are")
+        return Judged(artifacts)
+
+    began = time.monotonic()
+    has_evaluation = data.evaluation is not None
+    rows = choose_rows(data.evaluation if has_evaluation else data.train, trained.device)
+    try:
+        adapter_loss = loss_in_memory(trained, rows, check_stop)
+        gc.collect()
+        torch.cuda.empty_cache()  # nothing on a CPU
+        losses = measure_losses(candidates, rows, trained.device, check_stop)
+    except torch.OutOfMemoryError:
+        log.warning("the published weights are not judged: a layer of the model does not fit beside the trained one")
+        return Judged(artifacts)
+    except ExportError as error:
+        log.warning("the published weights are not judged: %s", error.message)
+        return Judged(artifacts)
+
+    if not math.isfinite(losses.base):
+        log.warning("the published weights are not judged: the base model itself computes no number on these rows")
+        return Judged(artifacts)
+    judgement = _judge(losses, adapter_loss, rows, JudgedRows.EVALUATION if has_evaluation else JudgedRows.TRAINING)
+    for warning in judgement.warnings:
+        log.warning("%s", warning)
+    log.info("judging took %.1f s", time.monotonic() - began)
+    return Judged([_with_loss(artifact, losses, adapter_loss) for artifact in artifacts], judgement)
+
+
+@torch.no_grad()
+def loss_in_memory(trained: Trained, rows: Sequence[Encoded], check_stop: Callable[[], None]) -> float:
+    """Nats per supervised token of the model as it was trained, over all `rows`, each computed alone."""
+    was_training = trained.model.training
+    trained.model.eval()
+    total, count = 0.0, 0
+
+    try:
+        for row in rows:
+            made = collate_packed([{"input_ids": row.input_ids, "labels": row.labels}]).items()
+            batch = {name: each.to(trained.device) if isinstance(each, torch.Tensor) else each for name, each in made}
+            labels, positions = batch.pop("labels"), batch.pop("supervised")
+            total += trained.loss(trained.model, batch, labels, positions, 1).item()
+            count += positions.numel()
+            check_stop()
+    finally:
+        trained.model.train(was_training)
+    return total / count
+
+
+def _find_candidates(artifacts: Sequence[LocalArtifact], base: Path) -> Candidates:
+    folders = {artifact.type: artifact.path for artifact in artifacts}
+    files = {str(each.quantization): each.path for each in artifacts if each.type is ArtifactType.GGUF}
+    return Candidates(base, folders.get(ArtifactType.ADAPTER), folders.get(ArtifactType.MERGED), files)
+
+
+def _judge(losses: Losses, adapter_loss: float, rows: Sequence[Encoded], data: JudgedRows) -> Judgement:
+    where = f"{len(rows)} {data.value.lower()} rows"
+    warnings = [
+        warn_of_merged(losses.base, adapter_loss, losses.merged, where),
+        warn_of_files(losses.base, losses.merged, losses.files, where),
+    ]
+
+    return Judgement(
+        data=data,
+        rows=len(rows),
+        tokens=sum(row.supervised for row in rows),
+        base_loss=round(losses.base, 4),
+        adapter_loss=_rounded(adapter_loss),
+        merged_loss=_rounded(losses.merged),
+        warnings=tuple(text[:MAX_WARNING_CHARACTERS] for text in warnings if text),
+    )
+
+
+def _with_loss(artifact: LocalArtifact, losses: Losses, adapter_loss: float) -> LocalArtifact:
+    """The artifact with its loss, if it has weights that were judged; a loss that is no number is left out."""
+    found = {ArtifactType.ADAPTER: adapter_loss, ArtifactType.MERGED: losses.merged}.get(artifact.type)
+    if artifact.type is ArtifactType.GGUF:
+        found = losses.files[str(artifact.quantization)]
+    if found is None or not math.isfinite(found):
+        return artifact
+
+    trained = losses.merged if artifact.type is ArtifactType.GGUF else adapter_loss
+    return replace(artifact, loss=_rounded(found), improvement_kept=improvement_kept(losses.base, trained, found))
+
+
+def _rounded(loss: float) -> float | None:
+    """The loss to 4 decimals; None for NaN and infinity, which JSON does not have."""
+    return round(loss, 4) if math.isfinite(loss) else None
