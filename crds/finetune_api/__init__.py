@@ -12,6 +12,7 @@ Read in this order:
     preflight.py     the summary of the checks before a GPU is requested
     vocabulary.py    every string that a machine compares
     job.py           the resource as a whole, and how a manifest is read
+    explain.py       the errors of a manifest in words: one a line, with the nearest right word
     gpus.py          memory and speed of known GPUs
     base.py          the base class of all models; rules that CEL and Python share
     structural.py    pydantic's JSON schema -> a structural schema

@@ -18,6 +18,9 @@ from pydantic_core import CoreSchema, core_schema
 Json = dict[str, Any]
 """A JSON object: a Kubernetes manifest, or a part of one."""
 
+FieldPath = tuple[str | int, ...]
+"""Place of a field in a manifest: names of fields, and positions in lists."""
+
 
 @dataclass(frozen=True)
 class Rule:

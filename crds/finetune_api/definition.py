@@ -63,6 +63,7 @@ def _schema() -> Schema:
     spec.setdefault("x-kubernetes-validations", []).extend(_immutability())
     for section in ("model", "dataset"):
         spec["properties"][section].setdefault("x-kubernetes-validations", []).append(_no_local_files(section))
+    _require(spec, "output", "s3", "bucket")
 
     return {
         "type": "object",
@@ -97,6 +98,14 @@ def _immutability() -> list[dict[str, str]]:
         }
         for field in fields
     ]
+
+
+def _require(schema: Schema, *path: str) -> None:
+    """Require a field, and every section around it: `finetune run --output DIR` alone goes without a bucket."""
+    for name in path:
+        schema.setdefault("required", []).append(name)
+        schema = schema["properties"][name]
+        schema.pop("default", None)
 
 
 def _no_local_files(section: str) -> dict[str, str]:

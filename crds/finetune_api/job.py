@@ -2,13 +2,14 @@
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from finetune_api import API_VERSION, KIND
-from finetune_api.base import without_nulls
+from finetune_api.base import FieldPath, without_nulls
 from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
@@ -43,7 +44,7 @@ class FineTuneJob(BaseModel):
     @classmethod
     def from_object(cls, body: dict[str, Any]) -> Self:
         """Parse an object of the API server; raises pydantic.ValidationError with every error at once."""
-        return cls.model_validate(body)
+        return cls.model_validate(body, by_alias=True, by_name=False)
 
 
 class _ManifestLoader(yaml.SafeLoader):
@@ -71,8 +72,39 @@ _ManifestLoader.add_implicit_resolver(
 )
 
 
+def read_document(text: str) -> Any:
+    """Read a manifest's YAML, without the fields that are null. Raises yaml.YAMLError."""
+    return without_nulls(yaml.load(text, Loader=_ManifestLoader))  # noqa: S506 (a SafeLoader)
+
+
+def validate_document(document: Any) -> FineTuneJob:
+    """Validate a manifest as strictly as the API server does: text is not a number, fields are in camelCase, and an
+    empty section gets its defaults. Raises pydantic.ValidationError with every error at once."""
+    text = json.dumps(document, default=str)
+    return FineTuneJob.model_validate_json(text, strict=True, by_alias=True, by_name=False)
+
+
 def load_manifest(text: str) -> FineTuneJob:
-    """Read a user's manifest as strictly as the API server does: text is not a number, and an empty section gets its
-    defaults. Raises yaml.YAMLError or pydantic.ValidationError."""
-    document = without_nulls(yaml.load(text, Loader=_ManifestLoader))  # noqa: S506 (a SafeLoader)
-    return FineTuneJob.model_validate_json(json.dumps(document, default=str), strict=True)
+    """Read and validate a user's manifest. Raises yaml.YAMLError or pydantic.ValidationError."""
+    return validate_document(read_document(text))
+
+
+def find_lines(text: str, paths: Iterable[FieldPath]) -> dict[FieldPath, int]:
+    """Return the line of each field of a manifest, counted from 1; for a field that is not there, the line of the
+    nearest section around it."""
+    root = yaml.compose(text, Loader=_ManifestLoader)
+    return {path: _find_line(root, path) for path in paths} if root is not None else {}
+
+
+def _find_line(node: yaml.Node, path: FieldPath) -> int:
+    line = node.start_mark.line
+    for part in path:
+        if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line
+        elif isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == part), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line, found[1]
+    return line + 1

@@ -88,7 +88,7 @@ class RunConfig(ApiModel):
     @classmethod
     def from_yaml(cls, text: str) -> Self:
         """Parse the mounted file; raises pydantic.ValidationError with every error at once."""
-        return cls.model_validate(yaml.safe_load(text))
+        return cls.model_validate(yaml.safe_load(text), by_alias=True, by_name=False)
 
     def spec_digest(self) -> str:
         """SHA-256 (hex) of every field that determines the result; it keys checkpoints and committed results.

@@ -56,8 +56,9 @@ class ExportSpec(ApiModel):
 class S3Output(ApiModel):
     """A bucket in S3 or in any store with an S3 API."""
 
-    bucket: BucketName
-    """Bucket for artifacts and checkpoints. It must exist."""
+    bucket: BucketName | None = None
+    """Bucket for artifacts and checkpoints. It must exist. Required on a cluster; `finetune run --output DIR` goes
+    without."""
 
     prefix: Prefix = ""
     """Folder inside the bucket; the job writes to <prefix>/<job name>/. Default: the namespace's name."""
@@ -111,7 +112,7 @@ class HubOutput(ApiModel):
 class OutputSpec(ApiModel):
     """Destination of artifacts and checkpoints."""
 
-    s3: S3Output
+    s3: S3Output = S3Output()
     """S3 location of artifacts and checkpoints."""
 
     hub: HubOutput | None = None

@@ -30,7 +30,10 @@ SOURCE_PATTERN = (
     rf"|pvc://{SUBDOMAIN}(/[^\x00-\x1f\\]*)?"
     r"|file:///[^\x00-\x1f\\]+)$"
 )
-SOURCE_MESSAGE = "write hf://org/name, s3://bucket/path or pvc://claim/path (file:///path with `finetune run`)"
+SOURCE_MESSAGE = (
+    "write hf://org/name, s3://bucket/path or pvc://claim/path (a path of your own machine goes with `finetune run` "
+    "only)"
+)
 SourceUri = Annotated[str, Field(max_length=1024), Pattern(SOURCE_PATTERN, SOURCE_MESSAGE)]
 
 

@@ -30,7 +30,7 @@ class FineTuneJobSpec(ApiModel):
     export: ExportSpec = ExportSpec()
     """Artifacts to create."""
 
-    output: OutputSpec
+    output: OutputSpec = OutputSpec()
     """Destination of artifacts and checkpoints."""
 
     resources: ResourcesSpec = ResourcesSpec()

@@ -1,10 +1,14 @@
 """`finetune` as a user calls it: errors with their paths, all at once; a run into a folder."""
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from finetune_trainer.cli.finetune import VERBS, parse
 
 FINETUNE = Path(sys.executable).parent / "finetune"
 MANIFEST = """
@@ -36,17 +40,25 @@ def finetune(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_gives_an_example_of_every_verb_and_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-P", "-c", HELP_ALONE], capture_output=True, text=True, check=True)
-    for verb in ("run", "validate", "export", "artifacts"):
-        assert f"  finetune {verb} " in done.stdout
+    for verb in VERBS:
+        assert f"  finetune {verb}" in done.stdout
     assert done.stdout.splitlines()[-1] == "imported:"
 
 
-@pytest.mark.parametrize("verb", ["run", "validate", "export", "artifacts"])
-def test_every_verb_explains_its_options_with_an_example(verb: str) -> None:
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_its_options_with_examples_that_it_takes(verb: str) -> None:
     done = finetune(verb, "--help")
     assert done.returncode == 0
-    assert f"example:\n  finetune {verb} " in done.stdout
-    assert "--credentials" in done.stdout
+    examples = done.stdout.partition("examples:\n")[2].splitlines()
+    assert examples
+    for example in examples:
+        assert parse(shlex.split(example)[1:])[0] == verb
+
+
+def test_the_version_names_the_parts_and_imports_none_of_them() -> None:
+    done = finetune("--version")
+    assert done.returncode == 0
+    assert re.fullmatch(r"finetune \d+\.\d+\.\d+ \(torch .*, transformers .*, bitsandbytes .*\)\n", done.stdout)
 
 
 @pytest.mark.parametrize(
@@ -64,12 +76,18 @@ def test_every_error_is_reported_with_its_path(tmp_path: Path) -> None:
     path.write_text(text)
     done = finetune("validate", str(path))
     assert done.returncode == 10
-    for part in ("spec.training.maxSteps: found 0", "spec.training.typo", "spec.output.s3.bucket: found 'M/x'"):
-        assert part in done.stderr
+    lines = done.stderr.splitlines()
+    assert [line.partition(": found")[0].partition(": there")[0] for line in lines] == [
+        f"{path}:8: spec.training.maxSteps",
+        f"{path}:8: spec.training.typo",
+        f"{path}:10: spec.output.s3.bucket",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("text", "part"), [("a: [", "while parsing"), ("a: 1\na: 2", "written twice")], ids=["no YAML", "a key twice"]
+    ("text", "part"),
+    [("a: [", "job.yaml:1: while parsing"), ("a: 1\na: 2", "job.yaml:2: key 'a' is written twice")],
+    ids=["no YAML", "a key twice"],
 )
 def test_text_that_is_no_manifest_is_explained(tmp_path: Path, text: str, part: str) -> None:
     path = tmp_path / "job.yaml"

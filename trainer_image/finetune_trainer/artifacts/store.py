@@ -287,5 +287,8 @@ def open_object_store(config: RunConfig, credentials: Path | None, folder: Path 
         return FolderStore(folder / config.job.name)
 
     s3 = config.output.s3
+    if s3.bucket is None:
+        message = "spec.output.s3.bucket is missing: write it, or give a folder with --output DIR"
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
     session = S3Session(s3.bucket, S3Location(s3.endpoint_url, s3.region), credentials, OUTPUT_REASONS)
     return S3Store(session, config.output_prefix())

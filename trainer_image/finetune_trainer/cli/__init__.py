@@ -1,6 +1,8 @@
 """Every console command: `finetune` on a user's machine, `finetune-trainer` in a pod.
 
 finetune.py           `finetune`: its verbs, their options and examples
+manifest/             the job of a local run: from a manifest, from options; `finetune init`
+machine.py            the user's machine, as far as it can be known without PyTorch
 run.py                `finetune run`: a job on this machine, with a progress bar
 preflight.py          `finetune validate` and `finetune-trainer preflight`
 export.py             `finetune export`: merge and convert, without training

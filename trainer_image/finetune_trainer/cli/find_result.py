@@ -126,6 +126,9 @@ def _config(job: FineTuneJob) -> RunConfig:
 
 def _location_in_bucket(config: RunConfig) -> ResultLocation:
     s3 = config.output.s3
+    if s3.bucket is None:
+        message = "the manifest names no bucket: give the folder of `finetune run --output DIR` as --results DIR"
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
     return ResultLocation(
         bucket=s3.bucket,
         prefix=config.output_prefix(),

@@ -1,6 +1,8 @@
 """`finetune`: the commands that a user runs on their own machine.
 
-    finetune run job.yaml [--output DIR]          the same manifest as on a cluster: a progress bar, then the artifacts
+    finetune init [job.yaml]                      writes a commented manifest to begin with
+    finetune run job.yaml [--output DIR]          the same manifest as on a cluster: a live view, then the artifacts
+    finetune run --model SRC --data SRC           the same without a manifest
     finetune validate job.yaml [--output DIR]     every error of the manifest, then those of model, data and output
     finetune export --base SRC --output DIR ...   merge an adapter and write GGUF files: no cluster, no training
     finetune artifacts JOB [--download DIR]       list what a job made, or download it with every digest checked
@@ -22,10 +24,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
-
     from finetune_api.job import FineTuneJob
+    from finetune_trainer.cli.manifest.read import LocalJob
 
+PARTS = ("torch", "transformers", "peft", "trl", "bitsandbytes")
+DEFAULT_OUTPUT = Path("results")
+"""Folder for the results of a job without a manifest, which names no bucket."""
 INVALID = 10
 """Exit code of an invalid manifest or invalid arguments (ExitCode.CONFIGURATION)."""
 console = Console(stderr=True, highlight=False)
@@ -36,7 +40,7 @@ class Verb:
     """One command: its help, its options, and the function that carries it out."""
 
     help: str
-    example: str
+    examples: tuple[str, ...]
     add_options: Callable[[argparse.ArgumentParser], None]
     call: Callable[[argparse.Namespace, Sequence[str]], int]
     """Takes the options and the words that no option takes; returns the exit code."""
@@ -53,12 +57,15 @@ def parse(words: Sequence[str]) -> tuple[str, argparse.Namespace, list[str]]:
 
     `export` reports such words with its other errors; for any other verb, and for an unknown one, this exits with 2.
     """
-    examples = "\n".join(f"  {verb.example}" for verb in VERBS.values())
+    examples = "\n".join(f"  {verb.examples[0]}" for verb in VERBS.values())
     parser = argparse.ArgumentParser(
         prog="finetune",
         description="Fine-tune a model as a FineTuneJob describes it.",
         epilog=f"examples:\n{examples}\n\n`finetune VERB --help` describes the options of a verb.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version", action=_ShowVersion, nargs=0, help="show the versions of this program and of its parts"
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
 
@@ -67,7 +74,7 @@ def parse(words: Sequence[str]) -> tuple[str, argparse.Namespace, list[str]]:
             name,
             help=verb.help,
             description=f"{verb.help[0].upper()}{verb.help[1:]}.",
-            epilog=f"example:\n  {verb.example}",
+            epilog="\n  ".join(("examples:", *verb.examples)),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=name != "export",
         )
@@ -78,7 +85,20 @@ def parse(words: Sequence[str]) -> tuple[str, argparse.Namespace, list[str]]:
     options, unknown = parser.parse_known_args(words)
     if unknown and options.verb != "export":
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if getattr(options, "changes", None) == [] and options.manifest is None:
+        parser.error(f"finetune {options.verb} needs a manifest, or --model and --data")
     return options.verb, options, unknown
+
+
+class _ShowVersion(argparse.Action):
+    """Prints the versions, read from the packages' metadata: nothing is imported."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        parts = ", ".join(f"{name} {version(name)}" for name in PARTS)
+        print(f"finetune {version('finetune-operator')} ({parts})")
+        parser.exit()
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -94,14 +114,31 @@ def _add_validate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_manifest_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("manifest", type=Path, help="YAML file with one FineTuneJob")
-    parser.add_argument("--output", type=Path, help="folder for the results (default: spec.output.s3)")
+    from finetune_trainer.cli.manifest.options import add_field_options
+
+    parser.add_argument("manifest", type=Path, nargs="?", help="YAML file with one FineTuneJob")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help=f"folder for the results (default: spec.output.s3; without a manifest: {DEFAULT_OUTPUT}/)",
+    )
     parser.add_argument(
         "--credentials",
         type=Path,
         metavar="DIR",
         help="folder with output/, model/, dataset/ and hub/, each like a mounted Secret (default: boto3's chain)",
     )
+    add_field_options(parser)
+
+
+def _add_init_options(parser: argparse.ArgumentParser) -> None:
+    from finetune_trainer.cli.manifest.options import add_field_options
+
+    parser.add_argument("manifest", type=Path, nargs="?", default=Path("job.yaml"), help="file to write (job.yaml)")
+    parser.add_argument("--bucket", metavar="NAME", help="S3 bucket for the results; without one, a folder takes them")
+    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+    add_field_options(parser, any_field=False)
 
 
 def _add_export_options(parser: argparse.ArgumentParser) -> None:
@@ -130,22 +167,32 @@ def _add_artifacts_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace, _: Sequence[str]) -> int:
-    job = _load(options.manifest)
-    if job is None:
+    found = _load(options)
+    if found is None:
         return INVALID
+    for note in found.notes:
+        console.print(note, markup=False, soft_wrap=True)
     from finetune_trainer.cli.run import run_here
 
-    return run_here(job, options.output, options.credentials, verbose=options.verbose)
+    return run_here(found.job, options.output, options.credentials, verbose=options.verbose)
 
 
 def _validate(options: argparse.Namespace, _: Sequence[str]) -> int:
-    job = _load(options.manifest)
-    if job is None:
+    found = _load(options)
+    if found is None:
         return INVALID
+    for note in (*found.notes, *found.cluster_notes):
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
     if options.manifest_only:
-        console.print(f"{options.manifest}: valid")
+        console.print(f"{options.manifest or 'the job'}: valid", markup=False)
         return 0
-    return validate(job, options.output, options.credentials)
+    return validate(found.job, options.output, options.credentials)
+
+
+def _init(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from finetune_trainer.cli.manifest.starter import write_starter
+
+    return write_starter(options, console)
 
 
 def _export(options: argparse.Namespace, unknown: Sequence[str]) -> int:
@@ -171,34 +218,18 @@ def _artifacts(options: argparse.Namespace, _: Sequence[str]) -> int:
     return artifacts_here(options)
 
 
-def _load(manifest: Path) -> "FineTuneJob | None":
-    """Reads the manifest; prints all its errors and returns None if it is invalid."""
-    import yaml
-    from pydantic import ValidationError
+def _load(options: argparse.Namespace) -> "LocalJob | None":
+    """Reads the job; prints all its errors and returns None if it is invalid."""
+    from finetune_trainer.cli.manifest.read import InvalidManifestError, read_job
 
-    from finetune_api.job import load_manifest
-
+    if options.manifest is None and options.output is None:
+        options.output = DEFAULT_OUTPUT
     try:
-        return load_manifest(manifest.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        lines = explain_errors(error)
-    except (OSError, yaml.YAMLError) as error:
-        lines = [str(error)]
-
-    for line in lines:
-        console.print(f"{manifest}: {line}", markup=False, soft_wrap=True)
+        return read_job(options.manifest, options.changes, needs_bucket=options.output is None)
+    except InvalidManifestError as error:
+        for line in error.errors:
+            console.print(line, markup=False, soft_wrap=True)
     return None
-
-
-def explain_errors(error: "ValidationError") -> list[str]:
-    """One line per error: the field's path, what was found, and what is wrong with it."""
-    lines = []
-    for entry in error.errors(include_url=False):
-        path = ".".join(str(part) for part in entry["loc"])
-        found = entry["input"] if isinstance(entry["input"], str | int | float | bool) else None
-        text = entry["msg"].removeprefix("Value error, ")
-        lines.append(f"{path}: found {found!r}: {text}" if found is not None else f"{path}: {text}")
-    return lines
 
 
 def validate(job: "FineTuneJob", output: Path | None, credentials: Path | None) -> int:
@@ -221,27 +252,50 @@ def validate(job: "FineTuneJob", output: Path | None, credentials: Path | None) 
 
 
 VERBS = {
+    "init": Verb(
+        "write a commented manifest to begin with",
+        (
+            "finetune init",
+            "finetune init job.yaml --model Qwen/Qwen3-0.6B --data train.jsonl --eval 0.05",
+        ),
+        _add_init_options,
+        _init,
+    ),
     "run": Verb(
-        "run a manifest on this machine, without a cluster",
-        "finetune run job.yaml --output results/",
+        "train on this machine, from a manifest or from options",
+        (
+            "finetune run --model Qwen/Qwen3-0.6B --data train.jsonl",
+            "finetune run job.yaml --output results/",
+            "finetune run job.yaml --output results/ --max-steps 20 --set spec.training.batchSize=4",
+        ),
         _add_run_options,
         _run,
     ),
     "validate": Verb(
         "check a manifest, its model, data and output",
-        "finetune validate job.yaml",
+        (
+            "finetune validate job.yaml",
+            "finetune validate job.yaml --manifest-only",
+            "finetune validate --model Qwen/Qwen3-0.6B --data train.jsonl",
+        ),
         _add_validate_options,
         _validate,
     ),
     "export": Verb(
         "merge an adapter and write GGUF files",
-        "finetune export --base hf://org/model --adapter results/mine/adapter --output out/ --gguf Q4_K_M",
+        (
+            "finetune export --base hf://org/model --adapter results/mine/adapter --output out/ --gguf Q4_K_M",
+            "finetune export --base ./model --output out/ --merged BF16 --gguf Q8_0 --gguf F16",
+        ),
         _add_export_options,
         _export,
     ),
     "artifacts": Verb(
         "list or download what a job made",
-        "finetune artifacts s3://bucket/prefix/job/ --download out/",
+        (
+            "finetune artifacts s3://bucket/prefix/job/ --download out/",
+            "finetune artifacts job.yaml --results results/",
+        ),
         _add_artifacts_options,
         _artifacts,
     ),
