@@ -1,6 +1,7 @@
 """Every console command: `finetune` on a user's machine, `finetune-trainer` in a pod.
 
 finetune.py           `finetune`: its verbs, their options and examples
+local_job.py          the verbs that take a job, with their options: init, run, validate
 manifest/             the job of a local run: from a manifest, from options; `finetune init`
 machine.py            the user's machine, as far as it can be known without PyTorch
 run.py                `finetune run`: a job on this machine, with a progress bar
