@@ -19,7 +19,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from finetune_trainer.cli import local_job
+from finetune_trainer.cli.local_job import (
+    add_init_options,
+    add_run_options,
+    add_validate_options,
+    call_init,
+    call_run,
+    call_validate,
+)
 
 PARTS = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 INVALID = 10
@@ -148,8 +155,8 @@ VERBS = {
             "finetune init",
             "finetune init job.yaml --model Qwen/Qwen3-0.6B --data train.jsonl --eval 0.05",
         ),
-        local_job.add_init_options,
-        local_job.call_init,
+        add_init_options,
+        call_init,
     ),
     "run": Verb(
         "train on this machine, from a manifest or from options",
@@ -158,8 +165,8 @@ VERBS = {
             "finetune run job.yaml --output results/",
             "finetune run job.yaml --output results/ --max-steps 20 --set spec.training.batchSize=4",
         ),
-        local_job.add_run_options,
-        local_job.call_run,
+        add_run_options,
+        call_run,
     ),
     "validate": Verb(
         "check a manifest, its model, data and output",
@@ -168,8 +175,8 @@ VERBS = {
             "finetune validate job.yaml --manifest-only",
             "finetune validate --model Qwen/Qwen3-0.6B --data train.jsonl",
         ),
-        local_job.add_validate_options,
-        local_job.call_validate,
+        add_validate_options,
+        call_validate,
     ),
     "export": Verb(
         "merge an adapter and write GGUF files",
