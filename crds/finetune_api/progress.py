@@ -19,6 +19,7 @@ AUDIENCE_PREFIX = "finetune.dev/"
 # JSON numbers are exact up to here, and the API server refuses larger bounds of an int64.
 MAX_EXACT_INTEGER = 2**53 - 1
 Count = Annotated[int, Field(ge=0, le=MAX_EXACT_INTEGER)]
+Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 
@@ -114,6 +115,12 @@ class Resolved(ApiModel):
 
     total_parameters: Count | None = None
     """Parameters of base model and adapter."""
+
+    adapted_share: Share | None = None
+    """Share of the layers' weights that get an adapter, from 0 to 1; embeddings and head are not counted."""
+
+    quantized_share: Share | None = None
+    """Share of the layers' weights that are in NF4, from 0 to 1."""
 
 
 class MemoryFallback(ApiModel):

@@ -88,6 +88,8 @@ STATUS: dict[str, Any] = {
         "totalSteps": 240,
         "trainableParameters": 10**7,
         "totalParameters": 8 * 10**9,
+        "adaptedShare": 1.0,
+        "quantizedShare": 0.982,
     },
     "memory": {
         "mode": "Balanced",

@@ -49,6 +49,8 @@ def test_adapter_and_merged_weights_load_and_agree(
     kinds = ["Adapter", "Merged", "GGUF", "Modelfile", "ModelCard", "Configuration"]
     assert [artifact.type for artifact in manifest.artifacts] == kinds
     assert outcome.artifacts == tuple(artifact.as_artifact() for artifact in manifest.artifacts)
+    card = (Path(manifest.artifacts[4].uri) / "README.md").read_text()
+    assert "Of the layers' weights, 100.0% have an adapter; 100.0% were in NF4 while training." in card
 
     adapter, merged = (Path(artifact.uri) for artifact in manifest.artifacts[:2])
     learned = load_file(adapter / "adapter_model.safetensors")

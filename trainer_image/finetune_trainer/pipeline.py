@@ -13,7 +13,7 @@ from finetune_trainer.documents.write import RunSummary, write_documents
 from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.job.run_context import RunContext
 from finetune_trainer.sources import FetchedSource, SourceAccess, fetch_dataset, fetch_model
-from finetune_trainer.stages.adapter_injection import inject_adapter
+from finetune_trainer.stages.adapter_injection import AdaptedModel, inject_adapter
 from finetune_trainer.stages.data_formatting import DatasetFiles, FormattedData, format_data
 from finetune_trainer.stages.judging import Judged, Trained, judge_artifacts
 from finetune_trainer.stages.model_loading import load_model
@@ -42,7 +42,7 @@ def run(context: RunContext) -> Manifest:
 
     progress.stage(Stage.ADAPTER_INJECTION)
     adapted = inject_adapter(loaded.model, config.adapter, config.training.seed)
-    progress.resolve(trainable_parameters=adapted.trainable_parameters, total_parameters=adapted.total_parameters)
+    _report_adapter(context, adapted)
 
     progress.stage(Stage.DATA_FORMATTING)
     source, evaluation = _fetch_dataset(context), _fetch_evaluation(context)
@@ -104,6 +104,15 @@ def _report_model(context: RunContext, base: FetchedSource, loaded: LoadedModel)
         architecture=loaded.architecture,
         precision=loaded.precision.value,
         device=loaded.device_name,
+    )
+
+
+def _report_adapter(context: RunContext, adapted: AdaptedModel) -> None:
+    context.progress.resolve(
+        trainable_parameters=adapted.trainable_parameters,
+        total_parameters=adapted.total_parameters,
+        adapted_share=round(adapted.coverage.adapted_share, 4),
+        quantized_share=round(adapted.coverage.quantized_share, 4),
     )
 
 

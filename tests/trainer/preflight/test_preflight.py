@@ -21,6 +21,7 @@ from finetune_trainer.cli.preflight import preflight_attempt, to_outcome
 from finetune_trainer.job.settings import Settings
 from finetune_trainer.preflight.checks import run_preflight
 from finetune_trainer.preflight.report import Finding, Report, Severity
+from finetune_trainer.preflight.table import facts
 
 Build = Callable[..., RunConfig]
 OTHER = JobIdentity(namespace="default", name="tiny", uid="uid-2")
@@ -75,6 +76,16 @@ def test_a_layer_that_the_model_does_not_have_is_found_by_the_names_of_its_weigh
     assert errors(report) == [("spec.adapter.targetModules", "InvalidConfiguration")]
     layers = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
     assert report.errors()[0].message == f"the model has no layer w1; choose from {layers}"
+
+
+def test_coverage_is_in_the_report_and_the_table(run_config: Build, settings: Settings) -> None:
+    report, written = run_preflight(run_config(adapter={"targetModules": ["q_proj"]}), settings)
+    assert report.coverage is not None
+    assert (report.coverage.quantized_share, report.coverage.stacked_bytes) == (1.0, 0)
+    shares = f"{report.coverage.adapted_share:.1%} of the layers' weights"
+    assert dict(facts(report))["with an adapter"] == shares
+    assert shares in Path(written[0]).read_text().replace("&#39;", "'")
+    assert report.warnings()[-1].location == "spec.adapter.targetModules"
 
 
 def cut_weights(model: Path) -> None:

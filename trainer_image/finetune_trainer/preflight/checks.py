@@ -2,17 +2,19 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from finetune_api.run_config import RunConfig
 from finetune_trainer.artifacts.hub_push import open_hub
 from finetune_trainer.artifacts.store import ArtifactStore, open_store
 from finetune_trainer.job.settings import Settings
-from finetune_trainer.model.adapter_targets import choose_targets, linear_names
+from finetune_trainer.model.adapter_targets import barred_layers, choose_targets
 from finetune_trainer.model.description import (
     check_architecture,
     load_configuration,
     load_tokenizer,
 )
+from finetune_trainer.model.layer_weights import RENAMED_TYPES, layer_weights, linear_names
 from finetune_trainer.model.safetensors_header import TensorHeader
 from finetune_trainer.preflight.examination import examine, scan_source
 from finetune_trainer.preflight.findings import Findings, ModelFacts
@@ -77,23 +79,29 @@ def _fetch_model(config: RunConfig, settings: Settings, findings: Findings) -> M
     release_freed_memory()
 
     configuration = load_configuration(fetched.folder) if architecture else None
-    weights = _fetch_weights(config, fetched, access, findings)
+    weights = _fetch_weights(config, fetched, configuration, access, findings)
     return ModelFacts(fetched.revision, architecture, configuration, tokenizer, weights)
 
 
 def _fetch_weights(
-    config: RunConfig, model: FetchedSource, access: SourceAccess, findings: Findings
+    config: RunConfig, model: FetchedSource, configuration: Any, access: SourceAccess, findings: Findings
 ) -> tuple[TensorHeader, ...] | None:
-    """Reads the headers of the model's weight files, and checks that the layers of the adapter exist."""
+    """Reads the headers of the model's weight files, and checks that the layers of the adapter exist.
+
+    None if they cannot be read, or if their names are not those of the loaded model.
+    """
     spec = config.model
     read = partial(fetch_weight_headers, spec.source, model.revision or spec.revision, access)
-    weights = findings.attempt("spec.model.source", read)
-    if weights is None:
+    headers = findings.attempt("spec.model.source", read)
+    model_type = getattr(configuration, "model_type", None)
+    if headers is None or model_type in RENAMED_TYPES:
         return None
 
-    targets = partial(choose_targets, linear_names(weights), config.adapter.target_modules)
-    findings.attempt("spec.adapter.targetModules", targets)
-    return tuple(weights)
+    weights = layer_weights(headers, quantized=False)
+    names, barred = linear_names(weights), barred_layers(weights, model_type)
+    choose = partial(choose_targets, names, config.adapter.target_modules, barred)
+    findings.attempt("spec.adapter.targetModules", choose)
+    return tuple(headers)
 
 
 def _fetch_data(config: RunConfig, settings: Settings) -> FetchedSource:

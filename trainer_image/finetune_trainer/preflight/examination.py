@@ -5,10 +5,12 @@ from typing import Any
 from finetune_api.run_config import RunConfig
 from finetune_api.spec.inputs import DatasetSpec
 from finetune_trainer.model.description import embedding_rows
+from finetune_trainer.model.planned_weights import PlannedWeights, plan_weights
 from finetune_trainer.preflight.findings import Findings, ModelFacts
 from finetune_trainer.preflight.gpu import estimate_gpu, judge_gpu
+from finetune_trainer.preflight.judgements.coverage import judge_coverage, judge_weight_memory
 from finetune_trainer.preflight.judgements.rows import judge_answer_ends, judge_tokens
-from finetune_trainer.preflight.report import Report, RowCounts, TokenStatistics
+from finetune_trainer.preflight.report import Report, RowCounts, TokenStatistics, WeightCoverage
 from finetune_trainer.preflight.scan import Scan, scan_rows
 from finetune_trainer.preflight.statistics import describe_tokens
 from finetune_trainer.preflight.steps import TrainingSize, training_size
@@ -38,7 +40,11 @@ def examine(config: RunConfig, model: ModelFacts | None, data: FetchedSource | N
     if model is not None and model.configuration is not None:
         estimate = estimate_gpu(config, model.configuration, size)
         findings.found += judge_gpu(config, model.configuration, size, estimate)
-        facts |= {"gpu": estimate}
+        facts |= {"gpu": estimate} if estimate else {}
+
+    if model is not None and model.weights is not None:
+        planned = plan_weights(model.weights, config, getattr(model.configuration, "model_type", None))
+        facts |= _examine_weights(planned, config, findings, is_planned="gpu" in facts) if planned else {}
 
     ordered = sorted(findings.found, key=lambda finding: not finding.location.startswith("spec."))  # fields, then rows
     return Report(**facts, findings=tuple(ordered), more_errors=findings.unlisted)
@@ -62,6 +68,24 @@ def _examine_rows(scan: Scan, model: ModelFacts | None, config: RunConfig, findi
         "dataset_format": scan.layout,
         "dataset_detection": scan.detection,
     }
+
+
+def _examine_weights(
+    planned: PlannedWeights, config: RunConfig, findings: Findings, *, is_planned: bool
+) -> dict[str, Any]:
+    """The report's fields about the weights; `is_planned`: the memory plan counts them already."""
+    findings.found += judge_coverage(planned, config)
+    if not is_planned:
+        findings.found += judge_weight_memory(planned, config)
+
+    coverage = WeightCoverage(
+        adapted_share=planned.coverage.adapted_share,
+        quantized_share=planned.coverage.quantized_share,
+        missing_targets=tuple(planned.missing),
+        stacked_bytes=planned.coverage.stacked_bytes,
+        loaded_bytes=planned.loaded_bytes,
+    )
+    return {"coverage": coverage}
 
 
 def _count(scan: Scan) -> RowCounts:

@@ -128,6 +128,25 @@ class GpuEstimate(ApiModel):
     """Hours of training, without loading, export and upload."""
 
 
+class WeightCoverage(ApiModel):
+    """Shares of the layers' weights, embeddings and head apart."""
+
+    adapted_share: float
+    """Share with an adapter."""
+
+    quantized_share: float
+    """Share in NF4."""
+
+    missing_targets: tuple[str, ...] = ()
+    """Default targets that the model lacks."""
+
+    stacked_bytes: int
+    """Bytes of experts in 3-D tensors, which get no adapter and stay in 16 bits."""
+
+    loaded_bytes: int
+    """Bytes of all weights once they are loaded, adapters included."""
+
+
 class Report(ApiModel):
     """All that preflight found."""
 
@@ -153,6 +172,9 @@ class Report(ApiModel):
 
     training_tokens: int | None = None
     """Tokens that go through the model in all steps."""
+
+    coverage: WeightCoverage | None = None
+    """None if the weights' headers could not be read, or their names tell nothing about the layers."""
 
     gpu: GpuEstimate | None = None
     findings: tuple[Finding, ...] = ()

@@ -1,4 +1,5 @@
 """Judges what preflight has counted: turns it into errors and warnings. Pure.
 
-rows.py   bad rows, duplicates, lengths, and how answers end
+rows.py      bad rows, duplicates, lengths, and how answers end
+coverage.py  weights without an adapter, or that NF4 leaves in 16 bits
 """

@@ -1,0 +1,157 @@
+"""Coverage of an adapter: what preflight tells of a model's files is what the loaded model has."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from finetune_api.run_config import RunConfig
+from finetune_api.vocabulary import Quantization
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.model.coverage import Coverage
+from finetune_trainer.model.planned_weights import PlannedWeights, plan_weights
+from finetune_trainer.model.weight_files import list_weights_below
+from finetune_trainer.stages.adapter_injection import inject_adapter
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+    "vocab_size": 256,
+    "pad_token_id": 0,
+}
+EXPERTS: dict[str, Any] = {
+    "moe_intermediate_size": 64,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+DENSE = ("llama", "phi3", "gemma3_text", "nemotron", "lfm2", "mamba")
+MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "granitemoe", "llama4_text", "olmoe")
+ALL_LINEAR = ("mamba", "deepseek_v3")
+"""Families of which all linear layers are adapted here: Mamba has none of the default ones."""
+
+
+def make(folder: Path, family: str) -> Path:
+    """A tiny random model, without a tokenizer."""
+    set_seed(0)
+    config = CONFIG_MAPPING[family](**SIZES | (EXPERTS if family in MIXTURES else {}))
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)  # type: ignore[no-untyped-call]
+    return folder
+
+
+def load(folder: Path, quantization: Quantization) -> Any:
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")  # type: ignore[no-untyped-call]
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.bfloat16,
+        device_map={"": "cpu"},
+        quantization_config=nf4 if quantization is Quantization.NF4 else None,
+    )
+
+
+def job(quantization: Quantization, targets: list[str] | None = None) -> RunConfig:
+    document = {
+        "job": {"namespace": "n", "name": "j", "uid": "u"},
+        "model": {"source": "hf://a/b", "quantization": quantization.value},
+        "dataset": {"source": "s3://data/x.jsonl"},
+        "adapter": {"targetModules": targets} if targets else {},
+        "training": {},
+        "export": {},
+        "output": {"s3": {"bucket": "models"}},
+        "checkpointsToKeep": 2,
+        "terminationGracePeriodSeconds": 60,
+        "gpus": 0,
+    }
+    return RunConfig.model_validate(document)
+
+
+def plan(folder: Path, config: RunConfig) -> PlannedWeights:
+    model_type = json.loads((folder / "config.json").read_text())["model_type"]
+    planned = plan_weights(list_weights_below(folder), config, model_type)
+    assert planned is not None
+    return planned
+
+
+def shares(coverage: Coverage) -> tuple[float, float]:
+    return coverage.adapted_share, coverage.quantized_share
+
+
+@pytest.mark.parametrize("quantization", list(Quantization))
+@pytest.mark.parametrize("family", [*DENSE, *MIXTURES])
+def test_files_tell_what_the_loaded_model_has(tmp_path: Path, family: str, quantization: Quantization) -> None:
+    folder = make(tmp_path, family)
+    targets = ["all-linear"] if family in ALL_LINEAR else None
+    config = job(quantization, targets)
+    planned = plan(folder, config).coverage
+    adapted = inject_adapter(load(folder, quantization), config.adapter, 1)
+    real = adapted.coverage
+    assert not adapted.model.base_model.targeted_parameter_names, "such adapters cannot be merged"
+    assert shares(planned) == pytest.approx(shares(real), abs=0.002)
+    assert planned.stacked == real.stacked
+    assert (real.stacked > 0) == (family in MIXTURES)
+    assert (real.quantized > 0) == (quantization is Quantization.NF4)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gemma3_text"])
+def test_a_dense_model_is_covered_whole(tmp_path: Path, family: str) -> None:
+    coverage = plan(make(tmp_path, family), job(Quantization.NF4)).coverage
+    assert shares(coverage) == (1.0, 1.0)
+
+
+def test_experts_that_the_files_hold_one_by_one_are_not_counted_as_linear(tmp_path: Path) -> None:
+    folder = make(tmp_path, "mixtral")
+    names = {tensor.name for tensor in list_weights_below(folder)}
+    assert any(name.endswith("experts.0.w1.weight") for name in names), "as published"
+    planned = plan(folder, job(Quantization.NF4))
+    experts = 2 * 4 * 3 * 64 * 128
+    assert planned.coverage.stacked == experts
+    assert planned.missing == ["gate_proj", "up_proj", "down_proj"]
+    assert planned.coverage.adapted_share == pytest.approx(0.11, abs=0.01)
+
+
+def test_bytes_are_those_of_the_loaded_model(tmp_path: Path) -> None:
+    """Experts in 16 bits among them; NF4's scales are the difference."""
+    folder = make(tmp_path, "mixtral")
+    for quantization in Quantization:
+        model = inject_adapter(load(folder, quantization), job(quantization).adapter, 1).model
+        real = sum(p.numel() * p.element_size() for p in model.parameters())
+        assert plan(folder, job(quantization)).loaded_bytes == pytest.approx(real, rel=0.01)
+
+
+@pytest.mark.parametrize(("family", "level"), [("llama", logging.INFO), ("mixtral", logging.WARNING)])
+def test_the_log_says_it(tmp_path: Path, family: str, level: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    model = load(make(tmp_path, family), Quantization.NF4)
+    inject_adapter(model, job(Quantization.NF4).adapter, 1)
+    record = next(record for record in caplog.records if record.message.startswith("adapters on"))
+    assert record.levelno == level
+    assert ("the model has no gate_proj, up_proj, down_proj" in record.message) == (family == "mixtral")
+
+
+def test_layers_beside_stacked_experts_that_peft_would_move_there_are_left_out(tmp_path: Path) -> None:
+    folder = make(tmp_path, "deepseek_v3")
+    planned = plan(folder, job(Quantization.NONE))
+    assert planned.missing == ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]
+    assert not {"gate_proj", "up_proj", "down_proj"} & set(planned.left_out)
+    with pytest.raises(TrainerError, match=r"peft cannot adapt down_proj in this model; choose from .*o_proj"):
+        inject_adapter(load(folder, Quantization.NONE), job(Quantization.NONE, ["down_proj"]).adapter, 1)
+
+
+def test_a_layer_that_peft_refuses_in_a_mamba_is_refused_by_name(tmp_path: Path) -> None:
+    folder = make(tmp_path, "mamba")
+    with pytest.raises(TrainerError, match="peft cannot adapt out_proj in this model; choose from dt_proj, in_proj"):
+        inject_adapter(load(folder, Quantization.NONE), job(Quantization.NONE, ["out_proj"]).adapter, 1)

@@ -1,0 +1,91 @@
+"""The weights of a model's layers, by the names and shapes in its files: linear layers, and experts that are stacked in
+one tensor. Pure, and without PyTorch: preflight asks too.
+
+transformers 5 stacks the experts of a mixture in 3-D tensors when it loads them, also where the files hold a matrix for
+each. bitsandbytes quantises linear layers only, and adapters sit on linear layers only, so stacked experts get neither.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+from finetune_trainer.model.safetensors_header import TensorHeader
+
+RENAMED_TYPES = frozenset({"axk2", "bailing_hybrid", "deepseek_v4", "hrm_text", "hy_v4", "inkling2_text"})
+"""Model types whose linear layers transformers renames when it loads them, so that names in the files tell nothing.
+
+Found by loading a tiny model of each causal language model of transformers 5.23.
+"""
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+_VOCABULARY = ("wte", "wpe", "lm_head", "embed_out", "shared")
+
+
+@dataclass(frozen=True)
+class LayerWeight:
+    """A weight of the layers: embeddings, head, norms and biases are none."""
+
+    name: str
+    """Name of the layer, such as model.layers.0.mlp.up_proj."""
+    parameters: int
+    shape: tuple[int, ...] | None
+    """None for packed NF4 weights, whose files do not tell it in their header."""
+    is_linear: bool
+    """True for a linear layer, which can get an adapter and can be quantised."""
+    is_stacked: bool
+    """True for experts in a 3-D tensor."""
+    is_quantized: bool
+
+    @property
+    def last_name(self) -> str:
+        """Last part of the name, such as up_proj."""
+        return self.name.rsplit(".", 1)[-1]
+
+
+def layer_weights(headers: Iterable[TensorHeader], *, quantized: bool) -> list[LayerWeight]:
+    """The layers' weights of a model that is not loaded; `quantized`: its linear layers will be in NF4."""
+    found = [header for header in headers if len(header.shape) > 1 and not is_vocabulary(header.name)]
+    # A router lies beside its experts, and is no linear layer.
+    blocks = {_EXPERT.split(header.name)[0] for header in found if _EXPERT.search(header.name)}
+    blocks |= {header.name.rpartition(".experts.")[0] for header in found if ".experts." in header.name}
+
+    weights = []
+    for header in found:
+        if header.dtype == "U8" and not header.name.endswith(".weight"):
+            continue  # a part of an NF4 weight
+        weights.append(_describe(header, blocks, quantized=quantized))
+    return weights
+
+
+def _describe(header: TensorHeader, blocks: set[str], *, quantized: bool) -> LayerWeight:
+    name = header.name.removesuffix(".weight")
+    parent, _, last = name.rpartition(".")
+    is_packed = header.dtype == "U8"  # two NF4 codes share a byte
+    is_stacked = bool(_EXPERT.search(header.name)) or is_stack(header.name, header.shape)
+    is_router = "router" in name.split(".") or (last == "gate" and parent in blocks)
+    is_linear = header.name.endswith(".weight") and len(header.shape) == 2 and not is_stacked and not is_router
+
+    return LayerWeight(
+        name,
+        2 * header.parameters if is_packed else header.parameters,
+        None if is_packed else header.shape,
+        is_linear=is_linear,
+        is_stacked=is_stacked,
+        is_quantized=is_packed or (is_linear and quantized),
+    )
+
+
+def linear_names(weights: Iterable[LayerWeight]) -> set[str]:
+    """Last parts of the linear layers' names."""
+    return {weight.last_name for weight in weights if weight.is_linear}
+
+
+def is_vocabulary(name: str) -> bool:
+    """True for an embedding or the head, by the name of its weight."""
+    parts = name.removesuffix(".weight").split(".")
+    return "lm_head" in parts or "embed" in parts[-1] or parts[-1] in _VOCABULARY
+
+
+def is_stack(name: str, shape: tuple[int, ...]) -> bool:
+    """True for a tensor that stacks several matrices; a convolution's does not."""
+    return len(shape) == 3 and "conv" not in name and all(size > 1 for size in shape) and prod(shape) > 0

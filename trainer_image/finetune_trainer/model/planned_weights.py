@@ -1,0 +1,77 @@
+"""The weights as the job will load them: which get an adapter, which are in NF4, and how much memory all take. Pure."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from finetune_api.run_config import RunConfig
+from finetune_api.spec.training import ALL_LINEAR
+from finetune_api.vocabulary import Precision, Quantization
+from finetune_kernels.planning.model_shape import ADAPTER_BYTES, NF4_BLOCK, SCALES_BLOCK
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.model.adapter_targets import barred_layers, choose_targets
+from finetune_trainer.model.coverage import Coverage, adapted_layers, measure_coverage, missing_defaults
+from finetune_trainer.model.layer_weights import LayerWeight, layer_weights, linear_names
+from finetune_trainer.model.safetensors_header import TensorHeader
+
+
+@dataclass(frozen=True)
+class PlannedWeights:
+    """Weights of a model that is not loaded."""
+
+    coverage: Coverage
+    with_all_linear: Coverage
+    """The coverage with targetModules: [all-linear]."""
+    missing: Sequence[str]
+    """Default targets that the model lacks or that peft cannot adapt there."""
+    left_out: Sequence[str]
+    """Names of linear layers that could have an adapter and do not, those with the most weights first."""
+    loaded_bytes: int
+    """Bytes of all weights once they are loaded, adapters included."""
+
+
+def plan_weights(headers: Iterable[TensorHeader], config: RunConfig, model_type: str | None) -> PlannedWeights | None:
+    """The weights of the job; None if its targetModules name layers that the model lacks, which is an error then."""
+    headers = list(headers)
+    weights = layer_weights(headers, quantized=config.model.quantization is Quantization.NF4)
+    names, wanted, barred = linear_names(weights), config.adapter.target_modules, barred_layers(weights, model_type)
+    try:
+        adapted = adapted_layers(weights, choose_targets(names, wanted, barred))
+        all_linear = adapted_layers(weights, choose_targets(names, (ALL_LINEAR,), barred))
+    except TrainerError:
+        return None
+
+    return PlannedWeights(
+        measure_coverage(weights, adapted),
+        measure_coverage(weights, all_linear),
+        missing_defaults(names - barred, wanted),
+        _left_out(weights, adapted, barred),
+        _base_bytes(headers, weights, config) + _adapter_bytes(weights, adapted, config.adapter.rank),
+    )
+
+
+def _left_out(weights: Iterable[LayerWeight], adapted: set[str], barred: set[str]) -> list[str]:
+    sizes: dict[str, int] = {}
+    for weight in weights:
+        if weight.is_linear and weight.name not in adapted and weight.last_name not in barred:
+            sizes[weight.last_name] = sizes.get(weight.last_name, 0) + weight.parameters
+    return sorted(sizes, key=lambda name: -sizes[name])
+
+
+def _base_bytes(headers: Iterable[TensorHeader], weights: Iterable[LayerWeight], config: RunConfig) -> int:
+    quantized = {weight.name for weight in weights if weight.is_quantized}
+    each = 4 if config.training.precision is Precision.FP32 else 2
+    return sum(_loaded_bytes(header, quantized, each, double=config.model.double_quantization) for header in headers)
+
+
+def _loaded_bytes(header: TensorHeader, quantized: set[str], each: int, *, double: bool) -> int:
+    if header.dtype == "U8" or ".weight." in header.name:
+        return header.end - header.start  # in NF4 already: the codes, or a part beside them
+    if header.name.removesuffix(".weight") not in quantized:
+        return each * header.parameters
+
+    scales = header.parameters // NF4_BLOCK
+    return header.parameters // 2 + (scales + 4 * scales // SCALES_BLOCK if double else 4 * scales)
+
+
+def _adapter_bytes(weights: Iterable[LayerWeight], adapted: set[str], rank: int) -> int:
+    return sum(ADAPTER_BYTES * rank * sum(weight.shape or ()) for weight in weights if weight.name in adapted)
