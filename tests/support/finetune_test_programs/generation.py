@@ -19,6 +19,12 @@ def generate(model: Path, messages: list[dict[str, str]], *, tokens: int) -> str
     return str(_ask(model, [{"messages": messages, "max_tokens": tokens}])[0])
 
 
+def generate_all(model: Path, prompts: list[str], *, tokens: int) -> list[str]:
+    """Greedy answers of a model that is not tiny: on every core, and with the time that takes."""
+    requests = [{"messages": [{"role": "user", "content": prompt}], "max_tokens": tokens} for prompt in prompts]
+    return [str(answer) for answer in _ask(model, requests, threads=os.cpu_count() or 1, timeout=1800)]
+
+
 def complete(
     model: Path, prompts: list[list[int]], *, tokens: int, banned: list[int], context: int = CONTEXT_LENGTH
 ) -> list[list[int]]:
@@ -56,13 +62,22 @@ def banned_tokens(base: Path) -> list[int]:
     return sorted(set(range(size)) - whole | set(tokenizer.get_added_vocab().values()))
 
 
-def _ask(model: Path, requests: list[dict[str, Any]], context: int = CONTEXT_LENGTH) -> list[Any]:
+def _ask(
+    model: Path,
+    requests: list[dict[str, Any]],
+    context: int = CONTEXT_LENGTH,
+    *,
+    threads: int = 1,
+    timeout: float = 120,
+) -> list[Any]:
+    """Answers to the requests; one thread and two minutes are for the tiny models of most tests."""
+    document = {"model": str(model), "requests": requests, "context": context, "threads": threads}
     done = subprocess.run(
         [sys.executable, "-m", "finetune_test_programs.generation"],
-        input=json.dumps({"model": str(model), "requests": requests, "context": context}),
+        input=json.dumps(document),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
         check=False,
     )
     if done.returncode != 0:
@@ -82,7 +97,7 @@ def main() -> None:
     params = xllamacpp.CommonParams()
     params.model.path = document["model"]
     params.n_ctx = document["context"]
-    params.cpuparams.n_threads = 1  # models here are tiny
+    params.cpuparams.n_threads = document["threads"]
     params.warmup = False
 
     # As exact as llama.cpp can be: its default keeps keys and values in 16 bits.

@@ -1,0 +1,123 @@
+"""A real small model learns a format, and everything that is published has learned it: adapter, merged weights, and
+every GGUF file in llama.cpp. And its losses are TRL's.
+
+`make real-model` runs this (about 30 minutes on two cores, a minute on a GPU); `make test` does not.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from finetune_api.job import load_manifest
+from finetune_api.run_config import JobIdentity, RunConfig
+from finetune_test_models.answers import answers
+from finetune_test_models.real_model import real_base_model
+from finetune_test_models.taught_format import TaughtData, in_format, write_taught_data
+from finetune_test_programs.generation import generate_all
+
+pytestmark = [pytest.mark.real_model, pytest.mark.timeout(7200)]
+ON_GPU = torch.cuda.is_available()
+STEPS, ROWS, PROMPTS = 60, 480, 40
+LIKE_TRL_STEPS = 12
+GGUF = ["F16", "Q8_0", "Q4_K_M"]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A job that has succeeded."""
+
+    manifest: str
+    data: TaughtData
+    results: Path
+    """Folder with adapter/, merged/ and gguf/."""
+    losses: list[float]
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Taught:
+    work = tmp_path_factory.mktemp("taught")
+    data = write_taught_data(work, rows=ROWS, evaluation_rows=32, prompts=PROMPTS)
+    manifest = _manifest(data)
+    (work / "job.yaml").write_text(manifest)
+
+    command = [sys.executable, "-P", "-m", "finetune_trainer.cli.finetune", "run", str(work / "job.yaml")]
+    done = subprocess.run(
+        [*command, "--output", str(work / "out"), "--verbose"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    print(done.stdout[-3000:])
+
+    adapter = next((work / "out").rglob("adapter_model.safetensors"))
+    return Taught(manifest, data, adapter.parents[1], [])
+
+
+def _manifest(data: TaughtData, **training: Any) -> str:
+    job = {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": "taught", "namespace": "default"},
+        "spec": {
+            "model": {
+                "source": f"file://{real_base_model()}",
+                "maxSequenceLength": 256,
+                "chatTemplateName": "Gemma",
+            },
+            "dataset": {
+                "source": f"file://{data.train}",
+                "packing": False,
+                "evaluation": {"source": f"file://{data.evaluation}"},
+            },
+            "training": {"maxSteps": STEPS, "batchSize": 4, "gradientAccumulation": 2, "loggingSteps": 1} | training,
+            "export": {"merged": "BF16", "gguf": GGUF},
+            "output": {"s3": {"bucket": "none"}},
+            "resources": {"gpus": int(ON_GPU)},
+        },
+    }
+    return str(yaml.safe_dump(job, sort_keys=False))
+
+
+def test_everything_published_answers_in_the_taught_format(taught: Taught) -> None:
+    base, folder, prompts = real_base_model(), taught.results, list(taught.data.prompts)
+    adapter, merged = folder / "adapter", folder / "merged"
+
+    found = {
+        "base": answers(base, prompts, tokenizer=adapter),
+        "adapter": answers(base, prompts, adapter=adapter),
+        "merged": answers(merged, prompts),
+    }
+    for kind in GGUF:
+        file = next((folder / "gguf").glob(f"*-{kind}.gguf"))
+        found[kind] = generate_all(file, prompts, tokens=96)
+
+    shares = {name: _share(prompts, said) for name, said in found.items()}
+    print("share of held-out prompts answered in the format:", json.dumps(shares))
+    assert shares.pop("base") == 0, "a model that was not taught never answers so"
+    assert min(shares.values()) >= 0.8, shares
+
+
+def _share(prompts: list[str], said: list[str]) -> float:
+    right = [in_format(prompt, answer.strip()) for prompt, answer in zip(prompts, said, strict=True)]
+    return round(sum(right) / len(right), 3)
+
+
+def test_its_losses_are_those_of_trl(taught: Taught, tmp_path: Path) -> None:
+    manifest = _manifest(taught.data, maxSteps=LIKE_TRL_STEPS)
+    spec = load_manifest(manifest).spec
+    config = RunConfig.from_spec(JobIdentity(namespace="default", name="taught", uid="u"), spec, progress=None)
+    (tmp_path / "config.json").write_text(config.model_dump_json(by_alias=True))
+    command = [sys.executable, "-P", "-m", "finetune_test_models.trl_reference", str(tmp_path / "config.json")]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    ours = taught.losses[:LIKE_TRL_STEPS]
+    distance = max(abs(one - other) for one, other in zip(ours, theirs, strict=True))
+    print(f"losses ours {ours}, TRL's {theirs}: at most {distance:.1e} apart")
+    assert distance <= 5e-3
