@@ -10,7 +10,7 @@ from torch.nn import functional
 from benchmarks.micro_case import Case, Sizes, backward_of
 from finetune_kernels.ops import attention, softcap_attention
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences
-from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW8bit
+from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW
 
 
 def attention_cases(sizes: Sizes) -> Iterator[Case]:
@@ -88,13 +88,14 @@ def optimizer_cases(sizes: Sizes) -> Iterator[Case]:
     """Yields the case of a step of 8-bit AdamW over all adapters, including the gathering of gradients."""
     from bitsandbytes.optim.adamw import AdamW8bit
 
-    ours: Any = MultiTensorAdamW8bit(_adapters(sizes), lr=1e-4)
+    ours: Any = MultiTensorAdamW(_adapters(sizes), AdamW8bit, lr=1e-4)
     theirs: Any = AdamW8bit(_adapters(sizes), lr=1e-4)  # type: ignore[no-untyped-call]
     count = sum(parameter.numel() for group in ours.param_groups for parameter in group["params"])
     tensors = sum(len(group["params"]) for group in ours.param_groups)
 
-    # the weight and both 8-bit moments are read and written; the gradient is read, written when gathered, read again
-    work = count * (2 * sizes.element + 4 + 3 * sizes.element)
+    # The master weight (fp32) and both 8-bit moments are read and written; the gradient is read, written in fp32 when
+    # gathered (once with zeros), and read again; the master weight is read and written once more, rounded.
+    work = count * (8 + 4 + sizes.element + 12 + 4 + sizes.element)
     yield Case(
         "flat_adamw", "step", f"{count / 1e6:.1f} M in {tensors} tensors", work, "TB/s", ours.step, rival=theirs.step,
         rival_name="bitsandbytes",

@@ -265,7 +265,7 @@ def multi_tensor_adamw(load: Load) -> Pairs:
     """Two steps with clipping, against bitsandbytes and torch."""
     options = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.1}
     ours, theirs = ([torch.nn.Parameter(normal(64, 80, seed=seed)) for seed in range(2)] for _ in range(2))
-    flat, plain = load("multi_tensor_adamw").MultiTensorAdamW8bit(ours, **options), AdamW8bit(theirs, **options)
+    flat, plain = load("multi_tensor_adamw").MultiTensorAdamW(ours, AdamW8bit, **options), AdamW8bit(theirs, **options)
     starts = [value.detach().clone() for value in ours]
     for step, size in enumerate((1e-6, 100.0)):
         for seed, pair in enumerate(zip(ours, theirs, strict=True)):

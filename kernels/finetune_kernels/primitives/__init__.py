@@ -9,6 +9,7 @@ dora                 `row_norms`, `magnitude_gradient`: DoRA's norms and the gra
 nf4                  `dequantize`: 4-bit weights to 16 bits
 fp8                  `quantize_rows`, `Fp8Weight`: products in FP8
 gather_rows          `gather_rows`: rows of a table in host memory
-multi_tensor_adamw   `MultiTensorAdamW8bit`: 8-bit AdamW over many tensors in one launch
+master_weights       fp32 values of parameters that compute in 16 bits
+multi_tensor_adamw   `MultiTensorAdamW`: AdamW over many tensors in one launch, on master weights
 precision            `widen`: the type of the formulas
 """

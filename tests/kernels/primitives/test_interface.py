@@ -21,7 +21,8 @@ PUBLIC = {
     "fp8": ("quantize_rows", "Fp8Weight"),
     "gather_rows": ("gather_rows",),
     "lora_delta": ("LoraDelta",),
-    "multi_tensor_adamw": ("MultiTensorAdamW8bit",),
+    "master_weights": ("master_weight", "set_master_weight", "split_off_master"),
+    "multi_tensor_adamw": ("MultiTensorAdamW",),
     "nf4": ("dequantize",),
     "precision": ("widen",),
 }

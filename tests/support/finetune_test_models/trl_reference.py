@@ -4,7 +4,7 @@
 
 It stops after STEPS steps of the run.
 
-Model, adapter, rows and seed are those of our stages; what trains is TRL's SFTTrainer as it comes.
+Model, adapter, rows, rates and seed are those of our stages; whatever computes is TRL's SFTTrainer as it comes.
 """
 
 import json
@@ -25,6 +25,15 @@ from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.stages.data_formatting import DatasetFiles, format_data
 from finetune_trainer.stages.model_loading import load_model
 from finetune_trainer.stages.training_configuration import configure_training
+from finetune_trainer.training.optimizer import create_schedule
+
+
+class _WithOurRates(SFTTrainer):
+    """TRL's trainer with our schedule: transformers' begins at a rate of 0."""
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        self.lr_scheduler = create_schedule(self.args, optimizer or self.optimizer, num_training_steps)
+        return self.lr_scheduler
 
 
 class _StopAfter(TrainerCallback):
@@ -67,7 +76,7 @@ def losses(config: RunConfig, steps: int, work: Path) -> list[float]:
         {"input_ids": row["input_ids"], "completion_mask": [int(label != IGNORED) for label in row["labels"]]}
         for row in rows
     ]
-    trainer = SFTTrainer(
+    trainer = _WithOurRates(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list(completions),
@@ -79,9 +88,11 @@ def losses(config: RunConfig, steps: int, work: Path) -> list[float]:
 
 
 SHARED = (
-    "output_dir max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type "
-    "warmup_steps optim weight_decay max_grad_norm seed data_seed bf16 fp16 use_cpu"
-).split()
+    "output_dir", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
+    "lr_scheduler_type", "lr_scheduler_kwargs", "optim", "weight_decay", "max_grad_norm", "seed", "data_seed", "bf16", "fp16",
+    "use_cpu",
+)  # fmt: skip
+"""Settings that both sides have."""
 
 
 def _path(source: str) -> Path:

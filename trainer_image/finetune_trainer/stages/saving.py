@@ -8,6 +8,7 @@ import torch
 from finetune_api.run_config import RunConfig
 from finetune_api.spec.sources import Source
 from finetune_api.vocabulary import ArtifactType, MergedType
+from finetune_kernels.primitives.master_weights import master_weight
 from finetune_trainer.artifacts.store import LocalArtifact
 from finetune_trainer.export.export import ExportRequest, export
 from finetune_trainer.training.loaded_model import LoadedModel
@@ -53,5 +54,7 @@ def save_artifacts(model: Any, loaded: LoadedModel, base: Path, config: RunConfi
 
 
 def _adapter_state(model: Any) -> dict[str, torch.Tensor]:
-    """The parameters that train, in host memory."""
-    return {name: value.detach().cpu() for name, value in model.named_parameters() if value.requires_grad}
+    """The parameters that train, with their master weights, in host memory."""
+    return {
+        name: master_weight(value).detach().cpu() for name, value in model.named_parameters() if value.requires_grad
+    }

@@ -4,6 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from transformers.training_args import OptimizerNames
 from trl.trainer.sft_config import SFTConfig
 
 from finetune_api.run_config import RunConfig
@@ -11,15 +12,14 @@ from finetune_api.spec.training import TrainingSpec
 from finetune_api.vocabulary import Optimizer, Precision, Scheduler
 from finetune_kernels.planning.micro_batch import MicroBatch
 from finetune_trainer.training.loaded_model import LoadedModel
-from finetune_trainer.training.optimizer import ADAMW_8BIT
 
 # transformers 5.23 renamed the option; this code also runs on 5.17.
 _FIELDS = {field.name for field in fields(SFTConfig)}
 CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _FIELDS else "gradient_checkpointing"
 OPTIMIZERS = {
-    Optimizer.ADAMW_8BIT: ADAMW_8BIT,
-    Optimizer.PAGED_ADAMW_8BIT: "paged_adamw_8bit",
-    Optimizer.ADAMW: "adamw_torch",
+    Optimizer.ADAMW_8BIT: OptimizerNames.ADAMW_8BIT,
+    Optimizer.PAGED_ADAMW_8BIT: OptimizerNames.PAGED_ADAMW_8BIT,
+    Optimizer.ADAMW: OptimizerNames.ADAMW_TORCH,
 }
 SCHEDULERS = {Scheduler.LINEAR: "linear", Scheduler.COSINE: "cosine", Scheduler.CONSTANT: "constant"}
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune_api.base import ApiModel
 from finetune_api.spec.training import EarlyStoppingSpec
+from finetune_kernels.primitives.master_weights import master_weight
 
 log = logging.getLogger(__name__)
 FOLDER, WEIGHTS_NAME, RECORD_NAME = "best", "adapter.safetensors", "record.json"
@@ -70,7 +71,8 @@ class BestAdapter:
         self._folder.mkdir(parents=True, exist_ok=True)
         # safetensors refuses tensors that are not contiguous.
         save_file(
-            {name: weights.detach().contiguous() for name, weights in _adapter(model)}, self._folder / WEIGHTS_NAME
+            {name: master_weight(weights).detach().contiguous() for name, weights in _adapter(model)},
+            self._folder / WEIGHTS_NAME,
         )
         log.info("step %d has the lowest evaluation loss so far", step)
 
@@ -82,6 +84,7 @@ class BestAdapter:
         kept = load_file(self._folder / WEIGHTS_NAME)
         with torch.no_grad():
             for name, weights in _adapter(model):
+                master_weight(weights).copy_(kept[name])
                 weights.copy_(kept[name])
 
     def save_into(self, checkpoint: Path) -> None:

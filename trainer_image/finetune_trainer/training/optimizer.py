@@ -1,4 +1,4 @@
-"""Our 8-bit AdamW in place of bitsandbytes', and our schedule of the learning rate in place of transformers'.
+"""The job's optimiser over fp32 master weights, and our schedule of the learning rate in place of transformers'.
 
 transformers' warm-up begins at 0, so the first step learns nothing, and a run of one step nothing at all. It also takes
 any length, so a run can end before it has reached its peak. Here the rate of step s (from 0) of S, with a warm-up of W
@@ -18,24 +18,31 @@ from functools import partial
 from typing import Any
 
 import torch
+from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
 from torch.optim.lr_scheduler import LambdaLR
+from transformers.training_args import OptimizerNames
 from trl.trainer.sft_config import SFTConfig
 
 from finetune_api.spec.training import resolve_warmup
-from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW8bit
+from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW
 
 log = logging.getLogger(__name__)
-ADAMW_8BIT = "adamw_8bit"
-"""transformers' name of the 8-bit AdamW of bitsandbytes."""
+INNER: dict[OptimizerNames, Any] = {
+    OptimizerNames.ADAMW_8BIT: AdamW8bit,
+    OptimizerNames.PAGED_ADAMW_8BIT: PagedAdamW8bit,
+    OptimizerNames.ADAMW_TORCH: torch.optim.AdamW,
+}
+"""What updates the master weights, by the name that a configuration gives it."""
 
 
-def choose_optimizer(arguments: SFTConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
-    """Returns our optimiser and its options if `arguments` name the 8-bit AdamW; None leaves the choice to TRL."""
-    if arguments.optim != ADAMW_8BIT:
-        return None
-
-    betas = (arguments.adam_beta1, arguments.adam_beta2)
-    return MultiTensorAdamW8bit, {"lr": arguments.learning_rate, "betas": betas, "eps": arguments.adam_epsilon}
+def choose_optimizer(arguments: SFTConfig) -> tuple[type[MultiTensorAdamW], dict[str, Any]]:
+    """Returns our optimiser and its options."""
+    return MultiTensorAdamW, {
+        "inner": INNER[OptimizerNames(arguments.optim)],
+        "lr": arguments.learning_rate,
+        "betas": (arguments.adam_beta1, arguments.adam_beta2),
+        "eps": arguments.adam_epsilon,
+    }
 
 
 def create_schedule(arguments: Any, optimizer: Any, steps: int) -> LambdaLR:

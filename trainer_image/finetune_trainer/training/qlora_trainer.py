@@ -17,7 +17,8 @@ from transformers.trainer_utils import IntervalStrategy
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW8bit
+from finetune_kernels.primitives.master_weights import master_weight, split_off_master
+from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW
 from finetune_trainer.errors import InterruptedRunError
 from finetune_trainer.training.callback import RunCallback
 from finetune_trainer.training.collator import collate_packed
@@ -142,11 +143,9 @@ class QloraTrainer(SFTTrainer):
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
         """Clips the gradients of a step and returns their norm before; the watch gets it with the step's loss."""
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
-        if isinstance(optimizer, MultiTensorAdamW8bit):
-            self.accelerator.unscale_gradients()  # fp16: they are multiplied by the loss's scale
-            norm = optimizer.clip_gradients(self.args.max_grad_norm)
-        else:
-            norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        assert isinstance(optimizer, MultiTensorAdamW)
+        self.accelerator.unscale_gradients()  # fp16: they are multiplied by the loss's scale
+        norm = optimizer.clip_gradients(self.args.max_grad_norm)
 
         self._watch.end_step(self.state.global_step + 1, norm)
         return norm
@@ -196,6 +195,26 @@ class QloraTrainer(SFTTrainer):
         """True if the state's step is one to evaluate, and has not been evaluated."""
         interval = self.args.eval_steps if self.args.eval_strategy == IntervalStrategy.STEPS else None
         return bool(interval) and state.global_step % int(interval or 1) == 0 and not is_evaluated(state)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Writes the adapter of a checkpoint, with its master weights."""
+        values = {name: master_weight(weight).detach() for name, weight in self._trainable()}
+        super()._save(output_dir, state_dict or values)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Takes over the adapter of a checkpoint, with its master weights."""
+        kinds = [(weight, weight.dtype) for _, weight in self._trainable()]
+        for weight, _ in kinds:
+            weight.data = weight.data.float()  # or what is loaded would be rounded
+
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for weight, dtype in kinds:
+            if dtype is not torch.float32:
+                split_off_master(weight, dtype)
+
+    def _trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
+        model: Any = self.model
+        return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
 
     def load_adapter(self, checkpoint: Path, state: TrainerState) -> None:
         """Takes adapter and history from a checkpoint, without training on."""
