@@ -75,6 +75,25 @@ def test_a_stopped_run_goes_on_exactly_where_it_was(
         assert torch.equal(value, final_adapter(resumed)[name]), name
 
 
+@pytest.mark.parametrize("optimizer", ["AdamW8bit", "AdamW"])
+def test_a_run_in_bfloat16_goes_on_from_its_master_weights(run_config: Builder, tmp_path: Path, optimizer: str) -> None:
+    rates = {"optimizer": optimizer, "precision": "BF16", "learningRate": 1e-4}
+    config = run_config(training=rates | {"maxSteps": STEPS, "checkpointSteps": 3})
+    straight = Settings(work=tmp_path / "straight", attempt_id="a", output_folder=tmp_path / "straight-out")
+    expected, whole = run(config, straight)
+    settings = Settings(work=tmp_path / "first", attempt_id="a", output_folder=tmp_path / "out")
+    before, _ = run(config, settings, stop_after=STOP_AFTER)
+    after, resumed = run(config, with_attempt(settings, tmp_path, "second"))
+
+    assert resumed.resumed_from_step == STOP_AFTER
+    assert before | after == expected
+    adapter = final_adapter(whole)
+    for name, value in adapter.items():
+        assert torch.equal(value, final_adapter(resumed)[name]), name
+    finer = [(value != value.bfloat16().float()).float().mean().item() for value in adapter.values()]
+    assert min(finer) > 0.9, "what is published holds more than bfloat16 does"
+
+
 def test_without_the_optimiser_state_the_losses_differ(run_config: Builder, tmp_path: Path) -> None:
     config = run_config(training={"maxSteps": STEPS, "checkpointSteps": 3})
     settings = Settings(work=tmp_path / "first", attempt_id="a", output_folder=tmp_path / "out")

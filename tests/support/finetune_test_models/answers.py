@@ -1,6 +1,6 @@
 """Greedy answers of a model folder to prompts, as a user of transformers would get them: stops where its files say.
 
-    python -P -m finetune_test_models.answers < REQUEST.json      {"model": DIR, "adapter": null, "prompts": ["..."], ...}
+    python -P -m finetune_test_models.answers < REQUEST.json      {"model": DIR, "adapter": null, "prompts": [], ...}
 
 The tokenizer and the ends of generation are the adapter's where there is one, else the model's.
 """

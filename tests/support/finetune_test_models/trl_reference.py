@@ -89,8 +89,8 @@ def losses(config: RunConfig, steps: int, work: Path) -> list[float]:
 
 SHARED = (
     "output_dir", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
-    "lr_scheduler_type", "lr_scheduler_kwargs", "optim", "weight_decay", "max_grad_norm", "seed", "data_seed", "bf16", "fp16",
-    "use_cpu",
+    "lr_scheduler_type", "lr_scheduler_kwargs", "optim", "weight_decay", "max_grad_norm", "seed", "data_seed", "bf16",
+    "fp16", "use_cpu",
 )  # fmt: skip
 """Settings that both sides have."""
 
