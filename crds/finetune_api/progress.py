@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.base import ApiModel
-from finetune_api.vocabulary import MemoryMode, Stage
+from finetune_api.vocabulary import Batching, MemoryMode, Stage
 
 MAX_BODY_BYTES = 65_536
 AUDIENCE_PREFIX = "finetune.dev/"
@@ -106,6 +106,15 @@ class Resolved(ApiModel):
 
     gradient_accumulation: Count | None = None
     """Forward passes per optimiser step."""
+
+    batching: Batching | None = None
+    """Arrangement of the documents of a forward pass: Packed, unless the model's packed documents see each other."""
+
+    batching_reason: Annotated[str, Field(max_length=256)] | None = None
+    """Why documents are not packed, and what that costs; absent if they are."""
+
+    padding_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the computed tokens that are padding, if rows are padded."""
 
     total_steps: Count | None = None
     """Optimiser steps of the run."""

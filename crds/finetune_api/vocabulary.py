@@ -202,6 +202,19 @@ class JudgedRows(StrEnum):
     TRAINING = "Training"
 
 
+class Batching(StrEnum):
+    """Arrangement of the documents of a forward pass, which keeps them apart."""
+
+    PACKED = "Packed"
+    """End to end in one row, each attending only to itself."""
+
+    PADDED = "Padded"
+    """A row each, padded on the right, with a mask: for models whose packed documents see each other."""
+
+    SINGLE = "Single"
+    """One document a pass: for models whose rows see each other, too."""
+
+
 class PreflightMode(StrEnum):
     """Run or skip the checks of model, data and output on a CPU before the trainer's pod is created."""
 

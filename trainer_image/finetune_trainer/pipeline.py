@@ -21,6 +21,7 @@ from finetune_trainer.stages.saving import save_artifacts
 from finetune_trainer.stages.training import Prepared, train
 from finetune_trainer.stages.training_configuration import configure_training
 from finetune_trainer.storage.object_store import ignore_bytes
+from finetune_trainer.training.batching.cost import describe_batching
 from finetune_trainer.training.best_adapter import BestAdapter
 from finetune_trainer.training.checkpointed_state import CheckpointedState
 from finetune_trainer.training.engine import Engine, prepare_engine
@@ -147,11 +148,12 @@ def _configure(context: RunContext, loaded: LoadedModel, data: FormattedData, en
         context.config,
         loaded,
         context.settings.work / "checkpoints",
+        engine,
         evaluates=data.evaluation is not None,
-        recompute=engine.recompute_activations,
-        batch=engine.batch,
     )
     context.progress.resolve(batch_size=engine.batch.size, gradient_accumulation=engine.batch.accumulation)
+    seed = context.config.training.seed
+    context.progress.resolve(**describe_batching(engine.batching, engine.batch, data.train, seed))
     return arguments
 
 

@@ -33,13 +33,14 @@ def fused_supervised_loss(
 ) -> torch.Tensor:
     """Cross entropy summed over the supervised tokens, over `num_items` (None: their number).
 
-    `labels` [1, T]; `positions` [S], the tokens p whose label p + 1 counts. The model must pass `has_plain_head`.
+    `labels` [B, T]; `positions` [S], the tokens p of the flattened batch whose label p + 1 counts. The model must
+    pass `has_plain_head`.
     """
     causal = causal_model(model)
-    hidden = causal.model(**inputs, use_cache=False).last_hidden_state[0, positions]  # [S, hidden]
+    hidden = causal.model(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)[positions]  # [S, hidden]
     weight = causal.get_output_embeddings().weight  # [V, hidden], in host memory under the smallest memory plan
     softcap = getattr(causal.config, "final_logit_softcapping", None)
 
     cross_entropy = linear_cross_entropy if weight.device == hidden.device else blocked_cross_entropy
-    total = cross_entropy(hidden.to(weight.dtype), weight, labels[0, positions + 1], softcap)
+    total = cross_entropy(hidden.to(weight.dtype), weight, labels.flatten()[positions + 1], softcap)
     return total / (num_items if num_items is not None else max(1, positions.numel()))

@@ -25,6 +25,8 @@ from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.stages.data_formatting import DatasetFiles, format_data
 from finetune_trainer.stages.model_loading import load_model
 from finetune_trainer.stages.training_configuration import configure_training
+from finetune_trainer.training.engine import Engine
+from finetune_trainer.training.losses import supervised_loss
 from finetune_trainer.training.optimizer import create_schedule
 
 
@@ -58,8 +60,8 @@ def losses(config: RunConfig, steps: int, work: Path) -> list[float]:
 
     # Ours in all that decides which rows, rates and roundings a step has; not ours: everything that computes.
     assert training.batch_size is not None
-    batch = MicroBatch(training.batch_size, training.gradient_accumulation or 1)
-    ours = configure_training(config, loaded, work / "trl", evaluates=False, recompute=False, batch=batch)
+    engine = Engine(False, supervised_loss, MicroBatch(training.batch_size, training.gradient_accumulation or 1))
+    ours = configure_training(config, loaded, work / "trl", engine, evaluates=False)
     arguments = SFTConfig(
         **{name: getattr(ours, name) for name in SHARED},
         packing=False,

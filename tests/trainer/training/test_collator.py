@@ -7,7 +7,7 @@ import pytest
 import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from finetune_trainer.training.collator import collate_packed
+from finetune_trainer.training.collator import collate_packed, collate_padded
 
 Rows = list[dict[str, Any]]
 
@@ -46,3 +46,18 @@ def test_a_batch_without_labels_has_no_supervised_position() -> None:
     blank = row(6, packed=False)
     blank["labels"][:] = -100
     assert collate_packed([blank])["supervised"].numel() == 0
+
+
+def test_padded_rows_have_a_mask_and_no_label_in_the_padding() -> None:
+    long, short = row(5, packed=False), row(3, packed=False)
+    short["labels"][1] = -100
+    batch = collate_padded([long, short])
+    assert batch["input_ids"].tolist() == [[3, 4, 5, 6, 7], [3, 4, 5, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
+    assert batch["labels"].tolist() == [[-100, 4, 5, 6, 7], [-100, -100, 5, -100, -100]]
+    assert batch["supervised"].tolist() == [0, 1, 2, 3, 6], "positions of the flattened batch"
+
+
+def test_the_longest_row_may_come_last() -> None:
+    batch = collate_padded([row(2, packed=False), row(4, packed=False)])
+    assert batch["supervised"].tolist() == [0, 4, 5, 6], "no position is the last of its row"

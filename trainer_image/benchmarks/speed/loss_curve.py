@@ -151,9 +151,7 @@ def train(folder: Path, rows: Dataset, size: Size, variant: Variant) -> Curve:
     engine = variant.prepare(model, loaded, config)
 
     with tempfile.TemporaryDirectory() as output:
-        arguments = configure_training(
-            config, loaded, Path(output), evaluates=False, recompute=engine.recompute_activations, batch=engine.batch
-        )
+        arguments = configure_training(config, loaded, Path(output), engine, evaluates=False)
         arguments.save_strategy = "no"
         callback = RunCallback(ProgressTracker(), None, StopSignal(), CheckpointedState(), engine)
         trainer = QloraTrainer(

@@ -157,10 +157,7 @@ def our_trainer(model: Any, loaded: Any, engine: Any, config: Any, data: Any) ->
     from finetune_trainer.training.checkpointed_state import CheckpointedState
     from finetune_trainer.training.qlora_trainer import QloraTrainer
 
-    arguments = configure_training(
-        config, loaded, working_folder() / "out", evaluates=False, recompute=engine.recompute_activations,
-        batch=engine.batch,
-    )  # fmt: skip
+    arguments = configure_training(config, loaded, working_folder() / "out", engine, evaluates=False)
     callback = RunCallback(ProgressTracker(), None, StopSignal(), CheckpointedState(), engine)
     trainer: Any = QloraTrainer(
         model=model, engine=engine, args=arguments, callback=callback, train_dataset=data,

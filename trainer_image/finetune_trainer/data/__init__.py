@@ -12,5 +12,6 @@ strict_json.py     JSON that refuses what would be silently wrong (pure)
 truncation.py      long texts truncated while they are bytes, for preflight (pure)
 csv_truncation.py  the same for fields of CSV
 arrow_bounds.py    the size that an Arrow batch unpacks to (pure)
+length_grouping.py  rows ordered so that padded batches need little padding (pure)
 report_limits.py   how many rows and findings each report names
 """

@@ -7,7 +7,5 @@ coverage.py            share of them that gets an adapter, and that is in NF4 (p
 planned_weights.py     the weights as a job will load them: coverage and bytes (pure)
 weight_files.py        tensors of all weight files, by their headers, compared with the index
 safetensors_header.py  the header of one safetensors file, wherever it lies
-description.py      architecture, configuration and tokenizer, checked
-architectures.py    model types that are language models, and why others are not (pure)
-adapter_targets.py  linear layers that get an adapter (pure)
+architectures.py       model types that can be trained, and those whose documents see each other (pure)
 """

@@ -26,7 +26,7 @@ from finetune_trainer.export.judge.measure import Candidates, Losses, measure_lo
 from finetune_trainer.export.judge.rows import choose_rows
 from finetune_trainer.export.judge.verdict import improvement_kept, warn_of_files, warn_of_merged
 from finetune_trainer.stages.data_formatting import FormattedData
-from finetune_trainer.training.collator import collate_packed
+from finetune_trainer.training.collator import collate_padded
 from finetune_trainer.training.engine import Loss
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def loss_in_memory(trained: Trained, rows: Sequence[Encoded], check_stop: Callab
 
     try:
         for row in rows:
-            made = collate_packed([{"input_ids": row.input_ids, "labels": row.labels}]).items()
+            made = collate_padded([{"input_ids": row.input_ids, "labels": row.labels}]).items()
             batch = {name: each.to(trained.device) if isinstance(each, torch.Tensor) else each for name, each in made}
             labels, positions = batch.pop("labels"), batch.pop("supervised")
             total += trained.loss(trained.model, batch, labels, positions, 1).item()

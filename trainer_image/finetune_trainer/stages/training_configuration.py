@@ -9,8 +9,8 @@ from trl.trainer.sft_config import SFTConfig
 
 from finetune_api.run_config import RunConfig
 from finetune_api.spec.training import TrainingSpec
-from finetune_api.vocabulary import Optimizer, Precision, Scheduler
-from finetune_kernels.planning.micro_batch import MicroBatch
+from finetune_api.vocabulary import Batching, Optimizer, Precision, Scheduler
+from finetune_trainer.training.engine import Engine
 from finetune_trainer.training.loaded_model import LoadedModel
 
 # transformers 5.23 renamed the option; this code also runs on 5.17.
@@ -25,15 +25,15 @@ SCHEDULERS = {Scheduler.LINEAR: "linear", Scheduler.COSINE: "cosine", Scheduler.
 
 
 def configure_training(
-    config: RunConfig, loaded: LoadedModel, output: Path, *, evaluates: bool, recompute: bool, batch: MicroBatch
+    config: RunConfig, loaded: LoadedModel, output: Path, engine: Engine, *, evaluates: bool
 ) -> SFTConfig:
     """Returns TRL's configuration of the run, with checkpoints below `output`.
 
-    `evaluates`: there are rows to evaluate on. `recompute`: activations are recomputed in the backward pass.
+    `evaluates`: there are rows to evaluate on.
     """
-    training = config.training
+    training, batch = config.training, engine.batch
     on_gpu = loaded.device.type == "cuda"
-    recomputation: dict[str, Any] = {CHECKPOINTING: recompute}
+    recomputation: dict[str, Any] = {CHECKPOINTING: engine.recompute_activations}
 
     return SFTConfig(
         output_dir=str(output),
@@ -65,14 +65,14 @@ def configure_training(
         report_to="none",
         dataset_num_proc=None,
         **recomputation,
-        **_packing(config),
+        **_packing(config, engine.batching.kind),
         **_evaluation(training, evaluates=evaluates),
     )
 
 
-def _packing(config: RunConfig) -> dict[str, Any]:
-    """Options for rows that arrive encoded and cut: TRL packs them, or only lays those of a batch end to end."""
-    if not config.dataset.packing:
+def _packing(config: RunConfig, batching: Batching) -> dict[str, Any]:
+    """Options for rows that arrive encoded and cut: TRL packs them, or leaves them to our collator as they are."""
+    if not config.dataset.packing or batching is not Batching.PACKED:
         return {"packing": False, "padding_free": True, "max_length": None}
     # bfd: best fit, decreasing. It never splits a row.
     return {"packing": True, "packing_strategy": "bfd", "max_length": config.model.max_sequence_length}

@@ -6,7 +6,8 @@ callback.py             progress, checks of the loss, checkpoints and samples at
 checkpointed_state.py   the best adapter and the samples, which every checkpoint carries
 best_adapter.py         the adapter with the lowest evaluation loss, and early stopping
 samples.py              answers to fixed prompts during training
-collator.py             rows of a micro-batch laid end to end, with document boundaries
+batching/               the arrangement of documents in which none sees another
+collator.py             rows of a micro-batch laid end to end with document boundaries, or padded with a mask
 losses.py               next-token loss on supervised tokens in plain PyTorch
 fp8_gate.py             the decision for or against FP8, by the loss of the first batch
 gradients.py            gradients of the adapters: cleared quickly, and restored after half a pass

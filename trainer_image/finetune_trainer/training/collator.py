@@ -1,16 +1,17 @@
-"""Collates a micro-batch: rows laid end to end, with document boundaries and supervised positions.
+"""Collates a micro-batch: rows end to end with document boundaries, or padded with a mask; and supervised positions.
 
-Both are found here, on the CPU, in the data loader's time: found on the GPU, they would make the launches of a pass
+All of it is found here, on the CPU, in the data loader's time: found on the GPU, they would make the launches of a pass
 wait for the pass before. TRL's collator was rejected: its versions differ in whether they give the boundaries, and
 where these are missing, attention takes a batch for one document.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from finetune_api.vocabulary import Batching
 from finetune_trainer.chat.labels import IGNORED
 
 
@@ -49,6 +50,38 @@ def collate_packed(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "seq_idx": torch.from_numpy(documents).unsqueeze(0),
         "supervised": torch.from_numpy(np.flatnonzero(labels[1:] != IGNORED)),
     }
+
+
+def collate_padded(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Pads B rows of one document each on the right, to the longest, T tokens. Returns:
+
+        input_ids, labels, attention_mask   [B, T]
+        supervised                          [S], the positions p of the flattened batch whose next token has a label
+
+    Positions are left to the model, which counts them from the row's beginning.
+    """
+    lengths = [len(row["input_ids"]) for row in rows]
+    size = (len(rows), max(lengths))
+    ids, mask = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    labels = np.full(size, IGNORED, np.int64)
+    for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        ids[index, :length], mask[index, :length] = row["input_ids"], 1
+        labels[index, 1:length] = row["labels"][1:]  # nothing predicts a document's first token
+
+    return {
+        "input_ids": torch.from_numpy(ids),
+        "labels": torch.from_numpy(labels),
+        "attention_mask": torch.from_numpy(mask),
+        "supervised": torch.from_numpy(np.flatnonzero(labels.ravel()[1:] != IGNORED)),
+    }
+
+
+Collator = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+COLLATORS: dict[Batching, Collator] = {
+    Batching.PACKED: collate_packed,
+    Batching.PADDED: collate_padded,
+    Batching.SINGLE: collate_padded,  # of one row, there is no padding
+}
 
 
 def _one_row(values: np.ndarray[Any, Any]) -> torch.Tensor:

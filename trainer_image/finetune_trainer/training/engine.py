@@ -15,7 +15,7 @@ import torch
 
 from finetune_api.progress import MemoryFallback, MemoryUse
 from finetune_api.run_config import RunConfig
-from finetune_api.vocabulary import MemoryMode, Precision
+from finetune_api.vocabulary import Batching, MemoryMode, Precision
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.layers.host_vocabulary import movable_bytes
 from finetune_kernels.layers.layer_builder import why_not_fused
@@ -30,6 +30,7 @@ from finetune_kernels.planning.micro_batch import (
     largest_without_recompute,
 )
 from finetune_kernels.planning.model_shape import ModelShape, ParameterCounts, build_shape
+from finetune_trainer.training.batching.isolation import PACKED, BatchingChoice, choose_batching
 from finetune_trainer.training.fp8_gate import Fp8Decision, decide_fp8
 from finetune_trainer.training.loaded_model import LoadedModel
 from finetune_trainer.training.losses import supervised_loss
@@ -57,8 +58,16 @@ class Engine:
     """True until the first batch has decided about FP8, in a job that asks for it."""
     fp8_decision: Fp8Decision | None = None
     """None if the job does not ask for FP8, or the first batch has yet to decide."""
+    batching: BatchingChoice = PACKED
+    """Arrangement of a micro-batch's documents in which none sees another."""
     fallbacks: list[MemoryFallback] = field(default_factory=list, init=False)
     """Each time that memory ran out and a smaller plan took over."""
+
+    def use_batching(self, choice: BatchingChoice) -> None:
+        """Takes the batching in which documents are apart; single documents are accumulated to the same step."""
+        self.batching = choice
+        if choice.kind is Batching.SINGLE:
+            self.batch = MicroBatch(1, self.batch.sequences)
 
     @property
     def can_step_down(self) -> bool:
@@ -118,7 +127,16 @@ def describe_plan(plan: MemoryPlan) -> str:
 
 
 def prepare_engine(model: Any, loaded: LoadedModel, config: RunConfig) -> Engine:
-    """Chooses the engine of a run and puts its kernels into `model`, a peft model."""
+    """Chooses the engine of a run, puts its kernels into `model`, a peft model, and finds how to keep documents apart.
+
+    Raises TrainerError (UnsupportedArchitecture) for a model that cannot be computed.
+    """
+    engine = _choose_engine(model, loaded, config)
+    engine.use_batching(choose_batching(model, loaded))
+    return engine
+
+
+def _choose_engine(model: Any, loaded: LoadedModel, config: RunConfig) -> Engine:
     training = config.training
     written = MicroBatch(training.batch_size, training.gradient_accumulation) if training.batch_size else None
 

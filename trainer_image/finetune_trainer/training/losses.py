@@ -20,16 +20,22 @@ def supervised_loss(
 ) -> torch.Tensor:
     """Cross entropy in fp32, summed over the supervised tokens and divided by `num_items` (None: by their number).
 
-    `labels` [1, T] and `positions` [S] as `collate_packed` makes them: the token at p predicts label p + 1.
+    `labels` [B, T] and `positions` [S] as the collators make them: of the flattened batch, the token at p predicts
+    label p + 1.
     """
     # With a cache, transformers does not look for documents in position_ids: packed documents would see each other.
     inputs = {**inputs, "use_cache": False}
-    if takes_positions(model):
+    if not takes_positions(model):
+        logits = model(**inputs).logits.flatten(0, 1)[positions]  # [S, vocabulary], out of [B T, vocabulary]
+    elif len(labels) == 1:
         logits = model(**inputs, logits_to_keep=positions).logits[0]  # [S, vocabulary]
     else:
-        logits = model(**inputs).logits[0, positions]  # [S, vocabulary], out of [1, T, vocabulary]
+        # Models keep the same columns of all rows: those that are supervised in any of them.
+        length = labels.shape[1]
+        columns, kept = torch.unique(positions % length, return_inverse=True)  # [C], [S]
+        logits = model(**inputs, logits_to_keep=columns).logits[positions // length, kept]  # [S, vocabulary]
 
-    targets = labels[0, positions + 1]  # [S]
+    targets = labels.flatten()[positions + 1]  # [S]
     total = functional.cross_entropy(logits.float(), targets, reduction="sum")
     count = num_items if num_items is not None else max(1, positions.numel())
     return total / count

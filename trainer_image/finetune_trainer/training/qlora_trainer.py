@@ -17,11 +17,13 @@ from transformers.trainer_utils import IntervalStrategy
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from finetune_api.vocabulary import Batching
 from finetune_kernels.primitives.master_weights import master_weight, split_off_master
 from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW
 from finetune_trainer.errors import InterruptedRunError
+from finetune_trainer.training.batching.length_grouping import LengthGroupedSampler, row_lengths
 from finetune_trainer.training.callback import RunCallback
-from finetune_trainer.training.collator import collate_packed
+from finetune_trainer.training.collator import COLLATORS
 from finetune_trainer.training.engine import Engine
 from finetune_trainer.training.gradients import AccumulatedGradients, FastZeroGrad
 from finetune_trainer.training.optimizer import choose_optimizer, create_schedule
@@ -50,7 +52,7 @@ class QloraTrainer(SFTTrainer):
         self._watch = callback.watch
         self._watch.scales_loss = bool(args.fp16)
 
-        self.data_collator = collate_packed  # TRL accepts no collator of another kind as an option
+        self.data_collator = COLLATORS[engine.batching.kind]  # TRL accepts no collator of another kind as an option
         self.model_accepts_loss_kwargs = True  # our loss itself divides by the tokens of the whole step
         assert isinstance(self.train_dataset, Dataset)
         # Collating a batch of lists takes milliseconds; numpy arrays take none.
@@ -158,10 +160,11 @@ class QloraTrainer(SFTTrainer):
         Nothing here computes metrics from logits, so `return_outputs` is always false.
         """
         assert not return_outputs
-        labels, positions = inputs.pop("labels"), inputs.pop("supervised")  # [1, T], [S]
+        labels, positions = inputs.pop("labels"), inputs.pop("supervised")  # [B, T], [S]
 
         if model.training:
-            self._callback.trained_tokens += labels.numel()
+            mask = inputs.get("attention_mask")  # [B, T] if rows are padded
+            self._callback.trained_tokens += labels.numel() if mask is None else int(mask.sum())
             return self._engine.loss(model, inputs, labels, positions, num_items_in_batch)
 
         loss = self._engine.loss(model, inputs, labels, positions, 1)
@@ -220,6 +223,13 @@ class QloraTrainer(SFTTrainer):
         """Takes adapter and history from a checkpoint, without training on."""
         self._load_from_checkpoint(str(checkpoint))
         self.state = state
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
+        """Rows in random order; if they are padded, with those of like length beside each other."""
+        if self._engine.batching.kind is not Batching.PADDED:
+            return super()._get_train_sampler(train_dataset)
+        assert isinstance(self.train_dataset, Dataset)
+        return LengthGroupedSampler(row_lengths(self.train_dataset), self._engine.batch.sequences, self.args.seed)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Returns 0: nobody reads the count, and transformers walks over all parameters for it at every batch."""

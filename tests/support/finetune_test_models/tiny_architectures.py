@@ -1,0 +1,68 @@
+"""Tiny random models of any causal language model of transformers, from its `model_type` alone.
+
+The sizes that configurations commonly have are made small wherever a type has them; what a type needs beyond that
+stands in SETTINGS.
+"""
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, set_seed
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+VOCABULARY = 512
+MOST_PARAMETERS = 30e6
+"""More than these means that a size was missed."""
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "max_position_embeddings": 256, "n_positions": 256, "n_ctx": 256, "max_seq_len": 256,
+    "hidden_size": 64, "d_model": 64, "n_embd": 64, "dim": 64, "embed_dim": 64, "embedding_size": 64,
+    "intermediate_size": 128, "ffn_dim": 128, "decoder_ffn_dim": 128, "d_ff": 128, "n_inner": 128,
+    "num_hidden_layers": 4, "n_layer": 4, "n_layers": 4, "num_layers": 4, "decoder_layers": 2,
+    "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4, "decoder_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "rotary_dim": 16, "sliding_window": 64, "attention_window": 64,
+    "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64, "num_experts": 4, "num_local_experts": 4,
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 1,
+    "first_k_dense_replace": 1, "q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 16, "v_head_dim": 16, "index_head_dim": 16,
+    "state_size": 16, "n_groups": 1, "ssm_state_size": 16, "mamba_d_state": 16, "mamba_d_head": 16,
+    "mamba_n_heads": 8, "mamba_n_groups": 1, "mamba_num_heads": 8, "mamba_head_dim": 16, "mamba_d_ssm": 128,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 16,
+    "initializer_range": 1 / 8, "init_std": 1 / 8, "hidden_dropout": 0.0, "attention_dropout": 0.0,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "use_cache": False,
+}  # fmt: skip
+SETTINGS: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 8},
+    "codegen": {"n_head": 4, "rotary_dim": 8},
+    "gptj": {"n_head": 4, "rotary_dim": 8},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 64},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2, "mamba_n_heads": 8},
+    "falcon_mamba": {},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "mamba2": {"num_heads": 8, "head_dim": 16},
+    "recurrent_gemma": {"lru_width": 64, "attention_window_size": 64},
+    "zaya": {"num_experts_per_tok": 1},
+}
+
+
+def tiny_architecture(model_type: str, **changes: Any) -> Any:
+    """Returns a random model in float32, in evaluation mode; `changes` are settings of its configuration."""
+    make = CONFIG_MAPPING[model_type]
+    known = make().to_dict()
+    settings = {name: value for name, value in SMALL.items() if name in known or name in make.attribute_map}
+
+    if "kv_lora_rank" in settings:
+        settings["num_key_value_heads"] = SMALL["num_attention_heads"]  # latent attention has no groups of heads
+    if isinstance(kinds := known.get("layer_types"), list):
+        different = list(dict.fromkeys(kinds))
+        settings["layer_types"] = (different * 4)[: max(4, len(different))]
+        settings["num_hidden_layers"] = len(settings["layer_types"])
+
+    config = make(**settings | SETTINGS.get(model_type, {}) | changes)
+    auto: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        parameters = sum(weight.numel() for weight in auto.from_config(config).parameters())
+    assert parameters < MOST_PARAMETERS, f"{model_type} has {parameters:,} parameters"
+
+    set_seed(0)
+    return auto.from_config(config, dtype=torch.float32).eval()
