@@ -36,8 +36,8 @@ class Artifact(ApiModel):
     """One artifact of the job, as its manifest lists it."""
 
     type: ArtifactType
-    """Adapter, Merged, GGUF, Modelfile (Ollama's, for one GGUF file), Samples (answers during training), ModelCard or
-    Configuration (resolved.yaml)."""
+    """Adapter, Merged, GGUF, Modelfile (Ollama's, for one GGUF file), Samples (answers during training), Metrics
+    (metrics.jsonl and TensorBoard's event file), ModelCard or Configuration (resolved.yaml)."""
 
     uri: str
     """URI of one file, or of a folder (ending in /)."""

@@ -69,6 +69,7 @@ class ArtifactType(StrEnum):
     GGUF = "GGUF"
     MODELFILE = "Modelfile"
     SAMPLES = "Samples"
+    METRICS = "Metrics"
     MODEL_CARD = "ModelCard"
     CONFIGURATION = "Configuration"
 

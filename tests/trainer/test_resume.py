@@ -1,5 +1,6 @@
 """A run that is stopped and resumed is the same run: every later loss is equal, to the last bit, on the CPU."""
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -109,8 +110,6 @@ def test_without_the_optimiser_state_the_losses_differ(run_config: Builder, tmp_
 
 def forget_optimiser(index: Path) -> None:
     """Rewrite a checkpoint's index as if the optimiser had never been saved."""
-    import json
-
     document: dict[str, Any] = json.loads(index.read_text())
     document["files"] = [file for file in document["files"] if not file["path"].endswith("optimizer.pt")]
     index.write_text(json.dumps(document))
@@ -127,3 +126,33 @@ def test_an_evaluation_changes_nothing_about_training(run_config: Builder, tmp_p
         assert outcome.eval_loss is not None
         losses.append(found)
     assert losses[0] == losses[1]
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    (path,) = folder.rglob("attempts/*/metrics/metrics.jsonl")
+    assert len(list(path.parent.glob("tensorboard/events.out.tfevents.*.tiny"))) == 1
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_logged_step_is_there_once_also_after_a_resumption(
+    run_config: Builder, settings: Settings, tmp_path: Path
+) -> None:
+    held_out = {"evaluation": {"fraction": 0.2}}
+    config = run_config(training={"maxSteps": 6, "checkpointSteps": 2, "evaluationSteps": 3}, dataset=held_out)
+    straight = Settings(work=tmp_path / "straight", attempt_id="a", output_folder=tmp_path / "straight-out")
+    _, whole = run(config, straight)
+    assert "Metrics" in [artifact.type for artifact in whole.artifacts]
+
+    _, stopped = run(config, settings, stop_after=STOP_AFTER)
+    assert stopped.result is Result.INTERRUPTED
+    _, resumed = run(config, with_attempt(settings, tmp_path, "second"))
+    assert resumed.resumed_from_step == STOP_AFTER
+
+    expected, found = metrics(tmp_path / "straight-out"), metrics(tmp_path / "out")
+    assert [line["step"] for line in found if "loss" in line] == [*range(1, 7)]
+    assert [line["step"] for line in found if "evalLoss" in line] == [3, 6]
+    for line in expected + found:
+        for measured in ("time", "tokensPerSecond"):
+            line.pop(measured, None)
+    assert found == expected
+    assert {"loss", "learningRate", "gradNorm", "epoch"} <= set(found[0])

@@ -26,6 +26,7 @@ from finetune_trainer.training.best_adapter import BestAdapter
 from finetune_trainer.training.checkpointed_state import CheckpointedState
 from finetune_trainer.training.engine import Engine, prepare_engine
 from finetune_trainer.training.loaded_model import LoadedModel
+from finetune_trainer.training.metrics_log import MetricsLog
 from finetune_trainer.training.outcome import TrainingOutcome
 from finetune_trainer.training.samples import Sampler, build_prompts
 
@@ -166,16 +167,17 @@ def _checkpoint_store(
 
 
 def _checkpointed_state(context: RunContext, loaded: LoadedModel, data: FormattedData) -> CheckpointedState:
-    """The best adapter and the sampler, as far as the job asks for them."""
+    """The best adapter and the sampler, as far as the job asks for them, and the metrics."""
     training, work = context.config.training, context.settings.work
     best = BestAdapter(work, training.early_stopping) if training.keeps_best() else None
+    metrics = MetricsLog(work / "metrics")
     if training.samples is None:
-        return CheckpointedState(best)
+        return CheckpointedState(best, metrics=metrics)
 
     limit = context.config.model.max_sequence_length
     prompts = build_prompts(training.samples, loaded.tokenizer, data.evaluation, limit, loaded.embedding_rows)
     sampler = Sampler(prompts, training.samples, loaded.tokenizer, training.seed, work / "samples")
-    return CheckpointedState(best, sampler, training.evaluation_steps)
+    return CheckpointedState(best, sampler, training.evaluation_steps, metrics)
 
 
 def _write_documents(
@@ -192,6 +194,7 @@ def _write_documents(
         best_step=outcome.best_step,
         memory=context.progress.memory,
         samples=checkpointed.sampler.lines() if checkpointed.sampler else (),
+        metric_lines=checkpointed.metrics.lines() if checkpointed.metrics else (),
         is_dequantised=open_base_model(base.folder).is_dequantised,
         judgement=judged.judgement,
     )

@@ -4,6 +4,7 @@ write         all of them, as artifacts like any other
 model_card    README.md of the model, from the template model_card.md.jinja
 judged_losses losses of the published weights on the same rows, as a table in the card
 sample_table  answers during training, as a table in the card
+event_file    the metrics for TensorBoard
 loss_plot     the loss curves as an SVG
 resolved      resolved.yaml: everything that determined the result
 """

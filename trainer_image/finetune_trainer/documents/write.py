@@ -9,10 +9,12 @@ from finetune_api.progress import MemoryUse, Resolved
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import ArtifactType
 from finetune_trainer.artifacts.store import LocalArtifact
+from finetune_trainer.documents.event_file import write_event_file
 from finetune_trainer.documents.judged_losses import list_losses
 from finetune_trainer.documents.loss_plot import render_loss_plot
 from finetune_trainer.documents.model_card import PLOT_NAME, CardFacts, write_model_card
 from finetune_trainer.documents.resolved import describe_run, write_resolved
+from finetune_trainer.training.metrics_log import METRICS_FILE, MetricLine
 from finetune_trainer.training.records import LossPoint, SampleLine, write_samples
 
 CARD_NAME = "README.md"
@@ -30,6 +32,7 @@ class RunSummary:
     """Step whose adapter is exported, if it is the one with the lowest evaluation loss."""
     memory: MemoryUse | None = None
     samples: Sequence[SampleLine] = ()
+    metric_lines: Sequence[MetricLine] = ()
     is_dequantised: bool = False
     """True if the base's weights exist in NF4 only."""
     judgement: Judgement | None = None
@@ -45,7 +48,7 @@ def write_documents(
     model_digest: str,
     summary: RunSummary,
 ) -> list[LocalArtifact]:
-    """Writes model card with loss plot, samples, and resolved.yaml below `output`; returns them as artifacts.
+    """Writes model card with loss plot, samples, metrics and resolved.yaml below `output`; returns them as artifacts.
 
     `artifacts` are the ones that the card describes.
     """
@@ -84,4 +87,14 @@ def write_documents(
         written.insert(
             0, LocalArtifact(ArtifactType.SAMPLES, write_samples(output / "samples", summary.samples), "jsonl")
         )
+    if summary.metric_lines:
+        written.append(_write_metrics(output / "metrics", summary.metric_lines, config.job.name))
     return written
+
+
+def _write_metrics(folder: Path, lines: Sequence[MetricLine], job: str) -> LocalArtifact:
+    """Writes metrics.jsonl, and the same for TensorBoard."""
+    write_event_file(folder / "tensorboard", lines, job)
+    text = "".join(line.model_dump_json(by_alias=True, exclude_none=True) + "\n" for line in lines)
+    (folder / METRICS_FILE).write_text(text, encoding="utf-8")
+    return LocalArtifact(ArtifactType.METRICS, folder, "jsonl")

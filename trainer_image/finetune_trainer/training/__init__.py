@@ -3,7 +3,7 @@
 engine.py               the chosen loss, micro-batch, memory plan and fused layers of a run
 qlora_trainer.py        TRL's trainer with our loss, and a smaller memory plan where memory runs out
 callback.py             progress, checks of the loss, checkpoints and samples at the loop's events
-checkpointed_state.py   the best adapter and the samples, which every checkpoint carries
+checkpointed_state.py   the best adapter, the samples and the metrics, which every checkpoint carries
 best_adapter.py         the adapter with the lowest evaluation loss, and early stopping
 samples.py              answers to fixed prompts during training
 batching/               the arrangement of documents in which none sees another
@@ -15,5 +15,6 @@ optimizer.py            our 8-bit AdamW and our learning rate's schedule, in pla
 loaded_model.py         the base model as stage 1 loaded it
 outcome.py              the result of training, summarised from TRL's log
 divergence/             signs that a run has diverged or learned nothing
+metrics_log.py          metrics.jsonl, a line for every logged step, which every checkpoint carries
 records.py              loss points and sample lines, as the documents read them
 """

@@ -103,6 +103,18 @@ class RunCallback(TrainerCallback):
             losses: dict[str, Any] = {name: round(values[name], 4) for name in values if name != "learning_rate"}
             self._progress.update(**(values | losses))
             log.info("step %d/%d %s", state.global_step, state.max_steps, values)
+            self._keep_metrics(state, values | {"grad_norm": logs.get("grad_norm")})
+
+    def _keep_metrics(self, state: Any, values: dict[str, Any]) -> None:
+        """Adds a line to metrics.jsonl."""
+        if self._checkpointed.metrics is None:
+            return
+
+        speed = self._progress.value("tokens_per_second") if "loss" in values else None
+        epoch = round(state.epoch or 0.0, 4)
+        memory = self._progress.value("gpu_memory_bytes")
+        measured = {"epoch": epoch, "tokens_per_second": speed, "gpu_memory_bytes": memory}
+        self._checkpointed.metrics.add(state.global_step, **values, **measured)
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, model: Any = None, metrics: dict[str, float] | None = None, **_: Any

@@ -1,21 +1,23 @@
-"""State that TRL's checkpoints lack and that a resumed run needs: the best adapter so far, and the samples so far."""
+"""State that TRL's checkpoints lack and that a resumed run needs: best adapter, samples and metrics so far."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune_trainer.training.best_adapter import BestAdapter
+from finetune_trainer.training.metrics_log import MetricsLog
 from finetune_trainer.training.samples import Sampler
 
 
 @dataclass(frozen=True)
 class CheckpointedState:
-    """The best adapter and the sampler, as far as the job asks for them."""
+    """The best adapter and the sampler, as far as the job asks for them, and the metrics."""
 
     best: BestAdapter | None = None
     sampler: Sampler | None = None
     sample_steps: int | None = None
     """Optimiser steps between two generations of samples; None: only at start and end."""
+    metrics: MetricsLog | None = None
 
     @property
     def stops_early(self) -> bool:
@@ -35,12 +37,12 @@ class CheckpointedState:
 
     def save_into(self, checkpoint: Path) -> None:
         """Adds the state to a checkpoint's folder."""
-        for part in (self.best, self.sampler):
+        for part in (self.best, self.sampler, self.metrics):
             if part is not None:
                 part.save_into(checkpoint)
 
     def restore_from(self, checkpoint: Path) -> None:
         """Takes over the state of the run that wrote the checkpoint."""
-        for part in (self.best, self.sampler):
+        for part in (self.best, self.sampler, self.metrics):
             if part is not None:
                 part.restore_from(checkpoint)
