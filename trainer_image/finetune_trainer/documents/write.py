@@ -79,22 +79,24 @@ def write_documents(
     (card / CARD_NAME).write_text(write_model_card(facts), encoding="utf-8")
     (configuration / RESOLVED_NAME).write_text(write_resolved(description), encoding="utf-8")
 
-    written = [
+    return [
+        *_write_samples(output / "samples", summary.samples),
         LocalArtifact(ArtifactType.MODEL_CARD, card, "markdown"),
         LocalArtifact(ArtifactType.CONFIGURATION, configuration / RESOLVED_NAME, "yaml"),
+        *_write_metrics(output / "metrics", summary.metric_lines, config.job.name),
     ]
-    if summary.samples:
-        written.insert(
-            0, LocalArtifact(ArtifactType.SAMPLES, write_samples(output / "samples", summary.samples), "jsonl")
-        )
-    if summary.metric_lines:
-        written.append(_write_metrics(output / "metrics", summary.metric_lines, config.job.name))
-    return written
 
 
-def _write_metrics(folder: Path, lines: Sequence[MetricLine], job: str) -> LocalArtifact:
+def _write_samples(folder: Path, samples: Sequence[SampleLine]) -> list[LocalArtifact]:
+    return [LocalArtifact(ArtifactType.SAMPLES, write_samples(folder, samples), "jsonl")] if samples else []
+
+
+def _write_metrics(folder: Path, lines: Sequence[MetricLine], job: str) -> list[LocalArtifact]:
     """Writes metrics.jsonl, and the same for TensorBoard."""
+    if not lines:
+        return []
+
     write_event_file(folder / "tensorboard", lines, job)
     text = "".join(line.model_dump_json(by_alias=True, exclude_none=True) + "\n" for line in lines)
     (folder / METRICS_FILE).write_text(text, encoding="utf-8")
-    return LocalArtifact(ArtifactType.METRICS, folder, "jsonl")
+    return [LocalArtifact(ArtifactType.METRICS, folder, "jsonl")]
