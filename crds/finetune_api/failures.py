@@ -158,7 +158,7 @@ FAILURES: dict[FailureReason, FailureClass] = {
     ),
     FailureReason.CHAT_TEMPLATE_MISSING: FailureClass(
         ExitCode.CONFIGURATION,
-        "Set spec.model.chatTemplate, or use an instruction-tuned model whose tokenizer has a template.",
+        "Set spec.model.chatTemplateName or spec.model.chatTemplate, or use an instruction-tuned model.",
     ),
     FailureReason.INVALID_CHAT_TEMPLATE: FailureClass(
         ExitCode.CONFIGURATION, "Correct the Jinja template in spec.model.chatTemplate."

@@ -119,10 +119,19 @@ def test_text_is_supervised_whole_and_ends_with_the_end_token(tokenizer: Any) ->
 def test_without_a_template_a_prompt_and_its_completion_are_joined(tokenizer: Any) -> None:
     tokenizer.chat_template = None
     messages = [{"role": "user", "content": "Q: "}, {"role": "assistant", "content": "A"}]
-    encoded = ChatEncoder(tokenizer, TrainOn.RESPONSES).encode(Conversation(messages))
+    encoded = ChatEncoder(tokenizer, TrainOn.RESPONSES).encode(Conversation(messages, is_continuation=True))
     assert supervised_texts(tokenizer, encoded) == ["A" + tokenizer.eos_token]
-    with pytest.raises(TrainerError) as refusal:
-        ChatEncoder(tokenizer, TrainOn.RESPONSES).encode(CHAT)
+
+
+ONE_EXCHANGE = Conversation([{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}])
+WITH_SYSTEM = Conversation([{"role": "system", "content": "S"}, *ONE_EXCHANGE.messages], is_continuation=True)
+
+
+@pytest.mark.parametrize("chat", [ONE_EXCHANGE, CHAT, WITH_SYSTEM], ids=["one exchange", "several", "system column"])
+def test_without_a_template_a_conversation_is_refused(tokenizer: Any, chat: Conversation) -> None:
+    tokenizer.chat_template = None
+    with pytest.raises(TrainerError, match=r"has no chat template: set spec\.model\.chatTemplateName") as refusal:
+        ChatEncoder(tokenizer, TrainOn.RESPONSES).encode(chat)
     assert refusal.value.reason == "ChatTemplateMissing"
 
 
@@ -180,7 +189,9 @@ def test_a_text_has_one_beginning_whether_it_is_written_or_not(tokenizer: Any, t
     tokenizer.chat_template = None
     joined = [
         encoder.encode(
-            Conversation([{"role": "user", "content": text}, {"role": "assistant", "content": "A"}])
+            Conversation(
+                [{"role": "user", "content": text}, {"role": "assistant", "content": "A"}], is_continuation=True
+            )
         ).input_ids
         for text in ("Q: ", "".join(tokens) + "Q: ")
     ]

@@ -12,7 +12,7 @@ from finetune_api.spec.inputs import ModelSpec
 from finetune_api.vocabulary import ChatTemplateName, TrainOn
 from finetune_trainer.chat.encoder import ChatEncoder
 from finetune_trainer.chat.labels import IGNORED
-from finetune_trainer.chat.templates import SPECIAL_TOKENS, TOOL_TOKENS, use_named_template
+from finetune_trainer.chat.templates import SPECIAL_TOKENS, TOOL_TOKENS, find_fitting, use_named_template
 from finetune_trainer.data.layouts import Conversation
 from finetune_trainer.data.messages import BadRowError
 from finetune_trainer.errors import TrainerError
@@ -190,3 +190,21 @@ def test_what_leaves_the_sandbox_is_refused(tokenizer: Any, template: str) -> No
     tokenizer.chat_template = template
     with pytest.raises(BadRowError, match="the chat template refuses the row"):
         ChatEncoder(tokenizer, TrainOn.ALL).encode(Conversation(TURNS))
+
+
+FITTING: dict[str, tuple[tuple[str, ...], ChatTemplateName | None]] = {
+    "Gemma's": (("<start_of_turn>", "<end_of_turn>"), ChatTemplateName.GEMMA),
+    "Llama 3's": (("<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"), ChatTemplateName.LLAMA3),
+    "Phi-4's, of which ChatML's are a part": (("<|im_end|>", "<|im_start|>", "<|im_sep|>"), ChatTemplateName.PHI4),
+    "ChatML's, which are Qwen's as well": (("<|im_end|>", "<|im_start|>"), None),
+    "those of two families": (("<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]"), None),
+    "half of a family's": (("<start_of_turn>",), None),
+    "none": ((), None),
+}
+
+
+@pytest.mark.parametrize(("tokens", "name"), FITTING.values(), ids=FITTING)
+def test_the_template_that_control_tokens_fit_is_named_if_it_is_one(
+    tokens: tuple[str, ...], name: ChatTemplateName | None
+) -> None:
+    assert find_fitting({"the", *tokens}) is name

@@ -69,7 +69,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], DatasetFormat, Any]] = {
     "prompt and completion": (
         {"prompt": USER["content"], "completion": ANSWER["content"]},
         DatasetFormat.PROMPT_COMPLETION,
-        Conversation([USER, ANSWER]),
+        Conversation([USER, ANSWER], is_continuation=True),
     ),
     "prompt and completion as messages": (
         {"prompt": [SYSTEM, USER], "completion": [ANSWER]},

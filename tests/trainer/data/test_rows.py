@@ -68,7 +68,7 @@ LAYOUTS = {
     "prompt and completion": (
         {"prompt": "a", "completion": "b", "text": "unused"},
         DatasetFormat.PROMPT_COMPLETION,
-        Conversation([USER, ANSWER]),
+        Conversation([USER, ANSWER], is_continuation=True),
     ),
     "a prompt of messages": (
         {"prompt": [USER], "completion": [ANSWER]},
@@ -100,7 +100,7 @@ LAYOUTS = {
     "a prompt about messages": (
         {"prompt": json.dumps([USER]), "completion": "b"},
         DatasetFormat.PROMPT_COMPLETION,
-        Conversation([{"role": "user", "content": json.dumps([USER])}, ANSWER]),
+        Conversation([{"role": "user", "content": json.dumps([USER])}, ANSWER], is_continuation=True),
     ),
     "text": ({"text": "abc"}, DatasetFormat.TEXT, PlainText("abc")),
     "messages with tools": (
@@ -165,7 +165,8 @@ def test_layouts_are_recognised_and_read(row: dict[str, Any], layout: DatasetFor
 def test_columns_may_have_other_names() -> None:
     columns = DatasetColumns(prompt="question", completion="answer")
     row = {"question": "a", "answer": "b"}
-    assert parse_row(row, detect_format(row, columns), columns) == Conversation([USER, ANSWER])
+    expected = Conversation([USER, ANSWER], is_continuation=True)
+    assert parse_row(row, detect_format(row, columns), columns) == expected
     with pytest.raises(TrainerError, match=r"answer, question, but.*columns: {prompt: question, completion: answer}"):
         detect_format(row, COLUMNS)
 

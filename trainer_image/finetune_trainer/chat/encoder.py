@@ -14,6 +14,7 @@ from finetune_trainer.chat.embedding import check_token_ids
 from finetune_trainer.chat.labels import IGNORED, CharacterRange, Encoded, label_tokens, overlaps
 from finetune_trainer.chat.renderer import ChatRenderer
 from finetune_trainer.chat.sandbox.process import SHARED, RenderingProcess
+from finetune_trainer.chat.templates import advise
 from finetune_trainer.data.layouts import Conversation, Example, PlainText
 from finetune_trainer.data.messages import BadRowError
 from finetune_trainer.errors import TrainerError
@@ -22,6 +23,7 @@ UNWEIGHABLE = (
     "the {% generation %} marks of the chat template do not show which answer is which, so weight 0 cannot be applied: "
     "remove the weights, or change spec.model.chatTemplate"
 )
+MISSING_TEMPLATE = "the rows are conversations, but the tokenizer has no chat template"
 
 
 class ChatEncoder:
@@ -135,12 +137,9 @@ class ChatEncoder:
 
     def _encode_without_template(self, example: Conversation) -> Encoded:
         """A prompt and its completion, one behind the other."""
-        if [message["role"] for message in example.messages] != ["user", "assistant"]:
-            message = (
-                "the rows are conversations, but the tokenizer has no chat template: set "
-                "spec.model.chatTemplateName or spec.model.chatTemplate"
-            )
-            raise TrainerError(FailureReason.CHAT_TEMPLATE_MISSING, message)
+        is_joined = example.is_continuation and len(example.messages) == 2  # no system message
+        if not is_joined:
+            raise TrainerError(FailureReason.CHAT_TEMPLATE_MISSING, f"{MISSING_TEMPLATE}: {advise(self._tokenizer)}")
 
         prompt = self._tokenize_text(example.messages[0]["content"])
         answer = self._encode_text(example.messages[1]["content"]).input_ids

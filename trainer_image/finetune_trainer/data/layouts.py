@@ -32,6 +32,8 @@ class Conversation:
     tools: list[Any] | None = None
     context: frozenset[int] = frozenset()
     """Indices of assistant messages that carry no loss."""
+    is_continuation: bool = False
+    """True for a prompt whose completion goes on where it ends, so that both join where there is no chat template."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def _prompt_and_completion(row: dict[str, Any], columns: DatasetColumns) -> Conv
 
     user = {"role": "user", "content": _check_text(prompt, columns.prompt)}
     answer = {"role": "assistant", "content": _check_text(completion, columns.completion)}
-    return Conversation([*_system(row, columns), user, answer])
+    return Conversation([*_system(row, columns), user, answer], is_continuation=True)
 
 
 def _messages_in_text(value: Any) -> list[Any] | None:

@@ -23,6 +23,8 @@ from finetune_trainer.model.architectures import why_untrainable
 LANGUAGE_MODELS = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
 """Architecture of a multimodal checkpoint -> that of the language model in it, which `finetune export` takes out."""
 
+TOKENIZER_FILES = "tokenizer.json, tokenizer.model"
+
 
 def check_architecture(folder: Path) -> str:
     """The architecture that config.json names. Raises TrainerError unless transformers itself has it, it is a language
@@ -76,8 +78,13 @@ def _read_architecture(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
-    """The tokenizer below `folder` with the job's chat template. Raises TrainerError (InvalidConfiguration,
-    InvalidChatTemplate)."""
+    """The tokenizer below `folder` with the job's chat template. Raises TrainerError (ModelNotFound,
+    InvalidConfiguration, InvalidChatTemplate)."""
+    if not any(_holds_tokenizer(path.name) for path in folder.iterdir()):
+        # transformers would make an empty tokenizer of the model's type, to which every word is unknown.
+        message = f"{spec.source} has no tokenizer ({TOKENIZER_FILES}): put the base model's own tokenizer beside it"
+        raise TrainerError(FailureReason.MODEL_NOT_FOUND, message)
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, use_fast=True)
     except Exception as error:  # tokenizers raises Exception itself, and files may hold anything
@@ -95,6 +102,11 @@ def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
     _check_embedding(folder, tokenizer)
     _set_template(tokenizer, spec)
     return tokenizer
+
+
+def _holds_tokenizer(name: str) -> bool:
+    """True for the name of a file with a vocabulary."""
+    return name in ("tokenizer.json", "tekken.json") or name.endswith(".model") or name.startswith("vocab.")
 
 
 def _set_template(tokenizer: Any, spec: ModelSpec) -> None:

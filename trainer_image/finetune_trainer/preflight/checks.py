@@ -16,9 +16,10 @@ from finetune_trainer.model.description import (
 )
 from finetune_trainer.model.layer_weights import RENAMED_TYPES, layer_weights, linear_names
 from finetune_trainer.model.safetensors_header import TensorHeader
-from finetune_trainer.preflight.examination import examine, scan_source
+from finetune_trainer.preflight.examination import describe_scan, examine, scan_source
 from finetune_trainer.preflight.findings import Findings, ModelFacts
 from finetune_trainer.preflight.html import render_html
+from finetune_trainer.preflight.judgements.rows import EVALUATION, judge_evaluation
 from finetune_trainer.preflight.process_memory import release_freed_memory
 from finetune_trainer.preflight.report import Report
 from finetune_trainer.sources import (
@@ -31,7 +32,6 @@ from finetune_trainer.sources import (
 from finetune_trainer.storage.object_store import ignore_bytes
 
 FOLDER = "preflight"
-EVALUATION = "spec.dataset.evaluation"
 
 
 def run_preflight(config: RunConfig, settings: Settings) -> tuple[Report, tuple[str, ...]]:
@@ -122,7 +122,10 @@ def _check_evaluation(config: RunConfig, settings: Settings, model: ModelFacts |
     if data is not None:
         # maxSamples limits the rows that train, not those to evaluate on.
         spec = config.dataset.model_copy(update={"max_samples": None})
-        findings.judge_rows(scan_source(data, spec, model, config), config, EVALUATION)
+        scan = scan_source(data, spec, model, config)
+        findings.judge_rows(scan, config, EVALUATION)
+        tokens = describe_scan(scan, config)
+        findings.found += judge_evaluation(tokens, config.model.max_sequence_length, oversized=scan.oversized)
 
 
 def _access(config: RunConfig, settings: Settings, use: str, mount: Path | None) -> SourceAccess:

@@ -10,6 +10,7 @@ from finetune_trainer.preflight.findings import Findings, ModelFacts
 from finetune_trainer.preflight.gpu import estimate_gpu, judge_gpu
 from finetune_trainer.preflight.judgements.coverage import judge_coverage, judge_weight_memory
 from finetune_trainer.preflight.judgements.rows import judge_answer_ends, judge_tokens
+from finetune_trainer.preflight.judgements.unknown_tokens import judge_unknown_tokens
 from finetune_trainer.preflight.report import Report, RowCounts, TokenStatistics, WeightCoverage
 from finetune_trainer.preflight.scan import Scan, scan_rows
 from finetune_trainer.preflight.statistics import describe_tokens
@@ -54,11 +55,12 @@ def _examine_rows(scan: Scan, model: ModelFacts | None, config: RunConfig, findi
     """The report's fields about the rows; findings about them are added."""
     limit = config.model.max_sequence_length
     counts = _count(scan)
-    tokens = _describe(scan, limit)
+    tokens = describe_scan(scan, config)
 
     findings.judge_rows(scan, config)
     findings.found += judge_tokens(counts, tokens, limit)
     findings.found += judge_answer_ends(scan, model.tokenizer if model else None)
+    findings.found += judge_unknown_tokens(scan.measured.rows)
 
     return {
         "rows": counts,
@@ -99,8 +101,9 @@ def _count(scan: Scan) -> RowCounts:
     )
 
 
-def _describe(scan: Scan, limit: int) -> TokenStatistics | None:
-    """Statistics of the sample, with the longest row even if it is not in the sample."""
+def describe_scan(scan: Scan, config: RunConfig) -> TokenStatistics | None:
+    """Statistics of the sample, with the longest row even if it is not in the sample; None without encoded rows."""
+    limit = config.model.max_sequence_length
     rows = scan.measured.rows
     tokens = describe_tokens([row.length for row in rows], [row.supervised for row in rows], limit)
     return tokens.model_copy(update={"max": max(tokens.max, scan.max_length)}) if tokens else None

@@ -33,6 +33,9 @@ class MeasuredRow:
     supervised: int
     """Tokens with loss after truncation."""
 
+    unknown: int = 0
+    """Tokens of the whole row that stand for what the tokenizer does not know."""
+
 
 class RowSample:
     """The measured rows, evenly spread."""

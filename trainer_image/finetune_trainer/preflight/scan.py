@@ -130,6 +130,7 @@ class _Scanner:
         self._layout = spec.format
         self._shapes: set[tuple[str, ...]] = set()
         self._max_characters = 0
+        self._unknown = _unknown_token(tokenizer) if tokenizer is not None else None
 
     def take(self, row: Row) -> None:
         """Checks a row, and encodes it if it is one of those that are encoded.
@@ -184,7 +185,8 @@ class _Scanner:
         self._scan.max_length = max(self._scan.max_length, length)
 
         if is_sampled:
-            self._scan.measured.add(MeasuredRow(self._scan.rows, characters, length, truncated.supervised))
+            unknown = encoded.input_ids.count(self._unknown) if self._unknown is not None else 0
+            self._scan.measured.add(MeasuredRow(self._scan.rows, characters, length, truncated.supervised, unknown))
         if len(self._scan.samples) < SHOWN_SAMPLES:
             self._scan.samples.append(Sample(location=row.location, spans=label_text(truncated, self._tokenizer)))
 
@@ -204,6 +206,13 @@ class _Scanner:
             return False
         self._max_characters = characters
         return True
+
+
+def _unknown_token(tokenizer: Any) -> int | None:
+    """Id of the token for unknown text; None if there is none, or if it is also an end (GPT-2)."""
+    number: int | None = tokenizer.unk_token_id
+    others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return None if number in others else number
 
 
 def label_text(encoded: Encoded, tokenizer: Any) -> tuple[LabelledText, ...]:

@@ -5,6 +5,7 @@ letters that no sampler stops at, and new embeddings are not trained. Families w
 tokenizer's own end-of-sequence token.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,27 @@ WITHOUT_TOOLS = (
 def load_template(name: ChatTemplateName) -> str:
     """The template's Jinja text."""
     return Path(__file__).with_name(f"{name.lower()}.jinja").read_text(encoding="utf-8").removesuffix("\n")
+
+
+def advise(tokenizer: Any) -> str:
+    """Advice on which template to set for a tokenizer that has none."""
+    fitting = find_fitting(tokenizer.get_vocab())
+    if fitting is not None:
+        return f"set spec.model.chatTemplateName: {fitting}, whose control tokens the tokenizer has"
+    return (
+        "set spec.model.chatTemplateName (Alpaca, Vicuna and Zephyr need no control tokens) or "
+        "spec.model.chatTemplate, or write rows of format PromptCompletion, whose completions go on where prompts end"
+    )
+
+
+def find_fitting(vocabulary: Collection[str]) -> ChatTemplateName | None:
+    """The one template whose control tokens are all in the vocabulary; None if there is none, or more than one."""
+    needed = {name: set(tokens) - {""} for name, tokens in SPECIAL_TOKENS.items()}
+    fitting = {name: tokens for name, tokens in needed.items() if tokens <= set(vocabulary)}
+
+    # Phi-4 has ChatML's tokens and one more, so it fits better.
+    best = [name for name, tokens in fitting.items() if not any(tokens < others for others in fitting.values())]
+    return best[0] if len(best) == 1 else None
 
 
 def use_named_template(tokenizer: Any, name: ChatTemplateName) -> None:

@@ -1,5 +1,6 @@
 """Judges what preflight has counted: turns it into errors and warnings. Pure.
 
 rows.py      bad rows, duplicates, lengths, and how answers end
+unknown_tokens.py  rows that the tokenizer does not know
 coverage.py  weights without an adapter, or that NF4 leaves in 16 bits
 """

@@ -10,6 +10,7 @@ from finetune_trainer.preflight.report import Finding, RowCounts, TokenStatistic
 from finetune_trainer.preflight.scan import Scan
 
 SOURCE = "spec.dataset.source"
+EVALUATION = "spec.dataset.evaluation"
 SEQUENCE_LENGTH = "spec.model.maxSequenceLength"
 CHAT_TEMPLATE = "spec.model.chatTemplate"
 
@@ -76,6 +77,19 @@ def judge_tokens(counts: RowCounts, tokens: TokenStatistics | None, limit: int) 
     if tokens.truncated_share > MANY:
         message = f"{tokens.truncated_share:.1%} of rows are longer than {limit} tokens and are truncated"
         yield Finding.warning(SEQUENCE_LENGTH, message)
+
+
+def judge_evaluation(tokens: TokenStatistics | None, limit: int, *, oversized: int) -> Iterator[Finding]:
+    """Findings about rows to evaluate on that lose every answer; `oversized` rows were not encoded."""
+    if tokens is None or not tokens.unsupervised_row_share:
+        return
+
+    if tokens.unsupervised_row_share == 1 and not oversized:
+        message = f"no token with loss is left within {limit} tokens in any of {tokens.rows} rows to evaluate on"
+        yield Finding.error(EVALUATION, message, FailureReason.NO_SUPERVISED_TOKENS)
+    else:
+        share = f"{tokens.unsupervised_row_share:.1%} of the rows to evaluate on"
+        yield Finding.warning(EVALUATION, f"{share} are left out: no answer starts within {limit} tokens")
 
 
 def judge_answer_ends(scan: Scan, tokenizer: Any | None) -> Iterator[Finding]:
