@@ -1,5 +1,6 @@
 """The whole run, stage by stage: read this file to know what the trainer does."""
 
+from functools import partial
 from pathlib import Path
 
 from trl.trainer.sft_config import SFTConfig
@@ -17,7 +18,7 @@ from finetune_trainer.stages.adapter_injection import AdaptedModel, inject_adapt
 from finetune_trainer.stages.data_formatting import DatasetFiles, FormattedData, format_data
 from finetune_trainer.stages.judging import Judged, Trained, judge_artifacts
 from finetune_trainer.stages.model_loading import load_model
-from finetune_trainer.stages.saving import save_artifacts
+from finetune_trainer.stages.saving import companions, save_artifacts
 from finetune_trainer.stages.training import Prepared, train
 from finetune_trainer.stages.training_configuration import configure_training
 from finetune_trainer.storage.object_store import ignore_bytes
@@ -54,7 +55,7 @@ def run(context: RunContext) -> Manifest:
     engine = prepare_engine(adapted.model, loaded, config)
     arguments = _configure(context, loaded, data, engine)
     checkpoints = _checkpoint_store(context, base, source, evaluation)
-    checkpointed = _checkpointed_state(context, loaded, data)
+    checkpointed = _checkpointed_state(context, base, loaded, data)
 
     progress.stage(Stage.TRAINING)
     prepared = Prepared(adapted.model, loaded.tokenizer, data, engine, arguments)
@@ -166,18 +167,22 @@ def _checkpoint_store(
     return CheckpointStore(context.store, checkpoint_key(context.config.spec_digest(), base.digest, digest))
 
 
-def _checkpointed_state(context: RunContext, loaded: LoadedModel, data: FormattedData) -> CheckpointedState:
-    """The best adapter and the sampler, as far as the job asks for them, and the metrics."""
+def _checkpointed_state(
+    context: RunContext, base: FetchedSource, loaded: LoadedModel, data: FormattedData
+) -> CheckpointedState:
+    """The best adapter and the sampler, as far as the job asks for them, the metrics, and what lies beside adapters."""
     training, work = context.config.training, context.settings.work
     best = BestAdapter(work, training.early_stopping) if training.keeps_best() else None
     metrics = MetricsLog(work / "metrics")
+    beside = companions(loaded, base.folder, context.config)
+    write_companions = partial(beside.write, tokenizer=loaded.tokenizer)
     if training.samples is None:
-        return CheckpointedState(best, metrics=metrics)
+        return CheckpointedState(best, metrics=metrics, write_companions=write_companions)
 
     limit = context.config.model.max_sequence_length
     prompts = build_prompts(training.samples, loaded.tokenizer, data.evaluation, limit, loaded.embedding_rows)
     sampler = Sampler(prompts, training.samples, loaded.tokenizer, training.seed, work / "samples")
-    return CheckpointedState(best, sampler, training.evaluation_steps, metrics)
+    return CheckpointedState(best, sampler, training.evaluation_steps, metrics, write_companions)
 
 
 def _write_documents(

@@ -21,6 +21,7 @@ import torch
 
 from finetune_trainer.export.base_model.folder import BaseModel
 from finetune_trainer.export.base_model.json_files import load_json
+from finetune_trainer.export.base_model.output_head import EMBEDDING, HEAD
 from finetune_trainer.export.errors import InvalidAdapterError
 from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor, list_tensors
 
@@ -160,7 +161,7 @@ def _check_matches(updates: Mapping[str, _Update], base: BaseModel, *, use_dora:
             raise InvalidAdapterError(
                 f"the adapter changes {name}, which the base model does not have: wrong base model?"
             )
-        if base.config.get("tie_word_embeddings") and name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in (EMBEDDING, HEAD) and base.is_tied:
             raise InvalidAdapterError(
                 f"the adapter changes {name}, but the base ties input and output embeddings, which a merge cannot "
                 "keep: export the adapter alone"

@@ -88,12 +88,24 @@ def find_chat_turns(template: str, special_tokens: Mapping[str, str]) -> ChatTur
     return turns if agrees else None
 
 
-def _render(template: str, special_tokens: Mapping[str, str], messages: Sequence[Message]) -> str | None:
-    """Render with transformers, in its sandbox; None if the template refuses the messages."""
+def answer_end(template: str, special_tokens: Mapping[str, str]) -> str | None:
+    """The text that `template` puts behind the last answer of a conversation; None if the answer cannot be found."""
+    messages = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ANSWER}]
+    parts = _split(_render(template, special_tokens, messages, asks=False), _ANSWER)
+    return parts[1] if parts else None
+
+
+def _render(
+    template: str, special_tokens: Mapping[str, str], messages: Sequence[Message], *, asks: bool = True
+) -> str | None:
+    """Render with transformers, in its sandbox; None if the template refuses the messages.
+
+    `asks`: the text ends where the model is to answer.
+    """
     conversation: list[Any] = [dict(message) for message in messages]
     named: dict[str, Any] = dict(special_tokens)
     try:
-        rendered = render_jinja_template([conversation], chat_template=template, add_generation_prompt=True, **named)
+        rendered = render_jinja_template([conversation], chat_template=template, add_generation_prompt=asks, **named)
     except (TemplateError, TypeError, KeyError, ValueError):  # a template may do anything with its input
         return None
     return str(rendered[0][0])

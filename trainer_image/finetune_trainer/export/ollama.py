@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from finetune_trainer.export.base_model.ends import find_ends, ids_in
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.export.chat_turns import ChatTurns, find_chat_turns
 from finetune_trainer.export.gguf.special_tokens import find_special_tokens
@@ -40,17 +41,15 @@ def read_ollama_chat(files: TokenizerFiles, config: Mapping[str, Any], generatio
         turns = _without_beginning(turns, tokens["bos_token"])
 
     # Stop words: every token at which generation may stop.
-    ends: list[str] = []
-    for value in (found.ids.get("eos"), config.get("eos_token_id"), generation.get("eos_token_id")):
-        indices = value if isinstance(value, list) else [value]
-        ends += [text for index in indices if isinstance(index, int) and (text := tokenizer.id_to_token(index))]
+    ends = [*ids_in(found.ids.get("eos")), *find_ends(files, config, generation)]
+    stops = [text for index in ends if (text := tokenizer.id_to_token(index))]
     if turns is not None:
         special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
-        # The token that ends an answer, which some tokenizers do not call their end of sequence.
-        ends += [text for text in special if turns.to_user.lstrip().startswith(text)]
+        # The token between an answer and the next question, which need not be the one behind the last answer.
+        stops += [text for text in special if turns.to_user.lstrip().startswith(text)]
 
     says_date = "strftime_now" in (found.chat_template or "")
-    return OllamaChat(turns, tuple(dict.fromkeys(ends)), bool(found.chat_template), says_date)
+    return OllamaChat(turns, tuple(dict.fromkeys(stops)), bool(found.chat_template), says_date)
 
 
 def write_modelfile(gguf: str, chat: OllamaChat) -> str:

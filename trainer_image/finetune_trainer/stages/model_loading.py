@@ -3,6 +3,7 @@
 Only safetensors weights and architectures of transformers itself are loaded; a repository's own code never runs.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from finetune_api.vocabulary import Precision, Quantization
 from finetune_kernels.primitives import nf4
 from finetune_kernels.primitives.fp8 import MIN_CAPABILITY
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.export.base_model.output_head import HEAD
 from finetune_trainer.model.description import check_architecture, first_line, load_tokenizer
 from finetune_trainer.model.weight_files import list_weights_below
 from finetune_trainer.training.loaded_model import LoadedModel
@@ -49,7 +51,7 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
         )
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=compute,
             quantization_config=quantization,
@@ -57,6 +59,7 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):  # a RuntimeError, with a reason of its own
@@ -64,11 +67,28 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
         message = f"{spec.source} cannot be loaded as {architecture}: {first_line(error)}"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from error
 
+    _check_complete(info["missing_keys"], spec)
     model.config.use_cache = False  # key-value caches are for generation only
+    # A config may tie a head that the weight files hold beside the embedding; transformers then leaves it untied.
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    model.config.tie_word_embeddings = head is not None and head.weight is embedding.weight
     _keep_trainable_layout(model)
     if device.type == "cpu":
         _check_dequantisation(model)
     return LoadedModel(model, tokenizer, architecture, resolved, device)
+
+
+def _check_complete(missing: Collection[str], spec: ModelSpec) -> None:
+    """Raises TrainerError (InvalidConfiguration) for parameters without weights: transformers makes random ones up."""
+    if not missing:
+        return
+
+    names = sorted(missing)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    message = f"the weight files of {spec.source} lack {', '.join(names[:3])}{more}: get the files again"
+    if HEAD in missing:
+        message += ", or write tie_word_embeddings: true into config.json if the model shares its embedding"
+    raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
 
 
 def _keep_trainable_layout(model: Any) -> None:

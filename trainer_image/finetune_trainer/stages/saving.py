@@ -10,6 +10,7 @@ from finetune_api.spec.sources import Source
 from finetune_api.vocabulary import ArtifactType, MergedType
 from finetune_kernels.primitives.master_weights import master_weight
 from finetune_trainer.artifacts.store import LocalArtifact
+from finetune_trainer.export.base_model.companions import Companions, companions_of_training
 from finetune_trainer.export.export import ExportRequest, export
 from finetune_trainer.training.loaded_model import LoadedModel
 
@@ -23,7 +24,7 @@ def save_artifacts(model: Any, loaded: LoadedModel, base: Path, config: RunConfi
     # fp32: adapters are small, and merging them later then rounds only once.
     state = {name: value.float() for name, value in _adapter_state(model).items()}
     model.save_pretrained(adapter, safe_serialization=True, state_dict=state, save_embedding_layers=False)
-    loaded.tokenizer.save_pretrained(adapter)
+    companions(loaded, base, config).write(adapter, loaded.tokenizer)
     (adapter / "README.md").unlink(missing_ok=True)  # peft's; our model card comes later
     artifacts = [LocalArtifact(ArtifactType.ADAPTER, adapter, "safetensors", "F32")]
 
@@ -51,6 +52,12 @@ def save_artifacts(model: Any, loaded: LoadedModel, base: Path, config: RunConfi
             artifacts.append(LocalArtifact(ArtifactType.GGUF, file.path, "gguf", file.type))
             artifacts.append(LocalArtifact(ArtifactType.MODELFILE, file.modelfile, "modelfile", file.type))
     return artifacts
+
+
+def companions(loaded: LoadedModel, base: Path, config: RunConfig) -> Companions:
+    """The files that lie beside the adapter, in checkpoints too."""
+    has_own_template = config.model.chat_template is not None or config.model.chat_template_name is not None
+    return companions_of_training(base, loaded.tokenizer, has_own_template=has_own_template)
 
 
 def _adapter_state(model: Any) -> dict[str, torch.Tensor]:

@@ -1,5 +1,7 @@
-"""State that TRL's checkpoints lack and that a resumed run needs: best adapter, samples and metrics so far."""
+"""Content that TRL's checkpoints lack: best adapter, samples and metrics so far, which a resumed run needs, and the
+tokenizer as it is published."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ class CheckpointedState:
     sample_steps: int | None = None
     """Optimiser steps between two generations of samples; None: only at start and end."""
     metrics: MetricsLog | None = None
+    write_companions: Callable[[Path], object] = lambda folder: None
+    """Writes tokenizer and generation config beside an adapter, in place of those that TRL saves."""
 
     @property
     def stops_early(self) -> bool:
@@ -40,6 +44,7 @@ class CheckpointedState:
         for part in (self.best, self.sampler, self.metrics):
             if part is not None:
                 part.save_into(checkpoint)
+        self.write_companions(checkpoint)
 
     def restore_from(self, checkpoint: Path) -> None:
         """Takes over the state of the run that wrote the checkpoint."""

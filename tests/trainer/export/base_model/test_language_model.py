@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,22 @@ def test_it_trains_where_the_whole_is_refused_with_the_way_out(
     text = export_to(with_images, tmp_path / "text", merged="BF16").parent
     assert outcome_of(with_images, "whole") == ("Failed", "UnsupportedArchitecture")
     assert outcome_of(text, "alone")[0] == "Succeeded"
+
+
+@torch.no_grad()
+def test_a_head_of_its_own_comes_out_too(with_images: Path, tmp_path: Path) -> None:
+    """It stands outside the language model's prefix, and the outer config says that it is not tied."""
+    whole = Gemma3ForConditionalGeneration.from_pretrained(with_images, dtype=torch.float32)
+    whole.config.tie_word_embeddings = False
+    whole.lm_head.weight = torch.nn.Parameter(-whole.lm_head.weight.detach())
+    untied = tmp_path / "untied"
+    shutil.copytree(with_images, untied)
+    whole.to(torch.bfloat16).save_pretrained(untied)
+    expected = Gemma3ForConditionalGeneration.from_pretrained(untied, dtype=torch.float32).eval()(input_ids=TOKENS)
+    text = export_to(untied, tmp_path / "text", merged="BF16").parent
+    assert json.loads((text / "config.json").read_text())["tie_word_embeddings"] is False
+    alone = AutoModelForCausalLM.from_pretrained(text, dtype=torch.float32).eval()
+    assert torch.equal(alone(TOKENS).logits, expected.logits)
 
 
 def test_a_checkpoint_without_the_prefixes_is_refused(with_images: Path) -> None:

@@ -3,7 +3,6 @@
 Each file is read once, here; what comes after an export's start takes the value, not the folder.
 """
 
-import json
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,19 +13,23 @@ from transformers import AutoConfig
 
 from finetune_api.base import Json
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.export.base_model.json_files import load_json, load_json_if_present
+from finetune_trainer.export.base_model.companions import GENERATION, Companions
+from finetune_trainer.export.base_model.ends import with_ends
+from finetune_trainer.export.base_model.json_files import load_json, load_json_if_present, write_json
 from finetune_trainer.export.base_model.language_model import (
     has_language_model,
     language_model_config,
     language_model_tensors,
 )
 from finetune_trainer.export.base_model.nf4_tensors import Nf4Tensor, fold_nf4
+from finetune_trainer.export.base_model.output_head import HEAD, TIES, is_head_tied
+from finetune_trainer.export.base_model.published_tokenizer import tokenizer_of_adapter
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.export.errors import InvalidBaseError, UnsupportedArchitectureError
 from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor, locate
 from finetune_trainer.model.weight_files import INDEX_NAME, list_weights_below
 
-OTHER_FILES = ("generation_config.json", "LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
+OTHER_FILES = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,35 @@ class BaseModel:
         return [(tensor.name, tensor.shape) for tensor in self.tensors]
 
     @cached_property
+    def is_tied(self) -> bool:
+        """True if the output head is the embedding, by the weights."""
+        # Only where it matters: transformers need not know a family whose weights are merged.
+        config = self._stated_config if self.has_stored_head and TIES not in self.config else self.config
+        return is_head_tied(config.get(TIES), self.tensors)
+
+    @property
+    def has_stored_head(self) -> bool:
+        """True if the weight files hold an output head."""
+        return any(tensor.name == HEAD for tensor in self.tensors)
+
+    @property
+    def companions(self) -> Companions:
+        """What lies beside published weights so that they answer, and stop."""
+        return Companions(self.path, self.config, self.generation_config, self.tokenizer)
+
+    @cached_property
     def full_config(self) -> Json:
         """The config with every default filled in and RoPE settings in one form, by transformers' config classes.
 
-        Published files leave out what equals a default of their time; only those classes know the defaults. Raises
-        UnsupportedArchitectureError if transformers cannot read the config.
+        Raises UnsupportedArchitectureError if transformers cannot read the config.
+        """
+        return self._stated_config | {TIES: self.is_tied}
+
+    @cached_property
+    def _stated_config(self) -> Json:
+        """The config as it says itself, with every default filled in.
+
+        Published files leave out what equals a default of their time; only transformers' classes know the defaults.
         """
         if self.is_multimodal:
             return self.config
@@ -71,14 +98,13 @@ class BaseModel:
     @cached_property
     def generation_config(self) -> Json:
         """generation_config.json as written; empty if there is none."""
-        return load_json_if_present(self.path / "generation_config.json")
+        return load_json_if_present(self.path / GENERATION)
 
 
 def open_base_model(path: Path, *, adapter: Path | None = None) -> BaseModel:
     """Read config and safetensors headers below `path`; raises InvalidBaseError naming the missing or damaged file.
 
-    A tokenizer saved with `adapter` is taken instead of the base's: it is the one that was trained with, above all its
-    chat template.
+    The tokenizer is the one that `adapter` was trained with, above all its chat template.
     """
     config_path = path / "config.json"
     if not config_path.is_file():
@@ -92,9 +118,7 @@ def open_base_model(path: Path, *, adapter: Path | None = None) -> BaseModel:
     if is_multimodal:
         config, tensors = language_model_config(path, config), language_model_tensors(tensors)
 
-    has_tokenizer = adapter is not None and (adapter / "tokenizer.json").is_file()
-    tokenizer = TokenizerFiles(adapter if adapter is not None and has_tokenizer else path)
-    return BaseModel(path, config, fold_nf4(tensors), is_sharded, is_multimodal, tokenizer)
+    return BaseModel(path, config, fold_nf4(tensors), is_sharded, is_multimodal, tokenizer_of_adapter(path, adapter))
 
 
 def _list_tensors(folder: Path) -> list[StoredTensor]:
@@ -109,15 +133,17 @@ def _list_tensors(folder: Path) -> list[StoredTensor]:
 def write_side_files(base: BaseModel, target: Path, *, dtype: str) -> None:
     """Put everything but the weights into `target`: config, generation config, tokenizer and licence.
 
-    The config is without quantisation (the weights are not quantised) and without remote code.
+    The config is without quantisation (the weights are not quantised) and without remote code, and says of ends and
+    output head what is so.
     """
     config = {key: value for key, value in base.config.items() if key not in ("quantization_config", "auto_map")}
     # transformers 4 called it torch_dtype.
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
-    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if TIES in config or base.has_stored_head:
+        config[TIES] = base.is_tied
+    ends = base.companions.write(target)
+    write_json(target / "config.json", with_ends(config, ends))
 
-    others = [(base.path, name) for name in OTHER_FILES if (base.path / name).is_file()]
-    tokenizer = [(base.tokenizer.folder, name) for name in base.tokenizer.list_files()]
-    for folder, name in [*others, *tokenizer]:
-        (target / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(folder / name, target / name)
+    for name in OTHER_FILES:
+        if (base.path / name).is_file():
+            shutil.copyfile(base.path / name, target / name)

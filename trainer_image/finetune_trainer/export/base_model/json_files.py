@@ -21,3 +21,8 @@ def load_json(path: Path, *, error: type[ExportError] = InvalidBaseError) -> Jso
 def load_json_if_present(path: Path) -> Json:
     """Read a JSON object; empty if there is no such file."""
     return load_json(path) if path.is_file() else {}
+
+
+def write_json(path: Path, content: Json) -> None:
+    """Write a JSON object as people read it."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -16,9 +16,15 @@ from finetune_trainer.export.errors import InvalidBaseError
 from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor
 from finetune_trainer.model.description import LANGUAGE_MODELS
 
-PREFIXES = {"language_model.model.": "model.", "model.language_model.": "model.", "language_model.lm_head.": "lm_head."}
+PREFIXES = {
+    "language_model.model.": "model.",
+    "model.language_model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    "lm_head.": "lm_head.",
+}
 """Prefix in the whole checkpoint -> prefix in the language model alone."""
-TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+OUTER_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
+"""Keys that the outer config decides where it has them."""
 
 
 def has_language_model(config: Mapping[str, Any]) -> bool:
@@ -37,9 +43,9 @@ def language_model_config(folder: Path, config: Mapping[str, Any]) -> Json:
     except (ValueError, OSError, TypeError, KeyError, AttributeError) as error:
         raise InvalidBaseError(f"cannot read {folder / 'config.json'}: {error}") from error
 
-    # Token ids stand in the outer config, and win over the section's defaults.
-    tokens = {name: config[name] for name in TOKEN_IDS if config.get(name) is not None}
-    return text | tokens | {"architectures": [LANGUAGE_MODELS[config["architectures"][0]]]}
+    # They win over the section's defaults.
+    outer = {name: config[name] for name in OUTER_KEYS if config.get(name) is not None}
+    return text | outer | {"architectures": [LANGUAGE_MODELS[config["architectures"][0]]]}
 
 
 def language_model_tensors(tensors: Sequence[StoredTensor]) -> list[StoredTensor]:

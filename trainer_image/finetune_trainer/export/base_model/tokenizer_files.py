@@ -29,10 +29,22 @@ DEFAULT_TEMPLATE = "default"
 
 
 @dataclass(frozen=True)
+class TokenizerChanges:
+    """Changes that training makes to a base's tokenizer."""
+
+    chat_templates: Mapping[str, str]
+    """By name, in place of all templates of the base."""
+    eos_token: str | None = None
+    """Text of the end-of-sequence token, which a named template may choose; None: the base's."""
+
+
+@dataclass(frozen=True)
 class TokenizerFiles:
     """A folder with tokenizer files; every property raises InvalidBaseError if its file cannot be used."""
 
     folder: Path
+    changes: TokenizerChanges | None = None
+    """Changes of the files' content; None: the files say it all."""
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -49,8 +61,11 @@ class TokenizerFiles:
 
     @cached_property
     def settings(self) -> Json:
-        """tokenizer_config.json; empty if there is none."""
-        return load_json_if_present(self.folder / "tokenizer_config.json")
+        """tokenizer_config.json with the changes; empty if there is none."""
+        settings = load_json_if_present(self.folder / "tokenizer_config.json")
+        if self.changes is not None and self.changes.eos_token is not None:
+            settings["eos_token"] = self.changes.eos_token
+        return settings
 
     @cached_property
     def chat_templates(self) -> Mapping[str, str]:
@@ -59,6 +74,9 @@ class TokenizerFiles:
         They are files of their own since transformers 4.50, were in tokenizer_config.json before, and for some
         versions in chat_template.json.
         """
+        if self.changes is not None:
+            return self.changes.chat_templates
+
         default = self.folder / "chat_template.jinja"
         if default.is_file():
             others = sorted((self.folder / NAMED_TEMPLATES).glob("*.jinja"))
@@ -79,6 +97,11 @@ class TokenizerFiles:
             if isinstance(entry, dict) and {"name", "template"} <= entry.keys()
         }
 
+    @property
+    def exists(self) -> bool:
+        """True if there is a tokenizer.json."""
+        return (self.folder / "tokenizer.json").is_file()
+
     def load_description(self) -> Json:
         """Parse tokenizer.json. Not kept: a large vocabulary takes 100 MB as Python objects."""
         return load_json(self.folder / "tokenizer.json")
@@ -89,3 +112,15 @@ class TokenizerFiles:
             path.relative_to(self.folder).as_posix() for path in (self.folder / NAMED_TEMPLATES).glob("*.jinja")
         ]
         return [name for name in (*TOKENIZER_FILES, *templates) if (self.folder / name).is_file()]
+
+
+def id_of(token: object, tokenizer: Tokenizer) -> int | None:
+    """The id of a token in a tokenizer's settings; None if it has none."""
+    text = text_of(token)
+    return tokenizer.token_to_id(text) if text is not None else None
+
+
+def text_of(token: object) -> str | None:
+    """The text of a token given as its text, or (in older files) as a mapping with the text as `content`."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None

@@ -13,7 +13,8 @@ from typing import Any
 from gguf import GGUFWriter
 from tokenizers import Tokenizer
 
-from finetune_trainer.export.base_model.tokenizer_files import DEFAULT_TEMPLATE, TokenizerFiles
+from finetune_trainer.export.base_model.ends import find_ends, ids_in, template_end
+from finetune_trainer.export.base_model.tokenizer_files import DEFAULT_TEMPLATE, TokenizerFiles, id_of
 
 KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
 TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<|eot|>")
@@ -59,14 +60,18 @@ def find_special_tokens(
 
     ids: dict[str, int] = {}
     for kind in KINDS:
-        index = _id_of(settings.get(f"{kind}_token"), tokenizer)
+        index = id_of(settings.get(f"{kind}_token"), tokenizer)
         if index is None:
-            index = next(iter(_ids(config.get(f"{kind}_token_id"))), None)
+            index = next(iter(ids_in(config.get(f"{kind}_token_id"))), None)
         if index is not None:
             ids[kind] = index
 
-    ends = [*_ids(ids.get("eos")), *_ids((generation or {}).get("eos_token_id")), *_ids(config.get("eos_token_id"))]
+    ends = [*ids_in(ids.get("eos")), *find_ends(files, config, generation or {})]
     ids |= _turn_ends(list(dict.fromkeys(ends)), tokenizer)
+    # llama.cpp finds the usual ends by their texts. The template's own is what training taught: it must not miss that.
+    taught = template_end(files)
+    if taught is not None and taught not in (ids.get("eos"), ids.get("eom")):
+        ids["eot"] = taught
 
     # Any text shows which tokens the post-processor adds.
     encoded = tokenizer.encode("a").ids
@@ -76,17 +81,6 @@ def find_special_tokens(
         adds_eos=_is_added(settings.get("add_eos_token"), ids.get("eos"), encoded[-1:]),
         chat_templates={name: _without_generation_marks(text) for name, text in files.chat_templates.items()},
     )
-
-
-def _id_of(token: object, tokenizer: Tokenizer) -> int | None:
-    """The id of a token given as its text, or (in older files) as a mapping with the text as `content`."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return tokenizer.token_to_id(text) if isinstance(text, str) else None
-
-
-def _ids(value: object) -> list[int]:
-    """The ids in a config's value, which is one id or a list of which the first is the model's own."""
-    return [index for index in (value if isinstance(value, list) else [value]) if type(index) is int]
 
 
 def _turn_ends(ends: list[int], tokenizer: Tokenizer) -> dict[str, int]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from gguf import get_tensor_name_map
 
-from finetune_trainer.export.errors import InvalidBaseError
+from finetune_trainer.export.errors import InvalidBaseError, UnsupportedArchitectureError
 from finetune_trainer.export.gguf.families import GgufFamily
 
 # Buffers that old checkpoints carry: llama.cpp computes them, and every converter leaves them out.
@@ -32,11 +32,16 @@ class TensorConverter:
     def rename(self, name: str) -> str | None:
         """The GGUF name of Hugging Face tensor `name`; None if GGUF leaves the tensor out.
 
-        Raises InvalidBaseError if the architecture has no such tensor.
+        Raises InvalidBaseError if the architecture has no such tensor, UnsupportedArchitectureError if that is a head.
         """
         if COMPUTED_BUFFERS.search(name) or (self._is_tied and name == OUTPUT_HEAD):
             return None
         renamed = self._names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if renamed is None and name == OUTPUT_HEAD:
+            raise UnsupportedArchitectureError(
+                "llama.cpp uses the embedding as output head of this architecture, but the weights hold a head of "
+                "their own: export without GGUF"
+            )
         if renamed is None:
             raise InvalidBaseError(
                 f"tensor {name!r} has no name in GGUF's {self._family.architecture.name} architecture; "
