@@ -51,7 +51,7 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
         )
 
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        found: tuple[Any, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=compute,
             quantization_config=quantization,
@@ -67,6 +67,7 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
         message = f"{spec.source} cannot be loaded as {architecture}: {first_line(error)}"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from error
 
+    model, info = found
     _check_complete(info["missing_keys"], spec)
     model.config.use_cache = False  # key-value caches are for generation only
     # A config may tie a head that the weight files hold beside the embedding; transformers then leaves it untied.
