@@ -51,7 +51,7 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
         )
 
     try:
-        found: tuple[Any, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=compute,
             quantization_config=quantization,
