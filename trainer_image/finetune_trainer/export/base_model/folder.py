@@ -70,7 +70,7 @@ class BaseModel:
 
     @property
     def companions(self) -> Companions:
-        """What lies beside published weights so that they answer, and stop."""
+        """Files that lie beside published weights, so that they answer and stop."""
         return Companions(self.path, self.config, self.generation_config, self.tokenizer)
 
     @cached_property

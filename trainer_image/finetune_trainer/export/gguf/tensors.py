@@ -36,6 +36,7 @@ class TensorConverter:
         """
         if COMPUTED_BUFFERS.search(name) or (self._is_tied and name == OUTPUT_HEAD):
             return None
+
         renamed = self._names.get_name(name, try_suffixes=(".weight", ".bias"))
         if renamed is None and name == OUTPUT_HEAD:
             raise UnsupportedArchitectureError(
