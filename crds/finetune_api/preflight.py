@@ -10,8 +10,8 @@ from pydantic import Field
 from finetune_api.base import ApiModel
 from finetune_api.progress import Count, NonNegative
 
-MAX_WARNINGS = 3
-MAX_WARNING_CHARACTERS = 200
+MAX_WARNINGS = 5
+MAX_WARNING_CHARACTERS = 320
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

@@ -120,7 +120,7 @@ def test_bad_rows_only_warn_where_they_are_skipped(run_config: Build, settings: 
     lines = dataset(tmp_path, row(), row(role="robot")) | {"onBadRow": "Skip"}
     report, _ = run_preflight(run_config(dataset=lines), settings)
     assert errors(report) == []
-    assert report.warnings()[0].location == "rows.jsonl:2"
+    assert "rows.jsonl:2" in [warning.location for warning in report.warnings()]
 
 
 def test_rows_to_evaluate_on_are_checked_too(run_config: Build, settings: Settings, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_the_longest_outcome_fits_the_termination_message(run_config: Build, set
     warning = Finding(severity=Severity.WARNING, location="spec.dataset.source", message="\N{GRINNING FACE}" * 5000)
     outcome = to_outcome(report.model_copy(update={"findings": (warning,) * 50}), written)
     assert outcome.preflight is not None
-    assert (len(outcome.preflight.warnings), outcome.preflight.warning_count) == (3, 50)
+    assert (len(outcome.preflight.warnings), outcome.preflight.warning_count) == (5, 50)
     assert len(outcome.encode().encode()) <= 4096
     assert Outcome.decode(outcome.encode()).preflight == outcome.preflight
 

@@ -103,8 +103,19 @@ def summarize(report: Report, uri: str | None) -> PreflightSummary:
         }
 
     shown = [f"{warning.location}: {warning.message}" for warning in warnings[:MAX_WARNINGS]]
-    fields |= {"warnings": tuple(text[:MAX_WARNING_CHARACTERS] for text in shown), "warning_count": len(warnings)}
+    fields |= {"warnings": tuple(_shorten(text) for text in shown), "warning_count": len(warnings)}
     return PreflightSummary(**fields)
+
+
+def _shorten(text: str) -> str:
+    """The text as the status can hold it; what is cut is in the report.
+
+    Counted in bytes, since they share the 4,096 of the termination message.
+    """
+    encoded, mark = text.encode(), "…"
+    if len(encoded) <= MAX_WARNING_CHARACTERS:
+        return text
+    return encoded[: MAX_WARNING_CHARACTERS - len(mark.encode())].decode(errors="ignore") + mark
 
 
 def show(report: Report, written: tuple[str, ...]) -> None:

@@ -1,6 +1,7 @@
 """Model: facts about a model that its folder tells without its weights.
 
 description.py         architecture, configuration and tokenizer, checked
+base_models.py         signs that a model was never trained on conversations
 adapter_targets.py     linear layers that get an adapter (pure)
 layer_weights.py       weights of the layers: linear layers, and experts that are stacked (pure)
 coverage.py            share of them that gets an adapter, and that is in NF4 (pure)

@@ -9,6 +9,7 @@ from finetune_trainer.artifacts.hub_push import open_hub
 from finetune_trainer.artifacts.store import ArtifactStore, open_store
 from finetune_trainer.job.settings import Settings
 from finetune_trainer.model.adapter_targets import barred_layers, choose_targets
+from finetune_trainer.model.base_models import find_base_model_sign
 from finetune_trainer.model.description import (
     check_architecture,
     load_configuration,
@@ -16,12 +17,13 @@ from finetune_trainer.model.description import (
 )
 from finetune_trainer.model.layer_weights import RENAMED_TYPES, layer_weights, linear_names
 from finetune_trainer.model.safetensors_header import TensorHeader
-from finetune_trainer.preflight.examination import describe_scan, examine, scan_source
+from finetune_trainer.preflight.examination import Data, describe_scan, examine, scan_source
 from finetune_trainer.preflight.findings import Findings, ModelFacts
 from finetune_trainer.preflight.html import render_html
 from finetune_trainer.preflight.judgements.rows import EVALUATION, judge_evaluation
 from finetune_trainer.preflight.process_memory import release_freed_memory
 from finetune_trainer.preflight.report import Report
+from finetune_trainer.preflight.scan import Scan
 from finetune_trainer.sources import (
     FetchedSource,
     SourceAccess,
@@ -47,8 +49,8 @@ def run_preflight(config: RunConfig, settings: Settings) -> tuple[Report, tuple[
         model = findings.attempt("spec.model.source", lambda: _fetch_model(config, settings, findings))
         data = findings.attempt("spec.dataset.source", lambda: _fetch_data(config, settings))
 
-        _check_evaluation(config, settings, model, findings)
-        report = examine(config, model, data, findings)
+        evaluation = _check_evaluation(config, settings, model, findings)
+        report = examine(config, model, Data(data, evaluation), findings)
         written = _write(store, report, settings.work) if writable else ()
     finally:
         store.close()
@@ -80,7 +82,8 @@ def _fetch_model(config: RunConfig, settings: Settings, findings: Findings) -> M
 
     configuration = load_configuration(fetched.folder) if architecture else None
     weights = _fetch_weights(config, fetched, configuration, access, findings)
-    return ModelFacts(fetched.revision, architecture, configuration, tokenizer, weights)
+    sign = find_base_model_sign(fetched.folder, spec.source)
+    return ModelFacts(fetched.revision, architecture, configuration, tokenizer, sign, weights)
 
 
 def _fetch_weights(
@@ -110,22 +113,27 @@ def _fetch_data(config: RunConfig, settings: Settings) -> FetchedSource:
     return fetch_dataset(spec.source, spec.split, settings.work / "data", access, ignore_bytes, spec.subset)
 
 
-def _check_evaluation(config: RunConfig, settings: Settings, model: ModelFacts | None, findings: Findings) -> None:
-    """Judges the rows of an evaluation source like those that train."""
+def _check_evaluation(
+    config: RunConfig, settings: Settings, model: ModelFacts | None, findings: Findings
+) -> Scan | None:
+    """Judges the rows of an evaluation source like those that train; returns the scan of them, if there is one."""
     source = config.dataset.evaluation_source()
     if source is None:
-        return
+        return None
 
     access = _access(config, settings, "dataset", settings.dataset_mount)
     work, subset = settings.work / "evaluation", config.dataset.evaluation_subset()
     data = findings.attempt(EVALUATION, lambda: fetch_dataset(*source, work, access, ignore_bytes, subset))
-    if data is not None:
-        # maxSamples limits the rows that train, not those to evaluate on.
-        spec = config.dataset.model_copy(update={"max_samples": None})
-        scan = scan_source(data, spec, model, config)
-        findings.judge_rows(scan, config, EVALUATION)
-        tokens = describe_scan(scan, config)
-        findings.found += judge_evaluation(tokens, config.model.max_sequence_length, oversized=scan.oversized)
+    if data is None:
+        return None
+
+    # maxSamples limits the rows that train, not those to evaluate on.
+    spec = config.dataset.model_copy(update={"max_samples": None})
+    scan = scan_source(data, spec, model, config)
+    findings.judge_rows(scan, config, EVALUATION)
+    tokens = describe_scan(scan, config)
+    findings.found += judge_evaluation(tokens, config.model.max_sequence_length, oversized=scan.oversized)
+    return scan
 
 
 def _access(config: RunConfig, settings: Settings, use: str, mount: Path | None) -> SourceAccess:

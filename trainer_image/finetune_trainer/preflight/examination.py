@@ -1,5 +1,6 @@
 """Examines what could be fetched of model and data, and makes the report of it."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.run_config import RunConfig
@@ -10,33 +11,45 @@ from finetune_trainer.preflight.findings import Findings, ModelFacts
 from finetune_trainer.preflight.gpu import estimate_gpu, judge_gpu
 from finetune_trainer.preflight.judgements.coverage import judge_coverage, judge_weight_memory
 from finetune_trainer.preflight.judgements.rows import judge_answer_ends, judge_tokens
+from finetune_trainer.preflight.judgements.training import EvaluationOverlap, PlannedTraining, judge_training
 from finetune_trainer.preflight.judgements.unknown_tokens import judge_unknown_tokens
 from finetune_trainer.preflight.report import Report, RowCounts, TokenStatistics, WeightCoverage
 from finetune_trainer.preflight.scan import Scan, scan_rows
 from finetune_trainer.preflight.statistics import describe_tokens
-from finetune_trainer.preflight.steps import TrainingSize, training_size
+from finetune_trainer.preflight.steps import TrainingSize, training_rows, training_size
 from finetune_trainer.sources import FetchedSource
 
 
-def examine(config: RunConfig, model: ModelFacts | None, data: FetchedSource | None, findings: Findings) -> Report:
+@dataclass(frozen=True)
+class Data:
+    """The data of a job, as far as they could be fetched."""
+
+    training: FetchedSource | None
+    evaluation: Scan | None
+    """The scan of an evaluation source of its own."""
+
+
+def examine(config: RunConfig, model: ModelFacts | None, data: Data, findings: Findings) -> Report:
     """The report on whatever could be fetched of model and data."""
+    source = data.training
     facts: dict[str, Any] = {
         "job": f"{config.job.namespace}/{config.job.name}",
         "model_source": config.model.source,
         "model_revision": model.revision if model else None,
         "architecture": model.architecture if model else None,
         "dataset_source": config.dataset.source,
-        "dataset_digest": data.digest if data else None,
+        "dataset_digest": source.digest if source else None,
         "max_sequence_length": config.model.max_sequence_length,
     }
 
     size: TrainingSize | None = None
-    if data is not None:
-        scan = scan_source(data, config.dataset, model, config)
+    if source is not None:
+        scan = scan_source(source, config.dataset, model, config)
         facts |= _examine_rows(scan, model, config, findings)
         size = _training_size(scan, config)
-    if size is not None:
-        facts |= {"optimizer_steps": size.steps, "training_tokens": size.tokens}
+        if size is not None:
+            facts |= {"optimizer_steps": size.steps, "epochs": size.epochs, "training_tokens": size.tokens}
+            findings.found += judge_training(_plan(config, model, size, scan, data.evaluation))
 
     if model is not None and model.configuration is not None:
         estimate = estimate_gpu(config, model.configuration, size)
@@ -120,6 +133,36 @@ def _training_size(scan: Scan, config: RunConfig) -> TrainingSize | None:
     usable = round((scan.rows - scan.bad) * len(lengths) / len(scan.measured.rows))
     longest = limit if scan.oversized else max(scan.max_length, *lengths)
     return training_size(lengths, usable, longest, config.dataset, config.training, limit)
+
+
+def _plan(
+    config: RunConfig, model: ModelFacts | None, size: TrainingSize, scan: Scan, evaluation: Scan | None
+) -> PlannedTraining:
+    """All that is known of the training, for those who judge it."""
+    tokenizer = model.tokenizer if model else None
+    return PlannedTraining(
+        config=config,
+        size=size,
+        layout=scan.layout,
+        has_template=tokenizer is not None and tokenizer.chat_template is not None,
+        base_model=model.base_model if model else None,
+        overlap=_overlap(config, scan, evaluation),
+    )
+
+
+def _overlap(config: RunConfig, scan: Scan, evaluation: Scan | None) -> EvaluationOverlap | None:
+    """Evaluation rows that also train; None without an evaluation."""
+    if evaluation is not None:
+        return EvaluationOverlap(evaluation.rows - evaluation.bad, evaluation.duplicates.count_in(scan.duplicates))
+
+    fraction = config.dataset.evaluation.fraction if config.dataset.evaluation else None
+    if fraction is None:
+        return None
+
+    # Of a row that occurs twice, both are held out with a chance of fraction squared; then neither trains.
+    usable = scan.rows - scan.bad
+    held_out = usable - training_rows(usable, config.dataset)
+    return EvaluationOverlap(held_out, round(scan.duplicates.with_a_twin() * fraction * (1 - fraction)))
 
 
 def scan_source(data: FetchedSource, spec: DatasetSpec, model: ModelFacts | None, config: RunConfig) -> Scan:

@@ -49,5 +49,7 @@ class ModelFacts:
     configuration: Any | None
     """transformers' configuration of the language model."""
     tokenizer: Any | None
+    base_model: str | None
+    """Sign that the model was never trained on conversations; None without one."""
     weights: tuple[TensorHeader, ...] | None
     """Every tensor of the weight files; None if they could not be read."""

@@ -170,6 +170,9 @@ class Report(ApiModel):
 
     optimizer_steps: int | None = None
 
+    epochs: float | None = None
+    """Passes over the data in all steps."""
+
     training_tokens: int | None = None
     """Tokens that go through the model in all steps."""
 

@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Sequence
 from itertools import pairwise
 from math import ceil
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from finetune_trainer.preflight.report import HistogramBin, TokenStatistics
 
 BINS = 24
 MAX_HASHED_ROWS = 20_000_000  # 8 bytes each
+COMPARED_ROWS = 1_000_000
+"""Rows of one data set that are looked up in another at a time: 20 MB."""
 
 
 def describe_tokens(lengths: Sequence[int], supervised: Sequence[int], max_length: int) -> TokenStatistics | None:
@@ -77,9 +80,37 @@ class DuplicateCounter:
             self.is_complete = False
 
     def duplicates(self) -> int:
-        """Number of rows that repeat an earlier one. Ends the counting, as it sorts in place."""
-        hashes = np.frombuffer(self._hashes, dtype=np.int64)
-        if len(hashes) < 2:
+        """Number of rows that repeat an earlier one. Ends the counting."""
+        return int(np.count_nonzero(self._repeats()))
+
+    def with_a_twin(self) -> int:
+        """Number of rows that occur more than once, their first occurrence included. Ends the counting."""
+        repeats = self._repeats()
+        has_twin = np.zeros(len(repeats) + 1, dtype=bool)
+        has_twin[1:] |= repeats
+        has_twin[:-1] |= repeats
+        return int(np.count_nonzero(has_twin))
+
+    def count_in(self, other: "DuplicateCounter") -> int:
+        """Number of rows that `other` has counted, too. Ends the counting of both."""
+        own, there = self._sorted(), other._sorted()
+        if not len(there):
             return 0
+
+        found = 0
+        for start in range(0, len(own), COMPARED_ROWS):
+            part = own[start : start + COMPARED_ROWS]
+            nearest = np.minimum(np.searchsorted(there, part), len(there) - 1)
+            found += int(np.count_nonzero(there[nearest] == part))
+        return found
+
+    def _repeats(self) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+        """True for each hash, in order and but for the first, that equals the one before it."""
+        hashes = self._sorted()
+        return np.equal(hashes[1:], hashes[:-1])
+
+    def _sorted(self) -> "np.ndarray[Any, np.dtype[np.int64]]":
+        """The hashes, sorted in place."""
+        hashes = np.frombuffer(self._hashes, dtype=np.int64)
         hashes.sort()
-        return int(np.count_nonzero(hashes[1:] == hashes[:-1]))
+        return hashes

@@ -23,6 +23,15 @@ class TrainingSize:
     longest_sequence: int
     """Most tokens that a sequence can have; with packing, rows share one."""
 
+    rows: int
+    """Rows that train."""
+
+    sequences: int
+    """Sequences that the rows make, which are one epoch: fewer than rows with packing."""
+
+    epochs: float
+    """Passes over the data in all steps."""
+
 
 def training_size(
     lengths: Sequence[int],
@@ -45,13 +54,19 @@ def training_size(
     sequences = max(1, round(rows * sampled / len(truncated)))
     steps = optimizer_steps(sequences, training)
 
+    epochs = training.epochs or 1.0
     if training.max_steps is not None:
-        tokens = steps * training.sequences_per_step() * per_sequence
-    else:
-        tokens = (training.epochs or 1.0) * sequences * per_sequence
+        epochs = training.max_steps / steps_per_epoch(sequences, training)
 
     packed = round(sum(truncated) * rows / len(truncated)) if dataset.packing else 0  # if one sequence held all rows
-    return TrainingSize(steps, round(tokens), min(max_length, max(longest_row, packed)))
+    return TrainingSize(
+        steps=steps,
+        tokens=round(epochs * sequences * per_sequence),
+        longest_sequence=min(max_length, max(longest_row, packed)),
+        rows=rows,
+        sequences=sequences,
+        epochs=epochs,
+    )
 
 
 def count_packed(lengths: Sequence[int], max_length: int) -> int:
@@ -80,5 +95,9 @@ def optimizer_steps(sequences: int, training: TrainingSpec) -> int:
     """Optimiser steps over so many sequences on one GPU; the last step of an epoch may be a short one."""
     if training.max_steps is not None:
         return training.max_steps
-    per_epoch = max(1, ceil(sequences / training.sequences_per_step()))
-    return ceil((training.epochs or 1.0) * per_epoch)
+    return ceil((training.epochs or 1.0) * steps_per_epoch(sequences, training))
+
+
+def steps_per_epoch(sequences: int, training: TrainingSpec) -> int:
+    """Optimiser steps in one pass over so many sequences."""
+    return max(1, ceil(sequences / training.sequences_per_step()))

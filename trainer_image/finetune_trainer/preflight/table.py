@@ -31,7 +31,9 @@ def facts(report: Report) -> list[tuple[str, str]]:
             ("supervised", f"{tokens.supervised_share:.1%} of tokens"),
         ]
     if report.optimizer_steps is not None:
-        found.append(("optimizer steps", f"{'' if report.tokens_complete else 'about '}{report.optimizer_steps:,}"))
+        about = "" if report.tokens_complete else "about "
+        epochs = f" ({report.epochs:.3g} epochs)" if report.epochs is not None else ""
+        found.append(("optimizer steps", f"{about}{report.optimizer_steps:,}{epochs}"))
     if report.training_tokens is not None:
         found.append(("tokens in all steps", f"about {report.training_tokens:,}"))
 
