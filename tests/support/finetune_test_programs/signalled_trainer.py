@@ -1,14 +1,16 @@
 """`finetune-trainer` that sends itself SIGTERM in the middle of a named function, as a program of its own.
 
-    python -m finetune_test_programs.signalled_trainer VERB [MODULE:NAME [CALL [STALL]]]
+    python -m finetune_test_programs.signalled_trainer VERB [MODULE:NAME CALL STALL]
 
-The signal arrives at the CALL-th call (from 1). With STALL, the function then takes so many seconds more and swallows
-whatever is raised meanwhile, as libraries do. A name may have dots: Class.method.
+The signal arrives at the CALL-th call (from 1). The function then takes STALL seconds more and swallows whatever is
+raised meanwhile, as libraries do. A name may have dots: Class.method. Without a name, the signal arrives while the
+module is imported.
 """
 
 import functools
 import importlib
 import importlib.abc
+import importlib.util
 import os
 import signal
 import sys
@@ -26,6 +28,13 @@ def stall(seconds: float) -> None:
             continue
 
 
+def signal_now(seconds: float) -> None:
+    """Sends the signal, then takes so many seconds."""
+    print(f"signal at {time.time()}", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    stall(seconds)
+
+
 def plant(module: Any, name: str, call: int, seconds: float) -> None:
     """Replaces a function of a module."""
     *path, last = name.split(".")
@@ -35,9 +44,7 @@ def plant(module: Any, name: str, call: int, seconds: float) -> None:
     def signalled(*arguments: Any, **options: Any) -> Any:
         calls[0] += 1
         if calls[0] == call:
-            print(f"signal at {time.time()}", file=sys.stderr, flush=True)
-            os.kill(os.getpid(), signal.SIGTERM)
-            stall(seconds)
+            signal_now(seconds)
         return original(*arguments, **options)
 
     setattr(owner, last, signalled)
@@ -56,13 +63,18 @@ class PlantAtImport(importlib.abc.MetaPathFinder):
 
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
+        sys.meta_path.insert(0, self)  # some only ask whether the module is there
         assert spec is not None
         assert spec.loader is not None
         load = spec.loader.exec_module
 
         def exec_module(module: Any) -> None:
+            name, call, seconds = self._rest
+            if not name:
+                signal_now(seconds)
             load(module)
-            plant(module, *self._rest)
+            if name:
+                plant(module, name, call, seconds)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
@@ -73,9 +85,9 @@ def main() -> None:
     verb, *planted = sys.argv[1:]
     sys.argv[1:] = [verb]
     if planted:
-        module, _, name = planted[0].partition(":")
-        call, seconds = (*map(float, planted[1:]), 1.0, 0.0)[:2] if len(planted) < 3 else map(float, planted[1:3])
-        sys.meta_path.insert(0, PlantAtImport(module, name, int(call), seconds))
+        function, call, seconds = planted
+        module, _, name = function.partition(":")
+        sys.meta_path.insert(0, PlantAtImport(module, name, int(call), float(seconds)))
 
     from finetune_trainer.cli.pod import main as run
 

@@ -40,6 +40,8 @@ class Fault:
     """Close the connection instead of forwarding."""
     breaks_after: bool = False
     """Forward, then close the connection without an answer."""
+    forwards: bool = False
+    """Forward as if there were no fault, after `then`."""
     then: Callable[[], None] = lambda: None
     """Called before anything else happens."""
 
@@ -101,6 +103,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._forward(body)
 
         fault.then()
+        if fault.forwards:
+            return self._forward(body)
         if fault.code:
             return self._refuse(fault)
         if fault.damages:

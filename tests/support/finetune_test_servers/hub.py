@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,6 +50,8 @@ class Hub:
     url: str = ""
     bodies: list[bytes] = field(default_factory=list)
     """Bodies that were posted."""
+    halfway: Callable[[str], None] = lambda path: None
+    """Called with the path after the first half of a file has been sent."""
     objects: dict[str, bytes] = field(default_factory=dict)
     """Git LFS objects by their SHA-256."""
 
@@ -169,7 +171,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            half = len(body) // 2
+            self.wfile.write(body[:half])
+            self.hub.halfway(self.path)
+            self.wfile.write(body[half:])
 
 
 def _sibling(path: str, data: bytes) -> dict[str, object]:

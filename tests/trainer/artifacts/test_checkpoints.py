@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from finetune_api.failures import FailureReason
 from finetune_trainer.artifacts.checkpoints import CheckpointStore, DamagedCheckpointError, checkpoint_key
 from finetune_trainer.artifacts.store import ArtifactStore
-from finetune_trainer.storage.object_store import ObjectStore
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage.object_store import ObjectStore, PreconditionFailedError
 from finetune_trainer.training.best_adapter import BestAdapter
 
 KEY = checkpoint_key("spec", "model", "data")
@@ -184,3 +186,58 @@ def test_an_index_cannot_write_outside_the_target(
     with pytest.raises(DamagedCheckpointError, match="outside itself"):
         checkpoints.restore(10, tmp_path / "restored")
     assert not (tmp_path / "escaped.safetensors").exists()
+
+
+def test_a_damaged_newest_checkpoint_does_not_cost_the_new_ones(
+    store: ArtifactStore, save: Callable[..., CheckpointStore], attempt: Attempt, tmp_path: Path
+) -> None:
+    """With one checkpoint to keep, the damaged one of step 40 would be the one that stays."""
+    store.config = store.config.model_copy(update={"checkpoints_to_keep": 1})
+    save(40)
+    weights = next(key for key in _objects(store.object_store, 40) if key.endswith(".safetensors"))
+    _replace(store.object_store, weights, b"00000666" * 100)
+
+    checkpoints = CheckpointStore(store, KEY)
+    assert checkpoints.restore_newest(tmp_path / "restored", intact) is None
+    for step in (10, 20, 50):
+        checkpoints.save(tmp_path / "checkpoint-40", step)
+        assert _objects(store.object_store, step)
+        newest = CheckpointStore(attempt("attempt-2"), KEY)
+        assert newest.restore_newest(tmp_path / "restored", lambda _: None) == step
+    assert not _objects(store.object_store, 10)
+    assert not _objects(store.object_store, 40)
+
+
+def test_a_checkpoint_that_is_not_committed_leaves_no_files(
+    save: Callable[..., CheckpointStore], store: ArtifactStore, attempt: Attempt, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    save(10)
+    kept = _objects(store.object_store, 10)
+    other = attempt("attempt-2")
+    checkpoints, put_if = CheckpointStore(other, KEY), type(other.object_store).put_if
+
+    def lose(*_: object) -> None:
+        raise PreconditionFailedError
+
+    monkeypatch.setattr(type(other.object_store), "put_if", lose)
+    checkpoints.save(tmp_path / "checkpoint-10", 10)
+    assert _objects(store.object_store, 10) == kept, "the winner's files stay, the loser's go"
+
+    def fail(self: ObjectStore, key: str, *_: object) -> None:
+        raise TrainerError(FailureReason.UPLOAD_CORRUPTED, "damaged")
+
+    monkeypatch.setattr(type(other.object_store), "put_if", put_if)
+    (tmp_path / "checkpoint-10" / "last").mkdir()
+    put_file = type(other.object_store).put_file
+    sent: list[str] = []
+
+    def fail_second(self: ObjectStore, key: str, *rest: object) -> object:
+        sent.append(key)
+        return put_file(self, key, *rest) if len(sent) < 2 else fail(self, key)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(other.object_store), "put_file", fail_second)
+    with pytest.raises(TrainerError):
+        checkpoints.save(tmp_path / "checkpoint-10", 20)
+    assert len(sent) == 2
+    assert not _objects(store.object_store, 20)

@@ -50,7 +50,10 @@ class CheckpointStore:
         self._store = store.object_store
         self._attempt_id = store.attempt_id
         self._keep = store.config.checkpoints_to_keep
+        self._discard = store.discard_uploads
         self._folder = f"checkpoints/{key}/"
+        self._damaged: set[int] = set()
+        """Steps whose checkpoints were found to be useless."""
 
     def save(self, folder: Path, step: int) -> None:
         """Uploads a checkpoint's folder, commits it and deletes older ones.
@@ -58,23 +61,26 @@ class CheckpointStore:
         Raises TrainerError; the checkpoint is then not committed.
         """
         base = self._base(step)
-        files = []
+        try:
+            files = self._upload(folder, base)
+        except BaseException as error:
+            if not self._is_own(step):
+                self._discard(f"{base}{self._attempt_id}/", error)
+            raise
 
-        for path in files_below(folder):
-            name = f"{self._attempt_id}/{path.relative_to(folder).as_posix()}"
-            digest = self._store.put_file(base + name, path, ignore_bytes)
-            files.append(ManifestFile(path=name, bytes=digest.bytes, sha256=digest.sha256))
-
-        index = CheckpointIndex(step=step, files=tuple(files)).model_dump_json(by_alias=True).encode()
+        index = CheckpointIndex(step=step, files=files).model_dump_json(by_alias=True).encode()
         # A step may exist already: an attempt that resumes from an older checkpoint reaches it again.
         before = self._store.read(base + INDEX_NAME)
         try:
             self._store.put_if(base + INDEX_NAME, index, before.tag if before else None)
         except PreconditionFailedError:
             log.warning("checkpoint of step %d was committed by another attempt at the same time", step)
+            if not self._is_own(step):
+                self._discard(f"{base}{self._attempt_id}/")
             return
 
-        self._prune()
+        self._damaged.discard(step)
+        self._prune(step)
 
     def latest(self) -> int | None:
         """Returns the step of the newest complete checkpoint, or None."""
@@ -112,6 +118,7 @@ class CheckpointStore:
                     raise DamagedCheckpointError(damage)
             except DamagedCheckpointError as error:
                 log.warning("checkpoint of step %d is not used: %s", step, error)
+                self._damaged.add(step)
             else:
                 return step
 
@@ -125,6 +132,7 @@ class CheckpointStore:
                 yield step
             else:
                 log.warning("checkpoint of step %d is incomplete and is not used", step)
+                self._damaged.add(step)
 
     def _read_index(self, step: int) -> CheckpointIndex | None:
         found = self._store.read(self._base(step) + INDEX_NAME)
@@ -138,11 +146,28 @@ class CheckpointStore:
         names = (key.removeprefix(self._folder).partition("/")[0] for key in self._store.keys(self._folder))
         return sorted({int(match[1]) for name in names if (match := STEP_FOLDER.fullmatch(name))}, reverse=True)
 
-    def _prune(self) -> None:
-        """Deletes everything older than the checkpoints that are kept, remains of unfinished ones included."""
-        steps = self._steps()
-        committed = [step for step in steps if self._read_index(step)]
-        oldest_kept = committed[: self._keep][-1]
+    def _upload(self, folder: Path, base: str) -> tuple[ManifestFile, ...]:
+        files = []
+        for path in files_below(folder):
+            name = f"{self._attempt_id}/{path.relative_to(folder).as_posix()}"
+            digest = self._store.put_file(base + name, path, ignore_bytes)
+            files.append(ManifestFile(path=name, bytes=digest.bytes, sha256=digest.sha256))
+        return tuple(files)
+
+    def _is_own(self, step: int) -> bool:
+        """True if this attempt has committed a checkpoint of the step before."""
+        index = self._read_index(step)
+        return index is not None and any(file.path.startswith(f"{self._attempt_id}/") for file in index.files)
+
+    def _prune(self, saved: int) -> None:
+        """Deletes everything older than the checkpoints that are kept, remains of unfinished ones included.
+
+        Only those up to step `saved` count. Newer ones are of another course of training, which was found damaged or
+        goes on in another pod: counted, they would cost the checkpoint that was just saved.
+        """
+        steps = [step for step in self._steps() if step <= saved]
+        usable = [step for step in steps if step not in self._damaged and self._read_index(step)]
+        oldest_kept = usable[: self._keep][-1]
 
         for step in (step for step in steps if step < oldest_kept):
             keys = self._store.keys(self._base(step))

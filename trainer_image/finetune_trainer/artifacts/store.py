@@ -132,7 +132,7 @@ class ArtifactStore:
             listed = tuple(self._upload(artifact, on_bytes) for artifact in artifacts)
             stop_point()
         except BaseException as error:
-            self._remove_own(error)
+            self.discard_uploads(own_prefix(self.attempt_id), error)
             raise
 
         manifest = draft.model_copy(update={"artifacts": listed, "created": datetime.now(UTC)})
@@ -144,6 +144,22 @@ class ArtifactStore:
 
         self._remove_leftovers("attempts/", manifest)
         return manifest
+
+    def discard_uploads(self, prefix: str, error: BaseException | None = None) -> None:
+        """Deletes what this attempt has uploaded below `prefix`, where `error` ended it; nobody else can use it.
+
+        Not if storage is what failed. What cannot be deleted within seconds is left to the next attempt.
+        """
+        if isinstance(error, TrainerError) and error.reason is FailureReason.STORAGE_UNAVAILABLE:
+            return
+
+        try:
+            with finishing():
+                deleted = run_within(CLEANUP_SECONDS, lambda: self.object_store.delete(self.object_store.keys(prefix)))
+        except (TrainerError, OSError) as failure:
+            log.warning("files of this attempt were not deleted: %s", failure)
+        else:
+            log.info("what this attempt had uploaded %s deleted: %s", "is" if deleted else "could not be", prefix)
 
     def manifest_uri(self) -> str:
         """Returns the address of the manifest."""
@@ -206,28 +222,11 @@ class ArtifactStore:
         try:
             winner = self._read_winner()
         except TrainerError as error:
-            self._remove_own(error)
+            self.discard_uploads(own_prefix(self.attempt_id), error)
             raise
 
         self._remove_leftovers(own_prefix(self.attempt_id), winner)
         return winner
-
-    def _remove_own(self, error: BaseException) -> None:
-        """Deletes what this attempt has uploaded before `error` ended it; nobody else can use it.
-
-        Not if storage is what failed. What cannot be deleted within seconds is left to the next attempt that commits.
-        """
-        if isinstance(error, TrainerError) and error.reason is FailureReason.STORAGE_UNAVAILABLE:
-            return
-
-        prefix = own_prefix(self.attempt_id)
-        try:
-            with finishing():
-                deleted = run_within(CLEANUP_SECONDS, lambda: self.object_store.delete(self.object_store.keys(prefix)))
-        except (TrainerError, OSError) as failure:
-            log.warning("files of this attempt were not deleted: %s", failure)
-        else:
-            log.info("the files that this attempt had uploaded %s deleted", "are" if deleted else "could not be")
 
     def _read_winner(self) -> Manifest:
         found = self._read_manifest()

@@ -15,14 +15,13 @@ from finetune_trainer.stages.data_formatting import FormattedData
 from finetune_trainer.stopping import finishing
 from finetune_trainer.training.callback import RunCallback
 from finetune_trainer.training.checkpointed_state import CheckpointedState
-from finetune_trainer.training.divergence.checkpoint_files import find_non_finite
+from finetune_trainer.training.divergence.checkpoint_content import STATE_NAME, find_damage
 from finetune_trainer.training.divergence.trained_adapter import check_trained_adapter
 from finetune_trainer.training.engine import Engine
 from finetune_trainer.training.outcome import TrainingOutcome, summarise_training
 from finetune_trainer.training.qlora_trainer import QloraTrainer, is_evaluated
 
 log = logging.getLogger(__name__)
-STATE_NAME = "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def train(
     )
     callback.report_memory()
 
-    resumed = _restore_newest(checkpoints, Path(str(prepared.arguments.output_dir)))
+    resumed = _restore_newest(checkpoints, Path(str(prepared.arguments.output_dir)), prepared.model)
     if resumed is not None:
         checkpointed.restore_from(resumed)
         progress.update(resumed_from_step=int(resumed.name.rpartition("-")[2]))
@@ -82,11 +81,11 @@ def train(
     return _finish(trainer, checkpointed, stopped_early=stopped_early)
 
 
-def _restore_newest(checkpoints: CheckpointStore | None, output: Path) -> Path | None:
+def _restore_newest(checkpoints: CheckpointStore | None, output: Path, model: Any) -> Path | None:
     """Downloads the newest usable checkpoint; returns its folder below `output`, or None."""
     if checkpoints is None:
         return None
-    step = checkpoints.restore_newest(output / "checkpoint-restored", find_non_finite)
+    step = checkpoints.restore_newest(output / "checkpoint-restored", lambda folder: find_damage(folder, model))
     if step is None:
         return None
 

@@ -14,7 +14,7 @@ gradients.py            gradients of the adapters: cleared quickly, and restored
 optimizer.py            our 8-bit AdamW and our learning rate's schedule, in place of those that the configuration names
 loaded_model.py         the base model as stage 1 loaded it
 outcome.py              the result of training, summarised from TRL's log
-divergence/             signs that a run has diverged or learned nothing
+divergence/             signs that a run has diverged or learned nothing, and checkpoints that are of no use
 metrics_log.py          metrics.jsonl, a line for every logged step, which every checkpoint carries
 records.py              loss points and sample lines, as the documents read them
 """

@@ -151,6 +151,8 @@ class RunCallback(TrainerCallback):
         self._checkpoints.save(folder, state.global_step)
         self._progress.update(checkpoint_step=state.global_step)
         log.info("checkpoint of step %d is stored", state.global_step)
+        if self._stop_signal.requested:
+            control.should_training_stop = True
 
 
 def _rounded(loss: float | None) -> float | None:

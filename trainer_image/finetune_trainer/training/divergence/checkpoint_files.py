@@ -24,22 +24,22 @@ def find_non_finite(checkpoint: Path) -> str | None:
     path = checkpoint / OPTIMIZER_NAME
     if path.exists():
         state = torch.load(path, map_location="cpu", weights_only=True)
-        for name, tensor in _tensors(state):
+        for name, tensor in tensors_of(state):
             if not _is_finite(tensor):
                 return f"NaN or infinity in {OPTIMIZER_NAME} ({name})"
     return None
 
 
-def _tensors(state: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+def tensors_of(state: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """Yields the tensors of a nested state, each with the key that it is stored under."""
     if isinstance(state, torch.Tensor):
         yield name, state
     elif isinstance(state, dict):
         for key, value in state.items():
-            yield from _tensors(value, str(key))
+            yield from tensors_of(value, str(key))
     elif isinstance(state, list | tuple):
         for value in state:
-            yield from _tensors(value, name)
+            yield from tensors_of(value, name)
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
