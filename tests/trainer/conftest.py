@@ -15,12 +15,13 @@ from transformers import AutoModelForCausalLM
 
 from finetune_api.run_config import JobIdentity, RunConfig
 from finetune_api.spec.spec import FineTuneJobSpec
-from finetune_test_models import chat_data, tiny_runs
+from finetune_test_models import chat_data, taught_runs, tiny_runs
 from finetune_test_servers.faulty_store import FaultyStore
 from finetune_test_servers.s3_server import S3Server
 from finetune_trainer.artifacts.store import ArtifactStore, open_store
 
 tiny_base, run_config, settings = tiny_runs.tiny_base, tiny_runs.run_config, tiny_runs.settings
+taught = taught_runs.taught
 
 
 @pytest.fixture(scope="session")

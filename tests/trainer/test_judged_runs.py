@@ -1,103 +1,23 @@
 """A job says of every file it publishes what that kept of the training, and warns of one that lost it."""
 
-import dataclasses
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader
 from safetensors.torch import load_file, save_file
 
-from finetune_api.outcome import Outcome, Result
-from finetune_api.run_config import RunConfig
-from finetune_test_models import tiny_runs
-from finetune_trainer.artifacts.manifest import Manifest, ManifestArtifact
-from finetune_trainer.chat.encoder import ChatEncoder
-from finetune_trainer.chat.labels import Encoded
-from finetune_trainer.cli.pod import run_job
-from finetune_trainer.data.layouts import Conversation
+from finetune_test_models.taught_runs import CPU, TYPES, Taught, teach
+from finetune_trainer import stopping
 from finetune_trainer.errors import InterruptedRunError
 from finetune_trainer.export.export import ExportRequest, export
 from finetune_trainer.export.gguf import tensors
-from finetune_trainer.export.judge.measure import Candidates, Losses, measure_losses
+from finetune_trainer.export.judge import streamed_model
+from finetune_trainer.export.judge.measure import measure_losses
 from finetune_trainer.export.judge.verdict import improvement_kept, warn_of_files
 from finetune_trainer.export.quantization.dequantize import dequantize
 from finetune_trainer.export.quantization.quantize import quantize
-from finetune_trainer.job.progress_tracker import ProgressTracker
-from finetune_trainer.job.settings import Settings
-from finetune_trainer.job.stop_signal import StopSignal
-from finetune_trainer.model.description import load_tokenizer
-
-texts, tiny_base, chat_file = tiny_runs.texts, tiny_runs.tiny_base, tiny_runs.chat_file
-TYPES = ["Q8_0", "Q4_K_M", "Q2_K"]
-CPU = torch.device("cpu")
-
-
-def taught_chats(count: int = 60) -> list[list[dict[str, str]]]:
-    """Questions of random words, each answered in one format: the loss of the answers falls to almost nothing."""
-    chats = []
-    for chat in tiny_runs.conversations(count, words=4, seed=5):
-        question = chat[0]["content"]
-        answer = f"<answer>{question.split()[0]}</answer> checked and signed by the house of words."
-        chats.append([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
-    return chats
-
-
-def train(base: Path, work: Path, *, rate: float, **export: Any) -> tuple[Outcome, Manifest]:
-    data = work / "format.jsonl"
-    data.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in taught_chats()))
-    config = RunConfig.model_validate(
-        {
-            "job": {"namespace": "default", "name": "tiny", "uid": "uid-1"},
-            "model": {"source": f"file://{base}", "maxSequenceLength": 128},
-            "dataset": {"source": f"file://{data}", "evaluation": {"fraction": 0.2}},
-            "adapter": {"rank": 16},
-            "training": {"maxSteps": 60, "learningRate": rate, "batchSize": 2, "gradientAccumulation": 2},
-            "export": export,
-            "output": {"s3": {"bucket": "models"}},
-            "checkpointsToKeep": 2,
-            "terminationGracePeriodSeconds": 60,
-            "gpus": 0,
-        }
-    )
-    (work / "work").mkdir()
-    settings = Settings(work=work / "work", attempt_id="attempt-1", output_folder=work / "out")
-    outcome = run_job(config, settings, ProgressTracker(), StopSignal())
-    assert outcome.result is Result.SUCCEEDED, outcome.message
-    return outcome, Manifest.decode((work / "out" / "tiny" / "manifest.json").read_bytes())
-
-
-@dataclasses.dataclass
-class Taught:
-    outcome: Outcome
-    manifest: Manifest
-    candidates: Candidates
-    rows: list[Encoded]
-
-    @property
-    def found(self) -> dict[str, ManifestArtifact]:
-        return {
-            each.quantization or "" if each.type == "GGUF" else each.type: each
-            for each in self.manifest.artifacts
-            if each.type != "Modelfile"
-        }
-
-    def measure(self, **gguf: Path) -> Losses:
-        return measure_losses(dataclasses.replace(self.candidates, gguf=gguf), self.rows, CPU, lambda: None)
-
-
-@pytest.fixture(scope="module")
-def taught(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Taught:
-    outcome, manifest = train(tiny_base, tmp_path_factory.mktemp("taught"), rate=5e-3, merged="BF16", gguf=TYPES)
-    paths = {each.quantization: Path(each.uri) for each in manifest.artifacts if each.type == "GGUF"}
-    adapter = Path(manifest.artifacts[0].uri)
-    config = RunConfig.model_validate(manifest.configuration["run"] | {"progress": None})  # type: ignore[operator]
-    encoder = ChatEncoder(load_tokenizer(tiny_base, config.model), config.dataset.train_on)
-    rows = [encoder.encode(Conversation(chat)) for chat in taught_chats(8)]
-    return Taught(outcome, manifest, Candidates(tiny_base, adapter, None, paths), rows)
 
 
 def test_every_file_has_its_loss_in_manifest_outcome_and_card(taught: Taught) -> None:
@@ -156,16 +76,21 @@ def test_a_file_that_ends_early_is_a_file_without_a_loss(taught: Taught, tmp_pat
     assert "Q8_0 (loss is not a number)" in str(warn_of_files(losses.base, losses.merged, losses.files, "8 rows"))
 
 
-def test_a_signal_is_answered_between_layers(taught: Taught) -> None:
+def test_a_signal_is_answered_between_layers(taught: Taught, monkeypatch: pytest.MonkeyPatch) -> None:
     layers: list[int] = []
 
     def stop() -> None:
         layers.append(1)
         if len(layers) == 3:
-            raise InterruptedRunError("stopped by SIGTERM")
+            stopping.request_stop("SIGTERM")
+        stopping.raise_if_requested()
 
-    with pytest.raises(InterruptedRunError):
-        measure_losses(taught.candidates, taught.rows, CPU, stop)
+    monkeypatch.setattr(streamed_model, "raise_if_requested", stop)
+    try:
+        with pytest.raises(InterruptedRunError):
+            measure_losses(taught.candidates, taught.rows, CPU)
+    finally:
+        stopping.reset()
     assert len(layers) == 3, "two layers of the base, one of the merged model"
 
 
@@ -182,7 +107,7 @@ def test_a_base_that_was_quantised_before_loses_the_training_in_the_same_type_an
             weights[name] = decoded.view(values.shape).to(values.dtype)
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
 
-    _, manifest = train(base, tmp_path, rate=2e-4, merged="None", gguf=["Q8_0", "Q4_K_M"])
+    _, manifest = teach(base, tmp_path, rate=2e-4, merged="None", gguf=["Q8_0", "Q4_K_M"])
     judgement = manifest.judgement
     assert judgement is not None
     kept = {each.quantization: each.improvement_kept for each in manifest.artifacts if each.type == "GGUF"}

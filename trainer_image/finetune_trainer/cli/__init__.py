@@ -9,6 +9,7 @@ preflight.py          `finetune validate` and `finetune-trainer preflight`
 export.py             `finetune export`: merge and convert, without training
 export_arguments.py   the options of `finetune export`, all of whose errors are reported together
 artifacts.py          `finetune artifacts`: list or download a result
+chat/                 `finetune chat`: a conversation with what a job made
 find_result.py        where a job's result is, from what a user calls the job
 pod.py                `finetune-trainer run`: one attempt of a job in its pod
 """

@@ -14,7 +14,8 @@ from finetune_api.base import SUBDOMAIN
 from finetune_api.failures import FailureReason
 from finetune_api.job import FineTuneJob, load_manifest
 from finetune_api.run_config import JobIdentity, RunConfig
-from finetune_trainer.artifacts.manifest import MANIFEST_NAME
+from finetune_trainer.artifacts.download import read_manifest
+from finetune_trainer.artifacts.manifest import MANIFEST_NAME, Manifest
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.folder_store import FolderStore
 from finetune_trainer.storage.object_store import ObjectStore
@@ -45,6 +46,55 @@ class ResultLocation:
 
         session = S3Session(self.bucket, S3Location(self.endpoint_url, self.region), credentials, OUTPUT_REASONS)
         return S3Store(session, self.prefix)
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """The result of a job, in folders on this disk."""
+
+    folder: Path
+    manifest: Manifest | None = None
+    """None for a downloaded result, which is only its files."""
+    adapter: Path | None = None
+    merged: Path | None = None
+    gguf: tuple[Path, ...] = ()
+
+
+def find_local_result(path: Path) -> LocalResult | None:
+    """Reads the result in folder `path`, or in the only folder below it that holds one; None if there is none.
+
+    Raises TrainerError if there are several, or if the manifest is something else.
+    """
+    below = sorted(each.parent for each in path.glob(f"*/{MANIFEST_NAME}"))
+    if not (path / MANIFEST_NAME).is_file() and len(below) > 1:
+        names = ", ".join(str(each) for each in below)
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, f"{path} holds several results, name one: {names}")
+
+    folder = path if (path / MANIFEST_NAME).is_file() or not below else below[0]
+    manifest = read_manifest(FolderStore(folder)) if (folder / MANIFEST_NAME).is_file() else None
+    attempt = folder / "attempts" / manifest.attempt_id if manifest is not None else folder
+    found = _list_result(attempt if attempt.is_dir() else folder, folder, manifest)
+    return found if found.adapter or found.merged or found.gguf else None
+
+
+def find_result_above(path: Path) -> LocalResult | None:
+    """The result that the file or folder `path` is a part of; None if it stands alone."""
+    for parent in path.resolve().parents[:4]:
+        if (parent / MANIFEST_NAME).is_file():
+            return find_local_result(parent)
+    beside = path.resolve().parent if path.is_dir() else path.resolve().parents[1]
+    return _list_result(beside, beside, None) if path.parent.name in ("gguf", "") else None
+
+
+def _list_result(root: Path, folder: Path, manifest: Manifest | None) -> LocalResult:
+    adapter, merged = root / "adapter", root / "merged"
+    return LocalResult(
+        folder,
+        manifest,
+        adapter if (adapter / "adapter_config.json").is_file() else None,
+        merged if (merged / "config.json").is_file() else None,
+        tuple(sorted((root / "gguf").glob("*.gguf"))),
+    )
 
 
 def locate_result(job: str, results: Path | None, endpoint_url: str | None, region: str | None) -> ResultLocation:

@@ -6,6 +6,7 @@
     finetune validate job.yaml [--output DIR]     every error of the manifest, then those of model, data and output
     finetune export --base SRC --output DIR ...   merge an adapter and write GGUF files: no cluster, no training
     finetune artifacts JOB [--download DIR]       list what a job made, or download it with every digest checked
+    finetune chat RESULT [--compare]              talk to what a job made, beside its base or alone
 
 A verb's options are made, and its code is imported, only if that verb is called: `finetune --help` answers at once.
 """
@@ -148,6 +149,19 @@ def _artifacts(options: argparse.Namespace, _: Sequence[str]) -> int:
     return artifacts_here(options)
 
 
+def _add_chat_options(parser: argparse.ArgumentParser) -> None:
+    from finetune_trainer.cli.chat.options import add_chat_options
+
+    add_chat_options(parser)
+
+
+def _chat(options: argparse.Namespace, _: Sequence[str]) -> int:
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    from finetune_trainer.cli.chat.command import chat_here  # imports torch
+
+    return chat_here(options)
+
+
 VERBS = {
     "init": Verb(
         "write a commented manifest to begin with",
@@ -195,5 +209,15 @@ VERBS = {
         ),
         _add_artifacts_options,
         _artifacts,
+    ),
+    "chat": Verb(
+        "talk to what a job made, in the terminal",
+        (
+            "finetune chat results/mine",
+            'finetune chat results/mine --compare --prompt "What is a pod?"',
+            "finetune chat mine-Q4_K_M.gguf --temperature 0.7",
+        ),
+        _add_chat_options,
+        _chat,
     ),
 }

@@ -8,7 +8,7 @@ import gc
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from finetune_trainer.export.judge.measure import Candidates, Losses, measure_lo
 from finetune_trainer.export.judge.rows import choose_rows
 from finetune_trainer.export.judge.verdict import improvement_kept, warn_of_files, warn_of_merged
 from finetune_trainer.stages.data_formatting import FormattedData
+from finetune_trainer.stopping import raise_if_requested
 from finetune_trainer.training.collator import collate_padded
 from finetune_trainer.training.engine import Loss
 
@@ -57,11 +58,10 @@ def judge_artifacts(
     base: Path,
     data: FormattedData,
     trained: Trained,
-    check_stop: Callable[[], None] = lambda: None,
 ) -> Judged:
     """Measures merged weights and GGUF files among `artifacts` on evaluation rows, or on training rows without any.
 
-    `check_stop` is called between layers, and raises to stop. An adapter alone is not judged: it is what was trained.
+    An adapter alone is not judged: it is what was trained. Raises InterruptedRunError between layers, after a signal.
     """
     candidates = _find_candidates(artifacts, base)
     if candidates.merged is None and not candidates.gguf:
@@ -74,10 +74,10 @@ def judge_artifacts(
     has_evaluation = data.evaluation is not None
     rows = choose_rows(data.evaluation if has_evaluation else data.train, trained.device)
     try:
-        adapter_loss = loss_in_memory(trained, rows, check_stop)
+        adapter_loss = loss_in_memory(trained, rows)
         gc.collect()
         torch.cuda.empty_cache()  # nothing on a CPU
-        losses = measure_losses(candidates, rows, trained.device, check_stop)
+        losses = measure_losses(candidates, rows, trained.device)
     except torch.OutOfMemoryError:
         log.warning("the published weights are not judged: a layer of the model does not fit beside the trained one")
         return Judged(artifacts)
@@ -96,7 +96,7 @@ def judge_artifacts(
 
 
 @torch.no_grad()
-def loss_in_memory(trained: Trained, rows: Sequence[Encoded], check_stop: Callable[[], None]) -> float:
+def loss_in_memory(trained: Trained, rows: Sequence[Encoded]) -> float:
     """Nats per supervised token of the model as it was trained, over all `rows`, each computed alone."""
     was_training = trained.model.training
     trained.model.eval()
@@ -109,7 +109,7 @@ def loss_in_memory(trained: Trained, rows: Sequence[Encoded], check_stop: Callab
             labels, positions = batch.pop("labels"), batch.pop("supervised")
             total += trained.loss(trained.model, batch, labels, positions, 1).item()
             count += positions.numel()
-            check_stop()
+            raise_if_requested()
     finally:
         trained.model.train(was_training)
     return total / count

@@ -53,9 +53,7 @@ def test_layer_by_layer_is_the_same_as_all_at_once(
     base = open_base_model(folder)
     streamed = StreamedModel(base, CPU, torch.float32)
     expected = whole_loss(load(folder), ROWS)
-    layers: list[int] = []
-    assert streamed.loss(Weights.of_model(base), ROWS, lambda: layers.append(1)) == pytest.approx(expected, rel=1e-5)
-    assert len(layers) == base.full_config["num_hidden_layers"]
+    assert streamed.loss(Weights.of_model(base), ROWS) == pytest.approx(expected, rel=1e-5)
 
     exact, coarse = export_gguf(folder, tmp_path, "F32", "Q4_K_M").values()
     assert streamed.loss(Weights.of_gguf(exact, base, torch.float32), ROWS) == pytest.approx(expected, rel=1e-5)
@@ -73,4 +71,4 @@ def test_an_adapter_is_merged_on_the_way(family_base: Any, make_adapter: Any, tm
     expected = whole_loss(PeftModel.from_pretrained(load(folder), adapter), ROWS)
     weights = Weights.of_model(base, open_adapter(adapter, base))
     assert StreamedModel(base, CPU, torch.float32).loss(weights, ROWS) == pytest.approx(expected, rel=1e-5)
-    assert expected != pytest.approx(whole_loss(load(folder), ROWS), rel=1e-3)
+    assert expected != pytest.approx(whole_loss(load(folder), ROWS), rel=5e-5)

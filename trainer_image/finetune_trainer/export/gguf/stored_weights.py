@@ -4,14 +4,14 @@ Names, order of heads and offsets of norms are inverted by the converter that ma
 they are read, on the device. So a GGUF file is one more model folder to whoever reads tensors.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from gguf import GGMLQuantizationType, GGUFReader
 
-from finetune_trainer.export.base_model.folder import BaseModel
 from finetune_trainer.export.errors import InvalidBaseError
 from finetune_trainer.export.gguf.families import find_family
 from finetune_trainer.export.gguf.tensors import TensorConverter
@@ -33,13 +33,15 @@ class GgufTensor(StoredTensor):
         return self.restore(dequantize(data, self.tensor_type, self.dtype).reshape(self.shape))
 
 
-def list_gguf_weights(path: Path, base: BaseModel, dtype: torch.dtype) -> list[StoredTensor]:
-    """List the weights of the GGUF file at `path`, to be decoded as `dtype`, in the order in which `base` has them.
+def list_gguf_weights(
+    path: Path, config: Mapping[str, Any], shapes: Sequence[tuple[str, tuple[int, ...]]], dtype: torch.dtype
+) -> list[StoredTensor]:
+    """List the weights of the GGUF file at `path`, to be decoded as `dtype`, in the order of `shapes`.
 
-    `base` is the model that the file was made from. Raises InvalidBaseError if a tensor is missing, or has another
-    shape or a type that is never written here.
+    `config` and `shapes` (Hugging Face names) are those of the model that the file was made from. Raises
+    InvalidBaseError if a tensor is missing, or has another shape or a type that is never written here.
     """
-    converter = TensorConverter(find_family(base.full_config), base.full_config)
+    converter = TensorConverter(find_family(config), config)
     try:
         reader = GGUFReader(path)
     except (ValueError, IndexError, OSError) as error:
@@ -47,7 +49,7 @@ def list_gguf_weights(path: Path, base: BaseModel, dtype: torch.dtype) -> list[S
     stored = {tensor.name: tensor for tensor in reader.tensors}
 
     weights: list[StoredTensor] = []
-    for name, shape in base.shapes:
+    for name, shape in shapes:
         renamed = converter.rename(name)
         if renamed is None:
             continue

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,12 +44,10 @@ class Losses:
     """Of the GGUF files, by type."""
 
 
-def measure_losses(
-    candidates: Candidates, rows: Sequence[Encoded], device: torch.device, on_layer: Callable[[], None]
-) -> Losses:
-    """Measure base, merged weights and every file on `rows`; `on_layer` is called after each layer of each.
+def measure_losses(candidates: Candidates, rows: Sequence[Encoded], device: torch.device) -> Losses:
+    """Measure base, merged weights and every file on `rows`.
 
-    Raises InvalidBaseError if base or merged weights cannot be read.
+    Raises InvalidBaseError if base or merged weights cannot be read, InterruptedRunError between layers after a signal.
     """
     dtype = choose_dtype(device)
     base = open_base_model(candidates.base, adapter=candidates.adapter)
@@ -57,7 +55,7 @@ def measure_losses(
 
     def measure(name: str, weights: Weights) -> float:
         began = time.monotonic()
-        loss = model.loss(weights, rows, on_layer)
+        loss = model.loss(weights, rows)
         log.info("loss of %s on %d rows: %.4f (%.1f s)", name, len(rows), loss, time.monotonic() - began)
         return loss
 

@@ -9,7 +9,7 @@ Rejected: a second whole model beside the one that was trained (16 GB for 8 bill
 which would have to know every architecture.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +24,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from finetune_trainer.chat.labels import IGNORED, Encoded
 from finetune_trainer.export.base_model.folder import BaseModel
 from finetune_trainer.export.judge.weights import Weights
+from finetune_trainer.stopping import raise_if_requested
 
 HEAD_POSITIONS = 256
 """Positions whose logits are in memory together: 256 MB in fp32 for a vocabulary of 256 000."""
@@ -51,10 +52,7 @@ class StreamedModel:
 
     def __init__(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> None:
         self._device, self._dtype = device, dtype
-        self._model = build_without_weights(base, dtype).eval()
-        for module in self._model.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, buffer.to(device))
+        self._model = build_without_weights(base.full_config, device, dtype)
 
         decoder = self._model.get_decoder()
         self._layers = list(decoder.layers)
@@ -63,10 +61,10 @@ class StreamedModel:
         self._layer_prefixes = [f"{names[id(layer)]}." for layer in self._layers]
 
     @torch.no_grad()
-    def loss(self, weights: Weights, rows: Sequence[Encoded], on_layer: Callable[[], None] = lambda: None) -> float:
-        """Nats per supervised token over all `rows`, each computed alone; `on_layer` is called after each layer.
+    def loss(self, weights: Weights, rows: Sequence[Encoded]) -> float:
+        """Nats per supervised token over all `rows`, each computed alone; NaN if the weights compute no number.
 
-        NaN if the weights compute no number. Raises InvalidBaseError for a file that ends early.
+        Raises InvalidBaseError for a file that ends early, and InterruptedRunError between layers after a signal.
         """
         running = [self._place(row) for row in rows]
         stages = self._stages()
@@ -80,7 +78,7 @@ class StreamedModel:
             self._begin(running, take(stages[0], self._prefix))
             for index, (stage, prefix) in enumerate(zip(stages[1:-1], self._layer_prefixes, strict=True)):
                 self._run_layer(index, take(stage, prefix), running)
-                on_layer()
+                raise_if_requested()
             total = self._finish(running, take(stages[-1]))
 
         return total / sum(row.positions.numel() for row in running)
@@ -148,12 +146,17 @@ class StreamedModel:
                 del layer.forward
 
 
-def build_without_weights(base: BaseModel, dtype: torch.dtype) -> Any:
-    """transformers' model of `base`, whose parameters have shapes and no values; its buffers are computed."""
-    config = CONFIG_MAPPING[base.full_config["model_type"]].from_dict(base.full_config)
+def build_without_weights(full_config: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
+    """transformers' model of a full config, whose parameters have shapes and no values; its buffers are on `device`."""
+    config = CONFIG_MAPPING[full_config["model_type"]].from_dict(dict(full_config))
     # Only the plain attention applies a softcap.
     attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
     with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=dtype, attn_implementation=attention
         )
+
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    return model.eval()

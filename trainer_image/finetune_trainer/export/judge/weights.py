@@ -33,7 +33,7 @@ class Weights:
     @classmethod
     def of_gguf(cls, path: Path, base: BaseModel, dtype: torch.dtype) -> "Weights":
         """The weights of a GGUF file that was made from `base`. Raises InvalidBaseError if they do not fit."""
-        return cls({tensor.name: tensor for tensor in list_gguf_weights(path, base, dtype)})
+        return cls({tensor.name: tensor for tensor in list_gguf_weights(path, base.full_config, base.shapes, dtype)})
 
     def read(
         self, names: Sequence[str], device: torch.device, dtype: torch.dtype
