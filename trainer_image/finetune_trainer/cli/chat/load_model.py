@@ -98,6 +98,8 @@ def _load_gguf(found: FoundModel, shop: Workshop) -> Speaker:
     else:
         config = _config_of_gguf(found.path)
 
+    # The file decides whether the head is the embedding: a configuration may say so although there is a head.
+    config["tie_word_embeddings"] = all(tensor.name != "output.weight" for tensor in GGUFReader(found.path).tensors)
     model = build_without_weights(config, shop.device, _dtype(shop.device, found.path.stat().st_size))
     _fill(model, found.path, config, shop.device)
     if folder is not None and (folder / "generation_config.json").is_file():
@@ -109,7 +111,7 @@ def _load_gguf(found: FoundModel, shop: Workshop) -> Speaker:
 
 def _fill(model: Any, path: Path, config: Json, device: torch.device) -> None:
     """Decodes every weight of the file into the model."""
-    is_tied = bool(config.get("tie_word_embeddings"))
+    is_tied = config["tie_word_embeddings"]
     names = [name for name, _ in model.named_parameters(remove_duplicate=False) if not (is_tied and name == HEAD)]
     shapes = [(name, tuple(model.get_parameter(name).shape)) for name in names]
     stored = list_gguf_weights(path, config, shapes, model.dtype)
