@@ -4,12 +4,13 @@ finetune.py           `finetune`: its verbs, their options and examples
 local_job.py          the verbs that take a job, with their options: init, run, validate
 manifest/             the job of a local run: from a manifest, from options; `finetune init`
 machine.py            the user's machine, as far as it can be known without PyTorch
-run.py                `finetune run`: a job on this machine, with a progress bar
+run.py                `finetune run`: a job on this machine, with a live view
 preflight.py          `finetune validate` and `finetune-trainer preflight`
 export.py             `finetune export`: merge and convert, without training
 export_arguments.py   the options of `finetune export`, all of whose errors are reported together
 artifacts.py          `finetune artifacts`: list or download a result
 chat/                 `finetune chat`: a conversation with what a job made
 find_result.py        where a job's result is, from what a user calls the job
+live/                 a run as its user sees it: a live view on a terminal, plain lines elsewhere
 pod.py                `finetune-trainer run`: one attempt of a job in its pod
 """

@@ -4,8 +4,6 @@ Whatever is heavy is imported when it is called: `finetune --help` reads this fi
 """
 
 import argparse
-import logging
-import os
 import tempfile
 import uuid
 from collections.abc import Sequence
@@ -121,11 +119,10 @@ def _check_here(job: "FineTuneJob", output: Path | None, credentials: Path | Non
     block_torch_import()  # before anything imports transformers, which would import torch
     from finetune_api.run_config import JobIdentity, RunConfig
     from finetune_trainer.cli.preflight import preflight_here
-    from finetune_trainer.job.logging_setup import configure_logging
+    from finetune_trainer.job.logging_setup import configure_screen_logging
     from finetune_trainer.job.settings import Settings
 
-    configure_logging(logging.ERROR)
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    configure_screen_logging(verbose=False)
     identity = JobIdentity(namespace=job.metadata.namespace, name=job.metadata.name, uid=str(uuid.uuid4()))
 
     with tempfile.TemporaryDirectory(prefix=f"finetune-{job.metadata.name}-") as work:

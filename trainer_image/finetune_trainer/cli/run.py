@@ -1,7 +1,5 @@
-"""`finetune run`: runs a job on this machine as a pod would, with a progress bar and a table of its artifacts."""
+"""`finetune run`: runs a job on this machine as a pod would, with a live view and a table of its artifacts."""
 
-import logging
-import os
 import shutil
 import tempfile
 import uuid
@@ -9,23 +7,22 @@ from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from finetune_api.failures import FAILURES
 from finetune_api.job import FineTuneJob
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import JobIdentity, RunConfig
-from finetune_api.vocabulary import Stage
 from finetune_trainer.artifacts.store import remove_uncommitted
+from finetune_trainer.cli.live.follow import follow
+from finetune_trainer.cli.manifest.sources import shorten_source
 from finetune_trainer.cli.pod import run_job
-from finetune_trainer.job.logging_setup import configure_logging
+from finetune_trainer.job.logging_setup import configure_screen_logging
 from finetune_trainer.job.outcome import overdue
 from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
 from finetune_trainer.job.stop_signal import StopSignal
 
-MEGABYTE = 1e6
 STOPPED_BY_PERSON = 130  # as shells have it for Ctrl-C
 console = Console(stderr=True, highlight=False)
 
@@ -35,8 +32,7 @@ def run_here(job: FineTuneJob, output: Path | None, credentials: Path | None, *,
 
     `credentials` is a folder like a pod's mounted Secrets; None: boto3's own chain, and no Hugging Face token.
     """
-    configure_logging(logging.INFO if verbose else logging.ERROR)
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    configure_screen_logging(verbose=verbose)
     identity = JobIdentity(namespace=job.metadata.namespace, name=job.metadata.name, uid=str(uuid.uuid4()))
     config = RunConfig.from_spec(identity, job.spec, progress=None)
 
@@ -48,7 +44,8 @@ def run_here(job: FineTuneJob, output: Path | None, credentials: Path | None, *,
     with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as work:
         settings = Settings(work=Path(work), attempt_id=identity.uid, credentials=credentials, output_folder=output)
         stop_signal.guard(lambda now: _stop(config, settings, progress, now=now))
-        with _progress_bar(progress):
+        title = f"{config.job.name}: {shorten_source(config.model.source)} on {shorten_source(config.dataset.source)}"
+        with follow(progress, console, title, settings.work):
             outcome = run_job(config, settings, progress, stop_signal)
 
     stop_signal.conclude()
@@ -71,32 +68,6 @@ def _stop(config: RunConfig, settings: Settings, progress: ProgressTracker, *, n
     outcome = overdue(progress)
     show(outcome)
     return STOPPED_BY_PERSON if now else int(outcome.exit_code)
-
-
-def _progress_bar(progress: ProgressTracker) -> Progress:
-    """A bar that follows `progress`."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    bar = Progress(*columns, TextColumn("{task.fields[detail]}"), TimeElapsedColumn(), console=console)
-    task = bar.add_task("starting", total=100, detail="")
-
-    def follow(_: bool) -> None:
-        detail = _upload_detail(progress) if progress.current_stage is Stage.UPLOADING else _training_detail(progress)
-        bar.update(task, completed=progress.percent(), description=str(progress.current_stage), detail=detail)
-
-    progress.listen(follow)
-    return bar
-
-
-def _training_detail(progress: ProgressTracker) -> str:
-    step, total, loss = (progress.value(name) for name in ("step", "total_steps", "loss"))
-    detail = f"step {step}/{total}" if step is not None else ""
-    return detail + (f"  loss {loss:.4f}" if loss is not None else "")
-
-
-def _upload_detail(progress: ProgressTracker) -> str:
-    names = ("uploaded_bytes", "upload_total_bytes", "upload_bytes_per_second")
-    done, total, rate = (progress.value(name) or 0 for name in names)
-    return f"{done / MEGABYTE:.1f} of {total / MEGABYTE:.1f} MB  {rate / MEGABYTE:.1f} MB/s"
 
 
 def show(outcome: Outcome) -> None:

@@ -1,13 +1,14 @@
 """Live state of a run, in memory: stages, steps, losses, and what was resolved.
 
-Listeners are called after every change: the reporter to the operator (reporter.py), or a progress bar.
+Listeners are called after every change: the reporter to the operator (reporter.py), or the live view of `finetune run`.
 """
 
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from math import isfinite
 from typing import Any
@@ -49,6 +50,7 @@ class ProgressTracker:
         self._values: dict[str, Any] = {}
         self._resolved = Resolved()
         self._memory: MemoryUse | None = None
+        self._activity: str | None = None
         self._eta: int | None = None
         self._sequence = 0
         self._listeners: list[Callable[[bool], None]] = []
@@ -97,6 +99,17 @@ class ProgressTracker:
 
         self._notify(stage_changed=False)
 
+    @contextmanager
+    def doing(self, activity: str) -> Iterator[None]:
+        """Says what the run does while its steps stand still. For people at the run's own machine: not in reports."""
+        self._activity = activity
+        self._notify(stage_changed=False)
+        try:
+            yield
+        finally:
+            self._activity = None
+            self._notify(stage_changed=False)
+
     def resolve(self, **values: Any) -> None:
         """Sets what a value became that the job left to us, such as the precision."""
         with self._lock:
@@ -122,6 +135,16 @@ class ProgressTracker:
     def current_stage(self) -> Stage | None:
         """The stage that runs now, or ran last."""
         return self._stages[-1].name if self._stages else None
+
+    @property
+    def activity(self) -> str | None:
+        """What the run does beside its steps, if anything."""
+        return self._activity
+
+    @property
+    def remaining_seconds(self) -> int | None:
+        """Estimated time to the end of the stage."""
+        return self._eta
 
     def value(self, name: str) -> Any:
         """Newest value of a field of `RunProgress`, or None."""

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,10 @@ class RunCallback(TrainerCallback):
         self.watch = StepWatch()
         """Looks at every step; the trainer hands it what a step computed."""
 
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Reports that the loop evaluates, while it does."""
+        return self._progress.doing("evaluating the held-out rows")
+
     def report_memory(self) -> None:
         """Reports the memory plan with its measured peak, and the decision about FP8."""
         self._progress.use_memory(self._engine.memory_use())
@@ -54,7 +59,8 @@ class RunCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Takes samples of the model before training."""
         if self._checkpointed.sampler is not None and state.global_step == 0:
-            self._checkpointed.sampler.take(model, 0)
+            with self._progress.doing("taking samples of the model before training"):
+                self._checkpointed.sampler.take(model, 0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Reports the step and takes samples when they are due; after a signal, ends the loop with a checkpoint."""
@@ -73,7 +79,8 @@ class RunCallback(TrainerCallback):
         if self._checkpointed.are_samples_due(state.global_step):
             self.watch.catch_up()  # nothing can be drawn from NaN
             try:
-                self._checkpointed.take_due_samples(model, state.global_step)
+                with self._progress.doing(f"taking samples of step {state.global_step}"):
+                    self._checkpointed.take_due_samples(model, state.global_step)
             except InterruptedRunError:
                 log.info("the samples of step %d are left to the run that goes on from here", state.global_step)
         if self._stop_signal.requested:
@@ -148,7 +155,8 @@ class RunCallback(TrainerCallback):
             message = f"the checkpoint of step {state.global_step} is not stored: it has {found}"
             raise TrainerError(FailureReason.NON_FINITE_LOSS, message)
 
-        self._checkpoints.save(folder, state.global_step)
+        with self._progress.doing(f"storing the checkpoint of step {state.global_step}"):
+            self._checkpoints.save(folder, state.global_step)
         self._progress.update(checkpoint_step=state.global_step)
         log.info("checkpoint of step %d is stored", state.global_step)
         if self._stop_signal.requested:

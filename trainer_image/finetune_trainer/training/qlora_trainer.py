@@ -178,7 +178,8 @@ class QloraTrainer(SFTTrainer):
         The mean of the batches' means would change with the micro-batch.
         """
         self._evaluated = (0.0, 0)
-        output = super().evaluation_loop(*arguments, **options)
+        with self._callback.evaluating():
+            output = super().evaluation_loop(*arguments, **options)
 
         total, count = self._evaluated
         return output._replace(metrics=(output.metrics or {}) | {"eval_loss": total / max(1, count)})

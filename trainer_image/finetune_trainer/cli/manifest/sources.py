@@ -62,6 +62,14 @@ def complete_source(text: str, folder: Path, *, is_model: bool) -> str:
     return f"hf://{text}" if HUB_NAME.fullmatch(text) else text
 
 
+def shorten_source(uri: str) -> str:
+    """Returns a source as people write it: org/name, or a path from the working directory if that is shorter."""
+    if not uri.startswith(FILE_SCHEME):
+        return uri.removeprefix("hf://")
+    path = uri.removeprefix(FILE_SCHEME)
+    return min(os.path.relpath(path), path, key=len)
+
+
 def _check_file(path: FieldPath, uri: str, text: str) -> list[FieldError]:
     found = Path(uri.removeprefix(FILE_SCHEME))
     if found.exists():
