@@ -138,7 +138,7 @@ class ProgressTracker:
 
     @property
     def activity(self) -> str | None:
-        """What the run does beside its steps, if anything."""
+        """Work beside the steps that is under way, if any."""
         return self._activity
 
     @property

@@ -28,7 +28,7 @@ GROWING_FOLDERS = {
 
 
 class Readings:
-    """What a user wants to know of a run, read from its tracker; `work` is the run's scratch folder."""
+    """Figures of one run, read from its tracker; `work` is the run's scratch folder."""
 
     def __init__(self, progress: ProgressTracker, work: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.progress = progress
@@ -53,7 +53,7 @@ class Readings:
         return self._clock() - self._began
 
     def activity(self) -> str:
-        """What the run does now, and for how long where that is long."""
+        """Says what the run does now, and for how long where that is long."""
         stage = self.progress.current_stage
         if stage is None:
             return "looking for a finished result"
@@ -104,7 +104,7 @@ class Readings:
             yield f"{memory / GIBIBYTE:.1f} GiB GPU memory"
 
     def checkpoints(self) -> str:
-        """Where the run began, and where it could begin again."""
+        """Tells where the run began, and where it could begin again."""
         resumed, stored = self.progress.value("resumed_from_step"), self.progress.value("checkpoint_step")
         parts = [f"resumed from step {resumed:,}"] if resumed is not None else []
         parts += [f"checkpoint of step {stored:,} is stored"] if stored is not None else []
