@@ -19,6 +19,7 @@ from finetune_test_servers.s3_server import S3Server
 from finetune_trainer.artifacts.store import LocalArtifact, Provenance, open_store
 from finetune_trainer.cli.preflight import preflight_attempt, to_outcome
 from finetune_trainer.job.settings import Settings
+from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.preflight.checks import run_preflight
 from finetune_trainer.preflight.report import Finding, Report, Severity
 from finetune_trainer.preflight.table import facts
@@ -189,7 +190,7 @@ def test_the_report_goes_to_s3_and_the_outcome_to_the_pod(
     mounted, message = tmp_path / "run_config.yaml", tmp_path / "termination"
     mounted.write_text(config.to_yaml())
     place = replace(settings, output_folder=None, credentials=keys.parent, config=mounted, termination_log=message)
-    assert preflight_attempt(place) == code
+    assert preflight_attempt(place, StopSignal()) == code
     outcome = Outcome.decode(message.read_text())
     assert outcome.stage == "Preflight"
     assert outcome.preflight is not None
@@ -246,11 +247,11 @@ def test_a_result_that_is_there_needs_no_checks(run_config: Build, settings: Set
     weights.write_bytes(b"weights")
     artifact = LocalArtifact(ArtifactType.ADAPTER, weights, "safetensors")
     store.publish([artifact], Provenance(Resolved(dataset_digest="0" * 64), {"loss": 1.5}), lambda count: None)
-    assert preflight_attempt(place) == 0
+    assert preflight_attempt(place, StopSignal()) == 0
     outcome = Outcome.decode(message.read_text())
     assert (outcome.reused, outcome.stage, outcome.loss, outcome.preflight) == (True, "Preflight", 1.5, None)
     assert [each.type for each in outcome.artifacts] == ["Adapter"]
     mounted.write_text(run_config(adapter={"rank": 8}).model_copy(update={"job": OTHER}).to_yaml())
-    assert preflight_attempt(place) == 15
+    assert preflight_attempt(place, StopSignal()) == 15
     other = Outcome.decode(message.read_text())
     assert (other.reused, other.reason) == (False, "OutputExists")
