@@ -77,9 +77,10 @@ def test_all_means_every_token(tokenizer: Any) -> None:
 
 def test_a_template_whose_answers_cannot_be_told_apart_is_refused_with_a_way_out(tokenizer: Any) -> None:
     tokenizer.chat_template = SCRAMBLING
-    with pytest.raises(TrainerError, match=r"\{% generation %\}.*trainOn: All") as refusal:
-        ChatEncoder(tokenizer, TrainOn.RESPONSES).encode(CHAT)
-    assert refusal.value.reason == "InvalidChatTemplate"
+    encoder = ChatEncoder(tokenizer, TrainOn.RESPONSES)
+    with pytest.raises(BadRowError, match=r"\{% generation %\}.*trainOn: All"):
+        encoder.encode(CHAT)
+    assert encoder.find_problem().startswith("the chat template takes none of the rows; of the first it says")
     assert ChatEncoder(tokenizer, TrainOn.ALL).encode(CHAT).supervised
 
 

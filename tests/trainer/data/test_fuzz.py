@@ -189,7 +189,7 @@ def test_supervised_text_is_the_answers_and_their_ends(name: str, turns: list[tu
         for turn in turns
         for role, content in zip(("user", "assistant"), turn, strict=True)
     ]
-    printed, spans = AnswerFinder(ChatTemplate(source, {"bos_token": "<s>"}), SPECIAL).find(messages, None)
+    printed, spans = AnswerFinder(ChatTemplate(source, {"bos_token": "<s>"}), SPECIAL).find(messages, None)[:2]
     found = [printed[start:stop].removeprefix("<think>\n\n</think>\n\n") for start, stop, _ in spans]
     assert found == [answer + end for _, answer in turns]
 
@@ -261,7 +261,8 @@ def test_any_template_prints_or_has_a_reason(process: RenderingProcess, source: 
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]
     try:
         result = process.ask(
-            TemplateSetup(source, {}, ()), {"messages": messages, "tools": None, "spans": True, "asked": False}
+            TemplateSetup(source, {}, ()),
+            {"messages": messages, "tools": None, "spans": True, "reasoning": False, "asked": False},
         )
     except LimitError:
         return

@@ -255,3 +255,47 @@ def test_a_result_that_is_there_needs_no_checks(run_config: Build, settings: Set
     assert preflight_attempt(place, StopSignal()) == 15
     other = Outcome.decode(message.read_text())
     assert (other.reused, other.reason) == (False, "OutputExists")
+
+
+WARNED: dict[str, tuple[list[Any], list[str]]] = {
+    "reasoning under a key": (
+        [{"role": "assistant", "content": "yes", "reasoning_content": "hm"}],
+        ["spec.model.chatTemplate: the chat template leaves out the reasoning of 2 of 2 answers"],
+    ),
+    "a key that nothing reads": (
+        [{"role": "assistant", "content": "yes", "mask": 0}],
+        ["spec.dataset.source: keys of messages that nothing reads: 'mask' in 2 rows (rows.jsonl:1, rows.jsonl:2)"],
+    ),
+    "a flag that has its effect": (
+        [{"role": "assistant", "content": "no", "loss": False}, {"role": "user"}, {"role": "assistant"}],
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize(("turns", "said"), WARNED.values(), ids=WARNED)
+def test_what_would_be_lost_in_silence_is_a_warning(
+    run_config: Build, settings: Settings, tmp_path: Path, turns: list[Any], said: list[str]
+) -> None:
+    lines = [
+        json.dumps({"messages": [{"role": "user", "content": question}, *({"content": "x"} | turn for turn in turns)]})
+        for question in ("why?", "how?")
+    ]
+    report, _ = run_preflight(run_config(dataset=dataset(tmp_path, *lines)), settings)
+    found = [f"{finding.location}: {finding.message}" for finding in report.warnings()]
+    lost = [text for text in found if "reason" in text or "nothing reads" in text]
+    assert len(lost) == len(said)
+    assert all(text.startswith(part) for text, part in zip(lost, said, strict=True))
+
+
+REFUSING = "{{ raise_exception('not today') if messages[0].content != 'x' }}{{ messages[0].content }}"
+
+
+def test_a_template_that_takes_no_row_is_to_blame(run_config: Build, settings: Settings, tmp_path: Path) -> None:
+    config = run_config(dataset=dataset(tmp_path, row(), row()) | {"onBadRow": "Skip"})
+    config = config.model_copy(update={"model": config.model.model_copy(update={"chat_template": REFUSING})})
+    report, _ = run_preflight(config, settings)
+    assert errors(report) == [("spec.model.chatTemplate", "InvalidChatTemplate")]
+    assert "takes none of the rows; of the first it says: the chat template refuses the row: not today" in (
+        report.errors()[0].message
+    )

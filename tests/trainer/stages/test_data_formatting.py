@@ -57,6 +57,60 @@ def test_the_first_ten_bad_rows_are_named_together(tmp_path: Path, tokenizer: An
     assert (len(skipped.train), skipped.skipped_rows) == (2, 12)
 
 
+GUARDED = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def with_system(answer: str) -> str:
+    return json.dumps({"messages": [{"role": "system", "content": "s"}, *json.loads(row(answer))["messages"]]})
+
+
+def test_rows_that_the_template_refuses_are_bad_rows_unless_it_refuses_all(tmp_path: Path, tokenizer: Any) -> None:
+    tokenizer.chat_template = GUARDED
+    refused = [with_system("never")] * 4
+    skipped = formatted(tmp_path, tokenizer, [*refused, row("fine")], onBadRow="Skip")
+    assert (len(skipped.train), skipped.skipped_rows) == (1, 4)
+    with pytest.raises(TrainerError, match=r"rows.jsonl:1: the chat template refuses the row: no system turns") as bad:
+        formatted(tmp_path, tokenizer, [*refused, row("fine")])
+    assert bad.value.reason == "InvalidRow"
+
+    for on_bad_row in ("Skip", "Fail"):
+        with pytest.raises(TrainerError, match=r"takes none of the rows; .*no system turns") as refusal:
+            formatted(tmp_path, tokenizer, refused, onBadRow=on_bad_row)
+        assert refusal.value.reason == "InvalidChatTemplate"
+
+
+def test_rows_whose_answers_cannot_be_told_apart_are_bad_rows(tmp_path: Path, tokenizer: Any) -> None:
+    tokenizer.chat_template = (
+        "{% if messages[0].content == 'odd' %}{% for m in messages %}{{ messages | length }}{{ m.content | reverse }}"
+        "{% endfor %}{% else %}" + GUARDED + "{% endif %}"
+    )
+    lines = [row("fine"), row("lost", "odd"), row("fine")]
+    data = formatted(tmp_path, tokenizer, lines, onBadRow="Skip")
+    assert (len(data.train), data.skipped_rows) == (2, 1)
+    with pytest.raises(TrainerError, match=r"rows.jsonl:2: .*\{% generation %\}") as refusal:
+        formatted(tmp_path, tokenizer, lines)
+    assert refusal.value.reason == "InvalidRow"
+
+
+def test_reasoning_that_the_template_leaves_out_is_logged(
+    tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    turn = {"role": "assistant", "content": "yes", "reasoning_content": "hm"}
+    line = json.dumps({"messages": [{"role": "user", "content": "why?"}, turn]})
+    tokenizer.chat_template = GUARDED
+    for train_on in ("Responses", "All"):
+        caplog.clear()
+        formatted(tmp_path, tokenizer, [line, row("fine")], trainOn=train_on)
+        assert "the reasoning of 1 answers is left out by the chat template" in caplog.text
+    caplog.clear()
+    formatted(tmp_path, tokenizer, [row("fine")])
+    assert "reasoning" not in caplog.text, "control"
+
+
 def test_max_samples_stops_reading_at_the_last_row_needed(tmp_path: Path, tokenizer: Any) -> None:
     data = formatted(tmp_path, tokenizer, [row("a"), row("b"), "not even JSON"], maxSamples=2)
     assert len(data.train) == 2

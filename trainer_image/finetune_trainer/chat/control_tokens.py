@@ -21,12 +21,13 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from finetune_trainer.chat.labels import CharacterRange
+from finetune_trainer.chat.sandbox.reasoning import Fate
 from finetune_trainer.chat.templates import SPECIAL_TOKENS, TOOL_TOKENS
 from finetune_trainer.data.messages import BadRowError
 from finetune_trainer.data.strict_json import excerpt
 
 HIDDEN = "\uf8d8"
-"""Stands in front of a character that numbers the hidden token; `sandbox.marks` uses U+F8D0 to U+F8D2."""
+"""Stands in front of a character that numbers the hidden token; `sandbox.marks` uses U+F8D0 to U+F8D4."""
 
 FIRST_NUMBER, NUMBERS = 0xF0000, 0xFFFD
 HIDDEN_TOKEN = re.compile(f"{HIDDEN}([\U000f0000-\U000ffffc])")
@@ -42,6 +43,8 @@ class RenderedChat(NamedTuple):
     spans: list[MessageRange]
     row_tokens: list[CharacterRange]
     """Place of each control token that comes from the row, in order."""
+    reasoning: tuple[tuple[int, Fate], ...] = ()
+    """What became of the reasoning of each answer that has some, with the answer's message."""
 
 
 class ControlTokens:

@@ -5,14 +5,15 @@ it merges with the white space at the header's end. Where a template ends answer
 tokenizer's end-of-sequence token is added behind the last answer, or the model would never learn to stop.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from finetune_api.failures import FailureReason
 from finetune_api.vocabulary import TrainOn
-from finetune_trainer.chat.control_tokens import ControlTokens
+from finetune_trainer.chat.control_tokens import ControlTokens, RenderedChat
 from finetune_trainer.chat.embedding import check_token_ids
 from finetune_trainer.chat.labels import IGNORED, CharacterRange, Encoded, label_tokens, overlaps
-from finetune_trainer.chat.renderer import ChatRenderer
+from finetune_trainer.chat.renderer import ChatRenderer, RefusedRowError
 from finetune_trainer.chat.sandbox.process import SHARED, RenderingProcess
 from finetune_trainer.chat.templates import advise
 from finetune_trainer.data.layouts import Conversation, Example, PlainText
@@ -45,11 +46,20 @@ class ChatEncoder:
         self._renderer = ChatRenderer(tokenizer, self._controls, process)
         self._beginning = _find_beginning(tokenizer)
 
+        self._first_refusal = ""
+        self._has_rendered = False
+
         self.answers_without_end = 0
         """Conversations so far whose last answer the template ends without a control token.
 
         They got the end-of-sequence token, if the tokenizer has one.
         """
+
+    def find_problem(self) -> str | None:
+        """The reason why the template takes no row at all, if it has refused each so far; None before the first."""
+        if self._has_rendered or not self._first_refusal:
+            return None
+        return f"the chat template takes none of the rows; of the first it says: {self._first_refusal}"
 
     def encode(self, example: Example) -> Encoded:
         """Token ids and labels. Raises BadRowError for a row that the template refuses, TrainerError if the template is
@@ -88,7 +98,7 @@ class ChatEncoder:
 
     def _encode_conversation(self, example: Conversation) -> Encoded:
         learns_all = self._train_on is TrainOn.ALL
-        chat = self._renderer.render(example, needs_spans=not learns_all or bool(example.context))
+        chat = self._render(example, needs_spans=not learns_all or bool(example.context))
         if example.context and any(message < 0 for _, _, message in chat.spans):
             raise BadRowError(UNWEIGHABLE)
 
@@ -103,7 +113,19 @@ class ChatEncoder:
             self.answers_without_end += 1
             ids, has_loss = self._add_end(ids, has_loss)
 
-        return label_tokens(ids, has_loss)
+        fates = tuple(fate for message, fate in chat.reasoning if message not in example.context)
+        return replace(label_tokens(ids, has_loss), reasoning=fates)
+
+    def _render(self, example: Conversation, *, needs_spans: bool) -> RenderedChat:
+        """The example's text; whether the template takes rows at all is remembered."""
+        try:
+            chat = self._renderer.render(example, needs_spans=needs_spans)
+        except RefusedRowError as error:
+            self._first_refusal = self._first_refusal or str(error)
+            raise
+
+        self._has_rendered = True
+        return chat
 
     def _lacks_end(self, ids: list[int], ranges: list[CharacterRange], has_loss: list[bool], length: int) -> bool:
         """True if the last learned token reaches the text's end (`length` characters without trailing white space) and

@@ -1,7 +1,9 @@
 """Labels of an encoded example, from the answers that `encoder.py` found: their tokens carry loss. Pure."""
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from finetune_trainer.chat.sandbox.reasoning import Fate
 
 IGNORED = -100  # label of a token without loss, as in torch's cross entropy
 
@@ -16,9 +18,12 @@ class Encoded:
     input_ids: list[int]
     labels: list[int]
 
+    reasoning: tuple[Fate, ...] = ()
+    """What the chat template made of the reasoning of answers that carry loss, each in its turn."""
+
     def truncated(self, length: int) -> "Encoded":
         """The first `length` tokens."""
-        return Encoded(self.input_ids[:length], self.labels[:length])
+        return replace(self, input_ids=self.input_ids[:length], labels=self.labels[:length])
 
     @property
     def supervised(self) -> int:

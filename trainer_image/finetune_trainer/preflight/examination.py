@@ -10,6 +10,8 @@ from finetune_trainer.model.planned_weights import PlannedWeights, plan_weights
 from finetune_trainer.preflight.findings import Findings, ModelFacts
 from finetune_trainer.preflight.gpu import estimate_gpu, judge_gpu
 from finetune_trainer.preflight.judgements.coverage import judge_coverage, judge_weight_memory
+from finetune_trainer.preflight.judgements.messages import judge_messages
+from finetune_trainer.preflight.judgements.reasoning import judge_reasoning
 from finetune_trainer.preflight.judgements.rows import judge_answer_ends, judge_tokens
 from finetune_trainer.preflight.judgements.training import EvaluationOverlap, PlannedTraining, judge_training
 from finetune_trainer.preflight.judgements.unknown_tokens import judge_unknown_tokens
@@ -74,6 +76,10 @@ def _examine_rows(scan: Scan, model: ModelFacts | None, config: RunConfig, findi
     findings.found += judge_tokens(counts, tokens, limit)
     findings.found += judge_answer_ends(scan, model.tokenizer if model else None)
     findings.found += judge_unknown_tokens(scan.measured.rows)
+    findings.found += judge_reasoning(scan.reasoning)
+    findings.found += judge_messages(
+        scan.messages, str(model.tokenizer.chat_template) if model and model.tokenizer else ""
+    )
 
     return {
         "rows": counts,

@@ -22,6 +22,8 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.preflight.report import LabelledText, Sample
 from finetune_trainer.preflight.sampling import MeasuredRow, RowSample
 from finetune_trainer.preflight.statistics import DuplicateCounter
+from finetune_trainer.preflight.tallies.messages import MessageTally
+from finetune_trainer.preflight.tallies.reasoning import ReasoningTally
 
 SAMPLE_CHARACTERS = 4_000_000
 LONGER_BY = 1.1
@@ -57,6 +59,9 @@ class Scan:
     answers_without_end: int = 0
     """Encoded rows whose last answer the chat template ends without a control token."""
 
+    reasoning: ReasoningTally = field(default_factory=ReasoningTally)
+    messages: MessageTally = field(default_factory=MessageTally)
+
     layout: DatasetFormat | None = None
 
     detection: str | None = None
@@ -67,6 +72,9 @@ class Scan:
 
     stopped: RowProblem | None = None
     """The error that ended the pass early, as it concerns all rows."""
+
+    template_problem: str | None = None
+    """The reason why the chat template takes no row at all, if it refused each that was encoded."""
 
     measured: RowSample = field(default_factory=lambda: RowSample(SAMPLE_CHARACTERS))
 
@@ -113,6 +121,8 @@ def scan_rows(
         scan.rows += 1
         if spec.max_samples is not None and scan.rows - scan.bad >= spec.max_samples:
             break
+
+    scan.template_problem = encoder.find_problem() if encoder is not None else None
     return scan
 
 
@@ -143,6 +153,8 @@ class _Scanner:
         characters, fingerprint = _fingerprint(example)
         is_oversized = characters > MAX_ENCODED_CHARACTERS
         self._scan.duplicates.add(hash((fingerprint, row.fingerprint)) if is_oversized else fingerprint)
+        if isinstance(example, Conversation):
+            self._scan.messages.add(row.location, example, self._spec.train_on)
         if self._encoder is None:
             return
 
@@ -179,6 +191,7 @@ class _Scanner:
             self._scan.refused += 1
             raise
 
+        self._scan.reasoning.add(row.location, encoded.reasoning)
         self._scan.answers_without_end = encoder.answers_without_end
         truncated = encoded.truncated(self._max_length)
         length = len(encoded.input_ids)

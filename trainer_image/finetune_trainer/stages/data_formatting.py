@@ -5,6 +5,7 @@ Arrow file.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from finetune_api.spec.inputs import DatasetSpec
 from finetune_api.vocabulary import DatasetFormat, OnBadRow
 from finetune_trainer.chat.encoder import ChatEncoder
 from finetune_trainer.chat.labels import Encoded
+from finetune_trainer.chat.sandbox.reasoning import Fate
 from finetune_trainer.data.layouts import describe_detection, detect_format, parse_row
 from finetune_trainer.data.messages import BadRowError
 from finetune_trainer.data.report_limits import MAX_TRAINING_ERROR_ROWS
@@ -98,6 +100,8 @@ class _EncodingPass:
         self.supervised_tokens = 0
         self.unsupervised_rows = 0
         """Rows without a token of an answer within `max_length`."""
+        self.reasoning: Counter[Fate] = Counter()
+        """Answers by what the chat template made of their reasoning."""
         self.bad: list[str] = []
         """The first bad rows: where each is, and what is wrong with it."""
         self.bad_total = 0
@@ -140,6 +144,7 @@ class _EncodingPass:
                 continue
 
             self.rows += 1
+            self.reasoning.update(encoded.reasoning)
             self.supervised_tokens += encoded.supervised
             yield encoded
             if self.rows == spec.max_samples:
@@ -152,6 +157,9 @@ class _EncodingPass:
 
     def _check(self) -> None:
         """Raises TrainerError for bad rows, unless the job skips them, and for a source without a usable row."""
+        if (problem := self._encoder.find_problem()) is not None:
+            raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, problem)
+
         if self.bad_total and self._spec.on_bad_row is OnBadRow.FAIL:
             more = f" (and {self.bad_total - len(self.bad)} more)" if self.bad_total > len(self.bad) else ""
             raise TrainerError(FailureReason.INVALID_ROW, "; ".join(self.bad) + more)
@@ -160,6 +168,9 @@ class _EncodingPass:
             log.warning(
                 "%d rows are left out: no answer starts within %d tokens", self.unsupervised_rows, self._max_length
             )
+        for fate in (Fate.LEFT_OUT, Fate.DOUBLED):
+            if answers := self.reasoning[fate]:
+                log.warning("the reasoning of %d answers is %s by the chat template", answers, fate)
         if self.rows:
             return
 

@@ -14,6 +14,7 @@ REQUEST: dict[str, Any] = {
     "messages": [{"role": "user", "content": "a"}],
     "tools": None,
     "spans": False,
+    "reasoning": False,
     "asked": False,
 }
 GREEDY = {

@@ -83,7 +83,7 @@ WITHOUT_SYSTEM = ("gemma",)
 def answers(name: str, messages: list[dict[str, Any]], tools: list[Any] | None = None) -> list[str]:
     template = ChatTemplate((FOLDER / f"{name}.jinja").read_text(), VARIABLES)
     template.freeze_time()
-    text, spans = AnswerFinder(template, SPECIAL).find(messages, tools)
+    text, spans, _ = AnswerFinder(template, SPECIAL).find(messages, tools)
     return [text[start:end] for start, end, _ in spans]
 
 
@@ -117,7 +117,7 @@ def test_gpt_oss_ends_turns_in_three_ways() -> None:
 
 def find(source: str, messages: list[dict[str, Any]]) -> list[str]:
     template = ChatTemplate(source, VARIABLES)
-    text, spans = AnswerFinder(template, SPECIAL).find(messages, None)
+    text, spans = AnswerFinder(template, SPECIAL).find(messages, None)[:2]
     return [text[start:end] for start, end, _ in spans]
 
 

@@ -17,8 +17,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-# Names that data sets and templates use for a message's reasoning; templates are given the first two.
-REASONING = ("reasoning_content", "thinking", "reasoning")
+from finetune_trainer.chat.sandbox.reasoning import REASONING
 
 
 class MisplacedMarkError(TemplateError):

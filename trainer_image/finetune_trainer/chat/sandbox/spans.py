@@ -31,6 +31,7 @@ from finetune_trainer.chat.sandbox.marks import (
     locate_words,
     tag,
 )
+from finetune_trainer.chat.sandbox.reasoning import Fate, judge_reasoning
 
 PROBE: Messages = [{"role": "user", "content": "a"}]
 TAIL_CHARACTERS = 48
@@ -49,6 +50,15 @@ class AnswerSpan(NamedTuple):
     message: int
 
 
+class FoundAnswers(NamedTuple):
+    """A rendered conversation."""
+
+    text: str
+    spans: list[AnswerSpan]
+    reasoning: dict[int, Fate]
+    """What became of the reasoning of answers that have some, by message."""
+
+
 class AnswerFinder:
     """Finds answers in the texts that one template prints."""
 
@@ -63,20 +73,39 @@ class AnswerFinder:
         self._headers: dict[tuple[str, bool], str] = {}
         self._ends: set[str] = set()
 
-    def find(self, messages: Messages, tools: list[Any] | None) -> tuple[str, list[AnswerSpan]]:
-        """The text and its answers, in order.
+    def find(self, messages: Messages, tools: list[Any] | None, *, spans: bool = True) -> FoundAnswers:
+        """The text, its answers in order unless `spans` is False, and what became of their reasoning.
 
         Raises UnprintedAnswerError, UnknownSpansError and whatever rendering raises.
         """
         text, marked = self._template.render_marked(messages, tools)
         turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        words = locate_words(text, self._template, messages, tools)
+        try:
+            words = locate_words(text, self._template, messages, tools)
+        except UnprintedAnswerError:
+            if spans:
+                raise
+            words = None
+
+        fates = _judge_reasoning(text, messages, turns, words)
+        if not spans:
+            return FoundAnswers(text, [], fates)
         if marked:
-            return text, _assign(marked, turns, words)
+            return FoundAnswers(text, _assign(self._without_space(text, marked), turns, words), fates)
 
         render = _Renderer(self._template, messages, tools)
-        spans = self._recognise(text, render, turns, words) if words is not None else None
-        return text, spans or self._compare_prefixes(text, render, turns)
+        found = self._recognise(text, render, turns, words) if words is not None else None
+        return FoundAnswers(text, found or self._compare_prefixes(text, render, turns), fates)
+
+    def _without_space(self, text: str, marked: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Marked places without white space behind a special token, which is never generated."""
+        return [(start, start + self._generated_length(text[start:end])) for start, end in marked]
+
+    def _generated_length(self, answer: str) -> int:
+        """The answer's length without white space behind a special token that ends it."""
+        stripped = answer.rstrip()
+        ends_special = self._has_special and re.search(rf"(?:{self._special.pattern})\Z", stripped)
+        return len(stripped) if ends_special else len(answer)
 
     def _recognise(
         self, text: str, render: "_Renderer", turns: list[int], words: dict[int, Words]
@@ -176,7 +205,7 @@ class AnswerFinder:
             if not (text.startswith(through) and through.startswith(before)):
                 if MARK.search(text):
                     raise ValueError(
-                        "the row contains characters of Unicode's private use (U+F8D0 to U+F8D2) that are needed here "
+                        "the row contains characters of Unicode's private use (U+F8D0 to U+F8D4) that are needed here "
                         "to mark answers: remove them"
                     )
                 raise UnknownSpansError
@@ -186,11 +215,7 @@ class AnswerFinder:
             if words not in answer or any(name not in answer for name in _called(render.messages[index])):
                 raise UnprintedAnswerError(f"messages[{index}]")
 
-            # White space behind a special token is never generated.
-            stripped = answer.rstrip()
-            ends_special = self._has_special and re.search(rf"(?:{self._special.pattern})\Z", stripped)
-            end = len(stripped) if ends_special else len(answer)
-            spans.append(AnswerSpan(len(before), len(before) + end, index))
+            spans.append(AnswerSpan(len(before), len(before) + self._generated_length(answer), index))
         return spans
 
 
@@ -205,6 +230,18 @@ class _Renderer:
     def upto(self, count: int, *more: dict[str, Any], **options: Any) -> str:
         """The text of the first `count` messages, and of `more`."""
         return self._template.render([*self.messages[:count], *more], self.tools, **options)
+
+
+def _judge_reasoning(
+    text: str, messages: Messages, turns: list[int], words: dict[int, Words] | None
+) -> dict[int, Fate]:
+    """The fate of the reasoning of each answer that has some."""
+    fates = {}
+    for index in turns:
+        placed = words[index] if words is not None else Words(0, 0)
+        if (fate := judge_reasoning(text, messages[index], placed.reasoning, placed.text)) is not None:
+            fates[index] = fate
+    return fates
 
 
 def _assign(marked: list[tuple[int, int]], turns: list[int], words: dict[int, Words] | None) -> list[AnswerSpan]:

@@ -100,10 +100,12 @@ class _State:
 
     def _render(self, template: ChatTemplate, finder: AnswerFinder, request: dict[str, Any]) -> dict[str, Any]:
         messages, tools = request["messages"], request["tools"]
-        if not request["spans"]:
-            return {"text": template.render(messages, tools, add_generation_prompt=request["asked"]), "spans": []}
-        text, spans = finder.find(messages, tools)
-        return {"text": text, "spans": spans}
+        if not request["spans"] and not request["reasoning"]:
+            text = template.render(messages, tools, add_generation_prompt=request["asked"])
+            return {"text": text, "spans": [], "reasoning": []}
+
+        found = finder.find(messages, tools, spans=request["spans"])
+        return {"text": found.text, "spans": found.spans, "reasoning": list(found.reasoning.items())}
 
     def _use(self, source: str, variables: dict[str, Any], special: list[str]) -> None:
         """Compiles a template for the rows from now on; keeps the problem of one that is wrong."""

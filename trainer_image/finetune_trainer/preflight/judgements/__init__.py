@@ -1,7 +1,9 @@
 """Judges what preflight has counted: turns it into errors and warnings. Pure.
 
-rows.py      bad rows, duplicates, lengths, and how answers end
+rows.py            bad rows, duplicates, lengths, and how answers end
+reasoning.py       reasoning that the chat template leaves out or doubles
+messages.py        keys of messages that nothing reads, calls that no tool declares
 unknown_tokens.py  rows that the tokenizer does not know
-coverage.py  weights without an adapter, or that NF4 leaves in 16 bits
-training.py  steps, epochs, learning rate, and rows that also evaluate
+coverage.py        weights without an adapter, or that NF4 leaves in 16 bits
+training.py        steps, epochs, learning rate, and rows that also evaluate
 """

@@ -49,6 +49,8 @@ def judge_rows(scan: Scan, config: RunConfig, source: str = SOURCE) -> Iterator[
 
     if (stopped := scan.stopped) is not None:
         yield Finding.error(FIELD_OF.get(stopped.reason, stopped.location), stopped.message, stopped.reason)
+    elif scan.template_problem is not None:
+        yield Finding.error(CHAT_TEMPLATE, scan.template_problem, FailureReason.INVALID_CHAT_TEMPLATE)
     elif scan.rows == scan.bad:
         yield Finding.error(source, f"none of {scan.rows} rows can be used", FailureReason.EMPTY_DATASET)
 

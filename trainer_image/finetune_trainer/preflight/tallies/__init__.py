@@ -1,0 +1,6 @@
+"""Tallies: what the scan counts while it reads rows, for the judgements. Pure.
+
+rows.py       rows that have something in common, with examples
+reasoning.py  what the chat template makes of the reasoning of answers
+messages.py   keys of messages that have no meaning, calls that no tool declares
+"""
