@@ -9,7 +9,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -54,11 +53,15 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Taught:
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     print(done.stdout[-3000:])
 
-    adapter = next((work / "out").rglob("adapter_model.safetensors"))
-    return Taught(manifest, data, adapter.parents[1], [])
+    adapter = next(
+        path for path in (work / "out").rglob("adapter_model.safetensors") if "checkpoints" not in path.parts
+    )
+    metrics = next(path for path in (work / "out").rglob("metrics.jsonl") if "checkpoints" not in path.parts)
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    return Taught(manifest, data, adapter.parents[1], [line["loss"] for line in lines if line.get("loss") is not None])
 
 
-def _manifest(data: TaughtData, **training: Any) -> str:
+def _manifest(data: TaughtData) -> str:
     job = {
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "FineTuneJob",
@@ -74,7 +77,7 @@ def _manifest(data: TaughtData, **training: Any) -> str:
                 "packing": False,
                 "evaluation": {"source": f"file://{data.evaluation}"},
             },
-            "training": {"maxSteps": STEPS, "batchSize": 4, "gradientAccumulation": 2, "loggingSteps": 1} | training,
+            "training": {"maxSteps": STEPS, "batchSize": 4, "gradientAccumulation": 2, "loggingSteps": 1},
             "export": {"merged": "BF16", "gguf": GGUF},
             "output": {"s3": {"bucket": "none"}},
             "resources": {"gpus": int(ON_GPU)},
@@ -108,12 +111,12 @@ def _share(prompts: list[str], said: list[str]) -> float:
 
 
 def test_its_losses_are_those_of_trl(taught: Taught, tmp_path: Path) -> None:
-    manifest = _manifest(taught.data, maxSteps=LIKE_TRL_STEPS)
-    spec = load_manifest(manifest).spec
+    spec = load_manifest(taught.manifest).spec
     config = RunConfig.from_spec(JobIdentity(namespace="default", name="taught", uid="u"), spec, progress=None)
     (tmp_path / "config.json").write_text(config.model_dump_json(by_alias=True))
-    command = [sys.executable, "-P", "-m", "finetune_test_models.trl_reference", str(tmp_path / "config.json")]
-    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-P", "-m", "finetune_test_models.trl_reference"]
+    arguments = [str(tmp_path / "config.json"), str(LIKE_TRL_STEPS), str(tmp_path)]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
 
     theirs = json.loads(done.stdout.splitlines()[-1])
