@@ -15,7 +15,7 @@ OPERATOR_ENV := $(CACHE)/operator-env-$(call digest,constraints-operator.txt)
 UV           := $(CACHE)/uv/bin/uv
 export PATH  := $(CURDIR)/.venv/bin:$(FULL_ENV)/bin:$(PATH)
 
-.PHONY: help setup binaries lock generate demo test verify e2e real-model bench bench-kernels clean
+.PHONY: help setup binaries lock generate demo test verify e2e real-model architectures bench bench-kernels clean
 help:  ## List the verbs
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -74,6 +74,9 @@ e2e: binaries  ## Only the tests that run a whole job
 real-model: binaries  ## A small real model learns a format, and all that is published has learned it (30 minutes on two cores)
 	@python -P -m finetune_test_models.real_model >/dev/null
 	@python -m pytest -m real_model -s $(PYTEST_ARGS)
+
+architectures: setup  ## How every model type of transformers keeps documents apart: tiny models on the CPU, 2 minutes
+	@python -m finetune_test_models.architecture_sweep $(MODEL_TYPES)
 
 bench: setup  ## On a machine with a GPU: speed and memory beside the peers that are installed (BENCH_ARGS=--help says more)
 	@python -m speed.run $(BENCH_ARGS)

@@ -34,6 +34,19 @@ _OTHERS = {
     "gemma4_unified_assistant": "a draft model, which needs the states of the model that it drafts for",
 }
 
+UNPACKED = frozenset(
+    {
+        "afmoe", "bailing_hybrid", "bamba", "biogpt", "bloom", "deepseek_v4", "falcon", "falcon_h1",
+        "falcon_mamba", "gpt_oss", "granitemoehybrid", "inkling2_text", "inkling_text", "jamba", "kimi_linear",
+        "lfm2_moe", "lfm3", "mamba", "mamba2", "minimax", "mpt", "nemotron_h", "olmo_hybrid", "openai-gpt",
+        "opt", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "qwen4_exp_text", "recurrent_gemma", "rwkv",
+        "xglm", "xlstm", "zamba", "zamba2", "zaya",
+    }
+)  # fmt: skip
+"""Types whose packed documents see each other, or that do not take them, with transformers 5.23 and no packages but its
+own. `make architectures` asks small models of all types, and training asks the loaded model; this table only lets
+preflight say it before."""
+
 
 def why_untrainable(model_type: str) -> str | None:
     """Returns the reason why no model of this type can be trained here, for people; None if it can."""

@@ -5,10 +5,12 @@ from typing import Any
 
 from finetune_api.run_config import RunConfig
 from finetune_api.spec.inputs import DatasetSpec
+from finetune_trainer.model.architectures import UNPACKED
 from finetune_trainer.model.description import embedding_rows
 from finetune_trainer.model.planned_weights import PlannedWeights, plan_weights
 from finetune_trainer.preflight.findings import Findings, ModelFacts
 from finetune_trainer.preflight.gpu import estimate_gpu, judge_gpu
+from finetune_trainer.preflight.judgements.batching import judge_batching
 from finetune_trainer.preflight.judgements.coverage import judge_coverage, judge_weight_memory
 from finetune_trainer.preflight.judgements.messages import judge_messages
 from finetune_trainer.preflight.judgements.reasoning import judge_reasoning
@@ -48,7 +50,9 @@ def examine(config: RunConfig, model: ModelFacts | None, data: Data, findings: F
     if source is not None:
         scan = scan_source(source, config.dataset, model, config)
         facts |= _examine_rows(scan, model, config, findings)
-        size = _training_size(scan, config)
+        model_type = getattr(model.configuration, "model_type", None) if model else None
+        findings.found += judge_batching(model_type, _trained_lengths(scan, config), config)
+        size = _training_size(scan, config, packs=model_type not in UNPACKED)
         if size is not None:
             facts |= {"optimizer_steps": size.steps, "epochs": size.epochs, "training_tokens": size.tokens}
             findings.found += judge_training(_plan(config, model, size, scan, data.evaluation))
@@ -128,17 +132,23 @@ def describe_scan(scan: Scan, config: RunConfig) -> TokenStatistics | None:
     return tokens.model_copy(update={"max": max(tokens.max, scan.max_length)}) if tokens else None
 
 
-def _training_size(scan: Scan, config: RunConfig) -> TrainingSize | None:
-    """The size of the training; None if no row trains."""
+def _trained_lengths(scan: Scan, config: RunConfig) -> list[int]:
+    """Tokens of the measured rows that train, after truncation."""
+    return [min(row.length, config.model.max_sequence_length) for row in scan.measured.rows if row.supervised]
+
+
+def _training_size(scan: Scan, config: RunConfig, *, packs: bool) -> TrainingSize | None:
+    """The size of the training; None if no row trains. `packs`: documents of the model can be packed."""
     limit = config.model.max_sequence_length
-    lengths = [min(row.length, limit) for row in scan.measured.rows if row.supervised]
+    lengths = _trained_lengths(scan, config)
     if not lengths:
         return None
 
     # The sample's share of rows that train stands for that of all rows.
     usable = round((scan.rows - scan.bad) * len(lengths) / len(scan.measured.rows))
     longest = limit if scan.oversized else max(scan.max_length, *lengths)
-    return training_size(lengths, usable, longest, config.dataset, config.training, limit)
+    dataset = config.dataset.model_copy(update={"packing": config.dataset.packing and packs})
+    return training_size(lengths, usable, longest, dataset, config.training, limit)
 
 
 def _plan(
