@@ -52,10 +52,11 @@ def examine(config: RunConfig, model: ModelFacts | None, data: Data, findings: F
         facts |= _examine_rows(scan, model, config, findings)
         model_type = getattr(model.configuration, "model_type", None) if model else None
         findings.found += judge_batching(model_type, _trained_lengths(scan, config), config)
-        size = _training_size(scan, config, packs=model_type not in UNPACKED)
+        trained = _as_trained(config, model_type)
+        size = _training_size(scan, trained)
         if size is not None:
             facts |= {"optimizer_steps": size.steps, "epochs": size.epochs, "training_tokens": size.tokens}
-            findings.found += judge_training(_plan(config, model, size, scan, data.evaluation))
+            findings.found += judge_training(_plan(trained, model, size, scan, data.evaluation))
 
     if model is not None and model.configuration is not None:
         estimate = estimate_gpu(config, model.configuration, size)
@@ -137,8 +138,15 @@ def _trained_lengths(scan: Scan, config: RunConfig) -> list[int]:
     return [min(row.length, config.model.max_sequence_length) for row in scan.measured.rows if row.supervised]
 
 
-def _training_size(scan: Scan, config: RunConfig, *, packs: bool) -> TrainingSize | None:
-    """The size of the training; None if no row trains. `packs`: documents of the model can be packed."""
+def _as_trained(config: RunConfig, model_type: str | None) -> RunConfig:
+    """The configuration by which rows are trained: without packing, if documents of the model cannot be packed."""
+    if model_type not in UNPACKED:
+        return config
+    return config.model_copy(update={"dataset": config.dataset.model_copy(update={"packing": False})})
+
+
+def _training_size(scan: Scan, config: RunConfig) -> TrainingSize | None:
+    """The size of the training; None if no row trains."""
     limit = config.model.max_sequence_length
     lengths = _trained_lengths(scan, config)
     if not lengths:
@@ -147,8 +155,7 @@ def _training_size(scan: Scan, config: RunConfig, *, packs: bool) -> TrainingSiz
     # The sample's share of rows that train stands for that of all rows.
     usable = round((scan.rows - scan.bad) * len(lengths) / len(scan.measured.rows))
     longest = limit if scan.oversized else max(scan.max_length, *lengths)
-    dataset = config.dataset.model_copy(update={"packing": config.dataset.packing and packs})
-    return training_size(lengths, usable, longest, dataset, config.training, limit)
+    return training_size(lengths, usable, longest, config.dataset, config.training, limit)
 
 
 def _plan(

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
+from finetune_kernels.primitives.multi_tensor_adamw import BLOCK
 from finetune_trainer.training.divergence.checkpoint_files import OPTIMIZER_NAME, find_non_finite, tensors_of
 
 STATE_NAME = "trainer_state.json"
@@ -64,9 +65,12 @@ def _misfit_of_optimizer(path: Path, model: Any) -> str | None:
     if not moments:
         return None
 
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    sizes = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    padded = [-(-size // BLOCK) * BLOCK for size in sizes]  # as our 8-bit optimiser keeps them
     kept = sum(tensor.numel() for tensor in moments)
-    return None if kept == trained else f"{OPTIMIZER_NAME} is of {kept:,} parameters instead of {trained:,}"
+    if kept in (sum(sizes), sum(padded)):
+        return None
+    return f"{OPTIMIZER_NAME} is of {kept:,} parameters instead of {sum(sizes):,}"
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
