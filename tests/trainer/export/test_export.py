@@ -98,6 +98,22 @@ def test_an_adapter_with_numbers_that_are_none_is_refused_and_leaves_nothing(tin
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("outputs", [{"merged": "BF16", "gguf": ()}, {"merged": None, "gguf": ("Q4_K_M",)}])
+def test_a_base_with_numbers_that_are_none_is_refused_and_leaves_nothing(
+    tiny_base: Path, tmp_path: Path, value: float, outputs: dict[str, Any]
+) -> None:
+    """Training may not notice: the embedding of a token that no row has."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    weights = load_file(base / "model.safetensors")
+    weights["model.embed_tokens.weight"][7, 3] = value
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InvalidBaseError, match=r"model.embed_tokens.weight holds NaN or infinity"):
+        run(base, None, tmp_path / "out", **outputs)
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_pickled_and_damaged_weights_are_refused(tiny_base: Path, tmp_path: Path) -> None:
     pickled = shutil.copytree(tiny_base, tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
