@@ -146,8 +146,8 @@ class Scheduler(StrEnum):
 
 
 class Precision(StrEnum):
-    """Compute type. Auto is BF16 on Ampere and later, FP16 on older GPUs, FP32 on a CPU. FP8 computes products with
-    frozen weights in FP8 and everything else in BF16."""
+    """Compute type. Auto is BF16 on Ampere and later and on CPUs that multiply it, FP16 on older GPUs, FP32 on other
+    CPUs. FP8 computes products with frozen weights in FP8 and everything else in BF16."""
 
     AUTO = "Auto"
     BF16 = "BF16"

@@ -46,7 +46,7 @@ def test_adapter_and_merged_weights_load_and_agree(
     outcome = run(config, settings)
     assert outcome.result is Result.SUCCEEDED, outcome.message
     manifest = Manifest.decode((result_folder(settings) / "manifest.json").read_bytes())
-    kinds = ["Adapter", "Merged", "GGUF", "Modelfile", "ModelCard", "Configuration"]
+    kinds = ["Adapter", "Merged", "GGUF", "Modelfile", "ModelCard", "Configuration", "Metrics"]
     assert [artifact.type for artifact in manifest.artifacts] == kinds
     assert outcome.artifacts == tuple(artifact.as_artifact() for artifact in manifest.artifacts)
     card = (Path(manifest.artifacts[4].uri) / "README.md").read_text()

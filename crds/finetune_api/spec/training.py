@@ -125,9 +125,10 @@ class TrainingSpec(ApiModel):
     """Seed of initialisation, shuffling and the evaluation split. Default 3407."""
 
     precision: Precision = Precision.AUTO
-    """Compute type: Auto, BF16, FP16, FP32 or FP8. Default Auto: BF16 on Ampere and later, FP16 on older GPUs, FP32 on
-    a CPU. FP8 multiplies by the frozen weights in FP8, on Hopper, Ada and later: about 40 % faster at 8B, less exact.
-    The first batch is computed in both; if the loss changes by more than 1 %, BF16 stays. status.resolved shows it."""
+    """Compute type: Auto, BF16, FP16, FP32 or FP8. Default Auto: BF16 on Ampere and later and on CPUs that multiply
+    it (AVX512-BF16, AMX), FP16 on older GPUs, FP32 on other CPUs. FP8 multiplies by the frozen weights in FP8, on
+    Hopper, Ada and later: about 40 % faster at 8B, less exact. The first batch is computed in both; if the loss
+    changes by more than 1 %, BF16 stays. status.resolved shows it."""
 
     memory: MemoryMode = MemoryMode.FASTEST
     """Use of GPU memory: Fastest stores all activations that fit, Balanced stores fewer, Smallest offloads layer inputs

@@ -89,6 +89,14 @@ def test_coverage_is_in_the_report_and_the_table(run_config: Build, settings: Se
     assert report.warnings()[-1].location == "spec.adapter.targetModules"
 
 
+@pytest.mark.parametrize(("quantization", "advised"), [("NF4", True), ("None", False)])
+def test_a_cpu_run_is_advised_to_leave_nf4_out(
+    run_config: Build, settings: Settings, quantization: str, advised: bool
+) -> None:
+    report, _ = run_preflight(run_config(model={"quantization": quantization}), settings)
+    assert ("write spec.model.quantization: None" in dict(facts(report)).get("faster", "")) is advised
+
+
 def cut_weights(model: Path) -> None:
     content = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(content[:-2])

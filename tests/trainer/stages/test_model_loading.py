@@ -1,5 +1,7 @@
 """What is loaded is what was stored."""
 
+import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from finetune_kernels.primitives import nf4
 from finetune_test_models.tiny_model import make_tiny_model
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.stages import model_loading
-from finetune_trainer.stages.model_loading import load_model
+from finetune_trainer.stages.model_loading import load_model, resolve_precision
 
 
 def spec(folder: Path, quantization: Quantization) -> ModelSpec:
@@ -39,3 +41,35 @@ def test_rows_that_a_cpu_decodes_wrongly_are_refused(
         with pytest.raises(TrainerError, match="rows have 544 weights") as refusal:
             load_model(folder, quantized, Precision.FP32, gpus=0)
         assert refusal.value.reason == "InvalidConfiguration"
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_cpu_computes_in_bfloat16_if_it_multiplies_it(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
+    monkeypatch.setattr(model_loading, "has_bfloat16", lambda: has)
+    device = torch.device("cpu")
+    assert resolve_precision(Precision.AUTO, device) is (Precision.BF16 if has else Precision.FP32)
+    assert resolve_precision(Precision.FP32, device) is Precision.FP32, "what the job asks for stays"
+    assert resolve_precision(Precision.BF16, device) is Precision.BF16
+
+
+@pytest.mark.parametrize("quantization", list(Quantization))
+def test_the_log_says_how_a_cpu_computes_and_what_would_be_faster(
+    tiny_base: Path, quantization: Quantization, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    load_model(tiny_base, spec(tiny_base, quantization), Precision.BF16, gpus=0)
+    said = [record.message for record in caplog.records if record.name == model_loading.__name__]
+    assert said[0] == "computing on the CPU in bfloat16"
+    advised = [
+        line for line in said if line.startswith("this run could be faster: write spec.model.quantization: None")
+    ]
+    assert bool(advised) == (quantization is Quantization.NF4)
+
+
+def test_a_shard_that_broke_off_has_a_reason(tiny_base: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_base, tmp_path / "cut")
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(TrainerError, match=r"model\.safetensors broke off") as refusal:
+        load_model(folder, spec(folder, Quantization.NONE), Precision.FP32, gpus=0)
+    assert refusal.value.reason == "InvalidConfiguration"

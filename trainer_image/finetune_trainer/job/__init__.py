@@ -5,6 +5,7 @@ settings.py           folders, mounts and identity of the attempt; the only read
 progress_tracker.py   the live state of the run, in memory
 reporter.py           posts that state to the operator over HTTPS
 stop_signal.py        SIGTERM and Ctrl-C, and a watchdog that ends the process in order
+machine.py            the CPU's bfloat16 and the free memory, for CPU runs
 outcome.py            the last word of a run: termination message and exit code
 logging_setup.py      one log line per event on stderr
 """

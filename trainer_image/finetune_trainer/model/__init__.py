@@ -6,6 +6,7 @@ adapter_targets.py     linear layers that get an adapter (pure)
 layer_weights.py       weights of the layers: linear layers, and experts that are stacked (pure)
 coverage.py            share of them that gets an adapter, and that is in NF4 (pure)
 planned_weights.py     the weights as a job will load them: coverage and bytes (pure)
+cpu_advice.py          what would make a run on a CPU faster (pure)
 weight_files.py        tensors of all weight files, by their headers, compared with the index
 safetensors_header.py  the header of one safetensors file, wherever it lies
 architectures.py       model types that can be trained, and those whose documents see each other (pure)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from finetune_api.run_config import RunConfig
 from finetune_api.spec.training import ALL_LINEAR
-from finetune_api.vocabulary import Precision, Quantization
+from finetune_api.vocabulary import Quantization
 from finetune_kernels.planning.model_shape import ADAPTER_BYTES, NF4_BLOCK, SCALES_BLOCK
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model.adapter_targets import barred_layers, choose_targets
@@ -29,8 +29,13 @@ class PlannedWeights:
     """Bytes of all weights once they are loaded, adapters included."""
 
 
-def plan_weights(headers: Iterable[TensorHeader], config: RunConfig, model_type: str | None) -> PlannedWeights | None:
-    """The weights of the job; None if its targetModules name layers that the model lacks, which is an error then."""
+def plan_weights(
+    headers: Iterable[TensorHeader], config: RunConfig, model_type: str | None, *, each: int = 2
+) -> PlannedWeights | None:
+    """The weights of the job; None if its targetModules name layers that the model lacks, which is an error then.
+
+    `each`: bytes of a weight that is not in NF4.
+    """
     headers = list(headers)
     weights = layer_weights(headers, quantized=config.model.quantization is Quantization.NF4)
     names, wanted, barred = linear_names(weights), config.adapter.target_modules, barred_layers(weights, model_type)
@@ -45,7 +50,7 @@ def plan_weights(headers: Iterable[TensorHeader], config: RunConfig, model_type:
         measure_coverage(weights, all_linear),
         missing_defaults(names - barred, wanted),
         _left_out(weights, adapted, barred),
-        _base_bytes(headers, weights, config) + _adapter_bytes(weights, adapted, config.adapter.rank),
+        _base_bytes(headers, weights, config, each) + _adapter_bytes(weights, adapted, config.adapter.rank),
     )
 
 
@@ -57,9 +62,8 @@ def _left_out(weights: Iterable[LayerWeight], adapted: set[str], barred: set[str
     return sorted(sizes, key=lambda name: -sizes[name])
 
 
-def _base_bytes(headers: Iterable[TensorHeader], weights: Iterable[LayerWeight], config: RunConfig) -> int:
+def _base_bytes(headers: Iterable[TensorHeader], weights: Iterable[LayerWeight], config: RunConfig, each: int) -> int:
     quantized = {weight.name for weight in weights if weight.is_quantized}
-    each = 4 if config.training.precision is Precision.FP32 else 2
     return sum(_loaded_bytes(header, quantized, each, double=config.model.double_quantization) for header in headers)
 
 

@@ -5,7 +5,10 @@ from typing import Any
 
 from finetune_api.run_config import RunConfig
 from finetune_api.spec.inputs import DatasetSpec
+from finetune_api.vocabulary import Precision
+from finetune_trainer.job.machine import free_memory, has_bfloat16
 from finetune_trainer.model.architectures import UNPACKED
+from finetune_trainer.model.cpu_advice import advise_on_cpu
 from finetune_trainer.model.description import embedding_rows
 from finetune_trainer.model.planned_weights import PlannedWeights, plan_weights
 from finetune_trainer.preflight.findings import Findings, ModelFacts
@@ -64,8 +67,12 @@ def examine(config: RunConfig, model: ModelFacts | None, data: Data, findings: F
         facts |= {"gpu": estimate} if estimate else {}
 
     if model is not None and model.weights is not None:
-        planned = plan_weights(model.weights, config, getattr(model.configuration, "model_type", None))
+        model_type, each = getattr(model.configuration, "model_type", None), _weight_bytes(config)
+        planned = plan_weights(model.weights, config, model_type, each=each)
         facts |= _examine_weights(planned, config, findings, is_planned="gpu" in facts) if planned else {}
+        if config.gpus == 0:
+            free = free_memory()
+            facts["cpu_advice"] = advise_on_cpu(model.weights, config.model.quantization, each=each, free=free)
 
     ordered = sorted(findings.found, key=lambda finding: not finding.location.startswith("spec."))  # fields, then rows
     return Report(**facts, findings=tuple(ordered), more_errors=findings.unlisted)
@@ -112,6 +119,13 @@ def _examine_weights(
         loaded_bytes=planned.loaded_bytes,
     )
     return {"coverage": coverage}
+
+
+def _weight_bytes(config: RunConfig) -> int:
+    """Bytes of a weight that is not in NF4, in the type that the trainer computes in."""
+    precision = config.training.precision
+    is_single = precision is Precision.AUTO and config.gpus == 0 and not has_bfloat16()
+    return 4 if is_single or precision is Precision.FP32 else 2
 
 
 def _count(scan: Scan) -> RowCounts:

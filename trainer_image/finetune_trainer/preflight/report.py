@@ -179,6 +179,9 @@ class Report(ApiModel):
     coverage: WeightCoverage | None = None
     """None if the weights' headers could not be read, or their names tell nothing about the layers."""
 
+    cpu_advice: str | None = None
+    """Setting with which a CPU run would be faster."""
+
     gpu: GpuEstimate | None = None
     findings: tuple[Finding, ...] = ()
 

@@ -39,6 +39,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
 
     if report.coverage is not None:
         found += _coverage_facts(report.coverage)
+    if report.cpu_advice is not None:
+        found.append(("faster", report.cpu_advice))
     return found + (_gpu_facts(report.gpu) if report.gpu else [])
 
 

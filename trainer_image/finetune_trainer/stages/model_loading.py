@@ -3,6 +3,7 @@
 Only safetensors weights and architectures of transformers itself are loaded; a repository's own code never runs.
 """
 
+import logging
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,14 @@ from finetune_kernels.primitives import nf4
 from finetune_kernels.primitives.fp8 import MIN_CAPABILITY
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.base_model.output_head import HEAD
+from finetune_trainer.job.machine import free_memory, has_bfloat16
+from finetune_trainer.model.cpu_advice import advise_on_cpu
 from finetune_trainer.model.description import check_architecture, first_line, load_tokenizer
+from finetune_trainer.model.safetensors_header import TensorHeader
 from finetune_trainer.model.weight_files import list_weights_below
 from finetune_trainer.training.loaded_model import LoadedModel
 
+log = logging.getLogger(__name__)
 AMPERE = (8, 0)  # compute capability; older GPUs have no bfloat16 units
 DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
 
@@ -37,24 +42,18 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
     device = _choose_device(gpus)
     resolved = resolve_precision(precision, device)
     architecture = check_architecture(folder)
-    list_weights_below(folder)  # names a file that is missing or broke off, which transformers does not
+    headers = list_weights_below(folder)  # names a file that is missing or broke off, which transformers does not
     tokenizer = load_tokenizer(folder, spec)
 
     compute = DTYPES[resolved]
-    quantization = None
-    if spec.quantization is Quantization.NF4:
-        quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=spec.double_quantization,
-            bnb_4bit_compute_dtype=compute,
-        )
+    if device.type == "cpu":
+        _report_cpu(headers, spec.quantization, compute)
 
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=compute,
-            quantization_config=quantization,
+            quantization_config=_quantization_config(spec, compute),
             device_map={"": device},
             use_safetensors=True,
             trust_remote_code=False,
@@ -90,6 +89,26 @@ def _check_complete(missing: Collection[str], spec: ModelSpec) -> None:
     if HEAD in missing:
         message += ", or write tie_word_embeddings: true into config.json if the model shares its embedding"
     raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+
+
+def _quantization_config(spec: ModelSpec, compute: torch.dtype) -> BitsAndBytesConfig | None:
+    """bitsandbytes' settings; None for weights in 16 bits."""
+    if spec.quantization is not Quantization.NF4:
+        return None
+
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=spec.double_quantization,
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
+def _report_cpu(headers: list[TensorHeader], quantization: Quantization, compute: torch.dtype) -> None:
+    """Logs the compute type, and what would make the run faster."""
+    log.info("computing on the CPU in %s", str(compute).removeprefix("torch."))
+    if advice := advise_on_cpu(headers, quantization, each=compute.itemsize, free=free_memory()):
+        log.info("this run could be faster: %s", advice)
 
 
 def _keep_trainable_layout(model: Any) -> None:
@@ -130,7 +149,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     if precision is Precision.AUTO:
         if device.type == "cpu":
-            return Precision.FP32
+            return Precision.BF16 if has_bfloat16() else Precision.FP32
         return Precision.BF16 if capability >= AMPERE else Precision.FP16
 
     if precision in (Precision.FP16, Precision.FP8) and device.type == "cpu":
