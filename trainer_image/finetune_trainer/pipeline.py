@@ -17,7 +17,7 @@ from finetune_trainer.sources import FetchedSource, SourceAccess, fetch_dataset,
 from finetune_trainer.stages.adapter_injection import AdaptedModel, inject_adapter
 from finetune_trainer.stages.data_formatting import DatasetFiles, FormattedData, format_data
 from finetune_trainer.stages.judging import Judged, Trained, judge_artifacts
-from finetune_trainer.stages.model_loading import load_model
+from finetune_trainer.stages.model_loading import choose_device, load_model
 from finetune_trainer.stages.saving import companions, save_artifacts
 from finetune_trainer.stages.training import Prepared, train
 from finetune_trainer.stages.training_configuration import configure_training
@@ -39,6 +39,7 @@ def run(context: RunContext) -> Manifest:
     """
     config, progress, work = context.config, context.progress, context.settings.work
 
+    choose_device(config.gpus)  # before anything is downloaded
     base = _fetch_model(context)
     loaded = load_model(base.folder, config.model, config.training.precision, gpus=config.gpus)
     _report_model(context, base, loaded)
@@ -98,7 +99,10 @@ def _fetch_evaluation(context: RunContext) -> FetchedSource | None:
 def _access(context: RunContext, use: str, mount: Path | None) -> SourceAccess:
     """Credentials and endpoint for reading the `model` or the `dataset`."""
     s3 = context.config.output.s3
-    return SourceAccess(context.settings.credentials_of(use), s3.endpoint_url, s3.region, mount)
+    settings = context.settings
+    return SourceAccess(
+        settings.credentials_of(use), s3.endpoint_url, s3.region, mount, hub_retries=settings.hub_retries
+    )
 
 
 def _report_model(context: RunContext, base: FetchedSource, loaded: LoadedModel) -> None:

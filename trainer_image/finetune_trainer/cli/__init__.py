@@ -3,6 +3,7 @@
 finetune.py           `finetune`: its verbs, their options and examples
 local_job.py          the verbs that take a job, with their options: init, run, validate
 manifest/             the job of a local run: from a manifest, from options; `finetune init`
+local_hints.py        what to do about a failure on one's own machine
 machine.py            the user's machine, as far as it can be known without PyTorch
 run.py                `finetune run`: a job on this machine, with a live view
 preflight.py          `finetune validate` and `finetune-trainer preflight`

@@ -4,6 +4,8 @@ Whatever is heavy is imported when it is called: `finetune --help` reads this fi
 """
 
 import argparse
+import shlex
+import sys
 import tempfile
 import uuid
 from collections.abc import Sequence
@@ -11,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+
+from finetune_trainer.cli.machine import describe_device, has_nvidia_gpu
 
 if TYPE_CHECKING:
     from finetune_api.job import FineTuneJob
@@ -72,7 +76,7 @@ def call_run(options: argparse.Namespace, _: Sequence[str]) -> int:
     if found is None:
         return INVALID
     for note in found.notes:
-        console.print(note, markup=False, soft_wrap=True)
+        _say(note)
     from finetune_trainer.cli.run import run_here
 
     return run_here(found.job, options.output, options.credentials, verbose=options.verbose)
@@ -84,11 +88,16 @@ def call_validate(options: argparse.Namespace, _: Sequence[str]) -> int:
     if found is None:
         return INVALID
     for note in (*found.notes, *found.cluster_notes):
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
+        _say(f"note: {note}")
     if options.manifest_only:
-        console.print(f"{options.manifest or 'the job'}: valid", markup=False)
+        _say(f"{options.manifest or 'the job'}: valid")
         return 0
-    return _check_here(found.job, options.output, options.credentials)
+    if (device := describe_device(found.job.spec.resources.gpus, has_nvidia_gpu())) is not None:
+        _say(f"note: {device}")
+    code = _check_here(found.job, options.output, options.credentials)
+    if code == 0:
+        _say(f"nothing keeps it from running. Next:\n  {shlex.join(['finetune', 'run', *sys.argv[2:]])}")
+    return code
 
 
 def call_init(options: argparse.Namespace, _: Sequence[str]) -> int:
@@ -108,8 +117,12 @@ def _load(options: argparse.Namespace) -> "LocalJob | None":
         return read_job(options.manifest, options.changes, needs_bucket=options.output is None)
     except InvalidManifestError as error:
         for line in error.errors:
-            console.print(line, markup=False, soft_wrap=True)
+            _say(line)
     return None
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def _check_here(job: "FineTuneJob", output: Path | None, credentials: Path | None) -> int:
@@ -120,11 +133,17 @@ def _check_here(job: "FineTuneJob", output: Path | None, credentials: Path | Non
     from finetune_api.run_config import JobIdentity, RunConfig
     from finetune_trainer.cli.preflight import preflight_here
     from finetune_trainer.job.logging_setup import configure_screen_logging
-    from finetune_trainer.job.settings import Settings
+    from finetune_trainer.job.settings import LOCAL_HUB_RETRIES, Settings
 
-    configure_screen_logging(verbose=False)
+    configure_screen_logging(_say, verbose=False)
     identity = JobIdentity(namespace=job.metadata.namespace, name=job.metadata.name, uid=str(uuid.uuid4()))
 
     with tempfile.TemporaryDirectory(prefix=f"finetune-{job.metadata.name}-") as work:
-        settings = Settings(work=Path(work), attempt_id=identity.uid, credentials=credentials, output_folder=output)
+        settings = Settings(
+            work=Path(work),
+            attempt_id=identity.uid,
+            credentials=credentials,
+            output_folder=output,
+            hub_retries=LOCAL_HUB_RETRIES,
+        )
         return preflight_here(RunConfig.from_spec(identity, job.spec, progress=None), settings)

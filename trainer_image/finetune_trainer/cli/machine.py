@@ -6,3 +6,15 @@ from pathlib import Path
 def has_nvidia_gpu(devices: Path = Path("/dev")) -> bool:
     """True if the NVIDIA driver shows a GPU; under WSL it has one device file for all of them."""
     return any(devices.glob("nvidia[0-9]*")) or (devices / "dxg").exists()
+
+
+def describe_device(gpus: int, has_gpu: bool) -> str | None:
+    """Says where a job of `gpus` GPUs would run on this machine, and so what its checks leave out; None: on its GPU."""
+    if gpus == 0:
+        return "the job trains on the CPU: its time and its memory are not estimated"
+    if has_gpu:
+        return None
+    return (
+        "this machine has no NVIDIA GPU, so `finetune run` would stop here (gpus: 0 or --gpus 0 trains on the CPU, "
+        "tiny models only); whether the job fits a GPU is checked only against spec.resources.gpuMemory or nodeSelector"
+    )

@@ -1,16 +1,18 @@
 """`finetune-trainer preflight` in a pod, and `finetune validate` on a user's machine."""
 
 import logging
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
 
-from finetune_api.failures import FAILURES
+from finetune_api.failures import FAILURES, FailureReason
 from finetune_api.outcome import Outcome, Result
 from finetune_api.preflight import MAX_WARNING_CHARACTERS, MAX_WARNINGS, PreflightSummary, TokenLengths
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Stage
+from finetune_trainer.cli.local_hints import local_hint
 from finetune_trainer.errors import InterruptedRunError, TrainerError
 from finetune_trainer.job.outcome import failed, write_outcome
 from finetune_trainer.job.progress_tracker import ProgressTracker
@@ -63,7 +65,7 @@ def preflight_here(config: RunConfig, settings: Settings) -> int:
     except TrainerError as error:  # such as an upload that fails although the probe succeeded
         Console(stderr=True, highlight=False).print(f"{error.reason}: {error.message}", markup=False)
         return int(error.exit_code)
-    show(report, written)
+    show(report, written, local_hint)
     return int(report.exit_code())
 
 
@@ -118,11 +120,15 @@ def _shorten(text: str) -> str:
     return encoded[: MAX_WARNING_CHARACTERS - len(mark.encode())].decode(errors="ignore") + mark
 
 
-def show(report: Report, written: tuple[str, ...]) -> None:
+def _hint(reason: FailureReason) -> str:
+    return FAILURES[reason].hint
+
+
+def show(report: Report, written: tuple[str, ...], hint_of: Callable[[FailureReason], str] = _hint) -> None:
     """Prints the table, what to change, and where the report is."""
     console = Console(highlight=False)
     console.print(to_table(report))
     if (reason := report.reason()) is not None:
-        console.print(f"{reason}: {FAILURES[reason].hint}", markup=False)
+        console.print(f"{reason}: {hint_of(reason)}", markup=False)
     for uri in written:
         console.print(f"report: {uri}", markup=False, soft_wrap=True)

@@ -9,18 +9,18 @@ from typing import NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from finetune_api.failures import FAILURES
 from finetune_api.job import FineTuneJob
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import JobIdentity, RunConfig
 from finetune_trainer.artifacts.store import remove_uncommitted
 from finetune_trainer.cli.live.follow import follow
+from finetune_trainer.cli.local_hints import local_hint
 from finetune_trainer.cli.manifest.sources import shorten_source
 from finetune_trainer.cli.pod import run_job
 from finetune_trainer.job.logging_setup import configure_screen_logging
 from finetune_trainer.job.outcome import overdue
 from finetune_trainer.job.progress_tracker import ProgressTracker
-from finetune_trainer.job.settings import Settings
+from finetune_trainer.job.settings import LOCAL_HUB_RETRIES, Settings
 from finetune_trainer.job.stop_signal import StopSignal
 
 STOPPED_BY_PERSON = 130  # as shells have it for Ctrl-C
@@ -32,7 +32,7 @@ def run_here(job: FineTuneJob, output: Path | None, credentials: Path | None, *,
 
     `credentials` is a folder like a pod's mounted Secrets; None: boto3's own chain, and no Hugging Face token.
     """
-    configure_screen_logging(verbose=verbose)
+    configure_screen_logging(_say, verbose=verbose)
     identity = JobIdentity(namespace=job.metadata.namespace, name=job.metadata.name, uid=str(uuid.uuid4()))
     config = RunConfig.from_spec(identity, job.spec, progress=None)
 
@@ -42,15 +42,25 @@ def run_here(job: FineTuneJob, output: Path | None, credentials: Path | None, *,
     stop_signal.install()
     prefix = f"finetune-{job.metadata.name}-"
     with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as work:
-        settings = Settings(work=Path(work), attempt_id=identity.uid, credentials=credentials, output_folder=output)
+        settings = Settings(
+            work=Path(work),
+            attempt_id=identity.uid,
+            credentials=credentials,
+            output_folder=output,
+            hub_retries=LOCAL_HUB_RETRIES,
+        )
         stop_signal.guard(lambda now: _stop(config, settings, progress, now=now))
         title = f"{config.job.name}: {shorten_source(config.model.source)} on {shorten_source(config.dataset.source)}"
-        with follow(progress, console, title, settings.work):
+        with follow(progress, console, title, settings.work, is_plain=verbose):
             outcome = run_job(config, settings, progress, stop_signal)
 
     stop_signal.conclude()
     show(outcome)
     stop_signal.exit(int(outcome.exit_code))
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def _answer(presses: int) -> None:
@@ -82,7 +92,7 @@ def show(outcome: Outcome) -> None:
         assert outcome.reason is not None
         console.print(f"[red]{outcome.reason}[/]", end=" ")
         console.print(outcome.message, markup=False)
-        console.print(f"  {FAILURES[outcome.reason].hint}", markup=False)
+        console.print(f"  {local_hint(outcome.reason)}", markup=False)
         return
 
     table = Table("type", "quantization", "bytes", "sha256")

@@ -3,8 +3,10 @@
 import logging
 import os
 import warnings
+from collections.abc import Callable
 
 NOISY = ("httpx", "botocore", "urllib3", "bitsandbytes", "datasets", "filelock", "accelerate", "gguf", "awscrt")
+OURS = ("finetune_trainer", "finetune_kernels")
 
 
 def configure_logging(level: int = logging.INFO) -> None:
@@ -17,14 +19,35 @@ def configure_logging(level: int = logging.INFO) -> None:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
 
 
-def configure_screen_logging(*, verbose: bool) -> None:
-    """Sets up the logging of a command at a terminal: nothing of libraries, unless `verbose`.
+def configure_screen_logging(say: Callable[[str], None], *, verbose: bool) -> None:
+    """Sets up the logging of a command at a terminal: our own warnings by `say`, and nothing of libraries.
 
-    Call it before transformers and huggingface_hub are imported, which read these variables then: progress bars of
-    their own would tear the live view, and their advice is for those who write such a command.
+    With `verbose`, everything is logged as in a pod. Call it before transformers and huggingface_hub are imported,
+    which read these variables then: progress bars of their own would tear the live view.
     """
     configure_logging(logging.INFO if verbose else logging.ERROR)
     os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
-    if not verbose:
-        os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error", "DATASETS_VERBOSITY": "error"}
-        warnings.simplefilter("ignore")
+    if verbose:
+        return
+
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error", "DATASETS_VERBOSITY": "error"}
+    warnings.simplefilter("ignore")
+    for name in OURS:
+        ours = logging.getLogger(name)
+        ours.handlers, ours.propagate = [ScreenHandler(say)], False
+        ours.setLevel(logging.WARNING)
+
+
+class ScreenHandler(logging.Handler):
+    """Says warnings in words, and defects with their traceback; a failure with a reason is told by the outcome."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__()
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Says one record."""
+        if record.levelno < logging.ERROR:
+            self._say(f"note: {record.getMessage()}")
+        elif record.exc_info:
+            self._say(self.format(record))

@@ -14,7 +14,10 @@ from pydantic import ValidationError
 from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage.retry import HUB_RETRIES, RetryPolicy
 
+LOCAL_HUB_RETRIES = RetryPolicy(outage_seconds=10, first_wait=1)
+"""Retries where somebody waits at a terminal, who can start the command again."""
 DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 
 
@@ -38,6 +41,8 @@ class Settings:
     """Mount of the PersistentVolumeClaim, if the model is a pvc:// source."""
     dataset_mount: Path | None = None
     """Mount of the PersistentVolumeClaim, if the dataset is a pvc:// source."""
+    hub_retries: RetryPolicy = HUB_RETRIES
+    """Time for which the Hugging Face Hub is asked again."""
     output_folder: Path | None = None
     """Results go here instead of S3 (`finetune run --output`)."""
 

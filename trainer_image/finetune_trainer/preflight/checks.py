@@ -138,7 +138,9 @@ def _check_evaluation(
 
 def _access(config: RunConfig, settings: Settings, use: str, mount: Path | None) -> SourceAccess:
     s3 = config.output.s3
-    return SourceAccess(settings.credentials_of(use), s3.endpoint_url, s3.region, mount)
+    return SourceAccess(
+        settings.credentials_of(use), s3.endpoint_url, s3.region, mount, hub_retries=settings.hub_retries
+    )
 
 
 def _write(store: ArtifactStore, report: Report, work: Path) -> tuple[str, ...]:

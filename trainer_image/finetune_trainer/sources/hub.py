@@ -35,6 +35,8 @@ from finetune_trainer.storage.s3_faults import FaultReasons
 Value = TypeVar("Value")
 TOKEN_FILE = "HF_TOKEN"  # noqa: S105 (a file name)
 REQUEST_SECONDS = 30
+LISTING_SECONDS = 4
+"""Time for the first, small answer of the hub, or for the next part of it: a hub that is silent is soon noticed."""
 _NO_ANSWER = (httpx.HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, FileMetadataError, XetDownloadError)
 _RETRIED_ERRORS = (*_NO_ANSWER, HFValidationError, HfHubHTTPError, EntryNotFoundError)
 
@@ -53,7 +55,7 @@ class HubRepository:
 
         api = HfApi(endpoint=access.hub_endpoint, token=self._token)
         ask = api.model_info if kind == "model" else api.dataset_info
-        info = self._retry(lambda: ask(name, revision=revision, files_metadata=True, timeout=REQUEST_SECONDS))
+        info = self._retry(lambda: ask(name, revision=revision, files_metadata=True, timeout=LISTING_SECONDS))
 
         # A branch may move while the job runs: from here on only the commit is used.
         self.revision = str(info.sha)

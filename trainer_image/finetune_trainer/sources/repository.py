@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from finetune_trainer.storage.object_store import OnBytes
-from finetune_trainer.storage.retry import RetryPolicy
-
-HUB_RETRIES = RetryPolicy(outage_seconds=120, first_wait=1)
+from finetune_trainer.storage.retry import HUB_RETRIES, RetryPolicy
 
 
 @dataclass(frozen=True)

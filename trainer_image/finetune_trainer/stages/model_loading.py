@@ -39,7 +39,7 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
     Raises TrainerError (UnsupportedArchitecture, UnsafeModel, InvalidConfiguration, ...).
     """
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    device = _choose_device(gpus)
+    device = choose_device(gpus)
     resolved = resolve_precision(precision, device)
     architecture = check_architecture(folder)
     headers = list_weights_below(folder)  # names a file that is missing or broke off, which transformers does not
@@ -168,7 +168,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     return precision
 
 
-def _choose_device(gpus: int) -> torch.device:
+def choose_device(gpus: int) -> torch.device:
     """The first GPU, or the CPU if `gpus` is 0. Raises TrainerError if there is no GPU."""
     if gpus == 0:
         return torch.device("cpu")

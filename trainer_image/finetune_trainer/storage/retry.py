@@ -59,6 +59,10 @@ class RetryPolicy:
         return limits.get(cause, 0.0)
 
 
+HUB_RETRIES = RetryPolicy(outage_seconds=120, first_wait=1)
+"""Retries of requests to the Hugging Face Hub in a pod."""
+
+
 def retry(
     action: Callable[[], Value],
     policy: RetryPolicy,

@@ -18,12 +18,14 @@ TICK_SECONDS = 1.0
 
 
 @contextmanager
-def follow(progress: ProgressTracker, console: Console, title: str, work: Path) -> Iterator[None]:
-    """Shows the run of `progress` until the code inside ends."""
+def follow(
+    progress: ProgressTracker, console: Console, title: str, work: Path, *, is_plain: bool = False
+) -> Iterator[None]:
+    """Shows the run of `progress` until the code inside ends; `is_plain`: by lines, a terminal or not."""
     readings = Readings(progress, work)
     progress.listen(readings.note_change)
 
-    if console.is_terminal:
+    if console.is_terminal and not is_plain:
 
         def draw() -> ConsoleRenderable:
             return draw_view(readings, title, console.width)

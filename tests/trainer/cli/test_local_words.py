@@ -1,0 +1,133 @@
+"""Words for somebody at a terminal: a hub that is silent, a machine without a GPU, libraries that would chatter."""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from finetune_api.failures import FAILURES, FailureReason
+from finetune_trainer.cli.local_hints import LOCAL_HINTS, local_hint
+from finetune_trainer.cli.machine import describe_device, has_nvidia_gpu
+from finetune_trainer.job.logging_setup import OURS, configure_screen_logging
+
+FINETUNE = Path(sys.executable).parent / "finetune"
+
+
+class SilentServer:
+    """A server that takes connections and answers none."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self.asked: list[float] = []
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                self._open.append(self._socket.accept()[0])
+            except OSError:
+                return
+            self.asked.append(time.monotonic())
+
+    def close(self) -> None:
+        for each in (self._socket, *self._open):
+            each.close()
+
+
+@pytest.fixture
+def silent() -> Iterator[SilentServer]:
+    server = SilentServer()
+    yield server
+    server.close()
+
+
+def test_a_hub_that_is_silent_is_said_within_ten_seconds(silent: SilentServer, tmp_path: Path) -> None:
+    words = [FINETUNE, "validate", "--model", "org/x", "--data", "org/y", "--output", "out"]
+    environment = os.environ | {"HF_ENDPOINT": silent.address}
+    with subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as program:
+        assert program.stderr is not None
+        line = next(line for line in program.stderr if "did not answer" in line)
+        said = time.monotonic()
+        program.kill()
+    assert line.startswith("note: hf://org/x: the hub did not answer (ReadTimeout); trying again in")
+    assert said - silent.asked[0] < 10
+
+
+def test_a_machine_without_a_gpu_is_said(tmp_path: Path) -> None:
+    assert not has_nvidia_gpu(tmp_path)
+    (tmp_path / "nvidia0").touch()
+    assert has_nvidia_gpu(tmp_path)
+
+    assert describe_device(1, has_gpu=True) is None
+    assert "trains on the CPU" in (describe_device(0, has_gpu=True) or "")
+    said = describe_device(1, has_gpu=False) or ""
+    assert "no NVIDIA GPU" in said
+    assert "--gpus 0" in said
+    assert "is checked only against" in said
+
+
+@pytest.mark.parametrize("reason", [reason for reason in FailureReason if FAILURES[reason].exit_code is not None])
+def test_hints_on_this_machine_speak_of_no_pod(reason: FailureReason) -> None:
+    if reason is FailureReason.INTERRUPTED:  # `finetune run` tells itself how to go on
+        return
+    hint = local_hint(reason)
+    for word in ("pod", "Secret", "create the job", "tried again", "ephemeralStorage", "spec.resources.memory"):
+        assert word not in hint
+
+
+def test_the_local_hints_are_other_than_the_clusters() -> None:
+    assert all(FAILURES[reason].hint != hint for reason, hint in LOCAL_HINTS.items())
+
+
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    kept = (root.handlers[:], root.level)
+    yield
+    root.handlers, root.level = kept
+    for name in OURS:
+        ours = logging.getLogger(name)
+        ours.handlers, ours.propagate = [], True
+        ours.setLevel(logging.NOTSET)
+
+
+@pytest.mark.usefixtures("logging_as_before")
+def test_our_warnings_are_said_and_those_of_libraries_are_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    said: list[str] = []
+    configure_screen_logging(said.append, verbose=False)
+
+    logging.getLogger("finetune_trainer.storage.retry").warning("a store is silent")
+    logging.getLogger("finetune_trainer.cli.pod").error("ModelNotFound: what the outcome tells")
+    for library in ("bitsandbytes.backends.cpu.ops", "transformers", "torch", "httpx"):
+        logging.getLogger(library).warning("chatter")
+    assert said == ["note: a store is silent"]
+    assert capsys.readouterr().err == ""
+
+    try:
+        raise ZeroDivisionError
+    except ZeroDivisionError as error:
+        logging.getLogger("finetune_trainer.cli.pod").error("a defect", exc_info=error)
+    assert "Traceback" in said[-1]
+
+
+def test_a_run_leaves_nothing_of_libraries_on_the_screen(tmp_path: Path, tiny_base: Path, chat_file: Path) -> None:
+    words = ["--model", tiny_base, "--data", chat_file, "--name", "mine", "--max-steps", "2", "--gpus", "0"]
+    words += ["--set", "spec.model.maxSequenceLength=128", "--set", "spec.training.batchSize=1", "--output", "out"]
+    done = subprocess.run([FINETUNE, "run", *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    beginnings = ("note: ", "ModelLoading: ", "AdapterInjection: ", "DataFormatting: ", "TrainingConfiguration: ")
+    beginnings += ("Training: ", "step ", "checkpoint of step ", "Saving: ", "Uploading: ", "manifest: ")
+    assert [line for line in done.stderr.splitlines() if not line.startswith(beginnings)] == []
+    assert list(tmp_path.glob("out/mine/attempts/*/metrics/metrics.jsonl"))
