@@ -92,6 +92,7 @@ def call_validate(options: argparse.Namespace, _: Sequence[str]) -> int:
     if options.manifest_only:
         _say(f"{options.manifest or 'the job'}: valid")
         return 0
+
     if (device := describe_device(found.job.spec.resources.gpus, has_nvidia_gpu())) is not None:
         _say(f"note: {device}")
     code = _check_here(found.job, options.output, options.credentials)
