@@ -12,7 +12,7 @@ import yaml
 
 from finetune_api import API_VERSION
 from finetune_api.base import ApiModel
-from finetune_api.gpus import ExpectedGpu, expected_gpu
+from finetune_api.gpus import ExpectedGpu, expected_gpu, to_bytes
 from finetune_api.spec.inputs import DatasetSpec, ModelSpec
 from finetune_api.spec.output import ExportSpec, OutputSpec
 from finetune_api.spec.spec import FineTuneJobSpec
@@ -56,6 +56,8 @@ class RunConfig(ApiModel):
     checkpoints_to_keep: int
     termination_grace_period_seconds: int
     gpus: int
+    ephemeral_storage_bytes: int | None = None
+    """Disk that the pod may use; None: whatever the node has."""
     gpu: ExpectedGpu | None = None
     """GPU that preflight estimates for; the trainer reads the real GPU."""
     kernels: bool = True
@@ -66,6 +68,7 @@ class RunConfig(ApiModel):
     @classmethod
     def from_spec(cls, job: JobIdentity, spec: FineTuneJobSpec, progress: ProgressTarget | None) -> Self:
         """Build the run that a job's spec describes."""
+        storage = spec.resources.ephemeral_storage
         return cls(
             job=job,
             model=spec.model,
@@ -77,6 +80,7 @@ class RunConfig(ApiModel):
             checkpoints_to_keep=spec.run_policy.checkpoints_to_keep,
             termination_grace_period_seconds=spec.run_policy.termination_grace_period_seconds,
             gpus=spec.resources.gpus,
+            ephemeral_storage_bytes=to_bytes(storage) if storage is not None else None,
             gpu=expected_gpu(spec.resources),
             progress=progress,
         )

@@ -72,8 +72,8 @@ TABLE = {
     "storing a checkpoint, S3 silent": Case(
         request=("PUT", "step-00000004"), silent=True, checkpoint=2, within=IN_TIME
     ),
-    "saving, merging": Case((f"{OURS}.export.adapter:LoraWeights.merge", "3", "0"), checkpoint=6),
-    "saving, GGUF": Case((f"{OURS}.export.gguf.files:GgufFiles.write", "3", "0"), checkpoint=6),
+    "saving, merging": Case((f"{OURS}.export.adapter:LoraWeights.merge", "3", "0"), checkpoint=6, within=BY_PATIENCE),
+    "saving, GGUF": Case((f"{OURS}.export.gguf.files:GgufFiles.write", "3", "0"), checkpoint=6, within=BY_PATIENCE),
     "saving, GGUF, stuck": Case(
         (f"{OURS}.export.gguf.files:GgufFiles.write", "3", STUCK), checkpoint=6, within=BY_PATIENCE
     ),

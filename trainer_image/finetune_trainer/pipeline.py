@@ -5,13 +5,16 @@ from pathlib import Path
 
 from trl.trainer.sft_config import SFTConfig
 
+from finetune_api.failures import FailureReason
 from finetune_api.vocabulary import Stage
 from finetune_trainer.artifacts.checkpoints import CheckpointStore, checkpoint_key
 from finetune_trainer.artifacts.manifest import Manifest
 from finetune_trainer.artifacts.store import LocalArtifact, Provenance
 from finetune_trainer.chat.encoder import ChatEncoder
 from finetune_trainer.documents.write import RunSummary, write_documents
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.base_model.folder import open_base_model
+from finetune_trainer.job.disk_needs import JobSize, describe_lack, plan_disk
 from finetune_trainer.job.run_context import RunContext
 from finetune_trainer.sources import FetchedSource, SourceAccess, fetch_dataset, fetch_model
 from finetune_trainer.stages.adapter_injection import AdaptedModel, inject_adapter
@@ -21,6 +24,7 @@ from finetune_trainer.stages.model_loading import choose_device, load_model
 from finetune_trainer.stages.saving import companions, save_artifacts
 from finetune_trainer.stages.training import Prepared, train
 from finetune_trainer.stages.training_configuration import configure_training
+from finetune_trainer.storage.disk_faults import free_disk
 from finetune_trainer.storage.object_store import ignore_bytes
 from finetune_trainer.training.batching.cost import describe_batching
 from finetune_trainer.training.best_adapter import BestAdapter
@@ -57,6 +61,8 @@ def run(context: RunContext) -> Manifest:
     arguments = _configure(context, loaded, data, engine)
     checkpoints = _checkpoint_store(context, base, source, evaluation)
     checkpointed = _checkpointed_state(context, base, loaded, data)
+
+    _check_disk(context, adapted)
 
     progress.stage(Stage.TRAINING)
     prepared = Prepared(adapted.model, loaded.tokenizer, data, engine, arguments)
@@ -161,6 +167,14 @@ def _configure(context: RunContext, loaded: LoadedModel, data: FormattedData, en
     seed = context.config.training.seed
     context.progress.resolve(**describe_batching(engine.batching, engine.batch, data.train, seed))
     return arguments
+
+
+def _check_disk(context: RunContext, adapted: AdaptedModel) -> None:
+    """Raises TrainerError (DiskFull) if what is still to be written does not fit: now, not after the training."""
+    size = JobSize(adapted.total_parameters - adapted.trainable_parameters, adapted.trainable_parameters)
+    have = free_disk(context.settings.work, context.config.ephemeral_storage_bytes)
+    if (lack := describe_lack(plan_disk(context.config, size), have)) is not None:
+        raise TrainerError(FailureReason.DISK_FULL, f"{lack} left in {context.settings.work}")
 
 
 def _checkpoint_store(

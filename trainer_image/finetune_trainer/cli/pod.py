@@ -8,6 +8,7 @@ The process ends with an exit code of the table that operator and trainer share 
 
 import logging
 import sys
+from pathlib import Path
 
 from finetune_api.outcome import Outcome
 from finetune_api.run_config import RunConfig
@@ -75,14 +76,14 @@ def run_job(config: RunConfig, settings: Settings, progress: ProgressTracker, st
     try:
         outcome = _run(config, settings, progress, stop_signal)
     except BaseException as error:  # noqa: BLE001 (signals and defects included)
-        outcome = _failed(error, progress)
+        outcome = _failed(error, progress, settings.work)
     progress.finish()
     return outcome
 
 
-def _failed(error: BaseException, progress: ProgressTracker) -> Outcome:
+def _failed(error: BaseException, progress: ProgressTracker, work: Path | None = None) -> Outcome:
     """Logs the error, with a traceback if it is a defect, and returns its outcome."""
-    outcome = failed(error, progress)
+    outcome = failed(error, progress, work)
     log.error("%s: %s", outcome.reason, outcome.message, exc_info=None if isinstance(error, TrainerError) else error)
     return outcome
 

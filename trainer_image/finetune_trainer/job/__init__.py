@@ -6,6 +6,7 @@ progress_tracker.py   the live state of the run, in memory
 reporter.py           posts that state to the operator over HTTPS
 stop_signal.py        SIGTERM and Ctrl-C, and a watchdog that ends the process in order
 machine.py            the CPU's bfloat16 and the free memory, for CPU runs
+disk_needs.py         disk that a whole job needs, against what there is (pure)
 outcome.py            the last word of a run: termination message and exit code
 logging_setup.py      one log line per event on stderr
 """

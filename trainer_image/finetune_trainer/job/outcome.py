@@ -1,6 +1,5 @@
 """Turns the end of a run into its outcome: the termination message, which the operator reads, and the exit code."""
 
-import errno
 import logging
 import sys
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from finetune_api.outcome import Outcome, Result
 from finetune_trainer.artifacts.manifest import Manifest
 from finetune_trainer.errors import InterruptedRunError, TrainerError
 from finetune_trainer.job.progress_tracker import ProgressTracker
+from finetune_trainer.storage.disk_faults import explain_disk_fault
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ def succeeded(
     )
 
 
-def failed(error: BaseException, progress: ProgressTracker) -> Outcome:
-    """Outcome of a run that ended with an error."""
-    reason, message = explain(error)
+def failed(error: BaseException, progress: ProgressTracker, work: Path | None = None) -> Outcome:
+    """Outcome of a run that ended with an error; `work` is the folder that it wrote to."""
+    reason, message = explain(error, work)
 
     return Outcome(
         result=Result.INTERRUPTED if reason is FailureReason.INTERRUPTED else Result.FAILED,
@@ -69,8 +69,8 @@ def overdue(progress: ProgressTracker) -> Outcome:
     return failed(InterruptedRunError(f"stopped in the middle of its work; {stored}"), progress)
 
 
-def explain(error: BaseException) -> tuple[FailureReason, str]:
-    """Returns reason and message of an error.
+def explain(error: BaseException, work: Path | None = None) -> tuple[FailureReason, str]:
+    """Returns reason and message of an error; `work` is the folder that the run writes to.
 
     Our own errors carry both. Any other is a defect: its text stays in the log, as it may hold a secret.
     """
@@ -80,8 +80,8 @@ def explain(error: BaseException) -> tuple[FailureReason, str]:
         return FailureReason.CUDA_OUT_OF_MEMORY, "the run does not fit the GPU's memory"
     if isinstance(error, MemoryError):
         return FailureReason.OUT_OF_MEMORY, "the run does not fit the host's memory"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return FailureReason.DISK_FULL, "the disk is full"
+    if (fault := explain_disk_fault(error, work)) is not None:
+        return fault.reason, fault.message
     return FailureReason.INTERNAL_ERROR, f"{type(error).__name__}, see the trainer's log"
 
 

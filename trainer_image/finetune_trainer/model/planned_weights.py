@@ -27,6 +27,8 @@ class PlannedWeights:
     """Names of linear layers that could have an adapter and do not, those with the most weights first."""
     loaded_bytes: int
     """Bytes of all weights once they are loaded, adapters included."""
+    adapter_parameters: int
+    """Parameters that train."""
 
 
 def plan_weights(
@@ -45,12 +47,14 @@ def plan_weights(
     except TrainerError:
         return None
 
+    trained = _adapter_parameters(weights, adapted, config.adapter.rank)
     return PlannedWeights(
         measure_coverage(weights, adapted),
         measure_coverage(weights, all_linear),
         missing_defaults(names - barred, wanted),
         _left_out(weights, adapted, barred),
-        _base_bytes(headers, weights, config, each) + _adapter_bytes(weights, adapted, config.adapter.rank),
+        _base_bytes(headers, weights, config, each) + ADAPTER_BYTES * trained,
+        trained,
     )
 
 
@@ -77,5 +81,5 @@ def _loaded_bytes(header: TensorHeader, quantized: set[str], each: int, *, doubl
     return header.parameters // 2 + (scales + 4 * scales // SCALES_BLOCK if double else 4 * scales)
 
 
-def _adapter_bytes(weights: Iterable[LayerWeight], adapted: set[str], rank: int) -> int:
-    return sum(ADAPTER_BYTES * rank * sum(weight.shape or ()) for weight in weights if weight.name in adapted)
+def _adapter_parameters(weights: Iterable[LayerWeight], adapted: set[str], rank: int) -> int:
+    return sum(rank * sum(weight.shape or ()) for weight in weights if weight.name in adapted)

@@ -15,6 +15,7 @@ from finetune_trainer.preflight.findings import Findings, ModelFacts
 from finetune_trainer.preflight.gpu import estimate_gpu, judge_gpu
 from finetune_trainer.preflight.judgements.batching import judge_batching
 from finetune_trainer.preflight.judgements.coverage import judge_coverage, judge_weight_memory
+from finetune_trainer.preflight.judgements.disk import judge_disk
 from finetune_trainer.preflight.judgements.messages import judge_messages
 from finetune_trainer.preflight.judgements.reasoning import judge_reasoning
 from finetune_trainer.preflight.judgements.rows import judge_answer_ends, judge_tokens
@@ -73,6 +74,9 @@ def examine(config: RunConfig, model: ModelFacts | None, data: Data, findings: F
         if config.gpus == 0:
             free = free_memory()
             facts["cpu_advice"] = advise_on_cpu(model.weights, config.model.quantization, each=each, free=free)
+        if planned is not None:
+            tokens = int(size.tokens / max(1.0, size.epochs)) if size else 0
+            findings.found += judge_disk(config, model.weights, planned.adapter_parameters, tokens)
 
     ordered = sorted(findings.found, key=lambda finding: not finding.location.startswith("spec."))  # fields, then rows
     return Report(**facts, findings=tuple(ordered), more_errors=findings.unlisted)

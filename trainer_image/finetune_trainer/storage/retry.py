@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.stopping import run_abandonable
+from finetune_trainer.storage.disk_faults import explain_disk_fault
 
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")
@@ -73,7 +74,8 @@ def retry(
     """Returns what `action` returns; repeats it while it raises one of `errors` and the policy allows it.
 
     Raises the error that `explain` makes of the last failure, without the original, which may quote the request. Once
-    `closing` is set, failures are raised at once. A request to stop waits for no answer: InterruptedRunError.
+    `closing` is set, failures are raised at once, and those of this disk always are. A request to stop waits for no
+    answer: InterruptedRunError.
     """
     closing = closing or threading.Event()
     began, wait = time.monotonic(), policy.first_wait
@@ -82,6 +84,8 @@ def retry(
         try:
             return run_abandonable(action)
         except errors as error:
+            if (fault := explain_disk_fault(error)) is not None:
+                raise fault from None
             failure, cause = explain(error)
 
             # Credentials are polled at a steady pace: their files change once, at no predictable time.

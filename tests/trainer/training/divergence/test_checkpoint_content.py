@@ -44,9 +44,8 @@ def leave_out(path: Path) -> None:
 
 def forget_moments(path: Path) -> None:
     state = torch.load(path, weights_only=True)
-    moments = state["state"][0]
-    name = "state1" if "state1" in moments else "exp_avg"
-    moments[name] = moments[name][1:]
+    moments = state["vectors"]["state"][0]["__bnb_optimizer_quant_state__"]
+    moments["state1"] = moments["state1"][1:]
     torch.save(state, path)
 
 

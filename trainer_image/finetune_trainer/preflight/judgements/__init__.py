@@ -6,5 +6,6 @@ messages.py        keys of messages that nothing reads, calls that no tool decla
 unknown_tokens.py  rows that the tokenizer does not know
 batching.py        documents that cannot be packed, and what that costs
 coverage.py        weights without an adapter, or that NF4 leaves in 16 bits
+disk.py            files that the job will write, against the disk that it asks for
 training.py        steps, epochs, learning rate, and rows that also evaluate
 """
