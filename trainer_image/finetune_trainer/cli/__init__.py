@@ -11,6 +11,7 @@ export.py             `finetune export`: merge and convert, without training
 export_arguments.py   the options of `finetune export`, all of whose errors are reported together
 artifacts.py          `finetune artifacts`: list or download a result
 chat/                 `finetune chat`: a conversation with what a job made
+compare/              `finetune compare`: two results side by side
 find_result.py        where a job's result is, from what a user calls the job
 live/                 a run as its user sees it: a live view on a terminal, plain lines elsewhere
 pod.py                `finetune-trainer run`: one attempt of a job in its pod

@@ -7,6 +7,7 @@
     finetune export --base SRC --output DIR ...   merge an adapter and write GGUF files: no cluster, no training
     finetune artifacts JOB [--download DIR]       list what a job made, or download it with every digest checked
     finetune chat RESULT [--compare]              talk to what a job made, beside its base or alone
+    finetune compare A B                          two results side by side
 
 A verb's options are made, and its code is imported, only if that verb is called: `finetune --help` answers at once.
 """
@@ -162,6 +163,18 @@ def _chat(options: argparse.Namespace, _: Sequence[str]) -> int:
     return chat_here(options)
 
 
+def _add_compare_options(parser: argparse.ArgumentParser) -> None:
+    from finetune_trainer.cli.compare.command import add_compare_options
+
+    add_compare_options(parser)
+
+
+def _compare(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from finetune_trainer.cli.compare.command import compare_here
+
+    return compare_here(options)
+
+
 VERBS = {
     "init": Verb(
         "write a commented manifest to begin with",
@@ -219,5 +232,14 @@ VERBS = {
         ),
         _add_chat_options,
         _chat,
+    ),
+    "compare": Verb(
+        "show two results side by side: losses, metrics, configuration, samples",
+        (
+            "finetune compare results/mine results/other",
+            "finetune compare results/mine s3://bucket/prefix/other/",
+        ),
+        _add_compare_options,
+        _compare,
     ),
 }
