@@ -150,7 +150,7 @@ def test_rows_to_evaluate_on_that_lose_every_answer(
     run_config: Build, settings: Settings, tmp_path: Path, lost: int, severity: str | None, part: str
 ) -> None:
     long = {"messages": [{"role": "user", "content": "x " * 500}, {"role": "assistant", "content": "yes"}]}
-    rows = [*[long] * lost, *exchanges(*ANSWERS)[lost:]]
+    rows = [*[long] * lost, *exchanges("perhaps", "later")[lost:]]
     data = write(tmp_path / "rows.jsonl", *exchanges(*ANSWERS))
     evaluation = write(tmp_path / "held-out.jsonl", *rows)
     report, _ = check(run_config(dataset={**data, "evaluation": evaluation}), settings)

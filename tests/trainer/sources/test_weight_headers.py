@@ -61,6 +61,19 @@ def access(hub: Hub) -> SourceAccess:
     return SourceAccess(hub_endpoint=hub.url, hub_retries=RetryPolicy(outage_seconds=3, first_wait=0.05))
 
 
+@pytest.fixture
+def s3_access(s3_server: S3Server, tmp_path: Path) -> SourceAccess:
+    (tmp_path / "AWS_ACCESS_KEY_ID").write_text(s3_server.access_key)
+    (tmp_path / "AWS_SECRET_ACCESS_KEY").write_text(s3_server.secret_key)
+    return SourceAccess(tmp_path, s3_server.endpoint_url)
+
+
+def put(server: S3Server, bucket: str, files: dict[str, bytes]) -> None:
+    server.create_bucket(bucket)
+    for name, content in files.items():
+        server.client().put_object(Bucket=bucket, Key=f"base/{name}", Body=content)
+
+
 @pytest.mark.parametrize("ignores_ranges", [False, True])
 def test_of_a_hub_by_ranges(hub: Hub, access: SourceAccess, ignores_ranges: bool) -> None:
     hub.repos["models/acme/tiny"] = HubRepo(MODEL, ignores_ranges=ignores_ranges)
@@ -102,10 +115,25 @@ def test_a_shard_that_broke_off_on_the_hub(hub: Hub, access: SourceAccess) -> No
         fetch_weight_headers("hf://acme/tiny", None, access)
 
 
-def test_of_a_bucket_by_ranges(s3_server: S3Server, tmp_path: Path) -> None:
-    s3_server.create_bucket("headers")
-    for name, content in MODEL.items():
-        s3_server.client().put_object(Bucket="headers", Key=f"base/{name}", Body=content)
-    (tmp_path / "AWS_ACCESS_KEY_ID").write_text(s3_server.access_key)
-    (tmp_path / "AWS_SECRET_ACCESS_KEY").write_text(s3_server.secret_key)
-    check(fetch_weight_headers("s3://headers/base", None, SourceAccess(tmp_path, s3_server.endpoint_url)))
+EMPTY = {
+    "an empty shard": (SECOND, f"{SECOND} is not a safetensors file"),
+    "an empty index": ("model.safetensors.index.json", "is not valid JSON"),
+}
+
+
+@pytest.mark.parametrize(("name", "reason"), EMPTY.values(), ids=EMPTY)
+def test_an_empty_file_is_named_wherever_it_lies(
+    hub: Hub, access: SourceAccess, s3_server: S3Server, s3_access: SourceAccess, name: str, reason: str
+) -> None:
+    files = {**MODEL, name: b""}
+    hub.repos["models/acme/tiny"] = HubRepo(files)
+    bucket = f"empty-{len(name)}"
+    put(s3_server, bucket, files)
+    for source, how in (("hf://acme/tiny", access), (f"s3://{bucket}/base", s3_access)):
+        with pytest.raises(TrainerError, match=reason):
+            fetch_weight_headers(source, None, how)
+
+
+def test_of_a_bucket_by_ranges(s3_server: S3Server, s3_access: SourceAccess) -> None:
+    put(s3_server, "headers", MODEL)
+    check(fetch_weight_headers("s3://headers/base", None, s3_access))

@@ -132,6 +132,16 @@ def test_bytes_are_those_of_the_loaded_model(tmp_path: Path) -> None:
         assert plan(folder, job(quantization)).loaded_bytes == pytest.approx(real, rel=0.01)
 
 
+def test_weights_that_are_stored_in_nf4_are_counted_as_such(tmp_path: Path) -> None:
+    load(make(tmp_path / "base", "llama"), Quantization.NF4).save_pretrained(tmp_path / "packed")
+    config = job(Quantization.NONE)  # their files decide
+    coverage = plan(tmp_path / "packed", config).coverage
+    assert shares(coverage) == (1.0, 1.0)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "packed", device_map={"": "cpu"})
+    real = inject_adapter(loaded, config.adapter, 1).coverage
+    assert (coverage.parameters, coverage.quantized) == (real.parameters, real.quantized)
+
+
 @pytest.mark.parametrize(("family", "level"), [("llama", logging.INFO), ("mixtral", logging.WARNING)])
 def test_the_log_says_it(tmp_path: Path, family: str, level: int, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)

@@ -60,7 +60,7 @@ def read_header(file: str, size: int, read: ReadRange) -> list[TensorHeader]:
 
     Raises TrainerError (InvalidConfiguration) for a file that is damaged or broke off.
     """
-    begin = read(0, min(size, FIRST_BYTES))
+    begin = read(0, min(size, FIRST_BYTES)) if size else b""  # an empty range cannot be asked for
     length = int.from_bytes(begin[:LENGTH_BYTES], "little")
     if size < LENGTH_BYTES or not 2 <= length <= MAX_HEADER_BYTES:
         raise _error(f"{file} is not a safetensors file: its first 8 bytes are no header length")

@@ -37,7 +37,8 @@ def list_weights(files: Mapping[str, int], read: ReadFile) -> list[TensorHeader]
             raise TrainerError(FailureReason.MODEL_NOT_FOUND, message)
         return _read(files, [SINGLE_NAME], read)
 
-    placed = _parse_index(read(INDEX_NAME, 0, files[INDEX_NAME]))
+    size = files[INDEX_NAME]
+    placed = _parse_index(read(INDEX_NAME, 0, size) if size else b"")
     shards = sorted(set(placed.values()))
     if missing := [name for name in shards if name not in files]:
         message = f"{INDEX_NAME} names {_some(missing)}, which the model's folder lacks: get the missing files"

@@ -65,6 +65,7 @@ def fetch_weight_headers(uri: str, revision: str | None, access: SourceAccess) -
     """
     repository = _open(uri, revision, access, MODEL_REASONS, is_model=True)
     chosen = {name: repository.files[name] for name in choose_model_files(uri, repository.files)}
+    repository.download_size(chosen)  # raises for links that lead out of a claim
     return list_weights(chosen, repository.read)
 
 
