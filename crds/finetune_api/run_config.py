@@ -18,6 +18,16 @@ from finetune_api.spec.output import ExportSpec, OutputSpec
 from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.spec.training import AdapterSpec, TrainingSpec
 
+TRAINED_BY = ("model", "dataset", "adapter", "training")
+"""Sections of the spec that determine the trained adapter."""
+NOT_IN_DIGEST = {
+    "model": {"credentials"},
+    "dataset": {"credentials"},
+    "training": {"logging_steps", "checkpoint_steps"},
+}
+DEFAULTS_VERSION = 1
+"""Raised when a default changes: the same spec then means another run, and must have another digest."""
+
 
 class JobIdentity(ApiModel):
     """Namespace, name and UID of the job."""
@@ -95,17 +105,25 @@ class RunConfig(ApiModel):
         return cls.model_validate(yaml.safe_load(text), by_alias=True, by_name=False)
 
     def spec_digest(self) -> str:
-        """SHA-256 (hex) of every field that determines the result; it keys checkpoints and committed results.
+        """SHA-256 (hex) of every field that determines the result: results with equal digests are interchangeable.
 
         Output location, logging and credentials are left out."""
-        sections = {
-            "model": self.model.model_dump(mode="json", exclude={"credentials"}),
-            "dataset": self.dataset.model_dump(mode="json", exclude={"credentials"}),
-            "adapter": self.adapter.model_dump(mode="json"),
-            "training": self.training.model_dump(mode="json", exclude={"logging_steps", "checkpoint_steps"}),
-            "export": self.export.model_dump(mode="json"),
+        return self._digest(*TRAINED_BY, "export")
+
+    def training_digest(self) -> str:
+        """SHA-256 (hex) of every field that determines the trained adapter; it keys checkpoints.
+
+        The export is left out too: a checkpoint outlives a change of it."""
+        return self._digest(*TRAINED_BY)
+
+    def _digest(self, *sections: str) -> str:
+        """Digest of what the job sets otherwise than by default, so that a field of a new version changes none."""
+        fields = {
+            name: getattr(self, name).model_dump(mode="json", exclude=NOT_IN_DIGEST.get(name), exclude_defaults=True)
+            for name in sections
         }
-        return hashlib.sha256(json.dumps(sections, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        text = json.dumps({"defaults": DEFAULTS_VERSION} | fields, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def output_prefix(self) -> str:
         """Key prefix of everything this job writes, without a trailing slash."""

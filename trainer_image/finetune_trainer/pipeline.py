@@ -21,7 +21,7 @@ from finetune_trainer.stages.adapter_injection import AdaptedModel, inject_adapt
 from finetune_trainer.stages.data_formatting import DatasetFiles, FormattedData, format_data
 from finetune_trainer.stages.judging import Judged, Trained, judge_artifacts
 from finetune_trainer.stages.model_loading import choose_device, load_model
-from finetune_trainer.stages.saving import companions, save_artifacts
+from finetune_trainer.stages.saving import check_saving, companions, save_artifacts
 from finetune_trainer.stages.training import Prepared, train
 from finetune_trainer.stages.training_configuration import configure_training
 from finetune_trainer.storage.disk_faults import free_disk
@@ -51,6 +51,7 @@ def run(context: RunContext) -> Manifest:
     progress.stage(Stage.ADAPTER_INJECTION)
     adapted = inject_adapter(loaded.model, config.adapter, config.training.seed)
     _report_adapter(context, adapted)
+    check_saving(adapted.model, loaded, base.folder, config, work / "tokenizer")
 
     progress.stage(Stage.DATA_FORMATTING)
     source, evaluation = _fetch_dataset(context), _fetch_evaluation(context)
@@ -180,9 +181,9 @@ def _check_disk(context: RunContext, adapted: AdaptedModel) -> None:
 def _checkpoint_store(
     context: RunContext, base: FetchedSource, data: FetchedSource, evaluation: FetchedSource | None
 ) -> CheckpointStore:
-    """Checkpoints of this specification, model and data; those of any other are never resumed from."""
+    """Checkpoints of this training, model and data; those of any other are never resumed from."""
     digest = f"{data.digest} {evaluation.digest}" if evaluation else data.digest
-    return CheckpointStore(context.store, checkpoint_key(context.config.spec_digest(), base.digest, digest))
+    return CheckpointStore(context.store, checkpoint_key(context.config.training_digest(), base.digest, digest))
 
 
 def _checkpointed_state(

@@ -90,6 +90,10 @@ class ModelSpec(ApiModel):
         ),
     )
 
+    def has_own_template(self) -> bool:
+        """True if the job chooses the chat template, in place of the tokenizer's."""
+        return self.chat_template is not None or self.chat_template_name is not None
+
 
 class DatasetColumns(ApiModel):
     """Names of the dataset's columns, where they differ from the usual ones."""

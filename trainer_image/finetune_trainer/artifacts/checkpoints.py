@@ -2,7 +2,8 @@
 
 Layout: checkpoints/<key>/step-00000020/<attempt id>/<files>, then checkpoints/<key>/step-00000020/checkpoint.json,
 which is written last. A checkpoint without this index, or without one of its files, is ignored. The key is a digest of
-specification, model and data: if one of them changes, training starts from the beginning.
+what determines the trained adapter (`RunConfig.training_digest`), of model and data: if one of them changes, training
+starts from the beginning. A change of the export or of the output changes nothing of it.
 """
 
 import hashlib
@@ -38,9 +39,9 @@ class CheckpointIndex(ApiModel):
     """Paths are relative to the checkpoint's folder."""
 
 
-def checkpoint_key(spec_digest: str, model_digest: str, dataset_digest: str) -> str:
+def checkpoint_key(training_digest: str, model_digest: str, dataset_digest: str) -> str:
     """Returns twelve hex digits; a run can resume from checkpoints with its own key."""
-    return hashlib.sha256(f"{spec_digest}\n{model_digest}\n{dataset_digest}\n".encode()).hexdigest()[:12]
+    return hashlib.sha256(f"{training_digest}\n{model_digest}\n{dataset_digest}\n".encode()).hexdigest()[:12]
 
 
 class CheckpointStore:

@@ -1,6 +1,7 @@
 """Export of trained models: merged weights and GGUF files in one streaming pass; `export.export` is the way in.
 
 export.py         the pass: every tensor read once, merged, and given to every output
+feasibility.py    the same questions before training
 adapter.py        LoraWeights: a peft adapter, merged into the base tensor by tensor
 merged_folder.py  the merged model as a Hugging Face folder
 ollama.py         the Modelfile beside each GGUF file

@@ -12,7 +12,7 @@ Source: peft's LoraLayer.get_delta_weight; LoRA (arXiv 2106.09685), rsLoRA (2312
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,8 +112,23 @@ def open_adapter(folder: Path, base: BaseModel) -> LoraWeights:
     config = load_json(folder / CONFIG_NAME, error=InvalidAdapterError)
     _check_mergeable(config)
 
+    tensors = list_tensors(folder / WEIGHTS_NAME, error=InvalidAdapterError)
+    return LoraWeights(config, _match(config, tensors, base))
+
+
+def check_merge(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], base: BaseModel) -> None:
+    """Raise the InvalidAdapterError of `open_adapter` for an adapter that is yet to train.
+
+    `config` and the names of `shapes` are those with which peft will save it.
+    """
+    _check_mergeable(config)
+    _match(config, [StoredTensor(name, torch.float32, shape, Path(), 0, 0) for name, shape in shapes.items()], base)
+
+
+def _match(config: Mapping[str, Any], tensors: Iterable[StoredTensor], base: BaseModel) -> dict[str, _Update]:
+    """The adapter's tensors by the base tensor that they change; raises InvalidAdapterError if they do not fit."""
     updates: dict[str, _Update] = {}
-    for stored in list_tensors(folder / WEIGHTS_NAME, error=InvalidAdapterError):
+    for stored in tensors:
         target, part = _target(stored.name)
         update = updates.setdefault(target, _Update())
         if part is None:
@@ -122,7 +137,7 @@ def open_adapter(folder: Path, base: BaseModel) -> LoraWeights:
             update.parts[part] = stored
 
     _check_matches(updates, base, use_dora=bool(config.get("use_dora")))
-    return LoraWeights(config, updates)
+    return updates
 
 
 def _check_mergeable(config: Mapping[str, Any]) -> None:

@@ -7,6 +7,9 @@ from typing import Any
 from finetune_api.run_config import RunConfig
 from finetune_trainer.artifacts.hub_push import open_hub
 from finetune_trainer.artifacts.store import ArtifactStore, open_store
+from finetune_trainer.export.base_model.companions import companions_of_training
+from finetune_trainer.export.base_model.full_config import read_full_config
+from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.job.settings import Settings
 from finetune_trainer.model.adapter_targets import barred_layers, choose_targets
 from finetune_trainer.model.base_models import find_base_model_sign
@@ -20,6 +23,7 @@ from finetune_trainer.model.safetensors_header import TensorHeader
 from finetune_trainer.preflight.examination import Data, describe_scan, examine, scan_source
 from finetune_trainer.preflight.findings import Findings, ModelFacts
 from finetune_trainer.preflight.html import render_html
+from finetune_trainer.preflight.judgements.export import judge_gguf
 from finetune_trainer.preflight.judgements.rows import EVALUATION, judge_evaluation
 from finetune_trainer.preflight.process_memory import release_freed_memory
 from finetune_trainer.preflight.report import Report
@@ -83,7 +87,21 @@ def _fetch_model(config: RunConfig, settings: Settings, findings: Findings) -> M
     configuration = load_configuration(fetched.folder) if architecture else None
     weights = _fetch_weights(config, fetched, configuration, access, findings)
     sign = find_base_model_sign(fetched.folder, spec.source)
-    return ModelFacts(fetched.revision, architecture, configuration, tokenizer, sign, weights)
+    facts = ModelFacts(fetched.revision, architecture, configuration, tokenizer, sign, weights)
+
+    if config.export.gguf and architecture and tokenizer is not None:
+        beside = settings.work / "tokenizer"
+        findings.attempt("spec.export.gguf", lambda: _check_gguf(config, beside, fetched.folder, facts, findings))
+    return facts
+
+
+def _check_gguf(config: RunConfig, work: Path, model: Path, facts: ModelFacts, findings: Findings) -> None:
+    """Judges the conversion to GGUF with the tokenizer that would lie beside the adapter."""
+    beside = companions_of_training(model, facts.tokenizer, has_own_template=config.model.has_own_template())
+    beside.write(work, facts.tokenizer)
+    full, files = read_full_config(model), TokenizerFiles(work)
+    findings.found += judge_gguf(full, beside.generation_config, files, facts.weights)
+    release_freed_memory()
 
 
 def _fetch_weights(

@@ -11,7 +11,9 @@ from finetune_api.vocabulary import ArtifactType, MergedType
 from finetune_kernels.primitives.master_weights import master_weight
 from finetune_trainer.artifacts.store import LocalArtifact
 from finetune_trainer.export.base_model.companions import Companions, companions_of_training
+from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.export.export import ExportRequest, export
+from finetune_trainer.export.feasibility import check_export
 from finetune_trainer.training.loaded_model import LoadedModel
 
 
@@ -54,10 +56,18 @@ def save_artifacts(model: Any, loaded: LoadedModel, base: Path, config: RunConfi
     return artifacts
 
 
+def check_saving(model: Any, loaded: LoadedModel, base: Path, config: RunConfig, work: Path) -> None:
+    """Raises ExportError before training if the artifacts that the job asks for could not be made after it.
+
+    The tokenizer's files are written below `work`, as they will lie beside the adapter.
+    """
+    companions(loaded, base, config).write(work, loaded.tokenizer)
+    check_export(config.export, base, TokenizerFiles(work), model)
+
+
 def companions(loaded: LoadedModel, base: Path, config: RunConfig) -> Companions:
     """The files that lie beside the adapter, in checkpoints too."""
-    has_own_template = config.model.chat_template is not None or config.model.chat_template_name is not None
-    return companions_of_training(base, loaded.tokenizer, has_own_template=has_own_template)
+    return companions_of_training(base, loaded.tokenizer, has_own_template=config.model.has_own_template())
 
 
 def _adapter_state(model: Any) -> dict[str, torch.Tensor]:

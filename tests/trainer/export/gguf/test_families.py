@@ -78,7 +78,7 @@ def lacking(model_type: str, family_base: FamilyBase) -> list[str]:
             check_sizes(config, base.shapes)
             converter = TensorConverter(family, config)
             assert [converter.rename(tensor) for tensor, _ in base.shapes]
-            read_tokenizer(base)
+            read_tokenizer(base.tokenizer, config, base.generation_config)
         except (ExportError, KeyError) as error:
             found.append(f"{name}: {error}")
             continue

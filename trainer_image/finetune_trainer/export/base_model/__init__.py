@@ -1,6 +1,7 @@
 """The base model of an export: a Hugging Face model folder, read once and passed on as one value.
 
 folder.py           BaseModel: configs, locations of the tensors, tokenizer; files copied beside merged weights
+full_config.py      config.json with every default filled in
 tokenizer_files.py  tokenizer.json, tokenizer_config.json and the chat templates
 published_tokenizer.py  the same files beside weights and adapters: the base's bytes, with what training changed
 companions.py       what lies beside weights and adapters so that they answer, and stop

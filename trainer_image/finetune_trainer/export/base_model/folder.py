@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig
-
 from finetune_api.base import Json
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.base_model.companions import GENERATION, Companions
 from finetune_trainer.export.base_model.ends import with_ends
+from finetune_trainer.export.base_model.full_config import read_full_config
 from finetune_trainer.export.base_model.json_files import load_json, load_json_if_present, write_json
 from finetune_trainer.export.base_model.language_model import (
     has_language_model,
@@ -25,7 +23,7 @@ from finetune_trainer.export.base_model.nf4_tensors import Nf4Tensor, fold_nf4
 from finetune_trainer.export.base_model.output_head import HEAD, TIES, is_head_tied
 from finetune_trainer.export.base_model.published_tokenizer import tokenizer_of_adapter
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
-from finetune_trainer.export.errors import InvalidBaseError, UnsupportedArchitectureError
+from finetune_trainer.export.errors import InvalidBaseError
 from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor, locate
 from finetune_trainer.model.weight_files import INDEX_NAME, list_weights_below
 
@@ -83,17 +81,8 @@ class BaseModel:
 
     @cached_property
     def _stated_config(self) -> Json:
-        """The config as it says itself, with every default filled in.
-
-        Published files leave out what equals a default of their time; only transformers' classes know the defaults.
-        """
-        if self.is_multimodal:
-            return self.config
-        try:
-            config: Json = AutoConfig.from_pretrained(self.path, trust_remote_code=False).to_dict()
-        except (ValueError, OSError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-            raise UnsupportedArchitectureError(f"cannot read {self.path / 'config.json'}: {error}") from error
-        return config
+        """The config as it says itself, with every default filled in."""
+        return self.config if self.is_multimodal else read_full_config(self.path)
 
     @cached_property
     def generation_config(self) -> Json:

@@ -2,9 +2,12 @@
 
 files.py            the way in: all files of one model, written side by side
 families.py         one row a model family; the settings that llama.cpp cannot follow
-tensors.py          names of the tensors, and changes of their values
+conversion.py       everything but the weights, planned; preflight plans the same
+tensor_names.py     names of the tensors
+tensors.py          changes of the tensors' values
 hyperparameters.py  metadata of the architecture
-rope.py             RoPE scaling, as metadata and as tensors
+rope_metadata.py    RoPE scaling as metadata
+rope.py             RoPE scaling as tensors
 tokenizer.py        vocabulary, merges and scores
 pre_tokenizers.py   llama.cpp's names for word patterns
 special_tokens.py   ids of special tokens, chat templates

@@ -19,14 +19,22 @@ _COUNTS = (
     "vocab_size",
 )
 _MAX_COUNT = 2**31 - 1  # GGUF stores these numbers in 32 bits
+Shapes = Sequence[tuple[str, tuple[int, ...]]]
+"""Name and shape of every tensor of a model."""
 EMBEDDING = "model.embed_tokens.weight"
 
 
-def check_sizes(config: Mapping[str, Any], shapes: Sequence[tuple[str, tuple[int, ...]]]) -> None:
-    """Raise InvalidBaseError if a size in `config` is no positive number or disagrees with the tensors `shapes`."""
+def check_sizes(config: Mapping[str, Any], shapes: Shapes | None) -> None:
+    """Raise InvalidBaseError if a size in `config` is no positive number or disagrees with the tensors `shapes`.
+
+    None: the tensors are not known.
+    """
     wrong = [f"{key}: {config.get(key)!r}" for key in _COUNTS if not _is_count(config.get(key))]
     if wrong:
         raise InvalidBaseError(f"config.json must have a whole number from 1 to {_MAX_COUNT} for {'; '.join(wrong)}")
+
+    if shapes is None:
+        return
 
     embedding = dict(shapes).get(EMBEDDING)
     expected = (config["vocab_size"], config["hidden_size"])

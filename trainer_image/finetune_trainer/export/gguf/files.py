@@ -10,16 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGUF_DEFAULT_ALIGNMENT, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter
+from gguf import GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFWriter
 
 from finetune_trainer.export.base_model.folder import BaseModel
-from finetune_trainer.export.gguf.config_checks import check_sizes
-from finetune_trainer.export.gguf.families import find_family
-from finetune_trainer.export.gguf.hyperparameters import add_hyperparameters
+from finetune_trainer.export.gguf.conversion import plan_conversion
 from finetune_trainer.export.gguf.metadata import Origin, read_metadata
 from finetune_trainer.export.gguf.rope import rope_factor_tensors
 from finetune_trainer.export.gguf.tensors import TensorConverter
-from finetune_trainer.export.gguf.tokenizer import read_tokenizer
 from finetune_trainer.export.quantization.file_types import FileType, find_file_type
 from finetune_trainer.export.quantization.quantize import encoded_size
 from finetune_trainer.export.quantization.streamed_encoder import StreamedEncoder
@@ -105,11 +102,10 @@ class GgufFiles:
     def __init__(self, paths: dict[str, Path], base: BaseModel, origin: Origin) -> None:
         """Plan a file at `paths[type]` for each type; raises ExportError before anything is written."""
         config, generation = base.full_config, base.generation_config
-        check_sizes(config, base.shapes)
-        family = find_family(config)
+        conversion = plan_conversion(config, base.tokenizer, generation, base.shapes)
 
         # Tensors in the order in which they will be written: RoPE's divisors, then the model's own.
-        self._converter = TensorConverter(family, config)
+        self._converter = TensorConverter(conversion.family, config)
         self._factors = rope_factor_tensors(config)
         tensors = [(factor_name, tuple(factors.shape)) for factor_name, factors in self._factors.items()]
         renamed = [(self._converter.rename(tensor), shape) for tensor, shape in base.shapes]
@@ -117,17 +113,11 @@ class GgufFiles:
 
         parameters = sum(torch.Size(shape).numel() for _, shape in base.shapes)
         metadata = read_metadata(base.path, origin, generation, parameters=parameters)
-        tokenizer = read_tokenizer(base)
-        model = TensorTypeInputs.of(family.architecture, config)
+        model = TensorTypeInputs.of(conversion.family.architecture, config)
 
         self.files: dict[str, GgufFile] = {}
         for kind, path in paths.items():
-            writer = GGUFWriter(None, MODEL_ARCH_NAMES[family.architecture])
-            metadata.set_gguf_meta_model(writer)
-            add_hyperparameters(writer, family, config)
-            tokenizer.add_to(writer)
-
-            file = self.files[kind] = GgufFile(path, find_file_type(kind), writer)
+            file = self.files[kind] = GgufFile(path, find_file_type(kind), conversion.new_writer(metadata))
             file.plan(model, tensors)
 
     @property

@@ -28,6 +28,8 @@ GPT4O_PATTERN = (
     rf"{_CASED_WORDS[0]}{_CASED_CONTRACTIONS}|{_CASED_WORDS[1]}{_CASED_CONTRACTIONS}|\p{{N}}{{1,3}}|{_CASED_REST}"
 )
 
+MAX_SHOWN = 60
+"""Characters of a pattern that an error shows."""
 GPT2_WORDS, SINGLE_DIGITS = "<GPT-2 words>", "<single digits>"
 # The steps of a pre-tokenizer -> llama.cpp's name. A step is a pattern, or one of the two words above.
 NAMES: dict[tuple[str, ...], str] = {
@@ -49,13 +51,17 @@ def find_pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
     name = NAMES.get(steps)
     if name is None:
         raise UnsupportedTokenizerError(
-            f"tokenizer.json splits words by {list(steps)}, for which no pre-tokenizer of llama.cpp is known. Export "
-            "without GGUF or, if llama.cpp has this pattern, add its name to gguf/pre_tokenizers.py"
+            f"llama.cpp is not known to split words as tokenizer.json does ({_describe(steps)}): export without GGUF"
         )
 
     if name == "llama-bpe" and not tokenizer["model"].get("ignore_merges"):
         return "dbrx"  # the same pattern, for vocabularies (Phi-4) whose whole words must still be merged
     return name
+
+
+def _describe(steps: tuple[str, ...]) -> str:
+    """The steps for people: a kind by its name, a pattern by its beginning."""
+    return ", then ".join(step if len(step) <= MAX_SHOWN else f"{step[:MAX_SHOWN]}…" for step in steps) or "not at all"
 
 
 def _steps(description: Mapping[str, Any]) -> list[str]:
@@ -72,4 +78,10 @@ def _steps(description: Mapping[str, Any]) -> list[str]:
             return [pattern]
         case {"type": "Digits", "individual_digits": True}:
             return [SINGLE_DIGITS]
-    return [str(dict(description))]
+    settings = ", ".join(f"{key} {value}" for key, value in description.items() if key != "type" and _is_plain(value))
+    return [f"{description.get('type')} with {settings}" if settings else str(description.get("type"))]
+
+
+def _is_plain(value: object) -> bool:
+    """True for settings that a person can read."""
+    return isinstance(value, bool | int | float | str)

@@ -1,10 +1,10 @@
-"""RoPE scaling: as metadata if llama.cpp computes it itself, as a tensor of divisors if it does not.
+"""RoPE scaling as tensors, where llama.cpp does not compute it from metadata: divisors of the frequencies.
 
 Llama 3's scaling slows the low frequencies and blends in between; llama.cpp takes the resulting divisor of every
 frequency from a tensor. Phi-3's longrope has its divisors in the config; llama.cpp picks the short or the long ones by
 context size.
 
-Source: transformers' modeling_rope_utils.py, and the RoPE of llama.cpp's ggml (YaRN: arXiv 2309.00071).
+Source: transformers' modeling_rope_utils.py.
 """
 
 import math
@@ -12,101 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from gguf import GGUFWriter, RopeScalingType
 
-from finetune_trainer.export.errors import UnsupportedArchitectureError
-from finetune_trainer.export.gguf.families import GgufFamily
-
-YARN_BETAS = (32.0, 1.0)
-"""Beginning and end of YaRN's ramp; llama.cpp reads no other values for the families here."""
-
-
-def global_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The RoPE parameters of full-attention layers (Gemma 3 has a second set for its windowed layers)."""
-    rope: Mapping[str, Any] = config["rope_parameters"]
-    full: Mapping[str, Any] = rope.get("full_attention", rope)
-    return full
-
-
-def rotated_dimensions(config: Mapping[str, Any]) -> int:
-    """Number of dimensions of a head that are rotated."""
-    return int(head_size(config) * global_rope(config).get("partial_rotary_factor", 1.0))
-
-
-def head_size(config: Mapping[str, Any]) -> int:
-    """Dimensions of one attention head."""
-    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
-
-
-def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[str, Any]) -> None:
-    """Write base frequency and scaling.
-
-    Raises UnsupportedArchitectureError for a scaling that llama.cpp does not compute.
-    """
-    rope = global_rope(config)
-    kind = rope["rope_type"]
-    if kind in ("llama3", "longrope") and not family.rope_tensors:
-        raise UnsupportedArchitectureError(
-            f"llama.cpp has no RoPE scaling {kind!r} for this architecture: export without GGUF"
-        )
-
-    writer.add_rope_freq_base(float(rope["rope_theta"]))
-    match kind:
-        case "default" | "llama3":
-            pass
-        case "linear":
-            writer.add_rope_scaling_type(RopeScalingType.LINEAR)
-            writer.add_rope_scaling_factor(float(rope["factor"]))
-        case "yarn":
-            _add_yarn(writer, rope, config)
-        case "longrope":
-            if family.names_longrope:
-                writer.add_rope_scaling_type(RopeScalingType.LONGROPE)
-            # The divisors themselves are tensors; see rope_factor_tensors.
-            writer.add_rope_scaling_attn_factors(_longrope_attention_factor(config))
-        case other:
-            raise UnsupportedArchitectureError(
-                f"config.json has RoPE scaling {other!r}, but GGUF export knows only default, linear, llama3, yarn and "
-                "longrope: export without GGUF"
-            )
-
-    if kind in ("yarn", "longrope") or family.original_context:
-        writer.add_rope_scaling_orig_ctx_len(_original_context(config))
-
-
-def _add_yarn(writer: GGUFWriter, rope: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Write YaRN's factor and, if it is not the usual one, how much attention is sharpened."""
-    betas = tuple(
-        float(rope.get(key) or usual) for key, usual in zip(("beta_fast", "beta_slow"), YARN_BETAS, strict=True)
-    )
-    if betas != YARN_BETAS or rope.get("truncate") is False:
-        raise UnsupportedArchitectureError(
-            f"llama.cpp computes YaRN with beta_fast {YARN_BETAS[0]:g}, beta_slow {YARN_BETAS[1]:g} and a truncated "
-            f"range, but config.json asks for {dict(rope)}: export without GGUF"
-        )
-
-    factor = float(rope["factor"])
-    writer.add_rope_scaling_type(RopeScalingType.YARN)
-    writer.add_rope_scaling_factor(factor)
-
-    usual = _yarn_scale(factor)
-    given = _yarn_attention_factor(rope, factor)
-    if given != usual:
-        writer.add_rope_scaling_attn_factors(given / usual)  # llama.cpp multiplies by the usual one itself
-
-
-def _yarn_scale(factor: float, weight: float = 1.0) -> float:
-    """YaRN's usual attention factor, 0.1 ln(factor) + 1, with a weight on the logarithm."""
-    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-
-def _yarn_attention_factor(rope: Mapping[str, Any], factor: float) -> float:
-    """Factor that sharpens attention: as given, or the usual one, or the ratio of two usual ones with weights."""
-    if rope.get("attention_factor") is not None:
-        return float(rope["attention_factor"])
-    if rope.get("mscale") and rope.get("mscale_all_dim"):
-        return _yarn_scale(factor, rope["mscale"]) / _yarn_scale(factor, rope["mscale_all_dim"])
-    return _yarn_scale(factor)
+from finetune_trainer.export.gguf.rope_metadata import global_rope, rotated_dimensions
 
 
 def rope_factor_tensors(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -136,20 +43,3 @@ def _llama3_factors(rope: Mapping[str, Any], dimensions: int) -> torch.Tensor:
     # Waves longer than context / low are slowed by the whole factor, waves shorter than context / high by none.
     factors = torch.where(wavelengths > context / low, torch.full_like(blended, factor), blended)
     return torch.where(wavelengths < context / high, torch.ones_like(factors), factors)
-
-
-def _original_context(config: Mapping[str, Any]) -> int:
-    """Context length of the model before scaling, in tokens."""
-    key = "original_max_position_embeddings"
-    return int(global_rope(config).get(key) or config.get(key) or config["max_position_embeddings"])
-
-
-def _longrope_attention_factor(config: Mapping[str, Any]) -> float:
-    """Factor that sharpens attention for the longer context: sqrt(1 + ln(scale) / ln(original context))."""
-    given = global_rope(config).get("attention_factor")
-    if given is not None:
-        return float(given)
-
-    original = _original_context(config)  # tokens
-    scale = global_rope(config).get("factor") or config["max_position_embeddings"] / original
-    return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0

@@ -5,19 +5,13 @@ with i + size/2; the rows of both projections are reordered so that the products
 weight in its norms, llama.cpp by the weight.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from gguf import get_tensor_name_map
 
-from finetune_trainer.export.errors import InvalidBaseError, UnsupportedArchitectureError
 from finetune_trainer.export.gguf.families import GgufFamily
-
-# Buffers that old checkpoints carry: llama.cpp computes them, and every converter leaves them out.
-COMPUTED_BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|attention\.masked_bias|self_attn\.bias)$")
-OUTPUT_HEAD = "lm_head.weight"
+from finetune_trainer.export.gguf.tensor_names import TensorNames
 
 
 class TensorConverter:
@@ -25,30 +19,12 @@ class TensorConverter:
 
     def __init__(self, family: GgufFamily, config: Mapping[str, Any]) -> None:
         self._family = family
-        self._names = get_tensor_name_map(family.architecture, config["num_hidden_layers"])
+        self._names = TensorNames(family, config)
         self._heads = {".q_proj.": config["num_attention_heads"], ".k_proj.": config["num_key_value_heads"]}
-        self._is_tied = bool(config["tie_word_embeddings"])
 
     def rename(self, name: str) -> str | None:
-        """The GGUF name of Hugging Face tensor `name`; None if GGUF leaves the tensor out.
-
-        Raises InvalidBaseError if the architecture has no such tensor, UnsupportedArchitectureError if that is a head.
-        """
-        if COMPUTED_BUFFERS.search(name) or (self._is_tied and name == OUTPUT_HEAD):
-            return None
-
-        renamed = self._names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if renamed is None and name == OUTPUT_HEAD:
-            raise UnsupportedArchitectureError(
-                "llama.cpp uses the embedding as output head of this architecture, but the weights hold a head of "
-                "their own: export without GGUF"
-            )
-        if renamed is None:
-            raise InvalidBaseError(
-                f"tensor {name!r} has no name in GGUF's {self._family.architecture.name} architecture; "
-                "is this a plain checkpoint of that family?"
-            )
-        return renamed
+        """The GGUF name of Hugging Face tensor `name`; None if GGUF leaves the tensor out. Raises as TensorNames."""
+        return self._names.rename(name)
 
     def transform(self, name: str, weights: torch.Tensor) -> torch.Tensor:
         """The values that llama.cpp expects for Hugging Face tensor `name`, of the same shape.

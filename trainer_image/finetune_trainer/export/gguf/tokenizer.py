@@ -13,7 +13,7 @@ from typing import Any
 
 from gguf import GGUFWriter, TokenType
 
-from finetune_trainer.export.base_model.folder import BaseModel
+from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.export.errors import InvalidBaseError, UnsupportedTokenizerError
 from finetune_trainer.export.gguf.pre_tokenizers import find_pre_tokenizer
 from finetune_trainer.export.gguf.special_tokens import SpecialTokens, find_special_tokens
@@ -65,16 +65,16 @@ class GgufTokenizer:
         self.special.add_to(writer)
 
 
-def read_tokenizer(base: BaseModel) -> GgufTokenizer:
-    """Read the tokenizer of `base`, whose config gives the vocabulary's size and the ids that the tokenizer lacks.
+def read_tokenizer(files: TokenizerFiles, config: Mapping[str, Any], generation: Mapping[str, Any]) -> GgufTokenizer:
+    """Read a tokenizer; the full `config` gives the vocabulary's size and the ids that the tokenizer lacks.
 
     Raises InvalidBaseError if its files cannot be used, UnsupportedTokenizerError if llama.cpp has no equal of it.
     """
-    special = find_special_tokens(base.tokenizer, base.full_config, generation=base.generation_config)
+    special = find_special_tokens(files, config, generation=generation)
 
-    description = base.tokenizer.load_description()
+    description = files.load_description()
     model = _model(description)
-    vocabulary = _load_vocabulary(description, model, size=base.full_config["vocab_size"])
+    vocabulary = _load_vocabulary(description, model, size=config["vocab_size"])
     is_gpt2 = model == "gpt2"
 
     return GgufTokenizer(

@@ -8,4 +8,5 @@ batching.py        documents that cannot be packed, and what that costs
 coverage.py        weights without an adapter, or that NF4 leaves in 16 bits
 disk.py            files that the job will write, against the disk that it asks for
 training.py        steps, epochs, learning rate, and rows that also evaluate
+export.py          GGUF files that could not be made
 """

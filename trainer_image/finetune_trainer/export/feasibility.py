@@ -1,0 +1,39 @@
+"""Asks before training what an export would answer after it: can this adapter be merged, this model be converted?
+
+The answers are those of the export's own functions, on the base's real files and on the adapter as it will be saved.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from peft import get_peft_model_state_dict
+
+from finetune_api.spec.output import ExportSpec
+from finetune_api.vocabulary import MergedType
+from finetune_trainer.export.adapter import check_merge
+from finetune_trainer.export.base_model.folder import open_base_model
+from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
+from finetune_trainer.export.errors import InvalidAdapterError
+from finetune_trainer.export.gguf.conversion import check_conversion
+
+ADAPTER_ALONE = "to train the adapter alone, write export: {merged: None, gguf: []}"
+
+
+def check_export(spec: ExportSpec, base: Path, tokenizer: TokenizerFiles, model: Any) -> None:
+    """Raise ExportError for an export that could not be made of `model`, peft's, trained on the folder `base`.
+
+    `tokenizer` are the files that will lie beside the adapter.
+    """
+    if spec.merged is MergedType.NONE and not spec.gguf:
+        return
+
+    opened = open_base_model(base)
+    config = model.peft_config["default"].to_dict()
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    try:
+        check_merge(config, {name: tuple(weights.shape) for name, weights in state.items()}, opened)
+    except InvalidAdapterError as error:
+        raise InvalidAdapterError(f"spec.adapter.targetModules: {error.message}; {ADAPTER_ALONE}") from error
+
+    if spec.gguf:
+        check_conversion(opened.full_config, tokenizer, opened.generation_config, opened.shapes)

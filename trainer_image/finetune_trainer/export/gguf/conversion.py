@@ -1,0 +1,70 @@
+"""A conversion to GGUF without its weights: everything that config, tokenizer and names of tensors decide.
+
+Preflight plans the same conversion as an export does, by the same function: what an export would refuse is known before
+anything trains. Needs no PyTorch, as preflight does not have it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gguf import MODEL_ARCH_NAMES, GGUFWriter, Metadata
+
+from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
+from finetune_trainer.export.errors import ExportError
+from finetune_trainer.export.gguf.config_checks import Shapes, check_sizes
+from finetune_trainer.export.gguf.families import GgufFamily, find_family
+from finetune_trainer.export.gguf.hyperparameters import add_hyperparameters
+from finetune_trainer.export.gguf.tensor_names import TensorNames
+from finetune_trainer.export.gguf.tokenizer import GgufTokenizer, read_tokenizer
+
+WAY_ON = "to train without GGUF files, write export: {gguf: []}"
+
+
+@dataclass(frozen=True)
+class GgufConversion:
+    """A conversion that nothing speaks against."""
+
+    family: GgufFamily
+    config: Mapping[str, Any]
+    tokenizer: GgufTokenizer
+
+    def new_writer(self, general: Metadata) -> GGUFWriter:
+        """A writer that has all metadata; `general` are those of the model's origin."""
+        writer = GGUFWriter(None, MODEL_ARCH_NAMES[self.family.architecture])
+        general.set_gguf_meta_model(writer)
+        add_hyperparameters(writer, self.family, self.config)
+        self.tokenizer.add_to(writer)
+        return writer
+
+
+def plan_conversion(
+    config: Mapping[str, Any], tokenizer: TokenizerFiles, generation: Mapping[str, Any], shapes: Shapes | None
+) -> GgufConversion:
+    """Plan the conversion of a model with this full `config`.
+
+    `shapes` are its tensors; None: they are not known. Raises ExportError if llama.cpp has no equal of the model, of
+    one of its settings, or of its tokenizer.
+    """
+    check_sizes(config, shapes)
+    family = find_family(config)
+    names = TensorNames(family, config)
+    for name, _ in shapes or ():
+        names.rename(name)
+
+    conversion = GgufConversion(family, config, read_tokenizer(tokenizer, config, generation))
+    conversion.new_writer(
+        Metadata(name="planned", size_label="0")
+    )  # some settings are refused where they would be written
+    return conversion
+
+
+def check_conversion(
+    config: Mapping[str, Any], tokenizer: TokenizerFiles, generation: Mapping[str, Any], shapes: Shapes | None
+) -> None:
+    """Raise the ExportError of an export of this model now, for a job that is yet to train."""
+    try:
+        plan_conversion(config, tokenizer, generation, shapes)
+    except ExportError as error:
+        said = error.message.removesuffix(": export without GGUF")
+        raise type(error)(f"spec.export.gguf: {said}; {WAY_ON}") from error

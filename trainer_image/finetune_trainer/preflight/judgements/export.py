@@ -1,0 +1,29 @@
+"""Judges whether the GGUF files that a job asks for can be made, from config, tokenizer and names of tensors alone."""
+
+from collections.abc import Iterator, Sequence
+
+from finetune_api.base import Json
+from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
+from finetune_trainer.export.errors import ExportError
+from finetune_trainer.export.gguf.conversion import check_conversion
+from finetune_trainer.model.safetensors_header import TensorHeader
+from finetune_trainer.preflight.report import Finding
+
+LOCATION = "spec.export.gguf"
+
+
+def judge_gguf(
+    config: Json, generation: Json, tokenizer: TokenizerFiles, weights: Sequence[TensorHeader] | None
+) -> Iterator[Finding]:
+    """The error that an export would end with, if any.
+
+    `config` has its defaults filled in; `tokenizer` are the files that would lie beside the adapter, `weights` the
+    headers of the weight files.
+    """
+    # The header of packed NF4 weights tells neither their shapes nor which tensors are parts of them.
+    is_plain = weights is not None and all(header.dtype != "U8" for header in weights)
+    shapes = [(header.name, header.shape) for header in weights] if weights is not None and is_plain else None
+    try:
+        check_conversion(config, tokenizer, generation, shapes)
+    except ExportError as error:
+        yield Finding.error(LOCATION, error.message, error.reason)
