@@ -78,6 +78,7 @@ def _steps(description: Mapping[str, Any]) -> list[str]:
             return [pattern]
         case {"type": "Digits", "individual_digits": True}:
             return [SINGLE_DIGITS]
+
     settings = ", ".join(f"{key} {value}" for key, value in description.items() if key != "type" and _is_plain(value))
     return [f"{description.get('type')} with {settings}" if settings else str(description.get("type"))]
 
