@@ -166,6 +166,25 @@ def test_an_adapter_that_did_not_change_is_a_failure(
     assert not (results(settings) / "manifest.json").exists()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("optimizer", ["AdamW8bit", "AdamW"])
+def test_overflows_of_scaled_gradients_do_not_end_a_run_in_fp16(
+    run_config: Builder, settings: Settings, optimizer: str
+) -> None:
+    training = {"precision": "FP16", "maxSteps": 20, "optimizer": optimizer}
+    outcome = run(run_config(training=training), settings, 1)
+    assert outcome.result is Result.SUCCEEDED, outcome.message
+
+
+def test_a_run_says_itself_what_preflight_would_have_said(run_config: Builder, settings: Settings) -> None:
+    """`finetune run` has no preflight, and a job can skip it."""
+    progress, said = ProgressTracker(), list[str]()
+    progress.listen_for_warnings(said.append)
+    run_job(run_config(training={"maxSteps": 1}), settings, progress, StopSignal())
+    assert said[0].startswith("spec.training.maxSteps: only 1 optimiser step: 40 rows, packed into ")
+    assert any(text.startswith("spec.dataset.source: 40 rows to train on") for text in said)
+
+
 def reading_at_once(watch: step_watch.StepWatch, step: int, norm: torch.Tensor) -> None:
     norm.item()
 

@@ -16,6 +16,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.job.disk_needs import JobSize, describe_lack, plan_disk
 from finetune_trainer.job.run_context import RunContext
+from finetune_trainer.model.base_models import find_base_model_sign
 from finetune_trainer.sources import FetchedSource, SourceAccess, fetch_dataset, fetch_model
 from finetune_trainer.stages.adapter_injection import AdaptedModel, inject_adapter
 from finetune_trainer.stages.data_formatting import DatasetFiles, FormattedData, format_data
@@ -66,7 +67,8 @@ def run(context: RunContext) -> Manifest:
     _check_disk(context, adapted)
 
     progress.stage(Stage.TRAINING)
-    prepared = Prepared(adapted.model, loaded.tokenizer, data, engine, arguments)
+    sign = find_base_model_sign(base.folder, config.model.source)
+    prepared = Prepared(adapted.model, loaded.tokenizer, data, engine, arguments, sign)
     outcome = train(context, prepared, checkpoints, checkpointed)
     progress.resolve(total_steps=outcome.steps)
 

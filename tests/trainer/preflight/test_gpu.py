@@ -33,7 +33,7 @@ LLAMA_8B = SimpleNamespace(
     vocab_size=128_256,
     tie_word_embeddings=False,
 )
-BIG = TrainingSize(100, 10_000_000, 1_048_576, rows=800, sequences=800, epochs=1)
+BIG = TrainingSize(100, 800, 800, 1.0, tokens=10_000_000, longest_sequence=1_048_576)
 
 
 def a_config(
@@ -148,7 +148,7 @@ def test_between_margin_and_card_it_is_a_warning() -> None:
 def test_short_rows_need_less_than_the_longest_sequence_allows() -> None:
     config = a_config(24 * GIB, batch=64, length=32_768)
     assert judged(config, None)[1][0].severity is Severity.ERROR
-    assert judged(config, TrainingSize(1, 9000, 200, rows=1, sequences=1, epochs=1))[1] == []
+    assert judged(config, TrainingSize(1, 1, 1, 1.0, tokens=9000, longest_sequence=200))[1] == []
 
 
 def test_time_follows_the_cards_speed() -> None:
@@ -229,9 +229,9 @@ def test_the_size_of_a_run() -> None:
     alone = packed.model_copy(update={"packing": False})
     training = TrainingSpec.model_validate({"batchSize": 2, "gradientAccumulation": 2, "epochs": 3})
     size = training_size([50] * 10, 100, 60, packed, training, 100)
-    assert size == TrainingSize(39, 3 * 100 * 50, 100, rows=100, sequences=50, epochs=3)
+    assert size == TrainingSize(39, 100, 50, 3, tokens=3 * 100 * 50, longest_sequence=100)
     assert training_size([50] * 10, 100, 60, alone, training, 100) == TrainingSize(
-        75, 15_000, 60, rows=100, sequences=100, epochs=3
+        75, 100, 100, 3, tokens=15_000, longest_sequence=60
     )
     fixed = TrainingSpec.model_validate({"batchSize": 2, "gradientAccumulation": 2, "maxSteps": 7})
     assert training_size([50] * 10, 100, 60, alone, fixed, 100).tokens == 7 * 4 * 50

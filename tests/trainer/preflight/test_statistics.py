@@ -9,6 +9,7 @@ from trl.data_utils import pack_dataset
 
 from finetune_api.spec.inputs import DatasetSpec
 from finetune_api.spec.training import TrainingSpec
+from finetune_trainer.preflight import statistics
 from finetune_trainer.preflight.sampling import MeasuredRow, RowSample
 from finetune_trainer.preflight.statistics import DuplicateCounter, describe_tokens, histogram
 from finetune_trainer.preflight.steps import count_packed, optimizer_steps, training_rows
@@ -39,6 +40,29 @@ def test_duplicates_are_counted_beyond_the_first() -> None:
     for value in (5, -3, 5, 9, 5, -3):
         counter.add(value)
     assert counter.duplicates() == 3
+
+
+def count(values: list[int]) -> DuplicateCounter:
+    counter = DuplicateCounter()
+    for value in values:
+        counter.add(value)
+    return counter
+
+
+@pytest.mark.parametrize("compared_rows", [1, 7, 1_000_000])
+def test_rows_of_one_source_are_found_in_another(compared_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "COMPARED_ROWS", compared_rows)
+    draw = random.Random(3)
+    ours, theirs = ([draw.randint(-300, 300) for _ in range(200)] for _ in range(2))
+    assert count(ours).count_in(count(theirs)) == sum(value in set(theirs) for value in ours) > 0
+    assert count([-(2**63), 2**63 - 1]).count_in(count([2**63 - 1])) == 1
+    assert count(ours).count_in(count([])) == count([]).count_in(count(ours)) == 0
+
+
+def test_rows_that_have_a_twin_are_counted_once_each() -> None:
+    for values in ([], [4], [4, 4], [4, 5], [5, -3, 5, 9, 5, -3]):
+        assert count(values).with_a_twin() == sum(values.count(value) > 1 for value in values)
+        assert count(values).duplicates() == len(values) - len(set(values))
 
 
 @pytest.mark.parametrize(("rows", "limit"), [(1, 64), (700, 64), (2300, 100)])

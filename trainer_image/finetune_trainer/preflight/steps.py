@@ -12,16 +12,10 @@ PACKING_BATCH = 1000  # rows that TRL packs at a time (datasets' default batch o
 
 
 @dataclass(frozen=True)
-class TrainingSize:
-    """The amount of training."""
+class RunLength:
+    """The length of a run."""
 
     steps: int
-
-    tokens: int
-    """Tokens in all steps, padding left out (there is none)."""
-
-    longest_sequence: int
-    """Most tokens that a sequence can have; with packing, rows share one."""
 
     rows: int
     """Rows that train."""
@@ -31,6 +25,25 @@ class TrainingSize:
 
     epochs: float
     """Passes over the data in all steps."""
+
+
+@dataclass(frozen=True)
+class TrainingSize(RunLength):
+    """The amount of training."""
+
+    tokens: int
+    """Tokens in all steps, padding left out (there is none)."""
+
+    longest_sequence: int
+    """Most tokens that a sequence can have; with packing, rows share one."""
+
+
+def run_length(rows: int, sequences: int, training: TrainingSpec) -> RunLength:
+    """The length of a run whose `rows` make so many sequences."""
+    steps, epochs = optimizer_steps(sequences, training), training.epochs or 1.0
+    if training.max_steps is not None:
+        epochs = steps / steps_per_epoch(sequences, training)
+    return RunLength(steps, rows, sequences, epochs)
 
 
 def training_size(
@@ -52,20 +65,13 @@ def training_size(
 
     rows = training_rows(usable_rows, dataset)
     sequences = max(1, round(rows * sampled / len(truncated)))
-    steps = optimizer_steps(sequences, training)
-
-    epochs = training.epochs or 1.0
-    if training.max_steps is not None:
-        epochs = training.max_steps / steps_per_epoch(sequences, training)
+    length = run_length(rows, sequences, training)
 
     packed = round(sum(truncated) * rows / len(truncated)) if dataset.packing else 0  # if one sequence held all rows
     return TrainingSize(
-        steps=steps,
-        tokens=round(epochs * sequences * per_sequence),
+        **vars(length),
+        tokens=round(length.epochs * sequences * per_sequence),
         longest_sequence=min(max_length, max(longest_row, packed)),
-        rows=rows,
-        sequences=sequences,
-        epochs=epochs,
     )
 
 

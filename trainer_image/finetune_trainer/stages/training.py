@@ -8,9 +8,12 @@ from typing import Any
 from transformers.trainer_callback import TrainerState
 from trl.trainer.sft_config import SFTConfig
 
+from finetune_api.run_config import RunConfig
 from finetune_trainer.artifacts.checkpoints import CheckpointStore
 from finetune_trainer.errors import InterruptedRunError
 from finetune_trainer.job.run_context import RunContext
+from finetune_trainer.preflight.judgements.training import PlannedTraining, judge_training
+from finetune_trainer.preflight.steps import run_length
 from finetune_trainer.stages.data_formatting import FormattedData
 from finetune_trainer.stopping import finishing
 from finetune_trainer.training.callback import RunCallback
@@ -35,6 +38,8 @@ class Prepared:
     data: FormattedData
     engine: Engine
     arguments: SFTConfig
+    base_model: str | None = None
+    """Sign that the model was never trained on conversations; None without one."""
 
 
 def train(
@@ -58,6 +63,8 @@ def train(
         callback=callback,
     )
     callback.report_memory()
+    for finding in judge_training(_plan(context.config, prepared, trainer)):
+        progress.warn(f"{finding.location}: {finding.message}")
 
     resumed = _restore_newest(checkpoints, Path(str(prepared.arguments.output_dir)), prepared.model)
     if resumed is not None:
@@ -79,6 +86,19 @@ def train(
     stopped_early = checkpointed.stops_early and state.global_step < state.max_steps
     progress.update(stopped_early=stopped_early or None)
     return _finish(trainer, checkpointed, stopped_early=stopped_early)
+
+
+def _plan(config: RunConfig, prepared: Prepared, trainer: Any) -> PlannedTraining:
+    """The training as it is about to run, for the judgements of preflight: `finetune run` and `preflight: Skip` have
+    had none."""
+    dataset = config.dataset.model_copy(update={"packing": bool(prepared.arguments.packing)})
+    return PlannedTraining(
+        config=config.model_copy(update={"dataset": dataset}),
+        size=run_length(len(prepared.data.train), len(trainer.train_dataset), config.training),
+        layout=prepared.data.format,
+        has_template=prepared.tokenizer.chat_template is not None,
+        base_model=prepared.base_model,
+    )
 
 
 def _restore_newest(checkpoints: CheckpointStore | None, output: Path, model: Any) -> Path | None:

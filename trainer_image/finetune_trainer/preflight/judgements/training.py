@@ -12,7 +12,7 @@ from finetune_api.run_config import RunConfig
 from finetune_api.spec.training import UNSET_BATCH_SIZE, resolve_warmup
 from finetune_api.vocabulary import DatasetFormat
 from finetune_trainer.preflight.report import Finding
-from finetune_trainer.preflight.steps import TrainingSize
+from finetune_trainer.preflight.steps import RunLength
 
 MIN_STEPS = 30
 MIN_ROWS = 100
@@ -41,7 +41,7 @@ class PlannedTraining:
     """All that is known of the training before it begins."""
 
     config: RunConfig
-    size: TrainingSize
+    size: RunLength
     layout: DatasetFormat | None
     has_template: bool
     """True if rows are rendered by a chat template, whoever wrote it."""
