@@ -185,7 +185,8 @@ class DatasetSpec(ApiModel):
 
     train_on: TrainOn = TrainOn.RESPONSES
     """Tokens that carry loss: Responses (assistant turns or completions) or All. Text rows always train on all
-    tokens. Default Responses."""
+    tokens. A message of the assistant with weight: 0, loss: false or train: false is read, but carries no loss.
+    Default Responses."""
 
     packing: bool = True
     """Pack several short rows into one sequence; each row attends only to itself. Default true."""

@@ -56,7 +56,8 @@ class ChatRenderer:
         messages, tools = example.messages, example.tools
         if any("tool_calls" in message for message in messages) and self._wants_text(messages, tools):
             messages = with_arguments(messages, write_arguments)
-        return self._render(messages, tools, spans=needs_spans, reasoning=any(map(has_reasoning, messages)))
+        asks_reasoning = not needs_spans and any(map(has_reasoning, messages))  # with spans it comes along
+        return self._render(messages, tools, spans=needs_spans, reasoning=asks_reasoning)
 
     def render_question(self, question: str) -> RenderedChat:
         """A user's question, followed by the header with which the template asks for an answer."""

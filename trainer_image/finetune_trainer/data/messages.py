@@ -132,6 +132,9 @@ def _is_sharegpt_call(message: dict[str, Any]) -> bool:
 
 def _pop_flags(message: dict[str, Any], where: str) -> bool:
     """True if the answer carries loss, by its flags, which are taken out of it. Raises BadRowError."""
+    if message.keys().isdisjoint(FLAGS):
+        return True
+
     flags = {name: message.pop(name) for name in FLAGS if name in message}
     for name, value in flags.items():
         if not isinstance(value, int | float) or value not in (0, 1):

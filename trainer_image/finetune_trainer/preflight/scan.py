@@ -204,10 +204,11 @@ class _Scanner:
             self._scan.samples.append(Sample(location=row.location, spans=label_text(truncated, self._tokenizer)))
 
     def _is_new_shape(self, example: Example) -> bool:
-        """True for the first conversation with this sequence of roles."""
+        """True for the first conversation with this sequence of roles, some of which may call tools."""
         if not isinstance(example, Conversation) or len(self._shapes) >= MAX_SHAPES:
             return False
-        shape = (str(bool(example.tools)), *(message["role"] for message in example.messages))
+        roles = (message["role"] + ("()" if "tool_calls" in message else "") for message in example.messages)
+        shape = (str(bool(example.tools)), *roles)
         if shape in self._shapes:
             return False
         self._shapes.add(shape)

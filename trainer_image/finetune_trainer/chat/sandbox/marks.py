@@ -4,7 +4,13 @@ import re
 from typing import Any, NamedTuple
 
 from finetune_trainer.chat.sandbox.environment import ChatTemplate
-from finetune_trainer.chat.sandbox.reasoning import OPENING, REASONING, inline_reasoning, is_only_reasoning
+from finetune_trainer.chat.sandbox.reasoning import (
+    OPENING,
+    REASONING,
+    inline_reasoning,
+    is_only_reasoning,
+    may_have_reasoning,
+)
 
 Messages = list[dict[str, Any]]
 # First characters of a mark: start and end of an answer's text, end of its last call's name, start of reasoning, end
@@ -14,7 +20,8 @@ FIRST_NUMBER, NUMBERS = 0xF0000, 0xFFFD
 MARK = re.compile(f"[{STARTS}-{FIRST_CALLS}][\U000f0000-\U000ffffc]")
 
 # A template may look at the beginning of an answer, or of its reasoning, so fewer marks are tried after more.
-ATTEMPTS = (STARTS + ENDS + CALLS + REASONS, ENDS + CALLS + REASONS, ENDS + CALLS)
+ATTEMPTS = (STARTS + ENDS + CALLS, ENDS + CALLS)
+ATTEMPTS_WITH_REASONING = (STARTS + ENDS + CALLS + REASONS, ENDS + CALLS + REASONS, ENDS + CALLS)
 
 
 class UnprintedAnswerError(ValueError):
@@ -45,7 +52,9 @@ def locate_words(
     if MARK.search(text):
         return None
 
-    for kinds in ATTEMPTS:
+    answers = [message for message in messages if message["role"] == "assistant"]
+    has_some = any(map(may_have_reasoning, answers))
+    for kinds in ATTEMPTS_WITH_REASONING if has_some else ATTEMPTS:
         tagged = [tag(message, index, kinds) for index, message in enumerate(messages)]
         printed = template.render(tagged, tools)
 

@@ -40,6 +40,11 @@ def inline_reasoning(content: str) -> tuple[int, int, int] | None:
     return (start, len(content), len(content)) if opening else None
 
 
+def may_have_reasoning(message: dict[str, Any]) -> bool:
+    """False for an answer without a tag and without a key of reasoning: most answers, seen at a glance."""
+    return "<" in message["content"] or any(name in message for name in REASONING)
+
+
 def has_reasoning(message: dict[str, Any]) -> bool:
     """True for an answer with reasoning that is more than white space, in its text or under a key."""
     return message["role"] == "assistant" and bool(reasoning_texts(message))

@@ -31,7 +31,7 @@ from finetune_trainer.chat.sandbox.marks import (
     locate_words,
     tag,
 )
-from finetune_trainer.chat.sandbox.reasoning import Fate, judge_reasoning
+from finetune_trainer.chat.sandbox.reasoning import Fate, judge_reasoning, may_have_reasoning
 
 PROBE: Messages = [{"role": "user", "content": "a"}]
 TAIL_CHARACTERS = 48
@@ -238,6 +238,8 @@ def _judge_reasoning(
     """The fate of the reasoning of each answer that has some."""
     fates = {}
     for index in turns:
+        if not may_have_reasoning(messages[index]):
+            continue
         placed = words[index] if words is not None else Words(0, 0)
         if (fate := judge_reasoning(text, messages[index], placed.reasoning, placed.text)) is not None:
             fates[index] = fate
