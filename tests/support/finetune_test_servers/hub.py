@@ -47,6 +47,10 @@ class Hub:
     failures: list[int] = field(default_factory=list)
     ranges: list[tuple[int, int]] = field(default_factory=list)
     """First and last byte of each part of a file that was asked for."""
+    page: bytes = b""
+    """An HTML page that answers every request instead, as a proxy does that wants a login."""
+    retry_after: str = ""
+    """Header with which failures ask to wait."""
     url: str = ""
     bodies: list[bytes] = field(default_factory=list)
     """Bodies that were posted."""
@@ -115,8 +119,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlparse(self.path).path).lstrip("/")
         self.hub.requests.append(path)
+        if self.hub.page:
+            return self._send(200, self.hub.page, {"Content-Type": "text/html"})
         if self.hub.failures:
-            return self._send(self.hub.failures.pop(0), b"canary body of an error")
+            asked = {"Retry-After": self.hub.retry_after} if self.hub.retry_after else {}
+            return self._send(self.hub.failures.pop(0), b"canary body of an error", asked)
         name, rest = _split(path)
         repo = self.hub.repos.get(name)
         if repo is None:

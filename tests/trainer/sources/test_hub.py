@@ -1,6 +1,7 @@
 """hf:// sources, against a hub over HTTP."""
 
 import hashlib
+import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ MODEL = {
 
 
 NO_RETRIES = RetryPolicy(outage_seconds=0)
+PATIENT = RetryPolicy(outage_seconds=20, first_wait=0.01)
 
 
 def _access(hub: Hub, credentials: Path | None = None, retries: RetryPolicy = NO_RETRIES) -> SourceAccess:
@@ -161,3 +163,44 @@ def test_of_a_dataset_only_the_split_is_fetched(hub: Hub, tmp_path: Path) -> Non
         fetch_dataset("hf://acme/chat", "validation", tmp_path / "data", _access(hub), ignore_bytes)
     assert refusal.value.reason is FailureReason.DATASET_NOT_FOUND
     assert "split validation" in refusal.value.message
+
+
+def test_a_page_of_a_proxy_is_not_the_hub(hub: Hub, tmp_path: Path) -> None:
+    hub.page = b"<html><body>canary: please log in</body></html>"
+    with pytest.raises(TrainerError, match=r"the answer is not the hub's.*HF_ENDPOINT") as refusal:
+        _model(hub, tmp_path / "base")
+    assert refusal.value.reason is FailureReason.HUB_UNAVAILABLE
+    assert "canary" not in refusal.value.message
+    assert len(hub.requests) == 1, "asking again would show the same page"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("token", [None, "hf_other"])
+def test_a_file_that_the_hub_refuses_is_a_question_of_access(
+    hub: Hub, tmp_path: Path, status: int, token: str | None
+) -> None:
+    hub.repos["models/acme/tiny"] = HubRepo(MODEL, refused={"model.safetensors": status})
+    secret = _secret(tmp_path / "secret", token) if token else None
+    with pytest.raises(TrainerError, match=f"hub refused .*HTTP {status}") as refusal:
+        fetch_model("hf://acme/tiny", None, tmp_path / "base", _access(hub, secret, PATIENT), ignore_bytes)
+    assert refusal.value.reason is FailureReason.MODEL_ACCESS_DENIED
+    assert ("without a token" in refusal.value.message) == (token is None)
+
+
+def test_a_small_file_that_was_cut_is_seen(hub: Hub, tmp_path: Path) -> None:
+    hub.repos["models/acme/tiny"] = HubRepo(MODEL | {"config.json": b'{"a": 1}'}, damaged={"config.json": b"{}"})
+    with pytest.raises(TrainerError, match=r"config.json arrived with 2 bytes, but its source lists 8") as refusal:
+        _model(hub, tmp_path / "base")
+    assert refusal.value.reason is FailureReason.HUB_UNAVAILABLE
+
+
+def test_the_hub_says_how_long_to_wait(hub: Hub, tmp_path: Path) -> None:
+    hub.repos["models/acme/tiny"] = HubRepo(MODEL)
+    hub.failures, hub.retry_after = [429], "1"
+    begun = time.monotonic()
+    fetch_model("hf://acme/tiny", None, tmp_path / "base", _access(hub, None, PATIENT), ignore_bytes)
+    assert time.monotonic() - begun >= 1
+
+    hub.failures, hub.retry_after = [429], "3600"
+    with pytest.raises(TrainerError, match="HTTP 429"):
+        fetch_model("hf://acme/tiny", None, tmp_path / "base", _access(hub, None, PATIENT), ignore_bytes)

@@ -1,8 +1,11 @@
 """s3:// sources, against a real server."""
 
 import itertools
+import threading
+import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +13,7 @@ from finetune_api.failures import FailureReason
 from finetune_test_servers.faulty_store import Fault, FaultyStore
 from finetune_test_servers.s3_server import S3Server
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.sources import SourceAccess, fetch_dataset, fetch_model
+from finetune_trainer.sources import SourceAccess, fetch_dataset, fetch_model, s3
 from finetune_trainer.storage.object_store import ignore_bytes
 
 _numbers = itertools.count(1)
@@ -128,3 +131,57 @@ def test_a_disk_that_is_too_small_is_full_before_the_download(
         fetch_model(f"s3://{bucket}/base/", None, tmp_path / "base", access, ignore_bytes)
     assert refusal.value.reason is FailureReason.DISK_FULL
     assert list((tmp_path / "base").iterdir()) == []
+
+
+def test_an_object_that_is_replaced_while_it_arrives_is_seen(
+    s3_server: S3Server, bucket: str, access: SourceAccess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "SMALL_BYTES", 0)
+    _put(s3_server, bucket, {f"base/{name}": body for name, body in MODEL.items()})
+    with FaultyStore.start(s3_server) as faulty:
+        shorter = partial(_put, s3_server, bucket, {"base/model.safetensors": b"cut"})
+        faulty.faults = [Fault("HEAD", "model.safetensors", forwards=True, then=shorter)]
+        proxied = SourceAccess(credentials=access.credentials, endpoint_url=faulty.endpoint_url)
+        with pytest.raises(TrainerError, match="arrived with 3 bytes, but its source lists 7") as refusal:
+            fetch_model(f"s3://{bucket}/base/", None, tmp_path / "base", proxied, ignore_bytes)
+    assert refusal.value.reason is FailureReason.STORAGE_UNAVAILABLE
+
+
+def test_small_objects_arrive_side_by_side(
+    s3_server: S3Server, bucket: str, access: SourceAccess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {f"data/{number:03}.jsonl": b"1\n" * number for number in range(48)}
+    _put(s3_server, bucket, rows)
+    running, most, lock = 0, 0, threading.Lock()
+    read = s3.S3Repository.read
+
+    def slow(*arguments: Any) -> bytes:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.05)
+        with lock:
+            running -= 1
+        return read(*arguments)
+
+    monkeypatch.setattr(s3.S3Repository, "read", slow)
+    found = fetch_dataset(f"s3://{bucket}/data/", "train", tmp_path / "data", access, ignore_bytes)
+    assert {f"data/{path.name}": path.read_bytes() for path in found.files} == rows
+    assert most >= 8, "one after the other, most is 1"
+
+
+COLLIDING = {
+    "a file that is a folder as well": ({"data/a.jsonl": b"1", "data/a.jsonl/b.jsonl": b"2"}, "a.jsonl/b.jsonl cannot"),
+    "a name that no disk holds": ({f"data/{'x' * 300}.jsonl": b"1"}, "306 bytes, but files have at most 255"),
+}
+
+
+@pytest.mark.parametrize(("objects", "said"), COLLIDING.values(), ids=COLLIDING)
+def test_keys_that_no_disk_can_hold_are_named(
+    s3_server: S3Server, bucket: str, access: SourceAccess, tmp_path: Path, objects: dict[str, bytes], said: str
+) -> None:
+    _put(s3_server, bucket, objects)
+    with pytest.raises(TrainerError, match=said) as refusal:
+        fetch_dataset(f"s3://{bucket}/data/", "train", tmp_path / "data", access, ignore_bytes)
+    assert refusal.value.reason is FailureReason.INVALID_CONFIGURATION

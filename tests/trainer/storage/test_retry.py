@@ -2,13 +2,18 @@
 
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
 
+import httpx
 import pytest
+from botocore.exceptions import ClientError
 
 from finetune_api.failures import FailureReason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage import retry as module
-from finetune_trainer.storage.retry import Cause, RetryPolicy, retry
+from finetune_trainer.storage.retry import Cause, RetryPolicy, asked_wait, retry
 from finetune_trainer.storage.s3_faults import FaultKind
 
 POLICY = RetryPolicy(outage_seconds=100, expired_seconds=10, rejected_seconds=3, first_wait=0.5, max_wait=8)
@@ -82,6 +87,46 @@ def test_a_permanent_failure_and_one_after_the_end_are_raised_at_once(clock: Clo
     clock.set()
     with pytest.raises(TrainerError):
         run(clock, Cause.OUTAGE, 1)
+    assert clock.waits == []
+
+
+def answered(header: str) -> dict[str, Exception]:
+    botocore: Any = {"ResponseMetadata": {"HTTPHeaders": {"retry-after": header}}}
+    request = httpx.Request("GET", "http://hub")
+    response = httpx.Response(429, headers={"Retry-After": header}, request=request)
+    return {
+        "httpx": httpx.HTTPStatusError("slow down", request=request, response=response),
+        "botocore": ClientError(botocore, "GetObject"),
+    }
+
+
+@pytest.mark.parametrize("library", ["httpx", "botocore"])
+def test_a_server_is_not_asked_sooner_than_it_wants(clock: Clock, library: str) -> None:
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    assert asked_wait(answered("7")[library]) == 7
+    assert 28 <= asked_wait(answered(later)[library]) <= 30
+    assert [asked_wait(answered(odd)[library]) for odd in ("", "soon", "-3", "Fri, 01 Jan 2010 00:00:00 GMT")] == [
+        0
+    ] * 4
+
+    errors = [answered("7")[library], answered("")[library]]
+
+    def action() -> str:
+        if errors:
+            raise errors.pop(0)
+        return "done"
+
+    kinds = (httpx.HTTPStatusError, ClientError)
+    assert retry(action, POLICY, kinds, explained(Cause.OUTAGE), clock) == "done"
+    assert clock.waits == [7, 1]
+
+
+def test_a_wait_beyond_the_limit_is_not_begun(clock: Clock) -> None:
+    def action() -> None:
+        raise answered("3600")["httpx"]
+
+    with pytest.raises(TrainerError):
+        retry(action, POLICY, (httpx.HTTPStatusError,), explained(Cause.OUTAGE), clock)
     assert clock.waits == []
 
 

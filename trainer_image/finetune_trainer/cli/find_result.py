@@ -120,8 +120,12 @@ def locate_result(job: str, results: Path | None, endpoint_url: str | None, regi
 
 
 def _location_of_uri(uri: str) -> ResultLocation:
-    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-    return ResultLocation(bucket=bucket, prefix=prefix.removesuffix(MANIFEST_NAME).strip("/"))
+    bucket, _, path = uri.removeprefix("s3://").partition("/")
+    prefix = path.removesuffix(MANIFEST_NAME).strip("/")
+    if not prefix:
+        message = f"{uri} names a bucket, not a job's result in it: write s3://{bucket}/PREFIX/JOB/"
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+    return ResultLocation(bucket=bucket, prefix=prefix)
 
 
 def _location_of_manifest(path: Path, results: Path | None) -> ResultLocation:

@@ -16,7 +16,12 @@ from finetune_trainer.sources.hub import HubRepository
 from finetune_trainer.sources.local import LocalRepository
 from finetune_trainer.sources.repository import Repository, SourceAccess
 from finetune_trainer.sources.s3 import S3Repository
-from finetune_trainer.sources.selection import choose_adapter_files, choose_data_files, choose_model_files
+from finetune_trainer.sources.selection import (
+    check_names,
+    choose_adapter_files,
+    choose_data_files,
+    choose_model_files,
+)
 from finetune_trainer.storage.digests import sha256_of_each, sha256_of_lines
 from finetune_trainer.storage.object_store import OnBytes, ignore_bytes
 from finetune_trainer.storage.s3_faults import DATASET_REASONS, MODEL_REASONS, FaultReasons
@@ -135,6 +140,8 @@ def _download(
     repository: Repository, names: list[str], work: Path, on_bytes: OnBytes, *, extra: Sequence[str] = ()
 ) -> FetchedSource:
     """Downloads `names`, which make up the source, and `extra`, which stay outside its digest."""
+    check_names(names)
+
     # A former attempt on this node may have left half a download of another revision.
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -150,11 +157,22 @@ def _download(
     # Files that are used in place stay where they are: `folder` is then not `work`.
     folder = repository.download([*names, *extra], work, on_bytes)
     files = tuple(folder / name for name in names)
+    if folder == work:
+        _check_sizes(repository, names, folder)
     digests = sha256_of_each(folder, files)
 
     # The Hub gives the SHA-256 of large files; for the others, and for S3, the digest is only recorded.
     if damaged := [name for name in names if repository.sha256.get(name, digests[name]) != digests[name]]:
         message = f"{damaged[0]} is not the file that the hub lists: its SHA-256 is {digests[damaged[0]]}"
-        raise TrainerError(FailureReason.HUB_UNAVAILABLE, message)
+        raise TrainerError(repository.incomplete, message)
 
     return FetchedSource(folder, files, repository.revision, sha256_of_lines(digests))
+
+
+def _check_sizes(repository: Repository, names: Iterable[str], folder: Path) -> None:
+    """Raises TrainerError for a file that is shorter or longer than its source lists it."""
+    for name in names:
+        found, listed = (folder / name).stat().st_size, repository.files[name]
+        if found != listed:
+            message = f"{name} arrived with {found:,} bytes, but its source lists {listed:,}: it was cut, or replaced"
+            raise TrainerError(repository.incomplete, message)

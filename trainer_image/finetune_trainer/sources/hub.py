@@ -4,6 +4,7 @@ huggingface_hub resumes a file that broke off; around it, requests are retried w
 errors quote addresses and headers of the request, so our messages are written anew.
 """
 
+import json
 from collections.abc import Callable, Iterable
 from glob import escape
 from pathlib import Path
@@ -38,11 +39,15 @@ REQUEST_SECONDS = 30
 LISTING_SECONDS = 4
 """Time for the first, small answer of the hub, or for the next part of it: a hub that is silent is soon noticed."""
 _NO_ANSWER = (httpx.HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, FileMetadataError, XetDownloadError)
-_RETRIED_ERRORS = (*_NO_ANSWER, HFValidationError, HfHubHTTPError, EntryNotFoundError)
+_NOT_THE_HUB = (json.JSONDecodeError, KeyError, TypeError, AttributeError)
+"""What huggingface_hub raises for an answer that is not the hub's, such as a proxy's page in HTML."""
+_RETRIED_ERRORS = (*_NO_ANSWER, HFValidationError, HfHubHTTPError, EntryNotFoundError, *_NOT_THE_HUB)
 
 
 class HubRepository:
     """A model or dataset repository at one commit."""
+
+    incomplete = FailureReason.HUB_UNAVAILABLE
 
     def __init__(self, name: str, kind: str, revision: str | None, access: SourceAccess, reasons: FaultReasons) -> None:
         """Asks the hub for the commit of `revision` and for its files. `kind` is "model" or "dataset"."""
@@ -110,8 +115,9 @@ class HubRepository:
         return retry(action, self._access.hub_retries, _RETRIED_ERRORS, self._explain)
 
     def _explain(self, error: Exception) -> tuple[TrainerError, Cause]:
-        failure = self._translate(error)
-        return failure, Cause.OUTAGE if failure.reason is FailureReason.HUB_UNAVAILABLE else Cause.PERMANENT
+        failure = self._translate(_refusal_behind(error))
+        passes = failure.reason is FailureReason.HUB_UNAVAILABLE and not isinstance(error, _NOT_THE_HUB)
+        return failure, Cause.OUTAGE if passes else Cause.PERMANENT
 
     def _translate(self, error: Exception) -> TrainerError:
         where, missing, denied = f"hf://{self._name}", self._reasons.key_missing, self._reasons.denied
@@ -131,7 +137,14 @@ class HubRepository:
                 missing, f"{where} does not exist, or is private and the token (if any) may not read it"
             )
         if status in (401, 403):
-            return TrainerError(denied, f"{where}: the hub refused the token (HTTP {status})")
+            refused = "the token" if self._token else "a request without a token"
+            return TrainerError(denied, f"{where}: the hub refused {refused} (HTTP {status})")
+        if isinstance(error, _NOT_THE_HUB):
+            message = (
+                f"{where}: the answer is not the hub's, as if a proxy or a login page stood between: check HF_ENDPOINT "
+                "and the proxy's settings"
+            )
+            return TrainerError(FailureReason.HUB_UNAVAILABLE, message)
         if isinstance(error, HFValidationError):
             return TrainerError(missing, f"{where} is not a valid name of a repository: write hf://owner/name")
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
@@ -140,6 +153,12 @@ class HubRepository:
         # Everything else may pass with time, such as HTTP 429 and 5xx.
         answer = f"answered HTTP {status}" if status else f"did not answer ({type(error).__name__})"
         return TrainerError(FailureReason.HUB_UNAVAILABLE, f"{where}: the hub {answer}")
+
+
+def _refusal_behind(error: Exception) -> Exception:
+    """The hub's refusal that huggingface_hub hides behind "not found on this disk"; else the error itself."""
+    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else None
+    return cause if isinstance(cause, HfHubHTTPError) else error
 
 
 def _read_up_to(answer: httpx.Response, count: int) -> bytes:

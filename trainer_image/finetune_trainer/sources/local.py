@@ -18,6 +18,7 @@ class LocalRepository:
     """A folder, or one file. In a claim, links that lead out of it are refused."""
 
     revision = None
+    incomplete = FailureReason.INVALID_CONFIGURATION
     sha256: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, uri: str, source: Source, access: SourceAccess, reasons: FaultReasons) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from finetune_api.failures import FailureReason
 from finetune_trainer.storage.object_store import OnBytes
 from finetune_trainer.storage.retry import HUB_RETRIES, RetryPolicy
 
@@ -38,6 +39,11 @@ class Repository(Protocol):
     @property
     def sha256(self) -> Mapping[str, str]:
         """{relative path: SHA-256 (hex)} of those files for which the source gives one."""
+        ...
+
+    @property
+    def incomplete(self) -> FailureReason:
+        """Reason of a failure in which a file did not arrive as it is listed."""
         ...
 
     @property

@@ -23,6 +23,7 @@ PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 DATA_DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 USUAL_SPLITS = ("train", "training", "test", "testing", "eval", "evaluation", "validation", "valid", "val", "dev")
 MAX_DATA_FILES = 10_000
+MAX_NAME_BYTES = 255
 
 
 def choose_model_files(uri: str, names: Iterable[str]) -> list[str]:
@@ -71,6 +72,22 @@ def choose_data_files(uri: str, names: Iterable[str], split: str | None) -> list
     kinds, of_split = ", ".join(DATA_SUFFIXES), f" of split {split}" if split else ""
     found = f"{len(chosen)} data files ({kinds}){of_split} among its {len(every)} files"
     raise TrainerError(FailureReason.DATASET_NOT_FOUND, f"{uri} has {found}; 1 to {MAX_DATA_FILES} are needed")
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raises TrainerError (InvalidConfiguration) for names that no disk can hold side by side: keys of a bucket may be
+    longer than a file's name, and one may be a folder of another."""
+    listed = set(names)
+    for name in sorted(listed):
+        parts = name.split("/")
+        if longest := [part for part in parts if len(part.encode()) > MAX_NAME_BYTES]:
+            message = f"{longest[0][:40]}... is a name of {len(longest[0].encode())} bytes, but files have at most 255"
+            raise TrainerError(FailureReason.INVALID_CONFIGURATION, f"{message}: rename it")
+
+        for depth in range(1, len(parts)):
+            if (folder := "/".join(parts[:depth])) in listed:
+                message = f"{folder} and {name} cannot both be files on a disk: rename or move one of them"
+                raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
 
 
 def _of_split(names: list[str], split: str) -> list[str]:

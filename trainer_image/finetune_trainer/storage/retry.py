@@ -13,9 +13,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from enum import Enum, auto
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.stopping import run_abandonable
@@ -73,6 +75,7 @@ def retry(
 ) -> Value:
     """Returns what `action` returns; repeats it while it raises one of `errors` and the policy allows it.
 
+    A server that says how long to wait (Retry-After) is not asked sooner, and not again if that is beyond the limit.
     Raises the error that `explain` makes of the last failure, without the original, which may quote the request. Once
     `closing` is set, failures are raised at once, and those of this disk always are. A request to stop waits for no
     answer: InterruptedRunError.
@@ -90,11 +93,33 @@ def retry(
 
             # Credentials are polled at a steady pace: their files change once, at no predictable time.
             polls = cause in (Cause.EXPIRED, Cause.REJECTED)
-            pause = policy.first_wait if polls else wait
+            pause = (policy.first_wait if polls else wait) * random.uniform(0.7, 1)  # noqa: S311 (spreads many pods)
+            pause = max(pause, asked_wait(error))
             if closing.is_set() or time.monotonic() + pause > began + policy.limit(cause):
                 raise failure from None
 
-        pause *= random.uniform(0.7, 1)  # noqa: S311 (spreads the load of many pods)
         log.warning("%s; trying again in %.1f s", failure.message, pause)
         run_abandonable(partial(closing.wait, pause))
         wait = wait if polls else min(2 * wait, policy.max_wait)
+
+
+def asked_wait(error: Exception) -> float:
+    """Seconds that the server asked to wait, by the header Retry-After of its answer; 0 if it did not.
+
+    `error` is httpx's or botocore's; both of the header's forms are read, a number of seconds and a date.
+    """
+    response: Any = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore's
+        headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    else:
+        headers = getattr(response, "headers", {})
+
+    asked = str(headers.get("retry-after", "")).strip()
+    if asked.isdecimal():
+        return float(asked)
+    try:
+        until = parsedate_to_datetime(asked)
+    except ValueError:
+        return 0.0
+    # A date without a zone is of one that nobody knows.
+    return max(0.0, (until - datetime.now(UTC)).total_seconds()) if until.tzinfo else 0.0
