@@ -31,6 +31,7 @@ from finetune_kernels.planning.micro_batch import (
 )
 from finetune_kernels.planning.model_shape import ModelShape, ParameterCounts, build_shape
 from finetune_trainer.training.batching.isolation import PACKED, BatchingChoice, choose_batching
+from finetune_trainer.training.batching.trial import try_step
 from finetune_trainer.training.fp8_gate import Fp8Decision, decide_fp8
 from finetune_trainer.training.loaded_model import LoadedModel
 from finetune_trainer.training.losses import supervised_loss
@@ -129,10 +130,11 @@ def describe_plan(plan: MemoryPlan) -> str:
 def prepare_engine(model: Any, loaded: LoadedModel, config: RunConfig) -> Engine:
     """Chooses the engine of a run, puts its kernels into `model`, a peft model, and finds how to keep documents apart.
 
-    Raises TrainerError (UnsupportedArchitecture) for a model that cannot be computed.
+    Raises TrainerError (UnsupportedArchitecture) for a model that cannot be trained.
     """
     engine = _choose_engine(model, loaded, config)
     engine.use_batching(choose_batching(model, loaded))
+    try_step(model, loaded, engine.loss, engine.batching.kind)
     return engine
 
 

@@ -21,16 +21,21 @@ from typing import Any
 import torch
 
 from finetune_api.failures import FailureReason
-from finetune_api.vocabulary import Batching, Precision
+from finetune_api.vocabulary import Batching
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model.description import first_line
+from finetune_trainer.training.batching.trial import (
+    DEVICE_ERRORS,
+    LENGTHS,
+    compute_type,
+    failures_of_architecture,
+    on_device,
+)
 from finetune_trainer.training.collator import COLLATORS
 from finetune_trainer.training.loaded_model import LoadedModel
 from finetune_trainer.training.samples import sampling_mode
 
 log = logging.getLogger(__name__)
-LENGTHS = (24, 17)
-"""Tokens of the two documents: short, so that a leak into the first tokens alone is seen, and of two lengths."""
 EXACT = 1e-3
 """Accepted difference between passes of the same shape. GPU kernels of experts may choose tiles by the routing."""
 ROUNDED = 0.05
@@ -59,14 +64,8 @@ def choose_batching(model: Any, loaded: LoadedModel) -> BatchingChoice:
     """
     probe = _Probe(model, loaded)
     with sampling_mode(model, seed=0):
-        try:
+        with failures_of_architecture(loaded):
             sees_later = probe.sees_later_tokens()
-        except (TrainerError, *_FATAL):
-            raise
-        except Exception as error:  # any module of any architecture may fail in any way
-            log.exception("%s cannot be computed", loaded.architecture)
-            message = f"{loaded.architecture} cannot be trained here: {type(error).__name__}: {first_line(error)}"
-            raise TrainerError(FailureReason.UNSUPPORTED_ARCHITECTURE, message) from error
         if sees_later:
             message = f"{loaded.architecture} is no causal language model here: its tokens see those after them"
             raise TrainerError(FailureReason.UNSUPPORTED_ARCHITECTURE, message)
@@ -78,10 +77,6 @@ def choose_batching(model: Any, loaded: LoadedModel) -> BatchingChoice:
             log.warning("%s documents of %s: %s", kind.lower(), loaded.architecture, problem)
             reason = reason or f"{loaded.architecture} cannot pack documents: {problem}"
     return BatchingChoice(Batching.SINGLE, reason)
-
-
-_FATAL = (torch.OutOfMemoryError, torch.AcceleratorError)
-"""Errors of the device, not of the architecture."""
 
 
 class _Probe:
@@ -113,9 +108,9 @@ class _Probe:
             x, y = self._logits(kind, [self._x, self._y])
             _, y_after_other = self._logits(kind, [self._other_x, self._y])
             x_before_other, _ = self._logits(kind, [self._x, self._other_y])
-        except _FATAL:
+        except DEVICE_ERRORS:
             raise
-        except Exception as error:  # as above
+        except Exception as error:  # any module of any architecture may fail in any way
             log.info("%s documents cannot be computed", kind.lower(), exc_info=True)
             return f"the model does not take them ({type(error).__name__}: {first_line(error)[:120]})"
 
@@ -138,16 +133,11 @@ class _Probe:
     def _logits(self, kind: Batching, documents: Sequence[Document]) -> list[torch.Tensor]:
         """Logits of each document, [its tokens, vocabulary], from one pass over all of them."""
         batch = COLLATORS[kind]([{"input_ids": document, "labels": list(document)} for document in documents])
-        inputs = {name: value for name, value in batch.items() if name not in ("labels", "supervised")}
-        device = self._loaded.device
-        on_device = {
-            name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()
-        }
+        inputs = on_device(batch, self._loaded.device)
+        del inputs["labels"], inputs["supervised"]
 
-        precision = self._loaded.precision
-        dtype = torch.float16 if precision is Precision.FP16 else torch.bfloat16
-        with torch.autocast(device.type, dtype, enabled=precision is not Precision.FP32):
-            logits = self._model(**on_device, use_cache=False).logits  # [1, T, V] or [B, T, V]
+        with compute_type(self._loaded):
+            logits = self._model(**inputs, use_cache=False).logits  # [1, T, V] or [B, T, V]
         if kind is Batching.PACKED:
             return list(logits[0].split([len(document) for document in documents]))
         return [row[: len(document)] for row, document in zip(logits, documents, strict=True)]
