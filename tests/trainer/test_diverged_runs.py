@@ -176,13 +176,13 @@ def test_overflows_of_scaled_gradients_do_not_end_a_run_in_fp16(
     assert outcome.result is Result.SUCCEEDED, outcome.message
 
 
-def test_a_run_says_itself_what_preflight_would_have_said(run_config: Builder, settings: Settings) -> None:
+def test_a_run_says_itself_what_preflight_would_have_said(
+    run_config: Builder, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
     """`finetune run` has no preflight, and a job can skip it."""
-    progress, said = ProgressTracker(), list[str]()
-    progress.listen_for_warnings(said.append)
-    run_job(run_config(training={"maxSteps": 1}), settings, progress, StopSignal())
-    assert said[0].startswith("spec.training.maxSteps: only 1 optimiser step: 40 rows, packed into ")
-    assert any(text.startswith("spec.dataset.source: 40 rows to train on") for text in said)
+    run(run_config(training={"maxSteps": 1}), settings)
+    assert "spec.training.maxSteps: only 1 optimiser step: 40 rows, packed into " in caplog.text
+    assert "spec.dataset.source: 40 rows to train on" in caplog.text
 
 
 def reading_at_once(watch: step_watch.StepWatch, step: int, norm: torch.Tensor) -> None:

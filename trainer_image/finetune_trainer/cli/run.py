@@ -38,7 +38,6 @@ def run_here(job: FineTuneJob, output: Path | None, credentials: Path | None, *,
 
     # Ctrl-C stops a run in order, like SIGTERM in a pod.
     stop_signal, progress = StopSignal(), ProgressTracker()
-    progress.listen_for_warnings(warn)
     stop_signal.listen(_answer)
     stop_signal.install()
     prefix = f"finetune-{job.metadata.name}-"
@@ -79,12 +78,6 @@ def _stop(config: RunConfig, settings: Settings, progress: ProgressTracker, *, n
     outcome = overdue(progress)
     show(outcome)
     return STOPPED_BY_PERSON if now else int(outcome.exit_code)
-
-
-def warn(text: str) -> None:
-    """Prints a warning of the run; a live view keeps below it."""
-    console.print("[yellow]warning[/]", end=" ")
-    console.print(text, markup=False)
 
 
 def show(outcome: Outcome) -> None:

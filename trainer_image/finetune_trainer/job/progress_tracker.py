@@ -54,22 +54,11 @@ class ProgressTracker:
         self._eta: int | None = None
         self._sequence = 0
         self._listeners: list[Callable[[bool], None]] = []
-        self._warned: list[Callable[[str], None]] = []
         self._transfer = TransferRate()
 
     def listen(self, listener: Callable[[bool], None]) -> None:
         """Calls `listener` after every change, with True if the stage changed; it must not block."""
         self._listeners.append(listener)
-
-    def listen_for_warnings(self, listener: Callable[[str], None]) -> None:
-        """Calls `listener` with every warning."""
-        self._warned.append(listener)
-
-    def warn(self, text: str) -> None:
-        """Tells the job's user of something that the run will not stop for."""
-        log.warning("%s", text)
-        for listener in self._warned:
-            listener(text)
 
     def stage(self, stage: Stage) -> None:
         """Begins a stage and ends the one before it. Raises InterruptedRunError if the run is asked to stop."""

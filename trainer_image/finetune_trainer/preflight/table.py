@@ -32,7 +32,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ]
     if report.optimizer_steps is not None:
         about = "" if report.tokens_complete else "about "
-        epochs = f" ({report.epochs:.3g} epochs)" if report.epochs is not None else ""
+        unit = "epoch" if report.epochs == 1 else "epochs"
+        epochs = f" ({report.epochs:.3g} {unit})" if report.epochs is not None else ""
         found.append(("optimizer steps", f"{about}{report.optimizer_steps:,}{epochs}"))
     if report.training_tokens is not None:
         found.append(("tokens in all steps", f"about {report.training_tokens:,}"))

@@ -64,7 +64,7 @@ def train(
     )
     callback.report_memory()
     for finding in judge_training(_plan(context.config, prepared, trainer)):
-        progress.warn(f"{finding.location}: {finding.message}")
+        log.warning("%s: %s", finding.location, finding.message)
 
     resumed = _restore_newest(checkpoints, Path(str(prepared.arguments.output_dir)), prepared.model)
     if resumed is not None:
