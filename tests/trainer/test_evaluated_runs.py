@@ -149,12 +149,12 @@ def test_no_row_of_the_data_reaches_status_or_outcome(stopped: Ran) -> None:
     assert not [text for text in texts if len(text) > 8 and (text in told or json.dumps(text)[1:-1] in told)]
 
 
-@pytest.mark.parametrize("place", ["before the best step", "after it", "with the step that ends training"])
+@pytest.mark.parametrize("place", ["before the best step", "with it", "after it", "with the step that ends training"])
 def test_a_run_that_is_interrupted_ends_alike(stopped: Ran, run_config: Builder, tmp_path: Path, place: str) -> None:
     best, last = stopped.outcome.best_step, stopped.outcome.step
     assert best is not None
     assert last is not None
-    stop_after = {"before the best step": best - 1, "after it": best + 1}.get(place, last)
+    stop_after = {"before the best step": best - 1, "with it": best, "after it": best + 1}.get(place, last)
     config = run_config(training=OVERFITTING, dataset=HELD_OUT)
     first = run(config, tmp_path, "a", stop_after)
     if first.outcome.result is Result.SUCCEEDED:

@@ -8,7 +8,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar, Self
@@ -181,7 +181,8 @@ class _Handler(BaseHTTPRequestHandler):
             half = len(body) // 2
             self.wfile.write(body[:half])
             self.hub.halfway(self.path)
-            self.wfile.write(body[half:])
+            with suppress(BrokenPipeError):  # the client may have ended meanwhile
+                self.wfile.write(body[half:])
 
 
 def _sibling(path: str, data: bytes) -> dict[str, object]:

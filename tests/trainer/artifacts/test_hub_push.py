@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import get_session
 
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import RunConfig
@@ -149,3 +150,9 @@ def test_a_hub_that_stays_away_ends_in_an_error_that_is_tried_again(hub: Hub, tm
         closed.prepare()
     assert away.value.reason == "HubUnavailable"
     assert "canary" not in refused.value.message + away.value.message
+
+
+def test_no_request_to_the_hub_waits_for_ever(hub: Hub) -> None:
+    target(hub)
+    timeout = get_session().timeout
+    assert all(seconds is not None for seconds in (timeout.connect, timeout.read, timeout.write, timeout.pool))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, get_session
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, XetDownloadError
 
 from finetune_api.failures import FailureReason
@@ -29,6 +29,8 @@ from finetune_trainer.storage.retry import Cause, RetryPolicy, retry
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 TOKEN_FILE = "HF_TOKEN"  # noqa: S105 (a file name)
+TIMEOUT = httpx.Timeout(60, connect=10, read=300)
+"""Seconds without a byte. The answer to a commit takes the longest: the Hub checks its files first."""
 PUSH_RETRIES = RetryPolicy(outage_seconds=300, first_wait=1)
 _RETRIED_STATUS = (408, 429, 500, 502, 503, 504)
 # hf_xet, in Rust, raises RuntimeError; huggingface_hub raises ValueError for answers that it cannot read.
@@ -46,6 +48,7 @@ class HubTarget:
         self._private = output.private
         self._retries = retries
         self._api = HfApi(endpoint=endpoint, token=token, library_name="finetune-operator")
+        get_session().timeout = TIMEOUT  # huggingface_hub waits for ever for uploads and commits
 
     def prepare(self) -> None:
         """Creates the repository, or checks the existing one, before any GPU time is spent.

@@ -12,6 +12,7 @@ from rich.table import Table
 from finetune_api.job import FineTuneJob
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import JobIdentity, RunConfig
+from finetune_api.vocabulary import Stage
 from finetune_trainer.artifacts.store import remove_uncommitted
 from finetune_trainer.cli.live.follow import follow
 from finetune_trainer.cli.local_hints import local_hint
@@ -38,7 +39,7 @@ def run_here(job: FineTuneJob, output: Path | None, credentials: Path | None, *,
 
     # Ctrl-C stops a run in order, like SIGTERM in a pod.
     stop_signal, progress = StopSignal(), ProgressTracker()
-    stop_signal.listen(_answer)
+    stop_signal.listen(lambda presses: _answer(presses, progress))
     stop_signal.install()
     prefix = f"finetune-{job.metadata.name}-"
     with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as work:
@@ -63,10 +64,12 @@ def _say(text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
-def _answer(presses: int) -> None:
-    """Answers Ctrl-C at once, whatever the run is doing."""
-    if presses == 1:
-        console.print("stopping: a step is finished first, with a checkpoint; press Ctrl-C again to stop now")
+def _answer(presses: int, progress: ProgressTracker) -> None:
+    """Answers the first Ctrl-C at once, whatever the run is doing."""
+    if presses > 1:
+        return
+    first = " after this step, with a checkpoint" if progress.current_stage is Stage.TRAINING else ""
+    _say(f"stopping{first}; press Ctrl-C again to stop now")
 
 
 def _stop(config: RunConfig, settings: Settings, progress: ProgressTracker, *, now: bool) -> int:
