@@ -1,6 +1,5 @@
 """`finetune export`: merges and converts on this machine, without a cluster and without training."""
 
-import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from finetune_api.spec.sources import Source
 from finetune_trainer.cli.export_arguments import ExportArguments
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.export import ExportedFile, ExportRequest, export
-from finetune_trainer.job.logging_setup import configure_logging
+from finetune_trainer.job.logging_setup import configure_screen_logging
 from finetune_trainer.sources import FetchedSource, SourceAccess, fetch_adapter, fetch_model
 
 GIGABYTE = 1e9
@@ -44,8 +43,8 @@ class TableRow:
 
 def export_here(arguments: ExportArguments) -> int:
     """Fetches, exports, and prints a table of the files; returns the exit code."""
-    configure_logging(logging.ERROR)
     console = Console(stderr=True, highlight=False)
+    configure_screen_logging(lambda text: console.print(text, markup=False, soft_wrap=True), verbose=False)
     began = time.monotonic()
 
     try:
