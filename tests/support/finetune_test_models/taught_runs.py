@@ -42,7 +42,7 @@ def taught_chats(count: int = 60) -> list[list[dict[str, str]]]:
     return chats
 
 
-def teach(base: Path, work: Path, *, rate: float, **export: Any) -> tuple[Outcome, Manifest]:
+def teach(base: Path, work: Path, *, rate: float, gpus: int = 0, **export: Any) -> tuple[Outcome, Manifest]:
     """Train on the format below `work` and publish what `export` asks for; returns outcome and manifest."""
     data = work / "format.jsonl"
     data.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in taught_chats()))
@@ -57,7 +57,7 @@ def teach(base: Path, work: Path, *, rate: float, **export: Any) -> tuple[Outcom
             "output": {"s3": {"bucket": "models"}},
             "checkpointsToKeep": 2,
             "terminationGracePeriodSeconds": 60,
-            "gpus": 0,
+            "gpus": gpus,
         }
     )
     (work / "work").mkdir()
@@ -93,6 +93,13 @@ class Taught:
         return measure_losses(dataclasses.replace(self.candidates, gguf=gguf), self.rows, CPU)
 
 
+def encode_rows(base: Path, manifest: Manifest) -> list[Encoded]:
+    """Some of the rows, as the job encoded them."""
+    config = RunConfig.model_validate(manifest.configuration["run"] | {"progress": None})  # type: ignore[operator]
+    encoder = ChatEncoder(load_tokenizer(base, config.model), config.dataset.train_on)
+    return [encoder.encode(Conversation(chat)) for chat in taught_chats(8)]
+
+
 @pytest.fixture(scope="session")
 def taught(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Taught:
     """The job, finished."""
@@ -100,7 +107,5 @@ def taught(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Taught:
     outcome, manifest = teach(tiny_base, work, rate=5e-3, merged="BF16", gguf=TYPES)
     paths = {str(each.quantization): Path(each.uri) for each in manifest.artifacts if each.type == "GGUF"}
     adapter = Path(manifest.artifacts[0].uri)
-    config = RunConfig.model_validate(manifest.configuration["run"] | {"progress": None})  # type: ignore[operator]
-    encoder = ChatEncoder(load_tokenizer(tiny_base, config.model), config.dataset.train_on)
-    rows = [encoder.encode(Conversation(chat)) for chat in taught_chats(8)]
+    rows = encode_rows(tiny_base, manifest)
     return Taught(outcome, manifest, Candidates(tiny_base, adapter, None, paths), rows, work / "out")

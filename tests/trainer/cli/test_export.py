@@ -1,12 +1,16 @@
 """`finetune export` as a user calls it: from folders and from S3, every error at once, nothing left behind."""
 
+import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
+from finetune_test_models.taught_runs import Taught, taught_chats
 from finetune_test_servers.s3_server import S3Server
 from finetune_trainer.export.export import ExportRequest, export
 
@@ -104,3 +108,33 @@ def test_a_base_that_cannot_be_exported_leaves_nothing(
     assert "InvalidConfiguration" in done.stderr
     assert not files_below(tmp_path / "out")
     assert finetune(*words).returncode == 0, "the base alone can be exported"
+
+
+def test_rows_measure_what_each_file_keeps_of_the_training(
+    taught: Taught, finetune: Finetune, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in taught_chats(8)))
+    words = ("--base", tiny_base, "--adapter", taught.found["Adapter"].uri, "--output", tmp_path / "out")
+    done = finetune("export", *words, "--gguf", "Q8_0", "--gguf", "Q2_K", "--device", "cpu", "--rows", rows)
+    assert done.returncode == 0, done.stderr
+    losses = taught.measure()
+    assert f"loss of the base {losses.base:.4f}, of the merged model {losses.merged:.4f}" in done.stderr
+    found = dict(re.findall(r"-(Q\w+)\.gguf .*│ +(\d+)% │", done.stdout))
+    assert found["Q8_0"] == "100"
+    assert 90 < int(found["Q2_K"]) < 100
+    assert "warning" not in done.stderr
+
+
+def test_files_that_nobody_judged_are_said_and_bad_rows_are_refused_before_the_work(
+    finetune: Finetune, tiny_base: Path, tmp_path: Path
+) -> None:
+    words = ("export", "--base", tiny_base, "--output", tmp_path / "out", "--gguf", "Q8_0", "--device", "cpu")
+    assert "--rows" in finetune(*words).stderr
+    (tmp_path / "bad.jsonl").write_text('{"messages": 7}\n')
+    (tmp_path / "out" / "gguf").rename(tmp_path / "before")
+    done = finetune(*words, "--rows", tmp_path / "bad.jsonl")
+    assert done.returncode != 0
+    assert "bad.jsonl:1" in done.stderr
+    assert not list((tmp_path / "out").rglob("*.gguf"))

@@ -9,6 +9,7 @@ run.py                `finetune run`: a job on this machine, with a live view
 preflight.py          `finetune validate` and `finetune-trainer preflight`
 export.py             `finetune export`: merge and convert, without training
 export_arguments.py   the options of `finetune export`, all of whose errors are reported together
+export_judging.py     the loss of every exported file, on rows that the user gives
 artifacts.py          `finetune artifacts`: list or download a result
 chat/                 `finetune chat`: a conversation with what a job made
 compare/              `finetune compare`: two results side by side

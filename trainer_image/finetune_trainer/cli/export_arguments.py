@@ -46,6 +46,8 @@ class ExportArguments:
     """Folder like a mounted Secret."""
     endpoint_url: str | None
     region: str | None
+    rows: Path | None
+    """Data file to judge the files on."""
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +63,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     option("--merged", "TYPE", f"merged safetensors: {' or '.join(MERGED_TYPES)}")
     option("--gguf", "TYPE", f"a GGUF file, may be repeated: {', '.join(GGUF_TYPES)}", action="append")
     option("--name", "NAME", "stem of the GGUF files (default: the base's name)")
+    option("--rows", "FILE", "rows of the evaluation data, to measure what each file keeps of the training")
     option("--device", "DEVICE", f"where to merge and quantise: {', '.join(DEVICES)} (default: auto)", default="auto")
     option("--credentials", "DIR", "folder with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or HF_TOKEN, as files")
     option("--endpoint-url", "URL", "S3 store that is not AWS")
@@ -88,6 +91,8 @@ def check_export_arguments(found: argparse.Namespace, unknown: Sequence[str]) ->
     output, credentials = _check_folders(given, errors)
     if given["device"] not in ("", *DEVICES):
         errors.append(f"--device: found {given['device']!r}: choose among {', '.join(DEVICES)}")
+    if given.get("rows") and not Path(given["rows"]).is_file():
+        errors.append(f"--rows: there is no file {given['rows']}")
     # The base's own name may be unfit for a file, so a default is checked as well.
     name = given.get("name") or _last_part(base)
     if not NAME_PATTERN.fullmatch(name):
@@ -107,6 +112,7 @@ def check_export_arguments(found: argparse.Namespace, unknown: Sequence[str]) ->
         credentials=credentials,
         endpoint_url=given.get("endpoint_url"),
         region=given.get("region"),
+        rows=Path(given["rows"]) if given.get("rows") else None,
     )
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from finetune_api.job import FineTuneJob
+from finetune_api.judgement import Judgement
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import JobIdentity, RunConfig
 from finetune_api.vocabulary import Stage
@@ -98,13 +99,25 @@ def show(outcome: Outcome) -> None:
         console.print(f"  {local_hint(outcome.reason)}", markup=False)
         return
 
-    table = Table("type", "quantization", "bytes", "sha256")
+    table = Table("type", "quantization", "loss", "bytes", "sha256")
     table.add_column("where", overflow="fold")
     for artifact in outcome.artifacts:
         size, digest = f"{artifact.bytes:,}", artifact.sha256[:12] + "…"
-        table.add_row(artifact.type, artifact.quantization or "", size, digest, artifact.uri)
+        loss = "" if artifact.loss is None else f"{artifact.loss:.4f}"
+        table.add_row(artifact.type, artifact.quantization or "", loss, size, digest, artifact.uri)
     Console(highlight=False).print(table)
+    _show_judgement(outcome.judgement)
 
     if outcome.hub_url is not None:
         console.print(f"hub: {outcome.hub_url}", markup=False, soft_wrap=True)
     console.print(f"manifest: {outcome.manifest_uri}" + ("  (it was there already)" if outcome.reused else ""))
+
+
+def _show_judgement(judgement: Judgement | None) -> None:
+    """Prints what the losses in the table are measured on, and what published weights lost."""
+    if judgement is None:
+        return
+    rows = f"{judgement.rows} {judgement.data.lower()} rows"
+    console.print(f"loss on the same {rows}; the base has {judgement.base_loss:.4f}")
+    for warning in judgement.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
