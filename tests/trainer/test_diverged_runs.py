@@ -212,7 +212,9 @@ def test_the_watch_adds_no_wait_for_the_gpu(
             warnings.simplefilter("always")
             if end_step is not None:
                 patch.setattr(step_watch.StepWatch, "end_step", end_step)
-            assert run(config.model_copy(update={"job": config.job.model_copy(update={"name": name})}), settings, 1)
+            own = config.model_copy(update={"job": config.job.model_copy(update={"name": name})})
+            outcome = run(own, settings, 1, attempt=name)
+        assert outcome.result is Result.SUCCEEDED, outcome.message
         counts[name] = sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
     assert counts["watched"] == counts["blind"]
     assert counts["control"] == counts["blind"] + last - first
