@@ -8,7 +8,7 @@ import pytest
 from finetune_test_servers.hub import COMMIT, OLD_COMMIT, TOKEN, Hub, HubRepo
 from finetune_test_servers.s3_server import S3Server
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.model.safetensors_header import TensorHeader
+from finetune_trainer.model.safetensors_header import FIRST_BYTES, TensorHeader
 from finetune_trainer.sources import SourceAccess, fetch_weight_headers
 from finetune_trainer.storage.retry import RetryPolicy
 
@@ -80,6 +80,18 @@ def test_of_a_hub_by_ranges(hub: Hub, access: SourceAccess, ignores_ranges: bool
     check(fetch_weight_headers("hf://acme/tiny", None, access))
     assert all(last - first < SIZE for first, last in hub.ranges)
     assert len(hub.ranges) == (0 if ignores_ranges else 3)
+
+
+@pytest.mark.parametrize("ignores_ranges", [False, True])
+def test_a_long_header_is_read_in_two_parts(hub: Hub, access: SourceAccess, ignores_ranges: bool) -> None:
+    count = 3000
+    tensors = {f"{n}.weight": {"dtype": "U8", "shape": [1], "data_offsets": [n, n + 1]} for n in range(count)}
+    header = json.dumps(tensors).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(count)
+    assert len(header) > FIRST_BYTES
+    files = {"config.json": b"{}", "model.safetensors": content}
+    hub.repos["models/acme/tiny"] = HubRepo(files, ignores_ranges=ignores_ranges)
+    assert len(fetch_weight_headers("hf://acme/tiny", None, access)) == count
 
 
 def test_of_the_commit_that_is_asked_for_with_the_token(hub: Hub, access: SourceAccess, tmp_path: Path) -> None:
