@@ -58,6 +58,7 @@ def test_every_command_of_the_page_succeeds(folder: Path) -> None:
     for command in commands:
         done = run(command, folder)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert "kernels-community" not in done.stderr, "a library's advice"
 
     assert (folder / "results/first/manifest.json").is_file()
     assert (folder / "results/second/manifest.json").is_file()

@@ -33,7 +33,6 @@ from finetune_trainer.cli.export_judging import (
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.export.export import ExportedFile, ExportRequest, export
-from finetune_trainer.job.logging_setup import configure_screen_logging
 from finetune_trainer.sources import FetchedSource, SourceAccess, fetch_adapter, fetch_model
 
 GIGABYTE = 1e9
@@ -56,7 +55,6 @@ class TableRow:
 def export_here(arguments: ExportArguments) -> int:
     """Fetches, exports, and prints a table of the files; returns the exit code."""
     console = Console(stderr=True, highlight=False)
-    configure_screen_logging(lambda text: console.print(text, markup=False, soft_wrap=True), verbose=False)
     began = time.monotonic()
 
     try:

@@ -13,7 +13,6 @@ A verb's options are made, and its code is imported, only if that verb is called
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -127,6 +126,13 @@ def _add_artifacts_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--region", help="region of the store (default: the job's)")
 
 
+def _quiet_libraries() -> None:
+    """Keeps libraries off the screen: they log and draw bars as soon as they are imported."""
+    from finetune_trainer.job.logging_setup import configure_screen_logging
+
+    configure_screen_logging(lambda text: console.print(text, markup=False, soft_wrap=True), verbose=False)
+
+
 def _export(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     from finetune_trainer.cli.export_arguments import InvalidArgumentsError, check_export_arguments
 
@@ -137,8 +143,7 @@ def _export(options: argparse.Namespace, unknown: Sequence[str]) -> int:
             console.print(line, markup=False, soft_wrap=True)
         return INVALID
 
-    # huggingface_hub reads this once, while it is imported; the export shows a bar of its own.
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    _quiet_libraries()
     from finetune_trainer.cli.export import export_here  # imports torch
 
     return export_here(checked)
@@ -157,7 +162,7 @@ def _add_chat_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _chat(options: argparse.Namespace, _: Sequence[str]) -> int:
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    _quiet_libraries()
     from finetune_trainer.cli.chat.command import chat_here  # imports torch
 
     return chat_here(options)

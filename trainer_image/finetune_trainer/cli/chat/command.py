@@ -15,7 +15,6 @@ from finetune_trainer.cli.chat.load_model import Workshop, load_speakers
 from finetune_trainer.cli.chat.speaker import Message, Sampling, Speaker
 from finetune_trainer.cli.export import INTERRUPTED, choose_device
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.job.logging_setup import configure_screen_logging
 from finetune_trainer.sources import SourceAccess
 
 notes, answers = Console(stderr=True, highlight=False), Console(highlight=False)
@@ -24,7 +23,6 @@ HINT = "Ctrl-D ends, Ctrl-C stops an answer, /new begins another conversation"
 
 def chat_here(options: argparse.Namespace) -> int:
     """Loads the model and answers; returns the exit code."""
-    configure_screen_logging(lambda text: notes.print(text, markup=False, soft_wrap=True), verbose=False)
     sampling = Sampling(options.max_tokens, options.temperature)
 
     try:
