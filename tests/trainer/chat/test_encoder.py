@@ -2,7 +2,7 @@
 
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trl
@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from finetune_api.vocabulary import TrainOn
 from finetune_trainer.chat.encoder import ChatEncoder
 from finetune_trainer.chat.labels import IGNORED, Encoded
+from finetune_trainer.chat.sandbox.process import SHARED, LimitError, TemplateSetup
 from finetune_trainer.data.layouts import Conversation, PlainText
 from finetune_trainer.data.messages import BadRowError
 from finetune_trainer.errors import TrainerError
@@ -201,3 +202,27 @@ def test_a_text_has_one_beginning_whether_it_is_written_or_not(tokenizer: Any, t
     tokenizer.chat_template = "".join(tokens) + CHATML
     chat = encoder.encode(CHAT).input_ids
     assert [chat.count(number) for number in ids.values()] == [1] * len(tokens), "the template's own, and no second one"
+
+
+class Overwhelmed:
+    """A sandbox that some rows are too much for."""
+
+    def ask(self, setup: TemplateSetup, request: dict[str, Any]) -> dict[str, Any]:
+        if request["messages"][0]["content"] == "huge":
+            raise LimitError("rendering one row takes more than 20 s of CPU time or 2048 MiB")
+        return SHARED.ask(setup, request)
+
+
+def test_rows_over_the_limits_are_bad_rows_until_three_follow_each_other(tokenizer: Any) -> None:
+    tokenizer.chat_template = CHATML
+    encoder = ChatEncoder(tokenizer, TrainOn.RESPONSES, cast(Any, Overwhelmed()))
+    huge = Conversation([{"role": "user", "content": "huge"}, {"role": "assistant", "content": "A"}])
+    for row in (huge, huge, CHAT, huge, huge, CHAT, huge, huge):
+        if row is CHAT:
+            assert encoder.encode(row).supervised
+            continue
+        with pytest.raises(BadRowError, match="more than 20 s"):
+            encoder.encode(row)
+    with pytest.raises(TrainerError, match="more than 20 s") as refusal:
+        encoder.encode(huge)
+    assert refusal.value.reason == "InvalidChatTemplate"

@@ -144,8 +144,8 @@ def _span_start(found: FoundAnswers, index: int) -> int | None:
     return next((start for start, _, message in found.spans if message == index), None)
 
 
-# Of 72 templates; those for images take no plain text, and many know no tools.
-TAKEN = {"plain": 66, "turns": 66, "system": 64, "a call": 46, "parallel calls": 42, "reasoning": 66}
+# Share of the templates; those for images take no plain text, and many know no tools.
+TAKEN = {"plain": 0.9, "turns": 0.9, "system": 0.85, "a call": 0.6, "parallel calls": 0.55, "reasoning": 0.9}
 
 
 @pytest.mark.parametrize("chat", TAKEN)
@@ -157,7 +157,7 @@ def test_most_templates_take_most_conversations(chat: str) -> None:
         except REFUSALS:
             continue
         taken.append(name)
-    assert len(taken) >= TAKEN[chat], sorted(set(TEMPLATES) - set(taken))
+    assert len(taken) >= TAKEN[chat] * len(TEMPLATES), sorted(set(TEMPLATES) - set(taken))
 
 
 P, L, D = Fate.PRINTED, Fate.LEFT_OUT, Fate.DOUBLED
