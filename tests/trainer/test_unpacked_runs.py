@@ -55,7 +55,7 @@ def gpt_oss(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def job(run_config: Builder, gpt_oss: Path) -> Builder:
     def build(**training: Any) -> RunConfig:
-        rates = {"batchSize": 2, "gradientAccumulation": 2, "maxSteps": 2, "learningRate": 1e-9}
+        rates = {"batchSize": 2, "gradientAccumulation": 2, "maxSteps": 2, "learningRate": 1e-9, "precision": "FP32"}
         return run_config(
             model={"source": f"file://{gpt_oss}", "quantization": "None"},
             adapter={"targetModules": ["q_proj", "v_proj"]},

@@ -73,7 +73,7 @@ def largest_difference(found: dict[Any, float], expected: dict[Any, float]) -> f
 def test_every_split_of_a_step_gives_the_same_losses(
     run_config: Builder, tmp_path: Path, trained: list[TrainingOutcome]
 ) -> None:
-    common = {"maxSteps": STEPS, "optimizer": "AdamW", "evaluationSteps": 2}
+    common = {"maxSteps": STEPS, "precision": "FP32", "optimizer": "AdamW", "evaluationSteps": 2}
     data = {"evaluation": {"fraction": 0.3}}
     splits: list[dict[str, Any]] = [
         {"batchSize": 4, "gradientAccumulation": 1},
