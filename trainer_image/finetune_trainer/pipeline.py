@@ -74,7 +74,7 @@ def run(context: RunContext) -> Manifest:
 
     progress.stage(Stage.SAVING)
     artifacts = save_artifacts(adapted.model, loaded, base.folder, config, work / "artifacts")
-    trained = Trained(adapted.model, engine.loss, loaded.device)
+    trained = Trained(adapted.model, engine, loaded.device)
     judged = judge_artifacts(artifacts, base.folder, data, trained)
     documents = _write_documents(context, base, judged, outcome, checkpointed)
 

@@ -27,8 +27,8 @@ from finetune_trainer.export.judge.rows import choose_rows
 from finetune_trainer.export.judge.verdict import improvement_kept, warn_of_files, warn_of_merged
 from finetune_trainer.stages.data_formatting import FormattedData
 from finetune_trainer.stopping import raise_if_requested
-from finetune_trainer.training.collator import collate_padded
-from finetune_trainer.training.engine import Loss
+from finetune_trainer.training.collator import COLLATORS
+from finetune_trainer.training.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,7 @@ class Trained:
 
     model: Any
     """peft's PeftModel, with the engine's kernels in it."""
-    loss: Loss
-    """The engine's."""
+    engine: Engine
     device: torch.device
 
 
@@ -84,6 +83,9 @@ def judge_artifacts(
     except ExportError as error:
         log.warning("the published weights are not judged: %s", error.message)
         return Judged(artifacts)
+    except (RuntimeError, ValueError, TypeError) as error:  # a defect, of torch's kinds: the training is worth more
+        log.warning("the published weights are not judged: %s", type(error).__name__, exc_info=error)
+        return Judged(artifacts)
 
     if not math.isfinite(losses.base):
         log.warning("the published weights are not judged: the base model itself computes no number on these rows")
@@ -101,13 +103,15 @@ def loss_in_memory(trained: Trained, rows: Sequence[Encoded]) -> float:
     was_training = trained.model.training
     trained.model.eval()
     total, count = 0.0, 0
+    # As the trainer's own evaluation: fused layers take rows in one form only.
+    collate = COLLATORS[trained.engine.batching.kind]
 
     try:
         for row in rows:
-            made = collate_padded([{"input_ids": row.input_ids, "labels": row.labels}]).items()
+            made = collate([{"input_ids": row.input_ids, "labels": row.labels}]).items()
             batch = {name: each.to(trained.device) if isinstance(each, torch.Tensor) else each for name, each in made}
             labels, positions = batch.pop("labels"), batch.pop("supervised")
-            total += trained.loss(trained.model, batch, labels, positions, 1).item()
+            total += trained.engine.loss(trained.model, batch, labels, positions, 1).item()
             count += positions.numel()
             raise_if_requested()
     finally:
