@@ -4,7 +4,7 @@ The exit code of the trainer's container, never the reason, decides what follows
 `podFailurePolicy` of the Job, even while the operator is down:
 
     how the pod ended                                        what follows                               action
-    10 to 16: configuration, data, access, memory, ...       the job fails at once                      FailJob
+    10 to 17: configuration, data, access, memory, ...       the job fails at once                      FailJob
     30: stopped; or evicted, preempted, its node lost        another pod, which counts as no retry      Ignore
     20, 40 and every other code; killed by a signal (128+n)  another pod, at most maxRetries of them    Count
 
@@ -31,6 +31,7 @@ class ExitCode(IntEnum):
     TRAINING = 14
     STORAGE = 15
     DISK_FULL = 16
+    EXPORT = 17
     UNAVAILABLE = 20
     INTERRUPTED = 30
     INTERNAL = 40
@@ -57,6 +58,7 @@ _ACTIONS: dict[ExitCode, PodFailureAction] = {
     ExitCode.TRAINING: PodFailureAction.FAIL_JOB,
     ExitCode.STORAGE: PodFailureAction.FAIL_JOB,
     ExitCode.DISK_FULL: PodFailureAction.FAIL_JOB,
+    ExitCode.EXPORT: PodFailureAction.FAIL_JOB,
     ExitCode.UNAVAILABLE: PodFailureAction.COUNT,
     ExitCode.INTERRUPTED: PodFailureAction.IGNORE,
     ExitCode.INTERNAL: PodFailureAction.COUNT,
@@ -99,6 +101,7 @@ class FailureReason(StrEnum):
     OUTPUT_EXISTS = "OutputExists"
     UPLOAD_CORRUPTED = "UploadCorrupted"
     DISK_FULL = "DiskFull"
+    EXPORT_FAILED = "ExportFailed"
     HUB_UNAVAILABLE = "HubUnavailable"
     HUB_NOT_WRITABLE = "HubNotWritable"
     STORAGE_UNAVAILABLE = "StorageUnavailable"
@@ -211,6 +214,11 @@ FAILURES: dict[FailureReason, FailureClass] = {
         ExitCode.UNAVAILABLE, "Check the object store: it returned other bytes than were uploaded."
     ),
     FailureReason.DISK_FULL: FailureClass(ExitCode.DISK_FULL, "Raise spec.resources.ephemeralStorage."),
+    FailureReason.EXPORT_FAILED: FailureClass(
+        ExitCode.EXPORT,
+        "The trained adapter is published. Make what is missing by the command in the message, or correct spec.export "
+        "and create the job again: it goes on from its last checkpoint.",
+    ),
     FailureReason.HUB_UNAVAILABLE: FailureClass(
         ExitCode.UNAVAILABLE, "The Hugging Face Hub did not answer; the job is tried again."
     ),

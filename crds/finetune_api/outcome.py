@@ -20,6 +20,8 @@ from finetune_api.progress import MemoryUse
 from finetune_api.vocabulary import ArtifactType, Stage
 
 MAX_BYTES = 4096
+MAX_EXPORT_MESSAGE = 300
+"""Characters that are kept of what went wrong with one export."""
 MAX_DECODED_BYTES = 1 << 20
 COMPRESSED_PREFIX = "zlib:"
 
@@ -62,6 +64,19 @@ class Artifact(ApiModel):
     """Share of the training's improvement over the base that these weights keep on those rows; 1 is all of it."""
 
 
+class FailedExport(ApiModel):
+    """One artifact of the job that could not be made; everything else is published."""
+
+    type: ArtifactType
+    """Merged or GGUF."""
+
+    quantization: str
+    """Type of the weights, such as BF16 or Q8_0."""
+
+    message: Annotated[str, Field(max_length=MAX_EXPORT_MESSAGE)]
+    """What went wrong."""
+
+
 class Outcome(ApiModel):
     """Result of a run, with everything the operator needs for the status."""
 
@@ -92,6 +107,8 @@ class Outcome(ApiModel):
     hub_url: str | None = None
     """Commit of the Hugging Face Hub that holds the artifacts."""
     artifacts: tuple[Artifact, ...] = ()
+    failed_exports: tuple[FailedExport, ...] = ()
+    """Artifacts that could not be made although training succeeded; the result is then Failed, with ExportFailed."""
     judgement: Judgement | None = None
     preflight: PreflightSummary | None = None
     """Findings of preflight; only a preflight pod sets it."""

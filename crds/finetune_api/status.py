@@ -7,7 +7,7 @@ from pydantic import Field
 
 from finetune_api.base import ApiModel
 from finetune_api.judgement import Judgement
-from finetune_api.outcome import Artifact
+from finetune_api.outcome import Artifact, FailedExport
 from finetune_api.preflight import PreflightSummary
 from finetune_api.progress import MemoryUse, Resolved, StageTimes
 from finetune_api.vocabulary import ConditionType, Phase, PreflightResult, Stage
@@ -215,6 +215,10 @@ class FineTuneJobStatus(ApiModel):
 
     judgement: Judgement | None = None
     """Losses that the artifacts' own are measured against, and warnings where published weights lost the training."""
+
+    failed_exports: tuple[FailedExport, ...] = ()
+    """Artifacts that could not be made although training succeeded; the job has then failed with ExportFailed, and
+    everything that `artifacts` lists is published."""
 
     manifest_uri: str | None = None
     """URI of the manifest, which lists the size and SHA-256 of every file."""

@@ -14,6 +14,7 @@ from finetune_trainer.chat.encoder import ChatEncoder
 from finetune_trainer.documents.write import RunSummary, write_documents
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.base_model.folder import open_base_model
+from finetune_trainer.export.errors import ExportError
 from finetune_trainer.job.disk_needs import JobSize, describe_lack, plan_disk
 from finetune_trainer.job.run_context import RunContext
 from finetune_trainer.model.base_models import find_base_model_sign
@@ -73,13 +74,14 @@ def run(context: RunContext) -> Manifest:
     progress.resolve(total_steps=outcome.steps)
 
     progress.stage(Stage.SAVING)
-    artifacts = save_artifacts(adapted.model, loaded, base.folder, config, work / "artifacts")
+    saved = save_artifacts(adapted.model, loaded, base.folder, config, work / "artifacts")
     trained = Trained(adapted.model, engine, loaded.device)
-    judged = judge_artifacts(artifacts, base.folder, data, trained)
+    judged = judge_artifacts(saved.artifacts, base.folder, data, trained)
     documents = _write_documents(context, base, judged, outcome, checkpointed)
 
     progress.stage(Stage.UPLOADING)
-    return _publish(context, judged, documents, outcome)
+    provenance = Provenance(progress.resolved, outcome.metrics(), judged.judgement, saved.failed)
+    return _publish(context, [*judged.artifacts, *documents], provenance)
 
 
 def _fetch_model(context: RunContext) -> FetchedSource:
@@ -221,7 +223,7 @@ def _write_documents(
         memory=context.progress.memory,
         samples=checkpointed.sampler.lines() if checkpointed.sampler else (),
         metric_lines=checkpointed.metrics.lines() if checkpointed.metrics else (),
-        is_dequantised=open_base_model(base.folder).is_dequantised,
+        is_dequantised=_is_dequantised(base.folder),
         judgement=judged.judgement,
     )
     return write_documents(
@@ -234,11 +236,16 @@ def _write_documents(
     )
 
 
-def _publish(context: RunContext, judged: Judged, documents: list[LocalArtifact], outcome: TrainingOutcome) -> Manifest:
-    """Uploads everything, the manifest last: it is the commit point."""
-    progress, artifacts = context.progress, [*judged.artifacts, *documents]
-    total = sum(path.stat().st_size for artifact in artifacts for path in artifact.files)
-    progress.update(uploaded_bytes=0, upload_total_bytes=total)
+def _is_dequantised(base: Path) -> bool:
+    """True if the base exists in NF4 only. An adapter alone may have been trained on weights that no export reads."""
+    try:
+        return open_base_model(base).is_dequantised
+    except ExportError:
+        return False
 
-    provenance = Provenance(progress.resolved, outcome.metrics(), judged.judgement)
-    return context.store.publish(artifacts, provenance, progress.add_uploaded)
+
+def _publish(context: RunContext, artifacts: list[LocalArtifact], provenance: Provenance) -> Manifest:
+    """Uploads everything, the manifest last: it is the commit point."""
+    total = sum(path.stat().st_size for artifact in artifacts for path in artifact.files)
+    context.progress.update(uploaded_bytes=0, upload_total_bytes=total)
+    return context.store.publish(artifacts, provenance, context.progress.add_uploaded)

@@ -133,6 +133,10 @@ def _reported(snapshot: AnySnapshot, outcome: Outcome | None) -> dict[str, Any]:
 
 def _result(decision: Decision) -> dict[str, Any]:
     outcome = decision.outcome
-    if decision.phase is not Phase.SUCCEEDED or outcome is None:
+    # A job that failed may have published all the same: everything but an export.
+    if outcome is None or (decision.phase is not Phase.SUCCEEDED and outcome.manifest_uri is None):
         return {}
-    return {name: getattr(outcome, name) for name in ("artifacts", "judgement", "manifest_uri", "hub_url", "reused")}
+    return {
+        name: getattr(outcome, name)
+        for name in ("artifacts", "failed_exports", "judgement", "manifest_uri", "hub_url", "reused")
+    }

@@ -5,8 +5,10 @@ from datetime import timedelta
 
 import pytest
 
+from finetune_api.failures import ExitCode, FailureReason
+from finetune_api.outcome import FailedExport, Result
 from finetune_api.status import FineTuneJobStatus
-from finetune_api.vocabulary import ConditionType, Stage
+from finetune_api.vocabulary import ArtifactType, ConditionType, Phase, Stage
 from finetune_operator.observe.observe import read_status
 from finetune_operator.observe.snapshot import Snapshot
 from finetune_operator.status.events import find_transitions
@@ -168,3 +170,23 @@ def test_best_step_and_memory_come_from_the_outcome_too() -> None:
     assert done.progress is not None
     assert (done.progress.best_step, done.progress.best_eval_loss, done.progress.stopped_early) == (4, 1.25, True)
     assert done.memory == memory
+
+
+def test_a_job_whose_export_failed_shows_what_it_published() -> None:
+    """Nothing that worked is lost, and the job has failed, so that nobody overlooks it."""
+    missing = FailedExport(type=ArtifactType.GGUF, quantization="Q8_0", message="no such words")
+    outcome = SUCCEEDED.model_copy(
+        update={
+            "result": Result.FAILED,
+            "reason": FailureReason.EXPORT_FAILED,
+            "message": "not GGUF Q8_0. To go on: finetune export --gguf Q8_0",
+            "exit_code": ExitCode.EXPORT,
+            "failed_exports": (missing,),
+        }
+    )
+    status = _status_of(a_snapshot(pods=(an_ended_pod(17, outcome),), job=a_trainer_job(failed=FAILED)))
+    assert (status.phase, status.artifacts, status.manifest_uri) == (Phase.FAILED, (ARTIFACT,), SUCCEEDED.manifest_uri)
+    assert status.failed_exports == (missing,)
+    assert status.failure is not None
+    assert (status.failure.reason, status.failure.exit_code) == ("ExportFailed", 17)
+    assert "finetune export --gguf Q8_0" in status.failure.message

@@ -3,6 +3,7 @@
 store        results: uploaded, then committed with one conditional write
 manifest     manifest.json: every file of a result with size and SHA-256
 checkpoints  checkpoints: saved, pruned and restored
+failed_exports  what to say of a result that lacks an export
 download     a committed result on this disk, every file verified
 hub_push     the same files in a repository of the Hugging Face Hub
 

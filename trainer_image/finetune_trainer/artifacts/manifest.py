@@ -12,7 +12,7 @@ from pydantic import Field, JsonValue
 
 from finetune_api.base import ApiModel
 from finetune_api.judgement import Judgement
-from finetune_api.outcome import Artifact
+from finetune_api.outcome import Artifact, FailedExport
 from finetune_api.run_config import JobIdentity
 from finetune_trainer.storage.digests import sha256_of_lines
 
@@ -48,6 +48,8 @@ class Manifest(ApiModel):
     """The attempt (pod) that made it."""
     spec_digest: Sha256
     """`RunConfig.spec_digest`: results with equal digests are interchangeable."""
+    training_digest: Sha256 | None = None
+    """`RunConfig.training_digest`: equal for results that differ in their exports only."""
     model_source: str
     model_revision: str | None = None
     """Commit of a model from the Hub."""
@@ -61,6 +63,8 @@ class Manifest(ApiModel):
     configuration: dict[str, JsonValue] = Field(default_factory=dict)
     """The resolved job, without anything secret."""
     artifacts: tuple[ManifestArtifact, ...]
+    failed_exports: tuple[FailedExport, ...] = ()
+    """Artifacts that could not be made: another run of the same training may replace this result."""
 
     def encode(self) -> bytes:
         """Returns the content of the file."""

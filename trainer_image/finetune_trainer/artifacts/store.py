@@ -15,6 +15,7 @@ from pydantic import JsonValue, ValidationError
 
 from finetune_api.failures import FailureReason
 from finetune_api.judgement import Judgement
+from finetune_api.outcome import FailedExport
 from finetune_api.progress import Resolved
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import ArtifactType, OnExisting
@@ -63,6 +64,7 @@ class Provenance:
     resolved: Resolved
     metrics: Mapping[str, float] = field(default_factory=dict)
     judgement: Judgement | None = None
+    failed_exports: tuple[FailedExport, ...] = ()
 
 
 def own_prefix(attempt_id: str) -> str:
@@ -108,6 +110,10 @@ class ArtifactStore:
         policy = self.config.output.s3.on_existing
         # Of this very job, an earlier attempt: it committed, and died before it could say so.
         same_job = manifest.job.uid == self.config.job.uid
+        if not same_job and self._completes(manifest):
+            self._replaces = tag
+            return None
+
         if same_job or (policy is OnExisting.REUSE and manifest.spec_digest == spec_digest):
             self._check_complete(manifest)
             return manifest
@@ -120,6 +126,11 @@ class ArtifactStore:
         where, when = self.manifest_uri(), f"{manifest.created:%Y-%m-%d %H:%M} UTC"
         message = f"{where} holds a finished result of {made_by}, made {when}"
         raise TrainerError(FailureReason.OUTPUT_EXISTS, message)
+
+    def _completes(self, manifest: Manifest) -> bool:
+        """True if a result lacks an export, and this job trains the same: it goes on from the last checkpoint."""
+        policy, own = self.config.output.s3.on_existing, self.config.training_digest()
+        return policy is OnExisting.REUSE and bool(manifest.failed_exports) and manifest.training_digest == own
 
     def publish(self, artifacts: list[LocalArtifact], provenance: Provenance, on_bytes: OnBytes) -> Manifest:
         """Uploads and verifies all artifacts, then commits.
@@ -206,6 +217,7 @@ class ArtifactStore:
             job=config.job,
             attempt_id=self.attempt_id,
             spec_digest=config.spec_digest(),
+            training_digest=config.training_digest(),
             model_source=config.model.source,
             model_revision=resolved.model_revision,
             dataset_source=config.dataset.source,
@@ -213,6 +225,7 @@ class ArtifactStore:
             created=datetime.now(UTC),
             metrics=dict(provenance.metrics),
             judgement=provenance.judgement,
+            failed_exports=provenance.failed_exports,
             configuration={"run": run, "resolved": resolved.to_wire()},
             artifacts=(),
         )

@@ -15,7 +15,7 @@ from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Stage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.logging_setup import configure_logging
-from finetune_trainer.job.outcome import failed, overdue, succeeded, write_outcome
+from finetune_trainer.job.outcome import failed, overdue, published, write_outcome
 from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.reporter import Reporter
 from finetune_trainer.job.settings import Settings, load_config
@@ -104,13 +104,13 @@ def _run(config: RunConfig, settings: Settings, progress: ProgressTracker, stop_
 
         if (existing := store.find_existing(config.spec_digest())) is not None:
             hub_url = push_result(hub, store.object_store, existing, settings.work / "artifacts")
-            return succeeded(existing, store.manifest_uri(), progress, reused=True, hub_url=hub_url)
+            return published(existing, store.manifest_uri(), progress, reused=True, hub_url=hub_url)
 
         progress.stage(Stage.MODEL_LOADING)  # this includes importing torch: 3 s, on two busy cores 7 s
         from finetune_trainer.pipeline import run
 
         manifest = run(RunContext(config, settings, store, progress, stop_signal))
         hub_url = push_result(hub, store.object_store, manifest, settings.work / "artifacts")
-        return succeeded(manifest, store.manifest_uri(), progress, reused=False, hub_url=hub_url)
+        return published(manifest, store.manifest_uri(), progress, reused=False, hub_url=hub_url)
     finally:
         store.close()

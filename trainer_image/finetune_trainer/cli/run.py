@@ -95,10 +95,14 @@ def show(outcome: Outcome) -> None:
     if outcome.result is not Result.SUCCEEDED:
         assert outcome.reason is not None
         console.print(f"[red]{outcome.reason}[/]", end=" ")
-        console.print(outcome.message, markup=False)
+        console.print(outcome.message, markup=False, soft_wrap=True)  # it may hold a command to copy
         console.print(f"  {local_hint(outcome.reason)}", markup=False)
-        return
+    if outcome.manifest_uri is not None:
+        _show_artifacts(outcome)
 
+
+def _show_artifacts(outcome: Outcome) -> None:
+    """Prints what is published, which may be something although an export failed."""
     table = Table("type", "quantization", "loss", "bytes", "sha256")
     table.add_column("where", overflow="fold")
     for artifact in outcome.artifacts:

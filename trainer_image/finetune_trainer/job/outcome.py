@@ -7,6 +7,7 @@ from pathlib import Path
 
 from finetune_api.failures import ExitCode, FailureReason, exit_code_of
 from finetune_api.outcome import Outcome, Result
+from finetune_trainer.artifacts.failed_exports import explain_failed_exports
 from finetune_trainer.artifacts.manifest import Manifest
 from finetune_trainer.errors import InterruptedRunError, TrainerError
 from finetune_trainer.job.progress_tracker import ProgressTracker
@@ -15,15 +16,22 @@ from finetune_trainer.storage.disk_faults import explain_disk_fault
 log = logging.getLogger(__name__)
 
 
-def succeeded(
+def published(
     manifest: Manifest, manifest_uri: str, progress: ProgressTracker, *, reused: bool, hub_url: str | None = None
 ) -> Outcome:
-    """Outcome of a committed result, pushed to `hub_url` if the job asks for that."""
+    """Outcome of a committed result, pushed to `hub_url` if the job asks for that.
+
+    It is a success unless an export failed: that must not be overlooked, though everything else is published.
+    """
     best_step = manifest.metrics.get("bestStep")
+    reason = FailureReason.EXPORT_FAILED if manifest.failed_exports else None
+    reused_message = "a finished result of the same specification was found" if reused else ""
 
     return Outcome(
-        result=Result.SUCCEEDED,
-        message="a finished result of the same specification was found" if reused else "",
+        result=Result.SUCCEEDED if reason is None else Result.FAILED,
+        reason=reason,
+        message=reused_message if reason is None else explain_failed_exports(manifest),
+        exit_code=ExitCode.SUCCESS if reason is None else exit_code_of(reason),
         stage=progress.current_stage,
         loss=_rounded(manifest.metrics.get("loss")),
         eval_loss=_rounded(manifest.metrics.get("evalLoss")),
@@ -35,6 +43,7 @@ def succeeded(
         manifest_uri=manifest_uri,
         hub_url=hub_url,
         artifacts=tuple(artifact.as_artifact() for artifact in manifest.artifacts),
+        failed_exports=manifest.failed_exports,
         judgement=manifest.judgement,
         finished=datetime.now(UTC),
         **_position(progress),

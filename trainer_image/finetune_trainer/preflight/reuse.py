@@ -8,7 +8,7 @@ from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Stage
 from finetune_trainer.artifacts.store import open_store
 from finetune_trainer.errors import InterruptedRunError, TrainerError
-from finetune_trainer.job.outcome import succeeded
+from finetune_trainer.job.outcome import published
 from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
 
@@ -29,7 +29,7 @@ def find_result(config: RunConfig, settings: Settings) -> Outcome | None:
         existing = store.find_existing(config.spec_digest())
         if existing is None:
             return None
-        outcome = succeeded(existing, store.manifest_uri(), ProgressTracker(), reused=True)
+        outcome = published(existing, store.manifest_uri(), ProgressTracker(), reused=True)
     except InterruptedRunError:
         raise
     except TrainerError as error:

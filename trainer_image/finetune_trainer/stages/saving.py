@@ -1,24 +1,39 @@
 """Stage 6: writes the adapter, merged weights and GGUF files to this disk, ready to be published."""
 
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from finetune_api.outcome import MAX_EXPORT_MESSAGE, FailedExport
 from finetune_api.run_config import RunConfig
 from finetune_api.spec.sources import Source
 from finetune_api.vocabulary import ArtifactType, MergedType
 from finetune_kernels.primitives.master_weights import master_weight
 from finetune_trainer.artifacts.store import LocalArtifact
+from finetune_trainer.errors import InterruptedRunError, TrainerError
 from finetune_trainer.export.base_model.companions import Companions, companions_of_training
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
-from finetune_trainer.export.export import ExportRequest, export
+from finetune_trainer.export.export import ExportedFile, ExportRequest, export
 from finetune_trainer.export.feasibility import check_export
+from finetune_trainer.job.outcome import explain
 from finetune_trainer.training.loaded_model import LoadedModel
 
+log = logging.getLogger(__name__)
 
-def save_artifacts(model: Any, loaded: LoadedModel, base: Path, config: RunConfig, output: Path) -> list[LocalArtifact]:
-    """Writes every artifact that the job asks for below `output`. Raises ExportError.
+
+@dataclass(frozen=True)
+class Saved:
+    """Artifacts on this disk, and those that could not be made."""
+
+    artifacts: list[LocalArtifact]
+    failed: tuple[FailedExport, ...] = ()
+
+
+def save_artifacts(model: Any, loaded: LoadedModel, base: Path, config: RunConfig, output: Path) -> Saved:
+    """Writes every artifact that the job asks for below `output`. An export that fails costs no other artifact.
 
     Merged weights and GGUF files are made from the original 16-bit weights in the folder `base`, not from the NF4 ones.
     """
@@ -34,7 +49,7 @@ def save_artifacts(model: Any, loaded: LoadedModel, base: Path, config: RunConfi
     types = tuple(kind.value for kind in config.export.gguf)
     # The adapter alone needs no pass over the base weights.
     if merged is None and not types:
-        return artifacts
+        return Saved(artifacts)
 
     request = ExportRequest(
         base=base,
@@ -45,15 +60,51 @@ def save_artifacts(model: Any, loaded: LoadedModel, base: Path, config: RunConfi
         name=config.job.name,
         base_name=Source.parse(config.model.source).hub_name,
     )
-    files = export(request, device=loaded.device, on_progress=lambda done, total: None)
+    files, failed = export_what_works(request, loaded.device)
 
-    if merged is not None:
+    if merged is not None and any(file.kind == "merged" for file in files):
         artifacts.append(LocalArtifact(ArtifactType.MERGED, output / "merged", "safetensors", merged.value))
     for file in files:
         if file.modelfile is not None:
             artifacts.append(LocalArtifact(ArtifactType.GGUF, file.path, "gguf", file.type))
             artifacts.append(LocalArtifact(ArtifactType.MODELFILE, file.modelfile, "modelfile", file.type))
-    return artifacts
+    return Saved(artifacts, tuple(failed))
+
+
+def export_what_works(request: ExportRequest, device: torch.device) -> tuple[list[ExportedFile], list[FailedExport]]:
+    """Makes all outputs in one pass; if that fails, each by itself. Raises InterruptedRunError only."""
+    try:
+        return export(request, device=device, on_progress=lambda done, total: None), []
+    except InterruptedRunError:
+        raise
+    except Exception as error:  # noqa: BLE001 (the training is finished: whatever goes wrong here must not cost it)
+        parts = _single_outputs(request)
+        if len(parts) == 1:
+            return [], [_failed_export(parts[0], error)]
+
+    files: list[ExportedFile] = []
+    failed: list[FailedExport] = []
+    for part in parts:
+        made, missing = export_what_works(part, device)
+        files += made
+        failed += missing
+    return files, failed
+
+
+def _single_outputs(request: ExportRequest) -> list[ExportRequest]:
+    """One request for each output."""
+    merged = [replace(request, gguf=())] if request.merged is not None else []
+    return merged + [replace(request, merged=None, gguf=(kind,)) for kind in request.gguf]
+
+
+def _failed_export(request: ExportRequest, error: Exception) -> FailedExport:
+    """The failure of a single output; a defect is logged with its traceback."""
+    kind = ArtifactType.MERGED if request.merged is not None else ArtifactType.GGUF
+    quantization = request.merged or request.gguf[0]
+    _, message = explain(error)
+    traceback = None if isinstance(error, TrainerError) else error
+    log.error("%s %s could not be made: %s", kind.value, quantization, message, exc_info=traceback)
+    return FailedExport(type=kind, quantization=quantization, message=message[:MAX_EXPORT_MESSAGE])
 
 
 def check_saving(model: Any, loaded: LoadedModel, base: Path, config: RunConfig, work: Path) -> None:
