@@ -13,7 +13,7 @@ from pydantic import Field, JsonValue
 from finetune_api.base import ApiModel
 from finetune_api.judgement import Judgement
 from finetune_api.outcome import Artifact, FailedExport
-from finetune_api.run_config import JobIdentity
+from finetune_api.run_config import JobIdentity, RunConfig
 from finetune_trainer.storage.digests import sha256_of_lines
 
 MANIFEST_NAME = "manifest.json"
@@ -74,6 +74,10 @@ class Manifest(ApiModel):
     def decode(cls, data: bytes) -> Self:
         """Reads a manifest. Raises pydantic.ValidationError for anything else."""
         return cls.model_validate_json(data)
+
+    def lacks_exports_of(self, config: RunConfig) -> bool:
+        """True if an export failed and the run `config` trains the same, so that it may replace this result."""
+        return bool(self.failed_exports) and self.training_digest == config.training_digest()
 
     def files(self) -> list[ManifestFile]:
         """Returns every file of every artifact."""

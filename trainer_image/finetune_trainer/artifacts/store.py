@@ -110,15 +110,13 @@ class ArtifactStore:
         policy = self.config.output.s3.on_existing
         # Of this very job, an earlier attempt: it committed, and died before it could say so.
         same_job = manifest.job.uid == self.config.job.uid
-        if not same_job and self._completes(manifest):
-            self._replaces = tag
-            return None
-
-        if same_job or (policy is OnExisting.REUSE and manifest.spec_digest == spec_digest):
+        is_same = manifest.spec_digest == spec_digest and not manifest.failed_exports
+        if same_job or (policy is OnExisting.REUSE and is_same):
             self._check_complete(manifest)
             return manifest
 
-        if policy is OnExisting.OVERWRITE:
+        # A result that lacks an export may be completed by a job that trains the same: it resumes from the last step.
+        if policy is OnExisting.OVERWRITE or (policy is OnExisting.REUSE and manifest.lacks_exports_of(self.config)):
             self._replaces = tag  # the commit replaces this version only, not one that somebody writes meanwhile
             return None
 
@@ -126,11 +124,6 @@ class ArtifactStore:
         where, when = self.manifest_uri(), f"{manifest.created:%Y-%m-%d %H:%M} UTC"
         message = f"{where} holds a finished result of {made_by}, made {when}"
         raise TrainerError(FailureReason.OUTPUT_EXISTS, message)
-
-    def _completes(self, manifest: Manifest) -> bool:
-        """True if a result lacks an export, and this job trains the same: it goes on from the last checkpoint."""
-        policy, own = self.config.output.s3.on_existing, self.config.training_digest()
-        return policy is OnExisting.REUSE and bool(manifest.failed_exports) and manifest.training_digest == own
 
     def publish(self, artifacts: list[LocalArtifact], provenance: Provenance, on_bytes: OnBytes) -> Manifest:
         """Uploads and verifies all artifacts, then commits.
