@@ -54,11 +54,9 @@ def test_an_output_that_turns_read_only_has_a_reason(error: Exception) -> None:
 
 
 def test_other_errors_are_no_matter_of_the_disk() -> None:
-    for error in (
-        ValueError("no"),
-        OSError(errno.EIO, "I/O error"),
-        RuntimeError("PytorchStreamWriter failed writing"),
-    ):
+    refused = ConnectionError(errno.EPERM, os.strerror(errno.EPERM))  # by a firewall
+    silent = RuntimeError("PytorchStreamWriter failed writing")
+    for error in (ValueError("no"), refused, OSError(errno.EIO, "I/O error"), silent):
         assert explain_disk_fault(error) is None
     own = TrainerError(FailureReason.INVALID_ROW, "No space left on device")
     assert explain_disk_fault(own) is None

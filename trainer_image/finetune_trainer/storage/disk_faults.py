@@ -35,7 +35,8 @@ def explain_disk_fault(error: BaseException, work: Path | None = None) -> Traine
         where = _folder(cause) or work
         if number in FULL or any(text in str(cause) for text in _FULL_TEXTS) or _broke_off(cause, where):
             return TrainerError(FailureReason.DISK_FULL, f"the disk is full{_describe_free(where)}")
-        if isinstance(cause, OSError) and number in FORBIDDEN:
+        # Firewalls refuse connections by the same numbers, but then no file is named.
+        if isinstance(cause, OSError) and (number == errno.EROFS or (number in FORBIDDEN and cause.filename)):
             what = f"{cause.filename} cannot be written or read" if cause.filename else "a file cannot be written"
             return TrainerError(FailureReason.STORAGE_NOT_WRITABLE, f"{what}: {cause.strerror}")
     return None
