@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import RunConfig
+from finetune_kernels.primitives.master_weights import master_weight
 from finetune_test_models import tiny_runs
 from finetune_trainer import pipeline
 from finetune_trainer.cli.pod import run_job
@@ -105,7 +106,7 @@ def test_weights_broken_by_the_last_update_are_not_published(
         matrix = next(value for name, value in prepared.model.named_parameters() if "lora_B" in name)
 
         def overflow(parameter: torch.Tensor) -> None:
-            parameter.data.fill_(math.inf)
+            master_weight(parameter).data.fill_(math.inf)
 
         matrix.register_post_accumulate_grad_hook(overflow)
         return original(context, prepared, *others)

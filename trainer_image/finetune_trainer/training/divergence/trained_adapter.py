@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from finetune_api.failures import FailureReason
+from finetune_kernels.primitives.master_weights import master_weight
 from finetune_trainer.errors import TrainerError
 
 log = logging.getLogger(__name__)
@@ -19,7 +20,8 @@ MAX_NAMED = 3
 
 def check_trained_adapter(model: Any, steps: int) -> None:
     """Checks a peft model after `steps` optimiser steps. Raises TrainerError (NonFiniteLoss, NothingLearned)."""
-    trained = {name: weights.detach() for name, weights in model.named_parameters() if weights.requires_grad}
+    parameters = [(name, weights) for name, weights in model.named_parameters() if weights.requires_grad]
+    trained = {name: master_weight(weights).detach() for name, weights in parameters}  # what is exported
     if broken := [name for name, weights in trained.items() if not torch.isfinite(weights).all()]:
         message = f"the adapter holds NaN or infinity after {steps} steps, in {_named(broken)}"
         raise TrainerError(FailureReason.NON_FINITE_LOSS, message)
