@@ -64,6 +64,7 @@ class RunConfig(ApiModel):
     export: ExportSpec
     output: OutputSpec
     checkpoints_to_keep: int
+    keep_checkpoints_after_success: bool = False
     termination_grace_period_seconds: int
     gpus: int
     ephemeral_storage_bytes: int | None = None
@@ -88,6 +89,7 @@ class RunConfig(ApiModel):
             export=spec.export,
             output=spec.output,
             checkpoints_to_keep=spec.run_policy.checkpoints_to_keep,
+            keep_checkpoints_after_success=spec.run_policy.keep_checkpoints_after_success,
             termination_grace_period_seconds=spec.run_policy.termination_grace_period_seconds,
             gpus=spec.resources.gpus,
             ephemeral_storage_bytes=to_bytes(storage) if storage is not None else None,

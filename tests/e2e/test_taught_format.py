@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.real_model, pytest.mark.timeout(7200)]
 ON_GPU = torch.cuda.is_available()
 STEPS, ROWS, PROMPTS = 60, 480, 40
 LIKE_TRL_STEPS = 12
+FINETUNE = "from finetune_trainer.cli.finetune import main; main()"
 GGUF = ["F16", "Q8_0", "Q4_K_M"]
 
 
@@ -46,7 +47,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Taught:
     manifest = _manifest(data)
     (work / "job.yaml").write_text(manifest)
 
-    command = [sys.executable, "-P", "-m", "finetune_trainer.cli.finetune", "run", str(work / "job.yaml")]
+    command = [sys.executable, "-P", "-c", FINETUNE, "run", str(work / "job.yaml")]
     done = subprocess.run(
         [*command, "--output", str(work / "out"), "--verbose"], capture_output=True, text=True, check=False
     )

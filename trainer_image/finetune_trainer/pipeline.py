@@ -81,7 +81,11 @@ def run(context: RunContext) -> Manifest:
 
     progress.stage(Stage.UPLOADING)
     provenance = Provenance(progress.resolved, outcome.metrics(), judged.judgement, saved.failed)
-    return _publish(context, [*judged.artifacts, *documents], provenance)
+    manifest = _publish(context, [*judged.artifacts, *documents], provenance)
+    # After a failed export the same job goes on from the last one, with other exports.
+    if not config.keep_checkpoints_after_success and not saved.failed:
+        checkpoints.remove_all()
+    return manifest
 
 
 def _fetch_model(context: RunContext) -> FetchedSource:

@@ -147,4 +147,8 @@ class RunPolicySpec(ApiModel):
     """Seconds that a stopped trainer gets to write its checkpoint. Default 120."""
 
     checkpoints_to_keep: Annotated[int, Field(ge=1, le=100)] = 2
-    """Number of checkpoints to keep in S3; older ones are deleted. Default 2."""
+    """Number of checkpoints to keep in S3 while the job runs; older ones are deleted. Default 2."""
+
+    keep_checkpoints_after_success: bool = False
+    """Keep the checkpoints of a job that has succeeded; false deletes them, as nothing goes on from them. Default
+    false."""

@@ -241,3 +241,12 @@ def test_a_checkpoint_that_is_not_committed_leaves_no_files(
         checkpoints.save(tmp_path / "checkpoint-10", 20)
     assert len(sent) == 2
     assert not _objects(store.object_store, 20)
+
+
+def test_the_checkpoints_of_a_finished_job_go_and_those_of_others_stay(
+    store: ArtifactStore, save: Callable[..., CheckpointStore]
+) -> None:
+    save(1, key="f" * 12)
+    save(1, 2).remove_all()
+    assert _objects(store.object_store, 1) == _objects(store.object_store, 2) == []
+    assert store.object_store.keys("checkpoints/" + "f" * 12 + "/")

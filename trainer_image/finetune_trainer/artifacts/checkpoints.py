@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 from finetune_api.base import ApiModel
 from finetune_trainer.artifacts.manifest import ManifestFile
 from finetune_trainer.artifacts.store import ArtifactStore
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.digests import files_below, sha256_file
 from finetune_trainer.storage.object_store import PreconditionFailedError, ignore_bytes
 
@@ -82,6 +83,16 @@ class CheckpointStore:
 
         self._damaged.discard(step)
         self._prune(step)
+
+    def remove_all(self) -> None:
+        """Deletes every checkpoint, once the result is committed: nothing goes on from them.
+
+        An error is only logged, and a signal only ends it.
+        """
+        try:
+            self._store.delete(self._store.keys(self._folder))
+        except TrainerError as error:
+            log.warning("the checkpoints were not deleted: %s", error.message)
 
     def latest(self) -> int | None:
         """Returns the step of the newest complete checkpoint, or None."""

@@ -6,6 +6,7 @@ manifest/             the job of a local run: from a manifest, from options; `fi
 local_hints.py        what to do about a failure on one's own machine
 machine.py            the user's machine, as far as it can be known without PyTorch
 run.py                `finetune run`: a job on this machine, with a live view
+local_result.py       a result in a folder: links to the newest, and the commands that come next
 preflight.py          `finetune validate` and `finetune-trainer preflight`
 export.py             `finetune export`: merge and convert, without training
 export_arguments.py   the options of `finetune export`, all of whose errors are reported together

@@ -1,11 +1,13 @@
 """`finetune run`: runs a job on this machine as a pod would, with a live view and a table of its artifacts."""
 
+import os
 import shutil
 import tempfile
 import uuid
 from pathlib import Path
 from typing import NoReturn
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -17,6 +19,7 @@ from finetune_api.vocabulary import Stage
 from finetune_trainer.artifacts.store import remove_uncommitted
 from finetune_trainer.cli.live.follow import follow
 from finetune_trainer.cli.local_hints import local_hint
+from finetune_trainer.cli.local_result import link_newest, next_commands, shown_path
 from finetune_trainer.cli.manifest.sources import shorten_source
 from finetune_trainer.cli.pod import run_job
 from finetune_trainer.job.logging_setup import configure_screen_logging
@@ -26,6 +29,7 @@ from finetune_trainer.job.settings import LOCAL_HUB_RETRIES, Settings
 from finetune_trainer.job.stop_signal import StopSignal
 
 STOPPED_BY_PERSON = 130  # as shells have it for Ctrl-C
+WIDER_THAN_PATHS = 4096  # columns
 console = Console(stderr=True, highlight=False)
 
 
@@ -42,8 +46,8 @@ def run_here(job: FineTuneJob, output: Path | None, credentials: Path | None, *,
     stop_signal, progress = StopSignal(), ProgressTracker()
     stop_signal.listen(lambda presses: _answer(presses, progress))
     stop_signal.install()
-    prefix = f"finetune-{job.metadata.name}-"
-    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as work:
+    prefix = f".finetune-{job.metadata.name}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=_beside(output), ignore_cleanup_errors=True) as work:
         settings = Settings(
             work=Path(work),
             attempt_id=identity.uid,
@@ -57,8 +61,19 @@ def run_here(job: FineTuneJob, output: Path | None, credentials: Path | None, *,
             outcome = run_job(config, settings, progress, stop_signal)
 
     stop_signal.conclude()
-    show(outcome)
+    show(outcome, None if output is None else output / config.job.name)
     stop_signal.exit(int(outcome.exit_code))
+
+
+def _beside(output: Path | None) -> Path | None:
+    """The folder to work in: on the disk of the results, which then need not be copied; None for the system's own."""
+    if output is None:
+        return None
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None  # the store says what is wrong with it
+    return output if os.access(output, os.W_OK) else None
 
 
 def _say(text: str) -> None:
@@ -84,8 +99,11 @@ def _stop(config: RunConfig, settings: Settings, progress: ProgressTracker, *, n
     return STOPPED_BY_PERSON if now else int(outcome.exit_code)
 
 
-def show(outcome: Outcome) -> None:
-    """Prints the artifacts as a table, or the failure with what to change."""
+def show(outcome: Outcome, folder: Path | None = None) -> None:
+    """Prints the artifacts as a table, or the failure with what to change.
+
+    `folder` is the job's local folder, whose links then show the newest result.
+    """
     if outcome.result is Result.INTERRUPTED:
         kept = outcome.checkpoint_step or outcome.resumed_from_step
         how = "begin again" if kept is None else f"go on from step {kept}"
@@ -98,23 +116,32 @@ def show(outcome: Outcome) -> None:
         console.print(outcome.message, markup=False, soft_wrap=True)  # it may hold a command to copy
         console.print(f"  {local_hint(outcome.reason)}", markup=False)
     if outcome.manifest_uri is not None:
-        _show_artifacts(outcome)
+        _show_artifacts(outcome, folder)
 
 
-def _show_artifacts(outcome: Outcome) -> None:
+def _show_artifacts(outcome: Outcome, folder: Path | None) -> None:
     """Prints what is published, which may be something although an export failed."""
-    table = Table("type", "quantization", "loss", "bytes", "sha256")
-    table.add_column("where", overflow="fold")
-    for artifact in outcome.artifacts:
+    paths = [artifact.uri for artifact in outcome.artifacts]
+    if folder is not None:
+        attempt_id = paths[0].partition("/attempts/")[2].partition("/")[0]  # a reused result is of an earlier one
+        link_newest(folder, attempt_id)
+        paths = [shown_path(path, attempt_id) for path in paths]
+
+    table = Table("type", "quantization", "loss", "bytes", "sha256", "where", box=box.SIMPLE_HEAD)
+    for artifact, path in zip(outcome.artifacts, paths, strict=True):
         size, digest = f"{artifact.bytes:,}", artifact.sha256[:12] + "…"
         loss = "" if artifact.loss is None else f"{artifact.loss:.4f}"
-        table.add_row(artifact.type, artifact.quantization or "", loss, size, digest, artifact.uri)
-    Console(highlight=False).print(table)
+        table.add_row(artifact.type, artifact.quantization or "", loss, size, digest, path)
+    # Wider than any path: one that is cut into lines cannot be copied.
+    Console(highlight=False, width=WIDER_THAN_PATHS).print(table)
     _show_judgement(outcome.judgement)
 
     if outcome.hub_url is not None:
         console.print(f"hub: {outcome.hub_url}", markup=False, soft_wrap=True)
     console.print(f"manifest: {outcome.manifest_uri}" + ("  (it was there already)" if outcome.reused else ""))
+    if folder is not None:
+        for number, command in enumerate(next_commands(folder, folder.name, outcome.artifacts, paths)):
+            console.print(f"{'next:' if number == 0 else '     '} {command}", markup=False, soft_wrap=True)
 
 
 def _show_judgement(judgement: Judgement | None) -> None:

@@ -1,5 +1,6 @@
 """Results of a job in a local folder, for `finetune run --output FOLDER`. One process writes at a time."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -13,6 +14,9 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.digests import FileDigest, digest_file
 from finetune_trainer.storage.object_store import OnBytes, PreconditionFailedError, Version
 from finetune_trainer.storage.s3_upload import PartPlan
+
+NO_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)
+"""Errors of a link where a copy is possible: another file system, or one without links."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +40,17 @@ class FolderStore:
             raise TrainerError(FailureReason.STORAGE_NOT_WRITABLE, message) from None
 
     def put_file(self, key: str, path: Path, on_bytes: OnBytes) -> FileDigest:
-        """Copies a file and compares the copy with it."""
+        """Gives a file a second name in the folder, which nothing can damage on the way; on another file system, copies
+        it and compares the copy with it."""
         target = self._target(key)
-        shutil.copyfile(path, target)
         digest = digest_file(path, PartPlan().part_bytes(path.stat().st_size))
-
-        with target.open("rb") as copy:
-            if hashlib.file_digest(copy, "sha256").hexdigest() != digest.sha256:
-                raise TrainerError(
-                    FailureReason.UPLOAD_CORRUPTED, f"{target} differs from {path}, of which it is a copy"
-                )
+        if not _link(path, target):
+            shutil.copyfile(path, target)
+            with target.open("rb") as copy:
+                if hashlib.file_digest(copy, "sha256").hexdigest() != digest.sha256:
+                    raise TrainerError(
+                        FailureReason.UPLOAD_CORRUPTED, f"{target} differs from {path}, of which it is a copy"
+                    )
 
         on_bytes(digest.bytes)
         return digest
@@ -124,6 +129,18 @@ class FolderStore:
         path = self.folder / key
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+
+def _link(path: Path, target: Path) -> bool:
+    """Makes `target` another name of a file; False where the file system cannot."""
+    target.unlink(missing_ok=True)
+    try:
+        target.hardlink_to(path.resolve())
+    except OSError as error:
+        if error.errno not in NO_LINK:
+            raise
+        return False
+    return True
 
 
 def _remove_if_empty(folder: Path) -> bool:
