@@ -84,7 +84,8 @@ def test_exported_files_answer_what_the_engines_layers_answer(
 ) -> None:
     config = run_config(model={"quantization": "None"}, export={"merged": "BF16"}).model_copy(update={"gpus": gpus})
     model, loaded = trained_by_kernels(tiny_base, config)
-    adapter, merged = (artifact.path for artifact in save_artifacts(model, loaded, tiny_base, config, tmp_path))
+    saved = save_artifacts(model, loaded, tiny_base, config, tmp_path)
+    adapter, merged = (artifact.path for artifact in saved.artifacts)
     found = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
     unchanged = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     for prompt in PROMPTS:
