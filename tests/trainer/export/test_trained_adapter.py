@@ -34,7 +34,9 @@ TOKENS = 4
 
 def trained_by_kernels(base: Path, config: RunConfig) -> tuple[Any, LoadedModel]:
     """A few steps with whole layers as one function each: in the interpreter on a CPU, as jobs have it on a GPU."""
-    loaded = load_model(base, config.model, Precision.AUTO, gpus=config.gpus)
+    # Auto is bfloat16 on CPUs that compute it fast; the layers below are made for float32.
+    precision = Precision.FP32 if config.gpus == 0 else Precision.AUTO
+    loaded = load_model(base, config.model, precision, gpus=config.gpus)
     model = inject_adapter(loaded.model, config.adapter, 1).model
     engine = prepare_engine(model, loaded, config)
     if config.gpus == 0:
