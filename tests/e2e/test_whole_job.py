@@ -71,7 +71,7 @@ def test_status_lists_exactly_what_the_manifest_lists(platform: Platform, finish
     listed = {(artifact["uri"], artifact["bytes"], artifact["sha256"]) for artifact in finished["status"]["artifacts"]}
     committed = {(artifact["uri"], artifact["bytes"], artifact["sha256"]) for artifact in manifest["artifacts"]}
     assert listed == committed
-    kinds = {"Adapter", "Merged", "GGUF", "Modelfile", "ModelCard", "Configuration"}
+    kinds = {"Adapter", "Merged", "GGUF", "Modelfile", "ModelCard", "Configuration", "Metrics"}
     assert {artifact["type"] for artifact in finished["status"]["artifacts"]} == kinds
 
 
