@@ -1,11 +1,13 @@
 """The whole run, stage by stage: read this file to know what the trainer does."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from trl.trainer.sft_config import SFTConfig
 
 from finetune_api.failures import FailureReason
+from finetune_api.outcome import FailedExport
 from finetune_api.vocabulary import Stage
 from finetune_trainer.artifacts.checkpoints import CheckpointStore, checkpoint_key
 from finetune_trainer.artifacts.manifest import Manifest
@@ -77,7 +79,7 @@ def run(context: RunContext) -> Manifest:
     saved = save_artifacts(adapted.model, loaded, base.folder, config, work / "artifacts")
     trained = Trained(adapted.model, engine, loaded.device)
     judged = judge_artifacts(saved.artifacts, base.folder, data, trained)
-    documents = _write_documents(context, base, judged, outcome, checkpointed)
+    documents = _write_documents(context, base, judged, outcome, checkpointed, saved.failed)
 
     progress.stage(Stage.UPLOADING)
     provenance = Provenance(progress.resolved, outcome.metrics(), judged.judgement, saved.failed)
@@ -218,6 +220,7 @@ def _write_documents(
     judged: Judged,
     outcome: TrainingOutcome,
     checkpointed: CheckpointedState,
+    failed: Sequence[FailedExport],
 ) -> list[LocalArtifact]:
     """Writes the model card and what it shows; returns them as artifacts."""
     summary = RunSummary(
@@ -229,6 +232,7 @@ def _write_documents(
         metric_lines=checkpointed.metrics.lines() if checkpointed.metrics else (),
         is_dequantised=_is_dequantised(base.folder),
         judgement=judged.judgement,
+        failed_exports=[f"{export.type} {export.quantization}: {export.message}" for export in failed],
     )
     return write_documents(
         context.settings.work / "artifacts",

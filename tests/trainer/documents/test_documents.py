@@ -1,13 +1,18 @@
 """Model card, loss plot and resolved.yaml of a run, read back by those who read them: the Hub's parser, XML, YAML."""
 
+import contextlib
 import re
+import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune_api.progress import Resolved
 from finetune_api.run_config import RunConfig
@@ -15,10 +20,16 @@ from finetune_api.vocabulary import ArtifactType
 from finetune_trainer.artifacts.store import LocalArtifact
 from finetune_trainer.documents.loss_plot import render_loss_plot
 from finetune_trainer.documents.write import RunSummary, write_documents
+from finetune_trainer.training.metrics_log import MetricLine
 from finetune_trainer.training.records import LossPoint
 
 Builder = Callable[..., RunConfig]
 HISTORY = [LossPoint(1, 2.0), LossPoint(2, 1.0), LossPoint(2, 1.5, is_evaluation=True)]
+BEGUN = datetime(2026, 1, 1, tzinfo=UTC)
+LINES = [
+    MetricLine(step=step, time=BEGUN + timedelta(minutes=minute), tokens_per_second=speed)
+    for step, minute, speed in ((1, 0, None), (2, 30, 1500.0), (3, 62, 1500.0))
+]
 NAMESPACE = {"svg": "http://www.w3.org/2000/svg"}
 
 
@@ -105,6 +116,55 @@ def test_a_template_in_the_configuration_cannot_end_its_code_block(documents: Ca
     assert text.count(f"\n{fence}\n") == 1, "only its end is left"
 
 
+def test_the_card_shows_what_differs_from_the_defaults_and_no_local_path(run_config: Builder, tmp_path: Path) -> None:
+    claim = {"source": "pvc://team-claim/secret-place/rows.jsonl", "credentials": {"secretName": "canary-secret"}}
+    config = run_config(model={"source": f"file://{tmp_path}/my-base", "chatTemplateName": "Gemma"}, dataset=claim)
+    card, configuration = write_documents(
+        *(tmp_path / "documents", config, Resolved(dataset_digest="d" * 64), []),
+        model_digest="b" * 64,
+        summary=RunSummary(metrics={"loss": 1.0}, metric_lines=LINES, failed_exports=["GGUF Q8_0: no conversion"]),
+    )[:2]
+    text = (card.path / "README.md").read_text()
+    for hidden in (str(tmp_path), "secret-place", "canary", "seed"):
+        assert hidden not in text
+    assert str(tmp_path) in configuration.path.read_text()
+
+    shown = yaml.safe_load(text.partition("yaml\n")[2].partition("```")[0])
+    assert shown["model"] == {
+        "source": "my-base (not public)", "chatTemplateName": "Gemma", "maxSequenceLength": 128
+    }  # fmt: skip
+    assert shown["dataset"] == {"source": "rows.jsonl (not public)"}
+    assert shown["adapter"] == {"rank": 4}
+    assert "> **Not made:** GGUF Q8_0: no conversion" in text
+    assert "a CPU: 1 h 2 min from the first logged step to the last, 1,500 tokens a second." in text
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_the_python_of_the_card_runs(
+    run_config: Builder, tiny_base: Path, tmp_path: Path, merged: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "results"
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    if merged:
+        shutil.copytree(tiny_base, folder / "merged")
+    else:
+        get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(folder / "adapter")
+        AutoTokenizer.from_pretrained(tiny_base).save_pretrained(folder / "adapter")
+    artifacts = [LocalArtifact(ArtifactType.MERGED, folder / "merged", "safetensors", "BF16")] if merged else []
+    config = run_config(model={"source": f"file://{tiny_base}"})
+    card, _ = write_documents(
+        *(tmp_path / "documents", config, Resolved(dataset_digest="d" * 64), artifacts),
+        model_digest="b" * 64,
+        summary=RunSummary(metrics={}),
+    )[:2]
+
+    code = (card.path / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    runnable = code.replace('"BASE_MODEL_FOLDER"', repr(str(tiny_base)))
+    with contextlib.chdir(folder):
+        exec(compile(runnable, "card", "exec"), {})
+    assert capsys.readouterr().out.strip(), "an answer"
+
+
 def test_the_plot_is_svg_with_both_lines_inside_its_frame() -> None:
     root = ElementTree.fromstring(render_loss_plot("Loss of <b>&", HISTORY * 2))
     assert root.find("svg:title", NAMESPACE).text == "Loss of <b>&"  # type: ignore[union-attr]
@@ -123,7 +183,29 @@ def test_any_losses_can_be_drawn(losses: list[float]) -> None:
     ElementTree.fromstring(text)
 
 
+def test_a_plot_has_steps_to_read_and_a_smoothed_line_over_noise() -> None:
+    points = [LossPoint(step, 2 + (-1) ** step) for step in range(1, 201)]
+    evaluation = [LossPoint(step, 2.0, is_evaluation=True) for step in (100, 200)]
+    root = ElementTree.fromstring(render_loss_plot("x", points + evaluation))
+    said = [text.text for text in root.findall("svg:text", NAMESPACE)]
+    assert {"0", "50", "100", "150", "200", "evaluation", "training (bold: smoothed)"} <= set(said)
+
+    raw, smooth = (path.get("d", "") for path in root.findall("svg:path", NAMESPACE) if path.get("stroke") == "#3b6ea5")
+    heights = [[float(place.split()[1]) for place in path[1:].split("L")[40:]] for path in (raw, smooth)]
+    assert max(heights[1]) - min(heights[1]) < 0.2 * (max(heights[0]) - min(heights[0]))
+    titles = [title.text for title in root.findall("svg:circle/svg:title", NAMESPACE)]
+    assert titles == ["step 100: 2", "step 200: 2"], "training has too many points for dots"
+
+
+@pytest.mark.parametrize(
+    ("last", "ticks"), [(1, [0, 1]), (7, [0, 2, 4, 6, 7]), (60, [0, 20, 40, 60]), (103, [0, 50, 100])]
+)
+def test_steps_on_the_axis_are_round(last: int, ticks: list[int]) -> None:
+    text = render_loss_plot("x", [LossPoint(last, 1.0)])
+    assert [int(step) for step in re.findall(r'text-anchor="middle">([0-9,]+)<', text)] == ticks
+
+
 def test_a_long_run_stays_a_small_file() -> None:
     text = render_loss_plot("x", [LossPoint(step, 1 / step) for step in range(1, 100_001)])
-    assert len(text) < 20_000
+    assert len(text) < 40_000
     assert "L704.0 " in text, "the last point is there"

@@ -13,6 +13,8 @@ from finetune_trainer.training.records import LossPoint
 WIDTH, HEIGHT = 720, 360
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 40, 44  # margins, in px
 MAX_POINTS = 1000
+MAX_DOTS = 100
+SMOOTHED_FROM = 20
 TRAINING_COLOUR, EVALUATION_COLOUR = "#3b6ea5", "#c9772f"
 
 
@@ -45,6 +47,7 @@ def render_loss_plot(title: str, points: Sequence[LossPoint], best_step: int | N
     training = [point for point in points if not point.is_evaluation]
     evaluation = [point for point in points if point.is_evaluation]
 
+    smoothed = _smoothed(training)
     parts = [
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
@@ -54,8 +57,13 @@ def render_loss_plot(title: str, points: Sequence[LossPoint], best_step: int | N
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
         f'<text x="{LEFT}" y="20" font-size="14">{escape(title)}</text>',
         *_grid(frame, ticks),
-        *_line("training", TRAINING_COLOUR, _thinned(training), frame, legend=WIDTH - 190),
-        *_line("evaluation", EVALUATION_COLOUR, _thinned(evaluation), frame, legend=WIDTH - 100),
+        *_line(_thinned(training), frame, TRAINING_COLOUR, opacity=0.3 if smoothed else 1.0),
+        *_line(_thinned(smoothed), frame, TRAINING_COLOUR),
+        *_line(_thinned(evaluation), frame, EVALUATION_COLOUR),
+        # A line of one point is invisible.
+        *_dots(evaluation, frame, EVALUATION_COLOUR),
+        *_dots(training if len(training) <= 2 else (), frame, TRAINING_COLOUR),
+        *_legend(training, evaluation, is_smoothed=bool(smoothed)),
         *(_ring(point, frame) for point in evaluation if point.step == best_step),
         "</svg>",
     ]
@@ -68,23 +76,63 @@ def _grid(frame: _Frame, ticks: Sequence[float]) -> Iterable[str]:
         yield f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#dddddd"/>'
         yield f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>'
 
-    base = HEIGHT - BOTTOM + 18
-    yield f'<text x="{LEFT}" y="{base}">0</text>'
-    yield f'<text x="{WIDTH - RIGHT}" y="{base}" text-anchor="end">{frame.last_step}</text>'
-    yield f'<text x="{WIDTH / 2}" y="{base + 16}" text-anchor="middle">optimiser step</text>'
+    base = HEIGHT - BOTTOM
+    for step in _step_ticks(frame.last_step):
+        x, _ = frame.place(LossPoint(step, frame.low))
+        yield f'<path d="M{x:.1f} {base}v5" stroke="#888888"/>'
+        yield f'<text x="{x:.1f}" y="{base + 18}" text-anchor="middle">{step:,}</text>'
+    yield f'<text x="{WIDTH / 2}" y="{base + 36}" text-anchor="middle">optimiser step</text>'
 
 
-def _line(name: str, colour: str, points: Sequence[LossPoint], frame: _Frame, *, legend: float) -> Iterable[str]:
+def _line(points: Sequence[LossPoint], frame: _Frame, colour: str, *, opacity: float = 1.0) -> Iterable[str]:
+    """Draws a line through the points."""
     if not points:
         return
 
-    places = [frame.place(point) for point in points]
-    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-    yield f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
-    if len(places) <= 2:  # a line of one point is invisible
-        yield from (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places)
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in map(frame.place, points))
+    yield f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.5" stroke-opacity="{opacity:g}"/>'
 
-    yield f'<text x="{legend}" y="20" fill="{colour}">{name}</text>'
+
+def _dots(points: Sequence[LossPoint], frame: _Frame, colour: str) -> Iterable[str]:
+    """Marks the points, unless there are too many to be told apart."""
+    if len(points) > MAX_DOTS:
+        return
+    for point in points:
+        x, y = frame.place(point)
+        said = f"<title>step {point.step}: {point.loss:.4g}</title>"
+        yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}">{said}</circle>'
+
+
+def _legend(training: Sequence[LossPoint], evaluation: Sequence[LossPoint], *, is_smoothed: bool) -> Iterable[str]:
+    """Names the lines that are drawn, from the right edge on."""
+    names = [("evaluation", EVALUATION_COLOUR)] if evaluation else []
+    if training:
+        names.append((f"training{' (bold: smoothed)' if is_smoothed else ''}", TRAINING_COLOUR))
+
+    x = WIDTH - RIGHT
+    for name, colour in names:
+        yield f'<text x="{x}" y="20" fill="{colour}" text-anchor="end">{name}</text>'
+        x -= 7 * len(name) + 16
+
+
+def _smoothed(points: Sequence[LossPoint]) -> list[LossPoint]:
+    """Returns an exponential moving average over a twentieth of the points; nothing for a run of fewer than 20, whose
+    line can be read as it is."""
+    if len(points) < SMOOTHED_FROM:
+        return []
+
+    keep = 1 - 20 / len(points) if len(points) > 40 else 0.5
+    found, mean = [], points[0].loss
+    for point in points:
+        mean = keep * mean + (1 - keep) * point.loss
+        found.append(LossPoint(point.step, mean))
+    return found
+
+
+def _step_ticks(last: int) -> list[int]:
+    """Returns about five round steps from 0 to `last`, with `last` itself unless one is close to it."""
+    ticks = [int(tick) for tick in _ticks(0, last) if tick == int(tick) and tick <= last]
+    return ticks if last - ticks[-1] < (ticks[1] - ticks[0] if len(ticks) > 1 else 1) / 2 else [*ticks, last]
 
 
 def _ring(point: LossPoint, frame: _Frame) -> str:

@@ -16,6 +16,8 @@ from jinja2 import Environment, StrictUndefined
 
 from finetune_api.run_config import RunConfig
 from finetune_api.spec.sources import Source
+from finetune_trainer.documents.course import Course
+from finetune_trainer.documents.public_settings import changed_settings, public_source
 from finetune_trainer.documents.sample_table import sample_table
 from finetune_trainer.training.records import SampleLine
 
@@ -46,6 +48,10 @@ class CardFacts:
     """Lines of the table of judged losses."""
     warnings: Sequence[str] = ()
     """Published weights that lost part of the training."""
+    failed_exports: Sequence[str] = ()
+    """What the job asked for and could not be made."""
+    course: Course | None = None
+    """None if no step was logged."""
 
 
 def write_model_card(facts: CardFacts) -> str:
@@ -72,12 +78,16 @@ def _values(facts: CardFacts) -> dict[str, Any]:
     """Returns the template's variables."""
     config, description = facts.config, facts.description
     hub = config.output.hub
-    text = yaml.safe_dump(dict(description), sort_keys=False, allow_unicode=True).rstrip()
+    text = yaml.safe_dump(changed_settings(config), sort_keys=False, allow_unicode=True).rstrip()
 
     return {
         "job": config.job.name,
         "config": config,
+        "model_source": public_source(config.model.source),
+        "dataset_source": public_source(config.dataset.source),
         "resolved": description["resolved"],
+        "course": facts.course,
+        "hardware": description["versions"].get("gpu", "a CPU"),
         "metrics": description["metrics"],
         "memory": description.get("memory"),
         "best_step": facts.best_step,
@@ -88,6 +98,7 @@ def _values(facts: CardFacts) -> dict[str, Any]:
         "samples": sample_table(facts.samples, facts.best_step) if facts.samples else (),
         "repository": hub.repository if hub else None,
         "base": Source.parse(config.model.source).hub_name or "BASE_MODEL_FOLDER",
+        "failed_exports": facts.failed_exports,
         "vllm_rank": _vllm_rank(config.adapter.rank),
         "has_merged": facts.has_merged,
         "gguf": [_gguf_names(file, config.job.name) for file in facts.gguf],

@@ -9,6 +9,7 @@ from finetune_api.progress import MemoryUse, Resolved
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import ArtifactType
 from finetune_trainer.artifacts.store import LocalArtifact
+from finetune_trainer.documents.course import describe_course
 from finetune_trainer.documents.event_file import write_event_file
 from finetune_trainer.documents.judged_losses import list_losses
 from finetune_trainer.documents.loss_plot import render_loss_plot
@@ -37,6 +38,8 @@ class RunSummary:
     """True if the base's weights exist in NF4 only."""
     judgement: Judgement | None = None
     """None if the published weights were not judged."""
+    failed_exports: Sequence[str] = ()
+    """What the job asked for and could not be made, each with its cause."""
 
 
 def write_documents(
@@ -74,6 +77,8 @@ def write_documents(
         is_dequantised=summary.is_dequantised,
         judged=list_losses(artifacts, summary.judgement),
         warnings=summary.judgement.warnings if summary.judgement else (),
+        failed_exports=summary.failed_exports,
+        course=describe_course(summary.metric_lines),
     )
 
     (card / CARD_NAME).write_text(write_model_card(facts), encoding="utf-8")
