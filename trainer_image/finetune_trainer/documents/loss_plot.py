@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import accumulate
 
 from finetune_trainer.training.records import LossPoint
 
@@ -116,16 +117,17 @@ def _legend(training: Sequence[LossPoint], evaluation: Sequence[LossPoint], *, i
 
 
 def _smoothed(points: Sequence[LossPoint]) -> list[LossPoint]:
-    """Returns an exponential moving average over a twentieth of the points; nothing for a run of fewer than 20, whose
-    line can be read as it is."""
+    """Returns means over a tenth of the points around each, which lag behind nothing; nothing for a run of fewer than
+    20, whose line can be read as it is."""
     if len(points) < SMOOTHED_FROM:
         return []
 
-    keep = 1 - 20 / len(points) if len(points) > 40 else 0.5
-    found, mean = [], points[0].loss
-    for point in points:
-        mean = keep * mean + (1 - keep) * point.loss
-        found.append(LossPoint(point.step, mean))
+    sums = list(accumulate((point.loss for point in points), initial=0.0))
+    found = []
+    for index, point in enumerate(points):
+        reach = min(len(points) // 20, index, len(points) - 1 - index)  # as far on both sides
+        first, last = index - reach, index + reach + 1
+        found.append(LossPoint(point.step, (sums[last] - sums[first]) / (last - first)))
     return found
 
 
