@@ -62,7 +62,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     option("--output", "DIR", "folder for merged/ and gguf/; files of the same names are replaced")
     option("--merged", "TYPE", f"merged safetensors: {' or '.join(MERGED_TYPES)}")
     option("--gguf", "TYPE", f"a GGUF file, may be repeated: {', '.join(GGUF_TYPES)}", action="append")
-    option("--name", "NAME", "stem of the GGUF files (default: the base's name)")
+    option("--name", "NAME", "stem of the GGUF files (default: the job of the adapter, else the base's name)")
     option("--rows", "FILE", "rows of the evaluation data, to measure what each file keeps of the training")
     option("--device", "DEVICE", f"where to merge and quantise: {', '.join(DEVICES)} (default: auto)", default="auto")
     option("--credentials", "DIR", "folder with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or HF_TOKEN, as files")
@@ -94,7 +94,7 @@ def check_export_arguments(found: argparse.Namespace, unknown: Sequence[str]) ->
     if given.get("rows") and not Path(given["rows"]).is_file():
         errors.append(f"--rows: there is no file {given['rows']}")
     # The base's own name may be unfit for a file, so a default is checked as well.
-    name = given.get("name") or _last_part(base)
+    name = given.get("name") or _job_of(adapter) or _last_part(base)
     if not NAME_PATTERN.fullmatch(name):
         errors.append(f"--name: found {name!r}: write letters, digits, '.', '_' and '-', at most 96")
 
@@ -114,6 +114,21 @@ def check_export_arguments(found: argparse.Namespace, unknown: Sequence[str]) ->
         region=given.get("region"),
         rows=Path(given["rows"]) if given.get("rows") else None,
     )
+
+
+def _job_of(adapter: str | None) -> str | None:
+    """Name of the job that made an adapter, by the layout of its results; None if it lies elsewhere.
+
+    A result is PLACE/JOB/attempts/ID/adapter, in a folder also JOB/adapter beside JOB/manifest.json.
+    """
+    if adapter is None:
+        return None
+    parts = adapter.rstrip("/").split("/")
+    if len(parts) >= 4 and parts[-3] == "attempts":
+        return parts[-4]
+
+    folder = Path(adapter).absolute().parent
+    return folder.name if "://" not in adapter and (folder / "manifest.json").is_file() else None
 
 
 def _check_folders(given: Mapping[str, str], errors: list[str]) -> tuple[Path | None, Path | None]:

@@ -1,4 +1,4 @@
-"""How long a run took and how fast it was, from its logged steps."""
+"""Time and speed of a run, from its logged steps."""
 
 import statistics
 from collections.abc import Sequence
