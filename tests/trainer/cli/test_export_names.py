@@ -24,7 +24,12 @@ def name_of(*words: str) -> str:
         ("elsewhere/adapter", "base"),
     ],
 )
-def test_a_result_gives_its_jobs_name_and_anything_else_the_bases(adapter: str, name: str) -> None:
+def test_a_result_gives_its_jobs_name_and_anything_else_the_bases(
+    adapter: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "://" not in adapter:
+        Path(adapter).mkdir(parents=True)
     assert name_of("--base", "hf://acme/base", "--adapter", adapter) == name
     assert name_of("--base", "hf://acme/base", "--adapter", adapter, "--name", "mine") == "mine"
 
