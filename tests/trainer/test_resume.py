@@ -95,6 +95,18 @@ def test_a_run_in_bfloat16_goes_on_from_its_master_weights(run_config: Builder, 
     assert min(finer) > 0.9, "what is published holds more than bfloat16 does"
 
 
+def test_an_attempt_on_the_same_disk_goes_on_although_the_first_left_its_files(
+    run_config: Builder, tmp_path: Path
+) -> None:
+    config = run_config(training={"maxSteps": STEPS, "checkpointSteps": 3})
+    settings = Settings(work=tmp_path / "work", attempt_id="a", output_folder=tmp_path / "out")
+    run(config, settings, stop_after=STOP_AFTER)
+    assert (tmp_path / f"work/checkpoints/checkpoint-{STOP_AFTER}").is_dir()
+    again = Settings(work=settings.work, attempt_id="b", output_folder=settings.output_folder)
+    _, resumed = run(config, again)
+    assert (resumed.result, resumed.resumed_from_step) == (Result.SUCCEEDED, STOP_AFTER), resumed.message
+
+
 def test_without_the_optimiser_state_the_losses_differ(run_config: Builder, tmp_path: Path) -> None:
     config = run_config(training={"maxSteps": STEPS, "checkpointSteps": 3})
     settings = Settings(work=tmp_path / "first", attempt_id="a", output_folder=tmp_path / "out")

@@ -1,6 +1,7 @@
 """Stage 5: trains the adapter with TRL's loop, from the newest checkpoint on, and stops in order after a signal."""
 
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,9 @@ def _restore_newest(checkpoints: CheckpointStore | None, output: Path, model: An
         return None
 
     log.info("resuming from the checkpoint of step %d", step)
-    return (output / "checkpoint-restored").rename(output / f"checkpoint-{step}")
+    target = output / f"checkpoint-{step}"
+    shutil.rmtree(target, ignore_errors=True)  # an attempt before this one may have left it on the same disk
+    return (output / "checkpoint-restored").rename(target)
 
 
 def _train_on(trainer: QloraTrainer, resumed: Path | None, checkpointed: CheckpointedState) -> None:
