@@ -129,5 +129,6 @@ def test_a_run_leaves_nothing_of_libraries_on_the_screen(tmp_path: Path, tiny_ba
     assert done.returncode == 0, done.stderr
     beginnings = ("note: ", "ModelLoading: ", "AdapterInjection: ", "DataFormatting: ", "TrainingConfiguration: ")
     beginnings += ("Training: ", "step ", "checkpoint of step ", "Saving: ", "Uploading: ", "manifest: ")
+    beginnings += ("loss on the same ", "next: ", "      ")
     assert [line for line in done.stderr.splitlines() if not line.startswith(beginnings)] == []
     assert list(tmp_path.glob("out/mine/attempts/*/metrics/metrics.jsonl"))

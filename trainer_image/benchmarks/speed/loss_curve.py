@@ -134,7 +134,8 @@ def configuration(folder: Path, size: Size, variant: Variant) -> RunConfig:
             "adapter": {"rank": 16, "alpha": 16, **variant.adapter},
             "training": {
                 "maxSteps": size.steps, "batchSize": size.batch, "gradientAccumulation": size.accumulation,
-                "checkpointSteps": 1_000_000, "seed": SEED, "loggingSteps": 1, **variant.training,
+                "checkpointSteps": 1_000_000, "seed": SEED, "loggingSteps": 1,
+                "precision": "BF16" if size.gpus else "FP32", **variant.training,
             },
             "export": {"merged": "None", "gguf": []}, "output": {"s3": {"bucket": "models"}}, "checkpointsToKeep": 1,
             "terminationGracePeriodSeconds": 60, "gpus": size.gpus, "kernels": variant.kernels,

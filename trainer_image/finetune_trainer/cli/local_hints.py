@@ -12,7 +12,9 @@ LOCAL_HINTS = {
     FailureReason.OUT_OF_MEMORY: "Lower spec.model.maxSequenceLength, take a smaller model, or close other programs.",
     FailureReason.STORAGE_NOT_WRITABLE: "Give the credentials write access, or choose another folder with --output.",
     FailureReason.OUTPUT_EXISTS: "Choose another --name or --output, or add --set spec.output.s3.onExisting=Overwrite.",
-    FailureReason.DISK_FULL: f"Free some disk (TMPDIR names the disk that a run works on), {_AGAIN}.",
+    FailureReason.DISK_FULL: f"Free some disk (a run works in --output, else where TMPDIR says), {_AGAIN}.",
+    FailureReason.EXPORT_FAILED: "The trained adapter is there. Make what is missing by the command above, or correct "
+    f"spec.export, {_AGAIN}: it goes on from the last checkpoint.",
     FailureReason.HUB_UNAVAILABLE: f"Check the network, proxy and HF_ENDPOINT, {_AGAIN}.",
     FailureReason.HUB_NOT_WRITABLE: "Put a token that may write to the repository into DIR/hub/HF_TOKEN for "
     "--credentials DIR.",

@@ -40,6 +40,7 @@ def trained(run_config: Builder, settings: Settings, tmp_path: Path, texts: list
         exported = {"merged": "BF16", "gguf": ["F16"]}
         steps = {"maxSteps": 2, "checkpointSteps": 1}
         config = run_config(model=spec, export=exported, training=steps)
+        config = config.model_copy(update={"keep_checkpoints_after_success": True})
         outcome = run_job(config, settings, ProgressTracker(), StopSignal())
         assert outcome.result is Result.SUCCEEDED, outcome.message
         assert settings.output_folder is not None
