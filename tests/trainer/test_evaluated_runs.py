@@ -175,6 +175,7 @@ def test_a_pod_that_dies_after_training_does_not_train_on(
     run_config: Builder, tmp_path: Path, training: dict[str, Any]
 ) -> None:
     config = run_config(training=training, dataset=HELD_OUT)
+    config = config.model_copy(update={"keep_checkpoints_after_success": True})  # as if it had died before they went
     first = run(config, tmp_path, "a")
     last, kept, metrics = first.outcome.step, first.adapter(), first.metrics()
     (tmp_path / "out/tiny/manifest.json").unlink()
