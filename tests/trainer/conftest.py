@@ -1,6 +1,7 @@
 """Fixtures of the trainer's tests: a tiny base model, conversations, runs without a cluster, jobs that write to S3."""
 
 import itertools
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from finetune_test_models import chat_data, taught_runs, tiny_runs
 from finetune_test_servers.faulty_store import FaultyStore
 from finetune_test_servers.s3_server import S3Server
 from finetune_trainer.artifacts.store import ArtifactStore, open_store
+from finetune_trainer.job.logging_setup import OURS
 
 tiny_base, run_config, settings = tiny_runs.tiny_base, tiny_runs.run_config, tiny_runs.settings
 taught = taught_runs.taught
@@ -32,6 +34,18 @@ def texts() -> list[str]:
 @pytest.fixture(scope="session")
 def chat_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return chat_data.write_jsonl(tmp_path_factory.mktemp("data") / "chat.jsonl", tiny_runs.ROWS)
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_before() -> Iterator[None]:
+    """A command called in this process sets its logging up for a terminal; the next test's caplog would see nothing."""
+    root = logging.getLogger()
+    kept = root.handlers[:], root.level
+    yield
+    root.handlers, root.level = kept
+    for name in OURS:
+        ours = logging.getLogger(name)
+        ours.handlers, ours.propagate, ours.level = [], True, logging.NOTSET
 
 
 _numbers = itertools.count(1)

@@ -88,7 +88,7 @@ def test_reading_and_hashing_end(tmp_path: Path) -> None:
 def test_a_template_that_renders_for_long_is_ended_with_its_process() -> None:
     process = RenderingProcess(RenderingLimits(seconds=int(SILENCE)))
     message = {"role": "user", "content": "a"}
-    request = {"messages": [message], "tools": None, "spans": False, "asked": False}
+    request = {"messages": [message], "tools": None, "spans": False, "reasoning": False, "asked": False}
     assert "error" not in process.ask(TemplateSetup("{{ messages[0].content }}", {}, ()), request)
 
     soon()

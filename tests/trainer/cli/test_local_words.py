@@ -15,7 +15,7 @@ import pytest
 from finetune_api.failures import FAILURES, FailureReason
 from finetune_trainer.cli.local_hints import LOCAL_HINTS, local_hint
 from finetune_trainer.cli.machine import describe_device, has_nvidia_gpu
-from finetune_trainer.job.logging_setup import OURS, configure_screen_logging
+from finetune_trainer.job.logging_setup import configure_screen_logging
 
 FINETUNE = Path(sys.executable).parent / "finetune"
 
@@ -88,19 +88,6 @@ def test_the_local_hints_are_other_than_the_clusters() -> None:
     assert all(FAILURES[reason].hint != hint for reason, hint in LOCAL_HINTS.items())
 
 
-@pytest.fixture
-def logging_as_before() -> Iterator[None]:
-    root = logging.getLogger()
-    kept = (root.handlers[:], root.level)
-    yield
-    root.handlers, root.level = kept
-    for name in OURS:
-        ours = logging.getLogger(name)
-        ours.handlers, ours.propagate = [], True
-        ours.setLevel(logging.NOTSET)
-
-
-@pytest.mark.usefixtures("logging_as_before")
 def test_our_warnings_are_said_and_those_of_libraries_are_not(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,7 +101,8 @@ def test_every_split_of_a_step_gives_the_same_losses(
 def test_a_run_goes_on_with_another_split_after_another_gpu_took_over(
     run_config: Builder, tmp_path: Path, trained: list[TrainingOutcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = run_config(training={"maxSteps": 6, "optimizer": "AdamW", "batchSize": None, "gradientAccumulation": 2})
+    steps = {"maxSteps": 6, "batchSize": None, "gradientAccumulation": 2}
+    config = run_config(training=steps | {"optimizer": "AdamW", "precision": "FP32"})
     whole, _ = run(config, tmp_path / "whole")
     assert whole.result is Result.SUCCEEDED, whole.message
 

@@ -65,6 +65,7 @@ def test_training_goes_on_from_the_checkpoint_before(
 ) -> None:
     file, damage, why = DAMAGES[name]
     config = run_config(training={"maxSteps": 4, "checkpointSteps": 2})
+    config = config.model_copy(update={"keep_checkpoints_after_success": True})
     assert run(config, tmp_path, "a").result is Result.SUCCEEDED
     (tmp_path / "out/tiny/manifest.json").unlink()
 
