@@ -103,7 +103,12 @@ def test_everything_published_answers_in_the_taught_format(taught: Taught) -> No
     shares = {name: _share(prompts, said) for name, said in found.items()}
     print("share of held-out prompts answered in the format:", json.dumps(shares))
     assert shares.pop("base") == 0, "a model that was not taught never answers so"
-    assert min(shares.values()) >= 0.8, shares
+
+    # The base's weights are those of a Q4_K_M file: the same type again has no room for what was learned, and says so.
+    judgement = json.loads((taught.results.parents[1] / "manifest.json").read_text())["judgement"]
+    lost = [name for name in GGUF if any(f"{name} (keeps" in warning for warning in judgement["warnings"])]
+    assert lost == ["Q4_K_M"], judgement
+    assert min(share for name, share in shares.items() if name not in lost) >= 0.8, shares
 
 
 def _share(prompts: list[str], said: list[str]) -> float:
