@@ -19,8 +19,9 @@ from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.export.errors import ExportError
 from finetune_trainer.job.disk_needs import JobSize, describe_lack, plan_disk
 from finetune_trainer.job.run_context import RunContext
+from finetune_trainer.job.source_access import access_source
 from finetune_trainer.model.base_models import find_base_model_sign
-from finetune_trainer.sources import FetchedSource, SourceAccess, fetch_dataset, fetch_model
+from finetune_trainer.sources import FetchedSource, fetch_dataset, fetch_model
 from finetune_trainer.stages.adapter_injection import AdaptedModel, inject_adapter
 from finetune_trainer.stages.data_formatting import DatasetFiles, FormattedData, format_data
 from finetune_trainer.stages.judging import Judged, Trained, judge_artifacts
@@ -92,13 +93,13 @@ def run(context: RunContext) -> Manifest:
 
 def _fetch_model(context: RunContext) -> FetchedSource:
     spec = context.config.model
-    access = _access(context, "model", context.settings.model_mount)
+    access = access_source(context.config, context.settings, "model")
     return fetch_model(spec.source, spec.revision, context.settings.work / "base", access, ignore_bytes)
 
 
 def _fetch_dataset(context: RunContext) -> FetchedSource:
     spec = context.config.dataset
-    access = _access(context, "dataset", context.settings.dataset_mount)
+    access = access_source(context.config, context.settings, "dataset")
     return fetch_dataset(spec.source, spec.split, context.settings.work / "data", access, ignore_bytes, spec.subset)
 
 
@@ -108,18 +109,9 @@ def _fetch_evaluation(context: RunContext) -> FetchedSource | None:
     if source is None:
         return None
 
-    access = _access(context, "dataset", context.settings.dataset_mount)
+    access = access_source(context.config, context.settings, "dataset")
     subset = context.config.dataset.evaluation_subset()
     return fetch_dataset(*source, context.settings.work / "evaluation", access, ignore_bytes, subset)
-
-
-def _access(context: RunContext, use: str, mount: Path | None) -> SourceAccess:
-    """Credentials and endpoint for reading the `model` or the `dataset`."""
-    s3 = context.config.output.s3
-    settings = context.settings
-    return SourceAccess(
-        settings.credentials_of(use), s3.endpoint_url, s3.region, mount, hub_retries=settings.hub_retries
-    )
 
 
 def _report_model(context: RunContext, base: FetchedSource, loaded: LoadedModel) -> None:

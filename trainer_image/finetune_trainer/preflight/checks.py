@@ -11,6 +11,7 @@ from finetune_trainer.export.base_model.companions import companions_of_training
 from finetune_trainer.export.base_model.full_config import read_full_config
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.job.settings import Settings
+from finetune_trainer.job.source_access import access_source
 from finetune_trainer.model.adapter_targets import barred_layers, choose_targets
 from finetune_trainer.model.base_models import find_base_model_sign
 from finetune_trainer.model.description import (
@@ -75,7 +76,7 @@ def _check_hub(config: RunConfig, settings: Settings) -> None:
 
 def _fetch_model(config: RunConfig, settings: Settings, findings: Findings) -> ModelFacts:
     """Fetches the model's small files, and checks them each on its own."""
-    access = _access(config, settings, "model", settings.model_mount)
+    access = access_source(config, settings, "model")
     spec = config.model
     fetched = fetch_model_configuration(spec.source, spec.revision, settings.work / "model", access)
 
@@ -126,7 +127,7 @@ def _fetch_weights(
 
 
 def _fetch_data(config: RunConfig, settings: Settings) -> FetchedSource:
-    access = _access(config, settings, "dataset", settings.dataset_mount)
+    access = access_source(config, settings, "dataset")
     spec = config.dataset
     return fetch_dataset(spec.source, spec.split, settings.work / "data", access, ignore_bytes, spec.subset)
 
@@ -139,7 +140,7 @@ def _check_evaluation(
     if source is None:
         return None
 
-    access = _access(config, settings, "dataset", settings.dataset_mount)
+    access = access_source(config, settings, "dataset")
     work, subset = settings.work / "evaluation", config.dataset.evaluation_subset()
     data = findings.attempt(EVALUATION, lambda: fetch_dataset(*source, work, access, ignore_bytes, subset))
     if data is None:
@@ -152,13 +153,6 @@ def _check_evaluation(
     tokens = describe_scan(scan, config)
     findings.found += judge_evaluation(tokens, config.model.max_sequence_length, oversized=scan.oversized)
     return scan
-
-
-def _access(config: RunConfig, settings: Settings, use: str, mount: Path | None) -> SourceAccess:
-    s3 = config.output.s3
-    return SourceAccess(
-        settings.credentials_of(use), s3.endpoint_url, s3.region, mount, hub_retries=settings.hub_retries
-    )
 
 
 def _write(store: ArtifactStore, report: Report, work: Path) -> tuple[str, ...]:

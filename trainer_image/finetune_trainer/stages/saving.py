@@ -19,6 +19,7 @@ from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.export.export import ExportedFile, ExportRequest, export
 from finetune_trainer.export.feasibility import check_export
 from finetune_trainer.job.outcome import explain
+from finetune_trainer.training.gradients import trainable_weights
 from finetune_trainer.training.loaded_model import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -123,6 +124,4 @@ def companions(loaded: LoadedModel, base: Path, config: RunConfig) -> Companions
 
 def _adapter_state(model: Any) -> dict[str, torch.Tensor]:
     """The parameters that train, with their master weights, in host memory."""
-    return {
-        name: master_weight(value).detach().cpu() for name, value in model.named_parameters() if value.requires_grad
-    }
+    return {name: master_weight(weight).detach().cpu() for name, weight in trainable_weights(model)}

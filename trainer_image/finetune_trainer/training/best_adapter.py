@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from finetune_api.base import ApiModel
 from finetune_api.spec.training import EarlyStoppingSpec
 from finetune_kernels.primitives.master_weights import master_weight
+from finetune_trainer.training.gradients import trainable_weights
 
 log = logging.getLogger(__name__)
 FOLDER, WEIGHTS_NAME, RECORD_NAME = "best", "adapter.safetensors", "record.json"
@@ -71,7 +72,7 @@ class BestAdapter:
         self._folder.mkdir(parents=True, exist_ok=True)
         # safetensors refuses tensors that are not contiguous.
         save_file(
-            {name: master_weight(weights).detach().contiguous() for name, weights in _adapter(model)},
+            {name: master_weight(weights).detach().contiguous() for name, weights in trainable_weights(model)},
             self._folder / WEIGHTS_NAME,
         )
         log.info("step %d has the lowest evaluation loss so far", step)
@@ -83,7 +84,7 @@ class BestAdapter:
 
         kept = load_file(self._folder / WEIGHTS_NAME)
         with torch.no_grad():
-            for name, weights in _adapter(model):
+            for name, weights in trainable_weights(model):
                 master_weight(weights).copy_(kept[name])
                 weights.copy_(kept[name])
 
@@ -103,8 +104,3 @@ class BestAdapter:
         self.record = EvaluationRecord.model_validate_json((source / RECORD_NAME).read_text(encoding="utf-8"))
         shutil.rmtree(self._folder, ignore_errors=True)
         shutil.copytree(source, self._folder)
-
-
-def _adapter(model: Any) -> list[tuple[str, torch.Tensor]]:
-    """Names and weights of the parameters that train."""
-    return [(name, weights) for name, weights in model.named_parameters() if weights.requires_grad]

@@ -5,11 +5,16 @@ from typing import Any
 import torch
 
 
+def trainable_weights(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
+    """Returns names and weights of the parameters that train."""
+    return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+
+
 class FastZeroGrad:
     """Replacement of `model.zero_grad` that knows the trainable parameters, so it walks over no modules."""
 
     def __init__(self, model: Any) -> None:
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._parameters = [weight for _, weight in trainable_weights(model)]
 
     def __call__(self, set_to_none: bool = True) -> None:
         # None rather than zeros, whatever is asked for: the first backward pass then writes and does not add.
@@ -25,7 +30,7 @@ class AccumulatedGradients:
     """
 
     def __init__(self, model: Any) -> None:
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._parameters = [weight for _, weight in trainable_weights(model)]
         self._copies: list[torch.Tensor] = []
 
     def save(self) -> list[torch.Tensor | None]:

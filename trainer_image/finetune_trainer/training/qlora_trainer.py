@@ -25,7 +25,7 @@ from finetune_trainer.training.batching.length_grouping import LengthGroupedSamp
 from finetune_trainer.training.callback import RunCallback
 from finetune_trainer.training.collator import COLLATORS
 from finetune_trainer.training.engine import Engine
-from finetune_trainer.training.gradients import AccumulatedGradients, FastZeroGrad
+from finetune_trainer.training.gradients import AccumulatedGradients, FastZeroGrad, trainable_weights
 from finetune_trainer.training.optimizer import choose_optimizer, create_schedule
 
 
@@ -202,12 +202,12 @@ class QloraTrainer(SFTTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Writes the adapter of a checkpoint, with its master weights."""
-        values = {name: master_weight(weight).detach() for name, weight in self._trainable()}
+        values = {name: master_weight(weight).detach() for name, weight in trainable_weights(self.model)}
         super()._save(output_dir, state_dict or values)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Takes over the adapter of a checkpoint, with its master weights."""
-        kinds = [(weight, weight.dtype) for _, weight in self._trainable()]
+        kinds = [(weight, weight.dtype) for _, weight in trainable_weights(self.model)]
         for weight, _ in kinds:
             weight.data = weight.data.float()  # or what is loaded would be rounded
 
@@ -215,10 +215,6 @@ class QloraTrainer(SFTTrainer):
         for weight, dtype in kinds:
             if dtype is not torch.float32:
                 split_off_master(weight, dtype)
-
-    def _trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
-        model: Any = self.model
-        return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
 
     def load_adapter(self, checkpoint: Path, state: TrainerState) -> None:
         """Takes adapter and history from a checkpoint, without training on."""
