@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from finetune_test_models import chat_data
+
 FINETUNE = Path(sys.executable).parent / "finetune"
 MANIFEST = """
 apiVersion: finetune.dev/v1alpha1
@@ -94,10 +96,10 @@ def test_samples_before_the_first_step_end_between_two_tokens(
     assert "run the same command to begin again" in terminal.text()
 
 
-def test_a_second_press_ends_a_long_step_now(
-    opened: list[Terminal], tmp_path: Path, tiny_base: Path, chat_file: Path
-) -> None:
-    manifest = MANIFEST.format(base=tiny_base, data=chat_file, steps=4, accumulation=1000, more="")
+def test_a_second_press_ends_a_long_step_now(opened: list[Terminal], tmp_path: Path, tiny_base: Path) -> None:
+    """The step is a minute long: an epoch bounds what one step can accumulate, so its data must be long as well."""
+    data = chat_data.write_jsonl(tmp_path / "long.jsonl", 4000)
+    manifest = MANIFEST.format(base=tiny_base, data=data, steps=4, accumulation=1000, more="")
     opened.append(terminal := Terminal(tmp_path, manifest))
     terminal.wait_for("stage Training\n", 400)
     time.sleep(2)

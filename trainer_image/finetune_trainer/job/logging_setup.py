@@ -22,8 +22,8 @@ def configure_logging(level: int = logging.INFO) -> None:
 def configure_screen_logging(say: Callable[[str], None], *, verbose: bool) -> None:
     """Sets up the logging of a command at a terminal: our own warnings by `say`, and nothing of libraries.
 
-    With `verbose`, everything is logged as in a pod. Call it before transformers and huggingface_hub are imported,
-    which read these variables then: progress bars of their own would tear the live view.
+    With `verbose`, everything is logged as in a pod. Call it before torch, transformers and huggingface_hub are
+    imported, which read these variables then: progress bars of their own would tear the live view.
     """
     configure_logging(logging.INFO if verbose else logging.ERROR)
     os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
@@ -31,6 +31,7 @@ def configure_screen_logging(say: Callable[[str], None], *, verbose: bool) -> No
         return
 
     os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error", "DATASETS_VERBOSITY": "error"}
+    os.environ.setdefault("TORCH_LOGS", "-all")  # torch's loggers have handlers of their own; "-": errors only
     warnings.simplefilter("ignore")
     for name in OURS:
         ours = logging.getLogger(name)
