@@ -109,6 +109,8 @@ class FailureReason(StrEnum):
     INTERNAL_ERROR = "InternalError"
     # Given by the operator only: the pod ended or could not start, and the trainer could report nothing.
     DEADLINE_EXCEEDED = "DeadlineExceeded"
+    STARTUP_DEADLINE_EXCEEDED = "StartupDeadlineExceeded"
+    UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CONTAINER_CONFIG_ERROR = "ContainerConfigError"
     POD_REJECTED = "PodRejected"
@@ -122,7 +124,8 @@ class Consequence(StrEnum):
     JOB_FAILS = "the job fails at once"
     NEW_POD = "another pod starts, which counts as no retry"
     RETRY = "another pod starts, at most spec.runPolicy.maxRetries times"
-    WAITS = "the job waits, with condition Stalled"
+    QUEUES = "the job waits, at most spec.runPolicy.startupDeadlineSeconds"
+    WAITS = "the job waits, with condition Stalled, at most spec.runPolicy.startupDeadlineSeconds"
 
 
 _CONSEQUENCES = {
@@ -236,6 +239,14 @@ FAILURES: dict[FailureReason, FailureClass] = {
     ),
     FailureReason.DEADLINE_EXCEEDED: FailureClass(
         None, "Raise spec.runPolicy.activeDeadlineSeconds.", Consequence.JOB_FAILS
+    ),
+    FailureReason.STARTUP_DEADLINE_EXCEEDED: FailureClass(
+        None,
+        "Raise spec.runPolicy.startupDeadlineSeconds: the first start on a node also pulls the trainer image.",
+        Consequence.JOB_FAILS,
+    ),
+    FailureReason.UNSCHEDULABLE: FailureClass(
+        None, "Free or add a node that has what spec.resources asks for, or ask for less.", Consequence.QUEUES
     ),
     FailureReason.IMAGE_PULL_FAILED: FailureClass(
         None, "Check the trainer image that the operator was installed with.", Consequence.WAITS

@@ -18,7 +18,6 @@ class StatusReason(StrEnum):
     PREFLIGHT_PASSED = "PreflightPassed"
     JOB_CREATED = "JobCreated"
     WAITING_FOR_POD = "WaitingForPod"
-    UNSCHEDULABLE = "Unschedulable"
     POD_STARTING = "PodStarting"
     RETRYING = "Retrying"
     JOB_DELETED = "JobDeleted"
@@ -75,7 +74,6 @@ STATUS_REASONS: dict[StatusReason, ReasonClass] = {
     # Waiting
     StatusReason.JOB_CREATED: ReasonClass("The batch/v1 Job was created just now."),
     StatusReason.WAITING_FOR_POD: ReasonClass("The Job controller has not created a pod yet."),
-    StatusReason.UNSCHEDULABLE: ReasonClass("No node fits the pod; the message is the scheduler's."),
     StatusReason.POD_STARTING: ReasonClass("The pod has a node, and its container does not run yet."),
     StatusReason.RETRYING: ReasonClass("A pod failed in a way that may pass, so another one follows.", event="Warning"),
     StatusReason.JOB_DELETED: ReasonClass("Somebody deleted the batch/v1 Job; it is created again."),

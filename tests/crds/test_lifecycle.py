@@ -25,7 +25,7 @@ IMMUTABLE = {
     "resources": {"gpus": 0},
     "runPolicy": {"maxRetries": 0},
 }
-MUTABLE = {"suspend": True, "activeDeadlineSeconds": 60, "ttlSecondsAfterFinished": 5}
+MUTABLE = {"suspend": True, "activeDeadlineSeconds": 60, "startupDeadlineSeconds": 60, "ttlSecondsAfterFinished": 5}
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)

@@ -55,6 +55,7 @@ VALID: dict[str, Manifest] = {
     "the longest times": {
         "runPolicy": {"activeDeadlineSeconds": 2**31 - 1, "ttlSecondsAfterFinished": 2**31 - 1, "maxRetries": 20},
     },
+    "the longest wait": {"runPolicy": {"startupDeadlineSeconds": 2**31 - 1}},
     "everything about a node": {
         "resources": {
             "nodeSelector": {"example.com/" + "x" * 63: "y" * 63, "zone": ""},
@@ -216,6 +217,7 @@ INVALID: dict[str, tuple[Manifest, str, str]] = {
         "runPolicy.ttlSecondsAfterFinished",
         "less than or equal",
     ),
+    "no time to start": ({"runPolicy": {"startupDeadlineSeconds": 0}}, "startupDeadlineSeconds", "equal to 1"),
     "seconds of an effect that has none": (
         {"resources": {"tolerations": [{"key": "a", "effect": "NoSchedule", "tolerationSeconds": 1}]}},
         "spec.resources.tolerations",

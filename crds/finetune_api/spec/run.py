@@ -139,6 +139,12 @@ class RunPolicySpec(ApiModel):
     """Maximum seconds that the job may run, including time spent waiting for a node and excluding time in suspension.
     May be changed at any time. Default: no limit."""
 
+    startup_deadline_seconds: Annotated[int, Field(ge=1, le=MAX_SECONDS)] | None = None
+    """Maximum seconds that a pod may take to start, each time that one is wanted: for a place in the quota, for a node,
+    for its image and its volumes. The job then fails with the reason of the wait. Time in suspension does not count.
+    May be changed at any time. Default: no limit, but 3600 s for a pod that has a node and waits for a person, as for
+    an image or a Secret that does not exist."""
+
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=MAX_SECONDS)] | None = None
     """Seconds after which the pods of a finished job are removed; the FineTuneJob and the artifacts stay. May be
     changed at any time. Default: the pods stay as well."""

@@ -8,6 +8,7 @@
 `training`         rules about training: succeeded, failed, missing
 `shared`           rules that hold for both runs: deleted by hand, orphaned pods, an outdated ConfigMap, running
 `open_run`         the phase of a run that has neither succeeded nor failed, and the Job's fields that follow the spec
+`startup_deadline` a pod that waits too long for its start
 `explain_failure`  why a run or one of its pods failed
 `explain_waiting`  why a run has no running trainer yet
 """

@@ -23,6 +23,7 @@ from finetune_operator.decide.shared import (
     orphaned_pods_still_run,
     run_is_open,
 )
+from finetune_operator.decide.startup_deadline import startup_deadline_has_passed
 from finetune_operator.decide.training import trainer_failed, trainer_job_is_missing, trainer_succeeded
 from finetune_operator.observe.snapshot import ChildRun, Snapshot, UnreadableSnapshot
 
@@ -41,6 +42,7 @@ PREFLIGHT: Chain[Snapshot] = Chain(
     orphaned_pods_still_run,
     checks_are_suspended,
     preflight_job_is_missing,
+    startup_deadline_has_passed,
     config_map_is_outdated,
     otherwise=run_is_open,
 )
@@ -65,6 +67,7 @@ TRAINING: Chain[Snapshot] = Chain(
     child_is_being_deleted,
     orphaned_pods_still_run,
     trainer_job_is_missing,
+    startup_deadline_has_passed,
     config_map_is_outdated,
     otherwise=run_is_open,
 )

@@ -1,7 +1,7 @@
 """Explains why a run failed: from the trainer's outcome if it wrote one, else from what the kubelet and the Job
 controller say (pure)."""
 
-from finetune_api.failures import FAILURES, ExitCode, FailureReason
+from finetune_api.failures import FAILURES, ExitCode, FailureReason, PodFailureAction, action_after
 from finetune_api.outcome import Result
 from finetune_api.status import Failure
 from finetune_operator.desired.names import PREFLIGHT
@@ -21,14 +21,14 @@ def explain_failure(snapshot: Snapshot, run: ChildRun) -> Failure:
     if verdict is not None and verdict.reason == DEADLINE_EXCEEDED:
         limit = snapshot.spec.run_policy.active_deadline_seconds
         message = f"the job ran longer than its deadline of {limit} s"
-        return _failure(snapshot, run, FailureReason.DEADLINE_EXCEEDED, message)
+        return build_failure(snapshot, run, FailureReason.DEADLINE_EXCEEDED, message)
 
     pod = run.newest_pod
     if pod is None:
         detail = f": {verdict.message}" if verdict else ""
-        return _failure(snapshot, run, FailureReason.TRAINER_CRASHED, f"the trainer's pod is gone{detail}")
+        return build_failure(snapshot, run, FailureReason.TRAINER_CRASHED, f"the trainer's pod is gone{detail}")
 
-    return _failure(snapshot, run, *explain_pod(snapshot, run, pod))
+    return build_failure(snapshot, run, *explain_pod(snapshot, run, pod))
 
 
 def explain_pod(snapshot: Snapshot, run: ChildRun, pod: TrainerPod) -> tuple[FailureReason, str]:
@@ -61,7 +61,22 @@ def is_interruption(pod: TrainerPod) -> bool:
     return pod.termination is not None and pod.termination.exit_code == ExitCode.INTERRUPTED
 
 
-def _failure(snapshot: Snapshot, run: ChildRun, reason: FailureReason, message: str) -> Failure:
+def ends_the_run(snapshot: Snapshot, run: ChildRun) -> bool:
+    """True if no pod follows the newest one, which has ended, although the Job controller has not said so yet."""
+    pod = run.newest_pod
+    if pod is None or is_interruption(pod):
+        return False
+
+    exit_code = pod.termination.exit_code if pod.termination else None
+    if exit_code is not None and (
+        exit_code == ExitCode.SUCCESS or action_after(exit_code) is PodFailureAction.FAIL_JOB
+    ):
+        return True
+    failed_pods = sum(1 for each in run.pods if each.is_finished and not is_interruption(each))
+    return failed_pods > snapshot.spec.run_policy.max_retries
+
+
+def build_failure(snapshot: Snapshot, run: ChildRun, reason: FailureReason, message: str) -> Failure:
     """Fills `status.failure`; stage and step come from the outcome, else from what was reported last."""
     outcome, pod = run.outcome, run.newest_pod
 

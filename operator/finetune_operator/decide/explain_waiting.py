@@ -1,13 +1,31 @@
 """Explains why a run has no running trainer yet, in terms of what a person can do about it (pure)."""
 
 from finetune_api.failures import FailureReason
+from finetune_operator.decide.explain_failure import ends_the_run, explain_pod, is_interruption
 from finetune_operator.observe.children import TrainerPod
-from finetune_operator.observe.snapshot import Waiting
+from finetune_operator.observe.snapshot import ChildRun, Snapshot, Waiting
 from finetune_operator.status_reasons import StatusReason
 
 # Reasons of the kubelet for a container that waits.
 _PULL_ERRORS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
 _CONFIG_ERRORS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError")
+
+
+def find_waiting(snapshot: Snapshot, run: ChildRun) -> Waiting | None:
+    """Finds why an open run waits; None if its pod runs, if the job is suspended, and if it is about to end."""
+    pod = run.newest_pod
+    if snapshot.spec.run_policy.suspend or (pod is not None and pod.is_running):
+        return None
+    if pod is None or not pod.is_finished:
+        return explain_waiting(pod, snapshot.blocker)
+
+    # The newest pod has ended. What keeps the next one from being made says more than the end of this one.
+    if ends_the_run(snapshot, run):
+        return None
+    if is_interruption(pod) or snapshot.blocker is not None:
+        return explain_waiting(None, snapshot.blocker)
+    reason, message = explain_pod(snapshot, run, pod)
+    return Waiting(StatusReason.RETRYING, f"{reason}: {message}; another pod will follow")
 
 
 def explain_waiting(pod: TrainerPod | None, blocker: Waiting | None) -> Waiting:
@@ -28,5 +46,5 @@ def explain_waiting(pod: TrainerPod | None, blocker: Waiting | None) -> Waiting:
 
     # A node may become free, or an autoscaler may add one: this needs no person yet.
     if pod.unschedulable is not None:
-        return Waiting(StatusReason.UNSCHEDULABLE, f"no node fits the pod: {pod.unschedulable}")
+        return Waiting(FailureReason.UNSCHEDULABLE, f"no node fits the pod: {pod.unschedulable}")
     return Waiting(StatusReason.POD_STARTING, f"pod {pod.name} is starting")

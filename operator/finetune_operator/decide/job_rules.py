@@ -11,8 +11,9 @@ MAX_SPEC_ERROR_LENGTH = 1024  # characters
 
 
 def job_is_over(snapshot: AnySnapshot, *_: object) -> Decision | None:
-    """The status says that the job succeeded or failed. All that remains is to give its Jobs their TTL, which happens
-    only now because the Job controller removes a Job with its pods as soon as the TTL has passed."""
+    """The status says that the job succeeded or failed. All that remains is to end a Job that still waits for its pod,
+    and to give the Jobs their TTL, which happens only now because the Job controller removes a Job with its pods as
+    soon as the TTL has passed."""
     phase = snapshot.status.phase
     if phase is None or not phase.is_terminal:
         return None
@@ -22,7 +23,7 @@ def job_is_over(snapshot: AnySnapshot, *_: object) -> Decision | None:
     ttl = snapshot.spec.run_policy.ttl_seconds_after_finished
     trainer_job, preflight_job = _owned(snapshot, snapshot.training.job), _owned(snapshot, snapshot.preflight.job)
 
-    # The trainer's outcome is read before the Job controller has marked the Job complete.
+    # The outcome is read, or the startup deadline passes, before the Job controller has marked the Job.
     still_ending = [job for job in (trainer_job, preflight_job) if job is not None and not job.is_over]
 
     return Decision(
@@ -30,7 +31,8 @@ def job_is_over(snapshot: AnySnapshot, *_: object) -> Decision | None:
         reason="",  # a terminal status keeps its reason and message
         message="",
         actions=Actions(
-            patch_trainer_job=_ttl_patch(trainer_job, ttl), patch_preflight_job=_ttl_patch(preflight_job, ttl)
+            patch_trainer_job=_patch_at_the_end(trainer_job, phase, ttl),
+            patch_preflight_job=_patch_at_the_end(preflight_job, phase, ttl),
         ),
         requeue_seconds=RETRY_SECONDS if ttl is not None and still_ending else None,
     )
@@ -63,7 +65,12 @@ def _owned(snapshot: Snapshot, job: ChildJob | None) -> ChildJob | None:
     return job if job is not None and job.owner_uid == snapshot.metadata.uid and not job.deleting else None
 
 
-def _ttl_patch(job: ChildJob | None, ttl: int | None) -> Json | None:
-    if job is None or not job.is_over or job.ttl == ttl:
+def _patch_at_the_end(job: ChildJob | None, phase: Phase, ttl: int | None) -> Json | None:
+    if job is None:
         return None
-    return {"spec": {"ttlSecondsAfterFinished": ttl}}
+    if job.is_over:
+        return None if job.ttl == ttl else {"spec": {"ttlSecondsAfterFinished": ttl}}
+
+    # Its deadline ends a Job for good, with its pods. A suspended one could be resumed, and queues would do so.
+    must_end = phase is Phase.FAILED and not job.suspended and job.deadline != 1
+    return {"spec": {"activeDeadlineSeconds": 1}} if must_end else None

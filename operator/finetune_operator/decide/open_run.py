@@ -6,15 +6,15 @@ Training and preflight go through the same states. They differ in words: while p
 from dataclasses import replace
 
 from finetune_api.base import Json
-from finetune_api.failures import ExitCode, PodFailureAction, action_after
 from finetune_api.vocabulary import Phase
 from finetune_operator.decide.decision import RETRY_SECONDS, Decision
-from finetune_operator.decide.explain_failure import explain_pod, is_interruption
-from finetune_operator.decide.explain_waiting import explain_waiting
+from finetune_operator.decide.explain_failure import explain_pod
+from finetune_operator.decide.explain_waiting import find_waiting
+from finetune_operator.decide.startup_deadline import seconds_until_startup_deadline
 from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION, PREFLIGHT
 from finetune_operator.desired.trainer_job import remaining_deadline
-from finetune_operator.observe.children import ChildJob, TrainerPod
-from finetune_operator.observe.snapshot import ChildRun, Snapshot
+from finetune_operator.observe.children import ChildJob
+from finetune_operator.observe.snapshot import ChildRun, Snapshot, Waiting
 from finetune_operator.status_reasons import StatusReason
 
 IS_SUSPENDED = "spec.runPolicy.suspend is true"
@@ -65,9 +65,11 @@ def _describe(snapshot: Snapshot, run: ChildRun) -> Decision:
 
     if pod is not None and pod.is_running:
         return _with_trainer(run)
-    if pod is not None and pod.is_finished:
-        return _between_pods(snapshot, run, pod)
-    return replace(_waiting(snapshot, pod), requeue_seconds=RETRY_SECONDS)
+
+    waiting = find_waiting(snapshot, run)
+    if waiting is not None:
+        return _waiting(snapshot, run, waiting)
+    return _ending(snapshot, run)
 
 
 def _with_trainer(run: ChildRun) -> Decision:
@@ -79,30 +81,24 @@ def _with_trainer(run: ChildRun) -> Decision:
     return Decision(stage.phase, stage.value, f"the trainer is in stage {stage.value}")
 
 
-def _between_pods(snapshot: Snapshot, run: ChildRun, pod: TrainerPod) -> Decision:
-    """The newest pod has ended, and the Job controller has not reacted yet."""
-    if is_interruption(pod):
-        return replace(_waiting(snapshot, None), outcome=run.outcome)
-
-    reason, message = explain_pod(snapshot, run, pod)
-    exit_code = pod.termination.exit_code if pod.termination else None
-    is_final = exit_code is not None and (
-        exit_code == ExitCode.SUCCESS or action_after(exit_code) is PodFailureAction.FAIL_JOB
+def _waiting(snapshot: Snapshot, run: ChildRun, waiting: Waiting) -> Decision:
+    left = seconds_until_startup_deadline(snapshot, run, waiting)
+    return Decision(
+        Phase.QUEUED,
+        waiting.reason,
+        waiting.message,
+        is_stalled=waiting.is_stalled,
+        outcome=run.outcome,
+        requeue_seconds=RETRY_SECONDS if left is None else min(RETRY_SECONDS, left),
     )
-    failed_pods = sum(1 for each in run.pods if each.is_finished and not is_interruption(each))
-
-    # The Job is about to fail: calling it queued for a moment would be wrong.
-    if is_final or failed_pods > snapshot.spec.run_policy.max_retries:
-        phase = snapshot.status.phase or Phase.RUNNING
-        return Decision(phase, reason, f"{message}: the job ends", outcome=run.outcome)
-
-    message = f"{reason}: {message}; another pod will follow"
-    return Decision(Phase.QUEUED, StatusReason.RETRYING, message, outcome=run.outcome)
 
 
-def _waiting(snapshot: Snapshot, pod: TrainerPod | None) -> Decision:
-    waiting = explain_waiting(pod, snapshot.blocker)
-    return Decision(Phase.QUEUED, waiting.reason, waiting.message, is_stalled=waiting.is_stalled)
+def _ending(snapshot: Snapshot, run: ChildRun) -> Decision:
+    """The newest pod has ended for good, and the Job controller has not reacted yet: calling the job queued for a
+    moment would be wrong."""
+    phase = snapshot.status.phase or Phase.RUNNING
+    reason, message = explain_pod(snapshot, run, run.pods[-1])
+    return Decision(phase, reason, f"{message}: the job ends", outcome=run.outcome)
 
 
 def _in_words_of_preflight(decision: Decision) -> Decision:

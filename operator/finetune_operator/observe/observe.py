@@ -18,7 +18,7 @@ from finetune_api.status import FineTuneJobStatus, PreflightStatus
 from finetune_api.vocabulary import Phase, PreflightResult
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.desired.names import PREFLIGHT, TRAINER, child_name, preflight_name
-from finetune_operator.observe.children import ChildJob, TrainerPod
+from finetune_operator.observe.children import ChildJob, TrainerPod, parse_time
 from finetune_operator.observe.report_store import ReceivedReport, ReportStore
 from finetune_operator.observe.snapshot import (
     AnySnapshot,
@@ -102,10 +102,13 @@ def read_status(raw: Json) -> FineTuneJobStatus:
 
 
 def _needs_preflight_job(spec: FineTuneJobSpec, status: FineTuneJobStatus, training_job: ChildJob | None) -> bool:
-    """True if the Job of preflight matters: preflight is due or runs, or its finished Job has yet to get its TTL."""
+    """True if the Job of preflight matters: preflight is due or runs, or its Job has yet to be ended or to get its
+    TTL."""
     if status.phase is None or not status.phase.is_terminal:
         return training_job is None and awaits_preflight(spec, status)
-    return status.preflight is not None and spec.run_policy.ttl_seconds_after_finished is not None
+    if status.preflight is None:
+        return False
+    return status.preflight.result is PreflightResult.FAILED or spec.run_policy.ttl_seconds_after_finished is not None
 
 
 async def _job(cluster: Cluster, key: NamespacedName, name: str) -> ChildJob | None:
@@ -137,7 +140,10 @@ async def _find_blocker(cluster: Cluster, key: NamespacedName, run: ChildRun) ->
     # No pod, though the Job is to run: a quota or an admission policy may refuse it.
     pod = run.newest_pod
     if pod is None or pod.is_finished:
-        text = _newest_message(await cluster.list_events(key.namespace, run.job.uid, "FailedCreate"))
+        events = await cluster.list_events(key.namespace, run.job.uid, "FailedCreate")
+        # Refusals before the newest pod, or before the Job was resumed, are over.
+        events = [event for event in events if not _is_before(event, pod, run.job)]
+        text = _newest_message(events)
         if text is None:
             return None
 
@@ -156,10 +162,21 @@ async def _find_blocker(cluster: Cluster, key: NamespacedName, run: ChildRun) ->
     return Waiting(FailureReason.CONTAINER_CONFIG_ERROR, f"the trainer cannot start: {text}", is_stalled=True)
 
 
+def _is_before(event: Json, pod: TrainerPod | None, job: ChildJob) -> bool:
+    time = parse_time(_time_of(event))
+    created = parse_time(pod.created) if pod else None
+    if time is None:
+        return False
+    return (created is not None and time <= created) or (job.started is not None and time < job.started)
+
+
+def _time_of(event: Json) -> str:
+    # Events of the newer events.k8s.io API have no lastTimestamp.
+    return str(event.get("lastTimestamp") or event["metadata"]["creationTimestamp"])
+
+
 def _newest_message(events: list[Json]) -> str | None:
     if not events:
         return None
 
-    # Events of the newer events.k8s.io API have no lastTimestamp.
-    newest = max(events, key=lambda event: event.get("lastTimestamp") or event["metadata"]["creationTimestamp"])
-    return str(newest.get("message", ""))
+    return str(max(events, key=_time_of).get("message", ""))

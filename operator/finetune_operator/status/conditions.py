@@ -17,6 +17,7 @@ from finetune_operator.status_reasons import StatusReason
 Truth = Literal["True", "False", "Unknown"]
 
 _WAITING = (Phase.PENDING, Phase.VALIDATING, Phase.QUEUED)
+_CHECKING = (StatusReason.CHECKING, StatusReason.SUSPENDING)  # preflight's pod runs
 _RUNNING = (Phase.RUNNING, Phase.EXPORTING, Phase.UPLOADING)
 _INPUT_ERRORS = (ExitCode.CONFIGURATION, ExitCode.DATA, ExitCode.ACCESS)
 _BEFORE_VALIDATED = (Stage.PREFLIGHT, Stage.MODEL_LOADING, Stage.ADAPTER_INJECTION, Stage.DATA_FORMATTING)
@@ -41,7 +42,7 @@ def build_conditions(
         ConditionType.RECONCILING: not is_idle,
         ConditionType.STALLED: decision.is_stalled,
         # Ours
-        ConditionType.QUEUED: phase in _WAITING,
+        ConditionType.QUEUED: phase in _WAITING and decision.reason not in _CHECKING,
         ConditionType.RUNNING: phase in _RUNNING,
         ConditionType.SUCCEEDED: phase is Phase.SUCCEEDED,
         ConditionType.FAILED: phase is Phase.FAILED,

@@ -111,8 +111,10 @@ def _close(stage: StageTimes, ended: datetime) -> StageTimes:
 
 
 def _completion_time(snapshot: AnySnapshot) -> datetime:
+    """The end of the newest pod, or now for a job that no pod has ended."""
     run = snapshot.training if snapshot.training.pods else snapshot.preflight
-    return run.end_time or snapshot.now
+    is_its_end = run.has_exited_with_0 or (run.job is not None and run.job.is_over)
+    return (run.end_time if is_its_end else None) or snapshot.now
 
 
 def _reported(snapshot: AnySnapshot, outcome: Outcome | None) -> dict[str, Any]:

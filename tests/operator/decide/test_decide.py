@@ -1,14 +1,14 @@
 """The rules, one by one: what is seen, and what is done about it."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from finetune_api.failures import FAILURES, Consequence, ExitCode, FailureReason
 from finetune_api.outcome import Outcome, Result
 from finetune_api.status import FineTuneJobStatus
-from finetune_api.vocabulary import Phase, Stage
+from finetune_api.vocabulary import ConditionType, Phase, Stage
 from finetune_operator.decide.decide import TRAINING
 from finetune_operator.decide.decision import Actions
 from finetune_operator.observe.children import TrueCondition
@@ -17,6 +17,7 @@ from finetune_operator.status_reasons import STATUS_REASONS, StatusReason
 from finetune_test_operator.snapshot_builder import (
     METADATA,
     NOW,
+    a_condition,
     a_pod,
     a_report,
     a_running_pod,
@@ -56,6 +57,11 @@ def _waiting(reason: str) -> tuple[object, ...]:
     return (a_pod(state={"waiting": {"reason": reason, "message": "m"}}),)
 
 
+QUEUED = FineTuneJobStatus(
+    phase=Phase.QUEUED,
+    conditions=(a_condition(ConditionType.QUEUED),),
+)
+LATER = NOW + timedelta(seconds=60)
 UNSCHEDULABLE = a_pod(conditions=[{"type": "PodScheduled", "status": "False", "message": "no GPU"}])
 EVICTED = an_ended_pod(137, reason="Evicted")
 DISRUPTED = an_ended_pod(137, conditions=[{"type": "DisruptionTarget", "status": "True"}])
@@ -76,6 +82,11 @@ CASES: dict[str, tuple[Snapshot, Phase, str]] = {
         a_snapshot(blocker=Waiting("PodRejected", "quota", is_stalled=True)),
         Phase.QUEUED,
         "PodRejected",
+    ),
+    "a pod that may not wait any longer": (
+        a_snapshot(a_spec(runPolicy={"startupDeadlineSeconds": 60}), pods=(UNSCHEDULABLE,), status=QUEUED, now=LATER),
+        Phase.FAILED,
+        "Unschedulable",
     ),
     "the trainer runs, silently": (a_snapshot(pods=(a_running_pod(),)), Phase.RUNNING, "TrainerStarted"),
     "the trainer trains": (a_snapshot(pods=(a_running_pod(),), report=a_report()), Phase.RUNNING, "Training"),

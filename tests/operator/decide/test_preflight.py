@@ -9,7 +9,7 @@ import pytest
 from finetune_api.failures import ExitCode, FailureReason
 from finetune_api.outcome import Outcome, Result
 from finetune_api.status import FineTuneJobStatus, PreflightStatus
-from finetune_api.vocabulary import Phase, PreflightResult, Stage
+from finetune_api.vocabulary import ConditionType, Phase, PreflightResult, Stage
 from finetune_operator.decide.decide import PREFLIGHT as CHAIN
 from finetune_operator.decide.decision import Actions
 from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION, PREFLIGHT, child_name, preflight_name
@@ -18,6 +18,7 @@ from finetune_operator.observe.snapshot import ChildRun, Snapshot, Waiting
 from finetune_test_operator.snapshot_builder import (
     METADATA,
     NOW,
+    a_condition,
     a_pod,
     a_preflight_job,
     a_preflight_snapshot,
@@ -68,6 +69,16 @@ CASES: dict[str, tuple[Snapshot, Phase, str]] = {
         a_preflight_snapshot(blocker=Waiting("PodRejected", "quota", is_stalled=True)),
         Phase.VALIDATING,
         "PodRejected",
+    ),
+    "a pod that may not wait any longer": (
+        a_preflight_snapshot(
+            spec=a_spec(runPolicy={"startupDeadlineSeconds": 60}),
+            job=a_preflight_job(started=NOW),
+            status=FineTuneJobStatus(phase=Phase.VALIDATING, conditions=(a_condition(ConditionType.QUEUED),)),
+            now=NOW + timedelta(seconds=60),
+        ),
+        Phase.FAILED,
+        "StartupDeadlineExceeded",
     ),
     "the checks run": (a_preflight_snapshot(a_running_pod()), Phase.VALIDATING, "Checking"),
     "the checks passed": (a_preflight_snapshot(an_ended_pod(0, PASSED)), Phase.QUEUED, "PreflightPassed"),

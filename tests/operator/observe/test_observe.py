@@ -178,6 +178,18 @@ async def test_what_only_events_show(statuses: list[Json], event: str, reason: s
     assert ("x7k2p" in blocker.message) == (event == "FailedMount")
 
 
+async def test_a_refusal_that_is_over_is_not_told_again() -> None:
+    """A quota refused an earlier pod: its Event outlives the refusal by an hour."""
+    cluster = FakeCluster(TRAINER_JOB)
+    cluster.pods = [_pod("1", TRAINER_JOB, created=60, phase="Failed")]
+    refusal = {"metadata": {"creationTimestamp": at(0)}, "lastTimestamp": at(30), "message": "forbidden"}
+    cluster.events["FailedCreate"] = [refusal]
+    assert (await cluster.observe()).blocker is None
+
+    cluster.events["FailedCreate"] = [refusal | {"lastTimestamp": at(90)}]
+    assert (await cluster.observe()).blocker.reason == "PodRejected"
+
+
 def test_the_status_of_a_newer_operator_keeps_what_must_never_be_forgotten() -> None:
     status = read_status({"phase": "Succeeded", "activeSeconds": 7, "fromTheFuture": {"a": 1}})
     assert (status.phase, status.active_seconds) == (Phase.SUCCEEDED, 7)

@@ -177,7 +177,7 @@ def test_a_retry_of_the_checks_is_told_and_is_none_of_the_trainer() -> None:
 def test_looking_again_later_changes_nothing(name: str) -> None:
     snapshot = STATES[name]
     status = build_status(snapshot, decision_about(snapshot))
-    seen = replace(snapshot, status=read_status(status.to_wire()), now=NOW + timedelta(hours=1))
+    seen = replace(snapshot, status=read_status(status.to_wire()), now=NOW + timedelta(minutes=59))
     again = build_status(seen, decision_about(seen))
     assert not has_changed(status, again)
     assert find_transitions(status, again) == []

@@ -9,7 +9,8 @@ from finetune_api.job import ObjectMeta
 from finetune_api.outcome import Outcome
 from finetune_api.progress import ProgressReport
 from finetune_api.spec.spec import FineTuneJobSpec
-from finetune_api.status import FineTuneJobStatus
+from finetune_api.status import Condition, FineTuneJobStatus
+from finetune_api.vocabulary import ConditionType
 from finetune_operator.decide.chain import Chain
 from finetune_operator.decide.decide import decide
 from finetune_operator.decide.decision import Decision, Installation
@@ -108,6 +109,12 @@ def an_ended_pod(
     return a_pod(
         uid, created=created, state={"terminated": terminated | status.pop("terminated", {})}, phase=phase, **status
     )
+
+
+def a_condition(kind: ConditionType, since: float = 0) -> Condition:
+    """A condition that is true since so many seconds after NOW."""
+    time = NOW + timedelta(seconds=since)
+    return Condition(type=kind, status="True", reason="Test", last_transition_time=time, observed_generation=1)
 
 
 def a_report(
