@@ -21,16 +21,20 @@ CLOSE = 0.6  # similarity from which on a word is suggested, as difflib counts i
 WANTED = {
     "missing": "is required",
     "int_type": "write a whole number, without quotes",
+    "int_parsing": "write a whole number, without quotes",
     "int_from_float": "write a whole number",
     "float_type": "write a number, without quotes",
+    "float_parsing": "write a number, without quotes",
     "string_type": "write text, in quotes",
     "bool_type": "write true or false",
+    "bool_parsing": "write true or false",
     "model_type": "write the section's fields below it",
     "model_attributes_type": "write the section's fields below it",
     "dict_type": "write names and values below it",
     "tuple_type": "write a list, such as [a, b]",
 }
-"""Words for pydantic's types of error; its own text, with the bounds in it, serves for the others."""
+"""Words for pydantic's types of error, `_parsing` where it reads leniently, as the operator does; its own text, with the
+bounds in it, serves for the others."""
 
 
 @dataclass(frozen=True)

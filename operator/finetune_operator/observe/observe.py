@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_api.base import Json
+from finetune_api.explain import explain_errors
 from finetune_api.failures import FailureReason
 from finetune_api.job import FineTuneJob, ObjectMeta
 from finetune_api.spec.spec import FineTuneJobSpec
@@ -119,10 +120,11 @@ async def _job(cluster: Cluster, key: NamespacedName, name: str) -> ChildJob | N
 def _read_spec(body: dict[str, Any]) -> FineTuneJobSpec | str:
     """Reads the spec; returns the fields in error, in words, if this version cannot."""
     # The status is read apart: an unknown field in it must not make the spec unreadable.
+    document = body | {"status": {}}
     try:
-        return FineTuneJob.from_object(body | {"status": {}}).spec
+        return FineTuneJob.from_object(document).spec
     except ValidationError as error:
-        return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        return "; ".join(map(str, explain_errors(error, document)))
 
 
 def _pods_of(job: ChildJob | None, candidates: list[TrainerPod]) -> tuple[TrainerPod, ...]:

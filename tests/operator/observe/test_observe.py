@@ -3,8 +3,12 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from finetune_api import API_VERSION, KIND
 from finetune_api.base import Json
+from finetune_api.explain import explain_errors
+from finetune_api.job import validate_document
 from finetune_api.status import FineTuneJobStatus, PreflightStatus
 from finetune_api.vocabulary import Phase, PreflightResult
 from finetune_operator.cluster.cluster import NamespacedName
@@ -82,13 +86,20 @@ async def test_a_job_that_is_gone_has_no_snapshot() -> None:
     assert await cluster.observe() is None
 
 
-async def test_a_spec_that_cannot_be_read_names_its_field() -> None:
+async def test_a_spec_that_cannot_be_read_is_explained_in_the_words_of_the_command_line() -> None:
     spec = a_spec().to_wire()
-    spec["model"]["magic"] = True
+    spec["model"] |= {"magic": True, "quantization": "nf4"}
+    spec["training"] = {"batch_size": 2, "epochs": "many"}
     snapshot = await FakeCluster(TRAINER_JOB, spec=spec).observe()
     assert isinstance(snapshot, UnreadableSnapshot)
-    assert "model.magic" in snapshot.spec_error
     assert snapshot.training.job is not None
+
+    object_ = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "bot"}, "spec": spec}
+    with pytest.raises(ValidationError) as found:
+        validate_document(object_)
+    assert snapshot.spec_error == "; ".join(map(str, explain_errors(found.value, object_)))
+    assert "spec.model.magic: there is no such field" in snapshot.spec_error
+    assert "spec.training.batch_size: there is no such field; did you mean batchSize?" in snapshot.spec_error
 
 
 async def test_an_unknown_status_leaves_the_spec_readable() -> None:
