@@ -33,8 +33,10 @@ WANTED = {
     "dict_type": "write names and values below it",
     "tuple_type": "write a list, such as [a, b]",
 }
-"""Words for pydantic's types of error, `_parsing` where it reads leniently, as the operator does; its own text, with the
-bounds in it, serves for the others."""
+"""Words for pydantic's types of error, `_parsing` where it reads leniently, as the operator does.
+
+Its own text, with the bounds in it, serves for the others.
+"""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from transformers import AutoTokenizer
 
 from finetune_api.outcome import Outcome, Result
@@ -24,6 +25,7 @@ from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.preflight.checks import run_preflight
 from finetune_trainer.training import engine
 from finetune_trainer.training.batching.isolation import BatchingChoice
+from finetune_trainer.training.qlora_trainer import QloraTrainer
 
 Builder = Callable[..., RunConfig]
 STEPS, STOP_AFTER = 14, 12  # an epoch has 10 steps
@@ -88,6 +90,43 @@ def test_rows_are_padded_and_the_status_says_so(job: Builder, tmp_path: Path) ->
     assert 0 < resolved.padding_share < 0.3
     assert "GptOssForCausalLM cannot pack documents: they see each other" in str(resolved.batching_reason)
     assert f"{resolved.padding_share:.1%} of the tokens computed are padding" in str(resolved.batching_reason)
+
+
+class CountReads(TorchDispatchMode):
+    """Counts values that Python reads from tensors: on a GPU, each of them waits for all that was launched."""
+
+    reads = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.reads += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **kwargs or {})
+
+
+def test_no_micro_batch_waits_for_the_gpu_to_count_its_tokens(
+    job: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter, tokens = CountReads(), []
+    with counter:
+        int(torch.ones(2).sum())
+    assert counter.reads == 1, "the control"
+
+    compute_loss, computed_loss = QloraTrainer.compute_loss, engine.supervised_loss
+
+    def watched(*arguments: Any, **options: Any) -> torch.Tensor:
+        with counter:
+            return compute_loss(*arguments, **options)
+
+    def unwatched(model: Any, inputs: Any, *rest: Any) -> torch.Tensor:
+        with _disable_current_modes():
+            tokens.append(int(inputs["attention_mask"].sum()))
+            return computed_loss(model, inputs, *rest)
+
+    monkeypatch.setattr(QloraTrainer, "compute_loss", watched)
+    monkeypatch.setattr(engine, "supervised_loss", unwatched)
+    outcome, reported = run(job(), tmp_path / "work", tmp_path / "out")
+    assert outcome.result is Result.SUCCEEDED, outcome.message
+    trained = tokens[-4:]  # two steps of two micro-batches, after those on which the batching was tried
+    assert (counter.reads, reported.trained_tokens) == (1, sum(trained))
 
 
 def test_preflight_says_so_too_and_counts_unpacked_rows(job: Builder, settings: Settings) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from finetune_trainer.training.collator import collate_packed, collate_padded
+from finetune_trainer.training.collator import Collator, collate_and_count, collate_packed, collate_padded
 
 Rows = list[dict[str, Any]]
 
@@ -61,3 +61,9 @@ def test_padded_rows_have_a_mask_and_no_label_in_the_padding() -> None:
 def test_the_longest_row_may_come_last() -> None:
     batch = collate_padded([row(2, packed=False), row(4, packed=False)])
     assert batch["supervised"].tolist() == [0, 4, 5, 6], "no position is the last of its row"
+
+
+@pytest.mark.parametrize("collate", [collate_packed, collate_padded])
+def test_tokens_are_counted_without_the_padding(collate: Collator) -> None:
+    counted = collate_and_count(collate, [row(5, packed=False), row(2, packed=False)])
+    assert (counted["tokens"], type(counted["tokens"])) == (7, int)

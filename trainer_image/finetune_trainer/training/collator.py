@@ -84,6 +84,11 @@ COLLATORS: dict[Batching, Collator] = {
 }
 
 
+def collate_and_count(collate: Collator, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Collates the rows; `tokens` is their number of tokens, padding left out, counted before the GPU has them."""
+    return collate(rows) | {"tokens": sum(len(row["input_ids"]) for row in rows)}
+
+
 def _one_row(values: np.ndarray[Any, Any]) -> torch.Tensor:
     """[T] as int64 [1, T]."""
     return torch.from_numpy(values.astype(np.int64)).unsqueeze(0)

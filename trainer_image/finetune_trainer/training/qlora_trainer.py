@@ -23,7 +23,7 @@ from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW
 from finetune_trainer.errors import InterruptedRunError
 from finetune_trainer.training.batching.length_grouping import LengthGroupedSampler, row_lengths
 from finetune_trainer.training.callback import RunCallback
-from finetune_trainer.training.collator import COLLATORS
+from finetune_trainer.training.collator import COLLATORS, collate_and_count
 from finetune_trainer.training.engine import Engine
 from finetune_trainer.training.gradients import AccumulatedGradients, FastZeroGrad, trainable_weights
 from finetune_trainer.training.optimizer import choose_optimizer, create_schedule
@@ -52,7 +52,8 @@ class QloraTrainer(SFTTrainer):
         self._watch = callback.watch
         self._watch.scales_loss = bool(args.fp16)
 
-        self.data_collator = COLLATORS[engine.batching.kind]  # TRL accepts no collator of another kind as an option
+        # TRL accepts no collator of another kind as an option.
+        self.data_collator = partial(collate_and_count, COLLATORS[engine.batching.kind])
         self.model_accepts_loss_kwargs = True  # our loss itself divides by the tokens of the whole step
         assert isinstance(self.train_dataset, Dataset)
         # Collating a batch of lists takes milliseconds; numpy arrays take none.
@@ -160,11 +161,12 @@ class QloraTrainer(SFTTrainer):
         Nothing here computes metrics from logits, so `return_outputs` is always false.
         """
         assert not return_outputs
-        labels, positions = inputs.pop("labels"), inputs.pop("supervised")  # [B, T], [S]
+        labels, positions, tokens = (
+            inputs.pop(name) for name in ("labels", "supervised", "tokens")
+        )  # [B, T], [S], int
 
         if model.training:
-            mask = inputs.get("attention_mask")  # [B, T] if rows are padded
-            self._callback.trained_tokens += labels.numel() if mask is None else int(mask.sum())
+            self._callback.trained_tokens += tokens
             return self._engine.loss(model, inputs, labels, positions, num_items_in_batch)
 
         loss = self._engine.loss(model, inputs, labels, positions, 1)
