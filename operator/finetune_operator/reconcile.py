@@ -1,7 +1,8 @@
 """The main path of a job: observe, decide, act, write the status. Level-triggered: it starts from whatever is there.
 
 A crash between any two writes does no harm. Children have deterministic names; what the Job controller would forget is
-recorded in the same patch that makes it forget; and the status is derived again.
+recorded in the same patch that makes it forget; and the status is derived again. A write that arrives late does no harm
+either: every change names the version of the object that it was decided from.
 """
 
 import logging
@@ -103,7 +104,7 @@ class Reconciler:
 
         await self._post_events(snapshot, status)
         try:
-            await self._cluster.apply_status(key, uid, status.to_wire())
+            await self._cluster.apply_status(snapshot.metadata, status.to_wire())
         except NotFoundError:
             return  # the job was deleted meanwhile
 

@@ -3,6 +3,7 @@
 import pytest
 
 from finetune_api.base import Json
+from finetune_api.job import ObjectMeta
 from finetune_api.outcome import Outcome, Result
 from finetune_operator.cluster.cluster import NamespacedName
 from finetune_operator.desired.names import child_name
@@ -84,8 +85,8 @@ class FakeCluster:
     async def create_event(self, event: Json) -> None:
         self._write("create_event")
 
-    async def apply_status(self, key: NamespacedName, uid: str, status: Json) -> None:
-        self.was_locked = self.reports.is_locked(uid)
+    async def apply_status(self, job: ObjectMeta, status: Json) -> None:
+        self.was_locked = self.reports.is_locked(job.uid)
         self._write("apply_status")
         self.job["status"] = status
 

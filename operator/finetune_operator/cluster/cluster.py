@@ -3,8 +3,9 @@
 The rights that these requests need are listed in `access.py`.
 
 Children are created with POST and never applied, so that a name which is already taken raises ConflictError instead of
-changing somebody else's object. The status is written with server-side apply under the UID that was read: a job that
-was deleted and created again never gets its predecessor's status.
+changing somebody else's object. The status is written with server-side apply under the UID and version that were
+read: a job that was deleted and created again never gets its predecessor's status, and a write that arrives late never
+replaces a newer one.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 from finetune_api import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from finetune_api.base import Json
+from finetune_api.job import ObjectMeta
 from finetune_operator.cluster.connection import APPLY, MERGE_PATCH, ApiConnection
 from finetune_operator.desired.names import FIELD_MANAGER, JOB_UID_LABEL
 from finetune_operator.errors import ApiUnavailableError, NotFoundError
@@ -136,21 +138,24 @@ class Cluster:
         path = f"/api/v1/namespaces/{metadata['namespace']}/configmaps/{metadata['name']}"
         return await self._merge(path, metadata, changes)
 
-    async def apply_status(self, job: NamespacedName, uid: str, status: Json) -> None:
+    async def apply_status(self, job: ObjectMeta, status: Json) -> None:
         """Write the whole status of a FineTuneJob with server-side apply.
 
-        Raises ConflictError if the job now has another UID, NotFoundError if it was deleted.
+        `job` is its metadata as it was read. Raises ConflictError if it has changed since, NotFoundError if it was
+        deleted.
         """
+        seen = {"uid": job.uid, "resourceVersion": job.resource_version}
         body = {
             "apiVersion": API_VERSION,
             "kind": KIND,
-            "metadata": {"name": job.name, "namespace": job.namespace, "uid": uid},
+            "metadata": {"name": job.name, "namespace": job.namespace} | seen,
             "status": status,
         }
 
         # Forced, because nobody else may own a field of the status.
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        await self._connection.request("PATCH", f"{_resource_path(job)}/status", body, query=query, content_type=APPLY)
+        path = f"{_resource_path(NamespacedName(job.namespace, job.name))}/status"
+        await self._connection.request("PATCH", path, body, query=query, content_type=APPLY)
 
     async def create_event(self, event: Json) -> None:
         """Post an Event."""

@@ -20,7 +20,10 @@ from finetune_operator.status.progress import merge_outcome, merge_report
 
 
 def build_status(snapshot: AnySnapshot, decision: Decision) -> FineTuneJobStatus:
-    """Builds the whole status. It equals the last one, except for `activeSeconds`, if there is nothing new to say."""
+    """Builds the whole status. It equals the last one, except for `activeSeconds`, if there is nothing new to say.
+
+    A job that is over stays over, whatever the decision says.
+    """
     last, training, job = snapshot.status, snapshot.training, snapshot.current_run.job
     generation = snapshot.metadata.generation
     if last.phase is not None and last.phase.is_terminal:
@@ -71,6 +74,10 @@ def current_stage(status: FineTuneJobStatus) -> Stage | None:
 
 def _observe_generation(last: FineTuneJobStatus, generation: int) -> FineTuneJobStatus:
     """Notes the newest generation in a terminal status, which otherwise never changes."""
+    # Every terminal status of ours has a generation: one without was read in part, and the rest must not be lost.
+    if last.observed_generation is None:
+        return last
+
     conditions = tuple(each.model_copy(update={"observed_generation": generation}) for each in last.conditions)
     return last.model_copy(update={"observed_generation": generation, "conditions": conditions})
 

@@ -146,6 +146,22 @@ def test_a_terminal_status_only_answers_new_generations() -> None:
     assert same == done
 
 
+@pytest.mark.parametrize("name", TRUTHS)
+def test_a_job_that_is_over_stays_over_whatever_is_decided(name: str) -> None:
+    for over in ("succeeded", "failed"):
+        done = _status_of(TRUTHS[over][0])
+        late = replace(TRUTHS[name][0], status=done)
+        assert build_status(late, decision_about(TRUTHS[name][0])) == done
+
+
+def test_a_terminal_status_that_is_read_in_part_is_not_written_again() -> None:
+    """A newer operator wrote it: with the fields that this one does not know, the artifacts would be lost."""
+    wire = _status_of(TRUTHS["succeeded"][0]).to_wire() | {"fromTheFuture": True}
+    read = read_status(wire)
+    assert read.phase is Phase.SUCCEEDED
+    assert not has_changed(read, _status_of(replace(TRUTHS["succeeded"][0], status=read)))
+
+
 def test_a_new_pod_starts_a_new_sequence() -> None:
     first = _status_of(a_snapshot(pods=(a_running_pod("1"),), report=a_report(9, pod="1", step=8)))
     pods = (an_ended_pod(30, uid="1"), a_running_pod("2", created=20))
