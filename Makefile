@@ -75,8 +75,9 @@ real-model: binaries  ## A small real model learns a format, and all that is pub
 	@python -P -m finetune_test_models.real_model >/dev/null
 	@python -m pytest -m real_model -s $(PYTEST_ARGS)
 
-architectures: setup  ## How every model type of transformers keeps documents apart: tiny models on the CPU, 2 minutes
+architectures: setup  ## How every model type of transformers keeps documents apart, and whether its adapters merge: tiny models on the CPU, 3 minutes
 	@python -m finetune_test_models.architecture_sweep $(MODEL_TYPES)
+	@python -m finetune_test_models.merge_sweep $(MODEL_TYPES)
 
 bench: setup  ## On a machine with a GPU: speed and memory beside the peers that are installed (BENCH_ARGS=--help says more)
 	@python -m speed.run $(BENCH_ARGS)

@@ -2,6 +2,7 @@
 
 export.py         the pass: every tensor read once, merged, and given to every output
 feasibility.py    the same questions before training
+planned_merge.py  the same questions before a model is loaded: what names and types in the files tell (pure)
 adapter.py        LoraWeights: a peft adapter, merged into the base tensor by tensor
 merged_folder.py  the merged model as a Hugging Face folder
 ollama.py         the Modelfile beside each GGUF file

@@ -13,10 +13,9 @@ from finetune_api.vocabulary import MergedType
 from finetune_trainer.export.adapter import check_merge
 from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
-from finetune_trainer.export.errors import InvalidAdapterError
+from finetune_trainer.export.errors import InvalidAdapterError, InvalidBaseError
 from finetune_trainer.export.gguf.conversion import check_conversion
-
-ADAPTER_ALONE = "to train the adapter alone, write export: {merged: None, gguf: []}"
+from finetune_trainer.export.planned_merge import ADAPTER_ALONE
 
 
 def check_export(spec: ExportSpec, base: Path, tokenizer: TokenizerFiles, model: Any) -> None:
@@ -27,7 +26,11 @@ def check_export(spec: ExportSpec, base: Path, tokenizer: TokenizerFiles, model:
     if spec.merged is MergedType.NONE and not spec.gguf:
         return
 
-    opened = open_base_model(base)
+    try:
+        opened = open_base_model(base)
+    except InvalidBaseError as error:
+        raise InvalidBaseError(f"spec.model.source: {error.message}; {ADAPTER_ALONE}") from error
+
     config = model.peft_config["default"].to_dict()
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     try:

@@ -36,7 +36,7 @@ def choose_targets(present: Collection[str], wanted: tuple[str, ...], barred: Co
     """
     known = set(present) - {HEAD} - set(barred)
     if wanted == (ALL_LINEAR,):
-        return sorted(known) if set(barred) & set(present) else ALL_LINEAR
+        return sorted(known) if barred else ALL_LINEAR  # which peft takes for the experts, too
 
     targets = [name for name in wanted if name in known]
     targets += [fused for fused, parts in FUSED.items() if fused in known and set(parts) <= set(wanted)]

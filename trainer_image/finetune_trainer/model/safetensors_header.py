@@ -33,6 +33,8 @@ TYPES = {
 }
 BITS = {name: bits for bits, names in TYPES.items() for name in names}
 """Bits of one number of each type."""
+NF4_STATE = ".quant_state.bitsandbytes__nf4"
+"""What bitsandbytes adds to the name of an NF4 weight for the tensor with its sizes."""
 
 
 @dataclass(frozen=True)

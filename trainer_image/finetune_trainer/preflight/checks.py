@@ -24,7 +24,7 @@ from finetune_trainer.model.safetensors_header import TensorHeader
 from finetune_trainer.preflight.examination import Data, describe_scan, examine, scan_source
 from finetune_trainer.preflight.findings import Findings, ModelFacts
 from finetune_trainer.preflight.html import render_html
-from finetune_trainer.preflight.judgements.export import judge_gguf
+from finetune_trainer.preflight.judgements.export import judge_gguf, judge_merge
 from finetune_trainer.preflight.judgements.rows import EVALUATION, judge_evaluation
 from finetune_trainer.preflight.process_memory import release_freed_memory
 from finetune_trainer.preflight.report import Report
@@ -90,6 +90,7 @@ def _fetch_model(config: RunConfig, settings: Settings, findings: Findings) -> M
     sign = find_base_model_sign(fetched.folder, spec.source)
     facts = ModelFacts(fetched.revision, architecture, configuration, tokenizer, sign, weights)
 
+    findings.found += judge_merge(config, getattr(configuration, "model_type", None), weights)
     if config.export.gguf and architecture and tokenizer is not None:
         beside = settings.work / "tokenizer"
         findings.attempt("spec.export.gguf", lambda: _check_gguf(config, beside, fetched.folder, facts, findings))

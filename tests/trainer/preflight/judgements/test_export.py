@@ -15,8 +15,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
-from finetune_api.vocabulary import Precision
+from finetune_api.spec.output import ExportSpec
+from finetune_api.spec.training import AdapterSpec
+from finetune_api.vocabulary import MergedType, Precision
 from finetune_test_models.family_models import FAMILY_MODELS, make_family_model
 from finetune_test_models.tiny_model import train_tokenizer
 from finetune_test_models.tiny_runs import Builder
@@ -145,6 +148,55 @@ def test_what_the_export_would_refuse_is_said_before_anything_trains(
     assert (outcome.reason, outcome.step) == (case.reason, None)
     assert outcome.message == f"spec.export.gguf: {said}; {WAY_ON}"
     assert answer_of_preflight(job(run_config, base, gguf=[]), settings) is None, "nothing is asked for"
+
+
+def without_prefix(folder: Path, texts: list[str]) -> Path:
+    made = make_family_model("llama-2", folder, texts)
+    weights = {name.removeprefix("model."): value for name, value in load_file(made / "model.safetensors").items()}
+    save_file(weights, made / "model.safetensors", metadata={"format": "pt"})
+    return made
+
+
+def with_a_mask(folder: Path, texts: list[str]) -> Path:
+    made = make_family_model("llama-2", folder, texts)
+    weights = load_file(made / "model.safetensors")
+    weights["model.layers.0.self_attn.mask"] = torch.ones(8, 8, dtype=torch.bool)
+    save_file(weights, made / "model.safetensors", metadata={"format": "pt"})
+    return made
+
+
+UNMERGEABLE = {
+    "layers that are kept in another order": (of_type("gpt2", bos_token_id=1, eos_token_id=2), "spec.adapter.targetModules", "c_attn"),
+    "layers without the model's prefix": (without_prefix, "spec.adapter.targetModules", "without the model's prefix"),
+    "a mask among the weights": (with_a_mask, "spec.model.source", "stored as BOOL"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")  # peft sets it to True
+@pytest.mark.parametrize(("make", "location", "says"), UNMERGEABLE.values(), ids=UNMERGEABLE)
+def test_an_adapter_that_cannot_be_merged_is_said_by_preflight_and_refused_before_it_trains(
+    make: Callable[[Path, list[str]], Path],
+    location: str,
+    says: str,
+    run_config: Builder,
+    settings: Settings,
+    tmp_path: Path,
+    texts: list[str],
+) -> None:
+    base = make(tmp_path / "base", texts)
+    config = job(run_config, base, merged="BF16", gguf=[])
+    config = config.model_copy(update={"adapter": AdapterSpec(target_modules=("all-linear",))})
+    (found,) = run_preflight(config, settings)[0].errors()
+    assert (found.location, found.reason) == (location, FailureReason.INVALID_CONFIGURATION)
+    assert says in found.message
+    assert "write export: {merged: None, gguf: []}" in found.message
+
+    outcome = run_job(config, settings, ProgressTracker(), StopSignal())
+    assert (outcome.reason, outcome.step) == (FailureReason.INVALID_CONFIGURATION, None), "the trainer says so too"
+    assert outcome.message.endswith("to train the adapter alone, write export: {merged: None, gguf: []}")
+
+    alone = config.model_copy(update={"export": ExportSpec(merged=MergedType.NONE, gguf=())})
+    assert not run_preflight(alone, settings)[0].errors(), "the way out that it names"
 
 
 def test_the_default_export_is_checked_too(

@@ -18,8 +18,8 @@ from finetune_api.base import Json
 from finetune_kernels.primitives import nf4
 from finetune_trainer.export.errors import InvalidBaseError
 from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor
+from finetune_trainer.model.safetensors_header import NF4_STATE
 
-STATE = ".quant_state.bitsandbytes__nf4"
 PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -42,8 +42,8 @@ def fold_nf4(tensors: Sequence[StoredTensor]) -> tuple[StoredTensor, ...]:
     folded: dict[str, Nf4Tensor] = {}
     part_names: set[str] = set()
     for name in by_name:
-        if name.endswith(STATE):
-            weight = _fold(name.removesuffix(STATE), by_name)
+        if name.endswith(NF4_STATE):
+            weight = _fold(name.removesuffix(NF4_STATE), by_name)
             folded[weight.name] = weight
             part_names |= {part.name for part in weight.parts}
 
@@ -58,7 +58,7 @@ def fold_nf4(tensors: Sequence[StoredTensor]) -> tuple[StoredTensor, ...]:
 
 
 def _fold(name: str, by_name: Mapping[str, StoredTensor]) -> Nf4Tensor:
-    codes, state = by_name.get(name), by_name[f"{name}{STATE}"]
+    codes, state = by_name.get(name), by_name[f"{name}{NF4_STATE}"]
     if codes is None or codes.dtype is not torch.uint8 or state.dtype is not torch.uint8:
         raise InvalidBaseError(f"{state.path} is damaged: {name} has an NF4 state but no codes")
     parts = {kind: by_name[f"{name}.{kind}"] for kind in PARTS if f"{name}.{kind}" in by_name}

@@ -1,15 +1,36 @@
-"""Judges whether the GGUF files that a job asks for can be made, from config, tokenizer and names of tensors alone."""
+"""Judges whether the exports that a job asks for can be made, from config, tokenizer and headers of tensors alone."""
 
 from collections.abc import Iterator, Sequence
 
 from finetune_api.base import Json
+from finetune_api.run_config import RunConfig
+from finetune_api.vocabulary import MergedType
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.export.errors import ExportError
 from finetune_trainer.export.gguf.conversion import check_conversion
+from finetune_trainer.export.planned_merge import check_stored_types, check_targets
 from finetune_trainer.model.safetensors_header import TensorHeader
 from finetune_trainer.preflight.report import Finding
 
 LOCATION = "spec.export.gguf"
+
+
+def judge_merge(config: RunConfig, model_type: str | None, weights: Sequence[TensorHeader] | None) -> Iterator[Finding]:
+    """The errors that merging the adapter would end with, if the job asks for merged weights or GGUF files.
+
+    `weights` are the headers of the weight files; None: unknown, or with names that tell nothing of the layers.
+    """
+    if config.export.merged is MergedType.NONE and not config.export.gguf:
+        return
+
+    try:
+        check_targets(model_type, config.adapter.target_modules, weights)
+    except ExportError as error:
+        yield Finding.error("spec.adapter.targetModules", error.message, error.reason)
+    try:
+        check_stored_types(weights or ())
+    except ExportError as error:
+        yield Finding.error("spec.model.source", error.message, error.reason)
 
 
 def judge_gguf(
