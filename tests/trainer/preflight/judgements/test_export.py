@@ -166,7 +166,11 @@ def with_a_mask(folder: Path, texts: list[str]) -> Path:
 
 
 UNMERGEABLE = {
-    "layers that are kept in another order": (of_type("gpt2", bos_token_id=1, eos_token_id=2), "spec.adapter.targetModules", "c_attn"),
+    "layers that are kept in another order": (
+        of_type("gpt2", bos_token_id=1, eos_token_id=2),
+        "spec.adapter.targetModules",
+        "c_attn",
+    ),
     "layers without the model's prefix": (without_prefix, "spec.adapter.targetModules", "without the model's prefix"),
     "a mask among the weights": (with_a_mask, "spec.model.source", "stored as BOOL"),
 }
