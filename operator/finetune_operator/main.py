@@ -24,7 +24,7 @@ from finetune_operator.errors import SettingsError
 from finetune_operator.health import build_health_app
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.terminated_pods import TerminatedPods
-from finetune_operator.reconcile import Reconciler, utc_now
+from finetune_operator.reconcile import Reconciler
 from finetune_operator.reports.checks import ReportChecks
 from finetune_operator.reports.server import build_progress_app, load_certificate, renew_certificate
 from finetune_operator.settings import Kubeconfig, Settings
@@ -62,7 +62,7 @@ async def run(settings: Settings) -> None:
         tls = load_certificate(settings.tls_dir)
         await _serve(stack, build_health_app(controller), settings.health_port)
         await cluster.wait_until_served()
-        checks = ReportChecks(cluster, reports, utc_now)
+        checks = ReportChecks(cluster, reports, cluster.now)
         await _serve(stack, build_progress_app(checks, controller), settings.progress_port, tls)
 
         watching = kopf.operator(

@@ -6,9 +6,7 @@ either: every change names the version of the object that it was decided from.
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
@@ -28,11 +26,6 @@ REFUSED_RETRY_SECONDS = 30.0
 logger = logging.getLogger(__name__)
 
 
-def utc_now() -> datetime:
-    """Returns the time in whole seconds, as Kubernetes writes it."""
-    return datetime.now(UTC).replace(microsecond=0)
-
-
 class Reconciler:
     """Brings jobs, one at a time, to the state that their specs ask for."""
 
@@ -42,18 +35,16 @@ class Reconciler:
         installation: Installation,
         reports: ReportStore,
         terminated_pods: TerminatedPods,
-        clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._cluster = cluster
         self._installation = installation
         self._reports = reports
         self._terminated_pods = terminated_pods
-        self._clock = clock
 
     async def reconcile(self, key: NamespacedName) -> float | None:
         """Looks at one job and does what is due. Returns the seconds after which to look again; None to wait for the
         next change. Raises ApiError or ApiUnavailableError; the caller then tries again."""
-        snapshot = await observe(self._cluster, key, self._terminated_pods, self._reports, self._clock())
+        snapshot = await observe(self._cluster, key, self._terminated_pods, self._reports)
         if snapshot is None:
             return None
 

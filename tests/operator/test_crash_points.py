@@ -38,6 +38,7 @@ class KillingConnection:
 
     def __init__(self, connection: ApiConnection, number: int, committed: bool) -> None:
         self._connection = connection
+        self.clock = connection.clock
         self._number = number
         self._committed = committed
         self.writes: list[str] = []

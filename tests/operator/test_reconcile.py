@@ -1,5 +1,7 @@
 """The main path against a cluster given by the test: when it locks reports, and which refusals it swallows."""
 
+from datetime import datetime
+
 import pytest
 
 from finetune_api.base import Json
@@ -60,6 +62,9 @@ class FakeCluster:
             }
         ]
 
+    def now(self) -> datetime:
+        return NOW
+
     async def get_fine_tune_job(self, key: NamespacedName) -> Json:
         return self.job
 
@@ -103,7 +108,7 @@ def cluster() -> FakeCluster:
 
 @pytest.fixture
 def reconciler(cluster: FakeCluster) -> Reconciler:
-    return Reconciler(cluster, INSTALLATION, cluster.reports, TerminatedPods(), clock=lambda: NOW)  # type: ignore[arg-type]
+    return Reconciler(cluster, INSTALLATION, cluster.reports, TerminatedPods())  # type: ignore[arg-type]
 
 
 async def test_children_come_before_the_event_and_the_status(reconciler: Reconciler, cluster: FakeCluster) -> None:

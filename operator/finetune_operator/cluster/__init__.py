@@ -1,7 +1,8 @@
 """Sends the operator's requests to Kubernetes. No other folder sends any.
 
-`cluster`     every path and verb, as methods that take and return plain objects
-`connection`  kubernetes.aio under a service account or a kubeconfig, with errors of our own tree
-`access`      the rights that these requests need
-`generate`    writes the chart's role from `access`
+`cluster`       every path and verb, as methods that take and return plain objects
+`connection`    kubernetes.aio under a service account or a kubeconfig, with errors of our own tree
+`server_clock`  the API server's clock, from its answers
+`access`        the rights that these requests need
+`generate`      writes the chart's role from `access`
 """

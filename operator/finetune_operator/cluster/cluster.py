@@ -11,6 +11,7 @@ replaces a newer one.
 import asyncio
 import logging
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from finetune_api import API_VERSION, GROUP, KIND, PLURAL, VERSION
@@ -55,6 +56,10 @@ class Cluster:
     def __init__(self, connection: ApiConnection, namespace: str | None) -> None:
         self._connection = connection
         self._namespace = namespace
+
+    def now(self) -> datetime:
+        """Returns the API server's time, in whole seconds."""
+        return self._connection.clock.now()
 
     async def wait_until_served(self) -> None:
         """Wait until the API server serves FineTuneJobs, which takes a moment after the CRD is installed."""

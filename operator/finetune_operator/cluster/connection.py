@@ -19,6 +19,7 @@ from kubernetes.aio.config import ConfigException, load_kube_config
 from kubernetes.aio.config.incluster_config import InClusterConfigLoader
 
 from finetune_api.base import Json
+from finetune_operator.cluster.server_clock import ServerClock
 from finetune_operator.errors import (
     ApiError,
     ApiUnavailableError,
@@ -59,6 +60,7 @@ class ApiConnection:
         self._configuration = configuration
         self._client: Any = ApiClient(configuration)  # the client has types for some of its methods only
         self._client.user_agent = USER_AGENT
+        self.clock = ServerClock()
 
     @classmethod
     async def open(cls, api_server: ServiceAccount | Kubeconfig) -> Self:
@@ -106,11 +108,13 @@ class ApiConnection:
         label = f"{verb} {path}"
         headers = {"Accept": accept, "Content-Type": content_type}
 
+        sent = time.monotonic()
         try:
             method, url, headers, payload, _ = await self._client.param_serialize(
                 verb, path, query_params=query, header_params=headers, body=body
             )
             response = await self._client.call_api(method, url, headers, payload, _request_timeout=TIMEOUT)
+            self.clock.note(response.headers.get("Date"), sent)
             text = (await response.read()).decode(errors="replace")  # the timeout covers the body too
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiUnavailableError(f"{label}: {type(error).__name__}: {error}") from error

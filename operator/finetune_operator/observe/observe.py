@@ -5,7 +5,6 @@ read. The watch keeps it in `TerminatedPods`, because its termination message na
 """
 
 import re
-from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
@@ -33,7 +32,7 @@ from finetune_operator.observe.terminated_pods import TerminatedPods
 
 
 async def observe(
-    cluster: Cluster, key: NamespacedName, terminated_pods: TerminatedPods, reports: ReportStore, now: datetime
+    cluster: Cluster, key: NamespacedName, terminated_pods: TerminatedPods, reports: ReportStore
 ) -> Snapshot | UnreadableSnapshot | None:
     """Reads a job and its children; None if the job does not exist."""
     body = await cluster.get_fine_tune_job(key)
@@ -70,7 +69,7 @@ async def observe(
         training=training,
         orphaned_pods=tuple(pod for pod in live if not pod.is_finished and pod not in owned),
         blocker=None if is_over else await _find_blocker(cluster, key, training if training.job else preflight),
-        now=now,
+        now=cluster.now(),
     )
     return seen.with_spec(spec)
 

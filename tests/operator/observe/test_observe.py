@@ -1,5 +1,6 @@
 """Reading a job: which requests are made, whose pods they are, and what only Events show."""
 
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -44,6 +45,9 @@ class FakeCluster:
         self.events: dict[str, list[Json]] = {}
         self.asked: list[str] = []
 
+    def now(self) -> datetime:
+        return NOW
+
     async def get_fine_tune_job(self, key: NamespacedName) -> Json | None:
         return self.body
 
@@ -64,7 +68,7 @@ class FakeCluster:
 
     async def observe(self, terminated: TerminatedPods | None = None, reports: ReportStore | None = None) -> Any:
         key = NamespacedName("team", "bot")
-        return await observe(self, key, terminated or TerminatedPods(), reports or ReportStore(), NOW)  # type: ignore[arg-type]
+        return await observe(self, key, terminated or TerminatedPods(), reports or ReportStore())  # type: ignore[arg-type]
 
 
 def _pod(uid: str, job: Json, created: float = 0, **status: Any) -> Json:

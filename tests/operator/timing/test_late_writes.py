@@ -1,7 +1,6 @@
 """Writes of a status that arrive late, held up by the network or sent by a leader that is dying."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from finetune_operator.errors import ConflictError
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.reconcile import Reconciler
-from finetune_test_operator.operator_process import OperatorProcess
 from finetune_test_operator.played_kubelet import PlayedKubelet
 
 pytestmark = pytest.mark.cluster
@@ -25,6 +23,7 @@ class Network:
 
     def __init__(self, connection: ApiConnection) -> None:
         self._connection = connection
+        self.clock = connection.clock
         self.holds = False
         self.has_held = asyncio.Event()
         self.lets_go = asyncio.Event()
@@ -37,15 +36,6 @@ class Network:
                 self.has_held.set()
                 await self.lets_go.wait()
         return await self._connection.request(verb, path, body, **options)
-
-
-@pytest.fixture
-async def connection(operator: OperatorProcess) -> AsyncIterator[ApiConnection]:
-    operator.kill()  # these tests run operators of their own
-    connection = await ApiConnection.open(operator.service_account)
-    yield connection
-    await connection.close()
-    operator.start()
 
 
 def _operator(network: Network) -> Reconciler:
