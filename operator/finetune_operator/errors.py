@@ -6,7 +6,7 @@ OperatorError
 │   ├── ForbiddenError            403: the operator's role lacks a verb
 │   ├── NotFoundError             404
 │   └── ConflictError             409: AlreadyExists, or the object changed since it was read
-├── ApiUnavailableError           no answer, or a temporary one (429, 5xx)
+├── ApiUnavailableError           no answer, a temporary one (429, 5xx), or one that no API server gives
 └── ReportRefusedError            a progress report was refused; carries the HTTP status of the answer
 """
 
@@ -45,7 +45,12 @@ class ConflictError(ApiError):
 
 
 class ApiUnavailableError(OperatorError):
-    """The API server did not answer, or answered that it cannot serve the request now."""
+    """The API server did not answer, or answered that it cannot serve the request now; or what answered is none."""
+
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        """Seconds for which the server asked not to be asked again; 0 if it did not say."""
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 `cluster`       every path and verb, as methods that take and return plain objects
 `connection`    kubernetes.aio under a service account or a kubeconfig, with errors of our own tree
+`answers`       what is read from an answer, whoever gave it
 `server_clock`  the API server's clock, from its answers
 `access`        the rights that these requests need
 `generate`      writes the chart's role from `access`

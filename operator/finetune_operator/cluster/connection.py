@@ -7,7 +7,6 @@ connection alone adds 1 MiB. Its retries are off, because the work queue decides
 kopf makes requests of its own and therefore gets a session of its own, under the same configuration.
 """
 
-import json
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Self
@@ -19,6 +18,7 @@ from kubernetes.aio.config import ConfigException, load_kube_config
 from kubernetes.aio.config.incluster_config import InClusterConfigLoader
 
 from finetune_api.base import Json
+from finetune_operator.cluster.answers import decode_object, read_message, read_retry_after
 from finetune_operator.cluster.server_clock import ServerClock
 from finetune_operator.errors import (
     ApiError,
@@ -46,7 +46,11 @@ _ERRORS: dict[int, type[ApiError]] = {403: ForbiddenError, 404: NotFoundError, 4
 
 
 class ApiConnection:
-    """Requests to the API server, whose refusals become errors of our own tree."""
+    """Requests to the API server, whose refusals become errors of our own tree.
+
+    A server that names a time in Retry-After gets no request until then, whichever job is due: it counts requests by
+    user, and all of them are this one's.
+    """
 
     def __init__(self, configuration: Configuration) -> None:
         self._session_options: dict[str, Any] = {
@@ -58,6 +62,7 @@ class ApiConnection:
         configuration.retries = None
 
         self._configuration = configuration
+        self._paused_until = 0.0  # reading of the monotonic clock
         self._client: Any = ApiClient(configuration)  # the client has types for some of its methods only
         self._client.user_agent = USER_AGENT
         self.clock = ServerClock()
@@ -104,11 +109,14 @@ class ApiConnection:
         content_type: str = "application/json",
         accept: str = "application/json",
     ) -> Json:
-        """Send one request and return the decoded answer; raises ApiError or ApiUnavailableError."""
+        """Send one request and return the decoded answer, an object of Kubernetes; raises ApiError or
+        ApiUnavailableError."""
         label = f"{verb} {path}"
-        headers = {"Accept": accept, "Content-Type": content_type}
+        pause = self._paused_until - time.monotonic()
+        if pause > 0:
+            raise ApiUnavailableError(f"{label}: not sent: the API server asked for {pause:.0f} s of peace", pause)
 
-        sent = time.monotonic()
+        headers, sent = {"Accept": accept, "Content-Type": content_type}, time.monotonic()
         try:
             method, url, headers, payload, _ = await self._client.param_serialize(
                 verb, path, query_params=query, header_params=headers, body=body
@@ -121,11 +129,12 @@ class ApiConnection:
 
         # 429 and 5xx pass by themselves; every other refusal needs a decision.
         if response.status == 429 or response.status >= 500:
-            raise ApiUnavailableError(f"{label}: {response.status}: {_status_message(text)}")
+            retry_after = read_retry_after(response.headers)
+            self._paused_until = max(self._paused_until, time.monotonic() + retry_after)
+            raise ApiUnavailableError(f"{label}: {response.status}: {read_message(text)}", retry_after)
         if response.status >= 400:
-            raise _ERRORS.get(response.status, ApiError)(response.status, label, _status_message(text))
-        answer: Json = json.loads(text)
-        return answer
+            raise _ERRORS.get(response.status, ApiError)(response.status, label, read_message(text))
+        return decode_object(label, text)
 
 
 class _Authorization:
@@ -192,11 +201,3 @@ async def _use_kubeconfig(configuration: Configuration, kubeconfig: Kubeconfig) 
     reader = _KubeconfigReader(kubeconfig)
     await reader(configuration)
     configuration.refresh_api_key_hook = reader  # type: ignore[assignment]  # inferred from its default, None
-
-
-def _status_message(text: str) -> str:
-    """The message of the API server's Status object; a proxy in between may answer with anything else."""
-    try:
-        return str(json.loads(text)["message"])
-    except (ValueError, KeyError, TypeError):
-        return text[:200]

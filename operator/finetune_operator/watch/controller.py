@@ -114,7 +114,8 @@ class Controller:
             delay = self._queue.add_after_failure(name)
             logger.info("%s: an object changed since it was read, trying again in %.1f s: %s", name, delay, error)
         except (ApiError, ApiUnavailableError) as error:
-            delay = self._queue.add_after_failure(name)
+            wanted = error.retry_after if isinstance(error, ApiUnavailableError) else 0.0
+            delay = self._queue.add_after_failure(name, wanted)
             logger.warning("%s: reconcile failed, trying again in %.1f s: %s", name, delay, error)
         except Exception:
             delay = self._queue.add_after_failure(name)

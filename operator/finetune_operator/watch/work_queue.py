@@ -48,14 +48,15 @@ class WorkQueue(Generic[K]):
         heapq.heappush(self._heap, (due, next(self._numbers), key))
         self._changed.set()
 
-    def add_after_failure(self, key: K) -> float:
-        """Make `key` due after a delay that doubles with each failure in a row; returns the delay in seconds."""
+    def add_after_failure(self, key: K, at_least: float = 0.0) -> float:
+        """Make `key` due after a delay that doubles with each failure in a row, on top of `at_least` seconds; returns
+        the delay in seconds."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
 
         # 2 ** 16 exceeds every limit; without the cap the power would grow for as long as the failures last.
         longest = min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(failures, 16))
-        delay: float = longest * random.uniform(0.5, 1.0)  # noqa: S311 (jitter is no secret)
+        delay: float = at_least + longest * random.uniform(0.5, 1.0)  # noqa: S311 (jitter is no secret)
         self.add(key, delay)
         return delay
 

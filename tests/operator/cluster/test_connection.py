@@ -1,18 +1,13 @@
 """The connection to the API server: credentials that change, refusals as errors, requests as they arrive."""
 
-import asyncio
 import json
-import ssl
 import sys
-from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import yaml
-from aiohttp import ClientTimeout, web
+from aiohttp import ClientTimeout
 from kubernetes.aio.config import incluster_config
 
 from finetune_api.base import Json
@@ -27,81 +22,7 @@ from finetune_operator.errors import (
     SettingsError,
 )
 from finetune_operator.settings import Kubeconfig, ServiceAccount
-from finetune_test_servers.certificates import Authority
-
-SERVER_NAME = "api.test"
-
-
-class FakeApiServer:
-    """Answers every request alike, and keeps the requests."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.authority = Authority.create(folder)
-        self.port = 0
-        self.status, self.text = 200, '{"kind": "List"}'
-        self.seconds = 0.0
-        self.requests: list[dict[str, Any]] = []
-
-    async def answer(self, request: web.Request) -> web.Response:
-        body = await request.text()
-        headers = {name: request.headers.get(name) for name in ("Authorization", "Accept", "Content-Type")}
-        self.requests.append(
-            {"verb": request.method, "path": request.path, "query": dict(request.query), "body": body} | headers
-        )
-        await asyncio.sleep(self.seconds)
-        return web.Response(status=self.status, text=self.text, content_type="application/json")
-
-    @property
-    def tokens(self) -> list[str]:
-        return [str(request["Authorization"]).split()[-1] for request in self.requests]
-
-    def service_account(self, token: str) -> ServiceAccount:
-        (self.folder / "token").write_text(token)
-        return ServiceAccount("127.0.0.1", self.port, self.folder)
-
-    def kubeconfig(self, cluster: Json | None = None, **user: Any) -> Kubeconfig:
-        """Its context `mine` reaches this server; the current context, `elsewhere`, reaches nothing."""
-        certificate = str(self.authority.ca.certificate)
-        mine = {"server": f"https://127.0.0.1:{self.port}", "certificate-authority": certificate} | (cluster or {})
-        document = {
-            "current-context": "elsewhere",
-            "clusters": [{"name": "mine", "cluster": mine}, {"name": "nowhere", "cluster": {"server": "http://[::]"}}],
-            "users": [{"name": "me", "user": user}],
-            "contexts": [
-                {"name": "mine", "context": {"cluster": "mine", "user": "me"}},
-                {"name": "elsewhere", "context": {"cluster": "nowhere"}},
-            ],
-        }
-
-        path = self.folder / "config"
-        path.write_text(yaml.safe_dump(document))
-        return Kubeconfig(path, "mine")
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[FakeApiServer]:
-    fake = FakeApiServer(tmp_path)
-    pair = fake.authority.server("api", "api", ("127.0.0.1", SERVER_NAME))
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(pair.certificate, pair.key)
-
-    app = web.Application()
-    app.add_routes([web.route("*", "/{path:.*}", fake.answer)])
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
-    fake.port = runner.addresses[0][1]
-    yield fake
-    await runner.cleanup()
-
-
-@pytest.fixture
-async def connection(server: FakeApiServer) -> AsyncIterator[ApiConnection]:
-    opened = await ApiConnection.open(server.service_account("first"))
-    yield opened
-    await opened.close()
-
+from finetune_test_servers.fake_api_server import SERVER_NAME, FakeApiServer
 
 REFUSALS = {
     "a role that lacks the verb": (403, ForbiddenError),
@@ -124,14 +45,6 @@ async def test_a_refusal_is_one_of_our_errors_and_is_not_tried_again(
         await connection.request("GET", "/api/v1/pods")
     assert type(caught.value) is expected
     assert len(server.requests) == 1
-
-
-async def test_a_proxy_in_between_may_answer_with_anything(server: FakeApiServer, connection: ApiConnection) -> None:
-    server.status, server.text = 502, "<html>" + "x" * 1000
-    with pytest.raises(ApiUnavailableError) as caught:
-        await connection.request("GET", "/version")
-    assert "<html>xxx" in str(caught.value)
-    assert len(str(caught.value)) < 300
 
 
 async def test_a_server_that_does_not_answer_is_unavailable(

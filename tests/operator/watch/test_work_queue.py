@@ -93,6 +93,12 @@ async def test_failures_in_a_row_wait_longer_up_to_a_limit(queue: WorkQueue[str]
     assert queue.add_after_failure("a") <= FIRST_BACKOFF_SECONDS
 
 
+async def test_a_server_that_named_a_time_is_not_asked_sooner(queue: WorkQueue[str]) -> None:
+    delays = {queue.add_after_failure(key, 120) for key in "abcdef"}
+    assert all(120 < delay <= 120 + FIRST_BACKOFF_SECONDS for delay in delays)
+    assert len(delays) > 1, "not all of them at the same moment"
+
+
 async def test_many_keys_all_come_out(queue: WorkQueue[str]) -> None:
     for number in range(1000):
         queue.add(str(number))
