@@ -14,6 +14,7 @@ MAX_NAME_CHARACTERS = 63  # characters; the name becomes a label value on the jo
 
 COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Phase", "string", ".status.phase", 0),
+    ("Reason", "string", ".status.reason", 0),
     ("Progress", "string", ".status.progress.completion", 0),
     ("Loss", "number", ".status.progress.loss", 0),
     ("ETA", "string", ".status.progress.eta", 0),
@@ -22,8 +23,7 @@ COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Step", "integer", ".status.progress.step", 1),
     ("Steps", "integer", ".status.progress.totalSteps", 1),
     ("Retries", "integer", ".status.retries", 1),
-    ("Reason", "string", ".status.failure.reason", 1),
-    ("Manifest", "string", ".status.manifestUri", 1),
+    ("Artifacts", "string", ".status.manifestUri", 1),
 )
 
 

@@ -12,6 +12,10 @@ from finetune_api.preflight import PreflightSummary
 from finetune_api.progress import MemoryUse, Resolved, StageTimes
 from finetune_api.vocabulary import ConditionType, Phase, PreflightResult, Stage
 
+ConditionReason = Annotated[
+    str, Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")
+]
+
 
 class Condition(ApiModel):
     """A metav1.Condition."""
@@ -22,7 +26,7 @@ class Condition(ApiModel):
     status: Literal["True", "False", "Unknown"]
     """Status of the condition: True, False or Unknown."""
 
-    reason: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
+    reason: ConditionReason
     """CamelCase reason for machines."""
 
     message: Annotated[str, Field(max_length=32_768)] = ""
@@ -173,6 +177,10 @@ class FineTuneJobStatus(ApiModel):
 
     phase: Phase | None = None
     """One-word summary of the job; the conditions say more."""
+
+    reason: ConditionReason | None = None
+    """Reason of the phase in one word: the stage while the trainer runs, what the job waits for, or why it failed; the
+    message is that of condition Ready."""
 
     conditions: Annotated[
         tuple[Condition, ...],

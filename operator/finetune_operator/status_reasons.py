@@ -22,6 +22,7 @@ class StatusReason(StrEnum):
     RETRYING = "Retrying"
     JOB_DELETED = "JobDeleted"
     TRAINER_STARTED = "TrainerStarted"
+    ENDING = "Ending"
     SUSPENDING = "Suspending"
     SUSPENDED = "Suspended"
     DELETED = "Deleted"
@@ -32,6 +33,12 @@ class StatusReason(StrEnum):
     INVALID_CONFIGURATION = "InvalidConfiguration"
     PERMISSION_DENIED = "PermissionDenied"
     CHILD_REJECTED = "ChildRejected"
+    PROGRESSING = "Progressing"
+    STALLED = "Stalled"
+    NOT_RUNNING = "NotRunning"
+    NOT_FINISHED = "NotFinished"
+    NOT_SUSPENDED = "NotSuspended"
+    FINISHED = "Finished"
     NOT_CHECKED = "NotChecked"
     INPUTS_READ = "InputsRead"
     VALIDATING = "Validating"
@@ -78,11 +85,16 @@ STATUS_REASONS: dict[StatusReason, ReasonClass] = {
     StatusReason.RETRYING: ReasonClass("A pod failed in a way that may pass, so another one follows.", event="Warning"),
     StatusReason.JOB_DELETED: ReasonClass("Somebody deleted the batch/v1 Job; it is created again."),
     # Running
+    StatusReason.STARTED: ReasonClass("The trainer runs in a new pod (Queued, Running).", event="Normal"),
     StatusReason.TRAINER_STARTED: ReasonClass("The trainer runs and has not reported yet."),
+    StatusReason.ENDING: ReasonClass(
+        "The last pod has ended; the Job controller has not said yet that the Job failed."
+    ),
     StatusReason.SUSPENDING: ReasonClass("The trainer was asked to stop and is writing its checkpoint."),
     StatusReason.SUSPENDED: ReasonClass("spec.runPolicy.suspend is true, and no pod runs.", event="Normal"),
     StatusReason.DELETED: ReasonClass("The FineTuneJob is being deleted."),
     # The end
+    StatusReason.SUCCEEDED: ReasonClass("The job has succeeded (Failed).", event="Normal"),
     StatusReason.COMPLETED: ReasonClass("Every artifact is uploaded and verified."),
     StatusReason.REUSED: ReasonClass("A finished result of the same job was found, so nothing was trained."),
     StatusReason.OUTCOME_LOST: ReasonClass("The run succeeded, but its pod was removed before its result was read."),
@@ -91,18 +103,22 @@ STATUS_REASONS: dict[StatusReason, ReasonClass] = {
     StatusReason.INVALID_CONFIGURATION: _needs_a_person("This version of the operator cannot read the spec."),
     StatusReason.PERMISSION_DENIED: _needs_a_person("The operator's role, or a quota, does not allow a child."),
     StatusReason.CHILD_REJECTED: _needs_a_person("The API server refused a child as invalid."),
-    # Of the condition Validated only
-    StatusReason.NOT_CHECKED: ReasonClass("Nothing has read model and dataset yet."),
-    StatusReason.INPUTS_READ: ReasonClass("The trainer has read model and dataset."),
+    # Of single conditions: what a condition says that is not what the job is about
+    StatusReason.PROGRESSING: ReasonClass("The job goes on by itself (Reconciling, Stalled)."),
+    StatusReason.STALLED: ReasonClass("The job waits for a person; condition Stalled says for what (Reconciling)."),
+    StatusReason.NOT_RUNNING: ReasonClass("No pod of the trainer runs (Running)."),
+    StatusReason.NOT_FINISHED: ReasonClass("The job is not over (Succeeded, Failed)."),
+    StatusReason.NOT_SUSPENDED: ReasonClass("The job is not suspended (Suspended)."),
+    StatusReason.FINISHED: ReasonClass("The job is over (all but Ready, Validated, Succeeded and Failed)."),
+    StatusReason.NOT_CHECKED: ReasonClass("Nothing has read model and dataset to the end (Validated)."),
+    StatusReason.INPUTS_READ: ReasonClass("The trainer has read model and dataset (Validated)."),
     # Of events only
     StatusReason.VALIDATING: _event_only("Preflight begins."),
     StatusReason.PREFLIGHT_WARNING: _event_only("Preflight passed, with findings to look at.", "Warning"),
     StatusReason.EXPORT_WARNING: _event_only("Published weights lost part of the training.", "Warning"),
     StatusReason.VALIDATED: _event_only("Preflight passed; the message says what it found."),
     StatusReason.QUEUED: _event_only("The job waits for its trainer."),
-    StatusReason.STARTED: _event_only("The trainer runs in a new pod."),
     StatusReason.RESUMED: _event_only("The job continues after a suspension."),
-    StatusReason.SUCCEEDED: _event_only("The job has succeeded."),
     StatusReason.MEMORY_FALLBACK: _event_only("GPU memory ran out, and the run continued with less.", "Warning"),
     # Of attempts only
     StatusReason.POD_GONE: ReasonClass("The pod was removed, and nobody saw its end.", in_conditions=False),

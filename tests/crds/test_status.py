@@ -14,6 +14,7 @@ NOW = "2026-01-02T03:04:05Z"
 STATUS: dict[str, Any] = {
     "observedGeneration": 1,
     "phase": "Uploading",
+    "reason": "Uploading",
     "conditions": [
         {
             "type": "Running",
@@ -205,8 +206,8 @@ def test_the_status_changes_through_its_own_door_only(jobs: Any, minimal: dict[s
 
 def test_kubectl_get_shows_the_run_in_columns(crd_cluster: DevCluster, stored: str) -> None:
     header, row = crd_cluster.kubectl("get", "ftj", "-n", stored).stdout.splitlines()
-    assert header.split() == ["NAME", "PHASE", "PROGRESS", "LOSS", "ETA", "AGE"]
-    assert row.split()[:5] == ["tried", "Uploading", "45%", "1.25", "12m30s"]
+    assert header.split() == ["NAME", "PHASE", "REASON", "PROGRESS", "LOSS", "ETA", "AGE"]
+    assert row.split()[:6] == ["tried", "Uploading", "Uploading", "45%", "1.25", "12m30s"]
     header, row = crd_cluster.kubectl("get", "ftj", "-n", stored, "-o", "wide").stdout.splitlines()
-    assert header.split()[6:] == ["MODEL", "STEP", "STEPS", "RETRIES", "REASON", "MANIFEST"]
-    assert row.split()[6:] == ["hf://org/model", "120", "240", "1", "DiskFull", "s3://models/x/manifest.json"]
+    assert header.split()[7:] == ["MODEL", "STEP", "STEPS", "RETRIES", "ARTIFACTS"]
+    assert row.split()[7:] == ["hf://org/model", "120", "240", "1", "s3://models/x/manifest.json"]

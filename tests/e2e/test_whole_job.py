@@ -101,6 +101,6 @@ def test_no_secret_in_status_log_or_bucket(platform: Platform, finished: dict[st
 def test_kubectl_get_shows_the_columns(platform: Platform, finished: dict[str, Any]) -> None:
     table = platform.cluster.kubectl("get", "ftj", "-n", finished["metadata"]["namespace"]).stdout
     header, row = table.splitlines()[:2]
-    assert header.split() == ["NAME", "PHASE", "PROGRESS", "LOSS", "ETA", "AGE"]
+    assert header.split() == ["NAME", "PHASE", "REASON", "PROGRESS", "LOSS", "ETA", "AGE"]
     assert "Succeeded" in row
     assert "100%" in row

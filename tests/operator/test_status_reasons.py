@@ -37,7 +37,7 @@ def test_a_meaning_is_a_sentence_and_a_reason_is_a_word(reason: StatusReason) ->
 
 
 def test_reasons_of_conditions_are_those_that_decisions_give() -> None:
-    given = _named_in("decide", "observe", "reconcile.py", "status/conditions.py")
+    given = _named_in("decide", "observe", "reconcile.py", "status/conditions.py", "status/validated.py")
     assert given == {reason for reason, row in STATUS_REASONS.items() if row.in_conditions}
 
 

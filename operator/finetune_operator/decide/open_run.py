@@ -96,9 +96,10 @@ def _waiting(snapshot: Snapshot, run: ChildRun, waiting: Waiting) -> Decision:
 def _ending(snapshot: Snapshot, run: ChildRun) -> Decision:
     """The newest pod has ended for good, and the Job controller has not reacted yet: calling the job queued for a
     moment would be wrong."""
-    phase = snapshot.status.phase or Phase.RUNNING
+    last = snapshot.status.phase
+    phase = last if last in (Phase.EXPORTING, Phase.UPLOADING) else Phase.RUNNING
     reason, message = explain_pod(snapshot, run, run.pods[-1])
-    return Decision(phase, reason, f"{message}: the job ends", outcome=run.outcome)
+    return Decision(phase, StatusReason.ENDING, f"{reason}: {message}; the job ends", outcome=run.outcome)
 
 
 def _in_words_of_preflight(decision: Decision) -> Decision:

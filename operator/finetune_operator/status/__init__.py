@@ -2,6 +2,7 @@
 
 `status`      the whole status
 `conditions`  the nine conditions, kstatus among them
+`validated`   the condition Validated
 `attempts`    the pods of a run, remembered after they are gone
 `progress`    step, loss and percentage, from reports and outcomes
 `preflight`   what preflight found

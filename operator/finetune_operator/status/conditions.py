@@ -1,62 +1,52 @@
 """Conditions of a FineTuneJob, from the decision about it (pure).
 
 Ready, Reconciling and Stalled follow kstatus, so that Argo CD, Flux and `kubectl wait` understand them without any
-configuration. The others say where the job is. `lastTransitionTime` changes only when `status` does.
+configuration: at most one of the three is true. The others say where the job is. Each has a reason and a message of its
+own; Ready has those of the decision. `lastTransitionTime` changes only when `status` does.
 """
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Literal
 
-from finetune_api.failures import FAILURES, ExitCode, FailureReason, PodFailureAction, action_after, ends_the_job
-from finetune_api.status import Condition, Failure, PreflightStatus
-from finetune_api.vocabulary import ConditionType, Phase, PreflightResult, Stage
+from finetune_api.status import Condition
+from finetune_api.vocabulary import ConditionType, Phase, Stage
 from finetune_operator.decide.decision import Decision
+from finetune_operator.decide.open_run import IS_SUSPENDED
+from finetune_operator.status.validated import Standing, find_validated
 from finetune_operator.status_reasons import StatusReason
 
-Truth = Literal["True", "False", "Unknown"]
-
-_WAITING = (Phase.PENDING, Phase.VALIDATING, Phase.QUEUED)
-_CHECKING = (StatusReason.CHECKING, StatusReason.SUSPENDING)  # preflight's pod runs
 _RUNNING = (Phase.RUNNING, Phase.EXPORTING, Phase.UPLOADING)
-_INPUT_ERRORS = (ExitCode.CONFIGURATION, ExitCode.DATA, ExitCode.ACCESS)
-_BEFORE_VALIDATED = (Stage.PREFLIGHT, Stage.MODEL_LOADING, Stage.ADAPTER_INJECTION, Stage.DATA_FORMATTING)
+_OF_CHECKS = (StatusReason.CHECKING, StatusReason.SUSPENDING, StatusReason.ENDING)  # preflight's pod runs, or has ended
+_OF_TRAINER = (StatusReason.TRAINER_STARTED, StatusReason.SUSPENDING, StatusReason.ENDING, *Stage)
 _MAX_MESSAGE_LENGTH = 4096  # characters
 
 
 def build_conditions(
     decision: Decision,
     stage: Stage | None,
-    preflight: PreflightStatus | None,
     previous: Iterable[Condition],
     generation: int,
     now: datetime,
 ) -> tuple[Condition, ...]:
     """Builds all nine conditions, in the order of `ConditionType`. `stage` is the job's newest stage."""
-    phase = decision.phase
-    is_idle = phase.is_terminal or phase is Phase.SUSPENDED
-
-    truths: dict[ConditionType, bool] = {
-        # kstatus: tools wait until Ready is True, or until Stalled is
-        ConditionType.READY: phase is Phase.SUCCEEDED,
-        ConditionType.RECONCILING: not is_idle,
-        ConditionType.STALLED: decision.is_stalled,
-        # Ours
-        ConditionType.QUEUED: phase in _WAITING and decision.reason not in _CHECKING,
-        ConditionType.RUNNING: phase in _RUNNING,
-        ConditionType.SUCCEEDED: phase is Phase.SUCCEEDED,
-        ConditionType.FAILED: phase is Phase.FAILED,
-        ConditionType.SUSPENDED: phase is Phase.SUSPENDED,
-    }
     before = {condition.type: condition for condition in previous}
+    standings = {
+        # kstatus: tools wait until Ready is True, or until Stalled is
+        ConditionType.READY: _ready(decision),
+        ConditionType.RECONCILING: _reconciling(decision),
+        ConditionType.STALLED: _stalled(decision),
+        # Ours
+        ConditionType.VALIDATED: find_validated(decision, stage, before.get(ConditionType.VALIDATED)),
+        ConditionType.QUEUED: _queued(decision),
+        ConditionType.RUNNING: _running(decision),
+        ConditionType.SUCCEEDED: _succeeded(decision),
+        ConditionType.FAILED: _failed(decision),
+        ConditionType.SUSPENDED: _suspended(decision),
+    }
 
     conditions = []
     for kind in ConditionType:
-        if kind is ConditionType.VALIDATED:
-            status, reason, message = _validated(decision, stage, preflight, before.get(kind))
-        else:
-            status, reason, message = _truth(truths[kind]), decision.reason, decision.message
-
+        status, reason, message = standings[kind]
         old = before.get(kind)
         conditions.append(
             Condition(
@@ -72,46 +62,75 @@ def build_conditions(
     return tuple(conditions)
 
 
-def _validated(
-    decision: Decision, stage: Stage | None, preflight: PreflightStatus | None, old: Condition | None
-) -> tuple[Truth, str, str]:
-    """Status, reason and message of the condition Validated: model, dataset and output were found usable, by preflight
-    or by the trainer's first stages, which read them."""
-    failure = decision.failure
-    if failure is not None and (_blames_the_inputs(failure) or _is_refused(decision, failure)):
-        return "False", failure.reason, failure.message
-
-    # Inputs cannot change, so what was usable once stays so.
-    if old is not None and old.status == "True":
-        return "True", old.reason, old.message
-    # Without preflight, the trainer's first stages are the check.
-    if decision.phase is Phase.SUCCEEDED or (stage is not None and stage not in _BEFORE_VALIDATED):
-        return "True", StatusReason.INPUTS_READ, "the trainer has read model and dataset"
-    if decision.preflight is PreflightResult.PASSED:
-        return "True", StatusReason.PREFLIGHT_PASSED, decision.message
-
-    if preflight is not None and preflight.result is None:
-        return "Unknown", StatusReason.CHECKING, "model, dataset and output are being checked"
-    return "Unknown", StatusReason.NOT_CHECKED, "the trainer has not read model and dataset yet"
+def _ready(decision: Decision) -> Standing:
+    """The whole story in one condition: the reason and message of the decision, whatever they are."""
+    return "True" if decision.phase is Phase.SUCCEEDED else "False", decision.reason, decision.message
 
 
-def _is_refused(decision: Decision, failure: Failure) -> bool:
-    """True if preflight found that the job cannot run. False if preflight itself did not get to the end, by a crash or
-    a deadline."""
-    if decision.preflight is not PreflightResult.FAILED or failure.exit_code is None:
-        return False
-
-    # Both must agree: a crash may have any exit code, and some reasons are given for several.
-    is_final = failure.reason in tuple(FailureReason) and ends_the_job(FailureReason(failure.reason))
-    return is_final and action_after(failure.exit_code) is PodFailureAction.FAIL_JOB
+def _reconciling(decision: Decision) -> Standing:
+    if decision.phase is Phase.CANCELLING:
+        return "True", decision.reason, decision.message
+    if decision.is_stalled and not decision.phase.is_terminal:
+        return "False", StatusReason.STALLED, "the job waits for a person: see condition Stalled"
+    return _at_rest(decision) or ("True", StatusReason.PROGRESSING, "the job goes on by itself")
 
 
-def _blames_the_inputs(failure: Failure) -> bool:
-    """True if a failure is the fault of model, dataset or spec."""
-    return failure.reason in tuple(FailureReason) and (
-        FAILURES[FailureReason(failure.reason)].exit_code in _INPUT_ERRORS
-    )
+def _stalled(decision: Decision) -> Standing:
+    if decision.is_stalled:
+        return "True", decision.reason, decision.message
+    return _at_rest(decision) or ("False", StatusReason.PROGRESSING, "the job goes on by itself")
 
 
-def _truth(value: bool) -> Truth:
-    return "True" if value else "False"
+def _queued(decision: Decision) -> Standing:
+    if (rest := _at_rest(decision)) is not None:
+        return rest
+    if decision.phase in _RUNNING:
+        return "False", StatusReason.STARTED, "the trainer has started"
+
+    # While preflight's pod runs, nothing is waited for.
+    return "False" if decision.reason in _OF_CHECKS else "True", decision.reason, decision.message
+
+
+def _running(decision: Decision) -> Standing:
+    if (rest := _at_rest(decision)) is not None:
+        return rest
+    if decision.phase not in _RUNNING:
+        return "False", StatusReason.NOT_RUNNING, "no pod of the trainer runs"
+
+    # What keeps the operator from acting belongs into other conditions.
+    if decision.reason in _OF_TRAINER:
+        return "True", decision.reason, decision.message
+    return "True", StatusReason.STARTED, "the trainer has started"
+
+
+def _succeeded(decision: Decision) -> Standing:
+    if decision.phase.is_terminal:
+        return "True" if decision.phase is Phase.SUCCEEDED else "False", decision.reason, decision.message
+    return "False", StatusReason.NOT_FINISHED, "the job is not over"
+
+
+def _failed(decision: Decision) -> Standing:
+    if decision.phase is Phase.FAILED:
+        return "True", decision.reason, decision.message
+    if decision.phase is Phase.SUCCEEDED:
+        return "False", StatusReason.SUCCEEDED, "the job has succeeded"
+    return "False", StatusReason.NOT_FINISHED, "the job is not over"
+
+
+def _suspended(decision: Decision) -> Standing:
+    if decision.phase is Phase.SUSPENDED:
+        return "True", StatusReason.SUSPENDED, IS_SUSPENDED
+    if decision.reason == StatusReason.SUSPENDING:
+        return "False", decision.reason, decision.message
+    return _at_rest(decision) or ("False", StatusReason.NOT_SUSPENDED, "the job is not suspended")
+
+
+def _at_rest(decision: Decision) -> Standing | None:
+    """Returns why a condition is false for a job that is over, suspended or being deleted; None for others."""
+    if decision.phase.is_terminal:
+        return "False", StatusReason.FINISHED, "the job is over"
+    if decision.phase is Phase.SUSPENDED:
+        return "False", StatusReason.SUSPENDED, IS_SUSPENDED
+    if decision.phase is Phase.CANCELLING:
+        return "False", decision.reason, decision.message
+    return None

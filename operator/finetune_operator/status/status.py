@@ -36,11 +36,12 @@ def build_status(snapshot: AnySnapshot, decision: Decision) -> FineTuneJobStatus
     preflight = build_preflight_status(snapshot, decision.preflight)
     stages = (*preflight_stage(preflight), *_stages(snapshot, decision))
     newest = stages[-1].name if stages else None
-    conditions = build_conditions(decision, newest, preflight, last.conditions, generation, snapshot.now)
+    conditions = build_conditions(decision, newest, last.conditions, generation, snapshot.now)
 
     fields: dict[str, Any] = {  # Any: field values of the model, which validates them
         "observed_generation": generation,
         "phase": decision.phase,
+        "reason": decision.reason,
         "conditions": conditions,
         "preflight": preflight,
         "progress": _progress(snapshot, decision, is_new_pod=is_new_pod),

@@ -106,7 +106,7 @@ CASES: dict[str, tuple[Snapshot, Phase, str]] = {
     "bad data, before the Job controller has said so": (
         a_preflight_snapshot(an_ended_pod(11, BAD_ROW)),
         Phase.VALIDATING,
-        "InvalidRow",
+        "Ending",
     ),
     "a store that is away is tried again": (
         a_preflight_snapshot(an_ended_pod(20, AWAY)),

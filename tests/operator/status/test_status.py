@@ -45,7 +45,7 @@ TRUTHS: dict[str, tuple[Snapshot, set[str]]] = {
     ),
     "waiting for a person": (
         a_snapshot(pods=(a_pod(state={"waiting": {"reason": "ErrImagePull"}}),)),
-        {"Queued", "Reconciling", "Stalled"},
+        {"Queued", "Stalled"},
     ),
     "suspended": (a_snapshot(a_spec(runPolicy={"suspend": True})), {"Suspended"}),
     "succeeded": (a_snapshot(pods=(an_ended_pod(0, SUCCEEDED),)), {"Ready", "Succeeded", "Validated"}),
