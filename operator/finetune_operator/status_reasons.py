@@ -21,6 +21,7 @@ class StatusReason(StrEnum):
     POD_STARTING = "PodStarting"
     RETRYING = "Retrying"
     JOB_DELETED = "JobDeleted"
+    PREDECESSOR_RUNNING = "PredecessorRunning"
     TRAINER_STARTED = "TrainerStarted"
     ENDING = "Ending"
     SUSPENDING = "Suspending"
@@ -84,6 +85,7 @@ STATUS_REASONS: dict[StatusReason, ReasonClass] = {
     StatusReason.POD_STARTING: ReasonClass("The pod has a node, and its container does not run yet."),
     StatusReason.RETRYING: ReasonClass("A pod failed in a way that may pass, so another one follows.", event="Warning"),
     StatusReason.JOB_DELETED: ReasonClass("Somebody deleted the batch/v1 Job; it is created again."),
+    StatusReason.PREDECESSOR_RUNNING: ReasonClass("A deleted FineTuneJob of the same name still has a pod that runs."),
     # Running
     StatusReason.STARTED: ReasonClass("The trainer runs in a new pod (Queued, Running).", event="Normal"),
     StatusReason.TRAINER_STARTED: ReasonClass("The trainer runs and has not reported yet."),

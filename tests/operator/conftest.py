@@ -147,8 +147,18 @@ class Jobs:
         found: Json = self._api.get_namespaced_custom_object(*self._path(), name)
         return found
 
-    def delete(self, name: str) -> None:
-        self._api.delete_namespaced_custom_object(*self._path(), name)
+    def exists(self, name: str) -> bool:
+        """True until the job is gone."""
+        found: Json = self._api.list_namespaced_custom_object(*self._path())
+        return name in [item["metadata"]["name"] for item in found["items"]]
+
+    def job_is_over(self, name: str) -> bool:
+        """True if the Job controller has declared a batch/v1 Job complete."""
+        return self._batch.read_namespaced_job(name, self.namespace).status.completion_time is not None
+
+    def delete(self, name: str, propagation: str = "Background") -> None:
+        """Delete a job as `kubectl delete --cascade` would."""
+        self._api.delete_namespaced_custom_object(*self._path(), name, propagation_policy=propagation)
 
     def delete_all(self) -> None:
         """Leave nothing for the operator to do."""
@@ -196,10 +206,12 @@ class Jobs:
         assert found is not None
         return found
 
-    def delete_child(self, name: str, naming: Callable[[ObjectMeta], str] = child_name) -> None:
-        """Delete the trainer's Job, or that of preflight, as kubectl would."""
+    def delete_child(
+        self, name: str, naming: Callable[[ObjectMeta], str] = child_name, propagation: str = "Background"
+    ) -> None:
+        """Delete the trainer's Job, or that of preflight, as `kubectl delete --cascade` would."""
         child = naming(self._metadata(name))
-        self._batch.delete_namespaced_job(child, self.namespace, propagation_policy="Background")
+        self._batch.delete_namespaced_job(child, self.namespace, propagation_policy=propagation)
 
     def create_foreign_child(self, job: Json, naming: Callable[[ObjectMeta], str] = child_name) -> Json:
         """A Job with the name of a child, made by someone else."""

@@ -8,7 +8,7 @@ from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
 from finetune_api.outcome import Outcome, Result
 from finetune_operator.cluster.cluster import NamespacedName
-from finetune_operator.desired.names import child_name
+from finetune_operator.desired.names import JOB_UID_LABEL, child_name
 from finetune_operator.desired.run_config_map import build_run_config, build_run_config_map
 from finetune_operator.desired.trainer_job import build_trainer_job
 from finetune_operator.errors import ApiError, ConflictError, ForbiddenError, NotFoundError
@@ -52,9 +52,10 @@ class FakeCluster:
     def end_the_pod(self) -> None:
         terminated = {"exitCode": 0, "message": SUCCEEDED.encode(), "startedAt": at(1), "finishedAt": at(10)}
         owner = {"kind": "Job", "name": "bot-1", "uid": "child-uid", "controller": True}
+        metadata = {"name": "p", "uid": "pod-1", "creationTimestamp": at(0), "ownerReferences": [owner]}
         self.pods = [
             {
-                "metadata": {"name": "p", "uid": "pod-1", "creationTimestamp": at(0), "ownerReferences": [owner]},
+                "metadata": metadata | {"labels": {JOB_UID_LABEL: METADATA.uid}},
                 "status": {
                     "phase": "Succeeded",
                     "containerStatuses": [{"name": "trainer", "state": {"terminated": terminated}}],
@@ -74,8 +75,11 @@ class FakeCluster:
     async def get_config_map(self, namespace: str, name: str) -> Json | None:
         return self.config_map
 
-    async def list_pods(self, namespace: str, job_uid: str) -> list[Json]:
+    async def list_pods(self, name: NamespacedName) -> list[Json]:
         return self.pods
+
+    async def list_jobs(self, name: NamespacedName) -> list[Json]:
+        return []
 
     async def list_events(self, namespace: str, uid: str, reason: str) -> list[Json]:
         return []

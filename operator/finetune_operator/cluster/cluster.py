@@ -18,7 +18,7 @@ from finetune_api import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
 from finetune_operator.cluster.connection import APPLY, MERGE_PATCH, ApiConnection
-from finetune_operator.desired.names import FIELD_MANAGER, JOB_UID_LABEL
+from finetune_operator.desired.names import FIELD_MANAGER, JOB_NAME_LABEL
 from finetune_operator.errors import ApiUnavailableError, NotFoundError
 
 METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
@@ -109,11 +109,13 @@ class Cluster:
         """Returns a pod, or None if it does not exist."""
         return await self._get(f"/api/v1/namespaces/{namespace}/pods/{name}")
 
-    async def list_pods(self, namespace: str, job_uid: str) -> list[Json]:
-        """Returns the pods that carry a FineTuneJob's label."""
-        query = {"labelSelector": f"{JOB_UID_LABEL}={job_uid}"}
-        found = await self._connection.request("GET", f"/api/v1/namespaces/{namespace}/pods", query=query)
-        return list(found.get("items") or ())
+    async def list_pods(self, name: NamespacedName) -> list[Json]:
+        """Returns the pods that are labelled with the name of a FineTuneJob, which may have had other UIDs before."""
+        return await self._list_children(f"/api/v1/namespaces/{name.namespace}/pods", name)
+
+    async def list_jobs(self, name: NamespacedName) -> list[Json]:
+        """Returns the batch/v1 Jobs that are labelled with the name of a FineTuneJob."""
+        return await self._list_children(f"/apis/batch/v1/namespaces/{name.namespace}/jobs", name)
 
     async def list_events(self, namespace: str, uid: str, reason: str) -> list[Json]:
         """Returns the Events with one reason about one object."""
@@ -181,6 +183,10 @@ class Cluster:
         if not status.get("authenticated") or audience not in (status.get("audiences") or ()):
             return None
         return _identity(status.get("user") or {})
+
+    async def _list_children(self, path: str, name: NamespacedName) -> list[Json]:
+        found = await self._connection.request("GET", path, query={"labelSelector": f"{JOB_NAME_LABEL}={name.name}"})
+        return list(found.get("items") or ())
 
     async def _get(self, path: str) -> Json | None:
         try:

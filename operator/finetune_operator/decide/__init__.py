@@ -6,7 +6,7 @@
 `job_rules`        rules about the FineTuneJob itself: over, deleted, unreadable, a name that is taken
 `preflight`        rules about preflight: passed, failed, suspended, missing
 `training`         rules about training: succeeded, failed, missing
-`shared`           rules that hold for both runs: deleted by hand, orphaned pods, an outdated ConfigMap, running
+`shared`           rules for both runs: a deleted Job, pods that are left over, an outdated ConfigMap, running
 `open_run`         the phase of a run that has neither succeeded nor failed, and the Job's fields that follow the spec
 `startup_deadline` a pod that waits too long for its start
 `explain_failure`  why a run or one of its pods failed

@@ -21,6 +21,7 @@ from finetune_operator.decide.shared import (
     child_is_being_deleted,
     config_map_is_outdated,
     orphaned_pods_still_run,
+    predecessor_still_runs,
     run_is_open,
 )
 from finetune_operator.decide.startup_deadline import startup_deadline_has_passed
@@ -40,6 +41,7 @@ PREFLIGHT: Chain[Snapshot] = Chain(
     # Their Job, and what it needs
     child_is_being_deleted,
     orphaned_pods_still_run,
+    predecessor_still_runs,
     checks_are_suspended,
     preflight_job_is_missing,
     startup_deadline_has_passed,
@@ -66,6 +68,7 @@ TRAINING: Chain[Snapshot] = Chain(
     # The trainer's Job, and what it needs
     child_is_being_deleted,
     orphaned_pods_still_run,
+    predecessor_still_runs,
     trainer_job_is_missing,
     startup_deadline_has_passed,
     config_map_is_outdated,

@@ -30,6 +30,22 @@ def orphaned_pods_still_run(snapshot: Snapshot, run: ChildRun, *_: object) -> De
     return Decision(_waiting_phase(run), StatusReason.JOB_DELETED, message, requeue_seconds=ORPHAN_SECONDS)
 
 
+def predecessor_still_runs(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | None:
+    """A FineTuneJob of this name was deleted, and something of it still runs. Both would write to one place in S3, so
+    the new one has to wait. What was kept on purpose is not stopped: it may be hours of training."""
+    former = snapshot.predecessor
+    if run.job is not None or former is None:
+        return None
+
+    what = f"pod {former.pod_name} of Job {former.job_name}" if former.pod_name else f"Job {former.job_name}"
+    message = f"waiting until {what} has ended: it belongs to a FineTuneJob of the same name that was deleted"
+    if former.is_kept:
+        message += f" without it. To start now, delete it: kubectl delete job {former.job_name}"
+
+    seconds = RETRY_SECONDS if former.is_kept else ORPHAN_SECONDS
+    return Decision(_waiting_phase(run), StatusReason.PREDECESSOR_RUNNING, message, requeue_seconds=seconds)
+
+
 def config_map_is_outdated(snapshot: Snapshot, run: ChildRun, installation: Installation) -> Decision | None:
     """The ConfigMap that the run's Job mounts is missing, or names an outdated progress URL or certificate."""
     actions = config_map_actions(snapshot, run, installation)

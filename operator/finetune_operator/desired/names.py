@@ -69,7 +69,16 @@ def child_metadata(job: ObjectMeta, name: str, component: Component | None = Non
 
 def controller_uid(metadata: dict[str, Any]) -> str | None:
     """UID of the object that controls the one with this metadata; None if no object does."""
-    for reference in metadata.get("ownerReferences") or ():
-        if reference.get("controller"):
-            return str(reference["uid"])
-    return None
+    reference = _controller(metadata)
+    return str(reference["uid"]) if reference else None
+
+
+def controlling_job(metadata: dict[str, Any]) -> str | None:
+    """Name of the batch/v1 Job that controls the object with this metadata; None if no Job does."""
+    reference = _controller(metadata)
+    return str(reference["name"]) if reference and reference.get("kind") == "Job" else None
+
+
+def _controller(metadata: dict[str, Any]) -> dict[str, Any] | None:
+    references: list[dict[str, Any]] = metadata.get("ownerReferences") or []
+    return next((reference for reference in references if reference.get("controller")), None)

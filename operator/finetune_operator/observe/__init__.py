@@ -2,6 +2,7 @@
 
 `observe`          reads a job and its children, live
 `snapshot`         the snapshot: what the pure functions know
+`leftovers`        what still runs under the job's name: orphaned pods, and a predecessor
 `children`         child Jobs and pods as small typed values
 `report_store`     the newest progress report of each job, in memory
 `terminated_pods`  pods that have ended and may be gone before they can be read

@@ -9,7 +9,12 @@ from typing import Self
 
 from finetune_api.base import Json
 from finetune_api.outcome import Outcome
-from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION, TRAINER_CONTAINER, controller_uid
+from finetune_operator.desired.names import (
+    ACTIVE_SECONDS_ANNOTATION,
+    TRAINER_CONTAINER,
+    controller_uid,
+    controlling_job,
+)
 
 EVICTED = "Evicted"
 
@@ -113,6 +118,10 @@ class TrainerPod:
     name: str
     uid: str
     owner_uid: str | None
+    owner_name: str | None
+    """Name of the Job that made the pod, as the pod says; None if somebody else made it, or if its Job was deleted with
+    `--cascade=orphan`."""
+
     created: str
     """Creation time as Kubernetes writes it; sorts as text."""
 
@@ -158,6 +167,7 @@ class TrainerPod:
             name=metadata["name"],
             uid=metadata["uid"],
             owner_uid=controller_uid(metadata),
+            owner_name=controlling_job(metadata),
             created=metadata.get("creationTimestamp") or "",
             phase=status.get("phase", "Pending"),
             deleting="deletionTimestamp" in metadata,

@@ -17,8 +17,9 @@ from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, PreflightStatus
 from finetune_api.vocabulary import Phase, PreflightResult
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
-from finetune_operator.desired.names import PREFLIGHT, TRAINER, child_name, preflight_name
+from finetune_operator.desired.names import JOB_UID_LABEL, PREFLIGHT, TRAINER, child_name, preflight_name
 from finetune_operator.observe.children import ChildJob, TrainerPod, parse_time
+from finetune_operator.observe.leftovers import find_orphaned_pods, find_predecessor
 from finetune_operator.observe.report_store import ReceivedReport, ReportStore
 from finetune_operator.observe.snapshot import (
     AnySnapshot,
@@ -51,8 +52,10 @@ async def observe(
 
     # The status of a job that is over never changes again, so neither ConfigMap nor pods matter.
     config_map = None if is_over else await cluster.get_config_map(key.namespace, child_name(metadata))
-    listed = [] if is_over else await cluster.list_pods(key.namespace, metadata.uid)
-    live = [TrainerPod.parse(pod) for pod in listed]
+    # Jobs are listed before pods: one that is gone by then has made its last pod.
+    former_jobs = [] if is_over or training_job is not None else await cluster.list_jobs(key)
+    listed = [] if is_over else await cluster.list_pods(key)
+    live = [TrainerPod.parse(pod) for pod in listed if _job_uid(pod) == metadata.uid]
     # Live pods come last, so that of two readings of one pod the newer counts.
     known = [*terminated_pods.of(key.namespace, metadata.uid), *live]
 
@@ -67,7 +70,8 @@ async def observe(
         config_map=config_map,
         preflight=preflight,
         training=training,
-        orphaned_pods=tuple(pod for pod in live if not pod.is_finished and pod not in owned),
+        orphaned_pods=find_orphaned_pods(metadata, status.attempts, (pod for pod in live if pod not in owned)),
+        predecessor=find_predecessor(metadata, former_jobs, listed) if training_job is None else None,
         blocker=None if is_over else await _find_blocker(cluster, key, training if training.job else preflight),
         now=cluster.now(),
     )
@@ -109,6 +113,10 @@ def _needs_preflight_job(spec: FineTuneJobSpec, status: FineTuneJobStatus, train
     if status.preflight is None:
         return False
     return status.preflight.result is PreflightResult.FAILED or spec.run_policy.ttl_seconds_after_finished is not None
+
+
+def _job_uid(pod: Json) -> str:
+    return str((pod["metadata"].get("labels") or {}).get(JOB_UID_LABEL, ""))
 
 
 async def _job(cluster: Cluster, key: NamespacedName, name: str) -> ChildJob | None:

@@ -30,6 +30,20 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class Predecessor:
+    """A deleted FineTuneJob of the same name of which something still runs."""
+
+    job_name: str
+    """Name of its batch/v1 Job."""
+
+    pod_name: str | None
+    """Name of its pod; None between two attempts."""
+
+    is_kept: bool
+    """True if its Job was kept, by `--cascade=orphan`; False if the garbage collector is stopping it."""
+
+
+@dataclass(frozen=True)
 class ChildRun:
     """One of a job's two runs: its Job, its pods and its newest report."""
 
@@ -80,6 +94,9 @@ class AnySnapshot:
     training: ChildRun = ChildRun(TRAINER)
     orphaned_pods: tuple[TrainerPod, ...] = ()
     """Pods that still run although somebody deleted their Job."""
+
+    predecessor: Predecessor | None = None
+    """Looked for until the trainer's Job exists."""
 
     blocker: Waiting | None = None
     """What keeps the newest pod from being created or started, if only Events show it."""

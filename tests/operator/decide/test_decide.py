@@ -12,7 +12,7 @@ from finetune_api.vocabulary import ConditionType, Phase, Stage
 from finetune_operator.decide.decide import TRAINING
 from finetune_operator.decide.decision import Actions
 from finetune_operator.observe.children import TrueCondition
-from finetune_operator.observe.snapshot import Snapshot, Waiting
+from finetune_operator.observe.snapshot import Predecessor, Snapshot, Waiting
 from finetune_operator.status_reasons import STATUS_REASONS, StatusReason
 from finetune_test_operator.snapshot_builder import (
     METADATA,
@@ -183,6 +183,11 @@ CASES: dict[str, tuple[Snapshot, Phase, str]] = {
         a_snapshot(pods=(a_running_pod(),), config_map=None),
         Phase.RUNNING,
         "TrainerStarted",
+    ),
+    "a deleted job of the same name still has a pod": (
+        a_snapshot(UNCHECKED, job=None, predecessor=Predecessor("bot-0", "bot-0-x", is_kept=False)),
+        Phase.QUEUED,
+        "PredecessorRunning",
     ),
     "a pod of a deleted Job still runs": (
         a_snapshot(UNCHECKED, job=None, orphaned_pods=(a_running_pod("old"),)),

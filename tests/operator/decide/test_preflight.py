@@ -14,7 +14,7 @@ from finetune_operator.decide.decide import PREFLIGHT as CHAIN
 from finetune_operator.decide.decision import Actions
 from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION, PREFLIGHT, child_name, preflight_name
 from finetune_operator.observe.children import TrueCondition
-from finetune_operator.observe.snapshot import ChildRun, Snapshot, Waiting
+from finetune_operator.observe.snapshot import ChildRun, Predecessor, Snapshot, Waiting
 from finetune_test_operator.snapshot_builder import (
     METADATA,
     NOW,
@@ -145,6 +145,11 @@ CASES: dict[str, tuple[Snapshot, Phase, str]] = {
         a_preflight_snapshot(job=a_preflight_job(deleting=True)),
         Phase.VALIDATING,
         "JobDeleted",
+    ),
+    "a deleted job of the same name still has a pod": (
+        a_preflight_snapshot(job=None, predecessor=Predecessor("bot-0", "bot-0-x", is_kept=False)),
+        Phase.VALIDATING,
+        "PredecessorRunning",
     ),
     "a pod of a deleted Job still runs": (
         a_preflight_snapshot(job=None, orphaned_pods=(a_running_pod("old"),)),

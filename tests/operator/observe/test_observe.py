@@ -59,9 +59,13 @@ class FakeCluster:
         self.asked.append(f"config map {name}")
         return None
 
-    async def list_pods(self, namespace: str, job_uid: str) -> list[Json]:
+    async def list_pods(self, name: NamespacedName) -> list[Json]:
         self.asked.append("pods")
         return self.pods
+
+    async def list_jobs(self, name: NamespacedName) -> list[Json]:
+        self.asked.append("jobs")
+        return list(self.jobs.values())
 
     async def list_events(self, namespace: str, uid: str, reason: str) -> list[Json]:
         return self.events.get(reason, [])
@@ -122,7 +126,7 @@ async def test_the_job_of_preflight_is_asked_for_only_while_it_matters() -> None
 
 async def test_pods_are_sorted_to_their_runs_and_an_orphan_is_nobodys() -> None:
     cluster = FakeCluster(PREFLIGHT_JOB)
-    gone = {"metadata": {"name": "old", "uid": "uid of a deleted Job"}}
+    gone = {"metadata": {"name": preflight_name(METADATA), "uid": "uid of a deleted Job"}}
     cluster.pods = [
         _pod("2", PREFLIGHT_JOB, created=5),
         _pod("1", PREFLIGHT_JOB),
