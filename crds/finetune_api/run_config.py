@@ -14,6 +14,7 @@ from finetune_api import API_VERSION
 from finetune_api.base import ApiModel
 from finetune_api.gpus import ExpectedGpu, expected_gpu, to_bytes
 from finetune_api.spec.inputs import DatasetSpec, ModelSpec
+from finetune_api.spec.location import DEFAULT_TEMPLATE
 from finetune_api.spec.output import ExportSpec, OutputSpec
 from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.spec.training import AdapterSpec, TrainingSpec
@@ -36,6 +37,11 @@ class JobIdentity(ApiModel):
     name: str
     uid: str
     """UID of the FineTuneJob: a job deleted and created again under the same name is another job."""
+
+    @property
+    def path(self) -> str:
+        """Namespace and name, as people write a job."""
+        return f"{self.namespace}/{self.name}"
 
 
 class ProgressTarget(ApiModel):
@@ -63,6 +69,8 @@ class RunConfig(ApiModel):
     training: TrainingSpec
     export: ExportSpec
     output: OutputSpec
+    output_prefix: str
+    """Prefix of every key that this job writes, without a slash at either end. The operator resolves it."""
     checkpoints_to_keep: int
     keep_checkpoints_after_success: bool = False
     termination_grace_period_seconds: int
@@ -77,9 +85,14 @@ class RunConfig(ApiModel):
     """None for a run without a cluster."""
 
     @classmethod
-    def from_spec(cls, job: JobIdentity, spec: FineTuneJobSpec, progress: ProgressTarget | None) -> Self:
-        """Build the run that a job's spec describes."""
+    def from_spec(
+        cls, job: JobIdentity, spec: FineTuneJobSpec, progress: ProgressTarget | None, output_prefix: str | None = None
+    ) -> Self:
+        """Build the run that a job's spec describes. `output_prefix`: None is that of the default template, by which
+        runs without a cluster write."""
         storage = spec.resources.ephemeral_storage
+        by_default = DEFAULT_TEMPLATE.resolve(spec.output.s3.prefix, **job.model_dump())
+
         return cls(
             job=job,
             model=spec.model,
@@ -88,6 +101,7 @@ class RunConfig(ApiModel):
             training=spec.training,
             export=spec.export,
             output=spec.output,
+            output_prefix=output_prefix or by_default,
             checkpoints_to_keep=spec.run_policy.checkpoints_to_keep,
             keep_checkpoints_after_success=spec.run_policy.keep_checkpoints_after_success,
             termination_grace_period_seconds=spec.run_policy.termination_grace_period_seconds,
@@ -126,8 +140,3 @@ class RunConfig(ApiModel):
         }
         text = json.dumps({"defaults": DEFAULTS_VERSION} | fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
-
-    def output_prefix(self) -> str:
-        """Key prefix of everything this job writes, without a trailing slash."""
-        base = self.output.s3.prefix.strip("/") or self.job.namespace
-        return f"{base}/{self.job.name}"

@@ -228,6 +228,9 @@ class FineTuneJobStatus(ApiModel):
     """Artifacts that could not be made although training succeeded; the job has then failed with ExportFailed, and
     everything that `artifacts` lists is published."""
 
+    result_location: str | None = None
+    """Address below which the job writes results, checkpoints and reports. It never changes."""
+
     manifest_uri: str | None = None
     """URI of the manifest, which lists the size and SHA-256 of every file."""
 

@@ -95,7 +95,7 @@ def _set_up_logging(level: str) -> None:
 def _installation(settings: Settings) -> Installation:
     authority = settings.tls_dir / "ca.crt"  # absent if a public authority signed the certificate
     certificate = authority.read_text() if authority.exists() else None
-    return Installation(settings.trainer_image, settings.progress_url, certificate)
+    return Installation(settings.trainer_image, settings.progress_url, certificate, settings.location_template)
 
 
 async def _serve(stack: AsyncExitStack, app: web.Application, port: int, tls: ssl.SSLContext | None = None) -> None:

@@ -44,7 +44,8 @@ class Reconciler:
     async def reconcile(self, key: NamespacedName) -> float | None:
         """Looks at one job and does what is due. Returns the seconds after which to look again; None to wait for the
         next change. Raises ApiError or ApiUnavailableError; the caller then tries again."""
-        snapshot = await observe(self._cluster, key, self._terminated_pods, self._reports)
+        template = self._installation.location_template
+        snapshot = await observe(self._cluster, key, self._terminated_pods, self._reports, template)
         if snapshot is None:
             return None
 

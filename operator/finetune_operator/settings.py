@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
+from finetune_api.spec.location import DEFAULT_TEMPLATE, LocationTemplate
 from finetune_operator.errors import SettingsError
 
 LOG_LEVELS = ("INFO", "DEBUG", "WARNING", "ERROR")
@@ -48,6 +49,9 @@ class Settings:
     """The one namespace that is served; None serves all."""
 
     trainer_image: str
+    location_template: LocationTemplate
+    """Where in its bucket a job writes, below `spec.output.s3.prefix`."""
+
     progress_url: str
     """Base URL under which trainer pods reach the progress server, without a trailing slash."""
 
@@ -73,6 +77,7 @@ class Settings:
         settings = cls(
             namespace=reader.text("FINETUNE_NAMESPACE", "") or None,
             trainer_image=reader.text("FINETUNE_TRAINER_IMAGE"),
+            location_template=reader.location_template("FINETUNE_RESULT_LOCATION"),
             progress_url=reader.https_url("FINETUNE_PROGRESS_URL"),
             progress_port=reader.port("FINETUNE_PROGRESS_PORT"),
             health_port=reader.port("FINETUNE_HEALTH_PORT"),
@@ -106,6 +111,14 @@ class _Reader:
         if value not in choices:
             self.errors.append(f"{name} must be one of {', '.join(choices)}, found {value!r}")
         return value
+
+    def location_template(self, name: str) -> LocationTemplate:
+        value = self.text(name, DEFAULT_TEMPLATE.text)
+        try:
+            return LocationTemplate(value)
+        except ValueError as error:
+            self.errors.append(f"{name} is no layout of a bucket, found {value!r}: {error}")
+            return DEFAULT_TEMPLATE
 
     def port(self, name: str) -> int:
         value = self.text(name)

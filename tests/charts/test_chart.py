@@ -127,7 +127,15 @@ def test_the_crd_can_be_left_out_and_is_kept_on_uninstall(rendered: list[dict[st
 
 
 @pytest.mark.parametrize(
-    "setting", ["progress.prot=1", "logLevel=LOUD", "progress.url=http://plain", "image.digest=latest"]
+    "setting",
+    [
+        "progress.prot=1",
+        "logLevel=LOUD",
+        "progress.url=http://plain",
+        "image.digest=latest",
+        "resultLocation=shared",
+        "resultLocation=\\{user\\}/\\{name\\}",
+    ],
 )
 def test_wrong_values_are_refused_by_the_schema(setting: str) -> None:
     done = run_helm("template", "x", str(CHART), "--kube-version", "1.36.3", "--set", setting)

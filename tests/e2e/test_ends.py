@@ -148,7 +148,7 @@ def _suspend(platform: Platform, job: dict[str, Any], *, suspend: bool) -> None:
 
 def _keys_below(platform: Platform, job: dict[str, Any]) -> list[str]:
     output = job["spec"]["output"]["s3"]
-    prefix = f"{output['prefix']}/{job['metadata']['name']}/"
+    prefix = f"{output['prefix']}/{job['metadata']['namespace']}/{job['metadata']['name']}/"
     return keys_below(platform.store, prefix)
 
 

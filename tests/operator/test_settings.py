@@ -60,7 +60,16 @@ def test_everything_missing_is_named_at_once() -> None:
     assert not [name for name in GOOD if name != "FINETUNE_NAMESPACE" and name not in str(caught.value)]
 
 
+def test_results_lie_by_namespace_and_name_unless_told_otherwise() -> None:
+    assert Settings.from_environment(GOOD).location_template.text == "{namespace}/{name}"
+    told = Settings.from_environment(GOOD | {"FINETUNE_RESULT_LOCATION": "east/{namespace}/{uid}"}).location_template
+    assert told.resolve("", namespace="team", name="bot", uid="u") == "east/team/u"
+
+
 WRONG = {
+    "a layout that all jobs share": ({"FINETUNE_RESULT_LOCATION": "{namespace}/x"}, r"write \{name\} or \{uid\} in it"),
+    "a layout that climbs": ({"FINETUNE_RESULT_LOCATION": "../{name}"}, "found '../{name}': write a plain relative"),
+    "a layout with another's word": ({"FINETUNE_RESULT_LOCATION": "{user}/{name}"}, "the placeholders {namespace}, "),
     "a port that is no number": ({"FINETUNE_HEALTH_PORT": "http"}, "FINETUNE_HEALTH_PORT must be a port"),
     "a port that does not exist": ({"FINETUNE_PROGRESS_PORT": "70000"}, "found '70000'"),
     "a log level that does not exist": ({"FINETUNE_LOG_LEVEL": "loud"}, "must be one of INFO, DEBUG, WARNING, ERROR"),

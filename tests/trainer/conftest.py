@@ -78,7 +78,9 @@ def credentials(s3_server: S3Server, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_config(bucket: str, faulty: FaultyStore) -> MakeConfig:
-    def make(*, uid: str = "uid-1", steps: int = 5, **s3: Any) -> RunConfig:
+    def make(
+        *, uid: str = "uid-1", job: str = "team/job", place: str | None = None, steps: int = 5, **s3: Any
+    ) -> RunConfig:
         spec = {
             "model": {"source": "s3://models/tiny/"},
             "dataset": {"source": "s3://models/chat.jsonl"},
@@ -86,8 +88,9 @@ def make_config(bucket: str, faulty: FaultyStore) -> MakeConfig:
             "output": {"s3": {"bucket": bucket, "prefix": "out", "endpointURL": faulty.endpoint_url, **s3}},
             "runPolicy": {"checkpointsToKeep": 2},
         }
-        identity = JobIdentity(namespace="team", name="job", uid=uid)
-        return RunConfig.from_spec(identity, FineTuneJobSpec.model_validate(spec), None)
+        namespace, name = job.split("/")
+        identity = JobIdentity(namespace=namespace, name=name, uid=uid)
+        return RunConfig.from_spec(identity, FineTuneJobSpec.model_validate(spec), None, place)
 
     return make
 

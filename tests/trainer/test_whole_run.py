@@ -75,6 +75,29 @@ def test_a_finished_result_is_reused(run_config: Builder, settings: Settings) ->
     assert other.reason == "OutputExists"
 
 
+def test_new_data_or_a_new_model_is_no_finished_result(
+    run_config: Builder, settings: Settings, tiny_base: Path, tmp_path: Path
+) -> None:
+    """Without preflight, the trainer compares: the specification is the same, the files behind it are not."""
+    model, data = tmp_path / "model", tmp_path / "chat.jsonl"
+    shutil.copytree(tiny_base, model)
+    data.write_text(json.dumps(CHAT) + "\n")
+
+    def again(uid: str) -> Outcome:
+        sources = {"model": {"source": f"file://{model}"}, "dataset": {"source": f"file://{data}"}}
+        return run(run_config(job={"uid": uid}, **sources), settings)
+
+    first = again("uid-1")
+    assert (first.result, first.reused, again("uid-2").reused) == ("Succeeded", False, True)
+    data.write_text(json.dumps(CHAT) + "\n" + json.dumps(CHAT) + "\n")
+    changed = again("uid-3")
+    assert (changed.reason, changed.reused, changed.step) == ("OutputExists", False, None)
+    assert "but the data have changed" in changed.message
+    data.write_text(json.dumps(CHAT) + "\n")
+    (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes())  # as another download would
+    assert "but the model has changed" in again("uid-4").message
+
+
 def model_without(base: Path, target: Path, **changes: Any) -> Path:
     shutil.copytree(base, target)
     config = json.loads((target / "config.json").read_text())

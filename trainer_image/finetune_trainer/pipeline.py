@@ -83,7 +83,7 @@ def run(context: RunContext) -> Manifest:
     documents = _write_documents(context, base, judged, outcome, checkpointed, saved.failed)
 
     progress.stage(Stage.UPLOADING)
-    provenance = Provenance(progress.resolved, outcome.metrics(), judged.judgement, saved.failed)
+    provenance = Provenance(progress.resolved, outcome.metrics(), judged.judgement, saved.failed, base.version)
     manifest = _publish(context, [*judged.artifacts, *documents], provenance)
     # After a failed export the same job goes on from the last one, with other exports.
     if not config.keep_checkpoints_after_success and not saved.failed:
@@ -183,9 +183,10 @@ def _check_disk(context: RunContext, adapted: AdaptedModel) -> None:
 def _checkpoint_store(
     context: RunContext, base: FetchedSource, data: FetchedSource, evaluation: FetchedSource | None
 ) -> CheckpointStore:
-    """Checkpoints of this training, model and data; those of any other are never resumed from."""
-    digest = f"{data.digest} {evaluation.digest}" if evaluation else data.digest
-    return CheckpointStore(context.store, checkpoint_key(context.config.training_digest(), base.digest, digest))
+    """Checkpoints of this job, training, model and data; those of any other are never resumed from."""
+    config, digest = context.config, f"{data.digest} {evaluation.digest}" if evaluation else data.digest
+    key = checkpoint_key(config.job.path, config.training_digest(), base.digest, digest)
+    return CheckpointStore(context.store, key)
 
 
 def _checkpointed_state(

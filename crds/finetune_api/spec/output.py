@@ -61,7 +61,8 @@ class S3Output(ApiModel):
     without."""
 
     prefix: Prefix = ""
-    """Folder inside the bucket; the job writes to <prefix>/<job name>/. Default: the namespace's name."""
+    """Folder inside the bucket; the job writes to <prefix>/<namespace>/<name>/, unless the operator is set up for
+    another layout below the prefix: status.resultLocation says where. Default: none, the layout begins at the top."""
 
     region: Region | None = None
     """Region of the bucket. Default: the region of the pod's identity, else us-east-1."""
@@ -80,9 +81,15 @@ class S3Output(ApiModel):
 
     rules = (
         Rule(
-            cel="!self.prefix.startsWith('/') && !self.prefix.split('/').exists(part, part == '..' || part == '.')",
-            holds=lambda spec: not {"..", "."} & set(spec.prefix.split("/")) and not spec.prefix.startswith("/"),
-            message="spec.output.s3.prefix must be a plain relative path: write it without '.', '..' and a leading '/'",
+            cel="!self.prefix.startsWith('/') && !self.prefix.contains('//') && "
+            "!self.prefix.split('/').exists(part, part == '..' || part == '.')",
+            holds=lambda spec: (
+                not {"..", "."} & set(spec.prefix.split("/"))
+                and not spec.prefix.startswith("/")
+                and "//" not in spec.prefix
+            ),
+            message="spec.output.s3.prefix must be a plain relative path: "
+            "write it without '.', '..', '//' and a leading '/'",
         ),
     )
 

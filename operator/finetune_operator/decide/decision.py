@@ -5,6 +5,7 @@ from typing import Self
 
 from finetune_api.base import Json
 from finetune_api.outcome import Outcome
+from finetune_api.spec.location import DEFAULT_TEMPLATE, LocationTemplate
 from finetune_api.status import Failure
 from finetune_api.vocabulary import Phase, PreflightResult
 from finetune_operator.desired.names import TRAINER, Component
@@ -20,6 +21,9 @@ class Installation:
     progress_url: str
     ca_certificate: str | None
     """PEM text of the authority that signed the operator's certificate; None if a public one did."""
+
+    location_template: LocationTemplate = DEFAULT_TEMPLATE
+    """Where in its bucket a new job writes, below `spec.output.s3.prefix`."""
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ RUN_CONFIG_KEY = "run_config.yaml"
 
 
 def build_run_config(
-    job: ObjectMeta, spec: FineTuneJobSpec, progress_url: str, ca_certificate: str | None
+    job: ObjectMeta, spec: FineTuneJobSpec, output_prefix: str, progress_url: str, ca_certificate: str | None
 ) -> RunConfig:
-    """Builds the configuration of the run that a job describes. The run reports its progress below `progress_url`."""
+    """Builds the configuration of the run that a job describes. The run writes below `output_prefix` in its bucket, and
+    reports its progress below `progress_url`."""
     target = ProgressTarget(url=progress_url + progress_path(job.namespace, job.name), ca_certificate=ca_certificate)
-    return RunConfig.from_spec(JobIdentity(namespace=job.namespace, name=job.name, uid=job.uid), spec, target)
+    identity = JobIdentity(namespace=job.namespace, name=job.name, uid=job.uid)
+    return RunConfig.from_spec(identity, spec, target, output_prefix)
 
 
 def build_run_config_map(job: ObjectMeta, config: RunConfig) -> dict[str, Any]:

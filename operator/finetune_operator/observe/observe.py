@@ -13,6 +13,7 @@ from finetune_api.base import Json
 from finetune_api.explain import explain_errors
 from finetune_api.failures import FailureReason
 from finetune_api.job import FineTuneJob, ObjectMeta
+from finetune_api.spec.location import LocationTemplate, location_uri
 from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, PreflightStatus
 from finetune_api.vocabulary import Phase, PreflightResult
@@ -33,9 +34,13 @@ from finetune_operator.observe.terminated_pods import TerminatedPods
 
 
 async def observe(
-    cluster: Cluster, key: NamespacedName, terminated_pods: TerminatedPods, reports: ReportStore
+    cluster: Cluster,
+    key: NamespacedName,
+    terminated_pods: TerminatedPods,
+    reports: ReportStore,
+    template: LocationTemplate,
 ) -> Snapshot | UnreadableSnapshot | None:
-    """Reads a job and its children; None if the job does not exist."""
+    """Reads a job and its children; None if the job does not exist. `template`: where a new job will write."""
     body = await cluster.get_fine_tune_job(key)
     if body is None:
         return None
@@ -67,6 +72,7 @@ async def observe(
     seen = AnySnapshot(
         metadata=metadata,
         status=status,
+        result_location=status.result_location or _locate(metadata, spec, template),
         config_map=config_map,
         preflight=preflight,
         training=training,
@@ -93,7 +99,7 @@ def read_status(raw: Json) -> FineTuneJobStatus:
     try:
         return FineTuneJobStatus.model_validate(raw)
     except ValidationError:
-        phase, seconds = raw.get("phase"), raw.get("activeSeconds")
+        phase, seconds, location = raw.get("phase"), raw.get("activeSeconds"), raw.get("resultLocation")
 
         preflight = raw.get("preflight")
         result = preflight.get("result") if isinstance(preflight, dict) else None
@@ -101,8 +107,18 @@ def read_status(raw: Json) -> FineTuneJobStatus:
         return FineTuneJobStatus(
             phase=Phase(phase) if phase in tuple(Phase) else None,
             active_seconds=seconds if isinstance(seconds, int) else None,
+            result_location=location if isinstance(location, str) else None,
             preflight=PreflightStatus(result=result) if result in tuple(PreflightResult) else None,
         )
+
+
+def _locate(metadata: ObjectMeta, spec: FineTuneJobSpec | str, template: LocationTemplate) -> str | None:
+    """Returns the result location of a job whose status has none yet; None if its spec cannot be read."""
+    if isinstance(spec, str) or spec.output.s3.bucket is None:
+        return None
+
+    identity = metadata.model_dump(include={"namespace", "name", "uid"})
+    return location_uri(spec.output.s3.bucket, template.resolve(spec.output.s3.prefix, **identity))
 
 
 def _needs_preflight_job(spec: FineTuneJobSpec, status: FineTuneJobStatus, training_job: ChildJob | None) -> bool:

@@ -11,6 +11,7 @@ from datetime import datetime
 from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
 from finetune_api.outcome import Outcome
+from finetune_api.spec.sources import Source
 from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from finetune_api.vocabulary import PreflightMode
@@ -89,6 +90,10 @@ class AnySnapshot:
     status: FineTuneJobStatus
     """The status that the operator wrote last."""
 
+    result_location: str | None = None
+    """Address below which the job writes: that of the status, which never changes. None if it has none yet and the spec
+    cannot be read."""
+
     config_map: Json | None
     preflight: ChildRun = ChildRun(PREFLIGHT)
     training: ChildRun = ChildRun(TRAINER)
@@ -133,6 +138,12 @@ class Snapshot(AnySnapshot):
     """A job whose spec this version of the operator can read."""
 
     spec: FineTuneJobSpec
+
+    @property
+    def output_prefix(self) -> str:
+        """Prefix of every key that the job writes, without a slash at either end."""
+        assert self.result_location is not None  # a spec that can be read has one
+        return Source.parse(self.result_location).path.strip("/")
 
     @property
     def awaits_preflight(self) -> bool:

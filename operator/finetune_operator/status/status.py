@@ -49,6 +49,7 @@ def build_status(snapshot: AnySnapshot, decision: Decision) -> FineTuneJobStatus
         "attempts": attempts,
         "retries": count_retries(attempts, last.retries or 0) if attempts else None,
         "failure": decision.failure,
+        "result_location": snapshot.result_location,
         "job_name": training.job.name if training.job else last.job_name,
         "start_time": last.start_time or begun,
         "completion_time": _completion_time(snapshot) if decision.phase.is_terminal else None,

@@ -9,6 +9,7 @@ from finetune_test_operator.snapshot_builder import (
     FULL_SECTIONS,
     INSTALLATION,
     METADATA,
+    PREFIX,
     a_snapshot,
     a_spec,
     a_trainer_job,
@@ -17,9 +18,11 @@ from finetune_test_operator.snapshot_builder import (
 
 
 def test_the_run_config_survives_the_config_map() -> None:
-    config = build_run_config(METADATA, a_spec(**FULL_SECTIONS), INSTALLATION.progress_url, INSTALLATION.ca_certificate)
+    spec = a_spec(**FULL_SECTIONS)
+    config = build_run_config(METADATA, spec, PREFIX, INSTALLATION.progress_url, INSTALLATION.ca_certificate)
     written = build_run_config_map(METADATA, config)
     assert RunConfig.from_yaml(written["data"][RUN_CONFIG_KEY]) == config
+    assert config.output_prefix == PREFIX
     assert config.progress is not None
     assert config.progress.url == (
         "https://operator:8443/apis/finetune.dev/v1alpha1/namespaces/team/finetunejobs/bot/status"

@@ -10,6 +10,7 @@ from finetune_api import API_VERSION, KIND
 from finetune_api.base import Json
 from finetune_api.explain import explain_errors
 from finetune_api.job import validate_document
+from finetune_api.spec.location import DEFAULT_TEMPLATE
 from finetune_api.status import FineTuneJobStatus, PreflightStatus
 from finetune_api.vocabulary import Phase, PreflightResult
 from finetune_operator.cluster.cluster import NamespacedName
@@ -72,7 +73,8 @@ class FakeCluster:
 
     async def observe(self, terminated: TerminatedPods | None = None, reports: ReportStore | None = None) -> Any:
         key = NamespacedName("team", "bot")
-        return await observe(self, key, terminated or TerminatedPods(), reports or ReportStore())  # type: ignore[arg-type]
+        pods, received = terminated or TerminatedPods(), reports or ReportStore()
+        return await observe(self, key, pods, received, DEFAULT_TEMPLATE)  # type: ignore[arg-type]
 
 
 def _pod(uid: str, job: Json, created: float = 0, **status: Any) -> Json:
@@ -112,6 +114,14 @@ async def test_a_spec_that_cannot_be_read_is_explained_in_the_words_of_the_comma
 
 async def test_an_unknown_status_leaves_the_spec_readable() -> None:
     assert isinstance(await FakeCluster(status={"fromTheFuture": 1}).observe(), Snapshot)
+
+
+async def test_a_new_job_writes_where_the_template_says_and_stays_there() -> None:
+    new = await FakeCluster().observe()
+    moved = "s3://results/former/layout/bot/"
+    old = await FakeCluster(status={"resultLocation": moved, "fromTheFuture": 1}).observe()
+    assert (new.result_location, new.output_prefix) == ("s3://results/team/bot/", "team/bot")
+    assert (old.result_location, old.output_prefix) == (moved, "former/layout/bot")
 
 
 async def test_the_job_of_preflight_is_asked_for_only_while_it_matters() -> None:

@@ -130,7 +130,7 @@ def show_result(platform: Platform, job: dict[str, Any]) -> str:
         )
     console.print(artifacts)
 
-    prefix = f"{job['spec']['output']['s3']['prefix']}/{job['metadata']['name']}/"
+    prefix = status["resultLocation"].removeprefix(f"s3://{BUCKET}/")
     objects = platform.store.client().list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]
     sizes = {entry["Key"].removeprefix(prefix): entry["Size"] for entry in objects}
     console.print(listing(f"s3://{BUCKET}/{prefix}", sizes))

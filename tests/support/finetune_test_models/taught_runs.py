@@ -55,6 +55,7 @@ def teach(base: Path, work: Path, *, rate: float, gpus: int = 0, **export: Any) 
             "training": {"maxSteps": 60, "learningRate": rate, "batchSize": 2, "gradientAccumulation": 2},
             "export": export,
             "output": {"s3": {"bucket": "models"}},
+            "outputPrefix": "default/tiny",
             "checkpointsToKeep": 2,
             "terminationGracePeriodSeconds": 60,
             "gpus": gpus,

@@ -69,6 +69,7 @@ def run_config(tiny_base: Path, chat_file: Path) -> Builder:
             "training": {"maxSteps": 3, "batchSize": 1, "gradientAccumulation": 2, "learningRate": 1e-3},
             "export": {"merged": "None", "gguf": []},
             "output": {"s3": {"bucket": "models"}},
+            "outputPrefix": "default/tiny",
             "checkpointsToKeep": 2,
             "terminationGracePeriodSeconds": 60,
             "gpus": 0,

@@ -26,6 +26,8 @@ NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 METADATA = ObjectMeta(name="bot", namespace="team", uid="0b5e7b1e-5d1a-4a51-9a53-0f6f6c2ce0a1", generation=1)
 INSTALLATION = Installation("finetune-trainer:1", "https://operator:8443", "PEM")
 POD = "pod-1"
+PREFIX = "team/bot"
+LOCATION = f"s3://results/{PREFIX}/"
 FULL_SECTIONS: dict[str, Any] = {
     "model": {"source": "hf://org/base", "credentials": {"secretName": "hub"}},
     "dataset": {"source": "pvc://claim-1/data/chat.jsonl", "credentials": {"secretName": "unused"}},
@@ -146,11 +148,12 @@ def a_snapshot(
     """A job whose trainer's Job exists and whose pod does not yet. `job`, `pods` and `report` are those of training;
     further keyword arguments replace fields of the snapshot."""
     spec = spec or a_spec()
-    config = build_run_config(METADATA, spec, INSTALLATION.progress_url, INSTALLATION.ca_certificate)
+    config = build_run_config(METADATA, spec, PREFIX, INSTALLATION.progress_url, INSTALLATION.ca_certificate)
     snapshot = Snapshot(
         metadata=METADATA,
         spec=spec,
         status=FineTuneJobStatus(),
+        result_location=LOCATION,
         config_map=build_run_config_map(METADATA, config),
         training=ChildRun(TRAINER, a_trainer_job(spec) if job is _AS_BUILT else job, pods, report),
         now=NOW,

@@ -4,10 +4,12 @@ Real requests pass through a real socket, so tests see the client as it runs in 
 """
 
 import http.client
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from html import unescape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar, Self
 from urllib.parse import urlparse
@@ -22,6 +24,8 @@ class Request:
     method: str
     path: str
     headers: dict[str, str]
+    deletes: tuple[str, ...] = ()
+    """Keys of a DeleteObjects request."""
 
 
 @dataclass
@@ -97,7 +101,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        fault = self.faulty.take(Request(self.command, self.path, dict(self.headers)))
+        keys = re.findall("<Key>(.*?)</Key>", body.decode()) if self.path.endswith("?delete") else []
+        request = Request(self.command, self.path, dict(self.headers), tuple(map(unescape, keys)))
+        fault = self.faulty.take(request)
 
         if fault is None:
             return self._forward(body)

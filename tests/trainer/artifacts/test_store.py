@@ -12,12 +12,13 @@ import pytest
 from finetune_api.failures import FailureReason
 from finetune_api.progress import Resolved
 from finetune_api.vocabulary import ArtifactType
+from finetune_trainer.artifacts.existing import Inputs
 from finetune_trainer.artifacts.manifest import Manifest
 from finetune_trainer.artifacts.store import ArtifactStore, LocalArtifact, Provenance
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.object_store import ignore_bytes
 
-PROVENANCE = Provenance(Resolved(dataset_digest="d" * 64), {"loss": 1.5})
+PROVENANCE = Provenance(Resolved(dataset_digest="d" * 64), {"loss": 1.5}, model_version="commit-1")
 Attempt = Callable[..., ArtifactStore]
 
 
@@ -42,6 +43,11 @@ def artifacts(tmp_path: Path) -> list[LocalArtifact]:
     ]
 
 
+def unchanged() -> Inputs:
+    """The model and the data of every result here."""
+    return Inputs("commit-1", "d" * 64)
+
+
 def _publish(store: ArtifactStore, artifacts: list[LocalArtifact]) -> Manifest:
     return store.publish(artifacts, PROVENANCE, ignore_bytes)
 
@@ -49,7 +55,7 @@ def _publish(store: ArtifactStore, artifacts: list[LocalArtifact]) -> Manifest:
 def test_what_is_published_can_be_checked_with_sha256sum(attempt: Attempt, artifacts: list[LocalArtifact]) -> None:
     store = attempt()
     store.probe()
-    assert store.find_existing(store.config.spec_digest()) is None
+    assert store.find_existing(unchanged) is None
     manifest = _publish(store, artifacts)
     adapter, gguf = manifest.artifacts
     assert gguf.sha256 == hashlib.sha256(b"GGUF" * 1000).hexdigest()
@@ -58,10 +64,10 @@ def test_what_is_published_can_be_checked_with_sha256sum(attempt: Attempt, artif
         f"{hashlib.sha256(b'').hexdigest()}  sub/empty.json\n",
     ]
     assert adapter.sha256 == hashlib.sha256("".join(lines).encode()).hexdigest()
-    assert adapter.uri.endswith("/attempts/attempt-1/adapter/")
-    assert gguf.uri.endswith("/attempts/attempt-1/gguf/job-Q8_0.gguf")
+    assert adapter.uri.endswith("/attempts/uid-1.attempt-1/adapter/")
+    assert gguf.uri.endswith("/attempts/uid-1.attempt-1/gguf/job-Q8_0.gguf")
     assert store.object_store.keys("attempts/") == sorted(file.path for file in manifest.files())
-    assert attempt("attempt-2").find_existing(store.config.spec_digest()) == manifest
+    assert attempt("attempt-2").find_existing(unchanged) == manifest
 
 
 def test_bytes_are_counted_as_they_move(attempt: Attempt, artifacts: list[LocalArtifact]) -> None:
@@ -91,14 +97,14 @@ def test_of_attempts_that_commit_at_once_exactly_one_counts(
 
 def test_of_two_jobs_at_once_the_second_says_so(attempt: Attempt, artifacts: list[LocalArtifact]) -> None:
     first, second = attempt("attempt-1", uid="uid-1"), attempt("attempt-2", uid="uid-2")
-    assert first.find_existing("0" * 64) is second.find_existing("0" * 64) is None
+    assert first.find_existing(unchanged) is second.find_existing(unchanged) is None
     _publish(first, artifacts)
     with pytest.raises(TrainerError) as refusal:
         _publish(second, artifacts)
     assert refusal.value.reason is FailureReason.OUTPUT_EXISTS
-    found = first.find_existing(first.config.spec_digest())
+    found = first.find_existing(unchanged)
     assert found is not None
-    assert found.attempt_id == "attempt-1"
+    assert found.attempt_id == "uid-1.attempt-1"
 
 
 EXISTING = {
@@ -117,22 +123,22 @@ def test_a_result_that_is_there(
     manifest = _publish(attempt("attempt-1"), artifacts)
     later = attempt("attempt-2", **{"uid": "uid-2", **changes})
     if expected == "reused":
-        assert later.find_existing(later.config.spec_digest()) == manifest
+        assert later.find_existing(unchanged) == manifest
     elif expected == "trains":
-        assert later.find_existing(later.config.spec_digest()) is None
+        assert later.find_existing(unchanged) is None
         replaced = _publish(later, artifacts)
-        assert replaced.attempt_id == "attempt-2"
-        assert {key.split("/")[1] for key in later.object_store.keys("attempts/")} == {"attempt-2"}
+        assert replaced.attempt_id == "uid-2.attempt-2"
+        assert {key.split("/")[1] for key in later.object_store.keys("attempts/")} == {"uid-2.attempt-2"}
     else:
         with pytest.raises(TrainerError, match=expected) as refusal:
-            later.find_existing(later.config.spec_digest())
+            later.find_existing(unchanged)
         assert refusal.value.reason is FailureReason.OUTPUT_EXISTS
 
 
 def test_overwrite_replaces_only_what_it_has_seen(attempt: Attempt, artifacts: list[LocalArtifact]) -> None:
     _publish(attempt("attempt-1"), artifacts)
     late, quick = (attempt(f"attempt-{uid}", uid=uid, onExisting="Overwrite") for uid in ("uid-2", "uid-3"))
-    assert late.find_existing("0" * 64) is quick.find_existing("0" * 64) is None
+    assert late.find_existing(unchanged) is quick.find_existing(unchanged) is None
     _publish(quick, artifacts)
     with pytest.raises(TrainerError) as refusal:
         _publish(late, artifacts)
@@ -144,14 +150,14 @@ def test_a_result_with_a_lost_file_is_not_reused(attempt: Attempt, artifacts: li
     manifest = _publish(store, artifacts)
     store.object_store.delete([manifest.files()[0].path])
     with pytest.raises(TrainerError, match="is missing"):
-        attempt("attempt-2").find_existing(store.config.spec_digest())
+        attempt("attempt-2").find_existing(unchanged)
 
 
 def test_a_foreign_manifest_is_never_replaced(attempt: Attempt, artifacts: list[LocalArtifact]) -> None:
     store = attempt(onExisting="Overwrite")
     store.object_store.put_if("manifest.json", b'{"hello": 1}', None)
     with pytest.raises(TrainerError, match="not a manifest of this project"):
-        store.find_existing(store.config.spec_digest())
+        store.find_existing(unchanged)
 
 
 def test_what_does_not_fit_into_a_manifest_shows_before_the_upload(

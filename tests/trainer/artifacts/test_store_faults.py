@@ -52,7 +52,7 @@ def test_the_manifest_is_the_last_write_and_conditional(
 ) -> None:
     open_attempt().publish(small, PROVENANCE, ignore_bytes)
     writes = [request for request in faulty.requests if request.method in ("PUT", "POST", "DELETE")]
-    assert writes[-1].path.split("?")[0].endswith("/out/job/manifest.json")
+    assert writes[-1].path.split("?")[0].endswith("/out/team/job/manifest.json")
     assert writes[-1].headers["If-None-Match"] == "*"
     assert len(writes) == 2
 
@@ -93,7 +93,7 @@ def test_an_answer_that_is_lost_does_not_lose_the_commit(
     store = open_attempt()
     manifest = store.publish(small, PROVENANCE, ignore_bytes)
     assert sum("manifest.json" in path for path in faulty.paths("PUT")) == 2
-    assert store.find_existing(store.config.spec_digest()) == manifest
+    assert store.find_existing(lambda: None) == manifest
 
 
 def test_credentials_that_expire_are_waited_for(
@@ -166,11 +166,19 @@ def test_unfinished_uploads_of_the_job_are_discarded_at_the_start(
     open_attempt: Open, s3_server: S3Server, bucket: str
 ) -> None:
     s3 = s3_server.client()
-    s3.create_multipart_upload(Bucket=bucket, Key="out/job/attempts/old/gguf/model.gguf")
-    s3.create_multipart_upload(Bucket=bucket, Key="out/job-of-another/attempts/x/model.gguf")
+    own = ["attempts/uid-1.old/gguf/model.gguf", "checkpoints/abc/step-00000002/uid-1.old/optimizer.pt"]
+    others = [
+        "attempts/uid-10.x/gguf/model.gguf",  # of a job in another cluster, in the same place
+        "models/team/job/attempts/uid-2.x/gguf/model.gguf",  # of a place below
+    ]
+    for key in (*own, *others):
+        s3.create_multipart_upload(Bucket=bucket, Key=f"out/team/job/{key}")
+    s3.create_multipart_upload(Bucket=bucket, Key="out/team/job-2/attempts/uid-1.x/model.gguf")
     open_attempt().probe()
     left = [upload["Key"] for upload in s3.list_multipart_uploads(Bucket=bucket).get("Uploads", [])]
-    assert left == ["out/job-of-another/attempts/x/model.gguf"]
+    assert sorted(left) == sorted(
+        [f"out/team/job/{key}" for key in others] + ["out/team/job-2/attempts/uid-1.x/model.gguf"]
+    )
 
 
 def test_an_upload_that_fails_discards_its_parts(
@@ -207,11 +215,11 @@ def test_a_process_killed_between_upload_and_commit_publishes_nothing(
     faulty.faults = [Fault("PUT", "manifest.json", breaks_before=True, then=process.kill)]
     assert process.wait(60) == -9
     assert _manifests(later) == []
-    assert {key.split("/")[1] for key in later.object_store.keys("attempts/")} == {"attempt-dead"}
+    assert {key.split("/")[1] for key in later.object_store.keys("attempts/")} == {"uid-1.attempt-dead"}
     later.probe()
-    assert later.find_existing(later.config.spec_digest()) is None
+    assert later.find_existing(lambda: None) is None
     later.publish(small, PROVENANCE, ignore_bytes)
-    assert {key.split("/")[1] for key in later.object_store.keys("attempts/")} == {"attempt-2"}
+    assert {key.split("/")[1] for key in later.object_store.keys("attempts/")} == {"uid-1.attempt-2"}
 
 
 def test_closing_ends_the_wait_for_a_store_that_is_away(
@@ -242,5 +250,5 @@ def test_a_file_that_changes_while_it_is_uploaded_is_not_published(
             store.publish(large, PROVENANCE, ignore_bytes)
     assert refusal.value.reason == "UploadCorrupted"
     assert not _manifests(store)
-    assert store.object_store.abort_unfinished() == 0, "the parts that were sent are discarded"
+    assert store.object_store.abort_unfinished(lambda key: True) == 0, "the parts that were sent are discarded"
     assert store.publish(large, PROVENANCE, ignore_bytes).artifacts, "the unchanged file is published"

@@ -47,6 +47,7 @@ def a_config(
         "training": {"batchSize": batch},
         "export": {},
         "output": {"s3": {"bucket": "models"}},
+        "outputPrefix": "default/tiny",
         "checkpointsToKeep": 2,
         "terminationGracePeriodSeconds": 60,
         "gpus": 1,

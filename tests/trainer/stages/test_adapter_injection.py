@@ -72,6 +72,7 @@ def job(quantization: Quantization, targets: list[str] | None = None) -> RunConf
         "training": {},
         "export": {},
         "output": {"s3": {"bucket": "models"}},
+        "outputPrefix": "default/tiny",
         "checkpointsToKeep": 2,
         "terminationGracePeriodSeconds": 60,
         "gpus": 0,

@@ -2,8 +2,9 @@
 
 Layout: checkpoints/<key>/step-00000020/<attempt id>/<files>, then checkpoints/<key>/step-00000020/checkpoint.json,
 which is written last. A checkpoint without this index, or without one of its files, is ignored. The key is a digest of
-what determines the trained adapter (`RunConfig.training_digest`), of model and data: if one of them changes, training
-starts from the beginning. A change of the export or of the output changes nothing of it.
+the job's namespace and name, of what determines the trained adapter (`RunConfig.training_digest`), of model and data:
+if one of them changes, training starts from the beginning. A change of the export or of the output changes nothing of
+it, and a job that was created again goes on where its predecessor stopped.
 """
 
 import hashlib
@@ -40,9 +41,9 @@ class CheckpointIndex(ApiModel):
     """Paths are relative to the checkpoint's folder."""
 
 
-def checkpoint_key(training_digest: str, model_digest: str, dataset_digest: str) -> str:
-    """Returns twelve hex digits; a run can resume from checkpoints with its own key."""
-    return hashlib.sha256(f"{training_digest}\n{model_digest}\n{dataset_digest}\n".encode()).hexdigest()[:12]
+def checkpoint_key(*determining: str) -> str:
+    """Returns twelve hex digits of what determines a training; a run resumes from checkpoints with its own key only."""
+    return hashlib.sha256("".join(f"{text}\n" for text in determining).encode()).hexdigest()[:12]
 
 
 class CheckpointStore:

@@ -28,6 +28,11 @@ class ManifestFile(ApiModel):
     bytes: Annotated[int, Field(ge=0)]
     sha256: Sha256
 
+    @property
+    def is_uploaded(self) -> bool:
+        """True if the path leads to what an attempt uploads: a manifest is data from a store, and may name any path."""
+        return self.path.startswith("attempts/") and not {"", ".", ".."} & set(self.path.split("/"))
+
 
 class ManifestArtifact(Artifact):
     """An artifact with its files."""
@@ -45,7 +50,7 @@ class Manifest(ApiModel):
     version: Literal[1] = 1
     job: JobIdentity
     attempt_id: str
-    """The attempt (pod) that made it."""
+    """The attempt that made it: UID of the job, a dot, UID of the pod."""
     spec_digest: Sha256
     """`RunConfig.spec_digest`: results with equal digests are interchangeable."""
     training_digest: Sha256 | None = None
@@ -53,8 +58,12 @@ class Manifest(ApiModel):
     model_source: str
     model_revision: str | None = None
     """Commit of a model from the Hub."""
+    model_version: str | None = None
+    """`FetchedSource.version`: another one means that the model's files have changed."""
     dataset_source: str
     dataset_digest: Sha256
+    evaluation_digest: Sha256 | None = None
+    """Of the evaluation source, if the job has one."""
     created: datetime
     metrics: dict[str, float] = Field(default_factory=dict)
     """Summary of the training, such as final loss and steps."""

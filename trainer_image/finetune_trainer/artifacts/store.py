@@ -18,7 +18,9 @@ from finetune_api.judgement import Judgement
 from finetune_api.outcome import FailedExport
 from finetune_api.progress import Resolved
 from finetune_api.run_config import RunConfig
-from finetune_api.vocabulary import ArtifactType, OnExisting
+from finetune_api.spec.location import attempt_name, attempt_prefix
+from finetune_api.vocabulary import ArtifactType
+from finetune_trainer.artifacts.existing import ReadInputs, takes_existing
 from finetune_trainer.artifacts.manifest import MANIFEST_NAME, Manifest, ManifestArtifact, ManifestFile, artifact_digest
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.stopping import finishing, run_within, stop_point
@@ -65,65 +67,51 @@ class Provenance:
     metrics: Mapping[str, float] = field(default_factory=dict)
     judgement: Judgement | None = None
     failed_exports: tuple[FailedExport, ...] = ()
+    model_version: str | None = None
+    """`FetchedSource.version` of the base model."""
 
 
-def own_prefix(attempt_id: str) -> str:
-    """Prefix of everything that an attempt uploads before the commit."""
-    return f"attempts/{attempt_id}/"
-
-
-def remove_uncommitted(folder: Path, attempt_id: str) -> None:
+def remove_uncommitted(folder: Path, attempt: str) -> None:
     """Deletes what an attempt has written below a job's local folder, unless that is the job's result."""
-    manifest = folder / MANIFEST_NAME
-    if not manifest.is_file() or own_prefix(attempt_id) not in manifest.read_text(encoding="utf-8"):
-        shutil.rmtree(folder / own_prefix(attempt_id), ignore_errors=True)
+    manifest, uploaded = folder / MANIFEST_NAME, attempt_prefix(attempt)
+    if not manifest.is_file() or uploaded not in manifest.read_text(encoding="utf-8"):
+        shutil.rmtree(folder / uploaded, ignore_errors=True)
 
 
 class ArtifactStore:
     """Results of one job, read and written by one attempt (pod)."""
 
-    def __init__(self, object_store: ObjectStore, config: RunConfig, attempt_id: str) -> None:
+    def __init__(self, object_store: ObjectStore, config: RunConfig, pod_uid: str) -> None:
         self.object_store = object_store
         self.config = config
-        self.attempt_id = attempt_id
-        self._replaces: str | None = None
+        self.attempt_id = attempt_name(config.job.uid, pod_uid)
+        self._replaces: tuple[Manifest, str] | None = None
+        """The result that this job may replace, and the tag of its manifest."""
 
     def probe(self) -> None:
-        """Tests that the output can be written, and discards unfinished uploads of former attempts.
+        """Tests that the output can be written, and discards unfinished uploads of this job's former attempts.
 
         Raises TrainerError (BucketNotFound, StorageNotWritable, StorageUnavailable).
         """
         self.object_store.probe()
-        if aborted := self.object_store.abort_unfinished():
+        if aborted := self.object_store.abort_unfinished(self._is_own):
             log.info("discarded %d unfinished uploads of former attempts", aborted)
 
-    def find_existing(self, spec_digest: str) -> Manifest | None:
+    def find_existing(self, read_inputs: ReadInputs) -> Manifest | None:
         """Returns a finished result that this job can take for its own; None if the job has to run.
 
-        Raises TrainerError (OutputExists) for a result that may be neither reused nor overwritten.
+        Raises TrainerError (OutputExists) for one that is neither taken nor replaced, and the errors of `read_inputs`.
         """
         found = self._read_manifest()
         if found is None:
             return None
 
-        manifest, tag = found
-        policy = self.config.output.s3.on_existing
-        # Of this very job, an earlier attempt: it committed, and died before it could say so.
-        same_job = manifest.job.uid == self.config.job.uid
-        is_same = manifest.spec_digest == spec_digest and not manifest.failed_exports
-        if same_job or (policy is OnExisting.REUSE and is_same):
-            self._check_complete(manifest)
-            return manifest
+        if takes_existing(found[0], self.config, self.manifest_uri(), read_inputs):
+            self._check_complete(found[0])
+            return found[0]
 
-        # A result that lacks an export may be completed by a job that trains the same: it resumes from the last step.
-        if policy is OnExisting.OVERWRITE or (policy is OnExisting.REUSE and manifest.lacks_exports_of(self.config)):
-            self._replaces = tag  # the commit replaces this version only, not one that somebody writes meanwhile
-            return None
-
-        made_by = "another specification" if policy is OnExisting.REUSE else "an earlier job"
-        where, when = self.manifest_uri(), f"{manifest.created:%Y-%m-%d %H:%M} UTC"
-        message = f"{where} holds a finished result of {made_by}, made {when}"
-        raise TrainerError(FailureReason.OUTPUT_EXISTS, message)
+        self._replaces = found  # the commit replaces this version only, not one that somebody writes meanwhile
+        return None
 
     def publish(self, artifacts: list[LocalArtifact], provenance: Provenance, on_bytes: OnBytes) -> Manifest:
         """Uploads and verifies all artifacts, then commits.
@@ -136,17 +124,18 @@ class ArtifactStore:
             listed = tuple(self._upload(artifact, on_bytes) for artifact in artifacts)
             stop_point()
         except BaseException as error:
-            self.discard_uploads(own_prefix(self.attempt_id), error)
+            self.discard_uploads(attempt_prefix(self.attempt_id), error)
             raise
 
         manifest = draft.model_copy(update={"artifacts": listed, "created": datetime.now(UTC)})
         try:
             with finishing():  # from here on a signal comes too late
-                self.object_store.put_if(MANIFEST_NAME, manifest.encode(), self._replaces)
+                replaces = self._replaces[1] if self._replaces else None
+                self.object_store.put_if(MANIFEST_NAME, manifest.encode(), replaces)
         except PreconditionFailedError:  # another attempt, or another job, committed while this one was training
             return self._yield_to_winner()
 
-        self._remove_leftovers("attempts/", manifest)
+        self._remove_leftovers(manifest)
         return manifest
 
     def discard_uploads(self, prefix: str, error: BaseException | None = None) -> None:
@@ -174,7 +163,7 @@ class ArtifactStore:
         self.object_store.close()
 
     def _upload(self, artifact: LocalArtifact, on_bytes: OnBytes) -> ManifestArtifact:
-        base = f"{own_prefix(self.attempt_id)}{artifact.folder}/"
+        base = f"{attempt_prefix(self.attempt_id)}{artifact.folder}/"
         is_folder = artifact.path.is_dir()
         root = artifact.path if is_folder else artifact.path.parent
         location = base if is_folder else base + artifact.path.name
@@ -213,8 +202,10 @@ class ArtifactStore:
             training_digest=config.training_digest(),
             model_source=config.model.source,
             model_revision=resolved.model_revision,
+            model_version=provenance.model_version,
             dataset_source=config.dataset.source,
             dataset_digest=resolved.dataset_digest,
+            evaluation_digest=resolved.evaluation_digest,
             created=datetime.now(UTC),
             metrics=dict(provenance.metrics),
             judgement=provenance.judgement,
@@ -228,16 +219,17 @@ class ArtifactStore:
         try:
             winner = self._read_winner()
         except TrainerError as error:
-            self.discard_uploads(own_prefix(self.attempt_id), error)
+            self.discard_uploads(attempt_prefix(self.attempt_id), error)
             raise
 
-        self._remove_leftovers(own_prefix(self.attempt_id), winner)
+        self.discard_uploads(attempt_prefix(self.attempt_id))
         return winner
 
     def _read_winner(self) -> Manifest:
         found = self._read_manifest()
         if found is None or found[0].job.uid != self.config.job.uid:
-            message = f"{self.manifest_uri()} was changed by another job while this one was training"
+            by = found[0].job.path if found else "somebody"
+            message = f"{self.manifest_uri()} was changed by another job, {by}, while this one was training"
             raise TrainerError(FailureReason.OUTPUT_EXISTS, message)
 
         log.warning("attempt %s of this job committed first: its result is the job's result", found[0].attempt_id)
@@ -268,22 +260,31 @@ class ArtifactStore:
                 )
                 raise TrainerError(FailureReason.OUTPUT_EXISTS, message)
 
-    def _remove_leftovers(self, prefix: str, manifest: Manifest) -> None:
-        """Deletes all files below `prefix` that the manifest does not name: remains of failed attempts, and an
-        overwritten result. An error here is only logged, and a signal only ends it: the result is committed."""
+    def _remove_leftovers(self, manifest: Manifest) -> None:
+        """Deletes what failed attempts of this job left, and the files of the result that was replaced.
+
+        An error here is only logged, and a signal only ends it: the result is committed.
+        """
         kept = {file.path for file in manifest.files()}
+        replaced = self._replaces[0].files() if self._replaces else []
         try:
-            self.object_store.delete(key for key in self.object_store.keys(prefix) if key not in kept)
+            left = [key for key in self.object_store.keys("attempts/") if self._is_own(key)]
+            left += [file.path for file in replaced if file.is_uploaded]
+            self.object_store.delete(key for key in left if key not in kept)
         except TrainerError as error:
             log.warning("files of former attempts were not deleted: %s", error.message)
 
+    def _is_own(self, key: str) -> bool:
+        """True if an attempt of this job wrote the key; what others wrote beside or below it is left alone."""
+        return any(part.startswith(attempt_name(self.config.job.uid, "")) for part in key.split("/"))
 
-def open_store(config: RunConfig, attempt_id: str, credentials: Path | None, folder: Path | None) -> ArtifactStore:
-    """Returns the store of the job's results, in S3 or below `folder`.
+
+def open_store(config: RunConfig, pod_uid: str, credentials: Path | None, folder: Path | None) -> ArtifactStore:
+    """Returns the store of the job's results, in S3 or below `folder`, for one pod.
 
     `credentials` is the folder of a mounted Secret; None is boto3's default chain.
     """
-    return ArtifactStore(open_object_store(config, credentials, folder), config, attempt_id)
+    return ArtifactStore(open_object_store(config, credentials, folder), config, pod_uid)
 
 
 def open_object_store(config: RunConfig, credentials: Path | None, folder: Path | None) -> ObjectStore:
@@ -296,4 +297,4 @@ def open_object_store(config: RunConfig, credentials: Path | None, folder: Path 
         message = "spec.output.s3.bucket is missing: write it, or give a folder with --output DIR"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
     session = S3Session(s3.bucket, S3Location(s3.endpoint_url, s3.region), credentials, OUTPUT_REASONS)
-    return S3Store(session, config.output_prefix())
+    return S3Store(session, config.output_prefix)

@@ -185,7 +185,7 @@ def _location_in_bucket(config: RunConfig) -> ResultLocation:
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
     return ResultLocation(
         bucket=s3.bucket,
-        prefix=config.output_prefix(),
+        prefix=config.output_prefix,
         endpoint_url=s3.endpoint_url,
         region=s3.region,
         spec_digest=config.spec_digest(),

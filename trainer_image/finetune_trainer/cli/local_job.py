@@ -134,7 +134,7 @@ def _check_here(job: "FineTuneJob", output: Path | None, credentials: Path | Non
     from finetune_api.run_config import JobIdentity, RunConfig
     from finetune_trainer.cli.preflight import preflight_here
     from finetune_trainer.job.logging_setup import configure_screen_logging
-    from finetune_trainer.job.settings import LOCAL_HUB_RETRIES, Settings
+    from finetune_trainer.job.settings import LOCAL_ATTEMPT, LOCAL_HUB_RETRIES, Settings
 
     configure_screen_logging(_say, verbose=False)
     identity = JobIdentity(namespace=job.metadata.namespace, name=job.metadata.name, uid=str(uuid.uuid4()))
@@ -142,7 +142,7 @@ def _check_here(job: "FineTuneJob", output: Path | None, credentials: Path | Non
     with tempfile.TemporaryDirectory(prefix=f"finetune-{job.metadata.name}-") as work:
         settings = Settings(
             work=Path(work),
-            attempt_id=identity.uid,
+            attempt_id=LOCAL_ATTEMPT,
             credentials=credentials,
             output_folder=output,
             hub_retries=LOCAL_HUB_RETRIES,

@@ -8,6 +8,7 @@ The process ends with an exit code of the table that operator and trainer share 
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 
 from finetune_api.outcome import Outcome
@@ -91,6 +92,7 @@ def _failed(error: BaseException, progress: ProgressTracker, work: Path | None =
 def _run(config: RunConfig, settings: Settings, progress: ProgressTracker, stop_signal: StopSignal) -> Outcome:
     from finetune_trainer.artifacts.hub_push import open_hub, push_result
     from finetune_trainer.artifacts.store import open_store
+    from finetune_trainer.job.inputs import read_inputs
     from finetune_trainer.job.run_context import RunContext
 
     # Storage and hub first: a job that cannot publish should fail before it trains.
@@ -102,7 +104,7 @@ def _run(config: RunConfig, settings: Settings, progress: ProgressTracker, stop_
         if hub is not None:
             hub.prepare()
 
-        if (existing := store.find_existing(config.spec_digest())) is not None:
+        if (existing := store.find_existing(partial(read_inputs, config, settings))) is not None:
             hub_url = push_result(hub, store.object_store, existing, settings.work / "artifacts")
             return published(existing, store.manifest_uri(), progress, reused=True, hub_url=hub_url)
 

@@ -15,6 +15,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.judgement import Judgement
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import JobIdentity, RunConfig
+from finetune_api.spec.location import attempt_name
 from finetune_api.vocabulary import Stage
 from finetune_trainer.artifacts.store import remove_uncommitted
 from finetune_trainer.cli.live.follow import follow
@@ -25,7 +26,7 @@ from finetune_trainer.cli.pod import run_job
 from finetune_trainer.job.logging_setup import configure_screen_logging
 from finetune_trainer.job.outcome import overdue
 from finetune_trainer.job.progress_tracker import ProgressTracker
-from finetune_trainer.job.settings import LOCAL_HUB_RETRIES, Settings
+from finetune_trainer.job.settings import LOCAL_ATTEMPT, LOCAL_HUB_RETRIES, Settings
 from finetune_trainer.job.stop_signal import StopSignal
 
 STOPPED_BY_PERSON = 130  # as shells have it for Ctrl-C
@@ -50,7 +51,7 @@ def run_here(job: FineTuneJob, output: Path | None, credentials: Path | None, *,
     with tempfile.TemporaryDirectory(prefix=prefix, dir=_beside(output), ignore_cleanup_errors=True) as work:
         settings = Settings(
             work=Path(work),
-            attempt_id=identity.uid,
+            attempt_id=LOCAL_ATTEMPT,
             credentials=credentials,
             output_folder=output,
             hub_retries=LOCAL_HUB_RETRIES,
@@ -92,7 +93,8 @@ def _stop(config: RunConfig, settings: Settings, progress: ProgressTracker, *, n
     """Ends a run in the middle of its work, and leaves none of its files behind; returns the exit code."""
     shutil.rmtree(settings.work, ignore_errors=True)
     if settings.output_folder is not None:
-        remove_uncommitted(settings.output_folder / config.job.name, settings.attempt_id)
+        attempt = attempt_name(config.job.uid, settings.attempt_id)
+        remove_uncommitted(settings.output_folder / config.job.name, attempt)
 
     outcome = overdue(progress)
     show(outcome)

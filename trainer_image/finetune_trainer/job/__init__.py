@@ -3,6 +3,7 @@
 run_context.py        what every stage of a run may need: configuration, settings, storage, progress, stop signal
 settings.py           folders, mounts and identity of the attempt; the only reader of the environment
 source_access.py      credentials, endpoint and mount for reading model and data
+inputs.py             the identity of model and data, before anything trains
 progress_tracker.py   the live state of the run, in memory
 reporter.py           posts that state to the operator over HTTPS
 stop_signal.py        SIGTERM and Ctrl-C, and a watchdog that ends the process in order

@@ -18,6 +18,8 @@ from finetune_trainer.storage.retry import HUB_RETRIES, RetryPolicy
 
 LOCAL_HUB_RETRIES = RetryPolicy(outage_seconds=10, first_wait=1)
 """Retries where somebody waits at a terminal, who can start the command again."""
+LOCAL_ATTEMPT = "local"
+"""Stands for the pod of a run without a cluster: each such run is a job of its own."""
 DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.run_config import RunConfig
+from finetune_trainer.artifacts.existing import Inputs
 from finetune_trainer.artifacts.hub_push import open_hub
 from finetune_trainer.artifacts.store import ArtifactStore, open_store
 from finetune_trainer.export.base_model.companions import companions_of_training
@@ -49,23 +50,41 @@ def run_preflight(config: RunConfig, settings: Settings) -> tuple[Report, tuple[
     findings = Findings()
     store = open_store(config, settings.attempt_id, settings.credentials_of("output"), settings.output_folder)
     try:
-        writable = findings.attempt("spec.output.s3", lambda: _check_output(store, config)) is not None
+        writable = findings.attempt("spec.output.s3", lambda: _check_output(store)) is not None
         findings.attempt("spec.output.hub", lambda: _check_hub(config, settings))
         model = findings.attempt("spec.model.source", lambda: _fetch_model(config, settings, findings))
         data = findings.attempt("spec.dataset.source", lambda: _fetch_data(config, settings))
 
-        evaluation = _check_evaluation(config, settings, model, findings)
-        report = examine(config, model, Data(data, evaluation), findings)
+        evaluation = _fetch_evaluation(config, settings, findings)
+        inputs = _identify(config, model, data, evaluation)
+        writable = writable and findings.attempt("spec.output.s3", lambda: _check_existing(store, inputs)) is not None
+
+        scan = _scan_evaluation(evaluation, config, model, findings) if evaluation is not None else None
+        report = examine(config, model, Data(data, scan), findings)
         written = _write(store, report, settings.work) if writable else ()
     finally:
         store.close()
     return report, written
 
 
-def _check_output(store: ArtifactStore, config: RunConfig) -> bool:
+def _check_output(store: ArtifactStore) -> bool:
     store.probe()
-    store.find_existing(config.spec_digest())
     return True
+
+
+def _check_existing(store: ArtifactStore, inputs: Inputs | None) -> bool:
+    store.find_existing(lambda: inputs)
+    return True
+
+
+def _identify(
+    config: RunConfig, model: ModelFacts | None, data: FetchedSource | None, evaluation: FetchedSource | None
+) -> Inputs | None:
+    """The identity of the inputs; None if one of them could not be fetched."""
+    lacks_evaluation = config.dataset.evaluation_source() is not None and evaluation is None
+    if model is None or data is None or lacks_evaluation:
+        return None
+    return Inputs(model.version, data.digest, evaluation.digest if evaluation else None)
 
 
 def _check_hub(config: RunConfig, settings: Settings) -> None:
@@ -88,7 +107,7 @@ def _fetch_model(config: RunConfig, settings: Settings, findings: Findings) -> M
     configuration = load_configuration(fetched.folder) if architecture else None
     weights = _fetch_weights(config, fetched, configuration, access, findings)
     sign = find_base_model_sign(fetched.folder, spec.source)
-    facts = ModelFacts(fetched.revision, architecture, configuration, tokenizer, sign, weights)
+    facts = ModelFacts(fetched.revision, fetched.version, architecture, configuration, tokenizer, sign, weights)
 
     findings.found += judge_merge(config, getattr(configuration, "model_type", None), weights)
     if config.export.gguf and architecture and tokenizer is not None:
@@ -133,20 +152,19 @@ def _fetch_data(config: RunConfig, settings: Settings) -> FetchedSource:
     return fetch_dataset(spec.source, spec.split, settings.work / "data", access, ignore_bytes, spec.subset)
 
 
-def _check_evaluation(
-    config: RunConfig, settings: Settings, model: ModelFacts | None, findings: Findings
-) -> Scan | None:
-    """Judges the rows of an evaluation source like those that train; returns the scan of them, if there is one."""
+def _fetch_evaluation(config: RunConfig, settings: Settings, findings: Findings) -> FetchedSource | None:
+    """Fetches the evaluation source; None if there is none, or if it cannot be read."""
     source = config.dataset.evaluation_source()
     if source is None:
         return None
 
     access = access_source(config, settings, "dataset")
     work, subset = settings.work / "evaluation", config.dataset.evaluation_subset()
-    data = findings.attempt(EVALUATION, lambda: fetch_dataset(*source, work, access, ignore_bytes, subset))
-    if data is None:
-        return None
+    return findings.attempt(EVALUATION, lambda: fetch_dataset(*source, work, access, ignore_bytes, subset))
 
+
+def _scan_evaluation(data: FetchedSource, config: RunConfig, model: ModelFacts | None, findings: Findings) -> Scan:
+    """Judges the rows of an evaluation source like those that train; returns the scan of them."""
     # maxSamples limits the rows that train, not those to evaluate on.
     spec = config.dataset.model_copy(update={"max_samples": None})
     scan = scan_source(data, spec, model, config)

@@ -45,6 +45,8 @@ class ModelFacts:
     """Facts about the model that need no weights."""
 
     revision: str | None
+    version: str
+    """`FetchedSource.version`, of all files that a run fetches."""
     architecture: str | None
     configuration: Any | None
     """transformers' configuration of the language model."""

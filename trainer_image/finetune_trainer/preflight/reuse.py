@@ -1,13 +1,15 @@
 """Finds a result that is there already, before anything else: a job that is created again then needs neither checks nor
-a GPU."""
+a GPU. If all but the data could be the same, the data is read first."""
 
 import logging
+from functools import partial
 
 from finetune_api.outcome import Outcome
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Stage
 from finetune_trainer.artifacts.store import open_store
 from finetune_trainer.errors import InterruptedRunError, TrainerError
+from finetune_trainer.job.inputs import read_inputs
 from finetune_trainer.job.outcome import published
 from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
@@ -26,7 +28,7 @@ def find_result(config: RunConfig, settings: Settings) -> Outcome | None:
 
     store = open_store(config, settings.attempt_id, settings.credentials_of("output"), settings.output_folder)
     try:
-        existing = store.find_existing(config.spec_digest())
+        existing = store.find_existing(partial(read_inputs, config, settings))
         if existing is None:
             return None
         outcome = published(existing, store.manifest_uri(), ProgressTracker(), reused=True)

@@ -1,6 +1,6 @@
 """Models and datasets from the Hugging Face Hub, S3, mounted claims and local folders, downloaded to a local folder.
 
-fetch         the entry: fetch_model, fetch_weight_headers, fetch_adapter, fetch_dataset
+fetch         the entry: fetch_model, find_model_version, fetch_weight_headers, fetch_adapter, fetch_dataset
 repository    what all kinds of source have in common, as a protocol
 hub           hf:// repositories at one commit
 s3            s3:// objects and prefixes
@@ -17,6 +17,7 @@ from finetune_trainer.sources.fetch import (
     fetch_model,
     fetch_model_configuration,
     fetch_weight_headers,
+    find_model_version,
 )
 from finetune_trainer.sources.repository import SourceAccess
 
@@ -28,4 +29,5 @@ __all__ = [
     "fetch_model",
     "fetch_model_configuration",
     "fetch_weight_headers",
+    "find_model_version",
 ]

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune_api.failures import FailureReason
@@ -41,6 +41,8 @@ class FetchedSource:
     """Commit of an hf:// source."""
     digest: str
     """SHA-256 of the lines "<sha256>  <relative path>\\n" of the files, sorted by path."""
+    version: str
+    """Changes with the files of the source, and is known before they are read (`Repository.version`)."""
 
 
 def fetch_model(uri: str, revision: str | None, work: Path, access: SourceAccess, on_bytes: OnBytes) -> FetchedSource:
@@ -60,7 +62,14 @@ def fetch_model_configuration(uri: str, revision: str | None, work: Path, access
     """
     repository = _open(uri, revision, access, MODEL_REASONS, is_model=True)
     names = choose_model_files(uri, repository.files)
-    return _download(repository, [name for name in names if not name.endswith(WEIGHTS_SUFFIX)], work, ignore_bytes)
+    fetched = _download(repository, [name for name in names if not name.endswith(WEIGHTS_SUFFIX)], work, ignore_bytes)
+    return replace(fetched, version=repository.version(names))
+
+
+def find_model_version(uri: str, revision: str | None, access: SourceAccess) -> str:
+    """Returns the version of a model, of which nothing is downloaded. Raises the same errors as `fetch_model`."""
+    repository = _open(uri, revision, access, MODEL_REASONS, is_model=True)
+    return repository.version(choose_model_files(uri, repository.files))
 
 
 def fetch_weight_headers(uri: str, revision: str | None, access: SourceAccess) -> list[TensorHeader]:
@@ -166,7 +175,7 @@ def _download(
         message = f"{damaged[0]} is not the file that the hub lists: its SHA-256 is {digests[damaged[0]]}"
         raise TrainerError(repository.incomplete, message)
 
-    return FetchedSource(folder, files, repository.revision, sha256_of_lines(digests))
+    return FetchedSource(folder, files, repository.revision, sha256_of_lines(digests), repository.version(names))
 
 
 def _check_sizes(repository: Repository, names: Iterable[str], folder: Path) -> None:

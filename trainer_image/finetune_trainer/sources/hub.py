@@ -68,6 +68,10 @@ class HubRepository:
         self.files = {sibling.rfilename: int(sibling.size or 0) for sibling in siblings}
         self.sha256 = {sibling.rfilename: sibling.lfs.sha256 for sibling in siblings if sibling.lfs is not None}
 
+    def version(self, names: Iterable[str]) -> str:
+        """Returns the commit."""
+        return self.revision
+
     def download_size(self, names: Iterable[str]) -> int:
         """Returns the size of the files in bytes."""
         return sum(self.files[name] for name in names)

@@ -9,7 +9,7 @@ from finetune_api.spec.sources import Scheme, Source
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model.weight_files import read_range
 from finetune_trainer.sources.repository import SourceAccess
-from finetune_trainer.storage.digests import files_below
+from finetune_trainer.storage.digests import files_below, sha256_of_lines
 from finetune_trainer.storage.object_store import OnBytes
 from finetune_trainer.storage.s3_faults import FaultReasons
 
@@ -43,6 +43,11 @@ class LocalRepository:
         if not self.files:
             found = "is an empty folder" if path.is_dir() else "does not exist"
             raise TrainerError(reasons.key_missing, f"{uri} {found}")
+
+    def version(self, names: Iterable[str]) -> str:
+        """Returns the SHA-256 of names, sizes and times of the last change."""
+        found = {name: (self._folder / name).stat() for name in names}
+        return sha256_of_lines({name: f"{stat.st_size} {stat.st_mtime_ns}" for name, stat in found.items()})
 
     def download_size(self, names: Iterable[str]) -> int:
         """Returns 0: nothing is copied. Raises TrainerError for a link that leads out of the claim."""

@@ -51,6 +51,10 @@ class Repository(Protocol):
         """Commit, if the source has commits."""
         ...
 
+    def version(self, names: Iterable[str]) -> str:
+        """Returns what changes with the files: the commit, else a digest of their names with sizes, times or ETags."""
+        ...
+
     def download(self, names: Iterable[str], folder: Path, on_bytes: OnBytes) -> Path:
         """Downloads files and returns the folder that holds them: `folder`, or the one where they are already."""
         ...

@@ -11,6 +11,7 @@ from finetune_api.failures import FailureReason
 from finetune_api.spec.sources import Source
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.sources.repository import SourceAccess
+from finetune_trainer.storage.digests import sha256_of_lines
 from finetune_trainer.storage.object_store import OnBytes
 from finetune_trainer.storage.s3_download import S3Downloader
 from finetune_trainer.storage.s3_faults import FaultReasons
@@ -36,14 +37,20 @@ class S3Repository:
         if not path.endswith("/") and not is_folder:
             # One object: HEAD fails at once if it does not exist, where a listing would be empty.
             self._prefix = path[: path.rfind("/") + 1]
-            self.files = {path.removeprefix(self._prefix): self._size(path)}
+            found = self._session.call("head_object", path)
+            name = path.removeprefix(self._prefix)
+            self.files, self._etags = {name: int(found["ContentLength"])}, {name: str(found["ETag"])}
             return
 
         # With its slash, the prefix "base/" does not match "base2/config.json".
         self._prefix = f"{path.rstrip('/')}/".lstrip("/")
-        self.files = self._list()
+        self.files, self._etags = self._list()
         if not self.files:
             raise TrainerError(reasons.key_missing, f"s3://{source.location}/{self._prefix} holds no files")
+
+    def version(self, names: Iterable[str]) -> str:
+        """Returns the SHA-256 of names and ETags."""
+        return sha256_of_lines({name: self._etags[name] for name in names})
 
     def download_size(self, names: Iterable[str]) -> int:
         """Returns the size of the files in bytes."""
@@ -75,19 +82,18 @@ class S3Repository:
         """Returns bytes [start, end) of an object."""
         return fetch_range(self._session, self._prefix + name, start, end)
 
-    def _size(self, key: str) -> int:
-        return int(self._session.call("head_object", key)["ContentLength"])
-
-    def _list(self) -> dict[str, int]:
+    def _list(self) -> tuple[dict[str, int], dict[str, str]]:
+        """Returns size and ETag of each file."""
         pages = self._session.pages(
             "list_objects_v2", "ContinuationToken", "NextContinuationToken", Prefix=self._prefix
         )
         entries = {
-            entry["Key"].removeprefix(self._prefix): int(entry["Size"])
-            for page in pages
-            for entry in page.get("Contents", [])
+            entry["Key"].removeprefix(self._prefix): entry for page in pages for entry in page.get("Contents", [])
         }
-        return {name: size for name, size in entries.items() if _is_plain_path(name)}
+        plain = {name: entry for name, entry in entries.items() if _is_plain_path(name)}
+
+        sizes = {name: int(entry["Size"]) for name, entry in plain.items()}
+        return sizes, {name: str(entry["ETag"]) for name, entry in plain.items()}
 
 
 def _is_plain_path(name: str) -> bool:

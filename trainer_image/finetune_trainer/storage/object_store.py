@@ -72,8 +72,8 @@ class ObjectStore(Protocol):
         """Deletes keys; those that do not exist are ignored."""
         ...
 
-    def abort_unfinished(self) -> int:
-        """Discards unfinished uploads below the prefix and returns their number."""
+    def abort_unfinished(self, is_own: Callable[[str], bool]) -> int:
+        """Discards the unfinished uploads of keys for which `is_own` holds, and returns their number."""
         ...
 
     def close(self) -> None:

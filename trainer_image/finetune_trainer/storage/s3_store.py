@@ -1,6 +1,6 @@
 """Results and checkpoints below a job's prefix in an S3 bucket."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,8 +105,8 @@ class S3Store:
                 fault = ClientError({"Error": {"Code": refused["Code"]}}, "DeleteObjects")
                 raise self.session.fault(fault, "delete_objects", refused["Key"])
 
-    def abort_unfinished(self) -> int:
-        """Discards the unfinished multipart uploads below the prefix and returns their number.
+    def abort_unfinished(self, is_own: Callable[[str], bool]) -> int:
+        """Discards the unfinished multipart uploads of keys for which `is_own` holds, and returns their number.
 
         A store that cannot list them counts as one that has none.
         """
@@ -115,7 +115,8 @@ class S3Store:
 
         try:
             for page in pages:
-                for upload in page.get("Uploads", []):
+                listed = page.get("Uploads", [])
+                for upload in (each for each in listed if is_own(each["Key"].removeprefix(f"{self.prefix}/"))):
                     self.session.call("abort_multipart_upload", upload["Key"], UploadId=upload["UploadId"])
                     count += 1
         except S3Fault as fault:

@@ -21,6 +21,7 @@ def a_config(memory: int | None = None, **sections: Any) -> RunConfig:
         "training": {},
         "export": {},
         "output": {"s3": {"bucket": "models"}},
+        "outputPrefix": "default/tiny",
         "checkpointsToKeep": 2,
         "terminationGracePeriodSeconds": 60,
         "gpus": 1,

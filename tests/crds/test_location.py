@@ -1,0 +1,48 @@
+"""Whatever a user writes, a job's keys stay below the layout that the administrator chose."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from finetune_api.spec.location import LocationTemplate
+from finetune_api.spec.output import S3Output
+
+ALPHABET = st.sampled_from([*"aZ0._-!*'()/%", "..", "//", "%2e", "\uff0e", "é", "\n", "\\", "{name}"])
+PREFIXES = st.lists(ALPHABET, max_size=8).map("".join)
+TEMPLATES = st.lists(st.sampled_from([*"a./", "..", "{namespace}", "{name}", "{uid}", "{", "{x}"]), max_size=8).map(
+    "".join
+)
+JOB = {"namespace": "team", "name": "bot.v2", "uid": "0b5e7b1e"}
+
+
+@given(PREFIXES)
+def test_a_prefix_is_refused_or_leads_down_to_the_job(prefix: str) -> None:
+    try:
+        accepted = S3Output.model_validate({"prefix": prefix}).prefix
+    except ValidationError:
+        return
+
+    resolved = LocationTemplate().resolve(accepted, **JOB)
+    assert resolved.endswith("team/bot.v2")
+    assert not {"", ".", ".."} & set(resolved.split("/"))
+    assert set(resolved) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-!*'()/")
+
+
+@given(TEMPLATES)
+def test_a_template_is_refused_or_names_the_job(text: str) -> None:
+    try:
+        template = LocationTemplate(text)
+    except ValueError:
+        return
+
+    resolved = template.resolve("out/", **JOB)
+    assert resolved.startswith("out/")
+    assert "bot.v2" in resolved or "0b5e7b1e" in resolved
+    assert not {"", ".", ".."} & set(resolved.split("/"))
+
+
+@pytest.mark.parametrize("prefix", ["", "models", "models/", "a/b.c"])
+def test_plain_prefixes_are_accepted(prefix: str) -> None:
+    resolved = LocationTemplate().resolve(S3Output.model_validate({"prefix": prefix}).prefix, **JOB)
+    assert resolved == f"{prefix.strip('/')}/team/bot.v2".lstrip("/")
