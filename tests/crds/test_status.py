@@ -129,6 +129,7 @@ STATUS: dict[str, Any] = {
         "mergedLoss": 1.0,
         "warnings": ["Q2_K keeps 40 %"],
     },
+    "resultLocation": "s3://models/x/",
     "manifestUri": "s3://models/x/manifest.json",
     "hubUrl": "https://huggingface.co/acme/x/commit/0",
     "reused": False,
