@@ -12,13 +12,9 @@ import pytest
 
 from finetune_api.gpus import ExpectedGpu
 from finetune_api.outcome import Outcome
-from finetune_api.progress import Resolved
-from finetune_api.run_config import JobIdentity, RunConfig
-from finetune_api.vocabulary import ArtifactType
+from finetune_api.run_config import RunConfig
 from finetune_test_servers.s3_server import S3Server
-from finetune_trainer.artifacts.store import LocalArtifact, Provenance, open_store
 from finetune_trainer.cli.preflight import preflight_attempt, to_outcome
-from finetune_trainer.job.inputs import read_inputs
 from finetune_trainer.job.settings import Settings
 from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.preflight.checks import run_preflight
@@ -26,7 +22,6 @@ from finetune_trainer.preflight.report import Finding, Report, Severity
 from finetune_trainer.preflight.table import facts
 
 Build = Callable[..., RunConfig]
-OTHER = JobIdentity(namespace="default", name="tiny", uid="uid-2")
 INJECTION = '</pre><script>alert(1)</script><img src="https://evil.example/x" onerror=alert(2)>'
 
 
@@ -245,53 +240,6 @@ def test_the_longest_outcome_fits_the_termination_message(run_config: Build, set
     assert (len(outcome.preflight.warnings), outcome.preflight.warning_count) == (5, 50)
     assert len(outcome.encode().encode()) <= 4096
     assert Outcome.decode(outcome.encode()).preflight == outcome.preflight
-
-
-def test_a_result_that_is_there_needs_no_checks(run_config: Build, settings: Settings, tmp_path: Path) -> None:
-    config, mounted, message = run_config(), tmp_path / "run_config.yaml", tmp_path / "termination"
-    mounted.write_text(config.to_yaml())
-    place = replace(settings, config=mounted, termination_log=message)
-    store = open_store(config, "attempt-0", None, settings.output_folder)
-    weights = tmp_path / "adapter.safetensors"
-    weights.write_bytes(b"weights")
-    artifact = LocalArtifact(ArtifactType.ADAPTER, weights, "safetensors")
-    inputs = read_inputs(config, settings)
-    resolved = Resolved(dataset_digest=inputs.dataset_digest)
-    provenance = Provenance(resolved, {"loss": 1.5}, model_version=inputs.model_version)
-    store.publish([artifact], provenance, lambda count: None)
-    mounted.write_text(config.model_copy(update={"job": OTHER}).to_yaml())
-    assert preflight_attempt(place, StopSignal()) == 0
-    outcome = Outcome.decode(message.read_text())
-    assert (outcome.reused, outcome.stage, outcome.loss, outcome.preflight) == (True, "Preflight", 1.5, None)
-    assert [each.type for each in outcome.artifacts] == ["Adapter"]
-    mounted.write_text(run_config(adapter={"rank": 8}).model_copy(update={"job": OTHER}).to_yaml())
-    assert preflight_attempt(place, StopSignal()) == 15
-    other = Outcome.decode(message.read_text())
-    assert (other.reused, other.reason) == (False, "OutputExists")
-
-
-def test_a_result_of_older_data_is_no_result(run_config: Build, settings: Settings, tmp_path: Path) -> None:
-    """The specification is the same word for word: only the file behind it has changed."""
-    data, mounted, message = tmp_path / "chat.jsonl", tmp_path / "run_config.yaml", tmp_path / "termination"
-    row = {"messages": [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "so"}]}
-    data.write_text(json.dumps(row) + "\n")
-    config = run_config(dataset={"source": f"file://{data}"})
-    inputs = read_inputs(config, settings)
-    provenance = Provenance(Resolved(dataset_digest=inputs.dataset_digest), model_version=inputs.model_version)
-    weights = tmp_path / "adapter.safetensors"
-    weights.write_bytes(b"weights")
-    store = open_store(config, "attempt-0", None, settings.output_folder)
-    store.publish([LocalArtifact(ArtifactType.ADAPTER, weights, "safetensors")], provenance, lambda count: None)
-
-    mounted.write_text(config.model_copy(update={"job": OTHER}).to_yaml())
-    place = replace(settings, config=mounted, termination_log=message)
-    assert preflight_attempt(place, StopSignal()) == 0
-    assert Outcome.decode(message.read_text()).reused
-    data.write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
-    assert preflight_attempt(place, StopSignal()) == 15
-    refused = Outcome.decode(message.read_text())
-    assert (refused.reused, refused.reason) == (False, "OutputExists")
-    assert "the data have changed since it was made" in refused.message
 
 
 WARNED: dict[str, tuple[list[Any], list[str]]] = {
