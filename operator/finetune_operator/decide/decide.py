@@ -43,8 +43,8 @@ PREFLIGHT: Chain[Snapshot] = Chain(
     orphaned_pods_still_run,
     predecessor_still_runs,
     checks_are_suspended,
-    preflight_job_is_missing,
     startup_deadline_has_passed,
+    preflight_job_is_missing,
     config_map_is_outdated,
     otherwise=run_is_open,
 )
@@ -69,8 +69,8 @@ TRAINING: Chain[Snapshot] = Chain(
     child_is_being_deleted,
     orphaned_pods_still_run,
     predecessor_still_runs,
-    trainer_job_is_missing,
     startup_deadline_has_passed,
+    trainer_job_is_missing,
     config_map_is_outdated,
     otherwise=run_is_open,
 )

@@ -3,6 +3,8 @@
 It is the operator that ends such a job: to the Job controller, a pod that waits is a pod that runs. The clock is the
 status itself, in which condition Queued turns when the wait begins, and the Job's start, which the Job controller
 forgets while a Job is suspended. So neither suspension nor a restart of the operator counts.
+
+The API server may refuse the Job itself, by a quota for example. Then the status says so, and the clock runs as well.
 """
 
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from finetune_operator.decide.explain_failure import build_failure
 from finetune_operator.decide.explain_waiting import find_waiting
 from finetune_operator.desired.names import PREFLIGHT
 from finetune_operator.observe.snapshot import ChildRun, Snapshot, Waiting
+from finetune_operator.status_reasons import StatusReason
 
 MAX_HELD_SECONDS = 3600
 """Limit for a pod that keeps a GPU from others while it waits for a person, if the spec sets none."""
@@ -40,7 +43,7 @@ class _Limit:
 def startup_deadline_has_passed(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | None:
     """The run's pod has waited too long for its start. The job fails with the reason of the wait; the next look, which
     sees this in the status, ends the Job."""
-    waiting = find_waiting(snapshot, run)
+    waiting = _find_refusal(snapshot) if run.job is None else find_waiting(snapshot, run)
     limit = _limit(snapshot, run, waiting) if waiting else None
     if waiting is None or limit is None or limit.seconds_left(snapshot.now) > 0:
         return None
@@ -74,12 +77,14 @@ def seconds_until_startup_deadline(snapshot: Snapshot, run: ChildRun, waiting: W
 
 def _limit(snapshot: Snapshot, run: ChildRun, waiting: Waiting) -> _Limit | None:
     # A Job that is suspended, by the spec or by a queue, has no start.
-    if run.job is None or run.job.started is None:
+    starts = [] if run.job is None else [run.job.started]
+    if None in starts:
         return None
 
     # Trainers may come and go between two looks, and then Queued never turned.
-    ends = [pod.termination.finished for pod in run.pods if pod.termination and pod.termination.finished]
-    since = max(run.job.started, _true_since(snapshot, ConditionType.QUEUED), *ends)
+    ends = [pod.termination.finished for pod in run.pods if pod.termination]
+    times = [time for time in (*starts, *ends) if time is not None]
+    since = max((_true_since(snapshot, ConditionType.QUEUED), *times))
 
     seconds = snapshot.spec.run_policy.startup_deadline_seconds
     if seconds is not None:
@@ -93,7 +98,21 @@ def _limit(snapshot: Snapshot, run: ChildRun, waiting: Waiting) -> _Limit | None
     return _Limit(MAX_HELD_SECONDS, stuck, sentence)
 
 
+def _find_refusal(snapshot: Snapshot) -> Waiting | None:
+    """Finds why a run has no Job, if the last look was refused to create it."""
+    stalled = _condition(snapshot, ConditionType.STALLED)
+    if snapshot.spec.run_policy.suspend or stalled is None or stalled.status != "True":
+        return None
+    if stalled.reason not in (StatusReason.PERMISSION_DENIED, StatusReason.CHILD_REJECTED):
+        return None  # a name that was taken, for example, and is free now
+    return Waiting(stalled.reason, stalled.message, is_stalled=True)
+
+
+def _condition(snapshot: Snapshot, kind: ConditionType) -> Condition | None:
+    return next((each for each in snapshot.status.conditions if each.type is kind), None)
+
+
 def _true_since(snapshot: Snapshot, kind: ConditionType) -> datetime:
     """Time since which a condition of the last status is True; now if it is not."""
-    found: Condition | None = next((each for each in snapshot.status.conditions if each.type is kind), None)
+    found = _condition(snapshot, kind)
     return found.last_transition_time if found and found.status == "True" else snapshot.now

@@ -5,6 +5,7 @@ read. The watch keeps it in `TerminatedPods`, because its termination message na
 """
 
 import re
+from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,7 +20,7 @@ from finetune_api.status import FineTuneJobStatus, PreflightStatus
 from finetune_api.vocabulary import Phase, PreflightResult
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.desired.names import JOB_UID_LABEL, PREFLIGHT, TRAINER, child_name, preflight_name
-from finetune_operator.observe.children import ChildJob, TrainerPod, parse_time
+from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.leftovers import find_orphaned_pods, find_predecessor
 from finetune_operator.observe.report_store import ReceivedReport, ReportStore
 from finetune_operator.observe.snapshot import (
@@ -180,22 +181,29 @@ async def _find_blocker(cluster: Cluster, key: NamespacedName, run: ChildRun) ->
     if pod.waiting_reason != "ContainerCreating":
         return None
 
-    text = _newest_message(await cluster.list_events(key.namespace, pod.uid, "FailedMount"))
+    failures = await cluster.list_events(key.namespace, pod.uid, "FailedMount")
+    text = _newest_message(failures)
     if text is None:
+        return None
+
+    # The image is pulled once the volumes are mounted, so an older failure has passed.
+    pulls = await cluster.list_events(key.namespace, pod.uid, "Pulling")
+    if pulls and max(map(_time_of, pulls)) >= max(map(_time_of, failures)):
         return None
 
     return Waiting(FailureReason.CONTAINER_CONFIG_ERROR, f"the trainer cannot start: {text}", is_stalled=True)
 
 
 def _is_before(event: Json, pod: TrainerPod | None, job: ChildJob) -> bool:
-    time = parse_time(_time_of(event))
-    created = parse_time(pod.created) if pod else None
-    if time is None:
-        return False
-    return (created is not None and time <= created) or (job.started is not None and time < job.started)
+    """True if an event is older than the newest pod, or than the Job's start or resumption."""
+    time = _time_of(event)
+    if pod is not None and time <= pod.created:
+        return True
+    return job.started is not None and datetime.fromisoformat(time) < job.started
 
 
 def _time_of(event: Json) -> str:
+    """Returns the time of an event as Kubernetes writes it; sorts as text."""
     # Events of the newer events.k8s.io API have no lastTimestamp.
     return str(event.get("lastTimestamp") or event["metadata"]["creationTimestamp"])
 

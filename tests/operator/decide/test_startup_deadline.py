@@ -109,6 +109,29 @@ def test_time_that_does_not_count(snapshot: Snapshot) -> None:
     assert decision_about(snapshot).phase is not Phase.FAILED
 
 
+def _stalled(reason: str) -> FineTuneJobStatus:
+    stalled = a_condition(ConditionType.STALLED).model_copy(update={"reason": reason, "message": "exceeded quota"})
+    return FineTuneJobStatus(phase=Phase.QUEUED, conditions=(a_condition(ConditionType.QUEUED), stalled))
+
+
+UNCHECKED: dict[str, Any] = {"runPolicy": {"preflight": "Skip", "startupDeadlineSeconds": LIMIT}}
+
+
+def test_a_job_that_the_api_server_refuses_has_the_deadline_too() -> None:
+    late = _after(LIMIT, job=None, spec=UNCHECKED, status=_stalled("PermissionDenied"))
+    decision = decision_about(late)
+    assert (decision.phase, decision.reason) == (Phase.FAILED, "StartupDeadlineExceeded")
+    assert "exceeded quota" in decision.message
+
+    # Until then, and if nothing was refused, the Job is made.
+    for snapshot in (
+        _after(LIMIT - 1, job=None, spec=UNCHECKED, status=_stalled("PermissionDenied")),
+        _after(LIMIT, job=None, spec=UNCHECKED, status=_stalled("NameConflict")),
+        _after(LIMIT, job=None, spec=UNCHECKED),
+    ):
+        assert decision_about(snapshot).actions.create_trainer_job is not None
+
+
 STUCK = _since(0, ConditionType.STALLED)
 HELD: dict[str, tuple[Snapshot, bool]] = {
     "an image": (_after(MAX_HELD_SECONDS, _waiting("InvalidImageName"), spec={}, status=STUCK), True),

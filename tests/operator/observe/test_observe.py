@@ -207,6 +207,18 @@ async def test_what_only_events_show(statuses: list[Json], event: str, reason: s
     assert ("x7k2p" in blocker.message) == (event == "FailedMount")
 
 
+async def test_a_volume_that_was_mounted_in_the_end_is_no_cause() -> None:
+    """The kubelet often fails once, before its caches know the ConfigMap."""
+    cluster = FakeCluster(TRAINER_JOB)
+    cluster.pods = [_pod("1", TRAINER_JOB, **WAITS_FOR_VOLUMES)]
+    failure = {"metadata": {"creationTimestamp": at(0)}, "lastTimestamp": at(5), "message": "no Secret"}
+    cluster.events = {"FailedMount": [failure], "Pulling": [failure | {"lastTimestamp": at(7)}]}
+    assert (await cluster.observe()).blocker is None
+
+    cluster.events["Pulling"][0]["lastTimestamp"] = at(4)
+    assert (await cluster.observe()).blocker.reason == "ContainerConfigError"
+
+
 async def test_a_refusal_that_is_over_is_not_told_again() -> None:
     """A quota refused an earlier pod: its Event outlives the refusal by an hour."""
     cluster = FakeCluster(TRAINER_JOB)

@@ -56,7 +56,7 @@ def _times(status: Any) -> list[datetime]:
 
 
 class Life:
-    """One job with a deadline: preflight, training, a pause, training again."""
+    """One job with deadlines: preflight, training, a pause, training again."""
 
     def __init__(self, connection: ApiConnection, jobs: Any, kubelet: PlayedKubelet, outcomes: Any) -> None:
         installation = Installation("finetune-trainer:test", "https://127.0.0.1:1", "PEM")
@@ -67,7 +67,7 @@ class Life:
 
     async def live(self) -> int:
         """Returns the seconds of the deadline that are left after the pause."""
-        self._jobs.create("job", preflight="Run", activeDeadlineSeconds=DEADLINE)
+        self._jobs.create("job", preflight="Run", activeDeadlineSeconds=DEADLINE, startupDeadlineSeconds=DEADLINE)
         await self._until(lambda status: status.get("phase") == "Validating")
         checks = await self._run(PREFLIGHT)
         await self._until(lambda status: "startTime" in status.get("preflight", {}))

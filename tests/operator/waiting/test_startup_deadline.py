@@ -38,6 +38,10 @@ def _is_stopped(jobs: Any, name: str, naming: Callable[..., str] = child_name) -
     return any(each["type"] == "Failed" and each["reason"] == "DeadlineExceeded" for each in conditions)
 
 
+def _has_failed(jobs: Any, name: str) -> bool:
+    return bool(jobs.get(name)["status"]["phase"] == "Failed")
+
+
 def _fails(jobs: Any, name: str, reason: str, said: str) -> Json:
     """Waits until the job has failed for a reason and its Job is stopped; returns the status."""
     status: Json = jobs.wait_for_phase(name, "Failed", 30)["status"]
@@ -80,6 +84,22 @@ def test_a_volume_that_cannot_be_mounted_ends_the_job(
     kubelet.wait_in(pod, "ContainerCreating", "")
     jobs.patch_run_policy("unmounted", startupDeadlineSeconds=1)
     _fails(jobs, "unmounted", "ContainerConfigError", said)
+
+
+def test_a_job_that_the_api_server_refuses_ends(operator: OperatorProcess, jobs: Any, namespace: str) -> None:
+    core: Any = client.CoreV1Api(jobs.cluster.api_client())
+    hard = {"count/jobs.batch": "0"}
+    core.create_namespaced_resource_quota(namespace, {"metadata": {"name": "none"}, "spec": {"hard": hard}})
+    wait_for(lambda: core.read_namespaced_resource_quota("none", namespace).status.hard, "the quota is counted")
+
+    jobs.create("refused")
+    jobs.wait("refused", lambda status: status.get("reason") == "PermissionDenied", "refused")
+    jobs.patch_run_policy("refused", startupDeadlineSeconds=1)
+    # A refused write is tried again after 30 s; a change of the job is looked at at once.
+    wait_for(lambda: jobs.label("refused", "look", str(time.time())) or _has_failed(jobs, "refused"), "failed", 30)
+    failure = jobs.get("refused")["status"]["failure"]
+    assert failure["reason"] == "StartupDeadlineExceeded"
+    assert "exceeded quota" in failure["message"]
 
 
 def test_a_pod_without_a_node_ends_the_job_and_keeps_its_checkpoint(
