@@ -8,9 +8,9 @@ The exit code of the trainer's container, never the reason, decides what follows
     30: stopped; or evicted, preempted, its node lost        another pod, which counts as no retry      Ignore
     20, 40 and every other code; killed by a signal (128+n)  another pod, at most maxRetries of them    Count
 
-Memory is in two of these rows. A trainer that notices that it runs out of memory exits with 13, and the job fails at
-once. A trainer that the kernel kills (137, `OOMKilled`) is tried again, up to `spec.runPolicy.maxRetries` times. Both
-have the reason OutOfMemory.
+Memory is an exception. A trainer that notices that it runs out of memory exits with 13, and the job fails at once. A
+trainer that the kernel kills for its memory has the exit code of every kill (137), which the Job controller counts; so
+the operator, which sees the reason `OOMKilled`, fails the job and ends its Job. Both have the reason OutOfMemory.
 
 The reason is for machines; the hint tells people what to change. Codes stay below 64 so that they never look like a
 signal or a shell error.
@@ -192,7 +192,9 @@ FAILURES: dict[FailureReason, FailureClass] = {
         ExitCode.ACCESS, "Name a Secret that may read the dataset in spec.dataset.credentials."
     ),
     FailureReason.OUT_OF_MEMORY: FailureClass(
-        ExitCode.OUT_OF_MEMORY, "Raise spec.resources.memory.", Consequence.RETRY
+        ExitCode.OUT_OF_MEMORY,
+        "Raise spec.resources.memory and create the job again: it goes on from its last checkpoint.",
+        Consequence.JOB_FAILS,
     ),
     FailureReason.CUDA_OUT_OF_MEMORY: FailureClass(
         ExitCode.OUT_OF_MEMORY, "Lower spec.training.batchSize or spec.model.maxSequenceLength, or use a larger GPU."

@@ -84,12 +84,12 @@ def test_a_crash_or_a_kill_is_tried_again(code: int) -> None:
     assert action_after(code) is PodFailureAction.COUNT
 
 
-def test_memory_that_the_trainer_misses_ends_the_job_though_a_kill_is_tried_again() -> None:
+def test_memory_that_runs_out_ends_the_job_whoever_notices_though_a_kill_is_counted() -> None:
     assert ends_the_job(FailureReason.OUT_OF_MEMORY)
     assert action_after(exit_code_of(FailureReason.OUT_OF_MEMORY)) is PodFailureAction.FAIL_JOB
     assert action_after(128 + 9) is PodFailureAction.COUNT
     row = FAILURES[FailureReason.OUT_OF_MEMORY]
-    assert (row.after_exit, row.seen_by_operator) == (Consequence.JOB_FAILS, Consequence.RETRY)
+    assert (row.after_exit, row.seen_by_operator) == (Consequence.JOB_FAILS, Consequence.JOB_FAILS)
 
 
 @pytest.mark.parametrize("reason", sorted(OPERATOR_ONLY))

@@ -51,9 +51,7 @@ def page() -> str:
 
 
 def _consequences(row: FailureClass) -> str:
-    if row.after_exit is None or row.seen_by_operator is None:
-        return str(row.after_exit or row.seen_by_operator)
-    return f"{row.after_exit}; if the trainer was killed: {row.seen_by_operator}"
+    return str(row.after_exit or row.seen_by_operator)
 
 
 def _table(head: Sequence[str], rows: Iterator[Sequence[object]]) -> Iterator[str]:

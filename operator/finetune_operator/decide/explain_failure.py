@@ -46,7 +46,7 @@ def explain_pod(snapshot: Snapshot, run: ChildRun, pod: TrainerPod) -> tuple[Fai
         return FailureReason.TRAINER_CRASHED, pod.message or pod.reason or "the pod ended before its trainer did"
     if end.reason == OOM_KILLED:
         limit = MEMORY if run.component == PREFLIGHT else snapshot.spec.resources.memory
-        return FailureReason.OUT_OF_MEMORY, f"the trainer was killed because it used more memory than {limit}"
+        return FailureReason.OUT_OF_MEMORY, f"the trainer was killed when its memory reached the limit of {limit}"
 
     # By convention an exit code of 128 + n says that signal n ended the process.
     code = end.exit_code
@@ -59,6 +59,17 @@ def is_interruption(pod: TrainerPod) -> bool:
     if pod.is_disrupted:
         return True
     return pod.termination is not None and pod.termination.exit_code == ExitCode.INTERRUPTED
+
+
+def has_failed(run: ChildRun) -> bool:
+    """True if a run has failed for good: the Job controller says so, or the kernel killed the newest pod's trainer for
+    its memory. The Job controller cannot know the latter: it sees 137, the exit code of every kill, and would make
+    another pod that ends the same way."""
+    if run.job is None:
+        return False
+    pod = run.newest_pod
+    end = pod.termination if pod and not pod.is_disrupted else None
+    return run.job.is_over or (end is not None and end.reason == OOM_KILLED and run.outcome is None)
 
 
 def ends_the_run(snapshot: Snapshot, run: ChildRun) -> bool:

@@ -10,7 +10,7 @@ from finetune_api.failures import FailureReason
 from finetune_api.outcome import Result
 from finetune_api.vocabulary import Phase, PreflightResult, Stage
 from finetune_operator.decide.decision import Decision, Installation
-from finetune_operator.decide.explain_failure import explain_failure
+from finetune_operator.decide.explain_failure import explain_failure, has_failed
 from finetune_operator.decide.open_run import IS_SUSPENDED
 from finetune_operator.decide.shared import config_map_actions
 from finetune_operator.decide.training import REUSED
@@ -45,8 +45,8 @@ def checks_passed(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | N
 
 
 def checks_failed(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | None:
-    """The Job controller has given up, or the Job is complete although its pod wrote no outcome."""
-    if run.job is None or not run.job.is_over:
+    """The Job controller has given up, the Job is complete although its pod wrote no outcome, or memory ran out."""
+    if not has_failed(run):
         return None
 
     failure = explain_failure(snapshot, run)
@@ -54,7 +54,10 @@ def checks_failed(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | N
     # The memory limit of preflight is its own: raising spec.resources.memory would not help.
     changes: dict[str, object] = {"stage": Stage.PREFLIGHT, "step": None}
     if failure.reason == FailureReason.OUT_OF_MEMORY:
-        changes |= {"message": f"the checks used more memory than their limit of {MEMORY}", "hint": MEMORY_HINT}
+        changes |= {
+            "message": f"the checks were killed when their memory reached its limit of {MEMORY}",
+            "hint": MEMORY_HINT,
+        }
     failure = failure.model_copy(update=changes)
 
     return Decision(
@@ -64,6 +67,7 @@ def checks_failed(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | N
         is_stalled=True,
         failure=failure,
         preflight=PreflightResult.FAILED,
+        requeue_seconds=0,
     )
 
 

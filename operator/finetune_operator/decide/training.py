@@ -5,7 +5,7 @@ from dataclasses import replace
 from finetune_api.outcome import Result
 from finetune_api.vocabulary import Phase
 from finetune_operator.decide.decision import Decision, Installation
-from finetune_operator.decide.explain_failure import explain_failure
+from finetune_operator.decide.explain_failure import explain_failure, has_failed
 from finetune_operator.decide.open_run import IS_SUSPENDED
 from finetune_operator.decide.shared import config_map_actions
 from finetune_operator.desired.trainer_job import build_trainer_job
@@ -31,8 +31,9 @@ def trainer_succeeded(_: Snapshot, run: ChildRun, *__: object) -> Decision | Non
 
 
 def trainer_failed(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | None:
-    """The Job controller has given up, or the Job is complete although its trainer wrote no outcome."""
-    if run.job is None or not run.job.is_over:
+    """The Job controller has given up, the Job is complete although its trainer wrote no outcome, or memory ran out.
+    In the last case, the next look, which sees the failure in the status, ends the Job."""
+    if not has_failed(run):
         return None
 
     failure = explain_failure(snapshot, run)
@@ -43,6 +44,7 @@ def trainer_failed(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | 
         is_stalled=True,
         failure=failure,
         outcome=run.outcome,
+        requeue_seconds=0,
     )
 
 

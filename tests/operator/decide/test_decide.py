@@ -146,6 +146,12 @@ CASES: dict[str, tuple[Snapshot, Phase, str]] = {
         Phase.FAILED,
         "OutOfMemory",
     ),
+    "the kernel killed the trainer for its memory, before the Job controller has said anything": (
+        a_snapshot(pods=(an_ended_pod(137, terminated={"reason": "OOMKilled"}),)),
+        Phase.FAILED,
+        "OutOfMemory",
+    ),
+    "a kill for another reason is tried again": (a_snapshot(pods=(an_ended_pod(137),)), Phase.QUEUED, "Retrying"),
     "the deadline has passed": (
         a_snapshot(pods=(an_ended_pod(30, STOPPED),), job=a_trainer_job(failed=_failed("DeadlineExceeded"))),
         Phase.FAILED,

@@ -141,6 +141,11 @@ CASES: dict[str, tuple[Snapshot, Phase, str]] = {
         Phase.PENDING,
         "NameConflict",
     ),
+    "the kernel killed the checks for their memory": (
+        a_preflight_snapshot(an_ended_pod(137, terminated={"reason": "OOMKilled"})),
+        Phase.FAILED,
+        "OutOfMemory",
+    ),
     "the Job is being deleted": (
         a_preflight_snapshot(job=a_preflight_job(deleting=True)),
         Phase.VALIDATING,
