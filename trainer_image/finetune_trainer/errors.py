@@ -2,6 +2,7 @@
 
     TrainerError(reason, message)
     ├── S3Fault                storage/s3_faults.py: with the kind of fault, for code that can act on it
+    ├── DiskFullError          storage/disk_faults.py: a write that found no room, and does not say what it needed
     ├── ExportError ...        export/errors.py
     └── InterruptedRunError    the pod is being stopped; a checkpoint was written first
 

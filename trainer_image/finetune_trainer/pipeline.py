@@ -8,6 +8,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from finetune_api.failures import FailureReason
 from finetune_api.outcome import FailedExport
+from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Stage
 from finetune_trainer.artifacts.checkpoints import CheckpointStore, checkpoint_key
 from finetune_trainer.artifacts.manifest import Manifest
@@ -17,7 +18,7 @@ from finetune_trainer.documents.write import RunSummary, write_documents
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.export.errors import ExportError
-from finetune_trainer.job.disk_needs import JobSize, describe_lack, plan_disk
+from finetune_trainer.job.disk_needs import DiskNeed, JobSize, describe_lack, plan_disk
 from finetune_trainer.job.run_context import RunContext
 from finetune_trainer.job.source_access import access_source
 from finetune_trainer.model.base_models import find_base_model_sign
@@ -56,6 +57,7 @@ def run(context: RunContext) -> Manifest:
     progress.stage(Stage.ADAPTER_INJECTION)
     adapted = inject_adapter(loaded.model, config.adapter, config.training.seed)
     _report_adapter(context, adapted)
+    progress.disk_needs = _plan_disk(config, adapted)
     check_saving(adapted.model, loaded, base.folder, config, work / "tokenizer")
 
     progress.stage(Stage.DATA_FORMATTING)
@@ -68,7 +70,7 @@ def run(context: RunContext) -> Manifest:
     checkpoints = _checkpoint_store(context, base, source, evaluation)
     checkpointed = _checkpointed_state(context, base, loaded, data)
 
-    _check_disk(context, adapted)
+    _check_disk(context)
 
     progress.stage(Stage.TRAINING)
     sign = find_base_model_sign(base.folder, config.model.source)
@@ -77,7 +79,8 @@ def run(context: RunContext) -> Manifest:
     progress.resolve(total_steps=outcome.steps)
 
     progress.stage(Stage.SAVING)
-    saved = save_artifacts(adapted.model, loaded, base.folder, config, work / "artifacts")
+    output = work / "artifacts"
+    saved = save_artifacts(adapted.model, loaded, base.folder, config, output, progress.disk_needs)
     trained = Trained(adapted.model, engine, loaded.device)
     judged = judge_artifacts(saved.artifacts, base.folder, data, trained)
     documents = _write_documents(context, base, judged, outcome, checkpointed, saved.failed)
@@ -172,11 +175,16 @@ def _configure(context: RunContext, loaded: LoadedModel, data: FormattedData, en
     return arguments
 
 
-def _check_disk(context: RunContext, adapted: AdaptedModel) -> None:
-    """Raises TrainerError (DiskFull) if what is still to be written does not fit: now, not after the training."""
+def _plan_disk(config: RunConfig, adapted: AdaptedModel) -> tuple[DiskNeed, ...]:
+    """What is still to be written, beside the rows."""
     size = JobSize(adapted.total_parameters - adapted.trainable_parameters, adapted.trainable_parameters)
+    return plan_disk(config, size)
+
+
+def _check_disk(context: RunContext) -> None:
+    """Raises TrainerError (DiskFull) if what is still to be written does not fit: now, not after the training."""
     have = free_disk(context.settings.work, context.config.ephemeral_storage_bytes)
-    if (lack := describe_lack(plan_disk(context.config, size), have)) is not None:
+    if (lack := describe_lack(context.progress.disk_needs, have)) is not None:
         raise TrainerError(FailureReason.DISK_FULL, f"{lack} left in {context.settings.work}")
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import GgufType
-from finetune_trainer.job.disk_needs import BITS, GIBIBYTE, JobSize, describe_lack, plan_disk
+from finetune_trainer.job.disk_needs import BITS, JobSize, describe_lack, plan_disk
 
+GIBIBYTE = 1 << 30
 Builder = Callable[..., RunConfig]
 SIZE = JobSize(parameters=8 * GIBIBYTE, trained=GIBIBYTE // 64, base_bytes=16 * GIBIBYTE, tokens=GIBIBYTE // 8)
 

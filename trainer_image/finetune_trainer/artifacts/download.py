@@ -12,6 +12,7 @@ from finetune_api.failures import FailureReason
 from finetune_trainer.artifacts.manifest import MANIFEST_NAME, Manifest, ManifestArtifact, ManifestFile
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.digests import sha256_file
+from finetune_trainer.storage.disk_faults import check_room
 from finetune_trainer.storage.object_store import ObjectStore, OnBytes
 
 SUMS_NAME = "SHA256SUMS"
@@ -52,10 +53,13 @@ def download_artifacts(
     """Downloads every file of these artifacts below `target`, and writes SHA256SUMS for `sha256sum --check`.
 
     An intact file that is there already is kept. A file gets its final name when it is complete and verified. Returns
-    the paths. Raises TrainerError (UploadCorrupted if the content is not what the manifest says).
+    the paths. Raises TrainerError (DiskFull; UploadCorrupted if the content is not what the manifest says).
     """
     files = [file for artifact in artifacts for file in artifact.files]
     paths = [local_path(file) for file in files]
+    missing = sum(file.bytes for file, path in zip(files, paths, strict=True) if not (target / path).exists())
+    check_room(target, missing, "copy the result")
+
     for file, path in zip(files, paths, strict=True):
         _download(store, file, target / path, on_bytes)
 

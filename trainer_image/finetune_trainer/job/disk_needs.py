@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import GgufType, MergedType
+from finetune_trainer.storage.disk_faults import format_size
 
-GIBIBYTE = 1 << 30
 BITS = {
     GgufType.F32: 32, GgufType.F16: 16, GgufType.BF16: 16, GgufType.Q8_0: 8.5, GgufType.Q6_K: 6.6,
     GgufType.Q5_K_M: 5.7, GgufType.Q5_K_S: 5.5, GgufType.Q5_1: 6.0, GgufType.Q5_0: 5.5,
@@ -63,15 +63,14 @@ def plan_disk(config: RunConfig, size: JobSize) -> tuple[DiskNeed, ...]:
 
 def describe_lack(needs: Iterable[DiskNeed], have: int) -> str | None:
     """Returns a sentence if `have` bytes are too few for the needs, the largest first; None if they suffice."""
-    ordered = sorted(needs, key=lambda need: -need.bytes)
-    total = sum(need.bytes for need in ordered)
-    if total <= have:
+    listed = tuple(needs)
+    if sum(need.bytes for need in listed) <= have:
         return None
-
-    items = ", ".join(f"{need.name} {format_gib(need.bytes)}" for need in ordered)
-    return f"the job needs {format_gib(total)} of disk ({items}), but has {format_gib(have)}"
+    return f"the job needs {describe_needs(listed)}, but has {format_size(have)}"
 
 
-def format_gib(count: int) -> str:
-    """A size for people, in GiB or, below 0.1 GiB, in MiB."""
-    return f"{count / GIBIBYTE:.1f} GiB" if count >= GIBIBYTE / 10 else f"{count * 1024 / GIBIBYTE:.1f} MiB"
+def describe_needs(needs: Iterable[DiskNeed]) -> str:
+    """Returns the sum of the needs and each of them, the largest first, for people."""
+    ordered = sorted(needs, key=lambda need: -need.bytes)
+    items = ", ".join(f"{need.name} {format_size(need.bytes)}" for need in ordered)
+    return f"{format_size(sum(need.bytes for need in ordered))} of disk ({items})"

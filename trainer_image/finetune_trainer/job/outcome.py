@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from finetune_api.outcome import Outcome, Result
 from finetune_trainer.artifacts.failed_exports import explain_failed_exports
 from finetune_trainer.artifacts.manifest import Manifest
 from finetune_trainer.errors import InterruptedRunError, TrainerError
+from finetune_trainer.job.disk_needs import DiskNeed, describe_needs
 from finetune_trainer.job.progress_tracker import ProgressTracker
-from finetune_trainer.storage.disk_faults import explain_disk_fault
+from finetune_trainer.storage.disk_faults import DiskFullError, explain_disk_fault
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ def published(
 
 def failed(error: BaseException, progress: ProgressTracker, work: Path | None = None) -> Outcome:
     """Outcome of a run that ended with an error; `work` is the folder that it wrote to."""
-    reason, message = explain(error, work)
+    reason, message = explain(error, work, progress.disk_needs)
 
     return Outcome(
         result=Result.INTERRUPTED if reason is FailureReason.INTERRUPTED else Result.FAILED,
@@ -78,19 +80,23 @@ def overdue(progress: ProgressTracker) -> Outcome:
     return failed(InterruptedRunError(f"stopped in the middle of its work; {stored}"), progress)
 
 
-def explain(error: BaseException, work: Path | None = None) -> tuple[FailureReason, str]:
-    """Returns reason and message of an error; `work` is the folder that the run writes to.
+def explain(
+    error: BaseException, work: Path | None = None, needs: Sequence[DiskNeed] = ()
+) -> tuple[FailureReason, str]:
+    """Returns reason and message of an error; `work` is the folder that the run writes to, `needs` what it writes.
 
     Our own errors carry both. Any other is a defect: its text stays in the log, as it may hold a secret.
     """
-    if isinstance(error, TrainerError):
-        return error.reason, error.message
     if _is_gpu_memory_error(error):
         return FailureReason.CUDA_OUT_OF_MEMORY, "the run does not fit the GPU's memory"
     if isinstance(error, MemoryError):
         return FailureReason.OUT_OF_MEMORY, "the run does not fit the host's memory"
-    if (fault := explain_disk_fault(error, work)) is not None:
-        return fault.reason, fault.message
+
+    failure = error if isinstance(error, TrainerError) else explain_disk_fault(error, work)
+    if isinstance(failure, DiskFullError) and needs:
+        return failure.reason, f"{failure.message}; what the job writes there takes {describe_needs(needs)}"
+    if failure is not None:
+        return failure.reason, failure.message
     return FailureReason.INTERNAL_ERROR, f"{type(error).__name__}, see the trainer's log"
 
 

@@ -23,6 +23,7 @@ from finetune_api.progress import (
     TrainerStatus,
 )
 from finetune_api.vocabulary import Stage
+from finetune_trainer.job.disk_needs import DiskNeed
 from finetune_trainer.stopping import stop_point
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class ProgressTracker:
         self._values: dict[str, Any] = {}
         self._resolved = Resolved()
         self._memory: MemoryUse | None = None
+        self.disk_needs: tuple[DiskNeed, ...] = ()
+        """What the run writes to its disk beside model and rows, once that is known."""
         self._activity: str | None = None
         self._eta: int | None = None
         self._sequence = 0

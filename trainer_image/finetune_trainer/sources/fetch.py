@@ -23,10 +23,10 @@ from finetune_trainer.sources.selection import (
     choose_model_files,
 )
 from finetune_trainer.storage.digests import sha256_of_each, sha256_of_lines
+from finetune_trainer.storage.disk_faults import check_room
 from finetune_trainer.storage.object_store import OnBytes, ignore_bytes
 from finetune_trainer.storage.s3_faults import DATASET_REASONS, MODEL_REASONS, FaultReasons
 
-GIBIBYTE = 1 << 30
 WEIGHTS_SUFFIX = ".safetensors"
 
 
@@ -155,13 +155,7 @@ def _download(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
 
-    needed, free = repository.download_size([*names, *extra]), shutil.disk_usage(work).free
-    if needed > free:
-        message = (
-            f"{needed / GIBIBYTE:.1f} GiB are needed to download the source, "
-            f"but only {free / GIBIBYTE:.1f} GiB of disk are free"
-        )
-        raise TrainerError(FailureReason.DISK_FULL, message)
+    check_room(work, repository.download_size([*names, *extra]), "download the source")
 
     # Files that are used in place stay where they are: `folder` is then not `work`.
     folder = repository.download([*names, *extra], work, on_bytes)

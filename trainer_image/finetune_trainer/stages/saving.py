@@ -1,6 +1,7 @@
 """Stage 6: writes the adapter, merged weights and GGUF files to this disk, ready to be published."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from finetune_trainer.export.base_model.companions import Companions, companions
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.export.export import ExportedFile, ExportRequest, export
 from finetune_trainer.export.feasibility import check_export
+from finetune_trainer.job.disk_needs import DiskNeed
 from finetune_trainer.job.outcome import explain
 from finetune_trainer.training.gradients import trainable_weights
 from finetune_trainer.training.loaded_model import LoadedModel
@@ -33,10 +35,13 @@ class Saved:
     failed: tuple[FailedExport, ...] = ()
 
 
-def save_artifacts(model: Any, loaded: LoadedModel, base: Path, config: RunConfig, output: Path) -> Saved:
+def save_artifacts(
+    model: Any, loaded: LoadedModel, base: Path, config: RunConfig, output: Path, needs: Sequence[DiskNeed] = ()
+) -> Saved:
     """Writes every artifact that the job asks for below `output`. An export that fails costs no other artifact.
 
     Merged weights and GGUF files are made from the original 16-bit weights in the folder `base`, not from the NF4 ones.
+    `needs` are what the job writes to that disk, for the message if it is full.
     """
     adapter = output / "adapter"
     # fp32: adapters are small, and merging them later then rounds only once.
@@ -61,7 +66,7 @@ def save_artifacts(model: Any, loaded: LoadedModel, base: Path, config: RunConfi
         name=config.job.name,
         base_name=Source.parse(config.model.source).hub_name,
     )
-    files, failed = export_what_works(request, loaded.device)
+    files, failed = export_what_works(request, loaded.device, needs)
 
     if merged is not None and any(file.kind == "merged" for file in files):
         artifacts.append(LocalArtifact(ArtifactType.MERGED, output / "merged", "safetensors", merged.value))
@@ -72,7 +77,9 @@ def save_artifacts(model: Any, loaded: LoadedModel, base: Path, config: RunConfi
     return Saved(artifacts, tuple(failed))
 
 
-def export_what_works(request: ExportRequest, device: torch.device) -> tuple[list[ExportedFile], list[FailedExport]]:
+def export_what_works(
+    request: ExportRequest, device: torch.device, needs: Sequence[DiskNeed]
+) -> tuple[list[ExportedFile], list[FailedExport]]:
     """Makes all outputs in one pass; if that fails, each by itself. Raises InterruptedRunError only."""
     try:
         return export(request, device=device, on_progress=lambda done, total: None), []
@@ -81,12 +88,12 @@ def export_what_works(request: ExportRequest, device: torch.device) -> tuple[lis
     except Exception as error:  # noqa: BLE001 (the training is finished: whatever goes wrong here must not cost it)
         parts = _single_outputs(request)
         if len(parts) == 1:
-            return [], [_failed_export(parts[0], error)]
+            return [], [_failed_export(parts[0], error, needs)]
 
     files: list[ExportedFile] = []
     failed: list[FailedExport] = []
     for part in parts:
-        made, missing = export_what_works(part, device)
+        made, missing = export_what_works(part, device, needs)
         files += made
         failed += missing
     return files, failed
@@ -98,11 +105,11 @@ def _single_outputs(request: ExportRequest) -> list[ExportRequest]:
     return merged + [replace(request, merged=None, gguf=(kind,)) for kind in request.gguf]
 
 
-def _failed_export(request: ExportRequest, error: Exception) -> FailedExport:
+def _failed_export(request: ExportRequest, error: Exception, needs: Sequence[DiskNeed]) -> FailedExport:
     """The failure of a single output; a defect is logged with its traceback."""
     kind = ArtifactType.MERGED if request.merged is not None else ArtifactType.GGUF
     quantization = request.merged or request.gguf[0]
-    _, message = explain(error)
+    _, message = explain(error, request.output, needs)
     traceback = None if isinstance(error, TrainerError) else error
     log.error("%s %s could not be made: %s", kind.value, quantization, message, exc_info=traceback)
     return FailedExport(type=kind, quantization=quantization, message=message[:MAX_EXPORT_MESSAGE])

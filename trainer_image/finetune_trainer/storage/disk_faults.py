@@ -19,7 +19,14 @@ FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 _FULL_TEXTS = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _WRITER_TEXTS = ("PytorchStreamWriter failed writing", "inline_container.cc")  # PyTorch's do not say why
 _ALMOST_NOTHING = 1 << 20
-MEBIBYTE = 1 << 20
+MEBIBYTE, GIBIBYTE = 1 << 20, 1 << 30
+
+
+class DiskFullError(TrainerError):
+    """A write found the disk full; the message says what is free, and whoever knows adds what is needed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(FailureReason.DISK_FULL, message)
 
 
 def explain_disk_fault(error: BaseException, work: Path | None = None) -> TrainerError | None:
@@ -34,7 +41,7 @@ def explain_disk_fault(error: BaseException, work: Path | None = None) -> Traine
         number = cause.errno if isinstance(cause, OSError) else None
         where = _folder(cause) or work
         if number in FULL or any(text in str(cause) for text in _FULL_TEXTS) or _broke_off(cause, where):
-            return TrainerError(FailureReason.DISK_FULL, f"the disk is full{_describe_free(where)}")
+            return DiskFullError(f"the disk is full{_describe_free(where)}")
         # Firewalls refuse connections by the same numbers, but then no file is named.
         if isinstance(cause, OSError) and (number == errno.EROFS or (number in FORBIDDEN and cause.filename)):
             what = f"{cause.filename} cannot be written or read" if cause.filename else "a file cannot be written"
@@ -58,6 +65,19 @@ def free_disk(folder: Path, limit: int | None) -> int:
     if limit is None:
         return free
     return min(free, limit - sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+
+
+def check_room(folder: Path, needed: int, purpose: str) -> None:
+    """Raises TrainerError (DiskFull) if `folder` has less than `needed` bytes left; `purpose` goes on "to ..."."""
+    free: int = _usage(folder).free
+    if needed > free:
+        message = f"{format_size(needed)} are needed to {purpose}, but only {format_size(free)} are free in {folder}"
+        raise TrainerError(FailureReason.DISK_FULL, message)
+
+
+def format_size(count: int) -> str:
+    """A size for people, in GiB or, below 0.1 GiB, in MiB."""
+    return f"{count / GIBIBYTE:.1f} GiB" if count >= GIBIBYTE / 10 else f"{count / MEBIBYTE:.1f} MiB"
 
 
 def _usage(folder: Path) -> Any:
