@@ -176,7 +176,7 @@ def _configure(context: RunContext, loaded: LoadedModel, data: FormattedData, en
 
 
 def _plan_disk(config: RunConfig, adapted: AdaptedModel) -> tuple[DiskNeed, ...]:
-    """What is still to be written, beside the rows."""
+    """Sizes of what is still to be written, beside the rows."""
     size = JobSize(adapted.total_parameters - adapted.trainable_parameters, adapted.trainable_parameters)
     return plan_disk(config, size)
 
