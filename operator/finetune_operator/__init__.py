@@ -7,6 +7,7 @@ Begin with `reconcile`, the path of one job: it observes, decides, acts and answ
 `desired`   builds the manifests of the children (pure)
 `status`    builds the status and the Events (pure)
 `cluster`   sends the requests to Kubernetes
+`election`  elects the one replica that does all this
 `watch`     turns kopf's events into jobs that are due
 `reports`   receives the progress reports of trainers
 `main`      builds all of this from `settings` and runs it; `health` answers the kubelet's probes

@@ -1,5 +1,8 @@
 """`finetune-operator run`: builds the parts, connects them and runs them until a signal or a defect ends one.
 
+Every replica campaigns for the Lease, answers probes and takes reports. kopf's watches and the workers begin when it
+becomes the leader. If it loses the Lease, its workers stop; the watches go on, because they write nothing.
+
 In a pod, the operator uses its service account. With `--kubeconfig` it runs anywhere else, under the credentials of
 that file.
 """
@@ -7,8 +10,11 @@ that file.
 import argparse
 import asyncio
 import logging
+import signal
+import socket
 import ssl
 import sys
+import uuid
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -20,12 +26,16 @@ from aiohttp import web
 from finetune_operator.cluster.cluster import Cluster
 from finetune_operator.cluster.connection import ApiConnection
 from finetune_operator.decide.decision import Installation
+from finetune_operator.election.campaign import Campaign
+from finetune_operator.election.election import Election
+from finetune_operator.election.fence import FencedConnection
 from finetune_operator.errors import SettingsError
 from finetune_operator.health import build_health_app
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.reports.checks import ReportChecks
+from finetune_operator.reports.forward import LeaderLink
 from finetune_operator.reports.server import build_progress_app, load_certificate, renew_certificate
 from finetune_operator.settings import Kubeconfig, Settings
 from finetune_operator.watch.controller import Controller
@@ -50,28 +60,72 @@ def main(arguments: Sequence[str] | None = None) -> None:
 async def run(settings: Settings) -> None:
     """Run the operator. Returns after SIGTERM or SIGINT; raises the error that ended it otherwise."""
     async with AsyncExitStack() as stack:
-        connection = await ApiConnection.open(settings.api_server)
-        stack.push_async_callback(connection.close)
+        connection = await _connect(stack, settings)
         cluster = Cluster(connection, settings.namespace)
 
+        # The Lease has a connection of its own: the API server may ask for peace on the other one.
+        election = _election(settings)
+        lease_cluster = Cluster(await _connect(stack, settings), settings.namespace)
+        campaign = Campaign(lease_cluster, election, settings.lease_namespace)
+
         reports, terminated_pods = ReportStore(), TerminatedPods()
-        reconciler = Reconciler(cluster, _installation(settings), reports, terminated_pods)
-        controller = Controller(cluster, reconciler, reports)
+        leader_cluster = Cluster(FencedConnection(connection, election), settings.namespace)
+        reconciler = Reconciler(leader_cluster, _installation(settings), reports, terminated_pods)
+        controller = Controller(leader_cluster, reconciler, reports)
 
         # Probes are answered from the start; reports only once the API server can vouch for their tokens.
         tls = load_certificate(settings.tls_dir)
-        await _serve(stack, build_health_app(controller), settings.health_port)
+        await _serve(stack, build_health_app(election, campaign, controller), settings.health_port)
         await cluster.wait_until_served()
-        checks = ReportChecks(cluster, reports, cluster.now)
-        await _serve(stack, build_progress_app(checks, controller), settings.progress_port, tls)
 
-        watching = kopf.operator(
-            registry=build_registry(controller, terminated_pods, connection),
-            settings=build_settings(),
-            clusterwide=settings.namespace is None,
-            namespaces=[settings.namespace] if settings.namespace else [],
+        link = LeaderLink(election, settings.progress_url, settings.tls_dir)
+        stack.push_async_callback(link.close)
+        app = build_progress_app(ReportChecks(cluster, reports, cluster.now), controller)
+        app.middlewares.append(link.middleware())
+        await _serve(stack, app, settings.progress_port, tls)
+
+        stop, has_led = asyncio.Event(), asyncio.Event()
+        _stop_on_signals(stop)
+
+        async def lead() -> None:
+            has_led.set()
+            await controller.run()
+
+        registry = build_registry(controller, terminated_pods, connection)
+        await _run_until_one_ends(
+            campaign.run(lead),
+            _watch(has_led, stop, registry, settings.namespace),
+            renew_certificate(tls, settings.tls_dir),
+            _wait(stop),
         )
-        await _run_until_one_ends(watching, controller.run(), renew_certificate(tls, settings.tls_dir))
+
+
+async def _watch(begin: asyncio.Event, stop: asyncio.Event, registry: kopf.OperatorRegistry, scope: str | None) -> None:
+    """Run kopf from `begin` on. `scope`: the one namespace to watch, None for all."""
+    await begin.wait()
+
+    others = asyncio.all_tasks()
+    tasks = await kopf.spawn_tasks(
+        registry=registry,
+        settings=build_settings(),
+        clusterwide=scope is None,
+        namespaces=[scope] if scope else [],
+    )
+
+    # kopf has taken the signals over. It would end with them at once, but the workers are to stop first.
+    _stop_on_signals(stop)
+    await kopf.run_tasks(tasks, ignored=others)
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+
+async def _wait(stop: asyncio.Event) -> None:
+    await stop.wait()
+    logger.info("stopping")
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -92,10 +146,24 @@ def _set_up_logging(level: str) -> None:
         logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # it logs a line for every event of every object
 
 
+async def _connect(stack: AsyncExitStack, settings: Settings) -> ApiConnection:
+    """Returns a connection to the API server that closes with the stack."""
+    connection = await ApiConnection.open(settings.api_server)
+    stack.push_async_callback(connection.close)
+    return connection
+
+
 def _installation(settings: Settings) -> Installation:
     authority = settings.tls_dir / "ca.crt"  # absent if a public authority signed the certificate
     certificate = authority.read_text() if authority.exists() else None
     return Installation(settings.trainer_image, settings.progress_url, certificate, settings.location_template)
+
+
+def _election(settings: Settings) -> Election:
+    """Returns this process's view of the election; a container that restarts is another candidate."""
+    host = f"[{settings.pod_ip}]" if ":" in settings.pod_ip else settings.pod_ip
+    identity = f"{socket.gethostname()}_{uuid.uuid4()}"
+    return Election(identity, f"{host}:{settings.progress_port}")
 
 
 async def _serve(stack: AsyncExitStack, app: web.Application, port: int, tls: ssl.SSLContext | None = None) -> None:
@@ -108,9 +176,9 @@ async def _serve(stack: AsyncExitStack, app: web.Application, port: int, tls: ss
 
 
 async def _run_until_one_ends(*parts: Coroutine[Any, Any, None]) -> None:
-    """Run the parts until one of them ends, then cancel the others; raises that part's error.
+    """Run the parts until one of them ends, then stop the others, one after the other; raises that part's error.
 
-    kopf ends on a signal. Any other end is a defect; its error ends the process, and the pod restarts.
+    A signal ends one of them. Any other end is a defect; its error ends the process, and the pod restarts.
     """
     tasks = [asyncio.create_task(part) for part in parts]
     try:
@@ -120,4 +188,4 @@ async def _run_until_one_ends(*parts: Coroutine[Any, Any, None]) -> None:
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(task, return_exceptions=True)

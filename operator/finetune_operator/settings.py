@@ -61,6 +61,12 @@ class Settings:
     """Holds tls.crt and tls.key of the progress server, and ca.crt, the authority that pods trust (absent for a
     public one)."""
 
+    lease_namespace: str
+    """Namespace of the Lease by which the replicas elect their leader."""
+
+    pod_ip: str
+    """Address at which other replicas reach this one's progress server."""
+
     api_server: ServiceAccount | Kubeconfig
     log_level: str
 
@@ -70,7 +76,7 @@ class Settings:
     ) -> Self:
         """Read the environment; raises SettingsError that names everything missing or wrong at once.
 
-        With `kubeconfig`, the variables that describe a pod's service account are not needed.
+        With `kubeconfig`, the variables that describe a pod and its service account are not needed.
         """
         reader = _Reader(os.environ if environment is None else environment)
 
@@ -82,6 +88,8 @@ class Settings:
             progress_port=reader.port("FINETUNE_PROGRESS_PORT"),
             health_port=reader.port("FINETUNE_HEALTH_PORT"),
             tls_dir=Path(reader.text("FINETUNE_TLS_DIR")),
+            lease_namespace=reader.text("FINETUNE_LEASE_NAMESPACE", "default" if kubeconfig else None),
+            pod_ip=reader.text("FINETUNE_POD_IP", "127.0.0.1" if kubeconfig else None),
             api_server=kubeconfig or reader.service_account(),
             log_level=reader.choice("FINETUNE_LOG_LEVEL", LOG_LEVELS),
         )

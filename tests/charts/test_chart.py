@@ -10,8 +10,9 @@ import pytest
 import yaml
 from cryptography import x509
 
-from finetune_operator.cluster.access import CLUSTER_RULES, RULES
+from finetune_operator.cluster.access import CLUSTER_RULES, OWN_RULES, RULES
 from finetune_operator.cluster.generate import generated_files
+from finetune_operator.settings import Settings
 from finetune_test_programs.binaries import helm_binary
 
 CHART = Path(__file__).parents[2] / "charts/finetune-operator"
@@ -51,7 +52,7 @@ def test_no_rule_reaches_secrets_shells_or_logs(rendered: list[dict[str, Any]]) 
 
 
 def test_the_operator_is_tested_under_the_rules_that_the_chart_gives(rendered: list[dict[str, Any]]) -> None:
-    assert rules(rendered) == [rule.to_wire() for rule in (*RULES, *CLUSTER_RULES)]
+    assert rules(rendered) == [rule.to_wire() for rule in (*RULES, *CLUSTER_RULES, *OWN_RULES)]
 
 
 def test_the_generated_rules_are_fresh() -> None:
@@ -66,9 +67,11 @@ def test_a_namespaced_install_has_no_cluster_role_but_token_review() -> None:
     assert cluster_rules == [
         {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}
     ]
-    (role,) = of_kind(documents, "Role")
-    (binding,) = of_kind(documents, "RoleBinding")
+    role, own_role = of_kind(documents, "Role")
+    binding, own_binding = of_kind(documents, "RoleBinding")
     assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == "team"
+    assert own_role["metadata"]["namespace"] == own_binding["metadata"]["namespace"] == "system"
+    assert {rule["resources"][0] for rule in own_role["rules"]} == {"leases"}
 
 
 def test_the_operator_pod_is_restricted(rendered: list[dict[str, Any]]) -> None:
@@ -82,6 +85,35 @@ def test_the_operator_pod_is_restricted(rendered: list[dict[str, Any]]) -> None:
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
+
+
+def test_two_replicas_are_spread_and_replaced_one_after_the_other(rendered: list[dict[str, Any]]) -> None:
+    (deployment,), (budget,) = of_kind(rendered, "Deployment"), of_kind(rendered, "PodDisruptionBudget")
+    spec = deployment["spec"]
+    assert spec["replicas"] == 2
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}
+    assert budget["spec"] == {"maxUnavailable": 1, "selector": spec["selector"]}
+
+    (spread,) = spec["template"]["spec"]["topologySpreadConstraints"]
+    assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
+    assert spread["labelSelector"] == spec["selector"]
+    assert spread["labelSelector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
+    (single,) = of_kind(render("--set", "replicas=1"), "Deployment")
+    assert single["spec"]["replicas"] == 1
+
+
+def test_the_environment_is_complete(rendered: list[dict[str, Any]]) -> None:
+    (deployment,) = of_kind(rendered, "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    of_the_pod = {"metadata.namespace": "system", "status.podIP": "10.0.0.7"}  # and these the kubelet fills in
+    environment = {
+        entry["name"]: entry.get("value") or of_the_pod[entry["valueFrom"]["fieldRef"]["fieldPath"]]
+        for entry in container["env"]
+        if entry.get("value") != ""
+    } | {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBERNETES_SERVICE_PORT": "443"}
+
+    settings = Settings.from_environment(environment)
+    assert (settings.lease_namespace, settings.pod_ip) == ("system", "10.0.0.7")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +133,7 @@ def test_the_certificate_is_for_the_address_that_pods_are_told(url: str, host: s
     assert host in found
     (deployment,) = of_kind(documents, "Deployment")
     environment = {
-        entry["name"]: entry["value"] for entry in deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+        entry["name"]: entry.get("value") for entry in deployment["spec"]["template"]["spec"]["containers"][0]["env"]
     }
     assert host in environment["FINETUNE_PROGRESS_URL"]
 
@@ -131,6 +163,7 @@ def test_the_crd_can_be_left_out_and_is_kept_on_uninstall(rendered: list[dict[st
     [
         "progress.prot=1",
         "logLevel=LOUD",
+        "replicas=0",
         "progress.url=http://plain",
         "image.digest=latest",
         "resultLocation=shared",

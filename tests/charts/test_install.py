@@ -29,7 +29,15 @@ NEEDED = (
     ("list", "pods", ""),
     ("create", "events", ""),
 )
+IN_ITS_OWN_NAMESPACE = (
+    ("get", "leases.coordination.k8s.io/finetune-operator", ""),
+    ("update", "leases.coordination.k8s.io/finetune-operator", ""),
+    ("create", "leases.coordination.k8s.io", ""),
+)
 REFUSED = (
+    ("update", "leases.coordination.k8s.io", ""),
+    ("delete", "leases.coordination.k8s.io/finetune-operator", ""),
+    ("list", "leases.coordination.k8s.io", ""),
     ("get", "secrets", ""),
     ("list", "secrets", ""),
     ("create", "pods", "exec"),
@@ -82,7 +90,9 @@ def release() -> Iterator[Release]:
 def test_the_account_has_what_it_needs_and_nothing_more(release: Release) -> None:
     release.install()
     assert [rule for rule in NEEDED if not release.may(*rule, TEAM)] == []
-    assert [rule for rule in REFUSED if release.may(*rule, TEAM)] == []
+    assert [rule for rule in IN_ITS_OWN_NAMESPACE if not release.may(*rule, SYSTEM)] == []
+    assert [rule for rule in IN_ITS_OWN_NAMESPACE if release.may(*rule, TEAM)] == []
+    assert [rule for rule in REFUSED if release.may(*rule, TEAM) or release.may(*rule, SYSTEM)] == []
     assert release.may("create", "tokenreviews.authentication.k8s.io", "", TEAM)
 
 

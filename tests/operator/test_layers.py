@@ -15,7 +15,12 @@ PURE = [
     for folder in FOLDERS
     for path in sorted((Path(finetune_operator.__file__).parent / folder).glob("*.py"))
     if path.stem != "__init__"
-] + ["finetune_operator.observe.children", "finetune_operator.observe.snapshot", "finetune_operator.status_reasons"]
+] + [
+    "finetune_operator.election.election",
+    "finetune_operator.observe.children",
+    "finetune_operator.observe.snapshot",
+    "finetune_operator.status_reasons",
+]
 CLIENTS = {"kopf", "kubernetes", "aiohttp", "requests", "urllib3"}
 
 

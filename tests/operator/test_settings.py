@@ -15,6 +15,8 @@ GOOD = {
     "FINETUNE_PROGRESS_PORT": "8443",
     "FINETUNE_HEALTH_PORT": "8080",
     "FINETUNE_TLS_DIR": "/etc/finetune/tls",
+    "FINETUNE_LEASE_NAMESPACE": "finetune-system",
+    "FINETUNE_POD_IP": "10.0.0.7",
     "FINETUNE_SERVICE_ACCOUNT_DIR": "/var/run/secrets/kubernetes.io/serviceaccount",
     "KUBERNETES_SERVICE_HOST": "10.0.0.1",
     "KUBERNETES_SERVICE_PORT": "443",
@@ -28,13 +30,17 @@ def test_a_complete_environment_is_read() -> None:
     assert settings.api_server == ServiceAccount("10.0.0.1", 443, folder)
     assert settings.progress_url == "https://operator.finetune-system.svc:8443"
     assert settings.tls_dir == Path("/etc/finetune/tls")
+    assert (settings.lease_namespace, settings.pod_ip) == ("finetune-system", "10.0.0.7")
 
 
 def test_with_a_kubeconfig_the_pods_own_variables_are_not_needed() -> None:
     kubeconfig = Kubeconfig(Path("config"), "dev")
     pod_only = ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT", "FINETUNE_SERVICE_ACCOUNT_DIR")
+    pod_only += ("FINETUNE_LEASE_NAMESPACE", "FINETUNE_POD_IP")
     environment = {name: value for name, value in GOOD.items() if name not in pod_only}
-    assert Settings.from_environment(environment, kubeconfig).api_server == kubeconfig
+    settings = Settings.from_environment(environment, kubeconfig)
+    assert settings.api_server == kubeconfig
+    assert (settings.lease_namespace, settings.pod_ip) == ("default", "127.0.0.1")
 
 
 def test_run_is_what_the_program_does_if_it_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

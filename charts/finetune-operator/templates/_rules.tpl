@@ -29,6 +29,17 @@
   resources: [events]
   verbs: [list, create]
 {{- end }}
+{{- define "finetune.ownRules" -}}
+# The Lease says which replica leads.
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [finetune-operator]
+  verbs: [get, update]
+# Kubernetes cannot restrict creation to a name.
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [create]
+{{- end }}
 {{- define "finetune.clusterRules" -}}
 # The API server says which pod a progress report's token belongs to.
 - apiGroups: [authentication.k8s.io]

@@ -7,6 +7,7 @@ for secrets, pods/log or pods/exec.
 from dataclasses import dataclass
 
 from finetune_api import GROUP, PLURAL
+from finetune_operator.desired.names import LEASE_NAME
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,13 @@ class Rule:
     resource: str
     verbs: tuple[str, ...]
     reason: str
+    names: tuple[str, ...] = ()
+    """The only objects that the rule is about; empty for all of them."""
 
     def to_wire(self) -> dict[str, list[str]]:
         """Returns the rule as an entry of a Role's `rules`."""
-        return {"apiGroups": [self.group], "resources": [self.resource], "verbs": list(self.verbs)}
+        entry = {"apiGroups": [self.group], "resources": [self.resource], "verbs": list(self.verbs)}
+        return entry | ({"resourceNames": list(self.names)} if self.names else {})
 
 
 RULES = (
@@ -50,6 +54,18 @@ RULES = (
     ),
 )
 """Rules in the namespaces that the operator serves."""
+
+OWN_RULES = (
+    Rule(
+        "coordination.k8s.io",
+        "leases",
+        ("get", "update"),
+        "The Lease says which replica leads.",
+        names=(LEASE_NAME,),
+    ),
+    Rule("coordination.k8s.io", "leases", ("create",), "Kubernetes cannot restrict creation to a name."),
+)
+"""Rules in the operator's own namespace."""
 
 CLUSTER_RULES = (
     Rule(

@@ -12,13 +12,14 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from finetune_api import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
-from finetune_operator.cluster.connection import APPLY, MERGE_PATCH, ApiConnection
-from finetune_operator.desired.names import FIELD_MANAGER, JOB_NAME_LABEL
+from finetune_operator.cluster.connection import APPLY, MERGE_PATCH
+from finetune_operator.cluster.server_clock import ServerClock
+from finetune_operator.desired.names import FIELD_MANAGER, JOB_NAME_LABEL, LEASE_NAME
 from finetune_operator.errors import ApiUnavailableError, NotFoundError
 
 METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
@@ -50,10 +51,28 @@ class TokenIdentity:
     pod_uid: str
 
 
+class Connection(Protocol):
+    """Requests to the API server, as `ApiConnection` sends them."""
+
+    @property
+    def clock(self) -> ServerClock: ...
+
+    async def request(
+        self,
+        verb: str,
+        path: str,
+        body: Json | None = None,
+        *,
+        query: dict[str, str] | None = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+    ) -> Json: ...
+
+
 class Cluster:
     """The part of the cluster that the operator may see and change. Methods raise ApiError or ApiUnavailableError."""
 
-    def __init__(self, connection: ApiConnection, namespace: str | None) -> None:
+    def __init__(self, connection: Connection, namespace: str | None) -> None:
         self._connection = connection
         self._namespace = namespace
 
@@ -184,6 +203,19 @@ class Cluster:
             return None
         return _identity(status.get("user") or {})
 
+    async def get_lease(self, namespace: str) -> Json | None:
+        """Returns the Lease of the operator's leader, or None if it does not exist."""
+        return await self._get(f"{_leases_path(namespace)}/{LEASE_NAME}")
+
+    async def create_lease(self, lease: Json) -> Json:
+        """Create the Lease; raises ConflictError if another replica did so first."""
+        return await self._connection.request("POST", _leases_path(lease["metadata"]["namespace"]), lease, query=_OURS)
+
+    async def replace_lease(self, lease: Json) -> Json:
+        """Replace the Lease; raises ConflictError if it changed since the version in `lease` was read."""
+        path = f"{_leases_path(lease['metadata']['namespace'])}/{LEASE_NAME}"
+        return await self._connection.request("PUT", path, lease, query=_OURS)
+
     async def _list_children(self, path: str, name: NamespacedName) -> list[Json]:
         found = await self._connection.request("GET", path, query={"labelSelector": f"{JOB_NAME_LABEL}={name.name}"})
         return list(found.get("items") or ())
@@ -204,6 +236,10 @@ class Cluster:
 
 def _resource_path(name: NamespacedName) -> str:
     return f"/apis/{GROUP}/{VERSION}/namespaces/{name.namespace}/{PLURAL}/{name.name}"
+
+
+def _leases_path(namespace: str) -> str:
+    return f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
 
 
 def _identity(user: dict[str, Any]) -> TokenIdentity | None:

@@ -8,14 +8,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from finetune_api.generate import CHECKOUT, write_or_check
-from finetune_operator.cluster.access import CLUSTER_RULES, RULES, Rule
+from finetune_operator.cluster.access import CLUSTER_RULES, OWN_RULES, RULES, Rule
 
 HEADER = "{{/* GENERATED from operator/finetune_operator/cluster/access.py by `make generate`. Do not edit. */}}\n"
 
 
 def generated_files() -> dict[Path, str]:
     """Returns the generated template with its content."""
-    text = HEADER + _template("finetune.rules", RULES) + _template("finetune.clusterRules", CLUSTER_RULES)
+    templates = {"rules": RULES, "ownRules": OWN_RULES, "clusterRules": CLUSTER_RULES}
+    text = HEADER + "".join(_template(f"finetune.{name}", rules) for name, rules in templates.items())
     return {CHECKOUT / "charts/finetune-operator/templates/_rules.tpl": text}
 
 
@@ -26,8 +27,10 @@ def _template(name: str, rules: Iterable[Rule]) -> str:
 def _entry(rule: Rule) -> str:
     """Returns one rule in YAML, below its reason."""
     group = rule.group or '""'
+    names = f"  resourceNames: [{', '.join(rule.names)}]\n" if rule.names else ""
     return (
-        f"# {rule.reason}\n- apiGroups: [{group}]\n  resources: [{rule.resource}]\n  verbs: [{', '.join(rule.verbs)}]\n"
+        f"# {rule.reason}\n- apiGroups: [{group}]\n  resources: [{rule.resource}]\n{names}"
+        f"  verbs: [{', '.join(rule.verbs)}]\n"
     )
 
 

@@ -18,6 +18,7 @@ COMPONENT_LABEL: Final = "app.kubernetes.io/component"
 ACTIVE_SECONDS_ANNOTATION: Final = f"{GROUP}/active-seconds"
 TRAINER_CONTAINER: Final = "trainer"  # in preflight's pod too: it runs the same image
 FIELD_MANAGER: Final = "finetune-operator"
+LEASE_NAME: Final = "finetune-operator"
 
 _HASH_LENGTH = 5  # hex digits
 _MAX_NAME_LENGTH = 63  # characters: a Job's name is also a label of its pods, and labels end there

@@ -74,6 +74,10 @@ class ReportStore:
         entry = self._entries.get(job_uid)
         return entry is not None and entry.locked
 
+    def clear(self) -> None:
+        """Removes everything about every job."""
+        self._entries.clear()
+
     def forget(self, job_uid: str) -> None:
         """Removes everything about a job that is gone."""
         self._entries.pop(job_uid, None)

@@ -1,5 +1,6 @@
 """Receives the progress reports of trainers.
 
-`server`  the HTTPS endpoint and its certificate
-`checks`  every check that a report must pass
+`server`   the HTTPS endpoint and its certificate
+`forward`  passes the reports that reach a follower on to the leader
+`checks`   every check that a report must pass
 """

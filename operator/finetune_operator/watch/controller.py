@@ -87,7 +87,13 @@ class Controller:
         return time.monotonic() - self._heartbeat
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Work until cancelled. May run again later: then another replica has worked meanwhile, so nothing that was
+        reported before counts."""
+        self._reports.clear()
+        self._last_reported.clear()
+        self._heartbeat = time.monotonic()
+        self.has_listed = False
+
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._resync(), name="resync")
             for number in range(WORKERS):

@@ -1,4 +1,4 @@
-"""The controller keeps its heart beating, which the liveness probe listens to."""
+"""The controller keeps its heart beating, which the liveness probe listens to while this replica leads."""
 
 import asyncio
 
@@ -7,6 +7,9 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from finetune_operator import health
 from finetune_operator.cluster.cluster import NamespacedName
+from finetune_operator.election.campaign import Campaign
+from finetune_operator.election.election import Election
+from finetune_operator.election.record import LeaseRecord
 from finetune_operator.health import build_health_app
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.watch import controller
@@ -28,18 +31,56 @@ def beating(monkeypatch: pytest.MonkeyPatch) -> Controller:
     return Controller(EmptyCluster(), None, ReportStore())  # type: ignore[arg-type]
 
 
-async def test_the_liveness_probe_is_answered_for_longer_than_its_limit(beating: Controller) -> None:
+@pytest.fixture
+def election() -> Election:
+    """A replica that leads."""
+    election = Election("a", "10.0.0.1:8443")
+    election.won(LeaseRecord("a", "10.0.0.1:8443", 12, "", "", 0, "1"), election.read_clock())
+    return election
+
+
+class FreshCampaign(Campaign):
+    """A campaign whose last round ended just now."""
+
+    def __init__(self) -> None: ...
+
+    def round_age(self) -> float:
+        return 0.0
+
+
+class DeadCampaign(FreshCampaign):
+    def round_age(self) -> float:
+        return 60.0
+
+
+async def test_the_liveness_probe_is_answered_for_longer_than_its_limit(
+    beating: Controller, election: Election
+) -> None:
     running = asyncio.create_task(beating.run())
     try:
-        async with TestClient(TestServer(build_health_app(beating))) as client:
+        async with TestClient(TestServer(build_health_app(election, FreshCampaign(), beating))) as client:
             for _ in range(4):
                 await asyncio.sleep(0.2)
                 assert (await client.get("/healthz")).status == 200
+            assert (await client.get("/readyz")).status == 200
     finally:
         running.cancel()
 
 
-async def test_a_controller_whose_workers_do_not_run_is_not_alive(beating: Controller) -> None:
-    async with TestClient(TestServer(build_health_app(beating))) as client:
+async def test_a_leader_whose_workers_do_not_run_is_not_alive(beating: Controller, election: Election) -> None:
+    async with TestClient(TestServer(build_health_app(election, FreshCampaign(), beating))) as client:
         await asyncio.sleep(0.3)
+        assert (await client.get("/healthz")).status == 500
+        assert (await client.get("/readyz")).status == 503
+
+
+async def test_a_follower_is_alive_while_it_campaigns_and_ready_once_it_knows_the_lease(beating: Controller) -> None:
+    follower = Election("b", "10.0.0.2:8443")
+    async with TestClient(TestServer(build_health_app(follower, FreshCampaign(), beating))) as client:
+        await asyncio.sleep(0.3)
+        assert (await client.get("/healthz")).status == 200
+        assert (await client.get("/readyz")).status == 503
+        follower.see(LeaseRecord("a", "10.0.0.1:8443", 12, "", "", 0, "1"))
+        assert (await client.get("/readyz")).status == 200
+    async with TestClient(TestServer(build_health_app(follower, DeadCampaign(), beating))) as client:
         assert (await client.get("/healthz")).status == 500

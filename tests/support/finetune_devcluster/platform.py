@@ -64,6 +64,7 @@ class Platform:
             "progress.port": str(port),
             "progress.url": f"https://127.0.0.1:{port}",
             "health.port": str(free_port()),
+            "replicas": "1",  # pods of this node share the machine's address, and so its ports
             **overrides,
         }
         settings = [argument for key, value in values.items() for argument in ("--set-string", f"{key}={value}")]

@@ -12,8 +12,12 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
+
 from finetune_devcluster.cluster import DevCluster
-from finetune_operator.cluster.access import RULES
+from finetune_operator.cluster.access import OWN_RULES, RULES
+from finetune_operator.desired.names import LEASE_NAME
 from finetune_operator.settings import ServiceAccount
 from finetune_test_programs.child_process import Program, free_port
 
@@ -26,21 +30,28 @@ TRAINER_IMAGE = "finetune-trainer:test"
 class OperatorProcess:
     """Starts, kills and restarts the operator. Its account and files are made once, in the cluster and in a folder."""
 
-    def __init__(self, cluster: DevCluster, folder: Path, namespace: str | None = None) -> None:
-        """`namespace`: serve this one only, with rights there and nowhere else (but to review tokens)."""
+    def __init__(
+        self, cluster: DevCluster, folder: Path, namespace: str | None = None, beside: "OperatorProcess | None" = None
+    ) -> None:
+        """`namespace`: serve this one only, with rights there and nowhere else (but to review tokens).
+
+        `beside`: another replica of the same installation, under whose address trainers report.
+        """
         self._cluster = cluster
         self._namespace = namespace
         self._account = f"{ACCOUNT}-{namespace}" if namespace else ACCOUNT
         self._folder = folder
         self._program: Program | None = None
         self._starts = 0
+        self._coordination = client.CoordinationV1Api(cluster.api_client())
         self.progress_port = free_port()
         self.health_port = free_port()
+        self._advertised = beside.progress_url if beside else self.progress_url
         self._prepare()
 
     @property
     def progress_url(self) -> str:
-        """Base URL of the progress server."""
+        """Base URL of this process's progress server."""
         return f"https://127.0.0.1:{self.progress_port}"
 
     @property
@@ -69,11 +80,33 @@ class OperatorProcess:
         """True while the newest process lives."""
         return self._running().process.poll() is None
 
-    def start(self, api_port: int | None = None, *, outside: bool = False) -> None:
+    @property
+    def readiness(self) -> str:
+        """Answer of the readiness probe; empty if it fails."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.health_port}/readyz", timeout=2) as answer:
+                return str(answer.read().decode())
+        except (urllib.error.URLError, OSError):
+            return ""
+
+    @property
+    def is_ready(self) -> bool:
+        """True while the readiness probe succeeds."""
+        return self.readiness != ""
+
+    @property
+    def is_leading(self) -> bool:
+        """True while the process is ready and says that it leads."""
+        return "leading" in self.readiness
+
+    def start(self, api_port: int | None = None, *, outside: bool = False, follows: bool = False) -> None:
         """Start a process and wait until it is ready.
 
         `api_port`: port at which it finds the API server instead. `outside`: as on a user's machine, with a kubeconfig.
+        `follows`: another process leads; otherwise this one leads at once, though a predecessor was killed.
         """
+        if not follows:
+            self._remove_lease()
         self._starts += 1
         command = [str(CHECKOUT / ".venv-operator/bin/finetune-operator"), "run"]
         if outside:
@@ -86,11 +119,19 @@ class OperatorProcess:
         self._program = Program("operator", command, log, environment)
 
         deadline = time.monotonic() + 30
-        while not self._is_ready():
+        while not (self.is_ready and self.is_leading is not follows):
             self._program.check()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the operator is not ready after 30 s:\n{self._program.tail()}")
             time.sleep(0.1)
+
+    def signal(self, number: int) -> None:
+        """Send a signal, and do not wait for what it does."""
+        self._running().process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for the end of the newest process; returns its exit code."""
+        return self._running().process.wait(15)
 
     def kill(self) -> None:
         """Send SIGKILL."""
@@ -113,12 +154,12 @@ class OperatorProcess:
             raise RuntimeError("the operator was not started")
         return self._program
 
-    def _is_ready(self) -> bool:
+    def _remove_lease(self) -> None:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.health_port}/readyz", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
+            self._coordination.delete_namespaced_lease(LEASE_NAME, NAMESPACE)
+        except ApiException as error:
+            if error.status != 404:
+                raise
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -126,10 +167,11 @@ class OperatorProcess:
             "PYTHONSAFEPATH": "1",
             "FINETUNE_NAMESPACE": self._namespace or "",
             "FINETUNE_TRAINER_IMAGE": TRAINER_IMAGE,
-            "FINETUNE_PROGRESS_URL": self.progress_url,
+            "FINETUNE_PROGRESS_URL": self._advertised,
             "FINETUNE_PROGRESS_PORT": str(self.progress_port),
             "FINETUNE_HEALTH_PORT": str(self.health_port),
             "FINETUNE_TLS_DIR": str(self._folder / "tls"),
+            "FINETUNE_LEASE_NAMESPACE": NAMESPACE,
         }
 
     def _pod_environment(self, api_port: int) -> dict[str, str]:
@@ -137,6 +179,7 @@ class OperatorProcess:
         return {
             "KUBERNETES_SERVICE_HOST": self.service_account.host,
             "KUBERNETES_SERVICE_PORT": str(api_port),
+            "FINETUNE_POD_IP": "127.0.0.1",
             "FINETUNE_SERVICE_ACCOUNT_DIR": str(self.service_account.folder),
         }
 
@@ -181,6 +224,8 @@ class OperatorProcess:
         reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": self._account}
         reviewer = reference | {"kind": "ClusterRole", "name": "system:auth-delegator"}
         delegation = {"name": f"{self._account}-token-review"}
+        own = {"name": f"{self._account}-own", "namespace": NAMESPACE}
+        own_role = reference | {"kind": "Role", "name": own["name"]}
 
         return {
             "apiVersion": "v1",
@@ -194,6 +239,8 @@ class OperatorProcess:
                 },
                 {"apiVersion": rbac, "kind": kind, "metadata": metadata, "rules": rules},
                 _binding(f"{kind}Binding", metadata, reference, subject),
+                {"apiVersion": rbac, "kind": "Role", "metadata": own, "rules": [rule.to_wire() for rule in OWN_RULES]},
+                _binding("RoleBinding", own, own_role, subject),
                 _binding("ClusterRoleBinding", delegation, reviewer, subject),
             ],
         }
