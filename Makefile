@@ -66,7 +66,7 @@ demo: binaries  ## The main job, embedded: cluster, S3, operator, one FineTuneJo
 	@python -m finetune_devcluster.demo
 
 test: binaries  ## Every test that needs no GPU, on a real control plane
-	@python -m pytest -m "not gpu and not real_model" $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -m "not gpu and not real_model" $(PYTEST_ARGS)
 
 e2e: binaries  ## Only the tests that run a whole job
 	@python -m pytest -m e2e $(PYTEST_ARGS)
