@@ -116,6 +116,7 @@ class FailureReason(StrEnum):
     POD_REJECTED = "PodRejected"
     EVICTED = "Evicted"
     TRAINER_CRASHED = "TrainerCrashed"
+    UNTRUSTED_RESULT = "UntrustedResult"
 
 
 class Consequence(StrEnum):
@@ -264,6 +265,12 @@ FAILURES: dict[FailureReason, FailureClass] = {
     ),
     FailureReason.TRAINER_CRASHED: FailureClass(
         None, "See the trainer's log: the process ended without writing a result.", Consequence.RETRY
+    ),
+    FailureReason.UNTRUSTED_RESULT: FailureClass(
+        None,
+        "Find out who changed the pod's status: a trainer writes only below status.resultLocation, where manifest.json "
+        "lists the job's own result.",
+        Consequence.JOB_FAILS,
     ),
 }
 

@@ -20,7 +20,7 @@ from finetune_api.vocabulary import ArtifactType, Stage
 from finetune_devcluster.cluster import DevCluster
 from finetune_operator.desired.names import child_name
 from finetune_test_operator.operator_process import OperatorProcess
-from finetune_test_operator.played_kubelet import PlayedKubelet, wait_for
+from finetune_test_operator.played_kubelet import LOCATION, UPLOADS, PlayedKubelet, wait_for
 
 OPERATOR_WRITES = (("finetunejobs", "status"), ("jobs", ""), ("configmaps", ""), ("events", ""))
 OPERATOR = pytest.StashKey[OperatorProcess]()
@@ -29,10 +29,10 @@ FINISHED = datetime(2026, 11, 24, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Final outcomes that the played trainers leave."""
+    """Final outcomes that the played trainers leave; `PlayedKubelet` fills in where their pods write."""
 
     artifact = Artifact(
-        type=ArtifactType.ADAPTER, uri="s3://results/x/adapter/", bytes=12, sha256="a" * 64, format="safetensors"
+        type=ArtifactType.ADAPTER, uri=f"{UPLOADS}adapter/", bytes=12, sha256="a" * 64, format="safetensors"
     )
     success = Outcome(
         result=Result.SUCCEEDED,
@@ -40,7 +40,7 @@ class Outcomes:
         step=20,
         total_steps=20,
         loss=1.5,
-        manifest_uri="s3://results/x/manifest.json",
+        manifest_uri=f"{LOCATION}manifest.json",
         artifacts=(artifact,),
         finished=FINISHED,
     )
@@ -48,7 +48,7 @@ class Outcomes:
         result=Result.SUCCEEDED,
         message="rows: 40",
         stage=Stage.PREFLIGHT,
-        preflight=PreflightSummary(errors=0, rows=40, steps=20, report_uri="s3://results/x/preflight/report.html"),
+        preflight=PreflightSummary(errors=0, rows=40, steps=20, report_uri=f"{LOCATION}preflight/report.html"),
         finished=FINISHED,
     )
     refused = Outcome(

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from finetune_devcluster.cluster import DevCluster
 from finetune_test_operator.operator_process import OperatorProcess
-from finetune_test_operator.played_kubelet import PlayedKubelet, wait_for
+from finetune_test_operator.played_kubelet import LOCATION, PlayedKubelet, wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -66,3 +67,47 @@ def test_a_pod_of_another_namespace_cannot_end_a_job(
     kubelet.end(pod, 0, outcomes.success.encode())
     status = jobs.wait_for_phase("victim", "Succeeded")["status"]
     assert [attempt["uid"] for attempt in status["attempts"]] == [pod.metadata.uid]
+
+
+FORGED = {
+    "a manifest elsewhere": {"manifest_uri": "s3://evil/manifest.json"},
+    "another pod's attempt": {"artifacts": "attempts/<job uid>.0b1c2d3e-4f50-6172-8394-a5b6c7d8e9f0/adapter/"},
+    "a reused result elsewhere": {"artifacts": "../victim/attempts/a/adapter/", "reused": True},
+}
+
+
+@pytest.mark.parametrize("forged", FORGED.values(), ids=FORGED)
+def test_a_result_elsewhere_is_not_taken(
+    operator: OperatorProcess, jobs: Any, kubelet: PlayedKubelet, outcomes: Any, forged: dict[str, Any]
+) -> None:
+    """Whoever may change the status of pods can write any last word, but not turn it into the job's result."""
+    changes = dict(forged)
+    if "artifacts" in changes:
+        uri = LOCATION + changes["artifacts"]
+        changes["artifacts"] = (outcomes.artifact.model_copy(update={"uri": uri}),)
+
+    jobs.create("forged")
+    pod = kubelet.wait_for_pod("forged")
+    kubelet.run(pod)
+    kubelet.end(pod, 0, outcomes.success.model_copy(update=changes).encode())
+    status = jobs.wait_for_phase("forged", "Failed", seconds=30)["status"]
+    assert status["failure"]["reason"] == "UntrustedResult"
+    assert status["failure"]["message"].startswith("the pod says that the job wrote s3://")
+    assert f"below s3://results/{pod.metadata.namespace}/forged/ only" in status["failure"]["message"]
+    assert not {"artifacts", "manifestUri", "reused"} & set(status)
+    assert "UntrustedResult" in jobs.event_reasons("forged")
+
+
+def test_jobs_of_one_name_have_places_of_their_own(
+    operator: OperatorProcess, jobs: Any, dev_cluster: DevCluster, neighbour: str
+) -> None:
+    namesakes = (jobs, type(jobs)(dev_cluster, neighbour))
+    for each in namesakes:
+        each.create("bot")
+    for each in namesakes:
+        place = f"{each.namespace}/bot"
+        found = each.wait("bot", lambda status: "resultLocation" in status, "a place")["status"]["resultLocation"]
+        assert found == f"s3://results/{place}/"
+        (config_map,) = each.config_maps("bot")
+        assert yaml.safe_load(config_map.data["run_config.yaml"])["outputPrefix"] == place
+    namesakes[1].delete_all()

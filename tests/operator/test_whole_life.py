@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from finetune_api.failures import ExitCode
+from finetune_api.outcome import Outcome
 from finetune_operator.desired.names import PREFLIGHT
 from finetune_test_operator.operator_process import OperatorProcess
-from finetune_test_operator.played_kubelet import PlayedKubelet
+from finetune_test_operator.played_kubelet import PlayedKubelet, fill_in
 
 pytestmark = pytest.mark.cluster
 
@@ -28,12 +29,14 @@ def test_a_job_succeeds_with_its_artifacts(
 
     kubelet.end(pod, 0, outcomes.success.encode())
     status = jobs.wait_for_phase("good", "Succeeded")["status"]
-    assert status["artifacts"] == [outcomes.artifact.to_wire()]
-    assert status["manifestUri"] == outcomes.success.manifest_uri
+    said = Outcome.decode(fill_in(outcomes.success.encode(), pod))
+    assert status["resultLocation"] == f"s3://results/{pod.metadata.namespace}/good/"
+    assert status["artifacts"] == [said.artifacts[0].to_wire()]
+    assert status["manifestUri"] == said.manifest_uri
     assert status["progress"]["percent"] == 100
     assert status["attempts"][0]["exitCode"] == 0
     assert [stage["name"] for stage in status["stages"]] == ["Preflight"]
-    assert status["preflight"]["reportUri"] == outcomes.checked.preflight.report_uri
+    assert status["preflight"]["reportUri"] == f"{status['resultLocation']}preflight/report.html"
 
 
 def test_a_permanent_failure_arrives_with_reason_and_hint(

@@ -36,6 +36,9 @@ def explain_pod(snapshot: Snapshot, run: ChildRun, pod: TrainerPod) -> tuple[Fai
     end = pod.termination
     outcome = end.outcome() if end else None
 
+    if run.doubt is not None and pod is run.newest_pod:
+        return FailureReason.UNTRUSTED_RESULT, run.doubt
+
     # The trainer knows best why it ended.
     if outcome is not None and outcome.result is not Result.SUCCEEDED:
         return outcome.reason or FailureReason.INTERNAL_ERROR, outcome.message

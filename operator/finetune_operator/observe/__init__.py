@@ -3,6 +3,7 @@
 `observe`          reads a job and its children, live
 `snapshot`         the snapshot: what the pure functions know
 `leftovers`        what still runs under the job's name: orphaned pods, and a predecessor
+`doubts`           why a pod's last word is not believed (pure)
 `children`         child Jobs and pods as small typed values
 `report_store`     the newest progress report of each job, in memory
 `terminated_pods`  pods that have ended and may be gone before they can be read

@@ -5,6 +5,7 @@ read. The watch keeps it in `TerminatedPods`, because its termination message na
 """
 
 import re
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -21,6 +22,7 @@ from finetune_api.vocabulary import Phase, PreflightResult
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.desired.names import JOB_UID_LABEL, PREFLIGHT, TRAINER, child_name, preflight_name
 from finetune_operator.observe.children import ChildJob, TrainerPod
+from finetune_operator.observe.doubts import find_doubt
 from finetune_operator.observe.leftovers import find_orphaned_pods, find_predecessor
 from finetune_operator.observe.report_store import ReceivedReport, ReportStore
 from finetune_operator.observe.snapshot import (
@@ -70,13 +72,14 @@ async def observe(
     training = ChildRun(TRAINER, training_job, pods, newest_report(reports, metadata.uid, pods))
     owned = (*training.pods, *preflight.pods)
 
+    location = status.result_location or _locate(metadata, spec, template)
     seen = AnySnapshot(
         metadata=metadata,
         status=status,
-        result_location=status.result_location or _locate(metadata, spec, template),
+        result_location=location,
         config_map=config_map,
-        preflight=preflight,
-        training=training,
+        preflight=_with_doubt(preflight, location, metadata, status),
+        training=_with_doubt(training, location, metadata, status),
         orphaned_pods=find_orphaned_pods(metadata, status.attempts, (pod for pod in live if pod not in owned)),
         predecessor=find_predecessor(metadata, former_jobs, listed) if training_job is None else None,
         blocker=None if is_over else await _find_blocker(cluster, key, training if training.job else preflight),
@@ -111,6 +114,16 @@ def read_status(raw: Json) -> FineTuneJobStatus:
             result_location=location if isinstance(location, str) else None,
             preflight=PreflightStatus(result=result) if result in tuple(PreflightResult) else None,
         )
+
+
+def _with_doubt(run: ChildRun, location: str | None, metadata: ObjectMeta, status: FineTuneJobStatus) -> ChildRun:
+    """Adds why the newest pod's last word is not believed."""
+    if location is None or run.outcome is None:
+        return run
+
+    # A pod may report the result of an earlier one, which committed first.
+    pods = {pod.uid for pod in run.pods} | {attempt.uid for attempt in status.attempts}
+    return replace(run, doubt=find_doubt(run.outcome, location, metadata.uid, pods))
 
 
 def _locate(metadata: ObjectMeta, spec: FineTuneJobSpec | str, template: LocationTemplate) -> str | None:

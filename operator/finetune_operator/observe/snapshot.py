@@ -58,6 +58,9 @@ class ChildRun:
     report: ReceivedReport | None = None
     """Newest progress report of the newest pod. Preflight sends none."""
 
+    doubt: str | None = None
+    """Why the newest pod's termination message is not believed; None if it is, or if there is none."""
+
     @property
     def newest_pod(self) -> TrainerPod | None:
         """The pod that speaks for the run."""
@@ -65,9 +68,9 @@ class ChildRun:
 
     @property
     def outcome(self) -> Outcome | None:
-        """Termination message of the newest pod, if it has ended and left one that can be read."""
+        """Termination message of the newest pod, if it has ended and left one that can be read and is believed."""
         pod = self.newest_pod
-        return pod.termination.outcome() if pod and pod.termination else None
+        return pod.termination.outcome() if pod and pod.termination and self.doubt is None else None
 
     @property
     def has_exited_with_0(self) -> bool:

@@ -13,10 +13,13 @@ from kubernetes.client.exceptions import ApiException
 
 from finetune_api.base import Json
 from finetune_devcluster.cluster import DevCluster
-from finetune_operator.desired.names import COMPONENT_LABEL, TRAINER
+from finetune_operator.desired.names import COMPONENT_LABEL, JOB_NAME_LABEL, JOB_UID_LABEL, TRAINER
 
 T = TypeVar("T")
 NODE = "played-node"
+LOCATION = "s3://results/<namespace>/<job>/"
+UPLOADS = f"{LOCATION}attempts/<job uid>.<pod uid>/"
+"""Where a pod writes, in a message that is the same for every pod; `end` fills it in."""
 
 
 def wait_for(get: Callable[[], T | None], what: str, seconds: float = 15) -> T:
@@ -67,7 +70,7 @@ class PlayedKubelet:
     def end(self, pod: Any, exit_code: int, message: str = "", reason: str = "", pod_reason: str = "") -> None:
         """Say that the trainer has ended."""
         state = {"exitCode": exit_code, "reason": reason or ("Completed" if exit_code == 0 else "Error")}
-        state |= {"message": message, "startedAt": _now(), "finishedAt": _now()}
+        state |= {"message": fill_in(message, pod), "startedAt": _now(), "finishedAt": _now()}
         self._set(pod, "Succeeded" if exit_code == 0 else "Failed", {"terminated": state}, pod_reason)
 
     def remove(self, pod: Any) -> None:
@@ -92,6 +95,16 @@ class PlayedKubelet:
         if pod_reason:
             status |= {"reason": pod_reason, "message": f"{pod_reason} by the test"}
         self._core.patch_namespaced_pod_status(pod.metadata.name, self._namespace, {"status": status})
+
+
+def fill_in(message: str, pod: Any) -> str:
+    """Return what this pod writes."""
+    labels = pod.metadata.labels
+    values = {"namespace": pod.metadata.namespace, "job": labels[JOB_NAME_LABEL]}
+    values |= {"job uid": labels[JOB_UID_LABEL], "pod uid": pod.metadata.uid}
+    for name, value in values.items():
+        message = message.replace(f"<{name}>", value)
+    return message
 
 
 def _now() -> str:
