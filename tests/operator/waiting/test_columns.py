@@ -14,7 +14,7 @@ SHOWN = {
     "runs": ("Running", "TrainerStarted"),
     "is-paused": ("Suspended", "Suspended"),
     "is-refused": ("Failed", "InvalidRow"),
-    "name-is-taken": ("Pending", "NameConflict"),
+    "no-cpu-for-the-checks": ("Validating", "Unschedulable"),
     "no-image": ("Queued", "ImagePullFailed"),
     "no-image-in-time": ("Failed", "ImagePullFailed"),
     "no-node": ("Queued", "Unschedulable"),
@@ -33,7 +33,7 @@ def _make(jobs: Any, kubelet: PlayedKubelet, outcomes: Any) -> None:
     """Brings a job into each of the situations."""
     for name in ("runs", "no-image", "no-image-in-time", "no-node", "succeeded"):
         jobs.create(name)
-    for name in ("checks-run", "is-refused", "no-secret"):
+    for name in ("checks-run", "is-refused", "no-cpu-for-the-checks", "no-secret"):
         jobs.create(name, preflight="Run")
     jobs.create("is-paused", suspend=True)
 
@@ -58,9 +58,6 @@ def _make(jobs: Any, kubelet: PlayedKubelet, outcomes: Any) -> None:
 def test_a_stuck_job_is_seen_in_the_default_columns(
     operator: OperatorProcess, jobs: Any, kubelet: PlayedKubelet, outcomes: Any
 ) -> None:
-    operator.kill()  # until a stranger has taken a name
-    jobs.create_foreign_child(jobs.create("name-is-taken"))
-    operator.start()
     _make(jobs, kubelet, outcomes)
 
     def shown() -> dict[str, tuple[str, ...]]:
