@@ -61,15 +61,15 @@ async def run(settings: Settings) -> None:
     """Run the operator. Returns after SIGTERM or SIGINT; raises the error that ended it otherwise."""
     async with AsyncExitStack() as stack:
         connection = await _connect(stack, settings)
-        cluster = Cluster(connection, settings.namespace)
+        cluster = Cluster(connection, settings.namespaces)
 
         # The Lease has a connection of its own: the API server may ask for peace on the other one.
         election = _election(settings)
-        lease_cluster = Cluster(await _connect(stack, settings), settings.namespace)
+        lease_cluster = Cluster(await _connect(stack, settings))
         campaign = Campaign(lease_cluster, election, settings.lease_namespace)
 
         reports, terminated_pods = ReportStore(), TerminatedPods()
-        leader_cluster = Cluster(FencedConnection(connection, election), settings.namespace)
+        leader_cluster = Cluster(FencedConnection(connection, election), settings.namespaces)
         reconciler = Reconciler(leader_cluster, _installation(settings), reports, terminated_pods)
         controller = Controller(leader_cluster, reconciler, reports)
 
@@ -94,22 +94,24 @@ async def run(settings: Settings) -> None:
         registry = build_registry(controller, terminated_pods, connection)
         await _run_until_one_ends(
             campaign.run(lead),
-            _watch(has_led, stop, registry, settings.namespace),
+            _watch(has_led, stop, registry, settings.namespaces),
             renew_certificate(tls, settings.tls_dir),
             _wait(stop),
         )
 
 
-async def _watch(begin: asyncio.Event, stop: asyncio.Event, registry: kopf.OperatorRegistry, scope: str | None) -> None:
-    """Run kopf from `begin` on. `scope`: the one namespace to watch, None for all."""
+async def _watch(
+    begin: asyncio.Event, stop: asyncio.Event, registry: kopf.OperatorRegistry, namespaces: Sequence[str]
+) -> None:
+    """Run kopf from `begin` on. `namespaces`: those to watch, none of them for all."""
     await begin.wait()
 
     others = asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(
         registry=registry,
         settings=build_settings(),
-        clusterwide=scope is None,
-        namespaces=[scope] if scope else [],
+        clusterwide=not namespaces,
+        namespaces=namespaces,
     )
 
     # kopf has taken the signals over. It would end with them at once, but the workers are to stop first.
@@ -156,7 +158,13 @@ async def _connect(stack: AsyncExitStack, settings: Settings) -> ApiConnection:
 def _installation(settings: Settings) -> Installation:
     authority = settings.tls_dir / "ca.crt"  # absent if a public authority signed the certificate
     certificate = authority.read_text() if authority.exists() else None
-    return Installation(settings.trainer_image, settings.progress_url, certificate, settings.location_template)
+    return Installation(
+        settings.trainer_image,
+        settings.progress_url,
+        certificate,
+        settings.location_template,
+        settings.denied_namespaces,
+    )
 
 
 def _election(settings: Settings) -> Election:

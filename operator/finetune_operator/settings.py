@@ -4,6 +4,7 @@ No other module of the operator reads the environment. Wrong settings are collec
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ from finetune_api.spec.location import DEFAULT_TEMPLATE, LocationTemplate
 from finetune_operator.errors import SettingsError
 
 LOG_LEVELS = ("INFO", "DEBUG", "WARNING", "ERROR")
+SYSTEM_NAMESPACES = ("kube-system", "kube-public", "kube-node-lease")
+"""Namespaces of Kubernetes itself, in which no user's job belongs."""
+
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,11 @@ class Kubeconfig:
 class Settings:
     """Choices of one installation."""
 
-    namespace: str | None
-    """The one namespace that is served; None serves all."""
+    namespaces: tuple[str, ...]
+    """The namespaces that are served; empty serves all."""
+
+    denied_namespaces: tuple[str, ...]
+    """Namespaces whose jobs are refused."""
 
     trainer_image: str
     location_template: LocationTemplate
@@ -80,8 +88,10 @@ class Settings:
         """
         reader = _Reader(os.environ if environment is None else environment)
 
+        namespaces = reader.namespaces("FINETUNE_NAMESPACES", ())
         settings = cls(
-            namespace=reader.text("FINETUNE_NAMESPACE", "") or None,
+            namespaces=namespaces,
+            denied_namespaces=reader.namespaces("FINETUNE_DENIED_NAMESPACES", () if namespaces else SYSTEM_NAMESPACES),
             trainer_image=reader.text("FINETUNE_TRAINER_IMAGE"),
             location_template=reader.location_template("FINETUNE_RESULT_LOCATION"),
             progress_url=reader.https_url("FINETUNE_PROGRESS_URL"),
@@ -112,6 +122,15 @@ class _Reader:
             self.errors.append(f"{name} is not set")
             return ""
         return value
+
+    def namespaces(self, name: str, default: tuple[str, ...]) -> tuple[str, ...]:
+        """Names between commas; `default` if the variable is not set."""
+        if name not in self._environment:
+            return default
+        found = tuple(filter(None, (part.strip() for part in self._environment[name].split(","))))
+        if wrong := [part for part in found if not _NAMESPACE.fullmatch(part)]:
+            self.errors.append(f"{name} must be names of namespaces between commas, found {wrong[0]!r}")
+        return found
 
     def choice(self, name: str, choices: tuple[str, ...]) -> str:
         """One of `choices`, the first of which is the default."""

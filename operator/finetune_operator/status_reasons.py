@@ -30,6 +30,7 @@ class StatusReason(StrEnum):
     COMPLETED = "Completed"
     REUSED = "Reused"
     OUTCOME_LOST = "OutcomeLost"
+    NAMESPACE_DENIED = "NamespaceDenied"
     NAME_CONFLICT = "NameConflict"
     INVALID_CONFIGURATION = "InvalidConfiguration"
     PERMISSION_DENIED = "PermissionDenied"
@@ -101,6 +102,7 @@ STATUS_REASONS: dict[StatusReason, ReasonClass] = {
     StatusReason.REUSED: ReasonClass("A finished result of the same job was found, so nothing was trained."),
     StatusReason.OUTCOME_LOST: ReasonClass("The run succeeded, but its pod was removed before its result was read."),
     # Waiting for a person
+    StatusReason.NAMESPACE_DENIED: _needs_a_person("The operator runs no jobs in this namespace."),
     StatusReason.NAME_CONFLICT: _needs_a_person("An object of somebody else has the name of a child."),
     StatusReason.INVALID_CONFIGURATION: _needs_a_person("This version of the operator cannot read the spec."),
     StatusReason.PERMISSION_DENIED: _needs_a_person("The operator's role, or a quota, does not allow a child."),

@@ -62,16 +62,31 @@ def test_the_generated_rules_are_fresh() -> None:
 
 
 def test_a_namespaced_install_has_no_cluster_role_but_token_review() -> None:
-    documents = render("--set", "watchNamespace=team")
+    documents = render("--set", "watchNamespaces={team,lab}")
     cluster_rules = [rule for role in of_kind(documents, "ClusterRole") for rule in role["rules"]]
     assert cluster_rules == [
         {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}
     ]
-    role, own_role = of_kind(documents, "Role")
-    binding, own_binding = of_kind(documents, "RoleBinding")
-    assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == "team"
-    assert own_role["metadata"]["namespace"] == own_binding["metadata"]["namespace"] == "system"
-    assert {rule["resources"][0] for rule in own_role["rules"]} == {"leases"}
+    for kind in ("Role", "RoleBinding"):
+        found = {document["metadata"]["name"]: [] for document in of_kind(documents, kind)}
+        for document in of_kind(documents, kind):
+            found[document["metadata"]["name"]].append(document["metadata"]["namespace"])
+        assert found == {"finetune-operator": ["team", "lab"], "finetune-operator-own": ["system"]}
+    (own,) = (role for role in of_kind(documents, "Role") if role["metadata"]["name"].endswith("-own"))
+    assert {rule["resources"][0] for rule in own["rules"]} == {"leases"}
+
+
+@pytest.mark.parametrize(
+    ("watched", "denied"), [("", "kube-system,kube-public,kube-node-lease,system"), ("team,kube-system", "")]
+)
+def test_system_namespaces_are_denied_unless_they_are_listed(watched: str, denied: str) -> None:
+    names = json.dumps(watched.split(",") if watched else [])
+    (deployment,) = of_kind(render("--set-json", f"watchNamespaces={names}"), "Deployment")
+    environment = {
+        entry["name"]: entry.get("value") for entry in deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    }
+    assert environment["FINETUNE_NAMESPACES"] == watched
+    assert environment["FINETUNE_DENIED_NAMESPACES"] == denied
 
 
 def test_the_operator_pod_is_restricted(rendered: list[dict[str, Any]]) -> None:
@@ -161,6 +176,8 @@ def test_the_crd_can_be_left_out_and_is_kept_on_uninstall(rendered: list[dict[st
 @pytest.mark.parametrize(
     "setting",
     [
+        "watchNamespace=team",
+        "watchNamespaces={Team}",
         "progress.prot=1",
         "logLevel=LOUD",
         "replicas=0",

@@ -17,7 +17,7 @@ from finetune_devcluster.cluster import DevCluster
 pytestmark = pytest.mark.cluster
 CHECKOUT = Path(__file__).parents[2]
 CHART = str(CHECKOUT / "charts/finetune-operator")
-SYSTEM, TEAM = "system", "team"
+SYSTEM, TEAM, OTHER_TEAM = "system", "team", "other-team"
 ACCOUNT = f"system:serviceaccount:{SYSTEM}:finetune-operator"
 # verb, resource, subresource
 NEEDED = (
@@ -83,6 +83,7 @@ def release() -> Iterator[Release]:
         made = Release(cluster)
         made.install()
         cluster.kubectl("create", "namespace", TEAM)
+        cluster.kubectl("create", "namespace", OTHER_TEAM)
         cluster.kubectl("label", "namespace", TEAM, "pod-security.kubernetes.io/enforce=restricted")
         yield made
 
@@ -96,9 +97,10 @@ def test_the_account_has_what_it_needs_and_nothing_more(release: Release) -> Non
     assert release.may("create", "tokenreviews.authentication.k8s.io", "", TEAM)
 
 
-def test_a_namespaced_install_may_act_in_that_namespace_only(release: Release) -> None:
-    release.install("--set", f"watchNamespace={TEAM}")
-    assert [rule for rule in NEEDED if not release.may(*rule, TEAM)] == []
+def test_a_namespaced_install_may_act_in_its_namespaces_only(release: Release) -> None:
+    release.install("--set", f"watchNamespaces={{{TEAM},{OTHER_TEAM}}}")
+    for namespace in (TEAM, OTHER_TEAM):
+        assert [rule for rule in NEEDED if not release.may(*rule, namespace)] == []
     assert [rule for rule in NEEDED if release.may(*rule, "default")] == []
     assert release.may("create", "tokenreviews.authentication.k8s.io", "", "default")
 

@@ -67,7 +67,7 @@ class Life:
 
     def _operator(self, connection: Any) -> Reconciler:
         installation = Installation("finetune-trainer:test", "https://127.0.0.1:1", "PEM")
-        return Reconciler(Cluster(connection, None), installation, ReportStore(), TerminatedPods())
+        return Reconciler(Cluster(connection), installation, ReportStore(), TerminatedPods())
 
     async def live(self, name: str, number: int, committed: bool, *, passes: bool) -> tuple[Json, list[str], int]:
         """Returns the final job, the writes until the kill, and how many operators it took."""

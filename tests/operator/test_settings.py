@@ -9,7 +9,7 @@ from finetune_operator.main import main
 from finetune_operator.settings import Kubeconfig, ServiceAccount, Settings
 
 GOOD = {
-    "FINETUNE_NAMESPACE": "",
+    "FINETUNE_NAMESPACES": "",
     "FINETUNE_TRAINER_IMAGE": "trainer:1",
     "FINETUNE_PROGRESS_URL": "https://operator.finetune-system.svc:8443/",
     "FINETUNE_PROGRESS_PORT": "8443",
@@ -25,12 +25,20 @@ GOOD = {
 
 def test_a_complete_environment_is_read() -> None:
     settings = Settings.from_environment(GOOD)
-    assert settings.namespace is None
+    assert settings.namespaces == ()
+    assert "kube-system" in settings.denied_namespaces
     folder = Path("/var/run/secrets/kubernetes.io/serviceaccount")
     assert settings.api_server == ServiceAccount("10.0.0.1", 443, folder)
     assert settings.progress_url == "https://operator.finetune-system.svc:8443"
     assert settings.tls_dir == Path("/etc/finetune/tls")
     assert (settings.lease_namespace, settings.pod_ip) == ("finetune-system", "10.0.0.7")
+
+
+def test_namespaces_stand_between_commas() -> None:
+    settings = Settings.from_environment(GOOD | {"FINETUNE_NAMESPACES": "team, kube-system"})
+    assert (settings.namespaces, settings.denied_namespaces) == (("team", "kube-system"), ())
+    settings = Settings.from_environment(GOOD | {"FINETUNE_DENIED_NAMESPACES": ""})
+    assert settings.denied_namespaces == ()
 
 
 def test_with_a_kubeconfig_the_pods_own_variables_are_not_needed() -> None:
@@ -63,7 +71,7 @@ def test_wrong_arguments_are_refused(arguments: list[str], message: str, capsys:
 def test_everything_missing_is_named_at_once() -> None:
     with pytest.raises(SettingsError) as caught:
         Settings.from_environment({})
-    assert not [name for name in GOOD if name != "FINETUNE_NAMESPACE" and name not in str(caught.value)]
+    assert not [name for name in GOOD if name != "FINETUNE_NAMESPACES" and name not in str(caught.value)]
 
 
 def test_results_lie_by_namespace_and_name_unless_told_otherwise() -> None:
@@ -79,6 +87,7 @@ WRONG = {
     "a port that is no number": ({"FINETUNE_HEALTH_PORT": "http"}, "FINETUNE_HEALTH_PORT must be a port"),
     "a port that does not exist": ({"FINETUNE_PROGRESS_PORT": "70000"}, "found '70000'"),
     "a log level that does not exist": ({"FINETUNE_LOG_LEVEL": "loud"}, "must be one of INFO, DEBUG, WARNING, ERROR"),
+    "a namespace that cannot exist": ({"FINETUNE_NAMESPACES": "team,Lab"}, "names of namespaces .* found 'Lab'"),
     "progress without TLS": ({"FINETUNE_PROGRESS_URL": "http://operator"}, "must be an https URL"),
 }
 

@@ -31,3 +31,10 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- define "finetune.tlsSecret" -}}
 {{- .Values.tls.secretName | default (printf "%s-tls" (include "finetune.name" .)) -}}
 {{- end }}
+
+{{/* Whoever lists namespaces has chosen them; else those of Kubernetes and of the operator are left alone. */}}
+{{- define "finetune.deniedNamespaces" -}}
+{{- if not .Values.watchNamespaces -}}
+{{ append .Values.deniedNamespaces .Release.Namespace | uniq | join "," }}
+{{- end -}}
+{{- end }}

@@ -10,6 +10,7 @@ replaces a newer one.
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Protocol
@@ -72,9 +73,10 @@ class Connection(Protocol):
 class Cluster:
     """The part of the cluster that the operator may see and change. Methods raise ApiError or ApiUnavailableError."""
 
-    def __init__(self, connection: Connection, namespace: str | None) -> None:
+    def __init__(self, connection: Connection, namespaces: Sequence[str] = ()) -> None:
+        """`namespaces`: those that are served; none of them means all."""
         self._connection = connection
-        self._namespace = namespace
+        self._namespaces = tuple(namespaces)
 
     def now(self) -> datetime:
         """Returns the API server's time, in whole seconds."""
@@ -99,7 +101,10 @@ class Cluster:
 
     async def list_fine_tune_jobs(self) -> list[tuple[NamespacedName, str]]:
         """Returns name and UID of every FineTuneJob that is served. Only metadata travels, a page at a time."""
-        scope = f"/namespaces/{self._namespace}" if self._namespace else ""
+        scopes = [f"/namespaces/{namespace}" for namespace in self._namespaces] or [""]
+        return [job for scope in scopes for job in await self._list_jobs_in(scope)]
+
+    async def _list_jobs_in(self, scope: str) -> list[tuple[NamespacedName, str]]:
         jobs: list[tuple[NamespacedName, str]] = []
         query = {"limit": PAGE_SIZE}
 

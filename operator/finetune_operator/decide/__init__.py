@@ -3,7 +3,7 @@
 `decide`           the three chains of rules, in order, and `decide` itself
 `chain`            what a rule is, and the loop that asks one after the other
 `decision`         the answer: phase, reason, message, and writes to child objects
-`job_rules`        rules about the FineTuneJob itself: over, deleted, unreadable, a name that is taken
+`job_rules`        rules about the FineTuneJob itself: over, deleted, unreadable, in a denied namespace, a name taken
 `preflight`        rules about preflight: passed, failed, suspended, missing
 `training`         rules about training: succeeded, failed, missing
 `shared`           rules for both runs: a deleted Job, pods that are left over, an outdated ConfigMap, running

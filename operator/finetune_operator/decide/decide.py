@@ -9,6 +9,7 @@ from finetune_operator.decide.job_rules import (
     child_name_is_taken,
     job_is_being_deleted,
     job_is_over,
+    namespace_is_denied,
     spec_is_unreadable,
 )
 from finetune_operator.decide.preflight import (
@@ -59,6 +60,7 @@ TRAINING: Chain[Snapshot] = Chain(
     # The FineTuneJob itself
     job_is_over,
     job_is_being_deleted,
+    namespace_is_denied,
     child_name_is_taken,
     # Preflight, until its result is in the status
     preflight_is_due,

@@ -25,6 +25,9 @@ class Installation:
     location_template: LocationTemplate = DEFAULT_TEMPLATE
     """Where in its bucket a new job writes, below `spec.output.s3.prefix`."""
 
+    denied_namespaces: tuple[str, ...] = ()
+    """Namespaces whose jobs are refused."""
+
 
 @dataclass(frozen=True)
 class Actions:

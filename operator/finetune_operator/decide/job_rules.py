@@ -2,9 +2,9 @@
 
 from finetune_api.base import Json
 from finetune_api.vocabulary import Phase
-from finetune_operator.decide.decision import RETRY_SECONDS, Actions, Decision
+from finetune_operator.decide.decision import RETRY_SECONDS, Actions, Decision, Installation
 from finetune_operator.observe.children import ChildJob
-from finetune_operator.observe.snapshot import AnySnapshot, Snapshot, UnreadableSnapshot
+from finetune_operator.observe.snapshot import AnySnapshot, ChildRun, Snapshot, UnreadableSnapshot
 from finetune_operator.status_reasons import StatusReason
 
 MAX_SPEC_ERROR_LENGTH = 1024  # characters
@@ -50,6 +50,16 @@ def spec_is_unreadable(snapshot: UnreadableSnapshot, *_: object) -> Decision:
     phase = snapshot.status.phase or Phase.PENDING
     message = f"this version of the operator cannot read the job: {snapshot.spec_error}"[:MAX_SPEC_ERROR_LENGTH]
     return Decision(phase, StatusReason.INVALID_CONFIGURATION, message, is_stalled=True)
+
+
+def namespace_is_denied(snapshot: Snapshot, _: ChildRun, installation: Installation) -> Decision | None:
+    """The operator makes nothing in this namespace. A job that began before the namespace was denied goes on."""
+    namespace = snapshot.metadata.namespace
+    if namespace not in installation.denied_namespaces or snapshot.current_run.job is not None:
+        return None
+
+    message = f"the operator runs no jobs in namespace {namespace}: create the job in a namespace of your own"
+    return Decision(Phase.PENDING, StatusReason.NAMESPACE_DENIED, message, is_stalled=True)
 
 
 def child_name_is_taken(snapshot: AnySnapshot, *_: object) -> Decision | None:

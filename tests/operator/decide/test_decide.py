@@ -176,6 +176,11 @@ CASES: dict[str, tuple[Snapshot, Phase, str]] = {
         Phase.CANCELLING,
         "Deleted",
     ),
+    "a namespace of the system": (
+        a_snapshot(job=None, metadata=METADATA.model_copy(update={"namespace": "kube-system"})),
+        Phase.PENDING,
+        "NamespaceDenied",
+    ),
     "another's Job has the name": (a_snapshot(job=a_trainer_job(owner="someone")), Phase.PENDING, "NameConflict"),
     "another's ConfigMap has the name": (
         a_snapshot(config_map={"metadata": {"name": "bot-x"}}),

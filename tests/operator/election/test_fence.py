@@ -30,7 +30,7 @@ class RecordingConnection:
 async def test_writes_end_with_the_leadership_and_reads_go_on() -> None:
     now, sent = 0.0, RecordingConnection()
     election = Election("a", "10.0.0.1:8443", lambda: now)
-    cluster = Cluster(FencedConnection(sent, election), None)
+    cluster = Cluster(FencedConnection(sent, election))
     manifest = {"metadata": {"namespace": "team", "name": "x", "uid": "1", "resourceVersion": "1"}}
     writes = (cluster.create_job, cluster.create_config_map, cluster.create_event)
 

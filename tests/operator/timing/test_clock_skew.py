@@ -60,7 +60,7 @@ class Life:
 
     def __init__(self, connection: ApiConnection, jobs: Any, kubelet: PlayedKubelet, outcomes: Any) -> None:
         installation = Installation("finetune-trainer:test", "https://127.0.0.1:1", "PEM")
-        self._operator = Reconciler(Cluster(connection, None), installation, ReportStore(), TerminatedPods())
+        self._operator = Reconciler(Cluster(connection), installation, ReportStore(), TerminatedPods())
         self._jobs = jobs
         self._kubelet = kubelet
         self._outcomes = outcomes

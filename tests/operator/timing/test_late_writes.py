@@ -40,7 +40,7 @@ class Network:
 
 def _operator(network: Network) -> Reconciler:
     installation = Installation("finetune-trainer:test", "https://127.0.0.1:1", "PEM")
-    return Reconciler(Cluster(network, None), installation, ReportStore(), TerminatedPods())  # type: ignore[arg-type]
+    return Reconciler(Cluster(network), installation, ReportStore(), TerminatedPods())  # type: ignore[arg-type]
 
 
 async def test_a_late_running_never_follows_succeeded(

@@ -181,7 +181,7 @@ async def test_an_operator_that_dies_after_the_verdict_leaves_the_job_to_the_nex
 
     connection = await ApiConnection.open(operator.service_account)
     installation = Installation("finetune-trainer:test", "https://127.0.0.1:1", "PEM")
-    dying = Reconciler(Cluster(connection, None), installation, ReportStore(), TerminatedPods())
+    dying = Reconciler(Cluster(connection), installation, ReportStore(), TerminatedPods())
     await dying.reconcile(NamespacedName(jobs.namespace, "orphaned"))
     await connection.close()
     assert jobs.get("orphaned")["status"]["phase"] == "Failed"

@@ -31,15 +31,15 @@ class OperatorProcess:
     """Starts, kills and restarts the operator. Its account and files are made once, in the cluster and in a folder."""
 
     def __init__(
-        self, cluster: DevCluster, folder: Path, namespace: str | None = None, beside: "OperatorProcess | None" = None
+        self, cluster: DevCluster, folder: Path, *namespaces: str, beside: "OperatorProcess | None" = None
     ) -> None:
-        """`namespace`: serve this one only, with rights there and nowhere else (but to review tokens).
+        """`namespaces`: serve these only, with rights there and nowhere else (but to review tokens).
 
         `beside`: another replica of the same installation, under whose address trainers report.
         """
         self._cluster = cluster
-        self._namespace = namespace
-        self._account = f"{ACCOUNT}-{namespace}" if namespace else ACCOUNT
+        self._namespaces = namespaces
+        self._account = f"{ACCOUNT}-{namespaces[0]}" if namespaces else ACCOUNT
         self._folder = folder
         self._program: Program | None = None
         self._starts = 0
@@ -165,7 +165,7 @@ class OperatorProcess:
         return {
             "PATH": os.environ["PATH"],
             "PYTHONSAFEPATH": "1",
-            "FINETUNE_NAMESPACE": self._namespace or "",
+            "FINETUNE_NAMESPACES": ",".join(self._namespaces),
             "FINETUNE_TRAINER_IMAGE": TRAINER_IMAGE,
             "FINETUNE_PROGRESS_URL": self._advertised,
             "FINETUNE_PROGRESS_PORT": str(self.progress_port),
@@ -216,9 +216,9 @@ class OperatorProcess:
         (tls / "ca.crt").write_text(authority)
 
     def _account_objects(self) -> dict[str, Any]:
-        rbac, scope = "rbac.authorization.k8s.io/v1", {"namespace": self._namespace} if self._namespace else {}
-        kind = "Role" if self._namespace else "ClusterRole"
-        metadata = {"name": self._account} | scope
+        rbac, kind = "rbac.authorization.k8s.io/v1", "Role" if self._namespaces else "ClusterRole"
+        scopes: list[dict[str, str]] = [{"namespace": namespace} for namespace in self._namespaces] or [{}]
+        scoped = [{"name": self._account} | scope for scope in scopes]
         rules = [rule.to_wire() for rule in RULES]
         subject = {"kind": "ServiceAccount", "name": self._account, "namespace": NAMESPACE}
         reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": self._account}
@@ -237,8 +237,8 @@ class OperatorProcess:
                     "kind": "ServiceAccount",
                     "metadata": {"name": self._account, "namespace": NAMESPACE},
                 },
-                {"apiVersion": rbac, "kind": kind, "metadata": metadata, "rules": rules},
-                _binding(f"{kind}Binding", metadata, reference, subject),
+                *({"apiVersion": rbac, "kind": kind, "metadata": metadata, "rules": rules} for metadata in scoped),
+                *(_binding(f"{kind}Binding", metadata, reference, subject) for metadata in scoped),
                 {"apiVersion": rbac, "kind": "Role", "metadata": own, "rules": [rule.to_wire() for rule in OWN_RULES]},
                 _binding("RoleBinding", own, own_role, subject),
                 _binding("ClusterRoleBinding", delegation, reviewer, subject),

@@ -24,7 +24,7 @@ from finetune_operator.observe.snapshot import ChildRun, Snapshot, UnreadableSna
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 METADATA = ObjectMeta(name="bot", namespace="team", uid="0b5e7b1e-5d1a-4a51-9a53-0f6f6c2ce0a1", generation=1)
-INSTALLATION = Installation("finetune-trainer:1", "https://operator:8443", "PEM")
+INSTALLATION = Installation("finetune-trainer:1", "https://operator:8443", "PEM", denied_namespaces=("kube-system",))
 POD = "pod-1"
 PREFIX = "team/bot"
 LOCATION = f"s3://results/{PREFIX}/"
