@@ -3,7 +3,8 @@
 /healthz answers 200 while this replica campaigns and, if it leads, its workers take the heartbeat from the queue. A
 watch that died silently does not restart the operator: kopf reconnects streams that bring no bookmarks, and the resync
 looks at every job anyway. /readyz answers 200 on a follower once it knows who leads, and on the leader once every
-existing job has been listed; the progress server listens by then.
+existing job has been listed, and while its role lets it read and write them; the progress server listens by then. A new
+process would have no other rights, so /healthz does not ask for them.
 """
 
 from aiohttp import web
@@ -30,6 +31,8 @@ def build_health_app(election: Election, campaign: Campaign, controller: Control
             return web.Response(status=503, text="the Lease was not read yet\n")
         if not election.is_leading():
             return web.Response(text="ready to follow\n")
+        if controller.refusal:
+            return web.Response(status=503, text=f"FineTuneJobs are out of reach: {controller.refusal}\n")
         if not controller.has_listed:
             return web.Response(status=503, text="FineTuneJobs are not listed yet\n")
         return web.Response(text="ready, and leading\n")

@@ -105,7 +105,7 @@ STATUS_REASONS: dict[StatusReason, ReasonClass] = {
     StatusReason.NAMESPACE_DENIED: _needs_a_person("The operator runs no jobs in this namespace."),
     StatusReason.NAME_CONFLICT: _needs_a_person("An object of somebody else has the name of a child."),
     StatusReason.INVALID_CONFIGURATION: _needs_a_person("This version of the operator cannot read the spec."),
-    StatusReason.PERMISSION_DENIED: _needs_a_person("The operator's role, or a quota, does not allow a child."),
+    StatusReason.PERMISSION_DENIED: _needs_a_person("The operator's role does not let it read or make a child."),
     StatusReason.CHILD_REJECTED: _needs_a_person("The API server refused a child as invalid."),
     # Of single conditions: what a condition says that is not what the job is about
     StatusReason.PROGRESSING: ReasonClass("The job goes on by itself (Reconciling, Stalled)."),

@@ -1,6 +1,6 @@
 """Decides a job's phase, reason and next action from its snapshot. Pure: no clock, no cluster.
 
-`decide`           the three chains of rules, in order, and `decide` itself
+`decide`           the four chains of rules, in order, and `decide` itself
 `chain`            what a rule is, and the loop that asks one after the other
 `decision`         the answer: phase, reason, message, and writes to child objects
 `job_rules`        rules about the FineTuneJob itself: over, deleted, unreadable, in a denied namespace, a name taken

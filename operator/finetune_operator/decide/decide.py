@@ -7,6 +7,7 @@ from finetune_operator.decide.chain import Chain
 from finetune_operator.decide.decision import Decision, Installation
 from finetune_operator.decide.job_rules import (
     child_name_is_taken,
+    children_are_hidden,
     job_is_being_deleted,
     job_is_over,
     namespace_is_denied,
@@ -27,12 +28,18 @@ from finetune_operator.decide.shared import (
 )
 from finetune_operator.decide.startup_deadline import startup_deadline_has_passed
 from finetune_operator.decide.training import trainer_failed, trainer_job_is_missing, trainer_succeeded
-from finetune_operator.observe.snapshot import ChildRun, Snapshot, UnreadableSnapshot
+from finetune_operator.observe.snapshot import BlindSnapshot, ChildRun, Snapshot, UnreadableSnapshot
 
 UNREADABLE: Chain[UnreadableSnapshot] = Chain(
     job_is_over,
     job_is_being_deleted,
     otherwise=spec_is_unreadable,
+)
+
+BLIND: Chain[BlindSnapshot] = Chain(
+    job_is_over,
+    job_is_being_deleted,
+    otherwise=children_are_hidden,
 )
 
 PREFLIGHT: Chain[Snapshot] = Chain(
@@ -78,8 +85,10 @@ TRAINING: Chain[Snapshot] = Chain(
 )
 
 
-def decide(snapshot: Snapshot | UnreadableSnapshot, installation: Installation) -> Decision:
+def decide(snapshot: Snapshot | UnreadableSnapshot | BlindSnapshot, installation: Installation) -> Decision:
     """Decides about one job."""
+    if isinstance(snapshot, BlindSnapshot):
+        return BLIND.decide(snapshot, snapshot.training, installation)
     if isinstance(snapshot, UnreadableSnapshot):
         return UNREADABLE.decide(snapshot, snapshot.training, installation)
     return TRAINING.decide(snapshot, snapshot.training, installation)

@@ -4,7 +4,7 @@ from finetune_api.base import Json
 from finetune_api.vocabulary import Phase
 from finetune_operator.decide.decision import RETRY_SECONDS, Actions, Decision, Installation
 from finetune_operator.observe.children import ChildJob
-from finetune_operator.observe.snapshot import AnySnapshot, ChildRun, Snapshot, UnreadableSnapshot
+from finetune_operator.observe.snapshot import AnySnapshot, BlindSnapshot, ChildRun, Snapshot, UnreadableSnapshot
 from finetune_operator.status_reasons import StatusReason
 
 MAX_SPEC_ERROR_LENGTH = 1024  # characters
@@ -60,6 +60,17 @@ def namespace_is_denied(snapshot: Snapshot, _: ChildRun, installation: Installat
 
     message = f"the operator runs no jobs in namespace {namespace}: create the job in a namespace of your own"
     return Decision(Phase.PENDING, StatusReason.NAMESPACE_DENIED, message, is_stalled=True)
+
+
+def children_are_hidden(snapshot: BlindSnapshot, *_: object) -> Decision:
+    """The operator's role does not let it read a child. It writes nothing to children that it cannot see."""
+    return Decision(
+        snapshot.status.phase or Phase.PENDING,
+        StatusReason.PERMISSION_DENIED,
+        snapshot.refusal,
+        is_stalled=True,
+        requeue_seconds=RETRY_SECONDS,
+    )
 
 
 def child_name_is_taken(snapshot: AnySnapshot, *_: object) -> Decision | None:

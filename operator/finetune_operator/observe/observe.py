@@ -21,12 +21,14 @@ from finetune_api.status import FineTuneJobStatus, PreflightStatus
 from finetune_api.vocabulary import Phase, PreflightResult
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.desired.names import JOB_UID_LABEL, PREFLIGHT, TRAINER, child_name, preflight_name
+from finetune_operator.errors import ForbiddenError
 from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.doubts import find_doubt
 from finetune_operator.observe.leftovers import find_orphaned_pods, find_predecessor
 from finetune_operator.observe.report_store import ReceivedReport, ReportStore
 from finetune_operator.observe.snapshot import (
     AnySnapshot,
+    BlindSnapshot,
     ChildRun,
     Snapshot,
     UnreadableSnapshot,
@@ -42,8 +44,11 @@ async def observe(
     terminated_pods: TerminatedPods,
     reports: ReportStore,
     template: LocationTemplate,
-) -> Snapshot | UnreadableSnapshot | None:
-    """Reads a job and its children; None if the job does not exist. `template`: where a new job will write."""
+) -> Snapshot | UnreadableSnapshot | BlindSnapshot | None:
+    """Reads a job and its children; None if the job does not exist. `template`: where a new job will write.
+
+    Raises ForbiddenError if the operator may not read FineTuneJobs.
+    """
     body = await cluster.get_fine_tune_job(key)
     if body is None:
         return None
@@ -51,6 +56,30 @@ async def observe(
     metadata = ObjectMeta.model_validate(body["metadata"])
     status = read_status(body.get("status") or {})
     spec = _read_spec(body)
+
+    seen = AnySnapshot(
+        metadata=metadata,
+        status=status,
+        result_location=status.result_location or _locate(metadata, spec, template),
+        now=cluster.now(),
+    )
+    try:
+        seen = await _observe_children(cluster, seen, spec, terminated_pods, reports)
+    except ForbiddenError as error:
+        return BlindSnapshot(**vars(seen), refusal=f"the API server refused {error.request}: {error.message}")
+    return seen.with_spec(spec)
+
+
+async def _observe_children(
+    cluster: Cluster,
+    job: AnySnapshot,
+    spec: FineTuneJobSpec | str,
+    terminated_pods: TerminatedPods,
+    reports: ReportStore,
+) -> AnySnapshot:
+    """Adds what belongs to a job: its ConfigMap, its two runs, and what is left over of others."""
+    metadata, status = job.metadata, job.status
+    key = NamespacedName(metadata.namespace, metadata.name)
     is_over = status.phase is not None and status.phase.is_terminal
 
     training_job = await _job(cluster, key, child_name(metadata))
@@ -72,20 +101,16 @@ async def observe(
     training = ChildRun(TRAINER, training_job, pods, newest_report(reports, metadata.uid, pods))
     owned = (*training.pods, *preflight.pods)
 
-    location = status.result_location or _locate(metadata, spec, template)
-    seen = AnySnapshot(
-        metadata=metadata,
-        status=status,
-        result_location=location,
+    return replace(
+        job,
         config_map=config_map,
-        preflight=_with_doubt(preflight, location, metadata, status),
-        training=_with_doubt(training, location, metadata, status),
+        preflight=_with_doubt(preflight, job.result_location, metadata, status),
+        training=_with_doubt(training, job.result_location, metadata, status),
         orphaned_pods=find_orphaned_pods(metadata, status.attempts, (pod for pod in live if pod not in owned)),
         predecessor=find_predecessor(metadata, former_jobs, listed) if training_job is None else None,
         blocker=None if is_over else await _find_blocker(cluster, key, training if training.job else preflight),
         now=cluster.now(),
     )
-    return seen.with_spec(spec)
 
 
 def newest_report(reports: ReportStore, job_uid: str, pods: tuple[TrainerPod, ...]) -> ReceivedReport | None:

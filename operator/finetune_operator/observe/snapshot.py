@@ -97,7 +97,7 @@ class AnySnapshot:
     """Address below which the job writes: that of the status, which never changes. None if it has none yet and the spec
     cannot be read."""
 
-    config_map: Json | None
+    config_map: Json | None = None
     preflight: ChildRun = ChildRun(PREFLIGHT)
     training: ChildRun = ChildRun(TRAINER)
     orphaned_pods: tuple[TrainerPod, ...] = ()
@@ -160,6 +160,14 @@ class UnreadableSnapshot(AnySnapshot):
 
     spec_error: str
     """The fields that could not be read, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlindSnapshot(AnySnapshot):
+    """A job whose children the operator may not read: it knows nothing of them, not even that there are none."""
+
+    refusal: str
+    """The request that was refused, and the API server's words, which name verb and resource."""
 
 
 def awaits_preflight(spec: FineTuneJobSpec, status: FineTuneJobStatus) -> bool:

@@ -16,7 +16,7 @@ import time
 from enum import Enum, auto
 
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
-from finetune_operator.errors import ApiError, ApiUnavailableError, ConflictError
+from finetune_operator.errors import ApiError, ApiUnavailableError, ConflictError, ForbiddenError
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.watch.work_queue import WorkQueue
@@ -50,6 +50,9 @@ class Controller:
         self._names: dict[str, NamespacedName] = {}  # by UID
         self._last_reported: dict[str, tuple[float, str]] = {}  # by UID: time of the write, stage
         self._heartbeat = time.monotonic()
+        self.refusal = ""
+        """Why FineTuneJobs can be neither read nor written, in the API server's words; empty while they can."""
+
         self.has_listed = False
         """Whether every existing job has been seen since the start."""
 
@@ -92,7 +95,7 @@ class Controller:
         self._reports.clear()
         self._last_reported.clear()
         self._heartbeat = time.monotonic()
-        self.has_listed = False
+        self.refusal, self.has_listed = "", False
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._resync(), name="resync")
@@ -119,6 +122,10 @@ class Controller:
         except ConflictError as error:
             delay = self._queue.add_after_failure(name)
             logger.info("%s: an object changed since it was read, trying again in %.1f s: %s", name, delay, error)
+        except ForbiddenError as error:  # of the FineTuneJob itself; a refusal of a child stands in its status
+            self.refusal = str(error)
+            delay = self._queue.add_after_failure(name, LIST_RETRY_SECONDS)
+            logger.warning("%s: reconcile failed, trying again in %.1f s: %s", name, delay, error)
         except (ApiError, ApiUnavailableError) as error:
             wanted = error.retry_after if isinstance(error, ApiUnavailableError) else 0.0
             delay = self._queue.add_after_failure(name, wanted)
@@ -127,6 +134,7 @@ class Controller:
             delay = self._queue.add_after_failure(name)
             logger.exception("%s: defect in the operator, trying again in %.1f s", name, delay)
         else:
+            self.refusal = ""
             self._queue.succeeded(name)
             if again is not None:
                 self._queue.add(name, again)
@@ -137,10 +145,12 @@ class Controller:
             try:
                 found = await self._cluster.list_fine_tune_jobs()
             except (ApiError, ApiUnavailableError) as error:
+                self.refusal = str(error) if isinstance(error, ForbiddenError) else self.refusal
                 logger.warning("cannot list FineTuneJobs, trying again in %.0f s: %s", LIST_RETRY_SECONDS, error)
                 await asyncio.sleep(LIST_RETRY_SECONDS)
                 continue
 
+            self.refusal = ""
             for uid in self._names.keys() - {uid for _, uid in found}:
                 self.forget(uid)
 

@@ -9,13 +9,14 @@ from finetune_api.outcome import Outcome, Result
 from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from finetune_api.vocabulary import Phase
-from finetune_operator.decide.decide import UNREADABLE
-from finetune_operator.decide.decision import Actions
+from finetune_operator.decide.decide import BLIND, UNREADABLE
+from finetune_operator.decide.decision import RETRY_SECONDS, Actions
 from finetune_operator.observe.children import TrueCondition
-from finetune_operator.observe.snapshot import UnreadableSnapshot
+from finetune_operator.observe.snapshot import BlindSnapshot, UnreadableSnapshot
 from finetune_test_operator.snapshot_builder import (
     METADATA,
     NOW,
+    a_blind_snapshot,
     a_running_pod,
     a_snapshot,
     a_spec,
@@ -85,6 +86,36 @@ def test_a_job_that_this_version_cannot_read_is_left_alone(
 def test_every_rule_about_an_unreadable_job_decides_a_case() -> None:
     deciding = {deciding_rule(UNREADABLE, case[0], case[0].training) for case in UNREADABLE_CASES.values()}
     assert deciding == {rule.__name__ for rule in (*UNREADABLE.rules, UNREADABLE.otherwise)}
+
+
+HIDDEN_CASES: dict[str, tuple[BlindSnapshot, Phase, str]] = {
+    "it runs": (a_blind_snapshot("cannot list pods", _status(Phase.RUNNING)), Phase.RUNNING, "PermissionDenied"),
+    "it is new": (a_blind_snapshot("cannot list pods", FineTuneJobStatus()), Phase.PENDING, "PermissionDenied"),
+    "it is being deleted": (
+        replace(a_blind_snapshot("cannot list pods", FineTuneJobStatus()), metadata=DELETED),
+        Phase.CANCELLING,
+        "Deleted",
+    ),
+    "it is over": (a_blind_snapshot("cannot list pods", _status(Phase.FAILED)), Phase.FAILED, ""),
+}
+
+
+@pytest.mark.parametrize(("snapshot", "phase", "reason"), HIDDEN_CASES.values(), ids=HIDDEN_CASES)
+def test_a_job_whose_children_are_hidden_keeps_its_phase_and_gets_none(
+    snapshot: BlindSnapshot, phase: Phase, reason: str
+) -> None:
+    decision = decision_about(snapshot)
+    assert (decision.phase, decision.reason) == (phase, reason)
+    assert decision.actions == Actions()
+    assert decision.is_stalled == (reason == "PermissionDenied")
+    if decision.is_stalled:
+        assert decision.message == "cannot list pods"
+        assert decision.requeue_seconds == RETRY_SECONDS
+
+
+def test_every_rule_about_hidden_children_decides_a_case() -> None:
+    deciding = {deciding_rule(BLIND, case[0], case[0].training) for case in HIDDEN_CASES.values()}
+    assert deciding == {rule.__name__ for rule in (*BLIND.rules, BLIND.otherwise)}
 
 
 def test_the_uid_decides_whose_job_it_is() -> None:

@@ -17,9 +17,10 @@ from finetune_operator.cluster.cluster import NamespacedName
 from finetune_operator.desired.names import child_name, preflight_name
 from finetune_operator.desired.preflight_job import build_preflight_job
 from finetune_operator.desired.trainer_job import build_trainer_job
+from finetune_operator.errors import ForbiddenError
 from finetune_operator.observe.observe import observe, read_status
 from finetune_operator.observe.report_store import ReportStore
-from finetune_operator.observe.snapshot import Snapshot, UnreadableSnapshot
+from finetune_operator.observe.snapshot import BlindSnapshot, Snapshot, UnreadableSnapshot
 from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_test_operator.snapshot_builder import METADATA, NOW, a_report, a_spec, at
 
@@ -45,6 +46,7 @@ class FakeCluster:
         self.pods: list[Json] = []
         self.events: dict[str, list[Json]] = {}
         self.asked: list[str] = []
+        self.hidden = ""
 
     def now(self) -> datetime:
         return NOW
@@ -53,23 +55,28 @@ class FakeCluster:
         return self.body
 
     async def get_job(self, namespace: str, name: str) -> Json | None:
-        self.asked.append(f"job {name}")
+        self._ask("job", name)
         return self.jobs.get(name)
 
     async def get_config_map(self, namespace: str, name: str) -> Json | None:
-        self.asked.append(f"config map {name}")
+        self._ask("config map", name)
         return None
 
     async def list_pods(self, name: NamespacedName) -> list[Json]:
-        self.asked.append("pods")
+        self._ask("pods")
         return self.pods
 
     async def list_jobs(self, name: NamespacedName) -> list[Json]:
-        self.asked.append("jobs")
+        self._ask("jobs")
         return list(self.jobs.values())
 
     async def list_events(self, namespace: str, uid: str, reason: str) -> list[Json]:
         return self.events.get(reason, [])
+
+    def _ask(self, kind: str, name: str = "") -> None:
+        self.asked.append(f"{kind} {name}".rstrip())
+        if kind == self.hidden:
+            raise ForbiddenError(403, f"GET {kind}", "no right")
 
     async def observe(self, terminated: TerminatedPods | None = None, reports: ReportStore | None = None) -> Any:
         key = NamespacedName("team", "bot")
@@ -132,6 +139,16 @@ async def test_the_job_of_preflight_is_asked_for_only_while_it_matters() -> None
     assert preflight in new.asked
     assert preflight not in trains.asked
     assert over.asked == [f"job {child_name(METADATA)}"]
+
+
+@pytest.mark.parametrize("hidden", ["job", "config map", "jobs", "pods"])
+async def test_a_child_that_may_not_be_read_is_not_taken_for_missing(hidden: str) -> None:
+    cluster = FakeCluster(status={"phase": "Running", "attempts": [{"pod": "x", "uid": "1"}]})
+    cluster.hidden = hidden
+    snapshot = await cluster.observe()
+    assert isinstance(snapshot, BlindSnapshot)
+    assert snapshot.refusal == f"the API server refused GET {hidden}: no right"
+    assert [attempt.uid for attempt in snapshot.status.attempts] == ["1"]
 
 
 async def test_pods_are_sorted_to_their_runs_and_an_orphan_is_nobodys() -> None:

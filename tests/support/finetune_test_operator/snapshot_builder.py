@@ -20,7 +20,7 @@ from finetune_operator.desired.run_config_map import build_run_config, build_run
 from finetune_operator.desired.trainer_job import build_trainer_job
 from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.report_store import ReceivedReport
-from finetune_operator.observe.snapshot import ChildRun, Snapshot, UnreadableSnapshot
+from finetune_operator.observe.snapshot import AnySnapshot, BlindSnapshot, ChildRun, Snapshot, UnreadableSnapshot
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 METADATA = ObjectMeta(name="bot", namespace="team", uid="0b5e7b1e-5d1a-4a51-9a53-0f6f6c2ce0a1", generation=1)
@@ -177,12 +177,19 @@ def an_unreadable_snapshot(spec_error: str, **arguments: Any) -> UnreadableSnaps
     return UnreadableSnapshot(**fields)
 
 
-def decision_about(snapshot: Snapshot | UnreadableSnapshot) -> Decision:
+def a_blind_snapshot(refusal: str, status: FineTuneJobStatus) -> BlindSnapshot:
+    """The same job under a role that does not let the operator read its children."""
+    return BlindSnapshot(
+        metadata=METADATA, status=status, result_location=a_snapshot().result_location, now=NOW, refusal=refusal
+    )
+
+
+def decision_about(snapshot: Snapshot | UnreadableSnapshot | BlindSnapshot) -> Decision:
     """Returns the decision about a snapshot."""
     return decide(snapshot, INSTALLATION)
 
 
-def deciding_rule(chain: Chain[Any], snapshot: Snapshot | UnreadableSnapshot, run: ChildRun) -> str:
+def deciding_rule(chain: Chain[Any], snapshot: AnySnapshot, run: ChildRun) -> str:
     """Returns the name of the rule of a chain that decides about a snapshot."""
     rules = (rule for rule in chain.rules if rule(snapshot, run, INSTALLATION) is not None)
     return next(rules, chain.otherwise).__name__
