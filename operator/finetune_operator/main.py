@@ -12,7 +12,6 @@ import asyncio
 import logging
 import signal
 import socket
-import ssl
 import sys
 import uuid
 from collections.abc import Coroutine, Sequence
@@ -37,6 +36,8 @@ from finetune_operator.reconcile import Reconciler
 from finetune_operator.reports.checks import ReportChecks
 from finetune_operator.reports.forward import LeaderLink
 from finetune_operator.reports.server import build_progress_app, load_certificate, renew_certificate
+from finetune_operator.reports.site import Site, listen
+from finetune_operator.reports.visits import Visits
 from finetune_operator.settings import Kubeconfig, Settings
 from finetune_operator.watch.controller import Controller
 from finetune_operator.watch.handlers import build_registry, build_settings
@@ -80,9 +81,11 @@ async def run(settings: Settings) -> None:
 
         link = LeaderLink(election, settings.progress_url, settings.tls_dir)
         stack.push_async_callback(link.close)
-        app = build_progress_app(ReportChecks(cluster, reports, cluster.now), controller)
+        visits = Visits()
+        app = build_progress_app(ReportChecks(cluster, reports, cluster.now), controller, visits)
         app.middlewares.append(link.middleware())
-        await _serve(stack, app, settings.progress_port, tls)
+        listener = listen(settings.progress_port)
+        logger.info("listening on port %d", settings.progress_port)
 
         stop, has_led = asyncio.Event(), asyncio.Event()
         _stop_on_signals(stop)
@@ -95,6 +98,7 @@ async def run(settings: Settings) -> None:
         await _run_until_one_ends(
             campaign.run(lead),
             _watch(has_led, stop, registry, settings.namespaces),
+            Site(app, tls, visits).run(listener),
             renew_certificate(tls, settings.tls_dir),
             _wait(stop),
         )
@@ -174,12 +178,12 @@ def _election(settings: Settings) -> Election:
     return Election(identity, f"{host}:{settings.progress_port}")
 
 
-async def _serve(stack: AsyncExitStack, app: web.Application, port: int, tls: ssl.SSLContext | None = None) -> None:
+async def _serve(stack: AsyncExitStack, app: web.Application, port: int) -> None:
     """Serve an application until the stack closes."""
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    await web.TCPSite(runner, port=port, ssl_context=tls).start()
+    await web.TCPSite(runner, port=port).start()
     logger.info("listening on port %d", port)
 
 

@@ -9,9 +9,6 @@ from datetime import datetime
 
 from finetune_api.progress import ProgressReport
 
-BURST = 20.0  # reports; a small job passes through all of its stages within a second
-PER_SECOND = 1.0  # reports in the long run
-
 
 @dataclass(frozen=True)
 class ReceivedReport:
@@ -26,9 +23,6 @@ class ReceivedReport:
 class _Entry:
     newest: ReceivedReport | None = None
     locked: bool = False
-    allowance: float = BURST
-    counted: float = 0.0
-    """Clock reading, in seconds, at which `allowance` was counted last."""
 
 
 class ReportStore:
@@ -42,20 +36,6 @@ class ReportStore:
         """Returns the newest report of a job."""
         entry = self._entries.get(job_uid)
         return entry.newest if entry else None
-
-    def is_allowed(self, job_uid: str, seconds: float) -> bool:
-        """Counts a report against the job's allowance (a token bucket); False if none is left. `seconds` is the reading
-        of a monotonic clock."""
-        # A job's first report finds a full bucket.
-        entry = self._entries.setdefault(job_uid, _Entry(counted=seconds))
-        entry.allowance = min(BURST, entry.allowance + (seconds - entry.counted) * PER_SECOND)
-        entry.counted = seconds
-
-        if entry.allowance < 1:
-            return False
-
-        entry.allowance -= 1
-        return True
 
     def put(self, job_uid: str, report: ReceivedReport) -> None:
         """Keeps a report that has passed every check."""

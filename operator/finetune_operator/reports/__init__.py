@@ -1,6 +1,10 @@
 """Receives the progress reports of trainers.
 
+`site`     connections: how many, how long, and how large
+`visits`   the open connections, and who has to leave
 `server`   the HTTPS endpoint and its certificate
 `forward`  passes the reports that reach a follower on to the leader
 `checks`   every check that a report must pass
+`callers`  the pod and the job that a token belongs to, looked up as rarely as possible
+`limits`   allowances and remembered answers, in bounded memory
 """

@@ -1,7 +1,7 @@
 """The HTTPS endpoint that trainers report their progress to, wire-compatible with Kubeflow's KEP-2779.
 
 `checks.py` decides whether a report is accepted. An accepted report is answered at once; the reconcile writes it into
-the job's status later. Training never waits for an answer.
+the job's status later. Training never waits for an answer. `site.py` bounds what a connection may take before that.
 """
 
 import asyncio
@@ -10,11 +10,13 @@ import ssl
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from finetune_api.progress import MAX_BODY_BYTES, progress_path
 from finetune_operator.cluster.cluster import NamespacedName
 from finetune_operator.errors import ApiError, ApiUnavailableError, ReportRefusedError
-from finetune_operator.reports.checks import ReportChecks
+from finetune_operator.reports.checks import ReportChecks, Sender
+from finetune_operator.reports.visits import Address, Visits
 from finetune_operator.watch.controller import Controller
 
 CERTIFICATE_CHECK_SECONDS = 60.0
@@ -22,17 +24,29 @@ CERTIFICATE_CHECK_SECONDS = 60.0
 logger = logging.getLogger(__name__)
 
 
-def build_progress_app(checks: ReportChecks, controller: Controller) -> web.Application:
-    """Returns the application. It has one route: POST to the status of a job."""
+def build_progress_app(checks: ReportChecks, controller: Controller, visits: Visits) -> web.Application:
+    """Returns the application. It has one route: POST to the status of a job. `visits`: the open connections."""
+
+    @web.middleware
+    async def read(request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Have the whole request before anything else is done with it; one request a connection."""
+        try:
+            await _read(request)
+            visits.receive(_address(request))
+            answer = await handler(request)
+        except ReportRefusedError as refusal:
+            answer = _answer(refusal.status, refusal.reason, refusal.message)
+        answer.force_close()  # an idle connection would hold a place
+        return answer
 
     async def receive(request: web.Request) -> web.Response:
         name = NamespacedName(request.match_info["namespace"], request.match_info["name"])
+        sender = Sender(str(_address(request)[0]), name, request.headers.get("Authorization", ""))
         try:
-            body = await _read(request)
-            accepted = await checks.check(name, request.headers.get("Authorization", ""), body)
+            accepted = await checks.check(sender, await request.read())
         except ReportRefusedError as refusal:
             logger.info("%s: report refused: %s %s", name, refusal.status, refusal.reason)
-            return _answer(refusal.status, refusal.reason, refusal.message)
+            raise
         except (ApiError, ApiUnavailableError) as error:
             logger.warning("%s: report cannot be checked: %s", name, error)
             return _answer(503, "Unavailable", "the Kubernetes API server does not answer: report again later")
@@ -40,7 +54,8 @@ def build_progress_app(checks: ReportChecks, controller: Controller) -> web.Appl
         controller.trigger_report(accepted.job_uid, name, accepted.received.report.finetune.stage)
         return _answer(202, "Accepted", "")
 
-    app = web.Application(client_max_size=MAX_BODY_BYTES + 1)  # one byte more shows that a body is too large
+    # One byte more shows that a body is too large.
+    app = web.Application(client_max_size=MAX_BODY_BYTES + 1, middlewares=[read])
     app.add_routes([web.post(progress_path("{namespace}", "{name}"), receive)])
     return app
 
@@ -67,15 +82,21 @@ async def renew_certificate(context: ssl.SSLContext, tls_dir: Path) -> None:
             logger.info("TLS certificate loaded again")
 
 
-async def _read(request: web.Request) -> bytes:
+async def _read(request: web.Request) -> None:
     """Read a body of at most MAX_BODY_BYTES. The application stops reading there even if Content-Length says less."""
     if (request.content_length or 0) > MAX_BODY_BYTES:
         raise ReportRefusedError(413, "TooLarge", f"a report has at most {MAX_BODY_BYTES} bytes")
 
     try:
-        return await request.read()
+        await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise ReportRefusedError(413, "TooLarge", f"a report has at most {MAX_BODY_BYTES} bytes") from None
+
+
+def _address(request: web.Request) -> Address:
+    """Returns the address of the client; one that has gone meanwhile has none."""
+    address: Address | None = request.transport.get_extra_info("peername") if request.transport else None
+    return address or ("",)
 
 
 def _answer(status: int, reason: str, message: str) -> web.Response:
