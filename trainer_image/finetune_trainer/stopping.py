@@ -33,6 +33,7 @@ class StopRequest:
 
 
 _request = StopRequest()
+_commits = threading.Lock()
 
 
 def reset() -> None:
@@ -72,6 +73,17 @@ def finishing() -> Iterator[None]:
     finally:
         _request.finishing -= 1
         _request.interruptible_since = time.monotonic()
+
+
+@contextmanager
+def committing() -> Iterator[None]:
+    """Makes an end of the process by our own hand wait for the code inside, even one that a person asks for now.
+
+    For a commit on this machine, which takes moments; and for whoever ends the process, so that what it sees of the
+    commit stays true.
+    """
+    with _commits:
+        yield
 
 
 def interruptible_since() -> float | None:

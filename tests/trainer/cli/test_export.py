@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from finetune_test_models.taught_runs import Taught, taught_chats
 from finetune_test_servers.s3_server import S3Server
+from finetune_trainer.cli import export as command
+from finetune_trainer.cli.export_arguments import ExportArguments
 from finetune_trainer.export.export import ExportRequest, export
 
 Finetune = Callable[..., subprocess.CompletedProcess[str]]
@@ -138,3 +140,42 @@ def test_files_that_nobody_judged_are_said_and_bad_rows_are_refused_before_the_w
     assert done.returncode != 0
     assert "bad.jsonl:1" in done.stderr
     assert not list((tmp_path / "out").rglob("*.gguf"))
+
+
+@pytest.mark.parametrize(("at", "says"), [("judge_files", "written and complete: "), ("export", "nothing was written")])
+def test_ctrl_c_says_what_is_there(
+    at: str,
+    says: str,
+    tiny_base: Path,
+    chat_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def press(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, at, press)
+    arguments = ExportArguments(
+        base=f"file://{tiny_base}",
+        revision=None,
+        adapter=None,
+        output=tmp_path / "out",
+        merged="BF16",
+        gguf=("F16",),
+        name="mine",
+        device="cpu",
+        credentials=None,
+        endpoint_url=None,
+        region=None,
+        rows=chat_file,
+    )
+    gguf, old = tmp_path / "out/gguf/mine-F16.gguf", tmp_path / "out/gguf/mine-Q8_0.gguf"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    assert command.export_here(arguments) == 130
+    printed = capsys.readouterr().err
+    assert says in printed
+    assert (str(gguf) in printed) == gguf.exists() == (at == "judge_files")
+    assert (str(tmp_path / "out/merged") in printed) == (at == "judge_files")
+    assert str(old) not in printed, "an older file is none of its outputs"

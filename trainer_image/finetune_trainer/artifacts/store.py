@@ -71,11 +71,13 @@ class Provenance:
     """`FetchedSource.version` of the base model."""
 
 
-def remove_uncommitted(folder: Path, attempt: str) -> None:
-    """Deletes what an attempt has written below a job's local folder, unless that is the job's result."""
+def remove_uncommitted(folder: Path, attempt: str) -> bool:
+    """Deletes what an attempt has written below a job's local folder, unless that is the job's result: returns True."""
     manifest, uploaded = folder / MANIFEST_NAME, attempt_prefix(attempt)
-    if not manifest.is_file() or uploaded not in manifest.read_text(encoding="utf-8"):
-        shutil.rmtree(folder / uploaded, ignore_errors=True)
+    if manifest.is_file() and uploaded in manifest.read_text(encoding="utf-8"):
+        return True
+    shutil.rmtree(folder / uploaded, ignore_errors=True)
+    return False
 
 
 class ArtifactStore:

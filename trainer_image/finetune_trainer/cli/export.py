@@ -55,7 +55,7 @@ class TableRow:
 def export_here(arguments: ExportArguments) -> int:
     """Fetches, exports, and prints a table of the files; returns the exit code."""
     console = Console(stderr=True, highlight=False)
-    began = time.monotonic()
+    began, since = time.monotonic(), time.time()
 
     try:
         files, losses = _export(arguments, console)
@@ -63,13 +63,21 @@ def export_here(arguments: ExportArguments) -> int:
         console.print(f"{error.reason}: {error.message}", markup=False, soft_wrap=True)
         return int(error.exit_code)
     except KeyboardInterrupt:
-        console.print("interrupted; nothing was left behind")
+        console.print(_interrupted(arguments, since), markup=False, soft_wrap=True)
         return INTERRUPTED
 
     Console(highlight=False).print(to_table(to_rows(files, arguments.output, losses)))
     _show_losses(losses, console, has_gguf=bool(arguments.gguf))
     console.print(f"{time.monotonic() - began:.1f} s in all, sources fetched and checked")
     return 0
+
+
+def _interrupted(arguments: ExportArguments, since: float) -> str:
+    """What is there of the outputs after Ctrl-C, for people; they are complete if they were written `since` then."""
+    gguf = (arguments.output / "gguf" / f"{arguments.name}-{kind}.gguf" for kind in arguments.gguf)
+    merged = [arguments.output / "merged"] if arguments.merged is not None else []
+    made = [str(path) for path in (*merged, *gguf) if path.exists() and path.stat().st_mtime >= since]
+    return f"interrupted; written and complete: {', '.join(made)}" if made else "interrupted; nothing was written"
 
 
 def _show_losses(losses: FileLosses | None, console: Console, *, has_gguf: bool) -> None:

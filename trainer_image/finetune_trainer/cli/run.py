@@ -90,11 +90,14 @@ def _answer(presses: int, progress: ProgressTracker) -> None:
 
 
 def _stop(config: RunConfig, settings: Settings, progress: ProgressTracker, *, now: bool) -> int:
-    """Ends a run in the middle of its work, and leaves none of its files behind; returns the exit code."""
+    """Ends a run in the middle of its work, and leaves nothing behind but a result that is complete; returns the exit
+    code."""
     shutil.rmtree(settings.work, ignore_errors=True)
     if settings.output_folder is not None:
-        attempt = attempt_name(config.job.uid, settings.attempt_id)
-        remove_uncommitted(settings.output_folder / config.job.name, attempt)
+        folder, attempt = settings.output_folder / config.job.name, attempt_name(config.job.uid, settings.attempt_id)
+        if remove_uncommitted(folder, attempt):
+            _say(f"the result was finished before that: it is complete in {folder}")
+            return STOPPED_BY_PERSON if now else 0
 
     outcome = overdue(progress)
     show(outcome)

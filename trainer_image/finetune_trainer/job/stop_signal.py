@@ -118,17 +118,18 @@ class StopSignal:
         return since is not None and now > max(first, since) + PATIENCE
 
     def _end(self, *, now: bool) -> None:
-        """Ends the process by the last resort, unless the run has concluded; the lock is never released then."""
+        """Ends the process by the last resort, unless the run has concluded; the locks are never released then."""
         with self._last_word:
             if self._concluded or self._last_resort is None:
                 return
 
-            try:
-                code = self._last_resort(now)
-            except BaseException:  # the process ends, whatever happens
-                log.exception("the last resort failed")
-                code = ExitCode.INTERRUPTED
-            os._exit(code)
+            with stopping.committing():  # what is committed is a result by now; nothing else can become one
+                try:
+                    code = self._last_resort(now)
+                except BaseException:  # the process ends, whatever happens
+                    log.exception("the last resort failed")
+                    code = ExitCode.INTERRUPTED
+                os._exit(code)
 
 
 def _request_stop(number: int, _: FrameType | None) -> None:

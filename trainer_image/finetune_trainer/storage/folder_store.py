@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from finetune_api.failures import FailureReason
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.stopping import committing
 from finetune_trainer.storage.digests import FileDigest, digest_file
 from finetune_trainer.storage.object_store import OnBytes, PreconditionFailedError, Version
 from finetune_trainer.storage.s3_upload import PartPlan
@@ -58,16 +59,20 @@ class FolderStore:
     def put_if(self, key: str, data: bytes, replaces: str | None) -> None:
         """Writes `data` if the key does not exist (`replaces` None) or its content still has this SHA-256.
 
-        Raises PreconditionFailedError otherwise.
+        Raises PreconditionFailedError otherwise. No signal ends the process in the middle of it.
         """
+        with committing():
+            self._put_if(key, data, replaces)
+
+    def _put_if(self, key: str, data: bytes, replaces: str | None) -> None:
         target = self._target(key)
         # Written under another name first: under the real one a file is always complete.
         partial = target.with_name(f".{target.name}.{uuid4().hex}")
-        with partial.open("wb") as file:
-            file.write(data)
-            os.fsync(file.fileno())
-
         try:
+            with partial.open("wb") as file:
+                file.write(data)
+                os.fsync(file.fileno())
+
             if replaces is None:
                 target.hardlink_to(partial)  # fails if the target exists, as a rename does not
             elif (found := self.read(key)) and found.tag == replaces:
