@@ -74,10 +74,9 @@ class Provenance:
 def remove_uncommitted(folder: Path, attempt: str) -> bool:
     """Deletes what an attempt has written below a job's local folder, unless that is the job's result: returns True."""
     manifest, uploaded = folder / MANIFEST_NAME, attempt_prefix(attempt)
-    if manifest.is_file() and uploaded in manifest.read_text(encoding="utf-8"):
-        return True
-    shutil.rmtree(folder / uploaded, ignore_errors=True)
-    return False
+    if not (is_result := manifest.is_file() and uploaded in manifest.read_text(encoding="utf-8")):
+        shutil.rmtree(folder / uploaded, ignore_errors=True)
+    return is_result
 
 
 class ArtifactStore:
@@ -238,8 +237,7 @@ class ArtifactStore:
         return found[0]
 
     def _read_manifest(self) -> tuple[Manifest, str] | None:
-        found = self.object_store.read(MANIFEST_NAME)
-        if found is None:
+        if (found := self.object_store.read(MANIFEST_NAME)) is None:
             return None
 
         try:

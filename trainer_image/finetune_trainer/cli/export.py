@@ -73,7 +73,7 @@ def export_here(arguments: ExportArguments) -> int:
 
 
 def _interrupted(arguments: ExportArguments, since: float) -> str:
-    """What is there of the outputs after Ctrl-C, for people; they are complete if they were written `since` then."""
+    """The outputs that are there after Ctrl-C, for people: those written `since` the start are complete."""
     gguf = (arguments.output / "gguf" / f"{arguments.name}-{kind}.gguf" for kind in arguments.gguf)
     merged = [arguments.output / "merged"] if arguments.merged is not None else []
     made = [str(path) for path in (*merged, *gguf) if path.exists() and path.stat().st_mtime >= since]
