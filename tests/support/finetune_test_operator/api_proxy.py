@@ -63,7 +63,7 @@ class ApiProxy:
         try:
             yield proxy
         finally:
-            proxy._run(runner.cleanup())
+            proxy._run(proxy._end(runner))
             proxy._loop.call_soon_threadsafe(proxy._loop.stop)
             thread.join(5)
             proxy._loop.close()
@@ -95,6 +95,15 @@ class ApiProxy:
         await site.start()
         self.port = runner.addresses[0][1]
         return runner
+
+    async def _end(self, runner: web.AppRunner) -> None:
+        """Stop serving; connections are aborted, because nobody waits for their TLS to end."""
+        transports = [each.transport for each in (runner.server.connections if runner.server else ())]
+        await runner.cleanup()
+        for transport in transports:
+            if transport is not None:
+                transport.abort()
+        await asyncio.sleep(0.1)
 
     async def _session(self, _: web.Application) -> Any:
         connector = aiohttp.TCPConnector(ssl=self._trust, limit=0)
