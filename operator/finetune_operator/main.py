@@ -82,7 +82,8 @@ async def run(settings: Settings) -> None:
         link = LeaderLink(election, settings.progress_url, settings.tls_dir)
         stack.push_async_callback(link.close)
         visits = Visits()
-        app = build_progress_app(ReportChecks(cluster, reports, cluster.now), controller, visits)
+        checks = ReportChecks(cluster, reports, cluster.now)
+        app = build_progress_app(checks, controller, visits)
         app.middlewares.append(link.middleware())
         listener = listen(settings.progress_port)
         logger.info("listening on port %d", settings.progress_port)
@@ -91,6 +92,7 @@ async def run(settings: Settings) -> None:
         _stop_on_signals(stop)
 
         async def lead() -> None:
+            checks.start_over()
             has_led.set()
             await controller.run()
 

@@ -95,6 +95,10 @@ class Callers:
         """Look an accepted token up again with its next report."""
         self._vouched.drop(_key(name, token))
 
+    def forget_all(self) -> None:
+        """Look every accepted token up again with its next report."""
+        self._vouched.clear()
+
     async def _look_up(self, key: bytes, name: NamespacedName, token: str) -> Caller:
         try:
             caller = await self._ask(name, token)

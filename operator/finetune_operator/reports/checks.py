@@ -65,6 +65,11 @@ class ReportChecks:
         self._clock = clock
         self._allowances: Allowances[str] = Allowances(BURST, PER_SECOND)
 
+    def start_over(self) -> None:
+        """Forget every report and every accepted token: another replica has led, and has accepted reports."""
+        self._reports.clear()
+        self._callers.forget_all()
+
     async def check(self, sender: Sender, body: bytes) -> Accepted:
         """Make every check and store the report; raises ReportRefusedError, ApiError or ApiUnavailableError."""
         if len(body) > MAX_BODY_BYTES:

@@ -17,9 +17,13 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from finetune_operator.election.election import Election
+from finetune_operator.reports.visits import MAX_CONNECTIONS_OF_PEER
 
 FORWARDED_HEADER = "Finetune-Forwarded"
 """Marks a report that another replica has passed on: it is not passed on again."""
+
+MAX_CONNECTIONS = MAX_CONNECTIONS_OF_PEER // 2
+"""Connections to the leader at once, to which this replica is one peer; further reports wait for one of them."""
 
 TIMEOUT = aiohttp.ClientTimeout(total=5)  # a trainer waits 10 s
 
@@ -36,7 +40,10 @@ class LeaderLink:
         self._election = election
         self._server_name = urlsplit(progress_url).hostname
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=tls), timeout=TIMEOUT, trust_env=False, auto_decompress=False
+            connector=aiohttp.TCPConnector(ssl=tls, limit=MAX_CONNECTIONS),
+            timeout=TIMEOUT,
+            trust_env=False,
+            auto_decompress=False,
         )
 
     async def close(self) -> None:

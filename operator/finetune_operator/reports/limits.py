@@ -65,6 +65,10 @@ class Remembered(Generic[K, V]):
         if len(self._answers) > MAX_KEYS:
             self._answers.popitem(last=False)
 
+    def clear(self) -> None:
+        """Forgets every answer."""
+        self._answers.clear()
+
     def drop(self, key: K) -> None:
         """Forgets an answer."""
         self._answers.pop(key, None)

@@ -90,9 +90,7 @@ class Controller:
         return time.monotonic() - self._heartbeat
 
     async def run(self) -> None:
-        """Work until cancelled. May run again later: then another replica has worked meanwhile, so nothing that was
-        reported before counts."""
-        self._reports.clear()
+        """Work until cancelled. May run again later: then another replica has worked meanwhile."""
         self._last_reported.clear()
         self._heartbeat = time.monotonic()
         self.refusal, self.has_listed = "", False

@@ -1,5 +1,6 @@
 """A follower passes reports on to the leader over real HTTPS, and to nobody who is not the leader."""
 
+import json
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -12,7 +13,11 @@ from aiohttp import web
 
 from finetune_operator.election.election import Election
 from finetune_operator.election.record import LeaseRecord
+from finetune_operator.errors import ReportRefusedError
+from finetune_operator.observe.report_store import ReportStore
+from finetune_operator.reports.checks import ReportChecks, Sender
 from finetune_operator.reports.forward import FORWARDED_HEADER, LeaderLink
+from finetune_test_operator.report_server import KEY, NOW, POD_UID, TOKEN, FakeCluster, a_report
 from finetune_test_servers.certificates import Authority
 
 URL = "https://progress.test:8443"
@@ -124,3 +129,28 @@ async def test_nobody_gets_a_token_who_cannot_prove_to_be_the_progress_server(se
     await servers.start_leader(host="other.test")
     assert (await servers.post())[0] == 503
     assert servers.received == []
+
+
+async def test_a_leader_that_comes_back_goes_by_what_the_other_has_written() -> None:
+    cluster, store = FakeCluster(), ReportStore()
+    checks = ReportChecks(cluster, store, lambda: NOW)
+    sender = Sender("10.0.0.1", KEY, f"Bearer {TOKEN}")
+
+    async def report(sequence: int) -> None:
+        await checks.check(sender, json.dumps(a_report(sequence)).encode())
+
+    await report(5)
+    assert cluster.job
+    cluster.job["status"] = {
+        "attempts": [{"pod": "bot-1-x", "uid": POD_UID}],
+        "progress": {"percent": 1, "completion": "1%", "sequence": 9},
+    }
+    checks.start_over()
+    with pytest.raises(ReportRefusedError, match="report 7 is not newer than report 9"):
+        await report(7)
+    await report(10)
+
+    cluster.job["status"] |= {"phase": "Failed"}
+    checks.start_over()
+    with pytest.raises(ReportRefusedError, match="has ended"):
+        await report(11)
