@@ -183,6 +183,15 @@ class Jobs:
         """Change a label, which gives a watch event."""
         self._api.patch_namespaced_custom_object(*self._path(), name, {"metadata": {"labels": {key: value}}})
 
+    def label_child(self, name: str, key: str, value: str) -> None:
+        """Change a label of the trainer's Job."""
+        labels = {"metadata": {"labels": {key: value}}}
+        self._batch.patch_namespaced_job(child_name(self._metadata(name)), self.namespace, labels)
+
+    def set_status(self, name: str, status: Json) -> None:
+        """Write a status as an operator would have done."""
+        self._api.patch_namespaced_custom_object_status(*self._path(), name, {"status": status})
+
     def event_reasons(self, name: str) -> list[str]:
         """Reasons of the job's events."""
         found = self._core.list_namespaced_event(self.namespace, field_selector=f"involvedObject.name={name}").items

@@ -20,8 +20,8 @@ from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
 from finetune_operator.cluster.connection import APPLY, MERGE_PATCH
 from finetune_operator.cluster.server_clock import ServerClock
-from finetune_operator.desired.names import FIELD_MANAGER, JOB_NAME_LABEL, LEASE_NAME
-from finetune_operator.errors import ApiUnavailableError, NotFoundError
+from finetune_operator.desired.names import FIELD_MANAGER, JOB_NAME_LABEL, JOB_UID_LABEL, LEASE_NAME
+from finetune_operator.errors import ApiUnavailableError, ForbiddenError, NotFoundError
 
 METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 """Accept header of a list without specs and statuses, which make up nearly all of a job's bytes."""
@@ -41,6 +41,15 @@ class NamespacedName:
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A FineTuneJob in a list: what has changed since the list before has other versions."""
+
+    name: NamespacedName
+    versions: frozenset[str]
+    """`resourceVersion` of the job itself, of its Jobs and of their pods."""
 
 
 @dataclass(frozen=True)
@@ -99,27 +108,26 @@ class Cluster:
         """Returns the job as it is now, or None if it does not exist."""
         return await self._get(_resource_path(name))
 
-    async def list_fine_tune_jobs(self) -> list[tuple[NamespacedName, str]]:
-        """Returns name and UID of every FineTuneJob that is served. Only metadata travels, a page at a time."""
-        scopes = [f"/namespaces/{namespace}" for namespace in self._namespaces] or [""]
-        return [job for scope in scopes for job in await self._list_jobs_in(scope)]
+    async def list_versions(self) -> dict[str, Listed]:
+        """Returns every FineTuneJob that is served, by UID. Only metadata travels, a page at a time."""
+        found = await self._list_metadata(f"/apis/{GROUP}/{VERSION}", PLURAL)
+        names = {each["uid"]: NamespacedName(each["namespace"], each["name"]) for each in found}
+        versions = {each["uid"]: {each["resourceVersion"]} for each in found}
 
-    async def _list_jobs_in(self, scope: str) -> list[tuple[NamespacedName, str]]:
-        jobs: list[tuple[NamespacedName, str]] = []
-        query = {"limit": PAGE_SIZE}
+        # A child that carries the label of no job is none of ours, or its job has gone meanwhile.
+        for prefix, plural in (("/apis/batch/v1", "jobs"), ("/api/v1", "pods")):
+            try:
+                children = await self._list_metadata(prefix, plural, JOB_UID_LABEL)
+            except ForbiddenError as error:
+                # Without them, every job differs from the list before, and the look says what it lacks.
+                logger.warning("cannot list children: %s", error)
+                continue
+            for child in children:
+                owner = versions.get(child["labels"][JOB_UID_LABEL])
+                if owner is not None:
+                    owner.add(child["resourceVersion"])
 
-        while True:
-            page = await self._connection.request(
-                "GET", f"/apis/{GROUP}/{VERSION}{scope}/{PLURAL}", query=query, accept=METADATA_LIST
-            )
-            for item in page.get("items") or ():
-                metadata = item["metadata"]
-                jobs.append((NamespacedName(metadata["namespace"], metadata["name"]), metadata["uid"]))
-
-            token = page["metadata"].get("continue")
-            if not token:
-                return jobs
-            query = {"limit": PAGE_SIZE, "continue": token}
+        return {uid: Listed(name, frozenset(versions[uid])) for uid, name in names.items()}
 
     async def get_job(self, namespace: str, name: str) -> Json | None:
         """Returns a batch/v1 Job, or None if it does not exist."""
@@ -224,6 +232,25 @@ class Cluster:
     async def _list_children(self, path: str, name: NamespacedName) -> list[Json]:
         found = await self._connection.request("GET", path, query={"labelSelector": f"{JOB_NAME_LABEL}={name.name}"})
         return list(found.get("items") or ())
+
+    async def _list_metadata(self, prefix: str, plural: str, label: str = "") -> list[Json]:
+        """Returns the metadata of the objects of one kind that carry a label."""
+        scopes = [f"/namespaces/{namespace}" for namespace in self._namespaces] or [""]
+        paths = [f"{prefix}{scope}/{plural}" for scope in scopes]
+        return [metadata for path in paths for metadata in await self._list_pages(path, label)]
+
+    async def _list_pages(self, path: str, label: str) -> list[Json]:
+        query = {"limit": PAGE_SIZE} | ({"labelSelector": label} if label else {})
+        found: list[Json] = []
+
+        while True:
+            page = await self._connection.request("GET", path, query=query, accept=METADATA_LIST)
+            found += [item["metadata"] for item in page.get("items") or ()]
+
+            token = page["metadata"].get("continue")
+            if not token:
+                return found
+            query |= {"continue": token}
 
     async def _get(self, path: str) -> Json | None:
         try:

@@ -82,14 +82,18 @@ def _with_trainer(run: ChildRun) -> Decision:
 
 
 def _waiting(snapshot: Snapshot, run: ChildRun, waiting: Waiting) -> Decision:
-    left = seconds_until_startup_deadline(snapshot, run, waiting)
+    # No watch announces Events. Whatever else a run waits for brings an event of its Job or pod.
+    timers = (
+        RETRY_SECONDS if run.only_events_explain else None,
+        seconds_until_startup_deadline(snapshot, run, waiting),
+    )
     return Decision(
         Phase.QUEUED,
         waiting.reason,
         waiting.message,
         is_stalled=waiting.is_stalled,
         outcome=run.outcome,
-        requeue_seconds=RETRY_SECONDS if left is None else min(RETRY_SECONDS, left),
+        requeue_seconds=min((seconds for seconds in timers if seconds is not None), default=None),
     )
 
 

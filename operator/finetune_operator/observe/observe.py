@@ -82,7 +82,7 @@ async def _observe_children(
     key = NamespacedName(metadata.namespace, metadata.name)
     is_over = status.phase is not None and status.phase.is_terminal
 
-    training_job = await _job(cluster, key, child_name(metadata))
+    training_job = None if _is_settled(metadata, spec, status) else await _job(cluster, key, child_name(metadata))
     preflight_job = None  # one request less for every look at a job that trains
     if isinstance(spec, FineTuneJobSpec) and _needs_preflight_job(spec, status, training_job):
         preflight_job = await _job(cluster, key, preflight_name(metadata))
@@ -160,6 +160,16 @@ def _locate(metadata: ObjectMeta, spec: FineTuneJobSpec | str, template: Locatio
     return location_uri(spec.output.s3.bucket, template.resolve(spec.output.s3.prefix, **identity))
 
 
+def _is_settled(metadata: ObjectMeta, spec: FineTuneJobSpec | str, status: FineTuneJobStatus) -> bool:
+    """True if a job needs nothing more, whatever became of its Job: it succeeded, and no TTL is to be given."""
+    return (
+        status.phase is Phase.SUCCEEDED
+        and status.observed_generation == metadata.generation  # a TTL that was taken back is taken from the Job too
+        and isinstance(spec, FineTuneJobSpec)
+        and spec.run_policy.ttl_seconds_after_finished is None
+    )
+
+
 def _needs_preflight_job(spec: FineTuneJobSpec, status: FineTuneJobStatus, training_job: ChildJob | None) -> bool:
     """True if the Job of preflight matters: preflight is due or runs, or its Job has yet to be ended or to get its
     TTL."""
@@ -198,7 +208,7 @@ def _pods_of(job: ChildJob | None, candidates: list[TrainerPod]) -> tuple[Traine
 async def _find_blocker(cluster: Cluster, key: NamespacedName, run: ChildRun) -> Waiting | None:
     """Finds what neither Job nor pod shows, but only Events: that the pod is refused, or that its volumes cannot be
     mounted."""
-    if run.job is None or run.job.suspended or run.job.is_over:
+    if run.job is None or not run.only_events_explain:
         return None
 
     # No pod, though the Job is to run: a quota or an admission policy may refuse it.
@@ -216,9 +226,6 @@ async def _find_blocker(cluster: Cluster, key: NamespacedName, run: ChildRun) ->
         return Waiting(FailureReason.POD_REJECTED, f"the pod is refused: {text}", is_stalled=True)
 
     # A pod that has a node, but no container yet: a Secret or a claim may be missing.
-    if pod.waiting_reason != "ContainerCreating":
-        return None
-
     failures = await cluster.list_events(key.namespace, pod.uid, "FailedMount")
     text = _newest_message(failures)
     if text is None:

@@ -67,6 +67,15 @@ class ChildRun:
         return self.pods[-1] if self.pods else None
 
     @property
+    def only_events_explain(self) -> bool:
+        """True while only Events can say why no pod of the run starts: it is refused, or its volumes cannot be
+        mounted."""
+        if self.job is None or self.job.suspended or self.job.is_over:
+            return False
+        pod = self.newest_pod
+        return pod is None or pod.is_finished or pod.waiting_reason == "ContainerCreating"
+
+    @property
     def outcome(self) -> Outcome | None:
         """Termination message of the newest pod, if it has ended and left one that can be read and is believed."""
         pod = self.newest_pod

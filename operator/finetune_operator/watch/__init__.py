@@ -2,5 +2,5 @@
 
 `handlers`    kopf's handlers and settings; every event becomes a trigger
 `controller`  tracks known jobs and hands those that are due to workers
-`work_queue`  keys with due times, each worked on by one worker at a time
+`work_queue`  keys with due times in two lanes, each worked on by one worker at a time
 """

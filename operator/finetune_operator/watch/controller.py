@@ -1,31 +1,35 @@
 """Schedules reconciles: tracks known jobs, rate-limits them and hands them to workers.
 
 A reconcile looks at one job and its children, and does what is due. Events only say that a job should be looked at, so
-many of them may become one reconcile. Events can be lost, because a watch can die silently, so every job is also looked
-at every `RESYNC_SECONDS`. Progress reports arrive every few seconds, but each status write costs the API server a write
-to etcd, so a job's reports share one write per `REPORT_SECONDS`.
+many of them may become one reconcile. Events can be lost, because a watch can die silently. So every
+`RESYNC_SECONDS`, the versions of all jobs and their children are listed, a few requests in all. A job of which anything
+has changed since the list before is looked at within the next `RESYNC_SECONDS`, unless something else makes it looked
+at before; of a job that is over or waits, nothing changes, and it costs nothing. Progress reports arrive every few
+seconds, but each status write costs the API server a write to etcd, so a job's reports share one write per
+`REPORT_SECONDS`.
 
-The queue decides when a job is due; `WORKERS` tasks take jobs from it. A heartbeat travels through the same queue, so
-its age shows whether the workers still take anything.
+The queue decides when a job is due; `WORKERS` tasks take jobs from it: those with events first, those of lists and
+timers in the background. A heartbeat travels through the same queue, so its age shows whether the workers still take
+anything.
 """
 
 import asyncio
 import logging
 import random
 import time
+from contextlib import suppress
 from enum import Enum, auto
 
-from finetune_operator.cluster.cluster import Cluster, NamespacedName
+from finetune_operator.cluster.cluster import Cluster, Listed, NamespacedName
 from finetune_operator.errors import ApiError, ApiUnavailableError, ConflictError, ForbiddenError
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.reconcile import Reconciler
-from finetune_operator.watch.work_queue import WorkQueue
+from finetune_operator.watch.work_queue import Lane, WorkQueue
 
 WORKERS = 8
-RESYNC_SECONDS = 120.0
-LIST_RETRY_SECONDS = 5.0
-SPREAD_SECONDS_PER_JOB = 0.01
-"""Part of a resync that each job gets, so that 1,000 jobs are spread over 10 s instead of arriving at once."""
+RESYNC_SECONDS = 60.0
+LIST_AGAIN_SECONDS = 5.0
+"""Time until the next list after one that failed, or after a watch has begun anew."""
 
 HEARTBEAT_SECONDS = 5.0
 REPORT_SECONDS = 10.0
@@ -48,6 +52,8 @@ class Controller:
         self._reports = reports
         self._queue: WorkQueue[NamespacedName | Heartbeat] = WorkQueue()
         self._names: dict[str, NamespacedName] = {}  # by UID
+        self._versions: dict[str, frozenset[str]] = {}  # by UID: of the job and its children, in the newest list
+        self._is_list_due = asyncio.Event()
         self._last_reported: dict[str, tuple[float, str]] = {}  # by UID: time of the write, stage
         self._heartbeat = time.monotonic()
         self.refusal = ""
@@ -60,6 +66,10 @@ class Controller:
         """Look at a FineTuneJob that changed."""
         self._names[job_uid] = name
         self._queue.add(name)
+
+    def trigger_list(self) -> None:
+        """Compare all jobs soon, because a watch has begun with a list: changes may have been missed before."""
+        self._is_list_due.set()
 
     def trigger_owner(self, job_uid: str) -> None:
         """Look at the FineTuneJob with this UID, because a child of it changed.
@@ -82,6 +92,7 @@ class Controller:
     def forget(self, job_uid: str) -> None:
         """Drop everything that is remembered of a FineTuneJob that is gone."""
         self._names.pop(job_uid, None)
+        self._versions.pop(job_uid, None)
         self._last_reported.pop(job_uid, None)
         self._reports.forget(job_uid)
 
@@ -92,6 +103,7 @@ class Controller:
     async def run(self) -> None:
         """Work until cancelled. May run again later: then another replica has worked meanwhile."""
         self._last_reported.clear()
+        self._versions.clear()
         self._heartbeat = time.monotonic()
         self.refusal, self.has_listed = "", False
 
@@ -122,7 +134,7 @@ class Controller:
             logger.info("%s: an object changed since it was read, trying again in %.1f s: %s", name, delay, error)
         except ForbiddenError as error:  # of the FineTuneJob itself; a refusal of a child stands in its status
             self.refusal = str(error)
-            delay = self._queue.add_after_failure(name, LIST_RETRY_SECONDS)
+            delay = self._queue.add_after_failure(name, LIST_AGAIN_SECONDS)
             logger.warning("%s: reconcile failed, trying again in %.1f s: %s", name, delay, error)
         except (ApiError, ApiUnavailableError) as error:
             wanted = error.retry_after if isinstance(error, ApiUnavailableError) else 0.0
@@ -135,28 +147,39 @@ class Controller:
             self.refusal = ""
             self._queue.succeeded(name)
             if again is not None:
-                self._queue.add(name, again)
+                self._queue.add(name, again, Lane.BACKGROUND if again else Lane.URGENT)
 
     async def _resync(self) -> None:
-        """List all jobs now and then, forget those that are gone and look at the others."""
+        """List all jobs now and then, forget those that are gone and look at those that have changed."""
         while True:
+            self._is_list_due.clear()
+            known = set(self._names)
             try:
-                found = await self._cluster.list_fine_tune_jobs()
+                listed = await self._cluster.list_versions()
             except (ApiError, ApiUnavailableError) as error:
                 self.refusal = str(error) if isinstance(error, ForbiddenError) else self.refusal
-                logger.warning("cannot list FineTuneJobs, trying again in %.0f s: %s", LIST_RETRY_SECONDS, error)
-                await asyncio.sleep(LIST_RETRY_SECONDS)
+                logger.warning("cannot list FineTuneJobs, trying again in %.0f s: %s", LIST_AGAIN_SECONDS, error)
+                await asyncio.sleep(LIST_AGAIN_SECONDS)
                 continue
 
             self.refusal = ""
-            for uid in self._names.keys() - {uid for _, uid in found}:
+            for uid in known - listed.keys():
                 self.forget(uid)
-
-            # The first list is worked through at once: nobody knows how long the operator was away.
-            spread = min(RESYNC_SECONDS / 2, len(found) * SPREAD_SECONDS_PER_JOB) if self.has_listed else 0.0
-            for name, uid in found:
-                self._names[uid] = name
-                self._queue.add(name, random.uniform(0, spread))  # noqa: S311 (jitter is no secret)
-
+            self._compare(listed)
             self.has_listed = True
-            await asyncio.sleep(RESYNC_SECONDS)
+
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RESYNC_SECONDS):
+                    await self._is_list_due.wait()
+                await asyncio.sleep(LIST_AGAIN_SECONDS)  # a watch lists its objects one by one
+
+    def _compare(self, listed: dict[str, Listed]) -> None:
+        """Have every job looked at that has changed since the list before; all jobs after the first list."""
+        # The first list is worked through at once: nobody knows how long the operator was away.
+        spread = RESYNC_SECONDS if self.has_listed else 0.0
+
+        for uid, job in listed.items():
+            self._names[uid] = job.name
+            if self._versions.get(uid) != job.versions:
+                self._versions[uid] = job.versions
+                self._queue.add(job.name, random.uniform(0, spread), Lane.BACKGROUND)  # noqa: S311 (jitter is no secret)

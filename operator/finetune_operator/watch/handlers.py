@@ -1,8 +1,9 @@
 """Handlers of kopf: watches become triggers, and nothing else. No other module of the operator registers any.
 
-All of them are `on.event` handlers: they write nothing to objects and need no finalizer. A lost event is harmless, as
-the controller looks at every job again every 120 s. kopf is told to retry for ever, because giving up would end the
-process, and to post no Events of its own.
+All of them are `on.event` handlers: they write nothing to objects and need no finalizer. A watch begins with a list,
+whose objects come as events without a type: the controller then makes a list of its own and finds what has changed. A
+lost event is harmless, as the controller finds its change within two minutes. kopf is told to retry for ever, because
+giving up would end the process, and to post no Events of its own.
 """
 
 import random
@@ -68,18 +69,27 @@ def build_registry(
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def fine_tune_job_changed(event: kopf.RawEvent, name: str, namespace: str | None, uid: str, **_: Any) -> None:
-        if event["type"] == "DELETED":
+        if event["type"] is None:
+            controller.trigger_list()
+        elif event["type"] == "DELETED":
             controller.forget(uid)
         else:
             controller.trigger(NamespacedName(namespace or "", name), uid)
 
     @kopf.on.event("batch", "v1", "jobs", registry=registry)
-    async def child_job_changed(labels: kopf.Labels, **_: Any) -> None:
-        controller.trigger_owner(labels.get(JOB_UID_LABEL, ""))
+    async def child_job_changed(event: kopf.RawEvent, labels: kopf.Labels, **_: Any) -> None:
+        _child_changed(controller, event, labels)
 
     @kopf.on.event("", "v1", "pods", registry=registry)
-    async def pod_changed(body: kopf.Body, labels: kopf.Labels, **_: Any) -> None:
+    async def pod_changed(event: kopf.RawEvent, body: kopf.Body, labels: kopf.Labels, **_: Any) -> None:
         terminated_pods.note(dict(body))  # a pod may be gone before the reconcile can read its exit code
-        controller.trigger_owner(labels.get(JOB_UID_LABEL, ""))
+        _child_changed(controller, event, labels)
 
     return registry
+
+
+def _child_changed(controller: Controller, event: kopf.RawEvent, labels: kopf.Labels) -> None:
+    if event["type"] is None:
+        controller.trigger_list()
+    else:
+        controller.trigger_owner(labels.get(JOB_UID_LABEL, ""))

@@ -260,3 +260,25 @@ def test_a_status_of_another_version_keeps_that_the_checks_passed() -> None:
     assert read.preflight is not None
     assert read.preflight.result is PreflightResult.PASSED
     assert read_status(raw | {"preflight": {"result": "Perhaps"}}).preflight is None
+
+
+OVER = FineTuneJobStatus(phase=Phase.SUCCEEDED, observed_generation=1)
+ASKED: dict[str, tuple[FineTuneJobStatus, Json, list[str]]] = {
+    "succeeded": (OVER, {}, []),
+    "with a TTL to give": (OVER, {"ttlSecondsAfterFinished": 9}, [f"job {child_name(METADATA)}"]),
+    "changed since": (OVER.model_copy(update={"observed_generation": 0}), {}, [f"job {child_name(METADATA)}"]),
+    "failed, and its Job may still wait": (
+        OVER.model_copy(update={"phase": Phase.FAILED}),
+        {},
+        [f"job {child_name(METADATA)}"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("status", "policy", "asked"), ASKED.values(), ids=ASKED)
+async def test_a_job_that_needs_nothing_more_costs_one_request(
+    status: FineTuneJobStatus, policy: Json, asked: list[str]
+) -> None:
+    cluster = FakeCluster(TRAINER_JOB, spec=a_spec(runPolicy=policy).to_wire(), status=status.to_wire())
+    await cluster.observe()
+    assert cluster.asked == asked

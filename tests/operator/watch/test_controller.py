@@ -6,7 +6,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from finetune_operator import health
-from finetune_operator.cluster.cluster import NamespacedName
+from finetune_operator.cluster.cluster import Listed
 from finetune_operator.election.campaign import Campaign
 from finetune_operator.election.election import Election
 from finetune_operator.election.record import LeaseRecord
@@ -19,8 +19,8 @@ from finetune_operator.watch.controller import Controller
 class EmptyCluster:
     """A cluster without jobs."""
 
-    async def list_fine_tune_jobs(self) -> list[tuple[NamespacedName, str]]:
-        return []
+    async def list_versions(self) -> dict[str, Listed]:
+        return {}
 
 
 @pytest.fixture

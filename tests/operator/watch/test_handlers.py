@@ -1,6 +1,9 @@
 """Settings and handlers of kopf: it is patient, writes nothing, and hands every change to the queue."""
 
 import itertools
+from typing import Any
+
+import pytest
 
 from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.watch.handlers import MAX_BACKOFF_SECONDS, build_registry, build_settings
@@ -29,3 +32,34 @@ def test_only_handlers_without_annotations_and_finalizers_are_registered() -> No
     assert len(registry._watching.get_all_handlers()) == 3
     for others in (registry._changing, registry._spawning, registry._indexing, registry._webhooks):
         assert not others.get_all_handlers()
+
+
+class Triggers:
+    """A controller that only notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: self.told.append(name)
+
+
+EVENTS = {
+    "a list's object": (None, ["trigger_list"] * 3),
+    "a change": ("MODIFIED", ["trigger", "trigger_owner", "trigger_owner"]),
+    "an end": ("DELETED", ["forget", "trigger_owner", "trigger_owner"]),
+}
+
+
+@pytest.mark.parametrize(("kind", "told"), EVENTS.values(), ids=EVENTS)
+async def test_the_objects_of_a_list_cause_one_list_and_no_looks(kind: str | None, told: list[str]) -> None:
+    controller = Triggers()
+    registry = build_registry(controller, TerminatedPods(), None)  # type: ignore[arg-type]
+    labels = {"finetune.dev/job-uid": "uid"}
+    body = {"metadata": {"name": "bot", "namespace": "team", "uid": "uid", "labels": labels}}
+    for handler in registry._watching.get_all_handlers():
+        handle: Any = handler.fn
+        await handle(
+            event={"type": kind, "object": body}, body=body, name="bot", namespace="team", uid="uid", labels=labels
+        )
+    assert controller.told == told

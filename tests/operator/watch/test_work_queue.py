@@ -4,7 +4,13 @@ import asyncio
 
 import pytest
 
-from finetune_operator.watch.work_queue import FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS, WorkQueue
+from finetune_operator.watch.work_queue import (
+    FIRST_BACKOFF_SECONDS,
+    MAX_BACKOFF_SECONDS,
+    URGENT_IN_A_ROW,
+    Lane,
+    WorkQueue,
+)
 
 
 class Clock:
@@ -109,3 +115,68 @@ async def test_many_keys_all_come_out(queue: WorkQueue[str]) -> None:
         queue.done(key)
     assert len(found) == 1000
     assert len(queue) == 0
+
+
+async def test_what_is_urgent_comes_before_a_whole_background(queue: WorkQueue[str]) -> None:
+    for number in range(1000):
+        queue.add(f"old {number}", lane=Lane.BACKGROUND)
+    queue.add("event")
+    assert await _next(queue) == "event"
+    assert await _next(queue) == "old 0"
+
+
+async def test_the_background_has_its_turns_under_a_flood_of_events(queue: WorkQueue[str]) -> None:
+    for number in range(5):
+        queue.add(f"old {number}", lane=Lane.BACKGROUND)
+    taken = []
+    for number in range(5 * (URGENT_IN_A_ROW + 1)):
+        queue.add(f"event {number}")
+        key = await queue.get()
+        taken.append(key)
+        queue.done(key)
+    assert [key for key in taken if key.startswith("old")] == [f"old {number}" for number in range(5)]
+    assert taken.index("old 0") == URGENT_IN_A_ROW
+
+
+async def test_one_look_answers_both_lanes(queue: WorkQueue[str], clock: Clock) -> None:
+    queue.add("a", 30, Lane.BACKGROUND)
+    queue.add("a")
+    assert await _next(queue) == "a"
+    queue.done("a")
+    clock.seconds += 60
+    assert await _next(queue) is None
+    assert len(queue) == 0
+
+
+async def test_an_event_overtakes_the_background_look_of_its_own_key(queue: WorkQueue[str]) -> None:
+    for key in ("a", "b", "c"):
+        queue.add(key, lane=Lane.BACKGROUND)
+    queue.add("c")
+    assert [await _next(queue) for _ in range(4)] == ["c", "a", "b", None]
+
+
+async def test_a_key_is_never_worked_on_twice_at_once_from_two_lanes(queue: WorkQueue[str]) -> None:
+    queue.add("a")
+    assert await _next(queue) == "a"
+    queue.add("a", lane=Lane.BACKGROUND)
+    assert await _next(queue) is None
+    queue.done("a")
+    assert await _next(queue) == "a"
+
+
+async def test_a_worker_that_is_cancelled_ends_although_a_key_arrives_at_that_moment(queue: WorkQueue[str]) -> None:
+    """The clean stop of an operator hung: the end of one worker's look woke the others, who forgot to end."""
+
+    async def work() -> None:
+        while True:
+            await queue.get()
+
+    for turns in range(6):
+        worker = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        queue.add(f"key {turns}", 3600)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        worker.cancel()
+        await asyncio.wait([worker], timeout=1)
+        assert worker.cancelled(), turns
