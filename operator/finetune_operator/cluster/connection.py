@@ -20,6 +20,7 @@ from kubernetes.aio.config.incluster_config import InClusterConfigLoader
 from finetune_api.base import Json
 from finetune_operator.cluster.answers import decode_object, read_message, read_retry_after
 from finetune_operator.cluster.server_clock import ServerClock
+from finetune_operator.cluster.usable_answers import only_usable_answers
 from finetune_operator.errors import (
     ApiError,
     ApiUnavailableError,
@@ -86,13 +87,14 @@ class ApiConnection:
         return str(self._configuration.host)
 
     def open_session(self) -> aiohttp.ClientSession:
-        """Returns a session under the same configuration; the caller closes it."""
+        """Returns a session for kopf under the same configuration; the caller closes it."""
+        middlewares = (only_usable_answers, *self._session_options["middlewares"])
         connector = aiohttp.TCPConnector(ssl=self._client.rest_client.ssl_context, limit=0)
         return aiohttp.ClientSession(
             connector=connector,
             proxy=self._configuration.proxy,
             headers={"User-Agent": USER_AGENT},
-            **self._session_options,
+            **self._session_options | {"middlewares": middlewares},
         )
 
     async def close(self) -> None:

@@ -44,6 +44,7 @@ def build_settings() -> kopf.OperatorSettings:
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 330
     settings.watching.inactivity_timeout = 70  # bookmarks come every minute: a stream silent for longer is dead
+    settings.watching.reconnect_backoff = 5  # between two lists: a proxy may break every watch at once
     settings.watching.chunk_size = 500  # objects a page
     settings.watching.label_selectors["batch", "v1", "jobs"] = JOB_UID_LABEL
     settings.watching.label_selectors["", "v1", "pods"] = JOB_UID_LABEL
