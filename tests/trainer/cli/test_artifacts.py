@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from finetune_api.judgement import Judgement
 from finetune_api.progress import Resolved
 from finetune_api.run_config import RunConfig
-from finetune_api.vocabulary import ArtifactType
+from finetune_api.vocabulary import ArtifactType, JudgedRows
 from finetune_devcluster.cluster import DevCluster
 from finetune_test_programs.binaries import kube_binary
 from finetune_trainer.artifacts.manifest import Manifest
@@ -41,10 +42,13 @@ def published(open_attempt: OpenStore, tmp_path: Path) -> tuple[ArtifactStore, M
     gguf.write_bytes(b"GGUF" * 1000)
     artifacts = [
         LocalArtifact(ArtifactType.ADAPTER, adapter, "safetensors", "F32"),
-        LocalArtifact(ArtifactType.GGUF, gguf, "gguf", "Q8_0"),
+        LocalArtifact(ArtifactType.GGUF, gguf, "gguf", "Q8_0", loss=1.25, improvement_kept=0.97),
     ]
     store = open_attempt()
-    provenance = Provenance(Resolved(dataset_digest="d" * 64), {"loss": 1.5})
+    judgement = Judgement(
+        data=JudgedRows.EVALUATION, rows=8, tokens=99, base_loss=3.5, merged_loss=1.2, warnings=("Q8_0 lost 3%",)
+    )
+    provenance = Provenance(Resolved(dataset_digest="d" * 64), {"loss": 1.5}, judgement)
     return store, store.publish(artifacts, provenance, ignore_bytes)
 
 
@@ -68,6 +72,10 @@ def test_a_manifest_lists_and_downloads_what_was_published(
     for artifact in manifest.artifacts:
         assert f"{artifact.sha256}  {artifact.uri}\n" in listed.stdout
     assert "loss 1.5" in listed.stdout
+    (row,) = (line for line in listed.stdout.splitlines() if "Q8_0 " in line and "1.2500" in line)
+    assert "97%" in row
+    assert "loss on the same 8 evaluation rows; the base has 3.5000" in listed.stdout
+    assert "warning: Q8_0 lost 3%" in listed.stdout
     assert "note:" not in listed.stderr
 
     target = tmp_path / "down"

@@ -54,6 +54,25 @@ def test_only_weights_and_configuration_of_the_pinned_commit_arrive(hub: Hub, tm
     assert found.digest == hashlib.sha256(lines.encode()).hexdigest()
 
 
+def test_the_hubs_own_cache_is_filled_once_and_used_again(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub.repos["models/acme/tiny"] = HubRepo(MODEL)
+    access = SourceAccess(hub_endpoint=hub.url, hub_retries=NO_RETRIES, hub_cache=True)
+
+    def fetch(name: str) -> FetchedSource:
+        return fetch_model("hf://acme/tiny", None, tmp_path / name, access, ignore_bytes)
+
+    first = fetch("first")
+    assert first.folder.is_relative_to(tmp_path / "cache")
+    assert first.digest == _model(hub, tmp_path / "copied").digest
+
+    fetched = len([path for path in hub.requests if "/resolve/" in path])
+    assert fetch("second") == first
+    assert len([path for path in hub.requests if "/resolve/" in path]) == fetched, "nothing is downloaded again"
+
+
 def test_a_tag_is_resolved_to_its_commit(hub: Hub, tmp_path: Path) -> None:
     hub.repos["models/acme/tiny"] = HubRepo(MODEL)
     assert _model(hub, tmp_path / "base", revision="v1").revision == OLD_COMMIT

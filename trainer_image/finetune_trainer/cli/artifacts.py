@@ -15,6 +15,8 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.logging_setup import configure_logging
 from finetune_trainer.storage.object_store import ObjectStore
 
+WIDE = 160
+"""Columns of a listing at least: a cell that is cut into lines cannot be copied or found."""
 INCOMPLETE = 15
 """Exit code of a listing in which files are missing (ExitCode.STORAGE)."""
 
@@ -44,8 +46,11 @@ def artifacts_here(arguments: argparse.Namespace) -> int:
 
 
 def _list(manifest: Manifest, chosen: list[ManifestArtifact], store: ObjectStore) -> int:
-    """Prints the artifacts, and whether all their files are stored, by size; returns the exit code."""
-    table = Table("type", "quantization", "files", "bytes", "sha256", "stored")
+    """Prints the artifacts with the loss of each that was judged, and whether all their files are stored, by size.
+
+    Returns the exit code.
+    """
+    table = Table("type", "quantization", "loss", "improvement kept", "files", "bytes", "sha256", "stored")
     complete = True
 
     for artifact in chosen:
@@ -54,12 +59,21 @@ def _list(manifest: Manifest, chosen: list[ManifestArtifact], store: ObjectStore
         complete = complete and not missing
         stored = f"{missing} missing" if missing else "complete"
         row = (f"{len(artifact.files)}", f"{artifact.bytes:,}", f"{artifact.sha256[:12]}…", stored)
-        table.add_row(artifact.type, artifact.quantization or "", *row)
+        loss = "" if artifact.loss is None else f"{artifact.loss:.4f}"
+        kept = "" if artifact.improvement_kept is None else f"{artifact.improvement_kept:.0%}"
+        table.add_row(artifact.type, artifact.quantization or "", loss, kept, *row)
 
     console = Console(highlight=False)
+    console.width = max(console.width, WIDE)
     console.print(table)
     for artifact in chosen:
         console.print(f"{artifact.sha256}  {artifact.uri}", markup=False, soft_wrap=True)
+
+    if (judgement := manifest.judgement) is not None:
+        rows = f"{judgement.rows} {judgement.data.lower()} rows"
+        console.print(f"loss on the same {rows}; the base has {judgement.base_loss:.4f}", soft_wrap=True)
+        for warning in judgement.warnings:
+            console.print(f"warning: {warning}", markup=False, soft_wrap=True)
 
     metrics = ", ".join(f"{name} {value:g}" for name, value in manifest.metrics.items())
     console.print(f"made {manifest.created:%Y-%m-%d %H:%M} UTC from {manifest.model_source}; {metrics}", soft_wrap=True)

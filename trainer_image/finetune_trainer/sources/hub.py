@@ -73,19 +73,21 @@ class HubRepository:
         return self.revision
 
     def download_size(self, names: Iterable[str]) -> int:
-        """Returns the size of the files in bytes."""
+        """Returns the size of the files in bytes; 0 for the Hub's own cache, which is on another disk or has them."""
+        if self._access.hub_cache:
+            return 0
         return sum(self.files[name] for name in names)
 
     def download(self, names: Iterable[str], folder: Path, on_bytes: OnBytes) -> Path:
-        """Downloads files of the commit into `folder`, several at a time."""
+        """Downloads files of the commit into `folder`, several at a time; returns the folder that they are in."""
         listed = list(names)
 
-        self._retry(
+        found = self._retry(
             lambda: snapshot_download(
                 self._name,
                 repo_type=self._kind,
                 revision=self.revision,
-                local_dir=folder,
+                local_dir=None if self._access.hub_cache else folder,
                 # These are patterns: a file name with brackets has to be escaped.
                 allow_patterns=[escape(name) for name in listed],
                 token=self._token,
@@ -94,7 +96,7 @@ class HubRepository:
         )
 
         on_bytes(self.download_size(listed))
-        return folder
+        return Path(found) if self._access.hub_cache else folder
 
     def read(self, name: str, start: int, end: int) -> bytes:
         """Returns bytes [start, end) of a file of the commit, by a range request."""

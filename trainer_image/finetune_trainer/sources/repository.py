@@ -26,6 +26,8 @@ class SourceAccess:
     hub_endpoint: str | None = None
     """Address of the Hugging Face Hub."""
     hub_retries: RetryPolicy = HUB_RETRIES
+    hub_cache: bool = False
+    """True: files of the Hub stay in its own cache on this machine, for whoever needs them again."""
 
 
 class Repository(Protocol):

@@ -42,7 +42,7 @@ def _load(found: FoundModel, options: argparse.Namespace, work: Path) -> list[Sp
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    shop = Workshop(choose_device(options.device), work, SourceAccess(options.credentials))
+    shop = Workshop(choose_device(options.device), work, SourceAccess(options.credentials, hub_cache=True))
     with notes.status(f"loading {escape(str(found.path))}"):
         speakers = load_speakers(found, shop, compare=options.compare)
 
