@@ -8,9 +8,19 @@ the same invalid manifests to both.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
@@ -94,6 +104,32 @@ def without_nulls(value: Any) -> Any:
         return {name: without_nulls(entry) for name, entry in value.items() if entry is not None}
     return value
 
+
+def _shorten(limit: int) -> BeforeValidator:
+    """Cut a text for people to `limit` characters."""
+    return BeforeValidator(
+        lambda text: text if not isinstance(text, str) or len(text) <= limit else text[: limit - 1] + "…"
+    )
+
+
+# Types of what pods and trainers say. The models check these bounds, and the CRD's schema states them, so a value that
+# is accepted always fits the status.
+MAX_EXACT_INTEGER = 2**53 - 1
+"""JSON numbers are exact up to here, and the API server refuses larger bounds of an int64."""
+
+Count = Annotated[int, Field(ge=0, le=MAX_EXACT_INTEGER)]
+Share = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+Time = Annotated[AwareDatetime, Field(ge=datetime(1970, 1, 1, tzinfo=UTC))]
+"""A time with its zone: Kubernetes takes no other."""
+
+MAX_MESSAGE_CHARACTERS = 2048
+Name = Annotated[str, Field(max_length=256)]
+Uri = Annotated[str, Field(max_length=2048)]
+Word = Annotated[str, Field(max_length=256), _shorten(256)]
+Message = Annotated[str, Field(max_length=MAX_MESSAGE_CHARACTERS), _shorten(MAX_MESSAGE_CHARACTERS)]
+"""Text for people; a longer one is cut."""
 
 # Kubernetes stores the seconds of a Job in an int32; JSON numbers are exact up to 2^53.
 MAX_SECONDS = 2**31 - 1

@@ -7,8 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel
-from finetune_api.progress import Count
+from finetune_api.base import ApiModel, Count
 from finetune_api.vocabulary import JudgedRows
 
 MAX_WARNINGS = 3

@@ -6,13 +6,12 @@ machines; a list of artifacts that is still too long is compressed (about 60 byt
 
 import zlib
 from base64 import b64decode, b64encode
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel
+from finetune_api.base import ApiModel, Count, Message, Name, Time, Uri
 from finetune_api.failures import ExitCode, FailureReason
 from finetune_api.judgement import Judgement
 from finetune_api.preflight import PreflightSummary
@@ -22,7 +21,10 @@ from finetune_api.vocabulary import ArtifactType, Stage
 MAX_BYTES = 4096
 MAX_EXPORT_MESSAGE = 300
 """Characters that are kept of what went wrong with one export."""
-MAX_DECODED_BYTES = 1 << 20
+MAX_ARTIFACTS = 64
+MAX_DECODED_BYTES = 40_960
+"""Bytes of an outcome's JSON: what the status, of at most 64 KiB, has room for."""
+
 COMPRESSED_PREFIX = "zlib:"
 
 
@@ -41,20 +43,20 @@ class Artifact(ApiModel):
     """Adapter, Merged, GGUF, Modelfile (Ollama's, for one GGUF file), Samples (answers during training), Metrics
     (metrics.jsonl and TensorBoard's event file), ModelCard or Configuration (resolved.yaml)."""
 
-    uri: str
+    uri: Uri
     """URI of one file, or of a folder (ending in /)."""
 
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: Count
     """Size in bytes, over all files of a folder."""
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """SHA-256 of the file. Of a folder: SHA-256 of its lines "<sha256>  <relative path>\\n", sorted by path, as
     sha256sum prints them."""
 
-    format: str
+    format: Name
     """File format: safetensors, gguf, modelfile, jsonl, markdown or yaml."""
 
-    quantization: str | None = None
+    quantization: Name | None = None
     """Type of the weights, such as BF16 or Q8_0."""
 
     loss: float | None = None
@@ -70,7 +72,7 @@ class FailedExport(ApiModel):
     type: ArtifactType
     """Merged or GGUF."""
 
-    quantization: str
+    quantization: Name
     """Type of the weights, such as BF16 or Q8_0."""
 
     message: Annotated[str, Field(max_length=MAX_EXPORT_MESSAGE)]
@@ -83,42 +85,42 @@ class Outcome(ApiModel):
     version: Literal[1] = 1
     result: Result
     reason: FailureReason | None = None
-    message: str = ""
+    message: Message = ""
     exit_code: ExitCode = ExitCode.SUCCESS
     stage: Stage | None = None
     """Stage in which the run ended."""
-    step: Annotated[int, Field(ge=0)] | None = None
+    step: Count | None = None
     """Last finished optimiser step."""
-    total_steps: Annotated[int, Field(ge=0)] | None = None
+    total_steps: Count | None = None
     loss: float | None = None
     """Last training loss, in nats per supervised token."""
     eval_loss: float | None = None
-    best_step: Annotated[int, Field(ge=0)] | None = None
+    best_step: Count | None = None
     """Step whose adapter was exported, if the best one is kept."""
     best_eval_loss: float | None = None
     stopped_early: bool | None = None
     memory: MemoryUse | None = None
-    checkpoint_step: Annotated[int, Field(ge=0)] | None = None
+    checkpoint_step: Count | None = None
     """Step of the newest checkpoint in S3."""
-    resumed_from_step: Annotated[int, Field(ge=0)] | None = None
+    resumed_from_step: Count | None = None
     reused: bool = False
     """True if the result already existed and nothing was trained."""
-    manifest_uri: str | None = None
-    hub_url: str | None = None
+    manifest_uri: Uri | None = None
+    hub_url: Uri | None = None
     """Commit of the Hugging Face Hub that holds the artifacts."""
-    artifacts: tuple[Artifact, ...] = ()
-    failed_exports: tuple[FailedExport, ...] = ()
+    artifacts: Annotated[tuple[Artifact, ...], Field(max_length=MAX_ARTIFACTS)] = ()
+    failed_exports: Annotated[tuple[FailedExport, ...], Field(max_length=MAX_ARTIFACTS)] = ()
     """Artifacts that could not be made although training succeeded; the result is then Failed, with ExportFailed."""
     judgement: Judgement | None = None
     preflight: PreflightSummary | None = None
     """Findings of preflight; only a preflight pod sets it."""
-    finished: datetime
+    finished: Time
     """Time at which the trainer wrote this, UTC."""
 
     def encode(self) -> str:
         """Serialise to at most 4096 bytes: JSON with a shortened message, or compressed JSON if that does not suffice.
 
-        Raises ValueError if the compressed JSON is still too long."""
+        Raises ValueError if the compressed JSON is still too long, or was too long before."""
         text = self.model_dump_json(by_alias=True, exclude_none=True)
         excess = len(text.encode()) - MAX_BYTES
         if excess <= 0:
@@ -130,18 +132,28 @@ class Outcome(ApiModel):
 
     @classmethod
     def decode(cls, text: str) -> Self:
-        """Parse a termination message; raises pydantic.ValidationError for anything else."""
-        if text.startswith(COMPRESSED_PREFIX):
-            try:
-                packed = b64decode(text.removeprefix(COMPRESSED_PREFIX), validate=True)
-                text = zlib.decompressobj().decompress(packed, MAX_DECODED_BYTES).decode()
-            except (ValueError, zlib.error):
-                text = ""
+        """Parse a termination message; raises ValueError (a pydantic.ValidationError, too) for anything else."""
+        text = _unpack(text) if text.startswith(COMPRESSED_PREFIX) else text
+        if len(text.encode()) > MAX_DECODED_BYTES:
+            raise ValueError(f"the outcome has more than {MAX_DECODED_BYTES} bytes")
         return cls.model_validate_json(text)
 
     def _compress(self, text: str) -> str:
+        if len(text.encode()) > MAX_DECODED_BYTES:
+            raise ValueError(f"the outcome has {len(text.encode())} bytes: at most {MAX_DECODED_BYTES} fit the status")
         packed = COMPRESSED_PREFIX + b64encode(zlib.compress(text.encode(), 9)).decode()
         if len(packed) > MAX_BYTES:
             excess = len(packed) - MAX_BYTES
             raise ValueError(f"the outcome is {excess} bytes too long for a termination message of {MAX_BYTES}")
         return packed
+
+
+def _unpack(text: str) -> str:
+    """Decompress a termination message, but never more than the status has room for; raises ValueError."""
+    unpacking = zlib.decompressobj()
+
+    try:
+        packed = b64decode(text.removeprefix(COMPRESSED_PREFIX), validate=True)
+        return unpacking.decompress(packed, MAX_DECODED_BYTES + 1).decode()  # one byte more shows that it is too long
+    except zlib.error as error:
+        raise ValueError(f"the outcome cannot be decompressed: {error}") from None

@@ -7,13 +7,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel
-from finetune_api.progress import Count, NonNegative
+from finetune_api.base import ApiModel, Count, Name, NonNegative, Share, Uri
 
 MAX_WARNINGS = 5
 MAX_WARNING_CHARACTERS = 320
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class TokenLengths(ApiModel):
@@ -56,7 +53,7 @@ class PreflightSummary(ApiModel):
     steps: Count | None = None
     """Optimiser steps that training will take."""
 
-    gpu: str | None = None
+    gpu: Name | None = None
     """GPU that the estimate is for, as spec.resources names it."""
 
     gpu_memory_bytes: Count | None = None
@@ -76,5 +73,5 @@ class PreflightSummary(ApiModel):
     warning_count: Count | None = None
     """Number of warnings in the report."""
 
-    report_uri: str | None = None
+    report_uri: Uri | None = None
     """URI of report.html; report.json is beside it."""

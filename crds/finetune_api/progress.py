@@ -5,22 +5,15 @@ part, `finetune`, carries the rest. Reports are numbered within a pod: the recei
 than the last one.
 """
 
-from datetime import datetime
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from finetune_api.base import ApiModel
+from finetune_api.base import ApiModel, Count, Name, NonNegative, Share, Time
 from finetune_api.vocabulary import Batching, MemoryMode, Stage
 
 MAX_BODY_BYTES = 65_536
 AUDIENCE_PREFIX = "finetune.dev/"
-
-# JSON numbers are exact up to here, and the API server refuses larger bounds of an int64.
-MAX_EXACT_INTEGER = 2**53 - 1
-Count = Annotated[int, Field(ge=0, le=MAX_EXACT_INTEGER)]
-Share = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
 
 
 def token_audience(job_uid: str) -> str:
@@ -46,7 +39,7 @@ class TrainerStatus(ApiModel):
     progress_percentage: Annotated[int, Field(ge=0, le=100)]
     estimated_remaining_seconds: Count | None = None
     metrics: Annotated[tuple[Metric, ...], Field(max_length=32)] = ()
-    last_updated_time: datetime
+    last_updated_time: Time
 
 
 class StageTimes(ApiModel):
@@ -55,26 +48,36 @@ class StageTimes(ApiModel):
     name: Stage
     """Name of the stage."""
 
-    start_time: datetime
+    start_time: Time
     """Time at which the stage started."""
 
-    end_time: datetime | None = None
+    end_time: Time | None = None
     """Time at which the stage ended; absent while it runs."""
+
+
+def _each_once(stages: tuple[StageTimes, ...]) -> tuple[StageTimes, ...]:
+    """Raise ValueError if a stage is listed twice: the status lists stages by name."""
+    if len({stage.name for stage in stages}) < len(stages):
+        raise ValueError("list each stage once")
+    return stages
+
+
+Stages = Annotated[tuple[StageTimes, ...], Field(max_length=16), AfterValidator(_each_once)]
 
 
 class Resolved(ApiModel):
     """Values that the trainer chose or found, where the spec leaves them open."""
 
-    model_revision: str | None = None
+    model_revision: Name | None = None
     """Commit of an hf:// model."""
 
-    architecture: str | None = None
+    architecture: Name | None = None
     """Architecture of the base model, such as LlamaForCausalLM."""
 
-    dataset_digest: str | None = None
+    dataset_digest: Name | None = None
     """SHA-256 over all files of the dataset."""
 
-    dataset_format: str | None = None
+    dataset_format: Name | None = None
     """Detected layout of the rows."""
 
     rows: Count | None = None
@@ -86,19 +89,19 @@ class Resolved(ApiModel):
     evaluation_rows: Count | None = None
     """Rows held out for evaluation."""
 
-    evaluation_digest: str | None = None
+    evaluation_digest: Name | None = None
     """SHA-256 over the files of dataset.evaluation.source or split."""
 
     supervised_tokens: Count | None = None
     """Tokens that carry loss, in one epoch."""
 
-    precision: str | None = None
+    precision: Name | None = None
     """Compute type used for training."""
 
     precision_reason: Annotated[str, Field(max_length=256)] | None = None
     """Why this compute type was chosen, if spec.training.precision asked for FP8."""
 
-    device: str | None = None
+    device: Name | None = None
     """Device that trains, such as NVIDIA H200."""
 
     batch_size: Count | None = None
@@ -113,7 +116,7 @@ class Resolved(ApiModel):
     batching_reason: Annotated[str, Field(max_length=256)] | None = None
     """Why documents are not packed, and what that costs; absent if they are."""
 
-    padding_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    padding_share: Share | None = None
     """Share of the computed tokens that are padding, if rows are padded."""
 
     total_steps: Count | None = None
@@ -171,7 +174,7 @@ class RunProgress(ApiModel):
     """Number of the report within its pod, strictly rising."""
 
     stage: Stage
-    stages: Annotated[tuple[StageTimes, ...], Field(max_length=16)] = ()
+    stages: Stages = ()
     step: Count | None = None
     total_steps: Count | None = None
     epoch: NonNegative | None = None

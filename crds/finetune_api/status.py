@@ -1,20 +1,21 @@
 """`status` of a FineTuneJob. Only the operator writes it."""
 
-from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel
+from finetune_api.base import ApiModel, Count, Int32, Message, Name, NonNegative, Time, Uri, Word
 from finetune_api.judgement import Judgement
-from finetune_api.outcome import Artifact, FailedExport
+from finetune_api.outcome import MAX_ARTIFACTS, Artifact, FailedExport
 from finetune_api.preflight import PreflightSummary
-from finetune_api.progress import MemoryUse, Resolved, StageTimes
+from finetune_api.progress import MemoryUse, Resolved, Stages
 from finetune_api.vocabulary import ConditionType, Phase, PreflightResult, Stage
 
 ConditionReason = Annotated[
     str, Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")
 ]
+MAX_STATUS_BYTES = 65_536
+MAX_ATTEMPTS = 20  # keeps the status small; retries are counted apart
 
 
 class Condition(ApiModel):
@@ -29,38 +30,38 @@ class Condition(ApiModel):
     reason: ConditionReason
     """CamelCase reason for machines."""
 
-    message: Annotated[str, Field(max_length=32_768)] = ""
+    message: Message = ""
     """Human-readable explanation."""
 
-    last_transition_time: datetime
+    last_transition_time: Time
     """Time at which the status last changed."""
 
-    observed_generation: Annotated[int, Field(ge=0)]
+    observed_generation: Count
     """Generation of the spec that the condition was computed from."""
 
 
 class ProgressStatus(ApiModel):
     """Progress of the run."""
 
-    step: int | None = None
+    step: Count | None = None
     """Finished optimiser steps."""
 
-    total_steps: int | None = None
+    total_steps: Count | None = None
     """Total optimiser steps of the run."""
 
-    epoch: float | None = None
+    epoch: NonNegative | None = None
     """Passes over the data so far."""
 
     percent: Annotated[int, Field(ge=0, le=100)] = 0
     """Finished share of the whole job in percent; 100 means that the artifacts are uploaded."""
 
-    completion: str = "0%"
+    completion: Name = "0%"
     """The percentage as text, such as 47%."""
 
-    eta_seconds: int | None = None
+    eta_seconds: Count | None = None
     """Estimated remaining seconds."""
 
-    eta: str | None = None
+    eta: Name | None = None
     """The estimated remaining time as text, such as 12m30s."""
 
     loss: float | None = None
@@ -69,7 +70,7 @@ class ProgressStatus(ApiModel):
     eval_loss: float | None = None
     """Latest loss on the evaluation rows, in nats per supervised token."""
 
-    best_step: int | None = None
+    best_step: Count | None = None
     """Step with the lowest evaluation loss so far, if the best adapter is kept; its adapter is exported."""
 
     best_eval_loss: float | None = None
@@ -78,75 +79,75 @@ class ProgressStatus(ApiModel):
     stopped_early: bool | None = None
     """True if training stopped because the evaluation loss no longer fell."""
 
-    learning_rate: float | None = None
+    learning_rate: NonNegative | None = None
     """Current learning rate."""
 
-    tokens_per_second: float | None = None
+    tokens_per_second: NonNegative | None = None
     """Training speed, in tokens of input per second."""
 
-    trained_tokens: int | None = None
+    trained_tokens: Count | None = None
     """Input tokens processed so far."""
 
-    gpu_memory_bytes: int | None = None
+    gpu_memory_bytes: Count | None = None
     """Peak GPU memory, in bytes."""
 
-    uploaded_bytes: int | None = None
+    uploaded_bytes: Count | None = None
     """Bytes uploaded so far."""
 
-    upload_total_bytes: int | None = None
+    upload_total_bytes: Count | None = None
     """Total bytes to upload."""
 
-    upload_bytes_per_second: float | None = None
+    upload_bytes_per_second: NonNegative | None = None
     """Upload speed, in bytes per second, over the last 30 seconds."""
 
-    last_report_time: datetime | None = None
+    last_report_time: Time | None = None
     """Time at which the operator received the latest report."""
 
-    sequence: int | None = None
+    sequence: Count | None = None
     """Number of the latest report within its pod."""
 
 
 class Attempt(ApiModel):
     """One pod of the job."""
 
-    pod: str
+    pod: Name
     """Name of the pod."""
 
-    uid: str
+    uid: Name
     """UID of the pod; the pod's uploads to S3 are kept apart by it."""
 
-    start_time: datetime | None = None
+    start_time: Time | None = None
     """Time at which the trainer started."""
 
-    end_time: datetime | None = None
+    end_time: Time | None = None
     """Time at which the trainer ended."""
 
-    exit_code: int | None = None
+    exit_code: Int32 | None = None
     """Exit code of the trainer."""
 
-    reason: str | None = None
+    reason: Word | None = None
     """Reason for which the pod ended."""
 
 
 class Failure(ApiModel):
     """Reason of a failure, and the way to fix it."""
 
-    reason: str
+    reason: Word
     """Machine-readable reason."""
 
-    message: str
+    message: Message
     """Description of what went wrong."""
 
-    hint: str
+    hint: Message
     """Suggested change."""
 
-    exit_code: int | None = None
+    exit_code: Int32 | None = None
     """Exit code of the trainer."""
 
     stage: Stage | None = None
     """Stage in which the job failed."""
 
-    step: int | None = None
+    step: Count | None = None
     """Last finished optimiser step."""
 
 
@@ -156,23 +157,23 @@ class PreflightStatus(PreflightSummary):
     result: PreflightResult | None = None
     """Passed or Failed; absent while the checks run. Finished checks are never run again."""
 
-    job_name: str | None = None
+    job_name: Name | None = None
     """Name of the batch/v1 Job that runs the checks."""
 
-    start_time: datetime | None = None
+    start_time: Time | None = None
     """Time at which the checks started."""
 
-    end_time: datetime | None = None
+    end_time: Time | None = None
     """Time at which the checks ended."""
 
-    attempts: tuple[Attempt, ...] = ()
+    attempts: Annotated[tuple[Attempt, ...], Field(max_length=MAX_ATTEMPTS)] = ()
     """Pods that ran the checks, oldest first; at most the latest 20."""
 
 
 class FineTuneJobStatus(ApiModel):
     """Observed state of the job."""
 
-    observed_generation: int | None = None
+    observed_generation: Count | None = None
     """Generation of the spec that this status describes."""
 
     phase: Phase | None = None
@@ -184,7 +185,10 @@ class FineTuneJobStatus(ApiModel):
 
     conditions: Annotated[
         tuple[Condition, ...],
-        Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+        Field(
+            max_length=len(ConditionType),
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+        ),
     ] = ()
     """Conditions of the job; Ready, Reconciling and Stalled follow kstatus."""
 
@@ -195,7 +199,7 @@ class FineTuneJobStatus(ApiModel):
     """Progress of the run."""
 
     stages: Annotated[
-        tuple[StageTimes, ...],
+        Stages,
         Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}),
     ] = ()
     """Stages of the job with their times."""
@@ -206,35 +210,35 @@ class FineTuneJobStatus(ApiModel):
     memory: MemoryUse | None = None
     """Memory plan of the latest attempt, if it trains on a GPU with our kernels."""
 
-    attempts: tuple[Attempt, ...] = ()
+    attempts: Annotated[tuple[Attempt, ...], Field(max_length=MAX_ATTEMPTS)] = ()
     """Pods of the job, oldest first; at most the latest 20."""
 
-    retries: int | None = None
+    retries: Count | None = None
     """Number of pods that failed and were replaced."""
 
-    checkpoint_step: int | None = None
+    checkpoint_step: Count | None = None
     """Step of the latest checkpoint in S3."""
 
-    resumed_from_step: int | None = None
+    resumed_from_step: Count | None = None
     """Step from which the latest attempt resumed."""
 
-    artifacts: tuple[Artifact, ...] = ()
+    artifacts: Annotated[tuple[Artifact, ...], Field(max_length=MAX_ARTIFACTS)] = ()
     """Artifacts of the job, exactly as its manifest lists them."""
 
     judgement: Judgement | None = None
     """Losses that the artifacts' own are measured against, and warnings where published weights lost the training."""
 
-    failed_exports: tuple[FailedExport, ...] = ()
+    failed_exports: Annotated[tuple[FailedExport, ...], Field(max_length=MAX_ARTIFACTS)] = ()
     """Artifacts that could not be made although training succeeded; the job has then failed with ExportFailed, and
     everything that `artifacts` lists is published."""
 
-    result_location: str | None = None
+    result_location: Uri | None = None
     """Address below which the job writes results, checkpoints and reports. It never changes."""
 
-    manifest_uri: str | None = None
+    manifest_uri: Uri | None = None
     """URI of the manifest, which lists the size and SHA-256 of every file."""
 
-    hub_url: str | None = None
+    hub_url: Uri | None = None
     """URL of the Hugging Face Hub commit that holds the artifacts."""
 
     reused: bool | None = None
@@ -243,14 +247,14 @@ class FineTuneJobStatus(ApiModel):
     failure: Failure | None = None
     """Reason of the failure, and the way to fix it."""
 
-    job_name: str | None = None
+    job_name: Name | None = None
     """Name of the child batch/v1 Job."""
 
-    start_time: datetime | None = None
+    start_time: Time | None = None
     """Time at which the first trainer started."""
 
-    completion_time: datetime | None = None
+    completion_time: Time | None = None
     """Time at which the job finished."""
 
-    active_seconds: int | None = None
+    active_seconds: Count | None = None
     """Seconds that the job has run so far, time in suspension excluded; activeDeadlineSeconds limits them."""

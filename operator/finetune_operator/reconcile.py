@@ -5,10 +5,11 @@ recorded in the same patch that makes it forget; and the status is derived again
 either: every change names the version of the object that it was decided from.
 """
 
+import json
 import logging
 from dataclasses import replace
 
-from finetune_api.status import FineTuneJobStatus
+from finetune_api.status import MAX_STATUS_BYTES, FineTuneJobStatus
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.decide.decide import decide
 from finetune_operator.decide.decision import Actions, Decision, Installation
@@ -18,10 +19,11 @@ from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.snapshot import AnySnapshot
 from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.status.events import build_event, find_transitions
-from finetune_operator.status.status import build_status, has_changed
+from finetune_operator.status.status import build_status, has_changed, reduce_status
 from finetune_operator.status_reasons import StatusReason
 
 REFUSED_RETRY_SECONDS = 30.0
+UNPROCESSABLE, TOO_LARGE = 422, 413  # HTTP statuses of an object that is invalid, or too large to be stored
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +98,7 @@ class Reconciler:
 
         await self._post_events(snapshot, status)
         try:
-            await self._cluster.apply_status(snapshot.metadata, status.to_wire())
+            await self._apply(key, snapshot, decision, status)
         except NotFoundError:
             return  # the job was deleted meanwhile
 
@@ -104,6 +106,29 @@ class Reconciler:
             self._reports.drop(uid)
         if status.phase is not snapshot.status.phase:
             logger.info("%s: %s (%s)", key, status.phase, decision.reason)
+
+    async def _apply(
+        self, key: NamespacedName, snapshot: AnySnapshot, decision: Decision, status: FineTuneJobStatus
+    ) -> None:
+        """Writes a status; if it cannot be stored, what the operator knows itself."""
+        wire = status.to_wire()
+        size = len(json.dumps(wire, ensure_ascii=False).encode())
+        try:
+            if size <= MAX_STATUS_BYTES:
+                await self._cluster.apply_status(snapshot.metadata, wire)
+                return
+            refusal = f"it has {size} bytes, more than {MAX_STATUS_BYTES}"
+        except ApiError as error:
+            if error.status not in (UNPROCESSABLE, TOO_LARGE):
+                raise
+            refusal = error.message
+
+        logger.error("%s: the status cannot be stored: %s", key, refusal)
+        if snapshot.status.phase is not None and snapshot.status.phase.is_terminal:
+            return  # what is stored is the job's end
+        reduced = reduce_status(snapshot, decision, refusal)
+        if has_changed(snapshot.status, reduced):
+            await self._cluster.apply_status(snapshot.metadata, reduced.to_wire())
 
     async def _post_events(self, snapshot: AnySnapshot, status: FineTuneJobStatus) -> None:
         for transition in find_transitions(snapshot.status, status):

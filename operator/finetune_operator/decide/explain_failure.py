@@ -51,6 +51,10 @@ def explain_pod(snapshot: Snapshot, run: ChildRun, pod: TrainerPod) -> tuple[Fai
         limit = MEMORY if run.component == PREFLIGHT else snapshot.spec.resources.memory
         return FailureReason.OUT_OF_MEMORY, f"the trainer was killed when its memory reached the limit of {limit}"
 
+    fault = end.outcome_fault()
+    if fault is not None:
+        return FailureReason.UNTRUSTED_RESULT, f"the trainer's result does not fit the status of a job: {fault}"
+
     # By convention an exit code of 128 + n says that signal n ended the process.
     code = end.exit_code
     how = f"was ended by signal {code - 128}" if code > 128 else f"ended with exit code {code}"

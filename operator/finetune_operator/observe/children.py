@@ -3,12 +3,15 @@
 Watch events carry whole pods. Keeping those of thousands of jobs would take more memory than everything else.
 """
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Self
 
-from finetune_api.base import Json
-from finetune_api.outcome import Outcome
+from pydantic import ValidationError
+
+from finetune_api.base import MAX_SECONDS, Json
+from finetune_api.outcome import COMPRESSED_PREFIX, Outcome
 from finetune_operator.desired.names import (
     ACTIVE_SECONDS_ANNOTATION,
     TRAINER_CONTAINER,
@@ -71,7 +74,7 @@ class ChildJob:
             deadline=spec.get("activeDeadlineSeconds"),
             ttl=spec.get("ttlSecondsAfterFinished"),
             started=parse_time(status.get("startTime")),
-            active_seconds=int(recorded) if recorded.isdigit() else 0,
+            active_seconds=min(int(recorded), MAX_SECONDS) if re.fullmatch("[0-9]{1,10}", recorded) else 0,
             complete=_true_condition(status, "Complete"),
             failed=_true_condition(status, "Failed"),
             body=body,
@@ -109,6 +112,19 @@ class Termination:
             return Outcome.decode(self.message)
         except ValueError:
             return None
+
+    def outcome_fault(self) -> str | None:
+        """Returns why an outcome in the termination message cannot be used; None if it can, or if there is none."""
+        if not self.message.startswith(("{", COMPRESSED_PREFIX)):
+            return None
+        try:
+            Outcome.decode(self.message)
+        except ValidationError as error:
+            found = error.errors()[0]
+            return f"{'.'.join(map(str, found['loc'])) or 'the message'}: {found['msg']}"
+        except ValueError as error:
+            return str(error)
+        return None
 
 
 @dataclass(frozen=True)

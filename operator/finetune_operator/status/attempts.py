@@ -3,11 +3,9 @@
 from collections.abc import Iterable
 
 from finetune_api.failures import ExitCode
-from finetune_api.status import Attempt
+from finetune_api.status import MAX_ATTEMPTS, Attempt
 from finetune_operator.observe.children import EVICTED, TrainerPod
 from finetune_operator.status_reasons import StatusReason
-
-MAX_ATTEMPTS = 20  # keeps the status small; retries are counted apart
 
 
 def merge_attempts(previous: Iterable[Attempt], pods: Iterable[TrainerPod]) -> tuple[Attempt, ...]:

@@ -18,7 +18,6 @@ from finetune_operator.status_reasons import StatusReason
 _RUNNING = (Phase.RUNNING, Phase.EXPORTING, Phase.UPLOADING)
 _OF_CHECKS = (StatusReason.CHECKING, StatusReason.SUSPENDING, StatusReason.ENDING)  # preflight's pod runs, or has ended
 _OF_TRAINER = (StatusReason.TRAINER_STARTED, StatusReason.SUSPENDING, StatusReason.ENDING, *Stage)
-_MAX_MESSAGE_LENGTH = 4096  # characters
 
 
 def build_conditions(
@@ -53,7 +52,7 @@ def build_conditions(
                 type=kind,
                 status=status,
                 reason=reason,
-                message=message[:_MAX_MESSAGE_LENGTH],
+                message=message,
                 last_transition_time=old.last_transition_time if old and old.status == status else now,
                 observed_generation=generation,
             )

@@ -4,12 +4,13 @@ Whatever the last status says is carried over if nothing newer is known, so a po
 nothing.
 """
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from finetune_api.outcome import Outcome
 from finetune_api.progress import StageTimes
-from finetune_api.status import FineTuneJobStatus, ProgressStatus
+from finetune_api.status import FineTuneJobStatus, PreflightStatus, ProgressStatus
 from finetune_api.vocabulary import Phase, Stage
 from finetune_operator.decide.decision import Decision
 from finetune_operator.observe.snapshot import AnySnapshot
@@ -61,6 +62,24 @@ def build_status(snapshot: AnySnapshot, decision: Decision) -> FineTuneJobStatus
 
     # The result comes last: what the outcome says overrules every report.
     return last.model_copy(update=fields | _reported(snapshot, decision.outcome) | _result(decision))
+
+
+def reduce_status(snapshot: AnySnapshot, decision: Decision, refusal: str) -> FineTuneJobStatus:
+    """Builds what is written instead of a status that the API server refused: only what the operator found out itself.
+
+    `refusal`: what was refused. A status that is over never changes again, so it keeps its end.
+    """
+    message = f"{decision.message} (the rest of the status was refused: {refusal})"
+    bare = replace(snapshot, training=replace(snapshot.training, report=None), status=_own_part(snapshot.status))
+    return build_status(bare, replace(decision, message=message, outcome=None))
+
+
+def _own_part(status: FineTuneJobStatus) -> FineTuneJobStatus:
+    """Leaves out all that pods have said."""
+    own = ("conditions", "attempts", "retries", "job_name", "start_time", "active_seconds", "result_location")
+    result = status.preflight.result if status.preflight else None
+    kept: dict[str, Any] = {name: getattr(status, name) for name in own}
+    return FineTuneJobStatus(preflight=PreflightStatus(result=result) if result else None, **kept)
 
 
 def has_changed(old: FineTuneJobStatus, new: FineTuneJobStatus) -> bool:
