@@ -105,6 +105,8 @@ class FailureReason(StrEnum):
     HUB_UNAVAILABLE = "HubUnavailable"
     HUB_NOT_WRITABLE = "HubNotWritable"
     STORAGE_UNAVAILABLE = "StorageUnavailable"
+    ENDPOINT_NOT_ALLOWED = "EndpointNotAllowed"
+    ENDPOINT_REDIRECTED = "EndpointRedirected"
     INTERRUPTED = "Interrupted"
     INTERNAL_ERROR = "InternalError"
     # Given by the operator only: the pod ended or could not start, and the trainer could report nothing.
@@ -233,6 +235,15 @@ FAILURES: dict[FailureReason, FailureClass] = {
     ),
     FailureReason.STORAGE_UNAVAILABLE: FailureClass(
         ExitCode.UNAVAILABLE, "The object store did not answer; the job is tried again."
+    ),
+    FailureReason.ENDPOINT_NOT_ALLOWED: FailureClass(
+        ExitCode.CONFIGURATION,
+        "Create the job again with another spec.output.s3.endpointURL, or ask the administrator to allow this one.",
+        Consequence.JOB_FAILS,
+    ),
+    FailureReason.ENDPOINT_REDIRECTED: FailureClass(
+        ExitCode.CONFIGURATION,
+        "Create the job again with the address that the message names in spec.output.s3.endpointURL, if you trust it.",
     ),
     FailureReason.INTERRUPTED: FailureClass(
         ExitCode.INTERRUPTED, "The pod was stopped; training goes on from the last checkpoint."

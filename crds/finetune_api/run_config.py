@@ -13,6 +13,7 @@ import yaml
 from finetune_api import API_VERSION
 from finetune_api.base import ApiModel
 from finetune_api.gpus import ExpectedGpu, expected_gpu, to_bytes
+from finetune_api.spec.endpoints import EndpointPolicy
 from finetune_api.spec.inputs import DatasetSpec, ModelSpec
 from finetune_api.spec.location import DEFAULT_TEMPLATE
 from finetune_api.spec.output import ExportSpec, OutputSpec
@@ -83,6 +84,8 @@ class RunConfig(ApiModel):
     """True if a GPU run may use our kernels; false trains on plain PyTorch, for comparison."""
     progress: ProgressTarget | None = None
     """None for a run without a cluster."""
+    endpoints: EndpointPolicy | None = None
+    """Addresses that the trainer may connect to; None, for a run without a cluster: any."""
 
     @classmethod
     def from_spec(

@@ -170,6 +170,7 @@ def _installation(settings: Settings) -> Installation:
         certificate,
         settings.location_template,
         settings.denied_namespaces,
+        settings.endpoints,
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
+from finetune_api.spec.endpoints import EndpointPolicy
 from finetune_api.spec.location import DEFAULT_TEMPLATE, LocationTemplate
 from finetune_operator.errors import SettingsError
 
@@ -56,6 +57,9 @@ class Settings:
     denied_namespaces: tuple[str, ...]
     """Namespaces whose jobs are refused."""
 
+    endpoints: EndpointPolicy
+    """Addresses that trainers may connect to."""
+
     trainer_image: str
     location_template: LocationTemplate
     """Where in its bucket a job writes, below `spec.output.s3.prefix`."""
@@ -89,9 +93,11 @@ class Settings:
         reader = _Reader(os.environ if environment is None else environment)
 
         namespaces = reader.namespaces("FINETUNE_NAMESPACES", ())
+        api_server = kubeconfig or reader.service_account()
         settings = cls(
             namespaces=namespaces,
             denied_namespaces=reader.namespaces("FINETUNE_DENIED_NAMESPACES", () if namespaces else SYSTEM_NAMESPACES),
+            endpoints=reader.endpoints(api_server),
             trainer_image=reader.text("FINETUNE_TRAINER_IMAGE"),
             location_template=reader.location_template("FINETUNE_RESULT_LOCATION"),
             progress_url=reader.https_url("FINETUNE_PROGRESS_URL"),
@@ -100,7 +106,7 @@ class Settings:
             tls_dir=Path(reader.text("FINETUNE_TLS_DIR")),
             lease_namespace=reader.text("FINETUNE_LEASE_NAMESPACE", "default" if kubeconfig else None),
             pod_ip=reader.text("FINETUNE_POD_IP", "127.0.0.1" if kubeconfig else None),
-            api_server=kubeconfig or reader.service_account(),
+            api_server=api_server,
             log_level=reader.choice("FINETUNE_LOG_LEVEL", LOG_LEVELS),
         )
 
@@ -131,6 +137,15 @@ class _Reader:
         if wrong := [part for part in found if not _NAMESPACE.fullmatch(part)]:
             self.errors.append(f"{name} must be names of namespaces between commas, found {wrong[0]!r}")
         return found
+
+    def endpoints(self, api_server: ServiceAccount | Kubeconfig) -> EndpointPolicy:
+        hosts = self.text("FINETUNE_ENDPOINT_HOSTS", "")
+        return EndpointPolicy(
+            hosts=tuple(filter(None, (part.strip() for part in hosts.split(",")))),
+            private=self.choice("FINETUNE_ENDPOINT_PRIVATE", ("true", "false")) == "true",
+            loopback=self.choice("FINETUNE_ENDPOINT_LOOPBACK", ("false", "true")) == "true",
+            api_server=f"{api_server.host}:{api_server.port}" if isinstance(api_server, ServiceAccount) else None,
+        )
 
     def choice(self, name: str, choices: tuple[str, ...]) -> str:
         """One of `choices`, the first of which is the default."""

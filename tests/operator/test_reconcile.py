@@ -15,7 +15,17 @@ from finetune_operator.errors import ApiError, ConflictError, ForbiddenError, No
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.reconcile import Reconciler
-from finetune_test_operator.snapshot_builder import INSTALLATION, LOCATION, METADATA, NOW, PREFIX, a_report, a_spec, at
+from finetune_test_operator.snapshot_builder import (
+    INSTALLATION,
+    LOCATION,
+    METADATA,
+    NOW,
+    PREFIX,
+    TOLD,
+    a_report,
+    a_spec,
+    at,
+)
 
 KEY = NamespacedName("team", "bot")
 SUCCEEDED = Outcome(result=Result.SUCCEEDED, finished=NOW, manifest_uri=f"{LOCATION}manifest.json")
@@ -43,7 +53,7 @@ class FakeCluster:
 
     def give_children(self) -> None:
         """Create what a first reconcile creates."""
-        config = build_run_config(METADATA, a_spec(), PREFIX, INSTALLATION.progress_url, INSTALLATION.ca_certificate)
+        config = build_run_config(METADATA, a_spec(), PREFIX, *TOLD)
         self.config_map = build_run_config_map(METADATA, config)
         self.child = build_trainer_job(METADATA, a_spec(), INSTALLATION.trainer_image)
         self.child["metadata"] |= {"uid": "child-uid", "resourceVersion": "1"}

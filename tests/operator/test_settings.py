@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_api.spec.endpoints import EndpointPolicy
 from finetune_operator.errors import SettingsError
 from finetune_operator.main import main
 from finetune_operator.settings import Kubeconfig, ServiceAccount, Settings
@@ -39,6 +40,12 @@ def test_namespaces_stand_between_commas() -> None:
     assert (settings.namespaces, settings.denied_namespaces) == (("team", "kube-system"), ())
     settings = Settings.from_environment(GOOD | {"FINETUNE_DENIED_NAMESPACES": ""})
     assert settings.denied_namespaces == ()
+
+
+def test_the_policy_about_endpoints_knows_the_api_server() -> None:
+    variables = {"FINETUNE_ENDPOINT_HOSTS": "*.example.com, minio.svc", "FINETUNE_ENDPOINT_PRIVATE": "false"}
+    found = Settings.from_environment(GOOD | variables).endpoints
+    assert found == EndpointPolicy(hosts=("*.example.com", "minio.svc"), private=False, api_server="10.0.0.1:443")
 
 
 def test_with_a_kubeconfig_the_pods_own_variables_are_not_needed() -> None:

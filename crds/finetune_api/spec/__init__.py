@@ -3,6 +3,7 @@
 inputs.py      model, dataset and evaluation data
 training.py    adapter and training run
 output.py      export, S3 and the Hugging Face Hub
+endpoints.py   addresses that a trainer may connect to
 location.py    where in the bucket a job writes
 run.py         resources and run policy
 sources.py     the four kinds of source URI

@@ -8,6 +8,7 @@ from finetune_operator.decide.decision import Decision, Installation
 from finetune_operator.decide.job_rules import (
     child_name_is_taken,
     children_are_hidden,
+    endpoint_is_refused,
     job_is_being_deleted,
     job_is_over,
     namespace_is_denied,
@@ -69,6 +70,7 @@ TRAINING: Chain[Snapshot] = Chain(
     job_is_being_deleted,
     namespace_is_denied,
     child_name_is_taken,
+    endpoint_is_refused,
     # Preflight, until its result is in the status
     preflight_is_due,
     # The end of training

@@ -1,10 +1,11 @@
 """The answer to one snapshot: the phase and its reason, and the writes to child objects (pure)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from finetune_api.base import Json
 from finetune_api.outcome import Outcome
+from finetune_api.spec.endpoints import EndpointPolicy
 from finetune_api.spec.location import DEFAULT_TEMPLATE, LocationTemplate
 from finetune_api.status import Failure
 from finetune_api.vocabulary import Phase, PreflightResult
@@ -27,6 +28,9 @@ class Installation:
 
     denied_namespaces: tuple[str, ...] = ()
     """Namespaces whose jobs are refused."""
+
+    endpoints: EndpointPolicy = field(default_factory=EndpointPolicy)
+    """Addresses that trainers may connect to."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """Rules about the FineTuneJob itself, whatever its runs do (pure)."""
 
 from finetune_api.base import Json
+from finetune_api.failures import FailureReason
 from finetune_api.vocabulary import Phase
 from finetune_operator.decide.decision import RETRY_SECONDS, Actions, Decision, Installation
+from finetune_operator.decide.explain_failure import build_failure
 from finetune_operator.observe.children import ChildJob
 from finetune_operator.observe.snapshot import AnySnapshot, BlindSnapshot, ChildRun, Snapshot, UnreadableSnapshot
 from finetune_operator.status_reasons import StatusReason
@@ -79,6 +81,21 @@ def child_name_is_taken(snapshot: AnySnapshot, *_: object) -> Decision | None:
         return None
     message = f"{snapshot.foreign_child} already exists and does not belong to this job: delete it"
     return Decision(Phase.PENDING, StatusReason.NAME_CONFLICT, message, is_stalled=True, requeue_seconds=RETRY_SECONDS)
+
+
+def endpoint_is_refused(snapshot: Snapshot, run: ChildRun, installation: Installation) -> Decision | None:
+    """The spec names an endpoint that the administrator does not allow. A job that has a Job was checked before."""
+    url = snapshot.spec.output.s3.endpoint_url
+    if url is None or snapshot.current_run.job is not None:
+        return None
+
+    refusal = installation.endpoints.refuse_url(url)
+    if refusal is None:
+        return None
+
+    reason, message = FailureReason.ENDPOINT_NOT_ALLOWED, f"spec.output.s3.endpointURL is not allowed: {refusal}"
+    failure = build_failure(snapshot, run, reason, message)
+    return Decision(Phase.FAILED, reason, message, is_stalled=True, failure=failure)
 
 
 def _owned(snapshot: Snapshot, job: ChildJob | None) -> ChildJob | None:

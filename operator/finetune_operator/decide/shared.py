@@ -63,8 +63,8 @@ def run_is_open(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision:
 def config_map_actions(snapshot: Snapshot, run: ChildRun, installation: Installation) -> Actions:
     """Creates the ConfigMap that both Jobs mount, or brings it up to date: completely before a Job mounts it, and
     afterwards only the address that progress is reported to."""
-    target = (installation.progress_url, installation.ca_certificate)
-    config = build_run_config(snapshot.metadata, snapshot.spec, snapshot.output_prefix, *target)
+    told = (installation.progress_url, installation.ca_certificate, installation.endpoints)
+    config = build_run_config(snapshot.metadata, snapshot.spec, snapshot.output_prefix, *told)
     desired, existing = build_run_config_map(snapshot.metadata, config), snapshot.config_map
 
     if existing is None:

@@ -7,6 +7,7 @@ import yaml
 from finetune_api.job import ObjectMeta
 from finetune_api.progress import progress_path
 from finetune_api.run_config import JobIdentity, ProgressTarget, RunConfig
+from finetune_api.spec.endpoints import EndpointPolicy
 from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_operator.desired.names import child_metadata, child_name
 
@@ -14,13 +15,18 @@ RUN_CONFIG_KEY = "run_config.yaml"
 
 
 def build_run_config(
-    job: ObjectMeta, spec: FineTuneJobSpec, output_prefix: str, progress_url: str, ca_certificate: str | None
+    job: ObjectMeta,
+    spec: FineTuneJobSpec,
+    output_prefix: str,
+    progress_url: str,
+    ca_certificate: str | None,
+    endpoints: EndpointPolicy,
 ) -> RunConfig:
-    """Builds the configuration of the run that a job describes. The run writes below `output_prefix` in its bucket, and
-    reports its progress below `progress_url`."""
+    """Builds the configuration of the run that a job describes. The run writes below `output_prefix` in its bucket,
+    reports its progress below `progress_url`, and connects where `endpoints` allows it."""
     target = ProgressTarget(url=progress_url + progress_path(job.namespace, job.name), ca_certificate=ca_certificate)
     identity = JobIdentity(namespace=job.namespace, name=job.name, uid=job.uid)
-    return RunConfig.from_spec(identity, spec, target, output_prefix)
+    return RunConfig.from_spec(identity, spec, target, output_prefix).model_copy(update={"endpoints": endpoints})
 
 
 def build_run_config_map(job: ObjectMeta, config: RunConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pytest
 
 from finetune_api.failures import FAILURES, Consequence, ExitCode, FailureReason
 from finetune_api.outcome import Outcome, Result
+from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from finetune_api.vocabulary import ConditionType, Phase, Stage
 from finetune_operator.decide.decide import TRAINING
@@ -67,6 +68,11 @@ EVICTED = an_ended_pod(137, reason="Evicted")
 DISRUPTED = an_ended_pod(137, conditions=[{"type": "DisruptionTarget", "status": "True"}])
 UNCHECKED = a_spec(runPolicy={"preflight": "Skip"})
 FLAKY = a_spec(runPolicy={"maxRetries": 1})
+
+
+def _with_endpoint(url: str) -> FineTuneJobSpec:
+    return a_spec(output={"s3": {"bucket": "results", "endpointURL": url}})
+
 
 CASES: dict[str, tuple[Snapshot, Phase, str]] = {
     "a pod is awaited": (a_snapshot(), Phase.QUEUED, "WaitingForPod"),
@@ -180,6 +186,11 @@ CASES: dict[str, tuple[Snapshot, Phase, str]] = {
         a_snapshot(job=None, metadata=METADATA.model_copy(update={"namespace": "kube-system"})),
         Phase.PENDING,
         "NamespaceDenied",
+    ),
+    "an endpoint that gives out credentials": (
+        a_snapshot(_with_endpoint("http://169.254.169.254"), job=None),
+        Phase.FAILED,
+        "EndpointNotAllowed",
     ),
     "another's Job has the name": (a_snapshot(job=a_trainer_job(owner="someone")), Phase.PENDING, "NameConflict"),
     "another's ConfigMap has the name": (

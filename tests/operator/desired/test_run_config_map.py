@@ -7,9 +7,9 @@ from finetune_operator.desired.run_config_map import RUN_CONFIG_KEY, build_run_c
 from finetune_operator.observe.children import ChildJob
 from finetune_test_operator.snapshot_builder import (
     FULL_SECTIONS,
-    INSTALLATION,
     METADATA,
     PREFIX,
+    TOLD,
     a_snapshot,
     a_spec,
     a_trainer_job,
@@ -19,7 +19,7 @@ from finetune_test_operator.snapshot_builder import (
 
 def test_the_run_config_survives_the_config_map() -> None:
     spec = a_spec(**FULL_SECTIONS)
-    config = build_run_config(METADATA, spec, PREFIX, INSTALLATION.progress_url, INSTALLATION.ca_certificate)
+    config = build_run_config(METADATA, spec, PREFIX, *TOLD)
     written = build_run_config_map(METADATA, config)
     assert RunConfig.from_yaml(written["data"][RUN_CONFIG_KEY]) == config
     assert config.output_prefix == PREFIX

@@ -64,6 +64,7 @@ class Platform:
             "progress.port": str(port),
             "progress.url": f"https://127.0.0.1:{port}",
             "health.port": str(free_port()),
+            "endpoints.loopback": "true",  # S3 is on this machine
             "replicas": "1",  # pods of this node share the machine's address, and so its ports
             **overrides,
         }

@@ -25,6 +25,8 @@ from finetune_operator.observe.snapshot import AnySnapshot, BlindSnapshot, Child
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 METADATA = ObjectMeta(name="bot", namespace="team", uid="0b5e7b1e-5d1a-4a51-9a53-0f6f6c2ce0a1", generation=1)
 INSTALLATION = Installation("finetune-trainer:1", "https://operator:8443", "PEM", denied_namespaces=("kube-system",))
+TOLD = (INSTALLATION.progress_url, INSTALLATION.ca_certificate, INSTALLATION.endpoints)
+"""What every run is told about its installation."""
 POD = "pod-1"
 PREFIX = "team/bot"
 LOCATION = f"s3://results/{PREFIX}/"
@@ -148,7 +150,7 @@ def a_snapshot(
     """A job whose trainer's Job exists and whose pod does not yet. `job`, `pods` and `report` are those of training;
     further keyword arguments replace fields of the snapshot."""
     spec = spec or a_spec()
-    config = build_run_config(METADATA, spec, PREFIX, INSTALLATION.progress_url, INSTALLATION.ca_certificate)
+    config = build_run_config(METADATA, spec, PREFIX, *TOLD)
     snapshot = Snapshot(
         metadata=METADATA,
         spec=spec,

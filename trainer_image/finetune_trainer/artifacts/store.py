@@ -296,5 +296,5 @@ def open_object_store(config: RunConfig, credentials: Path | None, folder: Path 
     if s3.bucket is None:
         message = "spec.output.s3.bucket is missing: write it, or give a folder with --output DIR"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
-    session = S3Session(s3.bucket, S3Location(s3.endpoint_url, s3.region), credentials, OUTPUT_REASONS)
-    return S3Store(session, config.output_prefix)
+    where = S3Location(s3.endpoint_url, s3.region, config.endpoints)
+    return S3Store(S3Session(s3.bucket, where, credentials, OUTPUT_REASONS), config.output_prefix)

@@ -21,6 +21,7 @@ from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.reporter import Reporter
 from finetune_trainer.job.settings import Settings, load_config
 from finetune_trainer.job.stop_signal import StopSignal
+from finetune_trainer.sources.hub import restrict_hub
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ def run_attempt(settings: Settings, stop_signal: StopSignal) -> int:
     except TrainerError as error:
         return write_outcome(_failed(error, progress), termination_log)
     stop_signal.allow(config.termination_grace_period_seconds)
+    if config.endpoints is not None:
+        restrict_hub(config.endpoints)
 
     # Without an address and a token to report to, only the outcome tells how the run went.
     reporter: Reporter | None = None

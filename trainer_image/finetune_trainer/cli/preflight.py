@@ -22,6 +22,7 @@ from finetune_trainer.preflight.checks import run_preflight
 from finetune_trainer.preflight.report import Report
 from finetune_trainer.preflight.reuse import find_result
 from finetune_trainer.preflight.table import to_sentence, to_table
+from finetune_trainer.sources.hub import restrict_hub
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ def preflight_attempt(settings: Settings, stop_signal: StopSignal) -> int:
 
     try:
         config = load_config(settings)
+        if config.endpoints is not None:
+            restrict_hub(config.endpoints)
         outcome = find_result(config, settings) or _check(config, settings)
     except BaseException as error:  # signals and defects included: whatever happens, there is an outcome
         outcome = _failed(error)

@@ -10,5 +10,10 @@ def access_source(config: RunConfig, settings: Settings, use: str) -> SourceAcce
     s3 = config.output.s3
     mount = settings.model_mount if use == "model" else settings.dataset_mount
     return SourceAccess(
-        settings.credentials_of(use), s3.endpoint_url, s3.region, mount, hub_retries=settings.hub_retries
+        settings.credentials_of(use),
+        s3.endpoint_url,
+        s3.region,
+        config.endpoints,
+        mount,
+        hub_retries=settings.hub_retries,
     )

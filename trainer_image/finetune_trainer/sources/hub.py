@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx
-from huggingface_hub import HfApi, get_session, hf_hub_url, snapshot_download
+from huggingface_hub import HfApi, get_session, hf_hub_url, set_client_factory, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     FileMetadataError,
@@ -25,10 +25,13 @@ from huggingface_hub.errors import (
     XetDownloadError,
 )
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]  # documented
+from huggingface_hub.utils._http import default_client_factory
 
 from finetune_api.failures import FailureReason
+from finetune_api.spec.endpoints import EndpointPolicy
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.sources.repository import SourceAccess
+from finetune_trainer.storage.endpoint_checks import CheckedBackend
 from finetune_trainer.storage.object_store import OnBytes
 from finetune_trainer.storage.retry import Cause, retry
 from finetune_trainer.storage.s3_faults import FaultReasons
@@ -42,6 +45,19 @@ _NO_ANSWER = (httpx.HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, Fi
 _NOT_THE_HUB = (json.JSONDecodeError, KeyError, TypeError, AttributeError)
 """What huggingface_hub raises for an answer that is not the hub's, such as a proxy's page in HTML."""
 _RETRIED_ERRORS = (*_NO_ANSWER, HFValidationError, HfHubHTTPError, EntryNotFoundError, *_NOT_THE_HUB)
+
+
+def restrict_hub(policy: EndpointPolicy) -> None:
+    """Lets huggingface_hub connect only where the policy allows it, at every hop of a redirect. Patterns of hosts are
+    for endpoints that users write, so they do not count here: the Hub redirects large files to a CDN."""
+
+    def build() -> httpx.Client:
+        client = default_client_factory()
+        pool = client._transport._pool  # type: ignore[attr-defined]  # httpx has no setting for its backend
+        pool._network_backend = CheckedBackend(pool._network_backend, policy)
+        return client
+
+    set_client_factory(build)
 
 
 class HubRepository:
@@ -128,6 +144,8 @@ class HubRepository:
     def _translate(self, error: Exception) -> TrainerError:
         where, missing, denied = f"hf://{self._name}", self._reasons.key_missing, self._reasons.denied
 
+        if isinstance(error, httpx.TooManyRedirects):
+            return TrainerError(FailureReason.ENDPOINT_REDIRECTED, f"{where}: the hub redirects in a circle")
         if isinstance(error, GatedRepoError):
             message = (
                 f"{where} is gated: accept its licence on the Hub, and put a token of that account into the Secret"

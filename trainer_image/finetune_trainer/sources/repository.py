@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from finetune_api.failures import FailureReason
+from finetune_api.spec.endpoints import EndpointPolicy
 from finetune_trainer.storage.object_store import OnBytes
 from finetune_trainer.storage.retry import HUB_RETRIES, RetryPolicy
 
@@ -21,6 +22,8 @@ class SourceAccess:
     """Address of the S3 store."""
     region: str | None = None
     """Region of the S3 store."""
+    endpoints: EndpointPolicy | None = None
+    """Addresses that the installation allows; None: any."""
     mount: Path | None = None
     """Folder where the claim of a pvc:// source is mounted."""
     hub_endpoint: str | None = None

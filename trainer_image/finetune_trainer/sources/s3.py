@@ -30,7 +30,7 @@ class S3Repository:
 
     def __init__(self, source: Source, access: SourceAccess, reasons: FaultReasons, *, is_folder: bool) -> None:
         """Lists the files. With `is_folder`, the path is a folder even without a slash at its end."""
-        location = S3Location(access.endpoint_url, access.region)
+        location = S3Location(access.endpoint_url, access.region, access.endpoints)
         self._session = S3Session(source.location, location, access.credentials, reasons, anonymous_allowed=True)
 
         path = source.path

@@ -7,12 +7,15 @@ passes a `FaultReasons`.
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
+from urllib.parse import urlsplit
 
 import botocore.exceptions as boto_errors
 import urllib3.exceptions
 
 from finetune_api.failures import FailureReason
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage.endpoint_checks import EndpointRefusedError
 from finetune_trainer.storage.retry import Cause
 
 
@@ -32,6 +35,8 @@ class FaultKind(StrEnum):
     UNSUPPORTED = "the store does not support the request"
     UNAVAILABLE = "the store did not answer or asked to slow down"
     REFUSED = "the store refused the request"
+    NOT_ALLOWED = "the endpoint is not allowed"
+    REDIRECTED = "the endpoint redirects, which is not followed"
 
     @property
     def cause(self) -> Cause:
@@ -116,6 +121,10 @@ class FaultReasons:
                 return self.key_missing
             case FaultKind.UNAVAILABLE | FaultKind.UPLOAD_LOST | FaultKind.PRECONDITION:
                 return FailureReason.STORAGE_UNAVAILABLE
+            case FaultKind.NOT_ALLOWED:
+                return FailureReason.ENDPOINT_NOT_ALLOWED
+            case FaultKind.REDIRECTED:
+                return FailureReason.ENDPOINT_REDIRECTED
             case FaultKind.CORRUPTED:
                 return FailureReason.UPLOAD_CORRUPTED
             case _:
@@ -141,6 +150,22 @@ class S3Fault(TrainerError):  # noqa: N818 (the rest of this package calls it a 
         self.kind = kind
 
 
+class RedirectedError(boto_errors.BotoCoreError):  # type: ignore[misc]  # botocore has no types
+    """A store answered with a redirect."""
+
+    fmt = "{target}"
+
+
+def refuse_redirect(response_dict: dict[str, Any], **_: object) -> None:
+    """Raises RedirectedError for an answer that redirects. It is a handler of botocore's event `before-parse`."""
+    location = response_dict["headers"].get("location")
+    if 300 <= response_dict["status_code"] < 400 and location:
+        parts = urlsplit(location)  # path and query may hold a signature
+        raise RedirectedError(
+            target=f"to {parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else "to itself"
+        )
+
+
 def classify(error: BaseException) -> tuple[FaultKind, str]:
     """Returns kind and error code of an error that boto3 raised."""
     if isinstance(error, boto_errors.ClientError):
@@ -148,6 +173,11 @@ def classify(error: BaseException) -> tuple[FaultKind, str]:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         code = str(details.get("Code", status))
         return _kind_of_response(code, status), code
+
+    if isinstance(error, RedirectedError):
+        return FaultKind.REDIRECTED, str(error)
+    if isinstance(error, boto_errors.HTTPClientError) and isinstance(error.kwargs.get("error"), EndpointRefusedError):
+        return FaultKind.NOT_ALLOWED, error.kwargs["error"].message
 
     code = type(error).__name__
     if isinstance(error, boto_errors.NoCredentialsError | boto_errors.PartialCredentialsError):

@@ -18,9 +18,11 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
+from finetune_api.spec.endpoints import EndpointPolicy
+from finetune_trainer.storage.endpoint_checks import check_url, checked_pools
 from finetune_trainer.storage.retry import Cause, RetryPolicy, retry
 from finetune_trainer.storage.s3_credentials import FolderCredentials, folder_has_keys
-from finetune_trainer.storage.s3_faults import FaultKind, FaultReasons, S3Fault, classify
+from finetune_trainer.storage.s3_faults import FaultKind, FaultReasons, S3Fault, classify, refuse_redirect
 
 Value = TypeVar("Value")
 DEFAULT_REGION = "us-east-1"
@@ -38,6 +40,8 @@ class S3Location:
     """None is AWS."""
     region: str | None = None
     """None is the region of the machine's AWS configuration."""
+    endpoints: EndpointPolicy | None = None
+    """Addresses that the installation allows; None: any."""
 
 
 class S3Session:
@@ -134,4 +138,20 @@ def _build_client(location: S3Location, credentials: Path | None, *, anonymous_a
         config = config.merge(Config(signature_version=UNSIGNED))
 
     region = location.region or session.region_name or DEFAULT_REGION
-    return session.client("s3", endpoint_url=location.endpoint_url, region_name=region, config=config)
+    client = session.client("s3", endpoint_url=location.endpoint_url, region_name=region, config=config)
+    _restrict(client, location)
+    return client
+
+
+def _restrict(client: Any, location: S3Location) -> None:
+    """Lets a client connect only where the policy allows it, and follow no redirect of an endpoint that a user wrote.
+
+    Raises EndpointRefusedError.
+    """
+    if location.endpoint_url is not None:
+        check_url(location.endpoints, location.endpoint_url)
+        client.meta.events.register("before-parse.s3", refuse_redirect)
+    if location.endpoints is not None:
+        # botocore has no setting for it; a proxy that the image sets stays as it is, and decides itself.
+        manager = client._endpoint.http_session._manager
+        manager.pool_classes_by_scheme = checked_pools(location.endpoints)
