@@ -5,6 +5,8 @@ after the API server has committed it. Lives of plans are lived side by side.
 """
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -129,7 +131,7 @@ async def life(operator: OperatorProcess, jobs: Any, kubelet: PlayedKubelet, out
 def _without_times(value: Any) -> Any:
     """A status with everything masked that differs between two equal lives."""
     if isinstance(value, dict):
-        masked = ("uid", "pod", "jobName", "resultLocation", "activeSeconds", "lastTransitionTime")
+        masked = ("uid", "pod", "jobName", "activeSeconds", "lastTransitionTime")
         return {
             key: "..." if key in masked or key.endswith("Time") else _without_times(item) for key, item in value.items()
         }
@@ -137,8 +139,9 @@ def _without_times(value: Any) -> Any:
 
 
 def _story(job: Json) -> Any:
-    """A status without the messages that name objects."""
-    return _without_times(job["status"])
+    """A status without times, and without the job's name and UIDs in addresses."""
+    text = json.dumps(_without_times(job["status"])).replace(f"/{job['metadata']['name']}/", "/NAME/")
+    return json.loads(re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UID", text))
 
 
 PASSES = ["Validating", "Validated", "Queued", "Started", "Succeeded"]

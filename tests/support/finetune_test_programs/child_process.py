@@ -1,7 +1,9 @@
 """Local programs that die with their parent: nothing is left behind, even when the parent is killed."""
 
+import contextlib
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -17,10 +19,12 @@ def die_with_parent() -> None:
 
 
 def free_port() -> int:
-    """A loopback TCP port on which nobody listens now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on which nobody listens now, and which the kernel gives to no outgoing connection meanwhile."""
+    while True:
+        port = random.randrange(15_000, 32_000)  # below the kernel's own range, which begins at 32,768
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 class Program:
