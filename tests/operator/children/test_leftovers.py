@@ -40,8 +40,8 @@ def test_a_job_that_is_made_again_waits_for_the_pod_of_the_first(
     assert "kubectl" not in message, "nobody has to do anything"
     assert [pod.metadata.uid for pod in kubelet.pods("again")] == [first.metadata.uid]
 
-    # The garbage collector may take a while; until it came, the first Job would replace its pod.
-    wait_for(lambda: kubelet.pods("again")[0].metadata.deletion_timestamp, "the first pod is told to stop", 30)
+    # Until the garbage collector came, which learns of a new CRD late, the first Job would replace its pod.
+    wait_for(lambda: kubelet.pods("again")[0].metadata.deletion_timestamp, "the first pod is told to stop", 90)
     kubelet.end(first, 30)
     kubelet.remove(first)
     second = kubelet.wait_for_pod("again")
