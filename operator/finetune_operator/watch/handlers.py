@@ -48,7 +48,10 @@ def build_settings() -> kopf.OperatorSettings:
     settings.watching.chunk_size = 500  # objects a page
     settings.watching.label_selectors["batch", "v1", "jobs"] = JOB_UID_LABEL
     settings.watching.label_selectors["", "v1", "pods"] = JOB_UID_LABEL
-    settings.queueing.worker_limit = 50  # handlers only fill our queue; kopf's default is no limit
+    # kopf keeps a worker for each object until it was idle for this long. With few workers and kopf's 5 s, an event
+    # after a restart would wait behind every object of the first list.
+    settings.queueing.worker_limit = None  # handlers only fill our queue
+    settings.queueing.idle_timeout = 0.1
 
     settings.posting.enabled = False
     settings.posting.loggers = False
