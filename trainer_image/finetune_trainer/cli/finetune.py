@@ -112,7 +112,8 @@ def _add_artifacts_options(parser: argparse.ArgumentParser) -> None:
 
     kinds = [kind.value for kind in ArtifactType]
     parser.add_argument(
-        "job", help="job.yaml, [namespace/]name in the cluster, s3://bucket/prefix/job/, or a folder with manifest.json"
+        "job",
+        help="job.yaml, [namespace/]name in the cluster, s3://bucket/prefix/namespace/job/, or a result folder",
     )
     parser.add_argument("--download", type=Path, metavar="DIR", help="download into this folder and check every digest")
     parser.add_argument("--type", action="append", choices=kinds, help="only these artifacts; may be repeated")
@@ -222,7 +223,7 @@ VERBS = {
     "artifacts": Verb(
         "list or download what a job made",
         (
-            "finetune artifacts s3://bucket/prefix/job/ --download out/",
+            "finetune artifacts s3://bucket/prefix/namespace/job/ --download out/",
             "finetune artifacts job.yaml --results results/",
         ),
         _add_artifacts_options,

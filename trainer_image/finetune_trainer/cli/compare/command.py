@@ -20,7 +20,7 @@ notes, tables = Console(stderr=True, highlight=False), Console(highlight=False)
 def add_compare_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `finetune compare`."""
     for name in ("first", "second"):
-        parser.add_argument(name, help="output folder, s3://bucket/prefix/job/, job.yaml, or name of a job")
+        parser.add_argument(name, help="output folder, s3://bucket/prefix/namespace/job/, job.yaml, or name of a job")
     parser.add_argument("--credentials", type=Path, metavar="DIR", help="folder with AWS_ACCESS_KEY_ID and so on")
     parser.add_argument("--endpoint-url", metavar="URL", help="S3 store that is not AWS (default: the job's)")
     parser.add_argument("--region", help="region of the store (default: the job's)")
