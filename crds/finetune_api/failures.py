@@ -216,7 +216,9 @@ FAILURES: dict[FailureReason, FailureClass] = {
         ExitCode.STORAGE, "Give the credentials in spec.output.s3.credentials write access to the prefix."
     ),
     FailureReason.OUTPUT_EXISTS: FailureClass(
-        ExitCode.STORAGE, "Choose another spec.output.s3.prefix, or set spec.output.s3.onExisting: Overwrite."
+        ExitCode.STORAGE,
+        "Choose another spec.output.s3.prefix, or set spec.output.s3.onExisting: Overwrite, which replaces a result of "
+        "the same namespace and name only.",
     ),
     FailureReason.UPLOAD_CORRUPTED: FailureClass(
         ExitCode.UNAVAILABLE, "Check the object store: it returned other bytes than were uploaded."
@@ -279,8 +281,8 @@ FAILURES: dict[FailureReason, FailureClass] = {
     ),
     FailureReason.UNTRUSTED_RESULT: FailureClass(
         None,
-        "Find out who changed the pod's status: a trainer writes only below status.resultLocation, where manifest.json "
-        "lists the job's own result.",
+        "Find out who changed the pod's status or the trainer image: a trainer's last word is short and names only files "
+        "below status.resultLocation, where manifest.json lists the job's own result.",
         Consequence.JOB_FAILS,
     ),
 }
