@@ -281,8 +281,8 @@ FAILURES: dict[FailureReason, FailureClass] = {
     ),
     FailureReason.UNTRUSTED_RESULT: FailureClass(
         None,
-        "Find out who changed the pod's status or the trainer image: a trainer's last word is short and names only files "
-        "below status.resultLocation, where manifest.json lists the job's own result.",
+        "Find out who changed the pod's status or the trainer image: a trainer's last word is short and names only "
+        "files below status.resultLocation, where manifest.json lists the job's own result.",
         Consequence.JOB_FAILS,
     ),
 }

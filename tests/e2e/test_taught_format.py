@@ -104,7 +104,7 @@ def _share(prompts: list[str], said: list[str]) -> float:
 
 
 def test_its_losses_are_those_of_trl(data: TaughtData, tmp_path: Path) -> None:
-    """In fp32: with bf16, TRL keeps the adapters themselves in bf16, which loses small updates, and falls behind."""
+    """In fp32, adapters included: those that TRL keeps in bf16 fall behind ours (docs/lab-notes.md)."""
     training = {"maxSteps": LIKE_TRL_STEPS, "precision": "FP32"}
     manifest = _manifest(data, training, {"merged": "None", "gguf": []})
     lines = (_run(tmp_path, manifest) / "metrics" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

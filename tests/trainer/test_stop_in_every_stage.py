@@ -165,7 +165,7 @@ def start(
                 },
                 export={"merged": "BF16", "gguf": ["Q8_0"]},
                 output={"s3": {"bucket": bucket, "prefix": "out", "endpointURL": faulty.endpoint_url}},
-            ).model_copy(update={"termination_grace_period_seconds": GRACE})
+            ).model_copy(update={"termination_grace_period_seconds": GRACE, "output_prefix": "out/default/tiny"})
             (tmp_path / "config.yaml").write_text(config.to_yaml())
             secrets = tmp_path / "secrets"
             secrets.mkdir()

@@ -134,6 +134,7 @@ def _config(options: argparse.Namespace, *, precision: str, seed: int) -> RunCon
             "training": training,
             "export": {"merged": "None", "gguf": []},
             "output": {"s3": {"bucket": "none"}},
+            "outputPrefix": "default/masters",
             "checkpointsToKeep": 1,
             "terminationGracePeriodSeconds": 60,
             "gpus": 1,

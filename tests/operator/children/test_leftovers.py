@@ -88,8 +88,9 @@ def test_an_orphan_of_ours_is_waited_for_and_a_strangers_pod_is_not(
     )
 
     jobs.delete_child("labelled", child_name, "Orphan")
-    status = jobs.wait("labelled", lambda s: s["conditions"][0]["reason"] == "JobDeleted", "the orphan is waited for")
-    assert first.metadata.name in status["status"]["conditions"][0]["message"]
+    waits = f"waiting until pod {first.metadata.name} has ended"
+    status = jobs.wait("labelled", lambda s: waits in s["conditions"][0]["message"], "the orphan is waited for")
+    assert status["status"]["conditions"][0]["reason"] == "JobDeleted"
     assert jobs.find_child("labelled") is None
 
     kubelet.end(first, 30)

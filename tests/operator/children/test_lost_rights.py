@@ -103,4 +103,4 @@ def test_a_watch_that_is_forbidden_is_asked_for_slowly_and_does_not_end_the_proc
     _touch_until(jobs, "unwatched", lambda s: not _stalled(s), "the job goes on")
     pod = kubelet.wait_for_pod("unwatched")
     kubelet.run(pod)
-    jobs.wait_for_phase("unwatched", "Running", seconds=40)  # by the watch, which comes back by itself
+    jobs.wait_for_phase("unwatched", "Running", seconds=100)  # by the watch, which comes back by itself

@@ -62,7 +62,7 @@ def test_a_pod_may_report_the_attempt_that_committed_first() -> None:
 
 
 def test_a_forged_address_is_cut() -> None:
-    doubt = find_doubt(an_outcome(manifest="s3://evil/" + "x" * 5000), LOCATION, METADATA.uid, {POD})
+    doubt = find_doubt(an_outcome(manifest="s3://evil/" + "x" * 2000), LOCATION, METADATA.uid, {POD})
     assert doubt is not None
     assert doubt.startswith("the pod says that the job wrote s3://evil/xxx")
     assert len(doubt) < 400

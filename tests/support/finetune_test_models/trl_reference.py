@@ -85,6 +85,10 @@ def losses(config: RunConfig, steps: int, work: Path) -> list[float]:
         processing_class=loaded.tokenizer,
         callbacks=[_StopAfter(steps)],
     )
+    # TRL keeps the adapters of a quantised base in bf16, whatever the precision: small updates are lost (lab notes).
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 

@@ -137,7 +137,8 @@ def configuration(folder: Path, size: Size, variant: Variant) -> RunConfig:
                 "checkpointSteps": 1_000_000, "seed": SEED, "loggingSteps": 1,
                 "precision": "BF16" if size.gpus else "FP32", **variant.training,
             },
-            "export": {"merged": "None", "gguf": []}, "output": {"s3": {"bucket": "models"}}, "checkpointsToKeep": 1,
+            "export": {"merged": "None", "gguf": []}, "output": {"s3": {"bucket": "models"}},
+            "outputPrefix": "bench", "checkpointsToKeep": 1,
             "terminationGracePeriodSeconds": 60, "gpus": size.gpus, "kernels": variant.kernels,
         }
     )  # fmt: skip

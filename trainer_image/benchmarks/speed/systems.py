@@ -142,7 +142,8 @@ def run_config(system: str, row: Row, folder: Path, steps: int) -> Any:
                 "maxSteps": steps, "batchSize": row.batch, "gradientAccumulation": row.accumulation,
                 **MODES[system], "checkpointSteps": 100_000, "seed": SEED,
             },
-            "export": {"merged": "None", "gguf": []}, "output": {"s3": {"bucket": "models"}}, "checkpointsToKeep": 1,
+            "export": {"merged": "None", "gguf": []}, "output": {"s3": {"bucket": "models"}},
+            "outputPrefix": "bench", "checkpointsToKeep": 1,
             "terminationGracePeriodSeconds": 60, "gpus": 1,
         }
     )  # fmt: skip
