@@ -72,7 +72,7 @@ def test_the_card_says_base_data_metrics_and_commands(documents: Callable[..., t
         "| loss | 1 |",
         "Of the layers' weights, 11.4% have an adapter; 100.0% were in NF4 while training.",
         "![Loss by step](loss.svg)",
-        "vllm serve acme/base --enable-lora --max-lora-rank 8 --lora-modules tiny=./adapter \\\n"
+        "vllm serve acme/base --enable-lora --max-lora-rank 8 --lora-modules tiny=./adapter \\\n",
         "  --tokenizer ./adapter --generation-config ./adapter\n",
         "vllm serve ./merged",
         "llama-cli -m gguf/tiny-Q8_0.gguf",
