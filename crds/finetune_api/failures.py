@@ -217,8 +217,7 @@ FAILURES: dict[FailureReason, FailureClass] = {
     ),
     FailureReason.OUTPUT_EXISTS: FailureClass(
         ExitCode.STORAGE,
-        "Choose another spec.output.s3.prefix, or set spec.output.s3.onExisting: Overwrite, which replaces a result of "
-        "the same namespace and name only.",
+        "Choose another spec.output.s3.prefix, or onExisting: Overwrite for an older result of this job.",
     ),
     FailureReason.UPLOAD_CORRUPTED: FailureClass(
         ExitCode.UNAVAILABLE, "Check the object store: it returned other bytes than were uploaded."
