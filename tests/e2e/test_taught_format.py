@@ -121,4 +121,4 @@ def test_its_losses_are_those_of_trl(data: TaughtData, tmp_path: Path) -> None:
     theirs = json.loads(done.stdout.splitlines()[-1])
     distance = max(abs(one - other) for one, other in zip(ours, theirs, strict=True))
     print(f"losses ours {ours}, TRL's {theirs}: at most {distance:.1e} apart")
-    assert distance <= 5e-3
+    assert distance <= 1e-3  # measured 4.2e-5; with TRL's adapters in bf16 1.4e-2
