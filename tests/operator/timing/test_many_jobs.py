@@ -104,6 +104,19 @@ async def _until(holds: Callable[[], Any], what: str) -> None:
     raise TimeoutError(what)
 
 
+async def _until_nothing_changes(jobs: Any) -> None:
+    """Waits for the writes that a conflict has put off by a moment."""
+    api: Any = client.CustomObjectsApi(jobs.cluster.api_client())
+    before: list[str] = []
+    while True:
+        items = api.list_namespaced_custom_object("finetune.dev", "v1alpha1", jobs.namespace, "finetunejobs")["items"]
+        versions = [item["metadata"]["resourceVersion"] for item in items]
+        if versions == before:
+            return
+        before = versions
+        await asyncio.sleep(2)
+
+
 def _is_paused(job: Any) -> bool:
     """True once the Job controller has said so; it changes the Job no more."""
     return any(condition.type == "Suspended" for condition in job.status.conditions or ())
@@ -118,6 +131,7 @@ async def test_events_come_first_and_idle_jobs_cost_nothing(
 
     batch: Any = client.BatchV1Api(jobs.cluster.api_client())
     await _until(lambda: all(_is_paused(each) for each in batch.list_namespaced_job(jobs.namespace).items), "paused")
+    await _until_nothing_changes(jobs)
 
     # After a restart, all jobs are due, and an event arrives.
     again = start()
