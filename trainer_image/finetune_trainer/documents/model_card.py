@@ -19,11 +19,11 @@ from finetune_api.spec.sources import Source
 from finetune_trainer.documents.course import Course
 from finetune_trainer.documents.public_settings import changed_settings, public_source
 from finetune_trainer.documents.sample_table import sample_table
+from finetune_trainer.storage.sizes import GIBIBYTE
 from finetune_trainer.training.records import SampleLine
 
 PLOT_NAME = "loss.svg"
 TEMPLATE_NAME = "model_card.md.jinja"
-GIBIBYTE = 1 << 30
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM accepts for --max-lora-rank."""
 

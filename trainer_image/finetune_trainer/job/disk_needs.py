@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import GgufType, MergedType
-from finetune_trainer.storage.disk_faults import format_size
+from finetune_trainer.storage.sizes import format_size
 
 BITS = {
     GgufType.F32: 32, GgufType.F16: 16, GgufType.BF16: 16, GgufType.Q8_0: 8.5, GgufType.Q6_K: 6.6,

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from finetune_api.spec.training import ALL_LINEAR, DEFAULT_TARGETS
 from finetune_trainer.model.adapter_targets import FUSED
 from finetune_trainer.model.layer_weights import LayerWeight
+from finetune_trainer.storage.sizes import format_size
 
 ENOUGH = 0.5
 """Share of the weights below which coverage is worth a warning."""
 BYTES = 2
 """Bytes of a weight that is not quantised."""
-MEBIBYTE, GIBIBYTE = 1 << 20, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Coverage:
         """The coverage for people."""
         text = f"adapters on {self.adapted_share:.1%} of the layers' weights, {self.quantized_share:.1%} in NF4"
         if self.stacked:
-            text += f"; {format_bytes(self.stacked_bytes)} are experts in 3-D tensors, which get neither"
+            text += f"; {format_size(self.stacked_bytes)} are experts in 3-D tensors, which get neither"
         return text
 
 
@@ -77,8 +77,3 @@ def missing_defaults(present: Collection[str], wanted: tuple[str, ...]) -> list[
         return []
     fused = {part for name, parts in FUSED.items() if name in present for part in parts}
     return [name for name in wanted if name not in present and name not in fused]
-
-
-def format_bytes(count: int) -> str:
-    """A size for people: in GiB, or in MiB where that would be 0.0."""
-    return f"{count / GIBIBYTE:.1f} GiB" if count >= GIBIBYTE / 10 else f"{count / MEBIBYTE:.1f} MiB"

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from finetune_api.vocabulary import Quantization
-from finetune_trainer.model.coverage import format_bytes
 from finetune_trainer.model.safetensors_header import TensorHeader
+from finetune_trainer.storage.sizes import format_size
 
 ROOM = 2
 """Memory that a run needs, over that of its weights: activations, gradients, and the export."""
@@ -25,5 +25,5 @@ def advise_on_cpu(
         return None
     return (
         "write spec.model.quantization: None; on a CPU, NF4 saves memory and costs time, and without it the weights "
-        f"take {format_bytes(need)} of the {format_bytes(free)} that are free"
+        f"take {format_size(need)} of the {format_size(free)} that are free"
     )

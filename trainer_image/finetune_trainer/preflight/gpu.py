@@ -18,8 +18,8 @@ from finetune_kernels.planning.micro_batch import choose_micro_batch
 from finetune_kernels.planning.model_shape import ModelShape, loaded_bytes, shape_from_config
 from finetune_trainer.preflight.report import Finding, GpuEstimate, PlanRow
 from finetune_trainer.preflight.steps import TrainingSize
+from finetune_trainer.storage.sizes import GIBIBYTE
 
-GIBIBYTE = 1 << 30
 EFFICIENCY = 0.5
 """Share of the data sheet's TFLOP/s that training reaches: 15,800 tokens/s with Llama 8B on an H200."""
 

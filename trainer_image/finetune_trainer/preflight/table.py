@@ -5,10 +5,8 @@ from rich.text import Text
 
 from finetune_api.vocabulary import MemoryMode
 from finetune_trainer.data.report_limits import MAX_MESSAGE_FINDINGS, MAX_TABLE_FINDINGS
-from finetune_trainer.model.coverage import format_bytes
 from finetune_trainer.preflight.report import GpuEstimate, Report, WeightCoverage
-
-GIBIBYTE = 1 << 30
+from finetune_trainer.storage.sizes import GIBIBYTE, format_size
 
 
 def facts(report: Report) -> list[tuple[str, str]]:
@@ -47,11 +45,11 @@ def facts(report: Report) -> list[tuple[str, str]]:
 
 def _coverage_facts(coverage: WeightCoverage) -> list[tuple[str, str]]:
     lacking = f"; the model has no {', '.join(coverage.missing_targets)}" if coverage.missing_targets else ""
-    experts = f"; {format_bytes(coverage.stacked_bytes)} of experts stay in 16 bits" if coverage.stacked_bytes else ""
+    experts = f"; {format_size(coverage.stacked_bytes)} of experts stay in 16 bits" if coverage.stacked_bytes else ""
     return [
         ("with an adapter", f"{coverage.adapted_share:.1%} of the layers' weights{lacking}"),
         ("in NF4", f"{coverage.quantized_share:.1%} of the layers' weights{experts}"),
-        ("weights in memory", format_bytes(coverage.loaded_bytes)),
+        ("weights in memory", format_size(coverage.loaded_bytes)),
     ]
 
 

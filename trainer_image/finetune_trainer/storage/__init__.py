@@ -12,5 +12,6 @@ s3_download      download of one object in parallel ranges
 s3_probe         a test before training: can the output be written, and what does the store check
 disk_faults      errors of a disk that is full or must not be written
 retry            retries with exponential backoff, for S3 and the Hugging Face Hub
+sizes            sizes in bytes, as people read them
 digests          SHA-256 and CRC64-NVME of files and folders
 """

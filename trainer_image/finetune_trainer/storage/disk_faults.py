@@ -13,13 +13,13 @@ from typing import Any
 
 from finetune_api.failures import FailureReason
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage.sizes import MEBIBYTE, format_size
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 _FULL_TEXTS = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _WRITER_TEXTS = ("PytorchStreamWriter failed writing", "inline_container.cc")  # PyTorch's do not say why
 _ALMOST_NOTHING = 1 << 20
-MEBIBYTE, GIBIBYTE = 1 << 20, 1 << 30
 
 
 class DiskFullError(TrainerError):
@@ -73,11 +73,6 @@ def check_room(folder: Path, needed: int, purpose: str) -> None:
     if needed > free:
         message = f"{format_size(needed)} are needed to {purpose}, but only {format_size(free)} are free in {folder}"
         raise TrainerError(FailureReason.DISK_FULL, message)
-
-
-def format_size(count: int) -> str:
-    """A size for people, in GiB or, below 0.1 GiB, in MiB."""
-    return f"{count / GIBIBYTE:.1f} GiB" if count >= GIBIBYTE / 10 else f"{count / MEBIBYTE:.1f} MiB"
 
 
 def _usage(folder: Path) -> Any:

@@ -6,9 +6,10 @@ from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Quantization
 from finetune_kernels.planning.memory_plan import MARGIN
-from finetune_trainer.model.coverage import ENOUGH, format_bytes
+from finetune_trainer.model.coverage import ENOUGH
 from finetune_trainer.model.planned_weights import PlannedWeights
 from finetune_trainer.preflight.report import Finding
+from finetune_trainer.storage.sizes import format_size
 
 TARGETS = "spec.adapter.targetModules"
 QUANTIZATION = "spec.model.quantization"
@@ -31,7 +32,7 @@ def judge_coverage(planned: PlannedWeights, config: RunConfig) -> Iterator[Findi
         message = f"only {coverage.quantized_share:.1%} of the layers' weights will be in NF4"
         if coverage.stacked:
             message += (
-                f": bitsandbytes leaves {format_bytes(coverage.stacked_bytes)} of experts in 3-D tensors in 16 bits; "
+                f": bitsandbytes leaves {format_size(coverage.stacked_bytes)} of experts in 3-D tensors in 16 bits; "
                 "write None, which trains faster and takes little more memory, or take a model without experts"
             )
         else:
@@ -46,9 +47,9 @@ def judge_weight_memory(planned: PlannedWeights, config: RunConfig) -> Iterator[
         return
 
     stacked = planned.coverage.stacked_bytes
-    experts = f", {format_bytes(stacked)} of them experts in 16 bits," if stacked else ""
+    experts = f", {format_size(stacked)} of them experts in 16 bits," if stacked else ""
     message = (
-        f"the weights alone take {format_bytes(need)}{experts} of the {format_bytes(gpu.memory_bytes)} of {gpu.name}"
+        f"the weights alone take {format_size(need)}{experts} of the {format_size(gpu.memory_bytes)} of {gpu.name}"
     )
     if need > gpu.memory_bytes:
         remedy = "take a larger GPU or a smaller model"
@@ -66,7 +67,7 @@ def _remedy(planned: PlannedWeights) -> str:
 
     if planned.coverage.stacked:
         return (
-            f"{format_bytes(planned.coverage.stacked_bytes)} are experts in 3-D tensors, which no adapter trains, so "
+            f"{format_size(planned.coverage.stacked_bytes)} are experts in 3-D tensors, which no adapter trains, so "
             "the model learns style and format rather than knowledge; for more, take a model without experts"
         )
     return "the others are no linear layers, which no adapter trains"
