@@ -70,3 +70,24 @@ class Decision:
 
     requeue_seconds: float | None = None
     """Time after which to look again even if nothing happens; None for no time."""
+
+    @classmethod
+    def fail(
+        cls,
+        failure: Failure,
+        *,
+        outcome: Outcome | None = None,
+        preflight: PreflightResult | None = None,
+        requeue_seconds: float | None = None,
+    ) -> Self:
+        """Ends the job with a failure, whose reason and message are the decision's."""
+        return cls(
+            Phase.FAILED,
+            failure.reason,
+            failure.message,
+            is_stalled=True,
+            failure=failure,
+            outcome=outcome,
+            preflight=preflight,
+            requeue_seconds=requeue_seconds,
+        )

@@ -93,9 +93,8 @@ def endpoint_is_refused(snapshot: Snapshot, run: ChildRun, installation: Install
     if refusal is None:
         return None
 
-    reason, message = FailureReason.ENDPOINT_NOT_ALLOWED, f"spec.output.s3.endpointURL is not allowed: {refusal}"
-    failure = build_failure(snapshot, run, reason, message)
-    return Decision(Phase.FAILED, reason, message, is_stalled=True, failure=failure)
+    message = f"spec.output.s3.endpointURL is not allowed: {refusal}"
+    return Decision.fail(build_failure(snapshot, run, FailureReason.ENDPOINT_NOT_ALLOWED, message))
 
 
 def _owned(snapshot: Snapshot, job: ChildJob | None) -> ChildJob | None:

@@ -60,15 +60,7 @@ def checks_failed(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | N
         }
     failure = failure.model_copy(update=changes)
 
-    return Decision(
-        Phase.FAILED,
-        failure.reason,
-        failure.message,
-        is_stalled=True,
-        failure=failure,
-        preflight=PreflightResult.FAILED,
-        requeue_seconds=0,
-    )
+    return Decision.fail(failure, preflight=PreflightResult.FAILED, requeue_seconds=0)
 
 
 def checks_are_suspended(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | None:

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from finetune_api.failures import FailureReason
 from finetune_api.status import Condition
-from finetune_api.vocabulary import ConditionType, Phase, PreflightResult, Stage
+from finetune_api.vocabulary import ConditionType, PreflightResult, Stage
 from finetune_operator.decide.decision import Decision
 from finetune_operator.decide.explain_failure import build_failure
 from finetune_operator.decide.explain_waiting import find_waiting
@@ -57,12 +57,8 @@ def startup_deadline_has_passed(snapshot: Snapshot, run: ChildRun, *_: object) -
     if is_preflight:
         failure = failure.model_copy(update={"stage": Stage.PREFLIGHT, "step": None})
 
-    return Decision(
-        Phase.FAILED,
-        failure.reason,
-        failure.message,
-        is_stalled=True,
-        failure=failure,
+    return Decision.fail(
+        failure,
         outcome=None if is_preflight else run.outcome,
         preflight=PreflightResult.FAILED if is_preflight else None,
         requeue_seconds=0,

@@ -37,15 +37,7 @@ def trainer_failed(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | 
         return None
 
     failure = explain_failure(snapshot, run)
-    return Decision(
-        Phase.FAILED,
-        failure.reason,
-        failure.message,
-        is_stalled=True,
-        failure=failure,
-        outcome=run.outcome,
-        requeue_seconds=0,
-    )
+    return Decision.fail(failure, outcome=run.outcome, requeue_seconds=0)
 
 
 def trainer_job_is_missing(snapshot: Snapshot, run: ChildRun, installation: Installation) -> Decision | None:
