@@ -10,6 +10,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 
 from aiohttp import web
 
@@ -83,38 +84,51 @@ class Site:
 
     async def _serve(self, sock: socket.socket, address: Address) -> None:
         """Serve one connection to its end. No error leaves: what a stranger sends must not end the operator."""
+        try:
+            await self._exchange(sock)
+        except OSError as error:  # a time-out and a failed handshake, too
+            logger.debug("connection from %s ended: %s", address[0], error or type(error).__name__)
+        except Exception:
+            logger.exception("defect in the progress server")
+        finally:
+            self._visits.end(address)
+
+    async def _exchange(self, sock: socket.socket) -> None:
         server = self._runner.server
         if server is None:
             raise RuntimeError("the site is not set up")
 
-        connection = _Connection(server)
+        connection = _Connection(server, sock)
         try:
             async with asyncio.timeout(EXCHANGE_SECONDS):
                 await asyncio.get_running_loop().connect_accepted_socket(
                     lambda: connection, sock, ssl=self._tls, ssl_handshake_timeout=HANDSHAKE_SECONDS
                 )
                 await connection.closed.wait()
-        except OSError as error:  # a time-out and a failed handshake, too
-            logger.debug("connection from %s ended: %s", address[0], error or type(error).__name__)
-        except Exception:
-            logger.exception("defect in the progress server")
         finally:
             connection.abort()
-            self._visits.end(address)
 
 
 class _Connection(asyncio.Protocol):
     """aiohttp's handler of one connection, with a flag that says that the connection is closed."""
 
-    def __init__(self, server: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(self, server: Callable[[], asyncio.Protocol], sock: socket.socket) -> None:
         self._http = server()
+        self._socket = sock
         self._transport: asyncio.Transport | None = None
         self.closed = asyncio.Event()
 
     def abort(self) -> None:
         """Close the connection at once, whatever is still to be sent."""
-        if self._transport is not None:
-            self._transport.abort()
+        transport, self._transport = self._transport, None
+        if transport is None:
+            return
+        if transport.is_closing():
+            # In Python 3.11.2, Debian's, a TLS transport that was closed twice cannot be aborted: AttributeError.
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+        else:
+            transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport if isinstance(transport, asyncio.Transport) else None
@@ -134,4 +148,5 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._http.connection_lost(error)
+        self._transport = None
         self.closed.set()

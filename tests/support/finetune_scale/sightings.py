@@ -1,0 +1,37 @@
+"""Watches FineTuneJobs as a user does, and notes when each status changed."""
+
+import time
+
+from finetune_api import PLURAL
+from finetune_scale.api import FINE_TUNE_JOBS, Api
+from finetune_scale.load import job_number
+
+
+class Sightings:
+    """When each job was first seen in a phase, and when each of its steps was seen, in monotonic seconds."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self.phases: dict[str, dict[int, float]] = {}
+        """By phase, then by number of the job."""
+
+        self.steps: dict[int, list[tuple[float, int]]] = {}
+        """By number of the job: time and step of each change."""
+
+    async def watch(self) -> None:
+        """Note changes until cancelled."""
+        async for event in self._api.watch(f"{FINE_TUNE_JOBS}/{PLURAL}"):
+            now = time.monotonic()
+            job = event["object"]
+            number, status = job_number(job["metadata"]["name"]), job.get("status", {})
+            if "phase" in status:
+                self.phases.setdefault(status["phase"], {}).setdefault(number, now)
+
+            step = status.get("progress", {}).get("step")
+            seen = self.steps.setdefault(number, [])
+            if step is not None and (not seen or seen[-1][1] != step):
+                seen.append((now, step))
+
+    def count(self, phase: str) -> int:
+        """Number of jobs that have been in a phase."""
+        return len(self.phases.get(phase, {}))
