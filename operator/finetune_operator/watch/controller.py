@@ -54,7 +54,7 @@ class Controller:
         self._names: dict[str, NamespacedName] = {}  # by UID
         self._versions: dict[str, frozenset[str]] = {}  # by UID: of the job and its children, in the newest list
         self._is_list_due = asyncio.Event()
-        self._last_reported: dict[str, tuple[float, str]] = {}  # by UID: time of the write, stage
+        self._report_writes: dict[str, tuple[float, str]] = {}  # by UID: time of the newest or next write, stage
         self._heartbeat = time.monotonic()
         self.refusal = ""
         """Why FineTuneJobs can be neither read nor written, in the API server's words; empty while they can."""
@@ -82,18 +82,21 @@ class Controller:
 
     def trigger_report(self, job_uid: str, name: NamespacedName, stage: str) -> None:
         """Have a progress report written: at once for a new stage, else with later reports of the same job."""
-        written, last_stage = self._last_reported.get(job_uid, (0.0, ""))
+        write, last_stage = self._report_writes.get(job_uid, (0.0, ""))
         now = time.monotonic()
 
-        delay = 0.0 if stage != last_stage else max(0.0, written + REPORT_SECONDS - now)
-        self._last_reported[job_uid] = (now + delay, stage)
-        self._queue.add(name, delay)
+        if stage != last_stage:
+            write = now
+        elif write < now:  # otherwise a write is still to come, and takes this report along
+            write = max(now, write + REPORT_SECONDS)
+        self._report_writes[job_uid] = (write, stage)
+        self._queue.add(name, write - now)
 
     def forget(self, job_uid: str) -> None:
         """Drop everything that is remembered of a FineTuneJob that is gone."""
         self._names.pop(job_uid, None)
         self._versions.pop(job_uid, None)
-        self._last_reported.pop(job_uid, None)
+        self._report_writes.pop(job_uid, None)
         self._reports.forget(job_uid)
 
     def heartbeat_age(self) -> float:
@@ -102,7 +105,7 @@ class Controller:
 
     async def run(self) -> None:
         """Work until cancelled. May run again later: then another replica has worked meanwhile."""
-        self._last_reported.clear()
+        self._report_writes.clear()
         self._versions.clear()
         self._heartbeat = time.monotonic()
         self.refusal, self.has_listed = "", False

@@ -1,12 +1,15 @@
-"""The controller keeps its heart beating, which the liveness probe listens to while this replica leads."""
+"""The controller keeps its heart beating, which the liveness probe listens to while this replica leads; and reports of
+one job share writes, however often they arrive."""
 
 import asyncio
+import time
+from itertools import pairwise
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from finetune_operator import health
-from finetune_operator.cluster.cluster import Listed
+from finetune_operator.cluster.cluster import Listed, NamespacedName
 from finetune_operator.election.campaign import Campaign
 from finetune_operator.election.election import Election
 from finetune_operator.election.record import LeaseRecord
@@ -72,6 +75,36 @@ async def test_a_leader_whose_workers_do_not_run_is_not_alive(beating: Controlle
         await asyncio.sleep(0.3)
         assert (await client.get("/healthz")).status == 500
         assert (await client.get("/readyz")).status == 503
+
+
+class CountedLooks:
+    """A reconcile that notes when it happens."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    async def reconcile(self, _: NamespacedName) -> None:
+        self.times.append(time.monotonic())
+
+
+@pytest.mark.parametrize("every", [0.01, 0.1], ids=["often", "twice per write"])
+async def test_progress_is_written_again_and_again_however_often_reports_arrive(
+    every: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller, "REPORT_SECONDS", 0.2)
+    looks = CountedLooks()
+    running = Controller(EmptyCluster(), looks, ReportStore())  # type: ignore[arg-type]
+    task = asyncio.create_task(running.run())
+    try:
+        for _ in range(round(4 / every)):
+            running.trigger_report("uid", NamespacedName("team", "bot"), "Training")
+            await asyncio.sleep(every)
+    finally:
+        task.cancel()
+
+    assert len(looks.times) <= 22, "at most one write per REPORT_SECONDS"
+    gaps = [later - earlier for earlier, later in pairwise(looks.times)]
+    assert max(gaps) < 0.7, "no report waits for longer than REPORT_SECONDS, nor for the next report"
 
 
 async def test_a_follower_is_alive_while_it_campaigns_and_ready_once_it_knows_the_lease(beating: Controller) -> None:

@@ -57,11 +57,12 @@ _WRITES = {
 
 async def _events(api: Api) -> int:
     """Events that the operator posted. The Job controller posts some as well, and a counter does not tell whose."""
-    total, more = 0, ""
+    total = 0
+    more = ""
     while True:
         query = f"?limit=2000&continue={more}" if more else "?limit=2000"
         page = await api.request("GET", f"/api/v1/events{query}")
-        total += sum(event.get("reportingComponent") == OPERATOR for event in page["items"])
+        total += sum(1 for event in page["items"] if event.get("reportingComponent") == OPERATOR)
         more = page["metadata"].get("continue", "")
         if not more:
             return total
