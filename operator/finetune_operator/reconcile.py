@@ -14,7 +14,7 @@ from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.decide.decide import decide
 from finetune_operator.decide.decision import Actions, Decision, Installation
 from finetune_operator.errors import ApiError, ConflictError, ForbiddenError, NotFoundError
-from finetune_operator.observe.observe import newest_report, observe
+from finetune_operator.observe.observe import observe, of_newest_pod
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.snapshot import AnySnapshot
 from finetune_operator.observe.terminated_pods import TerminatedPods
@@ -60,7 +60,8 @@ class Reconciler:
             decision = _refused(decision, error)
 
         await self._write_status(key, snapshot, decision)
-        return decision.requeue_seconds
+        waits = (decision.requeue_seconds, self._reports.seconds_until_shown(snapshot.metadata.uid))
+        return min((seconds for seconds in waits if seconds is not None), default=None)
 
     async def _act(self, key: NamespacedName, snapshot: AnySnapshot, actions: Actions) -> None:
         # The ConfigMap comes first, because the pods of the Jobs mount it.
@@ -89,7 +90,7 @@ class Reconciler:
         if decision.phase.is_terminal:
             # Reports are accepted until this moment, and the newest is part of the terminal status.
             self._reports.lock(uid)
-            report = newest_report(self._reports, uid, snapshot.training.pods)
+            report = of_newest_pod(self._reports.newest(uid), snapshot.training.pods)
             snapshot = replace(snapshot, training=replace(snapshot.training, report=report))
 
         status = build_status(snapshot, decision)

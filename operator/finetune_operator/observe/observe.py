@@ -98,7 +98,7 @@ async def _observe_children(
 
     preflight = ChildRun(PREFLIGHT, preflight_job, _pods_of(preflight_job, known))
     pods = _pods_of(training_job, known)
-    training = ChildRun(TRAINER, training_job, pods, newest_report(reports, metadata.uid, pods))
+    training = ChildRun(TRAINER, training_job, pods, of_newest_pod(reports.show(metadata.uid), pods))
     owned = (*training.pods, *preflight.pods)
 
     return replace(
@@ -113,9 +113,8 @@ async def _observe_children(
     )
 
 
-def newest_report(reports: ReportStore, job_uid: str, pods: tuple[TrainerPod, ...]) -> ReceivedReport | None:
-    """Returns the newest report of a job; None if the job has a newer pod than the one that sent it."""
-    report = reports.newest(job_uid)
+def of_newest_pod(report: ReceivedReport | None, pods: tuple[TrainerPod, ...]) -> ReceivedReport | None:
+    """Returns a report of the newest pod; None if a job has a newer pod than the one that sent it."""
     return None if report and pods and report.pod_uid != pods[-1].uid else report
 
 

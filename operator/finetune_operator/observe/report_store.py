@@ -1,13 +1,21 @@
 """Progress reports between their arrival and the next status write: the newest of each job, in memory.
 
+Reports arrive every few seconds, but each status write costs the API server a write to etcd, and makes an event that
+has the job looked at again. So a look at a job does not see every report: the next one is shown `SHOW_SECONDS` after
+the one before, or at once if it comes from another pod or stage.
+
 Losing them costs only a few seconds of progress: the trainer reports again, and the end of a run travels in the pod's
 termination message.
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.progress import ProgressReport
+
+SHOW_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -18,10 +26,19 @@ class ReceivedReport:
     received: datetime
     report: ProgressReport
 
+    def continues(self, earlier: "ReceivedReport") -> bool:
+        """True if the earlier report came from the same pod in the same stage."""
+        stages = (self.report.finetune.stage, earlier.report.finetune.stage)
+        return self.pod_uid == earlier.pod_uid and stages[0] == stages[1]
+
 
 @dataclass
 class _Entry:
     newest: ReceivedReport | None = None
+    shown: ReceivedReport | None = None
+    shown_at: float = 0.0
+    """Clock reading, in seconds, at which `shown` was shown first."""
+
     locked: bool = False
 
 
@@ -29,13 +46,33 @@ class ReportStore:
     """The newest report of each job, by the job's UID. A locked job accepts no more reports, because its terminal
     status is being written or has been."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._entries: dict[str, _Entry] = {}
 
     def newest(self, job_uid: str) -> ReceivedReport | None:
         """Returns the newest report of a job."""
         entry = self._entries.get(job_uid)
         return entry.newest if entry else None
+
+    def show(self, job_uid: str) -> ReceivedReport | None:
+        """Returns the report that the status of a job is to say now: the newest, or for a while the one before."""
+        entry = self._entries.get(job_uid)
+        if entry is None:
+            return None
+
+        if self.seconds_until_shown(job_uid) == 0:
+            entry.shown, entry.shown_at = entry.newest, self._clock()
+        return entry.shown
+
+    def seconds_until_shown(self, job_uid: str) -> float | None:
+        """Returns the seconds until the newest report of a job is shown; None if it has been, or if there is none."""
+        entry = self._entries.get(job_uid)
+        if entry is None or entry.newest is None or entry.newest is entry.shown:
+            return None
+        if entry.shown is None or not entry.newest.continues(entry.shown):
+            return 0.0
+        return max(0.0, entry.shown_at + SHOW_SECONDS - self._clock())
 
     def put(self, job_uid: str, report: ReceivedReport) -> None:
         """Keeps a report that has passed every check."""
@@ -47,7 +84,8 @@ class ReportStore:
 
     def drop(self, job_uid: str) -> None:
         """Forgets the report of a job whose terminal status is written, and keeps the job locked."""
-        self._entries.setdefault(job_uid, _Entry(locked=True)).newest = None
+        entry = self._entries.setdefault(job_uid, _Entry(locked=True))
+        entry.newest = entry.shown = None
 
     def is_locked(self, job_uid: str) -> bool:
         """True if a job accepts no more reports."""

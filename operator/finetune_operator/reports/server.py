@@ -51,7 +51,7 @@ def build_progress_app(checks: ReportChecks, controller: Controller, visits: Vis
             logger.warning("%s: report cannot be checked: %s", name, error)
             return _answer(503, "Unavailable", "the Kubernetes API server does not answer: report again later")
 
-        controller.trigger_report(accepted.job_uid, name, accepted.received.report.finetune.stage)
+        controller.trigger_report(accepted.job_uid, name)
         return _answer(202, "Accepted", "")
 
     # One byte more shows that a body is too large.

@@ -4,9 +4,7 @@ A reconcile looks at one job and its children, and does what is due. Events only
 many of them may become one reconcile. Events can be lost, because a watch can die silently. So every
 `RESYNC_SECONDS`, the versions of all jobs and their children are listed, a few requests in all. A job of which anything
 has changed since the list before is looked at within the next `RESYNC_SECONDS`, unless something else makes it looked
-at before; of a job that is over or waits, nothing changes, and it costs nothing. Progress reports arrive every few
-seconds, but each status write costs the API server a write to etcd, so a job's reports share one write per
-`REPORT_SECONDS`.
+at before; of a job that is over or waits, nothing changes, and it costs nothing.
 
 The queue decides when a job is due; `WORKERS` tasks take jobs from it: those with events first, those of lists and
 timers in the background. A heartbeat travels through the same queue, so its age shows whether the workers still take
@@ -32,7 +30,6 @@ LIST_AGAIN_SECONDS = 5.0
 """Time until the next list after one that failed, or after a watch has begun anew."""
 
 HEARTBEAT_SECONDS = 5.0
-REPORT_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +51,6 @@ class Controller:
         self._names: dict[str, NamespacedName] = {}  # by UID
         self._versions: dict[str, frozenset[str]] = {}  # by UID: of the job and its children, in the newest list
         self._is_list_due = asyncio.Event()
-        self._report_writes: dict[str, tuple[float, str]] = {}  # by UID: time of the newest or next write, stage
         self._heartbeat = time.monotonic()
         self.refusal = ""
         """Why FineTuneJobs can be neither read nor written, in the API server's words; empty while they can."""
@@ -80,23 +76,16 @@ class Controller:
         if name is not None:
             self._queue.add(name)
 
-    def trigger_report(self, job_uid: str, name: NamespacedName, stage: str) -> None:
-        """Have a progress report written: at once for a new stage, else with later reports of the same job."""
-        write, last_stage = self._report_writes.get(job_uid, (0.0, ""))
-        now = time.monotonic()
-
-        if stage != last_stage:
-            write = now
-        elif write < now:  # otherwise a write is still to come, and takes this report along
-            write = max(now, write + REPORT_SECONDS)
-        self._report_writes[job_uid] = (write, stage)
-        self._queue.add(name, write - now)
+    def trigger_report(self, job_uid: str, name: NamespacedName) -> None:
+        """Look at a job when its newest progress report is to be written."""
+        delay = self._reports.seconds_until_shown(job_uid)
+        if delay is not None:
+            self._queue.add(name, delay)
 
     def forget(self, job_uid: str) -> None:
         """Drop everything that is remembered of a FineTuneJob that is gone."""
         self._names.pop(job_uid, None)
         self._versions.pop(job_uid, None)
-        self._report_writes.pop(job_uid, None)
         self._reports.forget(job_uid)
 
     def heartbeat_age(self) -> float:
@@ -105,7 +94,6 @@ class Controller:
 
     async def run(self) -> None:
         """Work until cancelled. May run again later: then another replica has worked meanwhile."""
-        self._report_writes.clear()
         self._versions.clear()
         self._heartbeat = time.monotonic()
         self.refusal, self.has_listed = "", False

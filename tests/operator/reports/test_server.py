@@ -30,7 +30,7 @@ async def test_a_good_report_is_kept_and_triggers_a_status_write(server: Server)
     assert newest is not None
     assert newest.report.finetune.step == 7
     assert newest.received == NOW
-    assert server.controller.triggered == [(JOB_UID, KEY, "Training")]
+    assert server.controller.triggered == [(JOB_UID, KEY)]
 
 
 async def test_a_report_is_refused_before_anything_else_where_it_is_too_large(server: Server) -> None:

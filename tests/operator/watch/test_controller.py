@@ -14,9 +14,13 @@ from finetune_operator.election.campaign import Campaign
 from finetune_operator.election.election import Election
 from finetune_operator.election.record import LeaseRecord
 from finetune_operator.health import build_health_app
-from finetune_operator.observe.report_store import ReportStore
+from finetune_operator.observe import report_store
+from finetune_operator.observe.report_store import ReceivedReport, ReportStore
 from finetune_operator.watch import controller
 from finetune_operator.watch.controller import Controller
+from finetune_test_operator.snapshot_builder import a_report
+
+JOB = NamespacedName("team", "bot")
 
 
 class EmptyCluster:
@@ -77,34 +81,43 @@ async def test_a_leader_whose_workers_do_not_run_is_not_alive(beating: Controlle
         assert (await client.get("/readyz")).status == 503
 
 
-class CountedLooks:
-    """A reconcile that notes when it happens."""
+class WrittenReports:
+    """A reconcile that writes what a job's report says, and whose writes are events that have the job looked at."""
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
+    def __init__(self, reports: ReportStore) -> None:
+        self._reports = reports
+        self.controller = Controller(EmptyCluster(), self, reports)  # type: ignore[arg-type]
+        self.writes: list[tuple[float, ReceivedReport]] = []
 
-    async def reconcile(self, _: NamespacedName) -> None:
-        self.times.append(time.monotonic())
+    async def reconcile(self, _: NamespacedName) -> float | None:
+        report = self._reports.show("uid")
+        if report is not None and (not self.writes or self.writes[-1][1] is not report):
+            self.writes.append((time.monotonic(), report))
+            self.controller.trigger(JOB, "uid")
+        return self._reports.seconds_until_shown("uid")
 
 
 @pytest.mark.parametrize("every", [0.01, 0.1], ids=["often", "twice per write"])
 async def test_progress_is_written_again_and_again_however_often_reports_arrive(
     every: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(controller, "REPORT_SECONDS", 0.2)
-    looks = CountedLooks()
-    running = Controller(EmptyCluster(), looks, ReportStore())  # type: ignore[arg-type]
-    task = asyncio.create_task(running.run())
+    monkeypatch.setattr(report_store, "SHOW_SECONDS", 0.2)
+    reports = ReportStore()
+    written = WrittenReports(reports)
+    task = asyncio.create_task(written.controller.run())
     try:
-        for _ in range(round(4 / every)):
-            running.trigger_report("uid", NamespacedName("team", "bot"), "Training")
+        for sequence in range(round(4 / every)):
+            reports.put("uid", a_report(sequence))
+            written.controller.trigger_report("uid", JOB)
             await asyncio.sleep(every)
+        await asyncio.sleep(0.4)
     finally:
         task.cancel()
 
-    assert len(looks.times) <= 22, "at most one write per REPORT_SECONDS"
-    gaps = [later - earlier for earlier, later in pairwise(looks.times)]
-    assert max(gaps) < 0.7, "no report waits for longer than REPORT_SECONDS, nor for the next report"
+    assert len(written.writes) <= 23, "at most one write per SHOW_SECONDS"
+    times = [when for when, _ in written.writes]
+    assert max(later - earlier for earlier, later in pairwise(times)) < 0.7, "no report waits for the next one"
+    assert written.writes[-1][1] is reports.newest("uid"), "the last report is written, although none follows it"
 
 
 async def test_a_follower_is_alive_while_it_campaigns_and_ready_once_it_knows_the_lease(beating: Controller) -> None:

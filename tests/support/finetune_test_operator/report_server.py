@@ -85,11 +85,11 @@ class FakeController:
     """Notes what it is asked to write."""
 
     def __init__(self) -> None:
-        self.triggered: list[tuple[str, NamespacedName, str]] = []
+        self.triggered: list[tuple[str, NamespacedName]] = []
 
-    def trigger_report(self, job_uid: str, key: NamespacedName, stage: str) -> None:
+    def trigger_report(self, job_uid: str, key: NamespacedName) -> None:
         """Note a report."""
-        self.triggered.append((job_uid, key, stage))
+        self.triggered.append((job_uid, key))
 
 
 class Server:
