@@ -9,6 +9,7 @@ Read in this order:
     outcome.py       trainer to operator, at the end
     judgement.py     what published weights kept of the training; part of the outcome and of the manifest
     failures.py      the table of failure reasons, exit codes and hints that both sides share
+    pod_ends/        exit codes and their consequences; when a run counts as stalled
     preflight.py     the summary of the checks before a GPU is requested
     vocabulary.py    every string that a machine compares
     job.py           the resource as a whole, and how a manifest is read

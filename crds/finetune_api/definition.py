@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic.fields import FieldInfo
+
 from finetune_api import API_VERSION, KIND
 from finetune_api.spec.run import RunPolicySpec
 from finetune_api.spec.spec import IMMUTABLE_SECTIONS, MUTABLE_RUN_POLICY, FineTuneJobSpec
@@ -88,16 +90,23 @@ def _schema() -> Schema:
 def _immutability() -> list[dict[str, str]]:
     """CEL rules that freeze every field which defines what is trained."""
     fields = list(IMMUTABLE_SECTIONS)
-    aliases = (field.alias or name for name, field in RunPolicySpec.model_fields.items())
-    fields += [f"runPolicy.{alias}" for alias in aliases if alias not in MUTABLE_RUN_POLICY]
+    policies = {field.alias or name: field for name, field in RunPolicySpec.model_fields.items()}
+    fields += [f"runPolicy.{alias}" for alias in policies if alias not in MUTABLE_RUN_POLICY]
     allowed = ", ".join(f"runPolicy.{name}" for name in MUTABLE_RUN_POLICY)
     return [
         {
-            "rule": f"self.{field} == oldSelf.{field}",
+            "rule": f"self.{_select(field, policies)} == oldSelf.{_select(field, policies)}",
             "message": f"spec.{field} cannot change after creation (only {allowed} can): create another job",
         }
         for field in fields
     ]
+
+
+def _select(field: str, policies: dict[str, FieldInfo]) -> str:
+    """Writes a field as CEL selects it; with a question mark if it may be absent."""
+    section, _, alias = field.partition(".")
+    is_optional = alias != "" and policies[alias].default is None
+    return f"{section}.?{alias}" if is_optional else field
 
 
 def _require(schema: Schema, *path: str) -> None:

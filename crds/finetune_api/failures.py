@@ -6,7 +6,11 @@ The exit code of the trainer's container, never the reason, decides what follows
     how the pod ended                                        what follows                               action
     10 to 17: configuration, data, access, memory, ...       the job fails at once                      FailJob
     30: stopped; or evicted, preempted, its node lost        another pod, which counts as no retry      Ignore
+    31, 32: stalled, or the loss diverged                    another pod, once for each reason          Ignore
     20, 40 and every other code; killed by a signal (128+n)  another pod, at most maxRetries of them    Count
+
+Of 31 and 32, the Job controller cannot count to one: it makes another pod each time, after 10 s or more. The operator
+counts, and fails the job when the second pod ends for the same reason. Neither counts towards maxRetries.
 
 Memory is an exception. A trainer that notices that it runs out of memory exits with 13, and the job fails at once. A
 trainer that the kernel kills for its memory has the exit code of every kill (137), which the Job controller counts; so
@@ -17,63 +21,29 @@ signal or a shell error.
 """
 
 from dataclasses import dataclass
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 
+from finetune_api.pod_ends.exit_codes import (
+    RESTARTED_ONCE,
+    ExitCode,
+    PodFailureAction,
+    action_after,
+    exit_codes_with,
+)
 
-class ExitCode(IntEnum):
-    """Exit codes of the trainer. Each code names a class of failures that are handled alike."""
-
-    SUCCESS = 0
-    CONFIGURATION = 10
-    DATA = 11
-    ACCESS = 12
-    OUT_OF_MEMORY = 13
-    TRAINING = 14
-    STORAGE = 15
-    DISK_FULL = 16
-    EXPORT = 17
-    UNAVAILABLE = 20
-    INTERRUPTED = 30
-    INTERNAL = 40
-
-
-class PodFailureAction(StrEnum):
-    """Reaction of the Job controller to a pod that failed, in the words of `podFailurePolicy`."""
-
-    FAIL_JOB = "FailJob"
-    """The job fails at once: another attempt with the same job can only end the same way."""
-
-    IGNORE = "Ignore"
-    """Another pod starts, and the failure counts as no retry."""
-
-    COUNT = "Count"
-    """Another pod starts, unless `spec.runPolicy.maxRetries` pods have failed before. The default of Kubernetes."""
-
-
-_ACTIONS: dict[ExitCode, PodFailureAction] = {
-    ExitCode.CONFIGURATION: PodFailureAction.FAIL_JOB,
-    ExitCode.DATA: PodFailureAction.FAIL_JOB,
-    ExitCode.ACCESS: PodFailureAction.FAIL_JOB,
-    ExitCode.OUT_OF_MEMORY: PodFailureAction.FAIL_JOB,
-    ExitCode.TRAINING: PodFailureAction.FAIL_JOB,
-    ExitCode.STORAGE: PodFailureAction.FAIL_JOB,
-    ExitCode.DISK_FULL: PodFailureAction.FAIL_JOB,
-    ExitCode.EXPORT: PodFailureAction.FAIL_JOB,
-    ExitCode.UNAVAILABLE: PodFailureAction.COUNT,
-    ExitCode.INTERRUPTED: PodFailureAction.IGNORE,
-    ExitCode.INTERNAL: PodFailureAction.COUNT,
-}
-
-
-def action_after(exit_code: int) -> PodFailureAction:
-    """Returns what the Job controller does after a pod ended with an exit code other than 0. Codes that are not the
-    trainer's own, 137 of a kill among them, are counted."""
-    return next((action for code, action in _ACTIONS.items() if code == exit_code), PodFailureAction.COUNT)
-
-
-def exit_codes_with(action: PodFailureAction) -> tuple[ExitCode, ...]:
-    """Returns the trainer's exit codes that lead to an action."""
-    return tuple(code for code, follows in _ACTIONS.items() if follows is action)
+__all__ = [
+    "FAILURES",
+    "RESTARTED_ONCE",
+    "Consequence",
+    "ExitCode",
+    "FailureClass",
+    "FailureReason",
+    "PodFailureAction",
+    "action_after",
+    "ends_the_job",
+    "exit_code_of",
+    "exit_codes_with",
+]
 
 
 class FailureReason(StrEnum):
@@ -95,6 +65,7 @@ class FailureReason(StrEnum):
     OUT_OF_MEMORY = "OutOfMemory"
     CUDA_OUT_OF_MEMORY = "CudaOutOfMemory"
     NON_FINITE_LOSS = "NonFiniteLoss"
+    LOSS_DIVERGED = "LossDiverged"
     NOTHING_LEARNED = "NothingLearned"
     BUCKET_NOT_FOUND = "BucketNotFound"
     STORAGE_NOT_WRITABLE = "StorageNotWritable"
@@ -108,6 +79,7 @@ class FailureReason(StrEnum):
     ENDPOINT_NOT_ALLOWED = "EndpointNotAllowed"
     ENDPOINT_REDIRECTED = "EndpointRedirected"
     INTERRUPTED = "Interrupted"
+    STALLED = "Stalled"
     INTERNAL_ERROR = "InternalError"
     # Given by the operator only: the pod ended or could not start, and the trainer could report nothing.
     DEADLINE_EXCEEDED = "DeadlineExceeded"
@@ -127,6 +99,7 @@ class Consequence(StrEnum):
     JOB_FAILS = "the job fails at once"
     NEW_POD = "another pod starts, which counts as no retry"
     RETRY = "another pod starts, at most spec.runPolicy.maxRetries times"
+    ONCE = "another pod goes on from the last checkpoint, once; the second time the job fails"
     QUEUES = "the job waits, at most spec.runPolicy.startupDeadlineSeconds"
     WAITS = "the job waits, with condition Stalled, at most spec.runPolicy.startupDeadlineSeconds"
 
@@ -152,6 +125,8 @@ class FailureClass:
     @property
     def after_exit(self) -> Consequence | None:
         """Consequence where the trainer gives the reason itself; None if it never does."""
+        if self.exit_code in RESTARTED_ONCE:
+            return Consequence.ONCE
         return None if self.exit_code is None else _CONSEQUENCES[action_after(self.exit_code)]
 
 
@@ -203,7 +178,11 @@ FAILURES: dict[FailureReason, FailureClass] = {
         ExitCode.OUT_OF_MEMORY, "Lower spec.training.batchSize or spec.model.maxSequenceLength, or use a larger GPU."
     ),
     FailureReason.NON_FINITE_LOSS: FailureClass(
-        ExitCode.TRAINING, "Lower spec.training.learningRate, or set spec.training.precision: BF16."
+        ExitCode.DIVERGED, "Lower spec.training.learningRate, or set spec.training.precision: BF16."
+    ),
+    FailureReason.LOSS_DIVERGED: FailureClass(
+        ExitCode.DIVERGED,
+        "Lower spec.training.learningRate, raise spec.training.warmupSteps, or look at the rows of the named steps.",
     ),
     FailureReason.NOTHING_LEARNED: FailureClass(
         ExitCode.TRAINING,
@@ -248,6 +227,12 @@ FAILURES: dict[FailureReason, FailureClass] = {
     ),
     FailureReason.INTERRUPTED: FailureClass(
         ExitCode.INTERRUPTED, "The pod was stopped; training goes on from the last checkpoint."
+    ),
+    FailureReason.STALLED: FailureClass(
+        ExitCode.STALLED,
+        "See the stacks of all threads in the trainer's log; if the run was only slow, raise "
+        "spec.runPolicy.stallTimeoutSeconds in a new job, which goes on from the last checkpoint.",
+        Consequence.ONCE,
     ),
     FailureReason.INTERNAL_ERROR: FailureClass(
         ExitCode.INTERNAL, "This is a defect: see the trainer's log for the traceback."

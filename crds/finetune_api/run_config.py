@@ -13,6 +13,7 @@ import yaml
 from finetune_api import API_VERSION
 from finetune_api.base import ApiModel
 from finetune_api.gpus import ExpectedGpu, expected_gpu, to_bytes
+from finetune_api.pod_ends.stalls import StallLimit
 from finetune_api.spec.endpoints import EndpointPolicy
 from finetune_api.spec.inputs import DatasetSpec, ModelSpec
 from finetune_api.spec.location import DEFAULT_TEMPLATE
@@ -75,6 +76,8 @@ class RunConfig(ApiModel):
     checkpoints_to_keep: int
     keep_checkpoints_after_success: bool = False
     termination_grace_period_seconds: int
+    stall: StallLimit | None = None
+    """Limit of the watchdog; None, in the file of an older operator: nothing is watched."""
     gpus: int
     ephemeral_storage_bytes: int | None = None
     """Disk that the pod may use; None: whatever the node has."""
@@ -108,6 +111,7 @@ class RunConfig(ApiModel):
             checkpoints_to_keep=spec.run_policy.checkpoints_to_keep,
             keep_checkpoints_after_success=spec.run_policy.keep_checkpoints_after_success,
             termination_grace_period_seconds=spec.run_policy.termination_grace_period_seconds,
+            stall=StallLimit.of(spec.run_policy.stall_timeout_seconds),
             gpus=spec.resources.gpus,
             ephemeral_storage_bytes=to_bytes(storage) if storage is not None else None,
             gpu=expected_gpu(spec.resources),

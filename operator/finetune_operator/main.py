@@ -35,6 +35,7 @@ from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.reports.checks import ReportChecks
 from finetune_operator.reports.forward import LeaderLink
+from finetune_operator.reports.self_check import check_reachability
 from finetune_operator.reports.server import build_progress_app, load_certificate, renew_certificate
 from finetune_operator.reports.site import Site, listen
 from finetune_operator.reports.visits import Visits
@@ -94,7 +95,9 @@ async def run(settings: Settings) -> None:
         async def lead() -> None:
             checks.start_over()
             has_led.set()
-            await controller.run()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(check_reachability(settings.progress_url, settings.tls_dir, checks.listen_anew))
+                tasks.create_task(controller.run())
 
         registry = build_registry(controller, terminated_pods, connection)
         await _run_until_one_ends(

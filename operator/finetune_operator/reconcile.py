@@ -84,6 +84,10 @@ class Reconciler:
                 await self._cluster.patch_job(job.body, changes)
                 logger.info("%s: changed Job %s: %s", key, job.name, changes.get("spec"))
 
+        if actions.evict_pod is not None:
+            await self._cluster.evict_pod(key.namespace, actions.evict_pod.pod_name, actions.evict_pod.pod_uid)
+            logger.info("%s: evicted pod %s", key, actions.evict_pod.pod_name)
+
     async def _write_status(self, key: NamespacedName, snapshot: AnySnapshot, decision: Decision) -> None:
         """Posts an Event for each transition and writes the status, if it says something new."""
         uid = snapshot.metadata.uid

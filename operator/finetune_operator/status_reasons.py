@@ -23,6 +23,7 @@ class StatusReason(StrEnum):
     JOB_DELETED = "JobDeleted"
     PREDECESSOR_RUNNING = "PredecessorRunning"
     TRAINER_STARTED = "TrainerStarted"
+    NOT_REPORTING = "NotReporting"
     ENDING = "Ending"
     SUSPENDING = "Suspending"
     SUSPENDED = "Suspended"
@@ -36,7 +37,7 @@ class StatusReason(StrEnum):
     PERMISSION_DENIED = "PermissionDenied"
     CHILD_REJECTED = "ChildRejected"
     PROGRESSING = "Progressing"
-    STALLED = "Stalled"
+    WAITING_FOR_PERSON = "WaitingForPerson"
     NOT_RUNNING = "NotRunning"
     NOT_FINISHED = "NotFinished"
     NOT_SUSPENDED = "NotSuspended"
@@ -90,6 +91,9 @@ STATUS_REASONS: dict[StatusReason, ReasonClass] = {
     # Running
     StatusReason.STARTED: ReasonClass("The trainer runs in a new pod (Queued, Running).", event="Normal"),
     StatusReason.TRAINER_STARTED: ReasonClass("The trainer runs and has not reported yet."),
+    StatusReason.NOT_REPORTING: ReasonClass(
+        "The trainer has reported before and is silent; its pod is evicted unless it reports.", event="Warning"
+    ),
     StatusReason.ENDING: ReasonClass(
         "The last pod has ended; the Job controller has not said yet that the Job failed."
     ),
@@ -109,7 +113,9 @@ STATUS_REASONS: dict[StatusReason, ReasonClass] = {
     StatusReason.CHILD_REJECTED: _needs_a_person("The API server refused a child as invalid."),
     # Of single conditions: what a condition says that is not what the job is about
     StatusReason.PROGRESSING: ReasonClass("The job goes on by itself (Reconciling, Stalled)."),
-    StatusReason.STALLED: ReasonClass("The job waits for a person; condition Stalled says for what (Reconciling)."),
+    StatusReason.WAITING_FOR_PERSON: ReasonClass(
+        "The job waits for a person; condition Stalled says for what (Reconciling)."
+    ),
     StatusReason.NOT_RUNNING: ReasonClass("No pod of the trainer runs (Running)."),
     StatusReason.NOT_FINISHED: ReasonClass("The job is not over (Succeeded, Failed)."),
     StatusReason.NOT_SUSPENDED: ReasonClass("The job is not suspended (Suspended)."),

@@ -69,12 +69,13 @@ def test_every_exit_code_has_an_action_and_a_reason(code: ExitCode) -> None:
 
 def test_what_ends_the_job_and_what_is_tried_again_is_what_the_docstring_says() -> None:
     assert exit_codes_with(PodFailureAction.FAIL_JOB) == tuple(range(10, 18))
-    assert exit_codes_with(PodFailureAction.IGNORE) == (30,)
+    assert exit_codes_with(PodFailureAction.IGNORE) == (30, 31, 32)
     assert exit_codes_with(PodFailureAction.COUNT) == (20, 40)
     rows = re.findall(r"^    (\S.*?\S)  +\S.*  (FailJob|Ignore|Count)$", failures.__doc__ or "", flags=re.MULTILINE)
     assert [(action, re.findall(r"\b\d+\b", how)) for how, action in rows] == [
         ("FailJob", ["10", "17"]),
         ("Ignore", ["30"]),
+        ("Ignore", ["31", "32"]),
         ("Count", ["20", "40", "128"]),
     ]
 

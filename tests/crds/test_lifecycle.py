@@ -1,6 +1,7 @@
 """Samples, defaults, immutability and `kubectl explain`, as the API server gives them."""
 
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ IMMUTABLE = {
     "resources": {"gpus": 0},
     "runPolicy": {"maxRetries": 0},
 }
+RUN_POLICY = {"maxRetries": 0, "stallTimeoutSeconds": 600}
 MUTABLE = {"suspend": True, "activeDeadlineSeconds": 60, "startupDeadlineSeconds": 60, "ttlSecondsAfterFinished": 5}
 
 
@@ -55,6 +57,16 @@ def test_what_defines_the_training_cannot_change(jobs: Any, minimal: dict[str, A
     refusal = jobs.apply(minimal)
     assert f"spec.{section}" in refusal
     assert "cannot change after creation" in refusal
+
+
+@pytest.mark.parametrize("field", RUN_POLICY)
+def test_a_policy_that_pods_have_read_cannot_change(jobs: Any, minimal: dict[str, Any], field: str) -> None:
+    """Neither added nor removed nor changed."""
+    assert jobs.apply(minimal) == ""
+    written = deepcopy(minimal)
+    written["spec"]["runPolicy"] = {field: RUN_POLICY[field]}
+    assert f"spec.runPolicy.{field}" in jobs.apply(written)
+    assert jobs.apply(minimal) == ""
 
 
 @pytest.mark.parametrize("field", MUTABLE)

@@ -56,6 +56,7 @@ VALID: dict[str, Manifest] = {
         "runPolicy": {"activeDeadlineSeconds": 2**31 - 1, "ttlSecondsAfterFinished": 2**31 - 1, "maxRetries": 20},
     },
     "the longest wait": {"runPolicy": {"startupDeadlineSeconds": 2**31 - 1}},
+    "the shortest stall": {"runPolicy": {"stallTimeoutSeconds": 10}},
     "everything about a node": {
         "resources": {
             "nodeSelector": {"example.com/" + "x" * 63: "y" * 63, "zone": ""},
@@ -218,6 +219,7 @@ INVALID: dict[str, tuple[Manifest, str, str]] = {
         "less than or equal",
     ),
     "no time to start": ({"runPolicy": {"startupDeadlineSeconds": 0}}, "startupDeadlineSeconds", "equal to 1"),
+    "no time for a step": ({"runPolicy": {"stallTimeoutSeconds": 9}}, "stallTimeoutSeconds", "equal to 10"),
     "seconds of an effect that has none": (
         {"resources": {"tolerations": [{"key": "a", "effect": "NoSchedule", "tolerationSeconds": 1}]}},
         "spec.resources.tolerations",

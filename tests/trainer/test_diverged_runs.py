@@ -51,7 +51,7 @@ def stored_steps(settings: Settings) -> list[int]:
 def change_loss(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Changes what the engine's loss returns, pass by pass."""
 
-    def change(factor: Callable[[int], float]) -> None:
+    def change(factor: Callable[[int], float], patch: pytest.MonkeyPatch = monkeypatch) -> None:
         original = pipeline.prepare_engine
 
         def prepare(*arguments: Any) -> Engine:
@@ -66,7 +66,7 @@ def change_loss(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             engine.loss = changed
             return engine
 
-        monkeypatch.setattr(pipeline, "prepare_engine", prepare)
+        patch.setattr(pipeline, "prepare_engine", prepare)
 
     return change
 
@@ -79,12 +79,40 @@ def test_a_step_that_is_no_number_is_seen_though_nothing_is_logged(
     change_loss(lambda step: math.nan if step == broken else 1.0)
     config = run_config(training=SILENT | {"maxSteps": 6, "checkpointSteps": 1})
     outcome = run(config, settings, gpus)
-    assert (outcome.reason, outcome.exit_code) == ("NonFiniteLoss", 14)
+    assert (outcome.reason, outcome.exit_code) == ("NonFiniteLoss", 32)
     assert f"at step {broken}" in outcome.message
     assert not (results(settings) / "manifest.json").exists()
     assert stored_steps(settings)[-1] == broken - 1
     for path in results(settings).rglob("*.safetensors"):
         assert all(value.isfinite().all() for value in load_file(path).values()), path
+
+
+def test_a_loss_that_explodes_ends_the_run_and_the_next_one_goes_on_from_before(
+    run_config: Builder, settings: Settings, change_loss: Callable[..., None]
+) -> None:
+    """The checkpoint of step 30 holds the update that the loss exploded from, as far as anybody can tell."""
+    config = run_config(training=SILENT | {"maxSteps": 60, "checkpointSteps": 10})
+    with pytest.MonkeyPatch.context() as patch:
+        change_loss(lambda step: 50.0 if step > 30 else 1.0, patch)
+        outcome = run(config, settings)
+    assert (outcome.reason, outcome.exit_code, outcome.step) == ("LossDiverged", 32, 49)
+    assert "far above the run's own best since step 31" in outcome.message
+    assert stored_steps(settings) == [20]
+    assert outcome.checkpoint_step == 20
+    assert not (results(settings) / "manifest.json").exists()
+
+    again = run(config, settings, attempt="b")
+    assert (again.result, again.resumed_from_step) == (Result.SUCCEEDED, 20), again.message
+
+
+@pytest.mark.parametrize(("first", "reason"), [(36, "LossDiverged"), (38, None)])
+def test_a_run_that_ends_with_an_exploded_loss_publishes_nothing(
+    run_config: Builder, settings: Settings, change_loss: Callable[..., None], first: int, reason: str | None
+) -> None:
+    change_loss(lambda step: 50.0 if step >= first else 1.0)
+    outcome = run(run_config(training=SILENT | {"maxSteps": 40, "checkpointSteps": 1000}), settings)
+    assert outcome.reason == reason, outcome.message
+    assert (results(settings) / "manifest.json").exists() == (reason is None)
 
 
 def test_a_run_that_diverges_by_itself_is_seen_though_nothing_is_logged(

@@ -17,5 +17,6 @@ Begin with `pipeline`, which calls the six stages in order. No folder imports on
     data         files to rows to messages (no torch)
     storage      S3 and folders as object stores
     stopping     a request to stop, as every loop and transfer sees it
+    signs_of_life  what shows that the run gets on, for its watchdog
     errors       TrainerError: a failure with its reason
 """

@@ -15,9 +15,12 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from finetune_trainer.errors import InterruptedRunError
+from finetune_trainer.signs_of_life import beat
 
 Value = TypeVar("Value")
 POLL_SECONDS = 0.05
+ABANDONABLE = "abandonable"
+"""Name of the threads that work on what may be left alone."""
 
 
 class StopRequest:
@@ -53,13 +56,21 @@ def is_requested() -> bool:
 
 
 def raise_if_requested() -> None:
-    """Raises InterruptedRunError if the flag is set, also within `finishing`."""
+    """Raises InterruptedRunError if the flag is set, also within `finishing`. Else a sign of life."""
+    beat()
     if _request.cause is not None:
         raise InterruptedRunError(f"stopped by {_request.cause}")
 
 
 def stop_point() -> None:
-    """Raises InterruptedRunError if the flag is set and nothing has to be finished first."""
+    """Raises InterruptedRunError if the flag is set and nothing has to be finished first. Else a sign of life: for code
+    that gets on, not for code that waits."""
+    beat()
+    wait_point()
+
+
+def wait_point() -> None:
+    """Like `stop_point`, for code that waits: no sign of life."""
     if _request.cause is not None and not _request.finishing:
         raise InterruptedRunError(f"stopped by {_request.cause}")
 
@@ -76,14 +87,18 @@ def finishing() -> Iterator[None]:
 
 
 @contextmanager
-def committing() -> Iterator[None]:
+def committing(patience: float = -1) -> Iterator[None]:
     """Makes an end of the process by our own hand wait for the code inside, even one that a person asks for now.
 
     For a commit on this machine, which takes moments; and for whoever ends the process, so that what it sees of the
-    commit stays true.
+    commit stays true. `patience`: seconds after which the latter does not wait any more; -1 waits for ever.
     """
-    with _commits:
+    is_locked = _commits.acquire(timeout=patience)
+    try:
         yield
+    finally:
+        if is_locked:
+            _commits.release()
 
 
 def interruptible_since() -> float | None:
@@ -97,7 +112,7 @@ def run_abandonable(action: Callable[[], Value]) -> Value:
     Only the main thread needs that, and only where nothing has to be finished: elsewhere `action` is just called. What
     is left alone goes on until the process ends, so it must not write to a file that its caller closes.
     """
-    stop_point()
+    wait_point()
     if _request.finishing or threading.current_thread() is not threading.main_thread():
         return action()
 
@@ -107,7 +122,7 @@ def run_abandonable(action: Callable[[], Value]) -> Value:
             value: Value = _take(result, POLL_SECONDS)
             return value
         except Empty:
-            stop_point()
+            wait_point()
 
 
 def run_within(seconds: float, action: Callable[[], Any]) -> bool:
@@ -129,7 +144,7 @@ def _begin(action: Callable[[], Value]) -> SimpleQueue[tuple[Value | None, BaseE
         except BaseException as error:  # noqa: BLE001 (raised again by whoever waits)
             result.put((None, error))
 
-    threading.Thread(target=run, name="abandonable", daemon=True).start()
+    threading.Thread(target=run, name=ABANDONABLE, daemon=True).start()
     return result
 
 

@@ -24,6 +24,10 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
+# A trainer that has fallen silent is evicted, so that another one goes on.
+- apiGroups: [""]
+  resources: [pods/eviction]
+  verbs: [create]
 # Each transition is posted as an Event; Events of a stuck pod name the reason.
 - apiGroups: [""]
   resources: [events]

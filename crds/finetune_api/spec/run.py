@@ -145,6 +145,12 @@ class RunPolicySpec(ApiModel):
     May be changed at any time. Default: no limit, but 3600 s for a pod that has a node and waits for a person, as for
     an image or a Secret that does not exist."""
 
+    stall_timeout_seconds: Annotated[int, Field(ge=10, le=MAX_SECONDS)] | None = None
+    """Seconds after which a trainer that does nothing counts as stalled: no step, no row, no byte of a download or an
+    upload. It then writes the stacks of all its threads into its log, and another pod goes on from the last checkpoint,
+    once; the second time the job fails. Default 1800, or three times the longest pause that the run has come through
+    if that is more, at most 4 hours."""
+
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=MAX_SECONDS)] | None = None
     """Seconds after which the pods of a finished job are removed; the FineTuneJob and the artifacts stay. May be
     changed at any time. Default: the pods stay as well."""

@@ -46,6 +46,7 @@ RULES = (
     ),
     Rule("", "configmaps", ("get", "create", "patch"), "A ConfigMap carries the resolved job to its pods."),
     Rule("", "pods", ("get", "list", "watch"), "Exit codes and termination messages are read from pods."),
+    Rule("", "pods/eviction", ("create",), "A trainer that has fallen silent is evicted, so that another one goes on."),
     Rule(
         "",
         "events",

@@ -171,6 +171,19 @@ class Cluster:
         path = f"/apis/batch/v1/namespaces/{metadata['namespace']}/jobs/{metadata['name']}"
         return await self._merge(path, metadata, changes)
 
+    async def evict_pod(self, namespace: str, name: str, uid: str) -> None:
+        """Stop a pod as a drained node would, so that its Job does not count it; raises ConflictError if its name is
+        another pod's by now."""
+        body = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": name, "namespace": namespace},
+            "deleteOptions": {"preconditions": {"uid": uid}},
+        }
+        await self._connection.request(
+            "POST", f"/api/v1/namespaces/{namespace}/pods/{name}/eviction", body, query=_OURS
+        )
+
     async def patch_config_map(self, config_map: Json, changes: Json) -> Json:
         """Change fields of a ConfigMap; raises ConflictError if it changed since it was read."""
         metadata = config_map["metadata"]

@@ -27,6 +27,7 @@ from finetune_operator.decide.shared import (
     predecessor_still_runs,
     run_is_open,
 )
+from finetune_operator.decide.stalls import restart_is_used_up, trainer_is_silent
 from finetune_operator.decide.startup_deadline import startup_deadline_has_passed
 from finetune_operator.decide.training import trainer_failed, trainer_job_is_missing, trainer_succeeded
 from finetune_operator.observe.snapshot import BlindSnapshot, ChildRun, Snapshot, UnreadableSnapshot
@@ -76,6 +77,7 @@ TRAINING: Chain[Snapshot] = Chain(
     # The end of training
     trainer_succeeded,
     trainer_failed,
+    restart_is_used_up,
     # The trainer's Job, and what it needs
     child_is_being_deleted,
     orphaned_pods_still_run,
@@ -83,6 +85,7 @@ TRAINING: Chain[Snapshot] = Chain(
     startup_deadline_has_passed,
     trainer_job_is_missing,
     config_map_is_outdated,
+    trainer_is_silent,
     otherwise=run_is_open,
 )
 

@@ -34,6 +34,14 @@ class Installation:
 
 
 @dataclass(frozen=True)
+class Eviction:
+    """A pod to be stopped in a way that the Job controller does not count; another one of its name is left alone."""
+
+    pod_name: str
+    pod_uid: str
+
+
+@dataclass(frozen=True)
 class Actions:
     """Writes to child objects, in the order in which they are made."""
 
@@ -43,6 +51,7 @@ class Actions:
     create_trainer_job: Json | None = None
     patch_preflight_job: Json | None = None
     patch_trainer_job: Json | None = None
+    evict_pod: Eviction | None = None
 
     @classmethod
     def patch(cls, component: Component, changes: Json | None) -> Self:
@@ -67,6 +76,9 @@ class Decision:
 
     preflight: PreflightResult | None = None
     """Result of preflight, if this snapshot is the first that shows it."""
+
+    given_up_pod: str | None = None
+    """UID of a running pod that counts as stalled from now on, for its silence."""
 
     requeue_seconds: float | None = None
     """Time after which to look again even if nothing happens; None for no time."""

@@ -1,9 +1,10 @@
 """Explains why a run failed: from the trainer's outcome if it wrote one, else from what the kubelet and the Job
 controller say (pure)."""
 
-from finetune_api.failures import FAILURES, ExitCode, FailureReason, PodFailureAction, action_after
+from finetune_api.failures import FAILURES, RESTARTED_ONCE, ExitCode, FailureReason, PodFailureAction, action_after
 from finetune_api.outcome import Result
 from finetune_api.status import Failure
+from finetune_operator.decide.silence import is_given_up
 from finetune_operator.desired.names import PREFLIGHT
 from finetune_operator.desired.preflight_job import MEMORY
 from finetune_operator.observe.children import TrainerPod
@@ -38,6 +39,9 @@ def explain_pod(snapshot: Snapshot, run: ChildRun, pod: TrainerPod) -> tuple[Fai
 
     if run.doubt is not None and pod is run.newest_pod:
         return FailureReason.UNTRUSTED_RESULT, run.doubt
+
+    if is_given_up(snapshot, pod.uid) and (outcome is None or end is None or end.exit_code != ExitCode.STALLED):
+        return FailureReason.STALLED, "the trainer did not report for long, so its pod was evicted"
 
     # The trainer knows best why it ended.
     if outcome is not None and outcome.result is not Result.SUCCEEDED:
@@ -86,12 +90,19 @@ def ends_the_run(snapshot: Snapshot, run: ChildRun) -> bool:
         return False
 
     exit_code = pod.termination.exit_code if pod.termination else None
+    if exit_code in RESTARTED_ONCE:
+        return False  # a second time is a rule of its own (stalls.py)
     if exit_code is not None and (
         exit_code == ExitCode.SUCCESS or action_after(exit_code) is PodFailureAction.FAIL_JOB
     ):
         return True
-    failed_pods = sum(1 for each in run.pods if each.is_finished and not is_interruption(each))
+    failed_pods = sum(1 for each in run.pods if each.is_finished and _is_counted(each))
     return failed_pods > snapshot.spec.run_policy.max_retries
+
+
+def _is_counted(pod: TrainerPod) -> bool:
+    """True if the Job controller counts a pod that has ended as a retry."""
+    return not is_interruption(pod) and not (pod.termination and pod.termination.exit_code in RESTARTED_ONCE)
 
 
 def build_failure(snapshot: Snapshot, run: ChildRun, reason: FailureReason, message: str) -> Failure:

@@ -10,6 +10,7 @@ from finetune_api.vocabulary import Phase
 from finetune_operator.decide.decision import RETRY_SECONDS, Decision
 from finetune_operator.decide.explain_failure import explain_pod
 from finetune_operator.decide.explain_waiting import find_waiting
+from finetune_operator.decide.silence import find_silence
 from finetune_operator.decide.startup_deadline import seconds_until_startup_deadline
 from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION, PREFLIGHT
 from finetune_operator.desired.trainer_job import remaining_deadline
@@ -64,7 +65,7 @@ def _describe(snapshot: Snapshot, run: ChildRun) -> Decision:
         return Decision(Phase.SUSPENDED, StatusReason.SUSPENDED, IS_SUSPENDED, outcome=run.outcome)
 
     if pod is not None and pod.is_running:
-        return _with_trainer(run)
+        return _with_trainer(snapshot, run)
 
     waiting = find_waiting(snapshot, run)
     if waiting is not None:
@@ -72,13 +73,18 @@ def _describe(snapshot: Snapshot, run: ChildRun) -> Decision:
     return _ending(snapshot, run)
 
 
-def _with_trainer(run: ChildRun) -> Decision:
+def _with_trainer(snapshot: Snapshot, run: ChildRun) -> Decision:
     if run.report is None:
         message = "the trainer has started and has not reported its progress yet"
-        return Decision(Phase.RUNNING, StatusReason.TRAINER_STARTED, message)
+        decision = Decision(Phase.RUNNING, StatusReason.TRAINER_STARTED, message)
+    else:
+        stage = run.report.report.finetune.stage
+        decision = Decision(stage.phase, stage.value, f"the trainer is in stage {stage.value}")
 
-    stage = run.report.report.finetune.stage
-    return Decision(stage.phase, stage.value, f"the trainer is in stage {stage.value}")
+    # Nothing announces that a trainer falls silent.
+    silence = find_silence(snapshot, run)
+    left = silence.seconds_until(silence.limit.silence, snapshot.now) if silence else None
+    return replace(decision, requeue_seconds=None if left is None else max(1.0, left))
 
 
 def _waiting(snapshot: Snapshot, run: ChildRun, waiting: Waiting) -> Decision:

@@ -39,6 +39,12 @@ def build_run_config_map(job: ObjectMeta, config: RunConfig) -> dict[str, Any]:
     }
 
 
+def has_heartbeat(config_map: dict[str, Any]) -> bool:
+    """True if the trainer that reads this ConfigMap reports regularly, even while nothing changes; those of older
+    versions of the operator do not say how often."""
+    return "\nstall:\n" in str((config_map.get("data") or {}).get(RUN_CONFIG_KEY, ""))
+
+
 def follow_progress_target(existing: dict[str, Any], desired: dict[str, Any]) -> dict[str, Any] | None:
     """Returns the patch that brings the progress URL and certificate of a mounted ConfigMap up to date; None if they
     are. The rest of the file stays as it was written for the Job's image, which may be older than this operator."""

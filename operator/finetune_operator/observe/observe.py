@@ -108,6 +108,7 @@ async def _observe_children(
         training=_with_doubt(training, job.result_location, metadata, status),
         orphaned_pods=find_orphaned_pods(metadata, status.attempts, (pod for pod in live if pod not in owned)),
         predecessor=find_predecessor(metadata, former_jobs, listed) if training_job is None else None,
+        channel=reports.channel(metadata.uid),
         blocker=None if is_over else await _find_blocker(cluster, key, training if training.job else preflight),
         now=cluster.now(),
     )

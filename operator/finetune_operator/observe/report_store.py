@@ -32,6 +32,17 @@ class ReceivedReport:
         return self.pod_uid == earlier.pod_uid and stages[0] == stages[1]
 
 
+@dataclass(frozen=True)
+class Channel:
+    """The way of reports, as far as it is known from others than one job."""
+
+    listening_since: datetime | None = None
+    """Time since which the operator leads and reaches its own progress server; None while it does not."""
+
+    others_heard: datetime | None = None
+    """Time of the newest report of all other jobs that are not over; None if there is none."""
+
+
 @dataclass
 class _Entry:
     newest: ReceivedReport | None = None
@@ -49,6 +60,17 @@ class ReportStore:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
+        self._listening_since: datetime | None = None
+
+    def listen(self, now: datetime) -> None:
+        """Counts silence from now on: nobody was heard before."""
+        self._listening_since = now
+
+    def channel(self, job_uid: str) -> Channel:
+        """Returns what is known beside a job's own reports."""
+        others = [entry for uid, entry in self._entries.items() if uid != job_uid and not entry.locked]
+        heard = max((entry.newest.received for entry in others if entry.newest), default=None)
+        return Channel(self._listening_since, heard)
 
     def newest(self, job_uid: str) -> ReceivedReport | None:
         """Returns the newest report of a job."""

@@ -5,7 +5,7 @@ that this version of the operator cannot read makes an `UnreadableSnapshot`, so 
 has to ask whether there is a spec.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from finetune_api.base import Json
@@ -17,7 +17,7 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_api.vocabulary import PreflightMode
 from finetune_operator.desired.names import PREFLIGHT, TRAINER, Component, controller_uid
 from finetune_operator.observe.children import ChildJob, TrainerPod
-from finetune_operator.observe.report_store import ReceivedReport
+from finetune_operator.observe.report_store import Channel, ReceivedReport
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,9 @@ class AnySnapshot:
 
     blocker: Waiting | None = None
     """What keeps the newest pod from being created or started, if only Events show it."""
+
+    channel: Channel = field(default_factory=Channel)
+    """What is known about the way of reports."""
 
     now: datetime
 

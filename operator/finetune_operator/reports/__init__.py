@@ -6,5 +6,6 @@
 `forward`  passes the reports that reach a follower on to the leader
 `checks`   every check that a report must pass
 `callers`  the pod and the job that a token belongs to, looked up as rarely as possible
+`self_check`  whether trainers can reach the server, as far as the operator can tell
 `limits`   allowances and remembered answers, in bounded memory
 """

@@ -69,6 +69,11 @@ class ReportChecks:
         """Forget every report and every accepted token: another replica has led, and has accepted reports."""
         self._reports.clear()
         self._callers.forget_all()
+        self.listen_anew()
+
+    def listen_anew(self) -> None:
+        """Count the silence of trainers from now on, because no report may have arrived before."""
+        self._reports.listen(self._now())
 
     async def check(self, sender: Sender, body: bytes) -> Accepted:
         """Make every check and store the report; raises ReportRefusedError, ApiError or ApiUnavailableError."""

@@ -2,17 +2,25 @@
 
 from collections.abc import Iterable
 
-from finetune_api.failures import ExitCode
+from finetune_api.failures import ExitCode, FailureReason
 from finetune_api.status import MAX_ATTEMPTS, Attempt
 from finetune_operator.observe.children import EVICTED, TrainerPod
 from finetune_operator.status_reasons import StatusReason
 
 
-def merge_attempts(previous: Iterable[Attempt], pods: Iterable[TrainerPod]) -> tuple[Attempt, ...]:
-    """Merges the pods into the attempts that are known; oldest first, at most the newest `MAX_ATTEMPTS`."""
+def merge_attempts(
+    previous: Iterable[Attempt], pods: Iterable[TrainerPod], given_up: str | None = None
+) -> tuple[Attempt, ...]:
+    """Merges the pods into the attempts that are known; oldest first, at most the newest `MAX_ATTEMPTS`.
+
+    `given_up`: UID of a pod that counts as stalled from now on.
+    """
     attempts = {attempt.uid: attempt for attempt in previous}
     for pod in pods:
-        attempts[pod.uid] = _attempt(pod, attempts.get(pod.uid))
+        known = attempts.get(pod.uid)
+        merged = _attempt(pod, known)
+        is_stalled = pod.uid == given_up or (known is not None and known.reason == FailureReason.STALLED)
+        attempts[pod.uid] = merged.model_copy(update={"reason": FailureReason.STALLED}) if is_stalled else merged
 
     # Only the newest pod can still be running: an older one without an end is gone.
     ordered = list(attempts.values())

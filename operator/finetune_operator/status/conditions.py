@@ -8,6 +8,7 @@ own; Ready has those of the decision. `lastTransitionTime` changes only when `st
 from collections.abc import Iterable
 from datetime import datetime
 
+from finetune_api.failures import FailureReason
 from finetune_api.status import Condition
 from finetune_api.vocabulary import ConditionType, Phase, Stage
 from finetune_operator.decide.decision import Decision
@@ -17,7 +18,14 @@ from finetune_operator.status_reasons import StatusReason
 
 _RUNNING = (Phase.RUNNING, Phase.EXPORTING, Phase.UPLOADING)
 _OF_CHECKS = (StatusReason.CHECKING, StatusReason.SUSPENDING, StatusReason.ENDING)  # preflight's pod runs, or has ended
-_OF_TRAINER = (StatusReason.TRAINER_STARTED, StatusReason.SUSPENDING, StatusReason.ENDING, *Stage)
+_OF_TRAINER = (
+    StatusReason.TRAINER_STARTED,
+    StatusReason.NOT_REPORTING,
+    FailureReason.STALLED,
+    StatusReason.SUSPENDING,
+    StatusReason.ENDING,
+    *Stage,
+)
 
 
 def build_conditions(
@@ -70,7 +78,7 @@ def _reconciling(decision: Decision) -> Standing:
     if decision.phase is Phase.CANCELLING:
         return "True", decision.reason, decision.message
     if decision.is_stalled and not decision.phase.is_terminal:
-        return "False", StatusReason.STALLED, "the job waits for a person: see condition Stalled"
+        return "False", StatusReason.WAITING_FOR_PERSON, "the job waits for a person: see condition Stalled"
     return _at_rest(decision) or ("True", StatusReason.PROGRESSING, "the job goes on by itself")
 
 

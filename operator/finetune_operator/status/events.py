@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from finetune_api import API_VERSION, KIND
+from finetune_api.failures import FailureReason
 from finetune_api.job import ObjectMeta
 from finetune_api.status import Attempt, FineTuneJobStatus, PreflightStatus
 from finetune_api.vocabulary import ConditionType, Phase, PreflightResult, Stage
@@ -123,6 +124,10 @@ def _pod_transitions(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Tra
 
     if old.phase is Phase.SUSPENDED and new.phase not in (Phase.SUSPENDED, Phase.CANCELLING):
         found.append(Transition(StatusReason.RESUMED, "the job continues from its newest checkpoint"))
+    if new.reason == StatusReason.NOT_REPORTING and old.reason != new.reason:
+        found.append(Transition(StatusReason.NOT_REPORTING, _ready_message(new), moment=f"{pod} {_last_report(old)}"))
+    if _given_up(new) > _given_up(old):
+        found.append(Transition(FailureReason.STALLED, _ready_message(new), moment=pod))
     if _started_attempts(new) > _started_attempts(old):
         found.append(Transition(StatusReason.STARTED, f"the trainer runs in pod {new.attempts[-1].pod}", moment=pod))
 
@@ -157,7 +162,7 @@ def _memory_fallbacks(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Tr
 def _phase_transitions(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Transition]:
     """A new phase, a failure, or a new reason to wait for a person."""
     found: list[Transition] = []
-    message = next((each.message for each in new.conditions if each.type is ConditionType.READY), "")
+    message = _ready_message(new)
 
     if new.phase is not old.phase and new.phase in _REASONS_OF_PHASES:
         found.append(Transition(_REASONS_OF_PHASES[new.phase], message))
@@ -172,6 +177,19 @@ def _phase_transitions(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[T
         found.append(Transition(_stall_reason(new), message))
 
     return found
+
+
+def _ready_message(status: FineTuneJobStatus) -> str:
+    return next((each.message for each in status.conditions if each.type is ConditionType.READY), "")
+
+
+def _last_report(status: FineTuneJobStatus) -> str:
+    return str(status.progress.last_report_time) if status.progress else ""
+
+
+def _given_up(status: FineTuneJobStatus) -> int:
+    """Number of pods that were given up for their silence and have not ended."""
+    return sum(1 for each in status.attempts if each.reason == FailureReason.STALLED and each.exit_code is None)
 
 
 def _failed_attempts(attempts: tuple[Attempt, ...]) -> list[Attempt]:

@@ -30,7 +30,7 @@ def build_status(snapshot: AnySnapshot, decision: Decision) -> FineTuneJobStatus
     if last.phase is not None and last.phase.is_terminal:
         return _observe_generation(last, generation)
 
-    attempts = merge_attempts(last.attempts, training.pods)
+    attempts = merge_attempts(last.attempts, training.pods, decision.given_up_pod)
     is_new_pod = bool(attempts and last.attempts) and last.attempts[-1].uid != attempts[-1].uid
     begun = next((each.start_time for each in attempts if each.start_time), None)
 

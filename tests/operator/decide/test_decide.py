@@ -13,6 +13,7 @@ from finetune_api.vocabulary import ConditionType, Phase, Stage
 from finetune_operator.decide.decide import TRAINING
 from finetune_operator.decide.decision import Actions
 from finetune_operator.observe.children import TrueCondition
+from finetune_operator.observe.report_store import Channel
 from finetune_operator.observe.snapshot import Predecessor, Snapshot, Waiting
 from finetune_operator.status_reasons import STATUS_REASONS, StatusReason
 from finetune_test_operator.snapshot_builder import (
@@ -191,6 +192,16 @@ CASES: dict[str, tuple[Snapshot, Phase, str]] = {
         a_snapshot(_with_endpoint("http://169.254.169.254"), job=None),
         Phase.FAILED,
         "EndpointNotAllowed",
+    ),
+    "a second pod has stalled": (
+        a_snapshot(pods=(an_ended_pod(31, uid="old"), an_ended_pod(31, created=60))),
+        Phase.FAILED,
+        "TrainerCrashed",
+    ),
+    "a trainer has fallen silent": (
+        a_snapshot(pods=(a_running_pod(),), report=a_report(), channel=Channel(NOW), now=NOW + timedelta(seconds=2000)),
+        Phase.RUNNING,
+        "NotReporting",
     ),
     "another's Job has the name": (a_snapshot(job=a_trainer_job(owner="someone")), Phase.PENDING, "NameConflict"),
     "another's ConfigMap has the name": (

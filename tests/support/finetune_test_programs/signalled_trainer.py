@@ -15,6 +15,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 
@@ -35,8 +37,8 @@ def signal_now(seconds: float) -> None:
     stall(seconds)
 
 
-def plant(module: Any, name: str, call: int, seconds: float) -> None:
-    """Replaces a function of a module."""
+def plant(module: Any, name: str, call: int, act: Callable[[], None]) -> None:
+    """Replaces a function of a module by one that calls `act` first, the `call`-th time."""
     *path, last = name.split(".")
     owner = functools.reduce(getattr, path, module)
     original, calls = getattr(owner, last), [0]
@@ -44,7 +46,7 @@ def plant(module: Any, name: str, call: int, seconds: float) -> None:
     def signalled(*arguments: Any, **options: Any) -> Any:
         calls[0] += 1
         if calls[0] == call:
-            signal_now(seconds)
+            act()
         return original(*arguments, **options)
 
     setattr(owner, last, signalled)
@@ -53,8 +55,8 @@ def plant(module: Any, name: str, call: int, seconds: float) -> None:
 class PlantAtImport(importlib.abc.MetaPathFinder):
     """Plants once the module has been imported by the trainer itself: importing it here would change what is tested."""
 
-    def __init__(self, module: str, name: str, call: int, seconds: float) -> None:
-        self._module, self._rest = module, (name, call, seconds)
+    def __init__(self, module: str, name: str, call: int, act: Callable[[], None]) -> None:
+        self._module, self._rest = module, (name, call, act)
 
     def find_spec(self, fullname: str, *_: Any) -> Any:
         """Wraps the loader of the one module."""
@@ -69,12 +71,12 @@ class PlantAtImport(importlib.abc.MetaPathFinder):
         load = spec.loader.exec_module
 
         def exec_module(module: Any) -> None:
-            name, call, seconds = self._rest
+            name, call, act = self._rest
             if not name:
-                signal_now(seconds)
+                act()
             load(module)
             if name:
-                plant(module, name, call, seconds)
+                plant(module, name, call, act)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
@@ -83,11 +85,19 @@ class PlantAtImport(importlib.abc.MetaPathFinder):
 def main() -> None:
     """Runs `finetune-trainer`."""
     verb, *planted = sys.argv[1:]
-    sys.argv[1:] = [verb]
     if planted:
         function, call, seconds = planted
+        run_trainer(verb, function, call, partial(signal_now, float(seconds)))
+    else:
+        run_trainer(verb)
+
+
+def run_trainer(verb: str, function: str = "", call: str = "0", act: Callable[[], None] = lambda: None) -> None:
+    """Runs `finetune-trainer`; `act` is called in the middle of a function, if one is named."""
+    sys.argv[1:] = [verb]
+    if function:
         module, _, name = function.partition(":")
-        sys.meta_path.insert(0, PlantAtImport(module, name, int(call), float(seconds)))
+        sys.meta_path.insert(0, PlantAtImport(module, name, int(call), act))
 
     from finetune_trainer.cli.pod import main as run
 

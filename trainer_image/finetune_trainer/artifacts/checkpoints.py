@@ -95,6 +95,12 @@ class CheckpointStore:
         except TrainerError as error:
             log.warning("the checkpoints were not deleted: %s", error.message)
 
+    def remove_from(self, step: int) -> None:
+        """Deletes the checkpoints of this step and of later ones: the run diverged from there. Raises TrainerError."""
+        for found in (each for each in self._steps() if each >= step):
+            log.warning("the checkpoint of step %d is deleted: the loss has exploded from there", found)
+            self._delete(found)
+
     def latest(self) -> int | None:
         """Returns the step of the newest complete checkpoint, or None."""
         return next(self._complete_steps(), None)
@@ -183,9 +189,12 @@ class CheckpointStore:
         oldest_kept = usable[: self._keep][-1]
 
         for step in (step for step in steps if step < oldest_kept):
-            keys = self._store.keys(self._base(step))
-            # The index is deleted first: half a checkpoint must never look like a whole one.
-            self._store.delete(sorted(keys, key=lambda key: not key.endswith(f"/{INDEX_NAME}")))
+            self._delete(step)
+
+    def _delete(self, step: int) -> None:
+        # The index is deleted first: half a checkpoint must never look like a whole one.
+        keys = self._store.keys(self._base(step))
+        self._store.delete(sorted(keys, key=lambda key: not key.endswith(f"/{INDEX_NAME}")))
 
     def _base(self, step: int) -> str:
         return f"{self._folder}step-{step:08d}/"

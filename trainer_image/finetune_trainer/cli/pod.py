@@ -16,11 +16,12 @@ from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Stage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.logging_setup import configure_logging
-from finetune_trainer.job.outcome import failed, overdue, published, write_outcome
+from finetune_trainer.job.outcome import failed, overdue, published, stalled, write_outcome
 from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.reporter import Reporter
 from finetune_trainer.job.settings import Settings, load_config
 from finetune_trainer.job.stop_signal import StopSignal
+from finetune_trainer.job.watchdog import Stall, Watchdog
 from finetune_trainer.sources.hub import restrict_hub
 
 log = logging.getLogger(__name__)
@@ -64,11 +65,21 @@ def run_attempt(settings: Settings, stop_signal: StopSignal) -> int:
     # Without an address and a token to report to, only the outcome tells how the run went.
     reporter: Reporter | None = None
     if config.progress is not None and settings.token is not None:
-        reporter = Reporter(progress, config.progress, settings.token)
+        heartbeat = config.stall.heartbeat_seconds if config.stall else None
+        reporter = Reporter(progress, config.progress, settings.token, heartbeat)
         reporter.start()
+
+    def end_stalled(stall: Stall) -> None:
+        stop_signal.end_stalled(lambda: write_outcome(stalled(progress, stall), termination_log))
+
+    watchdog = Watchdog(config.stall, end_stalled, is_watched=reporter is not None) if config.stall else None
+    if watchdog is not None:
+        watchdog.start()
 
     outcome = run_job(config, settings, progress, stop_signal)
     stop_signal.conclude()
+    if watchdog is not None:
+        watchdog.close()
     code = write_outcome(outcome, termination_log)  # first of all: it is what counts
     if reporter is not None:
         reporter.close()

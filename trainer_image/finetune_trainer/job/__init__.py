@@ -7,6 +7,8 @@ inputs.py             the identity of model and data, before anything trains
 progress_tracker.py   the live state of the run, in memory
 reporter.py           posts that state to the operator over HTTPS
 stop_signal.py        SIGTERM and Ctrl-C, and a watchdog that ends the process in order
+watchdog.py           ends a run that no longer gets on, with the stacks of all threads in the log
+stacks.py             where the threads are, for that
 machine.py            the CPU's bfloat16 and the free memory, for CPU runs
 disk_needs.py         disk that a whole job needs, against what there is (pure)
 outcome.py            the last word of a run: termination message and exit code

@@ -13,6 +13,7 @@ from finetune_trainer.artifacts.manifest import Manifest
 from finetune_trainer.errors import InterruptedRunError, TrainerError
 from finetune_trainer.job.disk_needs import DiskNeed, describe_needs
 from finetune_trainer.job.progress_tracker import ProgressTracker
+from finetune_trainer.job.watchdog import Stall
 from finetune_trainer.storage.disk_faults import DiskFullError, explain_disk_fault
 
 log = logging.getLogger(__name__)
@@ -75,9 +76,17 @@ def failed(error: BaseException, progress: ProgressTracker, work: Path | None = 
 
 def overdue(progress: ProgressTracker) -> Outcome:
     """Outcome of a run that did not end by itself after a signal: that of its newest checkpoint."""
-    step = progress.value("checkpoint_step") or progress.value("resumed_from_step")
-    stored = "no checkpoint is stored" if step is None else f"the newest checkpoint is that of step {step}"
-    return failed(InterruptedRunError(f"stopped in the middle of its work; {stored}"), progress)
+    message = f"stopped in the middle of its work; {_newest_checkpoint(progress)}"
+    return failed(InterruptedRunError(message), progress)
+
+
+def stalled(progress: ProgressTracker, stall: Stall) -> Outcome:
+    """Outcome of a run that did nothing any more."""
+    step, stage = progress.value("step"), progress.current_stage
+    place = f" in stage {stage}" if stage else ""
+    after = f" after step {step}" if step is not None else ""
+    message = f"the run did nothing for {stall.seconds} s{place}{after}; it waits at {stall.frame}"
+    return failed(TrainerError(FailureReason.STALLED, f"{message}; {_newest_checkpoint(progress)}"), progress)
 
 
 def explain(
@@ -116,6 +125,11 @@ def write_outcome(outcome: Outcome, path: Path) -> ExitCode:
     except OSError as error:
         log.error("the outcome cannot be written to %s: %s", path, error.strerror)
     return outcome.exit_code
+
+
+def _newest_checkpoint(progress: ProgressTracker) -> str:
+    step = progress.value("checkpoint_step") or progress.value("resumed_from_step")
+    return "no checkpoint is stored" if step is None else f"the newest checkpoint is that of step {step}"
 
 
 def _rounded(loss: float | None) -> float | None:

@@ -24,6 +24,7 @@ from finetune_api.progress import (
 )
 from finetune_api.vocabulary import Stage
 from finetune_trainer.job.disk_needs import DiskNeed
+from finetune_trainer.signs_of_life import beat
 from finetune_trainer.stopping import stop_point
 
 log = logging.getLogger(__name__)
@@ -205,6 +206,7 @@ class ProgressTracker:
             self._stages[-1] = self._stages[-1].model_copy(update={"end_time": now})
 
     def _notify(self, *, stage_changed: bool) -> None:
+        beat()
         for listener in self._listeners:
             listener(stage_changed)
 

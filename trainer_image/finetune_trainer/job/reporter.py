@@ -9,6 +9,7 @@ import logging
 import random
 import ssl
 import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -33,8 +34,13 @@ class _RefuseRedirects(urllib.request.HTTPRedirectHandler):
 class Reporter:
     """Thread that posts the newest state to the operator."""
 
-    def __init__(self, progress: ProgressTracker, target: ProgressTarget, token: Path) -> None:
-        """`token` is the file of a projected token: it is read for every report, because the kubelet replaces it."""
+    def __init__(
+        self, progress: ProgressTracker, target: ProgressTarget, token: Path, heartbeat: float | None = None
+    ) -> None:
+        """`token` is the file of a projected token: it is read for every report, because the kubelet replaces it.
+
+        `heartbeat`: seconds after which a report is due even if nothing changed: silence means that the process hangs.
+        """
         if not target.url.startswith("https://"):
             raise ValueError("progress is reported over https only: the report carries a token")
 
@@ -46,6 +52,7 @@ class Reporter:
         self._progress = progress
         self._target = target
         self._token = token
+        self._heartbeat = heartbeat
         self._wake = threading.Event()
         self._changed = False
         self._closing = False
@@ -63,6 +70,11 @@ class Reporter:
         self._wake.set()
         self._thread.join(timeout)
 
+    @property
+    def _interval(self) -> float:
+        """Seconds between two looks; a short heartbeat needs them more often."""
+        return min(self._target.interval_seconds, (self._heartbeat or self._target.interval_seconds) / 4)
+
     def _notice(self, stage_changed: bool) -> None:
         self._changed = True
         if stage_changed:
@@ -70,14 +82,16 @@ class Reporter:
 
     def _run(self) -> None:
         """Posts after every interval in which something changed, and at once after a change of stage."""
-        wait = self._target.interval_seconds
+        wait, posted = self._interval, time.monotonic()
         while True:
             # Pods must not report in step with each other.
             self._wake.wait(wait * random.uniform(0.8, 1.2))  # noqa: S311
             self._wake.clear()
             last = self._closing
 
-            if self._changed:
+            # A little early: the wait before the next look has to fit in as well.
+            is_due = self._heartbeat is not None and time.monotonic() - posted > 0.75 * self._heartbeat
+            if self._changed or is_due:
                 # Cleared before the post: a change during it is for the next report.
                 self._changed = False
                 status = self._post()
@@ -85,8 +99,9 @@ class Reporter:
                     return
                 delivered = status is not None and 200 <= status < 300
                 self._changed = self._changed or not delivered
+                posted = time.monotonic() if delivered else posted
                 # An absent operator is asked less and less often.
-                wait = self._target.interval_seconds if delivered else min(MAX_WAIT_SECONDS, wait * 2)
+                wait = self._interval if delivered else min(MAX_WAIT_SECONDS, wait * 2)
 
             if last:
                 return

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
 PATIENCE = 5.0
 """Seconds that code has, to see the flag where nothing has to be finished."""
+COMMIT_PATIENCE = 5.0
+"""Seconds for which the end of a stalled run waits for a commit, which may be what is stuck."""
 TICK = 0.1
 MAX_RESERVE = 10.0
 """Seconds of the grace period that are kept for the outcome; a quarter of a grace period below 40 s."""
@@ -75,6 +77,17 @@ class StopSignal:
         """Ends the watch: the run has its outcome, which the last resort must not replace."""
         with self._last_word:
             self._concluded = True
+
+    def end_stalled(self, last_word: Callable[[], int]) -> None:
+        """Ends the process with the exit code that `last_word` returns, because the run no longer gets on.
+
+        Does nothing if the run has its outcome, or if a signal has arrived: then its own clock runs.
+        """
+        with self._last_word:
+            if self._concluded or self.requested:
+                return
+            with stopping.committing(COMMIT_PATIENCE):
+                os._exit(last_word())
 
     def exit(self, code: int) -> NoReturn:
         """Ends the process; after a signal without waiting for threads, as their requests may take minutes."""

@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,11 @@ from typing import Any
 from transformers.trainer_callback import TrainerState
 from trl.trainer.sft_config import SFTConfig
 
+from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_trainer.artifacts.checkpoints import CheckpointStore
-from finetune_trainer.errors import InterruptedRunError
+from finetune_trainer.errors import InterruptedRunError, TrainerError
+from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.run_context import RunContext
 from finetune_trainer.preflight.judgements.training import PlannedTraining, judge_training
 from finetune_trainer.preflight.steps import run_length
@@ -20,6 +24,7 @@ from finetune_trainer.stopping import finishing
 from finetune_trainer.training.callback import RunCallback
 from finetune_trainer.training.checkpointed_state import CheckpointedState
 from finetune_trainer.training.divergence.checkpoint_content import STATE_NAME, find_damage
+from finetune_trainer.training.divergence.loss_history import LossHistory
 from finetune_trainer.training.divergence.trained_adapter import check_trained_adapter
 from finetune_trainer.training.engine import Engine
 from finetune_trainer.training.outcome import TrainingOutcome, summarise_training
@@ -73,20 +78,38 @@ def train(
         progress.update(resumed_from_step=int(resumed.name.rpartition("-")[2]))
 
     # A signal waits for this: the callback ends the loop after the step, with a checkpoint.
-    with finishing():
+    with finishing(), _dropping_bad_checkpoints(callback.watch.history, checkpoints, progress):
         _train_on(trainer, resumed, checkpointed)
         callback.watch.catch_up()
+        if not stop_signal.requested:
+            callback.watch.finish(trainer.state.global_step)
     callback.report_memory()
 
     state = trainer.state
     progress.update(step=state.global_step, total_steps=state.max_steps)
     if stop_signal.requested:
-        stored = f"checkpoint of step {state.global_step} is stored" if checkpoints else "without a checkpoint"
+        is_stored = checkpoints is not None and callback.watch.history.bad_since is None
+        stored = f"checkpoint of step {state.global_step} is stored" if is_stored else "without a checkpoint"
         raise InterruptedRunError(f"stopped after step {state.global_step} of {state.max_steps}; {stored}")
 
     stopped_early = checkpointed.stops_early and state.global_step < state.max_steps
     progress.update(stopped_early=stopped_early or None)
     return _finish(trainer, checkpointed, stopped_early=stopped_early)
+
+
+@contextmanager
+def _dropping_bad_checkpoints(
+    history: LossHistory, checkpoints: CheckpointStore | None, progress: ProgressTracker
+) -> Iterator[None]:
+    """Takes back the checkpoints that a loss has exploded from: the update before the first bad step made it bad."""
+    try:
+        yield
+    except TrainerError as error:
+        if error.reason is FailureReason.LOSS_DIVERGED and checkpoints is not None and history.bad_since is not None:
+            with suppress(TrainerError):
+                checkpoints.remove_from(history.bad_since - 1)
+                progress.update(checkpoint_step=checkpoints.latest())
+        raise
 
 
 def _plan(config: RunConfig, prepared: Prepared, trainer: Any) -> PlannedTraining:

@@ -9,6 +9,7 @@ endpoint_checks  where a connection leads, checked when it is opened
 s3_credentials   keys from a mounted Secret, read again when it changes
 s3_upload        upload of one file in parallel parts, with proof that the store holds it
 s3_download      download of one object in parallel ranges
+moving_bytes     bodies of requests that are sent and received in pieces, each a sign of life
 s3_probe         a test before training: can the output be written, and what does the store check
 disk_faults      errors of a disk that is full or must not be written
 retry            retries with exponential backoff, for S3 and the Hugging Face Hub

@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.signs_of_life import beat
 from finetune_trainer.stopping import run_abandonable
 from finetune_trainer.storage.disk_faults import explain_disk_fault
 
@@ -85,8 +86,11 @@ def retry(
 
     while True:
         try:
-            return run_abandonable(action)
+            value = run_abandonable(action)
+            beat()
+            return value
         except errors as error:
+            beat()  # a failure is an answer too, and the policy bounds how long it is waited for another one
             if (fault := explain_disk_fault(error)) is not None:
                 raise fault from None
             failure, cause = explain(error)

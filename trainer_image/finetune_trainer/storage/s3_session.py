@@ -5,6 +5,7 @@ it, the session waits for outages of minutes and for expired credentials, so tha
 hours of training.
 """
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import botocore.session
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.handlers import add_expect_header
 from urllib3.exceptions import HTTPError
 
 from finetune_api.spec.endpoints import EndpointPolicy
@@ -28,6 +30,7 @@ Value = TypeVar("Value")
 DEFAULT_REGION = "us-east-1"
 BOTOCORE_ATTEMPTS = 4
 """Requests that botocore makes for one call, before our own retries."""
+UNSENT_BYTES = 32 << 10
 PROBE_RETRIES = RetryPolicy(outage_seconds=30, expired_seconds=5, rejected_seconds=0)
 _RETRIED_ERRORS = (ClientError, BotoCoreError, HTTPError, ConnectionError, TimeoutError)
 
@@ -140,7 +143,18 @@ def _build_client(location: S3Location, credentials: Path | None, *, anonymous_a
     region = location.region or session.region_name or DEFAULT_REGION
     client = session.client("s3", endpoint_url=location.endpoint_url, region_name=region, config=config)
     _restrict(client, location)
+    _send_as_it_goes(client)
+    # A body that is read while it is sent would make each request wait for a "100 Continue", which few stores send.
+    client.meta.events.unregister("before-call.s3", add_expect_header)
     return client
+
+
+def _send_as_it_goes(client: Any) -> None:
+    """Keeps the kernel from taking more of a body than it can soon send: what it holds moves unseen, and after it the
+    store's answer has to come within the read time-out. What is in flight is not limited, so neither is the speed."""
+    if (option := getattr(socket, "TCP_NOTSENT_LOWAT", None)) is not None:
+        options = client._endpoint.http_session._manager.connection_pool_kw
+        options["socket_options"] = [*(options.get("socket_options") or ()), (socket.IPPROTO_TCP, option, UNSENT_BYTES)]
 
 
 def _restrict(client: Any, location: S3Location) -> None:

@@ -31,6 +31,7 @@ from finetune_api.failures import FailureReason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.stopping import finishing, run_abandonable, run_within
 from finetune_trainer.storage.digests import FileDigest, PartDigest, crc64_header, digest_file
+from finetune_trainer.storage.moving_bytes import MovingBytes, read_moving
 from finetune_trainer.storage.object_store import OnBytes
 from finetune_trainer.storage.retry import RetryPolicy
 from finetune_trainer.storage.s3_faults import FaultKind, S3Fault
@@ -141,7 +142,7 @@ class S3Uploader:
             collect(self.parts, [partial(self._verify_part, key, part) for part in digest.parts])
 
     def _put_whole(self, key: str, path: Path, digest: FileDigest, on_bytes: OnBytes) -> None:
-        self.session.call("put_object", key, Body=path.read_bytes(), **self._checksum(digest.crc64))
+        self.session.call("put_object", key, Body=MovingBytes(path.read_bytes()), **self._checksum(digest.crc64))
         on_bytes(digest.bytes)
 
     def _put_parts(self, key: str, path: Path, part_bytes: int, on_bytes: OnBytes) -> FileDigest:
@@ -185,7 +186,7 @@ class S3Uploader:
         named: dict[str, Any] = {"UploadId": upload.upload_id, "PartNumber": number}
         checksum: dict[str, Any] = {} if self._unchecked else {"ChecksumCRC64NVME": crc64}
 
-        answer = self.session.call("upload_part", upload.key, Body=body, **named, **checksum)
+        answer = self.session.call("upload_part", upload.key, Body=MovingBytes(body), **named, **checksum)
         upload.on_bytes(len(body))
         return SentPart(number, answer["ETag"], crc64)
 
@@ -246,7 +247,7 @@ def fetch_range(session: S3Session, key: str, start: int, end: int, etag: str | 
 
     def fetch() -> bytes:
         answer = session.client.get_object(Bucket=session.bucket, Key=key, Range=f"bytes={start}-{end - 1}", **same)
-        data: bytes = answer["Body"].read()
+        data = read_moving(answer["Body"])
         if len(data) != end - start:
             raise ConnectionError(f"only {len(data)} of {end - start} bytes arrived")
         return data

@@ -57,7 +57,9 @@ class RunCallback(TrainerCallback):
             self._progress.resolve(precision=fp8_decision.precision.value, precision_reason=fp8_decision.reason)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Takes samples of the model before training."""
+        """Recalls the losses of a run that goes on, and takes samples of the model before training."""
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        self.watch.history.restore(losses, max(1, int(args.logging_steps)))
         if self._checkpointed.sampler is not None and state.global_step == 0:
             with self._progress.doing("taking samples of the model before training"):
                 self._checkpointed.sampler.take(model, 0)
@@ -142,11 +144,19 @@ class RunCallback(TrainerCallback):
             control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stores the checkpoint that TRL has just written to this disk. Raises TrainerError (NonFiniteLoss) instead if
-        it holds a number that is none: the checkpoints before it stay."""
+        """Stores the checkpoint that TRL has just written to this disk, unless the loss is far above its best.
+
+        Raises TrainerError (NonFiniteLoss) instead if it holds a number that is none: the checkpoints before it stay.
+        """
         if self._checkpoints is None:
             return
         self.watch.catch_up()
+        if (since := self.watch.history.bad_since) is not None:
+            log.warning(
+                "no checkpoint of step %d: the loss is far above its best since step %d", state.global_step, since
+            )
+            control.should_training_stop = control.should_training_stop or self._stop_signal.requested
+            return
 
         # TRL's callbacks run after its own files are written.
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"

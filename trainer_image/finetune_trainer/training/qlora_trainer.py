@@ -21,6 +21,7 @@ from finetune_api.vocabulary import Batching
 from finetune_kernels.primitives.master_weights import master_weight, split_off_master
 from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW
 from finetune_trainer.errors import InterruptedRunError
+from finetune_trainer.signs_of_life import beat
 from finetune_trainer.training.batching.length_grouping import LengthGroupedSampler, row_lengths
 from finetune_trainer.training.callback import RunCallback
 from finetune_trainer.training.collator import COLLATORS, collate_and_count
@@ -87,6 +88,7 @@ class QloraTrainer(SFTTrainer):
 
         loss = self._pass(model, inputs, num_items_in_batch)
         self._watch.add_loss(loss)
+        beat()
         return loss
 
     def _pass(self, model: Any, inputs: Any, num_items_in_batch: Any) -> torch.Tensor:

@@ -13,7 +13,7 @@ import threading
 from dataclasses import dataclass
 from typing import IO, Any
 
-from finetune_trainer.stopping import POLL_SECONDS, stop_point
+from finetune_trainer.stopping import POLL_SECONDS, wait_point
 
 log = logging.getLogger(__name__)
 LENGTH_BYTES = 8
@@ -140,7 +140,7 @@ def _receive(process: subprocess.Popen[bytes], max_bytes: int) -> dict[str, Any]
     """The next answer. Raises EOFError if the worker has ended, or if the answer is too long."""
     assert process.stdout is not None
     while not select.select([process.stdout], [], [], POLL_SECONDS)[0]:
-        stop_point()
+        wait_point()
 
     length = int.from_bytes(_read(process.stdout, LENGTH_BYTES), "big")
     if length > max_bytes:

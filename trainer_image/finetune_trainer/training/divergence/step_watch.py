@@ -1,4 +1,5 @@
-"""Sees at every step whether the loss and the gradient's norm are numbers, without making the CPU wait for the GPU.
+"""Sees at every step whether the loss and the gradient's norm are numbers, and whether the loss has exploded, without
+making the CPU wait for the GPU.
 
 Reading a number from the GPU makes the CPU wait for all that was launched before, and the GPU then waits for the CPU.
 So each step's two numbers are copied into page-locked host memory behind the step's own kernels, and looked at when
@@ -14,6 +15,7 @@ import torch
 
 from finetune_api.failures import FailureReason
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.training.divergence.loss_history import LossHistory
 
 MAX_SKIPPED_STEPS = 24
 """Overflows in succession that loss scaling explains: it begins at 2^16 and halves each time, down to 2^-8 here."""
@@ -35,6 +37,7 @@ class StepWatch:
     def __init__(self) -> None:
         self.scales_loss = False
         """True for fp16: a step whose scaled gradients overflow is skipped there, which is no error."""
+        self.history = LossHistory()
         self._skipped = 0
         self._loss: torch.Tensor | None = None
         self._arriving: deque[_Arrival] = deque()
@@ -48,7 +51,7 @@ class StepWatch:
     def end_step(self, step: int, norm: torch.Tensor) -> None:
         """Takes the norm of the step's gradients, before the optimiser uses them; `step` counts from 1.
 
-        Raises TrainerError (NonFiniteLoss) for an earlier step, and on a CPU for this one.
+        Raises TrainerError (NonFiniteLoss, LossDiverged) for an earlier step, and on a CPU for this one.
         """
         loss, self._loss = self._loss if self._loss is not None else torch.zeros_like(norm), None
         numbers = torch.stack([loss.float(), norm.to(loss.device, torch.float32, non_blocking=True)])  # [2]
@@ -66,10 +69,16 @@ class StepWatch:
             self._judge_first()
 
     def catch_up(self) -> None:
-        """Waits for the steps that were not looked at yet. Raises TrainerError (NonFiniteLoss)."""
+        """Waits for the steps that were not looked at yet. Raises TrainerError (NonFiniteLoss, LossDiverged)."""
         while self._arriving:
             self._arriving[0].event.synchronize()
             self._judge_first()
+
+    def finish(self, step: int) -> None:
+        """Judges the end of the training, after `step` steps. Raises TrainerError (NonFiniteLoss, LossDiverged)."""
+        self.catch_up()
+        if (found := self.history.judge_end(step)) is not None:
+            raise TrainerError(FailureReason.LOSS_DIVERGED, found)
 
     def _judge_first(self) -> None:
         arrived = self._arriving.popleft()
@@ -77,7 +86,7 @@ class StepWatch:
         self._free.append(arrived.numbers)
 
     def _judge(self, step: int, numbers: torch.Tensor) -> None:
-        """Raises TrainerError for a loss or norm that is no number, and for a gradient that is zero."""
+        """Raises TrainerError for a loss or norm that is no number, a zero gradient, and a loss that has exploded."""
         loss, norm = numbers.tolist()
         if not math.isfinite(loss):
             raise TrainerError(FailureReason.NON_FINITE_LOSS, f"the loss is {loss} at step {step}")
@@ -90,3 +99,5 @@ class StepWatch:
         if norm == 0.0:
             cause = "training has diverged, or there is nothing to learn"
             raise TrainerError(FailureReason.NON_FINITE_LOSS, f"the gradient is zero at step {step}: {cause}")
+        if (found := self.history.add(step, loss)) is not None:
+            raise TrainerError(FailureReason.LOSS_DIVERGED, found)
