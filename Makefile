@@ -15,7 +15,7 @@ OPERATOR_ENV := $(CACHE)/operator-env-$(call digest,constraints-operator.txt)
 UV           := $(CACHE)/uv/bin/uv
 export PATH  := $(CURDIR)/.venv/bin:$(FULL_ENV)/bin:$(PATH)
 
-.PHONY: help setup binaries lock generate demo test verify e2e real-model architectures bench bench-kernels clean
+.PHONY: help setup binaries lock generate demo test verify e2e stalls real-model architectures bench bench-kernels clean
 help:  ## List the verbs
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -66,10 +66,13 @@ demo: binaries  ## The main job, embedded: cluster, S3, operator, one FineTuneJo
 	@python -m finetune_devcluster.demo
 
 test: binaries  ## Every test that needs no GPU, on a real control plane
-	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -m "not gpu and not real_model" $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -m "not gpu and not real_model and not stalls" $(PYTEST_ARGS)
 
 e2e: binaries  ## Only the tests that run a whole job
 	@python -m pytest -m e2e $(PYTEST_ARGS)
+
+stalls: binaries  ## Trainers that hang in every stage and way, and an operator that restarts meanwhile (5 minutes)
+	@python -m pytest -m stalls $(PYTEST_ARGS)
 
 real-model: binaries  ## A small real model learns a format, and all that is published has learned it (30 minutes on two cores)
 	@python -P -m finetune_test_models.real_model >/dev/null

@@ -16,8 +16,8 @@ from finetune_operator.desired.names import TRAINER
 from finetune_operator.desired.run_config_map import has_heartbeat
 from finetune_operator.observe.snapshot import ChildRun, Snapshot
 
-SAME_TIME = timedelta(seconds=180)
-"""Trainers that fall silent within three heartbeats do so for one cause, which is none of theirs."""
+SAME_TIME = 3
+"""Trainers that fall silent within so many heartbeats do so for one cause, which is none of theirs."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,14 @@ def find_silence(snapshot: Snapshot, run: ChildRun) -> Silence | None:
     if snapshot.config_map is None or not has_heartbeat(snapshot.config_map):
         return None  # the trainer of an older version is silent while nothing changes
 
-    heard = _last_report(snapshot, run)
+    heard = _last_heard(snapshot, run)
     if heard is None:
         return None
-    others = snapshot.channel.others_heard
-    is_shared = others is not None and abs(others - heard) <= SAME_TIME
-    return Silence(heard, max(heard, listening), StallLimit.of(policy.stall_timeout_seconds), is_shared)
+
+    limit, others = StallLimit.of(policy.stall_timeout_seconds), snapshot.channel.others_heard
+    same_time = timedelta(seconds=SAME_TIME * limit.heartbeat_seconds)
+    is_shared = others is not None and abs(others - heard) <= same_time
+    return Silence(heard, max(heard, listening), limit, is_shared)
 
 
 def find_attempt(snapshot: Snapshot, uid: str) -> Attempt | None:
@@ -65,11 +67,12 @@ def is_given_up(snapshot: Snapshot, uid: str) -> bool:
     return attempt is not None and attempt.reason == FailureReason.STALLED
 
 
-def _last_report(snapshot: Snapshot, run: ChildRun) -> datetime | None:
-    if run.report is not None:
-        return run.report.received
+def _last_heard(snapshot: Snapshot, run: ChildRun) -> datetime | None:
+    uid, heard = run.newest_pod.uid if run.newest_pod else "", snapshot.channel.heard
+    if heard is not None and heard.pod_uid == uid:
+        return heard.time
 
     # After a restart of the operator, only the status knows. Sequence numbers are those of the newest pod.
     progress, attempts = snapshot.status.progress, snapshot.status.attempts
-    is_known = bool(attempts) and run.newest_pod is not None and attempts[-1].uid == run.newest_pod.uid
+    is_known = bool(attempts) and attempts[-1].uid == uid
     return progress.last_report_time if progress and is_known and progress.sequence is not None else None

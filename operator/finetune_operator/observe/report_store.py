@@ -16,6 +16,7 @@ from datetime import datetime
 from finetune_api.progress import ProgressReport
 
 SHOW_SECONDS = 10.0
+LAST_HEARD = 8  # jobs
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,31 @@ class ReceivedReport:
 
 
 @dataclass(frozen=True)
+class Heard:
+    """A pod that proved who it is, and the time; its report may have been refused, as one of a newer version is."""
+
+    pod_uid: str
+    time: datetime
+
+
+@dataclass(frozen=True)
 class Channel:
-    """The way of reports, as far as it is known from others than one job."""
+    """The way of a job's reports."""
 
     listening_since: datetime | None = None
     """Time since which the operator leads and reaches its own progress server; None while it does not."""
 
+    heard: Heard | None = None
+    """The pod of the job that was heard last; None if none was heard since then."""
+
     others_heard: datetime | None = None
-    """Time of the newest report of all other jobs that are not over; None if there is none."""
+    """Time at which any other job that is not over was heard; None if none was."""
 
 
 @dataclass
 class _Entry:
     newest: ReceivedReport | None = None
+    heard: Heard | None = None
     shown: ReceivedReport | None = None
     shown_at: float = 0.0
     """Clock reading, in seconds, at which `shown` was shown first."""
@@ -61,16 +74,27 @@ class ReportStore:
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
         self._listening_since: datetime | None = None
+        self._last_heard: dict[str, datetime] = {}
 
     def listen(self, now: datetime) -> None:
         """Counts silence from now on: nobody was heard before."""
         self._listening_since = now
 
     def channel(self, job_uid: str) -> Channel:
-        """Returns what is known beside a job's own reports."""
-        others = [entry for uid, entry in self._entries.items() if uid != job_uid and not entry.locked]
-        heard = max((entry.newest.received for entry in others if entry.newest), default=None)
-        return Channel(self._listening_since, heard)
+        """Returns what is known about the way of a job's reports."""
+        own = self._entries.get(job_uid)
+        others_heard = next((time for uid, time in reversed(self._last_heard.items()) if uid != job_uid), None)
+        return Channel(self._listening_since, own.heard if own else None, others_heard)
+
+    def hear(self, job_uid: str, pod_uid: str, now: datetime) -> None:
+        """Notes that a pod has sent something."""
+        self._entries.setdefault(job_uid, _Entry()).heard = Heard(pod_uid, now)
+
+        # Newest last. Of all jobs but one, the newest is enough; a few more, as some of them end.
+        self._last_heard.pop(job_uid, None)
+        self._last_heard[job_uid] = now
+        if len(self._last_heard) > LAST_HEARD:
+            self._last_heard.pop(next(iter(self._last_heard)))
 
     def newest(self, job_uid: str) -> ReceivedReport | None:
         """Returns the newest report of a job."""
@@ -103,6 +127,7 @@ class ReportStore:
     def lock(self, job_uid: str) -> None:
         """Refuses every later report of a job. The newest one stays, for the terminal status."""
         self._entries.setdefault(job_uid, _Entry()).locked = True
+        self._last_heard.pop(job_uid, None)
 
     def drop(self, job_uid: str) -> None:
         """Forgets the report of a job whose terminal status is written, and keeps the job locked."""
@@ -117,7 +142,9 @@ class ReportStore:
     def clear(self) -> None:
         """Removes everything about every job."""
         self._entries.clear()
+        self._last_heard.clear()
 
     def forget(self, job_uid: str) -> None:
         """Removes everything about a job that is gone."""
         self._entries.pop(job_uid, None)
+        self._last_heard.pop(job_uid, None)

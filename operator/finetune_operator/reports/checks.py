@@ -82,6 +82,7 @@ class ReportChecks:
 
         token = _bearer_token(sender.authorization)
         caller = await self._find_caller(sender, token)
+        self._reports.hear(caller.job_uid, caller.pod_uid, self._now())  # refused or not, its trainer lives
         if not self._allowances.take(caller.job_uid, self._clock()):
             raise ReportRefusedError(429, "TooManyReports", "report less often")
 

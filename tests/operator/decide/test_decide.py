@@ -13,7 +13,7 @@ from finetune_api.vocabulary import ConditionType, Phase, Stage
 from finetune_operator.decide.decide import TRAINING
 from finetune_operator.decide.decision import Actions
 from finetune_operator.observe.children import TrueCondition
-from finetune_operator.observe.report_store import Channel
+from finetune_operator.observe.report_store import Channel, Heard
 from finetune_operator.observe.snapshot import Predecessor, Snapshot, Waiting
 from finetune_operator.status_reasons import STATUS_REASONS, StatusReason
 from finetune_test_operator.snapshot_builder import (
@@ -199,7 +199,12 @@ CASES: dict[str, tuple[Snapshot, Phase, str]] = {
         "TrainerCrashed",
     ),
     "a trainer has fallen silent": (
-        a_snapshot(pods=(a_running_pod(),), report=a_report(), channel=Channel(NOW), now=NOW + timedelta(seconds=2000)),
+        a_snapshot(
+            pods=(a_running_pod(),),
+            report=a_report(),
+            channel=Channel(NOW, Heard("pod-1", NOW)),
+            now=NOW + timedelta(seconds=2000),
+        ),
         Phase.RUNNING,
         "NotReporting",
     ),

@@ -14,7 +14,7 @@ from finetune_api.status import Attempt, FineTuneJobStatus, ProgressStatus
 from finetune_api.vocabulary import Phase, Stage
 from finetune_operator.decide.decision import Actions, Eviction
 from finetune_operator.observe.children import TrainerPod
-from finetune_operator.observe.report_store import Channel
+from finetune_operator.observe.report_store import Channel, Heard
 from finetune_operator.observe.snapshot import Snapshot
 from finetune_operator.status.events import find_transitions
 from finetune_operator.status.status import build_status
@@ -124,7 +124,7 @@ REPORTED = FineTuneJobStatus(
     progress=ProgressStatus(sequence=9, last_report_time=NOW),
     attempts=(Attempt(pod=f"bot-{POD}", uid=POD, start_time=NOW),),
 )
-LISTENS = Channel(NOW - timedelta(hours=1))
+LISTENS = Channel(NOW - timedelta(hours=1), Heard(POD, NOW))
 
 
 def after(seconds: float, **fields: Any) -> Snapshot:
@@ -187,10 +187,18 @@ def test_the_second_silence_ends_the_job() -> None:
 NOT_SILENT: dict[str, dict[str, Any]] = {
     "the operator has only begun to lead": {"channel": Channel(NOW + timedelta(seconds=END - 10))},
     "the operator does not lead, or cannot reach its own server": {"channel": Channel()},
-    "the trainer has never reported": {"report": None, "status": FineTuneJobStatus()},
+    "the trainer has never reported": {
+        "report": None,
+        "status": FineTuneJobStatus(),
+        "channel": replace(LISTENS, heard=None),
+    },
     "only an older pod has reported": {
         "report": None,
+        "channel": replace(LISTENS, heard=Heard("old", NOW)),
         "status": REPORTED.model_copy(update={"attempts": (SILENT_BEFORE,)}),
+    },
+    "it reports what this operator cannot read": {
+        "channel": replace(LISTENS, heard=Heard(POD, NOW + timedelta(seconds=END - 10)))
     },
     "the job is suspended": {"spec": a_spec(runPolicy={"stallTimeoutSeconds": 600, "suspend": True})},
 }

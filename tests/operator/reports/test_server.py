@@ -9,6 +9,7 @@ import pytest
 
 from finetune_api.progress import MAX_BODY_BYTES, progress_path
 from finetune_operator.cluster.cluster import TokenIdentity
+from finetune_operator.observe.report_store import Heard
 from finetune_operator.reports.checks import BURST
 from finetune_test_operator.report_server import (
     CHILD_UID,
@@ -134,6 +135,15 @@ BAD_BODIES = {
 async def test_a_body_that_does_not_fit_the_schema_is_invalid(server: Server, body: bytes) -> None:
     assert await server.post(body) == (422, "InvalidReport")
     assert server.store.newest(JOB_UID) is None
+
+
+async def test_a_trainer_is_heard_even_if_its_report_cannot_be_read(server: Server) -> None:
+    """A newer trainer under an older operator is not silent, and its pod must not be taken for frozen."""
+    await server.post(a_report(), token="forged")
+    assert server.store.channel(JOB_UID).heard is None
+    assert await server.post(b"x") == (422, "InvalidReport")
+    assert server.store.channel(JOB_UID).heard == Heard(POD_UID, NOW)
+    assert server.store.channel("another").others_heard == NOW
 
 
 async def test_a_replayed_or_late_report_is_refused(server: Server) -> None:

@@ -98,6 +98,7 @@ class Server:
     def __init__(self, url: str, tls: ssl.SSLContext, cluster: FakeCluster, store: ReportStore) -> None:
         self.url, self.tls, self.cluster, self.store = url, tls, cluster, store
         self.controller = FakeController()
+        self.checks = ReportChecks(cluster, store, lambda: NOW, clock=lambda: 0.0)
 
     async def post(self, body: Json | bytes, token: str | None = TOKEN, path: str | None = None) -> tuple[int, str]:
         """Status and reason of the answer."""
@@ -122,7 +123,7 @@ async def serving(folder: Path) -> AsyncIterator[Server]:
     cluster, store = FakeCluster(), ReportStore()
     tls = ssl.create_default_context(cafile=str(authority.ca.certificate))
     fixture = Server("", tls, cluster, store)
-    checks = ReportChecks(cluster, store, lambda: NOW, clock=lambda: 0.0)
+    checks = fixture.checks
 
     visits = Visits()
     app = build_progress_app(checks, fixture.controller, visits)  # type: ignore[arg-type]

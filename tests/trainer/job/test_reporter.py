@@ -189,3 +189,16 @@ def test_a_server_of_another_authority_gets_no_token(
 def test_plain_http_is_refused(token: Path) -> None:
     with pytest.raises(ValueError, match="https only"):
         Reporter(ProgressTracker(), ProgressTarget(url="http://127.0.0.1:1"), token)
+
+
+@pytest.mark.parametrize("heartbeat", [None, 0.2])
+def test_a_trainer_that_does_nothing_reports_all_the_same(
+    operator: Operator, token: Path, heartbeat: float | None
+) -> None:
+    """Silence then means that its process is frozen."""
+    reporter = Reporter(ProgressTracker(), operator.target(), token, heartbeat)
+    reporter.start()
+    time.sleep(1.1)
+    assert (len(operator.reports) >= 4) == (heartbeat is not None)
+    assert len(operator.reports) <= 10
+    reporter.close()

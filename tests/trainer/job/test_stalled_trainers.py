@@ -118,6 +118,7 @@ def test_a_step_that_never_ends_is_ended_and_the_next_attempt_goes_on_from_the_c
     assert (again.code, again.outcome.result, again.outcome.resumed_from_step) == (0, Result.SUCCEEDED, 4)
 
 
+@pytest.mark.stalls
 def test_an_upload_over_a_connection_that_is_half_open_is_ended(job: Job, proxy: TcpProxy) -> None:
     ended = job.run(when=lambda line: proxy.hold() if "stage Uploading" in line else None)
     outcome = assert_stalled(ended, "Uploading", "botocore")
@@ -125,6 +126,25 @@ def test_an_upload_over_a_connection_that_is_half_open_is_ended(job: Job, proxy:
     assert outcome.manifest_uri is None
 
 
+PLACES = {
+    "downloading": (f"{OURS}.sources.local:LocalRepository.download", "ModelLoading"),
+    "loading the model": (
+        "transformers.models.auto.modeling_auto:AutoModelForCausalLM.from_pretrained",
+        "ModelLoading",
+    ),
+    "formatting rows": (f"{OURS}.chat.encoder:ChatEncoder.encode", "DataFormatting"),
+    "training a step": (f"{TRAINER}:QloraTrainer.training_step", "Training"),
+    "exporting": (f"{OURS}.export.gguf.files:GgufFiles.write", "Saving"),
+}
+
+
+@pytest.mark.stalls
+@pytest.mark.parametrize(("function", "stage"), PLACES.values(), ids=PLACES)
+def test_a_hang_in_every_stage_is_ended(job: Job, function: str, stage: str) -> None:
+    assert_stalled(job.run(function, "1", "asleep"), stage, "in hang")
+
+
+@pytest.mark.stalls
 def test_native_code_that_keeps_every_thread_waiting_is_in_the_log(job: Job) -> None:
     """Nobody can write an outcome then; without an operator that would end the pod, the process ends as a crash."""
     ended = job.run(f"{TRAINER}:QloraTrainer.training_step", "3", "native")
@@ -133,7 +153,7 @@ def test_native_code_that_keeps_every_thread_waiting_is_in_the_log(job: Job) -> 
     assert "in hang" in ended.log
 
 
-SLOW, SLOW_LIMIT = 600_000, 3  # bytes a second; seconds
+SLOW, SLOW_LIMIT = 1_500_000, 1  # bytes a second; seconds
 
 
 def test_an_upload_that_is_slow_and_moves_is_none_of_its_business(
