@@ -24,7 +24,7 @@ from aiohttp import web
 
 from finetune_operator.cluster.cluster import Cluster
 from finetune_operator.cluster.connection import ApiConnection
-from finetune_operator.decide.decision import Installation
+from finetune_operator.desired.installation import Installation
 from finetune_operator.election.campaign import Campaign
 from finetune_operator.election.election import Election
 from finetune_operator.election.fence import FencedConnection

@@ -12,7 +12,8 @@ from dataclasses import replace
 from finetune_api.status import MAX_STATUS_BYTES, FineTuneJobStatus
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.decide.decide import decide
-from finetune_operator.decide.decision import Actions, Decision, Installation
+from finetune_operator.decide.decision import Actions, Decision
+from finetune_operator.desired.installation import Installation
 from finetune_operator.errors import ApiError, ConflictError, ForbiddenError, NotFoundError
 from finetune_operator.observe.observe import observe, of_newest_pod
 from finetune_operator.observe.report_store import ReportStore
@@ -46,8 +47,7 @@ class Reconciler:
     async def reconcile(self, key: NamespacedName) -> float | None:
         """Looks at one job and does what is due. Returns the seconds after which to look again; None to wait for the
         next change. Raises ApiError or ApiUnavailableError; the caller then tries again."""
-        template = self._installation.location_template
-        snapshot = await observe(self._cluster, key, self._terminated_pods, self._reports, template)
+        snapshot = await observe(self._cluster, key, self._terminated_pods, self._reports, self._installation)
         if snapshot is None:
             return None
 
@@ -67,8 +67,6 @@ class Reconciler:
         # The ConfigMap comes first, because the pods of the Jobs mount it.
         if actions.create_config_map is not None:
             await self._cluster.create_config_map(actions.create_config_map)
-        if actions.update_config_map is not None and snapshot.config_map is not None:
-            await self._cluster.patch_config_map(snapshot.config_map, actions.update_config_map)
 
         for manifest in (actions.create_preflight_job, actions.create_trainer_job):
             if manifest is not None:

@@ -47,6 +47,7 @@ REFUSED = (
     ("patch", "finetunejobs.finetune.dev", ""),
     ("delete", "finetunejobs.finetune.dev", ""),
     ("list", "configmaps", ""),
+    ("patch", "configmaps", ""),
     ("create", "serviceaccounts", "token"),
     ("impersonate", "users", ""),
 )

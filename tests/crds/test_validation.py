@@ -265,7 +265,7 @@ def test_valid(jobs: Any, minimal: Manifest, changes: Manifest) -> None:
     manifest = minimal | {"spec": changed(minimal["spec"], changes)}
     assert jobs.apply(manifest, dry_run=True) == ""
     job = load_manifest(yaml.safe_dump(manifest))
-    child = build_trainer_job(job.metadata, job.spec, "finetune-trainer:1")
+    child = build_trainer_job(job.metadata, job.spec, "finetune-trainer:1", "config")
     child["spec"]["ttlSecondsAfterFinished"] = job.spec.run_policy.ttl_seconds_after_finished  # set at the end only
     assert jobs.apply(named(child), dry_run=True) == "", "what the CRD accepts, the API server must take as a Job"
 

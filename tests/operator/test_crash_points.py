@@ -16,7 +16,7 @@ from finetune_api.base import Json
 from finetune_api.failures import ExitCode
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.cluster.connection import ApiConnection
-from finetune_operator.decide.decision import Installation
+from finetune_operator.desired.installation import Installation
 from finetune_operator.desired.names import PREFLIGHT, child_name, preflight_name
 from finetune_operator.errors import ConflictError
 from finetune_operator.observe.report_store import ReportStore

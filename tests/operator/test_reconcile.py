@@ -9,8 +9,6 @@ from finetune_api.job import ObjectMeta
 from finetune_api.outcome import Outcome, Result
 from finetune_operator.cluster.cluster import NamespacedName
 from finetune_operator.desired.names import JOB_UID_LABEL, child_name
-from finetune_operator.desired.run_config_map import build_run_config, build_run_config_map
-from finetune_operator.desired.trainer_job import build_trainer_job
 from finetune_operator.errors import ApiError, ConflictError, ForbiddenError, NotFoundError
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.terminated_pods import TerminatedPods
@@ -20,10 +18,10 @@ from finetune_test_operator.snapshot_builder import (
     LOCATION,
     METADATA,
     NOW,
-    PREFIX,
-    TOLD,
+    a_config_map,
     a_report,
     a_spec,
+    a_trainer_job,
     at,
 )
 
@@ -53,11 +51,8 @@ class FakeCluster:
 
     def give_children(self) -> None:
         """Create what a first reconcile creates."""
-        config = build_run_config(METADATA, a_spec(), PREFIX, *TOLD)
-        self.config_map = build_run_config_map(METADATA, config)
-        self.child = build_trainer_job(METADATA, a_spec(), INSTALLATION.trainer_image)
-        self.child["metadata"] |= {"uid": "child-uid", "resourceVersion": "1"}
-        self.child["status"] = {"startTime": at(0)}
+        self.config_map = a_config_map()
+        self.child = a_trainer_job().body
 
     def end_the_pod(self) -> None:
         terminated = {"exitCode": 0, "message": SUCCEEDED.encode(), "startedAt": at(1), "finishedAt": at(10)}

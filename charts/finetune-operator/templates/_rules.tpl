@@ -16,10 +16,10 @@
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [get, list, watch, create, patch]
-# A ConfigMap carries the resolved job to its pods.
+# An immutable ConfigMap carries the resolved job to its pods.
 - apiGroups: [""]
   resources: [configmaps]
-  verbs: [get, create, patch]
+  verbs: [get, create]
 # Exit codes and termination messages are read from pods.
 - apiGroups: [""]
   resources: [pods]

@@ -44,7 +44,7 @@ RULES = (
         ("get", "list", "watch", "create", "patch"),
         "Preflight and training are Jobs. Their suspension, deadline and ttl are patched.",
     ),
-    Rule("", "configmaps", ("get", "create", "patch"), "A ConfigMap carries the resolved job to its pods."),
+    Rule("", "configmaps", ("get", "create"), "An immutable ConfigMap carries the resolved job to its pods."),
     Rule("", "pods", ("get", "list", "watch"), "Exit codes and termination messages are read from pods."),
     Rule("", "pods/eviction", ("create",), "A trainer that has fallen silent is evicted, so that another one goes on."),
     Rule(

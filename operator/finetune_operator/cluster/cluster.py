@@ -184,12 +184,6 @@ class Cluster:
             "POST", f"/api/v1/namespaces/{namespace}/pods/{name}/eviction", body, query=_OURS
         )
 
-    async def patch_config_map(self, config_map: Json, changes: Json) -> Json:
-        """Change fields of a ConfigMap; raises ConflictError if it changed since it was read."""
-        metadata = config_map["metadata"]
-        path = f"/api/v1/namespaces/{metadata['namespace']}/configmaps/{metadata['name']}"
-        return await self._merge(path, metadata, changes)
-
     async def apply_status(self, job: ObjectMeta, status: Json) -> None:
         """Write the whole status of a FineTuneJob with server-side apply.
 

@@ -7,7 +7,8 @@ finding that it looks for, such as `trainer_succeeded`.
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from finetune_operator.decide.decision import Decision, Installation
+from finetune_operator.decide.decision import Decision
+from finetune_operator.desired.installation import Installation
 from finetune_operator.observe.snapshot import AnySnapshot, ChildRun
 
 S = TypeVar("S", bound=AnySnapshot)

@@ -4,7 +4,7 @@ Rules about the end come before rules about children, so that a job that is over
 """
 
 from finetune_operator.decide.chain import Chain
-from finetune_operator.decide.decision import Decision, Installation
+from finetune_operator.decide.decision import Decision
 from finetune_operator.decide.job_rules import (
     child_name_is_taken,
     children_are_hidden,
@@ -22,7 +22,7 @@ from finetune_operator.decide.preflight import (
 )
 from finetune_operator.decide.shared import (
     child_is_being_deleted,
-    config_map_is_outdated,
+    config_map_is_missing,
     orphaned_pods_still_run,
     predecessor_still_runs,
     run_is_open,
@@ -30,6 +30,7 @@ from finetune_operator.decide.shared import (
 from finetune_operator.decide.stalls import restart_is_used_up, trainer_is_silent
 from finetune_operator.decide.startup_deadline import startup_deadline_has_passed
 from finetune_operator.decide.training import trainer_failed, trainer_job_is_missing, trainer_succeeded
+from finetune_operator.desired.installation import Installation
 from finetune_operator.observe.snapshot import BlindSnapshot, ChildRun, Snapshot, UnreadableSnapshot
 
 UNREADABLE: Chain[UnreadableSnapshot] = Chain(
@@ -55,7 +56,7 @@ PREFLIGHT: Chain[Snapshot] = Chain(
     checks_are_suspended,
     startup_deadline_has_passed,
     preflight_job_is_missing,
-    config_map_is_outdated,
+    config_map_is_missing,
     otherwise=run_is_open,
 )
 
@@ -84,7 +85,7 @@ TRAINING: Chain[Snapshot] = Chain(
     predecessor_still_runs,
     startup_deadline_has_passed,
     trainer_job_is_missing,
-    config_map_is_outdated,
+    config_map_is_missing,
     trainer_is_silent,
     otherwise=run_is_open,
 )

@@ -1,36 +1,15 @@
 """The answer to one snapshot: the phase and its reason, and the writes to child objects (pure)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 from finetune_api.base import Json
 from finetune_api.outcome import Outcome
-from finetune_api.spec.endpoints import EndpointPolicy
-from finetune_api.spec.location import DEFAULT_TEMPLATE, LocationTemplate
 from finetune_api.status import Failure
 from finetune_api.vocabulary import Phase, PreflightResult
 from finetune_operator.desired.names import TRAINER, Component
 
 RETRY_SECONDS = 30.0  # for changes that no watch of ours announces, such as those of foreign objects and Events
-
-
-@dataclass(frozen=True)
-class Installation:
-    """Values that every job gets from the operator's installation."""
-
-    trainer_image: str
-    progress_url: str
-    ca_certificate: str | None
-    """PEM text of the authority that signed the operator's certificate; None if a public one did."""
-
-    location_template: LocationTemplate = DEFAULT_TEMPLATE
-    """Where in its bucket a new job writes, below `spec.output.s3.prefix`."""
-
-    denied_namespaces: tuple[str, ...] = ()
-    """Namespaces whose jobs are refused."""
-
-    endpoints: EndpointPolicy = field(default_factory=EndpointPolicy)
-    """Addresses that trainers may connect to."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +25,6 @@ class Actions:
     """Writes to child objects, in the order in which they are made."""
 
     create_config_map: Json | None = None
-    update_config_map: Json | None = None
     create_preflight_job: Json | None = None
     create_trainer_job: Json | None = None
     patch_preflight_job: Json | None = None

@@ -3,8 +3,9 @@
 from finetune_api.base import Json
 from finetune_api.failures import FailureReason
 from finetune_api.vocabulary import Phase
-from finetune_operator.decide.decision import RETRY_SECONDS, Actions, Decision, Installation
+from finetune_operator.decide.decision import RETRY_SECONDS, Actions, Decision
 from finetune_operator.decide.explain_failure import build_failure
+from finetune_operator.desired.installation import Installation
 from finetune_operator.observe.children import ChildJob
 from finetune_operator.observe.snapshot import AnySnapshot, BlindSnapshot, ChildRun, Snapshot, UnreadableSnapshot
 from finetune_operator.status_reasons import StatusReason
@@ -76,10 +77,14 @@ def children_are_hidden(snapshot: BlindSnapshot, *_: object) -> Decision:
 
 
 def child_name_is_taken(snapshot: AnySnapshot, *_: object) -> Decision | None:
-    """An object of somebody else has the name of a child. It is neither adopted nor replaced."""
-    if snapshot.foreign_child is None:
+    """An object of somebody else has the name of a child, or another ConfigMap took the place of ours. It is neither
+    adopted nor replaced."""
+    if snapshot.foreign_child is not None:
+        message = f"{snapshot.foreign_child} already exists and does not belong to this job: delete it"
+    elif snapshot.altered_config_map is not None:
+        message = f"ConfigMap {snapshot.altered_config_map} does not hold what the operator wrote: delete it"
+    else:
         return None
-    message = f"{snapshot.foreign_child} already exists and does not belong to this job: delete it"
     return Decision(Phase.PENDING, StatusReason.NAME_CONFLICT, message, is_stalled=True, requeue_seconds=RETRY_SECONDS)
 
 

@@ -4,16 +4,15 @@ Nothing is created in the step that first sees preflight passed. The result is w
 checks never start again, whoever deletes what, and whenever the operator dies.
 """
 
-from dataclasses import replace
-
 from finetune_api.failures import FailureReason
 from finetune_api.outcome import Result
 from finetune_api.vocabulary import Phase, PreflightResult, Stage
-from finetune_operator.decide.decision import Decision, Installation
+from finetune_operator.decide.decision import Actions, Decision
 from finetune_operator.decide.explain_failure import explain_failure, has_failed
 from finetune_operator.decide.open_run import IS_SUSPENDED
-from finetune_operator.decide.shared import config_map_actions
+from finetune_operator.decide.shared import wanted_config_map
 from finetune_operator.decide.training import REUSED
+from finetune_operator.desired.installation import Installation
 from finetune_operator.desired.preflight_job import MEMORY, build_preflight_job
 from finetune_operator.observe.snapshot import ChildRun, Snapshot
 from finetune_operator.status_reasons import StatusReason
@@ -76,7 +75,10 @@ def preflight_job_is_missing(snapshot: Snapshot, run: ChildRun, installation: In
         return None
 
     active_seconds = snapshot.status.active_seconds or 0
-    job = build_preflight_job(snapshot.metadata, snapshot.spec, installation.trainer_image, active_seconds)
-    actions = replace(config_map_actions(snapshot, run, installation), create_preflight_job=job)
+    config_map = wanted_config_map(snapshot, installation)
+    name = config_map["metadata"]["name"]
+    job = build_preflight_job(snapshot.metadata, snapshot.spec, installation.trainer_image, name, active_seconds)
+    missing = config_map if snapshot.config_map is None else None
+    actions = Actions(create_config_map=missing, create_preflight_job=job)
     message = "waiting for the pod that checks model, dataset and output"
     return Decision(Phase.VALIDATING, StatusReason.JOB_CREATED, message, actions)

@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 
+from finetune_api.base import Json
+from finetune_api.failures import FailureReason
 from finetune_api.vocabulary import Phase
-from finetune_operator.decide.decision import RETRY_SECONDS, Actions, Decision, Installation
+from finetune_operator.decide.decision import RETRY_SECONDS, Actions, Decision
 from finetune_operator.decide.open_run import describe_open_run, follow_spec
+from finetune_operator.desired.installation import Installation
 from finetune_operator.desired.names import TRAINER
-from finetune_operator.desired.run_config_map import build_run_config, build_run_config_map, follow_progress_target
+from finetune_operator.desired.run_config_map import build_run_config_map, reports_elsewhere
 from finetune_operator.observe.snapshot import ChildRun, Snapshot
 from finetune_operator.status_reasons import StatusReason
 
@@ -46,34 +49,50 @@ def predecessor_still_runs(snapshot: Snapshot, run: ChildRun, *_: object) -> Dec
     return Decision(_waiting_phase(run), StatusReason.PREDECESSOR_RUNNING, message, requeue_seconds=seconds)
 
 
-def config_map_is_outdated(snapshot: Snapshot, run: ChildRun, installation: Installation) -> Decision | None:
-    """The ConfigMap that the run's Job mounts is missing, or names an outdated progress URL or certificate."""
-    actions = config_map_actions(snapshot, run, installation)
-    if actions == Actions():
+def config_map_is_missing(snapshot: Snapshot, run: ChildRun, installation: Installation) -> Decision | None:
+    """Somebody deleted the ConfigMap that the run's Job mounts. It is made again if what would be written now has the
+    name that the Job asks for, and so the same data."""
+    if run.job is None or snapshot.config_map is not None:
         return None
-    return replace(describe_open_run(snapshot, run), actions=actions, requeue_seconds=0)
+    wanted = wanted_config_map(snapshot, installation)
+    if wanted["metadata"]["name"] != run.job.config_map_name:
+        return None
+    return replace(describe_open_run(snapshot, run), actions=Actions(create_config_map=wanted), requeue_seconds=0)
 
 
-def run_is_open(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision:
+def run_is_open(snapshot: Snapshot, run: ChildRun, installation: Installation) -> Decision:
     """The run's Job exists and has neither succeeded nor failed."""
     changes = follow_spec(snapshot, run.job) if run.job is not None else None
-    return replace(describe_open_run(snapshot, run), actions=Actions.patch(run.component, changes))
+    decision = describe_open_run(snapshot, run)
+    decision = replace(decision, message=_with_config_map(decision, snapshot, run, installation))
+    return replace(decision, actions=Actions.patch(run.component, changes))
 
 
-def config_map_actions(snapshot: Snapshot, run: ChildRun, installation: Installation) -> Actions:
-    """Creates the ConfigMap that both Jobs mount, or brings it up to date: completely before a Job mounts it, and
-    afterwards only the address that progress is reported to."""
-    told = (installation.progress_url, installation.ca_certificate, installation.endpoints)
-    config = build_run_config(snapshot.metadata, snapshot.spec, snapshot.output_prefix, *told)
-    desired, existing = build_run_config_map(snapshot.metadata, config), snapshot.config_map
+def wanted_config_map(snapshot: Snapshot, installation: Installation) -> Json:
+    """Builds the ConfigMap that a Job mounts which is created now."""
+    return build_run_config_map(snapshot.metadata, snapshot.spec, snapshot.output_prefix, installation)
 
-    if existing is None:
-        return Actions(create_config_map=desired)
 
-    # A mounted file belongs to the image that reads it, which may be older than this operator.
-    if run.job is not None:
-        return Actions(update_config_map=follow_progress_target(existing, desired))
-    return Actions(update_config_map=None if existing.get("data") == desired["data"] else {"data": desired["data"]})
+def _with_config_map(decision: Decision, snapshot: Snapshot, run: ChildRun, installation: Installation) -> str:
+    """Returns the message of a decision, with what its ConfigMap has to do with it."""
+    if run.job is None:
+        return decision.message
+    mounted = snapshot.config_map
+
+    # Kubernetes says only that a pod cannot start, and a person cannot write the file.
+    if mounted is None and decision.reason == FailureReason.CONTAINER_CONFIG_ERROR:
+        return (
+            f"ConfigMap {run.job.config_map_name} was deleted, and an operator with other settings wrote it. Let the "
+            f"job be started anew, from its newest checkpoint: kubectl delete job {run.job.name}"
+        )
+
+    is_silent = decision.reason == StatusReason.TRAINER_STARTED
+    if is_silent and mounted is not None and reports_elsewhere(mounted, snapshot.metadata, installation):
+        return (
+            f"{decision.message}: its Job was created before the operator's progress address or certificate changed. "
+            "It trains on, and its result is read at its end"
+        )
+    return decision.message
 
 
 def _waiting_phase(run: ChildRun) -> Phase:

@@ -11,6 +11,8 @@ from finetune_operator.decide.decision import RETRY_SECONDS, Decision, Eviction
 from finetune_operator.decide.explain_failure import build_failure, explain_pod
 from finetune_operator.decide.shared import run_is_open
 from finetune_operator.decide.silence import Silence, find_silence, is_given_up
+from finetune_operator.desired.installation import Installation
+from finetune_operator.desired.run_config_map import reports_elsewhere
 from finetune_operator.observe.children import TrainerPod
 from finetune_operator.observe.snapshot import ChildRun, Snapshot
 from finetune_operator.status_reasons import StatusReason
@@ -31,14 +33,19 @@ def restart_is_used_up(snapshot: Snapshot, run: ChildRun, *_: object) -> Decisio
     return Decision.fail(failure, outcome=run.outcome, requeue_seconds=0)
 
 
-def trainer_is_silent(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | None:
+def trainer_is_silent(snapshot: Snapshot, run: ChildRun, installation: Installation) -> Decision | None:
     """The trainer has reported before and does so no more. First the status says it; after a further time, the pod is
     evicted, which the Job controller does not count."""
     pod = run.newest_pod
     if pod is None or not pod.is_running or snapshot.spec.run_policy.suspend:
         return None
     if is_given_up(snapshot, pod.uid):
-        return _evict(snapshot, run, pod)
+        return _evict(snapshot, run, pod, installation)
+
+    # Nor can it report if its Job was made for another address or certificate.
+    mounted = snapshot.config_map
+    if mounted is not None and reports_elsewhere(mounted, snapshot.metadata, installation):
+        return None
 
     silence = find_silence(snapshot, run)
     if silence is None or silence.seconds_until(silence.limit.silence, snapshot.now) > 0:
@@ -46,7 +53,7 @@ def trainer_is_silent(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision
 
     left = silence.seconds_until(silence.limit.silence + silence.limit.patience, snapshot.now)
     if left > 0 or silence.is_shared:
-        return _say_so(snapshot, run, silence, left)
+        return _say_so(run_is_open(snapshot, run, installation), snapshot, silence, left)
 
     message = f"{_describe(snapshot, silence)}: its process or its node hangs"
     former = _former(snapshot, run, ExitCode.STALLED)
@@ -55,11 +62,11 @@ def trainer_is_silent(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision
         return Decision.fail(failure, outcome=run.outcome, requeue_seconds=0)
 
     message += f", so pod {pod.name} is evicted, and another one goes on from the last checkpoint"
-    open_run = run_is_open(snapshot, run)
+    open_run = run_is_open(snapshot, run, installation)
     return replace(open_run, reason=FailureReason.STALLED, message=message, given_up_pod=pod.uid, requeue_seconds=0)
 
 
-def _say_so(snapshot: Snapshot, run: ChildRun, silence: Silence, left: float) -> Decision:
+def _say_so(open_run: Decision, snapshot: Snapshot, silence: Silence, left: float) -> Decision:
     message = _describe(snapshot, silence)
     if silence.is_shared:
         message += (
@@ -69,12 +76,12 @@ def _say_so(snapshot: Snapshot, run: ChildRun, silence: Silence, left: float) ->
     else:
         message += f": its process or its node may hang. Unless it reports, its pod is evicted in {max(1, int(left))} s"
     wait = left if left > 0 else RETRY_SECONDS
-    return replace(run_is_open(snapshot, run), reason=StatusReason.NOT_REPORTING, message=message, requeue_seconds=wait)
+    return replace(open_run, reason=StatusReason.NOT_REPORTING, message=message, requeue_seconds=wait)
 
 
-def _evict(snapshot: Snapshot, run: ChildRun, pod: TrainerPod) -> Decision:
+def _evict(snapshot: Snapshot, run: ChildRun, pod: TrainerPod, installation: Installation) -> Decision:
     """Evicts a pod that the status has given up, and waits for its end: there are never two trainers at once."""
-    open_run = run_is_open(snapshot, run)
+    open_run = run_is_open(snapshot, run, installation)
     message = (
         f"pod {pod.name} did not report for long and is being stopped; another one goes on from the last checkpoint"
     )

@@ -1,13 +1,12 @@
 """Rules about training: it succeeded, it failed, its Job is missing (pure)."""
 
-from dataclasses import replace
-
 from finetune_api.outcome import Result
 from finetune_api.vocabulary import Phase
-from finetune_operator.decide.decision import Decision, Installation
+from finetune_operator.decide.decision import Actions, Decision
 from finetune_operator.decide.explain_failure import explain_failure, has_failed
 from finetune_operator.decide.open_run import IS_SUSPENDED
-from finetune_operator.decide.shared import config_map_actions
+from finetune_operator.decide.shared import wanted_config_map
+from finetune_operator.desired.installation import Installation
 from finetune_operator.desired.trainer_job import build_trainer_job
 from finetune_operator.observe.snapshot import ChildRun, Snapshot
 from finetune_operator.status_reasons import StatusReason
@@ -46,8 +45,11 @@ def trainer_job_is_missing(snapshot: Snapshot, run: ChildRun, installation: Inst
         return None
 
     active_seconds = snapshot.status.active_seconds or 0
-    job = build_trainer_job(snapshot.metadata, snapshot.spec, installation.trainer_image, active_seconds)
-    actions = replace(config_map_actions(snapshot, run, installation), create_trainer_job=job)
+    config_map = wanted_config_map(snapshot, installation)
+    name = config_map["metadata"]["name"]
+    job = build_trainer_job(snapshot.metadata, snapshot.spec, installation.trainer_image, name, active_seconds)
+    missing = config_map if snapshot.config_map is None else None
+    actions = Actions(create_config_map=missing, create_trainer_job=job)
     if snapshot.spec.run_policy.suspend:
         return Decision(Phase.SUSPENDED, StatusReason.SUSPENDED, IS_SUSPENDED, actions)
     return Decision(Phase.QUEUED, StatusReason.JOB_CREATED, "waiting for the trainer's pod", actions)

@@ -1,9 +1,10 @@
 """Manifests of the objects that a FineTuneJob should have, built without clock, cluster or environment.
 
+`installation`    what the operator's installation says to every job: images, addresses, limits
 `names`           names, labels and owner references of the children
 `pod_plan`        which pod is meant (trainer or preflight), its claims and its credentials
 `trainer_pod`     the spec of that pod
 `trainer_job`     the batch/v1 Job that trains, and what both Jobs have in common
 `preflight_job`   the batch/v1 Job that checks model, data and output on a CPU
-`run_config_map`  the ConfigMap with the run's configuration, which both Jobs mount
+`run_config_map`  the immutable ConfigMap with the run's configuration, which a Job's pods mount
 """

@@ -1,6 +1,7 @@
 """Names, labels and owner references, by which children are found again: whoever created them, and whenever."""
 
 import hashlib
+import json
 from typing import Any, Final, Literal
 
 from finetune_api import API_VERSION, GROUP, KIND
@@ -21,18 +22,34 @@ FIELD_MANAGER: Final = "finetune-operator"
 LEASE_NAME: Final = "finetune-operator"
 
 _HASH_LENGTH = 5  # hex digits
+_DIGEST_LENGTH = 16  # hex digits: nobody finds other data of the same digest
 _MAX_NAME_LENGTH = 63  # characters: a Job's name is also a label of its pods, and labels end there
 
 
 def child_name(job: ObjectMeta) -> str:
-    """Name of the trainer's Job and of the ConfigMap: the job's own name, shortened, and five hex digits of the SHA-256
-    of its UID. A job that is deleted and created again therefore never meets the children of its predecessor."""
+    """Name of the trainer's Job: the job's own name, shortened, and five hex digits of the SHA-256 of its UID. A job
+    that is deleted and created again therefore never meets the children of its predecessor."""
     return _name(job, "")
 
 
 def preflight_name(job: ObjectMeta) -> str:
     """Name of the Job that runs preflight. No trainer's Job can have it, because their names end in hex digits."""
     return _name(job, f"-{PREFLIGHT}")
+
+
+def config_map_name(job: ObjectMeta, data: dict[str, str]) -> str:
+    """Name of the ConfigMap that holds `data`. It ends in their digest, so that no name ever stands for other data."""
+    return f"{child_name(job)}-{_digest(data)}"
+
+
+def names_its_data(config_map: dict[str, Any]) -> bool:
+    """True if a ConfigMap's data have the digest that its name ends in, and can never change."""
+    name, data = str(config_map["metadata"]["name"]), config_map.get("data") or {}
+    return config_map.get("immutable") is True and name.endswith(f"-{_digest(data)}")
+
+
+def _digest(data: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:_DIGEST_LENGTH]
 
 
 def _name(job: ObjectMeta, suffix: str) -> str:

@@ -26,6 +26,9 @@ class PodPlan:
     job: ObjectMeta
     spec: FineTuneJobSpec
     image: str
+    config_map: str
+    """Name of the ConfigMap that the pod mounts."""
+
     component: Component
     claims: dict[str, str]
     """Names of PersistentVolumeClaims by purpose (`model`, `dataset`). One claim may serve both purposes."""
@@ -34,9 +37,11 @@ class PodPlan:
     """Sources of the projected volume that holds the credentials; empty if the job names no Secret."""
 
     @classmethod
-    def for_component(cls, component: Component, job: ObjectMeta, spec: FineTuneJobSpec, image: str) -> Self:
+    def for_component(
+        cls, component: Component, job: ObjectMeta, spec: FineTuneJobSpec, image: str, config_map: str
+    ) -> Self:
         """Plans the pod that trains (`trainer`) or checks (`preflight`) for `job`."""
-        return cls(job, spec, image, component, _claims(spec), _credential_sources(spec))
+        return cls(job, spec, image, config_map, component, _claims(spec), _credential_sources(spec))
 
     @property
     def command(self) -> Literal["run", "preflight"]:

@@ -19,10 +19,12 @@ MAX_GRACE_SECONDS = 30  # preflight has nothing to save when it is stopped
 _KEPT_LABELS = ("kubernetes.io/", "topology.kubernetes.io/")  # where a node is, and which programs it can execute
 
 
-def build_preflight_job(job: ObjectMeta, spec: FineTuneJobSpec, image: str, active_seconds: int = 0) -> dict[str, Any]:
-    """Builds the Job of preflight. `active_seconds`: how long the FineTuneJob has run already, which is 0 unless
-    somebody deleted this Job."""
-    return build_child_job(PodPlan.for_component(PREFLIGHT, job, _on_a_cpu(spec), image), active_seconds)
+def build_preflight_job(
+    job: ObjectMeta, spec: FineTuneJobSpec, image: str, config_map: str, active_seconds: int = 0
+) -> dict[str, Any]:
+    """Builds the Job of preflight. `config_map`: the one that its pods mount; `active_seconds`: how long the job
+    has run already, which is 0 unless somebody deleted this Job."""
+    return build_child_job(PodPlan.for_component(PREFLIGHT, job, _on_a_cpu(spec), image, config_map), active_seconds)
 
 
 def _on_a_cpu(spec: FineTuneJobSpec) -> FineTuneJobSpec:

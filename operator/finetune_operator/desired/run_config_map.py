@@ -1,4 +1,10 @@
-"""The ConfigMap that hands the resolved job over to the trainer."""
+"""The ConfigMap that hands the resolved job over to the pods of one Job.
+
+It never changes: its name ends in the digest of its data, and a Job names the one that it was made for. So the file
+always fits the image that reads it, whatever the operator is upgraded to meanwhile, and the operator needs no right to
+change ConfigMaps. A Job that was created before the operator's address or certificate changed keeps the old ones: its
+progress is not shown then, but its result is read from its termination message as ever.
+"""
 
 from typing import Any
 
@@ -7,35 +13,33 @@ import yaml
 from finetune_api.job import ObjectMeta
 from finetune_api.progress import progress_path
 from finetune_api.run_config import JobIdentity, ProgressTarget, RunConfig
-from finetune_api.spec.endpoints import EndpointPolicy
 from finetune_api.spec.spec import FineTuneJobSpec
-from finetune_operator.desired.names import child_metadata, child_name
+from finetune_operator.desired.installation import Installation
+from finetune_operator.desired.names import child_metadata, config_map_name
 
 RUN_CONFIG_KEY = "run_config.yaml"
 
 
 def build_run_config(
-    job: ObjectMeta,
-    spec: FineTuneJobSpec,
-    output_prefix: str,
-    progress_url: str,
-    ca_certificate: str | None,
-    endpoints: EndpointPolicy,
+    job: ObjectMeta, spec: FineTuneJobSpec, output_prefix: str, installation: Installation
 ) -> RunConfig:
-    """Builds the configuration of the run that a job describes. The run writes below `output_prefix` in its bucket,
-    reports its progress below `progress_url`, and connects where `endpoints` allows it."""
-    target = ProgressTarget(url=progress_url + progress_path(job.namespace, job.name), ca_certificate=ca_certificate)
+    """Builds the configuration of the run that a job describes. The run writes below `output_prefix` in its bucket."""
     identity = JobIdentity(namespace=job.namespace, name=job.name, uid=job.uid)
-    return RunConfig.from_spec(identity, spec, target, output_prefix).model_copy(update={"endpoints": endpoints})
+    config = RunConfig.from_spec(identity, spec, _progress_target(job, installation), output_prefix)
+    return config.model_copy(update={"endpoints": installation.endpoints})
 
 
-def build_run_config_map(job: ObjectMeta, config: RunConfig) -> dict[str, Any]:
+def build_run_config_map(
+    job: ObjectMeta, spec: FineTuneJobSpec, output_prefix: str, installation: Installation
+) -> dict[str, Any]:
     """Builds the ConfigMap that holds the run's configuration as one YAML file."""
+    data = {RUN_CONFIG_KEY: build_run_config(job, spec, output_prefix, installation).to_yaml()}
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": child_metadata(job, child_name(job)),
-        "data": {RUN_CONFIG_KEY: config.to_yaml()},
+        "metadata": child_metadata(job, config_map_name(job, data)),
+        "immutable": True,
+        "data": data,
     }
 
 
@@ -45,17 +49,16 @@ def has_heartbeat(config_map: dict[str, Any]) -> bool:
     return "\nstall:\n" in str((config_map.get("data") or {}).get(RUN_CONFIG_KEY, ""))
 
 
-def follow_progress_target(existing: dict[str, Any], desired: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns the patch that brings the progress URL and certificate of a mounted ConfigMap up to date; None if they
-    are. The rest of the file stays as it was written for the Job's image, which may be older than this operator."""
+def reports_elsewhere(config_map: dict[str, Any], job: ObjectMeta, installation: Installation) -> bool:
+    """True if the pods that mount a ConfigMap report to another address, or trust another certificate, than the
+    operator has now."""
     try:
-        mounted = yaml.safe_load(existing["data"][RUN_CONFIG_KEY])
-        wanted = yaml.safe_load(desired["data"][RUN_CONFIG_KEY])
-        if mounted["progress"] == wanted["progress"]:
-            return None
+        mounted = yaml.safe_load(config_map["data"][RUN_CONFIG_KEY])["progress"]
+        return ProgressTarget.model_validate(mounted) != _progress_target(job, installation)
+    except (yaml.YAMLError, KeyError, TypeError, ValueError):
+        return False  # written by another version: nothing is known
 
-        text = yaml.safe_dump(mounted | {"progress": wanted["progress"]}, sort_keys=False, allow_unicode=True)
-    except (yaml.YAMLError, KeyError, TypeError):
-        return {"data": desired["data"]}  # somebody edited the file so that it cannot be read: replace all of it
 
-    return {"data": {RUN_CONFIG_KEY: text}}
+def _progress_target(job: ObjectMeta, installation: Installation) -> ProgressTarget:
+    url = installation.progress_url + progress_path(job.namespace, job.name)
+    return ProgressTarget(url=url, ca_certificate=installation.ca_certificate)

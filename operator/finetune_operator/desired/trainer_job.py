@@ -28,10 +28,12 @@ def remaining_deadline(total_seconds: int | None, active_seconds: int) -> int | 
     return None if total_seconds is None else max(1, total_seconds - active_seconds)
 
 
-def build_trainer_job(job: ObjectMeta, spec: FineTuneJobSpec, image: str, active_seconds: int = 0) -> dict[str, Any]:
-    """Builds the Job that trains. `active_seconds`: how long the FineTuneJob has run already, in preflight and before
-    somebody deleted its Job."""
-    return build_child_job(PodPlan.for_component(TRAINER, job, spec, image), active_seconds)
+def build_trainer_job(
+    job: ObjectMeta, spec: FineTuneJobSpec, image: str, config_map: str, active_seconds: int = 0
+) -> dict[str, Any]:
+    """Builds the Job that trains. `config_map`: the one that its pods mount; `active_seconds`: how long the FineTuneJob
+    has run already, in preflight and before somebody deleted its Job."""
+    return build_child_job(PodPlan.for_component(TRAINER, job, spec, image, config_map), active_seconds)
 
 
 def build_child_job(plan: PodPlan, active_seconds: int) -> dict[str, Any]:

@@ -7,10 +7,11 @@ folders. The only API token in the pod is bound to the pod and is accepted only 
 from finetune_api.base import Json
 from finetune_api.progress import token_audience
 from finetune_api.spec.spec import FineTuneJobSpec
-from finetune_operator.desired.names import TRAINER_CONTAINER, child_name
+from finetune_operator.desired.names import TRAINER_CONTAINER
 from finetune_operator.desired.pod_plan import PodPlan
 from finetune_operator.desired.run_config_map import RUN_CONFIG_KEY
 
+CONFIG_VOLUME = "config"
 CONFIG_DIR = "/etc/finetune"
 WORK_DIR = "/workspace"
 CREDENTIALS_DIR = "/var/run/finetune/credentials"
@@ -115,7 +116,7 @@ def _resources(spec: FineTuneJobSpec) -> Json:
 
 def _mounts(plan: PodPlan) -> list[Json]:
     mounts: list[Json] = [
-        {"name": "config", "mountPath": CONFIG_DIR, "readOnly": True},
+        {"name": CONFIG_VOLUME, "mountPath": CONFIG_DIR, "readOnly": True},
         {"name": "workspace", "mountPath": WORK_DIR},
     ]
 
@@ -131,7 +132,7 @@ def _mounts(plan: PodPlan) -> list[Json]:
 def _volumes(plan: PodPlan) -> list[Json]:
     storage = plan.spec.resources.ephemeral_storage
     volumes: list[Json] = [
-        {"name": "config", "configMap": {"name": child_name(plan.job)}},
+        {"name": CONFIG_VOLUME, "configMap": {"name": plan.config_map}},
         {"name": "workspace", "emptyDir": {} if storage is None else {"sizeLimit": str(storage)}},
     ]
 

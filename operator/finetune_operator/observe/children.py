@@ -18,6 +18,7 @@ from finetune_operator.desired.names import (
     controller_uid,
     controlling_job,
 )
+from finetune_operator.desired.trainer_pod import CONFIG_VOLUME
 
 EVICTED = "Evicted"
 
@@ -79,6 +80,13 @@ class ChildJob:
             failed=_true_condition(status, "Failed"),
             body=body,
         )
+
+    @property
+    def config_map_name(self) -> str | None:
+        """Name of the ConfigMap that the Job's pods mount; None if they mount none."""
+        volumes = self.body["spec"]["template"]["spec"].get("volumes") or ()
+        sources = (volume.get("configMap") for volume in volumes if volume["name"] == CONFIG_VOLUME)
+        return next((str(source["name"]) for source in sources if source), None)
 
     @property
     def is_over(self) -> bool:

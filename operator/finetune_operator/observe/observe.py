@@ -20,7 +20,9 @@ from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, PreflightStatus
 from finetune_api.vocabulary import Phase, PreflightResult
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
+from finetune_operator.desired.installation import Installation
 from finetune_operator.desired.names import JOB_UID_LABEL, PREFLIGHT, TRAINER, child_name, preflight_name
+from finetune_operator.desired.run_config_map import build_run_config_map
 from finetune_operator.errors import ForbiddenError
 from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.doubts import find_doubt
@@ -43,9 +45,9 @@ async def observe(
     key: NamespacedName,
     terminated_pods: TerminatedPods,
     reports: ReportStore,
-    template: LocationTemplate,
+    installation: Installation,
 ) -> Snapshot | UnreadableSnapshot | BlindSnapshot | None:
-    """Reads a job and its children; None if the job does not exist. `template`: where a new job will write.
+    """Reads a job and its children; None if the job does not exist. `installation`: what a new Job would get.
 
     Raises ForbiddenError if the operator may not read FineTuneJobs.
     """
@@ -60,11 +62,12 @@ async def observe(
     seen = AnySnapshot(
         metadata=metadata,
         status=status,
-        result_location=status.result_location or _locate(metadata, spec, template),
+        result_location=status.result_location or _locate(metadata, spec, installation.location_template),
         now=cluster.now(),
     )
     try:
         seen = await _observe_children(cluster, seen, spec, terminated_pods, reports)
+        seen = replace(seen, config_map=await _config_map(cluster, seen, spec, installation))
     except ForbiddenError as error:
         return BlindSnapshot(**vars(seen), refusal=f"the API server refused {error.request}: {error.message}")
     return seen.with_spec(spec)
@@ -77,7 +80,7 @@ async def _observe_children(
     terminated_pods: TerminatedPods,
     reports: ReportStore,
 ) -> AnySnapshot:
-    """Adds what belongs to a job: its ConfigMap, its two runs, and what is left over of others."""
+    """Adds what belongs to a job: its two runs, and what is left over of others."""
     metadata, status = job.metadata, job.status
     key = NamespacedName(metadata.namespace, metadata.name)
     is_over = status.phase is not None and status.phase.is_terminal
@@ -87,8 +90,7 @@ async def _observe_children(
     if isinstance(spec, FineTuneJobSpec) and _needs_preflight_job(spec, status, training_job):
         preflight_job = await _job(cluster, key, preflight_name(metadata))
 
-    # The status of a job that is over never changes again, so neither ConfigMap nor pods matter.
-    config_map = None if is_over else await cluster.get_config_map(key.namespace, child_name(metadata))
+    # The status of a job that is over never changes again, so its pods do not matter.
     # Jobs are listed before pods: one that is gone by then has made its last pod.
     former_jobs = [] if is_over or training_job is not None else await cluster.list_jobs(key)
     listed = [] if is_over else await cluster.list_pods(key)
@@ -103,7 +105,6 @@ async def _observe_children(
 
     return replace(
         job,
-        config_map=config_map,
         preflight=_with_doubt(preflight, job.result_location, metadata, status),
         training=_with_doubt(training, job.result_location, metadata, status),
         orphaned_pods=find_orphaned_pods(metadata, status.attempts, (pod for pod in live if pod not in owned)),
@@ -117,6 +118,23 @@ async def _observe_children(
 def of_newest_pod(report: ReceivedReport | None, pods: tuple[TrainerPod, ...]) -> ReceivedReport | None:
     """Returns a report of the newest pod; None if a job has a newer pod than the one that sent it."""
     return None if report and pods and report.pod_uid != pods[-1].uid else report
+
+
+async def _config_map(
+    cluster: Cluster, seen: AnySnapshot, spec: FineTuneJobSpec | str, installation: Installation
+) -> Json | None:
+    """Reads the ConfigMap that the current run's Job mounts; without a Job, the one that it would mount."""
+    if seen.status.phase is not None and seen.status.phase.is_terminal:
+        return None
+
+    job, full = seen.current_run.job, seen.with_spec(spec)
+    if job is not None:
+        name = job.config_map_name
+    elif isinstance(full, Snapshot):
+        name = build_run_config_map(full.metadata, full.spec, full.output_prefix, installation)["metadata"]["name"]
+    else:
+        return None
+    return await cluster.get_config_map(seen.metadata.namespace, name) if name else None
 
 
 def read_status(raw: Json) -> FineTuneJobStatus:

@@ -15,7 +15,7 @@ from finetune_api.spec.sources import Source
 from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from finetune_api.vocabulary import PreflightMode
-from finetune_operator.desired.names import PREFLIGHT, TRAINER, Component, controller_uid
+from finetune_operator.desired.names import PREFLIGHT, TRAINER, Component, child_name, controller_uid, names_its_data
 from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.report_store import Channel, ReceivedReport
 
@@ -107,6 +107,8 @@ class AnySnapshot:
     cannot be read."""
 
     config_map: Json | None = None
+    """The one that the current run's Job mounts; without a Job, the one that it would mount."""
+
     preflight: ChildRun = ChildRun(PREFLIGHT)
     training: ChildRun = ChildRun(TRAINER)
     orphaned_pods: tuple[TrainerPod, ...] = ()
@@ -140,6 +142,16 @@ class AnySnapshot:
             return f"ConfigMap {self.config_map['metadata']['name']}"
 
         return None
+
+    @property
+    def altered_config_map(self) -> str | None:
+        """Name of the ConfigMap if it holds other data than its name says, or if anybody may change it."""
+        if self.config_map is None or names_its_data(self.config_map):
+            return None
+
+        # Up to version 0.1 there was one for each job, which had the name of the trainer's Job and could be changed.
+        name = str(self.config_map["metadata"]["name"])
+        return None if name == child_name(self.metadata) else name
 
     def with_spec(self, spec: FineTuneJobSpec | str) -> "Snapshot | UnreadableSnapshot":
         """Adds the spec, or the sentence that says why it cannot be read."""

@@ -1,10 +1,10 @@
 """The rules, one by one: what is seen, and what is done about it."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from finetune_api.base import Json
 from finetune_api.failures import FAILURES, Consequence, ExitCode, FailureReason
 from finetune_api.outcome import Outcome, Result
 from finetune_api.spec.spec import FineTuneJobSpec
@@ -12,6 +12,7 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_api.vocabulary import ConditionType, Phase, Stage
 from finetune_operator.decide.decide import TRAINING
 from finetune_operator.decide.decision import Actions
+from finetune_operator.desired.names import child_name
 from finetune_operator.observe.children import TrueCondition
 from finetune_operator.observe.report_store import Channel, Heard
 from finetune_operator.observe.snapshot import Predecessor, Snapshot, Waiting
@@ -20,6 +21,7 @@ from finetune_test_operator.snapshot_builder import (
     METADATA,
     NOW,
     a_condition,
+    a_config_map,
     a_pod,
     a_report,
     a_running_pod,
@@ -74,6 +76,11 @@ FLAKY = a_spec(runPolicy={"maxRetries": 1})
 def _with_endpoint(url: str) -> FineTuneJobSpec:
     return a_spec(output={"s3": {"bucket": "results", "endpointURL": url}})
 
+
+AN_OLD_CONFIG_MAP = {
+    "metadata": {"name": child_name(METADATA), "ownerReferences": [{"controller": True, "uid": METADATA.uid}]},
+    "data": {"run_config.yaml": "a: 1"},
+}
 
 CASES: dict[str, tuple[Snapshot, Phase, str]] = {
     "a pod is awaited": (a_snapshot(), Phase.QUEUED, "WaitingForPod"),
@@ -217,6 +224,21 @@ CASES: dict[str, tuple[Snapshot, Phase, str]] = {
     "the child Job is being deleted": (a_snapshot(job=a_trainer_job(deleting=True)), Phase.QUEUED, "JobDeleted"),
     "no Job exists yet, and preflight comes first": (a_snapshot(job=None), Phase.VALIDATING, "JobCreated"),
     "no Job exists yet, and preflight is skipped": (a_snapshot(UNCHECKED, job=None), Phase.QUEUED, "JobCreated"),
+    "somebody put another ConfigMap in its place": (
+        a_snapshot(config_map=a_config_map() | {"data": {"run_config.yaml": "endpoints: {}"}}),
+        Phase.PENDING,
+        "NameConflict",
+    ),
+    "a ConfigMap that can be changed took its place": (
+        a_snapshot(config_map=a_config_map() | {"immutable": False}),
+        Phase.PENDING,
+        "NameConflict",
+    ),
+    "the ConfigMap that an older operator made": (
+        a_snapshot(pods=(a_running_pod(),), config_map=AN_OLD_CONFIG_MAP),
+        Phase.RUNNING,
+        "TrainerStarted",
+    ),
     "the ConfigMap of a running Job was deleted": (
         a_snapshot(pods=(a_running_pod(),), config_map=None),
         Phase.RUNNING,
@@ -267,11 +289,17 @@ def test_a_job_with_its_children_in_order_has_nothing_written(name: str) -> None
     assert decision_about(snapshot).actions == Actions()
 
 
+def _volumes(job: Json) -> list[Json]:
+    volumes: list[Json] = job["spec"]["template"]["spec"]["volumes"]
+    return volumes
+
+
 def test_children_are_made_in_order_and_once() -> None:
     actions = decision_about(a_snapshot(UNCHECKED, job=None, config_map=None)).actions
     assert actions.create_config_map is not None
     assert actions.create_trainer_job is not None
-    assert actions.create_trainer_job["metadata"]["name"] == actions.create_config_map["metadata"]["name"]
+    (config,) = (volume for volume in _volumes(actions.create_trainer_job) if volume["name"] == "config")
+    assert config["configMap"]["name"] == actions.create_config_map["metadata"]["name"]
     with_map = decision_about(a_snapshot(UNCHECKED, job=None)).actions
     assert with_map.create_config_map is None
     assert with_map.create_trainer_job is not None
@@ -283,16 +311,6 @@ def test_a_job_created_suspended_has_a_suspended_job() -> None:
     assert decision.phase is Phase.SUSPENDED
     assert decision.actions.create_trainer_job is not None
     assert decision.actions.create_trainer_job["spec"]["suspend"] is True
-
-
-def test_a_changed_authority_reaches_the_config_map() -> None:
-    snapshot = a_snapshot()
-    assert snapshot.config_map is not None
-    old = snapshot.config_map | {"data": {"run_config.yaml": "old"}}
-    owned = old | {"metadata": snapshot.config_map["metadata"]}
-    assert decision_about(replace(snapshot, config_map=owned)).actions.update_config_map == {
-        "data": snapshot.config_map["data"]
-    }
 
 
 def test_every_rule_of_the_chain_decides_a_case() -> None:

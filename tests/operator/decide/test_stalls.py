@@ -13,14 +13,18 @@ from finetune_api.pod_ends.stalls import StallLimit
 from finetune_api.status import Attempt, FineTuneJobStatus, ProgressStatus
 from finetune_api.vocabulary import Phase, Stage
 from finetune_operator.decide.decision import Actions, Eviction
+from finetune_operator.desired.names import child_name
 from finetune_operator.observe.children import TrainerPod
 from finetune_operator.observe.report_store import Channel, Heard
 from finetune_operator.observe.snapshot import Snapshot
 from finetune_operator.status.events import find_transitions
 from finetune_operator.status.status import build_status
 from finetune_test_operator.snapshot_builder import (
+    INSTALLATION,
+    METADATA,
     NOW,
     POD,
+    a_config_map,
     a_report,
     a_running_pod,
     a_snapshot,
@@ -200,6 +204,10 @@ NOT_SILENT: dict[str, dict[str, Any]] = {
     "it reports what this operator cannot read": {
         "channel": replace(LISTENS, heard=Heard(POD, NOW + timedelta(seconds=END - 10)))
     },
+    "its Job is older than the operator's certificate": {
+        "report": None,
+        "config_map": a_config_map(LIMITED, replace(INSTALLATION, ca_certificate="FORMER PEM")),
+    },
     "the job is suspended": {"spec": a_spec(runPolicy={"stallTimeoutSeconds": 600, "suspend": True})},
 }
 
@@ -216,7 +224,10 @@ def test_trainers_of_an_older_version_are_silent_in_long_steps() -> None:
     assert snapshot.config_map is not None
     text = snapshot.config_map["data"]["run_config.yaml"]
     assert "\nstall:\n" in text
-    older = {**snapshot.config_map, "data": {"run_config.yaml": text.replace("\nstall:\n", "\nolder:\n")}}
+    older = {
+        "metadata": {**snapshot.config_map["metadata"], "name": child_name(METADATA)},
+        "data": {"run_config.yaml": text.replace("\nstall:\n", "\nolder:\n")},
+    }
     assert decision_about(replace(snapshot, config_map=older)).reason == "Training"
 
 

@@ -22,7 +22,7 @@ from finetune_test_operator.snapshot_builder import (
 
 
 def _job(**sections: Any) -> dict[str, Any]:
-    return build_trainer_job(METADATA, a_spec(**sections), INSTALLATION.trainer_image)
+    return build_trainer_job(METADATA, a_spec(**sections), INSTALLATION.trainer_image, "config")
 
 
 NAMES = ["a", "bot", "a.b.c", "x" * 63, "x" * 57 + "-yyyyy", "1"]

@@ -10,8 +10,8 @@ from finetune_test_operator.snapshot_builder import FULL_SECTIONS, METADATA, a_s
 
 
 def test_training_and_preflight_differ_in_command_token_and_name() -> None:
-    training = PodPlan.for_component(TRAINER, METADATA, a_spec(), "image")
-    preflight = PodPlan.for_component(PREFLIGHT, METADATA, a_spec(), "image")
+    training = PodPlan.for_component(TRAINER, METADATA, a_spec(), "image", "config")
+    preflight = PodPlan.for_component(PREFLIGHT, METADATA, a_spec(), "image", "config")
     assert (training.command, training.reports_progress) == ("run", True)
     assert (preflight.command, preflight.reports_progress) == ("preflight", False)
     assert (training.job_name, preflight.job_name) == (child_name(METADATA), preflight_name(METADATA))
@@ -30,9 +30,9 @@ CLAIMS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 
 @pytest.mark.parametrize(("sections", "claims"), CLAIMS.values(), ids=CLAIMS)
 def test_claims_by_purpose(sections: dict[str, Any], claims: dict[str, str]) -> None:
-    assert PodPlan.for_component(TRAINER, METADATA, a_spec(**sections), "image").claims == claims
+    assert PodPlan.for_component(TRAINER, METADATA, a_spec(**sections), "image", "config").claims == claims
 
 
 def test_a_secret_of_a_claim_is_not_mounted() -> None:
-    plan = PodPlan.for_component(TRAINER, METADATA, a_spec(**FULL_SECTIONS), "image")
+    plan = PodPlan.for_component(TRAINER, METADATA, a_spec(**FULL_SECTIONS), "image", "config")
     assert "unused" not in {source["secret"]["name"] for source in plan.credentials}

@@ -22,11 +22,14 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def _pod(**sections: Any) -> dict[str, Any]:
-    return build_pod_spec(PodPlan.for_component(TRAINER, METADATA, a_spec(**sections), INSTALLATION.trainer_image))
+    return build_pod_spec(
+        PodPlan.for_component(TRAINER, METADATA, a_spec(**sections), INSTALLATION.trainer_image, "config")
+    )
 
 
 def test_the_job_of_preflight_is_the_golden_one() -> None:
-    job = build_preflight_job(METADATA, a_spec(**FULL_SECTIONS), INSTALLATION.trainer_image, active_seconds=3)
+    spec = a_spec(**FULL_SECTIONS)
+    job = build_preflight_job(METADATA, spec, INSTALLATION.trainer_image, "config", active_seconds=3)
     assert job == yaml.safe_load((GOLDEN / "preflight_job_full.yaml").read_text())
 
 
@@ -38,20 +41,21 @@ def test_preflight_asks_for_no_gpu_and_wakes_no_gpu_node() -> None:
         "topology.kubernetes.io/zone": "a",
     }
     resources = {"nodeSelector": labels, "runtimeClassName": "nvidia", "memory": "64Gi", "cpu": 16}
-    pod = build_preflight_job(METADATA, a_spec(resources=resources), "i")["spec"]["template"]["spec"]
+    pod = build_preflight_job(METADATA, a_spec(resources=resources), "i", "config")["spec"]["template"]["spec"]
     assert pod["nodeSelector"] == {"kubernetes.io/arch": "amd64", "topology.kubernetes.io/zone": "a"}
     assert "runtimeClassName" not in pod
     assert pod["containers"][0]["resources"] == {
         "requests": {"cpu": "500m", "memory": "1Gi"},
         "limits": {"memory": "1Gi"},
     }
-    on_cpu = build_preflight_job(METADATA, a_spec(resources=resources | {"gpus": 0}), "i")["spec"]["template"]["spec"]
+    spec = a_spec(resources=resources | {"gpus": 0})
+    on_cpu = build_preflight_job(METADATA, spec, "i", "config")["spec"]["template"]["spec"]
     assert on_cpu["nodeSelector"] == labels
     assert on_cpu["runtimeClassName"] == "nvidia"
 
 
 def test_preflight_has_no_token_and_otherwise_what_the_trainer_has() -> None:
-    checks = build_preflight_job(METADATA, a_spec(**FULL_SECTIONS), "i")["spec"]["template"]["spec"]
+    checks = build_preflight_job(METADATA, a_spec(**FULL_SECTIONS), "i", "config")["spec"]["template"]["spec"]
     trains = _pod(**FULL_SECTIONS)
     assert {volume["name"] for volume in trains["volumes"]} - {volume["name"] for volume in checks["volumes"]} == {
         "token"

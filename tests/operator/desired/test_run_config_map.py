@@ -1,27 +1,30 @@
-"""The ConfigMap that hands the run's configuration over, and how it stays up to date."""
+"""The ConfigMap that hands the run's configuration over: it never changes, and its name says what it holds."""
 
-import yaml
+from dataclasses import replace
 
+import pytest
+
+from finetune_api.base import Json
+from finetune_api.job import ObjectMeta
 from finetune_api.run_config import RunConfig
-from finetune_operator.desired.run_config_map import RUN_CONFIG_KEY, build_run_config, build_run_config_map
-from finetune_operator.observe.children import ChildJob
+from finetune_operator.desired.names import child_name, config_map_name, names_its_data
+from finetune_operator.desired.run_config_map import RUN_CONFIG_KEY, reports_elsewhere
 from finetune_test_operator.snapshot_builder import (
     FULL_SECTIONS,
+    INSTALLATION,
     METADATA,
     PREFIX,
-    TOLD,
-    a_snapshot,
+    a_config_map,
     a_spec,
-    a_trainer_job,
-    decision_about,
 )
+
+RENEWED = replace(INSTALLATION, ca_certificate="ANOTHER PEM")
 
 
 def test_the_run_config_survives_the_config_map() -> None:
     spec = a_spec(**FULL_SECTIONS)
-    config = build_run_config(METADATA, spec, PREFIX, *TOLD)
-    written = build_run_config_map(METADATA, config)
-    assert RunConfig.from_yaml(written["data"][RUN_CONFIG_KEY]) == config
+    config = RunConfig.from_yaml(a_config_map(spec)["data"][RUN_CONFIG_KEY])
+    assert config.model == spec.model
     assert config.output_prefix == PREFIX
     assert config.progress is not None
     assert config.progress.url == (
@@ -29,20 +32,37 @@ def test_the_run_config_survives_the_config_map() -> None:
     )
 
 
-def test_a_running_job_keeps_the_configuration_that_its_image_knows() -> None:
-    snapshot = a_snapshot()
-    assert snapshot.config_map is not None
-    document = yaml.safe_load(snapshot.config_map["data"]["run_config.yaml"])
-    older = document | {"gpus": 0} | {"progress": document["progress"] | {"caCertificate": "OLD"}}
-    del older["gpu"]
+@pytest.mark.parametrize("name", ["a", "a.b.c", "x" * 253])
+def test_a_name_is_one_that_kubernetes_takes(name: str) -> None:
+    job = ObjectMeta(name=name, uid="u")
+    found = config_map_name(job, {"a": "b"})
+    assert found.startswith(child_name(job))
+    assert len(found) <= 80
 
-    def update_of(mounted: dict[str, object], job: ChildJob | None) -> dict[str, object] | None:
-        text = {"run_config.yaml": yaml.safe_dump(mounted)}
-        kept = {"metadata": snapshot.config_map["metadata"], "data": text}  # type: ignore[index]
-        return decision_about(a_snapshot(job=job, config_map=kept)).actions.update_config_map
 
-    assert update_of(older | {"progress": document["progress"]}, a_trainer_job()) is None
-    update = update_of(older, a_trainer_job())
-    assert update is not None
-    assert yaml.safe_load(update["data"]["run_config.yaml"]) == older | {"progress": document["progress"]}  # type: ignore[index]
-    assert update_of(older, None) == {"data": snapshot.config_map["data"]}
+def test_every_change_of_the_file_gives_another_name() -> None:
+    files = (a_config_map(), a_config_map(a_spec(training={"seed": 2})), a_config_map(installation=RENEWED))
+    assert len({file["metadata"]["name"] for file in files}) == 3
+    assert a_config_map() == a_config_map()
+
+
+CHANGES: dict[str, tuple[Json, bool]] = {
+    "as it was made": ({}, True),
+    "other data": ({"data": {RUN_CONFIG_KEY: "seed: 2"}}, False),
+    "one more file": ({"data": a_config_map()["data"] | {"a": "b"}}, False),
+    "no data": ({"data": None}, False),
+    "one that can be changed": ({"immutable": False}, False),
+}
+
+
+@pytest.mark.parametrize(("changes", "expected"), CHANGES.values(), ids=CHANGES)
+def test_another_file_under_its_name_is_noticed(changes: Json, expected: bool) -> None:
+    assert names_its_data(a_config_map() | changes) is expected
+
+
+def test_a_pod_that_reports_elsewhere_is_noticed() -> None:
+    assert METADATA.name in a_config_map()["metadata"]["name"]
+    assert reports_elsewhere(a_config_map(), METADATA, RENEWED)
+    assert reports_elsewhere(a_config_map(), METADATA, replace(INSTALLATION, progress_url="https://moved:8443"))
+    assert not reports_elsewhere(a_config_map(), METADATA, replace(INSTALLATION, trainer_image="another"))
+    assert not reports_elsewhere({"data": {RUN_CONFIG_KEY: ":"}}, METADATA, RENEWED)

@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def _job(**sections: Any) -> dict[str, Any]:
-    return build_trainer_job(METADATA, a_spec(**sections), INSTALLATION.trainer_image)
+    return build_trainer_job(METADATA, a_spec(**sections), INSTALLATION.trainer_image, "config")
 
 
 @pytest.mark.parametrize(("name", "sections"), [("smallest", {}), ("full", FULL_SECTIONS)])

@@ -16,7 +16,9 @@ from finetune_test_operator.snapshot_builder import (
 
 
 def _pod(**sections: Any) -> dict[str, Any]:
-    return build_pod_spec(PodPlan.for_component(TRAINER, METADATA, a_spec(**sections), INSTALLATION.trainer_image))
+    return build_pod_spec(
+        PodPlan.for_component(TRAINER, METADATA, a_spec(**sections), INSTALLATION.trainer_image, "config")
+    )
 
 
 def _trainer(**sections: Any) -> dict[str, Any]:

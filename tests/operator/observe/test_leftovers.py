@@ -42,7 +42,7 @@ def test_only_pods_that_our_jobs_made_are_orphans(pod: Json, counts: bool) -> No
 
 
 def _job(owner: bool = True, deleting: bool = False, name: str = NAME, **changes: Any) -> Json:
-    body = build_trainer_job(FORMER, a_spec(), "image")
+    body = build_trainer_job(FORMER, a_spec(), "image", "config")
     body["metadata"] |= {"uid": "job-uid", "name": name} | ({"deletionTimestamp": at(0)} if deleting else {})
     if not owner:
         body["metadata"]["ownerReferences"] = []

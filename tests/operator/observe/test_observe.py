@@ -10,7 +10,6 @@ from finetune_api import API_VERSION, KIND
 from finetune_api.base import Json
 from finetune_api.explain import explain_errors
 from finetune_api.job import validate_document
-from finetune_api.spec.location import DEFAULT_TEMPLATE
 from finetune_api.status import FineTuneJobStatus, PreflightStatus
 from finetune_api.vocabulary import Phase, PreflightResult
 from finetune_operator.cluster.cluster import NamespacedName
@@ -22,11 +21,11 @@ from finetune_operator.observe.observe import observe, read_status
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.snapshot import BlindSnapshot, Snapshot, UnreadableSnapshot
 from finetune_operator.observe.terminated_pods import TerminatedPods
-from finetune_test_operator.snapshot_builder import METADATA, NOW, a_report, a_spec, at
+from finetune_test_operator.snapshot_builder import INSTALLATION, METADATA, NOW, a_report, a_spec, at
 
 CHECKED = FineTuneJobStatus(phase=Phase.QUEUED, preflight=PreflightStatus(result=PreflightResult.PASSED))
-TRAINER_JOB = build_trainer_job(METADATA, a_spec(), "image")
-PREFLIGHT_JOB = build_preflight_job(METADATA, a_spec(), "image")
+TRAINER_JOB = build_trainer_job(METADATA, a_spec(), "image", "config")
+PREFLIGHT_JOB = build_preflight_job(METADATA, a_spec(), "image", "config")
 
 
 class FakeCluster:
@@ -81,7 +80,7 @@ class FakeCluster:
     async def observe(self, terminated: TerminatedPods | None = None, reports: ReportStore | None = None) -> Any:
         key = NamespacedName("team", "bot")
         pods, received = terminated or TerminatedPods(), reports or ReportStore()
-        return await observe(self, key, pods, received, DEFAULT_TEMPLATE)  # type: ignore[arg-type]
+        return await observe(self, key, pods, received, INSTALLATION)  # type: ignore[arg-type]
 
 
 def _pod(uid: str, job: Json, created: float = 0, **status: Any) -> Json:

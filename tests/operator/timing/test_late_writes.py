@@ -8,7 +8,7 @@ import pytest
 from finetune_api.base import Json
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.cluster.connection import APPLY, ApiConnection
-from finetune_operator.decide.decision import Installation
+from finetune_operator.desired.installation import Installation
 from finetune_operator.errors import ConflictError
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.terminated_pods import TerminatedPods

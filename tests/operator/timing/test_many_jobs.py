@@ -11,7 +11,7 @@ from kubernetes import client
 from finetune_api.base import Json
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.cluster.connection import ApiConnection
-from finetune_operator.decide.decision import Installation
+from finetune_operator.desired.installation import Installation
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.reconcile import Reconciler

@@ -12,7 +12,7 @@ from finetune_api.failures import ExitCode, FailureReason
 from finetune_api.outcome import Outcome, Result
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.cluster.connection import ApiConnection
-from finetune_operator.decide.decision import Installation
+from finetune_operator.desired.installation import Installation
 from finetune_operator.desired.names import PREFLIGHT, child_name, preflight_name
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.terminated_pods import TerminatedPods

@@ -13,10 +13,11 @@ from finetune_api.status import Condition, FineTuneJobStatus
 from finetune_api.vocabulary import ConditionType
 from finetune_operator.decide.chain import Chain
 from finetune_operator.decide.decide import decide
-from finetune_operator.decide.decision import Decision, Installation
+from finetune_operator.decide.decision import Decision
+from finetune_operator.desired.installation import Installation
 from finetune_operator.desired.names import PREFLIGHT, TRAINER
 from finetune_operator.desired.preflight_job import build_preflight_job
-from finetune_operator.desired.run_config_map import build_run_config, build_run_config_map
+from finetune_operator.desired.run_config_map import build_run_config_map
 from finetune_operator.desired.trainer_job import build_trainer_job
 from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.report_store import ReceivedReport
@@ -25,8 +26,6 @@ from finetune_operator.observe.snapshot import AnySnapshot, BlindSnapshot, Child
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 METADATA = ObjectMeta(name="bot", namespace="team", uid="0b5e7b1e-5d1a-4a51-9a53-0f6f6c2ce0a1", generation=1)
 INSTALLATION = Installation("finetune-trainer:1", "https://operator:8443", "PEM", denied_namespaces=("kube-system",))
-TOLD = (INSTALLATION.progress_url, INSTALLATION.ca_certificate, INSTALLATION.endpoints)
-"""What every run is told about its installation."""
 POD = "pod-1"
 PREFIX = "team/bot"
 LOCATION = f"s3://results/{PREFIX}/"
@@ -68,9 +67,15 @@ def a_spec(**sections: Any) -> FineTuneJobSpec:
     return FineTuneJobSpec.model_validate(wire | sections)
 
 
+def a_config_map(spec: FineTuneJobSpec | None = None, installation: Installation = INSTALLATION) -> Json:
+    """The ConfigMap as the operator makes it for `spec`."""
+    return build_run_config_map(METADATA, spec or a_spec(), PREFIX, installation)
+
+
 def a_trainer_job(spec: FineTuneJobSpec | None = None, owner: str | None = None, **changes: Any) -> ChildJob:
     """The child Job as made for `spec`, started at NOW; keyword arguments replace what was parsed."""
-    body = build_trainer_job(METADATA, spec or a_spec(), INSTALLATION.trainer_image)
+    name = a_config_map(spec)["metadata"]["name"]
+    body = build_trainer_job(METADATA, spec or a_spec(), INSTALLATION.trainer_image, name)
     body["metadata"] |= {"uid": "child-uid", "resourceVersion": "1"}
     body["status"] = {} if body["spec"]["suspend"] else {"startTime": at(0)}
     child = ChildJob.parse(body)
@@ -79,7 +84,8 @@ def a_trainer_job(spec: FineTuneJobSpec | None = None, owner: str | None = None,
 
 def a_preflight_job(spec: FineTuneJobSpec | None = None, **changes: Any) -> ChildJob:
     """The Job of preflight as made for `spec`, started at NOW; its pods are those of the builders below."""
-    body = build_preflight_job(METADATA, spec or a_spec(), INSTALLATION.trainer_image)
+    name = a_config_map(spec)["metadata"]["name"]
+    body = build_preflight_job(METADATA, spec or a_spec(), INSTALLATION.trainer_image, name)
     body["metadata"] |= {"uid": "child-uid", "resourceVersion": "1"}
     body["status"] = {} if body["spec"]["suspend"] else {"startTime": at(0)}
     return replace(ChildJob.parse(body), **changes)
@@ -150,13 +156,12 @@ def a_snapshot(
     """A job whose trainer's Job exists and whose pod does not yet. `job`, `pods` and `report` are those of training;
     further keyword arguments replace fields of the snapshot."""
     spec = spec or a_spec()
-    config = build_run_config(METADATA, spec, PREFIX, *TOLD)
     snapshot = Snapshot(
         metadata=METADATA,
         spec=spec,
         status=FineTuneJobStatus(),
         result_location=LOCATION,
-        config_map=build_run_config_map(METADATA, config),
+        config_map=a_config_map(spec),
         training=ChildRun(TRAINER, a_trainer_job(spec) if job is _AS_BUILT else job, pods, report),
         now=NOW,
     )

@@ -1,0 +1,25 @@
+"""What the operator's installation says to every job: images, addresses and limits."""
+
+from dataclasses import dataclass, field
+
+from finetune_api.spec.endpoints import EndpointPolicy
+from finetune_api.spec.location import DEFAULT_TEMPLATE, LocationTemplate
+
+
+@dataclass(frozen=True)
+class Installation:
+    """Values that every job gets from the operator's installation."""
+
+    trainer_image: str
+    progress_url: str
+    ca_certificate: str | None
+    """PEM text of the authority that signed the operator's certificate; None if a public one did."""
+
+    location_template: LocationTemplate = DEFAULT_TEMPLATE
+    """Where in its bucket a new job writes, below `spec.output.s3.prefix`."""
+
+    denied_namespaces: tuple[str, ...] = ()
+    """Namespaces whose jobs are refused."""
+
+    endpoints: EndpointPolicy = field(default_factory=EndpointPolicy)
+    """Addresses that trainers may connect to."""
