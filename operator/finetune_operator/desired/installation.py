@@ -1,4 +1,4 @@
-"""What the operator's installation says to every job: images, addresses and limits."""
+"""Values that the installation of the operator gives to every job: images, addresses and limits."""
 
 from dataclasses import dataclass, field
 
