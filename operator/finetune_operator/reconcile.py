@@ -43,6 +43,15 @@ class Reconciler:
         self._installation = installation
         self._reports = reports
         self._terminated_pods = terminated_pods
+        self._written: dict[str, str] = {}  # by UID: the job's version after the newest write of its status
+
+    def wrote(self, job_uid: str, version: str) -> bool:
+        """True if nothing has changed a job since its status was written: its event tells nothing new."""
+        return self._written.get(job_uid) == version
+
+    def forget(self, job_uid: str) -> None:
+        """Drop what is remembered of a job that is gone."""
+        self._written.pop(job_uid, None)
 
     async def reconcile(self, key: NamespacedName) -> float | None:
         """Looks at one job and does what is due. Returns the seconds after which to look again; None to wait for the
@@ -118,7 +127,7 @@ class Reconciler:
         size = len(json.dumps(wire, ensure_ascii=False).encode())
         try:
             if size <= MAX_STATUS_BYTES:
-                await self._cluster.apply_status(snapshot.metadata, wire)
+                self._written[snapshot.metadata.uid] = await self._cluster.apply_status(snapshot.metadata, wire)
                 return
             refusal = f"it has {size} bytes, more than {MAX_STATUS_BYTES}"
         except ApiError as error:

@@ -99,10 +99,11 @@ class FakeCluster:
     async def create_event(self, event: Json) -> None:
         self._write("create_event")
 
-    async def apply_status(self, job: ObjectMeta, status: Json) -> None:
+    async def apply_status(self, job: ObjectMeta, status: Json) -> str:
         self.was_locked = self.reports.is_locked(job.uid)
         self._write("apply_status")
         self.job["status"] = status
+        return "8"
 
     def _write(self, name: str) -> None:
         self.writes.append(name)
@@ -131,6 +132,16 @@ async def test_a_second_look_writes_nothing(reconciler: Reconciler, cluster: Fak
     cluster.writes.clear()
     await reconciler.reconcile(KEY)
     assert cluster.writes == []
+
+
+async def test_its_own_write_is_known_until_the_job_changes_again(reconciler: Reconciler, cluster: FakeCluster) -> None:
+    assert not reconciler.wrote(METADATA.uid, "8")
+    await reconciler.reconcile(KEY)
+    assert reconciler.wrote(METADATA.uid, "8")
+    assert not reconciler.wrote(METADATA.uid, "9")
+    assert not reconciler.wrote("another", "8")
+    reconciler.forget(METADATA.uid)
+    assert not reconciler.wrote(METADATA.uid, "8")
 
 
 async def test_reports_are_locked_before_the_terminal_status_and_the_last_one_is_in_it(

@@ -184,8 +184,8 @@ class Cluster:
             "POST", f"/api/v1/namespaces/{namespace}/pods/{name}/eviction", body, query=_OURS
         )
 
-    async def apply_status(self, job: ObjectMeta, status: Json) -> None:
-        """Write the whole status of a FineTuneJob with server-side apply.
+    async def apply_status(self, job: ObjectMeta, status: Json) -> str:
+        """Write the whole status of a FineTuneJob with server-side apply; returns the job's new version.
 
         `job` is its metadata as it was read. Raises ConflictError if it has changed since, NotFoundError if it was
         deleted.
@@ -201,7 +201,8 @@ class Cluster:
         # Forced, because nobody else may own a field of the status.
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
         path = f"{_resource_path(NamespacedName(job.namespace, job.name))}/status"
-        await self._connection.request("PATCH", path, body, query=query, content_type=APPLY)
+        applied = await self._connection.request("PATCH", path, body, query=query, content_type=APPLY)
+        return str(applied["metadata"]["resourceVersion"])
 
     async def create_event(self, event: Json) -> None:
         """Post an Event."""

@@ -24,7 +24,7 @@ from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.watch.work_queue import Lane, WorkQueue
 
-WORKERS = 8
+WORKERS = 32
 RESYNC_SECONDS = 60.0
 LIST_AGAIN_SECONDS = 5.0
 """Time until the next list after one that failed, or after a watch has begun anew."""
@@ -58,10 +58,11 @@ class Controller:
         self.has_listed = False
         """Whether every existing job has been seen since the start."""
 
-    def trigger(self, name: NamespacedName, job_uid: str) -> None:
-        """Look at a FineTuneJob that changed."""
+    def trigger(self, name: NamespacedName, job_uid: str, version: str) -> None:
+        """Look at a FineTuneJob that changed, unless the change is our own write of its status."""
         self._names[job_uid] = name
-        self._queue.add(name)
+        if not self._reconciler.wrote(job_uid, version):
+            self._queue.add(name)
 
     def trigger_list(self) -> None:
         """Compare all jobs soon, because a watch has begun with a list: changes may have been missed before."""
@@ -87,6 +88,7 @@ class Controller:
         self._names.pop(job_uid, None)
         self._versions.pop(job_uid, None)
         self._reports.forget(job_uid)
+        self._reconciler.forget(job_uid)
 
     def heartbeat_age(self) -> float:
         """Seconds since a worker last took the heartbeat from the queue."""

@@ -78,7 +78,8 @@ def build_registry(
         elif event["type"] == "DELETED":
             controller.forget(uid)
         else:
-            controller.trigger(NamespacedName(namespace or "", name), uid)
+            version = event["object"]["metadata"]["resourceVersion"]
+            controller.trigger(NamespacedName(namespace or "", name), uid, version)
 
     @kopf.on.event("batch", "v1", "jobs", registry=registry)
     async def child_job_changed(event: kopf.RawEvent, labels: kopf.Labels, **_: Any) -> None:

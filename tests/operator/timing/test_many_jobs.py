@@ -138,7 +138,7 @@ async def test_events_come_first_and_idle_jobs_cost_nothing(
     await _until(lambda: len(again.looks) > WORKERS, "looks begin")
     late = next(name for name in reversed(many) if name not in again.looks)
     before = len(again.looks)
-    again.controller.trigger(NamespacedName(jobs.namespace, late), jobs.get(late)["metadata"]["uid"])
+    again.controller.trigger(NamespacedName(jobs.namespace, late), jobs.get(late)["metadata"]["uid"], "unseen")
     await _until(lambda: late in again.looks, "the event's look begins")
     assert again.looks.index(late) <= before + 1
 

@@ -93,8 +93,11 @@ class WrittenReports:
         report = self._reports.show("uid")
         if report is not None and (not self.writes or self.writes[-1][1] is not report):
             self.writes.append((time.monotonic(), report))
-            self.controller.trigger(JOB, "uid")
+            self.controller.trigger(JOB, "uid", "1")
         return self._reports.seconds_until_shown("uid")
+
+    def wrote(self, job_uid: str, version: str) -> bool:
+        return False
 
 
 @pytest.mark.parametrize("every", [0.01, 0.1], ids=["often", "twice per write"])

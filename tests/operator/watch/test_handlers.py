@@ -56,7 +56,8 @@ async def test_the_objects_of_a_list_cause_one_list_and_no_looks(kind: str | Non
     controller = Triggers()
     registry = build_registry(controller, TerminatedPods(), None)  # type: ignore[arg-type]
     labels = {"finetune.dev/job-uid": "uid"}
-    body = {"metadata": {"name": "bot", "namespace": "team", "uid": "uid", "labels": labels}}
+    names = {"name": "bot", "namespace": "team", "uid": "uid", "resourceVersion": "1"}
+    body = {"metadata": names | {"labels": labels}}
     for handler in registry._watching.get_all_handlers():
         handle: Any = handler.fn
         await handle(

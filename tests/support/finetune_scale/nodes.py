@@ -75,9 +75,6 @@ def _outcome(pod: Json) -> Outcome:
     return Outcome(
         result=Result.SUCCEEDED,
         stage=Stage.UPLOADING,
-        step=20,
-        total_steps=20,
-        loss=1.5,
         manifest_uri=f"{location}manifest.json",
         artifacts=(artifact,),
         finished=datetime.now(UTC),
