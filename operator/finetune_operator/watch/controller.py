@@ -50,6 +50,7 @@ class Controller:
         self._queue: WorkQueue[NamespacedName | Heartbeat] = WorkQueue()
         self._names: dict[str, NamespacedName] = {}  # by UID
         self._versions: dict[str, frozenset[str]] = {}  # by UID: of the job and its children, in the newest list
+        self._events_meanwhile: dict[NamespacedName, tuple[str, str]] = {}  # of jobs that a worker has: UID, version
         self._is_list_due = asyncio.Event()
         self._heartbeat = time.monotonic()
         self.refusal = ""
@@ -61,7 +62,9 @@ class Controller:
     def trigger(self, name: NamespacedName, job_uid: str, version: str) -> None:
         """Look at a FineTuneJob that changed, unless the change is our own write of its status."""
         self._names[job_uid] = name
-        if not self._reconciler.wrote(job_uid, version):
+        if self._queue.is_active(name):
+            self._events_meanwhile[name] = (job_uid, version)  # the write's event may be here before its answer
+        elif not self._reconciler.wrote(job_uid, version):
             self._queue.add(name)
 
     def trigger_list(self) -> None:
@@ -97,6 +100,7 @@ class Controller:
     async def run(self) -> None:
         """Work until cancelled. May run again later: then another replica has worked meanwhile."""
         self._versions.clear()
+        self._events_meanwhile.clear()
         self._heartbeat = time.monotonic()
         self.refusal, self.has_listed = "", False
 
@@ -117,6 +121,8 @@ class Controller:
                     await self._reconcile(name)
             finally:
                 self._queue.done(name)
+                if not isinstance(name, Heartbeat) and (event := self._events_meanwhile.pop(name, None)):
+                    self.trigger(name, *event)
 
     async def _reconcile(self, name: NamespacedName) -> None:
         """Reconcile one job and queue its next turn. No error ends a worker."""

@@ -104,6 +104,10 @@ class WorkQueue(Generic[K]):
     def __len__(self) -> int:
         return sum(len(due) for due in self._lanes.values())
 
+    def is_active(self, key: K) -> bool:
+        """True while a worker has the key."""
+        return key in self._active
+
     def add(self, key: K, delay: float = 0.0, lane: Lane = Lane.URGENT) -> None:
         """Make `key` due after `delay` seconds, unless it is due sooner in this lane already."""
         if self._lanes[lane].add(key, self._clock() + delay):

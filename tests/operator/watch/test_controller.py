@@ -123,6 +123,45 @@ async def test_progress_is_written_again_and_again_however_often_reports_arrive(
     assert written.writes[-1][1] is reports.newest("uid"), "the last report is written, although none follows it"
 
 
+class OwnWrite:
+    """A reconcile whose write is seen by the watch before its answer has come."""
+
+    def __init__(self) -> None:
+        self.controller = Controller(EmptyCluster(), self, ReportStore())  # type: ignore[arg-type]
+        self.looks = 0
+        self.written = ""
+
+    async def reconcile(self, _: NamespacedName) -> None:
+        self.looks += 1
+        if self.looks == 1:
+            self.controller.trigger(JOB, "uid", "2")
+            await asyncio.sleep(0.05)
+            self.written = "2"
+
+    def wrote(self, _: str, version: str) -> bool:
+        return version == self.written
+
+    def forget(self, _: str) -> None: ...
+
+
+@pytest.mark.parametrize(("others", "looks"), {(): 1, ("3",): 2, ("3", "4"): 2}.items(), ids=str)
+async def test_only_changes_of_others_have_a_job_looked_at_again(others: tuple[str, ...], looks: int) -> None:
+    own = OwnWrite()
+    task = asyncio.create_task(own.controller.run())
+    try:
+        own.controller.trigger(JOB, "uid", "1")
+        await asyncio.sleep(0.02)
+        for version in others:
+            own.controller.trigger(JOB, "uid", version)
+        await asyncio.sleep(0.3)
+        assert own.looks == looks
+        own.controller.trigger(JOB, "uid", "2")
+        await asyncio.sleep(0.1)
+        assert own.looks == looks, "the write's own event, after its answer"
+    finally:
+        task.cancel()
+
+
 async def test_a_follower_is_alive_while_it_campaigns_and_ready_once_it_knows_the_lease(beating: Controller) -> None:
     follower = Election("b", "10.0.0.2:8443")
     async with TestClient(TestServer(build_health_app(follower, FreshCampaign(), beating))) as client:
