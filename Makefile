@@ -15,7 +15,7 @@ OPERATOR_ENV := $(CACHE)/operator-env-$(call digest,constraints-operator.txt)
 UV           := $(CACHE)/uv/bin/uv
 export PATH  := $(CURDIR)/.venv/bin:$(FULL_ENV)/bin:$(PATH)
 
-.PHONY: help setup binaries lock generate demo test verify e2e stalls real-model architectures bench bench-kernels clean
+.PHONY: help setup binaries lock generate demo test verify e2e stalls audit real-model architectures bench bench-kernels clean
 help:  ## List the verbs
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -73,6 +73,11 @@ e2e: binaries  ## Only the tests that run a whole job
 
 stalls: binaries  ## Trainers that hang in every stage and way, and an operator that restarts meanwhile (5 minutes)
 	@python -m pytest -m stalls $(PYTEST_ARGS)
+
+audit: binaries  ## Rights of the operator beside what it asked for, by the audit logs of its whole suite (10 minutes)
+	@rm -rf .audit && mkdir .audit
+	@FINETUNE_DEV_AUDIT_DIR=$(CURDIR)/.audit python -m pytest -q -n 2 --dist worksteal -m "cluster and not stalls" tests/operator tests/charts $(PYTEST_ARGS)
+	@python -m finetune_test_operator.rights_audit .audit
 
 real-model: binaries  ## A small real model learns a format, and all that is published has learned it (30 minutes on two cores)
 	@python -P -m finetune_test_models.real_model >/dev/null

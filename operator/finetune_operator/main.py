@@ -33,10 +33,11 @@ from finetune_operator.health import build_health_app
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.reconcile import Reconciler
+from finetune_operator.reports.certificate import follow_certificate, load_certificate
 from finetune_operator.reports.checks import ReportChecks
 from finetune_operator.reports.forward import LeaderLink
 from finetune_operator.reports.self_check import check_reachability
-from finetune_operator.reports.server import build_progress_app, load_certificate, renew_certificate
+from finetune_operator.reports.server import build_progress_app
 from finetune_operator.reports.site import Site, listen
 from finetune_operator.reports.visits import Visits
 from finetune_operator.settings import Kubeconfig, Settings
@@ -104,7 +105,7 @@ async def run(settings: Settings) -> None:
             campaign.run(lead),
             _watch(has_led, stop, registry, settings.namespaces),
             Site(app, tls, visits).run(listener),
-            renew_certificate(tls, settings.tls_dir),
+            follow_certificate(tls, settings.tls_dir),
             _wait(stop),
         )
 

@@ -2,7 +2,8 @@
 
 `site`     connections: how many, how long, and how large
 `visits`   the open connections, and who has to leave
-`server`   the HTTPS endpoint and its certificate
+`server`   the HTTPS endpoint
+`certificate`  its certificate, and what happens when it is renewed
 `forward`  passes the reports that reach a follower on to the leader
 `checks`   every check that a report must pass
 `callers`  the pod and the job that a token belongs to, looked up as rarely as possible

@@ -4,10 +4,7 @@
 the job's status later. Training never waits for an answer. `site.py` bounds what a connection may take before that.
 """
 
-import asyncio
 import logging
-import ssl
-from pathlib import Path
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -18,8 +15,6 @@ from finetune_operator.errors import ApiError, ApiUnavailableError, ReportRefuse
 from finetune_operator.reports.checks import ReportChecks, Sender
 from finetune_operator.reports.visits import Address, Visits
 from finetune_operator.watch.controller import Controller
-
-CERTIFICATE_CHECK_SECONDS = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -58,28 +53,6 @@ def build_progress_app(checks: ReportChecks, controller: Controller, visits: Vis
     app = web.Application(client_max_size=MAX_BODY_BYTES + 1, middlewares=[read])
     app.add_routes([web.post(progress_path("{namespace}", "{name}"), receive)])
     return app
-
-
-def load_certificate(tls_dir: Path) -> ssl.SSLContext:
-    """Returns a TLS context with the server's certificate and key."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(tls_dir / "tls.crt", tls_dir / "tls.key")
-    return context
-
-
-async def renew_certificate(context: ssl.SSLContext, tls_dir: Path) -> None:
-    """Load the certificate again whenever its file changes; new connections get the new one."""
-    certificate = tls_dir / "tls.crt"
-    loaded = certificate.stat().st_mtime_ns
-
-    while True:
-        await asyncio.sleep(CERTIFICATE_CHECK_SECONDS)
-        changed = certificate.stat().st_mtime_ns
-        if changed != loaded:
-            context.load_cert_chain(certificate, tls_dir / "tls.key")
-            loaded = changed
-            logger.info("TLS certificate loaded again")
 
 
 async def _read(request: web.Request) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from finetune_devcluster.audit import audit_flags
 from finetune_test_programs.child_process import Program, free_port
 from finetune_test_servers.certificates import Authority, KeyPair
 
@@ -122,9 +123,11 @@ class ControlPlane:
             f"--service-account-signing-key-file={tokens.key}",
             f"--service-cluster-ip-range={SERVICE_RANGE}",
             "--authorization-mode=Node,RBAC",
-            "--enable-admission-plugins=NodeRestriction",
+            # The second is what asks for the right on finetunejobs/finalizers, as OpenShift does.
+            "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
             "--endpoint-reconciler-type=none",
             "--shutdown-delay-duration=0",
+            *audit_flags(self._folder),
         )
 
     def _start_controller_manager(self, admin: Path) -> None:

@@ -16,7 +16,7 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from finetune_devcluster.cluster import DevCluster
-from finetune_operator.cluster.access import OWN_RULES, RULES
+from finetune_operator.cluster.access import CLUSTER_RULES, OWN_RULES, RULES
 from finetune_operator.desired.names import LEASE_NAME
 from finetune_operator.settings import ServiceAccount
 from finetune_test_programs.child_process import Program, free_port
@@ -222,8 +222,9 @@ class OperatorProcess:
         rules = [rule.to_wire() for rule in RULES]
         subject = {"kind": "ServiceAccount", "name": self._account, "namespace": NAMESPACE}
         reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": self._account}
-        reviewer = reference | {"kind": "ClusterRole", "name": "system:auth-delegator"}
         delegation = {"name": f"{self._account}-token-review"}
+        reviewer = reference | {"kind": "ClusterRole", "name": delegation["name"]}
+        reviews = [rule.to_wire() for rule in CLUSTER_RULES]
         own = {"name": f"{self._account}-own", "namespace": NAMESPACE}
         own_role = reference | {"kind": "Role", "name": own["name"]}
 
@@ -241,6 +242,7 @@ class OperatorProcess:
                 *(_binding(f"{kind}Binding", metadata, reference, subject) for metadata in scoped),
                 {"apiVersion": rbac, "kind": "Role", "metadata": own, "rules": [rule.to_wire() for rule in OWN_RULES]},
                 _binding("RoleBinding", own, own_role, subject),
+                {"apiVersion": rbac, "kind": "ClusterRole", "metadata": delegation, "rules": reviews},
                 _binding("ClusterRoleBinding", delegation, reviewer, subject),
             ],
         }

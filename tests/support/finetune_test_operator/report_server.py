@@ -16,8 +16,9 @@ from finetune_api.progress import progress_path, token_audience
 from finetune_operator.cluster.cluster import NamespacedName, TokenIdentity
 from finetune_operator.errors import ApiUnavailableError
 from finetune_operator.observe.report_store import ReportStore
+from finetune_operator.reports.certificate import load_certificate
 from finetune_operator.reports.checks import ReportChecks
-from finetune_operator.reports.server import build_progress_app, load_certificate
+from finetune_operator.reports.server import build_progress_app
 from finetune_operator.reports.site import Site, listen
 from finetune_operator.reports.visits import Visits
 from finetune_test_servers.certificates import Authority
