@@ -50,6 +50,8 @@ def test_each_namespace_of_the_list_is_served(
     kubelet.end(pod, 0, outcomes.success.encode())
     jobs.wait_for_phase("inside", "Succeeded")
     others.wait_for_phase("inside", "Queued")
+    others.patch_run_policy("inside", suspend=True)
+    others.wait_for_phase("inside", "Suspended")
     assert "ERROR" not in scoped.log
     assert "WARNING" not in scoped.log
 
