@@ -9,7 +9,8 @@ Begin with `reconcile`, the path of one job: it observes, decides, acts and answ
 `cluster`   sends the requests to Kubernetes
 `election`  elects the one replica that does all this
 `watch`     turns kopf's events into jobs that are due
-`reports`   receives the progress reports of trainers
+`reports`   receives the progress reports of trainers, and shows the metrics
+`metrics`   counts what the operator does
 `main`      builds all of this from `settings` and runs it; `health` answers the kubelet's probes
 
 `status_reasons` names every reason that is no failure, and `errors` is the tree of exceptions.

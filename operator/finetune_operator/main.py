@@ -10,12 +10,15 @@ that file.
 import argparse
 import asyncio
 import logging
+import platform
 import signal
 import socket
+import ssl
 import sys
 import uuid
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +27,23 @@ from aiohttp import web
 
 from finetune_operator.cluster.cluster import Cluster
 from finetune_operator.cluster.connection import ApiConnection
+from finetune_operator.cluster.scrapers import ScraperReview
 from finetune_operator.desired.installation import Installation
 from finetune_operator.election.campaign import Campaign
 from finetune_operator.election.election import Election
 from finetune_operator.election.fence import FencedConnection
 from finetune_operator.errors import SettingsError
 from finetune_operator.health import build_health_app
+from finetune_operator.metrics.job_gauges import JOBS
+from finetune_operator.metrics.series import BUILD_INFO, CERTIFICATE_EXPIRY, HEARTBEAT_AGE, LEADER, QUEUED_LOOKS
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.reports.certificate import follow_certificate, load_certificate
 from finetune_operator.reports.checks import ReportChecks
+from finetune_operator.reports.expiry import certificate_expiry
 from finetune_operator.reports.forward import LeaderLink
+from finetune_operator.reports.metrics_route import MetricsRoute
 from finetune_operator.reports.self_check import check_reachability
 from finetune_operator.reports.server import build_progress_app
 from finetune_operator.reports.site import Site, listen
@@ -87,6 +95,7 @@ async def run(settings: Settings) -> None:
         checks = ReportChecks(cluster, reports, cluster.now)
         app = build_progress_app(checks, controller, visits)
         app.middlewares.append(link.middleware())
+        MetricsRoute(ScraperReview(connection), lambda: _read_gauges(election, controller, tls, settings)).add_to(app)
         listener = listen(settings.progress_port)
         logger.info("listening on port %d", settings.progress_port)
 
@@ -96,9 +105,10 @@ async def run(settings: Settings) -> None:
         async def lead() -> None:
             checks.start_over()
             has_led.set()
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(check_reachability(settings.progress_url, settings.tls_dir, checks.listen_anew))
-                tasks.create_task(controller.run())
+            with JOBS.exported():
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(check_reachability(settings.progress_url, settings.tls_dir, checks.listen_anew))
+                    tasks.create_task(controller.run())
 
         registry = build_registry(controller, terminated_pods, connection)
         await _run_until_one_ends(
@@ -176,6 +186,15 @@ def _installation(settings: Settings) -> Installation:
         settings.denied_namespaces,
         settings.endpoints,
     )
+
+
+def _read_gauges(election: Election, controller: Controller, tls: ssl.SSLContext, settings: Settings) -> None:
+    """Set the gauges that are read when they are asked for."""
+    LEADER.set(election.is_leading())
+    HEARTBEAT_AGE.set(controller.heartbeat_age())
+    QUEUED_LOOKS.set(controller.queue_depth())
+    CERTIFICATE_EXPIRY.set(certificate_expiry(tls, settings.tls_dir) or 0)
+    BUILD_INFO.labels(version("finetune-operator"), platform.python_version()).set(1)
 
 
 def _election(settings: Settings) -> Election:

@@ -15,9 +15,12 @@ from finetune_operator.decide.decide import decide
 from finetune_operator.decide.decision import Actions, Decision
 from finetune_operator.desired.installation import Installation
 from finetune_operator.errors import ApiError, ConflictError, ForbiddenError, NotFoundError
+from finetune_operator.metrics.job_ends import count_write
+from finetune_operator.metrics.job_gauges import JOBS, JobFacts
+from finetune_operator.observe.children import parse_time
 from finetune_operator.observe.observe import observe, of_newest_pod
 from finetune_operator.observe.report_store import ReportStore
-from finetune_operator.observe.snapshot import AnySnapshot
+from finetune_operator.observe.snapshot import AnySnapshot, Snapshot
 from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.status.events import build_event, find_transitions
 from finetune_operator.status.status import build_status, has_changed, reduce_status
@@ -52,6 +55,7 @@ class Reconciler:
     def forget(self, job_uid: str) -> None:
         """Drop what is remembered of a job that is gone."""
         self._written.pop(job_uid, None)
+        JOBS.forget(job_uid)
 
     async def reconcile(self, key: NamespacedName) -> float | None:
         """Looks at one job and does what is due. Returns the seconds after which to look again; None to wait for the
@@ -105,6 +109,7 @@ class Reconciler:
             snapshot = replace(snapshot, training=replace(snapshot.training, report=report))
 
         status = build_status(snapshot, decision)
+        JOBS.note(uid, _facts(snapshot, decision, status))
         if not has_changed(snapshot.status, status):
             return
 
@@ -114,6 +119,7 @@ class Reconciler:
         except NotFoundError:
             return  # the job was deleted meanwhile
 
+        count_write(snapshot.status, status, snapshot.now.timestamp() - _created(snapshot))
         if decision.phase.is_terminal:
             self._reports.drop(uid)
         if status.phase is not snapshot.status.phase:
@@ -159,3 +165,21 @@ def _refused(decision: Decision, error: ApiError) -> Decision:
     reason = StatusReason.PERMISSION_DENIED if isinstance(error, ForbiddenError) else StatusReason.CHILD_REJECTED
     message = f"the API server refused {error.request}: {error.message}"
     return Decision(decision.phase, reason, message, is_stalled=True, requeue_seconds=REFUSED_RETRY_SECONDS)
+
+
+def _facts(snapshot: AnySnapshot, decision: Decision, status: FineTuneJobStatus) -> JobFacts:
+    """Returns what the metrics count of a job."""
+    phase = status.phase or decision.phase
+    spec = snapshot.spec if isinstance(snapshot, Snapshot) else None
+    return JobFacts(
+        phase=phase,
+        needs_person=decision.reason if decision.is_stalled and not phase.is_terminal else "",
+        created=_created(snapshot),
+        gpus=spec.resources.gpus if spec else 0,
+        tokens_per_second=(status.progress.tokens_per_second if status.progress else None) or 0.0,
+    )
+
+
+def _created(snapshot: AnySnapshot) -> float:
+    """Returns the Unix time of a job's creation, by the API server's clock."""
+    return (parse_time(snapshot.metadata.creation_timestamp) or snapshot.now).timestamp()

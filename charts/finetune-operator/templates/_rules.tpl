@@ -45,8 +45,12 @@
   verbs: [create]
 {{- end }}
 {{- define "finetune.clusterRules" -}}
-# The API server says which pod a progress report's token belongs to.
+# The API server says which pod a progress report's token belongs to, and whose token reads metrics.
 - apiGroups: [authentication.k8s.io]
   resources: [tokenreviews]
+  verbs: [create]
+# The API server says who may read metrics.
+- apiGroups: [authorization.k8s.io]
+  resources: [subjectaccessreviews]
   verbs: [create]
 {{- end }}

@@ -2,6 +2,7 @@
 
 `cluster`       every path and verb, as methods that take and return plain objects
 `connection`    kubernetes.aio under a service account or a kubeconfig, with errors of our own tree
+`scrapers`      who reads the metrics, and whether they may
 `answers`       what is read from an answer, whoever gave it
 `usable_answers` what kopf's session makes of answers that kopf cannot read
 `server_clock`  the API server's clock, from its answers

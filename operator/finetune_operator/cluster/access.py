@@ -73,7 +73,13 @@ CLUSTER_RULES = (
         "authentication.k8s.io",
         "tokenreviews",
         ("create",),
-        "The API server says which pod a progress report's token belongs to.",
+        "The API server says which pod a progress report's token belongs to, and whose token reads metrics.",
+    ),
+    Rule(
+        "authorization.k8s.io",
+        "subjectaccessreviews",
+        ("create",),
+        "The API server says who may read metrics.",
     ),
 )
 """Rules for resources that exist for the whole cluster only."""

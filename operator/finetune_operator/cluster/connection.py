@@ -29,6 +29,7 @@ from finetune_operator.errors import (
     NotFoundError,
     SettingsError,
 )
+from finetune_operator.metrics.series import API_REQUESTS, API_SECONDS
 from finetune_operator.settings import Kubeconfig, ServiceAccount
 
 KUBECONFIG_SECONDS = 60.0
@@ -126,7 +127,9 @@ class ApiConnection:
             response = await self._client.call_api(method, url, headers, payload, _request_timeout=TIMEOUT)
             self.clock.note(response.headers.get("Date"), sent)
             text = (await response.read()).decode(errors="replace")  # the timeout covers the body too
+            _count(verb, str(response.status), sent)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            _count(verb, "0", sent)
             raise ApiUnavailableError(f"{label}: {type(error).__name__}: {error}") from error
 
         # 429 and 5xx pass by themselves; every other refusal needs a decision.
@@ -137,6 +140,11 @@ class ApiConnection:
         if response.status >= 400:
             raise _ERRORS.get(response.status, ApiError)(response.status, label, read_message(text))
         return decode_object(label, text)
+
+
+def _count(verb: str, code: str, sent: float) -> None:
+    API_REQUESTS.labels(verb, code).inc()
+    API_SECONDS.labels(verb).observe(time.monotonic() - sent)
 
 
 class _Authorization:

@@ -1,4 +1,4 @@
-"""Receives the progress reports of trainers.
+"""Receives the progress reports of trainers, and shows the metrics.
 
 `site`     connections: how many, how long, and how large
 `visits`   the open connections, and who has to leave
@@ -8,5 +8,7 @@
 `checks`   every check that a report must pass
 `callers`  the pod and the job that a token belongs to, looked up as rarely as possible
 `self_check`  whether trainers can reach the server, as far as the operator can tell
+`metrics_route`  who may read the metrics, and the metrics
+`expiry`   when the certificate expires
 `limits`   allowances and remembered answers, in bounded memory
 """

@@ -80,7 +80,7 @@ class ReportChecks:
         if len(body) > MAX_BODY_BYTES:
             raise ReportRefusedError(413, "TooLarge", f"a report has at most {MAX_BODY_BYTES} bytes")
 
-        token = _bearer_token(sender.authorization)
+        token = bearer_token(sender.authorization)
         caller = await self._find_caller(sender, token)
         self._reports.hear(caller.job_uid, caller.pod_uid, self._now())  # refused or not, its trainer lives
         if not self._allowances.take(caller.job_uid, self._clock()):
@@ -122,7 +122,8 @@ class ReportChecks:
             raise ReportRefusedError(409, "OldSequence", f"report {sequence} is not newer than report {last}")
 
 
-def _bearer_token(authorization: str) -> str:
+def bearer_token(authorization: str) -> str:
+    """Returns the token of an Authorization header; raises ReportRefusedError (401) if there is none."""
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise ReportRefusedError(401, "Unauthorized", "a bearer token is required")

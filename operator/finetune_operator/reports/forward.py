@@ -16,6 +16,7 @@ import aiohttp
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from finetune_operator.cluster.scrapers import METRICS_PATH
 from finetune_operator.election.election import Election
 from finetune_operator.reports.visits import MAX_CONNECTIONS_OF_PEER
 
@@ -56,7 +57,7 @@ class LeaderLink:
 
         @web.middleware
         async def forward(request: web.Request, handler: Handler) -> web.StreamResponse:
-            if self._election.is_leading():
+            if self._election.is_leading() or request.path == METRICS_PATH:  # each replica has metrics of its own
                 return await handler(request)
 
             address = self._election.leader_address

@@ -11,7 +11,9 @@ from aiohttp.typedefs import Handler
 
 from finetune_api.progress import MAX_BODY_BYTES, progress_path
 from finetune_operator.cluster.cluster import NamespacedName
+from finetune_operator.cluster.scrapers import METRICS_PATH
 from finetune_operator.errors import ApiError, ApiUnavailableError, ReportRefusedError
+from finetune_operator.metrics.series import REPORTS
 from finetune_operator.reports.checks import ReportChecks, Sender
 from finetune_operator.reports.visits import Address, Visits
 from finetune_operator.watch.controller import Controller
@@ -31,6 +33,8 @@ def build_progress_app(checks: ReportChecks, controller: Controller, visits: Vis
             answer = await handler(request)
         except ReportRefusedError as refusal:
             answer = _answer(refusal.status, refusal.reason, refusal.message)
+        if request.path != METRICS_PATH:
+            REPORTS.labels(str(answer.status)).inc()
         answer.force_close()  # an idle connection would hold a place
         return answer
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_operator.metrics.series import CONNECTIONS, REFUSED_CONNECTIONS
 from finetune_operator.reports.limits import Allowances
 
 MAX_CONNECTIONS = 256
@@ -44,17 +45,20 @@ class Visits:
     def enter(self, address: Address, leave: Callable[[], object]) -> bool:
         """Admits a connection, perhaps instead of an older one; False if it is refused."""
         peer = str(address[0])
-        if not self._allowances.take(peer, self._clock()):
-            return False
+        is_admitted = self._allowances.take(peer, self._clock()) and self._make_room(peer)
+        if is_admitted:
+            self._open[address] = Visit(peer, leave)
+        else:
+            REFUSED_CONNECTIONS.inc()
+        CONNECTIONS.set(len(self._open))
+        return is_admitted
 
+    def _make_room(self, peer: str) -> bool:
+        """Dismisses connections of whoever has too many; False if that is not enough."""
         counts = Counter(visit.peer for visit in self._open.values())
         if counts[peer] >= MAX_CONNECTIONS_OF_PEER and not self._dismiss_one_of(peer):
             return False
-        if len(self._open) >= MAX_CONNECTIONS and not self._dismiss_one_of(counts.most_common(1)[0][0]):
-            return False
-
-        self._open[address] = Visit(peer, leave)
-        return True
+        return len(self._open) < MAX_CONNECTIONS or self._dismiss_one_of(counts.most_common(1)[0][0])
 
     def receive(self, address: Address) -> None:
         """Notes that a connection has sent its whole request; it is not dismissed any more."""
@@ -64,6 +68,7 @@ class Visits:
     def end(self, address: Address) -> None:
         """Forgets a connection that is closed."""
         self._open.pop(address, None)
+        CONNECTIONS.set(len(self._open))
 
     def _dismiss_one_of(self, peer: str) -> bool:
         """Closes the peer's oldest connection that still awaits its request; False if there is none."""

@@ -20,6 +20,7 @@ from enum import Enum, auto
 
 from finetune_operator.cluster.cluster import Cluster, Listed, NamespacedName
 from finetune_operator.errors import ApiError, ApiUnavailableError, ConflictError, ForbiddenError
+from finetune_operator.metrics.series import LISTS, RECONCILE_ERRORS, RECONCILE_SECONDS, RELISTED_CHANGES
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.watch.work_queue import Lane, WorkQueue
@@ -93,6 +94,10 @@ class Controller:
         self._reports.forget(job_uid)
         self._reconciler.forget(job_uid)
 
+    def queue_depth(self) -> int:
+        """Returns the number of jobs that are to be looked at, now or later."""
+        return len(self._queue)
+
     def heartbeat_age(self) -> float:
         """Seconds since a worker last took the heartbeat from the queue."""
         return time.monotonic() - self._heartbeat
@@ -127,19 +132,24 @@ class Controller:
     async def _reconcile(self, name: NamespacedName) -> None:
         """Reconcile one job and queue its next turn. No error ends a worker."""
         try:
-            again = await self._reconciler.reconcile(name)
+            with RECONCILE_SECONDS.time():
+                again = await self._reconciler.reconcile(name)
         except ConflictError as error:
+            RECONCILE_ERRORS.labels("Conflict").inc()
             delay = self._queue.add_after_failure(name)
             logger.info("%s: an object changed since it was read, trying again in %.1f s: %s", name, delay, error)
         except ForbiddenError as error:  # of the FineTuneJob itself; a refusal of a child stands in its status
             self.refusal = str(error)
+            RECONCILE_ERRORS.labels("Forbidden").inc()
             delay = self._queue.add_after_failure(name, LIST_AGAIN_SECONDS)
             logger.warning("%s: reconcile failed, trying again in %.1f s: %s", name, delay, error)
         except (ApiError, ApiUnavailableError) as error:
+            RECONCILE_ERRORS.labels("Refused" if isinstance(error, ApiError) else "Unavailable").inc()
             wanted = error.retry_after if isinstance(error, ApiUnavailableError) else 0.0
             delay = self._queue.add_after_failure(name, wanted)
             logger.warning("%s: reconcile failed, trying again in %.1f s: %s", name, delay, error)
         except Exception:
+            RECONCILE_ERRORS.labels("Defect").inc()
             delay = self._queue.add_after_failure(name)
             logger.exception("%s: defect in the operator, trying again in %.1f s", name, delay)
         else:
@@ -157,10 +167,12 @@ class Controller:
                 listed = await self._cluster.list_versions()
             except (ApiError, ApiUnavailableError) as error:
                 self.refusal = str(error) if isinstance(error, ForbiddenError) else self.refusal
+                LISTS.labels("failed").inc()
                 logger.warning("cannot list FineTuneJobs, trying again in %.0f s: %s", LIST_AGAIN_SECONDS, error)
                 await asyncio.sleep(LIST_AGAIN_SECONDS)
                 continue
 
+            LISTS.labels("done").inc()
             self.refusal = ""
             for uid in known - listed.keys():
                 self.forget(uid)
@@ -181,4 +193,5 @@ class Controller:
             self._names[uid] = job.name
             if self._versions.get(uid) != job.versions:
                 self._versions[uid] = job.versions
+                RELISTED_CHANGES.inc()
                 self._queue.add(job.name, random.uniform(0, spread), Lane.BACKGROUND)  # noqa: S311 (jitter is no secret)

@@ -16,6 +16,7 @@ from finetune_api import GROUP, PLURAL, VERSION
 from finetune_operator.cluster.cluster import NamespacedName
 from finetune_operator.cluster.connection import ApiConnection
 from finetune_operator.desired.names import JOB_UID_LABEL
+from finetune_operator.metrics.series import WATCH_EVENTS, WATCH_TIME
 from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.watch.controller import Controller
 
@@ -73,6 +74,7 @@ def build_registry(
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def fine_tune_job_changed(event: kopf.RawEvent, name: str, namespace: str | None, uid: str, **_: Any) -> None:
+        _count("finetunejobs")
         if event["type"] is None:
             controller.trigger_list()
         elif event["type"] == "DELETED":
@@ -83,10 +85,12 @@ def build_registry(
 
     @kopf.on.event("batch", "v1", "jobs", registry=registry)
     async def child_job_changed(event: kopf.RawEvent, labels: kopf.Labels, **_: Any) -> None:
+        _count("jobs")
         _child_changed(controller, event, labels)
 
     @kopf.on.event("", "v1", "pods", registry=registry)
     async def pod_changed(event: kopf.RawEvent, body: kopf.Body, labels: kopf.Labels, **_: Any) -> None:
+        _count("pods")
         terminated_pods.note(dict(body))  # a pod may be gone before the reconcile can read its exit code
         _child_changed(controller, event, labels)
 
@@ -98,3 +102,8 @@ def _child_changed(controller: Controller, event: kopf.RawEvent, labels: kopf.La
         controller.trigger_list()
     else:
         controller.trigger_owner(labels.get(JOB_UID_LABEL, ""))
+
+
+def _count(stream: str) -> None:
+    WATCH_EVENTS.labels(stream).inc()
+    WATCH_TIME.labels(stream).set_to_current_time()

@@ -1,4 +1,4 @@
-"""What the operator costs: its requests, as the API server counts them, its memory and its processor time."""
+"""Measures what the operator costs: its requests, as the API server counts them, its memory and its processor time."""
 
 import asyncio
 import os

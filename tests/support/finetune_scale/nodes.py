@@ -69,6 +69,7 @@ def _outcome(pod: Json) -> Outcome:
     labels = metadata["labels"]
     location = f"s3://results/{metadata['namespace']}/{labels[JOB_NAME_LABEL]}/"
     uploads = f"{location}attempts/{labels[JOB_UID_LABEL]}.{metadata['uid']}/"
+
     artifact = Artifact(
         type=ArtifactType.ADAPTER, uri=f"{uploads}adapter/", bytes=12, sha256="a" * 64, format="safetensors"
     )

@@ -83,7 +83,7 @@ class _Run:
     async def _all_lives(
         self, api: Api, nodes: Nodes, sightings: Sightings, process: ProcessWatch, per_second: float
     ) -> None:
-        """From the first creation to the last end."""
+        """Measure from the first creation to the last end."""
         figures, before, begun, cpu = self._figures, await Requests.count(api), time.monotonic(), process.cpu_seconds
         reporters = Reporters(api, self._operator.progress_url, self._operator.tls())
 

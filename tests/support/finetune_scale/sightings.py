@@ -8,7 +8,7 @@ from finetune_scale.load import job_number
 
 
 class Sightings:
-    """When each job was first seen in a phase, and when each of its steps was seen, in monotonic seconds."""
+    """Times, in monotonic seconds, at which each job was first seen in a phase and each of its steps was seen."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
