@@ -35,7 +35,11 @@ def of_kind(documents: list[dict[str, Any]], *kinds: str) -> list[dict[str, Any]
 
 
 def rules(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [rule for role in of_kind(documents, "Role", "ClusterRole") for rule in role["rules"]]
+    """Rules of the operator itself, not of who reads its metrics."""
+    roles = of_kind(documents, "Role", "ClusterRole")
+    return [
+        rule for role in roles if not role["metadata"]["name"].endswith("-metrics-reader") for rule in role["rules"]
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +65,11 @@ def test_the_generated_rules_are_fresh() -> None:
         assert path.read_text() == text, f"{path.name} is stale: run `make generate`"
 
 
-def test_a_namespaced_install_has_no_cluster_role_but_token_review() -> None:
+def test_a_namespaced_install_has_no_cluster_role_but_that_of_reviews() -> None:
     documents = render("--set", "watchNamespaces={team,lab}")
-    cluster_rules = [rule for role in of_kind(documents, "ClusterRole") for rule in role["rules"]]
-    assert cluster_rules == [
-        {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}
+    assert rules(of_kind(documents, "ClusterRole")) == [
+        {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
+        {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
     ]
     for kind in ("Role", "RoleBinding"):
         found = {document["metadata"]["name"]: [] for document in of_kind(documents, kind)}
@@ -197,3 +201,55 @@ def test_every_value_is_in_the_schema() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     assert set(values) <= set(schema["properties"])
+
+
+MONITORED = tuple(
+    argument
+    for name in ("serviceMonitor", "podMonitor", "alerts", "dashboard")
+    for argument in ("--set", f"metrics.{name}.enabled=true")
+)
+
+
+def test_monitoring_objects_come_only_when_they_are_asked_for(rendered: list[dict[str, Any]]) -> None:
+    kinds = ("ServiceMonitor", "PodMonitor", "PrometheusRule", "ConfigMap")
+    assert of_kind(rendered, *kinds) == []
+    found = of_kind(render(*MONITORED, "--set", "metrics.tokenSecret.name=scraper"), *kinds)
+    assert sorted(each["kind"] for each in found) == sorted(kinds)
+
+
+def test_prometheus_reads_metrics_over_tls_with_a_token_and_the_right_name(rendered: list[dict[str, Any]]) -> None:
+    (monitor,) = of_kind(render("--set", "metrics.serviceMonitor.enabled=true"), "ServiceMonitor")
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["scheme"] == "https"
+    assert endpoint["bearerTokenFile"] == "/var/run/secrets/kubernetes.io/serviceaccount/token"
+    assert "insecureSkipVerify" not in endpoint["tlsConfig"]
+    (secret,) = of_kind(rendered, "Secret")
+    certificate = x509.load_pem_x509_certificate(base64.b64decode(secret["data"]["tls.crt"]))
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert endpoint["tlsConfig"]["serverName"] in names.get_values_for_type(x509.DNSName)
+    assert endpoint["tlsConfig"]["ca"]["secret"] == {"name": secret["metadata"]["name"], "key": "ca.crt"}
+
+    (service,) = of_kind(rendered, "Service")
+    assert endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+
+
+def test_a_pod_monitor_without_a_token_is_refused_with_the_value_to_set() -> None:
+    done = run_helm(
+        "template", "release", str(CHART), "--kube-version", "1.36.3", "--set", "metrics.podMonitor.enabled=true"
+    )
+    assert done.returncode != 0
+    assert "metrics.podMonitor needs metrics.tokenSecret.name" in done.stderr
+
+
+def test_the_rule_has_every_alert_with_a_link_to_the_runbook() -> None:
+    (rule,) = of_kind(
+        render(*MONITORED[4:6], "--set", "metrics.alerts.runbookUrl=https://wiki/runbook"), "PrometheusRule"
+    )
+    source = yaml.safe_load((CHART / "files/alerts.yaml").read_text())
+    (group,), (expected,) = rule["spec"]["groups"], source["groups"]
+    assert [alert["alert"] for alert in group["rules"]] == [alert["alert"] for alert in expected["rules"]]
+    for alert, original in zip(group["rules"], expected["rules"], strict=True):
+        assert alert["expr"] == original["expr"]
+        assert alert["annotations"].pop("runbook_url") == f"https://wiki/runbook#{alert['alert'].lower()}"
+        assert alert["annotations"] == original["annotations"]

@@ -38,3 +38,20 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ append .Values.deniedNamespaces .Release.Namespace | uniq | join "," }}
 {{- end -}}
 {{- end }}
+
+{{/* How Prometheus reads metrics: over TLS, as whoever it is to the API server. */}}
+{{- define "finetune.scrape" -}}
+path: /metrics
+scheme: https
+interval: {{ .Values.metrics.interval }}
+{{- if .Values.metrics.tokenSecret.name }}
+authorization:
+  credentials: {{- toYaml .Values.metrics.tokenSecret | nindent 4 }}
+{{- else }}
+bearerTokenFile: /var/run/secrets/kubernetes.io/serviceaccount/token
+{{- end }}
+tlsConfig:
+  serverName: {{ include "finetune.serviceHost" . }}
+  ca:
+    secret: {name: {{ include "finetune.tlsSecret" . }}, key: ca.crt}
+{{- end }}

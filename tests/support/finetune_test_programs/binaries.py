@@ -1,10 +1,10 @@
-"""The dev cluster's programs: `kube` (control plane, kubelet and kubectl in one file) and `helm`.
+"""The dev cluster's programs: `kube` (control plane, kubelet and kubectl in one file), `helm` and `promtool`.
 
-Both are built from published Go modules, once per version, and kept outside the checkout. The digest of a module's
-files is in the cached file's name, so a new pin builds anew and an old checkout still finds its own. `KUBE_BINARY`
-and `HELM_BINARY` point at ready ones.
+All are built from published Go modules, once per version, and kept outside the checkout. The digest of a module's
+files is in the cached file's name, so a new pin builds anew and an old checkout still finds its own. `KUBE_BINARY`,
+`HELM_BINARY` and `PROMTOOL_BINARY` point at ready ones.
 
-    python -m finetune_test_programs.binaries            build both
+    python -m finetune_test_programs.binaries            build all
     python -m finetune_test_programs.binaries helm ...   run helm
 """
 
@@ -21,8 +21,13 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parents[1]
 CACHE = Path(os.environ.get("CACHE") or Path.home() / ".cache/finetune-operator") / "bin"
-PACKAGES = {"kube": ".", "helm": "helm.sh/helm/v3/cmd/helm"}
-TYPICAL_MINUTES = {"kube": 6, "helm": 2}
+PACKAGES = {
+    "kube": ".",
+    "helm": "helm.sh/helm/v3/cmd/helm",
+    "promtool": "github.com/prometheus/prometheus/cmd/promtool",
+}
+TAGS = "remove_all_sd"  # promtool without the clients of every cloud
+TYPICAL_MINUTES = {"kube": 6, "helm": 2, "promtool": 3}
 
 
 def kube_binary() -> Path:
@@ -33,6 +38,11 @@ def kube_binary() -> Path:
 def helm_binary() -> Path:
     """Path of `helm`; builds it if it is missing."""
     return _find_or_build("helm")
+
+
+def promtool_binary() -> Path:
+    """Path of `promtool`; builds it if it is missing."""
+    return _find_or_build("promtool")
 
 
 def _find_or_build(name: str) -> Path:
@@ -83,7 +93,7 @@ def _build(name: str, binary: Path) -> None:
         flags += f" -X k8s.io/component-base/version.gitVersion={_version(module)}"
 
     partial = binary.with_name(f"{binary.name}.partial")
-    command = [find_go(), "build", "-trimpath", "-ldflags", flags, "-o", str(partial), PACKAGES[name]]
+    command = [find_go(), "build", "-trimpath", "-tags", TAGS, "-ldflags", flags, "-o", str(partial), PACKAGES[name]]
     environment = os.environ | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly -buildvcs=false"}
 
     start = time.monotonic()
@@ -106,7 +116,7 @@ def _build(name: str, binary: Path) -> None:
 
 
 def main() -> None:
-    """Build both programs, or run one of them."""
+    """Build all programs, or run one of them."""
     if len(sys.argv) > 1:
         program = str(_find_or_build(sys.argv[1]))
         os.execv(program, [sys.argv[1], *sys.argv[2:]])
