@@ -60,6 +60,11 @@ class OperatorProcess:
         return self._running().log.read_text()
 
     @property
+    def tls_dir(self) -> Path:
+        """Folder of the progress server's certificate, as a Secret would be mounted."""
+        return self._folder / "tls"
+
+    @property
     def pid(self) -> int:
         """Process id of the newest process."""
         return self._running().process.pid
@@ -170,7 +175,7 @@ class OperatorProcess:
             "FINETUNE_PROGRESS_URL": self._advertised,
             "FINETUNE_PROGRESS_PORT": str(self.progress_port),
             "FINETUNE_HEALTH_PORT": str(self.health_port),
-            "FINETUNE_TLS_DIR": str(self._folder / "tls"),
+            "FINETUNE_TLS_DIR": str(self.tls_dir),
             "FINETUNE_LEASE_NAMESPACE": NAMESPACE,
         }
 
@@ -202,7 +207,7 @@ class OperatorProcess:
         self._cluster.kubectl("apply", "--server-side", "-f", str(CHECKOUT / "crds/finetune.dev_finetunejobs.yaml"))
         self._cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(self._account_objects()))
 
-        account, tls = self._folder / "serviceaccount", self._folder / "tls"
+        account, tls = self._folder / "serviceaccount", self.tls_dir
         account.mkdir(parents=True)
         tls.mkdir()
         authority = self._cluster.ca_file.read_text()
