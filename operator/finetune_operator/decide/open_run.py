@@ -84,7 +84,10 @@ def _with_trainer(snapshot: Snapshot, run: ChildRun) -> Decision:
     # Nothing announces that a trainer falls silent.
     silence = find_silence(snapshot, run)
     left = silence.seconds_until(silence.limit.silence, snapshot.now) if silence else None
-    return replace(decision, requeue_seconds=None if left is None else max(1.0, left))
+    if left is None:
+        return decision
+    # A silence that is no sign of a stall, as that of a trainer that reports elsewhere, is no reason for haste.
+    return replace(decision, requeue_seconds=left if left > 0 else RETRY_SECONDS)
 
 
 def _waiting(snapshot: Snapshot, run: ChildRun, waiting: Waiting) -> Decision:

@@ -5,6 +5,7 @@ So it is the operator that ends the job the second time, as for a startup deadli
 """
 
 from dataclasses import replace
+from datetime import timedelta
 
 from finetune_api.failures import RESTARTED_ONCE, ExitCode, FailureReason
 from finetune_operator.decide.decision import RETRY_SECONDS, Decision, Eviction
@@ -74,7 +75,8 @@ def _say_so(open_run: Decision, snapshot: Snapshot, silence: Silence, left: floa
             "operator's progress server"
         )
     else:
-        message += f": its process or its node may hang. Unless it reports, its pod is evicted in {max(1, int(left))} s"
+        end = (snapshot.now + timedelta(seconds=left)).strftime("%H:%M:%S UTC")
+        message += f": its process or its node may hang. Unless it reports, its pod is evicted at {end}"
     wait = left if left > 0 else RETRY_SECONDS
     return replace(open_run, reason=StatusReason.NOT_REPORTING, message=message, requeue_seconds=wait)
 
@@ -98,7 +100,7 @@ def _evict(snapshot: Snapshot, run: ChildRun, pod: TrainerPod, installation: Ins
 
 
 def _describe(snapshot: Snapshot, silence: Silence) -> str:
-    # The message must not change with every look, so it names a time instead of a duration.
+    # The message must not change with every look, so it names times instead of durations.
     heard = silence.last_report.strftime("%H:%M:%S UTC")
     return f"the trainer has not reported since {heard}, although it does so at least once a minute"
 

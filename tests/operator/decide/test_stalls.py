@@ -12,6 +12,7 @@ from finetune_api.outcome import Outcome, Result
 from finetune_api.pod_ends.stalls import StallLimit
 from finetune_api.status import Attempt, FineTuneJobStatus, ProgressStatus
 from finetune_api.vocabulary import Phase, Stage
+from finetune_operator.decide.decide import decide
 from finetune_operator.decide.decision import Actions, Eviction
 from finetune_operator.desired.names import child_name
 from finetune_operator.observe.children import TrainerPod
@@ -148,6 +149,10 @@ def test_first_the_status_says_it() -> None:
     assert decision.actions == Actions()
     assert decision.requeue_seconds == END - SILENCE
     assert "has not reported since 12:00:00 UTC" in decision.message
+    assert "its pod is evicted at 12:17:00 UTC" in decision.message
+    assert decision_about(after(SILENCE + 60)).message == decision.message, (
+        "a look that sees nothing new writes nothing"
+    )
     status = build_status(after(SILENCE), decision)
     running = {each.type.value: each for each in status.conditions}["Running"]
     assert (running.status, running.reason) == ("True", "NotReporting")
@@ -229,6 +234,14 @@ def test_trainers_of_an_older_version_are_silent_in_long_steps() -> None:
         "data": {"run_config.yaml": text.replace("\nstall:\n", "\nolder:\n")},
     }
     assert decision_about(replace(snapshot, config_map=older)).reason == "Training"
+
+
+def test_a_trainer_that_reports_to_another_address_is_left_alone_and_looked_at_rarely() -> None:
+    """The operator's address has changed since its Job was made."""
+    decision = decide(after(END), replace(INSTALLATION, progress_url="https://another:8443"))
+    assert (decision.reason, decision.given_up_pod) == ("Training", None)
+    assert decision.requeue_seconds is not None
+    assert decision.requeue_seconds >= 30
 
 
 def test_a_restarted_operator_counts_from_its_start() -> None:

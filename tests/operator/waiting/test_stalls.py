@@ -136,7 +136,7 @@ def test_a_frozen_trainer_is_seen_and_evicted_and_others_that_stall_or_diverge_g
         silent = jobs.wait("frozen", lambda status: status.get("reason") == "NotReporting", "silence", 30)["status"]
         assert time.monotonic() - began > SILENCE - 3  # times are whole seconds
         assert silent["phase"] == "Running"
-        assert "Unless it reports, its pod is evicted in" in _message(silent, "Running")
+        assert "Unless it reports, its pod is evicted at" in _message(silent, "Running")
         assert "NotReporting" in jobs.cluster.kubectl("get", "ftj", "frozen", "-n", jobs.namespace).stdout
 
         stalled = jobs.wait("frozen", lambda status: status.get("reason") == "Stalled", "it is given up", 15)["status"]
