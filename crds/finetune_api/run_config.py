@@ -13,6 +13,7 @@ import yaml
 from finetune_api import API_VERSION
 from finetune_api.base import ApiModel
 from finetune_api.gpus import ExpectedGpu, expected_gpu, to_bytes
+from finetune_api.logs.formats import LogFormat
 from finetune_api.pod_ends.stalls import StallLimit
 from finetune_api.spec.endpoints import EndpointPolicy
 from finetune_api.spec.inputs import DatasetSpec, ModelSpec
@@ -89,6 +90,8 @@ class RunConfig(ApiModel):
     """None for a run without a cluster."""
     endpoints: EndpointPolicy | None = None
     """Addresses that the trainer may connect to; None, for a run without a cluster: any."""
+    log_format: LogFormat = LogFormat.TEXT
+    """Form of the pod's log lines."""
 
     @classmethod
     def from_spec(

@@ -25,6 +25,7 @@ from typing import Any
 import kopf
 from aiohttp import web
 
+from finetune_api.logs.formats import LogFormat, build_formatter
 from finetune_operator.cluster.cluster import Cluster
 from finetune_operator.cluster.connection import ApiConnection
 from finetune_operator.cluster.scrapers import ScraperReview
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     try:
         settings = Settings.from_environment(kubeconfig=kubeconfig)
-        _set_up_logging(settings.log_level)
+        _set_up_logging(settings.log_level, settings.log_format)
         asyncio.run(run(settings))
     except SettingsError as error:
         sys.exit(f"finetune-operator: {error}")
@@ -162,8 +163,11 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _set_up_logging(level: str) -> None:
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+def _set_up_logging(level: str, form: LogFormat) -> None:
+    """Have every library's lines formatted as ours, kopf's and aiohttp's too."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(build_formatter(form, {"pod": socket.gethostname()}))
+    logging.basicConfig(level=level, handlers=[handler])
     if level != "DEBUG":
         logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # it logs a line for every event of every object
 
@@ -185,6 +189,7 @@ def _installation(settings: Settings) -> Installation:
         settings.location_template,
         settings.denied_namespaces,
         settings.endpoints,
+        settings.log_format,
     )
 
 

@@ -9,6 +9,7 @@ import json
 import logging
 from dataclasses import replace
 
+from finetune_api.logs.formats import log_context
 from finetune_api.status import MAX_STATUS_BYTES, FineTuneJobStatus
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.decide.decide import decide
@@ -64,15 +65,16 @@ class Reconciler:
         if snapshot is None:
             return None
 
-        decision = decide(snapshot, self._installation)
-        try:
-            await self._act(key, snapshot, decision.actions)
-        except (ConflictError, NotFoundError):
-            raise  # the snapshot was outdated, or the namespace is being deleted: look again
-        except ApiError as error:
-            decision = _refused(decision, error)
+        with log_context(job_uid=snapshot.metadata.uid):
+            decision = decide(snapshot, self._installation)
+            try:
+                await self._act(key, snapshot, decision.actions)
+            except (ConflictError, NotFoundError):
+                raise  # the snapshot was outdated, or the namespace is being deleted: look again
+            except ApiError as error:
+                decision = _refused(decision, error)
 
-        await self._write_status(key, snapshot, decision)
+            await self._write_status(key, snapshot, decision)
         waits = (decision.requeue_seconds, self._reports.seconds_until_shown(snapshot.metadata.uid))
         return min((seconds for seconds in waits if seconds is not None), default=None)
 

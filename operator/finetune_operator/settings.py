@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
+from finetune_api.logs.formats import LogFormat
 from finetune_api.spec.endpoints import EndpointPolicy
 from finetune_api.spec.location import DEFAULT_TEMPLATE, LocationTemplate
 from finetune_operator.errors import SettingsError
@@ -81,6 +82,8 @@ class Settings:
 
     api_server: ServiceAccount | Kubeconfig
     log_level: str
+    log_format: LogFormat
+    """Form of the log lines of the operator and of its jobs' pods."""
 
     @classmethod
     def from_environment(
@@ -108,6 +111,7 @@ class Settings:
             pod_ip=reader.text("FINETUNE_POD_IP", "127.0.0.1" if kubeconfig else None),
             api_server=api_server,
             log_level=reader.choice("FINETUNE_LOG_LEVEL", LOG_LEVELS),
+            log_format=reader.log_format("FINETUNE_LOG_FORMAT"),
         )
 
         if reader.errors:
@@ -153,6 +157,10 @@ class _Reader:
         if value not in choices:
             self.errors.append(f"{name} must be one of {', '.join(choices)}, found {value!r}")
         return value
+
+    def log_format(self, name: str) -> LogFormat:
+        value = self.choice(name, tuple(LogFormat))
+        return LogFormat(value) if value in tuple(LogFormat) else LogFormat.TEXT
 
     def location_template(self, name: str) -> LocationTemplate:
         value = self.text(name, DEFAULT_TEMPLATE.text)

@@ -36,7 +36,7 @@ def test_every_sample_and_its_children_are_accepted(crd_cluster: DevCluster, sam
     assert "Warning" not in applied.stderr
     job = load_manifest(sample.read_text())
     for build in (build_preflight_job, build_trainer_job):
-        child = build(job.metadata, job.spec, "finetune-trainer:1")
+        child = build(job.metadata, job.spec, "finetune-trainer:1", "run-config")
         child["metadata"].pop("ownerReferences")
         created = crd_cluster.kubectl("create", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(child))
         assert "Warning" not in created.stderr

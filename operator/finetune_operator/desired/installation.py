@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from finetune_api.logs.formats import LogFormat
 from finetune_api.spec.endpoints import EndpointPolicy
 from finetune_api.spec.location import DEFAULT_TEMPLATE, LocationTemplate
 
@@ -23,3 +24,6 @@ class Installation:
 
     endpoints: EndpointPolicy = field(default_factory=EndpointPolicy)
     """Addresses that trainers may connect to."""
+
+    log_format: LogFormat = LogFormat.TEXT
+    """Form of the trainers' log lines."""

@@ -26,7 +26,7 @@ def build_run_config(
     """Builds the configuration of the run that a job describes. The run writes below `output_prefix` in its bucket."""
     identity = JobIdentity(namespace=job.namespace, name=job.name, uid=job.uid)
     config = RunConfig.from_spec(identity, spec, _progress_target(job, installation), output_prefix)
-    return config.model_copy(update={"endpoints": installation.endpoints})
+    return config.model_copy(update={"endpoints": installation.endpoints, "log_format": installation.log_format})
 
 
 def build_run_config_map(

@@ -18,6 +18,7 @@ import time
 from contextlib import suppress
 from enum import Enum, auto
 
+from finetune_api.logs.formats import log_context
 from finetune_operator.cluster.cluster import Cluster, Listed, NamespacedName
 from finetune_operator.errors import ApiError, ApiUnavailableError, ConflictError, ForbiddenError
 from finetune_operator.metrics.series import LISTS, RECONCILE_ERRORS, RECONCILE_SECONDS, RELISTED_CHANGES
@@ -123,7 +124,8 @@ class Controller:
                     self._heartbeat = time.monotonic()
                     self._queue.add(name, HEARTBEAT_SECONDS)
                 else:
-                    await self._reconcile(name)
+                    with log_context(namespace=name.namespace, job=name.name):
+                        await self._reconcile(name)
             finally:
                 self._queue.done(name)
                 if not isinstance(name, Heartbeat) and (event := self._events_meanwhile.pop(name, None)):

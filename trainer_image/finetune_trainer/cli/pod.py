@@ -15,7 +15,7 @@ from finetune_api.outcome import Outcome
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Stage
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.job.logging_setup import configure_logging
+from finetune_trainer.job.logging_setup import configure_logging, configure_pod_logging
 from finetune_trainer.job.outcome import failed, overdue, published, stalled, write_outcome
 from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.reporter import Reporter
@@ -58,6 +58,7 @@ def run_attempt(settings: Settings, stop_signal: StopSignal) -> int:
         config = load_config(settings)
     except TrainerError as error:
         return write_outcome(_failed(error, progress), termination_log)
+    configure_pod_logging(config, settings.attempt_id)
     stop_signal.allow(config.termination_grace_period_seconds)
     if config.endpoints is not None:
         restrict_hub(config.endpoints)

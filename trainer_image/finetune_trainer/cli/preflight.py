@@ -14,6 +14,7 @@ from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Stage
 from finetune_trainer.cli.local_hints import local_hint
 from finetune_trainer.errors import InterruptedRunError, TrainerError
+from finetune_trainer.job.logging_setup import configure_pod_logging
 from finetune_trainer.job.outcome import failed, write_outcome
 from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings, load_config
@@ -35,6 +36,7 @@ def preflight_attempt(settings: Settings, stop_signal: StopSignal) -> int:
 
     try:
         config = load_config(settings)
+        configure_pod_logging(config, settings.attempt_id)
         if config.endpoints is not None:
             restrict_hub(config.endpoints)
         outcome = find_result(config, settings) or _check(config, settings)

@@ -2,21 +2,36 @@
 
 import logging
 import os
+import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+from finetune_api.logs.formats import LogFormat, build_formatter
+from finetune_api.run_config import RunConfig
 
 NOISY = ("httpx", "botocore", "urllib3", "bitsandbytes", "datasets", "filelock", "accelerate", "gguf", "awscrt")
 OURS = ("finetune_trainer", "finetune_kernels")
 
 
-def configure_logging(level: int = logging.INFO) -> None:
-    """Sets up the root logger."""
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+def configure_logging(
+    level: int = logging.INFO, form: LogFormat = LogFormat.TEXT, fields: Mapping[str, str] | None = None
+) -> None:
+    """Sets up the root logger. `fields`: what every line says in JSON, such as the job's name."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(build_formatter(form, fields))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     warnings.simplefilter(
         "ignore", FutureWarning
     )  # these are for whoever upgrades libraries, not for readers of a pod's log
     for name in NOISY:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
+
+
+def configure_pod_logging(config: RunConfig, attempt_id: str) -> None:
+    """Sets up the log of a pod as its installation wants it, with the job's names in every line of JSON."""
+    job = config.job
+    fields = {"namespace": job.namespace, "job": job.name, "job_uid": job.uid, "attempt": attempt_id}
+    configure_logging(form=config.log_format, fields=fields | {"pod": socket.gethostname()})
 
 
 def configure_screen_logging(say: Callable[[str], None], *, verbose: bool) -> None:
