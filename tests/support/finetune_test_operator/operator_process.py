@@ -46,6 +46,7 @@ class OperatorProcess:
         self._coordination = client.CoordinationV1Api(cluster.api_client())
         self.progress_port = free_port()
         self.health_port = free_port()
+        self.log_format = "text"
         self._advertised = beside.progress_url if beside else self.progress_url
         self._prepare()
 
@@ -177,6 +178,7 @@ class OperatorProcess:
             "FINETUNE_HEALTH_PORT": str(self.health_port),
             "FINETUNE_TLS_DIR": str(self.tls_dir),
             "FINETUNE_LEASE_NAMESPACE": NAMESPACE,
+            "FINETUNE_LOG_FORMAT": self.log_format,
         }
 
     def _pod_environment(self, api_port: int) -> dict[str, str]:
