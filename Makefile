@@ -77,8 +77,8 @@ stalls: binaries  ## Trainers that hang in every stage and way, and an operator 
 
 audit: binaries  ## Rights of the operator beside what it asked for, by the audit logs of its whole suite (10 minutes)
 	@rm -rf .audit && mkdir .audit
-	@FINETUNE_DEV_AUDIT_DIR=$(CURDIR)/.audit python -m pytest -q -n 2 --dist worksteal -m "cluster and not stalls" tests/operator tests/charts $(PYTEST_ARGS)
-	@python -m finetune_test_operator.rights_audit .audit
+	@failed=0; FINETUNE_DEV_AUDIT_DIR=$(CURDIR)/.audit python -m pytest -q -n 2 --dist worksteal -m "cluster and not stalls" tests/operator tests/charts $(PYTEST_ARGS) || failed=$$?; \
+	python -m finetune_test_operator.rights_audit .audit && exit $$failed
 
 real-model: binaries  ## A small real model learns a format, and all that is published has learned it (30 minutes on two cores)
 	@python -P -m finetune_test_models.real_model >/dev/null

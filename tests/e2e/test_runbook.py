@@ -76,7 +76,10 @@ def test_every_command_of_the_page_succeeds(platform: Platform, desk: Path, smal
     running = {"what": "training", "timeout": 120.0}
     platform.wait_for(NAMESPACE, NAME, lambda job: "progress" in job.get("status", {}), **running)
 
-    names, *blocks = BLOCK.finditer(PAGE)
+    # Sections of alerts may stand behind it, but nothing works once the operator and its jobs are gone.
+    start = PAGE.index("\n## Uninstall\n")
+    end = PAGE.index("\n## ", start + 1)
+    names, *blocks = BLOCK.finditer(PAGE[:start] + PAGE[end:] + PAGE[start:end])
     assert len(blocks) >= 20
     for block in blocks:
         uids = [pod.metadata.uid for pod in platform.trainer_pods(NAMESPACE, NAME)]

@@ -16,7 +16,7 @@ from finetune_devcluster.cluster import DevCluster
 from finetune_operator.desired.names import LEASE_NAME
 from finetune_operator.election.election import LEASE_SECONDS, RENEW_DEADLINE_SECONDS
 from finetune_test_operator.api_proxy import ApiProxy, ApiWrite
-from finetune_test_operator.operator_process import OperatorProcess
+from finetune_test_operator.operator_process import NAMESPACE, OperatorProcess
 from finetune_test_operator.played_kubelet import PlayedKubelet, wait_for
 from finetune_test_operator.reporter import Reporter
 
@@ -191,3 +191,18 @@ def test_the_check_of_the_records_sees_a_write_without_the_lease() -> None:
         check_writes(replica(create), replica(lease))
     with pytest.raises(AssertionError):
         check_writes(replica(), replica(lease, create, create))
+
+
+def test_a_lease_that_somebody_deletes_is_made_again_and_one_replica_leads(
+    leader_first: tuple[Replica, Replica], jobs: Any, dev_cluster: DevCluster
+) -> None:
+    dev_cluster.kubectl("delete", "lease", "-n", NAMESPACE, LEASE_NAME)
+
+    def leaders() -> list[Replica]:
+        return [each for each in leader_first if each.process.is_leading]
+
+    held = ("get", "lease", "-n", NAMESPACE, LEASE_NAME, "-o", "name", "--ignore-not-found")
+    wait_for(lambda: dev_cluster.kubectl(*held).stdout, "another Lease", 30)
+    wait_for(lambda: len(leaders()) == 1, "one leader", 30)
+    jobs.create("after-the-lease")
+    jobs.wait_for_phase("after-the-lease", "Queued", 30)
