@@ -15,7 +15,7 @@ OPERATOR_ENV := $(CACHE)/operator-env-$(call digest,constraints-operator.txt)
 UV           := $(CACHE)/uv/bin/uv
 export PATH  := $(CURDIR)/.venv/bin:$(FULL_ENV)/bin:$(PATH)
 
-.PHONY: help setup binaries lock generate demo test verify e2e stalls audit real-model architectures bench bench-kernels clean
+.PHONY: help setup binaries lock generate scale demo test verify e2e stalls audit real-model architectures bench bench-kernels clean
 help:  ## List the verbs
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -87,6 +87,10 @@ real-model: binaries  ## A small real model learns a format, and all that is pub
 architectures: setup  ## How every model type of transformers keeps documents apart, and whether its adapters merge: tiny models on the CPU, 3 minutes
 	@python -m finetune_test_models.architecture_sweep $(MODEL_TYPES)
 	@python -m finetune_test_models.merge_sweep $(MODEL_TYPES)
+
+scale: binaries  ## Thousands of jobs with simulated pods, from creation to their end (5,000: about 20 minutes; SCALE_ARGS=--help says more)
+	@python -P -m finetune_scale.run --csv docs/scale.csv $(SCALE_ARGS)
+	@python -P -m finetune_scale.chart
 
 bench: setup  ## On a machine with a GPU: speed and memory beside the peers that are installed (BENCH_ARGS=--help says more)
 	@python -m speed.run $(BENCH_ARGS)
