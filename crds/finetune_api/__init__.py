@@ -11,6 +11,7 @@ Read in this order:
     failures.py      the table of failure reasons, exit codes and hints that both sides share
     pod_ends/        exit codes and their consequences; when a run counts as stalled
     preflight.py     the summary of the checks before a GPU is requested
+    cost/            prices of GPUs, and what a job has used
     logs/            what log lines look like, and how secrets are kept out of them
     vocabulary.py    every string that a machine compares
     job.py           the resource as a whole, and how a manifest is read

@@ -25,6 +25,8 @@ COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Step", "integer", ".status.progress.step", 1),
     ("Steps", "integer", ".status.progress.totalSteps", 1),
     ("Retries", "integer", ".status.retries", 1),
+    ("GPU-Hours", "number", ".status.usage.gpuHours", 1),
+    ("Cost", "number", ".status.usage.cost", 1),
     ("Artifacts", "string", ".status.manifestUri", 1),
 )
 

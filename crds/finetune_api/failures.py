@@ -84,6 +84,7 @@ class FailureReason(StrEnum):
     # Given by the operator only: the pod ended or could not start, and the trainer could report nothing.
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     STARTUP_DEADLINE_EXCEEDED = "StartupDeadlineExceeded"
+    GPU_BUDGET_EXHAUSTED = "GpuBudgetExhausted"
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CONTAINER_CONFIG_ERROR = "ContainerConfigError"
@@ -239,6 +240,11 @@ FAILURES: dict[FailureReason, FailureClass] = {
     ),
     FailureReason.DEADLINE_EXCEEDED: FailureClass(
         None, "Raise spec.runPolicy.activeDeadlineSeconds.", Consequence.JOB_FAILS
+    ),
+    FailureReason.GPU_BUDGET_EXHAUSTED: FailureClass(
+        None,
+        "Raise spec.runPolicy.maxGpuSeconds in a new job of the same name, which goes on from the last checkpoint.",
+        Consequence.JOB_FAILS,
     ),
     FailureReason.STARTUP_DEADLINE_EXCEEDED: FailureClass(
         None,

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_api.base import ApiModel, Count, Int32, Message, Name, NonNegative, Time, Uri, Word
+from finetune_api.cost.usage import Usage
 from finetune_api.judgement import Judgement
 from finetune_api.outcome import MAX_ARTIFACTS, Artifact, FailedExport
 from finetune_api.preflight import PreflightSummary
@@ -128,6 +129,12 @@ class Attempt(ApiModel):
     reason: Word | None = None
     """Reason for which the pod ended."""
 
+    held_seconds: Count | None = None
+    """Seconds that the pod has held its node, and with it the GPUs."""
+
+    price_per_gpu_hour: NonNegative | None = None
+    """Price of a GPU for an hour when the pod was made."""
+
 
 class Failure(ApiModel):
     """Reason of a failure, and the way to fix it."""
@@ -212,6 +219,9 @@ class FineTuneJobStatus(ApiModel):
 
     attempts: Annotated[tuple[Attempt, ...], Field(max_length=MAX_ATTEMPTS)] = ()
     """Pods of the job, oldest first; at most the latest 20."""
+
+    usage: Usage | None = None
+    """GPU time, waiting and cost."""
 
     retries: Count | None = None
     """Number of pods that failed and were replaced."""

@@ -189,6 +189,7 @@ def _installation(settings: Settings) -> Installation:
         settings.location_template,
         settings.denied_namespaces,
         settings.endpoints,
+        settings.prices,
         settings.log_format,
     )
 

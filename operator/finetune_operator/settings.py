@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
+from finetune_api.cost.prices import PriceTable
 from finetune_api.logs.formats import LogFormat
 from finetune_api.spec.endpoints import EndpointPolicy
 from finetune_api.spec.location import DEFAULT_TEMPLATE, LocationTemplate
@@ -81,6 +82,9 @@ class Settings:
     """Address at which other replicas reach this one's progress server."""
 
     api_server: ServiceAccount | Kubeconfig
+    prices: PriceTable | None
+    """Prices of GPUs; None: nothing is said about cost."""
+
     log_level: str
     log_format: LogFormat
     """Form of the log lines of the operator and of its jobs' pods."""
@@ -110,6 +114,7 @@ class Settings:
             lease_namespace=reader.text("FINETUNE_LEASE_NAMESPACE", "default" if kubeconfig else None),
             pod_ip=reader.text("FINETUNE_POD_IP", "127.0.0.1" if kubeconfig else None),
             api_server=api_server,
+            prices=reader.prices("FINETUNE_PRICES"),
             log_level=reader.choice("FINETUNE_LOG_LEVEL", LOG_LEVELS),
             log_format=reader.log_format("FINETUNE_LOG_FORMAT"),
         )
@@ -157,6 +162,16 @@ class _Reader:
         if value not in choices:
             self.errors.append(f"{name} must be one of {', '.join(choices)}, found {value!r}")
         return value
+
+    def prices(self, name: str) -> PriceTable | None:
+        """A table in JSON; None if there is none, or if it has no price."""
+        value = self.text(name, "")
+        try:
+            table = PriceTable.parse(value) if value else None
+        except ValueError as error:
+            self.errors.append(f"{name} is no price table: {error}")
+            return None
+        return table if table is not None and table.gpus else None
 
     def log_format(self, name: str) -> LogFormat:
         value = self.choice(name, tuple(LogFormat))

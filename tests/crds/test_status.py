@@ -11,6 +11,14 @@ from finetune_devcluster.cluster import DevCluster
 
 pytestmark = pytest.mark.cluster
 NOW = "2026-01-02T03:04:05Z"
+ATTEMPT = {
+    "pod": "p",
+    "uid": "u",
+    "startTime": NOW,
+    "endTime": NOW,
+    "heldSeconds": 7200,
+    "pricePerGpuHour": 2.75,
+}
 STATUS: dict[str, Any] = {
     "observedGeneration": 1,
     "phase": "Uploading",
@@ -45,7 +53,7 @@ STATUS: dict[str, Any] = {
         "jobName": "tried-12345-preflight",
         "startTime": NOW,
         "endTime": NOW,
-        "attempts": [{"pod": "p", "uid": "u", "startTime": NOW, "endTime": NOW, "exitCode": 0, "reason": "Succeeded"}],
+        "attempts": [ATTEMPT | {"exitCode": 0, "reason": "Succeeded"}],
     },
     "progress": {
         "step": 120,
@@ -102,9 +110,19 @@ STATUS: dict[str, Any] = {
         "microBatch": 8,
         "fallbacks": [{"step": 12, "fromMode": "Fastest", "toMode": "Balanced"}],
     },
-    "attempts": [
-        {"pod": "p", "uid": "u", "startTime": NOW, "endTime": NOW, "exitCode": 20, "reason": "HubUnavailable"}
-    ],
+    "attempts": [ATTEMPT | {"exitCode": 20, "reason": "HubUnavailable"}],
+    "usage": {
+        "gpuSeconds": 7200,
+        "gpuHours": 2,
+        "waitingSeconds": 60,
+        "currency": "EUR",
+        "cost": 5.5,
+        "estimatedGpuSeconds": 6000,
+        "estimatedCost": 4.6,
+        "estimateErrorPercent": 20,
+        "earlierHeldSeconds": 600,
+        "earlierCost": 0.5,
+    },
     "retries": 1,
     "checkpointStep": 100,
     "resumedFromStep": 100,
@@ -210,5 +228,5 @@ def test_kubectl_get_shows_the_run_in_columns(crd_cluster: DevCluster, stored: s
     assert header.split() == ["NAME", "PHASE", "REASON", "PROGRESS", "LOSS", "ETA", "AGE"]
     assert row.split()[:6] == ["tried", "Uploading", "Uploading", "45%", "1.25", "12m30s"]
     header, row = crd_cluster.kubectl("get", "ftj", "-n", stored, "-o", "wide").stdout.splitlines()
-    assert header.split()[7:] == ["MODEL", "STEP", "STEPS", "RETRIES", "ARTIFACTS"]
-    assert row.split()[7:] == ["hf://org/model", "120", "240", "1", "s3://models/x/manifest.json"]
+    assert header.split()[7:] == ["MODEL", "STEP", "STEPS", "RETRIES", "GPU-HOURS", "COST", "ARTIFACTS"]
+    assert row.split()[7:] == ["hf://org/model", "120", "240", "1", "2", "5.5", "s3://models/x/manifest.json"]

@@ -131,7 +131,7 @@ async def life(operator: OperatorProcess, jobs: Any, kubelet: PlayedKubelet, out
 def _without_times(value: Any) -> Any:
     """A status with everything masked that differs between two equal lives."""
     if isinstance(value, dict):
-        masked = ("uid", "pod", "jobName", "activeSeconds", "lastTransitionTime")
+        masked = ("uid", "pod", "jobName", "activeSeconds", "heldSeconds", "usage", "lastTransitionTime")
         return {
             key: "..." if key in masked or key.endswith("Time") else _without_times(item) for key, item in value.items()
         }

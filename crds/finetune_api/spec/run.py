@@ -139,6 +139,11 @@ class RunPolicySpec(ApiModel):
     """Maximum seconds that the job may run, including time spent waiting for a node and excluding time in suspension.
     May be changed at any time. Default: no limit."""
 
+    max_gpu_seconds: Annotated[int, Field(ge=1, le=MAX_SECONDS)] | None = None
+    """Maximum GPU-seconds of the job: seconds that its pods hold a node, with all retries, times the number of GPUs.
+    The job then fails, and keeps its newest checkpoint. Preflight refuses a job whose estimate is larger. May be
+    changed at any time. Default: no limit."""
+
     startup_deadline_seconds: Annotated[int, Field(ge=1, le=MAX_SECONDS)] | None = None
     """Maximum seconds that a pod may take to start, each time that one is wanted: for a place in the quota, for a node,
     for its image and its volumes. The job then fails with the reason of the wait. Time in suspension does not count.

@@ -8,7 +8,13 @@ from finetune_api.spec.training import AdapterSpec, TrainingSpec
 from finetune_api.vocabulary import Precision, Quantization
 
 # Only these may change after creation; every other field defines what is trained.
-MUTABLE_RUN_POLICY = ("suspend", "activeDeadlineSeconds", "startupDeadlineSeconds", "ttlSecondsAfterFinished")
+MUTABLE_RUN_POLICY = (
+    "suspend",
+    "activeDeadlineSeconds",
+    "maxGpuSeconds",
+    "startupDeadlineSeconds",
+    "ttlSecondsAfterFinished",
+)
 IMMUTABLE_SECTIONS = ("model", "dataset", "adapter", "training", "export", "output", "resources")
 
 

@@ -5,6 +5,7 @@ Rules about the end come before rules about children, so that a job that is over
 
 from finetune_operator.decide.chain import Chain
 from finetune_operator.decide.decision import Decision
+from finetune_operator.decide.gpu_budget import gpu_budget_is_spent, gpu_budget_is_too_small
 from finetune_operator.decide.job_rules import (
     child_name_is_taken,
     children_are_hidden,
@@ -47,6 +48,7 @@ BLIND: Chain[BlindSnapshot] = Chain(
 
 PREFLIGHT: Chain[Snapshot] = Chain(
     # The end of the checks
+    gpu_budget_is_too_small,
     checks_passed,
     checks_failed,
     # Their Job, and what it needs
@@ -79,6 +81,7 @@ TRAINING: Chain[Snapshot] = Chain(
     trainer_succeeded,
     trainer_failed,
     restart_is_used_up,
+    gpu_budget_is_spent,
     # The trainer's Job, and what it needs
     child_is_being_deleted,
     orphaned_pods_still_run,

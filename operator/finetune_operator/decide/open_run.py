@@ -10,6 +10,7 @@ from finetune_api.vocabulary import Phase
 from finetune_operator.decide.decision import RETRY_SECONDS, Decision
 from finetune_operator.decide.explain_failure import explain_pod
 from finetune_operator.decide.explain_waiting import find_waiting
+from finetune_operator.decide.gpu_budget import seconds_until_budget_is_spent
 from finetune_operator.decide.silence import find_silence
 from finetune_operator.decide.startup_deadline import seconds_until_startup_deadline
 from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION, PREFLIGHT
@@ -81,13 +82,18 @@ def _with_trainer(snapshot: Snapshot, run: ChildRun) -> Decision:
         stage = run.report.report.finetune.stage
         decision = Decision(stage.phase, stage.value, f"the trainer is in stage {stage.value}")
 
-    # Nothing announces that a trainer falls silent.
+    # Nothing announces that a trainer falls silent, or that its budget is spent.
+    timers = (_seconds_until_silence(snapshot, run), seconds_until_budget_is_spent(snapshot, run))
+    return replace(decision, requeue_seconds=min((left for left in timers if left is not None), default=None))
+
+
+def _seconds_until_silence(snapshot: Snapshot, run: ChildRun) -> float | None:
     silence = find_silence(snapshot, run)
     left = silence.seconds_until(silence.limit.silence, snapshot.now) if silence else None
     if left is None:
-        return decision
+        return None
     # A silence that is no sign of a stall, as that of a trainer that reports elsewhere, is no reason for haste.
-    return replace(decision, requeue_seconds=left if left > 0 else RETRY_SECONDS)
+    return left if left > 0 else RETRY_SECONDS
 
 
 def _waiting(snapshot: Snapshot, run: ChildRun, waiting: Waiting) -> Decision:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from finetune_api.cost.prices import PriceTable
 from finetune_api.logs.formats import LogFormat
 from finetune_api.spec.endpoints import EndpointPolicy
 from finetune_api.spec.location import DEFAULT_TEMPLATE, LocationTemplate
@@ -24,6 +25,9 @@ class Installation:
 
     endpoints: EndpointPolicy = field(default_factory=EndpointPolicy)
     """Addresses that trainers may connect to."""
+
+    prices: PriceTable | None = None
+    """Prices of GPUs; None: nothing is said about cost."""
 
     log_format: LogFormat = LogFormat.TEXT
     """Form of the trainers' log lines."""

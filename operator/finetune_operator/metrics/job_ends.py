@@ -8,11 +8,15 @@ from finetune_api.failures import FailureReason
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.metrics.series import (
     COMPLETIONS,
+    COST,
+    ESTIMATE_RATIO,
+    GPU_SECONDS,
     JOB_SECONDS,
     LOST_STEPS,
     RETRIES,
     STAGE_SECONDS,
     UPLOADED_BYTES,
+    WAITING_SECONDS,
 )
 
 _KUBELET_REASONS = frozenset({"Evicted", "OOMKilled", "Error", "Preempted", "NodeLost", "PodGone", "Stalled"})
@@ -52,9 +56,23 @@ def _count_end(written: FineTuneJobStatus, seconds_since_creation: float) -> Non
     COMPLETIONS.labels(result, _bounded(written.reason)).inc()
     JOB_SECONDS.labels(result).observe(max(0.0, seconds_since_creation))
 
+    _count_usage(written, result)
     if not written.reused:
         for artifact in written.artifacts:
             UPLOADED_BYTES.labels(artifact.type).inc(artifact.bytes)
+
+
+def _count_usage(written: FineTuneJobStatus, result: str) -> None:
+    usage = written.usage
+    if usage is None:
+        return
+
+    GPU_SECONDS.labels(result).inc(usage.gpu_seconds)
+    WAITING_SECONDS.observe(usage.waiting_seconds)
+    if usage.cost is not None and usage.currency is not None:
+        COST.labels(usage.currency).inc(usage.cost)
+    if usage.estimate_error_percent is not None:
+        ESTIMATE_RATIO.observe(1 + usage.estimate_error_percent / 100)
 
 
 def _bounded(reason: str | None) -> str:

@@ -120,3 +120,26 @@ LOST_STEPS = Counter(
 UPLOADED_BYTES = Counter(
     "finetune_artifact_bytes_total", "Bytes of the artifacts of jobs that succeeded.", ["type"], registry=REGISTRY
 )
+
+# What jobs cost, counted at their end.
+GPU_SECONDS = Counter(
+    "finetune_gpu_seconds_total", "GPU-seconds of jobs that have ended, by result.", ["result"], registry=REGISTRY
+)
+WAITING_SECONDS = Histogram(
+    "finetune_job_waiting_seconds",
+    "Time that a job wanted to run and had no pod on a node.",
+    buckets=_STAGE_SECONDS,
+    registry=REGISTRY,
+)
+COST = Counter(
+    "finetune_cost_total",
+    "Cost of jobs that have ended, by the administrator's prices.",
+    ["currency"],
+    registry=REGISTRY,
+)
+ESTIMATE_RATIO = Histogram(
+    "finetune_gpu_seconds_estimate_ratio",
+    "GPU time of jobs that succeeded, over preflight's estimate.",
+    buckets=(0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2, 4, 10),
+    registry=REGISTRY,
+)

@@ -165,6 +165,9 @@ class TrainerPod:
     """Reason for which the kubelet does not start the container yet, such as ErrImagePull."""
 
     waiting_message: str
+    scheduled: datetime | None
+    """Time at which the pod got a node."""
+
     started: datetime | None
     termination: Termination | None
 
@@ -202,6 +205,7 @@ class TrainerPod:
             is_disrupted=_true_condition(status, "DisruptionTarget") is not None or status.get("reason") == EVICTED,
             waiting_reason=waiting.get("reason", ""),
             waiting_message=waiting.get("message", ""),
+            scheduled=bound.time if (bound := _true_condition(status, "PodScheduled")) else None,
             # A container that has ended has its start time in the terminated state only.
             started=termination.started if termination else parse_time(running.get("startedAt")),
             termination=termination,

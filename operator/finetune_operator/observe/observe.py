@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_api.base import Json
+from finetune_api.cost.prices import Price
 from finetune_api.explain import explain_errors
 from finetune_api.failures import FailureReason
 from finetune_api.job import FineTuneJob, ObjectMeta
@@ -63,6 +64,7 @@ async def observe(
         metadata=metadata,
         status=status,
         result_location=status.result_location or _locate(metadata, spec, installation.location_template),
+        price=_price(spec, installation),
         now=cluster.now(),
     )
     try:
@@ -113,6 +115,12 @@ async def _observe_children(
         blocker=None if is_over else await _find_blocker(cluster, key, training if training.job else preflight),
         now=cluster.now(),
     )
+
+
+def _price(spec: FineTuneJobSpec | str, installation: Installation) -> Price | None:
+    if isinstance(spec, str) or installation.prices is None or spec.resources.gpus == 0:
+        return None
+    return installation.prices.find(spec.resources)
 
 
 def of_newest_pod(report: ReceivedReport | None, pods: tuple[TrainerPod, ...]) -> ReceivedReport | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from finetune_api.base import Json
+from finetune_api.cost.prices import Price
 from finetune_api.job import ObjectMeta
 from finetune_api.outcome import Outcome
 from finetune_api.spec.sources import Source
@@ -105,6 +106,9 @@ class AnySnapshot:
     result_location: str | None = None
     """Address below which the job writes: that of the status, which never changes. None if it has none yet and the spec
     cannot be read."""
+
+    price: Price | None = None
+    """Price of a GPU for a new pod; None if the administrator set none."""
 
     config_map: Json | None = None
     """The one that the current run's Job mounts; without a Job, the one that it would mount."""

@@ -5,6 +5,7 @@
 `validated`   the condition Validated
 `attempts`    the pods of a run, remembered after they are gone
 `progress`    step, loss and percentage, from reports and outcomes
+`usage`       GPU time, waiting and cost
 `preflight`   what preflight found
 `events`      one Event for each transition between two statuses
 """

@@ -18,6 +18,7 @@ from finetune_operator.status.attempts import count_retries, merge_attempts
 from finetune_operator.status.conditions import build_conditions
 from finetune_operator.status.preflight import build_preflight_status, preflight_stage
 from finetune_operator.status.progress import merge_outcome, merge_report
+from finetune_operator.status.usage import build_usage, count_held_seconds, without_time
 
 
 def build_status(snapshot: AnySnapshot, decision: Decision) -> FineTuneJobStatus:
@@ -30,7 +31,7 @@ def build_status(snapshot: AnySnapshot, decision: Decision) -> FineTuneJobStatus
     if last.phase is not None and last.phase.is_terminal:
         return _observe_generation(last, generation)
 
-    attempts = merge_attempts(last.attempts, training.pods, decision.given_up_pod)
+    attempts = count_held_seconds(snapshot, merge_attempts(last.attempts, training.pods, decision.given_up_pod))
     is_new_pod = bool(attempts and last.attempts) and last.attempts[-1].uid != attempts[-1].uid
     begun = next((each.start_time for each in attempts if each.start_time), None)
 
@@ -61,7 +62,8 @@ def build_status(snapshot: AnySnapshot, decision: Decision) -> FineTuneJobStatus
         fields["memory"] = None  # another GPU may have another plan
 
     # The result comes last: what the outcome says overrules every report.
-    return last.model_copy(update=fields | _reported(snapshot, decision.outcome) | _result(decision))
+    status = last.model_copy(update=fields | _reported(snapshot, decision.outcome) | _result(decision))
+    return status.model_copy(update={"usage": build_usage(snapshot, status)})
 
 
 def reduce_status(snapshot: AnySnapshot, decision: Decision, refusal: str) -> FineTuneJobStatus:
@@ -76,7 +78,7 @@ def reduce_status(snapshot: AnySnapshot, decision: Decision, refusal: str) -> Fi
 
 def _own_part(status: FineTuneJobStatus) -> FineTuneJobStatus:
     """Leaves out all that pods have said."""
-    own = ("conditions", "attempts", "retries", "job_name", "start_time", "active_seconds", "result_location")
+    own = ("conditions", "attempts", "retries", "job_name", "start_time", "active_seconds", "result_location", "usage")
     result = status.preflight.result if status.preflight else None
     kept: dict[str, Any] = {name: getattr(status, name) for name in own}
     return FineTuneJobStatus(preflight=PreflightStatus(result=result) if result else None, **kept)
@@ -84,8 +86,7 @@ def _own_part(status: FineTuneJobStatus) -> FineTuneJobStatus:
 
 def has_changed(old: FineTuneJobStatus, new: FineTuneJobStatus) -> bool:
     """True if the new status is worth a write. Time that passes is not: it is written with the next change."""
-    same_time = {"active_seconds": None}
-    return old.model_copy(update=same_time) != new.model_copy(update=same_time)
+    return without_time(old) != without_time(new)
 
 
 def current_stage(status: FineTuneJobStatus) -> Stage | None:

@@ -70,7 +70,7 @@ UNSCHEDULABLE = a_pod(conditions=[{"type": "PodScheduled", "status": "False", "m
 EVICTED = an_ended_pod(137, reason="Evicted")
 DISRUPTED = an_ended_pod(137, conditions=[{"type": "DisruptionTarget", "status": "True"}])
 UNCHECKED = a_spec(runPolicy={"preflight": "Skip"})
-FLAKY = a_spec(runPolicy={"maxRetries": 1})
+FLAKY, BUDGET = (a_spec(runPolicy={name: 1}) for name in ("maxRetries", "maxGpuSeconds"))
 
 
 def _with_endpoint(url: str) -> FineTuneJobSpec:
@@ -83,6 +83,7 @@ AN_OLD_CONFIG_MAP = {
 }
 
 CASES: dict[str, tuple[Snapshot, Phase, str]] = {
+    "no GPU time is left": (a_snapshot(BUDGET, pods=(a_running_pod(),), now=LATER), Phase.FAILED, "GpuBudgetExhausted"),
     "a pod is awaited": (a_snapshot(), Phase.QUEUED, "WaitingForPod"),
     "a pod starts": (a_snapshot(pods=(a_pod(),)), Phase.QUEUED, "PodStarting"),
     "no node fits": (a_snapshot(pods=(UNSCHEDULABLE,)), Phase.QUEUED, "Unschedulable"),

@@ -8,6 +8,7 @@ import pytest
 
 from finetune_api.failures import ExitCode, FailureReason
 from finetune_api.outcome import Outcome, Result
+from finetune_api.preflight import PreflightSummary
 from finetune_api.status import FineTuneJobStatus, PreflightStatus
 from finetune_api.vocabulary import ConditionType, Phase, PreflightResult, Stage
 from finetune_operator.decide.decide import PREFLIGHT as CHAIN
@@ -58,6 +59,14 @@ def _failed(reason: str) -> TrueCondition:
 
 
 CASES: dict[str, tuple[Snapshot, Phase, str]] = {
+    "training would take more GPU time than it may": (
+        a_preflight_snapshot(
+            an_ended_pod(0, PASSED.model_copy(update={"preflight": PreflightSummary(errors=0, gpu_hours=2)})),
+            spec=a_spec(runPolicy={"maxGpuSeconds": 3600}),
+        ),
+        Phase.FAILED,
+        "GpuBudgetExhausted",
+    ),
     "nothing exists yet": (a_preflight_snapshot(job=None, config_map=None), Phase.VALIDATING, "JobCreated"),
     "a pod is awaited": (a_preflight_snapshot(), Phase.VALIDATING, "WaitingForPod"),
     "the image cannot be pulled": (

@@ -7,7 +7,20 @@ from finetune_operator.metrics import series
 from finetune_operator.metrics.job_gauges import JOBS
 
 CHECKOUT = Path(__file__).parents[3]
-BOUNDED = {"phase", "reason", "state", "stream", "verb", "code", "result", "stage", "type", "version", "python"}
+BOUNDED = {
+    "phase",
+    "reason",
+    "state",
+    "stream",
+    "verb",
+    "code",
+    "result",
+    "stage",
+    "type",
+    "version",
+    "python",
+    "currency",
+}
 
 
 def test_the_page_is_fresh() -> None:

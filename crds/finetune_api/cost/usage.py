@@ -1,0 +1,43 @@
+"""`status.usage`: what a job has used, and what that costs."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from finetune_api.base import ApiModel, Count, NonNegative
+
+
+class Usage(ApiModel):
+    """GPU time, waiting and cost of a job, over all of its pods."""
+
+    gpu_seconds: Count = 0
+    """Seconds that pods of the job have held a GPU, times the number of GPUs: from the node that a pod got to its end,
+    with failed, evicted and suspended pods."""
+
+    gpu_hours: NonNegative = 0
+    """The same in hours."""
+
+    waiting_seconds: Count = 0
+    """Seconds that the job wanted to run and no pod of it held a node; suspension does not count."""
+
+    currency: Annotated[str, Field(pattern="^[A-Z]{3}$")] | None = None
+    """Currency of the cost, by its ISO 4217 code."""
+
+    cost: NonNegative | None = None
+    """Price of the GPU time; each pod's by the price at its start. Absent if the administrator set no price."""
+
+    estimated_gpu_seconds: Count | None = None
+    """GPU-seconds of training that preflight estimated."""
+
+    estimated_cost: NonNegative | None = None
+    """Cost of the estimated GPU time, by the price at that moment."""
+
+    estimate_error_percent: float | None = None
+    """GPU time of a job that succeeded over the estimate, less 100 %: 25 means that it took a quarter more. Loading,
+    export and upload are in the time and not in the estimate."""
+
+    earlier_held_seconds: Count = 0
+    """Seconds that pods held a node which `attempts` lists no more."""
+
+    earlier_cost: NonNegative = 0
+    """Cost of these pods."""

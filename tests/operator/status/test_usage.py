@@ -1,0 +1,133 @@
+"""GPU time, waiting and cost: over every pod, by the clocks of scheduler and kubelet, and never counted twice."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from finetune_api.cost.prices import Price
+from finetune_api.status import MAX_ATTEMPTS, Attempt, FineTuneJobStatus
+from finetune_operator.observe.children import TrainerPod
+from finetune_operator.observe.snapshot import Snapshot
+from finetune_operator.status.status import build_status, has_changed
+from finetune_test_operator.outcomes import SUCCEEDED
+from finetune_test_operator.snapshot_builder import NOW, a_pod, a_snapshot, a_spec, at, decision_about
+
+H100 = Price("USD", 3.6)
+ONE_GPU = a_spec(resources={"gpus": 1})
+
+
+def pod(
+    uid: str, scheduled: float | None, started: float = 0, ended: float | None = None, message: str = ""
+) -> TrainerPod:
+    """A pod that got its node, started and ended so many seconds after NOW; one with a message has succeeded."""
+    if scheduled is None:
+        return a_pod(uid, phase="Pending")
+
+    state: dict[str, Any] = {"running": {"startedAt": at(started)}}
+    if ended is not None:
+        times = {"startedAt": at(started), "finishedAt": at(ended)}
+        state = {"terminated": times | {"exitCode": 0 if message else 20, "message": message}}
+    bound = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": at(scheduled)}]
+    phase = "Running" if ended is None else "Succeeded" if message else "Failed"
+    return a_pod(uid, created=scheduled, state=state, phase=phase, conditions=bound)
+
+
+def snapshot(
+    *pods: TrainerPod, now: float, status: FineTuneJobStatus | None = None, price: Price | None = H100
+) -> Snapshot:
+    found = a_snapshot(spec=ONE_GPU, pods=pods, status=status or FineTuneJobStatus())
+    return replace(found, now=NOW + timedelta(seconds=now), price=price)
+
+
+def status_of(seen: Snapshot) -> FineTuneJobStatus:
+    return build_status(seen, decision_about(seen))
+
+
+def test_time_counts_from_the_node_on_and_not_from_the_container() -> None:
+    usage = status_of(snapshot(pod("1", 10, started=100), now=1010)).usage
+    assert usage is not None
+    assert (usage.gpu_seconds, usage.gpu_hours, usage.cost) == (1000, 0.28, 1.0)
+
+
+def test_a_pod_without_a_node_costs_nothing() -> None:
+    usage = status_of(snapshot(pod("1", None), now=1000)).usage
+    assert usage is None or usage.gpu_seconds == 0
+
+
+def test_every_pod_counts_once_whoever_looks_how_often() -> None:
+    failed = pod("1", 0, started=10, ended=500)
+    status = status_of(snapshot(failed, now=600))
+    for now in (700, 800):
+        status = status_of(snapshot(failed, pod("2", 600, started=610), now=now, status=status))
+    assert status.usage is not None
+    assert status.usage.gpu_seconds == 500 + 200
+
+
+def test_a_pod_that_is_gone_keeps_what_was_counted_while_it_ran() -> None:
+    status = status_of(snapshot(pod("1", 0, started=10), now=400))
+    later = status_of(snapshot(pod("2", 1000, started=1010), now=1100, status=status))
+    assert later.usage is not None
+    assert later.usage.gpu_seconds == 400 + 100, "not the 600 s in which nobody held a GPU"
+
+
+def test_a_price_holds_for_the_pods_that_were_made_under_it() -> None:
+    status = status_of(snapshot(pod("1", 0, started=10), now=1000))
+    dearer = Price("USD", 36.0)
+    pods = (pod("1", 0, started=10, ended=1000), pod("2", 1000, started=1010))
+    status = status_of(snapshot(*pods, now=2000, status=status, price=dearer))
+    assert status.usage is not None
+    assert status.usage.cost == pytest.approx(1.0 + 10.0)
+
+
+def test_without_a_price_there_is_no_cost() -> None:
+    usage = status_of(snapshot(pod("1", 0, started=10), now=1000, price=None)).usage
+    assert usage is not None
+    assert usage.cost is None
+    assert usage.currency is None
+
+
+def test_attempts_that_the_list_drops_keep_their_time_and_cost() -> None:
+    known = tuple(
+        Attempt(pod=f"p-{number}", uid=str(number), exit_code=20, held_seconds=100, price_per_gpu_hour=3.6)
+        for number in range(MAX_ATTEMPTS)
+    )
+    status = status_of(snapshot(pod("new", 5000, started=5010), now=5100, status=FineTuneJobStatus(attempts=known)))
+    assert len(status.attempts) == MAX_ATTEMPTS
+    assert status.usage is not None
+    assert status.usage.gpu_seconds == 100 * MAX_ATTEMPTS + 100
+    assert status.usage.cost == pytest.approx(2.1)
+
+    again = status_of(snapshot(pod("new", 5000, started=5010), now=5100, status=status))
+    assert again.usage == status.usage
+
+
+def test_a_clock_that_went_back_takes_nothing_away() -> None:
+    status = status_of(snapshot(pod("1", 0, started=10), now=1000))
+    earlier = status_of(snapshot(pod("1", 0, started=10), now=400, status=status))
+    assert earlier.usage is not None
+    assert earlier.usage.gpu_seconds == 1000
+
+
+def test_time_that_passes_is_no_reason_to_write() -> None:
+    status = status_of(snapshot(pod("1", 0, started=10), now=1000))
+    assert not has_changed(status, status_of(snapshot(pod("1", 0, started=10), now=1060, status=status)))
+    ended = snapshot(pod("1", 0, started=10, ended=1050), now=1060, status=status)
+    assert has_changed(status, status_of(ended))
+
+
+def test_a_job_that_is_over_says_how_far_the_estimate_was_off() -> None:
+    preflight = {"result": "Passed", "gpuHours": 0.5}
+    status = FineTuneJobStatus.model_validate({"preflight": preflight})
+    done = pod("1", 0, started=10, ended=2250, message=SUCCEEDED.encode())
+    usage = status_of(snapshot(done, now=2300, status=status)).usage
+    assert usage is not None
+    assert (usage.estimated_gpu_seconds, usage.estimated_cost) == (1800, 1.8)
+    assert (usage.gpu_seconds, usage.estimate_error_percent) == (2250, 25.0)
+
+
+def test_a_job_that_waited_says_for_how_long() -> None:
+    usage = status_of(snapshot(pod("1", 300, started=310), now=1000)).usage
+    assert usage is not None
+    assert usage.waiting_seconds == 300
