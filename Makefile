@@ -101,10 +101,11 @@ bench-kernels: setup  ## On a machine with a GPU: each kernel alone, against wha
 verify: binaries  ## Read-only checks: format, lint, types, layers, dependencies, generated files, Helm chart
 	ruff format --check --quiet crds operator trainer_image kernels tests
 	ruff check --quiet crds operator trainer_image kernels tests
-	python -m mypy crds/finetune_api operator/finetune_operator trainer_image/finetune_trainer kernels/finetune_kernels kernels/benchmarks trainer_image/benchmarks/speed tests/support/finetune_*
+	python -m mypy crds/finetune_api operator/finetune_operator operator/finetune_client trainer_image/finetune_trainer kernels/finetune_kernels kernels/benchmarks trainer_image/benchmarks/speed tests/support/finetune_*
 	python -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
-	python -m deptry crds/finetune_api operator/finetune_operator --optional-dependencies-dev-groups trainer,dev
-	python -m deptry crds/finetune_api trainer_image/finetune_trainer kernels/finetune_kernels --optional-dependencies-dev-groups operator,dev
+	python -m deptry crds/finetune_api operator/finetune_operator --optional-dependencies-dev-groups client,trainer,dev
+	python -m deptry crds/finetune_api operator/finetune_client --optional-dependencies-dev-groups operator,trainer,dev
+	python -m deptry crds/finetune_api trainer_image/finetune_trainer kernels/finetune_kernels --optional-dependencies-dev-groups client,operator,dev
 	python -m finetune_api.generate --check
 	python -m finetune_operator.cluster.generate --check
 	python -m speed.chart --check

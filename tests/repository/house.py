@@ -18,6 +18,7 @@ CHECKOUT = Path(__file__).parents[2]
 PACKAGES = (
     "crds/finetune_api",
     "operator/finetune_operator",
+    "operator/finetune_client",
     "trainer_image/finetune_trainer",
     "kernels/finetune_kernels",
 )

@@ -8,18 +8,20 @@
     finetune artifacts JOB [--download DIR]       list what a job made, or download it with every digest checked
     finetune chat RESULT [--compare]              talk to what a job made, beside its base or alone
     finetune compare A B                          two results side by side
+    finetune submit|list|watch|...                jobs in a cluster, by finetune_client: no PyTorch is needed for these
 
 A verb's options are made, and its code is imported, only if that verb is called: `finetune --help` answers at once.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from finetune_client.verb import Verb
+from finetune_client.verbs import VERBS as CLUSTER_VERBS
 from finetune_trainer.cli.local_job import (
     add_init_options,
     add_run_options,
@@ -35,21 +37,26 @@ INVALID = 10
 console = Console(stderr=True, highlight=False)
 
 
-@dataclass(frozen=True)
-class Verb:
-    """One command: its help, its options, and the function that carries it out."""
-
-    help: str
-    examples: tuple[str, ...]
-    add_options: Callable[[argparse.ArgumentParser], None]
-    call: Callable[[argparse.Namespace, Sequence[str]], int]
-    """Takes the options and the words that no option takes; returns the exit code."""
-
-
 def main() -> None:
     """Console script."""
-    verb, options, unknown = parse(sys.argv[1:])
-    sys.exit(VERBS[verb].call(options, unknown))
+    if sys.argv[1:2] == ["__complete"]:
+        from finetune_client.complete import print_candidates
+
+        print_candidates(sys.argv[2:], VERBS)
+        sys.exit(0)
+
+    try:
+        verb, options, unknown = parse(sys.argv[1:])
+        code = VERBS[verb].call(options, unknown)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("finetune_"):
+            raise
+        message = (
+            f"package {error.name} is missing: what runs on this machine needs pip install 'finetune-operator[trainer]'"
+        )
+        console.print(message, markup=False, soft_wrap=True)
+        sys.exit(2)
+    sys.exit(code)
 
 
 def parse(words: Sequence[str]) -> tuple[str, argparse.Namespace, list[str]]:
@@ -94,9 +101,10 @@ class _ShowVersion(argparse.Action):
     """Prints the versions, read from the packages' metadata: nothing is imported."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version
+        from importlib.metadata import distributions, version
 
-        parts = ", ".join(f"{name} {version(name)}" for name in PARTS)
+        installed = {found.metadata["Name"] for found in distributions()}
+        parts = ", ".join(f"{name} {version(name) if name in installed else 'not installed'}" for name in PARTS)
         print(f"finetune {version('finetune-operator')} ({parts})")
         parser.exit()
 
@@ -248,4 +256,5 @@ VERBS = {
         _add_compare_options,
         _compare,
     ),
+    **CLUSTER_VERBS,
 }

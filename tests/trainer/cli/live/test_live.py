@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 
 from finetune_api.vocabulary import Stage
+from finetune_client.sparkline import draw_sparkline
 from finetune_trainer.cli.live.follow import follow
 from finetune_trainer.cli.live.lines import PlainLines
 from finetune_trainer.cli.live.readings import Readings, describe_bytes, describe_seconds
-from finetune_trainer.cli.live.sparkline import draw_sparkline
 from finetune_trainer.cli.live.view import draw_view
 from finetune_trainer.job.progress_tracker import ProgressTracker
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from finetune_api.vocabulary import ArtifactType
+from finetune_client.sparkline import draw_sparkline
 from finetune_trainer.artifacts.manifest import Manifest, ManifestArtifact
 from finetune_trainer.cli.compare.read_result import ReadResult
-from finetune_trainer.cli.live.sparkline import draw_sparkline
 
 Row = tuple[str, str, str]
 WIDTH = 24

@@ -4,5 +4,4 @@ follow.py      chooses between the two, and ends them with the run
 readings.py    what both show: figures of the run in words, and the losses so far
 view.py        the live view
 lines.py       plain lines, at intervals
-sparkline.py   numbers as a line of blocks
 """

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_api.vocabulary import Stage
+from finetune_client.sparkline import draw_sparkline
 from finetune_trainer.cli.live.readings import STAGES, Readings, describe_seconds
-from finetune_trainer.cli.live.sparkline import draw_sparkline
 
 WIDTH = 100
 CURVE_WIDTH = 56

@@ -1,0 +1,157 @@
+"""Changes of a job: submit, suspend, resume, cancel, retry."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from finetune_api import API_VERSION, KIND
+from finetune_api.base import Json
+from finetune_api.job import read_document
+from finetune_client.connection import Cluster
+from finetune_client.errors import ClientError, Exit
+from finetune_client.rows import ENDED, Row
+from finetune_client.show import print_line
+from finetune_client.text import clean, find, word
+
+DELETION_SECONDS = 900
+"""Seconds that `retry` waits for the failed job to go: a pod may take its whole grace period."""
+SECONDS_BETWEEN_LOOKS = 1
+APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+
+
+def read_manifest(path: Path, namespace: str | None) -> Json:
+    """Read a FineTuneJob from a file; `namespace` is that of -n. Raises ClientError."""
+    try:
+        document = read_document(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ClientError(f"{path} cannot be read: {clean(error, 500)}", Exit.INVALID) from None
+
+    if find(document, "kind") != KIND or find(document, "apiVersion") != API_VERSION:
+        message = f"{path} is no FineTuneJob: it needs apiVersion {API_VERSION} and kind {KIND}"
+        raise ClientError(message, Exit.INVALID)
+    if not isinstance(find(document, "metadata", "name"), str):
+        raise ClientError(f"{path} has no metadata.name: write the job's name there", Exit.INVALID)
+    own = find(document, "metadata", "namespace")
+    if namespace is not None and own not in (None, namespace):
+        message = f"{path} is of namespace {clean(own, 253)}, and -n says {namespace}: leave one of them out"
+        raise ClientError(message, Exit.USAGE)
+    manifest: Json = document
+    return manifest
+
+
+def submit_job(cluster: Cluster, out: Console, manifest: Json, *, dry_run: bool) -> str:
+    """Create a job after the API server has said that it would; returns the name."""
+    name = clean(manifest["metadata"]["name"], 253)
+    cluster.create_job(manifest, dry_run=True)
+    if dry_run:
+        print_line(out, f"job {name} would be created in namespace {cluster.namespace}; nothing was changed")
+        return name
+
+    cluster.create_job(manifest)
+    place = f" -n {cluster.namespace}"
+    print_line(out, f"job {name} is created in namespace {cluster.namespace}; next:")
+    print_line(out, f"  finetune watch {name}{place}       progress and loss, until it ends")
+    print_line(out, f"  finetune estimate {name}{place}    GPU memory and hours, as soon as it is checked")
+    print_line(out, f"  finetune describe {name}{place}    what it waits for, or why it failed")
+    return name
+
+
+def set_suspended(cluster: Cluster, out: Console, name: str, *, suspended: bool) -> None:
+    """Suspend a job, or let it go on. A job that has ended stays as it is."""
+    job = cluster.get_job(name)
+    row = Row.of(job)
+    if row.phase in ENDED:
+        raise ClientError(f"job {row.name} has ended ({row.phase}): it cannot be suspended or resumed")
+    if bool(find(job, "spec", "runPolicy", "suspend")) is suspended:
+        print_line(
+            out, f"job {row.name} is {'suspended' if suspended else 'not suspended'} already; nothing was changed"
+        )
+        return
+
+    cluster.patch_job(name, {"spec": {"runPolicy": {"suspend": suspended}}})
+    said = (
+        f"is being suspended, with a checkpoint of what it has trained; `finetune resume {row.name}` lets it go on"
+        if suspended
+        else "goes on, from its last checkpoint if there is one"
+    )
+    print_line(out, f"job {row.name} {said}")
+
+
+def cancel_job(cluster: Cluster, out: Console, name: str) -> None:
+    """Delete a job with its pods. What lies in S3 stays, checkpoints too."""
+    job = cluster.get_job(name)
+    row = Row.of(job)
+    cluster.delete_job(name, str(job["metadata"]["uid"]), pods_first=True)
+    kept = word(job, "status", "resultLocation")
+    print_line(out, f"job {row.name} is cancelled: its pods end and the job is deleted")
+    print_line(
+        out,
+        (f"what lies in {kept} stays; " if kept else "")
+        + "a job of the same name and manifest goes on from its last checkpoint",
+    )
+
+
+def retry_job(cluster: Cluster, out: Console, name: str, new_name: str | None) -> str:
+    """Run a failed job again as a new job of the same spec; returns its name.
+
+    Checkpoints belong to a namespace and a name, so the new job takes the old one's name and place, unless the user
+    gives it another name, and then it begins anew beside the old one.
+    """
+    job = cluster.get_job(name)
+    row = Row.of(job)
+    if row.phase != "Failed":
+        raise ClientError(
+            f"job {row.name} has not failed (phase {row.phase or 'unknown'}): only a failed job is run again"
+        )
+
+    manifest = _manifest_of(job, new_name or name)
+    if new_name is not None:
+        cluster.create_job(manifest, dry_run=True)
+        cluster.create_job(manifest)
+        print_line(out, f"job {clean(new_name, 253)} is created with the spec of {row.name}; it begins at step 0")
+        return new_name
+
+    # The old job is deleted only when the API server has agreed to such a job under a name that is free.
+    cluster.create_job(_manifest_of(job, f"retry-{row.uid}"), dry_run=True)
+    saved = _save(manifest)
+    print_line(out, f"job {row.name} failed with {row.reason}: {row.message}")
+    cluster.delete_job(name, str(job["metadata"]["uid"]), pods_first=False)  # a failed job has none that runs
+    try:
+        _wait_until_gone(cluster, name, str(job["metadata"]["uid"]))
+        cluster.create_job(manifest)
+    except (ClientError, KeyboardInterrupt) as error:
+        said = error.message if isinstance(error, ClientError) else "interrupted"
+        message = f"the failed job is deleted, but not created again: {said}; run `finetune submit {saved}` for that"
+        raise ClientError(message) from None
+    saved.unlink()
+    print_line(out, f"job {row.name} is created again; it goes on from its last checkpoint if there is one")
+    return name
+
+
+def _manifest_of(job: Json, name: str) -> Json:
+    metadata = job["metadata"]
+    annotations = {key: value for key, value in (metadata.get("annotations") or {}).items() if key != APPLIED}
+    kept = {"labels": metadata.get("labels"), "annotations": annotations}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": name, "namespace": metadata["namespace"]} | {k: v for k, v in kept.items() if v},
+        "spec": job["spec"],
+    }
+
+
+def _save(manifest: Json) -> Path:
+    with tempfile.NamedTemporaryFile("w", prefix="finetune-retry-", suffix=".yaml", delete=False) as file:
+        yaml.safe_dump(manifest, file)
+    return Path(file.name)
+
+
+def _wait_until_gone(cluster: Cluster, name: str, uid: str) -> None:
+    deadline = time.monotonic() + DELETION_SECONDS
+    while cluster.has_job(name, uid):
+        if time.monotonic() > deadline:
+            raise ClientError(f"it is still being deleted after {DELETION_SECONDS} s: a finalizer holds it")
+        time.sleep(SECONDS_BETWEEN_LOOKS)

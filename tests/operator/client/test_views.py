@@ -1,0 +1,125 @@
+"""Terminal texts of many jobs, the cleaning of hostile text, and an installation without the trainer's packages."""
+
+import io
+import subprocess
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+
+from finetune_client.pods import _lines
+from finetune_client.rows import Row, sorted_rows
+from finetune_client.show import top_tables
+from finetune_client.text import MAX_CHARACTERS, clean
+from finetune_client.watch import Board
+
+BLOCKED = ("torch", "transformers", "boto3", "trl", "peft", "datasets", "numpy", "kopf", "aiohttp", "jinja2")
+WITHOUT_TRAINER = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {BLOCKED!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name.split(".")[0])
+sys.meta_path.insert(0, Absent())
+from finetune_trainer.cli.finetune import main
+main()
+"""
+
+
+def a_job(name: str, phase: str, *, loss: float | None = None, percent: int = 0, **more: Any) -> dict[str, Any]:
+    progress = {"percent": percent, "step": percent * 2, "totalSteps": 200, "loss": loss, "eta": "12m30s"}
+    return {
+        "metadata": {"name": name, "namespace": "team-a", "uid": name, "labels": {"kueue.x-k8s.io/queue-name": "gpus"}},
+        "spec": {"resources": {"gpus": 1}},
+        "status": {"phase": phase, "reason": phase, "progress": progress if loss else {}} | more,
+    }
+
+
+def drawn(what: Any, width: int = 120) -> list[str]:
+    out = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None)
+    out.print(what)
+    return [line.rstrip() for line in out.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+
+def test_the_board_shows_bars_and_the_losses_since_the_watch_began() -> None:
+    board = Board()
+    for loss, percent in ((4.0, 10), (3.0, 20), (2.0, 30), (1.5, 40)):
+        jobs = [a_job("bot", "Running", loss=loss, percent=percent), a_job("later", "Queued")]
+        changed = board.update(jobs)
+    assert [row.name for row in changed] == ["bot"]
+    assert board.update(jobs) == []
+
+    assert drawn(board.draw(30, everywhere=False)) == [
+        "JOB    PHASE    DONE                         STEP    LOSS    SINCE THIS WATCH BEGAN  LEFT    REASON",
+        "bot    Running  ━━━━━━━━               40 %  80/200  1.5000  █▅▂▁                    12m30s",
+        "later  Queued                           0 %",
+        "2 jobs hold 1 GPUs; Ctrl-C ends the watch, not the jobs",
+    ]
+
+
+def test_jobs_that_do_not_fit_are_counted() -> None:
+    board = Board()
+    board.update([a_job(f"job-{number}", "Queued") for number in range(30)])
+    assert "24 more not shown" in drawn(board.draw(10, everywhere=True))[-1]
+
+
+def test_top_adds_up_what_jobs_hold_and_wait_for() -> None:
+    jobs = [
+        a_job("a", "Running", loss=1, percent=50),
+        a_job("b", "Queued"),
+        a_job("c", "Failed"),
+        a_job("d", "Uploading"),
+    ]
+    assert drawn(top_tables(sorted_rows(jobs))) == [
+        "NAMESPACE  NAME  QUEUE  PHASE      GPUS  RESOURCE        PROGRESS  ETA",
+        "team-a     a     gpus   Running    1     nvidia.com/gpu  50%       12m30s",
+        "team-a     d     gpus   Uploading  1     nvidia.com/gpu  0%",
+        "team-a     b     gpus   Queued     1     nvidia.com/gpu  0%",
+        "",
+        "NAMESPACE  QUEUE  RESOURCE        HELD  WAITED FOR",
+        "team-a     gpus   nvidia.com/gpu  2     1",
+    ]
+
+
+def test_a_row_survives_a_status_of_another_shape() -> None:
+    job = a_job("odd", "Running", progress={"percent": "many", "step": [], "loss": {}}, conditions=["x"])
+    row = Row.of(job | {"spec": None})
+    assert (row.percent, row.step, row.loss, row.gpus) == (0, None, None, 1)
+
+
+def test_text_is_cleaned_and_bounded() -> None:
+    assert (
+        clean("\x1b[31mred\x1b[0m \x1b]8;;https://evil\x1b\\link\x1b]8;;\x07 \x9b2Jx\u202ey\x00\nz") == "red link xy z"
+    )
+    assert len(clean("a" * 10**6)) == MAX_CHARACTERS
+    assert clean("plain ü 漢") == "plain ü 漢"
+
+
+def test_a_log_is_split_into_lines_however_it_comes_and_an_endless_line_is_cut() -> None:
+    class Answer:
+        def stream(self, _: int) -> Any:
+            yield from (b"one\ntw", b"o\nthr", b"ee", b"x" * 40_000, b"\nlast")
+
+    lines = list(_lines(Answer()))
+    assert lines[:2] == ["one", "two"]
+    assert lines[-1] == "last"
+    assert sum(map(len, lines)) == len("onetwothreelast") + 40_000
+
+
+def test_the_commands_of_a_cluster_need_no_trainer_and_others_say_what_is_missing() -> None:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", WITHOUT_TRAINER, *words], capture_output=True, text=True, check=False
+        )
+
+    began = time.monotonic()
+    assert "create a job in the cluster" in run("--help").stdout
+    assert time.monotonic() - began < 1
+    assert "--all-namespaces" in run("list", "--help").stdout
+    assert run("list", "--kubeconfig", "/nonexistent/config").returncode == 5
+
+    local = run("chat", "results/mine")
+    assert local.returncode == 2
+    assert "pip install 'finetune-operator[trainer]'" in local.stderr
+    assert "Traceback" not in local.stderr
