@@ -6,13 +6,15 @@ import sys
 import time
 from typing import Any
 
+import pytest
 from rich.console import Console
 
+from finetune_client.errors import ClientError, Exit
 from finetune_client.pods import _lines
 from finetune_client.rows import Row, sorted_rows
 from finetune_client.show import top_tables
 from finetune_client.text import MAX_CHARACTERS, clean
-from finetune_client.watch import Board
+from finetune_client.watch import Board, watch_jobs
 
 BLOCKED = ("torch", "transformers", "boto3", "trl", "peft", "datasets", "numpy", "kopf", "aiohttp", "jinja2")
 WITHOUT_TRAINER = f"""
@@ -123,3 +125,28 @@ def test_the_commands_of_a_cluster_need_no_trainer_and_others_say_what_is_missin
     assert local.returncode == 2
     assert "pip install 'finetune-operator[trainer]'" in local.stderr
     assert "Traceback" not in local.stderr
+
+
+class PlayedCluster:
+    """A cluster whose job is further at each look, and that is away once; test_commands.py has the real one."""
+
+    def __init__(self, end: str) -> None:
+        self.looks = iter((a_job("bot", "Running", loss=2, percent=50), None, a_job("bot", end, loss=1, percent=100)))
+
+    def get_job(self, _: str) -> dict[str, Any]:
+        job = next(self.looks)
+        if job is None:
+            raise ClientError("the cluster at x cannot be reached", Exit.NO_CLUSTER)
+        return job
+
+
+@pytest.mark.parametrize(("end", "code"), [("Succeeded", 0), ("Failed", 7)])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_watch_ends_with_its_job_and_outlives_a_cluster_that_is_away(end: str, code: int, terminal: bool) -> None:
+    file = io.StringIO()
+    out = Console(file=file, width=120, height=30, force_terminal=terminal, _environ={"TERM": "xterm"})
+    cluster: Any = PlayedCluster(end)
+    assert watch_jobs(cluster, out, ["bot"], interval=0) == code
+    assert "the cluster at x cannot be reached" in file.getvalue()
+    assert end in file.getvalue()
+    assert ("\x1b[" in file.getvalue()) is terminal
