@@ -18,6 +18,7 @@ class StatusReason(StrEnum):
     PREFLIGHT_PASSED = "PreflightPassed"
     JOB_CREATED = "JobCreated"
     WAITING_FOR_POD = "WaitingForPod"
+    WAITING_IN_QUEUE = "WaitingInQueue"
     POD_STARTING = "PodStarting"
     RETRYING = "Retrying"
     JOB_DELETED = "JobDeleted"
@@ -26,6 +27,7 @@ class StatusReason(StrEnum):
     NOT_REPORTING = "NotReporting"
     ENDING = "Ending"
     SUSPENDING = "Suspending"
+    QUEUE_DECIDES = "QueueDecides"
     SUSPENDED = "Suspended"
     DELETED = "Deleted"
     COMPLETED = "Completed"
@@ -84,6 +86,7 @@ STATUS_REASONS: dict[StatusReason, ReasonClass] = {
     # Waiting
     StatusReason.JOB_CREATED: ReasonClass("The batch/v1 Job was created just now."),
     StatusReason.WAITING_FOR_POD: ReasonClass("The Job controller has not created a pod yet."),
+    StatusReason.WAITING_IN_QUEUE: ReasonClass("Kueue has not admitted the Job yet, or has evicted it."),
     StatusReason.POD_STARTING: ReasonClass("The pod has a node, and its container does not run yet."),
     StatusReason.RETRYING: ReasonClass("A pod failed in a way that may pass, so another one follows.", event="Warning"),
     StatusReason.JOB_DELETED: ReasonClass("Somebody deleted the batch/v1 Job; it is created again."),
@@ -106,6 +109,9 @@ STATUS_REASONS: dict[StatusReason, ReasonClass] = {
     StatusReason.REUSED: ReasonClass("A finished result of the same job was found, so nothing was trained."),
     StatusReason.OUTCOME_LOST: ReasonClass("The run succeeded, but its pod was removed before its result was read."),
     # Waiting for a person
+    StatusReason.QUEUE_DECIDES: _needs_a_person(
+        "spec.runPolicy.suspend is true, but only Kueue may suspend the Job: its Workload is to be deactivated."
+    ),
     StatusReason.NAMESPACE_DENIED: _needs_a_person("The operator runs no jobs in this namespace."),
     StatusReason.NAME_CONFLICT: _needs_a_person("An object of somebody else has the name of a child."),
     StatusReason.INVALID_CONFIGURATION: _needs_a_person("This version of the operator cannot read the spec."),

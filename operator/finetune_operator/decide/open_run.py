@@ -36,18 +36,18 @@ def follow_spec(snapshot: Snapshot, job: ChildJob) -> Json | None:
     """Returns the patch for the fields of a Job that may follow the spec; None if they do.
 
     The seconds that the Job has run are recorded in the very patch that suspends it, because the Job controller then
-    forgets when it started.
+    forgets when it started. A queue owns `suspend` of its Jobs: whatever it suspends stays so until it admits it.
     """
     policy = snapshot.spec.run_policy
     if policy.suspend:
-        if job.suspended:
+        if job.suspended or job.queue is not None:
             return None
         active = job.active_seconds_at(snapshot.now)
         return {"spec": {"suspend": True}, "metadata": {"annotations": {ACTIVE_SECONDS_ANNOTATION: str(active)}}}
 
     # The Job controller starts a resumed Job's deadline anew, so what the Job has run before is subtracted.
     changes: Json = {}
-    if job.suspended:
+    if job.suspended and job.queue is None:
         changes["suspend"] = False
     deadline = remaining_deadline(policy.active_deadline_seconds, job.active_seconds)
     if job.deadline != deadline:
@@ -57,6 +57,9 @@ def follow_spec(snapshot: Snapshot, job: ChildJob) -> Json | None:
 
 def _describe(snapshot: Snapshot, run: ChildRun) -> Decision:
     pod = run.newest_pod
+
+    if (queued := _suspension_left_to_queue(snapshot, run)) is not None:
+        return queued
 
     # The Job controller stops the pods of a suspended Job; the phase stays until they have ended.
     if snapshot.spec.run_policy.suspend:
@@ -72,6 +75,21 @@ def _describe(snapshot: Snapshot, run: ChildRun) -> Decision:
     if waiting is not None:
         return _waiting(snapshot, run, waiting)
     return _ending(snapshot, run)
+
+
+def _suspension_left_to_queue(snapshot: Snapshot, run: ChildRun) -> Decision | None:
+    job = run.job
+    if not snapshot.spec.run_policy.suspend or job is None or job.queue is None or job.suspended:
+        return None
+
+    # Kueue starts what it has admitted again, so suspending the Job would restart the trainer for ever.
+    command = f"kubectl -n {snapshot.metadata.namespace} get workloads -l kueue.x-k8s.io/job-uid={job.uid}"
+    message = (
+        f"spec.runPolicy.suspend is true, but Kueue's queue {job.queue} starts and stops Job {job.name}: "
+        f"set spec.active to false in the Workload that `{command}` shows"
+    )
+    phase = snapshot.status.phase or Phase.QUEUED
+    return Decision(phase, StatusReason.QUEUE_DECIDES, message, is_stalled=True)
 
 
 def _with_trainer(snapshot: Snapshot, run: ChildRun) -> Decision:

@@ -17,6 +17,7 @@ JOB_NAME_LABEL: Final = f"{GROUP}/job-name"
 JOB_UID_LABEL: Final = f"{GROUP}/job-uid"
 COMPONENT_LABEL: Final = "app.kubernetes.io/component"
 ACTIVE_SECONDS_ANNOTATION: Final = f"{GROUP}/active-seconds"
+QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"  # Kueue owns `suspend` of a Job that has it
 TRAINER_CONTAINER: Final = "trainer"  # in preflight's pod too: it runs the same image
 FIELD_MANAGER: Final = "finetune-operator"
 LEASE_NAME: Final = "finetune-operator"

@@ -14,6 +14,7 @@ from finetune_api.base import MAX_SECONDS, Json
 from finetune_api.outcome import COMPRESSED_PREFIX, Outcome
 from finetune_operator.desired.names import (
     ACTIVE_SECONDS_ANNOTATION,
+    QUEUE_LABEL,
     TRAINER_CONTAINER,
     controller_uid,
     controlling_job,
@@ -41,6 +42,9 @@ class ChildJob:
     owner_uid: str | None
     deleting: bool
     suspended: bool
+    queue: str | None
+    """Kueue's LocalQueue, which alone starts and stops the Job; None if there is none."""
+
     deadline: int | None
     """`activeDeadlineSeconds`: counted from `started`."""
 
@@ -72,6 +76,7 @@ class ChildJob:
             owner_uid=controller_uid(metadata),
             deleting="deletionTimestamp" in metadata,
             suspended=bool(spec.get("suspend")),
+            queue=(metadata.get("labels") or {}).get(QUEUE_LABEL) or None,
             deadline=spec.get("activeDeadlineSeconds"),
             ttl=spec.get("ttlSecondsAfterFinished"),
             started=parse_time(status.get("startTime")),
@@ -87,6 +92,11 @@ class ChildJob:
         volumes = self.body["spec"]["template"]["spec"].get("volumes") or ()
         sources = (volume.get("configMap") for volume in volumes if volume["name"] == CONFIG_VOLUME)
         return next((str(source["name"]) for source in sources if source), None)
+
+    @property
+    def waits_in_queue(self) -> bool:
+        """True while Kueue holds the Job: it was not admitted yet, or was evicted."""
+        return self.queue is not None and self.suspended
 
     @property
     def is_over(self) -> bool:
