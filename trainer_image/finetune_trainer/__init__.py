@@ -15,6 +15,7 @@ Begin with `pipeline`, which calls the six stages in order. No folder imports on
     model        what a model folder says of itself (no torch)
     chat         conversations to tokens with labels (no torch)
     data         files to rows to messages (no torch)
+    distributed  the processes of a run on several GPUs: their shares, sums and comparisons
     storage      S3 and folders as object stores
     stopping     a request to stop, as every loop and transfer sees it
     signs_of_life  what shows that the run gets on, for its watchdog

@@ -110,12 +110,18 @@ class MultiTensorAdamW(torch.optim.Optimizer):
         self._inner = inner([{"params": [vector.master]} for vector in self._vectors])
         self._gathered = False
 
-    def clip_gradients(self, max_norm: float) -> torch.Tensor:
+    def clip_gradients(
+        self, max_norm: float, reduce: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> torch.Tensor:
         """Scales the gradients that `step` will use to a common norm of at most `max_norm`.
 
-        Returns the norm before (fp32 scalar). The parameters' own gradients are left unchanged.
+        Of several processes, `reduce` makes each vector of gradients (fp32) the sum over all, in place, before the
+        norm is taken. Returns the norm before (fp32 scalar). The parameters' own gradients are left unchanged.
         """
         parts = [vector.gather() for vector in self._vectors]
+        if reduce is not None:
+            for part in parts:
+                reduce(part)
         self._gathered = True
 
         norms = [torch.linalg.vector_norm(part).to(parts[0].device) for part in parts]

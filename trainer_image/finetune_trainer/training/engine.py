@@ -30,6 +30,8 @@ from finetune_kernels.planning.micro_batch import (
     largest_without_recompute,
 )
 from finetune_kernels.planning.model_shape import ModelShape, ParameterCounts, build_shape
+from finetune_trainer.distributed.shares import split_batch
+from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.training.batching.isolation import PACKED, BatchingChoice, choose_batching
 from finetune_trainer.training.batching.trial import try_step
 from finetune_trainer.training.fp8_gate import Fp8Decision, decide_fp8
@@ -63,6 +65,12 @@ class Engine:
     """Arrangement of a micro-batch's documents in which none sees another."""
     fallbacks: list[MemoryFallback] = field(default_factory=list, init=False)
     """Each time that memory ran out and a smaller plan took over."""
+    world: World = field(default=ALONE, init=False)
+    """The processes that train together; `batch` is this one's part of a step."""
+
+    def use_world(self, world: World) -> None:
+        """Takes this process's share of every step. Raises ValueError if a step cannot be divided."""
+        self.world, self.batch = world, split_batch(self.batch, world.size)
 
     def use_batching(self, choice: BatchingChoice) -> None:
         """Takes the batching in which documents are apart; single documents are accumulated to the same step."""

@@ -23,6 +23,7 @@ from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW
 from finetune_trainer.errors import InterruptedRunError
 from finetune_trainer.signs_of_life import beat
 from finetune_trainer.training.batching.length_grouping import LengthGroupedSampler, row_lengths
+from finetune_trainer.training.batching.rank_share import RankSampler, WithFiller, shuffled
 from finetune_trainer.training.callback import RunCallback
 from finetune_trainer.training.collator import COLLATORS, collate_and_count
 from finetune_trainer.training.engine import Engine
@@ -50,6 +51,7 @@ class QloraTrainer(SFTTrainer):
         self._engine, self._callback = engine, callback
         self._gradients: AccumulatedGradients | None = None
         self._evaluated = (0.0, 0)
+        self._world = engine.world
         self._watch = callback.watch
         self._watch.scales_loss = bool(args.fp16)
 
@@ -75,9 +77,32 @@ class QloraTrainer(SFTTrainer):
         gc.collect()
         gc.freeze()
         try:
-            return super().train(*arguments, **options)
+            result = super().train(*arguments, **options)
         finally:
             gc.unfreeze()
+        self._world.check_equal("the adapter", self._masters())
+        return result
+
+    def _masters(self) -> list[torch.Tensor]:
+        """The weights that train, in fp32."""
+        return [master_weight(weight).detach() for _, weight in trainable_weights(self.model)]
+
+    def create_optimizer(self, *arguments: Any, **options: Any) -> Any:
+        """Returns the optimiser, over weights that are rank 0's in all processes."""
+        weights = [weight.detach() for _, weight in trainable_weights(self.model)]
+        self._world.copy_from_first_([*weights, *self._masters()])
+        return super().create_optimizer(*arguments, **options)
+
+    def _get_num_items_in_batch(self, *arguments: Any, **options: Any) -> Any:
+        """Returns the supervised tokens of the whole step, in all processes: each divides its loss by them."""
+        tokens = super()._get_num_items_in_batch(*arguments, **options)
+        return tokens if self._world.is_alone else self._world.sum_(torch.as_tensor(tokens).clone())
+
+    def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
+        """Logs like SFTTrainer, with the loss of all processes: each has its own rows' part of it."""
+        if "loss" in logs:
+            (logs["loss"],) = self._world.sum_numbers(logs["loss"], device=self.args.device)
+        super().log(logs, *arguments, **options)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Runs one forward and backward pass; if memory runs out, runs it again from its start with a smaller memory
@@ -150,8 +175,9 @@ class QloraTrainer(SFTTrainer):
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
         assert isinstance(optimizer, MultiTensorAdamW)
         self.accelerator.unscale_gradients()  # fp16: they are multiplied by the loss's scale
-        norm = optimizer.clip_gradients(self.args.max_grad_norm)
+        norm = optimizer.clip_gradients(self.args.max_grad_norm, self._world.sum_)
 
+        self._watch.reduce_loss(self._world.sum_)
         self._watch.end_step(self.state.global_step + 1, norm)
         return norm
 
@@ -185,7 +211,7 @@ class QloraTrainer(SFTTrainer):
         with self._callback.evaluating():
             output = super().evaluation_loop(*arguments, **options)
 
-        total, count = self._evaluated
+        total, count = self._world.sum_numbers(*self._evaluated, device=self.args.device)
         return output._replace(metrics=(output.metrics or {}) | {"eval_loss": total / max(1, count)})
 
     def _evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
@@ -227,10 +253,27 @@ class QloraTrainer(SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         """Rows in random order; if they are padded, with those of like length beside each other."""
-        if self._engine.batching.kind is not Batching.PADDED:
+        is_padded = self._engine.batching.kind is Batching.PADDED
+        if self._world.is_alone and not is_padded:
             return super()._get_train_sampler(train_dataset)
-        assert isinstance(self.train_dataset, Dataset)
-        return LengthGroupedSampler(row_lengths(self.train_dataset), self._engine.batch.sequences, self.args.seed)
+
+        rows, step = self.train_dataset, self._engine.batch.sequences * self._world.size
+        assert isinstance(rows, Dataset)
+        seed = self.args.seed
+        order = LengthGroupedSampler(row_lengths(rows), step, seed) if is_padded else shuffled(rows, seed)
+        return order if self._world.is_alone else RankSampler(order, step, self._world)
+
+    def _get_dataloader(self, dataset: Any, *arguments: Any, **options: Any) -> Any:
+        """Returns a loader over this process's rows."""
+        if not self._world.is_alone and dataset is self.train_dataset:
+            dataset = WithFiller(dataset)
+        return super()._get_dataloader(dataset, *arguments, **options)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """Every N-th row in the rank's turn; all rows if they are fewer than the processes, which the sums allow."""
+        if self._world.is_alone or len(eval_dataset) < self._world.size:
+            return super()._get_eval_sampler(eval_dataset)
+        return range(self._world.rank, len(eval_dataset), self._world.size)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Returns 0: nobody reads the count, and transformers walks over all parameters for it at every batch."""

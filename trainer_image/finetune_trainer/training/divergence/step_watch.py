@@ -8,6 +8,7 @@ the copy has arrived: usually one step late. Before a checkpoint, a sample and t
 
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,11 @@ class StepWatch:
         """Adds the loss of one pass of the current step (a scalar)."""
         loss = loss.detach()
         self._loss = loss if self._loss is None else self._loss + loss
+
+    def reduce_loss(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Replaces the loss of the current step by `reduce` of it: the sum over the run's processes."""
+        if self._loss is not None:
+            self._loss = reduce(self._loss.clone())
 
     def end_step(self, step: int, norm: torch.Tensor) -> None:
         """Takes the norm of the step's gradients, before the optimiser uses them; `step` counts from 1.
