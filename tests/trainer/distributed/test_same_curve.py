@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from finetune_api.run_config import RunConfig
-from finetune_test_models.rank_run import TRAINERS, run
+from finetune_test_models.ranks.run import TRAINERS, run
 from finetune_trainer.distributed.world import ALONE
 from finetune_trainer.training.qlora_trainer import QloraTrainer
 
@@ -34,7 +34,7 @@ def one_and_two(run_config: Builder, tmp_path: Path) -> tuple[dict[str, Any], Lo
     paths[0].write_text(config.model_dump_json(by_alias=True), encoding="utf-8")
 
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = [*torchrun, "-m", "finetune_test_models.rank_run", *map(str, paths), *TRAINERS]
+    arguments = [*torchrun, "-m", "finetune_test_models.ranks.run", *map(str, paths), *TRAINERS]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         [sys.executable, "-P", *arguments], capture_output=True, text=True, timeout=300, env=environment

@@ -1,6 +1,6 @@
 """One process of training runs: stages 1 to 5 without a cluster. Rank 0 writes what it logged.
 
-    python -P -m torch.distributed.run --standalone --nproc-per-node 2 -m finetune_test_models.rank_run \\
+    python -P -m torch.distributed.run --standalone --nproc-per-node 2 -m finetune_test_models.ranks.run \\
         CONFIG.json WORK OUT.json QloraTrainer [FAULT ...]
 
 CONFIG.json: a RunConfig. Without torchrun it is a run of one process. It is run once with each trainer that is named:
