@@ -10,6 +10,19 @@ def trainable_weights(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
 
 
+class FastTrainMode:
+    """Replacement of `model.train` that walks over the modules only if the mode changes.
+
+    The loop calls it for every batch, and a walk over two thousand modules keeps the GPU waiting.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._switch = model, model.train
+
+    def __call__(self, mode: bool = True) -> Any:
+        return self._model if self._model.training == mode else self._switch(mode)
+
+
 class FastZeroGrad:
     """Replacement of `model.zero_grad` that knows the trainable parameters, so it walks over no modules."""
 

@@ -27,7 +27,7 @@ from finetune_trainer.training.batching.rank_share import RankSampler, WithFille
 from finetune_trainer.training.callback import RunCallback
 from finetune_trainer.training.collator import COLLATORS, collate_and_count
 from finetune_trainer.training.engine import Engine
-from finetune_trainer.training.gradients import AccumulatedGradients, FastZeroGrad, trainable_weights
+from finetune_trainer.training.gradients import AccumulatedGradients, FastTrainMode, FastZeroGrad, trainable_weights
 from finetune_trainer.training.optimizer import choose_optimizer, create_schedule
 
 
@@ -286,16 +286,3 @@ class QloraTrainer(SFTTrainer):
 def is_evaluated(state: TrainerState) -> bool:
     """True if the newest step of the history has an evaluation loss."""
     return any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
-
-
-class FastTrainMode:
-    """Replacement of `model.train` that walks over the modules only if the mode changes.
-
-    The loop calls it for every batch, and a walk over two thousand modules keeps the GPU waiting.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self._model, self._switch = model, model.train
-
-    def __call__(self, mode: bool = True) -> Any:
-        return self._model if self._model.training == mode else self._switch(mode)
