@@ -102,7 +102,8 @@ class ApiProxy:
         await runner.cleanup()
         for transport in transports:
             if transport is not None:
-                transport.abort()
+                with suppress(AttributeError):  # of a TLS transport whose connection was aborted before
+                    transport.abort()
         await asyncio.sleep(0.1)
 
     async def _session(self, _: web.Application) -> Any:
@@ -129,11 +130,11 @@ class ApiProxy:
             self.writes.append(write)
 
         async with self._client.request(
-            request.method, self._target + request.path_qs, data=body or None, headers=_end_to_end(request.headers)
+            request.method, self._target + request.path_qs, data=body or None, headers=end_to_end(request.headers)
         ) as answer:
             if write is not None:
                 write.status = answer.status
-            response = web.StreamResponse(status=answer.status, headers=_end_to_end(answer.headers))
+            response = web.StreamResponse(status=answer.status, headers=end_to_end(answer.headers))
             with suppress(ConnectionError):  # the client may go away at any time
                 await response.prepare(request)
                 async for chunk in answer.content.iter_any():
@@ -142,5 +143,6 @@ class ApiProxy:
             return response
 
 
-def _end_to_end(headers: Any) -> dict[str, str]:
+def end_to_end(headers: Any) -> dict[str, str]:
+    """Headers without those that belong to one connection."""
     return {name: value for name, value in headers.items() if name.lower() not in _HOP_BY_HOP}

@@ -31,12 +31,19 @@ class OperatorProcess:
     """Starts, kills and restarts the operator. Its account and files are made once, in the cluster and in a folder."""
 
     def __init__(
-        self, cluster: DevCluster, folder: Path, *namespaces: str, beside: "OperatorProcess | None" = None
+        self,
+        cluster: DevCluster,
+        folder: Path,
+        *namespaces: str,
+        beside: "OperatorProcess | None" = None,
+        lease_namespace: str = NAMESPACE,
     ) -> None:
         """`namespaces`: serve these only, with rights there and nowhere else (but to review tokens).
 
-        `beside`: another replica of the same installation, under whose address trainers report.
+        `beside`: another replica of the same installation, under whose address trainers report. `lease_namespace`:
+        installations beside each other elect in namespaces of their own.
         """
+        self._lease_namespace = lease_namespace
         self._cluster = cluster
         self._namespaces = namespaces
         self._account = f"{ACCOUNT}-{namespaces[0]}" if namespaces else ACCOUNT
@@ -47,6 +54,9 @@ class OperatorProcess:
         self.progress_port = free_port()
         self.health_port = free_port()
         self.log_format = "text"
+        self.code: Path | None = None
+        """Folder with another `finetune_operator` to run, such as a mutant; None for the checkout's."""
+
         self._advertised = beside.progress_url if beside else self.progress_url
         self._prepare()
 
@@ -162,7 +172,7 @@ class OperatorProcess:
 
     def _remove_lease(self) -> None:
         try:
-            self._coordination.delete_namespaced_lease(LEASE_NAME, NAMESPACE)
+            self._coordination.delete_namespaced_lease(LEASE_NAME, self._lease_namespace)
         except ApiException as error:
             if error.status != 404:
                 raise
@@ -177,9 +187,9 @@ class OperatorProcess:
             "FINETUNE_PROGRESS_PORT": str(self.progress_port),
             "FINETUNE_HEALTH_PORT": str(self.health_port),
             "FINETUNE_TLS_DIR": str(self.tls_dir),
-            "FINETUNE_LEASE_NAMESPACE": NAMESPACE,
+            "FINETUNE_LEASE_NAMESPACE": self._lease_namespace,
             "FINETUNE_LOG_FORMAT": self.log_format,
-        }
+        } | ({"PYTHONPATH": str(self.code)} if self.code else {})
 
     def _pod_environment(self, api_port: int) -> dict[str, str]:
         """Variables that only a pod has."""
@@ -232,7 +242,7 @@ class OperatorProcess:
         delegation = {"name": f"{self._account}-token-review"}
         reviewer = reference | {"kind": "ClusterRole", "name": delegation["name"]}
         reviews = [rule.to_wire() for rule in CLUSTER_RULES]
-        own = {"name": f"{self._account}-own", "namespace": NAMESPACE}
+        own = {"name": f"{self._account}-own", "namespace": self._lease_namespace}
         own_role = reference | {"kind": "Role", "name": own["name"]}
 
         return {

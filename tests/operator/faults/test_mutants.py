@@ -1,0 +1,50 @@
+"""Mistakes planted in the operator are noticed by fault plans."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+import finetune_operator
+from finetune_devcluster.cluster import DevCluster
+from finetune_test_operator.faults.plans import Plan
+from finetune_test_operator.faults.suite import Bench
+from finetune_test_operator.operator_process import OperatorProcess
+
+pytestmark = [pytest.mark.cluster, pytest.mark.faults]
+
+MUTANTS = yaml.safe_load(Path(__file__).with_name("mutants.yaml").read_text())
+
+
+def write_mutant(folder: Path, file: str, was: str, now: str) -> Path:
+    """A copy of the operator's package with one mistake; returns the folder it lies in."""
+    package = folder / "finetune_operator"
+    shutil.copytree(Path(str(finetune_operator.__file__)).parent, package)
+    source = (package / file).read_text()
+    assert source.count(was) == 1, f"{was!r} stands once in {file}, not {source.count(was)} times: adapt mutants.yaml"
+    (package / file).write_text(source.replace(was, now))
+    return folder
+
+
+@pytest.fixture
+def no_other_operator(operator_process: OperatorProcess) -> None:
+    operator_process.kill()
+
+
+@pytest.mark.parametrize("mistake", MUTANTS)
+def test_a_mistake_in_the_operator_is_noticed(
+    mistake: str, dev_cluster: DevCluster, tmp_path: Path, no_other_operator: None
+) -> None:
+    mutant = MUTANTS[mistake]
+    code = write_mutant(tmp_path / "code", mutant["file"], mutant["was"], mutant["is"])
+    number = list(MUTANTS).index(mistake)
+
+    with Bench.start(dev_cluster, tmp_path / "bench", f"faults-mutant-{number}", code) as bench:
+        plans = {plan.name for plan in bench.live_references(["passes"])}
+        assert plans >= set(mutant["plans"]), "the plans are among those that the suite generates"
+        results = bench.run([Plan.parse(name) for name in mutant["plans"]])
+
+    lost = {each.plan.name: each.failures for each in results if each.failures}
+    print(mistake, lost, sep=": ")
+    assert lost
