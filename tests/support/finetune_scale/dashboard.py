@@ -56,7 +56,7 @@ def _draw(axes: Axes, panel: dict[str, Any], prometheus: str, minutes: float) ->
     for name, points in series[:12]:
         axes.plot([x for x, _ in points], [y for _, y in points], linewidth=1.1, label=name)
     axes.set_xlim(-minutes, 0)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.2 * max((y for _, points in series for _, y in points), default=0.0) or 1.0)
     axes.tick_params(labelsize=6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
