@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_api.base import ApiModel, Count, Int32, Message, Name, NonNegative, Time, Uri, Word
-from finetune_api.cost.usage import Usage
+from finetune_api.cost.usage import Currency, Usage
 from finetune_api.judgement import Judgement
 from finetune_api.outcome import MAX_ARTIFACTS, Artifact, FailedExport
 from finetune_api.preflight import PreflightSummary
@@ -133,7 +133,10 @@ class Attempt(ApiModel):
     """Seconds that the pod has held its node, and with it the GPUs."""
 
     price_per_gpu_hour: NonNegative | None = None
-    """Price of a GPU for an hour when the pod was made."""
+    """Price of a GPU for an hour when the pod was made; absent if there was none."""
+
+    currency: Currency | None = None
+    """Currency of this price."""
 
 
 class Failure(ApiModel):

@@ -18,6 +18,7 @@ ATTEMPT = {
     "endTime": NOW,
     "heldSeconds": 7200,
     "pricePerGpuHour": 2.75,
+    "currency": "EUR",
 }
 STATUS: dict[str, Any] = {
     "observedGeneration": 1,

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from finetune_api.base import ApiModel, Count, NonNegative
 
+Currency = Annotated[str, Field(pattern="^[A-Z]{3}$")]
+"""ISO 4217 code."""
+
 
 class Usage(ApiModel):
     """GPU time, waiting and cost of a job, over all of its pods."""
@@ -20,11 +23,12 @@ class Usage(ApiModel):
     waiting_seconds: Count = 0
     """Seconds that the job wanted to run and no pod of it held a node; suspension does not count."""
 
-    currency: Annotated[str, Field(pattern="^[A-Z]{3}$")] | None = None
+    currency: Currency | None = None
     """Currency of the cost, by its ISO 4217 code."""
 
     cost: NonNegative | None = None
-    """Price of the GPU time; each pod's by the price at its start. Absent if the administrator set no price."""
+    """Price of the GPU time; each pod's by the price at its start. Absent if a pod had no price, or another currency
+    than the others."""
 
     estimated_gpu_seconds: Count | None = None
     """GPU-seconds of training that preflight estimated."""
@@ -39,5 +43,5 @@ class Usage(ApiModel):
     earlier_held_seconds: Count = 0
     """Seconds that pods held a node which `attempts` lists no more."""
 
-    earlier_cost: NonNegative = 0
-    """Cost of these pods."""
+    earlier_cost: NonNegative | None = None
+    """Cost of these pods; absent if it is not known."""

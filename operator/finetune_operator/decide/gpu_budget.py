@@ -34,7 +34,9 @@ def held_seconds(attempts: Iterable[Attempt], pods: Iterable[TrainerPod], now: d
     """Returns the seconds that each pod has held its node, by UID: those of the status and those that exist."""
     held = {attempt.uid: attempt.held_seconds or 0 for attempt in attempts}
     for pod in pods:
-        held[pod.uid] = max(held.get(pod.uid, 0), pod_seconds(pod, now))
+        # The kubelet's time of the end replaces what was counted by another clock before.
+        known = 0 if pod.termination else held.get(pod.uid, 0)
+        held[pod.uid] = max(known, pod_seconds(pod, now))
     return held
 
 

@@ -1,5 +1,8 @@
 """`status.usage`: GPU time, waiting and cost, from the pods and what was counted before (pure)."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 from finetune_api.cost.prices import Price
 from finetune_api.cost.usage import Usage
 from finetune_api.status import Attempt, FineTuneJobStatus, PreflightStatus
@@ -13,17 +16,16 @@ SECONDS_PER_HOUR = 3600
 def count_held_seconds(snapshot: AnySnapshot, attempts: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
     """Adds to each attempt the seconds that its pod has held a node, and to a new one the price that holds for it."""
     held = held_seconds(snapshot.status.attempts, snapshot.training.pods, snapshot.now)
-    known = {attempt.uid: attempt.price_per_gpu_hour for attempt in snapshot.status.attempts}
-    price = snapshot.price.per_hour if snapshot.price else None
-    return tuple(
-        attempt.model_copy(
-            update={
-                "held_seconds": held.get(attempt.uid, 0),
-                "price_per_gpu_hour": known.get(attempt.uid, price),
-            }
-        )
-        for attempt in attempts
-    )
+    price = snapshot.price
+    now = (price.per_hour, price.currency) if price else (None, None)
+    known = {attempt.uid: (attempt.price_per_gpu_hour, attempt.currency) for attempt in snapshot.status.attempts}
+
+    counted = []
+    for attempt in attempts:
+        per_hour, currency = known.get(attempt.uid, now)
+        terms = {"price_per_gpu_hour": per_hour, "currency": currency}
+        counted.append(attempt.model_copy(update=terms | {"held_seconds": held.get(attempt.uid, 0)}))
+    return tuple(counted)
 
 
 def build_usage(snapshot: AnySnapshot, status: FineTuneJobStatus) -> Usage | None:
@@ -40,24 +42,52 @@ def build_usage(snapshot: AnySnapshot, status: FineTuneJobStatus) -> Usage | Non
     listed = {attempt.uid for attempt in status.attempts}
     dropped = [attempt for attempt in snapshot.status.attempts if attempt.uid not in listed]
     earlier_seconds = last.earlier_held_seconds + sum(attempt.held_seconds or 0 for attempt in dropped)
-    earlier_cost = last.earlier_cost + sum(_cost(attempt, gpus) for attempt in dropped)
+    earlier = _earlier_cost(last) + _cost_of(dropped, gpus)
 
     held = earlier_seconds + sum(attempt.held_seconds or 0 for attempt in status.attempts)
-    is_priced = price is not None or last.cost is not None
-    cost = earlier_cost + sum(_cost(attempt, gpus) for attempt in status.attempts)
+    total = earlier + _cost_of(status.attempts, gpus)
+    currency = total.currency or (price.currency if price else None)
 
     return Usage(
         gpu_seconds=held * gpus,
         gpu_hours=round(held * gpus / SECONDS_PER_HOUR, 2),
         waiting_seconds=max(last.waiting_seconds, _waited(status, held)),
-        currency=last.currency or (price.currency if price else None),
-        cost=round(cost, 4) if is_priced else None,
+        currency=currency,
+        cost=total.amount if currency else None,
         estimated_gpu_seconds=estimate,
         estimated_cost=last.estimated_cost if last.estimated_cost is not None else _estimated_cost(estimate, price),
         estimate_error_percent=_error(estimate, held * gpus) if status.phase is Phase.SUCCEEDED else None,
         earlier_held_seconds=earlier_seconds,
-        earlier_cost=round(earlier_cost, 4),
+        earlier_cost=earlier.amount if earlier_seconds else None,
     )
+
+
+@dataclass(frozen=True)
+class _Money:
+    """A sum of money. Without an amount it is not known, and no sum with it is."""
+
+    amount: float | None = 0.0
+    currency: str | None = None
+
+    def __add__(self, other: "_Money") -> "_Money":
+        currencies = {self.currency, other.currency} - {None}
+        if self.amount is None or other.amount is None or len(currencies) > 1:
+            return _Money(None)
+        return _Money(round(self.amount + other.amount, 4), next(iter(currencies), None))
+
+
+def _cost_of(attempts: Iterable[Attempt], gpus: int) -> _Money:
+    total = _Money()
+    for attempt in attempts:
+        hours = (attempt.held_seconds or 0) * gpus / SECONDS_PER_HOUR
+        if hours:
+            price = attempt.price_per_gpu_hour
+            total += _Money(None if price is None else hours * price, attempt.currency)
+    return total
+
+
+def _earlier_cost(last: Usage) -> _Money:
+    return _Money(last.earlier_cost, last.currency) if last.earlier_held_seconds else _Money()
 
 
 def without_time(status: FineTuneJobStatus) -> FineTuneJobStatus:
@@ -86,7 +116,3 @@ def _estimated_cost(estimate: int | None, price: Price | None) -> float | None:
 
 def _error(estimate: int | None, gpu_seconds: int) -> float | None:
     return round(100 * (gpu_seconds / estimate - 1), 1) if estimate else None
-
-
-def _cost(attempt: Attempt, gpus: int) -> float:
-    return (attempt.held_seconds or 0) * gpus * (attempt.price_per_gpu_hour or 0) / SECONDS_PER_HOUR

@@ -88,9 +88,53 @@ def test_without_a_price_there_is_no_cost() -> None:
     assert usage.currency is None
 
 
+OTHER_TERMS = {"no price any more": None, "another currency": Price("JPY", 540.0)}
+
+
+@pytest.mark.parametrize("later", OTHER_TERMS.values(), ids=OTHER_TERMS)
+def test_a_sum_that_nobody_knows_is_absent(later: Price | None) -> None:
+    status = status_of(snapshot(pod("1", 0, started=10), now=1000))
+    pods = (pod("1", 0, started=10, ended=1000), pod("2", 1000, started=1010))
+    usage = status_of(snapshot(*pods, now=2000, status=status, price=later)).usage
+    assert usage is not None
+    assert usage.gpu_seconds == 2000
+    assert usage.cost is None, "the total would look whole, and is not"
+
+
+def test_a_price_that_comes_later_does_not_make_earlier_pods_free() -> None:
+    status = status_of(snapshot(pod("1", 0, started=10), now=1000, price=None))
+    pods = (pod("1", 0, started=10, ended=1000), pod("2", 1000, started=1010))
+    usage = status_of(snapshot(*pods, now=2000, status=status)).usage
+    assert usage is not None
+    assert usage.cost is None
+
+
+def test_dropped_pods_without_a_price_leave_the_sum_unknown() -> None:
+    known = tuple(
+        Attempt(pod=f"p-{number}", uid=str(number), exit_code=20, held_seconds=100) for number in range(MAX_ATTEMPTS)
+    )
+    status = FineTuneJobStatus(attempts=known)
+    for number in range(MAX_ATTEMPTS + 1):
+        begun = 5000 + 200 * number
+        newest = pod(f"new-{number}", begun, started=begun, ended=begun + 100)
+        status = status_of(snapshot(newest, now=begun + 150, status=status))
+    assert status.usage is not None
+    assert all(attempt.price_per_gpu_hour for attempt in status.attempts)
+    assert status.usage.cost is None
+
+
+def test_the_end_that_the_kubelet_names_counts() -> None:
+    status = status_of(snapshot(pod("1", 0, started=10), now=1600))
+    ended = status_of(snapshot(pod("1", 0, started=10, ended=1000), now=1700, status=status))
+    assert ended.usage is not None
+    assert ended.usage.gpu_seconds == 1000
+
+
 def test_attempts_that_the_list_drops_keep_their_time_and_cost() -> None:
     known = tuple(
-        Attempt(pod=f"p-{number}", uid=str(number), exit_code=20, held_seconds=100, price_per_gpu_hour=3.6)
+        Attempt(
+            pod=f"p-{number}", uid=str(number), exit_code=20, held_seconds=100, price_per_gpu_hour=3.6, currency="USD"
+        )
         for number in range(MAX_ATTEMPTS)
     )
     status = status_of(snapshot(pod("new", 5000, started=5010), now=5100, status=FineTuneJobStatus(attempts=known)))
