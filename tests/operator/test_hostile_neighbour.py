@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import yaml
 from kubernetes import client
-from kubernetes.client.exceptions import ApiException
+from kubernetes.client.exceptions import ApiException, NotFoundException
 
 from finetune_devcluster.cluster import DevCluster
 from finetune_test_operator.operator_process import OperatorProcess
@@ -24,7 +25,8 @@ def neighbour(dev_cluster: DevCluster, namespace: str) -> Iterator[str]:
     core.create_namespace({"metadata": {"name": name}})
     yield name
     for pod in core.list_namespaced_pod(name).items:
-        core.patch_namespaced_pod(pod.metadata.name, name, {"metadata": {"finalizers": []}})
+        with suppress(NotFoundException):  # without its finalizer it may be gone by now
+            core.patch_namespaced_pod(pod.metadata.name, name, {"metadata": {"finalizers": []}})
     core.delete_namespace(name)
 
 
