@@ -4,14 +4,12 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from finetune_api import API_VERSION, KIND
+from finetune_api import GROUP, KIND, PLURAL, VERSION
 from finetune_api.spec.run import RunPolicySpec
 from finetune_api.spec.spec import IMMUTABLE_SECTIONS, MUTABLE_RUN_POLICY, FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from finetune_api.structural import Schema, structural_schema
 
-GROUP, VERSION = API_VERSION.split("/")
-PLURAL = "finetunejobs"
 MAX_NAME_CHARACTERS = 63  # characters; the name becomes a label value on the job's pods
 
 COLUMNS: tuple[tuple[str, str, str, int], ...] = (

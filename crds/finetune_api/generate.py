@@ -8,7 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from finetune_api.definition import GROUP, PLURAL, custom_resource_definition
+from finetune_api import GROUP, PLURAL
+from finetune_api.definition import custom_resource_definition
 
 CHECKOUT = Path(__file__).parents[2]
 HEADER = "# GENERATED from crds/finetune_api by `make generate`. Do not edit.\n"

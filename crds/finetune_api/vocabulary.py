@@ -1,6 +1,15 @@
 """Closed vocabularies of the API: every string that a machine compares, defined once."""
 
 from enum import StrEnum
+from typing import Final
+
+from finetune_api import GROUP
+
+JOB_NAME_LABEL: Final = f"{GROUP}/job-name"
+JOB_UID_LABEL: Final = f"{GROUP}/job-uid"
+COMPONENT_LABEL: Final = "app.kubernetes.io/component"
+QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"  # Kueue owns `suspend` of a Job that has it
+TRAINER_CONTAINER: Final = "trainer"  # in preflight's pod too: it runs the same image
 
 
 class Phase(StrEnum):
@@ -21,6 +30,16 @@ class Phase(StrEnum):
     def is_terminal(self) -> bool:
         """True for phases that a job never leaves."""
         return self in (Phase.SUCCEEDED, Phase.FAILED)
+
+    @property
+    def holds_gpu(self) -> bool:
+        """True for phases in which the trainer's pod holds its GPUs."""
+        return self in (Phase.RUNNING, Phase.EXPORTING, Phase.UPLOADING)
+
+    @property
+    def waits(self) -> bool:
+        """True for phases in which a job that wants to train has no GPU yet."""
+        return self in (Phase.PENDING, Phase.VALIDATING, Phase.QUEUED)
 
 
 class Stage(StrEnum):

@@ -13,7 +13,7 @@ from finetune_api.job import read_document
 from finetune_client.connection import Cluster
 from finetune_client.errors import ClientError, Exit
 from finetune_client.rows import ENDED, Row
-from finetune_client.show import print_line
+from finetune_client.screen import print_line
 from finetune_client.text import clean, find, word
 
 DELETION_SECONDS = 900

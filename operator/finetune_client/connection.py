@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,11 @@ from kubernetes.config.config_exception import ConfigException
 from urllib3.exceptions import HTTPError
 from yaml import YAMLError
 
-from finetune_api import API_VERSION
+from finetune_api import GROUP, PLURAL, VERSION
 from finetune_api.base import Json
 from finetune_client.errors import ClientError, Exit, explain_answer, explain_network, no_crd, no_job
 from finetune_client.text import clean
 
-GROUP, VERSION = API_VERSION.split("/")
-PLURAL = "finetunejobs"
 RESOURCE = f"{PLURAL}.{GROUP}"
 TIMEOUT = (5, 30)
 """Seconds to connect, and to wait for an answer."""
@@ -58,11 +56,19 @@ class Cluster:
         return cls(client.ApiClient(settings), namespace or own)
 
     @contextmanager
-    def explained(self, verb: str, resource: str, namespace: str) -> Iterator[None]:
-        """Raise what goes wrong inside as a ClientError."""
+    def explained(
+        self,
+        verb: str,
+        resource: str,
+        namespace: str,
+        missing: Callable[[ApiException], ClientError] | None = None,
+    ) -> Iterator[None]:
+        """Raise what goes wrong inside as a ClientError; `missing` explains the answer 404."""
         try:
             yield
         except ApiException as error:
+            if missing is not None and error.status == 404:
+                raise missing(error) from None
             # The client reports a certificate that it does not trust as an answer of status 0.
             raise (
                 explain_answer(error, verb, resource, namespace)
@@ -72,50 +78,34 @@ class Cluster:
         except HTTPError as error:
             raise explain_network(error, self.server) from None
 
-    def list_jobs(self, namespace: str | None, name: str | None = None) -> list[Json]:
-        """List the jobs of a namespace, or of all for None; `name` picks one, and then needs it to exist."""
-        if name is not None:
-            return [self.get_job(name)]
-        with self.explained("list", RESOURCE, namespace or ""):
-            try:
-                found = (
-                    self._jobs.list_namespaced_custom_object(
-                        GROUP, VERSION, namespace, PLURAL, _request_timeout=TIMEOUT
-                    )
-                    if namespace
-                    else self._jobs.list_cluster_custom_object(GROUP, VERSION, PLURAL, _request_timeout=TIMEOUT)
-                )
-            except ApiException as error:
-                if error.status == 404:
-                    raise no_crd() from None
-                raise
+    def list_jobs(self, namespace: str | None) -> list[Json]:
+        """List the jobs of a namespace, or of all for None."""
+        with self.explained("list", RESOURCE, namespace or "", missing=lambda _: no_crd()):
+            found = (
+                self._jobs.list_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, _request_timeout=TIMEOUT)
+                if namespace
+                else self._jobs.list_cluster_custom_object(GROUP, VERSION, PLURAL, _request_timeout=TIMEOUT)
+            )
 
         items: list[Json] = found["items"]
         return items
 
     def get_job(self, name: str) -> Json:
         """Get one job. Raises ClientError with the nearest names if there is none."""
-        with self.explained("get", RESOURCE, self.namespace):
-            try:
-                found: Json = self._jobs.get_namespaced_custom_object(*self._path(), name, _request_timeout=TIMEOUT)
-            except ApiException as error:
-                if error.status == 404:
-                    raise self._explain_missing(name) from None
-                raise
+        with self.explained("get", RESOURCE, self.namespace, missing=lambda _: self._explain_missing(name)):
+            found: Json = self._jobs.get_namespaced_custom_object(*self._path(), name, _request_timeout=TIMEOUT)
         return found
 
     def create_job(self, body: Json, *, dry_run: bool = False) -> Json:
         """Create a job, or only ask the API server whether it would; unknown fields are an error."""
         options = {"dry_run": "All"} if dry_run else {}
-        with self.explained("create", RESOURCE, self.namespace):
+
+        with self.explained("create", RESOURCE, self.namespace, missing=self._explain_missing_place):
             try:
                 created: Json = self._jobs.create_namespaced_custom_object(
                     *self._path(), body, field_validation="Strict", _request_timeout=TIMEOUT, **options
                 )
             except ApiException as error:
-                if error.status == 404:
-                    raise self._explain_missing_place(error) from None
-
                 if error.status == 409:
                     name = clean(body["metadata"]["name"])
                     message = (
@@ -128,13 +118,8 @@ class Cluster:
 
     def patch_job(self, name: str, body: Json) -> None:
         """Merge a change into a job."""
-        with self.explained("patch", RESOURCE, self.namespace):
-            try:
-                self._jobs.patch_namespaced_custom_object(*self._path(), name, body, _request_timeout=TIMEOUT)
-            except ApiException as error:
-                if error.status == 404:
-                    raise self._explain_missing(name) from None
-                raise
+        with self.explained("patch", RESOURCE, self.namespace, missing=lambda _: self._explain_missing(name)):
+            self._jobs.patch_namespaced_custom_object(*self._path(), name, body, _request_timeout=TIMEOUT)
 
     def delete_job(self, name: str, uid: str, *, pods_first: bool) -> None:
         """Delete exactly the job of this UID; with `pods_first` it stays, as Cancelling, until its pods have ended."""

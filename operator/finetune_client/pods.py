@@ -6,17 +6,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
 from finetune_api.base import Json
+from finetune_api.vocabulary import COMPONENT_LABEL, JOB_UID_LABEL, TRAINER_CONTAINER
 from finetune_client.connection import TIMEOUT, Cluster
 from finetune_client.errors import ClientError, Exit
 from finetune_client.rows import Row
+from finetune_client.screen import print_line
 from finetune_client.text import clean
 
-UID_LABEL = "finetune.dev/job-uid"
-COMPONENT_LABEL = "app.kubernetes.io/component"
-CONTAINER = "trainer"
 MAX_LINE = 4096
 """Characters of a line of a log."""
 SECONDS_BETWEEN_LOOKS = 2
@@ -32,7 +30,7 @@ def print_logs(cluster: Cluster, out: Console, name: str, options: Any) -> None:
         answer = cluster.core.read_namespaced_pod_log(
             pod,
             cluster.namespace,
-            container=CONTAINER,
+            container=TRAINER_CONTAINER,
             follow=options.follow,
             tail_lines=options.tail,
             _preload_content=False,
@@ -40,12 +38,12 @@ def print_logs(cluster: Cluster, out: Console, name: str, options: Any) -> None:
             _request_timeout=(TIMEOUT[0], None) if options.follow else TIMEOUT,
         )
         for line in _lines(answer):
-            out.print(Text(clean(line, MAX_LINE)), soft_wrap=True)
+            print_line(out, clean(line, MAX_LINE))
 
 
 def _find_pod(cluster: Cluster, name: str, component: str, attempt: int | None) -> str:
     job = Row.of(cluster.get_job(name))
-    selector = f"{UID_LABEL}={job.uid},{COMPONENT_LABEL}={component}"
+    selector = f"{JOB_UID_LABEL}={job.uid},{COMPONENT_LABEL}={component}"
     with cluster.explained("list", "pods", cluster.namespace):
         found = cluster.core.list_namespaced_pod(
             cluster.namespace, label_selector=selector, _request_timeout=TIMEOUT
@@ -100,13 +98,13 @@ def print_events(cluster: Cluster, out: Console, name: str, *, follow: bool) -> 
     while True:
         for line in event_lines(cluster, job):
             if line not in shown:
-                out.print(Text(line), soft_wrap=True)
+                print_line(out, line)
                 shown.add(line)
         if not follow:
             break
         time.sleep(SECONDS_BETWEEN_LOOKS)
     if not shown:
-        out.print(Text(f"job {Row.of(job).name} has no events: the cluster keeps them for an hour"), soft_wrap=True)
+        print_line(out, f"job {Row.of(job).name} has no events: the cluster keeps them for an hour")
 
 
 def _time_of(event: Any) -> datetime:

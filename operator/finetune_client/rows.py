@@ -4,14 +4,12 @@ from dataclasses import dataclass
 from typing import Self
 
 from finetune_api.base import Json
+from finetune_api.vocabulary import QUEUE_LABEL, Phase
 from finetune_client.text import age, find, number, word
 
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-ON_GPU = ("Running", "Exporting", "Uploading")
-"""Phases in which the trainer's pod holds its GPUs."""
-
-WAITING = ("", "Pending", "Validating", "Queued")
-ENDED = ("Succeeded", "Failed")
+ON_GPU = frozenset(phase.value for phase in Phase if phase.holds_gpu)
+WAITING = frozenset({"", *(phase.value for phase in Phase if phase.waits)})  # a new job has no phase yet
+ENDED = frozenset(phase.value for phase in Phase if phase.is_terminal)
 STYLES = {"Succeeded": "green", "Failed": "red", "Suspended": "yellow", "Cancelling": "yellow"}
 """Colours of phases; any other is cyan while it holds a GPU, and dim while it waits."""
 

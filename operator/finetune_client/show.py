@@ -15,6 +15,7 @@ from finetune_client.connection import TIMEOUT, Cluster
 from finetune_client.errors import ClientError, Exit
 from finetune_client.pods import event_lines
 from finetune_client.rows import ENDED, ON_GPU, WAITING, Row, sorted_rows
+from finetune_client.screen import plain_table, print_facts, print_line
 from finetune_client.text import find, number, word
 
 GIBIBYTE = 1 << 30
@@ -33,19 +34,6 @@ def list_jobs(cluster: Cluster, out: Console, names: Sequence[str], *, everywher
     else:
         where = "the cluster" if everywhere else f"namespace {cluster.namespace}"
         print_line(out, f"no jobs in {where}: `finetune submit job.yaml` makes one")
-
-
-def print_line(out: Console, line: str) -> None:
-    """Print a line as it is, whatever the width."""
-    out.print(Text(line), soft_wrap=True)
-
-
-def plain_table(*headers: str) -> Table:
-    """Return a table without lines, as kubectl draws it."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for header in headers:
-        table.add_column(header, no_wrap=True, overflow="ignore")
-    return table
 
 
 def _print_objects(out: Console, jobs: list[Json], form: str, *, single: bool) -> None:
@@ -85,9 +73,7 @@ def describe_job(cluster: Cluster, out: Console, name: str) -> None:
         "results": word(job, "status", "resultLocation"),
         "manifest": word(job, "status", "manifestUri"),
     }
-    for title, text in facts.items():
-        if text:
-            print_line(out, f"{title:<12}{text}")
+    print_facts(out, facts)
 
     _print_list(out, "conditions", _condition_lines(job))
     _print_list(out, "attempts", _attempt_lines(job))
@@ -157,9 +143,7 @@ def estimate_job(cluster: Cluster, out: Console, name: str) -> Exit:
         "GPU hours": "" if hours is None else f"{hours:.2f}",
         "report": word(found, "reportUri"),
     }
-    for title, text in facts.items():
-        if text:
-            print_line(out, f"{title:<12}{text}")
+    print_facts(out, facts)
     for warning in list(find(found, "warnings") or ())[:5]:
         print_line(out, f"warning: {word({'text': warning}, 'text', limit=320)}")
     return Exit.OK if result == "Passed" else Exit.JOB_FAILED

@@ -14,6 +14,7 @@ from finetune_api.base import Json
 from finetune_client.connection import Cluster
 from finetune_client.errors import ClientError, Exit
 from finetune_client.rows import ENDED, ON_GPU, Row, sorted_rows
+from finetune_client.screen import print_line
 from finetune_client.sparkline import draw_sparkline
 
 BAR_WIDTH, CURVE_WIDTH = 20, 24
@@ -112,7 +113,7 @@ def _look(board: Board, read: Callable[[], list[Json]], out: Console | None) -> 
         if error.code is not Exit.NO_CLUSTER:
             raise
         if out is not None and board.trouble != error.message:
-            out.print(Text(error.message), soft_wrap=True)
+            print_line(out, error.message)
         board.trouble = error.message
         return []
 
@@ -127,7 +128,7 @@ def _print_changes(out: Console, rows: Sequence[Row], *, everywhere: bool) -> No
         parts = [row.phase or "-", "" if row.reason == row.phase else row.reason, f"{row.percent} %"]
         parts += [f"step {row.steps_text}" if row.steps_text else "", f"loss {row.loss_text}" if row.loss_text else ""]
         parts += [f"{row.eta} left" if row.eta else "", row.message if row.phase == "Failed" else ""]
-        out.print(Text(f"{name}: {', '.join(filter(None, parts))}"), soft_wrap=True)
+        print_line(out, f"{name}: {', '.join(filter(None, parts))}")
 
 
 def _all_ended(board: Board) -> bool:

@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         settings = Settings.from_environment(kubeconfig=kubeconfig)
         _set_up_logging(settings.log_level, settings.log_format)
+        BUILD_INFO.labels(version("finetune-operator"), platform.python_version()).set(1)
         asyncio.run(run(settings))
     except SettingsError as error:
         sys.exit(f"finetune-operator: {error}")
@@ -200,7 +201,6 @@ def _read_gauges(election: Election, controller: Controller, tls: ssl.SSLContext
     HEARTBEAT_AGE.set(controller.heartbeat_age())
     QUEUED_LOOKS.set(controller.queue_depth())
     CERTIFICATE_EXPIRY.set(certificate_expiry(tls, settings.tls_dir) or 0)
-    BUILD_INFO.labels(version("finetune-operator"), platform.python_version()).set(1)
 
 
 def _election(settings: Settings) -> Election:

@@ -7,8 +7,9 @@ import pytest
 from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
 from finetune_api.outcome import Outcome, Result
+from finetune_api.vocabulary import JOB_UID_LABEL
 from finetune_operator.cluster.cluster import NamespacedName
-from finetune_operator.desired.names import JOB_UID_LABEL, child_name
+from finetune_operator.desired.names import child_name
 from finetune_operator.errors import ApiError, ConflictError, ForbiddenError, NotFoundError
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.terminated_pods import TerminatedPods

@@ -18,9 +18,10 @@ from typing import Any, Final, Protocol
 from finetune_api import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
+from finetune_api.vocabulary import JOB_NAME_LABEL, JOB_UID_LABEL
 from finetune_operator.cluster.connection import APPLY, MERGE_PATCH
 from finetune_operator.cluster.server_clock import ServerClock
-from finetune_operator.desired.names import FIELD_MANAGER, JOB_NAME_LABEL, JOB_UID_LABEL, LEASE_NAME
+from finetune_operator.desired.names import FIELD_MANAGER, LEASE_NAME
 from finetune_operator.errors import ApiUnavailableError, ForbiddenError, NotFoundError
 
 METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"

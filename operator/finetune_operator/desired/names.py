@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 
 from finetune_api import API_VERSION, GROUP, KIND
 from finetune_api.job import ObjectMeta
+from finetune_api.vocabulary import COMPONENT_LABEL, JOB_NAME_LABEL, JOB_UID_LABEL
 
 Component = Literal["trainer", "preflight"]
 """One of the two Jobs of a FineTuneJob, as its label `app.kubernetes.io/component` has it."""
@@ -13,12 +14,7 @@ Component = Literal["trainer", "preflight"]
 TRAINER: Final = "trainer"
 PREFLIGHT: Final = "preflight"
 
-JOB_NAME_LABEL: Final = f"{GROUP}/job-name"
-JOB_UID_LABEL: Final = f"{GROUP}/job-uid"
-COMPONENT_LABEL: Final = "app.kubernetes.io/component"
 ACTIVE_SECONDS_ANNOTATION: Final = f"{GROUP}/active-seconds"
-QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"  # Kueue owns `suspend` of a Job that has it
-TRAINER_CONTAINER: Final = "trainer"  # in preflight's pod too: it runs the same image
 FIELD_MANAGER: Final = "finetune-operator"
 LEASE_NAME: Final = "finetune-operator"
 

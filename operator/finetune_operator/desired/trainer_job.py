@@ -10,13 +10,8 @@ from typing import Any
 from finetune_api.failures import PodFailureAction, exit_codes_with
 from finetune_api.job import ObjectMeta
 from finetune_api.spec.spec import FineTuneJobSpec
-from finetune_operator.desired.names import (
-    ACTIVE_SECONDS_ANNOTATION,
-    TRAINER,
-    TRAINER_CONTAINER,
-    child_labels,
-    child_metadata,
-)
+from finetune_api.vocabulary import TRAINER_CONTAINER
+from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION, TRAINER, child_labels, child_metadata
 from finetune_operator.desired.pod_plan import PodPlan
 from finetune_operator.desired.trainer_pod import build_pod_spec
 

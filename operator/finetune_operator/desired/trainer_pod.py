@@ -7,7 +7,7 @@ folders. The only API token in the pod is bound to the pod and is accepted only 
 from finetune_api.base import Json
 from finetune_api.progress import token_audience
 from finetune_api.spec.spec import FineTuneJobSpec
-from finetune_operator.desired.names import TRAINER_CONTAINER
+from finetune_api.vocabulary import TRAINER_CONTAINER
 from finetune_operator.desired.pod_plan import PodPlan
 from finetune_operator.desired.run_config_map import RUN_CONFIG_KEY
 

@@ -66,7 +66,7 @@ class JobGauges(Collector):
         jobs = tuple(self._facts.values())
         phases = Counter(job.phase for job in jobs)
         waiting = [job for job in jobs if not job.phase.is_terminal]
-        running = [job for job in jobs if job.phase in _RUNS]
+        running = [job for job in jobs if job.phase.holds_gpu]
         needy = Counter(job.needs_person for job in jobs if job.needs_person)
         ages = {
             phase: max((self._clock() - job.created for job in waiting if job.phase is phase), default=0.0)
@@ -75,7 +75,7 @@ class JobGauges(Collector):
         }
         gpus = {
             "running": sum(job.gpus for job in running),
-            "waiting": sum(job.gpus for job in waiting if job.phase in _WAITS),
+            "waiting": sum(job.gpus for job in waiting if job.phase.waits),
         }
 
         yield self._family(
@@ -112,9 +112,6 @@ class JobGauges(Collector):
                 family.add_metric([str(value)] if label else [], values[value])
         return family
 
-
-_RUNS = frozenset({Phase.RUNNING, Phase.EXPORTING, Phase.UPLOADING})
-_WAITS = frozenset({Phase.PENDING, Phase.VALIDATING, Phase.QUEUED})
 
 JOBS = JobGauges()
 REGISTRY.register(JOBS)

@@ -12,13 +12,8 @@ from pydantic import ValidationError
 
 from finetune_api.base import MAX_SECONDS, Json
 from finetune_api.outcome import COMPRESSED_PREFIX, Outcome
-from finetune_operator.desired.names import (
-    ACTIVE_SECONDS_ANNOTATION,
-    QUEUE_LABEL,
-    TRAINER_CONTAINER,
-    controller_uid,
-    controlling_job,
-)
+from finetune_api.vocabulary import QUEUE_LABEL, TRAINER_CONTAINER
+from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION, controller_uid, controlling_job
 from finetune_operator.desired.trainer_pod import CONFIG_VOLUME
 
 EVICTED = "Evicted"

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
 from finetune_api.status import Attempt
-from finetune_operator.desired.names import JOB_UID_LABEL, child_name, preflight_name
+from finetune_api.vocabulary import JOB_UID_LABEL
+from finetune_operator.desired.names import child_name, preflight_name
 from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.snapshot import Predecessor
 

@@ -19,10 +19,10 @@ from finetune_api.job import FineTuneJob, ObjectMeta
 from finetune_api.spec.location import LocationTemplate, location_uri
 from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, PreflightStatus
-from finetune_api.vocabulary import Phase, PreflightResult
+from finetune_api.vocabulary import JOB_UID_LABEL, Phase, PreflightResult
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.desired.installation import Installation
-from finetune_operator.desired.names import JOB_UID_LABEL, PREFLIGHT, TRAINER, child_name, preflight_name
+from finetune_operator.desired.names import PREFLIGHT, TRAINER, child_name, preflight_name
 from finetune_operator.desired.run_config_map import build_run_config_map
 from finetune_operator.errors import ForbiddenError
 from finetune_operator.observe.children import ChildJob, TrainerPod

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 
 from finetune_api.base import Json
-from finetune_operator.desired.names import JOB_UID_LABEL
+from finetune_api.vocabulary import JOB_UID_LABEL
 from finetune_operator.observe.children import TrainerPod
 
 MAX_TERMINATED_PODS = 1000  # a pod is needed only until its job is looked at, a moment later

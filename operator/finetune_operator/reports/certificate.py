@@ -23,6 +23,13 @@ def load_certificate(tls_dir: Path) -> ssl.SSLContext:
     return context
 
 
+def trust_authority(tls_dir: Path) -> ssl.SSLContext:
+    """Returns a client's TLS context that trusts the server's authority, as trainers do; without a file of it, the
+    public ones."""
+    authority = tls_dir / AUTHORITY
+    return ssl.create_default_context(cafile=authority if authority.exists() else None)
+
+
 async def follow_certificate(context: ssl.SSLContext, tls_dir: Path) -> None:
     """Load certificate and key again whenever one of them changes. Returns when the authority has changed."""
     loaded, authority = _read(tls_dir, CERTIFICATE, KEY), _read(tls_dir, AUTHORITY)

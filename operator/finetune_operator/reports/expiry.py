@@ -4,12 +4,13 @@ peers only."""
 import ssl
 from pathlib import Path
 
+from finetune_operator.reports.certificate import trust_authority
+
 
 def certificate_expiry(server: ssl.SSLContext, tls_dir: Path) -> float | None:
     """Returns the Unix time at which the certificate of a context expires; None if it is not valid any more, or not
     signed by the authority in `tls_dir`."""
-    authority = tls_dir / "ca.crt"
-    client = ssl.create_default_context(cafile=authority if authority.exists() else None)
+    client = trust_authority(tls_dir)
     client.check_hostname = False
 
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()

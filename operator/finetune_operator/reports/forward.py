@@ -7,7 +7,6 @@ trainer that is told 503 keeps its state and reports again.
 """
 
 import logging
-import ssl
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +17,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from finetune_operator.cluster.scrapers import METRICS_PATH
 from finetune_operator.election.election import Election
+from finetune_operator.reports.certificate import trust_authority
 from finetune_operator.reports.visits import MAX_CONNECTIONS_OF_PEER
 
 FORWARDED_HEADER = "Finetune-Forwarded"
@@ -36,8 +36,7 @@ class LeaderLink:
 
     def __init__(self, election: Election, progress_url: str, tls_dir: Path) -> None:
         """`progress_url`: its host is the name in the leader's certificate."""
-        authority = tls_dir / "ca.crt"
-        tls = ssl.create_default_context(cafile=authority if authority.exists() else None)
+        tls = trust_authority(tls_dir)
         self._election = election
         self._server_name = urlsplit(progress_url).hostname
         self._session = aiohttp.ClientSession(

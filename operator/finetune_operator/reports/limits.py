@@ -58,10 +58,6 @@ class Remembered(Generic[K, V]):
         end, answer = self._answers.get(key, (now, None))
         return answer if now < end else None
 
-    def knows(self, key: K, now: float) -> bool:
-        """True if an answer was given lately; it may be None."""
-        return key in self._answers and now < self._answers[key][0]
-
     def put(self, key: K, answer: V, now: float) -> None:
         """Keeps an answer."""
         self._answers[key] = (now + self._seconds, answer)

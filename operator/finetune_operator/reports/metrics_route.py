@@ -44,7 +44,8 @@ class MetricsRoute:
         self._reviewer = reviewer
         self._refresh = refresh
         self._clock = clock
-        self._answers: Remembered[bytes, ReportRefusedError | None] = Remembered(REVIEWED_SECONDS)
+        self._admitted: Remembered[bytes, bool] = Remembered(REVIEWED_SECONDS)
+        self._refused: Remembered[bytes, ReportRefusedError] = Remembered(REVIEWED_SECONDS)
         self._allowances: Allowances[str] = Allowances(LOOKUP_BURST, LOOKUPS_PER_SECOND)
 
     def add_to(self, app: web.Application) -> None:
@@ -62,17 +63,22 @@ class MetricsRoute:
         """Raise ReportRefusedError unless the token may read metrics."""
         key = hashlib.sha256(token.encode()).digest()
         now = self._clock()
-        if not self._answers.knows(key, now):
-            if not self._allowances.take(peer, now):
-                raise ReportRefusedError(429, "TooManyTokens", "this address sends too many new tokens: ask later")
-            self._answers.put(key, await self._review(token), now)
-
-        refusal = self._answers.get(key, now)
-        if refusal is not None:
+        if (refusal := self._refused.get(key, now)) is not None:
             raise ReportRefusedError(refusal.status, refusal.reason, refusal.message)
+        if self._admitted.get(key, now):
+            return
 
-    async def _review(self, token: str) -> ReportRefusedError | None:
-        """Returns the refusal, or None if the token may read metrics."""
+        if not self._allowances.take(peer, now):
+            raise ReportRefusedError(429, "TooManyTokens", "this address sends too many new tokens: ask later")
+        refusal = await self._find_refusal(token)
+        if refusal is not None:
+            self._refused.put(key, refusal, now)
+            raise refusal
+        self._admitted.put(key, True, now)
+
+    async def _find_refusal(self, token: str) -> ReportRefusedError | None:
+        """Returns the refusal, or None if the token may read metrics. Raises ReportRefusedError (503) if nobody can
+        say."""
         try:
             user = await self._reviewer.find_user(token)
             if user is None:

@@ -5,11 +5,12 @@ While it does not answer, silence says nothing about a trainer (decide/silence.p
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
+
+from finetune_operator.reports.certificate import trust_authority
 
 CHECK_SECONDS = 15.0
 TIMEOUT = aiohttp.ClientTimeout(total=5)
@@ -19,8 +20,7 @@ logger = logging.getLogger(__name__)
 
 async def check_reachability(progress_url: str, tls_dir: Path, on_outage: Callable[[], None]) -> None:
     """Ask until cancelled; `on_outage` is called after every request without an answer. Any answer will do."""
-    authority = tls_dir / "ca.crt"
-    tls = ssl.create_default_context(cafile=authority if authority.exists() else None)
+    tls = trust_authority(tls_dir)
     is_reached = True
 
     async with aiohttp.ClientSession(timeout=TIMEOUT, trust_env=False) as session:

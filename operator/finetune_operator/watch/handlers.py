@@ -13,9 +13,9 @@ from typing import Any
 import kopf
 
 from finetune_api import GROUP, PLURAL, VERSION
+from finetune_api.vocabulary import JOB_UID_LABEL
 from finetune_operator.cluster.cluster import NamespacedName
 from finetune_operator.cluster.connection import ApiConnection
-from finetune_operator.desired.names import JOB_UID_LABEL
 from finetune_operator.metrics.series import WATCH_EVENTS, WATCH_TIME
 from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.watch.controller import Controller

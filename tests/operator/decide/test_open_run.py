@@ -4,8 +4,8 @@ from datetime import timedelta
 
 import pytest
 
-from finetune_api.vocabulary import Phase
-from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION, QUEUE_LABEL
+from finetune_api.vocabulary import QUEUE_LABEL, Phase
+from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION
 from finetune_operator.observe.children import ChildJob
 from finetune_operator.status_reasons import StatusReason
 from finetune_test_operator.snapshot_builder import (

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from finetune_operator.desired.names import QUEUE_LABEL, child_name
+from finetune_api.vocabulary import QUEUE_LABEL
+from finetune_operator.desired.names import child_name
 from finetune_test_operator.operator_process import OperatorProcess
 from finetune_test_operator.played_kubelet import PlayedKubelet
 

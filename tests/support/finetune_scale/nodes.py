@@ -9,8 +9,7 @@ from datetime import UTC, datetime
 
 from finetune_api.base import Json
 from finetune_api.outcome import Artifact, Outcome, Result
-from finetune_api.vocabulary import ArtifactType, Stage
-from finetune_operator.desired.names import JOB_NAME_LABEL, JOB_UID_LABEL
+from finetune_api.vocabulary import JOB_NAME_LABEL, JOB_UID_LABEL, ArtifactType, Stage
 from finetune_scale.api import MERGE, PODS, Api, pod_path
 from finetune_scale.load import job_number
 from finetune_test_operator.played_kubelet import NODE

@@ -11,7 +11,7 @@ import aiohttp
 
 from finetune_api.base import Json
 from finetune_api.progress import progress_path, token_audience
-from finetune_operator.desired.names import JOB_NAME_LABEL, JOB_UID_LABEL
+from finetune_api.vocabulary import JOB_NAME_LABEL, JOB_UID_LABEL
 from finetune_scale.api import Api
 
 

@@ -12,8 +12,9 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from finetune_api.base import Json
+from finetune_api.vocabulary import COMPONENT_LABEL, JOB_NAME_LABEL, JOB_UID_LABEL
 from finetune_devcluster.cluster import DevCluster
-from finetune_operator.desired.names import COMPONENT_LABEL, JOB_NAME_LABEL, JOB_UID_LABEL, TRAINER
+from finetune_operator.desired.names import TRAINER
 
 T = TypeVar("T")
 NODE = "played-node"

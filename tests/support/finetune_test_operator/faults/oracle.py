@@ -13,16 +13,9 @@ from urllib3.exceptions import HTTPError
 
 from finetune_api.base import Json
 from finetune_api.status import MAX_STATUS_BYTES
+from finetune_api.vocabulary import COMPONENT_LABEL, JOB_NAME_LABEL, JOB_UID_LABEL
 from finetune_devcluster.cluster import DevCluster
-from finetune_operator.desired.names import (
-    COMPONENT_LABEL,
-    JOB_NAME_LABEL,
-    JOB_UID_LABEL,
-    PREFLIGHT,
-    TRAINER,
-    child_name,
-    preflight_name,
-)
+from finetune_operator.desired.names import PREFLIGHT, TRAINER, child_name, preflight_name
 from finetune_test_operator.faults.fault_proxy import Course
 from finetune_test_operator.faults.lives import Stage
 
