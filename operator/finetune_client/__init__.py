@@ -12,6 +12,7 @@ rows.py        one job as a row: phase, progress, loss, GPUs, queue
 show.py        list, describe, estimate, top: what is read once
 watch.py       watch: bars and curves of many jobs, or plain lines
 change.py      submit, suspend, resume, cancel, retry
+artifacts.py   artifacts, as a job's status lists them
 pods.py        logs and events
 complete.py    names for the completion of bash, zsh, fish and kubectl
 """

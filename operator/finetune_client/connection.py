@@ -21,6 +21,7 @@ from finetune_client.text import clean
 RESOURCE = f"{PLURAL}.{GROUP}"
 TIMEOUT = (5, 30)
 """Seconds to connect, and to wait for an answer."""
+_IN_POD = "KUBERNETES_SERVICE_HOST"
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -182,7 +183,7 @@ def _noticed_plugin_errors() -> Iterator[list[str]]:
 def _load(kubeconfig: str | None, context: str | None) -> tuple[Any, str]:
     settings: Any = client.Configuration()
     load: Any = config
-    if kubeconfig is None and context is None and not _has_kubeconfig() and "KUBERNETES_SERVICE_HOST" in os.environ:
+    if kubeconfig is None and context is None and not _has_kubeconfig() and _IN_POD in os.environ:
         load.load_incluster_config(client_configuration=settings)
         return settings, _NAMESPACE_FILE.read_text().strip() if _NAMESPACE_FILE.exists() else "default"
 
@@ -190,6 +191,11 @@ def _load(kubeconfig: str | None, context: str | None) -> tuple[Any, str]:
     contexts, active = load.list_kube_config_contexts(kubeconfig)
     chosen = next((each for each in contexts if each["name"] == context), active)
     return settings, str(chosen["context"].get("namespace") or "default")
+
+
+def is_configured() -> bool:
+    """Tell whether there is a cluster to ask without any option: a kubeconfig, or this is a pod."""
+    return _has_kubeconfig() or _IN_POD in os.environ
 
 
 def _has_kubeconfig() -> bool:

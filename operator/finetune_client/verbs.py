@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_client.complete import SCRIPTS
-from finetune_client.verb import Verb
+from finetune_client.verb import Verb, add_cluster_options, add_result_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,13 +58,7 @@ def _options(*adders: Callable[[argparse.ArgumentParser], object]) -> Callable[[
     def add(parser: argparse.ArgumentParser) -> None:
         for adder in adders:
             adder(parser)
-        parser.add_argument("-n", "--namespace", help="namespace (default: that of the context)")
-        parser.add_argument("--context", help="context of the kubeconfig (default: the current one)")
-        parser.add_argument(
-            "--kubeconfig",
-            metavar="FILE",
-            help="kubeconfig (default: $KUBECONFIG, ~/.kube/config, the pod's own account)",
-        )
+        add_cluster_options(parser)
 
     return add
 
@@ -193,6 +187,16 @@ def _top(cluster: "Cluster", out: "Console", options: argparse.Namespace) -> Non
     show_top(cluster, out, everywhere=options.all_namespaces)
 
 
+def _result(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", metavar="[NAMESPACE/]NAME", help="name of the job")
+
+
+def _artifacts(cluster: "Cluster", out: "Console", options: argparse.Namespace) -> int:
+    from finetune_client.artifacts import show_artifacts
+
+    return show_artifacts(cluster, out, options)
+
+
 def _shell(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=tuple(SCRIPTS), help="the shell to complete in")
 
@@ -259,6 +263,12 @@ VERBS = {
         _call(_estimate),
     ),
     "top": Verb("show GPUs by job and by queue", ("finetune top -A",), _options(_everywhere), _call(_top)),
+    "artifacts": Verb(
+        "list what a job made, from its status, or download it",
+        ("finetune artifacts support-bot", "finetune artifacts support-bot --download out/"),
+        _options(_result, add_result_options),
+        _call(_artifacts),
+    ),
     "completion": Verb("print the completion script of a shell", ("finetune completion bash",), _shell, _completion),
 }
 """Commands by name."""

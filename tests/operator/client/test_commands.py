@@ -123,6 +123,31 @@ def test_the_estimate_is_that_of_preflight(users: Any, finetune: Any, jobs: Any,
     assert "0.25" in said.out
 
 
+def test_artifacts_are_listed_from_the_status_and_a_download_is_that_of_finetune(
+    operator: OperatorProcess, jobs: Any, users: Any, finetune: Any, namespace: str, tmp_path: Path
+) -> None:
+    me = ("--kubeconfig", users.owner())
+    jobs.create("bot", suspend=True)
+    jobs.wait_for_phase("bot", "Suspended")
+    early = finetune("artifacts", "bot", *me)
+    assert (early.code, early.out) == (1, "")
+    assert "job bot has no artifacts yet: its phase is Suspended" in early.err
+
+    made = {"type": "GGUF", "uri": "s3://results/bot-Q8_0.gguf", "bytes": 4096, "sha256": "a" * 64, "format": "gguf"}
+    jobs.set_status("bot", {"artifacts": [made | {"quantization": "Q8_0", "loss": 1.25}]})
+    listed = finetune("artifacts", f"{namespace}/bot", *me)
+    assert listed.code == 0
+    assert [line.split() for line in listed.out.splitlines()[:2]] == [
+        ["TYPE", "QUANTIZATION", "LOSS", "BYTES", "SHA256"],
+        ["GGUF", "Q8_0", "1.2500", "4,096", "aaaaaaaaaaaa…"],
+    ]
+    assert f"{'a' * 64}  s3://results/bot-Q8_0.gguf\n" in listed.out
+    assert "aaaa" not in finetune("artifacts", "bot", "--type", "Adapter", *me).out
+
+    # The job has no manifest, which only the program that downloads finds out.
+    assert finetune("artifacts", "bot", "--download", tmp_path / "out", *me).code == 20
+
+
 def test_what_a_cluster_says_cannot_write_to_the_terminal(
     operator: OperatorProcess, jobs: Any, users: Any, finetune: Any, namespace: str, dev_cluster: Any
 ) -> None:

@@ -14,7 +14,6 @@ from finetune_api.progress import Resolved
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import ArtifactType, JudgedRows
 from finetune_devcluster.cluster import DevCluster
-from finetune_test_programs.binaries import kube_binary
 from finetune_trainer.artifacts.manifest import Manifest
 from finetune_trainer.artifacts.store import ArtifactStore, LocalArtifact, Provenance
 from finetune_trainer.storage.object_store import ignore_bytes
@@ -24,9 +23,9 @@ CRD_NAME = "crd/finetunejobs.finetune.dev"
 OpenStore = Callable[..., ArtifactStore]
 
 
-def finetune(*words: str | Path, path: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def finetune(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).parent / "finetune"
-    settings = os.environ | {"PATH": path or os.environ["PATH"]} | environment
+    settings = os.environ | environment
     command = [str(program), "artifacts", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=settings)
 
@@ -164,19 +163,37 @@ def test_a_job_of_the_cluster_is_found_by_its_name(
     job = yaml.safe_load(manifest_file(store.config, tmp_path / "job.yaml").read_text())
     job["metadata"]["namespace"] = namespace
     dev_cluster.kubectl("create", "-f", "-", stdin=yaml.safe_dump(job))
-    programs = tmp_path / "programs"
-    programs.mkdir()
-    (programs / "kubectl").write_text(f'#!/bin/sh\nexec {kube_binary()} kubectl "$@"\n')
-    (programs / "kubectl").chmod(0o755)
-    where = {"path": f"{programs}:{os.environ['PATH']}", "KUBECONFIG": str(dev_cluster.kubeconfig)}
+    where: dict[str, str] = {"KUBECONFIG": str(dev_cluster.kubeconfig)}
     running = finetune(f"{namespace}/job", "--credentials", credentials, **where)
     assert running.returncode == 20
     assert "has no result yet" in running.stderr
+
+    # An administrator's template leads elsewhere than the default: only the status says where.
+    elsewhere = yaml.safe_load(manifest_file(store.config, tmp_path / "job.yaml").read_text())
+    elsewhere["spec"]["output"]["s3"]["prefix"] = "nothing/is/here"
+    (tmp_path / "elsewhere.yaml").write_text(yaml.safe_dump(elsewhere))
     status = f'{{"status": {{"phase": "Succeeded", "manifestUri": "{store.manifest_uri()}"}}}}'
     patch = ("--subresource", "status", "--type", "merge", "-p", status)
     dev_cluster.kubectl("patch", "finetunejob", "job", "-n", namespace, *patch)
-    done = finetune(f"{namespace}/job", "--credentials", credentials, **where)
+    named = ("--credentials", credentials, "-n", namespace, "--kubeconfig", dev_cluster.kubeconfig)
+    for words in ((f"{namespace}/job", *named[:2]), ("job", *named), (tmp_path / "elsewhere.yaml", *named)):
+        done = finetune(*words, **where)
+        assert done.returncode == 0, done.stderr
+        assert manifest.artifacts[1].sha256 in done.stdout
+
+    unknown = finetune(f"{namespace}/jub", **where)
+    assert unknown.returncode == 3
+    assert f"there is no file {namespace}/jub, and there is no job jub" in unknown.stderr
+    assert "did you mean job?" in unknown.stderr
+
+
+@pytest.mark.cluster
+def test_a_manifest_that_the_cluster_does_not_know_is_looked_for_where_it_writes_by_default(
+    published: tuple[ArtifactStore, Manifest], credentials: Path, tmp_path: Path, dev_cluster: DevCluster
+) -> None:
+    store, manifest = published
+    job = manifest_file(store.config, tmp_path / "job.yaml")
+    done = finetune(job, "--credentials", credentials, KUBECONFIG=str(dev_cluster.kubeconfig))
     assert done.returncode == 0, done.stderr
     assert manifest.artifacts[1].sha256 in done.stdout
-    unknown = finetune(f"{namespace}/other", **where)
-    assert "not found" in unknown.stderr
+    assert "where it writes by default" in done.stderr

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from finetune_trainer.artifacts.download import SUMS_NAME, download_artifacts, read_manifest
 from finetune_trainer.artifacts.manifest import Manifest, ManifestArtifact
+from finetune_trainer.cli.cluster_job import ClusterChoice
 from finetune_trainer.cli.find_result import locate_result
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.logging_setup import configure_logging
@@ -27,7 +28,10 @@ def artifacts_here(arguments: argparse.Namespace) -> int:
     console = Console(stderr=True, highlight=False)
 
     try:
-        location = locate_result(arguments.job, arguments.results, arguments.endpoint_url, arguments.region)
+        cluster = ClusterChoice(arguments.kubeconfig, arguments.context, arguments.namespace)
+        location = locate_result(arguments.job, arguments.results, arguments.endpoint_url, arguments.region, cluster)
+        if location.note is not None:
+            console.print(f"note: {location.note}", markup=False, soft_wrap=True)
         store = location.open(arguments.credentials)
         try:
             manifest = read_manifest(store)

@@ -1,8 +1,6 @@
 """Locates the result of a job, given a manifest, a folder or URI, or the name of a job in the cluster."""
 
-import json
 import re
-import subprocess
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +10,11 @@ from pydantic import ValidationError
 
 from finetune_api.base import SUBDOMAIN
 from finetune_api.failures import FailureReason
-from finetune_api.job import FineTuneJob, load_manifest
+from finetune_api.job import FineTuneJob, load_manifest, read_document
 from finetune_api.run_config import JobIdentity, RunConfig
 from finetune_trainer.artifacts.download import read_manifest
 from finetune_trainer.artifacts.manifest import MANIFEST_NAME, Manifest
+from finetune_trainer.cli.cluster_job import ClusterChoice, ClusterJobError, get_cluster_job, has_cluster
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.folder_store import FolderStore
 from finetune_trainer.storage.object_store import ObjectStore
@@ -23,7 +22,6 @@ from finetune_trainer.storage.s3_faults import OUTPUT_REASONS
 from finetune_trainer.storage.s3_session import S3Location, S3Session
 from finetune_trainer.storage.s3_store import S3Store
 
-KUBECTL_SECONDS = 30
 _NAME = re.compile(rf"({SUBDOMAIN}/)?{SUBDOMAIN}")
 
 
@@ -38,6 +36,8 @@ class ResultLocation:
     region: str | None = None
     spec_digest: str | None = None
     """Digest of the specification, if the user gave a manifest or a name in the cluster."""
+    note: str | None = None
+    """What the user should know about this location."""
 
     def open(self, credentials: Path | None) -> ObjectStore:
         """Opens the storage; `credentials` is a folder like a mounted Secret, None is boto3's own chain."""
@@ -97,11 +97,17 @@ def _list_result(root: Path, folder: Path, manifest: Manifest | None) -> LocalRe
     )
 
 
-def locate_result(job: str, results: Path | None, endpoint_url: str | None, region: str | None) -> ResultLocation:
+def locate_result(
+    job: str,
+    results: Path | None,
+    endpoint_url: str | None,
+    region: str | None,
+    cluster: ClusterChoice = ClusterChoice(),  # noqa: B008 (frozen)
+) -> ResultLocation:
     """Returns where the result of `job` is. Raises TrainerError if that cannot be found out.
 
-    `job` is an s3:// prefix, a folder with manifest.json, a FineTuneJob's YAML file, or [namespace/]name in the cluster
-    that kubectl talks to. `results` is the folder that `finetune run --output` wrote to.
+    `job` is an s3:// prefix, a folder with manifest.json, a FineTuneJob's YAML file, or [namespace/]name in a cluster.
+    `results` is the folder that `finetune run --output` wrote to.
     """
     path = Path(job)
     if job.startswith("s3://"):
@@ -109,9 +115,9 @@ def locate_result(job: str, results: Path | None, endpoint_url: str | None, regi
     elif path.is_dir():
         location = ResultLocation(folder=path)
     elif path.is_file():
-        location = _location_of_manifest(path, results)
+        location = _location_of_manifest(path, results, cluster)
     elif _NAME.fullmatch(job):
-        location = _location_in_cluster(*_namespace_and_name(job))
+        location = _location_in_cluster(job, cluster)
     else:
         message = f"{job} is neither an s3:// address, a folder, a manifest nor the name of a job"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
@@ -128,9 +134,10 @@ def _location_of_uri(uri: str) -> ResultLocation:
     return ResultLocation(bucket=bucket, prefix=prefix)
 
 
-def _location_of_manifest(path: Path, results: Path | None) -> ResultLocation:
+def _location_of_manifest(path: Path, results: Path | None, cluster: ClusterChoice) -> ResultLocation:
     try:
-        job = load_manifest(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        job, document = load_manifest(text), read_document(text)
     except (OSError, yaml.YAMLError, ValidationError) as error:
         message = f"{path} is not a FineTuneJob: {str(error).splitlines()[0]}; see `finetune validate {path}`"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from None
@@ -138,32 +145,32 @@ def _location_of_manifest(path: Path, results: Path | None) -> ResultLocation:
     config = _config(job)
     if results is not None:
         return ResultLocation(folder=results / config.job.name, spec_digest=config.spec_digest())
-    return _location_in_bucket(config)
+    by_default = _location_in_bucket(config)
+    if not has_cluster(cluster):
+        return by_default
 
-
-def _namespace_and_name(job: str) -> tuple[str | None, str]:
-    namespace, slash, name = job.partition("/")
-    return (namespace, name) if slash else (None, job)
-
-
-def _location_in_cluster(namespace: str | None, name: str) -> ResultLocation:
-    # kubectl brings the user's own context, login and proxies.
-    words = ["kubectl", "get", "finetunejobs.finetune.dev", name, "--output", "json"]
-    words += ["--namespace", namespace] if namespace else []
+    # An administrator's template may lead elsewhere, and only the job's status says where.
+    namespace = cluster.namespace or document["metadata"].get("namespace")
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=KUBECTL_SECONDS)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        message = f"there is no file {name}, and kubectl cannot be run: {type(error).__name__}"
-        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from None
+        found = _location_in_status(get_cluster_job(config.job.name, replace(cluster, namespace=namespace)))
+    except ClusterJobError as error:
+        note = f"{error.message}; this is s3://{by_default.bucket}/{by_default.prefix}/, where it writes by default"
+        return replace(by_default, note=note)
+    return replace(found, spec_digest=config.spec_digest())
 
-    if done.returncode:
-        message = f"there is no file {name}, and kubectl reports: {done.stderr.strip()[:500]}"
-        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
 
-    # The status knows where the result is; the specification knows how to reach that bucket.
-    job = FineTuneJob.from_object(json.loads(done.stdout))
+def _location_in_cluster(job: str, cluster: ClusterChoice) -> ResultLocation:
+    namespace, slash, name = job.rpartition("/")
+    try:
+        return _location_in_status(get_cluster_job(name, replace(cluster, namespace=namespace) if slash else cluster))
+    except ClusterJobError as error:
+        raise ClusterJobError(f"there is no file {job}, and {error.message}", error.code) from None
+
+
+def _location_in_status(job: FineTuneJob) -> ResultLocation:
+    """The status knows where the result is; the specification knows how to reach that bucket."""
     if job.status.manifest_uri is None:
-        message = f"{name} has no result yet: its phase is {job.status.phase or 'unknown'}"
+        message = f"{job.metadata.name} has no result yet: its phase is {job.status.phase or 'unknown'}"
         raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, message)
 
     location = _location_of_uri(job.status.manifest_uri)

@@ -116,23 +116,17 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_artifacts_options(parser: argparse.ArgumentParser) -> None:
-    from finetune_api.vocabulary import ArtifactType
+    from finetune_client.verb import add_cluster_options, add_result_options
 
-    kinds = [kind.value for kind in ArtifactType]
     parser.add_argument(
         "job",
         help="job.yaml, [namespace/]name in the cluster, s3://bucket/prefix/namespace/job/, or a result folder",
     )
-    parser.add_argument("--download", type=Path, metavar="DIR", help="download into this folder and check every digest")
-    parser.add_argument("--type", action="append", choices=kinds, help="only these artifacts; may be repeated")
+    add_result_options(parser)
     parser.add_argument(
         "--results", type=Path, metavar="DIR", help="the folder of `finetune run job.yaml --output DIR`"
     )
-    parser.add_argument(
-        "--credentials", type=Path, metavar="DIR", help="folder with AWS_ACCESS_KEY_ID and so on as files"
-    )
-    parser.add_argument("--endpoint-url", metavar="URL", help="S3 store that is not AWS (default: the job's)")
-    parser.add_argument("--region", help="region of the store (default: the job's)")
+    add_cluster_options(parser)
 
 
 def _quiet_libraries() -> None:
@@ -232,6 +226,7 @@ VERBS = {
         "list or download what a job made",
         (
             "finetune artifacts s3://bucket/prefix/namespace/job/ --download out/",
+            "finetune artifacts support-bot -n team-a",
             "finetune artifacts job.yaml --results results/",
         ),
         _add_artifacts_options,
@@ -256,5 +251,5 @@ VERBS = {
         _add_compare_options,
         _compare,
     ),
-    **CLUSTER_VERBS,
+    **{name: verb for name, verb in CLUSTER_VERBS.items() if name != "artifacts"},
 }
