@@ -2,7 +2,8 @@
 
 Asking the API server takes four requests, so answers are remembered by a hash of the token, and a peer may cause only
 so many of them. A token that was refused is refused again for `REFUSED_SECONDS`; a token that was accepted is taken for
-`VOUCHED_SECONDS` without another TokenReview. That is no longer than a pod lives: its pod is read for every report.
+`VOUCHED_SECONDS` without another TokenReview. Its pod is read again every `POD_SECONDS`, which is as often as a status
+shows a report; and the look at the job that shows it reads the pods anyway.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from finetune_operator.reports.limits import Allowances, Remembered
 
 REFUSED_SECONDS = 30.0
 VOUCHED_SECONDS = 300.0
+POD_SECONDS = 10.0  # 200 jobs that report each second would otherwise cost the API server 200 reads a second
 LOOKUP_BURST = 100.0  # new tokens of one peer at once: many pods may share an address behind a gateway
 LOOKUPS_PER_SECOND = 20.0
 
@@ -62,6 +64,7 @@ class Callers:
         self._cluster = cluster
         self._clock = clock
         self._vouched: Remembered[bytes, Caller] = Remembered(VOUCHED_SECONDS)
+        self._pods: Remembered[bytes, TrainerPod] = Remembered(POD_SECONDS)
         self._refused: Remembered[bytes, ReportRefusedError] = Remembered(REFUSED_SECONDS)
         self._lookups: dict[bytes, asyncio.Task[Caller]] = {}
         self._allowances: Allowances[str] = Allowances(LOOKUP_BURST, LOOKUPS_PER_SECOND)
@@ -84,20 +87,29 @@ class Callers:
         return await asyncio.shield(lookup)
 
     async def live_pod(self, name: NamespacedName, token: str, caller: Caller) -> TrainerPod:
-        """Returns the caller's pod as it is now; raises ReportRefusedError if it is gone."""
+        """Returns the caller's pod as it was at most `POD_SECONDS` ago; raises ReportRefusedError if it is gone."""
+        key = _key(name, token)
+        if (pod := self._pods.get(key, self._clock())) is not None:
+            return pod
+
         body = await self._cluster.get_pod(name.namespace, caller.pod_name)
         if body is None or body["metadata"]["uid"] != caller.pod_uid:
             self.forget(name, token)
             raise _forbidden()
-        return TrainerPod.parse(body)
+        pod = TrainerPod.parse(body)
+        self._pods.put(key, pod, self._clock())
+        return pod
 
     def forget(self, name: NamespacedName, token: str) -> None:
         """Look an accepted token up again with its next report."""
-        self._vouched.drop(_key(name, token))
+        key = _key(name, token)
+        self._vouched.drop(key)
+        self._pods.drop(key)
 
     def forget_all(self) -> None:
         """Look every accepted token up again with its next report."""
         self._vouched.clear()
+        self._pods.clear()
 
     async def _look_up(self, key: bytes, name: NamespacedName, token: str) -> Caller:
         try:

@@ -9,8 +9,9 @@
 409  the pod is the job's newest, and the report is newer than the last one
 410  neither the job nor the pod has ended
 
-A token that was looked up before costs one request to the API server: its pod is read, so that no report is accepted
-from a pod that has ended. A token that was refused costs none, and neither does a job that reports too often.
+A token that was looked up before costs one request to the API server in ten seconds: its pod is read, so that no
+report is accepted for longer from a pod that has ended. A token that was refused costs none, and neither does a job
+that reports too often.
 """
 
 import time
@@ -86,7 +87,6 @@ class ReportChecks:
         if not self._allowances.take(caller.job_uid, self._clock()):
             raise ReportRefusedError(429, "TooManyReports", "report less often")
 
-        # Read for every report: the last check before a report counts.
         pod = await self._callers.live_pod(sender.name, token, caller)
         report = _parse(body)
         self._check_sequence(caller, report.finetune.sequence)

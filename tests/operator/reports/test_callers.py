@@ -4,7 +4,7 @@ import asyncio
 
 from finetune_api.progress import ProgressReport
 from finetune_operator.observe.report_store import ReceivedReport
-from finetune_operator.reports.callers import LOOKUP_BURST
+from finetune_operator.reports.callers import LOOKUP_BURST, POD_SECONDS
 from finetune_operator.reports.checks import BURST
 from finetune_test_operator.report_server import JOB_UID, NOW, POD_UID, Server, a_report
 
@@ -17,13 +17,18 @@ async def test_a_job_beyond_its_rate_costs_no_request(server: Server) -> None:
     assert server.cluster.requests == []
 
 
-async def test_a_known_token_costs_one_request_and_a_refused_one_none(server: Server) -> None:
+async def test_a_known_token_costs_one_request_in_ten_seconds_and_a_refused_one_none(server: Server) -> None:
     assert (await server.post(a_report(1)))[0] == 202
     assert (await server.post(a_report(1), token="forged"))[0] == 401
     server.cluster.requests.clear()
-    assert (await server.post(a_report(2)))[0] == 202
+    for number in range(2, 12):
+        assert (await server.post(a_report(number)))[0] == 202
+    assert server.cluster.requests == []
+
+    server.clock_seconds = POD_SECONDS
+    assert (await server.post(a_report(12)))[0] == 202
     assert server.cluster.requests == ["pod"]
-    assert (await server.post(a_report(3), token="forged"))[0] == 401
+    assert (await server.post(a_report(13), token="forged"))[0] == 401
     assert server.cluster.requests == ["pod"]
 
 
@@ -38,12 +43,15 @@ async def test_new_tokens_are_limited_by_peer(server: Server) -> None:
     assert answers == [401] * int(LOOKUP_BURST) + [429]
 
 
-async def test_a_pod_that_ends_is_refused_at_once_though_its_token_is_known(server: Server) -> None:
+async def test_a_pod_that_ends_is_refused_soon_though_its_token_is_known(server: Server) -> None:
     assert (await server.post(a_report(1)))[0] == 202
     assert server.cluster.pod
     server.cluster.pod["status"] = {"phase": "Failed"}
+    server.clock_seconds = POD_SECONDS
     assert await server.post(a_report(2)) == (410, "Ended")
+
     server.cluster.pod = None
+    server.clock_seconds *= 2
     assert await server.post(a_report(3)) == (403, "Forbidden")
 
 

@@ -16,6 +16,7 @@ from finetune_devcluster.cluster import DevCluster
 MERGE = "application/merge-patch+json"
 FINE_TUNE_JOBS = f"/apis/{GROUP}/{VERSION}"
 PODS = "/api/v1"
+JOBS = "/apis/batch/v1"
 
 
 def job_path(namespace: str, name: str = "") -> str:

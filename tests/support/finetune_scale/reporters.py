@@ -1,6 +1,7 @@
 """Posts progress for the jobs that train, each from a connection of its own for every report, as trainers do."""
 
 import asyncio
+import ipaddress
 import random
 import ssl
 import time
@@ -34,7 +35,7 @@ class Reporters:
         url = self._url + progress_path(metadata["namespace"], metadata["labels"][JOB_NAME_LABEL])
         await asyncio.sleep(interval * random.random())
 
-        connector = aiohttp.TCPConnector(ssl=self._tls, force_close=True)
+        connector = aiohttp.TCPConnector(ssl=self._tls, force_close=True, local_addr=(_address(number), 0))
         times = self.sent.setdefault(number, [])
         async with aiohttp.ClientSession(connector=connector) as session:
             while True:
@@ -63,6 +64,11 @@ class Reporters:
         path = f"/api/v1/namespaces/{metadata['namespace']}/serviceaccounts/default/token"
         answer = await self._api.request("POST", path, body)
         return str(answer["status"]["token"])
+
+
+def _address(number: int) -> str:
+    """Loopback address of a reporter: pods have addresses of their own, and the progress server bounds each."""
+    return str(ipaddress.IPv4Address("127.0.1.0") + number)
 
 
 def _report(step: int) -> Json:

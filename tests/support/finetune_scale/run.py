@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=5000)
     parser.add_argument("--reporting", type=int, default=200, help="jobs that report once a second")
-    parser.add_argument("--per-second", type=float, default=15.0, help="jobs created a second")
+    parser.add_argument("--per-second", type=float, default=8.0, help="jobs created a second")
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
 
@@ -65,6 +65,7 @@ class _Run:
 
     async def measure(self, per_second: float) -> dict[str, Any]:
         """Return all figures by name."""
+        self._figures["jobs_per_s"] = per_second
         self._operator.start()
         async with Api.open(self._cluster) as api:
             await create_namespaces(api)
@@ -76,7 +77,7 @@ class _Run:
                 await self._idle(api)
                 self._figures["max_rss_mib"] = round(process.max_rss / 2**20, 1)
 
-            await _first(lives_and_rest(), nodes.play(), sightings.watch(), process.watch())
+            await _first(lives_and_rest(), nodes.play(), sightings.watch(), sightings.watch_jobs(), process.watch())
             await self._restart(api)
         return self._figures
 
@@ -119,8 +120,10 @@ class _Run:
 
         for number in self._reporting:
             await nodes.end(number)
+            await asyncio.sleep(1 / per_second)  # as the others: they do not all end at once
         await _until(lambda: sightings.count("Succeeded") == self._jobs, "all jobs have ended")
 
+        succeeded = sightings.phases["Succeeded"]
         progress_writes = sum(len(steps) for steps in sightings.steps.values())
         cost = (await Requests.count(api)).since(before)
         figures["writes_per_job_without_progress"] = round((cost.writes - progress_writes) / self._jobs, 2)
@@ -128,7 +131,8 @@ class _Run:
         figures["reports"] = dict(reporters.answers)
         figures |= _percentiles("post_s", reporters.seconds)
         figures |= _percentiles("pod_runs_to_status_s", _differences(nodes.started, sightings.phases["Running"]))
-        figures |= _percentiles("pod_ends_to_status_s", _differences(nodes.ended, sightings.phases["Succeeded"]))
+        figures |= _percentiles("pod_ends_to_status_s", _differences(nodes.ended, succeeded))
+        figures |= _percentiles("job_completes_to_status_s", _differences(sightings.completed, succeeded))
         figures |= _percentiles("report_to_status_s", _report_ages(reporters, sightings))
 
     async def _idle(self, api: Api) -> None:

@@ -1,9 +1,10 @@
-"""Watches FineTuneJobs as a user does, and notes when each status changed."""
+"""Watches FineTuneJobs as a user does, and notes when each status changed; and their Jobs, as the operator does."""
 
 import time
 
 from finetune_api import PLURAL
-from finetune_scale.api import FINE_TUNE_JOBS, Api
+from finetune_api.vocabulary import JOB_NAME_LABEL, JOB_UID_LABEL
+from finetune_scale.api import FINE_TUNE_JOBS, JOBS, Api
 from finetune_scale.load import job_number
 
 
@@ -17,6 +18,17 @@ class Sightings:
 
         self.steps: dict[int, list[tuple[float, int]]] = {}
         """By number of the job: time and step of each change."""
+
+        self.completed: dict[int, float] = {}
+        """By number: time at which the Job controller had completed the trainer's Job."""
+
+    async def watch_jobs(self) -> None:
+        """Note the ends of Jobs until cancelled."""
+        async for event in self._api.watch(f"{JOBS}/jobs", JOB_UID_LABEL):
+            job, now = event["object"], time.monotonic()
+            conditions = job.get("status", {}).get("conditions") or ()
+            if any(each["type"] == "Complete" and each["status"] == "True" for each in conditions):
+                self.completed.setdefault(job_number(job["metadata"]["labels"][JOB_NAME_LABEL]), now)
 
     async def watch(self) -> None:
         """Note changes until cancelled."""

@@ -99,7 +99,8 @@ class Server:
     def __init__(self, url: str, tls: ssl.SSLContext, cluster: FakeCluster, store: ReportStore) -> None:
         self.url, self.tls, self.cluster, self.store = url, tls, cluster, store
         self.controller = FakeController()
-        self.checks = ReportChecks(cluster, store, lambda: NOW, clock=lambda: 0.0)
+        self.clock_seconds = 0.0
+        self.checks = ReportChecks(cluster, store, lambda: NOW, clock=lambda: self.clock_seconds)
 
     async def post(self, body: Json | bytes, token: str | None = TOKEN, path: str | None = None) -> tuple[int, str]:
         """Status and reason of the answer."""
