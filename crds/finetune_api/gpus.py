@@ -44,6 +44,33 @@ _PRODUCTS: Mapping[str, tuple[int, float]] = {
     "Tesla-V100-SXM2-16GB": (16_384, 125),
     "Tesla-T4": (15_360, 65),
 }
+# Board power of the data sheet, in watts, of products whose power is not set by the machine's builder.
+_WATTS: Mapping[str, int] = {
+    "NVIDIA-B200": 1000,
+    "NVIDIA-H200": 700,
+    "NVIDIA-H200-NVL": 600,
+    "NVIDIA-H100-NVL": 400,
+    "NVIDIA-H100-80GB-HBM3": 700,
+    "NVIDIA-H100-PCIe": 350,
+    "NVIDIA-A100-SXM4-80GB": 400,
+    "NVIDIA-A100-80GB-PCIe": 300,
+    "NVIDIA-A100-SXM4-40GB": 400,
+    "NVIDIA-A100-PCIE-40GB": 250,
+    "NVIDIA-L40S": 350,
+    "NVIDIA-L40": 300,
+    "NVIDIA-L4": 72,
+    "NVIDIA-A40": 300,
+    "NVIDIA-A10": 150,
+    "NVIDIA-RTX-6000-Ada-Generation": 300,
+    "NVIDIA-RTX-A6000": 300,
+    "NVIDIA-RTX-A5000": 230,
+    "NVIDIA-GeForce-RTX-5090": 575,
+    "NVIDIA-GeForce-RTX-4090": 450,
+    "NVIDIA-GeForce-RTX-3090": 350,
+    "Tesla-V100-SXM2-32GB": 300,
+    "Tesla-V100-SXM2-16GB": 300,
+    "Tesla-T4": 70,
+}
 _PARTITION = re.compile(r"mig-(\d)g\.(\d+)gb")
 _SLICES = 7  # compute slices of a card that MIG partitions
 
@@ -57,6 +84,8 @@ class ExpectedGpu(ApiModel):
     """Total memory in bytes."""
     teraflops: float | None = None
     """Rate of dense 16-bit products, in TFLOP/s."""
+    watts: int | None = None
+    """Most power that the whole card takes; None if it is not known, or if the job gets a part of the card."""
 
 
 def expected_gpu(resources: ResourcesSpec) -> ExpectedGpu | None:
@@ -81,7 +110,8 @@ def expected_gpu(resources: ResourcesSpec) -> ExpectedGpu | None:
     if resources.gpu_memory is not None:
         memory = to_bytes(resources.gpu_memory)
     name = product or (resources.gpu_resource_name if part else "GPU")
-    return ExpectedGpu(name=name, memory_bytes=memory, teraflops=speed)
+    watts = None if part or product.endswith("-SHARED") else _WATTS.get(product)
+    return ExpectedGpu(name=name, memory_bytes=memory, teraflops=speed, watts=watts)
 
 
 def to_bytes(quantity: int | str) -> int:

@@ -100,6 +100,8 @@ class Outcome(ApiModel):
     best_eval_loss: float | None = None
     stopped_early: bool | None = None
     memory: MemoryUse | None = None
+    energy_joules: Count | None = None
+    """Energy of the pod's GPUs from the trainer's start to its end; None if nothing measures it."""
     checkpoint_step: Count | None = None
     """Step of the newest checkpoint in S3."""
     resumed_from_step: Count | None = None

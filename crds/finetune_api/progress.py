@@ -187,6 +187,8 @@ class RunProgress(ApiModel):
     tokens_per_second: NonNegative | None = None
     trained_tokens: Count | None = None
     gpu_memory_bytes: Count | None = None
+    energy_joules: Count | None = None
+    """Energy of the pod's GPUs since the trainer started; None if nothing measures it."""
     uploaded_bytes: Count | None = None
     upload_total_bytes: Count | None = None
     upload_bytes_per_second: NonNegative | None = None

@@ -11,7 +11,8 @@ from typing import Literal, Self
 import yaml
 
 from finetune_api import API_VERSION
-from finetune_api.base import ApiModel
+from finetune_api.base import ApiModel, NonNegative
+from finetune_api.cost.usage import Currency
 from finetune_api.gpus import ExpectedGpu, expected_gpu, to_bytes
 from finetune_api.logs.formats import LogFormat
 from finetune_api.pod_ends.stalls import StallLimit
@@ -45,6 +46,13 @@ class JobIdentity(ApiModel):
     def path(self) -> str:
         """Namespace and name, as people write a job."""
         return f"{self.namespace}/{self.name}"
+
+
+class GpuHourPrice(ApiModel):
+    """Price of one GPU for an hour, by the administrator's table."""
+
+    currency: Currency
+    per_hour: NonNegative
 
 
 class ProgressTarget(ApiModel):
@@ -84,6 +92,8 @@ class RunConfig(ApiModel):
     """Disk that the pod may use; None: whatever the node has."""
     gpu: ExpectedGpu | None = None
     """GPU that preflight estimates for; the trainer reads the real GPU."""
+    price: GpuHourPrice | None = None
+    """Price that preflight's report reckons with; None if the job has none, or runs without a cluster."""
     kernels: bool = True
     """True if a GPU run may use our kernels; false trains on plain PyTorch, for comparison."""
     progress: ProgressTarget | None = None

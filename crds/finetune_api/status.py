@@ -138,6 +138,9 @@ class Attempt(ApiModel):
     currency: Currency | None = None
     """Currency of this price."""
 
+    energy_joules: Count | None = None
+    """Energy that the pod's GPUs took, as the trainer measured it; absent if it could not."""
+
 
 class Failure(ApiModel):
     """Reason of a failure, and the way to fix it."""
@@ -224,7 +227,7 @@ class FineTuneJobStatus(ApiModel):
     """Pods of the job, oldest first; at most the latest 20."""
 
     usage: Usage | None = None
-    """GPU time, waiting and cost."""
+    """GPU time, waiting, energy and cost."""
 
     retries: Count | None = None
     """Number of pods that failed and were replaced."""

@@ -5,9 +5,7 @@ verb.py        one command: its help, its options, what carries it out
 verbs.py       the table of commands, with their options and examples
 connection.py  the cluster of a kubeconfig, by the official client: contexts, exec plugins, service accounts
 errors.py      what the API server and the network refuse, in a sentence that says what to do; exit codes
-screen.py      lines and tables as every command prints them
-text.py        text of a cluster for a terminal: no control characters, bounded
-sparkline.py   numbers as a line of blocks
+terminal/      what a cluster says, as a terminal shows it: cleaned, in words, in lines and blocks
 rows.py        one job as a row: phase, progress, loss, GPUs, queue
 show.py        list, describe, estimate, top: what is read once
 watch.py       watch: bars and curves of many jobs, or plain lines

@@ -16,8 +16,8 @@ from rich.text import Text
 from finetune_api.base import Json
 from finetune_client.connection import Cluster
 from finetune_client.errors import ClientError, Exit
-from finetune_client.screen import plain_table, print_line
-from finetune_client.text import find, number, word
+from finetune_client.terminal.screen import plain_table, print_line
+from finetune_client.terminal.text import find, number, word
 
 _NAME = 253
 

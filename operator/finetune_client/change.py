@@ -13,8 +13,8 @@ from finetune_api.job import read_document
 from finetune_client.connection import Cluster
 from finetune_client.errors import ClientError, Exit
 from finetune_client.rows import ENDED, Row
-from finetune_client.screen import print_line
-from finetune_client.text import clean, find, word
+from finetune_client.terminal.screen import print_line
+from finetune_client.terminal.text import clean, find, word
 
 DELETION_SECONDS = 900
 """Seconds that `retry` waits for the failed job to go: a pod may take its whole grace period."""

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from finetune_client.text import clean
+from finetune_client.terminal.text import clean
 from finetune_client.verb import Verb
 
 TAKE_A_JOB = (

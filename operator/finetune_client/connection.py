@@ -16,7 +16,7 @@ from yaml import YAMLError
 from finetune_api import GROUP, PLURAL, VERSION
 from finetune_api.base import Json
 from finetune_client.errors import ClientError, Exit, explain_answer, explain_network, no_crd, no_job
-from finetune_client.text import clean
+from finetune_client.terminal.text import clean
 
 RESOURCE = f"{PLURAL}.{GROUP}"
 TIMEOUT = (5, 30)

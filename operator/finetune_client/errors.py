@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any
 
-from finetune_client.text import clean
+from finetune_client.terminal.text import clean
 
 
 class Exit(IntEnum):

@@ -12,8 +12,8 @@ from finetune_api.vocabulary import COMPONENT_LABEL, JOB_UID_LABEL, TRAINER_CONT
 from finetune_client.connection import TIMEOUT, Cluster
 from finetune_client.errors import ClientError, Exit
 from finetune_client.rows import Row
-from finetune_client.screen import print_line
-from finetune_client.text import clean
+from finetune_client.terminal.screen import print_line
+from finetune_client.terminal.text import clean
 
 MAX_LINE = 4096
 """Characters of a line of a log."""

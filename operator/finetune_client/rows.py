@@ -5,7 +5,7 @@ from typing import Self
 
 from finetune_api.base import Json
 from finetune_api.vocabulary import QUEUE_LABEL, Phase
-from finetune_client.text import age, find, number, word
+from finetune_client.terminal.text import age, find, number, word
 
 ON_GPU = frozenset(phase.value for phase in Phase if phase.holds_gpu)
 WAITING = frozenset({"", *(phase.value for phase in Phase if phase.waits)})  # a new job has no phase yet

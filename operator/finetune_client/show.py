@@ -15,8 +15,9 @@ from finetune_client.connection import TIMEOUT, Cluster
 from finetune_client.errors import ClientError, Exit
 from finetune_client.pods import event_lines
 from finetune_client.rows import ENDED, ON_GPU, WAITING, Row, sorted_rows
-from finetune_client.screen import plain_table, print_facts, print_line
-from finetune_client.text import find, number, word
+from finetune_client.terminal.screen import plain_table, print_facts, print_line
+from finetune_client.terminal.text import find, number, word
+from finetune_client.terminal.usage import describe_usage
 
 GIBIBYTE = 1 << 30
 
@@ -70,6 +71,7 @@ def describe_job(cluster: Cluster, out: Console, name: str) -> None:
         "loss": row.loss_text,
         "evaluation": word(job, "status", "progress", "evalLoss", limit=12),
         "checkpoint": word(job, "status", "checkpointStep") and f"step {word(job, 'status', 'checkpointStep')}",
+        "used": describe_usage(job),
         "results": word(job, "status", "resultLocation"),
         "manifest": word(job, "status", "manifestUri"),
     }
@@ -140,13 +142,22 @@ def estimate_job(cluster: Cluster, out: Console, name: str) -> Exit:
             memory and f"{memory / GIBIBYTE:.1f} GiB",
             smallest and f"{smallest / GIBIBYTE:.1f} GiB with memory: Smallest",
         ),
-        "GPU hours": "" if hours is None else f"{hours:.2f}",
+        "GPU hours": "unknown, as spec.resources names no known GPU" if hours is None else f"{hours:.2f}",
+        "cost": _estimated_cost(job),
         "report": word(found, "reportUri"),
     }
     print_facts(out, facts)
     for warning in list(find(found, "warnings") or ())[:5]:
         print_line(out, f"warning: {word({'text': warning}, 'text', limit=320)}")
     return Exit.OK if result == "Passed" else Exit.JOB_FAILED
+
+
+def _estimated_cost(job: Json) -> str:
+    usage = find(job, "status", "usage")
+    cost = number(usage, "estimatedCost")
+    if cost is None:
+        return "unknown, as the job has no price or no estimated time (docs/cost.md)"
+    return f"{cost:,.2f} {word(usage, 'currency', limit=3)}"
 
 
 def _join(*parts: Any) -> str:

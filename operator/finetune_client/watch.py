@@ -14,8 +14,8 @@ from finetune_api.base import Json
 from finetune_client.connection import Cluster
 from finetune_client.errors import ClientError, Exit
 from finetune_client.rows import ENDED, ON_GPU, Row, sorted_rows
-from finetune_client.screen import print_line
-from finetune_client.sparkline import draw_sparkline
+from finetune_client.terminal.screen import print_line
+from finetune_client.terminal.sparkline import draw_sparkline
 
 BAR_WIDTH, CURVE_WIDTH = 20, 24
 MAX_POINTS = 10_000

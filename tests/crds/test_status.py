@@ -19,6 +19,7 @@ ATTEMPT = {
     "heldSeconds": 7200,
     "pricePerGpuHour": 2.75,
     "currency": "EUR",
+    "energyJoules": 4440600,
 }
 STATUS: dict[str, Any] = {
     "observedGeneration": 1,
@@ -123,6 +124,10 @@ STATUS: dict[str, Any] = {
         "estimateErrorPercent": 20,
         "earlierHeldSeconds": 600,
         "earlierCost": 0.5,
+        "energyWattHours": 1234.5,
+        "energyMeasuredGpuSeconds": 7200,
+        "earlierEnergyJoules": 3600,
+        "earlierMeasuredSeconds": 60,
     },
     "retries": 1,
     "checkpointStep": 100,

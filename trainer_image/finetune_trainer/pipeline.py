@@ -1,11 +1,13 @@
 """The whole run, stage by stage: read this file to know what the trainer does."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from trl.trainer.sft_config import SFTConfig
 
+from finetune_api.cost.energy import JOULES_PER_WATT_HOUR
 from finetune_api.failures import FailureReason
 from finetune_api.outcome import FailedExport
 from finetune_api.run_config import RunConfig
@@ -75,7 +77,7 @@ def run(context: RunContext) -> Manifest:
     progress.stage(Stage.TRAINING)
     sign = find_base_model_sign(base.folder, config.model.source)
     prepared = Prepared(adapted.model, loaded.tokenizer, data, engine, arguments, sign)
-    outcome = train(context, prepared, checkpoints, checkpointed)
+    outcome = _with_usage(context, train(context, prepared, checkpoints, checkpointed))
     progress.resolve(total_steps=outcome.steps)
 
     progress.stage(Stage.SAVING)
@@ -213,6 +215,16 @@ def _checkpointed_state(
     prompts = build_prompts(training.samples, loaded.tokenizer, data.evaluation, limit, loaded.embedding_rows)
     sampler = Sampler(prompts, training.samples, loaded.tokenizer, training.seed, work / "samples")
     return CheckpointedState(best, sampler, training.evaluation_steps, metrics, write_companions)
+
+
+def _with_usage(context: RunContext, outcome: TrainingOutcome) -> TrainingOutcome:
+    """Adds what this pod's GPUs have been held for and have taken, up to now."""
+    seconds, joules, gpus = context.progress.seconds, context.progress.energy_joules, context.config.gpus
+    return replace(
+        outcome,
+        gpu_seconds=round(seconds * gpus) if gpus else None,
+        energy_watt_hours=None if joules is None else round(joules / JOULES_PER_WATT_HOUR, 3),
+    )
 
 
 def _write_documents(

@@ -12,7 +12,7 @@ import yaml
 
 from finetune_api.job import ObjectMeta
 from finetune_api.progress import progress_path
-from finetune_api.run_config import JobIdentity, ProgressTarget, RunConfig
+from finetune_api.run_config import GpuHourPrice, JobIdentity, ProgressTarget, RunConfig
 from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_operator.desired.installation import Installation
 from finetune_operator.desired.names import child_metadata, config_map_name
@@ -26,7 +26,13 @@ def build_run_config(
     """Builds the configuration of the run that a job describes. The run writes below `output_prefix` in its bucket."""
     identity = JobIdentity(namespace=job.namespace, name=job.name, uid=job.uid)
     config = RunConfig.from_spec(identity, spec, _progress_target(job, installation), output_prefix)
-    return config.model_copy(update={"endpoints": installation.endpoints, "log_format": installation.log_format})
+    price = installation.prices.find(spec.resources) if installation.prices else None
+    given = {
+        "endpoints": installation.endpoints,
+        "log_format": installation.log_format,
+        "price": GpuHourPrice(currency=price.currency, per_hour=price.per_hour) if price else None,
+    }
+    return config.model_copy(update=given)
 
 
 def build_run_config_map(

@@ -4,11 +4,13 @@ Counted after the write, so a write that is lost is counted when it is made agai
 between a write and its count loses the count.
 """
 
+from finetune_api.cost.energy import JOULES_PER_WATT_HOUR
 from finetune_api.failures import FailureReason
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.metrics.series import (
     COMPLETIONS,
     COST,
+    ENERGY_JOULES,
     ESTIMATE_RATIO,
     GPU_SECONDS,
     JOB_SECONDS,
@@ -69,6 +71,8 @@ def _count_usage(written: FineTuneJobStatus, result: str) -> None:
 
     GPU_SECONDS.labels(result).inc(usage.gpu_seconds)
     WAITING_SECONDS.observe(usage.waiting_seconds)
+    if usage.energy_watt_hours is not None:
+        ENERGY_JOULES.labels(result).inc(usage.energy_watt_hours * JOULES_PER_WATT_HOUR)
     if usage.cost is not None and usage.currency is not None:
         COST.labels(usage.currency).inc(usage.cost)
     if usage.estimate_error_percent is not None:

@@ -131,6 +131,12 @@ WAITING_SECONDS = Histogram(
     buckets=_STAGE_SECONDS,
     registry=REGISTRY,
 )
+ENERGY_JOULES = Counter(
+    "finetune_energy_joules_total",
+    "Energy of the GPUs of jobs that have ended, as far as their pods measured it.",
+    ["result"],
+    registry=REGISTRY,
+)
 COST = Counter(
     "finetune_cost_total",
     "Cost of jobs that have ended, by the administrator's prices.",

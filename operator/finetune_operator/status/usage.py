@@ -1,4 +1,4 @@
-"""`status.usage`: GPU time, waiting and cost, from the pods and what was counted before (pure)."""
+"""`status.usage`: GPU time, waiting, energy and cost, from the pods and what was counted before (pure)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,12 +9,13 @@ from finetune_api.status import Attempt, FineTuneJobStatus, PreflightStatus
 from finetune_api.vocabulary import Phase, Stage
 from finetune_operator.decide.gpu_budget import held_seconds
 from finetune_operator.observe.snapshot import AnySnapshot, Snapshot
+from finetune_operator.status.energy import add_up_energy, measured_joules
 
 SECONDS_PER_HOUR = 3600
 
 
 def count_held_seconds(snapshot: AnySnapshot, attempts: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
-    """Adds to each attempt the seconds that its pod has held a node, and to a new one the price that holds for it."""
+    """Adds to each attempt the seconds that its pod has held a node and its energy, and to a new one its price."""
     held = held_seconds(snapshot.status.attempts, snapshot.training.pods, snapshot.now)
     price = snapshot.price
     now = (price.per_hour, price.currency) if price else (None, None)
@@ -24,7 +25,11 @@ def count_held_seconds(snapshot: AnySnapshot, attempts: tuple[Attempt, ...]) -> 
     for attempt in attempts:
         per_hour, currency = known.get(attempt.uid, now)
         terms = {"price_per_gpu_hour": per_hour, "currency": currency}
-        counted.append(attempt.model_copy(update=terms | {"held_seconds": held.get(attempt.uid, 0)}))
+        used = {
+            "held_seconds": held.get(attempt.uid, 0),
+            "energy_joules": measured_joules(snapshot, attempt.uid, held.get(attempt.uid, 0)),
+        }
+        counted.append(attempt.model_copy(update=terms | used))
     return tuple(counted)
 
 
@@ -59,6 +64,7 @@ def build_usage(snapshot: AnySnapshot, status: FineTuneJobStatus) -> Usage | Non
         estimate_error_percent=_error(estimate, held * gpus) if status.phase is Phase.SUCCEEDED else None,
         earlier_held_seconds=earlier_seconds,
         earlier_cost=earlier.amount if earlier_seconds else None,
+        **add_up_energy(last, status.attempts, dropped, gpus),
     )
 
 
@@ -92,7 +98,9 @@ def _earlier_cost(last: Usage) -> _Money:
 
 def without_time(status: FineTuneJobStatus) -> FineTuneJobStatus:
     """Leaves out what changes only because time passes."""
-    attempts = tuple(attempt.model_copy(update={"held_seconds": None}) for attempt in status.attempts)
+    attempts = tuple(
+        attempt.model_copy(update={"held_seconds": None, "energy_joules": None}) for attempt in status.attempts
+    )
     return status.model_copy(update={"active_seconds": None, "usage": None, "attempts": attempts})
 
 

@@ -13,7 +13,8 @@ from finetune_client.errors import ClientError, Exit
 from finetune_client.pods import _lines
 from finetune_client.rows import Row, sorted_rows
 from finetune_client.show import top_tables
-from finetune_client.text import MAX_CHARACTERS, clean
+from finetune_client.terminal.text import MAX_CHARACTERS, clean
+from finetune_client.terminal.usage import describe_usage
 from finetune_client.watch import Board, watch_jobs
 
 BLOCKED = ("torch", "transformers", "boto3", "trl", "peft", "datasets", "numpy", "kopf", "aiohttp", "jinja2")
@@ -82,6 +83,31 @@ def test_top_adds_up_what_jobs_hold_and_wait_for() -> None:
         "NAMESPACE  QUEUE  RESOURCE        HELD  WAITED FOR",
         "team-a     gpus   nvidia.com/gpu  2     1",
     ]
+
+
+USED = {
+    "all of it": (
+        {"cost": 3.5, "currency": "EUR", "energyWattHours": 840.25, "energyMeasuredGpuSeconds": 5040},
+        "1.40 GPU hours, waited 1m05s, 3.50 EUR, 840.2 Wh",
+    ),
+    "what nobody knows": ({}, "1.40 GPU hours, waited 1m05s, cost unknown, energy not measured"),
+    "energy of some pods": (
+        {"cost": 3.5, "currency": "EUR", "energyWattHours": 1840.2, "energyMeasuredGpuSeconds": 2520},
+        "1.40 GPU hours, waited 1m05s, 3.50 EUR, 1.84 kWh in 50% of that time",
+    ),
+    "a job that has ended": (
+        {"estimateErrorPercent": -12.4},
+        "1.40 GPU hours (12 % less than estimated), waited 1m05s, cost unknown, energy not measured",
+    ),
+}
+
+
+@pytest.mark.parametrize(("usage", "expected"), USED.values(), ids=USED)
+def test_what_a_job_has_used_is_said_in_words(usage: dict[str, Any], expected: str) -> None:
+    used = {"gpuSeconds": 5040, "waitingSeconds": 65} | usage
+    assert describe_usage({"status": {"usage": used}}) == expected
+    assert describe_usage({"status": {"usage": {"gpuSeconds": 0}}}) == ""
+    assert describe_usage({"status": {"usage": "x"}}) == ""
 
 
 def test_a_row_survives_a_status_of_another_shape() -> None:

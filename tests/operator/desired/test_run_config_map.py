@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from finetune_api.base import Json
+from finetune_api.cost.prices import PriceTable
 from finetune_api.job import ObjectMeta
-from finetune_api.run_config import RunConfig
+from finetune_api.run_config import GpuHourPrice, RunConfig
 from finetune_operator.desired.names import child_name, config_map_name, names_its_data
 from finetune_operator.desired.run_config_map import RUN_CONFIG_KEY, reports_elsewhere
 from finetune_test_operator.snapshot_builder import (
@@ -30,6 +31,19 @@ def test_the_run_config_survives_the_config_map() -> None:
     assert config.progress.url == (
         "https://operator:8443/apis/finetune.dev/v1alpha1/namespaces/team/finetunejobs/bot/status"
     )
+
+
+def test_the_price_of_the_jobs_gpu_reaches_the_pod_and_is_absent_without_one() -> None:
+    prices = PriceTable.parse('{"currency": "EUR", "gpus": [{"gpuResourceName": "nvidia.com/gpu", "perHour": 2.5}]}')
+    installation = replace(INSTALLATION, prices=prices)
+    fits, other = (
+        a_spec(resources={"gpus": 1}),
+        a_spec(resources={"gpus": 1, "gpuResourceName": "nvidia.com/mig-1g.5gb"}),
+    )
+    for spec, price in ((fits, GpuHourPrice(currency="EUR", per_hour=2.5)), (other, None)):
+        mounted = a_config_map(spec, installation)["data"][RUN_CONFIG_KEY]
+        assert RunConfig.from_yaml(mounted).price == price
+        assert ("price:" in mounted) is (price is not None)
 
 
 @pytest.mark.parametrize("name", ["a", "a.b.c", "x" * 253])

@@ -1,4 +1,4 @@
-"""GPU time, waiting and cost: over every pod, by the clocks of scheduler and kubelet, and never counted twice."""
+"""GPU time, waiting, energy and cost: over every pod, by scheduler's and kubelet's clocks, and never counted twice."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
+from finetune_api.cost.energy import MAX_WATTS_PER_GPU
 from finetune_api.cost.prices import Price
 from finetune_api.status import MAX_ATTEMPTS, Attempt, FineTuneJobStatus
 from finetune_operator.observe.children import TrainerPod
 from finetune_operator.observe.snapshot import Snapshot
 from finetune_operator.status.status import build_status, has_changed
-from finetune_test_operator.outcomes import SUCCEEDED
-from finetune_test_operator.snapshot_builder import NOW, a_pod, a_snapshot, a_spec, at, decision_about
+from finetune_test_operator.outcomes import BAD_ROW, SUCCEEDED
+from finetune_test_operator.snapshot_builder import NOW, a_pod, a_report, a_snapshot, a_spec, at, decision_about
 
 H100 = Price("USD", 3.6)
 ONE_GPU = a_spec(resources={"gpus": 1})
@@ -175,3 +176,72 @@ def test_a_job_that_waited_says_for_how_long() -> None:
     usage = status_of(snapshot(pod("1", 300, started=310), now=1000)).usage
     assert usage is not None
     assert usage.waiting_seconds == 300
+
+
+def reporting(joules: int | None, *, now: float, uid: str = "1", status: FineTuneJobStatus | None = None) -> Snapshot:
+    """A job whose only pod holds a node since NOW and has reported so many joules."""
+    fields: dict[str, Any] = {} if joules is None else {"energyJoules": joules}
+    seen = snapshot(pod(uid, 0, started=10), now=now, status=status)
+    return replace(seen, training=replace(seen.training, report=a_report(pod=uid, **fields)))
+
+
+def test_energy_comes_from_reports_and_its_end_from_the_last_words() -> None:
+    status = status_of(reporting(360_000, now=600))
+    assert status.usage is not None
+    assert (status.usage.energy_watt_hours, status.usage.energy_measured_gpu_seconds) == (100.0, 600)
+
+    ended = pod("1", 0, started=10, ended=700, message=BAD_ROW.model_copy(update={"energy_joules": 432_000}).encode())
+    status = status_of(snapshot(ended, pod("2", 800, started=810), now=1000, status=status))
+    assert status.usage is not None
+    assert status.usage.energy_watt_hours == 120.0
+    assert status.usage.energy_measured_gpu_seconds == 700, "of 900 GPU-seconds: the second pod has said nothing yet"
+    assert status.usage.gpu_seconds == 900
+
+
+def test_energy_that_nothing_measures_is_absent_and_not_zero() -> None:
+    usage = status_of(reporting(None, now=600)).usage
+    assert usage is not None
+    assert (usage.energy_watt_hours, usage.energy_measured_gpu_seconds) == (None, None)
+
+
+FORGED = {"more than a GPU can take": MAX_WATTS_PER_GPU * (600 + 60) + 1, "a number of another kind": 2**50}
+
+
+@pytest.mark.parametrize("joules", FORGED.values(), ids=FORGED)
+def test_energy_that_no_gpu_can_take_is_not_believed(joules: int) -> None:
+    status = status_of(reporting(joules, now=600))
+    assert status.usage is not None
+    assert status.usage.energy_watt_hours is None
+
+    # What was believed before stays.
+    status = status_of(reporting(joules, now=600, status=status_of(reporting(3600, now=500))))
+    assert status.usage is not None
+    assert status.usage.energy_watt_hours == 1.0
+    assert status_of(reporting(MAX_WATTS_PER_GPU * 660, now=600)).usage.energy_watt_hours == 275.0  # type: ignore[union-attr]
+
+
+def test_a_report_of_another_pod_and_a_job_without_gpus_have_no_energy() -> None:
+    other = reporting(3600, now=600)
+    other = replace(other, training=replace(other.training, report=a_report(pod="2", energyJoules=3600)))
+    on_cpu = replace(reporting(3600, now=600), spec=a_spec(resources={"gpus": 0}))
+    for seen in (other, on_cpu):
+        usage = status_of(seen).usage
+        assert usage is None or usage.energy_watt_hours is None
+
+
+def test_attempts_that_the_list_drops_keep_their_energy() -> None:
+    known = tuple(
+        Attempt(pod=f"p-{number}", uid=str(number), exit_code=20, held_seconds=100, energy_joules=7200)
+        for number in range(MAX_ATTEMPTS)
+    )
+    status = FineTuneJobStatus(attempts=known)
+    for _ in range(2):
+        status = status_of(snapshot(pod("new", 5000, started=5010), now=5100, status=status))
+        assert status.usage is not None
+        assert status.usage.energy_watt_hours == 2.0 * MAX_ATTEMPTS
+        assert status.usage.energy_measured_gpu_seconds == 100 * MAX_ATTEMPTS
+
+
+def test_energy_alone_is_no_reason_to_write() -> None:
+    status = status_of(reporting(3600, now=500))
+    assert not has_changed(status, status_of(reporting(7200, now=500, status=status)))

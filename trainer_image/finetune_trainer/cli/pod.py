@@ -15,6 +15,7 @@ from finetune_api.outcome import Outcome
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Stage
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.job.energy import open_meter
 from finetune_trainer.job.logging_setup import configure_logging, configure_pod_logging
 from finetune_trainer.job.outcome import failed, overdue, published, stalled, write_outcome
 from finetune_trainer.job.progress_tracker import ProgressTracker
@@ -89,6 +90,7 @@ def run_attempt(settings: Settings, stop_signal: StopSignal) -> int:
 
 def run_job(config: RunConfig, settings: Settings, progress: ProgressTracker, stop_signal: StopSignal) -> Outcome:
     """Reuses a finished result, or trains and publishes one. Never raises: whatever happens, there is an outcome."""
+    progress.measure_energy(open_meter(config.gpus))
     try:
         outcome = _run(config, settings, progress, stop_signal)
     except BaseException as error:  # noqa: BLE001 (signals and defects included)

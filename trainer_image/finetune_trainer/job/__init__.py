@@ -9,6 +9,7 @@ reporter.py           posts that state to the operator over HTTPS
 stop_signal.py        SIGTERM and Ctrl-C, and a watchdog that ends the process in order
 watchdog.py           ends a run that no longer gets on, with the stacks of all threads in the log
 stacks.py             where the threads are, for that
+energy.py             energy of the run's GPUs, as NVIDIA's driver counts it
 machine.py            the CPU's bfloat16 and the free memory, for CPU runs
 disk_needs.py         disk that a whole job needs, against what there is (pure)
 outcome.py            the last word of a run: termination message and exit code

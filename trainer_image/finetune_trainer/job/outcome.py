@@ -42,6 +42,7 @@ def published(
         best_eval_loss=_rounded(manifest.metrics.get("bestEvalLoss")),
         stopped_early=True if manifest.metrics.get("stoppedEarly") else None,
         memory=progress.memory,
+        energy_joules=progress.energy_joules,
         reused=reused,
         manifest_uri=manifest_uri,
         hub_url=hub_url,
@@ -69,6 +70,7 @@ def failed(error: BaseException, progress: ProgressTracker, work: Path | None = 
         best_eval_loss=progress.value("best_eval_loss"),
         stopped_early=progress.value("stopped_early"),
         memory=progress.memory,
+        energy_joules=progress.energy_joules,
         finished=datetime.now(UTC),
         **_position(progress),
     )

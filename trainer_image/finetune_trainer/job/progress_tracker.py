@@ -24,6 +24,7 @@ from finetune_api.progress import (
 )
 from finetune_api.vocabulary import Stage
 from finetune_trainer.job.disk_needs import DiskNeed
+from finetune_trainer.job.energy import EnergyMeter
 from finetune_trainer.signs_of_life import beat
 from finetune_trainer.stopping import stop_point
 
@@ -54,11 +55,13 @@ class ProgressTracker:
         self._memory: MemoryUse | None = None
         self.disk_needs: tuple[DiskNeed, ...] = ()
         """What the run writes to its disk beside model and rows, once that is known."""
+
         self._activity: str | None = None
         self._eta: int | None = None
         self._sequence = 0
         self._listeners: list[Callable[[bool], None]] = []
         self._transfer = TransferRate()
+        self._meter: EnergyMeter | None = None
 
     def listen(self, listener: Callable[[bool], None]) -> None:
         """Calls `listener` after every change, with True if the stage changed; it must not block."""
@@ -125,6 +128,20 @@ class ProgressTracker:
             self._memory = memory
         self._notify(stage_changed=False)
 
+    def measure_energy(self, meter: EnergyMeter | None) -> None:
+        """Has every report say what `meter` shows; None: nothing measures it."""
+        self._meter = meter
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run began its first stage."""
+        return (datetime.now(UTC) - self._stages[0].start_time).total_seconds() if self._stages else 0.0
+
+    @property
+    def energy_joules(self) -> int | None:
+        """Energy of the run's GPUs so far; None if nothing measures it."""
+        return self._meter.joules() if self._meter else None
+
     @property
     def memory(self) -> MemoryUse | None:
         """The memory plan as `use_memory` set it last."""
@@ -174,6 +191,7 @@ class ProgressTracker:
                 stages=tuple(self._stages),
                 resolved=self._resolved,
                 memory=self._memory,
+                energy_joules=self.energy_joules,
                 **values,
             )
             return ProgressReport(trainer_status=status, finetune=run)

@@ -56,6 +56,8 @@ def estimate_gpu(config: RunConfig, model: Any, size: TrainingSize | None) -> Gp
         ),
         tokens_per_second=speed,
         hours=size.tokens / speed / 3600 if size and speed else None,
+        price=config.price,
+        watts=gpu.watts,
     )
 
 

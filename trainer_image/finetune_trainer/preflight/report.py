@@ -6,6 +6,7 @@ from pydantic import Field
 
 from finetune_api.base import ApiModel
 from finetune_api.failures import ExitCode, FailureReason, ends_the_job, exit_code_of
+from finetune_api.run_config import GpuHourPrice
 from finetune_api.vocabulary import DatasetFormat, MemoryMode
 
 
@@ -125,7 +126,13 @@ class GpuEstimate(ApiModel):
     tokens_per_second: float | None = None
 
     hours: float | None = None
-    """Hours of training, without loading, export and upload."""
+    """GPU hours of training, without loading, export and upload."""
+
+    price: GpuHourPrice | None = None
+    """Price of the GPU for an hour; None if the job has none."""
+
+    watts: int | None = None
+    """Most power that the GPU takes."""
 
 
 class WeightCoverage(ApiModel):

@@ -23,6 +23,10 @@ class TrainingOutcome:
     """Step of the adapter that is now in the model, if the best one is kept; None: that of the last step."""
     best_eval_loss: float | None = None
     stopped_early: bool = False
+    gpu_seconds: int | None = None
+    """Seconds since this pod's trainer began, times its GPUs; None for a run on a CPU."""
+    energy_watt_hours: float | None = None
+    """Energy of these GPUs; None if nothing measures it."""
 
     def metrics(self) -> dict[str, float]:
         """Figures for the manifest and the model card, under their names there."""
@@ -33,8 +37,10 @@ class TrainingOutcome:
             "bestStep": None if self.best_step is None else float(self.best_step),
             "bestEvalLoss": self.best_eval_loss,
             "stoppedEarly": 1.0 if self.stopped_early else None,
+            "gpuSeconds": self.gpu_seconds,
+            "energyWattHours": self.energy_watt_hours,
         }
-        return {name: value for name, value in measured.items() if value is not None}
+        return {name: float(value) for name, value in measured.items() if value is not None}
 
 
 def summarise_training(

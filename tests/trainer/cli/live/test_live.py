@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from finetune_api.vocabulary import Stage
-from finetune_client.sparkline import draw_sparkline
+from finetune_client.terminal.sparkline import draw_sparkline
 from finetune_trainer.cli.live.follow import follow
 from finetune_trainer.cli.live.lines import PlainLines
 from finetune_trainer.cli.live.readings import Readings, describe_bytes, describe_seconds

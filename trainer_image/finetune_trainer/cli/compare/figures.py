@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from finetune_api.vocabulary import ArtifactType
-from finetune_client.sparkline import draw_sparkline
+from finetune_client.terminal.sparkline import draw_sparkline
 from finetune_trainer.artifacts.manifest import Manifest, ManifestArtifact
 from finetune_trainer.cli.compare.read_result import ReadResult
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_api.vocabulary import Stage
-from finetune_client.sparkline import draw_sparkline
+from finetune_client.terminal.sparkline import draw_sparkline
 from finetune_trainer.cli.live.readings import STAGES, Readings, describe_seconds
 
 WIDTH = 100
