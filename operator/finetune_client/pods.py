@@ -49,7 +49,9 @@ def _find_pod(cluster: Cluster, name: str, component: str, attempt: int | None) 
             cluster.namespace, label_selector=selector, _request_timeout=TIMEOUT
         ).items
 
-    pods = sorted(found, key=lambda pod: (pod.metadata.creation_timestamp, pod.metadata.name))
+    # Times are whole seconds: of two pods of one second, the one that has ended came first.
+    ended = ("Succeeded", "Failed")
+    pods = sorted(found, key=lambda pod: (pod.metadata.creation_timestamp, pod.status.phase not in ended))
     if not pods:
         message = (
             f"job {job.name} has no pod of its {component} any more, or not yet (phase {job.phase or 'unknown'}): "

@@ -9,6 +9,7 @@ import json
 import logging
 from dataclasses import replace
 
+from finetune_api.job import ObjectMeta
 from finetune_api.logs.formats import log_context
 from finetune_api.status import MAX_STATUS_BYTES, FineTuneJobStatus
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
@@ -79,6 +80,9 @@ class Reconciler:
         return min((seconds for seconds in waits if seconds is not None), default=None)
 
     async def _act(self, key: NamespacedName, snapshot: AnySnapshot, actions: Actions) -> None:
+        if actions.creates:
+            await self._check_unchanged(key, snapshot.metadata)
+
         # The ConfigMap comes first, because the pods of the Jobs mount it.
         if actions.create_config_map is not None:
             await self._cluster.create_config_map(actions.create_config_map)
@@ -100,6 +104,18 @@ class Reconciler:
         if actions.evict_pod is not None:
             await self._cluster.evict_pod(key.namespace, actions.evict_pod.pod_name, actions.evict_pod.pod_uid)
             logger.info("%s: evicted pod %s", key, actions.evict_pod.pod_name)
+
+    async def _check_unchanged(self, key: NamespacedName, read: ObjectMeta) -> None:
+        """Reads a job once more; raises ConflictError if it has changed, or is gone.
+
+        Every other write names the version that it was decided from; a creation cannot. A job may be deleted while its
+        children are read: they are missing then, and would be made again for a job that nobody has any more.
+        """
+        found = await self._cluster.get_fine_tune_job(key)
+        if found is None or found["metadata"].get("resourceVersion") != read.resource_version:
+            raise ConflictError(
+                409, f"GET finetunejobs {key}", "it was changed or deleted while its children were read"
+            )
 
     async def _write_status(self, key: NamespacedName, snapshot: AnySnapshot, decision: Decision) -> None:
         """Posts an Event for each transition and writes the status, if it says something new."""

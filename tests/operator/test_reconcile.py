@@ -1,5 +1,6 @@
 """The main path against a cluster given by the test: when it locks reports, and which refusals it swallows."""
 
+from collections.abc import Callable
 from datetime import datetime
 
 import pytest
@@ -38,7 +39,13 @@ class FakeCluster:
         self.job: Json = {
             "apiVersion": "finetune.dev/v1alpha1",
             "kind": "FineTuneJob",
-            "metadata": {"name": "bot", "namespace": "team", "uid": METADATA.uid, "generation": 1},
+            "metadata": {
+                "name": "bot",
+                "namespace": "team",
+                "uid": METADATA.uid,
+                "generation": 1,
+                "resourceVersion": "7",
+            },
             "spec": a_spec().to_wire(),
         }
 
@@ -49,6 +56,8 @@ class FakeCluster:
         self.failures: dict[str, ApiError] = {}
         self.writes: list[str] = []
         self.was_locked = False
+        self.meanwhile: Callable[[], None] = lambda: None
+        """Called while the job's children are read."""
 
     def give_children(self) -> None:
         """Create what a first reconcile creates."""
@@ -72,8 +81,12 @@ class FakeCluster:
     def now(self) -> datetime:
         return NOW
 
-    async def get_fine_tune_job(self, key: NamespacedName) -> Json:
+    async def get_fine_tune_job(self, key: NamespacedName) -> Json | None:
         return self.job
+
+    async def list_jobs(self, name: NamespacedName) -> list[Json]:
+        self.meanwhile()  # children are read
+        return []
 
     async def get_job(self, namespace: str, name: str) -> Json | None:
         return self.child if name == child_name(METADATA) else self.preflight
@@ -83,9 +96,6 @@ class FakeCluster:
 
     async def list_pods(self, name: NamespacedName) -> list[Json]:
         return self.pods
-
-    async def list_jobs(self, name: NamespacedName) -> list[Json]:
-        return []
 
     async def list_events(self, namespace: str, uid: str, reason: str) -> list[Json]:
         return []
@@ -175,6 +185,21 @@ async def test_a_terminal_status_that_could_not_be_written_keeps_the_report(
 async def test_a_job_deleted_meanwhile_is_no_error(reconciler: Reconciler, cluster: FakeCluster) -> None:
     cluster.failures["apply_status"] = NotFoundError(404, "PATCH", "gone")
     assert await reconciler.reconcile(KEY) is None
+
+
+@pytest.mark.parametrize("is_deleted", [True, False])
+async def test_a_job_that_was_deleted_or_changed_while_its_children_were_read_gets_none(
+    reconciler: Reconciler, cluster: FakeCluster, is_deleted: bool
+) -> None:
+    changed = cluster.job | {"metadata": cluster.job["metadata"] | {"resourceVersion": "8"}}
+
+    def change() -> None:
+        cluster.job = None if is_deleted else changed  # type: ignore[assignment]
+
+    cluster.meanwhile = change
+    with pytest.raises(ConflictError, match="while its children were read"):
+        await reconciler.reconcile(KEY)
+    assert cluster.writes == []
 
 
 REFUSALS = {

@@ -31,6 +31,11 @@ class Actions:
     patch_trainer_job: Json | None = None
     evict_pod: Eviction | None = None
 
+    @property
+    def creates(self) -> bool:
+        """True if an object is made."""
+        return any((self.create_config_map, self.create_preflight_job, self.create_trainer_job))
+
     @classmethod
     def patch(cls, component: Component, changes: Json | None) -> Self:
         """Patches the Job of one run; None changes nothing."""

@@ -31,7 +31,14 @@ def checks_passed(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | N
 
     # Preflight also looks for a finished result of the same job, which makes training unnecessary.
     if outcome is not None and outcome.reused:
-        return Decision(Phase.SUCCEEDED, StatusReason.REUSED, REUSED, preflight=PreflightResult.PASSED, outcome=outcome)
+        return Decision(
+            Phase.SUCCEEDED,
+            StatusReason.REUSED,
+            REUSED,
+            preflight=PreflightResult.PASSED,
+            outcome=outcome,
+            requeue_seconds=0,
+        )
 
     # The next look, which sees the result in the status, creates the trainer's Job.
     return Decision(

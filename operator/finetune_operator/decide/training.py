@@ -16,17 +16,20 @@ _OUTCOME_LOST = "the trainer succeeded, but its pod was removed before its resul
 
 
 def trainer_succeeded(_: Snapshot, run: ChildRun, *__: object) -> Decision | None:
-    """The newest pod says that it succeeded, or the Job is complete and its pod is gone."""
+    """The newest pod says that it succeeded, or the Job is complete and its pod is gone. The next look, which sees the
+    success in the status, gives the Jobs their TTL: the Job may have been complete before, and then no event follows.
+    """
     outcome = run.outcome
     if run.has_exited_with_0 and outcome is not None and outcome.result is Result.SUCCEEDED:
         if outcome.reused:
-            return Decision(Phase.SUCCEEDED, StatusReason.REUSED, REUSED, outcome=outcome)
+            return Decision(Phase.SUCCEEDED, StatusReason.REUSED, REUSED, outcome=outcome, requeue_seconds=0)
         message = "every artifact is uploaded and verified"
-        return Decision(Phase.SUCCEEDED, StatusReason.COMPLETED, message, outcome=outcome)
+        return Decision(Phase.SUCCEEDED, StatusReason.COMPLETED, message, outcome=outcome, requeue_seconds=0)
 
     # A pod that exited with 0 and wrote no outcome is no success: `trainer_failed` decides about it.
     is_lost = run.job is not None and run.job.complete is not None and not run.has_exited_with_0
-    return Decision(Phase.SUCCEEDED, StatusReason.OUTCOME_LOST, _OUTCOME_LOST) if is_lost else None
+    lost = Decision(Phase.SUCCEEDED, StatusReason.OUTCOME_LOST, _OUTCOME_LOST, requeue_seconds=0)
+    return lost if is_lost else None
 
 
 def trainer_failed(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | None:

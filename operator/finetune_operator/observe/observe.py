@@ -5,6 +5,7 @@ read. The watch keeps it in `TerminatedPods`, because its termination message na
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -18,7 +19,7 @@ from finetune_api.failures import FailureReason
 from finetune_api.job import FineTuneJob, ObjectMeta
 from finetune_api.spec.location import LocationTemplate, location_uri
 from finetune_api.spec.spec import FineTuneJobSpec
-from finetune_api.status import FineTuneJobStatus, PreflightStatus
+from finetune_api.status import Attempt, FineTuneJobStatus, PreflightStatus
 from finetune_api.vocabulary import JOB_UID_LABEL, Phase, PreflightResult
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.desired.installation import Installation
@@ -100,8 +101,9 @@ async def _observe_children(
     # Live pods come last, so that of two readings of one pod the newer counts.
     known = [*terminated_pods.of(key.namespace, metadata.uid), *live]
 
-    preflight = ChildRun(PREFLIGHT, preflight_job, _pods_of(preflight_job, known))
-    pods = _pods_of(training_job, known)
+    checked = status.preflight.attempts if status.preflight else ()
+    preflight = ChildRun(PREFLIGHT, preflight_job, _pods_of(preflight_job, known, checked))
+    pods = _pods_of(training_job, known, status.attempts)
     training = ChildRun(TRAINER, training_job, pods, of_newest_pod(reports.show(metadata.uid), pods))
     owned = (*training.pods, *preflight.pods)
 
@@ -225,10 +227,22 @@ def _read_spec(body: dict[str, Any]) -> FineTuneJobSpec | str:
         return "; ".join(map(str, explain_errors(error, document)))
 
 
-def _pods_of(job: ChildJob | None, candidates: list[TrainerPod]) -> tuple[TrainerPod, ...]:
-    """Pods of a Job, oldest first. If a pod was read twice, the later reading counts."""
+def _pods_of(
+    job: ChildJob | None, candidates: list[TrainerPod], seen: Sequence[Attempt] = ()
+) -> tuple[TrainerPod, ...]:
+    """Pods of a Job, oldest first. If a pod was read twice, the later reading counts.
+
+    Kubernetes' times are whole seconds, and a pod that is refused or stopped at once is followed by another in the same
+    one. Of these, the one that was seen before is older; of two that are new, the one that has ended, as a Job has one
+    pod at a time.
+    """
     by_uid = {pod.uid: pod for pod in candidates if job is not None and pod.owner_uid == job.uid}
-    return tuple(sorted(by_uid.values(), key=lambda pod: (pod.created, pod.name)))
+    known = {attempt.uid: number for number, attempt in enumerate(seen)}
+
+    def age(pod: TrainerPod) -> tuple[object, ...]:
+        return pod.created, known.get(pod.uid, len(known)), not pod.is_finished, pod.name
+
+    return tuple(sorted(by_uid.values(), key=age))
 
 
 async def _find_blocker(cluster: Cluster, key: NamespacedName, run: ChildRun) -> Waiting | None:

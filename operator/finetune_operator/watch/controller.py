@@ -3,8 +3,8 @@
 A reconcile looks at one job and its children, and does what is due. Events only say that a job should be looked at, so
 many of them may become one reconcile. Events can be lost, because a watch can die silently. So every
 `RESYNC_SECONDS`, the versions of all jobs and their children are listed, a few requests in all. A job of which anything
-has changed since the list before is looked at within the next `RESYNC_SECONDS`, unless something else makes it looked
-at before; of a job that is over or waits, nothing changes, and it costs nothing.
+has changed since the list before is looked at soon, at the latest before the next list; of a job that is over or waits,
+nothing changes, and it costs nothing.
 
 The queue decides when a job is due; `WORKERS` tasks take jobs from it: those with events first, those of lists and
 timers in the background. A heartbeat travels through the same queue, so its age shows whether the workers still take
@@ -28,6 +28,7 @@ from finetune_operator.watch.work_queue import Lane, WorkQueue
 
 WORKERS = 32
 RESYNC_SECONDS = 60.0
+SECONDS_PER_LOOK = 0.06  # between looks at what a list shows to have changed
 LIST_AGAIN_SECONDS = 5.0
 """Time until the next list after one that failed, or after a watch has begun anew."""
 
@@ -188,12 +189,14 @@ class Controller:
 
     def _compare(self, listed: dict[str, Listed]) -> None:
         """Have every job looked at that has changed since the list before; all jobs after the first list."""
-        # The first list is worked through at once: nobody knows how long the operator was away.
-        spread = RESYNC_SECONDS if self.has_listed else 0.0
+        changed = [(uid, job) for uid, job in listed.items() if self._versions.get(uid) != job.versions]
+        self._names |= {uid: job.name for uid, job in listed.items()}
 
-        for uid, job in listed.items():
-            self._names[uid] = job.name
-            if self._versions.get(uid) != job.versions:
-                self._versions[uid] = job.versions
-                RELISTED_CHANGES.inc()
-                self._queue.add(job.name, random.uniform(0, spread), Lane.BACKGROUND)  # noqa: S311 (jitter is no secret)
+        # The first list is worked through at once: nobody knows how long the operator was away. Later, a thousand jobs
+        # are spread over the time until the next list, and a few, whose events were lost, do not wait for long.
+        spread = min(RESYNC_SECONDS, len(changed) * SECONDS_PER_LOOK) if self.has_listed else 0.0
+
+        for uid, job in changed:
+            self._versions[uid] = job.versions
+            RELISTED_CHANGES.inc()
+            self._queue.add(job.name, random.uniform(0, spread), Lane.BACKGROUND)  # noqa: S311 (jitter is no secret)

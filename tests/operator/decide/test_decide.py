@@ -41,9 +41,8 @@ REUSED = SUCCEEDED.model_copy(update={"reused": True})
 BAD_ROW = Outcome(
     result=Result.FAILED, reason=FailureReason.INVALID_ROW, message="line 2", exit_code=ExitCode.DATA, finished=DONE
 )
-STOPPED = Outcome(
-    result=Result.INTERRUPTED, reason=FailureReason.INTERRUPTED, exit_code=ExitCode.INTERRUPTED, finished=DONE
-)
+HALT = FailureReason.INTERRUPTED
+STOPPED = Outcome(result=Result.INTERRUPTED, reason=HALT, exit_code=ExitCode.INTERRUPTED, finished=DONE)
 COMPLETE = TrueCondition("CompletionsReached", "", NOW)
 DELETED = METADATA.model_copy(update={"deletion_timestamp": at(0)})
 SUSPENDED = {"runPolicy": {"suspend": True}}
@@ -260,8 +259,9 @@ CASES: dict[str, tuple[Snapshot, Phase, str]] = {
 
 @pytest.mark.parametrize(("snapshot", "phase", "reason"), CASES.values(), ids=CASES)
 def test_phase_and_reason(snapshot: Snapshot, phase: Phase, reason: str) -> None:
-    decision = decision_about(snapshot)
-    assert (decision.phase, decision.reason) == (phase, reason)
+    made = decision_about(snapshot)
+    assert (made.phase, made.reason) == (phase, reason)
+    assert not (phase.is_terminal and snapshot.current_run.job) or made.requeue_seconds == 0, "Jobs get their TTL"
 
 
 @pytest.mark.parametrize("name", CASES)

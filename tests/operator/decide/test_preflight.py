@@ -177,6 +177,8 @@ CASES: dict[str, tuple[Snapshot, Phase, str]] = {
 def test_phase_and_reason(snapshot: Snapshot, phase: Phase, reason: str) -> None:
     decision = decision_about(snapshot)
     assert (decision.phase, decision.reason) == (phase, reason)
+    if phase.is_terminal and snapshot.current_run.job is not None:
+        assert decision.requeue_seconds == 0, "the next look ends the Job and gives it its TTL, though nothing happens"
 
 
 def test_every_rule_of_the_chain_decides_a_case() -> None:

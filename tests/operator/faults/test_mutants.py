@@ -8,8 +8,8 @@ import yaml
 
 import finetune_operator
 from finetune_devcluster.cluster import DevCluster
-from finetune_test_operator.faults.plans import Plan
-from finetune_test_operator.faults.suite import Bench
+from finetune_test_operator.faults.fleet import Fleet
+from finetune_test_operator.faults.plans import Lane, Plan
 from finetune_test_operator.operator_process import OperatorProcess
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults]
@@ -40,10 +40,11 @@ def test_a_mistake_in_the_operator_is_noticed(
     code = write_mutant(tmp_path / "code", mutant["file"], mutant["was"], mutant["is"])
     number = list(MUTANTS).index(mistake)
 
-    with Bench.start(dev_cluster, tmp_path / "bench", f"faults-mutant-{number}", code) as bench:
-        plans = {plan.name for plan in bench.live_references(["passes"])}
+    sizes = {Lane.REQUESTS: (1, 4), Lane.KILLS: (1, 3)}
+    with Fleet.start(dev_cluster, tmp_path / "fleet", f"faults-mutant-{number}", sizes, code) as fleet:
+        plans = {plan.name for plan in fleet.live_references(["passes"])}
         assert plans >= set(mutant["plans"]), "the plans are among those that the suite generates"
-        results = bench.run([Plan.parse(name) for name in mutant["plans"]])
+        results = fleet.run([Plan.parse(name) for name in mutant["plans"]])
 
     lost = {each.plan.name: each.failures for each in results if each.failures}
     print(mistake, lost, sep=": ")

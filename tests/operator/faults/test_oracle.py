@@ -30,6 +30,21 @@ def test_a_difference_from_the_reference_is_told(change: Any, said: str) -> None
     assert said in found
 
 
+def test_an_event_may_be_missing_where_one_is_let_go() -> None:
+    silent = replace(STATE, events=Counter())
+    assert silent.differences(STATE, let_go=1) == []
+    twice = replace(STATE, events=Counter(["Queued", "Started"]))
+    assert silent.differences(twice, let_go=1) != []
+
+
+def test_a_deleted_job_may_have_its_config_map_once_more_and_nothing_else() -> None:
+    gone = replace(STATE, status=None)
+    for more, is_lost in (({"POST configmaps": 1}, False), ({"POST configmaps": 2}, True), ({"POST jobs": 1}, True)):
+        found = replace(gone, creates=gone.creates + Counter(more)).differences(gone)
+        assert bool(found) == is_lost, more
+    assert replace(STATE, creates=STATE.creates + Counter(["POST configmaps"])).differences(STATE)
+
+
 def _job(phase: str, **status: Any) -> Any:
     return {"metadata": {"name": "bot", "uid": "1", "generation": 1}, "status": {"phase": phase} | status}
 
@@ -44,7 +59,7 @@ VERSIONS = {
 
 @pytest.mark.parametrize(("versions", "said"), VERSIONS.values(), ids=VERSIONS)
 def test_what_must_never_be_is_seen(versions: list[Any], said: str) -> None:
-    watcher = Watcher("team")
+    watcher = Watcher()
     watcher.see_job("ADDED", _job("Queued", observedGeneration=1))
     assert not watcher.violations["bot"]
     for version in versions:
@@ -53,17 +68,17 @@ def test_what_must_never_be_is_seen(versions: list[Any], said: str) -> None:
     assert said in found
 
 
-def _pod(uid: str, phase: str) -> Any:
-    labels = {"app.kubernetes.io/component": "trainer", "finetune.dev/job-name": "bot", "finetune.dev/job-uid": "1"}
+def _pod(uid: str, phase: str, job_uid: str = "1") -> Any:
+    labels = {"app.kubernetes.io/component": "trainer", "finetune.dev/job-name": "bot", "finetune.dev/job-uid": job_uid}
     return {"metadata": {"uid": uid, "labels": labels}, "status": {"phase": phase}}
 
 
 def test_two_trainers_at_once_are_seen() -> None:
-    watcher = Watcher("team")
+    watcher = Watcher()
     for uid, phase in (("a", "Running"), ("a", "Failed"), ("b", "Running")):
         watcher.see_pod("MODIFIED", _pod(uid, phase))
     assert not watcher.violations["bot"]
-    watcher.see_pod("ADDED", _pod("c", "Pending"))
+    watcher.see_pod("ADDED", _pod("c", "Pending", "of a job that was made again"))
     assert watcher.violations["bot"] == ["2 trainers at once"]
 
 

@@ -1,40 +1,53 @@
-"""A sample of the fault plans, on a real API server; `make faults` runs all of them."""
+"""A sample of the fault plans, on a real API server; `make faults` runs more of them."""
 
+import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from finetune_api.vocabulary import JOB_UID_LABEL
 from finetune_devcluster.cluster import DevCluster
-from finetune_test_operator.faults.plans import Plan, count_places, generate, sample
-from finetune_test_operator.faults.suite import Bench, quick, table
+from finetune_test_operator.faults.fleet import Fleet
+from finetune_test_operator.faults.lives import LIVES
+from finetune_test_operator.faults.oracle import CANARY
+from finetune_test_operator.faults.plans import Lane, Plan, count_places, generate, sample
+from finetune_test_operator.faults.suite import table
 from finetune_test_operator.operator_process import OperatorProcess
 
 SAMPLE, SEED = 60, 16
 
 
 @pytest.fixture
-def bench(dev_cluster: DevCluster, operator_process: OperatorProcess, tmp_path: Path) -> Iterator[Bench]:
-    """An operator behind the proxy, in place of the operator of all tests."""
+def fleet(dev_cluster: DevCluster, operator_process: OperatorProcess, tmp_path: Path) -> Iterator[Fleet]:
+    """Operators behind proxies, in place of the operator of all tests."""
     operator_process.kill()
-    with Bench.start(dev_cluster, tmp_path / "bench", "faults-sample") as bench:
-        yield bench
+    with Fleet.start(dev_cluster, tmp_path, "faults-sample") as fleet:
+        yield fleet
 
 
 @pytest.mark.cluster
-@pytest.mark.faults
-def test_no_plan_of_the_sample_is_lost(bench: Bench) -> None:
-    plans = bench.live_references()
+def test_no_plan_of_the_sample_is_lost(fleet: Fleet) -> None:
+    plans = fleet.live_references()
     assert len(plans) >= 300
 
-    results = bench.run(sample(quick(plans), SAMPLE, int(os.environ.get("FAULTS_SEED", SEED))))
+    chosen = sample(plans, SAMPLE, int(os.environ.get("FAULTS_SEED", SEED)))
+    results = fleet.run(chosen)
     print(table(results))
     assert len(results) == SAMPLE
     assert {each.plan.name: each.failures for each in results if each.failures} == {}
     assert sum(each.fired for each in results) >= 0.9 * SAMPLE, "the faults happen"
-    assert bench.restarts >= 5, "kills happen"
-    assert bench.secrets() == []
+    assert fleet.restarts >= 5, "kills happen"
+    assert fleet.leaks() == []
+
+    # The same judge, once there is something to find.
+    jobs = fleet.benches[Lane.REQUESTS][0].stage.jobs
+    labels = {JOB_UID_LABEL: "of-no-job"}
+    spilt = {"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "spilt", "labels": labels}}
+    jobs.cluster.kubectl("create", "-n", jobs.namespace, "-f", "-", stdin=json.dumps(spilt | {"data": {"a": CANARY}}))
+    assert [each.split(": ")[1] for each in fleet.leaks()] == ["an object of the API server", "ConfigMap spilt"]
 
 
 def test_plans_are_made_of_the_places_that_all_references_passed() -> None:
@@ -47,9 +60,18 @@ def test_plans_are_made_of_the_places_that_all_references_passed() -> None:
 
 def test_the_same_seed_gives_the_same_sample_of_every_class() -> None:
     plans = generate("passes", [count_places(["POST jobs", "PATCH jobs", "EVENT pods"] * 3)])
-    chosen = sample(plans, 25, 7)
-    assert chosen == sample(reversed(plans), 25, 7) != sample(plans, 25, 8)
+    chosen = sample(plans, 40, 7)
+    assert chosen == sample(reversed(plans), 40, 7) != sample(plans, 40, 8)
     assert {plan.group for plan in chosen} == {plan.group for plan in plans}
+
+
+def test_every_life_and_every_class_has_its_part_of_a_sample() -> None:
+    places = [count_places(["POST jobs", "LIST pods", "EVENT pods"])]
+    chosen = sample([plan for life in LIVES for plan in generate(life, places)], SAMPLE, SEED)
+    assert max(Counter(plan.group for plan in chosen).values()) <= 3
+    lives = Counter(plan.life for plan in chosen)
+    assert set(lives) == set(LIVES)
+    assert max(lives.values()) - min(lives.values()) <= 2
 
 
 def test_a_name_of_no_plan_is_refused() -> None:

@@ -102,6 +102,25 @@ async def test_a_job_that_is_gone_has_no_snapshot() -> None:
     assert await cluster.observe() is None
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_of_two_pods_of_one_second_the_newer_speaks_whatever_their_names(is_known: bool) -> None:
+    ended = {"state": {"terminated": {"exitCode": 30, "startedAt": at(0), "finishedAt": at(0)}}}
+    running = {"state": {"running": {"startedAt": at(0)}}}
+    attempt = {"pod": "pod-z", "uid": "z", "exitCode": 30}
+    cluster = FakeCluster(TRAINER_JOB, status=CHECKED.to_wire() | ({"attempts": [attempt]} if is_known else {}))
+    cluster.pods = [
+        _pod("z", TRAINER_JOB, phase="Failed", containerStatuses=[{"name": "trainer"} | ended]),
+        _pod("a", TRAINER_JOB, phase="Running", containerStatuses=[{"name": "trainer"} | running]),
+    ]
+    snapshot = await cluster.observe()
+    assert [pod.uid for pod in snapshot.training.pods] == ["z", "a"]
+
+    # Both have ended meanwhile; only the status knows which came first.
+    cluster.pods[1]["status"] = cluster.pods[0]["status"]
+    newest = (await cluster.observe()).training.newest_pod
+    assert newest.uid == ("a" if is_known else "z")
+
+
 async def test_a_spec_that_cannot_be_read_is_explained_in_the_words_of_the_command_line() -> None:
     spec = a_spec().to_wire()
     spec["model"] |= {"magic": True, "quantization": "nf4"}

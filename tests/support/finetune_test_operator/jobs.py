@@ -77,13 +77,14 @@ class Jobs:
         self._core: Any = client.CoreV1Api(cluster.api_client())
         self._batch: Any = client.BatchV1Api(cluster.api_client())
 
-    def create(self, name: str, **run_policy: Any) -> Json:
+    def create(self, name: str, secret: str = "", **run_policy: Any) -> Json:
         """A small job whose trainer comes at once, unless `preflight` says otherwise; keyword arguments are fields of
-        spec.runPolicy."""
+        spec.runPolicy. `secret`: the Secret with the credentials of its model, data and output."""
+        credentials = {"credentials": {"secretName": secret}} if secret else {}
         spec = {
-            "model": {"source": "s3://models/tiny/"},
-            "dataset": {"source": "s3://data/chat.jsonl"},
-            "output": {"s3": {"bucket": "results"}},
+            "model": {"source": "s3://models/tiny/"} | credentials,
+            "dataset": {"source": "s3://data/chat.jsonl"} | credentials,
+            "output": {"s3": {"bucket": "results"} | credentials},
             "resources": {"gpus": 0},
             "runPolicy": {"preflight": "Skip"} | run_policy,
         }

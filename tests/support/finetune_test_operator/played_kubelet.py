@@ -47,6 +47,15 @@ class PlayedKubelet:
         found = self._core.list_namespaced_pod(self._namespace, label_selector=selector).items
         return sorted(found, key=lambda pod: (pod.metadata.creation_timestamp, pod.metadata.name))
 
+    def find(self, name: str) -> Any | None:
+        """A pod as it is now, or None if it is gone."""
+        try:
+            return self._core.read_namespaced_pod(name, self._namespace)
+        except ApiException as error:
+            if error.status != 404:
+                raise
+            return None
+
     def wait_for_pod(self, job: str, number: int = 1, seconds: float = 90, component: str = TRAINER) -> Any:
         """The job's pod number `number`, as soon as the Job controller has made it and it has not ended."""
 

@@ -18,13 +18,14 @@ from aiohttp import web
 from finetune_api.base import Json
 from finetune_devcluster.cluster import DevCluster
 from finetune_test_operator.api_proxy import ApiProxy, end_to_end
-from finetune_test_operator.faults.plans import REFUSALS, Plan
+from finetune_test_operator.faults.plans import REFUSALS, STALE, Plan
 
 JOB = re.compile(r"life-\d{4}")
 """Jobs of the suite are called so, and their children's names begin so: any request names its job."""
 
 SILENCE_SECONDS = 90.0  # longer than any client waits
 EVENT_DELAY_SECONDS = 3.0
+LATE_SECONDS = 300.0  # longer than any life
 GONE: Json = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired", "code": 410}
 FAILED: Json = GONE | {"reason": "InternalError", "code": 500}
 
@@ -43,6 +44,9 @@ class Course:
     """Paths of objects that were created, as the API server confirmed."""
 
     deletes: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    """By place: the cluster's version in the newest list there; "" holds that of the job's creation."""
+
     over: asyncio.Event = field(default_factory=asyncio.Event)
     """Set by the life when its job is over: late writes arrive then."""
 
@@ -66,6 +70,8 @@ class FaultProxy(ApiProxy):
         """Ends the operator at once."""
 
         self._late: set[asyncio.Task[None]] = set()
+        self._old: dict[str, list[str]] = defaultdict(list)
+        """By place of a list of all jobs: versions at which the next ones are answered."""
 
     def is_over(self, job: str) -> None:
         """Let what was held back for a job arrive."""
@@ -78,7 +84,8 @@ class FaultProxy(ApiProxy):
 
         found = JOB.search(request.path_qs) or JOB.search(body.decode(errors="replace"))
         if found is None:
-            return await self._answer(request, body)
+            old = self._old[read_place(request.method, request.path)]
+            return await self._answer(request, body, version=old.pop() if old else "")
 
         course, place = self.courses[found[0]], read_place(request.method, request.path)
         course.times.append(time.monotonic())
@@ -88,7 +95,10 @@ class FaultProxy(ApiProxy):
 
     async def _fail(self, request: web.Request, body: bytes, course: Course, fault: str) -> web.StreamResponse:
         if fault in REFUSALS:
-            return _refuse(REFUSALS[fault])
+            return _refuse(REFUSALS[fault], request.method)
+        if fault == STALE:
+            place = read_place(request.method, request.path)
+            return await self._answer(request, body, course, course.versions.get(place, course.versions[""]))
         if fault == "late":
             task = asyncio.create_task(self._arrive_late(request, body, course))
             self._late.add(task)
@@ -110,23 +120,35 @@ class FaultProxy(ApiProxy):
 
     async def _arrive_late(self, request: web.Request, body: bytes, course: Course) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(course.over.wait(), 30)
-        await self._ask(request, body, course)
+            await asyncio.wait_for(course.over.wait(), LATE_SECONDS)
+        await self._ask(request, body, None)  # nobody decides this any more: what it makes need only go away again
 
-    async def _ask(self, request: web.Request, body: bytes, course: Course | None) -> tuple[int, Any, bytes]:
-        """Send a request on, and return the whole answer."""
+    async def _ask(
+        self, request: web.Request, body: bytes, course: Course | None, version: str = ""
+    ) -> tuple[int, Any, bytes]:
+        """Send a request on, and return the whole answer. `version`: list what was there then."""
+        url = self._target + request.path_qs
+        if version:
+            url += f"{'&' if request.query_string else '?'}resourceVersion={version}&resourceVersionMatch=Exact"
         async with self._client.request(
-            request.method, self._target + request.path_qs, data=body or None, headers=end_to_end(request.headers)
+            request.method, url, data=body or None, headers=end_to_end(request.headers)
         ) as answer:
             content = await answer.read()
+
+        place = read_place(request.method, request.path)
         if course is not None and request.method == "POST" and answer.status == 201:
-            course.creates.append(read_place(request.method, request.path))
+            course.creates.append(place)
         if course is not None and request.method == "DELETE" and answer.status < 300:
             course.deletes.append(request.path)
+        if course is not None and request.method == "GET" and answer.status == 200:
+            course.versions[place] = json.loads(content)["metadata"]["resourceVersion"]
+            course.versions.setdefault("", course.versions[place])
         return answer.status, end_to_end(answer.headers), content
 
-    async def _answer(self, request: web.Request, body: bytes, course: Course | None = None) -> web.StreamResponse:
-        status, headers, content = await self._ask(request, body, course)
+    async def _answer(
+        self, request: web.Request, body: bytes, course: Course | None = None, version: str = ""
+    ) -> web.StreamResponse:
+        status, headers, content = await self._ask(request, body, course, version)
         response = web.StreamResponse(status=status, headers=headers)
         with suppress(ConnectionError):  # the client may go away at any time
             await response.prepare(request)
@@ -143,20 +165,26 @@ class FaultProxy(ApiProxy):
             response = web.StreamResponse(status=answer.status, headers=end_to_end(answer.headers))
             await response.prepare(request)
             stream, rest = EventStream(response), b""
-            async for chunk in answer.content.iter_any():
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    await self._pass_event(stream, resource, line)
+            with suppress(ConnectionError):  # the client may go away at any time
+                async for chunk in answer.content.iter_any():
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        await self._pass_event(stream, resource, line)
             return response
 
     async def _pass_event(self, stream: "EventStream", resource: str, line: bytes) -> None:
-        name = str((json.loads(line).get("object") or {}).get("metadata", {}).get("name", "")) if line else ""
-        found = JOB.search(name)
+        metadata = (json.loads(line).get("object") or {}).get("metadata", {}) if line else {}
+        found = JOB.search(str(metadata.get("name", "")))
         course = self.courses[found[0]] if found else None
+        if course is not None:
+            course.versions.setdefault("", metadata["resourceVersion"])
         if course is None or not course.note(f"EVENT {resource}") or course.plan is None:
             await stream.send(line)
-        else:
-            await stream.disturb(course.plan.fault, line)
+            return
+        if course.plan.fault == STALE:
+            # Of the watch that begins anew, and of the comparison of all jobs that follows.
+            self._old[f"LIST {resource}"] = [course.versions[""]] * 2
+        await stream.disturb(course.plan.fault, line)
 
 
 class EventStream:
@@ -192,7 +220,7 @@ class EventStream:
         elif fault == "half-open":
             self._is_silent = True
         else:
-            await self._write(_event("ERROR", GONE if fault == "gone" else FAILED))
+            await self._write(_event("ERROR", FAILED if fault == "error" else GONE))
 
     def _later(self, work: Any) -> None:
         async def wait() -> None:
@@ -223,8 +251,9 @@ def _event(kind: str, status: Json) -> bytes:
     return json.dumps({"type": kind, "object": status}).encode()
 
 
-def _refuse(code: int) -> web.Response:
+def _refuse(code: int, method: str) -> web.Response:
     headers = {"Retry-After": "1"} if code == 429 else {}
-    reason = {409: "Conflict", 403: "Forbidden"}.get(code, "InternalError")
+    conflict = "AlreadyExists" if method == "POST" else "Conflict"
+    reason = {409: conflict, 403: "Forbidden"}.get(code, "InternalError")
     status = GONE | {"code": code, "reason": reason, "message": "a fault of the test"}
     return web.json_response(status, status=code, headers=headers)

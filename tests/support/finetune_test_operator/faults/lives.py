@@ -1,6 +1,5 @@
 """Lives of jobs, from creation to the end: what a user and a kubelet do, each time the operator has done its part."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -8,15 +7,21 @@ from typing import Any, Final
 from finetune_api.base import Json
 from finetune_api.failures import ExitCode, FailureReason
 from finetune_api.outcome import Outcome, Result
-from finetune_operator.desired.names import PREFLIGHT, preflight_name
+from finetune_api.vocabulary import COMPONENT_LABEL, JOB_NAME_LABEL
+from finetune_operator.desired.names import PREFLIGHT, TRAINER
+from finetune_test_operator.faults.informer import Informer
 from finetune_test_operator.jobs import FINISHED, Jobs, Outcomes
-from finetune_test_operator.played_kubelet import PlayedKubelet, wait_for
+from finetune_test_operator.played_kubelet import PlayedKubelet
 
-PATIENCE_SECONDS = 100.0
-"""Time within which the operator must take each step: a silent watch is noticed after 70 s."""
+PATIENCE_SECONDS = 180.0
+"""Time within which the operator must take each step. A silent watch is noticed after 70 s, what a stale list hid is
+found within two minutes; the rest is for a busy machine."""
+
+SECRET: Final = "canary"
+"""Name of the Secret that every life's job names for its model, data and output."""
 
 TTL_SECONDS = 3600
-_INTERRUPTED = Outcome(
+INTERRUPTED = Outcome(
     result=Result.INTERRUPTED,
     reason=FailureReason.INTERRUPTED,
     exit_code=ExitCode.INTERRUPTED,
@@ -32,14 +37,47 @@ class Stage:
 
     jobs: Jobs
     kubelet: PlayedKubelet
+    informer: Informer
+    is_seen: bool = True
+    """False where the operator's watches may be broken: nobody can then know the last words of a pod that is gone, so
+    the kubelet leaves each pod until the operator has read them."""
 
-    def phase(self, name: str, phase: str) -> Json:
-        """The job, as soon as it is in a phase."""
-        return self.jobs.wait_for_phase(name, phase, PATIENCE_SECONDS)
+    def create(self, name: str, **run_policy: Any) -> None:
+        """Create a job that names the Secret."""
+        self.jobs.create(name, SECRET, **run_policy)
 
-    def pod(self, name: str, number: int = 1, component: str = "trainer") -> Any:
-        """The job's pod, as soon as it is there."""
-        return self.kubelet.wait_for_pod(name, number, PATIENCE_SECONDS, component)
+    def wait_for(self, get: Callable[[], Any], what: str) -> Any:
+        """Wait until `get` returns something true."""
+        try:
+            return self.informer.wait_for(get, what, PATIENCE_SECONDS)
+        except TimeoutError as error:
+            name = what.split(":")[0]
+            raise TimeoutError(f"{error}; status: {self.status(name)}") from None
+
+    def status(self, name: str) -> Json:
+        """The job's status as the watch shows it."""
+        return (self.informer.get("finetunejobs", name) or {}).get("status") or {}
+
+    def phase(self, name: str, phase: str) -> None:
+        """Wait until the job is in a phase."""
+        self.wait_for(lambda: self.status(name).get("phase") == phase, f"{name}: {phase}")
+
+    def found(self, kind: str, name: str, component: str = "") -> list[Json]:
+        """Objects of a job, oldest first."""
+        labels = {JOB_NAME_LABEL: name} | ({COMPONENT_LABEL: component} if component else {})
+        return self.informer.find(kind, labels)
+
+    def pod(self, name: str, number: int = 1, component: str = TRAINER) -> Any:
+        """The job's pod number `number`, as soon as it is there and has not ended."""
+
+        def get() -> str:
+            pods = self.found("pods", name, component)
+            alive = [pod["metadata"]["name"] for pod in pods if pod["status"].get("phase") == "Pending"]
+            return alive[-1] if len(pods) >= number and alive else ""
+
+        found = self.kubelet.find(self.wait_for(get, f"{name}: {component} pod {number}"))
+        assert found is not None, f"{name}: its pod is gone again"
+        return found
 
     def run(self, name: str, number: int = 1) -> Any:
         """Run the trainer's pod until the status says so."""
@@ -49,16 +87,28 @@ class Stage:
         self.phase(name, "Running")
         return pod
 
-    def ttl(self, name: str) -> None:
+    def ttl(self, name: str, component: str = TRAINER) -> None:
         """Wait for the last write of a life."""
-        wait_for(
-            lambda: "ttlSecondsAfterFinished" in self.jobs.child(name)["spec"], f"{name}: its TTL", PATIENCE_SECONDS
+        self.wait_for(
+            lambda: any("ttlSecondsAfterFinished" in job["spec"] for job in self.found("jobs", name, component)),
+            f"{name}: its TTL",
         )
+
+    def stop(self, name: str, pod: Any) -> None:
+        """End a pod that is told to stop, as a kubelet does."""
+        self.wait_for(
+            lambda: any("deletionTimestamp" in each["metadata"] for each in self.found("pods", name)),
+            f"{name}: its pod is told to stop",
+        )
+        self.kubelet.end(pod, ExitCode.INTERRUPTED, INTERRUPTED.encode())
+        if not self.is_seen and self.informer.get("finetunejobs", name):
+            self.wait_for(lambda: self.status(name).get("checkpointStep") == 7, f"{name}: its last words")
+        self.kubelet.remove(pod)
 
 
 def _passes(stage: Stage, name: str) -> None:
     """Preflight, training, success."""
-    stage.jobs.create(name, preflight="Run", ttlSecondsAfterFinished=TTL_SECONDS)
+    stage.create(name, preflight="Run", ttlSecondsAfterFinished=TTL_SECONDS)
     _check(stage, name, 0, Outcomes.checked)
     pod = stage.run(name)
     stage.kubelet.end(pod, 0, Outcomes.success.encode())
@@ -68,16 +118,15 @@ def _passes(stage: Stage, name: str) -> None:
 
 def _refused(stage: Stage, name: str) -> None:
     """Preflight finds errors in the data."""
-    stage.jobs.create(name, preflight="Run", ttlSecondsAfterFinished=TTL_SECONDS)
+    stage.create(name, preflight="Run", ttlSecondsAfterFinished=TTL_SECONDS)
     _check(stage, name, ExitCode.DATA, Outcomes.refused)
     stage.phase(name, "Failed")
-    naming = preflight_name
-    wait_for(lambda: "ttlSecondsAfterFinished" in stage.jobs.child(name, naming)["spec"], "its TTL", PATIENCE_SECONDS)
+    stage.ttl(name, PREFLIGHT)
 
 
 def _fails(stage: Stage, name: str) -> None:
     """The trainer crashes twice; it may be tried twice."""
-    stage.jobs.create(name, maxRetries=1, ttlSecondsAfterFinished=TTL_SECONDS)
+    stage.create(name, maxRetries=1, ttlSecondsAfterFinished=TTL_SECONDS)
     stage.kubelet.end(stage.run(name), 137)
     stage.kubelet.end(stage.run(name, 2), 137)
     stage.phase(name, "Failed")
@@ -86,16 +135,12 @@ def _fails(stage: Stage, name: str) -> None:
 
 def _pauses(stage: Stage, name: str) -> None:
     """Suspended while it trains, resumed, success."""
-    stage.jobs.create(name, ttlSecondsAfterFinished=TTL_SECONDS)
+    stage.create(name, ttlSecondsAfterFinished=TTL_SECONDS)
     pod = stage.run(name)
     stage.jobs.patch_run_policy(name, suspend=True)
-    _wait_for_stop(stage, name)
-    stage.kubelet.end(pod, ExitCode.INTERRUPTED, _INTERRUPTED.encode())
-    # Nobody can know the last words of a pod that is gone before a broken watch is back.
-    stage.jobs.wait(name, lambda s: s.get("checkpointStep") == 7, f"{name}: its last words", PATIENCE_SECONDS)
-    stage.kubelet.remove(pod)
+    stage.stop(name, pod)
     stage.phase(name, "Suspended")
-    wait_for(lambda: not stage.kubelet.pods(name), f"{name}: no pod", PATIENCE_SECONDS)
+    stage.wait_for(lambda: not stage.found("pods", name), f"{name}: no pod")
 
     stage.jobs.patch_run_policy(name, suspend=False)
     stage.kubelet.end(stage.run(name), 0, Outcomes.success.encode())
@@ -105,32 +150,20 @@ def _pauses(stage: Stage, name: str) -> None:
 
 def _leaves(stage: Stage, name: str) -> None:
     """Deleted while it trains."""
-    stage.jobs.create(name)
+    stage.create(name)
     pod = stage.run(name)
     stage.jobs.delete(name)
-    _wait_for_stop(stage, name)
-    stage.kubelet.end(pod, ExitCode.INTERRUPTED, _INTERRUPTED.encode())
-    stage.kubelet.remove(pod)
-
-    def is_gone() -> bool:
-        return not (stage.jobs.exists(name) or stage.kubelet.pods(name) or stage.jobs.config_maps(name))
-
-    wait_for(is_gone, f"{name}: nothing is left", PATIENCE_SECONDS)
+    stage.wait_for(lambda: not stage.informer.get("finetunejobs", name), f"{name}: deleted")
+    stage.stop(name, pod)
+    kinds = ("pods", "jobs", "configmaps")
+    stage.wait_for(lambda: not any(stage.found(kind, name) for kind in kinds), f"{name}: nothing is left")
 
 
 def _check(stage: Stage, name: str, code: int, outcome: Outcome) -> None:
     pod = stage.pod(name, component=PREFLIGHT)
     stage.kubelet.run(pod)
-    stage.jobs.wait(name, lambda s: "startTime" in s.get("preflight", {}), "preflight runs", PATIENCE_SECONDS)
+    stage.wait_for(lambda: "startTime" in stage.status(name).get("preflight", {}), f"{name}: preflight runs")
     stage.kubelet.end(pod, code, outcome.encode())
-
-
-def _wait_for_stop(stage: Stage, name: str) -> None:
-    wait_for(
-        lambda: any(pod.metadata.deletion_timestamp for pod in stage.kubelet.pods(name)),
-        f"{name}: its pod is told to stop",
-        PATIENCE_SECONDS,
-    )
 
 
 LIVES: Final[dict[str, Callable[[Stage, str], None]]] = {
@@ -140,13 +173,3 @@ LIVES: Final[dict[str, Callable[[Stage, str], None]]] = {
     "pauses": _pauses,
     "leaves": _leaves,
 }
-
-
-def settle(stage: Stage, name: str, seconds: float) -> None:
-    """Wait until the job has not changed for a while."""
-    version, since = "", time.monotonic()
-    while time.monotonic() - since < seconds:
-        now = stage.jobs.get(name)["metadata"]["resourceVersion"] if stage.jobs.exists(name) else ""
-        if now != version:
-            version, since = now, time.monotonic()
-        time.sleep(0.2)

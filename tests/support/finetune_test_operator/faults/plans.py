@@ -9,6 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Final
 
 KILLS: Final = ("kill-before", "kill-commit", "kill-after", "late")
@@ -18,9 +19,29 @@ REFUSALS: Final = {"409": 409, "429": 429, "500": 500, "503": 503, "403": 403}
 BREAKS: Final = ("reset", "reset-commit", "timeout", "timeout-commit")
 """Connections that break, or stay silent until the client gives up, before and after the request is served."""
 
-EVENT_FAULTS: Final = ("drop", "duplicate", "delay", "reorder", "gone", "error", "half-open")
-SLOW: Final = ("timeout", "timeout-commit", "half-open")
-"""Faults that the operator notices after 30 to 70 s; `make test` leaves them out."""
+STALE: Final = "stale"
+"""A list as it was some versions ago, as from an API server whose cache lags behind."""
+
+EVENT_FAULTS: Final = ("drop", "duplicate", "delay", "reorder", "gone", "error", "half-open", STALE)
+SLOW: Final = ("timeout", "timeout-commit", "half-open", STALE)
+"""Faults that the operator notices after 30 to 120 s: such plans begin first."""
+
+
+class Lane(Enum):
+    """Plans that share operators, by what each does to the lives of the others."""
+
+    REQUESTS = auto()
+    """Only the plan's own job feels it: the watches are whole."""
+
+    EVENTS = auto()
+    """A watch begins anew for all."""
+
+    SILENCES = auto()
+    """A watch is silent or a list is old, for all and for minutes."""
+
+    KILLS = auto()
+    """The operator of all dies."""
+
 
 _NAME: Final = re.compile(r"^(?P<life>[a-z]+)/(?P<fault>[a-z0-9-]+)/(?P<place>[A-Z]+ [a-z/]+)/(?P<number>\d+)$")
 Trace = Mapping[str, int]
@@ -47,6 +68,20 @@ class Plan:
         kind = "event" if self.place.startswith("EVENT") else "read" if _is_read(self.place) else "write"
         return f"{kind}: {self.fault}"
 
+    @property
+    def lane(self) -> "Lane":
+        """Which operators the plan may be tried with."""
+        if self.fault in KILLS:
+            return Lane.KILLS
+        if not self.place.startswith("EVENT"):
+            return Lane.REQUESTS
+        return Lane.SILENCES if self.fault in SLOW else Lane.EVENTS
+
+    @property
+    def let_go(self) -> int:
+        """Events that are let go by design: one that "exists already" or may not be posted. Nothing depends on it."""
+        return int(self.place == "POST events" and self.fault in ("409", "403"))
+
     @classmethod
     def parse(cls, name: str) -> "Plan":
         """Read a plan's name; raises ValueError."""
@@ -69,17 +104,22 @@ def generate(life: str, traces: Iterable[Trace]) -> list[Plan]:
 
 
 def sample(plans: Iterable[Plan], count: int, seed: int) -> list[Plan]:
-    """A sample in which every class comes in turn, so that rare ones are in it too; the seed decides it."""
+    """A sample in which every class comes in turn, and of it the life that came least; the seed decides the rest."""
     groups: dict[str, list[Plan]] = defaultdict(list)
     for plan in sorted(plans, key=lambda each: each.name):
         groups[plan.group].append(plan)
-
-    chosen: list[Plan] = []
     dice = random.Random(seed)
     for group in groups.values():
         dice.shuffle(group)
+
+    chosen: list[Plan] = []
+    lives: Counter[str] = Counter()
     while len(chosen) < count and any(groups.values()):
-        chosen += [group.pop() for group in groups.values() if group]
+        for group in filter(None, groups.values()):
+            plan = min(group, key=lambda each: lives[each.life])
+            group.remove(plan)
+            lives[plan.life] += 1
+            chosen.append(plan)
     return chosen[:count]
 
 
@@ -93,15 +133,16 @@ def _is_read(place: str) -> bool:
 
 
 def _numbers(place: str, count: int) -> Iterable[int]:
-    # Reads and events repeat: the first, the middle and the last stand for all.
-    return range(1, count + 1) if not _is_read(place) else sorted({1, (count + 1) // 2, count} - {0})
+    if not _is_read(place):
+        return range(1, count + 1)
+    # Reads repeat, so a few stand for all. How many there are differs by life: the last may not come in the next one.
+    return sorted({1, (count + 1) // 2, 3 * count // 4} - {0})
 
 
 def _faults(place: str) -> tuple[str, ...]:
     if place.startswith("EVENT"):
         return EVENT_FAULTS
     if _is_read(place):
-        return (*REFUSALS.keys() - {"409"}, "reset", "timeout", "kill-before")
-    # An Event that "exists already", or that may not be posted, is let go by design: nothing depends on it.
-    refusals = REFUSALS.keys() - ({"409", "403"} if place == "POST events" else set())
-    return (*KILLS, *refusals, *BREAKS)
+        old = (STALE,) if place.startswith("LIST") else ()
+        return (*REFUSALS.keys() - {"409"}, "reset", "timeout", "kill-before", *old)
+    return (*KILLS, *REFUSALS, *BREAKS)
