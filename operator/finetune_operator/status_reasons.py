@@ -27,6 +27,7 @@ class StatusReason(StrEnum):
     NOT_REPORTING = "NotReporting"
     ENDING = "Ending"
     SUSPENDING = "Suspending"
+    GPU_BUDGET_SPENT = "GpuBudgetSpent"
     QUEUE_DECIDES = "QueueDecides"
     SUSPENDED = "Suspended"
     DELETED = "Deleted"
@@ -101,6 +102,9 @@ STATUS_REASONS: dict[StatusReason, ReasonClass] = {
         "The last pod has ended; the Job controller has not said yet that the Job failed."
     ),
     StatusReason.SUSPENDING: ReasonClass("The trainer was asked to stop and is writing its checkpoint."),
+    StatusReason.GPU_BUDGET_SPENT: ReasonClass(
+        "The GPU time of spec.runPolicy.maxGpuSeconds is spent; the trainer was asked to stop and stores a checkpoint."
+    ),
     StatusReason.SUSPENDED: ReasonClass("spec.runPolicy.suspend is true, and no pod runs.", event="Normal"),
     StatusReason.DELETED: ReasonClass("The FineTuneJob is being deleted."),
     # The end

@@ -4,13 +4,16 @@ controller say (pure)."""
 from finetune_api.failures import FAILURES, RESTARTED_ONCE, ExitCode, FailureReason, PodFailureAction, action_after
 from finetune_api.outcome import Result
 from finetune_api.status import Failure
+from finetune_operator.decide.gpu_time import spent_gpu_seconds
 from finetune_operator.decide.silence import is_given_up
 from finetune_operator.desired.names import PREFLIGHT
 from finetune_operator.desired.preflight_job import MEMORY
+from finetune_operator.desired.trainer_job import remaining_deadline
 from finetune_operator.observe.children import TrainerPod
 from finetune_operator.observe.snapshot import ChildRun, Snapshot
 
 OOM_KILLED = "OOMKilled"
+MAX_GPU_SECONDS = "spec.runPolicy.maxGpuSeconds"
 DEADLINE_EXCEEDED = "DeadlineExceeded"
 
 
@@ -20,8 +23,12 @@ def explain_failure(snapshot: Snapshot, run: ChildRun) -> Failure:
 
     # The verdict comes first: a pod that the deadline stopped only says that it was interrupted.
     if verdict is not None and verdict.reason == DEADLINE_EXCEEDED:
+        if _is_end_of_budget(snapshot, run):
+            message = describe_spent_budget(snapshot, run)
+            return build_failure(snapshot, run, FailureReason.GPU_BUDGET_EXHAUSTED, message)
         limit = snapshot.spec.run_policy.active_deadline_seconds
-        message = f"the job ran longer than its deadline of {limit} s"
+        deadline = f"deadline of {limit} s" if limit else "Job's deadline, which somebody else has set"
+        message = f"the job ran longer than its {deadline}"
         return build_failure(snapshot, run, FailureReason.DEADLINE_EXCEEDED, message)
 
     pod = run.newest_pod
@@ -30,6 +37,25 @@ def explain_failure(snapshot: Snapshot, run: ChildRun) -> Failure:
         return build_failure(snapshot, run, FailureReason.TRAINER_CRASHED, f"the trainer's pod is gone{detail}")
 
     return build_failure(snapshot, run, *explain_pod(snapshot, run, pod))
+
+
+def describe_spent_budget(snapshot: Snapshot, run: ChildRun) -> str:
+    """Says what a job has taken of its GPU time, and what is kept."""
+    limit, spent = snapshot.spec.run_policy.max_gpu_seconds or 0, spent_gpu_seconds(snapshot, run)
+    said = run.outcome.checkpoint_step if run.outcome else None
+    step = said or snapshot.status.checkpoint_step
+    kept = f"the newest checkpoint is that of step {step}" if step else "there is no checkpoint yet"
+    if spent < limit:
+        return f"{MAX_GPU_SECONDS} was raised to {limit:,} when the trainer was already being stopped; {kept}"
+    return f"the job has held GPUs for {spent:,} GPU-seconds, and {MAX_GPU_SECONDS} allows {limit:,}; {kept}"
+
+
+def _is_end_of_budget(snapshot: Snapshot, run: ChildRun) -> bool:
+    """True if the deadline that ended the Job is that of its GPU time and not the one that the spec sets."""
+    policy, job = snapshot.spec.run_policy, run.job
+    if job is None or policy.max_gpu_seconds is None or run.component == PREFLIGHT:
+        return False
+    return job.deadline != remaining_deadline(policy.active_deadline_seconds, job.active_seconds)
 
 
 def explain_pod(snapshot: Snapshot, run: ChildRun, pod: TrainerPod) -> tuple[FailureReason, str]:

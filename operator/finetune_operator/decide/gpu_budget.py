@@ -1,43 +1,19 @@
-"""The budget of GPU time, spec.runPolicy.maxGpuSeconds, and the time that counts against it (pure).
+"""The budget of GPU time, spec.runPolicy.maxGpuSeconds: refused beforehand, and ended when it is spent (pure)."""
 
-A pod holds its GPUs from the moment at which it got a node, long before its container starts. The times are those of
-scheduler and kubelet. What a pod that is gone has held is known from the status, in which it was counted while it ran.
-"""
+from dataclasses import replace
+from datetime import timedelta
 
-from collections.abc import Iterable
-from datetime import datetime
-
+from finetune_api.base import Json
 from finetune_api.failures import FailureReason
-from finetune_api.status import Attempt
-from finetune_api.vocabulary import PreflightResult, Stage
-from finetune_operator.decide.decision import Decision
-from finetune_operator.decide.explain_failure import build_failure
-from finetune_operator.observe.children import TrainerPod
+from finetune_api.vocabulary import Phase, PreflightResult, Stage
+from finetune_operator.decide.decision import Actions, Decision
+from finetune_operator.decide.explain_failure import MAX_GPU_SECONDS, build_failure, describe_spent_budget
+from finetune_operator.decide.gpu_time import is_budget_spent
 from finetune_operator.observe.snapshot import ChildRun, Snapshot
+from finetune_operator.status_reasons import StatusReason
 
-_FIELD = "spec.runPolicy.maxGpuSeconds"
-
-
-def pod_seconds(pod: TrainerPod, now: datetime) -> int:
-    """Returns the seconds that a pod has held its node; 0 before it got one."""
-    begun = pod.scheduled or pod.started
-    if begun is None:
-        return 0
-
-    end = pod.termination.finished if pod.termination else None
-    if end is None and pod.is_finished:
-        return 0  # refused or removed, and nothing says when: what was counted before stands
-    return max(0, int(((end or now) - begun).total_seconds()))
-
-
-def held_seconds(attempts: Iterable[Attempt], pods: Iterable[TrainerPod], now: datetime) -> dict[str, int]:
-    """Returns the seconds that each pod has held its node, by UID: those of the status and those that exist."""
-    held = {attempt.uid: attempt.held_seconds or 0 for attempt in attempts}
-    for pod in pods:
-        # The kubelet's time of the end replaces what was counted by another clock before.
-        known = 0 if pod.termination else held.get(pod.uid, 0)
-        held[pod.uid] = max(known, pod_seconds(pod, now))
-    return held
+SLACK_SECONDS = 60
+"""Time beyond its grace period that a trainer may take to end, before the job fails without waiting for it."""
 
 
 def gpu_budget_is_too_small(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | None:
@@ -49,7 +25,8 @@ def gpu_budget_is_too_small(snapshot: Snapshot, run: ChildRun, *_: object) -> De
 
     needed = int(hours * 3600)
     message = (
-        f"training would take about {needed:,} GPU-seconds, and {_FIELD} allows {limit:,}: write {needed * 5 // 4}"
+        f"training would take about {needed:,} GPU-seconds, and {MAX_GPU_SECONDS} allows {limit:,}: "
+        f"write {needed * 5 // 4}"
     )
     failure = build_failure(snapshot, run, FailureReason.GPU_BUDGET_EXHAUSTED, message)
     failure = failure.model_copy(update={"stage": Stage.PREFLIGHT, "step": None})
@@ -57,30 +34,42 @@ def gpu_budget_is_too_small(snapshot: Snapshot, run: ChildRun, *_: object) -> De
 
 
 def gpu_budget_is_spent(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | None:
-    """The pods have held GPUs for as long as they may. The job fails; the next look, which sees this in the status,
-    ends the Job, whose trainer then stores a checkpoint."""
-    left = seconds_until_budget_is_spent(snapshot, run)
-    if left is None or left > 0:
+    """The pods have held GPUs for as long as they may. The Job is told to end, and the job fails when its trainer has
+    stored a checkpoint and is gone: the GPU is held so long, and that counts."""
+    is_open = any(not pod.is_finished for pod in run.pods)
+    if run.job is None or run.job.suspended or not is_open or not is_budget_spent(snapshot, run):
         return None
 
-    step = snapshot.status.checkpoint_step
-    kept = f"the newest checkpoint is that of step {step}" if step else "there is no checkpoint yet"
-    limit = snapshot.spec.run_policy.max_gpu_seconds
-    message = f"the job has held GPUs for {_spent(snapshot, run):,} GPU-seconds, and {_FIELD} allows {limit:,}; {kept}"
+    message = describe_spent_budget(snapshot, run)
+    ends = _end_of_job(snapshot, run)
+    if ends > 0:
+        stops = f"{message}; the trainer is being stopped"
+        phase = snapshot.status.phase if snapshot.status.phase and snapshot.status.phase.holds_gpu else Phase.RUNNING
+        decision = Decision(phase, StatusReason.GPU_BUDGET_SPENT, stops, requeue_seconds=ends)
+        return replace(decision, actions=Actions(patch_trainer_job=_end_now(snapshot, run)))
+
     failure = build_failure(snapshot, run, FailureReason.GPU_BUDGET_EXHAUSTED, message)
     return Decision.fail(failure, outcome=run.outcome, requeue_seconds=0)
 
 
-def seconds_until_budget_is_spent(snapshot: Snapshot, run: ChildRun) -> float | None:
-    """Returns the seconds that a running pod may go on; None if nothing limits it, or if no pod holds a GPU."""
-    limit, gpus = snapshot.spec.run_policy.max_gpu_seconds, snapshot.spec.resources.gpus
-    holds = any(not pod.is_finished and (pod.scheduled or pod.started) for pod in run.pods)
-    if limit is None or gpus == 0 or not holds:
+def _end_of_job(snapshot: Snapshot, run: ChildRun) -> float:
+    """Returns the seconds for which the end of a trainer is waited for."""
+    patience = snapshot.spec.run_policy.termination_grace_period_seconds + SLACK_SECONDS
+    assert run.job is not None
+    if run.job.started is None:
+        return 0.0  # nothing tells when it was told
+    if _end_now(snapshot, run) is not None:
+        return float(patience)
+
+    told = run.job.started + timedelta(seconds=run.job.deadline or 0)
+    return patience - (snapshot.now - told).total_seconds()
+
+
+def _end_now(snapshot: Snapshot, run: ChildRun) -> Json | None:
+    """Returns the patch with which the Job's deadline is now; None if it has passed."""
+    job = run.job
+    if job is None or job.started is None:
         return None
-    return (limit - _spent(snapshot, run)) / gpus
-
-
-def _spent(snapshot: Snapshot, run: ChildRun) -> int:
-    usage, status = snapshot.status.usage, snapshot.status
-    held = sum(held_seconds(status.attempts, run.pods, snapshot.now).values())
-    return (held + (usage.earlier_held_seconds if usage else 0)) * snapshot.spec.resources.gpus
+    elapsed = max(1, int((snapshot.now - job.started).total_seconds()))
+    has_passed = job.deadline is not None and job.deadline <= elapsed
+    return None if has_passed else {"spec": {"activeDeadlineSeconds": elapsed}}

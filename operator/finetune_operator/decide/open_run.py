@@ -10,7 +10,7 @@ from finetune_api.vocabulary import Phase
 from finetune_operator.decide.decision import RETRY_SECONDS, Decision
 from finetune_operator.decide.explain_failure import explain_pod
 from finetune_operator.decide.explain_waiting import find_waiting
-from finetune_operator.decide.gpu_budget import seconds_until_budget_is_spent
+from finetune_operator.decide.gpu_time import backstop_deadline, seconds_until_budget_is_spent
 from finetune_operator.decide.silence import find_silence
 from finetune_operator.decide.startup_deadline import seconds_until_startup_deadline
 from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION, PREFLIGHT
@@ -32,7 +32,7 @@ def describe_open_run(snapshot: Snapshot, run: ChildRun) -> Decision:
     return _in_words_of_preflight(decision) if run.component == PREFLIGHT else decision
 
 
-def follow_spec(snapshot: Snapshot, job: ChildJob) -> Json | None:
+def follow_spec(snapshot: Snapshot, run: ChildRun, job: ChildJob) -> Json | None:
     """Returns the patch for the fields of a Job that may follow the spec; None if they do.
 
     The seconds that the Job has run are recorded in the very patch that suspends it, because the Job controller then
@@ -49,7 +49,11 @@ def follow_spec(snapshot: Snapshot, job: ChildJob) -> Json | None:
     changes: Json = {}
     if job.suspended and job.queue is None:
         changes["suspend"] = False
-    deadline = remaining_deadline(policy.active_deadline_seconds, job.active_seconds)
+    deadlines = (
+        remaining_deadline(policy.active_deadline_seconds, job.active_seconds),
+        backstop_deadline(snapshot, run),
+    )
+    deadline = min((seconds for seconds in deadlines if seconds is not None), default=None)
     if job.deadline != deadline:
         changes["activeDeadlineSeconds"] = deadline
     return {"spec": changes} if changes else None

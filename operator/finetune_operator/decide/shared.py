@@ -62,7 +62,7 @@ def config_map_is_missing(snapshot: Snapshot, run: ChildRun, installation: Insta
 
 def run_is_open(snapshot: Snapshot, run: ChildRun, installation: Installation) -> Decision:
     """The run's Job exists and has neither succeeded nor failed."""
-    changes = follow_spec(snapshot, run.job) if run.job is not None else None
+    changes = follow_spec(snapshot, run, run.job) if run.job is not None else None
     decision = describe_open_run(snapshot, run)
     decision = replace(decision, message=_with_config_map(decision, snapshot, run, installation))
     return replace(decision, actions=Actions.patch(run.component, changes))

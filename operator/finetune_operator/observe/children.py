@@ -54,6 +54,9 @@ class ChildJob:
 
     complete: TrueCondition | None
     failed: TrueCondition | None
+    suspension: TrueCondition | None
+    """Since when the Job is suspended."""
+
     body: Json
     """The object itself, as patches need it."""
 
@@ -78,6 +81,7 @@ class ChildJob:
             active_seconds=min(int(recorded), MAX_SECONDS) if re.fullmatch("[0-9]{1,10}", recorded) else 0,
             complete=_true_condition(status, "Complete"),
             failed=_true_condition(status, "Failed"),
+            suspension=_true_condition(status, "Suspended"),
             body=body,
         )
 

@@ -7,7 +7,7 @@ from finetune_api.cost.prices import Price
 from finetune_api.cost.usage import Usage
 from finetune_api.status import Attempt, FineTuneJobStatus, PreflightStatus
 from finetune_api.vocabulary import Phase, Stage
-from finetune_operator.decide.gpu_budget import held_seconds
+from finetune_operator.decide.gpu_time import held_seconds
 from finetune_operator.observe.snapshot import AnySnapshot, Snapshot
 from finetune_operator.status.energy import add_up_energy, measured_joules
 
@@ -16,7 +16,7 @@ SECONDS_PER_HOUR = 3600
 
 def count_held_seconds(snapshot: AnySnapshot, attempts: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
     """Adds to each attempt the seconds that its pod has held a node and its energy, and to a new one its price."""
-    held = held_seconds(snapshot.status.attempts, snapshot.training.pods, snapshot.now)
+    held = held_seconds(snapshot.status.attempts, snapshot.training, snapshot.now)
     price = snapshot.price
     now = (price.per_hour, price.currency) if price else (None, None)
     known = {attempt.uid: (attempt.price_per_gpu_hour, attempt.currency) for attempt in snapshot.status.attempts}

@@ -82,7 +82,7 @@ AN_OLD_CONFIG_MAP = {
 }
 
 CASES: dict[str, tuple[Snapshot, Phase, str]] = {
-    "no GPU time is left": (a_snapshot(BUDGET, pods=(a_running_pod(),), now=LATER), Phase.FAILED, "GpuBudgetExhausted"),
+    "its Job has no time": (a_snapshot(BUDGET, pods=(a_running_pod(),), now=LATER), Phase.RUNNING, "GpuBudgetSpent"),
     "a pod is awaited": (a_snapshot(), Phase.QUEUED, "WaitingForPod"),
     "a pod starts": (a_snapshot(pods=(a_pod(),)), Phase.QUEUED, "PodStarting"),
     "no node fits": (a_snapshot(pods=(UNSCHEDULABLE,)), Phase.QUEUED, "Unschedulable"),

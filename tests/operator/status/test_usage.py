@@ -9,11 +9,20 @@ import pytest
 from finetune_api.cost.energy import MAX_WATTS_PER_GPU
 from finetune_api.cost.prices import Price
 from finetune_api.status import MAX_ATTEMPTS, Attempt, FineTuneJobStatus
-from finetune_operator.observe.children import TrainerPod
+from finetune_operator.observe.children import TrainerPod, TrueCondition
 from finetune_operator.observe.snapshot import Snapshot
 from finetune_operator.status.status import build_status, has_changed
 from finetune_test_operator.outcomes import BAD_ROW, SUCCEEDED
-from finetune_test_operator.snapshot_builder import NOW, a_pod, a_report, a_snapshot, a_spec, at, decision_about
+from finetune_test_operator.snapshot_builder import (
+    NOW,
+    a_pod,
+    a_report,
+    a_snapshot,
+    a_spec,
+    a_trainer_job,
+    at,
+    decision_about,
+)
 
 H100 = Price("USD", 3.6)
 ONE_GPU = a_spec(resources={"gpus": 1})
@@ -66,11 +75,39 @@ def test_every_pod_counts_once_whoever_looks_how_often() -> None:
     assert status.usage.gpu_seconds == 500 + 200
 
 
-def test_a_pod_that_is_gone_keeps_what_was_counted_while_it_ran() -> None:
+def gone(seen: Snapshot, **job: Any) -> Snapshot:
+    """The same without its pods, and with another Job: started at NOW, or as the keyword arguments say."""
+    return replace(seen, training=replace(seen.training, pods=(), job=a_trainer_job(ONE_GPU, **job)))
+
+
+def seconds_of(seen: Snapshot) -> int:
+    usage = status_of(seen).usage
+    assert usage is not None
+    return usage.gpu_seconds
+
+
+def test_a_pod_that_vanished_unseen_counts_until_the_next_one_was_made() -> None:
     status = status_of(snapshot(pod("1", 0, started=10), now=400))
-    later = status_of(snapshot(pod("2", 1000, started=1010), now=1100, status=status))
-    assert later.usage is not None
-    assert later.usage.gpu_seconds == 400 + 100, "not the 600 s in which nobody held a GPU"
+    assert seconds_of(snapshot(pod("2", 1000, started=1010), now=1100, status=status)) == (1000 - 10) + 100
+    assert seconds_of(gone(snapshot(now=1100, status=status))) == 400, "what was seen, as long as nothing else is known"
+
+
+ENDS = {"the Job failed": "failed", "the Job is complete": "complete", "the Job was suspended": "suspension"}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_the_last_pod_that_vanished_unseen_counts_until_its_job_says_that_it_had_ended(end: str) -> None:
+    status = status_of(snapshot(pod("1", 0, started=10), now=400))
+    told = TrueCondition("X", "", NOW + timedelta(seconds=700))
+    stopped = {"suspended": True, "started": None} if end == "suspension" else {}
+    assert seconds_of(gone(snapshot(now=5000, status=status), **stopped, **{end: told})) == 700 - 10
+
+
+def test_the_time_of_a_suspension_that_nobody_saw_is_not_counted() -> None:
+    status = status_of(snapshot(pod("1", 0, started=10), now=400))
+    seen = snapshot(pod("2", 90_000, started=90_010), now=90_100, status=status)
+    resumed = a_trainer_job(ONE_GPU, started=NOW + timedelta(seconds=89_990))
+    assert seconds_of(replace(seen, training=replace(seen.training, job=resumed))) == 400 + 100
 
 
 def test_a_price_holds_for_the_pods_that_were_made_under_it() -> None:

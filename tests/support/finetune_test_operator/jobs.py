@@ -65,6 +65,16 @@ class Outcomes:
         step=0,
         finished=FINISHED,
     )
+    interrupted = Outcome(
+        result=Result.INTERRUPTED,
+        reason=FailureReason.INTERRUPTED,
+        message="stopped after a checkpoint",
+        exit_code=ExitCode.INTERRUPTED,
+        stage=Stage.TRAINING,
+        step=7,
+        checkpoint_step=7,
+        finished=FINISHED,
+    )
 
 
 class Jobs:
@@ -140,6 +150,16 @@ class Jobs:
         """Change a label of the trainer's Job."""
         labels = {"metadata": {"labels": {key: value}}}
         self._batch.patch_namespaced_job(child_name(self._metadata(name)), self.namespace, labels)
+
+    def child_deadline(self, name: str) -> int | None:
+        """activeDeadlineSeconds of the trainer's Job."""
+        seconds: int | None = self.child(name)["spec"].get("activeDeadlineSeconds")
+        return seconds
+
+    def set_child_deadline(self, name: str, seconds: int) -> None:
+        """Change activeDeadlineSeconds of the trainer's Job."""
+        change = {"spec": {"activeDeadlineSeconds": seconds}}
+        self._batch.patch_namespaced_job(child_name(self._metadata(name)), self.namespace, change)
 
     def set_status(self, name: str, status: Json) -> None:
         """Write a status as an operator would have done."""
