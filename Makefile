@@ -15,7 +15,7 @@ OPERATOR_ENV := $(CACHE)/operator-env-$(call digest,constraints-operator.txt)
 UV           := $(CACHE)/uv/bin/uv
 export PATH  := $(CURDIR)/.venv/bin:$(FULL_ENV)/bin:$(PATH)
 
-.PHONY: help setup binaries lock generate scale demo test verify e2e stalls faults audit real-model architectures bench bench-kernels clean
+.PHONY: help setup binaries lock generate scale demo test verify e2e stalls faults kueue audit real-model architectures bench bench-kernels clean
 help:  ## List the verbs
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -67,7 +67,7 @@ demo: binaries  ## The main job, embedded: cluster, S3, operator, one FineTuneJo
 	@python -m finetune_devcluster.demo
 
 test: binaries  ## Every test that needs no GPU, on a real control plane
-	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -m "not gpu and not real_model and not stalls and not faults" $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -m "not gpu and not real_model and not stalls and not faults and not kueue" $(PYTEST_ARGS)
 
 e2e: binaries  ## Only the tests that run a whole job
 	@python -m pytest -m e2e $(PYTEST_ARGS)
@@ -79,9 +79,12 @@ faults: binaries  ## 400 fault plans against the operator, and planted mistakes 
 	@python -m finetune_test_operator.faults.suite
 	@[ -n "$${FAULTS_PLAN:-}" ] || python -m pytest -q -m faults tests/operator/faults $(PYTEST_ARGS)
 
+kueue: binaries  ## Jobs in queues of the real Kueue, which is built from its Go module (8 minutes on two cores, once per machine and version; then 2 minutes)
+	@python -m pytest -m kueue $(PYTEST_ARGS)
+
 audit: binaries  ## Rights of the operator beside what it asked for, by the audit logs of its whole suite (10 minutes)
 	@rm -rf .audit && mkdir .audit
-	@failed=0; FINETUNE_DEV_AUDIT_DIR=$(CURDIR)/.audit python -m pytest -q -n 2 --dist worksteal -m "cluster and not stalls and not faults" tests/operator tests/charts $(PYTEST_ARGS) || failed=$$?; \
+	@failed=0; FINETUNE_DEV_AUDIT_DIR=$(CURDIR)/.audit python -m pytest -q -n 2 --dist worksteal -m "cluster and not stalls and not faults and not kueue" tests/operator tests/charts $(PYTEST_ARGS) || failed=$$?; \
 	python -m finetune_test_operator.rights_audit .audit && exit $$failed
 
 real-model: binaries  ## A small real model learns a format, and all that is published has learned it (30 minutes on two cores)

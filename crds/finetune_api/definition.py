@@ -20,6 +20,7 @@ COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("ETA", "string", ".status.progress.eta", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
     ("Model", "string", ".spec.model.source", 1),
+    ("Queue", "string", ".spec.scheduling.queueName", 1),
     ("Step", "integer", ".status.progress.step", 1),
     ("Steps", "integer", ".status.progress.totalSteps", 1),
     ("Retries", "integer", ".status.retries", 1),

@@ -9,6 +9,7 @@ JOB_NAME_LABEL: Final = f"{GROUP}/job-name"
 JOB_UID_LABEL: Final = f"{GROUP}/job-uid"
 COMPONENT_LABEL: Final = "app.kubernetes.io/component"
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"  # Kueue owns `suspend` of a Job that has it
+QUEUE_PRIORITY_LABEL: Final = "kueue.x-k8s.io/priority-class"
 TRAINER_CONTAINER: Final = "trainer"  # in preflight's pod too: it runs the same image
 
 

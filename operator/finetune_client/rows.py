@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from finetune_api.base import Json
-from finetune_api.vocabulary import QUEUE_LABEL, Phase
+from finetune_api.vocabulary import Phase
 from finetune_client.terminal.text import age, find, number, word
 
 ON_GPU = frozenset(phase.value for phase in Phase if phase.holds_gpu)
@@ -61,7 +61,7 @@ class Row:
             model=word(job, "spec", "model", "source", limit=_NAME),
             gpus=1 if gpus is None else int(gpus),
             gpu_resource=word(job, "spec", "resources", "gpuResourceName", limit=_NAME) or "nvidia.com/gpu",
-            queue=word(find(job, "metadata", "labels"), QUEUE_LABEL, limit=_NAME),
+            queue=word(job, "spec", "scheduling", "queueName", limit=_NAME),
             retries=int(number(job, "status", "retries") or 0),
         )
 

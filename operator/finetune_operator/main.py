@@ -112,7 +112,7 @@ async def run(settings: Settings) -> None:
                     tasks.create_task(check_reachability(settings.progress_url, settings.tls_dir, checks.listen_anew))
                     tasks.create_task(controller.run())
 
-        registry = build_registry(controller, terminated_pods, connection)
+        registry = build_registry(controller, terminated_pods, connection, settings.kueue)
         await _run_until_one_ends(
             campaign.run(lead),
             _watch(has_led, stop, registry, settings.namespaces),
@@ -183,6 +183,7 @@ async def _connect(stack: AsyncExitStack, settings: Settings) -> ApiConnection:
 def _installation(settings: Settings) -> Installation:
     authority = settings.tls_dir / "ca.crt"  # absent if a public authority signed the certificate
     certificate = authority.read_text() if authority.exists() else None
+
     return Installation(
         settings.trainer_image,
         settings.progress_url,
@@ -192,6 +193,8 @@ def _installation(settings: Settings) -> Installation:
         settings.endpoints,
         settings.prices,
         settings.log_format,
+        settings.kueue,
+        settings.queue_preflight,
     )
 
 

@@ -101,6 +101,11 @@ class Reconciler:
                 await self._cluster.patch_job(job.body, changes)
                 logger.info("%s: changed Job %s: %s", key, job.name, changes.get("spec"))
 
+        if actions.patch_workload is not None:
+            workload, changes = actions.patch_workload.workload, actions.patch_workload.changes
+            await self._cluster.queues.patch_workload(workload, changes)
+            logger.info("%s: changed Workload %s: %s", key, workload["metadata"]["name"], changes["spec"])
+
         if actions.evict_pod is not None:
             await self._cluster.evict_pod(key.namespace, actions.evict_pod.pod_name, actions.evict_pod.pod_uid)
             logger.info("%s: evicted pod %s", key, actions.evict_pod.pod_name)

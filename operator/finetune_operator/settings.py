@@ -85,6 +85,12 @@ class Settings:
     prices: PriceTable | None
     """Prices of GPUs; None: nothing is said about cost."""
 
+    kueue: bool
+    """Whether the operator has rights on Kueue's objects."""
+
+    queue_preflight: bool
+    """Whether preflight's Job waits in its job's queue too."""
+
     log_level: str
     log_format: LogFormat
     """Form of the log lines of the operator and of its jobs' pods."""
@@ -115,6 +121,8 @@ class Settings:
             pod_ip=reader.text("FINETUNE_POD_IP", "127.0.0.1" if kubeconfig else None),
             api_server=api_server,
             prices=reader.prices("FINETUNE_PRICES"),
+            kueue=reader.flag("FINETUNE_KUEUE"),
+            queue_preflight=reader.flag("FINETUNE_QUEUE_PREFLIGHT"),
             log_level=reader.choice("FINETUNE_LOG_LEVEL", LOG_LEVELS),
             log_format=reader.log_format("FINETUNE_LOG_FORMAT"),
         )
@@ -152,9 +160,13 @@ class _Reader:
         return EndpointPolicy(
             hosts=tuple(filter(None, (part.strip() for part in hosts.split(",")))),
             private=self.choice("FINETUNE_ENDPOINT_PRIVATE", ("true", "false")) == "true",
-            loopback=self.choice("FINETUNE_ENDPOINT_LOOPBACK", ("false", "true")) == "true",
+            loopback=self.flag("FINETUNE_ENDPOINT_LOOPBACK"),
             api_server=f"{api_server.host}:{api_server.port}" if isinstance(api_server, ServiceAccount) else None,
         )
+
+    def flag(self, name: str) -> bool:
+        """True or false; false is the default."""
+        return self.choice(name, ("false", "true")) == "true"
 
     def choice(self, name: str, choices: tuple[str, ...]) -> str:
         """One of `choices`, the first of which is the default."""

@@ -19,6 +19,7 @@ class StatusReason(StrEnum):
     JOB_CREATED = "JobCreated"
     WAITING_FOR_POD = "WaitingForPod"
     WAITING_IN_QUEUE = "WaitingInQueue"
+    EVICTED_BY_QUEUE = "EvictedByQueue"
     POD_STARTING = "PodStarting"
     RETRYING = "Retrying"
     JOB_DELETED = "JobDeleted"
@@ -29,6 +30,9 @@ class StatusReason(StrEnum):
     SUSPENDING = "Suspending"
     GPU_BUDGET_SPENT = "GpuBudgetSpent"
     QUEUE_DECIDES = "QueueDecides"
+    QUEUE_NOT_FOUND = "QueueNotFound"
+    QUEUE_REQUIRED = "QueueRequired"
+    QUEUE_DEACTIVATED = "QueueDeactivated"
     SUSPENDED = "Suspended"
     DELETED = "Deleted"
     COMPLETED = "Completed"
@@ -87,7 +91,10 @@ STATUS_REASONS: dict[StatusReason, ReasonClass] = {
     # Waiting
     StatusReason.JOB_CREATED: ReasonClass("The batch/v1 Job was created just now."),
     StatusReason.WAITING_FOR_POD: ReasonClass("The Job controller has not created a pod yet."),
-    StatusReason.WAITING_IN_QUEUE: ReasonClass("Kueue has not admitted the Job yet, or has evicted it."),
+    StatusReason.WAITING_IN_QUEUE: ReasonClass("Kueue has not admitted the Job yet; the message says for what."),
+    StatusReason.EVICTED_BY_QUEUE: ReasonClass(
+        "Kueue has stopped the trainer, for a job of higher priority for example; it goes on once it is admitted again."
+    ),
     StatusReason.POD_STARTING: ReasonClass("The pod has a node, and its container does not run yet."),
     StatusReason.RETRYING: ReasonClass("A pod failed in a way that may pass, so another one follows.", event="Warning"),
     StatusReason.JOB_DELETED: ReasonClass("Somebody deleted the batch/v1 Job; it is created again."),
@@ -115,6 +122,13 @@ STATUS_REASONS: dict[StatusReason, ReasonClass] = {
     # Waiting for a person
     StatusReason.QUEUE_DECIDES: _needs_a_person(
         "spec.runPolicy.suspend is true, but only Kueue may suspend the Job: its Workload is to be deactivated."
+    ),
+    StatusReason.QUEUE_NOT_FOUND: _needs_a_person(
+        "spec.scheduling.queueName names no LocalQueue, or Kueue is missing."
+    ),
+    StatusReason.QUEUE_REQUIRED: _needs_a_person("Kueue holds every Job of the namespace that names no queue."),
+    StatusReason.QUEUE_DEACTIVATED: _needs_a_person(
+        "Somebody, or Kueue itself after too many evictions, has deactivated or finished the job's Workload."
     ),
     StatusReason.NAMESPACE_DENIED: _needs_a_person("The operator runs no jobs in this namespace."),
     StatusReason.NAME_CONFLICT: _needs_a_person("An object of somebody else has the name of a child."),

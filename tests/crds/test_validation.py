@@ -291,6 +291,7 @@ def test_every_rule_is_broken_by_a_manifest_of_the_table(minimal: Manifest) -> N
             load_manifest(yaml.safe_dump(minimal | {"spec": changed(minimal["spec"], changes)}))
         refusals.append(str(found.value))
     schema = structural_schema(FineTuneJobSpec)
+    del schema["properties"]["scheduling"]  # test_scheduling.py
     assert len(messages(schema)) > 20
     assert not [message for message in messages(schema) if not any(message in refusal for refusal in refusals)]
 

@@ -36,6 +36,7 @@ class FakeCluster:
 
     def __init__(self, reports: ReportStore) -> None:
         self.reports = reports
+        self.queues = None  # nothing here is in one
         self.job: Json = {
             "apiVersion": "finetune.dev/v1alpha1",
             "kind": "FineTuneJob",

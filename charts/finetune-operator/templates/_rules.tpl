@@ -33,6 +33,20 @@
   resources: [events]
   verbs: [list, create]
 {{- end }}
+{{- define "finetune.queueRules" -}}
+# What a queue says of a job stands in its Workload, by which it is suspended too.
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [list, watch, patch]
+# A queue that does not exist is reported before anything runs.
+- apiGroups: [kueue.x-k8s.io]
+  resources: [localqueues]
+  verbs: [get]
+# Jobs show their place in the line.
+- apiGroups: [visibility.kueue.x-k8s.io]
+  resources: [localqueues/pendingworkloads]
+  verbs: [get]
+{{- end }}
 {{- define "finetune.ownRules" -}}
 # The Lease says which replica leads.
 - apiGroups: [coordination.k8s.io]

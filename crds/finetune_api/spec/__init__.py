@@ -6,6 +6,7 @@ output.py      export, S3 and the Hugging Face Hub
 endpoints.py   addresses that a trainer may connect to
 location.py    where in the bucket a job writes
 run.py         resources and run policy
+scheduling.py  queue and scheduler
 sources.py     the four kinds of source URI
 spec.py        FineTuneJobSpec: all sections, and the rules between them
 """

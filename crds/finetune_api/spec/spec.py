@@ -4,6 +4,7 @@ from finetune_api.base import ApiModel, Rule
 from finetune_api.spec.inputs import DatasetSpec, ModelSpec
 from finetune_api.spec.output import ExportSpec, OutputSpec
 from finetune_api.spec.run import ResourcesSpec, RunPolicySpec
+from finetune_api.spec.scheduling import SchedulingSpec
 from finetune_api.spec.training import AdapterSpec, TrainingSpec
 from finetune_api.vocabulary import Precision, Quantization
 
@@ -15,7 +16,7 @@ MUTABLE_RUN_POLICY = (
     "startupDeadlineSeconds",
     "ttlSecondsAfterFinished",
 )
-IMMUTABLE_SECTIONS = ("model", "dataset", "adapter", "training", "export", "output", "resources")
+IMMUTABLE_SECTIONS = ("model", "dataset", "adapter", "training", "export", "output", "resources", "scheduling")
 
 
 class FineTuneJobSpec(ApiModel):
@@ -41,6 +42,9 @@ class FineTuneJobSpec(ApiModel):
 
     resources: ResourcesSpec = ResourcesSpec()
     """Resources and placement of the trainer's pod."""
+
+    scheduling: SchedulingSpec = SchedulingSpec()
+    """Queue and scheduler that decide when the trainer runs, and where."""
 
     run_policy: RunPolicySpec = RunPolicySpec()
     """Retries, deadline, suspension and clean-up."""

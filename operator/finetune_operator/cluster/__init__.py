@@ -1,6 +1,7 @@
 """Sends the operator's requests to Kubernetes. No other folder sends any.
 
 `cluster`       every path and verb, as methods that take and return plain objects
+`queues`        requests about Kueue's objects
 `connection`    kubernetes.aio under a service account or a kubeconfig, with errors of our own tree
 `scrapers`      who reads the metrics, and whether they may
 `answers`       what is read from an answer, whoever gave it

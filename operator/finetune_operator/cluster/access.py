@@ -56,6 +56,18 @@ RULES = (
 )
 """Rules in the namespaces that the operator serves."""
 
+QUEUE_RULES = (
+    Rule(
+        "kueue.x-k8s.io",
+        "workloads",
+        ("list", "watch", "patch"),
+        "What a queue says of a job stands in its Workload, by which it is suspended too.",
+    ),
+    Rule("kueue.x-k8s.io", "localqueues", ("get",), "A queue that does not exist is reported before anything runs."),
+    Rule("visibility.kueue.x-k8s.io", "localqueues/pendingworkloads", ("get",), "Jobs show their place in the line."),
+)
+"""Further rules in the namespaces that the operator serves, if the chart's value `kueue.enabled` is true."""
+
 OWN_RULES = (
     Rule(
         "coordination.k8s.io",

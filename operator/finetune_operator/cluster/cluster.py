@@ -20,6 +20,7 @@ from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
 from finetune_api.vocabulary import JOB_NAME_LABEL, JOB_UID_LABEL
 from finetune_operator.cluster.connection import APPLY, MERGE_PATCH
+from finetune_operator.cluster.queues import Queues
 from finetune_operator.cluster.server_clock import ServerClock
 from finetune_operator.desired.names import FIELD_MANAGER, LEASE_NAME
 from finetune_operator.errors import ApiUnavailableError, ForbiddenError, NotFoundError
@@ -86,6 +87,7 @@ class Cluster:
     def __init__(self, connection: Connection, namespaces: Sequence[str] = ()) -> None:
         """`namespaces`: those that are served; none of them means all."""
         self._connection = connection
+        self.queues = Queues(connection)
         self._namespaces = tuple(namespaces)
 
     def now(self) -> datetime:

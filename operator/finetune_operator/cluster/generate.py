@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from finetune_api.generate import CHECKOUT, write_or_check
-from finetune_operator.cluster.access import CLUSTER_RULES, OWN_RULES, RULES, Rule
+from finetune_operator.cluster.access import CLUSTER_RULES, OWN_RULES, QUEUE_RULES, RULES, Rule
 
 HEADER = "{{/* GENERATED from operator/finetune_operator/cluster/access.py by `make generate`. Do not edit. */}}\n"
 
 
 def generated_files() -> dict[Path, str]:
     """Returns the generated template with its content."""
-    templates = {"rules": RULES, "ownRules": OWN_RULES, "clusterRules": CLUSTER_RULES}
+    templates = {"rules": RULES, "queueRules": QUEUE_RULES, "ownRules": OWN_RULES, "clusterRules": CLUSTER_RULES}
     text = HEADER + "".join(_template(f"finetune.{name}", rules) for name, rules in templates.items())
     return {CHECKOUT / "charts/finetune-operator/templates/_rules.tpl": text}
 

@@ -8,6 +8,7 @@
 `training`         rules about training: succeeded, failed, missing
 `shared`           rules for both runs: a deleted Job, pods that are left over, an outdated ConfigMap, running
 `open_run`         the phase of a run that has neither succeeded nor failed, and the Job's fields that follow the spec
+`queue`            a run in a queue of Kueue: what it waits for, and its suspension
 `gpu_time`         the GPU time that a job has taken, and what is left of it
 `gpu_budget`       a job whose GPU time is too little, or spent
 `startup_deadline` a pod that waits too long for its start

@@ -21,6 +21,7 @@ from finetune_operator.decide.preflight import (
     checks_passed,
     preflight_job_is_missing,
 )
+from finetune_operator.decide.queue import queue_is_missing
 from finetune_operator.decide.shared import (
     child_is_being_deleted,
     config_map_is_missing,
@@ -75,6 +76,7 @@ TRAINING: Chain[Snapshot] = Chain(
     namespace_is_denied,
     child_name_is_taken,
     endpoint_is_refused,
+    queue_is_missing,
     # Preflight, until its result is in the status
     preflight_is_due,
     # The end of training

@@ -21,6 +21,16 @@ class Eviction:
 
 
 @dataclass(frozen=True)
+class WorkloadPatch:
+    """A change of Kueue's Workload."""
+
+    workload: Json
+    """The Workload as it was read."""
+
+    changes: Json
+
+
+@dataclass(frozen=True)
 class Actions:
     """Writes to child objects, in the order in which they are made."""
 
@@ -29,6 +39,7 @@ class Actions:
     create_trainer_job: Json | None = None
     patch_preflight_job: Json | None = None
     patch_trainer_job: Json | None = None
+    patch_workload: WorkloadPatch | None = None
     evict_pod: Eviction | None = None
 
     @property

@@ -2,7 +2,8 @@
 
 from finetune_api.failures import FailureReason
 from finetune_operator.decide.explain_failure import ends_the_run, explain_pod, is_interruption
-from finetune_operator.observe.children import ChildJob, TrainerPod
+from finetune_operator.decide.queue import describe_pods_ready, explain_queue, explain_required_queue
+from finetune_operator.observe.children import TrainerPod
 from finetune_operator.observe.snapshot import ChildRun, Snapshot, Waiting
 from finetune_operator.status_reasons import StatusReason
 
@@ -16,28 +17,29 @@ def find_waiting(snapshot: Snapshot, run: ChildRun) -> Waiting | None:
     pod = run.newest_pod
     if snapshot.spec.run_policy.suspend or (pod is not None and pod.is_running):
         return None
+    held = _held(snapshot, run)
     if pod is None or not pod.is_finished:
-        if run.job is not None and run.job.waits_in_queue:
-            return _waiting_in_queue(run.job, snapshot.metadata.namespace)
-        return explain_waiting(pod, snapshot.blocker)
+        return held or describe_pods_ready(snapshot, explain_waiting(pod, snapshot.blocker))
 
     # The newest pod has ended. What keeps the next one from being made says more than the end of this one.
     if ends_the_run(snapshot, run):
         return None
-    if run.job is not None and run.job.waits_in_queue:
-        return _waiting_in_queue(run.job, snapshot.metadata.namespace)
+    if held is not None:
+        return held
     if is_interruption(pod) or snapshot.blocker is not None:
         return explain_waiting(None, snapshot.blocker)
     reason, message = explain_pod(snapshot, run, pod)
     return Waiting(StatusReason.RETRYING, f"{reason}: {message}; another pod will follow")
 
 
-def _waiting_in_queue(job: ChildJob, namespace: str) -> Waiting:
-    message = (
-        f"Job {job.name} waits until Kueue admits it from queue {job.queue}; `kubectl -n {namespace} get workloads -l "
-        f"kueue.x-k8s.io/job-uid={job.uid} -o yaml` says for what. If it shows nothing, Kueue does not run here"
-    )
-    return Waiting(StatusReason.WAITING_IN_QUEUE, message)
+def _held(snapshot: Snapshot, run: ChildRun) -> Waiting | None:
+    """Explains why Kueue holds a run's Job; None if it does not."""
+    job = run.job
+    if job is None:
+        return None
+    if job.waits_in_queue:
+        return explain_queue(snapshot, job)
+    return explain_required_queue(job, run.component) if job.is_held_by_kueue else None
 
 
 def explain_waiting(pod: TrainerPod | None, blocker: Waiting | None) -> Waiting:

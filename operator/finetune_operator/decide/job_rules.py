@@ -5,6 +5,7 @@ from finetune_api.failures import FailureReason
 from finetune_api.vocabulary import Phase
 from finetune_operator.decide.decision import RETRY_SECONDS, Actions, Decision
 from finetune_operator.decide.explain_failure import build_failure
+from finetune_operator.decide.queue import leave_queue
 from finetune_operator.desired.installation import Installation
 from finetune_operator.observe.children import ChildJob
 from finetune_operator.observe.snapshot import AnySnapshot, BlindSnapshot, ChildRun, Snapshot, UnreadableSnapshot
@@ -27,7 +28,8 @@ def job_is_over(snapshot: AnySnapshot, *_: object) -> Decision | None:
     trainer_job, preflight_job = _owned(snapshot, snapshot.training.job), _owned(snapshot, snapshot.preflight.job)
 
     # The outcome is read, or the startup deadline passes, before the Job controller has marked the Job.
-    still_ending = [job for job in (trainer_job, preflight_job) if job is not None and not job.is_over]
+    jobs = [job for job in (trainer_job, preflight_job) if job is not None]
+    still_ending = [job for job in jobs if not job.is_over and not job.waits_in_queue]
 
     return Decision(
         phase,
@@ -36,6 +38,7 @@ def job_is_over(snapshot: AnySnapshot, *_: object) -> Decision | None:
         actions=Actions(
             patch_trainer_job=_patch_at_the_end(trainer_job, phase, ttl),
             patch_preflight_job=_patch_at_the_end(preflight_job, phase, ttl),
+            patch_workload=leave_queue(snapshot, trainer_job or preflight_job),
         ),
         requeue_seconds=RETRY_SECONDS if ttl is not None and still_ending else None,
     )
@@ -113,6 +116,6 @@ def _patch_at_the_end(job: ChildJob | None, phase: Phase, ttl: int | None) -> Js
     if job.is_over:
         return None if job.ttl == ttl else {"spec": {"ttlSecondsAfterFinished": ttl}}
 
-    # Its deadline ends a Job for good, with its pods. A suspended one could be resumed, and queues would do so.
-    must_end = phase is Phase.FAILED and not job.suspended and job.deadline != 1
+    # Its deadline ends a Job for good, with its pods: one that a queue holds as soon as it is admitted.
+    must_end = job.deadline != 1 and (job.waits_in_queue or (phase is Phase.FAILED and not job.suspended))
     return {"spec": {"activeDeadlineSeconds": 1}} if must_end else None

@@ -11,9 +11,10 @@ from finetune_operator.decide.decision import RETRY_SECONDS, Decision
 from finetune_operator.decide.explain_failure import explain_pod
 from finetune_operator.decide.explain_waiting import find_waiting
 from finetune_operator.decide.gpu_time import backstop_deadline, seconds_until_budget_is_spent
+from finetune_operator.decide.queue import describe_eviction, describe_suspension, seconds_until_next_look
 from finetune_operator.decide.silence import find_silence
 from finetune_operator.decide.startup_deadline import seconds_until_startup_deadline
-from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION, PREFLIGHT
+from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION, ACTIVE_SINCE_ANNOTATION, PREFLIGHT
 from finetune_operator.desired.trainer_job import remaining_deadline
 from finetune_operator.observe.children import ChildJob
 from finetune_operator.observe.snapshot import ChildRun, Snapshot, Waiting
@@ -36,33 +37,57 @@ def follow_spec(snapshot: Snapshot, run: ChildRun, job: ChildJob) -> Json | None
     """Returns the patch for the fields of a Job that may follow the spec; None if they do.
 
     The seconds that the Job has run are recorded in the very patch that suspends it, because the Job controller then
-    forgets when it started. A queue owns `suspend` of its Jobs: whatever it suspends stays so until it admits it.
+    forgets when it started.
     """
+    if job.queue is not None:
+        return _follow_spec_in_queue(snapshot, run, job)
+
     policy = snapshot.spec.run_policy
     if policy.suspend:
-        if job.suspended or job.queue is not None:
+        if job.suspended:
             return None
         active = job.active_seconds_at(snapshot.now)
         return {"spec": {"suspend": True}, "metadata": {"annotations": {ACTIVE_SECONDS_ANNOTATION: str(active)}}}
 
     # The Job controller starts a resumed Job's deadline anew, so what the Job has run before is subtracted.
     changes: Json = {}
-    if job.suspended and job.queue is None:
+    if job.suspended and not job.is_held_by_kueue:
         changes["suspend"] = False
+    return _with_deadline(snapshot, run, job.active_seconds, changes)
+
+
+def _follow_spec_in_queue(snapshot: Snapshot, run: ChildRun, job: ChildJob) -> Json | None:
+    """Leaves `suspend` to the queue, and notes what the Job controller forgets when the queue writes it: the start
+    while the Job runs, and afterwards the seconds that it has run."""
+    if not job.suspended:
+        if job.started is None or job.noted_start == job.started:
+            return _with_deadline(snapshot, run, job.active_seconds, {})
+        noted: Json = {ACTIVE_SINCE_ANNOTATION: job.started.isoformat()}
+        return {"metadata": {"annotations": noted}} | (_with_deadline(snapshot, run, job.active_seconds, {}) or {})
+
+    active = job.active_seconds_at(snapshot.now)
+    changes = _with_deadline(snapshot, run, active, {})
+    if job.noted_start is None:
+        return changes
+    noted = {ACTIVE_SECONDS_ANNOTATION: str(active), ACTIVE_SINCE_ANNOTATION: None}
+    return {"metadata": {"annotations": noted}} | (changes or {})
+
+
+def _with_deadline(snapshot: Snapshot, run: ChildRun, active_seconds: int, changes: Json) -> Json | None:
     deadlines = (
-        remaining_deadline(policy.active_deadline_seconds, job.active_seconds),
+        remaining_deadline(snapshot.spec.run_policy.active_deadline_seconds, active_seconds),
         backstop_deadline(snapshot, run),
     )
     deadline = min((seconds for seconds in deadlines if seconds is not None), default=None)
-    if job.deadline != deadline:
-        changes["activeDeadlineSeconds"] = deadline
+    if run.job is not None and run.job.deadline != deadline:
+        changes = changes | {"activeDeadlineSeconds": deadline}
     return {"spec": changes} if changes else None
 
 
 def _describe(snapshot: Snapshot, run: ChildRun) -> Decision:
     pod = run.newest_pod
 
-    if (queued := _suspension_left_to_queue(snapshot, run)) is not None:
+    if (queued := describe_suspension(snapshot, run)) is not None:
         return queued
 
     # The Job controller stops the pods of a suspended Job; the phase stays until they have ended.
@@ -73,27 +98,12 @@ def _describe(snapshot: Snapshot, run: ChildRun) -> Decision:
         return Decision(Phase.SUSPENDED, StatusReason.SUSPENDED, IS_SUSPENDED, outcome=run.outcome)
 
     if pod is not None and pod.is_running:
-        return _with_trainer(snapshot, run)
+        return describe_eviction(snapshot, run) or _with_trainer(snapshot, run)
 
     waiting = find_waiting(snapshot, run)
     if waiting is not None:
         return _waiting(snapshot, run, waiting)
     return _ending(snapshot, run)
-
-
-def _suspension_left_to_queue(snapshot: Snapshot, run: ChildRun) -> Decision | None:
-    job = run.job
-    if not snapshot.spec.run_policy.suspend or job is None or job.queue is None or job.suspended:
-        return None
-
-    # Kueue starts what it has admitted again, so suspending the Job would restart the trainer for ever.
-    command = f"kubectl -n {snapshot.metadata.namespace} get workloads -l kueue.x-k8s.io/job-uid={job.uid}"
-    message = (
-        f"spec.runPolicy.suspend is true, but Kueue's queue {job.queue} starts and stops Job {job.name}: "
-        f"set spec.active to false in the Workload that `{command}` shows"
-    )
-    phase = snapshot.status.phase or Phase.QUEUED
-    return Decision(phase, StatusReason.QUEUE_DECIDES, message, is_stalled=True)
 
 
 def _with_trainer(snapshot: Snapshot, run: ChildRun) -> Decision:
@@ -123,6 +133,7 @@ def _waiting(snapshot: Snapshot, run: ChildRun, waiting: Waiting) -> Decision:
     timers = (
         RETRY_SECONDS if run.only_events_explain else None,
         seconds_until_startup_deadline(snapshot, run, waiting),
+        seconds_until_next_look(snapshot, run),
     )
     return Decision(
         Phase.QUEUED,

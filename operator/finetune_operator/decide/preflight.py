@@ -6,6 +6,7 @@ checks never start again, whoever deletes what, and whenever the operator dies.
 
 from finetune_api.failures import FailureReason
 from finetune_api.outcome import Result
+from finetune_api.spec.scheduling import SchedulingSpec
 from finetune_api.vocabulary import Phase, PreflightResult, Stage
 from finetune_operator.decide.decision import Actions, Decision
 from finetune_operator.decide.explain_failure import explain_failure, has_failed
@@ -17,6 +18,7 @@ from finetune_operator.desired.preflight_job import MEMORY, build_preflight_job
 from finetune_operator.observe.snapshot import ChildRun, Snapshot
 from finetune_operator.status_reasons import StatusReason
 
+NO_QUEUE = SchedulingSpec()
 MEMORY_HINT = "Shorten the longest rows, or set spec.runPolicy.preflight: Skip."
 _OUTCOME_LOST = "the checks passed, but their pod was removed before its result could be read: see report.html in S3"
 
@@ -84,7 +86,8 @@ def preflight_job_is_missing(snapshot: Snapshot, run: ChildRun, installation: In
     active_seconds = snapshot.status.active_seconds or 0
     config_map = wanted_config_map(snapshot, installation)
     name = config_map["metadata"]["name"]
-    job = build_preflight_job(snapshot.metadata, snapshot.spec, installation.trainer_image, name, active_seconds)
+    spec = snapshot.spec if installation.queue_preflight else snapshot.spec.model_copy(update={"scheduling": NO_QUEUE})
+    job = build_preflight_job(snapshot.metadata, spec, installation.trainer_image, name, active_seconds)
     missing = config_map if snapshot.config_map is None else None
     actions = Actions(create_config_map=missing, create_preflight_job=job)
     message = "waiting for the pod that checks model, dataset and output"

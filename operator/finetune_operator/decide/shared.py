@@ -7,6 +7,7 @@ from finetune_api.failures import FailureReason
 from finetune_api.vocabulary import Phase
 from finetune_operator.decide.decision import RETRY_SECONDS, Actions, Decision
 from finetune_operator.decide.open_run import describe_open_run, follow_spec
+from finetune_operator.decide.queue import follow_suspension
 from finetune_operator.desired.installation import Installation
 from finetune_operator.desired.names import TRAINER
 from finetune_operator.desired.run_config_map import build_run_config_map, reports_elsewhere
@@ -65,7 +66,8 @@ def run_is_open(snapshot: Snapshot, run: ChildRun, installation: Installation) -
     changes = follow_spec(snapshot, run, run.job) if run.job is not None else None
     decision = describe_open_run(snapshot, run)
     decision = replace(decision, message=_with_config_map(decision, snapshot, run, installation))
-    return replace(decision, actions=Actions.patch(run.component, changes))
+    actions = replace(Actions.patch(run.component, changes), patch_workload=follow_suspension(snapshot, run))
+    return replace(decision, actions=actions)
 
 
 def wanted_config_map(snapshot: Snapshot, installation: Installation) -> Json:

@@ -43,9 +43,11 @@ def trainer_failed(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | 
 
 
 def trainer_job_is_missing(snapshot: Snapshot, run: ChildRun, installation: Installation) -> Decision | None:
-    """The trainer's Job is to be created. A suspended job gets a suspended Job, so that a queue can see it."""
+    """The trainer's Job is to be created. A suspended job gets a suspended Job, unless a queue would start it."""
     if run.job is not None:
         return None
+    if snapshot.spec.run_policy.suspend and snapshot.spec.scheduling.queue_name is not None:
+        return Decision(Phase.SUSPENDED, StatusReason.SUSPENDED, IS_SUSPENDED)
 
     active_seconds = snapshot.status.active_seconds or 0
     config_map = wanted_config_map(snapshot, installation)

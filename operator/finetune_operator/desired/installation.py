@@ -31,3 +31,9 @@ class Installation:
 
     log_format: LogFormat = LogFormat.TEXT
     """Form of the trainers' log lines."""
+
+    kueue: bool = False
+    """Whether the operator has rights on Kueue's objects."""
+
+    queue_preflight: bool = False
+    """Whether preflight's Job waits in its job's queue too, as clusters need in which Kueue manages every Job."""

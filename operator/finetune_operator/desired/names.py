@@ -15,6 +15,7 @@ TRAINER: Final = "trainer"
 PREFLIGHT: Final = "preflight"
 
 ACTIVE_SECONDS_ANNOTATION: Final = f"{GROUP}/active-seconds"
+ACTIVE_SINCE_ANNOTATION: Final = f"{GROUP}/active-since"
 FIELD_MANAGER: Final = "finetune-operator"
 LEASE_NAME: Final = "finetune-operator"
 

@@ -1,5 +1,5 @@
 """The batch/v1 Job of a planned pod: the trainer's, and preflight's with its own plan. Kubernetes' own Job controller
-starts, retries and stops the trainer's pod.
+starts, retries and stops the trainer's pod. A Job in a queue of Kueue is made suspended, and Kueue alone starts it.
 
 It does so even while the operator is down. It learns once, by `podFailurePolicy`, what each exit code means. Only three
 fields change afterwards: `suspend`, `activeDeadlineSeconds` and, once the job is over, `ttlSecondsAfterFinished`.
@@ -9,8 +9,9 @@ from typing import Any
 
 from finetune_api.failures import PodFailureAction, exit_codes_with
 from finetune_api.job import ObjectMeta
+from finetune_api.spec.scheduling import SchedulingSpec
 from finetune_api.spec.spec import FineTuneJobSpec
-from finetune_api.vocabulary import TRAINER_CONTAINER
+from finetune_api.vocabulary import QUEUE_LABEL, QUEUE_PRIORITY_LABEL, TRAINER_CONTAINER
 from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION, TRAINER, child_labels, child_metadata
 from finetune_operator.desired.pod_plan import PodPlan
 from finetune_operator.desired.trainer_pod import build_pod_spec
@@ -36,17 +37,21 @@ def build_child_job(plan: PodPlan, active_seconds: int) -> dict[str, Any]:
     policy = plan.spec.run_policy
     metadata = child_metadata(plan.job, plan.job_name, plan.component)
     # The Job controller forgets its start time while the Job is suspended.
-    metadata |= {"annotations": {ACTIVE_SECONDS_ANNOTATION: str(active_seconds)}}
+    scheduling = plan.spec.scheduling
+    metadata |= {
+        "labels": scheduling.labels | _queue_labels(scheduling) | metadata["labels"],
+        "annotations": scheduling.annotations | {ACTIVE_SECONDS_ANNOTATION: str(active_seconds)},
+    }
 
     job_spec: dict[str, Any] = {
         "completions": 1,
         "parallelism": 1,
         "backoffLimit": policy.max_retries,
-        "suspend": policy.suspend,
+        "suspend": policy.suspend or scheduling.queue_name is not None,  # a queue starts its Jobs itself
         "podReplacementPolicy": "Failed",  # never two trainers at once
         "podFailurePolicy": {"rules": _failure_rules()},
         "template": {
-            "metadata": {"labels": child_labels(plan.job, plan.component)},
+            "metadata": _pod_metadata(plan),
             "spec": build_pod_spec(plan),
         },
     }
@@ -55,6 +60,18 @@ def build_child_job(plan: PodPlan, active_seconds: int) -> dict[str, Any]:
         job_spec["activeDeadlineSeconds"] = deadline
 
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job_spec}
+
+
+def _queue_labels(scheduling: SchedulingSpec) -> dict[str, str]:
+    labels = {QUEUE_LABEL: scheduling.queue_name, QUEUE_PRIORITY_LABEL: scheduling.workload_priority_class_name}
+    return {key: value for key, value in labels.items() if value is not None}
+
+
+def _pod_metadata(plan: PodPlan) -> dict[str, Any]:
+    """Labels and annotations of the pod: schedulers other than Kueue read theirs there."""
+    scheduling = plan.spec.scheduling
+    metadata: dict[str, Any] = {"labels": scheduling.labels | child_labels(plan.job, plan.component)}
+    return metadata | ({"annotations": dict(scheduling.annotations)} if scheduling.annotations else {})
 
 
 def _failure_rules() -> list[dict[str, Any]]:

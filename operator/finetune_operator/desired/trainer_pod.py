@@ -47,6 +47,7 @@ def build_pod_spec(plan: PodPlan) -> Json:
         "tolerations": [toleration.to_wire() for toleration in resources.tolerations],
         "runtimeClassName": resources.runtime_class_name,
         "priorityClassName": resources.priority_class_name,
+        "schedulerName": plan.spec.scheduling.scheduler_name,
     }
     return pod | {field: value for field, value in optional.items() if value}
 

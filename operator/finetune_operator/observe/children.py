@@ -13,7 +13,12 @@ from pydantic import ValidationError
 from finetune_api.base import MAX_SECONDS, Json
 from finetune_api.outcome import COMPRESSED_PREFIX, Outcome
 from finetune_api.vocabulary import QUEUE_LABEL, TRAINER_CONTAINER
-from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION, controller_uid, controlling_job
+from finetune_operator.desired.names import (
+    ACTIVE_SECONDS_ANNOTATION,
+    ACTIVE_SINCE_ANNOTATION,
+    controller_uid,
+    controlling_job,
+)
 from finetune_operator.desired.trainer_pod import CONFIG_VOLUME
 
 EVICTED = "Evicted"
@@ -50,7 +55,13 @@ class ChildJob:
     """Time of the last start or resumption; None while the Job is suspended."""
 
     active_seconds: int
-    """Seconds that the Job ran before `started`."""
+    """Seconds that the Job ran before `started`, as its annotation says."""
+
+    noted_start: datetime | None
+    """Time of the last start of a Job in a queue, as its annotation says: a queue suspends it without a note."""
+
+    is_held_by_kueue: bool
+    """True if it was Kueue that suspended the Job last, which it also does with Jobs that name no queue."""
 
     complete: TrueCondition | None
     failed: TrueCondition | None
@@ -66,7 +77,8 @@ class ChildJob:
         metadata, spec, status = body["metadata"], body["spec"], body.get("status") or {}
 
         # The annotation is ours, but anybody may have edited it.
-        recorded = (metadata.get("annotations") or {}).get(ACTIVE_SECONDS_ANNOTATION, "0")
+        annotations = metadata.get("annotations") or {}
+        recorded = annotations.get(ACTIVE_SECONDS_ANNOTATION, "0")
 
         return cls(
             name=metadata["name"],
@@ -79,6 +91,8 @@ class ChildJob:
             ttl=spec.get("ttlSecondsAfterFinished"),
             started=parse_time(status.get("startTime")),
             active_seconds=min(int(recorded), MAX_SECONDS) if re.fullmatch("[0-9]{1,10}", recorded) else 0,
+            noted_start=_noted_time(annotations.get(ACTIVE_SINCE_ANNOTATION)),
+            is_held_by_kueue=bool(spec.get("suspend")) and _is_suspended_by(metadata, "kueue"),
             complete=_true_condition(status, "Complete"),
             failed=_true_condition(status, "Failed"),
             suspension=_true_condition(status, "Suspended"),
@@ -107,8 +121,13 @@ class ChildJob:
         # A Job that has ended stopped running then, whenever it is looked at.
         end = self.complete or self.failed
         until = end.time if end and end.time else now
+        started = self.started
 
-        return self.active_seconds + (max(0, int((until - self.started).total_seconds())) if self.started else 0)
+        # A queue has suspended it, and the Job controller has forgotten the start.
+        if started is None and self.suspended and self.noted_start is not None:
+            started, until = self.noted_start, (self.suspension and self.suspension.time) or now
+
+        return self.active_seconds + (max(0, int((until - started).total_seconds())) if started else 0)
 
 
 @dataclass(frozen=True)
@@ -219,6 +238,23 @@ class TrainerPod:
             started=termination.started if termination else parse_time(running.get("startedAt")),
             termination=termination,
         )
+
+
+def _noted_time(text: str | None) -> datetime | None:
+    """Reads a time that anybody may have edited."""
+    try:
+        time = parse_time(text)
+    except ValueError:
+        return None
+    return time if time is not None and time.tzinfo is not None else None
+
+
+def _is_suspended_by(metadata: Json, manager: str) -> bool:
+    """True if a field manager wrote `spec.suspend` last."""
+    for entry in metadata.get("managedFields") or ():
+        if entry.get("manager") == manager and "f:suspend" in (entry.get("fieldsV1") or {}).get("f:spec", {}):
+            return True
+    return False
 
 
 def parse_time(text: str | None) -> datetime | None:

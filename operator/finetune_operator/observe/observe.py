@@ -29,6 +29,7 @@ from finetune_operator.errors import ForbiddenError
 from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.doubts import find_doubt
 from finetune_operator.observe.leftovers import find_orphaned_pods, find_predecessor
+from finetune_operator.observe.queue import read_queue
 from finetune_operator.observe.report_store import ReceivedReport, ReportStore
 from finetune_operator.observe.snapshot import (
     AnySnapshot,
@@ -70,6 +71,7 @@ async def observe(
     )
     try:
         seen = await _observe_children(cluster, seen, spec, terminated_pods, reports)
+        seen = replace(seen, queue=await read_queue(cluster.queues, seen, spec, installation))
         seen = replace(seen, config_map=await _config_map(cluster, seen, spec, installation))
     except ForbiddenError as error:
         return BlindSnapshot(**vars(seen), refusal=f"the API server refused {error.request}: {error.message}")
@@ -195,6 +197,7 @@ def _is_settled(metadata: ObjectMeta, spec: FineTuneJobSpec | str, status: FineT
         and status.observed_generation == metadata.generation  # a TTL that was taken back is taken from the Job too
         and isinstance(spec, FineTuneJobSpec)
         and spec.run_policy.ttl_seconds_after_finished is None
+        and spec.scheduling.queue_name is None  # a Job that its queue holds has to leave it
     )
 
 

@@ -19,6 +19,7 @@ from finetune_api.vocabulary import PreflightMode
 from finetune_operator.desired.names import PREFLIGHT, TRAINER, Component, child_name, controller_uid, names_its_data
 from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.report_store import Channel, ReceivedReport
+from finetune_operator.observe.workload import QueueView
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,9 @@ class AnySnapshot:
 
     blocker: Waiting | None = None
     """What keeps the newest pod from being created or started, if only Events show it."""
+
+    queue: QueueView | None = None
+    """What the queue of the current run says that its Job does not; None if it is in none, or on its way."""
 
     channel: Channel = field(default_factory=Channel)
     """What is known about the way of reports."""

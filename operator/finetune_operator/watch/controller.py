@@ -54,6 +54,7 @@ class Controller:
         self._names: dict[str, NamespacedName] = {}  # by UID
         self._versions: dict[str, frozenset[str]] = {}  # by UID: of the job and its children, in the newest list
         self._events_meanwhile: dict[NamespacedName, tuple[str, str]] = {}  # of jobs that a worker has: UID, version
+        self._queued: dict[str, str] = {}  # UIDs of FineTuneJobs by those of their batch/v1 Jobs in queues
         self._is_list_due = asyncio.Event()
         self._heartbeat = time.monotonic()
         self.refusal = ""
@@ -82,6 +83,17 @@ class Controller:
         name = self._names.get(job_uid)
         if name is not None:
             self._queue.add(name)
+
+    def note_queued(self, child_uid: str, job_uid: str, *, is_gone: bool) -> None:
+        """Remember whose batch/v1 Job is in a queue: Kueue's Workloads name that Job only."""
+        if is_gone:
+            self._queued.pop(child_uid, None)
+        else:
+            self._queued[child_uid] = job_uid
+
+    def trigger_queued(self, child_uid: str) -> None:
+        """Look at the FineTuneJob of a batch/v1 Job in a queue, because its Workload changed."""
+        self.trigger_owner(self._queued.get(child_uid, ""))
 
     def trigger_report(self, job_uid: str, name: NamespacedName) -> None:
         """Look at a job when its newest progress report is to be written."""

@@ -13,9 +13,10 @@ from typing import Any
 import kopf
 
 from finetune_api import GROUP, PLURAL, VERSION
-from finetune_api.vocabulary import JOB_UID_LABEL
+from finetune_api.vocabulary import JOB_UID_LABEL, QUEUE_LABEL
 from finetune_operator.cluster.cluster import NamespacedName
 from finetune_operator.cluster.connection import ApiConnection
+from finetune_operator.cluster.queues import KUEUE_GROUP
 from finetune_operator.metrics.series import WATCH_EVENTS, WATCH_TIME
 from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.watch.controller import Controller
@@ -62,9 +63,10 @@ def build_settings() -> kopf.OperatorSettings:
 
 
 def build_registry(
-    controller: Controller, terminated_pods: TerminatedPods, connection: ApiConnection
+    controller: Controller, terminated_pods: TerminatedPods, connection: ApiConnection, kueue: bool = False
 ) -> kopf.OperatorRegistry:
-    """Returns the handlers, bound to the controller that they trigger. kopf logs in as `connection` does."""
+    """Returns the handlers, bound to the controller that they trigger. kopf logs in as `connection` does. `kueue`:
+    whether Kueue's Workloads may be watched."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -84,8 +86,10 @@ def build_registry(
             controller.trigger(NamespacedName(namespace or "", name), uid, version)
 
     @kopf.on.event("batch", "v1", "jobs", registry=registry)
-    async def child_job_changed(event: kopf.RawEvent, labels: kopf.Labels, **_: Any) -> None:
+    async def child_job_changed(event: kopf.RawEvent, labels: kopf.Labels, uid: str, **_: Any) -> None:
         _count("jobs")
+        if labels.get(QUEUE_LABEL):
+            controller.note_queued(uid, labels.get(JOB_UID_LABEL, ""), is_gone=event["type"] == "DELETED")
         _child_changed(controller, event, labels)
 
     @kopf.on.event("", "v1", "pods", registry=registry)
@@ -94,7 +98,17 @@ def build_registry(
         terminated_pods.note(dict(body))  # a pod may be gone before the reconcile can read its exit code
         _child_changed(controller, event, labels)
 
+    if kueue:
+        _watch_workloads(registry, controller)
     return registry
+
+
+def _watch_workloads(registry: kopf.OperatorRegistry, controller: Controller) -> None:
+    @kopf.on.event(KUEUE_GROUP, "workloads", registry=registry)
+    async def workload_changed(event: kopf.RawEvent, labels: kopf.Labels, **_: Any) -> None:
+        _count("workloads")
+        if event["type"] is not None:
+            controller.trigger_queued(labels.get(f"{KUEUE_GROUP}/job-uid", ""))
 
 
 def _child_changed(controller: Controller, event: kopf.RawEvent, labels: kopf.Labels) -> None:

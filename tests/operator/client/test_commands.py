@@ -17,16 +17,17 @@ pytestmark = pytest.mark.cluster
 HOSTILE = "\x1b[2J\x1b]0;owned\x07rows\u202e are\r gone\n\x9b31m"
 
 
-def write_manifest(path: Path, name: str, **resources: Any) -> Path:
+def write_manifest(path: Path, name: str, queue: str = "", **resources: Any) -> Path:
     job = {
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "FineTuneJob",
-        "metadata": {"name": name, "labels": {"kueue.x-k8s.io/queue-name": "team-a"}},
+        "metadata": {"name": name, "labels": {"example.com/owner": "a"}},
         "spec": {
             "model": {"source": "s3://models/tiny/"},
             "dataset": {"source": "s3://data/chat.jsonl"},
             "output": {"s3": {"bucket": "results"}},
             "resources": {"gpus": 0} | resources,
+            "scheduling": {"queueName": queue} if queue else {},
             "runPolicy": {"preflight": "Skip"},
         },
     }
@@ -100,7 +101,7 @@ def test_gpus_by_job_and_queue_are_shown_with_and_without_the_right_to_see_nodes
     operator: OperatorProcess, users: Any, finetune: Any, tmp_path: Path, dev_cluster: Any, namespace: str
 ) -> None:
     me = ("--kubeconfig", users.owner())
-    finetune("submit", write_manifest(tmp_path / "job.yaml", "bot", gpus=1), *me)
+    finetune("submit", write_manifest(tmp_path / "job.yaml", "bot", queue="team-a", gpus=1), *me)
     shown = finetune("top", *me).out
     assert "team-a" in shown
     assert "the nodes' GPUs are not shown: you may not list nodes in the whole cluster" in shown

@@ -33,8 +33,8 @@ main()
 def a_job(name: str, phase: str, *, loss: float | None = None, percent: int = 0, **more: Any) -> dict[str, Any]:
     progress = {"percent": percent, "step": percent * 2, "totalSteps": 200, "loss": loss, "eta": "12m30s"}
     return {
-        "metadata": {"name": name, "namespace": "team-a", "uid": name, "labels": {"kueue.x-k8s.io/queue-name": "gpus"}},
-        "spec": {"resources": {"gpus": 1}},
+        "metadata": {"name": name, "namespace": "team-a", "uid": name},
+        "spec": {"resources": {"gpus": 1}, "scheduling": {"queueName": "gpus"}},
         "status": {"phase": phase, "reason": phase, "progress": progress if loss else {}} | more,
     }
 

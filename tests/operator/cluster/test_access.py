@@ -9,7 +9,7 @@ from kubernetes import client
 
 from finetune_devcluster.audit import audit_log, read_requests
 from finetune_devcluster.cluster import DevCluster
-from finetune_operator.cluster.access import CLUSTER_RULES, OWN_RULES, RULES
+from finetune_operator.cluster.access import CLUSTER_RULES, OWN_RULES, QUEUE_RULES, RULES
 from finetune_test_operator.operator_process import ACCOUNT, OperatorProcess
 from finetune_test_operator.played_kubelet import PlayedKubelet, wait_for
 from finetune_test_operator.rights_audit import Audit, Right
@@ -26,7 +26,7 @@ EVERY_LIFE = (
 
 
 def test_no_rule_is_about_secrets_or_the_inside_of_pods() -> None:
-    for rule in (*RULES, *OWN_RULES, *CLUSTER_RULES):
+    for rule in (*RULES, *QUEUE_RULES, *OWN_RULES, *CLUSTER_RULES):
         assert rule.resource not in FORBIDDEN
         assert "*" not in (rule.group, rule.resource, *rule.verbs)
         assert not {"delete", "deletecollection", "escalate", "bind", "impersonate"} & {*rule.verbs}

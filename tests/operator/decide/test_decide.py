@@ -16,6 +16,7 @@ from finetune_operator.desired.names import child_name
 from finetune_operator.observe.children import TrueCondition
 from finetune_operator.observe.report_store import Channel, Heard
 from finetune_operator.observe.snapshot import Predecessor, Snapshot, Waiting
+from finetune_operator.observe.workload import QueueView
 from finetune_operator.status_reasons import STATUS_REASONS, StatusReason
 from finetune_test_operator.snapshot_builder import (
     METADATA,
@@ -60,10 +61,7 @@ def _waiting(reason: str) -> tuple[object, ...]:
     return (a_pod(state={"waiting": {"reason": reason, "message": "m"}}),)
 
 
-QUEUED = FineTuneJobStatus(
-    phase=Phase.QUEUED,
-    conditions=(a_condition(ConditionType.QUEUED),),
-)
+QUEUED = FineTuneJobStatus(phase=Phase.QUEUED, conditions=(a_condition(ConditionType.QUEUED),))
 LATER = NOW + timedelta(seconds=60)
 UNSCHEDULABLE = a_pod(conditions=[{"type": "PodScheduled", "status": "False", "message": "no GPU"}])
 EVICTED = an_ended_pod(137, reason="Evicted")
@@ -315,6 +313,7 @@ def test_a_job_created_suspended_has_a_suspended_job() -> None:
 
 
 def test_every_rule_of_the_chain_decides_a_case() -> None:
-    snapshots = [*(case[0] for case in CASES.values()), a_snapshot(status=_status(Phase.FAILED))]
+    more = (a_snapshot(status=_status(Phase.FAILED)), a_snapshot(job=None, queue=QueueView("gpus", problem="gone")))
+    snapshots = [*(case[0] for case in CASES.values()), *more]
     deciding = {deciding_rule(TRAINING, snapshot, snapshot.training) for snapshot in snapshots}
     assert deciding == {rule.__name__ for rule in (*TRAINING.rules, TRAINING.otherwise)}

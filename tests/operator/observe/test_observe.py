@@ -46,6 +46,7 @@ class FakeCluster:
         self.events: dict[str, list[Json]] = {}
         self.asked: list[str] = []
         self.hidden = ""
+        self.queues = None  # nothing here is in one: test_queue.py
 
     def now(self) -> datetime:
         return NOW

@@ -127,8 +127,22 @@ class ControlPlane:
             "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
             "--endpoint-reconciler-type=none",
             "--shutdown-delay-duration=0",
+            *self._aggregation_flags(),
             *audit_flags(self._folder),
         )
+
+    def _aggregation_flags(self) -> list[str]:
+        """Flags by which servers of further APIs, such as Kueue's visibility, know that it is this one that asks."""
+        proxy = self._authority.client("front-proxy", "front-proxy")
+        return [
+            f"--proxy-client-cert-file={proxy.certificate}",
+            f"--proxy-client-key-file={proxy.key}",
+            f"--requestheader-client-ca-file={self._authority.ca.certificate}",
+            "--requestheader-allowed-names=front-proxy",
+            "--requestheader-username-headers=X-Remote-User",
+            "--requestheader-group-headers=X-Remote-Group",
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+        ]
 
     def _start_controller_manager(self, admin: Path) -> None:
         ca = self._authority.ca

@@ -40,6 +40,16 @@ class Outcomes:
         artifacts=(artifact,),
         finished=FINISHED,
     )
+    interrupted = Outcome(
+        result=Result.INTERRUPTED,
+        reason=FailureReason.INTERRUPTED,
+        exit_code=ExitCode.INTERRUPTED,
+        stage=Stage.TRAINING,
+        step=10,
+        total_steps=20,
+        checkpoint_step=10,
+        finished=FINISHED,
+    )
     checked = Outcome(
         result=Result.SUCCEEDED,
         message="rows: 40",
@@ -87,15 +97,16 @@ class Jobs:
         self._core: Any = client.CoreV1Api(cluster.api_client())
         self._batch: Any = client.BatchV1Api(cluster.api_client())
 
-    def create(self, name: str, secret: str = "", **run_policy: Any) -> Json:
-        """A small job whose trainer comes at once, unless `preflight` says otherwise; keyword arguments are fields of
-        spec.runPolicy. `secret`: the Secret with the credentials of its model, data and output."""
+    def create(self, name: str, secret: str = "", scheduling: Json | None = None, **run_policy: Any) -> Json:
+        """A small job whose trainer comes at once, unless `preflight` says otherwise; further keyword arguments are
+        fields of spec.runPolicy. `secret`: the Secret with the credentials of its model, data and output."""
         credentials = {"credentials": {"secretName": secret}} if secret else {}
         spec = {
             "model": {"source": "s3://models/tiny/"} | credentials,
             "dataset": {"source": "s3://data/chat.jsonl"} | credentials,
             "output": {"s3": {"bucket": "results"} | credentials},
             "resources": {"gpus": 0},
+            "scheduling": scheduling or {},
             "runPolicy": {"preflight": "Skip"} | run_policy,
         }
         body = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": name}, "spec": spec}

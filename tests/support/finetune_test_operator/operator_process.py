@@ -16,7 +16,7 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from finetune_devcluster.cluster import DevCluster
-from finetune_operator.cluster.access import CLUSTER_RULES, OWN_RULES, RULES
+from finetune_operator.cluster.access import CLUSTER_RULES, OWN_RULES, QUEUE_RULES, RULES
 from finetune_operator.desired.names import LEASE_NAME
 from finetune_operator.settings import ServiceAccount
 from finetune_test_programs.child_process import Program, free_port
@@ -37,12 +37,17 @@ class OperatorProcess:
         *namespaces: str,
         beside: "OperatorProcess | None" = None,
         lease_namespace: str = NAMESPACE,
+        kueue: bool = False,
     ) -> None:
         """`namespaces`: serve these only, with rights there and nowhere else (but to review tokens).
 
         `beside`: another replica of the same installation, under whose address trainers report. `lease_namespace`:
-        installations beside each other elect in namespaces of their own.
+        installations beside each other elect in namespaces of their own. `kueue`: with rights on Kueue's objects.
         """
+        self._rules = (*RULES, *(QUEUE_RULES if kueue else ()))
+        self.environment: dict[str, str] = {"FINETUNE_KUEUE": "true" if kueue else "false"}
+        """Further variables of the next process."""
+
         self._lease_namespace = lease_namespace
         self._cluster = cluster
         self._namespaces = namespaces
@@ -178,18 +183,22 @@ class OperatorProcess:
                 raise
 
     def _environment(self) -> dict[str, str]:
-        return {
-            "PATH": os.environ["PATH"],
-            "PYTHONSAFEPATH": "1",
-            "FINETUNE_NAMESPACES": ",".join(self._namespaces),
-            "FINETUNE_TRAINER_IMAGE": TRAINER_IMAGE,
-            "FINETUNE_PROGRESS_URL": self._advertised,
-            "FINETUNE_PROGRESS_PORT": str(self.progress_port),
-            "FINETUNE_HEALTH_PORT": str(self.health_port),
-            "FINETUNE_TLS_DIR": str(self.tls_dir),
-            "FINETUNE_LEASE_NAMESPACE": self._lease_namespace,
-            "FINETUNE_LOG_FORMAT": self.log_format,
-        } | ({"PYTHONPATH": str(self.code)} if self.code else {})
+        return (
+            {
+                "PATH": os.environ["PATH"],
+                "PYTHONSAFEPATH": "1",
+                "FINETUNE_NAMESPACES": ",".join(self._namespaces),
+                "FINETUNE_TRAINER_IMAGE": TRAINER_IMAGE,
+                "FINETUNE_PROGRESS_URL": self._advertised,
+                "FINETUNE_PROGRESS_PORT": str(self.progress_port),
+                "FINETUNE_HEALTH_PORT": str(self.health_port),
+                "FINETUNE_TLS_DIR": str(self.tls_dir),
+                "FINETUNE_LEASE_NAMESPACE": self._lease_namespace,
+                "FINETUNE_LOG_FORMAT": self.log_format,
+            }
+            | self.environment
+            | ({"PYTHONPATH": str(self.code)} if self.code else {})
+        )
 
     def _pod_environment(self, api_port: int) -> dict[str, str]:
         """Variables that only a pod has."""
@@ -236,7 +245,7 @@ class OperatorProcess:
         rbac, kind = "rbac.authorization.k8s.io/v1", "Role" if self._namespaces else "ClusterRole"
         scopes: list[dict[str, str]] = [{"namespace": namespace} for namespace in self._namespaces] or [{}]
         scoped = [{"name": self._account} | scope for scope in scopes]
-        rules = [rule.to_wire() for rule in RULES]
+        rules = [rule.to_wire() for rule in self._rules]
         subject = {"kind": "ServiceAccount", "name": self._account, "namespace": NAMESPACE}
         reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": self._account}
         delegation = {"name": f"{self._account}-token-review"}

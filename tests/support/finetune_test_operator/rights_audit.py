@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from finetune_api import GROUP, PLURAL
 from finetune_devcluster.audit import Request, read_requests
-from finetune_operator.cluster.access import CLUSTER_RULES, OWN_RULES, RULES
+from finetune_operator.cluster.access import CLUSTER_RULES, OWN_RULES, QUEUE_RULES, RULES
 from finetune_test_operator.operator_process import ACCOUNT
 
 DISCOVERY = ("/api", "/apis", "/version", "/openapi")
@@ -37,6 +37,9 @@ UNSEEN: Final = {
     Right(GROUP, f"{PLURAL}/finalizers", "update"): (
         "asked for by an admission plugin, not by a request: "
         "test_access.py::test_some_api_servers_ask_for_the_right_on_finalizers"
+    ),
+    Right("visibility.kueue.x-k8s.io", "localqueues/pendingworkloads", "get"): (
+        "asked of Kueue's own server, which only `make kueue` starts: test_real_kueue.py"
     ),
 }
 """Rights that no request shows, and the test that needs them."""
@@ -90,7 +93,7 @@ class Audit:
 
 def granted() -> dict[Right, str]:
     """Returns every right that the rules grant, with the reason of its rule."""
-    rules = (*RULES, *OWN_RULES, *CLUSTER_RULES)
+    rules = (*RULES, *QUEUE_RULES, *OWN_RULES, *CLUSTER_RULES)
     return {Right(rule.group, rule.resource, verb): rule.reason for rule in rules for verb in rule.verbs}
 
 

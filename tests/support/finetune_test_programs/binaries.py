@@ -1,19 +1,23 @@
-"""The dev cluster's programs: `kube` (control plane, kubelet and kubectl in one file), `helm` and `promtool`.
+"""The dev cluster's programs: `kube` (control plane, kubelet and kubectl in one file), `helm`, `promtool` and, for
+`make kueue` only, Kueue's manager.
 
 All are built from published Go modules, once per version, and kept outside the checkout. The digest of a module's
 files is in the cached file's name, so a new pin builds anew and an old checkout still finds its own. `KUBE_BINARY`,
 `HELM_BINARY` and `PROMTOOL_BINARY` point at ready ones.
 
-    python -m finetune_test_programs.binaries            build all
+    python -m finetune_test_programs.binaries            build all but kueue
     python -m finetune_test_programs.binaries helm ...   run helm
 """
 
+import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +29,16 @@ PACKAGES = {
     "kube": ".",
     "helm": "helm.sh/helm/v3/cmd/helm",
     "promtool": "github.com/prometheus/prometheus/cmd/promtool",
+    "kueue": "sigs.k8s.io/kueue/cmd/kueue",
 }
+ON_DEMAND = ("kueue",)
+KUEUE_CERTIFICATES = "certificates"
+"""Folder of Kueue's certificates below its working folder. Its source has absolute paths, which only root may write."""
+
+KUEUE_PATHS = {"cmd/kueue/main.go": "/etc/kueue/metrics/certs", "pkg/visibility/server.go": "/visibility"}
+
 TAGS = "remove_all_sd"  # promtool without the clients of every cloud
-TYPICAL_MINUTES = {"kube": 6, "helm": 2, "promtool": 3}
+TYPICAL_MINUTES = {"kube": 6, "helm": 2, "promtool": 3, "kueue": 8}
 
 
 def kube_binary() -> Path:
@@ -43,6 +54,51 @@ def helm_binary() -> Path:
 def promtool_binary() -> Path:
     """Path of `promtool`; builds it if it is missing."""
     return _find_or_build("promtool")
+
+
+def kueue_binary() -> Path:
+    """Path of Kueue's manager; builds it if it is missing."""
+    return _find_or_build("kueue")
+
+
+def kueue_manifests() -> Path:
+    """Folder of Kueue's own manifests (`crd`, `webhook`), of the version that its go.mod pins; they come with the
+    source, which is downloaded if it is missing."""
+    folder = CACHE / f"kueue-manifests-{_digest(FOLDER / 'kueue')}"
+    if not folder.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        source = _kueue_source() / "config/components"
+        partial = Path(tempfile.mkdtemp(dir=CACHE))
+        _copy([source / part for part in ("crd", "webhook")], partial)
+        with contextlib.suppress(OSError):  # another process was first
+            partial.rename(folder)
+    return folder
+
+
+def _copy(sources: list[Path], folder: Path) -> None:
+    """Copy files and folders so that they may be changed: Go's module cache is read-only."""
+    subprocess.run(["cp", "-r", "--no-preserve=mode", *map(str, sources), str(folder)], check=True)
+
+
+def _kueue_source() -> Path:
+    command = [find_go(), "mod", "download", "-json", "sigs.k8s.io/kueue"]
+    environment = os.environ | {"GOTOOLCHAIN": "local"}
+    found = subprocess.run(command, cwd=FOLDER / "kueue", env=environment, capture_output=True, check=True)
+    return Path(json.loads(found.stdout)["Dir"])
+
+
+def _move_kueue_certificates(folder: Path) -> Path:
+    """Copy Kueue's source with its certificates in another folder; returns a go.mod that takes the copy."""
+    copy, module = folder / "kueue", folder / "go.mod"
+    copy.mkdir()
+    _copy([_kueue_source() / part for part in ("apis", "client-go", "cmd", "pkg", "go.mod")], copy)
+
+    for name, path in KUEUE_PATHS.items():
+        text = (copy / name).read_text()
+        (copy / name).write_text(text.replace(f'"{path}"', f'"{KUEUE_CERTIFICATES}"'))
+    module.write_text((FOLDER / "kueue/go.mod").read_text() + f"\nreplace sigs.k8s.io/kueue => {copy}\n")
+    shutil.copyfile(FOLDER / "kueue/go.sum", folder / "go.sum")
+    return module
 
 
 def _find_or_build(name: str) -> Path:
@@ -96,6 +152,10 @@ def _build(name: str, binary: Path) -> None:
     command = [find_go(), "build", "-trimpath", "-tags", TAGS, "-ldflags", flags, "-o", str(partial), PACKAGES[name]]
     environment = os.environ | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly -buildvcs=false"}
 
+    changed = Path(tempfile.mkdtemp(dir=binary.parent))
+    if name == "kueue":
+        command.insert(2, f"-modfile={_move_kueue_certificates(changed)}")
+
     start = time.monotonic()
     with subprocess.Popen(command, cwd=module, env=environment, stderr=subprocess.PIPE, text=True) as build:
         while True:
@@ -110,6 +170,7 @@ def _build(name: str, binary: Path) -> None:
                     file=sys.stderr,
                 )
 
+    shutil.rmtree(changed)
     if build.returncode != 0:
         raise RuntimeError(f"building {name} failed:\n{errors[-4000:]}")
     partial.rename(binary)
@@ -120,7 +181,7 @@ def main() -> None:
     if len(sys.argv) > 1:
         program = str(_find_or_build(sys.argv[1]))
         os.execv(program, [sys.argv[1], *sys.argv[2:]])
-    for name in PACKAGES:
+    for name in PACKAGES.keys() - ON_DEMAND:
         print(_find_or_build(name))
 
 
