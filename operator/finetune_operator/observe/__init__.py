@@ -4,6 +4,7 @@
 `snapshot`         the snapshot: what the pure functions know
 `queue`            reads what Kueue says of the current run
 `workload`         Kueue's Workload and a run's queue as small typed values (pure)
+`blockers`         what keeps a pod from starting, by its Events
 `leftovers`        what still runs under the job's name: orphaned pods, and a predecessor
 `doubts`           why a pod's last word is not believed (pure)
 `children`         child Jobs and pods as small typed values

@@ -4,10 +4,8 @@ There is one exception. A pod that suspension or deletion stops vanishes as soon
 read. The watch keeps it in `TerminatedPods`, because its termination message names the newest checkpoint.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,7 +13,6 @@ from pydantic import ValidationError
 from finetune_api.base import Json
 from finetune_api.cost.prices import Price
 from finetune_api.explain import explain_errors
-from finetune_api.failures import FailureReason
 from finetune_api.job import FineTuneJob, ObjectMeta
 from finetune_api.spec.location import LocationTemplate, location_uri
 from finetune_api.spec.spec import FineTuneJobSpec
@@ -26,6 +23,7 @@ from finetune_operator.desired.installation import Installation
 from finetune_operator.desired.names import PREFLIGHT, TRAINER, child_name, preflight_name
 from finetune_operator.desired.run_config_map import build_run_config_map
 from finetune_operator.errors import ForbiddenError
+from finetune_operator.observe.blockers import find_blocker
 from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.doubts import find_doubt
 from finetune_operator.observe.leftovers import find_orphaned_pods, find_predecessor
@@ -37,7 +35,6 @@ from finetune_operator.observe.snapshot import (
     ChildRun,
     Snapshot,
     UnreadableSnapshot,
-    Waiting,
     awaits_preflight,
 )
 from finetune_operator.observe.terminated_pods import TerminatedPods
@@ -116,7 +113,7 @@ async def _observe_children(
         orphaned_pods=find_orphaned_pods(metadata, status.attempts, (pod for pod in live if pod not in owned)),
         predecessor=find_predecessor(metadata, former_jobs, listed) if training_job is None else None,
         channel=reports.channel(metadata.uid),
-        blocker=None if is_over else await _find_blocker(cluster, key, training if training.job else preflight),
+        blocker=None if is_over else await find_blocker(cluster, key, training if training.job else preflight),
         now=cluster.now(),
     )
 
@@ -246,58 +243,3 @@ def _pods_of(
         return pod.created, known.get(pod.uid, len(known)), not pod.is_finished, pod.name
 
     return tuple(sorted(by_uid.values(), key=age))
-
-
-async def _find_blocker(cluster: Cluster, key: NamespacedName, run: ChildRun) -> Waiting | None:
-    """Finds what neither Job nor pod shows, but only Events: that the pod is refused, or that its volumes cannot be
-    mounted."""
-    if run.job is None or not run.only_events_explain:
-        return None
-
-    # No pod, though the Job is to run: a quota or an admission policy may refuse it.
-    pod = run.newest_pod
-    if pod is None or pod.is_finished:
-        events = await cluster.list_events(key.namespace, run.job.uid, "FailedCreate")
-        # Refusals before the newest pod, or before the Job was resumed, are over.
-        events = [event for event in events if not _is_before(event, pod, run.job)]
-        text = _newest_message(events)
-        if text is None:
-            return None
-
-        # Each attempt has a new random suffix, which would make each a new status.
-        text = re.sub(rf"{run.job.name}-\w{{5}}\b", run.job.name, text)
-        return Waiting(FailureReason.POD_REJECTED, f"the pod is refused: {text}", is_stalled=True)
-
-    # A pod that has a node, but no container yet: a Secret or a claim may be missing.
-    failures = await cluster.list_events(key.namespace, pod.uid, "FailedMount")
-    text = _newest_message(failures)
-    if text is None:
-        return None
-
-    # The image is pulled once the volumes are mounted, so an older failure has passed.
-    pulls = await cluster.list_events(key.namespace, pod.uid, "Pulling")
-    if pulls and max(map(_time_of, pulls)) >= max(map(_time_of, failures)):
-        return None
-
-    return Waiting(FailureReason.CONTAINER_CONFIG_ERROR, f"the trainer cannot start: {text}", is_stalled=True)
-
-
-def _is_before(event: Json, pod: TrainerPod | None, job: ChildJob) -> bool:
-    """True if an event is older than the newest pod, or than the Job's start or resumption."""
-    time = _time_of(event)
-    if pod is not None and time <= pod.created:
-        return True
-    return job.started is not None and datetime.fromisoformat(time) < job.started
-
-
-def _time_of(event: Json) -> str:
-    """Returns the time of an event as Kubernetes writes it; sorts as text."""
-    # Events of the newer events.k8s.io API have no lastTimestamp.
-    return str(event.get("lastTimestamp") or event["metadata"]["creationTimestamp"])
-
-
-def _newest_message(events: list[Json]) -> str | None:
-    if not events:
-        return None
-
-    return str(max(events, key=_time_of).get("message", ""))
