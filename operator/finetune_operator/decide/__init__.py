@@ -8,12 +8,10 @@
 `training`         rules about training: succeeded, failed, missing
 `shared`           rules for both runs: a deleted Job, pods that are left over, an outdated ConfigMap, running
 `open_run`         the phase of a run that has neither succeeded nor failed, and the Job's fields that follow the spec
-`queue`            a run in a queue of Kueue: what it waits for, and its suspension
 `gpu_time`         the GPU time that a job has taken, and what is left of it
 `gpu_budget`       a job whose GPU time is too little, or spent
-`startup_deadline` a pod that waits too long for its start
+`waiting`          what a run waits for, in a queue and elsewhere, and how long it may
 `silence`          for how long a trainer that runs has not reported
 `stalls`           a run that stalls or diverges: one restart, then the end
 `explain_failure`  why a run or one of its pods failed
-`explain_waiting`  why a run has no running trainer yet
 """

@@ -21,7 +21,6 @@ from finetune_operator.decide.preflight import (
     checks_passed,
     preflight_job_is_missing,
 )
-from finetune_operator.decide.queue import queue_is_missing
 from finetune_operator.decide.shared import (
     child_is_being_deleted,
     config_map_is_missing,
@@ -30,8 +29,9 @@ from finetune_operator.decide.shared import (
     run_is_open,
 )
 from finetune_operator.decide.stalls import restart_is_used_up, trainer_is_silent
-from finetune_operator.decide.startup_deadline import startup_deadline_has_passed
 from finetune_operator.decide.training import trainer_failed, trainer_job_is_missing, trainer_succeeded
+from finetune_operator.decide.waiting.queue import queue_is_missing
+from finetune_operator.decide.waiting.startup_deadline import startup_deadline_has_passed
 from finetune_operator.desired.installation import Installation
 from finetune_operator.observe.snapshot import BlindSnapshot, ChildRun, Snapshot, UnreadableSnapshot
 

@@ -5,7 +5,7 @@ from finetune_api.failures import FailureReason
 from finetune_api.vocabulary import Phase
 from finetune_operator.decide.decision import RETRY_SECONDS, Actions, Decision
 from finetune_operator.decide.explain_failure import build_failure
-from finetune_operator.decide.queue import leave_queue
+from finetune_operator.decide.waiting.queue import leave_queue
 from finetune_operator.desired.installation import Installation
 from finetune_operator.observe.children import ChildJob
 from finetune_operator.observe.snapshot import AnySnapshot, BlindSnapshot, ChildRun, Snapshot, UnreadableSnapshot

@@ -9,11 +9,11 @@ from finetune_api.base import Json
 from finetune_api.vocabulary import Phase
 from finetune_operator.decide.decision import RETRY_SECONDS, Decision
 from finetune_operator.decide.explain_failure import explain_pod
-from finetune_operator.decide.explain_waiting import find_waiting
 from finetune_operator.decide.gpu_time import backstop_deadline, seconds_until_budget_is_spent
-from finetune_operator.decide.queue import describe_eviction, describe_suspension, seconds_until_next_look
 from finetune_operator.decide.silence import find_silence
-from finetune_operator.decide.startup_deadline import seconds_until_startup_deadline
+from finetune_operator.decide.waiting.explain_waiting import find_waiting
+from finetune_operator.decide.waiting.queue import describe_eviction, describe_suspension, seconds_until_next_look
+from finetune_operator.decide.waiting.startup_deadline import seconds_until_startup_deadline
 from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION, ACTIVE_SINCE_ANNOTATION, PREFLIGHT
 from finetune_operator.desired.trainer_job import remaining_deadline
 from finetune_operator.observe.children import ChildJob

@@ -7,7 +7,7 @@ from finetune_api.failures import FailureReason
 from finetune_api.vocabulary import Phase
 from finetune_operator.decide.decision import RETRY_SECONDS, Actions, Decision
 from finetune_operator.decide.open_run import describe_open_run, follow_spec
-from finetune_operator.decide.queue import follow_suspension
+from finetune_operator.decide.waiting.queue import follow_suspension
 from finetune_operator.desired.installation import Installation
 from finetune_operator.desired.names import TRAINER
 from finetune_operator.desired.run_config_map import build_run_config_map, reports_elsewhere

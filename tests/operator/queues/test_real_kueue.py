@@ -135,7 +135,7 @@ def test_a_preempted_job_goes_on_from_its_checkpoint_and_has_not_failed(
     _interrupt(kubelet, pod, outcomes)
     held = queued.wait_for_message("patient", "it goes on from its newest checkpoint. Job")["status"]
     assert (held["phase"], held["reason"]) == ("Queued", "EvictedByQueue")
-    assert held["checkpointStep"] == 10
+    assert held["checkpointStep"] == 7
 
     kubelet.end(_start(queued, kubelet, "pressing"), 0, outcomes.success.encode())
     queued.jobs.wait_for_phase("pressing", "Succeeded")

@@ -40,16 +40,6 @@ class Outcomes:
         artifacts=(artifact,),
         finished=FINISHED,
     )
-    interrupted = Outcome(
-        result=Result.INTERRUPTED,
-        reason=FailureReason.INTERRUPTED,
-        exit_code=ExitCode.INTERRUPTED,
-        stage=Stage.TRAINING,
-        step=10,
-        total_steps=20,
-        checkpoint_step=10,
-        finished=FINISHED,
-    )
     checked = Outcome(
         result=Result.SUCCEEDED,
         message="rows: 40",

@@ -15,7 +15,7 @@ from finetune_api.status import Condition
 from finetune_api.vocabulary import ConditionType, PreflightResult, Stage
 from finetune_operator.decide.decision import Decision
 from finetune_operator.decide.explain_failure import build_failure
-from finetune_operator.decide.explain_waiting import find_waiting
+from finetune_operator.decide.waiting.explain_waiting import find_waiting
 from finetune_operator.desired.names import PREFLIGHT
 from finetune_operator.observe.snapshot import ChildRun, Snapshot, Waiting
 from finetune_operator.status_reasons import StatusReason

@@ -2,7 +2,7 @@
 
 from finetune_api.failures import FailureReason
 from finetune_operator.decide.explain_failure import ends_the_run, explain_pod, is_interruption
-from finetune_operator.decide.queue import describe_pods_ready, explain_queue, explain_required_queue
+from finetune_operator.decide.waiting.queue import describe_pods_ready, explain_queue, explain_required_queue
 from finetune_operator.observe.children import TrainerPod
 from finetune_operator.observe.snapshot import ChildRun, Snapshot, Waiting
 from finetune_operator.status_reasons import StatusReason

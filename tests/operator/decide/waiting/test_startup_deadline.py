@@ -10,7 +10,7 @@ from finetune_api.failures import ExitCode, FailureReason
 from finetune_api.outcome import Outcome, Result
 from finetune_api.status import FineTuneJobStatus
 from finetune_api.vocabulary import ConditionType, Phase, PreflightResult, Stage
-from finetune_operator.decide.startup_deadline import MAX_HELD_SECONDS
+from finetune_operator.decide.waiting.startup_deadline import MAX_HELD_SECONDS
 from finetune_operator.observe.children import ChildJob, TrainerPod, TrueCondition
 from finetune_operator.observe.snapshot import Snapshot, Waiting
 from finetune_operator.status.status import build_status

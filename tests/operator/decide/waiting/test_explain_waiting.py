@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune_operator.decide.explain_waiting import explain_waiting
+from finetune_operator.decide.waiting.explain_waiting import explain_waiting
 from finetune_operator.observe.children import TrainerPod
 from finetune_operator.observe.snapshot import Waiting
 from finetune_test_operator.snapshot_builder import a_pod

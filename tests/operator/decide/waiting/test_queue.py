@@ -199,7 +199,9 @@ def test_the_time_of_running_survives_an_eviction() -> None:
     known = replace(running, noted_start=NOW)
     assert decision_about(a_snapshot(spec, job=known, pods=(a_running_pod(),))).actions.patch_trainer_job is None
 
-    evicted = replace(known, suspended=True, started=None, suspension=TrueCondition("JobSuspended", "", NOW + timedelta(seconds=50)))
+    evicted = replace(
+        known, suspended=True, started=None, suspension=TrueCondition("JobSuspended", "", NOW + timedelta(seconds=50))
+    )
     later = a_snapshot(spec, job=evicted, queue=QueueView("research"), now=NOW + timedelta(hours=9))
     annotations = {ACTIVE_SECONDS_ANNOTATION: "150", ACTIVE_SINCE_ANNOTATION: None}
     assert decision_about(later).actions.patch_trainer_job == {
