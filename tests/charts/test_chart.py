@@ -10,7 +10,7 @@ import pytest
 import yaml
 from cryptography import x509
 
-from finetune_operator.cluster.access import CLUSTER_RULES, OWN_RULES, RULES
+from finetune_operator.cluster.access import CLUSTER_RULES, OWN_RULES, QUEUE_RULES, RULES
 from finetune_operator.cluster.generate import generated_files
 from finetune_operator.settings import Settings
 from finetune_test_programs.binaries import helm_binary
@@ -57,6 +57,20 @@ def test_no_rule_reaches_secrets_shells_or_logs(rendered: list[dict[str, Any]]) 
 
 def test_the_operator_is_tested_under_the_rules_that_the_chart_gives(rendered: list[dict[str, Any]]) -> None:
     assert rules(rendered) == [rule.to_wire() for rule in (*RULES, *CLUSTER_RULES, *OWN_RULES)]
+
+
+def test_rights_on_kueue_are_given_only_when_they_are_asked_for(rendered: list[dict[str, Any]]) -> None:
+    granted = [rule.to_wire() for rule in QUEUE_RULES]
+    assert not [rule for rule in rules(rendered) if rule in granted]
+    everywhere = render("--set", "kueue.enabled=true,kueue.queuePreflight=true")
+    assert [rule for rule in rules(everywhere) if rule in granted] == granted
+    (container,) = of_kind(everywhere, "Deployment")[0]["spec"]["template"]["spec"]["containers"]
+    values = {each["name"]: each.get("value") for each in container["env"]}
+    assert (values["FINETUNE_KUEUE"], values["FINETUNE_QUEUE_PREFLIGHT"]) == ("true", "true")
+
+    scoped = render("--set", "watchNamespaces={team,lab},kueue.enabled=true")
+    assert [rule for rule in rules(of_kind(scoped, "Role")) if rule in granted] == granted * 2
+    assert not [rule for rule in rules(of_kind(scoped, "ClusterRole")) if rule in granted]
 
 
 def test_the_generated_rules_are_fresh() -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from kubernetes import client
 from finetune_api.failures import ExitCode
 from finetune_devcluster.cluster import DevCluster
 from finetune_devcluster.kueue import Kueue
+from finetune_operator.desired.names import PREFLIGHT, preflight_name
 from finetune_test_operator.jobs import Jobs
 from finetune_test_operator.operator_process import OperatorProcess
 from finetune_test_operator.played_kubelet import PlayedKubelet
@@ -46,8 +48,6 @@ def kueue_cluster() -> Iterator[DevCluster]:
 
 @pytest.fixture(scope="module")
 def kueue(kueue_cluster: DevCluster) -> Iterator[Kueue]:
-    core: Any = client.CoreV1Api(kueue_cluster.api_client())
-    core.create_namespace({"metadata": {"name": NAMESPACE}})
     with Kueue.run(kueue_cluster) as running:
         running.apply(
             _object("ResourceFlavor", "any"),
@@ -72,18 +72,45 @@ def queued(queue_operator: OperatorProcess, kueue_cluster: DevCluster, make_queu
     queued = make_queued(kueue_cluster, NAMESPACE)
     queued.create_local_queue()
     yield queued
+    _clean_up(queued)
+
+
+def _clean_up(queued: Any) -> None:
+    """Delete all jobs: they leave nothing behind, in the queue either."""
     queued.jobs.delete_all()
     queued.delete_local_queue()
     deadline = time.monotonic() + 20
-    while queued.jobs.cluster.kubectl("get", "workloads,jobs,pods", "-n", NAMESPACE, "-o", "name").stdout:
+    while queued.cluster.kubectl("get", "workloads,jobs,pods", "-n", NAMESPACE, "-o", "name").stdout:
         assert time.monotonic() < deadline, "a deleted job leaves nothing behind"
-        kueue_cluster.kubectl("delete", "pods", "--all", "--grace-period=0", "--force", "-n", NAMESPACE)
+        queued.cluster.kubectl("delete", "pods", "--all", "--grace-period=0", "--force", "-n", NAMESPACE)
         time.sleep(0.2)
 
 
 @pytest.fixture
 def kubelet(kueue_cluster: DevCluster) -> PlayedKubelet:
     return PlayedKubelet(kueue_cluster, NAMESPACE)
+
+
+def test_kueue_may_be_installed_after_the_operator_and_after_a_job(
+    kueue_cluster: DevCluster, make_queued: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    early = OperatorProcess(kueue_cluster, tmp_path, kueue=True)
+    early.start()
+    client.CoreV1Api(kueue_cluster.api_client()).create_namespace(client.V1Namespace(metadata={"name": NAMESPACE}))
+    queued = make_queued(kueue_cluster, NAMESPACE)
+    queued.create("early")
+    queued.wait_for_message(
+        "early", "spec.scheduling.queueName is research, but Kueue is not installed in this cluster"
+    )
+
+    request.getfixturevalue("kueue")
+    queued.create_local_queue()
+    kubelet = PlayedKubelet(kueue_cluster, NAMESPACE)
+    kubelet.run(kubelet.wait_for_pod("early"))
+    queued.jobs.wait_for_phase("early", "Running")
+    assert "ERROR" not in early.log
+    early.stop()
+    _clean_up(queued)
 
 
 def _start(queued: Any, kubelet: PlayedKubelet, name: str, number: int = 1) -> Any:
@@ -272,6 +299,30 @@ def test_time_in_the_queue_counts_for_no_deadline(queued: Any, kubelet: PlayedKu
     spent = 60 - queued.jobs.child("timed")["spec"]["activeDeadlineSeconds"]
     assert 4 <= spent <= 9, "the seconds of the first run, and none of those in the queue"
     assert _jobs_are_never_touched(queued.jobs)
+
+
+def test_where_kueue_manages_every_job_the_checks_wait_in_the_queue_too(
+    queued: Any, queue_operator: OperatorProcess, kueue: Kueue, kubelet: PlayedKubelet
+) -> None:
+    with kueue.managing_every_job():
+        queued.create("checked", preflight="Run")
+        found = queued.jobs.wait("checked", lambda status: status.get("reason") == "QueueRequired", "what is needed")
+        assert "kueue.queuePreflight is true" in found["status"]["conditions"][0]["message"]
+        time.sleep(ADMISSION_SECONDS)
+        assert queued.jobs.child("checked", preflight_name)["spec"]["suspend"] is True, "nobody fights for it"
+        queued.jobs.delete("checked")
+
+        queue_operator.stop()
+        queue_operator.environment |= {"FINETUNE_QUEUE_PREFLIGHT": "true"}
+        queue_operator.start()
+        try:
+            queued.create("again", preflight="Run")
+            kubelet.wait_for_pod("again", component=PREFLIGHT)
+            assert queued.jobs.find_child("again") is None
+        finally:
+            queue_operator.stop()
+            del queue_operator.environment["FINETUNE_QUEUE_PREFLIGHT"]
+            queue_operator.start()
 
 
 def _jobs_are_never_touched(jobs: Jobs) -> bool:

@@ -80,6 +80,17 @@ class Kueue:
         if self._program is not None:
             self._program.stop()
 
+    @contextmanager
+    def managing_every_job(self) -> Iterator[None]:
+        """Let Kueue hold every Job that names no queue, for a while."""
+        for choice in (True, False):
+            self.stop()
+            self._configuration["manageJobsWithoutQueueName"] = choice
+            self._configure()
+            self.start()
+            if choice:
+                yield
+
     def apply(self, *objects: dict[str, Any]) -> None:
         """Create or change objects."""
         document = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
@@ -92,9 +103,12 @@ class Kueue:
         (certificates / "tls.crt").write_bytes(certificate.read_bytes())
         (certificates / "tls.key").write_bytes(key.read_bytes())
 
-        (self._folder / "configuration.yaml").write_text(yaml.safe_dump(self._manager_configuration()))
+        self._configure()
         install_kueue_crds(self._cluster)
         self.apply(*self._visibility(), *self._webhooks()["items"])
+
+    def _configure(self) -> None:
+        (self._folder / "configuration.yaml").write_text(yaml.safe_dump(self._manager_configuration()))
 
     def _manager_configuration(self) -> dict[str, Any]:
         return {

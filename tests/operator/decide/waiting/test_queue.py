@@ -9,13 +9,15 @@ import pytest
 from finetune_api.failures import ExitCode
 from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
-from finetune_api.vocabulary import ConditionType, Phase
+from finetune_api.vocabulary import QUEUE_LABEL, ConditionType, Phase
+from finetune_operator.decide.decide import decide
 from finetune_operator.decide.decision import Decision
 from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION, ACTIVE_SINCE_ANNOTATION
 from finetune_operator.observe.children import ChildJob, TrueCondition
 from finetune_operator.observe.snapshot import Snapshot
 from finetune_operator.observe.workload import DEACTIVATED_ANNOTATION, QueueView, Workload
 from finetune_test_operator.snapshot_builder import (
+    INSTALLATION,
     NOW,
     a_condition,
     a_pod,
@@ -288,3 +290,14 @@ def test_who_suspended_a_job_is_read_from_its_managed_fields() -> None:
         entry = {"manager": manager, "fieldsV1": {"f:spec": {"f:suspend": {}}}}
         metadata = body["metadata"] | {"managedFields": [{"manager": "x", "fieldsV1": {}}, entry]}
         assert ChildJob.parse(body | {"metadata": metadata}).is_held_by_kueue is is_held
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_the_checks_wait_in_the_queue_only_where_the_installation_says_so(queued: bool) -> None:
+    spec = a_spec(scheduling={"queueName": "research", "schedulerName": "volcano"})
+    installation = replace(INSTALLATION, queue_preflight=queued)
+    job = decide(a_snapshot(spec, job=None, queue=QueueView("research")), installation).actions.create_preflight_job
+    assert job is not None
+    assert (QUEUE_LABEL in job["metadata"]["labels"]) is queued
+    assert job["spec"]["suspend"] is queued
+    assert ("schedulerName" in job["spec"]["template"]["spec"]) is queued

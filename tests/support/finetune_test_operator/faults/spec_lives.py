@@ -37,6 +37,8 @@ class SpecTrial:
         by edits of each kind."""
         policy = self.spec["runPolicy"] | {"preflight": "Skip" if number % 2 else "Run"}
         good = self.spec | {"runPolicy": policy}
+        if plan.path[0] != "scheduling":
+            good |= {"scheduling": {}}  # no Kueue runs here, and without it a job in a queue gets no Job
         edited = plan.apply(good)
         return [
             f"{plan.name}: {each}"
