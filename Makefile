@@ -79,7 +79,7 @@ faults: binaries  ## 400 fault plans against the operator, and planted mistakes 
 	@python -m finetune_test_operator.faults.suite
 	@[ -n "$${FAULTS_PLAN:-}" ] || python -m pytest -q -m faults tests/operator/faults $(PYTEST_ARGS)
 
-kueue: binaries  ## Jobs in queues of the real Kueue, which is built from its Go module (8 minutes on two cores, once per machine and version; then 2 minutes)
+kueue: binaries  ## Jobs in queues of the real Kueue, which is built from its Go module (8 minutes on two cores, once per machine and version; then 4 minutes)
 	@python -m pytest -m kueue $(PYTEST_ARGS)
 
 audit: binaries  ## Rights of the operator beside what it asked for, by the audit logs of its whole suite (10 minutes)

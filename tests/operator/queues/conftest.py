@@ -6,6 +6,7 @@ import pytest
 from kubernetes import client
 
 from finetune_devcluster.cluster import DevCluster
+from finetune_devcluster.kueue import kueue_object
 from finetune_test_operator.jobs import Jobs
 
 
@@ -24,8 +25,8 @@ class Queued:
         self.jobs.create(name, scheduling=scheduling, **run_policy)
 
     def create_local_queue(self, name: str = "research", cluster_queue: str = "all") -> None:
-        body = {"metadata": {"name": name}, "spec": {"clusterQueue": cluster_queue}}
-        self._api.create_namespaced_custom_object(*self._path("localqueues"), _kueue(body, "LocalQueue"))
+        body = kueue_object("LocalQueue", name, {"clusterQueue": cluster_queue})
+        self._api.create_namespaced_custom_object(*self._path("localqueues"), body)
 
     def delete_local_queue(self, name: str = "research") -> None:
         self._api.delete_namespaced_custom_object(*self._path("localqueues"), name)
@@ -52,18 +53,14 @@ class Queued:
         child = self.jobs.child(job)
         metadata = child["metadata"]
         owner = {"apiVersion": "batch/v1", "kind": "Job", "name": metadata["name"], "uid": metadata["uid"]}
-        body = {
-            "metadata": {
-                "name": f"job-{metadata['name']}",
-                "labels": {"kueue.x-k8s.io/job-uid": metadata["uid"]},
-                "ownerReferences": [owner | {"controller": True}],
-            },
-            "spec": {
-                "queueName": "research",
-                "podSets": [{"name": "main", "count": 1, "template": child["spec"]["template"]}],
-            },
+        name, template = f"job-{metadata['name']}", child["spec"]["template"]
+        spec = {"queueName": "research", "podSets": [{"name": "main", "count": 1, "template": template}]}
+        body = kueue_object("Workload", name, spec)
+        body["metadata"] |= {
+            "labels": {"kueue.x-k8s.io/job-uid": metadata["uid"]},
+            "ownerReferences": [owner | {"controller": True}],
         }
-        self._api.create_namespaced_custom_object(*self._path("workloads"), _kueue(body, "Workload"))
+        self._api.create_namespaced_custom_object(*self._path("workloads"), body)
 
     def play_condition(self, job: str, kind: str, status: str, reason: str, message: str) -> None:
         """Write a condition of a Workload, as Kueue would."""
@@ -97,10 +94,6 @@ class Queued:
 
     def _path(self, plural: str) -> tuple[str, str, str, str]:
         return "kueue.x-k8s.io", "v1beta2", self.namespace, plural
-
-
-def _kueue(body: dict[str, Any], kind: str) -> dict[str, Any]:
-    return {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": kind} | body
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from kubernetes import client
 
 from finetune_api.failures import ExitCode
 from finetune_devcluster.cluster import DevCluster
-from finetune_devcluster.kueue import Kueue
+from finetune_devcluster.kueue import Kueue, cluster_queue, kueue_object
 from finetune_operator.desired.names import PREFLIGHT, preflight_name
 from finetune_test_operator.jobs import Jobs
 from finetune_test_operator.operator_process import OperatorProcess
@@ -20,24 +20,6 @@ pytestmark = [pytest.mark.kueue, pytest.mark.cluster]
 
 ADMISSION_SECONDS = 3  # Kueue admits within one; a job that should be held is watched for this long
 NAMESPACE = "team-a"
-
-
-def _object(kind: str, name: str, spec: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
-    body = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": kind, "metadata": {"name": name}} | fields
-    return body | ({"spec": spec} if spec is not None else {})
-
-
-def cluster_queue(stop_policy: str = "None") -> dict[str, Any]:
-    """Room for one trainer: a small job asks for 4 cores and 32Gi."""
-    quota = [{"name": "cpu", "nominalQuota": 4}, {"name": "memory", "nominalQuota": "32Gi"}]
-    group = {"coveredResources": ["cpu", "memory"], "flavors": [{"name": "any", "resources": quota}]}
-    spec = {
-        "namespaceSelector": {},
-        "resourceGroups": [group],
-        "preemption": {"withinClusterQueue": "LowerPriority"},
-        "stopPolicy": stop_policy,
-    }
-    return _object("ClusterQueue", "all", spec)
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +32,9 @@ def kueue_cluster() -> Iterator[DevCluster]:
 def kueue(kueue_cluster: DevCluster) -> Iterator[Kueue]:
     with Kueue.run(kueue_cluster) as running:
         running.apply(
-            _object("ResourceFlavor", "any"),
+            kueue_object("ResourceFlavor", "any"),
             cluster_queue(),
-            _object("WorkloadPriorityClass", "urgent", value=1000, description=""),
+            kueue_object("WorkloadPriorityClass", "urgent", value=1000, description=""),
         )
         yield running
 

@@ -21,6 +21,25 @@ KUEUE_NAMESPACE = "kueue-system"
 WEBHOOKS_OF = ("clusterqueue", "cohort", "job", "resourceflavor", "workload")
 
 
+def kueue_object(kind: str, name: str, spec: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
+    """An object of Kueue; keyword arguments are fields beside its spec."""
+    body = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": kind, "metadata": {"name": name}} | fields
+    return body | ({"spec": spec} if spec is not None else {})
+
+
+def cluster_queue(stop_policy: str = "None") -> dict[str, Any]:
+    """ClusterQueue `all` with room for one trainer: a small job asks for 4 cores and 32Gi."""
+    quota = [{"name": "cpu", "nominalQuota": 4}, {"name": "memory", "nominalQuota": "32Gi"}]
+    group = {"coveredResources": ["cpu", "memory"], "flavors": [{"name": "any", "resources": quota}]}
+    spec = {
+        "namespaceSelector": {},
+        "resourceGroups": [group],
+        "preemption": {"withinClusterQueue": "LowerPriority"},
+        "stopPolicy": stop_policy,
+    }
+    return kueue_object("ClusterQueue", "all", spec)
+
+
 def install_kueue_crds(cluster: DevCluster) -> None:
     """Install Kueue's CustomResourceDefinitions and wait until they are served."""
     cluster.kubectl("apply", "--server-side", "-f", str(kueue_manifests() / "crd/bases"))
