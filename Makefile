@@ -75,9 +75,9 @@ e2e: binaries  ## Only the tests that run a whole job
 stalls: binaries  ## Trainers that hang in every stage and way, and an operator that restarts meanwhile (5 minutes)
 	@python -m pytest -m stalls $(PYTEST_ARGS)
 
-faults: binaries  ## 400 fault plans against the operator, and planted mistakes that they notice (FAULTS_PLANS, FAULTS_SEED, FAULTS_PLAN; docs/fault-suite.md)
+faults: binaries  ## 330 fault plans against the operator, all edits of specs, random users, faults before S3, planted mistakes (docs/fault-suite.md)
 	@python -m finetune_test_operator.faults.suite
-	@[ -n "$${FAULTS_PLAN:-}" ] || python -m pytest -q -m faults tests/operator/faults $(PYTEST_ARGS)
+	@[ -n "$${FAULTS_PLAN:-}" ] || python -m pytest -q -m faults tests/operator/faults tests/trainer/artifacts $(PYTEST_ARGS)
 
 kueue: binaries  ## Jobs in queues of the real Kueue, which is built from its Go module (8 minutes on two cores, once per machine and version; then 4 minutes)
 	@python -m pytest -m kueue $(PYTEST_ARGS)

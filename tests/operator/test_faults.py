@@ -1,4 +1,6 @@
-"""Faults on a real control plane: kills, hindrances, suspension, deletion, name conflicts; and doing nothing."""
+"""What may happen to a job, on a real control plane: hindrances, suspension, deletion, name conflicts; and nothing.
+
+Kills of the operator and faults of its connection are in `faults/`."""
 
 import time
 from typing import Any
@@ -34,34 +36,6 @@ def _interrupted(jobs: Any, step: int) -> str:
         checkpoint_step=step,
         finished="2026-11-24T00:00:00Z",
     ).encode()
-
-
-def test_the_operator_may_be_killed_at_any_point(
-    operator: OperatorProcess, jobs: Any, kubelet: PlayedKubelet, outcomes: Any
-) -> None:
-    jobs.create("killed")
-    operator.kill()
-    operator.start()
-
-    pod = kubelet.wait_for_pod("killed")
-    operator.kill()
-    kubelet.run(pod)
-    operator.start()
-    jobs.wait_for_phase("killed", "Running")
-
-    operator.kill()
-    kubelet.end(pod, 0, outcomes.success.encode())
-    operator.start()
-    status = jobs.wait_for_phase("killed", "Succeeded")["status"]
-
-    operator.kill()
-    operator.start()
-    time.sleep(1)
-
-    assert jobs.get("killed")["status"] == status
-    assert len(kubelet.pods("killed")) == 1
-    assert len(status["attempts"]) == 1
-    assert status["artifacts"]
 
 
 def test_a_failure_that_may_pass_is_retried_and_told(

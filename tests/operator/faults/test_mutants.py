@@ -1,30 +1,19 @@
 """Mistakes planted in the operator are noticed by fault plans."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
-import finetune_operator
 from finetune_devcluster.cluster import DevCluster
 from finetune_test_operator.faults.fleet import Fleet
+from finetune_test_operator.faults.mutants import write_mutant
 from finetune_test_operator.faults.plans import Lane, Plan
 from finetune_test_operator.operator_process import OperatorProcess
 
-pytestmark = [pytest.mark.cluster, pytest.mark.faults]
+pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(900)]
 
 MUTANTS = yaml.safe_load(Path(__file__).with_name("mutants.yaml").read_text())
-
-
-def write_mutant(folder: Path, file: str, was: str, now: str) -> Path:
-    """A copy of the operator's package with one mistake; returns the folder it lies in."""
-    package = folder / "finetune_operator"
-    shutil.copytree(Path(str(finetune_operator.__file__)).parent, package)
-    source = (package / file).read_text()
-    assert source.count(was) == 1, f"{was!r} stands once in {file}, not {source.count(was)} times: adapt mutants.yaml"
-    (package / file).write_text(source.replace(was, now))
-    return folder
 
 
 @pytest.fixture

@@ -13,11 +13,16 @@ from finetune_devcluster.cluster import DevCluster
 from finetune_test_operator.faults.fleet import Fleet
 from finetune_test_operator.faults.lives import LIVES
 from finetune_test_operator.faults.oracle import CANARY
-from finetune_test_operator.faults.plans import Lane, Plan, count_places, generate, sample
+from finetune_test_operator.faults.plans import Lane, Plan, count_places, count_writes, crash_points, generate, sample
 from finetune_test_operator.faults.suite import table
 from finetune_test_operator.operator_process import OperatorProcess
 
 SAMPLE, SEED = 60, 16
+CRASHING = ("passes", "refused")
+"""Lives of which every write is killed around, not only those of the sample."""
+
+REFERENCES = {"passes": ("Succeeded", 19), "refused": ("InvalidRow", 10), "fails": ("TrainerCrashed", 22)}
+"""An Event of an undisturbed life, and its writes at most: a look writes once, however many events there are."""
 
 
 @pytest.fixture
@@ -29,17 +34,24 @@ def fleet(dev_cluster: DevCluster, operator_process: OperatorProcess, tmp_path: 
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(900)
 def test_no_plan_of_the_sample_is_lost(fleet: Fleet) -> None:
     plans = fleet.live_references()
     assert len(plans) >= 300
+    for life, (reason, most) in REFERENCES.items():
+        for state, course in fleet.references[life]:
+            assert state.events[reason] == 1, life
+            assert count_writes(course.places) <= most, f"{life}: {course.places}"
 
+    crashes = [plan for life in CRASHING for plan in crash_points(plans, life)]
     chosen = sample(plans, SAMPLE, int(os.environ.get("FAULTS_SEED", SEED)))
+    chosen += [plan for plan in crashes if plan not in chosen]
     results = fleet.run(chosen)
     print(table(results))
-    assert len(results) == SAMPLE
     assert {each.plan.name: each.failures for each in results if each.failures} == {}
-    assert sum(each.fired for each in results) >= 0.9 * SAMPLE, "the faults happen"
-    assert fleet.restarts >= 5, "kills happen"
+    assert sum(each.fired for each in results) >= 0.9 * len(chosen), "the faults happen"
+    assert len(crashes) >= 40
+    assert all(each.fired for each in results if each.plan in crashes), "every write was killed, before and after"
     assert fleet.leaks() == []
 
     # The same judge, once there is something to find.

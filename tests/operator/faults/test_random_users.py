@@ -4,19 +4,20 @@ they do, each job comes to the end that its pods have earned."""
 import itertools
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, seed, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from finetune_api.base import Json
 from finetune_api.failures import ExitCode
 from finetune_devcluster.cluster import DevCluster
 from finetune_test_operator.faults.bench import Bench
 from finetune_test_operator.faults.lives import INTERRUPTED
+from finetune_test_operator.faults.mutants import write_mutant
 from finetune_test_operator.faults.plans import Lane
 from finetune_test_operator.jobs import Outcomes
 from finetune_test_operator.operator_process import OperatorProcess
@@ -43,7 +44,7 @@ class Users(RuleBasedStateMachine):
         super().__init__()
         self._stage = self.bench.stage
         self._number = next(_numbers)
-        self._is_held: dict[str, bool] = {}
+        self._uids: dict[str, str] = {}  # by slot: of the jobs that exist
         self._ended: dict[str, str] = {}  # by UID of the job: its phase once its pod has ended
 
     def _name(self, slot: str) -> str:
@@ -51,18 +52,16 @@ class Users(RuleBasedStateMachine):
 
     @rule(slot=SLOTS, held=st.booleans())
     def create(self, slot: str, held: bool) -> None:
-        if slot not in self._is_held:
-            self._stage.create(self._name(slot), suspend=held, maxRetries=0)
-            self._is_held[slot] = held
+        if slot not in self._uids:
+            self._uids[slot] = self._stage.create(self._name(slot), suspend=held, maxRetries=0)
 
-    @precondition(lambda self: self._is_held)
+    @precondition(lambda self: self._uids)
     @rule(slot=SLOTS, held=st.booleans())
     def suspend_or_resume(self, slot: str, held: bool) -> None:
-        if slot in self._is_held:
+        if slot in self._uids:
             self._stage.jobs.patch_run_policy(self._name(slot), suspend=held)
-            self._is_held[slot] = held
 
-    @precondition(lambda self: self._is_held)
+    @precondition(lambda self: self._uids)
     @rule(
         slot=SLOTS, seconds=st.sampled_from([3600, 86_400, None]), field=st.sampled_from(["active", "ttl", "startup"])
     )
@@ -72,24 +71,24 @@ class Users(RuleBasedStateMachine):
             "ttl": "ttlSecondsAfterFinished",
             "startup": "startupDeadlineSeconds",
         }
-        if slot in self._is_held:
+        if slot in self._uids:
             self._stage.jobs.patch_run_policy(self._name(slot), **{names[field]: seconds})
 
-    @precondition(lambda self: self._is_held)
+    @precondition(lambda self: self._uids)
     @rule(slot=SLOTS, propagation=st.sampled_from(["Background", "Foreground"]))
     def delete(self, slot: str, propagation: str) -> None:
-        if self._is_held.pop(slot, None) is not None:
+        if self._uids.pop(slot, None) is not None:
             self._stage.jobs.delete(self._name(slot), propagation)
             if propagation == "Foreground":  # the name is free once all pods are gone
                 self._play_until(lambda: not self._stage.informer.get("finetunejobs", self._name(slot)), slot)
 
-    @precondition(lambda self: self._is_held)
+    @precondition(lambda self: self._uids)
     @rule(slot=SLOTS)
     def run_a_pod(self, slot: str) -> None:
         for pod in self._pods(slot, "Pending"):
             self._stage.kubelet.run(pod)
 
-    @precondition(lambda self: self._is_held)
+    @precondition(lambda self: self._uids)
     @rule(slot=SLOTS, code=st.sampled_from(list(ENDS)))
     def end_a_pod(self, slot: str, code: ExitCode) -> None:
         for pod in self._pods(slot, "Running"):
@@ -106,24 +105,27 @@ class Users(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Every job that is left is resumed and comes to its end; nothing is left of those that are deleted."""
-        for slot in self._is_held:
+        for slot in self._uids:
             self._stage.jobs.patch_run_policy(self._name(slot), suspend=False)
         for slot in ("a", "b"):
             self._play_until(lambda slot=slot: self._is_over(slot), slot)  # type: ignore[misc]
-            job = self._stage.informer.get("finetunejobs", self._name(slot))
-            if job is not None:
-                assert job["status"]["phase"] == self._ended.get(job["metadata"]["uid"], "Succeeded"), job["status"]
+        for slot, uid in self._uids.items():
+            status = self._stage.status(self._name(slot))
+            assert status["phase"] == self._ended.get(uid, "Succeeded"), status
         self.nothing_is_that_must_never_be()
 
     def _is_over(self, slot: str) -> bool:
         name = self._name(slot)
-        if slot not in self._is_held:
-            kinds = ("finetunejobs", "jobs", "pods", "configmaps")
-            return not any(self._stage.found(kind, name) for kind in kinds[1:])
-        job = self._stage.informer.get("finetunejobs", name) or {"metadata": {}}
-        status: Json = job.get("status") or {}
-        seen = status.get("observedGeneration") == job["metadata"].get("generation")
-        return seen and status.get("phase") in ("Succeeded", "Failed")
+        job = self._stage.informer.get("finetunejobs", name)
+        if slot not in self._uids:
+            return not (job or any(self._stage.found(kind, name) for kind in ("jobs", "pods", "configmaps")))
+
+        # The informer may still show the job of that name that was deleted.
+        status = (job or {}).get("status") or {}
+        if job is None or job["metadata"]["uid"] != self._uids[slot]:
+            return False
+        is_seen = status.get("observedGeneration") == job["metadata"]["generation"]
+        return is_seen and status.get("phase") in ("Succeeded", "Failed")
 
     def _play_until(self, holds: Any, slot: str) -> None:
         """Do what a kubelet does until something holds: run what is to run, end it well, take away what must stop."""
@@ -162,29 +164,55 @@ class Users(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def users(dev_cluster: DevCluster, operator_process: OperatorProcess, tmp_path: Path) -> Iterator[type[Users]]:
-    """Users of an operator that may be killed, in place of the operator of all tests."""
+def no_other_operator(operator_process: OperatorProcess) -> None:
     operator_process.kill()
-    with Bench.start(dev_cluster, tmp_path / "bench", f"faults-users-{next(_numbers)}", Lane.KILLS) as bench:
+
+
+@contextmanager
+def users_of(cluster: DevCluster, folder: Path, code: Path | None = None) -> Iterator[type[Users]]:
+    """Users of an operator that may be killed. `code`: as of a bench."""
+    with Bench.start(cluster, folder / "bench", f"faults-users-{next(_numbers)}", Lane.KILLS, code) as bench:
         bench.wait_until_up()
         Users.bench = bench
         yield Users
-        assert bench.leaks() == []
 
 
 def _settings(examples: int, steps: int, derandomize: bool) -> settings:
-    checks = list(HealthCheck)
+    # Failures are not shrunk: every run takes seconds, and depends on time.
     return settings(
         max_examples=examples, stateful_step_count=steps, deadline=None, database=None, derandomize=derandomize,
-        suppress_health_check=checks, print_blob=True,
+        suppress_health_check=list(HealthCheck), phases=[Phase.generate], print_blob=True,
     )  # fmt: skip
 
 
-def test_whatever_users_do_a_job_comes_to_its_end(users: type[Users]) -> None:
-    run_state_machine_as_test(users, settings=_settings(12, 15, True))
+def test_whatever_users_do_a_job_comes_to_its_end(
+    dev_cluster: DevCluster, tmp_path: Path, no_other_operator: None
+) -> None:
+    with users_of(dev_cluster, tmp_path) as users:
+        run_state_machine_as_test(users, settings=_settings(8, 12, True))
+        assert users.bench.leaks() == []
 
 
 @pytest.mark.faults
-def test_whatever_many_users_do_a_job_comes_to_its_end(users: type[Users]) -> None:
-    many = seed(int(os.environ.get("FAULTS_SEED", "1")))(users)
-    run_state_machine_as_test(many, settings=_settings(30, 25, False))
+@pytest.mark.timeout(1800)
+def test_whatever_many_users_do_a_job_comes_to_its_end(
+    dev_cluster: DevCluster, tmp_path: Path, no_other_operator: None
+) -> None:
+    with users_of(dev_cluster, tmp_path) as users:
+        many = seed(int(os.environ.get("FAULTS_SEED", "1")))(users)
+        run_state_machine_as_test(many, settings=_settings(30, 25, False))
+        assert users.bench.leaks() == []
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+def test_users_find_an_operator_that_does_not_wait_for_the_pods_of_a_deleted_job(
+    dev_cluster: DevCluster, tmp_path: Path, no_other_operator: None
+) -> None:
+    line = "if run.job is not None or former is None:"
+    code = write_mutant(tmp_path / "code", "decide/shared.py", line, "if True:")
+    with users_of(dev_cluster, tmp_path, code) as users:
+        with pytest.raises((AssertionError, ExceptionGroup)):
+            run_state_machine_as_test(users, settings=_settings(60, 25, True))
+        found = [each for violations in users.bench.watcher.violations.values() for each in violations]
+    assert "2 trainers at once" in found

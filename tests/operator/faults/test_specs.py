@@ -62,6 +62,7 @@ def test_what_users_write_is_refused_in_words_or_taken_up(bench: Bench) -> None:
 
 @pytest.mark.cluster
 @pytest.mark.faults
+@pytest.mark.timeout(1800)
 def test_every_edit_of_every_field_is_refused_in_words_or_taken_up(bench: Bench) -> None:
     _try(bench, PLANS)
 

@@ -58,6 +58,8 @@ class FaultyStore:
     endpoint_url: str = ""
     faults: list[Fault] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
+    plan: Callable[[Request], Fault | None] = lambda request: None
+    """Asked about every request before `faults` are; the fault that it names, if any, is due."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -81,6 +83,8 @@ class FaultyStore:
         """Record a request; returns the fault that it meets, if any."""
         with self.lock:
             self.requests.append(request)
+            if planned := self.plan(request):
+                return planned
             for fault in self.faults:
                 if fault.times > 0 and fault.method == request.method and fault.part in request.path:
                     fault.times -= 1

@@ -42,9 +42,9 @@ class Stage:
     """False where the operator's watches may be broken: nobody can then know the last words of a pod that is gone, so
     the kubelet leaves each pod until the operator has read them."""
 
-    def create(self, name: str, **run_policy: Any) -> None:
-        """Create a job that names the Secret."""
-        self.jobs.create(name, SECRET, **run_policy)
+    def create(self, name: str, **run_policy: Any) -> str:
+        """Create a job that names the Secret; returns its UID."""
+        return str(self.jobs.create(name, SECRET, **run_policy)["metadata"]["uid"])
 
     def wait_for(self, get: Callable[[], Any], what: str) -> Any:
         """Wait until `get` returns something true."""

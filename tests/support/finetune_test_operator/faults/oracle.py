@@ -12,6 +12,7 @@ from finetune_api.vocabulary import COMPONENT_LABEL, JOB_NAME_LABEL, JOB_UID_LAB
 from finetune_operator.desired.names import PREFLIGHT, TRAINER, child_name, preflight_name
 from finetune_test_operator.faults.fault_proxy import Course
 from finetune_test_operator.faults.lives import Stage
+from finetune_test_operator.faults.plans import count_writes
 
 CANARY: Final = "canary-4f1c0f0e9a7d4b"
 """Value of a Secret that jobs name; it may stand nowhere else."""
@@ -78,10 +79,7 @@ class EndState:
 def check_effort(course: Course, reference: Course) -> list[str]:
     """Whether the fault made the operator write or ask without bound."""
     found = []
-    writes, usual = (
-        sum(1 for place in each.places if place.startswith(("POST", "PATCH", "PUT", "DELETE")))
-        for each in (course, reference)
-    )
+    writes, usual = (count_writes(each.places) for each in (course, reference))
     if writes >= MAX_WRITES * usual:
         found.append(f"{writes} writes, the reference has {usual}")
 

@@ -7,7 +7,7 @@ server has committed the second Job of a life that passes, before its answer arr
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
@@ -91,15 +91,16 @@ class Plan:
         return cls(found["life"], found["fault"], found["place"], int(found["number"]))
 
 
-def generate(life: str, traces: Iterable[Trace]) -> list[Plan]:
-    """Every plan of a life, for the places that all of its references passed."""
+def generate(life: str, traces: Iterable[Trace], faults_of: Callable[[str], Iterable[str]] | None = None) -> list[Plan]:
+    """Every plan of a life, for the places that all of its references passed. `faults_of`: the faults of a place; those
+    of the API server if it is left out."""
     seen = list(traces)
     common = {place: min(trace.get(place, 0) for trace in seen) for place in seen[0]}
     return [
         Plan(life, fault, place, number)
         for place, count in sorted(common.items())
         for number in _numbers(place, count)
-        for fault in _faults(place)
+        for fault in (faults_of or _faults)(place)
     ]
 
 
@@ -123,9 +124,20 @@ def sample(plans: Iterable[Plan], count: int, seed: int) -> list[Plan]:
     return chosen[:count]
 
 
+def crash_points(plans: Iterable[Plan], life: str) -> list[Plan]:
+    """The kills around every write of a life: before it arrives, and once it is committed."""
+    kills = ("kill-before", "kill-commit")
+    return [plan for plan in plans if plan.life == life and plan.fault in kills and plan.group.startswith("write")]
+
+
 def count_places(places: Iterable[str]) -> Trace:
     """The trace of the places that a life passed."""
     return Counter(places)
+
+
+def count_writes(places: Iterable[str]) -> int:
+    """The writes among the places that a life passed."""
+    return sum(1 for place in places if not place.startswith("EVENT") and not _is_read(place))
 
 
 def _is_read(place: str) -> bool:
