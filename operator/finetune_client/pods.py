@@ -18,6 +18,9 @@ from finetune_client.terminal.text import clean
 MAX_LINE = 4096
 """Characters of a line of a log."""
 SECONDS_BETWEEN_LOOKS = 2
+SILENT_SECONDS = 7 * 86_400
+"""Time that a log which is followed may be silent: the client takes no word for ever."""
+
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -34,8 +37,7 @@ def print_logs(cluster: Cluster, out: Console, name: str, options: Any) -> None:
             follow=options.follow,
             tail_lines=options.tail,
             _preload_content=False,
-            # A log that is followed may be silent for as long as it likes.
-            _request_timeout=(TIMEOUT[0], None) if options.follow else TIMEOUT,
+            _request_timeout=(TIMEOUT[0], SILENT_SECONDS) if options.follow else TIMEOUT,
         )
         for line in _lines(answer):
             print_line(out, clean(line, MAX_LINE))

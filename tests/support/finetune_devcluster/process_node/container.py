@@ -30,6 +30,7 @@ class ContainerRun:
         self.termination_log.touch()
         self.started = now()
         self.forced_reason: str | None = None
+        self.has_ended = False
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, command: list[str], environment: dict[str, str], folder: Path) -> None:
@@ -71,6 +72,7 @@ class ContainerRun:
 
         code = process.wait()
         self.signal(signal.SIGKILL)  # when a container ends, everything in it ends
+        self.has_ended = True
         return code if code >= 0 else 128 - code
 
     def signal(self, number: int) -> None:

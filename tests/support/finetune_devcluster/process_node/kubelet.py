@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 
 from finetune_devcluster.process_node.api import MERGE_PATCH, Api, ApiError, Object
-from finetune_devcluster.process_node.container import now
+from finetune_devcluster.process_node.container import ContainerRun, now
 from finetune_devcluster.process_node.log_server import LogServer
 from finetune_devcluster.process_node.node_object import lease_object, node_object, node_status
 from finetune_devcluster.process_node.pod import Misbehaviour, PodWorker
@@ -181,13 +181,13 @@ class Kubelet:
             worker.abandon()
             shutil.rmtree(Path(self._config.folder) / "pods" / uid, ignore_errors=True)
 
-    def _find_log(self, namespace: str, pod: str, container: str, previous: bool) -> Path | None:
+    def _find_log(self, namespace: str, pod: str, container: str, previous: bool) -> ContainerRun | None:
         for worker in self._workers.values():
             metadata = worker.pod["metadata"]
             if (metadata["namespace"], metadata["name"]) == (namespace, pod):
                 runs = worker.runs.get(container, [])
                 index = -2 if previous else -1
-                return runs[index].log if len(runs) >= -index else None
+                return runs[index] if len(runs) >= -index else None
         return None
 
 

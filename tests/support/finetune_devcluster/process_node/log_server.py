@@ -7,7 +7,9 @@ from pathlib import Path
 
 from aiohttp import web
 
-FindLog = Callable[[str, str, str, bool], Path | None]
+from finetune_devcluster.process_node.container import ContainerRun
+
+FindRun = Callable[[str, str, str, bool], ContainerRun | None]
 API_SERVER = "kube-apiserver"
 FOLLOW_SECONDS = 0.2
 
@@ -15,8 +17,8 @@ FOLLOW_SECONDS = 0.2
 class LogServer:
     """Serves /containerLogs/NAMESPACE/POD/CONTAINER with tailLines, follow and previous."""
 
-    def __init__(self, ca_file: Path, certificate: Path, key: Path, find_log: FindLog) -> None:
-        self._find_log = find_log
+    def __init__(self, ca_file: Path, certificate: Path, key: Path, find_run: FindRun) -> None:
+        self._find_run = find_run
         self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(ca_file))
         self._tls.verify_mode = ssl.CERT_REQUIRED
         self._tls.load_cert_chain(certificate, key)
@@ -39,13 +41,14 @@ class LogServer:
             return web.Response(status=403, text="only the API server may read logs here")
 
         where, query = request.match_info, request.query
-        path = self._find_log(where["namespace"], where["pod"], where["container"], query.get("previous") == "true")
-        if path is None:
+        run = self._find_run(where["namespace"], where["pod"], where["container"], query.get("previous") == "true")
+        if run is None:
             return web.Response(status=404, text="the container has not started")
 
         response = web.StreamResponse(headers={"Content-Type": "text/plain"})
         await response.prepare(request)
 
+        path = run.log
         data = path.read_bytes()
         position = len(data)
         if "tailLines" in query:
@@ -53,7 +56,10 @@ class LogServer:
             data = b"".join(data.splitlines(keepends=True)[-count:]) if count else b""
         await response.write(data)
 
-        while query.get("follow") == "true":
+        # The stream ends with the container, once all that it wrote is sent.
+        is_last = query.get("follow") != "true"
+        while not is_last:
+            is_last = run.has_ended
             await asyncio.sleep(FOLLOW_SECONDS)
             if not path.exists():
                 break
