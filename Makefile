@@ -15,7 +15,7 @@ OPERATOR_ENV := $(CACHE)/operator-env-$(call digest,constraints-operator.txt)
 UV           := $(CACHE)/uv/bin/uv
 export PATH  := $(CURDIR)/.venv/bin:$(FULL_ENV)/bin:$(PATH)
 
-.PHONY: help setup binaries lock generate scale demo test verify e2e stalls faults kueue audit real-model architectures bench bench-kernels clean
+.PHONY: help setup binaries lock generate scale demo pictures test verify e2e stalls faults kueue audit real-model architectures bench bench-kernels clean
 help:  ## List the verbs
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -65,6 +65,9 @@ binaries: setup  ## Build the dev cluster's programs (about 5 minutes on two cor
 
 demo: binaries  ## The main job, embedded: cluster, S3, operator, one FineTuneJob, artifacts, generated text
 	@python -m finetune_devcluster.demo
+
+pictures: binaries  ## docs/watch.svg and docs/top.svg, as the client shows many jobs of a development cluster (4 minutes)
+	python -m finetune_devcluster.pictures
 
 test: binaries  ## Every test that needs no GPU, on a real control plane
 	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -m "not gpu and not real_model and not stalls and not faults and not kueue" $(PYTEST_ARGS)

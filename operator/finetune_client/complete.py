@@ -1,5 +1,7 @@
 """Names for the completion of bash, zsh, fish and kubectl: what could follow the words so far."""
 
+import argparse
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -24,6 +26,8 @@ NO_FILES = ":4"
 """Directive of kubectl's protocol (cobra): complete with these words alone, not with files."""
 FILES_TOO = ":0"
 _VALUES = ("-n", "--namespace", "--context", "--kubeconfig", "-o", "--output")
+_FILES = ("--kubeconfig", "--download", "--credentials", "--results")
+"""Options whose value is a file or a folder, which the shell completes itself."""
 
 SCRIPTS = {
     "bash": """_finetune() {
@@ -60,14 +64,23 @@ def candidates(words: Sequence[str], verbs: Mapping[str, Verb]) -> list[str]:
     verb = next((word for word in before if word in verbs), None)
     if previous in ("-o", "--output"):
         found = ["json", "name", "wide", "yaml"]
+    elif previous in _FILES:
+        found = []
     elif previous in _VALUES or (verb in TAKE_A_JOB and not begun.startswith("-")):
         found = _ask(before, previous)
     elif begun.startswith("-"):
-        found = ["--context", "--kubeconfig", "--namespace", "--help"]
+        found = _options_of(verbs[verb]) if verb else ["--help"]
     else:
         found = list(verbs) if verb is None else []
 
     return sorted(name for name in found if name.startswith(begun))
+
+
+def _options_of(verb: Verb) -> list[str]:
+    """Return the long options of a command, as its help lists them."""
+    parser = argparse.ArgumentParser()
+    verb.add_options(parser)
+    return re.findall(r"^  (?:-\w(?: \S+)?, )?(--[a-z-]+)", parser.format_help(), flags=re.MULTILINE)
 
 
 def _ask(before: Sequence[str], previous: str) -> list[str]:
@@ -87,8 +100,6 @@ def _ask(before: Sequence[str], previous: str) -> list[str]:
                     clean(each.metadata.name, 253)
                     for each in cluster.core.list_namespace(_request_timeout=TIMEOUT).items
                 ]
-        if previous == "--kubeconfig":
-            return []
         return [clean(job["metadata"]["name"], 253) for job in cluster.list_jobs(cluster.namespace)]
     except ClientError:
         return []

@@ -56,7 +56,9 @@ class Row:
             step=None if step is None else int(step),
             steps=None if steps is None else int(steps),
             loss=number(progress, "loss"),
-            eta=word(progress, "eta", limit=32),
+            eta=""
+            if (eta := word(progress, "eta", limit=32)) == "0s"
+            else eta,  # training is over, and the rest unknown
             age=age(word(job, "metadata", "creationTimestamp", limit=64)),
             model=word(job, "spec", "model", "source", limit=_NAME),
             gpus=1 if gpus is None else int(gpus),
@@ -79,6 +81,12 @@ class Row:
     def loss_text(self) -> str:
         """The newest training loss with four digits."""
         return "" if self.loss is None else f"{self.loss:.4f}"
+
+
+def _time_left(progress: Json | None) -> str:
+    """Read the estimate; that of a training which is over says nothing about export and upload."""
+    eta = word(progress, "eta", limit=32)
+    return "" if eta == "0s" else eta
 
 
 def _message(job: Json) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from finetune_api.base import Json
@@ -15,11 +14,13 @@ from finetune_client.connection import TIMEOUT, Cluster
 from finetune_client.errors import ClientError, Exit
 from finetune_client.pods import event_lines
 from finetune_client.rows import ENDED, ON_GPU, WAITING, Row, sorted_rows
-from finetune_client.terminal.screen import plain_table, print_facts, print_line
+from finetune_client.terminal.fitted import Cell, Fitted, fit_table
+from finetune_client.terminal.screen import print_facts, print_line
 from finetune_client.terminal.text import find, number, word
 from finetune_client.terminal.usage import describe_usage
 
 GIBIBYTE = 1 << 30
+_TOP_LEAST = {"QUEUE": 12, "NAMESPACE": 12}
 
 
 def list_jobs(cluster: Cluster, out: Console, names: Sequence[str], *, everywhere: bool, form: str) -> None:
@@ -31,7 +32,7 @@ def list_jobs(cluster: Cluster, out: Console, names: Sequence[str], *, everywher
         for row in sorted_rows(jobs):
             print_line(out, f"finetunejob.finetune.dev/{row.name}")
     elif jobs:
-        out.print(_job_table(sorted_rows(jobs), everywhere=everywhere, wide=form == "wide"))
+        _print_fitted(out, _job_table(sorted_rows(jobs), out.width, everywhere=everywhere, wide=form == "wide"))
     else:
         where = "the cluster" if everywhere else f"namespace {cluster.namespace}"
         print_line(out, f"no jobs in {where}: `finetune submit job.yaml` makes one")
@@ -44,16 +45,31 @@ def _print_objects(out: Console, jobs: list[Json], form: str, *, single: bool) -
     out.out(text.rstrip("\n"), highlight=False)
 
 
-def _job_table(rows: list[Row], *, everywhere: bool, wide: bool) -> Table:
+def _print_fitted(out: Console, fitted: Fitted) -> None:
+    out.print(fitted.table)
+    if fitted.note:
+        out.print(Text(fitted.note, style="dim"))
+
+
+def _job_table(rows: list[Row], width: int, *, everywhere: bool, wide: bool) -> Fitted:
     first = ("NAMESPACE",) if everywhere else ()
     last = ("STEPS", "RETRIES", "GPUS", "QUEUE", "MODEL") if wide else ()
-    table = plain_table(*first, "NAME", "PHASE", "REASON", "PROGRESS", "LOSS", "ETA", "AGE", *last)
+    titles = (*first, "NAME", "PHASE", "REASON", "PROGRESS", "LOSS", "ETA", "AGE", *last)
+
+    lines: list[list[Cell]] = []
     for row in rows:
         cells = [row.namespace] if everywhere else []
         cells += [row.name, row.phase or "-", row.reason, f"{row.percent}%", row.loss_text, row.eta, row.age]
         cells += [row.steps_text, str(row.retries), str(row.gpus), row.queue, row.model] if wide else []
-        table.add_row(*map(Text, cells))
-    return table
+        lines.append([Text(cell, style=row.style if cell is row.phase else "") for cell in cells])
+    drop = (
+        *(title for title in ("MODEL", "RETRIES", "STEPS", "QUEUE", "GPUS") if title in last),
+        "AGE",
+        "ETA",
+        "LOSS",
+        "PROGRESS",
+    )
+    return fit_table(titles, lines, width, drop, {"NAME": 24, "REASON": 18} | dict.fromkeys(first, 16))
 
 
 def describe_job(cluster: Cluster, out: Console, name: str) -> None:
@@ -134,8 +150,8 @@ def estimate_job(cluster: Cluster, out: Console, name: str) -> Exit:
     memory, smallest = (number(found, key) for key in ("gpuMemoryBytes", "smallestGpuMemoryBytes"))
     hours = number(found, "gpuHours")
     facts = {
-        "checks": f"{result}, {word(found, 'errors') or '0'} errors, {word(found, 'warningCount') or '0'} warnings",
-        "rows": _join(word(found, "rows"), word(found, "badRows") and f"{word(found, 'badRows')} of them unusable"),
+        "checks": f"{result}, {_count(found, 'errors')}, {_count(found, 'warningCount', 'warnings')}",
+        "rows": _join(word(found, "rows"), number(found, "badRows") and f"{word(found, 'badRows')} of them unusable"),
         "steps": word(found, "steps"),
         "GPU": word(found, "gpu"),
         "GPU memory": _join(
@@ -150,6 +166,11 @@ def estimate_job(cluster: Cluster, out: Console, name: str) -> Exit:
     for warning in list(find(found, "warnings") or ())[:5]:
         print_line(out, f"warning: {word({'text': warning}, 'text', limit=320)}")
     return Exit.OK if result == "Passed" else Exit.JOB_FAILED
+
+
+def _count(found: Any, field: str, words: str = "") -> str:
+    count = int(number(found, field) or 0)
+    return f"{count} {(words or field)[: -1 if count == 1 else None]}"
 
 
 def _estimated_cost(job: Json) -> str:
@@ -167,7 +188,9 @@ def _join(*parts: Any) -> str:
 def show_top(cluster: Cluster, out: Console, *, everywhere: bool) -> None:
     """Print the GPUs by job and by queue, beside what the nodes offer."""
     rows = [row for row in sorted_rows(cluster.list_jobs(None if everywhere else cluster.namespace)) if row.gpus]
-    out.print(top_tables(rows))
+    for fitted in top_tables(rows, out.width):
+        _print_fitted(out, fitted)
+        print_line(out, "")
     try:
         offered = gpus_of_nodes(cluster, {row.gpu_resource for row in rows})
     except ClientError as error:
@@ -178,25 +201,24 @@ def show_top(cluster: Cluster, out: Console, *, everywhere: bool) -> None:
         print_line(out, f"{resource}: these jobs hold {held} of the {count} that the nodes offer")
 
 
-def top_tables(rows: list[Row]) -> Table:
-    """Return the table of jobs that hold or wait for GPUs, and below it that of the queues."""
-    jobs = plain_table("NAMESPACE", "NAME", "QUEUE", "PHASE", "GPUS", "RESOURCE", "PROGRESS", "ETA")
+def top_tables(rows: list[Row], width: int) -> tuple[Fitted, Fitted]:
+    """Return the table of jobs that hold or wait for GPUs, and that of the queues."""
+    jobs: list[list[Text]] = []
     queues: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0])
     for row in sorted((each for each in rows if each.phase not in ENDED), key=lambda each: each.phase not in ON_GPU):
         cells = (row.namespace, row.name, row.queue or "-", row.phase or "-", str(row.gpus), row.gpu_resource)
-        jobs.add_row(*map(Text, (*cells, f"{row.percent}%", row.eta)), style=row.style)
+        jobs.append([Text(cell, style=row.style) for cell in (*cells, f"{row.percent}%", row.eta)])
         held = queues[row.namespace, row.queue or "-", row.gpu_resource]
         held[0] += row.gpus if row.phase in ON_GPU else 0
         held[1] += row.gpus if row.phase in WAITING else 0
 
-    totals = plain_table("NAMESPACE", "QUEUE", "RESOURCE", "HELD", "WAITED FOR")
-    for key, (held_gpus, waited) in sorted(queues.items()):
-        totals.add_row(*map(Text, (*key, str(held_gpus), str(waited))))
-    both = Table.grid()
-    both.add_row(jobs)
-    both.add_row("")
-    both.add_row(totals)
-    return both
+    titles = ("NAMESPACE", "NAME", "QUEUE", "PHASE", "GPUS", "RESOURCE", "PROGRESS", "ETA")
+    totals = [[Text(cell) for cell in (*key, str(held), str(waited))] for key, (held, waited) in sorted(queues.items())]
+    names = ("NAMESPACE", "QUEUE", "RESOURCE", "HELD", "WAITED FOR")
+    return (
+        fit_table(titles, jobs, width, ("RESOURCE", "ETA", "PROGRESS"), {"NAME": 20} | _TOP_LEAST),
+        fit_table(names, totals, width, (), {"RESOURCE": 14} | _TOP_LEAST),
+    )
 
 
 def gpus_of_nodes(cluster: Cluster, resources: set[str]) -> dict[str, int]:

@@ -11,13 +11,22 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_api.base import Json
+from finetune_api.vocabulary import Stage
 from finetune_client.connection import Cluster
 from finetune_client.errors import ClientError, Exit
 from finetune_client.rows import ENDED, ON_GPU, Row, sorted_rows
+from finetune_client.terminal.fitted import Cell, fit_table
 from finetune_client.terminal.screen import print_line
 from finetune_client.terminal.sparkline import draw_sparkline
 
-BAR_WIDTH, CURVE_WIDTH = 20, 24
+_TITLES = ("JOB", "PHASE", "DONE", "", "STEP", "LOSS", "CURVE", "LEFT")
+_DROPPED = ("STEP", "LEFT", "CURVE", "LOSS")
+_SQUEEZED = {"JOB": 20, "DONE": 12}
+_SIZES = ((110, 20, 24), (0, 12, 14))
+"""Cells of a terminal at least, and those of a bar and of a curve in it."""
+
+_STAGES = frozenset(stage.value for stage in Stage)
+
 MAX_POINTS = 10_000
 """Losses of one job that are kept for its curve."""
 
@@ -41,40 +50,43 @@ class Board:
                 points.append(row.loss)
         return [row for row in self.rows if before.get(row.uid) != _shown(row)]
 
-    def draw(self, height: int, *, everywhere: bool) -> RenderableType:
+    def draw(self, width: int, height: int, *, everywhere: bool) -> RenderableType:
         """Draw the jobs; those that hold a GPU come first, and what does not fit is counted."""
         rows = sorted(self.rows, key=lambda row: (row.phase not in ON_GPU, row.phase in ENDED))
-        shown = rows[: max(1, height - 4)]
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", expand=False)
-        for title in ("JOB", "PHASE", "DONE", "", "STEP", "LOSS", "SINCE THIS WATCH BEGAN", "LEFT", "REASON"):
-            table.add_column(title, no_wrap=True, overflow="ellipsis")
-        for row in shown:
-            self._add(table, row, everywhere=everywhere)
+        shown = rows[: max(1, height - 5)]
+        bar, curve = next((each for least, *each in _SIZES if width >= least), _SIZES[-1][1:])
+        cells = [self._cells(row, bar, curve, everywhere=everywhere) for row in shown]
+        fitted = fit_table(_TITLES, cells, width, _DROPPED, _SQUEEZED)
 
         held = sum(row.gpus for row in rows if row.phase in ON_GPU)
         hidden = f", {len(rows) - len(shown)} more not shown" if len(shown) < len(rows) else ""
-        last = self.trouble or f"{len(rows)} jobs hold {held} GPUs{hidden}; Ctrl-C ends the watch, not the jobs"
+        jobs = f"{len(rows)} job{'s' * (len(rows) != 1)} hold{'s' * (len(rows) == 1)}"
+        last = self.trouble or f"{jobs} {held} GPU{'s' * (held != 1)}{hidden}; Ctrl-C ends the watch, not the jobs"
         whole = Table.grid()
-        whole.add_row(table)
-        whole.add_row(Text(last, style="red" if self.trouble else "dim"))
+        whole.add_row(fitted.table)
+        for line in filter(None, (last, fitted.note)):
+            whole.add_row(Text(line, style="red" if line == self.trouble else "dim"))
         return whole
 
-    def _add(self, table: Table, row: Row, *, everywhere: bool) -> None:
+    def _cells(self, row: Row, bar: int, curve: int, *, everywhere: bool) -> list[Cell]:
         name = f"{row.namespace}/{row.name}" if everywhere else row.name
-        curve = draw_sparkline(self._losses[row.uid], CURVE_WIDTH)
-        bar = ProgressBar(total=100, completed=row.percent, width=BAR_WIDTH)
-
-        table.add_row(
+        return [
             Text(name),
             Text(row.phase or "-", style=row.style),
-            bar,
-            f"{row.percent:>3} %",
+            _bar_or_reason(row, bar),
+            Text(f"{row.percent:>3} %"),
             Text(row.steps_text),
             Text(row.loss_text),
-            Text(curve, style="cyan"),
+            Text(draw_sparkline(self._losses[row.uid], curve), style="cyan"),
             Text(row.eta),
-            Text("" if row.reason == row.phase else row.reason, style="red" if row.phase == "Failed" else "dim"),
-        )
+        ]
+
+
+def _bar_or_reason(row: Row, width: int) -> Cell:
+    """A bar for a job that gets on, and for any other why it does not."""
+    if row.reason in ("", row.phase) or (row.phase in ON_GPU and row.reason in _STAGES):
+        return ProgressBar(total=100, completed=row.percent, width=width)
+    return Text(row.reason, style="red" if row.phase == "Failed" else "yellow" if row.phase in ON_GPU else "dim")
 
 
 def watch_jobs(
@@ -91,11 +103,11 @@ def watch_jobs(
             _print_changes(out, _look(board, read, out), everywhere=everywhere)
         return _result(board)
 
-    with Live(board.draw(out.height, everywhere=everywhere), console=out, auto_refresh=False) as live:
+    with Live(board.draw(out.width, out.height, everywhere=everywhere), console=out, auto_refresh=False) as live:
         while not (names and _all_ended(board)):
             time.sleep(interval)
             _look(board, read, None)
-            live.update(board.draw(out.height, everywhere=everywhere), refresh=True)
+            live.update(board.draw(out.width, out.height, everywhere=everywhere), refresh=True)
     return _result(board)
 
 

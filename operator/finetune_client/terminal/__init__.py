@@ -3,5 +3,6 @@
 text.py        text of a cluster for a terminal: no control characters, bounded
 screen.py      lines and tables as every command prints them
 sparkline.py   numbers as a line of blocks
+fitted.py      tables that fit a terminal of any width
 usage.py       GPU time, waiting, cost and energy of a job, in words
 """

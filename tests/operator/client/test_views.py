@@ -7,12 +7,13 @@ import time
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from finetune_client.errors import ClientError, Exit
 from finetune_client.pods import _lines
 from finetune_client.rows import Row, sorted_rows
-from finetune_client.show import top_tables
+from finetune_client.show import _job_table, top_tables
 from finetune_client.terminal.text import MAX_CHARACTERS, clean
 from finetune_client.terminal.usage import describe_usage
 from finetune_client.watch import Board, watch_jobs
@@ -53,18 +54,18 @@ def test_the_board_shows_bars_and_the_losses_since_the_watch_began() -> None:
     assert [row.name for row in changed] == ["bot"]
     assert board.update(jobs) == []
 
-    assert drawn(board.draw(30, everywhere=False)) == [
-        "JOB    PHASE    DONE                         STEP    LOSS    SINCE THIS WATCH BEGAN  LEFT    REASON",
-        "bot    Running  ━━━━━━━━               40 %  80/200  1.5000  █▅▂▁                    12m30s",
+    assert drawn(board.draw(120, 30, everywhere=False)) == [
+        "JOB    PHASE    DONE                         STEP    LOSS    CURVE  LEFT",
+        "bot    Running  ━━━━━━━━               40 %  80/200  1.5000  █▅▂▁   12m30s",
         "later  Queued                           0 %",
-        "2 jobs hold 1 GPUs; Ctrl-C ends the watch, not the jobs",
+        "2 jobs hold 1 GPU; Ctrl-C ends the watch, not the jobs",
     ]
 
 
 def test_jobs_that_do_not_fit_are_counted() -> None:
     board = Board()
     board.update([a_job(f"job-{number}", "Queued") for number in range(30)])
-    assert "24 more not shown" in drawn(board.draw(10, everywhere=True))[-1]
+    assert "25 more not shown" in drawn(board.draw(120, 10, everywhere=True))[-1]
 
 
 def test_top_adds_up_what_jobs_hold_and_wait_for() -> None:
@@ -74,7 +75,7 @@ def test_top_adds_up_what_jobs_hold_and_wait_for() -> None:
         a_job("c", "Failed"),
         a_job("d", "Uploading"),
     ]
-    assert drawn(top_tables(sorted_rows(jobs))) == [
+    assert [line for fitted in top_tables(sorted_rows(jobs), 120) for line in (*drawn(fitted.table), "")] == [
         "NAMESPACE  NAME  QUEUE  PHASE      GPUS  RESOURCE        PROGRESS  ETA",
         "team-a     a     gpus   Running    1     nvidia.com/gpu  50%       12m30s",
         "team-a     d     gpus   Uploading  1     nvidia.com/gpu  0%",
@@ -82,6 +83,7 @@ def test_top_adds_up_what_jobs_hold_and_wait_for() -> None:
         "",
         "NAMESPACE  QUEUE  RESOURCE        HELD  WAITED FOR",
         "team-a     gpus   nvidia.com/gpu  2     1",
+        "",
     ]
 
 
@@ -108,6 +110,73 @@ def test_what_a_job_has_used_is_said_in_words(usage: dict[str, Any], expected: s
     assert describe_usage({"status": {"usage": used}}) == expected
     assert describe_usage({"status": {"usage": {"gpuSeconds": 0}}}) == ""
     assert describe_usage({"status": {"usage": "x"}}) == ""
+
+
+def many_jobs() -> list[dict[str, Any]]:
+    """Jobs of every kind, with long names, as a terminal has to show them."""
+    waiting = {"status": {"phase": "Queued", "reason": "Unschedulable"}}
+    return [
+        a_job("customer-support-llama-3-8b-2026-11", "Running", loss=1.2345, percent=47, reason="Training"),
+        a_job("bot", "Failed", reason="GpuBudgetExhausted"),
+        a_job("summaries", "Queued") | waiting,
+    ]
+
+
+@pytest.mark.parametrize("width", [110, 80, 60, 40])
+def test_a_watch_is_readable_on_a_narrow_terminal(width: int) -> None:
+    board = Board()
+    for loss in (3.0, 2.0, 1.0):
+        jobs = many_jobs()
+        jobs[0]["status"]["progress"]["loss"] = loss
+        board.update(jobs)
+    lines = drawn(board.draw(width, 30, everywhere=False), width)
+    assert all(cell_len(line) <= width for line in lines)
+    header, first, *_ = lines
+    assert header.startswith("JOB")
+    assert "customer" in first
+    assert "Running" in first
+    assert "47 %" in first
+    assert any("GpuBudg" in line and "bot" in line for line in lines), "why a job failed stays, if need be cut"
+    assert "━━━" in first, "a live bar"
+    assert ("█▅▁" in first) is (width >= 80), "the curve of the losses"
+    assert ("not shown at this width" in " ".join(lines)) is (width < 110)
+
+
+@pytest.mark.parametrize("width", [80, 60, 40])
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_list_is_readable_on_a_narrow_terminal(width: int, wide: bool) -> None:
+    fitted = _job_table(sorted_rows(many_jobs()), width, everywhere=True, wide=wide)
+    lines = drawn(fitted.table, width)
+    assert all(cell_len(line) <= width for line in lines)
+    assert all(len(line.split()) >= 3 for line in lines), "namespace, name and phase"
+    assert any("Failed" in line for line in lines)
+    if width == 80:
+        assert "customer-support-llama" in lines[2]
+        assert "GpuBudgetExhausted" in lines[1]
+    hidden = set(fitted.note.removeprefix("not shown at this width: ").split(", "))
+    shown = {title.rstrip("…") for title in lines[0].lower().split()}
+    everything = {"namespace", "name", "phase", "reason", "progress", "loss", "eta", "age"}
+    everything |= {"steps", "retries", "gpus"} if wide else set()
+    lost = {each for each in everything - hidden if not any(each.startswith(title) for title in shown)}
+    assert not lost - {"steps"}, "a column is shown, or named as not shown; the one without a value goes without a word"
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_top_is_readable_on_a_narrow_terminal(width: int) -> None:
+    jobs, queues = top_tables(sorted_rows(many_jobs()), width)
+    for fitted in (jobs, queues):
+        assert all(cell_len(line) <= width for line in drawn(fitted.table, width))
+    first = drawn(jobs.table, width)[1]
+    assert first.split()[:1] == ["team-a"]
+    assert "custom" in first
+    assert "Running" in first
+    assert drawn(queues.table, width)[0].split() == ["NAMESPACE", "QUEUE", "RESOURCE", "HELD", "WAITED", "FOR"]
+
+
+def test_columns_that_hold_nothing_go_without_a_word() -> None:
+    board = Board()
+    board.update([a_job("later-and-with-a-longer-name", "Queued")])
+    assert not any("not shown" in line for line in drawn(board.draw(54, 30, everywhere=False), 54))
 
 
 def test_a_row_survives_a_status_of_another_shape() -> None:
