@@ -35,7 +35,9 @@ class FakeKueue:
         self.answers: dict[str, Any] = {
             GROUP: {"versions": [{"version": "v1beta1"}, {"version": "v1beta2"}]},
             f"{GROUP}/v1beta2/namespaces/team/localqueues/research": {"kind": "LocalQueue"},
-            f"{GROUP}/v1beta2/namespaces/team/workloads": {"items": [_workload("job-bot"), _workload("forged", "x")]},
+            f"{GROUP}/v1beta2/namespaces/team/workloads": {
+                "items": [_workload("job-bot"), _workload("forged", "x", "2026-11-24T13:00:00Z")]
+            },
             VISIBILITY: {"versions": [{"version": "v1beta1"}]},
             f"{VISIBILITY}/v1beta1/namespaces/team/localqueues/research/pendingworkloads": {
                 "items": [{"metadata": {"name": "other"}}, {"metadata": {"name": "job-bot"}, "positionInLocalQueue": 1}]
@@ -53,10 +55,10 @@ class FakeKueue:
         return dict(answer)
 
 
-def _workload(name: str, owner: str = "child-uid") -> Json:
+def _workload(name: str, owner: str = "child-uid", created: str = "2026-11-24T12:00:00Z") -> Json:
     reference = {"kind": "Job", "name": "x", "uid": owner, "controller": True}
     metadata = {"name": name, "namespace": "team", "uid": name, "resourceVersion": "7"}
-    return {"metadata": metadata | {"creationTimestamp": "2026-11-24T12:00:00Z", "ownerReferences": [reference]}}
+    return {"metadata": metadata | {"creationTimestamp": created, "ownerReferences": [reference]}}
 
 
 async def read(kueue: FakeKueue, snapshot: Snapshot, installation: Any = WITH_RIGHTS) -> QueueView | None:

@@ -25,6 +25,7 @@ NAMESPACE = "team-a"
 @pytest.fixture(scope="module")
 def kueue_cluster() -> Iterator[DevCluster]:
     with DevCluster.start() as cluster:
+        client.CoreV1Api(cluster.api_client()).create_namespace(client.V1Namespace(metadata={"name": NAMESPACE}))
         yield cluster
 
 
@@ -78,7 +79,6 @@ def test_kueue_may_be_installed_after_the_operator_and_after_a_job(
 ) -> None:
     early = OperatorProcess(kueue_cluster, tmp_path, kueue=True)
     early.start()
-    client.CoreV1Api(kueue_cluster.api_client()).create_namespace(client.V1Namespace(metadata={"name": NAMESPACE}))
     queued = make_queued(kueue_cluster, NAMESPACE)
     queued.create("early")
     queued.wait_for_message(
