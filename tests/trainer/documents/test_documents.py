@@ -3,7 +3,7 @@
 import contextlib
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from xml.etree import ElementTree
@@ -21,6 +21,7 @@ from finetune_trainer.artifacts.store import LocalArtifact
 from finetune_trainer.documents.loss_plot import render_loss_plot
 from finetune_trainer.documents.write import RunSummary, write_documents
 from finetune_trainer.training.metrics_log import MetricLine
+from finetune_trainer.training.outcome import TrainingOutcome
 from finetune_trainer.training.records import LossPoint
 
 Builder = Callable[..., RunConfig]
@@ -37,7 +38,9 @@ NAMESPACE = {"svg": "http://www.w3.org/2000/svg"}
 def documents(run_config: Builder, tmp_path: Path) -> Callable[..., tuple[str, str]]:
     """Builder of (card, resolved.yaml) for a job on a Hub model."""
 
-    def build(*, is_dequantised: bool = False, **sections: dict[str, object]) -> tuple[str, str]:
+    def build(
+        *, is_dequantised: bool = False, used: Mapping[str, float] | None = None, **sections: dict[str, object]
+    ) -> tuple[str, str]:
         model = {"source": "hf://acme/base", "credentials": {"secretName": "canary-hub-secret"}}
         output = {"s3": {"bucket": "models", "credentials": {"secretName": "canary-s3-secret"}}}
         config = run_config(**{"model": model, "output": output} | sections)
@@ -52,7 +55,9 @@ def documents(run_config: Builder, tmp_path: Path) -> Callable[..., tuple[str, s
         card, configuration = write_documents(
             *(tmp_path, config, resolved, artifacts),
             model_digest="b" * 64,
-            summary=RunSummary(metrics={"steps": 2.0, "loss": 1.0}, history=HISTORY, is_dequantised=is_dequantised),
+            summary=RunSummary(
+                metrics={"steps": 2.0, "loss": 1.0, **(used or {})}, history=HISTORY, is_dequantised=is_dequantised
+            ),
         )
         return (card.path / "README.md").read_text(), configuration.path.read_text()
 
@@ -79,6 +84,19 @@ def test_the_card_says_base_data_metrics_and_commands(documents: Callable[..., t
         "ollama create tiny -f gguf/tiny-Q8_0.Modelfile",
     ):
         assert part in text
+
+
+def test_the_card_says_gpu_time_and_energy_where_they_were_measured(documents: Callable[..., tuple[str, str]]) -> None:
+    measured = TrainingOutcome(2, 1.0, None, gpu_seconds=5040, energy_watt_hours=841.25).metrics()
+    text, _ = documents(used=measured)
+    assert "| gpuSeconds | 5040 |\n| energyWattHours | 841.25 |" in text
+    assert "GPU time and energy are those of the pod that finished, up to the end of training; the job" in text
+
+    without = TrainingOutcome(2, 1.0, None, gpu_seconds=5040).metrics()
+    assert "GPU time are those" not in (text := documents(used=without)[0])
+    assert "GPU time is that of the pod that finished" in text
+    assert "nergy" not in text, "absent, and not zero"
+    assert "GPU time" not in documents()[0], "a run on a CPU"
 
 
 def test_the_card_says_when_weights_were_decoded_from_nf4(documents: Callable[..., tuple[str, str]]) -> None:
