@@ -3,6 +3,7 @@ they do, each job comes to the end that its pods have earned."""
 
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,17 +15,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from finetune_api.failures import ExitCode
+from finetune_api.vocabulary import JOB_UID_LABEL
 from finetune_devcluster.cluster import DevCluster
 from finetune_test_operator.faults.bench import Bench
-from finetune_test_operator.faults.lives import INTERRUPTED
+from finetune_test_operator.faults.lives import INTERRUPTED, PATIENCE_SECONDS
 from finetune_test_operator.faults.mutants import write_mutant
 from finetune_test_operator.faults.plans import Lane
 from finetune_test_operator.jobs import Outcomes
 from finetune_test_operator.operator_process import OperatorProcess
+from finetune_test_operator.played_kubelet import wait_for
 
 pytestmark = pytest.mark.cluster
 
 SLOTS = st.sampled_from(["a", "b"])
+CHECKPOINT_SECONDS = 1.0  # that a trainer takes to stop
 ENDS = {
     ExitCode.SUCCESS: ("Succeeded", Outcomes.success),
     ExitCode.DATA: ("Failed", Outcomes.bad_row),
@@ -45,6 +49,8 @@ class Users(RuleBasedStateMachine):
         self._stage = self.bench.stage
         self._number = next(_numbers)
         self._uids: dict[str, str] = {}  # by slot: of the jobs that exist
+        self._is_held: dict[str, bool] = {}
+        self._told: dict[str, float] = {}  # by pod: when it was seen to have been told to stop
         self._ended: dict[str, str] = {}  # by UID of the job: its phase once its pod has ended
 
     def _name(self, slot: str) -> str:
@@ -54,12 +60,14 @@ class Users(RuleBasedStateMachine):
     def create(self, slot: str, held: bool) -> None:
         if slot not in self._uids:
             self._uids[slot] = self._stage.create(self._name(slot), suspend=held, maxRetries=0)
+            self._is_held[slot] = held
 
     @precondition(lambda self: self._uids)
     @rule(slot=SLOTS, held=st.booleans())
     def suspend_or_resume(self, slot: str, held: bool) -> None:
         if slot in self._uids:
             self._stage.jobs.patch_run_policy(self._name(slot), suspend=held)
+            self._is_held[slot] = held
 
     @precondition(lambda self: self._uids)
     @rule(
@@ -84,9 +92,29 @@ class Users(RuleBasedStateMachine):
 
     @precondition(lambda self: self._uids)
     @rule(slot=SLOTS)
+    def make_again(self, slot: str) -> None:
+        """As `finetune retry` does: the pod of the first job still writes its checkpoint when the second one begins."""
+        if slot in self._uids:
+            self.run_a_pod(slot)
+            self._stage.jobs.delete(self._name(slot))
+            self._uids[slot] = self._stage.create(self._name(slot), maxRetries=0)
+            self._is_held[slot] = False
+            self.run_a_pod(slot)
+
+    @precondition(lambda self: self._uids)
+    @rule(slot=SLOTS)
     def run_a_pod(self, slot: str) -> None:
-        for pod in self._pods(slot, "Pending"):
-            self._stage.kubelet.run(pod)
+        """Users are quicker than pods; so here they wait for one, if one must come."""
+        uid = self._uids.get(slot)
+        if uid is None or self._is_held[slot] or uid in self._ended:
+            return
+
+        def runs() -> bool:
+            for pod in self._pods(slot, "Pending"):
+                self._stage.kubelet.run(pod)
+            return any(pod.metadata.labels[JOB_UID_LABEL] == uid for pod in self._pods(slot, "Running"))
+
+        wait_for(runs, f"{self._name(slot)}: a pod of job {uid} runs", PATIENCE_SECONDS)
 
     @precondition(lambda self: self._uids)
     @rule(slot=SLOTS, code=st.sampled_from(list(ENDS)))
@@ -137,7 +165,7 @@ class Users(RuleBasedStateMachine):
                 self._end(slot, pod, ExitCode.SUCCESS)
             return bool(holds())
 
-        self._stage.wait_for(play, f"{self._name(slot)}: its end")
+        wait_for(play, f"{self._name(slot)}: its end; {self._stage.status(self._name(slot))}", PATIENCE_SECONDS)
 
     def _pods(self, slot: str, phase: str) -> list[Any]:
         """The trainer's pods in a phase; those that are told to stop are stopped."""
@@ -149,6 +177,9 @@ class Users(RuleBasedStateMachine):
             if whole is None or whole.status.phase != phase:
                 continue
             if whole.metadata.deletion_timestamp:
+                told = self._told.setdefault(whole.metadata.uid, time.monotonic())
+                if time.monotonic() - told < CHECKPOINT_SECONDS:
+                    continue
                 if whole.status.phase == "Running":
                     self._stage.kubelet.end(whole, ExitCode.INTERRUPTED, INTERRUPTED.encode())
                 self._stage.kubelet.remove(whole)
@@ -160,7 +191,7 @@ class Users(RuleBasedStateMachine):
         phase, words = ENDS[code]
         self._stage.kubelet.end(pod, code, words.encode())
         if phase:
-            self._ended.setdefault(pod.metadata.labels["finetune.dev/job-uid"], phase)
+            self._ended.setdefault(pod.metadata.labels[JOB_UID_LABEL], phase)
 
 
 @pytest.fixture
