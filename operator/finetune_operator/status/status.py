@@ -154,12 +154,24 @@ def _reported(snapshot: AnySnapshot, outcome: Outcome | None) -> dict[str, Any]:
 
     if run is not None and run.resolved is not None:
         fields["resolved"] = run.resolved
+    if (step := _late_checkpoint(snapshot)) is not None:
+        fields["checkpoint_step"] = step
     for source in (run, outcome):
         for name in ("checkpoint_step", "resumed_from_step", "memory"):
             if source is not None and getattr(source, name) is not None:
                 fields[name] = getattr(source, name)
 
     return fields
+
+
+def _late_checkpoint(snapshot: AnySnapshot) -> int | None:
+    """Step of the newest checkpoint, as an earlier pod says whose end is new: a pod that is stopped may be followed by
+    another before anybody has looked at it."""
+    known = {attempt.uid for attempt in snapshot.status.attempts if attempt.exit_code is not None}
+    ended = (pod.termination for pod in snapshot.training.pods[:-1] if pod.uid not in known)
+    said = (end.outcome() for end in ended if end is not None)
+    steps = [outcome.checkpoint_step for outcome in said if outcome and outcome.checkpoint_step is not None]
+    return steps[-1] if steps else None
 
 
 def _result(decision: Decision) -> dict[str, Any]:

@@ -103,6 +103,16 @@ def test_a_report_becomes_progress() -> None:
     assert status.start_time == NOW + timedelta(seconds=1)
 
 
+def test_the_last_words_of_a_pod_count_though_another_one_runs_before_they_are_seen() -> None:
+    stopped = SUCCEEDED.model_copy(update={"result": Result.INTERRUPTED, "checkpoint_step": 7})
+    pods = (an_ended_pod(30, stopped, uid="old"), a_running_pod())
+    late = _status_of(a_snapshot(pods=pods))
+    assert late.checkpoint_step == 7
+    # Once its end is known, it says nothing new: the pod that runs is further by now.
+    later = late.model_copy(update={"checkpoint_step": 20})
+    assert _status_of(a_snapshot(pods=pods, status=later)).checkpoint_step == 20
+
+
 def test_only_the_outcome_can_say_one_hundred_percent() -> None:
     running = _status_of(a_snapshot(pods=(a_running_pod(),), report=a_report(percent=100)))
     assert running.progress is not None
