@@ -59,12 +59,14 @@ def test_a_budget_ends_the_trainer_in_time_and_time_in_suspension_is_free(
     assert stopping["status"]["phase"] == "Running"
 
     time.sleep(3)
-    kubelet.end(second, 30, outcomes.interrupted.encode())
+    kubelet.end(second, 30, outcomes.interrupted.model_copy(update={"energy_joules": 1800}).encode())
     kubelet.remove(second)
     status = jobs.wait_for_phase("spender", "Failed", seconds=20)["status"]
     assert status["failure"]["reason"] == "GpuBudgetExhausted"
     assert "spec.runPolicy.maxGpuSeconds allows 12" in status["failure"]["message"]
     assert 15 <= status["usage"]["gpuSeconds"] <= 21, "the seconds of grace count"
+    assert status["usage"]["energyWattHours"] == 0.5
+    assert status["usage"]["energyMeasuredGpuSeconds"] < status["usage"]["gpuSeconds"], "the first pod said nothing"
 
 
 def test_a_limit_that_is_raised_in_time_lets_the_trainer_go_on(
