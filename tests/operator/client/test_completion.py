@@ -19,6 +19,7 @@ import pytest
 from finetune_client.complete import candidates
 from finetune_client.verbs import VERBS
 from finetune_test_operator.operator_process import OperatorProcess
+from finetune_test_programs.binaries import kube_binary
 
 PROGRAMS = Path(sys.executable).parent
 SHELLS = {
@@ -107,3 +108,23 @@ def test_what_a_command_takes_is_offered() -> None:
     assert "--attempt" not in candidates(["list", "--"], VERBS)
     assert candidates(["artifacts", "--download", ""], VERBS) == [], "files, which the shell itself completes"
     assert candidates(["submit", ""], VERBS) == []
+
+
+@pytest.mark.cluster
+def test_kubectl_runs_the_plugin_and_completes_its_words(
+    operator: OperatorProcess, jobs: Any, users: Any, namespace: str
+) -> None:
+    jobs.create("support-bot")
+    kubeconfig = str(users.reader())
+
+    def kubectl(*words: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PATH": f"{PROGRAMS}:{os.environ['PATH']}", "KUBECONFIG": kubeconfig}
+        command = [str(kube_binary()), "kubectl", *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+    listed = kubectl("finetune", "list", "-n", namespace)
+    assert listed.returncode == 0, listed.stderr
+    assert "support-bot" in listed.stdout
+    assert kubectl("finetune", "describe", "suport-bot").returncode == 3, "the plugin's exit code is kubectl's"
+    assert "describe\n" in kubectl("__complete", "finetune", "descr").stdout
+    assert "support-bot\n" in kubectl("__complete", "finetune", "describe", "supp").stdout
