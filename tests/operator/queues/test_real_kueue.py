@@ -62,7 +62,7 @@ def _clean_up(queued: Any) -> None:
     """Delete all jobs: they leave nothing behind, in the queue either."""
     queued.jobs.delete_all()
     queued.delete_local_queue()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while queued.cluster.kubectl("get", "workloads,jobs,pods", "-n", NAMESPACE, "-o", "name").stdout:
         assert time.monotonic() < deadline, "a deleted job leaves nothing behind"
         queued.cluster.kubectl("delete", "pods", "--all", "--grace-period=0", "--force", "-n", NAMESPACE)
