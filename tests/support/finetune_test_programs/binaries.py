@@ -5,7 +5,7 @@ All are built from published Go modules, once per version, and kept outside the 
 files is in the cached file's name, so a new pin builds anew and an old checkout still finds its own. `KUBE_BINARY`,
 `HELM_BINARY` and `PROMTOOL_BINARY` point at ready ones.
 
-    python -m finetune_test_programs.binaries            build all but kueue
+    python -m finetune_test_programs.binaries            build all but kueue, of which only the manifests are fetched
     python -m finetune_test_programs.binaries helm ...   run helm
 """
 
@@ -183,6 +183,7 @@ def main() -> None:
         os.execv(program, [sys.argv[1], *sys.argv[2:]])
     for name in PACKAGES.keys() - ON_DEMAND:
         print(_find_or_build(name))
+    print(kueue_manifests())
 
 
 if __name__ == "__main__":
