@@ -181,8 +181,9 @@ def main() -> None:
     if len(sys.argv) > 1:
         program = str(_find_or_build(sys.argv[1]))
         os.execv(program, [sys.argv[1], *sys.argv[2:]])
-    for name in PACKAGES.keys() - ON_DEMAND:
-        print(_find_or_build(name))
+    for name in PACKAGES:
+        if name not in ON_DEMAND:
+            print(_find_or_build(name))
     print(kueue_manifests())
 
 
