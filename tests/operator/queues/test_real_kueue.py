@@ -290,8 +290,11 @@ def test_where_kueue_manages_every_job_the_checks_wait_in_the_queue_too(
         queued.create("checked", preflight="Run")
         found = queued.jobs.wait("checked", lambda status: status.get("reason") == "QueueRequired", "what is needed")
         assert "kueue.queuePreflight is true" in found["status"]["conditions"][0]["message"]
+        held = queued.jobs.child("checked", preflight_name)
         time.sleep(ADMISSION_SECONDS)
-        assert queued.jobs.child("checked", preflight_name)["spec"]["suspend"] is True, "nobody fights for it"
+        later = queued.jobs.child("checked", preflight_name)
+        assert later["spec"]["suspend"] is True
+        assert later["metadata"]["generation"] == held["metadata"]["generation"], "nobody fights for it"
         queued.jobs.delete("checked")
 
         queue_operator.stop()
