@@ -9,16 +9,10 @@ from finetune_devcluster.cluster import DevCluster
 from finetune_test_operator.faults.fleet import Fleet
 from finetune_test_operator.faults.mutants import write_mutant
 from finetune_test_operator.faults.plans import Lane, Plan
-from finetune_test_operator.operator_process import OperatorProcess
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(900)]
 
 MUTANTS = yaml.safe_load(Path(__file__).with_name("mutants.yaml").read_text())
-
-
-@pytest.fixture
-def no_other_operator(operator_process: OperatorProcess) -> None:
-    operator_process.kill()
 
 
 @pytest.mark.parametrize("mistake", MUTANTS)

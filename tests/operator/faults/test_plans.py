@@ -15,7 +15,6 @@ from finetune_test_operator.faults.lives import LIVES
 from finetune_test_operator.faults.oracle import CANARY
 from finetune_test_operator.faults.plans import Lane, Plan, count_places, count_writes, crash_points, generate, sample
 from finetune_test_operator.faults.suite import table
-from finetune_test_operator.operator_process import OperatorProcess
 
 SAMPLE, SEED = 60, 16
 CRASHING = ("passes", "refused")
@@ -26,9 +25,8 @@ REFERENCES = {"passes": ("Succeeded", 19), "refused": ("InvalidRow", 10), "fails
 
 
 @pytest.fixture
-def fleet(dev_cluster: DevCluster, operator_process: OperatorProcess, tmp_path: Path) -> Iterator[Fleet]:
+def fleet(dev_cluster: DevCluster, no_other_operator: None, tmp_path: Path) -> Iterator[Fleet]:
     """Operators behind proxies, in place of the operator of all tests."""
-    operator_process.kill()
     with Fleet.start(dev_cluster, tmp_path, "faults-sample") as fleet:
         yield fleet
 

@@ -19,7 +19,7 @@ from finetune_test_operator.faults.bench import Bench
 from finetune_test_operator.faults.plans import Lane
 from finetune_test_operator.faults.spec_lives import SpecTrial, judge_refusal, left_children
 from finetune_test_operator.faults.spec_plans import SpecPlan, generate_spec_plans
-from finetune_test_operator.operator_process import CHECKOUT, OperatorProcess
+from finetune_test_operator.operator_process import CHECKOUT
 
 AT_ONCE = 8
 ONE_IN = 17
@@ -35,9 +35,8 @@ _numbers = itertools.count()
 
 
 @pytest.fixture
-def bench(dev_cluster: DevCluster, operator_process: OperatorProcess, tmp_path: Path) -> Iterator[Bench]:
+def bench(dev_cluster: DevCluster, no_other_operator: None, tmp_path: Path) -> Iterator[Bench]:
     """An operator in place of the operator of all tests."""
-    operator_process.kill()
     namespace = f"faults-specs-{next(_numbers)}"
     with Bench.start(dev_cluster, tmp_path / "bench", namespace, Lane.REQUESTS) as bench:
         bench.wait_until_up()

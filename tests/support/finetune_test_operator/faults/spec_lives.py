@@ -10,9 +10,9 @@ from kubernetes.client.exceptions import ApiException
 from finetune_api.base import Json
 from finetune_api.vocabulary import JOB_NAME_LABEL
 from finetune_test_operator.faults.bench import Bench
+from finetune_test_operator.faults.lives import patience
 from finetune_test_operator.faults.spec_plans import SpecPlan
 
-CONVERGE_SECONDS: Final = 90.0  # of a busy machine
 MAX_REFUSAL: Final = 2_000
 """Characters of a refusal that a person can read, without the value that it quotes."""
 
@@ -87,7 +87,7 @@ class SpecTrial:
             return bool(self.bench.stage.status(name).get("observedGeneration") == generation)
 
         try:
-            informer.wait_for(is_seen, f"{name}: generation {generation} is looked at", CONVERGE_SECONDS)
+            informer.wait_for(is_seen, f"{name}: generation {generation} is looked at", patience())
         except TimeoutError as error:
             return [str(error)]
         conditions = self.bench.stage.status(name).get("conditions", [])
