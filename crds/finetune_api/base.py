@@ -43,6 +43,12 @@ class Rule:
     cel: str
     holds: Callable[[Any], bool]
     message: str
+    explain: Callable[[Any], str] | None = None
+    """A message with the object's values. In Python only: in CEL, its estimated cost exceeds what a schema may have."""
+
+    def broken_by(self, model: Any) -> str:
+        """Return the message about a model that breaks the rule."""
+        return self.explain(model) if self.explain else self.message
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ class ApiModel(BaseModel):
 
     @model_validator(mode="after")
     def _rules_hold(self) -> Self:
-        broken = [rule.message for rule in self.rules if not rule.holds(self)]
+        broken = [rule.broken_by(self) for rule in self.rules if not rule.holds(self)]
         if broken:
             raise ValueError("; ".join(broken))
         return self

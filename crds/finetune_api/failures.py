@@ -80,6 +80,7 @@ class FailureReason(StrEnum):
     ENDPOINT_REDIRECTED = "EndpointRedirected"
     INTERRUPTED = "Interrupted"
     STALLED = "Stalled"
+    COLLECTIVE_TIMEOUT = "CollectiveTimeout"
     INTERNAL_ERROR = "InternalError"
     # Given by the operator only: the pod ended or could not start, and the trainer could report nothing.
     DEADLINE_EXCEEDED = "DeadlineExceeded"
@@ -234,6 +235,11 @@ FAILURES: dict[FailureReason, FailureClass] = {
         "See the stacks of all threads in the trainer's log; if the run was only slow, raise "
         "spec.runPolicy.stallTimeoutSeconds in a new job, which goes on from the last checkpoint.",
         Consequence.ONCE,
+    ),
+    FailureReason.COLLECTIVE_TIMEOUT: FailureClass(
+        ExitCode.STALLED,
+        "See the stacks of all processes in the trainer's log: one waits for the others. If they were only slow, raise "
+        "spec.runPolicy.stallTimeoutSeconds in a new job of the same name.",
     ),
     FailureReason.INTERNAL_ERROR: FailureClass(
         ExitCode.INTERNAL, "This is a defect: see the trainer's log for the traceback."

@@ -119,6 +119,12 @@ class Resolved(ApiModel):
     padding_share: Share | None = None
     """Share of the computed tokens that are padding, if rows are padded."""
 
+    world_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Processes that train together, one a GPU; absent for one."""
+
+    slowest_rank_share: Share | None = None
+    """Share of the tokens that the busiest process trains on; the others wait for it. At best 1 / worldSize."""
+
     total_steps: Count | None = None
     """Optimiser steps of the run."""
 

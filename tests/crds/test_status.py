@@ -103,6 +103,8 @@ STATUS: dict[str, Any] = {
         "trainableParameters": 10**7,
         "totalParameters": 8 * 10**9,
         "adaptedShare": 1.0,
+        "worldSize": 2,
+        "slowestRankShare": 0.51,
         "quantizedShare": 0.982,
     },
     "memory": {

@@ -68,6 +68,7 @@ VALID: dict[str, Manifest] = {
     "a section left empty": {"adapter": None, "export": {"gguf": None}},
     "whole numbers with an exponent": {"training": {"maxSteps": 1e3, "learningRate": 1e-4}},
     "a toleration of everything": {"resources": {"tolerations": [{"operator": "Exists"}]}},
+    "a step that GPUs share": {"resources": {"gpus": 4}},
     "the bounds themselves": {
         "training": {"batchSize": 1024, "warmupSteps": 0},
         "adapter": {"rank": 512, "dropout": 0},
@@ -80,6 +81,11 @@ INVALID: dict[str, tuple[Manifest, str, str]] = {
         {"resources": {"gpus": 0, "gpuMemory": "80Gi"}},
         "spec.resources.gpuMemory",
         "write gpus: 1",
+    ),
+    "a step that two GPUs cannot share": (
+        {"resources": {"gpus": 2}, "training": {"batchSize": 1, "gradientAccumulation": 5}},
+        "spec.training",
+        "must be a multiple of spec.resources.gpus",
     ),
     "a source without scheme": ({"model": {"source": "meta/llama"}}, "model.source", "hf://org/name"),
     "a source that climbs out": ({"model": {"source": "s3://data/../x"}}, "spec.model.source", "without it"),
@@ -177,7 +183,7 @@ INVALID: dict[str, tuple[Manifest, str, str]] = {
     "a bucket with a path": ({"output": {"s3": {"bucket": "models/x"}}}, "output.s3.bucket", "name alone"),
     "a prefix that climbs out": ({"output": {"s3": {"prefix": "a/../b"}}}, "spec.output.s3.prefix", "without"),
     "an endpoint without scheme": ({"output": {"s3": {"endpointURL": "minio:9000"}}}, "endpointURL", "https://minio"),
-    "two GPUs": ({"resources": {"gpus": 2}}, "resources.gpus", "less than or equal to 1"),
+    "too many GPUs": ({"resources": {"gpus": 17}}, "resources.gpus", "less than or equal to 16"),
     "two chat templates": (
         {"model": {"chatTemplate": "x", "chatTemplateName": "ChatML"}},
         "spec.model.chatTemplate",
@@ -317,3 +323,12 @@ def test_several_errors_are_reported_together(jobs: Any, minimal: Manifest) -> N
     with pytest.raises(ValidationError) as found:
         load_manifest(yaml.safe_dump(manifest))
     assert found.value.error_count() == 2
+
+
+@pytest.mark.parametrize(("gpus", "accumulation", "nearest"), [(2, 5, "4 or 6"), (4, 6, "4 or 8"), (4, 1, "4 or 8")])
+def test_a_step_that_cannot_be_shared_is_refused_with_the_nearest_that_can(
+    minimal: Manifest, gpus: int, accumulation: int, nearest: str
+) -> None:
+    training = {"batchSize": 1, "gradientAccumulation": accumulation}
+    with pytest.raises(ValidationError, match=f"it is {accumulation}: write values whose product is {nearest}"):
+        FineTuneJobSpec.model_validate(changed(minimal["spec"], {"resources": {"gpus": gpus}, "training": training}))

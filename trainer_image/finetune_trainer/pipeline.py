@@ -16,6 +16,7 @@ from finetune_trainer.artifacts.checkpoints import CheckpointStore, checkpoint_k
 from finetune_trainer.artifacts.manifest import Manifest
 from finetune_trainer.artifacts.store import LocalArtifact, Provenance
 from finetune_trainer.chat.encoder import ChatEncoder
+from finetune_trainer.distributed.other_ranks import OtherRanks
 from finetune_trainer.documents.write import RunSummary, write_documents
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.base_model.folder import open_base_model
@@ -28,7 +29,7 @@ from finetune_trainer.sources import FetchedSource, fetch_dataset, fetch_model
 from finetune_trainer.stages.adapter_injection import AdaptedModel, inject_adapter
 from finetune_trainer.stages.data_formatting import DatasetFiles, FormattedData, format_data
 from finetune_trainer.stages.judging import Judged, Trained, judge_artifacts
-from finetune_trainer.stages.model_loading import choose_device, load_model
+from finetune_trainer.stages.model_loading import check_devices, load_model
 from finetune_trainer.stages.saving import check_saving, companions, save_artifacts
 from finetune_trainer.stages.training import Prepared, train
 from finetune_trainer.stages.training_configuration import configure_training
@@ -49,10 +50,18 @@ def run(context: RunContext) -> Manifest:
 
     Raises TrainerError, also as InterruptedRunError; nothing is published then.
     """
-    config, progress, work = context.config, context.progress, context.settings.work
+    config, settings = context.config, context.settings
 
-    choose_device(config.gpus)  # before anything is downloaded
+    check_devices(config.gpus)  # before anything is downloaded
     base = _fetch_model(context)
+    size = config.gpus or settings.cpu_ranks
+    with OtherRanks.started(config, base.folder, settings.work, size, context.end) as ranks:
+        return _run(context, base, ranks)
+
+
+def _run(context: RunContext, base: FetchedSource, ranks: OtherRanks) -> Manifest:
+    """Runs rank 0 on a base model that is there."""
+    config, progress, work = context.config, context.progress, context.settings.work
     loaded = load_model(base.folder, config.model, config.training.precision, gpus=config.gpus)
     _report_model(context, base, loaded)
 
@@ -68,16 +77,23 @@ def run(context: RunContext) -> Manifest:
 
     progress.stage(Stage.TRAINING_CONFIGURATION)
     engine = prepare_engine(adapted.model, loaded, config)
-    arguments = _configure(context, loaded, data, engine)
     checkpoints = _checkpoint_store(context, base, source, evaluation)
     checkpointed = _checkpointed_state(context, base, loaded, data)
 
     _check_disk(context)
 
-    progress.stage(Stage.TRAINING)
     sign = find_base_model_sign(base.folder, config.model.source)
+<<<<<<< HEAD
     prepared = Prepared(adapted.model, loaded.tokenizer, data, engine, arguments, sign)
     outcome = _with_usage(context, train(context, prepared, checkpoints, checkpointed))
+=======
+    with ranks.joined() as world:
+        engine.use_world(world)
+        arguments = _configure(context, loaded, world.copy_object(data), engine)
+        progress.stage(Stage.TRAINING)
+        prepared = Prepared(adapted.model, loaded.tokenizer, data, engine, arguments, sign)
+        outcome = train(context, prepared, checkpoints, checkpointed)
+>>>>>>> 8d93628 (Several GPUs of a node train one job: rank 0 is the run, other ranks train along, and whoever fails ends the run in its name)
     progress.resolve(total_steps=outcome.steps)
 
     progress.stage(Stage.SAVING)
@@ -172,6 +188,8 @@ def _configure(context: RunContext, loaded: LoadedModel, data: FormattedData, en
         evaluates=data.evaluation is not None,
     )
     context.progress.resolve(batch_size=engine.batch.size, gradient_accumulation=engine.batch.accumulation)
+    if not engine.world.is_alone:
+        context.progress.resolve(world_size=engine.world.size)
     seed = context.config.training.seed
     context.progress.resolve(**describe_batching(engine.batching, engine.batch, data.train, seed))
     return arguments

@@ -72,8 +72,9 @@ class Toleration(ApiModel):
 class ResourcesSpec(ApiModel):
     """Resources and placement of the trainer's pod."""
 
-    gpus: Annotated[int, Field(ge=0, le=1)] = 1
-    """GPUs of the trainer's pod: 1, or 0 to train on the CPU (tiny models only). Default 1."""
+    gpus: Annotated[int, Field(ge=0, le=16)] = 1
+    """GPUs of the trainer's pod, all of one node: with more than 1, each trains on its share of every step, which is
+    the same step, and as much faster. 0 trains on the CPU (tiny models only). Default 1."""
 
     gpu_resource_name: ExtendedResource = "nvidia.com/gpu"
     """Extended resource that represents a GPU, such as nvidia.com/gpu or nvidia.com/mig-3g.40gb. Default

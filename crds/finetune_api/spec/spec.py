@@ -5,7 +5,7 @@ from finetune_api.spec.inputs import DatasetSpec, ModelSpec
 from finetune_api.spec.output import ExportSpec, OutputSpec
 from finetune_api.spec.run import ResourcesSpec, RunPolicySpec
 from finetune_api.spec.scheduling import SchedulingSpec
-from finetune_api.spec.training import AdapterSpec, TrainingSpec
+from finetune_api.spec.training import UNSET_BATCH_SIZE, AdapterSpec, TrainingSpec
 from finetune_api.vocabulary import Precision, Quantization
 
 # Only these may change after creation; every other field defines what is trained.
@@ -17,6 +17,16 @@ MUTABLE_RUN_POLICY = (
     "ttlSecondsAfterFinished",
 )
 IMMUTABLE_SECTIONS = ("model", "dataset", "adapter", "training", "export", "output", "resources", "scheduling")
+
+
+_SEQUENCES = (
+    f"(has(self.training.batchSize) ? self.training.batchSize : {UNSET_BATCH_SIZE}) * "
+    "self.training.gradientAccumulation"
+)
+"""Sequences of a step, in CEL; see `TrainingSpec.sequences_per_step`."""
+
+
+_DIVISIBLE = "spec.training: batchSize x gradientAccumulation must be a multiple of spec.resources.gpus"
 
 
 class FineTuneJobSpec(ApiModel):
@@ -50,6 +60,12 @@ class FineTuneJobSpec(ApiModel):
     """Retries, deadline, suspension and clean-up."""
 
     rules = (
+        Rule(
+            cel=f"self.resources.gpus < 2 || ({_SEQUENCES}) % self.resources.gpus == 0",
+            holds=lambda spec: spec.resources.gpus < 2 or spec.training.sequences_per_step() % spec.resources.gpus == 0,
+            message=_DIVISIBLE,
+            explain=lambda spec: _explain_steps(spec.training.sequences_per_step(), spec.resources.gpus),
+        ),
         Rule(
             cel="self.training.precision != 'FP8' || self.model.quantization == 'NF4'",
             holds=lambda spec: (
@@ -91,6 +107,11 @@ class FineTuneJobSpec(ApiModel):
             message="spec.training.samples needs something to ask: write prompts, or set spec.dataset.evaluation",
         ),
     )
+
+
+def _explain_steps(sequences: int, gpus: int) -> str:
+    below = max(gpus, sequences // gpus * gpus)
+    return f"{_DIVISIBLE}; it is {sequences}: write values whose product is {below} or {below + gpus}"
 
 
 def _evaluates_often(spec: FineTuneJobSpec) -> bool:

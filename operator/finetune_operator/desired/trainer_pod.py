@@ -121,6 +121,8 @@ def _mounts(plan: PodPlan) -> list[Json]:
         {"name": "workspace", "mountPath": WORK_DIR},
     ]
 
+    if plan.spec.resources.gpus > 1:
+        mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})  # noqa: S108 (NCCL's; a container has 64 MiB)
     if plan.reports_progress:
         mounts.append({"name": "token", "mountPath": TOKEN_DIR, "readOnly": True})
     if plan.credentials:
@@ -137,6 +139,9 @@ def _volumes(plan: PodPlan) -> list[Json]:
         {"name": "workspace", "emptyDir": {} if storage is None else {"sizeLimit": str(storage)}},
     ]
 
+    if plan.spec.resources.gpus > 1:
+        # It counts towards the pod's memory limit, which bounds it.
+        volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})
     if plan.reports_progress:
         audience = token_audience(plan.job.uid)
         token = {"audience": audience, "expirationSeconds": TOKEN_SECONDS, "path": "token"}

@@ -7,10 +7,13 @@ The process ends with an exit code of the table that operator and trainer share 
 """
 
 import logging
+import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from finetune_api.failures import exit_code_of
 from finetune_api.outcome import Outcome
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Stage
@@ -72,13 +75,17 @@ def run_attempt(settings: Settings, stop_signal: StopSignal) -> int:
         reporter.start()
 
     def end_stalled(stall: Stall) -> None:
-        stop_signal.end_stalled(lambda: write_outcome(stalled(progress, stall), termination_log))
+        others = end_other_ranks()
+        stop_signal.end_stalled(lambda: write_outcome(stalled(progress, stall, has_others=others), termination_log))
+
+    def end(error: TrainerError) -> None:
+        stop_signal.end_stalled(lambda: write_outcome(failed(error, progress), termination_log))
 
     watchdog = Watchdog(config.stall, end_stalled, is_watched=reporter is not None) if config.stall else None
     if watchdog is not None:
         watchdog.start()
 
-    outcome = run_job(config, settings, progress, stop_signal)
+    outcome = run_job(config, settings, progress, stop_signal, end)
     stop_signal.conclude()
     if watchdog is not None:
         watchdog.close()
@@ -88,11 +95,36 @@ def run_attempt(settings: Settings, stop_signal: StopSignal) -> int:
     return code
 
 
+<<<<<<< HEAD
 def run_job(config: RunConfig, settings: Settings, progress: ProgressTracker, stop_signal: StopSignal) -> Outcome:
     """Reuses a finished result, or trains and publishes one. Never raises: whatever happens, there is an outcome."""
     progress.measure_energy(open_meter(config.gpus))
+=======
+def end_other_ranks() -> bool:
+    """Ends the other ranks of the run, with their stacks in the log; False if it has none, or has not begun."""
+    other_ranks = sys.modules.get("finetune_trainer.distributed.other_ranks")  # which imports torch
+    return other_ranks is not None and bool(other_ranks.OtherRanks.end_with_stacks())
+
+
+def end_process(error: TrainerError) -> None:
+    """Ends the process with the exit code of an error."""
+    os._exit(exit_code_of(error.reason))
+
+
+def run_job(
+    config: RunConfig,
+    settings: Settings,
+    progress: ProgressTracker,
+    stop_signal: StopSignal,
+    end: Callable[[TrainerError], None] = end_process,
+) -> Outcome:
+    """Reuses a finished result, or trains and publishes one. Never raises: whatever happens, there is an outcome.
+
+    `end` ends the process with the outcome of an error, if the main thread waits for a rank that has failed.
+    """
+>>>>>>> 8d93628 (Several GPUs of a node train one job: rank 0 is the run, other ranks train along, and whoever fails ends the run in its name)
     try:
-        outcome = _run(config, settings, progress, stop_signal)
+        outcome = _run(config, settings, progress, stop_signal, end)
     except BaseException as error:  # noqa: BLE001 (signals and defects included)
         outcome = _failed(error, progress, settings.work)
     progress.finish()
@@ -106,7 +138,13 @@ def _failed(error: BaseException, progress: ProgressTracker, work: Path | None =
     return outcome
 
 
-def _run(config: RunConfig, settings: Settings, progress: ProgressTracker, stop_signal: StopSignal) -> Outcome:
+def _run(
+    config: RunConfig,
+    settings: Settings,
+    progress: ProgressTracker,
+    stop_signal: StopSignal,
+    end: Callable[[TrainerError], None],
+) -> Outcome:
     from finetune_trainer.artifacts.hub_push import open_hub, push_result
     from finetune_trainer.artifacts.store import open_store
     from finetune_trainer.job.inputs import read_inputs
@@ -128,7 +166,7 @@ def _run(config: RunConfig, settings: Settings, progress: ProgressTracker, stop_
         progress.stage(Stage.MODEL_LOADING)  # this includes importing torch: 3 s, on two busy cores 7 s
         from finetune_trainer.pipeline import run
 
-        manifest = run(RunContext(config, settings, store, progress, stop_signal))
+        manifest = run(RunContext(config, settings, progress, stop_signal, store, end))
         hub_url = push_result(hub, store.object_store, manifest, settings.work / "artifacts")
         return published(manifest, store.manifest_uri(), progress, reused=False, hub_url=hub_url)
     finally:

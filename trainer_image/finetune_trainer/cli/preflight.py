@@ -106,7 +106,7 @@ def summarize(report: Report, uri: str | None) -> PreflightSummary:
             "gpu": gpu.name,
             "gpu_memory_bytes": gpu.peak_bytes,
             "smallest_gpu_memory_bytes": gpu.smallest_bytes,
-            "gpu_hours": round(gpu.hours, 3) if gpu.hours is not None else None,
+            "gpu_hours": round(gpu.hours * gpu.gpus, 3) if gpu.hours is not None else None,
         }
 
     shown = [f"{warning.location}: {warning.message}" for warning in warnings[:MAX_WARNINGS]]

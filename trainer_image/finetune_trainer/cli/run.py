@@ -23,10 +23,11 @@ from finetune_trainer.cli.local_hints import local_hint
 from finetune_trainer.cli.local_result import link_newest, next_commands, shown_path
 from finetune_trainer.cli.manifest.sources import shorten_source
 from finetune_trainer.cli.pod import run_job
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.logging_setup import configure_screen_logging
-from finetune_trainer.job.outcome import overdue
+from finetune_trainer.job.outcome import failed, overdue
 from finetune_trainer.job.progress_tracker import ProgressTracker
-from finetune_trainer.job.settings import LOCAL_ATTEMPT, LOCAL_HUB_RETRIES, Settings
+from finetune_trainer.job.settings import CPU_RANKS, LOCAL_ATTEMPT, LOCAL_HUB_RETRIES, Settings
 from finetune_trainer.job.stop_signal import StopSignal
 
 STOPPED_BY_PERSON = 130  # as shells have it for Ctrl-C
@@ -55,11 +56,16 @@ def run_here(job: FineTuneJob, output: Path | None, credentials: Path | None, *,
             credentials=credentials,
             output_folder=output,
             hub_retries=LOCAL_HUB_RETRIES,
+            cpu_ranks=int(os.environ.get(CPU_RANKS, "1")),
         )
+
+        def end(error: TrainerError) -> None:
+            stop_signal.end_stalled(lambda: _end_failed(error, settings, progress))
+
         stop_signal.guard(lambda now: _stop(config, settings, progress, now=now))
         title = f"{config.job.name}: {shorten_source(config.model.source)} on {shorten_source(config.dataset.source)}"
         with follow(progress, console, title, settings.work, is_plain=verbose):
-            outcome = run_job(config, settings, progress, stop_signal)
+            outcome = run_job(config, settings, progress, stop_signal, end)
 
     stop_signal.conclude()
     show(outcome, None if output is None else output / config.job.name)
@@ -87,6 +93,14 @@ def _answer(presses: int, progress: ProgressTracker) -> None:
         return
     first = " after this step, with a checkpoint" if progress.current_stage is Stage.TRAINING else ""
     _say(f"stopping{first}; press Ctrl-C again to stop now")
+
+
+def _end_failed(error: TrainerError, settings: Settings, progress: ProgressTracker) -> int:
+    """Shows the failure of a run whose main thread waits for ever; returns the exit code."""
+    outcome = failed(error, progress, settings.work)
+    shutil.rmtree(settings.work, ignore_errors=True)
+    show(outcome)
+    return int(outcome.exit_code)
 
 
 def _stop(config: RunConfig, settings: Settings, progress: ProgressTracker, *, now: bool) -> int:

@@ -17,25 +17,14 @@ FILLER = -1
 def split_batch(batch: MicroBatch, processes: int) -> MicroBatch:
     """Returns one process's part of a step: the same sequences in all, in passes at most as large.
 
-    Raises ValueError if the step cannot be divided; `nearest_steps` has what can.
+    Raises ValueError if the step cannot be divided: a job's spec with such values is refused.
     """
     if batch.sequences % processes:
-        below, above = nearest_steps(batch.sequences, processes)
-        near = f"{below} or {above}" if below else f"{above}"
-        raise ValueError(
-            f"a step of {batch.sequences} sequences (batchSize x gradientAccumulation) cannot be divided among "
-            f"{processes} GPUs: write values whose product is {near}"
-        )
+        raise ValueError(f"a step of {batch.sequences} sequences cannot be divided among {processes} processes")
 
     sequences = batch.sequences // processes
     size = max(size for size in range(1, min(batch.size, sequences) + 1) if sequences % size == 0)
     return MicroBatch(size, sequences // size)
-
-
-def nearest_steps(sequences: int, processes: int) -> tuple[int, int]:
-    """Returns the nearest numbers of sequences, below and above, that can be divided; 0 if there is none below."""
-    below = sequences // processes * processes
-    return below, below + processes
 
 
 def share_of(rows: Iterable[int], step: int, rank: int, processes: int) -> Iterator[int]:

@@ -5,12 +5,15 @@ Every method is called by all processes in the same order, and waits for the oth
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from finetune_api.failures import FailureReason
 from finetune_trainer.errors import TrainerError
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,22 @@ class World:
         if self.is_alone:
             return list(numbers)
         return self.sum_(torch.tensor(numbers, dtype=torch.float64, device=device)).tolist()
+
+    def gather_numbers(self, *numbers: float) -> list[list[float]]:
+        """Returns the numbers of every process, by rank; over the CPU, so that nobody waits for a GPU."""
+        own = torch.tensor(numbers, dtype=torch.float64)  # [n]
+        if self.is_alone:
+            return [own.tolist()]
+        every = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(every, own)
+        return [each.tolist() for each in every]
+
+    def copy_object(self, value: Value | None) -> Value:
+        """Returns rank 0's value on every rank; those of the others do not count. It is pickled: data of the run."""
+        values = [value]
+        if not self.is_alone:
+            dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        return values[0]  # type: ignore[return-value]
 
     @torch.no_grad()
     def copy_from_first_(self, tensors: Iterable[torch.Tensor]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from finetune_api.failures import ExitCode, FailureReason, exit_code_of
 from finetune_api.outcome import Outcome, Result
+from finetune_api.vocabulary import Stage
 from finetune_trainer.artifacts.failed_exports import explain_failed_exports
 from finetune_trainer.artifacts.manifest import Manifest
 from finetune_trainer.errors import InterruptedRunError, TrainerError
@@ -82,13 +83,19 @@ def overdue(progress: ProgressTracker) -> Outcome:
     return failed(InterruptedRunError(message), progress)
 
 
-def stalled(progress: ProgressTracker, stall: Stall) -> Outcome:
-    """Outcome of a run that did nothing any more."""
+def stalled(progress: ProgressTracker, stall: Stall, *, has_others: bool = False) -> Outcome:
+    """Outcome of a run that did nothing any more. `has_others`: other ranks train along, which it may wait for."""
     step, stage = progress.value("step"), progress.current_stage
     place = f" in stage {stage}" if stage else ""
     after = f" after step {step}" if step is not None else ""
     message = f"the run did nothing for {stall.seconds} s{place}{after}; it waits at {stall.frame}"
-    return failed(TrainerError(FailureReason.STALLED, f"{message}; {_newest_checkpoint(progress)}"), progress)
+    reason = FailureReason.STALLED
+    if has_others and stage is Stage.TRAINING:
+        reason, message = (
+            FailureReason.COLLECTIVE_TIMEOUT,
+            f"{message}, for another rank: the log has all ranks' stacks",
+        )
+    return failed(TrainerError(reason, f"{message}; {_newest_checkpoint(progress)}"), progress)
 
 
 def explain(

@@ -20,6 +20,7 @@ LOCAL_HUB_RETRIES = RetryPolicy(outage_seconds=10, first_wait=1)
 """Retries where somebody waits at a terminal, who can start the command again."""
 LOCAL_ATTEMPT = "local"
 """Stands for the pod of a run without a cluster: each such run is a job of its own."""
+CPU_RANKS = "FINETUNE_CPU_RANKS"
 DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 
 
@@ -45,6 +46,8 @@ class Settings:
     """Mount of the PersistentVolumeClaim, if the dataset is a pvc:// source."""
     hub_retries: RetryPolicy = HUB_RETRIES
     """Time for which the Hugging Face Hub is asked again."""
+    cpu_ranks: int = 1
+    """Processes that train together where a job has no GPU."""
     output_folder: Path | None = None
     """Results go here instead of S3 (`finetune run --output`)."""
 
@@ -64,6 +67,7 @@ class Settings:
             termination_log=Path(environment.get("FINETUNE_TERMINATION_LOG", DEFAULT_TERMINATION_LOG)),
             model_mount=path("FINETUNE_MODEL_MOUNT"),
             dataset_mount=path("FINETUNE_DATASET_MOUNT"),
+            cpu_ranks=int(environment.get(CPU_RANKS, "1")),
         )
 
     def credentials_of(self, use: str) -> Path | None:

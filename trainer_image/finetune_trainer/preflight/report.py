@@ -125,7 +125,11 @@ class GpuEstimate(ApiModel):
     plan: tuple[PlanRow, ...] = ()
     tokens_per_second: float | None = None
 
+    gpus: int = 1
+    """GPUs that train together, each with the memory of the plan."""
+
     hours: float | None = None
+<<<<<<< HEAD
     """GPU hours of training, without loading, export and upload."""
 
     price: GpuHourPrice | None = None
@@ -133,6 +137,9 @@ class GpuEstimate(ApiModel):
 
     watts: int | None = None
     """Most power that the GPU takes."""
+=======
+    """Hours of training on all of them, without loading, export and upload."""
+>>>>>>> 8d93628 (Several GPUs of a node train one job: rank 0 is the run, other ranks train along, and whoever fails ends the run in its name)
 
 
 class WeightCoverage(ApiModel):

@@ -59,6 +59,7 @@ def _gpu_facts(gpu: GpuEstimate) -> list[tuple[str, str]]:
     if gpu.mode is not MemoryMode.SMALLEST:
         need += f" ({gpu.smallest_bytes / GIBIBYTE:.1f} GiB with Smallest)"
 
+<<<<<<< HEAD
     return [("GPU", gpu.name), ("GPU memory", need), *_usage_facts(gpu)]
 
 
@@ -82,6 +83,13 @@ def _usage_facts(gpu: GpuEstimate) -> list[tuple[str, str]]:
 
 def _energy(watt_hours: float) -> str:
     return f"{watt_hours:,.0f} Wh" if watt_hours < 1000 else f"{watt_hours / 1000:,.2f} kWh"
+=======
+    name, each = (gpu.name, "") if gpu.gpus == 1 else (f"{gpu.gpus} x {gpu.name}", " of each")
+    found = [("GPU", name), (f"GPU memory{each}", need)]
+    if gpu.hours is not None and gpu.tokens_per_second is not None:
+        found.append(("GPU time", f"about {_duration(gpu.hours)} at {gpu.tokens_per_second:,.0f} tokens/s"))
+    return found
+>>>>>>> 8d93628 (Several GPUs of a node train one job: rank 0 is the run, other ranks train along, and whoever fails ends the run in its name)
 
 
 def _duration(hours: float) -> str:

@@ -16,7 +16,7 @@ from finetune_api.run_config import RunConfig
 from finetune_trainer.artifacts.checkpoints import CheckpointStore
 from finetune_trainer.errors import InterruptedRunError, TrainerError
 from finetune_trainer.job.progress_tracker import ProgressTracker
-from finetune_trainer.job.run_context import RunContext
+from finetune_trainer.job.run_context import TrainingContext
 from finetune_trainer.preflight.judgements.training import PlannedTraining, judge_training
 from finetune_trainer.preflight.steps import run_length
 from finetune_trainer.stages.data_formatting import FormattedData
@@ -49,7 +49,7 @@ class Prepared:
 
 
 def train(
-    context: RunContext, prepared: Prepared, checkpoints: CheckpointStore | None, checkpointed: CheckpointedState
+    context: TrainingContext, prepared: Prepared, checkpoints: CheckpointStore | None, checkpointed: CheckpointedState
 ) -> TrainingOutcome:
     """Trains to the end and leaves the adapter to export in the model: the best one if that is kept, else the last.
 
@@ -72,7 +72,8 @@ def train(
     for finding in judge_training(_plan(context.config, prepared, trainer)):
         log.warning("%s: %s", finding.location, finding.message)
 
-    resumed = _restore_newest(checkpoints, Path(str(prepared.arguments.output_dir)), prepared.model)
+    world, output = prepared.engine.world, Path(str(prepared.arguments.output_dir))
+    resumed = world.copy_object(_restore_newest(checkpoints, output, prepared.model))
     if resumed is not None:
         checkpointed.restore_from(resumed)
         progress.update(resumed_from_step=int(resumed.name.rpartition("-")[2]))
@@ -161,7 +162,7 @@ def _make_up(trainer: QloraTrainer, resumed: Path, checkpointed: CheckpointedSta
     checkpointed.take_due_samples(trainer.model, state.global_step)
     if evaluates:
         trainer.evaluate()
-        state.save_to_json(str(resumed / STATE_NAME))  # TRL's loop takes the history from there
+        trainer.rewrite_state(resumed, state)  # TRL's loop takes the history from there
 
 
 def _finish(trainer: QloraTrainer, checkpointed: CheckpointedState, *, stopped_early: bool) -> TrainingOutcome:

@@ -14,13 +14,14 @@ from finetune_trainer.artifacts.checkpoints import CheckpointStore
 from finetune_trainer.errors import InterruptedRunError, TrainerError
 from finetune_trainer.job.progress_tracker import ProgressTracker, Speed
 from finetune_trainer.job.stop_signal import StopSignal
-from finetune_trainer.stopping import raise_if_requested
+from finetune_trainer.stopping import raise_if_requested, request_stop
 from finetune_trainer.training.checkpointed_state import CheckpointedState
 from finetune_trainer.training.divergence.checkpoint_files import find_non_finite
 from finetune_trainer.training.divergence.step_watch import StepWatch
 from finetune_trainer.training.engine import Engine
 
 log = logging.getLogger(__name__)
+ANOTHER_RANK = "another rank of the run"
 
 
 class RunCallback(TrainerCallback):
@@ -41,8 +42,12 @@ class RunCallback(TrainerCallback):
         self._checkpointed = checkpointed
 
         self._speed = Speed()
+        self._all_tokens = 0
+        """Tokens trained on by all ranks."""
         self.trained_tokens = 0
-        """Tokens trained on by this process."""
+        """Tokens trained on by this rank."""
+        self._stops = False
+        """Whether a rank was asked to stop by the end of the newest step: what all of them go by."""
         self.watch = StepWatch()
         """Looks at every step; the trainer hands it what a step computed."""
 
@@ -66,12 +71,13 @@ class RunCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Reports the step and takes samples when they are due; after a signal, ends the loop with a checkpoint."""
-        speed, eta = self._speed.measure(state.global_step, state.max_steps, self.trained_tokens)
+        self._meet(state)
+        speed, eta = self._speed.measure(state.global_step, state.max_steps, self._all_tokens)
         self._progress.update(
             step=state.global_step,
             total_steps=state.max_steps,
             epoch=round(state.epoch or 0.0, 4),
-            trained_tokens=self.trained_tokens,
+            trained_tokens=self._all_tokens,
             tokens_per_second=round(speed, 1) if speed else None,
             gpu_memory_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
             eta_seconds=eta,
@@ -85,11 +91,29 @@ class RunCallback(TrainerCallback):
                     self._checkpointed.take_due_samples(model, state.global_step)
             except InterruptedRunError:
                 log.info("the samples of step %d are left to the run that goes on from here", state.global_step)
-        if self._stop_signal.requested:
+        if self._stops:
             self.stop_with_checkpoint(control)
 
+    def _meet(self, state: Any) -> None:
+        """Tells the other ranks of a step what they must agree on: whether to stop, and the memory plan.
+
+        The slowest rank sets the pace, so all take the smallest plan that one of them needs.
+        """
+        engine = self._engine
+        own = (self.trained_tokens, self._stop_signal.requested, engine.plan_number)
+        tokens, stops, plans = zip(*engine.world.gather_numbers(*own), strict=True)
+        self._all_tokens = int(sum(tokens))
+        self._stops = any(stops)
+        if self._stops:
+            request_stop(ANOTHER_RANK)
+        while engine.plan_number < max(plans):
+            engine.step_down(state.global_step)
+        if not engine.world.is_alone:
+            self._progress.resolve(slowest_rank_share=round(max(tokens) / max(1.0, sum(tokens)), 4))
+
     def stop_with_checkpoint(self, control: Any) -> None:
-        """Makes TRL's loop end after this step, with a checkpoint and before any evaluation."""
+        """Makes TRL's loop end after this step, with a checkpoint and before any evaluation. On all ranks at once."""
+        self._stops = True
         control.should_evaluate = False
         control.should_save = self._checkpoints is not None
         control.should_training_stop = True
@@ -155,7 +179,7 @@ class RunCallback(TrainerCallback):
             log.warning(
                 "no checkpoint of step %d: the loss is far above its best since step %d", state.global_step, since
             )
-            control.should_training_stop = control.should_training_stop or self._stop_signal.requested
+            control.should_training_stop = control.should_training_stop or self._stops
             return
 
         # TRL's callbacks run after its own files are written.
@@ -169,7 +193,7 @@ class RunCallback(TrainerCallback):
             self._checkpoints.save(folder, state.global_step)
         self._progress.update(checkpoint_step=state.global_step)
         log.info("checkpoint of step %d is stored", state.global_step)
-        if self._stop_signal.requested:
+        if self._stops:
             control.should_training_stop = True
 
 

@@ -40,6 +40,7 @@ from finetune_trainer.training.losses import supervised_loss
 
 log = logging.getLogger(__name__)
 NO_ROOM = "the memory plan keeps no dequantised weights in GPU memory, and FP8 needs them there"
+OTHERS_REFUSE = "another rank's first batch loses too much in FP8, or it has no room for it"
 Loss = Callable[[Any, Mapping[str, Any], torch.Tensor, torch.Tensor, torch.Tensor | int | None], torch.Tensor]
 """(model, inputs, labels, positions, num_items) -> scalar; see losses.supervised_loss."""
 
@@ -69,7 +70,7 @@ class Engine:
     """The processes that train together; `batch` is this one's part of a step."""
 
     def use_world(self, world: World) -> None:
-        """Takes this process's share of every step. Raises ValueError if a step cannot be divided."""
+        """Takes this process's share of every step, which the job's spec makes a whole number of sequences."""
         self.world, self.batch = world, split_batch(self.batch, world.size)
 
     def use_batching(self, choice: BatchingChoice) -> None:
@@ -77,6 +78,11 @@ class Engine:
         self.batching = choice
         if choice.kind is Batching.SINGLE:
             self.batch = MicroBatch(1, self.batch.sequences)
+
+    @property
+    def plan_number(self) -> int:
+        """Place of the memory plan in the order from the largest to the smallest; 0 without one."""
+        return list(MemoryMode).index(self.plan.mode) if self.plan is not None else 0
 
     @property
     def can_step_down(self) -> bool:
@@ -114,7 +120,13 @@ class Engine:
         assert self.layers is not None
 
         has_room = self.plan.keep_dequantized
-        self.fp8_decision = decide_fp8(self.layers, loss) if has_room else Fp8Decision(Precision.BF16, NO_ROOM)
+        decision = decide_fp8(self.layers, loss) if has_room else Fp8Decision(Precision.BF16, NO_ROOM)
+        is_fp8 = decision.precision is Precision.FP8
+        everywhere = all(chosen for (chosen,) in self.world.gather_numbers(is_fp8))
+        if is_fp8 and not everywhere:
+            self.layers.use_compute_dtype()
+            decision = Fp8Decision(Precision.BF16, OTHERS_REFUSE)
+        self.fp8_decision = decision
         log.info("frozen weights are multiplied in %s: %s", self.fp8_decision.precision, self.fp8_decision.reason)
 
     def memory_use(self) -> MemoryUse | None:

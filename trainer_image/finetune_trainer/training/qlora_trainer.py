@@ -22,10 +22,12 @@ from finetune_kernels.primitives.master_weights import master_weight, split_off_
 from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW
 from finetune_trainer.errors import InterruptedRunError
 from finetune_trainer.signs_of_life import beat
+from finetune_trainer.stopping import request_stop
 from finetune_trainer.training.batching.length_grouping import LengthGroupedSampler, row_lengths
 from finetune_trainer.training.batching.rank_share import RankSampler, WithFiller, shuffled
-from finetune_trainer.training.callback import RunCallback
+from finetune_trainer.training.callback import ANOTHER_RANK, RunCallback
 from finetune_trainer.training.collator import COLLATORS, collate_and_count
+from finetune_trainer.training.divergence.checkpoint_content import STATE_NAME
 from finetune_trainer.training.engine import Engine
 from finetune_trainer.training.gradients import AccumulatedGradients, FastTrainMode, FastZeroGrad, trainable_weights
 from finetune_trainer.training.optimizer import choose_optimizer, create_schedule
@@ -208,10 +210,18 @@ class QloraTrainer(SFTTrainer):
         The mean of the batches' means would change with the micro-batch.
         """
         self._evaluated = (0.0, 0)
+        stopped: InterruptedRunError | None = None
         with self._callback.evaluating():
-            output = super().evaluation_loop(*arguments, **options)
+            try:
+                output = super().evaluation_loop(*arguments, **options)
+            except InterruptedRunError as error:
+                stopped = error
 
-        total, count = self._world.sum_numbers(*self._evaluated, device=self.args.device)
+        # A rank that is asked to stop still meets the others, who learn of it here.
+        total, count, stops = self._world.sum_numbers(*self._evaluated, stopped is not None, device=self.args.device)
+        if stops:
+            request_stop(ANOTHER_RANK)
+            raise stopped or InterruptedRunError(f"stopped by {ANOTHER_RANK}")
         return output._replace(metrics=(output.metrics or {}) | {"eval_loss": total / max(1, count)})
 
     def _evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
@@ -245,6 +255,12 @@ class QloraTrainer(SFTTrainer):
         for weight, dtype in kinds:
             if dtype is not torch.float32:
                 split_off_master(weight, dtype)
+
+    def rewrite_state(self, checkpoint: Path, state: TrainerState) -> None:
+        """Replaces the state in a checkpoint's folder, from which all ranks go on."""
+        if self._world.rank == 0:
+            state.save_to_json(str(checkpoint / STATE_NAME))
+        self._world.gather_numbers(0)  # nobody reads it before it is there
 
     def load_adapter(self, checkpoint: Path, state: TrainerState) -> None:
         """Takes adapter and history from a checkpoint, without training on."""

@@ -1,0 +1,145 @@
+"""Whole runs of two ranks over gloo: the result of one, and an end that says which rank it was."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune_api.outcome import Outcome, Result
+from finetune_api.run_config import RunConfig
+from finetune_trainer.cli.pod import run_job
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.job.progress_tracker import ProgressTracker
+from finetune_trainer.job.settings import Settings
+from finetune_trainer.job.stop_signal import StopSignal
+
+Builder = Callable[..., RunConfig]
+DATA = {"evaluation": {"fraction": 0.275}, "packing": False}
+TRAINING = {
+    "maxSteps": 8,
+    "batchSize": 2,
+    "gradientAccumulation": 2,
+    "precision": "FP32",
+    "evaluationSteps": 2,
+    "keepBest": True,
+    "loggingSteps": 1,
+    "checkpointSteps": 3,
+}
+
+
+@dataclass
+class Run:
+    """What a run told."""
+
+    outcome: Outcome
+    losses: dict[int, float]
+    evaluations: dict[int, float]
+    resolved: Any
+    ended_by: list[TrainerError] = field(default_factory=list)
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def run(
+    config: RunConfig, folder: Path, name: str, ranks: int, at_step: dict[int, Callable[[], object]] | None = None
+) -> Run:
+    """Run a job in `folder`, where attempts of one job share results; `at_step`: what happens after a step."""
+    progress, stop_signal, losses, evaluations = ProgressTracker(), StopSignal(), {}, {}
+    stop_signal.install()
+    due, ended_by = dict(at_step or {}), []
+
+    def watch(_: bool) -> None:
+        step = progress.value("step")
+        for kind, found in (("loss", losses), ("eval_loss", evaluations)):
+            if step is not None and progress.value(kind) is not None:
+                found[step] = progress.value(kind)
+        due.pop(step, lambda: None)()
+
+    progress.listen(watch)
+    settings = Settings(work=folder / name, attempt_id=name, output_folder=folder / "out", cpu_ranks=ranks)
+    outcome = run_job(config, settings, progress, stop_signal, ended_by.append)
+    return Run(outcome, losses, evaluations, progress.resolved, ended_by)
+
+
+def adapter(found: Run) -> dict[str, torch.Tensor]:
+    return load_file(Path(found.outcome.artifacts[0].uri) / "adapter_model.safetensors")
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def children() -> list[int]:
+    """Processes of the other ranks."""
+    own = Path(f"/proc/self/task/{threading.main_thread().native_id}/children").read_text().split()
+    return [int(pid) for pid in own if b"finetune_trainer.cli.rank" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def assert_close(found: Run, expected: Run) -> None:
+    """The same curve, best step and adapter. Losses are told to four digits."""
+    assert found.losses.keys() == expected.losses.keys()
+    assert max(abs(found.losses[step] - expected.losses[step]) for step in expected.losses) < 2e-4
+    assert max(abs(found.evaluations[step] - expected.evaluations[step]) for step in found.evaluations) < 2e-4
+    assert found.outcome.best_step == expected.outcome.best_step
+    for name, value in adapter(expected).items():
+        torch.testing.assert_close(adapter(found)[name], value, rtol=1e-3, atol=2e-5)
+
+
+@pytest.fixture
+def one(run_config: Builder, tmp_path: Path) -> Run:
+    found = run(run_config(training=TRAINING, dataset=DATA), tmp_path / "one", "a", 1)
+    assert found.outcome.result is Result.SUCCEEDED, found.outcome.message
+    return found
+
+
+def test_two_ranks_leave_the_result_of_one_and_go_on_from_each_others_checkpoints(
+    one: Run, run_config: Builder, tmp_path: Path
+) -> None:
+    config = run_config(training=TRAINING, dataset=DATA)
+    for first, second in ((2, 1), (1, 2)):
+        folder = tmp_path / f"{first}-then-{second}"
+        stopped = run(config, folder, "a", first, {4: stop})
+        assert (stopped.outcome.result, stopped.outcome.checkpoint_step) == (Result.INTERRUPTED, 4), stopped.outcome
+        resumed = run(config, folder, "b", second)
+        assert resumed.outcome.result is Result.SUCCEEDED, resumed.outcome.message
+        assert resumed.outcome.resumed_from_step == 4
+        assert children() == []
+
+        resumed.losses = stopped.losses | resumed.losses
+        # A run that stops at step 4 leaves its evaluation to the one that goes on, which tells it with step 5.
+        resumed.evaluations = {step: loss for step, loss in resumed.evaluations.items() if step > 5}
+        assert_close(resumed, one)
+
+    assert (resumed.resolved.world_size, one.resolved.world_size) == (2, None)
+    assert 0.5 <= resumed.resolved.slowest_rank_share < 0.6
+
+
+def test_a_rank_that_is_killed_ends_the_run_in_its_name(run_config: Builder, tmp_path: Path) -> None:
+    config = run_config(training=TRAINING | {"maxSteps": 200}, dataset=DATA)
+    killed: list[float] = []
+
+    def kill() -> None:
+        (other,) = children()
+        os.kill(other, signal.SIGKILL)
+        killed.append(time.monotonic())
+
+    found = run(config, tmp_path, "a", 2, {4: kill})
+    assert time.monotonic() - killed[0] < 15
+    assert found.outcome.result is Result.FAILED
+    assert "rank 1 of 2 was killed by signal 9" in found.outcome.message
+    assert found.outcome.checkpoint_step == 3
+    assert children() == []

@@ -1,0 +1,102 @@
+"""`python -m finetune_trainer.cli.rank TASK.json`: one of the other ranks of a run, started by its rank 0.
+
+It trains along and leaves nothing behind but its part of every step. Its log has errors only: whatever else it would
+say, rank 0 says. SIGUSR1 has it write the stacks of all its threads.
+"""
+
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from finetune_api.failures import FailureReason
+from finetune_trainer.distributed.launched import joined_store, see_one_card
+from finetune_trainer.distributed.other_ranks import RankFailure, RankTask, await_ready, connect
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.job.logging_setup import configure_logging
+from finetune_trainer.job.outcome import explain
+from finetune_trainer.job.progress_tracker import ProgressTracker
+from finetune_trainer.job.run_context import TrainingContext
+from finetune_trainer.job.settings import Settings
+from finetune_trainer.job.stop_signal import StopSignal
+from finetune_trainer.stages.data_formatting import FormattedData
+from finetune_trainer.stopping import finishing
+
+log = logging.getLogger(__name__)
+
+SAME_EVERYWHERE = (
+    FailureReason.INTERRUPTED,
+    FailureReason.NON_FINITE_LOSS,
+    FailureReason.LOSS_DIVERGED,
+    FailureReason.NOTHING_LEARNED,
+)
+"""Ends that all ranks find at the same step: rank 0 says them, and does what is due."""
+
+
+def main() -> None:
+    """Runs the rank that the task describes."""
+    task = RankTask.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    threading.Thread(target=_end_with_rank_0, name="rank-0", daemon=True).start()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    configure_logging(logging.ERROR, task.config.log_format)
+    if task.config.gpus:
+        see_one_card(task.rank)
+
+    try:
+        train_along(task)
+    except BaseException as error:  # noqa: BLE001 (whatever it is, rank 0 has to know)
+        _fail(task, error)
+    os._exit(0)  # a thread still waits for rank 0 to end
+
+
+def train_along(task: RankTask) -> None:
+    """Does stages 1 to 5 of the run as rank 0 does them, without fetching, reporting or storing anything."""
+    from finetune_trainer.stages.adapter_injection import inject_adapter
+    from finetune_trainer.stages.model_loading import load_model
+    from finetune_trainer.stages.training import Prepared, train
+    from finetune_trainer.stages.training_configuration import configure_training
+    from finetune_trainer.training.best_adapter import BestAdapter
+    from finetune_trainer.training.checkpointed_state import CheckpointedState
+    from finetune_trainer.training.engine import prepare_engine
+
+    config, store = task.config, connect(task)
+    training = config.training
+    loaded = load_model(task.base_model, config.model, training.precision, gpus=config.gpus)
+    model = inject_adapter(loaded.model, config.adapter, training.seed).model
+    engine = prepare_engine(model, loaded, config)
+
+    await_ready(store)
+    with finishing(), joined_store(store, task.rank, task.size) as world:  # a stop is rank 0's to begin
+        data: FormattedData = world.copy_object(None)
+        engine.use_world(world)
+        evaluates = data.evaluation is not None
+        arguments = configure_training(config, loaded, task.work / "trl", engine, evaluates=evaluates)
+
+        settings = Settings(work=task.work, attempt_id=f"rank-{task.rank}")
+        context = TrainingContext(config, settings, ProgressTracker(), StopSignal())
+        best = BestAdapter(task.work, training.early_stopping) if training.keeps_best() else None
+        train(context, Prepared(model, loaded.tokenizer, data, engine, arguments), None, CheckpointedState(best))
+
+
+def _fail(task: RankTask, error: BaseException) -> None:
+    reason, message = explain(error, task.work)
+    if reason in SAME_EVERYWHERE:
+        os._exit(0)
+
+    log.error("rank %d: %s", task.rank, message, exc_info=None if isinstance(error, TrainerError) else error)
+    failure = RankFailure(reason=reason, message=message)
+    task.failure_file.write_text(failure.model_dump_json(by_alias=True), encoding="utf-8")
+    os._exit(1)  # without waiting for the others, who wait for this one
+
+
+def _end_with_rank_0() -> None:
+    while os.read(sys.stdin.fileno(), 1):  # ends when rank 0 does
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
