@@ -29,7 +29,7 @@ from finetune_trainer.sources import FetchedSource, fetch_dataset, fetch_model
 from finetune_trainer.stages.adapter_injection import AdaptedModel, inject_adapter
 from finetune_trainer.stages.data_formatting import DatasetFiles, FormattedData, format_data
 from finetune_trainer.stages.judging import Judged, Trained, judge_artifacts
-from finetune_trainer.stages.model_loading import check_devices, load_model
+from finetune_trainer.stages.model_loading import choose_device, load_model
 from finetune_trainer.stages.saving import check_saving, companions, save_artifacts
 from finetune_trainer.stages.training import Prepared, train
 from finetune_trainer.stages.training_configuration import configure_training
@@ -52,7 +52,7 @@ def run(context: RunContext) -> Manifest:
     """
     config, settings = context.config, context.settings
 
-    check_devices(config.gpus)  # before anything is downloaded
+    choose_device(config.gpus)  # before anything is downloaded
     base = _fetch_model(context)
     size = config.gpus or settings.cpu_ranks
     with OtherRanks.started(config, base.folder, settings.work, size, context.end) as ranks:

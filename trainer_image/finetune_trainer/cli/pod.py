@@ -17,6 +17,7 @@ from finetune_api.failures import exit_code_of
 from finetune_api.outcome import Outcome
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Stage
+from finetune_trainer.distributed.cards import check_cards, see_one_card
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.energy import open_meter
 from finetune_trainer.job.logging_setup import configure_logging, configure_pod_logging
@@ -163,6 +164,9 @@ def _run(
             hub_url = push_result(hub, store.object_store, existing, settings.work / "artifacts")
             return published(existing, store.manifest_uri(), progress, reused=True, hub_url=hub_url)
 
+        if config.gpus:
+            check_cards(config.gpus)
+            see_one_card(0)
         progress.stage(Stage.MODEL_LOADING)  # this includes importing torch: 3 s, on two busy cores 7 s
         from finetune_trainer.pipeline import run
 

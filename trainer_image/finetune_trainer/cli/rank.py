@@ -10,11 +10,12 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 from finetune_api.failures import FailureReason
-from finetune_trainer.distributed.launched import joined_store, see_one_card
-from finetune_trainer.distributed.other_ranks import RankFailure, RankTask, await_ready, connect
+from finetune_trainer.distributed.launched import joined_store
+from finetune_trainer.distributed.other_ranks import RankFailure, RankTask, await_ready, connect, is_lost_connection
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.logging_setup import configure_logging
 from finetune_trainer.job.outcome import explain
@@ -27,6 +28,7 @@ from finetune_trainer.stopping import finishing
 
 log = logging.getLogger(__name__)
 
+LOST_SECONDS = 60.0
 SAME_EVERYWHERE = (
     FailureReason.INTERRUPTED,
     FailureReason.NON_FINITE_LOSS,
@@ -42,8 +44,6 @@ def main() -> None:
     threading.Thread(target=_end_with_rank_0, name="rank-0", daemon=True).start()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     configure_logging(logging.ERROR, task.config.log_format)
-    if task.config.gpus:
-        see_one_card(task.rank)
 
     try:
         train_along(task)
@@ -85,6 +85,8 @@ def _fail(task: RankTask, error: BaseException) -> None:
     reason, message = explain(error, task.work)
     if reason in SAME_EVERYWHERE:
         os._exit(0)
+    if is_lost_connection(error):
+        time.sleep(LOST_SECONDS)  # another rank is the cause: rank 0 ends this one, and says which it was
 
     log.error("rank %d: %s", task.rank, message, exc_info=None if isinstance(error, TrainerError) else error)
     failure = RankFailure(reason=reason, message=message)

@@ -1,8 +1,10 @@
 """Data parallel training: the processes of one run, each with a whole model and its share of every step.
 
-world.py     this process among the others, and what they exchange
-shares.py    the rows of a step that each process takes (pure)
-launched.py  joins the processes that torchrun has started
+world.py        this process among the others, and what they exchange
+shares.py       the rows of a step that each process takes (pure)
+cards.py        the GPU of a process, chosen before CUDA starts
+other_ranks.py  starts the other processes of a run, and ends with the first that fails
+launched.py     joins them, or those that torchrun has started
 
 A run of one process is `world.ALONE`, for which nothing here does anything.
 """

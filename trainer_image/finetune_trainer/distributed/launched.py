@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
+from finetune_trainer.distributed.cards import see_one_card
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.stopping import run_within
 
@@ -65,12 +66,6 @@ def joined_store(store: Store, rank: int, size: int) -> Iterator[World]:
 def _says_nothing_of_ddp(record: logging.LogRecord) -> bool:
     """False for transformers' warning that its own data parallelism is not used."""
     return "process group is initialized" not in record.getMessage()
-
-
-def see_one_card(local: int) -> None:
-    """Leaves this process the GPU of its place on the machine, as cuda:0. Call it before CUDA is used."""
-    visible = [card for card in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if card]
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible[local] if local < len(visible) else str(local)
 
 
 def _backend() -> str:

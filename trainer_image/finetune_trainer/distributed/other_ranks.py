@@ -20,11 +20,13 @@ from typing import Self
 
 import torch
 from torch._C._distributed_c10d import Store, TCPStore
+from torch.distributed import DistError
 
 from finetune_api.base import ApiModel
 from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
-from finetune_trainer.distributed.launched import joined_store, see_one_card
+from finetune_trainer.distributed.cards import VISIBLE, all_cards
+from finetune_trainer.distributed.launched import joined_store
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
 
@@ -43,7 +45,7 @@ STACKS_SECONDS = 1.0
 
 
 class RankTask(ApiModel):
-    """What one of the other ranks is to do, as a file."""
+    """Task of one of the other ranks, as a file."""
 
     config: RunConfig
     base_model: Path
@@ -99,7 +101,7 @@ class OtherRanks:
         except TrainerError:
             raise
         except Exception as error:
-            failure = ranks._find_failure(CONFIRM_SECONDS)
+            failure = ranks._find_failure(CONFIRM_SECONDS) if is_lost_connection(error) else None
             if failure is None:
                 raise
             raise failure from error
@@ -136,8 +138,6 @@ class OtherRanks:
         if self.size == 1:
             return
 
-        if config.gpus:
-            see_one_card(0)
         torch.set_num_threads(_threads(self.size))
         self._store = TCPStore(LOCALHOST, 0, self.size, is_master=True, wait_for_workers=False)
         for rank in range(1, self.size):
@@ -187,6 +187,8 @@ def _launch(task: RankTask) -> subprocess.Popen[bytes]:
     file = task.work / "task.json"
     file.write_text(task.model_dump_json(by_alias=True), encoding="utf-8")
     environment = os.environ | {"OMP_NUM_THREADS": str(_threads(task.size))}
+    if task.config.gpus:
+        environment[VISIBLE] = all_cards()[task.rank]
     # A session of its own: Ctrl-C at a terminal is for rank 0, which stops all of them in order.
     command = [sys.executable, "-P", "-m", MODULE, str(file)]
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
@@ -204,8 +206,15 @@ def _explain(task: RankTask, code: int) -> TrainerError:
         failure = RankFailure.model_validate_json(task.failure_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        if code == -signal.SIGKILL:
+            how += ", as processes are when memory runs out (spec.resources.memory)"
         return TrainerError(FailureReason.INTERNAL_ERROR, f"{who} {how}, see the trainer's log")
     return TrainerError(failure.reason, f"{who}: {failure.message}")
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """True for an error of gloo, NCCL or the store, which says only that another rank is gone."""
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def connect(task: RankTask) -> TCPStore:

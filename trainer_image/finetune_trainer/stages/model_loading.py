@@ -168,19 +168,11 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     return precision
 
 
-def check_devices(gpus: int) -> None:
-    """Raises TrainerError if the job's GPUs are not there. Does not begin to use CUDA: one card may yet be chosen."""
-    # device_count asks NVML; is_available would start CUDA, which then keeps the cards that it has found.
-    if (found := torch.cuda.device_count() if gpus else 0) < gpus:
-        what = (
-            f"{found} CUDA device{'s are' if found != 1 else ' is'} visible" if found else "no CUDA device is visible"
-        )
-        instead = f"gpus: {found}" if found else "gpus: 0"
-        message = f"spec.resources.gpus is {gpus}, but {what}: check the driver, or write {instead}"
-        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
-
-
 def choose_device(gpus: int) -> torch.device:
     """The process's GPU, or the CPU if `gpus` is 0. Raises TrainerError if there is no GPU."""
-    check_devices(min(gpus, 1))
-    return torch.device("cuda", 0) if gpus else torch.device("cpu")
+    if gpus == 0:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        message = f"spec.resources.gpus is {gpus}, but no CUDA device is visible: check the driver, or write gpus: 0"
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+    return torch.device("cuda", 0)
