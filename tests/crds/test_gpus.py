@@ -3,9 +3,11 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from finetune_api.gpus import expected_gpu, to_bytes
 from finetune_api.spec.run import ResourcesSpec
+from finetune_api.spec.spec import FineTuneJobSpec
 
 GIB, MIB = 2**30, 2**20
 PRODUCT = "nvidia.com/gpu.product"
@@ -50,3 +52,18 @@ def test_a_job_without_a_gpu_has_none() -> None:
 )
 def test_quantities_in_bytes(quantity: int | str, count: int) -> None:
     assert to_bytes(quantity) == count
+
+
+@pytest.mark.parametrize(("gpus", "accumulation", "nearest"), [(2, 5, "4 or 6"), (4, 6, "4 or 8"), (4, 1, "4 or 8")])
+def test_a_step_that_cannot_be_shared_is_refused_with_the_nearest_that_can(
+    gpus: int, accumulation: int, nearest: str
+) -> None:
+    sections = {
+        "model": {"source": "hf://org/model"},
+        "dataset": {"source": "hf://org/data"},
+        "output": {"s3": {"bucket": "results"}},
+        "training": {"batchSize": 1, "gradientAccumulation": accumulation},
+    }
+    FineTuneJobSpec.model_validate(sections | {"resources": {"gpus": 1}})
+    with pytest.raises(ValidationError, match=f"it is {accumulation}: write values whose product is {nearest}"):
+        FineTuneJobSpec.model_validate(sections | {"resources": {"gpus": gpus}})

@@ -323,12 +323,3 @@ def test_several_errors_are_reported_together(jobs: Any, minimal: Manifest) -> N
     with pytest.raises(ValidationError) as found:
         load_manifest(yaml.safe_dump(manifest))
     assert found.value.error_count() == 2
-
-
-@pytest.mark.parametrize(("gpus", "accumulation", "nearest"), [(2, 5, "4 or 6"), (4, 6, "4 or 8"), (4, 1, "4 or 8")])
-def test_a_step_that_cannot_be_shared_is_refused_with_the_nearest_that_can(
-    minimal: Manifest, gpus: int, accumulation: int, nearest: str
-) -> None:
-    training = {"batchSize": 1, "gradientAccumulation": accumulation}
-    with pytest.raises(ValidationError, match=f"it is {accumulation}: write values whose product is {nearest}"):
-        FineTuneJobSpec.model_validate(changed(minimal["spec"], {"resources": {"gpus": gpus}, "training": training}))

@@ -78,8 +78,9 @@ def _process(base: Path, rows: Path, place: Path, name: str, gpus: int, accumula
     )
 
 
-def run(base: str, rows: str, place: str, name: str, gpus: str, accumulation: str, told: str) -> None:
-    """Runs one job here; writes what it told."""
+def run(*words: str) -> None:
+    """Runs the job that `_process` describes here; writes what it told."""
+    base, rows, place, name, gpus, accumulation, told = words
     from finetune_api.run_config import RunConfig
     from finetune_trainer.cli.pod import run_job
     from finetune_trainer.errors import TrainerError

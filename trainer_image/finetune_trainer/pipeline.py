@@ -83,17 +83,12 @@ def _run(context: RunContext, base: FetchedSource, ranks: OtherRanks) -> Manifes
     _check_disk(context)
 
     sign = find_base_model_sign(base.folder, config.model.source)
-<<<<<<< HEAD
-    prepared = Prepared(adapted.model, loaded.tokenizer, data, engine, arguments, sign)
-    outcome = _with_usage(context, train(context, prepared, checkpoints, checkpointed))
-=======
     with ranks.joined() as world:
         engine.use_world(world)
         arguments = _configure(context, loaded, world.copy_object(data), engine)
         progress.stage(Stage.TRAINING)
         prepared = Prepared(adapted.model, loaded.tokenizer, data, engine, arguments, sign)
-        outcome = train(context, prepared, checkpoints, checkpointed)
->>>>>>> 8d93628 (Several GPUs of a node train one job: rank 0 is the run, other ranks train along, and whoever fails ends the run in its name)
+        outcome = _with_usage(context, train(context, prepared, checkpoints, checkpointed))
     progress.resolve(total_steps=outcome.steps)
 
     progress.stage(Stage.SAVING)
@@ -188,6 +183,7 @@ def _configure(context: RunContext, loaded: LoadedModel, data: FormattedData, en
         evaluates=data.evaluation is not None,
     )
     context.progress.resolve(batch_size=engine.batch.size, gradient_accumulation=engine.batch.accumulation)
+
     if not engine.world.is_alone:
         context.progress.resolve(world_size=engine.world.size)
     seed = context.config.training.seed

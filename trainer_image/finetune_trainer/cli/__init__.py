@@ -18,4 +18,5 @@ find_result.py        where a job's result is, from what a user calls the job
 cluster_job.py        a job as a cluster has it, for the verbs that also work without one
 live/                 a run as its user sees it: a live view on a terminal, plain lines elsewhere
 pod.py                `finetune-trainer run`: one attempt of a job in its pod
+rank.py               one of the other processes of a run on several GPUs
 """

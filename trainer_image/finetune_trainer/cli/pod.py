@@ -96,11 +96,6 @@ def run_attempt(settings: Settings, stop_signal: StopSignal) -> int:
     return code
 
 
-<<<<<<< HEAD
-def run_job(config: RunConfig, settings: Settings, progress: ProgressTracker, stop_signal: StopSignal) -> Outcome:
-    """Reuses a finished result, or trains and publishes one. Never raises: whatever happens, there is an outcome."""
-    progress.measure_energy(open_meter(config.gpus))
-=======
 def end_other_ranks() -> bool:
     """Ends the other ranks of the run, with their stacks in the log; False if it has none, or has not begun."""
     other_ranks = sys.modules.get("finetune_trainer.distributed.other_ranks")  # which imports torch
@@ -123,7 +118,7 @@ def run_job(
 
     `end` ends the process with the outcome of an error, if the main thread waits for a rank that has failed.
     """
->>>>>>> 8d93628 (Several GPUs of a node train one job: rank 0 is the run, other ranks train along, and whoever fails ends the run in its name)
+    progress.measure_energy(open_meter(config.gpus))
     try:
         outcome = _run(config, settings, progress, stop_signal, end)
     except BaseException as error:  # noqa: BLE001 (signals and defects included)

@@ -96,6 +96,7 @@ class OtherRanks:
         """
         ranks = cls(size, on_failure)
         ranks._start(config, base_model, work)
+
         try:
             yield ranks
         except TrainerError:

@@ -129,17 +129,13 @@ class GpuEstimate(ApiModel):
     """GPUs that train together, each with the memory of the plan."""
 
     hours: float | None = None
-<<<<<<< HEAD
-    """GPU hours of training, without loading, export and upload."""
+    """Hours of training on all of them, without loading, export and upload."""
 
     price: GpuHourPrice | None = None
-    """Price of the GPU for an hour; None if the job has none."""
+    """Price of one GPU for an hour; None if the job has none."""
 
     watts: int | None = None
-    """Most power that the GPU takes."""
-=======
-    """Hours of training on all of them, without loading, export and upload."""
->>>>>>> 8d93628 (Several GPUs of a node train one job: rank 0 is the run, other ranks train along, and whoever fails ends the run in its name)
+    """Most power that one GPU takes."""
 
 
 class WeightCoverage(ApiModel):

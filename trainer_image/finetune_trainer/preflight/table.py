@@ -59,8 +59,8 @@ def _gpu_facts(gpu: GpuEstimate) -> list[tuple[str, str]]:
     if gpu.mode is not MemoryMode.SMALLEST:
         need += f" ({gpu.smallest_bytes / GIBIBYTE:.1f} GiB with Smallest)"
 
-<<<<<<< HEAD
-    return [("GPU", gpu.name), ("GPU memory", need), *_usage_facts(gpu)]
+    name, each = (gpu.name, "") if gpu.gpus == 1 else (f"{gpu.gpus} x {gpu.name}", " of each")
+    return [("GPU", name), (f"GPU memory{each}", need), *_usage_facts(gpu)]
 
 
 def _usage_facts(gpu: GpuEstimate) -> list[tuple[str, str]]:
@@ -69,27 +69,21 @@ def _usage_facts(gpu: GpuEstimate) -> list[tuple[str, str]]:
         why = "unknown, as spec.resources names no GPU whose speed is known (nodeSelector nvidia.com/gpu.product)"
         return [("GPU time", why), ("cost", "unknown without the GPU time"), ("energy", "unknown without the GPU time")]
 
-    price, watts = gpu.price, gpu.watts
+    price, watts, gpu_hours = gpu.price, gpu.watts, gpu.hours * gpu.gpus
     cost = "unknown, as there is no price for this GPU (pricing.gpus in the values of the operator's chart)"
     if price is not None:
-        cost = f"about {gpu.hours * price.per_hour:,.2f} {price.currency} at {price.per_hour:,.2f} an hour"
+        cost = f"about {gpu_hours * price.per_hour:,.2f} {price.currency} at {price.per_hour:,.2f} an hour"
     energy = "unknown, as the power of this GPU is"
     if watts is not None:
-        energy = f"at most about {_energy(gpu.hours * watts)}, at the card's limit of {watts} W"
+        energy = f"at most about {_energy(gpu_hours * watts)}, at the card's limit of {watts} W"
 
-    time = f"about {_duration(gpu.hours)} at {gpu.tokens_per_second:,.0f} tokens/s"
+    together = f" on {gpu.gpus} GPUs" if gpu.gpus > 1 else ""
+    time = f"about {_duration(gpu.hours)}{together} at {gpu.tokens_per_second:,.0f} tokens/s"
     return [("GPU time", time), ("cost", cost), ("energy", energy)]
 
 
 def _energy(watt_hours: float) -> str:
     return f"{watt_hours:,.0f} Wh" if watt_hours < 1000 else f"{watt_hours / 1000:,.2f} kWh"
-=======
-    name, each = (gpu.name, "") if gpu.gpus == 1 else (f"{gpu.gpus} x {gpu.name}", " of each")
-    found = [("GPU", name), (f"GPU memory{each}", need)]
-    if gpu.hours is not None and gpu.tokens_per_second is not None:
-        found.append(("GPU time", f"about {_duration(gpu.hours)} at {gpu.tokens_per_second:,.0f} tokens/s"))
-    return found
->>>>>>> 8d93628 (Several GPUs of a node train one job: rank 0 is the run, other ranks train along, and whoever fails ends the run in its name)
 
 
 def _duration(hours: float) -> str:

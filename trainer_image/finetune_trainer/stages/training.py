@@ -162,7 +162,10 @@ def _make_up(trainer: QloraTrainer, resumed: Path, checkpointed: CheckpointedSta
     checkpointed.take_due_samples(trainer.model, state.global_step)
     if evaluates:
         trainer.evaluate()
-        trainer.rewrite_state(resumed, state)  # TRL's loop takes the history from there
+        world = trainer.world
+        if world.rank == 0:
+            state.save_to_json(str(resumed / STATE_NAME))  # TRL's loop takes the history from there
+        world.gather_numbers(0)  # on every rank, which all wait until it is there
 
 
 def _finish(trainer: QloraTrainer, checkpointed: CheckpointedState, *, stopped_early: bool) -> TrainingOutcome:

@@ -27,7 +27,6 @@ from finetune_trainer.training.batching.length_grouping import LengthGroupedSamp
 from finetune_trainer.training.batching.rank_share import RankSampler, WithFiller, shuffled
 from finetune_trainer.training.callback import ANOTHER_RANK, RunCallback
 from finetune_trainer.training.collator import COLLATORS, collate_and_count
-from finetune_trainer.training.divergence.checkpoint_content import STATE_NAME
 from finetune_trainer.training.engine import Engine
 from finetune_trainer.training.gradients import AccumulatedGradients, FastTrainMode, FastZeroGrad, trainable_weights
 from finetune_trainer.training.optimizer import choose_optimizer, create_schedule
@@ -53,7 +52,7 @@ class QloraTrainer(SFTTrainer):
         self._engine, self._callback = engine, callback
         self._gradients: AccumulatedGradients | None = None
         self._evaluated = (0.0, 0)
-        self._world = engine.world
+        self.world = engine.world
         self._watch = callback.watch
         self._watch.scales_loss = bool(args.fp16)
 
@@ -82,7 +81,7 @@ class QloraTrainer(SFTTrainer):
             result = super().train(*arguments, **options)
         finally:
             gc.unfreeze()
-        self._world.check_equal("the adapter", self._masters())
+        self.world.check_equal("the adapter", self._masters())
         return result
 
     def _masters(self) -> list[torch.Tensor]:
@@ -92,18 +91,18 @@ class QloraTrainer(SFTTrainer):
     def create_optimizer(self, *arguments: Any, **options: Any) -> Any:
         """Returns the optimiser, over weights that are rank 0's in all processes."""
         weights = [weight.detach() for _, weight in trainable_weights(self.model)]
-        self._world.copy_from_first_([*weights, *self._masters()])
+        self.world.copy_from_first_([*weights, *self._masters()])
         return super().create_optimizer(*arguments, **options)
 
     def _get_num_items_in_batch(self, *arguments: Any, **options: Any) -> Any:
         """Returns the supervised tokens of the whole step, in all processes: each divides its loss by them."""
         tokens = super()._get_num_items_in_batch(*arguments, **options)
-        return tokens if self._world.is_alone else self._world.sum_(torch.as_tensor(tokens).clone())
+        return tokens if self.world.is_alone else self.world.sum_(torch.as_tensor(tokens).clone())
 
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
         """Logs like SFTTrainer, with the loss of all processes: each has its own rows' part of it."""
         if "loss" in logs:
-            (logs["loss"],) = self._world.sum_numbers(logs["loss"], device=self.args.device)
+            (logs["loss"],) = self.world.sum_numbers(logs["loss"], device=self.args.device)
         super().log(logs, *arguments, **options)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -177,9 +176,9 @@ class QloraTrainer(SFTTrainer):
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
         assert isinstance(optimizer, MultiTensorAdamW)
         self.accelerator.unscale_gradients()  # fp16: they are multiplied by the loss's scale
-        norm = optimizer.clip_gradients(self.args.max_grad_norm, self._world.sum_)
+        norm = optimizer.clip_gradients(self.args.max_grad_norm, self.world.sum_)
 
-        self._watch.reduce_loss(self._world.sum_)
+        self._watch.reduce_loss(self.world.sum_)
         self._watch.end_step(self.state.global_step + 1, norm)
         return norm
 
@@ -218,7 +217,7 @@ class QloraTrainer(SFTTrainer):
                 stopped = error
 
         # A rank that is asked to stop still meets the others, who learn of it here.
-        total, count, stops = self._world.sum_numbers(*self._evaluated, stopped is not None, device=self.args.device)
+        total, count, stops = self.world.sum_numbers(*self._evaluated, stopped is not None, device=self.args.device)
         if stops:
             request_stop(ANOTHER_RANK)
             raise stopped or InterruptedRunError(f"stopped by {ANOTHER_RANK}")
@@ -256,12 +255,6 @@ class QloraTrainer(SFTTrainer):
             if dtype is not torch.float32:
                 split_off_master(weight, dtype)
 
-    def rewrite_state(self, checkpoint: Path, state: TrainerState) -> None:
-        """Replaces the state in a checkpoint's folder, from which all ranks go on."""
-        if self._world.rank == 0:
-            state.save_to_json(str(checkpoint / STATE_NAME))
-        self._world.gather_numbers(0)  # nobody reads it before it is there
-
     def load_adapter(self, checkpoint: Path, state: TrainerState) -> None:
         """Takes adapter and history from a checkpoint, without training on."""
         self._load_from_checkpoint(str(checkpoint))
@@ -270,26 +263,26 @@ class QloraTrainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         """Rows in random order; if they are padded, with those of like length beside each other."""
         is_padded = self._engine.batching.kind is Batching.PADDED
-        if self._world.is_alone and not is_padded:
+        if self.world.is_alone and not is_padded:
             return super()._get_train_sampler(train_dataset)
 
-        rows, step = self.train_dataset, self._engine.batch.sequences * self._world.size
+        rows, step = self.train_dataset, self._engine.batch.sequences * self.world.size
         assert isinstance(rows, Dataset)
         seed = self.args.seed
         order = LengthGroupedSampler(row_lengths(rows), step, seed) if is_padded else shuffled(rows, seed)
-        return order if self._world.is_alone else RankSampler(order, step, self._world)
+        return order if self.world.is_alone else RankSampler(order, step, self.world)
 
     def _get_dataloader(self, dataset: Any, *arguments: Any, **options: Any) -> Any:
         """Returns a loader over this process's rows."""
-        if not self._world.is_alone and dataset is self.train_dataset:
+        if not self.world.is_alone and dataset is self.train_dataset:
             dataset = WithFiller(dataset)
         return super()._get_dataloader(dataset, *arguments, **options)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """Every N-th row in the rank's turn; all rows if they are fewer than the processes, which the sums allow."""
-        if self._world.is_alone or len(eval_dataset) < self._world.size:
+        if self.world.is_alone or len(eval_dataset) < self.world.size:
             return super()._get_eval_sampler(eval_dataset)
-        return range(self._world.rank, len(eval_dataset), self._world.size)
+        return range(self.world.rank, len(eval_dataset), self.world.size)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Returns 0: nobody reads the count, and transformers walks over all parameters for it at every batch."""

@@ -36,7 +36,7 @@ class NoTokenWeights(QloraTrainer):
 
     def _get_num_items_in_batch(self, *arguments: Any, **options: Any) -> Any:
         own: Any = super(QloraTrainer, self)._get_num_items_in_batch(*arguments, **options)
-        return own.clamp(min=1) * self._world.size  # a rank may be empty in the last step
+        return own.clamp(min=1) * self.world.size  # a rank may be empty in the last step
 
 
 class UnequalStart(QloraTrainer):
