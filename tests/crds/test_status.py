@@ -236,5 +236,5 @@ def test_kubectl_get_shows_the_run_in_columns(crd_cluster: DevCluster, stored: s
     assert header.split() == ["NAME", "PHASE", "REASON", "PROGRESS", "LOSS", "ETA", "AGE"]
     assert row.split()[:6] == ["tried", "Uploading", "Uploading", "45%", "1.25", "12m30s"]
     header, row = crd_cluster.kubectl("get", "ftj", "-n", stored, "-o", "wide").stdout.splitlines()
-    assert header.split()[7:] == ["MODEL", "STEP", "STEPS", "RETRIES", "GPU-HOURS", "COST", "ARTIFACTS"]
+    assert header.split()[7:] == ["MODEL", "QUEUE", "STEP", "STEPS", "RETRIES", "GPU-HOURS", "COST", "ARTIFACTS"]
     assert row.split()[7:] == ["hf://org/model", "120", "240", "1", "2", "5.5", "s3://models/x/manifest.json"]

@@ -44,3 +44,8 @@ def test_fields_are_in_camel_case_only_on_both_doors(
         load_manifest(yaml.safe_dump(manifest))
     expected = f"spec.{section}.{field}: there is no such field; did you mean {to_camel(field)}?"
     assert [str(error) for error in explain_errors(found.value, manifest)] == [expected]
+
+
+def test_a_name_must_fit_a_label(jobs: Any, minimal: Manifest) -> None:
+    assert jobs.apply(minimal | {"metadata": {"name": "a" * 63}}, dry_run=True) == ""
+    assert "choose a shorter name" in jobs.apply(minimal | {"metadata": {"name": "a" * 64}}, dry_run=True)

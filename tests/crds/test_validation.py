@@ -309,11 +309,6 @@ def test_only_a_cluster_refuses_local_files(jobs: Any, minimal: Manifest) -> Non
     load_manifest(yaml.safe_dump(manifest))
 
 
-def test_a_name_must_fit_a_label(jobs: Any, minimal: Manifest) -> None:
-    assert jobs.apply(minimal | {"metadata": {"name": TOO_LONG[:-1]}}, dry_run=True) == ""
-    assert "choose a shorter name" in jobs.apply(minimal | {"metadata": {"name": TOO_LONG}}, dry_run=True)
-
-
 def test_several_errors_are_reported_together(jobs: Any, minimal: Manifest) -> None:
     changes = {"training": {"epochs": 1, "maxSteps": 2}, "export": {"gguf": ["F16", "F16"]}}
     manifest = minimal | {"spec": changed(minimal["spec"], changes)}
