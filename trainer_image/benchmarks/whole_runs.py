@@ -1,9 +1,9 @@
 """Measures whole runs on one and on several GPUs of a machine: speed, the curve, and how fast a run ends.
 
-    python -P trainer_image/benchmarks/whole_runs.py CSV GPUS [MODEL]
+    python -P trainer_image/benchmarks/whole_runs.py CSV GPUS MODEL RUN [RUN ...]
 
 Each run is a process as in a pod, from loading to the published adapter; models have random weights (`speed.models`).
-`same`: one GPU and all, with the same steps; then a rank is killed, and a run
+`same`: one GPU and all, with the same steps; `fp8`: all, in FP8; `killed`: a rank is killed; `stopped`: a run
 is stopped by SIGTERM and goes on with one GPU.
 """
 
@@ -22,11 +22,19 @@ from typing import Any
 
 COLUMNS = ("model", "run", "gpus", "step", "seconds", "tokens_per_second", "last_loss", "peak_gib", "told", "gpu")
 STEPS, STOP_STEP, ROWS = 16, 5, 1500
+ORDERS = {
+    "same": lambda gpus: (1, gpus),
+    "fp8": lambda gpus: (gpus,),
+    "killed": lambda gpus: (gpus,),
+    "stopped": lambda gpus: (gpus, 1),
+}
+"""By name: the numbers of GPUs that it is run with, one after the other."""
+
 TEMPLATE = "{% for m in messages %}{{ '<s>' + m['role'] + '\n' + m['content'] + '</s>\n' }}{% endfor %}"
 
 
-def main(table: Path, gpus: int, model: str) -> None:
-    """Runs everything, prints each row and appends it to the table."""
+def main(table: Path, gpus: int, model: str, runs: list[str]) -> None:
+    """Runs what is named, prints each row and appends it to the table."""
     base = _model(model)
     with tempfile.TemporaryDirectory() as folder:
         rows = _rows(Path(folder) / "rows.jsonl")
@@ -35,10 +43,10 @@ def main(table: Path, gpus: int, model: str) -> None:
             writer = csv.DictWriter(file, COLUMNS)
             if is_new:
                 writer.writeheader()
-            plan = (("same", 1, 4 * gpus), ("same", gpus, 4 * gpus), ("killed", gpus, 4 * gpus))
-            for name, count, accumulation in (*plan, ("stopped", gpus, 4 * gpus), ("stopped", 1, 4 * gpus)):
-                place = Path(folder) / (f"{name}-{count}-{accumulation}" if name != "stopped" else name)
-                found = _process(base, rows, place, name, count, accumulation)
+            for name, count in ((run, count) for run in runs for count in ORDERS[run](gpus)):
+                # Attempts of one job share its results; each of the others is a job of its own.
+                place = Path(folder) / (name if name == "stopped" else f"{name}-{count}")
+                found = _process(base, rows, place, name, count, 4 * gpus)
                 writer.writerow(row := {"model": model, "run": name, "gpus": count} | found)
                 print(row, flush=True)
 
@@ -125,7 +133,9 @@ def run(*words: str) -> None:
     progress.listen(watch)
     folder = Path(place)
     settings = Settings(folder / f"work-{gpus}", f"on-{gpus}", output_folder=folder / "out")
-    config = RunConfig.model_validate(_job(base, rows, int(gpus), int(accumulation)))
+    config = RunConfig.model_validate(
+        _job(base, rows, int(gpus), int(accumulation), "FP8" if name == "fp8" else "Auto")
+    )
     outcome = run_job(config, settings, progress, stop_signal, end)
     resumed = f", from step {outcome.resumed_from_step}" if outcome.resumed_from_step else ""
     share = progress.resolved.slowest_rank_share
@@ -134,8 +144,9 @@ def run(*words: str) -> None:
     os._exit(0)
 
 
-def _job(base: str, rows: str, gpus: int, accumulation: int) -> dict[str, Any]:
+def _job(base: str, rows: str, gpus: int, accumulation: int, precision: str) -> dict[str, Any]:
     training = {
+        "precision": precision,
         "maxSteps": STEPS,
         "batchSize": 2,
         "gradientAccumulation": accumulation,
@@ -161,4 +172,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "--run":
         run(*sys.argv[2:])
     else:
-        main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else "llama-1b")
+        main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])
