@@ -11,6 +11,7 @@ from finetune_api.spec.run import ResourcesSpec
 
 PRODUCT_LABEL = "nvidia.com/gpu.product"
 MEMORY_LABEL = "nvidia.com/gpu.memory"
+COUNT_LABEL = "nvidia.com/gpu.count"
 _MEBIBYTE, _GIBIBYTE = 1 << 20, 1 << 30
 _UNITS = {unit: 1000**power for power, unit in enumerate(("", "k", "M", "G", "T", "P"))} | {
     f"{unit}i": 1024**power for power, unit in enumerate(("", "K", "M", "G", "T", "P")) if unit
@@ -84,6 +85,8 @@ class ExpectedGpu(ApiModel):
     """Total memory in bytes."""
     teraflops: float | None = None
     """Rate of dense 16-bit products, in TFLOP/s."""
+    node_count: int | None = None
+    """GPUs of a node, where the node selector names their number and none of them is shared or divided."""
     watts: int | None = None
     """Most power that the whole card takes; None if it is not known, or if the job gets a part of the card."""
 
@@ -110,8 +113,16 @@ def expected_gpu(resources: ResourcesSpec) -> ExpectedGpu | None:
     if resources.gpu_memory is not None:
         memory = to_bytes(resources.gpu_memory)
     name = product or (resources.gpu_resource_name if part else "GPU")
-    watts = None if part or product.endswith("-SHARED") else _WATTS.get(product)
-    return ExpectedGpu(name=name, memory_bytes=memory, teraflops=speed, watts=watts)
+
+    is_whole = not part and not product.endswith("-SHARED")
+    count = resources.node_selector.get(COUNT_LABEL, "")
+    return ExpectedGpu(
+        name=name,
+        memory_bytes=memory,
+        teraflops=speed,
+        watts=_WATTS.get(product) if is_whole else None,
+        node_count=int(count) if is_whole and count.isdigit() else None,
+    )
 
 
 def to_bytes(quantity: int | str) -> int:

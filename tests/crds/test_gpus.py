@@ -54,6 +54,23 @@ def test_quantities_in_bytes(quantity: int | str, count: int) -> None:
     assert to_bytes(quantity) == count
 
 
+@pytest.mark.parametrize(
+    ("product", "resource", "expected"),
+    [
+        ("NVIDIA-H200", "nvidia.com/gpu", 8),
+        ("NVIDIA-H200-SHARED", "nvidia.com/gpu", None),
+        ("NVIDIA-H200", "nvidia.com/mig-1g.18gb", None),
+    ],
+)
+def test_a_node_has_as_many_gpus_as_its_label_says_unless_they_are_parts(
+    product: str, resource: str, expected: int | None
+) -> None:
+    selector = {PRODUCT: product, "nvidia.com/gpu.count": "8"}
+    gpu = expected_gpu(ResourcesSpec(node_selector=selector, gpu_resource_name=resource))
+    assert gpu is not None
+    assert gpu.node_count == expected
+
+
 @pytest.mark.parametrize(("gpus", "accumulation", "nearest"), [(2, 5, "4 or 6"), (4, 6, "4 or 8"), (4, 1, "4 or 8")])
 def test_a_step_that_cannot_be_shared_is_refused_with_the_nearest_that_can(
     gpus: int, accumulation: int, nearest: str

@@ -17,7 +17,7 @@ from finetune_api.spec.training import TrainingSpec
 from finetune_api.vocabulary import MemoryMode
 from finetune_kernels.planning.memory_plan import MARGIN, plan_memory
 from finetune_kernels.planning.model_shape import loaded_bytes, shape_from_config
-from finetune_trainer.preflight.gpu import LENGTH_STEP, estimate_gpu, judge_gpu
+from finetune_trainer.preflight.gpu import LENGTH_STEP, estimate_gpu, judge_count, judge_gpu
 from finetune_trainer.preflight.report import Finding, GpuEstimate, Severity
 from finetune_trainer.preflight.steps import TrainingSize, training_size
 from finetune_trainer.stages.adapter_injection import inject_adapter
@@ -254,3 +254,28 @@ sys.exit(", ".join(name for name in sys.modules if name.split(".")[0] in heavy a
 def test_an_expected_gpu_travels_in_the_run_config() -> None:
     config = a_config(5, teraflops=2.5)
     assert RunConfig.from_yaml(config.to_yaml()).gpu == ExpectedGpu(name="card", memory_bytes=5, teraflops=2.5)
+
+
+@pytest.mark.parametrize(("gpus", "node", "found"), [(4, 8, 0), (8, 8, 0), (8, 4, 1), (4, None, 0)])
+def test_more_gpus_than_a_node_has_are_an_error(gpus: int, node: int | None, found: int) -> None:
+    config = a_config(80 * GIB, training={"gradientAccumulation": 8}, gpu={"nodeCount": node})
+    findings = judge_count(config.model_copy(update={"gpus": gpus}))
+    assert len(findings) == found
+    for finding in findings:
+        assert (finding.severity, finding.location) == (Severity.ERROR, "spec.resources.gpus")
+        assert "8 GPUs of one node are asked for" in finding.message
+        assert "write gpus: 4" in finding.message
+
+
+def test_gpus_share_a_step_and_its_time() -> None:
+    one, _ = judged(a_config(80 * GIB, batch=2, teraflops=989.0))
+    four, _ = judged(a_config(80 * GIB, batch=2, teraflops=989.0).model_copy(update={"gpus": 4}))
+    assert one.hours is not None
+    assert four.hours is not None
+    assert four.hours == pytest.approx(one.hours / 4)
+    assert (four.gpus, four.peak_bytes) == (4, one.peak_bytes)
+
+    # A pass of 8 rows becomes one of 2 on each of four GPUs.
+    wide, _ = judged(a_config(80 * GIB, batch=8, training={"gradientAccumulation": 1}))
+    shared, _ = judged(a_config(80 * GIB, batch=8, training={"gradientAccumulation": 1}).model_copy(update={"gpus": 4}))
+    assert shared.peak_bytes < wide.peak_bytes

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from finetune_api.failures import FailureReason
+from finetune_api.gpus import COUNT_LABEL
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import AdapterVariant, MemoryMode, Precision, Quantization
 from finetune_kernels.planning.memory_plan import MARGIN, MemoryPlan, plan_memory
@@ -28,6 +29,7 @@ BACKWARD = 2.5  # attention's matrix products in backward, over those in forward
 UNLIMITED = 1 << 50
 LENGTH_STEP = 128
 BATCH_SIZE = "spec.training.batchSize"
+GPUS = "spec.resources.gpus"
 
 
 def estimate_gpu(config: RunConfig, model: Any, size: TrainingSize | None) -> GpuEstimate | None:
@@ -91,6 +93,20 @@ def judge_gpu(config: RunConfig, model: Any, size: TrainingSize | None, estimate
         message = f"the run needs {need} of the {has} of {estimate.name}, so memory may run out"
         found.append(Finding.warning(BATCH_SIZE, message))
     return found
+
+
+def judge_count(config: RunConfig) -> list[Finding]:
+    """Returns an error if a pod asks for more GPUs than a node has: it would wait for ever."""
+    has = config.gpu.node_count if config.gpu else None
+    if has is None or has >= config.gpus:
+        return []
+
+    message = f"{config.gpus} GPUs of one node are asked for, but nodeSelector {COUNT_LABEL} asks for nodes that have"
+    return [
+        Finding.error(
+            GPUS, f"{message} {has}: write gpus: {has}, or select other nodes", FailureReason.INVALID_CONFIGURATION
+        )
+    ]
 
 
 class _Plans:
