@@ -32,6 +32,14 @@ def test_a_cpu_run_requests_no_gpu() -> None:
     assert set(resources["requests"]) == {"cpu", "memory"}
 
 
+def test_several_gpus_have_shared_memory_for_nccl_and_one_has_none() -> None:
+    several, one = _pod(resources={"gpus": 4}), _pod(resources={"gpus": 1})
+    assert several["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "4"
+    assert {"name": "shared-memory", "emptyDir": {"medium": "Memory"}} in several["volumes"]
+    assert {"name": "shared-memory", "mountPath": "/dev/shm"} in several["containers"][0]["volumeMounts"]
+    assert "shared-memory" not in {volume["name"] for volume in one["volumes"]}
+
+
 def test_a_pod_without_credentials_has_no_folder_for_them() -> None:
     container = _trainer()
     assert "FINETUNE_CREDENTIALS_DIR" not in {entry["name"] for entry in container["env"]}
