@@ -39,5 +39,5 @@ def test_one_card_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fewer_cards_than_the_job_asks_for_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VISIBLE, "0,1")
     check_cards(2)
-    with pytest.raises(TrainerError, match="gpus is 4, but 2 CUDA devices are visible: .* write gpus: 2"):
+    with pytest.raises(TrainerError, match=r"gpus is 4, but 2 CUDA devices are visible: .* write gpus: 2"):
         check_cards(4)

@@ -1,0 +1,75 @@
+"""Ends of other ranks, as rank 0 tells them; the whole way is in test_whole_runs.py."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune_api.failures import FailureReason
+from finetune_api.run_config import RunConfig
+from finetune_trainer.cli import rank
+from finetune_trainer.distributed import other_ranks
+from finetune_trainer.distributed.other_ranks import RankTask, is_lost_connection
+from finetune_trainer.errors import TrainerError
+
+Builder = Callable[..., RunConfig]
+
+
+class EndedError(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def task(run_config: Builder, tmp_path: Path) -> RankTask:
+    return RankTask(config=run_config(), base_model=tmp_path, work=tmp_path, rank=1, size=2, port=1)
+
+
+@pytest.fixture
+def end_code(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Exit codes with which the rank would have ended."""
+    codes: list[int] = []
+
+    def end(code: int) -> None:
+        codes.append(code)
+        raise EndedError
+
+    monkeypatch.setattr(rank.os, "_exit", end)
+    return codes
+
+
+def test_a_rank_says_its_own_reason(task: RankTask, end_code: list[int]) -> None:
+    with pytest.raises(EndedError):
+        rank._fail(task, torch.OutOfMemoryError("CUDA out of memory"))
+    error = other_ranks._explain(task, 1)
+    assert end_code == [1]
+    assert error.reason is FailureReason.CUDA_OUT_OF_MEMORY
+    assert error.message == "rank 1 of 2: the run does not fit the GPU's memory"
+
+
+def test_what_all_ranks_find_is_left_to_rank_0(task: RankTask, end_code: list[int]) -> None:
+    with pytest.raises(EndedError):
+        rank._fail(task, TrainerError(FailureReason.NON_FINITE_LOSS, "the loss is nan at step 3"))
+    assert end_code == [0]
+    assert not task.failure_file.exists()
+
+
+def test_a_rank_without_a_word_ends_by_its_code_or_signal(task: RankTask) -> None:
+    assert other_ranks._explain(task, 3).message.startswith("rank 1 of 2 ended with exit code 3")
+    killed = other_ranks._explain(task, -signal.SIGKILL).message
+    assert "was killed by signal 9" in killed
+    assert "spec.resources.memory" in killed
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer"), True),
+        (torch.distributed.DistBackendError("NCCL error"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("gloo"), False),
+    ],
+)
+def test_a_lost_connection_is_no_reason_of_its_own(error: Exception, expected: bool) -> None:
+    assert is_lost_connection(error) is expected
