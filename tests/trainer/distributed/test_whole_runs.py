@@ -23,6 +23,7 @@ from finetune_trainer.job.stop_signal import StopSignal
 
 Builder = Callable[..., RunConfig]
 DATA = {"evaluation": {"fraction": 0.275}, "packing": False}
+LOOPBACK = "0100007F"  # 127.0.0.1
 TRAINING = {
     "maxSteps": 8,
     "batchSize": 2,
@@ -89,6 +90,19 @@ def children() -> list[int]:
     return [int(pid) for pid in own if b"finetune_trainer.cli.rank" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+def listening_addresses(pid: int) -> set[str]:
+    """Addresses, in the kernel's hexadecimal form, on which a process waits for connections."""
+    links = [str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir() if file.is_symlink()]
+    sockets = {link[len("socket:[") : -1] for link in links if link.startswith("socket:[")}
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in sockets:  # LISTEN
+                found.add(fields[1].partition(":")[0])
+    return found
+
+
 def assert_close(found: Run, expected: Run) -> None:
     """The same curve, best step and adapter. Losses are told to four digits."""
     assert found.losses.keys() == expected.losses.keys()
@@ -132,8 +146,11 @@ def test_a_rank_that_is_killed_ends_the_run_in_its_name(run_config: Builder, tmp
     config = run_config(training=TRAINING | {"maxSteps": 200}, dataset=DATA)
     killed: list[float] = []
 
+    addresses: set[str] = set()
+
     def kill() -> None:
         (other,) = children()
+        addresses.update(listening_addresses(os.getpid()), listening_addresses(other))
         os.kill(other, signal.SIGKILL)
         killed.append(time.monotonic())
 
@@ -143,3 +160,4 @@ def test_a_rank_that_is_killed_ends_the_run_in_its_name(run_config: Builder, tmp
     assert "rank 1 of 2 was killed by signal 9" in found.outcome.message
     assert found.outcome.checkpoint_step == 3
     assert children() == []
+    assert addresses == {LOOPBACK}, "another pod could join the run"

@@ -8,6 +8,7 @@ fails, rank 0 would wait for it for ever: a thread ends the run with that rank's
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -140,7 +141,8 @@ class OtherRanks:
             return
 
         torch.set_num_threads(_threads(self.size))
-        self._store = TCPStore(LOCALHOST, 0, self.size, is_master=True, wait_for_workers=False)
+        os.environ |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), "lo")
+        self._store = _loopback_store(self.size)
         for rank in range(1, self.size):
             folder = work / "ranks" / str(rank)
             folder.mkdir(parents=True)
@@ -182,6 +184,14 @@ class OtherRanks:
         for process in self._processes:
             process.kill()
             process.communicate()
+
+
+def _loopback_store(size: int) -> TCPStore:
+    """Opens the store that all ranks meet at, for this pod alone: whoever reaches it could join the run, and the ranks
+    believe each other. By itself it would listen on every address."""
+    listening = socket.create_server((LOCALHOST, 0))
+    port = listening.getsockname()[1]
+    return TCPStore(LOCALHOST, port, size, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
 
 
 def _launch(task: RankTask) -> subprocess.Popen[bytes]:
