@@ -91,8 +91,13 @@ class RunCallback(TrainerCallback):
                     self._checkpointed.take_due_samples(model, state.global_step)
             except InterruptedRunError:
                 log.info("the samples of step %d are left to the run that goes on from here", state.global_step)
-        if self._stops:
+        if self._is_stopping:
             self.stop_with_checkpoint(control)
+
+    @property
+    def _is_stopping(self) -> bool:
+        """True if the loop is to end: what all ranks have agreed on, or, in a run of one, what was asked by now."""
+        return self._stops or (self._engine.world.is_alone and self._stop_signal.requested)
 
     def _meet(self, state: Any) -> None:
         """Tells the other ranks of a step what they must agree on: whether to stop, and the memory plan.
@@ -179,7 +184,7 @@ class RunCallback(TrainerCallback):
             log.warning(
                 "no checkpoint of step %d: the loss is far above its best since step %d", state.global_step, since
             )
-            control.should_training_stop = control.should_training_stop or self._stops
+            control.should_training_stop = control.should_training_stop or self._is_stopping
             return
 
         # TRL's callbacks run after its own files are written.
@@ -193,7 +198,7 @@ class RunCallback(TrainerCallback):
             self._checkpoints.save(folder, state.global_step)
         self._progress.update(checkpoint_step=state.global_step)
         log.info("checkpoint of step %d is stored", state.global_step)
-        if self._stops:
+        if self._is_stopping:
             control.should_training_stop = True
 
 
