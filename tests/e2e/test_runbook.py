@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from finetune_api.failures import FAILURES, Consequence
+from finetune_devcluster.kueue import install_kueue_crds, remove_kueue_crds
 from finetune_devcluster.platform import CHECKOUT, SYSTEM_NAMESPACE, Platform
 from finetune_operator.status_reasons import STATUS_REASONS
 from finetune_test_programs.binaries import helm_binary, kube_binary
@@ -48,7 +49,9 @@ def desk(platform: Platform, tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "charts").symlink_to(CHECKOUT / "charts")
     values = platform.cluster.helm("get", "values", "finetune-operator", "-n", SYSTEM_NAMESPACE, "-o", "yaml").stdout
     (tmp_path / "values.yaml").write_text(values)
+    install_kueue_crds(platform.cluster)  # whoever reads about queues has Kueue
     yield tmp_path
+    remove_kueue_crds(platform.cluster)
     platform.install_operator()
 
 

@@ -51,6 +51,11 @@ def install_kueue_crds(cluster: DevCluster) -> None:
         time.sleep(0.2)
 
 
+def remove_kueue_crds(cluster: DevCluster) -> None:
+    """Remove what `install_kueue_crds` has installed."""
+    cluster.kubectl("delete", "-f", str(kueue_manifests() / "crd/bases"))
+
+
 def _served(cluster: DevCluster) -> set[str]:
     found = cluster.kubectl("get", "--raw", "/apis/kueue.x-k8s.io/v1beta2", check=False)
     return {each["name"] for each in json.loads(found.stdout)["resources"]} if found.returncode == 0 else set()
