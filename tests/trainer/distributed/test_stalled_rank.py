@@ -14,6 +14,7 @@ from finetune_api.failures import ExitCode
 from finetune_api.outcome import Outcome
 from finetune_api.pod_ends.stalls import StallLimit
 from finetune_api.run_config import RunConfig
+from finetune_test_models.ranks.processes import other_ranks
 from finetune_test_servers.s3_server import S3Server
 from finetune_trainer.job.settings import CPU_RANKS
 
@@ -25,13 +26,6 @@ from finetune_trainer.cli.pod import main
 sys.argv[1:] = ["run"]
 main()
 """
-
-
-def ranks_below(pid: int) -> list[int]:
-    """Processes of the other ranks that a trainer has started."""
-    found = Path(f"/proc/{pid}/task").glob("*/children")
-    children = [int(child) for file in found for child in file.read_text().split()]
-    return [child for child in children if b"cli.rank" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 @pytest.mark.stalls
@@ -63,7 +57,7 @@ def test_a_frozen_rank_is_told_from_a_stalled_run(
         for line in log:
             lines.append(line)
             if "checkpoint of step 4 is stored" in line:
-                frozen = ranks_below(trainer.pid)
+                frozen = other_ranks(trainer.pid)
                 os.kill(frozen[0], signal.SIGSTOP)
 
     code, text = trainer.wait(), "".join(lines)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import RunConfig
+from finetune_test_models.ranks.processes import other_ranks
 from finetune_trainer.cli.pod import run_job
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.progress_tracker import ProgressTracker
@@ -84,12 +84,6 @@ def stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def children() -> list[int]:
-    """Processes of the other ranks."""
-    own = Path(f"/proc/self/task/{threading.main_thread().native_id}/children").read_text().split()
-    return [int(pid) for pid in own if b"finetune_trainer.cli.rank" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
 def listening_addresses(pid: int) -> set[str]:
     """Addresses, in the kernel's hexadecimal form, on which a process waits for connections."""
     links = [str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir() if file.is_symlink()]
@@ -131,7 +125,7 @@ def test_two_ranks_leave_the_result_of_one_and_go_on_from_each_others_checkpoint
         resumed = run(config, folder, "b", second)
         assert resumed.outcome.result is Result.SUCCEEDED, resumed.outcome.message
         assert resumed.outcome.resumed_from_step == 4
-        assert children() == []
+        assert other_ranks(os.getpid()) == []
 
         resumed.losses = stopped.losses | resumed.losses
         # A run that stops at step 4 leaves its evaluation to the one that goes on, which tells it with step 5.
@@ -149,7 +143,7 @@ def test_a_rank_that_is_killed_ends_the_run_in_its_name(run_config: Builder, tmp
     addresses: set[str] = set()
 
     def kill() -> None:
-        (other,) = children()
+        (other,) = other_ranks(os.getpid())
         addresses.update(listening_addresses(os.getpid()), listening_addresses(other))
         os.kill(other, signal.SIGKILL)
         killed.append(time.monotonic())
@@ -159,5 +153,5 @@ def test_a_rank_that_is_killed_ends_the_run_in_its_name(run_config: Builder, tmp
     assert found.outcome.result is Result.FAILED
     assert "rank 1 of 2 was killed by signal 9" in found.outcome.message
     assert found.outcome.checkpoint_step == 3
-    assert children() == []
+    assert other_ranks(os.getpid()) == []
     assert addresses == {LOOPBACK}, "another pod could join the run"
