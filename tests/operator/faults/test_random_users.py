@@ -173,24 +173,26 @@ class Users(RuleBasedStateMachine):
         wait_for(play, f"{self._name(slot)}: its end; {self._stage.status(self._name(slot))}", patience())
 
     def _pods(self, slot: str, phase: str) -> list[Any]:
-        """The trainer's pods in a phase; those that are told to stop are stopped."""
+        """The trainer's pods in a phase; those that are told to stop are stopped, and go."""
         found = []
         for pod in self._stage.found("pods", self._name(slot)):
-            if pod["status"].get("phase") != phase:
-                continue
             whole = self._stage.kubelet.find(pod["metadata"]["name"])
-            if whole is None or whole.status.phase != phase:
+            if whole is None:
                 continue
             if whole.metadata.deletion_timestamp:
-                told = self._told.setdefault(whole.metadata.uid, time.monotonic())
-                if time.monotonic() - told < CHECKPOINT_SECONDS:
-                    continue
-                if whole.status.phase == "Running":
-                    self._stage.kubelet.end(whole, ExitCode.INTERRUPTED, INTERRUPTED.encode())
-                self._stage.kubelet.remove(whole)
-            else:
+                self._stop(whole)
+            elif whole.status.phase == phase == pod["status"].get("phase"):
                 found.append(whole)
         return found
+
+    def _stop(self, pod: Any) -> None:
+        """Take a pod away that is told to stop, maybe while it was ending; one that runs writes its checkpoint first."""
+        told = self._told.setdefault(pod.metadata.uid, time.monotonic())
+        if time.monotonic() - told < CHECKPOINT_SECONDS:
+            return
+        if pod.status.phase == "Running":
+            self._stage.kubelet.end(pod, ExitCode.INTERRUPTED, INTERRUPTED.encode())
+        self._stage.kubelet.remove(pod)
 
     def _end(self, slot: str, pod: Any, code: ExitCode) -> None:
         phase, words = ENDS[code]
