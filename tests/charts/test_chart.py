@@ -35,11 +35,10 @@ def of_kind(documents: list[dict[str, Any]], *kinds: str) -> list[dict[str, Any]
 
 
 def rules(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rules of the operator itself, not of who reads its metrics."""
+    """Rules of the operator itself, not of users and not of who reads its metrics."""
     roles = of_kind(documents, "Role", "ClusterRole")
-    return [
-        rule for role in roles if not role["metadata"]["name"].endswith("-metrics-reader") for rule in role["rules"]
-    ]
+    others = ("-metrics-reader", "finetunejobs-viewer", "finetunejobs-editor")
+    return [rule for role in roles if not role["metadata"]["name"].endswith(others) for rule in role["rules"]]
 
 
 @pytest.fixture(scope="module")
