@@ -186,7 +186,7 @@ class Users(RuleBasedStateMachine):
         return found
 
     def _stop(self, pod: Any) -> None:
-        """Take a pod away that is told to stop, maybe while it was ending; one that runs writes its checkpoint first."""
+        """Take a pod away that is told to stop, maybe while it was ending; one that runs writes its checkpoint."""
         told = self._told.setdefault(pod.metadata.uid, time.monotonic())
         if time.monotonic() - told < CHECKPOINT_SECONDS:
             return
