@@ -57,6 +57,7 @@ generate: setup  ## Write the CRD, the chart's role and the documents' figures a
 	@python -m finetune_operator.cluster.generate
 	@python tests/repository/reason_table.py >docs/reasons.md
 	@python tests/repository/metrics_table.py >docs/metrics.md
+	@python tests/repository/chart_readme.py >charts/finetune-operator/README.md
 	@python -m speed.chart
 
 binaries: setup  ## Build the dev cluster's programs (about 5 minutes on two cores, once per machine and version) and fetch llama.cpp's converter

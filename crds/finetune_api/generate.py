@@ -13,7 +13,7 @@ from finetune_api.definition import custom_resource_definition
 
 CHECKOUT = Path(__file__).parents[2]
 HEADER = "# GENERATED from crds/finetune_api by `make generate`. Do not edit.\n"
-KEEP = "  annotations:\n    helm.sh/resource-policy: keep\n"
+KEEP = "  {{- if .Values.crds.keep }}\n  annotations:\n    helm.sh/resource-policy: keep\n  {{- end }}\n"
 
 
 class _Dumper(yaml.SafeDumper):
@@ -30,7 +30,7 @@ def generated_files() -> dict[Path, str]:
         raise ValueError("the CRD holds '{{', which helm would read as a template")
     # Uninstalling the chart must not delete everybody's jobs, so the chart's copy is kept.
     kept = text.replace("metadata:\n", "metadata:\n" + KEEP, 1)
-    chart_text = f"{HEADER}{{{{- if .Values.crds.install }}}}\n{kept}{{{{- end }}}}\n"
+    chart_text = f"{HEADER}{{{{- if .Values.crds.enabled }}}}\n{kept}{{{{- end }}}}\n"
     return {
         CHECKOUT / f"crds/{GROUP}_{PLURAL}.yaml": HEADER + text,
         CHECKOUT / "charts/finetune-operator/templates/crd.yaml": chart_text,

@@ -79,7 +79,7 @@ async def run(settings: Settings) -> None:
         # The Lease has a connection of its own: the API server may ask for peace on the other one.
         election = _election(settings)
         lease_cluster = Cluster(await _connect(stack, settings))
-        campaign = Campaign(lease_cluster, election, settings.lease_namespace)
+        campaign = Campaign(lease_cluster, election, settings.lease_namespace, settings.lease_name)
 
         reports, terminated_pods = ReportStore(), TerminatedPods()
         leader_cluster = Cluster(FencedConnection(connection, election), settings.namespaces)

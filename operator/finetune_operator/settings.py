@@ -78,6 +78,9 @@ class Settings:
     lease_namespace: str
     """Namespace of the Lease by which the replicas elect their leader."""
 
+    lease_name: str
+    """Name of that Lease: each installation of a namespace has its own."""
+
     pod_ip: str
     """Address at which other replicas reach this one's progress server."""
 
@@ -118,6 +121,7 @@ class Settings:
             health_port=reader.port("FINETUNE_HEALTH_PORT"),
             tls_dir=Path(reader.text("FINETUNE_TLS_DIR")),
             lease_namespace=reader.text("FINETUNE_LEASE_NAMESPACE", "default" if kubeconfig else None),
+            lease_name=reader.text("FINETUNE_LEASE_NAME", "finetune-operator"),
             pod_ip=reader.text("FINETUNE_POD_IP", "127.0.0.1" if kubeconfig else None),
             api_server=api_server,
             prices=reader.prices("FINETUNE_PRICES"),

@@ -19,6 +19,9 @@ CHECKOUT = Path(__file__).parents[2]
 CHART = str(CHECKOUT / "charts/finetune-operator")
 SYSTEM, TEAM, OTHER_TEAM = "system", "team", "other-team"
 ACCOUNT = f"system:serviceaccount:{SYSTEM}:finetune-operator"
+FIRST = "first"
+"""Name of the job in the notes."""
+
 # verb, resource, subresource
 NEEDED = (
     ("watch", "finetunejobs.finetune.dev", ""),
@@ -131,6 +134,34 @@ def _refusal(release: Release, spec: dict[str, Any]) -> str:
     return release.cluster.kubectl(
         "create", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(pod), check=False
     ).stderr
+
+
+def test_the_notes_have_a_job_that_the_api_server_takes(release: Release) -> None:
+    release.install("--set", f"watchNamespaces={{{TEAM}}}")
+    release.cluster.kubectl("wait", "--for=condition=established", "--timeout=20s", "crd/finetunejobs.finetune.dev")
+    notes = release.cluster.helm("get", "notes", "finetune-operator", "--namespace", SYSTEM).stdout
+    job = notes.partition("<<'JOB'\n")[2].partition("\n  JOB\n")[0]
+    tried = ("create", "--dry-run=server", "--validate=strict", "-f", "-")
+    assert f"finetunejob.finetune.dev/{FIRST} created" in release.cluster.kubectl(*tried, stdin=job).stdout
+
+    wrong = release.cluster.kubectl(*tried, stdin=job.replace("source: hf", "sourse: hf"), check=False)
+    assert "sourse" in wrong.stderr
+
+
+def test_the_example_in_catalogues_of_charts_is_one_that_the_api_server_takes(release: Release) -> None:
+    release.install()
+    annotations = yaml.safe_load((Path(CHART) / "Chart.yaml").read_text())["annotations"]
+    for example in yaml.safe_load(annotations["artifacthub.io/crdsExamples"]):
+        tried = ("create", "--dry-run=server", "--validate=strict", "-f", "-")
+        release.cluster.kubectl(*tried, stdin=yaml.safe_dump(example))
+
+
+def test_two_releases_live_beside_each_other(release: Release) -> None:
+    release.install("--set", f"watchNamespaces={{{TEAM}}}")
+    others = ("--namespace", SYSTEM, "--set", f"crds.enabled=false,watchNamespaces={{{TEAM},{OTHER_TEAM}}}")
+    release.cluster.helm("install", "second", CHART, *others)
+    release.cluster.helm("uninstall", "second", "--namespace", SYSTEM)
+    assert [rule for rule in NEEDED if not release.may(*rule, TEAM)] == []
 
 
 def test_uninstalling_leaves_the_jobs(release: Release) -> None:

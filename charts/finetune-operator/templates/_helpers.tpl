@@ -1,11 +1,28 @@
-{{- define "finetune.name" -}}finetune-operator{{- end }}
+{{/* Name of the program, for labels. */}}
+{{- define "finetune.name" -}}
+{{- .Values.nameOverride | default .Chart.Name | trunc 50 | trimSuffix "-" -}}
+{{- end }}
+
+{{/* Name of the release's objects, and what their names begin with. Room for suffixes is left. */}}
+{{- define "finetune.fullname" -}}
+{{- $name := include "finetune.name" . -}}
+{{- $release := contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) -}}
+{{- .Values.fullnameOverride | default $release | trunc 50 | trimSuffix "-" -}}
+{{- end }}
+
+{{/* The same for objects outside the release's namespace, where releases of other namespaces have theirs too. */}}
+{{- define "finetune.clusterName" -}}
+{{ include "finetune.fullname" . }}-{{ .Release.Namespace }}
+{{- end }}
 
 {{- define "finetune.labels" -}}
-app.kubernetes.io/name: {{ include "finetune.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+{{ include "finetune.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{- define "finetune.selector" -}}
@@ -13,23 +30,31 @@ app.kubernetes.io/name: {{ include "finetune.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{/* Image reference: (dict "image" .Values.image "version" .Chart.AppVersion) */}}
+{{/* Image reference: (dict "image" .Values.image "root" .) */}}
 {{- define "finetune.image" -}}
+{{- $name := list (.root.Values.imageRegistry | trimSuffix "/") .image.repository | compact | join "/" -}}
 {{- if .image.digest -}}
-{{ .image.repository }}@{{ .image.digest }}
+{{ $name }}@{{ .image.digest }}
 {{- else -}}
-{{ .image.repository }}:{{ .image.tag | default .version }}
+{{ $name }}:{{ .image.tag | default .root.Chart.AppVersion }}
 {{- end -}}
 {{- end }}
 
-{{- define "finetune.serviceHost" -}}{{ include "finetune.name" . }}.{{ .Release.Namespace }}.svc{{- end }}
+{{- define "finetune.serviceAccountName" -}}
+{{- if not (or .Values.serviceAccount.create .Values.serviceAccount.name) -}}
+{{- fail "serviceAccount.name is needed where serviceAccount.create is false: the account that gets the operator's rights" -}}
+{{- end -}}
+{{- .Values.serviceAccount.name | default (include "finetune.fullname" .) -}}
+{{- end }}
+
+{{- define "finetune.serviceHost" -}}{{ include "finetune.fullname" . }}.{{ .Release.Namespace }}.svc{{- end }}
 
 {{- define "finetune.progressUrl" -}}
 {{- .Values.progress.url | default (printf "https://%s:%v" (include "finetune.serviceHost" .) .Values.progress.port) -}}
 {{- end }}
 
 {{- define "finetune.tlsSecret" -}}
-{{- .Values.tls.secretName | default (printf "%s-tls" (include "finetune.name" .)) -}}
+{{- .Values.tls.secretName | default (printf "%s-tls" (include "finetune.fullname" .)) -}}
 {{- end }}
 
 {{/* Whoever lists namespaces has chosen them; else those of Kubernetes and of the operator are left alone. */}}

@@ -51,7 +51,7 @@
 # The Lease says which replica leads.
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
-  resourceNames: [finetune-operator]
+  resourceNames: [{{ include "finetune.fullname" . }}]
   verbs: [get, update]
 # Kubernetes cannot restrict creation to a name.
 - apiGroups: [coordination.k8s.io]

@@ -22,7 +22,7 @@ from finetune_api.vocabulary import JOB_NAME_LABEL, JOB_UID_LABEL
 from finetune_operator.cluster.connection import APPLY, MERGE_PATCH
 from finetune_operator.cluster.queues import Queues
 from finetune_operator.cluster.server_clock import ServerClock
-from finetune_operator.desired.names import FIELD_MANAGER, LEASE_NAME
+from finetune_operator.desired.names import FIELD_MANAGER
 from finetune_operator.errors import ApiUnavailableError, ForbiddenError, NotFoundError
 
 METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
@@ -227,9 +227,9 @@ class Cluster:
             return None
         return _identity(status.get("user") or {})
 
-    async def get_lease(self, namespace: str) -> Json | None:
+    async def get_lease(self, namespace: str, name: str) -> Json | None:
         """Returns the Lease of the operator's leader, or None if it does not exist."""
-        return await self._get(f"{_leases_path(namespace)}/{LEASE_NAME}")
+        return await self._get(f"{_leases_path(namespace)}/{name}")
 
     async def create_lease(self, lease: Json) -> Json:
         """Create the Lease; raises ConflictError if another replica did so first."""
@@ -237,7 +237,8 @@ class Cluster:
 
     async def replace_lease(self, lease: Json) -> Json:
         """Replace the Lease; raises ConflictError if it changed since the version in `lease` was read."""
-        path = f"{_leases_path(lease['metadata']['namespace'])}/{LEASE_NAME}"
+        metadata = lease["metadata"]
+        path = f"{_leases_path(metadata['namespace'])}/{metadata['name']}"
         return await self._connection.request("PUT", path, lease, query=_OURS)
 
     async def _list_children(self, path: str, name: NamespacedName) -> list[Json]:

@@ -9,6 +9,10 @@ from pathlib import Path
 
 from finetune_api.generate import CHECKOUT, write_or_check
 from finetune_operator.cluster.access import CLUSTER_RULES, OWN_RULES, QUEUE_RULES, RULES, Rule
+from finetune_operator.desired.names import LEASE_NAME
+
+FULL_NAME = '{{ include "finetune.fullname" . }}'
+"""What the chart calls the release's objects, and with them the Lease."""
 
 HEADER = "{{/* GENERATED from operator/finetune_operator/cluster/access.py by `make generate`. Do not edit. */}}\n"
 
@@ -27,9 +31,10 @@ def _template(name: str, rules: Iterable[Rule]) -> str:
 def _entry(rule: Rule) -> str:
     """Returns one rule in YAML, below its reason."""
     group = rule.group or '""'
-    names = f"  resourceNames: [{', '.join(rule.names)}]\n" if rule.names else ""
+    names = [FULL_NAME if name == LEASE_NAME else name for name in rule.names]
+    only = f"  resourceNames: [{', '.join(names)}]\n" if names else ""
     return (
-        f"# {rule.reason}\n- apiGroups: [{group}]\n  resources: [{rule.resource}]\n{names}"
+        f"# {rule.reason}\n- apiGroups: [{group}]\n  resources: [{rule.resource}]\n{only}"
         f"  verbs: [{', '.join(rule.verbs)}]\n"
     )
 

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from finetune_api.base import Json
+from finetune_operator.desired.names import LEASE_NAME
 from finetune_operator.election.election import RENEW_SECONDS, Election
 from finetune_operator.election.record import LeaseRecord
 from finetune_operator.errors import ApiError, ApiUnavailableError, ConflictError
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 class LeaseCluster(Protocol):
     """Requests to Kubernetes that a campaign makes."""
 
-    async def get_lease(self, namespace: str) -> Json | None: ...
+    async def get_lease(self, namespace: str, name: str) -> Json | None: ...
     async def create_lease(self, lease: Json) -> Json: ...
     async def replace_lease(self, lease: Json) -> Json: ...
 
@@ -38,11 +39,11 @@ class LeaseCluster(Protocol):
 class Campaign:
     """One replica's part in the election."""
 
-    def __init__(self, cluster: LeaseCluster, election: Election, namespace: str) -> None:
-        """`namespace`: that of the Lease."""
+    def __init__(self, cluster: LeaseCluster, election: Election, namespace: str, name: str = LEASE_NAME) -> None:
+        """`namespace`, `name`: those of the Lease."""
         self._cluster = cluster
         self._election = election
-        self._namespace = namespace
+        self._lease = (namespace, name)
         self._last_round = time.monotonic()
 
     def round_age(self) -> float:
@@ -102,11 +103,11 @@ class Campaign:
 
         sent = self._election.read_clock()
         write = self._cluster.replace_lease if claim.version else self._cluster.create_lease
-        stored = await write(claim.to_wire(self._namespace))
+        stored = await write(claim.to_wire(*self._lease))
         self._election.won(LeaseRecord.parse(stored), sent)
 
     async def _read(self) -> None:
-        found = await self._cluster.get_lease(self._namespace)
+        found = await self._cluster.get_lease(*self._lease)
         self._election.see(LeaseRecord.parse(found) if found else None)
 
     async def _hand_over(self) -> None:
@@ -117,7 +118,7 @@ class Campaign:
                 await self._read()
                 record = self._election.resign(_wall_clock())
                 if record is not None:
-                    await self._cluster.replace_lease(record.to_wire(self._namespace))
+                    await self._cluster.replace_lease(record.to_wire(*self._lease))
                     logger.info("handed the Lease over")
         except (ApiError, ApiUnavailableError, TimeoutError) as error:
             logger.warning("the Lease cannot be handed over: %s: %s", type(error).__name__, error)

@@ -49,9 +49,9 @@ class LeaseRecord:
             version=metadata["resourceVersion"],
         )
 
-    def to_wire(self, namespace: str) -> Json:
+    def to_wire(self, namespace: str, name: str = LEASE_NAME) -> Json:
         """Returns the object to create, or to replace the version that was read with."""
-        metadata: Json = {"name": LEASE_NAME, "namespace": namespace, "annotations": {ADDRESS_ANNOTATION: self.address}}
+        metadata: Json = {"name": name, "namespace": namespace, "annotations": {ADDRESS_ANNOTATION: self.address}}
         if self.version:
             metadata["resourceVersion"] = self.version
 

@@ -26,7 +26,7 @@ class StoredLease:
     def holder(self) -> str:
         return LeaseRecord.parse(self.body).holder if self.body else ""
 
-    async def get_lease(self, namespace: str) -> Json | None:
+    async def get_lease(self, namespace: str, name: str) -> Json | None:
         assert namespace == "system"
         if self.is_down:
             raise ApiUnavailableError("down")
