@@ -7,10 +7,13 @@ from pydantic.fields import FieldInfo
 from finetune_api import GROUP, KIND, PLURAL, VERSION
 from finetune_api.spec.run import RunPolicySpec
 from finetune_api.spec.spec import IMMUTABLE_SECTIONS, MUTABLE_RUN_POLICY, FineTuneJobSpec
-from finetune_api.status import FineTuneJobStatus
+from finetune_api.status import NO_GENERATION, FineTuneJobStatus
 from finetune_api.structural import Schema, structural_schema
 
 MAX_NAME_CHARACTERS = 63  # characters; the name becomes a label value on the job's pods
+NOTHING_OBSERVED = {"observedGeneration": NO_GENERATION}
+"""Status of a job that no operator has looked at. kstatus calls an object without a status done, and one whose
+generation was not observed in progress."""
 
 COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Phase", "string", ".status.phase", 0),
@@ -77,7 +80,7 @@ def _schema() -> Schema:
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
             "spec": spec,
-            "status": structural_schema(FineTuneJobStatus, defaults=False),
+            "status": structural_schema(FineTuneJobStatus, defaults=False) | {"default": NOTHING_OBSERVED},
         },
         "x-kubernetes-validations": [
             {

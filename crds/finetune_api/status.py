@@ -4,7 +4,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, Count, Int32, Message, Name, NonNegative, Time, Uri, Word
+from finetune_api.base import (
+    MAX_EXACT_INTEGER,
+    ApiModel,
+    Count,
+    Int32,
+    Message,
+    Name,
+    NonNegative,
+    Time,
+    Uri,
+    Word,
+)
 from finetune_api.cost.usage import Currency, Usage
 from finetune_api.judgement import Judgement
 from finetune_api.outcome import MAX_ARTIFACTS, Artifact, FailedExport
@@ -17,6 +28,7 @@ ConditionReason = Annotated[
 ]
 MAX_STATUS_BYTES = 65_536
 MAX_ATTEMPTS = 20  # keeps the status small; retries are counted apart
+NO_GENERATION = -1  # what the API server gives a new job: smaller than every generation
 
 
 class Condition(ApiModel):
@@ -186,8 +198,8 @@ class PreflightStatus(PreflightSummary):
 class FineTuneJobStatus(ApiModel):
     """Observed state of the job."""
 
-    observed_generation: Count | None = None
-    """Generation of the spec that this status describes."""
+    observed_generation: Annotated[int, Field(ge=NO_GENERATION, le=MAX_EXACT_INTEGER)] | None = None
+    """Generation of the spec that this status describes; -1 until the operator has looked at the job."""
 
     phase: Phase | None = None
     """One-word summary of the job; the conditions say more."""

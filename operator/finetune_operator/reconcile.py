@@ -73,7 +73,7 @@ class Reconciler:
             except (ConflictError, NotFoundError):
                 raise  # the snapshot was outdated, or the namespace is being deleted: look again
             except ApiError as error:
-                decision = _refused(decision, error)
+                decision = explain_refusal(decision, error)
 
             await self._write_status(key, snapshot, decision)
         waits = (decision.requeue_seconds, self._reports.seconds_until_shown(snapshot.metadata.uid))
@@ -182,7 +182,7 @@ class Reconciler:
                 logger.warning("event %s was not posted: %s", transition.reason, error)
 
 
-def _refused(decision: Decision, error: ApiError) -> Decision:
+def explain_refusal(decision: Decision, error: ApiError) -> Decision:
     """Decides after the API server refused a write to a child: by the operator's role, a quota or an admission policy,
     or as invalid. A person has to act; the write is tried again every `REFUSED_RETRY_SECONDS`."""
     reason = StatusReason.PERMISSION_DENIED if isinstance(error, ForbiddenError) else StatusReason.CHILD_REJECTED

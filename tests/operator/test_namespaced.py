@@ -62,7 +62,7 @@ def test_other_namespaces_are_left_alone(scoped: OperatorProcess, dev_cluster: D
     jobs.create("inside")
     jobs.wait_for_phase("inside", "Queued")
     time.sleep(1)
-    assert "status" not in elsewhere.get("outside")
+    assert elsewhere.get("outside")["status"] == {"observedGeneration": -1}
     elsewhere.delete("outside")
 
 

@@ -1,7 +1,6 @@
 """All nine conditions in every situation of a job's life, as a golden file has them: status, reason, message, time."""
 
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,98 +8,15 @@ import pytest
 import yaml
 
 from finetune_api.failures import FailureReason
-from finetune_api.outcome import Outcome, Result
 from finetune_api.status import Condition, FineTuneJobStatus
 from finetune_api.vocabulary import ConditionType, Stage
 from finetune_operator.decide.decision import Decision
-from finetune_operator.observe.snapshot import Snapshot, UnreadableSnapshot, Waiting
 from finetune_operator.status.status import build_status
 from finetune_operator.status_reasons import STATUS_REASONS, StatusReason
-from finetune_test_operator.outcomes import BAD_ROW, END, FAILED, STAGES, SUCCEEDED
-from finetune_test_operator.snapshot_builder import (
-    METADATA,
-    NOW,
-    a_pod,
-    a_preflight_job,
-    a_preflight_snapshot,
-    a_report,
-    a_running_pod,
-    a_snapshot,
-    a_spec,
-    a_trainer_job,
-    an_ended_pod,
-    an_unreadable_snapshot,
-    at,
-    decision_about,
-)
+from finetune_test_operator.situations import LIVES, TRAINS, live
+from finetune_test_operator.snapshot_builder import NOW, decision_about
 
 GOLDEN = Path(__file__).parent / "golden/conditions.yaml"
-CHECKED = Outcome(result=Result.SUCCEEDED, message="400 rows", stage=Stage.PREFLIGHT, finished=END)
-PAUSED = a_spec(runPolicy={"suspend": True})
-LIMITED = a_spec(runPolicy={"startupDeadlineSeconds": 90})
-NO_NODE = a_pod(conditions=[{"type": "PodScheduled", "status": "False", "message": "0/3 nodes"}])
-NO_IMAGE = a_pod(state={"waiting": {"reason": "ErrImagePull", "message": "not found"}})
-RUNS = a_running_pod()
-TRAINS = a_snapshot(pods=(RUNS,), report=a_report(stages=STAGES))
-
-Life = dict[str, Snapshot | UnreadableSnapshot]
-LIVES: dict[str, Life] = {
-    "it passes": {
-        "nothing exists yet": a_preflight_snapshot(job=None, config_map=None),
-        "the pod of the checks waits": a_preflight_snapshot(a_pod()),
-        "the checks run": a_preflight_snapshot(RUNS),
-        "the checks passed": a_preflight_snapshot(an_ended_pod(0, CHECKED)),
-        "the trainer's Job is made": a_snapshot(job=None),
-        "no node fits": a_snapshot(pods=(NO_NODE,)),
-        "the trainer runs, silently": a_snapshot(pods=(RUNS,)),
-        "the trainer trains": TRAINS,
-        "it uploads": a_snapshot(pods=(RUNS,), report=a_report(stage=Stage.UPLOADING)),
-        "it has succeeded": a_snapshot(pods=(an_ended_pod(0, SUCCEEDED),)),
-    },
-    "somebody mends it": {
-        "an image is missing": a_snapshot(pods=(NO_IMAGE,)),
-        "a quota refuses the pod": a_snapshot(blocker=Waiting("PodRejected", "exceeded quota", is_stalled=True)),
-        "it trains": TRAINS,
-        "a newer operator's spec cannot be read": an_unreadable_snapshot("spec.magic: unknown", pods=(RUNS,)),
-    },
-    "it is paused": {
-        "it trains": TRAINS,
-        "the checkpoint is written": a_snapshot(PAUSED, pods=(RUNS,)),
-        "it is suspended": a_snapshot(PAUSED, job=a_trainer_job(PAUSED)),
-        "it is resumed": a_snapshot(),
-        "it is deleted": a_snapshot(
-            metadata=METADATA.model_copy(update={"deletion_timestamp": at(0)}), pods=(a_running_pod(),)
-        ),
-    },
-    "it crashes, and its data are bad": {
-        "it runs": a_snapshot(pods=(RUNS,)),
-        "another pod follows": a_snapshot(pods=(an_ended_pod(139),)),
-        "the last pod has ended": a_snapshot(pods=(an_ended_pod(11, BAD_ROW),)),
-        "it has failed": a_snapshot(pods=(an_ended_pod(11, BAD_ROW),), job=a_trainer_job(failed=FAILED)),
-    },
-    "its pod does not start in time": {
-        "no node fits": a_snapshot(LIMITED, pods=(NO_NODE,)),
-        "no node fits still": a_snapshot(LIMITED, pods=(NO_NODE,)),
-        "it has failed": a_snapshot(LIMITED, pods=(NO_NODE,)),
-    },
-    "the checks refuse it": {
-        "bad data": a_preflight_snapshot(an_ended_pod(11, BAD_ROW), job=a_preflight_job(failed=FAILED)),
-    },
-    "its result was there": {
-        "it is reused": a_preflight_snapshot(an_ended_pod(0, CHECKED.model_copy(update={"reused": True}))),
-    },
-    "its name is taken": {"a foreign Job is in its place": a_snapshot(job=a_trainer_job(owner="someone"))},
-}
-
-
-def _live(life: Life) -> dict[str, FineTuneJobStatus]:
-    """The status in each situation; one a minute."""
-    status, found = FineTuneJobStatus(), {}
-    for minute, (situation, snapshot) in enumerate(life.items()):
-        seen = replace(snapshot, status=status, now=NOW + timedelta(minutes=minute))
-        status = build_status(seen, decision_about(seen))
-        found[situation] = status
-    return found
 
 
 def _golden(conditions: tuple[Condition, ...]) -> dict[str, str]:
@@ -112,7 +28,7 @@ def _golden(conditions: tuple[Condition, ...]) -> dict[str, str]:
 def all_lives() -> dict[str, Any]:
     """What the golden file holds."""
     return {
-        name: {situation: _golden(status.conditions) for situation, status in _live(life).items()}
+        name: {situation: _golden(status.conditions) for situation, status in live(life).items()}
         for name, life in LIVES.items()
     }
 
@@ -123,7 +39,7 @@ def test_the_conditions_are_the_golden_ones(name: str) -> None:
 
 
 SITUATIONS = {
-    f"{name}: {situation}": status for name, life in LIVES.items() for situation, status in _live(life).items()
+    f"{name}: {situation}": status for name, life in LIVES.items() for situation, status in live(life).items()
 }
 
 

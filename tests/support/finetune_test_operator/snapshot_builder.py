@@ -22,6 +22,7 @@ from finetune_operator.desired.trainer_job import build_trainer_job
 from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.report_store import ReceivedReport
 from finetune_operator.observe.snapshot import AnySnapshot, BlindSnapshot, ChildRun, Snapshot, UnreadableSnapshot
+from finetune_operator.observe.workload import DEACTIVATED_ANNOTATION, Workload
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 METADATA = ObjectMeta(name="bot", namespace="team", uid="0b5e7b1e-5d1a-4a51-9a53-0f6f6c2ce0a1", generation=1)
@@ -119,6 +120,17 @@ def an_ended_pod(
     return a_pod(
         uid, created=created, state={"terminated": terminated | status.pop("terminated", {})}, phase=phase, **status
     )
+
+
+def a_workload(
+    *conditions: tuple[str, str, str, str], active: bool = True, ours: bool = False, **status: Any
+) -> Workload:
+    """The Workload of the trainer's Job. A condition is type, status, reason and message."""
+    names = ("type", "status", "reason", "message")
+    wire = [dict(zip(names, each, strict=True)) for each in conditions]
+    annotations = {DEACTIVATED_ANNOTATION: "x"} if ours else {}
+    metadata = {"name": "job-bot", "namespace": "team", "annotations": annotations}
+    return Workload.parse({"metadata": metadata, "spec": {"active": active}, "status": {"conditions": wire} | status})
 
 
 def a_condition(kind: ConditionType, since: float = 0) -> Condition:

@@ -1,9 +1,9 @@
-"""The dev cluster's programs: `kube` (control plane, kubelet and kubectl in one file), `helm`, `promtool` and, for
-`make kueue` only, Kueue's manager.
+"""The dev cluster's programs: `kube` (control plane, kubelet and kubectl in one file), `helm`, `promtool`, `gitops`
+(what Argo CD and Flux say of a status) and, for `make kueue` only, Kueue's manager.
 
 All are built from published Go modules, once per version, and kept outside the checkout. The digest of a module's
 files is in the cached file's name, so a new pin builds anew and an old checkout still finds its own. `KUBE_BINARY`,
-`HELM_BINARY` and `PROMTOOL_BINARY` point at ready ones.
+`HELM_BINARY`, `PROMTOOL_BINARY` and `GITOPS_BINARY` point at ready ones.
 
     python -m finetune_test_programs.binaries            build all but kueue, of which only the manifests are fetched
     python -m finetune_test_programs.binaries helm ...   run helm
@@ -29,6 +29,7 @@ PACKAGES = {
     "kube": ".",
     "helm": "helm.sh/helm/v3/cmd/helm",
     "promtool": "github.com/prometheus/prometheus/cmd/promtool",
+    "gitops": ".",
     "kueue": "sigs.k8s.io/kueue/cmd/kueue",
 }
 ON_DEMAND = ("kueue",)
@@ -38,7 +39,7 @@ KUEUE_CERTIFICATES = "certificates"
 KUEUE_PATHS = {"cmd/kueue/main.go": "/etc/kueue/metrics/certs", "pkg/visibility/server.go": "/visibility"}
 
 TAGS = "remove_all_sd"  # promtool without the clients of every cloud
-TYPICAL_MINUTES = {"kube": 6, "helm": 2, "promtool": 3, "kueue": 8}
+TYPICAL_MINUTES = {"kube": 6, "helm": 2, "promtool": 3, "gitops": 2, "kueue": 8}
 
 
 def kube_binary() -> Path:
@@ -54,6 +55,11 @@ def helm_binary() -> Path:
 def promtool_binary() -> Path:
     """Path of `promtool`; builds it if it is missing."""
     return _find_or_build("promtool")
+
+
+def gitops_binary() -> Path:
+    """Path of `gitops`; builds it if it is missing."""
+    return _find_or_build("gitops")
 
 
 def kueue_binary() -> Path:

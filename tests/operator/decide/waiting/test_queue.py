@@ -27,6 +27,7 @@ from finetune_test_operator.snapshot_builder import (
     a_snapshot,
     a_spec,
     a_trainer_job,
+    a_workload,
     an_ended_pod,
     at,
     decision_about,
@@ -37,17 +38,6 @@ PAUSED: dict[str, Any] = QUEUE | {"runPolicy": {"suspend": True}}
 CHECKED = QUEUE | {"runPolicy": {"preflight": "Skip"}}
 NO_QUOTA = ("QuotaReserved", "False", "Pending", "insufficient unused quota for nvidia.com/gpu, 1 more needed")
 PREEMPTED = ("Evicted", "True", "Preempted", "Preempted to accommodate a workload")
-
-
-def a_workload(
-    *conditions: tuple[str, str, str, str], active: bool = True, ours: bool = False, **status: Any
-) -> Workload:
-    """The Workload of the trainer's Job. A condition is type, status, reason and message."""
-    names = ("type", "status", "reason", "message")
-    wire = [dict(zip(names, each, strict=True)) for each in conditions]
-    annotations = {DEACTIVATED_ANNOTATION: "x"} if ours else {}
-    metadata = {"name": "job-bot", "namespace": "team", "annotations": annotations}
-    return Workload.parse({"metadata": metadata, "spec": {"active": active}, "status": {"conditions": wire} | status})
 
 
 def held(workload: Workload | None = None, spec: FineTuneJobSpec | None = None, **fields: Any) -> Snapshot:
