@@ -15,7 +15,7 @@ OPERATOR_ENV := $(CACHE)/operator-env-$(call digest,constraints-operator.txt)
 UV           := $(CACHE)/uv/bin/uv
 export PATH  := $(CURDIR)/.venv/bin:$(FULL_ENV)/bin:$(PATH)
 
-.PHONY: help setup binaries lock generate scale demo pictures test verify e2e stalls faults kueue audit real-model architectures bench bench-kernels clean
+.PHONY: help setup binaries lock generate images e2e-node scale demo pictures test verify e2e stalls faults kueue audit real-model architectures bench bench-kernels clean
 help:  ## List the verbs
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -49,8 +49,11 @@ endef
 lock: | $(UV)  ## Resolve the pins again
 	@$(UV) pip compile -q pyproject.toml --extra dev --generate-hashes --no-emit-package finetune-operator --python-version 3.11 \
 	  --custom-compile-command 'make lock' -o constraints.txt
-	@$(UV) pip compile -q pyproject.toml --extra operator -c constraints.txt --generate-hashes --no-emit-package finetune-operator --python-version 3.11 \
-	  --custom-compile-command 'make lock' -o constraints-operator.txt
+	@for image in operator trainer; do \
+	  $(UV) pip compile -q pyproject.toml --extra $$image -c constraints.txt --generate-hashes --no-emit-package finetune-operator --python-version 3.11 \
+	    --custom-compile-command 'make lock' -o constraints-$$image.txt; done
+	@sed -n 's/^requires = \["\(.*\)"\]/\1/p' pyproject.toml | $(UV) pip compile -q - -c constraints.txt --generate-hashes --python-version 3.11 \
+	  --custom-compile-command 'make lock' -o constraints-build.txt
 
 generate: setup  ## Write the CRD, the chart's role and the documents' figures again from their sources
 	@python -m finetune_api.generate
@@ -71,7 +74,7 @@ pictures: binaries  ## docs/watch.svg and docs/top.svg, as the client shows many
 	python -m finetune_devcluster.pictures
 
 test: binaries  ## Every test that needs no GPU, on a real control plane
-	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -m "not gpu and not real_model and not stalls and not faults and not kueue" $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -m "not gpu and not real_model and not stalls and not faults and not kueue and not images and not node" $(PYTEST_ARGS)
 
 e2e: binaries  ## Only the tests that run a whole job
 	@python -m pytest -m e2e $(PYTEST_ARGS)
@@ -86,9 +89,16 @@ faults: binaries  ## 330 fault plans against the operator, all edits of specs, r
 kueue: binaries  ## Jobs in queues of the real Kueue, which is built from its Go module (8 minutes on two cores, once per machine and version; then 4 minutes)
 	@python -m pytest -m kueue $(PYTEST_ARGS)
 
+images: setup  ## As root, both images without a registry: built and tried (first 10 minutes on two cores; IMAGES_ARGS="--twice" compares two builds)
+	@python -P -m finetune_images.build $(IMAGES_ARGS)
+	@python -m pytest -m images $(PYTEST_ARGS)
+
+e2e-node: binaries  ## As root, the images on a real node (kubelet, containerd, runc) of the dev cluster, under Pod Security "restricted" (20 minutes after `make images`)
+	@python -m pytest -s -m node $(PYTEST_ARGS)
+
 audit: binaries  ## Rights of the operator beside what it asked for, by the audit logs of its whole suite (10 minutes)
 	@rm -rf .audit && mkdir .audit
-	@failed=0; FINETUNE_DEV_AUDIT_DIR=$(CURDIR)/.audit python -m pytest -q -n 2 --dist worksteal -m "cluster and not stalls and not faults and not kueue" tests/operator tests/charts $(PYTEST_ARGS) || failed=$$?; \
+	@failed=0; FINETUNE_DEV_AUDIT_DIR=$(CURDIR)/.audit python -m pytest -q -n 2 --dist worksteal -m "cluster and not stalls and not faults and not kueue and not images and not node" tests/operator tests/charts $(PYTEST_ARGS) || failed=$$?; \
 	python -m finetune_test_operator.rights_audit .audit && exit $$failed
 
 real-model: binaries  ## A small real model learns a format, and all that is published has learned it (30 minutes on two cores)

@@ -26,6 +26,7 @@ from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.reporter import Reporter
 from finetune_trainer.job.settings import Settings, load_config
 from finetune_trainer.job.stop_signal import StopSignal
+from finetune_trainer.job.triton_cache import seed_triton_cache
 from finetune_trainer.job.watchdog import Stall, Watchdog
 from finetune_trainer.sources.hub import restrict_hub
 
@@ -162,6 +163,7 @@ def _run(
         if config.gpus:
             check_cards(config.gpus)
             see_one_card(0)
+            seed_triton_cache(settings.triton_seed, settings.triton_cache)
         progress.stage(Stage.MODEL_LOADING)  # this includes importing torch: 3 s, on two busy cores 7 s
         from finetune_trainer.pipeline import run
 

@@ -11,6 +11,7 @@ watchdog.py           ends a run that no longer gets on, with the stacks of all 
 stacks.py             where the threads are, for that
 energy.py             energy of the run's GPUs, as NVIDIA's driver counts it
 machine.py            the CPU's bfloat16 and the free memory, for CPU runs
+triton_cache.py       what the image has compiled for Triton, copied into the pod's cache
 disk_needs.py         disk that a whole job needs, against what there is (pure)
 outcome.py            the last word of a run: termination message and exit code
 logging_setup.py      one log line per event on stderr

@@ -48,6 +48,10 @@ class Settings:
     """Time for which the Hugging Face Hub is asked again."""
     cpu_ranks: int = 1
     """Processes that train together where a job has no GPU."""
+    triton_seed: Path | None = None
+    """What the image has compiled for Triton; None outside the image."""
+    triton_cache: Path | None = None
+    """Triton's cache; None: below the user's home folder."""
     output_folder: Path | None = None
     """Results go here instead of S3 (`finetune run --output`)."""
 
@@ -67,6 +71,8 @@ class Settings:
             termination_log=Path(environment.get("FINETUNE_TERMINATION_LOG", DEFAULT_TERMINATION_LOG)),
             model_mount=path("FINETUNE_MODEL_MOUNT"),
             dataset_mount=path("FINETUNE_DATASET_MOUNT"),
+            triton_seed=path("FINETUNE_TRITON_SEED"),
+            triton_cache=path("TRITON_CACHE_DIR"),
             cpu_ranks=int(environment.get(CPU_RANKS, "1")),
         )
 
