@@ -1,7 +1,7 @@
 """Fills a pod's Triton cache with what the image has compiled already: the module that calls CUDA's driver.
 
-Triton compiles that module by gcc at its first kernel, and the image has no compiler. The cache itself cannot lie in the
-image, because Triton writes into it and a pod's root file system is read-only.
+Triton compiles that module by gcc at its first kernel, and the image has no compiler. The cache itself cannot lie in
+the image, because Triton writes into it and a pod's root file system is read-only.
 """
 
 import shutil
