@@ -7,6 +7,7 @@ either: every change names the version of the object that it was decided from.
 
 import json
 import logging
+from collections import OrderedDict
 from dataclasses import replace
 
 from finetune_api.job import ObjectMeta
@@ -20,7 +21,7 @@ from finetune_operator.errors import ApiError, ConflictError, ForbiddenError, No
 from finetune_operator.metrics.job_ends import count_write
 from finetune_operator.metrics.job_gauges import JOBS, JobFacts
 from finetune_operator.observe.children import parse_time
-from finetune_operator.observe.observe import observe, of_newest_pod
+from finetune_operator.observe.observe import observe, observe_reports, of_newest_pod
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.snapshot import AnySnapshot, Snapshot
 from finetune_operator.observe.terminated_pods import TerminatedPods
@@ -29,6 +30,7 @@ from finetune_operator.status.status import build_status, has_changed, reduce_st
 from finetune_operator.status_reasons import StatusReason
 
 REFUSED_RETRY_SECONDS = 30.0
+MAX_REPORTING = 500  # jobs that are remembered as they were seen; others are read again for each report that is shown
 UNPROCESSABLE, TOO_LARGE = 422, 413  # HTTP statuses of an object that is invalid, or too large to be stored
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ class Reconciler:
         self._reports = reports
         self._terminated_pods = terminated_pods
         self._written: dict[str, str] = {}  # by UID: the job's version after the newest write of its status
+        self._reporting: OrderedDict[NamespacedName, Snapshot] = OrderedDict()  # as last seen, the newest last
 
     def wrote(self, job_uid: str, version: str) -> bool:
         """True if nothing has changed a job since its status was written: its event tells nothing new."""
@@ -59,9 +62,21 @@ class Reconciler:
         self._written.pop(job_uid, None)
         JOBS.forget(job_uid)
 
-    async def reconcile(self, key: NamespacedName) -> float | None:
-        """Looks at one job and does what is due. Returns the seconds after which to look again; None to wait for the
-        next change. Raises ApiError or ApiUnavailableError; the caller then tries again."""
+    async def reconcile(self, key: NamespacedName, *, has_changed: bool = True) -> float | None:
+        """Looks at one job and does what is due. `has_changed`: False if nothing is known to be new but the job's
+        progress reports. Returns the seconds after which to look again; None to wait for the next change. Raises
+        ApiError or ApiUnavailableError; the caller then tries again, as of a job that has changed."""
+        seen = self._reporting.pop(key, None)
+        if seen is not None and not has_changed:
+            snapshot = observe_reports(seen, self._reports, self._cluster.now())
+            decision = decide(snapshot, self._installation)
+            if decision.goes_on:
+                await self._write_status(key, snapshot, decision)
+                return self._wait(snapshot, decision)
+
+        return await self._look(key)
+
+    async def _look(self, key: NamespacedName) -> float | None:
         snapshot = await observe(self._cluster, key, self._terminated_pods, self._reports, self._installation)
         if snapshot is None:
             return None
@@ -76,6 +91,9 @@ class Reconciler:
                 decision = explain_refusal(decision, error)
 
             await self._write_status(key, snapshot, decision)
+        return self._wait(snapshot, decision)
+
+    def _wait(self, snapshot: AnySnapshot, decision: Decision) -> float | None:
         waits = (decision.requeue_seconds, self._reports.seconds_until_shown(snapshot.metadata.uid))
         return min((seconds for seconds in waits if seconds is not None), default=None)
 
@@ -134,13 +152,17 @@ class Reconciler:
         status = build_status(snapshot, decision)
         JOBS.note(uid, _facts(snapshot, decision, status))
         if not has_changed(snapshot.status, status):
+            self._remember(key, snapshot, decision)
             return
 
         await self._post_events(snapshot, status)
         try:
-            await self._apply(key, snapshot, decision, status)
+            version = await self._apply(key, snapshot, decision, status)
         except NotFoundError:
             return  # the job was deleted meanwhile
+        if version is not None:
+            metadata = snapshot.metadata.model_copy(update={"resource_version": version})
+            self._remember(key, replace(snapshot, metadata=metadata, status=status), decision)
 
         count_write(snapshot.status, status, snapshot.now.timestamp() - _created(snapshot))
         if decision.phase.is_terminal:
@@ -148,16 +170,25 @@ class Reconciler:
         if status.phase is not snapshot.status.phase:
             logger.info("%s: %s (%s)", key, status.phase, decision.reason)
 
+    def _remember(self, key: NamespacedName, snapshot: AnySnapshot, decision: Decision) -> None:
+        """Keeps what was seen of a job that reports, so that the next report costs one request: the write."""
+        if isinstance(snapshot, Snapshot) and snapshot.training.report is not None and decision.goes_on:
+            self._reporting[key] = snapshot
+            if len(self._reporting) > MAX_REPORTING:
+                self._reporting.popitem(last=False)
+
     async def _apply(
         self, key: NamespacedName, snapshot: AnySnapshot, decision: Decision, status: FineTuneJobStatus
-    ) -> None:
-        """Writes a status; if it cannot be stored, what the operator knows itself."""
+    ) -> str | None:
+        """Writes a status and returns the job's new version; if it cannot be stored, writes what the operator knows
+        itself and returns None."""
         wire = status.to_wire()
         size = len(json.dumps(wire, ensure_ascii=False).encode())
         try:
             if size <= MAX_STATUS_BYTES:
-                self._written[snapshot.metadata.uid] = await self._cluster.apply_status(snapshot.metadata, wire)
-                return
+                version = await self._cluster.apply_status(snapshot.metadata, wire)
+                self._written[snapshot.metadata.uid] = version
+                return version
             refusal = f"it has {size} bytes, more than {MAX_STATUS_BYTES}"
         except ApiError as error:
             if error.status not in (UNPROCESSABLE, TOO_LARGE):
@@ -166,10 +197,11 @@ class Reconciler:
 
         logger.error("%s: the status cannot be stored: %s", key, refusal)
         if snapshot.status.phase is not None and snapshot.status.phase.is_terminal:
-            return  # what is stored is the job's end
+            return None  # what is stored is the job's end
         reduced = reduce_status(snapshot, decision, refusal)
         if has_changed(snapshot.status, reduced):
             await self._cluster.apply_status(snapshot.metadata, reduced.to_wire())
+        return None
 
     async def _post_events(self, snapshot: AnySnapshot, status: FineTuneJobStatus) -> None:
         for transition in find_transitions(snapshot.status, status):

@@ -1,7 +1,7 @@
 """The main path against a cluster given by the test: when it locks reports, and which refusals it swallows."""
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -12,6 +12,7 @@ from finetune_api.vocabulary import JOB_UID_LABEL
 from finetune_operator.cluster.cluster import NamespacedName
 from finetune_operator.desired.names import child_name
 from finetune_operator.errors import ApiError, ConflictError, ForbiddenError, NotFoundError
+from finetune_operator.observe import report_store
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.reconcile import Reconciler
@@ -55,7 +56,11 @@ class FakeCluster:
         self.config_map: Json | None = None
         self.pods: list[Json] = []
         self.failures: dict[str, ApiError] = {}
+        self.reads: list[str] = []
         self.writes: list[str] = []
+        self.version = ""
+        """Version of the job that the last status was written for."""
+
         self.was_locked = False
         self.meanwhile: Callable[[], None] = lambda: None
         """Called while the job's children are read."""
@@ -67,22 +72,17 @@ class FakeCluster:
 
     def end_the_pod(self) -> None:
         terminated = {"exitCode": 0, "message": SUCCEEDED.encode(), "startedAt": at(1), "finishedAt": at(10)}
-        owner = {"kind": "Job", "name": "bot-1", "uid": "child-uid", "controller": True}
-        metadata = {"name": "p", "uid": "pod-1", "creationTimestamp": at(0), "ownerReferences": [owner]}
-        self.pods = [
-            {
-                "metadata": metadata | {"labels": {JOB_UID_LABEL: METADATA.uid}},
-                "status": {
-                    "phase": "Succeeded",
-                    "containerStatuses": [{"name": "trainer", "state": {"terminated": terminated}}],
-                },
-            }
-        ]
+        self.pods = [_pod("Succeeded", {"terminated": terminated})]
+
+    def run_the_pod(self) -> None:
+        running = {"startedAt": at(-1)}
+        self.pods = [_pod("Running", {"running": running})]
 
     def now(self) -> datetime:
         return NOW
 
     async def get_fine_tune_job(self, key: NamespacedName) -> Json | None:
+        self.reads.append("job")
         return self.job
 
     async def list_jobs(self, name: NamespacedName) -> list[Json]:
@@ -96,6 +96,7 @@ class FakeCluster:
         return self.config_map
 
     async def list_pods(self, name: NamespacedName) -> list[Json]:
+        self.reads.append("pods")
         return self.pods
 
     async def list_events(self, namespace: str, uid: str, reason: str) -> list[Json]:
@@ -108,12 +109,17 @@ class FakeCluster:
     async def create_job(self, job: Json) -> None:
         self._write("create_job")
 
+    async def patch_job(self, job: Json, changes: Json) -> None:
+        self._write("patch_job")
+        self.child = job | {"spec": job["spec"] | changes["spec"]}
+
     async def create_event(self, event: Json) -> None:
         self._write("create_event")
 
     async def apply_status(self, job: ObjectMeta, status: Json) -> str:
         self.was_locked = self.reports.is_locked(job.uid)
         self._write("apply_status")
+        self.version = job.resource_version
         self.job["status"] = status
         return "8"
 
@@ -121,6 +127,13 @@ class FakeCluster:
         self.writes.append(name)
         if name in self.failures:
             raise self.failures[name]
+
+
+def _pod(phase: str, state: Json) -> Json:
+    owner = {"kind": "Job", "name": "bot-1", "uid": "child-uid", "controller": True}
+    metadata = {"name": "p", "uid": "pod-1", "creationTimestamp": at(-2), "ownerReferences": [owner]}
+    status = {"phase": phase, "containerStatuses": [{"name": "trainer", "state": state}]}
+    return {"metadata": metadata | {"labels": {JOB_UID_LABEL: METADATA.uid}}, "status": status}
 
 
 @pytest.fixture
@@ -154,6 +167,55 @@ async def test_its_own_write_is_known_until_the_job_changes_again(reconciler: Re
     assert not reconciler.wrote("another", "8")
     reconciler.forget(METADATA.uid)
     assert not reconciler.wrote(METADATA.uid, "8")
+
+
+async def test_a_report_costs_a_running_job_one_request_the_write(
+    reconciler: Reconciler, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_store, "SHOW_SECONDS", 0)
+    cluster.give_children()
+    cluster.run_the_pod()
+    cluster.reports.put(METADATA.uid, a_report(9))
+    await reconciler.reconcile(KEY)
+    assert cluster.job["status"]["phase"] == "Running"
+
+    cluster.reads.clear()
+    cluster.writes.clear()
+    cluster.reports.put(METADATA.uid, a_report(10, step=10))
+    await reconciler.reconcile(KEY, has_changed=False)
+    assert cluster.job["status"]["progress"]["step"] == 10
+    assert (cluster.reads, cluster.writes) == ([], ["apply_status"])
+    assert cluster.version == "8", "the write names the version after the one before"
+
+    await reconciler.reconcile(KEY, has_changed=False)
+    assert (cluster.reads, cluster.writes) == ([], ["apply_status"]), "the same report is no news"
+
+
+@pytest.mark.parametrize("why", ["something changed", "the write failed", "the job is to be stopped"])
+async def test_a_job_is_read_again_if_more_than_its_report_may_be_new(
+    reconciler: Reconciler, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    monkeypatch.setattr(report_store, "SHOW_SECONDS", 0)
+    cluster.give_children()
+    cluster.run_the_pod()
+    if why == "the job is to be stopped":
+        cluster.job["spec"]["runPolicy"] = {"maxGpuSeconds": 60}
+        await reconciler.reconcile(KEY)  # the Job gets its deadline
+    cluster.reports.put(METADATA.uid, a_report(9))
+    await reconciler.reconcile(KEY)
+
+    cluster.reports.put(METADATA.uid, a_report(10, step=10))
+    if why == "the write failed":
+        cluster.failures["apply_status"] = ConflictError(409, "PATCH", "changed")
+        with pytest.raises(ConflictError):
+            await reconciler.reconcile(KEY, has_changed=False)
+        del cluster.failures["apply_status"]
+    if why == "the job is to be stopped":
+        monkeypatch.setattr(cluster, "now", lambda: NOW + timedelta(hours=1))
+
+    cluster.reads.clear()
+    await reconciler.reconcile(KEY, has_changed=why == "something changed")
+    assert "pods" in cluster.reads
 
 
 async def test_reports_are_locked_before_the_terminal_status_and_the_last_one_is_in_it(

@@ -77,6 +77,12 @@ class Decision:
     requeue_seconds: float | None = None
     """Time after which to look again even if nothing happens; None for no time."""
 
+    @property
+    def goes_on(self) -> bool:
+        """True if the job goes on as it is: nothing is to be written but its status."""
+        is_idle = self.actions == Actions() and self.given_up_pod is None
+        return is_idle and not self.is_stalled and not self.phase.is_terminal
+
     @classmethod
     def fail(
         cls,

@@ -131,7 +131,7 @@ def _seconds_until_silence(snapshot: Snapshot, run: ChildRun) -> float | None:
 def _waiting(snapshot: Snapshot, run: ChildRun, waiting: Waiting) -> Decision:
     # No watch announces Events. Whatever else a run waits for brings an event of its Job or pod.
     timers = (
-        RETRY_SECONDS if run.only_events_explain else None,
+        None if (wait := run.seconds_until_events(snapshot.now)) is None else wait or RETRY_SECONDS,
         seconds_until_startup_deadline(snapshot, run, waiting),
         seconds_until_next_look(snapshot, run),
     )

@@ -13,7 +13,7 @@ from finetune_operator.observe.snapshot import ChildRun, Waiting
 async def find_blocker(cluster: Cluster, key: NamespacedName, run: ChildRun) -> Waiting | None:
     """Finds what neither Job nor pod shows, but only Events: that the pod is refused, or that its volumes cannot be
     mounted."""
-    if run.job is None or not run.only_events_explain:
+    if run.job is None or run.seconds_until_events(cluster.now()) != 0:
         return None
 
     # No pod, though the Job is to run: a quota or an admission policy may refuse it.

@@ -51,6 +51,7 @@ class ChildJob:
     ttl: int | None
     """`ttlSecondsAfterFinished`."""
 
+    created: datetime | None
     started: datetime | None
     """Time of the last start or resumption; None while the Job is suspended."""
 
@@ -89,6 +90,7 @@ class ChildJob:
             queue=(metadata.get("labels") or {}).get(QUEUE_LABEL) or None,
             deadline=spec.get("activeDeadlineSeconds"),
             ttl=spec.get("ttlSecondsAfterFinished"),
+            created=parse_time(metadata.get("creationTimestamp")),
             started=parse_time(status.get("startTime")),
             active_seconds=min(int(recorded), MAX_SECONDS) if re.fullmatch("[0-9]{1,10}", recorded) else 0,
             noted_start=_noted_time(annotations.get(ACTIVE_SINCE_ANNOTATION)),

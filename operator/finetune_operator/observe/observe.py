@@ -1,11 +1,13 @@
 """Reads everything that the decision about one job needs: live, never from a cache.
 
-There is one exception. A pod that suspension or deletion stops vanishes as soon as it has ended, often before it can be
-read. The watch keeps it in `TerminatedPods`, because its termination message names the newest checkpoint.
+There are two exceptions. A pod that suspension or deletion stops vanishes as soon as it has ended, often before it can
+be read. The watch keeps it in `TerminatedPods`, because its termination message names the newest checkpoint. And a job
+of which only a progress report is new is not read again: `observe_reports`.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
@@ -73,6 +75,13 @@ async def observe(
     except ForbiddenError as error:
         return BlindSnapshot(**vars(seen), refusal=f"the API server refused {error.request}: {error.message}")
     return seen.with_spec(spec)
+
+
+def observe_reports(seen: Snapshot, reports: ReportStore, now: datetime) -> Snapshot:
+    """Returns a snapshot in which nothing has changed but the reports."""
+    report = of_newest_pod(reports.show(seen.metadata.uid), seen.training.pods)
+    training = replace(seen.training, report=report)
+    return replace(seen, training=training, channel=reports.channel(seen.metadata.uid), now=now)
 
 
 async def _observe_children(

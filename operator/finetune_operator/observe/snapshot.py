@@ -21,6 +21,10 @@ from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.report_store import Channel, ReceivedReport
 from finetune_operator.observe.workload import QueueView
 
+EVENTS_AFTER_SECONDS = 3.0
+"""Time that a pod may take to be made, and its container to be created, before Events are asked what keeps them. To
+find those of one object, the API server reads all Events of a namespace."""
+
 
 @dataclass(frozen=True)
 class Waiting:
@@ -68,14 +72,22 @@ class ChildRun:
         """The pod that speaks for the run."""
         return self.pods[-1] if self.pods else None
 
+    def seconds_until_events(self, now: datetime) -> float | None:
+        """Returns the seconds after which only Events can say why no pod of the run starts: it is refused, or its
+        volumes cannot be mounted. 0 if that is so now; None if something else says why, or if the run ends."""
+        since = self._unexplained_since
+        return max(0.0, EVENTS_AFTER_SECONDS - (now - since).total_seconds()) if since else None
+
     @property
-    def only_events_explain(self) -> bool:
-        """True while only Events can say why no pod of the run starts: it is refused, or its volumes cannot be
-        mounted."""
-        if self.job is None or self.job.suspended or self.job.is_over:
-            return False
-        pod = self.newest_pod
-        return pod is None or pod.is_finished or pod.waiting_reason == "ContainerCreating"
+    def _unexplained_since(self) -> datetime | None:
+        if self.job is None or self.job.suspended or self.job.is_over or self.has_exited_with_0:
+            return None
+        pod, begun = self.newest_pod, self.job.started or self.job.created
+        if pod is None:
+            return begun
+        if pod.is_finished:
+            return self.end_time or begun
+        return pod.scheduled or begun if pod.waiting_reason == "ContainerCreating" else None
 
     @property
     def outcome(self) -> Outcome | None:

@@ -51,6 +51,7 @@ class Controller:
         self._reconciler = reconciler
         self._reports = reports
         self._queue: WorkQueue[NamespacedName | Heartbeat] = WorkQueue()
+        self._changed: set[NamespacedName] = set()  # jobs to be looked at for more than their reports
         self._names: dict[str, NamespacedName] = {}  # by UID
         self._versions: dict[str, frozenset[str]] = {}  # by UID: of the job and its children, in the newest list
         self._events_meanwhile: dict[NamespacedName, tuple[str, str]] = {}  # of jobs that a worker has: UID, version
@@ -69,7 +70,7 @@ class Controller:
         if self._queue.is_active(name):
             self._events_meanwhile[name] = (job_uid, version)  # the write's event may be here before its answer
         elif not self._reconciler.wrote(job_uid, version):
-            self._queue.add(name)
+            self._add(name)
 
     def trigger_list(self) -> None:
         """Compare all jobs soon, because a watch has begun with a list: changes may have been missed before."""
@@ -82,7 +83,7 @@ class Controller:
         """
         name = self._names.get(job_uid)
         if name is not None:
-            self._queue.add(name)
+            self._add(name)
 
     def note_queued(self, child_uid: str, job_uid: str, *, is_gone: bool) -> None:
         """Remember whose batch/v1 Job is in a queue: Kueue's Workloads name that Job only."""
@@ -116,6 +117,15 @@ class Controller:
         """Seconds since a worker last took the heartbeat from the queue."""
         return time.monotonic() - self._heartbeat
 
+    def _add(self, name: NamespacedName, delay: float = 0.0, lane: Lane = Lane.URGENT) -> None:
+        """Have a job looked at of which something has changed."""
+        self._changed.add(name)
+        self._queue.add(name, delay, lane)
+
+    def _add_after_failure(self, name: NamespacedName, at_least: float = 0.0) -> float:
+        self._changed.add(name)
+        return self._queue.add_after_failure(name, at_least)
+
     async def run(self) -> None:
         """Work until cancelled. May run again later: then another replica has worked meanwhile."""
         self._versions.clear()
@@ -146,26 +156,28 @@ class Controller:
 
     async def _reconcile(self, name: NamespacedName) -> None:
         """Reconcile one job and queue its next turn. No error ends a worker."""
+        has_changed = name in self._changed
+        self._changed.discard(name)
         try:
             with RECONCILE_SECONDS.time():
-                again = await self._reconciler.reconcile(name)
+                again = await self._reconciler.reconcile(name, has_changed=has_changed)
         except ConflictError as error:
             RECONCILE_ERRORS.labels("Conflict").inc()
-            delay = self._queue.add_after_failure(name)
+            delay = self._add_after_failure(name)
             logger.info("%s: an object changed since it was read, trying again in %.1f s: %s", name, delay, error)
         except ForbiddenError as error:  # of the FineTuneJob itself; a refusal of a child stands in its status
             self.refusal = str(error)
             RECONCILE_ERRORS.labels("Forbidden").inc()
-            delay = self._queue.add_after_failure(name, LIST_AGAIN_SECONDS)
+            delay = self._add_after_failure(name, LIST_AGAIN_SECONDS)
             logger.warning("%s: reconcile failed, trying again in %.1f s: %s", name, delay, error)
         except (ApiError, ApiUnavailableError) as error:
             RECONCILE_ERRORS.labels("Refused" if isinstance(error, ApiError) else "Unavailable").inc()
             wanted = error.retry_after if isinstance(error, ApiUnavailableError) else 0.0
-            delay = self._queue.add_after_failure(name, wanted)
+            delay = self._add_after_failure(name, wanted)
             logger.warning("%s: reconcile failed, trying again in %.1f s: %s", name, delay, error)
         except Exception:
             RECONCILE_ERRORS.labels("Defect").inc()
-            delay = self._queue.add_after_failure(name)
+            delay = self._add_after_failure(name)
             logger.exception("%s: defect in the operator, trying again in %.1f s", name, delay)
         else:
             self.refusal = ""
@@ -211,4 +223,4 @@ class Controller:
         for uid, job in changed:
             self._versions[uid] = job.versions
             RELISTED_CHANGES.inc()
-            self._queue.add(job.name, random.uniform(0, spread), Lane.BACKGROUND)  # noqa: S311 (jitter is no secret)
+            self._add(job.name, random.uniform(0, spread), Lane.BACKGROUND)  # noqa: S311 (jitter is no secret)

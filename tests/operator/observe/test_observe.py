@@ -1,8 +1,5 @@
 """Reading a job: which requests are made, whose pods they are, and what only Events show."""
 
-from datetime import datetime
-from typing import Any
-
 import pytest
 from pydantic import ValidationError
 
@@ -12,89 +9,19 @@ from finetune_api.explain import explain_errors
 from finetune_api.job import validate_document
 from finetune_api.status import FineTuneJobStatus, PreflightStatus
 from finetune_api.vocabulary import Phase, PreflightResult
-from finetune_operator.cluster.cluster import NamespacedName
 from finetune_operator.desired.names import child_name, preflight_name
 from finetune_operator.desired.preflight_job import build_preflight_job
 from finetune_operator.desired.trainer_job import build_trainer_job
-from finetune_operator.errors import ForbiddenError
-from finetune_operator.observe.observe import observe, read_status
+from finetune_operator.observe.observe import read_status
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.snapshot import BlindSnapshot, Snapshot, UnreadableSnapshot
 from finetune_operator.observe.terminated_pods import TerminatedPods
-from finetune_test_operator.snapshot_builder import INSTALLATION, METADATA, NOW, a_report, a_spec, at
+from finetune_test_operator.observed_job import FakeCluster, a_child_pod
+from finetune_test_operator.snapshot_builder import METADATA, a_report, a_spec, at
 
 CHECKED = FineTuneJobStatus(phase=Phase.QUEUED, preflight=PreflightStatus(result=PreflightResult.PASSED))
 TRAINER_JOB = build_trainer_job(METADATA, a_spec(), "image", "config")
 PREFLIGHT_JOB = build_preflight_job(METADATA, a_spec(), "image", "config")
-
-
-class FakeCluster:
-    """One job with the given children; requests are kept."""
-
-    def __init__(self, *jobs: Json, spec: Json | None = None, status: Json | None = None) -> None:
-        self.body: Json | None = {
-            "apiVersion": "finetune.dev/v1alpha1",
-            "kind": "FineTuneJob",
-            "metadata": {"name": "bot", "namespace": "team", "uid": METADATA.uid, "generation": 1},
-            "spec": spec or a_spec().to_wire(),
-            "status": status or {},
-        }
-        self.jobs = {job["metadata"]["name"]: job for job in jobs}
-        for job in jobs:
-            job["metadata"]["uid"] = f"uid of {job['metadata']['name']}"
-        self.pods: list[Json] = []
-        self.events: dict[str, list[Json]] = {}
-        self.asked: list[str] = []
-        self.hidden = ""
-        self.queues = None  # nothing here is in one: test_queue.py
-
-    def now(self) -> datetime:
-        return NOW
-
-    async def get_fine_tune_job(self, key: NamespacedName) -> Json | None:
-        return self.body
-
-    async def get_job(self, namespace: str, name: str) -> Json | None:
-        self._ask("job", name)
-        return self.jobs.get(name)
-
-    async def get_config_map(self, namespace: str, name: str) -> Json | None:
-        self._ask("config map", name)
-        return None
-
-    async def list_pods(self, name: NamespacedName) -> list[Json]:
-        self._ask("pods")
-        return self.pods
-
-    async def list_jobs(self, name: NamespacedName) -> list[Json]:
-        self._ask("jobs")
-        return list(self.jobs.values())
-
-    async def list_events(self, namespace: str, uid: str, reason: str) -> list[Json]:
-        return self.events.get(reason, [])
-
-    def _ask(self, kind: str, name: str = "") -> None:
-        self.asked.append(f"{kind} {name}".rstrip())
-        if kind == self.hidden:
-            raise ForbiddenError(403, f"GET {kind}", "no right")
-
-    async def observe(self, terminated: TerminatedPods | None = None, reports: ReportStore | None = None) -> Any:
-        key = NamespacedName("team", "bot")
-        pods, received = terminated or TerminatedPods(), reports or ReportStore()
-        return await observe(self, key, pods, received, INSTALLATION)  # type: ignore[arg-type]
-
-
-def _pod(uid: str, job: Json, created: float = 0, **status: Any) -> Json:
-    owner = {"kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"], "controller": True}
-    labels = {"finetune.dev/job-uid": METADATA.uid}
-    metadata = {
-        "namespace": "team",
-        "name": f"pod-{uid}",
-        "uid": uid,
-        "creationTimestamp": at(created),
-        "labels": labels,
-    }
-    return {"metadata": metadata | {"ownerReferences": [owner]}, "status": status}
 
 
 async def test_a_job_that_is_gone_has_no_snapshot() -> None:
@@ -110,8 +37,8 @@ async def test_of_two_pods_of_one_second_the_newer_speaks_whatever_their_names(i
     attempt = {"pod": "pod-z", "uid": "z", "exitCode": 30}
     cluster = FakeCluster(TRAINER_JOB, status=CHECKED.to_wire() | ({"attempts": [attempt]} if is_known else {}))
     cluster.pods = [
-        _pod("z", TRAINER_JOB, phase="Failed", containerStatuses=[{"name": "trainer"} | ended]),
-        _pod("a", TRAINER_JOB, phase="Running", containerStatuses=[{"name": "trainer"} | running]),
+        a_child_pod("z", TRAINER_JOB, phase="Failed", containerStatuses=[{"name": "trainer"} | ended]),
+        a_child_pod("a", TRAINER_JOB, phase="Running", containerStatuses=[{"name": "trainer"} | running]),
     ]
     snapshot = await cluster.observe()
     assert [pod.uid for pod in snapshot.training.pods] == ["z", "a"]
@@ -174,10 +101,10 @@ async def test_pods_are_sorted_to_their_runs_and_an_orphan_is_nobodys() -> None:
     cluster = FakeCluster(PREFLIGHT_JOB)
     gone = {"metadata": {"name": preflight_name(METADATA), "uid": "uid of a deleted Job"}}
     cluster.pods = [
-        _pod("2", PREFLIGHT_JOB, created=5),
-        _pod("1", PREFLIGHT_JOB),
-        _pod("orphan", gone, phase="Running"),
-        _pod("ended orphan", gone, phase="Failed"),
+        a_child_pod("2", PREFLIGHT_JOB, created=5),
+        a_child_pod("1", PREFLIGHT_JOB),
+        a_child_pod("orphan", gone, phase="Running"),
+        a_child_pod("ended orphan", gone, phase="Failed"),
     ]
     snapshot = await cluster.observe()
     assert [pod.uid for pod in snapshot.preflight.pods] == ["1", "2"]
@@ -189,8 +116,8 @@ async def test_a_pod_that_has_vanished_is_remembered_and_a_live_one_read_anew() 
     cluster, terminated = FakeCluster(TRAINER_JOB), TerminatedPods()
     ended = {"containerStatuses": [{"name": "trainer", "state": {"terminated": {"exitCode": 30}}}]}
     for uid in ("vanished", "alive"):
-        terminated.note(_pod(uid, TRAINER_JOB, **ended))
-    cluster.pods = [_pod("alive", TRAINER_JOB, created=1, phase="Failed", **ended)]
+        terminated.note(a_child_pod(uid, TRAINER_JOB, **ended))
+    cluster.pods = [a_child_pod("alive", TRAINER_JOB, created=1, phase="Failed", **ended)]
     snapshot = await cluster.observe(terminated)
     assert [(pod.uid, pod.phase) for pod in snapshot.training.pods] == [("vanished", "Pending"), ("alive", "Failed")]
 
@@ -199,7 +126,7 @@ async def test_a_pod_of_another_namespace_speaks_for_nobody_here() -> None:
     """It has the job's label and the Job as its controller, as anyone can write who may create pods there."""
     terminated = TerminatedPods()
     ended = {"containerStatuses": [{"name": "trainer", "state": {"terminated": {"exitCode": 0, "message": "{}"}}}]}
-    forged = _pod("forged", TRAINER_JOB, **ended)
+    forged = a_child_pod("forged", TRAINER_JOB, **ended)
     forged["metadata"]["namespace"] = "team-b"
     terminated.note(forged)
     assert (await FakeCluster(TRAINER_JOB).observe(terminated)).training.pods == ()
@@ -212,59 +139,10 @@ async def test_a_pod_of_another_namespace_speaks_for_nobody_here() -> None:
 async def test_a_report_of_an_older_pod_is_left_out() -> None:
     cluster, reports = FakeCluster(TRAINER_JOB), ReportStore()
     reports.put(METADATA.uid, a_report(pod="1"))
-    cluster.pods = [_pod("1", TRAINER_JOB)]
+    cluster.pods = [a_child_pod("1", TRAINER_JOB)]
     assert (await cluster.observe(reports=reports)).training.report is not None
-    cluster.pods.append(_pod("2", TRAINER_JOB, created=5))
+    cluster.pods.append(a_child_pod("2", TRAINER_JOB, created=5))
     assert (await cluster.observe(reports=reports)).training.report is None
-
-
-WAITS_FOR_VOLUMES = {
-    "containerStatuses": [{"name": "trainer", "state": {"waiting": {"reason": "ContainerCreating"}}}],
-}
-BLOCKERS: dict[str, tuple[list[Json], str, str]] = {
-    "a pod that is refused": ([], "FailedCreate", "PodRejected"),
-    "a volume that cannot be mounted": ([WAITS_FOR_VOLUMES], "FailedMount", "ContainerConfigError"),
-}
-
-
-@pytest.mark.parametrize(("statuses", "event", "reason"), BLOCKERS.values(), ids=BLOCKERS)
-async def test_what_only_events_show(statuses: list[Json], event: str, reason: str) -> None:
-    cluster = FakeCluster(TRAINER_JOB)
-    cluster.pods = [_pod("1", TRAINER_JOB, **status) for status in statuses]
-    assert (await cluster.observe()).blocker is None
-    name = TRAINER_JOB["metadata"]["name"]
-    cluster.events[event] = [
-        {"metadata": {"creationTimestamp": at(1)}, "message": "older"},
-        {"metadata": {"creationTimestamp": at(0)}, "lastTimestamp": at(2), "message": f'"{name}-x7k2p" is forbidden'},
-    ]
-    blocker = (await cluster.observe()).blocker
-    assert (blocker.reason, blocker.is_stalled) == (reason, True)
-    assert "forbidden" in blocker.message
-    assert ("x7k2p" in blocker.message) == (event == "FailedMount")
-
-
-async def test_a_volume_that_was_mounted_in_the_end_is_no_cause() -> None:
-    """The kubelet often fails once, before its caches know the ConfigMap."""
-    cluster = FakeCluster(TRAINER_JOB)
-    cluster.pods = [_pod("1", TRAINER_JOB, **WAITS_FOR_VOLUMES)]
-    failure = {"metadata": {"creationTimestamp": at(0)}, "lastTimestamp": at(5), "message": "no Secret"}
-    cluster.events = {"FailedMount": [failure], "Pulling": [failure | {"lastTimestamp": at(7)}]}
-    assert (await cluster.observe()).blocker is None
-
-    cluster.events["Pulling"][0]["lastTimestamp"] = at(4)
-    assert (await cluster.observe()).blocker.reason == "ContainerConfigError"
-
-
-async def test_a_refusal_that_is_over_is_not_told_again() -> None:
-    """A quota refused an earlier pod: its Event outlives the refusal by an hour."""
-    cluster = FakeCluster(TRAINER_JOB)
-    cluster.pods = [_pod("1", TRAINER_JOB, created=60, phase="Failed")]
-    refusal = {"metadata": {"creationTimestamp": at(0)}, "lastTimestamp": at(30), "message": "forbidden"}
-    cluster.events["FailedCreate"] = [refusal]
-    assert (await cluster.observe()).blocker is None
-
-    cluster.events["FailedCreate"] = [refusal | {"lastTimestamp": at(90)}]
-    assert (await cluster.observe()).blocker.reason == "PodRejected"
 
 
 def test_the_status_of_a_newer_operator_keeps_what_must_never_be_forgotten() -> None:

@@ -55,9 +55,9 @@ class Operator(Reconciler):
         self.controller = Controller(cluster, self, reports)
         self.looks: list[str] = []
 
-    async def reconcile(self, key: NamespacedName) -> float | None:
+    async def reconcile(self, key: NamespacedName, *, has_changed: bool = True) -> float | None:
         self.looks.append(key.name)
-        return await super().reconcile(key)
+        return await super().reconcile(key, has_changed=has_changed)
 
     def count(self, *words: str) -> int:
         """Number of requests that hold all the words."""
