@@ -82,6 +82,7 @@ def test_a_volume_that_cannot_be_mounted_ends_the_job(
     event = {"metadata": {"name": "mount"}, "involvedObject": reference, "reason": "FailedMount", "message": said}
     core.create_namespaced_event(namespace, event)
     kubelet.wait_in(pod, "ContainerCreating", "")
+    jobs.wait("unmounted", lambda status: status.get("reason") == "ContainerConfigError", "its volumes", 30)
     jobs.patch_run_policy("unmounted", startupDeadlineSeconds=1)
     _fails(jobs, "unmounted", "ContainerConfigError", said)
 
@@ -146,6 +147,7 @@ def test_a_quota_that_refuses_the_pod_ends_the_job_and_what_a_stuck_job_held_is_
     wait_for(
         lambda: core.list_namespaced_event(namespace, field_selector=f"{refused},reason=FailedCreate").items, "refusal"
     )
+    jobs.wait("refused", lambda status: status.get("reason") == "PodRejected", "refused", 30)
     jobs.patch_run_policy("refused", startupDeadlineSeconds=1)
     _fails(jobs, "refused", "PodRejected", "quota")
 
