@@ -158,6 +158,7 @@ class Controller:
         """Reconcile one job and queue its next turn. No error ends a worker."""
         has_changed = name in self._changed
         self._changed.discard(name)
+
         try:
             with RECONCILE_SECONDS.time():
                 again = await self._reconciler.reconcile(name, has_changed=has_changed)
