@@ -30,6 +30,7 @@ from finetune_api.pod_ends.exit_codes import (
     action_after,
     exit_codes_with,
 )
+from finetune_api.pod_ends.failure_reasons import FailureReason
 
 __all__ = [
     "FAILURES",
@@ -44,55 +45,6 @@ __all__ = [
     "exit_code_of",
     "exit_codes_with",
 ]
-
-
-class FailureReason(StrEnum):
-    """Machine-readable reasons, used in conditions, events, `status.failure` and the termination message."""
-
-    INVALID_CONFIGURATION = "InvalidConfiguration"
-    UNSUPPORTED_ARCHITECTURE = "UnsupportedArchitecture"
-    UNSAFE_MODEL = "UnsafeModel"
-    CHAT_TEMPLATE_MISSING = "ChatTemplateMissing"
-    INVALID_CHAT_TEMPLATE = "InvalidChatTemplate"
-    INVALID_ROW = "InvalidRow"
-    MISSING_COLUMN = "MissingColumn"
-    EMPTY_DATASET = "EmptyDataset"
-    NO_SUPERVISED_TOKENS = "NoSupervisedTokens"
-    MODEL_NOT_FOUND = "ModelNotFound"
-    MODEL_ACCESS_DENIED = "ModelAccessDenied"
-    DATASET_NOT_FOUND = "DatasetNotFound"
-    DATASET_ACCESS_DENIED = "DatasetAccessDenied"
-    OUT_OF_MEMORY = "OutOfMemory"
-    CUDA_OUT_OF_MEMORY = "CudaOutOfMemory"
-    NON_FINITE_LOSS = "NonFiniteLoss"
-    LOSS_DIVERGED = "LossDiverged"
-    NOTHING_LEARNED = "NothingLearned"
-    BUCKET_NOT_FOUND = "BucketNotFound"
-    STORAGE_NOT_WRITABLE = "StorageNotWritable"
-    OUTPUT_EXISTS = "OutputExists"
-    UPLOAD_CORRUPTED = "UploadCorrupted"
-    DISK_FULL = "DiskFull"
-    EXPORT_FAILED = "ExportFailed"
-    HUB_UNAVAILABLE = "HubUnavailable"
-    HUB_NOT_WRITABLE = "HubNotWritable"
-    STORAGE_UNAVAILABLE = "StorageUnavailable"
-    ENDPOINT_NOT_ALLOWED = "EndpointNotAllowed"
-    ENDPOINT_REDIRECTED = "EndpointRedirected"
-    INTERRUPTED = "Interrupted"
-    STALLED = "Stalled"
-    COLLECTIVE_TIMEOUT = "CollectiveTimeout"
-    INTERNAL_ERROR = "InternalError"
-    # Given by the operator only: the pod ended or could not start, and the trainer could report nothing.
-    DEADLINE_EXCEEDED = "DeadlineExceeded"
-    STARTUP_DEADLINE_EXCEEDED = "StartupDeadlineExceeded"
-    GPU_BUDGET_EXHAUSTED = "GpuBudgetExhausted"
-    UNSCHEDULABLE = "Unschedulable"
-    IMAGE_PULL_FAILED = "ImagePullFailed"
-    CONTAINER_CONFIG_ERROR = "ContainerConfigError"
-    POD_REJECTED = "PodRejected"
-    EVICTED = "Evicted"
-    TRAINER_CRASHED = "TrainerCrashed"
-    UNTRUSTED_RESULT = "UntrustedResult"
 
 
 class Consequence(StrEnum):
@@ -250,6 +202,11 @@ FAILURES: dict[FailureReason, FailureClass] = {
     FailureReason.GPU_BUDGET_EXHAUSTED: FailureClass(
         None,
         "Raise spec.runPolicy.maxGpuSeconds in a new job of the same name, which goes on from the last checkpoint.",
+        Consequence.JOB_FAILS,
+    ),
+    FailureReason.GPU_LIMIT_EXCEEDED: FailureClass(
+        None,
+        "Create the job again with fewer spec.resources.gpus, or ask the administrator to raise maxGpusPerNamespace.",
         Consequence.JOB_FAILS,
     ),
     FailureReason.STARTUP_DEADLINE_EXCEEDED: FailureClass(

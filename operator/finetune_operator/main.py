@@ -34,6 +34,7 @@ from finetune_operator.election.campaign import Campaign
 from finetune_operator.election.election import Election
 from finetune_operator.election.fence import FencedConnection
 from finetune_operator.errors import SettingsError
+from finetune_operator.gpu_line import GpuLine
 from finetune_operator.health import build_health_app
 from finetune_operator.metrics.job_gauges import JOBS
 from finetune_operator.metrics.series import BUILD_INFO, CERTIFICATE_EXPIRY, HEARTBEAT_AGE, LEADER, QUEUED_LOOKS
@@ -81,10 +82,10 @@ async def run(settings: Settings) -> None:
         lease_cluster = Cluster(await _connect(stack, settings))
         campaign = Campaign(lease_cluster, election, settings.lease_namespace, settings.lease_name)
 
-        reports, terminated_pods = ReportStore(), TerminatedPods()
+        reports, terminated_pods, line = ReportStore(), TerminatedPods(), GpuLine()
         leader_cluster = Cluster(FencedConnection(connection, election), settings.namespaces)
-        reconciler = Reconciler(leader_cluster, _installation(settings), reports, terminated_pods)
-        controller = Controller(leader_cluster, reconciler, reports)
+        reconciler = Reconciler(leader_cluster, _installation(settings), reports, terminated_pods, line)
+        controller = Controller(leader_cluster, reconciler, reports, line)
 
         # Probes are answered from the start; reports only once the API server can vouch for their tokens.
         tls = load_certificate(settings.tls_dir)
@@ -195,6 +196,7 @@ def _installation(settings: Settings) -> Installation:
         settings.log_format,
         settings.kueue,
         settings.queue_preflight,
+        settings.max_gpus_per_namespace,
     )
 
 

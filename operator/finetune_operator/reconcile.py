@@ -5,9 +5,10 @@ recorded in the same patch that makes it forget; and the status is derived again
 either: every change names the version of the object that it was decided from.
 """
 
+import asyncio
 import json
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from dataclasses import replace
 
 from finetune_api.job import ObjectMeta
@@ -16,11 +17,14 @@ from finetune_api.status import MAX_STATUS_BYTES, FineTuneJobStatus
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.decide.decide import decide
 from finetune_operator.decide.decision import Actions, Decision
+from finetune_operator.decide.waiting.gpu_limit import find_gpu_wait
 from finetune_operator.desired.installation import Installation
 from finetune_operator.errors import ApiError, ConflictError, ForbiddenError, NotFoundError
+from finetune_operator.gpu_line import GpuLine
 from finetune_operator.metrics.job_ends import count_write
 from finetune_operator.metrics.job_gauges import JOBS, JobFacts
 from finetune_operator.observe.children import parse_time
+from finetune_operator.observe.gpu_use import read_gpu_use
 from finetune_operator.observe.observe import observe, observe_reports, of_newest_pod
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.snapshot import AnySnapshot, Snapshot
@@ -45,11 +49,14 @@ class Reconciler:
         installation: Installation,
         reports: ReportStore,
         terminated_pods: TerminatedPods,
+        line: GpuLine,
     ) -> None:
         self._cluster = cluster
         self._installation = installation
         self._reports = reports
         self._terminated_pods = terminated_pods
+        self._starts: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by namespace
+        self._line = line
         self._written: dict[str, str] = {}  # by UID: the job's version after the newest write of its status
         self._reporting: OrderedDict[NamespacedName, Snapshot] = OrderedDict()  # as last seen, the newest last
 
@@ -60,6 +67,7 @@ class Reconciler:
     def forget(self, job_uid: str) -> None:
         """Drop what is remembered of a job that is gone."""
         self._written.pop(job_uid, None)
+        self._line.forget(job_uid)
         JOBS.forget(job_uid)
 
     async def reconcile(self, key: NamespacedName, *, has_changed: bool = True) -> float | None:
@@ -84,18 +92,32 @@ class Reconciler:
         with log_context(job_uid=snapshot.metadata.uid):
             decision = decide(snapshot, self._installation)
             try:
-                await self._act(key, snapshot, decision.actions)
+                await self._start_or_act(key, snapshot, decision.actions)
             except (ConflictError, NotFoundError):
                 raise  # the snapshot was outdated, or the namespace is being deleted: look again
             except ApiError as error:
                 decision = explain_refusal(decision, error)
 
             await self._write_status(key, snapshot, decision)
+            if self._installation.max_gpus_per_namespace is not None:
+                self._line.note(key, snapshot, decision)
         return self._wait(snapshot, decision)
 
     def _wait(self, snapshot: AnySnapshot, decision: Decision) -> float | None:
         waits = (decision.requeue_seconds, self._reports.seconds_until_shown(snapshot.metadata.uid))
         return min((seconds for seconds in waits if seconds is not None), default=None)
+
+    async def _start_or_act(self, key: NamespacedName, snapshot: AnySnapshot, actions: Actions) -> None:
+        """Acts. Where a namespace has a limit, one job after the other takes its GPUs: of two that were looked at in
+        the same moment, the second sees the first."""
+        if not isinstance(snapshot, Snapshot) or snapshot.gpu_use is None or not actions.starts_training:
+            return await self._act(key, snapshot, actions)
+
+        async with self._starts[key.namespace]:
+            use = await read_gpu_use(self._cluster.gpu_users, snapshot, snapshot.spec, self._installation)
+            if find_gpu_wait(replace(snapshot, gpu_use=use), snapshot.training) is not None:
+                raise ConflictError(409, f"GET finetunejobs {key}", "another job has taken the namespace's GPUs")
+            return await self._act(key, snapshot, actions)
 
     async def _act(self, key: NamespacedName, snapshot: AnySnapshot, actions: Actions) -> None:
         if actions.creates:

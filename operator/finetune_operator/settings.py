@@ -94,6 +94,9 @@ class Settings:
     queue_preflight: bool
     """Whether preflight's Job waits in its job's queue too."""
 
+    max_gpus_per_namespace: int | None
+    """GPUs that the jobs of one namespace may hold at a time; None: as many as there are."""
+
     log_level: str
     log_format: LogFormat
     """Form of the log lines of the operator and of its jobs' pods."""
@@ -127,6 +130,7 @@ class Settings:
             prices=reader.prices("FINETUNE_PRICES"),
             kueue=reader.flag("FINETUNE_KUEUE"),
             queue_preflight=reader.flag("FINETUNE_QUEUE_PREFLIGHT"),
+            max_gpus_per_namespace=reader.limit("FINETUNE_MAX_GPUS_PER_NAMESPACE"),
             log_level=reader.choice("FINETUNE_LOG_LEVEL", LOG_LEVELS),
             log_format=reader.log_format("FINETUNE_LOG_FORMAT"),
         )
@@ -200,6 +204,14 @@ class _Reader:
         except ValueError as error:
             self.errors.append(f"{name} is no layout of a bucket, found {value!r}: {error}")
             return DEFAULT_TEMPLATE
+
+    def limit(self, name: str) -> int | None:
+        """A whole number from 1; None if there is none, or 0."""
+        value = self.text(name, "0")
+        if value and not value.isdigit():
+            self.errors.append(f"{name} must be a whole number, 0 for no limit, found {value!r}")
+            return None
+        return int(value or 0) or None
 
     def port(self, name: str) -> int:
         value = self.text(name)

@@ -20,6 +20,7 @@ class StatusReason(StrEnum):
     WAITING_FOR_POD = "WaitingForPod"
     WAITING_IN_QUEUE = "WaitingInQueue"
     EVICTED_BY_QUEUE = "EvictedByQueue"
+    GPU_LIMIT_REACHED = "GpuLimitReached"
     POD_STARTING = "PodStarting"
     RETRYING = "Retrying"
     JOB_DELETED = "JobDeleted"
@@ -94,6 +95,9 @@ STATUS_REASONS: dict[StatusReason, ReasonClass] = {
     StatusReason.WAITING_IN_QUEUE: ReasonClass("Kueue has not admitted the Job yet; the message says for what."),
     StatusReason.EVICTED_BY_QUEUE: ReasonClass(
         "Kueue has stopped the trainer, for a job of higher priority for example; it goes on once it is admitted again."
+    ),
+    StatusReason.GPU_LIMIT_REACHED: ReasonClass(
+        "The namespace's jobs use all GPUs that the administrator allows (maxGpusPerNamespace); the message has them."
     ),
     StatusReason.POD_STARTING: ReasonClass("The pod has a node, and its container does not run yet."),
     StatusReason.RETRYING: ReasonClass("A pod failed in a way that may pass, so another one follows.", event="Warning"),

@@ -12,6 +12,7 @@ from finetune_api.vocabulary import JOB_UID_LABEL
 from finetune_operator.cluster.cluster import NamespacedName
 from finetune_operator.desired.names import child_name
 from finetune_operator.errors import ApiError, ConflictError, ForbiddenError, NotFoundError
+from finetune_operator.gpu_line import GpuLine
 from finetune_operator.observe import report_store
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.terminated_pods import TerminatedPods
@@ -37,6 +38,7 @@ class FakeCluster:
 
     def __init__(self, reports: ReportStore) -> None:
         self.reports = reports
+        self.gpu_users = None
         self.queues = None  # nothing here is in one
         self.job: Json = {
             "apiVersion": "finetune.dev/v1alpha1",
@@ -143,7 +145,7 @@ def cluster() -> FakeCluster:
 
 @pytest.fixture
 def reconciler(cluster: FakeCluster) -> Reconciler:
-    return Reconciler(cluster, INSTALLATION, cluster.reports, TerminatedPods())  # type: ignore[arg-type]
+    return Reconciler(cluster, INSTALLATION, cluster.reports, TerminatedPods(), GpuLine())  # type: ignore[arg-type]
 
 
 async def test_children_come_before_the_event_and_the_status(reconciler: Reconciler, cluster: FakeCluster) -> None:

@@ -48,6 +48,13 @@ def test_the_policy_about_endpoints_knows_the_api_server() -> None:
     assert found == EndpointPolicy(hosts=("*.example.com", "minio.svc"), private=False, api_server="10.0.0.1:443")
 
 
+@pytest.mark.parametrize(("value", "limit"), [("0", None), ("", None), ("8", 8)])
+def test_a_limit_of_0_is_none(value: str, limit: int | None) -> None:
+    assert Settings.from_environment(GOOD | {"FINETUNE_MAX_GPUS_PER_NAMESPACE": value}).max_gpus_per_namespace == limit
+    with pytest.raises(SettingsError, match="must be a whole number, 0 for no limit, found 'many'"):
+        Settings.from_environment(GOOD | {"FINETUNE_MAX_GPUS_PER_NAMESPACE": "many"})
+
+
 def test_with_a_kubeconfig_the_pods_own_variables_are_not_needed() -> None:
     kubeconfig = Kubeconfig(Path("config"), "dev")
     pod_only = ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT", "FINETUNE_SERVICE_ACCOUNT_DIR")

@@ -20,6 +20,7 @@ from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
 from finetune_api.vocabulary import JOB_NAME_LABEL, JOB_UID_LABEL
 from finetune_operator.cluster.connection import APPLY, MERGE_PATCH
+from finetune_operator.cluster.gpu_users import GpuUsers
 from finetune_operator.cluster.queues import Queues
 from finetune_operator.cluster.server_clock import ServerClock
 from finetune_operator.desired.names import FIELD_MANAGER
@@ -88,6 +89,7 @@ class Cluster:
         """`namespaces`: those that are served; none of them means all."""
         self._connection = connection
         self.queues = Queues(connection)
+        self.gpu_users = GpuUsers(connection)
         self._namespaces = tuple(namespaces)
 
     def now(self) -> datetime:
@@ -101,7 +103,6 @@ class Cluster:
                 found = await self._connection.request("GET", f"/apis/{GROUP}/{VERSION}")
                 if any(resource["name"] == PLURAL for resource in found["resources"]):
                     return
-
                 logger.info("waiting for the CustomResourceDefinition %s.%s", PLURAL, GROUP)
             except (ApiUnavailableError, NotFoundError) as error:
                 logger.info("waiting for the API server: %s", error)

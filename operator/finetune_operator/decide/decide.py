@@ -10,6 +10,7 @@ from finetune_operator.decide.job_rules import (
     child_name_is_taken,
     children_are_hidden,
     endpoint_is_refused,
+    gpu_limit_is_exceeded,
     job_is_being_deleted,
     job_is_over,
     namespace_is_denied,
@@ -29,7 +30,7 @@ from finetune_operator.decide.shared import (
     run_is_open,
 )
 from finetune_operator.decide.stalls import restart_is_used_up, trainer_is_silent
-from finetune_operator.decide.training import trainer_failed, trainer_job_is_missing, trainer_succeeded
+from finetune_operator.decide.training import gpus_are_in_use, trainer_failed, trainer_job_is_missing, trainer_succeeded
 from finetune_operator.decide.waiting.queue import queue_is_missing
 from finetune_operator.decide.waiting.startup_deadline import startup_deadline_has_passed
 from finetune_operator.desired.installation import Installation
@@ -76,6 +77,7 @@ TRAINING: Chain[Snapshot] = Chain(
     namespace_is_denied,
     child_name_is_taken,
     endpoint_is_refused,
+    gpu_limit_is_exceeded,
     queue_is_missing,
     # Preflight, until its result is in the status
     preflight_is_due,
@@ -89,6 +91,7 @@ TRAINING: Chain[Snapshot] = Chain(
     orphaned_pods_still_run,
     predecessor_still_runs,
     startup_deadline_has_passed,
+    gpus_are_in_use,
     trainer_job_is_missing,
     config_map_is_missing,
     trainer_is_silent,

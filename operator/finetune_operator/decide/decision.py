@@ -47,6 +47,14 @@ class Actions:
         """True if an object is made."""
         return any((self.create_config_map, self.create_preflight_job, self.create_trainer_job))
 
+    @property
+    def starts_training(self) -> bool:
+        """True if the trainer's Job is made, or resumed, so that it asks for its GPUs."""
+        made, changed = self.create_trainer_job, self.patch_trainer_job
+        if made is not None:
+            return not made["spec"]["suspend"]
+        return changed is not None and changed.get("spec", {}).get("suspend") is False
+
     @classmethod
     def patch(cls, component: Component, changes: Json | None) -> Self:
         """Patches the Job of one run; None changes nothing."""

@@ -105,6 +105,21 @@ def endpoint_is_refused(snapshot: Snapshot, run: ChildRun, installation: Install
     return Decision.fail(build_failure(snapshot, run, FailureReason.ENDPOINT_NOT_ALLOWED, message))
 
 
+def gpu_limit_is_exceeded(snapshot: Snapshot, run: ChildRun, installation: Installation) -> Decision | None:
+    """The job alone asks for more GPUs than the administrator allows to its namespace: waiting would not help."""
+    limit, wanted = installation.max_gpus_per_namespace, snapshot.spec.resources.gpus
+    if limit is None or wanted <= limit or snapshot.current_run.job is not None:
+        return None
+    if snapshot.spec.scheduling.queue_name is not None:
+        return None
+
+    message = (
+        f"spec.resources.gpus is {wanted}, and the administrator allows {limit} at a time to the jobs of namespace "
+        f"{snapshot.metadata.namespace} (maxGpusPerNamespace)"
+    )
+    return Decision.fail(build_failure(snapshot, run, FailureReason.GPU_LIMIT_EXCEEDED, message))
+
+
 def _owned(snapshot: Snapshot, job: ChildJob | None) -> ChildJob | None:
     """The Job, if it is ours and stays."""
     return job if job is not None and job.owner_uid == snapshot.metadata.uid and not job.deleting else None

@@ -12,6 +12,7 @@ from finetune_operator.decide.explain_failure import explain_pod
 from finetune_operator.decide.gpu_time import backstop_deadline, seconds_until_budget_is_spent
 from finetune_operator.decide.silence import find_silence
 from finetune_operator.decide.waiting.explain_waiting import find_waiting
+from finetune_operator.decide.waiting.gpu_limit import find_gpu_wait, seconds_until_next_gpu_look
 from finetune_operator.decide.waiting.queue import describe_eviction, describe_suspension, seconds_until_next_look
 from finetune_operator.decide.waiting.startup_deadline import seconds_until_startup_deadline
 from finetune_operator.desired.names import ACTIVE_SECONDS_ANNOTATION, ACTIVE_SINCE_ANNOTATION, PREFLIGHT
@@ -51,7 +52,7 @@ def follow_spec(snapshot: Snapshot, run: ChildRun, job: ChildJob) -> Json | None
 
     # The Job controller starts a resumed Job's deadline anew, so what the Job has run before is subtracted.
     changes: Json = {}
-    if job.suspended and not job.is_held_by_kueue:
+    if job.suspended and not job.is_held_by_kueue and find_gpu_wait(snapshot, run) is None:
         changes["suspend"] = False
     return _with_deadline(snapshot, run, job.active_seconds, changes)
 
@@ -134,6 +135,7 @@ def _waiting(snapshot: Snapshot, run: ChildRun, waiting: Waiting) -> Decision:
         None if (wait := run.seconds_until_events(snapshot.now)) is None else wait or RETRY_SECONDS,
         seconds_until_startup_deadline(snapshot, run, waiting),
         seconds_until_next_look(snapshot, run),
+        seconds_until_next_gpu_look(snapshot, run),
     )
     return Decision(
         Phase.QUEUED,

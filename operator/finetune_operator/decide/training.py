@@ -6,6 +6,8 @@ from finetune_operator.decide.decision import Actions, Decision
 from finetune_operator.decide.explain_failure import explain_failure, has_failed
 from finetune_operator.decide.open_run import IS_SUSPENDED
 from finetune_operator.decide.shared import wanted_config_map
+from finetune_operator.decide.waiting.gpu_limit import find_gpu_wait, seconds_until_next_gpu_look
+from finetune_operator.decide.waiting.startup_deadline import seconds_until_startup_deadline
 from finetune_operator.desired.installation import Installation
 from finetune_operator.desired.trainer_job import build_trainer_job
 from finetune_operator.observe.snapshot import ChildRun, Snapshot
@@ -40,6 +42,19 @@ def trainer_failed(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | 
 
     failure = explain_failure(snapshot, run)
     return Decision.fail(failure, outcome=run.outcome, requeue_seconds=0)
+
+
+def gpus_are_in_use(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | None:
+    """The namespace's other jobs use its GPUs, or come first: the trainer's Job is not created yet."""
+    waiting = find_gpu_wait(snapshot, run) if run.job is None else None
+    if waiting is None:
+        return None
+    timers = (
+        seconds_until_next_gpu_look(snapshot, run),
+        seconds_until_startup_deadline(snapshot, run, waiting),
+    )
+    seconds = min((left for left in timers if left is not None), default=None)
+    return Decision(Phase.QUEUED, waiting.reason, waiting.message, requeue_seconds=seconds)
 
 
 def trainer_job_is_missing(snapshot: Snapshot, run: ChildRun, installation: Installation) -> Decision | None:

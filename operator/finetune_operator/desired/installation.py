@@ -37,3 +37,6 @@ class Installation:
 
     queue_preflight: bool = False
     """Whether preflight's Job waits in its job's queue too, as clusters need in which Kueue manages every Job."""
+
+    max_gpus_per_namespace: int | None = None
+    """GPUs that the jobs of one namespace may hold at a time; None: as many as there are."""

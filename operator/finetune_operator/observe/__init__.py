@@ -3,6 +3,7 @@
 `observe`          reads a job and its children, live
 `snapshot`         the snapshot: what the pure functions know
 `queue`            reads what Kueue says of the current run
+`gpu_use`          who holds the GPUs of a namespace that has a limit, and who waits for them
 `workload`         Kueue's Workload and a run's queue as small typed values (pure)
 `blockers`         what keeps a pod from starting, by its Events
 `leftovers`        what still runs under the job's name: orphaned pods, and a predecessor

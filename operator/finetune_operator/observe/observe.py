@@ -28,6 +28,7 @@ from finetune_operator.errors import ForbiddenError
 from finetune_operator.observe.blockers import find_blocker
 from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.doubts import find_doubt
+from finetune_operator.observe.gpu_use import read_gpu_use
 from finetune_operator.observe.leftovers import find_orphaned_pods, find_predecessor
 from finetune_operator.observe.queue import read_queue
 from finetune_operator.observe.report_store import ReceivedReport, ReportStore
@@ -71,6 +72,7 @@ async def observe(
     try:
         seen = await _observe_children(cluster, seen, spec, terminated_pods, reports)
         seen = replace(seen, queue=await read_queue(cluster.queues, seen, spec, installation))
+        seen = replace(seen, gpu_use=await read_gpu_use(cluster.gpu_users, seen, spec, installation))
         seen = replace(seen, config_map=await _config_map(cluster, seen, spec, installation))
     except ForbiddenError as error:
         return BlindSnapshot(**vars(seen), refusal=f"the API server refused {error.request}: {error.message}")

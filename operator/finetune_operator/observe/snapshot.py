@@ -51,6 +51,26 @@ class Predecessor:
 
 
 @dataclass(frozen=True)
+class GpuUser:
+    """A job that holds GPUs of its namespace, or waits for them."""
+
+    name: str
+    gpus: int
+
+
+@dataclass(frozen=True)
+class GpuUse:
+    """Use of the GPUs that a namespace may have, as one of its jobs sees it that wants to start."""
+
+    limit: int
+    using: tuple[GpuUser, ...] = ()
+    """Other jobs that hold GPUs, by name."""
+
+    ahead: tuple[GpuUser, ...] = ()
+    """Jobs that were created before this one and wait, the oldest first."""
+
+
+@dataclass(frozen=True)
 class ChildRun:
     """One of a job's two runs: its Job, its pods and its newest report."""
 
@@ -139,6 +159,9 @@ class AnySnapshot:
 
     queue: QueueView | None = None
     """What the queue of the current run says that its Job does not; None if it is in none, or on its way."""
+
+    gpu_use: GpuUse | None = None
+    """Of a job that would take GPUs now, where the administrator has set a limit."""
 
     channel: Channel = field(default_factory=Channel)
     """What is known about the way of reports."""

@@ -21,6 +21,7 @@ from enum import Enum, auto
 from finetune_api.logs.formats import log_context
 from finetune_operator.cluster.cluster import Cluster, Listed, NamespacedName
 from finetune_operator.errors import ApiError, ApiUnavailableError, ConflictError, ForbiddenError
+from finetune_operator.gpu_line import GpuLine
 from finetune_operator.metrics.series import LISTS, RECONCILE_ERRORS, RECONCILE_SECONDS, RELISTED_CHANGES
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.reconcile import Reconciler
@@ -46,10 +47,11 @@ class Heartbeat(Enum):
 class Controller:
     """Owns the queue. kopf's handlers and the progress server call `trigger*`, in the same event loop."""
 
-    def __init__(self, cluster: Cluster, reconciler: Reconciler, reports: ReportStore) -> None:
+    def __init__(self, cluster: Cluster, reconciler: Reconciler, reports: ReportStore, line: GpuLine) -> None:
         self._cluster = cluster
         self._reconciler = reconciler
         self._reports = reports
+        self._line = line
         self._queue: WorkQueue[NamespacedName | Heartbeat] = WorkQueue()
         self._changed: set[NamespacedName] = set()  # jobs to be looked at for more than their reports
         self._names: dict[str, NamespacedName] = {}  # by UID
@@ -108,6 +110,7 @@ class Controller:
         self._versions.pop(job_uid, None)
         self._reports.forget(job_uid)
         self._reconciler.forget(job_uid)
+        self._wake_line()
 
     def queue_depth(self) -> int:
         """Returns the number of jobs that are to be looked at, now or later."""
@@ -183,8 +186,13 @@ class Controller:
         else:
             self.refusal = ""
             self._queue.succeeded(name)
+            self._wake_line()
             if again is not None:
                 self._queue.add(name, again, Lane.BACKGROUND if again else Lane.URGENT)
+
+    def _wake_line(self) -> None:
+        for name, delay in self._line.take_woken().items():
+            self._queue.add(name, delay)
 
     async def _resync(self) -> None:
         """List all jobs now and then, forget those that are gone and look at those that have changed."""

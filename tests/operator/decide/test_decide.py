@@ -1,10 +1,10 @@
 """The rules, one by one: what is seen, and what is done about it."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
-from finetune_api.base import Json
 from finetune_api.failures import FAILURES, Consequence, ExitCode, FailureReason
 from finetune_api.outcome import Outcome, Result
 from finetune_api.spec.spec import FineTuneJobSpec
@@ -15,7 +15,7 @@ from finetune_operator.decide.decision import Actions
 from finetune_operator.desired.names import child_name
 from finetune_operator.observe.children import TrueCondition
 from finetune_operator.observe.report_store import Channel, Heard
-from finetune_operator.observe.snapshot import Predecessor, Snapshot, Waiting
+from finetune_operator.observe.snapshot import GpuUse, GpuUser, Predecessor, Snapshot, Waiting
 from finetune_operator.observe.workload import QueueView
 from finetune_operator.status_reasons import STATUS_REASONS, StatusReason
 from finetune_test_operator.snapshot_builder import (
@@ -288,9 +288,8 @@ def test_a_job_with_its_children_in_order_has_nothing_written(name: str) -> None
     assert decision_about(snapshot).actions == Actions()
 
 
-def _volumes(job: Json) -> list[Json]:
-    volumes: list[Json] = job["spec"]["template"]["spec"]["volumes"]
-    return volumes
+def _volumes(job: Any) -> Any:
+    return job["spec"]["template"]["spec"]["volumes"]
 
 
 def test_children_are_made_in_order_and_once() -> None:
@@ -313,7 +312,9 @@ def test_a_job_created_suspended_has_a_suspended_job() -> None:
 
 
 def test_every_rule_of_the_chain_decides_a_case() -> None:
-    more = (a_snapshot(status=_status(Phase.FAILED)), a_snapshot(job=None, queue=QueueView("gpus", problem="gone")))
+    no_queue, in_use = QueueView("gpus", problem="gone"), GpuUse(4, (GpuUser("other", 4),))
+    more = (a_snapshot(status=_status(Phase.FAILED)), a_snapshot(job=None, queue=no_queue))
+    more += (a_snapshot(a_spec(resources={"gpus": 8}), job=None), a_snapshot(UNCHECKED, job=None, gpu_use=in_use))
     snapshots = [*(case[0] for case in CASES.values()), *more]
     deciding = {deciding_rule(TRAINING, snapshot, snapshot.training) for snapshot in snapshots}
     assert deciding == {rule.__name__ for rule in (*TRAINING.rules, TRAINING.otherwise)}

@@ -17,6 +17,7 @@ from finetune_operator.cluster.connection import ApiConnection
 from finetune_operator.desired.installation import Installation
 from finetune_operator.desired.names import PREFLIGHT, TRAINER
 from finetune_operator.errors import ConflictError
+from finetune_operator.gpu_line import GpuLine
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.reconcile import Reconciler
@@ -60,7 +61,7 @@ class Life:
 
     def __init__(self, connection: ApiConnection, jobs: Any, kubelet: PlayedKubelet, outcomes: Any) -> None:
         installation = Installation("finetune-trainer:test", "https://127.0.0.1:1", "PEM")
-        self._operator = Reconciler(Cluster(connection), installation, ReportStore(), TerminatedPods())
+        self._operator = Reconciler(Cluster(connection), installation, ReportStore(), TerminatedPods(), GpuLine())
         self._jobs = jobs
         self._kubelet = kubelet
         self._outcomes = outcomes

@@ -10,6 +10,7 @@ from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.cluster.connection import APPLY, ApiConnection
 from finetune_operator.desired.installation import Installation
 from finetune_operator.errors import ConflictError
+from finetune_operator.gpu_line import GpuLine
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.reconcile import Reconciler
@@ -40,7 +41,7 @@ class Network:
 
 def _operator(network: Network) -> Reconciler:
     installation = Installation("finetune-trainer:test", "https://127.0.0.1:1", "PEM")
-    return Reconciler(Cluster(network), installation, ReportStore(), TerminatedPods())  # type: ignore[arg-type]
+    return Reconciler(Cluster(network), installation, ReportStore(), TerminatedPods(), GpuLine())  # type: ignore[arg-type]
 
 
 async def test_a_late_running_never_follows_succeeded(

@@ -12,6 +12,7 @@ from finetune_api.base import Json
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.cluster.connection import ApiConnection
 from finetune_operator.desired.installation import Installation
+from finetune_operator.gpu_line import GpuLine
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.reconcile import Reconciler
@@ -51,8 +52,9 @@ class Operator(Reconciler):
     def __init__(self, connection: ApiConnection, namespace: str) -> None:
         self.connection = CountingConnection(connection)
         cluster, reports = Cluster(self.connection, [namespace]), ReportStore()  # type: ignore[arg-type]
-        super().__init__(cluster, Installation("finetune-trainer:test", "https://a", "PEM"), reports, TerminatedPods())
-        self.controller = Controller(cluster, self, reports)
+        installation, line = Installation("finetune-trainer:test", "https://a", "PEM"), GpuLine()
+        super().__init__(cluster, installation, reports, TerminatedPods(), line)
+        self.controller = Controller(cluster, self, reports, line)
         self.looks: list[str] = []
 
     async def reconcile(self, key: NamespacedName, *, has_changed: bool = True) -> float | None:

@@ -14,6 +14,7 @@ from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.cluster.connection import ApiConnection
 from finetune_operator.desired.installation import Installation
 from finetune_operator.desired.names import PREFLIGHT, child_name, preflight_name
+from finetune_operator.gpu_line import GpuLine
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.reconcile import Reconciler
@@ -183,7 +184,7 @@ async def test_an_operator_that_dies_after_the_verdict_leaves_the_job_to_the_nex
 
     connection = await ApiConnection.open(operator.service_account)
     installation = Installation("finetune-trainer:test", "https://127.0.0.1:1", "PEM")
-    dying = Reconciler(Cluster(connection), installation, ReportStore(), TerminatedPods())
+    dying = Reconciler(Cluster(connection), installation, ReportStore(), TerminatedPods(), GpuLine())
     await dying.reconcile(NamespacedName(jobs.namespace, "orphaned"))
     await connection.close()
     assert jobs.get("orphaned")["status"]["phase"] == "Failed"

@@ -15,6 +15,7 @@ from finetune_operator.election.campaign import Campaign
 from finetune_operator.election.election import Election
 from finetune_operator.election.record import LeaseRecord
 from finetune_operator.errors import ApiUnavailableError
+from finetune_operator.gpu_line import GpuLine
 from finetune_operator.health import build_health_app
 from finetune_operator.observe import report_store
 from finetune_operator.observe.report_store import ReceivedReport, ReportStore
@@ -37,7 +38,7 @@ def beating(monkeypatch: pytest.MonkeyPatch) -> Controller:
     """A controller whose heart beats every 20 ms; the probe waits for twelve beats, as always."""
     monkeypatch.setattr(controller, "HEARTBEAT_SECONDS", 0.02)
     monkeypatch.setattr(health, "DEAD_AFTER_SECONDS", 12 * 0.02)
-    return Controller(EmptyCluster(), None, ReportStore())  # type: ignore[arg-type]
+    return Controller(EmptyCluster(), None, ReportStore(), GpuLine())  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ class WrittenReports:
 
     def __init__(self, reports: ReportStore) -> None:
         self._reports = reports
-        self.controller = Controller(EmptyCluster(), self, reports)  # type: ignore[arg-type]
+        self.controller = Controller(EmptyCluster(), self, reports, GpuLine())  # type: ignore[arg-type]
         self.writes: list[tuple[float, ReceivedReport]] = []
 
     async def reconcile(self, _: NamespacedName, **__: Any) -> float | None:
@@ -129,7 +130,7 @@ class OwnWrite:
     """A reconcile whose write is seen by the watch before its answer has come."""
 
     def __init__(self) -> None:
-        self.controller = Controller(EmptyCluster(), self, ReportStore())  # type: ignore[arg-type]
+        self.controller = Controller(EmptyCluster(), self, ReportStore(), GpuLine())  # type: ignore[arg-type]
         self.looks = 0
         self.written = ""
 
@@ -168,7 +169,7 @@ class KnownLooks:
     """A reconcile that fails if it is told to, and knows of each look whether anything but reports was new."""
 
     def __init__(self, reports: ReportStore) -> None:
-        self.controller = Controller(EmptyCluster(), self, reports)  # type: ignore[arg-type]
+        self.controller = Controller(EmptyCluster(), self, reports, GpuLine())  # type: ignore[arg-type]
         self.looks: list[bool] = []
         self.fails = False
 

@@ -30,6 +30,7 @@ class FakeCluster:
         self.events: dict[str, list[Json]] = {}
         self.asked: list[str] = []
         self.hidden = ""
+        self.gpu_users = None  # nothing limits GPUs here: test_gpu_use.py
         self.queues = None  # nothing here is in one: test_queue.py
 
     def now(self) -> datetime:

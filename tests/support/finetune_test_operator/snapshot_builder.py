@@ -27,6 +27,7 @@ from finetune_operator.observe.workload import DEACTIVATED_ANNOTATION, Workload
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 METADATA = ObjectMeta(name="bot", namespace="team", uid="0b5e7b1e-5d1a-4a51-9a53-0f6f6c2ce0a1", generation=1)
 INSTALLATION = Installation("finetune-trainer:1", "https://operator:8443", "PEM", denied_namespaces=("kube-system",))
+LIMITED = replace(INSTALLATION, max_gpus_per_namespace=4)
 POD = "pod-1"
 PREFIX = "team/bot"
 LOCATION = f"s3://results/{PREFIX}/"
@@ -205,10 +206,10 @@ def a_blind_snapshot(refusal: str, status: FineTuneJobStatus) -> BlindSnapshot:
 
 def decision_about(snapshot: Snapshot | UnreadableSnapshot | BlindSnapshot) -> Decision:
     """Returns the decision about a snapshot."""
-    return decide(snapshot, INSTALLATION)
+    return decide(snapshot, LIMITED)
 
 
 def deciding_rule(chain: Chain[Any], snapshot: AnySnapshot, run: ChildRun) -> str:
     """Returns the name of the rule of a chain that decides about a snapshot."""
-    rules = (rule for rule in chain.rules if rule(snapshot, run, INSTALLATION) is not None)
+    rules = (rule for rule in chain.rules if rule(snapshot, run, LIMITED) is not None)
     return next(rules, chain.otherwise).__name__

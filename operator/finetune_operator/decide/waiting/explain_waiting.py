@@ -2,6 +2,7 @@
 
 from finetune_api.failures import FailureReason
 from finetune_operator.decide.explain_failure import ends_the_run, explain_pod, is_interruption
+from finetune_operator.decide.waiting.gpu_limit import find_gpu_wait
 from finetune_operator.decide.waiting.queue import describe_pods_ready, explain_queue, explain_required_queue
 from finetune_operator.observe.children import TrainerPod
 from finetune_operator.observe.snapshot import ChildRun, Snapshot, Waiting
@@ -33,10 +34,12 @@ def find_waiting(snapshot: Snapshot, run: ChildRun) -> Waiting | None:
 
 
 def _held(snapshot: Snapshot, run: ChildRun) -> Waiting | None:
-    """Explains why Kueue holds a run's Job; None if it does not."""
+    """Explains why Kueue, or the namespace's limit, holds a run's Job; None if none does."""
     job = run.job
     if job is None:
         return None
+    if job.suspended and (waiting := find_gpu_wait(snapshot, run)) is not None:
+        return waiting
     if job.waits_in_queue:
         return explain_queue(snapshot, job)
     return explain_required_queue(job, run.component) if job.is_held_by_kueue else None

@@ -16,6 +16,7 @@ from finetune_api.vocabulary import ConditionType, PreflightResult, Stage
 from finetune_operator.decide.decision import Decision
 from finetune_operator.decide.explain_failure import build_failure
 from finetune_operator.decide.waiting.explain_waiting import find_waiting
+from finetune_operator.decide.waiting.gpu_limit import find_gpu_wait
 from finetune_operator.desired.names import PREFLIGHT
 from finetune_operator.observe.snapshot import ChildRun, Snapshot, Waiting
 from finetune_operator.status_reasons import StatusReason
@@ -43,7 +44,9 @@ class _Limit:
 def startup_deadline_has_passed(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | None:
     """The run's pod has waited too long for its start. The job fails with the reason of the wait; the next look, which
     sees this in the status, ends the Job."""
-    waiting = _find_refusal(snapshot) if run.job is None else find_waiting(snapshot, run)
+    waiting = find_waiting(snapshot, run)
+    if run.job is None:
+        waiting = _find_refusal(snapshot) or find_gpu_wait(snapshot, run)
     limit = _limit(snapshot, run, waiting) if waiting else None
     if waiting is None or limit is None or limit.seconds_left(snapshot.now) > 0:
         return None
@@ -73,7 +76,8 @@ def seconds_until_startup_deadline(snapshot: Snapshot, run: ChildRun, waiting: W
 
 def _limit(snapshot: Snapshot, run: ChildRun, waiting: Waiting) -> _Limit | None:
     # A Job that is suspended, by the spec or by a queue, has no start.
-    starts = [] if run.job is None else [run.job.started]
+    waits_for_gpus = waiting.reason == StatusReason.GPU_LIMIT_REACHED
+    starts = [] if run.job is None or waits_for_gpus else [run.job.started]
     if None in starts:
         return None
 
