@@ -58,6 +58,7 @@ lock: | $(UV)  ## Resolve the pins again
 generate: setup  ## Write the CRD, the chart's role and the documents' figures again from their sources
 	@python -m finetune_api.generate
 	@python -m finetune_operator.cluster.generate
+	@python -m finetune_test_programs.gitops_files
 	@python tests/repository/reason_table.py >docs/reasons.md
 	@python tests/repository/metrics_table.py >docs/metrics.md
 	@python tests/repository/chart_readme.py >charts/finetune-operator/README.md
@@ -129,6 +130,7 @@ verify: binaries  ## Read-only checks: format, lint, types, layers, dependencies
 	python -m deptry crds/finetune_api trainer_image/finetune_trainer kernels/finetune_kernels --optional-dependencies-dev-groups client,operator,dev
 	python -m finetune_api.generate --check
 	python -m finetune_operator.cluster.generate --check
+	python -m finetune_test_programs.gitops_files --check
 	python -m speed.chart --check
 	python -m finetune_test_programs.binaries helm lint --strict --quiet charts/finetune-operator
 	python -m pytest -q tests/charts

@@ -218,6 +218,16 @@ def all_statuses() -> dict[str, FineTuneJobStatus]:
     return found | {"the API server refuses the Job": build_status(refused, decision)}
 
 
+SPEC: Json = {
+    "model": {"source": "s3://models/tiny/"},
+    "dataset": {"source": "s3://data/chat.jsonl"},
+    "output": {"s3": {"bucket": "results"}},
+    "resources": {"gpus": 1, "nodeSelector": {}},
+    "runPolicy": {"suspend": False},
+}
+"""What tools read of a spec; without the other defaults, so that a new field changes no file."""
+
+
 def as_object(status: Json | None, *, generation: int = 1, deleted: bool = False) -> Json:
     """The FineTuneJob as the API server gives it to a tool."""
     metadata = {"name": METADATA.name, "namespace": METADATA.namespace, "uid": METADATA.uid, "generation": generation}
@@ -225,7 +235,7 @@ def as_object(status: Json | None, *, generation: int = 1, deleted: bool = False
         "apiVersion": API_VERSION,
         "kind": KIND,
         "metadata": metadata | ({"deletionTimestamp": at(0)} if deleted else {}),
-        "spec": a_spec().to_wire(),
+        "spec": SPEC,
     }
     return body if status is None else body | {"status": status}
 
