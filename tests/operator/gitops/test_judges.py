@@ -46,6 +46,7 @@ EXPECTED: dict[Verdict, tuple[str, ...]] = {
         "a deleted job of the same name still runs",
         "the Job is being deleted",
         "Kueue has no room",
+        "the namespace has no GPU left",
         "Kueue has evicted it",
     ),
     GOES_ON_CHECKED: (

@@ -14,15 +14,25 @@ from finetune_api.failures import FAILURES, ExitCode, FailureReason
 from finetune_api.outcome import Outcome, Result
 from finetune_api.status import FineTuneJobStatus
 from finetune_api.vocabulary import Stage
+from finetune_operator.decide.decide import decide
 from finetune_operator.errors import ApiError
 from finetune_operator.observe.children import TrueCondition
 from finetune_operator.observe.report_store import Channel, Heard
-from finetune_operator.observe.snapshot import BlindSnapshot, Predecessor, Snapshot, UnreadableSnapshot, Waiting
+from finetune_operator.observe.snapshot import (
+    BlindSnapshot,
+    GpuUse,
+    GpuUser,
+    Predecessor,
+    Snapshot,
+    UnreadableSnapshot,
+    Waiting,
+)
 from finetune_operator.observe.workload import QueueView
 from finetune_operator.reconcile import explain_refusal
 from finetune_operator.status.status import build_status
 from finetune_test_operator.outcomes import BAD_ROW, END, FAILED, STAGES, SUCCEEDED
 from finetune_test_operator.snapshot_builder import (
+    INSTALLATION,
     METADATA,
     NOW,
     POD,
@@ -136,6 +146,7 @@ MOMENTS: Life = {
     "the trainer has read model and data, without checks": a_snapshot(
         UNCHECKED, pods=(RUNS,), report=a_report(stages=STAGES)
     ),
+    "the namespace has no GPU left": a_snapshot(UNCHECKED, job=None, gpu_use=GpuUse(1, (GpuUser("other", 1),))),
     "suspended, before the checks": a_preflight_snapshot(spec=PAUSED, job=a_preflight_job(PAUSED)),
     "Kueue has no room": _in_queue(workload=a_workload(("QuotaReserved", "False", "Pending", "no quota"))),  # type: ignore[arg-type]
     "Kueue has evicted it": _in_queue(workload=a_workload(KUEUE_EVICTS)),  # type: ignore[arg-type]
@@ -212,6 +223,10 @@ def all_statuses() -> dict[str, FineTuneJobStatus]:
     found = {f"{name}: {moment}": status for name, life in LIVES.items() for moment, status in live(life).items()}
     found |= {name: _status_of(snapshot) for name, snapshot in {**MOMENTS, **ends()}.items()}
     found |= {name: _status_of(replace(snapshot, status=checks)) for name, snapshot in CHECKED_MOMENTS.items()}
+
+    greedy = a_snapshot(a_spec(resources={"gpus": 2}), job=None)
+    limited = decide(greedy, replace(INSTALLATION, max_gpus_per_namespace=1))
+    found["failed: GpuLimitExceeded"] = build_status(greedy, limited)
 
     refused = a_snapshot(UNCHECKED, job=None)
     decision = explain_refusal(decision_about(refused), ApiError(422, "POST jobs", "spec.template: Invalid value"))
