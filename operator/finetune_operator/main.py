@@ -46,6 +46,8 @@ from finetune_operator.reports.checks import ReportChecks
 from finetune_operator.reports.expiry import certificate_expiry
 from finetune_operator.reports.forward import LeaderLink
 from finetune_operator.reports.metrics_route import MetricsRoute
+from finetune_operator.reports.own_certificate import OwnCertificate
+from finetune_operator.reports.published_authority import publish_authority
 from finetune_operator.reports.self_check import check_reachability
 from finetune_operator.reports.server import build_progress_app
 from finetune_operator.reports.site import Site, listen
@@ -73,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 async def run(settings: Settings) -> None:
     """Run the operator. Returns after SIGTERM or SIGINT; raises the error that ended it otherwise."""
+    own_certificate = _make_certificate(settings)
     async with AsyncExitStack() as stack:
         connection = await _connect(stack, settings)
         cluster = Cluster(connection, settings.namespaces)
@@ -112,6 +115,9 @@ async def run(settings: Settings) -> None:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(check_reachability(settings.progress_url, settings.tls_dir, checks.listen_anew))
                     tasks.create_task(controller.run())
+                    if settings.own_tls and settings.own_tls.config_map:
+                        where = (settings.lease_namespace, settings.own_tls.config_map, settings.tls_dir)
+                        tasks.create_task(publish_authority(connection, *where))
 
         registry = build_registry(controller, terminated_pods, connection, settings.kueue)
         await _run_until_one_ends(
@@ -119,6 +125,7 @@ async def run(settings: Settings) -> None:
             _watch(has_led, stop, registry, settings.namespaces),
             Site(app, tls, visits).run(listener),
             follow_certificate(tls, settings.tls_dir),
+            *([own_certificate.keep()] if own_certificate else []),
             _wait(stop),
         )
 
@@ -179,6 +186,15 @@ async def _connect(stack: AsyncExitStack, settings: Settings) -> ApiConnection:
     connection = await ApiConnection.open(settings.api_server)
     stack.push_async_callback(connection.close)
     return connection
+
+
+def _make_certificate(settings: Settings) -> OwnCertificate | None:
+    """Make the progress server's certificate, unless somebody else does."""
+    if settings.own_tls is None:
+        return None
+    certificate = OwnCertificate(settings.own_tls.seed, settings.own_tls.names, settings.tls_dir)
+    certificate.write()
+    return certificate
 
 
 def _installation(settings: Settings) -> Installation:

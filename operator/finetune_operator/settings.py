@@ -50,6 +50,20 @@ class Kubeconfig:
 
 
 @dataclass(frozen=True)
+class OwnTls:
+    """What the operator needs to make the certificate of its progress server itself."""
+
+    seed: Path
+    """File of a secret that every replica has, and from which the authority follows."""
+
+    names: tuple[str, ...]
+    """Host names and addresses under which the progress server is reached, that of `progress_url` among them."""
+
+    config_map: str
+    """Name of the ConfigMap, in the Lease's namespace, that shows the authority; empty: none does."""
+
+
+@dataclass(frozen=True)
 class Settings:
     """Choices of one installation."""
 
@@ -74,6 +88,9 @@ class Settings:
     tls_dir: Path
     """Holds tls.crt and tls.key of the progress server, and ca.crt, the authority that pods trust (absent for a
     public one)."""
+
+    own_tls: OwnTls | None
+    """None: somebody else puts the files there."""
 
     lease_namespace: str
     """Namespace of the Lease by which the replicas elect their leader."""
@@ -123,6 +140,7 @@ class Settings:
             progress_port=reader.port("FINETUNE_PROGRESS_PORT"),
             health_port=reader.port("FINETUNE_HEALTH_PORT"),
             tls_dir=Path(reader.text("FINETUNE_TLS_DIR")),
+            own_tls=reader.own_tls(),
             lease_namespace=reader.text("FINETUNE_LEASE_NAMESPACE", "default" if kubeconfig else None),
             lease_name=reader.text("FINETUNE_LEASE_NAME", "finetune-operator"),
             pod_ip=reader.text("FINETUNE_POD_IP", "127.0.0.1" if kubeconfig else None),
@@ -220,6 +238,15 @@ class _Reader:
         if value:
             self.errors.append(f"{name} must be a port (1 to 65535), found {value!r}")
         return 0
+
+    def own_tls(self) -> OwnTls | None:
+        seed = self.text("FINETUNE_TLS_SEED", "")
+        if not seed:
+            return None
+        names = [part.strip() for part in self.text("FINETUNE_TLS_NAMES", "").split(",")]
+        host = urlsplit(self._environment.get("FINETUNE_PROGRESS_URL", "")).hostname or ""
+        found = tuple(dict.fromkeys(name for name in (host, *names) if name))
+        return OwnTls(Path(seed), found, self.text("FINETUNE_AUTHORITY_CONFIG_MAP", ""))
 
     def https_url(self, name: str) -> str:
         value = self.text(name)

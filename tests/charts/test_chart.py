@@ -1,14 +1,12 @@
 """The chart as helm renders it: least privilege, restricted pods, a certificate for the address that pods are told."""
 
-import base64
 import json
 from typing import Any
 
 import pytest
 import yaml
-from cryptography import x509
 
-from finetune_operator.cluster.access import CLUSTER_RULES, OWN_RULES, QUEUE_RULES, RULES
+from finetune_operator.cluster.access import AUTHORITY_RULES, CLUSTER_RULES, OWN_RULES, QUEUE_RULES, RULES
 from finetune_operator.cluster.generate import generated_files
 from finetune_operator.settings import Settings
 from finetune_test_programs.chart import CHART, environment, of_kind, operator_pod, render, run_helm
@@ -38,7 +36,7 @@ def test_no_rule_reaches_secrets_shells_or_logs(rendered: list[dict[str, Any]]) 
 
 
 def test_the_operator_is_tested_under_the_rules_that_the_chart_gives(rendered: list[dict[str, Any]]) -> None:
-    assert rules(rendered) == [rule.to_wire() for rule in (*RULES, *CLUSTER_RULES, *OWN_RULES)]
+    assert rules(rendered) == [rule.to_wire() for rule in (*RULES, *CLUSTER_RULES, *OWN_RULES, *AUTHORITY_RULES)]
 
 
 def test_rights_on_kueue_are_given_only_when_they_are_asked_for(rendered: list[dict[str, Any]]) -> None:
@@ -72,7 +70,7 @@ def test_a_namespaced_install_has_no_cluster_role_but_that_of_reviews() -> None:
             found[document["metadata"]["name"]].append(document["metadata"]["namespace"])
         assert found == {"finetune-operator-system": ["team", "lab"], "finetune-operator-own": ["system"]}
     (own,) = (role for role in of_kind(documents, "Role") if role["metadata"]["name"].endswith("-own"))
-    assert {rule["resources"][0] for rule in own["rules"]} == {"leases"}
+    assert {rule["resources"][0] for rule in own["rules"]} == {"leases", "configmaps"}
 
 
 @pytest.mark.parametrize(
@@ -125,32 +123,6 @@ def test_the_environment_is_complete(rendered: list[dict[str, Any]]) -> None:
     assert (settings.lease_namespace, settings.pod_ip) == ("system", "10.0.0.7")
 
 
-@pytest.mark.parametrize(
-    ("url", "host"),
-    [
-        ("", "finetune-operator.system.svc"),
-        ("https://127.0.0.1:9", "127.0.0.1"),
-        ("https://reports.test", "reports.test"),
-    ],
-)
-def test_the_certificate_is_for_the_address_that_pods_are_told(url: str, host: str) -> None:
-    documents = render("--set", f"progress.url={url}")
-    (secret,) = of_kind(documents, "Secret")
-    certificate = x509.load_pem_x509_certificate(base64.b64decode(secret["data"]["tls.crt"]))
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    found = names.get_values_for_type(x509.DNSName) + [str(ip) for ip in names.get_values_for_type(x509.IPAddress)]
-    assert host in found
-    assert host in str(environment(documents)["FINETUNE_PROGRESS_URL"])
-
-
-def test_an_existing_certificate_is_used_and_none_is_made() -> None:
-    documents = render("--set", "tls.secretName=from-cert-manager")
-    assert not of_kind(documents, "Secret")
-    (deployment,) = of_kind(documents, "Deployment")
-    volumes = deployment["spec"]["template"]["spec"]["volumes"]
-    assert volumes == [{"name": "tls", "secret": {"secretName": "from-cert-manager"}}]
-
-
 def test_a_digest_wins_over_a_tag() -> None:
     digest = "sha256:" + "0" * 64
     (deployment,) = of_kind(render("--set", f"image.digest={digest},image.tag=x"), "Deployment")
@@ -192,8 +164,8 @@ MONITORED = tuple(
 
 def test_monitoring_objects_come_only_when_they_are_asked_for(rendered: list[dict[str, Any]]) -> None:
     kinds = ("ServiceMonitor", "PodMonitor", "PrometheusRule", "ConfigMap")
-    assert of_kind(rendered, *kinds) == []
-    found = of_kind(render(*MONITORED, "--set", "metrics.tokenSecret.name=scraper"), *kinds)
+    assert {each["metadata"]["name"] for each in of_kind(rendered, *kinds)} == {"finetune-operator-authority"}
+    found = of_kind(render(*MONITORED, "--set", "metrics.tokenSecret.name=scraper,tls.secretName=given"), *kinds)
     assert sorted(each["kind"] for each in found) == sorted(kinds)
 
 
@@ -203,11 +175,10 @@ def test_prometheus_reads_metrics_over_tls_with_a_token_and_the_right_name(rende
     assert endpoint["scheme"] == "https"
     assert endpoint["bearerTokenFile"] == "/var/run/secrets/kubernetes.io/serviceaccount/token"
     assert "insecureSkipVerify" not in endpoint["tlsConfig"]
-    (secret,) = of_kind(rendered, "Secret")
-    certificate = x509.load_pem_x509_certificate(base64.b64decode(secret["data"]["tls.crt"]))
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert endpoint["tlsConfig"]["serverName"] in names.get_values_for_type(x509.DNSName)
-    assert endpoint["tlsConfig"]["ca"]["secret"] == {"name": secret["metadata"]["name"], "key": "ca.crt"}
+    assert endpoint["tlsConfig"]["serverName"] in str(environment(rendered)["FINETUNE_TLS_NAMES"]).split(",")
+    (published,) = of_kind(rendered, "ConfigMap")
+    assert endpoint["tlsConfig"]["ca"] == {"configMap": {"name": published["metadata"]["name"], "key": "ca.crt"}}
+    assert environment(rendered)["FINETUNE_AUTHORITY_CONFIG_MAP"] == published["metadata"]["name"]
 
     (service,) = of_kind(rendered, "Service")
     assert endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from finetune_devcluster.cluster import DevCluster
+from finetune_operator.reports.own_certificate import MIN_SEED_BYTES
 
 pytestmark = pytest.mark.cluster
 CHECKOUT = Path(__file__).parents[2]
@@ -109,13 +110,40 @@ def test_a_namespaced_install_may_act_in_its_namespaces_only(release: Release) -
     assert release.may("create", "tokenreviews.authentication.k8s.io", "", "default")
 
 
-def test_an_upgrade_keeps_the_certificate_unless_the_address_changes(release: Release) -> None:
+def test_kubernetes_keeps_the_token_that_the_authority_follows_from(release: Release) -> None:
     release.install()
-    first = release.get("secret", "finetune-operator-tls")["data"]
+    token = _token(release)
+    assert len(token) > MIN_SEED_BYTES
     release.install("--set", "logLevel=DEBUG")
-    assert release.get("secret", "finetune-operator-tls")["data"] == first
-    release.install("--set", "progress.url=https://reports.test:8443")
-    assert release.get("secret", "finetune-operator-tls")["data"]["tls.crt"] != first["tls.crt"]
+    assert _token(release) == token
+
+    # Somebody who deletes the Secret costs nobody anything: the account's token is the same again.
+    release.cluster.kubectl("delete", "secret", "-n", SYSTEM, "finetune-operator-authority")
+    release.install()
+    assert _token(release) == token
+    # A new account has a new one.
+    release.cluster.kubectl("delete", "serviceaccount", "-n", SYSTEM, "finetune-operator-authority")
+    release.cluster.kubectl("delete", "secret", "-n", SYSTEM, "finetune-operator-authority", "--ignore-not-found")
+    release.install()
+    assert _token(release) not in ("", token)
+
+
+def _token(release: Release) -> str:
+    """Returns the token once Kubernetes has made it."""
+    key = ("-n", SYSTEM, "secret/finetune-operator-authority", "--for=jsonpath={.data.token}", "--timeout=20s")
+    release.cluster.kubectl("wait", *key)
+    return str(release.get("secret", "finetune-operator-authority")["data"]["token"])
+
+
+def test_what_the_operator_publishes_outlives_an_upgrade(release: Release) -> None:
+    release.install()
+    assert release.may("patch", "configmaps/finetune-operator-authority", "", SYSTEM)
+    assert not release.may("patch", "configmaps/other", "", SYSTEM)
+    entry = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "finetune-operator-authority"}}
+    apply = ("apply", "--server-side", "--field-manager=finetune-operator", "-n", SYSTEM, "-f", "-")
+    release.cluster.kubectl(*apply, stdin=json.dumps(entry | {"data": {"ca.crt": "PEM"}}))
+    release.install("--set", "logLevel=DEBUG")
+    assert release.get("configmap", "finetune-operator-authority")["data"] == {"ca.crt": "PEM"}
 
 
 def test_its_pod_is_admitted_at_the_restricted_level(release: Release) -> None:
@@ -158,7 +186,12 @@ def test_the_example_in_catalogues_of_charts_is_one_that_the_api_server_takes(re
 
 def test_two_releases_live_beside_each_other(release: Release) -> None:
     release.install("--set", f"watchNamespaces={{{TEAM}}}")
-    others = ("--namespace", SYSTEM, "--set", f"crds.enabled=false,watchNamespaces={{{TEAM},{OTHER_TEAM}}}")
+    others = (
+        "--namespace",
+        SYSTEM,
+        "--set",
+        f"crds.enabled=false,userRoles.create=false,watchNamespaces={{{TEAM},{OTHER_TEAM}}}",
+    )
     release.cluster.helm("install", "second", CHART, *others)
     release.cluster.helm("uninstall", "second", "--namespace", SYSTEM)
     assert [rule for rule in NEEDED if not release.may(*rule, TEAM)] == []

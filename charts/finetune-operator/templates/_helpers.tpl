@@ -57,6 +57,24 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- .Values.tls.secretName | default (printf "%s-tls" (include "finetune.fullname" .)) -}}
 {{- end }}
 
+{{/* "true" if the operator makes its certificate itself. */}}
+{{- define "finetune.makesCertificate" -}}
+{{ not (or .Values.tls.secretName .Values.tls.certManager.enabled) }}
+{{- end }}
+
+{{/* Host names under which the progress server is reached, between commas; an address in progress.url comes beside them. */}}
+{{- define "finetune.tlsNames" -}}
+{{- $service := include "finetune.serviceHost" . -}}
+{{- $host := get (urlParse (include "finetune.progressUrl" .)) "host" | splitList ":" | first -}}
+{{- $names := list $service (printf "%s.cluster.local" $service) -}}
+{{- regexMatch "^[0-9.]+$" $host | ternary $names (append $names $host) | uniq | join "," -}}
+{{- end }}
+
+{{/* Name of the Secret, or of the ConfigMap if the operator makes its certificate, in which ca.crt is found. */}}
+{{- define "finetune.authorityName" -}}
+{{- eq (include "finetune.makesCertificate" .) "true" | ternary (printf "%s-authority" (include "finetune.fullname" .)) (include "finetune.tlsSecret" .) -}}
+{{- end }}
+
 {{/* Whoever lists namespaces has chosen them; else those of Kubernetes and of the operator are left alone. */}}
 {{- define "finetune.deniedNamespaces" -}}
 {{- if not .Values.watchNamespaces -}}
@@ -78,5 +96,5 @@ bearerTokenFile: /var/run/secrets/kubernetes.io/serviceaccount/token
 tlsConfig:
   serverName: {{ include "finetune.serviceHost" . }}
   ca:
-    secret: {name: {{ include "finetune.tlsSecret" . }}, key: ca.crt}
+    {{ eq (include "finetune.makesCertificate" .) "true" | ternary "configMap" "secret" }}: {name: {{ include "finetune.authorityName" . }}, key: ca.crt}
 {{- end }}

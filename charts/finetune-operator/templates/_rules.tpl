@@ -58,6 +58,13 @@
   resources: [leases]
   verbs: [create]
 {{- end }}
+{{- define "finetune.authorityRules" -}}
+# The progress server's authority is shown to Prometheus.
+- apiGroups: [""]
+  resources: [configmaps]
+  resourceNames: [{{ include "finetune.fullname" . }}-authority]
+  verbs: [patch]
+{{- end }}
 {{- define "finetune.clusterRules" -}}
 # The API server says which pod a progress report's token belongs to, and whose token reads metrics.
 - apiGroups: [authentication.k8s.io]

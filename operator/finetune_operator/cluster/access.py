@@ -80,6 +80,14 @@ OWN_RULES = (
 )
 """Rules in the operator's own namespace."""
 
+AUTHORITY_NAME = "finetune-operator-authority"
+AUTHORITY_RULES = (
+    Rule(
+        "", "configmaps", ("patch",), "The progress server's authority is shown to Prometheus.", names=(AUTHORITY_NAME,)
+    ),
+)
+"""Further rules in the operator's own namespace, where it makes the progress server's certificate itself."""
+
 CLUSTER_RULES = (
     Rule(
         "authentication.k8s.io",

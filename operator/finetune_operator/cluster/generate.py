@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from finetune_api.generate import CHECKOUT, write_or_check
-from finetune_operator.cluster.access import CLUSTER_RULES, OWN_RULES, QUEUE_RULES, RULES, Rule
+from finetune_operator.cluster.access import AUTHORITY_RULES, CLUSTER_RULES, OWN_RULES, QUEUE_RULES, RULES, Rule
 from finetune_operator.desired.names import LEASE_NAME
 
 FULL_NAME = '{{ include "finetune.fullname" . }}'
@@ -19,7 +19,13 @@ HEADER = "{{/* GENERATED from operator/finetune_operator/cluster/access.py by `m
 
 def generated_files() -> dict[Path, str]:
     """Returns the generated template with its content."""
-    templates = {"rules": RULES, "queueRules": QUEUE_RULES, "ownRules": OWN_RULES, "clusterRules": CLUSTER_RULES}
+    templates = {
+        "rules": RULES,
+        "queueRules": QUEUE_RULES,
+        "ownRules": OWN_RULES,
+        "authorityRules": AUTHORITY_RULES,
+        "clusterRules": CLUSTER_RULES,
+    }
     text = HEADER + "".join(_template(f"finetune.{name}", rules) for name, rules in templates.items())
     return {CHECKOUT / "charts/finetune-operator/templates/_rules.tpl": text}
 
@@ -31,7 +37,7 @@ def _template(name: str, rules: Iterable[Rule]) -> str:
 def _entry(rule: Rule) -> str:
     """Returns one rule in YAML, below its reason."""
     group = rule.group or '""'
-    names = [FULL_NAME if name == LEASE_NAME else name for name in rule.names]
+    names = [name.replace(LEASE_NAME, FULL_NAME) for name in rule.names]
     only = f"  resourceNames: [{', '.join(names)}]\n" if names else ""
     return (
         f"# {rule.reason}\n- apiGroups: [{group}]\n  resources: [{rule.resource}]\n{only}"

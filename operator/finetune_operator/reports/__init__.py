@@ -4,6 +4,8 @@
 `visits`   the open connections, and who has to leave
 `server`   the HTTPS endpoint
 `certificate`  its certificate, and what happens when it is renewed
+`own_certificate`  makes that certificate, where nobody else does, and the authority that every replica has
+`published_authority`  shows that authority to Prometheus and to people
 `forward`  passes the reports that reach a follower on to the leader
 `checks`   every check that a report must pass
 `callers`  the pod and the job that a token belongs to, looked up as rarely as possible
