@@ -207,13 +207,15 @@ def test_probes_decide_readiness_and_restart_what_is_dead(pods: Pods, tmp_path: 
         "image": "python",
         "command": ["python", "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(tmp_path), str(port)],
         "ports": [{"name": "web", "containerPort": port}],
+        "startupProbe": probe | {"failureThreshold": 60},
         "readinessProbe": probe,
-        "livenessProbe": probe | {"initialDelaySeconds": 2, "failureThreshold": 1},
+        "livenessProbe": probe | {"failureThreshold": 1},
     }
     pods.create("probed", "", container, restartPolicy="Always", terminationGracePeriodSeconds=1)
     pods.wait_for_phase("probed", "Running")
-    time.sleep(0.7)
+    time.sleep(1.5)
     assert not pods.get("probed").status.container_statuses[0].ready
+    assert restarts(pods.get("probed")) == 0, "until it has started, its death is not asked about"
     (tmp_path / "health").touch()
     pods.wait("probed", lambda pod: pod.status.container_statuses[0].ready)
     (tmp_path / "health").unlink()

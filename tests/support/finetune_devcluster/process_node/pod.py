@@ -142,16 +142,13 @@ class PodWorker:
         while True:
             run = await self._start(container, state)
             begun = time.monotonic()
-            probes = [
-                asyncio.create_task(self._probe(container, state, run, kind)) for kind in PROBES if kind in container
-            ]
+            probes = asyncio.create_task(self._probe_all(container, state, run))
 
             state.ready = "readinessProbe" not in container
             await self._report()
             code = await run.wait()
 
-            for probe in probes:
-                probe.cancel()
+            probes.cancel()
             state.ready = False
             state.state = {"terminated": run.terminated(code)}
             await self._report()
@@ -203,6 +200,22 @@ class PodWorker:
         if name not in self._images or name in self._faults.broken_images:
             raise ImageError(f'failed to pull image "{image}": not found')
         return self._images[name]
+
+    async def _probe_all(self, container: Object, state: ContainerState, run: ContainerRun) -> None:
+        """Run the probes for as long as the process lives: that of the start, and once it has succeeded the others."""
+        if probe := container.get("startupProbe"):
+            patience = probe.get("failureThreshold", 3) * probe.get("periodSeconds", 10)
+            end = time.monotonic() + probe.get("initialDelaySeconds", 0) + patience
+            while not await succeeds(probe, container):
+                if time.monotonic() > end:
+                    await self._event("Unhealthy", "Startup probe failed")
+                    await run.stop(self.pod["spec"].get("terminationGracePeriodSeconds", 30))
+                await asyncio.sleep(0.5)
+
+        async with asyncio.TaskGroup() as tasks:
+            for kind in PROBES:
+                if kind in container:
+                    tasks.create_task(self._probe(container, state, run, kind))
 
     async def _probe(self, container: Object, state: ContainerState, run: ContainerRun, kind: str) -> None:
         """Run one probe for as long as the process lives."""

@@ -1,4 +1,4 @@
-"""Readiness and liveness probes over HTTP(S) and TCP, from the node to loopback."""
+"""Startup, readiness and liveness probes over HTTP(S) and TCP, from the node to loopback."""
 
 import asyncio
 import ssl
