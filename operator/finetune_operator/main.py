@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 async def run(settings: Settings) -> None:
     """Run the operator. Returns after SIGTERM or SIGINT; raises the error that ended it otherwise."""
-    own_certificate = _make_certificate(settings)
+    own_certificate, tls = _find_certificate(settings)
     async with AsyncExitStack() as stack:
         connection = await _connect(stack, settings)
         cluster = Cluster(connection, settings.namespaces)
@@ -91,7 +91,6 @@ async def run(settings: Settings) -> None:
         controller = Controller(leader_cluster, reconciler, reports, line)
 
         # Probes are answered from the start; reports only once the API server can vouch for their tokens.
-        tls = load_certificate(settings.tls_dir)
         await _serve(stack, build_health_app(election, campaign, controller), settings.health_port)
         await cluster.wait_until_served()
 
@@ -102,8 +101,7 @@ async def run(settings: Settings) -> None:
         app = build_progress_app(checks, controller, visits)
         app.middlewares.append(link.middleware())
         MetricsRoute(ScraperReview(connection), lambda: _read_gauges(election, controller, tls, settings)).add_to(app)
-        listener = listen(settings.progress_port)
-        logger.info("listening on port %d", settings.progress_port)
+        listener = _listen(settings.progress_port)
 
         stop, has_led = asyncio.Event(), asyncio.Event()
         _stop_on_signals(stop)
@@ -115,17 +113,14 @@ async def run(settings: Settings) -> None:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(check_reachability(settings.progress_url, settings.tls_dir, checks.listen_anew))
                     tasks.create_task(controller.run())
-                    if settings.own_tls and settings.own_tls.config_map:
-                        where = (settings.lease_namespace, settings.own_tls.config_map, settings.tls_dir)
-                        tasks.create_task(publish_authority(connection, *where))
+                    tasks.create_task(_publish_authority(connection, settings))
 
         registry = build_registry(controller, terminated_pods, connection, settings.kueue)
         await _run_until_one_ends(
             campaign.run(lead),
             _watch(has_led, stop, registry, settings.namespaces),
             Site(app, tls, visits).run(listener),
-            follow_certificate(tls, settings.tls_dir),
-            *([own_certificate.keep()] if own_certificate else []),
+            *_certificate_parts(own_certificate, tls, settings),
             _wait(stop),
         )
 
@@ -188,13 +183,34 @@ async def _connect(stack: AsyncExitStack, settings: Settings) -> ApiConnection:
     return connection
 
 
-def _make_certificate(settings: Settings) -> OwnCertificate | None:
-    """Make the progress server's certificate, unless somebody else does."""
-    if settings.own_tls is None:
-        return None
-    certificate = OwnCertificate(settings.own_tls.seed, settings.own_tls.names, settings.tls_dir)
-    certificate.write()
-    return certificate
+def _find_certificate(settings: Settings) -> tuple[OwnCertificate | None, ssl.SSLContext]:
+    """Returns the progress server's certificate; makes it, unless somebody else does."""
+    own = None
+    if settings.own_tls is not None:
+        own = OwnCertificate(settings.own_tls.seed, settings.own_tls.names, settings.tls_dir)
+        own.write()
+    return own, load_certificate(settings.tls_dir)
+
+
+def _certificate_parts(
+    own: OwnCertificate | None, tls: ssl.SSLContext, settings: Settings
+) -> list[Coroutine[Any, Any, None]]:
+    """Returns what looks after the progress server's certificate while the operator runs."""
+    follow = follow_certificate(tls, settings.tls_dir)
+    return [follow, own.keep()] if own else [follow]
+
+
+async def _publish_authority(connection: ApiConnection, settings: Settings) -> None:
+    """Show the authority in the ConfigMap of the settings, if there is one."""
+    if settings.own_tls and settings.own_tls.config_map:
+        await publish_authority(connection, settings.lease_namespace, settings.own_tls.config_map, settings.tls_dir)
+
+
+def _listen(port: int) -> socket.socket:
+    """Open the progress server's port; connections wait until somebody takes them."""
+    listener = listen(port)
+    logger.info("listening on port %d", port)
+    return listener
 
 
 def _installation(settings: Settings) -> Installation:

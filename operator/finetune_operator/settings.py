@@ -51,7 +51,7 @@ class Kubeconfig:
 
 @dataclass(frozen=True)
 class OwnTls:
-    """What the operator needs to make the certificate of its progress server itself."""
+    """Ingredients of a certificate that the operator makes for its progress server itself."""
 
     seed: Path
     """File of a secret that every replica has, and from which the authority follows."""

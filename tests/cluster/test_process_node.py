@@ -211,11 +211,13 @@ def test_probes_decide_readiness_and_restart_what_is_dead(pods: Pods, tmp_path: 
         "readinessProbe": probe,
         "livenessProbe": probe | {"failureThreshold": 1},
     }
+
     pods.create("probed", "", container, restartPolicy="Always", terminationGracePeriodSeconds=1)
     pods.wait_for_phase("probed", "Running")
     time.sleep(1.5)
     assert not pods.get("probed").status.container_statuses[0].ready
     assert restarts(pods.get("probed")) == 0, "until it has started, its death is not asked about"
+
     (tmp_path / "health").touch()
     pods.wait("probed", lambda pod: pod.status.container_statuses[0].ready)
     (tmp_path / "health").unlink()
