@@ -58,15 +58,21 @@ class Reconciler:
         self._starts: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by namespace
         self._line = line
         self._written: dict[str, str] = {}  # by UID: the job's version after the newest write of its status
+        self._settled: set[str] = set()  # UIDs
         self._reporting: OrderedDict[NamespacedName, Snapshot] = OrderedDict()  # as last seen, the newest last
 
     def wrote(self, job_uid: str, version: str) -> bool:
         """True if nothing has changed a job since its status was written: its event tells nothing new."""
         return self._written.get(job_uid) == version
 
+    def is_settled(self, job_uid: str) -> bool:
+        """True if a job needed nothing more when it was last looked at, whatever becomes of its children."""
+        return job_uid in self._settled
+
     def forget(self, job_uid: str) -> None:
         """Drop what is remembered of a job that is gone."""
         self._written.pop(job_uid, None)
+        self._settled.discard(job_uid)
         self._line.forget(job_uid)
         JOBS.forget(job_uid)
 
@@ -90,6 +96,7 @@ class Reconciler:
             return None
 
         with log_context(job_uid=snapshot.metadata.uid):
+            self._note_settled(snapshot)
             decision = decide(snapshot, self._installation)
             try:
                 await self._start_or_act(key, snapshot, decision.actions)
@@ -191,6 +198,12 @@ class Reconciler:
             self._reports.drop(uid)
         if status.phase is not snapshot.status.phase:
             logger.info("%s: %s (%s)", key, status.phase, decision.reason)
+
+    def _note_settled(self, snapshot: AnySnapshot) -> None:
+        if isinstance(snapshot, Snapshot) and snapshot.is_settled:
+            self._settled.add(snapshot.metadata.uid)
+        else:
+            self._settled.discard(snapshot.metadata.uid)
 
     def _remember(self, key: NamespacedName, snapshot: AnySnapshot, decision: Decision) -> None:
         """Keeps what was seen of a job that reports, so that the next report costs one request: the write."""

@@ -235,6 +235,22 @@ async def test_reports_are_locked_before_the_terminal_status_and_the_last_one_is
     assert cluster.reports.is_locked(METADATA.uid)
 
 
+async def test_a_job_that_succeeded_needs_nothing_more_until_its_spec_changes(
+    reconciler: Reconciler, cluster: FakeCluster
+) -> None:
+    cluster.give_children()
+    cluster.end_the_pod()
+    await reconciler.reconcile(KEY)
+    assert not reconciler.is_settled(METADATA.uid), "its Job may still need a TTL"
+    await reconciler.reconcile(KEY)
+    assert reconciler.is_settled(METADATA.uid)
+
+    cluster.job["spec"]["runPolicy"] = {"ttlSecondsAfterFinished": 60}
+    cluster.job["metadata"]["generation"] = 2
+    await reconciler.reconcile(KEY)
+    assert not reconciler.is_settled(METADATA.uid)
+
+
 async def test_a_terminal_status_that_could_not_be_written_keeps_the_report(
     reconciler: Reconciler, cluster: FakeCluster
 ) -> None:

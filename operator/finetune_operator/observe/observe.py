@@ -39,6 +39,7 @@ from finetune_operator.observe.snapshot import (
     Snapshot,
     UnreadableSnapshot,
     awaits_preflight,
+    is_settled,
 )
 from finetune_operator.observe.terminated_pods import TerminatedPods
 
@@ -98,7 +99,7 @@ async def _observe_children(
     key = NamespacedName(metadata.namespace, metadata.name)
     is_over = status.phase is not None and status.phase.is_terminal
 
-    training_job = None if _is_settled(metadata, spec, status) else await _job(cluster, key, child_name(metadata))
+    training_job = None if is_settled(metadata, spec, status) else await _job(cluster, key, child_name(metadata))
     preflight_job = None  # one request less for every look at a job that trains
     if isinstance(spec, FineTuneJobSpec) and _needs_preflight_job(spec, status, training_job):
         preflight_job = await _job(cluster, key, preflight_name(metadata))
@@ -196,17 +197,6 @@ def _locate(metadata: ObjectMeta, spec: FineTuneJobSpec | str, template: Locatio
 
     identity = metadata.model_dump(include={"namespace", "name", "uid"})
     return location_uri(spec.output.s3.bucket, template.resolve(spec.output.s3.prefix, **identity))
-
-
-def _is_settled(metadata: ObjectMeta, spec: FineTuneJobSpec | str, status: FineTuneJobStatus) -> bool:
-    """True if a job needs nothing more, whatever became of its Job: it succeeded, and no TTL is to be given."""
-    return (
-        status.phase is Phase.SUCCEEDED
-        and status.observed_generation == metadata.generation  # a TTL that was taken back is taken from the Job too
-        and isinstance(spec, FineTuneJobSpec)
-        and spec.run_policy.ttl_seconds_after_finished is None
-        and spec.scheduling.queue_name is None  # a Job that its queue holds has to leave it
-    )
 
 
 def _needs_preflight_job(spec: FineTuneJobSpec, status: FineTuneJobStatus, training_job: ChildJob | None) -> bool:

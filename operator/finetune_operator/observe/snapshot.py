@@ -15,7 +15,7 @@ from finetune_api.outcome import Outcome
 from finetune_api.spec.sources import Source
 from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
-from finetune_api.vocabulary import PreflightMode
+from finetune_api.vocabulary import Phase, PreflightMode
 from finetune_operator.desired.names import PREFLIGHT, TRAINER, Component, child_name, controller_uid, names_its_data
 from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.report_store import Channel, ReceivedReport
@@ -216,6 +216,11 @@ class Snapshot(AnySnapshot):
         return Source.parse(self.result_location).path.strip("/")
 
     @property
+    def is_settled(self) -> bool:
+        """True if the job needs nothing more, whatever becomes of its children."""
+        return is_settled(self.metadata, self.spec, self.status)
+
+    @property
     def awaits_preflight(self) -> bool:
         """True if preflight comes first, and its result is not in the status yet."""
         return self.training.job is None and awaits_preflight(self.spec, self.status)
@@ -235,6 +240,17 @@ class BlindSnapshot(AnySnapshot):
 
     refusal: str
     """The request that was refused, and the API server's words, which name verb and resource."""
+
+
+def is_settled(metadata: ObjectMeta, spec: FineTuneJobSpec | str, status: FineTuneJobStatus) -> bool:
+    """True if a job needs nothing more, whatever became of its Job: it succeeded, and no TTL is to be given."""
+    return (
+        status.phase is Phase.SUCCEEDED
+        and status.observed_generation == metadata.generation  # a TTL that was taken back is taken from the Job too
+        and isinstance(spec, FineTuneJobSpec)
+        and spec.run_policy.ttl_seconds_after_finished is None
+        and spec.scheduling.queue_name is None  # a Job that its queue holds has to leave it
+    )
 
 
 def awaits_preflight(spec: FineTuneJobSpec, status: FineTuneJobStatus) -> bool:

@@ -81,10 +81,11 @@ class Controller:
     def trigger_owner(self, job_uid: str) -> None:
         """Look at the FineTuneJob with this UID, because a child of it changed.
 
-        A job that is not known yet is skipped: its own event follows and makes it known.
+        A job that is not known yet is skipped: its own event follows and makes it known. So is one that needs nothing
+        more: the Job controller changes the children of a finished job several times.
         """
         name = self._names.get(job_uid)
-        if name is not None:
+        if name is not None and not self._reconciler.is_settled(job_uid):
             self._add(name)
 
     def note_queued(self, child_uid: str, job_uid: str, *, is_gone: bool) -> None:
