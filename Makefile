@@ -12,10 +12,11 @@ export CACHE
 digest = $(firstword $(shell { $(PYTHON) -V; cat $(1) 2>/dev/null; } | sha256sum | cut -c1-12))
 FULL_ENV     := $(CACHE)/env-$(call digest,constraints.txt)
 OPERATOR_ENV := $(CACHE)/operator-env-$(call digest,constraints-operator.txt)
+DOCS_ENV     := $(CACHE)/docs-env-$(call digest,docs/site/requirements.txt)
 UV           := $(CACHE)/uv/bin/uv
 export PATH  := $(CURDIR)/.venv/bin:$(FULL_ENV)/bin:$(PATH)
 
-.PHONY: help setup binaries lock generate images e2e-node scale demo pictures test verify e2e stalls faults kueue audit real-model architectures bench bench-kernels clean
+.PHONY: help setup binaries lock generate images e2e-node scale demo pictures test verify e2e stalls faults kueue audit real-model architectures bench bench-kernels docs clean
 help:  ## List the verbs
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -34,6 +35,11 @@ $(OPERATOR_ENV)/.ready: | $(UV)
 	@echo "setup: the operator's own packages (no torch)"
 	@rm -rf $(OPERATOR_ENV) && $(PYTHON) -m venv $(OPERATOR_ENV)
 	@$(UV) pip install -q --python $(OPERATOR_ENV) --require-hashes -r constraints-operator.txt && touch $@
+
+$(DOCS_ENV)/.ready: | $(UV)
+	@echo "setup: the documentation's own packages (mkdocs)"
+	@rm -rf $(DOCS_ENV) && $(PYTHON) -m venv $(DOCS_ENV)
+	@$(UV) pip install -q --python $(DOCS_ENV) --require-hashes -r docs/site/requirements.txt && touch $@
 
 # $(1): checkout environment, $(2): cached environment
 define project_env
@@ -54,6 +60,8 @@ lock: | $(UV)  ## Resolve the pins again
 	    --custom-compile-command 'make lock' -o constraints-$$image.txt; done
 	@sed -n 's/^requires = \["\(.*\)"\]/\1/p' pyproject.toml | $(UV) pip compile -q - -c constraints.txt --generate-hashes --python-version 3.11 \
 	  --custom-compile-command 'make lock' -o constraints-build.txt
+	@$(UV) pip compile -q docs/site/requirements.in --generate-hashes --python-version 3.11 --custom-compile-command 'make lock' \
+	  -o docs/site/requirements.txt
 
 generate: setup  ## Write the CRD, the chart's role and the documents' figures again from their sources
 	@python -m finetune_api.generate
@@ -61,6 +69,7 @@ generate: setup  ## Write the CRD, the chart's role and the documents' figures a
 	@python -m finetune_test_programs.gitops_files
 	@python tests/repository/reason_table.py >docs/reasons.md
 	@python tests/repository/metrics_table.py >docs/metrics.md
+	@python tests/repository/field_table.py >docs/fields.md
 	@python tests/repository/chart_readme.py >charts/finetune-operator/README.md
 	@python -m speed.chart
 
@@ -120,7 +129,7 @@ bench: setup  ## On a machine with a GPU: speed and memory beside the peers that
 bench-kernels: setup  ## On a machine with a GPU: each kernel alone, against what the GPU's memory and products give
 	@python -m benchmarks.micro $(BENCH_ARGS)
 
-verify: binaries  ## Read-only checks: format, lint, types, layers, dependencies, generated files, Helm chart
+verify: binaries docs  ## Read-only checks: format, lint, types, layers, dependencies, generated files, Helm chart
 	ruff format --check --quiet crds operator trainer_image kernels tests
 	ruff check --quiet crds operator trainer_image kernels tests
 	python -m mypy crds/finetune_api operator/finetune_operator operator/finetune_client trainer_image/finetune_trainer kernels/finetune_kernels kernels/benchmarks trainer_image/benchmarks/speed tests/support/finetune_*
@@ -134,6 +143,11 @@ verify: binaries  ## Read-only checks: format, lint, types, layers, dependencies
 	python -m speed.chart --check
 	python -m finetune_test_programs.binaries helm lint --strict --quiet charts/finetune-operator
 	python -m pytest -q tests/charts
+
+docs: setup $(DOCS_ENV)/.ready  ## The documentation as a site in build/site; a link that leads nowhere, or a page without a place, is an error
+	@python tests/repository/docs_site.py build/docs
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_ENV)/bin/mkdocs build --strict --config-file build/docs/mkdocs.yml --site-dir ../site
+	@echo build/site/index.html
 
 clean:  ## Remove this checkout's environments (the caches stay)
 	@rm -rf .venv .venv-operator .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,44 @@
+"""The documentation's site: its generated page is fresh, its manifests are valid, its links lead to what they name."""
+
+import re
+from pathlib import Path
+
+import docs_site
+import field_table
+import pytest
+
+from finetune_api.definition import custom_resource_definition
+from finetune_api.job import load_manifest
+
+PAGES = [docs_site.DOCS / name for name in ("index.md", "quickstart.md")]
+
+
+def test_the_page_of_fields_is_fresh_and_has_every_field() -> None:
+    page = (docs_site.DOCS / "fields.md").read_text()
+    assert page == field_table.page(), "run `make generate`"
+    schema = custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    assert all(f"| `{name}`" in page for name in schema["properties"]["runPolicy"]["properties"])
+    assert "| `stallTimeoutSeconds` | integer from 10 |" in page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_manifests_of_the_first_pages_are_valid(page: Path) -> None:
+    manifests = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    assert manifests
+    for manifest in manifests:
+        load_manifest(manifest)
+
+
+def test_what_lies_outside_the_documents_comes_into_the_site(tmp_path: Path) -> None:
+    docs_site.write_source(tmp_path / "site")
+    pages = tmp_path / "site/pages"
+    assert "](crds/samples/full.yaml)" in (pages / "fields.md").read_text()
+    assert (pages / "crds/samples/full.yaml").is_file()
+    assert not (pages / "site").exists()
+
+
+def test_every_page_has_a_place_in_the_navigation() -> None:
+    """mkdocs says so as well, in `make docs`."""
+    navigation = (docs_site.DOCS / "site/mkdocs.yml").read_text()
+    pages = [str(page.relative_to(docs_site.DOCS)) for page in docs_site.DOCS.rglob("*.md")]
+    assert [page for page in pages if not re.search(rf"[ :]{re.escape(page)}$", navigation, re.MULTILINE)] == []
