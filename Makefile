@@ -70,6 +70,7 @@ generate: setup  ## Write the CRD, the chart's role and the documents' figures a
 	@python tests/repository/reason_table.py >docs/reasons.md
 	@python tests/repository/metrics_table.py >docs/metrics.md
 	@python tests/repository/field_table.py >docs/fields.md
+	@python tests/repository/sizing_table.py >docs/sizing.md
 	@python tests/repository/chart_readme.py >charts/finetune-operator/README.md
 	@python -m speed.chart
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import docs_site
 import field_table
 import pytest
+import sizing_table
 
 from finetune_api.definition import custom_resource_definition
 from finetune_api.job import load_manifest
@@ -13,9 +14,22 @@ from finetune_api.job import load_manifest
 PAGES = [docs_site.DOCS / name for name in ("index.md", "quickstart.md")]
 
 
-def test_the_page_of_fields_is_fresh_and_has_every_field() -> None:
+def test_the_generated_pages_are_fresh() -> None:
+    stale = "run `make generate`"
+    assert (docs_site.DOCS / "fields.md").read_text() == field_table.page(), stale
+    assert (docs_site.DOCS / "sizing.md").read_text() == sizing_table.page(), stale
+
+
+def test_the_sizes_are_those_that_were_measured() -> None:
+    """Llama 3.1 8B, two sequences of 2,048 tokens, on one H200: docs/benchmarks.md."""
+    found = sizing_table.estimate(sizing_table.MODELS["Llama 3.1 8B"], 2 * 2048)
+    measured = (30.89, 4.59)
+    sizes = tuple(size / sizing_table.GIBIBYTE for size in (found.peak_bytes, found.smallest_bytes))
+    assert sizes == pytest.approx(measured, rel=0.02)
+
+
+def test_the_page_of_fields_has_every_field() -> None:
     page = (docs_site.DOCS / "fields.md").read_text()
-    assert page == field_table.page(), "run `make generate`"
     schema = custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     assert all(f"| `{name}`" in page for name in schema["properties"]["runPolicy"]["properties"])
     assert "| `stallTimeoutSeconds` | integer from 10 |" in page
