@@ -13,6 +13,7 @@ Begin with `reconcile`, the path of one job: it observes, decides, acts and answ
 `metrics`   counts what the operator does
 `main`      builds all of this from `settings` and runs it; `health` answers the kubelet's probes
 
+`installation_check` is what `helm test` runs.
 `gpu_line` remembers who waits for GPUs of a namespace that has a limit.
 `status_reasons` names every reason that is no failure, and `errors` is the tree of exceptions.
 """

@@ -36,6 +36,7 @@ from finetune_operator.election.fence import FencedConnection
 from finetune_operator.errors import SettingsError
 from finetune_operator.gpu_line import GpuLine
 from finetune_operator.health import build_health_app
+from finetune_operator.installation_check import check_installation
 from finetune_operator.metrics.job_gauges import JOBS
 from finetune_operator.metrics.series import BUILD_INFO, CERTIFICATE_EXPIRY, HEARTBEAT_AGE, LEADER, QUEUED_LOOKS
 from finetune_operator.observe.report_store import ReportStore
@@ -67,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         settings = Settings.from_environment(kubeconfig=kubeconfig)
         _set_up_logging(settings.log_level, settings.log_format)
+        if options.command == "check-installation":
+            sys.exit(not asyncio.run(check_installation(settings)))
         BUILD_INFO.labels(version("finetune-operator"), platform.python_version()).set(1)
         asyncio.run(run(settings))
     except SettingsError as error:
@@ -157,7 +160,7 @@ async def _wait(stop: asyncio.Event) -> None:
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="finetune-operator", description="Runs FineTuneJobs on Kubernetes.")
-    parser.add_argument("command", nargs="?", choices=["run"], default="run")
+    parser.add_argument("command", nargs="?", choices=["run", "check-installation"], default="run")
     parser.add_argument("--kubeconfig", type=Path, help="run outside the cluster, with the credentials of this file")
     parser.add_argument("--context", help="context of the kubeconfig (default: its current context)")
 

@@ -95,6 +95,25 @@ def test_the_operator_pod_is_restricted(rendered: list[dict[str, Any]]) -> None:
     }
 
 
+def test_the_test_of_the_installation_is_the_operators_image_and_no_pod_of_the_service() -> None:
+    documents, hooks = render(), render(test=True)
+    (pod,), (deployment,), (service,) = (
+        of_kind(hooks, "Pod"),
+        of_kind(documents, "Deployment"),
+        of_kind(documents, "Service"),
+    )
+    (container,), (tried,) = operator_pod(documents)["containers"], pod["spec"]["containers"]
+    for key in ("image", "env", "securityContext"):
+        assert tried[key] == container[key]
+    assert pod["spec"]["securityContext"] == operator_pod(documents)["securityContext"]
+    assert not service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    assert not deployment["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert [volume["configMap"]["name"] for volume in pod["spec"]["volumes"]] == ["finetune-operator-authority"]
+
+    given = of_kind(render("--set", "tls.secretName=given", test=True), "Pod")[0]["spec"]["volumes"]
+    assert [volume["secret"]["items"] for volume in given] == [[{"key": "ca.crt", "path": "ca.crt"}]], "never the key"
+
+
 def test_two_replicas_are_spread_and_replaced_one_after_the_other(rendered: list[dict[str, Any]]) -> None:
     (deployment,), (budget,) = of_kind(rendered, "Deployment"), of_kind(rendered, "PodDisruptionBudget")
     spec = deployment["spec"]

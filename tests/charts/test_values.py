@@ -17,11 +17,12 @@ EVERY_VALUE = Path(__file__).parent / "every_value.yaml"
 OF_HELM = {"global"}
 """Helm gives it to every subchart."""
 
-NOT_ALONE = {"serviceAccount.create", "metrics.podMonitor.enabled"}
-NOT_AWAY = {"serviceAccount.name", "metrics.tokenSecret.name"}
+NOT_ALONE = {"serviceAccount.create", "metrics.podMonitor.enabled", "networkPolicy.trainers.enabled"}
+NOT_AWAY = {"serviceAccount.name", "metrics.tokenSecret.name", "networkPolicy.operator.metricsFrom"}
 """The chart refuses one of them without the other."""
 
 TESTED_ALONE = {"crds.enabled", "crds.keep", "metrics.tokenSecret.name", "tls.secretName"}
+TESTED_ALONE |= {"networkPolicy.operator.metricsFrom"}
 """200 copies of the CRD take helm a minute; the chart refuses the others beside, or without, what the file has."""
 
 UNCOMMENTED = {"health", "logLevel", "podAnnotations", "podLabels", "resources", "nodeSelector", "tolerations"}
@@ -88,7 +89,7 @@ def in_other_values(others: Object) -> set[str]:
 
 def test_no_template_asks_for_a_value_that_does_not_exist() -> None:
     asked = set()
-    for template in (CHART / "templates").iterdir():
+    for template in filter(Path.is_file, (CHART / "templates").rglob("*")):
         asked |= set(re.findall(r"\$?\.Values\.([A-Za-z.]+[A-Za-z])", template.read_text()))
     known = {".".join(value.path) for value in values()}
     assert {path for path in asked if path not in known} == set()

@@ -98,3 +98,10 @@ tlsConfig:
   ca:
     {{ eq (include "finetune.makesCertificate" .) "true" | ternary "configMap" "secret" }}: {name: {{ include "finetune.authorityName" . }}, key: ca.crt}
 {{- end }}
+
+{{/* Annotations of an object of `helm test`, with its place in the order. */}}
+{{- define "finetune.testHook" -}}
+helm.sh/hook: test
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end }}

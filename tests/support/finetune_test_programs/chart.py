@@ -30,10 +30,15 @@ def render_text(*settings: str, release: str = RELEASE, namespace: str = NAMESPA
     return done.stdout
 
 
-def render(*settings: str, release: str = RELEASE, namespace: str = NAMESPACE) -> list[Object]:
-    """Render the chart; returns its objects."""
+def render(*settings: str, release: str = RELEASE, namespace: str = NAMESPACE, test: bool = False) -> list[Object]:
+    """Render the chart; returns what it installs, or with `test` what `helm test` makes and takes away again."""
     text = render_text(*settings, release=release, namespace=namespace)
-    return [document for document in yaml.safe_load_all(text) if document]
+    documents = [document for document in yaml.safe_load_all(text) if document]
+    return [document for document in documents if test is _is_of_the_test(document)]
+
+
+def _is_of_the_test(document: Object) -> bool:
+    return (document["metadata"].get("annotations") or {}).get("helm.sh/hook") == "test"
 
 
 def of_kind(documents: Iterable[Object], *kinds: str) -> list[Object]:
