@@ -9,7 +9,9 @@ import pytest
 import sizing_table
 
 from finetune_api.definition import custom_resource_definition
+from finetune_api.failures import FailureReason
 from finetune_api.job import load_manifest
+from finetune_operator.status_reasons import StatusReason
 
 PAGES = [docs_site.DOCS / name for name in ("index.md", "quickstart.md")]
 
@@ -56,3 +58,13 @@ def test_every_page_has_a_place_in_the_navigation() -> None:
     navigation = (docs_site.DOCS / "site/mkdocs.yml").read_text()
     pages = [str(page.relative_to(docs_site.DOCS)) for page in docs_site.DOCS.rglob("*.md")]
     assert [page for page in pages if not re.search(rf"[ :]{re.escape(page)}$", navigation, re.MULTILINE)] == []
+
+
+def test_troubleshooting_names_reasons_and_fields_that_exist() -> None:
+    page = (docs_site.DOCS / "troubleshooting.md").read_text()
+    words = set(re.findall(r"`([A-Z][a-z]+(?:[A-Z][a-z]+)+)`", page))
+    assert len(words) > 20
+    assert words <= {*FailureReason, *StatusReason}
+    fields = (docs_site.DOCS / "fields.md").read_text()
+    for section, name in re.findall(r"`(spec|status)\.(?:\w+\.)*(\w+)`", page):
+        assert f"| `{name}`" in fields, f"{section}: {name}"
