@@ -52,6 +52,7 @@ from finetune_operator.reports.published_authority import publish_authority
 from finetune_operator.reports.self_check import check_reachability
 from finetune_operator.reports.server import build_progress_app
 from finetune_operator.reports.site import Site, listen
+from finetune_operator.reports.tls_buffers import shrink_tls_buffers
 from finetune_operator.reports.visits import Visits
 from finetune_operator.settings import Kubeconfig, Settings
 from finetune_operator.watch.controller import Controller
@@ -78,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 async def run(settings: Settings) -> None:
     """Run the operator. Returns after SIGTERM or SIGINT; raises the error that ended it otherwise."""
+    shrink_tls_buffers()
     own_certificate, tls = _find_certificate(settings)
     async with AsyncExitStack() as stack:
         connection = await _connect(stack, settings)

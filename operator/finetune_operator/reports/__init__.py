@@ -2,6 +2,7 @@
 
 `site`     connections: how many, how long, and how large
 `visits`   the open connections, and who has to leave
+`tls_buffers`  what a connection holds in memory
 `server`   the HTTPS endpoint
 `certificate`  its certificate, and what happens when it is renewed
 `own_certificate`  makes that certificate, where nobody else does, and the authority that every replica has
