@@ -72,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.command == "check-installation":
             sys.exit(not asyncio.run(check_installation(settings)))
         BUILD_INFO.labels(version("finetune-operator"), platform.python_version()).set(1)
+        shrink_tls_buffers()
         asyncio.run(run(settings))
     except SettingsError as error:
         sys.exit(f"finetune-operator: {error}")
@@ -79,7 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 async def run(settings: Settings) -> None:
     """Run the operator. Returns after SIGTERM or SIGINT; raises the error that ended it otherwise."""
-    shrink_tls_buffers()
     own_certificate, tls = _find_certificate(settings)
     async with AsyncExitStack() as stack:
         connection = await _connect(stack, settings)

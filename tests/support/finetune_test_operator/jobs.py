@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from kubernetes import client
+from kubernetes import client, watch
 from kubernetes.client.exceptions import ApiException
 
+from finetune_api import GROUP, PLURAL, VERSION
 from finetune_api.base import Json
 from finetune_api.failures import ExitCode, FailureReason
 from finetune_api.job import ObjectMeta
@@ -221,8 +222,15 @@ class Jobs:
                 counted[key] = counted.get(key, 0) + int(float(line.rsplit(" ", 1)[1]))
         return counted
 
+    def events_since(self, version: str, name: str) -> list[Json]:
+        """Watch events of a job after a version, until now."""
+        api = client.CustomObjectsApi(self.cluster.api_client())
+        options = {"field_selector": f"metadata.name={name}", "resource_version": version, "timeout_seconds": 1}
+        stream: Any = watch.Watch().stream  # type: ignore[no-untyped-call]
+        return list(stream(api.list_namespaced_custom_object, *self._path(), **options))
+
     def _metadata(self, name: str) -> ObjectMeta:
         return ObjectMeta.model_validate(self.get(name)["metadata"])
 
     def _path(self) -> tuple[str, str, str, str]:
-        return "finetune.dev", "v1alpha1", self.namespace, "finetunejobs"
+        return GROUP, VERSION, self.namespace, PLURAL
