@@ -25,6 +25,12 @@ def judge(objects: Sequence[Json], **request: Any) -> list[Json]:
     return answers
 
 
+def refuse_kustomization(text: str) -> str:
+    """Returns what Flux's own type says against a manifest; empty if nothing."""
+    command = [gitops_binary(), "kustomization"]
+    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False).stderr
+
+
 def health_script() -> str:
     """Argo CD's health script for a FineTuneJob."""
     return (ARGO / "health.lua").read_text()

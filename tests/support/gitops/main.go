@@ -3,6 +3,8 @@
 //
 //	{"objects": [...], "expressions": {"done": {"current": "...", "failed": "...", "inProgress": "..."}},
 //	 "health": "<Lua>", "discovery": "<Lua>", "actions": {"suspend": "<Lua>"}}
+//
+// `gitops kustomization` checks a manifest of Flux instead.
 package main
 
 import (
@@ -45,7 +47,11 @@ type Answer struct {
 }
 
 func main() {
-	if err := run(); err != nil {
+	work := run
+	if len(os.Args) > 1 && os.Args[1] == "kustomization" {
+		work = checkKustomization
+	}
+	if err := work(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
