@@ -27,7 +27,7 @@ def judge(objects: Sequence[Json], **request: Any) -> list[Json]:
 
 def refuse_kustomization(text: str) -> str:
     """Returns what Flux's own type says against a manifest; empty if nothing."""
-    command = [gitops_binary(), "kustomization"]
+    command = [str(gitops_binary()), "kustomization"]
     return subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False).stderr
 
 
