@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune_api.job import ObjectMeta
 from finetune_devcluster.cluster import DevCluster
+from finetune_operator.desired.names import child_metadata
 from finetune_operator.reports.own_certificate import MIN_SEED_BYTES
+from finetune_test_programs.chart import of_kind, render
 
 pytestmark = pytest.mark.cluster
 CHECKOUT = Path(__file__).parents[2]
@@ -195,6 +198,70 @@ def test_two_releases_live_beside_each_other(release: Release) -> None:
     release.cluster.helm("install", "second", CHART, *others)
     release.cluster.helm("uninstall", "second", "--namespace", SYSTEM)
     assert [rule for rule in NEEDED if not release.may(*rule, TEAM)] == []
+
+
+VALUE_SETS = {
+    "defaults": (),
+    "every value": ("--values", str(Path(__file__).parent / "every_value.yaml")),
+    "networks": (
+        "--set",
+        "networkPolicy.operator.enabled=true,networkPolicy.trainers.enabled=true,watchNamespaces={team}",
+    ),
+    "a Secret": ("--set", "tls.secretName=given,crds.keep=false,replicas=1"),
+}
+UNSERVED = ("monitoring.coreos.com", "cert-manager.io")
+"""Groups whose definitions this cluster does not have."""
+
+
+@pytest.mark.parametrize("settings", VALUE_SETS.values(), ids=VALUE_SETS)
+def test_the_api_server_takes_every_object_strictly(release: Release, settings: tuple[str, ...]) -> None:
+    release.cluster.kubectl("create", "namespace", "lab", check=False)
+    documents = [*render(*settings, namespace=SYSTEM), *render(*settings, namespace=SYSTEM, test=True)]
+    known = [each for each in documents if not each["apiVersion"].startswith(UNSERVED)]
+    assert len(known) > 10
+    for pod in of_kind(known, "Pod"):  # its own account comes with the test
+        pod["spec"]["serviceAccountName"] = "default"
+    strictly = ("apply", "--server-side", "--dry-run=server", "--force-conflicts", "--validate=strict", "-f", "-")
+    release.cluster.kubectl(*strictly, stdin=yaml.safe_dump_all(known))
+
+    for document in known:  # the check can fail
+        document["sepc"] = {}
+    done = release.cluster.kubectl(*strictly, stdin=yaml.safe_dump_all(known), check=False)
+    assert done.returncode != 0
+    assert "sepc" in done.stderr
+
+
+def test_no_namespace_is_wedged_when_the_operator_is_gone(release: Release) -> None:
+    release.install()
+    for namespace in ("leaving", "wedged"):
+        release.cluster.kubectl("create", "namespace", namespace)
+        _run_job(release, namespace)
+    release.cluster.helm("uninstall", "finetune-operator", "--namespace", SYSTEM)
+    release.cluster.kubectl("delete", "namespace", "leaving", "--timeout=60s")
+    assert release.cluster.kubectl("get", "namespace", "leaving", "--ignore-not-found").stdout == ""
+
+    # So would it be if the operator had a finalizer on its jobs.
+    job = ("-n", "wedged", "finetunejob/support-bot", "--type=merge", "-p")
+    release.cluster.kubectl("patch", *job, '{"metadata":{"finalizers":["finetune.dev/cleanup"]}}')
+    done = release.cluster.kubectl("delete", "namespace", "wedged", "--timeout=8s", check=False)
+    assert done.returncode != 0
+    release.cluster.kubectl("patch", *job, '{"metadata":{"finalizers":null}}')
+    release.cluster.kubectl("wait", "--for=delete", "namespace/wedged", "--timeout=60s")
+
+
+def _run_job(release: Release, namespace: str) -> None:
+    """Apply a job and what the operator makes for it; the Job controller makes the pod."""
+    release.cluster.kubectl("wait", "--for=condition=established", "--timeout=20s", "crd/finetunejobs.finetune.dev")
+    release.cluster.kubectl("apply", "-n", namespace, "-f", str(CHECKOUT / "crds/samples/minimal.yaml"))
+    found = release.cluster.kubectl("get", "ftj/support-bot", "-n", namespace, "-o", "jsonpath={.metadata.uid}").stdout
+    owned = child_metadata(ObjectMeta(namespace=namespace, name="support-bot", uid=found), "support-bot-1", "trainer")
+    container = {"name": "trainer", "image": "trainer:test"}
+    template = {"metadata": {"labels": owned["labels"]}, "spec": {"restartPolicy": "Never", "containers": [container]}}
+    child = {"apiVersion": "batch/v1", "kind": "Job", "metadata": owned, "spec": {"template": template}}
+    data = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": owned, "immutable": True, "data": {}}
+    release.cluster.kubectl("create", "-f", "-", stdin=yaml.safe_dump_all([child, data]))
+    pod = ("pods", "-n", namespace, "-l", "app.kubernetes.io/component=trainer", "--for=create", "--timeout=20s")
+    release.cluster.kubectl("wait", *pod)
 
 
 def test_uninstalling_leaves_the_jobs(release: Release) -> None:

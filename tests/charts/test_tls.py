@@ -62,7 +62,7 @@ def test_the_operators_authority_follows_from_a_token_of_an_account_without_righ
 
     spec = operator_pod(documents)
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
-    assert volumes["tls"]["emptyDir"]["medium"] == "Memory"
+    assert volumes["own-tls"]["emptyDir"]["medium"] == "Memory"
     assert volumes["authority"]["secret"] == {
         "secretName": secret["metadata"]["name"],
         "items": [{"key": "token", "path": "token"}],

@@ -20,6 +20,7 @@ from finetune_test_programs.child_process import free_port
 from finetune_test_servers.s3_server import S3Server
 
 CHECKOUT = Path(__file__).parents[3]
+CHART = CHECKOUT / "charts/finetune-operator"
 SYSTEM_NAMESPACE = "finetune-system"
 CREDENTIALS_SECRET = "s3-credentials"
 TERMINAL_PHASES = ("Succeeded", "Failed")
@@ -57,8 +58,8 @@ class Platform:
             platform.install_operator()
             yield platform
 
-    def install_operator(self, **overrides: str) -> None:
-        """Install or upgrade the chart, and wait until the operator is ready."""
+    def install_operator(self, chart: Path = CHART, **overrides: str) -> None:
+        """Install or upgrade a chart, and wait until the operator is ready."""
         port = free_port()
         values = {
             "progress.port": str(port),
@@ -70,12 +71,11 @@ class Platform:
         }
         settings = [argument for key, value in values.items() for argument in ("--set-string", f"{key}={value}")]
 
-        chart = str(CHECKOUT / "charts/finetune-operator")
         where = ("--namespace", SYSTEM_NAMESPACE)
 
         try:
             self.cluster.helm(
-                "upgrade", "--install", "finetune-operator", chart, *where, "--create-namespace", "--wait",
+                "upgrade", "--install", "finetune-operator", str(chart), *where, "--create-namespace", "--wait",
                 "--timeout", "60s", *settings)  # fmt: skip
         except RuntimeError as error:
             pods = self.cluster.kubectl("get", "pods", "-o", "wide", *where, check=False).stdout
