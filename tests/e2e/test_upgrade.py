@@ -52,9 +52,7 @@ def _schema(platform: Platform) -> Any:
     return yaml.safe_load(found)["spec"]["versions"][0]["schema"]
 
 
-def test_a_running_job_goes_through_upgrade_and_return_and_nothing_is_wedged(
-    platform: Platform, small_job: Any
-) -> None:
+def test_a_running_job_goes_through_upgrade_and_return(platform: Platform, small_job: Any) -> None:
     port = free_port()
     address = {"progress.port": str(port), "progress.url": f"https://127.0.0.1:{port}", "health.port": str(free_port())}
     where = ("--namespace", SYSTEM_NAMESPACE)
