@@ -179,6 +179,9 @@ FAILURES: dict[FailureReason, FailureClass] = {
         ExitCode.CONFIGURATION,
         "Create the job again with the address that the message names in spec.output.s3.endpointURL, if you trust it.",
     ),
+    FailureReason.CERTIFICATE_NOT_TRUSTED: FailureClass(
+        ExitCode.ACCESS, "Name your authority's certificates in spec.pod.caBundle, or have the administrator do it."
+    ),
     FailureReason.INTERRUPTED: FailureClass(
         ExitCode.INTERRUPTED, "The pod was stopped; training goes on from the last checkpoint."
     ),
@@ -212,6 +215,11 @@ FAILURES: dict[FailureReason, FailureClass] = {
     FailureReason.STARTUP_DEADLINE_EXCEEDED: FailureClass(
         None,
         "Raise spec.runPolicy.startupDeadlineSeconds: the first start on a node also pulls the trainer image.",
+        Consequence.JOB_FAILS,
+    ),
+    FailureReason.POD_FIELD_NOT_ALLOWED: FailureClass(
+        None,
+        "Create the job again without the fields named, or ask the administrator to allow them (allowedOverrides).",
         Consequence.JOB_FAILS,
     ),
     FailureReason.UNSCHEDULABLE: FailureClass(

@@ -4,7 +4,7 @@ Memory is the total that nvidia-smi shows. Speed is the data sheet's rate of den
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from finetune_api.base import ApiModel
 from finetune_api.spec.run import ResourcesSpec
@@ -91,13 +91,14 @@ class ExpectedGpu(ApiModel):
     """Most power that the whole card takes; None if it is not known, or if the job gets a part of the card."""
 
 
-def expected_gpu(resources: ResourcesSpec) -> ExpectedGpu | None:
-    """Read the expected GPU from gpuMemory, else from the node selector's labels and the extended resource's name.
+def expected_gpu(resources: ResourcesSpec, products: Sequence[str] = ()) -> ExpectedGpu | None:
+    """Read the expected GPU from gpuMemory, else from the node selector's labels and the extended resource's name, else
+    from the `products` of which the node has one: a job has to fit into the smallest.
 
     Returns None for a job without a GPU."""
     if resources.gpus == 0:
         return None
-    product = resources.node_selector.get(PRODUCT_LABEL, "")
+    product = resources.node_selector.get(PRODUCT_LABEL) or _smallest(products)
 
     # A shared or partitioned product has the label of its card with a suffix.
     memory, speed = _known(product.removesuffix("-SHARED").split("-MIG-")[0])
@@ -123,6 +124,12 @@ def expected_gpu(resources: ResourcesSpec) -> ExpectedGpu | None:
         watts=_WATTS.get(product) if is_whole else None,
         node_count=int(count) if is_whole and count.isdigit() else None,
     )
+
+
+def _smallest(products: Sequence[str]) -> str:
+    """Return the product with the least memory; one that is not known may be smaller than all others."""
+    known = [(_PRODUCTS[product][0], product) for product in products if product in _PRODUCTS]
+    return min(known)[1] if known and len(known) == len(products) else ""
 
 
 def to_bytes(quantity: int | str) -> int:

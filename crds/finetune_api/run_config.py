@@ -127,7 +127,7 @@ class RunConfig(ApiModel):
             stall=StallLimit.of(spec.run_policy.stall_timeout_seconds),
             gpus=spec.resources.gpus,
             ephemeral_storage_bytes=to_bytes(storage) if storage is not None else None,
-            gpu=expected_gpu(spec.resources),
+            gpu=expected_gpu(spec.resources, spec.pod.gpu_products),
             progress=progress,
         )
 

@@ -233,6 +233,7 @@ def _installation(settings: Settings) -> Installation:
         settings.log_format,
         settings.kueue,
         settings.queue_preflight,
+        settings.pods,
         settings.max_gpus_per_namespace,
     )
 

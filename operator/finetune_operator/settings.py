@@ -3,6 +3,7 @@
 No other module of the operator reads the environment. Wrong settings are collected, so that one start names them all.
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
+from pydantic import ValidationError
+
 from finetune_api.cost.prices import PriceTable
 from finetune_api.logs.formats import LogFormat
 from finetune_api.spec.endpoints import EndpointPolicy
 from finetune_api.spec.location import DEFAULT_TEMPLATE, LocationTemplate
+from finetune_api.spec.pod_policy import PodPolicy
 from finetune_operator.errors import SettingsError
 
 LOG_LEVELS = ("INFO", "DEBUG", "WARNING", "ERROR")
@@ -111,6 +115,9 @@ class Settings:
     queue_preflight: bool
     """Whether preflight's Job waits in its job's queue too."""
 
+    pods: PodPolicy
+    """What pods carry, and what a job may set of it."""
+
     max_gpus_per_namespace: int | None
     """GPUs that the jobs of one namespace may hold at a time; None: as many as there are."""
 
@@ -148,6 +155,7 @@ class Settings:
             prices=reader.prices("FINETUNE_PRICES"),
             kueue=reader.flag("FINETUNE_KUEUE"),
             queue_preflight=reader.flag("FINETUNE_QUEUE_PREFLIGHT"),
+            pods=reader.pods("FINETUNE_POD_DEFAULTS", "FINETUNE_ALLOWED_OVERRIDES"),
             max_gpus_per_namespace=reader.limit("FINETUNE_MAX_GPUS_PER_NAMESPACE"),
             log_level=reader.choice("FINETUNE_LOG_LEVEL", LOG_LEVELS),
             log_format=reader.log_format("FINETUNE_LOG_FORMAT"),
@@ -222,6 +230,28 @@ class _Reader:
         except ValueError as error:
             self.errors.append(f"{name} is no layout of a bucket, found {value!r}: {error}")
             return DEFAULT_TEMPLATE
+
+    def pods(self, defaults: str, allowed: str) -> PodPolicy:
+        """Two objects in JSON, as the chart's values have them."""
+        given = {"defaults": self._json(defaults), "allowed": self._json(allowed)}
+        try:
+            return PodPolicy.model_validate({name: value for name, value in given.items() if value})
+        except ValidationError as error:
+            found = [(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
+            names = {"defaults": "podDefaults", "allowed": "allowedOverrides"}
+            self.errors += [
+                f"{names[place.partition('.')[0]]}{place.removeprefix(place.partition('.')[0])}: {message}"
+                for place, message in found
+            ]
+            return PodPolicy()
+
+    def _json(self, name: str) -> object:
+        value = self.text(name, "")
+        try:
+            return json.loads(value) if value else None
+        except ValueError as error:
+            self.errors.append(f"{name} is no JSON: {error}")
+            return None
 
     def limit(self, name: str) -> int | None:
         """A whole number from 1; None if there is none, or 0."""

@@ -28,6 +28,8 @@
 {{- end }}
 - {name: FINETUNE_SERVICE_ACCOUNT_DIR, value: /var/run/secrets/kubernetes.io/serviceaccount}
 - {name: FINETUNE_PRICES, value: {{ toJson .Values.pricing | quote }}}
+- {name: FINETUNE_POD_DEFAULTS, value: {{ toJson .Values.podDefaults | quote }}}
+- {name: FINETUNE_ALLOWED_OVERRIDES, value: {{ toJson .Values.allowedOverrides | quote }}}
 - {name: FINETUNE_MAX_GPUS_PER_NAMESPACE, value: {{ .Values.maxGpusPerNamespace | quote }}}
 - {name: FINETUNE_LOG_LEVEL, value: {{ .Values.logLevel | quote }}}
 - {name: FINETUNE_LOG_FORMAT, value: {{ .Values.logFormat | quote }}}

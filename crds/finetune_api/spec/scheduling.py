@@ -7,7 +7,7 @@ from pydantic import Field
 from finetune_api.base import QUALIFIED_NAME, SUBDOMAIN, ApiModel, Pattern, ResourceName, Rule
 from finetune_api.spec.run import LabelValue
 
-_OTHER_SCHEDULERS = r"((scheduling\.)?volcano\.sh|runai|run\.ai|kai\.scheduler)"
+OTHER_SCHEDULERS = r"((scheduling\.)?volcano\.sh|runai|run\.ai|kai\.scheduler)"
 _TOPOLOGY = r"kueue\.x-k8s\.io/podset-(required|preferred|unconstrained)-topology"
 
 QueueName = Annotated[
@@ -22,7 +22,7 @@ SchedulerLabel = Annotated[
     str,
     Field(max_length=317),
     Pattern(
-        rf"^({_OTHER_SCHEDULERS}/{QUALIFIED_NAME}|kueue\.x-k8s\.io/max-exec-time-seconds)$",
+        rf"^({OTHER_SCHEDULERS}/{QUALIFIED_NAME}|kueue\.x-k8s\.io/max-exec-time-seconds)$",
         "write labels of volcano.sh, scheduling.volcano.sh, runai, run.ai or kai.scheduler, or "
         "kueue.x-k8s.io/max-exec-time-seconds; Kueue's queue and priority are queueName and workloadPriorityClassName",
     ),
@@ -31,7 +31,7 @@ SchedulerAnnotation = Annotated[
     str,
     Field(max_length=317),
     Pattern(
-        rf"^(({_OTHER_SCHEDULERS}|provreq\.kueue\.x-k8s\.io)/{QUALIFIED_NAME}|{_TOPOLOGY})$",
+        rf"^(({OTHER_SCHEDULERS}|provreq\.kueue\.x-k8s\.io)/{QUALIFIED_NAME}|{_TOPOLOGY})$",
         "write annotations of volcano.sh, scheduling.volcano.sh, runai, run.ai, kai.scheduler or "
         "provreq.kueue.x-k8s.io, or a topology such as kueue.x-k8s.io/podset-required-topology",
     ),

@@ -3,6 +3,7 @@
 from finetune_api.base import ApiModel, Rule
 from finetune_api.spec.inputs import DatasetSpec, ModelSpec
 from finetune_api.spec.output import ExportSpec, OutputSpec
+from finetune_api.spec.pod import PodOptions
 from finetune_api.spec.run import ResourcesSpec, RunPolicySpec
 from finetune_api.spec.scheduling import SchedulingSpec
 from finetune_api.spec.training import UNSET_BATCH_SIZE, AdapterSpec, TrainingSpec
@@ -16,7 +17,7 @@ MUTABLE_RUN_POLICY = (
     "startupDeadlineSeconds",
     "ttlSecondsAfterFinished",
 )
-IMMUTABLE_SECTIONS = ("model", "dataset", "adapter", "training", "export", "output", "resources", "scheduling")
+IMMUTABLE_SECTIONS = ("model", "dataset", "adapter", "training", "export", "output", "resources", "scheduling", "pod")
 
 
 _SEQUENCES = (
@@ -55,6 +56,9 @@ class FineTuneJobSpec(ApiModel):
 
     scheduling: SchedulingSpec = SchedulingSpec()
     """Queue and scheduler that decide when the trainer runs, and where."""
+
+    pod: PodOptions = PodOptions()
+    """Identity, labels, registries, proxies and authorities of the job's pods."""
 
     run_policy: RunPolicySpec = RunPolicySpec()
     """Retries, deadline, suspension and clean-up."""

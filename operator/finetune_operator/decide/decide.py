@@ -14,6 +14,7 @@ from finetune_operator.decide.job_rules import (
     job_is_being_deleted,
     job_is_over,
     namespace_is_denied,
+    pod_field_is_refused,
     spec_is_unreadable,
 )
 from finetune_operator.decide.preflight import (
@@ -77,6 +78,7 @@ TRAINING: Chain[Snapshot] = Chain(
     namespace_is_denied,
     child_name_is_taken,
     endpoint_is_refused,
+    pod_field_is_refused,
     gpu_limit_is_exceeded,
     queue_is_missing,
     # Preflight, until its result is in the status

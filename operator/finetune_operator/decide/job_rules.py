@@ -105,6 +105,19 @@ def endpoint_is_refused(snapshot: Snapshot, run: ChildRun, installation: Install
     return Decision.fail(build_failure(snapshot, run, FailureReason.ENDPOINT_NOT_ALLOWED, message))
 
 
+def pod_field_is_refused(snapshot: Snapshot, run: ChildRun, installation: Installation) -> Decision | None:
+    """The spec sets what pods carry, where the administrator does not let a job. One that has a Job was checked."""
+    if snapshot.current_run.job is not None:
+        return None
+
+    found = installation.pods.refuse(snapshot.spec.pod)
+    if not found:
+        return None
+
+    message = f"the administrator has not allowed jobs to set {'; '.join(found)}"
+    return Decision.fail(build_failure(snapshot, run, FailureReason.POD_FIELD_NOT_ALLOWED, message))
+
+
 def gpu_limit_is_exceeded(snapshot: Snapshot, run: ChildRun, installation: Installation) -> Decision | None:
     """The job alone asks for more GPUs than the administrator allows to its namespace: waiting would not help."""
     limit, wanted = installation.max_gpus_per_namespace, snapshot.spec.resources.gpus

@@ -86,7 +86,9 @@ def preflight_job_is_missing(snapshot: Snapshot, run: ChildRun, installation: In
     active_seconds = snapshot.status.active_seconds or 0
     config_map = wanted_config_map(snapshot, installation)
     name = config_map["metadata"]["name"]
-    spec = snapshot.spec if installation.queue_preflight else snapshot.spec.model_copy(update={"scheduling": NO_QUEUE})
+    spec = installation.pods.apply(snapshot.spec)
+    if not installation.queue_preflight:
+        spec = spec.model_copy(update={"scheduling": NO_QUEUE})
     job = build_preflight_job(snapshot.metadata, spec, installation.trainer_image, name, active_seconds)
     missing = config_map if snapshot.config_map is None else None
     actions = Actions(create_config_map=missing, create_preflight_job=job)

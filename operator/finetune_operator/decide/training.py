@@ -65,9 +65,10 @@ def trainer_job_is_missing(snapshot: Snapshot, run: ChildRun, installation: Inst
         return Decision(Phase.SUSPENDED, StatusReason.SUSPENDED, IS_SUSPENDED)
 
     active_seconds = snapshot.status.active_seconds or 0
+    spec = installation.pods.apply(snapshot.spec)
     config_map = wanted_config_map(snapshot, installation)
     name = config_map["metadata"]["name"]
-    job = build_trainer_job(snapshot.metadata, snapshot.spec, installation.trainer_image, name, active_seconds)
+    job = build_trainer_job(snapshot.metadata, spec, installation.trainer_image, name, active_seconds)
     missing = config_map if snapshot.config_map is None else None
     actions = Actions(create_config_map=missing, create_trainer_job=job)
     if snapshot.spec.run_policy.suspend:

@@ -3,6 +3,7 @@
 `installation`    what the operator's installation says to every job: images, addresses, limits
 `names`           names, labels and owner references of the children
 `pod_plan`        which pod is meant (trainer or preflight), its claims and its credentials
+`pod_options`     what `spec.pod` adds: identity, registries, proxies, authorities, a cache, places
 `trainer_pod`     the spec of that pod
 `trainer_job`     the batch/v1 Job that trains, and what both Jobs have in common
 `preflight_job`   the batch/v1 Job that checks model, data and output on a CPU

@@ -6,6 +6,7 @@ from finetune_api.cost.prices import PriceTable
 from finetune_api.logs.formats import LogFormat
 from finetune_api.spec.endpoints import EndpointPolicy
 from finetune_api.spec.location import DEFAULT_TEMPLATE, LocationTemplate
+from finetune_api.spec.pod_policy import PodPolicy
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class Installation:
 
     queue_preflight: bool = False
     """Whether preflight's Job waits in its job's queue too, as clusters need in which Kueue manages every Job."""
+
+    pods: PodPolicy = field(default_factory=PodPolicy)
+    """What pods carry, and what a job may set of it."""
 
     max_gpus_per_namespace: int | None = None
     """GPUs that the jobs of one namespace may hold at a time; None: as many as there are."""

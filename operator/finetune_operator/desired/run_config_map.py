@@ -25,6 +25,7 @@ def build_run_config(
 ) -> RunConfig:
     """Builds the configuration of the run that a job describes. The run writes below `output_prefix` in its bucket."""
     identity = JobIdentity(namespace=job.namespace, name=job.name, uid=job.uid)
+    spec = installation.pods.apply(spec)
     config = RunConfig.from_spec(identity, spec, _progress_target(job, installation), output_prefix)
     price = installation.prices.find(spec.resources) if installation.prices else None
     given = {

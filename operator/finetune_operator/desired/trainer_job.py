@@ -70,8 +70,12 @@ def _queue_labels(scheduling: SchedulingSpec) -> dict[str, str]:
 def _pod_metadata(plan: PodPlan) -> dict[str, Any]:
     """Labels and annotations of the pod: schedulers other than Kueue read theirs there."""
     scheduling = plan.spec.scheduling
-    metadata: dict[str, Any] = {"labels": scheduling.labels | child_labels(plan.job, plan.component)}
-    return metadata | ({"annotations": dict(scheduling.annotations)} if scheduling.annotations else {})
+    pod = plan.spec.pod
+    annotations = pod.annotations | scheduling.annotations
+    metadata: dict[str, Any] = {
+        "labels": pod.labels | scheduling.labels | child_labels(plan.job, plan.component),
+    }
+    return metadata | ({"annotations": annotations} if annotations else {})
 
 
 def _failure_rules() -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from finetune_api.base import Json
 from finetune_api.progress import token_audience
 from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.vocabulary import TRAINER_CONTAINER
+from finetune_operator.desired.pod_options import option_mounts, option_variables, option_volumes, pod_options
 from finetune_operator.desired.pod_plan import PodPlan
 from finetune_operator.desired.run_config_map import RUN_CONFIG_KEY
 
@@ -48,14 +49,17 @@ def build_pod_spec(plan: PodPlan) -> Json:
         "runtimeClassName": resources.runtime_class_name,
         "priorityClassName": resources.priority_class_name,
         "schedulerName": plan.spec.scheduling.scheduler_name,
+        **pod_options(plan),
     }
     return pod | {field: value for field, value in optional.items() if value}
 
 
 def _container(plan: PodPlan) -> Json:
+    pod = plan.spec.pod
     return {
         "name": TRAINER_CONTAINER,
         "image": plan.image,
+        **({"imagePullPolicy": pod.image_pull_policy} if pod.image_pull_policy else {}),
         "command": ["finetune-trainer", plan.command],
         "env": _environment(plan),
         "resources": _resources(plan.spec),
@@ -86,6 +90,7 @@ def _environment(plan: PodPlan) -> list[Json]:
         "OMP_NUM_THREADS": _threads(str(plan.spec.resources.cpu)),
     }
 
+    values |= option_variables(plan.spec.pod)
     if plan.credentials:
         values["FINETUNE_CREDENTIALS_DIR"] = CREDENTIALS_DIR
     for purpose in plan.claims:
@@ -129,7 +134,7 @@ def _mounts(plan: PodPlan) -> list[Json]:
         mounts.append({"name": "credentials", "mountPath": CREDENTIALS_DIR, "readOnly": True})
     mounts += [{"name": purpose, "mountPath": f"/mnt/{purpose}", "readOnly": True} for purpose in plan.claims]
 
-    return mounts
+    return mounts + option_mounts(plan.spec.pod)
 
 
 def _volumes(plan: PodPlan) -> list[Json]:
@@ -151,4 +156,4 @@ def _volumes(plan: PodPlan) -> list[Json]:
     for purpose, claim in plan.claims.items():
         volumes.append({"name": purpose, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
 
-    return volumes
+    return volumes + option_volumes(plan.spec.pod)

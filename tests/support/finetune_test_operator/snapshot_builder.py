@@ -49,6 +49,18 @@ FULL_SECTIONS: dict[str, Any] = {
         "runtimeClassName": "nvidia",
         "priorityClassName": "research",
     },
+    "pod": {
+        "serviceAccountName": "trainer",
+        "labels": {"azure.workload.identity/use": "true"},
+        "annotations": {"example.com/owner": "team-a"},
+        "imagePullSecrets": ["registry"],
+        "imagePullPolicy": "Always",
+        "env": {"HTTPS_PROXY": "http://proxy.example.com:3128", "HF_ENDPOINT": "https://hub.example.com"},
+        "caBundle": {"configMapName": "company-ca"},
+        "gpuProducts": ["NVIDIA-H200", "NVIDIA-B200"],
+        "topologySpread": [{"topologyKey": "topology.kubernetes.io/zone"}],
+        "cacheClaim": "hub-cache",
+    },
     "runPolicy": {"maxRetries": 5, "activeDeadlineSeconds": 3600, "terminationGracePeriodSeconds": 60},
 }
 """Sections of a spec that sets everything that a pod depends on, in their wire form."""

@@ -29,6 +29,7 @@ from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.job.triton_cache import seed_triton_cache
 from finetune_trainer.job.watchdog import Stall, Watchdog
 from finetune_trainer.sources.hub import restrict_hub
+from finetune_trainer.storage.authorities import trust_authorities
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def run_attempt(settings: Settings, stop_signal: StopSignal) -> int:
 
     try:
         config = load_config(settings)
+        trust_authorities(settings.ca_bundle, settings.work)
     except TrainerError as error:
         return write_outcome(_failed(error, progress), termination_log)
     configure_pod_logging(config, settings.attempt_id)

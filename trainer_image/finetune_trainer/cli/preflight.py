@@ -24,6 +24,7 @@ from finetune_trainer.preflight.report import Report
 from finetune_trainer.preflight.reuse import find_result
 from finetune_trainer.preflight.table import to_sentence, to_table
 from finetune_trainer.sources.hub import restrict_hub
+from finetune_trainer.storage.authorities import trust_authorities
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ def preflight_attempt(settings: Settings, stop_signal: StopSignal) -> int:
     try:
         config = load_config(settings)
         configure_pod_logging(config, settings.attempt_id)
+        trust_authorities(settings.ca_bundle, settings.work)
         if config.endpoints is not None:
             restrict_hub(config.endpoints)
         outcome = find_result(config, settings) or _check(config, settings)

@@ -52,6 +52,10 @@ class Settings:
     """What the image has compiled for Triton; None outside the image."""
     triton_cache: Path | None = None
     """Triton's cache; None: below the user's home folder."""
+    ca_bundle: Path | None = None
+    """Mounted certificates of authorities to trust beside the public ones."""
+    hub_cache: bool = False
+    """True if the Hub's own cache is on a volume that outlives the pod."""
     output_folder: Path | None = None
     """Results go here instead of S3 (`finetune run --output`)."""
 
@@ -73,6 +77,8 @@ class Settings:
             dataset_mount=path("FINETUNE_DATASET_MOUNT"),
             triton_seed=path("FINETUNE_TRITON_SEED"),
             triton_cache=path("TRITON_CACHE_DIR"),
+            ca_bundle=path("FINETUNE_CA_BUNDLE"),
+            hub_cache="FINETUNE_HUB_CACHE" in environment,
             cpu_ranks=int(environment.get(CPU_RANKS, "1")),
         )
 

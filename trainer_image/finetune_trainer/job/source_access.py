@@ -16,4 +16,5 @@ def access_source(config: RunConfig, settings: Settings, use: str) -> SourceAcce
         config.endpoints,
         mount,
         hub_retries=settings.hub_retries,
+        hub_cache=settings.hub_cache,
     )

@@ -31,6 +31,7 @@ from finetune_api.failures import FailureReason
 from finetune_api.spec.endpoints import EndpointPolicy
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.sources.repository import SourceAccess
+from finetune_trainer.storage.authorities import explain_untrusted
 from finetune_trainer.storage.endpoint_checks import CheckedBackend
 from finetune_trainer.storage.object_store import OnBytes
 from finetune_trainer.storage.retry import Cause, retry
@@ -173,6 +174,9 @@ class HubRepository:
             return TrainerError(missing, f"{where} is not a valid name of a repository: write hf://owner/name")
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             return TrainerError(missing, f"{where} lists a file that does not exist")
+
+        if (untrusted := explain_untrusted(error)) is not None:
+            return TrainerError(FailureReason.CERTIFICATE_NOT_TRUSTED, f"{where}: {untrusted}")
 
         # Everything else may pass with time, such as HTTP 429 and 5xx.
         answer = f"answered HTTP {status}" if status else f"did not answer ({type(error).__name__})"

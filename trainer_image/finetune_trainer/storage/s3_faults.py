@@ -15,6 +15,7 @@ import urllib3.exceptions
 
 from finetune_api.failures import FailureReason
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage.authorities import explain_untrusted
 from finetune_trainer.storage.endpoint_checks import EndpointRefusedError
 from finetune_trainer.storage.retry import Cause
 
@@ -37,6 +38,7 @@ class FaultKind(StrEnum):
     REFUSED = "the store refused the request"
     NOT_ALLOWED = "the endpoint is not allowed"
     REDIRECTED = "the endpoint redirects, which is not followed"
+    UNTRUSTED = "the store cannot be trusted"
 
     @property
     def cause(self) -> Cause:
@@ -125,6 +127,8 @@ class FaultReasons:
                 return FailureReason.ENDPOINT_NOT_ALLOWED
             case FaultKind.REDIRECTED:
                 return FailureReason.ENDPOINT_REDIRECTED
+            case FaultKind.UNTRUSTED:
+                return FailureReason.CERTIFICATE_NOT_TRUSTED
             case FaultKind.CORRUPTED:
                 return FailureReason.UPLOAD_CORRUPTED
             case _:
@@ -178,6 +182,9 @@ def classify(error: BaseException) -> tuple[FaultKind, str]:
         return FaultKind.REDIRECTED, str(error)
     if isinstance(error, boto_errors.HTTPClientError) and isinstance(error.kwargs.get("error"), EndpointRefusedError):
         return FaultKind.NOT_ALLOWED, error.kwargs["error"].message
+
+    if (untrusted := explain_untrusted(error)) is not None:
+        return FaultKind.UNTRUSTED, untrusted
 
     code = type(error).__name__
     if isinstance(error, boto_errors.NoCredentialsError | boto_errors.PartialCredentialsError):

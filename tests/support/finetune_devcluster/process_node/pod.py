@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -221,6 +222,8 @@ class PodWorker:
         """Run one probe for as long as the process lives."""
         probe, failures = container[kind], 0
         await asyncio.sleep(probe.get("initialDelaySeconds", 0))
+        if startup := container.get("startupProbe"):
+            await _wait_for_start(startup, container)
 
         while True:
             good = await succeeds(probe, container)
@@ -284,6 +287,14 @@ class PodWorker:
 
 
 PROBES = ("livenessProbe", "readinessProbe")
+
+
+async def _wait_for_start(startup: Object, container: Object) -> None:
+    """Wait until a startup probe succeeds, or until it has had its time: the others begin afterwards."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(startup.get("periodSeconds", 10) * startup.get("failureThreshold", 3)):
+            while not await succeeds(startup, container):
+                await asyncio.sleep(0.2)
 
 
 class ImageError(Exception):
