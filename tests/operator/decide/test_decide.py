@@ -1,7 +1,6 @@
 """The rules, one by one: what is seen, and what is done about it."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 
@@ -288,15 +287,15 @@ def test_a_job_with_its_children_in_order_has_nothing_written(name: str) -> None
     assert decision_about(snapshot).actions == Actions()
 
 
-def _volumes(job: Any) -> Any:
-    return job["spec"]["template"]["spec"]["volumes"]
-
-
 def test_children_are_made_in_order_and_once() -> None:
     actions = decision_about(a_snapshot(UNCHECKED, job=None, config_map=None)).actions
     assert actions.create_config_map is not None
     assert actions.create_trainer_job is not None
-    (config,) = (volume for volume in _volumes(actions.create_trainer_job) if volume["name"] == "config")
+    (config,) = (
+        volume
+        for volume in actions.create_trainer_job["spec"]["template"]["spec"]["volumes"]
+        if volume["name"] == "config"
+    )
     assert config["configMap"]["name"] == actions.create_config_map["metadata"]["name"]
     with_map = decision_about(a_snapshot(UNCHECKED, job=None)).actions
     assert with_map.create_config_map is None

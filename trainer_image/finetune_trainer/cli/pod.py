@@ -28,8 +28,8 @@ from finetune_trainer.job.settings import Settings, load_config
 from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.job.triton_cache import seed_triton_cache
 from finetune_trainer.job.watchdog import Stall, Watchdog
+from finetune_trainer.sources.authorities import trust_authorities
 from finetune_trainer.sources.hub import restrict_hub
-from finetune_trainer.storage.authorities import trust_authorities
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from finetune_trainer.preflight.checks import run_preflight
 from finetune_trainer.preflight.report import Report
 from finetune_trainer.preflight.reuse import find_result
 from finetune_trainer.preflight.table import to_sentence, to_table
+from finetune_trainer.sources.authorities import trust_authorities
 from finetune_trainer.sources.hub import restrict_hub
-from finetune_trainer.storage.authorities import trust_authorities
 
 log = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ hub           hf:// repositories at one commit
 s3            s3:// objects and prefixes
 local         pvc:// and file:// paths, used in place
 selection     the files of a source that are used; pickled weights and code never are
+authorities   whose certificates a pod trusts: the public ones, and those of spec.pod.caBundle
 dataset_card  subsets and splits that a dataset's README.md names
 front_matter  the YAML block at the beginning of a README.md
 """

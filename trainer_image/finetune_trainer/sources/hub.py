@@ -31,8 +31,7 @@ from finetune_api.failures import FailureReason
 from finetune_api.spec.endpoints import EndpointPolicy
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.sources.repository import SourceAccess
-from finetune_trainer.storage.authorities import explain_untrusted
-from finetune_trainer.storage.endpoint_checks import CheckedBackend
+from finetune_trainer.storage.endpoint_checks import CheckedBackend, explain_untrusted
 from finetune_trainer.storage.object_store import OnBytes
 from finetune_trainer.storage.retry import Cause, retry
 from finetune_trainer.storage.s3_faults import FaultReasons

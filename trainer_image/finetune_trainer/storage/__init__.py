@@ -6,7 +6,6 @@ folder_store     the same in a local folder, for `finetune run`
 s3_session       one S3 client; every request goes through it and is retried
 s3_faults        botocore's errors, sorted by what can be done about them
 endpoint_checks  where a connection leads, checked when it is opened
-authorities      whose certificates are trusted: the public authorities and the company's
 s3_credentials   keys from a mounted Secret, read again when it changes
 s3_upload        upload of one file in parallel parts, with proof that the store holds it
 s3_download      download of one object in parallel ranges

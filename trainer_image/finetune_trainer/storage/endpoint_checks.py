@@ -5,7 +5,8 @@ look-up, which might give another one, does not take place. TLS still verifies t
 """
 
 import socket
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -15,6 +16,11 @@ from botocore.awsrequest import AWSHTTPConnection, AWSHTTPConnectionPool, AWSHTT
 from finetune_api.failures import FailureReason
 from finetune_api.spec.endpoints import EndpointPolicy
 from finetune_trainer.errors import TrainerError
+
+_ADVICE = (
+    "if a proxy or an authority of your own signs it, spec.pod.caBundle names the ConfigMap with that authority's "
+    "certificate"
+)
 
 
 class EndpointRefusedError(TrainerError):
@@ -100,3 +106,27 @@ class CheckedBackend:
     def __getattr__(self, name: str) -> Any:
         """Everything else is the inner backend's."""
         return getattr(self._inner, name)
+
+
+def explain_untrusted(error: BaseException) -> str | None:
+    """Says that a server's certificate is not trusted, and what to do, if that is what an error comes from."""
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"the certificate of the server is not trusted ({cause.verify_message}): {_ADVICE}"
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those behind it: libraries keep theirs as cause, as argument, or, as botocore does, by name."""
+    todo, seen = [error], set[int]()
+    while todo:
+        cause = todo.pop()
+        if id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        yield cause
+
+        kept = getattr(cause, "kwargs", {})
+        named = kept.values() if isinstance(kept, dict) else ()
+        behind = (cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args, *named)
+        todo += [each for each in behind if isinstance(each, BaseException)]

@@ -15,8 +15,7 @@ import urllib3.exceptions
 
 from finetune_api.failures import FailureReason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.storage.authorities import explain_untrusted
-from finetune_trainer.storage.endpoint_checks import EndpointRefusedError
+from finetune_trainer.storage.endpoint_checks import EndpointRefusedError, explain_untrusted
 from finetune_trainer.storage.retry import Cause
 
 

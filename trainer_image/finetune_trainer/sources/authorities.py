@@ -7,7 +7,7 @@ certifi's authorities and the mounted ones, and all of them are pointed at it be
 import os
 import re
 import ssl
-from collections.abc import Iterator, MutableMapping
+from collections.abc import MutableMapping
 from pathlib import Path
 
 import certifi
@@ -19,10 +19,6 @@ VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE")
 """Read by Python's ssl, httpx and the Hub's Xet; by requests; by botocore."""
 
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
-_ADVICE = (
-    "if a proxy or an authority of your own signs it, spec.pod.caBundle names the ConfigMap with that authority's "
-    "certificate"
-)
 
 
 def trust_authorities(
@@ -50,33 +46,9 @@ def trust_authorities(
     return together
 
 
-def explain_untrusted(error: BaseException) -> str | None:
-    """Says that a server's certificate is not trusted, and what to do, if that is what an error comes from."""
-    for cause in _causes(error):
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"the certificate of the server is not trusted ({cause.verify_message}): {_ADVICE}"
-    return None
-
-
 def _read(bundle: Path) -> bytes:
     try:
         return bundle.read_bytes()
     except OSError as error:
         message = f"spec.pod.caBundle: {bundle} cannot be read: {error.strerror}"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from None
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and those behind it: libraries keep theirs as cause, as argument, or, as botocore does, by name."""
-    todo, seen = [error], set[int]()
-    while todo:
-        cause = todo.pop()
-        if id(cause) in seen:
-            continue
-        seen.add(id(cause))
-        yield cause
-
-        kept = getattr(cause, "kwargs", {})
-        named = kept.values() if isinstance(kept, dict) else ()
-        behind = (cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args, *named)
-        todo += [each for each in behind if isinstance(each, BaseException)]
