@@ -131,6 +131,10 @@ FAILURES: dict[FailureReason, FailureClass] = {
     FailureReason.CUDA_OUT_OF_MEMORY: FailureClass(
         ExitCode.OUT_OF_MEMORY, "Lower spec.training.batchSize or spec.model.maxSequenceLength, or use a larger GPU."
     ),
+    FailureReason.DRIVER_TOO_OLD: FailureClass(
+        ExitCode.CONFIGURATION,
+        "Update NVIDIA's driver on the GPU nodes, or choose others: spec.resources.nodeSelector.",
+    ),
     FailureReason.NON_FINITE_LOSS: FailureClass(
         ExitCode.DIVERGED, "Lower spec.training.learningRate, or set spec.training.precision: BF16."
     ),

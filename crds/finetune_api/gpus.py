@@ -12,6 +12,8 @@ from finetune_api.spec.run import ResourcesSpec
 PRODUCT_LABEL = "nvidia.com/gpu.product"
 MEMORY_LABEL = "nvidia.com/gpu.memory"
 COUNT_LABEL = "nvidia.com/gpu.count"
+DRIVER_LABEL = "nvidia.com/cuda.driver-version.major"
+_WHOLE_DRIVER_LABEL = "nvidia.com/cuda.driver-version.full"
 _MEBIBYTE, _GIBIBYTE = 1 << 20, 1 << 30
 _UNITS = {unit: 1000**power for power, unit in enumerate(("", "k", "M", "G", "T", "P"))} | {
     f"{unit}i": 1024**power for power, unit in enumerate(("", "K", "M", "G", "T", "P")) if unit
@@ -87,6 +89,8 @@ class ExpectedGpu(ApiModel):
     """Rate of dense 16-bit products, in TFLOP/s."""
     node_count: int | None = None
     """GPUs of a node, where the node selector names their number and none of them is shared or divided."""
+    driver: int | None = None
+    """Major version of NVIDIA's driver, where the node selector names it."""
     watts: int | None = None
     """Most power that the whole card takes; None if it is not known, or if the job gets a part of the card."""
 
@@ -122,6 +126,7 @@ def expected_gpu(resources: ResourcesSpec, products: Sequence[str] = ()) -> Expe
         memory_bytes=memory,
         teraflops=speed,
         watts=_WATTS.get(product) if is_whole else None,
+        driver=_asked_driver(resources.node_selector),
         node_count=int(count) if is_whole and count.isdigit() else None,
     )
 
@@ -130,6 +135,12 @@ def _smallest(products: Sequence[str]) -> str:
     """Return the product with the least memory; one that is not known may be smaller than all others."""
     known = [(_PRODUCTS[product][0], product) for product in products if product in _PRODUCTS]
     return min(known)[1] if known and len(known) == len(products) else ""
+
+
+def _asked_driver(node_selector: Mapping[str, str]) -> int | None:
+    """Major version of the driver that a node selector asks for, by the label of that part or of the whole version."""
+    asked = node_selector.get(DRIVER_LABEL) or node_selector.get(_WHOLE_DRIVER_LABEL, "").split(".")[0]
+    return int(asked) if asked.isdigit() else None
 
 
 def to_bytes(quantity: int | str) -> int:

@@ -84,3 +84,18 @@ def test_a_step_that_cannot_be_shared_is_refused_with_the_nearest_that_can(
     FineTuneJobSpec.model_validate(sections | {"resources": {"gpus": 1}})
     with pytest.raises(ValidationError, match=f"it is {accumulation}: write values whose product is {nearest}"):
         FineTuneJobSpec.model_validate(sections | {"resources": {"gpus": gpus}})
+
+
+@pytest.mark.parametrize(
+    ("labels", "driver"),
+    [
+        ({"nvidia.com/cuda.driver-version.major": "570"}, 570),
+        ({"nvidia.com/cuda.driver-version.full": "580.65.06"}, 580),
+        ({"nvidia.com/cuda.driver-version.major": "new"}, None),
+        ({}, None),
+    ],
+)
+def test_the_driver_is_what_the_node_selector_asks_for(labels: dict[str, str], driver: int | None) -> None:
+    gpu = expected_gpu(ResourcesSpec.model_validate({"nodeSelector": labels}))
+    assert gpu is not None
+    assert gpu.driver == driver

@@ -21,6 +21,7 @@ class FailureReason(StrEnum):
     DATASET_ACCESS_DENIED = "DatasetAccessDenied"
     OUT_OF_MEMORY = "OutOfMemory"
     CUDA_OUT_OF_MEMORY = "CudaOutOfMemory"
+    DRIVER_TOO_OLD = "DriverTooOld"
     NON_FINITE_LOSS = "NonFiniteLoss"
     LOSS_DIVERGED = "LossDiverged"
     NOTHING_LEARNED = "NothingLearned"

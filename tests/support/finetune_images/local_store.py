@@ -83,7 +83,9 @@ def build(dockerfile: str, tag: str, arguments: dict[str, str], options: Sequenc
     values = [f"--build-arg={name}={value}" for name, value in ({"BASE": BASE} | arguments).items()]
     flags = ["--isolation=chroot", "--network=host", f"--timestamp={TIMESTAMP}", "--no-cache", "--quiet"]
     with pip_mounts() as mounts:
-        buildah("bud", *flags, *mounts, *values, *options, f"--file={dockerfile}", f"--tag={tag}", CHECKOUT)
+        buildah(
+            "bud", *flags, *mounts, *values, *options, f"--file={dockerfile}", f"--tag={tag}", CHECKOUT, capture=True
+        )
     return digest_of(tag)
 
 

@@ -17,7 +17,8 @@ from finetune_api.spec.training import TrainingSpec
 from finetune_api.vocabulary import MemoryMode
 from finetune_kernels.planning.memory_plan import MARGIN, plan_memory
 from finetune_kernels.planning.model_shape import loaded_bytes, shape_from_config
-from finetune_trainer.preflight.gpu import LENGTH_STEP, estimate_gpu, judge_count, judge_gpu
+from finetune_trainer.distributed.driver import CudaNeed
+from finetune_trainer.preflight.gpu import LENGTH_STEP, estimate_gpu, judge_count, judge_driver, judge_gpu
 from finetune_trainer.preflight.report import Finding, GpuEstimate, Severity
 from finetune_trainer.preflight.steps import TrainingSize, training_size
 from finetune_trainer.stages.adapter_injection import inject_adapter
@@ -265,6 +266,18 @@ def test_more_gpus_than_a_node_has_are_an_error(gpus: int, node: int | None, fou
         assert (finding.severity, finding.location) == (Severity.ERROR, "spec.resources.gpus")
         assert "8 GPUs of one node are asked for" in finding.message
         assert "write gpus: 4" in finding.message
+
+
+@pytest.mark.parametrize(("asked", "found"), [(None, 0), (580, 0), (595, 0), (570, 1)])
+def test_a_driver_that_the_node_selector_names_is_judged_before_a_gpu(asked: int | None, found: int) -> None:
+    config = a_config(80 * GIB)
+    config = config.model_copy(update={"gpu": ExpectedGpu(name="card", driver=asked)})
+    findings = judge_driver(config, CudaNeed("13.0", 580))
+    assert len(findings) == found
+    for finding in findings:
+        assert finding.location == "spec.resources.nodeSelector"
+        assert "NVIDIA's driver 570" in finding.message
+        assert "needs driver 580 or newer" in finding.message
 
 
 def test_gpus_share_a_step_and_its_time() -> None:

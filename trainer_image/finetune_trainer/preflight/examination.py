@@ -6,13 +6,14 @@ from typing import Any
 from finetune_api.run_config import RunConfig
 from finetune_api.spec.inputs import DatasetSpec
 from finetune_api.vocabulary import Precision
+from finetune_trainer.distributed.driver import find_need
 from finetune_trainer.job.machine import free_memory, has_bfloat16
 from finetune_trainer.model.architectures import UNPACKED
 from finetune_trainer.model.cpu_advice import advise_on_cpu
 from finetune_trainer.model.description import embedding_rows
 from finetune_trainer.model.planned_weights import PlannedWeights, plan_weights
 from finetune_trainer.preflight.findings import Findings, ModelFacts
-from finetune_trainer.preflight.gpu import estimate_gpu, judge_count, judge_gpu
+from finetune_trainer.preflight.gpu import estimate_gpu, judge_count, judge_driver, judge_gpu
 from finetune_trainer.preflight.judgements.batching import judge_batching
 from finetune_trainer.preflight.judgements.coverage import judge_coverage, judge_weight_memory
 from finetune_trainer.preflight.judgements.disk import judge_disk
@@ -62,7 +63,7 @@ def examine(config: RunConfig, model: ModelFacts | None, data: Data, findings: F
             facts |= {"optimizer_steps": size.steps, "epochs": size.epochs, "training_tokens": size.tokens}
             findings.found += judge_training(_plan(trained, model, size, scan, data.evaluation))
 
-    findings.found += judge_count(config)
+    findings.found += [*judge_count(config), *judge_driver(config, find_need())]
     if model is not None and model.configuration is not None:
         estimate = estimate_gpu(config, model.configuration, size)
         findings.found += judge_gpu(config, model.configuration, size, estimate)

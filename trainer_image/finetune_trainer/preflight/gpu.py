@@ -17,6 +17,7 @@ from finetune_api.vocabulary import AdapterVariant, MemoryMode, Precision, Quant
 from finetune_kernels.planning.memory_plan import MARGIN, MemoryPlan, plan_memory
 from finetune_kernels.planning.micro_batch import MicroBatch, choose_micro_batch
 from finetune_kernels.planning.model_shape import ModelShape, loaded_bytes, shape_from_config
+from finetune_trainer.distributed.driver import CudaNeed, describe_need
 from finetune_trainer.distributed.shares import split_batch
 from finetune_trainer.preflight.report import Finding, GpuEstimate, PlanRow
 from finetune_trainer.preflight.steps import TrainingSize
@@ -107,6 +108,16 @@ def judge_count(config: RunConfig) -> list[Finding]:
             GPUS, f"{message} {has}: write gpus: {has}, or select other nodes", FailureReason.INVALID_CONFIGURATION
         )
     ]
+
+
+def judge_driver(config: RunConfig, need: CudaNeed | None) -> list[Finding]:
+    """Returns an error if the node selector asks for a driver that cannot run the trainer's CUDA."""
+    asked = config.gpu.driver if config.gpu else None
+    if asked is None or need is None or asked >= need.driver:
+        return []
+
+    message = f"the node selector asks for nodes with NVIDIA's driver {asked}, but {describe_need(need)}"
+    return [Finding.error("spec.resources.nodeSelector", message, FailureReason.DRIVER_TOO_OLD)]
 
 
 class _Plans:
