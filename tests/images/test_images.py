@@ -1,5 +1,6 @@
 """What is in the two images, and that it runs: as any user of group 0, without a shell, a compiler and ldconfig."""
 
+import json
 import os
 import re
 import stat
@@ -9,9 +10,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from finetune_images.build import IMAGES, bytes_of
-from finetune_images.local_store import buildah, mounted
+from finetune_images.local_store import CHECKOUT, buildah, mounted
 
 pytestmark = pytest.mark.images
 
@@ -86,6 +89,18 @@ def test_labels_and_user_are_in_the_image(image: str) -> None:
     labels = asked("{{.OCIv1.Config.Labels}}")
     assert f"org.opencontainers.image.title:{IMAGES[image].name}" in labels
     assert ("dev.finetune.nvidia-driver:>=580" in labels) == (image == "trainer")
+
+
+def test_the_bill_of_materials_has_every_locked_package_and_debians(image: str) -> None:
+    text = IMAGES[image].sbom.read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    document = json.loads(text)
+    found = {component["purl"].split("?")[0] for component in document["components"]}
+    lock = (CHECKOUT / f"constraints-{image}.txt").read_text()
+    locked = {f"pkg:pypi/{name}@{version}" for name, version in re.findall(r"^([a-z0-9-]+)==([^ ]+)", lock, re.M)}
+    assert locked <= found
+    assert [purl for purl in found if purl.startswith("pkg:deb/debian/libc6@")]
+    assert not [purl for purl in found if purl.startswith(("pkg:pypi/pip@", "pkg:pypi/pytest@"))]
 
 
 def test_every_module_of_the_operator_imports_as_a_random_user(roots: dict[str, Path]) -> None:

@@ -1,18 +1,20 @@
 """Fills a Triton cache with what Triton would compile by gcc at its first kernel: the module that calls CUDA's driver.
 
-Runs in the builder stage, under the image's environment, without a driver: `libcuda.so.1` is an empty stand-in, which
-the linker is content with. The image has no compiler. Its pods copy the cache into their own (job/triton_cache.py of
+Runs in the builder stage, under the image's environment, without a driver: `libcuda.so.1` is a stand-in with the
+functions that the module calls. Without them the linker would not note that the module needs that library, and it could
+not be loaded beside a real driver. The image has no compiler. Its pods copy the cache into their own (job/triton_cache.py of
 the trainer).
 
     python triton_seed.py FOLDER
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -22,20 +24,25 @@ def compile_driver_module(folder: Path) -> Path:
     assert shutil.which("file") is None, "the module would be kept under another key than the image looks for"
 
     with tempfile.TemporaryDirectory() as libraries:
-        stand_in = Path(libraries) / "libcuda.so.1"
-        command = ["gcc", "-shared", "-Wl,-soname,libcuda.so.1", "-o", stand_in, "-x", "c", os.devnull]
-        subprocess.run(command, check=True)
+        _make_stand_in(Path(libraries) / "libcuda.so.1")
         os.environ |= {"TRITON_LIBCUDA_PATH": libraries, "TRITON_CACHE_DIR": str(folder)}
 
-        from triton.backends.nvidia.driver import CudaUtils
-
-        with suppress(ImportError):  # it is compiled and kept, then loaded: the stand-in has none of CUDA's functions
-            CudaUtils()
+        os.environ["LD_LIBRARY_PATH"] = libraries
+        load = "from triton.backends.nvidia.driver import CudaUtils; CudaUtils()"
+        subprocess.run([sys.executable, "-c", load], check=True)  # the loader reads LD_LIBRARY_PATH when it starts
 
     modules = list(folder.glob("*/cuda_utils.*.so"))
     if len(modules) != 1:
         raise RuntimeError(f"Triton has left {len(modules)} modules in {folder}, not one: has it another cache now?")
     return modules[0]
+
+
+def _make_stand_in(library: Path) -> None:
+    source = Path(find_spec("triton").submodule_search_locations[0], "backends/nvidia/driver.c").read_text()
+    functions = sorted(set(re.findall(r"\b(cu[A-Z]\w*)\(", source)))
+    stand_in = "".join(f"int {name}() {{ return 0; }}\n" for name in functions)
+    command = ["gcc", "-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1", "-o", library, "-x", "c", "-"]
+    subprocess.run(command, input=stand_in, text=True, check=True)
 
 
 if __name__ == "__main__":

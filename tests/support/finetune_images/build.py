@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_images.local_store import CACHE, CHECKOUT, build, buildah, mounted
+from finetune_images.sbom import write_sbom
 
 VERSION = str(tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"])
 
@@ -30,6 +31,11 @@ class Image:
     def tag(self) -> str:
         """Name in this machine's store, as the chart would have it below a registry `localhost`."""
         return f"localhost/{self.name}:{VERSION}"
+
+    @property
+    def sbom(self) -> Path:
+        """Its bill of materials."""
+        return CACHE / f"{self.name}-{VERSION}.cdx.json"
 
 
 IMAGES = {
@@ -68,7 +74,9 @@ def build_image(image: Image, commit: str) -> str:
 
     with mounted(image.tag) as root:
         size = bytes_of(root)
+        parts = write_sbom(root, image.name, VERSION, digest, image.sbom)
     print(f"{image.tag}  {digest}  {size / 1e6:,.0f} MB unpacked  built in {seconds:.0f} s", flush=True)
+    print(f"{image.sbom}  {parts} components", flush=True)
     if size > image.largest_bytes:
         sys.exit(f"{image.tag} has {size:,} bytes; it may have {image.largest_bytes:,}: find what has grown")
     return digest

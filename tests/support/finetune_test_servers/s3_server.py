@@ -1,6 +1,7 @@
 """S3 over HTTP on loopback: moto's server in a process of its own, so that nothing of it leaks into the tests'
 process."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -27,14 +28,15 @@ class S3Server:
 
     @classmethod
     @contextmanager
-    def start(cls) -> Iterator[Self]:
-        """Start the server, wait until it answers, stop it at the end."""
-        port = free_port()
+    def start(cls, host: str = "127.0.0.1", port: int | None = None) -> Iterator[Self]:
+        """Start the server, wait until it answers, stop it at the end. `port`: None takes any that is free."""
+        port = port or free_port()
         with TemporaryDirectory(prefix="finetune-s3-") as folder:
-            command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
-            server = Program("moto", command, Path(folder) / "moto.log")
+            command = [sys.executable, "-m", "moto.server", "--host", host, "--port", str(port)]
+            names = os.environ | {"S3_IGNORE_SUBDOMAIN_BUCKETNAME": "true"}  # s3.example.internal is no bucket "s3"
+            server = Program("moto", command, Path(folder) / "moto.log", names)
             try:
-                store = cls(f"http://127.0.0.1:{port}")
+                store = cls(f"http://{host}:{port}")
                 store._wait(server)
                 yield store
             finally:
