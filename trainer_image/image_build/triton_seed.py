@@ -2,8 +2,8 @@
 
 Runs in the builder stage, under the image's environment, without a driver: `libcuda.so.1` is a stand-in with the
 functions that the module calls. Without them the linker would not note that the module needs that library, and it could
-not be loaded beside a real driver. The image has no compiler. Its pods copy the cache into their own (job/triton_cache.py of
-the trainer).
+not be loaded beside a real driver. The image has no compiler; its pods copy the cache into their own
+(job/triton_cache.py of the trainer).
 
     python triton_seed.py FOLDER
 """
