@@ -159,13 +159,13 @@ def test_suspension_eviction_and_a_new_operator_leave_the_training_where_it_was(
 
 
 def test_a_job_survives_a_node_that_loses_its_power(platform: RealPlatform, five_commands: dict[str, Any]) -> None:
-    job = _long_job("powerless") | {}
-    job["spec"]["training"]["maxSteps"] = 400
+    job = _long_job("powerless")
+    job["spec"]["training"]["maxSteps"] = 200
     platform.apply(job)
     _wait_for_step(platform, job, 12)
     platform.node.switch_off()
     platform.node.switch_on()
-    done = platform.wait_for_end(NAMESPACE, "powerless", timeout=420)
+    done = platform.wait_for_end(NAMESPACE, "powerless", timeout=600)
     assert done["status"]["phase"] == "Succeeded", _whole_story(platform)
     assert done["status"]["resumedFromStep"] >= 10
 
