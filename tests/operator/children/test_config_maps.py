@@ -6,6 +6,7 @@ import pytest
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
+from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
 from finetune_operator.desired.names import child_metadata, child_name, names_its_data
 from finetune_operator.desired.run_config_map import RUN_CONFIG_KEY
@@ -46,6 +47,17 @@ def test_neither_an_administrator_nor_the_operator_can_change_one(
     assert jobs.cluster.kubectl(*patch).returncode == 0, "an administrator may label it"
 
 
+def _replace(jobs: Any, core: Any, body: Json) -> bool:
+    """Puts another ConfigMap in a deleted one's place; False if the operator was quicker."""
+    core.delete_namespaced_config_map(body["metadata"]["name"], jobs.namespace)
+    try:
+        core.create_namespaced_config_map(jobs.namespace, body)
+    except ApiException as error:
+        assert error.status == 409
+        return False
+    return True
+
+
 def test_one_that_was_deleted_is_made_again_and_one_that_was_replaced_stops_the_job(
     operator: OperatorProcess, jobs: Any, kubelet: PlayedKubelet, core: Any
 ) -> None:
@@ -61,13 +73,9 @@ def test_one_that_was_deleted_is_made_again_and_one_that_was_replaced_stops_the_
     assert (again.metadata.name, again.data) == (name, original.data)
     assert again.metadata.uid != original.metadata.uid
 
-    core.delete_namespaced_config_map(name, jobs.namespace)
     owners = jobs.cluster.api_client().sanitize_for_serialization(original.metadata.owner_references)
-    labels = original.metadata.labels
-    core.create_namespaced_config_map(
-        jobs.namespace,
-        {"metadata": {"name": name, "ownerReferences": owners, "labels": labels}, "immutable": True} | OTHER,
-    )
+    metadata = {"name": name, "ownerReferences": owners, "labels": original.metadata.labels}
+    wait_for(lambda: _replace(jobs, core, {"metadata": metadata, "immutable": True} | OTHER), "it is replaced")
 
     jobs.label("copied", "touched", "2")
     jobs.wait("copied", lambda s: "does not hold what the operator wrote" in str(s.get("conditions")), "noticed")
