@@ -1,5 +1,6 @@
 """Two replicas that make their certificates themselves: a trainer reports to both, also after both have restarted."""
 
+import json
 import ssl
 import urllib.error
 import urllib.request
@@ -12,7 +13,8 @@ import yaml
 
 from finetune_api.progress import progress_path
 from finetune_devcluster.cluster import DevCluster
-from finetune_test_operator.operator_process import OperatorProcess
+from finetune_operator.cluster.access import AUTHORITY_NAME
+from finetune_test_operator.operator_process import NAMESPACE, OperatorProcess
 from finetune_test_operator.played_kubelet import PlayedKubelet
 from finetune_test_operator.reporter import Reporter
 
@@ -29,13 +31,19 @@ def replicas(
     first = OperatorProcess(dev_cluster, tmp_path / "first")
     second = OperatorProcess(dev_cluster, tmp_path / "second", beside=first)
     for name, replica in (("first", first), ("second", second)):
-        own = {"FINETUNE_TLS_SEED": str(tmp_path / "token"), "FINETUNE_TLS_DIR": str(tmp_path / name / "memory")}
-        replica.environment |= own
+        replica.environment |= {
+            "FINETUNE_TLS_SEED": str(tmp_path / "token"),
+            "FINETUNE_TLS_DIR": str(tmp_path / name / "memory"),
+            "FINETUNE_AUTHORITY_CONFIG_MAP": AUTHORITY_NAME,
+        }
+    empty = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": AUTHORITY_NAME, "namespace": NAMESPACE}}
+    dev_cluster.kubectl("create", "-f", "-", stdin=json.dumps(empty))  # as the chart makes it
     first.start()
     second.start(follows=True)
     yield first, second
     first.kill()
     second.kill()
+    dev_cluster.kubectl("delete", "configmap", "-n", NAMESPACE, AUTHORITY_NAME)
 
 
 class Trainer:
@@ -44,6 +52,7 @@ class Trainer:
     def __init__(self, jobs: Any, name: str, token: str) -> None:
         (config_map,) = jobs.config_maps(name)
         authority = yaml.safe_load(config_map.data["run_config.yaml"])["progress"]["caCertificate"]
+        self.authority = str(authority)
         self._tls = ssl.create_default_context(cadata=authority)
         self._path = progress_path(jobs.namespace, name)
         self._token = token
@@ -58,6 +67,13 @@ class Trainer:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code
+
+
+def _published(cluster: DevCluster) -> str:
+    """Returns what the ConfigMap shows, once something stands in it."""
+    name = ("-n", NAMESPACE, f"configmap/{AUTHORITY_NAME}")
+    cluster.kubectl("wait", *name, "--for=jsonpath={.data}", "--timeout=20s")
+    return cluster.kubectl("get", *name, "-o", r"jsonpath={.data.ca\.crt}").stdout
 
 
 def test_a_running_trainer_trusts_every_replica_also_after_all_have_restarted(
@@ -75,6 +91,7 @@ def test_a_running_trainer_trusts_every_replica_also_after_all_have_restarted(
     second.start()
     first.start(follows=True)
     assert [trainer.post(replica) for replica in replicas] == [422, 422]
+    assert trainer.authority == _published(jobs.cluster), "Prometheus trusts whom trainers trust"
     assert "certificate changed" not in str(jobs.get("trusting")["status"]["conditions"])
 
     # Another seed is another authority, which no running trainer trusts: the process ends, and tells later jobs.

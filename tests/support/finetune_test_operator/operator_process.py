@@ -16,7 +16,7 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from finetune_devcluster.cluster import DevCluster
-from finetune_operator.cluster.access import CLUSTER_RULES, OWN_RULES, QUEUE_RULES, RULES
+from finetune_operator.cluster.access import AUTHORITY_RULES, CLUSTER_RULES, OWN_RULES, QUEUE_RULES, RULES
 from finetune_operator.desired.names import LEASE_NAME
 from finetune_operator.settings import ServiceAccount
 from finetune_test_programs.child_process import Program, free_port
@@ -252,6 +252,7 @@ class OperatorProcess:
         reviewer = reference | {"kind": "ClusterRole", "name": delegation["name"]}
         reviews = [rule.to_wire() for rule in CLUSTER_RULES]
         own = {"name": f"{self._account}-own", "namespace": self._lease_namespace}
+        own_rules = [rule.to_wire() for rule in (*OWN_RULES, *AUTHORITY_RULES)]
         own_role = reference | {"kind": "Role", "name": own["name"]}
 
         return {
@@ -266,7 +267,7 @@ class OperatorProcess:
                 },
                 *({"apiVersion": rbac, "kind": kind, "metadata": metadata, "rules": rules} for metadata in scoped),
                 *(_binding(f"{kind}Binding", metadata, reference, subject) for metadata in scoped),
-                {"apiVersion": rbac, "kind": "Role", "metadata": own, "rules": [rule.to_wire() for rule in OWN_RULES]},
+                {"apiVersion": rbac, "kind": "Role", "metadata": own, "rules": own_rules},
                 _binding("RoleBinding", own, own_role, subject),
                 {"apiVersion": rbac, "kind": "ClusterRole", "metadata": delegation, "rules": reviews},
                 _binding("ClusterRoleBinding", delegation, reviewer, subject),

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from finetune_api import GROUP, PLURAL
 from finetune_devcluster.audit import Request, read_requests
-from finetune_operator.cluster.access import CLUSTER_RULES, OWN_RULES, QUEUE_RULES, RULES
+from finetune_operator.cluster.access import AUTHORITY_RULES, CLUSTER_RULES, OWN_RULES, QUEUE_RULES, RULES
 from finetune_test_operator.operator_process import ACCOUNT
 
 DISCOVERY = ("/api", "/apis", "/version", "/openapi")
@@ -93,7 +93,7 @@ class Audit:
 
 def granted() -> dict[Right, str]:
     """Returns every right that the rules grant, with the reason of its rule."""
-    rules = (*RULES, *QUEUE_RULES, *OWN_RULES, *CLUSTER_RULES)
+    rules = (*RULES, *QUEUE_RULES, *OWN_RULES, *AUTHORITY_RULES, *CLUSTER_RULES)
     return {Right(rule.group, rule.resource, verb): rule.reason for rule in rules for verb in rule.verbs}
 
 
