@@ -99,3 +99,19 @@ def test_the_driver_is_what_the_node_selector_asks_for(labels: dict[str, str], d
     gpu = expected_gpu(ResourcesSpec.model_validate({"nodeSelector": labels}))
     assert gpu is not None
     assert gpu.driver == driver
+
+
+PRODUCTS = {
+    "one": (("NVIDIA-H200",), "NVIDIA-H200"),
+    "the smallest of several": (("NVIDIA-H200", "NVIDIA-L4", "NVIDIA-B200"), "NVIDIA-L4"),
+    "one that nobody knows may be smaller": (("NVIDIA-H200", "NVIDIA-X1"), "GPU"),
+    "none": ((), "GPU"),
+}
+
+
+@pytest.mark.parametrize(("products", "name"), PRODUCTS.values(), ids=PRODUCTS)
+def test_a_job_has_to_fit_into_the_smallest_of_its_products(products: tuple[str, ...], name: str) -> None:
+    gpu = expected_gpu(ResourcesSpec(), products)
+    assert gpu is not None
+    assert gpu.name == name
+    assert (gpu.memory_bytes is None) is (name == "GPU")

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +41,17 @@ def proxy(
             yield running
 
 
+def _make_claim(platform: Platform, namespace: str, folder: Path) -> Path:
+    """Claim hub-cache, on a folder of this machine."""
+    size, modes = {"storage": "1Gi"}, ["ReadWriteMany"]
+    spec = {"capacity": size, "accessModes": modes, "storageClassName": "", "hostPath": {"path": str(folder)}}
+    claim = {"resources": {"requests": size}, "accessModes": modes, "storageClassName": "", "volumeName": "hub-cache"}
+    core: Any = client.CoreV1Api(platform.cluster.api_client())
+    core.create_persistent_volume({"metadata": {"name": "hub-cache"}, "spec": spec})
+    core.create_namespaced_persistent_volume_claim(namespace, {"metadata": {"name": "hub-cache"}, "spec": claim})
+    return folder
+
+
 def _port(url: str) -> int:
     return int(url.rpartition(":")[2])
 
@@ -56,16 +68,19 @@ def _behind(proxy: InterceptingProxy, job: dict[str, Any], **pod: Any) -> dict[s
 
 
 def test_a_job_succeeds_behind_a_proxy_that_opens_tls(
-    platform: Platform, small_job: Builder, proxy: InterceptingProxy
+    platform: Platform, small_job: Builder, proxy: InterceptingProxy, job_namespace: str, tmp_path: Path
 ) -> None:
     with pytest.raises(OSError, match=r"not known|resolution|failure"):
         socket.getaddrinfo(HUB, 443)
 
-    job = _behind(proxy, small_job("behind-a-proxy"), caBundle={"configMapName": "company-ca"})
+    cache = _make_claim(platform, job_namespace, tmp_path)
+    options = {"caBundle": {"configMapName": "company-ca"}, "cacheClaim": "hub-cache"}
+    job = _behind(proxy, small_job("behind-a-proxy"), **options)
     platform.apply(job)
     done = platform.wait_for_end(**_key(job), timeout=150)
     assert done["status"]["phase"] == "Succeeded", platform.trainer_log(**_key(job))
     assert {HUB, STORE} <= set(proxy.opened)
+    assert [path.name for path in cache.glob("huggingface/hub/models--acme--tiny/snapshots/*/*.safetensors")]
     assert done["status"]["progress"]["percent"] == 100  # reported to the operator, past the proxy
 
 

@@ -55,6 +55,20 @@ def test_a_limit_of_0_is_none(value: str, limit: int | None) -> None:
         Settings.from_environment(GOOD | {"FINETUNE_MAX_GPUS_PER_NAMESPACE": "many"})
 
 
+def test_what_pods_carry_comes_from_the_charts_values() -> None:
+    values = {
+        "FINETUNE_POD_DEFAULTS": '{"serviceAccountName": "trainer"}',
+        "FINETUNE_ALLOWED_OVERRIDES": '{"env": ["NO_PROXY"]}',
+    }
+    pods = Settings.from_environment(GOOD | values).pods
+    assert pods.defaults.service_account_name == "trainer"
+    assert (pods.allowed.env, "imagePullPolicy" in pods.allowed.fields) == (("NO_PROXY",), True)
+    with pytest.raises(SettingsError, match=r"podDefaults\.serviceAcountName: Extra inputs are not permitted"):
+        Settings.from_environment(GOOD | {"FINETUNE_POD_DEFAULTS": '{"serviceAcountName": "trainer"}'})
+    with pytest.raises(SettingsError, match="FINETUNE_ALLOWED_OVERRIDES is no JSON"):
+        Settings.from_environment(GOOD | {"FINETUNE_ALLOWED_OVERRIDES": "env: all"})
+
+
 def test_with_a_kubeconfig_the_pods_own_variables_are_not_needed() -> None:
     kubeconfig = Kubeconfig(Path("config"), "dev")
     pod_only = ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT", "FINETUNE_SERVICE_ACCOUNT_DIR")

@@ -66,7 +66,7 @@ class Platform:
             "progress.url": f"https://127.0.0.1:{port}",
             "health.port": str(free_port()),
             "endpoints.loopback": "true",  # S3 is on this machine
-            "allowedOverrides.fields": "{caBundle}",  # as of a cluster whose users may create pods anyway
+            "allowedOverrides.fields": "{caBundle,cacheClaim}",  # as of a cluster whose users may create pods anyway
             "allowedOverrides.env": "{HTTPS_PROXY,HF_ENDPOINT,HF_HUB_DISABLE_XET}",
             "replicas": "1",  # pods of this node share the machine's address, and so its ports
             **overrides,
