@@ -77,7 +77,7 @@ def test_a_job_succeeds_behind_a_proxy_that_opens_tls(
     options = {"caBundle": {"configMapName": "company-ca"}, "cacheClaim": "hub-cache"}
     job = _behind(proxy, small_job("behind-a-proxy"), **options)
     platform.apply(job)
-    done = platform.wait_for_end(**_key(job), timeout=150)
+    done = platform.wait_for_end(**_key(job), timeout=240)
     assert done["status"]["phase"] == "Succeeded", platform.trainer_log(**_key(job))
     assert {HUB, STORE} <= set(proxy.opened)
     assert [path.name for path in cache.glob("huggingface/hub/models--acme--tiny/snapshots/*/*.safetensors")]
