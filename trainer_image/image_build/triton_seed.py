@@ -27,7 +27,7 @@ def compile_driver_module(folder: Path) -> Path:
         _make_stand_in(Path(libraries) / "libcuda.so.1")
         os.environ |= {"TRITON_LIBCUDA_PATH": libraries, "TRITON_CACHE_DIR": str(folder)}
 
-        os.environ["LD_LIBRARY_PATH"] = libraries
+        os.environ |= {"LD_LIBRARY_PATH": libraries, "CC": str(_make_compiler(Path(libraries) / "cc"))}
         load = "from triton.backends.nvidia.driver import CudaUtils; CudaUtils()"
         subprocess.run([sys.executable, "-c", load], check=True)  # the loader reads LD_LIBRARY_PATH when it starts
 
@@ -35,6 +35,14 @@ def compile_driver_module(folder: Path) -> Path:
     if len(modules) != 1:
         raise RuntimeError(f"Triton has left {len(modules)} modules in {folder}, not one: has it another cache now?")
     return modules[0]
+
+
+def _make_compiler(program: Path) -> Path:
+    """Makes a gcc that forgets the folder of its source, Triton's first argument: it has another name each time, and
+    assertions would carry it into the module, so that no two images were equal."""
+    program.write_text('#!/bin/sh\nexec gcc "-fmacro-prefix-map=${1%/*}=." "$@"\n')
+    program.chmod(0o755)
+    return program
 
 
 def _make_stand_in(library: Path) -> None:
