@@ -34,6 +34,8 @@ LIST_AGAIN_SECONDS = 5.0
 """Time until the next list after one that failed, or after a watch has begun anew."""
 
 HEARTBEAT_SECONDS = 5.0
+GATHER_SECONDS = 0.2
+"""Time from a child's first change to the look: a Job that is made, counted and given a pod changes four times in it."""
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +88,7 @@ class Controller:
         """
         name = self._names.get(job_uid)
         if name is not None and not self._reconciler.is_settled(job_uid):
-            self._add(name)
+            self._add(name, GATHER_SECONDS)
 
     def note_queued(self, child_uid: str, job_uid: str, *, is_gone: bool) -> None:
         """Remember whose batch/v1 Job is in a queue: Kueue's Workloads name that Job only."""

@@ -20,7 +20,7 @@ from finetune_operator.health import build_health_app
 from finetune_operator.observe import report_store
 from finetune_operator.observe.report_store import ReceivedReport, ReportStore
 from finetune_operator.watch import controller
-from finetune_operator.watch.controller import Controller
+from finetune_operator.watch.controller import GATHER_SECONDS, Controller
 from finetune_test_operator.snapshot_builder import a_report
 
 JOB = NamespacedName("team", "bot")
@@ -216,10 +216,14 @@ async def test_a_job_is_read_again_if_more_than_its_report_may_be_new_and_not_fo
         known.controller.trigger_report("uid", JOB)
         known.controller.trigger_owner("uid")
         await expect(True)
+        for _ in range(4):
+            known.controller.trigger_owner("uid")
+            await asyncio.sleep(GATHER_SECONDS / 10)
+        await expect(True)
 
         known.settled = "uid"
         known.controller.trigger_owner("uid")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(2 * GATHER_SECONDS)
         await expect()
         known.controller.trigger(JOB, "uid", "2")
         await expect(True)
