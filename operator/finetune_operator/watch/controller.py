@@ -35,7 +35,8 @@ LIST_AGAIN_SECONDS = 5.0
 
 HEARTBEAT_SECONDS = 5.0
 GATHER_SECONDS = 0.2
-"""Time from a child's first change to the look: a Job that is made, counted and given a pod changes four times in it."""
+"""Time from a child's first change to the look: a Job that is made, counted and given a pod changes four times in it.
+"""
 
 logger = logging.getLogger(__name__)
 

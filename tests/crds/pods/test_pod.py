@@ -9,6 +9,8 @@ from pydantic import ValidationError
 from finetune_api.job import load_manifest
 from finetune_api.spec.pod import ENV_NAMES, PodOptions
 from finetune_api.spec.pod_policy import AllowedOverrides, PodPolicy
+from finetune_api.structural import structural_schema
+from finetune_test_operator.rule_messages import messages
 from finetune_test_operator.snapshot_builder import a_spec
 
 VALID: dict[str, dict[str, Any]] = {
@@ -51,6 +53,24 @@ INVALID: dict[str, tuple[dict[str, Any], str, str]] = {
         "spec.pod.env",
         "write the address alone",
     ),
+    "a place that no node names": (
+        {"topologySpread": [{"topologyKey": "not a label"}]},
+        "topologyKey",
+        "write a label of nodes",
+    ),
+    "a key that is none": ({"annotations": {"not a key": "x"}}, "spec.pod.annotations", "write a key such as zone"),
+    "a value that is no label's": ({"labels": {"zone": "-x"}}, "spec.pod.labels", "write at most 63 letters"),
+    "an account's name that is none": (
+        {"serviceAccountName": "Not a name"},
+        "serviceAccountName",
+        "write the object's n",
+    ),
+    "a product that no label can name": ({"gpuProducts": ["an H200"]}, "gpuProducts", "such as NVIDIA-H200"),
+    "a file's path as a key": (
+        {"caBundle": {"configMapName": "company-ca", "key": "etc/ca.crt"}},
+        "caBundle.key",
+        "write a key of the ConfigMap",
+    ),
     "a pull policy that does not exist": ({"imagePullPolicy": "Sometimes"}, "imagePullPolicy", "Always"),
     "a bundle without a ConfigMap": ({"caBundle": {"key": "ca.crt"}}, "caBundle.configMapName", "equired"),
 }
@@ -75,6 +95,13 @@ def test_what_they_may_not_is_refused_by_both(jobs: Any, minimal: dict[str, Any]
     with pytest.raises(ValidationError) as found:
         load_manifest(yaml.safe_dump(manifest))
     assert remedy in str(found.value)
+
+
+def test_every_rule_is_broken_by_a_manifest_of_the_table() -> None:
+    remedies = [remedy for _, _, remedy in INVALID.values()]
+    found = messages(structural_schema(PodOptions))
+    assert len(found) > 5
+    assert not [message for message in found if not any(remedy in message for remedy in remedies)]
 
 
 def a_pod(**fields: Any) -> PodOptions:

@@ -22,6 +22,12 @@ from finetune_test_servers.s3_server import S3Server
 CHECKOUT = Path(__file__).parents[3]
 CHART = CHECKOUT / "charts/finetune-operator"
 SYSTEM_NAMESPACE = "finetune-system"
+ALLOWED = {
+    "allowedOverrides.fields": "{caBundle,cacheClaim}",  # as of a cluster whose users may create pods anyway
+    "allowedOverrides.env": "{HTTPS_PROXY,HF_ENDPOINT,HF_HUB_DISABLE_XET}",
+}
+"""What jobs may set of their pods; charts of earlier versions do not know it."""
+
 CREDENTIALS_SECRET = "s3-credentials"
 TERMINAL_PHASES = ("Succeeded", "Failed")
 RESTRICTED = {
@@ -66,9 +72,8 @@ class Platform:
             "progress.url": f"https://127.0.0.1:{port}",
             "health.port": str(free_port()),
             "endpoints.loopback": "true",  # S3 is on this machine
-            "allowedOverrides.fields": "{caBundle,cacheClaim}",  # as of a cluster whose users may create pods anyway
-            "allowedOverrides.env": "{HTTPS_PROXY,HF_ENDPOINT,HF_HUB_DISABLE_XET}",
             "replicas": "1",  # pods of this node share the machine's address, and so its ports
+            **(ALLOWED if chart == CHART else {}),
             **overrides,
         }
         settings = [argument for key, value in values.items() for argument in ("--set-string", f"{key}={value}")]

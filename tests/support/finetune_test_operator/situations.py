@@ -228,6 +228,9 @@ def all_statuses() -> dict[str, FineTuneJobStatus]:
     limited = decide(greedy, replace(INSTALLATION, max_gpus_per_namespace=1))
     found["failed: GpuLimitExceeded"] = build_status(greedy, limited)
 
+    account = a_snapshot(a_spec(pod={"serviceAccountName": "admin"}), job=None)
+    found["failed: PodFieldNotAllowed"] = build_status(account, decide(account, INSTALLATION))
+
     refused = a_snapshot(UNCHECKED, job=None)
     decision = explain_refusal(decision_about(refused), ApiError(422, "POST jobs", "spec.template: Invalid value"))
     return found | {"the API server refuses the Job": build_status(refused, decision)}

@@ -19,6 +19,8 @@ LOCAL_HINTS = {
     FailureReason.HUB_NOT_WRITABLE: "Put a token that may write to the repository into DIR/hub/HF_TOKEN for "
     "--credentials DIR.",
     FailureReason.STORAGE_UNAVAILABLE: f"Check the network and spec.output.s3.endpointURL, {_AGAIN}.",
+    FailureReason.CERTIFICATE_NOT_TRUSTED: "Put your authority's certificates and the public ones into one "
+    f"file, name it in SSL_CERT_FILE, REQUESTS_CA_BUNDLE and AWS_CA_BUNDLE, {_AGAIN}.",
     FailureReason.INTERNAL_ERROR: "This is a defect: run the same command with --verbose and report what it prints.",
 }
 
