@@ -35,8 +35,7 @@ LIST_AGAIN_SECONDS = 5.0
 
 HEARTBEAT_SECONDS = 5.0
 GATHER_SECONDS = 0.2
-"""Time from a child's first change to the look: a Job that is made, counted and given a pod changes four times in it.
-"""
+"""Time from a child's first change to the look: a Job that is made and given a pod changes four times in it."""
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +195,7 @@ class Controller:
 
     def _wake_line(self) -> None:
         for name, delay in self._line.take_woken().items():
-            self._queue.add(name, delay)
+            self._add(name, delay)
 
     async def _resync(self) -> None:
         """List all jobs now and then, forget those that are gone and look at those that have changed."""
