@@ -3,11 +3,9 @@
 from typing import Any
 
 import pytest
-import yaml
-from pydantic import ValidationError
 
-from finetune_api.job import load_manifest
 from finetune_api.spec.scheduling import SchedulingSpec
+from finetune_test_operator.two_doors import refusals
 
 pytestmark = pytest.mark.cluster
 
@@ -73,8 +71,7 @@ def _with(minimal: dict[str, Any], scheduling: dict[str, Any]) -> dict[str, Any]
 @pytest.mark.parametrize("scheduling", VALID.values(), ids=VALID)
 def test_what_schedulers_read_passes(jobs: Any, minimal: dict[str, Any], scheduling: dict[str, Any]) -> None:
     manifest = _with(minimal, scheduling)
-    assert jobs.apply(manifest, dry_run=True) == ""
-    load_manifest(yaml.safe_dump(manifest))
+    assert refusals(jobs, manifest) == ("", "")
 
 
 @pytest.mark.parametrize(("scheduling", "field", "remedy"), INVALID.values(), ids=INVALID)
@@ -82,13 +79,9 @@ def test_everything_else_is_refused_with_what_to_write(
     jobs: Any, minimal: dict[str, Any], scheduling: dict[str, Any], field: str, remedy: str
 ) -> None:
     manifest = _with(minimal, scheduling)
-    refusal = jobs.apply(manifest, dry_run=True)
-    assert field in refusal
-    assert remedy in refusal
-    with pytest.raises(ValidationError) as found:
-        load_manifest(yaml.safe_dump(manifest))
-    assert field in str(found.value)
-    assert remedy in str(found.value)
+    for refusal in refusals(jobs, manifest):
+        assert field in refusal
+        assert remedy in refusal
 
 
 def test_every_rule_is_broken_by_a_manifest_of_the_table() -> None:

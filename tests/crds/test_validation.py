@@ -12,6 +12,7 @@ from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.structural import structural_schema
 from finetune_operator.desired.trainer_job import build_trainer_job
 from finetune_test_operator.rule_messages import messages
+from finetune_test_operator.two_doors import refusals
 
 pytestmark = pytest.mark.cluster
 Manifest = dict[str, Any]
@@ -275,13 +276,9 @@ def test_invalid_names_the_field_and_what_to_write(
     jobs: Any, minimal: Manifest, changes: Manifest, field: str, remedy: str
 ) -> None:
     manifest = minimal | {"spec": changed(minimal["spec"], changes)}
-    refusal = jobs.apply(manifest, dry_run=True)
-    assert field in refusal
-    assert remedy in refusal
-    with pytest.raises(ValidationError) as found:
-        load_manifest(yaml.safe_dump(manifest))
-    assert field in str(found.value)
-    assert remedy in str(found.value)
+    for refusal in refusals(jobs, manifest):
+        assert field in refusal
+        assert remedy in refusal
 
 
 def test_every_rule_is_broken_by_a_manifest_of_the_table(minimal: Manifest) -> None:
