@@ -8,6 +8,7 @@ errors.py      what the API server and the network refuse, in a sentence that sa
 terminal/      what a cluster says, as a terminal shows it: cleaned, in words, in lines and blocks
 rows.py        one job as a row: phase, progress, loss, GPUs, queue
 show.py        list, describe, estimate, top: what is read once
+jobs.py        jobs from Python, as in a notebook: submit, follow, wait
 watch.py       watch: bars and curves of many jobs, or plain lines
 change.py      submit, suspend, resume, cancel, retry
 artifacts.py   artifacts, as a job's status lists them

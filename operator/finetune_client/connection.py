@@ -187,6 +187,8 @@ def _load(kubeconfig: str | None, context: str | None) -> tuple[Any, str]:
         load.load_incluster_config(client_configuration=settings)
         return settings, _NAMESPACE_FILE.read_text().strip() if _NAMESPACE_FILE.exists() else "default"
 
+    # The client reads the variable once, when it is imported; a notebook may set it later.
+    kubeconfig = kubeconfig or os.environ.get("KUBECONFIG")
     load.load_kube_config(kubeconfig, context=context, client_configuration=settings, persist_config=False)
     contexts, active = load.list_kube_config_contexts(kubeconfig)
     chosen = next((each for each in contexts if each["name"] == context), active)

@@ -1,6 +1,6 @@
 """One job as a row. A row reads the plain JSON: a client older than its cluster shows what it knows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from finetune_api.base import Json
@@ -66,6 +66,10 @@ class Row:
             queue=word(job, "spec", "scheduling", "queueName", limit=_NAME),
             retries=int(number(job, "status", "retries") or 0),
         )
+
+    def without_age(self) -> Self:
+        """Return the row without its age, which changes though nothing happens."""
+        return replace(self, age="")
 
     @property
     def style(self) -> str:

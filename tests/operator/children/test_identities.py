@@ -6,6 +6,8 @@ that has the cloud's annotation, mounts a token for the cloud into every contain
 
 import base64
 import json
+import re
+import shlex
 import ssl
 import threading
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from kubernetes import client
 
 from finetune_api.base import Json
 from finetune_devcluster.cluster import DevCluster
-from finetune_test_operator.operator_process import OperatorProcess
+from finetune_test_operator.operator_process import CHECKOUT, OperatorProcess
 from finetune_test_operator.played_kubelet import PlayedKubelet
 
 pytestmark = pytest.mark.cluster
@@ -212,3 +214,25 @@ def test_an_account_that_is_not_allowed_is_refused_before_any_pod(permissive: Op
     assert "spec.pod.serviceAccountName (allowedOverrides.serviceAccounts: on-*)" in failure["message"]
     assert jobs.find_child("climbs") is None
     assert jobs.config_maps("climbs") == []
+
+
+def test_the_commands_of_the_page_make_accounts_that_the_clouds_know(dev_cluster: DevCluster, namespace: str) -> None:
+    page = (CHECKOUT / "docs/identities.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    core: Any = client.CoreV1Api(dev_cluster.api_client())
+    seen = []
+    for block in blocks:
+        for command in block.strip().splitlines():
+            program, *words = shlex.split(command)
+            assert program == "kubectl"
+            dev_cluster.kubectl(*(namespace if word == "team" else word for word in words))
+        if "serviceaccount" in block:
+            account = core.read_namespaced_service_account("trainer", namespace)
+            seen.append([*(account.metadata.annotations or {})])
+            core.delete_namespaced_service_account("trainer", namespace)
+
+    known = [annotation for annotation, *_ in CLOUDS.values()]
+    assert seen == [[known[0]], [], ["iam.gke.io/gcp-service-account"], [known[1]]]
+    (policy,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    actions = {action for statement in json.loads(policy)["Statement"] for action in statement["Action"]}
+    assert actions == set(re.findall(r"s3:\w+", page.partition("## What the trainer needs")[2].partition("Buckets")[0]))
