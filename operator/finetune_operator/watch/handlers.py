@@ -59,7 +59,23 @@ def build_settings() -> kopf.OperatorSettings:
     settings.posting.loggers = False
     settings.scanning.disabled = True  # needs no rights on namespaces and CustomResourceDefinitions
     settings.peering.standalone = True
+    settings.persistence.diffbase_storage = NothingCompared()
     return settings
+
+
+class NothingCompared(kopf.DiffBaseStorage):
+    """Keeps kopf from copying each object of each event to find what has changed in it: no handler asks."""
+
+    def build(self, **_: Any) -> Any:
+        """Return nothing of an object."""
+        return {}
+
+    def fetch(self, **_: Any) -> Any:
+        """Return nothing to compare with."""
+        return None
+
+    def store(self, **_: Any) -> None:
+        """Store nothing: the operator changes no annotation of a job."""
 
 
 def build_registry(

@@ -1,8 +1,11 @@
 """The ConfigMap that hands the run's configuration over: it never changes, and its name says what it holds."""
 
+import copy
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
+import yaml
 
 from finetune_api.base import Json
 from finetune_api.cost.prices import PriceTable
@@ -80,3 +83,12 @@ def test_a_pod_that_reports_elsewhere_is_noticed() -> None:
     assert reports_elsewhere(a_config_map(), METADATA, replace(INSTALLATION, progress_url="https://moved:8443"))
     assert not reports_elsewhere(a_config_map(), METADATA, replace(INSTALLATION, trainer_image="another"))
     assert not reports_elsewhere({"data": {RUN_CONFIG_KEY: ":"}}, METADATA, RENEWED)
+
+
+def test_what_a_config_map_says_is_read_once_as_it_never_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Mock(side_effect=yaml.safe_load)
+    monkeypatch.setattr(yaml, "safe_load", read)
+    other = {"data": {RUN_CONFIG_KEY: a_config_map()["data"][RUN_CONFIG_KEY] + "# of another job\n"}}
+    for config_map in (other, copy.deepcopy(other), copy.deepcopy(other)):
+        assert reports_elsewhere(config_map, METADATA, RENEWED)
+    assert read.call_count == 1

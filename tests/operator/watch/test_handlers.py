@@ -3,6 +3,7 @@
 import itertools
 from typing import Any
 
+import kopf
 import pytest
 
 from finetune_operator.observe.terminated_pods import TerminatedPods
@@ -24,6 +25,13 @@ def test_kopf_writes_nothing_and_needs_no_more_rights() -> None:
     assert settings.posting.enabled is settings.posting.loggers is False
     assert settings.peering.standalone is True
     assert settings.scanning.disabled is True
+
+
+def test_kopf_copies_no_object_to_compare_it() -> None:
+    storage = build_settings().persistence.diffbase_storage
+    body = kopf.Body({"spec": {"model": {}}, "metadata": {"annotations": {"a": "b"}}})
+    assert storage.build(body=body) == {}
+    assert storage.fetch(body=body) is None
 
 
 def test_only_handlers_without_annotations_and_finalizers_are_registered() -> None:

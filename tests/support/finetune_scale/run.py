@@ -130,7 +130,9 @@ class _Run:
         figures["reads_per_job"] = round(cost.reads / self._jobs, 2)
         figures["reports"] = dict(reporters.answers)
         figures |= _percentiles("post_s", reporters.seconds)
-        figures |= _percentiles("pod_runs_to_status_s", _differences(nodes.started, sightings.phases["Running"]))
+        # A job whose status went on to its end at once counts, too: until then its start was not to be seen.
+        running = sightings.first("Running", "Exporting", "Uploading", "Succeeded")
+        figures |= _percentiles("pod_runs_to_status_s", _differences(nodes.started, running))
         figures |= _percentiles("pod_ends_to_status_s", _differences(nodes.ended, succeeded))
         figures |= _percentiles("job_completes_to_status_s", _differences(sightings.completed, succeeded))
         figures |= _percentiles("report_to_status_s", _report_ages(reporters, sightings))

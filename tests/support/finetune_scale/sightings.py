@@ -44,6 +44,14 @@ class Sightings:
             if step is not None and (not seen or seen[-1][1] != step):
                 seen.append((now, step))
 
+    def first(self, *phases: str) -> dict[int, float]:
+        """Time, by number of the job, at which it was first seen in one of the phases."""
+        found: dict[int, float] = {}
+        for phase in phases:
+            for number, seen in self.phases.get(phase, {}).items():
+                found[number] = min(seen, found.get(number, seen))
+        return found
+
     def count(self, phase: str) -> int:
         """Number of jobs that have been in a phase."""
         return len(self.phases.get(phase, {}))
