@@ -88,6 +88,8 @@ class RunConfig(ApiModel):
     stall: StallLimit | None = None
     """Limit of the watchdog; None, in the file of an older operator: nothing is watched."""
     gpus: int
+    memory_bytes: int | None = None
+    """Host memory that the pod may use; None, for a run without a cluster: what the machine has free."""
     ephemeral_storage_bytes: int | None = None
     """Disk that the pod may use; None: whatever the node has."""
     gpu: ExpectedGpu | None = None

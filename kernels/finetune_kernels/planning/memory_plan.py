@@ -3,7 +3,8 @@ peak fits the GPU at the least extra time.
 
 Each choice has a price in milliseconds per micro-batch, from counted operations and rates measured on an H200: weights
 that are not kept dequantised are dequantised twice; gate and up, or the whole layer, are recomputed if they are not
-saved. The cheapest mixture that fits is taken. If none fits, the smallest is.
+saved. The cheapest mixture that fits is taken. If none fits, the smallest is: it moves the vocabulary and the layers'
+inputs to pinned host memory, as far as that has room; what has none stays on the GPU.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,8 @@ MARGIN = 0.92
 """Share of the memory that a plan may use; the rest is for fragmentation and libraries' workspaces."""
 GEMM_RATE = 7.0e14
 """FLOP/s of bf16 matrix products at these shapes (measured on an H200: 685-783 TFLOP/s)."""
+UNLIMITED = 1 << 60
+"""Bytes of a memory of which nothing is known."""
 DEQUANTIZE_RATE = 4.0e12 / 2.5
 """Weights dequantised per second: half a byte read and two written each, at 4 TB/s."""
 
@@ -40,6 +43,8 @@ class MemoryPlan:
     host_bytes: int
     """Bytes of embedding and head within `base_bytes`, which move to host memory."""
     budget_bytes: int
+    input_bytes: int
+    """Bytes of the layers' inputs that wait in host memory between forward and backward."""
     extra_milliseconds: float
     """Milliseconds per micro-batch over a plan that saves and keeps everything."""
 
@@ -48,6 +53,11 @@ class MemoryPlan:
         """Predicted peak of allocated memory."""
         weights = self.base_bytes - self.host_bytes + self.dequantized_bytes
         return weights + self.training_bytes + self.activation_bytes + self.working_bytes
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Host memory that the plan pins; it cannot be swapped out."""
+        return self.host_bytes + self.input_bytes
 
     @property
     def fits(self) -> bool:
@@ -69,6 +79,7 @@ class MemoryPlan:
             ("gradients, optimiser, copies", f"{self.training_bytes / gib:.2f} GiB"),
             ("activations", f"{self.activation_bytes / gib:.2f} GiB"),
             ("one layer's work, or the loss", f"{self.working_bytes / gib:.2f} GiB"),
+            ("pinned in host memory", f"{self.pinned_bytes / gib:.2f} GiB"),
             ("predicted peak", f"{self.peak_bytes / gib:.2f} GiB of {self.budget_bytes / gib:.2f} planned for"),
             ("recomputing and dequantising", f"{self.extra_milliseconds:.0f} ms per micro-batch"),
         ]
@@ -103,12 +114,14 @@ class _Workload(NamedTuple):
     total_bytes: int
 
 
-def plan_memory(shape: ModelShape, tokens: int, *, base_bytes: int, total_bytes: int, mode: MemoryMode) -> MemoryPlan:
+def plan_memory(
+    shape: ModelShape, tokens: int, *, base_bytes: int, total_bytes: int, mode: MemoryMode, host_room: int = UNLIMITED
+) -> MemoryPlan:
     """Returns the plan for micro-batches of `tokens`, on a device that has `total_bytes` for this process and
-    `base_bytes` of them in use."""
+    `base_bytes` of them in use. `host_room`: bytes of host memory that this process may pin."""
     work, layers = _Workload(shape, tokens, base_bytes, total_bytes), shape.layers
     if mode is MemoryMode.SMALLEST:
-        return _predict(work, mode, (ActivationPolicy.OFFLOAD,) * layers, keep_dequantized=False)
+        return _plan_smallest(work, host_room)
 
     # Balanced never saves gate and up, and never keeps weights dequantised.
     fastest = mode is MemoryMode.FASTEST
@@ -122,7 +135,21 @@ def plan_memory(shape: ModelShape, tokens: int, *, base_bytes: int, total_bytes:
     fitting = [plan for plan in candidates if plan.fits]
     if fitting:
         return min(fitting, key=lambda plan: (plan.extra_milliseconds, plan.peak_bytes))
-    return plan_memory(shape, tokens, base_bytes=base_bytes, total_bytes=total_bytes, mode=MemoryMode.SMALLEST)
+    return _plan_smallest(work, host_room)
+
+
+def _plan_smallest(work: _Workload, host_room: int) -> MemoryPlan:
+    """Returns the plan with the least memory on the GPU of those whose pinned memory has room: with the vocabulary on
+    the host or not, and as many layers' inputs as fit beside it; the last layers' are kept on the GPU."""
+    layers, each = work.shape.layers, work.tokens * work.shape.hidden * BYTES
+    vocabulary = work.shape.movable_bytes
+    candidates = []
+    for moved in {vocabulary, 0}:
+        if moved <= max(0, host_room):
+            count = min(layers, max(0, host_room - moved) // each)
+            policies = (ActivationPolicy.OFFLOAD,) * count + (ActivationPolicy.RECOMPUTE_ALL,) * (layers - count)
+            candidates.append(_predict(work, MemoryMode.SMALLEST, policies, keep_dequantized=False, host_bytes=moved))
+    return min(candidates, key=lambda plan: plan.peak_bytes)
 
 
 def smaller_plan(plan: MemoryPlan, plan_for: Callable[[MemoryMode], MemoryPlan]) -> MemoryPlan | None:
@@ -148,12 +175,15 @@ def _mixtures(layers: int, best: ActivationPolicy) -> list[tuple[ActivationPolic
 
 
 def _predict(
-    work: _Workload, mode: MemoryMode, policies: tuple[ActivationPolicy, ...], *, keep_dequantized: bool
+    work: _Workload,
+    mode: MemoryMode,
+    policies: tuple[ActivationPolicy, ...],
+    *,
+    keep_dequantized: bool,
+    host_bytes: int = 0,
 ) -> MemoryPlan:
-    """Returns the plan of these choices, with its bytes and its price."""
+    """Returns the plan of these choices, with its bytes and its price. `host_bytes`: the vocabulary's, if it moves."""
     shape, tokens, base_bytes, total_bytes = work
-    offloads = all(policy is ActivationPolicy.OFFLOAD for policy in policies)
-    host_bytes = shape.movable_bytes if offloads else 0
 
     # Weights that are not kept are dequantised in forward and in backward, three matrices of the MLP at a time.
     dequantizes = shape.quantized and not keep_dequantized
@@ -163,7 +193,7 @@ def _predict(
 
     # Bytes per adapter parameter: gradient 2, two 8-bit moments 2, copies with zero blocks 3. If there is a smaller
     # plan to repeat a pass with, 2 more: the gradient from before the pass.
-    training = 7 if offloads else 9
+    training = 7 if mode is MemoryMode.SMALLEST else 9
     tiled = ActivationPolicy.SAVE_ALL not in policies
 
     return MemoryPlan(
@@ -179,5 +209,6 @@ def _predict(
         ),
         host_bytes=host_bytes,
         budget_bytes=int(MARGIN * total_bytes),
+        input_bytes=policies.count(ActivationPolicy.OFFLOAD) * tokens * shape.hidden * BYTES,
         extra_milliseconds=1e3 * (dequantizing + recomputing),
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from finetune_api.gpus import to_bytes
 from finetune_api.job import ObjectMeta
 from finetune_api.progress import progress_path
 from finetune_api.run_config import GpuHourPrice, JobIdentity, ProgressTarget, RunConfig
@@ -33,6 +34,7 @@ def build_run_config(
     config = RunConfig.from_spec(identity, spec, _progress_target(job, installation), output_prefix)
     price = installation.prices.find(spec.resources) if installation.prices else None
     given = {
+        "memory_bytes": to_bytes(spec.resources.memory),
         "endpoints": installation.endpoints,
         "log_format": installation.log_format,
         "price": GpuHourPrice(currency=price.currency, per_hour=price.per_hour) if price else None,

@@ -1,10 +1,12 @@
 """The plan takes the fastest policies that fit, and predicts the peak that was measured."""
 
+from dataclasses import replace
+
 import pytest
 
 from finetune_api.vocabulary import MemoryMode
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory, smaller_plan
+from finetune_kernels.planning.memory_plan import UNLIMITED, MemoryPlan, plan_memory, smaller_plan
 from finetune_kernels.planning.model_shape import ModelShape
 
 GIB = 2**30
@@ -61,3 +63,30 @@ def test_after_memory_ran_out_the_next_mode_that_needs_less_is_taken(gib: int, m
     assert [plan.mode for plan in found] == modes
     peaks = [plan.peak_bytes for plan in found]
     assert peaks == sorted(set(peaks), reverse=True)
+
+
+def test_what_host_memory_does_not_take_stays_on_the_gpu() -> None:
+    """131,072 tokens: 1 GiB of inputs for each of 32 layers, and 1.96 GiB of vocabulary."""
+    shape = replace(LLAMA_8B, movable_bytes=2 * LLAMA_8B.vocabulary * LLAMA_8B.hidden * 2)
+
+    def with_room(room: int) -> MemoryPlan:
+        mode = MemoryMode.SMALLEST
+        return plan_memory(shape, 131_072, base_bytes=BASE, total_bytes=80 * GIB, mode=mode, host_room=room)
+
+    everything = with_room(UNLIMITED)
+    assert everything.pinned_bytes == 32 * GIB + shape.movable_bytes
+    plans = [with_room(room * GIB) for room in (-1, 0, 1, 2, 8, 20, 33, 34)]
+    assert [plan.policies.count(ActivationPolicy.OFFLOAD) for plan in plans] == [0, 0, 1, 2, 8, 20, 31, 32]
+    assert [plan.host_bytes > 0 for plan in plans] == [False] * 6 + [True] * 2
+    assert plans[-1] == everything
+    for room, plan in zip((0, 0, 1, 2, 8, 20, 33, 34), plans, strict=True):
+        assert plan.pinned_bytes <= room * GIB
+        assert ("pinned in host memory", f"{plan.pinned_bytes / GIB:.2f} GiB") in plan.rows()
+
+    peaks = [plan.peak_bytes for plan in plans]
+    assert peaks == sorted(peaks, reverse=True)
+
+    # A byte that is not pinned is on the GPU instead.
+    kept = plans[1]
+    assert kept.activation_bytes == 32 * GIB
+    assert kept.peak_bytes - everything.peak_bytes > 32 * GIB

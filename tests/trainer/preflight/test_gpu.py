@@ -130,6 +130,45 @@ def test_a_step_of_the_same_size_is_proposed() -> None:
     assert all(int(rows) * int(accumulated) == 64 * 4 for rows, accumulated in told)
 
 
+LONG: dict[str, Any] = {"batch": 1, "length": 131_072, "training": {"memory": "Smallest"}}
+"""A step with 32 GiB of layers' inputs, and 2 GiB of vocabulary, for host memory."""
+
+
+def with_host_memory(gpu: int, host: int, gpus: int = 1) -> tuple[GpuEstimate, list[Finding]]:
+    config = a_config(gpu * GIB, **LONG)
+    return judged(config.model_copy(update={"memory_bytes": host * GIB, "gpus": gpus}))
+
+
+def test_host_memory_is_part_of_the_plan() -> None:
+    estimate, findings = with_host_memory(24, 64)
+    assert findings == []
+
+    # The pod of the default size would be killed for its memory at the first step: what it cannot take stays.
+    kept, findings = with_host_memory(80, 32)
+    assert findings == []
+    assert kept.peak_bytes > estimate.peak_bytes + 8 * GIB
+    pinned = next(float(row.value.split()[0]) for row in kept.plan if row.name == "pinned in host memory")
+    assert pinned < 32
+
+    # Where that does not fit either, the first remedy is the memory with which it does.
+    _, (finding,) = with_host_memory(24, 32)
+    (needed,) = re.findall(r"makes it fit: spec.resources.memory: (\d+)Gi", finding.message)
+    assert with_host_memory(24, int(needed))[1] == []
+    assert 32 < int(needed) < 64
+    assert with_host_memory(24, int(needed) - 1)[1] != []
+
+
+def test_the_processes_of_several_gpus_share_the_pods_memory() -> None:
+    (needed,) = re.findall(r"spec.resources.memory: (\d+)Gi", with_host_memory(24, 64, gpus=2)[1][0].message)
+    assert int(needed) > 2 * 34
+    assert with_host_memory(24, int(needed), gpus=2)[1] == []
+
+
+def test_more_host_memory_is_no_remedy_for_a_card_that_is_too_small() -> None:
+    _, (finding,) = with_host_memory(2, 32)
+    assert "spec.resources.memory" not in finding.message
+
+
 def test_a_model_that_is_too_large_needs_another_card_or_four_bits() -> None:
     _, (finding,) = judged(a_config(2 * GIB))
     needed = float(re.findall(r"a GPU with at least ([\d.]+) GiB", finding.message)[0])

@@ -7,6 +7,7 @@ Only a job that cannot fit is refused: one whose smallest plan needs more than t
 but not the plan's own margin is a warning.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,12 @@ from finetune_api.failures import FailureReason
 from finetune_api.gpus import COUNT_LABEL
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import AdapterVariant, MemoryMode, Precision, Quantization
-from finetune_kernels.planning.memory_plan import MARGIN, MemoryPlan, plan_memory
+from finetune_kernels.planning.memory_plan import MARGIN, UNLIMITED, MemoryPlan, plan_memory
 from finetune_kernels.planning.micro_batch import MicroBatch, choose_micro_batch
 from finetune_kernels.planning.model_shape import ModelShape, loaded_bytes, shape_from_config
 from finetune_trainer.distributed.driver import CudaNeed, describe_need
 from finetune_trainer.distributed.shares import split_batch
+from finetune_trainer.job.machine import HOST_MARGIN, PROCESS_BYTES, host_room
 from finetune_trainer.preflight.report import Finding, GpuEstimate, PlanRow
 from finetune_trainer.preflight.steps import TrainingSize
 from finetune_trainer.storage.sizes import GIBIBYTE
@@ -27,10 +29,10 @@ EFFICIENCY = 0.5
 """Share of the data sheet's TFLOP/s that training reaches: 15,800 tokens/s with Llama 8B on an H200."""
 
 BACKWARD = 2.5  # attention's matrix products in backward, over those in forward
-UNLIMITED = 1 << 50
 LENGTH_STEP = 128
 BATCH_SIZE = "spec.training.batchSize"
 GPUS = "spec.resources.gpus"
+MEMORY = "spec.resources.memory"
 
 
 def estimate_gpu(config: RunConfig, model: Any, size: TrainingSize | None) -> GpuEstimate | None:
@@ -126,6 +128,7 @@ class _Plans:
     def __init__(self, config: RunConfig, model: Any, shape: ModelShape) -> None:
         self.shape = shape
         self._base = loaded_bytes(model, shape, double_quantized=config.model.double_quantization)
+        self._room = host_room(config.memory_bytes, max(1, config.gpus), PROCESS_BYTES)
 
     @classmethod
     def of(cls, config: RunConfig, model: Any) -> "_Plans | None":
@@ -142,13 +145,15 @@ class _Plans:
         )
         return cls(config, model, shape) if shape else None
 
-    def at(self, tokens: int, mode: MemoryMode, total: int) -> MemoryPlan:
-        """The plan for micro-batches of `tokens` tokens on a GPU of `total` bytes."""
-        return plan_memory(self.shape, tokens, base_bytes=self._base, total_bytes=total, mode=mode)
+    def at(self, tokens: int, mode: MemoryMode, total: int, room: int | None = None) -> MemoryPlan:
+        """The plan for micro-batches of `tokens` tokens on a GPU of `total` bytes. `room`: host memory that it may
+        pin; None for that of the job's pod."""
+        room = self._room if room is None else room
+        return plan_memory(self.shape, tokens, base_bytes=self._base, total_bytes=total, mode=mode, host_room=room)
 
-    def smallest(self, tokens: int, total: int = UNLIMITED) -> MemoryPlan:
-        """The plan that needs the least memory."""
-        return self.at(tokens, MemoryMode.SMALLEST, total)
+    def smallest(self, tokens: int, total: int = UNLIMITED, room: int | None = None) -> MemoryPlan:
+        """The plan that needs the least memory of the GPU."""
+        return self.at(tokens, MemoryMode.SMALLEST, total, room)
 
 
 def _remedies(config: RunConfig, plans: _Plans, max_length: int, total: int) -> list[str]:
@@ -163,7 +168,8 @@ def _remedies(config: RunConfig, plans: _Plans, max_length: int, total: int) -> 
         found = _largest(1, steps, lambda count: plans.smallest(rows * count * LENGTH_STEP, total).fits)
         return found and found * LENGTH_STEP
 
-    ways = []
+    memory = _host_memory(config, plans, batch * max_length, total)
+    ways = [memory] if memory else []
     if rows := max_rows():
         sequences = config.training.sequences_per_step()
         same = (
@@ -181,6 +187,24 @@ def _remedies(config: RunConfig, plans: _Plans, max_length: int, total: int) -> 
 
     needed = plans.smallest(batch * max_length).peak_bytes / MARGIN
     return ways or [f"a GPU with at least {_gib(int(needed))}"]
+
+
+def _host_memory(config: RunConfig, plans: _Plans, tokens: int, total: int) -> str | None:
+    """The least host memory with which the job fits, if that is what it lacks."""
+    processes, has = max(1, config.gpus), config.memory_bytes
+    everything = plans.smallest(tokens, total, UNLIMITED)
+    if has is None or not everything.fits:
+        return None
+
+    def fits(gibibytes: int) -> bool:
+        room = host_room(gibibytes * GIBIBYTE, processes, PROCESS_BYTES)
+        return plans.smallest(tokens, total, room).fits
+
+    enough = math.ceil(processes * (everything.pinned_bytes / HOST_MARGIN + PROCESS_BYTES) / GIBIBYTE)
+    spare = _largest(0, enough - has // GIBIBYTE, lambda less: fits(enough - less))
+    if spare is None or enough - spare <= has // GIBIBYTE:
+        return None
+    return f"{MEMORY}: {enough - spare}Gi, for what waits in host memory while the GPU computes"
 
 
 def _largest(low: int, high: int, holds: Callable[[int], bool]) -> int | None:

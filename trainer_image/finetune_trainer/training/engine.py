@@ -32,6 +32,7 @@ from finetune_kernels.planning.micro_batch import (
 from finetune_kernels.planning.model_shape import ModelShape, ParameterCounts, build_shape
 from finetune_trainer.distributed.shares import split_batch
 from finetune_trainer.distributed.world import ALONE, World
+from finetune_trainer.job.machine import free_memory, host_room
 from finetune_trainer.training.batching.isolation import PACKED, BatchingChoice, choose_batching
 from finetune_trainer.training.batching.trial import try_step
 from finetune_trainer.training.fp8_gate import Fp8Decision, decide_fp8
@@ -217,9 +218,10 @@ def _fused_engine(
     """Engine that computes each layer in one function, by a memory plan; parameters as in `_modular_engine`."""
     causal, shape = causal_model(model), model_shape(model)
     length, wanted = config.model.max_sequence_length, config.training.memory
+    room = host_room(free_memory(), max(1, config.gpus))
 
     def plan_for(tokens: int, mode: MemoryMode) -> MemoryPlan:
-        return plan_memory(shape, tokens, base_bytes=base, total_bytes=total, mode=mode)
+        return plan_memory(shape, tokens, base_bytes=base, total_bytes=total, mode=mode, host_room=room)
 
     sequences = config.training.sequences_per_step()
     batch = written or choose_micro_batch(shape, sequences, length, wanted, lambda tokens: plan_for(tokens, wanted))
