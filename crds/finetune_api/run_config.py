@@ -6,6 +6,7 @@ environment. `finetune run` builds the same object on the user's machine.
 
 import hashlib
 import json
+from functools import lru_cache
 from typing import Literal, Self
 
 import yaml
@@ -30,6 +31,9 @@ NOT_IN_DIGEST = {
     "dataset": {"credentials"},
     "training": {"logging_steps", "checkpoint_steps"},
 }
+REMEMBERED = 256
+"""Files that are remembered as written, about 5 kB each: the operator asks for a new job's file several times, and
+writing YAML takes 3 ms."""
 DEFAULTS_VERSION = 1
 """Raised when a default changes: the same spec then means another run, and must have another digest."""
 
@@ -135,7 +139,7 @@ class RunConfig(ApiModel):
 
     def to_yaml(self) -> str:
         """Serialise to the file that the pod mounts."""
-        return yaml.safe_dump(self.to_wire(), sort_keys=False, allow_unicode=True)
+        return _dump_yaml(json.dumps(self.to_wire()))
 
     @classmethod
     def from_yaml(cls, text: str) -> Self:
@@ -162,3 +166,9 @@ class RunConfig(ApiModel):
         }
         text = json.dumps({"defaults": DEFAULTS_VERSION} | fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _dump_yaml(document: str) -> str:
+    """Serialise a JSON document to YAML."""
+    return yaml.safe_dump(json.loads(document), sort_keys=False, allow_unicode=True)

@@ -12,7 +12,7 @@ from finetune_api.cost.prices import PriceTable
 from finetune_api.job import ObjectMeta
 from finetune_api.run_config import GpuHourPrice, RunConfig
 from finetune_operator.desired.names import child_name, config_map_name, names_its_data
-from finetune_operator.desired.run_config_map import RUN_CONFIG_KEY, reports_elsewhere
+from finetune_operator.desired.run_config_map import RUN_CONFIG_KEY, build_run_config_map, reports_elsewhere
 from finetune_test_operator.snapshot_builder import (
     FULL_SECTIONS,
     INSTALLATION,
@@ -23,6 +23,16 @@ from finetune_test_operator.snapshot_builder import (
 )
 
 RENEWED = replace(INSTALLATION, ca_certificate="ANOTHER PEM")
+
+
+def test_the_same_configuration_is_written_as_yaml_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Mock(side_effect=yaml.safe_dump)
+    monkeypatch.setattr(yaml, "safe_dump", write)
+    job = METADATA.model_copy(update={"uid": "of-this-test"})
+    first, again = (build_run_config_map(job, a_spec(), PREFIX, INSTALLATION) for _ in range(2))
+    assert (write.call_count, first) == (1, again)
+    assert build_run_config_map(job, a_spec(), "elsewhere", INSTALLATION)["data"] != first["data"]
+    assert write.call_count == 2
 
 
 def test_the_run_config_survives_the_config_map() -> None:
