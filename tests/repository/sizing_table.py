@@ -66,12 +66,11 @@ TAIL = """
 ## Disk and host memory
 
 `spec.resources.ephemeralStorage`: about 2 bytes for each parameter, for each of the base model, the merged weights
-and
-every F16 or BF16 GGUF file; half as much for a Q8_0 file. `spec.resources.memory` is 32Gi by default; a job that runs
-out of it fails with `OutOfMemory`. Where GPU memory is
-short, layers' inputs and the vocabulary wait in host memory while the GPU computes: about 2 bytes for each token of a
-pass, layer and unit of the hidden size (Llama 3.1 8B: 262 kB a token, 34 GB for 131,072 tokens). What the pod's
-memory cannot take stays on the GPU; where both are too small, preflight names the memory to write.
+and every F16 or BF16 GGUF file; half as much for a Q8_0 file. `spec.resources.memory` is 32Gi by default; a job that
+runs out of it fails with `OutOfMemory`. Where GPU memory is short, layers' inputs and the vocabulary wait in host
+memory while the GPU computes: about 2 bytes for each token of a pass, layer and unit of the hidden size (Llama 3.1
+8B: 262 kB a token, 34 GB for 131,072 tokens). What the pod's memory cannot take stays on the GPU; where both are too
+small, preflight names the memory to write.
 
 [What a job costs](cost.md) has prices and budgets, [Benchmarks](benchmarks.md) what was measured.
 """
