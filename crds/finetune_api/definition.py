@@ -5,7 +5,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from finetune_api import GROUP, KIND, PLURAL, VERSION
-from finetune_api.spec.run import RunPolicySpec
+from finetune_api.spec.run import MAX_NAME_ON_NODES, RunPolicySpec
 from finetune_api.spec.spec import IMMUTABLE_SECTIONS, MUTABLE_RUN_POLICY, FineTuneJobSpec
 from finetune_api.status import NO_GENERATION, FineTuneJobStatus
 from finetune_api.structural import Schema, structural_schema
@@ -86,7 +86,12 @@ def _schema() -> Schema:
             {
                 "rule": f"size(self.metadata.name) <= {MAX_NAME_CHARACTERS}",
                 "message": f"metadata.name must have at most {MAX_NAME_CHARACTERS} characters: choose a shorter name",
-            }
+            },
+            {
+                "rule": f"self.spec.resources.nodes < 2 || size(self.metadata.name) <= {MAX_NAME_ON_NODES}",
+                "message": f"metadata.name must have at most {MAX_NAME_ON_NODES} characters with spec.resources.nodes: "
+                "its pods' host names are longer; choose a shorter name",
+            },
         ],
     }
 

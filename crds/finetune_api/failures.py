@@ -200,6 +200,10 @@ FAILURES: dict[FailureReason, FailureClass] = {
         "See the stacks of all processes in the trainer's log: one waits for the others. If they were only slow, raise "
         "spec.runPolicy.stallTimeoutSeconds in a new job of the same name.",
     ),
+    FailureReason.NODE_UNREACHABLE: FailureClass(
+        ExitCode.UNAVAILABLE,
+        "Let the job's pods talk to each other on all ports: look for a NetworkPolicy or a firewall that forbids it.",
+    ),
     FailureReason.INTERNAL_ERROR: FailureClass(
         ExitCode.INTERNAL, "This is a defect: see the trainer's log for the traceback."
     ),

@@ -92,6 +92,9 @@ class RunConfig(ApiModel):
     stall: StallLimit | None = None
     """Limit of the watchdog; None, in the file of an older operator: nothing is watched."""
     gpus: int
+    """GPUs of a node."""
+    nodes: int = 1
+    """Nodes that train together; absent in the file of an older operator."""
     memory_bytes: int | None = None
     """Host memory that the pod may use; None, for a run without a cluster: what the machine has free."""
     ephemeral_storage_bytes: int | None = None
@@ -108,6 +111,11 @@ class RunConfig(ApiModel):
     """Addresses that the trainer may connect to; None, for a run without a cluster: any."""
     log_format: LogFormat = LogFormat.TEXT
     """Form of the pod's log lines."""
+
+    @property
+    def processes(self) -> int:
+        """Processes that train together: one a GPU, or one a node without GPUs."""
+        return max(1, self.gpus) * self.nodes
 
     @classmethod
     def from_spec(
@@ -132,6 +140,7 @@ class RunConfig(ApiModel):
             termination_grace_period_seconds=spec.run_policy.termination_grace_period_seconds,
             stall=StallLimit.of(spec.run_policy.stall_timeout_seconds),
             gpus=spec.resources.gpus,
+            nodes=spec.resources.nodes,
             ephemeral_storage_bytes=to_bytes(storage) if storage is not None else None,
             gpu=expected_gpu(spec.resources, spec.pod.gpu_products),
             progress=progress,

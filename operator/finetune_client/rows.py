@@ -43,7 +43,7 @@ class Row:
         """Read the row of a job."""
         progress = find(job, "status", "progress")
         step, steps = number(progress, "step"), number(progress, "totalSteps")
-        gpus = number(job, "spec", "resources", "gpus")
+        gpus, nodes = (number(job, "spec", "resources", name) for name in ("gpus", "nodes"))
 
         return cls(
             namespace=word(job, "metadata", "namespace", limit=_NAME),
@@ -61,7 +61,7 @@ class Row:
             else eta,  # training is over, and the rest unknown
             age=age(word(job, "metadata", "creationTimestamp", limit=64)),
             model=word(job, "spec", "model", "source", limit=_NAME),
-            gpus=1 if gpus is None else int(gpus),
+            gpus=(1 if gpus is None else int(gpus)) * int(nodes or 1),
             gpu_resource=word(job, "spec", "resources", "gpuResourceName", limit=_NAME) or "nvidia.com/gpu",
             queue=word(job, "spec", "scheduling", "queueName", limit=_NAME),
             retries=int(number(job, "status", "retries") or 0),

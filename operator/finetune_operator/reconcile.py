@@ -23,12 +23,12 @@ from finetune_operator.errors import ApiError, ConflictError, ForbiddenError, No
 from finetune_operator.gpu_line import GpuLine
 from finetune_operator.metrics.job_ends import count_write
 from finetune_operator.metrics.job_gauges import JOBS, JobFacts
-from finetune_operator.observe.children import parse_time
 from finetune_operator.observe.gpu_use import read_gpu_use
 from finetune_operator.observe.observe import observe, observe_reports, of_newest_pod
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.observe.snapshot import AnySnapshot, Snapshot
 from finetune_operator.observe.terminated_pods import TerminatedPods
+from finetune_operator.observe.termination import parse_time
 from finetune_operator.status.events import build_event, find_transitions
 from finetune_operator.status.status import build_status, has_changed, reduce_status
 from finetune_operator.status_reasons import StatusReason
@@ -130,10 +130,7 @@ class Reconciler:
         if actions.creates:
             await self._check_unchanged(key, snapshot.metadata)
 
-        # The ConfigMap comes first, because the pods of the Jobs mount it.
-        if actions.create_config_map is not None:
-            await self._cluster.create_config_map(actions.create_config_map)
-
+        await self._create_what_pods_need(actions)
         for manifest in (actions.create_preflight_job, actions.create_trainer_job):
             if manifest is not None:
                 await self._cluster.create_job(manifest)
@@ -156,6 +153,16 @@ class Reconciler:
         if actions.evict_pod is not None:
             await self._cluster.evict_pod(key.namespace, actions.evict_pod.pod_name, actions.evict_pod.pod_uid)
             logger.info("%s: evicted pod %s", key, actions.evict_pod.pod_name)
+
+    async def _create_what_pods_need(self, actions: Actions) -> None:
+        """Creates what comes before the Jobs: their pods mount the ConfigMap, find each other by the Service, and are
+        kept apart from others by the NetworkPolicy."""
+        if actions.create_config_map is not None:
+            await self._cluster.create_config_map(actions.create_config_map)
+        if actions.create_service is not None:
+            await self._cluster.peers.create_service(actions.create_service)
+        if actions.create_network_policy is not None:
+            await self._cluster.peers.create_network_policy(actions.create_network_policy)
 
     async def _check_unchanged(self, key: NamespacedName, read: ObjectMeta) -> None:
         """Reads a job once more; raises ConflictError if it has changed, or is gone.
@@ -265,7 +272,7 @@ def _facts(snapshot: AnySnapshot, decision: Decision, status: FineTuneJobStatus)
         phase=phase,
         needs_person=decision.reason if decision.is_stalled and not phase.is_terminal else "",
         created=_created(snapshot),
-        gpus=spec.resources.gpus if spec else 0,
+        gpus=spec.resources.all_gpus if spec else 0,
         tokens_per_second=(status.progress.tokens_per_second if status.progress else None) or 0.0,
     )
 

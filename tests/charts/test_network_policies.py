@@ -8,6 +8,7 @@ import pytest
 
 from finetune_api.job import ObjectMeta
 from finetune_operator.desired.names import child_labels
+from finetune_operator.desired.peers import build_network_policy
 from finetune_test_programs.chart import CHART, Object, of_kind, render, run_helm
 
 pytestmark = pytest.mark.cluster
@@ -58,6 +59,10 @@ def _is_peer(entry: Object, peer: Peer, namespace: str) -> bool:
     return peer.namespace == namespace and _selects(entry["podSelector"], peer.labels)
 
 
+def _is_port(entry: Object, port: int, protocol: str) -> bool:
+    return bool(entry["port"] == port and entry.get("protocol", "TCP") == protocol)
+
+
 def _side_allows(documents: list[Object], pod: Peer, other: Peer, port: int, direction: str, protocol: str) -> bool:
     """True if one end's policies let a connection through; a pod that no policy selects lets all through."""
     policies = [
@@ -72,7 +77,7 @@ def _side_allows(documents: list[Object], pod: Peer, other: Peer, port: int, dir
         (rule, each["metadata"]["namespace"]) for each in policies for rule in each["spec"].get(direction.lower()) or ()
     ]
     return not policies or any(
-        any(entry["port"] == port and entry.get("protocol", "TCP") == protocol for entry in rule["ports"])
+        ("ports" not in rule or any(_is_port(entry, port, protocol) for entry in rule["ports"]))
         and (side not in rule or any(_is_peer(entry, other, namespace) for entry in rule[side]))
         for rule, namespace in rules
     )
@@ -129,6 +134,26 @@ def test_a_job_reaches_hub_store_dns_and_operator_and_nothing_else() -> None:
         for target in NODE_CREDENTIALS:
             assert [port for port in (80, 443) if reaches(documents, pod, target, port)] == []
     assert reaches(documents, STRANGER, INTERNET, 80), "other pods of the namespace are left alone"
+
+
+@pytest.mark.parametrize("chart", [(), (*OPERATOR_ON, *TRAINERS_ON)], ids=["the job's policy alone", "and the chart's"])
+def test_pods_of_several_nodes_are_reached_by_each_other_and_by_nobody_else(
+    chart: tuple[str, ...],
+) -> None:
+    documents = render(*chart) if chart else []
+    policy = build_network_policy(JOB)
+    other_job = Peer("team", child_labels(JOB.model_copy(update={"uid": "other"}), "trainer"), "10.1.0.8")
+    abroad = Peer("other", TRAINER.labels, "10.1.0.9")
+
+    assert reaches([*documents, policy], TRAINER, TRAINER, 29400)
+    assert reaches([*documents, policy], TRAINER, TRAINER, 45678), "gloo and NCCL listen on any port"
+    assert reaches([*documents, policy], TRAINER, INTERNET, 443)
+    for source in (STRANGER, other_job, PREFLIGHT, abroad, INTERNET):
+        assert not reaches([*documents, policy], source, TRAINER, 29400)
+    if chart:
+        assert not reaches(documents, TRAINER, TRAINER, 29400), "the chart's policy alone lets nobody in"
+    else:
+        assert reaches([], STRANGER, TRAINER, 29400), "without the policy, anybody could join a run"
 
 
 @pytest.mark.parametrize(

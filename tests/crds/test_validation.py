@@ -71,6 +71,8 @@ VALID: dict[str, Manifest] = {
     "whole numbers with an exponent": {"training": {"maxSteps": 1e3, "learningRate": 1e-4}},
     "a toleration of everything": {"resources": {"tolerations": [{"operator": "Exists"}]}},
     "a step that GPUs share": {"resources": {"gpus": 4}},
+    "a step that nodes share": {"resources": {"gpus": 4, "nodes": 2}},
+    "nodes without GPUs": {"resources": {"gpus": 0, "nodes": 2}, "training": {"batchSize": 2}},
     "the bounds themselves": {
         "training": {"batchSize": 1024, "warmupSteps": 0},
         "adapter": {"rank": 512, "dropout": 0},
@@ -89,6 +91,13 @@ INVALID: dict[str, tuple[Manifest, str, str]] = {
         "spec.training",
         "must be a multiple of spec.resources.gpus",
     ),
+    "a step that the GPUs of two nodes cannot share": (
+        {"resources": {"gpus": 2, "nodes": 2}, "training": {"batchSize": 2, "gradientAccumulation": 3}},
+        "spec.training",
+        "must be a multiple of spec.resources.gpus x spec.resources.nodes",
+    ),
+    "no node": ({"resources": {"nodes": 0}}, "resources.nodes", "greater than or equal to 1"),
+    "too many nodes": ({"resources": {"nodes": 65}}, "resources.nodes", "less than or equal to 64"),
     "a source without scheme": ({"model": {"source": "meta/llama"}}, "model.source", "hf://org/name"),
     "a source that climbs out": ({"model": {"source": "s3://data/../x"}}, "spec.model.source", "without it"),
     "data that climb out": ({"dataset": {"source": "pvc://claim/.."}}, "spec.dataset.source", "without it"),

@@ -4,6 +4,7 @@ Begin with `pipeline`, which calls the six stages in order. No folder imports on
 
     cli          every console command
     pipeline     the main path of a run
+    follower     the path of a run's other pods, if it has several nodes
     stages       the six stages of the workflow, nothing else
     preflight    the checks on a CPU before a GPU is requested (no torch)
     documents    model card, loss plot, resolved.yaml
@@ -15,7 +16,7 @@ Begin with `pipeline`, which calls the six stages in order. No folder imports on
     model        what a model folder says of itself (no torch)
     chat         conversations to tokens with labels (no torch)
     data         files to rows to messages (no torch)
-    distributed  the processes of a run on several GPUs: their shares, sums and comparisons
+    distributed  the processes of a run on several GPUs and nodes: their shares, sums and comparisons
     storage      S3 and folders as object stores
     stopping     a request to stop, as every loop and transfer sees it
     signs_of_life  what shows that the run gets on, for its watchdog

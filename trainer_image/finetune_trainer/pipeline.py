@@ -16,6 +16,9 @@ from finetune_trainer.artifacts.checkpoints import CheckpointStore, checkpoint_k
 from finetune_trainer.artifacts.manifest import Manifest
 from finetune_trainer.artifacts.store import LocalArtifact, Provenance
 from finetune_trainer.chat.encoder import ChatEncoder
+from finetune_trainer.distributed.group import Group
+from finetune_trainer.distributed.nodes.meeting import Meeting
+from finetune_trainer.distributed.nodes.same_rows import share_rows
 from finetune_trainer.distributed.other_ranks import OtherRanks
 from finetune_trainer.documents.write import RunSummary, write_documents
 from finetune_trainer.errors import TrainerError
@@ -23,18 +26,17 @@ from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.export.errors import ExportError
 from finetune_trainer.job.disk_needs import DiskNeed, JobSize, describe_lack, plan_disk
 from finetune_trainer.job.run_context import RunContext
-from finetune_trainer.job.source_access import access_source
 from finetune_trainer.model.base_models import find_base_model_sign
-from finetune_trainer.sources import FetchedSource, fetch_dataset, fetch_model
+from finetune_trainer.sources import FetchedSource
 from finetune_trainer.stages.adapter_injection import AdaptedModel, inject_adapter
 from finetune_trainer.stages.data_formatting import DatasetFiles, FormattedData, format_data
+from finetune_trainer.stages.fetching import describe_inputs, fetch_base, fetch_evaluation, fetch_rows
 from finetune_trainer.stages.judging import Judged, Trained, judge_artifacts
 from finetune_trainer.stages.model_loading import choose_device, load_model
 from finetune_trainer.stages.saving import check_saving, companions, save_artifacts
 from finetune_trainer.stages.training import Prepared, train
 from finetune_trainer.stages.training_configuration import configure_training
 from finetune_trainer.storage.disk_faults import free_disk
-from finetune_trainer.storage.object_store import ignore_bytes
 from finetune_trainer.training.batching.cost import describe_batching
 from finetune_trainer.training.best_adapter import BestAdapter
 from finetune_trainer.training.checkpointed_state import CheckpointedState
@@ -53,9 +55,18 @@ def run(context: RunContext) -> Manifest:
     config, settings = context.config, context.settings
 
     choose_device(config.gpus)  # before anything is downloaded
-    base = _fetch_model(context)
-    size = config.gpus or settings.cpu_ranks
-    with OtherRanks.started(config, base.folder, settings.work, size, context.end) as ranks:
+    local = config.gpus or settings.cpu_ranks
+    place = settings.place_among(config.nodes)
+    if place is None:
+        return _run_here(context, Group(local))
+    with Meeting.opened(place, context.end) as meeting:  # before anything is downloaded, too
+        return _run_here(context, Group(local, meeting))
+
+
+def _run_here(context: RunContext, group: Group) -> Manifest:
+    config, settings = context.config, context.settings
+    base = fetch_base(context)
+    with OtherRanks.started(config, base.folder, settings.work, group, context.end) as ranks:
         return _run(context, base, ranks)
 
 
@@ -72,7 +83,7 @@ def _run(context: RunContext, base: FetchedSource, ranks: OtherRanks) -> Manifes
     check_saving(adapted.model, loaded, base.folder, config, work / "tokenizer")
 
     progress.stage(Stage.DATA_FORMATTING)
-    source, evaluation = _fetch_dataset(context), _fetch_evaluation(context)
+    source, evaluation = fetch_rows(context), fetch_evaluation(context)
     data = _format(context, loaded, source, evaluation)
 
     progress.stage(Stage.TRAINING_CONFIGURATION)
@@ -83,12 +94,15 @@ def _run(context: RunContext, base: FetchedSource, ranks: OtherRanks) -> Manifes
     _check_disk(context)
 
     sign = find_base_model_sign(base.folder, config.model.source)
-    with ranks.joined() as world:
+    with ranks.joined(data) as world:
         engine.use_world(world)
-        arguments = _configure(context, loaded, world.copy_object(data), engine)
+        rows = share_rows(world, data, describe_inputs(base, source, evaluation, data))
+        arguments = _configure(context, loaded, rows, engine)
         progress.stage(Stage.TRAINING)
         prepared = Prepared(adapted.model, loaded.tokenizer, data, engine, arguments, sign)
         outcome = _with_usage(context, train(context, prepared, checkpoints, checkpointed))
+    if Meeting.running is not None:
+        Meeting.running.ignore_losses()
     progress.resolve(total_steps=outcome.steps)
 
     progress.stage(Stage.SAVING)
@@ -105,29 +119,6 @@ def _run(context: RunContext, base: FetchedSource, ranks: OtherRanks) -> Manifes
     if not config.keep_checkpoints_after_success and not saved.failed:
         checkpoints.remove_all()
     return manifest
-
-
-def _fetch_model(context: RunContext) -> FetchedSource:
-    spec = context.config.model
-    access = access_source(context.config, context.settings, "model")
-    return fetch_model(spec.source, spec.revision, context.settings.work / "base", access, ignore_bytes)
-
-
-def _fetch_dataset(context: RunContext) -> FetchedSource:
-    spec = context.config.dataset
-    access = access_source(context.config, context.settings, "dataset")
-    return fetch_dataset(spec.source, spec.split, context.settings.work / "data", access, ignore_bytes, spec.subset)
-
-
-def _fetch_evaluation(context: RunContext) -> FetchedSource | None:
-    """The files of the job's evaluation source; None if it names none."""
-    source = context.config.dataset.evaluation_source()
-    if source is None:
-        return None
-
-    access = access_source(context.config, context.settings, "dataset")
-    subset = context.config.dataset.evaluation_subset()
-    return fetch_dataset(*source, context.settings.work / "evaluation", access, ignore_bytes, subset)
 
 
 def _report_model(context: RunContext, base: FetchedSource, loaded: LoadedModel) -> None:
@@ -233,7 +224,8 @@ def _checkpointed_state(
 
 def _with_usage(context: RunContext, outcome: TrainingOutcome) -> TrainingOutcome:
     """Adds what this pod's GPUs have been held for and have taken, up to now."""
-    seconds, joules, gpus = context.progress.seconds, context.progress.energy_joules, context.config.gpus
+    seconds, joules, config = context.progress.seconds, context.progress.energy_joules, context.config
+    gpus = config.gpus * config.nodes
     return replace(
         outcome,
         gpu_seconds=round(seconds * gpus) if gpus else None,

@@ -20,6 +20,14 @@
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, create]
+# Pods of a job on several nodes find each other by a headless Service.
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, create]
+# Pods of a job on several nodes are reached by each other only.
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, create]
 # Exit codes and termination messages are read from pods.
 - apiGroups: [""]
   resources: [pods]

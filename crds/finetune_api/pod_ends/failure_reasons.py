@@ -40,6 +40,7 @@ class FailureReason(StrEnum):
     INTERRUPTED = "Interrupted"
     STALLED = "Stalled"
     COLLECTIVE_TIMEOUT = "CollectiveTimeout"
+    NODE_UNREACHABLE = "NodeUnreachable"
     INTERNAL_ERROR = "InternalError"
     # Given by the operator only: the pod ended or could not start, and the trainer could report nothing.
     DEADLINE_EXCEEDED = "DeadlineExceeded"

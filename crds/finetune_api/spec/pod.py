@@ -23,9 +23,10 @@ _AWS_NAMES = (
     "AWS_USE_DUALSTACK_ENDPOINT",
     "AWS_EC2_METADATA_DISABLED",
 )
-ENV_NAMES = (*PROXY_NAMES, *_HUB_NAMES, *_AWS_NAMES)
-"""Variables of proxies and mirrors: none holds a secret or switches a check off. A mirror and a proxy see what they are
-asked with, tokens too, so they are the administrator's to name."""
+_NETWORK_NAMES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "NCCL_IB_DISABLE", "NCCL_DEBUG")
+ENV_NAMES = (*PROXY_NAMES, *_HUB_NAMES, *_AWS_NAMES, *_NETWORK_NAMES)
+"""Variables of proxies, mirrors and the network between nodes: none holds a secret or switches a check off. A mirror
+and a proxy see what they are asked with, tokens too, so they are the administrator's to name."""
 
 _OWN = r"([a-z0-9.-]+\.)?(finetune\.dev|kueue\.x-k8s\.io)/"
 RESERVED_LABELS = rf"^({_OWN}|([a-z0-9.-]+\.)?(kubernetes|k8s)\.io/|{OTHER_SCHEDULERS}/|job-name$|controller-uid$)"
@@ -101,8 +102,9 @@ class PodOptions(ApiModel):
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     """When the image is pulled. Default: the administrator's, else IfNotPresent."""
 
-    env: Annotated[dict[EnvName, Annotated[str, Field(max_length=512)]], Field(max_length=16, default_factory=dict)]
-    """Variables for proxies and mirrors, such as HTTPS_PROXY, NO_PROXY, HF_ENDPOINT and AWS_REGION. A value may hold no
+    env: Annotated[dict[EnvName, Annotated[str, Field(max_length=512)]], Field(max_length=24, default_factory=dict)]
+    """Variables for proxies, mirrors and the network between nodes, such as HTTPS_PROXY, NO_PROXY, HF_ENDPOINT,
+    AWS_REGION and NCCL_SOCKET_IFNAME. A value may hold no
     password, as everybody who reads the job reads it."""
 
     ca_bundle: CaBundle | None = None

@@ -37,6 +37,13 @@ ExtendedResource = Annotated[
 ]
 
 
+MAX_NODES = 64
+"""Nodes of a run: their numbers have two digits at most, for which names of pods leave room."""
+
+MAX_NAME_ON_NODES = 54
+"""Characters of the name of a job on several nodes, so that its pods have host names of at most 63."""
+
+
 class Toleration(ApiModel):
     """A taint that the trainer's pod accepts, as in a pod."""
 
@@ -73,8 +80,13 @@ class ResourcesSpec(ApiModel):
     """Resources and placement of the trainer's pod."""
 
     gpus: Annotated[int, Field(ge=0, le=16)] = 1
-    """GPUs of the trainer's pod, all of one node: with more than 1, each trains on its share of every step, which is
-    the same step, and as much faster. 0 trains on the CPU (tiny models only). Default 1."""
+    """GPUs of each node: with more than 1, each trains on its share of every step, which is the same step, and as much
+    faster. 0 trains on the CPU (tiny models only). Default 1."""
+
+    nodes: Annotated[int, Field(ge=1, le=MAX_NODES)] = 1
+    """Nodes that train together, each with `gpus` GPUs and a pod of its own; all other resources are those of one pod.
+    The pods start together, and when one ends, all go on from the newest checkpoint. With more than 1, the job's name
+    has at most 54 characters. Default 1."""
 
     gpu_resource_name: ExtendedResource = "nvidia.com/gpu"
     """Extended resource that represents a GPU, such as nvidia.com/gpu or nvidia.com/mig-3g.40gb. Default
@@ -106,6 +118,16 @@ class ResourcesSpec(ApiModel):
 
     priority_class_name: ResourceName | None = None
     """PriorityClass of the pod. Default: the cluster's."""
+
+    @property
+    def processes(self) -> int:
+        """Processes that train together: one a GPU, or one a node without GPUs."""
+        return max(1, self.gpus) * self.nodes
+
+    @property
+    def all_gpus(self) -> int:
+        """GPUs of all nodes."""
+        return self.gpus * self.nodes
 
     rules = (
         Rule(

@@ -27,7 +27,12 @@ _SEQUENCES = (
 """Sequences of a step, in CEL; see `TrainingSpec.sequences_per_step`."""
 
 
-_DIVISIBLE = "spec.training: batchSize x gradientAccumulation must be a multiple of spec.resources.gpus"
+_PROCESSES = "((self.resources.gpus > 1 ? self.resources.gpus : 1) * self.resources.nodes)"
+"""Processes that train together, in CEL; see `ResourcesSpec.processes`."""
+
+_DIVISIBLE = (
+    "spec.training: batchSize x gradientAccumulation must be a multiple of spec.resources.gpus x spec.resources.nodes"
+)
 
 
 class FineTuneJobSpec(ApiModel):
@@ -65,10 +70,10 @@ class FineTuneJobSpec(ApiModel):
 
     rules = (
         Rule(
-            cel=f"self.resources.gpus < 2 || ({_SEQUENCES}) % self.resources.gpus == 0",
-            holds=lambda spec: spec.resources.gpus < 2 or spec.training.sequences_per_step() % spec.resources.gpus == 0,
+            cel=f"({_SEQUENCES}) % {_PROCESSES} == 0",
+            holds=lambda spec: spec.training.sequences_per_step() % spec.resources.processes == 0,
             message=_DIVISIBLE,
-            explain=lambda spec: _explain_steps(spec.training.sequences_per_step(), spec.resources.gpus),
+            explain=lambda spec: _explain_steps(spec.training.sequences_per_step(), spec.resources.processes),
         ),
         Rule(
             cel="self.training.precision != 'FP8' || self.model.quantization == 'NF4'",
@@ -113,9 +118,9 @@ class FineTuneJobSpec(ApiModel):
     )
 
 
-def _explain_steps(sequences: int, gpus: int) -> str:
-    below = max(gpus, sequences // gpus * gpus)
-    return f"{_DIVISIBLE}; it is {sequences}: write values whose product is {below} or {below + gpus}"
+def _explain_steps(sequences: int, processes: int) -> str:
+    below = max(processes, sequences // processes * processes)
+    return f"{_DIVISIBLE}; it is {sequences}: write values whose product is {below} or {below + processes}"
 
 
 def _evaluates_often(spec: FineTuneJobSpec) -> bool:

@@ -45,6 +45,13 @@ RULES = (
         "Preflight and training are Jobs. Their suspension, deadline and ttl are patched.",
     ),
     Rule("", "configmaps", ("get", "create"), "An immutable ConfigMap carries the resolved job to its pods."),
+    Rule("", "services", ("get", "create"), "Pods of a job on several nodes find each other by a headless Service."),
+    Rule(
+        "networking.k8s.io",
+        "networkpolicies",
+        ("get", "create"),
+        "Pods of a job on several nodes are reached by each other only.",
+    ),
     Rule("", "pods", ("get", "list", "watch"), "Exit codes and termination messages are read from pods."),
     Rule("", "pods/eviction", ("create",), "A trainer that has fallen silent is evicted, so that another one goes on."),
     Rule(

@@ -21,6 +21,7 @@ from finetune_api.job import ObjectMeta
 from finetune_api.vocabulary import JOB_NAME_LABEL, JOB_UID_LABEL
 from finetune_operator.cluster.connection import APPLY, MERGE_PATCH
 from finetune_operator.cluster.gpu_users import GpuUsers
+from finetune_operator.cluster.peer_objects import PeerObjects
 from finetune_operator.cluster.queues import Queues
 from finetune_operator.cluster.server_clock import ServerClock
 from finetune_operator.desired.names import FIELD_MANAGER
@@ -90,6 +91,7 @@ class Cluster:
         self._connection = connection
         self.queues = Queues(connection)
         self.gpu_users = GpuUsers(connection)
+        self.peers = PeerObjects(connection)
         self._namespaces = tuple(namespaces)
 
     def now(self) -> datetime:
@@ -135,7 +137,7 @@ class Cluster:
 
     async def get_job(self, namespace: str, name: str) -> Json | None:
         """Returns a batch/v1 Job, or None if it does not exist."""
-        return await self._get(f"/apis/batch/v1/namespaces/{namespace}/jobs/{name}")
+        return await self._get(f"{_jobs_path(namespace)}/{name}")
 
     async def get_config_map(self, namespace: str, name: str) -> Json | None:
         """Returns a ConfigMap, or None if it does not exist."""
@@ -151,7 +153,7 @@ class Cluster:
 
     async def list_jobs(self, name: NamespacedName) -> list[Json]:
         """Returns the batch/v1 Jobs that are labelled with the name of a FineTuneJob."""
-        return await self._list_children(f"/apis/batch/v1/namespaces/{name.namespace}/jobs", name)
+        return await self._list_children(_jobs_path(name.namespace), name)
 
     async def list_events(self, namespace: str, uid: str, reason: str) -> list[Json]:
         """Returns the Events with one reason about one object."""
@@ -161,8 +163,7 @@ class Cluster:
 
     async def create_job(self, job: Json) -> Json:
         """Create a child Job; raises ConflictError if the name is taken."""
-        path = f"/apis/batch/v1/namespaces/{job['metadata']['namespace']}/jobs"
-        return await self._connection.request("POST", path, job, query=_OURS)
+        return await self._connection.request("POST", _jobs_path(job["metadata"]["namespace"]), job, query=_OURS)
 
     async def create_config_map(self, config_map: Json) -> Json:
         """Create a ConfigMap; raises ConflictError if the name is taken."""
@@ -172,8 +173,7 @@ class Cluster:
     async def patch_job(self, job: Json, changes: Json) -> Json:
         """Change fields of a child Job; raises ConflictError if it changed since `job` was read."""
         metadata = job["metadata"]
-        path = f"/apis/batch/v1/namespaces/{metadata['namespace']}/jobs/{metadata['name']}"
-        return await self._merge(path, metadata, changes)
+        return await self._merge(f"{_jobs_path(metadata['namespace'])}/{metadata['name']}", metadata, changes)
 
     async def evict_pod(self, namespace: str, name: str, uid: str) -> None:
         """Stop a pod as a drained node would, so that its Job does not count it; raises ConflictError if its name is
@@ -184,9 +184,8 @@ class Cluster:
             "metadata": {"name": name, "namespace": namespace},
             "deleteOptions": {"preconditions": {"uid": uid}},
         }
-        await self._connection.request(
-            "POST", f"/api/v1/namespaces/{namespace}/pods/{name}/eviction", body, query=_OURS
-        )
+        path = f"/api/v1/namespaces/{namespace}/pods/{name}/eviction"
+        await self._connection.request("POST", path, body, query=_OURS)
 
     async def apply_status(self, job: ObjectMeta, status: Json) -> str:
         """Write the whole status of a FineTuneJob with server-side apply; returns the job's new version.
@@ -281,6 +280,10 @@ class Cluster:
 
 def _resource_path(name: NamespacedName) -> str:
     return f"/apis/{GROUP}/{VERSION}/namespaces/{name.namespace}/{PLURAL}/{name.name}"
+
+
+def _jobs_path(namespace: str) -> str:
+    return f"/apis/batch/v1/namespaces/{namespace}/jobs"
 
 
 def _leases_path(namespace: str) -> str:

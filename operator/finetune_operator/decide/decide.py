@@ -27,6 +27,7 @@ from finetune_operator.decide.shared import (
     child_is_being_deleted,
     config_map_is_missing,
     orphaned_pods_still_run,
+    peers_are_missing,
     predecessor_still_runs,
     run_is_open,
 )
@@ -96,6 +97,7 @@ TRAINING: Chain[Snapshot] = Chain(
     gpus_are_in_use,
     trainer_job_is_missing,
     config_map_is_missing,
+    peers_are_missing,
     trainer_is_silent,
     otherwise=run_is_open,
 )

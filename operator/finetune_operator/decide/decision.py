@@ -35,6 +35,8 @@ class Actions:
     """Writes to child objects, in the order in which they are made."""
 
     create_config_map: Json | None = None
+    create_service: Json | None = None
+    create_network_policy: Json | None = None
     create_preflight_job: Json | None = None
     create_trainer_job: Json | None = None
     patch_preflight_job: Json | None = None
@@ -45,7 +47,8 @@ class Actions:
     @property
     def creates(self) -> bool:
         """True if an object is made."""
-        return any((self.create_config_map, self.create_preflight_job, self.create_trainer_job))
+        made = (self.create_config_map, self.create_service, self.create_network_policy)
+        return any((*made, self.create_preflight_job, self.create_trainer_job))
 
     @property
     def starts_training(self) -> bool:

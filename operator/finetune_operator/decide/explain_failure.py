@@ -59,7 +59,13 @@ def _is_end_of_budget(snapshot: Snapshot, run: ChildRun) -> bool:
 
 
 def explain_pod(snapshot: Snapshot, run: ChildRun, pod: TrainerPod) -> tuple[FailureReason, str]:
-    """Returns reason and sentence for a pod that ended without success."""
+    """Returns reason and sentence for a pod that ended without success; on several nodes, for the one that ended the
+    attempt."""
+    reason, message = _explain_end(snapshot, run, pod)
+    return (reason, f"{message} ({pod.ended_by})") if pod.ended_by else (reason, message)
+
+
+def _explain_end(snapshot: Snapshot, run: ChildRun, pod: TrainerPod) -> tuple[FailureReason, str]:
     end = pod.termination
     outcome = end.outcome() if end else None
 

@@ -11,8 +11,9 @@ from datetime import datetime
 
 from finetune_api.status import Attempt
 from finetune_operator.desired.names import TRAINER
-from finetune_operator.observe.children import TrainerPod, parse_time
+from finetune_operator.observe.children import TrainerPod
 from finetune_operator.observe.snapshot import ChildRun, Snapshot
+from finetune_operator.observe.termination import parse_time
 
 BACKSTOP_SECONDS = 60
 """Seconds after the budget is spent at which the Job itself ends, if no operator has seen to it: longer than a new
@@ -68,12 +69,12 @@ def spent_gpu_seconds(snapshot: Snapshot, run: ChildRun) -> int:
     """Returns the GPU-seconds that all pods of the job have taken."""
     usage, attempts = snapshot.status.usage, snapshot.status.attempts
     held = sum(held_seconds(attempts, run, snapshot.now).values())
-    return (held + (usage.earlier_held_seconds if usage else 0)) * snapshot.spec.resources.gpus
+    return (held + (usage.earlier_held_seconds if usage else 0)) * snapshot.spec.resources.all_gpus
 
 
 def seconds_until_budget_is_spent(snapshot: Snapshot, run: ChildRun) -> float | None:
     """Returns the seconds that a running pod may go on; None if nothing limits it, or if no pod holds a GPU."""
-    limit, gpus = snapshot.spec.run_policy.max_gpu_seconds, snapshot.spec.resources.gpus
+    limit, gpus = snapshot.spec.run_policy.max_gpu_seconds, snapshot.spec.resources.all_gpus
     if limit is None or gpus == 0 or not any(_holds_a_node(pod) for pod in run.pods):
         return None
     return (limit - spent_gpu_seconds(snapshot, run)) / gpus
@@ -82,7 +83,7 @@ def seconds_until_budget_is_spent(snapshot: Snapshot, run: ChildRun) -> float | 
 def is_budget_spent(snapshot: Snapshot, run: ChildRun) -> bool:
     """True if the job has taken all the GPU time that it may."""
     limit = snapshot.spec.run_policy.max_gpu_seconds
-    has_gpus = snapshot.spec.resources.gpus > 0
+    has_gpus = snapshot.spec.resources.all_gpus > 0
     return limit is not None and has_gpus and spent_gpu_seconds(snapshot, run) >= limit
 
 
@@ -98,13 +99,13 @@ def backstop_deadline(snapshot: Snapshot, run: ChildRun) -> int | None:
         return None
     if is_budget_spent(snapshot, run):
         return job.deadline  # whatever ends it stays
-    if pod is None or snapshot.spec.resources.gpus == 0:
+    if pod is None or snapshot.spec.resources.all_gpus == 0:
         return None
 
     begun = pod.scheduled or pod.started
     assert begun is not None
-    before = spent_gpu_seconds(snapshot, run) / snapshot.spec.resources.gpus - pod_seconds(pod, snapshot.now)
-    left = limit / snapshot.spec.resources.gpus - before
+    before = spent_gpu_seconds(snapshot, run) / snapshot.spec.resources.all_gpus - pod_seconds(pod, snapshot.now)
+    left = limit / snapshot.spec.resources.all_gpus - before
     return max(1, math.ceil((begun - job.started).total_seconds() + left) + BACKSTOP_SECONDS)
 
 

@@ -120,14 +120,15 @@ def pod_field_is_refused(snapshot: Snapshot, run: ChildRun, installation: Instal
 
 def gpu_limit_is_exceeded(snapshot: Snapshot, run: ChildRun, installation: Installation) -> Decision | None:
     """The job alone asks for more GPUs than the administrator allows to its namespace: waiting would not help."""
-    limit, wanted = installation.max_gpus_per_namespace, snapshot.spec.resources.gpus
+    limit, wanted = installation.max_gpus_per_namespace, snapshot.spec.resources.all_gpus
     if limit is None or wanted <= limit or snapshot.current_run.job is not None:
         return None
     if snapshot.spec.scheduling.queue_name is not None:
         return None
 
+    asked = "spec.resources.gpus" if snapshot.spec.resources.nodes == 1 else "spec.resources.gpus x nodes"
     message = (
-        f"spec.resources.gpus is {wanted}, and the administrator allows {limit} at a time to the jobs of namespace "
+        f"{asked} is {wanted}, and the administrator allows {limit} at a time to the jobs of namespace "
         f"{snapshot.metadata.namespace} (maxGpusPerNamespace)"
     )
     return Decision.fail(build_failure(snapshot, run, FailureReason.GPU_LIMIT_EXCEEDED, message))

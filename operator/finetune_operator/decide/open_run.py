@@ -86,14 +86,14 @@ def _with_deadline(snapshot: Snapshot, run: ChildRun, active_seconds: int, chang
 
 
 def _describe(snapshot: Snapshot, run: ChildRun) -> Decision:
-    pod = run.newest_pod
+    pod = run.awaited_pod
 
     if (queued := describe_suspension(snapshot, run)) is not None:
         return queued
 
     # The Job controller stops the pods of a suspended Job; the phase stays until they have ended.
     if snapshot.spec.run_policy.suspend:
-        if any(not pod.is_finished for pod in run.pods):
+        if any(not pod.is_finished for pod in (*run.pods, *run.others)):
             phase = snapshot.status.phase or Phase.RUNNING
             return Decision(phase, StatusReason.SUSPENDING, "the trainer is writing its checkpoint before it stops")
         return Decision(Phase.SUSPENDED, StatusReason.SUSPENDED, IS_SUSPENDED, outcome=run.outcome)

@@ -10,6 +10,7 @@ from finetune_operator.decide.open_run import describe_open_run, follow_spec
 from finetune_operator.decide.waiting.queue import follow_suspension
 from finetune_operator.desired.installation import Installation
 from finetune_operator.desired.names import TRAINER
+from finetune_operator.desired.peers import build_network_policy, build_service
 from finetune_operator.desired.run_config_map import build_run_config_map, reports_elsewhere
 from finetune_operator.observe.snapshot import ChildRun, Snapshot
 from finetune_operator.status_reasons import StatusReason
@@ -59,6 +60,26 @@ def config_map_is_missing(snapshot: Snapshot, run: ChildRun, installation: Insta
     if wanted["metadata"]["name"] != run.job.config_map_name:
         return None
     return replace(describe_open_run(snapshot, run), actions=Actions(create_config_map=wanted), requeue_seconds=0)
+
+
+def peers_are_missing(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | None:
+    """Somebody deleted the Service or the NetworkPolicy of a job on several nodes. Both are made again: without the
+    first, pods that are made from now on do not find each other; without the second, anybody reaches them."""
+    actions = missing_peers(snapshot)
+    if run.job is None or not actions.creates:
+        return None
+    return replace(describe_open_run(snapshot, run), actions=actions, requeue_seconds=0)
+
+
+def missing_peers(snapshot: Snapshot) -> Actions:
+    """Builds what a job on several nodes needs beside its Job, as far as it is not there."""
+    if snapshot.spec.resources.nodes == 1:
+        return Actions()
+    peers, job = snapshot.peers, snapshot.metadata
+    return Actions(
+        create_service=build_service(job) if peers.service is None else None,
+        create_network_policy=build_network_policy(job) if peers.network_policy is None else None,
+    )
 
 
 def run_is_open(snapshot: Snapshot, run: ChildRun, installation: Installation) -> Decision:

@@ -1,11 +1,13 @@
 """Rules about training: it succeeded, it failed, its Job is missing (pure)."""
 
+from dataclasses import replace
+
 from finetune_api.outcome import Result
 from finetune_api.vocabulary import Phase
-from finetune_operator.decide.decision import Actions, Decision
+from finetune_operator.decide.decision import Decision
 from finetune_operator.decide.explain_failure import explain_failure, has_failed
 from finetune_operator.decide.open_run import IS_SUSPENDED
-from finetune_operator.decide.shared import wanted_config_map
+from finetune_operator.decide.shared import missing_peers, wanted_config_map
 from finetune_operator.decide.waiting.gpu_limit import find_gpu_wait, seconds_until_next_gpu_look
 from finetune_operator.decide.waiting.startup_deadline import seconds_until_startup_deadline
 from finetune_operator.desired.installation import Installation
@@ -70,7 +72,7 @@ def trainer_job_is_missing(snapshot: Snapshot, run: ChildRun, installation: Inst
     name = config_map["metadata"]["name"]
     job = build_trainer_job(snapshot.metadata, spec, installation.trainer_image, name, active_seconds)
     missing = config_map if snapshot.config_map is None else None
-    actions = Actions(create_config_map=missing, create_trainer_job=job)
+    actions = replace(missing_peers(snapshot), create_config_map=missing, create_trainer_job=job)
     if snapshot.spec.run_policy.suspend:
         return Decision(Phase.SUSPENDED, StatusReason.SUSPENDED, IS_SUSPENDED, actions)
     return Decision(Phase.QUEUED, StatusReason.JOB_CREATED, "waiting for the trainer's pod", actions)

@@ -35,6 +35,12 @@ def preflight_name(job: ObjectMeta) -> str:
     return _name(job, f"-{PREFLIGHT}")
 
 
+def peers_name(job: ObjectMeta) -> str:
+    """Name of the Service and of the NetworkPolicy of a job on several nodes. It begins with a letter, as a Service's
+    has to."""
+    return _name(job, "", prefix="nodes-")
+
+
 def config_map_name(job: ObjectMeta, data: dict[str, str]) -> str:
     """Name of the ConfigMap that holds `data`. It ends in their digest, so that no name ever stands for other data."""
     return f"{child_name(job)}-{_digest(data)}"
@@ -50,11 +56,11 @@ def _digest(data: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:_DIGEST_LENGTH]
 
 
-def _name(job: ObjectMeta, suffix: str) -> str:
+def _name(job: ObjectMeta, suffix: str, prefix: str = "") -> str:
     # Dots are allowed in the name of a FineTuneJob, but not in a pod's host name.
     digest = hashlib.sha256(job.uid.encode()).hexdigest()[:_HASH_LENGTH]
-    stem = job.name.replace(".", "-")[: _MAX_NAME_LENGTH - _HASH_LENGTH - 1 - len(suffix)].rstrip("-")
-    return f"{stem}-{digest}{suffix}"
+    room = _MAX_NAME_LENGTH - _HASH_LENGTH - 1 - len(prefix) - len(suffix)
+    return f"{prefix}{job.name.replace('.', '-')[:room].rstrip('-')}-{digest}{suffix}"
 
 
 def child_labels(job: ObjectMeta, component: Component | None = None) -> dict[str, str]:

@@ -9,8 +9,10 @@ from finetune_api.gpus import PRODUCT_LABEL
 from finetune_api.spec.pod import PodOptions
 from finetune_api.vocabulary import COMPONENT_LABEL
 from finetune_operator.desired.names import FIELD_MANAGER
+from finetune_operator.desired.peers import own_pods
 from finetune_operator.desired.pod_plan import PodPlan
 
+HOSTNAME_LABEL = "kubernetes.io/hostname"
 CA_DIR = "/etc/finetune-ca"
 CA_FILE = "ca.crt"
 CACHE_DIR = "/cache"
@@ -22,7 +24,7 @@ def pod_options(plan: PodPlan) -> Json:
     return {
         "serviceAccountName": pod.service_account_name,
         "imagePullSecrets": [{"name": name} for name in pod.image_pull_secrets],
-        "affinity": _affinity(pod) if plan.spec.resources.gpus else None,
+        "affinity": _affinity(plan),
         "topologySpreadConstraints": [
             each.to_wire() | {"labelSelector": {"matchLabels": _alike(plan)}} for each in pod.topology_spread
         ],
@@ -60,12 +62,18 @@ def option_volumes(pod: PodOptions) -> list[Json]:
     return volumes
 
 
-def _affinity(pod: PodOptions) -> Json | None:
-    if not pod.gpu_products:
-        return None
-    product = {"key": PRODUCT_LABEL, "operator": "In", "values": list(pod.gpu_products)}
-    terms = {"nodeSelectorTerms": [{"matchExpressions": [product]}]}
-    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+def _affinity(plan: PodPlan) -> Json:
+    products = plan.spec.pod.gpu_products if plan.spec.resources.gpus else ()
+    affinity: Json = {}
+    if products:
+        product = {"key": PRODUCT_LABEL, "operator": "In", "values": list(products)}
+        terms = {"nodeSelectorTerms": [{"matchExpressions": [product]}]}
+        affinity["nodeAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": terms}
+    if plan.nodes > 1:
+        # A pod a node: of two on one node, neither would have the network that the job's author counts on.
+        apart = {"topologyKey": HOSTNAME_LABEL, "labelSelector": {"matchLabels": own_pods(plan.job)}}
+        affinity["podAntiAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": [apart]}
+    return affinity
 
 
 def _alike(plan: PodPlan) -> Json:

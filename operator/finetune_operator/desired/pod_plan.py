@@ -55,6 +55,11 @@ class PodPlan:
         return self.component == TRAINER
 
     @property
+    def nodes(self) -> int:
+        """Number of pods that run together, each on a node of its own."""
+        return self.spec.resources.nodes if self.component == TRAINER else 1
+
+    @property
     def job_name(self) -> str:
         """Name of the batch/v1 Job that runs the pod."""
         return preflight_name(self.job) if self.component == PREFLIGHT else child_name(self.job)

@@ -30,7 +30,7 @@ def build_preflight_job(
 def _on_a_cpu(spec: FineTuneJobSpec) -> FineTuneJobSpec:
     """The same spec with the resources of preflight."""
     resources, policy = spec.resources, spec.run_policy
-    changes: dict[str, Any] = {"gpus": 0, "cpu": CPU, "memory": MEMORY, "ephemeral_storage": None}
+    changes: dict[str, Any] = {"gpus": 0, "nodes": 1, "cpu": CPU, "memory": MEMORY, "ephemeral_storage": None}
 
     # A job without a GPU keeps its node selector: it chose CPU nodes itself.
     if resources.gpus:

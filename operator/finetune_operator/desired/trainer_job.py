@@ -44,8 +44,8 @@ def build_child_job(plan: PodPlan, active_seconds: int) -> dict[str, Any]:
     }
 
     job_spec: dict[str, Any] = {
-        "completions": 1,
-        "parallelism": 1,
+        "completions": plan.nodes,
+        "parallelism": plan.nodes,
         "backoffLimit": policy.max_retries,
         "suspend": policy.suspend or scheduling.queue_name is not None,  # a queue starts its Jobs itself
         "podReplacementPolicy": "Failed",  # never two trainers at once
@@ -55,6 +55,10 @@ def build_child_job(plan: PodPlan, active_seconds: int) -> dict[str, Any]:
             "spec": build_pod_spec(plan),
         },
     }
+    if plan.nodes > 1:
+        # The pod of index 0 alone has a result. Older API servers ignore the policy: the others then end with 0, too.
+        job_spec["completionMode"] = "Indexed"
+        job_spec["successPolicy"] = {"rules": [{"succeededIndexes": "0"}]}
     deadline = remaining_deadline(policy.active_deadline_seconds, active_seconds)
     if deadline is not None:
         job_spec["activeDeadlineSeconds"] = deadline

@@ -8,6 +8,8 @@ from finetune_api.base import Json
 from finetune_api.progress import token_audience
 from finetune_api.spec.spec import FineTuneJobSpec
 from finetune_api.vocabulary import TRAINER_CONTAINER
+from finetune_operator.desired.names import peers_name
+from finetune_operator.desired.peers import PORT_NAME, RENDEZVOUS_PORT, rendezvous_address
 from finetune_operator.desired.pod_options import option_mounts, option_variables, option_volumes, pod_options
 from finetune_operator.desired.pod_plan import PodPlan
 from finetune_operator.desired.run_config_map import RUN_CONFIG_KEY
@@ -49,6 +51,7 @@ def build_pod_spec(plan: PodPlan) -> Json:
         "runtimeClassName": resources.runtime_class_name,
         "priorityClassName": resources.priority_class_name,
         "schedulerName": plan.spec.scheduling.scheduler_name,
+        "subdomain": peers_name(plan.job) if plan.nodes > 1 else None,
         **pod_options(plan),
     }
     return pod | {field: value for field, value in optional.items() if value}
@@ -62,6 +65,7 @@ def _container(plan: PodPlan) -> Json:
         **({"imagePullPolicy": pod.image_pull_policy} if pod.image_pull_policy else {}),
         "command": ["finetune-trainer", plan.command],
         "env": _environment(plan),
+        **({"ports": [{"name": PORT_NAME, "containerPort": RENDEZVOUS_PORT}]} if plan.nodes > 1 else {}),
         "resources": _resources(plan.spec),
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -93,6 +97,8 @@ def _environment(plan: PodPlan) -> list[Json]:
     values |= option_variables(plan.spec.pod)
     if plan.credentials:
         values["FINETUNE_CREDENTIALS_DIR"] = CREDENTIALS_DIR
+    if plan.nodes > 1:
+        values["FINETUNE_RENDEZVOUS"] = rendezvous_address(plan.job)
     for purpose in plan.claims:
         values[f"FINETUNE_{purpose.upper()}_MOUNT"] = f"/mnt/{purpose}"
 
@@ -120,13 +126,17 @@ def _resources(spec: FineTuneJobSpec) -> Json:
     return {"requests": {"cpu": str(resources.cpu)} | limits, "limits": limits}
 
 
+def _needs_shared_memory(plan: PodPlan) -> bool:
+    return plan.spec.resources.gpus > 1 or (plan.nodes > 1 and plan.spec.resources.gpus > 0)
+
+
 def _mounts(plan: PodPlan) -> list[Json]:
     mounts: list[Json] = [
         {"name": CONFIG_VOLUME, "mountPath": CONFIG_DIR, "readOnly": True},
         {"name": "workspace", "mountPath": WORK_DIR},
     ]
 
-    if plan.spec.resources.gpus > 1:
+    if _needs_shared_memory(plan):
         mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})  # noqa: S108 (NCCL's; a container has 64 MiB)
     if plan.reports_progress:
         mounts.append({"name": "token", "mountPath": TOKEN_DIR, "readOnly": True})
@@ -144,7 +154,7 @@ def _volumes(plan: PodPlan) -> list[Json]:
         {"name": "workspace", "emptyDir": {} if storage is None else {"sizeLimit": str(storage)}},
     ]
 
-    if plan.spec.resources.gpus > 1:
+    if _needs_shared_memory(plan):
         # It counts towards the pod's memory limit, which bounds it.
         volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})
     if plan.reports_progress:

@@ -9,6 +9,8 @@
 `leftovers`        what still runs under the job's name: orphaned pods, and a predecessor
 `doubts`           why a pod's last word is not believed (pure)
 `children`         child Jobs and pods as small typed values
+`termination`      the end of a trainer's container, and its last words
+`several_pods`     the pods of a run on several nodes, told as those of one (pure)
 `report_store`     the newest progress report of each job, in memory
 `terminated_pods`  pods that have ended and may be gone before they can be read
 """

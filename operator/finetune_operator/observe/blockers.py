@@ -17,7 +17,7 @@ async def find_blocker(cluster: Cluster, key: NamespacedName, run: ChildRun) -> 
         return None
 
     # No pod, though the Job is to run: a quota or an admission policy may refuse it.
-    pod = run.newest_pod
+    pod = run.awaited_pod
     if pod is None or pod.is_finished:
         events = await cluster.list_events(key.namespace, run.job.uid, "FailedCreate")
         # Refusals before the newest pod, or before the Job was resumed, are over.

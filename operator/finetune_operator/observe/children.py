@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Self
 
-from pydantic import ValidationError
-
 from finetune_api.base import MAX_SECONDS, Json
-from finetune_api.outcome import COMPRESSED_PREFIX, Outcome
 from finetune_api.vocabulary import QUEUE_LABEL, TRAINER_CONTAINER
 from finetune_operator.desired.names import (
     ACTIVE_SECONDS_ANNOTATION,
@@ -20,8 +17,10 @@ from finetune_operator.desired.names import (
     controlling_job,
 )
 from finetune_operator.desired.trainer_pod import CONFIG_VOLUME
+from finetune_operator.observe.termination import Termination, parse_time
 
 EVICTED = "Evicted"
+INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,9 @@ class ChildJob:
     is_held_by_kueue: bool
     """True if it was Kueue that suspended the Job last, which it also does with Jobs that name no queue."""
 
+    nodes: int
+    """Pods that run together."""
+
     complete: TrueCondition | None
     failed: TrueCondition | None
     suspension: TrueCondition | None
@@ -95,6 +97,7 @@ class ChildJob:
             active_seconds=min(int(recorded), MAX_SECONDS) if re.fullmatch("[0-9]{1,10}", recorded) else 0,
             noted_start=_noted_time(annotations.get(ACTIVE_SINCE_ANNOTATION)),
             is_held_by_kueue=bool(spec.get("suspend")) and _is_suspended_by(metadata, "kueue"),
+            nodes=int(spec.get("completions") or 1),
             complete=_true_condition(status, "Complete"),
             failed=_true_condition(status, "Failed"),
             suspension=_true_condition(status, "Suspended"),
@@ -133,39 +136,6 @@ class ChildJob:
 
 
 @dataclass(frozen=True)
-class Termination:
-    """End of the trainer's container."""
-
-    exit_code: int
-    reason: str
-    started: datetime | None
-    finished: datetime | None
-    message: str
-
-    def outcome(self) -> Outcome | None:
-        """Outcome in the termination message; None if the trainer could write none, or something else wrote the
-        message."""
-        # The kubelet writes messages of its own, for example when a container cannot start.
-        try:
-            return Outcome.decode(self.message)
-        except ValueError:
-            return None
-
-    def outcome_fault(self) -> str | None:
-        """Returns why an outcome in the termination message cannot be used; None if it can, or if there is none."""
-        if not self.message.startswith(("{", COMPRESSED_PREFIX)):
-            return None
-        try:
-            Outcome.decode(self.message)
-        except ValidationError as error:
-            found = error.errors()[0]
-            return f"{'.'.join(map(str, found['loc'])) or 'the message'}: {found['msg']}"
-        except ValueError as error:
-            return str(error)
-        return None
-
-
-@dataclass(frozen=True)
 class TrainerPod:
     """A pod of one of the two Jobs."""
 
@@ -200,6 +170,11 @@ class TrainerPod:
 
     started: datetime | None
     termination: Termination | None
+    index: int = 0
+    """Completion index, of a Job on several nodes; the pod of index 0 leads."""
+
+    ended_by: str = ""
+    """The other pod of its attempt whose end this is; empty if it is the pod's own."""
 
     @property
     def is_finished(self) -> bool:
@@ -218,7 +193,7 @@ class TrainerPod:
 
         state = _container_state(status)
         waiting, running = state.get("waiting") or {}, state.get("running") or {}
-        termination = _termination(state["terminated"]) if state.get("terminated") else None
+        termination = Termination.parse(state["terminated"]) if state.get("terminated") else None
 
         return cls(
             name=metadata["name"],
@@ -239,7 +214,13 @@ class TrainerPod:
             # A container that has ended has its start time in the terminated state only.
             started=termination.started if termination else parse_time(running.get("startedAt")),
             termination=termination,
+            index=_index(metadata),
         )
+
+
+def _index(metadata: Json) -> int:
+    text = str((metadata.get("annotations") or {}).get(INDEX_ANNOTATION, "0"))
+    return int(text) if re.fullmatch("[0-9]{1,6}", text) else 0
 
 
 def _noted_time(text: str | None) -> datetime | None:
@@ -259,11 +240,6 @@ def _is_suspended_by(metadata: Json, manager: str) -> bool:
     return False
 
 
-def parse_time(text: str | None) -> datetime | None:
-    """Reads a Kubernetes time, which is in UTC."""
-    return datetime.fromisoformat(text) if text else None
-
-
 def _true_condition(status: Json, kind: str) -> TrueCondition | None:
     for condition in status.get("conditions") or ():
         if condition["type"] == kind and condition["status"] == "True":
@@ -278,16 +254,6 @@ def _container_state(status: Json) -> Json:
         if container["name"] == TRAINER_CONTAINER:
             return container.get("state") or {}
     return {}
-
-
-def _termination(state: Json) -> Termination:
-    return Termination(
-        exit_code=int(state["exitCode"]),
-        reason=state.get("reason", ""),
-        started=parse_time(state.get("startedAt")),
-        finished=parse_time(state.get("finishedAt")),
-        message=state.get("message", ""),
-    )
 
 
 def _unschedulable(status: Json) -> str | None:

@@ -101,11 +101,13 @@ def _phase(body: Json) -> str | None:
 
 
 def _wanted_gpus(body: Json) -> int:
-    return int((body["spec"].get("resources") or {}).get("gpus", 1))
+    resources = body["spec"].get("resources") or {}
+    return int(resources.get("gpus", 1)) * int(resources.get("nodes", 1))
 
 
 def _gpus_of(job: Json) -> int:
-    """GPUs of a Job's pod: whatever it asks for that is no processor, memory or disk."""
+    """GPUs of a Job's pods: whatever they ask for that is no processor, memory or disk."""
     containers = job["spec"]["template"]["spec"].get("containers") or ()
     limits = [(container.get("resources") or {}).get("limits") or {} for container in containers]
-    return sum(int(amount) for each in limits for name, amount in each.items() if name not in _NO_GPUS)
+    gpus = sum(int(amount) for each in limits for name, amount in each.items() if name not in _NO_GPUS)
+    return gpus * int(job["spec"].get("parallelism", 1))

@@ -22,7 +22,7 @@ from finetune_api.status import Attempt, FineTuneJobStatus, PreflightStatus
 from finetune_api.vocabulary import JOB_UID_LABEL, Phase, PreflightResult
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.desired.installation import Installation
-from finetune_operator.desired.names import PREFLIGHT, TRAINER, child_name, preflight_name
+from finetune_operator.desired.names import PREFLIGHT, TRAINER, child_name, peers_name, preflight_name
 from finetune_operator.desired.run_config_map import build_run_config_map
 from finetune_operator.errors import ForbiddenError
 from finetune_operator.observe.blockers import find_blocker
@@ -32,10 +32,12 @@ from finetune_operator.observe.gpu_use import read_gpu_use
 from finetune_operator.observe.leftovers import find_orphaned_pods, find_predecessor
 from finetune_operator.observe.queue import read_queue
 from finetune_operator.observe.report_store import ReceivedReport, ReportStore
+from finetune_operator.observe.several_pods import explain_ends, newest_others
 from finetune_operator.observe.snapshot import (
     AnySnapshot,
     BlindSnapshot,
     ChildRun,
+    Peers,
     Snapshot,
     UnreadableSnapshot,
     awaits_preflight,
@@ -75,6 +77,7 @@ async def observe(
         seen = replace(seen, queue=await read_queue(cluster.queues, seen, spec, installation))
         seen = replace(seen, gpu_use=await read_gpu_use(cluster.gpu_users, seen, spec, installation))
         seen = replace(seen, config_map=await _config_map(cluster, seen, spec, installation))
+        seen = replace(seen, peers=await _peers(cluster, seen, spec))
     except ForbiddenError as error:
         return BlindSnapshot(**vars(seen), refusal=f"the API server refused {error.request}: {error.message}")
     return seen.with_spec(spec)
@@ -114,15 +117,19 @@ async def _observe_children(
 
     checked = status.preflight.attempts if status.preflight else ()
     preflight = ChildRun(PREFLIGHT, preflight_job, _pods_of(preflight_job, known, checked))
-    pods = _pods_of(training_job, known, status.attempts)
-    training = ChildRun(TRAINER, training_job, pods, of_newest_pod(reports.show(metadata.uid), pods))
-    owned = (*training.pods, *preflight.pods)
+    every = _pods_of(training_job, known, status.attempts)
+    others = tuple(pod for pod in every if pod.index)
+    pods = explain_ends([pod for pod in every if not pod.index], others)
+    report = of_newest_pod(reports.show(metadata.uid), pods)
+    waited_for = newest_others(pods[-1] if pods else None, others)
+    training = ChildRun(TRAINER, training_job, pods, report, others=waited_for)
+    owned = {pod.uid for pod in (*every, *preflight.pods)}
 
     return replace(
         job,
         preflight=_with_doubt(preflight, job.result_location, metadata, status),
         training=_with_doubt(training, job.result_location, metadata, status),
-        orphaned_pods=find_orphaned_pods(metadata, status.attempts, (pod for pod in live if pod not in owned)),
+        orphaned_pods=find_orphaned_pods(metadata, status.attempts, (pod for pod in live if pod.uid not in owned)),
         predecessor=find_predecessor(metadata, former_jobs, listed) if training_job is None else None,
         channel=reports.channel(metadata.uid),
         blocker=None if is_over else await find_blocker(cluster, key, training if training.job else preflight),
@@ -156,6 +163,17 @@ async def _config_map(
     else:
         return None
     return await cluster.get_config_map(seen.metadata.namespace, name) if name else None
+
+
+async def _peers(cluster: Cluster, seen: AnySnapshot, spec: FineTuneJobSpec | str) -> Peers:
+    """Reads what lets the pods of several nodes find each other; nothing for a job on one node, or one that is over."""
+    is_over = seen.status.phase is not None and seen.status.phase.is_terminal
+    if isinstance(spec, str) or spec.resources.nodes == 1 or is_over:
+        return Peers()
+    namespace, name = seen.metadata.namespace, peers_name(seen.metadata)
+    return Peers(
+        await cluster.peers.get_service(namespace, name), await cluster.peers.get_network_policy(namespace, name)
+    )
 
 
 def read_status(raw: Json) -> FineTuneJobStatus:

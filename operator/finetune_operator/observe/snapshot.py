@@ -79,7 +79,8 @@ class ChildRun:
     """None before the Job is created, after it was deleted, and for preflight once its result is in the status."""
 
     pods: tuple[TrainerPod, ...] = ()
-    """The Job's pods, oldest first. A pod that has vanished is here as long as `TerminatedPods` remembers it."""
+    """The Job's pods, oldest first. A pod that has vanished is here as long as `TerminatedPods` remembers it. Of a run
+    on several nodes, those that lead, each with the end of its attempt."""
 
     report: ReceivedReport | None = None
     """Newest progress report of the newest pod. Preflight sends none."""
@@ -87,10 +88,28 @@ class ChildRun:
     doubt: str | None = None
     """Why the newest pod's termination message is not believed; None if it is, or if there is none."""
 
+    others: tuple[TrainerPod, ...] = ()
+    """The newest pods of the further nodes, by index."""
+
     @property
     def newest_pod(self) -> TrainerPod | None:
         """The pod that speaks for the run."""
         return self.pods[-1] if self.pods else None
+
+    @property
+    def awaited_pod(self) -> TrainerPod | None:
+        """The newest pod. Where it runs and waits for others to meet, the first of those that does not run yet; None if
+        that one is not even made."""
+        pod = self.newest_pod
+        if pod is None or self.job is None or not pod.is_running:
+            return pod
+
+        others = {other.index: other for other in self.others}
+        for index in range(1, self.job.nodes):
+            other = others.get(index)
+            if other is None or not (other.is_running or other.is_finished):
+                return other
+        return pod
 
     def seconds_until_events(self, now: datetime) -> float | None:
         """Returns the seconds after which only Events can say why no pod of the run starts: it is refused, or its
@@ -102,7 +121,7 @@ class ChildRun:
     def _unexplained_since(self) -> datetime | None:
         if self.job is None or self.job.suspended or self.job.is_over or self.has_exited_with_0:
             return None
-        pod, begun = self.newest_pod, self.job.started or self.job.created
+        pod, begun = self.awaited_pod, self.job.started or self.job.created
         if pod is None:
             return begun
         if pod.is_finished:
@@ -128,6 +147,15 @@ class ChildRun:
         return pod.termination.finished if pod and pod.termination else None
 
 
+@dataclass(frozen=True)
+class Peers:
+    """Objects that a job on several nodes needs beside its Job, as they were read; None where one is missing, or not
+    needed."""
+
+    service: Json | None = None
+    network_policy: Json | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnySnapshot:
     """A job and its children at one moment, whatever its spec says."""
@@ -146,6 +174,7 @@ class AnySnapshot:
     config_map: Json | None = None
     """The one that the current run's Job mounts; without a Job, the one that it would mount."""
 
+    peers: Peers = Peers()
     preflight: ChildRun = ChildRun(PREFLIGHT)
     training: ChildRun = ChildRun(TRAINER)
     orphaned_pods: tuple[TrainerPod, ...] = ()
@@ -180,6 +209,10 @@ class AnySnapshot:
         for job in (self.training.job, self.preflight.job):
             if job is not None and job.owner_uid != self.metadata.uid:
                 return f"Job {job.name}"
+
+        for kind, body in (("Service", self.peers.service), ("NetworkPolicy", self.peers.network_policy)):
+            if body is not None and controller_uid(body["metadata"]) != self.metadata.uid:
+                return f"{kind} {body['metadata']['name']}"
 
         if self.config_map is not None and controller_uid(self.config_map["metadata"]) != self.metadata.uid:
             return f"ConfigMap {self.config_map['metadata']['name']}"

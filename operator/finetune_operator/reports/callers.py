@@ -146,6 +146,10 @@ class Callers:
         if body is None or body["metadata"]["uid"] != identity.pod_uid:
             raise _forbidden()
 
+        # Of several nodes' pods, the first alone knows how the run goes.
+        if TrainerPod.parse(body).index:
+            raise _forbidden()
+
         # UIDs are compared at each step: a Job that was deleted and created again has the same name.
         references = body["metadata"].get("ownerReferences") or ()
         owner = next((each["name"] for each in references if each.get("controller") and each["kind"] == "Job"), None)

@@ -25,7 +25,8 @@ def measured_joules(snapshot: AnySnapshot, pod_uid: str, held_seconds: int) -> i
 def add_up_energy(
     last: Usage, attempts: Iterable[Attempt], dropped: Iterable[Attempt], gpus: int
 ) -> dict[str, float | int | None]:
-    """Returns the fields of `Usage` about energy; attempts that the list has just dropped keep theirs."""
+    """Returns the fields of `Usage` about energy; attempts that the list has just dropped keep theirs. `gpus`: those of
+    the pod that measures, which on several nodes is the first."""
     earlier = _add_measured((last.earlier_energy_joules, last.earlier_measured_seconds), dropped)
     joules, seconds = _add_measured(earlier, attempts)
     return {

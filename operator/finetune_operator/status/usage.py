@@ -38,7 +38,7 @@ def build_usage(snapshot: AnySnapshot, status: FineTuneJobStatus) -> Usage | Non
     if not isinstance(snapshot, Snapshot):
         return snapshot.status.usage  # nobody knows the number of GPUs
 
-    last, price, gpus = snapshot.status.usage or Usage(), snapshot.price, snapshot.spec.resources.gpus
+    last, price, gpus = snapshot.status.usage or Usage(), snapshot.price, snapshot.spec.resources.all_gpus
     estimate = _estimate(status.preflight)
     if not status.attempts and estimate is None and snapshot.status.usage is None:
         return None
@@ -64,7 +64,7 @@ def build_usage(snapshot: AnySnapshot, status: FineTuneJobStatus) -> Usage | Non
         estimate_error_percent=_error(estimate, held * gpus) if status.phase is Phase.SUCCEEDED else None,
         earlier_held_seconds=earlier_seconds,
         earlier_cost=earlier.amount if earlier_seconds else None,
-        **add_up_energy(last, status.attempts, dropped, gpus),
+        **add_up_energy(last, status.attempts, dropped, snapshot.spec.resources.gpus),
     )
 
 

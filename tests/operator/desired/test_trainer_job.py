@@ -23,7 +23,10 @@ def _job(**sections: Any) -> dict[str, Any]:
     return build_trainer_job(METADATA, a_spec(**sections), INSTALLATION.trainer_image, "config")
 
 
-@pytest.mark.parametrize(("name", "sections"), [("smallest", {}), ("full", FULL_SECTIONS)])
+TWO_NODES = {"resources": {"nodes": 2, "gpus": 4}}
+
+
+@pytest.mark.parametrize(("name", "sections"), [("smallest", {}), ("full", FULL_SECTIONS), ("two_nodes", TWO_NODES)])
 def test_the_job_is_the_golden_one(name: str, sections: dict[str, Any]) -> None:
     assert _job(**sections) == yaml.safe_load((GOLDEN / f"trainer_job_{name}.yaml").read_text())
 

@@ -9,6 +9,7 @@ import pytest
 
 from finetune_api.progress import MAX_BODY_BYTES, progress_path
 from finetune_operator.cluster.cluster import TokenIdentity
+from finetune_operator.observe.children import INDEX_ANNOTATION
 from finetune_operator.observe.report_store import Heard
 from finetune_operator.reports.checks import BURST
 from finetune_test_operator.report_server import (
@@ -99,7 +100,13 @@ def _job_of_another_resource(cluster: FakeCluster) -> None:
     cluster.child["metadata"]["ownerReferences"] = owner("FineTuneJob", "bot", "another-uid")
 
 
+def _pod_of_another_node(cluster: FakeCluster) -> None:
+    assert cluster.pod is not None
+    cluster.pod["metadata"]["annotations"] = {INDEX_ANNOTATION: "1"}
+
+
 FOREIGN = {
+    "a pod of a further node": _pod_of_another_node,
     "a token of another namespace": _foreign_namespace,
     "a pod that was made again": _pod_made_again,
     "a pod that is gone": _pod_gone,

@@ -88,7 +88,9 @@ class Jobs:
         self._core: Any = client.CoreV1Api(cluster.api_client())
         self._batch: Any = client.BatchV1Api(cluster.api_client())
 
-    def create(self, name: str, secret: str = "", scheduling: Json | None = None, **run_policy: Any) -> Json:
+    def create(
+        self, name: str, secret: str = "", scheduling: Json | None = None, nodes: int = 1, **run_policy: Any
+    ) -> Json:
         """A small job whose trainer comes at once, unless `preflight` says otherwise; further keyword arguments are
         fields of spec.runPolicy. `secret`: the Secret with the credentials of its model, data and output."""
         credentials = {"credentials": {"secretName": secret}} if secret else {}
@@ -96,7 +98,7 @@ class Jobs:
             "model": {"source": "s3://models/tiny/"} | credentials,
             "dataset": {"source": "s3://data/chat.jsonl"} | credentials,
             "output": {"s3": {"bucket": "results"} | credentials},
-            "resources": {"gpus": 0},
+            "resources": {"gpus": 0, "nodes": nodes},
             "scheduling": scheduling or {},
             "runPolicy": {"preflight": "Skip"} | run_policy,
         }

@@ -19,7 +19,7 @@ from finetune_operator.desired.names import PREFLIGHT, TRAINER
 from finetune_operator.desired.preflight_job import build_preflight_job
 from finetune_operator.desired.run_config_map import build_run_config_map
 from finetune_operator.desired.trainer_job import build_trainer_job
-from finetune_operator.observe.children import ChildJob, TrainerPod
+from finetune_operator.observe.children import INDEX_ANNOTATION, ChildJob, TrainerPod
 from finetune_operator.observe.report_store import ReceivedReport
 from finetune_operator.observe.snapshot import AnySnapshot, BlindSnapshot, ChildRun, Snapshot, UnreadableSnapshot
 from finetune_operator.observe.workload import DEACTIVATED_ANNOTATION, Workload
@@ -105,17 +105,20 @@ def a_preflight_job(spec: FineTuneJobSpec | None = None, **changes: Any) -> Chil
     return replace(ChildJob.parse(body), **changes)
 
 
-def a_pod(uid: str = POD, *, created: float = 0, state: Json | None = None, **status: Any) -> TrainerPod:
+def a_pod(
+    uid: str = POD, *, created: float = 0, state: Json | None = None, index: int = 0, **status: Any
+) -> TrainerPod:
     """A pod of the child. `state` is the container's; keyword arguments are fields of the pod's status."""
     container = [{"name": "trainer", "state": state}] if state else []
     owner = {"kind": "Job", "name": "bot-1", "uid": "child-uid", "controller": True}
     metadata = {"name": f"bot-{uid}", "uid": uid, "creationTimestamp": at(created), "ownerReferences": [owner]}
+    metadata["annotations"] = {INDEX_ANNOTATION: str(index)}
     return TrainerPod.parse({"metadata": metadata, "status": {"containerStatuses": container} | status})
 
 
-def a_running_pod(uid: str = POD, created: float = 0) -> TrainerPod:
+def a_running_pod(uid: str = POD, created: float = 0, index: int = 0) -> TrainerPod:
     """A pod whose trainer runs."""
-    return a_pod(uid, created=created, state={"running": {"startedAt": at(created + 1)}}, phase="Running")
+    return a_pod(uid, created=created, index=index, state={"running": {"startedAt": at(created + 1)}}, phase="Running")
 
 
 def an_ended_pod(

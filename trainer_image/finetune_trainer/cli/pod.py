@@ -1,6 +1,6 @@
 """`finetune-trainer`: what runs in a job's pods.
 
-    finetune-trainer run         one attempt of a job, on the pod's GPU
+    finetune-trainer run         one attempt of a job, on the pod's GPUs; on several nodes, this pod's part of it
     finetune-trainer preflight   the job's checks, on a CPU
 
 The process ends with an exit code of the table that operator and trainer share (finetune_api/failures.py).
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from finetune_api.failures import exit_code_of
+from finetune_api.failures import FailureReason, exit_code_of
 from finetune_api.outcome import Outcome
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Stage
@@ -22,7 +22,7 @@ from finetune_trainer.distributed.driver import check_driver
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.energy import open_meter
 from finetune_trainer.job.logging_setup import configure_logging, configure_pod_logging
-from finetune_trainer.job.outcome import failed, overdue, published, stalled, write_outcome
+from finetune_trainer.job.outcome import failed, followed, overdue, published, stalled, write_outcome
 from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.reporter import Reporter
 from finetune_trainer.job.settings import Settings, load_config
@@ -73,8 +73,10 @@ def run_attempt(settings: Settings, stop_signal: StopSignal) -> int:
         restrict_hub(config.endpoints)
 
     # Without an address and a token to report to, only the outcome tells how the run went.
+    # On several nodes, the first pod alone reports, and watches over the whole run.
+    leads = settings.node == 0
     reporter: Reporter | None = None
-    if config.progress is not None and settings.token is not None:
+    if config.progress is not None and settings.token is not None and leads:
         heartbeat = config.stall.heartbeat_seconds if config.stall else None
         reporter = Reporter(progress, config.progress, settings.token, heartbeat)
         reporter.start()
@@ -86,11 +88,13 @@ def run_attempt(settings: Settings, stop_signal: StopSignal) -> int:
     def end(error: TrainerError) -> None:
         stop_signal.end_stalled(lambda: write_outcome(failed(error, progress), termination_log))
 
-    watchdog = Watchdog(config.stall, end_stalled, is_watched=reporter is not None) if config.stall else None
+    limit = config.stall if leads else None
+    watchdog = Watchdog(limit, end_stalled, is_watched=reporter is not None) if limit else None
     if watchdog is not None:
         watchdog.start()
 
-    outcome = run_job(config, settings, progress, stop_signal, end)
+    run = run_job if leads else follow_job
+    outcome = run(config, settings, progress, stop_signal, end)
     stop_signal.conclude()
     if watchdog is not None:
         watchdog.close()
@@ -131,6 +135,37 @@ def run_job(
     return outcome
 
 
+def follow_job(
+    config: RunConfig,
+    settings: Settings,
+    progress: ProgressTracker,
+    stop_signal: StopSignal,
+    end: Callable[[TrainerError], None] = end_process,
+) -> Outcome:
+    """Trains along in a pod of a run on several nodes that does not lead it. Never raises."""
+    try:
+        place = settings.place_among(config.nodes)
+        if place is None:
+            message = f"this pod is node {settings.node}, but its run has no other nodes to meet"
+            raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
+        _prepare_gpus(config, settings)
+        from finetune_trainer.follower import follow
+        from finetune_trainer.job.run_context import TrainingContext
+
+        follow(TrainingContext(config, settings, progress, stop_signal), place, end)
+        return followed(progress, place)
+    except BaseException as error:  # noqa: BLE001 (signals and defects included)
+        return _failed(error, progress, settings.work)
+
+
+def _prepare_gpus(config: RunConfig, settings: Settings) -> None:
+    if config.gpus:
+        check_driver()
+        check_cards(config.gpus)
+        see_one_card(0)
+        seed_triton_cache(settings.triton_seed, settings.triton_cache)
+
+
 def _failed(error: BaseException, progress: ProgressTracker, work: Path | None = None) -> Outcome:
     """Logs the error, with a traceback if it is a defect, and returns its outcome."""
     outcome = failed(error, progress, work)
@@ -163,11 +198,7 @@ def _run(
             hub_url = push_result(hub, store.object_store, existing, settings.work / "artifacts")
             return published(existing, store.manifest_uri(), progress, reused=True, hub_url=hub_url)
 
-        if config.gpus:
-            check_driver()
-            check_cards(config.gpus)
-            see_one_card(0)
-            seed_triton_cache(settings.triton_seed, settings.triton_cache)
+        _prepare_gpus(config, settings)
         progress.stage(Stage.MODEL_LOADING)  # this includes importing torch: 3 s, on two busy cores 7 s
         from finetune_trainer.pipeline import run
 

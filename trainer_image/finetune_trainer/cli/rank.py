@@ -7,15 +7,23 @@ say, rank 0 says. SIGUSR1 has it write the stacks of all its threads.
 import faulthandler
 import logging
 import os
+import pickle
 import signal
 import sys
 import threading
 import time
 from pathlib import Path
 
-from finetune_api.failures import FailureReason
 from finetune_trainer.distributed.launched import joined_store
-from finetune_trainer.distributed.other_ranks import RankFailure, RankTask, await_ready, connect, is_lost_connection
+from finetune_trainer.distributed.nodes.same_rows import share_rows
+from finetune_trainer.distributed.other_ranks import (
+    SAME_EVERYWHERE,
+    RankFailure,
+    RankTask,
+    await_ready,
+    connect,
+    is_lost_connection,
+)
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.logging_setup import configure_logging
 from finetune_trainer.job.outcome import explain
@@ -29,13 +37,6 @@ from finetune_trainer.stopping import finishing
 log = logging.getLogger(__name__)
 
 LOST_SECONDS = 60.0
-SAME_EVERYWHERE = (
-    FailureReason.INTERRUPTED,
-    FailureReason.NON_FINITE_LOSS,
-    FailureReason.LOSS_DIVERGED,
-    FailureReason.NOTHING_LEARNED,
-)
-"""Ends that all ranks find at the same step: rank 0 says them, and does what is due."""
 
 
 def main() -> None:
@@ -69,8 +70,10 @@ def train_along(task: RankTask) -> None:
     engine = prepare_engine(model, loaded, config)
 
     await_ready(store)
-    with finishing(), joined_store(store, task.rank, task.size) as world:  # a stop is rank 0's to begin
-        data: FormattedData = world.copy_object(None)
+    # A stop is begun by the pod's first rank.
+    with finishing(), joined_store(store, task.rank, task.size, task.nodes) as world:
+        own = pickle.loads(task.rows_file.read_bytes()) if task.nodes > 1 else None  # noqa: S301 (the pod's own file)
+        data: FormattedData = share_rows(world, own, None)
         engine.use_world(world)
         evaluates = data.evaluation is not None
         arguments = configure_training(config, loaded, task.work / "trl", engine, evaluates=evaluates)

@@ -5,6 +5,8 @@ shares.py       the rows of a step that each process takes (pure)
 cards.py        the GPU of a process, chosen before CUDA starts
 driver.py       NVIDIA's driver of the node, against what this installation needs
 other_ranks.py  starts the other processes of a run, and ends with the first that fails
+group.py        the processes of one pod among those of the whole run
+nodes/          a run on several nodes: its pods meet, and end together
 launched.py     joins them, or those that torchrun has started
 
 A run of one process is `world.ALONE`, for which nothing here does anything.

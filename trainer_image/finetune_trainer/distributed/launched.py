@@ -47,7 +47,7 @@ def joined_world() -> Iterator[World]:
 
 
 @contextmanager
-def joined_store(store: Store, rank: int, size: int) -> Iterator[World]:
+def joined_store(store: Store, rank: int, size: int, nodes: int = 1) -> Iterator[World]:
     """Yields this process's place among those that meet at `store`; waits until all of them are there."""
     # Without it, NCCL ends a process whose neighbour is gone, before it can say why (other_ranks.py does).
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
@@ -55,7 +55,7 @@ def joined_store(store: Store, rank: int, size: int) -> Iterator[World]:
     dist.init_process_group(_backend(), store=store, rank=rank, world_size=size, timeout=NEVER)
 
     try:
-        yield World(rank, size)
+        yield World(rank, size, nodes)
     except BaseException:
         with suppress(Exception):  # it may wait for ranks that are gone
             run_within(CLOSE_SECONDS, dist.destroy_process_group)

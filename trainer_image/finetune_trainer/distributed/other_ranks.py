@@ -1,12 +1,14 @@
-"""The other ranks of a run on this machine: processes that rank 0 starts, watches and outlives.
+"""The other ranks of a run in this pod: processes that the pod's first rank starts, watches and outlives.
 
 Rank 0 is the process of the run itself. It alone fetches, reports, stores and publishes; the others load the same base
 model, and train along. They end with rank 0, whatever ends it, as their standard input closes then. If one of them
-fails, rank 0 would wait for it for ever: a thread ends the run with that rank's reason instead.
+fails, rank 0 would wait for it for ever: a thread ends the run with that rank's reason instead. On several nodes, the
+first rank of each pod does so for its own (nodes/meeting.py), and fetches and formats for them.
 """
 
 import logging
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -17,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch._C._distributed_c10d import Store, TCPStore
@@ -27,22 +29,33 @@ from finetune_api.base import ApiModel
 from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_trainer.distributed.cards import VISIBLE, all_cards
+from finetune_trainer.distributed.group import Group
 from finetune_trainer.distributed.launched import joined_store
+from finetune_trainer.distributed.nodes.meeting import BEAT_SECONDS, LOCALHOST
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.stopping import stop_point
 
 log = logging.getLogger(__name__)
 
-LOCALHOST = "127.0.0.1"
 MODULE = "finetune_trainer.cli.rank"
 READY = "ready"
 """Key that rank 0 sets once it is about to train: the others may wait for it for as long as data are prepared."""
 
 POLL_SECONDS = 0.2
+ROWS_FILE = "rows.pickle"
 CONFIRM_SECONDS = 5.0
 """Time in which a rank whose connection broke turns out to have failed."""
 
 STACKS_SECONDS = 1.0
+
+SAME_EVERYWHERE = (
+    FailureReason.INTERRUPTED,
+    FailureReason.NON_FINITE_LOSS,
+    FailureReason.LOSS_DIVERGED,
+    FailureReason.NOTHING_LEARNED,
+)
+"""Ends that all ranks find at the same step: rank 0 says them, and does what is due."""
 
 
 class RankTask(ApiModel):
@@ -50,13 +63,18 @@ class RankTask(ApiModel):
 
     config: RunConfig
     base_model: Path
-    """Folder of the base model, which rank 0 has fetched."""
+    """Folder of the base model, which the pod's first rank has fetched."""
 
     work: Path
     """Folder of this rank alone."""
 
     rank: int
     size: int
+    place: int = 1
+    """Place among the pod's processes, from 0, and so the number of its GPU."""
+
+    nodes: int = 1
+    address: str = LOCALHOST
     port: int
     """TCP port at which rank 0 keeps the store that all meet at."""
 
@@ -64,6 +82,11 @@ class RankTask(ApiModel):
     def failure_file(self) -> Path:
         """File in which the rank says why it failed."""
         return self.work / "failure.json"
+
+    @property
+    def rows_file(self) -> Path:
+        """File with the pod's formatted rows, in a run on several nodes."""
+        return self.work.parent / ROWS_FILE
 
 
 class RankFailure(ApiModel):
@@ -74,14 +97,15 @@ class RankFailure(ApiModel):
 
 
 class OtherRanks:
-    """Processes of ranks 1 to `size` - 1; none in a run of one process."""
+    """Processes of the pod's further ranks; none in a run of one process a pod."""
 
     _running: "OtherRanks | None" = None
 
-    def __init__(self, size: int, on_failure: Callable[[TrainerError], None]) -> None:
-        self.size = size
+    def __init__(self, group: Group, work: Path, on_failure: Callable[[TrainerError], None]) -> None:
+        self._group = group
+        self._folder = work / "ranks"
         self._on_failure = on_failure
-        self._store: TCPStore | None = None
+        self._store: TCPStore | None = group.store
         self._tasks: list[RankTask] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self._closing = threading.Event()
@@ -89,14 +113,14 @@ class OtherRanks:
     @classmethod
     @contextmanager
     def started(
-        cls, config: RunConfig, base_model: Path, work: Path, size: int, on_failure: Callable[[TrainerError], None]
+        cls, config: RunConfig, base_model: Path, work: Path, group: Group, on_failure: Callable[[TrainerError], None]
     ) -> Iterator[Self]:
         """Starts them, and ends them when the code inside ends. `on_failure` ends this process, from a thread.
 
         Raises a rank's TrainerError if it failed, in place of an error that follows from that.
         """
-        ranks = cls(size, on_failure)
-        ranks._start(config, base_model, work)
+        ranks = cls(group, work, on_failure)
+        ranks._start(config, base_model)
 
         try:
             yield ranks
@@ -104,9 +128,11 @@ class OtherRanks:
             raise
         except Exception as error:
             failure = ranks._find_failure(CONFIRM_SECONDS) if is_lost_connection(error) else None
-            if failure is None:
-                raise
-            raise failure from error
+            if failure is not None:
+                raise failure from error
+            if is_lost_connection(error) and group.meeting is not None:
+                group.meeting.await_others_end()
+            raise
         finally:
             ranks._end()
 
@@ -118,41 +144,65 @@ class OtherRanks:
         if ranks is None:
             return False
 
-        for process in ranks._processes:
-            process.send_signal(signal.SIGUSR1)
-        time.sleep(STACKS_SECONDS)
+        if (meeting := ranks._group.meeting) is not None:
+            meeting.write_stacks()
+        ranks.write_stacks()
+        time.sleep(STACKS_SECONDS if meeting is None else STACKS_SECONDS + BEAT_SECONDS)
         ranks._end()
         return True
 
+    def write_stacks(self) -> None:
+        """Has the pod's other ranks write the stacks of all their threads into the log."""
+        for process in self._processes:
+            process.send_signal(signal.SIGUSR1)
+
     @contextmanager
-    def joined(self) -> Iterator[World]:
-        """Yields the world of the run, once all ranks are there."""
+    def joined(self, rows: Any) -> Iterator[World]:
+        """Yields the world of the run, once all ranks are there. `rows`: the pod's formatted rows, for its ranks."""
+        group = self._group
         if self._store is None:
             yield ALONE
             return
 
-        self._store.set(READY, "1")
-        with joined_store(self._store, 0, self.size) as world:
+        if group.nodes > 1 and self._tasks:
+            self._tasks[0].rows_file.write_bytes(pickle.dumps(rows))
+        if group.leads:
+            self._store.set(READY, "1")
+        while not self._store.check([READY]):
+            stop_point()
+            time.sleep(POLL_SECONDS)
+        with joined_store(self._store, group.first, group.size, group.nodes) as world:
             yield world
         self._wait()
 
-    def _start(self, config: RunConfig, base_model: Path, work: Path) -> None:
-        if self.size == 1:
+    def _start(self, config: RunConfig, base_model: Path) -> None:
+        group = self._group
+        if group.size == 1:
             return
 
-        torch.set_num_threads(_threads(self.size))
-        os.environ |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), "lo")
-        self._store = _loopback_store(self.size)
-        for rank in range(1, self.size):
-            folder = work / "ranks" / str(rank)
+        torch.set_num_threads(_threads(group.local))
+        if self._store is None:
+            os.environ |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), "lo")
+            self._store = _loopback_store(group.size)
+        for place in range(1, group.local):
+            rank = group.first + place
+            folder = self._folder / str(rank)
             folder.mkdir(parents=True)
             task = RankTask(
-                config=config, base_model=base_model, work=folder, rank=rank, size=self.size, port=self._store.port
+                config=config,
+                base_model=base_model,
+                work=folder,
+                rank=rank,
+                size=group.size,
+                place=place,
+                nodes=group.nodes,
+                address=group.address,
+                port=self._store.port,
             )
             self._tasks.append(task)
-            self._processes.append(_launch(task))
+            self._processes.append(_launch(task, group.local))
 
-        log.info("%d processes train together, this is rank 0", self.size)
+        log.info("%d processes train together, this is rank %d", group.size, group.first)
         OtherRanks._running = self
         threading.Thread(target=self._watch, name="other-ranks", daemon=True).start()
 
@@ -194,12 +244,12 @@ def _loopback_store(size: int) -> TCPStore:
     return TCPStore(LOCALHOST, port, size, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
 
 
-def _launch(task: RankTask) -> subprocess.Popen[bytes]:
+def _launch(task: RankTask, local: int) -> subprocess.Popen[bytes]:
     file = task.work / "task.json"
     file.write_text(task.model_dump_json(by_alias=True), encoding="utf-8")
-    environment = os.environ | {"OMP_NUM_THREADS": str(_threads(task.size))}
+    environment = os.environ | {"OMP_NUM_THREADS": str(_threads(local))}
     if task.config.gpus:
-        environment[VISIBLE] = all_cards()[task.rank]
+        environment[VISIBLE] = all_cards()[task.place]
     # A session of its own: Ctrl-C at a terminal is for rank 0, which stops all of them in order.
     command = [sys.executable, "-P", "-m", MODULE, str(file)]
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
@@ -231,7 +281,7 @@ def is_lost_connection(error: BaseException) -> bool:
 def connect(task: RankTask) -> TCPStore:
     """Connects one of the other ranks to the store of rank 0."""
     patience = timedelta(seconds=60)
-    return TCPStore(LOCALHOST, task.port, task.size, is_master=False, timeout=patience, wait_for_workers=False)
+    return TCPStore(task.address, task.port, task.size, is_master=False, timeout=patience, wait_for_workers=False)
 
 
 def await_ready(store: Store) -> None:

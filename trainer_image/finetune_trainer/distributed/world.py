@@ -5,6 +5,7 @@ Every method is called by all processes in the same order, and waits for the oth
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -22,6 +23,8 @@ class World:
 
     rank: int = 0
     size: int = 1
+    nodes: int = 1
+    """Nodes that the processes are on, with equal numbers of them; rank 0 is on the first."""
 
     @property
     def is_alone(self) -> bool:
@@ -55,6 +58,25 @@ class World:
         if not self.is_alone:
             dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
         return values[0]  # type: ignore[return-value]
+
+    def copy_folder(self, folder: Path | None, parent: Path) -> Path | None:
+        """Returns the path of rank 0's folder, or of this rank's copy of it, below `parent`; None if rank 0 has none.
+        Ranks on rank 0's node share its disk."""
+        found = self.copy_object(folder)
+        if found is None or self.nodes == 1:
+            return found
+
+        files = None
+        if folder is not None:
+            files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        files = self.copy_object(files)
+        if self.rank < self.size // self.nodes:
+            return found
+
+        for name, content in files.items():
+            (parent / found.name / name).parent.mkdir(parents=True, exist_ok=True)
+            (parent / found.name / name).write_bytes(content)
+        return parent / found.name
 
     @torch.no_grad()
     def copy_from_first_(self, tensors: Iterable[torch.Tensor]) -> None:

@@ -11,7 +11,8 @@ from finetune_api.outcome import Outcome, Result
 from finetune_api.vocabulary import Stage
 from finetune_trainer.artifacts.failed_exports import explain_failed_exports
 from finetune_trainer.artifacts.manifest import Manifest
-from finetune_trainer.errors import InterruptedRunError, TrainerError
+from finetune_trainer.distributed.nodes.place import Place
+from finetune_trainer.errors import InterruptedRunError, OtherNodeError, TrainerError
 from finetune_trainer.job.disk_needs import DiskNeed, describe_needs
 from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.watchdog import Stall
@@ -63,7 +64,7 @@ def failed(error: BaseException, progress: ProgressTracker, work: Path | None = 
         result=Result.INTERRUPTED if reason is FailureReason.INTERRUPTED else Result.FAILED,
         reason=reason,
         message=message,
-        exit_code=exit_code_of(reason),
+        exit_code=error.exit_code if isinstance(error, OtherNodeError) else exit_code_of(reason),
         stage=progress.current_stage,
         loss=progress.value("loss"),
         eval_loss=progress.value("eval_loss"),
@@ -75,6 +76,12 @@ def failed(error: BaseException, progress: ProgressTracker, work: Path | None = 
         finished=datetime.now(UTC),
         **_position(progress),
     )
+
+
+def followed(progress: ProgressTracker, place: Place) -> Outcome:
+    """Outcome of a pod that has trained along, in a run on several nodes: the result is the first pod's to tell."""
+    message = f"{place} has trained along; the first pod has published the result"
+    return Outcome(result=Result.SUCCEEDED, message=message, finished=datetime.now(UTC), **_position(progress))
 
 
 def overdue(progress: ProgressTracker) -> Outcome:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
+from finetune_trainer.distributed.nodes.place import Place
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.retry import HUB_RETRIES, RetryPolicy
 
@@ -47,7 +48,11 @@ class Settings:
     hub_retries: RetryPolicy = HUB_RETRIES
     """Time for which the Hugging Face Hub is asked again."""
     cpu_ranks: int = 1
-    """Processes that train together where a job has no GPU."""
+    """Processes of a pod that train together where a job has no GPU."""
+    node: int = 0
+    """The pod's completion index, in a run on several nodes."""
+    rendezvous: str | None = None
+    """HOST:PORT at which the pods of a run on several nodes meet; None on one node."""
     triton_seed: Path | None = None
     """What the image has compiled for Triton; None outside the image."""
     triton_cache: Path | None = None
@@ -80,7 +85,13 @@ class Settings:
             ca_bundle=path("FINETUNE_CA_BUNDLE"),
             hub_cache="FINETUNE_HUB_CACHE" in environment,
             cpu_ranks=int(environment.get(CPU_RANKS, "1")),
+            node=int(environment.get("JOB_COMPLETION_INDEX", "0")),
+            rendezvous=environment.get("FINETUNE_RENDEZVOUS"),
         )
+
+    def place_among(self, nodes: int) -> Place | None:
+        """Place of this pod among the `nodes` of its run; None in a run on one node."""
+        return Place.parse(self.node, nodes, self.rendezvous) if nodes > 1 and self.rendezvous else None
 
     def credentials_of(self, use: str) -> Path | None:
         """Folder of the Secret for `output`, `model`, `dataset` or `hub`; None if the job names none."""

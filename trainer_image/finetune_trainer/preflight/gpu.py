@@ -51,12 +51,12 @@ def estimate_gpu(config: RunConfig, model: Any, size: TrainingSize | None) -> Gp
     plan = plans.at(tokens, config.training.memory, gpu.memory_bytes or UNLIMITED)
     speed = _tokens_per_second(plans.shape, plan, config.model.max_sequence_length, gpu.teraflops)
 
-    if speed is not None and config.gpus > 1:
-        speed *= config.gpus  # 2.01 and 4.02 times as fast were measured with 2 and 4 H200
+    if speed is not None:
+        speed *= config.processes  # 2.01 and 4.02 times as fast were measured with 2 and 4 H200 of one node
 
     return GpuEstimate(
         name=gpu.name,
-        gpus=max(1, config.gpus),
+        gpus=config.processes,
         memory_bytes=gpu.memory_bytes,
         mode=plan.mode,
         peak_bytes=plan.peak_bytes,
@@ -234,7 +234,7 @@ def _rows(config: RunConfig, plans: _Plans, total: int) -> int:
             training.memory,
             lambda tokens: plans.at(tokens, training.memory, total),
         )
-    return split_batch(batch, max(1, config.gpus)).size
+    return split_batch(batch, config.processes).size
 
 
 def _max_length(config: RunConfig, size: TrainingSize | None) -> int:

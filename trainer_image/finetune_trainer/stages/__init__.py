@@ -6,5 +6,6 @@ data_formatting.py          3: raw rows to token ids and labels, in one streamin
 training_configuration.py   4: the job's training section as TRL's configuration
 training.py                 5: the training loop: resume, train, stop in order, evaluate
 saving.py                   6: adapter, merged weights and GGUF files, ready to publish
+fetching.py                 the sources, as every pod of a run fetches them
 judging.py                  the loss of each of these files, beside those of the base and of the trained model
 """

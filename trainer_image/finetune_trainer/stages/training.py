@@ -73,7 +73,7 @@ def train(
         log.warning("%s: %s", finding.location, finding.message)
 
     world, output = prepared.engine.world, Path(str(prepared.arguments.output_dir))
-    resumed = world.copy_object(_restore_newest(checkpoints, output, prepared.model))
+    resumed = world.copy_folder(_restore_newest(checkpoints, output, prepared.model), output)
     if resumed is not None:
         checkpointed.restore_from(resumed)
         progress.update(resumed_from_step=int(resumed.name.rpartition("-")[2]))

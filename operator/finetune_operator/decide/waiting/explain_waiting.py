@@ -15,12 +15,12 @@ _CONFIG_ERRORS = ("CreateContainerConfigError", "CreateContainerError", "RunCont
 
 def find_waiting(snapshot: Snapshot, run: ChildRun) -> Waiting | None:
     """Finds why an open run waits; None if its pod runs, if the job is suspended, and if it is about to end."""
-    pod = run.newest_pod
+    pod = run.awaited_pod
     if snapshot.spec.run_policy.suspend or (pod is not None and pod.is_running):
         return None
     held = _held(snapshot, run)
     if pod is None or not pod.is_finished:
-        return held or describe_pods_ready(snapshot, explain_waiting(pod, snapshot.blocker))
+        return held or describe_pods_ready(snapshot, _of_node(run, explain_waiting(pod, snapshot.blocker)))
 
     # The newest pod has ended. What keeps the next one from being made says more than the end of this one.
     if ends_the_run(snapshot, run):
@@ -31,6 +31,16 @@ def find_waiting(snapshot: Snapshot, run: ChildRun) -> Waiting | None:
         return explain_waiting(None, snapshot.blocker)
     reason, message = explain_pod(snapshot, run, pod)
     return Waiting(StatusReason.RETRYING, f"{reason}: {message}; another pod will follow")
+
+
+def _of_node(run: ChildRun, waiting: Waiting) -> Waiting:
+    """Adds to the wait of a run on several nodes how many of its pods wait for the one that it is about."""
+    nodes = run.job.nodes if run.job else 1
+    running = sum(pod.is_running for pod in (run.newest_pod, *run.others) if pod is not None)
+    if nodes == 1:
+        return waiting
+    message = f"{waiting.message}; training begins when all {nodes} pods run, and {running} do"
+    return Waiting(waiting.reason, message, waiting.is_stalled)
 
 
 def _held(snapshot: Snapshot, run: ChildRun) -> Waiting | None:

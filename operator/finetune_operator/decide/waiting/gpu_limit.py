@@ -22,7 +22,7 @@ _NAMED = 5  # jobs that a message names
 
 def find_gpu_wait(snapshot: Snapshot, run: ChildRun) -> Waiting | None:
     """Finds that a run may not take its GPUs yet; None if it may, or if it has them."""
-    use, wanted = snapshot.gpu_use, snapshot.spec.resources.gpus
+    use, wanted = snapshot.gpu_use, snapshot.spec.resources.all_gpus
     if use is None or run.component != TRAINER or wanted + _sum(use.using) + _sum(use.ahead) <= use.limit:
         return None
     return Waiting(StatusReason.GPU_LIMIT_REACHED, _describe(snapshot, use, wanted))

@@ -13,6 +13,7 @@ from finetune_api import API_VERSION, KIND
 from finetune_api.base import SUBDOMAIN
 from finetune_api.explain import FieldError, explain_errors
 from finetune_api.job import FineTuneJob, find_lines, read_document, validate_document
+from finetune_api.spec.run import MAX_NAME_ON_NODES
 from finetune_trainer.cli.machine import has_nvidia_gpu
 from finetune_trainer.cli.manifest.options import OPTIONS, Change, apply_changes, option_of
 from finetune_trainer.cli.manifest.sources import complete_sources
@@ -56,6 +57,9 @@ def read_job(manifest: Path | None, changes: Sequence[Change], *, needs_bucket: 
     if job is not None and not _is_name(job.metadata.name):
         message = f"found {job.metadata.name!r}: write at most {MAX_NAME_CHARACTERS} lower-case letters, digits and '-'"
         errors.append(FieldError(NAME, message))
+    elif job is not None and job.spec.resources.nodes > 1 and len(job.metadata.name) > MAX_NAME_ON_NODES:
+        message = f"found {len(job.metadata.name)} characters: write at most {MAX_NAME_ON_NODES}, as the pods of a job"
+        errors.append(FieldError(NAME, f"{message} on several nodes have longer host names"))
     if job is not None and job.spec.output.s3.bucket is None:
         if needs_bucket:
             errors.append(FieldError(BUCKET, "is required: write the bucket, or give --output DIR for a folder"))

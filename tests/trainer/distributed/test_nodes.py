@@ -1,0 +1,107 @@
+"""Two pods of a job on two nodes, as their manifest starts them: the curve of one process, and one end for both."""
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.failures import ExitCode, FailureReason
+from finetune_api.outcome import Result
+from finetune_api.run_config import RunConfig
+from finetune_test_models.ranks.nodes import NodeJob, NodePod
+from finetune_test_servers.s3_server import S3Server
+
+Builder = Callable[..., RunConfig]
+DATA = {"evaluation": {"fraction": 0.275}, "packing": False}
+TRAINING = {
+    "maxSteps": 10,
+    "batchSize": 2,
+    "gradientAccumulation": 2,
+    "precision": "FP32",
+    "evaluationSteps": 4,
+    "loggingSteps": 1,
+    "checkpointSteps": 3,
+}
+TOLERANCES = {"losses": 1e-5, "evaluations": 1e-5, "norms": 2e-4}
+"""Relative, as on one node (test_same_curve.py)."""
+END_SECONDS = 30
+
+
+@pytest.fixture
+def make_job(run_config: Builder, bucket: str, credentials: Path, s3_server: S3Server, tmp_path: Path) -> Any:
+    def make(name: str, nodes: int, ranks: int = 1, **training: Any) -> NodeJob:
+        output = {"s3": {"bucket": bucket, "prefix": name, "endpointURL": s3_server.endpoint_url}}
+        config = run_config(training=TRAINING | training, dataset=DATA, output=output)
+        config = config.model_copy(update={"output_prefix": f"{name}/default/tiny"})
+        return NodeJob(config, tmp_path / name, credentials, nodes, ranks)
+
+    return make
+
+
+def wait_for_step(pod: NodePod, text: str, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while text not in pod.log:
+        assert time.monotonic() < deadline, pod.log[-3000:]
+        assert pod.process.poll() is None, pod.log[-3000:]
+        time.sleep(0.05)
+
+
+def train(job: NodeJob, fault: str = "") -> NodePod:
+    """The first pod of an attempt that all pods come through."""
+    with job.attempt("a", fault=fault) as pods:
+        codes = [pod.end() for pod in pods]
+    assert codes == [0] * len(pods), "\n".join(pod.log[-2500:] for pod in pods)
+    assert pods[0].outcome.result is Result.SUCCEEDED
+    return pods[0]
+
+
+def largest_differences(found: NodePod, expected: NodePod) -> dict[str, float]:
+    largest = {}
+    for kind, values in expected.curve.items():
+        assert found.curve[kind].keys() == values.keys() != set()
+        largest[kind] = max(abs(found.curve[kind][step] - value) / abs(value) for step, value in values.items())
+    return largest
+
+
+def test_two_nodes_give_the_curve_of_one_process_and_a_wrong_reduction_is_seen(make_job: Any) -> None:
+    one = train(make_job("one", 1))
+    two = train(make_job("two", 2))
+    found = largest_differences(two, one)
+    print("two nodes:", found)
+    assert len(one.curve["losses"]) == 10
+    assert all(found[kind] < TOLERANCES[kind] for kind in TOLERANCES), found
+
+    wrong = largest_differences(train(make_job("wrong", 2), "NoTokenWeights"), one)
+    print("mean of means:", wrong)
+    assert all(wrong[kind] > 10 * TOLERANCES[kind] for kind in ("losses", "norms")), wrong
+
+
+def test_a_pod_that_is_killed_ends_the_other_and_both_go_on_from_the_checkpoint(make_job: Any) -> None:
+    job = make_job("killed", 2, maxSteps=40)
+    with job.attempt("a") as (first, second):
+        wait_for_step(first, "checkpoint of step 6 is stored")
+        second.process.send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        assert first.end(END_SECONDS) == ExitCode.INTERRUPTED, "the Job counts the killed pod, and this one not"
+        print(f"the other pod ended after {time.monotonic() - killed:.1f} s")
+    assert "node 1 is gone" in first.outcome.message
+
+    with job.attempt("b") as pods:
+        assert [pod.end() for pod in pods] == [0, 0], pods[0].log[-3000:]
+    assert (pods[0].outcome.resumed_from_step or 0) >= 6
+    assert max(pods[0].curve["losses"]) == 40
+    assert min(pods[0].curve["losses"]) == 1, "the metrics of the attempt before are there"
+
+
+def test_sigterm_to_any_pod_stores_one_checkpoint(make_job: Any) -> None:
+    job = make_job("stopped", 2, maxSteps=400, checkpointSteps=300)
+    with job.attempt("a") as (first, second):
+        wait_for_step(first, "'loss'")
+        second.process.terminate()
+        assert [first.end(END_SECONDS), second.end(END_SECONDS)] == [ExitCode.INTERRUPTED] * 2
+    assert first.outcome.checkpoint_step == first.outcome.step
+    assert first.log.count("is stored") + second.log.count("is stored") >= 1
+    assert second.outcome.reason is FailureReason.INTERRUPTED

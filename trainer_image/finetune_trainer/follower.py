@@ -1,0 +1,107 @@
+"""A run on several nodes, as every pod but the first has it: it fetches, loads, formats and trains along.
+
+It reports, stores and publishes nothing. It ends when the first pod has done its part, or for one of the causes that
+end the whole run.
+"""
+
+from dataclasses import dataclass
+
+from finetune_api.failures import FailureReason
+from finetune_trainer.chat.encoder import ChatEncoder
+from finetune_trainer.distributed.group import Group
+from finetune_trainer.distributed.nodes.meeting import End, Meeting
+from finetune_trainer.distributed.nodes.place import Place
+from finetune_trainer.distributed.nodes.same_rows import share_rows
+from finetune_trainer.distributed.other_ranks import SAME_EVERYWHERE, OtherRanks
+from finetune_trainer.errors import OtherNodeError, TrainerError
+from finetune_trainer.job.outcome import explain
+from finetune_trainer.job.run_context import TrainingContext
+from finetune_trainer.stages.adapter_injection import inject_adapter
+from finetune_trainer.stages.data_formatting import DatasetFiles, FormattedData, format_data
+from finetune_trainer.stages.fetching import describe_inputs, fetch_base, fetch_evaluation, fetch_rows
+from finetune_trainer.stages.model_loading import choose_device, load_model
+from finetune_trainer.stages.training import Prepared, train
+from finetune_trainer.stages.training_configuration import configure_training
+from finetune_trainer.training.best_adapter import BestAdapter
+from finetune_trainer.training.checkpointed_state import CheckpointedState
+from finetune_trainer.training.engine import prepare_engine
+from finetune_trainer.training.loaded_model import LoadedModel
+
+
+def follow(context: TrainingContext, place: Place, end: End) -> None:
+    """Trains along until the first pod has a result. `end` ends this process, from a thread.
+
+    Raises TrainerError: this pod's own failure, which the first pod is told; OtherNodeError for one of others.
+    """
+    choose_device(context.config.gpus)
+    with Meeting.joined(place, end) as meeting:
+
+        def fail(error: TrainerError) -> None:
+            meeting.fail(error)
+            end(error)
+
+        part = _Part(context, meeting)
+        try:
+            part.train_along(fail)
+        except BaseException as error:  # noqa: BLE001 (raised again, or told by the first pod)
+            _judge(error, part)
+        if not meeting.await_end():
+            raise OtherNodeError(FailureReason.INTERRUPTED, "the first pod of the run ended without a result")
+
+
+@dataclass
+class _Part:
+    """Part of this pod in a run."""
+
+    context: TrainingContext
+    meeting: Meeting
+    is_training: bool = False
+
+    def train_along(self, fail: End) -> None:
+        """Does stages 1 to 5 of the run as the first pod does them."""
+        config, settings = self.context.config, self.context.settings
+        base = fetch_base(self.context)
+        group = Group(config.gpus or settings.cpu_ranks, self.meeting)
+        with OtherRanks.started(config, base.folder, settings.work, group, fail) as ranks:
+            loaded = load_model(base.folder, config.model, config.training.precision, gpus=config.gpus)
+            model = inject_adapter(loaded.model, config.adapter, config.training.seed).model
+
+            source, evaluation = fetch_rows(self.context), fetch_evaluation(self.context)
+            files = DatasetFiles(source.files, evaluation.files if evaluation else None)
+            data = self._format(loaded, files)
+            engine = prepare_engine(model, loaded, config)
+
+            with ranks.joined(data) as world:
+                engine.use_world(world)
+                rows = share_rows(world, data, describe_inputs(base, source, evaluation, data))
+                evaluates = rows.evaluation is not None
+                arguments = configure_training(config, loaded, settings.work / "trl", engine, evaluates=evaluates)
+
+                training = config.training
+                best = BestAdapter(settings.work, training.early_stopping) if training.keeps_best() else None
+                self.is_training = True
+                prepared = Prepared(model, loaded.tokenizer, rows, engine, arguments)
+                train(self.context, prepared, None, CheckpointedState(best))
+
+    def _format(self, loaded: LoadedModel, files: DatasetFiles) -> FormattedData:
+        config = self.context.config
+        encoder = ChatEncoder(loaded.tokenizer, config.dataset.train_on, embedding_rows=loaded.embedding_rows)
+        return format_data(
+            files,
+            config.dataset,
+            encoder,
+            self.context.settings.work / "encoded",
+            max_length=config.model.max_sequence_length,
+            seed=config.training.seed,
+        )
+
+
+def _judge(error: BaseException, part: _Part) -> None:
+    """Raises an error that is this pod's own, once the first pod knows it, and a stop that all have agreed on. Any
+    other end that all ranks find at the same step is the first pod's to tell."""
+    reason, message = explain(error, part.context.settings.work)
+    if not (part.is_training and reason in SAME_EVERYWHERE):
+        part.meeting.fail(TrainerError(reason, message))
+        raise error
+    if reason is FailureReason.INTERRUPTED:
+        raise error  # the first pod stores the checkpoint
