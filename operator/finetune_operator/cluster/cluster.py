@@ -178,12 +178,8 @@ class Cluster:
     async def evict_pod(self, namespace: str, name: str, uid: str) -> None:
         """Stop a pod as a drained node would, so that its Job does not count it; raises ConflictError if its name is
         another pod's by now."""
-        body = {
-            "apiVersion": "policy/v1",
-            "kind": "Eviction",
-            "metadata": {"name": name, "namespace": namespace},
-            "deleteOptions": {"preconditions": {"uid": uid}},
-        }
+        kind = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": namespace}}
+        body = kind | {"deleteOptions": {"preconditions": {"uid": uid}}}
         path = f"/api/v1/namespaces/{namespace}/pods/{name}/eviction"
         await self._connection.request("POST", path, body, query=_OURS)
 

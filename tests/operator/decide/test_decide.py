@@ -46,6 +46,7 @@ STOPPED = Outcome(result=Result.INTERRUPTED, reason=HALT, exit_code=ExitCode.INT
 COMPLETE = TrueCondition("CompletionsReached", "", NOW)
 DELETED = METADATA.model_copy(update={"deletion_timestamp": at(0)})
 SUSPENDED = {"runPolicy": {"suspend": True}}
+OTHER_ACCOUNT, EIGHT_GPUS = a_spec(pod={"serviceAccountName": "other"}), a_spec(resources={"gpus": 8})
 
 
 def _failed(reason: str) -> TrueCondition:
@@ -312,10 +313,9 @@ def test_a_job_created_suspended_has_a_suspended_job() -> None:
 
 def test_every_rule_of_the_chain_decides_a_case() -> None:
     no_queue, in_use = QueueView("gpus", problem="gone"), GpuUse(4, (GpuUser("other", 4),))
-    specs = (a_spec(pod={"serviceAccountName": "other"}), a_spec(resources={"gpus": 8}))
     more = [a_snapshot(a_spec(resources={"nodes": 2})), a_snapshot(status=_status(Phase.FAILED))]
-    more += [*(a_snapshot(spec, job=None) for spec in specs)]
     more += [a_snapshot(job=None, queue=no_queue), a_snapshot(UNCHECKED, job=None, gpu_use=in_use)]
+    more += [a_snapshot(spec, job=None) for spec in (OTHER_ACCOUNT, EIGHT_GPUS)]
     snapshots = [*(case[0] for case in CASES.values()), *more]
     deciding = {deciding_rule(TRAINING, snapshot, snapshot.training) for snapshot in snapshots}
     assert deciding == {rule.__name__ for rule in (*TRAINING.rules, TRAINING.otherwise)}
