@@ -316,6 +316,5 @@ def test_every_rule_of_the_chain_decides_a_case() -> None:
     more = [a_snapshot(a_spec(resources={"nodes": 2})), a_snapshot(status=_status(Phase.FAILED))]
     more += [a_snapshot(job=None, queue=no_queue), a_snapshot(UNCHECKED, job=None, gpu_use=in_use)]
     more += [a_snapshot(spec, job=None) for spec in (OTHER_ACCOUNT, EIGHT_GPUS)]
-    snapshots = [*(case[0] for case in CASES.values()), *more]
-    deciding = {deciding_rule(TRAINING, snapshot, snapshot.training) for snapshot in snapshots}
+    deciding = {deciding_rule(TRAINING, each, each.training) for each in (*(case[0] for case in CASES.values()), *more)}
     assert deciding == {rule.__name__ for rule in (*TRAINING.rules, TRAINING.otherwise)}
