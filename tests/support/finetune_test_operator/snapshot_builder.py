@@ -111,7 +111,7 @@ def a_pod(
     """A pod of the child. `state` is the container's; keyword arguments are fields of the pod's status."""
     container = [{"name": "trainer", "state": state}] if state else []
     owner = {"kind": "Job", "name": "bot-1", "uid": "child-uid", "controller": True}
-    metadata = {"name": f"bot-{uid}", "uid": uid, "creationTimestamp": at(created), "ownerReferences": [owner]}
+    metadata: Json = {"name": f"bot-{uid}", "uid": uid, "creationTimestamp": at(created), "ownerReferences": [owner]}
     metadata["annotations"] = {INDEX_ANNOTATION: str(index)}
     return TrainerPod.parse({"metadata": metadata, "status": {"containerStatuses": container} | status})
 
