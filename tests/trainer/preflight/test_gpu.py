@@ -12,15 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetune_api.gpus import ExpectedGpu
 from finetune_api.run_config import RunConfig
-from finetune_api.spec.inputs import DatasetSpec
-from finetune_api.spec.training import TrainingSpec
 from finetune_api.vocabulary import MemoryMode
 from finetune_kernels.planning.memory_plan import MARGIN, plan_memory
 from finetune_kernels.planning.model_shape import loaded_bytes, shape_from_config
 from finetune_trainer.distributed.driver import CudaNeed
 from finetune_trainer.preflight.gpu import LENGTH_STEP, estimate_gpu, judge_count, judge_driver, judge_gpu
 from finetune_trainer.preflight.report import Finding, GpuEstimate, Severity
-from finetune_trainer.preflight.steps import TrainingSize, training_size
+from finetune_trainer.preflight.steps import TrainingSize
 from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.training.engine import model_shape
 
@@ -265,19 +263,6 @@ def test_four_bit_weights_take_four_bits_and_their_scales(double: bool, bits: fl
     assert found == pytest.approx(bits, abs=0.001)
 
 
-def test_the_size_of_a_run() -> None:
-    packed = DatasetSpec.model_validate({"source": "file:///d"})
-    alone = packed.model_copy(update={"packing": False})
-    training = TrainingSpec.model_validate({"batchSize": 2, "gradientAccumulation": 2, "epochs": 3})
-    size = training_size([50] * 10, 100, 60, packed, training, 100)
-    assert size == TrainingSize(39, 100, 50, 3, tokens=3 * 100 * 50, longest_sequence=100)
-    assert training_size([50] * 10, 100, 60, alone, training, 100) == TrainingSize(
-        75, 100, 100, 3, tokens=15_000, longest_sequence=60
-    )
-    fixed = TrainingSpec.model_validate({"batchSize": 2, "gradientAccumulation": 2, "maxSteps": 7})
-    assert training_size([50] * 10, 100, 60, alone, fixed, 100).tokens == 7 * 4 * 50
-
-
 def test_the_estimate_needs_no_pytorch() -> None:
     code = """
 import sys
@@ -331,3 +316,7 @@ def test_gpus_share_a_step_and_its_time() -> None:
     wide, _ = judged(a_config(80 * GIB, batch=8, training={"gradientAccumulation": 1}))
     shared, _ = judged(a_config(80 * GIB, batch=8, training={"gradientAccumulation": 1}).model_copy(update={"gpus": 4}))
     assert shared.peak_bytes < wide.peak_bytes
+
+    # Two nodes of two GPUs each share it as four GPUs of one do.
+    apart, _ = judged(a_config(80 * GIB, batch=2, teraflops=989.0).model_copy(update={"gpus": 2, "nodes": 2}))
+    assert (apart.gpus, apart.hours) == (4, four.hours)

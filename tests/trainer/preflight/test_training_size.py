@@ -1,0 +1,18 @@
+"""The size of a run, from the lengths of its rows and the job's training section."""
+
+from finetune_api.spec.inputs import DatasetSpec
+from finetune_api.spec.training import TrainingSpec
+from finetune_trainer.preflight.steps import TrainingSize, training_size
+
+
+def test_the_size_of_a_run() -> None:
+    packed = DatasetSpec.model_validate({"source": "file:///d"})
+    alone = packed.model_copy(update={"packing": False})
+    training = TrainingSpec.model_validate({"batchSize": 2, "gradientAccumulation": 2, "epochs": 3})
+    size = training_size([50] * 10, 100, 60, packed, training, 100)
+    assert size == TrainingSize(39, 100, 50, 3, tokens=3 * 100 * 50, longest_sequence=100)
+    assert training_size([50] * 10, 100, 60, alone, training, 100) == TrainingSize(
+        75, 100, 100, 3, tokens=15_000, longest_sequence=60
+    )
+    fixed = TrainingSpec.model_validate({"batchSize": 2, "gradientAccumulation": 2, "maxSteps": 7})
+    assert training_size([50] * 10, 100, 60, alone, fixed, 100).tokens == 7 * 4 * 50
