@@ -1,4 +1,7 @@
-"""The size of a run, from the lengths of its rows and the job's training section."""
+"""The size of a run, from the lengths of its rows and the job's training section; and what its estimate imports."""
+
+import subprocess
+import sys
 
 from finetune_api.spec.inputs import DatasetSpec
 from finetune_api.spec.training import TrainingSpec
@@ -16,3 +19,16 @@ def test_the_size_of_a_run() -> None:
     )
     fixed = TrainingSpec.model_validate({"batchSize": 2, "gradientAccumulation": 2, "maxSteps": 7})
     assert training_size([50] * 10, 100, 60, alone, fixed, 100).tokens == 7 * 4 * 50
+
+
+def test_the_estimate_needs_no_pytorch() -> None:
+    code = """
+import sys
+from finetune_trainer.preflight.process_memory import block_torch_import
+block_torch_import()
+import finetune_trainer.cli.preflight, finetune_kernels.planning.model_shape
+heavy = ("torch", "bitsandbytes", "triton")
+sys.exit(", ".join(name for name in sys.modules if name.split(".")[0] in heavy and sys.modules[name]) or None)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
