@@ -16,8 +16,8 @@ from finetune_kernels.ops.blocked_cross_entropy import blocked_cross_entropy
 from finetune_kernels.ops.linear_cross_entropy import LinearCrossEntropyFunction
 from finetune_kernels.ops.linear_cross_entropy import reference as plain_cross_entropy
 from finetune_kernels.ops.rms_norm import Norm
-from finetune_kernels.ops.rotary_embedding import HeadNorm
 from finetune_kernels.primitives.attention_inputs import Qkv
+from finetune_kernels.primitives.head_norm import HeadNorm
 from finetune_kernels.primitives.lora_delta import LoraDelta
 from finetune_kernels.primitives.nf4 import dequantize
 

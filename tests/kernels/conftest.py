@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from finetune_kernels.ops import adapted_activation, rms_norm, rotary_embedding, softcap_attention
+from finetune_kernels.ops import adapted_activation, plain_activation, rms_norm, rotary_embedding, softcap_attention
 from finetune_kernels.primitives import adapter_dropout
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
 
@@ -60,6 +60,8 @@ def in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
         adapter_dropout.add_lora_dx: adapter_dropout.reference_add_lora_dx,
         adapted_activation.forward: adapted_activation.reference,
         adapted_activation.backward: adapted_activation.reference_backward,
+        plain_activation.forward: plain_activation.reference,
+        plain_activation.backward: plain_activation.reference_backward,
     }
     for name, module in list(sys.modules.items()):
         if name.startswith("finetune_kernels."):

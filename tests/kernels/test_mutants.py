@@ -2,6 +2,7 @@
 the package is loaded afresh with that line, and the comparison that the true source passes has to fail."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from peft import LoraConfig, get_peft_model
 
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask, new_dropout_seed
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.head_norm import HeadNorm
 from finetune_kernels.primitives.lora_delta import LoraDelta
 from finetune_test_kernels.mutated_kernels import Load, loaded_afresh, true_modules, write_mutant
 from finetune_test_kernels.small_layers import OurDropout, cos_sin_of, drop_by, small_model
-from finetune_test_kernels.tensor_checks import DEVICE, normal, relative_error
+from finetune_test_kernels.tensor_checks import DEVICE, doubled, normal, relative_error
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs the kernels in Triton's interpreter")
 FUSED = ("fused_layers", "decoder_layer", "tiled_mlp")
@@ -37,8 +39,9 @@ def rms_norm(load: Load) -> Pairs:
     ours, true = load("rms_norm"), true_modules("rms_norm")
     x, delta, dy, dh, w = normal(3, 10), normal(3, 10, seed=1), normal(3, 10, seed=2), normal(3, 10, seed=3), normal(10)
     found, exact = [], []
-    for offset, added, residual in ((1.0, delta, dh), (0.0, None, None)):
-        norm, exact_norm = true.Norm(w, 0.1, offset), true.Norm(w.double(), 0.1, offset)
+    for offset, added, residual, centered in ((1.0, delta, dh, False), (0.0, None, None, False), (0.0, None, dh, True)):
+        norm = true.Norm(w, 0.1, offset, centered, normal(10, seed=4) if centered else None)
+        exact_norm = doubled(norm)
         h, y, rstd = true.reference_forward(x.double(), exact_norm, added)
         exact += [h, y, rstd]
         exact += true.reference_backward(dy.double(), h, exact_norm, rstd, residual, return_y=True)
@@ -75,13 +78,29 @@ def adapted_activation(load: Load) -> Pairs:
     yield from [(found, exact), (activations, exact_dy), (y, exact_dy)]
 
 
+def plain_activation(load: Load) -> Pairs:
+    ours, true = load("plain_activation"), true_modules("plain_activation")
+    t, f = 35, 20
+    x, dy, inner = normal(t, f), normal(t, f, seed=1), normal(t, 18, seed=2) / 4
+    b, d, a = normal(f, 18, seed=3), normal(t, 17, seed=4), normal(17, f, seed=5)
+    delta, exact_delta = LoraDelta(inner, b, 0.5), LoraDelta(inner.double(), b.double(), 0.5)
+    for name in ("silu", "gelu_tanh", "relu2", "xielu"):
+        kind, activations, exact_dy = true.PlainKind(name, 0.7, 1.1), dy.clone(), dy.double()
+        found = ours.backward(activations, x, kind, delta, (d, a))
+        exact = true.reference_backward(exact_dy, x.double(), kind, exact_delta, (d.double(), a.double()))
+        yield from [(found, exact), (activations, exact_dy), (ours.forward(x, kind, delta), exact_dy)]
+
+
 def rotary_embedding(load: Load) -> Pairs:
     ours, true = load("rotary_embedding"), true_modules("rotary_embedding")
     heads, angles = true.Heads(2, 1, 16), normal(2, 8)
     cos, sin = (torch.cat((part, part), dim=1) for part in (angles.cos(), angles.sin()))
     qkv, dy, weights = normal(2, heads.width, seed=1), normal(2, heads.width, seed=2), normal(2, 16, seed=3)
-    for norm in (None, true.HeadNorm(weights[0], weights[1], 0.1)):
-        exact = [value.double() for value in (qkv, cos, sin)]
+    both = HeadNorm(weights[0], weights[1], 0.1)
+    last = replace(both, place="rotated head")
+    row = HeadNorm(normal(32, seed=4), normal(16, seed=5), 0.1, "row")
+    for norm, pairs in ((None, False), (both, False), (last, False), (row, False), (None, True)):
+        heads, exact = replace(heads, pairs=pairs), [value.double() for value in (qkv, cos, sin)]
         yield ours.forward(qkv.clone(), cos, sin, heads, norm), true.reference(*exact, heads, norm)
         back = true.reference_backward(heads.split(dy.double()), *exact, heads, norm)
         yield ours.backward(heads.split(dy), qkv, cos, sin, heads, norm), back
@@ -286,7 +305,7 @@ CHECKS = {
     for check in (
         rms_norm, gated_activation, adapted_activation, rotary_embedding, linear_cross_entropy, blocked_cross_entropy,
         nf4, lora_linear, linear_group, whole_layer, supervised_loss, patching, multi_tensor_adamw, softcap_attention,
-        adapter_dropout, dropped_layer,
+        adapter_dropout, dropped_layer, plain_activation,
     )
 }  # fmt: skip
 

@@ -3,12 +3,14 @@
 `python tests/repository/sizing_table.py > docs/sizing.md` writes it; tests/repository/test_docs_site.py checks it.
 """
 
+import textwrap
 from types import SimpleNamespace
 from typing import Any
 
 from finetune_api.gpus import expected_gpu
 from finetune_api.run_config import RunConfig
 from finetune_api.spec.run import ResourcesSpec
+from finetune_kernels.planning.fused_support import REASONS, fused_families
 from finetune_trainer.preflight.gpu import estimate_gpu
 from finetune_trainer.preflight.report import GpuEstimate
 from finetune_trainer.preflight.steps import TrainingSize
@@ -62,6 +64,21 @@ measured on an H200. On several GPUs of a node the time is divided by their numb
 come on top. "does not fit" means that no plan does.
 
 """
+FUSED = """
+## Fused layers
+
+These figures are for models whose layers are fused: a layer runs as one function that decides what it keeps. They are
+the models of these types (`model_type` in config.json):
+
+{types}
+
+A model of another type trains module by module, at about two thirds of the speed and with more memory. So does one of
+these types if its layers differ from the family's, for example a Seed-OSS or StarCoder2 whose config.json says
+`attention_dropout: 0.1`, or a Granite 4 with Mamba layers. Preflight says so with the reason, as a warning. Known
+reasons:
+
+{reasons}
+"""
 TAIL = """
 ## Disk and host memory
 
@@ -86,7 +103,11 @@ def page() -> str:
 
     time = [_row("model", *PRODUCTS), "|---" * (len(PRODUCTS) + 1) + "|"]
     time += [_row(name, *(_hours(model, product) for product in PRODUCTS)) for name, model in MODELS.items()]
-    return HEAD + "\n".join(memory) + "\n" + TIME + "\n".join(time) + "\n" + TAIL
+
+    reasons = "\n".join(f"* `{name}`: {reason}." for name, reason in REASONS.items())
+    types = textwrap.fill(", ".join(f"`{name}`" for name in fused_families()) + ".", 120, break_on_hyphens=False)
+    fused = FUSED.format(types=types, reasons=reasons)
+    return HEAD + "\n".join(memory) + "\n" + TIME + "\n".join(time) + "\n" + fused + TAIL
 
 
 def _row(*cells: str) -> str:

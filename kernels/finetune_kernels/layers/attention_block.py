@@ -1,6 +1,8 @@
 """The attention block of a decoder layer: norm, merged q k v, RoPE, attention, projection, and Gemma's second norm.
 
 q, k, v = rope(norm(x) Wqkv),   a = attention(q, k, v) Wo,   out = a, or norm(a) if the family has that norm
+
+OLMo 2 has the second norm only, so that Wqkv reads x itself; Granite multiplies out by a constant.
 """
 
 from dataclasses import dataclass
@@ -12,9 +14,10 @@ from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.layers.lora_pass import LoraPass
 from finetune_kernels.ops import attention, rms_norm, rotary_embedding
 from finetune_kernels.ops.rms_norm import Norm
-from finetune_kernels.ops.rotary_embedding import HeadNorm, Heads
+from finetune_kernels.ops.rotary_embedding import Heads
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences
+from finetune_kernels.primitives.head_norm import HeadNorm
 
 
 class CosSin(NamedTuple):
@@ -22,6 +25,8 @@ class CosSin(NamedTuple):
 
     cos: torch.Tensor
     sin: torch.Tensor
+    query_scale: torch.Tensor | None = None
+    """[T, 1, 1], factors of q in documents longer than those of pretraining (Ministral 3); None: 1."""
 
 
 class LayerInputs(NamedTuple):
@@ -48,7 +53,7 @@ class AttentionActivations(NamedTuple):
     """Tensors that the block's backward needs beside its input."""
 
     rstd: torch.Tensor
-    """1 / root mean square of x [T]."""
+    """1 / root mean square of x [T]; empty if the block has no norm before it."""
     qkv: torch.Tensor
     """q, k, v [T, (H + 2 H_kv) D] after RoPE; for models with q/k norm, from before norm and RoPE."""
     xa_qkv: torch.Tensor
@@ -83,17 +88,43 @@ def normalize_backward(norm: Norm | None, dy: torch.Tensor, saved: NormActivatio
     return dy if norm is None else rms_norm.backward(dy, saved[0], norm, saved[1])[0]
 
 
+def pre_norm(
+    norm: Norm | None, rows: torch.Tensor, delta: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns h = rows + delta (or rows), norm(h), both [T, hidden], and rstd [T]; without a norm, h twice and nothing.
+
+    `delta` is overwritten.
+    """
+    if norm is not None:
+        return rms_norm.forward(rows, norm, delta=delta)
+    h = rows if delta is None else delta.add_(rows)
+    return h, h, rows.new_empty(0, dtype=torch.float32)
+
+
+def pre_norm_backward(
+    norm: Norm | None, dn: torch.Tensor, rows: torch.Tensor, rstd: torch.Tensor, residual: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the gradient of `rows` [T, hidden], the residual's added, and norm(rows) again; overwrites `dn`."""
+    if norm is None:
+        return dn.add_(residual), rows
+    return rms_norm.backward(dn, rows, norm, rstd, residual=residual, return_y=True)
+
+
 @dataclass
 class AttentionBlock:
     """Weights and settings of the block; only the adapters train."""
 
-    norm: Norm
+    norm: Norm | None
     qkv: LinearGroup
     o: LinearGroup
     post_norm: Norm | None
     heads: Heads
     head_norm: HeadNorm | None
     params: AttentionParams
+    rotates: bool = True
+    """False for layers without RoPE."""
+    multiplier: float = 1.0
+    """Factor of the block's output (Granite)."""
 
     def begin(self, seed: DropoutSeed | None) -> AttentionPass:
         """Returns a new pass, with dropout masks of `seed`."""
@@ -102,25 +133,26 @@ class AttentionBlock:
     def forward(self, inputs: LayerInputs, pass_ctx: AttentionPass) -> tuple[AttentionActivations, torch.Tensor]:
         """Returns what backward needs and the block's output [T, hidden], which the caller may overwrite."""
         # Norm and projection. Norm's output n1 is not saved: backward recomputes it beside dx.
-        _, n1, rstd = rms_norm.forward(inputs.x, self.norm)  # [T, hidden], [T]
+        _, n1, rstd = pre_norm(self.norm, inputs.x)  # [T, hidden], [T]
         qkv, xa_qkv = self.qkv.forward(n1, pass_ctx.qkv)  # [T, (H + 2 H_kv) D], [T, R]
 
-        # RoPE, in place unless there is a head norm; then attention.
-        rotated = rotary_embedding.forward(qkv, *inputs.cos_sin, self.heads, self.head_norm)  # [T, (H + 2 H_kv) D]
+        rotated = self._rotate(qkv, inputs.cos_sin)  # [T, (H + 2 H_kv) D]
         out, softmax = attention.forward(self.heads.split(rotated), inputs.sequences, self.params)  # [T, H, D]
 
         a, xa_o = self.o.forward(out.flatten(1), pass_ctx.o)  # [T, hidden], [T, R]
         a, post_norm = normalize(self.post_norm, a)
+        a = a if self.multiplier == 1 else a.mul_(self.multiplier)
         return AttentionActivations(rstd, qkv, xa_qkv, out, xa_o, post_norm, softmax), a
 
     def backward(
         self, dh: torch.Tensor, inputs: LayerInputs, saved: AttentionActivations, pass_ctx: AttentionPass,
-        *, wants_dx: bool,
+        *, residual: torch.Tensor | None,
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:  # fmt: skip
-        """Takes dh [T, hidden], the gradient of x + output; returns the gradient of x (through the block and past it)
-        and those of the adapters, q k v first. dx is None unless wanted."""
+        """Takes dh [T, hidden], the gradient of the output; returns the gradient of x and those of the adapters, q k v
+        first. `residual` is the gradient of x past the block; without it, dx is not wanted and is None."""
         # Output projection.
-        da = normalize_backward(self.post_norm, dh, saved.post_norm)  # [T, hidden]
+        da = dh if self.multiplier == 1 else dh * self.multiplier
+        da = normalize_backward(self.post_norm, da, saved.post_norm)  # [T, hidden]
         d_out, d_xa = self.o.backward(da, pass_ctx.o)  # [T, H D], [T, R]
         d_o = self.o.gradients(da, saved.out.flatten(1), saved.xa_o, d_xa, pass_ctx.o)
 
@@ -128,13 +160,28 @@ class AttentionBlock:
         d_qkv = self._attention_backward(d_out, inputs, saved)  # [T, (H + 2 H_kv) D]
 
         # Input projection and norm. The first layer's input needs no gradient; n1 is needed all the same, for dA.
-        if wants_dx:
+        if residual is not None:
             dn1, d_xa = self.qkv.backward(d_qkv, pass_ctx.qkv)  # [T, hidden], [T, R]
-            dx, n1 = rms_norm.backward(dn1, inputs.x, self.norm, saved.rstd, residual=dh, return_y=True)
+            dx, n1 = pre_norm_backward(self.norm, dn1, inputs.x, saved.rstd, residual)
         else:
             dx, d_xa = None, self.qkv.d_xa(d_qkv, pass_ctx.qkv)
-            _, n1, _ = rms_norm.forward(inputs.x, self.norm)
+            _, n1, _ = pre_norm(self.norm, inputs.x)
         return dx, [*self.qkv.gradients(d_qkv, n1, saved.xa_qkv, d_xa, pass_ctx.qkv), *d_o]
+
+    def _rotate(self, qkv: torch.Tensor, cos_sin: CosSin) -> torch.Tensor:
+        """Returns q, k and v [T, (H + 2 H_kv) D] as attention takes them; overwrites `qkv` unless q and k are
+        normed."""
+        if self.rotates or self.head_norm is not None:
+            qkv = rotary_embedding.forward(qkv, *self._angles(cos_sin), self.heads, self.head_norm)
+        if cos_sin.query_scale is not None:
+            self.heads.split(qkv).q.mul_(cos_sin.query_scale)
+        return qkv
+
+    def _angles(self, cos_sin: CosSin) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns cos and sin of this layer, [T, R] or [T, 0] each."""
+        if self.rotates:
+            return cos_sin.cos, cos_sin.sin
+        return cos_sin.cos[:, :0], cos_sin.sin[:, :0]
 
     def _attention_backward(
         self, d_out: torch.Tensor, inputs: LayerInputs, saved: AttentionActivations
@@ -143,7 +190,7 @@ class AttentionBlock:
         # q and k as attention saw them: saved so, or rotated again from before their norm.
         rotated = saved.qkv
         if self.head_norm is not None:
-            rotated = rotary_embedding.forward(saved.qkv, *inputs.cos_sin, self.heads, self.head_norm)
+            rotated = self._rotate(saved.qkv, inputs.cos_sin)
 
         dq_dk_dv = attention.backward(
             d_out.view_as(saved.out),
@@ -153,4 +200,7 @@ class AttentionBlock:
             inputs.sequences,
             self.params,
         )
-        return rotary_embedding.backward(dq_dk_dv, saved.qkv, *inputs.cos_sin, self.heads, self.head_norm)
+        if inputs.cos_sin.query_scale is not None:
+            dq_dk_dv = dq_dk_dv._replace(q=dq_dk_dv.q * inputs.cos_sin.query_scale)
+        angles = self._angles(inputs.cos_sin)
+        return rotary_embedding.backward(dq_dk_dv, saved.qkv, *angles, self.heads, self.head_norm)

@@ -1,12 +1,14 @@
-"""A whole decoder layer (pre-norm, gated MLP, rotary attention) with LoRA as one autograd function.
+"""A whole decoder layer (norms, rotary attention, MLP) with LoRA as one autograd function.
 
     n1 = norm(x);  q, k, v = rope(n1 Wqkv);  h = x + attention(q, k, v) Wo
     n2 = norm(h);  y = h + (f(n2 Wgate) * n2 Wup) Wdown
 
 One function instead of a hundred nodes decides what is saved between forward and backward (`ActivationPolicy`), saves
 each tensor once, and recomputes the cheap ones (norms, the activation's product, rotated q and k under a head norm)
-inside kernels that read their inputs anyway. Gemma norms the output of each block as well (`attention_block`,
-`mlp_block`).
+inside kernels that read their inputs anyway. Gemma norms the output of each block as well, OLMo 2 only the outputs
+(`attention_block`, `mlp_block`). In a parallel layer (Cohere, Phi-2) both blocks read the norm of x:
+
+    n = norm(x);  h = x + attention(n ...) Wo;  y = h + (f(n Wgate) * n Wup) Wdown
 """
 
 from dataclasses import dataclass
@@ -20,12 +22,12 @@ from finetune_kernels.layers.attention_block import (
     AttentionPass,
     CosSin,
     LayerInputs,
+    pre_norm,
 )
 from finetune_kernels.layers.host_memory import HostMemory
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.layers.mlp_block import DownActivations, GateUpActivations, MlpBlock, MlpPass
 from finetune_kernels.layers.tiled_mlp import backward_in_tiles, forward_in_tiles, needs_tiles
-from finetune_kernels.ops import rms_norm
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives.adapter_dropout import new_dropout_seed
 from finetune_kernels.primitives.attention_inputs import PackedSequences
@@ -47,6 +49,8 @@ class DecoderLayer:
     mlp: MlpBlock
     policy: ActivationPolicy
     host: HostMemory
+    parallel: bool = False
+    """True if the MLP reads the layer's input, through the attention block's norm, and not h."""
 
     def is_tiled(self, tokens: int) -> bool:
         """True if the MLP takes `tokens` in several tiles."""
@@ -68,7 +72,7 @@ class DecoderLayer:
         return LayerPass(self.attention.begin(seed), self.mlp.begin(seed))
 
     def __call__(self, x: torch.Tensor, cos_sin: CosSin, sequences: PackedSequences) -> torch.Tensor:
-        """x [T, hidden] -> y [T, hidden]; without gradients nothing is saved anywhere."""
+        """x [T, hidden] -> y [T, hidden]. Without gradients nothing is saved anywhere."""
         if not torch.is_grad_enabled():
             return _forward(self, LayerInputs(x, cos_sin, sequences), self.begin(), save_down=False).y
         return DecoderLayerFunction.apply(x, *cos_sin, self, sequences, *self.parameters)  # type: ignore[no-untyped-call, no-any-return]
@@ -81,7 +85,7 @@ class LayerActivations(NamedTuple):
     h: torch.Tensor
     """Residual stream between the blocks [T, hidden]."""
     rstd: torch.Tensor
-    """1 / root mean square of h [T]."""
+    """1 / root mean square of the MLP's input before its norm, which is h, or x in a parallel layer [T]."""
     gate_up: GateUpActivations | None
     """None if the MLP is tiled."""
     down: DownActivations | None
@@ -93,7 +97,8 @@ class SavedActivations(NamedTuple):
 
     inputs: LayerInputs
     attention: AttentionActivations
-    h: torch.Tensor
+    mlp_input: torch.Tensor
+    """h, or x in a parallel layer [T, hidden]."""
     rstd: torch.Tensor
     gate_up: GateUpActivations | None
     """None if the MLP is tiled."""
@@ -103,9 +108,15 @@ class SavedActivations(NamedTuple):
 def _attend(
     layer: DecoderLayer, inputs: LayerInputs, pass_ctx: LayerPass
 ) -> tuple[AttentionActivations, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Runs the attention block; returns its activations, h [T, hidden], h's rstd [T] and the normalised h."""
+    """Runs the attention block; returns its activations, h [T, hidden], and the MLP's rstd [T] and input [T, hidden],
+    normalised."""
     attention, out = layer.attention.forward(inputs, pass_ctx.attention)
-    h, n2, rstd = rms_norm.forward(inputs.x, layer.mlp.norm, delta=out)
+    if layer.parallel:
+        # Made again, as it takes less than to keep it while attention runs.
+        _, n2, rstd = pre_norm(layer.mlp.norm, inputs.x)
+        return attention, out.add_(inputs.x), rstd, n2
+
+    h, n2, rstd = pre_norm(layer.mlp.norm, inputs.x, delta=out)
     return attention, h, rstd, n2
 
 
@@ -132,23 +143,25 @@ class DecoderLayerFunction(torch.autograd.Function):
         x: torch.Tensor,
         cos: torch.Tensor,
         sin: torch.Tensor,
+        query_scale: torch.Tensor | None,
         layer: DecoderLayer,
         sequences: PackedSequences,
         *parameters: torch.Tensor,
     ) -> torch.Tensor:
         """Computes the module's formula; `parameters` are `layer.parameters`."""
-        inputs, pass_ctx, policy = LayerInputs(x, CosSin(cos, sin), sequences), layer.begin(), layer.policy
+        inputs, pass_ctx, policy = LayerInputs(x, CosSin(cos, sin, query_scale), sequences), layer.begin(), layer.policy
         made = _forward(layer, inputs, pass_ctx, save_down=policy is ActivationPolicy.RECOMPUTE_MLP)
         ctx.layer, ctx.sequences, ctx.pass_ctx = layer, sequences, pass_ctx
 
         # The order is that in which `_restore` takes them.
-        saved: list[torch.Tensor] = [cos, sin]
+        saved: list[torch.Tensor | None] = [cos, sin, query_scale]
         if policy is ActivationPolicy.OFFLOAD:
             layer.host.put(layer.index, x)
         else:
             saved.append(x)
         if made.down is not None and policy in (ActivationPolicy.SAVE_ALL, ActivationPolicy.RECOMPUTE_MLP):
-            saved += [made.h, made.rstd, made.down.xa, *made.down.post_norm]
+            saved += () if layer.parallel else (made.h,)
+            saved += [made.rstd, made.down.xa, *made.down.post_norm]
             saved += made.gate_up if policy is ActivationPolicy.SAVE_ALL and made.gate_up is not None else ()
             saved += made.attention.flat()
         ctx.save_for_backward(*saved)
@@ -160,38 +173,42 @@ class DecoderLayerFunction(torch.autograd.Function):
         layer: DecoderLayer = ctx.layer
         pass_ctx: LayerPass = ctx.pass_ctx
         inputs, attention, h, rstd, gate_up, down = _restore(ctx, layer)
+        dy = dy.contiguous()
 
         if gate_up is None:
-            dh, d_mlp = backward_in_tiles(layer.mlp, dy.contiguous(), h, rstd, down, pass_ctx.mlp)
+            dh, d_mlp = backward_in_tiles(layer.mlp, dy, h, rstd, down, pass_ctx.mlp)
         else:
-            dh, d_mlp = layer.mlp.backward(dy.contiguous(), h, rstd, gate_up, down, pass_ctx.mlp)
+            dh, d_mlp = layer.mlp.backward(dy, h, rstd, gate_up, down, pass_ctx.mlp)
         del gate_up, down, h  # their memory is free for the attention block
 
+        # In a parallel layer dy itself reaches the attention block, and dh only the layer's input.
         dx, d_attention = layer.attention.backward(
-            dh, inputs, attention, pass_ctx.attention, wants_dx=ctx.needs_input_grad[0]
-        )
-        return dx, None, None, None, None, *d_attention, *d_mlp
+            dy if layer.parallel else dh, inputs, attention, pass_ctx.attention,
+            residual=dh if ctx.needs_input_grad[0] else None,
+        )  # fmt: skip
+        return dx, None, None, None, None, None, *d_attention, *d_mlp
 
 
 def _restore(ctx: Any, layer: DecoderLayer) -> SavedActivations:
     """Takes what forward saved and recomputes the rest, but for the down activations: `MlpBlock.backward` recomputes
     as much of them as it needs."""
-    cos, sin, *rest = ctx.saved_tensors
+    cos, sin, query_scale, *rest = ctx.saved_tensors
     if layer.policy is ActivationPolicy.OFFLOAD:
         x = layer.host.take(layer.index)  # [T, hidden]
     else:
         x, *rest = rest
-    inputs = LayerInputs(x, CosSin(cos, sin), ctx.sequences)
+    inputs = LayerInputs(x, CosSin(cos, sin, query_scale), ctx.sequences)
     is_tiled = layer.is_tiled(x.shape[0])
 
     # RECOMPUTE_ALL and OFFLOAD saved nothing else: run forward again, up to gate and up.
     if not rest:
         attention, h, rstd, n2 = _attend(layer, inputs, ctx.pass_ctx)
         gate_up = None if is_tiled else layer.mlp.gate_up_projection(n2, ctx.pass_ctx.mlp)
-        return SavedActivations(inputs, attention, h, rstd, gate_up, None)
+        return SavedActivations(inputs, attention, x if layer.parallel else h, rstd, gate_up, None)
 
     # Unpack in the order of `DecoderLayerFunction.forward`.
-    h, rstd, xa_down, *rest = rest
+    h, *rest = [x, *rest] if layer.parallel else rest
+    rstd, xa_down, *rest = rest
     end = 0 if layer.mlp.post_norm is None else 2
     down, rest = DownActivations(xa_down, tuple(rest[:end])), rest[end:]
     gate_up = None
@@ -201,6 +218,6 @@ def _restore(ctx: Any, layer: DecoderLayer) -> SavedActivations:
 
     # RECOMPUTE_MLP: project gate and up again; a tiled MLP does so tile by tile.
     if gate_up is None and not is_tiled:
-        _, n2, _ = rms_norm.forward(h, layer.mlp.norm)
+        _, n2, _ = pre_norm(layer.mlp.norm, h)
         gate_up = layer.mlp.gate_up_projection(n2, ctx.pass_ctx.mlp)
     return SavedActivations(inputs, attention, h, rstd, gate_up, down)

@@ -5,6 +5,7 @@ Each layer module gets a `forward` of ours; nothing else in the process is touch
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from finetune_kernels.layers.host_vocabulary import move_to_host
 from finetune_kernels.layers.layer_builder import build_layers
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.planning.activation_policy import ActivationPolicy
+from finetune_kernels.planning.families import family_of
 from finetune_kernels.primitives.attention_inputs import PackedSequences
 
 
@@ -25,7 +27,8 @@ class FusedLayers:
     ) -> None:
         self._causal = causal
         self.layers = build_layers(causal, policies, dtype, keep_dequantized=keep_dequantized)
-        self._cos_sin: dict[str | None, CosSin] = {}
+        self._cos_sin: dict[int, tuple[CosSin, Any]] = {}
+        self._rotary = RotaryInputs.of(causal)
         self._sequences: PackedSequences | None = None
 
         for index, layer in enumerate(causal.model.layers):
@@ -63,28 +66,61 @@ class FusedLayers:
         """Moves embedding and head to host memory."""
         move_to_host(self._causal)
 
-    def run(
-        self,
-        index: int,
-        hidden: torch.Tensor,
-        kind: str | None,
-        cos_sin: tuple[torch.Tensor, torch.Tensor],
-        options: Any,
-    ) -> Any:
-        """Runs one layer: hidden [B, T, hidden] -> the same shape. Layers with the same `kind` share RoPE's cos and
-        sin."""
+    def run(self, index: int, hidden: torch.Tensor, cos_sin: Any, positions: Any, options: Any) -> Any:
+        """Runs one layer: hidden [B, T, hidden] -> the same shape. Layers that get the same cos and sin share what is
+        made of them."""
         batch, length, _ = hidden.shape
 
         # The first layer begins a pass: what was shared in the one before is out of date.
         if index == 0 or self._sequences is None:
             self._cos_sin = {}
             self._sequences = _packed_sequences(batch, length, hidden.device, options)
+
+        kind = 0 if cos_sin is None else id(cos_sin[0])
         if kind not in self._cos_sin:
-            rows = (part.expand(batch, -1, -1).flatten(0, 1).contiguous() for part in cos_sin)  # [B T, R] each
-            self._cos_sin[kind] = CosSin(*rows)
+            made = self._rotary.prepare(cos_sin, hidden, positions, self._sequences.max_seqlen)
+            self._cos_sin[kind] = made, cos_sin  # kept, so that no other tensor of the pass gets its id
 
         x = hidden.contiguous().flatten(0, 1)  # [B T, hidden]
-        return self.layers[index](x, self._cos_sin[kind], self._sequences).view(hidden.shape)
+        return self.layers[index](x, self._cos_sin[kind][0], self._sequences).view(hidden.shape)
+
+
+@dataclass(frozen=True)
+class RotaryInputs:
+    """Brings the cos and sin of a transformers model into the kernels' form."""
+
+    in_order: bool
+    """True if each angle comes twice in a row, and not in halves."""
+    long_beta: float | None
+    """Growth of q with the logarithm of its position (Ministral 3); None: q does not grow."""
+    trained_length: int
+
+    @classmethod
+    def of(cls, causal: Any) -> "RotaryInputs":
+        """Reads a model's row and configuration."""
+        family = family_of(causal)
+        scales = family is not None and family.scales_queries
+        rope = causal.config.rope_parameters if scales else {}
+        in_order = family is not None and family.rope == "pairs in order"
+        return cls(in_order, rope.get("llama_4_scaling_beta"), int(rope.get("original_max_position_embeddings", 0)))
+
+    def prepare(self, cos_sin: Any, hidden: torch.Tensor, positions: Any, longest: int) -> CosSin:
+        """Returns cos and sin [B T, R] of the rows of `hidden` [B, T, hidden], and factors of q if any document is
+        `longest` enough. R is 0 for a model without RoPE."""
+        batch, length, _ = hidden.shape
+        if cos_sin is None:
+            empty = hidden.new_empty(batch * length, 0, dtype=torch.float32)
+            return CosSin(empty, empty)
+
+        cos, sin = (part.expand(batch, -1, -1).flatten(0, 1) for part in cos_sin)  # [B T, R] each
+        if self.in_order:
+            cos, sin = (torch.cat((part[:, ::2], part[:, ::2]), dim=1) for part in (cos, sin))
+
+        scale = None
+        if self.long_beta is not None and longest > self.trained_length:
+            turns = torch.floor(positions.expand(batch, -1).flatten() / self.trained_length)
+            scale = (1 + self.long_beta * torch.log1p(turns)).to(hidden.dtype)[:, None, None]
+        return CosSin(cos.contiguous(), sin.contiguous(), scale)
 
 
 class _LayerForward:
@@ -92,7 +128,6 @@ class _LayerForward:
 
     def __init__(self, fused: FusedLayers, index: int, layer: Any) -> None:
         self._fused, self._index, self._original = fused, index, layer.forward
-        self._kind = getattr(layer.self_attn, "layer_type", None)
 
     def __call__(
         self, hidden_states: torch.Tensor, attention_mask: Any = None, position_ids: Any = None,
@@ -104,7 +139,7 @@ class _LayerForward:
                 hidden_states, attention_mask=attention_mask, position_ids=position_ids,
                 past_key_values=past_key_values, position_embeddings=position_embeddings, **options,
             )  # fmt: skip
-        return self._fused.run(self._index, hidden_states, self._kind, position_embeddings, options)
+        return self._fused.run(self._index, hidden_states, position_embeddings, position_ids, options)
 
 
 def _packed_sequences(batch: int, length: int, device: torch.device, options: Any) -> PackedSequences:

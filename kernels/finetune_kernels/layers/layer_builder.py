@@ -1,12 +1,13 @@
 """Builds the `DecoderLayer`s of a transformers model, or says why it cannot.
 
 Only models of a `Family` are built. The family's row says which modules a layer has, and `why_not_fused` compares each
-layer with it, so that what it lets through can be built. Sizes, scales and windows are read from the modules and the
-configuration.
+layer with it, so that what it lets through can be built: a module that is missing, of another class, or that the row
+does not name is a reason, never a guess. Sizes, scales and windows are read from the modules and the configuration.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -18,89 +19,95 @@ from finetune_kernels.layers.host_memory import HostMemory
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.layers.mlp_block import MlpBlock
 from finetune_kernels.layers.patching import why_not_adapter
+from finetune_kernels.ops.gated_activation import Activation
+from finetune_kernels.ops.plain_activation import PlainKind
 from finetune_kernels.ops.rms_norm import Norm
-from finetune_kernels.ops.rotary_embedding import HeadNorm, Heads
+from finetune_kernels.ops.rotary_embedding import Heads
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.planning.families import ACTIVATIONS, Family, family_of, foreign_factor
+from finetune_kernels.planning.families import family_of
+from finetune_kernels.planning.family import Family
+from finetune_kernels.planning.fused_support import (
+    ACTIVATIONS,
+    PLAIN_ACTIVATIONS,
+    head_size,
+    residual_factor,
+    why_not_config,
+)
 from finetune_kernels.primitives.attention_inputs import AttentionParams
+from finetune_kernels.primitives.head_norm import HeadNorm
 
-MAX_HEAD_SIZE = 256
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj")
+PROJECTIONS = (
+    "q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj", "dense",
+    "fc1", "fc2", "c_fc", "c_proj", "input_linear", "output_linear",
+)  # fmt: skip
 """Linear layers of a decoder layer. A linear's index here is also the stream of its dropout mask."""
 
 
 def why_not_fused(causal: Any) -> str | None:
     """Returns why the layers of this transformers model cannot be built; None if they can."""
     config, family = causal.config, family_of(causal)
-    if family is None:
-        return f"the kernels do not know {type(causal).__name__}"
-    if (factor := foreign_factor(config)) is not None:
-        return f"{factor} = {getattr(config, factor)} in the configuration, a factor that fused layers do not apply"
-    if getattr(config, "use_bidirectional_attention", False):
-        return "attention in both directions"
-    if head_size(config) > MAX_HEAD_SIZE or head_size(config) % 8:
-        return f"heads of {head_size(config)} elements, not of a multiple of 8 up to {MAX_HEAD_SIZE}"
-
-    activation = getattr(config, family.activation_field)
-    if activation not in ACTIVATIONS:
-        return f"activation {activation}, not {' or '.join(ACTIVATIONS)}"
-    if config.attention_dropout or getattr(config, "resid_pdrop", 0):
-        return "dropout in the base model"
-    return next((reason for layer in causal.model.layers if (reason := _why_not_layer(layer, family))), None)
-
-
-def head_size(config: Any) -> int:
-    """Elements of a head."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    if (reason := why_not_config(config, family)) is not None or family is None:
+        return reason
+    reasons = (_why_not_layer(layer, family) or _why_not_sizes(layer, family, config) for layer in causal.model.layers)
+    return next((reason for reason in reasons if reason is not None), None)
 
 
 def _why_not_layer(layer: Any, family: Family) -> str | None:
     """Compares one layer with its family's row."""
-    modules, expected = dict(layer.named_modules()), _expected_modules(family)
+    modules, expected = dict(layer.named_modules()), family.modules()
 
-    # Every module that the builder will ask for, and no norm that it would leave out.
+    # Every module that the builder will ask for.
     for name, kind in expected.items():
         if name not in modules:
             return f"{type(layer).__name__} has no {name}"
         if kind is not None and type(modules[name]).__name__ != kind:
             return f"{name} is {type(modules[name]).__name__}, not {kind}"
-
-    norms = [name for name, module in modules.items() if "Norm" in type(module).__name__]
-    if strange := [name for name in norms if name not in expected]:
-        return f"{strange[0]} is a norm that other {family.prefix} models do not have"
+    if (reason := _unknown_module(modules, family)) is not None:
+        return reason
 
     # Only the adapters may train.
-    if any(weight.requires_grad for name, weight in layer.named_parameters() if "norm" in name):
+    if any(modules[name].weight.requires_grad for name in family.norms):
         return "norm weights that train"
-
-    for projection in _projections(layer):
+    for name in family.linears:
+        projection = modules[name]
         reason = why_not_adapter(projection) if hasattr(projection, "lora_A") else _why_not_plain(projection)
         if reason is not None:
             return reason
     return None
 
 
-def _expected_modules(family: Family) -> dict[str, str | None]:
-    """Name of each module that the builder takes from a layer -> its class; None for linear layers, which are peft's
-    or PyTorch's."""
-    norms = ["input_layernorm", "post_attention_layernorm"]
-    norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"] if family.second_norms else []
-    norms += ["self_attn.q_norm", "self_attn.k_norm"] if family.head_norms else []
-    inputs = ["self_attn.qkv_proj", "mlp.gate_up_proj"]
-    if not family.merged_projections:
-        inputs = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"]
+def _why_not_sizes(layer: Any, family: Family, config: Any) -> str | None:
+    """Compares the sizes of one layer with the configuration: each layer has the same heads."""
+    size, attention = head_size(config), layer.self_attn
+    query, key = config.num_attention_heads * size, config.num_key_value_heads * size
+    found = sum(getattr(attention, name).out_features for name in family.attention_inputs)
+    if found != query + 2 * key:
+        return f"{found} outputs for q, k and v, not {query + 2 * key} as the configuration says"
 
-    return {
-        "self_attn": family.attention,
-        "mlp": family.mlp,
-        **dict.fromkeys(norms, family.norm),
-        **dict.fromkeys([*inputs, "self_attn.o_proj", "mlp.down_proj"]),
-    }
+    wanted = (query, key) if family.head_norm_place == "row" else (size, size)
+    for name, width in zip(family.head_norms, wanted, strict=False):
+        if (found := getattr(attention, name).weight.numel()) != width:
+            return f"self_attn.{name} has {found} weights, not {width}"
+    return None
 
 
-def _projections(layer: Any) -> Iterator[Any]:
-    modules = {**dict(layer.self_attn.named_children()), **dict(layer.mlp.named_children())}
-    return (module for name, module in modules.items() if name in PROJECTIONS)
+def _unknown_module(modules: dict[str, Any], family: Family) -> str | None:
+    """Returns a module with numbers of its own that the row does not name, or that drops activations; None if there is
+    none."""
+    named = (*family.norms, *family.linears)
+    for name, module in modules.items():
+        # Parts of linear layers are peft's.
+        if name in named or name.startswith(tuple(f"{linear}." for linear in family.linears)):
+            continue
+
+        place = name or type(module).__name__
+        if isinstance(module, nn.Dropout) and module.p:
+            return f"{place} drops activations of the base model"
+        own = [value for value in (*module._parameters.values(), *module._buffers.values()) if value is not None]
+        if own and name != f"{family.mlp_name}.act_fn":
+            what = "norm" if "Norm" in type(module).__name__ else "module"
+            return f"{place} is a {what} that other {family.prefix} models do not have"
+    return None
 
 
 def _why_not_plain(projection: Any) -> str | None:
@@ -139,61 +146,100 @@ class _Builder:
 
     def layer(self, index: int, layer: Any, policy: ActivationPolicy) -> DecoderLayer:
         """Builds one layer."""
-        attention, mlp, config = layer.self_attn, layer.mlp, self.config
-        # Gemma's names are shifted by its two more norms: what others call post-attention stands before the MLP.
-        sandwich = self.family.second_norms
-        before_mlp = layer.pre_feedforward_layernorm if sandwich else layer.post_attention_layernorm
-
         return DecoderLayer(
             index=index,
-            attention=AttentionBlock(
-                norm=self._norm(layer.input_layernorm),
-                qkv=self._group(attention, "qkv_proj", "q_proj", "k_proj", "v_proj"),
-                o=self._group(attention, "o_proj"),
-                post_norm=self._norm(layer.post_attention_layernorm) if sandwich else None,
-                heads=Heads(config.num_attention_heads, config.num_key_value_heads, head_size(config)),
-                head_norm=self._head_norm(attention),
-                params=self._attention_params(attention),
-            ),
-            mlp=MlpBlock(
-                norm=self._norm(before_mlp),
-                gate_up=self._group(mlp, "gate_up_proj", "gate_proj", "up_proj"),
-                down=self._group(mlp, "down_proj"),
-                post_norm=self._norm(layer.post_feedforward_layernorm) if sandwich else None,
-                activation=ACTIVATIONS[getattr(config, self.family.activation_field)],
-            ),
+            attention=self._attention(index, layer),
+            mlp=self._mlp(layer),
             policy=policy,
             host=self.host,
+            parallel=self.family.parallel,
         )
 
-    def _group(self, parent: Any, merged: str, *names: str) -> LinearGroup:
-        """The linear layers `names`, or the one that the family has merged them into."""
-        found = names if names and not self.family.merged_projections else (merged,)
-        linears = [getattr(parent, name) for name in found]
+    def _attention(self, index: int, layer: Any) -> AttentionBlock:
+        attention, config, family = layer.self_attn, self.config, self.family
+        window = self._window(index, attention)
+        # Gemma 3 has a field for a softcap, and no softcap.
+        softcap = attention.attn_logit_softcapping if family.caps_scores else None
 
+        return AttentionBlock(
+            norm=self._norm_at(layer, family.pre_norms, 0),
+            qkv=self._group(attention, family.attention_inputs),
+            o=self._group(attention, (family.attention_output,)),
+            post_norm=self._norm_at(layer, family.post_norms, 0),
+            heads=Heads(
+                config.num_attention_heads, config.num_key_value_heads, head_size(config), family.rope != "halves"
+            ),
+            head_norm=self._head_norm(attention),
+            params=AttentionParams(attention.scaling, window, softcap),
+            rotates=self._rotates(attention, window),
+            multiplier=residual_factor(config, family),
+        )
+
+    def _mlp(self, layer: Any) -> MlpBlock:
+        family = self.family
+        mlp = getattr(layer, family.mlp_name)
+        return MlpBlock(
+            # In a parallel layer it is the attention's.
+            norm=self._norm_at(layer, family.pre_norms, -1),
+            gate_up=self._group(mlp, family.mlp_inputs),
+            down=self._group(mlp, (family.mlp_output,)),
+            post_norm=self._norm_at(layer, family.post_norms, 1),
+            activation=self._activation(mlp),
+            multiplier=residual_factor(self.config, family),
+        )
+
+    def _group(self, parent: Any, names: tuple[str, ...]) -> LinearGroup:
         # A stream for each projection, so that no two dropout masks of a layer are alike.
-        stream = PROJECTIONS.index(found[0])
+        linears, stream = [getattr(parent, name) for name in names], PROJECTIONS.index(names[0])
         return LinearGroup(linears, self.dtype, keep_dequantized=self.keep_dequantized, philox_stream=stream)
 
+    def _norm_at(self, layer: Any, names: tuple[str, ...], index: int) -> Norm | None:
+        """The norm of that index; None for a family without norms in this place."""
+        return self._norm(attrgetter(names[index])(layer)) if names else None
+
     def _norm(self, module: Any) -> Norm:
-        weight, offset = module.weight.detach(), self.family.norm_offset
-        return Norm(weight.float() + offset if offset else weight, norm_eps(module))
+        weight, offset, bias = module.weight.detach(), self.family.norm_offset, getattr(module, "bias", None)
+        weight = weight.float() + offset if offset else weight
+        centered = self.family.norm_kind != "rms"
+        return Norm(weight, norm_eps(module), centered=centered, bias=None if bias is None else bias.detach())
 
     def _head_norm(self, attention: Any) -> HeadNorm | None:
         if not self.family.head_norms:
             return None
 
-        query, key = self._norm(attention.q_norm), self._norm(attention.k_norm)
-        return HeadNorm(query.weight, key.weight, query.eps)
+        query, key = (self._norm(getattr(attention, name)) for name in self.family.head_norms)
+        return HeadNorm(query.weight, key.weight, query.eps, self.family.head_norm_place)
 
-    def _attention_params(self, attention: Any) -> AttentionParams:
-        """Scale, window and softcap of one layer's attention."""
-        holder = {"none": None, "model": self.config, "layer": attention}[self.family.window]
-        window = None if holder is None else holder.sliding_window
+    def _window(self, index: int, attention: Any) -> int | None:
+        """Keys that a query of this layer sees; None: all before it."""
+        config, place = self.config, self.family.window
+        if place == "layer type":
+            found = config.sliding_window if config.layer_types[index] == "sliding_attention" else None
+        else:
+            holder = {"none": None, "model": config, "layer": attention}[place]
+            found = None if holder is None else holder.sliding_window
+        return None if found is None else int(found)
 
-        # Gemma 3 has a field for a softcap, and no softcap.
-        softcap = attention.attn_logit_softcapping if self.family.caps_scores else None
-        return AttentionParams(attention.scaling, window, softcap)
+    def _rotates(self, attention: Any, window: int | None) -> bool:
+        """True if the layer has RoPE."""
+        rule = self.family.rope_layers
+        if rule == "use_rope":
+            return bool(attention.use_rope)
+        if rule == "all" or window is not None:
+            return True
+        return rule == "windowed if any" and self.config.sliding_window is None
+
+    def _activation(self, mlp: Any) -> Activation | PlainKind:
+        name = getattr(self.config, self.family.activation_field)
+        if self.family.gated:
+            return ACTIVATIONS[name]
+        if name != "xielu":
+            return PlainKind(PLAIN_ACTIVATIONS[name])
+
+        # Its numbers are stored before the softplus that keeps them positive.
+        learnt = (mlp.act_fn.alpha_p, mlp.act_fn.alpha_n)
+        positive, negative = (float(nn.functional.softplus(value.detach().float())) for value in learnt)
+        return PlainKind("xielu", positive, float(mlp.act_fn.beta) + negative)
 
 
 def norm_eps(module: Any) -> float:

@@ -17,7 +17,7 @@ from torch import nn
 from finetune_kernels.layers.adapters import AdapterStack, lay_out_adapters
 from finetune_kernels.layers.frozen_weight import FrozenWeight
 from finetune_kernels.layers.lora_pass import PLAIN, WHOLE, DoraOutputs, DroppedInputs, LoraPass, WholeInputs
-from finetune_kernels.ops.adapted_activation import MAX_RANK, LoraDeltas
+from finetune_kernels.ops.adapted_activation import MAX_RANK
 from finetune_kernels.primitives import dora
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask
 from finetune_kernels.primitives.lora_delta import LoraDelta
@@ -117,22 +117,23 @@ class LinearGroup:
 
         return y, xa
 
-    def lora_deltas(self, xa: torch.Tensor, pass_ctx: LoraPass) -> LoraDeltas:
-        """LoRA deltas of gate and of up (the two halves of y) for `adapted_activation`, from xa [T, R].
+    def lora_deltas(self, xa: torch.Tensor, pass_ctx: LoraPass, *, parts: int) -> list[LoraDelta | None]:
+        """LoRA deltas of gate and of up (the two halves of y), or of up alone (`parts`: 1) for the activation's kernel,
+        from xa [T, R].
 
         None where there is no adapter, or where `forward` has added its part because a rank is too large.
         """
-        half = sum(self.frozen.sizes) // 2  # F
-        found: list[LoraDelta | None] = [None, None]
+        size = sum(self.frozen.sizes) // parts  # F
+        found: list[LoraDelta | None] = [None] * parts
         for adapter in self._adapters if self.fuses_into_activation else ():
             b, xa_part = pass_ctx.outputs.b(adapter, self._dtype), xa[:, adapter.ranks]
-            for index in (0, 1):
+            for index in range(parts):
                 # Phi-3's one adapter covers both halves.
-                if adapter.outputs.start <= index * half and adapter.outputs.stop >= (index + 1) * half:
-                    first = index * half - adapter.outputs.start
-                    found[index] = LoraDelta(xa_part, b[first : first + half], adapter.scale)
+                if adapter.outputs.start <= index * size and adapter.outputs.stop >= (index + 1) * size:
+                    first = index * size - adapter.outputs.start
+                    found[index] = LoraDelta(xa_part, b[first : first + size], adapter.scale)
 
-        return found[0], found[1]
+        return found
 
     def d_xa(self, dy: torch.Tensor, pass_ctx: LoraPass) -> torch.Tensor:
         """dy [T, out] -> d, the gradient of x A^T [T, R]."""

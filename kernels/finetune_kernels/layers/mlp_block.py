@@ -1,6 +1,6 @@
-"""The MLP block of a decoder layer: norm, gated MLP, and Gemma's norm after it.
+"""The MLP block of a decoder layer: norm, MLP with a gate or without, and Gemma's norm after it.
 
-    m = (f(n Wgate) * n Wup) Wdown,   out = m, or norm(m) if the family has that norm
+    m = (f(n Wgate) * n Wup) Wdown, or f(n Wup) Wdown;   out = m, or norm(m) if the family has that norm
 
 LoRA deltas of gate and up are added inside the activation's kernel if no rank is over 64. The activation's product is
 not saved: backward's kernel recomputes it. The norm before (`norm`) runs together with the layer's residual additions.
@@ -11,11 +11,13 @@ from typing import NamedTuple
 
 import torch
 
-from finetune_kernels.layers.attention_block import NormActivations, normalize, normalize_backward
+from finetune_kernels.layers.attention_block import NormActivations, normalize, normalize_backward, pre_norm_backward
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.layers.lora_pass import LoraPass
-from finetune_kernels.ops import adapted_activation, rms_norm
+from finetune_kernels.ops import adapted_activation, plain_activation
+from finetune_kernels.ops.adapted_activation import LoraDx
 from finetune_kernels.ops.gated_activation import Activation
+from finetune_kernels.ops.plain_activation import PlainKind
 from finetune_kernels.ops.rms_norm import Norm
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed
 
@@ -32,10 +34,11 @@ class MlpPass(NamedTuple):
 
 
 class GateUpActivations(NamedTuple):
-    """Output of the gate and up projection."""
+    """Output of the gate and up projection, or of the up projection alone."""
 
     y: torch.Tensor
-    """gate and up side by side [T, 2 F]; for LoRA ranks up to 64 without LoRA's part, which is added later."""
+    """gate and up side by side [T, 2 F], or up [T, F]; for LoRA ranks up to 64 without LoRA's part, which is added
+    later."""
     xa: torch.Tensor
     """n A^T [T, R]."""
 
@@ -52,11 +55,14 @@ class DownActivations(NamedTuple):
 class MlpBlock:
     """Weights and settings of the block; only the adapters train."""
 
-    norm: Norm
+    norm: Norm | None
     gate_up: LinearGroup
     down: LinearGroup
     post_norm: Norm | None
-    activation: Activation
+    activation: Activation | PlainKind
+    """A name if there is a gate."""
+    multiplier: float = 1.0
+    """Factor of the block's output (Granite)."""
 
     def begin(self, seed: DropoutSeed | None) -> MlpPass:
         """Returns a new pass, with dropout masks of `seed`."""
@@ -71,13 +77,30 @@ class MlpBlock:
     def down_projection(self, gate_up: GateUpActivations, pass_ctx: MlpPass) -> tuple[DownActivations, torch.Tensor]:
         """Activation and down projection; returns what backward needs and the block's output [T, hidden], which the
         caller may overwrite."""
-        # LoRA deltas of gate and up are added inside the activation kernel: no extra pass over [T, F].
-        deltas = self.gate_up.lora_deltas(gate_up.xa, pass_ctx.gate_up)
-        act = adapted_activation.forward(gate_up.y, self.activation, deltas)  # [T, F]
-
+        act = self._activate(gate_up, pass_ctx)  # [T, F]
         out, xa = self.down.forward(act, pass_ctx.down)  # [T, hidden], [T, R]
         out, post_norm = normalize(self.post_norm, out)
+        out = out if self.multiplier == 1 else out.mul_(self.multiplier)
         return DownActivations(xa, post_norm), out
+
+    def _activate(self, gate_up: GateUpActivations, pass_ctx: MlpPass) -> torch.Tensor:
+        """Returns f(gate) * up, or f(up), [T, F]. LoRA deltas are added inside the kernel: no extra pass over
+        [T, F]."""
+        if isinstance(self.activation, PlainKind):
+            (delta,) = self.gate_up.lora_deltas(gate_up.xa, pass_ctx.gate_up, parts=1)
+            return plain_activation.forward(gate_up.y, self.activation, delta)
+        gate, up = self.gate_up.lora_deltas(gate_up.xa, pass_ctx.gate_up, parts=2)
+        return adapted_activation.forward(gate_up.y, self.activation, (gate, up))
+
+    def _activate_backward(
+        self, d_act: torch.Tensor, gate_up: GateUpActivations, down_delta: LoraDx | None, pass_ctx: MlpPass
+    ) -> torch.Tensor:
+        """d_act [T, F], over which the activation itself is written -> gradient of `gate_up.y`."""
+        if isinstance(self.activation, PlainKind):
+            (delta,) = self.gate_up.lora_deltas(gate_up.xa, pass_ctx.gate_up, parts=1)
+            return plain_activation.backward(d_act, gate_up.y, self.activation, delta, down_delta)
+        gate, up = self.gate_up.lora_deltas(gate_up.xa, pass_ctx.gate_up, parts=2)
+        return adapted_activation.backward(d_act, gate_up.y, self.activation, (gate, up), down_delta)
 
     def backward(
         self, dy: torch.Tensor, h: torch.Tensor, rstd: torch.Tensor, gate_up: GateUpActivations,
@@ -88,7 +111,8 @@ class MlpBlock:
         # Gemma's second norm needs its input; without that norm dm is dy itself.
         if down is None and self.post_norm is not None:
             down, _ = self.down_projection(gate_up, pass_ctx)
-        dm = dy if down is None else normalize_backward(self.post_norm, dy, down.post_norm)  # [T, hidden]
+        dm = dy if self.multiplier == 1 else dy * self.multiplier  # [T, hidden]
+        dm = dm if down is None else normalize_backward(self.post_norm, dm, down.post_norm)
 
         # Down projection. Its adapter's part of d_act is added inside the activation's kernel, too, unless that kernel
         # cannot: it knows no dropout mask and no rank over 64.
@@ -100,8 +124,7 @@ class MlpBlock:
             down_delta = d_xa_down, self.down.a()
 
         # Activation. The kernel writes the activation itself over d_act, which dA of the down projection reads.
-        deltas = self.gate_up.lora_deltas(gate_up.xa, pass_ctx.gate_up)
-        d_gate_up = adapted_activation.backward(d_act, gate_up.y, self.activation, deltas, down_delta)  # [T, 2 F]
+        d_gate_up = self._activate_backward(d_act, gate_up, down_delta, pass_ctx)  # [T, 2 F] or [T, F]
         act = d_act
         xa_down = self.down.xa(act, pass_ctx.down) if down is None else down.xa
         d_down = self.down.gradients(dm, act, xa_down, d_xa_down, pass_ctx.down)
@@ -109,5 +132,5 @@ class MlpBlock:
 
         # Gate and up projection, and norm; the kernel recomputes n2 beside dh.
         dn2, d_xa = self.gate_up.backward(d_gate_up, pass_ctx.gate_up)  # [T, hidden], [T, R]
-        dh, n2 = rms_norm.backward(dn2, h, self.norm, rstd, residual=dy, return_y=True)
+        dh, n2 = pre_norm_backward(self.norm, dn2, h, rstd, dy)
         return dh, [*self.gate_up.gradients(d_gate_up, n2, gate_up.xa, d_xa, pass_ctx.gate_up), *d_down]

@@ -16,7 +16,9 @@ from torch import nn
 from finetune_kernels.ops.gated_activation import Activation, gated_activation
 from finetune_kernels.ops.lora_linear import Weight, lora_linear
 from finetune_kernels.ops.rms_norm import Norm, rms_norm
-from finetune_kernels.planning.families import ACTIVATIONS, MLP_FAMILIES, NORM_OFFSETS, Family, family_of
+from finetune_kernels.planning.families import MLP_FAMILIES, NORM_OFFSETS, family_of
+from finetune_kernels.planning.family import Family
+from finetune_kernels.planning.fused_support import ACTIVATIONS
 
 
 class Planned(NamedTuple):
@@ -32,12 +34,14 @@ def plan_patches(model: Any) -> Planned:
     """Counts what should be replaced in a transformers model, with a peft adapter or without."""
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     adapters = len(model.base_model.targeted_module_names) if hasattr(model, "peft_config") else 0
-    if family_of(causal) is None:
+    family = family_of(causal)
+    if family is None:
         return Planned(adapters=adapters)
 
-    # Two norms a layer at least (Gemma has more), and the last one before the head.
-    layers = causal.config.num_hidden_layers
-    return Planned(2 * layers + 1, layers, adapters)
+    # The norms of a layer beside those of heads, and the last one before the head.
+    layers, norms = causal.config.num_hidden_layers, len(family.pre_norms) + len(family.post_norms)
+    rms = norms * layers + 1 if family.norm_kind == "rms" else 0
+    return Planned(rms, layers if family.gated else 0, adapters)
 
 
 @dataclass
@@ -85,13 +89,14 @@ def patch_model(model: nn.Module, *, keep_dequantized: bool) -> PatchReport:
     Raises RuntimeError if modules of a kind were expected and none was replaced (`PatchReport.check`).
     """
     report = PatchReport(plan_patches(model))
+    config = getattr(model.config, "get_text_config", lambda: model.config)()
 
     for module in model.modules():
         kind = type(module).__name__
         if kind in NORM_OFFSETS:
             _patch_norm(module, NORM_OFFSETS[kind], report)
         elif kind in MLP_FAMILIES:
-            _patch_mlp(module, MLP_FAMILIES[kind], report)
+            _patch_mlp(module, MLP_FAMILIES[kind], config, report)
         elif hasattr(module, "lora_A") and hasattr(module, "base_layer"):
             _patch_adapter(module, report, keep_dequantized=keep_dequantized)
 
@@ -109,26 +114,22 @@ def _patch_norm(module: Any, offset: float, report: PatchReport) -> None:
     report.norms += 1
 
 
-def _patch_mlp(module: Any, family: Family, report: PatchReport) -> None:
-    name = getattr(module.config, family.activation_field)
+def _patch_mlp(module: Any, family: Family, config: Any, report: PatchReport) -> None:
+    name = getattr(config, family.activation_field)
     activation = ACTIVATIONS.get(name)
-    if activation is None:
-        report.leave("mlps", f"activation {name}")
+    dropout = getattr(module, "residual_dropout", 0)
+    if activation is None or dropout:
+        report.leave("mlps", f"activation {name}" if activation is None else f"residual_dropout = {dropout}")
         return
 
-    forward = _merged_mlp if family.merged_projections else _mlp
-    module.forward = partial(forward, module, activation)
+    module.forward = partial(_mlp, module, family, activation)
     report.mlps += 1
 
 
-def _mlp(module: Any, activation: Activation, x: torch.Tensor) -> torch.Tensor:
-    result: torch.Tensor = module.down_proj(gated_activation(module.gate_proj(x), module.up_proj(x), activation))
-    return result
-
-
-def _merged_mlp(module: Any, activation: Activation, x: torch.Tensor) -> torch.Tensor:
-    gate, up = module.gate_up_proj(x).chunk(2, dim=-1)  # [B, T, F] each
-    result: torch.Tensor = module.down_proj(gated_activation(gate, up, activation))
+def _mlp(module: Any, family: Family, activation: Activation, x: torch.Tensor) -> torch.Tensor:
+    inputs = [getattr(module, name)(x) for name in family.mlp_inputs]
+    gate, up = inputs if len(inputs) == 2 else inputs[0].chunk(2, dim=-1)  # [B, T, F] each
+    result: torch.Tensor = getattr(module, family.mlp_output)(gated_activation(gate, up, activation))
     return result
 
 

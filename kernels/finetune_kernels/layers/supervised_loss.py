@@ -8,15 +8,17 @@ from torch import nn
 
 from finetune_kernels.ops.blocked_cross_entropy import blocked_cross_entropy
 from finetune_kernels.ops.linear_cross_entropy import linear_cross_entropy
-from finetune_kernels.planning.families import family_of, foreign_factor
+from finetune_kernels.planning.families import family_of
+from finetune_kernels.planning.fused_support import foreign_factor, logit_factor
 
 
 def has_plain_head(model: Any) -> bool:
-    """True if the logits are head(hidden), with a softcap or not, and nothing else."""
+    """True if the logits are head(hidden), with a factor that the family's row names and a softcap at most."""
     causal = causal_model(model)
     head = causal.get_output_embeddings()
     plain = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
-    return plain and family_of(causal) is not None and foreign_factor(causal.config) is None
+    family = family_of(causal)
+    return plain and family is not None and foreign_factor(causal.config, family) is None
 
 
 def causal_model(model: Any) -> Any:
@@ -40,6 +42,10 @@ def fused_supervised_loss(
     hidden = causal.model(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)[positions]  # [S, hidden]
     weight = causal.get_output_embeddings().weight  # [V, hidden], in host memory under the smallest memory plan
     softcap = getattr(causal.config, "final_logit_softcapping", None)
+
+    # A factor of the logits is one of the head's inputs, which are fewer.
+    if (factor := logit_factor(causal.config, family_of(causal))) != 1:
+        hidden = hidden * factor
 
     cross_entropy = linear_cross_entropy if weight.device == hidden.device else blocked_cross_entropy
     total = cross_entropy(hidden.to(weight.dtype), weight, labels.flatten()[positions + 1], softcap)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
+from finetune_kernels.layers.attention_block import pre_norm
 from finetune_kernels.layers.mlp_block import DownActivations, MlpBlock, MlpPass
-from finetune_kernels.ops import rms_norm
 from finetune_kernels.planning.block_sizes import TILE_ROWS
 
 
@@ -51,7 +51,7 @@ def backward_in_tiles(
 
     with mlp.gate_up.frozen.dequantized(), mlp.down.frozen.dequantized():
         for rows in _tiles(h.shape[0]):
-            _, n2, _ = rms_norm.forward(h[rows], mlp.norm)  # [tile, hidden]
+            _, n2, _ = pre_norm(mlp.norm, h[rows])  # [tile, hidden]
             tile_ctx = pass_ctx.from_row(rows.start)
             gate_up, tile_down = mlp.gate_up_projection(n2, tile_ctx), _cut(down, rows)
             dh[rows], gradients = mlp.backward(dy[rows], h[rows], rstd[rows], gate_up, tile_down, tile_ctx)

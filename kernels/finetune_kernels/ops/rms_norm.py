@@ -11,7 +11,11 @@ The residual stream goes through the same launches. Forward adds the output of t
 backward adds the gradient that came past the block, and can write the normalised rows once more, so that they need not
 be saved.
 
-Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019. Liger's fused_add_rms_norm fuses the same sum.
+LayerNorm (Cohere, Phi-2, StarCoder2, StableLM) is the same with x - mean(x) in place of x, g - mean(g) in place of the
+first g of dx, and a bias added to y if there is one.
+
+Source: Ba, Kiros and Hinton, "Layer Normalization", 2016; Zhang and Sennrich, "Root Mean Square Layer Normalization",
+2019. Liger's fused_add_rms_norm fuses the same sum.
 """
 
 from typing import Any, NamedTuple
@@ -24,7 +28,7 @@ from finetune_kernels.primitives.precision import widen
 
 
 class Norm(NamedTuple):
-    """A frozen RMS norm: x * rstd * (weight + offset)."""
+    """A frozen RMS norm: x * rstd * (weight + offset); or a LayerNorm."""
 
     weight: torch.Tensor
     """[hidden]."""
@@ -32,6 +36,10 @@ class Norm(NamedTuple):
     """Added to the mean square."""
     offset: float = 0.0
     """1 for Gemma, unless it was added to the weight before."""
+    centered: bool = False
+    """True for a LayerNorm: the mean is taken off first."""
+    bias: torch.Tensor | None = None
+    """[hidden], added to the result."""
 
 
 def reference(x: torch.Tensor, norm: Norm) -> torch.Tensor:
@@ -44,9 +52,9 @@ def reference_forward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns what `forward` returns, by PyTorch."""
     h = rows if delta is None else (widen(rows) + widen(delta)).to(rows.dtype)
-    wide = widen(h)
+    wide = _center(widen(h), norm)
     rstd = torch.rsqrt(wide.pow(2).mean(-1) + norm.eps)
-    return h, (wide * rstd.unsqueeze(-1) * (widen(norm.weight) + norm.offset)).to(rows.dtype), rstd
+    return h, _scale(wide, rstd.unsqueeze(-1), norm).to(rows.dtype), rstd
 
 
 def reference_backward(
@@ -59,18 +67,29 @@ def reference_backward(
     return_y: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns what `backward` returns, by PyTorch."""
-    x, w, rstd = widen(rows), widen(norm.weight) + norm.offset, rstd.unsqueeze(-1)
-    g = widen(dy) * w
+    x, w, rstd = _center(widen(rows), norm), widen(norm.weight) + norm.offset, rstd.unsqueeze(-1)
+    g = _center(widen(dy) * w, norm)
     dx = rstd * (g - x * rstd * rstd * (g * x).mean(-1, keepdim=True))
     if residual is not None:
         dx = dx + widen(residual)
-    return dx.to(rows.dtype), (x * rstd * w if return_y else dx).to(rows.dtype)
+    return dx.to(rows.dtype), (_scale(x, rstd, norm) if return_y else dx).to(rows.dtype)
+
+
+def _center(x: torch.Tensor, norm: Norm) -> torch.Tensor:
+    """Returns x [..., hidden] without its mean if the norm takes it off."""
+    return x - x.mean(-1, keepdim=True) if norm.centered else x
+
+
+def _scale(x: torch.Tensor, rstd: torch.Tensor, norm: Norm) -> torch.Tensor:
+    """Returns the norm's result for the centered x [..., hidden]."""
+    y = x * rstd * (widen(norm.weight) + norm.offset)
+    return y if norm.bias is None else y + widen(norm.bias)
 
 
 @triton.jit
 def _forward(  # type: ignore[no-untyped-def]
-    x_ptr, delta_ptr, w_ptr, h_ptr, y_ptr, rstd_ptr, n_cols, eps,
-    OFFSET: tl.constexpr, ADD: tl.constexpr, BLOCK_N: tl.constexpr,
+    x_ptr, delta_ptr, w_ptr, bias_ptr, h_ptr, y_ptr, rstd_ptr, n_cols, eps,
+    OFFSET: tl.constexpr, ADD: tl.constexpr, CENTER: tl.constexpr, BIAS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One row a program."""
     row = tl.program_id(0).to(tl.int64)  # a row's offset may exceed 2^31
@@ -85,16 +104,22 @@ def _forward(  # type: ignore[no-untyped-def]
         tl.store(h_ptr + offsets, h, mask=mask)
         x = h.to(tl.float32)  # the norm is of the rounded sum, as backward will see it
 
+    if CENTER:
+        x = tl.where(mask, x - tl.sum(x, axis=0) / n_cols, 0.0)
     w = tl.load(w_ptr + columns, mask=mask, other=0.0).to(tl.float32) + OFFSET
     rstd = tl.rsqrt(tl.sum(x * x, axis=0) / n_cols + eps)
     tl.store(rstd_ptr + row, rstd)
-    tl.store(y_ptr + offsets, x * rstd * w, mask=mask)
+    y = x * rstd * w
+    if BIAS:
+        y += tl.load(bias_ptr + columns, mask=mask, other=0.0).to(tl.float32)
+    tl.store(y_ptr + offsets, y, mask=mask)
 
 
 @triton.jit
 def _backward(  # type: ignore[no-untyped-def]
-    dy_ptr, residual_ptr, x_ptr, w_ptr, rstd_ptr, dx_ptr, y_ptr, n_cols,
-    OFFSET: tl.constexpr, ADD: tl.constexpr, RETURN_Y: tl.constexpr, BLOCK_N: tl.constexpr,
+    dy_ptr, residual_ptr, x_ptr, w_ptr, bias_ptr, rstd_ptr, dx_ptr, y_ptr, n_cols,
+    OFFSET: tl.constexpr, ADD: tl.constexpr, RETURN_Y: tl.constexpr, CENTER: tl.constexpr, BIAS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One row a program."""
     row = tl.program_id(0).to(tl.int64)
@@ -107,6 +132,9 @@ def _backward(  # type: ignore[no-untyped-def]
     g = tl.load(dy_ptr + offsets, mask=mask, other=0.0).to(tl.float32) * w
     rstd = tl.load(rstd_ptr + row)
 
+    if CENTER:
+        x = tl.where(mask, x - tl.sum(x, axis=0) / n_cols, 0.0)
+        g -= tl.sum(g, axis=0) / n_cols  # changes no sum over g x: the sum of x is zero
     mean = tl.sum(g * x, axis=0) / n_cols
     dx = rstd * (g - x * rstd * rstd * mean)
     if ADD:
@@ -114,11 +142,19 @@ def _backward(  # type: ignore[no-untyped-def]
     tl.store(dx_ptr + offsets, dx, mask=mask)
 
     if RETURN_Y:
-        tl.store(y_ptr + offsets, x * rstd * w, mask=mask)
+        y = x * rstd * w
+        if BIAS:
+            y += tl.load(bias_ptr + columns, mask=mask, other=0.0).to(tl.float32)
+        tl.store(y_ptr + offsets, y, mask=mask)
 
 
 def _warps(block: int) -> int:
     return 4 if block <= 2048 else 8 if block <= 8192 else 16
+
+
+def _bias(norm: Norm) -> torch.Tensor:
+    """Returns the bias, or a tensor that stands in for it."""
+    return norm.weight if norm.bias is None else norm.bias
 
 
 def forward(
@@ -134,8 +170,9 @@ def forward(
 
     block = triton.next_power_of_2(n_cols)
     _forward[(count,)](
-        rows, rows if delta is None else delta, norm.weight, h, y, rstd, n_cols, norm.eps,
-        OFFSET=norm.offset, ADD=delta is not None, BLOCK_N=block, num_warps=_warps(block),
+        rows, rows if delta is None else delta, norm.weight, _bias(norm), h, y, rstd, n_cols, norm.eps,
+        OFFSET=norm.offset, ADD=delta is not None, CENTER=norm.centered, BIAS=norm.bias is not None, BLOCK_N=block,
+        num_warps=_warps(block),
     )  # fmt: skip
     return h, y, rstd
 
@@ -157,8 +194,9 @@ def backward(
     dx, block = torch.empty_like(rows), triton.next_power_of_2(n_cols)
     y = torch.empty_like(rows) if return_y else dx
     _backward[(count,)](
-        dy, dy if residual is None else residual, rows, norm.weight, rstd, dx, y, n_cols,
-        OFFSET=norm.offset, ADD=residual is not None, RETURN_Y=return_y, BLOCK_N=block, num_warps=_warps(block),
+        dy, dy if residual is None else residual, rows, norm.weight, _bias(norm), rstd, dx, y, n_cols,
+        OFFSET=norm.offset, ADD=residual is not None, RETURN_Y=return_y, CENTER=norm.centered,
+        BIAS=norm.bias is not None, BLOCK_N=block, num_warps=_warps(block),
     )  # fmt: skip
     return dx, y
 
@@ -171,14 +209,15 @@ class RmsNormFunction(torch.autograd.Function):
         """See `rms_norm`."""
         rows, y, rstd = forward(x.contiguous().view(-1, x.shape[-1]), norm)
         ctx.save_for_backward(rows, norm.weight, rstd)
-        ctx.eps, ctx.offset = norm.eps, norm.offset
+        ctx.eps, ctx.offset, ctx.centered = norm.eps, norm.offset, norm.centered
         return y.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None]:
         """Returns the gradient of `x`."""
         rows, weight, rstd = ctx.saved_tensors
-        dx, _ = backward(dy.contiguous().view(rows.shape), rows, Norm(weight, ctx.eps, ctx.offset), rstd)
+        norm = Norm(weight, ctx.eps, ctx.offset, ctx.centered)
+        dx, _ = backward(dy.contiguous().view(rows.shape), rows, norm, rstd)
         return dx.view(dy.shape), None
 
 

@@ -1,18 +1,17 @@
-"""Rotary position embedding of q and k in one launch, with the head norm of Qwen3 and Gemma 3 where the model has one.
+"""Rotary position embedding of q and k in one launch, with the norm of q and k where the model has one (`head_norm`).
 
-    x = [x1, x2] (halves of a head),   n = x * rstd * w, rstd = 1 / sqrt(mean(x^2) + eps)   (n = x without a head norm)
-    y1 = n1 cos - n2 sin,   y2 = n2 cos + n1 sin
+    x = [x1, x2] (halves of a head),   n = x * rstd * w, rstd = 1 / sqrt(mean(x^2) + eps)   (n = x without a norm)
+    y1 = n1 cos - n2 sin,   y2 = n2 cos + n1 sin        (Hunyuan norms y instead)
 
-If cos and sin are shorter than a head (Phi-4-mini), x1 and x2 are the halves of its first R elements, and the rest is
-left unchanged.
+x1 and x2 are the halves of a head, or its even and odd elements (GLM, Cohere, ERNIE). If cos and sin are shorter than
+a head (Phi-4-mini, GLM), that holds for its first R elements, and the rest is left unchanged; R = 0 rotates nothing.
 
 Shapes: q, k and v lie side by side in one buffer, as the merged projection writes them, [T, (H + 2 H_kv) D]; cos and
 sin are [T, R] of any float type, with equal halves. Arithmetic is fp32, rounded once. Backward takes the gradients as
 attention returns them, rotates q's and k's by the opposite angle, and lays all three side by side again, so that one
 GEMM can take them. The norms' weights are frozen.
 
-Source: Su et al., "RoFormer", 2021, in the layout of halves that transformers' rotate_half has; the head norm: Henry et
-al., "Query-Key Normalization for Transformers", 2020.
+Source: Su et al., "RoFormer", 2021, in both layouts of transformers' rotate_half.
 """
 
 from dataclasses import dataclass
@@ -22,19 +21,10 @@ import torch
 import triton
 import triton.language as tl
 
-from finetune_kernels.ops import rms_norm
-from finetune_kernels.ops.rms_norm import Norm
+from finetune_kernels.primitives import head_norm
 from finetune_kernels.primitives.attention_inputs import Qkv
+from finetune_kernels.primitives.head_norm import HeadNorm, _load_weights, _mean_products, _norm_backward
 from finetune_kernels.primitives.precision import widen
-
-
-@dataclass(frozen=True)
-class HeadNorm:
-    """The RMS norm of each head before rotation; weights [D], to which Gemma's offset of 1 has been added."""
-
-    query: torch.Tensor
-    key: torch.Tensor
-    eps: float
 
 
 @dataclass(frozen=True)
@@ -47,6 +37,8 @@ class Heads:
     """H_kv."""
     size: int
     """D, elements of a head."""
+    pairs: bool = False
+    """True if RoPE turns neighbours, the even and odd elements of a head, instead of its halves."""
 
     @property
     def rotated(self) -> int:
@@ -70,56 +62,67 @@ def reference(
 ) -> torch.Tensor:
     """Returns q and k rotated, and v, [T, width], by the formula in fp32 or fp64, rounded once."""
     q, k, v = (widen(part) for part in heads.split(qkv))
-    if norm is not None:
-        q = rms_norm.reference(q, Norm(norm.query, norm.eps))
-        k = rms_norm.reference(k, Norm(norm.key, norm.eps))
-    return torch.cat((_rotate(q, cos, sin), _rotate(k, cos, sin), v), dim=1).flatten(1).to(qkv.dtype)
+    wq, wk = (None, None) if norm is None else (norm.query, norm.key)
+    q, k = _turn(q, wq, cos, sin, heads, norm), _turn(k, wk, cos, sin, heads, norm)
+    return torch.cat((q, k, v), dim=1).flatten(1).to(qkv.dtype)
+
+
+def _turn(
+    x: torch.Tensor, weight: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tensor, heads: Heads,
+    norm: HeadNorm | None,
+) -> torch.Tensor:  # fmt: skip
+    """Returns q or k [T, H or H_kv, D], normed and rotated in the norm's order."""
+    if norm is None or weight is None:
+        return _rotate(x, cos, sin, heads)
+    if norm.is_last:
+        return head_norm.reference(_rotate(x, cos, sin, heads), weight, norm)
+    return _rotate(head_norm.reference(x, weight, norm), cos, sin, heads)
 
 
 def reference_backward(
     gradients: Qkv, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: Heads, norm: HeadNorm | None
 ) -> torch.Tensor:
-    """Returns what `backward` returns, by PyTorch: rotation by the opposite angle, then the head norm's gradient."""
-    dq, dk, dv = (widen(gradient) for gradient in gradients)
-    dq, dk = _rotate(dq, cos, -sin), _rotate(dk, cos, -sin)
-    if norm is not None:
-        q, k, _ = (widen(part) for part in heads.split(qkv))
-        dq = _norm_backward(dq, q, Norm(norm.query, norm.eps))
-        dk = _norm_backward(dk, k, Norm(norm.key, norm.eps))
-    return torch.cat((dq, dk, dv), dim=1).flatten(1).to(qkv.dtype)
+    """Returns what `backward` returns, by PyTorch: rotation by the opposite angle, and the norm's gradient."""
+    *d_q_k, dv = (widen(gradient) for gradient in gradients)
+    if norm is None:
+        dq, dk = (_rotate(d, cos, -sin, heads) for d in d_q_k)
+        return torch.cat((dq, dk, dv), dim=1).flatten(1).to(qkv.dtype)
+
+    found = []
+    for d, part, weight in zip(d_q_k, heads.split(qkv)[:2], (norm.query, norm.key), strict=True):
+        x = widen(part)
+        if norm.is_last:
+            d = head_norm.reference_backward(d, _rotate(x, cos, sin, heads), weight, norm)
+        d = _rotate(d, cos, -sin, heads)
+        found.append(d if norm.is_last else head_norm.reference_backward(d, x, weight, norm))
+    return torch.cat((*found, dv), dim=1).flatten(1).to(qkv.dtype)
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: Heads) -> torch.Tensor:
     """Returns x [T, H, D] with its first R elements rotated by the angles of cos and sin [T, R]."""
-    x, rest = x[..., : cos.shape[1]], x[..., cos.shape[1] :]
-    first, second = x.chunk(2, dim=-1)
-    rotated = x * widen(cos).unsqueeze(1) + torch.cat((-second, first), dim=-1) * widen(sin).unsqueeze(1)
+    size = cos.shape[1]
+    x, rest = x[..., :size], x[..., size:]
+    c, s = (widen(part[:, : size // 2]).unsqueeze(1) for part in (cos, sin))  # [T, 1, R / 2]
+
+    first, second = (x[..., ::2], x[..., 1::2]) if heads.pairs else (x[..., : size // 2], x[..., size // 2 :])
+    turned = first * c - second * s, second * c + first * s
+    rotated = torch.stack(turned, dim=-1).flatten(-2) if heads.pairs else torch.cat(turned, dim=-1)
     return torch.cat((rotated, rest), dim=-1)
 
 
-def _norm_backward(dy: torch.Tensor, x: torch.Tensor, norm: Norm) -> torch.Tensor:
-    _, _, rstd = rms_norm.reference_forward(x, norm)
-    return rms_norm.reference_backward(dy, x, norm, rstd)[0]
-
-
 @triton.jit
-def _pairs(D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
+def _pairs(D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr, NEXT: tl.constexpr):  # type: ignore[no-untyped-def]
     """Pairs of elements of a head: the offsets of both, whether they exist, and whether they are rotated. Elements that
-    are not rotated are paired by halves too, so that one pass takes all."""
+    are not rotated are paired alike, so that one pass takes all."""
     pair = tl.arange(0, BLOCK_D)
-    first, second = pair, pair + D // 2
-    if R != D:
-        first = tl.where(pair < R // 2, pair, pair + R // 2)
-        second = first + tl.where(pair < R // 2, R // 2, (D - R) // 2)
+    if NEXT:
+        first, second = 2 * pair, 2 * pair + 1
+    else:
+        first, second = pair, pair + D // 2
+        if R != D:
+            first = tl.where(pair < R // 2, pair, pair + R // 2)
+            second = first + tl.where(pair < R // 2, R // 2, (D - R) // 2)
     return first, second, (pair < D // 2)[None, :], pair < R // 2
-
-
-@triton.jit
-def _load_weights(wq_ptr, wk_ptr, head, offsets, mask, H: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Norm weights of the elements `offsets` of each head, q's or k's, [BLOCK_H, BLOCK_D]."""
-    q = tl.load(wq_ptr + offsets[None, :], mask=mask, other=0.0).to(tl.float32)
-    k = tl.load(wk_ptr + offsets[None, :], mask=mask, other=0.0).to(tl.float32)
-    return tl.where(head[:, None] < H, q, k)
 
 
 @triton.jit
@@ -134,12 +137,13 @@ def _load_cos_sin(cos_ptr, sin_ptr, row, rotates, R: tl.constexpr, BLOCK_D: tl.c
 @triton.jit
 def _forward(  # type: ignore[no-untyped-def]
     x_ptr, y_ptr, cos_ptr, sin_ptr, wq_ptr, wk_ptr, eps, H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr,
-    R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, NORM: tl.constexpr,
+    R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, NEXT: tl.constexpr, NORM: tl.constexpr,
+    ROW: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """One row [T, width] a program, all heads at once."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, BLOCK_H)
-    first, second, in_head, rotates = _pairs(D, R, BLOCK_D)
+    first, second, in_head, rotates = _pairs(D, R, BLOCK_D, NEXT)
     offsets = row * (H + 2 * H_KV) * D + head[:, None] * D
     offsets1, offsets2 = offsets + first[None, :], offsets + second[None, :]
     rotated = (head < H + H_KV)[:, None] & in_head
@@ -147,13 +151,22 @@ def _forward(  # type: ignore[no-untyped-def]
     x1 = tl.load(x_ptr + offsets1, mask=rotated, other=0.0).to(tl.float32)  # [BLOCK_H, BLOCK_D]
     x2 = tl.load(x_ptr + offsets2, mask=rotated, other=0.0).to(tl.float32)
     if NORM:
-        rstd = tl.rsqrt((tl.sum(x1 * x1, axis=1) + tl.sum(x2 * x2, axis=1)) / D + eps)[:, None]
-        x1 *= rstd * _load_weights(wq_ptr, wk_ptr, head, first, in_head, H)
-        x2 *= rstd * _load_weights(wq_ptr, wk_ptr, head, second, in_head, H)
+        w1 = _load_weights(wq_ptr, wk_ptr, head, first, in_head, H, H_KV, D, ROW)
+        w2 = _load_weights(wq_ptr, wk_ptr, head, second, in_head, H, H_KV, D, ROW)
+        if not LAST:
+            rstd = tl.rsqrt(_mean_products(x1, x1, x2, x2, head, H, H_KV, D, ROW) + eps)
+            x1 *= rstd * w1
+            x2 *= rstd * w2
 
     c, s = _load_cos_sin(cos_ptr, sin_ptr, row, rotates, R, BLOCK_D)
-    tl.store(y_ptr + offsets1, x1 * c - x2 * s, mask=rotated)
-    tl.store(y_ptr + offsets2, x2 * c + x1 * s, mask=rotated)
+    y1 = x1 * c - x2 * s
+    y2 = x2 * c + x1 * s
+    if LAST:
+        rstd = tl.rsqrt(_mean_products(y1, y1, y2, y2, head, H, H_KV, D, ROW) + eps)
+        y1 *= rstd * w1
+        y2 *= rstd * w2
+    tl.store(y_ptr + offsets1, y1, mask=rotated)
+    tl.store(y_ptr + offsets2, y2, mask=rotated)
 
     if NORM:  # y is a buffer of its own: v is copied
         v = ((head >= H + H_KV) & (head < H + 2 * H_KV))[:, None] & in_head
@@ -172,33 +185,35 @@ def _load_dq_dk(dq_ptr, dk_ptr, row, head, offsets, q, k, H: tl.constexpr, H_KV:
 @triton.jit
 def _backward(  # type: ignore[no-untyped-def]
     dq_ptr, dk_ptr, dv_ptr, x_ptr, dx_ptr, cos_ptr, sin_ptr, wq_ptr, wk_ptr, eps, H: tl.constexpr, H_KV: tl.constexpr,
-    D: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, NORM: tl.constexpr,
+    D: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, NEXT: tl.constexpr,
+    NORM: tl.constexpr, ROW: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """One row [T, width] a program, all heads at once."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, BLOCK_H)
-    first, second, in_head, rotates = _pairs(D, R, BLOCK_D)
+    first, second, in_head, rotates = _pairs(D, R, BLOCK_D, NEXT)
     q = (head < H)[:, None] & in_head
     k = ((head >= H) & (head < H + H_KV))[:, None] & in_head
     v = ((head >= H + H_KV) & (head < H + 2 * H_KV))[:, None] & in_head
     offsets = row * (H + 2 * H_KV) * D + head[:, None] * D
 
-    # rotated back: by the opposite angle
     d1 = _load_dq_dk(dq_ptr, dk_ptr, row, head, first, q, k, H, H_KV, D)
     d2 = _load_dq_dk(dq_ptr, dk_ptr, row, head, second, q, k, H, H_KV, D)
     c, s = _load_cos_sin(cos_ptr, sin_ptr, row, rotates, R, BLOCK_D)
-    g1 = d1 * c + d2 * s
-    g2 = d2 * c - d1 * s
-
     if NORM:
         x1 = tl.load(x_ptr + offsets + first[None, :], mask=q | k, other=0.0).to(tl.float32)
         x2 = tl.load(x_ptr + offsets + second[None, :], mask=q | k, other=0.0).to(tl.float32)
-        rstd = tl.rsqrt((tl.sum(x1 * x1, axis=1) + tl.sum(x2 * x2, axis=1)) / D + eps)[:, None]
-        g1 *= _load_weights(wq_ptr, wk_ptr, head, first, in_head, H)
-        g2 *= _load_weights(wq_ptr, wk_ptr, head, second, in_head, H)
-        mean = ((tl.sum(g1 * x1, axis=1) + tl.sum(g2 * x2, axis=1)) / D)[:, None]
-        g1 = rstd * (g1 - x1 * rstd * rstd * mean)
-        g2 = rstd * (g2 - x2 * rstd * rstd * mean)
+        w1 = _load_weights(wq_ptr, wk_ptr, head, first, in_head, H, H_KV, D, ROW)
+        w2 = _load_weights(wq_ptr, wk_ptr, head, second, in_head, H, H_KV, D, ROW)
+        if LAST:
+            y1, y2 = x1 * c - x2 * s, x2 * c + x1 * s
+            d1, d2 = _norm_backward(d1, d2, y1, y2, w1, w2, head, eps, H, H_KV, D, ROW)
+
+    # rotated back: by the opposite angle
+    g1 = d1 * c + d2 * s
+    g2 = d2 * c - d1 * s
+    if NORM and not LAST:
+        g1, g2 = _norm_backward(g1, g2, x1, x2, w1, w2, head, eps, H, H_KV, D, ROW)
 
     # v's gradient is copied; g1 and g2 are zero in its heads
     offsets_v = row * H_KV * D + (head - H - H_KV)[:, None] * D
@@ -218,7 +233,7 @@ def forward(
     rotated = torch.empty_like(qkv) if norm is not None else qkv
     q, k, eps = _norm_arguments(norm, cos)
     _forward[(qkv.shape[0],)](
-        qkv, rotated, cos, sin, q, k, eps, **_sizes(heads, cos), NORM=norm is not None, num_warps=4
+        qkv, rotated, cos, sin, q, k, eps, **_sizes(heads, cos), **_flags(norm), num_warps=4
     )  # fmt: skip
     return rotated
 
@@ -231,10 +246,9 @@ def backward(
     `qkv` is that input; it is only read if there is a head norm.
     """
     dq, dk, dv = (gradient.contiguous() for gradient in gradients)
-    merged = torch.empty_like(qkv)
-    q, k, eps = _norm_arguments(norm, cos)
+    merged, (q, k, eps) = torch.empty_like(qkv), _norm_arguments(norm, cos)
     _backward[(qkv.shape[0],)](
-        dq, dk, dv, qkv, merged, cos, sin, q, k, eps, **_sizes(heads, cos), NORM=norm is not None, num_warps=4
+        dq, dk, dv, qkv, merged, cos, sin, q, k, eps, **_sizes(heads, cos), **_flags(norm), num_warps=4
     )  # fmt: skip
     return merged
 
@@ -244,8 +258,14 @@ def _sizes(heads: Heads, cos: torch.Tensor) -> dict[str, int]:
     block_d = triton.next_power_of_2(heads.size // 2)
     return {
         "H": heads.query, "H_KV": heads.key_value, "D": heads.size, "R": cos.shape[1], "BLOCK_H": block_h,
-        "BLOCK_D": block_d,
+        "BLOCK_D": block_d, "NEXT": heads.pairs,
     }  # fmt: skip
+
+
+def _flags(norm: HeadNorm | None) -> dict[str, bool]:
+    if norm is None:
+        return {"NORM": False, "ROW": False, "LAST": False}
+    return {"NORM": True, "ROW": norm.takes_rows, "LAST": norm.is_last}
 
 
 def _norm_arguments(norm: HeadNorm | None, unused: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:

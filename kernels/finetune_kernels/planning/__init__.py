@@ -1,6 +1,8 @@
 """Decides what fits on a GPU, from numbers alone: imports no torch, so preflight plans before a GPU is asked for.
 
-families.py           the model families that the kernels know, a row each; layers ask it as well
+family.py             the description of one model family: norms, projections, RoPE, MLP, factors
+families.py           the families that the kernels know, a row each; layers ask it as well
+fused_support.py      why the layers of a configuration are fused or not: preflight's answer and the layer builder's
 activation_policy.py  what a layer saves for its backward pass
 block_sizes.py        rows that go through the loss and the MLP at once: kernels and plan must agree on them
 model_shape.py        the sizes of a model that memory and time depend on, and their formulas

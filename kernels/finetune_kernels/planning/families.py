@@ -1,110 +1,112 @@
 """The model families of transformers that the kernels know, one `Family` row each.
 
-Every family has pre-norm layers with a gated MLP; causal attention, with a window and a softcap at most, without sinks
-or biases on scores; and a linear head, with a softcap or not. To add a family, add a row: the layer builder, patching,
-packed attention, the loss and the memory plan all ask it, and `test_families.py` builds a small layer of every row and
-compares it with transformers. The table imports no torch, as preflight reads it before a GPU is asked for.
+To add a family, add a row: the layer builder, patching, packed attention, the loss, the memory plan and preflight all
+ask it, and `test_families.py` builds a small model of every row and compares it with transformers. The table imports no
+torch, as preflight reads it before a GPU is asked for.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
+from finetune_kernels.planning.family import AFTER_BOTH, Family
 
-@dataclass(frozen=True)
-class Family:
-    """Everything the kernels know of one family that the model's own configuration does not say."""
-
-    prefix: str
-    """Prefix of the family's classes in transformers: Llama in LlamaForCausalLM, LlamaRMSNorm and LlamaMLP."""
-    model_type: str
-    """`model_type` of its text configuration."""
-    window: Literal["none", "model", "layer"] = "none"
-    """Where the attention window is written: nowhere, in the configuration, or in each attention module."""
-    activation_field: str = "hidden_act"
-    """Field of the configuration that names the MLP's activation."""
-    merged_projections: bool = False
-    """True if q, k, v are one linear layer, and gate and up another."""
-    head_norms: bool = False
-    """True if q and k are normed head by head before RoPE."""
-    norm_offset: float = 0.0
-    """Added to every norm's weight: Gemma stores its weights around zero."""
-    second_norms: bool = False
-    """True if the outputs of the attention and the MLP block are normed, too."""
-    caps_scores: bool = False
-    """True if attention scores have a softcap."""
-    scales_embedding: bool = False
-    """True if the embedding is a module of the family's own, which stays on the GPU."""
-
-    @property
-    def architecture(self) -> str:
-        """Class of the causal language model."""
-        return f"{self.prefix}ForCausalLM"
-
-    @property
-    def norm(self) -> str:
-        """Class of the root mean square norm."""
-        return f"{self.prefix}RMSNorm"
-
-    @property
-    def mlp(self) -> str:
-        """Class of the gated MLP."""
-        return f"{self.prefix}MLP"
-
-    @property
-    def attention(self) -> str:
-        """Class of the attention module."""
-        return f"{self.prefix}Attention"
-
+_AROUND_MLP = ("input_layernorm", "pre_feedforward_layernorm")
+_GRANITE = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
+_NORMED_QK = ("q_norm", "k_norm")
 
 FAMILIES = (
+    # Llama and what differs from it by little.
     Family("Llama", "llama"),
     Family("Mistral", "mistral", window="model"),
+    Family("Ministral", "ministral", window="layer"),
+    Family("Ministral3", "ministral3", window="model", scales_queries=True),
     Family("Qwen2", "qwen2", window="layer"),
-    Family("Qwen3", "qwen3", window="layer", head_norms=True),
-    Family("Phi3", "phi3", window="model", merged_projections=True),
+    Family("Qwen3", "qwen3", window="layer", head_norms=_NORMED_QK),
     Family(
-        "Gemma2", "gemma2", norm_offset=1.0, window="layer", activation_field="hidden_activation", second_norms=True,
-        caps_scores=True, scales_embedding=True,
+        "Phi3", "phi3", window="model", attention_inputs=("qkv_proj",), mlp_inputs=("gate_up_proj",),
+    ),
+    Family("SmolLM3", "smollm3", window="layer", rope_layers="use_rope"),
+    Family("SeedOss", "seed_oss"),
+    Family("Arcee", "arcee", mlp_inputs=("up_proj",), gated=False),
+    Family("Ernie4_5", "ernie4_5", rope="pairs"),
+    Family(
+        "HunYuanDenseV1", "hunyuan_v1_dense", head_norms=("query_layernorm", "key_layernorm"),
+        head_norm_place="rotated head",
     ),
     Family(
-        "Gemma3", "gemma3_text", window="layer", activation_field="hidden_activation", head_norms=True,
-        norm_offset=1.0, second_norms=True, scales_embedding=True,
+        "Apertus", "apertus", pre_norms=("attention_layernorm", "feedforward_layernorm"), head_norms=_NORMED_QK,
+        mlp_inputs=("up_proj",), gated=False,
+    ),
+    # Factors.
+    Family("Granite", "granite", factors=_GRANITE),
+    Family(
+        "GraniteMoeHybrid", "granitemoehybrid", mlp_name="shared_mlp", mlp_inputs=("input_linear",),
+        mlp_output="output_linear", feed_forward_field="shared_intermediate_size", factors=_GRANITE,
+    ),
+    # Norms around zero, norms after the blocks.
+    Family("Gemma", "gemma", norm_offset=1.0, scales_embedding=True),
+    Family(
+        "Gemma2", "gemma2", norm_offset=1.0, window="layer", activation_field="hidden_activation",
+        pre_norms=_AROUND_MLP, post_norms=AFTER_BOTH, caps_scores=True,
+        scales_embedding=True,
+    ),
+    Family(
+        "Gemma3", "gemma3_text", norm_offset=1.0, window="layer", activation_field="hidden_activation",
+        pre_norms=_AROUND_MLP, post_norms=AFTER_BOTH, head_norms=_NORMED_QK,
+        scales_embedding=True,
+    ),
+    Family("Olmo2", "olmo2", pre_norms=(), post_norms=AFTER_BOTH, head_norms=_NORMED_QK, head_norm_place="row"),
+    Family(
+        "Olmo3", "olmo3", pre_norms=(), post_norms=AFTER_BOTH, head_norms=_NORMED_QK, head_norm_place="row",
+        window="layer",
+    ),
+    Family(
+        "Exaone4", "exaone4", pre_norms=(), post_norms=AFTER_BOTH, head_norms=_NORMED_QK, window="layer type",
+        rope_layers="windowed if any",
+    ),
+    Family("Glm", "glm", rope="pairs", mlp_inputs=("gate_up_proj",)),
+    Family(
+        "Glm4", "glm4", rope="pairs", post_norms=("post_self_attn_layernorm", "post_mlp_layernorm"),
+        mlp_inputs=("gate_up_proj",),
+    ),
+    # LayerNorm, and both blocks side by side.
+    Family(
+        "Cohere", "cohere", norm_kind="layer", pre_norms=("input_layernorm",), rope="pairs in order",
+        factors=("logit_scale",),
+    ),
+    Family(
+        "Cohere2", "cohere2", norm_kind="layer", pre_norms=("input_layernorm",), rope="pairs in order",
+        rope_layers="windowed", window="layer", factors=("logit_scale",),
+    ),
+    Family("StableLm", "stablelm", norm_kind="torch layer", parallel_option="use_parallel_residual"),
+    Family(
+        "Starcoder2", "starcoder2", norm_kind="torch layer", window="model", mlp_inputs=("c_fc",), mlp_output="c_proj",
+        gated=False,
+    ),
+    Family(
+        "Phi", "phi", norm_kind="torch layer", pre_norms=("input_layernorm",), attention_output="dense",
+        mlp_inputs=("fc1",), mlp_output="fc2", gated=False, head_bias=True,
     ),
 )  # fmt: skip
 
-NORM_OFFSETS = {family.norm: family.norm_offset for family in FAMILIES}
-"""Norm class -> what is added to its weight."""
-MLP_FAMILIES = {family.mlp: family for family in FAMILIES}
-"""MLP class -> its family."""
-ACTIVATIONS: dict[str, Literal["silu", "gelu_tanh"]] = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
-"""transformers' name of an activation -> the kernels' name."""
-
-FOREIGN_FACTORS = (
-    "embedding_multiplier",
-    "residual_multiplier",
-    "attention_multiplier",
-    "logits_scaling",
-    "logit_scale",
-)
-"""Fields of other families' configurations that scale embedding, residual stream, scores or logits. Neither the layers
-nor the loss apply them, and a small model of such a family hides it: their defaults are mostly 1."""
-
-
-def foreign_factor(config: object) -> str | None:
-    """Returns the first factor of a model's configuration that the kernels do not apply; None if it has none."""
-    return next((name for name in FOREIGN_FACTORS if getattr(config, name, None) is not None), None)
+NORM_OFFSETS = {family.norm: family.norm_offset for family in FAMILIES if family.norm_kind == "rms"}
+"""RMS norm's class -> what is added to its weight."""
+MLP_FAMILIES = {family.mlp: family for family in FAMILIES if family.gated}
+"""Class of an MLP with a gate -> its family."""
 
 
 def family_of(causal: object) -> Family | None:
     """Returns the row of a transformers model; None if the kernels do not know its architecture."""
     architecture = type(causal).__name__
-    return next((family for family in FAMILIES if family.architecture == architecture), None)
+    found = next((family for family in FAMILIES if family.architecture == architecture), None)
+    return None if found is None else found.of(getattr(causal, "config", None))
 
 
 def family_of_type(model_type: str) -> Family | None:
     """Returns the row of a text configuration's `model_type`; None if the kernels do not know it."""
     return next((family for family in FAMILIES if family.model_type == model_type), None)
+
+
+def family_of_config(config: Any) -> Family | None:
+    """Returns the row of a text configuration; None if the kernels do not know its `model_type`."""
+    found = family_of_type(str(getattr(config, "model_type", "")))
+    return None if found is None else found.of(config)

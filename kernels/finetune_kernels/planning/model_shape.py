@@ -13,14 +13,17 @@ from typing import Any, NamedTuple
 
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.block_sizes import CHUNK_ROWS, HEAD_ROWS, TILE_ROWS, VOCABULARY_BLOCK
-from finetune_kernels.planning.families import family_of_type
+from finetune_kernels.planning.families import family_of_config
+from finetune_kernels.planning.family import LLAMA_NAMES, Family
+from finetune_kernels.planning.fused_support import head_size
 
 BYTES = 2
 """Bytes of one element in 16 bits."""
 NF4_BLOCK, SCALES_BLOCK = 64, 256
 """NF4 weights per scale; scales per scale of their own (double quantisation)."""
 ADAPTER_BYTES = 4
-_PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+_LLAMA = Family("", "")
+"""Row of a family without one: its layers are taken to have Llama's projections."""
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -44,6 +47,10 @@ class ModelShape:
     second_norms: bool = False
     """True if the blocks' outputs are normed (Gemma): these norms' inputs are saved, or the down projection is
     recomputed."""
+    parallel: bool = False
+    """True if the MLP reads the layer's input and not the attention's output as well (Cohere): one stream less."""
+    gated: bool = True
+    """True if the MLP has a gate beside its up projection."""
     dropout: bool = False
     """True if adapters drop a part of their inputs."""
     magnitudes: bool = False
@@ -62,30 +69,38 @@ class ModelShape:
         elements = self.hidden  # the layer's input
         if policy is not ActivationPolicy.RECOMPUTE_ALL:
             # attention's output, h, q k v, the softmax sums and both norms' rstd (fp32, hence twice)
-            elements += self.heads * self.head_size + self.hidden + self.attention_width + 2 * (self.heads + 2)
+            between = 0 if self.parallel else self.hidden
+            elements += self.heads * self.head_size + between + self.attention_width + 2 * (self.heads + 2)
             elements += 2 * (self.hidden + 2) if self.second_norms else 0
         if policy is ActivationPolicy.SAVE_ALL:
-            elements += 2 * self.feed_forward  # gate and up
+            elements += self.wide_inputs * self.feed_forward  # gate and up
 
         return elements * BYTES
 
+    @property
+    def wide_inputs(self) -> int:
+        """Projections that widen the MLP's input: gate and up, or up."""
+        return 2 if self.gated else 1
+
     def recomputed_flop(self, policy: ActivationPolicy) -> float:
         """FLOP per token and layer that backward spends on recomputing."""
-        gate_up = 4.0 * self.hidden * self.feed_forward
+        down = 2.0 * self.hidden * self.feed_forward
+        gate_up = self.wide_inputs * down
         if policy is ActivationPolicy.SAVE_ALL:
             return 0.0
         if policy is ActivationPolicy.RECOMPUTE_MLP:
             return gate_up
 
         attention = 2.0 * self.hidden * (self.attention_width + self.heads * self.head_size)
-        return gate_up + attention + (gate_up / 2 if self.second_norms else 0.0)
+        return gate_up + attention + (down if self.second_norms else 0.0)
 
     def working_bytes(self, tokens: int, *, tiled: bool) -> int:
         """Bytes that one layer's backward needs beside what is saved; `tiled`: the MLP takes `TILE_ROWS` at a time."""
         q, stream = self.heads * self.head_size, self.hidden
-        # gate, up, their gradients and the activation's. A sixth is what dropout leaves of the activation, or the
+        # gate, up, their gradients and the activation's. One more is what dropout leaves of the activation, or the
         # gradients of gate and up times DoRA's factors (by then the activation is released).
-        wide = (6 if self.dropout or self.magnitudes else 5) * self.feed_forward
+        parts = 2 * self.wide_inputs + (2 if self.dropout or self.magnitudes else 1)
+        wide = parts * self.feed_forward
         whole = wide + 6 * stream + 2 * self.attention_width
         if not tiled or tokens <= TILE_ROWS:
             return tokens * whole * BYTES
@@ -117,20 +132,24 @@ class ParameterCounts(NamedTuple):
 
 def build_shape(config: Any, counts: ParameterCounts, *, dropout: bool = False, magnitudes: bool = False) -> ModelShape:
     """Returns the shape of a model whose parameters were counted."""
-    family = family_of_type(_model_type(config))
+    family = family_of_config(config)
+    field = "intermediate_size" if family is None else family.feed_forward_field
+
     return ModelShape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         heads=config.num_attention_heads,
         key_value_heads=config.num_key_value_heads,
-        head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        feed_forward=config.intermediate_size,
+        head_size=head_size(config),
+        feed_forward=getattr(config, field),
         vocabulary=config.vocab_size,
         linear_parameters=counts.linears,
         adapter_parameters=counts.adapters,
         quantized=counts.quantized,
         movable_bytes=counts.movable_bytes,
         second_norms=family is not None and family.second_norms,
+        parallel=family is not None and family.parallel,
+        gated=family is None or family.gated,
         dropout=dropout,
         magnitudes=magnitudes,
     )
@@ -142,7 +161,7 @@ def shape_from_config(
 ) -> ModelShape | None:  # fmt: skip
     """Returns the shape of a model that is not loaded, with an adapter on `targets`.
 
-    None if the architecture does not have the seven standard projections (mixtures of experts and others).
+    None if the architecture has not the projections of attention and one MLP (mixtures of experts and others).
     """
     needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
     if any(not isinstance(getattr(config, name, None), int) for name in needed):
@@ -151,8 +170,9 @@ def shape_from_config(
         return None
 
     uncounted = build_shape(config, ParameterCounts(0, 0, quantized, 0))
-    linears = _linears(uncounted)
-    adapted = {part for name in targets for part in _PARTS.get(name, (name,))} & set(linears)
+    linears = _linears(uncounted, family_of_config(config) or _LLAMA)
+    adapted = {name for name in linears if name in targets or set(LLAMA_NAMES.get(name, ("",))) <= set(targets)}
+    adapted |= {part for name in targets for part in LLAMA_NAMES.get(name, ())} & set(linears)
     if "all-linear" in targets:
         adapted = set(linears)
 
@@ -162,15 +182,17 @@ def shape_from_config(
         linears=uncounted.layers * sum(rows * columns for rows, columns in linears.values()),
         adapters=uncounted.layers * sum(adapter[name] for name in adapted),
         quantized=quantized,
-        movable_bytes=0 if _scales_embedding(config) else _vocabulary_bytes(config, uncounted),
+        movable_bytes=0 if _keeps_vocabulary(config) else _vocabulary_bytes(config, uncounted),
     )
     return build_shape(config, counts, dropout=dropout, magnitudes=magnitudes)
 
 
 def loaded_bytes(config: Any, shape: ModelShape, *, double_quantized: bool) -> int:
     """Bytes of the weights once they are loaded, adapters included."""
-    # Embedding, head, and two norms a layer plus the last one.
-    others = _vocabulary_bytes(config, shape) + (2 * shape.layers + 1) * shape.hidden * BYTES
+    # Embedding, head, and the norms of a layer (two if the family is not known) plus the last one.
+    family = family_of_config(config) or _LLAMA
+    norms = len(family.pre_norms) + len(family.post_norms)
+    others = _vocabulary_bytes(config, shape) + (norms * shape.layers + 1) * shape.hidden * BYTES
     linears = shape.linear_parameters * BYTES
 
     if shape.quantized:
@@ -182,34 +204,31 @@ def loaded_bytes(config: Any, shape: ModelShape, *, double_quantized: bool) -> i
     return linears + others + shape.adapter_parameters * ADAPTER_BYTES
 
 
-def _model_type(config: Any) -> str:
-    return str(getattr(config, "model_type", ""))
-
-
 def _vocabulary_bytes(config: Any, shape: ModelShape) -> int:
     """Bytes of embedding and head, which may be one tensor."""
     tables = 1 if getattr(config, "tie_word_embeddings", False) else 2
     return tables * shape.vocabulary * shape.hidden * BYTES
 
 
-def _scales_embedding(config: Any) -> bool:
-    """True if the embedding is a module of the family's own, which stays on the GPU."""
-    family = family_of_type(_model_type(config))
-    # Gemmas without a row (the first, 3n) scale their embedding, too.
-    return _model_type(config).startswith("gemma") if family is None else family.scales_embedding
+def _keeps_vocabulary(config: Any) -> bool:
+    """True if embedding and head stay on the GPU: the embedding is a module of the family's own, or the head has a
+    bias."""
+    family = family_of_config(config)
+    # Gemmas without a row (3n, 4) scale their embedding, too.
+    if family is None:
+        return str(getattr(config, "model_type", "")).startswith("gemma")
+    return family.scales_embedding or family.head_bias
 
 
-def _linears(shape: ModelShape) -> dict[str, tuple[int, int]]:
-    """Output and input size of each linear layer in a decoder layer."""
+def _linears(shape: ModelShape, family: Family) -> dict[str, tuple[int, int]]:
+    """Output and input size of each linear layer in a decoder layer, by the names of the family's row."""
     # Rows of W for q, and for k or v.
     queries, keys = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
     hidden, wide = shape.hidden, shape.feed_forward
-    return {
-        "q_proj": (queries, hidden),
-        "k_proj": (keys, hidden),
-        "v_proj": (keys, hidden),
-        "o_proj": (hidden, queries),
-        "gate_proj": (wide, hidden),
-        "up_proj": (wide, hidden),
-        "down_proj": (hidden, wide),
-    }
+    attention, mlp = (queries, keys, keys), (wide,) * shape.wide_inputs
+
+    found = {family.attention_output: (hidden, queries), family.mlp_output: (hidden, wide)}
+    for names, sizes in ((family.attention_inputs, attention), (family.mlp_inputs, mlp)):
+        merged = sizes if len(names) == len(sizes) else (sum(sizes),)
+        found |= {name: (rows, hidden) for name, rows in zip(names, merged, strict=True)}
+    return found

@@ -160,12 +160,12 @@ def test_the_longest_document_decides_between_short_and_long_factors_in_each_pas
 
     original, swapped = fused.run, {4: LONG["long_factor"], 5: LONG["short_factor"]}
 
-    def with_other_cos_sin(index: int, hidden: Any, kind: Any, cos_sin: Any, options: Any) -> Any:
+    def with_other_cos_sin(index: int, hidden: Any, cos_sin: Any, positions: Any, options: Any) -> Any:
         """Replaces cos and sin by those of the other length's factors, or leaves out the scale that comes with them."""
         longest = options["max_length_q"]
         turn = torch.outer(position_of[longest], 10000.0 ** -(torch.arange(24) / 24) / torch.tensor(swapped[longest]))
         both = torch.cat((turn, turn), dim=-1).unsqueeze(0)
-        return original(index, hidden, kind, (scale * both.cos(), scale * both.sin()), options)
+        return original(index, hidden, (scale * both.cos(), scale * both.sin()), positions, options)
 
     position_of = {max(d): torch.cat([torch.arange(length) for length in d]).float() for d in (short, long)}
     fused.run = with_other_cos_sin  # type: ignore[method-assign]

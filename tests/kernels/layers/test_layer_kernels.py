@@ -2,6 +2,7 @@
 to 128, every option. The formulas themselves are checked in test_gradients.py."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from finetune_kernels.ops.adapted_activation import LoraDeltas
 from finetune_kernels.ops.rms_norm import Norm
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.head_norm import HeadNorm
 from finetune_kernels.primitives.lora_delta import LoraDelta
 from finetune_test_kernels.small_layers import LINEARS, cos_sin_of, small_model
 from finetune_test_kernels.tensor_checks import DEVICE, doubled, normal, relative_error
@@ -57,21 +59,22 @@ def angles(t: int, turning: int) -> tuple[torch.Tensor, torch.Tensor]:
     return cos, sin
 
 
-@pytest.mark.parametrize("part", [1.0, 0.75])
-@pytest.mark.parametrize("with_norm", [False, True])
-@pytest.mark.parametrize(("query", "key_value", "size"), [(1, 1, 16), (3, 1, 24), (8, 2, 64)])
-@pytest.mark.parametrize("t", ROWS)
-def test_rotation(t: int, query: int, key_value: int, size: int, with_norm: bool, part: float) -> None:
-    heads = rotary.Heads(query, key_value, size)
-    norm = rotary.HeadNorm(normal(size, seed=8), normal(size, seed=9), 1e-5) if with_norm else None
-    exact = None if norm is None else rotary.HeadNorm(norm.query.double(), norm.key.double(), norm.eps)
+@pytest.mark.parametrize("part", [1.0, 0.75, 0.0])
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("place", [None, "head", "row", "rotated head"])
+@pytest.mark.parametrize(("t", "query", "key_value", "size"), [(1, 1, 1, 16), (13, 3, 1, 24), (33, 8, 2, 64)])
+def test_rotation(t: int, query: int, key_value: int, size: int, place: Any, pairs: bool, part: float) -> None:
+    heads = rotary.Heads(query, key_value, size, pairs)
+    widths = (query * size, key_value * size) if place == "row" else (size, size)
+    norm = HeadNorm(normal(widths[0], seed=8), normal(widths[1], seed=9), 1e-5, place) if place else None
+    exact = None if norm is None else replace(norm, query=norm.query.double(), key=norm.key.double())
     qkv, dy = normal(t, heads.width), normal(t, heads.width, seed=1)
     cos, sin = angles(t, int(size * part) // 4 * 4)
     source = qkv.clone()
     rotated = rotary.forward(source, cos, sin, heads, norm)
 
     assert relative_error(rotated, exactly(rotary.reference, qkv, cos, sin, heads, exact)) < TOLERANCE
-    assert torch.equal(source, qkv) == with_norm  # in place without a head norm
+    assert torch.equal(source, qkv) == (norm is not None or part == 0)  # in place without a norm
     expected = rotary.reference_backward(
         heads.split(dy.double()), qkv.double(), cos.double(), sin.double(), heads, exact
     )

@@ -18,6 +18,7 @@ from finetune_kernels.ops import rotary_embedding as rotary
 from finetune_kernels.ops.lora_linear import lora_linear
 from finetune_kernels.ops.rms_norm import Norm
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.head_norm import HeadNorm
 from finetune_kernels.primitives.lora_delta import LoraDelta
 from finetune_test_kernels.tensor_checks import normal, root_error
 
@@ -94,8 +95,8 @@ def test_rotation(with_norm: bool) -> None:
     turns = torch.arange(T, device="cuda").outer(500000.0 ** -(torch.arange(64, device="cuda") / 64))
     cos, sin = (torch.cat((part, part), dim=1).bfloat16() for part in (turns.cos(), turns.sin()))
     weights = [bf16(128, seed=seed, scale=0.2) + 1 for seed in (2, 3)]
-    norm = rotary.HeadNorm(*weights, 1e-6) if with_norm else None
-    exact_norm = rotary.HeadNorm(*(weight.double() for weight in weights), 1e-6) if with_norm else None
+    norm = HeadNorm(*weights, 1e-6) if with_norm else None
+    exact_norm = HeadNorm(*(weight.double() for weight in weights), 1e-6) if with_norm else None
 
     def eager(qkv: torch.Tensor) -> torch.Tensor:
         q, k, v = heads.split(qkv)

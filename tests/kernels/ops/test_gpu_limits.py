@@ -17,6 +17,7 @@ from finetune_kernels.ops.rms_norm import Norm
 from finetune_kernels.primitives import adapter_dropout
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.head_norm import HeadNorm
 from finetune_kernels.primitives.lora_delta import LoraDelta
 from finetune_kernels.primitives.nf4 import dequantize
 from finetune_test_kernels.tensor_checks import normal, relative_error, watched
@@ -115,7 +116,7 @@ def test_rotation_beyond_the_limit(with_norm: bool) -> None:
     heads = rotary.Heads(32, 8, 128)
     t = rows_beyond(heads.width)
     qkv, angles = random(t, heads.width), random(t, 128, seed=1)
-    norm = rotary.HeadNorm(random(128, seed=2), random(128, seed=3), 1e-6) if with_norm else None
+    norm = HeadNorm(random(128, seed=2), random(128, seed=3), 1e-6) if with_norm else None
 
     end = slice(t - TAIL, None)
     alone = qkv[end].clone()

@@ -18,16 +18,19 @@ from finetune_kernels.ops import (
     attention,
     gated_activation,
     linear_cross_entropy,
+    plain_activation,
     rms_norm,
     softcap_attention,
 )
 from finetune_kernels.ops import rotary_embedding as rotary
 from finetune_kernels.ops.lora_linear import lora_linear
+from finetune_kernels.ops.plain_activation import PlainKind
 from finetune_kernels.ops.rms_norm import Norm
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives import dora
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.head_norm import HeadNorm
 from finetune_kernels.primitives.lora_delta import LoraDelta
 from finetune_test_kernels.small_layers import cos_sin_of, small_model
 from finetune_test_kernels.tensor_checks import normal, relative_error
@@ -66,8 +69,8 @@ def double(*shape: int, seed: int = 0) -> torch.Tensor:
     return normal(*shape, seed=seed, dtype=torch.float64, device="cpu")
 
 
-def norm_case(offset: float) -> tuple[Any, ...]:
-    norm = Norm(double(5, seed=1), 1e-5, offset)
+def norm_case(offset: float, *, centered: bool = False) -> tuple[Any, ...]:
+    norm = Norm(double(5, seed=1), 1e-5, offset, centered, double(5, seed=2) if centered else None)
 
     def run(x: torch.Tensor) -> torch.Tensor:
         return rms_norm.reference(x, norm)
@@ -94,9 +97,10 @@ def residual_norm_case() -> tuple[Any, ...]:
     return run, back, [double(3, 5), double(3, 5, seed=2)]
 
 
-def rotary_case(with_norm: bool, size: int = 4) -> tuple[Any, ...]:
-    heads, angles = rotary.Heads(3, 2, size), double(5, 2, seed=3)
-    norm = rotary.HeadNorm(double(size, seed=4), double(size, seed=5), 1e-5) if with_norm else None
+def rotary_case(place: Any, size: int = 4, *, pairs: bool = False) -> tuple[Any, ...]:
+    heads, angles = rotary.Heads(3, 2, size, pairs), double(5, 2, seed=3)
+    widths = (3 * size, 2 * size) if place == "row" else (size, size)
+    norm = HeadNorm(double(widths[0], seed=4), double(widths[1], seed=5), 1e-5, place) if place else None
     cos, sin = (torch.cat((part, part), dim=1) for part in (angles.cos(), angles.sin()))
 
     def run(qkv: torch.Tensor) -> torch.Tensor:
@@ -106,6 +110,18 @@ def rotary_case(with_norm: bool, size: int = 4) -> tuple[Any, ...]:
         return [rotary.reference_backward(heads.split(dy), qkv, cos, sin, heads, norm)]
 
     return run, back, [double(5, heads.width)]
+
+
+def plain_case(kind: PlainKind) -> tuple[Any, ...]:
+    delta = LoraDelta(double(3, 2, seed=1), double(5, 2, seed=2), 0.7)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return plain_activation.reference(x, kind, delta)
+
+    def back(dy: torch.Tensor, x: torch.Tensor) -> Tensors:
+        return [plain_activation.reference_backward(dy.clone(), x, kind, delta, None)]
+
+    return run, back, [2 * double(3, 5)]
 
 
 def gated_case(activation: gated_activation.Activation) -> tuple[Any, ...]:
@@ -211,10 +227,17 @@ QKV = ("q_proj", "k_proj", "v_proj")
 CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
     "norm": lambda: norm_case(0.0),
     "norm with offset": lambda: norm_case(1.0),
+    "layer norm": lambda: norm_case(0.0, centered=True),
     "residual norm": residual_norm_case,
-    "rotation": lambda: rotary_case(False),
-    "rotation after a head norm": lambda: rotary_case(True),
-    "rotation of a part, after a head norm": lambda: rotary_case(True, 6),
+    "rotation": lambda: rotary_case(None),
+    "rotation of pairs": lambda: rotary_case(None, pairs=True),
+    "rotation after a head norm": lambda: rotary_case("head"),
+    "rotation of a part, after a head norm": lambda: rotary_case("head", 6),
+    "rotation of a part, after a norm of the row": lambda: rotary_case("row", 6, pairs=True),
+    "rotation before a head norm": lambda: rotary_case("rotated head", 6),
+    "squared ReLU": lambda: plain_case(PlainKind("relu2")),
+    "GELU without a gate": lambda: plain_case(PlainKind("gelu_tanh")),
+    "xIELU": lambda: plain_case(PlainKind("xielu", 0.7, 1.1)),
     "SwiGLU": lambda: gated_case("silu"),
     "GeGLU": lambda: gated_case("gelu_tanh"),
     "SwiGLU with adapters": lambda: adapted_case("silu", "gate up"),

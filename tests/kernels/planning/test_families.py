@@ -1,56 +1,82 @@
 """Every row of the kernels' families is complete and true: its classes exist in transformers, a small model of it can
-be fused, and fused layers compute what transformers computes. A row that is wrong is refused, not built."""
+be fused, and fused layers compute what transformers computes, packed and unpacked. A row that is wrong is noticed."""
 
 import sys
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from finetune_kernels.layers import tiled_mlp
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.layers.layer_builder import why_not_fused
 from finetune_kernels.planning import families
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.planning.families import ACTIVATIONS, FAMILIES, Family
-from finetune_test_kernels.small_layers import one_pass, small_model
+from finetune_kernels.planning.families import FAMILIES
+from finetune_kernels.planning.family import AFTER_BOTH, Family
+from finetune_kernels.planning.fused_support import MAX_HEAD_SIZE, REASONS, why_not_described
+from finetune_test_kernels.family_settings import documents_pass, family_config, family_model, rows_pass
+from finetune_test_kernels.small_layers import small_model
 from finetune_test_kernels.tensor_checks import DEVICE, largest_error
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU in bfloat16: test_gpu_layers.py")
 TOLERANCE = 2e-4  # fp32, as in test_fused_layers.py
-LLAMA, QWEN3, GEMMA2 = (next(row for row in FAMILIES if row.prefix == name) for name in ("Llama", "Qwen3", "Gemma2"))
-MISTRAL = next(row for row in FAMILIES if row.prefix == "Mistral")
+DOCUMENTS = (7, 2, 5)
+"""Longer than windows, and than the length at which Ministral 3 begins to scale its queries."""
+ROWS = {family.prefix: family for family in FAMILIES}
+Results = dict[str, torch.Tensor]
 
 
-def gaps(family: Family) -> list[str]:
+def gaps(family: Family, **changes: Any) -> list[str]:
     """Lists what the row lacks or says wrongly; empty for a good one."""
     if family.model_type not in CONFIG_MAPPING:
         return [f"transformers has no {family.model_type}"]
-    model = small_model(family.model_type, torch.float32)
+    try:
+        model = family_model(family, **changes)
+    except ValueError as error:  # peft finds no layer of such a name
+        return [str(error)]
     causal = model.get_base_model()
-    attention = causal.model.layers[0].self_attn
 
-    names = vars(sys.modules[type(causal).__module__])
+    names = vars(sys.modules[type(causal).__module__]) | {"LayerNorm": torch.nn.LayerNorm}
     classes = (family.architecture, family.norm, family.mlp, family.attention)
     found = [f"transformers has no {name}" for name in classes if name not in names]
-    if getattr(causal.config, family.activation_field, None) not in ACTIVATIONS:
-        found.append(f"no known activation in {family.activation_field}")
     if family.scales_embedding != (type(causal.get_input_embeddings()) is not torch.nn.Embedding):
         found.append("scales_embedding")
-    by_layer, by_model = hasattr(attention, "sliding_window"), hasattr(causal.config, "sliding_window")
-    if family.window != ("layer" if by_layer else "model" if by_model else "none"):
-        found.append("window")
+    if family.head_bias != (causal.get_output_embeddings().bias is not None):
+        found.append("head_bias")
     if found:
         return found
-    return [reason] if (reason := why_not_fused(causal)) else differences(model)
+    return [reason] if (reason := why_not_fused(causal)) else differences(family.model_type, model)
 
 
-def differences(model: torch.nn.Module) -> list[str]:
+def differences(model_type: str, model: Any) -> list[str]:
     """Says by how much fused layers differ from transformers' own; empty if by no more than rounding."""
-    expected = one_pass(model, 7)
-    FusedLayers(model.get_base_model(), [ActivationPolicy.SAVE_ALL], torch.float32, keep_dequantized=True)  # type: ignore[operator]
-    error = largest_error(one_pass(model, 7), expected)
-    return [] if error < TOLERANCE else [f"computes something else: error {error:.0e}"]
+    whole, rows = expected(model_type)
+    causal = model.get_base_model()
+    fused = FusedLayers(
+        causal, [ActivationPolicy.SAVE_ALL] * len(causal.model.layers), torch.float32, keep_dequantized=True
+    )
+
+    errors = {"rows": largest_error(rows_pass(model, 2, 5), rows)}
+    for policy in ActivationPolicy:
+        fused.set_policies([policy] * len(fused.layers))
+        errors[policy] = largest_error(documents_pass(model, DOCUMENTS, packed=True), whole)
+    return [
+        f"computes something else, {name}: error {error:.0e}" for name, error in errors.items() if error > TOLERANCE
+    ]
+
+
+@cache
+def expected(model_type: str) -> tuple[Results, Results]:
+    """The results of transformers, of documents one by one and of rows."""
+    model = family_model(next(family for family in FAMILIES if family.model_type == model_type))
+    whole, rows = documents_pass(model, DOCUMENTS, packed=False), rows_pass(model, 2, 5)
+    for results in (whole, rows):
+        assert all(value.abs().max() > 0 for value in results.values())
+    return whole, rows
 
 
 @pytest.mark.usefixtures("in_pytorch")
@@ -59,43 +85,140 @@ def test_a_row_lacks_nothing(family: Family) -> None:
     assert gaps(family) == []
 
 
+MUTANTS: list[tuple[str, dict[str, Any], str]] = [
+    ("Llama", {"model_type": "llama9"}, "transformers has no llama9"),
+    ("Llama", {"head_norms": ("q_norm", "k_norm")}, "LlamaDecoderLayer has no self_attn.q_norm"),
+    ("Llama", {"attention_inputs": ("qkv_proj",)}, "LlamaDecoderLayer has no self_attn.qkv_proj"),
+    ("Llama", {"pre_norms": ("input_layernorm",)}, "post_attention_layernorm is a norm that other Llama"),
+    ("Llama", {"rope": "pairs"}, "computes something else"),
+    ("Llama", {"norm_kind": "layer"}, "transformers has no LlamaLayerNorm"),
+    ("Mistral", {"window": "none"}, "computes something else"),
+    ("Ministral", {"window": "model"}, "computes something else"),
+    ("Ministral3", {"scales_queries": False}, "computes something else"),
+    ("Qwen3", {"head_norms": ()}, "self_attn.q_norm is a norm that other Qwen3 models do not have"),
+    ("Qwen3", {"head_norm_place": "rotated head"}, "computes something else"),
+    ("SmolLM3", {"rope_layers": "all"}, "computes something else"),
+    ("Arcee", {"gated": True}, "activation relu2, not silu"),
+    ("Ernie4_5", {"rope": "halves"}, "computes something else"),
+    ("HunYuanDenseV1", {"head_norm_place": "head"}, "computes something else"),
+    ("Apertus", {"pre_norms": ("feedforward_layernorm", "attention_layernorm")}, "computes something else"),
+    ("Granite", {"factors": ()}, "embedding_multiplier = 1.7 in the configuration, a factor that"),
+    (
+        "Granite",
+        {"factors": ("embedding_multiplier", "attention_multiplier", "logits_scaling")},
+        "residual_multiplier = ",
+    ),
+    ("GraniteMoeHybrid", {"mlp_name": "mlp"}, "GraniteMoeHybridDecoderLayer has no mlp"),
+    ("Gemma", {"norm_offset": 0.0}, "computes something else"),
+    ("Gemma", {"scales_embedding": False}, "scales_embedding"),
+    ("Gemma2", {"post_norms": ()}, "post_attention_layernorm is a norm that other Gemma2"),
+    ("Gemma2", {"caps_scores": False}, "computes something else"),
+    ("Gemma2", {"activation_field": "hidden_act"}, "activation None"),
+    ("Gemma3", {"window": "none"}, "computes something else"),
+    ("Gemma3", {"norm_offset": 0.0}, "computes something else"),
+    ("Olmo2", {"head_norm_place": "head"}, "self_attn.q_norm has 64 weights, not 16"),
+    ("Olmo2", {"pre_norms": AFTER_BOTH, "post_norms": ()}, "computes something else"),
+    ("Olmo3", {"window": "none"}, "computes something else"),
+    ("Exaone4", {"window": "layer"}, "computes something else"),
+    ("Exaone4", {"rope_layers": "all"}, "computes something else"),
+    ("Glm4", {"post_norms": ("post_mlp_layernorm", "post_self_attn_layernorm")}, "computes something else"),
+    ("Cohere", {"rope": "pairs"}, "computes something else"),
+    ("Cohere", {"norm_kind": "rms"}, "transformers has no CohereRMSNorm"),
+    ("Cohere2", {"rope_layers": "all"}, "computes something else"),
+    ("Cohere2", {"factors": ()}, "logit_scale = 0.3 in the configuration"),
+    ("StableLm", {"rope": "pairs"}, "computes something else"),
+    ("Starcoder2", {"window": "none"}, "computes something else"),
+    ("Phi", {"pre_norms": ("input_layernorm",) * 2}, "computes something else"),
+    ("Phi", {"head_bias": False}, "head_bias"),
+]
+
+
+def test_rows_that_have_no_wrong_one_beside_them_are_like_others() -> None:
+    assert ROWS.keys() - {prefix for prefix, _, _ in MUTANTS} == {"Qwen2", "Phi3", "SeedOss", "Glm"}
+
+
 @pytest.mark.usefixtures("in_pytorch")
-@pytest.mark.parametrize(
-    ("family", "gap"),
-    [
-        (replace(LLAMA, model_type="llama9"), "transformers has no llama9"),
-        (Family("Cohere", "cohere"), "transformers has no CohereRMSNorm"),
-        (Family("Olmo2", "olmo2"), "Olmo2DecoderLayer has no input_layernorm"),
-        (replace(LLAMA, head_norms=True), "LlamaDecoderLayer has no self_attn.q_norm"),
-        (replace(LLAMA, merged_projections=True), "LlamaDecoderLayer has no self_attn.qkv_proj"),
-        (replace(QWEN3, head_norms=False), "self_attn.q_norm is a norm that other Qwen3 models do not have"),
-        (replace(GEMMA2, second_norms=False), "pre_feedforward_layernorm is a norm that other Gemma2"),
-        (replace(GEMMA2, activation_field="hidden_act"), "no known activation in hidden_act"),
-        (replace(GEMMA2, scales_embedding=False), "scales_embedding"),
-        (replace(MISTRAL, window="none"), "window"),
-        (Family("Granite", "granite"), "embedding_multiplier = 1.0 in the configuration, a factor that"),
-        (replace(GEMMA2, norm_offset=0.0), "computes something else"),
-        (replace(GEMMA2, caps_scores=False), "computes something else"),
-    ],
-    ids=str,
-)
-def test_a_wrong_row_is_noticed(family: Family, gap: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(families, "FAMILIES", (family,))
-    assert any(gap in found for found in gaps(family))
+@pytest.mark.parametrize("prefix", ["Olmo2", "Cohere2", "Arcee", "Glm4", "Granite", "Starcoder2", "Phi"])
+@pytest.mark.parametrize("policy", [ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.OFFLOAD])
+def test_tiles_change_nothing(prefix: str, policy: ActivationPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiled_mlp, "TILE_ROWS", 4)
+    model = family_model(ROWS[prefix])
+    causal = model.get_base_model()
+    fused = FusedLayers(causal, [policy] * len(causal.model.layers), torch.float32, keep_dequantized=False)
+    assert fused.layers[0].is_tiled(sum(DOCUMENTS))
+    found = documents_pass(model, DOCUMENTS, packed=True)
+    assert largest_error(found, expected(ROWS[prefix].model_type)[0]) < TOLERANCE
+
+
+@pytest.mark.usefixtures("in_pytorch")
+@pytest.mark.parametrize(("prefix", "change", "gap"), MUTANTS, ids=str)
+def test_a_wrong_row_is_noticed(prefix: str, change: dict[str, Any], gap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = replace(ROWS[prefix], **change)
+    monkeypatch.setattr(families, "FAMILIES", (wrong,))
+    assert any(gap in found for found in gaps(wrong))
+
+
+CONFIGURATIONS: list[tuple[str, dict[str, Any], str | None]] = [
+    ("stablelm", {"use_parallel_residual": True}, None),
+    ("stablelm", {"qk_layernorm": True}, "qk_layernorm in the configuration: a LayerNorm of q and k"),
+    ("cohere", {"use_qk_norm": True}, "use_qk_norm in the configuration: a LayerNorm of q and k"),
+    ("granitemoehybrid", {"position_embedding_type": None}, None),
+    ("granitemoehybrid", {"num_local_experts": 4}, "4 experts a layer"),
+    ("granitemoehybrid", {"layer_types": ["linear_attention", "full_attention"]}, "layers of type linear_attention"),
+    ("seed_oss", {"residual_dropout": 0.1}, "residual_dropout = 0.1 in the configuration: dropout in the base model"),
+    ("starcoder2", {"hidden_act": "gelu"}, "activation gelu, not "),
+    ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 2}, None),
+    ("arcee", {"hidden_act": "silu"}, None),
+    ("llama", {"head_dim": 512}, "heads of 512 elements, not of a multiple of 8 up to 256"),
+]
+
+
+@pytest.mark.usefixtures("in_pytorch")
+@pytest.mark.parametrize(("model_type", "change", "reason"), CONFIGURATIONS, ids=str)
+def test_preflight_and_the_builder_give_one_answer(model_type: str, change: dict[str, Any], reason: str | None) -> None:
+    family = next(family for family in FAMILIES if family.model_type == model_type)
+    config = CONFIG_MAPPING[model_type](**family_config(model_type, **change))
+    said = why_not_described(config)
+    assert (said is None) if reason is None else (said is not None and said.startswith(reason)), said
+
+    model = family_model(family, **change) if reason is None else None
+    if model is not None:
+        whole = documents_pass(model, DOCUMENTS, packed=False)
+        causal = model.get_base_model()
+        assert why_not_fused(causal) is None
+        FusedLayers(causal, [ActivationPolicy.SAVE_ALL] * 2, torch.float32, keep_dequantized=True)
+        assert largest_error(documents_pass(model, DOCUMENTS, packed=True), whole) < TOLERANCE
+
+
+def test_families_that_were_left_say_why() -> None:
+    for model_type, reason in REASONS.items():
+        assert why_not_described(CONFIG_MAPPING[model_type]()) == reason
+    assert why_not_described(CONFIG_MAPPING["gpt2"]()) == "the kernels do not know the layers of model type gpt2"
+    assert max(layer.head_dim for layer in CONFIG_MAPPING["gemma4_text"]().per_layer_config) > MAX_HEAD_SIZE
 
 
 @pytest.mark.parametrize(
-    ("module", "reason"),
+    ("place", "reason"),
     [
         ("input_layernorm", "input_layernorm is Renamed, not LlamaRMSNorm"),
         ("mlp", "mlp is Renamed, not LlamaMLP"),
         ("self_attn", "self_attn is Renamed, not LlamaAttention"),
     ],
 )
-def test_a_layer_that_passes_the_check_can_be_built(module: str, reason: str) -> None:
+def test_a_layer_that_passes_the_check_can_be_built(place: str, reason: str) -> None:
     """A norm class under another name once passed `why_not_fused` and was a KeyError in the builder."""
     causal = small_model("llama", torch.float32).get_base_model()
     assert why_not_fused(causal) is None
-    part = getattr(causal.model.layers[0], module)
+    part = getattr(causal.model.layers[0], place)
     part.__class__ = type("Renamed", (type(part),), {})
     assert why_not_fused(causal) == reason
+
+
+def test_a_part_that_the_row_does_not_name_is_a_reason() -> None:
+    causal = small_model("llama", torch.float32).get_base_model()
+    attention = causal.model.layers[0].self_attn
+    attention.sinks = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+    assert why_not_fused(causal) == "self_attn is a module that other Llama models do not have"
+    del attention.sinks
+    causal.model.layers[0].extra = torch.nn.Dropout(0.1)
+    assert why_not_fused(causal) == "extra drops activations of the base model"

@@ -19,7 +19,7 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, devic
 def doubled(value: object) -> object:
     """Tensors of any floating type in fp64; everything else as it is."""
     if isinstance(value, Norm):
-        return value._replace(weight=value.weight.double())
+        return value._replace(weight=value.weight.double(), bias=None if value.bias is None else value.bias.double())
     return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from finetune_api.gpus import ExpectedGpu
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode
+from finetune_kernels.planning.families import FAMILIES
 from finetune_kernels.planning.memory_plan import MARGIN, plan_memory
 from finetune_kernels.planning.model_shape import loaded_bytes, shape_from_config
 from finetune_trainer.distributed.driver import CudaNeed
@@ -22,6 +23,8 @@ from finetune_trainer.training.engine import model_shape
 
 GIB = 2**30
 LLAMA_8B = SimpleNamespace(
+    model_type="llama",
+    hidden_act="silu",
     num_hidden_layers=32,
     hidden_size=4096,
     num_attention_heads=32,
@@ -215,6 +218,25 @@ def test_layers_that_run_module_by_module_are_told() -> None:
         assert judged(a_config(80 * GIB, adapter=adapter))[1] == []
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            {"model_type": "gemma4_text"},
+            "layers are not fused (full-attention layers of Gemma 4 have heads of 512 elements",
+        ),
+        ({"model_type": "nobody"}, "layers are not fused (the kernels do not know the layers of model type nobody)"),
+        ({"attention_dropout": 0.1}, "layers are not fused (attention_dropout = 0.1 in the configuration"),
+        ({"model_type": "arcee", "hidden_act": "relu2"}, None),
+    ],
+    ids=str,
+)
+def test_a_model_whose_layers_are_not_fused_is_told_with_the_reason(change: dict[str, Any], reason: str | None) -> None:
+    model, config = SimpleNamespace(**(vars(LLAMA_8B) | change)), a_config(80 * GIB)
+    warnings = [finding.message for finding in judge_gpu(config, model, BIG, estimate_gpu(config, model, BIG))]
+    assert [message.startswith(reason or "") for message in warnings] == ([True] if reason else [])
+
+
 @pytest.mark.parametrize("adapter", [{"dropout": 0.1}, {"variant": "DoRA"}])
 def test_adapters_that_need_more_memory_while_a_layer_works_are_given_it(adapter: dict[str, Any]) -> None:
     plain, more = (judged(a_config(80 * GIB, teraflops=989, **sections))[0] for sections in ({}, {"adapter": adapter}))
@@ -226,10 +248,20 @@ def test_adapters_that_need_more_memory_while_a_layer_works_are_given_it(adapter
     assert (more.tokens_per_second < plain.tokens_per_second) == bool(magnitudes)
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"])
-@pytest.mark.parametrize("targets", [("q_proj", "down_proj"), ("all-linear",)])
-@pytest.mark.parametrize("options", [{}, {"dropout": 0.1}, {"variant": "DoRA"}], ids=["LoRA", "dropout", "DoRA"])
+OPTIONS: list[dict[str, Any]] = [{}, {"dropout": 0.1}, {"variant": "DoRA"}]
+PARTS, ALL = ("q_proj", "down_proj"), ("all-linear",)
+FIRST = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
+SHAPES = [(family, targets, options) for family in FIRST for targets in (PARTS, ALL) for options in OPTIONS]
+SHAPES += [(family.model_type, ALL, {}) for family in FAMILIES if family.model_type not in FIRST]
+
+
+@pytest.mark.parametrize(("family", "targets", "options"), SHAPES, ids=str)
 def test_the_shape_is_that_of_the_model_itself(family: str, targets: tuple[str, ...], options: dict[str, Any]) -> None:
+    own = (
+        {"shared_intermediate_size": 512, "layer_types": ["full_attention"] * 2}
+        if family.startswith("granitemoe")
+        else {}
+    )
     config = AutoConfig.for_model(
         family,
         hidden_size=256,
@@ -240,6 +272,7 @@ def test_the_shape_is_that_of_the_model_itself(family: str, targets: tuple[str, 
         vocab_size=300,
         head_dim=64,
         pad_token_id=0,
+        **own,
     )
     adapter = a_config(None, adapter={"rank": 4, "targetModules": list(targets)} | options).adapter
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)

@@ -5,11 +5,12 @@ from collections.abc import Collection, Iterable
 
 from finetune_api.failures import FailureReason
 from finetune_api.spec.training import ALL_LINEAR, DEFAULT_TARGETS
+from finetune_kernels.planning.family import LLAMA_NAMES
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model.layer_weights import LayerWeight
 
-# Families that fuse projections: the fused layer stands for the parts that the default names.
-FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+FUSED = ("qkv_proj", "gate_up_proj")
+"""Merged projections, which stand for the parts that the default names."""
 HEAD = "lm_head"
 
 EXPERT_PARTS = ("gate_proj", "up_proj", "down_proj", "gate", "w1", "w2", "w3")
@@ -28,6 +29,13 @@ def barred_layers(weights: Iterable[LayerWeight], model_type: str | None) -> set
     return barred | set(EXPERT_PARTS) if any(weight.is_stacked for weight in weights) else barred
 
 
+def stand_ins(present: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Layers of the model that stand for others of the default: their names, and the names that they stand for."""
+    # Names of a family's own count beside a q_proj only: GPT-2's c_proj is in both blocks.
+    names = LLAMA_NAMES if "q_proj" in present else FUSED
+    return {name: LLAMA_NAMES[name] for name in names if name in present}
+
+
 def choose_targets(present: Collection[str], wanted: tuple[str, ...], barred: Collection[str] = ()) -> str | list[str]:
     """Module names for peft: the `wanted` ones that the model has, a fused layer in place of its parts.
 
@@ -38,11 +46,12 @@ def choose_targets(present: Collection[str], wanted: tuple[str, ...], barred: Co
     if wanted == (ALL_LINEAR,):
         return sorted(known) if barred else ALL_LINEAR  # which peft takes for the experts, too
 
+    others = stand_ins(known)
     targets = [name for name in wanted if name in known]
-    targets += [fused for fused, parts in FUSED.items() if fused in known and set(parts) <= set(wanted)]
+    targets += [name for name, parts in others.items() if set(parts) <= set(wanted)]
 
     # The default may name layers that a family lacks; a user's own list may not.
-    covered = {part for fused in targets for part in FUSED.get(fused, ())}
+    covered = {part for name in targets for part in others.get(name, ())}
     missing = [name for name in wanted if name not in known and name not in covered]
     if (missing and wanted != DEFAULT_TARGETS) or not targets:
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, _explain(missing, present, known))

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from finetune_api.spec.training import ALL_LINEAR, DEFAULT_TARGETS
-from finetune_trainer.model.adapter_targets import FUSED
+from finetune_trainer.model.adapter_targets import stand_ins
 from finetune_trainer.model.layer_weights import LayerWeight
 from finetune_trainer.storage.sizes import format_size
 
@@ -75,5 +75,5 @@ def missing_defaults(present: Collection[str], wanted: tuple[str, ...]) -> list[
     """
     if wanted != DEFAULT_TARGETS:
         return []
-    fused = {part for name, parts in FUSED.items() if name in present for part in parts}
+    fused = {part for parts in stand_ins(present).values() for part in parts}
     return [name for name in wanted if name not in present and name not in fused]

@@ -15,6 +15,7 @@ from finetune_api.failures import FailureReason
 from finetune_api.gpus import COUNT_LABEL
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import AdapterVariant, MemoryMode, Precision, Quantization
+from finetune_kernels.planning.fused_support import why_not_described
 from finetune_kernels.planning.memory_plan import MARGIN, UNLIMITED, MemoryPlan, plan_memory
 from finetune_kernels.planning.micro_batch import MicroBatch, choose_micro_batch
 from finetune_kernels.planning.model_shape import ModelShape, loaded_bytes, shape_from_config
@@ -77,7 +78,7 @@ def judge_gpu(config: RunConfig, model: Any, size: TrainingSize | None, estimate
         return []
 
     found = []
-    if reason := _why_not_fused(config):
+    if reason := _why_not_fused(config, model):
         message = f"layers are not fused ({reason}), so the run needs more memory and time than estimated"
         found.append(Finding.warning(BATCH_SIZE, message))
 
@@ -257,13 +258,13 @@ def _tokens_per_second(shape: ModelShape, plan: MemoryPlan, length: int, teraflo
     return EFFICIENCY * teraflops * 1e12 / (linears + attention + head + recomputed)
 
 
-def _why_not_fused(config: RunConfig) -> str | None:
-    """The setting for which layers are not fused; None if they are."""
+def _why_not_fused(config: RunConfig, model: Any) -> str | None:
+    """The setting, or the part of the model's configuration, for which layers are not fused; None if they are."""
     if config.adapter.variant is AdapterVariant.DORA and config.adapter.dropout > 0:
         return "spec.adapter.variant: DoRA with spec.adapter.dropout"
     if config.training.precision in (Precision.FP16, Precision.FP32):
         return f"spec.training.precision: {config.training.precision}"
-    return None
+    return why_not_described(model)
 
 
 def _gib(count: int) -> str:

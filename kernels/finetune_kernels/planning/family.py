@@ -1,0 +1,134 @@
+"""The description of one model family: everything that the kernels know of its layers and that the model's own
+configuration does not say.
+
+A decoder layer has an attention block and an MLP. Norms stand before both, after both, or on both sides; or one norm
+stands before both blocks, which then run side by side (`parallel`).
+
+    pre_norms    two: before attention and before the MLP; one: before both blocks of a parallel layer; none
+    post_norms   two: of the attention's and of the MLP's output; none
+
+Attention is causal, with a window and a softcap at most, without sinks or biases on scores; the head is linear, with a
+softcap, a factor or neither.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+LLAMA_NAMES = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj"), "dense": ("o_proj",),
+    "input_linear": ("gate_proj", "up_proj"), "output_linear": ("down_proj",), "fc1": ("up_proj",),
+    "fc2": ("down_proj",), "c_fc": ("up_proj",), "c_proj": ("down_proj",),
+}  # fmt: skip
+"""Other families' names of linear layers -> the names of Llama's that they stand for."""
+AFTER_BOTH = ("post_attention_layernorm", "post_feedforward_layernorm")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row of the table. Names of modules and configuration fields are transformers'."""
+
+    prefix: str
+    """Prefix of the family's classes in transformers: Llama in LlamaForCausalLM, LlamaRMSNorm and LlamaMLP."""
+    model_type: str
+    """`model_type` of its text configuration."""
+
+    norm_kind: Literal["rms", "layer", "torch layer"] = "rms"
+    """Class of the norms: the family's own RMSNorm or LayerNorm, or PyTorch's LayerNorm, which has a bias."""
+    norm_offset: float = 0.0
+    """Added to every norm's weight: Gemma stores its weights around zero."""
+    pre_norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    post_norms: tuple[str, ...] = ()
+    parallel_option: str | None = None
+    """Field of the configuration that makes the layers parallel, so that only the first of `pre_norms` exists."""
+
+    attention_inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    """Linear layers of q, k and v, or the one that they are merged into."""
+    attention_output: str = "o_proj"
+    head_norms: tuple[str, ...] = ()
+    """Norms of q and of k."""
+    head_norm_place: Literal["head", "row", "rotated head"] = "head"
+    """What they norm: each head before RoPE, all heads of a row before RoPE, or each head after RoPE."""
+    caps_scores: bool = False
+    """True if attention scores have a softcap."""
+    window: Literal["none", "model", "layer", "layer type"] = "none"
+    """Where the attention window is written: nowhere, in the configuration, in each attention module, or in the
+    configuration for layers of the type sliding_attention."""
+
+    rope: Literal["halves", "pairs", "pairs in order"] = "halves"
+    """What RoPE turns: the halves of a head or its neighbours; "in order": cos and sin come repeated, too."""
+    rope_layers: Literal["all", "use_rope", "windowed", "windowed if any"] = "all"
+    """Layers that have RoPE: all, those whose attention says `use_rope`, or those with a window ("if any": all layers
+    of a model without windows)."""
+    scales_queries: bool = False
+    """True if q grows with the logarithm of its position beyond the length of pretraining (Ministral 3)."""
+
+    mlp_name: str = "mlp"
+    mlp_inputs: tuple[str, ...] = ("gate_proj", "up_proj")
+    """Linear layers of gate and up, or the one that they are merged into, or that of an MLP without a gate."""
+    mlp_output: str = "down_proj"
+    gated: bool = True
+    activation_field: str = "hidden_act"
+    """Field of the configuration that names the MLP's activation."""
+    feed_forward_field: str = "intermediate_size"
+    """Field of the configuration that says the MLP's width."""
+
+    scales_embedding: bool = False
+    """True if the embedding is a module of the family's own, which stays on the GPU."""
+    head_bias: bool = False
+    """True if the head has a bias: the fused loss and host memory take no such head."""
+    factors: tuple[str, ...] = ()
+    """Fields of the configuration that scale embedding, residual stream, scores or logits. The model applies the
+    first, attention's module says the third, and fused layers and the loss apply the others."""
+
+    @property
+    def architecture(self) -> str:
+        """Class of the causal language model."""
+        return f"{self.prefix}ForCausalLM"
+
+    @property
+    def norm(self) -> str:
+        """Class of the norms."""
+        return {"rms": f"{self.prefix}RMSNorm", "layer": f"{self.prefix}LayerNorm"}.get(self.norm_kind, "LayerNorm")
+
+    @property
+    def mlp(self) -> str:
+        """Class of the MLP."""
+        return f"{self.prefix}MLP"
+
+    @property
+    def attention(self) -> str:
+        """Class of the attention module."""
+        return f"{self.prefix}Attention"
+
+    @property
+    def parallel(self) -> bool:
+        """True if both blocks read the same norm's output."""
+        return len(self.pre_norms) == 1
+
+    @property
+    def second_norms(self) -> bool:
+        """True if the outputs of the attention and the MLP block are normed."""
+        return bool(self.post_norms)
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """All norms of a layer."""
+        heads = tuple(f"self_attn.{name}" for name in self.head_norms)
+        return (*self.pre_norms, *self.post_norms, *heads)
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """All linear layers of a layer, in the order of their use."""
+        attention = (f"self_attn.{name}" for name in (*self.attention_inputs, self.attention_output))
+        return (*attention, *(f"{self.mlp_name}.{name}" for name in (*self.mlp_inputs, self.mlp_output)))
+
+    def modules(self) -> dict[str, str | None]:
+        """Name of each module that a layer has -> its class; None for linear layers, which are peft's or PyTorch's."""
+        blocks = {"self_attn": self.attention, self.mlp_name: self.mlp}
+        return {**blocks, **dict.fromkeys(self.norms, self.norm), **dict.fromkeys(self.linears)}
+
+    def of(self, config: Any) -> "Family":
+        """Returns the row for a model's configuration: with one norm if that makes the layers parallel."""
+        if self.parallel_option is None or not getattr(config, self.parallel_option, False):
+            return self
+        return replace(self, pre_norms=self.pre_norms[:1], parallel_option=None)

@@ -1,0 +1,115 @@
+"""Says from a configuration alone why a model's layers cannot be fused: preflight's answer, and the layer builder's
+first question.
+
+What only the modules can tell (a norm of another class, base weights that train) `layer_builder.why_not_fused` adds.
+"""
+
+from typing import Any, Literal
+
+from finetune_kernels.planning.families import FAMILIES, family_of_config
+from finetune_kernels.planning.family import Family
+
+MAX_HEAD_SIZE = 256
+
+ACTIVATIONS: dict[str, Literal["silu", "gelu_tanh"]] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
+"""transformers' name of an activation -> the kernels' name, in an MLP with a gate."""
+PLAIN_ACTIVATIONS: dict[str, Literal["silu", "gelu_tanh", "relu2", "xielu"]] = {
+    **ACTIVATIONS,
+    "relu2": "relu2",
+    "xielu": "xielu",
+}
+"""The same in an MLP without a gate."""
+
+FOREIGN_FACTORS = (
+    "embedding_multiplier",
+    "residual_multiplier",
+    "attention_multiplier",
+    "logits_scaling",
+    "logit_scale",
+)
+"""Fields of configurations that scale embedding, residual stream, scores or logits. A family that does not name one
+in its row must not have it: a small model of such a family hides it, as their defaults are mostly 1."""
+DROPOUTS = ("attention_dropout", "residual_dropout", "resid_pdrop", "hidden_dropout")
+"""Fields of configurations that drop a part of the base model's own activations while it trains."""
+REASONS = {
+    "gemma4_text": "full-attention layers of Gemma 4 have heads of 512 elements, and the kernels take 256 at most",
+    "gemma3n_text": "layers of Gemma 3n have inputs of their own and several residual streams",
+}
+"""`model_type` of families that were looked at and left -> why."""
+
+
+def why_not_config(config: Any, family: Family | None) -> str | None:
+    """Returns why layers of this text configuration cannot be fused, whatever their weights; None if they can.
+
+    `family` is its row, or None for a family without one.
+    """
+    if family is None:
+        model_type = str(getattr(config, "model_type", ""))
+        return REASONS.get(model_type, f"the kernels do not know the layers of model type {model_type}")
+    if (factor := foreign_factor(config, family)) is not None:
+        return f"{factor} = {getattr(config, factor)} in the configuration, a factor that fused layers do not apply"
+    if getattr(config, "use_bidirectional_attention", False):
+        return "attention in both directions"
+    if head_size(config) > MAX_HEAD_SIZE or head_size(config) % 8:
+        return f"heads of {head_size(config)} elements, not of a multiple of 8 up to {MAX_HEAD_SIZE}"
+
+    known = ACTIVATIONS if family.gated else PLAIN_ACTIVATIONS
+    activation = getattr(config, family.activation_field, None)
+    if activation not in known:
+        return f"activation {activation}, not {' or '.join(known)}"
+    dropout = next((name for name in DROPOUTS if getattr(config, name, 0)), None)
+    if dropout is not None:
+        return f"{dropout} = {getattr(config, dropout)} in the configuration: dropout in the base model"
+    return _why_not_layers(config)
+
+
+def _why_not_layers(config: Any) -> str | None:
+    """Returns which layers of the configuration are no dense attention layers with an MLP."""
+    if getattr(config, "num_local_experts", 0):
+        return f"{config.num_local_experts} experts a layer"
+    types = set(getattr(config, "layer_types", None) or ())
+    strange = sorted(types - {"full_attention", "sliding_attention", "attention"})
+    if strange:
+        return f"layers of type {strange[0]}"
+    options = [name for name in ("qk_layernorm", "use_qk_norm") if getattr(config, name, False)]
+    return f"{options[0]} in the configuration: a LayerNorm of q and k" if options else None
+
+
+def why_not_described(config: Any) -> str | None:
+    """Returns why layers of a text configuration cannot be fused, by its `model_type`; None if they can."""
+    return why_not_config(config, family_of_config(config))
+
+
+def foreign_factor(config: Any, family: Family | None) -> str | None:
+    """Returns the first factor of a model's configuration that its row does not name; None if it has none."""
+    known = () if family is None else family.factors
+    names = (name for name in FOREIGN_FACTORS if name not in known)
+    return next((name for name in names if getattr(config, name, None) is not None), None)
+
+
+def residual_factor(config: Any, family: Family) -> float:
+    """Factor of what each block adds to the residual stream."""
+    return float(config.residual_multiplier) if "residual_multiplier" in family.factors else 1.0
+
+
+def logit_factor(config: Any, family: Family | None) -> float:
+    """Factor of the head's outputs."""
+    factors = () if family is None else family.factors
+    if "logits_scaling" in factors:
+        return 1.0 / float(config.logits_scaling)
+    return float(config.logit_scale) if "logit_scale" in factors else 1.0
+
+
+def head_size(config: Any) -> int:
+    """Elements of a head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def fused_families() -> tuple[str, ...]:
+    """`model_type` of every family with a row, in alphabetical order: the list in the documents."""
+    return tuple(sorted(family.model_type for family in FAMILIES))

@@ -1,0 +1,132 @@
+"""A small configuration of every family, in which nothing is at its default: windows shorter than documents, factors
+that are not 1, biases, layers without RoPE. What is at its default a wrong row would hide.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from finetune_kernels.planning.family import Family
+from finetune_test_kernels.tensor_checks import DEVICE, normal
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 48, "pad_token_id": 0, "max_position_embeddings": 64, "head_dim": 24,
+}  # fmt: skip
+DERIVED_HEADS = ("granite", "granitemoehybrid", "phi", "phi3", "stablelm", "starcoder2", "olmo2", "olmo3", "cohere")
+"""Families whose heads have hidden_size / heads elements."""
+WINDOW = 3
+SLIDING = ["sliding_attention", "full_attention"]
+_WINDOWS = {"sliding_window": WINDOW, "layer_types": SLIDING}
+_FACTORS = {
+    "embedding_multiplier": 1.7, "residual_multiplier": 0.6, "attention_multiplier": 0.35, "logits_scaling": 1.3,
+}  # fmt: skip
+_PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+_BIASES = {"attention_bias": True, "mlp_bias": True}
+_TWO_ROPES = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    "full_attention": {"rope_type": "linear", "rope_theta": 500000.0, "factor": 2.0},
+}
+_YARN = {
+    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 4,
+    "mscale_all_dim": 1.0, "mscale": 1.0, "beta_fast": 32.0, "beta_slow": 1.0, "llama_4_scaling_beta": 0.4,
+}  # fmt: skip
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "llama": _BIASES,
+    "mistral": {"sliding_window": WINDOW},
+    "ministral": _WINDOWS,
+    "ministral3": {"sliding_window": None, "rope_parameters": _YARN},
+    "qwen2": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    "qwen3": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1, "attention_bias": True},
+    "phi3": {"sliding_window": WINDOW, "rope_parameters": _PARTIAL},
+    "smollm3": _WINDOWS | _BIASES | {"use_sliding_window": True, "no_rope_layers": [1, 0]},
+    "seed_oss": _BIASES | {"attention_out_bias": True, "attention_dropout": 0.0, "residual_dropout": 0.0},
+    "arcee": _BIASES,
+    "ernie4_5": {"use_bias": True},
+    "hunyuan_v1_dense": {"attention_bias": True},
+    "apertus": {"attention_bias": True},
+    "granite": _FACTORS | _BIASES,
+    "granitemoehybrid": _FACTORS | {
+        "shared_intermediate_size": 40, "intermediate_size": 8, "num_local_experts": 0, "attention_bias": True,
+        "layer_types": ["full_attention"] * 2, "position_embedding_type": "rope",
+    },
+    "gemma": {"attention_bias": True},
+    "gemma2": {"sliding_window": WINDOW, "attn_logit_softcapping": 1.5, "query_pre_attn_scalar": 32},
+    "gemma3_text": _WINDOWS | {"query_pre_attn_scalar": 32},
+    "olmo2": {"attention_bias": True},
+    "olmo3": _WINDOWS | {"attention_bias": True, "rope_parameters": _TWO_ROPES},
+    "exaone4": _WINDOWS,
+    "glm": {"rope_parameters": _PARTIAL, "attention_bias": True},
+    "glm4": {"rope_parameters": _PARTIAL, "attention_bias": True},
+    "cohere": {"attention_bias": True, "logit_scale": 0.3},
+    "cohere2": _WINDOWS | {"attention_bias": True, "logit_scale": 0.3},
+    "stablelm": {"use_qkv_bias": True, "rope_parameters": _PARTIAL},
+    "starcoder2": {"sliding_window": WINDOW},
+    "phi": {"rope_parameters": _PARTIAL},
+}  # fmt: skip
+"""`model_type` -> what its configuration says beyond the common sizes."""
+
+
+def family_config(model_type: str, **changes: Any) -> dict[str, Any]:
+    """Arguments of a small configuration of the family."""
+    sizes = {name: value for name, value in SIZES.items() if name != "head_dim" or model_type not in DERIVED_HEADS}
+    return sizes | SETTINGS.get(model_type, {}) | changes
+
+
+def family_model(family: Family, **changes: Any) -> Any:
+    """A peft model in fp32 over a small random base, with adapters on every linear layer. Every number is drawn: norms
+    around what is usual, biases and adapters away from zero."""
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[family.model_type](**family_config(family.model_type, **changes))
+    base = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    targets = sorted({name.split(".")[-1] for name in family.linears})
+    model: Any = get_peft_model(base, LoraConfig(r=2, lora_alpha=3, target_modules=targets))
+
+    usual = 0.0 if family.model_type.startswith("gemma") else 1.0  # Gemma adds one to its norms' weights
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, mean=usual if "norm" in name and "bias" not in name else 0.0, std=0.25)
+    return model.to(DEVICE)
+
+
+def rows_pass(model: Any, rows: int, length: int) -> dict[str, torch.Tensor]:
+    """Logits and gradients of adapters and inputs for `rows` documents of one length, a row each."""
+    x, positions = _inputs(model, rows, length), torch.arange(length, device=DEVICE).expand(rows, -1)
+    return _results(
+        model, [x], [model.get_base_model()(inputs_embeds=x, position_ids=positions, use_cache=False).logits]
+    )
+
+
+def documents_pass(model: Any, documents: Sequence[int], *, packed: bool) -> dict[str, torch.Tensor]:
+    """The same for documents of these lengths: in one row, end to end, or each in a pass of its own."""
+    causal, whole = model.get_base_model(), _inputs(model, 1, sum(documents))
+    places = [torch.arange(length, device=DEVICE)[None] for length in documents]
+    if not packed:
+        parts = torch.split(whole, list(documents), dim=1)
+        logits = [
+            causal(inputs_embeds=x, position_ids=at, use_cache=False).logits
+            for x, at in zip(parts, places, strict=True)
+        ]
+        return _results(model, [whole], logits)
+
+    ends = torch.tensor([0, *documents], device=DEVICE).cumsum(0).to(torch.int32)
+    options = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends} | dict.fromkeys(
+        ("max_length_q", "max_length_k"), max(documents)
+    )
+    found = causal(inputs_embeds=whole, position_ids=torch.cat(places, dim=1), use_cache=False, **options).logits
+    return _results(model, [whole], [found])
+
+
+def _inputs(model: Any, rows: int, length: int) -> torch.Tensor:
+    return normal(rows, length, model.config.hidden_size, seed=3).requires_grad_()
+
+
+def _results(model: Any, inputs: list[torch.Tensor], logits: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    whole = torch.cat(logits, dim=1)
+    found = torch.autograd.grad(whole, [*inputs, *weights.values()], normal(*whole.shape))
+    return dict(zip(["inputs", *weights], found, strict=True)) | {"logits": whole.detach()}
