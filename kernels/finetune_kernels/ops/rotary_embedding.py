@@ -230,8 +230,7 @@ def forward(
 
     Without a head norm, `qkv` itself is rotated and returned; with one, it is left unchanged.
     """
-    rotated = torch.empty_like(qkv) if norm is not None else qkv
-    q, k, eps = _norm_arguments(norm, cos)
+    rotated, (q, k, eps) = torch.empty_like(qkv) if norm is not None else qkv, _norm_arguments(norm, cos)
     _forward[(qkv.shape[0],)](
         qkv, rotated, cos, sin, q, k, eps, **_sizes(heads, cos), **_flags(norm), num_warps=4
     )  # fmt: skip
@@ -263,9 +262,8 @@ def _sizes(heads: Heads, cos: torch.Tensor) -> dict[str, int]:
 
 
 def _flags(norm: HeadNorm | None) -> dict[str, bool]:
-    if norm is None:
-        return {"NORM": False, "ROW": False, "LAST": False}
-    return {"NORM": True, "ROW": norm.takes_rows, "LAST": norm.is_last}
+    row, last = (False, False) if norm is None else (norm.takes_rows, norm.is_last)
+    return {"NORM": norm is not None, "ROW": row, "LAST": last}
 
 
 def _norm_arguments(norm: HeadNorm | None, unused: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:

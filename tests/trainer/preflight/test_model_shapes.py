@@ -1,0 +1,46 @@
+"""The shape that preflight reads from a configuration is that of the model itself, for every fused family."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from finetune_api.spec.training import AdapterSpec
+from finetune_kernels.planning.families import FAMILIES
+from finetune_kernels.planning.model_shape import loaded_bytes, shape_from_config
+from finetune_trainer.stages.adapter_injection import inject_adapter
+from finetune_trainer.training.engine import model_shape
+
+GRANITE_4 = {"shared_intermediate_size": 512, "num_local_experts": 0, "layer_types": ["full_attention"] * 2}
+OPTIONS: list[dict[str, Any]] = [{}, {"dropout": 0.1}, {"variant": "DoRA"}]
+PARTS, ALL = ("q_proj", "down_proj"), ("all-linear",)
+FIRST = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
+SHAPES = [(family, targets, options) for family in FIRST for targets in (PARTS, ALL) for options in OPTIONS]
+SHAPES += [(family.model_type, ALL, {}) for family in FAMILIES if family.model_type not in FIRST]
+
+
+@pytest.mark.parametrize(("family", "targets", "options"), SHAPES, ids=str)
+def test_the_shape_is_that_of_the_model_itself(family: str, targets: tuple[str, ...], options: dict[str, Any]) -> None:
+    own = GRANITE_4 if family == "granitemoehybrid" else {}
+    config = AutoConfig.for_model(
+        family,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=300,
+        head_dim=64,
+        pad_token_id=0,
+        **own,
+    )
+    adapter = AdapterSpec.model_validate({"rank": 4, "targetModules": list(targets)} | options)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    adapted = inject_adapter(model, adapter, seed=0)
+    whole = model_shape(adapted.model)
+    extra = {"dropout": "dropout" in options, "magnitudes": "variant" in options}
+    assert shape_from_config(config, targets, 4, quantized=False, **extra) == whole
+    base = loaded_bytes(config, whole, double_quantized=True)
+    weights = sum(parameter.numel() for parameter in adapted.model.parameters() if not parameter.requires_grad)
+    assert base == pytest.approx(2 * weights + 4 * whole.adapter_parameters, rel=0.01)  # biases and more norms
