@@ -31,7 +31,7 @@ def rms_norm(load: Load) -> Pairs:
 
 def gated_activation(load: Load) -> Pairs:
     ours, true = load("gated_activation"), true_modules("gated_activation")
-    ours.BLOCK = 8  # several blocks, the last one not full
+    vars(ours).update(BLOCK=8)  # several blocks, the last one not full
     gate, up, dy = 2 * normal(3, 5), normal(3, 5, seed=1), normal(3, 5, seed=2)
     for activation in ("silu", "gelu_tanh"):
         leaves = [gate.clone().requires_grad_(), up.clone().requires_grad_()]
@@ -43,7 +43,7 @@ def gated_activation(load: Load) -> Pairs:
 
 def adapted_activation(load: Load) -> Pairs:
     ours, true = load("adapted_activation"), true_modules("adapted_activation")
-    ours.BLOCK_T, ours.TILES = 16, 2
+    vars(ours).update(BLOCK_T=16, TILES=2)
     t, f = 35, 20
     gate_up, dy = normal(t, 2 * f), normal(t, f, seed=1)
     inner, d, a = normal(t, 24, seed=2), normal(t, 19, seed=3)[:, :18], normal(18, f, seed=4)
