@@ -27,6 +27,7 @@ from finetune_trainer.export.errors import ExportError
 from finetune_trainer.job.disk_needs import DiskNeed, JobSize, describe_lack, plan_disk
 from finetune_trainer.job.run_context import RunContext
 from finetune_trainer.model.base_models import find_base_model_sign
+from finetune_trainer.model.published_weights import PublishedWeights, published_below
 from finetune_trainer.sources import FetchedSource
 from finetune_trainer.stages.adapter_injection import AdaptedModel, inject_adapter
 from finetune_trainer.stages.data_formatting import DatasetFiles, FormattedData, format_data
@@ -79,7 +80,8 @@ def _run(context: RunContext, base: FetchedSource, ranks: OtherRanks) -> Manifes
     progress.stage(Stage.ADAPTER_INJECTION)
     adapted = inject_adapter(loaded.model, config.adapter, config.training.seed)
     _report_adapter(context, adapted)
-    progress.disk_needs = _plan_disk(config, adapted)
+    published = published_below(base.folder)
+    progress.disk_needs = _plan_disk(config, adapted, published)
     check_saving(adapted.model, loaded, base.folder, config, work / "tokenizer")
 
     progress.stage(Stage.DATA_FORMATTING)
@@ -182,10 +184,10 @@ def _configure(context: RunContext, loaded: LoadedModel, data: FormattedData, en
     return arguments
 
 
-def _plan_disk(config: RunConfig, adapted: AdaptedModel) -> tuple[DiskNeed, ...]:
+def _plan_disk(config: RunConfig, adapted: AdaptedModel, published: PublishedWeights) -> tuple[DiskNeed, ...]:
     """Sizes of what is still to be written, beside the rows."""
-    size = JobSize(adapted.total_parameters - adapted.trainable_parameters, adapted.trainable_parameters)
-    return plan_disk(config, size)
+    trained = adapted.trainable_parameters
+    return plan_disk(config, JobSize(adapted.total_parameters - trained, trained, copied_bytes=published.copied_bytes))
 
 
 def _check_disk(context: RunContext) -> None:
@@ -250,6 +252,7 @@ def _write_documents(
         samples=checkpointed.sampler.lines() if checkpointed.sampler else (),
         metric_lines=checkpointed.metrics.lines() if checkpointed.metrics else (),
         is_dequantised=_is_dequantised(base.folder),
+        published=published_below(base.folder),
         judgement=judged.judgement,
         failed_exports=[f"{export.type} {export.quantization}: {export.message}" for export in failed],
     )

@@ -181,7 +181,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "an empty answer": ({"messages": [USER, {"role": "assistant", "content": " "}]}, r"messages\[1\].content is empty"),
     "a picture": (
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]},
-        "part of type 'image_url', but only text",
+        "part of type 'image_url', but models are trained on text",
     ),
     "only weights of zero": ({"messages": [USER, ANSWER | {"weight": 0}]}, "no assistant turn with loss"),
     "another weight": ({"messages": [USER, ANSWER | {"weight": 0.5}]}, r"messages\[1\].weight must be 1 or true, or 0"),

@@ -7,6 +7,7 @@ csv_rows.py        rows of CSV and TSV files
 arrow_rows.py      rows of Parquet and Arrow files
 layouts.py         a row's layout, and the conversation or text in it (pure)
 messages.py        one schema for messages of every layout (pure)
+media.py           rows with images, sound or videos, which are refused (pure)
 tools.py           tools, and calls compared with them (pure)
 strict_json.py     JSON that refuses what would be silently wrong (pure)
 truncation.py      long texts truncated while they are bytes, for preflight (pure)

@@ -6,6 +6,7 @@ from typing import Any
 from finetune_api.failures import FailureReason
 from finetune_api.spec.inputs import DatasetColumns
 from finetune_api.vocabulary import DatasetFormat
+from finetune_trainer.data.media import refuse_media
 from finetune_trainer.data.messages import BadRowError, parse_json_text, parse_messages
 from finetune_trainer.data.strict_json import listed, load_strict
 from finetune_trainer.data.tools import leave_out_nulls, parse_tools
@@ -86,6 +87,8 @@ def parse_row(row: Any, layout: DatasetFormat, columns: DatasetColumns) -> Examp
         message = f"format {layout} needs column {' and '.join(missing)}, but the row has {listed(sorted(row))}"
         raise TrainerError(FailureReason.MISSING_COLUMN, message)
 
+    is_chat = layout in (DatasetFormat.MESSAGES, DatasetFormat.SHAREGPT)
+    refuse_media(row, needed_columns(layout, columns), is_chat=is_chat)
     if layout is DatasetFormat.TEXT:
         return PlainText(_check_text(row[columns.text], columns.text))
     if layout is DatasetFormat.ALPACA:

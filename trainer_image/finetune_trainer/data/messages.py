@@ -162,7 +162,10 @@ def _parse_content(entry: dict[str, Any], where: str) -> str:
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
         if other := [part for part in content if not isinstance(part.get("text"), str)]:
             kind = excerpt(other[0].get("type"))
-            raise BadRowError(f"{where}.content has a part of type {kind}, but only text is supported")
+            raise BadRowError(
+                f"{where}.content has a part of type {kind}, but models are trained on text alone: replace it by "
+                '{"type": "text", "text": "..."} that says what it shows, or leave the row out'
+            )
         content = "".join(part["text"] for part in content)
 
     # An answer that only calls tools has no text.

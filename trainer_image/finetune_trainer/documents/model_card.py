@@ -19,6 +19,7 @@ from finetune_api.spec.sources import Source
 from finetune_trainer.documents.course import Course
 from finetune_trainer.documents.public_settings import changed_settings, public_source
 from finetune_trainer.documents.sample_table import sample_table
+from finetune_trainer.model.published_weights import PublishedWeights
 from finetune_trainer.storage.sizes import GIBIBYTE
 from finetune_trainer.training.records import SampleLine
 
@@ -44,6 +45,8 @@ class CardFacts:
     samples: Sequence[SampleLine] = ()
     is_dequantised: bool = False
     """True if the base's weights exist in NF4 only."""
+    published: PublishedWeights | None = None
+    """The base's weights as they are published; None if that is not known."""
     judged: Sequence[str] = ()
     """Lines of the table of judged losses."""
     warnings: Sequence[str] = ()
@@ -92,6 +95,7 @@ def _values(facts: CardFacts) -> dict[str, Any]:
         "memory": description.get("memory"),
         "best_step": facts.best_step,
         "is_dequantised": facts.is_dequantised,
+        **_of_published(facts.published, has_merged=facts.has_merged),
         "judged": facts.judged,
         "warnings": facts.warnings,
         "plot": PLOT_NAME if facts.has_plot else None,
@@ -104,6 +108,16 @@ def _values(facts: CardFacts) -> dict[str, Any]:
         "gguf": [_gguf_names(file, config.job.name) for file in facts.gguf],
         "configuration": text,
         "fence": _fence(text),
+    }
+
+
+def _of_published(published: PublishedWeights | None, *, has_merged: bool) -> dict[str, Any]:
+    """Returns the template's variables about what is copied and decoded of the base."""
+    is_multimodal = published is not None and published.reads is not None
+    return {
+        "published_weights": published.sentence() if published is not None else None,
+        "copied": is_multimodal and has_merged,
+        "auto_class": "AutoModelForImageTextToText" if is_multimodal else "AutoModelForCausalLM",
     }
 
 

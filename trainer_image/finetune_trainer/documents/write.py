@@ -15,6 +15,7 @@ from finetune_trainer.documents.judged_losses import list_losses
 from finetune_trainer.documents.loss_plot import render_loss_plot
 from finetune_trainer.documents.model_card import PLOT_NAME, CardFacts, write_model_card
 from finetune_trainer.documents.resolved import describe_run, write_resolved
+from finetune_trainer.model.published_weights import PublishedWeights
 from finetune_trainer.training.metrics_log import METRICS_FILE, MetricLine
 from finetune_trainer.training.records import LossPoint, SampleLine, write_samples
 
@@ -36,6 +37,8 @@ class RunSummary:
     metric_lines: Sequence[MetricLine] = ()
     is_dequantised: bool = False
     """True if the base's weights exist in NF4 only."""
+    published: PublishedWeights | None = None
+    """The base's weights as they are published; None if that is not known."""
     judgement: Judgement | None = None
     """None if the published weights were not judged."""
     failed_exports: Sequence[str] = ()
@@ -75,6 +78,7 @@ def write_documents(
         best_step=summary.best_step,
         samples=summary.samples,
         is_dequantised=summary.is_dequantised,
+        published=summary.published,
         judged=list_losses(artifacts, summary.judgement),
         warnings=summary.judgement.warnings if summary.judgement else (),
         failed_exports=summary.failed_exports,

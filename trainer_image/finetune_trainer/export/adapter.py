@@ -19,14 +19,13 @@ from typing import Any
 
 import torch
 
+from finetune_trainer.export.base_model.adapter_names import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from finetune_trainer.export.base_model.folder import BaseModel
 from finetune_trainer.export.base_model.json_files import load_json
 from finetune_trainer.export.base_model.output_head import EMBEDDING, HEAD
 from finetune_trainer.export.errors import InvalidAdapterError
 from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor, list_tensors
 
-CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
 _PART = re.compile(r"\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.weight)?$")
 # Settings with another effect on the forward pass than W + scale * B A.
 _NOT_MERGEABLE = (
@@ -130,6 +129,7 @@ def _match(config: Mapping[str, Any], tensors: Iterable[StoredTensor], base: Bas
     updates: dict[str, _Update] = {}
     for stored in tensors:
         target, part = _target(stored.name)
+        target = base.name_of(target)
         update = updates.setdefault(target, _Update())
         if part is None:
             update.replacement = stored
@@ -159,7 +159,7 @@ def _check_mergeable(config: Mapping[str, Any]) -> None:
 
 def _target(name: str) -> tuple[str, str | None]:
     """The base tensor that an adapter tensor changes, and the LoRA part it is; part None is a full copy."""
-    name = name.removeprefix(_PREFIX)
+    name = name.removeprefix(PREFIX)
     found = _PART.search(name)
     if found:
         return name[: found.start()] + ".weight", found[1]

@@ -8,7 +8,7 @@ them are complete.
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from finetune_trainer.export.merged_folder import MergedFolder
 from finetune_trainer.export.ollama import MODELFILE_SUFFIX, read_ollama_chat, write_modelfile
 from finetune_trainer.export.tensor_io.file_writer import FileWriters
 from finetune_trainer.export.tensor_io.tensor_reader import read_tensors
+from finetune_trainer.model.multimodal import what_it_reads
 from finetune_trainer.stopping import stop_point
 
 log = logging.getLogger(__name__)
@@ -100,8 +101,8 @@ def export(
     read.
     """
     base = open_base_model(request.base, adapter=request.adapter)
-    if base.is_dequantised:
-        on_notice(DEQUANTISED)
+    for notice in _notices(request, base):
+        on_notice(notice)
     adapter = open_adapter(request.adapter, base) if request.adapter is not None else None
 
     partial = request.output / f".{request.name}.partial"
@@ -118,6 +119,20 @@ def export(
         return _publish(request, partial, seconds)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _notices(request: ExportRequest, base: BaseModel) -> Iterator[str]:
+    """Sentences that users should read about the results."""
+    if base.is_dequantised:
+        yield DEQUANTISED
+    if base.packed_formats:
+        formats = " and ".join(base.packed_formats)
+        yield f"the base is published in {formats}; its weights were decoded, and merged files have 16 bits a weight"
+    if base.whole is not None and request.gguf:
+        yield (
+            f"the base also reads {what_it_reads(base.whole.config)}; GGUF files hold its language model alone: they "
+            "answer text"
+        )
 
 
 def plan_outputs(request: ExportRequest, base: BaseModel, partial: Path) -> list[Output]:

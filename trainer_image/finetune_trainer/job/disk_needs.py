@@ -45,6 +45,8 @@ class JobSize:
     """Weight files that are still to be downloaded; none if they are used in place, or are there."""
     tokens: int = 0
     """Tokens of the rows that are still to be encoded."""
+    copied_bytes: int = 0
+    """Tensors beside the language model, which merged weights take over unchanged."""
 
 
 def plan_disk(config: RunConfig, size: JobSize) -> tuple[DiskNeed, ...]:
@@ -55,7 +57,7 @@ def plan_disk(config: RunConfig, size: JobSize) -> tuple[DiskNeed, ...]:
         DiskNeed("encoded rows", TOKEN_BYTES * size.tokens),
         DiskNeed("checkpoints", CHECKPOINTS_ON_DISK * CHECKPOINT_BYTES * size.trained),
         DiskNeed("adapter", ADAPTER_BYTES * size.trained),
-        DiskNeed(f"merged {config.export.merged}", MERGED_BYTES * size.parameters if merged else 0),
+        DiskNeed(f"merged {config.export.merged}", MERGED_BYTES * size.parameters + size.copied_bytes if merged else 0),
     ]
     needs += [DiskNeed(f"GGUF {kind}", int(size.parameters * BITS[kind] / 8)) for kind in config.export.gguf]
     return tuple(need for need in needs if need.bytes)

@@ -9,5 +9,8 @@ planned_weights.py     the weights as a job will load them: coverage and bytes (
 cpu_advice.py          what would make a run on a CPU faster (pure)
 weight_files.py        tensors of all weight files, by their headers, compared with the index
 safetensors_header.py  the header of one safetensors file, wherever it lies
+multimodal.py          checkpoints that also read images or sound: where their language model is (pure)
+published_formats.py   weights in FP8 and MXFP4, by the names of their tensors (pure)
+published_weights.py   which tensors train, which are copied, which are decoded (pure)
 architectures.py       model types that can be trained, and those whose documents see each other (pure)
 """

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from finetune_api.failures import FailureReason
@@ -19,52 +20,70 @@ from finetune_trainer.chat.templates import use_named_template
 from finetune_trainer.data.messages import BadRowError
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model.architectures import why_untrainable
+from finetune_trainer.model.multimodal import LANGUAGE_MODEL_AT, is_multimodal, read_language_model_config
+from finetune_trainer.model.published_formats import METHODS
 
-LANGUAGE_MODELS = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
-"""Architecture of a multimodal checkpoint -> that of the language model in it, which `finetune export` takes out."""
-
+NOT_JSON = "the model's config.json is not valid JSON"
 TOKENIZER_FILES = "tokenizer.json, tokenizer.model"
 
 
 def check_architecture(folder: Path) -> str:
     """The architecture that config.json names. Raises TrainerError unless transformers itself has it, it is a language
-    model, and its weights are 16-bit or bitsandbytes'."""
-    config, architecture = _read_architecture(folder)
-    model_type = config.get("model_type")
-
-    # transformers itself must have the architecture: code from a repository is never run.
-    if architecture not in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
-        if "auto_map" in config:
-            message = f"{architecture} needs Python code from the model's repository, which is never run"
-            raise TrainerError(FailureReason.UNSAFE_MODEL, message)
-        if isinstance(model_type, str) and (reason := why_untrainable(model_type)):
-            raise TrainerError(FailureReason.UNSUPPORTED_ARCHITECTURE, reason)
-        message = f"architecture {architecture} is not a causal language model of transformers"
-        raise TrainerError(FailureReason.UNSUPPORTED_ARCHITECTURE, message)
-
-    if architecture.endswith("ForConditionalGeneration"):
-        message = f"{architecture} reads more than text, but only language models are trained"
-        if architecture in LANGUAGE_MODELS:
-            message += (
-                ": take its language model out with `finetune export --base SRC --output DIR --merged BF16`, and set "
-                "spec.model.source to DIR/merged, or to where you put that folder"
-            )
-        raise TrainerError(FailureReason.UNSUPPORTED_ARCHITECTURE, message)
-
-    if isinstance(model_type, str) and (reason := why_untrainable(model_type)):
-        raise TrainerError(FailureReason.UNSUPPORTED_ARCHITECTURE, reason)
+    model or has one that trains by itself, and its weights are in a format that can be loaded."""
+    config, architecture = read_written_config(folder), read_architecture(folder)
+    if not is_multimodal(config):
+        _check_language_model(config, architecture)
 
     method = (config.get("quantization_config") or {}).get("quant_method")
-    if method not in (None, "bitsandbytes"):
-        message = f"the model's weights are {method}-quantised: set spec.model.source to the original 16-bit model"
+    if method not in METHODS:
+        message = (
+            f"the model's weights are {method}-quantised, and only 16-bit, bitsandbytes, FP8 and MXFP4 weights are "
+            "read: set spec.model.source to the original 16-bit model"
+        )
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
 
     load_configuration(folder)
     return architecture
 
 
-def _read_architecture(folder: Path) -> tuple[dict[str, Any], str]:
-    """config.json, and the first architecture that it names."""
+def _check_language_model(config: dict[str, Any], architecture: str) -> None:
+    """Raises TrainerError for a class that is no language model of transformers."""
+    model_type = config.get("model_type")
+    why_not = why_untrainable(model_type) if isinstance(model_type, str) else None
+
+    # transformers itself must have the architecture: code from a repository is never run.
+    if architecture not in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
+        if "auto_map" in config:
+            message = f"{architecture} needs Python code from the model's repository, which is never run"
+            raise TrainerError(FailureReason.UNSAFE_MODEL, message)
+        if "text_config" in config and model_type in CONFIG_MAPPING:
+            raise TrainerError(FailureReason.UNSUPPORTED_ARCHITECTURE, _explain_unknown(architecture))
+        message = why_not or f"architecture {architecture} is not a causal language model of transformers"
+        raise TrainerError(FailureReason.UNSUPPORTED_ARCHITECTURE, message)
+
+    if architecture.endswith("ForConditionalGeneration"):
+        raise TrainerError(FailureReason.UNSUPPORTED_ARCHITECTURE, _explain_unknown(architecture))
+    if why_not is not None:
+        raise TrainerError(FailureReason.UNSUPPORTED_ARCHITECTURE, why_not)
+
+
+def _explain_unknown(architecture: str) -> str:
+    return (
+        f"{architecture} reads more than text, and it is not known how its language model trains by itself: take a "
+        f"language model, or one of the types {', '.join(LANGUAGE_MODEL_AT)}"
+    )
+
+
+def read_architecture(folder: Path) -> str:
+    """The first architecture that config.json names. Raises TrainerError like `read_written_config`."""
+    try:
+        return str((read_written_config(folder).get("architectures") or ["none"])[0])
+    except (TypeError, KeyError):
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, NOT_JSON) from None
+
+
+def read_written_config(folder: Path) -> dict[str, Any]:
+    """config.json as written. Raises TrainerError (ModelNotFound, InvalidConfiguration)."""
     path = folder / "config.json"
     if not path.is_file():
         message = "the model has no config.json, so it is not a Hugging Face model folder"
@@ -72,9 +91,11 @@ def _read_architecture(folder: Path) -> tuple[dict[str, Any], str]:
 
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        return config, str((config.get("architectures") or ["none"])[0])
-    except (ValueError, AttributeError):
-        raise TrainerError(FailureReason.INVALID_CONFIGURATION, "the model's config.json is not valid JSON") from None
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, NOT_JSON)
+    return config
 
 
 def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
@@ -156,7 +177,7 @@ def embedding_rows(configuration: Any | None) -> int | None:
 def load_configuration(folder: Path) -> Any:
     """transformers' configuration of the language model below `folder`. Raises TrainerError (InvalidConfiguration)."""
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).get_text_config()
+        return read_language_model_config(folder)
     except Exception as error:  # the file may hold anything, and each model type checks its own fields
         message = f"the model's config.json cannot be used: {first_line(error)}"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from error

@@ -8,6 +8,7 @@ from finetune_api.run_config import RunConfig
 from finetune_trainer.artifacts.existing import Inputs
 from finetune_trainer.artifacts.hub_push import open_hub
 from finetune_trainer.artifacts.store import ArtifactStore, open_store
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.base_model.companions import companions_of_training
 from finetune_trainer.export.base_model.full_config import read_full_config
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
@@ -19,8 +20,10 @@ from finetune_trainer.model.description import (
     check_architecture,
     load_configuration,
     load_tokenizer,
+    read_written_config,
 )
 from finetune_trainer.model.layer_weights import RENAMED_TYPES, layer_weights, linear_names
+from finetune_trainer.model.published_weights import PublishedWeights, describe_published
 from finetune_trainer.model.safetensors_header import TensorHeader
 from finetune_trainer.preflight.examination import Data, describe_scan, examine, scan_source
 from finetune_trainer.preflight.findings import Findings, ModelFacts
@@ -105,9 +108,11 @@ def _fetch_model(config: RunConfig, settings: Settings, findings: Findings) -> M
     release_freed_memory()
 
     configuration = load_configuration(fetched.folder) if architecture else None
-    weights = _fetch_weights(config, fetched, configuration, access, findings)
+    published = _fetch_weights(config, fetched, access, findings)
+    weights = _judge_weights(config, published, configuration, findings)
     sign = find_base_model_sign(fetched.folder, spec.source)
-    facts = ModelFacts(fetched.revision, fetched.version, architecture, configuration, tokenizer, sign, weights)
+    identity = (fetched.revision, fetched.version, architecture)
+    facts = ModelFacts(*identity, configuration, tokenizer, sign, weights, published)
 
     findings.found += judge_merge(config, getattr(configuration, "model_type", None), weights)
     if config.export.gguf and architecture and tokenizer is not None:
@@ -126,24 +131,34 @@ def _check_gguf(config: RunConfig, work: Path, model: Path, facts: ModelFacts, f
 
 
 def _fetch_weights(
-    config: RunConfig, model: FetchedSource, configuration: Any, access: SourceAccess, findings: Findings
-) -> tuple[TensorHeader, ...] | None:
-    """Reads the headers of the model's weight files, and checks that the layers of the adapter exist.
-
-    None if they cannot be read, or if their names are not those of the loaded model.
-    """
+    config: RunConfig, model: FetchedSource, access: SourceAccess, findings: Findings
+) -> PublishedWeights | None:
+    """Reads the headers of the model's weight files; None if they, or its config.json, cannot be read."""
     spec = config.model
     read = partial(fetch_weight_headers, spec.source, model.revision or spec.revision, access)
     headers = findings.attempt("spec.model.source", read)
-    model_type = getattr(configuration, "model_type", None)
-    if headers is None or model_type in RENAMED_TYPES:
+    try:
+        return None if headers is None else describe_published(headers, read_written_config(model.folder))
+    except TrainerError:  # check_architecture has reported it
         return None
 
-    weights = layer_weights(headers, quantized=False)
+
+def _judge_weights(
+    config: RunConfig, published: PublishedWeights | None, configuration: Any, findings: Findings
+) -> tuple[TensorHeader, ...] | None:
+    """Checks that the layers of the adapter exist; returns the headers of the language model's weights.
+
+    None if they cannot be read, or if their names are not those of the loaded model.
+    """
+    model_type = getattr(configuration, "model_type", None)
+    if published is None or model_type in RENAMED_TYPES:
+        return None
+
+    weights = layer_weights(published.own, quantized=False)
     names, barred = linear_names(weights), barred_layers(weights, model_type)
     choose = partial(choose_targets, names, config.adapter.target_modules, barred)
     findings.attempt("spec.adapter.targetModules", choose)
-    return tuple(headers)
+    return published.own
 
 
 def _fetch_data(config: RunConfig, settings: Settings) -> FetchedSource:

@@ -46,6 +46,7 @@ def examine(config: RunConfig, model: ModelFacts | None, data: Data, findings: F
         "model_source": config.model.source,
         "model_revision": model.revision if model else None,
         "architecture": model.architecture if model else None,
+        "published_weights": model.published.sentence() if model and model.published else None,
         "dataset_source": config.dataset.source,
         "dataset_digest": source.digest if source else None,
         "max_sequence_length": config.model.max_sequence_length,
@@ -78,7 +79,9 @@ def examine(config: RunConfig, model: ModelFacts | None, data: Data, findings: F
             facts["cpu_advice"] = advise_on_cpu(model.weights, config.model.quantization, each=each, free=free)
         if planned is not None:
             tokens = int(size.tokens / max(1.0, size.epochs)) if size else 0
-            findings.found += judge_disk(config, model.weights, planned.adapter_parameters, tokens)
+            findings.found += judge_disk(
+                config, model.weights, planned.adapter_parameters, tokens, _copied_bytes(model)
+            )
 
     ordered = sorted(findings.found, key=lambda finding: not finding.location.startswith("spec."))  # fields, then rows
     return Report(**facts, findings=tuple(ordered), more_errors=findings.unlisted)
@@ -125,6 +128,10 @@ def _examine_weights(
         loaded_bytes=planned.loaded_bytes,
     )
     return {"coverage": coverage}
+
+
+def _copied_bytes(model: ModelFacts) -> int:
+    return model.published.copied_bytes if model.published else 0
 
 
 def _weight_bytes(config: RunConfig) -> int:

@@ -8,6 +8,7 @@ from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import OnBadRow
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.model.published_weights import PublishedWeights
 from finetune_trainer.model.safetensors_header import TensorHeader
 from finetune_trainer.preflight.judgements.rows import FIELD_OF, judge_rows
 from finetune_trainer.preflight.report import Finding
@@ -54,4 +55,6 @@ class ModelFacts:
     base_model: str | None
     """Sign that the model was never trained on conversations; None without one."""
     weights: tuple[TensorHeader, ...] | None
-    """Every tensor of the weight files; None if they could not be read."""
+    """Every tensor of the language model; None if they could not be read."""
+    published: PublishedWeights | None = None
+    """The weights as they are published; None if they could not be read."""

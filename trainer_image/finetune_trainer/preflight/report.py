@@ -189,6 +189,9 @@ class Report(ApiModel):
     coverage: WeightCoverage | None = None
     """None if the weights' headers could not be read, or their names tell nothing about the layers."""
 
+    published_weights: str | None = None
+    """What is copied and what is decoded of the model's weights; None for a language model in 16 bits."""
+
     cpu_advice: str | None = None
     """Setting with which a CPU run would be faster."""
 

@@ -13,6 +13,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
     """Names and values, for people."""
     revision = f" at {report.model_revision}" if report.model_revision else ""
     found = [("model", f"{report.model_source}{revision}"), ("architecture", report.architecture or "unknown")]
+    if report.published_weights is not None:
+        found.append(("weights", report.published_weights))
 
     layout = report.dataset_detection or report.dataset_format
     found.append(("data", report.dataset_source + (f" ({layout})" if layout else "")))

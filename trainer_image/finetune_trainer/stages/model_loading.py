@@ -4,7 +4,7 @@ Only safetensors weights and architectures of transformers itself are loaded; a 
 """
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from finetune_api.vocabulary import Precision, Quantization
 from finetune_kernels.primitives import nf4
 from finetune_kernels.primitives.fp8 import MIN_CAPABILITY
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.export.base_model.causal_model import load_causal_model
+from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.export.base_model.output_head import HEAD
 from finetune_trainer.job.machine import free_memory, has_bfloat16
 from finetune_trainer.model.cpu_advice import advise_on_cpu
 from finetune_trainer.model.description import check_architecture, first_line, load_tokenizer
+from finetune_trainer.model.published_weights import published_below
 from finetune_trainer.model.safetensors_header import TensorHeader
-from finetune_trainer.model.weight_files import list_weights_below
 from finetune_trainer.training.loaded_model import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -42,32 +44,28 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
     device = choose_device(gpus)
     resolved = resolve_precision(precision, device)
     architecture = check_architecture(folder)
-    headers = list_weights_below(folder)  # names a file that is missing or broke off, which transformers does not
+    published = published_below(folder)  # names a file that is missing or broke off, which transformers does not
     tokenizer = load_tokenizer(folder, spec)
 
     compute = DTYPES[resolved]
+    if (note := published.sentence()) is not None:
+        log.info("%s", note)
     if device.type == "cpu":
-        _report_cpu(headers, spec.quantization, compute)
+        _report_cpu(published.own, spec.quantization, compute)
 
     try:
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=compute,
-            quantization_config=_quantization_config(spec, compute),
-            device_map={"": device},
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        quantization = _quantization_config(spec, compute)
+        if published.is_plain:
+            model, missing = _load_folder(folder, device, compute, quantization)
+        else:
+            model, missing = load_causal_model(open_base_model(folder), device, compute, quantization)
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):  # a RuntimeError, with a reason of its own
             raise
         message = f"{spec.source} cannot be loaded as {architecture}: {first_line(error)}"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from error
 
-    model, info = found
-    _check_complete(info["missing_keys"], spec)
+    _check_complete(missing, spec)
     model.config.use_cache = False  # key-value caches are for generation only
     # A config may tie a head that the weight files hold beside the embedding; transformers then leaves it untied.
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -76,6 +74,24 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
     if device.type == "cpu":
         _check_dequantisation(model)
     return LoadedModel(model, tokenizer, architecture, resolved, device)
+
+
+def _load_folder(
+    folder: Path, device: torch.device, dtype: torch.dtype, quantization: Any
+) -> tuple[Any, Collection[str]]:
+    """The model as transformers loads the folder, and the names of parameters that the files lack."""
+    found: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        quantization_config=quantization,
+        device_map={"": device},
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    model, info = found
+    return model, info["missing_keys"]
 
 
 def _check_complete(missing: Collection[str], spec: ModelSpec) -> None:
@@ -104,7 +120,7 @@ def _quantization_config(spec: ModelSpec, compute: torch.dtype) -> BitsAndBytesC
     )
 
 
-def _report_cpu(headers: list[TensorHeader], quantization: Quantization, compute: torch.dtype) -> None:
+def _report_cpu(headers: Sequence[TensorHeader], quantization: Quantization, compute: torch.dtype) -> None:
     """Logs the compute type, and what would make the run faster."""
     log.info("computing on the CPU in %s", str(compute).removeprefix("torch."))
     if advice := advise_on_cpu(headers, quantization, each=compute.itemsize, free=free_memory()):

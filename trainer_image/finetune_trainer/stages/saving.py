@@ -15,12 +15,15 @@ from finetune_api.vocabulary import ArtifactType, MergedType
 from finetune_kernels.primitives.master_weights import master_weight
 from finetune_trainer.artifacts.store import LocalArtifact
 from finetune_trainer.errors import InterruptedRunError, TrainerError
+from finetune_trainer.export.base_model.adapter_names import publish_names
 from finetune_trainer.export.base_model.companions import Companions, companions_of_training
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.export.export import ExportedFile, ExportRequest, export
 from finetune_trainer.export.feasibility import check_export
 from finetune_trainer.job.disk_needs import DiskNeed
 from finetune_trainer.job.outcome import explain
+from finetune_trainer.model.description import read_written_config
+from finetune_trainer.model.multimodal import is_multimodal
 from finetune_trainer.training.gradients import trainable_weights
 from finetune_trainer.training.loaded_model import LoadedModel
 
@@ -47,6 +50,9 @@ def save_artifacts(
     # fp32: adapters are small, and merging them later then rounds only once.
     state = {name: value.float() for name, value in _adapter_state(model).items()}
     model.save_pretrained(adapter, safe_serialization=True, state_dict=state, save_embedding_layers=False)
+    written = read_written_config(base)
+    if is_multimodal(written):
+        publish_names(adapter, base, written["model_type"])
     companions(loaded, base, config).write(adapter, loaded.tokenizer)
     (adapter / "README.md").unlink(missing_ok=True)  # peft's; our model card comes later
     artifacts = [LocalArtifact(ArtifactType.ADAPTER, adapter, "safetensors", "F32")]

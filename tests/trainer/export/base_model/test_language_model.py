@@ -1,25 +1,20 @@
-"""The language model of a checkpoint that reads images, too, comes out as a model of its own, and trains as one."""
+"""The language model of a checkpoint that also reads images: its GGUF files, its head, and what is refused."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
+from safetensors.torch import load_file
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-from finetune_api.run_config import RunConfig
 from finetune_test_models.tiny_model import train_tokenizer
-from finetune_test_models.tiny_runs import Builder
-from finetune_trainer.cli.pod import run_job
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.export.base_model.causal_model import load_causal_model
 from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.export.errors import InvalidBaseError
 from finetune_trainer.export.export import ExportRequest, export
-from finetune_trainer.job.progress_tracker import ProgressTracker
-from finetune_trainer.job.settings import Settings
-from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.model.description import check_architecture
 
 TOKENS = torch.arange(3, 33).unsqueeze(0)
@@ -56,38 +51,28 @@ def export_to(base: Path, output: Path, *, merged: str | None = None, gguf: tupl
     return files[0].path
 
 
-@torch.no_grad()
-def test_the_language_model_alone_says_the_same(with_images: Path, tmp_path: Path) -> None:
-    whole = Gemma3ForConditionalGeneration.from_pretrained(with_images, dtype=torch.float32).eval()
-    text = export_to(with_images, tmp_path / "text", merged="BF16").parent
-    assert check_architecture(text) == "Gemma3ForCausalLM"
-    alone, info = AutoModelForCausalLM.from_pretrained(text, dtype=torch.float32, output_loading_info=True)
-    assert not any(info.values()), "every tensor has its place, and there is no other"
-    assert torch.equal(alone.eval()(TOKENS).logits, whole(input_ids=TOKENS).logits)
-    assert alone.config.eos_token_id == 2
-    of_images, of_text = (export_to(base, tmp_path / base.name, gguf=("F16",)) for base in (with_images, text))
+def test_gguf_files_are_those_of_the_language_model_alone(with_images: Path, tmp_path: Path) -> None:
+    alone, _ = load_causal_model(open_base_model(with_images), torch.device("cpu"), torch.bfloat16)
+    alone.save_pretrained(tmp_path / "text")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(with_images / name, tmp_path / "text" / name)
+    of_images, of_text = (
+        export_to(base, tmp_path / f"{base.name}-gguf", gguf=("F16",)) for base in (with_images, tmp_path / "text")
+    )
     assert of_images.read_bytes() == of_text.read_bytes()
 
 
-def test_it_trains_where_the_whole_is_refused_with_the_way_out(
-    with_images: Path, tmp_path: Path, run_config: Builder
-) -> None:
-    with pytest.raises(TrainerError, match=re.escape("finetune export --base SRC --output DIR --merged BF16")):
-        check_architecture(with_images)
-
-    def outcome_of(folder: Path, name: str) -> tuple[str, str | None]:
-        config: RunConfig = run_config(model={"source": f"file://{folder}"}, training={"maxSteps": 1})
-        settings = Settings(tmp_path / name, "a", output_folder=tmp_path / f"{name}-out")
-        outcome = run_job(config, settings, ProgressTracker(), StopSignal())
-        return outcome.result.value, outcome.reason
-
-    text = export_to(with_images, tmp_path / "text", merged="BF16").parent
-    assert outcome_of(with_images, "whole") == ("Failed", "UnsupportedArchitecture")
-    assert outcome_of(text, "alone")[0] == "Succeeded"
+@torch.no_grad()
+def test_without_an_adapter_the_whole_comes_out_as_it_is(with_images: Path, tmp_path: Path) -> None:
+    merged = export_to(with_images, tmp_path / "merged", merged="BF16").parent
+    assert load_file(merged / "model.safetensors").keys() == load_file(with_images / "model.safetensors").keys()
+    before, after = (Gemma3ForConditionalGeneration.from_pretrained(each).eval() for each in (with_images, merged))
+    assert torch.equal(before(input_ids=TOKENS).logits, after(input_ids=TOKENS).logits)
+    assert after.config.eos_token_id == 2
 
 
 @torch.no_grad()
-def test_a_head_of_its_own_comes_out_too(with_images: Path, tmp_path: Path) -> None:
+def test_a_head_of_its_own_is_the_language_models(with_images: Path, tmp_path: Path) -> None:
     """It stands outside the language model's prefix, and the outer config says that it is not tied."""
     whole = Gemma3ForConditionalGeneration.from_pretrained(with_images, dtype=torch.float32)
     whole.config.tie_word_embeddings = False
@@ -96,10 +81,10 @@ def test_a_head_of_its_own_comes_out_too(with_images: Path, tmp_path: Path) -> N
     shutil.copytree(with_images, untied)
     whole.to(torch.bfloat16).save_pretrained(untied)
     expected = Gemma3ForConditionalGeneration.from_pretrained(untied, dtype=torch.float32).eval()(input_ids=TOKENS)
-    text = export_to(untied, tmp_path / "text", merged="BF16").parent
-    assert json.loads((text / "config.json").read_text())["tie_word_embeddings"] is False
-    alone = AutoModelForCausalLM.from_pretrained(text, dtype=torch.float32).eval()
-    assert torch.equal(alone(TOKENS).logits, expected.logits)
+    base = open_base_model(untied)
+    assert not base.is_tied
+    alone, _ = load_causal_model(base, torch.device("cpu"), torch.float32)
+    assert torch.equal(alone.eval()(TOKENS).logits, expected.logits)
 
 
 def test_a_checkpoint_without_the_prefixes_is_refused(with_images: Path) -> None:
@@ -107,3 +92,12 @@ def test_a_checkpoint_without_the_prefixes_is_refused(with_images: Path) -> None
     path.write_bytes(path.read_bytes().replace(b"language_model.", b"languageXmodel."))
     with pytest.raises(InvalidBaseError, match=r"no tensor .* begins with language_model\.model"):
         open_base_model(with_images)
+
+
+def test_a_wrapper_that_is_not_known_is_refused_with_the_ones_that_are(with_images: Path) -> None:
+    config = json.loads((with_images / "config.json").read_text())
+    config |= {"model_type": "idefics3", "architectures": ["Idefics3ForConditionalGeneration"]}
+    (with_images / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TrainerError, match=r"reads more than text, .* one of the types gemma3, .*qwen3_vl") as failure:
+        check_architecture(with_images)
+    assert failure.value.reason == "UnsupportedArchitecture"

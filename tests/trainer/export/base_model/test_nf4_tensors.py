@@ -77,7 +77,7 @@ def damage(folder: Path, target: Path, change: Callable[[dict[str, torch.Tensor]
 
 STATE = f"{Q_PROJ}.quant_state.bitsandbytes__nf4"
 LIES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
-    "no state": (lambda tensors: tensors.pop(STATE), "is stored as U8 and is no NF4 weight"),
+    "no state": (lambda tensors: tensors.pop(STATE), "is stored as U8; only F32"),
     "no codes": (lambda tensors: tensors.pop(Q_PROJ), "no codes"),
     "no scales": (lambda tensors: tensors.pop(f"{Q_PROJ}.absmax"), "do not fit"),
     "fewer codes": (lambda tensors: tensors.update({Q_PROJ: tensors[Q_PROJ][:-32].clone()}), "do not fit"),

@@ -18,12 +18,17 @@ from finetune_api.failures import FailureReason
 from finetune_trainer.cli.chat.find_model import BaseSource, FoundModel, Kind
 from finetune_trainer.cli.chat.speaker import Speaker
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.export.base_model.adapter_names import copy_with_trained_names
+from finetune_trainer.export.base_model.causal_model import load_causal_model
+from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.export.gguf.families import GGUF_FAMILIES
 from finetune_trainer.export.gguf.stored_weights import list_gguf_weights
 from finetune_trainer.export.judge.measure import choose_dtype
 from finetune_trainer.export.judge.streamed_model import build_without_weights
 from finetune_trainer.export.tensor_io.tensor_reader import read_tensors
-from finetune_trainer.model.description import first_line
+from finetune_trainer.model.description import first_line, read_written_config
+from finetune_trainer.model.multimodal import is_multimodal, read_language_model_config
+from finetune_trainer.model.published_weights import published_below
 from finetune_trainer.sources import SourceAccess, fetch_model, fetch_model_configuration
 from finetune_trainer.storage.object_store import ignore_bytes
 from finetune_trainer.training.samples import end_tokens
@@ -55,9 +60,12 @@ def load_speakers(found: FoundModel, shop: Workshop, *, compare: bool) -> list[S
 
 def _load_adapted(found: FoundModel, shop: Workshop, *, compare: bool) -> list[Speaker]:
     """The base with its adapter; the base alone is the same model with the adapter switched off."""
-    base = _load_folder(_fetch_base(found.base, shop), shop, BASE)
+    folder = _fetch_base(found.base, shop)
+    base = _load_folder(folder, shop, BASE)
     with _explained(found.path):
-        model = PeftModel.from_pretrained(base.model, str(found.path)).eval()
+        is_whole = is_multimodal(read_written_config(folder))
+        adapter = copy_with_trained_names(found.path, shop.work / "adapter") if is_whole else found.path
+        model = PeftModel.from_pretrained(base.model, str(adapter)).eval()
 
     tokenizer = base.tokenizer
     if (found.path / "tokenizer.json").is_file():
@@ -70,16 +78,25 @@ def _load_adapted(found: FoundModel, shop: Workshop, *, compare: bool) -> list[S
 def _load_folder(folder: Path, shop: Workshop, name: str) -> Speaker:
     tokenizer = _load_tokenizer(folder)
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    dtype = _dtype(shop.device, weights // 2)
     with _explained(folder):
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=_dtype(shop.device, weights // 2),
-            device_map={"": shop.device},
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-        )
+        model = _load_weights(folder, shop.device, dtype)
     return Speaker(name, model.eval(), tokenizer, end_tokens(model, tokenizer))
+
+
+def _load_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """The language model in a folder."""
+    if not published_below(folder).is_plain:
+        return load_causal_model(open_base_model(folder), device, dtype)[0]
+
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        device_map={"": device},
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+    )
 
 
 def _load_gguf(found: FoundModel, shop: Workshop) -> Speaker:
@@ -94,7 +111,7 @@ def _load_gguf(found: FoundModel, shop: Workshop) -> Speaker:
         )
         folder = fetched.folder
         with _explained(folder):
-            config: Json = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().to_dict()
+            config: Json = read_language_model_config(folder).to_dict()
     else:
         config = _config_of_gguf(found.path)
 

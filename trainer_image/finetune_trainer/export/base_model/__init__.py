@@ -8,6 +8,9 @@ companions.py       what lies beside weights and adapters so that they answer, a
 ends.py             the tokens at which an answer ends
 output_head.py      the head: the embedding once more, or weights of its own
 json_files.py       JSON objects from files that others wrote
-language_model.py   the language model inside a multimodal checkpoint
+language_model.py   the language model inside a multimodal checkpoint, and what is copied beside it
+adapter_names.py    the layers of an adapter, as it trains and as people load it
+causal_model.py     transformers' language model of such a checkpoint, or of decoded weights
+packed_tensors.py   weights in FP8 and MXFP4, decoded when they are read
 nf4_tensors.py      weights that exist in NF4 only, dequantised when they are read
 """

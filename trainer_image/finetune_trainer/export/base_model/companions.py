@@ -7,9 +7,11 @@ from typing import Any
 
 from finetune_api.base import Json
 from finetune_trainer.export.base_model.ends import find_ends, with_ends
+from finetune_trainer.export.base_model.full_config import read_full_config
 from finetune_trainer.export.base_model.json_files import load_json, load_json_if_present, write_json
 from finetune_trainer.export.base_model.published_tokenizer import trained_tokenizer, write_tokenizer
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
+from finetune_trainer.model.multimodal import is_multimodal
 
 GENERATION = "generation_config.json"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -54,4 +56,6 @@ def companions_of_training(base: Path, tokenizer: Any, *, has_own_template: bool
     `has_own_template`: the job chose the chat template.
     """
     files = trained_tokenizer(base, tokenizer, has_own_template=has_own_template)
-    return Companions(base, load_json(base / "config.json"), load_json_if_present(base / GENERATION), files)
+    written = load_json(base / "config.json")
+    config = read_full_config(base) if is_multimodal(written) else written
+    return Companions(base, config, load_json_if_present(base / GENERATION), files)

@@ -4,7 +4,8 @@ Each file is read once, here; what comes after an export's start takes the value
 """
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,18 +16,21 @@ from finetune_trainer.export.base_model.ends import with_ends
 from finetune_trainer.export.base_model.full_config import read_full_config
 from finetune_trainer.export.base_model.json_files import load_json, load_json_if_present, write_json
 from finetune_trainer.export.base_model.language_model import (
-    has_language_model,
-    language_model_config,
-    language_model_tensors,
+    PROCESSOR_FILES,
+    WholeCheckpoint,
+    split_checkpoint,
 )
 from finetune_trainer.export.base_model.nf4_tensors import Nf4Tensor, fold_nf4
 from finetune_trainer.export.base_model.output_head import HEAD, TIES, is_head_tied
+from finetune_trainer.export.base_model.packed_tensors import PackedTensor, fold_packed
 from finetune_trainer.export.base_model.published_tokenizer import tokenizer_of_adapter
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.export.errors import InvalidBaseError
-from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor, locate
+from finetune_trainer.export.tensor_io.safetensors_files import DTYPES, NAMES, STORED_TYPES, StoredTensor, locate
+from finetune_trainer.model.multimodal import is_multimodal, name_in_language_model
 from finetune_trainer.model.weight_files import INDEX_NAME, list_weights_below
 
+QUANTIZATION = "quantization_config"
 OTHER_FILES = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
 
 
@@ -40,14 +44,23 @@ class BaseModel:
     tensors: tuple[StoredTensor, ...]
     """All weights, in the order in which they are stored."""
     is_sharded: bool
-    is_multimodal: bool
-    """True if the checkpoint also reads images; that part is left out."""
+    whole: WholeCheckpoint | None
+    """The checkpoint that also reads images or sound, around the language model; None if the model is all there is."""
     tokenizer: TokenizerFiles
 
     @property
     def is_dequantised(self) -> bool:
         """True if the weights exist in NF4 only, and are dequantised."""
         return any(isinstance(tensor, Nf4Tensor) for tensor in self.tensors)
+
+    @property
+    def packed_formats(self) -> list[str]:
+        """Formats of fewer than 16 bits in which weights are published, and from which they are decoded."""
+        return sorted({tensor.format.value for tensor in self.tensors if isinstance(tensor, PackedTensor)})
+
+    def name_of(self, adapted: str) -> str:
+        """The name here of a tensor that an adapter names as transformers' class of the whole checkpoint does."""
+        return adapted if self.whole is None else name_in_language_model(adapted)
 
     @property
     def shapes(self) -> list[tuple[str, tuple[int, ...]]]:
@@ -82,7 +95,9 @@ class BaseModel:
     @cached_property
     def _stated_config(self) -> Json:
         """The config as it says itself, with every default filled in."""
-        return self.config if self.is_multimodal else read_full_config(self.path)
+        if self.whole is not None:
+            return self.config
+        return _without_quantisation(read_full_config(self.path))
 
     @cached_property
     def generation_config(self) -> Json:
@@ -100,14 +115,36 @@ def open_base_model(path: Path, *, adapter: Path | None = None) -> BaseModel:
         raise InvalidBaseError(f"{path} has no config.json: it is not a Hugging Face model folder")
     config = load_json(config_path)
 
-    tensors, is_sharded = _list_tensors(path), (path / INDEX_NAME).is_file()
+    tensors, is_sharded, whole = _list_tensors(path), (path / INDEX_NAME).is_file(), None
+    written = config
+    if is_multimodal(config):
+        # From here on it looks like a plain checkpoint of its language model.
+        tensors, whole = split_checkpoint(tensors, config)
+        config = _without_quantisation(read_full_config(path))
+        whole = replace(whole, copied=_decode(whole.copied, written))
 
-    # From here on a multimodal checkpoint looks like a plain one of its language model.
-    is_multimodal = has_language_model(config)
-    if is_multimodal:
-        config, tensors = language_model_config(path, config), language_model_tensors(tensors)
+    own = _decode(tensors, written)
+    _check_types(own)
+    return BaseModel(path, config, own, is_sharded, whole, tokenizer_of_adapter(path, adapter))
 
-    return BaseModel(path, config, fold_nf4(tensors), is_sharded, is_multimodal, tokenizer_of_adapter(path, adapter))
+
+def _without_quantisation(config: Json) -> Json:
+    return {key: value for key, value in config.items() if key != QUANTIZATION}
+
+
+def _decode(tensors: Sequence[StoredTensor], config: Json) -> tuple[StoredTensor, ...]:
+    """The tensors, with those of fewer than 16 bits as tensors that are decoded when they are read."""
+    return fold_packed(fold_nf4(tensors), config)
+
+
+def _check_types(tensors: Sequence[StoredTensor]) -> None:
+    """Raise InvalidBaseError for a tensor of a type that cannot be exported."""
+    for tensor in tensors:
+        if tensor.dtype not in DTYPES.values() and type(tensor) is StoredTensor:
+            raise InvalidBaseError(
+                f"{tensor.name} in {tensor.path} is stored as {NAMES[tensor.dtype]}; only F32, F16, BF16, bitsandbytes "
+                "NF4, FP8 with its scales and MXFP4 weights can be exported: use the original 16-bit model"
+            )
 
 
 def _list_tensors(folder: Path) -> list[StoredTensor]:
@@ -116,7 +153,7 @@ def _list_tensors(folder: Path) -> list[StoredTensor]:
         headers = list_weights_below(folder)
     except TrainerError as error:
         raise InvalidBaseError(f"{folder}: {error.message}") from error
-    return [locate(header, folder / header.file) for header in headers]
+    return [locate(header, folder / header.file, types=STORED_TYPES) for header in headers]
 
 
 def write_side_files(base: BaseModel, target: Path, *, dtype: str) -> None:
@@ -125,14 +162,21 @@ def write_side_files(base: BaseModel, target: Path, *, dtype: str) -> None:
     The config is without quantisation (the weights are not quantised) and without remote code, and says of ends and
     output head what is so.
     """
-    config = {key: value for key, value in base.config.items() if key not in ("quantization_config", "auto_map")}
+    ends = base.companions.write(target)
+    write_json(target / "config.json", _merged_config(base, dtype, ends))
+
+    for name in (*OTHER_FILES, *(PROCESSOR_FILES if base.whole is not None else ())):
+        if (base.path / name).is_file():
+            shutil.copyfile(base.path / name, target / name)
+
+
+def _merged_config(base: BaseModel, dtype: str, ends: list[int]) -> Json:
+    if base.whole is not None:
+        return base.whole.merged_config(dtype, ends)
+
+    config = {key: value for key, value in base.config.items() if key not in (QUANTIZATION, "auto_map")}
     # transformers 4 called it torch_dtype.
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
     if TIES in config or base.has_stored_head:
         config[TIES] = base.is_tied
-    ends = base.companions.write(target)
-    write_json(target / "config.json", with_ends(config, ends))
-
-    for name in OTHER_FILES:
-        if (base.path / name).is_file():
-            shutil.copyfile(base.path / name, target / name)
+    return with_ends(config, ends)

@@ -6,16 +6,16 @@ Published files leave out what equals a default of their time; only those classe
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig
 
 from finetune_api.base import Json
 from finetune_trainer.export.errors import UnsupportedArchitectureError
+from finetune_trainer.model.multimodal import read_language_model_config
 
 
 def read_full_config(folder: Path) -> Json:
     """Read config.json below `folder`; raises UnsupportedArchitectureError if transformers cannot."""
     try:
-        config: Json = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
+        config: Json = read_language_model_config(folder).to_dict()
     except (ValueError, OSError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise UnsupportedArchitectureError(f"cannot read {folder / 'config.json'}: {error}") from error
     return config

@@ -1,63 +1,69 @@
-"""The language model inside a multimodal checkpoint: Gemma 3 from 4B on is published only with its vision tower.
+"""The language model inside a checkpoint that also reads images or sound, and all that is copied beside it.
 
-Its tensors have a prefix, its config is a section of the whole config (with defaults left out), and everything else
-belongs to the images. Extracted, it is a model like any other of its family: it trains, merges and converts.
+Training, merging and GGUF files see a model like any other of its family, under that family's names. Merged folders are
+the whole checkpoint again: its config, its names, and the bytes of every tensor that is not the language model's.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-from transformers import AutoConfig
-
 from finetune_api.base import Json
+from finetune_trainer.export.base_model.ends import EOS, with_ends
 from finetune_trainer.export.errors import InvalidBaseError
 from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor
-from finetune_trainer.model.description import LANGUAGE_MODELS
+from finetune_trainer.model.multimodal import PREFIXES, language_model_names
+from finetune_trainer.model.published_formats import BLOCKS
 
-PREFIXES = {
-    "language_model.model.": "model.",
-    "model.language_model.": "model.",
-    "language_model.lm_head.": "lm_head.",
-    "lm_head.": "lm_head.",
-}
-"""Prefix in the whole checkpoint -> prefix in the language model alone."""
-OUTER_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
-"""Keys that the outer config decides where it has them."""
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "tekken.json")
+"""What makes images and sound into input; published beside merged weights as it is."""
+_DTYPE = ("dtype", "torch_dtype")  # transformers 4 has the second
 
 
-def has_language_model(config: Mapping[str, Any]) -> bool:
-    """True if config.json, as written, belongs to a multimodal checkpoint with a language model that is known."""
-    architectures = config.get("architectures")
-    return isinstance(architectures, list) and bool(architectures) and architectures[0] in LANGUAGE_MODELS
+@dataclass(frozen=True)
+class WholeCheckpoint:
+    """A multimodal checkpoint around its language model."""
+
+    config: Json
+    """config.json as written."""
+    names: Mapping[str, str]
+    """Name in the language model alone -> name in the files."""
+    copied: tuple[StoredTensor, ...]
+    """All other tensors."""
+
+    def stored_name(self, name: str) -> str:
+        """The name in the files of a tensor of the language model, decoded or not."""
+        for part in ("", BLOCKS):
+            if (stored := self.names.get(f"{name}{part}")) is not None:
+                return stored.removesuffix(part)
+        raise AssertionError(f"the checkpoint has no {name}")
+
+    def merged_config(self, dtype: str, ends: list[int]) -> Json:
+        """config.json of the merged checkpoint: as written, without quantisation and remote code."""
+        config = {key: value for key, value in self.config.items() if key not in ("quantization_config", "auto_map")}
+        text = config.get("text_config")
+        if isinstance(text, dict):
+            stated = {name: dtype for name in _DTYPE if name in text}
+            config["text_config"] = (with_ends(text, ends) if EOS in text else text) | stated
+
+        config |= {name: dtype for name in _DTYPE if name in config} or {"dtype": dtype}
+        return with_ends(config, ends) if EOS in config or not isinstance(text, dict) else config
 
 
-def language_model_config(folder: Path, config: Mapping[str, Any]) -> Json:
-    """The language model's config with defaults filled in; `config` is config.json as written.
+def split_checkpoint(
+    tensors: Sequence[StoredTensor], config: Mapping[str, Any]
+) -> tuple[list[StoredTensor], WholeCheckpoint]:
+    """The language model's tensors, named as in a checkpoint of it alone, and the rest of the checkpoint.
 
-    Raises InvalidBaseError if transformers cannot read the config.
+    Raises InvalidBaseError if no tensor belongs to the language model.
     """
-    try:
-        text: Json = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().to_dict()
-    except (ValueError, OSError, TypeError, KeyError, AttributeError) as error:
-        raise InvalidBaseError(f"cannot read {folder / 'config.json'}: {error}") from error
-
-    # They win over the section's defaults.
-    outer = {name: config[name] for name in OUTER_KEYS if config.get(name) is not None}
-    return text | outer | {"architectures": [LANGUAGE_MODELS[config["architectures"][0]]]}
-
-
-def language_model_tensors(tensors: Sequence[StoredTensor]) -> list[StoredTensor]:
-    """The language model's tensors, named as in a checkpoint of it alone."""
-    found = []
-    for tensor in tensors:
-        for prefix, own in PREFIXES.items():
-            if tensor.name.startswith(prefix):
-                found.append(replace(tensor, name=own + tensor.name.removeprefix(prefix)))
-    if not found:
+    names = language_model_names([tensor.name for tensor in tensors])
+    own = [replace(tensor, name=names[tensor.name]) for tensor in tensors if tensor.name in names]
+    if not any(tensor.name.startswith("model.") for tensor in own):
         raise InvalidBaseError(
             f"no tensor of this multimodal checkpoint begins with {', '.join(PREFIXES)}: its language model "
-            "cannot be extracted"
+            "cannot be found"
         )
-    return found
+
+    copied = tuple(tensor for tensor in tensors if tensor.name not in names)
+    return own, WholeCheckpoint(dict(config), {alone: stored for stored, alone in names.items()}, copied)

@@ -37,7 +37,7 @@ class Nf4Tensor(StoredTensor):
 
 
 def fold_nf4(tensors: Sequence[StoredTensor]) -> tuple[StoredTensor, ...]:
-    """Join each NF4 matrix with its parts into one tensor; raises InvalidBaseError for any other bytes."""
+    """Join each NF4 matrix with its parts into one tensor; raises InvalidBaseError for parts that do not fit."""
     by_name = {tensor.name: tensor for tensor in tensors}
     folded: dict[str, Nf4Tensor] = {}
     part_names: set[str] = set()
@@ -47,14 +47,7 @@ def fold_nf4(tensors: Sequence[StoredTensor]) -> tuple[StoredTensor, ...]:
             folded[weight.name] = weight
             part_names |= {part.name for part in weight.parts}
 
-    weights = [folded.get(tensor.name, tensor) for tensor in tensors if tensor.name not in part_names]
-    for tensor in weights:
-        if tensor.dtype is torch.uint8 and not isinstance(tensor, Nf4Tensor):
-            raise InvalidBaseError(
-                f"{tensor.name} in {tensor.path} is stored as U8 and is no NF4 weight; only F32, F16, BF16 and "
-                "bitsandbytes NF4 weights can be exported: use the original 16-bit model"
-            )
-    return tuple(weights)
+    return tuple(folded.get(tensor.name, tensor) for tensor in tensors if tensor.name not in part_names)
 
 
 def _fold(name: str, by_name: Mapping[str, StoredTensor]) -> Nf4Tensor:

@@ -8,7 +8,7 @@ Source: https://huggingface.co/docs/safetensors
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,14 @@ from finetune_trainer.model.safetensors_header import TensorHeader, read_header
 from finetune_trainer.model.weight_files import read_range
 
 DTYPES: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-RAW = {"U8": torch.uint8}  # only parts of NF4 weights may be bytes
+RAW = {"U8": torch.uint8}  # only parts of packed weights may be bytes
+STORED_TYPES: dict[str, torch.dtype] = DTYPES | RAW | {
+    "F64": torch.float64, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+}  # fmt: skip
+"""Types that can be read, so that they can be decoded or copied; only those of DTYPES can be exported as they are."""
+NAMES = {dtype: name for name, dtype in STORED_TYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,15 @@ def list_tensors(path: Path, *, error: type[ExportError] = InvalidBaseError) -> 
     return [locate(header, path, error=error) for header in headers]
 
 
-def locate(header: TensorHeader, path: Path, *, error: type[ExportError] = InvalidBaseError) -> StoredTensor:
-    """The tensor that a header describes in the file at `path`. Raises `error` for a type that is not exported."""
-    dtype = (DTYPES | RAW).get(header.dtype)
+def locate(
+    header: TensorHeader,
+    path: Path,
+    *,
+    error: type[ExportError] = InvalidBaseError,
+    types: Mapping[str, torch.dtype] = DTYPES | RAW,
+) -> StoredTensor:
+    """The tensor that a header describes in the file at `path`. Raises `error` for a type that is not in `types`."""
+    dtype = types.get(header.dtype)
     if dtype is None:
         raise error(
             f"{header.name} in {path} is stored as {header.dtype}; only F32, F16 and BF16 weights can be exported: "

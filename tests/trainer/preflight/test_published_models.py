@@ -1,0 +1,96 @@
+"""Preflight says before a GPU is asked for what of a published checkpoint trains, is copied, and is decoded."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finetune_api.run_config import RunConfig
+from finetune_test_models.published.multimodal_models import make_multimodal_model
+from finetune_test_models.published.packed_models import write_fp8, write_mxfp4
+from finetune_trainer.job.settings import Settings
+from finetune_trainer.preflight.checks import run_preflight
+from finetune_trainer.preflight.table import facts
+
+Build = Callable[..., RunConfig]
+CALL = {"role": "assistant", "content": "a dog"}
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen2_5_vl"])
+def test_what_is_copied_is_said_with_its_size(
+    name: str, run_config: Build, settings: Settings, tmp_path: Path, texts: list[str]
+) -> None:
+    folder = make_multimodal_model(name, tmp_path / "base", texts)
+    config = run_config(model={"source": f"file://{folder}"}, export={"merged": "BF16", "gguf": ["F16"]})
+    report, written = run_preflight(config, settings)
+    assert report.errors() == ()
+    size = {"gemma3": "0.2 MiB", "qwen2_5_vl": "0.5 MiB"}[name]
+    said = (
+        f"this model also reads images; its language model trains on text, and the rest ({size}) is copied unchanged; "
+        "GGUF files hold the language model alone"
+    )
+    assert dict(facts(report))["weights"] == said
+    assert said in Path(written[0]).read_text()
+    assert report.coverage is not None
+    assert report.coverage.adapted_share == 1.0, "towers are no part of what could train"
+
+
+@pytest.mark.parametrize("method", ["FP8", "MXFP4"])
+def test_what_is_decoded_is_said_with_its_size(
+    method: str, run_config: Build, settings: Settings, tmp_path: Path, tiny_base: Path, texts: list[str]
+) -> None:
+    if method == "FP8":
+        write_fp8(tiny_base, tmp_path / "base", block=128)
+    else:
+        write_mxfp4(tmp_path / "base", texts)
+    config = run_config(model={"source": f"file://{tmp_path / 'base'}"}, export={"merged": "BF16", "gguf": []})
+    report, _ = run_preflight(config, settings)
+    assert report.errors() == ()
+    said = dict(facts(report))["weights"]
+    assert said.startswith(f"its weights are published in {method}: they are decoded tensor by tensor, and merged")
+    whole, _ = run_preflight(run_config(), settings)
+    assert method == "MXFP4" or report.coverage == whole.coverage, "coverage is that of the model in 16 bits"
+
+
+def test_formats_that_nothing_decodes_are_refused_with_those_that_are(
+    run_config: Build, settings: Settings, tmp_path: Path, tiny_base: Path
+) -> None:
+    write_fp8(tiny_base, tmp_path / "base", block=128)
+    path = tmp_path / "base" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "awq"}}))
+    report, _ = run_preflight(run_config(model={"source": f"file://{path.parent}"}), settings)
+    assert "awq-quantised, and only 16-bit, bitsandbytes, FP8 and MXFP4 weights are read" in report.errors()[0].message
+
+
+AS_TEXT = (
+    "messages[0].content has a part of type 'image', but models are trained on text alone: replace it by "
+    '{"type": "text", "text": "..."} that says what it shows, or leave the row out'
+)
+WITHOUT_COLUMN = (
+    "the row has content in column images, but models are trained on text alone: leave such rows out "
+    "(spec.dataset.onBadRow: Skip does), or write what is to be seen or heard into the text, and remove the column"
+)
+ROWS_WITH_IMAGES: dict[str, tuple[dict[str, object], str]] = {
+    "a part": ({"messages": [{"role": "user", "content": [{"type": "image", "url": "x.png"}]}, CALL]}, AS_TEXT),
+    "a column": (
+        {"messages": [{"role": "user", "content": "what is it?"}, CALL], "images": [{"bytes": "x"}]},
+        WITHOUT_COLUMN,
+    ),
+    "a file's name": (
+        {"messages": [{"role": "user", "content": "<image>\nwhat is it?"}, CALL], "image": "000/1.jpg"},
+        "the row has content in column image, but",
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "said"), ROWS_WITH_IMAGES.values(), ids=ROWS_WITH_IMAGES)
+def test_rows_with_images_are_refused_by_line(
+    row: dict[str, object], said: str, run_config: Build, settings: Settings, tmp_path: Path
+) -> None:
+    text = {"messages": [{"role": "user", "content": "what is it?"}, CALL], "images": [], "image": None}
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(text) + "\n" + json.dumps(row) + "\n")
+    report, _ = run_preflight(run_config(dataset={"source": f"file://{rows}"}), settings)
+    (error,) = report.errors()
+    assert (error.location, error.message.startswith(said)) == ("rows.jsonl:2", True), error.message
