@@ -16,7 +16,7 @@ DOCS_ENV     := $(CACHE)/docs-env-$(call digest,docs/site/requirements.txt)
 UV           := $(CACHE)/uv/bin/uv
 export PATH  := $(CURDIR)/.venv/bin:$(FULL_ENV)/bin:$(PATH)
 
-.PHONY: help setup binaries lock generate images e2e-node scale demo pictures test verify e2e stalls faults kueue audit real-model architectures chart-audit bench bench-kernels docs clean
+.PHONY: help setup binaries lock generate images e2e-node scale demo pictures test verify e2e stalls faults kueue audit real-model architectures gguf chart-audit bench bench-kernels docs clean
 help:  ## List the verbs
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -85,7 +85,7 @@ pictures: binaries  ## docs/watch.svg and docs/top.svg, as the client shows many
 	python -m finetune_devcluster.pictures
 
 test: binaries  ## Every test that needs no GPU, on a real control plane
-	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -m "not gpu and not real_model and not stalls and not faults and not kueue and not images and not node" $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -m "not gpu and not real_model and not stalls and not faults and not kueue and not images and not node and not gguf" $(PYTEST_ARGS)
 
 e2e: binaries  ## Only the tests that run a whole job
 	@python -m pytest -m e2e $(PYTEST_ARGS)
@@ -119,6 +119,9 @@ real-model: binaries  ## A small real model learns a format, and all that is pub
 architectures: setup  ## How every model type of transformers keeps documents apart, and whether its adapters merge: tiny models on the CPU, 3 minutes
 	@python -m finetune_test_models.architecture_sweep $(MODEL_TYPES)
 	@python -m finetune_test_models.merge_sweep $(MODEL_TYPES)
+
+gguf: binaries  ## Every model family that becomes GGUF, against llama.cpp's converter, its quantiser and its answers (5 minutes on two cores)
+	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadscope -m "gguf or not gpu" tests/trainer/export/gguf $(PYTEST_ARGS)
 
 scale: binaries  ## Thousands of jobs with simulated pods, from creation to their end (5,000: about 20 minutes; SCALE_ARGS=--help says more)
 	@python -P -m finetune_scale.run --csv docs/scale.csv $(SCALE_ARGS)

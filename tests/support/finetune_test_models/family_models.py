@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from finetune_test_models.tiny_model import write_random_weights
 from finetune_test_models.tiny_tokenizers import KINDS, write_tokenizer
 
@@ -96,7 +98,52 @@ FAMILY_MODELS: dict[str, FamilyModel] = {
          "original_max_position_embeddings": 512, "sliding_window": None, "tie_word_embeddings": True},
         ends=("<|endoftext|>", "<|end|>"),
     ),
+    "ministral-3": FamilyModel(
+        "ministral3", "tekken",
+        {"rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64,
+            "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}},
+    ),
+    "smollm-3": FamilyModel("smollm3", "llama-3", {"num_hidden_layers": 4}),
+    "granite-3": FamilyModel(
+        "granite", "smollm",
+        {"embedding_multiplier": 12.0, "logits_scaling": 0.25, "residual_multiplier": 0.22,
+         "attention_multiplier": 0.2},
+    ),
+    "arcee": FamilyModel("arcee", "llama-3"),
+    "seed-oss": FamilyModel("seed_oss", "gpt-2", {"attention_bias": True}),
+    "olmo-2": FamilyModel("olmo2", "phi-4"),
+    "olmo-3": FamilyModel("olmo3", "phi-4", {"num_hidden_layers": 4}),
+    "exaone-4": FamilyModel("exaone4", "gpt-2", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
+    "exaone-4-32b": FamilyModel(
+        "exaone4", "gpt-2",
+        {"num_hidden_layers": 64, "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1},
+    ),
+    "ernie-4.5": FamilyModel("ernie4_5", "llama-2", {"tie_word_embeddings": True}),
+    "hunyuan": FamilyModel("hunyuan", "phi-4", {"eod_token_id": None}),
+    "glm-4": FamilyModel("glm4", "glm-4", ends=("<|endoftext|>", "<|user|>")),
+    "cohere-2": FamilyModel("cohere2", "smollm", {"num_hidden_layers": 4, "rotary_pct": 1.0, "logit_scale": 0.5}),
+    "starcoder-2": FamilyModel("starcoder2", "smollm"),
+    "phi-2": FamilyModel("phi", "gpt-2", {"intermediate_size": 4 * HIDDEN_SIZE, "num_key_value_heads": 4}),
+    "stablelm": FamilyModel("stablelm", "gpt-2", {"use_qkv_bias": True}),
+    "gemma": FamilyModel(
+        "gemma", "gemma", {"num_key_value_heads": 1, "num_hidden_layers": 3}, ends=("<eos>", "<end_of_turn>")
+    ),
 }  # fmt: skip
+
+
+SAMPLE = frozenset(
+    {
+        "llama-2", "llama-3.1", "llama-linear", "smollm", "mistral", "mistral-nemo", "qwen2.5", "qwen2.5-yarn", "qwen3",
+        "gemma-2", "gemma-3", "phi-3", "phi-3-long", "phi-4", "phi-4-mini", "granite-3", "cohere-2",
+    }
+)  # fmt: skip
+"""The models that every run of the tests converts; `make gguf` converts them all."""
+
+
+def family_params() -> list[Any]:
+    """Every family, as parameters of a test; those outside the sample are marked `gguf`."""
+    return [name if name in SAMPLE else pytest.param(name, marks=pytest.mark.gguf) for name in FAMILY_MODELS]
 
 
 def make_family_model(name: str, folder: Path, texts: Sequence[str], **settings: Any) -> Path:
@@ -116,7 +163,7 @@ def make_family_model(name: str, folder: Path, texts: Sequence[str], **settings:
         "pad_token_id": ids.get(kind.pad or ""),
     }
 
-    common = {"num_hidden_layers": 2, "hidden_size": HIDDEN_SIZE}
+    common = {"num_hidden_layers": 2, "hidden_size": HIDDEN_SIZE}  # K-quants need rows of a multiple of 256
     write_random_weights(folder, family=model.family, **common | tokens | dict(model.settings) | settings)
 
     generation = {"eos_token_id": [ids[text] for text in model.ends] or tokens["eos_token_id"]}

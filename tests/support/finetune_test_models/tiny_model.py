@@ -48,6 +48,22 @@ TINY_FAMILIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
     "gemma2": ("gemma2", _gemma),
     "gemma3": ("gemma3_text", _gemma),
     "phi3": ("phi3", lambda head: {"sliding_window": None}),
+    "ministral3": ("ministral3", lambda head: {"head_dim": head}),
+    "smollm3": ("smollm3", lambda head: {}),
+    "granite": ("granite", lambda head: {}),
+    "arcee": ("arcee", lambda head: {"head_dim": head}),
+    "seed_oss": ("seed_oss", lambda head: {"head_dim": head}),
+    "olmo2": ("olmo2", lambda head: {}),
+    "olmo3": ("olmo3", lambda head: {"sliding_window": 64}),
+    "exaone4": ("exaone4", lambda head: {"sliding_window": 64}),
+    "ernie4_5": ("ernie4_5", lambda head: {"head_dim": head}),
+    "hunyuan": ("hunyuan_v1_dense", lambda head: {"head_dim": head}),
+    "glm4": ("glm4", lambda head: {"head_dim": head}),
+    "cohere2": ("cohere2", lambda head: {"tie_word_embeddings": True, "head_dim": head, "sliding_window": 64}),
+    "starcoder2": ("starcoder2", lambda head: {}),
+    "phi": ("phi", lambda head: {}),
+    "stablelm": ("stablelm", lambda head: {}),
+    "gemma": ("gemma", lambda head: {"tie_word_embeddings": True, "head_dim": head}),
 }
 
 

@@ -112,6 +112,10 @@ KINDS: dict[str, ByteLevelKind | SentencePieceKind] = {
         "tekken", _TEKKEN, "PreTrainedTokenizerFast", ("<unk>", "<s>", "</s>", "[INST]", "[/INST]"), "</s>",
         bos="<s>", adds_bos=True, ignore_merges=True,
     ),
+    "glm-4": ByteLevelKind(
+        "dbrx", _CL100K, "PreTrainedTokenizerFast", ("<|endoftext|>", "[gMASK]", "<|user|>", "<|assistant|>"),
+        "<|endoftext|>", pad="<|endoftext|>",
+    ),
     "llama-2": SentencePieceKind(("<unk>", "<s>", "</s>"), "<s>", "</s>", prefixed=True),
     "phi-3": SentencePieceKind(
         ("<unk>", "<s>", "</s>"), "<s>", "<|endoftext|>", prefixed=True, pad="<|endoftext|>",

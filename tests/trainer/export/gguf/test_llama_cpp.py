@@ -4,6 +4,7 @@ The weights are random, so that a wrong conversion changes every answer (a train
 prompt). Prompts reach beyond the windows of windowed layers.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.activations import GELUTanh, NewGELUActivation
 
-from finetune_test_models.family_models import FAMILY_MODELS
+from finetune_test_models.family_models import family_params
 from finetune_test_programs.generation import banned_tokens, complete, log_probabilities
 
 LENGTHS = (5, 9, 14, 22, 35, 58, 80, 110)
@@ -24,7 +26,9 @@ CONTEXT = 512  # where longrope's short divisors end in the models here
 # transformers and llama.cpp, both in fp32, differ by at most 5.2e-5 in the log-probability of a token (Gemma 3; 2.4e-6
 # for Phi-4); where the two best tokens are closer than CLOSEST, neither would be right. F16 measured: 2e-3.
 FP32_DIFFERENCE, CLOSEST = 1e-4, 2e-5
-F16_DIFFERENCE = 5e-3
+# Where GELU gates nothing, a value that fp32 rounds to the next entry of llama.cpp's table counts in full (5.3e-4).
+TABLE_DIFFERENCE, UNGATED = 1e-3, ("starcoder-2", "phi-2")
+F16_DIFFERENCE, DEEP_F16_DIFFERENCE, DEEP = 5e-3, 2e-2, 4  # the latter from that many layers on
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Expected:
 
 class TableGelu(torch.nn.Module):
     """GELU as llama.cpp computes it on a CPU: by a table of 16-bit values, unlike everything else (1e-4 in the
-    log-probabilities of Gemma models)."""
+    log-probabilities of Gemma models, 2e-3 of StarCoder2 and Phi-2)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         looked_up = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
@@ -50,9 +54,10 @@ class TableGelu(torch.nn.Module):
 
 def load(base: Path) -> Any:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager").eval()
-    if model.config.model_type.startswith("gemma"):
-        for layer in model.model.layers:
-            layer.mlp.act_fn = TableGelu()
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, GELUTanh | NewGELUActivation):
+                setattr(module, name, TableGelu())
     return model
 
 
@@ -79,7 +84,7 @@ def said_by_transformers(base: Path, prompts: list[list[int]] = PROMPTS, tokens:
     return Expected(answers, float(torch.cat(leads).min()), torch.cat(following), banned)
 
 
-@pytest.fixture(scope="module", params=FAMILY_MODELS)
+@pytest.fixture(scope="module", params=family_params())
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -104,14 +109,17 @@ def test_the_f32_file_says_what_transformers_says(
     file = export_gguf(family_base(name), tmp_path, "F32")["F32"]
     found = complete(file, PROMPTS, tokens=TOKENS, banned=expected.banned, context=CONTEXT)
     assert found == expected.answers
-    assert largest_difference(file, PROMPTS, expected) < FP32_DIFFERENCE
+    allowed = TABLE_DIFFERENCE if name in UNGATED else FP32_DIFFERENCE
+    assert largest_difference(file, PROMPTS, expected) < allowed
 
 
 def test_the_f16_file_is_as_close_as_its_type(
     name: str, expected: Expected, family_base: Callable[[str], Path], export_gguf: Any, tmp_path: Path
 ) -> None:
     file = export_gguf(family_base(name), tmp_path, "F16")["F16"]
-    assert FP32_DIFFERENCE < largest_difference(file, PROMPTS, expected) < F16_DIFFERENCE
+    layers = json.loads((family_base(name) / "config.json").read_text())["num_hidden_layers"]
+    allowed = F16_DIFFERENCE if layers < DEEP else DEEP_F16_DIFFERENCE
+    assert FP32_DIFFERENCE < largest_difference(file, PROMPTS, expected) < allowed
 
 
 SPOILED = {

@@ -6,7 +6,7 @@ lacks.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from logging import getLogger
 from typing import Any
 
@@ -38,6 +38,12 @@ class GgufFamily:
     """
     window_period: int | None = None
     """Every n-th layer attends fully, which llama.cpp hard-codes; None: no layer has a window there."""
+    window_pattern: bool = False
+    """llama.cpp is told which layers attend within a window."""
+    windowed_layers: int | None = None
+    """The number of layers of the one size that llama.cpp computes windows for; None: of every size."""
+    no_rope_period: int | None = None
+    """Every n-th layer has no RoPE, which llama.cpp hard-codes; None: every layer has."""
     activation: str = "silu"
     """The activation that gates the MLP, which llama.cpp hard-codes."""
     rope_tensors: bool = False
@@ -46,30 +52,73 @@ class GgufFamily:
     """The scaling type must be written for llama.cpp to look for the short and long divisors."""
     original_context: bool = False
     """The context length before scaling is always written."""
+    scaled_rope: bool = True
+    """False: llama.cpp is told that RoPE is never scaled."""
+    yarn_log: str | None = None
+    """The RoPE setting that llama.cpp takes YaRN's weight on the logarithm from; None: it takes the factor itself."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Setting of config.json -> the method of GGUFWriter that writes it; settings that are null are left out."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of config.json whose value llama.cpp hard-codes, with that value."""
 
 
-GEMMA_ACTIVATION = "gelu_pytorch_tanh"
+TANH_GELU = "gelu_pytorch_tanh"
+_LLAMA: dict[str, Any] = {"permuted_heads": True, "rope_dimensions": True, "rope_tensors": True}
+_GEMMA: dict[str, Any] = {"norm_offset": 1.0, "activation": TANH_GELU}
 GGUF_FAMILIES: dict[str, GgufFamily] = {
-    "llama": GgufFamily(MODEL_ARCH.LLAMA, permuted_heads=True, rope_dimensions=True, rope_tensors=True),
-    "mistral": GgufFamily(MODEL_ARCH.LLAMA, permuted_heads=True, rope_dimensions=True, rope_tensors=True),
+    "llama": GgufFamily(MODEL_ARCH.LLAMA, **_LLAMA),
+    "mistral": GgufFamily(MODEL_ARCH.LLAMA, **_LLAMA),
+    "ministral3": GgufFamily(
+        MODEL_ARCH.MISTRAL3,
+        yarn_log="mscale_all_dim",
+        settings={"llama_4_scaling_beta": "attn_temperature_scale"},
+        **_LLAMA,
+    ),
+    "smollm3": GgufFamily(MODEL_ARCH.SMOLLM3, no_rope_period=4, **_LLAMA),
+    "granite": GgufFamily(
+        MODEL_ARCH.GRANITE,
+        permuted_heads=True,
+        rope_dimensions=True,
+        fixed={"head_dim": None},
+        settings={
+            "attention_multiplier": "attention_scale",
+            "embedding_multiplier": "embedding_scale",
+            "residual_multiplier": "residual_scale",
+            "logits_scaling": "logit_scale",
+        },
+    ),
+    "arcee": GgufFamily(MODEL_ARCH.ARCEE, activation="relu2", **_LLAMA),
+    "seed_oss": GgufFamily(MODEL_ARCH.SEED_OSS, fixed={"mlp_bias": False}),
     "qwen2": GgufFamily(MODEL_ARCH.QWEN2),
     "qwen3": GgufFamily(MODEL_ARCH.QWEN3),
-    "gemma2": GgufFamily(
-        MODEL_ARCH.GEMMA2,
-        norm_offset=1.0,
-        sliding_window=True,
-        fixed_scale_layers=46,
-        window_period=2,
-        activation=GEMMA_ACTIVATION,
+    "olmo2": GgufFamily(MODEL_ARCH.OLMO2),
+    "olmo3": GgufFamily(MODEL_ARCH.OLMO2, window_pattern=True),
+    "exaone4": GgufFamily(
+        MODEL_ARCH.EXAONE4, rope_tensors=True, window_pattern=True, window_period=4, windowed_layers=64
     ),
-    "gemma3_text": GgufFamily(
-        MODEL_ARCH.GEMMA3,
-        norm_offset=1.0,
+    "ernie4_5": GgufFamily(MODEL_ARCH.ERNIE4_5, fixed={"use_bias": False}),
+    "hunyuan_v1_dense": GgufFamily(MODEL_ARCH.HUNYUAN_DENSE),
+    "glm4": GgufFamily(MODEL_ARCH.GLM4, rope_dimensions=True),
+    "cohere2": GgufFamily(
+        MODEL_ARCH.COHERE2,
         sliding_window=True,
-        fixed_scale_layers=62,
-        window_period=6,
-        activation=GEMMA_ACTIVATION,
+        window_period=4,
+        rope_dimensions=True,
+        scaled_rope=False,
+        settings={"logit_scale": "logit_scale"},
+        fixed={"tie_word_embeddings": True, "attention_bias": False},
     ),
+    "starcoder2": GgufFamily(MODEL_ARCH.STARCODER2, activation=TANH_GELU, fixed={"use_bias": True}),
+    "phi": GgufFamily(MODEL_ARCH.PHI2, activation="gelu_new", rope_dimensions=True, fixed={"qk_layernorm": False}),
+    "stablelm": GgufFamily(
+        MODEL_ARCH.STABLELM,
+        rope_dimensions=True,
+        settings={"use_parallel_residual": "parallel_residual"},
+        fixed={"qk_layernorm": False},
+    ),
+    "gemma": GgufFamily(MODEL_ARCH.GEMMA, fixed={"tie_word_embeddings": True}, **_GEMMA),
+    "gemma2": GgufFamily(MODEL_ARCH.GEMMA2, sliding_window=True, fixed_scale_layers=46, window_period=2, **_GEMMA),
+    "gemma3_text": GgufFamily(MODEL_ARCH.GEMMA3, sliding_window=True, fixed_scale_layers=62, window_period=6, **_GEMMA),
     "phi3": GgufFamily(
         MODEL_ARCH.PHI3,
         sliding_window=True,
@@ -96,6 +145,7 @@ def find_family(config: Mapping[str, Any]) -> GgufFamily:
         )
 
     _check_activation(family, config)
+    _check_fixed(family, config)
     _check_attention_scale(family, config)
     _check_windows(family, config)
     return family
@@ -108,6 +158,29 @@ def _check_activation(family: GgufFamily, config: Mapping[str, Any]) -> None:
             f"llama.cpp computes {family.activation} in this architecture, but config.json asks for {found!r}: "
             "export without GGUF"
         )
+
+
+def _check_fixed(family: GgufFamily, config: Mapping[str, Any]) -> None:
+    """Raise for a setting, or for layers without RoPE, that llama.cpp computes otherwise."""
+    for key, value in family.fixed.items():
+        if config.get(key) is not None and config[key] != value:
+            raise UnsupportedArchitectureError(
+                f"llama.cpp computes this architecture {_as_if(key, value)}, but config.json has {key} "
+                f"{config[key]!r}: export without GGUF"
+            )
+
+    layers, period = config.get("no_rope_layers"), family.no_rope_period
+    if layers is not None and period is not None:
+        expected = [int((layer + 1) % period != 0) for layer in range(len(layers))]
+        if [int(each) for each in layers] != expected:
+            raise UnsupportedArchitectureError(
+                f"llama.cpp leaves RoPE out of every {period}th layer of this architecture, but config.json has "
+                f"no_rope_layers {layers}: export without GGUF"
+            )
+
+
+def _as_if(key: str, value: object) -> str:
+    return f"without {key}" if value in (None, False) else f"with {key} {value}"
 
 
 def _check_attention_scale(family: GgufFamily, config: Mapping[str, Any]) -> None:
@@ -126,6 +199,14 @@ def _check_attention_scale(family: GgufFamily, config: Mapping[str, Any]) -> Non
 
 def _check_windows(family: GgufFamily, config: Mapping[str, Any]) -> None:
     """Raise if llama.cpp's windowed layers are others than the config's; warn if llama.cpp has no windows at all."""
+    layers: list[str] = config.get("layer_types") or []
+    if family.windowed_layers is not None:
+        _check_windowed_size(family.windowed_layers, config, has_windows="sliding_attention" in layers)
+        if "sliding_attention" not in layers:
+            return
+    elif family.window_pattern:
+        return
+
     if family.window_period is None:
         window = _effective_window(config)
         if window is not None:
@@ -136,13 +217,23 @@ def _check_windows(family: GgufFamily, config: Mapping[str, Any]) -> None:
             )
         return
 
-    period, layers = family.window_period, config["layer_types"]
+    period = family.window_period
     expected = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(len(layers))]
     if layers != expected:
         raise UnsupportedArchitectureError(
             f"llama.cpp computes full attention in every {period}th layer of this architecture, "
             f"but config.json has layer_types {layers}: export without GGUF"
         )
+
+
+def _check_windowed_size(size: int, config: Mapping[str, Any], *, has_windows: bool) -> None:
+    if has_windows == (config["num_hidden_layers"] == size):
+        return
+    found = "windows" if has_windows else "no windows"
+    raise UnsupportedArchitectureError(
+        f"llama.cpp computes sliding windows in models of this architecture with {size} layers and in no others, but "
+        f"config.json has {config['num_hidden_layers']} layers and {found} in layer_types: export without GGUF"
+    )
 
 
 def _effective_window(config: Mapping[str, Any]) -> int | None:

@@ -9,6 +9,10 @@ from finetune_trainer.export.gguf.families import GgufFamily
 from finetune_trainer.export.gguf.rope_metadata import add_rope_metadata, rotated_dimensions
 
 GGUF_QUANTIZATION_VERSION = 2
+RMS_EPSILONS = ("rms_norm_eps", "norm_eps")
+"""Names of the epsilon of RMS norms in config.json."""
+MEAN_EPSILONS = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
+"""Names of the epsilon of norms that subtract the mean, too."""
 
 
 def add_hyperparameters(writer: GGUFWriter, family: GgufFamily, config: Mapping[str, Any]) -> None:
@@ -22,7 +26,7 @@ def add_hyperparameters(writer: GGUFWriter, family: GgufFamily, config: Mapping[
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    _add_epsilons(writer, config)
     writer.add_vocab_size(config["vocab_size"])
 
     # llama.cpp assumes hidden / heads where the head size is not written.
@@ -34,11 +38,30 @@ def add_hyperparameters(writer: GGUFWriter, family: GgufFamily, config: Mapping[
         writer.add_rope_dimension_count(rotated_dimensions(config))
     add_rope_metadata(writer, family, config)
     _add_attention_settings(writer, family, config)
+    _add_settings(writer, family, config)
+
+
+def _add_epsilons(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
+    for names, add in ((RMS_EPSILONS, writer.add_layer_norm_rms_eps), (MEAN_EPSILONS, writer.add_layer_norm_eps)):
+        found = next((config[name] for name in names if config.get(name) is not None), None)
+        if found is not None:
+            add(found)
+
+
+def _add_settings(writer: GGUFWriter, family: GgufFamily, config: Mapping[str, Any]) -> None:
+    """Write the settings that only this family has; they stand in config.json itself or among those of RoPE."""
+    for key, written in family.settings.items():
+        value = config.get(key, config["rope_parameters"].get(key))
+        if value is not None:
+            getattr(writer, f"add_{written}")(value)
 
 
 def _add_attention_settings(writer: GGUFWriter, family: GgufFamily, config: Mapping[str, Any]) -> None:
     if family.sliding_window:
         writer.add_sliding_window(config.get("sliding_window") or 0)  # 0 means none to llama.cpp
+    elif family.window_pattern and config.get("sliding_window"):
+        writer.add_sliding_window(config["sliding_window"])
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config["layer_types"]])
 
     # Gemma 3's windowed layers have a RoPE frequency of their own.
     windowed_rope = config["rope_parameters"].get("sliding_attention")

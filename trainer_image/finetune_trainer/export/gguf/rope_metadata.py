@@ -44,6 +44,9 @@ def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[st
         raise UnsupportedArchitectureError(
             f"llama.cpp has no RoPE scaling {kind!r} for this architecture: export without GGUF"
         )
+    if not family.scaled_rope:
+        _check_unscaled(kind)
+        writer.add_rope_scaling_type(RopeScalingType.NONE)
 
     writer.add_rope_freq_base(float(rope["rope_theta"]))
     match kind:
@@ -53,7 +56,7 @@ def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[st
             writer.add_rope_scaling_type(RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(float(rope["factor"]))
         case "yarn":
-            _add_yarn(writer, rope, config)
+            _add_yarn(writer, family, rope)
         case "longrope":
             if family.names_longrope:
                 writer.add_rope_scaling_type(RopeScalingType.LONGROPE)
@@ -69,7 +72,15 @@ def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[st
         writer.add_rope_scaling_orig_ctx_len(_original_context(config))
 
 
-def _add_yarn(writer: GGUFWriter, rope: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def _check_unscaled(kind: str) -> None:
+    if kind != "default":
+        raise UnsupportedArchitectureError(
+            f"llama.cpp does not scale RoPE in this architecture, but config.json has RoPE scaling {kind!r}: export "
+            "without GGUF"
+        )
+
+
+def _add_yarn(writer: GGUFWriter, family: GgufFamily, rope: Mapping[str, Any]) -> None:
     """Write YaRN's factor and, if it is not the usual one, how much attention is sharpened."""
     betas = tuple(
         float(rope.get(key) or usual) for key, usual in zip(("beta_fast", "beta_slow"), YARN_BETAS, strict=True)
@@ -83,6 +94,13 @@ def _add_yarn(writer: GGUFWriter, rope: Mapping[str, Any], config: Mapping[str, 
     factor = float(rope["factor"])
     writer.add_rope_scaling_type(RopeScalingType.YARN)
     writer.add_rope_scaling_factor(factor)
+    if rope.get("beta_fast") is not None:
+        writer.add_rope_scaling_yarn_beta_fast(float(rope["beta_fast"]))
+    if rope.get("beta_slow") is not None:
+        writer.add_rope_scaling_yarn_beta_slow(float(rope["beta_slow"]))
+    if family.yarn_log is not None:
+        writer.add_rope_scaling_yarn_log_mul(float(rope.get(family.yarn_log) or 0.0))
+        return
 
     usual = _yarn_scale(factor)
     given = _yarn_attention_factor(rope, factor)

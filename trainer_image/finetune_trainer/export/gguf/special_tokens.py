@@ -17,7 +17,7 @@ from finetune_trainer.export.base_model.ends import find_ends, ids_in, template_
 from finetune_trainer.export.base_model.tokenizer_files import DEFAULT_TEMPLATE, TokenizerFiles, id_of
 
 KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
-TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<|eot|>")
+TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<|eot|>", "<|user|>")
 MESSAGE_END = "<|eom_id|>"  # Llama 3.1's pause for a tool's answer
 _GENERATION_MARK = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 
