@@ -18,6 +18,7 @@ from finetune_test_models.tiny_tokenizers import KINDS, write_tokenizer
 HIDDEN_SIZE = 256
 HEAD_SIZE = 64
 SPARE_ROWS = 24  # of the embedding, beyond the tokenizer: published models have some
+GLM_ENDS = ("<|endoftext|>", "<|user|>", "<|observation|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + eos_token }}{% endfor %}"
 )
@@ -121,11 +122,36 @@ FAMILY_MODELS: dict[str, FamilyModel] = {
     ),
     "ernie-4.5": FamilyModel("ernie4_5", "llama-2", {"tie_word_embeddings": True}),
     "hunyuan": FamilyModel("hunyuan", "phi-4", {"eod_token_id": None}),
-    "glm-4": FamilyModel("glm4", "glm-4", ends=("<|endoftext|>", "<|user|>")),
+    "glm-4": FamilyModel("glm4", "glm-4", ends=GLM_ENDS),
     "cohere-2": FamilyModel("cohere2", "smollm", {"num_hidden_layers": 4, "rotary_pct": 1.0, "logit_scale": 0.5}),
     "starcoder-2": FamilyModel("starcoder2", "smollm"),
     "phi-2": FamilyModel("phi", "gpt-2", {"intermediate_size": 4 * HIDDEN_SIZE, "num_key_value_heads": 4}),
     "stablelm": FamilyModel("stablelm", "gpt-2", {"use_qkv_bias": True}),
+    "apertus": FamilyModel(
+        "apertus", "tekken",
+        {"rope_parameters": {
+            "rope_type": "llama3", "rope_theta": 12e6, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 512}},
+    ),
+    "mixtral": FamilyModel("mixtral", "llama-2", {"num_hidden_layers": 3}),
+    "olmoe": FamilyModel("olmoe", "gpt-2"),
+    "qwen1.5-moe": FamilyModel("qwen2_moe", "qwen"),
+    "qwen3-moe": FamilyModel("qwen3_moe", "qwen"),
+    "granite-3-moe": FamilyModel(
+        "granitemoe", "smollm",
+        {"embedding_multiplier": 12.0, "logits_scaling": 0.25, "residual_multiplier": 0.22,
+         "attention_multiplier": 0.2},
+    ),
+    "gpt-oss": FamilyModel(
+        "gpt_oss", "phi-4-mini",
+        {"rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "original_max_position_embeddings": 64,
+            "beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}},
+    ),
+    "llama-4": FamilyModel("llama4", "phi-4-mini", {"num_hidden_layers": 4, "interleave_moe_layer_step": 2}),
+    "glm-4.5": FamilyModel("glm4_moe", "glm-4", {"num_nextn_predict_layers": 0}, ends=GLM_ENDS),
+    "deepseek-v2": FamilyModel("deepseek_v2", "gpt-2"),
+    "deepseek-v3": FamilyModel("deepseek_v3", "gpt-2", {"n_routed_experts": 8, "n_group": 2}),
     "gemma": FamilyModel(
         "gemma", "gemma", {"num_key_value_heads": 1, "num_hidden_layers": 3}, ends=("<eos>", "<end_of_turn>")
     ),

@@ -39,6 +39,20 @@ def _gemma(head: int) -> dict[str, Any]:
     return {"tie_word_embeddings": True, "head_dim": head, "query_pre_attn_scalar": head, "sliding_window": 64}
 
 
+def _experts(head: int) -> dict[str, Any]:
+    return {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 4 * head}
+
+
+def _routed(head: int) -> dict[str, Any]:
+    return {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 4 * head, "n_group": 1,
+            "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1}  # fmt: skip
+
+
+def _latent(head: int) -> dict[str, Any]:
+    return {"q_lora_rank": 2 * head, "kv_lora_rank": 4 * head, "qk_nope_head_dim": head, "qk_rope_head_dim": head // 2,
+            "v_head_dim": head, "num_key_value_heads": 4}  # fmt: skip
+
+
 # Settings of a family's config beyond the common sizes: family -> (model_type, settings by head size).
 TINY_FAMILIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
     "llama": ("llama", lambda head: {}),
@@ -63,6 +77,23 @@ TINY_FAMILIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
     "starcoder2": ("starcoder2", lambda head: {}),
     "phi": ("phi", lambda head: {}),
     "stablelm": ("stablelm", lambda head: {}),
+    "apertus": ("apertus", lambda head: {}),
+    "mixtral": ("mixtral", lambda head: {"num_local_experts": 4, "sliding_window": None}),
+    "olmoe": ("olmoe", lambda head: {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4}),
+    "qwen2_moe": ("qwen2_moe", lambda head: _experts(head) | {"shared_expert_intermediate_size": 4 * head}),
+    "qwen3_moe": ("qwen3_moe", lambda head: _experts(head) | {"head_dim": head, "norm_topk_prob": True}),
+    "granitemoe": ("granitemoe", lambda head: {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "gpt_oss": (
+        "gpt_oss",
+        lambda head: {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": head, "sliding_window": 64},
+    ),
+    "llama4": (
+        "llama4_text",
+        lambda head: {"num_local_experts": 4, "intermediate_size_mlp": 8 * head, "head_dim": head},
+    ),
+    "glm4_moe": ("glm4_moe", lambda head: _routed(head) | {"head_dim": head}),
+    "deepseek_v2": ("deepseek_v2", lambda head: _routed(head) | _latent(head)),
+    "deepseek_v3": ("deepseek_v3", lambda head: _routed(head) | _latent(head)),
     "gemma": ("gemma", lambda head: {"tie_word_embeddings": True, "head_dim": head}),
 }
 

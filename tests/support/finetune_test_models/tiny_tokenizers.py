@@ -113,8 +113,9 @@ KINDS: dict[str, ByteLevelKind | SentencePieceKind] = {
         bos="<s>", adds_bos=True, ignore_merges=True,
     ),
     "glm-4": ByteLevelKind(
-        "dbrx", _CL100K, "PreTrainedTokenizerFast", ("<|endoftext|>", "[gMASK]", "<|user|>", "<|assistant|>"),
-        "<|endoftext|>", pad="<|endoftext|>",
+        "dbrx", _CL100K, "PreTrainedTokenizerFast",
+        ("<|endoftext|>", "[gMASK]", "<|user|>", "<|assistant|>", "<|observation|>"), "<|endoftext|>",
+        pad="<|endoftext|>",
     ),
     "llama-2": SentencePieceKind(("<unk>", "<s>", "</s>"), "<s>", "</s>", prefixed=True),
     "phi-3": SentencePieceKind(

@@ -11,7 +11,7 @@ import gguf
 import pytest
 
 from finetune_test_programs.llama_cpp_converter import Conversion, convert
-from finetune_trainer.export.gguf.metadata import MAX_ENTRIES, Origin, read_metadata
+from finetune_trainer.export.gguf.metadata import MAX_ENTRIES, Origin, Size, read_metadata
 
 CARD = """---
 license: llama3.1
@@ -75,7 +75,7 @@ def test_everything_is_said_that_the_converter_says(
 
 
 def read(folder: Path, *, base_name: str | None = None, is_trained: bool = False) -> gguf.Metadata:
-    return read_metadata(folder, Origin("mine", base_name, is_trained), {}, parameters=8_000_000)
+    return read_metadata(folder, Origin("mine", base_name, is_trained), {}, Size(8_000_000))
 
 
 def test_a_trained_model_has_the_licence_of_its_base_and_that_as_its_ancestor(described: Path) -> None:
@@ -120,5 +120,5 @@ def test_only_what_has_the_right_form_is_passed_on(case: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("given", [True, "0.6", [0.6], float("nan"), float("inf"), 1e300, None])
 def test_a_setting_of_sampling_that_is_no_number_is_left_out(given: object, tmp_path: Path) -> None:
-    metadata = read_metadata(tmp_path, Origin("mine", None, False), {"temperature": given}, parameters=1)
+    metadata = read_metadata(tmp_path, Origin("mine", None, False), {"temperature": given}, Size(1))
     assert metadata.sampling_temp is None

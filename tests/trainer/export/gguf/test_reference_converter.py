@@ -2,6 +2,7 @@
 metadata but for the keys listed here."""
 
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,22 @@ OURS_ONLY = {
 THEIRS_ONLY = {
     "add_sep_token": "read for BERT only; the converter writes false wherever a post-processor is a template"
 }
+GLM = {
+    "bos_token_id": "the converter repeats the end of text, which the tokenizer does not put before texts",
+    "unknown_token_id": "as bos_token_id",
+}
 OF_ONE_FAMILY = {
     "cohere-2": {
         "rope.scaling.type": "llama.cpp takes a file without it as unscaled",
     },
     "gemma": {"eot_token_id": "the converter writes CodeGemma's, 107, whatever the vocabulary has there"},
-    "glm-4": {
-        "bos_token_id": "the converter repeats the end of text, which the tokenizer does not put before texts",
-        "unknown_token_id": "as bos_token_id",
+    "glm-4": GLM,
+    "glm-4.5": GLM | {"nextn_predict_layers": "zero, as llama.cpp takes a file without it"},
+    "deepseek-v2": {
+        "expert_gating_func": "the converter leaves it out where config.json does, and llama.cpp guesses by the size",
+        "expert_weights_norm": "false, as llama.cpp takes a file without it",
     },
+    "deepseek-v3": {"expert_gating_func": "as deepseek-v2"},
 }
 """Keys with another value, or none, in one of the files of one family."""
 DEFAULTS = {"rope.freq_base": 10000.0, "add_space_prefix": True, "add_sep_token": False}
@@ -86,8 +94,11 @@ def pairs(
 
 
 def different_tensors(pair: Pair) -> list[str]:
-    """Names of tensors that are not the same in both files; order counts."""
+    """Names of tensors that are not the same in both files; order counts, but for experts, which each side collects
+    in its own way."""
     ours, theirs = ([(t.name, t.tensor_type, tuple(t.shape), t.data) for t in reader.tensors] for reader in pair)
+    if any("_exps." in name for name, *_ in ours):
+        ours, theirs = sorted(ours, key=itemgetter(0)), sorted(theirs, key=itemgetter(0))
     assert [each[0] for each in ours] == [each[0] for each in theirs]
     return [
         name

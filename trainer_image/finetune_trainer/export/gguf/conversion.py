@@ -50,7 +50,7 @@ def plan_conversion(
     family = find_family(config)
     names = TensorNames(family, config)
     for name, _ in shapes or ():
-        names.rename(name)
+        names.destinations(name)
 
     conversion = GgufConversion(family, config, read_tokenizer(tokenizer, config, generation))
     conversion.new_writer(

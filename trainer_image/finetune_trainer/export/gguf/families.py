@@ -10,11 +10,26 @@ from dataclasses import dataclass, field
 from logging import getLogger
 from typing import Any
 
-from gguf import MODEL_ARCH
+from gguf import MODEL_ARCH, ExpertGatingFuncType
 
 from finetune_trainer.export.errors import UnsupportedArchitectureError
 
 log = getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A stored tensor that llama.cpp has as several tensors, or with its last two dimensions swapped."""
+
+    into: tuple[str, ...]
+    """The ends of names that take the place of the stored tensor's."""
+    transposed: bool = False
+    """The last two dimensions are swapped first."""
+    interleaved: bool = False
+    """Rows take turns; else each part has its rows together."""
+    per_head: tuple[str, ...] = ()
+    """Settings of config.json with each part's rows in a head, where every head has rows of each part. The first part
+    is turned over: [heads, columns, rows]."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +69,59 @@ class GgufFamily:
     """The context length before scaling is always written."""
     scaled_rope: bool = True
     """False: llama.cpp is told that RoPE is never scaled."""
+    feed_forward: str = "intermediate_size"
+    """The setting that has the width of MLPs outside experts."""
+    equal_heads: bool = False
+    """llama.cpp expects as many heads of keys and values as of queries."""
+    cut_ramp: bool = True
+    """False: a YaRN ramp that transformers does not truncate is accepted, although llama.cpp truncates it."""
+    latent_attention: bool = False
+    """Keys and values are made from one low-rank state (DeepSeek's MLA)."""
     yarn_log: str | None = None
     """The RoPE setting that llama.cpp takes YaRN's weight on the logarithm from; None: it takes the factor itself."""
+    splits: Mapping[str, Split] = field(default_factory=dict)
+    """By the end of the stored tensor's name."""
+    arrays: Mapping[str, str] = field(default_factory=dict)
+    """End of the name of a scalar that every layer has -> the method of GGUFWriter that writes all of them."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Setting of config.json -> the method of GGUFWriter that writes it; settings that are null are left out."""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    """Method of GGUFWriter -> a value that all models of the family have."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Settings of config.json whose value llama.cpp hard-codes, with that value."""
 
 
+_GATE_UP = ("experts.gate_proj.weight", "experts.up_proj.weight")
+_LATENT_SPLIT = Split(
+    ("self_attn.k_b_proj.weight", "self_attn.v_b_proj.weight"), per_head=("qk_nope_head_dim", "v_head_dim")
+)
+_SHARED_EXPERT_SPLITS = {
+    "block_sparse_moe.input_linear.weight": Split(("mlp.experts.gate_proj.weight", "mlp.experts.up_proj.weight")),
+    "shared_mlp.input_linear.weight": Split(("mlp.shared_expert.gate_proj.weight", "mlp.shared_expert.up_proj.weight")),
+}
+_GRANITE_SCALES = {
+    "attention_multiplier": "attention_scale",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+}
+_EXPERT_WIDTHS = {
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+}
+_ROUTED = {
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "n_shared_experts": "expert_shared_count",
+    "first_k_dense_replace": "leading_dense_block_count",
+    "routed_scaling_factor": "expert_weights_scale",
+    "norm_topk_prob": "expert_weights_norm",
+}
+_LATENT: dict[str, Any] = {
+    "latent_attention": True,
+    "rope_dimensions": True,
+    "splits": {"self_attn.kv_b_proj.weight": _LATENT_SPLIT},
+    "settings": _ROUTED,
+}
 TANH_GELU = "gelu_pytorch_tanh"
 _LLAMA: dict[str, Any] = {"permuted_heads": True, "rope_dimensions": True, "rope_tensors": True}
 _GEMMA: dict[str, Any] = {"norm_offset": 1.0, "activation": TANH_GELU}
@@ -80,12 +140,7 @@ GGUF_FAMILIES: dict[str, GgufFamily] = {
         permuted_heads=True,
         rope_dimensions=True,
         fixed={"head_dim": None},
-        settings={
-            "attention_multiplier": "attention_scale",
-            "embedding_multiplier": "embedding_scale",
-            "residual_multiplier": "residual_scale",
-            "logits_scaling": "logit_scale",
-        },
+        settings=_GRANITE_SCALES,
     ),
     "arcee": GgufFamily(MODEL_ARCH.ARCEE, activation="relu2", **_LLAMA),
     "seed_oss": GgufFamily(MODEL_ARCH.SEED_OSS, fixed={"mlp_bias": False}),
@@ -109,12 +164,81 @@ GGUF_FAMILIES: dict[str, GgufFamily] = {
         fixed={"tie_word_embeddings": True, "attention_bias": False},
     ),
     "starcoder2": GgufFamily(MODEL_ARCH.STARCODER2, activation=TANH_GELU, fixed={"use_bias": True}),
+    "apertus": GgufFamily(
+        MODEL_ARCH.APERTUS,
+        activation="xielu",
+        rope_dimensions=True,
+        rope_tensors=True,
+        arrays={f".act_fn.{name}": f"xielu_{name}" for name in ("alpha_n", "alpha_p", "beta", "eps")},
+    ),
     "phi": GgufFamily(MODEL_ARCH.PHI2, activation="gelu_new", rope_dimensions=True, fixed={"qk_layernorm": False}),
     "stablelm": GgufFamily(
         MODEL_ARCH.STABLELM,
         rope_dimensions=True,
         settings={"use_parallel_residual": "parallel_residual"},
         fixed={"qk_layernorm": False},
+    ),
+    "mixtral": GgufFamily(MODEL_ARCH.LLAMA, **_LLAMA),
+    "olmoe": GgufFamily(MODEL_ARCH.OLMOE, fixed={"clip_qkv": None, "norm_topk_prob": False, "attention_bias": False}),
+    "qwen2_moe": GgufFamily(
+        MODEL_ARCH.QWEN2MOE,
+        settings=_EXPERT_WIDTHS,
+        fixed={"norm_topk_prob": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
+    ),
+    "qwen3_moe": GgufFamily(
+        MODEL_ARCH.QWEN3MOE,
+        settings=_EXPERT_WIDTHS,
+        fixed={"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
+    ),
+    "granitemoe": GgufFamily(
+        MODEL_ARCH.GRANITE_MOE,
+        permuted_heads=True,
+        rope_dimensions=True,
+        splits=_SHARED_EXPERT_SPLITS,
+        fixed={"head_dim": None},
+        settings=_GRANITE_SCALES | {"shared_intermediate_size": "expert_shared_feed_forward_length"},
+    ),
+    "gpt_oss": GgufFamily(
+        MODEL_ARCH.GPT_OSS,
+        sliding_window=True,
+        window_period=2,
+        splits={
+            "experts.gate_up_proj": Split(_GATE_UP, transposed=True, interleaved=True),
+            "experts.gate_up_proj_bias": Split(("experts.gate_proj.bias", "experts.up_proj.bias"), interleaved=True),
+            "experts.down_proj": Split(("experts.down_proj.weight",), transposed=True),
+        },
+        settings={"intermediate_size": "expert_feed_forward_length"},
+        cut_ramp=False,
+    ),
+    "llama4_text": GgufFamily(
+        MODEL_ARCH.LLAMA4,
+        rope_dimensions=True,
+        rope_tensors=True,
+        no_rope_period=4,
+        feed_forward="intermediate_size_mlp",
+        splits={
+            "experts.gate_up_proj": Split(_GATE_UP, transposed=True),
+            "experts.down_proj": Split(("experts.down_proj.weight",), transposed=True),
+        },
+        settings={
+            "interleave_moe_layer_step": "interleave_moe_layer_step",
+            "intermediate_size": "expert_feed_forward_length",
+        },
+    ),
+    "glm4_moe": GgufFamily(
+        MODEL_ARCH.GLM4_MOE,
+        rope_dimensions=True,
+        settings=_ROUTED,
+        constants={"expert_gating_func": ExpertGatingFuncType.SIGMOID},
+    ),
+    "deepseek_v2": GgufFamily(
+        MODEL_ARCH.DEEPSEEK2,
+        constants={"expert_gating_func": ExpertGatingFuncType.SOFTMAX},
+        fixed={"topk_method": "greedy", "norm_topk_prob": False},
+        **_LATENT,
+    ),
+    "deepseek_v3": GgufFamily(
+        MODEL_ARCH.DEEPSEEK2, constants={"expert_gating_func": ExpertGatingFuncType.SIGMOID}, **_LATENT
     ),
     "gemma": GgufFamily(MODEL_ARCH.GEMMA, fixed={"tie_word_embeddings": True}, **_GEMMA),
     "gemma2": GgufFamily(MODEL_ARCH.GEMMA2, sliding_window=True, fixed_scale_layers=46, window_period=2, **_GEMMA),
@@ -168,6 +292,13 @@ def _check_fixed(family: GgufFamily, config: Mapping[str, Any]) -> None:
                 f"llama.cpp computes this architecture {_as_if(key, value)}, but config.json has {key} "
                 f"{config[key]!r}: export without GGUF"
             )
+
+    if family.equal_heads and config["num_key_value_heads"] != config["num_attention_heads"]:
+        raise UnsupportedArchitectureError(
+            f"llama.cpp computes this architecture with as many key and value heads as query heads, but config.json "
+            f"has num_key_value_heads {config['num_key_value_heads']} and num_attention_heads "
+            f"{config['num_attention_heads']}: export without GGUF"
+        )
 
     layers, period = config.get("no_rope_layers"), family.no_rope_period
     if layers is not None and period is not None:

@@ -4,7 +4,7 @@ A GGUF file begins with the sizes of all its tensors, so everything is planned f
 is read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +13,13 @@ import torch
 from gguf import GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFWriter
 
 from finetune_trainer.export.base_model.folder import BaseModel
+from finetune_trainer.export.errors import InvalidBaseError
 from finetune_trainer.export.gguf.conversion import plan_conversion
-from finetune_trainer.export.gguf.metadata import Origin, read_metadata
+from finetune_trainer.export.gguf.families import GgufFamily
+from finetune_trainer.export.gguf.metadata import Origin, Size, read_metadata
 from finetune_trainer.export.gguf.rope import rope_factor_tensors
-from finetune_trainer.export.gguf.tensors import TensorConverter
+from finetune_trainer.export.gguf.tensor_names import Destination
+from finetune_trainer.export.gguf.tensors import Part, TensorConverter
 from finetune_trainer.export.quantization.file_types import FileType, find_file_type
 from finetune_trainer.export.quantization.quantize import encoded_size
 from finetune_trainer.export.quantization.streamed_encoder import StreamedEncoder
@@ -25,14 +28,31 @@ from finetune_trainer.export.tensor_io.file_writer import AppendedFile, FileWrit
 from finetune_trainer.export.tensor_io.stopwatch import Stopwatch
 
 
-@dataclass(frozen=True)
+@dataclass
 class _PlannedTensor:
-    name: str
+    """A tensor that is written as a whole, or place by place."""
+
     type: GGMLQuantizationType
+    offset: int
+    """From the beginning of the file's data."""
+    places: int
+    """Parts that make the tensor, of one size each."""
+    missing: int
+    """Parts that are still to be written."""
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shape of a GGUF tensor, and the number of places if it is a stack."""
+
+    shape: tuple[int, ...]
+    places: int = 1
 
 
 class GgufFile:
-    """One GGUF file: planned as a whole, then fed the tensors in the planned order."""
+    """One GGUF file: planned as a whole, then fed the tensors, in any order."""
 
     def __init__(self, path: Path, file_type: FileType, writer: GGUFWriter) -> None:
         self.path = path
@@ -42,19 +62,22 @@ class GgufFile:
         self._writer = writer
         self._file: AppendedFile | None = None
         self._encoder: StreamedEncoder | None = None
-        self._plan: list[_PlannedTensor] = []
+        self._plan: dict[str, _PlannedTensor] = {}
+        self._data = 0  # position of the first tensor
+        self._length = 0  # bytes of all tensors with what aligns them
 
-    def plan(self, model: TensorTypeInputs, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> None:
-        """Announce all tensors (GGUF names and shapes) in the order in which they will be written."""
-        types = choose_tensor_types(self.file_type, model, tensors)
-        for name, shape in tensors:
-            size = encoded_size(shape, types[name])
+    def plan(self, model: TensorTypeInputs, tensors: Mapping[str, Layout]) -> None:
+        """Announce all tensors in the order in which they will lie in the file."""
+        types = choose_tensor_types(self.file_type, model, [(name, layout.shape) for name, layout in tensors.items()])
+        for name, layout in tensors.items():
+            size = encoded_size(layout.shape, types[name])
             # The dtype is that of the values before encoding; llama.cpp reads raw_dtype.
-            self._writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=types[name])
-            self._plan.append(_PlannedTensor(name, types[name]))
+            self._writer.add_tensor_info(name, layout.shape, np.dtype(np.float32), size, raw_dtype=types[name])
+            self._plan[name] = _PlannedTensor(types[name], self._length, layout.places, layout.places, size)
+            self._length += size + -size % GGUF_DEFAULT_ALIGNMENT
             self.size += size
 
-        planned = [(shape, types[name]) for name, shape in tensors]
+        planned = [(layout.shape, types[name]) for name, layout in tensors.items()]
         self._encoder = StreamedEncoder(planned, advice="choose BF16 or a quantised type")
 
     def begin(self, writers: FileWriters) -> None:
@@ -67,26 +90,31 @@ class GgufFile:
 
         self._file = AppendedFile(writers, self.path)
         self._file.pad(GGUF_DEFAULT_ALIGNMENT)  # the data section begins at a multiple of it
-        self._plan.reverse()  # so that pop() gives the next tensor
+        self._data = self._file.end
 
-    def write(self, name: str, weights: torch.Tensor) -> int:
-        """Encode and append the next planned tensor, of 16 or 32 bits; returns its bytes in the file."""
-        planned = self._plan.pop()
-        if planned.name != name:
-            raise AssertionError(f"tensor {name} came where {planned.name} was planned")
+    def write(self, place: Destination, weights: torch.Tensor) -> int:
+        """Encode a planned tensor of 16 or 32 bits, or one place of it; returns its bytes in the file."""
+        planned = self._plan[place.name]
+        assert planned.missing, f"{place.name} is complete"
         assert self._encoder is not None, "plan comes first"
         assert self._file is not None, "begin comes first"
 
-        written = self._encoder.append(self._file, name, weights, planned.type, self.watch)
-        self._file.pad(GGUF_DEFAULT_ALIGNMENT)
+        self._file.move_to(self._data + planned.offset + (place.slot or 0) * (planned.size // planned.places))
+        written = self._encoder.append(self._file, place.name, weights, planned.type, self.watch)
+        planned.missing -= 1
         return written
 
     def end(self) -> None:
         """Close the file; every planned tensor must have been written."""
         assert self._file is not None, "begin comes first"
+        missing = [name for name, planned in self._plan.items() if planned.missing]
+        if not missing and self._plan:
+            last = list(self._plan.values())[-1]
+            self._file.move_to(self._data + last.offset + last.size)
+            self._file.pad(GGUF_DEFAULT_ALIGNMENT)
         self._file.close()
-        if self._plan:
-            raise AssertionError(f"tensors never written: {[planned.name for planned in self._plan]}")
+        if missing:
+            raise AssertionError(f"tensors never written: {missing}")
 
     def abandon(self) -> None:
         """Close and delete the unfinished file, whose writers have ended."""
@@ -94,6 +122,31 @@ class GgufFile:
         if self._file is not None:
             self._file.abandon()
         self.path.unlink(missing_ok=True)
+
+
+def lay_out(parts: Iterable[Part]) -> dict[str, Layout]:
+    """The GGUF tensors that `parts` make, in the order of their first parts.
+
+    Raises InvalidBaseError if a stack has a gap, or parts of different shapes.
+    """
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    slots: dict[str, list[int | None]] = {}
+    for part in parts:
+        shapes.setdefault(part.destination.name, []).append(part.shape)
+        slots.setdefault(part.destination.name, []).append(part.destination.slot)
+
+    layouts = {}
+    for name, found in shapes.items():
+        if slots[name] == [None]:
+            layouts[name] = Layout(found[0])
+            continue
+        if None in slots[name] or sorted(slots[name], key=int) != list(range(len(found))) or len({*found}) > 1:  # type: ignore[arg-type]
+            raise InvalidBaseError(
+                f"the weights of {name} are {len(found)} tensors that make no stack: some are missing, or differ in "
+                "shape; get the base model's files again"
+            )
+        layouts[name] = Layout((len(found), *found[0]), places=len(found))
+    return layouts
 
 
 class GgufFiles:
@@ -104,20 +157,23 @@ class GgufFiles:
         config, generation = base.full_config, base.generation_config
         conversion = plan_conversion(config, base.tokenizer, generation, base.shapes)
 
-        # Tensors in the order in which they will be written: RoPE's divisors, then the model's own.
+        # Tensors in the order in which they will lie in the file: RoPE's divisors, then the model's own.
         self._converter = TensorConverter(conversion.family, config)
         self._factors = rope_factor_tensors(config)
-        tensors = [(factor_name, tuple(factors.shape)) for factor_name, factors in self._factors.items()]
-        renamed = [(self._converter.rename(tensor), shape) for tensor, shape in base.shapes]
-        tensors += [(tensor, shape) for tensor, shape in renamed if tensor is not None]
-
-        parameters = sum(torch.Size(shape).numel() for _, shape in base.shapes)
-        metadata = read_metadata(base.path, origin, generation, parameters=parameters)
+        tensors = {factor_name: Layout(tuple(factors.shape)) for factor_name, factors in self._factors.items()}
+        self._parts = {tensor: self._converter.parts(tensor, shape) for tensor, shape in base.shapes}
+        own = lay_out(part for parts in self._parts.values() for part in parts)
+        tensors |= own
+        metadata = read_metadata(base.path, origin, generation, _measure(own))
         model = TensorTypeInputs.of(conversion.family.architecture, config)
+        arrays = read_arrays(conversion.family, base)
 
         self.files: dict[str, GgufFile] = {}
         for kind, path in paths.items():
-            file = self.files[kind] = GgufFile(path, find_file_type(kind), conversion.new_writer(metadata))
+            writer = conversion.new_writer(metadata)
+            for add, values in arrays.items():
+                getattr(writer, f"add_{add}")(values)
+            file = self.files[kind] = GgufFile(path, find_file_type(kind), writer)
             file.plan(model, tensors)
 
     @property
@@ -133,15 +189,16 @@ class GgufFiles:
         """Create the files and write everything before the model's own weights; returns the bytes of tensors."""
         for file in self.files.values():
             file.begin(writers)
-        return sum(file.write(name, factors) for file in self.files.values() for name, factors in self._factors.items())
+        factors = [(Destination(name), values) for name, values in self._factors.items()]
+        return sum(file.write(place, values) for file in self.files.values() for place, values in factors)
 
     def write(self, name: str, weights: torch.Tensor) -> int:
         """Write Hugging Face tensor `name`, of 16 or 32 bits, to every file; returns the bytes written."""
-        renamed = self._converter.rename(name)
-        if renamed is None:
-            return 0
-        transformed = self._converter.transform(name, weights)  # once for all files
-        return sum(file.write(renamed, transformed) for file in self.files.values())
+        written = 0
+        for part in self._parts[name]:
+            values = part.take(weights).contiguous()  # once for all files
+            written += sum(file.write(part.destination, values) for file in self.files.values())
+        return written
 
     def end(self) -> None:
         """Close all files, complete."""
@@ -152,3 +209,29 @@ class GgufFiles:
         """Close and delete all files."""
         for file in self.files.values():
             file.abandon()
+
+
+def read_arrays(family: GgufFamily, base: BaseModel) -> dict[str, list[float]]:
+    """The values of scalars that every layer of `base` has, in the order of the layers, by the writer's method."""
+    found: dict[str, list[float]] = {}
+    for end, add in family.arrays.items():
+        scalars = {_layer(tensor.name): tensor for tensor in base.tensors if tensor.name.endswith(end)}
+        found[add] = [float(scalars[layer].read()) for layer in sorted(scalars)]
+    return found
+
+
+def _layer(name: str) -> int:
+    return next(int(part) for part in name.split(".") if part.isdecimal())
+
+
+def _measure(tensors: Mapping[str, Layout]) -> Size:
+    """Count the weights; experts are counted where a layer has them in one tensor of three dimensions."""
+    shared, expert, counts = 0, 0, []
+    for name, layout in tensors.items():
+        weights, is_bias = torch.Size(layout.shape).numel(), name.endswith(".bias")
+        if "_exps." not in name or len(layout.shape) < 3 - is_bias:
+            shared += weights
+            continue
+        counts.append(layout.shape[0])
+        expert += weights // layout.shape[0]
+    return Size(shared, expert, sum(counts) // len(counts) if counts else 0)

@@ -23,22 +23,55 @@ def add_hyperparameters(writer: GGUFWriter, family: GgufFamily, config: Mapping[
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_feed_forward_length(config[family.feed_forward])
     writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
+    # Latent attention has one key and value head, which every query head reads.
+    writer.add_head_count_kv(1 if family.latent_attention else config["num_key_value_heads"])
     _add_epsilons(writer, config)
+    _add_experts(writer, config)
     writer.add_vocab_size(config["vocab_size"])
 
     # llama.cpp assumes hidden / heads where the head size is not written.
-    if config.get("head_dim"):
+    if family.latent_attention:
+        _add_latent_sizes(writer, config)
+    elif config.get("head_dim"):
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])
 
     if family.rope_dimensions:
-        writer.add_rope_dimension_count(rotated_dimensions(config))
+        dimensions = config["qk_rope_head_dim"] if family.latent_attention else rotated_dimensions(config)
+        writer.add_rope_dimension_count(dimensions)
     add_rope_metadata(writer, family, config)
     _add_attention_settings(writer, family, config)
     _add_settings(writer, family, config)
+
+
+def _add_latent_sizes(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
+    """Sizes of keys and values as they are cached, and as heads see them."""
+    rank, rotated = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    if config.get("q_lora_rank") is not None:
+        writer.add_q_lora_rank(config["q_lora_rank"])
+    writer.add_kv_lora_rank(rank)
+    writer.add_key_length(rank + rotated)
+    writer.add_value_length(rank)
+    writer.add_key_length_mla(config["qk_nope_head_dim"] + rotated)
+    writer.add_value_length_mla(config["v_head_dim"])
+
+
+EXPERT_COUNTS = (
+    ("expert_count", ("num_local_experts", "num_experts", "n_routed_experts")),
+    ("expert_used_count", ("num_experts_per_tok", "num_experts_per_token", "top_k_experts")),
+    ("expert_group_count", ("n_group",)),
+    ("expert_group_used_count", ("topk_group",)),
+)
+"""Methods of GGUFWriter for mixtures of experts, with the names that config.json has for what they write."""
+
+
+def _add_experts(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
+    for add, names in EXPERT_COUNTS:
+        found = next((config[name] for name in names if config.get(name) is not None), None)
+        if found is not None:
+            getattr(writer, f"add_{add}")(found)
 
 
 def _add_epsilons(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
@@ -54,6 +87,8 @@ def _add_settings(writer: GGUFWriter, family: GgufFamily, config: Mapping[str, A
         value = config.get(key, config["rope_parameters"].get(key))
         if value is not None:
             getattr(writer, f"add_{written}")(value)
+    for written, value in family.constants.items():
+        getattr(writer, f"add_{written}")(value)
 
 
 def _add_attention_settings(writer: GGUFWriter, family: GgufFamily, config: Mapping[str, Any]) -> None:

@@ -55,18 +55,32 @@ class Origin:
     """True if an adapter is merged into the base."""
 
 
-def read_metadata(folder: Path, origin: Origin, generation: Mapping[str, Any], *, parameters: int) -> Metadata:
-    """Read the base's card in `folder`; returns what `general.*` says.
+@dataclass(frozen=True)
+class Size:
+    """The number of a model's weights, for its size label."""
 
-    `generation` is generation_config.json; `parameters` counts the weights, for the size label.
-    """
+    shared: int
+    """Weights that every token sees."""
+    expert: int = 0
+    """Weights of one expert, in all layers together."""
+    experts: int = 0
+    """Experts a layer; 0: the model has none."""
+
+    @property
+    def label(self) -> str:
+        """The label: 8B, or 8x7B."""
+        return size_label(self.shared, self.shared, self.expert, self.experts)
+
+
+def read_metadata(folder: Path, origin: Origin, generation: Mapping[str, Any], size: Size) -> Metadata:
+    """Read the base's card in `folder`; returns what `general.*` says. `generation` is generation_config.json."""
     card = _read_card(folder)
     if origin.is_trained:
         card = {key: value for key, value in card.items() if key in INHERITED}
         card |= {"base_model": origin.base_name} if origin.base_name else {}
 
-    metadata = Metadata.apply_metadata_heuristic(Metadata(name=origin.name), card, None, None, parameters)
-    metadata.size_label = size_label(parameters, parameters, 0, 0)
+    metadata = Metadata.apply_metadata_heuristic(Metadata(name=origin.name), card, None, None, size.shared)
+    metadata.size_label = size.label
 
     for attribute, (kind, keys) in SAMPLING.items():
         given = next((generation[key] for key in keys if generation.get(key) is not None), None)

@@ -3,6 +3,7 @@
 Source: transformers' modeling_rope_utils.py, and the RoPE of llama.cpp's ggml (YaRN: arXiv 2309.00071).
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from gguf import GGUFWriter, RopeScalingType
 from finetune_trainer.export.errors import UnsupportedArchitectureError
 from finetune_trainer.export.gguf.families import GgufFamily
 
+log = logging.getLogger(__name__)
 YARN_BETAS = (32.0, 1.0)
 """Beginning and end of YaRN's ramp; llama.cpp reads no other values for the families here."""
 
@@ -85,10 +87,16 @@ def _add_yarn(writer: GGUFWriter, family: GgufFamily, rope: Mapping[str, Any]) -
     betas = tuple(
         float(rope.get(key) or usual) for key, usual in zip(("beta_fast", "beta_slow"), YARN_BETAS, strict=True)
     )
-    if betas != YARN_BETAS or rope.get("truncate") is False:
+    if betas != YARN_BETAS or (family.cut_ramp and rope.get("truncate") is False):
         raise UnsupportedArchitectureError(
             f"llama.cpp computes YaRN with beta_fast {YARN_BETAS[0]:g}, beta_slow {YARN_BETAS[1]:g} and a truncated "
             f"range, but config.json asks for {dict(rope)}: export without GGUF"
+        )
+
+    if rope.get("truncate") is False:
+        log.warning(
+            "llama.cpp rounds the range of frequencies that YaRN blends to whole dimensions, and this model does not: "
+            "llama.cpp's answers differ a little from those of transformers"
         )
 
     factor = float(rope["factor"])

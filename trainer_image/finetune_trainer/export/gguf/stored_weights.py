@@ -50,9 +50,12 @@ def list_gguf_weights(
 
     weights: list[StoredTensor] = []
     for name, shape in shapes:
-        renamed = converter.rename(name)
-        if renamed is None:
+        place = converter.place(name)
+        if place is None or place.slot is not None:
+            if converter.parts(name, shape):
+                raise InvalidBaseError(f"{path} has {name} in several tensors: such a file cannot be read back here")
             continue
+        renamed = place.name
         found = stored.get(renamed)
         # GGUF counts dimensions from the fastest on.
         if found is None or tuple(int(size) for size in reversed(found.shape)) != shape:
@@ -61,8 +64,8 @@ def list_gguf_weights(
             raise InvalidBaseError(f"{path} stores {renamed} as {found.tensor_type.name}, which cannot be decoded here")
 
         restore = _restorer(converter, name)
-        place = (path, int(found.data_offset), int(found.n_bytes))
-        weights.append(GgufTensor(name, dtype, shape, *place, GGMLQuantizationType(found.tensor_type), restore))
+        span = (path, int(found.data_offset), int(found.n_bytes))
+        weights.append(GgufTensor(name, dtype, shape, *span, GGMLQuantizationType(found.tensor_type), restore))
     return weights
 
 

@@ -2,35 +2,86 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from gguf import get_tensor_name_map
 
 from finetune_trainer.export.errors import InvalidBaseError, UnsupportedArchitectureError
-from finetune_trainer.export.gguf.families import GgufFamily
+from finetune_trainer.export.gguf.families import GgufFamily, Split
 
 # Buffers that old checkpoints carry: llama.cpp computes them, and every converter leaves them out.
 COMPUTED_BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|attention\.masked_bias|self_attn\.bias)$")
+LAYER = re.compile(r"(?:model|backbone)\.layers\.(\d+)\.")
 OUTPUT_HEAD = "lm_head.weight"
+STACKED = re.compile(r"\.(experts|norms)\.(\d+)\.")
+"""Experts, and norms of single heads, are stored one by one, and stacked in GGUF."""
+SPELLINGS = {
+    ".e_score_correction_bias": ".e_score_correction.bias",
+    ".expert_bias": ".expert_bias.bias",
+    ".sinks": ".sinks.weight",
+    ".dt_bias": ".dt.bias",
+    ".experts.down_proj_bias": ".experts.down_proj.bias",
+    ".block_sparse_moe.output_linear.weight": ".mlp.experts.down_proj.weight",
+    ".shared_mlp.output_linear.weight": ".mlp.shared_expert.down_proj.weight",
+}
+"""Ends of names that the table of the `gguf` package has in another spelling."""
+
+
+@dataclass(frozen=True)
+class Destination:
+    """The place of a tensor, or of a part of it, in the file."""
+
+    name: str
+    slot: int | None = None
+    """The place in a stack; None: it is the whole tensor."""
 
 
 class TensorNames:
     """The names of one model's tensors."""
 
     def __init__(self, family: GgufFamily, config: Mapping[str, Any]) -> None:
-        self._architecture = family.architecture
+        self._family = family
         self._names = get_tensor_name_map(family.architecture, config["num_hidden_layers"])
+        self._layers = int(config["num_hidden_layers"])
         self._is_tied = bool(config["tie_word_embeddings"])
 
-    def rename(self, name: str) -> str | None:
-        """The GGUF name of Hugging Face tensor `name`; None if GGUF leaves the tensor out.
+    def split(self, name: str) -> tuple[str, Split] | None:
+        """How the row splits Hugging Face tensor `name`, with the end of the name that says so; None: it does not."""
+        return next(((end, split) for end, split in self._family.splits.items() if name.endswith(end)), None)
+
+    def destinations(self, name: str) -> tuple[Destination, ...]:
+        """The places of Hugging Face tensor `name`; empty if GGUF leaves it out, or has it as metadata.
 
         Raises InvalidBaseError if the architecture has no such tensor, UnsupportedArchitectureError if that is a head.
         """
-        if COMPUTED_BUFFERS.search(name) or (self._is_tied and name == OUTPUT_HEAD):
-            return None
+        # Layers beyond the model's own draft more tokens at once (DeepSeek V3, GLM 4.5); transformers drops them, too.
+        layer = LAYER.match(name)
+        is_left_out = COMPUTED_BUFFERS.search(name) or name.endswith(tuple(self._family.arrays))
+        is_left_out = is_left_out or (layer is not None and int(layer[1]) >= self._layers)
+        if is_left_out or (self._is_tied and name == OUTPUT_HEAD):
+            return ()
 
-        renamed = self._names.get_name(name, try_suffixes=(".weight", ".bias"))
+        found = self.split(name)
+        if found is not None:
+            end, split = found
+            return tuple(Destination(self._rename(name.removesuffix(end) + part)) for part in split.into)
+
+        stacked = STACKED.search(name)
+        if stacked is None:
+            return (Destination(self._rename(name)),)
+        # Single norms have their stack's name without the word.
+        group = ".experts." if stacked[1] == "experts" else "."
+        return (Destination(self._rename(name.replace(stacked[0], group)), int(stacked[2])),)
+
+    def _rename(self, name: str) -> str:
+        spelt = next((name.removesuffix(end) + other for end, other in SPELLINGS.items() if name.endswith(end)), name)
+        renamed = self._names.get_name(spelt, try_suffixes=(".weight", ".bias"))
+        # Mixtral's experts are in the table without their folder.
+        renamed = renamed or self._names.get_name(
+            spelt.replace("model.layers.", "layers.").replace(".block_sparse_moe.", ".feed_forward."),
+            try_suffixes=(".weight", ".bias"),
+        )
         if renamed is None and name == OUTPUT_HEAD:
             raise UnsupportedArchitectureError(
                 "llama.cpp uses the embedding as output head of this architecture, but the weights hold a head of "
@@ -38,7 +89,7 @@ class TensorNames:
             )
         if renamed is None:
             raise InvalidBaseError(
-                f"tensor {name!r} has no name in GGUF's {self._architecture.name} architecture; "
+                f"tensor {name!r} has no name in GGUF's {self._family.architecture.name} architecture; "
                 "is this a plain checkpoint of that family?"
             )
         return renamed

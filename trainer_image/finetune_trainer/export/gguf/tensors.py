@@ -5,29 +5,59 @@ with i + size/2; the rows of both projections are reordered so that the products
 weight in its norms, llama.cpp by the weight.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from finetune_trainer.export.gguf.families import GgufFamily
-from finetune_trainer.export.gguf.tensor_names import TensorNames
+from finetune_trainer.export.gguf.families import GgufFamily, Split
+from finetune_trainer.export.gguf.tensor_names import Destination, TensorNames
+
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a Hugging Face tensor becomes: a GGUF tensor, or one place of a stack."""
+
+    destination: Destination
+    shape: tuple[int, ...]
+    """Of this part alone."""
+    take: Change
+    """Hugging Face's values -> the values of this part, as llama.cpp expects them."""
 
 
 class TensorConverter:
     """Names and transforms the tensors of one model; it holds no weights."""
 
     def __init__(self, family: GgufFamily, config: Mapping[str, Any]) -> None:
-        self._family = family
+        self._family, self._config = family, config
         self._names = TensorNames(family, config)
         self._heads = {".q_proj.": config["num_attention_heads"], ".k_proj.": config["num_key_value_heads"]}
 
-    def rename(self, name: str) -> str | None:
-        """The GGUF name of Hugging Face tensor `name`; None if GGUF leaves the tensor out. Raises as TensorNames."""
-        return self._names.rename(name)
+    def parts(self, name: str, shape: Sequence[int]) -> list[Part]:
+        """The parts of Hugging Face tensor `name`; empty if GGUF leaves it out. Raises as TensorNames."""
+        destinations = self._names.destinations(name)
+        found = self._names.split(name)
+        takes: list[Change] = [partial(self.transform, name)] * len(destinations)
+        if found is not None:
+            takes = split_parts(found[1], self._config, is_bias=name.endswith("bias"))
+
+        probe = torch.empty(tuple(shape), device="meta")
+        return [
+            Part(destination, tuple(take(probe).shape), take)
+            for destination, take in zip(destinations, takes, strict=True)
+        ]
+
+    def place(self, name: str) -> Destination | None:
+        """The place of a tensor that becomes one part with the same shape; None if it does not, or is left out."""
+        destinations = self._names.destinations(name)
+        return destinations[0] if len(destinations) == 1 and self._names.split(name) is None else None
 
     def transform(self, name: str, weights: torch.Tensor) -> torch.Tensor:
-        """The values that llama.cpp expects for Hugging Face tensor `name`, of the same shape.
+        """The values that llama.cpp expects for Hugging Face tensor `name`, which is not split.
 
         They are fp32 if arithmetic was needed, and of the same type otherwise.
         """
@@ -50,6 +80,30 @@ class TensorConverter:
         if self._family.norm_offset and name.endswith("norm.weight"):
             return weights.to(torch.float32) - self._family.norm_offset
         return weights
+
+
+def split_parts(split: Split, config: Mapping[str, Any], *, is_bias: bool) -> list[Change]:
+    """The change that makes each part of a stored tensor, [..., rows, columns], or [..., rows] of a bias."""
+    if split.per_head:
+        sizes = [int(config[key]) for key in split.per_head]
+        return [partial(_take_of_heads, sizes=sizes, index=index) for index in range(len(sizes))]
+
+    def take(weights: torch.Tensor, index: int) -> torch.Tensor:
+        turned = weights.transpose(-1, -2) if split.transposed else weights
+        rows, count = turned.dim() - (1 if is_bias else 2), len(split.into)
+        if split.interleaved:
+            return turned.movedim(rows, 0)[index::count].movedim(0, rows)
+        return turned.chunk(count, dim=rows)[index]
+
+    return [partial(take, index=index) for index in range(len(split.into))]
+
+
+def _take_of_heads(weights: torch.Tensor, *, sizes: Sequence[int], index: int) -> torch.Tensor:
+    """Part `index` of every head, [heads, its rows, columns]; the first one [heads, columns, its rows]."""
+    heads = weights.reshape(-1, sum(sizes), weights.shape[-1])
+    start = sum(sizes[:index])
+    part = heads[:, start : start + sizes[index]]
+    return part.transpose(1, 2) if index == 0 else part
 
 
 def interleave_heads(weights: torch.Tensor, heads: int) -> torch.Tensor:

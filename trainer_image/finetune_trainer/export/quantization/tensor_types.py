@@ -22,6 +22,9 @@ from finetune_trainer.export.quantization.floats import FLOAT_DTYPES
 _T = GGMLQuantizationType
 # The nearest type with blocks of 32, for rows that do not divide into super-blocks of 256.
 _SMALLER_BLOCKS = {_T.Q2_K: _T.Q4_0, _T.Q3_K: _T.Q4_0, _T.Q4_K: _T.Q5_0, _T.Q5_K: _T.Q5_1, _T.Q6_K: _T.Q8_0}
+_NEVER_QUANTISED = (
+    "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight", "shortconv.conv.weight",
+)  # fmt: skip
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 LAYERS_OF_70B = 80  # Llama and Qwen2 of about 70 billion parameters
 MIN_WIDE_GROUP = 4  # query heads that share a key and value head: values are few then, and cheap to keep
@@ -156,8 +159,8 @@ def _layer(name: str) -> int:
 
 
 def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
-    """False for vectors (also those stored as one row) and norms, which are never quantised."""
-    return any(size > 1 for size in shape[:-1]) and name.endswith("weight") and not name.endswith("_norm.weight")
+    """False for vectors (also those stored as one row), norms, routers and convolutions: they are never quantised."""
+    return any(size > 1 for size in shape[:-1]) and name.endswith("weight") and not name.endswith(_NEVER_QUANTISED)
 
 
 def _choose(file_type: FileType, role: Role, columns: int, position: _TensorPosition) -> GGMLQuantizationType:

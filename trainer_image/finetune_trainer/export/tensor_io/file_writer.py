@@ -102,6 +102,15 @@ class AppendedFile:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
         self._end = os.fstat(self._file).st_size
 
+    @property
+    def end(self) -> int:
+        """Position of the next byte."""
+        return self._end
+
+    def move_to(self, position: int) -> None:
+        """Go on at `position`; bytes that are never written are zeros."""
+        self._end = position
+
     def append(self, values: torch.Tensor) -> int:
         """Append the bytes of `values`, which the caller must not change afterwards; returns their number."""
         data = values.contiguous().flatten().view(torch.uint8)
