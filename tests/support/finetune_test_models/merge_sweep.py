@@ -26,7 +26,7 @@ from finetune_trainer.export.adapter import check_merge
 from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.export.errors import ExportError
 from finetune_trainer.export.planned_merge import check_stored_types, check_targets
-from finetune_trainer.model.architectures import why_untrainable
+from finetune_trainer.model.architectures import why_no_decoder
 from finetune_trainer.model.layer_weights import RENAMED_TYPES
 from finetune_trainer.model.weight_files import list_weights_below
 from finetune_trainer.stages.adapter_injection import inject_adapter
@@ -47,7 +47,7 @@ class MergeAnswer:
 
 def write_model(model_type: str, folder: Path) -> bool:
     """Write a tiny model; returns false if the type has no language model of its own that can be trained."""
-    if why_untrainable(model_type) or CONFIG_MAPPING[model_type]().get_text_config().model_type != model_type:
+    if why_no_decoder(model_type) or CONFIG_MAPPING[model_type]().get_text_config().model_type != model_type:
         return False
     tiny_architecture(model_type).to(torch.bfloat16).save_pretrained(folder)
     return True

@@ -12,5 +12,6 @@ safetensors_header.py  the header of one safetensors file, wherever it lies
 multimodal.py          checkpoints that also read images or sound: where their language model is (pure)
 published_formats.py   weights in FP8 and MXFP4, by the names of their tensors (pure)
 published_weights.py   which tensors train, which are copied, which are decoded (pure)
+family_table.py        what was found of each model type: families.json, which `make architectures` writes (pure)
 architectures.py       model types that can be trained, and those whose documents see each other (pure)
 """

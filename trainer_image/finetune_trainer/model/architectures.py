@@ -50,6 +50,11 @@ preflight say it before."""
 
 def why_untrainable(model_type: str) -> str | None:
     """Returns the reason why no model of this type can be trained here, for people; None if it can."""
+    return why_no_decoder(model_type)
+
+
+def why_no_decoder(model_type: str) -> str | None:
+    """Returns the reason why a model of this type is no decoder that transformers knows; None if it is one."""
     if model_type not in CONFIG_MAPPING:
         return (
             f"transformers {transformers_version} does not know the model type {model_type}: take a model of a type "

@@ -84,7 +84,7 @@ def lacking(model_type: str, family_base: FamilyBase) -> list[str]:
             family = find_family(config)
             check_sizes(config, base.shapes)
             converter = TensorConverter(family, config)
-            assert any(converter.parts(tensor, shape) for tensor, shape in base.shapes)
+            assert [converter.parts(tensor, shape) for tensor, shape in base.shapes]
             read_tokenizer(base.tokenizer, config, base.generation_config)
         except (ExportError, KeyError) as error:
             found.append(f"{name}: {error}")

@@ -32,9 +32,6 @@ GLM = {
     "unknown_token_id": "as bos_token_id",
 }
 OF_ONE_FAMILY = {
-    "cohere-2": {
-        "rope.scaling.type": "llama.cpp takes a file without it as unscaled",
-    },
     "gemma": {"eot_token_id": "the converter writes CodeGemma's, 107, whatever the vocabulary has there"},
     "glm-4": GLM,
     "glm-4.5": GLM | {"nextn_predict_layers": "zero, as llama.cpp takes a file without it"},

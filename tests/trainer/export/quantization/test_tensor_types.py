@@ -19,6 +19,18 @@ from finetune_trainer.export.quantization.tensor_types import TensorTypeInputs, 
 Tensors = list[tuple[str, tuple[int, ...]]]
 TYPES = [kind.value for kind in GgufType]
 SEPARATE = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+MIXTURE = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps",
+           "ffn_down_shexp")  # fmt: skip
+LATENT = (
+    "attn_q_a",
+    "attn_q_b",
+    "attn_kv_a_mqa",
+    "attn_k_b",
+    "attn_v_b",
+    "attn_output",
+    "ffn_down_exps",
+    "ffn_down_shexp",
+)
 FUSED = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
 # architecture, layers, heads, key and value heads, tied: every condition of the rules is met and missed.
 MODELS = [
@@ -36,28 +48,43 @@ MODELS = [
     (MODEL_ARCH.GEMMA2, 42, 4, 2, True),
     (MODEL_ARCH.GEMMA3, 26, 4, 1, True),
 ]
+# The same of mixtures, with the number of experts.
+MIXTURES = [
+    (MODEL_ARCH.LLAMA, 32, 8, 2, 8),
+    (MODEL_ARCH.LLAMA, 24, 8, 8, 4),
+    (MODEL_ARCH.QWEN3MOE, 24, 8, 1, 128),
+    (MODEL_ARCH.GPT_OSS, 24, 8, 1, 32),
+    (MODEL_ARCH.DEEPSEEK2, 24, 8, 8, 64),
+]
 DEEP = 80
 
 
-def make_tensors(architecture: MODEL_ARCH, layers: int, *, tied: bool) -> Tensors:
+def make_tensors(architecture: MODEL_ARCH, layers: int, *, tied: bool, experts: int = 0) -> Tensors:
     """GGUF names and shapes in the order of safetensors files, by name: layer 10 comes before layer 2.
 
     Rows of two layers of three divide into super-blocks, those of the others only into blocks of 32.
     """
     parts = FUSED if architecture is MODEL_ARCH.PHI3 else SEPARATE
+    if experts:
+        parts = LATENT if architecture is MODEL_ARCH.DEEPSEEK2 else MIXTURE
     if layers == DEEP:
         parts = tuple(part for part in parts if part in ("attn_v", "attn_qkv"))  # depth alone decides only this one
     inner: Tensors = []
     for layer in sorted(range(layers), key=str):
         width = 288 if layer % 3 == 1 else 512
         inner += [(f"blk.{layer}.attn_norm.weight", (width,)), (f"blk.{layer}.attn_q.bias", (width,))]
-        inner += [(f"blk.{layer}.{part}.weight", (2, width)) for part in parts]
+        inner += [
+            (f"blk.{layer}.{part}.weight", (experts, 2, width) if part.endswith("_exps") else (2, width))
+            for part in parts
+        ]
     width = 288 if layers % 3 == 1 else 512
     outer: Tensors = [("token_embd.weight", (2, width)), ("output_norm.weight", (width,))]
     return outer + inner + ([] if tied else [("output.weight", (2, width))])
 
 
-def write_file(path: Path, architecture: MODEL_ARCH, layers: int, heads: int, kv_heads: int, tensors: Tensors) -> Path:
+def write_file(
+    path: Path, architecture: MODEL_ARCH, layers: int, heads: int, kv_heads: int, tensors: Tensors, experts: int = 0
+) -> Path:
     writer = GGUFWriter(path, MODEL_ARCH_NAMES[architecture])
     writer.add_block_count(layers)
     writer.add_context_length(64)
@@ -69,6 +96,15 @@ def write_file(path: Path, architecture: MODEL_ARCH, layers: int, heads: int, kv
     writer.add_sliding_window(32)
     writer.add_vocab_size(2)
     writer.add_rope_dimension_count(512 // heads)
+    if experts:
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(2)
+        writer.add_expert_feed_forward_length(512)
+    if architecture is MODEL_ARCH.DEEPSEEK2:
+        writer.add_leading_dense_block_count(0)
+        writer.add_expert_shared_count(1)
+        writer.add_kv_lora_rank(64)
+        writer.add_q_lora_rank(64)
 
     for name, shape in tensors:
         writer.add_tensor(name, np.ones(shape, dtype=np.float32))
@@ -96,6 +132,22 @@ def test_every_tensor_has_the_type_that_llama_cpp_gives_it(
     tensors = make_tensors(architecture, layers, tied=tied)
     expected = chosen_by_llama_cpp(write_file(tmp_path / "F32.gguf", architecture, layers, heads, kv_heads, tensors))
     shape = TensorTypeInputs(architecture, layers, heads, kv_heads)
+    for kind in TYPES:
+        found = choose_tensor_types(find_file_type(kind), shape, tensors)
+        differing = {
+            name: (found[name].name, theirs.name) for name, theirs in expected[kind].items() if found[name] != theirs
+        }
+        assert not differing, kind
+
+
+@pytest.mark.parametrize(("architecture", "layers", "heads", "kv_heads", "experts"), MIXTURES)
+def test_every_tensor_of_a_mixture_has_the_type_that_llama_cpp_gives_it(
+    tmp_path: Path, architecture: MODEL_ARCH, layers: int, heads: int, kv_heads: int, experts: int
+) -> None:
+    tensors = make_tensors(architecture, layers, tied=False, experts=experts)
+    source = write_file(tmp_path / "F32.gguf", architecture, layers, heads, kv_heads, tensors, experts)
+    expected = chosen_by_llama_cpp(source)
+    shape = TensorTypeInputs(architecture, layers, heads, kv_heads, experts)
     for kind in TYPES:
         found = choose_tensor_types(find_file_type(kind), shape, tensors)
         differing = {

@@ -30,6 +30,7 @@ def test_documents_are_apart_and_preflight_knows_how(model_type: str, expected: 
     answer = ask(model_type)
     assert answer.batching is expected
     assert answer.is_right, answer.remark
+    assert (expected not in (None, Batching.PACKED)) == (model_type in UNPACKED)
 
 
 def test_the_table_names_only_types_that_exist() -> None:

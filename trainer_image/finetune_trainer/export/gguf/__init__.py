@@ -4,7 +4,7 @@ files.py            the way in: all files of one model, written side by side
 families.py         one row a model family; the settings that llama.cpp cannot follow
 conversion.py       everything but the weights, planned; preflight plans the same
 tensor_names.py     names of the tensors
-tensors.py          changes of the tensors' values
+tensors.py          the parts that a tensor becomes, and changes of their values
 hyperparameters.py  metadata of the architecture
 rope_metadata.py    RoPE scaling as metadata
 rope.py             RoPE scaling as tensors

@@ -18,7 +18,7 @@ from finetune_trainer.export.base_model.tokenizer_files import DEFAULT_TEMPLATE,
 
 KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
 TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<|eot|>", "<|user|>")
-MESSAGE_END = "<|eom_id|>"  # Llama 3.1's pause for a tool's answer
+MESSAGE_ENDS = ("<|eom_id|>", "<|observation|>")  # pauses for a tool's answer, of Llama 3.1 and GLM
 _GENERATION_MARK = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 
 
@@ -89,7 +89,7 @@ def _turn_ends(ends: list[int], tokenizer: Tokenizer) -> dict[str, int]:
     `ends` are the ids at which generation stops, the end of sequence first.
     """
     texts = {index: tokenizer.id_to_token(index) for index in ends}
-    pauses = [index for index, text in texts.items() if text == MESSAGE_END]
+    pauses = [index for index, text in texts.items() if text in MESSAGE_ENDS]
 
     # A usual text comes before any other token that is not the end of sequence.
     usual = [index for index, text in texts.items() if text in TURN_ENDS]

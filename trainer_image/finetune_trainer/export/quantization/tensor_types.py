@@ -27,6 +27,7 @@ _NEVER_QUANTISED = (
 )  # fmt: skip
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 LAYERS_OF_70B = 80  # Llama and Qwen2 of about 70 billion parameters
+EIGHT = 8
 MIN_WIDE_GROUP = 4  # query heads that share a key and value head: values are few then, and cheap to keep
 
 
@@ -37,6 +38,7 @@ class Role(Enum):
     EMBEDDING = "token_embd.weight"
     VALUES = "attn_v.weight"
     ATTENTION = "attn_qkv.weight"  # fused projection: counts as VALUES, which it contains
+    KEYS = "attn_k.weight"
     ATTENTION_OUTPUT = "attn_output.weight"
     DOWN = "ffn_down.weight"
     OTHER = ""
@@ -50,12 +52,20 @@ class TensorTypeInputs:
     layers: int
     heads: int
     kv_heads: int
+    experts: int = 0
+    """Experts of a layer; 0: the model has none."""
 
     @classmethod
     def of(cls, architecture: MODEL_ARCH, config: Mapping[str, Any]) -> "TensorTypeInputs":
         """Read the facts from a Hugging Face config."""
         layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
-        return cls(architecture, layers, heads, config["num_key_value_heads"])
+        counts = (config.get(name) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+        return cls(architecture, layers, heads, config["num_key_value_heads"], next(filter(None, counts), 0))
+
+    @property
+    def has_eight_experts(self) -> bool:
+        """True for the size of Mixtral, whose attention llama.cpp keeps in more bits: it is little beside experts."""
+        return self.experts == EIGHT
 
     @property
     def has_wide_groups(self) -> bool:
@@ -121,6 +131,11 @@ _RULES: dict[tuple[GgufType, Role], _Choice] = {
 }
 
 
+_SMALLER_THAN_Q5 = (
+    GgufType.Q2_K, GgufType.Q3_K_S, GgufType.Q3_K_M, GgufType.Q4_K_S, GgufType.Q4_K_M,
+)  # fmt: skip
+
+
 def choose_tensor_types(
     file_type: FileType, model: TensorTypeInputs, tensors: Sequence[tuple[str, tuple[int, ...]]]
 ) -> dict[str, GGMLQuantizationType]:
@@ -139,13 +154,16 @@ def choose_tensor_types(
             continue
 
         # Values count as many as the file has, matrices of other roles as many as there are layers.
-        position = _TensorPosition(seen[role], values if role is Role.VALUES else model.layers, model)
+        index = _layer(name) if model.experts and role is Role.DOWN else seen[role]  # a layer may have several
+        position = _TensorPosition(index, values if role is Role.VALUES else model.layers, model)
         chosen[name] = _fit(_choose(file_type, role, shape[-1], position), shape[-1])
         seen[role] += 1
     return chosen
 
 
 def _role(name: str, *, is_tied: bool) -> Role:
+    if ".ffn_down" in name:
+        return Role.DOWN  # of experts, too
     found = next(role for role in Role if name == role.value or name.endswith(f".{role.value}") or role is Role.OTHER)
     if found is Role.ATTENTION:
         return Role.VALUES
@@ -171,6 +189,12 @@ def _choose(file_type: FileType, role: Role, columns: int, position: _TensorPosi
     if role is Role.OUTPUT:
         fits = columns % GGML_QUANT_SIZES[file_type.matrices][0] == 0
         return _T.Q6_K if fits and file_type.matrices is not _T.Q8_0 else _T.Q8_0
+
+    if position.model.has_eight_experts:
+        if role in (Role.VALUES, Role.KEYS):
+            return _T.Q8_0
+        if role is Role.ATTENTION_OUTPUT:
+            return _T.Q5_K if file_type.name in _SMALLER_THAN_Q5 else file_type.matrices
 
     rule = _RULES.get((file_type.name, role))
     chosen = (rule(position) if rule else None) or file_type.matrices

@@ -1,0 +1,166 @@
+"""Writes the table of model families anew, from a tiny model of every causal language model type of transformers.
+
+`make architectures` runs it (8 minutes on two cores). With model types as arguments only their rows are written anew.
+What it finds is what the trainer finds: each row is asked of the trainer's own functions.
+"""
+
+import json
+import logging
+import sys
+import tempfile
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from gguf import MODEL_ARCH_NAMES
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+from finetune_api.spec.training import DEFAULT_TARGETS
+from finetune_kernels.layers.layer_builder import why_not_fused
+from finetune_test_models import architecture_sweep, merge_sweep
+from finetune_test_models.tiny_architectures import tiny_architecture
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.export.gguf.families import GGUF_FAMILIES
+from finetune_trainer.model.adapter_targets import barred_layers, choose_targets
+from finetune_trainer.model.architectures import why_no_decoder
+from finetune_trainer.model.coverage import Coverage, adapted_layers, measure_coverage
+from finetune_trainer.model.family_table import TABLE, ModelFamily, family_of_row
+from finetune_trainer.model.layer_weights import layer_weights, linear_names
+from finetune_trainer.model.safetensors_header import TensorHeader
+
+WORKERS = 2
+NEAR = 0.01
+"""Accepted difference of shares."""
+TIED = "its language model is "
+
+
+def find_family(model_type: str) -> ModelFamily:
+    """The row of one type, as the installed transformers and this checkout have it."""
+    architecture = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
+    family = ModelFamily(architecture)
+    if reason := why_no_decoder(model_type):
+        return replace(family, refused=reason)
+    if (text_type := CONFIG_MAPPING[model_type]().get_text_config().model_type) != model_type:
+        return replace(family, refused=f"{TIED}{text_type}: see there")
+
+    try:
+        answer = architecture_sweep.ask(model_type)
+    except Exception as error:  # noqa: BLE001  # every architecture may fail in a way of its own
+        return replace(family, refused=f"the first step of a small model fails ({_first_line(error)})")
+
+    if not answer.is_right:
+        return replace(family, refused=f"the first step of a small model fails ({answer.remark.strip()})")
+
+    model = tiny_architecture(model_type)
+    coverage = default_coverage(model_type)
+    row = GGUF_FAMILIES.get(model_type)
+    return replace(
+        family,
+        batching=answer.batching,
+        not_packed=_without_figures(answer.remark),
+        not_fused=_not_fused(model),
+        adapted=None if coverage is None else round(coverage.adapted_share, 3),
+        quantized=None if coverage is None else round(coverage.quantized_share, 3),
+        not_merged=_not_merged(model_type),
+        gguf=None if row is None else MODEL_ARCH_NAMES[row.architecture],
+    )
+
+
+def default_coverage(model_type: str) -> Coverage | None:
+    """Shares of adapters and NF4 in a model of the sizes that its configuration has by default; None: unknown."""
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type]())  # type: ignore[no-untyped-call]
+    headers = [
+        TensorHeader(name, "BF16", tuple(weights.shape), "", 0, 2 * weights.numel())
+        for name, weights in model.named_parameters()
+    ]
+    weights = layer_weights(headers, quantized=True)
+    try:
+        targets = choose_targets(linear_names(weights), DEFAULT_TARGETS, barred_layers(weights, model_type))
+    except TrainerError:
+        return None
+    return measure_coverage(weights, adapted_layers(weights, targets))
+
+
+def _not_fused(model: Any) -> str | None:
+    model.requires_grad_(False)
+    return why_not_fused(model)
+
+
+def _not_merged(model_type: str) -> str | None:
+    with tempfile.TemporaryDirectory() as made:
+        if not merge_sweep.write_model(model_type, Path(made)):
+            return None
+        answer = merge_sweep.ask(model_type, Path(made), DEFAULT_TARGETS)
+    return "it has none of the default layers" if answer is None else answer.trainer
+
+
+def _without_figures(remark: str) -> str | None:
+    """A reason without the figures of one machine, which stand in brackets."""
+    return " ".join(remark.split(" (")[0].split()) or None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+
+
+def differences(written: ModelFamily, found: ModelFamily) -> list[str]:
+    """Fields of a row of the table that are out of date."""
+    wrong = []
+    for name, value in asdict(found).items():
+        before = getattr(written, name)
+        near = isinstance(value, float) and isinstance(before, float) and abs(value - before) < NEAR
+        if value != before and not near:
+            wrong.append(f"{name}: {before} is {value} now")
+    return wrong
+
+
+def write(families: dict[str, ModelFamily]) -> None:
+    """Write the table; fields that say nothing are left out."""
+    rows = {
+        name: {key: value for key, value in asdict(family).items() if value is not None}
+        for name, family in sorted(families.items())
+    }
+    TABLE.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Write the rows of the given types, or of all, and print what changed."""
+    known = {name: family_of_row(row) for name, row in json.loads(TABLE.read_text()).items()}
+    every = architecture_sweep.types()
+    asked = sys.argv[1:] or every
+    families = {name: known[name] for name in known if name in every}
+
+    with ProcessPoolExecutor(WORKERS, get_context("spawn"), initializer=be_quiet) as workers:
+        for name, family in zip(asked, workers.map(find_family, asked), strict=True):
+            families[name] = family
+            changed = differences(known[name], family) if name in known else ["new"]
+            print(f"{name:<26} {'; '.join(changed) or 'as before'}", flush=True)
+            write(families)
+
+    trained = [family for family in families.values() if family.refused is None]
+    fused = sum(family.not_fused is None for family in trained)
+    exported = sum(family.gguf is not None for family in trained)
+    print(f"{len(families)} types: {len(trained)} train, {fused} fused, {exported} become GGUF")
+
+
+def be_quiet() -> None:
+    """Keep to one core, and say nothing of what small models lack."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    set_verbosity_error()  # type: ignore[no-untyped-call]
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    torch.set_num_threads(1)
+
+
+if __name__ == "__main__":
+    main()
