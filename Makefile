@@ -117,8 +117,8 @@ real-model: binaries  ## A small real model learns a format, and all that is pub
 	@python -m pytest -m real_model -s $(PYTEST_ARGS)
 
 architectures: setup  ## The table of model families, written anew: tiny models of every type of transformers on the CPU (MODEL_TYPES: some only), 8 minutes
-	@TRITON_INTERPRET=1 python -m finetune_test_models.family_table $(MODEL_TYPES)
-	@python -m finetune_test_models.merge_sweep $(MODEL_TYPES)
+	@TRITON_INTERPRET=1 python -m finetune_test_models.sweeps.family_table $(MODEL_TYPES)
+	@python -m finetune_test_models.sweeps.merge_sweep $(MODEL_TYPES)
 
 gguf: binaries  ## Every model family that becomes GGUF, against llama.cpp's converter, its quantiser and its answers (5 minutes on two cores)
 	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadscope -m "gguf or not gpu" tests/trainer/export/gguf $(PYTEST_ARGS)

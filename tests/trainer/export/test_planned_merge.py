@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from finetune_api.spec.training import ALL_LINEAR, DEFAULT_TARGETS
-from finetune_test_models.architecture_sweep import types
-from finetune_test_models.merge_sweep import ask, write_model
+from finetune_test_models.sweeps.architecture_sweep import types
+from finetune_test_models.sweeps.merge_sweep import ask, write_model
 from finetune_trainer.export.errors import InvalidAdapterError, InvalidBaseError
 from finetune_trainer.export.planned_merge import UNMERGEABLE, check_stored_types, check_targets
 from finetune_trainer.model.safetensors_header import NF4_STATE, TensorHeader

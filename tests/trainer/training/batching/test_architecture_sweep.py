@@ -3,7 +3,7 @@
 import pytest
 
 from finetune_api.vocabulary import Batching
-from finetune_test_models.architecture_sweep import ask, types
+from finetune_test_models.sweeps.architecture_sweep import ask, types
 from finetune_trainer.model.architectures import UNPACKED
 
 SAMPLE = {

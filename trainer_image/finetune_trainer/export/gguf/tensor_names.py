@@ -47,7 +47,7 @@ class TensorNames:
         self._is_tied = bool(config["tie_word_embeddings"])
 
     def split(self, name: str) -> tuple[str, Split] | None:
-        """How the row splits Hugging Face tensor `name`, with the end of the name that says so; None: it does not."""
+        """Find how the row splits Hugging Face tensor `name`, by the end of the name; None: it does not."""
         return next(((end, split) for end, split in self._family.splits.items() if name.endswith(end)), None)
 
     def destinations(self, name: str) -> tuple[Destination, ...]:
@@ -77,11 +77,13 @@ class TensorNames:
     def _rename(self, name: str) -> str:
         spelt = next((name.removesuffix(end) + other for end, other in SPELLINGS.items() if name.endswith(end)), name)
         renamed = self._names.get_name(spelt, try_suffixes=(".weight", ".bias"))
+
         # Mixtral's experts are in the table without their folder.
         renamed = renamed or self._names.get_name(
             spelt.replace("model.layers.", "layers.").replace(".block_sparse_moe.", ".feed_forward."),
             try_suffixes=(".weight", ".bias"),
         )
+
         if renamed is None and name == OUTPUT_HEAD:
             raise UnsupportedArchitectureError(
                 "llama.cpp uses the embedding as output head of this architecture, but the weights hold a head of "

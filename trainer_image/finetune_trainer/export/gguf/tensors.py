@@ -20,7 +20,7 @@ Change = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Part:
-    """What a Hugging Face tensor becomes: a GGUF tensor, or one place of a stack."""
+    """A GGUF tensor that a Hugging Face tensor becomes, or one place of a stack."""
 
     destination: Destination
     shape: tuple[int, ...]

@@ -19,7 +19,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from finetune_api.spec.training import ALL_LINEAR, DEFAULT_TARGETS, AdapterSpec
-from finetune_test_models.architecture_sweep import types
+from finetune_test_models.sweeps.architecture_sweep import types
 from finetune_test_models.tiny_architectures import tiny_architecture
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.adapter import check_merge
