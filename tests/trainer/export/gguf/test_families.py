@@ -18,7 +18,8 @@ from finetune_test_models.tiny_tokenizers import KINDS, ByteLevelKind
 from finetune_trainer.export.base_model.folder import BaseModel, open_base_model
 from finetune_trainer.export.errors import ExportError
 from finetune_trainer.export.gguf.config_checks import check_sizes
-from finetune_trainer.export.gguf.families import GGUF_FAMILIES, GgufFamily, find_family
+from finetune_trainer.export.gguf.families import GGUF_FAMILIES, find_family
+from finetune_trainer.export.gguf.family_row import GgufFamily
 from finetune_trainer.export.gguf.pre_tokenizers import NAMES
 from finetune_trainer.export.gguf.tensors import TensorConverter
 from finetune_trainer.export.gguf.tokenizer import read_tokenizer

@@ -1,7 +1,8 @@
 """GGUF files: the tensors and metadata that llama.cpp expects of each model family.
 
 files.py            the way in: all files of one model, written side by side
-families.py         one row a model family; the settings that llama.cpp cannot follow
+families.py         one row a model family
+family_row.py       the fields of a row
 conversion.py       everything but the weights, planned; preflight plans the same
 tensor_names.py     names of the tensors
 tensors.py          the parts that a tensor becomes, and changes of their values
@@ -13,5 +14,5 @@ pre_tokenizers.py   llama.cpp's names for word patterns
 special_tokens.py   ids of special tokens, chat templates
 metadata.py         general.*: name, licence, ancestors, sampling
 stored_weights.py   the way back: weights of a GGUF file under their Hugging Face names
-config_checks.py    config.json's numbers against the weights
+config_checks.py    config.json's numbers against the weights, its settings against what llama.cpp computes
 """

@@ -1,13 +1,17 @@
-"""Checks of config.json's numbers: that they are numbers, and that they agree with the weights.
+"""Checks of config.json: that its numbers are numbers and agree with the weights, and that llama.cpp can follow it.
 
 Others write the config. Without these checks a layer count of 10^9 or a vocabulary of 10^12 would be believed, and
 memory be spent on it, before the first tensor does not fit.
 """
 
 from collections.abc import Mapping, Sequence
+from logging import getLogger
 from typing import Any
 
-from finetune_trainer.export.errors import InvalidBaseError
+from finetune_trainer.export.errors import InvalidBaseError, UnsupportedArchitectureError
+from finetune_trainer.export.gguf.family_row import GgufFamily
+
+log = getLogger(__name__)
 
 _COUNTS = (
     "num_hidden_layers",
@@ -52,3 +56,111 @@ def check_sizes(config: Mapping[str, Any], shapes: Shapes | None) -> None:
 
 def _is_count(value: object) -> bool:
     return type(value) is int and 0 < value <= _MAX_COUNT
+
+
+def check_settings(family: GgufFamily, config: Mapping[str, Any]) -> None:
+    """Raise UnsupportedArchitectureError if a setting in the full `config` has no equal in llama.cpp."""
+    _check_activation(family, config)
+    _check_fixed(family, config)
+    _check_attention_scale(family, config)
+    _check_windows(family, config)
+
+
+def _check_activation(family: GgufFamily, config: Mapping[str, Any]) -> None:
+    found = config.get("hidden_activation") or config["hidden_act"]
+    if found != family.activation:
+        raise UnsupportedArchitectureError(
+            f"llama.cpp computes {family.activation} in this architecture, but config.json asks for {found!r}: "
+            "export without GGUF"
+        )
+
+
+def _check_fixed(family: GgufFamily, config: Mapping[str, Any]) -> None:
+    """Raise for a setting, or for layers without RoPE, that llama.cpp computes otherwise."""
+    for key, value in family.fixed.items():
+        if config.get(key) is not None and config[key] != value:
+            raise UnsupportedArchitectureError(
+                f"llama.cpp computes this architecture {_as_if(key, value)}, but config.json has {key} "
+                f"{config[key]!r}: export without GGUF"
+            )
+
+    if family.equal_heads and config["num_key_value_heads"] != config["num_attention_heads"]:
+        raise UnsupportedArchitectureError(
+            f"llama.cpp computes this architecture with as many key and value heads as query heads, but config.json "
+            f"has num_key_value_heads {config['num_key_value_heads']} and num_attention_heads "
+            f"{config['num_attention_heads']}: export without GGUF"
+        )
+
+    layers, period = config.get("no_rope_layers"), family.no_rope_period
+    if layers is not None and period is not None:
+        expected = [int((layer + 1) % period != 0) for layer in range(len(layers))]
+        if [int(each) for each in layers] != expected:
+            raise UnsupportedArchitectureError(
+                f"llama.cpp leaves RoPE out of every {period}th layer of this architecture, but config.json has "
+                f"no_rope_layers {layers}: export without GGUF"
+            )
+
+
+def _as_if(key: str, value: object) -> str:
+    return f"without {key}" if value in (None, False) else f"with {key} {value}"
+
+
+def _check_attention_scale(family: GgufFamily, config: Mapping[str, Any]) -> None:
+    if family.fixed_scale_layers is None:
+        return
+
+    size = config["head_dim"]
+    if config["num_hidden_layers"] == family.fixed_scale_layers:
+        size = config["hidden_size"] // config["num_attention_heads"]
+    if config["query_pre_attn_scalar"] != size:
+        raise UnsupportedArchitectureError(
+            f"llama.cpp scales the attention of this architecture by 1/sqrt({size}), "
+            f"but config.json asks for query_pre_attn_scalar {config['query_pre_attn_scalar']}: export without GGUF"
+        )
+
+
+def _check_windows(family: GgufFamily, config: Mapping[str, Any]) -> None:
+    """Raise if llama.cpp's windowed layers are others than the config's; warn if llama.cpp has no windows at all."""
+    layers: list[str] = config.get("layer_types") or []
+    if family.windowed_layers is not None:
+        _check_windowed_size(family.windowed_layers, config, has_windows="sliding_attention" in layers)
+        if "sliding_attention" not in layers:
+            return
+    elif family.window_pattern:
+        return
+
+    if family.window_period is None:
+        window = _effective_window(config)
+        if window is not None:
+            log.warning(
+                "llama.cpp has no sliding window for this architecture: beyond %s tokens its answers differ from "
+                "those of transformers",
+                window,
+            )
+        return
+
+    period = family.window_period
+    expected = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(len(layers))]
+    if layers != expected:
+        raise UnsupportedArchitectureError(
+            f"llama.cpp computes full attention in every {period}th layer of this architecture, "
+            f"but config.json has layer_types {layers}: export without GGUF"
+        )
+
+
+def _check_windowed_size(size: int, config: Mapping[str, Any], *, has_windows: bool) -> None:
+    if has_windows == (config["num_hidden_layers"] == size):
+        return
+    found = "windows" if has_windows else "no windows"
+    raise UnsupportedArchitectureError(
+        f"llama.cpp computes sliding windows in models of this architecture with {size} layers and in no others, but "
+        f"config.json has {config['num_hidden_layers']} layers and {found} in layer_types: export without GGUF"
+    )
+
+
+def _effective_window(config: Mapping[str, Any]) -> int | None:
+    """The window that transformers applies, in tokens; None if it covers the whole context."""
+    kinds: list[str] = config.get("layer_types") or []
+    window = config.get("sliding_window")
+    is_applied = "sliding_attention" in kinds if kinds else True
+    return window if window and is_applied and window < config["max_position_embeddings"] else None

@@ -13,7 +13,8 @@ from gguf import MODEL_ARCH_NAMES, GGUFWriter, Metadata
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.export.errors import ExportError
 from finetune_trainer.export.gguf.config_checks import Shapes, check_sizes
-from finetune_trainer.export.gguf.families import GgufFamily, find_family
+from finetune_trainer.export.gguf.families import find_family
+from finetune_trainer.export.gguf.family_row import GgufFamily
 from finetune_trainer.export.gguf.hyperparameters import add_hyperparameters
 from finetune_trainer.export.gguf.tensor_names import TensorNames
 from finetune_trainer.export.gguf.tokenizer import GgufTokenizer, read_tokenizer

@@ -15,7 +15,7 @@ from gguf import GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFWriter
 from finetune_trainer.export.base_model.folder import BaseModel
 from finetune_trainer.export.errors import InvalidBaseError
 from finetune_trainer.export.gguf.conversion import plan_conversion
-from finetune_trainer.export.gguf.families import GgufFamily
+from finetune_trainer.export.gguf.family_row import GgufFamily
 from finetune_trainer.export.gguf.metadata import Origin, Size, read_metadata
 from finetune_trainer.export.gguf.rope import rope_factor_tensors
 from finetune_trainer.export.gguf.tensor_names import Destination

@@ -5,7 +5,7 @@ from typing import Any
 
 from gguf import GGUFType, GGUFWriter
 
-from finetune_trainer.export.gguf.families import GgufFamily
+from finetune_trainer.export.gguf.family_row import GgufFamily
 from finetune_trainer.export.gguf.rope_metadata import add_rope_metadata, rotated_dimensions
 
 GGUF_QUANTIZATION_VERSION = 2

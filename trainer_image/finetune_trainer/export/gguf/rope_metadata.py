@@ -11,7 +11,7 @@ from typing import Any
 from gguf import GGUFWriter, RopeScalingType
 
 from finetune_trainer.export.errors import UnsupportedArchitectureError
-from finetune_trainer.export.gguf.families import GgufFamily
+from finetune_trainer.export.gguf.family_row import GgufFamily
 
 log = logging.getLogger(__name__)
 YARN_BETAS = (32.0, 1.0)

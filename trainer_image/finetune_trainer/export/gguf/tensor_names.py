@@ -8,7 +8,7 @@ from typing import Any
 from gguf import get_tensor_name_map
 
 from finetune_trainer.export.errors import InvalidBaseError, UnsupportedArchitectureError
-from finetune_trainer.export.gguf.families import GgufFamily, Split
+from finetune_trainer.export.gguf.family_row import GgufFamily, Split
 
 # Buffers that old checkpoints carry: llama.cpp computes them, and every converter leaves them out.
 COMPUTED_BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|attention\.masked_bias|self_attn\.bias)$")

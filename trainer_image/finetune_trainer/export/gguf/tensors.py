@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.export.gguf.families import GgufFamily, Split
+from finetune_trainer.export.gguf.family_row import GgufFamily, Split
 from finetune_trainer.export.gguf.tensor_names import Destination, TensorNames
 
 Change = Callable[[torch.Tensor], torch.Tensor]

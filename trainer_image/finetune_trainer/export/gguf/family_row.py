@@ -1,0 +1,81 @@
+"""One row of the table of families: everything that llama.cpp does with a family and config.json does not say."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gguf import MODEL_ARCH
+
+
+@dataclass(frozen=True)
+class Split:
+    """A stored tensor that llama.cpp has as several tensors, or with its last two dimensions swapped."""
+
+    into: tuple[str, ...]
+    """The ends of names that take the place of the stored tensor's."""
+    transposed: bool = False
+    """The last two dimensions are swapped first."""
+    interleaved: bool = False
+    """Rows take turns; else each part has its rows together."""
+    per_head: tuple[str, ...] = ()
+    """Settings of config.json with each part's rows in a head, where every head has rows of each part. The first part
+    is turned over: [heads, columns, rows]."""
+
+
+@dataclass(frozen=True)
+class GgufFamily:
+    """The differences between a Hugging Face `model_type` and its llama.cpp architecture."""
+
+    architecture: MODEL_ARCH
+    """llama.cpp's architecture, which also gives the names of the tensors."""
+    permuted_heads: bool = False
+    """The rows of q and k go from RoPE's halves to interleaved pairs."""
+    norm_offset: float = 0.0
+    """Added to norm weights: Hugging Face stores them around 0, GGUF around 1."""
+    sliding_window: bool = False
+    """llama.cpp wants the window's size: some layers attend within a sliding window."""
+    rope_dimensions: bool = False
+    """llama.cpp wants the number of rotated dimensions of a head."""
+    fixed_scale_layers: int | None = None
+    """Number of layers at which llama.cpp's attention scale, 1/sqrt(head size), becomes 1/sqrt(hidden/heads).
+
+    None: llama.cpp does not hard-code the scale of this architecture.
+    """
+    window_period: int | None = None
+    """Every n-th layer attends fully, which llama.cpp hard-codes; None: no layer has a window there."""
+    window_pattern: bool = False
+    """llama.cpp is told which layers attend within a window."""
+    windowed_layers: int | None = None
+    """The number of layers of the one size that llama.cpp computes windows for; None: of every size."""
+    no_rope_period: int | None = None
+    """Every n-th layer has no RoPE, which llama.cpp hard-codes; None: every layer has."""
+    activation: str = "silu"
+    """The activation that gates the MLP, which llama.cpp hard-codes."""
+    rope_tensors: bool = False
+    """llama.cpp takes divisors of RoPE's frequencies from tensors."""
+    names_longrope: bool = True
+    """The scaling type must be written for llama.cpp to look for the short and long divisors."""
+    original_context: bool = False
+    """The context length before scaling is always written."""
+    scaled_rope: bool = True
+    """False: llama.cpp is told that RoPE is never scaled."""
+    feed_forward: str = "intermediate_size"
+    """The setting that has the width of MLPs outside experts."""
+    equal_heads: bool = False
+    """llama.cpp expects as many heads of keys and values as of queries."""
+    cut_ramp: bool = True
+    """False: a YaRN ramp that transformers does not truncate is accepted, although llama.cpp truncates it."""
+    latent_attention: bool = False
+    """Keys and values are made from one low-rank state (DeepSeek's MLA)."""
+    yarn_log: str | None = None
+    """The RoPE setting that llama.cpp takes YaRN's weight on the logarithm from; None: it takes the factor itself."""
+    splits: Mapping[str, Split] = field(default_factory=dict)
+    """By the end of the stored tensor's name."""
+    arrays: Mapping[str, str] = field(default_factory=dict)
+    """End of the name of a scalar that every layer has -> the method of GGUFWriter that writes all of them."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Setting of config.json -> the method of GGUFWriter that writes it; settings that are null are left out."""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    """Method of GGUFWriter -> a value that all models of the family have."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of config.json whose value llama.cpp hard-codes, with that value."""
