@@ -22,7 +22,7 @@ class Queued:
     def create(self, name: str, queue: str = "research", priority: str | None = None, **run_policy: Any) -> None:
         """A small job in a queue."""
         scheduling = {"queueName": queue} | ({"workloadPriorityClassName": priority} if priority else {})
-        self.jobs.create(name, scheduling=scheduling, **run_policy)  # `nodes` is among them
+        self.jobs.create(name, scheduling=scheduling, **run_policy)
 
     def create_local_queue(self, name: str = "research", cluster_queue: str = "all") -> None:
         body = kueue_object("LocalQueue", name, {"clusterQueue": cluster_queue})

@@ -14,7 +14,7 @@ from finetune_devcluster.kueue import Kueue, cluster_queue, kueue_object
 from finetune_operator.desired.names import PREFLIGHT, preflight_name
 from finetune_test_operator.jobs import Jobs
 from finetune_test_operator.operator_process import OperatorProcess
-from finetune_test_operator.played_kubelet import PlayedKubelet
+from finetune_test_operator.played_kubelet import PlayedKubelet, wait_for
 
 pytestmark = [pytest.mark.kueue, pytest.mark.cluster]
 
@@ -132,6 +132,30 @@ def test_a_job_is_admitted_and_the_next_one_waits_with_its_place_in_the_line(
 
 def _said(queued: Any, name: str) -> str:
     return str(queued.condition(name)["message"])
+
+
+def test_the_pods_of_two_nodes_are_admitted_together_or_not_at_all(
+    queued: Any, kubelet: PlayedKubelet, kueue: Kueue, outcomes: Any
+) -> None:
+    # The quota has room for one pod of the two.
+    queued.create("gang", nodes=2)
+    queued.wait_for_message("gang", "insufficient", 20)
+    (pod_set,) = queued.workload("gang")["spec"]["podSets"]
+    assert pod_set["count"] == 2
+    time.sleep(ADMISSION_SECONDS)
+    assert not kubelet.pods("gang")
+    assert queued.jobs.get("gang")["status"]["phase"] == "Queued"
+
+    kueue.apply(cluster_queue(pods=2))
+    try:
+        pods = wait_for(lambda: found if len(found := kubelet.pods("gang")) == 2 else None, "both pods", 30)
+        for pod in pods:
+            kubelet.run(pod)
+        queued.jobs.wait_for_phase("gang", "Running")
+        kubelet.end(min(pods, key=lambda pod: pod.spec.hostname), 0, outcomes.success.encode())
+        queued.jobs.wait_for_phase("gang", "Succeeded")
+    finally:
+        kueue.apply(cluster_queue())
 
 
 def test_a_preempted_job_goes_on_from_its_checkpoint_and_has_not_failed(

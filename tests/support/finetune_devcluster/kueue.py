@@ -27,9 +27,9 @@ def kueue_object(kind: str, name: str, spec: dict[str, Any] | None = None, **fie
     return body | ({"spec": spec} if spec is not None else {})
 
 
-def cluster_queue(stop_policy: str = "None") -> dict[str, Any]:
-    """ClusterQueue `all` with room for one trainer: a small job asks for 4 cores and 32Gi."""
-    quota = [{"name": "cpu", "nominalQuota": 4}, {"name": "memory", "nominalQuota": "32Gi"}]
+def cluster_queue(stop_policy: str = "None", pods: int = 1) -> dict[str, Any]:
+    """ClusterQueue `all` with room for some trainers' pods: that of a small job asks for 4 cores and 32Gi."""
+    quota = [{"name": "cpu", "nominalQuota": 4 * pods}, {"name": "memory", "nominalQuota": f"{32 * pods}Gi"}]
     group = {"coveredResources": ["cpu", "memory"], "flavors": [{"name": "any", "resources": quota}]}
     spec = {
         "namespaceSelector": {},

@@ -1,5 +1,6 @@
 """Two pods of a job on two nodes, as their manifest starts them: the curve of one process, and one end for both."""
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from finetune_api.failures import ExitCode, FailureReason
 from finetune_api.outcome import Result
 from finetune_api.run_config import RunConfig
 from finetune_test_models.ranks.nodes import NodeJob, NodePod
+from finetune_test_models.ranks.processes import other_ranks
 from finetune_test_servers.s3_server import S3Server
 
 Builder = Callable[..., RunConfig]
@@ -66,12 +68,19 @@ def largest_differences(found: NodePod, expected: NodePod) -> dict[str, float]:
     return largest
 
 
-def test_two_nodes_give_the_curve_of_one_process_and_a_wrong_reduction_is_seen(make_job: Any) -> None:
-    one = train(make_job("one", 1))
-    two = train(make_job("two", 2))
+def test_two_nodes_give_the_curve_of_one_process(make_job: Any) -> None:
+    one, two = train(make_job("one", 1)), train(make_job("two", 2))
     found = largest_differences(two, one)
     print("two nodes:", found)
     assert len(one.curve["losses"]) == 10
+    assert all(found[kind] < TOLERANCES[kind] for kind in TOLERANCES), found
+
+
+@pytest.mark.stalls
+def test_two_processes_on_each_of_two_nodes_do_so_too_and_a_wrong_reduction_is_seen(make_job: Any) -> None:
+    one, four = train(make_job("one", 1)), train(make_job("four", 2, ranks=2))
+    found = largest_differences(four, one)
+    print("two processes on each of two nodes:", found)
     assert all(found[kind] < TOLERANCES[kind] for kind in TOLERANCES), found
 
     wrong = largest_differences(train(make_job("wrong", 2), "NoTokenWeights"), one)
@@ -79,6 +88,24 @@ def test_two_nodes_give_the_curve_of_one_process_and_a_wrong_reduction_is_seen(m
     assert all(wrong[kind] > 10 * TOLERANCES[kind] for kind in ("losses", "norms")), wrong
 
 
+@pytest.mark.stalls
+def test_a_process_that_is_killed_is_the_reason_in_both_pods(make_job: Any) -> None:
+    job = make_job("rank", 2, ranks=2, maxSteps=400)
+    with job.attempt("a") as (first, second):
+        wait_for_step(first, "checkpoint of step 3 is stored")
+        (other,) = other_ranks(second.process.pid)
+        os.kill(other, signal.SIGKILL)
+        assert second.end(END_SECONDS) == ExitCode.INTERNAL, "the Job counts this one"
+        assert first.end(END_SECONDS) == ExitCode.INTERRUPTED, "and not this one"
+
+    killed = "rank 3 of 4 was killed by signal 9"
+    assert killed in second.outcome.message
+    assert first.outcome.message.startswith(f"node 1 of 2: {killed}")
+    assert (first.outcome.reason, first.outcome.result) == (FailureReason.INTERNAL_ERROR, Result.FAILED)
+    assert (first.outcome.checkpoint_step or 0) >= 3
+
+
+@pytest.mark.stalls
 def test_a_pod_that_is_killed_ends_the_other_and_both_go_on_from_the_checkpoint(make_job: Any) -> None:
     job = make_job("killed", 2, maxSteps=40)
     with job.attempt("a") as (first, second):
@@ -96,6 +123,7 @@ def test_a_pod_that_is_killed_ends_the_other_and_both_go_on_from_the_checkpoint(
     assert min(pods[0].curve["losses"]) == 1, "the metrics of the attempt before are there"
 
 
+@pytest.mark.stalls
 def test_sigterm_to_any_pod_stores_one_checkpoint(make_job: Any) -> None:
     job = make_job("stopped", 2, maxSteps=400, checkpointSteps=300)
     with job.attempt("a") as (first, second):
