@@ -96,7 +96,10 @@ class ProgressStatus(ApiModel):
     """Current learning rate."""
 
     tokens_per_second: NonNegative | None = None
-    """Training speed, in tokens of input per second."""
+    """Training speed, in tokens of input per second, of all GPUs together."""
+
+    tokens_per_second_per_gpu: NonNegative | None = None
+    """The same of one GPU; absent for a run on one."""
 
     trained_tokens: Count | None = None
     """Input tokens processed so far."""

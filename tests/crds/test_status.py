@@ -72,6 +72,7 @@ STATUS: dict[str, Any] = {
         "stoppedEarly": True,
         "learningRate": 1e-5,
         "tokensPerSecond": 6235.5,
+        "tokensPerSecondPerGpu": 6235.5,
         "trainedTokens": 2**53 - 1,
         "gpuMemoryBytes": 10**11,
         "uploadedBytes": 0,

@@ -3,6 +3,7 @@
 from typing import Any
 
 from finetune_api.outcome import Outcome
+from finetune_api.progress import Resolved
 from finetune_api.status import ProgressStatus
 from finetune_operator.observe.report_store import ReceivedReport
 
@@ -44,6 +45,14 @@ def merge_report(last: ProgressStatus | None, received: ReceivedReport) -> Progr
         "last_report_time": received.received,
     }
     return (last or ProgressStatus()).model_copy(update=fields)
+
+
+def add_speed_of_each(progress: ProgressStatus, resolved: Resolved | None) -> ProgressStatus:
+    """Adds the speed of each process of a run of several."""
+    world, speed = resolved.world_size if resolved else None, progress.tokens_per_second
+    if world is None or speed is None:
+        return progress
+    return progress.model_copy(update={"tokens_per_second_per_gpu": round(speed / world, 1)})
 
 
 def merge_outcome(last: ProgressStatus | None, outcome: Outcome) -> ProgressStatus | None:

@@ -17,7 +17,7 @@ from finetune_operator.observe.snapshot import AnySnapshot
 from finetune_operator.status.attempts import count_retries, merge_attempts
 from finetune_operator.status.conditions import build_conditions
 from finetune_operator.status.preflight import build_preflight_status, preflight_stage
-from finetune_operator.status.progress import merge_outcome, merge_report
+from finetune_operator.status.progress import add_speed_of_each, merge_outcome, merge_report
 from finetune_operator.status.usage import build_usage, count_held_seconds, without_time
 
 
@@ -110,7 +110,9 @@ def _progress(snapshot: AnySnapshot, decision: Decision, *, is_new_pod: bool) ->
         progress = progress.model_copy(update={"sequence": None})  # sequence numbers rise within one pod
 
     if snapshot.training.report is not None:
-        progress = merge_report(progress, snapshot.training.report)
+        report = snapshot.training.report
+        resolved = report.report.finetune.resolved or snapshot.status.resolved
+        progress = add_speed_of_each(merge_report(progress, report), resolved)
     if decision.outcome is not None:
         progress = merge_outcome(progress, decision.outcome)
 

@@ -1,13 +1,17 @@
 """Queues of Kueue on a real control plane: Kueue itself, or its CustomResourceDefinitions with played Workloads."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from kubernetes import client
 
 from finetune_devcluster.cluster import DevCluster
-from finetune_devcluster.kueue import kueue_object
+from finetune_devcluster.kueue import Kueue, cluster_queue, kueue_object
 from finetune_test_operator.jobs import Jobs
+from finetune_test_operator.operator_process import OperatorProcess
+
+NAMESPACE = "team-a"
 
 
 class Queued:
@@ -100,3 +104,31 @@ class Queued:
 def make_queued() -> type[Queued]:
     """The class itself, for modules with a cluster of their own."""
     return Queued
+
+
+@pytest.fixture(scope="module")
+def kueue_cluster() -> Iterator[DevCluster]:
+    with DevCluster.start() as cluster:
+        client.CoreV1Api(cluster.api_client()).create_namespace(client.V1Namespace(metadata={"name": NAMESPACE}))
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def kueue(kueue_cluster: DevCluster) -> Iterator[Kueue]:
+    with Kueue.run(kueue_cluster) as running:
+        running.apply(
+            kueue_object("ResourceFlavor", "any"),
+            cluster_queue(),
+            kueue_object("WorkloadPriorityClass", "urgent", value=1000, description=""),
+        )
+        yield running
+
+
+@pytest.fixture(scope="module")
+def queue_operator(
+    kueue: Kueue, kueue_cluster: DevCluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OperatorProcess]:
+    process = OperatorProcess(kueue_cluster, tmp_path_factory.mktemp("operator"), kueue=True)
+    process.start()
+    yield process
+    process.stop()

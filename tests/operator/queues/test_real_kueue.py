@@ -10,44 +10,16 @@ from kubernetes import client
 
 from finetune_api.failures import ExitCode
 from finetune_devcluster.cluster import DevCluster
-from finetune_devcluster.kueue import Kueue, cluster_queue, kueue_object
+from finetune_devcluster.kueue import Kueue, cluster_queue
 from finetune_operator.desired.names import PREFLIGHT, preflight_name
 from finetune_test_operator.jobs import Jobs
 from finetune_test_operator.operator_process import OperatorProcess
-from finetune_test_operator.played_kubelet import PlayedKubelet, wait_for
+from finetune_test_operator.played_kubelet import PlayedKubelet
 
 pytestmark = [pytest.mark.kueue, pytest.mark.cluster]
 
 ADMISSION_SECONDS = 3  # Kueue admits within one; a job that should be held is watched for this long
 NAMESPACE = "team-a"
-
-
-@pytest.fixture(scope="module")
-def kueue_cluster() -> Iterator[DevCluster]:
-    with DevCluster.start() as cluster:
-        client.CoreV1Api(cluster.api_client()).create_namespace(client.V1Namespace(metadata={"name": NAMESPACE}))
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def kueue(kueue_cluster: DevCluster) -> Iterator[Kueue]:
-    with Kueue.run(kueue_cluster) as running:
-        running.apply(
-            kueue_object("ResourceFlavor", "any"),
-            cluster_queue(),
-            kueue_object("WorkloadPriorityClass", "urgent", value=1000, description=""),
-        )
-        yield running
-
-
-@pytest.fixture(scope="module")
-def queue_operator(
-    kueue: Kueue, kueue_cluster: DevCluster, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[OperatorProcess]:
-    process = OperatorProcess(kueue_cluster, tmp_path_factory.mktemp("operator"), kueue=True)
-    process.start()
-    yield process
-    process.stop()
 
 
 @pytest.fixture
@@ -132,30 +104,6 @@ def test_a_job_is_admitted_and_the_next_one_waits_with_its_place_in_the_line(
 
 def _said(queued: Any, name: str) -> str:
     return str(queued.condition(name)["message"])
-
-
-def test_the_pods_of_two_nodes_are_admitted_together_or_not_at_all(
-    queued: Any, kubelet: PlayedKubelet, kueue: Kueue, outcomes: Any
-) -> None:
-    # The quota has room for one pod of the two.
-    queued.create("gang", nodes=2)
-    queued.wait_for_message("gang", "insufficient", 20)
-    (pod_set,) = queued.workload("gang")["spec"]["podSets"]
-    assert pod_set["count"] == 2
-    time.sleep(ADMISSION_SECONDS)
-    assert not kubelet.pods("gang")
-    assert queued.jobs.get("gang")["status"]["phase"] == "Queued"
-
-    kueue.apply(cluster_queue(pods=2))
-    try:
-        pods = wait_for(lambda: found if len(found := kubelet.pods("gang")) == 2 else None, "both pods", 30)
-        for pod in pods:
-            kubelet.run(pod)
-        queued.jobs.wait_for_phase("gang", "Running")
-        kubelet.end(min(pods, key=lambda pod: pod.spec.hostname), 0, outcomes.success.encode())
-        queued.jobs.wait_for_phase("gang", "Succeeded")
-    finally:
-        kueue.apply(cluster_queue())
 
 
 def test_a_preempted_job_goes_on_from_its_checkpoint_and_has_not_failed(
