@@ -21,6 +21,7 @@ LOCAL_HINTS = {
     FailureReason.STORAGE_UNAVAILABLE: f"Check the network and spec.output.s3.endpointURL, {_AGAIN}.",
     FailureReason.CERTIFICATE_NOT_TRUSTED: "Put your authority's certificates and the public ones into one "
     f"file, name it in SSL_CERT_FILE, REQUESTS_CA_BUNDLE and AWS_CA_BUNDLE, {_AGAIN}.",
+    FailureReason.NODE_UNREACHABLE: "Write spec.resources.nodes: 1: several nodes train together only on a cluster.",
     FailureReason.INTERNAL_ERROR: "This is a defect: run the same command with --verbose and report what it prints.",
 }
 
