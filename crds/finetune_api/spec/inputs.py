@@ -40,7 +40,8 @@ class ModelSpec(ApiModel):
     source: SourceUri
     """Source of the base model: hf://org/name, s3://bucket/prefix/, or pvc://claim/path (file:///path with `finetune
     run`). It must be a folder in Hugging Face layout with safetensors weights; pickled weights and custom code are
-    refused."""
+    refused. Of a checkpoint that also reads images or sound, the language model trains on text, and everything else is
+    copied into merged weights unchanged. FP8 and MXFP4 weights are decoded; merged weights have 16 bits."""
 
     revision: (
         Annotated[
