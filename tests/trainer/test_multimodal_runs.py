@@ -30,9 +30,10 @@ TOKENS = torch.arange(3, 43).unsqueeze(0)
 WITH_GGUF = ("gemma3", "qwen2_5_vl")
 
 
+@pytest.mark.parametrize("gpus", [0, pytest.param(1, marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_checkpoint_trains_on_text_and_stays_whole(
-    name: str, tmp_path: Path, texts: list[str], run_config: tiny_runs.Builder, settings: Settings
+    name: str, gpus: int, tmp_path: Path, texts: list[str], run_config: tiny_runs.Builder, settings: Settings
 ) -> None:
     base = make_multimodal_model(name, tmp_path / "base", texts)
     config = run_config(
@@ -40,6 +41,7 @@ def test_a_checkpoint_trains_on_text_and_stays_whole(
         export={"merged": "BF16", "gguf": ["F16"] if name in WITH_GGUF else []},
         training={"maxSteps": 3, "learningRate": 2e-2},
     )
+    config = config.model_copy(update={"gpus": gpus})
     outcome = run_job(config, settings, ProgressTracker(), StopSignal())
     assert outcome.result is Result.SUCCEEDED, outcome.message
 

@@ -36,6 +36,19 @@ def test_what_is_copied_is_said_with_its_size(
     assert report.coverage.adapted_share == 1.0, "towers are no part of what could train"
 
 
+def test_the_chat_template_may_lie_beside_the_processor(
+    run_config: Build, settings: Settings, tmp_path: Path, texts: list[str]
+) -> None:
+    folder = make_multimodal_model("gemma3", tmp_path / "base", texts)
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    config = run_config(model={"source": f"file://{folder}"})
+    without, _ = run_preflight(config, settings)
+    assert "chat template" in without.errors()[0].message
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    assert run_preflight(config, settings)[0].errors() == ()
+
+
 @pytest.mark.parametrize("method", ["FP8", "MXFP4"])
 def test_what_is_decoded_is_said_with_its_size(
     method: str, run_config: Build, settings: Settings, tmp_path: Path, tiny_base: Path, texts: list[str]

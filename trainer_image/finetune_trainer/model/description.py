@@ -112,6 +112,8 @@ def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
         message = f"{spec.source} has no usable tokenizer: {first_line(error)}"
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from error
 
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = _template_of_processor(folder)
     own = tokenizer.chat_template
     if not all(isinstance(template, str) for template in (own.values() if isinstance(own, dict) else [own or ""])):
         message = (
@@ -123,6 +125,14 @@ def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
     _check_embedding(folder, tokenizer)
     _set_template(tokenizer, spec)
     return tokenizer
+
+
+def _template_of_processor(folder: Path) -> object:
+    """The chat template of a checkpoint that has it beside its processor for images; None if there is none."""
+    try:
+        return json.loads((folder / "chat_template.json").read_text(encoding="utf-8"))["chat_template"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _holds_tokenizer(name: str) -> bool:
