@@ -75,15 +75,19 @@ def _mask(**options: Any) -> torch.Tensor | None:
     return mask
 
 
-def use_packed_attention(causal: Any) -> str | None:
-    """Switches a transformers model to packed attention; returns why not if it cannot be used."""
+def use_packed_attention(causal: Any, *, fused: bool = False) -> str | None:
+    """Switches a transformers model to packed attention; returns why not if it cannot be used. `fused`: its layers are
+    fused, and know by themselves where documents end."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
-    if family_of(causal) is None:
+    family = family_of(causal)
+    if family is None:
         return f"the kernels do not know {type(causal).__name__}"
     if getattr(causal.config, "use_bidirectional_attention", False):
         return "attention in both directions"
+    if not fused and not family.passes_bounds:
+        return f"layers of {family.prefix} do not tell attention where documents end"
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, _mask)
     causal.set_attn_implementation(NAME)

@@ -77,7 +77,9 @@ FAMILIES = (
         "Cohere2", "cohere2", norm_kind="layer", pre_norms=("input_layernorm",), rope="pairs in order",
         rope_layers="windowed", window="layer", factors=("logit_scale",),
     ),
-    Family("StableLm", "stablelm", norm_kind="torch layer", parallel_option="use_parallel_residual"),
+    Family(
+        "StableLm", "stablelm", norm_kind="torch layer", parallel_option="use_parallel_residual", passes_bounds=False,
+    ),
     Family(
         "Starcoder2", "starcoder2", norm_kind="torch layer", window="model", mlp_inputs=("c_fc",), mlp_output="c_proj",
         gated=False,

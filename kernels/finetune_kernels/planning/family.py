@@ -54,6 +54,9 @@ class Family:
     """Where the attention window is written: nowhere, in the configuration, in each attention module, or in the
     configuration for layers of the type sliding_attention."""
 
+    passes_bounds: bool = True
+    """False if the layer does not tell its attention module where packed documents end."""
+
     rope: Literal["halves", "pairs", "pairs in order"] = "halves"
     """What RoPE turns: the halves of a head or its neighbours; "in order": cos and sin come repeated, too."""
     rope_layers: Literal["all", "use_rope", "windowed", "windowed if any"] = "all"

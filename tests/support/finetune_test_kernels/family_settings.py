@@ -122,11 +122,12 @@ def documents_pass(model: Any, documents: Sequence[int], *, packed: bool) -> dic
 
 
 def _inputs(model: Any, rows: int, length: int) -> torch.Tensor:
-    return normal(rows, length, model.config.hidden_size, seed=3).requires_grad_()
+    dtype = model.get_input_embeddings().weight.dtype
+    return normal(rows, length, model.config.hidden_size, seed=3, dtype=dtype).requires_grad_()
 
 
 def _results(model: Any, inputs: list[torch.Tensor], logits: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
     whole = torch.cat(logits, dim=1)
-    found = torch.autograd.grad(whole, [*inputs, *weights.values()], normal(*whole.shape))
+    found = torch.autograd.grad(whole, [*inputs, *weights.values()], normal(*whole.shape, dtype=whole.dtype))
     return dict(zip(["inputs", *weights], found, strict=True)) | {"logits": whole.detach()}

@@ -231,7 +231,7 @@ def _fused_engine(
     )
 
     layers = FusedLayers(causal, plan.policies, torch.bfloat16, keep_dequantized=plan.keep_dequantized)
-    use_packed_attention(causal)  # or transformers would make a mask of [T, T]
+    use_packed_attention(causal, fused=True)  # or transformers would make a mask of [T, T]
     if plan.host_bytes:
         layers.move_vocabulary()
 

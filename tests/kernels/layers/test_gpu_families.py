@@ -1,0 +1,49 @@
+"""Every family's small model on a GPU in bfloat16: packed documents through fused layers, beside transformers' own
+layers in bfloat16, both against transformers in fp32."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from finetune_kernels.layers.fused_layers import FusedLayers
+from finetune_kernels.layers.layer_builder import why_not_fused
+from finetune_kernels.planning.activation_policy import ActivationPolicy
+from finetune_kernels.planning.families import FAMILIES
+from finetune_kernels.planning.family import Family
+from finetune_test_kernels.family_settings import documents_pass, family_model
+from finetune_test_kernels.tensor_checks import root_error
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("default"),  # a GPU's image has other versions than the lock, which warn of other things
+]
+DOCUMENTS = (70, 20, 50)
+SIZES = {"max_position_embeddings": 256}
+RATIO = 1.3
+"""Share of eager bfloat16's error, mean of all tensors: as in test_gpu_layers.py for the worst tensor."""
+
+
+def rounded(family: Family) -> Any:
+    """A model whose weights bfloat16 can say."""
+    model = family_model(family, **SIZES)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.prefix)
+def test_errors_are_no_larger_than_those_of_eager_bf16(family: Family) -> None:
+    oracle = documents_pass(rounded(family), DOCUMENTS, packed=False)
+    model = rounded(family).to(torch.bfloat16)
+    eager = documents_pass(model, DOCUMENTS, packed=False)
+
+    causal = model.get_base_model()
+    assert why_not_fused(causal) is None
+    fused = FusedLayers(causal, [ActivationPolicy.SAVE_ALL] * 2, torch.bfloat16, keep_dequantized=True)
+    for policy in ActivationPolicy:
+        fused.set_policies([policy] * 2)
+        found = documents_pass(model, DOCUMENTS, packed=True)
+        errors = [sum(root_error(each[name], oracle[name]) for name in oracle) for each in (found, eager)]
+        print(f"{family.prefix} {policy.value}: {errors[0] / errors[1]:.3f} of eager bf16's error")
+        assert errors[0] <= RATIO * errors[1]
