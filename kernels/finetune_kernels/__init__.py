@@ -5,5 +5,6 @@ Each folder imports only those above it in this list:
     planning     memory plan, micro-batch, families and model shape (no torch)
     primitives   kernels without a gradient of their own
     ops          differentiable operations, each with the same five names
+    experts      the experts of a mixture, and their installation in a transformers model
     layers       whole decoder layers, and their installation in a transformers model
 """

@@ -37,7 +37,7 @@ class AdapterSpec(ApiModel):
 
     target_modules: Annotated[tuple[ModuleName, ...], Field(min_length=1, max_length=32)] = DEFAULT_TARGETS
     """Linear layers that get an adapter, by the last part of their name, or all-linear alone for every linear layer.
-    Default: the q, k, v, o, gate, up and down projections."""
+    Experts of a mixture count as layers of the same names. Default: the q, k, v, o, gate, up and down projections."""
 
     rules = (
         Rule(

@@ -8,6 +8,7 @@ from torch import nn
 
 from finetune_kernels.ops.blocked_cross_entropy import blocked_cross_entropy
 from finetune_kernels.ops.linear_cross_entropy import linear_cross_entropy
+from finetune_kernels.planning.expert_families import expert_family_of_type
 from finetune_kernels.planning.families import family_of
 from finetune_kernels.planning.fused_support import foreign_factor, logit_factor
 
@@ -17,8 +18,11 @@ def has_plain_head(model: Any) -> bool:
     causal = causal_model(model)
     head = causal.get_output_embeddings()
     plain = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
-    family = family_of(causal)
-    return plain and family is not None and foreign_factor(causal.config, family) is None
+    config, family = causal.config, family_of(causal)
+    is_known = family is not None or expert_family_of_type(config.model_type) is not None
+    # A mixture's load-balancing loss is computed beside its logits.
+    is_alone = not getattr(config, "output_router_logits", False)
+    return plain and is_known and is_alone and foreign_factor(config, family) is None
 
 
 def causal_model(model: Any) -> Any:

@@ -3,6 +3,8 @@
 family.py             the description of one model family: norms, projections, RoPE, MLP, factors
 families.py           the families that the kernels know, a row each; layers ask it as well
 fused_support.py      why the layers of a configuration are fused or not: preflight's answer and the layer builder's
+expert_families.py    the mixtures of experts that the kernels know
+expert_shape.py       sizes of a mixture's experts that memory depends on
 activation_policy.py  what a layer saves for its backward pass
 block_sizes.py        rows that go through the loss and the MLP at once: kernels and plan must agree on them
 model_shape.py        the sizes of a model that memory and time depend on, and their formulas

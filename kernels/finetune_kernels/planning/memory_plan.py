@@ -87,22 +87,33 @@ class MemoryPlan:
 
 def plan_unfused_layers(shape: ModelShape, tokens: int, *, base_bytes: int, total_bytes: int) -> tuple[bool, bool]:
     """Returns whether activations are saved and whether weights are kept dequantised, for layers that run module by
-    module. Autograd then saves more: copies of the residual stream, of q around RoPE, and of gate, up and their
-    product."""
-    # Elements a token of one layer.
-    width = 8 * shape.hidden + 6 * shape.key_value_heads * shape.head_size + 3 * shape.feed_forward
-    layer = tokens * width * BYTES
-    # Recomputing, autograd saves each layer's input, and one layer at a time is whole.
-    saved, recomputed = layer * shape.layers, layer + tokens * shape.hidden * BYTES * shape.layers
-
-    rest = base_bytes + shape.adapter_parameters * 7 + shape.working_bytes(tokens, tiled=False)
+    module."""
     dequantized = shape.linear_parameters * BYTES if shape.quantized else 0
 
     # From fast to slow: recomputing a layer takes longer than dequantising its weights.
     for save, keep in ((True, True), (True, False), (False, True)):
-        if rest + (saved if save else recomputed) + (dequantized if keep else 0) <= MARGIN * total_bytes:
+        need = base_bytes + (dequantized if keep else 0) + unfused_bytes(shape, tokens, saves=save)
+        if need <= MARGIN * total_bytes:
             return save, keep
     return False, False
+
+
+def unfused_bytes(shape: ModelShape, tokens: int, *, saves: bool) -> int:
+    """Bytes beside the weights for layers that run module by module; `saves`: activations are not recomputed.
+
+    Autograd saves more there: copies of the residual stream, of q around RoPE, and of gate, up and their product.
+    """
+    # Elements a token of one layer.
+    width = 8 * shape.hidden + 6 * shape.key_value_heads * shape.head_size + 3 * shape.feed_forward
+    working = shape.working_bytes(tokens, tiled=False)
+    if shape.experts is not None:
+        width += shape.experts.saved_elements
+        working += shape.experts.working_bytes(tokens)
+
+    # Recomputing, autograd saves each layer's input, and one layer at a time is whole.
+    layer = tokens * width * BYTES
+    kept = layer * shape.layers if saves else layer + tokens * shape.hidden * BYTES * shape.layers
+    return shape.adapter_parameters * 7 + kept + working
 
 
 class _Workload(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.block_sizes import CHUNK_ROWS, HEAD_ROWS, TILE_ROWS, VOCABULARY_BLOCK
+from finetune_kernels.planning.expert_shape import ExpertShape, expert_shape
 from finetune_kernels.planning.families import family_of_config
 from finetune_kernels.planning.family import LLAMA_NAMES, Family
 from finetune_kernels.planning.fused_support import head_size
@@ -24,7 +25,6 @@ NF4_BLOCK, SCALES_BLOCK = 64, 256
 ADAPTER_BYTES = 4
 _LLAMA = Family("", "")
 """Row of a family without one: its layers are taken to have Llama's projections."""
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ class ModelShape:
     """True if adapters drop a part of their inputs."""
     magnitudes: bool = False
     """True if adapters have DoRA's magnitudes."""
+    experts: ExpertShape | None = None
+    """The experts of a mixture; `feed_forward` is the shared experts' then, and `linear_parameters` are without
+    experts."""
 
     @property
     def attention_width(self) -> int:
@@ -132,7 +135,7 @@ class ParameterCounts(NamedTuple):
 
 def build_shape(config: Any, counts: ParameterCounts, *, dropout: bool = False, magnitudes: bool = False) -> ModelShape:
     """Returns the shape of a model whose parameters were counted."""
-    family = family_of_config(config)
+    family, experts = family_of_config(config), expert_shape(config, quantized=counts.quantized)
     field = "intermediate_size" if family is None else family.feed_forward_field
 
     return ModelShape(
@@ -141,7 +144,7 @@ def build_shape(config: Any, counts: ParameterCounts, *, dropout: bool = False, 
         heads=config.num_attention_heads,
         key_value_heads=config.num_key_value_heads,
         head_size=head_size(config),
-        feed_forward=getattr(config, field),
+        feed_forward=getattr(config, field) if experts is None else experts.shared,
         vocabulary=config.vocab_size,
         linear_parameters=counts.linears,
         adapter_parameters=counts.adapters,
@@ -152,6 +155,7 @@ def build_shape(config: Any, counts: ParameterCounts, *, dropout: bool = False, 
         gated=family is None or family.gated,
         dropout=dropout,
         magnitudes=magnitudes,
+        experts=experts,
     )
 
 
@@ -166,7 +170,7 @@ def shape_from_config(
     needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
     if any(not isinstance(getattr(config, name, None), int) for name in needed):
         return None
-    if any(getattr(config, name, None) for name in _EXPERTS):
+    if expert_shape(config, quantized=quantized) is not None:
         return None
 
     uncounted = build_shape(config, ParameterCounts(0, 0, quantized, 0))

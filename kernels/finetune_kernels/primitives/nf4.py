@@ -3,6 +3,7 @@
     w[i] = code[q[i]] * absmax[i / 64],   absmax[b] = code8[a[b]] * absmax2[b / 256] + offset
 
 Shapes: packed bytes, two weights each, and the quant state that bitsandbytes keeps -> [out, in] in any float type.
+A stack of matrices (experts) is decoded in one launch: each has its own scales and offset, as if it were alone.
 
 bitsandbytes computes the scales in a pass of their own, in fp32, and keeps them while it decodes; here both levels are
 read where they are used. The scale is rounded after the product and after the sum, as there: contraction to one
@@ -19,6 +20,8 @@ import triton.language as tl
 
 BYTES = 2048
 """Packed bytes per program, of two weights each."""
+BLOCK, BLOCK2 = 64, 256
+"""Weights that share a scale in a stack, and scales that share a scale of their own: bitsandbytes' defaults."""
 
 
 def reference(packed: torch.Tensor, state: Any) -> torch.Tensor:
@@ -38,9 +41,17 @@ def reference(packed: torch.Tensor, state: Any) -> torch.Tensor:
 
 @triton.jit
 def _decode(  # type: ignore[no-untyped-def]
-    packed_ptr, code_ptr, scale_ptr, code8_ptr, scale2_ptr, offset_ptr, out_ptr, count,
+    packed_ptr, code_ptr, scale_ptr, code8_ptr, scale2_ptr, offset_ptr, out_ptr, count, bytes_n, blocks, blocks2,
     BLOCK: tl.constexpr, BLOCK2: tl.constexpr, NESTED: tl.constexpr, BYTES_N: tl.constexpr,
 ):  # fmt: skip
+    # The second axis of the grid is the matrix of a stack: its bytes, scales, scales of scales, offset and weights.
+    matrix = tl.program_id(1).to(tl.int64)
+    packed_ptr += matrix * bytes_n
+    scale_ptr += matrix * blocks
+    scale2_ptr += matrix * blocks2
+    offset_ptr += matrix
+    out_ptr += matrix * count
+
     offsets = tl.program_id(0).to(tl.int64) * BYTES_N + tl.arange(0, BYTES_N)  # of packed bytes
     mask = 2 * offsets < count
     byte = tl.load(packed_ptr + offsets, mask=mask, other=0).to(tl.int32)
@@ -76,7 +87,21 @@ def dequantize(packed: torch.Tensor, state: Any, out: torch.Tensor) -> torch.Ten
 
     count = out.numel()
     _decode[(triton.cdiv(triton.cdiv(count, 2), BYTES),)](
-        packed, state.code, state.absmax, code8, scale2, offset, out, count,
+        packed, state.code, state.absmax, code8, scale2, offset, out, count, 0, 0, 0,
         BLOCK=state.blocksize, BLOCK2=block2, NESTED=bool(state.nested), BYTES_N=BYTES, enable_fp_fusion=False,
+    )  # fmt: skip
+    return out
+
+
+def dequantize_stack(stack: Any, out: torch.Tensor) -> torch.Tensor:
+    """Writes the weights of an `Nf4Stack` to `out` [N, out, in], contiguous, of any float type, and returns it."""
+    nested, unused = stack.code8 is not None, stack.code
+    code8, scale2, offset = (stack.code8, stack.scales2, stack.offsets) if nested else (unused, unused, unused)
+    matrices, count = out.shape[0], out[0].numel()
+
+    _decode[(triton.cdiv(triton.cdiv(count, 2), BYTES), matrices)](
+        stack.codes, stack.code, stack.scales, code8, scale2, offset, out, count, stack.codes.shape[1],
+        stack.scales.shape[1], scale2.shape[-1], BLOCK=BLOCK, BLOCK2=BLOCK2, NESTED=nested, BYTES_N=BYTES,
+        enable_fp_fusion=False,
     )  # fmt: skip
     return out

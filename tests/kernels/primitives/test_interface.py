@@ -19,12 +19,15 @@ PUBLIC = {
     "attention_reference": ("reference", "reference_backward"),
     "dora": ("row_norms", "magnitude_gradient"),
     "fp8": ("quantize_rows", "Fp8Weight"),
+    "expert_projection": ("Projection", "Rows"),
     "gather_rows": ("gather_rows",),
+    "grouped": ("linear", "backward", "outer"),
     "head_norm": ("HeadNorm",),
     "lora_delta": ("LoraDelta",),
     "master_weights": ("master_weight", "set_master_weight", "split_off_master"),
     "multi_tensor_adamw": ("MultiTensorAdamW",),
-    "nf4": ("dequantize",),
+    "nf4": ("dequantize", "dequantize_stack"),
+    "nf4_stack": ("Nf4Stack",),
     "precision": ("widen",),
 }
 

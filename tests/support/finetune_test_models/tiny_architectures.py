@@ -4,11 +4,14 @@ The sizes that configurations commonly have are made small wherever a type has t
 stands in SETTINGS.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, set_seed
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from finetune_test_models.tiny_model import train_tokenizer
 
 VOCABULARY = 512
 MOST_PARAMETERS = 30e6
@@ -100,6 +103,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {"lru_width": 64, "attention_window_size": 64},
     "zaya": {"num_experts_per_tok": 1},
 }
+MIXTURES = ("qwen3_moe", "mixtral", "gpt_oss", "glm4_moe", "deepseek_v3", "llama4_text", "olmoe", "granitemoe")
+STACKED = ("gpt_oss", "llama4_text", "granitemoe")
+"""Those whose files stack the experts of a layer."""
+TWO_LAYERS: dict[str, Any] = {"num_hidden_layers": 2}
+MIXTURE_SETTINGS: dict[str, dict[str, Any]] = {
+    # Rows of whole NF4 blocks: bitsandbytes decodes others wrongly on some CPUs.
+    "deepseek_v3": TWO_LAYERS | {"q_lora_rank": 64, "kv_lora_rank": 64},
+    "gpt_oss": TWO_LAYERS | {"layer_types": ["sliding_attention", "full_attention"]},
+    "llama4_text": TWO_LAYERS | {"layer_types": ["chunked_attention", "full_attention"]},
+}
+CHAT = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\\n' }}{% endfor %}"
 
 
 def tiny_architecture(model_type: str, **changes: Any) -> Any:
@@ -123,3 +137,14 @@ def tiny_architecture(model_type: str, **changes: Any) -> Any:
 
     set_seed(0)
     return auto.from_config(config, dtype=torch.float32).eval()
+
+
+def make_mixture(folder: Path, model_type: str, texts: list[str], dtype: torch.dtype = torch.bfloat16) -> Path:
+    """Writes the model and returns its folder."""
+    changes = MIXTURE_SETTINGS.get(model_type, TWO_LAYERS)
+    model = tiny_architecture(model_type, **changes).to(dtype)
+    model.save_pretrained(folder)
+    tokenizer = train_tokenizer(texts, vocab_size=512)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    return folder

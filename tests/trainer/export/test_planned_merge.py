@@ -24,7 +24,6 @@ MERGEABLE: dict[str, tuple[str, tuple[str, ...]]] = {
 REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     "a renamed layer": ("kimi_linear", ALL),
     "a renamed prefix": ("nemotron_h", DEFAULT_TARGETS),
-    "a renamed router": ("phimoe", ALL),
     "a block that layers share": ("zamba2", DEFAULT_TARGETS),
     "weights as [in, out]": ("gpt2", ALL),
 }

@@ -4,6 +4,7 @@ export.py         the pass: every tensor read once, merged, and given to every o
 feasibility.py    the same questions before training
 planned_merge.py  the same questions before a model is loaded: what names and types in the files tell (pure)
 adapter.py        LoraWeights: a peft adapter, merged into the base tensor by tensor
+expert_adapters.py  adapters on experts: their published names, and stacks of experts merged
 merged_folder.py  the merged model as a Hugging Face folder
 ollama.py         the Modelfile beside each GGUF file
 chat_turns.py     the text that a chat template writes between messages

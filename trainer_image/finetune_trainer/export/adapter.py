@@ -24,14 +24,16 @@ from finetune_trainer.export.base_model.folder import BaseModel
 from finetune_trainer.export.base_model.json_files import load_json
 from finetune_trainer.export.base_model.output_head import EMBEDDING, HEAD
 from finetune_trainer.export.errors import InvalidAdapterError
+from finetune_trainer.export.expert_adapters import StackLayout, stacked_target
 from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor, list_tensors
 
+STACK = 3
+"""Dimensions of a tensor that stacks experts."""
 _PART = re.compile(r"\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.weight)?$")
 # Settings with another effect on the forward pass than W + scale * B A.
 _NOT_MERGEABLE = (
     "lora_bias",
     "layer_replication",
-    "target_parameters",
     "trainable_token_indices",
     "alora_invocation_tokens",
     "use_qalora",
@@ -55,9 +57,11 @@ class _Update:
 class LoraWeights:
     """An adapter matched to a base; only headers are read before `merge`."""
 
-    def __init__(self, config: Mapping[str, Any], updates: dict[str, _Update]) -> None:
+    def __init__(self, config: Mapping[str, Any], updates: dict[str, _Update], stacks: StackLayout) -> None:
+        """`stacks`: how the base stacks experts."""
         self._config = config
         self._updates = updates
+        self._stacks = stacks
 
     def merge(self, name: str, weights: torch.Tensor) -> torch.Tensor:
         """The weights [out, in] of tensor `name` with the adapter: fp32, on the same device.
@@ -82,6 +86,9 @@ class LoraWeights:
             return torch.addmm(weights, up.T, down.T, alpha=self._scale(name, rank=up.shape[0]))
 
         down, up = parts["lora_A"], parts["lora_B"]  # [r, in], [out, r]
+        if weights.ndim == STACK:
+            scale = self._scale(name, rank=down.shape[0] // weights.shape[0])
+            return self._stacks.merge(weights.clone(), down, up, scale)
         merged = torch.addmm(weights, up, down, alpha=self._scale(name, rank=down.shape[0]))
         if "lora_magnitude_vector" in parts:
             # DoRA: the norm of each row becomes the learnt magnitude.
@@ -112,7 +119,7 @@ def open_adapter(folder: Path, base: BaseModel) -> LoraWeights:
     _check_mergeable(config)
 
     tensors = list_tensors(folder / WEIGHTS_NAME, error=InvalidAdapterError)
-    return LoraWeights(config, _match(config, tensors, base))
+    return LoraWeights(config, _match(config, tensors, base), StackLayout.of(base.config))
 
 
 def check_merge(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], base: BaseModel) -> None:
@@ -127,8 +134,9 @@ def check_merge(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 def _match(config: Mapping[str, Any], tensors: Iterable[StoredTensor], base: BaseModel) -> dict[str, _Update]:
     """The adapter's tensors by the base tensor that they change; raises InvalidAdapterError if they do not fit."""
     updates: dict[str, _Update] = {}
+    shapes = dict(base.shapes)
     for stored in tensors:
-        target, part = _target(stored.name)
+        target, part = stacked_target(stored.name, config, shapes) or _target(stored.name)
         target = base.name_of(target)
         update = updates.setdefault(target, _Update())
         if part is None:
@@ -190,15 +198,19 @@ def _check_matches(updates: Mapping[str, _Update], base: BaseModel, *, use_dora:
         kinds = set(update.parts)
         if kinds and kinds not in (needed, {"lora_embedding_A", "lora_embedding_B"}):
             raise InvalidAdapterError(f"the adapter has {sorted(kinds)} for {name}, but a merge needs {sorted(needed)}")
-        _check_shapes(name, update.parts, shapes[name])
+        _check_shapes(name, update.parts, shapes[name], StackLayout.of(base.config))
 
 
-def _check_shapes(name: str, parts: Mapping[str, StoredTensor], shape: tuple[int, ...]) -> None:
+def _check_shapes(name: str, parts: Mapping[str, StoredTensor], shape: tuple[int, ...], stacks: StackLayout) -> None:
     if "lora_A" not in parts:
         return
 
     down, up = parts["lora_A"].shape, parts["lora_B"].shape
-    if len(shape) != 2 or down != (up[-1], shape[1]) or up != (shape[0], down[0]):
+    if len(shape) == STACK:
+        fits = stacks.fits(shape, down, up)
+    else:
+        fits = len(shape) == 2 and down == (up[-1], shape[1]) and up == (shape[0], down[0])
+    if not fits:
         raise InvalidAdapterError(
             f"the adapter's lora_A {down} and lora_B {up} do not fit {name} of shape {shape}: wrong base model?"
         )

@@ -11,9 +11,16 @@ from peft import get_peft_model_state_dict
 from finetune_api.spec.output import ExportSpec
 from finetune_api.vocabulary import MergedType
 from finetune_trainer.export.adapter import check_merge
-from finetune_trainer.export.base_model.folder import open_base_model
+from finetune_trainer.export.base_model.folder import BaseModel, open_base_model
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.export.errors import InvalidAdapterError, InvalidBaseError
+from finetune_trainer.export.expert_adapters import (
+    adapted_parts,
+    expert_targets,
+    is_swapped,
+    published_state,
+    stored_of,
+)
 from finetune_trainer.export.gguf.conversion import check_conversion
 from finetune_trainer.export.planned_merge import ADAPTER_ALONE
 
@@ -31,12 +38,20 @@ def check_export(spec: ExportSpec, base: Path, tokenizer: TokenizerFiles, model:
     except InvalidBaseError as error:
         raise InvalidBaseError(f"spec.model.source: {error.message}; {ADAPTER_ALONE}") from error
 
-    config = model.peft_config["default"].to_dict()
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
     try:
-        check_merge(config, {name: tuple(weights.shape) for name, weights in state.items()}, opened)
+        check_adapter(model, opened)
     except InvalidAdapterError as error:
         raise InvalidAdapterError(f"spec.adapter.targetModules: {error.message}; {ADAPTER_ALONE}") from error
 
     if spec.gguf:
         check_conversion(opened.full_config, tokenizer, opened.generation_config, opened.shapes)
+
+
+def check_adapter(model: Any, base: BaseModel) -> None:
+    """Raise InvalidAdapterError if the adapter of `model`, peft's, as it will be published, has no place in `base`."""
+    config, stored = model.peft_config["default"].to_dict(), stored_of(model)
+    trained = get_peft_model_state_dict(model, save_embedding_layers=False)
+    state = published_state(trained, stored, swapped=is_swapped(base.config))
+    if parts := adapted_parts(model):
+        config |= expert_targets(config, parts, stored)
+    check_merge(config, {name: tuple(weights.shape) for name, weights in state.items()}, base)

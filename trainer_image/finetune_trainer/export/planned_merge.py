@@ -30,7 +30,6 @@ UNMERGEABLE: dict[str, frozenset[str]] = {
         "kimi_linear": "f_a_proj f_b_proj",
         "lfm3": "g_proj",
         "nemotron_h": "in_proj out_proj up_proj down_proj q_proj k_proj v_proj o_proj",
-        "phimoe": "router",
         # One tensor for the blocks of several layers, each of which gets an adapter.
         "zamba": "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj",
         "zamba2": "q_proj k_proj v_proj o_proj gate_up_proj down_proj 0 1",
@@ -51,7 +50,7 @@ def check_targets(model_type: str | None, wanted: Sequence[str], headers: Sequen
 
     `headers` are those of the weight files; None: they are not known, or do not name the model's layers.
     """
-    weights = layer_weights(headers or (), quantized=False)
+    weights = layer_weights(headers or (), quantized=False, model_type=model_type)
     bare = next((each.name for each in weights if each.is_linear and _WITHOUT_PREFIX.match(each.name)), None)
     if bare is not None:
         raise InvalidAdapterError(

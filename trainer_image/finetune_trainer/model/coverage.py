@@ -25,7 +25,9 @@ class Coverage:
     quantized: int
     """Parameters in NF4."""
     stacked: int
-    """Parameters of experts in 3-D tensors, which get no adapter and stay in 16 bits."""
+    """Parameters of experts in 3-D tensors that the kernels do not know: no adapter, and 16 bits."""
+    experts: int = 0
+    """Parameters of experts that the kernels know."""
 
     @property
     def adapted_share(self) -> float:
@@ -45,6 +47,8 @@ class Coverage:
     def sentence(self) -> str:
         """The coverage for people."""
         text = f"adapters on {self.adapted_share:.1%} of the layers' weights, {self.quantized_share:.1%} in NF4"
+        if self.experts:
+            text += f"; experts are {self.experts / self.parameters:.1%} of them"
         if self.stacked:
             text += f"; {format_size(self.stacked_bytes)} are experts in 3-D tensors, which get neither"
         return text
@@ -52,19 +56,25 @@ class Coverage:
 
 def measure_coverage(weights: Iterable[LayerWeight], adapted: Collection[str]) -> Coverage:
     """The coverage of a model by the names of its layers with an adapter."""
-    counts = {"parameters": 0, "adapted": 0, "quantized": 0, "stacked": 0}
+    counts = {"parameters": 0, "adapted": 0, "quantized": 0, "stacked": 0, "experts": 0}
     for weight in weights:
         counts["parameters"] += weight.parameters
         counts["adapted"] += weight.parameters if weight.name in adapted else 0
         counts["quantized"] += weight.parameters if weight.is_quantized else 0
         counts["stacked"] += weight.parameters if weight.is_stacked else 0
+        counts["experts"] += weight.parameters if weight.expert_part else 0
     return Coverage(**counts)
 
 
-def adapted_layers(weights: Iterable[LayerWeight], targets: str | Collection[str]) -> set[str]:
-    """Names of the layers that peft gives an adapter; `targets` as `choose_targets` gives them."""
+def adapted_layers(
+    weights: Iterable[LayerWeight], targets: str | Collection[str], parts: Collection[str] = ()
+) -> set[str]:
+    """Names of the layers that get an adapter; `targets` as `choose_targets` gives them, `parts` those of experts."""
     return {
-        weight.name for weight in weights if weight.is_linear and (targets == ALL_LINEAR or weight.last_name in targets)
+        weight.name
+        for weight in weights
+        if (weight.expert_part is not None and weight.expert_part in parts)
+        or (weight.is_linear and (targets == ALL_LINEAR or weight.last_name in targets))
     }
 
 

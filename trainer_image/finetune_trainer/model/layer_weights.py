@@ -2,14 +2,17 @@
 one tensor. Pure, and without PyTorch: preflight asks too.
 
 transformers 5 stacks the experts of a mixture in 3-D tensors when it loads them, also where the files hold a matrix for
-each. bitsandbytes quantises linear layers only, and adapters sit on linear layers only, so stacked experts get neither.
+each. bitsandbytes and peft know linear layers only. Experts of families that our kernels know are quantised and adapted
+by our own module; all others get neither.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
+from finetune_kernels.planning.expert_families import expert_family_of_type
+from finetune_trainer.model.expert_files import LAYER, StoredExperts, find_experts
 from finetune_trainer.model.safetensors_header import TensorHeader
 
 RENAMED_TYPES = frozenset({"axk2", "bailing_hybrid", "deepseek_v4", "hrm_text", "hy_v4", "inkling2_text"})
@@ -33,8 +36,10 @@ class LayerWeight:
     is_linear: bool
     """True for a linear layer, which can get an adapter and can be quantised."""
     is_stacked: bool
-    """True for experts in a 3-D tensor."""
+    """True for experts in a 3-D tensor that the kernels do not know: no adapter, and 16 bits."""
     is_quantized: bool
+    expert_part: str | None = None
+    """Part of experts that the kernels know, such as gate; see `expert_files`."""
 
     @property
     def last_name(self) -> str:
@@ -42,28 +47,46 @@ class LayerWeight:
         return self.name.rsplit(".", 1)[-1]
 
 
-def layer_weights(headers: Iterable[TensorHeader], *, quantized: bool) -> list[LayerWeight]:
+def layer_weights(
+    headers: Iterable[TensorHeader], *, quantized: bool, model_type: str | None = None
+) -> list[LayerWeight]:
     """The layers' weights of a model that is not loaded; `quantized`: its linear layers will be in NF4."""
     found = [header for header in headers if len(header.shape) > 1 and not is_vocabulary(header.name)]
     # A router lies beside its experts, and is no linear layer.
     blocks = {_EXPERT.split(header.name)[0] for header in found if _EXPERT.search(header.name)}
     blocks |= {header.name.rpartition(".experts.")[0] for header in found if ".experts." in header.name}
 
+    experts = known_experts(found, model_type)
     weights = []
     for header in found:
         if header.dtype == "U8" and not header.name.endswith(".weight"):
             continue  # a part of an NF4 weight
-        weights.append(_describe(header, blocks, quantized=quantized))
+        weights.append(_describe(header, blocks, _expert_part(header.name, experts), quantized=quantized))
     return weights
 
 
-def _describe(header: TensorHeader, blocks: set[str], *, quantized: bool) -> LayerWeight:
+def known_experts(headers: Iterable[TensorHeader], model_type: str | None) -> Mapping[int, StoredExperts]:
+    """The experts of each layer, if our kernels know the family and the names; else empty."""
+    headers = list(headers)
+    if expert_family_of_type(model_type) is None or any(header.dtype == "U8" for header in headers):
+        return {}
+    return find_experts((header.name, header.shape) for header in headers)
+
+
+def _expert_part(name: str, experts: Mapping[int, StoredExperts]) -> str | None:
+    layer = LAYER.search(name)
+    stored = experts.get(int(layer[1])) if layer else None
+    return stored.part_of(name) if stored else None
+
+
+def _describe(header: TensorHeader, blocks: set[str], part: str | None, *, quantized: bool) -> LayerWeight:
     name = header.name.removesuffix(".weight")
     parent, _, last = name.rpartition(".")
     is_packed = header.dtype == "U8"  # two NF4 codes share a byte
-    is_stacked = bool(_EXPERT.search(header.name)) or is_stack(header.name, header.shape)
+    is_stacked = part is None and (bool(_EXPERT.search(header.name)) or is_stack(header.name, header.shape))
     is_router = "router" in name.split(".") or (last == "gate" and parent in blocks)
-    is_linear = header.name.endswith(".weight") and len(header.shape) == 2 and not is_stacked and not is_router
+    is_linear = header.name.endswith(".weight") and len(header.shape) == 2
+    is_linear = is_linear and part is None and not is_stacked and not is_router
 
     return LayerWeight(
         name,
@@ -71,7 +94,8 @@ def _describe(header: TensorHeader, blocks: set[str], *, quantized: bool) -> Lay
         None if is_packed else header.shape,
         is_linear=is_linear,
         is_stacked=is_stacked,
-        is_quantized=is_packed or (is_linear and quantized),
+        is_quantized=is_packed or ((is_linear or part is not None) and quantized),
+        expert_part=part,
     )
 
 

@@ -1,5 +1,6 @@
 """The weights as the job will load them: which get an adapter, which are in NF4, and how much memory all take. Pure."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -8,9 +9,9 @@ from finetune_api.spec.training import ALL_LINEAR
 from finetune_api.vocabulary import Quantization
 from finetune_kernels.planning.model_shape import ADAPTER_BYTES, NF4_BLOCK, SCALES_BLOCK
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.model.adapter_targets import barred_layers, choose_targets
+from finetune_trainer.model.adapter_targets import barred_layers, check_expert_targets, choose_targets
 from finetune_trainer.model.coverage import Coverage, adapted_layers, measure_coverage, missing_defaults
-from finetune_trainer.model.layer_weights import LayerWeight, layer_weights, linear_names
+from finetune_trainer.model.layer_weights import LayerWeight, known_experts, layer_weights, linear_names
 from finetune_trainer.model.safetensors_header import TensorHeader
 
 
@@ -39,11 +40,19 @@ def plan_weights(
     `each`: bytes of a weight that is not in NF4.
     """
     headers = list(headers)
-    weights = layer_weights(headers, quantized=config.model.quantization is Quantization.NF4)
+    nf4 = config.model.quantization is Quantization.NF4
+    weights = layer_weights(headers, quantized=nf4, model_type=model_type)
     names, wanted, barred = linear_names(weights), config.adapter.target_modules, barred_layers(weights, model_type)
+    stored = next(iter(known_experts(headers, model_type).values()), None)
+    answers = stored.answers() if stored else set()
+
+    def adapted_by(targets: tuple[str, ...]) -> set[str]:
+        linear = choose_targets(names, targets, barred, answers)
+        return adapted_layers(weights, linear, stored.wanted(targets) if stored else ())
+
     try:
-        adapted = adapted_layers(weights, choose_targets(names, wanted, barred))
-        all_linear = adapted_layers(weights, choose_targets(names, (ALL_LINEAR,), barred))
+        adapted, all_linear = adapted_by(wanted), adapted_by((ALL_LINEAR,))
+        check_expert_targets(stored, config.adapter)
     except TrainerError:
         return None
 
@@ -51,7 +60,7 @@ def plan_weights(
     return PlannedWeights(
         measure_coverage(weights, adapted),
         measure_coverage(weights, all_linear),
-        missing_defaults(names - barred, wanted),
+        missing_defaults((names - barred) | answers, wanted),
         _left_out(weights, adapted, barred),
         _base_bytes(headers, weights, config, each) + ADAPTER_BYTES * trained,
         trained,
@@ -82,4 +91,9 @@ def _loaded_bytes(header: TensorHeader, quantized: set[str], each: int, *, doubl
 
 
 def _adapter_parameters(weights: Iterable[LayerWeight], adapted: set[str], rank: int) -> int:
-    return sum(rank * sum(weight.shape or ()) for weight in weights if weight.name in adapted)
+    # A [r, in] and B [out, r]; of each expert in a stack [E, out, in].
+    return sum(
+        rank * sum(weight.shape[-2:]) * math.prod(weight.shape[:-2])
+        for weight in weights
+        if weight.name in adapted and weight.shape is not None
+    )

@@ -9,6 +9,7 @@ sampling.py        the rows that are encoded (pure)
 statistics.py      token lengths and duplicates in numbers (pure)
 steps.py           number of optimiser steps and tokens (pure)
 gpu.py             GPU memory and time, by the memory plan (pure)
+mixture_gpu.py     the same for mixtures of experts, whose layers run module by module (pure)
 tallies/           what the scan counts, besides sample and statistics (pure)
 judgements/        findings from what was counted, a file a subject (pure)
 report.py          the report as data

@@ -22,6 +22,7 @@ from finetune_trainer.preflight.judgements.reasoning import judge_reasoning
 from finetune_trainer.preflight.judgements.rows import judge_answer_ends, judge_tokens
 from finetune_trainer.preflight.judgements.training import EvaluationOverlap, PlannedTraining, judge_training
 from finetune_trainer.preflight.judgements.unknown_tokens import judge_unknown_tokens
+from finetune_trainer.preflight.mixture_gpu import estimate_mixture, judge_mixture
 from finetune_trainer.preflight.report import Report, RowCounts, TokenStatistics, WeightCoverage
 from finetune_trainer.preflight.scan import Scan, scan_rows
 from finetune_trainer.preflight.statistics import describe_tokens
@@ -73,6 +74,8 @@ def examine(config: RunConfig, model: ModelFacts | None, data: Data, findings: F
     if model is not None and model.weights is not None:
         model_type, each = getattr(model.configuration, "model_type", None), _weight_bytes(config)
         planned = plan_weights(model.weights, config, model_type, each=each)
+        if planned is not None and "gpu" not in facts:
+            facts |= _examine_mixture(model, planned, config, size, findings)
         facts |= _examine_weights(planned, config, findings, is_planned="gpu" in facts) if planned else {}
         if config.gpus == 0:
             free = free_memory()
@@ -112,6 +115,15 @@ def _examine_rows(scan: Scan, model: ModelFacts | None, config: RunConfig, findi
     }
 
 
+def _examine_mixture(
+    model: ModelFacts, planned: PlannedWeights, config: RunConfig, size: TrainingSize | None, findings: Findings
+) -> dict[str, Any]:
+    """The report's estimate for a mixture of experts; empty for another model."""
+    estimate = estimate_mixture(config, model.configuration, planned, size)
+    findings.found += judge_mixture(config, planned, estimate)
+    return {"gpu": estimate} if estimate else {}
+
+
 def _examine_weights(
     planned: PlannedWeights, config: RunConfig, findings: Findings, *, is_planned: bool
 ) -> dict[str, Any]:
@@ -125,6 +137,7 @@ def _examine_weights(
         quantized_share=planned.coverage.quantized_share,
         missing_targets=tuple(planned.missing),
         stacked_bytes=planned.coverage.stacked_bytes,
+        expert_share=planned.coverage.experts / max(1, planned.coverage.parameters),
         loaded_bytes=planned.loaded_bytes,
     )
     return {"coverage": coverage}

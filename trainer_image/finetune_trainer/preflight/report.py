@@ -151,7 +151,10 @@ class WeightCoverage(ApiModel):
     """Default targets that the model lacks."""
 
     stacked_bytes: int
-    """Bytes of experts in 3-D tensors, which get no adapter and stay in 16 bits."""
+    """Bytes of experts in 3-D tensors that the kernels do not know, which get no adapter and stay in 16 bits."""
+
+    expert_share: float = 0.0
+    """Share of the experts that the kernels know."""
 
     loaded_bytes: int
     """Bytes of all weights once they are loaded, adapters included."""

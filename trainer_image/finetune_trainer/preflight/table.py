@@ -50,6 +50,7 @@ def _coverage_facts(coverage: WeightCoverage) -> list[tuple[str, str]]:
     experts = f"; {format_size(coverage.stacked_bytes)} of experts stay in 16 bits" if coverage.stacked_bytes else ""
     return [
         ("with an adapter", f"{coverage.adapted_share:.1%} of the layers' weights{lacking}"),
+        *([("experts", f"{coverage.expert_share:.1%} of the layers' weights")] if coverage.expert_share else []),
         ("in NF4", f"{coverage.quantized_share:.1%} of the layers' weights{experts}"),
         ("weights in memory", format_size(coverage.loaded_bytes)),
     ]

@@ -1,7 +1,9 @@
 """The six stages of the workflow, in the order in which pipeline.py calls them, and the judging of what they made.
 
 model_loading.py            1: the base model, frozen, in 4 or 16 bits, and its tokenizer
+expert_loading.py           experts of a mixture in NF4, quantised while they are loaded
 adapter_injection.py        2: the LoRA adapter, whose parameters are the only ones that train
+expert_injection.py         adapters on experts, beside peft's
 data_formatting.py          3: raw rows to token ids and labels, in one streaming pass
 training_configuration.py   4: the job's training section as TRL's configuration
 training.py                 5: the training loop: resume, train, stop in order, evaluate

@@ -7,12 +7,20 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from finetune_api.spec.training import AdapterSpec
 from finetune_api.vocabulary import AdapterVariant
-from finetune_trainer.model.adapter_targets import barred_layers, choose_targets
+from finetune_kernels.experts.replacing import stacked_experts
+from finetune_trainer.model.adapter_targets import barred_layers, check_expert_targets, choose_targets
 from finetune_trainer.model.coverage import ENOUGH, Coverage, measure_coverage, missing_defaults
 from finetune_trainer.model.layer_weights import LayerWeight, is_stack, is_vocabulary, linear_names
+from finetune_trainer.stages.expert_injection import (
+    add_expert_adapters,
+    expert_weights,
+    named_experts,
+    peft_without_experts,
+)
 
 log = logging.getLogger(__name__)
 
@@ -35,22 +43,28 @@ def inject_adapter(model: Any, spec: AdapterSpec, seed: int) -> AdaptedModel:
     Raises TrainerError (InvalidConfiguration) for names that the model lacks.
     """
     torch.manual_seed(seed)
-    weights = _layer_weights(model)
+    weights, experts = _layer_weights(model), named_experts(model)
+    stored = experts[0].stored_experts if experts else None
     present, barred = linear_names(weights), barred_layers(weights, model.config.model_type)
+    answers = stored.answers() if stored else set()
+    check_expert_targets(stored, spec)
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,  # type: ignore[arg-type]  # annotated int, used as a factor
         lora_dropout=spec.dropout,
-        target_modules=choose_targets(present, spec.target_modules, barred),
+        target_modules=choose_targets(present, spec.target_modules, barred, answers) or DUMMY_TARGET_MODULES,
         use_rslora=spec.variant is AdapterVariant.RSLORA,
         use_dora=spec.variant is AdapterVariant.DORA,
         task_type="CAUSAL_LM",
     )
 
-    adapted = get_peft_model(model, config)
+    with peft_without_experts(has_ours=bool(experts)):
+        adapted = get_peft_model(model, config)
+    names = add_expert_adapters(model, spec)
     trainable, total = adapted.get_nb_trainable_parameters()
-    coverage = measure_coverage(weights, set(_targeted(adapted)))
-    _report(coverage, missing_defaults(present - barred, spec.target_modules))
+    total += sum(module.parameters_count for _, module in stacked_experts(model))
+    coverage = measure_coverage(weights, {*_targeted(adapted), *names})
+    _report(coverage, missing_defaults((present - barred) | answers, spec.target_modules))
     return AdaptedModel(adapted, int(trainable), int(total), coverage)
 
 
@@ -82,10 +96,10 @@ def _layer_weights(model: Any) -> list[LayerWeight]:
                         whole.removesuffix(".weight"),
                         math.prod(shape),
                         shape,
-                        is_linear=isinstance(module, torch.nn.Linear),
+                        is_linear=isinstance(module, torch.nn.Linear) and not type(module).__name__.endswith("Router"),
                         is_stacked=is_stack(whole, shape),
                         is_quantized=state is not None,
                     )
                 )
 
-    return found
+    return found + expert_weights(model)

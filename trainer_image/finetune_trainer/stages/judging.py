@@ -17,6 +17,7 @@ import torch
 
 from finetune_api.judgement import MAX_WARNING_CHARACTERS, Judgement
 from finetune_api.vocabulary import ArtifactType, JudgedRows
+from finetune_kernels.planning.expert_families import expert_family_of_type
 from finetune_trainer.artifacts.store import LocalArtifact
 from finetune_trainer.chat.labels import Encoded
 from finetune_trainer.export.base_model.folder import open_base_model
@@ -65,8 +66,9 @@ def judge_artifacts(
     candidates = _find_candidates(artifacts, base)
     if candidates.merged is None and not candidates.gguf:
         return Judged(artifacts)
-    if open_base_model(base).full_config.get("model_type") not in GGUF_FAMILIES:
-        log.info("the merged weights are not judged: only families with GGUF export are")
+    model_type = open_base_model(base).full_config.get("model_type")
+    if model_type not in GGUF_FAMILIES or expert_family_of_type(model_type) is not None:
+        log.info("the merged weights are not judged: only families with GGUF export are, without mixtures of experts")
         return Judged(artifacts)
 
     began = time.monotonic()
@@ -83,7 +85,13 @@ def judge_artifacts(
     except ExportError as error:
         log.warning("the published weights are not judged: %s", error.message)
         return Judged(artifacts)
-    except (RuntimeError, ValueError, TypeError) as error:  # a defect, of torch's kinds: the training is worth more
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+    ) as error:  # a defect, of torch's kinds: the training is worth more
         log.warning("the published weights are not judged: %s", type(error).__name__, exc_info=error)
         return Judged(artifacts)
 

@@ -28,6 +28,7 @@ from finetune_trainer.model.cpu_advice import advise_on_cpu
 from finetune_trainer.model.description import check_architecture, first_line, load_tokenizer
 from finetune_trainer.model.published_weights import published_below
 from finetune_trainer.model.safetensors_header import TensorHeader
+from finetune_trainer.stages.expert_loading import adopt_experts, quantization_config
 from finetune_trainer.training.loaded_model import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
         _report_cpu(published.own, spec.quantization, compute)
 
     try:
-        quantization = _quantization_config(spec, compute)
+        quantization = _quantization_config(folder, spec, compute)
         if published.is_plain:
             model, missing = _load_folder(folder, device, compute, quantization)
         else:
@@ -66,6 +67,7 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from error
 
     _check_complete(missing, spec)
+    adopt_experts(model, published.own)
     model.config.use_cache = False  # key-value caches are for generation only
     # A config may tie a head that the weight files hold beside the embedding; transformers then leaves it untied.
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -107,16 +109,13 @@ def _check_complete(missing: Collection[str], spec: ModelSpec) -> None:
     raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
 
 
-def _quantization_config(spec: ModelSpec, compute: torch.dtype) -> BitsAndBytesConfig | None:
+def _quantization_config(folder: Path, spec: ModelSpec, compute: torch.dtype) -> BitsAndBytesConfig | None:
     """bitsandbytes' settings; None for weights in 16 bits."""
     if spec.quantization is not Quantization.NF4:
         return None
 
-    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=spec.double_quantization,
-        bnb_4bit_compute_dtype=compute,
+    return quantization_config(
+        folder, bnb_4bit_use_double_quant=spec.double_quantization, bnb_4bit_compute_dtype=compute
     )
 
 

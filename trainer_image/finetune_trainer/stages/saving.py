@@ -18,6 +18,7 @@ from finetune_trainer.errors import InterruptedRunError, TrainerError
 from finetune_trainer.export.base_model.adapter_names import publish_names
 from finetune_trainer.export.base_model.companions import Companions, companions_of_training
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
+from finetune_trainer.export.expert_adapters import publish_experts
 from finetune_trainer.export.export import ExportedFile, ExportRequest, export
 from finetune_trainer.export.feasibility import check_export
 from finetune_trainer.job.disk_needs import DiskNeed
@@ -50,6 +51,7 @@ def save_artifacts(
     # fp32: adapters are small, and merging them later then rounds only once.
     state = {name: value.float() for name, value in _adapter_state(model).items()}
     model.save_pretrained(adapter, safe_serialization=True, state_dict=state, save_embedding_layers=False)
+    publish_experts(adapter, model)
     written = read_written_config(base)
     if is_multimodal(written):
         publish_names(adapter, base, written["model_type"])

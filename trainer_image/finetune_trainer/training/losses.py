@@ -26,19 +26,32 @@ def supervised_loss(
     # With a cache, transformers does not look for documents in position_ids: packed documents would see each other.
     inputs = {**inputs, "use_cache": False}
     if not takes_positions(model):
-        logits = model(**inputs).logits.flatten(0, 1)[positions]  # [S, vocabulary], out of [B T, vocabulary]
+        found = model(**inputs)
+        logits = found.logits.flatten(0, 1)[positions]  # [S, vocabulary], out of [B T, vocabulary]
     elif len(labels) == 1:
-        logits = model(**inputs, logits_to_keep=positions).logits[0]  # [S, vocabulary]
+        found = model(**inputs, logits_to_keep=positions)
+        logits = found.logits[0]  # [S, vocabulary]
     else:
         # Models keep the same columns of all rows: those that are supervised in any of them.
         length = labels.shape[1]
         columns, kept = torch.unique(positions % length, return_inverse=True)  # [C], [S]
-        logits = model(**inputs, logits_to_keep=columns).logits[positions // length, kept]  # [S, vocabulary]
+        found = model(**inputs, logits_to_keep=columns)
+        logits = found.logits[positions // length, kept]  # [S, vocabulary]
 
     targets = labels.flatten()[positions + 1]  # [S]
     total = functional.cross_entropy(logits.float(), targets, reduction="sum")
+    if model.training and (balance := getattr(found, "aux_loss", None)) is not None:
+        # The mean over a step's passes, each by its share of the supervised tokens.
+        total = total + balance_coefficient(model) * balance * positions.numel()
     count = num_items if num_items is not None else max(1, positions.numel())
     return total / count
+
+
+def balance_coefficient(model: Any) -> float:
+    """The factor of a mixture's load-balancing loss, which transformers computes if the model's config.json says
+    output_router_logits: true."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return float(getattr(base.config.get_text_config(), "router_aux_loss_coef", 0.0))
 
 
 def takes_positions(model: Any) -> bool:

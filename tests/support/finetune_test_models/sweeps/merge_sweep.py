@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
@@ -22,14 +21,15 @@ from finetune_api.spec.training import ALL_LINEAR, DEFAULT_TARGETS, AdapterSpec
 from finetune_test_models.sweeps.architecture_sweep import types
 from finetune_test_models.tiny_architectures import tiny_architecture
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.export.adapter import check_merge
 from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.export.errors import ExportError
+from finetune_trainer.export.feasibility import check_adapter
 from finetune_trainer.export.planned_merge import check_stored_types, check_targets
 from finetune_trainer.model.architectures import why_no_decoder
 from finetune_trainer.model.layer_weights import RENAMED_TYPES
 from finetune_trainer.model.weight_files import list_weights_below
 from finetune_trainer.stages.adapter_injection import inject_adapter
+from finetune_trainer.stages.expert_loading import adopt_experts
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,14 @@ def write_model(model_type: str, folder: Path) -> bool:
 def ask(model_type: str, folder: Path, targets: tuple[str, ...]) -> MergeAnswer | None:
     """Both answers about adapters on `targets` of the model in `folder`; None if it has no such layers."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    adopt_experts(model, list_weights_below(folder))
     try:
         adapted = inject_adapter(model, AdapterSpec(target_modules=targets), 0).model
     except TrainerError:
         return None
 
-    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    shapes = {name: tuple(weights.shape) for name, weights in state.items()}
     return MergeAnswer(
-        _refusal(lambda: check_merge(adapted.peft_config["default"].to_dict(), shapes, open_base_model(folder))),
+        _refusal(lambda: check_adapter(adapted, open_base_model(folder))),
         _refusal(lambda: _plan(model_type, folder, targets)),
     )
 

@@ -1,0 +1,31 @@
+"""Routers in fp32: a choice between experts that differ in the last bits of bfloat16 is not left to rounding."""
+
+from typing import Any
+
+import torch
+
+from finetune_kernels.experts.replacing import stacked_experts
+from finetune_kernels.planning.expert_families import expert_family_of_type
+
+
+def keep_routers_in_fp32(causal: Any) -> int:
+    """Gives the routers beside our experts fp32 weights, fp32 inputs and no gradient; returns how many there are."""
+    family = expert_family_of_type(causal.config.get_text_config().model_type)
+    if family is None:
+        return 0
+
+    found = 0
+    blocks = {path.rpartition(".")[0] for path, _ in stacked_experts(causal)}
+    for block in blocks:
+        for router in causal.get_submodule(block).children():
+            if type(router).__name__ == (family.router_class if family.router else "Llama4Router"):
+                router.float().requires_grad_(False)
+                router.register_forward_pre_hook(_widen)
+                found += 1
+    if found != len(blocks):
+        raise RuntimeError(f"{len(blocks)} layers have experts, but {found} a {family.router_class}")
+    return found
+
+
+def _widen(_: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.float() if isinstance(value, torch.Tensor) else value for value in arguments)

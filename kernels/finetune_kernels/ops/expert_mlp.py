@@ -1,0 +1,226 @@
+"""A mixture of gated MLPs over frozen weights, with a low-rank adapter for each expert.
+
+    out[t] = sum over the k experts e of token t of  w[t, e] (D_e act(G_e x[t] + bias) + bias)
+    G_e = W_e + s B_e A_e,   D_e likewise;     act: see `Activation`
+
+Shapes: x [T, H], w and the experts' indices [T, k], gate and up [E, 2 F, H], down [E, H, F], A [E, r, in],
+B [E, out, r]. Rows are sorted by expert once, [S] of them with S = T k; an expert may have none.
+
+Saved for backward: x, the rows' order, and gate and up [S, 2 F]. The activation and the adapters' inner products are
+computed again, and frozen weights are decoded again. The gradient of w needs no further product: it is
+<act, D_e^T dy>, which backward has on its way. Where a family scales the expert's input (Llama 4), w multiplies x
+instead of the output.
+
+Source: Shazeer et al., "Outrageously Large Neural Networks", 2017; Hu et al., "LoRA", 2021.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch.nn import functional
+
+from finetune_kernels.ops import adapted_activation, gated_activation
+from finetune_kernels.primitives.expert_projection import ExpertAdapter, Projection, Rows
+
+
+@dataclass(frozen=True)
+class Activation:
+    """The function between the products, of gate and up as they lie in a row of 2 F."""
+
+    kind: Literal["silu", "gelu_tanh", "clamped"]
+    """`clamped` is gpt-oss's: (u + 1) g sigmoid(alpha g), g at most and u within the limit."""
+    interleaved: bool = False
+    """True if gate and up alternate; else gate's half comes first."""
+    alpha: float = 1.0
+    limit: float = float("inf")
+
+    def halves(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """y [S, 2 F] -> gate and up [S, F] each."""
+        if self.interleaved:
+            return y[:, ::2], y[:, 1::2]
+        gate, up = y.chunk(2, dim=1)
+        return gate, up
+
+    def reference(self, y: torch.Tensor) -> torch.Tensor:
+        """y [S, 2 F] -> [S, F] by the formula, for autograd."""
+        gate, up = self.halves(y)
+        if self.kind != "clamped":
+            return gated_activation.reference(gate, up, self.kind).to(y.dtype)
+        gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        return (up + 1) * gate * torch.sigmoid(self.alpha * gate)
+
+    def forward(self, y: torch.Tensor) -> torch.Tensor:
+        """y [S, 2 F] -> [S, F]: by the kernel where there is one, else by the formula."""
+        if y.is_cuda and self.kind != "clamped" and not self.interleaved:
+            return adapted_activation.forward(y, self.kind, (None, None))
+        return self.reference(y)
+
+    def backward(self, d_act: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Returns the gradient of y [S, 2 F]; may overwrite `d_act` [S, F]."""
+        if y.is_cuda and self.kind != "clamped" and not self.interleaved:
+            return adapted_activation.backward(d_act, y, self.kind, (None, None), None)
+        with torch.enable_grad():
+            leaf = y.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.reference(leaf), leaf, d_act)
+        return gradient
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The frozen parts and settings of a layer's experts."""
+
+    experts: int
+    gate_up: Projection
+    down: Projection
+    activation: Activation
+    scales_input: bool = False
+    """True if the router's weights multiply the experts' input, as in Llama 4."""
+
+    def split(self, parameters: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The parameters of gate and up, and those of the down projection."""
+        first = 2 * len(self.gate_up.scales)
+        return parameters[:first], parameters[first:]
+
+    def adapters(
+        self, parameters: list[torch.Tensor], dtype: torch.dtype
+    ) -> tuple[list[ExpertAdapter], list[ExpertAdapter]]:
+        """The adapters of gate and up, and those of the down projection, in `dtype`."""
+        first, second = self.split(parameters)
+        return self.gate_up.adapters(first, dtype), self.down.adapters(second, dtype)
+
+
+class Routed(NamedTuple):
+    """Tokens, and where the router sends them."""
+
+    x: torch.Tensor
+    """[T, H]"""
+    weights: torch.Tensor
+    """[T, k]"""
+    rows: Rows
+
+    def inputs(self, *, scaled: bool) -> torch.Tensor:
+        """The rows that go into the experts [S, H], times their weights if `scaled`."""
+        found = self.x[self.tokens]
+        return (found * self.row_weights).to(found.dtype) if scaled else found
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """Token of each row, int64 [S]."""
+        return self.rows.order // self.weights.shape[1]
+
+    @property
+    def row_weights(self) -> torch.Tensor:
+        """Weight of each row [S, 1]."""
+        return self.weights.flatten()[self.rows.order].unsqueeze(1)
+
+
+def forward(routed: Routed, settings: Mixture, parameters: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the output [T, H], and gate and up [S, 2 F]."""
+    gate_up, down = settings.adapters(parameters, routed.x.dtype)
+    y = settings.gate_up.forward(routed.inputs(scaled=settings.scales_input), gate_up, routed.rows)
+    z = settings.down.forward(settings.activation.forward(y), down, routed.rows)  # [S, H]
+    return _combine(z, routed, weighted=not settings.scales_input), y
+
+
+def backward(
+    dout: torch.Tensor, routed: Routed, y: torch.Tensor, settings: Mixture, parameters: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Returns the gradients of x [T, H], the weights [T, k] and the adapters; `dout` is [T, H]."""
+    gate_up, down = settings.adapters(parameters, routed.x.dtype)
+    first, second = settings.split(parameters)
+    rows, row_weights, tokens = routed.rows, routed.row_weights, routed.tokens
+
+    # Down projection: the gradient of its input without the weights first, of which their own gradient is made.
+    act, dz = settings.activation.forward(y), dout[tokens]  # [S, F], [S, H]
+    d_act = settings.down.backward(dz, down, rows)
+    if not settings.scales_input:
+        d_weight = (d_act * act).sum(1, dtype=row_weights.dtype)
+        if settings.down.bias is not None:
+            d_weight += (dz * settings.down.bias[rows.experts]).sum(1, dtype=row_weights.dtype)
+        dz, d_act = (dz * row_weights).to(dz.dtype), (d_act * row_weights).to(d_act.dtype)
+    d_down = settings.down.gradients(dz, act, down, second, rows)
+    del dz, act
+
+    # Activation, gate and up.
+    dy = settings.activation.backward(d_act, y)
+    d_inputs = settings.gate_up.backward(dy, gate_up, rows)
+    inputs = routed.inputs(scaled=settings.scales_input)
+    d_gate_up = settings.gate_up.gradients(dy, inputs, gate_up, first, rows)
+    if settings.scales_input:
+        d_weight = (d_inputs * routed.x[tokens]).sum(1, dtype=row_weights.dtype)
+        d_inputs = (d_inputs * row_weights).to(d_inputs.dtype)
+
+    d_weights = torch.empty_like(d_weight).index_copy_(0, rows.order, d_weight).view(routed.weights.shape)
+    return _combine(d_inputs, routed, weighted=False), d_weights, [*d_gate_up, *d_down]
+
+
+class ExpertMlpFunction(torch.autograd.Function):
+    """Autograd around the products; saves what the module's text says."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weights: torch.Tensor, index: torch.Tensor, settings: Mixture,
+        *parameters: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """See `expert_mlp`."""
+        rows = Rows.sort(index, settings.experts)
+        out, y = forward(Routed(x, weights, rows), settings, list(parameters))
+        ctx.save_for_backward(x, weights, *rows, y, *parameters)
+        ctx.settings = settings
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Returns the gradients of x, the weights and the adapters."""
+        x, weights, order, ends, experts, y, *parameters = ctx.saved_tensors
+        routed = Routed(x, weights, Rows(order, ends, experts))
+        dx, d_weights, gradients = backward(dout, routed, y, ctx.settings, parameters)
+        return dx, d_weights, None, None, *gradients
+
+
+def expert_mlp(
+    x: torch.Tensor, weights: torch.Tensor, index: torch.Tensor, settings: Mixture, parameters: list[torch.Tensor]
+) -> torch.Tensor:
+    """x [T, H], weights and index [T, k] -> [T, H]; `parameters`: A and B of each adapter, gate and up first."""
+    return ExpertMlpFunction.apply(x, weights, index, settings, *parameters)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def reference(
+    x: torch.Tensor, weights: torch.Tensor, index: torch.Tensor, settings: Mixture, parameters: list[torch.Tensor]
+) -> torch.Tensor:
+    """Returns the same by the formula, expert by expert and by PyTorch's autograd."""
+    first, second = settings.split(parameters)
+    out = torch.zeros_like(x)
+    for expert in range(settings.experts):
+        token, place = torch.where(index == expert)
+        if not token.numel():
+            continue
+
+        w = weights[token, place].unsqueeze(1)
+        rows = x[token] * w if settings.scales_input else x[token]
+        y = settings.activation.reference(_reference_linear(rows, settings.gate_up, expert, first))
+        z = _reference_linear(y, settings.down, expert, second)
+        out = out.index_add(0, token, (z if settings.scales_input else z * w).to(out.dtype))
+    return out
+
+
+def _reference_linear(x: torch.Tensor, layer: Projection, expert: int, parameters: list[torch.Tensor]) -> torch.Tensor:
+    w = layer.weight(x.dtype)[expert].clone()
+    for number, (scale, outputs) in enumerate(zip(layer.scales, layer.outputs, strict=True)):
+        a, b = parameters[2 * number][expert], parameters[2 * number + 1][expert]
+        change = torch.zeros_like(w)
+        change[outputs] = scale * b @ a
+        w = w + change
+    return functional.linear(x, w, None if layer.bias is None else layer.bias[expert].to(x.dtype))
+
+
+def _combine(z: torch.Tensor, routed: Routed, *, weighted: bool) -> torch.Tensor:
+    """Sums the rows [S, H] of each token, times their weights if `weighted`, in fp32 or wider: [T, H]."""
+    tokens, k = routed.weights.shape
+    whole = torch.empty_like(z).index_copy_(0, routed.rows.order, z).view(tokens, k, z.shape[1])
+    total = z.new_zeros(tokens, z.shape[1], dtype=torch.promote_types(z.dtype, torch.float32))
+    for place in range(k):
+        part = whole[:, place]
+        total += part * routed.weights[:, place].unsqueeze(1).to(total.dtype) if weighted else part
+    return total.to(z.dtype)

@@ -1,0 +1,136 @@
+"""GPU memory of mixtures: the parts of the estimate, its remedies, and the shape that the loaded model has."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from finetune_api.run_config import RunConfig
+from finetune_api.vocabulary import MemoryMode, Precision
+from finetune_kernels.planning.expert_shape import expert_shape
+from finetune_kernels.planning.memory_plan import plan_unfused_layers, unfused_bytes
+from finetune_test_models.tiny_architectures import make_mixture
+from finetune_test_models.tiny_runs import texts
+from finetune_trainer.model.description import load_configuration
+from finetune_trainer.model.planned_weights import PlannedWeights, plan_weights
+from finetune_trainer.model.safetensors_header import TensorHeader
+from finetune_trainer.model.weight_files import list_weights_below
+from finetune_trainer.preflight.mixture_gpu import _shape, estimate_mixture, judge_mixture
+from finetune_trainer.stages.adapter_injection import inject_adapter
+from finetune_trainer.stages.model_loading import load_model
+from finetune_trainer.training.engine import model_shape
+
+__all__ = ["texts"]
+GIB = 1 << 30
+QWEN = SimpleNamespace(
+    model_type="qwen3_moe", num_hidden_layers=48, hidden_size=2048, num_attention_heads=32, num_key_value_heads=4,
+    head_dim=128, intermediate_size=6144, moe_intermediate_size=768, num_experts=128, num_experts_per_tok=8,
+    vocab_size=151936,
+)  # fmt: skip
+"""Qwen3-30B-A3B's published config.json."""
+
+
+def job(memory: int = 80 * GIB, **sections: dict[str, Any]) -> RunConfig:
+    document: dict[str, Any] = {
+        "job": {"namespace": "n", "name": "j", "uid": "u"},
+        "model": {"source": "hf://a/b", "maxSequenceLength": 2048},
+        "dataset": {"source": "s3://data/x.jsonl"},
+        "adapter": {"rank": 4},
+        "training": {"batchSize": 1},
+        "export": {},
+        "output": {"s3": {"bucket": "models"}},
+        "outputPrefix": "default/tiny",
+        "checkpointsToKeep": 2,
+        "terminationGracePeriodSeconds": 60,
+        "gpus": 1,
+        "gpu": {"name": "card", "memoryBytes": memory},
+    }
+    for section, fields in sections.items():
+        document[section] = document[section] | fields
+    return RunConfig.model_validate(document)
+
+
+def headers() -> list[TensorHeader]:
+    """The tensors of Qwen3-30B-A3B."""
+    shapes = {"model.embed_tokens": (151936, 2048), "lm_head": (151936, 2048)}
+    for layer in range(48):
+        block = f"model.layers.{layer}"
+        shapes |= {f"{block}.self_attn.q_proj": (4096, 2048), f"{block}.self_attn.o_proj": (2048, 4096)}
+        shapes |= {f"{block}.self_attn.{name}_proj": (512, 2048) for name in "kv"}
+        shapes[f"{block}.mlp.gate"] = (128, 2048)
+        for expert in range(128):
+            shapes |= {f"{block}.mlp.experts.{expert}.{name}_proj": (768, 2048) for name in ("gate", "up")}
+            shapes[f"{block}.mlp.experts.{expert}.down_proj"] = (2048, 768)
+    return [TensorHeader(f"{name}.weight", "BF16", shape, "x", 0, 0) for name, shape in shapes.items()]
+
+
+def plan(config: RunConfig) -> PlannedWeights:
+    planned = plan_weights(headers(), config, "qwen3_moe")
+    assert planned is not None
+    return planned
+
+
+def test_qwen3_30b_on_a_card_of_20_gib() -> None:
+    """The arithmetic of the row in docs/sizing: 15.5 GiB of weights, adapters of rank 4 on all experts, one layer."""
+    config = job(20 * GIB)
+    planned = plan(config)
+    estimate = estimate_mixture(config, QWEN, planned, None)
+    assert estimate is not None
+    assert planned.coverage.adapted_share > 0.999
+    assert planned.adapter_parameters == 48 * (128 * 3 * 4 * (768 + 2048) + 4 * (2 * 6144 + 2 * 2560))
+    parts = {row.name: float(row.value.split()[0]) for row in estimate.plan}
+    assert parts["weights as loaded"] == pytest.approx(15.5, abs=0.2)
+    assert estimate.mode is MemoryMode.BALANCED
+    assert estimate.peak_bytes < 20 * GIB
+    assert sum(parts.values()) == pytest.approx(2 * parts["predicted peak"], abs=0.05)
+
+
+def test_a_card_that_is_too_small_is_refused_with_what_makes_it_fit() -> None:
+    config = job(16 * GIB, adapter={"rank": 16})
+    planned = plan(config)
+    [finding] = judge_mixture(config, planned, estimate_mixture(config, QWEN, planned, None))
+    assert finding.severity == "Error"
+    assert "but card has 16.0 GiB" in finding.message
+    assert "a lower spec.adapter.rank (adapters and their optimiser take 8.6 GiB)" in finding.message
+    plenty = job()
+    assert judge_mixture(plenty, planned, estimate_mixture(plenty, QWEN, planned, None)) == []
+
+
+def test_models_without_known_experts_have_no_such_estimate() -> None:
+    config = job()
+    assert estimate_mixture(config, SimpleNamespace(model_type="llama"), plan(config), None) is None
+    assert expert_shape(SimpleNamespace(intermediate_size=8, hidden_size=8), quantized=True) is None
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "gpt_oss", "glm4_moe"])
+def test_the_engine_plans_with_the_shape_that_preflight_planned_with(
+    model_type: str, texts: list[str], tmp_path: Path
+) -> None:
+    folder = make_mixture(tmp_path, model_type, texts)
+    config = job(model={"source": f"file://{folder}"})
+    planned = plan_weights(
+        list_weights_below(folder), config, json.loads((folder / "config.json").read_text())["model_type"]
+    )
+    assert planned is not None
+    expected = _shape(config, load_configuration(folder), planned)
+    loaded = load_model(folder, config.model, Precision.FP32, gpus=0)
+    real = model_shape(inject_adapter(loaded.model, config.adapter, 0).model)
+    assert expected is not None
+    assert real.experts == expected.experts is not None
+    assert real.experts.quantized
+    assert real.adapter_parameters == expected.adapter_parameters
+    assert [unfused_bytes(real, 64, saves=saves) for saves in (True, False)] == [
+        unfused_bytes(expected, 64, saves=saves) for saves in (True, False)
+    ]
+
+
+def test_experts_take_memory_while_a_layer_works() -> None:
+    shape = _shape(job(), QWEN, plan(job()))
+    assert shape is not None
+    assert shape.experts is not None
+    decoded = 128 * 2 * 768 * 2048 * 2
+    assert shape.experts.working_bytes(2048) - decoded == 2048 * 8 * (5 * 768 + 3 * 2048) * 2
+    assert plan_unfused_layers(shape, 2048, base_bytes=16 * GIB, total_bytes=80 * GIB)[0]
+    assert not plan_unfused_layers(shape, 2048, base_bytes=16 * GIB, total_bytes=20 * GIB)[0]

@@ -1,0 +1,84 @@
+"""A whole run of a mixture in NF4: adapters on experts survive a stop, and the merged model keeps what was learnt."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from finetune_api.outcome import Outcome, Result
+from finetune_api.run_config import RunConfig
+from finetune_test_models.tiny_architectures import make_mixture
+from finetune_trainer.cli.pod import run_job
+from finetune_trainer.job.progress_tracker import ProgressTracker
+from finetune_trainer.job.settings import Settings
+from finetune_trainer.job.stop_signal import StopSignal
+
+Builder = Callable[..., RunConfig]
+STEPS, STOP_AFTER = 6, 3
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def mixture(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_mixture(tmp_path_factory.mktemp("mixture"), "qwen3_moe", texts)
+
+
+def run(
+    config: RunConfig, settings: Settings, name: str, stop_after: int | None = None
+) -> tuple[dict[int, float], Outcome]:
+    """Losses by step and the outcome of an attempt; a SIGTERM arrives after `stop_after`."""
+    progress, stop_signal, losses = ProgressTracker(), StopSignal(), {}
+    stop_signal.install()
+
+    def watch(_: bool) -> None:
+        step, loss = progress.value("step"), progress.value("loss")
+        if step is not None and loss is not None:
+            losses[step] = loss
+        if stop_after is not None and step == stop_after and not stop_signal.requested:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    progress.listen(watch)
+    work = Settings(work=settings.work / name, attempt_id=name, output_folder=settings.output_folder)
+    return losses, run_job(config, work, progress, stop_signal)
+
+
+def job(run_config: Builder, mixture: Path, name: str) -> RunConfig:
+    return run_config(
+        job={"name": name},
+        model={"source": f"file://{mixture}", "maxSequenceLength": 128},
+        training={"maxSteps": STEPS, "learningRate": 5e-3, "precision": "FP32"},
+        export={"merged": "BF16"},
+    ).model_copy(update={"output_prefix": f"default/{name}"})
+
+
+def test_a_stopped_run_goes_on_where_it_was(run_config: Builder, mixture: Path, settings: Settings) -> None:
+    whole, expected = run(job(run_config, mixture, "whole"), settings, "whole")
+    assert expected.result is Result.SUCCEEDED, expected
+    before, stopped = run(job(run_config, mixture, "stopped"), settings, "first", STOP_AFTER)
+    assert stopped.result is Result.INTERRUPTED
+    after, found = run(job(run_config, mixture, "stopped"), settings, "second")
+    assert found.result is Result.SUCCEEDED, found
+    assert before | after == whole
+
+    adapters = [load_file(Path(each.artifacts[0].uri) / "adapter_model.safetensors") for each in (expected, found)]
+    assert adapters[0].keys() == adapters[1].keys()
+    assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
+    experts = [name for name in adapters[0] if ".experts.3.down_proj.lora_B" in name]
+    assert len(experts) == 2
+    assert all(adapters[0][name].abs().max() > 0 for name in experts), "experts trained"
+
+    merged = next(Path(each.uri) for each in found.artifacts if each.type.value == "Merged")
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    assert model(input_ids=torch.arange(3, 20)[None]).logits.isfinite().all()

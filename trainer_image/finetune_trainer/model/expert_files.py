@@ -1,0 +1,99 @@
+"""The names that a model's files give to the experts of a mixture, and which of them an adapter is wanted on. Pure.
+
+Files hold a matrix for each expert (`experts.3.gate_proj.weight`, or `w1`), or stack all of a layer in one tensor
+(`experts.gate_up_proj`). Adapters have the names of the files: so they merge into the files' tensors, and serving
+engines find them.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from finetune_api.spec.training import ALL_LINEAR
+
+_EACH = re.compile(
+    r"^(?P<block>.*\blayers\.(?P<layer>\d+)\.(?:[\w.]+\.)?experts)\.(?P<expert>\d+)\.(?P<leaf>\w+)\.weight$"
+)
+_STACK = re.compile(
+    r"^(?P<block>.*\blayers\.(?P<layer>\d+)\.(?:[\w.]+\.)?(?:experts|block_sparse_moe))\."
+    r"(?P<leaf>gate_up_proj|down_proj|input_linear\.weight|output_linear\.weight)$"
+)
+LAYER = re.compile(r"\blayers\.(\d+)\.")
+
+PARTS = ("gate", "up", "down")
+STACKED_PARTS = ("gate_up", "down")
+_EACH_LEAVES = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
+_STACK_LEAVES = (("gate_up_proj", "down_proj"), ("input_linear.weight", "output_linear.weight"))
+COMMON = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj", "gate_up": "gate_up_proj"}
+"""Name of each part that everybody writes, whatever the files call it."""
+
+
+@dataclass(frozen=True)
+class StoredExperts:
+    """The experts of one layer in the files."""
+
+    block: str
+    """What their tensors' names begin with, such as model.layers.0.mlp.experts."""
+    leaves: tuple[str, ...]
+    """Names of gate, up and down, or of gate and up together and down."""
+    experts: int
+
+    @property
+    def is_stacked(self) -> bool:
+        """True if a tensor holds all experts."""
+        return len(self.leaves) == len(STACKED_PARTS)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that can have an adapter, in the order of `leaves`."""
+        return STACKED_PARTS if self.is_stacked else PARTS
+
+    def leaf(self, part: str) -> str:
+        """The files' name of a part."""
+        return self.leaves[self.parts.index(part)]
+
+    def module(self, part: str, expert: int) -> str:
+        """Name of one expert's matrix as a linear layer, for files that hold one for each."""
+        return f"{self.block}.{expert}.{self.leaf(part)}"
+
+    def part_of(self, name: str) -> str | None:
+        """The part that a tensor of this name holds; None for another."""
+        found = _EACH.match(name) or _STACK.match(name)
+        return self.parts[self.leaves.index(found["leaf"])] if found and found["leaf"] in self.leaves else None
+
+    def wanted(self, targets: Collection[str]) -> tuple[str, ...]:
+        """The parts that `targets`, as the job writes them, ask for."""
+        if tuple(targets) == (ALL_LINEAR,):
+            return self.parts
+
+        asked = set(targets)
+        # One tensor holds gate and up: it stands for both, but not for one of them.
+        if self.is_stacked and {COMMON["gate"], COMMON["up"]} <= asked:
+            asked.add(COMMON["gate_up"])
+        return tuple(part for part in self.parts if asked & {COMMON[part], self.leaf(part).removesuffix(".weight")})
+
+    def answers(self) -> set[str]:
+        """Names in targetModules that ask for experts."""
+        names = {name for part in self.parts for name in (COMMON[part], self.leaf(part).removesuffix(".weight"))}
+        return names | ({COMMON["gate"], COMMON["up"]} if self.is_stacked else set())
+
+
+def find_experts(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> Mapping[int, StoredExperts]:
+    """The experts of each layer, from the names and shapes of all tensors; empty if they are named in another way."""
+    leaves: dict[int, set[str]] = {}
+    blocks: dict[int, str] = {}
+    counts: dict[int, int] = {}
+    for name, shape in shapes:
+        found = _EACH.match(name) if len(shape) == 2 else _STACK.match(name) if len(shape) == 3 else None
+        if found is None:
+            continue
+        layer = int(found["layer"])
+        blocks[layer] = found["block"]
+        leaves.setdefault(layer, set()).add(found["leaf"])
+        last = int(found["expert"]) + 1 if len(shape) == 2 else shape[0]
+        counts[layer] = max(counts.get(layer, 0), last)
+
+    known = {frozenset(each): each for each in (*_EACH_LEAVES, *_STACK_LEAVES)}
+    if any(frozenset(found) not in known for found in leaves.values()):
+        return {}
+    return {layer: StoredExperts(blocks[layer], known[frozenset(leaves[layer])], counts[layer]) for layer in leaves}

@@ -1,0 +1,97 @@
+"""Estimates the GPU memory of a mixture of experts, whose layers run module by module. Pure.
+
+Weights and adapters are counted from the headers of the model's files; the rest is what the engine plans with.
+"""
+
+from typing import Any
+
+from finetune_api.failures import FailureReason
+from finetune_api.run_config import RunConfig
+from finetune_api.vocabulary import MemoryMode, Quantization
+from finetune_kernels.planning.expert_families import expert_family_of_type
+from finetune_kernels.planning.memory_plan import MARGIN, unfused_bytes
+from finetune_kernels.planning.model_shape import ADAPTER_BYTES, ModelShape, ParameterCounts, build_shape
+from finetune_trainer.model.planned_weights import PlannedWeights
+from finetune_trainer.preflight.report import Finding, GpuEstimate, PlanRow
+from finetune_trainer.preflight.steps import TrainingSize
+from finetune_trainer.storage.sizes import GIBIBYTE, format_size
+
+_NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
+
+
+def estimate_mixture(
+    config: RunConfig, model: Any, planned: PlannedWeights, size: TrainingSize | None
+) -> GpuEstimate | None:
+    """The estimate for `model`, transformers' configuration; None without a GPU's name, or for another model."""
+    gpu, shape = config.gpu, _shape(config, model, planned)
+    if gpu is None or shape is None:
+        return None
+
+    limit = config.model.max_sequence_length
+    length = min(limit, size.longest_sequence) if size else limit
+    rows = config.training.batch_size or 1
+    kept, smallest = (planned.loaded_bytes + _beside(shape, rows * length, saves=saves) for saves in (True, False))
+    saves = gpu.memory_bytes is None or kept <= MARGIN * gpu.memory_bytes
+
+    return GpuEstimate(
+        name=gpu.name,
+        gpus=max(1, config.gpus),
+        memory_bytes=gpu.memory_bytes,
+        mode=MemoryMode.FASTEST if saves else MemoryMode.BALANCED,
+        peak_bytes=kept if saves else smallest,
+        smallest_bytes=smallest,
+        plan=tuple(_rows(shape, planned, rows * length, saves=saves)),
+        price=config.price,
+        watts=gpu.watts,
+    )
+
+
+def judge_mixture(config: RunConfig, planned: PlannedWeights, estimate: GpuEstimate | None) -> list[Finding]:
+    """An error for a mixture that cannot fit its GPU, and a warning for one that may not."""
+    total = estimate.memory_bytes if estimate else None
+    if estimate is None or total is None or estimate.smallest_bytes <= MARGIN * total:
+        return []
+
+    adapters = planned.adapter_parameters * (ADAPTER_BYTES + 7)
+    message = (
+        f"the run needs {estimate.smallest_bytes / GIBIBYTE:.1f} GiB of GPU memory with every activation recomputed, "
+        f"but {estimate.name} has {total / GIBIBYTE:.1f} GiB"
+    )
+    ways = [f"a lower spec.adapter.rank (adapters and their optimiser take {format_size(adapters)})"]
+    if config.model.quantization is Quantization.NONE:
+        ways.insert(0, "spec.model.quantization: NF4, which takes a quarter of the memory for weights")
+    ways += ["a lower spec.model.maxSequenceLength", "a larger GPU"]
+
+    remedy = f"{message}; what makes it smaller: {'; '.join(ways)}"
+    if estimate.smallest_bytes > total:
+        return [Finding.error("spec.training.batchSize", remedy, FailureReason.CUDA_OUT_OF_MEMORY)]
+    return [Finding.warning("spec.training.batchSize", f"memory may run out: {remedy}")]
+
+
+def _shape(config: RunConfig, model: Any, planned: PlannedWeights) -> ModelShape | None:
+    """The shape of a mixture that the kernels know."""
+    known = expert_family_of_type(getattr(model, "model_type", None)) is not None and planned.coverage.experts > 0
+    if not known or any(not isinstance(getattr(model, name, None), int) for name in _NEEDED):
+        return None
+
+    quantized = config.model.quantization is Quantization.NF4
+    return build_shape(model, ParameterCounts(0, planned.adapter_parameters, quantized, 0))
+
+
+def _beside(shape: ModelShape, tokens: int, *, saves: bool) -> int:
+    """Bytes beside weights and adapters."""
+    return unfused_bytes(shape, tokens, saves=saves) + shape.loss_bytes(tokens, blocked=False)
+
+
+def _rows(shape: ModelShape, planned: PlannedWeights, tokens: int, *, saves: bool) -> list[PlanRow]:
+    adapters = planned.adapter_parameters * ADAPTER_BYTES
+    optimizer = planned.adapter_parameters * 7
+    beside = _beside(shape, tokens, saves=saves)
+    found = {
+        "weights as loaded": planned.loaded_bytes - adapters,
+        "adapters": adapters,
+        "gradients, optimiser, copies": optimizer,
+        f"activations, {'saved' if saves else 'recomputed'}, and one layer's work": beside - optimizer,
+        "predicted peak": planned.loaded_bytes + beside,
+    }
+    return [PlanRow(name=name, value=f"{count / GIBIBYTE:.2f} GiB") for name, count in found.items()]
