@@ -71,6 +71,7 @@ generate: setup  ## Write the CRD, the chart's role and the documents' figures a
 	@python tests/repository/metrics_table.py >docs/metrics.md
 	@python tests/repository/field_table.py >docs/fields.md
 	@python tests/repository/sizing_table.py >docs/sizing.md
+	@python tests/repository/family_table.py >docs/families.md
 	@python tests/repository/chart_readme.py >charts/finetune-operator/README.md
 	@python -m speed.chart
 
@@ -119,6 +120,7 @@ real-model: binaries  ## A small real model learns a format, and all that is pub
 architectures: setup  ## The table of model families, written anew: tiny models of every type of transformers on the CPU (MODEL_TYPES: some only), 8 minutes
 	@TRITON_INTERPRET=1 python -m finetune_test_models.sweeps.family_table $(MODEL_TYPES)
 	@python -m finetune_test_models.sweeps.merge_sweep $(MODEL_TYPES)
+	@python tests/repository/family_table.py >docs/families.md
 
 gguf: binaries  ## Every model family that becomes GGUF, against llama.cpp's converter, its quantiser and its answers (5 minutes on two cores)
 	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadscope -m "gguf or not gpu" tests/trainer/export/gguf $(PYTEST_ARGS)

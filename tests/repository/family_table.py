@@ -5,7 +5,7 @@
 """
 
 from finetune_api.vocabulary import GgufType
-from finetune_trainer.model.family_table import ModelFamily, model_families
+from finetune_trainer.model.family_table import LANGUAGE_MODEL, ModelFamily, model_families
 
 HEAD = """# Model families
 
@@ -27,6 +27,14 @@ model that cannot train is refused before a GPU is asked for.
 
 | model type | layers | documents | adapted | NF4 | merged | GGUF |
 |---|---|---|---|---|---|---|
+"""
+WRAPPED = """
+## Wrappers
+
+Types whose language model is of another type: its row holds.
+
+| model type | language model |
+|---|---|
 """
 REFUSED = """
 ## Refused
@@ -50,8 +58,12 @@ def page() -> str:
 
     head = HEAD.format(types=", ".join(kind.value for kind in GgufType), summary=summary)
     rows = [_row(name, family) for name, family in trained.items()]
-    refused = [f"| {name} | {_cell(family.refused)} |" for name, family in families.items() if family.refused]
-    return head + "\n".join(rows) + "\n" + REFUSED + "\n".join(refused) + "\n"
+    refused = {name: str(family.refused) for name, family in families.items() if family.refused}
+    inner = {name: why.removeprefix(LANGUAGE_MODEL) for name, why in refused.items() if why.startswith(LANGUAGE_MODEL)}
+
+    wrapped = [f"| {name} | {model_type} |" for name, model_type in inner.items()]
+    others = [f"| {name} | {_cell(why)} |" for name, why in refused.items() if name not in inner]
+    return head + "\n".join(rows) + "\n" + WRAPPED + "\n".join(wrapped) + "\n" + REFUSED + "\n".join(others) + "\n"
 
 
 def _row(name: str, family: ModelFamily) -> str:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import docs_site
+import family_table
 import field_table
 import pytest
 import sizing_table
@@ -20,6 +21,7 @@ def test_the_generated_pages_are_fresh() -> None:
     stale = "run `make generate`"
     assert (docs_site.DOCS / "fields.md").read_text() == field_table.page(), stale
     assert (docs_site.DOCS / "sizing.md").read_text() == sizing_table.page(), stale
+    assert (docs_site.DOCS / "families.md").read_text() == family_table.page(), stale
 
 
 def test_the_sizes_are_those_that_were_measured() -> None:

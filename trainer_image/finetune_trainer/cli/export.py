@@ -143,7 +143,7 @@ def _read_rows(arguments: ExportArguments, request: ExportRequest, device: torch
     if arguments.rows is None:
         return []
     base = open_base_model(request.base, adapter=request.adapter)
-    check_judgeable(base.full_config.get("model_type"))
+    check_judgeable(base.full_config)
     return read_judged_rows(arguments.rows, base.tokenizer.folder, device)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
+from finetune_api.base import Json
 from finetune_api.failures import FailureReason
 from finetune_api.spec.inputs import DatasetColumns
 from finetune_api.vocabulary import TrainOn
@@ -18,7 +19,7 @@ from finetune_trainer.data.messages import BadRowError
 from finetune_trainer.data.rows import read_rows
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.export import ExportedFile, ExportRequest
-from finetune_trainer.export.gguf.families import GGUF_FAMILIES
+from finetune_trainer.export.gguf.families import is_read_back
 from finetune_trainer.export.judge.measure import Candidates, measure_losses
 from finetune_trainer.export.judge.rows import choose_rows
 from finetune_trainer.export.judge.verdict import improvement_kept, warn_of_files
@@ -81,8 +82,11 @@ def judge_files(
     return FileLosses(losses.base, losses.merged, dict(losses.files), warning)
 
 
-def check_judgeable(model_type: object) -> None:
+def check_judgeable(config: Json) -> None:
     """Raises TrainerError (UnsupportedArchitecture) for a model whose layers are not known to run one by one."""
-    if model_type not in GGUF_FAMILIES:
-        message = f"--rows: models of type {model_type} cannot be judged, only {', '.join(GGUF_FAMILIES)}: leave it out"
+    if not is_read_back(config):
+        message = (
+            f"--rows: models of type {config.get('model_type')} cannot be judged, only those whose GGUF files can be "
+            "read back, which mixtures of experts cannot: leave it out"
+        )
         raise TrainerError(FailureReason.UNSUPPORTED_ARCHITECTURE, message)

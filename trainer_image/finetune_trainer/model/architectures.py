@@ -15,6 +15,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES,
 )
 
+from finetune_trainer.model.family_table import model_families, unpacked_types
+
+FIRST_STEP = "the first step of a small model fails"
 ENCODER = "an encoder: each token sees the tokens after it, which it is to predict"
 PART = "a part of an encoder-decoder model, which needs the other part's output"
 _PARTS = (
@@ -34,23 +37,22 @@ _OTHERS = {
     "gemma4_unified_assistant": "a draft model, which needs the states of the model that it drafts for",
 }
 
-UNPACKED = frozenset(
-    {
-        "afmoe", "bailing_hybrid", "bamba", "biogpt", "bloom", "deepseek_v4", "falcon", "falcon_h1",
-        "falcon_mamba", "gpt_oss", "granitemoehybrid", "inkling2_text", "inkling_text", "jamba", "kimi_linear",
-        "lfm2_moe", "lfm3", "mamba", "mamba2", "minimax", "mpt", "nemotron_h", "olmo_hybrid", "openai-gpt",
-        "opt", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "qwen4_exp_text", "recurrent_gemma", "rwkv",
-        "xglm", "xlstm", "zamba", "zamba2", "zaya",
-    }
-)  # fmt: skip
-"""Types whose packed documents see each other, or that do not take them, with transformers 5.23 and no packages but its
-own. `make architectures` asks small models of all types, and training asks the loaded model; this table only lets
+UNPACKED = unpacked_types()
+"""Types whose packed documents see each other, or that do not take them. Training asks the loaded model; this only lets
 preflight say it before."""
 
 
 def why_untrainable(model_type: str) -> str | None:
     """Returns the reason why no model of this type can be trained here, for people; None if it can."""
-    return why_no_decoder(model_type)
+    if reason := why_no_decoder(model_type):
+        return reason
+    family = model_families().get(model_type)
+    if family is None or family.refused is None or family.batching is not None or FIRST_STEP not in family.refused:
+        return None
+    return (
+        f"model type {model_type} cannot be trained with transformers {transformers_version}: {family.refused}; take a "
+        "model of another type, which docs/families.md lists"
+    )
 
 
 def why_no_decoder(model_type: str) -> str | None:

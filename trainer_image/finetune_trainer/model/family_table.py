@@ -12,6 +12,8 @@ from pathlib import Path
 
 from finetune_api.vocabulary import Batching
 
+LANGUAGE_MODEL = "its language model is "
+"""Begins `refused` of a type that wraps a language model of another type, whose name follows."""
 TABLE = Path(__file__).with_name("families.json")
 
 

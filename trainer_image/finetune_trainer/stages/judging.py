@@ -17,12 +17,11 @@ import torch
 
 from finetune_api.judgement import MAX_WARNING_CHARACTERS, Judgement
 from finetune_api.vocabulary import ArtifactType, JudgedRows
-from finetune_kernels.planning.expert_families import expert_family_of_type
 from finetune_trainer.artifacts.store import LocalArtifact
 from finetune_trainer.chat.labels import Encoded
 from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.export.errors import ExportError
-from finetune_trainer.export.gguf.families import GGUF_FAMILIES
+from finetune_trainer.export.gguf.families import is_read_back
 from finetune_trainer.export.judge.measure import Candidates, Losses, measure_losses
 from finetune_trainer.export.judge.rows import choose_rows
 from finetune_trainer.export.judge.verdict import improvement_kept, warn_of_files, warn_of_merged
@@ -66,9 +65,8 @@ def judge_artifacts(
     candidates = _find_candidates(artifacts, base)
     if candidates.merged is None and not candidates.gguf:
         return Judged(artifacts)
-    model_type = open_base_model(base).full_config.get("model_type")
-    if model_type not in GGUF_FAMILIES or expert_family_of_type(model_type) is not None:
-        log.info("the merged weights are not judged: only families with GGUF export are, without mixtures of experts")
+    if not is_read_back(open_base_model(base).full_config):
+        log.info("the merged weights are not judged: only families whose GGUF files can be read back are")
         return Judged(artifacts)
 
     began = time.monotonic()

@@ -32,14 +32,13 @@ from finetune_trainer.export.gguf.families import GGUF_FAMILIES
 from finetune_trainer.model.adapter_targets import barred_layers, choose_targets
 from finetune_trainer.model.architectures import why_no_decoder
 from finetune_trainer.model.coverage import Coverage, adapted_layers, measure_coverage
-from finetune_trainer.model.family_table import TABLE, ModelFamily, family_of_row
+from finetune_trainer.model.family_table import LANGUAGE_MODEL, TABLE, ModelFamily, family_of_row
 from finetune_trainer.model.layer_weights import layer_weights, linear_names
 from finetune_trainer.model.safetensors_header import TensorHeader
 
 WORKERS = 2
 NEAR = 0.01
 """Accepted difference of shares."""
-TIED = "its language model is "
 
 
 def find_family(model_type: str) -> ModelFamily:
@@ -49,7 +48,7 @@ def find_family(model_type: str) -> ModelFamily:
     if reason := why_no_decoder(model_type):
         return replace(family, refused=reason)
     if (text_type := CONFIG_MAPPING[model_type]().get_text_config().model_type) != model_type:
-        return replace(family, refused=f"{TIED}{text_type}: see there")
+        return replace(family, refused=f"{LANGUAGE_MODEL}{text_type}")
 
     try:
         answer = architecture_sweep.ask(model_type)

@@ -18,7 +18,7 @@ from finetune_test_models.tiny_tokenizers import KINDS, ByteLevelKind
 from finetune_trainer.export.base_model.folder import BaseModel, open_base_model
 from finetune_trainer.export.errors import ExportError
 from finetune_trainer.export.gguf.config_checks import check_sizes
-from finetune_trainer.export.gguf.families import GGUF_FAMILIES, find_family
+from finetune_trainer.export.gguf.families import GGUF_FAMILIES, find_family, is_read_back
 from finetune_trainer.export.gguf.family_row import GgufFamily
 from finetune_trainer.export.gguf.pre_tokenizers import NAMES
 from finetune_trainer.export.gguf.tensors import TensorConverter
@@ -131,3 +131,17 @@ def test_a_wrong_row_is_named(
 def test_a_family_without_a_tiny_model_is_named(family_base: FamilyBase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(GGUF_FAMILIES, "nosuch", GgufFamily(MODEL_ARCH.LLAMA))
     assert lacking("nosuch", family_base) == ["FAMILY_MODELS has no tiny model of type nosuch"]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model_type": "granite"}, True),
+        ({"model_type": "qwen3_moe", "num_experts": 4}, False),
+        ({"model_type": "gpt_oss", "num_local_experts": 4}, False),
+        ({"model_type": "apertus"}, False),
+        ({"model_type": "mamba"}, False),
+    ],
+)
+def test_only_files_that_hold_the_models_own_tensors_are_judged(config: dict[str, Any], expected: bool) -> None:
+    assert is_read_back(config) is expected

@@ -193,3 +193,13 @@ def find_family(config: Mapping[str, Any]) -> GgufFamily:
 
     check_settings(family, config)
     return family
+
+
+def is_read_back(config: Mapping[str, Any]) -> bool:
+    """True if a GGUF file of this model can be read back as the tensors that it was made from, and so be judged.
+
+    Experts and split tensors are stored by other names than the loaded model has.
+    """
+    family = GGUF_FAMILIES.get(str(config.get("model_type")))
+    has_experts = any(config.get(name) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+    return family is not None and not (family.splits or family.arrays or has_experts)
