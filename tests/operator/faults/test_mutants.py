@@ -10,11 +10,19 @@ from finetune_test_operator.faults.fleet import Fleet
 from finetune_test_operator.faults.mutants import write_mutant
 from finetune_test_operator.faults.plans import Lane, Plan
 
-pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(900)]
-
 MUTANTS = yaml.safe_load(Path(__file__).with_name("mutants.yaml").read_text())
 
 
+@pytest.mark.parametrize("mistake", MUTANTS)
+def test_the_line_of_a_mistake_is_still_there(mistake: str, tmp_path: Path) -> None:
+    mutant = MUTANTS[mistake]
+    code = write_mutant(tmp_path / "code", mutant["file"], mutant["was"], mutant["is"])
+    assert mutant["is"] in (code / "finetune_operator" / mutant["file"]).read_text()
+
+
+@pytest.mark.cluster
+@pytest.mark.faults
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("mistake", MUTANTS)
 def test_a_mistake_in_the_operator_is_noticed(
     mistake: str, dev_cluster: DevCluster, tmp_path: Path, no_other_operator: None
