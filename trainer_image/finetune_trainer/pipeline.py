@@ -1,5 +1,6 @@
 """The whole run, stage by stage: read this file to know what the trainer does."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -47,6 +48,8 @@ from finetune_trainer.training.metrics_log import MetricsLog
 from finetune_trainer.training.outcome import TrainingOutcome
 from finetune_trainer.training.samples import Sampler, build_prompts
 
+log = logging.getLogger(__name__)
+
 
 def run(context: RunContext) -> Manifest:
     """Trains and publishes; the caller has begun stage ModelLoading.
@@ -59,6 +62,8 @@ def run(context: RunContext) -> Manifest:
     local = config.gpus or settings.cpu_ranks
     place = settings.place_among(config.nodes)
     if place is None:
+        if config.nodes > 1:
+            log.warning("spec.resources.nodes is %d, and this run has one machine: it trains every step", config.nodes)
         return _run_here(context, Group(local))
     with Meeting.opened(place, context.end) as meeting:  # before anything is downloaded, too
         return _run_here(context, Group(local, meeting))
@@ -227,7 +232,7 @@ def _checkpointed_state(
 def _with_usage(context: RunContext, outcome: TrainingOutcome) -> TrainingOutcome:
     """Adds what this pod's GPUs have been held for and have taken, up to now."""
     seconds, joules, config = context.progress.seconds, context.progress.energy_joules, context.config
-    gpus = config.gpus * config.nodes
+    gpus = config.gpus * (config.nodes if context.settings.rendezvous else 1)
     return replace(
         outcome,
         gpu_seconds=round(seconds * gpus) if gpus else None,
