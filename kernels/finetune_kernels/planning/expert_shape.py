@@ -49,6 +49,11 @@ def expert_shape(config: Any, *, quantized: bool) -> ExpertShape | None:
     return ExpertShape(experts, chosen, config.hidden_size, wide, shared, quantized)
 
 
+def has_experts(config: Any) -> bool:
+    """True if a configuration names a number of experts."""
+    return _first(config, _EXPERTS) > 0
+
+
 def _first(config: Any, names: tuple[str, ...]) -> int:
     """The first of these fields that is a number."""
     return next((value for name in names if isinstance(value := getattr(config, name, None), int)), 0)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.block_sizes import CHUNK_ROWS, HEAD_ROWS, TILE_ROWS, VOCABULARY_BLOCK
-from finetune_kernels.planning.expert_shape import ExpertShape, expert_shape
+from finetune_kernels.planning.expert_shape import ExpertShape, expert_shape, has_experts
 from finetune_kernels.planning.families import family_of_config
 from finetune_kernels.planning.family import LLAMA_NAMES, Family
 from finetune_kernels.planning.fused_support import head_size
@@ -170,7 +170,7 @@ def shape_from_config(
     needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
     if any(not isinstance(getattr(config, name, None), int) for name in needed):
         return None
-    if expert_shape(config, quantized=quantized) is not None:
+    if has_experts(config):
         return None
 
     uncounted = build_shape(config, ParameterCounts(0, 0, quantized, 0))
