@@ -54,7 +54,7 @@ class StreamedModel:
         self._device, self._dtype = device, dtype
         self._model = build_without_weights(base.full_config, device, dtype)
 
-        decoder = self._model.get_decoder()
+        self._decoder = decoder = _decoder_of(self._model)
         self._layers = list(decoder.layers)
         names = {id(module): name for name, module in self._model.named_modules()}
         self._prefix = f"{names[id(decoder)]}."
@@ -111,8 +111,7 @@ class StreamedModel:
                 return hidden
 
             with self._layers_as([note] * len(self._layers)):
-                decoder = self._model.get_decoder()
-                functional_call(decoder, state, (), {"input_ids": row.ids, "use_cache": False})
+                functional_call(self._decoder, state, (), {"input_ids": row.ids, "use_cache": False})
 
     def _run_layer(self, index: int, state: State, rows: Sequence[_Row]) -> None:
         for row in rows:
@@ -144,6 +143,12 @@ class StreamedModel:
         finally:
             for layer in self._layers:
                 del layer.forward
+
+
+def _decoder_of(model: Any) -> Any:
+    """The part of a model with the layers; Llama 4's own `get_decoder` gives the whole model."""
+    decoder = model.get_decoder()
+    return decoder if hasattr(decoder, "layers") else model.model
 
 
 def build_without_weights(full_config: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
