@@ -23,20 +23,35 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from finetune_api.run_config import RunConfig
 from finetune_api.spec.training import DEFAULT_TARGETS
 from finetune_kernels.layers.layer_builder import why_not_fused
 from finetune_test_models.sweeps import architecture_sweep, merge_sweep
 from finetune_test_models.tiny_architectures import tiny_architecture
-from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.gguf.families import GGUF_FAMILIES
-from finetune_trainer.model.adapter_targets import barred_layers, choose_targets
 from finetune_trainer.model.architectures import why_no_decoder
-from finetune_trainer.model.coverage import Coverage, adapted_layers, measure_coverage
+from finetune_trainer.model.coverage import Coverage
 from finetune_trainer.model.family_table import LANGUAGE_MODEL, TABLE, ModelFamily, family_of_row
-from finetune_trainer.model.layer_weights import layer_weights, linear_names
+from finetune_trainer.model.planned_weights import plan_weights
 from finetune_trainer.model.safetensors_header import TensorHeader
 
 WORKERS = 2
+DEFAULTS = RunConfig.model_validate(
+    {
+        "job": {"namespace": "n", "name": "j", "uid": "u"},
+        "model": {"source": "hf://a/b"},
+        "dataset": {"source": "s3://data/x.jsonl"},
+        "adapter": {},
+        "training": {},
+        "export": {},
+        "output": {"s3": {"bucket": "models"}},
+        "outputPrefix": "default/tiny",
+        "checkpointsToKeep": 2,
+        "terminationGracePeriodSeconds": 60,
+        "gpus": 1,
+    }
+)
+"""A job that leaves every choice to the defaults."""
 NEAR = 0.01
 """Accepted difference of shares."""
 
@@ -84,12 +99,8 @@ def default_coverage(model_type: str) -> Coverage | None:
         TensorHeader(name, "BF16", tuple(weights.shape), "", 0, 2 * weights.numel())
         for name, weights in model.named_parameters()
     ]
-    weights = layer_weights(headers, quantized=True)
-    try:
-        targets = choose_targets(linear_names(weights), DEFAULT_TARGETS, barred_layers(weights, model_type))
-    except TrainerError:
-        return None
-    return measure_coverage(weights, adapted_layers(weights, targets))
+    planned = plan_weights(headers, DEFAULTS, model_type)
+    return None if planned is None else planned.coverage
 
 
 def _not_fused(model: Any) -> str | None:
