@@ -86,8 +86,8 @@ SCALED = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_fre
           "high_freq_factor": 4.0, "original_max_position_embeddings": 512}  # fmt: skip
 
 REFUSED: dict[str, Refused] = {
-    "a family without a row": Refused(of_type("smollm3", pad_token_id=0), "model_type 'smollm3'"),
-    "another family without a row": Refused(of_type("olmo2"), "model_type 'olmo2'"),
+    "a family without a row": Refused(of_type("diffllama", pad_token_id=0), "model_type 'diffllama'"),
+    "another family without a row": Refused(of_type("helium"), "model_type 'helium'"),
     "words split in an unknown way": Refused(
         changed("llama-linear", "tokenizer.json", pre_tokenizer=UNKNOWN),
         "Whitespace, then ByteLevel with add_prefix_space True",
@@ -206,7 +206,7 @@ def test_an_adapter_that_cannot_be_merged_is_said_by_preflight_and_refused_befor
 def test_the_default_export_is_checked_too(
     run_config: Builder, settings: Settings, tmp_path: Path, texts: list[str]
 ) -> None:
-    base = of_type("smollm3", pad_token_id=0)(tmp_path / "base", texts)
+    base = of_type("diffllama", pad_token_id=0)(tmp_path / "base", texts)
     config = job(run_config, base)
     unset = RunConfig.model_validate(config.to_wire() | {"export": {}})
     assert [kind.value for kind in unset.export.gguf] == ["Q8_0"]
