@@ -8,9 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from finetune_api.gpus import expected_gpu
-from finetune_api.run_config import RunConfig
 from finetune_api.spec.run import ResourcesSpec
 from finetune_kernels.planning.fused_support import REASONS, fused_families
+from finetune_test_models.minimal_run import minimal_run
 from finetune_trainer.preflight.gpu import estimate_gpu
 from finetune_trainer.preflight.report import GpuEstimate
 from finetune_trainer.preflight.steps import TrainingSize
@@ -130,22 +130,10 @@ def _hours(model: Any, product: str) -> str:
 
 def estimate(model: Any, length: int, gpu: dict[str, Any] | None = None) -> GpuEstimate:
     """Returns the estimate for one sequence of `length` tokens at a time; of the fastest plan if no `gpu` is given."""
-    document = {
-        "job": {"namespace": "n", "name": "j", "uid": "u"},
-        "model": {"source": "hf://a/b", "maxSequenceLength": length},
-        "dataset": {"source": "s3://data/x.jsonl"},
-        "adapter": {},
-        "training": {"batchSize": 1} | ({} if gpu else {"memory": "Fastest"}),
-        "export": {},
-        "output": {"s3": {"bucket": "models"}},
-        "outputPrefix": "n/j",
-        "checkpointsToKeep": 2,
-        "terminationGracePeriodSeconds": 60,
-        "gpus": 1,
-        "gpu": gpu or {"name": "card"},
-    }
+    training = {"batchSize": 1} | ({} if gpu else {"memory": "Fastest"})
+    run = minimal_run(gpu or {"name": "card"}, model={"maxSequenceLength": length}, training=training)
     size = TrainingSize(100, 800, 800, 1.0, tokens=TOKENS, longest_sequence=length)
-    found = estimate_gpu(RunConfig.model_validate(document), model, size)
+    found = estimate_gpu(run, model, size)
     assert found is not None
     return found
 

@@ -11,6 +11,7 @@ from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode
 from finetune_kernels.planning.memory_plan import MARGIN, plan_memory
 from finetune_kernels.planning.model_shape import loaded_bytes, shape_from_config
+from finetune_test_models.minimal_run import minimal_run
 from finetune_trainer.distributed.driver import CudaNeed
 from finetune_trainer.preflight.gpu import LENGTH_STEP, estimate_gpu, judge_count, judge_driver, judge_gpu
 from finetune_trainer.preflight.report import Finding, GpuEstimate, Severity
@@ -34,23 +35,10 @@ BIG = TrainingSize(100, 800, 800, 1.0, tokens=10_000_000, longest_sequence=1_048
 def a_config(
     memory: int | None, *, batch: int = 2, length: int = 2048, teraflops: float | None = None, **sections: Any
 ) -> RunConfig:
-    document: dict[str, Any] = {
-        "job": {"namespace": "n", "name": "j", "uid": "u"},
-        "model": {"source": "hf://a/b", "maxSequenceLength": length},
-        "dataset": {"source": "s3://data/x.jsonl"},
-        "adapter": {},
-        "training": {"batchSize": batch},
-        "export": {},
-        "output": {"s3": {"bucket": "models"}},
-        "outputPrefix": "default/tiny",
-        "checkpointsToKeep": 2,
-        "terminationGracePeriodSeconds": 60,
-        "gpus": 1,
-        "gpu": {"name": "card", "memoryBytes": memory, "teraflops": teraflops},
-    }
-    for section, fields in sections.items():
-        document[section] = document[section] | fields
-    return RunConfig.model_validate(document)
+    shape = {"training": {"batchSize": batch}, "model": {"maxSequenceLength": length}}
+    fields = {name: shape.get(name, {}) | sections.get(name, {}) for name in shape | sections}
+    gpu = {"name": "card", "memoryBytes": memory, "teraflops": teraflops} | fields.pop("gpu", {})
+    return minimal_run(gpu, **fields)
 
 
 def judged(config: RunConfig, size: TrainingSize | None = BIG) -> tuple[GpuEstimate, list[Finding]]:

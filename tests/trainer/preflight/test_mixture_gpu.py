@@ -11,6 +11,7 @@ from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode, Precision
 from finetune_kernels.planning.expert_shape import expert_shape
 from finetune_kernels.planning.memory_plan import plan_unfused_layers, unfused_bytes
+from finetune_test_models.minimal_run import minimal_run
 from finetune_test_models.tiny_architectures import make_mixture
 from finetune_test_models.tiny_runs import texts
 from finetune_trainer.model.description import load_configuration
@@ -33,23 +34,13 @@ QWEN = SimpleNamespace(
 
 
 def job(memory: int = 80 * GIB, **sections: dict[str, Any]) -> RunConfig:
-    document: dict[str, Any] = {
-        "job": {"namespace": "n", "name": "j", "uid": "u"},
-        "model": {"source": "hf://a/b", "maxSequenceLength": 2048},
-        "dataset": {"source": "s3://data/x.jsonl"},
-        "adapter": {"rank": 4},
+    shape: dict[str, dict[str, Any]] = {
         "training": {"batchSize": 1},
-        "export": {},
-        "output": {"s3": {"bucket": "models"}},
-        "outputPrefix": "default/tiny",
-        "checkpointsToKeep": 2,
-        "terminationGracePeriodSeconds": 60,
-        "gpus": 1,
-        "gpu": {"name": "card", "memoryBytes": memory},
+        "adapter": {"rank": 4},
+        "model": {"maxSequenceLength": 2048},
     }
-    for section, fields in sections.items():
-        document[section] = document[section] | fields
-    return RunConfig.model_validate(document)
+    fields = {name: shape.get(name, {}) | sections.get(name, {}) for name in shape | sections}
+    return minimal_run({"name": "card", "memoryBytes": memory}, **fields)
 
 
 def headers() -> list[TensorHeader]:

@@ -12,6 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Quantization
+from finetune_test_models.minimal_run import minimal_run
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model.coverage import Coverage
 from finetune_trainer.model.planned_weights import PlannedWeights, plan_weights
@@ -66,20 +67,9 @@ def load(folder: Path, quantization: Quantization) -> Any:
 
 
 def job(quantization: Quantization, targets: list[str] | None = None) -> RunConfig:
-    document = {
-        "job": {"namespace": "n", "name": "j", "uid": "u"},
-        "model": {"source": "hf://a/b", "quantization": quantization.value},
-        "dataset": {"source": "s3://data/x.jsonl"},
-        "adapter": {"targetModules": targets} if targets else {},
-        "training": {},
-        "export": {},
-        "output": {"s3": {"bucket": "models"}},
-        "outputPrefix": "default/tiny",
-        "checkpointsToKeep": 2,
-        "terminationGracePeriodSeconds": 60,
-        "gpus": 0,
-    }
-    return RunConfig.model_validate(document)
+    adapter = {"targetModules": targets} if targets else {}
+    run = minimal_run(model={"quantization": quantization.value}, adapter=adapter)
+    return run.model_copy(update={"gpus": 0})
 
 
 def plan(folder: Path, config: RunConfig) -> PlannedWeights:

@@ -23,9 +23,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from finetune_api.run_config import RunConfig
 from finetune_api.spec.training import DEFAULT_TARGETS
 from finetune_kernels.layers.layer_builder import why_not_fused
+from finetune_test_models.minimal_run import minimal_run
 from finetune_test_models.sweeps import architecture_sweep, merge_sweep
 from finetune_test_models.tiny_architectures import tiny_architecture
 from finetune_trainer.export.gguf.families import GGUF_FAMILIES
@@ -36,21 +36,7 @@ from finetune_trainer.model.planned_weights import plan_weights
 from finetune_trainer.model.safetensors_header import TensorHeader
 
 WORKERS = 2
-DEFAULTS = RunConfig.model_validate(
-    {
-        "job": {"namespace": "n", "name": "j", "uid": "u"},
-        "model": {"source": "hf://a/b"},
-        "dataset": {"source": "s3://data/x.jsonl"},
-        "adapter": {},
-        "training": {},
-        "export": {},
-        "output": {"s3": {"bucket": "models"}},
-        "outputPrefix": "default/tiny",
-        "checkpointsToKeep": 2,
-        "terminationGracePeriodSeconds": 60,
-        "gpus": 1,
-    }
-)
+DEFAULTS = minimal_run()
 """A job that leaves every choice to the defaults."""
 NEAR = 0.01
 """Accepted difference of shares."""

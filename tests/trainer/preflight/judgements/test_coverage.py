@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from finetune_api.run_config import RunConfig
+from finetune_test_models.minimal_run import minimal_run
 from finetune_trainer.model.planned_weights import PlannedWeights, plan_weights
 from finetune_trainer.model.safetensors_header import TensorHeader
 from finetune_trainer.preflight.judgements.coverage import judge_coverage, judge_weight_memory
@@ -13,23 +14,7 @@ GIB = 1 << 30
 
 
 def a_config(memory: int | None = None, **sections: Any) -> RunConfig:
-    document: dict[str, Any] = {
-        "job": {"namespace": "n", "name": "j", "uid": "u"},
-        "model": {"source": "hf://a/b"},
-        "dataset": {"source": "s3://data/x.jsonl"},
-        "adapter": {},
-        "training": {},
-        "export": {},
-        "output": {"s3": {"bucket": "models"}},
-        "outputPrefix": "default/tiny",
-        "checkpointsToKeep": 2,
-        "terminationGracePeriodSeconds": 60,
-        "gpus": 1,
-        "gpu": {"name": "card", "memoryBytes": memory} if memory else None,
-    }
-    for section, fields in sections.items():
-        document[section] = document[section] | fields
-    return RunConfig.model_validate(document)
+    return minimal_run({"name": "card", "memoryBytes": memory} if memory else None, **sections)
 
 
 def plan(config: RunConfig, **sizes: tuple[int, ...]) -> PlannedWeights:
