@@ -118,7 +118,9 @@ def test_the_f16_file_is_as_close_as_its_type(
 ) -> None:
     file = export_gguf(family_base(name), tmp_path, "F16")["F16"]
     layers = json.loads((family_base(name) / "config.json").read_text())["num_hidden_layers"]
-    allowed = F16_DIFFERENCE if layers < DEEP else DEEP_F16_DIFFERENCE
+    # Granite's logits are spread four times as far as others'; transformers, rounding alike, is 5.3e-3 away there.
+    spread = max(1.0, float(expected.next.std()))
+    allowed = spread * (F16_DIFFERENCE if layers < DEEP else DEEP_F16_DIFFERENCE)
     assert FP32_DIFFERENCE < largest_difference(file, PROMPTS, expected) < allowed
 
 
