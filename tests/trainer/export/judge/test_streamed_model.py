@@ -54,7 +54,7 @@ def _is_judged(name: str) -> bool:
     return is_read_back({"model_type": model_type} | settings(HEAD_SIZE) | dict(model.settings))
 
 
-@pytest.mark.parametrize("name", filter(_is_judged, FAMILY_MODELS))
+@pytest.mark.parametrize("name", list(filter(_is_judged, FAMILY_MODELS)))
 def test_layer_by_layer_is_the_same_as_all_at_once(
     name: str, family_base: Any, export_gguf: Any, tmp_path: Path
 ) -> None:
