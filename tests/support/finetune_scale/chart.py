@@ -44,7 +44,8 @@ def _draw(axis: Any, rows: list[dict[str, str]], columns: list[str], limit: floa
 
     axis.axhline(limit, color="#d62728", linewidth=1, linestyle="--", label=f"promised: below {limit:g}")
     centre = (len(columns) - 1) * width / 2
-    axis.set_xticks([place + centre for place in range(len(rows))], [f"{int(row['jobs']):,} jobs" for row in rows])
+    labels = [f"{int(row['jobs']):,} jobs\n{float(row['jobs_per_s']):g} a second" for row in rows]
+    axis.set_xticks([place + centre for place in range(len(rows))], labels, fontsize=7)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=6, frameon=False)
 
