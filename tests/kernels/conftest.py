@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from finetune_kernels.ops import adapted_activation, plain_activation, rms_norm, rotary_embedding, softcap_attention
-from finetune_kernels.primitives import adapter_dropout
+from finetune_kernels.primitives import adapter_dropout, dora
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
 
 
@@ -17,6 +18,18 @@ def _rotary_forward(
     """Rotates as the kernel does: in place without a head norm."""
     rotated = rotary_embedding.reference(qkv, cos, sin, heads, norm)  # type: ignore[arg-type]
     return rotated if norm is not None else qkv.copy_(rotated)
+
+
+@pytest.fixture
+def constant_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DoRA's norms of rows are those of the first call: its gradients take them as constants."""
+    found: dict[int, torch.Tensor] = {}
+
+    def norms(w: torch.Tensor, *others: Any) -> torch.Tensor:
+        return found.setdefault(w.data_ptr(), row_norms(w, *others))
+
+    row_norms = dora.row_norms
+    monkeypatch.setattr(dora, "row_norms", norms)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,14 +60,6 @@ class Ran:
 
     def samples(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.artifact("Samples").read_bytes().decode().split("\n") if line]
-
-
-@pytest.fixture(autouse=True)
-def signal_handlers() -> Iterator[None]:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def run(config: RunConfig, folder: Path, attempt: str = "a", stop_after: int | None = None) -> Ran:

@@ -1,8 +1,6 @@
 """A whole run of a mixture in NF4: adapters on experts survive a stop, and the merged model keeps what was learnt."""
 
-import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,22 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import RunConfig
+from finetune_test_models.stopped_runs import run_and_stop
 from finetune_test_models.tiny_architectures import make_mixture
-from finetune_trainer.cli.pod import run_job
-from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
-from finetune_trainer.job.stop_signal import StopSignal
 
 Builder = Callable[..., RunConfig]
 STEPS, STOP_AFTER = 6, 3
-
-
-@pytest.fixture(autouse=True)
-def signal_handlers() -> Iterator[None]:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +26,9 @@ def mixture(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(
     config: RunConfig, settings: Settings, name: str, stop_after: int | None = None
 ) -> tuple[dict[int, float], Outcome]:
-    """Losses by step and the outcome of an attempt; a SIGTERM arrives after `stop_after`."""
-    progress, stop_signal, losses = ProgressTracker(), StopSignal(), {}
-    stop_signal.install()
-
-    def watch(_: bool) -> None:
-        step, loss = progress.value("step"), progress.value("loss")
-        if step is not None and loss is not None:
-            losses[step] = loss
-        if stop_after is not None and step == stop_after and not stop_signal.requested:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    progress.listen(watch)
+    """Runs an attempt of this name."""
     work = Settings(work=settings.work / name, attempt_id=name, output_folder=settings.output_folder)
-    return losses, run_job(config, work, progress, stop_signal)
+    return run_and_stop(config, work, stop_after)
 
 
 def job(run_config: Builder, mixture: Path, name: str) -> RunConfig:

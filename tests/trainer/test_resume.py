@@ -1,9 +1,7 @@
 """A run that is stopped and resumed is the same run: every later loss is equal, to the last bit, on the CPU."""
 
 import json
-import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +10,11 @@ import torch
 
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import RunConfig
-from finetune_trainer.cli.pod import run_job
-from finetune_trainer.job.progress_tracker import ProgressTracker
+from finetune_test_models.stopped_runs import run_and_stop
 from finetune_trainer.job.settings import Settings
-from finetune_trainer.job.stop_signal import StopSignal
 
 Builder = Callable[..., RunConfig]
 STEPS, STOP_AFTER = 8, 4
-
-
-@pytest.fixture(autouse=True)
-def signal_handlers() -> Iterator[None]:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-def run(config: RunConfig, settings: Settings, stop_after: int | None = None) -> tuple[dict[int, float], Outcome]:
-    """Losses by step (as reported, four digits), and the outcome; a SIGTERM arrives after `stop_after`."""
-    progress, stop_signal, losses = ProgressTracker(), StopSignal(), {}
-    stop_signal.install()
-
-    def watch(_: bool) -> None:
-        step, loss = progress.value("step"), progress.value("loss")
-        if step is not None and loss is not None:
-            losses[step] = loss
-        if stop_after is not None and step == stop_after and not stop_signal.requested:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    progress.listen(watch)
-    return losses, run_job(config, settings, progress, stop_signal)
 
 
 def with_attempt(settings: Settings, tmp_path: Path, name: str) -> Settings:
@@ -62,13 +34,13 @@ def test_a_stopped_run_goes_on_exactly_where_it_was(
     rates = {"scheduler": scheduler, "warmupSteps": warmup}
     config = run_config(training=rates | {"maxSteps": STEPS, "checkpointSteps": 3}, adapter={"dropout": 0.1})
     straight = Settings(work=tmp_path / "straight", attempt_id="a", output_folder=tmp_path / "straight-out")
-    expected, whole = run(config, straight)
+    expected, whole = run_and_stop(config, straight)
     assert whole.result is Result.SUCCEEDED, whole.message
 
     settings = Settings(work=tmp_path / "first", attempt_id="a", output_folder=tmp_path / "out")
-    before, stopped = run(config, settings, stop_after=STOP_AFTER)
+    before, stopped = run_and_stop(config, settings, stop_after=STOP_AFTER)
     assert (stopped.result, stopped.exit_code, stopped.checkpoint_step) == (Result.INTERRUPTED, 30, STOP_AFTER)
-    after, resumed = run(config, with_attempt(settings, tmp_path, "second"))
+    after, resumed = run_and_stop(config, with_attempt(settings, tmp_path, "second"))
     assert resumed.result is Result.SUCCEEDED, resumed.message
     assert resumed.resumed_from_step == STOP_AFTER
     assert before | after == expected
@@ -81,10 +53,10 @@ def test_a_run_in_bfloat16_goes_on_from_its_master_weights(run_config: Builder, 
     rates = {"optimizer": optimizer, "precision": "BF16", "learningRate": 1e-4}
     config = run_config(training=rates | {"maxSteps": STEPS, "checkpointSteps": 3})
     straight = Settings(work=tmp_path / "straight", attempt_id="a", output_folder=tmp_path / "straight-out")
-    expected, whole = run(config, straight)
+    expected, whole = run_and_stop(config, straight)
     settings = Settings(work=tmp_path / "first", attempt_id="a", output_folder=tmp_path / "out")
-    before, _ = run(config, settings, stop_after=STOP_AFTER)
-    after, resumed = run(config, with_attempt(settings, tmp_path, "second"))
+    before, _ = run_and_stop(config, settings, stop_after=STOP_AFTER)
+    after, resumed = run_and_stop(config, with_attempt(settings, tmp_path, "second"))
 
     assert resumed.resumed_from_step == STOP_AFTER
     assert before | after == expected
@@ -100,22 +72,22 @@ def test_an_attempt_on_the_same_disk_goes_on_although_the_first_left_its_files(
 ) -> None:
     config = run_config(training={"maxSteps": STEPS, "checkpointSteps": 3})
     settings = Settings(work=tmp_path / "work", attempt_id="a", output_folder=tmp_path / "out")
-    run(config, settings, stop_after=STOP_AFTER)
+    run_and_stop(config, settings, stop_after=STOP_AFTER)
     assert (tmp_path / f"work/checkpoints/checkpoint-{STOP_AFTER}").is_dir()
     again = Settings(work=settings.work, attempt_id="b", output_folder=settings.output_folder)
-    _, resumed = run(config, again)
+    _, resumed = run_and_stop(config, again)
     assert (resumed.result, resumed.resumed_from_step) == (Result.SUCCEEDED, STOP_AFTER), resumed.message
 
 
 def test_without_the_optimiser_state_the_losses_differ(run_config: Builder, tmp_path: Path) -> None:
     config = run_config(training={"maxSteps": STEPS, "checkpointSteps": 3})
     settings = Settings(work=tmp_path / "first", attempt_id="a", output_folder=tmp_path / "out")
-    run(config, settings, stop_after=STOP_AFTER)
+    run_and_stop(config, settings, stop_after=STOP_AFTER)
     (index,) = (tmp_path / "out").rglob(f"step-{STOP_AFTER:08d}/checkpoint.json")
     forget_optimiser(index)
-    after, resumed = run(config, with_attempt(settings, tmp_path, "second"))
+    after, resumed = run_and_stop(config, with_attempt(settings, tmp_path, "second"))
     straight = Settings(work=tmp_path / "straight", attempt_id="a", output_folder=tmp_path / "straight-out")
-    expected, _ = run(config, straight)
+    expected, _ = run_and_stop(config, straight)
     assert resumed.resumed_from_step == STOP_AFTER
     assert any(after[step] != expected[step] for step in range(STOP_AFTER + 2, STEPS + 1))
 
@@ -134,7 +106,7 @@ def test_an_evaluation_changes_nothing_about_training(run_config: Builder, tmp_p
     evaluating = run_config(training={"maxSteps": 6, "evaluationSteps": 2}, dataset=held_out)
     losses = []
     for name, config in (("quiet", quiet), ("evaluating", evaluating)):
-        found, outcome = run(config, Settings(tmp_path / name, "a", output_folder=tmp_path / f"{name}-out"))
+        found, outcome = run_and_stop(config, Settings(tmp_path / name, "a", output_folder=tmp_path / f"{name}-out"))
         assert outcome.eval_loss is not None
         losses.append(found)
     assert losses[0] == losses[1]
@@ -152,12 +124,12 @@ def test_every_logged_step_is_there_once_also_after_a_resumption(
     held_out = {"evaluation": {"fraction": 0.2}}
     config = run_config(training={"maxSteps": 6, "checkpointSteps": 2, "evaluationSteps": 3}, dataset=held_out)
     straight = Settings(work=tmp_path / "straight", attempt_id="a", output_folder=tmp_path / "straight-out")
-    _, whole = run(config, straight)
+    _, whole = run_and_stop(config, straight)
     assert "Metrics" in [artifact.type for artifact in whole.artifacts]
 
-    _, stopped = run(config, settings, stop_after=STOP_AFTER)
+    _, stopped = run_and_stop(config, settings, stop_after=STOP_AFTER)
     assert stopped.result is Result.INTERRUPTED
-    _, resumed = run(config, with_attempt(settings, tmp_path, "second"))
+    _, resumed = run_and_stop(config, with_attempt(settings, tmp_path, "second"))
     assert resumed.resumed_from_step == STOP_AFTER
 
     expected, found = metrics(tmp_path / "straight-out"), metrics(tmp_path / "out")

@@ -9,23 +9,10 @@ from torch.autograd.gradcheck import GradcheckError, gradcheck
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.ops import rms_norm
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.primitives import dora
 from finetune_test_kernels.small_layers import cos_sin_of, small_model
 from finetune_test_kernels.tensor_checks import normal
 
 STRICT = {"eps": 1e-6, "atol": 1e-7, "rtol": 1e-6}  # central differences in fp64 are good to about 1e-9 here
-
-
-@pytest.fixture
-def constant_norms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DoRA's norms of rows are those of the first call: its gradients take them as constants."""
-    found: dict[int, torch.Tensor] = {}
-
-    def norms(w: torch.Tensor, *others: Any) -> torch.Tensor:
-        return found.setdefault(w.data_ptr(), row_norms(w, *others))
-
-    row_norms = dora.row_norms
-    monkeypatch.setattr(dora, "row_norms", norms)
 
 
 LAYERS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -25,7 +25,6 @@ from finetune_kernels.ops import rotary_embedding as rotary
 from finetune_kernels.ops.lora_linear import lora_linear
 from finetune_kernels.ops.plain_activation import PlainKind
 from finetune_kernels.ops.rms_norm import Norm
-from finetune_kernels.primitives import dora
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
 from finetune_kernels.primitives.head_norm import HeadNorm
@@ -48,18 +47,6 @@ class Twin(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> Any:
         return None, None, *ctx.back(*upstream, *ctx.saved_tensors)
-
-
-@pytest.fixture
-def constant_norms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DoRA's norms of rows are those of the first call: its gradients take them as constants."""
-    found: dict[int, torch.Tensor] = {}
-
-    def norms(w: torch.Tensor, *others: Any) -> torch.Tensor:
-        return found.setdefault(w.data_ptr(), row_norms(w, *others))
-
-    row_norms = dora.row_norms
-    monkeypatch.setattr(dora, "row_norms", norms)
 
 
 def double(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,14 +31,6 @@ Builder = Callable[..., RunConfig]
 GIB = 2**30
 STEPS = 5
 ROUNDING = 1e-6  # relative; 7e-8 was measured between micro-batches of 1, 2 and 4, and 3e-2 with half as many sequences
-
-
-@pytest.fixture(autouse=True)
-def signal_handlers() -> Iterator[None]:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture
