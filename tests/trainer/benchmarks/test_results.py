@@ -13,10 +13,10 @@ from speed.charts.labels import LABELS
 from speed.charts.tables import BENCHMARKS_HEADER, benchmarks_page, readme_section
 from speed.longest import GRAIN, Attempt, affordable, next_length
 from speed.results import COMPLETE, RESULTS, Result, append, newest, next_run, parse, ratio, read, summarise, write
-from speed.rows import LONGEST, ROWS, SYSTEMS
+from speed.rows import LONGEST, ON_ONE_GPU, ROWS, SYSTEMS
 from speed.schedule import Entry, expected_seconds, order
 
-ROW, OTHER = "8b-2048-bs2-ga4", "8b-8192-bs1-ga2"
+ROW, OTHER, TWO_GPUS = "8b-2048-bs2-ga4", "8b-8192-bs1-ga2", "8b-2048-bs2-ga4-gpus2"
 GIB = 2**30
 
 
@@ -79,6 +79,14 @@ def test_systems_take_turns_and_a_single_round_ends_with_ours() -> None:
     assert names(order([ROW], ["ours", "hf"], 1, ["ours"])) == "ours hf ours"
     assert names(order([ROW], ["ours"], 1, ["ours"])) == "ours"
     assert order([LONGEST], SYSTEMS, 1, ["ours"]) == [Entry(LONGEST, "ours-smallest")]
+
+
+def test_on_two_gpus_peers_train_twice_the_tokens() -> None:
+    assert [one.system for one in order([TWO_GPUS], SYSTEMS, 1, ["ours"])] == list(SYSTEMS[4:])
+    assert ROWS[TWO_GPUS].tokens == 2 * ROWS[ROW].tokens
+    assert TWO_GPUS not in ON_ONE_GPU
+    seconds = [expected_seconds(Entry(row, "hf"), [], 6, imported=True) for row in (ROW, TWO_GPUS)]
+    assert seconds[0] == seconds[1]
 
 
 def test_seconds_are_foretold_from_the_newest_speed() -> None:

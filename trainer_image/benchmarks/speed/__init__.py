@@ -4,6 +4,7 @@ run           the benchmark: measures systems in turn, appends to results.csv
 schedule      order of the measurements, and their expected time
 children      measurements in processes of their own
 measure       one measurement, inside its process
+ranks         a measurement of several processes, one a GPU
 systems       each system's trainer: this project, Unsloth, Liger, plain HF + TRL
 models        models of random NF4 weights
 rows          the shapes (model, length, batch) and the systems

@@ -1,7 +1,8 @@
 """Measurements in processes of their own, one at a time on the GPU.
 
 The next process imports its libraries (10-25 s) while the current one loads its model. It is stopped while the current
-one trains, so that nothing runs beside a timed step. Each process writes its messages to a log of its own.
+one trains, so that nothing runs beside a timed step. Each process writes its messages to a log of its own. Signals go
+to all descendants, as torchrun puts the processes that it starts into sessions of their own.
 """
 
 import contextlib
@@ -73,8 +74,9 @@ class Child:
             self._process.stdin.close()
 
     def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):  # it has ended
-            os.killpg(self._process.pid, number)
+        for pid in [*_descendants(self._process.pid), self._process.pid]:
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.kill(pid, number)
 
     def result(self, seconds: float, on_line: Callable[[str], None]) -> dict[str, Any]:
         """Returns the JSON object that the process prints after RESULT, and kills the process.
@@ -112,3 +114,13 @@ class Child:
     def _last_lines(self) -> str:
         lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return "\n".join(f"  {line[:200]}" for line in lines[-LAST_LINES:])
+
+
+def _descendants(pid: int) -> list[int]:
+    """Processes that a process has started, and those that they have started."""
+    found: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            for child in map(int, file.read_text(encoding="ascii").split()):
+                found += [child, *_descendants(child)]
+    return found

@@ -3,6 +3,7 @@
 A step's time is taken with the GPU idle at both ends. Prints `TRAINING` when the first step is about to begin and
 `RESULT` with a JSON object at the end: tokens per second (median of the steps after warm-up), their spread, peak
 memory, first step, gradient norm. With `--wait` the libraries are imported, and then a line on stdin is waited for.
+A row on several GPUs runs by torchrun (ranks.py); its memory is that of the fullest GPU.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from finetune_trainer.distributed.cards import see_one_card
+from speed.ranks import await_go, is_first, largest, launch
 from speed.rows import ROWS, STEPS, SYSTEMS, WARM_UP, Row, model_folder
 from speed.step_times import make_watch, summarise
 from speed.systems import build, import_libraries
@@ -27,10 +30,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600.0, help="for the search of the longest sequence")
     parser.add_argument("--profile", type=Path, metavar="FOLDER", help="profile two more steps; tables as CSV there")
     arguments = parser.parse_args()
+    row, folder = ROWS[arguments.row], model_folder(ROWS[arguments.row].model)
+    if row.gpus > 1:
+        launch("speed.measure", row.gpus)
+    else:
+        see_one_card(0)  # on a machine of several, transformers would use them all
+
     import_libraries(arguments.system)
     if arguments.wait:
-        sys.stdin.readline()
-    row, folder = ROWS[arguments.row], model_folder(ROWS[arguments.row].model)
+        await_go()
     if row.card_gib is None:
         found = measure(arguments.system, row, folder, arguments.steps, arguments.profile)
     else:
@@ -39,7 +47,8 @@ def main() -> None:
         found = search(arguments.system, row, folder, arguments.seconds, _say)
     import torch
 
-    found = {"row": arguments.row, "system": arguments.system, "gpu": torch.cuda.get_device_name()} | found
+    gpu = torch.cuda.get_device_name() if row.gpus == 1 else f"{row.gpus} x {torch.cuda.get_device_name()}"
+    found = {"row": arguments.row, "system": arguments.system, "gpu": gpu} | found
     _say("RESULT " + json.dumps(found))
 
 
@@ -59,7 +68,7 @@ def measure(system: str, row: Row, folder: Path, steps: int, profile: Path | Non
     _say("TRAINING")
     trainer.train()
     found = summarise(watch.ends, trainer.state.log_history, row, WARM_UP, steps)
-    found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    found["peak_gib"] = round(largest(torch.cuda.max_memory_allocated()) / 2**30, 2)
     planned = getattr(trainer, "planned", None)
     found["planned_gib"] = round(planned / 2**30, 2) if planned else None
     if profile is not None:
@@ -69,8 +78,9 @@ def measure(system: str, row: Row, folder: Path, steps: int, profile: Path | Non
 
 
 def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    if is_first():
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

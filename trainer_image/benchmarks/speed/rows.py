@@ -1,7 +1,8 @@
 """Rows and systems of the benchmark. Pure.
 
 A row is a shape of model and batch; models have random weights and are prepared once for all systems. A system is one
-way to train: this project in its modes, and the peers.
+way to train: this project in its modes, and the peers. On several GPUs the peers alone: several_gpus.py and
+whole_runs.py have this project.
 """
 
 import os
@@ -35,15 +36,19 @@ class Row:
     accumulation: int
     card_gib: float | None = None
     """Memory of the emulated card; the row's `length` is then where the search for the longest begins."""
+    gpus: int = 1
+    """GPUs of one machine; each has a model of its own, and `batch` x `accumulation` rows of a step."""
 
     @property
     def tokens(self) -> int:
         """Tokens per optimiser step."""
-        return self.length * self.batch * self.accumulation
+        return self.length * self.batch * self.accumulation * self.gpus
 
     @property
     def systems(self) -> tuple[str, ...]:
         """Systems that can be measured on this row."""
+        if self.gpus > 1:
+            return tuple(system for system in SYSTEMS if not system.startswith("ours"))
         return SYSTEMS if self.card_gib is None else ("ours-smallest",)
 
 
@@ -53,7 +58,9 @@ ROWS = {
     "1b-2048-bs4-ga2": Row("llama-1b", 2048, 4, 2),
     "qwen3-8b-2048-bs2-ga4": Row("qwen3-8b", 2048, 2, 4),
     LONGEST: Row("llama-8b", 8192, 1, 1, card_gib=24.0),
+    "8b-2048-bs2-ga4-gpus2": Row("llama-8b", 2048, 2, 4, gpus=2),
 }
+ON_ONE_GPU = tuple(name for name, row in ROWS.items() if row.gpus == 1)
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
                  "num_key_value_heads": 8, "vocab_size": 128256},

@@ -20,7 +20,7 @@ from benchmarks.provenance import current_commit, installed_versions
 from speed.children import Child, MeasurementError
 from speed.report import progress_line, show
 from speed.results import COLUMNS, RESULTS, Result, append, next_run, read
-from speed.rows import ROWS, STEPS, SYSTEMS, working_folder
+from speed.rows import ON_ONE_GPU, ROWS, STEPS, SYSTEMS, working_folder
 from speed.schedule import Entry, expected_seconds, order
 
 Start = Callable[[str, Sequence[str], str], Child]
@@ -142,7 +142,7 @@ def start_process(module: str, arguments: Sequence[str], log: str) -> Child:
 def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     """Returns the parsed command line. Ends the program for an unknown row or system."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", default=",".join(ROWS), help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--rows", default=",".join(ON_ONE_GPU), help=f"of {', '.join(ROWS)}")
     parser.add_argument("--systems", default=",".join(SYSTEMS), help=f"of {', '.join(SYSTEMS)}")
     parser.add_argument("--repeats", type=int, default=1, help="rounds through the systems of each row")
     parser.add_argument("--again", default="ours", help="systems measured once more at the end of a single round")

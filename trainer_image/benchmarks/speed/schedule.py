@@ -51,7 +51,7 @@ def expected_seconds(entry: Entry, known: Sequence[Result], steps: int, *, impor
         return importing + SEARCH_SECONDS
 
     rates = [one.tokens_per_second for one in known if (one.row, one.system) == (entry.row, entry.system)]
-    rate = rates[-1] if rates else UNKNOWN_RATE * (4 if row.model == "llama-1b" else 1)
+    rate = rates[-1] if rates else UNKNOWN_RATE * row.gpus * (4 if row.model == "llama-1b" else 1)
 
     compiling = 8.0 if unsloth else 5.0
     return importing + 12.0 + compiling + (WARM_UP + steps) * row.tokens / rate

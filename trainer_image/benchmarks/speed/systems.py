@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from speed.ranks import local_rank
 from speed.rows import LINEARS, SEED, Row, working_folder
 
 OURS = tuple(
@@ -63,7 +64,7 @@ def dataset(row: Row, steps: int) -> Any:
     import torch
     from datasets import Dataset
 
-    count = row.batch * row.accumulation * steps
+    count = row.batch * row.accumulation * row.gpus * steps
     tokens = torch.randint(3, 256, (count, row.length), generator=torch.Generator().manual_seed(SEED)).tolist()
     return Dataset.from_dict({"input_ids": tokens, "labels": tokens})
 
@@ -75,7 +76,7 @@ def _options(row: Row, steps: int, *, recompute: bool) -> dict[str, Any]:
         "gradient_accumulation_steps": row.accumulation, "learning_rate": 2e-4, "optim": "adamw_8bit", "bf16": True,
         "weight_decay": 0.01, "logging_steps": 1, "save_strategy": "no", "report_to": "none", "seed": SEED,
         "max_length": row.length, "packing": False, "gradient_checkpointing": recompute, "disable_tqdm": True,
-        "dataset_num_proc": None,
+        "dataset_num_proc": None, "ddp_find_unused_parameters": False,
     }  # fmt: skip
 
 
@@ -86,7 +87,7 @@ def _hugging_face(system: str, row: Row, folder: Path, steps: int) -> Any:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map={"": 0})
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map={"": local_rank()})
     options = _options(row, steps, recompute=system != "hf-no-checkpointing")
     return SFTTrainer(
         model=model, args=SFTConfig(**options, use_liger_kernel=system == "liger"),
@@ -102,8 +103,9 @@ def _unsloth(system: str, row: Row, folder: Path, steps: int) -> Any:
     from unsloth import FastLanguageModel
 
     model, tokenizer = FastLanguageModel.from_pretrained(
-        str(folder), max_seq_length=row.length, dtype=torch.bfloat16, load_in_4bit=True
-    )
+        str(folder), max_seq_length=row.length, dtype=torch.bfloat16, load_in_4bit=True,
+        device_map={"": local_rank()},
+    )  # fmt: skip
     model = FastLanguageModel.get_peft_model(
         model, r=16, lora_alpha=16, lora_dropout=0, bias="none", target_modules=LINEARS, random_state=SEED,
         use_gradient_checkpointing="unsloth",

@@ -1,0 +1,58 @@
+"""Processes of a measurement on several GPUs: torchrun, the word to begin, and their common end."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from speed.children import Child
+
+PROGRAM = """
+import os, sys, time
+from speed import ranks
+ranks.launch("measured", 2)
+print("imported", ranks.local_rank(), flush=True)
+ranks.await_go()
+print("began", ranks.local_rank(), os.getpid(), sys.flags.safe_path, flush=True)
+import torch.distributed as dist
+dist.init_process_group("gloo")
+largest = ranks.largest(10 + ranks.local_rank())
+if ranks.is_first():
+    print("RESULT", '{"largest": %d}' % largest, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> Child:
+    (tmp_path / "measured.py").write_text(PROGRAM)
+    places = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    return Child([sys.executable, "-P", "-m", "measured"], tmp_path / "log", os.environ | {"PYTHONPATH": places})
+
+
+def test_processes_wait_for_one_word_give_one_result_and_end_together(measured: Child, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    _wait_for(lambda: log.read_text().count("imported") == 2)
+    time.sleep(0.5)
+    assert "began" not in log.read_text()
+
+    measured.go()
+    lines: list[str] = []
+    found: dict[str, Any] = measured.result(60, lines.append)
+    assert found == {"largest": 11}
+
+    began = [line.split() for line in lines if line.startswith("began")]
+    assert sorted(rank for _, rank, _, _ in began) == ["0", "1"]
+    assert {safe for *_, safe in began} == {"True"}
+    for _, _, pid, _ in began:  # torchrun gives each a session of its own
+        _wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists())  # type: ignore[misc]
+
+
+def _wait_for(holds: Any) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
