@@ -18,7 +18,7 @@ from typing import Any
 
 from finetune_trainer.distributed.launched import joined_world
 from finetune_trainer.distributed.world import ALONE, World
-from speed import models
+from speed.models import checkpoint
 from speed.rows import ROWS, SEED, WARM_UP, Row, model_folder
 from speed.step_times import make_watch
 from speed.systems import dataset, import_libraries, our_trainer, run_config
@@ -52,7 +52,7 @@ def _measure(name: str, world: World) -> list[dict[str, Any]]:
     row = ROWS[name]
     wide = replace(row, accumulation=row.accumulation * world.size)
     if world.rank == 0:
-        models.prepare(row.model)
+        checkpoint.prepare(row.model)
     dist.barrier()
 
     found: list[dict[str, Any]] = []

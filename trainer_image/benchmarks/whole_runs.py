@@ -53,10 +53,10 @@ def main(table: Path, gpus: int, model: str, runs: list[str]) -> None:
 
 def _model(name: str) -> Path:
     """Returns the model's folder, with a chat template."""
-    from speed import models
+    from speed.models import checkpoint
     from speed.rows import model_folder
 
-    models.prepare(name)
+    checkpoint.prepare(name)
     (model_folder(name) / "chat_template.jinja").write_text(TEMPLATE)
     return model_folder(name)
 

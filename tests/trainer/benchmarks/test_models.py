@@ -10,12 +10,16 @@ from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausalLM, Qwen3ForCausalLM
 
-from speed.models import write
+from speed.models.checkpoint import write
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 320,
 }  # fmt: skip
+
+
+def shape(*, qwen: bool, tied: bool) -> dict[str, Any]:
+    return SHAPE | {"tie_word_embeddings": tied, "model_type": "qwen3" if qwen else "llama"}
 
 
 def quantised_by_transformers(kind: Any, config: Any, folder: Path) -> dict[str, torch.Tensor]:
@@ -35,7 +39,7 @@ def quantised_by_transformers(kind: Any, config: Any, folder: Path) -> dict[str,
 def test_a_checkpoint_made_weight_by_weight_is_like_one_made_the_long_way(
     qwen: bool, tied: bool, tmp_path: Path
 ) -> None:
-    write(SHAPE | {"tie_word_embeddings": tied}, tmp_path / "made", "cpu", qwen=qwen)
+    write(shape(qwen=qwen, tied=tied), tmp_path / "made", "cpu")
     made = load_file(tmp_path / "made/model.safetensors")
     config = AutoConfig.from_pretrained(tmp_path / "made")
     wanted = quantised_by_transformers(Qwen3ForCausalLM if qwen else LlamaForCausalLM, config, tmp_path)
@@ -50,7 +54,7 @@ def test_a_checkpoint_made_weight_by_weight_is_like_one_made_the_long_way(
 
 @pytest.mark.parametrize(("qwen", "tied"), [(False, True), (True, False)])
 def test_transformers_loads_it_in_four_bits(qwen: bool, tied: bool, tmp_path: Path) -> None:
-    write(SHAPE | {"tie_word_embeddings": tied}, tmp_path / "made", "cpu", qwen=qwen)
+    write(shape(qwen=qwen, tied=tied), tmp_path / "made", "cpu")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "made", dtype=torch.bfloat16)
     assert ("Qwen3" if qwen else "Llama") in type(model).__name__
     quantised = [name for name, module in model.named_modules() if isinstance(module, Linear4bit)]

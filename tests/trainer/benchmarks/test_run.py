@@ -30,7 +30,7 @@ class Processes:
     def __call__(self, module: str, arguments: Sequence[str], log: str) -> Child:
         name = arguments[0]
         self.started.append(name)
-        if module == "models":
+        if module == "models.checkpoint":
             program = self.programs.get(name, "pass")
         else:
             found = FOUND | {"system": name, "row": arguments[1]}

@@ -78,6 +78,17 @@ def test_qwen3_30b_on_a_card_of_20_gib() -> None:
     assert sum(parts.values()) == pytest.approx(2 * parts["predicted peak"], abs=0.05)
 
 
+def test_a_job_that_asks_for_less_memory_saves_no_activations() -> None:
+    fastest, balanced = (
+        estimate_mixture(config, QWEN, plan(config), None)
+        for config in (job(), job(training={"batchSize": 1, "memory": "Balanced"}))
+    )
+    assert fastest is not None
+    assert balanced is not None
+    assert (fastest.mode, balanced.mode) == (MemoryMode.FASTEST, MemoryMode.BALANCED)
+    assert balanced.peak_bytes == balanced.smallest_bytes == fastest.smallest_bytes < fastest.peak_bytes
+
+
 def test_a_card_that_is_too_small_is_refused_with_what_makes_it_fit() -> None:
     config = job(16 * GIB, adapter={"rank": 16})
     planned = plan(config)

@@ -38,6 +38,8 @@ class Row:
     """Memory of the emulated card; the row's `length` is then where the search for the longest begins."""
     gpus: int = 1
     """GPUs of one machine; each has a model of its own, and `batch` x `accumulation` rows of a step."""
+    on_device: bool = False
+    """True if the weights are drawn in NF4 where they are used, as the 16-bit model is too large to be written."""
 
     @property
     def tokens(self) -> int:
@@ -49,6 +51,10 @@ class Row:
         """Systems that can be measured on this row."""
         if self.gpus > 1:
             return tuple(system for system in SYSTEMS if not system.startswith("ours"))
+        if self.on_device:
+            return ("ours", "ours-balanced")
+        if self.model in IN_16_BITS:
+            return ("ours", "unsloth", "unsloth-max")
         return SYSTEMS if self.card_gib is None else ("ours-smallest",)
 
 
@@ -57,18 +63,54 @@ ROWS = {
     "8b-8192-bs1-ga2": Row("llama-8b", 8192, 1, 2),
     "1b-2048-bs4-ga2": Row("llama-1b", 2048, 4, 2),
     "qwen3-8b-2048-bs2-ga4": Row("qwen3-8b", 2048, 2, 4),
+    "ministral3-8b-2048-bs2-ga4": Row("ministral3-8b", 2048, 2, 4),
+    "granite3-8b-2048-bs2-ga4": Row("granite3-8b", 2048, 2, 4),
+    "gemma4-2048-bs2-ga4": Row("gemma4", 2048, 2, 4),
+    "qwen3.5-9b-2048-bs2-ga4": Row("qwen3.5-9b", 2048, 2, 4),
+    "qwen3-30b-a3b-2048-bs1": Row("qwen3-30b-a3b", 2048, 1, 1, on_device=True),
+    "gpt-oss-20b-2048-bs1": Row("gpt-oss-20b", 2048, 1, 1, on_device=True),
+    "qwen3-a3b-8-layers-2048-bs1": Row("qwen3-a3b-8-layers", 2048, 1, 1),
+    "gpt-oss-6-layers-2048-bs1": Row("gpt-oss-6-layers", 2048, 1, 1),
     LONGEST: Row("llama-8b", 8192, 1, 1, card_gib=24.0),
     "8b-2048-bs2-ga4-gpus2": Row("llama-8b", 2048, 2, 4, gpus=2),
 }
 ON_ONE_GPU = tuple(name for name, row in ROWS.items() if row.gpus == 1)
-SHAPES: dict[str, dict[str, Any]] = {
-    "llama-8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-                 "num_key_value_heads": 8, "vocab_size": 128256},
-    "llama-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
-                 "num_key_value_heads": 8, "vocab_size": 128256, "head_dim": 64, "tie_word_embeddings": True},
-    "qwen3-8b": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
-                 "num_key_value_heads": 8, "vocab_size": 151936, "head_dim": 128},
+IN_16_BITS = ("qwen3-a3b-8-layers", "gpt-oss-6-layers")
+"""Models that are written as published, in 16 bits: nobody's NF4 checkpoint of stacked experts is everybody's."""
+_GROUPED: dict[str, Any] = {"num_attention_heads": 32, "num_key_value_heads": 8}
+_QWEN3_A3B: dict[str, Any] = {
+    "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768,
+    "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "num_local_experts": 128,
+    "num_experts_per_tok": 8, "norm_topk_prob": True, "vocab_size": 151936,
 }  # fmt: skip
+_GPT_OSS_20B: dict[str, Any] = {
+    "model_type": "gpt_oss", "hidden_size": 2880, "intermediate_size": 2880, "num_attention_heads": 64,
+    "num_key_value_heads": 8, "head_dim": 64, "num_local_experts": 32, "num_experts_per_tok": 4, "vocab_size": 201088,
+}  # fmt: skip
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-8b": _GROUPED | {
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "vocab_size": 128256, "rope_theta": 500000.0},
+    "llama-1b": _GROUPED | {
+        "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        "vocab_size": 128256, "head_dim": 64, "tie_word_embeddings": True, "rope_theta": 500000.0},
+    "qwen3-8b": _GROUPED | {
+        "model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+        "vocab_size": 151936, "head_dim": 128, "rope_theta": 500000.0},
+    "granite3-8b": _GROUPED | {
+        "model_type": "granite", "hidden_size": 4096, "intermediate_size": 12800, "num_hidden_layers": 40,
+        "vocab_size": 49155, "tie_word_embeddings": True, "embedding_multiplier": 12.0, "logits_scaling": 16.0,
+        "residual_multiplier": 0.22, "attention_multiplier": 0.0078125},
+    # The sizes of these three are those that transformers' configuration has by itself.
+    "ministral3-8b": {"model_type": "ministral3", "max_position_embeddings": 262144},
+    "gemma4": {"model_type": "gemma4_text"},
+    "qwen3.5-9b": {"model_type": "qwen3_5_text"},
+    "qwen3-30b-a3b": _QWEN3_A3B | {"num_hidden_layers": 48},
+    "gpt-oss-20b": _GPT_OSS_20B | {"num_hidden_layers": 24},
+    "qwen3-a3b-8-layers": _QWEN3_A3B | {"num_hidden_layers": 8},
+    "gpt-oss-6-layers": _GPT_OSS_20B | {"num_hidden_layers": 6},
+}  # fmt: skip
+"""Fields of each model's configuration."""
 
 
 def working_folder() -> Path:

@@ -38,6 +38,8 @@ class Campaign:
     versions: str
     deadline: float
     """Value of time.monotonic() at which the last measurement has to be over."""
+    most: float
+    """Seconds that one measurement may take."""
     start: Start
     console: Console
 
@@ -90,7 +92,7 @@ class Campaign:
                 self.console.print("    " + line.removeprefix("PROGRESS "), highlight=False)
 
         try:
-            found = child.result(self.left(), on_line)
+            found = child.result(min(self.left(), self.most), on_line)
         except MeasurementError as error:
             self.failed.append(str(entry))
             self.console.print(f"    failed: {error}", style="red", markup=False, highlight=False)
@@ -117,7 +119,7 @@ class Campaign:
 
         began = time.monotonic()
         try:
-            self.start("models", (model,), f"prepare-{model}").end(self.left())
+            self.start("models.checkpoint", (model,), f"prepare-{model}").end(self.left())
         except MeasurementError as error:
             self.failed.append(str(entry))
             self.console.print(f"    the model could not be made: {error}", style="red", markup=False, highlight=False)
@@ -150,6 +152,9 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=24 * 3600.0, help="time limit: no measurement starts that would end later"
     )
+    parser.add_argument(
+        "--row-seconds", type=float, default=3600.0, help="time limit of one measurement, which fails when it is over"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="file to append to")
     parser.add_argument("--copy", type=Path, help="folder or file that gets a copy after each result")
     parser.add_argument("--commit", default=None, help="commit that is measured (default: git's)")
@@ -174,7 +179,7 @@ def main(words: Sequence[str] | None = None, start: Start = start_process) -> in
     campaign = Campaign(
         results=arguments.results, copy=arguments.copy, steps=arguments.steps,
         commit=arguments.commit or current_commit(), versions=installed_versions(),
-        deadline=began + arguments.seconds, start=start, console=console,
+        deadline=began + arguments.seconds, most=arguments.row_seconds, start=start, console=console,
     )  # fmt: skip
     campaign.conduct(entries)
     show(console, campaign.made, campaign.failed, campaign.left_out, time.monotonic() - began)

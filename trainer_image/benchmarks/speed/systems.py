@@ -124,7 +124,12 @@ def _ours(system: str, row: Row, folder: Path, steps: int) -> Any:
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     config = run_config(system, row, folder, steps)
-    loaded = load_model(folder, config.model, config.training.precision, gpus=1)
+    if row.on_device:
+        from speed.models import on_device
+
+        loaded = on_device.load(folder)
+    else:
+        loaded = load_model(folder, config.model, config.training.precision, gpus=1)
     adapted = inject_adapter(loaded.model, config.adapter, SEED)
     engine = prepare_engine(adapted.model, loaded, config)
     return our_trainer(adapted.model, loaded, engine, config, dataset(row, steps))

@@ -31,7 +31,8 @@ def estimate_mixture(
     length = min(limit, size.longest_sequence) if size else limit
     rows = config.training.batch_size or 1
     kept, smallest = (planned.loaded_bytes + _beside(shape, rows * length, saves=saves) for saves in (True, False))
-    saves = gpu.memory_bytes is None or kept <= MARGIN * gpu.memory_bytes
+    fits = gpu.memory_bytes is None or kept <= MARGIN * gpu.memory_bytes
+    saves = fits and config.training.memory is MemoryMode.FASTEST
 
     return GpuEstimate(
         name=gpu.name,

@@ -200,6 +200,8 @@ def _modular_engine(
     shape, length = model_shape(model), config.model.max_sequence_length
 
     def plan(tokens: int) -> tuple[bool, bool]:
+        if config.training.memory is not MemoryMode.FASTEST:
+            return False, False
         return plan_unfused_layers(shape, tokens, base_bytes=base, total_bytes=total)
 
     sequences = config.training.sequences_per_step()

@@ -17,7 +17,19 @@ LABELS = {
     "hf": "HF + TRL",
 }
 """Label of each system, in the order of tables and charts."""
-MODELS = {"llama-8b": "Llama 8B", "llama-1b": "Llama 1B", "qwen3-8b": "Qwen3 8B"}
+MODELS = {
+    "llama-8b": "Llama 8B",
+    "llama-1b": "Llama 1B",
+    "qwen3-8b": "Qwen3 8B",
+    "ministral3-8b": "Ministral 3 8B",
+    "granite3-8b": "Granite 3 8B",
+    "gemma4": "Gemma 4 text, 30 layers",
+    "qwen3.5-9b": "Qwen3.5 9B",
+    "qwen3-30b-a3b": "Qwen3 30B-A3B",
+    "gpt-oss-20b": "gpt-oss 20B",
+    "qwen3-a3b-8-layers": "8 layers of Qwen3 30B-A3B",
+    "gpt-oss-6-layers": "6 layers of gpt-oss 20B",
+}
 
 
 def title(row: str) -> str:
