@@ -26,7 +26,7 @@ def build_progress_app(checks: ReportChecks, controller: Controller, visits: Vis
 
     @web.middleware
     async def read(request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Have the whole request before anything else is done with it; one request a connection."""
+        """Have the whole request before anything else is done with it; only accepted ones keep their connection."""
         try:
             await _read(request)
             visits.receive(_address(request))
@@ -35,7 +35,8 @@ def build_progress_app(checks: ReportChecks, controller: Controller, visits: Vis
             answer = _answer(refusal.status, refusal.reason, refusal.message)
         if request.path != METRICS_PATH:
             REPORTS.labels(str(answer.status)).inc()
-        answer.force_close()  # an idle connection would hold a place
+        if answer.status != web.HTTPAccepted.status_code or not visits.keep(_address(request)):
+            answer.force_close()  # the idle connection of a stranger would hold a place
         return answer
 
     async def receive(request: web.Request) -> web.Response:

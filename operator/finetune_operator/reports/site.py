@@ -1,8 +1,8 @@
 """Serves the progress server's application on a listening socket, and bounds what any connection may take.
 
 aiohttp bounds lines, headers and bodies, but waits for them without end, and asyncio's own server counts nothing before
-TLS is set up. So connections are accepted here: each lives at most `EXCHANGE_SECONDS`, from TLS handshake to answer,
-and carries one report.
+TLS is set up. So connections are accepted here. Each has `EXCHANGE_SECONDS`, from TLS handshake to answer. A trainer
+whose report was accepted then has `RESTING_SECONDS` until its next one, which has `EXCHANGE_SECONDS` again.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from finetune_operator.reports.visits import Address, Visits
 
 HANDSHAKE_SECONDS = 5.0
 EXCHANGE_SECONDS = 10.0  # trainers give up after as long
+RESTING_SECONDS = 75.0  # trainers report at least every minute, even if nothing changes
 ACCEPT_RETRY_SECONDS = 1.0
 LINGERING_SECONDS = 2.0  # time for a client that still sends to read why it is refused
 BACKLOG = 128
@@ -51,6 +52,7 @@ class Site:
             max_field_size=MAX_HEADER_BYTES,
             max_headers=MAX_HEADERS,
             lingering_time=LINGERING_SECONDS,
+            keepalive_timeout=RESTING_SECONDS,
         )
 
     async def run(self, listener: socket.socket) -> None:
@@ -76,16 +78,21 @@ class Site:
             return None
 
     def _admit(self, connections: asyncio.TaskGroup, sock: socket.socket, address: Address) -> None:
+        server = self._runner.server
+        if server is None:
+            raise RuntimeError("the site is not set up")
+
         task: asyncio.Task[None]
-        if self._visits.enter(address, lambda: task.cancel()):
-            task = connections.create_task(self._serve(sock, address))
+        connection = _Connection(server, sock)
+        if self._visits.enter(address, lambda: task.cancel(), connection.rest):
+            task = connections.create_task(self._serve(connection, address))
         else:
             sock.close()
 
-    async def _serve(self, sock: socket.socket, address: Address) -> None:
+    async def _serve(self, connection: "_Connection", address: Address) -> None:
         """Serve one connection to its end. No error leaves: what a stranger sends must not end the operator."""
         try:
-            await self._exchange(sock)
+            await connection.run(self._tls)
         except OSError as error:  # a time-out and a failed handshake, too
             logger.debug("connection from %s ended: %s", address[0], error or type(error).__name__)
         except Exception:
@@ -93,32 +100,40 @@ class Site:
         finally:
             self._visits.end(address)
 
-    async def _exchange(self, sock: socket.socket) -> None:
-        server = self._runner.server
-        if server is None:
-            raise RuntimeError("the site is not set up")
-
-        connection = _Connection(server, sock)
-        try:
-            async with asyncio.timeout(EXCHANGE_SECONDS):
-                await asyncio.get_running_loop().connect_accepted_socket(
-                    lambda: connection, sock, ssl=self._tls, ssl_handshake_timeout=HANDSHAKE_SECONDS
-                )
-                await connection.closed.wait()
-        finally:
-            connection.abort()
-
 
 class _Connection(asyncio.Protocol):
-    """aiohttp's handler of one connection, with a flag that says that the connection is closed."""
+    """aiohttp's handler of one connection, with a deadline for what the client does next."""
 
     def __init__(self, server: Callable[[], asyncio.Protocol], sock: socket.socket) -> None:
         self._http = server()
         self._socket = sock
         self._transport: asyncio.Transport | None = None
-        self.closed = asyncio.Event()
+        self._closed = asyncio.Event()
+        self._deadline = asyncio.timeout(EXCHANGE_SECONDS)
+        self._is_resting = False
 
-    def abort(self) -> None:
+    async def run(self, tls: ssl.SSLContext) -> None:
+        """Serve until the connection is closed; raises TimeoutError after its deadline, and OSError."""
+        try:
+            async with self._deadline:
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    lambda: self, self._socket, ssl=tls, ssl_handshake_timeout=HANDSHAKE_SECONDS
+                )
+                await self._closed.wait()
+        finally:
+            self._abort()
+
+    def rest(self) -> None:
+        """Wait for the next request."""
+        self._is_resting = True
+        # A little longer than aiohttp, which takes leave of an idle client properly.
+        self._allow(RESTING_SECONDS + EXCHANGE_SECONDS)
+
+    def _allow(self, seconds: float) -> None:
+        if not self._deadline.expired():
+            self._deadline.reschedule(asyncio.get_running_loop().time() + seconds)
+
+    def _abort(self) -> None:
         """Close the connection at once, whatever is still to be sent."""
         transport, self._transport = self._transport, None
         if transport is None:
@@ -135,6 +150,9 @@ class _Connection(asyncio.Protocol):
         self._http.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_resting:
+            self._is_resting = False
+            self._allow(EXCHANGE_SECONDS)
         self._http.data_received(data)
 
     def eof_received(self) -> bool | None:
@@ -149,4 +167,4 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._http.connection_lost(error)
         self._transport = None
-        self.closed.set()
+        self._closed.set()

@@ -1,4 +1,4 @@
-"""Posts progress for the jobs that train, each from a connection of its own for every report, as trainers do."""
+"""Posts progress for the jobs that train, each on a connection that it keeps from report to report, as trainers do."""
 
 import asyncio
 import ipaddress
@@ -35,7 +35,7 @@ class Reporters:
         url = self._url + progress_path(metadata["namespace"], metadata["labels"][JOB_NAME_LABEL])
         await asyncio.sleep(interval * random.random())
 
-        connector = aiohttp.TCPConnector(ssl=self._tls, force_close=True, local_addr=(_address(number), 0))
+        connector = aiohttp.TCPConnector(ssl=self._tls, local_addr=(_address(number), 0))
         times = self.sent.setdefault(number, [])
         async with aiohttp.ClientSession(connector=connector) as session:
             while True:

@@ -30,6 +30,9 @@ class Operator:
     reports: list[ProgressReport] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     delay: float = 0
+    connections: int = 0
+    reports_of_a_connection: int = 1000
+    """After so many, the server closes a connection without a word, as it may in the moment of the next report."""
 
     def target(self) -> ProgressTarget:
         return ProgressTarget(url=self.url, ca_certificate=self.ca_certificate, interval_seconds=0.03)
@@ -37,12 +40,22 @@ class Operator:
 
 class _Handler(BaseHTTPRequestHandler):
     operator: ClassVar[Operator]
+    protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.operator.connections += 1
+        self._left = self.operator.reports_of_a_connection
 
     def log_message(self, *_: object) -> None:
         """Keep the tests' output clean."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        self._left -= 1
+        if self._left < 0:
+            self.close_connection = True
+            return
         time.sleep(self.operator.delay)
         self.operator.reports.append(ProgressReport.model_validate_json(body))
         self.operator.tokens.append(self.headers["Authorization"])
@@ -189,6 +202,31 @@ def test_a_server_of_another_authority_gets_no_token(
 def test_plain_http_is_refused(token: Path) -> None:
     with pytest.raises(ValueError, match="https only"):
         Reporter(ProgressTracker(), ProgressTarget(url="http://127.0.0.1:1"), token)
+
+
+def test_reports_share_a_connection(operator: Operator, token: Path) -> None:
+    progress = ProgressTracker()
+    reporter = _started(progress, operator.target(), token)
+    for step in range(1, 6):
+        progress.update(step=step)
+        _wait(lambda step=step: bool(operator.reports) and operator.reports[-1].finetune.step == step)
+    reporter.close()
+    assert operator.connections == 1
+
+
+def test_a_report_on_a_connection_that_was_just_closed_is_sent_again_at_once(
+    operator: Operator, token: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    operator.reports_of_a_connection = 2
+    progress = ProgressTracker()
+    with caplog.at_level(logging.INFO):
+        reporter = _started(progress, operator.target(), token)
+        for step in range(1, 6):
+            progress.update(step=step)
+            _wait(lambda step=step: bool(operator.reports) and operator.reports[-1].finetune.step == step)
+        reporter.close()
+    assert operator.connections >= 3
+    assert "not delivered" not in caplog.text
 
 
 @pytest.mark.parametrize("heartbeat", [None, 0.2])

@@ -1,19 +1,18 @@
 """Posts the progress of the run to the operator, over HTTPS.
 
 A thread posts the newest state; a report that cannot be delivered is replaced by the next one. So an absent operator
-costs the training nothing, and is up to date with the first report after its return.
+costs the training nothing, and is up to date with the first report after its return. Reports share a connection for as
+long as the operator keeps it: TLS costs both sides more than the report.
 """
 
-import http.client
 import logging
 import random
 import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import Any
+
+import urllib3
 
 from finetune_api.run_config import ProgressTarget
 from finetune_trainer.job.progress_tracker import ProgressTracker
@@ -22,13 +21,10 @@ log = logging.getLogger(__name__)
 POST_TIMEOUT_SECONDS = 10
 MAX_WAIT_SECONDS = 30.0
 JOB_HAS_ENDED = 410  # HTTP Gone: no report of this pod is wanted any more
-
-
-class _RefuseRedirects(urllib.request.HTTPRedirectHandler):
-    """Refuses redirects: following one would carry the bearer token to another address."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
+_ONCE_MORE = urllib3.Retry(
+    connect=0, read=1, redirect=0, status=0, other=0, allowed_methods=None, respect_retry_after_header=False
+)
+"""A kept connection may have been closed by the operator in the moment of a report: it is sent on a new one."""
 
 
 class Reporter:
@@ -46,8 +42,7 @@ class Reporter:
 
         # No proxies: those of the environment lead out of the cluster, and the operator is in it.
         tls = ssl.create_default_context(cadata=target.ca_certificate)
-        handlers = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls), _RefuseRedirects())
-        self._opener = urllib.request.build_opener(*handlers)
+        self._connections = urllib3.PoolManager(num_pools=1, maxsize=1, ssl_context=tls, retries=_ONCE_MORE)
 
         self._progress = progress
         self._target = target
@@ -112,13 +107,14 @@ class Reporter:
 
         try:
             headers = {"Authorization": f"Bearer {self._token.read_text().strip()}", "Content-Type": "application/json"}
-            request = urllib.request.Request(self._target.url, data=body, headers=headers, method="POST")  # noqa: S310
-            with self._opener.open(request, timeout=POST_TIMEOUT_SECONDS) as answer:
-                return int(answer.status)
-        except urllib.error.HTTPError as refusal:
-            log.info("progress report refused: HTTP %d", refusal.code)
-            refusal.close()
-            return refusal.code
-        except (OSError, http.client.HTTPException) as error:
+            # Following a redirect would carry the bearer token to another address.
+            answer = self._connections.request(
+                "POST", self._target.url, body=body, headers=headers, timeout=POST_TIMEOUT_SECONDS, redirect=False
+            )
+        except (OSError, urllib3.exceptions.HTTPError) as error:
             log.info("progress report not delivered: %s", type(error).__name__)
             return None
+
+        if answer.status >= 300:
+            log.info("progress report refused: HTTP %d", answer.status)
+        return answer.status
