@@ -142,7 +142,8 @@ def _record_packages(files: Iterable[Path], root: Path) -> None:
     """Writes which Debian packages files came from, where scanners look for it in images without dpkg."""
     names = sorted({name for path in files for name in (str(path), str(path.resolve()), str(path.resolve())[4:])})
     asked = subprocess.run(["dpkg-query", "-S", *names], capture_output=True, text=True, check=False)
-    packages = sorted({line.split(":")[0] for line in asked.stdout.splitlines()} | {"ca-certificates"})
+    lines = [line for line in asked.stdout.splitlines() if not line.startswith("diversion by ")]  # Ubuntu's libc6
+    packages = sorted({line.split(":")[0] for line in lines} | {"ca-certificates"})
 
     folder = root / "var/lib/dpkg/status.d"
     folder.mkdir(parents=True)

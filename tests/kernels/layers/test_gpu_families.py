@@ -29,6 +29,7 @@ def rounded(family: Family) -> Any:
     model = family_model(family, **SIZES)
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16().float()
+    model.get_base_model().set_attn_implementation("eager")  # transformers 5.17's own choice leaves softcaps out
     return model
 
 

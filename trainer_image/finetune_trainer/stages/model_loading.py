@@ -20,7 +20,7 @@ from finetune_api.vocabulary import Precision, Quantization
 from finetune_kernels.primitives import nf4
 from finetune_kernels.primitives.fp8 import MIN_CAPABILITY
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.export.base_model.causal_model import load_causal_model
+from finetune_trainer.export.base_model.causal_model import keep_softcap, load_causal_model
 from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.export.base_model.output_head import HEAD
 from finetune_trainer.job.machine import free_memory, has_bfloat16
@@ -67,6 +67,7 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from error
 
     _check_complete(missing, spec)
+    keep_softcap(model)
     adopt_experts(model, published.own)
     model.config.use_cache = False  # key-value caches are for generation only
     # A config may tie a head that the weight files hold beside the embedding; transformers then leaves it untied.

@@ -62,6 +62,13 @@ def load_causal_model(
     return model, info["missing_keys"]
 
 
+def keep_softcap(model: Any) -> None:
+    """Sets transformers' plain attention for a model whose scores are capped (Gemma 2): no other caps them everywhere,
+    and transformers 5.17 takes another by itself, and then leaves the cap out without a word."""
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")
+
+
 def _take_generation_config(model: Any, folder: Path) -> None:
     """Give the model the settings of its folder, as loading the folder would."""
     if (folder / GENERATION).is_file():

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from finetune_trainer.chat.labels import IGNORED, Encoded
+from finetune_trainer.export.base_model.causal_model import keep_softcap
 from finetune_trainer.export.base_model.folder import BaseModel
 from finetune_trainer.export.judge.weights import Weights
 from finetune_trainer.stopping import raise_if_requested
@@ -154,12 +155,9 @@ def _decoder_of(model: Any) -> Any:
 def build_without_weights(full_config: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
     """transformers' model of a full config, whose parameters have shapes and no values; its buffers are on `device`."""
     config = CONFIG_MAPPING[full_config["model_type"]].from_dict(dict(full_config))
-    # Only the plain attention applies a softcap.
-    attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
     with init_empty_weights(include_buffers=False):
-        model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, dtype=dtype, attn_implementation=attention
-        )
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    keep_softcap(model)
 
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
