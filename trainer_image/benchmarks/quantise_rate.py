@@ -27,7 +27,7 @@ from finetune_trainer.export.quantization.quantize import quantize
 
 MEGABYTE = 1e6
 ROWS, COLUMNS = 2048, 4096
-FILE_TYPES = [kind.value for kind in GgufType if kind is not GgufType.F32]
+FILE_TYPES = [kind.value for kind in GgufType if kind not in (GgufType.F32, GgufType.MXFP4_MOE)]
 Row = tuple[str, str, float, float]
 
 

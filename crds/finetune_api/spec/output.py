@@ -39,10 +39,11 @@ class ExportSpec(ApiModel):
 
     gguf: Annotated[tuple[GgufType, ...], Field(max_length=len(GgufType))] = (GgufType.Q8_0,)
     """GGUF files for llama.cpp and Ollama, one for each type listed. F32, F16 and BF16 keep the weights as they are;
-    Q8_0 (8.5 bits per weight) and Q6_K (6.6) lose almost nothing; Q5_K_M (5.7) and Q4_K_M (4.9) are the usual choices
-    for small memory; use Q3_K_L, _M, _S and Q2_K (4.3 to 3.0) only if nothing larger fits. Q5_K_S and Q4_K_S are a
-    little smaller than _M; Q4_0, Q4_1, Q5_0 and Q5_1 are older types for programs without K-quants. Default [Q8_0];
-    [] creates none."""
+    Q8_0 (8.5 bits per weight) and Q6_K (6.6) lose almost nothing; Q5_K_M (5.7) and Q4_K_M (4.9) are the usual
+    choices for small memory; IQ4_NL (4.5) and IQ4_XS (4.3) are close to Q4_K_S and smaller; MXFP4_MOE is gpt-oss's
+    own type: experts in 4.25 bits, everything else in Q8_0. Use Q3_K_L, _M, _S and Q2_K (4.3 to 3.0) only if nothing
+    larger fits. Q5_K_S and Q4_K_S are a little smaller than _M; Q4_0, Q4_1, Q5_0 and Q5_1 are older types for
+    programs without K-quants. Default [Q8_0]; [] creates none."""
 
     rules = (
         Rule(

@@ -137,6 +137,12 @@ FAMILY_MODELS: dict[str, FamilyModel] = {
     "olmoe": FamilyModel("olmoe", "gpt-2"),
     "qwen1.5-moe": FamilyModel("qwen2_moe", "qwen"),
     "qwen3-moe": FamilyModel("qwen3_moe", "qwen"),
+    "qwen3-next": FamilyModel("qwen3_next", "qwen", {"num_hidden_layers": 4}),
+    "qwen3.5": FamilyModel("qwen3_5", "qwen", {"num_hidden_layers": 4}),
+    "qwen3.5-moe": FamilyModel("qwen3_5_moe", "qwen", {"num_hidden_layers": 4}),
+    "lfm-2": FamilyModel(
+        "lfm2", "llama-3", {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3}
+    ),
     "granite-3-moe": FamilyModel(
         "granitemoe", "smollm",
         {"embedding_multiplier": 12.0, "logits_scaling": 0.25, "residual_multiplier": 0.22,

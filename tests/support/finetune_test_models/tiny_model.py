@@ -53,6 +53,12 @@ def _latent(head: int) -> dict[str, Any]:
             "v_head_dim": head, "num_key_value_heads": 4}  # fmt: skip
 
 
+def _linear_attention(head: int) -> dict[str, Any]:
+    """Twice as many heads of values as of keys, as published."""
+    return {"linear_key_head_dim": head, "linear_value_head_dim": head, "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4, "head_dim": head}  # fmt: skip
+
+
 # Settings of a family's config beyond the common sizes: family -> (model_type, settings by head size).
 TINY_FAMILIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
     "llama": ("llama", lambda head: {}),
@@ -82,6 +88,16 @@ TINY_FAMILIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
     "olmoe": ("olmoe", lambda head: {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4}),
     "qwen2_moe": ("qwen2_moe", lambda head: _experts(head) | {"shared_expert_intermediate_size": 4 * head}),
     "qwen3_moe": ("qwen3_moe", lambda head: _experts(head) | {"head_dim": head, "norm_topk_prob": True}),
+    "qwen3_next": (
+        "qwen3_next",
+        lambda head: _experts(head) | _linear_attention(head) | {"shared_expert_intermediate_size": 4 * head},
+    ),
+    "qwen3_5": ("qwen3_5_text", _linear_attention),
+    "qwen3_5_moe": (
+        "qwen3_5_moe_text",
+        lambda head: _experts(head) | _linear_attention(head) | {"shared_expert_intermediate_size": 4 * head},
+    ),
+    "lfm2": ("lfm2", lambda head: {"block_multiple_of": head}),
     "granitemoe": ("granitemoe", lambda head: {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "gpt_oss": (
         "gpt_oss",
@@ -134,10 +150,8 @@ def make_tiny_model(
     return write_random_weights(folder, family=family, dtype=dtype, hidden_size=hidden_size, **settings)
 
 
-def write_random_weights(
-    folder: Path, *, family: str, dtype: torch.dtype = torch.bfloat16, hidden_size: int, **settings: Any
-) -> Path:
-    """Write config, generation config and weights into `folder`; `settings` are those of the Hugging Face config."""
+def tiny_config(family: str, *, hidden_size: int, **settings: Any) -> Any:
+    """The Hugging Face config of a key of TINY_FAMILIES; `settings` override its own."""
     model_type, family_settings = TINY_FAMILIES[family]
     heads = 4
     common: dict[str, Any] = {
@@ -149,7 +163,14 @@ def write_random_weights(
         "initializer_range": 1 / math.sqrt(hidden_size),
         "tie_word_embeddings": False,
     }
-    config = CONFIG_MAPPING[model_type](**common | family_settings(hidden_size // heads) | settings, dtype=dtype)
+    return CONFIG_MAPPING[model_type](**common | family_settings(hidden_size // heads) | settings)
+
+
+def write_random_weights(
+    folder: Path, *, family: str, dtype: torch.dtype = torch.bfloat16, hidden_size: int, **settings: Any
+) -> Path:
+    """Write config, generation config and weights into `folder`; `settings` are those of the Hugging Face config."""
+    config = tiny_config(family, hidden_size=hidden_size, **settings, dtype=dtype)
 
     set_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]  # Hugging Face

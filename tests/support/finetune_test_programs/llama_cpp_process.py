@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+DRAFTING = ("qwen3_next", "qwen3_5")
+"""Model types whose layers that only draft tokens the converter must be told to leave out, as transformers does."""
+
 
 def main() -> None:
     """Answer the request."""
@@ -38,6 +41,9 @@ def _convert(conversions: list[dict[str, str]]) -> list[str]:
 
         TextModel.get_vocab_base_pre = recognise_or_use
         options = ["--outtype", each["type"], "--outfile", each["output"], "--model-name", each["name"]]
+        config = json.loads((Path(each["model"]) / "config.json").read_text())
+        if config["model_type"].startswith(DRAFTING):
+            options.append("--no-mtp")
         sys.argv = ["convert_hf_to_gguf.py", each["model"], *options]
         convert_hf_to_gguf.main()
     return [each["output"] for each in conversions]

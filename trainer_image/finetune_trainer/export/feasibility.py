@@ -44,7 +44,7 @@ def check_export(spec: ExportSpec, base: Path, tokenizer: TokenizerFiles, model:
         raise InvalidAdapterError(f"spec.adapter.targetModules: {error.message}; {ADAPTER_ALONE}") from error
 
     if spec.gguf:
-        check_conversion(opened.full_config, tokenizer, opened.generation_config, opened.shapes)
+        check_conversion(spec.gguf, opened.full_config, tokenizer, opened.generation_config, opened.shapes)
 
 
 def check_adapter(model: Any, base: BaseModel) -> None:

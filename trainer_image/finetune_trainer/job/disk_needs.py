@@ -14,6 +14,7 @@ BITS = {
     GgufType.F32: 32, GgufType.F16: 16, GgufType.BF16: 16, GgufType.Q8_0: 8.5, GgufType.Q6_K: 6.6,
     GgufType.Q5_K_M: 5.7, GgufType.Q5_K_S: 5.5, GgufType.Q5_1: 6.0, GgufType.Q5_0: 5.5,
     GgufType.Q4_K_M: 4.9, GgufType.Q4_K_S: 4.6, GgufType.Q4_1: 5.0, GgufType.Q4_0: 4.5,
+    GgufType.IQ4_NL: 4.6, GgufType.IQ4_XS: 4.4, GgufType.MXFP4_MOE: 4.7,
     GgufType.Q3_K_L: 4.3, GgufType.Q3_K_M: 3.9, GgufType.Q3_K_S: 3.5, GgufType.Q2_K: 3.0,
 }  # fmt: skip
 """Bits of a weight on disk, on average over a model."""

@@ -126,7 +126,7 @@ def _check_gguf(config: RunConfig, work: Path, model: Path, facts: ModelFacts, f
     beside = companions_of_training(model, facts.tokenizer, has_own_template=config.model.has_own_template())
     beside.write(work, facts.tokenizer)
     full, files = read_full_config(model), TokenizerFiles(work)
-    findings.found += judge_gguf(full, beside.generation_config, files, facts.weights)
+    findings.found += judge_gguf(config.export.gguf, full, beside.generation_config, files, facts.weights)
     release_freed_memory()
 
 

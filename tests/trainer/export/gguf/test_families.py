@@ -42,8 +42,8 @@ def lacking_in_row(family: GgufFamily, base: BaseModel) -> list[str]:
 
     expected: dict[str, object] = {
         # Norms that transformers begins with zeros multiply by 1 + weight.
-        "norm_offset": 1.0 - first_norm(model).mean().item(),
-        "activation": config.get("hidden_activation") or config["hidden_act"],
+        "norm_offset": 1.0 - first_norm(model, family).mean().item(),
+        "activation": config.get("hidden_activation") or config.get("hidden_act", "silu"),
         "fixed_scale_layers": "query_pre_attn_scalar" in config,
         "windows": "sliding_attention" in (config.get("layer_types") or []),
     }
@@ -66,9 +66,10 @@ def lacking_in_row(family: GgufFamily, base: BaseModel) -> list[str]:
     return wrong
 
 
-def first_norm(model: Any) -> Any:
+def first_norm(model: Any, family: GgufFamily) -> Any:
     """The weight of a norm of hidden states."""
-    return next(weight for name, weight in model.named_parameters() if "norm" in name and name.endswith("weight"))
+    norms = ((name, weight) for name, weight in model.named_parameters() if "norm" in name and name.endswith("weight"))
+    return next(weight for name, weight in norms if not name.endswith(family.plain_norms))
 
 
 def lacking(model_type: str, family_base: FamilyBase) -> list[str]:

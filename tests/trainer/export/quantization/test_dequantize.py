@@ -37,4 +37,4 @@ def test_every_bit_of_a_block_is_decoded_as_the_gguf_package_does(
 def test_weights_come_back_within_a_step_of_their_type(kind: object) -> None:
     weights = torch.randn(8, 256, generator=torch.Generator().manual_seed(2))
     found = dequantize(quantize(weights, kind), kind, torch.float32).view(8, 256)
-    assert (found - weights).norm() / weights.norm() < {"Q2_K": 0.35, "Q3_K": 0.2}.get(kind.name, 0.11)
+    assert (found - weights).norm() / weights.norm() < {"Q2_K": 0.35, "Q3_K": 0.2, "MXFP4": 0.13}.get(kind.name, 0.11)

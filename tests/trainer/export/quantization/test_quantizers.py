@@ -19,7 +19,8 @@ from finetune_trainer.export.quantization.quantize import quantize
 from finetune_trainer.export.quantization.quantizers import QUANTIZERS
 from finetune_trainer.export.quantization.tensor_types import TensorTypeInputs
 
-FOLLOWED = [GGMLQuantizationType[name] for name in ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")]
+FOLLOWED_NAMES = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS", "MXFP4")
+FOLLOWED = [GGMLQuantizationType[name] for name in FOLLOWED_NAMES]
 COLUMNS = 2048
 
 

@@ -12,6 +12,7 @@ from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter
 
 from finetune_api.vocabulary import GgufType
 from finetune_test_programs.reference_quantizer import quantize_files
+from finetune_trainer.export.gguf.families import GGUF_FAMILIES
 from finetune_trainer.export.quantization import tensor_types
 from finetune_trainer.export.quantization.file_types import find_file_type
 from finetune_trainer.export.quantization.tensor_types import TensorTypeInputs, choose_tensor_types
@@ -32,6 +33,15 @@ LATENT = (
     "ffn_down_shexp",
 )
 FUSED = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
+LINEAR_ATTENTION = ("attn_qkv", "attn_gate", "ssm_conv1d", "ssm_alpha", "ssm_beta", "ssm_out")
+SHORT_CONVOLUTION = ("shortconv.in_proj", "shortconv.conv", "shortconv.out_proj")
+# What stands for attention in three of four layers.
+STATE_LAYERS = {
+    MODEL_ARCH.QWEN3NEXT: LINEAR_ATTENTION,
+    MODEL_ARCH.QWEN35: LINEAR_ATTENTION,
+    MODEL_ARCH.QWEN35MOE: LINEAR_ATTENTION,
+    MODEL_ARCH.LFM2: SHORT_CONVOLUTION,
+}
 # architecture, layers, heads, key and value heads, tied: every condition of the rules is met and missed.
 MODELS = [
     (MODEL_ARCH.LLAMA, 1, 4, 2, False),
@@ -47,16 +57,42 @@ MODELS = [
     (MODEL_ARCH.PHI3, 80, 4, 1, False),
     (MODEL_ARCH.GEMMA2, 42, 4, 2, True),
     (MODEL_ARCH.GEMMA3, 26, 4, 1, True),
+    # Architectures that no rule names, over depths and groups that the rules tell apart.
+    (MODEL_ARCH.MISTRAL3, 8, 8, 2, False),
+    (MODEL_ARCH.SMOLLM3, 8, 8, 2, True),
+    (MODEL_ARCH.GRANITE, 8, 8, 2, True),
+    (MODEL_ARCH.ARCEE, 8, 8, 4, False),
+    (MODEL_ARCH.SEED_OSS, 8, 8, 1, False),
+    (MODEL_ARCH.OLMO2, 16, 8, 8, False),
+    (MODEL_ARCH.EXAONE4, 8, 8, 2, False),
+    (MODEL_ARCH.ERNIE4_5, 3, 8, 1, True),
+    (MODEL_ARCH.HUNYUAN_DENSE, 8, 8, 2, True),
+    (MODEL_ARCH.GLM4, 8, 8, 1, False),
+    (MODEL_ARCH.COHERE2, 8, 8, 2, True),
+    (MODEL_ARCH.STARCODER2, 3, 8, 2, False),
+    (MODEL_ARCH.APERTUS, 8, 8, 2, False),
+    (MODEL_ARCH.PHI2, 8, 8, 8, False),
+    (MODEL_ARCH.STABLELM, 8, 8, 8, False),
+    (MODEL_ARCH.GEMMA, 3, 8, 1, True),
+    (MODEL_ARCH.QWEN35, 16, 8, 2, False),
+    (MODEL_ARCH.LFM2, 16, 8, 2, True),
 ]
 # The same of mixtures, with the number of experts.
 MIXTURES = [
     (MODEL_ARCH.LLAMA, 32, 8, 2, 8),
     (MODEL_ARCH.LLAMA, 24, 8, 8, 4),
-    (MODEL_ARCH.QWEN3MOE, 24, 8, 1, 128),
-    (MODEL_ARCH.GPT_OSS, 24, 8, 1, 32),
-    (MODEL_ARCH.DEEPSEEK2, 24, 8, 8, 64),
+    (MODEL_ARCH.QWEN3MOE, 24, 8, 1, 12),
+    (MODEL_ARCH.GPT_OSS, 24, 8, 1, 6),
+    (MODEL_ARCH.DEEPSEEK2, 24, 8, 8, 6),
+    (MODEL_ARCH.QWEN2MOE, 8, 8, 8, 4),
+    (MODEL_ARCH.OLMOE, 8, 8, 8, 4),
+    (MODEL_ARCH.GRANITE_MOE, 8, 8, 2, 4),
+    (MODEL_ARCH.LLAMA4, 8, 8, 1, 4),
+    (MODEL_ARCH.GLM4_MOE, 8, 8, 1, 4),
+    (MODEL_ARCH.QWEN3NEXT, 8, 8, 1, 4),
+    (MODEL_ARCH.QWEN35MOE, 8, 8, 2, 4),
 ]
-DEEP = 80
+DEEP, INTERVAL = 80, 4
 
 
 def make_tensors(architecture: MODEL_ARCH, layers: int, *, tied: bool, experts: int = 0) -> Tensors:
@@ -75,11 +111,23 @@ def make_tensors(architecture: MODEL_ARCH, layers: int, *, tied: bool, experts: 
         inner += [(f"blk.{layer}.attn_norm.weight", (width,)), (f"blk.{layer}.attn_q.bias", (width,))]
         inner += [
             (f"blk.{layer}.{part}.weight", (experts, 2, width) if part.endswith("_exps") else (2, width))
-            for part in parts
+            for part in parts_of_layer(architecture, layer, parts)
         ]
     width = 288 if layers % 3 == 1 else 512
     outer: Tensors = [("token_embd.weight", (2, width)), ("output_norm.weight", (width,))]
     return outer + inner + ([] if tied else [("output.weight", (2, width))])
+
+
+def parts_of_layer(architecture: MODEL_ARCH, layer: int, parts: tuple[str, ...]) -> tuple[str, ...]:
+    """`parts`, with those of a layer that keeps a state in place of attention's."""
+    if architecture not in STATE_LAYERS or (layer + 1) % INTERVAL == 0:
+        return parts
+    return (*STATE_LAYERS[architecture], *(part for part in parts if part.startswith("ffn_")))
+
+
+def first_kv_heads(architecture: MODEL_ARCH, kv_heads: int) -> int:
+    """Heads of keys and values of the first layer, which llama.cpp's rules look at."""
+    return 0 if architecture is MODEL_ARCH.LFM2 else kv_heads
 
 
 def write_file(
@@ -91,18 +139,31 @@ def write_file(
     writer.add_embedding_length(512)
     writer.add_feed_forward_length(512)
     writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
+    counts = [kv_heads if (layer + 1) % INTERVAL == 0 else 0 for layer in range(layers)]
+    writer.add_head_count_kv(counts if architecture is MODEL_ARCH.LFM2 else kv_heads)
+    writer.add_full_attention_interval(INTERVAL)
+    writer.add_shortconv_l_cache(3)
+    writer.add_rope_dimension_sections([8, 8, 8, 0])
+    for size in ("conv_kernel", "state_size", "group_count", "time_step_rank", "inner_size"):
+        getattr(writer, f"add_ssm_{size}")(4)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_sliding_window(32)
     writer.add_vocab_size(2)
     writer.add_rope_dimension_count(512 // heads)
+    writer.add_layer_norm_eps(1e-6)
+    writer.add_logit_scale(1.0)
+    for kind in ("alpha_n", "alpha_p", "beta", "eps"):
+        getattr(writer, f"add_xielu_{kind}")([0.5] * layers)
     if experts:
         writer.add_expert_count(experts)
         writer.add_expert_used_count(2)
         writer.add_expert_feed_forward_length(512)
-    if architecture is MODEL_ARCH.DEEPSEEK2:
+        writer.add_expert_shared_feed_forward_length(512)
+        writer.add_interleave_moe_layer_step(1)
+    if architecture in (MODEL_ARCH.DEEPSEEK2, MODEL_ARCH.GLM4_MOE):
         writer.add_leading_dense_block_count(0)
         writer.add_expert_shared_count(1)
+    if architecture is MODEL_ARCH.DEEPSEEK2:
         writer.add_kv_lora_rank(64)
         writer.add_q_lora_rank(64)
 
@@ -113,6 +174,11 @@ def write_file(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def test_every_architecture_that_files_are_written_for_is_judged() -> None:
+    judged = {architecture for architecture, *_ in (*MODELS, *MIXTURES)}
+    assert {family.architecture for family in GGUF_FAMILIES.values()} == judged
 
 
 def types_in(path: Path) -> dict[str, GGMLQuantizationType]:
@@ -131,7 +197,7 @@ def test_every_tensor_has_the_type_that_llama_cpp_gives_it(
 ) -> None:
     tensors = make_tensors(architecture, layers, tied=tied)
     expected = chosen_by_llama_cpp(write_file(tmp_path / "F32.gguf", architecture, layers, heads, kv_heads, tensors))
-    shape = TensorTypeInputs(architecture, layers, heads, kv_heads)
+    shape = TensorTypeInputs(architecture, layers, heads, first_kv_heads(architecture, kv_heads))
     for kind in TYPES:
         found = choose_tensor_types(find_file_type(kind), shape, tensors)
         differing = {

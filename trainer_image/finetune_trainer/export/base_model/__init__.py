@@ -12,5 +12,6 @@ language_model.py   the language model inside a multimodal checkpoint, and what 
 adapter_names.py    the layers of an adapter, as it trains and as people load it
 causal_model.py     transformers' language model of such a checkpoint, or of decoded weights
 packed_tensors.py   weights in FP8 and MXFP4, decoded when they are read
+mxfp4_blocks.py     weights in MXFP4 as blocks of GGUF, without decoding
 nf4_tensors.py      weights that exist in NF4 only, dequantised when they are read
 """

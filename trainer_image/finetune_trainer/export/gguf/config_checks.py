@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune_trainer.export.errors import InvalidBaseError, UnsupportedArchitectureError
 from finetune_trainer.export.gguf.family_row import GgufFamily
+from finetune_trainer.export.gguf.state_layers.metadata import check_state_layers
 
 log = getLogger(__name__)
 
@@ -64,10 +65,11 @@ def check_settings(family: GgufFamily, config: Mapping[str, Any]) -> None:
     _check_fixed(family, config)
     _check_attention_scale(family, config)
     _check_windows(family, config)
+    check_state_layers(family, config)
 
 
 def _check_activation(family: GgufFamily, config: Mapping[str, Any]) -> None:
-    found = config.get("hidden_activation") or config["hidden_act"]
+    found = config.get("hidden_activation") or config.get("hidden_act", family.activation)
     if found != family.activation:
         raise UnsupportedArchitectureError(
             f"llama.cpp computes {family.activation} in this architecture, but config.json asks for {found!r}: "
@@ -83,13 +85,6 @@ def _check_fixed(family: GgufFamily, config: Mapping[str, Any]) -> None:
                 f"llama.cpp computes this architecture {_as_if(key, value)}, but config.json has {key} "
                 f"{config[key]!r}: export without GGUF"
             )
-
-    if family.equal_heads and config["num_key_value_heads"] != config["num_attention_heads"]:
-        raise UnsupportedArchitectureError(
-            f"llama.cpp computes this architecture with as many key and value heads as query heads, but config.json "
-            f"has num_key_value_heads {config['num_key_value_heads']} and num_attention_heads "
-            f"{config['num_attention_heads']}: export without GGUF"
-        )
 
     layers, period = config.get("no_rope_layers"), family.no_rope_period
     if layers is not None and period is not None:

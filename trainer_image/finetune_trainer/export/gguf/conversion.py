@@ -4,18 +4,19 @@ Preflight plans the same conversion as an export does, by the same function: wha
 anything trains. Needs no PyTorch, as preflight does not have it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gguf import MODEL_ARCH_NAMES, GGUFWriter, Metadata
 
+from finetune_api.vocabulary import GgufType
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
-from finetune_trainer.export.errors import ExportError
+from finetune_trainer.export.errors import ExportError, UnsupportedTypeError
 from finetune_trainer.export.gguf.config_checks import Shapes, check_sizes
 from finetune_trainer.export.gguf.families import find_family
 from finetune_trainer.export.gguf.family_row import GgufFamily
-from finetune_trainer.export.gguf.hyperparameters import add_hyperparameters
+from finetune_trainer.export.gguf.hyperparameters import add_hyperparameters, count_experts
 from finetune_trainer.export.gguf.tensor_names import TensorNames
 from finetune_trainer.export.gguf.tokenizer import GgufTokenizer, read_tokenizer
 
@@ -60,11 +61,25 @@ def plan_conversion(
     return conversion
 
 
+def check_types(types: Iterable[str], config: Mapping[str, Any]) -> None:
+    """Raise UnsupportedTypeError for a type of experts among `types` if the model has none."""
+    if GgufType.MXFP4_MOE in types and not count_experts(config):
+        raise UnsupportedTypeError(
+            "MXFP4_MOE has the experts of a model in 4 bits and everything else in Q8_0, but this model has no "
+            "experts: choose Q8_0, or Q4_K_M for 4 bits"
+        )
+
+
 def check_conversion(
-    config: Mapping[str, Any], tokenizer: TokenizerFiles, generation: Mapping[str, Any], shapes: Shapes | None
+    types: Iterable[str],
+    config: Mapping[str, Any],
+    tokenizer: TokenizerFiles,
+    generation: Mapping[str, Any],
+    shapes: Shapes | None,
 ) -> None:
-    """Raise the ExportError of an export of this model now, for a job that is yet to train."""
+    """Raise the ExportError of an export of this model to these types now, for a job that is yet to train."""
     try:
+        check_types(types, config)
         plan_conversion(config, tokenizer, generation, shapes)
     except ExportError as error:
         said = error.message.removesuffix(": export without GGUF")

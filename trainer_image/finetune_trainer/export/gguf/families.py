@@ -13,6 +13,7 @@ from gguf import MODEL_ARCH, ExpertGatingFuncType
 from finetune_trainer.export.errors import UnsupportedArchitectureError
 from finetune_trainer.export.gguf.config_checks import check_settings
 from finetune_trainer.export.gguf.family_row import GgufFamily, Split
+from finetune_trainer.export.gguf.hyperparameters import count_experts
 
 _GATE_UP = ("experts.gate_proj.weight", "experts.up_proj.weight")
 _LATENT_SPLIT = Split(
@@ -45,6 +46,31 @@ _LATENT: dict[str, Any] = {
     "splits": {"self_attn.kv_b_proj.weight": _LATENT_SPLIT},
     "settings": _ROUTED,
 }
+_LINEAR_ATTENTION: dict[str, Any] = {
+    "norm_offset": 1.0,
+    "plain_norms": ("linear_attn.norm.weight",),
+    "rope_dimensions": True,
+    "state_layers": "linear_attention",
+    "attention_interval": 4,
+    "products": {"ssm_inner_size": ("linear_value_head_dim", "linear_num_value_heads")},
+}
+_LINEAR_SIZES = {
+    "linear_conv_kernel_dim": "ssm_conv_kernel",
+    "linear_key_head_dim": "ssm_state_size",
+    "linear_num_key_heads": "ssm_group_count",
+    "linear_num_value_heads": "ssm_time_step_rank",
+}
+_TILED_HEADS = {
+    ".linear_attn.A_log": ("decay", "tile_rows"),
+    ".linear_attn.dt_bias": ("tile_rows",),
+    ".linear_attn.conv1d.weight": ("flat_kernel", "tile_rows"),
+    ".linear_attn.in_proj_qkv.weight": ("tile_rows",),
+    ".linear_attn.in_proj_z.weight": ("tile_rows",),
+    ".linear_attn.in_proj_a.weight": ("tile_rows",),
+    ".linear_attn.in_proj_b.weight": ("tile_rows",),
+    ".linear_attn.out_proj.weight": ("tile_columns",),
+}
+_ALL_ROUTED = {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
 TANH_GELU = "gelu_pytorch_tanh"
 _LLAMA: dict[str, Any] = {"permuted_heads": True, "rope_dimensions": True, "rope_tensors": True}
 _GEMMA: dict[str, Any] = {"norm_offset": 1.0, "activation": TANH_GELU}
@@ -111,7 +137,37 @@ GGUF_FAMILIES: dict[str, GgufFamily] = {
     "qwen3_moe": GgufFamily(
         MODEL_ARCH.QWEN3MOE,
         settings=_EXPERT_WIDTHS,
-        fixed={"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
+        fixed=_ALL_ROUTED,
+    ),
+    "qwen3_next": GgufFamily(
+        MODEL_ARCH.QWEN3NEXT,
+        settings=_EXPERT_WIDTHS | _LINEAR_SIZES,
+        fixed=_ALL_ROUTED,
+        splits={
+            "linear_attn.in_proj_qkvz.weight": Split(
+                ("linear_attn.in_proj_qkv.weight", "linear_attn.in_proj_z.weight"), projected=True
+            )
+        },
+        changes={".linear_attn.A_log": ("decay",), ".linear_attn.conv1d.weight": ("flat_kernel",)},
+        **_LINEAR_ATTENTION,
+    ),
+    "qwen3_5_text": GgufFamily(
+        MODEL_ARCH.QWEN35, rope_sections=True, settings=_LINEAR_SIZES, changes=_TILED_HEADS, **_LINEAR_ATTENTION
+    ),
+    "qwen3_5_moe_text": GgufFamily(
+        MODEL_ARCH.QWEN35MOE,
+        rope_sections=True,
+        settings=_EXPERT_WIDTHS | _LINEAR_SIZES,
+        splits={"experts.gate_up_proj": Split(_GATE_UP)},
+        changes=_TILED_HEADS,
+        **_LINEAR_ATTENTION,
+    ),
+    "lfm2": GgufFamily(
+        MODEL_ARCH.LFM2,
+        state_layers="conv",
+        settings={"conv_L_cache": "shortconv_l_cache"},
+        changes={".conv.conv.weight": ("flat_kernel",)},
+        fixed={"conv_bias": False},
     ),
     "granitemoe": GgufFamily(
         MODEL_ARCH.GRANITE_MOE,
@@ -201,5 +257,4 @@ def is_read_back(config: Mapping[str, Any]) -> bool:
     Experts and split tensors are stored by other names than the loaded model has.
     """
     family = GGUF_FAMILIES.get(str(config.get("model_type")))
-    has_experts = any(config.get(name) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
-    return family is not None and not (family.splits or family.arrays or has_experts)
+    return family is not None and not (family.splits or family.arrays or family.changes or count_experts(config))

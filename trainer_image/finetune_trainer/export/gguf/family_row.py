@@ -20,6 +20,8 @@ class Split:
     per_head: tuple[str, ...] = ()
     """Settings of config.json with each part's rows in a head, where every head has rows of each part. The first part
     is turned over: [heads, columns, rows]."""
+    projected: bool = False
+    """It is Qwen3-Next's projection of linear attention; see `state_layers`."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +57,30 @@ class GgufFamily:
     """llama.cpp takes divisors of RoPE's frequencies from tensors."""
     names_longrope: bool = True
     """The scaling type must be written for llama.cpp to look for the short and long divisors."""
+    rope_sections: bool = False
+    """llama.cpp wants the numbers of dimensions that time, height, width and nothing rotate; on text all are alike."""
     original_context: bool = False
     """The context length before scaling is always written."""
     scaled_rope: bool = True
     """False: llama.cpp is told that RoPE is never scaled."""
     feed_forward: str = "intermediate_size"
     """The setting that has the width of MLPs outside experts."""
-    equal_heads: bool = False
-    """llama.cpp expects as many heads of keys and values as of queries."""
     cut_ramp: bool = True
     """False: a YaRN ramp that transformers does not truncate is accepted, although llama.cpp truncates it."""
     latent_attention: bool = False
     """Keys and values are made from one low-rank state (DeepSeek's MLA)."""
     yarn_log: str | None = None
     """The RoPE setting that llama.cpp takes YaRN's weight on the logarithm from; None: it takes the factor itself."""
+    plain_norms: tuple[str, ...] = ()
+    """Ends of the names of norms that `norm_offset` is not added to."""
+    state_layers: str | None = None
+    """The kind, in config.json's layer_types, of layers that keep a state instead of keys and values."""
+    attention_interval: int | None = None
+    """Every n-th layer has attention if config.json does not say; None: llama.cpp is told the kind of each layer."""
+    changes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """End of a stored tensor's name -> changes of its values, in order (`state_layers.tensors`)."""
+    products: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Method of GGUFWriter -> settings of config.json whose product it writes."""
     splits: Mapping[str, Split] = field(default_factory=dict)
     """By the end of the stored tensor's name."""
     arrays: Mapping[str, str] = field(default_factory=dict)

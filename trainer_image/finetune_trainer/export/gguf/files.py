@@ -14,10 +14,12 @@ from gguf import GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFWriter
 
 from finetune_trainer.export.base_model.folder import BaseModel
 from finetune_trainer.export.errors import InvalidBaseError
-from finetune_trainer.export.gguf.conversion import plan_conversion
+from finetune_trainer.export.gguf.conversion import check_types, plan_conversion
 from finetune_trainer.export.gguf.family_row import GgufFamily
 from finetune_trainer.export.gguf.metadata import Origin, Size, read_metadata
+from finetune_trainer.export.base_model.mxfp4_blocks import find_mxfp4, read_blocks
 from finetune_trainer.export.gguf.rope import rope_factor_tensors
+from finetune_trainer.export.gguf.state_layers.metadata import count_kv_heads
 from finetune_trainer.export.gguf.tensor_names import Destination
 from finetune_trainer.export.gguf.tensors import Part, TensorConverter
 from finetune_trainer.export.quantization.file_types import FileType, find_file_type
@@ -92,17 +94,25 @@ class GgufFile:
         self._file.pad(GGUF_DEFAULT_ALIGNMENT)  # the data section begins at a multiple of it
         self._data = self._file.end
 
-    def write(self, place: Destination, weights: torch.Tensor) -> int:
-        """Encode a planned tensor of 16 or 32 bits, or one place of it; returns its bytes in the file."""
+    def keeps_mxfp4(self, name: str) -> bool:
+        """True if tensor `name` is stored in MXFP4."""
+        return self._plan[name].type is GGMLQuantizationType.MXFP4
+
+    def write(self, place: Destination, weights: torch.Tensor, *, is_encoded: bool = False) -> int:
+        """Encode a planned tensor of 16 or 32 bits, or one place of it; returns its bytes in the file.
+
+        `is_encoded`: `weights` are the bytes of its blocks, which are written as they are.
+        """
         planned = self._plan[place.name]
         assert planned.missing, f"{place.name} is complete"
         assert self._encoder is not None, "plan comes first"
         assert self._file is not None, "begin comes first"
 
         self._file.move_to(self._data + planned.offset + (place.slot or 0) * (planned.size // planned.places))
-        written = self._encoder.append(self._file, place.name, weights, planned.type, self.watch)
         planned.missing -= 1
-        return written
+        if is_encoded:
+            return self._file.append(weights)
+        return self._encoder.append(self._file, place.name, weights, planned.type, self.watch)
 
     def end(self) -> None:
         """Close the file; every planned tensor must have been written."""
@@ -155,17 +165,21 @@ class GgufFiles:
     def __init__(self, paths: dict[str, Path], base: BaseModel, origin: Origin) -> None:
         """Plan a file at `paths[type]` for each type; raises ExportError before anything is written."""
         config, generation = base.full_config, base.generation_config
+        check_types(paths, config)
         conversion = plan_conversion(config, base.tokenizer, generation, base.shapes)
 
         # Tensors in the order in which they will lie in the file: RoPE's divisors, then the model's own.
         self._converter = TensorConverter(conversion.family, config)
+        self._mxfp4 = find_mxfp4(base.tensors)
         self._factors = rope_factor_tensors(config)
         tensors = {factor_name: Layout(tuple(factors.shape)) for factor_name, factors in self._factors.items()}
         self._parts = {tensor: self._converter.parts(tensor, shape) for tensor, shape in base.shapes}
         own = lay_out(part for parts in self._parts.values() for part in parts)
         tensors |= own
         metadata = read_metadata(base.path, origin, generation, _measure(own))
-        model = TensorTypeInputs.of(conversion.family.architecture, config)
+        kv_heads = count_kv_heads(conversion.family, config)
+        first = kv_heads if isinstance(kv_heads, int) else kv_heads[0]
+        model = TensorTypeInputs.of(conversion.family.architecture, config, first)
         arrays = read_arrays(conversion.family, base)
 
         self.files: dict[str, GgufFile] = {}
@@ -193,11 +207,20 @@ class GgufFiles:
         return sum(file.write(place, values) for file in self.files.values() for place, values in factors)
 
     def write(self, name: str, weights: torch.Tensor) -> int:
-        """Write Hugging Face tensor `name`, of 16 or 32 bits, to every file; returns the bytes written."""
-        written = 0
+        """Write Hugging Face tensor `name`, of 16 or 32 bits, to every file; returns the bytes written.
+
+        A base's own MXFP4 weights have 16 bits as long as no adapter changed them: they are stored as they were.
+        """
+        written, blocks = 0, None
         for part in self._parts[name]:
             values = part.take(weights).contiguous()  # once for all files
-            written += sum(file.write(part.destination, values) for file in self.files.values())
+            for file in self.files.values():
+                is_kept = name in self._mxfp4 and weights.dtype is torch.bfloat16
+                if not is_kept or not file.keeps_mxfp4(part.destination.name):
+                    written += file.write(part.destination, values)
+                    continue
+                blocks = read_blocks(self._mxfp4[name]) if blocks is None else blocks
+                written += file.write(part.destination, part.take(blocks).contiguous(), is_encoded=True)
         return written
 
     def end(self) -> None:

@@ -7,6 +7,7 @@ from gguf import GGUFType, GGUFWriter
 
 from finetune_trainer.export.gguf.family_row import GgufFamily
 from finetune_trainer.export.gguf.rope_metadata import add_rope_metadata, rotated_dimensions
+from finetune_trainer.export.gguf.state_layers.metadata import add_state_layers, count_kv_heads
 
 GGUF_QUANTIZATION_VERSION = 2
 RMS_EPSILONS = ("rms_norm_eps", "norm_eps")
@@ -23,10 +24,10 @@ def add_hyperparameters(writer: GGUFWriter, family: GgufFamily, config: Mapping[
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config[family.feed_forward])
+    writer.add_feed_forward_length(_feed_forward_length(family, config))
     writer.add_head_count(config["num_attention_heads"])
     # Latent attention has one key and value head, which every query head reads.
-    writer.add_head_count_kv(1 if family.latent_attention else config["num_key_value_heads"])
+    writer.add_head_count_kv(1 if family.latent_attention else count_kv_heads(family, config))
     _add_epsilons(writer, config)
     _add_experts(writer, config)
     writer.add_vocab_size(config["vocab_size"])
@@ -44,6 +45,18 @@ def add_hyperparameters(writer: GGUFWriter, family: GgufFamily, config: Mapping[
     add_rope_metadata(writer, family, config)
     _add_attention_settings(writer, family, config)
     _add_settings(writer, family, config)
+    add_state_layers(writer, family, config)
+
+
+def _feed_forward_length(family: GgufFamily, config: Mapping[str, Any]) -> int:
+    """Width of MLPs outside experts; LFM2 takes two thirds of the setting, in whole blocks."""
+    width = int(config[family.feed_forward])
+    if not config.get("block_auto_adjust_ff_dim"):
+        return width
+
+    width = int((config["block_ffn_dim_multiplier"] or 1) * int(2 * width / 3))
+    block = int(config["block_multiple_of"])
+    return -(-width // block) * block
 
 
 def _add_latent_sizes(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
@@ -65,6 +78,12 @@ EXPERT_COUNTS = (
     ("expert_group_used_count", ("topk_group",)),
 )
 """Methods of GGUFWriter for mixtures of experts, with the names that config.json has for what they write."""
+
+
+def count_experts(config: Mapping[str, Any]) -> int:
+    """Experts of a layer; 0 for a model without."""
+    names = EXPERT_COUNTS[0][1]
+    return next((int(config[name]) for name in names if config.get(name)), 0)
 
 
 def _add_experts(writer: GGUFWriter, config: Mapping[str, Any]) -> None:

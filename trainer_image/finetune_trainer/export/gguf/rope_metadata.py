@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 YARN_BETAS = (32.0, 1.0)
 """Beginning and end of YaRN's ramp; llama.cpp reads no other values for the families here."""
 
+ROPE_SECTIONS = (11, 11, 10)
+"""Sections of Qwen3.5 where config.json has none."""
+
 
 def global_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The RoPE parameters of full-attention layers (Gemma 3 has a second set for its windowed layers)."""
@@ -51,6 +54,9 @@ def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[st
         writer.add_rope_scaling_type(RopeScalingType.NONE)
 
     writer.add_rope_freq_base(float(rope["rope_theta"]))
+    if family.rope_sections:
+        sections = rope.get("mrope_section") or ROPE_SECTIONS
+        writer.add_rope_dimension_sections([*sections, *[0] * (4 - len(sections))])
     match kind:
         case "default" | "llama3":
             pass

@@ -20,7 +20,7 @@ SPELLINGS = {
     ".e_score_correction_bias": ".e_score_correction.bias",
     ".expert_bias": ".expert_bias.bias",
     ".sinks": ".sinks.weight",
-    ".dt_bias": ".dt.bias",
+    ".dt_bias": ".dt_proj.bias",
     ".experts.down_proj_bias": ".experts.down_proj.bias",
     ".block_sparse_moe.output_linear.weight": ".mlp.experts.down_proj.weight",
     ".shared_mlp.output_linear.weight": ".mlp.shared_expert.down_proj.weight",
@@ -55,9 +55,12 @@ class TensorNames:
 
         Raises InvalidBaseError if the architecture has no such tensor, UnsupportedArchitectureError if that is a head.
         """
-        # Layers beyond the model's own draft more tokens at once (DeepSeek V3, GLM 4.5); transformers drops them, too.
+        # Layers beyond the model's own draft more tokens at once (DeepSeek V3, GLM 4.5; Qwen3-Next and 3.5 have them
+        # apart); transformers drops them, too.
         layer = LAYER.match(name)
-        is_left_out = COMPUTED_BUFFERS.search(name) or name.endswith(tuple(self._family.arrays))
+        is_left_out = (
+            COMPUTED_BUFFERS.search(name) or name.startswith("mtp.") or name.endswith(tuple(self._family.arrays))
+        )
         is_left_out = is_left_out or (layer is not None and int(layer[1]) >= self._layers)
         if is_left_out or (self._is_tied and name == OUTPUT_HEAD):
             return ()

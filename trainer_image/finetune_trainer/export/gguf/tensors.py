@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from finetune_trainer.export.gguf.family_row import GgufFamily, Split
+from finetune_trainer.export.gguf.state_layers.tensors import CHANGES, projected_parts
 from finetune_trainer.export.gguf.tensor_names import Destination, TensorNames
 
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -66,8 +67,12 @@ class TensorConverter:
                 if part in name:  # weight [heads * size, hidden] or bias [heads * size]
                     return interleave_heads(weights, heads)
 
-        if self._family.norm_offset and name.endswith("norm.weight"):
+        if self._has_offset(name):
             return weights.to(torch.float32) + self._family.norm_offset
+
+        end = next((end for end in self._family.changes if name.endswith(end)), None)
+        for change in self._family.changes[end] if end else ():
+            weights = CHANGES[change](weights, self._config)
         return weights
 
     def restore(self, name: str, weights: torch.Tensor) -> torch.Tensor:
@@ -77,13 +82,22 @@ class TensorConverter:
                 if part in name:
                     return separate_heads(weights, heads)
 
-        if self._family.norm_offset and name.endswith("norm.weight"):
+        if self._has_offset(name):
             return weights.to(torch.float32) - self._family.norm_offset
         return weights
+
+    def _has_offset(self, name: str) -> bool:
+        is_norm = name.endswith("norm.weight") and not name.endswith(self._family.plain_norms)
+        return is_norm and self._family.norm_offset != 0
 
 
 def split_parts(split: Split, config: Mapping[str, Any], *, is_bias: bool) -> list[Change]:
     """The change that makes each part of a stored tensor, [..., rows, columns], or [..., rows] of a bias."""
+    if split.projected:
+        return [
+            lambda weights, index=index: projected_parts(weights, config)[index] for index in range(len(split.into))
+        ]
+
     if split.per_head:
         sizes = [int(config[key]) for key in split.per_head]
         return [partial(_take_of_heads, sizes=sizes, index=index) for index in range(len(sizes))]

@@ -7,6 +7,7 @@ floats.py            F32, F16, BF16
 plain.py             Q8_0, Q4_0, Q5_0, Q4_1, Q5_1: blocks of 32
 affine.py            Q2_K, Q4_K, Q5_K: super-blocks with scales and minima
 symmetric.py         Q3_K, Q6_K: super-blocks with scales alone
+codebook.py          IQ4_NL, IQ4_XS, MXFP4: codes for values at uneven distances
 super_blocks.py      what the two families of K-quants share
 cpu/                 the compiled twin of each family
 file_types.py        the file types that users name, such as Q4_K_M

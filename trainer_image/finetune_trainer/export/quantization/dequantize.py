@@ -5,12 +5,13 @@ A weight is its code times its scale, less its minimum; `plain` and `super_block
 the tests.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from finetune_trainer.export.quantization.codebook import FLOAT4_MAGNITUDES, GROUP, SCALE_LIMIT, VALUES
 from finetune_trainer.export.quantization.floats import FLOAT_DTYPES
 
 _T = GGMLQuantizationType
@@ -87,6 +88,30 @@ def _decode_q6_k(blocks: torch.Tensor) -> torch.Tensor:
     return _symmetric(codes.float() - 32, scales.contiguous().view(torch.int8).float(), factor)
 
 
+def _decode_iq4_nl(blocks: torch.Tensor) -> torch.Tensor:
+    return _float16(blocks[:, :2]) * _look_up(blocks[:, 2:], VALUES)
+
+
+def _decode_iq4_xs(blocks: torch.Tensor) -> torch.Tensor:
+    factor, upper, lower, codes = blocks.split_with_sizes([2, 2, 4, 128], dim=1)
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=blocks.device)
+    integers = ((upper.unsqueeze(2) >> shifts) & 3).flatten(1) << 4
+    integers |= torch.stack([lower & 15, lower >> 4], dim=2).flatten(1)
+    step = _float16(factor) * (integers.float() - SCALE_LIMIT)  # [n, 8]
+    return (_look_up(codes.reshape(-1, 16), VALUES).view(*step.shape, GROUP) * step.unsqueeze(2)).flatten(1)
+
+
+def _decode_mxfp4(blocks: torch.Tensor) -> torch.Tensor:
+    values = (*FLOAT4_MAGNITUDES, *(-magnitude for magnitude in FLOAT4_MAGNITUDES))
+    return torch.ldexp(_look_up(blocks[:, 1:], values), blocks[:, :1].int() - 128)
+
+
+def _look_up(nibbles: torch.Tensor, values: Sequence[int]) -> torch.Tensor:
+    """Codes 0-15 of a block in the low halves of [n, 16], codes 16-31 in the high ones -> their values, fp32 [n, 32]."""
+    table = torch.tensor(values, dtype=torch.float32, device=nibbles.device)
+    return table[torch.cat([nibbles & 15, nibbles >> 4], dim=1).int()]
+
+
 def _affine(codes: torch.Tensor, scales: torch.Tensor, minima: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """d * s_j * q - e * m_j, from codes [n, 256], integers [n, groups] and factors d, e [n, 4 bytes]."""
     d, e = _float16(factors[:, :2]), _float16(factors[:, 2:])  # [n, 1]
@@ -132,4 +157,7 @@ _DECODERS: dict[GGMLQuantizationType, Callable[[torch.Tensor], torch.Tensor]] = 
     _T.Q4_K: _decode_q4_k,
     _T.Q5_K: _decode_q5_k,
     _T.Q6_K: _decode_q6_k,
+    _T.IQ4_NL: _decode_iq4_nl,
+    _T.IQ4_XS: _decode_iq4_xs,
+    _T.MXFP4: _decode_mxfp4,
 }

@@ -20,9 +20,10 @@ class FileType:
 
 
 def _file_type(name: GgufType) -> FileType:
-    """Derive the row from the name: Q4_K_M is a mix around Q4_K; a type without suffix has the name of its matrices."""
+    """Derive the row from the name: Q4_K_M is a mix around Q4_K, MXFP4_MOE has experts in MXFP4; a type without suffix
+    has the name of its matrices."""
     number = LlamaFileType["ALL_F32" if name is GgufType.F32 else f"MOSTLY_{name}"]
-    matrices = "_".join(name.split("_")[:2])
+    matrices = "_".join(name.removesuffix("_MOE").split("_")[:2])
     return FileType(name, number, GGMLQuantizationType[matrices])
 
 

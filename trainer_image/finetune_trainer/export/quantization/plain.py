@@ -85,11 +85,11 @@ def true_divide(values: torch.Tensor, divisor: float) -> torch.Tensor:
 
 def _pack(codes: torch.Tensor, bits: int) -> list[torch.Tensor]:
     """Codes [n, 32] of 4 or 5 bits -> the byte tensors that follow scale and minimum."""
-    nibbles = _pack_nibbles(codes)
+    nibbles = pack_nibbles(codes)
     return [nibbles] if bits == 4 else [_pack_fifth_bits(codes), nibbles]
 
 
-def _pack_nibbles(codes: torch.Tensor) -> torch.Tensor:
+def pack_nibbles(codes: torch.Tensor) -> torch.Tensor:
     """[n, 32] -> [n, 16]: codes 0-15 of a block in the low nibbles, codes 16-31 in the high ones."""
     low, high = (codes & 0x0F).chunk(2, dim=1)
     return low | (high << 4)

@@ -1,7 +1,7 @@
 """The interface that every quant family implements, and arithmetic that several of them share.
 
 A quantizer is one tensor type of GGUF: its parameters, its encoder in torch and the layout of its bytes. Families of
-types with the same arithmetic share a class and a file: `floats`, `plain`, `affine`, `symmetric`. The file of the same
+types with the same arithmetic share a file: `floats`, `plain`, `affine`, `symmetric`, `codebook`. The file of the same
 name in `cpu/` has the compiled twin of each, which gives the same bytes. `quantizers.QUANTIZERS` lists every type.
 """
 

@@ -2,7 +2,7 @@
 
 from gguf import GGMLQuantizationType
 
-from finetune_trainer.export.quantization import affine, floats, plain, symmetric
+from finetune_trainer.export.quantization import affine, codebook, floats, plain, symmetric
 from finetune_trainer.export.quantization.quantizer import Quantizer
 
 QUANTIZERS: dict[GGMLQuantizationType, Quantizer] = {
@@ -10,5 +10,6 @@ QUANTIZERS: dict[GGMLQuantizationType, Quantizer] = {
     **plain.QUANTIZERS,
     **affine.QUANTIZERS,
     **symmetric.QUANTIZERS,
+    **codebook.QUANTIZERS,
 }
 """`quantize` encodes with these in torch; `cpu.encode` derives its table of compiled encoders from them."""

@@ -21,7 +21,9 @@ from finetune_trainer.export.quantization.floats import FLOAT_DTYPES
 
 _T = GGMLQuantizationType
 # The nearest type with blocks of 32, for rows that do not divide into super-blocks of 256.
-_SMALLER_BLOCKS = {_T.Q2_K: _T.Q4_0, _T.Q3_K: _T.Q4_0, _T.Q4_K: _T.Q5_0, _T.Q5_K: _T.Q5_1, _T.Q6_K: _T.Q8_0}
+_SMALLER_BLOCKS = {
+    _T.Q2_K: _T.Q4_0, _T.Q3_K: _T.Q4_0, _T.Q4_K: _T.Q5_0, _T.Q5_K: _T.Q5_1, _T.Q6_K: _T.Q8_0, _T.IQ4_XS: _T.IQ4_NL,
+}  # fmt: skip
 _NEVER_QUANTISED = (
     "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight", "shortconv.conv.weight",
 )  # fmt: skip
@@ -52,15 +54,16 @@ class TensorTypeInputs:
     layers: int
     heads: int
     kv_heads: int
+    """Of the first layer, which llama.cpp's rules look at; 0: it has no attention."""
     experts: int = 0
     """Experts of a layer; 0: the model has none."""
 
     @classmethod
-    def of(cls, architecture: MODEL_ARCH, config: Mapping[str, Any]) -> "TensorTypeInputs":
-        """Read the facts from a Hugging Face config."""
+    def of(cls, architecture: MODEL_ARCH, config: Mapping[str, Any], kv_heads: int) -> "TensorTypeInputs":
+        """Read the facts from a Hugging Face config; `kv_heads` are those of the first layer."""
         layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
         counts = (config.get(name) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
-        return cls(architecture, layers, heads, config["num_key_value_heads"], next(filter(None, counts), 0))
+        return cls(architecture, layers, heads, kv_heads, next(filter(None, counts), 0))
 
     @property
     def has_eight_experts(self) -> bool:
@@ -70,7 +73,7 @@ class TensorTypeInputs:
     @property
     def has_wide_groups(self) -> bool:
         """True if many query heads share one key and value head."""
-        return self.heads // self.kv_heads >= MIN_WIDE_GROUP
+        return self.kv_heads > 0 and self.heads // self.kv_heads >= MIN_WIDE_GROUP
 
     @property
     def is_70b(self) -> bool:
@@ -111,6 +114,14 @@ def _more_bits(position: _TensorPosition) -> GGMLQuantizationType | None:
     return _T.Q6_K if position.gets_more_bits else None
 
 
+def _values_of_wide_groups(position: _TensorPosition) -> GGMLQuantizationType | None:
+    return _T.Q5_K if position.model.has_wide_groups else None
+
+
+def _down_of_first_eighth(position: _TensorPosition) -> GGMLQuantizationType | None:
+    return _T.Q5_K if position.is_first_eighth else None
+
+
 # (file type, role) -> the type of those matrices; None keeps the file's own type.
 _RULES: dict[tuple[GgufType, Role], _Choice] = {
     (GgufType.Q2_K, Role.VALUES): lambda position: _T.Q4_K if position.model.has_wide_groups else _T.Q3_K,
@@ -123,16 +134,20 @@ _RULES: dict[tuple[GgufType, Role], _Choice] = {
     (GgufType.Q3_K_L, Role.ATTENTION_OUTPUT): _always(_T.Q5_K),
     (GgufType.Q3_K_L, Role.DOWN): _always(_T.Q5_K),
     (GgufType.Q4_K_S, Role.VALUES): lambda position: _T.Q5_K if position.index < 4 else None,
-    (GgufType.Q4_K_S, Role.DOWN): lambda position: _T.Q5_K if position.is_first_eighth else None,
+    (GgufType.Q4_K_S, Role.DOWN): _down_of_first_eighth,
     (GgufType.Q4_K_M, Role.VALUES): _more_bits,
     (GgufType.Q4_K_M, Role.DOWN): _more_bits,
+    (GgufType.IQ4_NL, Role.VALUES): _values_of_wide_groups,
+    (GgufType.IQ4_NL, Role.DOWN): _down_of_first_eighth,
+    (GgufType.IQ4_XS, Role.VALUES): _values_of_wide_groups,
+    (GgufType.IQ4_XS, Role.DOWN): _down_of_first_eighth,
     (GgufType.Q5_K_M, Role.VALUES): _more_bits,
     (GgufType.Q5_K_M, Role.DOWN): _more_bits,
 }
 
 
 _SMALLER_THAN_Q5 = (
-    GgufType.Q2_K, GgufType.Q3_K_S, GgufType.Q3_K_M, GgufType.Q4_K_S, GgufType.Q4_K_M,
+    GgufType.Q2_K, GgufType.Q3_K_S, GgufType.Q3_K_M, GgufType.Q4_K_S, GgufType.Q4_K_M, GgufType.IQ4_NL, GgufType.IQ4_XS,
 )  # fmt: skip
 
 
@@ -156,7 +171,10 @@ def choose_tensor_types(
         # Values count as many as the file has, matrices of other roles as many as there are layers.
         index = _layer(name) if model.experts and role is Role.DOWN else seen[role]  # a layer may have several
         position = _TensorPosition(index, values if role is Role.VALUES else model.layers, model)
-        chosen[name] = _fit(_choose(file_type, role, shape[-1], position), shape[-1])
+        wanted = _choose(file_type, role, shape[-1], position)
+        if wanted is _T.MXFP4 and not _is_stack(shape):
+            wanted = _T.Q8_0
+        chosen[name] = _fit(wanted, shape[-1])
         seen[role] += 1
     return chosen
 
@@ -181,6 +199,11 @@ def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
     return any(size > 1 for size in shape[:-1]) and name.endswith("weight") and not name.endswith(_NEVER_QUANTISED)
 
 
+def _is_stack(shape: tuple[int, ...]) -> bool:
+    """True for the experts of a layer, which have a tensor together."""
+    return len(shape) > 2 and shape[-3] > 1
+
+
 def _choose(file_type: FileType, role: Role, columns: int, position: _TensorPosition) -> GGMLQuantizationType:
     if file_type.matrices in FLOAT_DTYPES:
         return file_type.matrices
@@ -188,7 +211,10 @@ def _choose(file_type: FileType, role: Role, columns: int, position: _TensorPosi
     # The output head decides every logit: at least Q6_K.
     if role is Role.OUTPUT:
         fits = columns % GGML_QUANT_SIZES[file_type.matrices][0] == 0
-        return _T.Q6_K if fits and file_type.matrices is not _T.Q8_0 else _T.Q8_0
+        return _T.Q6_K if fits and file_type.matrices not in (_T.Q8_0, _T.MXFP4) else _T.Q8_0
+
+    if file_type.matrices is _T.MXFP4:
+        return _T.MXFP4
 
     if position.model.has_eight_experts:
         if role in (Role.VALUES, Role.KEYS):

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from finetune_api.base import Json
 from finetune_api.run_config import RunConfig
-from finetune_api.vocabulary import MergedType
+from finetune_api.vocabulary import GgufType, MergedType
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.export.errors import ExportError
 from finetune_trainer.export.gguf.conversion import check_conversion
@@ -34,9 +34,13 @@ def judge_merge(config: RunConfig, model_type: str | None, weights: Sequence[Ten
 
 
 def judge_gguf(
-    config: Json, generation: Json, tokenizer: TokenizerFiles, weights: Sequence[TensorHeader] | None
+    types: Sequence[GgufType],
+    config: Json,
+    generation: Json,
+    tokenizer: TokenizerFiles,
+    weights: Sequence[TensorHeader] | None,
 ) -> Iterator[Finding]:
-    """The error that an export would end with, if any.
+    """The error that an export to these types would end with, if any.
 
     `config` has its defaults filled in; `tokenizer` are the files that would lie beside the adapter, `weights` the
     headers of the weight files.
@@ -45,6 +49,6 @@ def judge_gguf(
     is_plain = weights is not None and all(header.dtype != "U8" for header in weights)
     shapes = [(header.name, header.shape) for header in weights] if weights is not None and is_plain else None
     try:
-        check_conversion(config, tokenizer, generation, shapes)
+        check_conversion(types, config, tokenizer, generation, shapes)
     except ExportError as error:
         yield Finding.error(LOCATION, error.message, error.reason)

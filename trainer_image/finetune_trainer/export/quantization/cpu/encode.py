@@ -14,7 +14,8 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from finetune_trainer.export.quantization.affine import AffineQuantizer
-from finetune_trainer.export.quantization.cpu import affine, floats, plain, symmetric
+from finetune_trainer.export.quantization.codebook import Float4Quantizer, NonlinearQuantizer, NonlinearSuperQuantizer
+from finetune_trainer.export.quantization.cpu import affine, codebook, floats, plain, symmetric
 from finetune_trainer.export.quantization.cpu.jit import Bytes, Floats
 from finetune_trainer.export.quantization.floats import FloatQuantizer
 from finetune_trainer.export.quantization.plain import Int8Quantizer, PlainAffineQuantizer, PlainSymmetricQuantizer
@@ -33,6 +34,9 @@ TWINS: dict[type[Quantizer], Callable[..., None]] = {
     PlainAffineQuantizer: plain.encode_affine,
     AffineQuantizer: affine.encode,
     SymmetricQuantizer: symmetric.encode,
+    NonlinearQuantizer: codebook.encode_nonlinear,
+    NonlinearSuperQuantizer: codebook.encode_nonlinear_super,
+    Float4Quantizer: codebook.encode_float4,
 }
 """The compiled encoder of each class of quantizers."""
 

@@ -1,0 +1,149 @@
+"""Models that cannot become GGUF are refused before they train: every setting that a row of GGUF_FAMILIES says
+llama.cpp hard-codes, changed alone, is an error that names the setting and the way on."""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models
+
+from finetune_test_models.family_models import FAMILY_MODELS, HIDDEN_SIZE
+from finetune_test_models.tiny_model import TINY_FAMILIES, tiny_config
+from finetune_test_models.tiny_tokenizers import write_tokenizer
+from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
+from finetune_trainer.export.errors import ExportError, UnsupportedTokenizerError, UnsupportedTypeError
+from finetune_trainer.export.gguf.conversion import WAY_ON, check_conversion
+from finetune_trainer.export.gguf.families import GGUF_FAMILIES
+
+Config = dict[str, Any]
+Check = Callable[[Config], str | None]
+SIZE = 700  # rows of the embedding
+FULL, WINDOWED = "full_attention", "sliding_attention"
+
+
+def config_of(model: str, **changes: Any) -> Config:
+    """The full config of a tiny model, without its weights."""
+    tiny = FAMILY_MODELS[model]
+    settings = {"num_hidden_layers": 2, "vocab_size": SIZE, "hidden_size": HIDDEN_SIZE} | dict(tiny.settings)
+    config: Config = tiny_config(tiny.family, **settings).to_dict()
+    return config | changes
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> TokenizerFiles:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    assert write_tokenizer("gpt-2", folder, texts, chat_template="") <= SIZE
+    return TokenizerFiles(folder)
+
+
+@pytest.fixture(scope="module")
+def refusal(tokenizer: TokenizerFiles) -> Check:
+    """The words with which a config is refused; None: it is not."""
+
+    def check(config: Config) -> str | None:
+        found: ExportError | None = None
+        try:
+            check_conversion(["Q8_0"], config, tokenizer, {}, None)
+        except ExportError as error:
+            found = error
+        if found is None:
+            return None
+
+        assert found.reason == "UnsupportedArchitecture"
+        assert found.message.startswith("spec.export.gguf: ")
+        assert found.message.endswith(f"; {WAY_ON}")
+        return found.message.removeprefix("spec.export.gguf: ").removesuffix(f"; {WAY_ON}")
+
+    return check
+
+
+def another(value: object) -> object:
+    """A value that is not `value`, of the same kind."""
+    if isinstance(value, bool):
+        return not value
+    return {"greedy": "group_limited_greedy", "silu": "gelu"}.get(str(value), [0] if value == [] else 7)
+
+
+def with_rope(config: Config, **changes: Any) -> Config:
+    """`config` with other RoPE parameters, in its full-attention layers where they differ."""
+    rope = config["rope_parameters"]
+    if FULL in rope:
+        return config | {"rope_parameters": rope | {FULL: rope[FULL] | changes}}
+    return config | {"rope_parameters": rope | changes}
+
+
+def wrong_settings(model_type: str, config: Config) -> Iterator[tuple[Config, str]]:
+    """Configs that differ from `config` in one setting that llama.cpp has no equal of, each with words of the error."""
+    family = GGUF_FAMILIES[model_type]
+    yield config | {"hidden_activation": "gelu", "hidden_act": "gelu"}, "but config.json asks for 'gelu'"
+    for key, value in family.fixed.items():
+        yield config | {key: another(value)}, f"but config.json has {key} {another(value)!r}"
+
+    yield with_rope(config, rope_type="dynamic", factor=2.0), "'dynamic'"
+    if not family.rope_tensors:
+        yield with_rope(config, rope_type="llama3"), "no RoPE scaling 'llama3' for this architecture"
+    if not family.scaled_rope:
+        yield with_rope(config, rope_type="linear", factor=2.0), "does not scale RoPE in this architecture"
+    else:
+        yield with_rope(config, rope_type="yarn", factor=2.0, beta_fast=16.0), "YaRN with beta_fast 32, beta_slow 1"
+
+    if family.no_rope_period is not None:
+        everywhere = [1] * config["num_hidden_layers"]
+        yield config | {"no_rope_layers": everywhere}, f"out of every {family.no_rope_period}th layer"
+    if family.fixed_scale_layers is not None:
+        yield config | {"query_pre_attn_scalar": 100}, "asks for query_pre_attn_scalar 100"
+    if family.windowed_layers is not None:
+        yield config | {"layer_types": [WINDOWED] * config["num_hidden_layers"]}, f"{family.windowed_layers} layers"
+    elif family.window_period is not None:
+        yield config | {"layer_types": [FULL] * config["num_hidden_layers"]}, f"every {family.window_period}th layer"
+
+
+@pytest.mark.parametrize("model_type", GGUF_FAMILIES)
+def test_every_setting_that_llama_cpp_hard_codes_is_refused_by_its_name(model_type: str, refusal: Check) -> None:
+    model = next(name for name, tiny in FAMILY_MODELS.items() if TINY_FAMILIES[tiny.family][0] == model_type)
+    config = config_of(model)
+    assert refusal(config) is None, "as it is, nothing speaks against it"
+
+    missed = []
+    for changed, words in wrong_settings(model_type, config):
+        said = refusal(changed)
+        if said is None or words not in said:
+            missed.append((words, said))
+    assert missed == []
+
+
+def test_windows_in_the_wrong_size_of_exaone_are_refused(refusal: Check) -> None:
+    large = config_of("exaone-4-32b")
+    assert refusal(large | {"layer_types": [FULL] * 64}) is not None
+    shifted = large["layer_types"][1:] + [WINDOWED]
+    assert "every 4th layer" in str(refusal(large | {"layer_types": shifted}))
+
+
+def test_a_family_without_a_row_is_refused_with_the_list_of_those_that_have_one(refusal: Check) -> None:
+    said = str(refusal(config_of("llama-2") | {"model_type": "helium"}))
+    assert "model_type 'helium' in config.json has no GGUF conversion: use llama, mistral" in said
+
+
+def test_a_difference_that_everyone_accepts_is_a_warning(refusal: Check, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert refusal(config_of("mistral", sliding_window=64)) is None
+        assert refusal(with_rope(config_of("gpt-oss"), truncate=False)) is None
+    assert "no sliding window for this architecture: beyond 64 tokens" in caplog.text
+    assert "llama.cpp rounds the range of frequencies" in caplog.text
+    assert refusal(with_rope(config_of("qwen2.5-yarn"), truncate=False)) is not None
+
+
+def test_a_tokenizer_of_another_kind_is_refused(tokenizer: TokenizerFiles, tmp_path: Path) -> None:
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+    words.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UnsupportedTokenizerError, match=r"is WordLevel, but GGUF export knows only BPE.*; to train"):
+        check_conversion(["Q8_0"], config_of("llama-2"), TokenizerFiles(tmp_path), {}, None)
+    check_conversion(["Q8_0"], config_of("llama-2"), tokenizer, {}, None)
+
+
+def test_a_type_of_experts_is_refused_for_a_model_that_has_none(tokenizer: TokenizerFiles) -> None:
+    with pytest.raises(UnsupportedTypeError, match="MXFP4_MOE has the experts.*choose Q8_0.*; to train"):
+        check_conversion(["Q8_0", "MXFP4_MOE"], config_of("llama-2"), tokenizer, {}, None)
+    check_conversion(["MXFP4_MOE"], config_of("gpt-oss"), tokenizer, {}, None)

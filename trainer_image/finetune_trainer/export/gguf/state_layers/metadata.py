@@ -1,0 +1,57 @@
+"""Kinds and sizes of layers that keep a state, as metadata. Needs no PyTorch."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from gguf import GGUFWriter
+
+from finetune_trainer.export.errors import UnsupportedArchitectureError
+from finetune_trainer.export.gguf.family_row import GgufFamily
+
+RECURRENT_LAYERS = "{arch}.attention.recurrent_layers"
+
+
+def check_state_layers(family: GgufFamily, config: Mapping[str, Any]) -> None:
+    """Raise UnsupportedArchitectureError if llama.cpp has attention in other layers than config.json."""
+    interval = _interval(family, config)
+    if interval is None:
+        return
+
+    layers = config["layer_types"]
+    found = [kind != family.state_layers for kind in layers]
+    if found != [(index + 1) % interval == 0 for index in range(len(layers))]:
+        raise UnsupportedArchitectureError(
+            f"llama.cpp computes attention in every {interval}th layer of this architecture, but config.json has "
+            f"layer_types {layers}: export without GGUF"
+        )
+
+
+def add_state_layers(writer: GGUFWriter, family: GgufFamily, config: Mapping[str, Any]) -> None:
+    """Write which layers keep a state, and the products of sizes that llama.cpp wants."""
+    if family.state_layers is None:
+        return
+
+    for written, names in family.products.items():
+        getattr(writer, f"add_{written}")(math.prod(config[name] for name in names))
+
+    interval = _interval(family, config)
+    if interval is not None:
+        is_state = [kind == family.state_layers for kind in config["layer_types"]]
+        writer.add_array(RECURRENT_LAYERS.format(arch=writer.arch), is_state)
+        writer.add_full_attention_interval(interval)
+
+
+def count_kv_heads(family: GgufFamily, config: Mapping[str, Any]) -> int | list[int]:
+    """Heads of keys and values; of each layer where llama.cpp tells the kinds of layers apart by them."""
+    count: int = config["num_key_value_heads"]
+    if family.state_layers is None or family.attention_interval is not None:
+        return count
+    return [0 if kind == family.state_layers else count for kind in config["layer_types"]]
+
+
+def _interval(family: GgufFamily, config: Mapping[str, Any]) -> int | None:
+    """Every n-th layer has attention; None: llama.cpp is told the kind of each."""
+    if family.attention_interval is None:
+        return None
+    return int(config.get("full_attention_interval") or family.attention_interval)

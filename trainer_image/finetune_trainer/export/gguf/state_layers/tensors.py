@@ -1,0 +1,62 @@
+"""Tensors of layers that keep a state, as llama.cpp computes with them; a family's row names the changes.
+
+Linear attention has r heads of values to each head of keys. Hugging Face stores the r heads of a key head side by side;
+for Qwen3.5, llama.cpp repeats all key heads r times instead, so value heads are reordered to the first of each key
+head, the second of each, and so on.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+Change = Callable[[torch.Tensor, Mapping[str, Any]], torch.Tensor]
+
+
+def decay(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+    """The factor of the state's decay, -exp(x), fp32: Hugging Face stores its logarithm."""
+    return -torch.exp(weights.to(torch.float32))
+
+
+def flat_kernel(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+    """A kernel of one channel each, [channels, 1, width], as [channels, width]."""
+    return weights.squeeze(1)
+
+
+def tile_rows(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+    """Reorder the rows of value heads: all rows, or those after the rows of queries and keys."""
+    heads, size = config["linear_num_value_heads"], config["linear_value_head_dim"]
+    if weights.shape[0] == heads:
+        size = 1  # a number for each head
+    others, values = weights[: weights.shape[0] - heads * size], weights[weights.shape[0] - heads * size :]
+
+    by_key = values.reshape(config["linear_num_key_heads"], -1, size, *weights.shape[1:])
+    return torch.cat([others, by_key.transpose(0, 1).reshape(values.shape)])
+
+
+def tile_columns(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+    """Reorder the columns of value heads."""
+    return tile_rows(weights.T, config).T
+
+
+CHANGES: dict[str, Change] = {
+    "decay": decay,
+    "flat_kernel": flat_kernel,
+    "tile_rows": tile_rows,
+    "tile_columns": tile_columns,
+}
+"""By the name that rows give them."""
+
+
+def projected_parts(weights: torch.Tensor, config: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of queries, keys and values, and rows of the gate, of Qwen3-Next's projection.
+
+    It has the rows of a key head together: those of query, key, values and gates.
+    """
+    heads, size = config["linear_num_key_heads"], config["linear_key_head_dim"]
+    rows = config["linear_num_value_heads"] // heads * config["linear_value_head_dim"]
+    by_head = weights.reshape(heads, 2 * size + 2 * rows, *weights.shape[1:])
+
+    parts = by_head.split([size, size, rows, rows], dim=1)
+    queries, keys, values, gates = (part.reshape(-1, *weights.shape[1:]) for part in parts)
+    return torch.cat([queries, keys, values]), gates
