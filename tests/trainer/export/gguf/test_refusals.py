@@ -117,7 +117,7 @@ def test_every_setting_that_llama_cpp_hard_codes_is_refused_by_its_name(model_ty
 def test_windows_in_the_wrong_size_of_exaone_are_refused(refusal: Check) -> None:
     large = config_of("exaone-4-32b")
     assert refusal(large | {"layer_types": [FULL] * 64}) is not None
-    shifted = large["layer_types"][1:] + [WINDOWED]
+    shifted = [*large["layer_types"][1:], WINDOWED]
     assert "every 4th layer" in str(refusal(large | {"layer_types": shifted}))
 
 
@@ -144,6 +144,6 @@ def test_a_tokenizer_of_another_kind_is_refused(tokenizer: TokenizerFiles, tmp_p
 
 
 def test_a_type_of_experts_is_refused_for_a_model_that_has_none(tokenizer: TokenizerFiles) -> None:
-    with pytest.raises(UnsupportedTypeError, match="MXFP4_MOE has the experts.*choose Q8_0.*; to train"):
+    with pytest.raises(UnsupportedTypeError, match=r"MXFP4_MOE has the experts.*choose Q8_0.*; to train"):
         check_conversion(["Q8_0", "MXFP4_MOE"], config_of("llama-2"), tokenizer, {}, None)
     check_conversion(["MXFP4_MOE"], config_of("gpt-oss"), tokenizer, {}, None)

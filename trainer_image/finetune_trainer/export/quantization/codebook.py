@@ -16,6 +16,7 @@ Source: ggml's quantize_row_iq4_nl_impl and quantize_row_mxfp4_ref (ggml-quants.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from gguf import GGMLQuantizationType
@@ -26,7 +27,7 @@ from finetune_trainer.export.quantization.super_blocks import sum_rows
 
 VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """The value of each code of IQ4_NL and IQ4_XS."""
-MIDDLES = tuple((low + high) / 2 for low, high in zip(VALUES, VALUES[1:], strict=False))
+MIDDLES = tuple((low + high) / 2 for low, high in pairwise(VALUES))
 """Between neighbouring values; a weight there gets the higher one."""
 TRIALS = tuple(range(VALUES[0] - 7, VALUES[0] + 8))
 """The value that each trial scales a group's largest weight to."""
@@ -38,7 +39,7 @@ SCALE_LIMIT = 32
 
 FLOAT4_MAGNITUDES = (0, 1, 2, 3, 4, 6, 8, 12)
 """Twice the magnitudes that four bits, one of them the sign, can hold."""
-FLOAT4_MIDDLES = tuple((low + high) / 2 for low, high in zip(FLOAT4_MAGNITUDES, FLOAT4_MAGNITUDES[1:], strict=False))
+FLOAT4_MIDDLES = tuple((low + high) / 2 for low, high in pairwise(FLOAT4_MAGNITUDES))
 """Between neighbouring magnitudes; a weight there gets the lower one."""
 
 

@@ -107,7 +107,7 @@ def _decode_mxfp4(blocks: torch.Tensor) -> torch.Tensor:
 
 
 def _look_up(nibbles: torch.Tensor, values: Sequence[int]) -> torch.Tensor:
-    """Codes 0-15 of a block in the low halves of [n, 16], codes 16-31 in the high ones -> their values, fp32 [n, 32]."""
+    """Codes 0-15 of a block in the low halves of [n, 16], codes 16-31 in the high ones -> values, fp32 [n, 32]."""
     table = torch.tensor(values, dtype=torch.float32, device=nibbles.device)
     return table[torch.cat([nibbles & 15, nibbles >> 4], dim=1).int()]
 

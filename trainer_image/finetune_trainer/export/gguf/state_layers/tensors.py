@@ -57,6 +57,6 @@ def projected_parts(weights: torch.Tensor, config: Mapping[str, Any]) -> tuple[t
     rows = config["linear_num_value_heads"] // heads * config["linear_value_head_dim"]
     by_head = weights.reshape(heads, 2 * size + 2 * rows, *weights.shape[1:])
 
-    parts = by_head.split([size, size, rows, rows], dim=1)
+    parts = by_head.split_with_sizes([size, size, rows, rows], dim=1)
     queries, keys, values, gates = (part.reshape(-1, *weights.shape[1:]) for part in parts)
     return torch.cat([queries, keys, values]), gates

@@ -166,7 +166,7 @@ def _put_codes(q, group, out, position):
 def _put_integers(integers, first, out):
     """Write 8 integers of 6 bits: their upper two bits to bytes 2-3, the lower four to bytes 4-7."""
     for half in range(2):
-        upper = 0
+        upper = np.int64(0)
         for j in range(4):
             upper |= ((np.int64(integers[first + half * 4 + j]) + SCALE_LIMIT) >> 4) << (2 * j)
         out[2 + half] = u1(upper)
@@ -186,7 +186,8 @@ def _encode_float4(blocks, encoded):
             largest[0] = max(largest[0], abs(x[i]))
 
         # The exponent is in the number's own bits; 127 is its bias, and 2 that of the largest 4-bit float.
-        stored = min(max(np.int64(largest.view(np.uint32)[0] >> 23) - 2, 0), 254)
+        stored = np.int64(largest.view(np.uint32)[0] >> 23) - 2
+        stored = stored if stored > 0 else np.int64(0)
         step = f4(2.0 ** (stored - 128))
         for i in range(GROUP):
             magnitude = abs(x[i]) / step
