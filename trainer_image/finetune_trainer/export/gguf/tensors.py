@@ -94,9 +94,7 @@ class TensorConverter:
 def split_parts(split: Split, config: Mapping[str, Any], *, is_bias: bool) -> list[Change]:
     """The change that makes each part of a stored tensor, [..., rows, columns], or [..., rows] of a bias."""
     if split.projected:
-        return [
-            lambda weights, index=index: projected_parts(weights, config)[index] for index in range(len(split.into))
-        ]
+        return [partial(_take_projected, config=config, index=index) for index in range(len(split.into))]
 
     if split.per_head:
         sizes = [int(config[key]) for key in split.per_head]
@@ -110,6 +108,11 @@ def split_parts(split: Split, config: Mapping[str, Any], *, is_bias: bool) -> li
         return turned.chunk(count, dim=rows)[index]
 
     return [partial(take, index=index) for index in range(len(split.into))]
+
+
+def _take_projected(weights: torch.Tensor, *, config: Mapping[str, Any], index: int) -> torch.Tensor:
+    """Part `index` of Qwen3-Next's projection."""
+    return projected_parts(weights, config)[index]
 
 
 def _take_of_heads(weights: torch.Tensor, *, sizes: Sequence[int], index: int) -> torch.Tensor:
