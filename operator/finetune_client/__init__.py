@@ -10,7 +10,8 @@ rows.py        one job as a row: phase, progress, loss, GPUs, queue
 show.py        list, describe, estimate, top: what is read once
 jobs.py        jobs from Python, as in a notebook: submit, follow, wait
 watch.py       watch: bars and curves of many jobs, or plain lines
-change.py      submit, suspend, resume, cancel, retry
+change.py      submit, suspend, resume, cancel
+again.py       retry, and resume on other GPUs: the job is created again
 artifacts.py   artifacts, as a job's status lists them
 pods.py        logs and events
 complete.py    names for the completion of bash, zsh, fish and kubectl

@@ -1,7 +1,5 @@
-"""Changes of a job: submit, suspend, resume, cancel, retry."""
+"""Changes of a job: submit, suspend, resume, cancel."""
 
-import tempfile
-import time
 from pathlib import Path
 
 import yaml
@@ -15,11 +13,6 @@ from finetune_client.errors import ClientError, Exit
 from finetune_client.rows import ENDED, Row
 from finetune_client.terminal.screen import print_line
 from finetune_client.terminal.text import clean, find, word
-
-DELETION_SECONDS = 900
-"""Seconds that `retry` waits for the failed job to go: a pod may take its whole grace period."""
-SECONDS_BETWEEN_LOOKS = 1
-APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
 def read_manifest(path: Path, namespace: str | None) -> Json:
@@ -92,66 +85,3 @@ def cancel_job(cluster: Cluster, out: Console, name: str) -> None:
         (f"what lies in {kept} stays; " if kept else "")
         + "a job of the same name and manifest goes on from its last checkpoint",
     )
-
-
-def retry_job(cluster: Cluster, out: Console, name: str, new_name: str | None) -> str:
-    """Run a failed job again as a new job of the same spec; returns its name.
-
-    Checkpoints belong to a namespace and a name, so the new job takes the old one's name and place, unless the user
-    gives it another name, and then it begins anew beside the old one.
-    """
-    job = cluster.get_job(name)
-    row = Row.of(job)
-    if row.phase != "Failed":
-        raise ClientError(
-            f"job {row.name} has not failed (phase {row.phase or 'unknown'}): only a failed job is run again"
-        )
-
-    manifest = _manifest_of(job, new_name or name)
-    if new_name is not None:
-        cluster.create_job(manifest, dry_run=True)
-        cluster.create_job(manifest)
-        print_line(out, f"job {clean(new_name, 253)} is created with the spec of {row.name}; it begins at step 0")
-        return new_name
-
-    # The old job is deleted only when the API server has agreed to such a job under a name that is free.
-    cluster.create_job(_manifest_of(job, f"retry-{row.uid}"), dry_run=True)
-    saved = _save(manifest)
-    print_line(out, f"job {row.name} failed with {row.reason}: {row.message}")
-    cluster.delete_job(name, str(job["metadata"]["uid"]), pods_first=False)  # a failed job has none that runs
-    try:
-        _wait_until_gone(cluster, name, str(job["metadata"]["uid"]))
-        cluster.create_job(manifest)
-    except (ClientError, KeyboardInterrupt) as error:
-        said = error.message if isinstance(error, ClientError) else "interrupted"
-        message = f"the failed job is deleted, but not created again: {said}; run `finetune submit {saved}` for that"
-        raise ClientError(message) from None
-    saved.unlink()
-    print_line(out, f"job {row.name} is created again; it goes on from its last checkpoint if there is one")
-    return name
-
-
-def _manifest_of(job: Json, name: str) -> Json:
-    metadata = job["metadata"]
-    annotations = {key: value for key, value in (metadata.get("annotations") or {}).items() if key != APPLIED}
-    kept = {"labels": metadata.get("labels"), "annotations": annotations}
-    return {
-        "apiVersion": API_VERSION,
-        "kind": KIND,
-        "metadata": {"name": name, "namespace": metadata["namespace"]} | {k: v for k, v in kept.items() if v},
-        "spec": job["spec"],
-    }
-
-
-def _save(manifest: Json) -> Path:
-    with tempfile.NamedTemporaryFile("w", prefix="finetune-retry-", suffix=".yaml", delete=False) as file:
-        yaml.safe_dump(manifest, file)
-    return Path(file.name)
-
-
-def _wait_until_gone(cluster: Cluster, name: str, uid: str) -> None:
-    deadline = time.monotonic() + DELETION_SECONDS
-    while cluster.has_job(name, uid):
-        if time.monotonic() > deadline:
-            raise ClientError(f"it is still being deleted after {DELETION_SECONDS} s: a finalizer holds it")
-        time.sleep(SECONDS_BETWEEN_LOOKS)

@@ -90,6 +90,16 @@ def _manifest(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--follow", action="store_true", help="the same as --wait")
 
 
+def _resources(parser: argparse.ArgumentParser) -> None:
+    for field in ("gpus", "nodes"):
+        parser.add_argument(
+            f"--{field}",
+            type=int,
+            metavar="N",
+            help=f"another spec.resources.{field}: the job is created again with it",
+        )
+
+
 def _interval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--interval", type=float, default=2.0, metavar="SECONDS", help="seconds between two looks (default: 2)"
@@ -158,6 +168,11 @@ def _events(cluster: "Cluster", out: "Console", options: argparse.Namespace) -> 
 
 
 def _suspend(cluster: "Cluster", out: "Console", options: argparse.Namespace) -> None:
+    if options.verb == "resume" and (options.gpus, options.nodes) != (None, None):
+        from finetune_client.again import OtherGpus, resume_job_on
+
+        resume_job_on(cluster, out, options.name, OtherGpus(options.gpus, options.nodes))
+        return
     from finetune_client.change import set_suspended
 
     set_suspended(cluster, out, options.name, suspended=options.verb == "suspend")
@@ -170,9 +185,9 @@ def _cancel(cluster: "Cluster", out: "Console", options: argparse.Namespace) -> 
 
 
 def _retry(cluster: "Cluster", out: "Console", options: argparse.Namespace) -> None:
-    from finetune_client.change import retry_job
+    from finetune_client.again import OtherGpus, retry_job
 
-    retry_job(cluster, out, options.name, options.new_name)
+    retry_job(cluster, out, options.name, options.new_name, OtherGpus(options.gpus, options.nodes))
 
 
 def _estimate(cluster: "Cluster", out: "Console", options: argparse.Namespace) -> int:
@@ -243,7 +258,12 @@ VERBS = {
         _options(_one_job),
         _call(_suspend),
     ),
-    "resume": Verb("let a suspended job go on", ("finetune resume support-bot",), _options(_one_job), _call(_suspend)),
+    "resume": Verb(
+        "let a suspended job go on, on other GPUs if you like",
+        ("finetune resume support-bot", "finetune resume support-bot --gpus 2"),
+        _options(_one_job, _resources),
+        _call(_suspend),
+    ),
     "cancel": Verb(
         "stop and delete a job; what lies in S3 stays",
         ("finetune cancel support-bot",),
@@ -252,8 +272,8 @@ VERBS = {
     ),
     "retry": Verb(
         "run a failed job again",
-        ("finetune retry support-bot", "finetune retry support-bot --as support-bot-2"),
-        _options(_one_job, _new_name),
+        ("finetune retry support-bot --gpus 2", "finetune retry support-bot --as support-bot-2"),
+        _options(_one_job, _new_name, _resources),
         _call(_retry),
     ),
     "estimate": Verb(

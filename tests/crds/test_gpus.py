@@ -71,7 +71,14 @@ def test_a_node_has_as_many_gpus_as_its_label_says_unless_they_are_parts(
     assert gpu.node_count == expected
 
 
-@pytest.mark.parametrize(("gpus", "accumulation", "nearest"), [(2, 5, "4 or 6"), (4, 6, "4 or 8"), (4, 1, "4 or 8")])
+@pytest.mark.parametrize(
+    ("gpus", "accumulation", "nearest"),
+    [
+        (2, 5, "4 or 6; or take 1 or 5 GPUs in all"),
+        (4, 6, "4 or 8; or take 3 or 6 GPUs in all"),
+        (4, 1, "4 or 8; or take 1 GPU in all"),
+    ],
+)
 def test_a_step_that_cannot_be_shared_is_refused_with_the_nearest_that_can(
     gpus: int, accumulation: int, nearest: str
 ) -> None:

@@ -12,17 +12,18 @@ from finetune_trainer.distributed.group import Group
 from finetune_trainer.distributed.nodes.meeting import End, Meeting
 from finetune_trainer.distributed.nodes.place import Place
 from finetune_trainer.distributed.nodes.same_rows import share_rows
-from finetune_trainer.distributed.other_ranks import SAME_EVERYWHERE, OtherRanks
+from finetune_trainer.distributed.other_ranks import OtherRanks
+from finetune_trainer.distributed.rank_ends import SAME_EVERYWHERE, name_rank
 from finetune_trainer.errors import OtherNodeError, TrainerError
-from finetune_trainer.job.outcome import explain
+from finetune_trainer.job.outcome import describe_stall, explain
 from finetune_trainer.job.run_context import TrainingContext
+from finetune_trainer.job.watchdog import Stall, Watchdog
 from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.stages.data_formatting import DatasetFiles, FormattedData, format_data
 from finetune_trainer.stages.fetching import describe_inputs, fetch_base, fetch_evaluation, fetch_rows
 from finetune_trainer.stages.model_loading import choose_device, load_model
 from finetune_trainer.stages.training import Prepared, train
 from finetune_trainer.stages.training_configuration import configure_training
-from finetune_trainer.training.best_adapter import BestAdapter
 from finetune_trainer.training.checkpointed_state import CheckpointedState
 from finetune_trainer.training.engine import prepare_engine
 from finetune_trainer.training.loaded_model import LoadedModel
@@ -40,9 +41,9 @@ def follow(context: TrainingContext, place: Place, end: End) -> None:
             meeting.fail(error)
             end(error)
 
-        part = _Part(context, meeting)
+        part = _Part(context, meeting, fail)
         try:
-            part.train_along(fail)
+            part.train_along()
         except BaseException as error:  # noqa: BLE001 (raised again, or told by the first pod)
             _judge(error, part)
         if not meeting.await_end():
@@ -55,14 +56,26 @@ class _Part:
 
     context: TrainingContext
     meeting: Meeting
+    fail: End
+    """Ends this process with an error that the first pod is told."""
     is_training: bool = False
 
-    def train_along(self, fail: End) -> None:
-        """Does stages 1 to 5 of the run as the first pod does them."""
+    @property
+    def group(self) -> Group:
+        """This pod's processes among those of the run."""
+        return Group(self.context.config.gpus or self.context.settings.cpu_ranks, self.meeting)
+
+    def train_along(self) -> None:
+        """Does stages 1 to 5 of the run as the first pod does them. This pod watches over itself until all of them are
+        about to train, and the first one from there on."""
         config, settings = self.context.config, self.context.settings
+        limit = config.stall
+        watchdog = Watchdog(limit, self._end_stalled, is_watched=False) if limit else None
+        if watchdog is not None:
+            watchdog.start()
+
         base = fetch_base(self.context)
-        group = Group(config.gpus or settings.cpu_ranks, self.meeting)
-        with OtherRanks.started(config, base.folder, settings.work, group, fail) as ranks:
+        with OtherRanks.started(config, base.folder, settings.work, self.group, self.fail) as ranks:
             loaded = load_model(base.folder, config.model, config.training.precision, gpus=config.gpus)
             model = inject_adapter(loaded.model, config.adapter, config.training.seed).model
 
@@ -70,6 +83,8 @@ class _Part:
             files = DatasetFiles(source.files, evaluation.files if evaluation else None)
             data = self._format(loaded, files)
             engine = prepare_engine(model, loaded, config)
+            if watchdog is not None:
+                watchdog.close()
 
             with ranks.joined(data) as world:
                 engine.use_world(world)
@@ -77,11 +92,13 @@ class _Part:
                 evaluates = rows.evaluation is not None
                 arguments = configure_training(config, loaded, settings.work / "trl", engine, evaluates=evaluates)
 
-                training = config.training
-                best = BestAdapter(settings.work, training.early_stopping) if training.keeps_best() else None
+                checkpointed = CheckpointedState.of_rank(config, loaded, rows.evaluation, settings.work)
                 self.is_training = True
                 prepared = Prepared(model, loaded.tokenizer, rows, engine, arguments)
-                train(self.context, prepared, None, CheckpointedState(best))
+                train(self.context, prepared, None, checkpointed)
+
+    def _end_stalled(self, stall: Stall) -> None:
+        self.fail(TrainerError(FailureReason.STALLED, describe_stall(stall)))
 
     def _format(self, loaded: LoadedModel, files: DatasetFiles) -> FormattedData:
         config = self.context.config
@@ -101,7 +118,8 @@ def _judge(error: BaseException, part: _Part) -> None:
     other end that all ranks find at the same step is the first pod's to tell."""
     reason, message = explain(error, part.context.settings.work)
     if not (part.is_training and reason in SAME_EVERYWHERE):
-        part.meeting.fail(TrainerError(reason, message))
+        failure, group = TrainerError(reason, message), part.group
+        part.meeting.fail(name_rank(failure, group.first, group.size) if part.is_training else failure)
         raise error
     if reason is FailureReason.INTERRUPTED:
         raise error  # the first pod stores the checkpoint

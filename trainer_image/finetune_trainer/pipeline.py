@@ -40,13 +40,11 @@ from finetune_trainer.stages.training import Prepared, train
 from finetune_trainer.stages.training_configuration import configure_training
 from finetune_trainer.storage.disk_faults import free_disk
 from finetune_trainer.training.batching.cost import describe_batching
-from finetune_trainer.training.best_adapter import BestAdapter
 from finetune_trainer.training.checkpointed_state import CheckpointedState
 from finetune_trainer.training.engine import Engine, prepare_engine
 from finetune_trainer.training.loaded_model import LoadedModel
 from finetune_trainer.training.metrics_log import MetricsLog
 from finetune_trainer.training.outcome import TrainingOutcome
-from finetune_trainer.training.samples import Sampler, build_prompts
 
 log = logging.getLogger(__name__)
 
@@ -215,18 +213,13 @@ def _checkpointed_state(
     context: RunContext, base: FetchedSource, loaded: LoadedModel, data: FormattedData
 ) -> CheckpointedState:
     """The best adapter and the sampler, as far as the job asks for them, the metrics, and what lies beside adapters."""
-    training, work = context.config.training, context.settings.work
-    best = BestAdapter(work, training.early_stopping) if training.keeps_best() else None
-    metrics = MetricsLog(work / "metrics")
-    beside = companions(loaded, base.folder, context.config)
-    write_companions = partial(beside.write, tokenizer=loaded.tokenizer)
-    if training.samples is None:
-        return CheckpointedState(best, metrics=metrics, write_companions=write_companions)
-
-    limit = context.config.model.max_sequence_length
-    prompts = build_prompts(training.samples, loaded.tokenizer, data.evaluation, limit, loaded.embedding_rows)
-    sampler = Sampler(prompts, training.samples, loaded.tokenizer, training.seed, work / "samples")
-    return CheckpointedState(best, sampler, training.evaluation_steps, metrics, write_companions)
+    config, work = context.config, context.settings.work
+    beside = companions(loaded, base.folder, config)
+    return replace(
+        CheckpointedState.of_rank(config, loaded, data.evaluation, work),
+        metrics=MetricsLog(work / "metrics"),
+        write_companions=partial(beside.write, tokenizer=loaded.tokenizer),
+    )
 
 
 def _with_usage(context: RunContext, outcome: TrainingOutcome) -> TrainingOutcome:

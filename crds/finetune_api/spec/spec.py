@@ -120,7 +120,12 @@ class FineTuneJobSpec(ApiModel):
 
 def _explain_steps(sequences: int, processes: int) -> str:
     below = max(processes, sequences // processes * processes)
-    return f"{_DIVISIBLE}; it is {sequences}: write values whose product is {below} or {below + processes}"
+    nearest = f"{_DIVISIBLE}; it is {sequences}: write values whose product is {below} or {below + processes}"
+
+    # A job that goes on with other GPUs keeps its steps.
+    divisors = [count for count in range(1, sequences + 1) if sequences % count == 0]
+    counts = [max(count for count in divisors if count < processes), *(c for c in divisors if c > processes)][:2]
+    return f"{nearest}; or take {' or '.join(map(str, counts))} {'GPU' if counts == [1] else 'GPUs'} in all"
 
 
 def _evaluates_often(spec: FineTuneJobSpec) -> bool:

@@ -31,7 +31,7 @@ from finetune_operator.decide.shared import (
     predecessor_still_runs,
     run_is_open,
 )
-from finetune_operator.decide.stalls import restart_is_used_up, trainer_is_silent
+from finetune_operator.decide.stalls import node_outlives_its_attempt, restart_is_used_up, trainer_is_silent
 from finetune_operator.decide.training import gpus_are_in_use, trainer_failed, trainer_job_is_missing, trainer_succeeded
 from finetune_operator.decide.waiting.queue import queue_is_missing
 from finetune_operator.decide.waiting.startup_deadline import startup_deadline_has_passed
@@ -98,6 +98,7 @@ TRAINING: Chain[Snapshot] = Chain(
     trainer_job_is_missing,
     config_map_is_missing,
     peers_are_missing,
+    node_outlives_its_attempt,
     trainer_is_silent,
     otherwise=run_is_open,
 )

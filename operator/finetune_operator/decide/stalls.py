@@ -15,8 +15,17 @@ from finetune_operator.decide.silence import Silence, find_silence, is_given_up
 from finetune_operator.desired.installation import Installation
 from finetune_operator.desired.run_config_map import reports_elsewhere
 from finetune_operator.observe.children import TrainerPod
+from finetune_operator.observe.several_pods import end_of_attempt, find_survivors
 from finetune_operator.observe.snapshot import ChildRun, Snapshot
 from finetune_operator.status_reasons import StatusReason
+
+NODE_END_SECONDS = 60.0
+"""Time after the end of an attempt in which its pods on further nodes end: they do so within 30 s, if they can."""
+
+_NODE_HANGS = (
+    ". If this takes longer than its grace period, its node hangs: once the node is off for good, delete it "
+    "(kubectl delete node), and the pod ends with it"
+)
 
 
 def restart_is_used_up(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | None:
@@ -32,6 +41,30 @@ def restart_is_used_up(snapshot: Snapshot, run: ChildRun, *_: object) -> Decisio
     reason, message = explain_pod(snapshot, run, pod)
     failure = build_failure(snapshot, run, reason, f"{message}; it happened before, in pod {former}")
     return Decision.fail(failure, outcome=run.outcome, requeue_seconds=0)
+
+
+def node_outlives_its_attempt(snapshot: Snapshot, run: ChildRun, installation: Installation) -> Decision | None:
+    """A pod of a further node still runs, although the attempt that it was part of is over: the pods of the next one
+    would wait for its place for ever. It is evicted, which the Job controller does not count."""
+    ended, survivors = end_of_attempt(run.pods), find_survivors(run.pods, run.others)
+    if ended is None or not survivors or snapshot.spec.run_policy.suspend:
+        return None
+
+    pod, open_run = survivors[0], run_is_open(snapshot, run, installation)
+    wait = NODE_END_SECONDS - (snapshot.now - ended).total_seconds()
+    if wait > 0:
+        return replace(open_run, requeue_seconds=min(wait, open_run.requeue_seconds or wait))
+
+    message = f"pod {pod.name} (node {pod.index}) did not end with its attempt: its process or its node hangs"
+    if pod.deleting:
+        message += f", and it is being stopped{_NODE_HANGS}"
+        return replace(open_run, reason=FailureReason.STALLED, message=message, requeue_seconds=RETRY_SECONDS)
+
+    message += ", so it is evicted, and another one takes its place"
+    actions = replace(open_run.actions, evict_pod=Eviction(pod.name, pod.uid))
+    return replace(
+        open_run, reason=FailureReason.STALLED, message=message, actions=actions, requeue_seconds=RETRY_SECONDS
+    )
 
 
 def trainer_is_silent(snapshot: Snapshot, run: ChildRun, installation: Installation) -> Decision | None:
@@ -88,10 +121,7 @@ def _evict(snapshot: Snapshot, run: ChildRun, pod: TrainerPod, installation: Ins
         f"pod {pod.name} did not report for long and is being stopped; another one goes on from the last checkpoint"
     )
     if pod.deleting:
-        message += (
-            ". If this takes longer than its grace period, its node hangs: once the node is off for good, delete it "
-            "(kubectl delete node), and the pod ends with it"
-        )
+        message += _NODE_HANGS
 
     actions = open_run.actions if pod.deleting else replace(open_run.actions, evict_pod=Eviction(pod.name, pod.uid))
     return replace(

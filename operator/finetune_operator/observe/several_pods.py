@@ -35,6 +35,20 @@ def newest_others(leader: TrainerPod | None, others: Sequence[TrainerPod]) -> tu
     return tuple(sorted(current, key=lambda pod: pod.index))
 
 
+def find_survivors(leaders: Sequence[TrainerPod], others: Sequence[TrainerPod]) -> tuple[TrainerPod, ...]:
+    """Returns the pods of further nodes that still run although the attempt that they were part of is over."""
+    ended = end_of_attempt(leaders)
+    return tuple(pod for pod in others if ended and not pod.is_finished and (_created(pod) or ended) < ended)
+
+
+def end_of_attempt(leaders: Sequence[TrainerPod]) -> datetime | None:
+    """Returns when the newest attempt that is over has ended; None if none is, or if its pod left no time."""
+    if len(leaders) > 1 and not leaders[-1].is_finished:
+        return _created(leaders[-1])  # no sooner than the end of the one before
+    end = leaders[-1].termination if leaders else None
+    return end.finished if end else None
+
+
 def _with_cause(leader: TrainerPod, ended: Sequence[TrainerPod]) -> TrainerPod:
     if not leader.is_finished or leader.is_disrupted or not _is_stop(leader.termination):
         return leader

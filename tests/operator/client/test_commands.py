@@ -90,6 +90,20 @@ def test_a_job_is_suspended_resumed_and_cancelled(
     assert "is being suspended" in finetune("suspend", "bot", *me).out
     jobs.wait_for_phase("bot", "Suspended")
     assert "suspended already" in finetune("suspend", "bot", *me).out
+
+    # Its steps have 8 rows: other numbers of nodes that divide them go on from its checkpoint, in a job of its name.
+    refused = finetune("resume", "bot", "--nodes", "3", *me)
+    assert refused.code == 10
+    assert "write values whose product is 6 or 9" in refused.err
+    first = jobs.get("bot")
+    assert "gets other resources (nodes: 2)" in finetune("resume", "bot", "--nodes", "2", *me).out
+    second = jobs.get("bot")
+    assert second["metadata"]["uid"] != first["metadata"]["uid"]
+    assert second["spec"]["resources"] == first["spec"]["resources"] | {"nodes": 2}
+    assert "is not suspended" in finetune("resume", "bot", "--nodes", "1", *me).err
+
+    assert "is being suspended" in finetune("suspend", "bot", *me).out
+    jobs.wait_for_phase("bot", "Suspended")
     assert "goes on" in finetune("resume", "bot", *me).out
     jobs.wait("bot", lambda status: status.get("phase") in ("Pending", "Queued"), "the job goes on")
     assert "is cancelled" in finetune("cancel", "bot", *me).out

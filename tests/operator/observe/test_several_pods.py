@@ -1,15 +1,16 @@
 """The pods of a run on several nodes: whose end is the attempt's, and which pod the run waits for."""
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from finetune_api.failures import ExitCode, FailureReason
 from finetune_api.vocabulary import Phase
-from finetune_operator.decide.decision import Decision
+from finetune_operator.decide.decision import Decision, Eviction
 from finetune_operator.observe.children import TrainerPod
-from finetune_operator.observe.several_pods import explain_ends, newest_others
+from finetune_operator.observe.several_pods import end_of_attempt, explain_ends, newest_others
 from finetune_operator.observe.snapshot import Snapshot
 from finetune_operator.status.attempts import count_retries, merge_attempts
 from finetune_test_operator.jobs import Outcomes
@@ -133,3 +134,31 @@ def test_a_first_pod_that_failed_itself_or_was_evicted_keeps_its_end() -> None:
         an_ended_pod(ExitCode.SUCCESS, Outcomes.success, uid="first"),
     ):
         assert explain_ends([first], [second]) == (first,)
+
+
+def test_a_pod_that_outlives_its_attempt_is_evicted_and_another_one_takes_its_place() -> None:
+    over = an_ended_pod(ExitCode.INTERRUPTED, GONE, uid="first")
+    frozen = a_running_pod("second", index=1)
+    again = a_running_pod("third", created=20)
+
+    def at(seconds: float, *pods: TrainerPod) -> Decision:
+        snapshot = of_two(*pods)
+        end = end_of_attempt(snapshot.training.pods)
+        assert end is not None
+        peers = replace(snapshot.peers, service=OWN, network_policy=OWN)
+        return decision_about(replace(snapshot, peers=peers, now=end + timedelta(seconds=seconds)))
+
+    for pods in ((over, frozen), (over, frozen, again)):
+        soon, late = at(59, *pods), at(61, *pods)
+        assert soon.actions.evict_pod is None
+        assert soon.requeue_seconds == pytest.approx(1)
+        assert late.actions.evict_pod == Eviction("bot-second", "second")
+        assert late.message.startswith("pod bot-second (node 1) did not end with its attempt")
+
+    leaving = at(61, over, replace(frozen, deleting=True), again)
+    assert leaving.actions.evict_pod is None
+    assert "kubectl delete node" in leaving.message
+
+    # A pod of the attempt that goes on is left alone.
+    former = an_ended_pod(ExitCode.INTERRUPTED, uid="old", index=1)
+    assert at(3600, over, former, again, a_running_pod("fourth", 21, index=1)).actions.evict_pod is None

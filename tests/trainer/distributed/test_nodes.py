@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from finetune_api.failures import ExitCode, FailureReason
 from finetune_api.outcome import Result
+from finetune_api.pod_ends.stalls import StallLimit
 from finetune_api.run_config import RunConfig
 from finetune_test_models.ranks.nodes import NodeJob, NodePod
 from finetune_test_models.ranks.processes import other_ranks
@@ -30,6 +32,7 @@ TRAINING = {
 TOLERANCES = {"losses": 1e-5, "evaluations": 1e-5, "norms": 2e-4}
 """Relative, as on one node (test_same_curve.py)."""
 END_SECONDS = 30
+STALL_SECONDS = 60  # importing torch is silent for nearly as long on a busy machine
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def make_job(run_config: Builder, bucket: str, credentials: Path, s3_server: S3S
     return make
 
 
-def wait_for_step(pod: NodePod, text: str, seconds: float = 240) -> None:
+def wait_for_step(pod: NodePod, text: str, seconds: float = 900) -> None:
     deadline = time.monotonic() + seconds
     while text not in pod.log:
         assert time.monotonic() < deadline, pod.log[-3000:]
@@ -77,6 +80,7 @@ def test_two_nodes_give_the_curve_of_one_process(make_job: Any) -> None:
 
 
 @pytest.mark.stalls
+@pytest.mark.timeout(1200)
 def test_two_processes_on_each_of_two_nodes_do_so_too_and_a_wrong_reduction_is_seen(make_job: Any) -> None:
     one, four = train(make_job("one", 1)), train(make_job("four", 2, ranks=2))
     found = largest_differences(four, one)
@@ -89,6 +93,7 @@ def test_two_processes_on_each_of_two_nodes_do_so_too_and_a_wrong_reduction_is_s
 
 
 @pytest.mark.stalls
+@pytest.mark.timeout(1200)
 def test_a_process_that_is_killed_is_the_reason_in_both_pods(make_job: Any) -> None:
     job = make_job("rank", 2, ranks=2, maxSteps=400)
     with job.attempt("a") as (first, second):
@@ -106,6 +111,7 @@ def test_a_process_that_is_killed_is_the_reason_in_both_pods(make_job: Any) -> N
 
 
 @pytest.mark.stalls
+@pytest.mark.timeout(1200)
 def test_a_pod_that_is_killed_ends_the_other_and_both_go_on_from_the_checkpoint(make_job: Any) -> None:
     job = make_job("killed", 2, maxSteps=40)
     with job.attempt("a") as (first, second):
@@ -124,12 +130,71 @@ def test_a_pod_that_is_killed_ends_the_other_and_both_go_on_from_the_checkpoint(
 
 
 @pytest.mark.stalls
-def test_sigterm_to_any_pod_stores_one_checkpoint(make_job: Any) -> None:
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("told", [0, 1])
+def test_sigterm_to_any_pod_stores_one_checkpoint(make_job: Any, told: int) -> None:
     job = make_job("stopped", 2, maxSteps=400, checkpointSteps=300)
+    with job.attempt("a") as pods:
+        wait_for_step(pods[0], "'loss'")
+        pods[told].process.terminate()
+        assert [pod.end(END_SECONDS) for pod in pods] == [ExitCode.INTERRUPTED] * 2
+    first, second = (pod.outcome for pod in pods)
+    assert first.checkpoint_step == first.step
+    assert (first.reason, second.reason) == (FailureReason.INTERRUPTED, FailureReason.INTERRUPTED)
+    stored = [line for pod in pods for line in pod.log.splitlines() if line.endswith("is stored")]
+    assert len([line for line in stored if "stopped after" not in line]) == 1
+
+
+@pytest.mark.stalls
+@pytest.mark.timeout(1200)
+def test_a_frozen_process_of_another_pod_ends_the_run_with_the_stacks_of_all(make_job: Any) -> None:
+    job = make_job("frozen", 2, ranks=2, maxSteps=400)
+    limit = StallLimit(seconds=STALL_SECONDS, adapts=False)
+    job = replace(job, config=job.config.model_copy(update={"stall": limit}))
     with job.attempt("a") as (first, second):
-        wait_for_step(first, "'loss'")
-        second.process.terminate()
-        assert [first.end(END_SECONDS), second.end(END_SECONDS)] == [ExitCode.INTERRUPTED] * 2
-    assert first.outcome.checkpoint_step == first.outcome.step
-    assert first.log.count("is stored") + second.log.count("is stored") >= 1
-    assert second.outcome.reason is FailureReason.INTERRUPTED
+        wait_for_step(first, "checkpoint of step 3 is stored")
+        (other,) = other_ranks(second.process.pid)
+        os.kill(other, signal.SIGSTOP)
+        assert first.end(STALL_SECONDS + END_SECONDS) == ExitCode.STALLED, first.log[-3000:]
+        ended = time.monotonic()
+        assert second.end(END_SECONDS) == ExitCode.INTERRUPTED
+        print(f"the other pod ended after {time.monotonic() - ended:.1f} s")
+
+    assert first.outcome.reason is FailureReason.COLLECTIVE_TIMEOUT
+    assert "for another rank: the log has all ranks' stacks" in first.outcome.message
+    # Each of four processes shows where its main thread is; the frozen one goes on for it.
+    stacks = [pod.log.count('qlora_trainer.py", line') > 0 for pod in (first, second)]
+    assert stacks == [True, True]
+    assert [pod.log.count("most recent call first") >= 2 for pod in (first, second)] == [True, True]
+    assert [pod.log.count("in train_along") >= 1 for pod in (first, second)] == [True, True]
+    assert second.log.count("cli/rank.py") >= 1, "the stack of the frozen process itself"
+
+    with replace(job, config=job.config.model_copy(update={"stall": None})).attempt("b") as pods:
+        wait_for_step(pods[0], "resuming from the checkpoint of step")
+
+
+@pytest.mark.stalls
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_pod_that_is_frozen_whole_is_lost_to_the_other(make_job: Any, frozen: int) -> None:
+    with make_job("whole", 2, maxSteps=400).attempt("a") as pods:
+        wait_for_step(pods[0], "checkpoint of step 3 is stored")
+        pods[frozen].process.send_signal(signal.SIGSTOP)
+        begun = time.monotonic()
+        assert pods[1 - frozen].end(END_SECONDS) == ExitCode.INTERRUPTED
+        print(f"the other pod ended after {time.monotonic() - begun:.1f} s")
+    assert f"node {frozen} is gone" in pods[1 - frozen].outcome.message
+
+
+@pytest.mark.stalls
+@pytest.mark.timeout(1200)
+def test_a_pod_that_hangs_before_the_training_says_so_itself(make_job: Any) -> None:
+    job = make_job("before", 2)
+    limit = StallLimit(seconds=STALL_SECONDS, adapts=False)
+    job = replace(job, config=job.config.model_copy(update={"stall": limit}))
+    with job.attempt("a", fault="HangingLoad", fault_at=1) as (first, second):
+        assert second.end(2 * STALL_SECONDS + END_SECONDS) == ExitCode.STALLED, second.log[-3000:]
+        assert first.end(END_SECONDS) == ExitCode.INTERRUPTED
+    assert second.outcome.reason is FailureReason.STALLED
+    assert first.outcome.message.startswith("node 1 of 2: the run did nothing for")
+    assert "waits for nodes: 1" in first.log

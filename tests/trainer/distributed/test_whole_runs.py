@@ -1,6 +1,7 @@
 """Whole runs of two ranks over gloo: the result of one, and an end that says which rank it was."""
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -15,14 +16,18 @@ from safetensors.torch import load_file
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import RunConfig
 from finetune_test_models.ranks.processes import other_ranks
+from finetune_trainer import pipeline
 from finetune_trainer.cli.pod import run_job
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
 from finetune_trainer.job.stop_signal import StopSignal
+from finetune_trainer.training.metrics_log import METRICS_FILE, MetricLine
 
 Builder = Callable[..., RunConfig]
 DATA = {"evaluation": {"fraction": 0.275}, "packing": False}
+CURVE_TOLERANCE = 1e-5
+"""Relative, as in test_same_curve.py."""
 LOOPBACK = "0100007F"  # 127.0.0.1
 TRAINING = {
     "maxSteps": 8,
@@ -126,6 +131,49 @@ def test_two_ranks_leave_the_result_of_one_and_go_on_from_each_others_checkpoint
 
     assert (resumed.resolved.world_size, one.resolved.world_size) == (2, None)
     assert 0.5 <= resumed.resolved.slowest_rank_share < 0.6
+
+
+@pytest.mark.stalls
+@pytest.mark.timeout(1200)
+def test_a_run_goes_on_with_any_number_of_ranks_along_one_curve(
+    run_config: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4, 2, 1 and again 4 ranks, each for some of the steps of 4 rows; 29 rows, so that the third epoch is reached."""
+    training = TRAINING | {"maxSteps": 18, "checkpointSteps": 100, "evaluationSteps": 18}
+    config = run_config(training=training, dataset=DATA)
+    expected = _curve(tmp_path / "one", run(config, tmp_path / "one", "a", 1))
+    assert len(expected) == 18
+
+    stops = {"a": (4, 5), "b": (2, 9), "c": (1, 14)}
+    for name, (ranks, step) in stops.items():
+        stopped = run(config, tmp_path / "many", name, ranks, {step: stop})
+        assert (stopped.outcome.result, stopped.outcome.checkpoint_step) == (Result.INTERRUPTED, step), stopped.outcome
+    shutil.copytree(tmp_path / "many", tmp_path / "wrong")
+    found = _curve(tmp_path / "many", run(config, tmp_path / "many", "d", 4))
+    difference = max(abs(found[step] - loss) / loss for step, loss in expected.items())
+    print("4, 2, 1 and 4 ranks:", difference)
+    assert difference < CURVE_TOLERANCE
+
+    # A run that goes on with the rows of the first steps is seen.
+    def configure(*arguments: Any) -> Any:
+        made = real(*arguments)
+        made.ignore_data_skip = True
+        return made
+
+    real = pipeline._configure
+    monkeypatch.setattr(pipeline, "_configure", configure)
+    wrong = _curve(tmp_path / "wrong", run(config, tmp_path / "wrong", "d", 1))
+    difference = max(abs(wrong[step] - loss) / loss for step, loss in expected.items())
+    print("other rows:", difference)
+    assert difference > 10 * CURVE_TOLERANCE
+
+
+def _curve(folder: Path, found: Run) -> dict[int, float]:
+    """Losses by step, in full, of all attempts."""
+    assert found.outcome.result is Result.SUCCEEDED, found.outcome.message
+    (file,) = (folder / "out").rglob(METRICS_FILE)
+    lines = [MetricLine.model_validate_json(line) for line in file.read_text().splitlines()]
+    return {line.step: line.loss for line in lines if line.loss is not None}
 
 
 def test_a_rank_that_is_killed_ends_the_run_in_its_name(run_config: Builder, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import logging
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,13 +18,15 @@ from finetune_kernels.layers import packed_attention
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.layers.patching import patch_model
 from finetune_kernels.planning.activation_policy import ActivationPolicy
+from finetune_trainer import stopping
 from finetune_trainer.chat.labels import IGNORED
 from finetune_trainer.documents.sample_table import sample_table
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InterruptedRunError, TrainerError
 from finetune_trainer.training.records import SampleLine
-from finetune_trainer.training.samples import Sampler, build_prompts, generate_tokens, sampling_mode
+from finetune_trainer.training.samples import Sampler, build_prompts, choose_by, generate_tokens, sampling_mode
 
 PROMPTS = ("Tell me of canary-prompt.", "Hi", "What is 2 + 2, and why is it not 5 for large values of 2?")
+GREEDY = choose_by(0.0, [])
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -112,9 +115,9 @@ def test_answers_are_those_that_transformers_generates(tokenizer: Any, model: An
 def test_a_row_ends_with_its_end_token_and_the_batch_with_the_last_row(model: Any) -> None:
     ids = torch.arange(3, 13).view(2, 5)
     with torch.no_grad():
-        free = torch.stack(list(generate_tokens(model, ids, torch.ones_like(ids), [], 12, 0.0)))
+        free = torch.stack(list(generate_tokens(model, ids, torch.ones_like(ids), [], 12, GREEDY)))
         ends = [int(free[2, 0]), int(free[5, 1])]
-        stopped = torch.stack(list(generate_tokens(model, ids, torch.ones_like(ids), ends, 12, 0.0)))
+        stopped = torch.stack(list(generate_tokens(model, ids, torch.ones_like(ids), ends, 12, GREEDY)))
     first = [next(n for n, token in enumerate(free[:, row].tolist()) if token in ends) for row in (0, 1)]
     assert len(free) == 12
     assert len(stopped) == max(first) + 1
@@ -219,3 +222,42 @@ def test_the_table_shows_first_last_and_exported_step_and_nothing_of_it_is_markd
     assert "<script>" not in text
     assert "a&#124;b<br>" in text
     assert max(map(len, text.splitlines())) < 600
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_share_the_prompts_and_give_the_answers_of_one_process(
+    tokenizer: Any, model: Any, tmp_path: Path, temperature: float, size: int
+) -> None:
+    alone = answers(tokenizer, tmp_path / "alone", model, temperature=temperature)
+    samplers = [sampler_for(tokenizer, tmp_path / str(rank), temperature=temperature) for rank in range(size)]
+    held: dict[int, Any] = {}
+    for rank in reversed(range(size)):  # in one process, so the one that writes comes last
+
+        def gather(value: Any, rank: int = rank) -> list[Any]:
+            held[rank] = value
+            return [held[each] for each in sorted(held)]
+
+        samplers[rank].take(model, 0, SimpleNamespace(rank=rank, size=size, gather_objects=gather))  # type: ignore[arg-type]
+
+    assert [line.answer for line in samplers[0].lines()] == alone
+    shares = [2, 1] if size == 2 else [1, 1, 1, 0]
+    assert [len(held[rank][0]) for rank in range(size)] == shares, "each answers its own"
+    assert all(not sampler.lines() for sampler in samplers[1:])
+    assert all(sampler.has(0) for sampler in samplers)
+
+
+def test_a_rank_without_memory_or_with_a_stop_leaves_all_without_samples(
+    tokenizer: Any, model: Any, tmp_path: Path
+) -> None:
+    sampler = sampler_for(tokenizer, tmp_path)
+    short = SimpleNamespace(rank=0, size=2, gather_objects=lambda value: [value, (None, False)])
+    sampler.take(model, 0, short)  # type: ignore[arg-type]
+    assert not sampler.has(0)
+    stopped = SimpleNamespace(rank=0, size=2, gather_objects=lambda value: [value, (None, True)])
+    try:
+        with pytest.raises(InterruptedRunError, match="another rank"):
+            sampler.take(model, 0, stopped)  # type: ignore[arg-type]
+    finally:
+        stopping.reset()
+    assert sampler.lines() == ()

@@ -16,14 +16,8 @@ from pathlib import Path
 
 from finetune_trainer.distributed.launched import joined_store
 from finetune_trainer.distributed.nodes.same_rows import share_rows
-from finetune_trainer.distributed.other_ranks import (
-    SAME_EVERYWHERE,
-    RankFailure,
-    RankTask,
-    await_ready,
-    connect,
-    is_lost_connection,
-)
+from finetune_trainer.distributed.other_ranks import RankTask, await_ready, connect
+from finetune_trainer.distributed.rank_ends import SAME_EVERYWHERE, RankFailure, is_lost_connection
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.logging_setup import configure_logging
 from finetune_trainer.job.outcome import explain
@@ -59,7 +53,6 @@ def train_along(task: RankTask) -> None:
     from finetune_trainer.stages.model_loading import load_model
     from finetune_trainer.stages.training import Prepared, train
     from finetune_trainer.stages.training_configuration import configure_training
-    from finetune_trainer.training.best_adapter import BestAdapter
     from finetune_trainer.training.checkpointed_state import CheckpointedState
     from finetune_trainer.training.engine import prepare_engine
 
@@ -80,8 +73,8 @@ def train_along(task: RankTask) -> None:
 
         settings = Settings(work=task.work, attempt_id=f"rank-{task.rank}")
         context = TrainingContext(config, settings, ProgressTracker(), StopSignal())
-        best = BestAdapter(task.work, training.early_stopping) if training.keeps_best() else None
-        train(context, Prepared(model, loaded.tokenizer, data, engine, arguments), None, CheckpointedState(best))
+        checkpointed = CheckpointedState.of_rank(config, loaded, data.evaluation, task.work)
+        train(context, Prepared(model, loaded.tokenizer, data, engine, arguments), None, checkpointed)
 
 
 def _fail(task: RankTask, error: BaseException) -> None:

@@ -5,6 +5,7 @@ shares.py       the rows of a step that each process takes (pure)
 cards.py        the GPU of a process, chosen before CUDA starts
 driver.py       NVIDIA's driver of the node, against what this installation needs
 other_ranks.py  starts the other processes of a run, and ends with the first that fails
+rank_ends.py    what a rank says of its failure, and what its exit code tells
 group.py        the processes of one pod among those of the whole run
 nodes/          a run on several nodes: its pods meet, and end together
 launched.py     joins them, or those that torchrun has started

@@ -23,15 +23,14 @@ from typing import Any, Self
 
 import torch
 from torch._C._distributed_c10d import Store, TCPStore
-from torch.distributed import DistError
 
 from finetune_api.base import ApiModel
-from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_trainer.distributed.cards import VISIBLE, all_cards
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.distributed.launched import joined_store
 from finetune_trainer.distributed.nodes.meeting import BEAT_SECONDS, LOCALHOST
+from finetune_trainer.distributed.rank_ends import count_memory_kills, explain_end, is_lost_connection
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.stopping import stop_point
@@ -48,14 +47,6 @@ CONFIRM_SECONDS = 5.0
 """Time in which a rank whose connection broke turns out to have failed."""
 
 STACKS_SECONDS = 1.0
-
-SAME_EVERYWHERE = (
-    FailureReason.INTERRUPTED,
-    FailureReason.NON_FINITE_LOSS,
-    FailureReason.LOSS_DIVERGED,
-    FailureReason.NOTHING_LEARNED,
-)
-"""Ends that all ranks find at the same step: rank 0 says them, and does what is due."""
 
 
 class RankTask(ApiModel):
@@ -89,13 +80,6 @@ class RankTask(ApiModel):
         return self.work.parent / ROWS_FILE
 
 
-class RankFailure(ApiModel):
-    """Reason and message of a rank that failed."""
-
-    reason: FailureReason
-    message: str
-
-
 class OtherRanks:
     """Processes of the pod's further ranks; none in a run of one process a pod."""
 
@@ -109,6 +93,7 @@ class OtherRanks:
         self._tasks: list[RankTask] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self._closing = threading.Event()
+        self._memory_kills = count_memory_kills()
 
     @classmethod
     @contextmanager
@@ -145,16 +130,17 @@ class OtherRanks:
             return False
 
         if (meeting := ranks._group.meeting) is not None:
-            meeting.write_stacks()
+            meeting.ask_for_stacks()
         ranks.write_stacks()
-        time.sleep(STACKS_SECONDS if meeting is None else STACKS_SECONDS + BEAT_SECONDS)
+        time.sleep(STACKS_SECONDS if meeting is None else 2 * STACKS_SECONDS + BEAT_SECONDS)
         ranks._end()
         return True
 
     def write_stacks(self) -> None:
-        """Has the pod's other ranks write the stacks of all their threads into the log."""
+        """Has the pod's other ranks write the stacks of all their threads into the log; one that is frozen, too."""
         for process in self._processes:
             process.send_signal(signal.SIGUSR1)
+            process.send_signal(signal.SIGCONT)
 
     @contextmanager
     def joined(self, rows: Any) -> Iterator[World]:
@@ -166,6 +152,8 @@ class OtherRanks:
 
         if group.nodes > 1 and self._tasks:
             self._tasks[0].rows_file.write_bytes(pickle.dumps(rows))
+        if group.meeting is not None:
+            group.meeting.arrive()
         if group.leads:
             self._store.set(READY, "1")
         while not self._store.check([READY]):
@@ -204,6 +192,8 @@ class OtherRanks:
 
         log.info("%d processes train together, this is rank %d", group.size, group.first)
         OtherRanks._running = self
+        if group.meeting is not None:
+            group.meeting.on_stacks = self.write_stacks
         threading.Thread(target=self._watch, name="other-ranks", daemon=True).start()
 
     def _watch(self) -> None:
@@ -219,7 +209,9 @@ class OtherRanks:
         while True:
             for task, process in zip(self._tasks, self._processes, strict=True):
                 if code := process.poll():
-                    return _explain(task, code)
+                    memory_ran_out = count_memory_kills() > self._memory_kills
+                    who = f"rank {task.rank} of {task.size}"
+                    return explain_end(who, task.failure_file, code, memory_ran_out=memory_ran_out)
             if time.monotonic() >= deadline or not self._processes:
                 return None
             time.sleep(POLL_SECONDS)
@@ -258,24 +250,6 @@ def _launch(task: RankTask, local: int) -> subprocess.Popen[bytes]:
 def _threads(size: int) -> int:
     """Threads of each of `size` processes."""
     return max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // size)
-
-
-def _explain(task: RankTask, code: int) -> TrainerError:
-    """Returns why a rank ended with an exit code other than 0."""
-    who = f"rank {task.rank} of {task.size}"
-    try:
-        failure = RankFailure.model_validate_json(task.failure_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        if code == -signal.SIGKILL:
-            how += ", as processes are when memory runs out (spec.resources.memory)"
-        return TrainerError(FailureReason.INTERNAL_ERROR, f"{who} {how}, see the trainer's log")
-    return TrainerError(failure.reason, f"{who}: {failure.message}")
-
-
-def is_lost_connection(error: BaseException) -> bool:
-    """True for an error of gloo, NCCL or the store, which says only that another rank is gone."""
-    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def connect(task: RankTask) -> TCPStore:

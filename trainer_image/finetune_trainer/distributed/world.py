@@ -15,6 +15,8 @@ from finetune_api.failures import FailureReason
 from finetune_trainer.errors import TrainerError
 
 Value = TypeVar("Value")
+ANOTHER_RANK = "another rank of the run"
+"""Cause of a stop that a rank learns of from the others."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,17 @@ class World:
         dist.all_gather(every, own)
         return [each.tolist() for each in every]
 
-    def copy_object(self, value: Value | None) -> Value:
-        """Returns rank 0's value on every rank; those of the others do not count. It is pickled: data of the run."""
+    def copy_object(self, value: Value | None, source: int = 0) -> Value:
+        """Returns the value of rank `source` on every rank; those of the others do not count. It is pickled: data of
+        the run."""
         values = [value]
         if not self.is_alone:
-            dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+            dist.broadcast_object_list(values, src=source, device=torch.device("cpu"))
         return values[0]  # type: ignore[return-value]
+
+    def gather_objects(self, value: Value) -> list[Value]:
+        """Returns the value of every process, by rank, as `copy_object` does."""
+        return [self.copy_object(value, source) for source in range(self.size)]
 
     def copy_folder(self, folder: Path | None, parent: Path) -> Path | None:
         """Returns the path of rank 0's folder, or of this rank's copy of it, below `parent`; None if rank 0 has none.

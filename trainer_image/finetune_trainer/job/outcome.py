@@ -20,6 +20,9 @@ from finetune_trainer.storage.disk_faults import DiskFullError, explain_disk_fau
 
 log = logging.getLogger(__name__)
 
+OUT_OF_MEMORY = (FailureReason.CUDA_OUT_OF_MEMORY, FailureReason.OUT_OF_MEMORY)
+"""Ends of one rank of a run, as a rule: the others have room, or have not come so far."""
+
 
 def published(
     manifest: Manifest, manifest_uri: str, progress: ProgressTracker, *, reused: bool, hub_url: str | None = None
@@ -59,6 +62,9 @@ def published(
 def failed(error: BaseException, progress: ProgressTracker, work: Path | None = None) -> Outcome:
     """Outcome of a run that ended with an error; `work` is the folder that it wrote to."""
     reason, message = explain(error, work, progress.disk_needs)
+    size = progress.resolved.world_size
+    if size and reason in OUT_OF_MEMORY and not message.startswith(("rank", "node")):
+        message = f"rank 0 of {size}: {message}"
 
     return Outcome(
         result=Result.INTERRUPTED if reason is FailureReason.INTERRUPTED else Result.FAILED,
@@ -95,7 +101,7 @@ def stalled(progress: ProgressTracker, stall: Stall, *, has_others: bool = False
     step, stage = progress.value("step"), progress.current_stage
     place = f" in stage {stage}" if stage else ""
     after = f" after step {step}" if step is not None else ""
-    message = f"the run did nothing for {stall.seconds} s{place}{after}; it waits at {stall.frame}"
+    message = describe_stall(stall, f"{place}{after}")
     reason = FailureReason.STALLED
     if has_others and stage is Stage.TRAINING:
         reason, message = (
@@ -103,6 +109,11 @@ def stalled(progress: ProgressTracker, stall: Stall, *, has_others: bool = False
             f"{message}, for another rank: the log has all ranks' stacks",
         )
     return failed(TrainerError(reason, f"{message}; {_newest_checkpoint(progress)}"), progress)
+
+
+def describe_stall(stall: Stall, where: str = "") -> str:
+    """Returns the sentence about a run that did nothing any more; `where`: stage and step, as they stand in it."""
+    return f"the run did nothing for {stall.seconds} s{where}; it waits at {stall.frame}"
 
 
 def explain(

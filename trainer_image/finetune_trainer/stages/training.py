@@ -159,7 +159,7 @@ def _make_up(trainer: QloraTrainer, resumed: Path, checkpointed: CheckpointedSta
         return
 
     trainer.load_adapter(resumed, state)
-    checkpointed.take_due_samples(trainer.model, state.global_step)
+    checkpointed.take_due_samples(trainer.model, state.global_step, trainer.world)
     if evaluates:
         trainer.evaluate()
         world = trainer.world
@@ -181,5 +181,5 @@ def _finish(trainer: QloraTrainer, checkpointed: CheckpointedState, *, stopped_e
 
     if checkpointed.sampler is not None:
         step = state.global_step if outcome.best_step is None else outcome.best_step
-        checkpointed.sampler.take(trainer.model, step)
+        checkpointed.sampler.take(trainer.model, step, trainer.world)
     return outcome

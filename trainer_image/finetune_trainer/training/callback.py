@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from finetune_api.failures import FailureReason
 from finetune_trainer.artifacts.checkpoints import CheckpointStore
+from finetune_trainer.distributed.world import ANOTHER_RANK
 from finetune_trainer.errors import InterruptedRunError, TrainerError
 from finetune_trainer.job.progress_tracker import ProgressTracker, Speed
 from finetune_trainer.job.stop_signal import StopSignal
@@ -21,7 +22,6 @@ from finetune_trainer.training.divergence.step_watch import StepWatch
 from finetune_trainer.training.engine import Engine
 
 log = logging.getLogger(__name__)
-ANOTHER_RANK = "another rank of the run"
 
 
 class RunCallback(TrainerCallback):
@@ -67,7 +67,7 @@ class RunCallback(TrainerCallback):
         self.watch.history.restore(losses, max(1, int(args.logging_steps)))
         if self._checkpointed.sampler is not None and state.global_step == 0:
             with self._progress.doing("taking samples of the model before training"):
-                self._checkpointed.sampler.take(model, 0)
+                self._checkpointed.sampler.take(model, 0, self._engine.world)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Reports the step and takes samples when they are due; after a signal, ends the loop with a checkpoint."""
@@ -88,7 +88,7 @@ class RunCallback(TrainerCallback):
             self.watch.catch_up()  # nothing can be drawn from NaN
             try:
                 with self._progress.doing(f"taking samples of step {state.global_step}"):
-                    self._checkpointed.take_due_samples(model, state.global_step)
+                    self._checkpointed.take_due_samples(model, state.global_step, self._engine.world)
             except InterruptedRunError:
                 log.info("the samples of step %d are left to the run that goes on from here", state.global_step)
         if self._is_stopping:

@@ -20,12 +20,13 @@ from trl.trainer.sft_trainer import SFTTrainer
 from finetune_api.vocabulary import Batching
 from finetune_kernels.primitives.master_weights import master_weight, split_off_master
 from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW
+from finetune_trainer.distributed.world import ANOTHER_RANK
 from finetune_trainer.errors import InterruptedRunError
 from finetune_trainer.signs_of_life import beat
 from finetune_trainer.stopping import request_stop
 from finetune_trainer.training.batching.length_grouping import LengthGroupedSampler, row_lengths
 from finetune_trainer.training.batching.rank_share import RankSampler, WithFiller, shuffled
-from finetune_trainer.training.callback import ANOTHER_RANK, RunCallback
+from finetune_trainer.training.callback import RunCallback
 from finetune_trainer.training.collator import COLLATORS, collate_and_count
 from finetune_trainer.training.engine import Engine
 from finetune_trainer.training.gradients import AccumulatedGradients, FastTrainMode, FastZeroGrad, trainable_weights

@@ -6,7 +6,7 @@ Sampling leaves no trace in the training: gradients, random generators, mode and
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,9 @@ from finetune_kernels.layers.supervised_loss import causal_model
 from finetune_trainer.chat.encoder import ChatEncoder
 from finetune_trainer.chat.labels import IGNORED
 from finetune_trainer.data.messages import BadRowError
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.stopping import raise_if_requested
+from finetune_trainer.distributed.world import ALONE, ANOTHER_RANK, World
+from finetune_trainer.errors import InterruptedRunError, TrainerError
+from finetune_trainer.stopping import raise_if_requested, request_stop
 from finetune_trainer.training.losses import takes_positions
 from finetune_trainer.training.records import SampleLine, read_samples, write_samples
 
@@ -71,36 +72,63 @@ def build_prompts(
 
 
 class Sampler:
-    """Takes samples, at most once a step, and writes them to a file below `folder`."""
+    """Takes samples, at most once a step, and writes them to a file below `folder`.
+
+    The ranks of a run share the prompts: rank r of N answers every N-th, from the r-th on. Chance belongs to a prompt,
+    so the answers are the same for any number of ranks. Rank 0 writes them.
+    """
 
     def __init__(self, prompts: tuple[Prompt, ...], spec: SamplesSpec, tokenizer: Any, seed: int, folder: Path) -> None:
         self._folder = folder
         self._prompts, self._spec, self._tokenizer, self._seed = prompts, spec, tokenizer, seed
         self._sampled: set[int] = set()
 
-    def take(self, model: Any, step: int) -> None:
-        """Lets `model`, a peft model after `step` steps, answer every prompt.
+    def take(self, model: Any, step: int, world: World = ALONE) -> None:
+        """Lets `model`, a peft model after `step` steps, answer every prompt. On all ranks of `world`.
 
-        Raises InterruptedRunError if the run is asked to stop; no sample of the step is written then.
+        Raises InterruptedRunError if a rank is asked to stop; no sample of the step is written then.
         """
         if self.has(step):
             return
 
-        began = time.monotonic()
-        answers: list[list[int]] = []
+        began, stopped = time.monotonic(), None
+        own: list[list[int]] | None = None
         try:
-            with sampling_mode(model, self._seed):
-                for first in range(0, len(self._prompts), PROMPTS_PER_BATCH):
-                    batch = self._prompts[first : first + PROMPTS_PER_BATCH]
-                    answers += self._generate(model, [prompt.input_ids for prompt in batch])
+            own = self._answer(model, range(world.rank, len(self._prompts), world.size))
         except torch.OutOfMemoryError:
             log.warning("no samples of step %d: the answers do not fit the GPU's memory", step)
+        except InterruptedRunError as error:
+            stopped = error
+
+        # A rank that has no answers still meets the others, who learn of it here.
+        shares = world.gather_objects((own, stopped is not None))
+        if any(stops for _, stops in shares):
+            request_stop(ANOTHER_RANK)
+            raise stopped or InterruptedRunError(f"stopped by {ANOTHER_RANK}")
+        if any(share is None for share, _ in shares):
             return
 
         self._sampled.add(step)
-        lines = [self._line(step, prompt, ids) for prompt, ids in zip(self._prompts, answers, strict=True)]
+        if world.rank > 0:
+            return
+        answers = {
+            place: ids for rank, (share, _) in enumerate(shares) for place, ids in self._placed(share, rank, world)
+        }
+        lines = [self._line(step, prompt, answers[place]) for place, prompt in enumerate(self._prompts)]
         write_samples(self._folder, lines, append=True)
         log.info("%d samples of step %d took %.1f s", len(lines), step, time.monotonic() - began)
+
+    def _placed(self, share: list[list[int]] | None, rank: int, world: World) -> Iterator[tuple[int, list[int]]]:
+        """Yields a rank's answers with the places of their prompts."""
+        return zip(range(rank, len(self._prompts), world.size), share or (), strict=True)
+
+    def _answer(self, model: Any, places: range) -> list[list[int]]:
+        """Token ids of the answers to the prompts at some places, in batches."""
+        answers: list[list[int]] = []
+        with sampling_mode(model, self._seed):
+            for first in range(0, len(places), PROMPTS_PER_BATCH):
+                answers += self._generate(model, places[first : first + PROMPTS_PER_BATCH])
+        return answers
 
     def has(self, step: int) -> bool:
         """True if the samples of a step have been taken."""
@@ -120,8 +148,9 @@ class Sampler:
         write_samples(self._folder, lines)
         self._sampled = {line.step for line in lines}
 
-    def _generate(self, model: Any, prompts: Sequence[list[int]]) -> list[list[int]]:
-        """Token ids of the answers to one batch of prompts."""
+    def _generate(self, model: Any, places: range) -> list[list[int]]:
+        """Token ids of the answers to the prompts of one batch."""
+        prompts = [self._prompts[place].input_ids for place in places]
         ends = end_tokens(causal_model(model), self._tokenizer)
         device = next(weights.device for weights in model.parameters() if weights.requires_grad)
         length = max(map(len, prompts))
@@ -132,7 +161,10 @@ class Sampler:
         mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
 
         columns = []
-        for tokens in generate_tokens(model, ids, mask, ends, self._spec.max_tokens, self._spec.temperature):
+        choose = choose_by(
+            self._spec.temperature, [torch.Generator(device).manual_seed(self._seed + place) for place in places]
+        )
+        for tokens in generate_tokens(model, ids, mask, ends, self._spec.max_tokens, choose):
             raise_if_requested()
             columns.append(tokens)
         return [_until_end(row, ends) for row in torch.stack(columns, dim=1).tolist()]
@@ -148,8 +180,26 @@ class Sampler:
         )
 
 
+Choice = Callable[[torch.Tensor], torch.Tensor]
+"""Chooses a token for every row, [B], from its logits, [B, V]."""
+
+
+def choose_by(temperature: float, generators: Sequence[torch.Generator | None]) -> Choice:
+    """Returns the choice of a temperature, by chance from each row's generator; None is the default one. 0 chooses the
+    likeliest token."""
+
+    def draw(logits: torch.Tensor) -> torch.Tensor:
+        if not temperature:
+            return logits.argmax(-1)
+        shares = (logits / temperature).softmax(-1)  # [B, V]
+        drawn = [torch.multinomial(row, 1, generator=own) for row, own in zip(shares, generators, strict=True)]
+        return torch.cat(drawn)
+
+    return draw
+
+
 def generate_tokens(
-    model: Any, ids: torch.Tensor, mask: torch.Tensor, ends: Sequence[int], max_tokens: int, temperature: float
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, ends: Sequence[int], max_tokens: int, choose: Choice
 ) -> Iterator[torch.Tensor]:
     """Yields the next token of every row, [B], until every row has had one of `ends`, at most `max_tokens` times.
 
@@ -166,8 +216,7 @@ def generate_tokens(
         output = causal(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **options
         )
-        logits = output.logits[:, -1].float()  # [B, V]
-        tokens = torch.multinomial((logits / temperature).softmax(-1), 1)[:, 0] if temperature else logits.argmax(-1)
+        tokens = choose(output.logits[:, -1].float())
         yield tokens
 
         ended |= torch.isin(tokens, ending)

@@ -3,12 +3,14 @@
     python -P -m finetune_test_models.ranks.node_pod COMMAND ... [FAULT]
 
 COMMAND: as in the pod's manifest. The names of the pods in TEST_HOSTS (a comma between two) are this machine; a pod
-whose name is not in it has no address. FAULT: a trainer of `run.FAULTS`, for every process of this pod.
+whose name is not in it has no address. FAULT: a trainer of `run.FAULTS`, for every process of this pod, or HangingLoad:
+its first process never gets its base model.
 """
 
 import os
 import socket
 import sys
+import threading
 from typing import Any
 
 resolve = socket.getaddrinfo
@@ -29,7 +31,11 @@ if __name__ == "__main__":
 
     program, command, *faults = sys.argv[1:]
     assert program == "finetune-trainer"
-    if faults:
+    if faults == ["HangingLoad"]:
+        from finetune_trainer import follower
+
+        vars(follower)["load_model"] = lambda *_, **__: threading.Event().wait()
+    elif faults:
         from finetune_test_models.ranks.run import TRAINERS
         from finetune_trainer.stages import training
 

@@ -75,9 +75,13 @@ class NodeJob:
     """Names that DNS knows; None: those of all pods."""
 
     @contextmanager
-    def attempt(self, name: str, indexes: tuple[int, ...] | None = None, fault: str = "") -> Iterator[list[NodePod]]:
-        """Starts the pods of one attempt; kills what is left of them at the end."""
-        pods = [self.start(name, index, fault) for index in (range(self.nodes) if indexes is None else indexes)]
+    def attempt(
+        self, name: str, indexes: tuple[int, ...] | None = None, fault: str = "", fault_at: int | None = None
+    ) -> Iterator[list[NodePod]]:
+        """Starts the pods of one attempt; kills what is left of them at the end. `fault_at`: the only pod with the
+        fault."""
+        chosen = range(self.nodes) if indexes is None else indexes
+        pods = [self.start(name, index, fault if fault_at in (None, index) else "") for index in chosen]
         try:
             yield pods
         finally:

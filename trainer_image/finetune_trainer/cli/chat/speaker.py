@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 
 from finetune_api.failures import FailureReason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.training.samples import generate_tokens
+from finetune_trainer.training.samples import choose_by, generate_tokens
 
 Message = dict[str, str]
 UNFINISHED = "\ufffd"
@@ -47,7 +47,8 @@ class Speaker:
 
         with self.scope():
             mask = torch.ones_like(ids)
-            found = generate_tokens(self.model, ids, mask, self.ends, sampling.max_tokens, sampling.temperature)
+            choose = choose_by(sampling.temperature, [None] * len(ids))
+            found = generate_tokens(self.model, ids, mask, self.ends, sampling.max_tokens, choose)
             for token in found:
                 if int(token) in self.ends:
                     break

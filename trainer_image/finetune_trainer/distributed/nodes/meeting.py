@@ -65,8 +65,12 @@ class Meeting:
         # A connection of its own: that of the run is busy for as long as it waits for something.
         self._signs = _connect(address, store.port)
         self._end = end
+        self.on_stacks: Callable[[], None] = _write_nothing
+        """Has the other processes of this pod write their stacks, once they exist."""
+
         self._closing = threading.Event()
         self._ended: str | None = None
+        self._has_written = False
         self._patience = LOST_SECONDS
         self._seen: dict[int, tuple[int, float]] = {}  # by node: its count of signs, and when that was new
 
@@ -119,8 +123,23 @@ class Meeting:
         """The training is over: no other pod is needed any more."""
         self._closing.set()
 
-    def write_stacks(self) -> None:
-        """Has every pod write the stacks of all its threads into its log."""
+    def arrive(self) -> None:
+        """Says that this pod is about to train. The first one waits for all others, which may load for longer than it:
+        each watches over itself until then."""
+        if not self.place.leads:
+            with suppress(RuntimeError):  # the watch will find that the first pod is gone
+                self._signs.set(f"arrived/{self.place.index}", "1")
+            return
+
+        waited = Waited()
+        while missing := [node for node in self._others if not self.store.check([f"arrived/{node}"])]:
+            names = ", ".join(map(str, missing))
+            waited.say(lambda names=names: f"{self.place} is ready to train and waits for nodes: {names}")  # type: ignore[misc]
+            stop_point()
+            time.sleep(POLL_SECONDS)
+
+    def ask_for_stacks(self) -> None:
+        """Has every other pod write the stacks of all its processes into its log."""
         with suppress(RuntimeError):
             self._signs.set("stacks", "1")
 
@@ -191,8 +210,10 @@ class Meeting:
         if self._signs.check(["ended"]):
             self._ended = self._signs.get("ended").decode()
             return None
-        if self._signs.check(["stacks"]):
+        if not self._has_written and self._signs.check(["stacks"]):
+            self._has_written = True
             faulthandler.dump_traceback(all_threads=True)
+            self.on_stacks()
         if self._is_silent(0):
             return _lost(f"node 0 is gone: it showed no sign of life for {self._patience:.0f} s")
         return None
@@ -227,6 +248,10 @@ def _open(port: int) -> TCPStore:
 
 def _connect(address: str, port: int) -> TCPStore:
     return TCPStore(address, port, is_master=False, timeout=PATIENCE, wait_for_workers=False)
+
+
+def _write_nothing() -> None:
+    """Stands for the processes of a pod that has none but its own."""
 
 
 def _lost(message: str) -> OtherNodeError:
