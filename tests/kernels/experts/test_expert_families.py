@@ -1,61 +1,21 @@
 """Each family's row against transformers: logits of a small random model, and the gradients of adapters on its experts,
 which are added by hand to transformers' own."""
 
-from typing import Any
-
 import pytest
 import torch
-from torch.func import functional_call
 
 from finetune_kernels.experts import replacing
-from finetune_kernels.experts.replacing import expert_modules, replace_experts, stacked_experts, why_not_replaced
+from finetune_kernels.experts.replacing import expert_modules, replace_experts, why_not_replaced
 from finetune_kernels.experts.routers import keep_routers_in_fp32
 from finetune_kernels.planning.expert_families import EXPERT_FAMILIES, ExpertFamily
+from finetune_test_kernels.expert_adapters import adapt, by_hand
 from finetune_test_kernels.tensor_checks import normal, relative_error
 from finetune_test_models.tiny_architectures import tiny_architecture
 
-RANK, SCALE = 4, 2.0
 TOLERANCE = 2e-5  # fp32 through four layers; at most 3e-6 was measured
 IDS = torch.randint(3, 500, (2, 24), generator=torch.Generator().manual_seed(1))
 IN_FULL = ("mixtral", "qwen3_moe", "gpt_oss", "llama4_text", "glm4_moe", "deepseek_v3", "olmoe", "granitemoe")
 """Families whose gradients are compared, too; the others have the same experts."""
-
-
-def parts_of(family: ExpertFamily) -> list[str]:
-    return ["gate_up", "down"] if family.is_interleaved else ["gate", "up", "down"]
-
-
-def adapt(model: Any, family: ExpertFamily) -> dict[str, torch.Tensor]:
-    """Our adapters with random factors, by their names."""
-    for _, experts in stacked_experts(model):
-        experts.add_adapters(parts_of(family), RANK, SCALE)
-    found = {name: value for name, value in model.named_parameters() if ".adapters." in name}
-    for number, value in enumerate(found.values()):
-        value.data = normal(*value.shape, seed=number, device="cpu") / 8
-    return found
-
-
-def by_hand(model: Any, factors: dict[str, torch.Tensor], family: ExpertFamily) -> torch.Tensor:
-    """Logits of transformers' own model whose experts' weights are W + s B A."""
-    changed = {}
-    for path, module in expert_modules(model):
-        half = module.gate_up_proj.shape[1 if not family.is_transposed else 2] // 2
-        for weight in ("gate_up_proj", "down_proj"):
-            whole = getattr(module, weight).detach()
-            whole = whole.transpose(1, 2) if family.is_transposed else whole
-            for part in parts_of(family):
-                if (part == "down") != (weight == "down_proj"):
-                    continue
-                a, b = (factors[f"{path}.adapters.{part}.lora_{side}.default.weight"] for side in "AB")
-                change = SCALE * b @ a
-                if part in ("gate", "up"):
-                    nothing = torch.zeros_like(change)
-                    change = torch.cat([change, nothing] if part == "gate" else [nothing, change], dim=1)
-                    assert change.shape[1] == 2 * half
-                whole = whole + change
-            changed[f"{path}.{weight}"] = whole.transpose(1, 2) if family.is_transposed else whole
-    logits: torch.Tensor = functional_call(model, changed, (), {"input_ids": IDS}).logits
-    return logits
 
 
 @pytest.mark.parametrize("family", EXPERT_FAMILIES, ids=lambda family: family.model_type)
@@ -83,9 +43,8 @@ def test_adapters_train_as_if_they_were_added_to_the_weights(model_type: str) ->
 
     found = ours(input_ids=IDS).logits
     (found * direction).sum().backward()
-    expected = by_hand(
-        plain, copies := {name: value.detach().clone().requires_grad_() for name, value in factors.items()}, family
-    )
+    copies = {name: value.detach().clone().requires_grad_() for name, value in factors.items()}
+    expected = by_hand(plain, copies, family, {"input_ids": IDS})
     (expected * direction).sum().backward()
 
     assert relative_error(found, expected) < TOLERANCE

@@ -58,7 +58,7 @@ def headers() -> list[TensorHeader]:
 
 
 def plan(config: RunConfig) -> PlannedWeights:
-    planned = plan_weights(headers(), config, "qwen3_moe")
+    planned = plan_weights(headers(), config, "qwen3_moe", chosen=8)
     assert planned is not None
     return planned
 
