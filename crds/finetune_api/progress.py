@@ -134,6 +134,9 @@ class Resolved(ApiModel):
     total_parameters: Count | None = None
     """Parameters of base model and adapter."""
 
+    expert_rank: Count | None = None
+    """Rank of the adapters on a mixture's experts; absent if they have none."""
+
     adapted_share: Share | None = None
     """Share of the layers' weights that get an adapter, from 0 to 1; embeddings and head are not counted."""
 

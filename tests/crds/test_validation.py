@@ -122,6 +122,7 @@ INVALID: dict[str, tuple[Manifest, str, str]] = {
         "spec.adapter.targetModules",
         "[all-linear] alone",
     ),
+    "experts of a higher rank": ({"adapter": {"expertRank": 17}}, "spec.adapter.expertRank", "raise rank"),
     "no target modules": ({"adapter": {"targetModules": []}}, "adapter.targetModules", "at least 1"),
     "evaluation steps without held-out rows": (
         {"training": {"evaluationSteps": 5}},

@@ -139,6 +139,7 @@ def _report_adapter(context: RunContext, adapted: AdaptedModel) -> None:
     context.progress.resolve(
         trainable_parameters=adapted.trainable_parameters,
         total_parameters=adapted.total_parameters,
+        expert_rank=adapted.expert_rank,
         adapted_share=round(adapted.coverage.adapted_share, 4),
         quantized_share=round(adapted.coverage.quantized_share, 4),
     )
@@ -189,8 +190,8 @@ def _configure(context: RunContext, loaded: LoadedModel, data: FormattedData, en
 
 def _plan_disk(config: RunConfig, adapted: AdaptedModel, published: PublishedWeights) -> tuple[DiskNeed, ...]:
     """Sizes of what is still to be written, beside the rows."""
-    trained = adapted.trainable_parameters
-    return plan_disk(config, JobSize(adapted.total_parameters - trained, trained, copied_bytes=published.copied_bytes))
+    parameters = adapted.total_parameters - adapted.trainable_parameters
+    return plan_disk(config, JobSize(parameters, adapted.published_parameters, copied_bytes=published.copied_bytes))
 
 
 def _check_disk(context: RunContext) -> None:

@@ -1,5 +1,6 @@
 """The adapter and the training run."""
 
+import math
 from typing import Annotated
 
 from pydantic import Field
@@ -29,8 +30,12 @@ class AdapterSpec(ApiModel):
     rank: Annotated[int, Field(ge=1, le=512)] = 16
     """Rank of the adapter matrices. Default 16; 8 to 64 is usual. A higher rank learns more and needs more memory."""
 
+    expert_rank: Annotated[int, Field(ge=1, le=512)] | None = None
+    """Rank of the adapters on a mixture's experts, at most `rank`; each expert has its own. Default: rank over the
+    experts that a token goes through, rounded up, so that a token passes as much adapter as in a dense model."""
+
     alpha: Annotated[float, Field(gt=0, le=4096)] = 16.0
-    """Numerator of the adapter's scale, which is alpha over rank. Default 16."""
+    """Numerator of the adapter's scale, which is alpha over rank, or over expertRank on experts. Default 16."""
 
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout of the adapter's inputs during training. Default 0, which is fastest."""
@@ -45,7 +50,20 @@ class AdapterSpec(ApiModel):
             holds=lambda spec: ALL_LINEAR not in spec.target_modules or len(spec.target_modules) == 1,
             message="spec.adapter.targetModules: all-linear already names every linear layer: write [all-linear] alone",
         ),
+        Rule(
+            cel="!has(self.expertRank) || self.expertRank <= self.rank",
+            holds=lambda spec: spec.expert_rank is None or spec.expert_rank <= spec.rank,
+            message="spec.adapter.expertRank must not be above spec.adapter.rank: raise rank, or leave expertRank out",
+        ),
     )
+
+    def rank_of_experts(self, chosen: int) -> int:
+        """The rank of adapters on the experts of a mixture in which a token goes through `chosen` experts."""
+        return self.expert_rank or -(-self.rank // max(1, chosen))
+
+    def scale(self, rank: int) -> float:
+        """The factor of B A for an adapter of that rank."""
+        return self.alpha / (math.sqrt(rank) if self.variant is AdapterVariant.RSLORA else rank)
 
 
 class EarlyStoppingSpec(ApiModel):

@@ -49,6 +49,11 @@ def expert_shape(config: Any, *, quantized: bool) -> ExpertShape | None:
     return ExpertShape(experts, chosen, config.hidden_size, wide, shared, quantized)
 
 
+def chosen_experts(config: Any) -> int:
+    """Experts that a token goes through; 0 if a configuration does not say."""
+    return _first(config, _CHOSEN)
+
+
 def has_experts(config: Any) -> bool:
     """True if a configuration names a number of experts."""
     return _first(config, _EXPERTS) > 0

@@ -135,6 +135,8 @@ def test_adapters_have_the_files_names_and_peft_reads_them(
         prefix = f"base_model.model.model.layers.1.{gate}"
         assert file.get_slice(f"{prefix}.lora_A.weight").get_shape() == [4, 64]
         assert file.get_slice(f"{prefix}.lora_B.weight").get_shape()[1] == 4
+        assert not file.get_tensor(f"{prefix}.lora_A.weight")[2:].any(), "a token goes through 2 experts: rank 2 of 4"
+        assert file.get_tensor(f"{prefix}.lora_A.weight")[:2].any(dim=1).all()
     stored = {tensor.name for tensor in open_base_model(base).tensors}
     assert {name.removeprefix("base_model.model.").split(".lora_")[0] + ".weight" for name in names} <= stored
 
@@ -148,7 +150,7 @@ def test_a_part_of_the_experts_can_be_named(
     targets: list[str], tensors: int, run_config: tiny_runs.Builder, texts: list[str], tmp_path: Path
 ) -> None:
     base = make_mixture(tmp_path / "base", "gpt_oss", texts)
-    config = job(run_config, base, adapter={"targetModules": targets})
+    config = job(run_config, base, adapter={"targetModules": targets, "variant": "RSLoRA"})
     model, loaded = trained(base, config)
     saved = save_artifacts(model, loaded, base, config, tmp_path)
     assert saved.failed == ()

@@ -1,6 +1,6 @@
 """GPU memory of mixtures: the parts of the estimate, its remedies, and the shape that the loaded model has."""
 
-import json
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,13 +36,14 @@ QWEN = SimpleNamespace(
 def job(memory: int = 80 * GIB, **sections: dict[str, Any]) -> RunConfig:
     shape: dict[str, dict[str, Any]] = {
         "training": {"batchSize": 1},
-        "adapter": {"rank": 4},
+        "adapter": {"rank": 4, "expertRank": 4},
         "model": {"maxSequenceLength": 2048},
     }
     fields = {name: shape.get(name, {}) | sections.get(name, {}) for name in shape | sections}
     return minimal_run({"name": "card", "memoryBytes": memory}, **fields)
 
 
+@cache
 def headers() -> list[TensorHeader]:
     """The tensors of Qwen3-30B-A3B."""
     shapes = {"model.embed_tokens": (151936, 2048), "lm_head": (151936, 2048)}
@@ -78,6 +79,24 @@ def test_qwen3_30b_on_a_card_of_20_gib() -> None:
     assert sum(parts.values()) == pytest.approx(2 * parts["predicted peak"], abs=0.05)
 
 
+def test_rank_16_fits_20_gib_with_a_rank_of_experts_that_follows_from_it() -> None:
+    """A token goes through 8 experts, so each has an adapter of rank 2."""
+    config = job(20 * GIB, adapter={"rank": 16, "expertRank": None})
+    planned = plan(config)
+    assert planned.expert_rank == 2
+    assert planned.adapter_parameters == 48 * (128 * 3 * 2 * (768 + 2048) + 16 * (2 * 6144 + 2 * 2560))
+    assert planned.published_parameters == 48 * (128 * 3 * 16 * (768 + 2048) + 16 * (2 * 6144 + 2 * 2560))
+    estimate = estimate_mixture(config, QWEN, planned, None)
+    assert estimate is not None
+    assert estimate.peak_bytes < 19 * GIB
+    assert "adapters, on experts of rank 2" in {row.name for row in estimate.plan}
+
+    whole = job(20 * GIB, adapter={"rank": 16, "expertRank": 16})
+    same = estimate_mixture(whole, QWEN, plan(whole), None)
+    assert same is not None
+    assert same.peak_bytes > 26 * GIB
+
+
 def test_a_job_that_asks_for_less_memory_saves_no_activations() -> None:
     fastest, balanced = (
         estimate_mixture(config, QWEN, plan(config), None)
@@ -90,12 +109,12 @@ def test_a_job_that_asks_for_less_memory_saves_no_activations() -> None:
 
 
 def test_a_card_that_is_too_small_is_refused_with_what_makes_it_fit() -> None:
-    config = job(16 * GIB, adapter={"rank": 16})
+    config = job(16 * GIB, adapter={"rank": 16, "expertRank": 16})
     planned = plan(config)
     [finding] = judge_mixture(config, planned, estimate_mixture(config, QWEN, planned, None))
     assert finding.severity == "Error"
     assert "but card has 16.0 GiB" in finding.message
-    assert "a lower spec.adapter.rank (adapters and their optimiser take 8.6 GiB)" in finding.message
+    assert "a lower spec.adapter.expertRank (adapters and their optimiser take 8.6 GiB)" in finding.message
     plenty = job()
     assert judge_mixture(plenty, planned, estimate_mixture(plenty, QWEN, planned, None)) == []
 
@@ -112,9 +131,7 @@ def test_the_engine_plans_with_the_shape_that_preflight_planned_with(
 ) -> None:
     folder = make_mixture(tmp_path, model_type, texts)
     config = job(model={"source": f"file://{folder}"})
-    planned = plan_weights(
-        list_weights_below(folder), config, json.loads((folder / "config.json").read_text())["model_type"]
-    )
+    planned = plan_weights(list_weights_below(folder), config, model_type, chosen=2)
     assert planned is not None
     expected = _shape(config, load_configuration(folder), planned)
     loaded = load_model(folder, config.model, Precision.FP32, gpus=0)

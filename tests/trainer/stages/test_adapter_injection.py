@@ -74,7 +74,7 @@ def job(quantization: Quantization, targets: list[str] | None = None) -> RunConf
 
 def plan(folder: Path, config: RunConfig) -> PlannedWeights:
     model_type = json.loads((folder / "config.json").read_text())["model_type"]
-    planned = plan_weights(list_weights_below(folder), config, model_type)
+    planned = plan_weights(list_weights_below(folder), config, model_type, chosen=2)
     assert planned is not None
     return planned
 
@@ -205,7 +205,9 @@ def test_what_experts_cannot_have_is_refused(
     with pytest.raises(TrainerError, match=message):
         inject_adapter(load(folder, Quantization.NONE), spec, 1)
     model_type = json.loads((folder / "config.json").read_text())["model_type"]
-    planned = plan_weights(list_weights_below(folder), config.model_copy(update={"adapter": spec}), model_type)
+    planned = plan_weights(
+        list_weights_below(folder), config.model_copy(update={"adapter": spec}), model_type, chosen=2
+    )
     assert planned is None, "preflight says it, too"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from speed.ranks import local_rank
-from speed.rows import LINEARS, SEED, Row, working_folder
+from speed.rows import IN_16_BITS, LINEARS, SEED, Row, working_folder
 
 OURS = tuple(
     f"finetune_trainer.{name}"
@@ -139,12 +139,15 @@ def run_config(system: str, row: Row, folder: Path, steps: int) -> Any:
     """Configuration that the operator would hand to the trainer."""
     from finetune_api.run_config import RunConfig
 
+    adapter: dict[str, Any] = {"rank": 16, "alpha": 16}
+    if row.model in IN_16_BITS:
+        adapter["expertRank"] = 16  # as the peers have it there
     return RunConfig.model_validate(
         {
             "apiVersion": "finetune.dev/v1alpha1", "kind": "RunConfig",
             "job": {"namespace": "bench", "name": "bench", "uid": "bench"},
             "model": {"source": f"file://{folder}", "maxSequenceLength": row.length},
-            "dataset": {"source": "file:///none.jsonl", "packing": False}, "adapter": {"rank": 16, "alpha": 16},
+            "dataset": {"source": "file:///none.jsonl", "packing": False}, "adapter": adapter,
             "training": {
                 "maxSteps": steps, "batchSize": row.batch, "gradientAccumulation": row.accumulation,
                 **MODES[system], "checkpointSteps": 100_000, "seed": SEED,

@@ -7,9 +7,12 @@ peft writes adapters on stacked parameters (`target_parameters`), with the outer
     <experts>.base_layer.lora_A.weight [E r, in]     gate and up, row e r + i
     <experts>.base_layer.lora_B.weight [out, r E]    column i E + e
     <experts>.lora_A.weight, <experts>.lora_B.weight the down projection, or the only one that has an adapter
+
+Experts train with a rank of their own, and are published with that of the other layers.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,9 +44,10 @@ def stored_of(model: Any) -> Stored:
 
 
 def published_state(
-    state: Mapping[str, torch.Tensor], stored: Stored, *, swapped: bool = False
+    state: Mapping[str, torch.Tensor], stored: Stored, config: Mapping[str, Any], *, swapped: bool = False
 ) -> dict[str, torch.Tensor]:
-    """The adapter's tensors under the names with which they are published; `swapped`: see `is_swapped`."""
+    """The adapter's tensors under the names with which they are published, all of the rank in peft's `config`;
+    `swapped`: see `is_swapped`."""
     parts = {found["part"] for name in state if (found := _TRAINED.match(name))}
     published: dict[str, torch.Tensor] = {}
     for name, value in state.items():
@@ -53,6 +57,7 @@ def published_state(
             continue
 
         experts, part, side = stored[int(layer[1])], found["part"], found["side"]
+        value = _filled_up(value, side, config)
         if experts.is_stacked:
             inner = ".base_layer" if part != STACKED_PARTS[-1] and len(parts) > 1 else ""
             if swapped:
@@ -64,6 +69,16 @@ def published_state(
             for number, matrix in enumerate(value):
                 published[f"{PREFIX}{experts.module(part, number)}.lora_{side}.weight"] = matrix.contiguous()
     return published
+
+
+def _filled_up(value: torch.Tensor, side: str, config: Mapping[str, Any]) -> torch.Tensor:
+    """A factor [E, r', in] or [E, out, r'] with zeros up to peft's rank r, and in B the ratio of both ranks' scales: it
+    is the same adapter then, without a rank and scale of its own, which serving engines do not read."""
+    rank, own = int(config["r"]), value.shape[1 if side == "A" else 2]
+    if side == "A":
+        return torch.nn.functional.pad(value, (0, 0, 0, rank - own))
+    ratio = rank / own
+    return torch.nn.functional.pad(value * (math.sqrt(ratio) if config.get("use_rslora") else ratio), (0, rank - own))
 
 
 def adapted_parts(model: Any) -> list[str]:
@@ -91,10 +106,10 @@ def publish_experts(folder: Path, model: Any) -> None:
         return
 
     weights = folder / "adapter_model.safetensors"
-    state = published_state(load_file(weights), stored, swapped=is_swapped(model.config.to_dict()))
-    save_file(state, weights, metadata={"format": "pt"})
     path = folder / "adapter_config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    state = published_state(load_file(weights), stored, config, swapped=is_swapped(model.config.to_dict()))
+    save_file(state, weights, metadata={"format": "pt"})
     config |= expert_targets(config, parts, stored)
     path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 

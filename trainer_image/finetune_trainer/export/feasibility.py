@@ -51,7 +51,7 @@ def check_adapter(model: Any, base: BaseModel) -> None:
     """Raise InvalidAdapterError if the adapter of `model`, peft's, as it will be published, has no place in `base`."""
     config, stored = model.peft_config["default"].to_dict(), stored_of(model)
     trained = get_peft_model_state_dict(model, save_embedding_layers=False)
-    state = published_state(trained, stored, swapped=is_swapped(base.config))
+    state = published_state(trained, stored, config, swapped=is_swapped(base.config))
     if parts := adapted_parts(model):
         config |= expert_targets(config, parts, stored)
     check_merge(config, {name: tuple(weights.shape) for name, weights in state.items()}, base)

@@ -30,14 +30,18 @@ class PlannedWeights:
     """Bytes of all weights once they are loaded, adapters included."""
     adapter_parameters: int
     """Parameters that train."""
+    expert_rank: int
+    """Rank of adapters on experts, if there are any."""
+    published_parameters: int
+    """Parameters in the adapter's file, in which adapters on experts are filled up to the rank of the others."""
 
 
 def plan_weights(
-    headers: Iterable[TensorHeader], config: RunConfig, model_type: str | None, *, each: int = 2
+    headers: Iterable[TensorHeader], config: RunConfig, model_type: str | None, *, chosen: int, each: int = 2
 ) -> PlannedWeights | None:
     """The weights of the job; None if its targetModules name layers that the model lacks, which is an error then.
 
-    `each`: bytes of a weight that is not in NF4.
+    `chosen`: experts that a token goes through, 0 for a model without; `each`: bytes of a weight that is not in NF4.
     """
     headers = list(headers)
     nf4 = config.model.quantization is Quantization.NF4
@@ -56,7 +60,8 @@ def plan_weights(
     except TrainerError:
         return None
 
-    trained = _adapter_parameters(weights, adapted, config.adapter.rank)
+    rank, of_experts = config.adapter.rank, config.adapter.rank_of_experts(chosen)
+    trained = _adapter_parameters(weights, adapted, rank, of_experts)
     return PlannedWeights(
         measure_coverage(weights, adapted),
         measure_coverage(weights, all_linear),
@@ -64,6 +69,8 @@ def plan_weights(
         _left_out(weights, adapted, barred),
         _base_bytes(headers, weights, config, each) + ADAPTER_BYTES * trained,
         trained,
+        of_experts,
+        _adapter_parameters(weights, adapted, rank, rank),
     )
 
 
@@ -90,10 +97,10 @@ def _loaded_bytes(header: TensorHeader, quantized: set[str], each: int, *, doubl
     return header.parameters // 2 + (scales + 4 * scales // SCALES_BLOCK if double else 4 * scales)
 
 
-def _adapter_parameters(weights: Iterable[LayerWeight], adapted: set[str], rank: int) -> int:
+def _adapter_parameters(weights: Iterable[LayerWeight], adapted: set[str], rank: int, of_experts: int) -> int:
     # A [r, in] and B [out, r]; of each expert in a stack [E, out, in].
     return sum(
-        rank * sum(weight.shape[-2:]) * math.prod(weight.shape[:-2])
+        (rank if weight.expert_part is None else of_experts) * sum(weight.shape[-2:]) * math.prod(weight.shape[:-2])
         for weight in weights
         if weight.name in adapted and weight.shape is not None
     )

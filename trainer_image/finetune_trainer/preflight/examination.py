@@ -6,6 +6,7 @@ from typing import Any
 from finetune_api.run_config import RunConfig
 from finetune_api.spec.inputs import DatasetSpec
 from finetune_api.vocabulary import Precision
+from finetune_kernels.planning.expert_shape import chosen_experts
 from finetune_trainer.distributed.driver import find_need
 from finetune_trainer.job.machine import free_memory, has_bfloat16
 from finetune_trainer.model.architectures import UNPACKED
@@ -73,7 +74,8 @@ def examine(config: RunConfig, model: ModelFacts | None, data: Data, findings: F
 
     if model is not None and model.weights is not None:
         model_type, each = getattr(model.configuration, "model_type", None), _weight_bytes(config)
-        planned = plan_weights(model.weights, config, model_type, each=each)
+        chosen = chosen_experts(model.configuration)
+        planned = plan_weights(model.weights, config, model_type, chosen=chosen, each=each)
         if planned is not None and "gpu" not in facts:
             facts |= _examine_mixture(model, planned, config, size, findings)
         facts |= _examine_weights(planned, config, findings, is_planned="gpu" in facts) if planned else {}
@@ -83,7 +85,7 @@ def examine(config: RunConfig, model: ModelFacts | None, data: Data, findings: F
         if planned is not None:
             tokens = int(size.tokens / max(1.0, size.epochs)) if size else 0
             findings.found += judge_disk(
-                config, model.weights, planned.adapter_parameters, tokens, _copied_bytes(model)
+                config, model.weights, planned.published_parameters, tokens, _copied_bytes(model)
             )
 
     ordered = sorted(findings.found, key=lambda finding: not finding.location.startswith("spec."))  # fields, then rows

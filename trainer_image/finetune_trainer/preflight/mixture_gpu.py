@@ -58,7 +58,7 @@ def judge_mixture(config: RunConfig, planned: PlannedWeights, estimate: GpuEstim
         f"the run needs {estimate.smallest_bytes / GIBIBYTE:.1f} GiB of GPU memory with every activation recomputed, "
         f"but {estimate.name} has {total / GIBIBYTE:.1f} GiB"
     )
-    ways = [f"a lower spec.adapter.rank (adapters and their optimiser take {format_size(adapters)})"]
+    ways = [f"a lower spec.adapter.expertRank (adapters and their optimiser take {format_size(adapters)})"]
     if config.model.quantization is Quantization.NONE:
         ways.insert(0, "spec.model.quantization: NF4, which takes a quarter of the memory for weights")
     ways += ["a lower spec.model.maxSequenceLength", "a larger GPU"]
@@ -90,7 +90,7 @@ def _rows(shape: ModelShape, planned: PlannedWeights, tokens: int, *, saves: boo
     beside = _beside(shape, tokens, saves=saves)
     found = {
         "weights as loaded": planned.loaded_bytes - adapters,
-        "adapters": adapters,
+        f"adapters, on experts of rank {planned.expert_rank}": adapters,
         "gradients, optimiser, copies": optimizer,
         f"activations, {'saved' if saves else 'recomputed'}, and one layer's work": beside - optimizer,
         "predicted peak": planned.loaded_bytes + beside,

@@ -17,9 +17,11 @@ from finetune_trainer.model.coverage import ENOUGH, Coverage, measure_coverage, 
 from finetune_trainer.model.layer_weights import LayerWeight, is_stack, is_vocabulary, linear_names
 from finetune_trainer.stages.expert_injection import (
     add_expert_adapters,
+    expert_rank,
     expert_weights,
     named_experts,
     peft_without_experts,
+    zeros_when_published,
 )
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,10 @@ class AdaptedModel:
     trainable_parameters: int
     total_parameters: int
     """Parameters of base and adapter, counted as if the base were not quantised."""
+    published_parameters: int
+    """Parameters in the adapter's file, in which adapters on experts are filled up to the rank of the others."""
+    expert_rank: int | None
+    """Rank of adapters on experts; None if they have none."""
     coverage: Coverage
 
 
@@ -65,7 +71,8 @@ def inject_adapter(model: Any, spec: AdapterSpec, seed: int) -> AdaptedModel:
     total += sum(module.parameters_count for _, module in stacked_experts(model))
     coverage = measure_coverage(weights, {*_targeted(adapted), *names})
     _report(coverage, missing_defaults((present - barred) | answers, spec.target_modules))
-    return AdaptedModel(adapted, int(trainable), int(total), coverage)
+    published = int(trainable) + zeros_when_published(model, spec.rank)
+    return AdaptedModel(adapted, int(trainable), int(total), published, expert_rank(model), coverage)
 
 
 def _targeted(adapted: Any) -> list[str]:

@@ -1,7 +1,6 @@
 """Adapters on the experts of a mixture, beside those that peft puts on linear layers."""
 
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,9 +8,9 @@ from typing import Any
 from peft.utils import transformers_weight_conversion
 
 from finetune_api.spec.training import AdapterSpec
-from finetune_api.vocabulary import AdapterVariant
 from finetune_kernels.experts.module import StackedExperts
 from finetune_kernels.experts.replacing import stacked_experts
+from finetune_kernels.planning.expert_shape import chosen_experts
 from finetune_trainer.model.layer_weights import LayerWeight
 
 log = logging.getLogger(__name__)
@@ -41,17 +40,32 @@ def peft_without_experts(*, has_ours: bool) -> Iterator[None]:
 
 def add_expert_adapters(model: Any, spec: AdapterSpec) -> set[str]:
     """Adds the adapters that the job wants on experts; returns the names of the weights that got one."""
-    scale = spec.alpha / (math.sqrt(spec.rank) if spec.variant is AdapterVariant.RSLORA else spec.rank)
-    names = set()
+    rank, names = spec.rank_of_experts(chosen_experts(model.config.get_text_config())), set()
     for path, experts in stacked_experts(model):
         stored: Any = getattr(experts, "stored_experts", None)
         parts = stored.wanted(spec.target_modules) if stored else ()
-        experts.add_adapters(list(parts), spec.rank, scale)
+        experts.add_adapters(list(parts), rank, spec.scale(rank))
         names |= {f"{path}.{part}" for part in parts}
 
+    if names:
+        log.info("adapters on experts have rank %d, the others rank %d", rank, spec.rank)
     if names and spec.dropout:
         log.warning("spec.adapter.dropout: adapters on experts train without dropout, the others with %s", spec.dropout)
     return names
+
+
+def expert_rank(model: Any) -> int | None:
+    """The rank of the adapters on experts; None if they have none."""
+    return next((lora.rank for lora in _loras(model)), None)
+
+
+def zeros_when_published(model: Any, rank: int) -> int:
+    """Zeros with which adapters on experts are filled up to `rank` in the adapter's file."""
+    return sum(factor.numel() // lora.rank * (rank - lora.rank) for lora in _loras(model) for factor in lora.factors)
+
+
+def _loras(model: Any) -> list[Any]:
+    return [lora for _, experts in stacked_experts(model) for lora in experts.adapters.values()]
 
 
 def expert_weights(model: Any) -> list[LayerWeight]:

@@ -85,7 +85,7 @@ def default_coverage(model_type: str) -> Coverage | None:
         TensorHeader(name, "BF16", tuple(weights.shape), "", 0, 2 * weights.numel())
         for name, weights in model.named_parameters()
     ]
-    planned = plan_weights(headers, DEFAULTS, model_type)
+    planned = plan_weights(headers, DEFAULTS, model_type, chosen=0)
     return None if planned is None else planned.coverage
 
 

@@ -23,7 +23,9 @@ def plan(config: RunConfig, **sizes: tuple[int, ...]) -> PlannedWeights:
         TensorHeader(f"model.layers.0.{name}.weight", "BF16", shape, "model.safetensors", 0, 0)
         for name, shape in {"norm": (64,), **sizes}.items()
     ]
-    planned = plan_weights([*headers, TensorHeader("lm_head.weight", "BF16", (999, 64), "x", 0, 0)], config, "llama")
+    planned = plan_weights(
+        [*headers, TensorHeader("lm_head.weight", "BF16", (999, 64), "x", 0, 0)], config, "llama", chosen=0
+    )
     assert planned is not None
     return planned
 
