@@ -106,11 +106,7 @@ INVALID: dict[str, tuple[Manifest, str, str]] = {
         "spec.dataset.subset",
         "only goes with an hf:// source",
     ),
-    "a revision of an S3 model": (
-        {"model": {"source": "s3://bucket/x/", "revision": "main"}},
-        "spec.model.revision",
-        "remove it",
-    ),
+    "an S3 revision": ({"model": {"source": "s3://b/x/", "revision": "main"}}, "spec.model.revision", "remove it"),
     "an unknown field": ({"training": {"learningrate": 1}}, "training.learningrate", ""),
     "a negative batch size": ({"training": {"batchSize": 0}}, "training.batchSize", "greater than or equal to 1"),
     "a dropout of one": ({"adapter": {"dropout": 1}}, "adapter.dropout", "less than 1"),
