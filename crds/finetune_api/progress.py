@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from finetune_api.base import ApiModel, Count, Name, NonNegative, Share, Time
-from finetune_api.vocabulary import Batching, MemoryMode, Stage
+from finetune_api.vocabulary import Batching, MemoryMode, Parallelism, Stage
 
 MAX_BODY_BYTES = 65_536
 AUDIENCE_PREFIX = "finetune.dev/"
@@ -121,6 +121,12 @@ class Resolved(ApiModel):
 
     world_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Processes that train together, one a GPU; absent for one."""
+
+    parallelism: Parallelism | None = None
+    """Placement of the base model on the GPUs, if several processes train: Replicated or Sharded."""
+
+    base_bytes_per_process: Count | None = None
+    """Bytes of the base model that each process keeps, if several train."""
 
     slowest_rank_share: Share | None = None
     """Share of the tokens that the busiest process trains on; the others wait for it. At best 1 / worldSize."""

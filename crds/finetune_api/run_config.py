@@ -29,7 +29,7 @@ TRAINED_BY = ("model", "dataset", "adapter", "training")
 NOT_IN_DIGEST = {
     "model": {"credentials"},
     "dataset": {"credentials"},
-    "training": {"logging_steps", "checkpoint_steps"},
+    "training": {"logging_steps", "checkpoint_steps", "parallelism"},
 }
 REMEMBERED = 256
 """Files that are remembered as written, about 5 kB each: the operator asks for a new job's file several times, and

@@ -185,6 +185,15 @@ class MemoryMode(StrEnum):
     SMALLEST = "Smallest"
 
 
+class Parallelism(StrEnum):
+    """Placement of the frozen base on several GPUs: Replicated keeps all of it on each, Sharded an equal part on each,
+    and Auto shards what does not fit whole."""
+
+    AUTO = "Auto"
+    REPLICATED = "Replicated"
+    SHARDED = "Sharded"
+
+
 class MergedType(StrEnum):
     """Type of the merged weights; None writes none."""
 

@@ -22,6 +22,7 @@ from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.stages.data_formatting import DatasetFiles, FormattedData, format_data
 from finetune_trainer.stages.fetching import describe_inputs, fetch_base, fetch_evaluation, fetch_rows
 from finetune_trainer.stages.model_loading import choose_device, load_model
+from finetune_trainer.stages.placement import settle_parallelism, share_of
 from finetune_trainer.stages.training import Prepared, train
 from finetune_trainer.stages.training_configuration import configure_training
 from finetune_trainer.training.checkpointed_state import CheckpointedState
@@ -75,18 +76,20 @@ class _Part:
             watchdog.start()
 
         base = fetch_base(self.context)
+        config = settle_parallelism(config, base.folder, self.group)
         with OtherRanks.started(config, base.folder, settings.work, self.group, self.fail) as ranks:
-            loaded = load_model(base.folder, config.model, config.training.precision, gpus=config.gpus)
+            share = share_of(config, self.group.first, self.group.size)
+            loaded = load_model(base.folder, config.model, config.training.precision, gpus=config.gpus, share=share)
             model = inject_adapter(loaded.model, config.adapter, config.training.seed).model
 
             source, evaluation = fetch_rows(self.context), fetch_evaluation(self.context)
             files = DatasetFiles(source.files, evaluation.files if evaluation else None)
             data = self._format(loaded, files)
-            engine = prepare_engine(model, loaded, config)
             if watchdog is not None:
                 watchdog.close()
 
             with ranks.joined(data) as world:
+                engine = prepare_engine(model, loaded, config, world)
                 engine.use_world(world)
                 rows = share_rows(world, data, describe_inputs(base, source, evaluation, data))
                 evaluates = rows.evaluation is not None

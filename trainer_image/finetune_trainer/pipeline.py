@@ -12,7 +12,7 @@ from finetune_api.cost.energy import JOULES_PER_WATT_HOUR
 from finetune_api.failures import FailureReason
 from finetune_api.outcome import FailedExport
 from finetune_api.run_config import RunConfig
-from finetune_api.vocabulary import Stage
+from finetune_api.vocabulary import Parallelism, Stage
 from finetune_trainer.artifacts.checkpoints import CheckpointStore, checkpoint_key
 from finetune_trainer.artifacts.manifest import Manifest
 from finetune_trainer.artifacts.store import LocalArtifact, Provenance
@@ -35,7 +35,9 @@ from finetune_trainer.stages.data_formatting import DatasetFiles, FormattedData,
 from finetune_trainer.stages.fetching import describe_inputs, fetch_base, fetch_evaluation, fetch_rows
 from finetune_trainer.stages.judging import Judged, Trained, judge_artifacts
 from finetune_trainer.stages.model_loading import choose_device, load_model
+from finetune_trainer.stages.placement import settle_parallelism, share_of
 from finetune_trainer.stages.saving import check_saving, companions, save_artifacts
+from finetune_trainer.stages.sharded_loading import Share
 from finetune_trainer.stages.training import Prepared, train
 from finetune_trainer.stages.training_configuration import configure_training
 from finetune_trainer.storage.disk_faults import free_disk
@@ -68,16 +70,16 @@ def run(context: RunContext) -> Manifest:
 
 
 def _run_here(context: RunContext, group: Group) -> Manifest:
-    config, settings = context.config, context.settings
     base = fetch_base(context)
-    with OtherRanks.started(config, base.folder, settings.work, group, context.end) as ranks:
-        return _run(context, base, ranks)
+    settled = settle_parallelism(context.config, base.folder, group)
+    with OtherRanks.started(settled, base.folder, context.settings.work, group, context.end) as ranks:
+        return _run(context, base, ranks, share_of(settled, group.first, group.size))
 
 
-def _run(context: RunContext, base: FetchedSource, ranks: OtherRanks) -> Manifest:
-    """Runs rank 0 on a base model that is there."""
+def _run(context: RunContext, base: FetchedSource, ranks: OtherRanks, share: Share | None) -> Manifest:
+    """Runs rank 0 on a base model that is there. `share`: what it keeps of the model, if not all."""
     config, progress, work = context.config, context.progress, context.settings.work
-    loaded = load_model(base.folder, config.model, config.training.precision, gpus=config.gpus)
+    loaded = load_model(base.folder, config.model, config.training.precision, gpus=config.gpus, share=share)
     _report_model(context, base, loaded)
 
     progress.stage(Stage.ADAPTER_INJECTION)
@@ -92,7 +94,6 @@ def _run(context: RunContext, base: FetchedSource, ranks: OtherRanks) -> Manifes
     data = _format(context, loaded, source, evaluation)
 
     progress.stage(Stage.TRAINING_CONFIGURATION)
-    engine = prepare_engine(adapted.model, loaded, config)
     checkpoints = _checkpoint_store(context, base, source, evaluation)
     checkpointed = _checkpointed_state(context, base, loaded, data)
 
@@ -100,6 +101,7 @@ def _run(context: RunContext, base: FetchedSource, ranks: OtherRanks) -> Manifes
 
     sign = find_base_model_sign(base.folder, config.model.source)
     with ranks.joined(data) as world:
+        engine = prepare_engine(adapted.model, loaded, config, world)
         engine.use_world(world)
         rows = share_rows(world, data, describe_inputs(base, source, evaluation, data))
         arguments = _configure(context, loaded, rows, engine)
@@ -132,6 +134,7 @@ def _report_model(context: RunContext, base: FetchedSource, loaded: LoadedModel)
         architecture=loaded.architecture,
         precision=loaded.precision.value,
         device=loaded.device_name,
+        base_bytes_per_process=loaded.base_bytes,
     )
 
 
@@ -182,7 +185,8 @@ def _configure(context: RunContext, loaded: LoadedModel, data: FormattedData, en
     context.progress.resolve(batch_size=engine.batch.size, gradient_accumulation=engine.batch.accumulation)
 
     if not engine.world.is_alone:
-        context.progress.resolve(world_size=engine.world.size)
+        parallelism = Parallelism.REPLICATED if engine.window is None else Parallelism.SHARDED
+        context.progress.resolve(world_size=engine.world.size, parallelism=parallelism)
     seed = context.config.training.seed
     context.progress.resolve(**describe_batching(engine.batching, engine.batch, data.train, seed))
     return arguments

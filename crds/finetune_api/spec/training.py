@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.base import ApiModel, Pattern, Rule
-from finetune_api.vocabulary import AdapterVariant, MemoryMode, Optimizer, Precision, Scheduler
+from finetune_api.vocabulary import AdapterVariant, MemoryMode, Optimizer, Parallelism, Precision, Scheduler
 
 ALL_LINEAR = "all-linear"
 MAX_DEFAULT_WARMUP = 5
@@ -152,6 +152,11 @@ class TrainingSpec(ApiModel):
     """Use of GPU memory: Fastest stores all activations that fit, Balanced stores fewer, Smallest offloads layer inputs
     to host memory. If memory runs out, training continues with the next smaller mode. Default Fastest."""
 
+    parallelism: Parallelism = Parallelism.AUTO
+    """Placement of the base model on several GPUs: Replicated (all of it on each), Sharded (an equal part on each, and
+    each layer gathered while the one before computes) or Auto, which shards a base that does not fit on each. Default
+    Auto. Sharded needs NF4 weights and excludes FP8, DoRA and mixtures of experts. status.resolved shows it."""
+
     logging_steps: Annotated[int, Field(ge=1, le=100_000)] = 1
     """Steps between two loss values in the log and in status.progress. Default 1."""
 
@@ -183,6 +188,11 @@ class TrainingSpec(ApiModel):
             cel="self.precision != 'FP8' || self.memory == 'Fastest'",
             holds=lambda spec: spec.precision is not Precision.FP8 or spec.memory is MemoryMode.FASTEST,
             message="spec.training.precision: FP8 keeps the weights in GPU memory: write memory: Fastest, or BF16",
+        ),
+        Rule(
+            cel="self.precision != 'FP8' || self.parallelism != 'Sharded'",
+            holds=lambda spec: spec.precision is not Precision.FP8 or spec.parallelism is not Parallelism.SHARDED,
+            message="spec.training.parallelism: FP8 keeps all weights on each GPU: write Auto or Replicated, or BF16",
         ),
     )
 

@@ -47,11 +47,13 @@ class MemoryPlan:
     """Bytes of the layers' inputs that wait in host memory between forward and backward."""
     extra_milliseconds: float
     """Milliseconds per micro-batch over a plan that saves and keeps everything."""
+    gathered_bytes: int = 0
+    """Bytes of the layers that are gathered from the ranks at a time; 0 if each rank keeps all weights."""
 
     @property
     def peak_bytes(self) -> int:
         """Predicted peak of allocated memory."""
-        weights = self.base_bytes - self.host_bytes + self.dequantized_bytes
+        weights = self.base_bytes - self.host_bytes + self.dequantized_bytes + self.gathered_bytes
         return weights + self.training_bytes + self.activation_bytes + self.working_bytes
 
     @property
@@ -74,6 +76,7 @@ class MemoryPlan:
             ("mode", self.mode.value),
             ("layers", layers),
             ("weights as loaded, adapters", f"{self.base_bytes / gib:.2f} GiB"),
+            *([("layers gathered from the ranks", f"{self.gathered_bytes / gib:.2f} GiB")] * bool(self.gathered_bytes)),
             ("embedding and head, moved to the host", f"{-self.host_bytes / gib:.2f} GiB"),
             ("weights kept dequantised", f"{self.dequantized_bytes / gib:.2f} GiB"),
             ("gradients, optimiser, copies", f"{self.training_bytes / gib:.2f} GiB"),
@@ -90,10 +93,11 @@ def plan_unfused_layers(shape: ModelShape, tokens: int, *, base_bytes: int, tota
     module."""
     dequantized = shape.linear_parameters * BYTES if shape.quantized else 0
 
-    # From fast to slow: recomputing a layer takes longer than dequantising its weights.
+    # From fast to slow: recomputing a layer takes longer than dequantising its weights. Of a sharded base no rank keeps
+    # them dequantised.
     for save, keep in ((True, True), (True, False), (False, True)):
         need = base_bytes + (dequantized if keep else 0) + unfused_bytes(shape, tokens, saves=save)
-        if need <= MARGIN * total_bytes:
+        if need <= MARGIN * total_bytes and not (keep and shape.gathered_bytes):
             return save, keep
     return False, False
 
@@ -113,7 +117,7 @@ def unfused_bytes(shape: ModelShape, tokens: int, *, saves: bool) -> int:
     # Recomputing, autograd saves each layer's input, and one layer at a time is whole.
     layer = tokens * width * BYTES
     kept = layer * shape.layers if saves else layer + tokens * shape.hidden * BYTES * shape.layers
-    return shape.adapter_parameters * 7 + kept + working
+    return shape.adapter_parameters * 7 + kept + working + shape.gathered_bytes
 
 
 class _Workload(NamedTuple):
@@ -134,12 +138,13 @@ def plan_memory(
     if mode is MemoryMode.SMALLEST:
         return _plan_smallest(work, host_room)
 
-    # Balanced never saves gate and up, and never keeps weights dequantised.
+    # Balanced never saves gate and up, and never keeps weights dequantised; of a sharded base no rank could.
     fastest = mode is MemoryMode.FASTEST
     best = ActivationPolicy.SAVE_ALL if fastest else ActivationPolicy.RECOMPUTE_MLP
+    may_keep = fastest and shape.quantized and not shape.gathered_bytes
     candidates = [
         _predict(work, mode, policies, keep_dequantized=keep)
-        for keep in ((True, False) if fastest and shape.quantized else (False,))
+        for keep in ((True, False) if may_keep else (False,))
         for policies in _mixtures(layers, best)
     ]
 
@@ -222,4 +227,5 @@ def _predict(
         budget_bytes=int(MARGIN * total_bytes),
         input_bytes=policies.count(ActivationPolicy.OFFLOAD) * tokens * shape.hidden * BYTES,
         extra_milliseconds=1e3 * (dequantizing + recomputing),
+        gathered_bytes=shape.gathered_bytes,
     )

@@ -8,7 +8,7 @@ configuration, of which only numbers are read).
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from finetune_kernels.planning.activation_policy import ActivationPolicy
@@ -23,6 +23,8 @@ BYTES = 2
 NF4_BLOCK, SCALES_BLOCK = 64, 256
 """NF4 weights per scale; scales per scale of their own (double quantisation)."""
 ADAPTER_BYTES = 4
+WHOLE_LAYERS = 2
+"""Layers that are whole at a time if each rank keeps a part of the base: one computes, one is gathered."""
 _LLAMA = Family("", "")
 """Row of a family without one: its layers are taken to have Llama's projections."""
 
@@ -58,6 +60,8 @@ class ModelShape:
     experts: ExpertShape | None = None
     """The experts of a mixture; `feed_forward` is the shared experts' then, and `linear_parameters` are without
     experts."""
+    gathered_bytes: int = 0
+    """Bytes of the layers that are whole at a time, if each rank keeps a part of the base; 0 if it keeps all."""
 
     @property
     def attention_width(self) -> int:
@@ -197,15 +201,24 @@ def loaded_bytes(config: Any, shape: ModelShape, *, double_quantized: bool) -> i
     family = family_of_config(config) or _LLAMA
     norms = len(family.pre_norms) + len(family.post_norms)
     others = _vocabulary_bytes(config, shape) + (norms * shape.layers + 1) * shape.hidden * BYTES
-    linears = shape.linear_parameters * BYTES
+    return linear_bytes(shape, double_quantized=double_quantized) + others + shape.adapter_parameters * ADAPTER_BYTES
 
-    if shape.quantized:
-        scales = shape.linear_parameters // NF4_BLOCK
-        linears = shape.linear_parameters // 2 + (
-            scales + 4 * scales // SCALES_BLOCK if double_quantized else 4 * scales
-        )
 
-    return linears + others + shape.adapter_parameters * ADAPTER_BYTES
+def linear_bytes(shape: ModelShape, *, double_quantized: bool) -> int:
+    """Bytes of the linear layers' weights as loaded."""
+    if not shape.quantized:
+        return shape.linear_parameters * BYTES
+
+    scales = shape.linear_parameters // NF4_BLOCK
+    return shape.linear_parameters // 2 + (scales + 4 * scales // SCALES_BLOCK if double_quantized else 4 * scales)
+
+
+def share_out(shape: ModelShape, loaded: int, ranks: int, *, double_quantized: bool) -> tuple[ModelShape, int]:
+    """Returns the shape and the bytes of a rank that keeps one of `ranks` parts of the linear layers' weights.
+    `loaded`: bytes of the whole model."""
+    whole = linear_bytes(shape, double_quantized=double_quantized)
+    gathered = WHOLE_LAYERS * whole // shape.layers
+    return replace(shape, gathered_bytes=gathered), loaded - whole + whole // ranks
 
 
 def _vocabulary_bytes(config: Any, shape: ModelShape) -> int:

@@ -15,5 +15,6 @@ loss_curve    losses of one run with and without our kernels
 results       results.csv: reading, writing, newest runs
 report        tables on the terminal
 chart         writes docs/speed.svg, docs/benchmarks.md and README.md's figures
+several/      training on several GPUs, for several_gpus.py
 charts/       the chart and the tables themselves
 """

@@ -101,6 +101,12 @@ SHAPES: dict[str, dict[str, Any]] = {
         "model_type": "granite", "hidden_size": 4096, "intermediate_size": 12800, "num_hidden_layers": 40,
         "vocab_size": 49155, "tie_word_embeddings": True, "embedding_multiplier": 12.0, "logits_scaling": 16.0,
         "residual_multiplier": 0.22, "attention_multiplier": 0.0078125},
+    "llama-70b": {
+        "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256, "rope_theta": 500000.0},
+    "tiny": {
+        "model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512, "rope_theta": 500000.0},
     # The sizes of these three are those that transformers' configuration has by itself.
     "ministral3-8b": {"model_type": "ministral3", "max_position_embeddings": 262144},
     "gemma4": {"model_type": "gemma4_text"},

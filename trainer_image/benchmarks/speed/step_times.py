@@ -16,6 +16,10 @@ def make_watch() -> Any:
     import torch
     from transformers import TrainerCallback
 
+    def settle() -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
     class Watch(TrainerCallback):
         def __init__(self) -> None:
             self.ends: list[float] = []
@@ -23,12 +27,12 @@ def make_watch() -> Any:
 
         def on_step_begin(self, *arguments: Any, **options: Any) -> None:
             if not self.ends:
-                torch.cuda.synchronize()
+                settle()
                 self.ends.append(time.perf_counter())
 
         def on_step_end(self, *arguments: Any, **options: Any) -> None:
             self.launched.append(time.perf_counter() - self.ends[-1])
-            torch.cuda.synchronize()
+            settle()
             self.ends.append(time.perf_counter())
 
     return Watch()

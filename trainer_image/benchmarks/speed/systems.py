@@ -159,8 +159,8 @@ def run_config(system: str, row: Row, folder: Path, steps: int) -> Any:
     )  # fmt: skip
 
 
-def our_trainer(model: Any, loaded: Any, engine: Any, config: Any, data: Any) -> Any:
-    """QloraTrainer for `data`; `planned` is the plan's peak in bytes."""
+def our_trainer(model: Any, loaded: Any, engine: Any, config: Any, data: Any, output: Path | None = None) -> Any:
+    """QloraTrainer for `data`, which writes to `output`; `planned` is the plan's peak in bytes."""
     from finetune_trainer.job.progress_tracker import ProgressTracker
     from finetune_trainer.job.stop_signal import StopSignal
     from finetune_trainer.stages.training_configuration import configure_training
@@ -168,7 +168,7 @@ def our_trainer(model: Any, loaded: Any, engine: Any, config: Any, data: Any) ->
     from finetune_trainer.training.checkpointed_state import CheckpointedState
     from finetune_trainer.training.qlora_trainer import QloraTrainer
 
-    arguments = configure_training(config, loaded, working_folder() / "out", engine, evaluates=False)
+    arguments = configure_training(config, loaded, output or working_folder() / "out", engine, evaluates=False)
     callback = RunCallback(ProgressTracker(), None, StopSignal(), CheckpointedState(), engine)
     trainer: Any = QloraTrainer(
         model=model, engine=engine, args=arguments, callback=callback, train_dataset=data,

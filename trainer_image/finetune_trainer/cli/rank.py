@@ -51,6 +51,7 @@ def train_along(task: RankTask) -> None:
     """Does stages 1 to 5 of the run as rank 0 does them, without fetching, reporting or storing anything."""
     from finetune_trainer.stages.adapter_injection import inject_adapter
     from finetune_trainer.stages.model_loading import load_model
+    from finetune_trainer.stages.placement import share_of
     from finetune_trainer.stages.training import Prepared, train
     from finetune_trainer.stages.training_configuration import configure_training
     from finetune_trainer.training.checkpointed_state import CheckpointedState
@@ -58,16 +59,17 @@ def train_along(task: RankTask) -> None:
 
     config, store = task.config, connect(task)
     training = config.training
-    loaded = load_model(task.base_model, config.model, training.precision, gpus=config.gpus)
+    share = share_of(config, task.rank, task.size)
+    loaded = load_model(task.base_model, config.model, training.precision, gpus=config.gpus, share=share)
     model = inject_adapter(loaded.model, config.adapter, training.seed).model
-    engine = prepare_engine(model, loaded, config)
 
     await_ready(store)
     # A stop is begun by the pod's first rank.
     with finishing(), joined_store(store, task.rank, task.size, task.nodes) as world:
         own = pickle.loads(task.rows_file.read_bytes()) if task.nodes > 1 else None  # noqa: S301 (the pod's own file)
-        data: FormattedData = share_rows(world, own, None)
+        engine = prepare_engine(model, loaded, config, world)
         engine.use_world(world)
+        data: FormattedData = share_rows(world, own, None)
         evaluates = data.evaluation is not None
         arguments = configure_training(config, loaded, task.work / "trl", engine, evaluates=evaluates)
 

@@ -2,6 +2,7 @@
 
 world.py        this process among the others, and what they exchange
 shares.py       the rows of a step that each process takes (pure)
+passes_together.py  forward passes in numbers of each rank's own, over a base of which every rank keeps a part
 cards.py        the GPU of a process, chosen before CUDA starts
 driver.py       NVIDIA's driver of the node, against what this installation needs
 other_ranks.py  starts the other processes of a run, and ends with the first that fails

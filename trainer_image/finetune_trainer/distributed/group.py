@@ -1,6 +1,7 @@
 """The processes of one pod among those of the whole run, and the store at which all of them meet."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from torch._C._distributed_c10d import TCPStore
 
@@ -44,3 +45,13 @@ class Group:
     def address(self) -> str:
         """Address of the store for the processes of this pod."""
         return self.meeting.address if self.meeting else LOCALHOST
+
+    def agrees_on(self, name: str, own: bool) -> bool:
+        """True if any pod says so; waits for all of them. `name`: of the question, which is asked once."""
+        if self.meeting is None:
+            return own
+
+        keys = [f"{name}/{index}" for index in range(self.nodes)]
+        self.meeting.store.set(keys[self.meeting.place.index], str(int(own)))
+        self.meeting.store.wait(keys, timedelta(days=365))
+        return any(self.meeting.store.get(key) == b"1" for key in keys)

@@ -38,3 +38,9 @@ def share_length(rows: int, step: int, rank: int, processes: int) -> int:
     """Returns the number of rows that `share_of` yields."""
     whole, last = divmod(rows, step)
     return whole * (step // processes) + (max(1, len(range(rank, last, processes))) if last else 0)
+
+
+def evaluation_share(rows: int, rank: int, processes: int) -> Iterator[int]:
+    """Yields the rows of `rank` out of `rows` to evaluate on: as many on every rank, with FILLER for a missing one."""
+    for first in range(0, rows, processes):
+        yield first + rank if first + rank < rows else FILLER

@@ -14,14 +14,14 @@ from typing import Any
 from finetune_api.failures import FailureReason
 from finetune_api.gpus import COUNT_LABEL
 from finetune_api.run_config import RunConfig
-from finetune_api.vocabulary import AdapterVariant, MemoryMode, Precision, Quantization
+from finetune_api.vocabulary import AdapterVariant, Precision, Quantization
 from finetune_kernels.planning.fused_support import why_not_described
-from finetune_kernels.planning.memory_plan import MARGIN, UNLIMITED, MemoryPlan, plan_memory
-from finetune_kernels.planning.micro_batch import MicroBatch, choose_micro_batch
-from finetune_kernels.planning.model_shape import ModelShape, loaded_bytes, shape_from_config
+from finetune_kernels.planning.memory_plan import MARGIN, UNLIMITED, MemoryPlan
+from finetune_kernels.planning.model_shape import ModelShape
 from finetune_trainer.distributed.driver import CudaNeed, describe_need
-from finetune_trainer.distributed.shares import split_batch
 from finetune_trainer.job.machine import HOST_MARGIN, PROCESS_BYTES, host_room
+from finetune_trainer.preflight.memory.parallelism import choose_parallelism
+from finetune_trainer.preflight.memory.plans import Plans, max_length_of, rows_of
 from finetune_trainer.preflight.report import Finding, GpuEstimate, PlanRow
 from finetune_trainer.preflight.steps import TrainingSize
 from finetune_trainer.storage.sizes import GIBIBYTE
@@ -42,12 +42,15 @@ def estimate_gpu(config: RunConfig, model: Any, size: TrainingSize | None) -> Gp
     None if the job names no GPU, or if the plan does not know the model's layers.
     """
     gpu = config.gpu
-    plans = _Plans.of(config, model)
-    if gpu is None or plans is None:
+    if gpu is None:
+        return None
+    parallelism = choose_parallelism(config, model, gpu.memory_bytes, size)
+    plans = Plans.of(config, model, parallelism)
+    if plans is None:
         return None
 
     # Tokens of the largest micro-batch that can occur.
-    tokens = _rows(config, plans, gpu.memory_bytes or UNLIMITED) * _max_length(config, size)
+    tokens = rows_of(config, plans, gpu.memory_bytes or UNLIMITED) * max_length_of(config, size)
     smallest = plans.smallest(tokens)
     plan = plans.at(tokens, config.training.memory, gpu.memory_bytes or UNLIMITED)
     speed = _tokens_per_second(plans.shape, plan, config.model.max_sequence_length, gpu.teraflops)
@@ -58,6 +61,7 @@ def estimate_gpu(config: RunConfig, model: Any, size: TrainingSize | None) -> Gp
     return GpuEstimate(
         name=gpu.name,
         gpus=config.processes,
+        parallelism=parallelism,
         memory_bytes=gpu.memory_bytes,
         mode=plan.mode,
         peak_bytes=plan.peak_bytes,
@@ -82,13 +86,13 @@ def judge_gpu(config: RunConfig, model: Any, size: TrainingSize | None, estimate
         message = f"layers are not fused ({reason}), so the run needs more memory and time than estimated"
         found.append(Finding.warning(BATCH_SIZE, message))
 
-    total, plans = estimate.memory_bytes, _Plans.of(config, model)
+    total, plans = estimate.memory_bytes, Plans.of(config, model, estimate.parallelism)
     if total is None or plans is None:
         return found
 
     need, has = _gib(estimate.smallest_bytes), _gib(total)
     if estimate.smallest_bytes > total:
-        ways = _remedies(config, plans, _max_length(config, size), total)
+        ways = _remedies(config, plans, max_length_of(config, size), total)
         smallest = "even with spec.training.memory: Smallest"
         message = f"the run needs {need} of GPU memory {smallest}, but {estimate.name} has {has}"
         changes = f"; any of these makes it fit: {'; or '.join(ways)}" if ways else ""
@@ -123,45 +127,11 @@ def judge_driver(config: RunConfig, need: CudaNeed | None) -> list[Finding]:
     return [Finding.error("spec.resources.nodeSelector", message, FailureReason.DRIVER_TOO_OLD)]
 
 
-class _Plans:
-    """Memory plans of one model."""
-
-    def __init__(self, config: RunConfig, model: Any, shape: ModelShape) -> None:
-        self.shape = shape
-        self._base = loaded_bytes(model, shape, double_quantized=config.model.double_quantization)
-        self._room = host_room(config.memory_bytes, max(1, config.gpus), PROCESS_BYTES)
-
-    @classmethod
-    def of(cls, config: RunConfig, model: Any) -> "_Plans | None":
-        """The plans for a job; None for a model whose layers the plan does not know."""
-        quantized = config.model.quantization is Quantization.NF4
-        adapter = config.adapter
-        shape = shape_from_config(
-            model,
-            adapter.target_modules,
-            adapter.rank,
-            quantized=quantized,
-            dropout=adapter.dropout > 0,
-            magnitudes=adapter.variant is AdapterVariant.DORA,
-        )
-        return cls(config, model, shape) if shape else None
-
-    def at(self, tokens: int, mode: MemoryMode, total: int, room: int | None = None) -> MemoryPlan:
-        """The plan for micro-batches of `tokens` tokens on a GPU of `total` bytes. `room`: host memory that it may
-        pin; None for that of the job's pod."""
-        room = self._room if room is None else room
-        return plan_memory(self.shape, tokens, base_bytes=self._base, total_bytes=total, mode=mode, host_room=room)
-
-    def smallest(self, tokens: int, total: int = UNLIMITED, room: int | None = None) -> MemoryPlan:
-        """The plan that needs the least memory of the GPU."""
-        return self.at(tokens, MemoryMode.SMALLEST, total, room)
-
-
-def _remedies(config: RunConfig, plans: _Plans, max_length: int, total: int) -> list[str]:
+def _remedies(config: RunConfig, plans: Plans, max_length: int, total: int) -> list[str]:
     """Each change that makes the job fit, the gentlest first; a larger GPU if none does."""
-    batch = _rows(config, plans, total)
+    batch = rows_of(config, plans, total)
 
-    def max_rows() -> int | None:
+    def maxrows_of() -> int | None:
         return _largest(1, batch - 1, lambda rows: plans.smallest(rows * max_length, total).fits)
 
     def max_tokens(rows: int) -> int | None:
@@ -171,7 +141,7 @@ def _remedies(config: RunConfig, plans: _Plans, max_length: int, total: int) -> 
 
     memory = _host_memory(config, plans, batch * max_length, total)
     ways = [memory] if memory else []
-    if rows := max_rows():
+    if rows := maxrows_of():
         sequences = config.training.sequences_per_step()
         same = (
             f" (with gradientAccumulation: {sequences // rows} a step stays the same)" if sequences % rows == 0 else ""
@@ -190,7 +160,7 @@ def _remedies(config: RunConfig, plans: _Plans, max_length: int, total: int) -> 
     return ways or [f"a GPU with at least {_gib(int(needed))}"]
 
 
-def _host_memory(config: RunConfig, plans: _Plans, tokens: int, total: int) -> str | None:
+def _host_memory(config: RunConfig, plans: Plans, tokens: int, total: int) -> str | None:
     """The least host memory with which the job fits, if that is what it lacks."""
     processes, has = max(1, config.gpus), config.memory_bytes
     everything = plans.smallest(tokens, total, UNLIMITED)
@@ -220,28 +190,6 @@ def _largest(low: int, high: int, holds: Callable[[int], bool]) -> int | None:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if holds(middle) else (low, middle - 1)
     return low
-
-
-def _rows(config: RunConfig, plans: _Plans, total: int) -> int:
-    """Sequences in one micro-batch; if the job leaves them open, the plan's choice."""
-    training, length = config.training, config.model.max_sequence_length
-    if training.batch_size is not None:
-        batch = MicroBatch(training.batch_size, training.gradient_accumulation)
-    else:
-        batch = choose_micro_batch(
-            plans.shape,
-            training.sequences_per_step(),
-            length,
-            training.memory,
-            lambda tokens: plans.at(tokens, training.memory, total),
-        )
-    return split_batch(batch, config.processes).size
-
-
-def _max_length(config: RunConfig, size: TrainingSize | None) -> int:
-    """Tokens of the longest sequence that can occur."""
-    limit = config.model.max_sequence_length
-    return min(limit, size.longest_sequence) if size else limit
 
 
 def _tokens_per_second(shape: ModelShape, plan: MemoryPlan, length: int, teraflops: float | None) -> float | None:

@@ -7,7 +7,7 @@ from pydantic import Field
 from finetune_api.base import ApiModel
 from finetune_api.failures import ExitCode, FailureReason, ends_the_job, exit_code_of
 from finetune_api.run_config import GpuHourPrice
-from finetune_api.vocabulary import DatasetFormat, MemoryMode
+from finetune_api.vocabulary import DatasetFormat, MemoryMode, Parallelism
 
 
 class Severity(StrEnum):
@@ -127,6 +127,9 @@ class GpuEstimate(ApiModel):
 
     gpus: int = 1
     """GPUs that train together, each with the memory of the plan."""
+
+    parallelism: Parallelism = Parallelism.REPLICATED
+    """Whether each of them keeps the whole base model."""
 
     hours: float | None = None
     """Hours of training on all of them, without loading, export and upload."""

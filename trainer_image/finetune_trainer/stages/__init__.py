@@ -1,6 +1,7 @@
 """The six stages of the workflow, in the order in which pipeline.py calls them, and the judging of what they made.
 
 model_loading.py            1: the base model, frozen, in 4 or 16 bits, and its tokenizer
+sharded_loading.py          a base of which each rank keeps a part, shared out layer by layer while it is loaded
 expert_loading.py           experts of a mixture in NF4, quantised while they are loaded
 adapter_injection.py        2: the LoRA adapter, whose parameters are the only ones that train
 expert_injection.py         adapters on experts, beside peft's
@@ -8,6 +9,7 @@ data_formatting.py          3: raw rows to token ids and labels, in one streamin
 training_configuration.py   4: the job's training section as TRL's configuration
 training.py                 5: the training loop: resume, train, stop in order, evaluate
 saving.py                   6: adapter, merged weights and GGUF files, ready to publish
+placement.py                the base whole on each GPU or a part on each, settled before it is loaded
 fetching.py                 the sources, as every pod of a run fetches them
 judging.py                  the loss of each of these files, beside those of the base and of the trained model
 """

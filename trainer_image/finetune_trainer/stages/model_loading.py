@@ -5,6 +5,7 @@ Only safetensors weights and architectures of transformers itself are loaded; a 
 
 import logging
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from finetune_trainer.model.description import check_architecture, first_line, l
 from finetune_trainer.model.published_weights import published_below
 from finetune_trainer.model.safetensors_header import TensorHeader
 from finetune_trainer.stages.expert_loading import adopt_experts, quantization_config
+from finetune_trainer.stages.sharded_loading import Share, sharing_out
 from finetune_trainer.training.loaded_model import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -36,8 +38,11 @@ AMPERE = (8, 0)  # compute capability; older GPUs have no bfloat16 units
 DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
 
 
-def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int) -> LoadedModel:
-    """Loads model and tokenizer from `folder`, on the CPU if `gpus` is 0.
+def load_model(
+    folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int, share: Share | None = None
+) -> LoadedModel:
+    """Loads model and tokenizer from `folder`, on the CPU if `gpus` is 0. `share`: this rank's part of the layers'
+    weights, if it is to keep a part only.
 
     Raises TrainerError (UnsupportedArchitecture, UnsafeModel, InvalidConfiguration, ...).
     """
@@ -56,10 +61,11 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
 
     try:
         quantization = _quantization_config(folder, spec, compute)
-        if published.is_plain:
-            model, missing = _load_folder(folder, device, compute, quantization)
-        else:
-            model, missing = load_causal_model(open_base_model(folder), device, compute, quantization)
+        with sharing_out(share) if share else nullcontext() as shared:
+            if published.is_plain:
+                model, missing = _load_folder(folder, device, compute, quantization)
+            else:
+                model, missing = load_causal_model(open_base_model(folder), device, compute, quantization)
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):  # a RuntimeError, with a reason of its own
             raise
@@ -74,9 +80,9 @@ def load_model(folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     model.config.tie_word_embeddings = head is not None and head.weight is embedding.weight
     _keep_trainable_layout(model)
-    if device.type == "cpu":
+    if device.type == "cpu" and shared is None:
         _check_dequantisation(model)
-    return LoadedModel(model, tokenizer, architecture, resolved, device)
+    return LoadedModel(model, tokenizer, architecture, resolved, device, shared.window(model) if shared else None)
 
 
 def _load_folder(

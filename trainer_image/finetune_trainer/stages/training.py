@@ -27,8 +27,8 @@ from finetune_trainer.training.divergence.checkpoint_content import STATE_NAME, 
 from finetune_trainer.training.divergence.loss_history import LossHistory
 from finetune_trainer.training.divergence.trained_adapter import check_trained_adapter
 from finetune_trainer.training.engine import Engine
-from finetune_trainer.training.outcome import TrainingOutcome, summarise_training
-from finetune_trainer.training.qlora_trainer import QloraTrainer, is_evaluated
+from finetune_trainer.training.outcome import TrainingOutcome, is_evaluated, summarise_training
+from finetune_trainer.training.qlora_trainer import QloraTrainer
 
 log = logging.getLogger(__name__)
 

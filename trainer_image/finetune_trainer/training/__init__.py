@@ -11,6 +11,7 @@ collator.py             rows of a micro-batch laid end to end with document boun
 losses.py               next-token loss on supervised tokens in plain PyTorch
 fp8_gate.py             the decision for or against FP8, by the loss of the first batch
 gradients.py            gradients of the adapters: cleared quickly, and restored after half a pass
+memory/                 memory that every rank has, and passes for which it runs out
 optimizer.py            our 8-bit AdamW and our learning rate's schedule, in place of those that the configuration names
 loaded_model.py         the base model as stage 1 loaded it
 outcome.py              the result of training, summarised from TRL's log

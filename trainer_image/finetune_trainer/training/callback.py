@@ -15,7 +15,8 @@ from finetune_trainer.distributed.world import ANOTHER_RANK
 from finetune_trainer.errors import InterruptedRunError, TrainerError
 from finetune_trainer.job.progress_tracker import ProgressTracker, Speed
 from finetune_trainer.job.stop_signal import StopSignal
-from finetune_trainer.stopping import raise_if_requested, request_stop
+from finetune_trainer.signs_of_life import beat
+from finetune_trainer.stopping import is_requested, raise_if_requested, request_stop
 from finetune_trainer.training.checkpointed_state import CheckpointedState
 from finetune_trainer.training.divergence.checkpoint_files import find_non_finite
 from finetune_trainer.training.divergence.step_watch import StepWatch
@@ -125,7 +126,19 @@ class RunCallback(TrainerCallback):
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ends an evaluation between two batches. Raises InterruptedRunError if the run is asked to stop."""
-        raise_if_requested()
+        if self._engine.window is None:
+            raise_if_requested()
+
+    def stop_together(self) -> None:
+        """Ends an evaluation before a batch that all ranks have to make. Raises InterruptedRunError on all of them if
+        one is asked to stop."""
+        if self._engine.window is None:
+            return
+
+        beat()
+        if any(stops for (stops,) in self._engine.world.gather_numbers(is_requested())):
+            request_stop(ANOTHER_RANK)
+            raise_if_requested()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Reports losses. Raises TrainerError (NonFiniteLoss) for one that is no number."""

@@ -39,7 +39,7 @@ class CheckpointedState:
 
         limit = config.model.max_sequence_length
         prompts = build_prompts(training.samples, tokenizer, evaluation, limit, loaded.embedding_rows)
-        sampler = Sampler(prompts, training.samples, tokenizer, training.seed, work / "samples")
+        sampler = Sampler(prompts, training.samples, tokenizer, training.seed, work / "samples", loaded.window)
         return cls(best, sampler, training.evaluation_steps)
 
     @property

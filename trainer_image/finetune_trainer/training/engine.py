@@ -8,7 +8,8 @@ import gc
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,17 +31,19 @@ from finetune_kernels.planning.micro_batch import (
     largest_without_recompute,
 )
 from finetune_kernels.planning.model_shape import ModelShape, ParameterCounts, build_shape
+from finetune_kernels.sharding.layer_window import LayerWindow
 from finetune_trainer.distributed.shares import split_batch
 from finetune_trainer.distributed.world import ALONE, World
-from finetune_trainer.job.machine import free_memory, host_room
 from finetune_trainer.training.batching.isolation import PACKED, BatchingChoice, choose_batching
 from finetune_trainer.training.batching.trial import try_step
 from finetune_trainer.training.fp8_gate import Fp8Decision, decide_fp8
 from finetune_trainer.training.loaded_model import LoadedModel
 from finetune_trainer.training.losses import supervised_loss
+from finetune_trainer.training.memory.room import Room
 
 log = logging.getLogger(__name__)
 NO_ROOM = "the memory plan keeps no dequantised weights in GPU memory, and FP8 needs them there"
+SHARDED = "each GPU keeps a part of the weights only, and FP8 needs all of them there"
 OTHERS_REFUSE = "another rank's first batch loses too much in FP8, or it has no room for it"
 Loss = Callable[[Any, Mapping[str, Any], torch.Tensor, torch.Tensor, torch.Tensor | int | None], torch.Tensor]
 """(model, inputs, labels, positions, num_items) -> scalar; see losses.supervised_loss."""
@@ -67,6 +70,8 @@ class Engine:
     """Arrangement of a micro-batch's documents in which none sees another."""
     fallbacks: list[MemoryFallback] = field(default_factory=list, init=False)
     """Each time that memory ran out and a smaller plan took over."""
+    window: LayerWindow | None = None
+    """The layers' weights, if each rank keeps a part of them; then all ranks have to make the same passes."""
     world: World = field(default=ALONE, init=False)
     """The processes that train together; `batch` is this one's part of a step."""
 
@@ -148,18 +153,20 @@ def describe_plan(plan: MemoryPlan) -> str:
     return "\n".join(f"  {name:<30} {value}" for name, value in plan.rows())
 
 
-def prepare_engine(model: Any, loaded: LoadedModel, config: RunConfig) -> Engine:
+def prepare_engine(model: Any, loaded: LoadedModel, config: RunConfig, world: World = ALONE) -> Engine:
     """Chooses the engine of a run, puts its kernels into `model`, a peft model, and finds how to keep documents apart.
 
-    Raises TrainerError (UnsupportedArchitecture) for a model that cannot be trained.
+    `world`: the processes that train together, which all make the same choices. Raises TrainerError
+    (UnsupportedArchitecture) for a model that cannot be trained.
     """
-    engine = _choose_engine(model, loaded, config)
+    engine = _choose_engine(model, loaded, config, world)
+    engine.window = loaded.window
     engine.use_batching(choose_batching(model, loaded))
     try_step(model, loaded, engine.loss, engine.batching.kind)
     return engine
 
 
-def _choose_engine(model: Any, loaded: LoadedModel, config: RunConfig) -> Engine:
+def _choose_engine(model: Any, loaded: LoadedModel, config: RunConfig, world: World) -> Engine:
     training = config.training
     written = MicroBatch(training.batch_size, training.gradient_accumulation) if training.batch_size else None
 
@@ -173,14 +180,15 @@ def _choose_engine(model: Any, loaded: LoadedModel, config: RunConfig) -> Engine
     if loss is supervised_loss:
         log.warning("%s trains with the plain head: all supervised logits are in memory at once", loaded.architecture)
 
-    # Bytes in use by the frozen model and the adapters, and bytes that the plan may fill.
-    base, total = torch.cuda.memory_allocated(loaded.device), available_bytes(loaded.device)
+    room, shape = Room.measured(loaded, config, world), model_shape(model)
+    if loaded.window is not None:
+        shape = replace(shape, gathered_bytes=loaded.window.window_bytes)
     reason = why_not_fused(causal_model(model))
     if reason is None:
-        return _fused_engine(model, config, loss, written, base, total)
+        return _fused_engine(model, config, loss, written, room, shape)
 
     log.warning("layers run module by module (%s): expect two thirds of the speed", reason)
-    engine = _modular_engine(model, config, loss, written, base, total)
+    engine = _modular_engine(model, config, loss, written, room, shape)
     engine.fp8_decision = _refuse_fp8(config, f"layers run module by module ({reason})")
     return engine
 
@@ -191,18 +199,18 @@ def _refuse_fp8(config: RunConfig, reason: str) -> Fp8Decision | None:
 
 
 def _modular_engine(
-    model: Any, config: RunConfig, loss: Loss, written: MicroBatch | None, base: int, total: int
+    model: Any, config: RunConfig, loss: Loss, written: MicroBatch | None, room: Room, shape: ModelShape
 ) -> Engine:
     """Engine that replaces single modules with their kernels, under autograd.
 
-    `written` is the job's own micro-batch; `base` bytes of `total` are allocated already.
+    `written` is the job's own micro-batch.
     """
-    shape, length = model_shape(model), config.model.max_sequence_length
+    length = config.model.max_sequence_length
 
     def plan(tokens: int) -> tuple[bool, bool]:
         if config.training.memory is not MemoryMode.FASTEST:
             return False, False
-        return plan_unfused_layers(shape, tokens, base_bytes=base, total_bytes=total)
+        return plan_unfused_layers(shape, tokens, base_bytes=room.base, total_bytes=room.total)
 
     sequences = config.training.sequences_per_step()
     batch = written or largest_without_recompute(sequences, length, lambda tokens: plan(tokens)[0])
@@ -215,15 +223,13 @@ def _modular_engine(
 
 
 def _fused_engine(
-    model: Any, config: RunConfig, loss: Loss, written: MicroBatch | None, base: int, total: int
+    model: Any, config: RunConfig, loss: Loss, written: MicroBatch | None, room: Room, shape: ModelShape
 ) -> Engine:
     """Engine that computes each layer in one function, by a memory plan; parameters as in `_modular_engine`."""
-    causal, shape = causal_model(model), model_shape(model)
-    length, wanted = config.model.max_sequence_length, config.training.memory
-    room = host_room(free_memory(), max(1, config.gpus))
+    causal, length, wanted = causal_model(model), config.model.max_sequence_length, config.training.memory
 
     def plan_for(tokens: int, mode: MemoryMode) -> MemoryPlan:
-        return plan_memory(shape, tokens, base_bytes=base, total_bytes=total, mode=mode, host_room=room)
+        return plan_memory(shape, tokens, base_bytes=room.base, total_bytes=room.total, mode=mode, host_room=room.host)
 
     sequences = config.training.sequences_per_step()
     batch = written or choose_micro_batch(shape, sequences, length, wanted, lambda tokens: plan_for(tokens, wanted))
@@ -241,16 +247,10 @@ def _fused_engine(
     patched = patch_model(model, keep_dequantized=False)
     log.info("%d layers are fused; for samples, %s", len(layers.layers), patched)
 
-    awaits_fp8 = config.training.precision is Precision.FP8
-    return Engine(False, loss, batch, plan, layers, lambda mode: plan_for(batch.size * length, mode), awaits_fp8)
-
-
-def available_bytes(device: torch.device) -> int:
-    """Bytes that this process may use in all: its own and the free ones, at most its share of the card."""
-    # Memory that PyTorch has reserved counts as used on the card, but this process can use it.
-    free, whole = torch.cuda.mem_get_info(device)
-    share = int(torch.cuda.get_per_process_memory_fraction(device) * whole)
-    return min(free + torch.cuda.memory_reserved(device), share)
+    replan = partial(plan_for, batch.size * length)
+    if shape.gathered_bytes:
+        return Engine(False, loss, batch, plan, layers, replan, fp8_decision=_refuse_fp8(config, SHARDED))
+    return Engine(False, loss, batch, plan, layers, replan, config.training.precision is Precision.FP8)
 
 
 def model_shape(model: Any) -> ModelShape:

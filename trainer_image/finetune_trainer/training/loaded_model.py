@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from finetune_api.vocabulary import Precision
+from finetune_kernels.sharding.layer_window import LayerWindow
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class LoadedModel:
     precision: Precision
     """Compute type. Never Auto; never FP8 either, which starts as BF16 (see fp8_gate.py)."""
     device: torch.device
+    window: LayerWindow | None = None
+    """The layers' weights, of which this rank keeps a part; None if it keeps all."""
 
     @property
     def embedding_rows(self) -> int:
@@ -28,6 +31,25 @@ class LoadedModel:
         return int(self.model.get_input_embeddings().num_embeddings)
 
     @property
+    def base_bytes(self) -> int:
+        """Bytes of the base model that this process keeps."""
+        weights = [weight for weight in self.model.parameters() if not weight.requires_grad]
+        tensors = [tensor for weight in weights for tensor in (weight, *scales_of(weight))]
+        # Tied weights are one tensor; those of a sharded layer are empty between two uses.
+        sizes: dict[int, int] = {
+            tensor.data_ptr(): tensor.nbytes for tensor in tensors if tensor.untyped_storage().nbytes()
+        }
+        return sum(sizes.values()) + (self.window.shard_bytes if self.window else 0)
+
+    @property
     def device_name(self) -> str:
         """Device for people, such as NVIDIA H200."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+
+
+def scales_of(weight: Any) -> list[torch.Tensor]:
+    """The scales of a weight in NF4, and theirs."""
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return []
+    return [state.absmax, *([state.state2.absmax] if state.nested else [])]

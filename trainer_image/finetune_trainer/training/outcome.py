@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from transformers.trainer_callback import TrainerState
+
 from finetune_trainer.training.best_adapter import EvaluationRecord
 from finetune_trainer.training.checkpointed_state import CheckpointedState
 from finetune_trainer.training.records import LossPoint
@@ -62,3 +64,8 @@ def summarise_training(
         best_eval_loss=record.best_loss,
         stopped_early=stopped_early,
     )
+
+
+def is_evaluated(state: TrainerState) -> bool:
+    """True if the newest step of the history has an evaluation loss."""
+    return any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)

@@ -20,6 +20,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from finetune_api.vocabulary import Batching
 from finetune_kernels.primitives.master_weights import master_weight, split_off_master
 from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW
+from finetune_trainer.distributed.shares import evaluation_share
 from finetune_trainer.distributed.world import ANOTHER_RANK
 from finetune_trainer.errors import InterruptedRunError
 from finetune_trainer.signs_of_life import beat
@@ -30,7 +31,9 @@ from finetune_trainer.training.callback import RunCallback
 from finetune_trainer.training.collator import COLLATORS, collate_and_count
 from finetune_trainer.training.engine import Engine
 from finetune_trainer.training.gradients import AccumulatedGradients, FastTrainMode, FastZeroGrad, trainable_weights
+from finetune_trainer.training.memory.tried_pass import try_pass
 from finetune_trainer.training.optimizer import choose_optimizer, create_schedule
+from finetune_trainer.training.outcome import is_evaluated
 
 
 class QloraTrainer(SFTTrainer):
@@ -133,23 +136,27 @@ class QloraTrainer(SFTTrainer):
             self._callback.trained_tokens = tokens
 
         # A pass takes entries out of `inputs`, so each attempt gets a copy.
-        return self._in_less_memory(lambda: step(dict(inputs), num_items_in_batch), undo)  # type: ignore[no-any-return]
+        return self._in_less_memory(lambda: step(dict(inputs), num_items_in_batch), undo, trains=True)  # type: ignore[no-any-return]
 
     def prediction_step(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
         """Returns the loss of one evaluation batch; if memory runs out, tries again with a smaller memory plan."""
-        step = partial(super().prediction_step, model)
+        self._callback.stop_together()
+        step, before = partial(super().prediction_step, model), self._evaluated
         if not self._engine.can_step_down:
             return step(inputs, *arguments, **options)
-        return self._in_less_memory(lambda: step(dict(inputs), *arguments, **options), lambda: None)
 
-    def _in_less_memory(self, attempt: Callable[[], Any], undo: Callable[[], None]) -> Any:
+        def undo() -> None:
+            self._evaluated = before
+
+        return self._in_less_memory(lambda: step(dict(inputs), *arguments, **options), undo, trains=False)
+
+    def _in_less_memory(self, attempt: Callable[[], Any], undo: Callable[[], None], *, trains: bool) -> Any:
         """Returns the result of `attempt`; after each one that runs out of memory, calls `undo` and takes a smaller
         plan."""
         while True:
-            try:
-                return attempt()
-            except torch.OutOfMemoryError as error:
-                error.__traceback__ = None  # its frames hold the tensors of the pass
+            result, fits = try_pass(attempt, self._engine.window, self.world, trains=trains)
+            if fits:
+                return result
             undo()
             if not self._engine.step_down(self.state.global_step):
                 raise torch.OutOfMemoryError("the smallest memory plan does not fit this GPU")
@@ -275,15 +282,15 @@ class QloraTrainer(SFTTrainer):
 
     def _get_dataloader(self, dataset: Any, *arguments: Any, **options: Any) -> Any:
         """Returns a loader over this process's rows."""
-        if not self.world.is_alone and dataset is self.train_dataset:
+        if not self.world.is_alone:
             dataset = WithFiller(dataset)
         return super()._get_dataloader(dataset, *arguments, **options)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        """Every N-th row in the rank's turn; all rows if they are fewer than the processes, which the sums allow."""
-        if self.world.is_alone or len(eval_dataset) < self.world.size:
+        """Every N-th row in the rank's turn, and as many for each rank: one that goes empty takes FILLER."""
+        if self.world.is_alone:
             return super()._get_eval_sampler(eval_dataset)
-        return range(self.world.rank, len(eval_dataset), self.world.size)
+        return list(evaluation_share(len(eval_dataset), self.world.rank, self.world.size))
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Returns 0: nobody reads the count, and transformers walks over all parameters for it at every batch."""
@@ -291,8 +298,3 @@ class QloraTrainer(SFTTrainer):
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """Does nothing: TRL writes a card with every checkpoint, and ours comes with the artifacts."""
-
-
-def is_evaluated(state: TrainerState) -> bool:
-    """True if the newest step of the history has an evaluation loss."""
-    return any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)

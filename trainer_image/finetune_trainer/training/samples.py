@@ -18,9 +18,11 @@ from finetune_api.failures import FailureReason
 from finetune_api.spec.training import SamplesSpec
 from finetune_api.vocabulary import TrainOn
 from finetune_kernels.layers.supervised_loss import causal_model
+from finetune_kernels.sharding.layer_window import LayerWindow
 from finetune_trainer.chat.encoder import ChatEncoder
 from finetune_trainer.chat.labels import IGNORED
 from finetune_trainer.data.messages import BadRowError
+from finetune_trainer.distributed.passes_together import passes_together
 from finetune_trainer.distributed.world import ALONE, ANOTHER_RANK, World
 from finetune_trainer.errors import InterruptedRunError, TrainerError
 from finetune_trainer.stopping import raise_if_requested, request_stop
@@ -78,8 +80,17 @@ class Sampler:
     so the answers are the same for any number of ranks. Rank 0 writes them.
     """
 
-    def __init__(self, prompts: tuple[Prompt, ...], spec: SamplesSpec, tokenizer: Any, seed: int, folder: Path) -> None:
-        self._folder = folder
+    def __init__(
+        self,
+        prompts: tuple[Prompt, ...],
+        spec: SamplesSpec,
+        tokenizer: Any,
+        seed: int,
+        folder: Path,
+        window: LayerWindow | None = None,
+    ) -> None:
+        """`window`: the layers' weights, if the ranks share them out."""
+        self._folder, self._window = folder, window
         self._prompts, self._spec, self._tokenizer, self._seed = prompts, spec, tokenizer, seed
         self._sampled: set[int] = set()
 
@@ -94,7 +105,8 @@ class Sampler:
         began, stopped = time.monotonic(), None
         own: list[list[int]] | None = None
         try:
-            own = self._answer(model, range(world.rank, len(self._prompts), world.size))
+            with passes_together(self._window, world):
+                own = self._answer(model, range(world.rank, len(self._prompts), world.size))
         except torch.OutOfMemoryError:
             log.warning("no samples of step %d: the answers do not fit the GPU's memory", step)
         except InterruptedRunError as error:

@@ -1,0 +1,76 @@
+"""Memory plans of a job whose model is not loaded, from its configuration. Pure."""
+
+from typing import Any
+
+from finetune_api.run_config import RunConfig
+from finetune_api.vocabulary import AdapterVariant, MemoryMode, Parallelism, Quantization
+from finetune_kernels.planning.memory_plan import UNLIMITED, MemoryPlan, plan_memory
+from finetune_kernels.planning.micro_batch import MicroBatch, choose_micro_batch
+from finetune_kernels.planning.model_shape import ModelShape, loaded_bytes, shape_from_config, share_out
+from finetune_trainer.distributed.shares import split_batch
+from finetune_trainer.job.machine import PROCESS_BYTES, host_room
+from finetune_trainer.preflight.steps import TrainingSize
+
+
+class Plans:
+    """Memory plans of one model, for each process of a job."""
+
+    def __init__(self, config: RunConfig, model: Any, shape: ModelShape, parallelism: Parallelism) -> None:
+        double = config.model.double_quantization
+        self.shape, self._base = shape, loaded_bytes(model, shape, double_quantized=double)
+        if parallelism is Parallelism.SHARDED:
+            self.shape, self._base = share_out(shape, self._base, config.processes, double_quantized=double)
+        self._room = host_room(config.memory_bytes, max(1, config.gpus), PROCESS_BYTES)
+
+    @classmethod
+    def of(cls, config: RunConfig, model: Any, parallelism: Parallelism) -> "Plans | None":
+        """The plans for a job with `parallelism`; `model` is transformers' configuration of the language model. None
+        for a model whose layers the plan does not know."""
+        quantized = config.model.quantization is Quantization.NF4
+        adapter = config.adapter
+        shape = shape_from_config(
+            model,
+            adapter.target_modules,
+            adapter.rank,
+            quantized=quantized,
+            dropout=adapter.dropout > 0,
+            magnitudes=adapter.variant is AdapterVariant.DORA,
+        )
+        return cls(config, model, shape, parallelism) if shape else None
+
+    @property
+    def base_bytes(self) -> int:
+        """Bytes of the weights that a process keeps, adapters included."""
+        return self._base
+
+    def at(self, tokens: int, mode: MemoryMode, total: int, room: int | None = None) -> MemoryPlan:
+        """The plan for micro-batches of `tokens` tokens on a GPU of `total` bytes. `room`: host memory that it may
+        pin; None for that of the job's pod."""
+        room = self._room if room is None else room
+        return plan_memory(self.shape, tokens, base_bytes=self._base, total_bytes=total, mode=mode, host_room=room)
+
+    def smallest(self, tokens: int, total: int = UNLIMITED, room: int | None = None) -> MemoryPlan:
+        """The plan that needs the least memory of the GPU."""
+        return self.at(tokens, MemoryMode.SMALLEST, total, room)
+
+
+def rows_of(config: RunConfig, plans: Plans, total: int) -> int:
+    """Sequences in one micro-batch; if the job leaves them open, the plan's choice."""
+    training, length = config.training, config.model.max_sequence_length
+    if training.batch_size is not None:
+        batch = MicroBatch(training.batch_size, training.gradient_accumulation)
+    else:
+        batch = choose_micro_batch(
+            plans.shape,
+            training.sequences_per_step(),
+            length,
+            training.memory,
+            lambda tokens: plans.at(tokens, training.memory, total),
+        )
+    return split_batch(batch, config.processes).size
+
+
+def max_length_of(config: RunConfig, size: TrainingSize | None) -> int:
+    """Tokens of the longest sequence that can occur."""
+    limit = config.model.max_sequence_length
+    return min(limit, size.longest_sequence) if size else limit

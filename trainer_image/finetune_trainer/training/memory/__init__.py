@@ -1,0 +1,5 @@
+"""Memory of the processes of a run: what each may use, and passes for which it may run out.
+
+room.py        memory that every process has, so that all of them plan alike
+tried_pass.py  one pass, and whether memory ran out for it: on any rank, where they share the base
+"""

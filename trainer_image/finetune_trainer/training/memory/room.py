@@ -1,0 +1,42 @@
+"""Memory that every process of a run has, so that all of them make the same memory plan."""
+
+from dataclasses import dataclass
+
+import torch
+
+from finetune_api.run_config import RunConfig
+from finetune_trainer.distributed.world import World
+from finetune_trainer.job.machine import free_memory, host_room
+from finetune_trainer.training.loaded_model import LoadedModel
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory that a process has: the least of what the run's processes have, so that all of them plan alike."""
+
+    base: int
+    """Bytes of the GPU in use by the frozen model and the adapters."""
+    total: int
+    """Bytes of the GPU that a plan may fill."""
+    host: int
+    """Bytes of host memory that a plan may pin."""
+
+    @classmethod
+    def measured(cls, loaded: LoadedModel, config: RunConfig, world: World) -> "Room":
+        """Asks every process for its own. With a base that is shared out, NCCL's buffers are made before."""
+        if loaded.window is not None:
+            loaded.window.use(0, trains=False)
+            loaded.window.close()
+
+        host = host_room(free_memory(), max(1, config.gpus))
+        own = (torch.cuda.memory_allocated(loaded.device), available_bytes(loaded.device), host)
+        bases, totals, hosts = zip(*world.gather_numbers(*own), strict=True)
+        return cls(int(max(bases)), int(min(totals)), int(min(hosts)))
+
+
+def available_bytes(device: torch.device) -> int:
+    """Bytes that this process may use in all: its own and the free ones, at most its share of the card."""
+    # Memory that PyTorch has reserved counts as used on the card, but this process can use it.
+    free, whole = torch.cuda.mem_get_info(device)
+    share = int(torch.cuda.get_per_process_memory_fraction(device) * whole)
+    return min(free + torch.cuda.memory_reserved(device), share)
