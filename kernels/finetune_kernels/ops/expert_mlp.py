@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.nn import functional
 
-from finetune_kernels.ops import adapted_activation, gated_activation
+from finetune_kernels.ops import adapted_activation, combine_rows, gated_activation
 from finetune_kernels.primitives.expert_projection import ExpertAdapter, Projection, Rows
 
 
@@ -151,7 +151,7 @@ def backward(
         d_weight = (d_inputs * routed.x[tokens]).sum(1, dtype=row_weights.dtype)
         d_inputs = (d_inputs * row_weights).to(d_inputs.dtype)
 
-    d_weights = torch.empty_like(d_weight).index_copy_(0, rows.order, d_weight).view(routed.weights.shape)
+    d_weights = d_weight[rows.places].view(routed.weights.shape)
     return _combine(d_inputs, routed, weighted=False), d_weights, [*d_gate_up, *d_down]
 
 
@@ -173,8 +173,8 @@ class ExpertMlpFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Returns the gradients of x, the weights and the adapters."""
-        x, weights, order, ends, experts, y, *parameters = ctx.saved_tensors
-        routed = Routed(x, weights, Rows(order, ends, experts))
+        x, weights, order, ends, experts, places, y, *parameters = ctx.saved_tensors
+        routed = Routed(x, weights, Rows(order, ends, experts, places))
         dx, d_weights, gradients = backward(dout, routed, y, ctx.settings, parameters)
         return dx, d_weights, None, None, *gradients
 
@@ -217,10 +217,6 @@ def _reference_linear(x: torch.Tensor, layer: Projection, expert: int, parameter
 
 def _combine(z: torch.Tensor, routed: Routed, *, weighted: bool) -> torch.Tensor:
     """Sums the rows [S, H] of each token, times their weights if `weighted`, in fp32 or wider: [T, H]."""
-    tokens, k = routed.weights.shape
-    whole = torch.empty_like(z).index_copy_(0, routed.rows.order, z).view(tokens, k, z.shape[1])
-    total = z.new_zeros(tokens, z.shape[1], dtype=torch.promote_types(z.dtype, torch.float32))
-    for place in range(k):
-        part = whole[:, place]
-        total += part * routed.weights[:, place].unsqueeze(1).to(total.dtype) if weighted else part
-    return total.to(z.dtype)
+    combine = combine_rows.combine_rows if z.is_cuda else combine_rows.reference
+    weights = routed.weights if weighted else None
+    return combine(z, routed.rows.places.view(routed.weights.shape), weights)

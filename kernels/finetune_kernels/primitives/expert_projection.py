@@ -92,13 +92,16 @@ class Rows(NamedTuple):
     """Row behind the last one of each expert, int32 [E]."""
     experts: torch.Tensor
     """Expert of each row, int64 [S]."""
+    places: torch.Tensor
+    """Row of each place in the flat [T k], int64 [S]: the inverse of `order`."""
 
     @classmethod
     def sort(cls, index: torch.Tensor, experts: int) -> "Rows":
         """Sorts by the experts' `index` [T, k]; does not wait for the GPU."""
         expert, order = torch.sort(index.flatten(), stable=True)
         ends = torch.searchsorted(expert, torch.arange(experts, device=index.device), right=True, out_int32=True)
-        return cls(order, ends, expert)
+        places = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=index.device))
+        return cls(order, ends, expert, places)
 
 
 def _aligned(x: torch.Tensor) -> torch.Tensor:
