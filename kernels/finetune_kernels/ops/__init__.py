@@ -13,7 +13,6 @@ gated_activation       SwiGLU and GeGLU
 adapted_activation     the same between merged projections, with LoRA deltas added on the way
 plain_activation       the activation of an MLP without a gate, with its LoRA delta
 expert_mlp             a mixture of gated MLPs over frozen weights, with adapters of each expert
-combine_rows           what a mixture adds up for each token; it has no gradient of its own
 lora_linear            a frozen linear layer with a LoRA adapter
 linear_cross_entropy   the head and its loss, in chunks of rows
 blocked_cross_entropy  the same with the head in host memory, in blocks of the vocabulary

@@ -20,7 +20,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.nn import functional
 
-from finetune_kernels.ops import adapted_activation, combine_rows, gated_activation
+from finetune_kernels.ops import adapted_activation, gated_activation
+from finetune_kernels.primitives import grouped
 from finetune_kernels.primitives.expert_projection import ExpertAdapter, Projection, Rows
 
 
@@ -217,6 +218,6 @@ def _reference_linear(x: torch.Tensor, layer: Projection, expert: int, parameter
 
 def _combine(z: torch.Tensor, routed: Routed, *, weighted: bool) -> torch.Tensor:
     """Sums the rows [S, H] of each token, times their weights if `weighted`, in fp32 or wider: [T, H]."""
-    combine = combine_rows.combine_rows if z.is_cuda else combine_rows.reference
+    combine = grouped.combine if z.is_cuda else grouped.reference
     weights = routed.weights if weighted else None
     return combine(z, routed.rows.places.view(routed.weights.shape), weights)

@@ -12,7 +12,7 @@ import triton
 from finetune_kernels import primitives
 
 NAMES = [module.name for module in pkgutil.iter_modules(primitives.__path__)]
-WITH_KERNELS = ("adapter_dropout", "fp8", "gather_rows", "head_norm", "nf4")
+WITH_KERNELS = ("adapter_dropout", "fp8", "gather_rows", "grouped", "head_norm", "nf4")
 PUBLIC = {
     "adapter_dropout": ("drop", "add_lora_dx"),
     "attention_inputs": ("Qkv", "PackedSequences", "AttentionParams"),
@@ -21,7 +21,7 @@ PUBLIC = {
     "fp8": ("quantize_rows", "Fp8Weight"),
     "expert_projection": ("Projection", "Rows"),
     "gather_rows": ("gather_rows",),
-    "grouped": ("linear", "backward", "outer"),
+    "grouped": ("linear", "backward", "outer", "combine"),
     "head_norm": ("HeadNorm",),
     "lora_delta": ("LoraDelta",),
     "master_weights": ("master_weight", "set_master_weight", "split_off_master"),

@@ -1,10 +1,10 @@
-"""Sums of the sorted rows of each token, by the formula: odd sizes, several blocks of a row, with weights and without."""
+"""Sums of the sorted rows of each token, by the formula: odd sizes, rows of several blocks, with weights or not."""
 
 import pytest
 import torch
 
-from finetune_kernels.ops.combine_rows import combine_rows, reference
 from finetune_kernels.primitives.expert_projection import Rows
+from finetune_kernels.primitives.grouped import combine, reference
 from finetune_test_kernels.tensor_checks import DEVICE, normal, relative_error
 
 TOLERANCE = 1e-6  # fp32; sums in another order
@@ -20,11 +20,11 @@ def test_rows_come_to_their_tokens(tokens: int, chosen: int, hidden: int, weight
     z, places = whole.flatten(0, 1)[rows.order], rows.places.view(tokens, chosen)
 
     expected = whole.sum(1) if weights is None else (whole * weights.unsqueeze(2)).sum(1)
-    for compute in (combine_rows, reference):
+    for compute in (combine, reference):
         assert relative_error(compute(z, places, weights), expected) < TOLERANCE
 
     if tokens > 1:
-        assert relative_error(combine_rows(z, places.roll(1, 0), weights), expected) > 0.1, "another token's rows"
+        assert relative_error(combine(z, places.roll(1, 0), weights), expected) > 0.1, "another token's rows"
 
 
 def test_places_undo_the_order() -> None:
