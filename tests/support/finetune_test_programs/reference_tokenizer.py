@@ -43,7 +43,9 @@ def tokenize(files: Sequence[Path], texts: Sequence[str]) -> list[list[list[int]
 def main() -> None:
     """Child process: reads a request from standard input, writes the ids as JSON to standard output."""
     request = json.load(sys.stdin)
-    library = load_library("libllama.so.0")
+    ggml, library = load_library("libggml.so.0"), load_library("libllama.so.0")
+    ggml.ggml_backend_load.restype = ctypes.c_void_p
+    ggml.ggml_backend_load(str(Path(library._name).parents[1] / "bin/libggml-cpu.so").encode())
     library.llama_model_default_params.restype = _ModelParameters
     library.llama_model_load_from_file.restype = ctypes.c_void_p
     library.llama_model_load_from_file.argtypes = [ctypes.c_char_p, _ModelParameters]
@@ -52,7 +54,6 @@ def main() -> None:
     library.llama_tokenize.argtypes = [
         ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32, ctypes.c_bool, ctypes.c_bool,
     ]  # fmt: skip
-    library.llama_backend_init()
 
     answers = []
     for path in request["files"]:
