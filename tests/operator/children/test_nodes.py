@@ -37,11 +37,11 @@ def pods_of(kubelet: PlayedKubelet, name: str, but: tuple[Any, ...] = ()) -> tup
     return first, second
 
 
-def waits(jobs: Any, name: str, part: str) -> None:
+def waits(jobs: Any, name: str, part: str, seconds: float = 120) -> None:
     def says(status: Any) -> bool:
         return any(part in each["message"] for each in status.get("conditions", []))
 
-    jobs.wait(name, says, f"a condition that says {part!r}")
+    jobs.wait(name, says, f"a condition that says {part!r}", seconds)
 
 
 def test_two_pods_meet_end_together_and_go_on_and_the_first_ones_result_counts(
@@ -126,6 +126,55 @@ def test_suspension_waits_for_both_pods(
     kubelet.remove(second)
     held = jobs.wait_for_phase("pause", "Suspended")["status"]
     assert (held["checkpointStep"], held.get("retries", 0)) == (7, 0)
+
+
+def test_an_evicted_pod_ends_the_attempt_and_counts_as_no_retry(
+    operator: OperatorProcess, jobs: Any, kubelet: PlayedKubelet, outcomes: Any, core: Any
+) -> None:
+    jobs.create("evicted", nodes=2)
+    first, second = pods_of(kubelet, "evicted")
+    for pod in (first, second):
+        kubelet.run(pod)
+    jobs.wait_for_phase("evicted", "Running")
+
+    core.create_namespaced_pod_eviction(
+        second.metadata.name, jobs.namespace, {"metadata": {"name": second.metadata.name}}
+    )
+    kubelet.end(second, 137)
+    kubelet.remove(second)
+    kubelet.end(first, ExitCode.INTERRUPTED, outcomes.interrupted.encode())
+    for pod in pods_of(kubelet, "evicted", but=(first, second)):
+        kubelet.run(pod)
+    again = jobs.wait("evicted", lambda status: len(status.get("attempts", [])) == 2, "a second attempt", 30)["status"]
+    assert again.get("retries", 0) == 0
+    assert again["checkpointStep"] == 7
+
+
+@pytest.mark.stalls
+def test_a_pod_that_outlives_its_attempt_is_evicted_and_counts_as_no_retry(
+    operator: OperatorProcess, jobs: Any, kubelet: PlayedKubelet, outcomes: Any
+) -> None:
+    jobs.create("frozen", nodes=2)
+    first, frozen = pods_of(kubelet, "frozen")
+    for pod in (first, frozen):
+        kubelet.run(pod)
+    jobs.wait_for_phase("frozen", "Running")
+
+    gone = outcomes.interrupted.model_copy(update={"message": "node 1 is gone: it showed no sign of life for 20 s"})
+    kubelet.end(first, ExitCode.INTERRUPTED, gone.encode())
+    known = {first.metadata.uid, frozen.metadata.uid}
+    again = wait_for(lambda: [p for p in kubelet.pods("frozen") if p.metadata.uid not in known], "a new first pod", 60)
+    kubelet.run(again[0])
+    waits(jobs, "frozen", f"pod {frozen.metadata.name} (node 1) did not end with its attempt")
+
+    wait_for(lambda: kubelet.find(frozen.metadata.name).metadata.deletion_timestamp, "the eviction", 30)
+    kubelet.end(frozen, 137)
+    kubelet.remove(frozen)
+    known.add(again[0].metadata.uid)
+    (other,) = wait_for(lambda: [p for p in kubelet.pods("frozen") if p.metadata.uid not in known], "its successor", 60)
+    kubelet.run(other)
+    status = jobs.wait("frozen", lambda status: status["phase"] == "Running", "the next attempt", 30)["status"]
+    assert status.get("retries", 0) == 0
 
 
 def _names(found: Any) -> list[str]:
