@@ -131,6 +131,12 @@ class Resolved(ApiModel):
     slowest_rank_share: Share | None = None
     """Share of the tokens that the busiest process trains on; the others wait for it. At best 1 / worldSize."""
 
+    new_tokens: Count | None = None
+    """Tokens that spec.model.newTokens added to the vocabulary; absent for none."""
+
+    embedding_rows: Count | None = None
+    """Rows of the embedding with the new tokens, which is vocab_size of the merged model; absent without new tokens."""
+
     total_steps: Count | None = None
     """Optimiser steps of the run."""
 

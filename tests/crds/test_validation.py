@@ -198,6 +198,7 @@ INVALID: dict[str, tuple[Manifest, str, str]] = {
         "one of them",
     ),
     "a revision with a space": ({"model": {"revision": "a b"}}, "model.revision", "a branch, tag or commit"),
+    "a new token with a space": ({"model": {"newTokens": ["<a> "]}}, "model.newTokens", "without spaces at its ends"),
     "a split with a space": ({"dataset": {"split": "a b"}}, "dataset.split", "such as train"),
     "a claim with two dots": ({"model": {"source": "pvc://a..b/c"}}, "model.source", "pvc://claim/path"),
     "a secret with a capital": ({"model": {"credentials": {"secretName": "Hub"}}}, "secretName", "the object's name"),

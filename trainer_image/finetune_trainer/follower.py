@@ -80,7 +80,7 @@ class _Part:
         with OtherRanks.started(config, base.folder, settings.work, self.group, self.fail) as ranks:
             share = share_of(config, self.group.first, self.group.size)
             loaded = load_model(base.folder, config.model, config.training.precision, gpus=config.gpus, share=share)
-            model = inject_adapter(loaded.model, config.adapter, config.training.seed).model
+            model = inject_adapter(loaded.model, config.adapter, config.training.seed, loaded.new_tokens).model
 
             source, evaluation = fetch_rows(self.context), fetch_evaluation(self.context)
             files = DatasetFiles(source.files, evaluation.files if evaluation else None)

@@ -83,7 +83,7 @@ def _run(context: RunContext, base: FetchedSource, ranks: OtherRanks, share: Sha
     _report_model(context, base, loaded)
 
     progress.stage(Stage.ADAPTER_INJECTION)
-    adapted = inject_adapter(loaded.model, config.adapter, config.training.seed)
+    adapted = inject_adapter(loaded.model, config.adapter, config.training.seed, loaded.new_tokens)
     _report_adapter(context, adapted)
     published = published_below(base.folder)
     progress.disk_needs = _plan_disk(config, adapted, published)
@@ -136,6 +136,8 @@ def _report_model(context: RunContext, base: FetchedSource, loaded: LoadedModel)
         device=loaded.device_name,
         base_bytes_per_process=loaded.base_bytes,
     )
+    if loaded.new_tokens:
+        context.progress.resolve(new_tokens=len(loaded.new_tokens), embedding_rows=loaded.embedding_rows)
 
 
 def _report_adapter(context: RunContext, adapted: AdaptedModel) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from finetune_api.base import MAX_COUNT, ApiModel, Pattern, ResourceName, Rule
 from finetune_api.spec.sources import Scheme, Source, SourceUri, stays_inside
@@ -14,6 +14,26 @@ SplitName = Annotated[
     Field(max_length=128),
     Pattern(r"^[A-Za-z0-9._-]+$", "write the split's name, such as train: letters, digits, '.', '_' and '-'"),
 ]
+NewToken = Annotated[
+    str,
+    Field(min_length=1, max_length=128),
+    Pattern(r"^\S([^\r\n]*\S)?$", "write a token of one line, without spaces at its ends"),
+]
+MAX_NEW_TOKENS = 512
+
+
+def _each_once(tokens: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(tokens)) < len(tokens):
+        raise ValueError("write each new token once")
+    return tokens
+
+
+NewTokens = Annotated[
+    tuple[NewToken, ...],
+    Field(max_length=MAX_NEW_TOKENS, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    AfterValidator(_each_once),
+]
+"""A set: the API server refuses a token that is written twice. A rule in CEL would cost more than a schema may."""
 
 
 class SecretReference(ApiModel):
@@ -73,6 +93,11 @@ class ModelSpec(ApiModel):
     """Chat template of a known family that replaces the tokenizer's own: Alpaca, ChatML, Gemma, Llama3, Mistral, Phi3,
     Phi4, Qwen (ChatML with tools), Vicuna or Zephyr. The tokenizer must have the family's special tokens (Alpaca,
     Vicuna and Zephyr need none). Default: the tokenizer's template."""
+
+    new_tokens: NewTokens = ()
+    """Tokens that are added to the vocabulary, such as "<|im_start|>" or a word of your field. Their rows of embedding
+    and head train beside the adapter, from the mean of the pieces that the text had before; no other row changes. They
+    are in the merged weights, in GGUF files, and in the adapter as PEFT's trainable_token_indices. Default: none."""
 
     credentials: SecretReference | None = None
     """Secret that may read the source. Default: anonymous access, or the identity of the pod."""

@@ -14,5 +14,4 @@ patching.py          replaces single modules where a layer cannot be fused
 packed_attention.py  attention over packed sequences, for layers that run module by module
 supervised_loss.py   the loss through the fused head
 host_memory.py       layer inputs in pinned host memory
-host_vocabulary.py   embedding and head in pinned host memory
 """

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from finetune_kernels.layers.attention_block import CosSin
-from finetune_kernels.layers.host_vocabulary import move_to_host
 from finetune_kernels.layers.layer_builder import build_layers
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.families import family_of
 from finetune_kernels.primitives.attention_inputs import PackedSequences
+from finetune_kernels.vocabulary.host_vocabulary import move_to_host
 
 
 class FusedLayers:

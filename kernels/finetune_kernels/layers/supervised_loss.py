@@ -11,12 +11,13 @@ from finetune_kernels.ops.linear_cross_entropy import linear_cross_entropy
 from finetune_kernels.planning.expert_families import expert_family_of_type
 from finetune_kernels.planning.families import family_of
 from finetune_kernels.planning.fused_support import foreign_factor, logit_factor
+from finetune_kernels.vocabulary.trained_rows import frozen_module, trained_rows
 
 
 def has_plain_head(model: Any) -> bool:
     """True if the logits are head(hidden), with a factor that the family's row names and a softcap at most."""
     causal = causal_model(model)
-    head = causal.get_output_embeddings()
+    head = frozen_module(causal.get_output_embeddings())
     plain = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
     config, family = causal.config, family_of(causal)
     is_known = family is not None or expert_family_of_type(config.model_type) is not None
@@ -44,13 +45,19 @@ def fused_supervised_loss(
     """
     causal = causal_model(model)
     hidden = causal.model(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)[positions]  # [S, hidden]
-    weight = causal.get_output_embeddings().weight  # [V, hidden], in host memory under the smallest memory plan
+    head = causal.get_output_embeddings()
+    weight = frozen_module(head).weight  # [V, hidden], in host memory under the smallest memory plan
     softcap = getattr(causal.config, "final_logit_softcapping", None)
 
     # A factor of the logits is one of the head's inputs, which are fewer.
     if (factor := logit_factor(causal.config, family_of(causal))) != 1:
         hidden = hidden * factor
 
-    cross_entropy = linear_cross_entropy if weight.device == hidden.device else blocked_cross_entropy
-    total = cross_entropy(hidden.to(weight.dtype), weight, labels.flatten()[positions + 1], softcap)
+    hidden, targets = hidden.to(weight.dtype), labels.flatten()[positions + 1]
+    if (trained := trained_rows(head)) is not None:
+        total = linear_cross_entropy(hidden, weight, targets, softcap, trained)
+    elif weight.device == hidden.device:
+        total = linear_cross_entropy(hidden, weight, targets, softcap)
+    else:
+        total = blocked_cross_entropy(hidden, weight, targets, softcap)
     return total / (num_items if num_items is not None else max(1, positions.numel()))

@@ -7,13 +7,13 @@ Shapes: hidden rows h [S, hidden], W [V, hidden] of the same float type, targets
 
 Rows go through in chunks: a GEMM makes the chunk's logits, one kernel turns them into losses and, in place, into their
 own gradient, a second GEMM makes dh. The gradient is made in forward, while the logits exist; backward only scales it.
-The head is frozen.
+The head is frozen, but for rows of new tokens: their columns of z are h rows^T, and d rows = dz[:, columns]^T h.
 
 Source: chunks of rows with the gradient made in forward as in Liger's fused_linear_cross_entropy (Hsu et al., 2024),
 cf. Wijmans et al., "Cut Your Losses", 2024; the cap: Gemma Team, "Gemma 2", 2024.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -27,11 +27,29 @@ MAX_BLOCK = 16_384
 """Logits of a row that a program reads at once."""
 
 
+class TrainedRows(NamedTuple):
+    """Rows of an embedding or head that train; those that the frozen weight has in their place are not used."""
+
+    rows: torch.Tensor
+    """[n, hidden]"""
+    first: int
+    """Token id of the first row; the others follow."""
+
+    @property
+    def columns(self) -> slice:
+        """The tokens' columns among the logits."""
+        return slice(self.first, self.first + self.rows.shape[0])
+
+
 def reference(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None = None
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    softcap: float | None = None,
+    trained: TrainedRows | None = None,
 ) -> torch.Tensor:
     """Returns the loss in fp32 or fp64: hidden [S, hidden], weight [V, hidden], targets [S]."""
-    logits = widen(hidden @ weight.T)
+    logits = widen(_logits(hidden, weight, trained))
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     return functional.cross_entropy(logits, targets, reduction="sum")
@@ -93,23 +111,41 @@ def _losses_and_gradients(  # type: ignore[no-untyped-def]
         tl.store(start + offsets, gradient, mask=offsets < v)
 
 
+def _logits(hidden: torch.Tensor, weight: torch.Tensor, trained: TrainedRows | None) -> torch.Tensor:
+    """Logits [S, V] of `hidden` [S, hidden], of its type."""
+    logits = hidden @ weight.T
+    if trained is not None:
+        logits[:, trained.columns] = hidden @ trained.rows.to(hidden.dtype).T
+    return logits
+
+
 def forward(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the loss (fp32 scalar) and the gradient of `hidden` [S, hidden] for a loss gradient of 1."""
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    softcap: float | None,
+    trained: TrainedRows | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Returns the loss (fp32 scalar) and, for a loss gradient of 1, the gradients of `hidden` [S, hidden] and of the
+    trained rows (fp32 [n, hidden]; None without any)."""
     losses = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
     gradient, targets = torch.empty_like(hidden), targets.contiguous()
+    of_rows = None if trained is None else torch.zeros_like(trained.rows, dtype=torch.float32)
     v = weight.shape[0]
     block = min(MAX_BLOCK, triton.next_power_of_2(v))
 
     for first in range(0, hidden.shape[0], CHUNK_ROWS):
         rows = slice(first, first + CHUNK_ROWS)
-        logits = hidden[rows] @ weight.T  # [CHUNK_ROWS, V]
+        logits = _logits(hidden[rows], weight, trained)  # [CHUNK_ROWS, V]
         _losses_and_gradients[(logits.shape[0],)](
             logits, targets[rows], losses[rows], v, softcap or 0.0,
             HAS_SOFTCAP=softcap is not None, BLOCK_V=block, num_warps=16)  # fmt: skip
         torch.mm(logits, weight, out=gradient[rows])
-    return losses.sum(), gradient
+        if trained is not None and of_rows is not None:
+            own = logits[:, trained.columns]  # [CHUNK_ROWS, n]
+            gradient[rows] += own @ (trained.rows.to(weight.dtype) - weight[trained.columns])
+            of_rows += own.T @ hidden[rows]
+    return losses.sum(), gradient, of_rows
 
 
 def backward(scale: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -118,31 +154,45 @@ def backward(scale: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
 
 
 class LinearCrossEntropyFunction(torch.autograd.Function):
-    """Autograd around the chunks; saves the gradient of `hidden`."""
+    """Autograd around the chunks; saves the gradients of `hidden` and of the trained rows."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        softcap: float | None,
+        rows: torch.Tensor | None = None,
+        first: int = 0,
     ) -> torch.Tensor:
-        """See `linear_cross_entropy`."""
-        loss, gradient = forward(hidden, weight, targets, softcap)
-        ctx.save_for_backward(gradient)
+        """See `linear_cross_entropy`; `rows` and `first` are those of `TrainedRows`."""
+        trained = None if rows is None else TrainedRows(rows, first)
+        loss, *gradients = forward(hidden, weight, targets, softcap, trained)
+        ctx.save_for_backward(*gradients)
+        ctx.dtype = None if rows is None else rows.dtype
         return loss
 
     @staticmethod
-    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        """Returns the gradient of `hidden`."""
-        (gradient,) = ctx.saved_tensors
-        return backward(scale, gradient), None, None, None
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Returns the gradients of `hidden` and of the trained rows."""
+        gradient, of_rows = ctx.saved_tensors
+        scaled = None if of_rows is None else backward(scale, of_rows).to(ctx.dtype)
+        return backward(scale, gradient), None, None, None, scaled, None
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None = None
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    softcap: float | None = None,
+    trained: TrainedRows | None = None,
 ) -> torch.Tensor:
     """Sum of the rows' losses (fp32 scalar) under a frozen head: hidden [S, hidden], weight [V, hidden], targets [S].
 
-    All targets are valid token ids. Triton on CUDA with a frozen weight, the reference elsewhere.
+    `trained`: rows of the head that are not frozen. All targets are valid token ids. Triton on CUDA with a frozen
+    weight, the reference elsewhere.
     """
     if not hidden.is_cuda or weight.requires_grad:
-        return reference(hidden, weight, targets, softcap)
-    return LinearCrossEntropyFunction.apply(hidden, weight, targets, softcap)  # type: ignore[no-untyped-call, no-any-return]
+        return reference(hidden, weight, targets, softcap, trained)
+    return LinearCrossEntropyFunction.apply(hidden, weight, targets, softcap, *(trained or ()))  # type: ignore[no-untyped-call, no-any-return]

@@ -195,6 +195,14 @@ def shape_from_config(
     return build_shape(config, counts, dropout=dropout, magnitudes=magnitudes)
 
 
+def with_new_tokens(shape: ModelShape, config: Any, count: int) -> ModelShape:
+    """Returns the shape with rows of `count` new tokens in embedding and head, which keep both on the GPU."""
+    if not count:
+        return shape
+    rows = count * shape.hidden * _tables(config)
+    return replace(shape, adapter_parameters=shape.adapter_parameters + rows, movable_bytes=0)
+
+
 def loaded_bytes(config: Any, shape: ModelShape, *, double_quantized: bool) -> int:
     """Bytes of the weights once they are loaded, adapters included."""
     # Embedding, head, and the norms of a layer (two if the family is not known) plus the last one.
@@ -222,9 +230,13 @@ def share_out(shape: ModelShape, loaded: int, ranks: int, *, double_quantized: b
 
 
 def _vocabulary_bytes(config: Any, shape: ModelShape) -> int:
-    """Bytes of embedding and head, which may be one tensor."""
-    tables = 1 if getattr(config, "tie_word_embeddings", False) else 2
-    return tables * shape.vocabulary * shape.hidden * BYTES
+    """Bytes of embedding and head."""
+    return _tables(config) * shape.vocabulary * shape.hidden * BYTES
+
+
+def _tables(config: Any) -> int:
+    """Embedding and head, which may be one tensor."""
+    return 1 if getattr(config, "tie_word_embeddings", False) else 2
 
 
 def _keeps_vocabulary(config: Any) -> bool:

@@ -94,6 +94,32 @@ def test_linear_cross_entropy(
     assert max(compare(ours, formula, [normal(rows, 32, dtype=dtype)])) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_rows_of_a_head_that_train_take_the_place_of_its_own(
+    softcap: float | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear_cross_entropy, "CHUNK_ROWS", 3)
+    weight = normal(300, 32, dtype=dtype, seed=2) * 0.5
+    targets = torch.tensor([0, 290, 291, 17, 290, 299, 292], device=DEVICE)  # 290 to 292 train
+
+    def formula(hidden: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        whole = torch.cat((weight[:290].double(), new, weight[293:].double()))
+        logits = hidden @ whole.T
+        logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+        return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+
+    def ours(hidden: torch.Tensor, new: torch.Tensor, first: int = 290) -> torch.Tensor:
+        result: torch.Tensor = linear_cross_entropy.LinearCrossEntropyFunction.apply(
+            hidden, weight, targets, softcap, new, first
+        )
+        return result
+
+    inputs = [normal(7, 32, dtype=dtype), normal(3, 32, dtype=dtype, seed=3) * 0.5]
+    assert max(compare(ours, formula, inputs)) < TOLERANCE[dtype]
+    assert max(compare(lambda hidden, new: ours(hidden, new, 289), formula, inputs)) > 10 * TOLERANCE[dtype]
+
+
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize(
     ("shape", "rank"), [((1, 16), 4), ((2, 5, 16), 1), ((13, 16), 7), ((13, 16), 64), ((1, 16), 128)]

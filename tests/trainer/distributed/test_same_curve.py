@@ -23,13 +23,14 @@ TOLERANCES = {"losses": 1e-5, "evaluations": 1e-5, "norms": 2e-4}
 # rows are held out: 6 for one rank, 5 for the other.
 DATA = {"evaluation": {"fraction": 0.275}, "packing": False}
 TRAINING = {"maxSteps": 10, "precision": "FP32", "optimizer": "AdamW", "evaluationSteps": 4, "loggingSteps": 1}
+NEW_TOKENS = ["you know", "I am", "it's"]  # of a few rows each: their rows are summed as adapters are
 SPLIT = {"batchSize": 2, "gradientAccumulation": 2}
 
 
 @pytest.fixture
 def one_and_two(run_config: Builder, tmp_path: Path) -> tuple[dict[str, Any], Logged]:
     """What a run of one process has logged, and what runs of two have, by the name of their trainer."""
-    config = run_config(training=TRAINING | SPLIT, dataset=DATA)
+    config = run_config(training=TRAINING | SPLIT, dataset=DATA, model={"newTokens": NEW_TOKENS})
     paths = [tmp_path / name for name in ("config.json", "work", "out.json")]
     paths[0].write_text(config.model_dump_json(by_alias=True), encoding="utf-8")
 

@@ -61,7 +61,7 @@ def train_along(task: RankTask) -> None:
     training = config.training
     share = share_of(config, task.rank, task.size)
     loaded = load_model(task.base_model, config.model, training.precision, gpus=config.gpus, share=share)
-    model = inject_adapter(loaded.model, config.adapter, training.seed).model
+    model = inject_adapter(loaded.model, config.adapter, training.seed, loaded.new_tokens).model
 
     await_ready(store)
     # A stop is begun by the pod's first rank.

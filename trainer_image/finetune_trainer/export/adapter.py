@@ -4,7 +4,8 @@
     scale = alpha / sqrt(r)     rsLoRA
     W' = m * (W + scale * B A) / |W + scale * B A|      DoRA, with the norm of each row
 
-Full copies of a module (`modules_to_save`) replace the base's weights. An adapter that a merge cannot express is
+Full copies of a module (`modules_to_save`) replace the base's weights, and rows of new tokens
+(`trainable_token_indices`) the base's rows. An adapter that a merge cannot express is
 refused: a wrong model that loads is worse than none.
 
 Source: peft's LoraLayer.get_delta_weight; LoRA (arXiv 2106.09685), rsLoRA (2312.03732), DoRA (2402.09353).
@@ -21,6 +22,7 @@ import torch
 
 from finetune_trainer.export.base_model.adapter_names import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from finetune_trainer.export.base_model.folder import BaseModel
+from finetune_trainer.export.base_model.grown_vocabulary import TRAINED_ROWS, trained_rows_of
 from finetune_trainer.export.base_model.json_files import load_json
 from finetune_trainer.export.base_model.output_head import EMBEDDING, HEAD
 from finetune_trainer.export.errors import InvalidAdapterError
@@ -30,11 +32,11 @@ from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor, li
 STACK = 3
 """Dimensions of a tensor that stacks experts."""
 _PART = re.compile(r"\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.weight)?$")
+_ROWS, ROWS_PART = ".token_adapter.trainable_tokens_delta", "rows"
 # Settings with another effect on the forward pass than W + scale * B A.
 _NOT_MERGEABLE = (
     "lora_bias",
     "layer_replication",
-    "trainable_token_indices",
     "alora_invocation_tokens",
     "use_qalora",
     "use_bdlora",
@@ -52,6 +54,10 @@ class _Update:
     """By LoRA's name of the part, such as lora_A."""
     replacement: StoredTensor | None = None
     """A full copy of the weight, of `modules_to_save`."""
+    rows: StoredTensor | None = None
+    """Rows [n, hidden] that replace the weight's, of `trainable_token_indices`."""
+    indices: tuple[int, ...] = ()
+    """Their places in the weight."""
 
 
 class LoraWeights:
@@ -76,6 +82,9 @@ class LoraWeights:
         weights = weights.to(torch.float32)
         if update.replacement is not None:
             weights = _load(update.replacement, weights)
+        if update.rows is not None:
+            place = torch.tensor(update.indices, device=weights.device)
+            weights = weights.index_copy(0, place, _load(update.rows, weights))
         if not update.parts:
             return weights
 
@@ -141,9 +150,13 @@ def _match(config: Mapping[str, Any], tensors: Iterable[StoredTensor], base: Bas
         update = updates.setdefault(target, _Update())
         if part is None:
             update.replacement = stored
+        elif part == ROWS_PART:
+            update.rows, update.indices = stored, _indices(config, target)
         else:
             update.parts[part] = stored
 
+    if base.is_tied and base.has_stored_head and EMBEDDING in updates and updates[EMBEDDING].rows is not None:
+        updates[HEAD] = updates[EMBEDDING]  # one matrix, stored twice
     _check_matches(updates, base, use_dora=bool(config.get("use_dora")))
     return updates
 
@@ -171,6 +184,8 @@ def _target(name: str) -> tuple[str, str | None]:
     found = _PART.search(name)
     if found:
         return name[: found.start()] + ".weight", found[1]
+    if name.endswith(_ROWS):
+        return name.removesuffix(_ROWS) + ".weight", ROWS_PART
     return name.replace(".base_layer.", "."), None
 
 
@@ -184,7 +199,8 @@ def _check_matches(updates: Mapping[str, _Update], base: BaseModel, *, use_dora:
             raise InvalidAdapterError(
                 f"the adapter changes {name}, which the base model does not have: wrong base model?"
             )
-        if name in (EMBEDDING, HEAD) and base.is_tied:
+        is_whole = update.replacement is not None or bool(update.parts)
+        if name in (EMBEDDING, HEAD) and base.is_tied and is_whole:
             raise InvalidAdapterError(
                 f"the adapter changes {name}, but the base ties input and output embeddings, which a merge cannot "
                 "keep: export the adapter alone"
@@ -195,10 +211,30 @@ def _check_matches(updates: Mapping[str, _Update], base: BaseModel, *, use_dora:
                 f"the adapter's {name} has shape {update.replacement.shape}, not {shapes[name]}: wrong base model?"
             )
 
+        _check_rows(name, update, shapes[name])
         kinds = set(update.parts)
         if kinds and kinds not in (needed, {"lora_embedding_A", "lora_embedding_B"}):
             raise InvalidAdapterError(f"the adapter has {sorted(kinds)} for {name}, but a merge needs {sorted(needed)}")
         _check_shapes(name, update.parts, shapes[name], StackLayout.of(base.config))
+
+
+def _indices(config: Mapping[str, Any], target: str) -> tuple[int, ...]:
+    """The rows of tensor `target` that the adapter trains."""
+    layer = target.removesuffix(".weight").rsplit(".", 1)[-1]
+    return tuple(dict(trained_rows_of(config.get(TRAINED_ROWS))).get(layer, ()))
+
+
+def _check_rows(name: str, update: _Update, shape: tuple[int, ...]) -> None:
+    """Raise InvalidAdapterError for rows that have no place in a weight of `shape`."""
+    if update.rows is None:
+        return
+    expected = (len(update.indices), *shape[1:])
+    inside = all(0 <= index < shape[0] for index in update.indices)
+    if update.rows.shape != expected or not update.indices or not inside:
+        raise InvalidAdapterError(
+            f"the adapter trains rows of {name} with shape {update.rows.shape}, but {TRAINED_ROWS} names "
+            f"{len(update.indices)} of its {shape[0]} rows: get the adapter again, with its tokenizer"
+        )
 
 
 def _check_shapes(name: str, parts: Mapping[str, StoredTensor], shape: tuple[int, ...], stacks: StackLayout) -> None:

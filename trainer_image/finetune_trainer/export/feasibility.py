@@ -11,7 +11,8 @@ from peft import get_peft_model_state_dict
 from finetune_api.spec.output import ExportSpec
 from finetune_api.vocabulary import MergedType
 from finetune_trainer.export.adapter import check_merge
-from finetune_trainer.export.base_model.folder import BaseModel, open_base_model
+from finetune_trainer.export.base_model.folder import BaseModel, open_base_model, with_new_tokens
+from finetune_trainer.export.base_model.grown_vocabulary import TRAINED_ROWS, trained_rows_of
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.export.errors import InvalidAdapterError, InvalidBaseError
 from finetune_trainer.export.expert_adapters import (
@@ -35,6 +36,7 @@ def check_export(spec: ExportSpec, base: Path, tokenizer: TokenizerFiles, model:
 
     try:
         opened = open_base_model(base)
+        opened = with_new_tokens(opened, dict.fromkeys(_trained_rows(model), ()))
     except InvalidBaseError as error:
         raise InvalidBaseError(f"spec.model.source: {error.message}; {ADAPTER_ALONE}") from error
 
@@ -45,6 +47,12 @@ def check_export(spec: ExportSpec, base: Path, tokenizer: TokenizerFiles, model:
 
     if spec.gguf:
         check_conversion(spec.gguf, opened.full_config, tokenizer, opened.generation_config, opened.shapes)
+
+
+def _trained_rows(model: Any) -> list[int]:
+    """Ids of the tokens whose rows `model`, peft's, trains."""
+    setting = getattr(model.peft_config["default"], TRAINED_ROWS)
+    return [number for _, ids in trained_rows_of(setting) for number in ids]
 
 
 def check_adapter(model: Any, base: BaseModel) -> None:

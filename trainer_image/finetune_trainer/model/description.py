@@ -16,6 +16,7 @@ from finetune_api.spec.inputs import ModelSpec
 from finetune_api.vocabulary import TrainOn
 from finetune_trainer.chat.embedding import unknown_token_error
 from finetune_trainer.chat.encoder import ChatEncoder
+from finetune_trainer.chat.new_tokens import add_new_tokens
 from finetune_trainer.chat.templates import use_named_template
 from finetune_trainer.data.messages import BadRowError
 from finetune_trainer.errors import TrainerError
@@ -99,7 +100,7 @@ def read_written_config(folder: Path) -> dict[str, Any]:
 
 
 def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
-    """The tokenizer below `folder` with the job's chat template. Raises TrainerError (ModelNotFound,
+    """The tokenizer below `folder` with the job's new tokens and chat template. Raises TrainerError (ModelNotFound,
     InvalidConfiguration, InvalidChatTemplate)."""
     if not any(_holds_tokenizer(path.name) for path in folder.iterdir()):
         # transformers would make an empty tokenizer of the model's type, to which every word is unknown.
@@ -123,6 +124,7 @@ def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
         raise TrainerError(FailureReason.INVALID_CHAT_TEMPLATE, message)
 
     _check_embedding(folder, tokenizer)
+    add_new_tokens(tokenizer, spec.new_tokens)
     _set_template(tokenizer, spec)
     return tokenizer
 

@@ -8,6 +8,7 @@ from finetune_api.run_config import RunConfig
 from finetune_api.spec.training import ALL_LINEAR
 from finetune_api.vocabulary import Quantization
 from finetune_kernels.planning.model_shape import ADAPTER_BYTES, NF4_BLOCK, SCALES_BLOCK
+from finetune_trainer.chat.new_tokens import EMBEDDING, HEAD
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model.adapter_targets import barred_layers, check_expert_targets, choose_targets
 from finetune_trainer.model.coverage import Coverage, adapted_layers, measure_coverage, missing_defaults
@@ -62,6 +63,7 @@ def plan_weights(
 
     rank, of_experts = config.adapter.rank, config.adapter.rank_of_experts(chosen)
     trained = _adapter_parameters(weights, adapted, rank, of_experts)
+    trained += _new_rows(headers, len(config.model.new_tokens))
     return PlannedWeights(
         measure_coverage(weights, adapted),
         measure_coverage(weights, all_linear),
@@ -95,6 +97,11 @@ def _loaded_bytes(header: TensorHeader, quantized: set[str], each: int, *, doubl
 
     scales = header.parameters // NF4_BLOCK
     return header.parameters // 2 + (scales + 4 * scales // SCALES_BLOCK if double else 4 * scales)
+
+
+def _new_rows(headers: Iterable[TensorHeader], tokens: int) -> int:
+    """Parameters of the rows of new tokens in embedding and head."""
+    return sum(tokens * header.shape[-1] for header in headers if header.name in (EMBEDDING, HEAD))
 
 
 def _adapter_parameters(weights: Iterable[LayerWeight], adapted: set[str], rank: int, of_experts: int) -> int:

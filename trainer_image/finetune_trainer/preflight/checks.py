@@ -1,5 +1,7 @@
 """Runs the whole preflight. All that can be checked is checked, whatever else failed, so that errors come together."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from finetune_api.run_config import RunConfig
 from finetune_trainer.artifacts.existing import Inputs
 from finetune_trainer.artifacts.hub_push import open_hub
 from finetune_trainer.artifacts.store import ArtifactStore, open_store
+from finetune_trainer.chat.new_tokens import FIELD as NEW_TOKENS
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.base_model.companions import companions_of_training
 from finetune_trainer.export.base_model.full_config import read_full_config
@@ -29,6 +32,7 @@ from finetune_trainer.preflight.examination import Data, describe_scan, examine,
 from finetune_trainer.preflight.findings import Findings, ModelFacts
 from finetune_trainer.preflight.html import render_html
 from finetune_trainer.preflight.judgements.export import judge_gguf, judge_merge
+from finetune_trainer.preflight.judgements.new_tokens import plan_vocabulary
 from finetune_trainer.preflight.judgements.rows import EVALUATION, judge_evaluation
 from finetune_trainer.preflight.process_memory import release_freed_memory
 from finetune_trainer.preflight.report import Report
@@ -113,6 +117,8 @@ def _fetch_model(config: RunConfig, settings: Settings, findings: Findings) -> M
     sign = find_base_model_sign(fetched.folder, spec.source)
     identity = (fetched.revision, fetched.version, architecture)
     facts = ModelFacts(*identity, configuration, tokenizer, sign, weights, published)
+    if spec.new_tokens and configuration is not None and tokenizer is not None:
+        facts = findings.attempt(NEW_TOKENS, partial(_with_new_tokens, facts, spec.new_tokens)) or facts
 
     findings.found += judge_merge(config, getattr(configuration, "model_type", None), weights)
     if config.export.gguf and architecture and tokenizer is not None:
@@ -121,11 +127,18 @@ def _fetch_model(config: RunConfig, settings: Settings, findings: Findings) -> M
     return facts
 
 
+def _with_new_tokens(facts: ModelFacts, texts: Sequence[str]) -> ModelFacts:
+    """The facts about the model with rows for new tokens."""
+    grown = plan_vocabulary(texts, facts.tokenizer, facts.configuration, facts.weights)
+    return replace(facts, configuration=grown.configuration, weights=grown.weights, new_tokens=grown.sentence)
+
+
 def _check_gguf(config: RunConfig, work: Path, model: Path, facts: ModelFacts, findings: Findings) -> None:
     """Judges the conversion to GGUF with the tokenizer that would lie beside the adapter."""
-    beside = companions_of_training(model, facts.tokenizer, has_own_template=config.model.has_own_template())
+    beside = companions_of_training(model, facts.tokenizer, config.model)
     beside.write(work, facts.tokenizer)
-    full, files = read_full_config(model), TokenizerFiles(work)
+    rows = facts.configuration.vocab_size if facts.new_tokens and facts.configuration is not None else None
+    full, files = read_full_config(model) | ({} if rows is None else {"vocab_size": rows}), TokenizerFiles(work)
     findings.found += judge_gguf(config.export.gguf, full, beside.generation_config, files, facts.weights)
     release_freed_memory()
 

@@ -19,6 +19,7 @@ from finetune_trainer.preflight.judgements.batching import judge_batching
 from finetune_trainer.preflight.judgements.coverage import judge_coverage, judge_weight_memory
 from finetune_trainer.preflight.judgements.disk import judge_disk
 from finetune_trainer.preflight.judgements.messages import judge_messages
+from finetune_trainer.preflight.judgements.new_tokens import judge_new_tokens
 from finetune_trainer.preflight.judgements.reasoning import judge_reasoning
 from finetune_trainer.preflight.judgements.rows import judge_answer_ends, judge_tokens
 from finetune_trainer.preflight.judgements.training import EvaluationOverlap, PlannedTraining, judge_training
@@ -46,9 +47,7 @@ def examine(config: RunConfig, model: ModelFacts | None, data: Data, findings: F
     facts: dict[str, Any] = {
         "job": f"{config.job.namespace}/{config.job.name}",
         "model_source": config.model.source,
-        "model_revision": model.revision if model else None,
-        "architecture": model.architecture if model else None,
-        "published_weights": model.published.sentence() if model and model.published else None,
+        **(_describe_model(model) if model else {}),
         "dataset_source": config.dataset.source,
         "dataset_digest": source.digest if source else None,
         "max_sequence_length": config.model.max_sequence_length,
@@ -92,6 +91,16 @@ def examine(config: RunConfig, model: ModelFacts | None, data: Data, findings: F
     return Report(**facts, findings=tuple(ordered), more_errors=findings.unlisted)
 
 
+def _describe_model(model: ModelFacts) -> dict[str, Any]:
+    """The report's fields about the model itself."""
+    return {
+        "model_revision": model.revision,
+        "architecture": model.architecture,
+        "published_weights": model.published.sentence() if model.published else None,
+        "new_tokens": model.new_tokens,
+    }
+
+
 def _examine_rows(scan: Scan, model: ModelFacts | None, config: RunConfig, findings: Findings) -> dict[str, Any]:
     """The report's fields about the rows; findings about them are added."""
     limit = config.model.max_sequence_length
@@ -102,6 +111,7 @@ def _examine_rows(scan: Scan, model: ModelFacts | None, config: RunConfig, findi
     findings.found += judge_tokens(counts, tokens, limit)
     findings.found += judge_answer_ends(scan, model.tokenizer if model else None)
     findings.found += judge_unknown_tokens(scan.measured.rows)
+    findings.found += judge_new_tokens(scan.new_tokens.unseen)
     findings.found += judge_reasoning(scan.reasoning)
     findings.found += judge_messages(
         scan.messages, str(model.tokenizer.chat_template) if model and model.tokenizer else ""
@@ -234,4 +244,5 @@ def scan_source(data: FetchedSource, spec: DatasetSpec, model: ModelFacts | None
     """Scans the rows of a source as the job would train on them."""
     tokenizer = model.tokenizer if model else None
     rows = embedding_rows(model.configuration) if model else None
-    return scan_rows(data.files, spec, tokenizer, config.model.max_sequence_length, rows)
+    limit, added = config.model.max_sequence_length, config.model.new_tokens
+    return scan_rows(data.files, spec, tokenizer, limit, rows, added)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import OnBadRow
+from finetune_trainer.chat.new_tokens import FIELD as NEW_TOKENS
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model.published_weights import PublishedWeights
 from finetune_trainer.model.safetensors_header import TensorHeader
@@ -32,7 +33,9 @@ class Findings:
         except TrainerError as failure:
             if failure.reason is FailureReason.INTERRUPTED:
                 raise
-            self.found.append(Finding.error(FIELD_OF.get(failure.reason, location), failure.message, failure.reason))
+            named = NEW_TOKENS if failure.message.startswith(f"{NEW_TOKENS}: ") else location
+            found = Finding.error(FIELD_OF.get(failure.reason, named), failure.message, failure.reason)
+            self.found.append(found)
             return None
 
     def judge_rows(self, scan: Scan, config: RunConfig, *source: str) -> None:
@@ -58,3 +61,5 @@ class ModelFacts:
     """Every tensor of the language model; None if they could not be read."""
     published: PublishedWeights | None = None
     """The weights as they are published; None if they could not be read."""
+    new_tokens: str | None = None
+    """What the job's new tokens make of the vocabulary; None without any."""

@@ -198,6 +198,9 @@ class Report(ApiModel):
     published_weights: str | None = None
     """What is copied and what is decoded of the model's weights; None for a language model in 16 bits."""
 
+    new_tokens: str | None = None
+    """What the job's new tokens make of the vocabulary; None without any."""
+
     cpu_advice: str | None = None
     """Setting with which a CPU run would be faster."""
 

@@ -4,6 +4,7 @@ Besides the sample two kinds of rows are encoded: the first of every sequence of
 refuse, and each row that is clearly longer than all before it, for the longest length. They do not count in the shares.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from finetune_api.spec.inputs import DatasetSpec
 from finetune_api.vocabulary import DatasetFormat
 from finetune_trainer.chat.encoder import ChatEncoder
 from finetune_trainer.chat.labels import IGNORED, Encoded
+from finetune_trainer.chat.new_tokens import new_token_ids
 from finetune_trainer.data.layouts import Conversation, Example, describe_detection, detect_format, parse_row
 from finetune_trainer.data.messages import BadRowError
 from finetune_trainer.data.report_limits import MAX_EXAMPLE_ROWS, MAX_REPORT_ROWS
@@ -23,6 +25,7 @@ from finetune_trainer.preflight.report import LabelledText, Sample
 from finetune_trainer.preflight.sampling import MeasuredRow, RowSample
 from finetune_trainer.preflight.statistics import DuplicateCounter
 from finetune_trainer.preflight.tallies.messages import MessageTally
+from finetune_trainer.preflight.tallies.new_tokens import NewTokenTally
 from finetune_trainer.preflight.tallies.reasoning import ReasoningTally
 
 SAMPLE_CHARACTERS = 4_000_000
@@ -61,6 +64,7 @@ class Scan:
 
     reasoning: ReasoningTally = field(default_factory=ReasoningTally)
     messages: MessageTally = field(default_factory=MessageTally)
+    new_tokens: NewTokenTally = field(default_factory=lambda: NewTokenTally({}))
 
     layout: DatasetFormat | None = None
 
@@ -96,14 +100,19 @@ def scan_rows(
     tokenizer: Any | None,
     max_length: int,
     embedding_rows: int | None = None,
+    new_tokens: Sequence[str] = (),
 ) -> Scan:
     """Checks every row that training would read; without a tokenizer nothing is encoded. Never raises for a row.
 
     `max_length`: tokens to which training truncates a row. `embedding_rows`: token ids that the model knows.
+    `new_tokens`: those that the job added to the tokenizer.
     """
     # Compressed files hold more rows than their size suggests; the sampler then thins its sample again.
     expected = sum(path.stat().st_size for path in files)
     scan = Scan(measured=RowSample(SAMPLE_CHARACTERS, expected))
+    if tokenizer is not None:
+        added = dict(zip(new_tokens, new_token_ids(tokenizer, new_tokens), strict=True))
+        scan.new_tokens = NewTokenTally(added, str(tokenizer.chat_template))
     encoder = ChatEncoder(tokenizer, spec.train_on, embedding_rows=embedding_rows) if tokenizer is not None else None
     scanner = _Scanner(scan, spec, tokenizer, encoder, max_length)
 
@@ -155,6 +164,7 @@ class _Scanner:
         self._scan.duplicates.add(hash((fingerprint, row.fingerprint)) if is_oversized else fingerprint)
         if isinstance(example, Conversation):
             self._scan.messages.add(row.location, example, self._spec.train_on)
+        self._scan.new_tokens.add(example)
         if self._encoder is None:
             return
 
@@ -191,6 +201,7 @@ class _Scanner:
             self._scan.refused += 1
             raise
 
+        self._scan.new_tokens.add_encoded(encoded.input_ids)
         self._scan.reasoning.add(row.location, encoded.reasoning)
         self._scan.answers_without_end = encoder.answers_without_end
         truncated = encoded.truncated(self._max_length)

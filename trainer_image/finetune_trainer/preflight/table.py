@@ -15,6 +15,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
     found = [("model", f"{report.model_source}{revision}"), ("architecture", report.architecture or "unknown")]
     if report.published_weights is not None:
         found.append(("weights", report.published_weights))
+    if report.new_tokens is not None:
+        found.append(("new tokens", report.new_tokens))
 
     layout = report.dataset_detection or report.dataset_format
     found.append(("data", report.dataset_source + (f" ({layout})" if layout else "")))

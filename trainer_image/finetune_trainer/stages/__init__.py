@@ -3,6 +3,7 @@
 model_loading.py            1: the base model, frozen, in 4 or 16 bits, and its tokenizer
 sharded_loading.py          a base of which each rank keeps a part, shared out layer by layer while it is loaded
 expert_loading.py           experts of a mixture in NF4, quantised while they are loaded
+vocabulary_growth.py        rows for new tokens in embedding and head
 adapter_injection.py        2: the LoRA adapter, whose parameters are the only ones that train
 expert_injection.py         adapters on experts, beside peft's
 data_formatting.py          3: raw rows to token ids and labels, in one streaming pass

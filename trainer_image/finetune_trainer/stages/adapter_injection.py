@@ -3,6 +3,7 @@
 import logging
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from finetune_api.spec.training import AdapterSpec
 from finetune_api.vocabulary import AdapterVariant
 from finetune_kernels.experts.replacing import stacked_experts
+from finetune_kernels.vocabulary.trained_rows import install_trained_rows
 from finetune_trainer.model.adapter_targets import barred_layers, check_expert_targets, choose_targets
 from finetune_trainer.model.coverage import ENOUGH, Coverage, measure_coverage, missing_defaults
 from finetune_trainer.model.layer_weights import LayerWeight, is_stack, is_vocabulary, linear_names
@@ -43,8 +45,9 @@ class AdaptedModel:
     coverage: Coverage
 
 
-def inject_adapter(model: Any, spec: AdapterSpec, seed: int) -> AdaptedModel:
-    """Wraps the linear layers that the spec names, with weights drawn from `seed`.
+def inject_adapter(model: Any, spec: AdapterSpec, seed: int, new_tokens: tuple[int, ...] = ()) -> AdaptedModel:
+    """Wraps the linear layers that the spec names, with weights drawn from `seed`, and the rows of `new_tokens` in
+    embedding and head.
 
     Raises TrainerError (InvalidConfiguration) for names that the model lacks.
     """
@@ -62,10 +65,14 @@ def inject_adapter(model: Any, spec: AdapterSpec, seed: int) -> AdaptedModel:
         use_rslora=spec.variant is AdapterVariant.RSLORA,
         use_dora=spec.variant is AdapterVariant.DORA,
         task_type="CAUSAL_LM",
+        trainable_token_indices=_trained_indices(model, new_tokens),
     )
 
     with peft_without_experts(has_ours=bool(experts)):
         adapted = get_peft_model(model, config)
+    install_trained_rows(model)
+    # Or peft saves the whole embedding, frozen as it is, of a vocabulary that has grown.
+    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]
     names = add_expert_adapters(model, spec)
     trainable, total = adapted.get_nb_trainable_parameters()
     total += sum(module.parameters_count for _, module in stacked_experts(model))
@@ -73,6 +80,14 @@ def inject_adapter(model: Any, spec: AdapterSpec, seed: int) -> AdaptedModel:
     _report(coverage, missing_defaults((present - barred) | answers, spec.target_modules))
     published = int(trainable) + zeros_when_published(model, spec.rank)
     return AdaptedModel(adapted, int(trainable), int(total), published, expert_rank(model), coverage)
+
+
+def _trained_indices(model: Any, new_tokens: tuple[int, ...]) -> dict[str, list[int]] | None:
+    """Rows that train by the name of their layer, as peft takes them; a tied head has those of the embedding."""
+    if not new_tokens:
+        return None
+    layers = ["embed_tokens"] if model.config.tie_word_embeddings else ["embed_tokens", "lm_head"]
+    return {layer: list(new_tokens) for layer in layers}
 
 
 def _targeted(adapted: Any) -> list[str]:

@@ -20,6 +20,7 @@ from finetune_api.spec.inputs import ModelSpec
 from finetune_api.vocabulary import Precision, Quantization
 from finetune_kernels.primitives import nf4
 from finetune_kernels.primitives.fp8 import MIN_CAPABILITY
+from finetune_trainer.chat.new_tokens import new_token_ids
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.base_model.causal_model import keep_softcap, load_causal_model
 from finetune_trainer.export.base_model.folder import open_base_model
@@ -31,6 +32,7 @@ from finetune_trainer.model.published_weights import published_below
 from finetune_trainer.model.safetensors_header import TensorHeader
 from finetune_trainer.stages.expert_loading import adopt_experts, quantization_config
 from finetune_trainer.stages.sharded_loading import Share, sharing_out
+from finetune_trainer.stages.vocabulary_growth import grow_vocabulary
 from finetune_trainer.training.loaded_model import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -79,10 +81,13 @@ def load_model(
     # A config may tie a head that the weight files hold beside the embedding; transformers then leaves it untied.
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     model.config.tie_word_embeddings = head is not None and head.weight is embedding.weight
+    new_tokens = new_token_ids(tokenizer, spec.new_tokens)
+    grow_vocabulary(model, tokenizer, new_tokens)
     _keep_trainable_layout(model)
     if device.type == "cpu" and shared is None:
         _check_dequantisation(model)
-    return LoadedModel(model, tokenizer, architecture, resolved, device, shared.window(model) if shared else None)
+    window = shared.window(model) if shared else None
+    return LoadedModel(model, tokenizer, architecture, resolved, device, window, new_tokens)
 
 
 def _load_folder(

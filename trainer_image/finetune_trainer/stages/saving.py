@@ -134,7 +134,7 @@ def check_saving(model: Any, loaded: LoadedModel, base: Path, config: RunConfig,
 
 def companions(loaded: LoadedModel, base: Path, config: RunConfig) -> Companions:
     """The files that lie beside the adapter, in checkpoints too."""
-    return companions_of_training(base, loaded.tokenizer, has_own_template=config.model.has_own_template())
+    return companions_of_training(base, loaded.tokenizer, config.model)
 
 
 def _adapter_state(model: Any) -> dict[str, torch.Tensor]:

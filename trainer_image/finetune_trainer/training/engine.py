@@ -18,7 +18,6 @@ from finetune_api.progress import MemoryFallback, MemoryUse
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Batching, MemoryMode, Precision
 from finetune_kernels.layers.fused_layers import FusedLayers
-from finetune_kernels.layers.host_vocabulary import movable_bytes
 from finetune_kernels.layers.layer_builder import why_not_fused
 from finetune_kernels.layers.packed_attention import use_packed_attention
 from finetune_kernels.layers.patching import patch_model
@@ -32,6 +31,7 @@ from finetune_kernels.planning.micro_batch import (
 )
 from finetune_kernels.planning.model_shape import ModelShape, ParameterCounts, build_shape
 from finetune_kernels.sharding.layer_window import LayerWindow
+from finetune_kernels.vocabulary.host_vocabulary import movable_bytes
 from finetune_trainer.distributed.shares import split_batch
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.training.batching.isolation import PACKED, BatchingChoice, choose_batching

@@ -7,6 +7,7 @@ import torch
 
 from finetune_api.vocabulary import Precision
 from finetune_kernels.sharding.layer_window import LayerWindow
+from finetune_kernels.vocabulary.trained_rows import frozen_module
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,13 @@ class LoadedModel:
     device: torch.device
     window: LayerWindow | None = None
     """The layers' weights, of which this rank keeps a part; None if it keeps all."""
+    new_tokens: tuple[int, ...] = ()
+    """Ids of the tokens that the job adds, whose rows train; they follow each other."""
 
     @property
     def embedding_rows(self) -> int:
         """Number of token ids that the model has an embedding for."""
-        return int(self.model.get_input_embeddings().num_embeddings)
+        return int(frozen_module(self.model.get_input_embeddings()).num_embeddings)
 
     @property
     def base_bytes(self) -> int:

@@ -110,8 +110,7 @@ class QloraTrainer(SFTTrainer):
         super().log(logs, *arguments, **options)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Runs one forward and backward pass; if memory runs out, runs it again from its start with a smaller memory
-        plan."""
+        """Runs one forward and backward pass, if need be again from its start with a smaller memory plan."""
         if self._engine.awaits_fp8_decision:
             self._engine.decide_fp8(lambda: self._loss_without_noise(model, inputs))
             self._callback.report_memory()
@@ -172,6 +171,10 @@ class QloraTrainer(SFTTrainer):
         finally:
             model.train()
 
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Returns the weights that decay: a row of a new token is no difference to anything, and would fade."""
+        return [name for name in super().get_decay_parameter_names(model) if "trainable_tokens" not in name]
+
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Returns our schedule of the learning rate, made once."""
         if self.lr_scheduler is None:
@@ -193,11 +196,8 @@ class QloraTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Returns the loss of one batch, a scalar; in evaluation, summed over its supervised tokens.
-
-        Nothing here computes metrics from logits, so `return_outputs` is always false.
-        """
-        assert not return_outputs
+        """Returns the loss of one batch, a scalar; in evaluation, summed over its supervised tokens."""
+        assert not return_outputs  # nothing here computes metrics from logits
         labels, positions, tokens = (
             inputs.pop(name) for name in ("labels", "supervised", "tokens")
         )  # [B, T], [S], int

@@ -61,7 +61,7 @@ def run(config: RunConfig, work: Path, world: World, trainer_type: type[QloraTra
     source = Path(config.model.source.removeprefix("file://"))
     share = share_of(config, world.rank, world.size)
     loaded = load_model(source, config.model, training.precision, gpus=config.gpus, share=share)
-    model: Any = inject_adapter(loaded.model, config.adapter, training.seed + world.rank).model
+    model: Any = inject_adapter(loaded.model, config.adapter, training.seed + world.rank, loaded.new_tokens).model
     encoder = ChatEncoder(loaded.tokenizer, config.dataset.train_on, embedding_rows=loaded.embedding_rows)
     files = DatasetFiles((Path(config.dataset.source.removeprefix("file://")),))
     limit = config.model.max_sequence_length

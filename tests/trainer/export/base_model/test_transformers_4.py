@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from finetune_api.spec.inputs import ModelSpec
 from finetune_test_models.family_models import make_family_model
 from finetune_test_programs.transformers_4 import read_folders
 from finetune_trainer.export.base_model.companions import companions_of_training
@@ -19,7 +20,7 @@ def test_adapters_and_merged_folders_read_as_the_base_does(tmp_path: Path, texts
     for name in FAMILIES:
         base = make_family_model(name, tmp_path / name, texts)
         adapter = tmp_path / f"{name}-adapter"
-        companions_of_training(base, AutoTokenizer.from_pretrained(base), has_own_template=False).write(adapter)
+        companions_of_training(base, AutoTokenizer.from_pretrained(base), ModelSpec(source="hf://a/b")).write(adapter)
         request = ExportRequest(base, None, tmp_path / f"{name}-out", merged="BF16", gguf=(), name="m")
         export(request, device=torch.device("cpu"), on_progress=lambda done, total: None)
         folders += [base, adapter, tmp_path / f"{name}-out/merged"]

@@ -20,7 +20,7 @@ from finetune_trainer.cli.chat.speaker import Speaker
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.base_model.adapter_names import copy_with_trained_names
 from finetune_trainer.export.base_model.causal_model import keep_softcap, load_causal_model
-from finetune_trainer.export.base_model.folder import open_base_model
+from finetune_trainer.export.base_model.folder import new_tokens_of_adapter, open_base_model
 from finetune_trainer.export.gguf.families import GGUF_FAMILIES
 from finetune_trainer.export.gguf.stored_weights import list_gguf_weights
 from finetune_trainer.export.judge.measure import choose_dtype
@@ -30,6 +30,7 @@ from finetune_trainer.model.description import first_line, read_written_config
 from finetune_trainer.model.multimodal import is_multimodal, read_language_model_config
 from finetune_trainer.model.published_weights import published_below
 from finetune_trainer.sources import SourceAccess, fetch_model, fetch_model_configuration
+from finetune_trainer.stages.vocabulary_growth import grow_vocabulary
 from finetune_trainer.storage.object_store import ignore_bytes
 from finetune_trainer.training.samples import end_tokens
 
@@ -62,14 +63,15 @@ def _load_adapted(found: FoundModel, shop: Workshop, *, compare: bool) -> list[S
     """The base with its adapter; the base alone is the same model with the adapter switched off."""
     folder = _fetch_base(found.base, shop)
     base = _load_folder(folder, shop, BASE)
+    tokenizer = base.tokenizer
+    if (found.path / "tokenizer.json").is_file():
+        tokenizer = _load_tokenizer(found.path)  # with the template and the new tokens that were trained with
     with _explained(found.path):
+        grow_vocabulary(base.model, tokenizer, tuple(new_tokens_of_adapter(found.path, folder)))
         is_whole = is_multimodal(read_written_config(folder))
         adapter = copy_with_trained_names(found.path, shop.work / "adapter") if is_whole else found.path
         model = PeftModel.from_pretrained(base.model, str(adapter)).eval()
 
-    tokenizer = base.tokenizer
-    if (found.path / "tokenizer.json").is_file():
-        tokenizer = _load_tokenizer(found.path)  # with the template that was trained with
     tuned = Speaker(TUNED, model, tokenizer, end_tokens(base.model, tokenizer))
     # Both answer the same tokens: the base gets the template of the training as well.
     return [replace(tuned, name=BASE, scope=model.disable_adapter), tuned] if compare else [tuned]

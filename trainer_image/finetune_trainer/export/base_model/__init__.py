@@ -6,6 +6,7 @@ tokenizer_files.py  tokenizer.json, tokenizer_config.json and the chat templates
 published_tokenizer.py  the same files beside weights and adapters: the base's bytes, with what training changed
 companions.py       what lies beside weights and adapters so that they answer, and stop
 ends.py             the tokens at which an answer ends
+grown_vocabulary.py  embedding and head with rows for new tokens
 output_head.py      the head: the embedding once more, or weights of its own
 json_files.py       JSON objects from files that others wrote
 language_model.py   the language model inside a multimodal checkpoint, and what is copied beside it

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.base import Json
+from finetune_api.spec.inputs import ModelSpec
 from finetune_trainer.export.base_model.ends import find_ends, with_ends
 from finetune_trainer.export.base_model.full_config import read_full_config
 from finetune_trainer.export.base_model.json_files import load_json, load_json_if_present, write_json
@@ -50,12 +51,10 @@ class Companions:
         return ends
 
 
-def companions_of_training(base: Path, tokenizer: Any, *, has_own_template: bool) -> Companions:
-    """Companions of an adapter trained on the folder `base` with transformers' `tokenizer`.
-
-    `has_own_template`: the job chose the chat template.
-    """
-    files = trained_tokenizer(base, tokenizer, has_own_template=has_own_template)
+def companions_of_training(base: Path, tokenizer: Any, spec: ModelSpec) -> Companions:
+    """Companions of an adapter trained on the folder `base` with transformers' `tokenizer`, which has the chat template
+    and the new tokens that the job may choose."""
+    files = trained_tokenizer(base, tokenizer, has_own_template=spec.has_own_template(), new_tokens=spec.new_tokens)
     written = load_json(base / "config.json")
     config = read_full_config(base) if is_multimodal(written) else written
     return Companions(base, config, load_json_if_present(base / GENERATION), files)

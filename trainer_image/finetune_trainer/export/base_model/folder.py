@@ -10,13 +10,23 @@ from functools import cached_property
 from pathlib import Path
 
 from finetune_api.base import Json
+from finetune_trainer.chat.new_tokens import EMBEDDING, grown_rows
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.export.base_model.adapter_names import CONFIG_NAME
 from finetune_trainer.export.base_model.companions import GENERATION, Companions
 from finetune_trainer.export.base_model.ends import with_ends
 from finetune_trainer.export.base_model.full_config import read_full_config
+from finetune_trainer.export.base_model.grown_vocabulary import (
+    TRAINED_ROWS,
+    Pieces,
+    grow,
+    split_into_pieces,
+    trained_rows_of,
+)
 from finetune_trainer.export.base_model.json_files import load_json, load_json_if_present, write_json
 from finetune_trainer.export.base_model.language_model import (
     PROCESSOR_FILES,
+    ROWS,
     WholeCheckpoint,
     split_checkpoint,
 )
@@ -47,6 +57,8 @@ class BaseModel:
     whole: WholeCheckpoint | None
     """The checkpoint that also reads images or sound, around the language model; None if the model is all there is."""
     tokenizer: TokenizerFiles
+    rows: int | None = None
+    """Rows of embedding and head, if new tokens are among them."""
 
     @property
     def is_dequantised(self) -> bool:
@@ -90,7 +102,7 @@ class BaseModel:
 
         Raises UnsupportedArchitectureError if transformers cannot read the config.
         """
-        return self._stated_config | {TIES: self.is_tied}
+        return self._stated_config | {TIES: self.is_tied} | self._grown
 
     @cached_property
     def _stated_config(self) -> Json:
@@ -98,6 +110,11 @@ class BaseModel:
         if self.whole is not None:
             return self.config
         return _without_quantisation(read_full_config(self.path))
+
+    @property
+    def _grown(self) -> Json:
+        """The config's vocabulary with new tokens; empty without any."""
+        return {} if self.rows is None else {ROWS: self.rows}
 
     @cached_property
     def generation_config(self) -> Json:
@@ -125,7 +142,36 @@ def open_base_model(path: Path, *, adapter: Path | None = None) -> BaseModel:
 
     own = _decode(tensors, written)
     _check_types(own)
-    return BaseModel(path, config, own, is_sharded, whole, tokenizer_of_adapter(path, adapter))
+    base = BaseModel(path, config, own, is_sharded, whole, tokenizer_of_adapter(path, adapter))
+    return base if adapter is None else with_new_tokens(base, new_tokens_of_adapter(adapter, path))
+
+
+def with_new_tokens(base: BaseModel, pieces: Pieces) -> BaseModel:
+    """Return the base with rows for new tokens in embedding and head; itself without any.
+
+    Raises InvalidBaseError for a base whose embedding has another name.
+    """
+    if not pieces:
+        return base
+    stored = dict(base.shapes).get(EMBEDDING)
+    if stored is None:
+        raise InvalidBaseError(f"the adapter has new tokens, but the base has no {EMBEDDING} to put them into")
+
+    rows = grown_rows(stored[0], pieces)
+    whole = replace(base.whole, rows=rows) if base.whole is not None else None
+    return replace(base, tensors=grow(base.tensors, pieces), whole=whole, rows=rows)
+
+
+def new_tokens_of_adapter(adapter: Path, base: Path) -> Pieces:
+    """Return the tokens that an adapter trained rows for and that the tokenizer of `base` lacks, with their pieces."""
+    settings = load_json_if_present(adapter / CONFIG_NAME).get(TRAINED_ROWS)
+    trained = {number for _, ids in trained_rows_of(settings) for number in ids}
+    if not trained or not TokenizerFiles(adapter).exists:
+        return {}
+
+    known = TokenizerFiles(base)
+    added = trained - set(known.tokenizer.get_vocab().values()) if known.exists else trained
+    return split_into_pieces(TokenizerFiles(adapter).load_description(), added) if added else {}
 
 
 def _without_quantisation(config: Json) -> Json:
@@ -175,6 +221,8 @@ def _merged_config(base: BaseModel, dtype: str, ends: list[int]) -> Json:
         return base.whole.merged_config(dtype, ends)
 
     config = {key: value for key, value in base.config.items() if key not in (QUANTIZATION, "auto_map")}
+    if base.rows is not None:
+        config[ROWS] = base.rows
     # transformers 4 called it torch_dtype.
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
     if TIES in config or base.has_stored_head:

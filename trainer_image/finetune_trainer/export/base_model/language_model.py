@@ -17,6 +17,7 @@ from finetune_trainer.model.published_formats import BLOCKS
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "tekken.json")
 """What makes images and sound into input; published beside merged weights as it is."""
+ROWS = "vocab_size"
 _DTYPE = ("dtype", "torch_dtype")  # transformers 4 has the second
 
 
@@ -30,6 +31,8 @@ class WholeCheckpoint:
     """Name in the language model alone -> name in the files."""
     copied: tuple[StoredTensor, ...]
     """All other tensors."""
+    rows: int | None = None
+    """Rows of the embedding, if new tokens are among them."""
 
     def stored_name(self, name: str) -> str:
         """The name in the files of a tensor of the language model, decoded or not."""
@@ -41,11 +44,13 @@ class WholeCheckpoint:
     def merged_config(self, dtype: str, ends: list[int]) -> Json:
         """config.json of the merged checkpoint: as written, without quantisation and remote code."""
         config = {key: value for key, value in self.config.items() if key not in ("quantization_config", "auto_map")}
-        text = config.get("text_config")
+        text, grown = config.get("text_config"), {} if self.rows is None else {ROWS: self.rows}
         if isinstance(text, dict):
             stated = {name: dtype for name in _DTYPE if name in text}
-            config["text_config"] = (with_ends(text, ends) if EOS in text else text) | stated
+            config["text_config"] = (with_ends(text, ends) if EOS in text else text) | stated | grown
 
+        if ROWS in config or not isinstance(text, dict):
+            config |= grown
         config |= {name: dtype for name in _DTYPE if name in config} or {"dtype": dtype}
         return with_ends(config, ends) if EOS in config or not isinstance(text, dict) else config
 

@@ -6,12 +6,14 @@ wherever the base does.
 """
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from finetune_api.base import Json
+from finetune_trainer.chat.new_tokens import new_token_ids
 from finetune_trainer.export.base_model.json_files import load_json, load_json_if_present, write_json
 from finetune_trainer.export.base_model.tokenizer_files import (
     DEFAULT_TEMPLATE,
@@ -24,17 +26,26 @@ from finetune_trainer.export.base_model.tokenizer_files import (
 
 SETTINGS, SPECIAL_TOKENS, DESCRIPTION = "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
+ADDED = "added_tokens.json"
+_ORDINARY = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+"""Settings of a new token, as `chat.new_tokens` adds it."""
 OF_THIS_MACHINE = ("local_files_only", "is_local", "backend", "auto_map")
 """Settings that transformers 5 writes about the loading, and the name of code that is never published."""
 ONLY_IN_5, IN_BOTH = "TokenizersBackend", "PreTrainedTokenizerFast"
 """Names of one class: transformers 5 knows both."""
 
 
-def trained_tokenizer(base: Path, tokenizer: Any, *, has_own_template: bool) -> TokenizerFiles:
-    """The base's files, with template and end of sequence of transformers' `tokenizer` if the job chose them."""
-    if not has_own_template:
-        return TokenizerFiles(base)
-    return TokenizerFiles(base, TokenizerChanges({DEFAULT_TEMPLATE: tokenizer.chat_template}, tokenizer.eos_token))
+def trained_tokenizer(
+    base: Path, tokenizer: Any, *, has_own_template: bool, new_tokens: Sequence[str] = ()
+) -> TokenizerFiles:
+    """The base's files, with template and end of sequence of transformers' `tokenizer` if the job chose them, and with
+    the new tokens that it has."""
+    added = dict(zip(new_tokens, new_token_ids(tokenizer, new_tokens), strict=True))
+    if has_own_template:
+        templates = {DEFAULT_TEMPLATE: tokenizer.chat_template}
+        return TokenizerFiles(base, TokenizerChanges(templates, tokenizer.eos_token, added))
+    files = TokenizerFiles(base)
+    return TokenizerFiles(base, TokenizerChanges(files.chat_templates, None, added)) if added else files
 
 
 def tokenizer_of_adapter(base: Path, adapter: Path | None) -> TokenizerFiles:
@@ -77,6 +88,8 @@ def write_tokenizer(files: TokenizerFiles, target: Path, tokenizer: Any = None) 
     _rewrite(target / SETTINGS, _published_settings(files))
     if changes is None:
         return
+    if changes.new_tokens and DESCRIPTION in names:
+        _add_tokens(target, changes.new_tokens)
     special = load_json_if_present(files.folder / SPECIAL_TOKENS)
     if special and changes.eos_token is not None:
         _rewrite(target / SPECIAL_TOKENS, special | {"eos_token": changes.eos_token})
@@ -112,6 +125,22 @@ def _published_settings(files: TokenizerFiles) -> Json:
         # Versions that do not read chat_template.jinja yet must not find the base's template here.
         settings["chat_template"] = files.changes.chat_templates.get(DEFAULT_TEMPLATE)
     return settings
+
+
+def _add_tokens(target: Path, new_tokens: Mapping[str, int]) -> None:
+    """Add tokens to the files of a tokenizer in `target`, to each where it lists those that were added before."""
+    description = load_json(target / DESCRIPTION)
+    described = [{"id": number, "content": text} | _ORDINARY for text, number in new_tokens.items()]
+    write_json(target / DESCRIPTION, description | {"added_tokens": [*description["added_tokens"], *described]})
+
+    settings = load_json_if_present(target / SETTINGS)
+    if "added_tokens_decoder" in settings:
+        listed = {str(number): {"content": text} | _ORDINARY for text, number in new_tokens.items()}
+        write_json(target / SETTINGS, settings | {"added_tokens_decoder": settings["added_tokens_decoder"] | listed})
+
+    # Readers of SentencePiece's file find added tokens here alone.
+    if (target / ADDED).is_file() or (target / "tokenizer.model").is_file():
+        write_json(target / ADDED, load_json_if_present(target / ADDED) | dict(new_tokens))
 
 
 def _rewrite(path: Path, wanted: Json) -> None:

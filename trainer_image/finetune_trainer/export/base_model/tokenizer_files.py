@@ -1,7 +1,7 @@
 """The tokenizer of a model folder: its files, each parsed when it is first asked for."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ class TokenizerChanges:
     """By name, in place of all templates of the base."""
     eos_token: str | None = None
     """Text of the end-of-sequence token, which a named template may choose; None: the base's."""
+    new_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Ids of added tokens by their text."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,13 @@ from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import AdapterVariant, MemoryMode, Parallelism, Quantization
 from finetune_kernels.planning.memory_plan import UNLIMITED, MemoryPlan, plan_memory
 from finetune_kernels.planning.micro_batch import MicroBatch, choose_micro_batch
-from finetune_kernels.planning.model_shape import ModelShape, loaded_bytes, shape_from_config, share_out
+from finetune_kernels.planning.model_shape import (
+    ModelShape,
+    loaded_bytes,
+    shape_from_config,
+    share_out,
+    with_new_tokens,
+)
 from finetune_trainer.distributed.shares import split_batch
 from finetune_trainer.job.machine import PROCESS_BYTES, host_room
 from finetune_trainer.preflight.steps import TrainingSize
@@ -36,7 +42,10 @@ class Plans:
             dropout=adapter.dropout > 0,
             magnitudes=adapter.variant is AdapterVariant.DORA,
         )
-        return cls(config, model, shape, parallelism) if shape else None
+
+        if shape is None:
+            return None
+        return cls(config, model, with_new_tokens(shape, model, len(config.model.new_tokens)), parallelism)
 
     @property
     def base_bytes(self) -> int:

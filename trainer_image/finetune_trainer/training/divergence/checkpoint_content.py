@@ -47,7 +47,10 @@ def _unreadable(checkpoint: Path) -> Iterator[str]:
 
 def _misfit(checkpoint: Path, model: Any) -> str | None:
     """Returns the first thing that is not of this model."""
-    expected = {name: tuple(value.shape) for name, value in get_peft_model_state_dict(model).items()}
+    expected = {
+        name: tuple(value.shape)
+        for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    }
     found = _shapes(checkpoint / ADAPTER_NAME)
     if (missing := sorted(expected.keys() - found.keys())) != []:
         return f"{ADAPTER_NAME} lacks {missing[0]}"

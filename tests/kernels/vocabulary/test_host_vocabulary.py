@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from finetune_kernels.layers.host_vocabulary import movable_bytes, move_to_host
 from finetune_kernels.primitives.gather_rows import gather_rows
+from finetune_kernels.vocabulary.host_vocabulary import movable_bytes, move_to_host
 from finetune_test_models import chat_data
 from finetune_test_models.tiny_model import make_tiny_model
 
