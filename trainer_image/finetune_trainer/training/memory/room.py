@@ -38,5 +38,5 @@ def available_bytes(device: torch.device) -> int:
     """Bytes that this process may use in all: its own and the free ones, at most its share of the card."""
     # Memory that PyTorch has reserved counts as used on the card, but this process can use it.
     free, whole = torch.cuda.mem_get_info(device)
-    share = int(torch.cuda.get_per_process_memory_fraction(device) * whole)
+    share = int(torch.cuda.get_per_process_memory_fraction() * whole)  # it takes no device without a number
     return min(free + torch.cuda.memory_reserved(device), share)
