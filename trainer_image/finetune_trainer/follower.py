@@ -13,6 +13,7 @@ from finetune_trainer.distributed.nodes.meeting import End, Meeting
 from finetune_trainer.distributed.nodes.place import Place
 from finetune_trainer.distributed.nodes.same_rows import share_rows
 from finetune_trainer.distributed.other_ranks import OtherRanks
+from finetune_trainer.distributed.passes_together import passes_together
 from finetune_trainer.distributed.rank_ends import SAME_EVERYWHERE, name_rank
 from finetune_trainer.errors import OtherNodeError, TrainerError
 from finetune_trainer.job.outcome import describe_stall, explain
@@ -99,6 +100,8 @@ class _Part:
                 self.is_training = True
                 prepared = Prepared(model, loaded.tokenizer, rows, engine, arguments)
                 train(self.context, prepared, None, checkpointed)
+                with passes_together(engine.window, world):
+                    pass  # the first pod measures the trained model
 
     def _end_stalled(self, stall: Stall) -> None:
         self.fail(TrainerError(FailureReason.STALLED, describe_stall(stall)))

@@ -33,7 +33,7 @@ from finetune_trainer.sources import FetchedSource
 from finetune_trainer.stages.adapter_injection import AdaptedModel, inject_adapter
 from finetune_trainer.stages.data_formatting import DatasetFiles, FormattedData, format_data
 from finetune_trainer.stages.fetching import describe_inputs, fetch_base, fetch_evaluation, fetch_rows
-from finetune_trainer.stages.judging import Judged, Trained, judge_artifacts
+from finetune_trainer.stages.judging import Judged, Trained, judge_artifacts, measure_sharded
 from finetune_trainer.stages.model_loading import choose_device, load_model
 from finetune_trainer.stages.placement import settle_parallelism, share_of
 from finetune_trainer.stages.saving import check_saving, companions, save_artifacts
@@ -108,6 +108,7 @@ def _run(context: RunContext, base: FetchedSource, ranks: OtherRanks, share: Sha
         progress.stage(Stage.TRAINING)
         prepared = Prepared(adapted.model, loaded.tokenizer, data, engine, arguments, sign)
         outcome = _with_usage(context, train(context, prepared, checkpoints, checkpointed))
+        trained = measure_sharded(Trained(adapted.model, engine, loaded.device), config.export, data)
     if Meeting.running is not None:
         Meeting.running.ignore_losses()
     progress.resolve(total_steps=outcome.steps)
@@ -115,7 +116,6 @@ def _run(context: RunContext, base: FetchedSource, ranks: OtherRanks, share: Sha
     progress.stage(Stage.SAVING)
     output = work / "artifacts"
     saved = save_artifacts(adapted.model, loaded, base.folder, config, output, progress.disk_needs)
-    trained = Trained(adapted.model, engine, loaded.device)
     judged = judge_artifacts(saved.artifacts, base.folder, data, trained)
     documents = _write_documents(context, base, judged, outcome, checkpointed, saved.failed)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from finetune_trainer.distributed.launched import joined_store
 from finetune_trainer.distributed.nodes.same_rows import share_rows
 from finetune_trainer.distributed.other_ranks import RankTask, await_ready, connect
+from finetune_trainer.distributed.passes_together import passes_together
 from finetune_trainer.distributed.rank_ends import SAME_EVERYWHERE, RankFailure, is_lost_connection
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.logging_setup import configure_logging
@@ -77,6 +78,8 @@ def train_along(task: RankTask) -> None:
         context = TrainingContext(config, settings, ProgressTracker(), StopSignal())
         checkpointed = CheckpointedState.of_rank(config, loaded, data.evaluation, task.work)
         train(context, Prepared(model, loaded.tokenizer, data, engine, arguments), None, checkpointed)
+        with passes_together(engine.window, world):
+            pass  # rank 0 measures the trained model
 
 
 def _fail(task: RankTask, error: BaseException) -> None:

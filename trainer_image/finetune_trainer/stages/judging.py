@@ -16,9 +16,11 @@ from typing import Any
 import torch
 
 from finetune_api.judgement import MAX_WARNING_CHARACTERS, Judgement
-from finetune_api.vocabulary import ArtifactType, JudgedRows
+from finetune_api.spec.output import ExportSpec
+from finetune_api.vocabulary import ArtifactType, JudgedRows, MergedType
 from finetune_trainer.artifacts.store import LocalArtifact
 from finetune_trainer.chat.labels import Encoded
+from finetune_trainer.distributed.passes_together import passes_together
 from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.export.errors import ExportError
 from finetune_trainer.export.gguf.families import is_read_back
@@ -31,6 +33,8 @@ from finetune_trainer.training.collator import COLLATORS
 from finetune_trainer.training.engine import Engine
 
 log = logging.getLogger(__name__)
+DEFECTS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+"""Errors of defects, of torch's kinds: the training is worth more than its judgement."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Trained:
     """peft's PeftModel, with the engine's kernels in it."""
     engine: Engine
     device: torch.device
+    loss: float | None = None
+    """Its loss on the rows to judge by, if it was measured while the other ranks were there."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,22 @@ class Judged:
     artifacts: list[LocalArtifact]
     judgement: Judgement | None = None
     """None if nothing was judged."""
+
+
+def measure_sharded(trained: Trained, export: ExportSpec, data: FormattedData) -> Trained:
+    """Returns `trained` with its loss, if the ranks share the base out: it can be computed only while all are there,
+    which take part in `passes_together`. Without a file to judge, and where that fails, it stays as it is."""
+    if trained.engine.window is None:
+        return trained
+
+    with passes_together(trained.engine.window, trained.engine.world):
+        if export.merged is MergedType.NONE and not export.gguf:
+            return trained
+        try:
+            return replace(trained, loss=loss_in_memory(trained, _rows(data, trained.device)))
+        except (torch.OutOfMemoryError, *DEFECTS) as error:
+            log.warning("the loss of the trained model is not known: %s", type(error).__name__, exc_info=error)
+            return trained
 
 
 def judge_artifacts(
@@ -69,11 +91,13 @@ def judge_artifacts(
         log.info("the merged weights are not judged: only families whose GGUF files can be read back are")
         return Judged(artifacts)
 
-    began = time.monotonic()
-    has_evaluation = data.evaluation is not None
-    rows = choose_rows(data.evaluation if has_evaluation else data.train, trained.device)
+    if trained.loss is None and trained.engine.window is not None:
+        log.warning("the published weights are not judged: the loss of the trained model is not known")
+        return Judged(artifacts)
+
+    began, rows = time.monotonic(), _rows(data, trained.device)
     try:
-        adapter_loss = loss_in_memory(trained, rows)
+        adapter_loss = loss_in_memory(trained, rows) if trained.loss is None else trained.loss
         gc.collect()
         torch.cuda.empty_cache()  # nothing on a CPU
         losses = measure_losses(candidates, rows, trained.device)
@@ -83,20 +107,15 @@ def judge_artifacts(
     except ExportError as error:
         log.warning("the published weights are not judged: %s", error.message)
         return Judged(artifacts)
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-    ) as error:  # a defect, of torch's kinds: the training is worth more
+    except DEFECTS as error:
         log.warning("the published weights are not judged: %s", type(error).__name__, exc_info=error)
         return Judged(artifacts)
 
     if not math.isfinite(losses.base):
         log.warning("the published weights are not judged: the base model itself computes no number on these rows")
         return Judged(artifacts)
-    judgement = _judge(losses, adapter_loss, rows, JudgedRows.EVALUATION if has_evaluation else JudgedRows.TRAINING)
+    kind = JudgedRows.TRAINING if data.evaluation is None else JudgedRows.EVALUATION
+    judgement = _judge(losses, adapter_loss, rows, kind)
     for warning in judgement.warnings:
         log.warning("%s", warning)
     log.info("judging took %.1f s", time.monotonic() - began)
@@ -123,6 +142,11 @@ def loss_in_memory(trained: Trained, rows: Sequence[Encoded]) -> float:
     finally:
         trained.model.train(was_training)
     return total / count
+
+
+def _rows(data: FormattedData, device: torch.device) -> Sequence[Encoded]:
+    """The rows to judge by: of the evaluation, if there is one."""
+    return choose_rows(data.train if data.evaluation is None else data.evaluation, device)
 
 
 def _find_candidates(artifacts: Sequence[LocalArtifact], base: Path) -> Candidates:
