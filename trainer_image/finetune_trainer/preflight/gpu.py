@@ -20,7 +20,7 @@ from finetune_kernels.planning.memory_plan import MARGIN, UNLIMITED, MemoryPlan
 from finetune_kernels.planning.model_shape import ModelShape
 from finetune_trainer.distributed.driver import CudaNeed, describe_need
 from finetune_trainer.job.machine import HOST_MARGIN, PROCESS_BYTES, host_room
-from finetune_trainer.preflight.memory.parallelism import choose_parallelism
+from finetune_trainer.preflight.memory.parallelism import choose_parallelism, judge_parallelism
 from finetune_trainer.preflight.memory.plans import Plans, max_length_of, rows_of
 from finetune_trainer.preflight.report import Finding, GpuEstimate, PlanRow
 from finetune_trainer.preflight.steps import TrainingSize
@@ -78,10 +78,10 @@ def estimate_gpu(config: RunConfig, model: Any, size: TrainingSize | None) -> Gp
 
 def judge_gpu(config: RunConfig, model: Any, size: TrainingSize | None, estimate: GpuEstimate | None) -> list[Finding]:
     """Errors and warnings that follow from the estimate."""
+    found = judge_parallelism(config, model, size)
     if estimate is None:
-        return []
+        return found
 
-    found = []
     if reason := _why_not_fused(config, model):
         message = f"layers are not fused ({reason}), so the run needs more memory and time than estimated"
         found.append(Finding.warning(BATCH_SIZE, message))

@@ -6,11 +6,15 @@ does not fit on each GPU otherwise, even by the smallest memory plan.
 
 from typing import Any
 
+from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
-from finetune_api.vocabulary import AdapterVariant, Parallelism, Quantization
+from finetune_api.vocabulary import AdapterVariant, Parallelism, Precision, Quantization
 from finetune_kernels.planning.expert_shape import has_experts
 from finetune_trainer.preflight.memory.plans import Plans, max_length_of, rows_of
+from finetune_trainer.preflight.report import Finding
 from finetune_trainer.preflight.steps import TrainingSize
+
+PARALLELISM = "spec.training.parallelism"
 
 
 def choose_parallelism(
@@ -30,6 +34,24 @@ def choose_parallelism(
     tokens = rows_of(config, plans, total) * max_length_of(config, size)
     fits = plans.at(tokens, config.training.memory, total).fits
     return Parallelism.REPLICATED if fits else Parallelism.SHARDED
+
+
+def judge_parallelism(config: RunConfig, model: Any, size: TrainingSize | None) -> list[Finding]:
+    """Returns an error for a job that asks for Sharded and cannot have it, and a warning if it costs FP8."""
+    if config.processes == 1:
+        return []
+
+    reason = why_not_sharded(config, model)
+    if config.training.parallelism is Parallelism.SHARDED and reason is not None:
+        message = f"Sharded is not possible: {reason}; write Replicated or Auto"
+        return [Finding.error(PARALLELISM, message, FailureReason.INVALID_CONFIGURATION)]
+
+    total = config.gpu.memory_bytes if config.gpu else None
+    is_sharded = choose_parallelism(config, model, total, size) is Parallelism.SHARDED
+    if is_sharded and config.training.precision is Precision.FP8:
+        message = "the base does not fit each GPU whole, so it is Sharded, and FP8 needs whole weights: BF16 is used"
+        return [Finding.warning("spec.training.precision", message)]
+    return []
 
 
 def why_not_sharded(config: RunConfig, model: Any) -> str | None:
