@@ -190,7 +190,7 @@ def shape_from_config(
         linears=uncounted.layers * sum(rows * columns for rows, columns in linears.values()),
         adapters=uncounted.layers * sum(adapter[name] for name in adapted),
         quantized=quantized,
-        movable_bytes=0 if _keeps_vocabulary(config) else _vocabulary_bytes(config, uncounted),
+        movable_bytes=0 if keeps_vocabulary(config) else vocabulary_bytes(config, uncounted),
     )
     return build_shape(config, counts, dropout=dropout, magnitudes=magnitudes)
 
@@ -208,7 +208,7 @@ def loaded_bytes(config: Any, shape: ModelShape, *, double_quantized: bool) -> i
     # Embedding, head, and the norms of a layer (two if the family is not known) plus the last one.
     family = family_of_config(config) or _LLAMA
     norms = len(family.pre_norms) + len(family.post_norms)
-    others = _vocabulary_bytes(config, shape) + (norms * shape.layers + 1) * shape.hidden * BYTES
+    others = vocabulary_bytes(config, shape) + (norms * shape.layers + 1) * shape.hidden * BYTES
     return linear_bytes(shape, double_quantized=double_quantized) + others + shape.adapter_parameters * ADAPTER_BYTES
 
 
@@ -229,7 +229,7 @@ def share_out(shape: ModelShape, loaded: int, ranks: int, *, double_quantized: b
     return replace(shape, gathered_bytes=gathered), loaded - whole + whole // ranks
 
 
-def _vocabulary_bytes(config: Any, shape: ModelShape) -> int:
+def vocabulary_bytes(config: Any, shape: ModelShape) -> int:
     """Bytes of embedding and head."""
     return _tables(config) * shape.vocabulary * shape.hidden * BYTES
 
@@ -239,7 +239,7 @@ def _tables(config: Any) -> int:
     return 1 if getattr(config, "tie_word_embeddings", False) else 2
 
 
-def _keeps_vocabulary(config: Any) -> bool:
+def keeps_vocabulary(config: Any) -> bool:
     """True if embedding and head stay on the GPU: the embedding is a module of the family's own, or the head has a
     bias."""
     family = family_of_config(config)

@@ -107,6 +107,13 @@ def test_a_job_that_asks_for_less_memory_saves_no_activations() -> None:
     assert (fastest.mode, balanced.mode) == (MemoryMode.FASTEST, MemoryMode.BALANCED)
     assert balanced.peak_bytes == balanced.smallest_bytes == fastest.smallest_bytes < fastest.peak_bytes
 
+    config = job(training={"batchSize": 1, "memory": "Smallest"})
+    smallest = estimate_mixture(config, QWEN, plan(config), None)
+    assert smallest is not None
+    assert smallest.mode is MemoryMode.SMALLEST
+    assert balanced.peak_bytes - smallest.peak_bytes == 2 * 151936 * 2048 * 2, "embedding and head, 16 bits"
+    assert "embedding and head, moved to the host" in {row.name for row in smallest.plan}
+
 
 def test_a_card_that_is_too_small_is_refused_with_what_makes_it_fit() -> None:
     config = job(16 * GIB, adapter={"rank": 16, "expertRank": 16})

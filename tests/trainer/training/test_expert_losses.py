@@ -9,8 +9,13 @@ from finetune_kernels.experts.replacing import replace_experts
 from finetune_kernels.experts.routers import keep_routers_in_fp32
 from finetune_kernels.layers.supervised_loss import fused_supervised_loss, has_plain_head
 from finetune_kernels.planning.expert_families import EXPERT_FAMILIES
+from finetune_kernels.planning.micro_batch import MicroBatch
+from finetune_test_models.minimal_run import minimal_run
 from finetune_test_models.tiny_architectures import tiny_architecture
+from finetune_trainer.stages.adapter_injection import inject_adapter
+from finetune_trainer.training.engine import _modular_engine, model_shape
 from finetune_trainer.training.losses import supervised_loss
+from finetune_trainer.training.memory.room import Room
 
 IDS = torch.randint(3, 500, (1, 24), generator=torch.Generator().manual_seed(3))
 ALL = torch.arange(IDS.shape[1] - 1)
@@ -50,6 +55,24 @@ def test_passes_of_a_step_add_up_to_one_load_balancing_loss() -> None:
     assert supervised_loss(model, {"input_ids": IDS}, IDS, ALL, None).item() == pytest.approx(once[1], rel=1e-5), (
         "an evaluation is the loss of the tokens alone"
     )
+
+
+@pytest.mark.parametrize("room", [0, 1 << 40])
+def test_the_smallest_memory_mode_takes_the_vocabulary_off_the_gpu(room: int) -> None:
+    """If the host has room for it; the loss is the same."""
+    config = minimal_run(training={"memory": "Smallest", "batchSize": 1})
+    model = inject_adapter(mixture("qwen3_moe"), config.adapter, 0).model
+    before = supervised_loss(model, {"input_ids": IDS}, IDS, ALL, None).item()
+    engine = _modular_engine(
+        model, config, fused_supervised_loss, MicroBatch(1, 1), Room(0, 1 << 40, room), model_shape(model)
+    )
+    held = {name for name, _ in model.named_parameters() if "embed_tokens" in name or "lm_head" in name}
+    assert engine.recompute_activations
+    assert len(held) == (0 if room else 2)
+    loss = engine.loss(model, {"input_ids": IDS}, IDS, ALL, None)
+    assert loss.item() == pytest.approx(before, rel=1e-5)
+    loss.backward()
+    assert all(weight.grad is not None for weight in model.parameters() if weight.requires_grad)
 
 
 @pytest.mark.parametrize("family", EXPERT_FAMILIES, ids=lambda family: family.model_type)

@@ -52,7 +52,7 @@ class Row:
         if self.gpus > 1:
             return tuple(system for system in SYSTEMS if not system.startswith("ours"))
         if self.on_device:
-            return ("ours", "ours-balanced")
+            return ("ours", "ours-balanced", "ours-smallest")
         if self.model in IN_16_BITS:
             return ("ours", "unsloth", "unsloth-max")
         return SYSTEMS if self.card_gib is None else ("ours-smallest",)

@@ -10,7 +10,14 @@ from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode, Quantization
 from finetune_kernels.planning.expert_families import expert_family_of_type
 from finetune_kernels.planning.memory_plan import MARGIN, unfused_bytes
-from finetune_kernels.planning.model_shape import ADAPTER_BYTES, ModelShape, ParameterCounts, build_shape
+from finetune_kernels.planning.model_shape import (
+    ADAPTER_BYTES,
+    ModelShape,
+    ParameterCounts,
+    build_shape,
+    keeps_vocabulary,
+    vocabulary_bytes,
+)
 from finetune_trainer.model.planned_weights import PlannedWeights
 from finetune_trainer.preflight.report import Finding, GpuEstimate, PlanRow
 from finetune_trainer.preflight.steps import TrainingSize
@@ -30,7 +37,11 @@ def estimate_mixture(
     limit = config.model.max_sequence_length
     length = min(limit, size.longest_sequence) if size else limit
     rows = config.training.batch_size or 1
-    kept, smallest = (planned.loaded_bytes + _beside(shape, rows * length, saves=saves) for saves in (True, False))
+    keeps = keeps_vocabulary(model) or bool(config.model.new_tokens)  # rows that train stay
+    moves = config.training.memory is MemoryMode.SMALLEST and not keeps
+    moved = vocabulary_bytes(model, shape) if moves else 0
+    loaded = planned.loaded_bytes - moved
+    kept, smallest = (loaded + _beside(shape, rows * length, saves=saves) for saves in (True, False))
     fits = gpu.memory_bytes is None or kept <= MARGIN * gpu.memory_bytes
     saves = fits and config.training.memory is MemoryMode.FASTEST
 
@@ -38,10 +49,10 @@ def estimate_mixture(
         name=gpu.name,
         gpus=max(1, config.gpus),
         memory_bytes=gpu.memory_bytes,
-        mode=MemoryMode.FASTEST if saves else MemoryMode.BALANCED,
+        mode=MemoryMode.FASTEST if saves else MemoryMode.SMALLEST if moves else MemoryMode.BALANCED,
         peak_bytes=kept if saves else smallest,
         smallest_bytes=smallest,
-        plan=tuple(_rows(shape, planned, rows * length, saves=saves)),
+        plan=tuple(_rows(shape, planned, rows * length, saves=saves, moved=moved)),
         price=config.price,
         watts=gpu.watts,
     )
@@ -61,6 +72,8 @@ def judge_mixture(config: RunConfig, planned: PlannedWeights, estimate: GpuEstim
     ways = [f"a lower spec.adapter.expertRank (adapters and their optimiser take {format_size(adapters)})"]
     if config.model.quantization is Quantization.NONE:
         ways.insert(0, "spec.model.quantization: NF4, which takes a quarter of the memory for weights")
+    if config.training.memory is not MemoryMode.SMALLEST:
+        ways.append("spec.training.memory: Smallest, which keeps embedding and head in host memory")
     ways += ["a lower spec.model.maxSequenceLength", "a larger GPU"]
 
     remedy = f"{message}; what makes it smaller: {'; '.join(ways)}"
@@ -84,15 +97,16 @@ def _beside(shape: ModelShape, tokens: int, *, saves: bool) -> int:
     return unfused_bytes(shape, tokens, saves=saves) + shape.loss_bytes(tokens, blocked=False)
 
 
-def _rows(shape: ModelShape, planned: PlannedWeights, tokens: int, *, saves: bool) -> list[PlanRow]:
+def _rows(shape: ModelShape, planned: PlannedWeights, tokens: int, *, saves: bool, moved: int) -> list[PlanRow]:
     adapters = planned.adapter_parameters * ADAPTER_BYTES
     optimizer = planned.adapter_parameters * 7
     beside = _beside(shape, tokens, saves=saves)
     found = {
         "weights as loaded": planned.loaded_bytes - adapters,
+        **({"embedding and head, moved to the host": -moved} if moved else {}),
         f"adapters, on experts of rank {planned.expert_rank}": adapters,
         "gradients, optimiser, copies": optimizer,
         f"activations, {'saved' if saves else 'recomputed'}, and one layer's work": beside - optimizer,
-        "predicted peak": planned.loaded_bytes + beside,
+        "predicted peak": planned.loaded_bytes - moved + beside,
     }
     return [PlanRow(name=name, value=f"{count / GIBIBYTE:.2f} GiB") for name, count in found.items()]

@@ -31,7 +31,7 @@ from finetune_kernels.planning.micro_batch import (
 )
 from finetune_kernels.planning.model_shape import ModelShape, ParameterCounts, build_shape
 from finetune_kernels.sharding.layer_window import LayerWindow
-from finetune_kernels.vocabulary.host_vocabulary import movable_bytes
+from finetune_kernels.vocabulary.host_vocabulary import movable_bytes, move_to_host
 from finetune_trainer.distributed.shares import split_batch
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.training.batching.isolation import PACKED, BatchingChoice, choose_batching
@@ -216,8 +216,13 @@ def _modular_engine(
     batch = written or largest_without_recompute(sequences, length, lambda tokens: plan(tokens)[0])
     saves_activations, keep_dequantized = plan(batch.size * length)
 
+    causal = causal_model(model)
+    if config.training.memory is MemoryMode.SMALLEST and 0 < shape.movable_bytes <= room.host:
+        move_to_host(causal)
+        log.info("embedding and head work from host memory")
+
     log.info("%s", patch_model(model, keep_dequantized=keep_dequantized))
-    reason = use_packed_attention(causal_model(model))
+    reason = use_packed_attention(causal)
     log.info("attention: %s", f"unchanged ({reason})" if reason else "packed sequences of variable length")
     return Engine(not saves_activations, loss, batch)
 
