@@ -160,7 +160,8 @@ def test_a_run_goes_on_with_any_number_of_ranks_along_one_curve(
     stops = {"a": (4, 5), "b": (2, 9), "c": (1, 14)}
     for name, (ranks, step) in stops.items():
         stopped = run(config, tmp_path / "many", name, ranks, {step: stop})
-        assert (stopped.outcome.result, stopped.outcome.checkpoint_step) == (Result.INTERRUPTED, step), stopped.outcome
+        assert stopped.outcome.result is Result.INTERRUPTED, stopped.outcome
+        assert stopped.outcome.checkpoint_step in (step, step + 1), "the step in which the signal came, or the next"
     shutil.copytree(tmp_path / "many", tmp_path / "wrong")
     found = _curve(tmp_path / "many", run(config, tmp_path / "many", "d", 4))
     difference = max(abs(found[step] - loss) / loss for step, loss in expected.items())
