@@ -105,9 +105,16 @@ def logit_factor(config: Any, family: Family | None) -> float:
     return float(config.logit_scale) if "logit_scale" in factors else 1.0
 
 
+def largest(config: Any, name: str) -> Any:
+    """Setting of a configuration, the largest of its layers where they differ (heads of Gemma 4); None if absent."""
+    if name not in (getattr(config, "per_layer_attributes", None) or ()):
+        return getattr(config, name, None)
+    return max(getattr(layer, name) for layer in config.per_layer_config)
+
+
 def head_size(config: Any) -> int:
-    """Elements of a head."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    """Elements of a head, the largest where layers differ."""
+    return int(largest(config, "head_dim") or config.hidden_size // (largest(config, "num_attention_heads") or 1))
 
 
 def fused_families() -> tuple[str, ...]:

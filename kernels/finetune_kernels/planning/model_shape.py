@@ -16,7 +16,7 @@ from finetune_kernels.planning.block_sizes import CHUNK_ROWS, HEAD_ROWS, TILE_RO
 from finetune_kernels.planning.expert_shape import ExpertShape, expert_shape, has_experts
 from finetune_kernels.planning.families import family_of_config
 from finetune_kernels.planning.family import LLAMA_NAMES, Family
-from finetune_kernels.planning.fused_support import head_size
+from finetune_kernels.planning.fused_support import head_size, largest
 
 BYTES = 2
 """Bytes of one element in 16 bits."""
@@ -138,17 +138,20 @@ class ParameterCounts(NamedTuple):
 
 
 def build_shape(config: Any, counts: ParameterCounts, *, dropout: bool = False, magnitudes: bool = False) -> ModelShape:
-    """Returns the shape of a model whose parameters were counted."""
+    """Returns the shape of a model whose parameters were counted. One without attention (Mamba, RWKV) is planned as if
+    it had one head, and one without an MLP as if it had Llama's."""
     family, experts = family_of_config(config), expert_shape(config, quantized=counts.quantized)
     field = "intermediate_size" if family is None else family.feed_forward_field
+    heads = largest(config, "num_attention_heads") or 1
+    feed_forward = largest(config, field) or 4 * config.hidden_size
 
     return ModelShape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        heads=config.num_attention_heads,
-        key_value_heads=config.num_key_value_heads,
+        heads=heads,
+        key_value_heads=largest(config, "num_key_value_heads") or heads,
         head_size=head_size(config),
-        feed_forward=getattr(config, field) if experts is None else experts.shared,
+        feed_forward=feed_forward if experts is None else experts.shared,
         vocabulary=config.vocab_size,
         linear_parameters=counts.linears,
         adapter_parameters=counts.adapters,
@@ -172,7 +175,7 @@ def shape_from_config(
     None if the architecture has not the projections of attention and one MLP (mixtures of experts and others).
     """
     needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
-    if any(not isinstance(getattr(config, name, None), int) for name in needed):
+    if any(not isinstance(largest(config, name), int) for name in needed):
         return None
     if has_experts(config):
         return None
