@@ -113,14 +113,20 @@ def _provenance(shown: dict[str, list[Result]]) -> list[str]:
 
 def _summary_of_provenance(shown: dict[str, list[Result]]) -> str:
     firsts = [of_run[0] for of_run in shown.values()]
-    runs = sorted({first.run for first in firsts})
-    words = f"run{'s' if len(runs) > 1 else ''} {' and '.join(map(str, runs))}"
+    runs = _named("run", [str(run) for run in sorted({first.run for first in firsts})])
     gpus = ", ".join(sorted({first.gpu for first in firsts}))
-    commits = ", ".join(sorted({first.commit for first in firsts}))
+    commits = _named("commit", sorted({first.commit for first in firsts}))
     return (
-        f"Unsloth with its fastest setting; both measured in turn on one {gpus} ({words}, commit {commits}). "
+        f"Unsloth with its fastest setting; both measured in turn on one {gpus} ({runs}, {commits}). "
         "All systems, versions and single kernels: [docs/benchmarks.md](docs/benchmarks.md)."
     )
+
+
+def _named(noun: str, names: Sequence[str]) -> str:
+    """The noun and its names, as one says them: run 1; runs 1 and 2; runs 1, 2 and 3."""
+    if len(names) == 1:
+        return f"{noun} {names[0]}"
+    return f"{noun}s {', '.join(names[:-1])} and {names[-1]}"
 
 
 def _find(summaries: Sequence[Summary], system: str) -> Summary:
