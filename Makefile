@@ -117,8 +117,9 @@ real-model: binaries  ## A small real model learns a format, and all that is pub
 	@python -P -m finetune_test_models.real_model >/dev/null
 	@python -m pytest -m real_model -s $(PYTEST_ARGS)
 
-architectures: setup  ## The table of model families, written anew: tiny models of every type of transformers on the CPU (MODEL_TYPES: some only), 8 minutes
+architectures: setup  ## The table of model families, written anew: tiny models of every type of transformers on the CPU (MODEL_TYPES: some only), 9 minutes
 	@TRITON_INTERPRET=1 python -m finetune_test_models.sweeps.family_table $(MODEL_TYPES)
+	@TRITON_INTERPRET=1 python -m finetune_test_models.sweeps.engine_sweep $(MODEL_TYPES)
 	@python -m finetune_test_models.sweeps.merge_sweep $(MODEL_TYPES)
 	@python tests/repository/family_table.py >docs/families.md
 

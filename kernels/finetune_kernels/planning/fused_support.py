@@ -43,6 +43,15 @@ REASONS = {
 """`model_type` of families that were looked at and left -> why."""
 
 
+PLAIN_ATTENTION = frozenset({
+    "bloom", "codegen", "falcon_mamba", "flint", "gemma2", "gpt_neo", "gpt_neox_japanese", "gpt_oss", "gptj",
+    "granite_swa", "granitemoe_swa", "hy_v4", "inkling2_text", "mamba", "mamba2", "mimo_v2_flash", "mpt", "openai-gpt",
+    "rwkv", "vaultgemma", "xglm", "xlstm",
+})  # fmt: skip
+"""`model_type` of models whose layers, where they are not fused, have transformers' plain attention alone: it keeps the
+scores of every pair of tokens."""
+
+
 def why_not_config(config: Any, family: Family | None) -> str | None:
     """Returns why layers of this text configuration cannot be fused, whatever their weights; None if they can.
 
@@ -107,9 +116,10 @@ def logit_factor(config: Any, family: Family | None) -> float:
 
 def largest(config: Any, name: str) -> Any:
     """Setting of a configuration, the largest of its layers where they differ (heads of Gemma 4); None if absent."""
-    if name not in (getattr(config, "per_layer_attributes", None) or ()):
-        return getattr(config, name, None)
-    return max(getattr(layer, name) for layer in config.per_layer_config)
+    if name in (getattr(config, "per_layer_attributes", None) or ()):
+        return max(getattr(layer, name) for layer in config.per_layer_config)
+    value = getattr(config, name, None)
+    return max(value) if isinstance(value, list | tuple) else value  # Gemma 3n lists a size for each layer
 
 
 def head_size(config: Any) -> int:

@@ -88,24 +88,28 @@ class MemoryPlan:
         ]
 
 
-def plan_unfused_layers(shape: ModelShape, tokens: int, *, base_bytes: int, total_bytes: int) -> tuple[bool, bool]:
+def plan_unfused_layers(
+    shape: ModelShape, tokens: int, *, base_bytes: int, total_bytes: int, length: int | None = None
+) -> tuple[bool, bool]:
     """Returns whether activations are saved and whether weights are kept dequantised, for layers that run module by
-    module."""
+    module; other parameters as in `unfused_bytes`."""
     dequantized = shape.linear_parameters * BYTES if shape.quantized else 0
 
     # From fast to slow: recomputing a layer takes longer than dequantising its weights. Of a sharded base no rank keeps
     # them dequantised.
     for save, keep in ((True, True), (True, False), (False, True)):
-        need = base_bytes + (dequantized if keep else 0) + unfused_bytes(shape, tokens, saves=save)
+        need = base_bytes + (dequantized if keep else 0) + unfused_bytes(shape, tokens, saves=save, length=length)
         if need <= MARGIN * total_bytes and not (keep and shape.gathered_bytes):
             return save, keep
     return False, False
 
 
-def unfused_bytes(shape: ModelShape, tokens: int, *, saves: bool) -> int:
-    """Bytes beside the weights for layers that run module by module; `saves`: activations are not recomputed.
+def unfused_bytes(shape: ModelShape, tokens: int, *, saves: bool, length: int | None = None) -> int:
+    """Bytes beside the weights for layers that run module by module; `saves`: activations are not recomputed; `length`:
+    tokens of a row (None: all in one).
 
-    Autograd saves more there: copies of the residual stream, of q around RoPE, and of gate, up and their product.
+    Autograd saves more there: copies of the residual stream, of q around RoPE, and of gate, up and their product, and
+    once the scores of plain attention, of which two more copies exist while it works.
     """
     # Elements a token of one layer.
     width = 8 * shape.hidden + 6 * shape.key_value_heads * shape.head_size + 3 * shape.feed_forward
@@ -114,10 +118,12 @@ def unfused_bytes(shape: ModelShape, tokens: int, *, saves: bool) -> int:
         width += shape.experts.saved_elements
         working += shape.experts.working_bytes(tokens)
 
+    scores = shape.score_heads * tokens * (length or tokens) * BYTES
+
     # Recomputing, autograd saves each layer's input, and one layer at a time is whole.
-    layer = tokens * width * BYTES
+    layer = tokens * width * BYTES + scores
     kept = layer * shape.layers if saves else layer + tokens * shape.hidden * BYTES * shape.layers
-    return shape.adapter_parameters * 7 + kept + working + shape.gathered_bytes
+    return shape.adapter_parameters * 7 + kept + working + 2 * scores + shape.gathered_bytes
 
 
 class _Workload(NamedTuple):

@@ -16,7 +16,7 @@ from finetune_kernels.planning.block_sizes import CHUNK_ROWS, HEAD_ROWS, TILE_RO
 from finetune_kernels.planning.expert_shape import ExpertShape, expert_shape, has_experts
 from finetune_kernels.planning.families import family_of_config
 from finetune_kernels.planning.family import LLAMA_NAMES, Family
-from finetune_kernels.planning.fused_support import head_size, largest
+from finetune_kernels.planning.fused_support import PLAIN_ATTENTION, head_size, largest
 
 BYTES = 2
 """Bytes of one element in 16 bits."""
@@ -58,6 +58,8 @@ class ModelShape:
     magnitudes: bool = False
     """True if adapters have DoRA's magnitudes."""
     experts: ExpertShape | None = None
+    score_heads: int = 0
+    """Heads of which layers that are not fused keep the scores of every pair of tokens of a row."""
     """The experts of a mixture; `feed_forward` is the shared experts' then, and `linear_parameters` are without
     experts."""
     gathered_bytes: int = 0
@@ -163,6 +165,7 @@ def build_shape(config: Any, counts: ParameterCounts, *, dropout: bool = False, 
         dropout=dropout,
         magnitudes=magnitudes,
         experts=experts,
+        score_heads=heads if getattr(config, "model_type", "") in PLAIN_ATTENTION else 0,
     )
 
 

@@ -30,12 +30,12 @@ async def create_namespaces(api: Api) -> None:
         await api.request("POST", "/api/v1/namespaces", {"metadata": {"name": namespace_of(number)}})
 
 
-async def create_jobs(api: Api, count: int, per_second: float) -> None:
-    """Create `count` jobs; the first ones are those that will report for as long as the run lasts."""
+async def create_jobs(api: Api, numbers: range, per_second: float) -> None:
+    """Create the jobs of these numbers; number 0 and the next ones will report for as long as the run lasts."""
     begun = time.monotonic()
     async with asyncio.TaskGroup() as tasks:
-        for number in range(count):
-            await asyncio.sleep(max(0.0, begun + number / per_second - time.monotonic()))
+        for number in numbers:
+            await asyncio.sleep(max(0.0, begun + (number - numbers.start) / per_second - time.monotonic()))
             tasks.create_task(api.request("POST", job_path(namespace_of(number)), _manifest(number)))
 
 

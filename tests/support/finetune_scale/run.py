@@ -3,8 +3,10 @@
     python -P -m finetune_scale.run --jobs 5000 --reporting 200 --csv docs/scale.csv
 
 Phases: jobs are created at a steady rate, and the first of them train and report until all others have ended; then
-only these report; then they end too; then nothing changes; then the operator starts anew, twice: once to see what a
-restart writes, and once to see how long a new job waits for it.
+only these report; then `CALM_JOBS` further ones come, one a second, beside them; then the first ones end too; then
+nothing changes; then the operator starts anew, twice: once to see what a restart writes, and once to see how long a new
+job waits for it. Times of the further jobs (`calm_`) are those of a cluster that holds all the others; the first jobs'
+own are those of a rush, in which the whole control plane shares this machine's cores.
 """
 
 import argparse
@@ -27,6 +29,8 @@ from finetune_scale.sightings import Sightings
 from finetune_test_operator.operator_process import OperatorProcess
 
 STEADY_SECONDS = 60.0
+CALM_JOBS = 200
+CALM_PER_SECOND = 1.0
 SETTLING_SECONDS = 140.0
 """Two of the operator's lists: then it has seen that nothing changes any more."""
 IDLE_SECONDS = 120.0
@@ -89,7 +93,7 @@ class _Run:
         reporters = Reporters(api, self._operator.progress_url, self._operator.tls())
 
         async with asyncio.TaskGroup() as tasks:
-            creation = tasks.create_task(create_jobs(api, self._jobs, per_second))
+            creation = tasks.create_task(create_jobs(api, range(self._jobs), per_second))
             await _until(lambda: len(nodes.started.keys() & set(self._reporting)) == len(self._reporting), "pods run")
             posting = [
                 tasks.create_task(reporters.report(number, nodes.pods[number], 1.0)) for number in self._reporting
@@ -101,41 +105,41 @@ class _Run:
             figures["minutes_of_load"] = round((time.monotonic() - begun) / 60, 1)
             figures["operator_cores_of_load"] = round((process.cpu_seconds - cpu) / (time.monotonic() - begun), 2)
 
-            steady, cpu, steady_reports = (
-                await Requests.count(api),
-                process.cpu_seconds,
-                sum(reporters.answers.values()),
-            )
-            begun = time.monotonic()
-            await asyncio.sleep(STEADY_SECONDS)
-            seconds = time.monotonic() - begun
-            cost = (await Requests.count(api)).since(steady)
-            figures["steady_reports_per_s"] = round((sum(reporters.answers.values()) - steady_reports) / seconds, 1)
-            figures["steady_writes_per_job_and_10_s"] = round(10 * cost.writes / seconds / len(self._reporting), 2)
-            figures["steady_reads_per_s"] = round(cost.reads / seconds, 2)
-            figures["steady_token_reviews_per_s"] = round(cost.reviews / seconds, 2)
-            figures["steady_operator_cores"] = round((process.cpu_seconds - cpu) / seconds, 2)
+            await self._only_reports(api, process, reporters)
+            await create_jobs(api, range(self._jobs, self._jobs + CALM_JOBS), CALM_PER_SECOND)
+            await _until(lambda: sightings.count("Succeeded") >= short + CALM_JOBS, "the further jobs have ended")
             for task in posting:
                 task.cancel()
 
         for number in self._reporting:
             await nodes.end(number)
             await asyncio.sleep(1 / per_second)  # as the others: they do not all end at once
-        await _until(lambda: sightings.count("Succeeded") == self._jobs, "all jobs have ended")
+        every = self._jobs + CALM_JOBS
+        await _until(lambda: sightings.count("Succeeded") == every, "all jobs have ended")
 
-        succeeded = sightings.phases["Succeeded"]
         progress_writes = sum(len(steps) for steps in sightings.steps.values())
         cost = (await Requests.count(api)).since(before)
-        figures["writes_per_job_without_progress"] = round((cost.writes - progress_writes) / self._jobs, 2)
-        figures["reads_per_job"] = round(cost.reads / self._jobs, 2)
+        figures["writes_per_job_without_progress"] = round((cost.writes - progress_writes) / every, 2)
+        figures["reads_per_job"] = round(cost.reads / every, 2)
         figures["reports"] = dict(reporters.answers)
         figures |= _percentiles("post_s", reporters.seconds)
-        # A job whose status went on to its end at once counts, too: until then its start was not to be seen.
-        running = sightings.first("Running", "Exporting", "Uploading", "Succeeded")
-        figures |= _percentiles("pod_runs_to_status_s", _differences(nodes.started, running))
-        figures |= _percentiles("pod_ends_to_status_s", _differences(nodes.ended, succeeded))
-        figures |= _percentiles("job_completes_to_status_s", _differences(sightings.completed, succeeded))
+        figures |= _latencies(nodes, sightings, range(self._jobs), "")
         figures |= _percentiles("report_to_status_s", _report_ages(reporters, sightings))
+        figures |= _latencies(nodes, sightings, range(self._jobs, every), "calm_")
+
+    async def _only_reports(self, api: Api, process: ProcessWatch, reporters: Reporters) -> None:
+        """Measure what the jobs cost that train and report."""
+        before, cpu, reports = await Requests.count(api), process.cpu_seconds, sum(reporters.answers.values())
+        begun = time.monotonic()
+        await asyncio.sleep(STEADY_SECONDS)
+        seconds, cost = time.monotonic() - begun, (await Requests.count(api)).since(before)
+
+        figures = self._figures
+        figures["steady_reports_per_s"] = round((sum(reporters.answers.values()) - reports) / seconds, 1)
+        figures["steady_writes_per_job_and_10_s"] = round(10 * cost.writes / seconds / len(self._reporting), 2)
+        figures["steady_reads_per_s"] = round(cost.reads / seconds, 2)
+        figures["steady_token_reviews_per_s"] = round(cost.reviews / seconds, 2)
+        figures["steady_operator_cores"] = round((process.cpu_seconds - cpu) / seconds, 2)
 
     async def _idle(self, api: Api) -> None:
         await asyncio.sleep(SETTLING_SECONDS)
@@ -187,9 +191,22 @@ async def _until(holds: Callable[[], bool], what: str, seconds: float = 3600) ->
         await asyncio.sleep(0.1)
 
 
-def _differences(causes: dict[int, float], effects: dict[int, float]) -> list[float]:
-    """Seconds from each cause to the effect that the user saw."""
-    return [max(0.0, effects[number] - cause) for number, cause in causes.items() if number in effects]
+def _latencies(nodes: Nodes, sightings: Sightings, jobs: range, prefix: str) -> dict[str, float]:
+    """Times from what happened to some jobs to what the user saw of it."""
+    succeeded = sightings.phases["Succeeded"]
+    # A job whose status went on to its end at once counts, too: until then its start was not to be seen.
+    running = sightings.first("Running", "Exporting", "Uploading", "Succeeded")
+    causes = {
+        "pod_runs_to_status_s": (nodes.started, running),
+        "pod_ends_to_status_s": (nodes.ended, succeeded),
+        "job_completes_to_status_s": (sightings.completed, succeeded),
+    }
+
+    figures: dict[str, float] = {}
+    for name, (cause, effect) in causes.items():
+        seconds = [max(0.0, effect[number] - cause[number]) for number in jobs if number in cause and number in effect]
+        figures |= _percentiles(prefix + name, seconds)
+    return figures
 
 
 def _report_ages(reporters: Reporters, sightings: Sightings) -> list[float]:

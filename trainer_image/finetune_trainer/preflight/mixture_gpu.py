@@ -41,7 +41,7 @@ def estimate_mixture(
     moves = config.training.memory is MemoryMode.SMALLEST and not keeps
     moved = vocabulary_bytes(model, shape) if moves else 0
     loaded = planned.loaded_bytes - moved
-    kept, smallest = (loaded + _beside(shape, rows * length, saves=saves) for saves in (True, False))
+    kept, smallest = (loaded + _beside(shape, rows, length, saves=saves) for saves in (True, False))
     fits = gpu.memory_bytes is None or kept <= MARGIN * gpu.memory_bytes
     saves = fits and config.training.memory is MemoryMode.FASTEST
 
@@ -52,7 +52,7 @@ def estimate_mixture(
         mode=MemoryMode.FASTEST if saves else MemoryMode.SMALLEST if moves else MemoryMode.BALANCED,
         peak_bytes=kept if saves else smallest,
         smallest_bytes=smallest,
-        plan=tuple(_rows(shape, planned, rows * length, saves=saves, moved=moved)),
+        plan=tuple(_rows(shape, planned, rows, length, saves=saves, moved=moved)),
         price=config.price,
         watts=gpu.watts,
     )
@@ -92,15 +92,18 @@ def _shape(config: RunConfig, model: Any, planned: PlannedWeights) -> ModelShape
     return build_shape(model, ParameterCounts(0, planned.adapter_parameters, quantized, 0))
 
 
-def _beside(shape: ModelShape, tokens: int, *, saves: bool) -> int:
+def _beside(shape: ModelShape, rows: int, length: int, *, saves: bool) -> int:
     """Bytes beside weights and adapters."""
-    return unfused_bytes(shape, tokens, saves=saves) + shape.loss_bytes(tokens, blocked=False)
+    tokens = rows * length
+    return unfused_bytes(shape, tokens, saves=saves, length=length) + shape.loss_bytes(tokens, blocked=False)
 
 
-def _rows(shape: ModelShape, planned: PlannedWeights, tokens: int, *, saves: bool, moved: int) -> list[PlanRow]:
+def _rows(
+    shape: ModelShape, planned: PlannedWeights, rows: int, length: int, *, saves: bool, moved: int
+) -> list[PlanRow]:
     adapters = planned.adapter_parameters * ADAPTER_BYTES
     optimizer = planned.adapter_parameters * 7
-    beside = _beside(shape, tokens, saves=saves)
+    beside = _beside(shape, rows, length, saves=saves)
     found = {
         "weights as loaded": planned.loaded_bytes - adapters,
         **({"embedding and head, moved to the host": -moved} if moved else {}),

@@ -210,7 +210,7 @@ def _modular_engine(
     def plan(tokens: int) -> tuple[bool, bool]:
         if config.training.memory is not MemoryMode.FASTEST:
             return False, False
-        return plan_unfused_layers(shape, tokens, base_bytes=room.base, total_bytes=room.total)
+        return plan_unfused_layers(shape, tokens, base_bytes=room.base, total_bytes=room.total, length=length)
 
     sequences = config.training.sequences_per_step()
     batch = written or largest_without_recompute(sequences, length, lambda tokens: plan(tokens)[0])
@@ -262,12 +262,15 @@ def model_shape(model: Any) -> ModelShape:
     """Sizes of a peft model, for the memory plan."""
     causal = causal_model(model)
     config = causal.config.get_text_config()
-    dropouts = [part for name, part in causal.model.layers.named_modules() if "lora_dropout" in name]
+    dropouts = [part for name, part in causal.named_modules() if "lora_dropout" in name]
 
     # A packed NF4 weight has two parameters a byte, so its size comes from its quantisation state.
-    states = [getattr(weight, "quant_state", None) for weight in causal.model.layers.parameters()]
+    ends = (causal.get_input_embeddings(), causal.get_output_embeddings())
+    vocabulary = {id(getattr(part, "weight", None)) for part in ends}
+    of_layers = [weight for weight in causal.parameters() if id(weight) not in vocabulary]
+    states = [getattr(weight, "quant_state", None) for weight in of_layers]
     quantized = sum(math.prod(state.shape) for state in states if state is not None)
-    frozen = [weight for weight in causal.model.layers.parameters() if not weight.requires_grad and weight.ndim == 2]
+    frozen = [weight for weight in of_layers if not weight.requires_grad and weight.ndim == 2]
     counts = ParameterCounts(
         linears=quantized or sum(weight.numel() for weight in frozen),
         adapters=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
@@ -279,5 +282,5 @@ def model_shape(model: Any) -> ModelShape:
         config,
         counts,
         dropout=any(isinstance(part, torch.nn.Dropout) and part.p for part in dropouts),
-        magnitudes=any(getattr(part, "lora_magnitude_vector", None) for part in causal.model.layers.modules()),
+        magnitudes=any(getattr(part, "lora_magnitude_vector", None) for part in causal.modules()),
     )

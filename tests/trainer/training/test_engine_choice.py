@@ -1,0 +1,20 @@
+"""The engine of a GPU run, for models of every structure; `make architectures` asks all types."""
+
+import pytest
+
+from finetune_test_models.sweeps.engine_sweep import build_engine
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # peft, of GPT-2's transposed layers
+@pytest.mark.parametrize(
+    "model_type",
+    ["gpt2", "falcon", "opt", "bloom", "gpt_neox", "mpt", "gemma3n_text", "gemma4_text", "mamba", "rwkv", "dbrx"],
+)
+def test_an_engine_is_found_wherever_a_model_keeps_its_layers(model_type: str) -> None:
+    engine = build_engine(model_type)
+    assert engine.layers is None, "they run module by module"
+    assert engine.batch.size >= 1
+
+
+def test_fused_layers_are_found_too() -> None:
+    assert build_engine("llama").layers is not None
