@@ -169,7 +169,7 @@ def _refusal(release: Release, spec: dict[str, Any]) -> str:
 
 def test_the_notes_have_a_job_that_the_api_server_takes(release: Release) -> None:
     release.install("--set", f"watchNamespaces={{{TEAM}}}")
-    release.cluster.kubectl("wait", "--for=condition=established", "--timeout=20s", "crd/finetunejobs.finetune.dev")
+    release.cluster.wait_for_definition()
     notes = release.cluster.helm("get", "notes", "finetune-operator", "--namespace", SYSTEM).stdout
     job = notes.partition("<<'JOB'\n")[2].partition("\n  JOB\n")[0]
     tried = ("create", "--dry-run=server", "--validate=strict", "-f", "-")
@@ -251,7 +251,7 @@ def test_no_namespace_is_wedged_when_the_operator_is_gone(release: Release) -> N
 
 def _run_job(release: Release, namespace: str) -> None:
     """Apply a job and what the operator makes for it; the Job controller makes the pod."""
-    release.cluster.kubectl("wait", "--for=condition=established", "--timeout=20s", "crd/finetunejobs.finetune.dev")
+    release.cluster.wait_for_definition()
     release.cluster.kubectl("apply", "-n", namespace, "-f", str(CHECKOUT / "crds/samples/minimal.yaml"))
     found = release.cluster.kubectl("get", "ftj/support-bot", "-n", namespace, "-o", "jsonpath={.metadata.uid}").stdout
     owned = child_metadata(ObjectMeta(namespace=namespace, name="support-bot", uid=found), "support-bot-1", "trainer")
@@ -267,7 +267,7 @@ def _run_job(release: Release, namespace: str) -> None:
 def test_uninstalling_leaves_the_jobs(release: Release) -> None:
     release.install()
     sample = str(CHECKOUT / "crds/samples/minimal.yaml")
-    release.cluster.kubectl("wait", "--for=condition=established", "--timeout=20s", "crd/finetunejobs.finetune.dev")
+    release.cluster.wait_for_definition()
     release.cluster.kubectl("apply", "-n", TEAM, "-f", sample)
     release.cluster.helm("uninstall", "finetune-operator", "--namespace", SYSTEM)
     assert "support-bot" in release.cluster.kubectl("get", "ftj", "-n", TEAM).stdout

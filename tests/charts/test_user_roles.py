@@ -68,7 +68,7 @@ class Users:
 def users(dev_cluster: DevCluster) -> Iterator[Users]:
     crd = CHECKOUT / "crds/finetune.dev_finetunejobs.yaml"
     dev_cluster.kubectl("apply", "--server-side", "-f", str(crd))
-    dev_cluster.kubectl("wait", "--for=condition=established", "--timeout=20s", "crd/finetunejobs.finetune.dev")
+    dev_cluster.wait_for_definition()
     for namespace in (TEAM, OTHER_TEAM):
         dev_cluster.kubectl("create", "namespace", namespace)
     for role in (*ROLES, *OWN_ROLES):

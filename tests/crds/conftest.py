@@ -53,7 +53,7 @@ def crd_cluster(dev_cluster: DevCluster) -> DevCluster:
     """The shared control plane with the CRD established."""
     applied = dev_cluster.kubectl("apply", "--server-side", "-f", str(CRD))
     assert "Warning" not in applied.stderr, applied.stderr
-    dev_cluster.kubectl("wait", "--for=condition=established", "--timeout=20s", "crd/finetunejobs.finetune.dev")
+    dev_cluster.wait_for_definition()
     deadline = time.monotonic() + 20
     while "spec" not in dev_cluster.kubectl("explain", "finetunejob", check=False).stdout:
         assert time.monotonic() < deadline, "the CRD's schema was not published"

@@ -58,7 +58,7 @@ def test_a_job_that_was_made_before_gets_it_too(crd_cluster: DevCluster, minimal
 
     apply(definition)
     try:
-        crd_cluster.kubectl("wait", "--for=condition=established", "--timeout=20s", f"crd/{name}")
+        crd_cluster.wait_for_definition(name)
         apply(minimal | {"apiVersion": "old.finetune.dev/v1alpha1", "kind": "OldJob"})
         assert status() is None
         schema["default"] = default

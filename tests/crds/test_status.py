@@ -107,6 +107,11 @@ STATUS: dict[str, Any] = {
         "worldSize": 2,
         "slowestRankShare": 0.51,
         "quantizedShare": 0.982,
+        "parallelism": "Sharded",
+        "baseBytesPerProcess": 2 * 10**9,
+        "newTokens": 3,
+        "embeddingRows": 128259,
+        "expertRank": 2,
     },
     "memory": {
         "mode": "Balanced",

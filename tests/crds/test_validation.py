@@ -106,11 +106,16 @@ INVALID: dict[str, tuple[Manifest, str, str]] = {
         "spec.dataset.subset",
         "only goes with an hf:// source",
     ),
-    "an S3 revision": ({"model": {"source": "s3://b/x/", "revision": "main"}}, "spec.model.revision", "remove it"),
+    "an S3 revision": ({"model": {"source": "s3://bucket/x/", "revision": "main"}}, "spec.model.revision", "remove it"),
     "an unknown field": ({"training": {"learningrate": 1}}, "training.learningrate", ""),
     "a negative batch size": ({"training": {"batchSize": 0}}, "training.batchSize", "greater than or equal to 1"),
     "a dropout of one": ({"adapter": {"dropout": 1}}, "adapter.dropout", "less than 1"),
     "a learning rate of zero": ({"training": {"learningRate": 0}}, "training.learningRate", "greater than 0"),
+    "parts of weights that FP8 needs whole": (
+        {"training": {"precision": "FP8", "parallelism": "Sharded"}},
+        "spec.training",
+        "FP8 keeps all weights on each GPU",
+    ),
     "a rank as text": ({"adapter": {"rank": "sixteen"}}, "adapter.rank", ""),
     "epochs and steps together": ({"training": {"epochs": 1, "maxSteps": 1}}, "spec.training.epochs", "one of them"),
     "all-linear and more": (

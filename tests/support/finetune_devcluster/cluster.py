@@ -103,6 +103,17 @@ class DevCluster:
         pair = self._own_authority().server(f"serving-{name}", name, tuple(hosts))
         return pair.certificate, pair.key
 
+    def wait_for_definition(self, name: str = "finetunejobs.finetune.dev", seconds: float = 20.0) -> None:
+        """Wait until the API server serves a custom resource. Raises TimeoutError.
+
+        `kubectl wait` fails at once for a definition that has no conditions yet.
+        """
+        deadline, path = time.monotonic() + seconds, "jsonpath={.status.conditions[?(@.type=='Established')].status}"
+        while self.kubectl("get", "crd", name, "-o", path).stdout != "True":
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{name} is not served after {seconds:g} s")
+            time.sleep(0.1)
+
     def kubectl(
         self, *arguments: str, stdin: str | None = None, check: bool = True
     ) -> subprocess.CompletedProcess[str]:

@@ -159,7 +159,7 @@ def test_a_job_of_the_cluster_is_found_by_its_name(
 ) -> None:
     store, manifest = published
     dev_cluster.kubectl("apply", "--server-side", "-f", str(CRD))
-    dev_cluster.kubectl("wait", "--for=condition=established", "--timeout=20s", CRD_NAME)
+    dev_cluster.wait_for_definition()
     job = yaml.safe_load(manifest_file(store.config, tmp_path / "job.yaml").read_text())
     job["metadata"]["namespace"] = namespace
     dev_cluster.kubectl("create", "-f", "-", stdin=yaml.safe_dump(job))
