@@ -14,7 +14,7 @@ from finetune_trainer.export.errors import InvalidBaseError
 from finetune_trainer.stages import judging
 
 ROWS: Any = SimpleNamespace(evaluation=None, train=[{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}])
-TRAINED: Any = SimpleNamespace(device=torch.device("cpu"))
+TRAINED: Any = SimpleNamespace(device=torch.device("cpu"), loss=None, engine=SimpleNamespace(window=None))
 
 
 def judge(base: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> judging.Judged:
