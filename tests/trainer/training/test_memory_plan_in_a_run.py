@@ -243,7 +243,7 @@ def test_a_plan_takes_no_more_than_the_share_of_the_card_that_the_process_has(
     """20 GiB of 80 are free, and 10 are this process's own already."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 * GIB, 80 * GIB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10 * GIB)
-    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: share)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: share)
     assert available_bytes(torch.device("cuda")) == gib * GIB
 
 
