@@ -1,5 +1,6 @@
 """The rules, one by one: what is seen, and what is done about it."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -17,6 +18,7 @@ from finetune_operator.observe.report_store import Channel, Heard
 from finetune_operator.observe.snapshot import GpuUse, GpuUser, Predecessor, Snapshot, Waiting
 from finetune_operator.observe.workload import QueueView
 from finetune_operator.status_reasons import STATUS_REASONS, StatusReason
+from finetune_test_operator.jobs import Outcomes
 from finetune_test_operator.snapshot_builder import (
     METADATA,
     NOW,
@@ -316,5 +318,11 @@ def test_every_rule_of_the_chain_decides_a_case() -> None:
     more = [a_snapshot(a_spec(resources={"nodes": 2})), a_snapshot(status=_status(Phase.FAILED))]
     more += [a_snapshot(job=None, queue=no_queue), a_snapshot(UNCHECKED, job=None, gpu_use=in_use)]
     more += [a_snapshot(spec, job=None) for spec in (OTHER_ACCOUNT, EIGHT_GPUS)]
+    leader = an_ended_pod(ExitCode.INTERRUPTED, Outcomes.interrupted, uid="first")
+    two = a_snapshot(a_spec(resources={"nodes": 2}), pods=[leader])
+    owner = {"controller": True, "kind": "FineTuneJob", "name": "bot", "uid": METADATA.uid}
+    peer = {"metadata": {"name": "nodes-bot", "ownerReferences": [owner]}}
+    two = replace(two, peers=replace(two.peers, service=peer, network_policy=peer))
+    more += [replace(two, training=replace(two.training, others=(a_running_pod("second", index=1),)))]
     deciding = {deciding_rule(TRAINING, each, each.training) for each in (*(case[0] for case in CASES.values()), *more)}
     assert deciding == {rule.__name__ for rule in (*TRAINING.rules, TRAINING.otherwise)}
