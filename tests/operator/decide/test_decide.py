@@ -1,6 +1,5 @@
 """The rules, one by one: what is seen, and what is done about it."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -18,7 +17,6 @@ from finetune_operator.observe.report_store import Channel, Heard
 from finetune_operator.observe.snapshot import GpuUse, GpuUser, Predecessor, Snapshot, Waiting
 from finetune_operator.observe.workload import QueueView
 from finetune_operator.status_reasons import STATUS_REASONS, StatusReason
-from finetune_test_operator.jobs import Outcomes
 from finetune_test_operator.snapshot_builder import (
     METADATA,
     NOW,
@@ -31,6 +29,7 @@ from finetune_test_operator.snapshot_builder import (
     a_spec,
     a_trainer_job,
     an_ended_pod,
+    an_outlived_attempt,
     at,
     deciding_rule,
     decision_about,
@@ -294,11 +293,8 @@ def test_children_are_made_in_order_and_once() -> None:
     actions = decision_about(a_snapshot(UNCHECKED, job=None, config_map=None)).actions
     assert actions.create_config_map is not None
     assert actions.create_trainer_job is not None
-    (config,) = (
-        volume
-        for volume in actions.create_trainer_job["spec"]["template"]["spec"]["volumes"]
-        if volume["name"] == "config"
-    )
+    volumes = actions.create_trainer_job["spec"]["template"]["spec"]["volumes"]
+    (config,) = (volume for volume in volumes if volume["name"] == "config")
     assert config["configMap"]["name"] == actions.create_config_map["metadata"]["name"]
     with_map = decision_about(a_snapshot(UNCHECKED, job=None)).actions
     assert with_map.create_config_map is None
@@ -317,12 +313,6 @@ def test_every_rule_of_the_chain_decides_a_case() -> None:
     no_queue, in_use = QueueView("gpus", problem="gone"), GpuUse(4, (GpuUser("other", 4),))
     more = [a_snapshot(a_spec(resources={"nodes": 2})), a_snapshot(status=_status(Phase.FAILED))]
     more += [a_snapshot(job=None, queue=no_queue), a_snapshot(UNCHECKED, job=None, gpu_use=in_use)]
-    more += [a_snapshot(spec, job=None) for spec in (OTHER_ACCOUNT, EIGHT_GPUS)]
-    leader = an_ended_pod(ExitCode.INTERRUPTED, Outcomes.interrupted, uid="first")
-    two = a_snapshot(a_spec(resources={"nodes": 2}), pods=[leader])
-    owner = {"controller": True, "kind": "FineTuneJob", "name": "bot", "uid": METADATA.uid}
-    peer = {"metadata": {"name": "nodes-bot", "ownerReferences": [owner]}}
-    two = replace(two, peers=replace(two.peers, service=peer, network_policy=peer))
-    more += [replace(two, training=replace(two.training, others=(a_running_pod("second", index=1),)))]
+    more += [a_snapshot(OTHER_ACCOUNT, job=None), a_snapshot(EIGHT_GPUS, job=None), an_outlived_attempt()]
     deciding = {deciding_rule(TRAINING, each, each.training) for each in (*(case[0] for case in CASES.values()), *more)}
     assert deciding == {rule.__name__ for rule in (*TRAINING.rules, TRAINING.otherwise)}

@@ -15,7 +15,7 @@ from finetune_operator.observe.snapshot import Snapshot
 from finetune_operator.status.attempts import count_retries, merge_attempts
 from finetune_test_operator.jobs import Outcomes
 from finetune_test_operator.snapshot_builder import (
-    METADATA,
+    OWN,
     a_pod,
     a_running_pod,
     a_snapshot,
@@ -45,12 +45,6 @@ def decided(*pods: TrainerPod, **job: Any) -> Decision:
 
 
 DISRUPTED = [{"type": "DisruptionTarget", "status": "True"}]
-OWN: Any = {
-    "metadata": {
-        "name": "nodes-bot",
-        "ownerReferences": [{"controller": True, "kind": "FineTuneJob", "name": "bot", "uid": METADATA.uid}],
-    }
-}
 
 
 def test_training_begins_when_all_pods_run() -> None:

@@ -23,6 +23,7 @@ from finetune_operator.observe.children import INDEX_ANNOTATION, ChildJob, Train
 from finetune_operator.observe.report_store import ReceivedReport
 from finetune_operator.observe.snapshot import AnySnapshot, BlindSnapshot, ChildRun, Snapshot, UnreadableSnapshot
 from finetune_operator.observe.workload import DEACTIVATED_ANNOTATION, Workload
+from finetune_test_operator.jobs import Outcomes
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 METADATA = ObjectMeta(name="bot", namespace="team", uid="0b5e7b1e-5d1a-4a51-9a53-0f6f6c2ce0a1", generation=1)
@@ -217,6 +218,23 @@ def a_blind_snapshot(refusal: str, status: FineTuneJobStatus) -> BlindSnapshot:
     return BlindSnapshot(
         metadata=METADATA, status=status, result_location=a_snapshot().result_location, now=NOW, refusal=refusal
     )
+
+
+OWN: Any = {
+    "metadata": {
+        "name": "nodes-bot",
+        "ownerReferences": [{"controller": True, "kind": "FineTuneJob", "name": "bot", "uid": METADATA.uid}],
+    }
+}
+"""A child of the job, by which its pods find each other."""
+
+
+def an_outlived_attempt() -> Snapshot:
+    """A job on two nodes: its first pod has ended, and the one of the other node has not."""
+    seen = a_snapshot(a_spec(resources={"nodes": 2}), pods=[an_ended_pod(30, Outcomes.interrupted)])
+    peers = replace(seen.peers, service=OWN, network_policy=OWN)
+    others = (a_running_pod("second", index=1),)
+    return replace(seen, peers=peers, training=replace(seen.training, others=others))
 
 
 def decision_about(snapshot: Snapshot | UnreadableSnapshot | BlindSnapshot) -> Decision:
