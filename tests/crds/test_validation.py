@@ -111,11 +111,7 @@ INVALID: dict[str, tuple[Manifest, str, str]] = {
     "a negative batch size": ({"training": {"batchSize": 0}}, "training.batchSize", "greater than or equal to 1"),
     "a dropout of one": ({"adapter": {"dropout": 1}}, "adapter.dropout", "less than 1"),
     "a learning rate of zero": ({"training": {"learningRate": 0}}, "training.learningRate", "greater than 0"),
-    "parts of weights that FP8 needs whole": (
-        {"training": {"precision": "FP8", "parallelism": "Sharded"}},
-        "spec.training",
-        "FP8 keeps all weights on each GPU",
-    ),
+    "parts for FP8": ({"training": {"precision": "FP8", "parallelism": "Sharded"}}, "spec.training", "FP8 keeps all"),
     "a rank as text": ({"adapter": {"rank": "sixteen"}}, "adapter.rank", ""),
     "epochs and steps together": ({"training": {"epochs": 1, "maxSteps": 1}}, "spec.training.epochs", "one of them"),
     "all-linear and more": (

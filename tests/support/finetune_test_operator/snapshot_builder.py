@@ -231,7 +231,7 @@ OWN: Any = {
 
 def an_outlived_attempt() -> Snapshot:
     """A job on two nodes: its first pod has ended, and the one of the other node has not."""
-    seen = a_snapshot(a_spec(resources={"nodes": 2}), pods=[an_ended_pod(30, Outcomes.interrupted)])
+    seen = a_snapshot(a_spec(resources={"nodes": 2}), pods=(an_ended_pod(30, Outcomes.interrupted),))
     peers = replace(seen.peers, service=OWN, network_policy=OWN)
     others = (a_running_pod("second", index=1),)
     return replace(seen, peers=peers, training=replace(seen.training, others=others))
