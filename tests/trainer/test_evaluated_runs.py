@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +17,9 @@ from finetune_api.outcome import Outcome, Result
 from finetune_api.progress import RunProgress
 from finetune_api.run_config import RunConfig
 from finetune_test_models import chat_data
+from finetune_test_models.stopped_runs import stopped_after
 from finetune_trainer.cli.pod import run_job
-from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
-from finetune_trainer.job.stop_signal import StopSignal
 
 Builder = Callable[..., RunConfig]
 HELD_OUT = {"evaluation": {"fraction": 0.2}}
@@ -64,14 +61,7 @@ class Ran:
 
 def run(config: RunConfig, folder: Path, attempt: str = "a", stop_after: int | None = None) -> Ran:
     """An attempt of the job whose results are in `folder`; a SIGTERM arrives after `stop_after` steps."""
-    progress, stop_signal = ProgressTracker(), StopSignal()
-    stop_signal.install()
-
-    def watch(_: bool) -> None:
-        if stop_after is not None and progress.value("step") == stop_after and not stop_signal.requested:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    progress.listen(watch)
+    progress, stop_signal = stopped_after(stop_after)
     settings = Settings(work=folder / f"work-{attempt}", attempt_id=attempt, output_folder=folder / "out")
     outcome = run_job(config, settings, progress, stop_signal)
     return Ran(outcome, progress.report().finetune, folder)

@@ -1,8 +1,6 @@
 """Whole runs of a model whose packed documents see each other: gpt-oss, tiny and random."""
 
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,10 @@ from finetune_api.outcome import Outcome, Result
 from finetune_api.progress import RunProgress
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Batching
+from finetune_test_models.stopped_runs import stopped_after
 from finetune_test_models.tiny_architectures import tiny_architecture
 from finetune_trainer.cli.pod import run_job
-from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
-from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.preflight.checks import run_preflight
 from finetune_trainer.training import engine
 from finetune_trainer.training.batching.isolation import BatchingChoice
@@ -60,14 +57,7 @@ def job(run_config: Builder, gpt_oss: Path) -> Builder:
 
 
 def run(config: RunConfig, work: Path, output: Path, stop_after: int | None = None) -> tuple[Outcome, RunProgress]:
-    progress, stop_signal = ProgressTracker(), StopSignal()
-    stop_signal.install()
-
-    def watch(_: bool) -> None:
-        if stop_after is not None and progress.value("step") == stop_after and not stop_signal.requested:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    progress.listen(watch)
+    progress, stop_signal = stopped_after(stop_after)
     settings = Settings(work=work, attempt_id=work.name, output_folder=output)
     return run_job(config, settings, progress, stop_signal), progress.report().finetune
 

@@ -11,19 +11,30 @@ from finetune_trainer.job.settings import Settings
 from finetune_trainer.job.stop_signal import StopSignal
 
 
+def stopped_after(step: int | None) -> tuple[ProgressTracker, StopSignal]:
+    """Returns what a run is watched and stopped by; a SIGTERM arrives after `step`, or never."""
+    progress, stop_signal = ProgressTracker(), StopSignal()
+    stop_signal.install()
+
+    def watch(_: bool) -> None:
+        if step is not None and progress.value("step") == step and not stop_signal.requested:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    progress.listen(watch)
+    return progress, stop_signal
+
+
 def run_and_stop(
     config: RunConfig, settings: Settings, stop_after: int | None = None
 ) -> tuple[dict[int, float], Outcome]:
     """Returns losses by step (as reported, four digits), and the outcome; a SIGTERM arrives after `stop_after`."""
-    progress, stop_signal, losses = ProgressTracker(), StopSignal(), {}
-    stop_signal.install()
+    losses: dict[int, float] = {}
+    progress, stop_signal = stopped_after(stop_after)
 
     def watch(_: bool) -> None:
         step, loss = progress.value("step"), progress.value("loss")
         if step is not None and loss is not None:
             losses[step] = loss
-        if stop_after is not None and step == stop_after and not stop_signal.requested:
-            os.kill(os.getpid(), signal.SIGTERM)
 
     progress.listen(watch)
     return losses, run_job(config, settings, progress, stop_signal)

@@ -1,7 +1,5 @@
 """Whole runs over a base that two ranks share out: evaluation, samples, export, judging, another run's checkpoint."""
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +10,9 @@ from safetensors.torch import load_file
 
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import RunConfig
+from finetune_test_models.stopped_runs import stopped_after
 from finetune_trainer.cli.pod import run_job
-from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
-from finetune_trainer.job.stop_signal import StopSignal
 
 Builder = Callable[..., RunConfig]
 # An odd number of rows to evaluate on, and prompts of which one rank has one more than the other.
@@ -33,14 +30,7 @@ def run(
     config: RunConfig, folder: Path, attempt: str, ranks: int, stop_after: int | None = None
 ) -> tuple[Outcome, Any]:
     """Runs an attempt of the job in `folder`, which SIGTERM stops after a step."""
-    progress, stop_signal = ProgressTracker(), StopSignal()
-    stop_signal.install()
-
-    def watch(_: bool) -> None:
-        if stop_after is not None and progress.value("step") == stop_after and not stop_signal.requested:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    progress.listen(watch)
+    progress, stop_signal = stopped_after(stop_after)
     settings = Settings(work=folder / attempt, attempt_id=attempt, output_folder=folder / "out", cpu_ranks=ranks)
     return run_job(config, settings, progress, stop_signal, lambda error: None), progress.resolved
 

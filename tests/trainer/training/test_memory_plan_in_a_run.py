@@ -1,7 +1,5 @@
 """The micro-batch is a choice of speed only, and memory that runs out is handed back: whole runs on the CPU."""
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +16,7 @@ from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory
 from finetune_kernels.planning.micro_batch import MicroBatch
+from finetune_test_models.stopped_runs import stopped_after
 from finetune_trainer import pipeline
 from finetune_trainer.cli.pod import run_job
 from finetune_trainer.job.progress_tracker import ProgressTracker
@@ -101,14 +100,7 @@ def test_a_run_goes_on_with_another_split_after_another_gpu_took_over(
 
     def run_with(batch: MicroBatch, attempt: str, stop_after: int | None = None) -> Outcome:
         monkeypatch.setattr(pipeline, "prepare_engine", lambda *_: Engine(False, supervised_loss, batch))
-        progress, stop_signal = ProgressTracker(), StopSignal()
-        stop_signal.install()
-
-        def watch(_: bool) -> None:
-            if stop_after is not None and progress.value("step") == stop_after and not stop_signal.requested:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        progress.listen(watch)
+        progress, stop_signal = stopped_after(stop_after)
         settings = Settings(tmp_path / attempt, attempt, output_folder=tmp_path / "out")
         return run_job(config, settings, progress, stop_signal)
 
