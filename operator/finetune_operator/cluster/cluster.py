@@ -19,11 +19,12 @@ from finetune_api import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
 from finetune_api.vocabulary import JOB_NAME_LABEL, JOB_UID_LABEL
-from finetune_operator.cluster.connection import APPLY, MERGE_PATCH
+from finetune_operator.cluster.connection import MERGE_PATCH
 from finetune_operator.cluster.gpu_users import GpuUsers
 from finetune_operator.cluster.peer_objects import PeerObjects
 from finetune_operator.cluster.queues import Queues
 from finetune_operator.cluster.server_clock import ServerClock
+from finetune_operator.cluster.status_writer import StatusWriter
 from finetune_operator.desired.names import FIELD_MANAGER
 from finetune_operator.errors import ApiUnavailableError, ForbiddenError, NotFoundError
 
@@ -92,6 +93,7 @@ class Cluster:
         self.queues = Queues(connection)
         self.gpu_users = GpuUsers(connection)
         self.peers = PeerObjects(connection)
+        self._statuses = StatusWriter(connection)
         self._namespaces = tuple(namespaces)
 
     def now(self) -> datetime:
@@ -197,10 +199,7 @@ class Cluster:
             "status": status,
         }
 
-        # Forced, because nobody else may own a field of the status.
-        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        path = f"{_resource_path(NamespacedName(job.namespace, job.name))}/status"
-        applied = await self._connection.request("PATCH", path, body, query=query, content_type=APPLY)
+        applied = await self._statuses.apply(f"{_resource_path(NamespacedName(job.namespace, job.name))}/status", body)
         return str(applied["metadata"]["resourceVersion"])
 
     async def create_event(self, event: Json) -> None:

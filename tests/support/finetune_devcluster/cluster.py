@@ -106,10 +106,11 @@ class DevCluster:
     def wait_for_definition(self, name: str = "finetunejobs.finetune.dev", seconds: float = 20.0) -> None:
         """Wait until the API server serves a custom resource. Raises TimeoutError.
 
-        `kubectl wait` fails at once for a definition that has no conditions yet.
+        `kubectl wait` fails at once for a definition that has no conditions yet, and so does `kubectl get` with a
+        path through them.
         """
         deadline, path = time.monotonic() + seconds, "jsonpath={.status.conditions[?(@.type=='Established')].status}"
-        while self.kubectl("get", "crd", name, "-o", path).stdout != "True":
+        while self.kubectl("get", "crd", name, "-o", path, check=False).stdout != "True":
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{name} is not served after {seconds:g} s")
             time.sleep(0.1)
