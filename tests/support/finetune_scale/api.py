@@ -63,13 +63,23 @@ class Api:
             return await answer.text()
 
     async def watch(self, path: str, selector: str = "") -> AsyncIterator[Json]:
-        """Yield every change of the objects below `path`, those that exist first, until cancelled."""
+        """Yield every change of the objects below `path`, those that exist first, until cancelled. A watch that the API
+        server ends, as it does with one that reads too slowly, begins again with all objects."""
         query = {"watch": "true", "allowWatchBookmarks": "false", "labelSelector": selector}
         endless = aiohttp.ClientTimeout(total=None, sock_read=None)
         while True:
             async with self._session.get(self._url + path, params=query, timeout=endless) as answer:
-                rest = b""
-                async for chunk in answer.content.iter_any():
-                    *lines, rest = (rest + chunk).split(b"\n")
-                    for line in lines:
-                        yield json.loads(line)
+                async for event in _events(answer.content):
+                    yield event
+
+
+async def _events(content: aiohttp.StreamReader) -> AsyncIterator[Json]:
+    """Yield a watch's events up to its end, or to the error that ends it."""
+    rest = b""
+    async for chunk in content.iter_any():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            event = json.loads(line)
+            if event["type"] == "ERROR":
+                return
+            yield event
