@@ -148,6 +148,13 @@ def head_cases(sizes: Sizes) -> Iterator[Case]:
         lambda: both(plain_cross_entropy(hidden, weight, targets)),
         fused and (lambda: both(fused(hidden, weight, targets, reduction="sum"))), "liger",
     )  # fmt: skip
+    odd = v - v % 8 + 1  # rows of logits that would begin anywhere, were they not aligned
+    wide, any_target = sizes.random(odd, n, scale=0.02), targets % odd
+    yield Case(
+        "linear_cross_entropy, odd", "both", f"{t} x {n} -> {odd}", 4.0 * t * n * odd, "TFLOP/s",
+        lambda: both(LinearCrossEntropyFunction.apply(hidden, wide, any_target, None)),  # type: ignore[no-untyped-call]
+        lambda: both(plain_cross_entropy(hidden, wide, any_target)),
+    )  # fmt: skip
     host = torch.empty(weight.shape, dtype=weight.dtype, pin_memory=weight.is_cuda).copy_(weight)
     yield Case(
         "blocked_cross_entropy", "both", f"{t} x {n} -> {v}, head in host memory", 4.0 * t * n * v, "TFLOP/s",

@@ -133,12 +133,17 @@ class _LayerForward:
         self, hidden_states: torch.Tensor, attention_mask: Any = None, position_ids: Any = None,
         past_key_values: Any = None, position_embeddings: Any = None, **options: Any,
     ) -> Any:  # fmt: skip
-        """Takes what transformers' decoder layers take; with a cache, the layer's own forward answers."""
+        """Takes what transformers' decoder layers take; with a cache, the layer's own forward answers.
+
+        Raises ValueError if padding stands before a token.
+        """
         if past_key_values is not None:
             return self._original(
                 hidden_states, attention_mask=attention_mask, position_ids=position_ids,
                 past_key_values=past_key_values, position_embeddings=position_embeddings, **options,
             )  # fmt: skip
+        if self._index == 0 and attention_mask is not None:
+            _check_padding(attention_mask)
         return self._fused.run(self._index, hidden_states, position_embeddings, position_ids, options)
 
 
@@ -148,3 +153,15 @@ def _packed_sequences(batch: int, length: int, device: torch.device, options: An
     if ends is None:
         return PackedSequences.of_length(length, batch, device)
     return PackedSequences(ends.to(torch.int32), int(options["max_length_q"]), batch * length)
+
+
+def _check_padding(mask: torch.Tensor) -> None:
+    """Raises ValueError if `mask` [B, T] or [B, 1, T, T], of booleans or of what is added to scores, hides a token that
+    others follow. The layers read no mask: padding behind a row's tokens reaches none of them, padding before does."""
+    # The diagonal tells which tokens see themselves: True, or 0 added.
+    tokens = mask if mask.dim() == 2 else mask.diagonal(dim1=-2, dim2=-1)
+    seen = tokens == 0 if mask.dim() != 2 and mask.is_floating_point() else tokens.bool()
+    if bool((seen[..., 1:] & ~seen[..., :-1]).any()):
+        raise ValueError(
+            "fused layers take rows that are padded on the right, or packed; this mask hides a token before one"
+        )

@@ -25,6 +25,8 @@ from finetune_kernels.primitives.precision import widen
 
 FLASH_PADDING = 128
 """Rows that FlashAttention's backward adds to each sequence in the sums of dq."""
+MAX_SEQUENCES = 65_535
+"""Sequences of one call: FlashAttention has them on an axis of its grid that CUDA lets be no longer."""
 MAX_CUDNN_SHAPES = 8
 """Distinct shapes that cuDNN may compile for; a training run of fixed length needs one or two."""
 _cudnn_shapes: set[tuple[int, ...]] = set()
@@ -53,11 +55,7 @@ def forward(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> tu
         )
         return out.transpose(1, 2).reshape(qkv.q.shape), (lse, seed, offset)
 
-    ends, longest = sequences.cu_seqlens, sequences.max_seqlen
-    out, lse, state, unused, _ = aten._flash_attention_forward(
-        *qkv, ends, ends, longest, longest, 0.0, True, False, scale=params.scale, **_flash_window(window)
-    )
-    return out, (lse, state, unused)
+    return _flash_forward(qkv, sequences, params)
 
 
 def backward(
@@ -70,8 +68,8 @@ def backward(
     if not qkv.q.is_cuda:
         return _cpu_backward(dout, qkv, out, saved, sequences, params)
 
-    window, longest = params.effective_window(sequences.max_seqlen), sequences.max_seqlen
-    if _takes_cudnn(qkv.q, sequences, window):
+    longest = sequences.max_seqlen
+    if _takes_cudnn(qkv.q, sequences, params.effective_window(longest)):
         lse, seed, offset = saved
         gradients = aten._scaled_dot_product_cudnn_attention_backward(
             *_batched(sequences, dout, *qkv, out), lse, seed, offset, None, None, None, longest, longest, 0.0, True,
@@ -79,37 +77,45 @@ def backward(
         )  # fmt: skip
         return Qkv(*(g.transpose(1, 2).reshape(x.shape) for g, x in zip(gradients, qkv, strict=True)))
 
-    if (sequences.tokens + FLASH_PADDING * sequences.count) * qkv.q[0].numel() >= 2**31 and sequences.count > 1:
-        return _backward_in_two_calls(dout, qkv, out, saved, sequences, params)
+    return _flash_backward(dout, qkv, out, saved, sequences, params)
 
-    lse, state, unused = saved
-    ends = sequences.cu_seqlens
-    gradients = aten._flash_attention_backward(
-        dout, *qkv, out, lse, ends, ends, longest, longest, 0.0, True, state, unused, scale=params.scale,
-        **_flash_window(window),
+
+def _flash_forward(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> tuple[torch.Tensor, Saved]:
+    """`forward` by FlashAttention, in several calls if there are more sequences than one call takes."""
+    if sequences.count > MAX_SEQUENCES:
+        found = [_flash_forward(qkv.select(rows), part, params) for rows, part in sequences.halves()]
+        outs, saved = zip(*found, strict=True)
+        lse = torch.cat([one[0] for one in saved], dim=1)  # [H, T]
+        return torch.cat(outs), (lse, *saved[0][1:])  # random states are those of dropout, which there is none of
+
+    ends, longest = sequences.cu_seqlens, sequences.max_seqlen
+    out, lse, state, unused, _ = aten._flash_attention_forward(
+        *qkv, ends, ends, longest, longest, 0.0, True, False, scale=params.scale,
+        **_flash_window(params.effective_window(longest)),
     )  # fmt: skip
-    return Qkv(*gradients)
+    return out, (lse, state, unused)
 
 
-def _backward_in_two_calls(
+def _flash_backward(
     dout: torch.Tensor, qkv: Qkv, out: torch.Tensor, saved: Saved, sequences: PackedSequences,
     params: AttentionParams,
 ) -> Qkv:  # fmt: skip
-    """Calls `backward` for the first and for the last sequences: FlashAttention's counts elements in 32 bits."""
+    """`backward` by FlashAttention; in several calls if one cannot count the sequences, or elements in 32 bits."""
     lse, *others = saved  # lse [H, T]
-    middle = sequences.count // 2
-    cut = int(sequences.cu_seqlens[middle])  # the row where the second call begins
-    parts = (
-        (slice(0, cut), sequences.cu_seqlens[: middle + 1]),
-        (slice(cut, None), sequences.cu_seqlens[middle:] - cut),
-    )
+    elements = (sequences.tokens + FLASH_PADDING * sequences.count) * qkv.q[0].numel()
+    if sequences.count > 1 and (sequences.count > MAX_SEQUENCES or elements >= 2**31):
+        found = []
+        for rows, part in sequences.halves():
+            sums = (lse[:, rows].contiguous(), *others)
+            found.append(_flash_backward(dout[rows], qkv.select(rows), out[rows], sums, part, params))
+        return Qkv(*(torch.cat(gradients) for gradients in zip(*found, strict=True)))
 
-    found = []
-    for rows, ends in parts:
-        part = PackedSequences(ends, sequences.max_seqlen, int(ends[-1]))
-        sums = (lse[:, rows].contiguous(), *others)
-        found.append(backward(dout[rows], qkv.select(rows), out[rows], sums, part, params))
-    return Qkv(*(torch.cat(gradients) for gradients in zip(*found, strict=True)))
+    ends, longest = sequences.cu_seqlens, sequences.max_seqlen
+    gradients = aten._flash_attention_backward(
+        dout, *qkv, out, lse, ends, ends, longest, longest, 0.0, True, *others, scale=params.scale,
+        **_flash_window(params.effective_window(longest)),
+    )  # fmt: skip
+    return Qkv(*gradients)
 
 
 def _flash_window(window: int | None) -> dict[str, int]:
@@ -118,7 +124,7 @@ def _flash_window(window: int | None) -> dict[str, int]:
 
 
 def _takes_cudnn(q: torch.Tensor, sequences: PackedSequences, window: int | None) -> bool:
-    if not sequences.is_batch or q.shape[2] > 128 or window is not None:
+    if not sequences.is_batch or sequences.count > MAX_SEQUENCES or q.shape[2] > 128 or window is not None:
         return False
 
     shape = (sequences.count, sequences.max_seqlen, *q.shape[1:])

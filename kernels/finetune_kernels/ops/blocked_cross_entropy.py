@@ -25,20 +25,20 @@ import triton
 import triton.language as tl
 
 from finetune_kernels.ops import linear_cross_entropy
-from finetune_kernels.ops.linear_cross_entropy import MAX_BLOCK, _softcap
+from finetune_kernels.ops.linear_cross_entropy import MAX_BLOCK, _softcap, aligned_logits
 from finetune_kernels.planning.block_sizes import HEAD_ROWS, VOCABULARY_BLOCK
 from finetune_kernels.primitives.gather_rows import gather_rows
 
 
 @triton.jit
 def _add_block(  # type: ignore[no-untyped-def]
-    z_ptr, target_ptr, largest_ptr, total_ptr, picked_ptr, less_ptr, first, width, softcap, HAS_SOFTCAP: tl.constexpr,
-    BLOCK_V: tl.constexpr,
+    z_ptr, target_ptr, largest_ptr, total_ptr, picked_ptr, less_ptr, first, width, stride, softcap,
+    HAS_SOFTCAP: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """One row a program: its scores of a block [width] become exp(z - m) slope in place; m, l and the target's score
     are updated. `first`: token id of the first score; `less`: factor of the sums before."""
     row = tl.program_id(0).to(tl.int64)
-    start = z_ptr + row * width
+    start = z_ptr + row * stride
     columns = tl.arange(0, BLOCK_V)
 
     before = tl.load(largest_ptr + row)
@@ -127,12 +127,12 @@ class _Sums:
         softcap: float | None,
     ) -> None:  # fmt: skip
         """Adds what a block of W, from token `first` on, contributes to some rows."""
-        z = hidden[rows] @ block.T  # [HEAD_ROWS, VOCABULARY_BLOCK]
+        z = aligned_logits(hidden[rows], block)  # [HEAD_ROWS, VOCABULARY_BLOCK]
         width = z.shape[1]
         _add_block[(z.shape[0],)](
             z, targets[rows], self.largest[rows], self.total[rows], self.picked[rows], self.less[rows], first, width,
-            softcap or 0.0, HAS_SOFTCAP=softcap is not None, BLOCK_V=min(MAX_BLOCK, triton.next_power_of_2(width)),
-            num_warps=16,
+            z.stride(0), softcap or 0.0, HAS_SOFTCAP=softcap is not None,
+            BLOCK_V=min(MAX_BLOCK, triton.next_power_of_2(width)), num_warps=16,
         )  # fmt: skip
         self.weighted[rows].mul_(self.less[rows].unsqueeze(1)).add_(_wide_product(z, block))
 

@@ -25,6 +25,9 @@ from finetune_kernels.primitives.precision import widen
 
 MAX_BLOCK = 16_384
 """Logits of a row that a program reads at once."""
+ROW_BYTES = 16
+"""Rows of logits begin at multiples of this, also where the vocabulary is odd: matrix products read and write so many
+bytes at once where they can, and else element by element."""
 
 
 class TrainedRows(NamedTuple):
@@ -49,7 +52,7 @@ def reference(
     trained: TrainedRows | None = None,
 ) -> torch.Tensor:
     """Returns the loss in fp32 or fp64: hidden [S, hidden], weight [V, hidden], targets [S]."""
-    logits = widen(_logits(hidden, weight, trained))
+    logits = widen(_with_trained(hidden @ weight.T, hidden, trained))
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     return functional.cross_entropy(logits, targets, reduction="sum")
@@ -80,11 +83,11 @@ def _softcap(z, softcap, HAS_SOFTCAP: tl.constexpr):  # type: ignore[no-untyped-
 
 @triton.jit
 def _losses_and_gradients(  # type: ignore[no-untyped-def]
-    logits_ptr, target_ptr, loss_ptr, v, softcap, HAS_SOFTCAP: tl.constexpr, BLOCK_V: tl.constexpr
+    logits_ptr, target_ptr, loss_ptr, v, stride, softcap, HAS_SOFTCAP: tl.constexpr, BLOCK_V: tl.constexpr
 ):
     """One row a program: its logits [V] become their gradient in place, and its loss is written."""
     row = tl.program_id(0).to(tl.int64)
-    start = logits_ptr + row * v
+    start = logits_ptr + row * stride
     target = tl.load(target_ptr + row)
     columns = tl.arange(0, BLOCK_V)
 
@@ -111,12 +114,18 @@ def _losses_and_gradients(  # type: ignore[no-untyped-def]
         tl.store(start + offsets, gradient, mask=offsets < v)
 
 
-def _logits(hidden: torch.Tensor, weight: torch.Tensor, trained: TrainedRows | None) -> torch.Tensor:
-    """Logits [S, V] of `hidden` [S, hidden], of its type."""
-    logits = hidden @ weight.T
+def _with_trained(logits: torch.Tensor, hidden: torch.Tensor, trained: TrainedRows | None) -> torch.Tensor:
+    """Returns `logits` [S, V] of `hidden` [S, hidden], with those of the trained rows in their place."""
     if trained is not None:
         logits[:, trained.columns] = hidden @ trained.rows.to(hidden.dtype).T
     return logits
+
+
+def aligned_logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Returns hidden W^T [S, V], whose rows begin at multiples of `ROW_BYTES`: a view of rows that may be longer."""
+    v, step = weight.shape[0], ROW_BYTES // hidden.element_size()
+    padded = hidden.new_empty(hidden.shape[0], triton.cdiv(v, step) * step)
+    return torch.mm(hidden, weight.T, out=padded[:, :v])
 
 
 def forward(
@@ -136,9 +145,9 @@ def forward(
 
     for first in range(0, hidden.shape[0], CHUNK_ROWS):
         rows = slice(first, first + CHUNK_ROWS)
-        logits = _logits(hidden[rows], weight, trained)  # [CHUNK_ROWS, V]
+        logits = _with_trained(aligned_logits(hidden[rows], weight), hidden[rows], trained)  # [CHUNK_ROWS, V]
         _losses_and_gradients[(logits.shape[0],)](
-            logits, targets[rows], losses[rows], v, softcap or 0.0,
+            logits, targets[rows], losses[rows], v, logits.stride(0), softcap or 0.0,
             HAS_SOFTCAP=softcap is not None, BLOCK_V=block, num_warps=16)  # fmt: skip
         torch.mm(logits, weight, out=gradient[rows])
         if trained is not None and of_rows is not None:

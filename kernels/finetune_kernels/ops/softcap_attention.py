@@ -8,7 +8,8 @@ Shapes: q, out and dout [T, H, D], k and v [T, H_kv, D], all of one dtype; lse a
 
 FlashAttention as PyTorch ships it and cuDNN do not cap scores, and with an eager softmax the scores of one head alone
 are T x T. Backward recomputes the scores; the kernel for dq leaves delta for that of dk and dv. Grouped heads share a
-program there, so their gradients are added in registers.
+program there, so their gradients are added in registers. Blocks of all sequences are one axis of the grid, as CUDA's
+others end at 65,535 programs.
 
 Source: Gemma Team, "Gemma 2", 2024, section 2 (the cap); Dao, "FlashAttention-2", 2023 (the loops over blocks).
 """
@@ -50,6 +51,14 @@ def _scores(a, b_t, rows, columns, length, scale, softcap, WINDOW: tl.constexpr)
 
 
 @triton.jit
+def _block(cu_seqlens_ptr, blocks, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A program's head, where its block begins within its sequence, the sequence's first row and its length."""
+    sequence_ptr, start = cu_seqlens_ptr + tl.program_id(0) // blocks, tl.program_id(0) % blocks * ROWS
+    first = tl.load(sequence_ptr)
+    return tl.program_id(1), start, first, tl.load(sequence_ptr + 1) - first
+
+
+@triton.jit
 def _load(ptr, first, rows, length, stride, head, D: tl.constexpr, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
     """Rows of one sequence and head, [rows, BLOCK_D]; zero beyond the end of the sequence."""
     d = tl.arange(0, BLOCK_D)
@@ -76,15 +85,13 @@ def _first_key(start, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ign
     return lowest
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def _forward(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cu_seqlens_ptr, stride_q, stride_k, stride_v, scale, softcap,
-    H: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW: tl.constexpr,
+    blocks, H: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    start, head = tl.program_id(0) * BLOCK_M, tl.program_id(1)  # first query of the block, within its sequence
-    first = tl.load(cu_seqlens_ptr + tl.program_id(2))
-    length = tl.load(cu_seqlens_ptr + tl.program_id(2) + 1) - first
+    head, start, first, length = _block(cu_seqlens_ptr, blocks, BLOCK_M)  # of queries
     if start >= length:
         return
 
@@ -114,15 +121,13 @@ def _forward(  # type: ignore[no-untyped-def]
     tl.store(lse_ptr + (first + rows) * H + head, largest + tl.log(total), mask=rows < length)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def _backward_q(  # type: ignore[no-untyped-def]
     dout_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, dq_ptr, delta_ptr, cu_seqlens_ptr, stride_q, stride_k, stride_v,
-    scale, softcap, H: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    scale, softcap, blocks, H: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    WINDOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    start, head = tl.program_id(0) * BLOCK_M, tl.program_id(1)  # first query of the block, within its sequence
-    first = tl.load(cu_seqlens_ptr + tl.program_id(2))
-    length = tl.load(cu_seqlens_ptr + tl.program_id(2) + 1) - first
+    head, start, first, length = _block(cu_seqlens_ptr, blocks, BLOCK_M)  # of queries
     if start >= length:
         return
 
@@ -150,15 +155,13 @@ def _backward_q(  # type: ignore[no-untyped-def]
     _store(dq_ptr, dq * scale, first, rows, length, H * D, head, D, BLOCK_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def _backward_kv(  # type: ignore[no-untyped-def]
     dout_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, cu_seqlens_ptr, stride_q, stride_k, stride_v,
-    scale, softcap, H: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    scale, softcap, blocks, H: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    WINDOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    start, head_kv = tl.program_id(0) * BLOCK_N, tl.program_id(1)  # first key of the block, within its sequence
-    first = tl.load(cu_seqlens_ptr + tl.program_id(2))
-    length = tl.load(cu_seqlens_ptr + tl.program_id(2) + 1) - first
+    head_kv, start, first, length = _block(cu_seqlens_ptr, blocks, BLOCK_N)  # of keys
     if start >= length:
         return
 
@@ -222,11 +225,15 @@ def _tiles(q: torch.Tensor, *, backward: bool) -> _Tiles:
     return _Tiles(128, 32, 8, 2) if wide else _Tiles(128, 64, 8, 3)
 
 
-def _sizes(qkv: Qkv, window: int | None) -> dict[str, int]:
-    heads, size = qkv.q.shape[1:]
-    return {
-        "H": heads, "GROUPS": qkv.groups, "D": size, "BLOCK_D": triton.next_power_of_2(size), "WINDOW": window or 0,
-    }  # fmt: skip
+def _launch(
+    qkv: Qkv, sequences: PackedSequences, params: AttentionParams, tiles: _Tiles
+) -> tuple[int, tuple[Any, ...], dict[str, int]]:
+    """Returns the blocks of all sequences, each as many as the longest has, and arguments that all kernels take."""
+    blocks, (heads, size) = triton.cdiv(sequences.max_seqlen, tiles.outer), qkv.q.shape[1:]
+    sizes = {"H": heads, "GROUPS": qkv.groups, "D": size, "BLOCK_D": triton.next_power_of_2(size)}
+    sizes["WINDOW"] = params.effective_window(sequences.max_seqlen) or 0
+    common = sequences.cu_seqlens, *(part.stride(0) for part in qkv), params.scale, params.softcap, blocks
+    return blocks * sequences.count, common, {**sizes, "num_warps": tiles.warps, "num_stages": tiles.stages}
 
 
 def _by_rows(qkv: Qkv) -> Qkv:
@@ -241,12 +248,9 @@ def forward(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> tu
     out = q.new_empty(q.shape)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
 
-    tiles, window = _tiles(q, backward=False), params.effective_window(sequences.max_seqlen)
-    _forward[(triton.cdiv(sequences.max_seqlen, tiles.outer), q.shape[1], sequences.count)](
-        q, k, v, out, lse, sequences.cu_seqlens, q.stride(0), k.stride(0), v.stride(0), params.scale, params.softcap,
-        **_sizes(qkv, window), BLOCK_M=tiles.outer, BLOCK_N=tiles.inner, num_warps=tiles.warps,
-        num_stages=tiles.stages,
-    )  # fmt: skip
+    tiles = _tiles(q, backward=False)
+    blocks, common, options = _launch(qkv, sequences, params, tiles)
+    _forward[(blocks, q.shape[1])](q, k, v, out, lse, *common, BLOCK_M=tiles.outer, BLOCK_N=tiles.inner, **options)
     return out, lse
 
 
@@ -260,15 +264,12 @@ def backward(
     dq, dk, dv = (part.new_empty(part.shape) for part in qkv)
     delta = torch.empty_like(lse)  # [T, H]
 
-    tiles, window = _tiles(q, backward=True), params.effective_window(sequences.max_seqlen)
-    common: tuple[Any, ...] = sequences.cu_seqlens, q.stride(0), k.stride(0), v.stride(0), params.scale, params.softcap
-    options = {**_sizes(qkv, window), "num_warps": tiles.warps, "num_stages": tiles.stages}
-    blocks = triton.cdiv(sequences.max_seqlen, tiles.outer)
-
-    _backward_q[(blocks, q.shape[1], sequences.count)](
+    tiles = _tiles(q, backward=True)
+    blocks, common, options = _launch(qkv, sequences, params, tiles)
+    _backward_q[(blocks, q.shape[1])](
         dout, q, k, v, out, lse, dq, delta, *common, BLOCK_M=tiles.outer, BLOCK_N=tiles.inner, **options
     )
-    _backward_kv[(blocks, k.shape[1], sequences.count)](
+    _backward_kv[(blocks, k.shape[1])](
         dout, q, k, v, lse, delta, dk, dv, *common, BLOCK_M=tiles.inner, BLOCK_N=tiles.outer, **options
     )
     return Qkv(dq, dk, dv)

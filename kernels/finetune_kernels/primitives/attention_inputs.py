@@ -50,6 +50,14 @@ class PackedSequences:
         """True if all sequences have the same length; known on the host, without waiting for the device."""
         return self.count * self.max_seqlen == self.tokens
 
+    def halves(self) -> list[tuple[slice, "PackedSequences"]]:
+        """Returns the first and the last sequences, each with their rows; waits for the device."""
+        middle = self.count // 2
+        cut = int(self.cu_seqlens[middle])  # the row where the last ones begin
+        first = PackedSequences(self.cu_seqlens[: middle + 1], self.max_seqlen, cut)
+        last = PackedSequences(self.cu_seqlens[middle:] - cut, self.max_seqlen, self.tokens - cut)
+        return [(slice(0, cut), first), (slice(cut, None), last)]
+
     def slices(self) -> list[slice]:
         """Returns the rows of each sequence; waits for the device."""
         return [slice(first, last) for first, last in pairwise(self.cu_seqlens.tolist())]

@@ -123,7 +123,7 @@ def test_logits_and_gradients_are_those_of_transformers_whatever_is_kept(case: s
     "options",
     [
         {"r": MAX_RANK + 1},
-        {"r": MAX_RANK + 1, "use_dora": True},
+        {"r": 512, "use_dora": True},
         {"rank_pattern": {"down_proj": MAX_RANK + 1}},
         {"rank_pattern": {"up_proj": MAX_RANK + 1}},
     ],
@@ -207,6 +207,28 @@ def test_rows_of_one_length_are_documents(case: str, tmp_path: Path) -> None:
     expected = results(model, packed=False)
     fuse(model, ActivationPolicy.SAVE_ALL)
     assert differences(results(model, packed=False), expected) < 2e-4
+
+
+@pytest.mark.parametrize(("case", "implementation"), [("llama", "sdpa"), ("gemma3", "eager")])
+def test_padding_is_taken_behind_tokens_and_refused_before_them(case: str, implementation: str, tmp_path: Path) -> None:
+    model = adapted(case, tmp_path)
+    model.get_base_model().set_attn_implementation(implementation)
+    tokens, mask = torch.arange(3, 15).view(2, 6), torch.ones(2, 6, dtype=torch.long)
+    mask[1, 4:] = 0
+
+    def logits(mask: torch.Tensor) -> Any:
+        return model(input_ids=tokens, attention_mask=mask, use_cache=False).logits.detach()
+
+    expected = logits(mask)[mask.bool()]
+    left = logits(mask.flip(1))[mask.flip(1).bool()]
+    assert (left - expected).abs().max() > 1e-2 * expected.abs().max(), "padding on the left is another computation"
+    fuse(model, ActivationPolicy.SAVE_ALL)
+    assert (logits(mask)[mask.bool()] - expected).abs().max() < 2e-4 * expected.abs().max()
+    for hidden in ([0], [0, 1], [3]):
+        wrong = torch.ones_like(mask)
+        wrong[1, hidden] = 0
+        with pytest.raises(ValueError, match="this mask hides a token before one"):
+            logits(wrong)
 
 
 MUTANTS = {

@@ -1,5 +1,5 @@
 """The kernels of a whole layer against their formulas in fp64: T = 1 and prime, widths that fill no block, ranks from 1
-to 128, every option. The formulas themselves are checked in test_gradients.py."""
+to 512, every option. The formulas themselves are checked in test_gradients.py."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -148,6 +148,7 @@ def linears(rank: int, targets: tuple[str, ...], *, bias: bool, rslora: bool) ->
         (7, ("q_proj", "k_proj", "v_proj"), True, True),
         (64, ("q_proj", "v_proj"), True, False),
         (128, ("k_proj",), False, True),
+        (512, ("q_proj", "k_proj", "v_proj"), False, True),
     ],
 )
 @pytest.mark.parametrize("t", ROWS)

@@ -37,7 +37,7 @@ def alone(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: A
 @pytest.mark.parametrize(
     "params", [AttentionParams(0.125), AttentionParams(0.125, window=50), AttentionParams(0.125, 50, softcap=2.0)]
 )
-@pytest.mark.parametrize(("kv_heads", "size"), [(8, 64), (2, 64), (2, 96), (4, 256)])
+@pytest.mark.parametrize(("kv_heads", "size"), [(8, 64), (2, 64), (1, 80), (2, 96), (8, 112), (4, 192), (4, 256)])
 def test_documents_attend_to_themselves_only(kv_heads: int, size: int, params: AttentionParams) -> None:
     torch.manual_seed(0)
     shapes = ((8, size), (kv_heads, size), (kv_heads, size))

@@ -168,7 +168,7 @@ def test_lora_linear() -> None:
     compare(ours, by_autograd(eager, inputs, dy), exact, "y dx da db")
 
 
-@pytest.mark.parametrize("rank", [1, 16, 128])
+@pytest.mark.parametrize("rank", [1, 16, 128, 512])
 def test_linears_as_one(rank: int) -> None:
     torch.manual_seed(0)
     sizes = {"q_proj": 2048, "k_proj": 512, "v_proj": 512}
@@ -197,12 +197,13 @@ def test_linears_as_one(rank: int) -> None:
     compare(ours, eager, by_peft(torch.float64), names)
 
 
+@pytest.mark.parametrize("vocabulary", [32_064, 32_001])
 @pytest.mark.parametrize("softcap", [None, 30.0])
-def test_head(softcap: float | None) -> None:
+def test_head(softcap: float | None, vocabulary: int) -> None:
     """Losses of 64 batches, not of one: a single sum's error is a matter of luck."""
-    weight = bf16(32064, 2048, seed=1, scale=0.04)
+    weight = bf16(vocabulary, 2048, seed=1, scale=0.04)
     draw = torch.Generator(device="cuda").manual_seed(0)
-    targets = torch.randint(32064, (64, 37), device="cuda", generator=draw)
+    targets = torch.randint(vocabulary, (64, 37), device="cuda", generator=draw)
     one = torch.ones((), device="cuda")
 
     def side(head: Callable[..., torch.Tensor], kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
