@@ -36,7 +36,7 @@ def job(run_config: Builder, mixture: Path, name: str) -> RunConfig:
         job={"name": name},
         model={"source": f"file://{mixture}", "maxSequenceLength": 128},
         training={"maxSteps": STEPS, "learningRate": 5e-3, "precision": "FP32"},
-        export={"merged": "BF16"},
+        export={"merged": "BF16", "gguf": ["F16"]},
     ).model_copy(update={"output_prefix": f"default/{name}"})
 
 
@@ -55,6 +55,12 @@ def test_a_stopped_run_goes_on_where_it_was(run_config: Builder, mixture: Path, 
     experts = [name for name in adapters[0] if ".experts.3.down_proj.lora_B" in name]
     assert len(experts) == 2
     assert all(adapters[0][name].abs().max() > 0 for name in experts), "experts trained"
+
+    judgement = found.judgement
+    assert judgement is not None
+    assert judgement.adapter_loss < judgement.base_loss - 0.05
+    file = next(each for each in found.artifacts if each.type.value == "GGUF")
+    assert file.loss == pytest.approx(judgement.merged_loss, abs=1e-3)
 
     merged = next(Path(each.uri) for each in found.artifacts if each.type.value == "Merged")
     model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from finetune_test_models.tiny_model import write_random_weights
-from finetune_test_models.tiny_tokenizers import KINDS, write_tokenizer
+from finetune_test_models.tiny_tokenizers import KINDS, ByteLevelKind, write_tokenizer
 
 HIDDEN_SIZE = 256
 HEAD_SIZE = 64
@@ -173,9 +173,17 @@ SAMPLE = frozenset(
 """The models that every run of the tests converts; `make gguf` converts them all."""
 
 
-def family_params() -> list[Any]:
-    """Every family, as parameters of a test; those outside the sample are marked `gguf`."""
-    return [name if name in SAMPLE else pytest.param(name, marks=pytest.mark.gguf) for name in FAMILY_MODELS]
+def family_params(also: Sequence[str] = (), without: Sequence[str] = ()) -> list[Any]:
+    """Every family but those `without`, as parameters of a test; all but the sample and `also` are marked `gguf`."""
+    often = {*SAMPLE, *also}
+    names = [name for name in FAMILY_MODELS if name not in without]
+    return [name if name in often else pytest.param(name, marks=pytest.mark.gguf) for name in names]
+
+
+def pre_tokenizer_of(name: str) -> str:
+    """llama.cpp's name of the pre-tokenizer of FAMILY_MODELS[name], which its converter must be told."""
+    kind = KINDS[FAMILY_MODELS[name].tokenizer]
+    return kind.name if isinstance(kind, ByteLevelKind) else "default"
 
 
 def make_family_model(name: str, folder: Path, texts: Sequence[str], **settings: Any) -> Path:

@@ -108,6 +108,7 @@ STACKED = ("gpt_oss", "llama4_text", "granitemoe")
 """Those whose files stack the experts of a layer."""
 TWO_LAYERS: dict[str, Any] = {"num_hidden_layers": 2}
 MIXTURE_SETTINGS: dict[str, dict[str, Any]] = {
+    "qwen3_moe": TWO_LAYERS | {"norm_topk_prob": True},  # as published
     # Rows of whole NF4 blocks: bitsandbytes decodes others wrongly on some CPUs.
     "deepseek_v3": TWO_LAYERS | {"q_lora_rank": 64, "kv_lora_rank": 64},
     "gpt_oss": TWO_LAYERS | {"layer_types": ["sliding_attention", "full_attention"]},

@@ -2,7 +2,6 @@
 files hold one by one and for stacks; peft itself reads the adapter of a stack."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Precision
 from finetune_kernels.experts.replacing import stacked_experts
 from finetune_test_models import tiny_runs
+from finetune_test_models.exact_merges import load_all, merged_in_fp32
 from finetune_test_models.tiny_architectures import MIXTURES, STACKED, make_mixture
 from finetune_trainer.export.adapter import open_adapter
 from finetune_trainer.export.base_model.folder import open_base_model
@@ -58,20 +58,6 @@ def trained(base: Path, config: RunConfig) -> tuple[Any, LoadedModel]:
 
 def plain(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-
-
-def load_all(folder: Path) -> dict[str, torch.Tensor]:
-    return {tensor.name: tensor.read() for tensor in open_base_model(folder).tensors}
-
-
-def merged_in_fp32(base: Path, adapter: Path, folder: Path) -> Path:
-    """A folder with the merged weights before they are rounded."""
-    opened, files = open_adapter(adapter, open_base_model(base)), load_all(base)
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(base, folder)
-    merged = {name: opened.merge(name, value).float().contiguous() for name, value in files.items()}
-    save_file(merged, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 @pytest.mark.parametrize("model_type", MIXTURES)

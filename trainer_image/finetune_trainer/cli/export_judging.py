@@ -87,6 +87,6 @@ def check_judgeable(config: Json) -> None:
     if not is_read_back(config):
         message = (
             f"--rows: models of type {config.get('model_type')} cannot be judged, only those whose GGUF files can be "
-            "read back, which mixtures of experts cannot: leave it out"
+            "read back: leave it out"
         )
         raise TrainerError(FailureReason.UNSUPPORTED_ARCHITECTURE, message)

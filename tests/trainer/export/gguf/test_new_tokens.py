@@ -10,8 +10,7 @@ import torch
 from finetune_api.spec.inputs import ModelSpec
 from finetune_api.spec.training import AdapterSpec
 from finetune_api.vocabulary import Precision, Quantization
-from finetune_test_models.family_models import FAMILY_MODELS, SPARE_ROWS
-from finetune_test_models.tiny_tokenizers import KINDS, ByteLevelKind
+from finetune_test_models.family_models import SPARE_ROWS, pre_tokenizer_of
 from finetune_test_programs.llama_cpp_converter import Conversion, convert
 from finetune_trainer.export.base_model.companions import companions_of_training
 from finetune_trainer.export.base_model.folder import open_base_model
@@ -41,8 +40,7 @@ def make_adapter(base: Path, target: Path, tokens: list[str]) -> Path:
 
 
 def conversions(name: str, folder: Path) -> list[Conversion]:
-    kind = KINDS[FAMILY_MODELS[name].tokenizer]
-    pre = kind.name if isinstance(kind, ByteLevelKind) else "default"
+    pre = pre_tokenizer_of(name)
     merged = str(folder / "merged")
     return [Conversion(merged, str(folder / f"theirs-{of}.gguf"), of.lower(), "tiny", pre) for of in TYPES]
 

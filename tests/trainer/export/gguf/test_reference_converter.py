@@ -2,16 +2,14 @@
 metadata but for the keys listed here."""
 
 from collections.abc import Callable
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import pytest
 
-from finetune_test_models.family_models import FAMILY_MODELS, SAMPLE, family_params
-from finetune_test_models.tiny_tokenizers import KINDS, ByteLevelKind
+from finetune_test_models.family_models import FAMILY_MODELS, SAMPLE, family_params, pre_tokenizer_of
+from finetune_test_programs.file_differences import Pair, different_tensors
 from finetune_test_programs.llama_cpp_converter import Conversion, convert
 
 TYPES = ("F16", "Q8_0")
@@ -44,8 +42,6 @@ OF_ONE_FAMILY = {
 """Keys with another value, or none, in one of the files of one family."""
 DEFAULTS = {"rope.freq_base": 10000.0, "add_space_prefix": True, "add_sep_token": False}
 
-Pair = tuple[gguf.GGUFReader, gguf.GGUFReader]
-
 
 @pytest.fixture(scope="module")
 def theirs(
@@ -67,9 +63,7 @@ def theirs(
 
 
 def _conversion(name: str, kind: str, base: Path, output: Path) -> Conversion:
-    tokenizer = KINDS[FAMILY_MODELS[name].tokenizer]
-    pre_tokenizer = tokenizer.name if isinstance(tokenizer, ByteLevelKind) else "default"
-    return Conversion(str(base), str(output), kind.lower(), "tiny", pre_tokenizer)
+    return Conversion(str(base), str(output), kind.lower(), "tiny", pre_tokenizer_of(name))
 
 
 @pytest.fixture(scope="module", params=family_params())
@@ -88,20 +82,6 @@ def pairs(
     """Our reader and theirs, by type."""
     ours = export_gguf(family_base(family), tmp_path_factory.mktemp("ours"), *TYPES)
     return {kind: (gguf.GGUFReader(ours[kind]), theirs(family, kind)) for kind in TYPES}
-
-
-def different_tensors(pair: Pair) -> list[str]:
-    """Names of tensors that are not the same in both files; order counts, but for experts, which each side collects
-    in its own way."""
-    ours, theirs = ([(t.name, t.tensor_type, tuple(t.shape), t.data) for t in reader.tensors] for reader in pair)
-    if any("_exps." in name for name, *_ in ours):
-        ours, theirs = sorted(ours, key=itemgetter(0)), sorted(theirs, key=itemgetter(0))
-    assert [each[0] for each in ours] == [each[0] for each in theirs]
-    return [
-        name
-        for (name, *form, data), (_, *their_form, their_data) in zip(ours, theirs, strict=True)
-        if form != their_form or not np.array_equal(data, their_data)
-    ]
 
 
 def metadata(reader: gguf.GGUFReader) -> dict[str, tuple[Any, Any]]:

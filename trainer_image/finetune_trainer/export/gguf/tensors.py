@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from finetune_trainer.export.gguf.family_row import GgufFamily, Split
-from finetune_trainer.export.gguf.state_layers.tensors import CHANGES, projected_parts
+from finetune_trainer.export.gguf.state_layers.tensors import CHANGES, join_projected, projected_parts
 from finetune_trainer.export.gguf.tensor_names import Destination, TensorNames
 
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -52,11 +52,6 @@ class TensorConverter:
             for destination, take in zip(destinations, takes, strict=True)
         ]
 
-    def place(self, name: str) -> Destination | None:
-        """The place of a tensor that becomes one part with the same shape; None if it does not, or is left out."""
-        destinations = self._names.destinations(name)
-        return destinations[0] if len(destinations) == 1 and self._names.split(name) is None else None
-
     def transform(self, name: str, weights: torch.Tensor) -> torch.Tensor:
         """The values that llama.cpp expects for Hugging Face tensor `name`, which is not split.
 
@@ -70,13 +65,18 @@ class TensorConverter:
         if self._has_offset(name):
             return weights.to(torch.float32) + self._family.norm_offset
 
-        end = next((end for end in self._family.changes if name.endswith(end)), None)
-        for change in self._family.changes[end] if end else ():
-            weights = CHANGES[change](weights, self._config)
+        for change in self._changes(name):
+            weights = CHANGES[change][0](weights, self._config)
         return weights
 
-    def restore(self, name: str, weights: torch.Tensor) -> torch.Tensor:
-        """The values of Hugging Face tensor `name` from those that llama.cpp expects: the inverse of `transform`."""
+    def restore(self, name: str, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The values of Hugging Face tensor `name` from those of its parts, in the order of `parts`."""
+        found = self._names.split(name)
+        if found is not None:
+            return join_parts(found[1], self._config, parts, is_bias=name.endswith("bias"))
+        return self._undo_transform(name, parts[0])
+
+    def _undo_transform(self, name: str, weights: torch.Tensor) -> torch.Tensor:
         if self._family.permuted_heads:
             for part, heads in self._heads.items():
                 if part in name:
@@ -84,7 +84,13 @@ class TensorConverter:
 
         if self._has_offset(name):
             return weights.to(torch.float32) - self._family.norm_offset
+
+        for change in reversed(self._changes(name)):
+            weights = CHANGES[change][1](weights, self._config)
         return weights
+
+    def _changes(self, name: str) -> tuple[str, ...]:
+        return next((changes for end, changes in self._family.changes.items() if name.endswith(end)), ())
 
     def _has_offset(self, name: str) -> bool:
         is_norm = name.endswith("norm.weight") and not name.endswith(self._family.plain_norms)
@@ -108,6 +114,22 @@ def split_parts(split: Split, config: Mapping[str, Any], *, is_bias: bool) -> li
         return turned.chunk(count, dim=rows)[index]
 
     return [partial(take, index=index) for index in range(len(split.into))]
+
+
+def join_parts(
+    split: Split, config: Mapping[str, Any], parts: Sequence[torch.Tensor], *, is_bias: bool
+) -> torch.Tensor:
+    """The stored tensor of all its parts: undoes `split_parts`."""
+    if split.projected:
+        return join_projected(parts, config)
+
+    if split.per_head:
+        first, *others = parts  # [heads, columns, its rows]
+        return torch.cat([first.transpose(1, 2), *others], dim=1).flatten(0, 1)
+
+    rows = parts[0].dim() - (1 if is_bias else 2)
+    joined = torch.stack(list(parts), rows + 1).flatten(rows, rows + 1) if split.interleaved else torch.cat(parts, rows)  # type: ignore[arg-type]
+    return joined.transpose(-1, -2) if split.transposed else joined
 
 
 def _take_projected(weights: torch.Tensor, *, config: Mapping[str, Any], index: int) -> torch.Tensor:

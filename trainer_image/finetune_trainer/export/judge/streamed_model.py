@@ -24,6 +24,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from finetune_trainer.chat.labels import IGNORED, Encoded
 from finetune_trainer.export.base_model.causal_model import keep_softcap
 from finetune_trainer.export.base_model.folder import BaseModel
+from finetune_trainer.export.judge.parameters import Parameters
 from finetune_trainer.export.judge.weights import Weights
 from finetune_trainer.stopping import raise_if_requested
 
@@ -54,6 +55,7 @@ class StreamedModel:
     def __init__(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> None:
         self._device, self._dtype = device, dtype
         self._model = build_without_weights(base.full_config, device, dtype)
+        self._parameters = Parameters(self._model, [name for name, _ in base.shapes])
 
         self._decoder = decoder = _decoder_of(self._model)
         self._layers = list(decoder.layers)
@@ -71,7 +73,7 @@ class StreamedModel:
         stages = self._stages()
         names = [name for stage in stages for name in stage]
 
-        with closing(weights.read(names, self._device, self._dtype)) as tensors:
+        with closing(weights.read(names, self._parameters, self._device, self._dtype)) as tensors:
             # Each stage takes its own weights from the one reading, which reads ahead meanwhile.
             def take(stage: Sequence[str], prefix: str = "") -> State:
                 return {name.removeprefix(prefix): next(tensors)[1] for name in stage}
@@ -85,15 +87,15 @@ class StreamedModel:
         return total / sum(row.positions.numel() for row in running)
 
     def _stages(self) -> list[list[str]]:
-        """Names of the weights before the layers, of each layer, and behind them."""
-        names = [name for name, _ in self._model.named_parameters(remove_duplicate=False)]
+        """Names of the parameters before the layers, of each layer, and behind them."""
+        names = self._parameters.names
         inside = [[name for name in names if name.startswith(prefix)] for prefix in self._layer_prefixes]
         in_layers = {name for stage in inside for name in stage}
 
         outer = [name for name in names if name not in in_layers]
         before = [name for name in outer if name.startswith(self._prefix)]
         # The decoder's own forward pass ends with its norm: it is small, and read twice.
-        embedding = [name for name in before if "embed" in name]
+        embedding = [name for name in before if ".embed_tokens" in name]
         return [before, *inside, [name for name in outer if name not in embedding]]
 
     def _place(self, row: Encoded) -> _Row:

@@ -47,6 +47,10 @@ class StoredTensor:
 
     def read(self) -> torch.Tensor:
         """Read the values into fresh memory on the CPU."""
+        return self.to_values(self.read_bytes())
+
+    def read_bytes(self) -> torch.Tensor:
+        """Read the file's bytes into fresh memory on the CPU, uint8 [size]."""
         buffer = torch.empty(self.size, dtype=torch.uint8)
 
         with self.path.open("rb", buffering=0) as file:
@@ -58,7 +62,7 @@ class StoredTensor:
                     raise InvalidBaseError(f"{self.path} ended while {self.name} was read: get the file again")
                 done += count
 
-        return self.to_values(buffer)
+        return buffer
 
     def to_values(self, data: torch.Tensor) -> torch.Tensor:
         """View the file's bytes, uint8 [size] on any device, as the values."""

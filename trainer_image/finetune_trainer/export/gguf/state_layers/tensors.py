@@ -5,7 +5,7 @@ for Qwen3.5, llama.cpp repeats all key heads r times instead, so value heads are
 head, the second of each, and so on.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,13 +39,39 @@ def tile_columns(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tens
     return tile_rows(weights.T, config).T
 
 
-CHANGES: dict[str, Change] = {
-    "decay": decay,
-    "flat_kernel": flat_kernel,
-    "tile_rows": tile_rows,
-    "tile_columns": tile_columns,
+def logarithm(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+    """The logarithm of the state's decay, fp32: undoes `decay`."""
+    return torch.log(-weights.to(torch.float32))
+
+
+def channel_kernel(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+    """A kernel [channels, width] as [channels, 1, width]: undoes `flat_kernel`."""
+    return weights.unsqueeze(1)
+
+
+def group_rows(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+    """The rows of value heads by key heads again: undoes `tile_rows`."""
+    heads, size = config["linear_num_value_heads"], config["linear_value_head_dim"]
+    if weights.shape[0] == heads:
+        size = 1
+    others, values = weights[: weights.shape[0] - heads * size], weights[weights.shape[0] - heads * size :]
+
+    tiled = values.reshape(-1, config["linear_num_key_heads"], size, *weights.shape[1:])
+    return torch.cat([others, tiled.transpose(0, 1).reshape(values.shape)])
+
+
+def group_columns(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+    """The columns of value heads by key heads again: undoes `tile_columns`."""
+    return group_rows(weights.T, config).T
+
+
+CHANGES: dict[str, tuple[Change, Change]] = {
+    "decay": (decay, logarithm),
+    "flat_kernel": (flat_kernel, channel_kernel),
+    "tile_rows": (tile_rows, group_rows),
+    "tile_columns": (tile_columns, group_columns),
 }
-"""By the name that rows give them."""
+"""Each change and what undoes it, by the name that rows give it."""
 
 
 def projected_parts(weights: torch.Tensor, config: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,3 +86,14 @@ def projected_parts(weights: torch.Tensor, config: Mapping[str, Any]) -> tuple[t
     parts = by_head.split_with_sizes([size, size, rows, rows], dim=1)
     queries, keys, values, gates = (part.reshape(-1, *weights.shape[1:]) for part in parts)
     return torch.cat([queries, keys, values]), gates
+
+
+def join_projected(parts: Sequence[torch.Tensor], config: Mapping[str, Any]) -> torch.Tensor:
+    """Qwen3-Next's projection of both parts: undoes `projected_parts`."""
+    heads, size = config["linear_num_key_heads"], config["linear_key_head_dim"]
+    states, gates = parts
+    rows = (states.shape[0] - 2 * heads * size) // heads
+
+    queries, keys, values = states.split_with_sizes([heads * size, heads * size, heads * rows])
+    by_head = [part.reshape(heads, -1, *part.shape[1:]) for part in (queries, keys, values, gates)]
+    return torch.cat(by_head, dim=1).flatten(0, 1)
