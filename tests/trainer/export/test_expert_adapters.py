@@ -16,7 +16,7 @@ from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Precision
 from finetune_kernels.experts.replacing import stacked_experts
 from finetune_test_models import tiny_runs
-from finetune_test_models.exact_merges import load_all, merged_in_fp32
+from finetune_test_models.references.exact_merges import load_all, merged_in_fp32
 from finetune_test_models.tiny_architectures import MIXTURES, STACKED, make_mixture
 from finetune_trainer.export.adapter import open_adapter
 from finetune_trainer.export.base_model.folder import open_base_model

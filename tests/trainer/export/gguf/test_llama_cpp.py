@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from finetune_test_models.family_models import family_params
-from finetune_test_models.greedy_answers import Expected, said_by_transformers
+from finetune_test_models.references.greedy_answers import Expected, said_by_transformers
 from finetune_test_programs.generation import complete, log_probabilities
 from finetune_trainer.export.gguf.hyperparameters import count_experts
 

@@ -13,10 +13,10 @@ from gguf.quants import dequantize
 
 from finetune_api.judgement import Judgement
 from finetune_api.outcome import Result
-from finetune_test_models.exact_merges import load_all, merged_in_fp32
 from finetune_test_models.family_models import pre_tokenizer_of
-from finetune_test_models.greedy_answers import said_by_transformers
 from finetune_test_models.minimal_run import minimal_run
+from finetune_test_models.references.exact_merges import load_all, merged_in_fp32
+from finetune_test_models.references.greedy_answers import said_by_transformers
 from finetune_test_programs.file_differences import different_tensors
 from finetune_test_programs.generation import complete
 from finetune_test_programs.llama_cpp_converter import Conversion, convert
