@@ -12,7 +12,7 @@ from finetune_trainer.distributed.group import Group
 from finetune_trainer.distributed.nodes.meeting import End, Meeting
 from finetune_trainer.distributed.nodes.place import Place
 from finetune_trainer.distributed.nodes.same_rows import share_rows
-from finetune_trainer.distributed.other_ranks import OtherRanks
+from finetune_trainer.distributed.other_ranks import BaseFiles, OtherRanks
 from finetune_trainer.distributed.passes_together import passes_together
 from finetune_trainer.distributed.rank_ends import SAME_EVERYWHERE, name_rank
 from finetune_trainer.errors import OtherNodeError, TrainerError
@@ -23,6 +23,7 @@ from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.stages.data_formatting import DatasetFiles, FormattedData, format_data
 from finetune_trainer.stages.fetching import describe_inputs, fetch_base, fetch_evaluation, fetch_rows
 from finetune_trainer.stages.model_loading import choose_device, load_model
+from finetune_trainer.stages.nf4_copy import Nf4Copies
 from finetune_trainer.stages.placement import settle_parallelism, share_of
 from finetune_trainer.stages.training import Prepared, train
 from finetune_trainer.stages.training_configuration import configure_training
@@ -78,9 +79,13 @@ class _Part:
 
         base = fetch_base(self.context)
         config = settle_parallelism(config, base.folder, self.group)
-        with OtherRanks.started(config, base.folder, settings.work, self.group, self.fail) as ranks:
+        whole = BaseFiles(folder=base.folder, digest=base.digest, nf4_cache=settings.nf4_cache)
+        with OtherRanks.started(config, whole, settings.work, self.group, self.fail) as ranks:
             share = share_of(config, self.group.first, self.group.size)
-            loaded = load_model(base.folder, config.model, config.training.precision, gpus=config.gpus, share=share)
+            copies = Nf4Copies.within(settings.nf4_cache, base.digest, makes=False)
+            loaded = load_model(
+                base.folder, config.model, config.training.precision, gpus=config.gpus, share=share, copies=copies
+            )
             model = inject_adapter(loaded.model, config.adapter, config.training.seed, loaded.new_tokens).model
 
             source, evaluation = fetch_rows(self.context), fetch_evaluation(self.context)

@@ -118,8 +118,9 @@ class PodOptions(ApiModel):
     """Spread of the trainers over zones or nodes. Default: the scheduler's."""
 
     cache_claim: ResourceName | None = None
-    """PersistentVolumeClaim of the job's namespace in which models and data of the Hub are kept for the next job;
-    several jobs at a time need one that many nodes can write. Default: each pod downloads them."""
+    """PersistentVolumeClaim of the job's namespace in which models and data of the Hub, and base models in NF4, are
+    kept for the next job; several jobs at a time need one that many nodes can write. Default: each pod downloads and
+    quantises them."""
 
     rules = (
         Rule(

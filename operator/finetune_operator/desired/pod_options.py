@@ -38,6 +38,7 @@ def option_variables(pod: PodOptions) -> dict[str, str]:
         values["FINETUNE_CA_BUNDLE"] = f"{CA_DIR}/{CA_FILE}"
     if pod.cache_claim is not None:
         values |= {"HF_HOME": f"{CACHE_DIR}/huggingface", "FINETUNE_HUB_CACHE": f"{CACHE_DIR}/huggingface"}
+        values["FINETUNE_NF4_CACHE"] = f"{CACHE_DIR}/nf4"
     return values
 
 

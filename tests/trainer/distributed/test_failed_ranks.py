@@ -10,7 +10,7 @@ import torch
 from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_trainer.cli import rank
-from finetune_trainer.distributed.other_ranks import RankTask
+from finetune_trainer.distributed.other_ranks import BaseFiles, RankTask
 from finetune_trainer.distributed.rank_ends import count_memory_kills, explain_end, is_lost_connection
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.outcome import failed
@@ -28,7 +28,9 @@ class EndedError(Exception):
 
 @pytest.fixture
 def task(run_config: Builder, tmp_path: Path) -> RankTask:
-    return RankTask(config=run_config(), base_model=tmp_path, work=tmp_path, rank=1, size=2, port=1)
+    return RankTask(
+        config=run_config(), base_model=BaseFiles(folder=tmp_path, digest=""), work=tmp_path, rank=1, size=2, port=1
+    )
 
 
 @pytest.fixture

@@ -49,12 +49,21 @@ CONFIRM_SECONDS = 5.0
 STACKS_SECONDS = 1.0
 
 
+class BaseFiles(ApiModel):
+    """The base model that the pod's first rank has fetched."""
+
+    folder: Path
+    digest: str
+    """SHA-256 of its files."""
+    nf4_cache: Path | None = None
+    """Folder that may hold it in NF4."""
+
+
 class RankTask(ApiModel):
     """Task of one of the other ranks, as a file."""
 
     config: RunConfig
-    base_model: Path
-    """Folder of the base model, which the pod's first rank has fetched."""
+    base_model: BaseFiles
 
     work: Path
     """Folder of this rank alone."""
@@ -98,14 +107,14 @@ class OtherRanks:
     @classmethod
     @contextmanager
     def started(
-        cls, config: RunConfig, base_model: Path, work: Path, group: Group, on_failure: Callable[[TrainerError], None]
+        cls, config: RunConfig, base: BaseFiles, work: Path, group: Group, on_failure: Callable[[TrainerError], None]
     ) -> Iterator[Self]:
         """Starts them, and ends them when the code inside ends. `on_failure` ends this process, from a thread.
 
         Raises a rank's TrainerError if it failed, in place of an error that follows from that.
         """
         ranks = cls(group, work, on_failure)
-        ranks._start(config, base_model)
+        ranks._start(config, base)
 
         try:
             yield ranks
@@ -163,7 +172,7 @@ class OtherRanks:
             yield world
         self._wait()
 
-    def _start(self, config: RunConfig, base_model: Path) -> None:
+    def _start(self, config: RunConfig, base: BaseFiles) -> None:
         group = self._group
         if group.size == 1:
             return
@@ -178,7 +187,7 @@ class OtherRanks:
             folder.mkdir(parents=True)
             task = RankTask(
                 config=config,
-                base_model=base_model,
+                base_model=base,
                 work=folder,
                 rank=rank,
                 size=group.size,

@@ -61,6 +61,8 @@ class Settings:
     """Mounted certificates of authorities to trust beside the public ones."""
     hub_cache: bool = False
     """True if the Hub's own cache is on a volume that outlives the pod."""
+    nf4_cache: Path | None = None
+    """Folder of base models in NF4, on a volume that outlives the pod; None: each run quantises its own."""
     output_folder: Path | None = None
     """Results go here instead of S3 (`finetune run --output`)."""
 
@@ -84,6 +86,7 @@ class Settings:
             triton_cache=path("TRITON_CACHE_DIR"),
             ca_bundle=path("FINETUNE_CA_BUNDLE"),
             hub_cache="FINETUNE_HUB_CACHE" in environment,
+            nf4_cache=path("FINETUNE_NF4_CACHE"),
             cpu_ranks=int(environment.get(CPU_RANKS, "1")),
             node=int(environment.get("JOB_COMPLETION_INDEX", "0")),
             rendezvous=environment.get("FINETUNE_RENDEZVOUS"),

@@ -1,6 +1,7 @@
 """The six stages of the workflow, in the order in which pipeline.py calls them, and the judging of what they made.
 
 model_loading.py            1: the base model, frozen, in 4 or 16 bits, and its tokenizer
+nf4_copy.py                 a copy of the base in NF4 in the cache volume, from which the next run loads it
 sharded_loading.py          a base of which each rank keeps a part, shared out layer by layer while it is loaded
 expert_loading.py           experts of a mixture in NF4, quantised while they are loaded
 vocabulary_growth.py        rows for new tokens in embedding and head

@@ -6,6 +6,7 @@ Only safetensors weights and architectures of transformers itself are loaded; a 
 import logging
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from finetune_trainer.model.description import check_architecture, first_line, l
 from finetune_trainer.model.published_weights import published_below
 from finetune_trainer.model.safetensors_header import TensorHeader
 from finetune_trainer.stages.expert_loading import adopt_experts, quantization_config
-from finetune_trainer.stages.sharded_loading import Share, sharing_out
+from finetune_trainer.stages.nf4_copy import Nf4Copies
+from finetune_trainer.stages.sharded_loading import Share, SharedLayers, sharing_out
 from finetune_trainer.stages.vocabulary_growth import grow_vocabulary
 from finetune_trainer.training.loaded_model import LoadedModel
 
@@ -41,10 +43,11 @@ DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precisi
 
 
 def load_model(
-    folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int, share: Share | None = None
-) -> LoadedModel:
+    folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int, share: Share | None = None,
+    copies: Nf4Copies | None = None,
+) -> LoadedModel:  # fmt: skip
     """Loads model and tokenizer from `folder`, on the CPU if `gpus` is 0. `share`: this rank's part of the layers'
-    weights, if it is to keep a part only.
+    weights, if it is to keep a part only. `copies`: the model's copies in NF4, in a cache that outlives the run.
 
     Raises TrainerError (UnsupportedArchitecture, UnsafeModel, InvalidConfiguration, ...).
     """
@@ -62,12 +65,8 @@ def load_model(
         _report_cpu(published.own, spec.quantization, compute)
 
     try:
-        quantization = _quantization_config(folder, spec, compute)
-        with sharing_out(share) if share else nullcontext() as shared:
-            if published.is_plain:
-                model, missing = _load_folder(folder, device, compute, quantization)
-            else:
-                model, missing = load_causal_model(open_base_model(folder), device, compute, quantization)
+        weights = _Weights(folder, device, compute, _quantization_config(folder, spec, compute), published.is_plain)
+        model, missing, shared = weights.load(share, copies)
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):  # a RuntimeError, with a reason of its own
             raise
@@ -90,22 +89,53 @@ def load_model(
     return LoadedModel(model, tokenizer, architecture, resolved, device, window, new_tokens)
 
 
-def _load_folder(
-    folder: Path, device: torch.device, dtype: torch.dtype, quantization: Any
-) -> tuple[Any, Collection[str]]:
-    """The model as transformers loads the folder, and the names of parameters that the files lack."""
-    found: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=dtype,
-        quantization_config=quantization,
-        device_map={"": device},
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    model, info = found
-    return model, info["missing_keys"]
+@dataclass(frozen=True)
+class _Weights:
+    """A model folder, and how its weights are to be in memory."""
+
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype
+    quantization: Any
+    """bitsandbytes' settings; None for weights in 16 bits."""
+    is_plain: bool
+    """True if transformers loads the folder as it is."""
+
+    def load(self, share: Share | None, copies: Nf4Copies | None) -> tuple[Any, Collection[str], SharedLayers | None]:
+        """Returns the model, the names of parameters that the files lack, and the layers that were shared out.
+
+        It comes from its copy in NF4 if there is one; a process that has the whole model makes one if there is none.
+        """
+        copy = None if copies is None else copies.copy_of(self.quantization, self.dtype, self.device)
+        if copy is not None:
+            with sharing_out(share) if share else nullcontext() as shared:
+                model = copy.load(self.folder, self.device, self.dtype)
+            if model is not None:
+                return model, (), shared
+
+        with sharing_out(share) if share else nullcontext() as shared:
+            model, missing = self._load_files()
+        if copy is not None and copy.is_made and share is None and not missing:
+            copy.save(model)
+        return model, missing, shared
+
+    def _load_files(self) -> tuple[Any, Collection[str]]:
+        """The model from its own files, and the names of parameters that they lack."""
+        if not self.is_plain:
+            return load_causal_model(open_base_model(self.folder), self.device, self.dtype, self.quantization)
+
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            self.folder,
+            dtype=self.dtype,
+            quantization_config=self.quantization,
+            device_map={"": self.device},
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        model, info = found
+        return model, info["missing_keys"]
 
 
 def _check_complete(missing: Collection[str], spec: ModelSpec) -> None:

@@ -5,7 +5,7 @@ Each tensor is read, decoded and, if the model is to be in NF4, quantised before
 parts are never in memory, nor is the whole model in 16 bits.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from finetune_trainer.export.base_model.companions import GENERATION
 from finetune_trainer.export.base_model.folder import QUANTIZATION, BaseModel
 from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor
-from finetune_trainer.model.multimodal import read_language_model_config
+from finetune_trainer.model.description import read_written_config
+from finetune_trainer.model.multimodal import is_multimodal, read_language_model_config
 
 
 @dataclass(frozen=True)
@@ -44,22 +45,32 @@ def load_causal_model(
     """
     config = read_language_model_config(base.path)
     config.__dict__.pop(QUANTIZATION, None)  # the weights come decoded
+    tensors = {tensor.name: _Unread(tensor, device) for tensor in base.tensors}
+    model, info = load_from_tensors(config, tensors, base.path, device, dtype, quantization)
+    return model, info["missing_keys"]
 
+
+def load_from_tensors(
+    config: Any, tensors: Mapping[str, Any], folder: Path, device: torch.device, dtype: torch.dtype,
+    quantization: Any = None,
+) -> tuple[Any, Any]:  # fmt: skip
+    """The causal language model of `config` with values that are read when they are asked for, and transformers'
+    account of names that are missing or not expected. `folder` is the checkpoint that it stands for."""
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     model, info = kind.from_pretrained(
         None,
         config=config,
-        state_dict={tensor.name: _Unread(tensor, device) for tensor in base.tensors},
+        state_dict=dict(tensors),
         dtype=dtype,
-        quantization_config=quantization,
         device_map={"": device},
         output_loading_info=True,
+        **({} if quantization is None else {"quantization_config": quantization}),
     )
 
     # peft reads the config at this path as one of the model's class, which a whole checkpoint's is not.
-    model.name_or_path = model.config._name_or_path = "" if base.whole is not None else str(base.path)
-    _take_generation_config(model, base.path)
-    return model, info["missing_keys"]
+    model.name_or_path = model.config._name_or_path = "" if is_multimodal(read_written_config(folder)) else str(folder)
+    _take_generation_config(model, folder)
+    return model, info
 
 
 def keep_softcap(model: Any) -> None:

@@ -5,5 +5,6 @@ file_writer.py        files that threads write while the caller computes
 staging.py            the threads and their pinned buffers
 buffers.py            memory that is read into, reused
 safetensors_files.py  the safetensors format, one tensor at a time
+checked_tensors.py    safetensors files that tell damage by checksums
 stopwatch.py          time that a device spends
 """
