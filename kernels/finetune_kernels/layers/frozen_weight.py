@@ -67,6 +67,11 @@ class FrozenWeight:
         """Keeps W in the compute type, and no longer in FP8."""
         self._kept, self._fp8 = self.tensor(), None
 
+    def keep(self) -> None:
+        """Keeps W dequantised in the compute type from now on, unless it is kept already."""
+        if self._kept is None and self._fp8 is None:
+            self._kept = self._dequantize()
+
     def release(self) -> None:
         """Keeps W no longer; from now on it is dequantised where it is used."""
         self._kept = self._fp8 = None

@@ -39,10 +39,15 @@ class FusedLayers:
         for layer, policy in zip(self.layers, policies, strict=True):
             layer.policy = policy
 
-    def release_weights(self) -> None:
-        """Releases kept weights; from now on they are dequantised where they are used."""
-        for group in self._groups():
-            group.frozen.release()
+    def keep_weights(self, count: int) -> None:
+        """Keeps the weights of the last `count` layers dequantised, and releases all others, which are dequantised
+        where they are used from now on."""
+        for index, layer in enumerate(self.layers):
+            for group in layer.groups:
+                if index < len(self.layers) - count:
+                    group.frozen.release()
+                else:
+                    group.frozen.keep()
 
     def use_fp8(self) -> None:
         """Multiplies by the frozen weights in FP8; kept weights are replaced one at a time."""

@@ -1,10 +1,11 @@
-"""Picks which activations each layer saves, and whether a 16-bit copy of the NF4 weights is kept, so that the predicted
-peak fits the GPU at the least extra time.
+"""Picks which activations each layer saves, of how many layers a 16-bit copy of the NF4 weights is kept, and what waits
+in host memory, so that the predicted peak fits the GPU at the least extra time.
 
 Each choice has a price in milliseconds per micro-batch, from counted operations and rates measured on an H200: weights
 that are not kept dequantised are dequantised twice; gate and up, or the whole layer, are recomputed if they are not
-saved. The cheapest mixture that fits is taken. If none fits, the smallest is: it moves the vocabulary and the layers'
-inputs to pinned host memory, as far as that has room; what has none stays on the GPU.
+saved; what waits in pinned host memory (layers' inputs, the vocabulary) is copied over the bus. The cheapest mixture
+that fits is taken, so memory is left over only where nothing is left to keep, and a larger card never gets a slower
+plan. If none fits, the smallest is: it moves as much to host memory as that has room for.
 """
 
 from collections.abc import Callable
@@ -24,6 +25,10 @@ UNLIMITED = 1 << 60
 """Bytes of a memory of which nothing is known."""
 DEQUANTIZE_RATE = 4.0e12 / 2.5
 """Weights dequantised per second: half a byte read and two written each, at 4 TB/s."""
+COPY_RATE = 5.5e10
+"""Bytes per second between pinned host memory and the GPU (measured on an H200)."""
+STEP_DOWN = 0.75
+"""Share of what a plan that did not fit took beside the weights as loaded, which the next one may take."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,8 @@ class MemoryPlan:
     mode: MemoryMode
     policies: tuple[ActivationPolicy, ...]
     """One for each layer."""
-    keep_dequantized: bool
+    kept_layers: int
+    """Layers whose weights are kept dequantised: the last ones."""
     base_bytes: int
     """Bytes in use before: weights as loaded, adapters."""
     dequantized_bytes: int
@@ -49,6 +55,11 @@ class MemoryPlan:
     """Milliseconds per micro-batch over a plan that saves and keeps everything."""
     gathered_bytes: int = 0
     """Bytes of the layers that are gathered from the ranks at a time; 0 if each rank keeps all weights."""
+
+    @property
+    def keep_dequantized(self) -> bool:
+        """True if the weights of all layers are kept dequantised."""
+        return self.kept_layers == len(self.policies)
 
     @property
     def peak_bytes(self) -> int:
@@ -78,13 +89,13 @@ class MemoryPlan:
             ("weights as loaded, adapters", f"{self.base_bytes / gib:.2f} GiB"),
             *([("layers gathered from the ranks", f"{self.gathered_bytes / gib:.2f} GiB")] * bool(self.gathered_bytes)),
             ("embedding and head, moved to the host", f"{-self.host_bytes / gib:.2f} GiB"),
-            ("weights kept dequantised", f"{self.dequantized_bytes / gib:.2f} GiB"),
+            ("weights kept dequantised", f"{self.dequantized_bytes / gib:.2f} GiB, of {self.kept_layers} layers"),
             ("gradients, optimiser, copies", f"{self.training_bytes / gib:.2f} GiB"),
             ("activations", f"{self.activation_bytes / gib:.2f} GiB"),
             ("one layer's work, or the loss", f"{self.working_bytes / gib:.2f} GiB"),
             ("pinned in host memory", f"{self.pinned_bytes / gib:.2f} GiB"),
             ("predicted peak", f"{self.peak_bytes / gib:.2f} GiB of {self.budget_bytes / gib:.2f} planned for"),
-            ("recomputing and dequantising", f"{self.extra_milliseconds:.0f} ms per micro-batch"),
+            ("recomputing, decoding, copying", f"{self.extra_milliseconds:.0f} ms per micro-batch"),
         ]
 
 
@@ -140,7 +151,7 @@ def plan_memory(
 ) -> MemoryPlan:
     """Returns the plan for micro-batches of `tokens`, on a device that has `total_bytes` for this process and
     `base_bytes` of them in use. `host_room`: bytes of host memory that this process may pin."""
-    work, layers = _Workload(shape, tokens, base_bytes, total_bytes), shape.layers
+    work = _Workload(shape, tokens, base_bytes, total_bytes)
     if mode is MemoryMode.SMALLEST:
         return _plan_smallest(work, host_room)
 
@@ -148,16 +159,23 @@ def plan_memory(
     fastest = mode is MemoryMode.FASTEST
     best = ActivationPolicy.SAVE_ALL if fastest else ActivationPolicy.RECOMPUTE_MLP
     may_keep = fastest and shape.quantized and not shape.gathered_bytes
-    candidates = [
-        _predict(work, mode, policies, keep_dequantized=keep)
-        for keep in ((True, False) if may_keep else (False,))
-        for policies in _mixtures(layers, best)
-    ]
 
-    fitting = [plan for plan in candidates if plan.fits]
+    fitting = []
+    for moved in {0, shape.movable_bytes}:
+        for policies in _mixtures(shape.layers, best):
+            plan = _predict(work, mode, policies, host_bytes=moved)
+            if plan.fits and plan.pinned_bytes <= max(0, host_room):
+                fitting.append(_keep_weights(work, plan) if may_keep else plan)
     if fitting:
-        return min(fitting, key=lambda plan: (plan.extra_milliseconds, plan.peak_bytes))
+        return min(fitting, key=lambda plan: (plan.extra_milliseconds, plan.pinned_bytes, plan.peak_bytes))
     return _plan_smallest(work, host_room)
+
+
+def _keep_weights(work: _Workload, plan: MemoryPlan) -> MemoryPlan:
+    """Returns the plan with the weights of as many layers kept dequantised as there is room for."""
+    each = work.shape.linear_parameters * BYTES // work.shape.layers
+    count = min(work.shape.layers, (plan.budget_bytes - plan.peak_bytes) // each)
+    return _predict(work, plan.mode, plan.policies, kept_layers=count, host_bytes=plan.host_bytes)
 
 
 def _plan_smallest(work: _Workload, host_room: int) -> MemoryPlan:
@@ -170,23 +188,27 @@ def _plan_smallest(work: _Workload, host_room: int) -> MemoryPlan:
         if moved <= max(0, host_room):
             count = min(layers, max(0, host_room - moved) // each)
             policies = (ActivationPolicy.OFFLOAD,) * count + (ActivationPolicy.RECOMPUTE_ALL,) * (layers - count)
-            candidates.append(_predict(work, MemoryMode.SMALLEST, policies, keep_dequantized=False, host_bytes=moved))
+            candidates.append(_predict(work, MemoryMode.SMALLEST, policies, host_bytes=moved))
     return min(candidates, key=lambda plan: plan.peak_bytes)
 
 
-def smaller_plan(plan: MemoryPlan, plan_for: Callable[[MemoryMode], MemoryPlan]) -> MemoryPlan | None:
-    """Returns the plan to go on with after `plan` ran out of memory: that of the next mode which needs less (on a tight
-    card Fastest chooses what Balanced does), or the smallest. None if `plan` was the smallest."""
-    modes = list(MemoryMode)
-    candidates = [plan_for(mode) for mode in modes[modes.index(plan.mode) + 1 :]]  # smaller modes, largest first
+def smaller_plan(plan: MemoryPlan, plan_for: Callable[[MemoryMode, int], MemoryPlan]) -> MemoryPlan | None:
+    """Returns the plan to go on with after `plan` ran out of memory: the next mode's, in noticeably less memory than
+    `plan` needed, or the smallest. None if `plan` was the smallest.
+
+    `plan_for` gives the plan of a mode on a GPU of so many bytes.
+    """
+    modes, beside = list(MemoryMode), plan.peak_bytes - plan.base_bytes
+    total = int((plan.base_bytes + STEP_DOWN * beside) / MARGIN)
+    candidates = [plan_for(mode, total) for mode in modes[modes.index(plan.mode) + 1 :]]  # smaller modes, largest first
 
     less = [candidate for candidate in candidates if candidate.peak_bytes < plan.peak_bytes]
     return next(iter(less or candidates[-1:]), None)
 
 
 def _mixtures(layers: int, best: ActivationPolicy) -> list[tuple[ActivationPolicy, ...]]:
-    """Policies of all layers: from `best` everywhere down to RECOMPUTE_ALL everywhere, one layer at a time."""
-    steps = [ActivationPolicy.SAVE_ALL, ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.RECOMPUTE_ALL]
+    """Policies of all layers: from `best` everywhere down to OFFLOAD everywhere, one layer at a time."""
+    steps = list(ActivationPolicy)  # from most memory to least
     steps = steps[steps.index(best) :]
 
     found = [(best,) * layers]
@@ -201,17 +223,22 @@ def _predict(
     mode: MemoryMode,
     policies: tuple[ActivationPolicy, ...],
     *,
-    keep_dequantized: bool,
+    kept_layers: int = 0,
     host_bytes: int = 0,
 ) -> MemoryPlan:
     """Returns the plan of these choices, with its bytes and its price. `host_bytes`: the vocabulary's, if it moves."""
     shape, tokens, base_bytes, total_bytes = work
+    counts = [(policy, policies.count(policy)) for policy in ActivationPolicy]
 
     # Weights that are not kept are dequantised in forward and in backward, three matrices of the MLP at a time.
-    dequantizes = shape.quantized and not keep_dequantized
-    dequantizing = 2 * shape.linear_parameters / DEQUANTIZE_RATE if dequantizes else 0.0
-    scratch = 3 * shape.feed_forward * shape.hidden * BYTES if dequantizes else 0
-    recomputing = sum(shape.recomputed_flop(policy) for policy in policies) * tokens / GEMM_RATE
+    dequantized = shape.layers - kept_layers if shape.quantized else 0
+    dequantizing = 2 * shape.linear_parameters * dequantized / shape.layers / DEQUANTIZE_RATE
+    scratch = 3 * shape.feed_forward * shape.hidden * BYTES if dequantized else 0
+    recomputing = sum(count * shape.recomputed_flop(policy) for policy, count in counts) * tokens / GEMM_RATE
+    inputs = policies.count(ActivationPolicy.OFFLOAD) * tokens * shape.hidden * BYTES
+    # Layers' inputs go there and back, the head comes once. Computing hides most of it, but buses differ, and a head on
+    # the host makes samples slow: what is pinned has to be worth all of its copies.
+    copying = (2 * inputs + shape.vocabulary * shape.hidden * BYTES * (host_bytes > 0)) / COPY_RATE
 
     # Bytes per adapter parameter: gradient 2, two 8-bit moments 2, copies with zero blocks 3. If there is a smaller
     # plan to repeat a pass with, 2 more: the gradient from before the pass.
@@ -221,17 +248,17 @@ def _predict(
     return MemoryPlan(
         mode=mode,
         policies=policies,
-        keep_dequantized=keep_dequantized,
+        kept_layers=kept_layers,
         base_bytes=base_bytes,
-        dequantized_bytes=shape.linear_parameters * BYTES if keep_dequantized else 0,
+        dequantized_bytes=shape.linear_parameters * BYTES * kept_layers // shape.layers,
         training_bytes=shape.adapter_parameters * training,
-        activation_bytes=tokens * sum(shape.saved_bytes(policy) for policy in policies),
+        activation_bytes=tokens * sum(count * shape.saved_bytes(policy) for policy, count in counts),
         working_bytes=max(
             shape.loss_bytes(tokens, blocked=host_bytes > 0), shape.working_bytes(tokens, tiled=tiled) + scratch
         ),
         host_bytes=host_bytes,
         budget_bytes=int(MARGIN * total_bytes),
-        input_bytes=policies.count(ActivationPolicy.OFFLOAD) * tokens * shape.hidden * BYTES,
-        extra_milliseconds=1e3 * (dequantizing + recomputing),
+        input_bytes=inputs,
+        extra_milliseconds=1e3 * (dequantizing + recomputing + copying),
         gathered_bytes=shape.gathered_bytes,
     )

@@ -113,7 +113,7 @@ def test_logits_and_gradients_are_those_of_transformers_whatever_is_kept(case: s
     for policy in ActivationPolicy:
         fused.set_policies([policy] * len(fused.layers))
         assert differences(results(model, packed=True), expected) < 2e-4, policy  # 1e-5 was measured, 3e-5 on Phi
-        fused.release_weights()
+        fused.keep_weights(0)
     half = fused.layers[0].attention
     half.params = replace(half.params, scale=1.1 * half.params.scale)
     assert differences(results(model, packed=True), expected) > 2e-3
@@ -136,6 +136,20 @@ def test_adapters_that_are_too_large_for_the_activations_kernels(options: dict[s
     for policy in ActivationPolicy:
         fused.set_policies([policy] * len(fused.layers))
         assert differences(results(model, packed=True), expected) < 2e-4, policy
+
+
+def test_weights_of_some_layers_are_kept(tmp_path: Path) -> None:
+    model = adapted("llama", tmp_path)
+    expected = results(model, packed=True)
+    fused = fuse(model, ActivationPolicy.SAVE_ALL, keep_dequantized=False)
+    each = []
+    for count in (0, 1, 2, 1, 0):
+        fused.keep_weights(count)
+        each.append([sum(group.frozen.dequantized_bytes for group in layer.groups) for layer in fused.layers])
+        assert differences(results(model, packed=True), expected) < 2e-4, count
+    whole = each[2][0]
+    assert whole > 0
+    assert each == [[0, 0], [0, whole], [whole, whole], [0, whole], [0, 0]], "the last ones"
 
 
 def test_tiles_compute_the_same_from_weights_that_are_decoded_where_they_are_used(

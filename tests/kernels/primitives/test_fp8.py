@@ -87,7 +87,7 @@ def test_layers_change_by_rounding_only_and_back_by_nothing(policy: ActivationPo
     assert fused.dequantized_bytes == decoded
     assert all(torch.equal(value, exact[name]) for name, value in results().items())
     fused.use_fp8()
-    fused.release_weights()
+    fused.keep_weights(0)
     assert fused.dequantized_bytes == 0
     assert all(torch.equal(value, exact[name]) for name, value in results().items())
 

@@ -42,7 +42,7 @@ class Layers:
     def use_compute_dtype(self) -> None:
         self.fp8 = False
 
-    def release_weights(self) -> None:
+    def keep_weights(self, count: int) -> None:
         self.fp8 = False
 
     def set_policies(self, policies: Any) -> None:
@@ -56,8 +56,8 @@ class Layers:
         return supervised_loss(model, *arguments) * (1 + self.error if self.fp8 else 1)
 
 
-def plan_for(model: Any, mode: MemoryMode) -> MemoryPlan:
-    return plan_memory(model_shape(model), 256, base_bytes=GIB, total_bytes=8 * GIB, mode=mode)
+def plan_for(model: Any, mode: MemoryMode, most: int = 8 * GIB) -> MemoryPlan:
+    return plan_memory(model_shape(model), 256, base_bytes=GIB, total_bytes=min(8 * GIB, most), mode=mode)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def run(
         def prepare(model: Any, *_: Any) -> Engine:
             return Engine(
                 False, loss, MicroBatch(2, 1), plan_for(model, mode), cast(FusedLayers, layers),
-                lambda smaller: plan_for(model, smaller), awaits_fp8_decision=True,
+                lambda smaller, most: plan_for(model, smaller, most), awaits_fp8_decision=True,
             )  # fmt: skip
 
         monkeypatch.setattr(pipeline, "prepare_engine", prepare)

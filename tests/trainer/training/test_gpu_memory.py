@@ -13,6 +13,7 @@ from finetune_api.progress import MemoryFallback
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode
 from finetune_kernels.planning.activation_policy import ActivationPolicy
+from finetune_kernels.planning.memory_plan import UNLIMITED
 from finetune_test_models import gpu_runs, tiny_runs
 from finetune_test_models.tiny_model import make_tiny_model
 from finetune_trainer import pipeline
@@ -70,7 +71,7 @@ def shrink_card(engine: Engine) -> None:
     """From now on this process may take what is halfway between the plan and the next smaller one."""
     assert engine.plan is not None
     assert engine.replan is not None
-    most, least = engine.plan.peak_bytes, engine.replan(MemoryMode.BALANCED).peak_bytes
+    most, least = engine.plan.peak_bytes, engine.replan(MemoryMode.BALANCED, UNLIMITED).peak_bytes
     assert most - least > GIB, "as much on both sides as a wrong prediction and fragments may take"
     limit = (most + least) / 2
     torch.cuda.empty_cache()

@@ -111,8 +111,8 @@ def test_a_run_goes_on_with_another_split_after_another_gpu_took_over(
     assert largest_difference(losses(trained[-1]), losses(trained[0])) < ROUNDING
 
 
-def plan_for(model: Any, mode: MemoryMode) -> MemoryPlan:
-    return plan_memory(model_shape(model), 256, base_bytes=GIB, total_bytes=8 * GIB, mode=mode)
+def plan_for(model: Any, mode: MemoryMode, most: int = 8 * GIB) -> MemoryPlan:
+    return plan_memory(model_shape(model), 256, base_bytes=GIB, total_bytes=min(8 * GIB, most), mode=mode)
 
 
 class Layers:
@@ -126,8 +126,8 @@ class Layers:
     def set_policies(self, policies: tuple[ActivationPolicy, ...]) -> None:
         self.kept.append(set(policies))
 
-    def release_weights(self) -> None:
-        self.released += 1
+    def keep_weights(self, count: int) -> None:
+        self.released += count == 0
 
     def move_vocabulary(self) -> None:
         self.moved += 1
@@ -158,7 +158,9 @@ def run_out(
 
     def prepare(model: Any, *_: Any) -> Engine:
         plan, seen = plan_for(model, MemoryMode.FASTEST), cast(FusedLayers, layers or Layers())
-        return Engine(False, RunsOut(*calls), MicroBatch(2, 2), plan, seen, lambda mode: plan_for(model, mode))
+        return Engine(
+            False, RunsOut(*calls), MicroBatch(2, 2), plan, seen, lambda mode, most: plan_for(model, mode, most)
+        )
 
     monkeypatch.setattr(pipeline, "prepare_engine", prepare)
     return run(config, folder)

@@ -22,7 +22,7 @@ from finetune_kernels.layers.layer_builder import why_not_fused
 from finetune_kernels.layers.packed_attention import use_packed_attention
 from finetune_kernels.layers.patching import patch_model
 from finetune_kernels.layers.supervised_loss import causal_model, fused_supervised_loss, has_plain_head
-from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory, plan_unfused_layers, smaller_plan
+from finetune_kernels.planning.memory_plan import UNLIMITED, MemoryPlan, plan_memory, plan_unfused_layers, smaller_plan
 from finetune_kernels.planning.micro_batch import (
     MicroBatch,
     choose_micro_batch,
@@ -60,8 +60,8 @@ class Engine:
     plan: MemoryPlan | None = None
     """None if layers are not fused: nothing is planned layer by layer then."""
     layers: FusedLayers | None = None
-    replan: Callable[[MemoryMode], MemoryPlan] | None = None
-    """Returns the plan of another mode for the same micro-batch."""
+    replan: Callable[[MemoryMode, int], MemoryPlan] | None = None
+    """Returns the plan of another mode for the same micro-batch, on a GPU of so many bytes at most."""
     awaits_fp8_decision: bool = False
     """True until the first batch has decided about FP8, in a job that asks for it."""
     fp8_decision: Fp8Decision | None = None
@@ -105,8 +105,7 @@ class Engine:
             return False
 
         gc.collect()  # cycles of frames may hold tensors of the interrupted pass
-        if not smaller.keep_dequantized:
-            self.layers.release_weights()
+        self.layers.keep_weights(smaller.kept_layers)
         self.layers.set_policies(smaller.policies)
         if smaller.host_bytes:
             self.layers.move_vocabulary()
@@ -233,8 +232,9 @@ def _fused_engine(
     """Engine that computes each layer in one function, by a memory plan; parameters as in `_modular_engine`."""
     causal, length, wanted = causal_model(model), config.model.max_sequence_length, config.training.memory
 
-    def plan_for(tokens: int, mode: MemoryMode) -> MemoryPlan:
-        return plan_memory(shape, tokens, base_bytes=room.base, total_bytes=room.total, mode=mode, host_room=room.host)
+    def plan_for(tokens: int, mode: MemoryMode, most: int = UNLIMITED) -> MemoryPlan:
+        total = min(room.total, most)
+        return plan_memory(shape, tokens, base_bytes=room.base, total_bytes=total, mode=mode, host_room=room.host)
 
     sequences = config.training.sequences_per_step()
     batch = written or choose_micro_batch(shape, sequences, length, wanted, lambda tokens: plan_for(tokens, wanted))
@@ -244,6 +244,7 @@ def _fused_engine(
     )
 
     layers = FusedLayers(causal, plan.policies, torch.bfloat16, keep_dequantized=plan.keep_dequantized)
+    layers.keep_weights(plan.kept_layers)
     use_packed_attention(causal, fused=True)  # or transformers would make a mask of [T, T]
     if plan.host_bytes:
         layers.move_vocabulary()
