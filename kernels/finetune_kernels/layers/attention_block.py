@@ -2,7 +2,8 @@
 
 q, k, v = rope(norm(x) Wqkv),   a = attention(q, k, v) Wo,   out = a, or norm(a) if the family has that norm
 
-OLMo 2 has the second norm only, so that Wqkv reads x itself; Granite multiplies out by a constant.
+OLMo 2 has the second norm only, so that Wqkv reads x itself; Granite multiplies out by a constant. In Qwen3.5 Wqkv
+makes a gate g beside q, head by head, and Wo reads attention(q, k, v) * sigmoid(g).
 """
 
 from dataclasses import dataclass
@@ -55,10 +56,11 @@ class AttentionActivations(NamedTuple):
     rstd: torch.Tensor
     """1 / root mean square of x [T]; empty if the block has no norm before it."""
     qkv: torch.Tensor
-    """q, k, v [T, (H + 2 H_kv) D] after RoPE; for models with q/k norm, from before norm and RoPE."""
+    """q, k, v [T, (H + 2 H_kv) D] after RoPE; for models with q/k norm, from before norm and RoPE. If heads are gated,
+    the projection's output [T, (2 H + 2 H_kv) D]."""
     xa_qkv: torch.Tensor
     out: torch.Tensor
-    """Attention's output [T, H, D]."""
+    """Attention's output [T, H, D], before its gate."""
     xa_o: torch.Tensor
     post_norm: NormActivations
     softmax: attention.Saved
@@ -125,21 +127,40 @@ class AttentionBlock:
     """False for layers without RoPE."""
     multiplier: float = 1.0
     """Factor of the block's output (Granite)."""
+    gates_heads: bool = False
+    """True if the projection has a gate behind each head's queries."""
+
+    @property
+    def groups(self) -> tuple[LinearGroup, ...]:
+        """The groups of linear layers."""
+        return self.qkv, self.o
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The adapters' weights, in the order of `backward`."""
+        return [parameter for group in self.groups for parameter in group.parameters]
+
+    def unflatten(self, tensors: list[torch.Tensor]) -> AttentionActivations:
+        """Returns what `AttentionActivations.flat` took apart."""
+        return AttentionActivations.unflatten(tensors, post_norm=self.post_norm is not None)
 
     def begin(self, seed: DropoutSeed | None) -> AttentionPass:
         """Returns a new pass, with dropout masks of `seed`."""
         return AttentionPass(self.qkv.begin(seed), self.o.begin(seed))
 
-    def forward(self, inputs: LayerInputs, pass_ctx: AttentionPass) -> tuple[AttentionActivations, torch.Tensor]:
-        """Returns what backward needs and the block's output [T, hidden], which the caller may overwrite."""
+    def forward(
+        self, inputs: LayerInputs, pass_ctx: AttentionPass, *, again: bool = False
+    ) -> tuple[AttentionActivations, torch.Tensor]:
+        """Returns what backward needs and the block's output [T, hidden], which the caller may overwrite. `again`: for
+        backward, which changes nothing here."""
         # Norm and projection. Norm's output n1 is not saved: backward recomputes it beside dx.
         _, n1, rstd = pre_norm(self.norm, inputs.x)  # [T, hidden], [T]
         qkv, xa_qkv = self.qkv.forward(n1, pass_ctx.qkv)  # [T, (H + 2 H_kv) D], [T, R]
 
-        rotated = self._rotate(qkv, inputs.cos_sin)  # [T, (H + 2 H_kv) D]
+        rotated = self._rotate(self._without_gate(qkv), inputs.cos_sin)  # [T, (H + 2 H_kv) D]
         out, softmax = attention.forward(self.heads.split(rotated), inputs.sequences, self.params)  # [T, H, D]
 
-        a, xa_o = self.o.forward(out.flatten(1), pass_ctx.o)  # [T, hidden], [T, R]
+        a, xa_o = self.o.forward(self._gated(out, qkv), pass_ctx.o)  # [T, hidden], [T, R]
         a, post_norm = normalize(self.post_norm, a)
         a = a if self.multiplier == 1 else a.mul_(self.multiplier)
         return AttentionActivations(rstd, qkv, xa_qkv, out, xa_o, post_norm, softmax), a
@@ -153,11 +174,13 @@ class AttentionBlock:
         # Output projection.
         da = dh if self.multiplier == 1 else dh * self.multiplier
         da = normalize_backward(self.post_norm, da, saved.post_norm)  # [T, hidden]
-        d_out, d_xa = self.o.backward(da, pass_ctx.o)  # [T, H D], [T, R]
-        d_o = self.o.gradients(da, saved.out.flatten(1), saved.xa_o, d_xa, pass_ctx.o)
+        d_gated, d_xa = self.o.backward(da, pass_ctx.o)  # [T, H D], [T, R]
+        d_o = self.o.gradients(da, self._gated(saved.out, saved.qkv), saved.xa_o, d_xa, pass_ctx.o)
 
-        # Attention and RoPE.
+        # Gate, attention and RoPE.
+        d_out, d_gate = self._gate_backward(d_gated, saved)  # [T, H D], [T, H, D]
         d_qkv = self._attention_backward(d_out, inputs, saved)  # [T, (H + 2 H_kv) D]
+        d_qkv = self._with_gate(d_qkv, d_gate)
 
         # Input projection and norm. The first layer's input needs no gradient; n1 is needed all the same, for dA.
         if residual is not None:
@@ -167,6 +190,43 @@ class AttentionBlock:
             dx, d_xa = None, self.qkv.d_xa(d_qkv, pass_ctx.qkv)
             _, n1, _ = pre_norm(self.norm, inputs.x)
         return dx, [*self.qkv.gradients(d_qkv, n1, saved.xa_qkv, d_xa, pass_ctx.qkv), *d_o]
+
+    def _split_gate(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Views of the projection's output: q and its gate [T, H, D] each, k and v [T, 2 H_kv D]."""
+        size = 2 * self.heads.query * self.heads.size
+        q, gate = qkv[:, :size].unflatten(1, (self.heads.query, 2, self.heads.size)).unbind(2)
+        return q, gate, qkv[:, size:]
+
+    def _without_gate(self, qkv: torch.Tensor) -> torch.Tensor:
+        """Returns q, k and v [T, (H + 2 H_kv) D] of the projection's output: a copy if there is a gate."""
+        if not self.gates_heads:
+            return qkv
+        q, _, kv = self._split_gate(qkv)
+        return torch.cat((q.flatten(1), kv), dim=1)
+
+    def _with_gate(self, d_qkv: torch.Tensor, d_gate: torch.Tensor | None) -> torch.Tensor:
+        """Returns the gradient of the projection's output, from those of q, k and v and of the gate."""
+        if d_gate is None:
+            return d_qkv
+        size = self.heads.query * self.heads.size
+        d_q = d_qkv[:, :size].view_as(d_gate)
+        return torch.cat((torch.stack((d_q, d_gate), dim=2).flatten(1), d_qkv[:, size:]), dim=1)
+
+    def _gated(self, out: torch.Tensor, qkv: torch.Tensor) -> torch.Tensor:
+        """Returns what the output projection reads [T, H D], for attention's output [T, H, D]."""
+        if not self.gates_heads:
+            return out.flatten(1)
+        return (out * self._split_gate(qkv)[1].sigmoid()).flatten(1)
+
+    def _gate_backward(
+        self, d_gated: torch.Tensor, saved: AttentionActivations
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """d_gated [T, H D] -> gradients of attention's output [T, H D] and of the gate [T, H, D]; None without one."""
+        if not self.gates_heads:
+            return d_gated, None
+        gate = self._split_gate(saved.qkv)[1].sigmoid()  # [T, H, D]
+        d_out = d_gated.view_as(gate) * gate
+        return d_out.flatten(1), d_out * saved.out * (1 - gate)
 
     def _rotate(self, qkv: torch.Tensor, cos_sin: CosSin) -> torch.Tensor:
         """Returns q, k and v [T, (H + 2 H_kv) D] as attention takes them; overwrites `qkv` unless q and k are
@@ -187,10 +247,10 @@ class AttentionBlock:
         self, d_out: torch.Tensor, inputs: LayerInputs, saved: AttentionActivations
     ) -> torch.Tensor:
         """d_out [T, H D] -> gradient of the merged projection [T, (H + 2 H_kv) D]."""
-        # q and k as attention saw them: saved so, or rotated again from before their norm.
-        rotated = saved.qkv
-        if self.head_norm is not None:
-            rotated = self._rotate(saved.qkv, inputs.cos_sin)
+        # q and k as attention saw them: saved so, or rotated again from before their norm, or without the gate.
+        rotated = qkv = self._without_gate(saved.qkv)
+        if self.head_norm is not None or self.gates_heads:
+            rotated = self._rotate(qkv, inputs.cos_sin)
 
         dq_dk_dv = attention.backward(
             d_out.view_as(saved.out),
@@ -203,4 +263,4 @@ class AttentionBlock:
         if inputs.cos_sin.query_scale is not None:
             dq_dk_dv = dq_dk_dv._replace(q=dq_dk_dv.q * inputs.cos_sin.query_scale)
         angles = self._angles(inputs.cos_sin)
-        return rotary_embedding.backward(dq_dk_dv, saved.qkv, *angles, self.heads, self.head_norm)
+        return rotary_embedding.backward(dq_dk_dv, qkv, *angles, self.heads, self.head_norm)

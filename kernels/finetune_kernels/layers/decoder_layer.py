@@ -9,6 +9,8 @@ inside kernels that read their inputs anyway. Gemma norms the output of each blo
 (`attention_block`, `mlp_block`). In a parallel layer (Cohere, Phi-2) both blocks read the norm of x:
 
     n = norm(x);  h = x + attention(n ...) Wo;  y = h + (f(n Wgate) * n Wup) Wdown
+
+In a hybrid, some layers have a module of transformers in attention's place (`module_mixer`).
 """
 
 from dataclasses import dataclass
@@ -19,7 +21,6 @@ import torch
 from finetune_kernels.layers.attention_block import (
     AttentionActivations,
     AttentionBlock,
-    AttentionPass,
     CosSin,
     LayerInputs,
     pre_norm,
@@ -27,6 +28,7 @@ from finetune_kernels.layers.attention_block import (
 from finetune_kernels.layers.host_memory import HostMemory
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.layers.mlp_block import DownActivations, GateUpActivations, MlpBlock, MlpPass
+from finetune_kernels.layers.module_mixer import MixerActivations, ModuleMixer
 from finetune_kernels.layers.tiled_mlp import backward_in_tiles, forward_in_tiles, needs_tiles
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives.adapter_dropout import new_dropout_seed
@@ -36,7 +38,8 @@ from finetune_kernels.primitives.attention_inputs import PackedSequences
 class LayerPass(NamedTuple):
     """The passes through both blocks; forward, recomputation and backward share it."""
 
-    attention: AttentionPass
+    mixer: Any
+    """An AttentionPass or a MixerPass, as the block began it."""
     mlp: MlpPass
 
 
@@ -45,7 +48,7 @@ class DecoderLayer:
     """Weights and settings of one layer; only the adapters train."""
 
     index: int
-    attention: AttentionBlock
+    mixer: AttentionBlock | ModuleMixer
     mlp: MlpBlock
     policy: ActivationPolicy
     host: HostMemory
@@ -58,18 +61,18 @@ class DecoderLayer:
 
     @property
     def groups(self) -> tuple[LinearGroup, ...]:
-        """The groups of linear layers, in the order of `parameters`."""
-        return self.attention.qkv, self.attention.o, self.mlp.gate_up, self.mlp.down
+        """The groups of linear layers that our kernels run."""
+        return *self.mixer.groups, self.mlp.gate_up, self.mlp.down
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
         """The adapters' weights: inputs of the function, so that they get gradients."""
-        return [parameter for group in self.groups for parameter in group.parameters]
+        return [*self.mixer.parameters, *self.mlp.gate_up.parameters, *self.mlp.down.parameters]
 
     def begin(self) -> LayerPass:
         """Returns a new pass, with a dropout seed of its own if adapters drop a part of their inputs."""
         seed = new_dropout_seed() if any(group.drops for group in self.groups) else None
-        return LayerPass(self.attention.begin(seed), self.mlp.begin(seed))
+        return LayerPass(self.mixer.begin(seed), self.mlp.begin(seed))
 
     def __call__(self, x: torch.Tensor, cos_sin: CosSin, sequences: PackedSequences) -> torch.Tensor:
         """x [T, hidden] -> y [T, hidden]. Without gradients nothing is saved anywhere."""
@@ -81,7 +84,7 @@ class DecoderLayer:
 class LayerActivations(NamedTuple):
     """Everything that a forward pass computes and backward could use."""
 
-    attention: AttentionActivations
+    mixer: AttentionActivations | MixerActivations
     h: torch.Tensor
     """Residual stream between the blocks [T, hidden]."""
     rstd: torch.Tensor
@@ -96,7 +99,8 @@ class SavedActivations(NamedTuple):
     """Tensors that backward works from, saved or recomputed."""
 
     inputs: LayerInputs
-    attention: AttentionActivations
+    mixer: Any
+    """What the mixer's own `forward` returned."""
     mlp_input: torch.Tensor
     """h, or x in a parallel layer [T, hidden]."""
     rstd: torch.Tensor
@@ -105,33 +109,33 @@ class SavedActivations(NamedTuple):
     down: DownActivations | None
 
 
-def _attend(
-    layer: DecoderLayer, inputs: LayerInputs, pass_ctx: LayerPass
-) -> tuple[AttentionActivations, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Runs the attention block; returns its activations, h [T, hidden], and the MLP's rstd [T] and input [T, hidden],
-    normalised."""
-    attention, out = layer.attention.forward(inputs, pass_ctx.attention)
+def _mix(
+    layer: DecoderLayer, inputs: LayerInputs, pass_ctx: LayerPass, *, again: bool = False
+) -> tuple[AttentionActivations | MixerActivations, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Runs the mixer's block; returns its activations, h [T, hidden], and the MLP's rstd [T] and input [T, hidden],
+    normalised. `again`: for backward."""
+    mixer, out = layer.mixer.forward(inputs, pass_ctx.mixer, again=again)
     if layer.parallel:
         # Made again, as it takes less than to keep it while attention runs.
         _, n2, rstd = pre_norm(layer.mlp.norm, inputs.x)
-        return attention, out.add_(inputs.x), rstd, n2
+        return mixer, out.add_(inputs.x), rstd, n2
 
     h, n2, rstd = pre_norm(layer.mlp.norm, inputs.x, delta=out)
-    return attention, h, rstd, n2
+    return mixer, h, rstd, n2
 
 
 def _forward(layer: DecoderLayer, inputs: LayerInputs, pass_ctx: LayerPass, *, save_down: bool) -> LayerActivations:
     """Computes the module's formula. `save_down`: a tiled MLP returns its down activations, too."""
-    attention, h, rstd, n2 = _attend(layer, inputs, pass_ctx)
+    mixer, h, rstd, n2 = _mix(layer, inputs, pass_ctx)
 
     if layer.is_tiled(inputs.x.shape[0]):
         down, y = forward_in_tiles(layer.mlp, h, n2, pass_ctx.mlp, save_down=save_down)
-        return LayerActivations(attention, h, rstd, None, down, y)
+        return LayerActivations(mixer, h, rstd, None, down, y)
 
     gate_up = layer.mlp.gate_up_projection(n2, pass_ctx.mlp)  # [T, 2 F]
     down, out = layer.mlp.down_projection(gate_up, pass_ctx.mlp)  # [T, hidden]
     y = out.add_(h)
-    return LayerActivations(attention, h, rstd, gate_up, down, y)
+    return LayerActivations(mixer, h, rstd, gate_up, down, y)
 
 
 class DecoderLayerFunction(torch.autograd.Function):
@@ -163,7 +167,7 @@ class DecoderLayerFunction(torch.autograd.Function):
             saved += () if layer.parallel else (made.h,)
             saved += [made.rstd, made.down.xa, *made.down.post_norm]
             saved += made.gate_up if policy is ActivationPolicy.SAVE_ALL and made.gate_up is not None else ()
-            saved += made.attention.flat()
+            saved += made.mixer.flat()
         ctx.save_for_backward(*saved)
         return made.y
 
@@ -172,21 +176,21 @@ class DecoderLayerFunction(torch.autograd.Function):
         """Gradients of x [T, hidden] and of the adapters."""
         layer: DecoderLayer = ctx.layer
         pass_ctx: LayerPass = ctx.pass_ctx
-        inputs, attention, h, rstd, gate_up, down = _restore(ctx, layer)
+        inputs, mixer, h, rstd, gate_up, down = _restore(ctx, layer)
         dy = dy.contiguous()
 
         if gate_up is None:
             dh, d_mlp = backward_in_tiles(layer.mlp, dy, h, rstd, down, pass_ctx.mlp)
         else:
             dh, d_mlp = layer.mlp.backward(dy, h, rstd, gate_up, down, pass_ctx.mlp)
-        del gate_up, down, h  # their memory is free for the attention block
+        del gate_up, down, h  # their memory is free for the mixer
 
         # In a parallel layer dy itself reaches the attention block, and dh only the layer's input.
-        dx, d_attention = layer.attention.backward(
-            dy if layer.parallel else dh, inputs, attention, pass_ctx.attention,
+        dx, d_mixer = layer.mixer.backward(
+            dy if layer.parallel else dh, inputs, mixer, pass_ctx.mixer,
             residual=dh if ctx.needs_input_grad[0] else None,
         )  # fmt: skip
-        return dx, None, None, None, None, None, *d_attention, *d_mlp
+        return dx, None, None, None, None, None, *d_mixer, *d_mlp
 
 
 def _restore(ctx: Any, layer: DecoderLayer) -> SavedActivations:
@@ -202,9 +206,9 @@ def _restore(ctx: Any, layer: DecoderLayer) -> SavedActivations:
 
     # RECOMPUTE_ALL and OFFLOAD saved nothing else: run forward again, up to gate and up.
     if not rest:
-        attention, h, rstd, n2 = _attend(layer, inputs, ctx.pass_ctx)
+        mixer, h, rstd, n2 = _mix(layer, inputs, ctx.pass_ctx, again=True)
         gate_up = None if is_tiled else layer.mlp.gate_up_projection(n2, ctx.pass_ctx.mlp)
-        return SavedActivations(inputs, attention, x if layer.parallel else h, rstd, gate_up, None)
+        return SavedActivations(inputs, mixer, x if layer.parallel else h, rstd, gate_up, None)
 
     # Unpack in the order of `DecoderLayerFunction.forward`.
     h, *rest = [x, *rest] if layer.parallel else rest
@@ -214,10 +218,10 @@ def _restore(ctx: Any, layer: DecoderLayer) -> SavedActivations:
     gate_up = None
     if layer.policy is ActivationPolicy.SAVE_ALL:
         gate_up, rest = GateUpActivations(*rest[:2]), rest[2:]
-    attention = AttentionActivations.unflatten(rest, post_norm=layer.attention.post_norm is not None)
+    mixer = layer.mixer.unflatten(rest)
 
     # RECOMPUTE_MLP: project gate and up again; a tiled MLP does so tile by tile.
     if gate_up is None and not is_tiled:
         _, n2, _ = pre_norm(layer.mlp.norm, h)
         gate_up = layer.mlp.gate_up_projection(n2, ctx.pass_ctx.mlp)
-    return SavedActivations(inputs, attention, h, rstd, gate_up, down)
+    return SavedActivations(inputs, mixer, h, rstd, gate_up, down)

@@ -18,7 +18,9 @@ from finetune_kernels.layers.decoder_layer import DecoderLayer
 from finetune_kernels.layers.host_memory import HostMemory
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.layers.mlp_block import MlpBlock
+from finetune_kernels.layers.module_mixer import ModuleMixer
 from finetune_kernels.layers.patching import why_not_adapter
+from finetune_kernels.mixers.documents import BatchesOfPass
 from finetune_kernels.ops.gated_activation import Activation
 from finetune_kernels.ops.plain_activation import PlainKind
 from finetune_kernels.ops.rms_norm import Norm
@@ -29,6 +31,7 @@ from finetune_kernels.planning.family import Family
 from finetune_kernels.planning.fused_support import (
     ACTIVATIONS,
     PLAIN_ACTIVATIONS,
+    activation_name,
     head_size,
     residual_factor,
     why_not_config,
@@ -38,7 +41,7 @@ from finetune_kernels.primitives.head_norm import HeadNorm
 
 PROJECTIONS = (
     "q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj", "dense",
-    "fc1", "fc2", "c_fc", "c_proj", "input_linear", "output_linear",
+    "fc1", "fc2", "c_fc", "c_proj", "input_linear", "output_linear", "w1", "w3", "w2", "out_proj",
 )  # fmt: skip
 """Linear layers of a decoder layer. A linear's index here is also the stream of its dropout mask."""
 
@@ -52,9 +55,15 @@ def why_not_fused(causal: Any) -> str | None:
     return next((reason for reason in reasons if reason is not None), None)
 
 
+def _has_mixer(layer: Any, family: Family) -> bool:
+    """True if a layer has the family's other mixer in attention's place."""
+    return family.mixer is not None and getattr(layer, family.mixer.name, None) is not None
+
+
 def _why_not_layer(layer: Any, family: Family) -> str | None:
     """Compares one layer with its family's row."""
-    modules, expected = dict(layer.named_modules()), family.modules()
+    modules, has_mixer = dict(layer.named_modules()), _has_mixer(layer, family)
+    expected = family.modules_beside_mixer() if has_mixer else family.modules()
 
     # Every module that the builder will ask for.
     for name, kind in expected.items():
@@ -62,13 +71,13 @@ def _why_not_layer(layer: Any, family: Family) -> str | None:
             return f"{type(layer).__name__} has no {name}"
         if kind is not None and type(modules[name]).__name__ != kind:
             return f"{name} is {type(modules[name]).__name__}, not {kind}"
-    if (reason := _unknown_module(modules, family)) is not None:
+    if (reason := _unknown_module(modules, family, own=family.mixer.name if has_mixer and family.mixer else None)):
         return reason
 
     # Only the adapters may train.
-    if any(modules[name].weight.requires_grad for name in family.norms):
+    if any(modules[name].weight.requires_grad for name in expected if name in family.norms):
         return "norm weights that train"
-    for name in family.linears:
+    for name in (name for name, kind in expected.items() if kind is None):
         projection = modules[name]
         reason = why_not_adapter(projection) if hasattr(projection, "lora_A") else _why_not_plain(projection)
         if reason is not None:
@@ -77,12 +86,16 @@ def _why_not_layer(layer: Any, family: Family) -> str | None:
 
 
 def _why_not_sizes(layer: Any, family: Family, config: Any) -> str | None:
-    """Compares the sizes of one layer with the configuration: each layer has the same heads."""
+    """Compares the sizes of one layer with the configuration: each layer with attention has the same heads."""
+    if _has_mixer(layer, family):
+        return None
+
     size, attention = head_size(config), layer.self_attn
     query, key = config.num_attention_heads * size, config.num_key_value_heads * size
+    wanted_outputs = (2 if family.gates_heads else 1) * query + 2 * key
     found = sum(getattr(attention, name).out_features for name in family.attention_inputs)
-    if found != query + 2 * key:
-        return f"{found} outputs for q, k and v, not {query + 2 * key} as the configuration says"
+    if found != wanted_outputs:
+        return f"{found} outputs for q, k and v, not {wanted_outputs} as the configuration says"
 
     wanted = (query, key) if family.head_norm_place == "row" else (size, size)
     for name, width in zip(family.head_norms, wanted, strict=False):
@@ -91,20 +104,21 @@ def _why_not_sizes(layer: Any, family: Family, config: Any) -> str | None:
     return None
 
 
-def _unknown_module(modules: dict[str, Any], family: Family) -> str | None:
+def _unknown_module(modules: dict[str, Any], family: Family, own: str | None) -> str | None:
     """Returns a module with numbers of its own that the row does not name, or that drops activations; None if there is
-    none."""
+    none. `own`: the mixer that transformers runs itself."""
     named = (*family.norms, *family.linears)
+    parts = tuple(f"{name}." for name in (*family.linears, *((own,) if own else ())))
     for name, module in modules.items():
-        # Parts of linear layers are peft's.
-        if name in named or name.startswith(tuple(f"{linear}." for linear in family.linears)):
+        # Parts of linear layers are peft's, those of the mixer transformers'.
+        if name in named or name == own or name.startswith(parts):
             continue
 
         place = name or type(module).__name__
         if isinstance(module, nn.Dropout) and module.p:
             return f"{place} drops activations of the base model"
-        own = [value for value in (*module._parameters.values(), *module._buffers.values()) if value is not None]
-        if own and name != f"{family.mlp_name}.act_fn":
+        values = [value for value in (*module._parameters.values(), *module._buffers.values()) if value is not None]
+        if values and name != f"{family.mlp_name}.act_fn":
             what = "norm" if "Norm" in type(module).__name__ else "module"
             return f"{place} is a {what} that other {family.prefix} models do not have"
     return None
@@ -127,7 +141,7 @@ def build_layers(
     if family is None:
         raise ValueError(f"{type(causal).__name__} is not one of the families that the kernels know")
 
-    builder = _Builder(family, causal.config, dtype, HostMemory(), keep_dequantized)
+    builder = _Builder(family, causal.config, dtype, HostMemory(), BatchesOfPass(), keep_dequantized)
     return [
         builder.layer(index, layer, policy)
         for index, (layer, policy) in enumerate(zip(causal.model.layers, policies, strict=True))
@@ -142,13 +156,14 @@ class _Builder:
     config: Any
     dtype: torch.dtype
     host: HostMemory
+    batches: BatchesOfPass
     keep_dequantized: bool
 
     def layer(self, index: int, layer: Any, policy: ActivationPolicy) -> DecoderLayer:
         """Builds one layer."""
         return DecoderLayer(
             index=index,
-            attention=self._attention(index, layer),
+            mixer=self._mixer(layer) if _has_mixer(layer, self.family) else self._attention(index, layer),
             mlp=self._mlp(layer),
             policy=policy,
             host=self.host,
@@ -173,6 +188,17 @@ class _Builder:
             params=AttentionParams(attention.scaling, window, softcap),
             rotates=self._rotates(attention, window),
             multiplier=residual_factor(config, family),
+            gates_heads=family.gates_heads,
+        )
+
+    def _mixer(self, layer: Any) -> ModuleMixer:
+        family = self.family
+        assert family.mixer is not None
+        return ModuleMixer(
+            norm=self._norm_at(layer, family.pre_norms, 0),
+            module=getattr(layer, family.mixer.name),
+            batches=self.batches,
+            multiplier=residual_factor(self.config, family),
         )
 
     def _mlp(self, layer: Any) -> MlpBlock:
@@ -230,7 +256,7 @@ class _Builder:
         return rule == "windowed if any" and self.config.sliding_window is None
 
     def _activation(self, mlp: Any) -> Activation | PlainKind:
-        name = getattr(self.config, self.family.activation_field)
+        name = str(activation_name(self.config, self.family))
         if self.family.gated:
             return ACTIVATIONS[name]
         if name != "xielu":

@@ -18,7 +18,7 @@ from finetune_kernels.ops.lora_linear import Weight, lora_linear
 from finetune_kernels.ops.rms_norm import Norm, rms_norm
 from finetune_kernels.planning.families import MLP_FAMILIES, NORM_OFFSETS, family_of
 from finetune_kernels.planning.family import Family
-from finetune_kernels.planning.fused_support import ACTIVATIONS
+from finetune_kernels.planning.fused_support import ACTIVATIONS, activation_name
 
 
 class Planned(NamedTuple):
@@ -39,7 +39,7 @@ def plan_patches(model: Any) -> Planned:
         return Planned(adapters=adapters)
 
     # The norms of a layer beside those of heads, and the last one before the head.
-    layers, norms = causal.config.num_hidden_layers, len(family.pre_norms) + len(family.post_norms)
+    layers, norms = causal.config.num_hidden_layers, len(family.block_norms)
     rms = norms * layers + 1 if family.norm_kind == "rms" else 0
     return Planned(rms, layers if family.gated else 0, adapters)
 
@@ -115,8 +115,8 @@ def _patch_norm(module: Any, offset: float, report: PatchReport) -> None:
 
 
 def _patch_mlp(module: Any, family: Family, config: Any, report: PatchReport) -> None:
-    name = getattr(config, family.activation_field)
-    activation = ACTIVATIONS.get(name)
+    name = activation_name(config, family)
+    activation = ACTIVATIONS.get(str(name))
     dropout = getattr(module, "residual_dropout", 0)
     if activation is None or dropout:
         report.leave("mlps", f"activation {name}" if activation is None else f"residual_dropout = {dropout}")

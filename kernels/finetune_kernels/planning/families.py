@@ -7,11 +7,12 @@ torch, as preflight reads it before a GPU is asked for.
 
 from typing import Any
 
-from finetune_kernels.planning.family import AFTER_BOTH, Family
+from finetune_kernels.planning.family import AFTER_BOTH, Family, Mixer
 
 _AROUND_MLP = ("input_layernorm", "pre_feedforward_layernorm")
 _GRANITE = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
 _NORMED_QK = ("q_norm", "k_norm")
+_DELTA_NET = Mixer("linear_attn", "GatedDeltaNet", packages=("fla", "causal_conv1d"))
 
 FAMILIES = (
     # Llama and what differs from it by little.
@@ -41,6 +42,19 @@ FAMILIES = (
     Family(
         "GraniteMoeHybrid", "granitemoehybrid", mlp_name="shared_mlp", mlp_inputs=("input_linear",),
         mlp_output="output_linear", feed_forward_field="shared_intermediate_size", factors=_GRANITE,
+        mixer=Mixer("mamba", "MambaLayer", packages=("mamba_ssm", "causal_conv1d"), barred=("out_proj",)),
+    ),
+    # Hybrids.
+    Family(
+        "Qwen3_5", "qwen3_5_text", norm_offset=1.0, head_norms=_NORMED_QK, gates_heads=True, mixer=_DELTA_NET,
+    ),
+    Family(
+        "Qwen3Next", "qwen3_next", norm_offset=1.0, head_norms=_NORMED_QK, gates_heads=True, mixer=_DELTA_NET,
+    ),
+    Family(
+        "Lfm2", "lfm2", pre_norms=("operator_norm", "ffn_norm"), attention_output="out_proj",
+        head_norms=("q_layernorm", "k_layernorm"), mlp_name="feed_forward", mlp_inputs=("w1", "w3"), mlp_output="w2",
+        activation="silu", mixer=Mixer("conv", "ShortConv", packages=("causal_conv1d",), layer_type="conv"),
     ),
     # Norms around zero, norms after the blocks.
     Family("Gemma", "gemma", norm_offset=1.0, scales_embedding=True),

@@ -8,7 +8,8 @@ stands before both blocks, which then run side by side (`parallel`).
     post_norms   two: of the attention's and of the MLP's output; none
 
 Attention is causal, with a window and a softcap at most, without sinks or biases on scores; the head is linear, with a
-softcap, a factor or neither.
+softcap, a factor or neither. In a hybrid, some layers have another mixer in attention's place: linear attention, Mamba,
+or a short convolution.
 """
 
 from dataclasses import dataclass, replace
@@ -17,10 +18,30 @@ from typing import Any, Literal
 LLAMA_NAMES = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj"), "dense": ("o_proj",),
     "input_linear": ("gate_proj", "up_proj"), "output_linear": ("down_proj",), "fc1": ("up_proj",),
-    "fc2": ("down_proj",), "c_fc": ("up_proj",), "c_proj": ("down_proj",),
+    "fc2": ("down_proj",), "c_fc": ("up_proj",), "c_proj": ("down_proj",), "w1": ("gate_proj",), "w3": ("up_proj",),
+    "w2": ("down_proj",), "out_proj": ("o_proj",), "in_proj": ("q_proj", "k_proj", "v_proj"),
+    "in_proj_qkv": ("q_proj", "k_proj", "v_proj"), "in_proj_z": ("q_proj", "k_proj", "v_proj"),
+    "in_proj_qkvz": ("q_proj", "k_proj", "v_proj"),
 }  # fmt: skip
-"""Other families' names of linear layers -> the names of Llama's that they stand for."""
+"""Other families' names of linear layers -> the names of Llama's that they stand for. The mixers of hybrids read and
+write the residual stream where attention does."""
 AFTER_BOTH = ("post_attention_layernorm", "post_feedforward_layernorm")
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """A mixer other than attention, which transformers' own module runs."""
+
+    name: str
+    """Name of the module in a layer, where other layers have attention."""
+    kind: str
+    """Class of the module, behind the family's prefix."""
+    packages: tuple[str, ...]
+    """Packages whose kernels transformers takes for it; plain PyTorch stands in for one that is not installed."""
+    layer_type: str = "linear_attention"
+    """Type of such layers in the configuration."""
+    barred: tuple[str, ...] = ()
+    """Linear layers that get no adapter: kernels read their weights past it."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +65,8 @@ class Family:
     attention_inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     """Linear layers of q, k and v, or the one that they are merged into."""
     attention_output: str = "o_proj"
+    gates_heads: bool = False
+    """True if a sigmoid gates attention's output: q's layer has each head's queries, then its gate (Qwen3.5)."""
     head_norms: tuple[str, ...] = ()
     """Norms of q and of k."""
     head_norm_place: Literal["head", "row", "rotated head"] = "head"
@@ -65,6 +88,9 @@ class Family:
     scales_queries: bool = False
     """True if q grows with the logarithm of its position beyond the length of pretraining (Ministral 3)."""
 
+    mixer: Mixer | None = None
+    """The mixer of a hybrid's other layers."""
+
     mlp_name: str = "mlp"
     mlp_inputs: tuple[str, ...] = ("gate_proj", "up_proj")
     """Linear layers of gate and up, or the one that they are merged into, or that of an MLP without a gate."""
@@ -72,6 +98,8 @@ class Family:
     gated: bool = True
     activation_field: str = "hidden_act"
     """Field of the configuration that names the MLP's activation."""
+    activation: str | None = None
+    """The activation of a family that has no such field."""
     feed_forward_field: str = "intermediate_size"
     """Field of the configuration that says the MLP's width."""
 
@@ -104,6 +132,16 @@ class Family:
         return f"{self.prefix}Attention"
 
     @property
+    def mixer_class(self) -> str | None:
+        """Class of the other mixer."""
+        return None if self.mixer is None else f"{self.prefix}{self.mixer.kind}"
+
+    @property
+    def barred(self) -> tuple[str, ...]:
+        """Linear layers that get no adapter."""
+        return () if self.mixer is None else self.mixer.barred
+
+    @property
     def parallel(self) -> bool:
         """True if both blocks read the same norm's output."""
         return len(self.pre_norms) == 1
@@ -114,21 +152,38 @@ class Family:
         return bool(self.post_norms)
 
     @property
+    def block_norms(self) -> tuple[str, ...]:
+        """Norms before and after a layer's blocks."""
+        return (*self.pre_norms, *self.post_norms)
+
+    @property
     def norms(self) -> tuple[str, ...]:
-        """All norms of a layer."""
-        heads = tuple(f"self_attn.{name}" for name in self.head_norms)
-        return (*self.pre_norms, *self.post_norms, *heads)
+        """All norms of a layer with attention."""
+        return (*self.block_norms, *(f"self_attn.{name}" for name in self.head_norms))
+
+    @property
+    def mlp_linears(self) -> tuple[str, ...]:
+        """Linear layers of the MLP, in the order of their use."""
+        return tuple(f"{self.mlp_name}.{name}" for name in (*self.mlp_inputs, self.mlp_output))
 
     @property
     def linears(self) -> tuple[str, ...]:
-        """All linear layers of a layer, in the order of their use."""
+        """All linear layers of a layer with attention, in the order of their use."""
         attention = (f"self_attn.{name}" for name in (*self.attention_inputs, self.attention_output))
-        return (*attention, *(f"{self.mlp_name}.{name}" for name in (*self.mlp_inputs, self.mlp_output)))
+        return (*attention, *self.mlp_linears)
 
     def modules(self) -> dict[str, str | None]:
-        """Name of each module that a layer has -> its class; None for linear layers, which are peft's or PyTorch's."""
+        """Name of each module that a layer with attention has -> its class; None for linear layers, which are peft's or
+        PyTorch's."""
         blocks = {"self_attn": self.attention, self.mlp_name: self.mlp}
         return {**blocks, **dict.fromkeys(self.norms, self.norm), **dict.fromkeys(self.linears)}
+
+    def modules_beside_mixer(self) -> dict[str, str | None]:
+        """The same for a layer with the other mixer, whose own modules are left out."""
+        if self.mixer is None:
+            return {}
+        blocks = {self.mixer.name: self.mixer_class, self.mlp_name: self.mlp}
+        return {**blocks, **dict.fromkeys(self.block_norms, self.norm), **dict.fromkeys(self.mlp_linears)}
 
     def of(self, config: Any) -> "Family":
         """Returns the row for a model's configuration: with one norm if that makes the layers parallel."""

@@ -68,25 +68,34 @@ def why_not_config(config: Any, family: Family | None) -> str | None:
         return f"heads of {head_size(config)} elements, not of a multiple of 8 up to {MAX_HEAD_SIZE}"
 
     known = ACTIVATIONS if family.gated else PLAIN_ACTIVATIONS
-    activation = getattr(config, family.activation_field, None)
+    activation = activation_name(config, family)
     if activation not in known:
         return f"activation {activation}, not {' or '.join(known)}"
     dropout = next((name for name in DROPOUTS if getattr(config, name, 0)), None)
     if dropout is not None:
         return f"{dropout} = {getattr(config, dropout)} in the configuration: dropout in the base model"
-    return _why_not_layers(config)
+    return _why_not_layers(config, family)
 
 
-def _why_not_layers(config: Any) -> str | None:
-    """Returns which layers of the configuration are no dense attention layers with an MLP."""
-    if getattr(config, "num_local_experts", 0):
-        return f"{config.num_local_experts} experts a layer"
+def _why_not_layers(config: Any, family: Family) -> str | None:
+    """Returns which layers of the configuration have neither attention nor the family's other mixer, or no MLP."""
+    experts = getattr(config, "num_local_experts", 0) or getattr(config, "num_experts", 0)
+    dense = len(set(getattr(config, "mlp_only_layers", None) or ()) & set(range(config.num_hidden_layers)))
+    if experts and dense < config.num_hidden_layers:
+        return f"{experts} experts a layer"
     types = set(getattr(config, "layer_types", None) or ())
-    strange = sorted(types - {"full_attention", "sliding_attention", "attention"})
+    mixers = set() if family.mixer is None else {family.mixer.layer_type}
+    strange = sorted(types - {"full_attention", "sliding_attention", "attention"} - mixers)
     if strange:
         return f"layers of type {strange[0]}"
     options = [name for name in ("qk_layernorm", "use_qk_norm") if getattr(config, name, False)]
     return f"{options[0]} in the configuration: a LayerNorm of q and k" if options else None
+
+
+def activation_name(config: Any, family: Family) -> str | None:
+    """Name of the MLP's activation, as transformers has it; None if the configuration does not say."""
+    name = family.activation or getattr(config, family.activation_field, None)
+    return None if name is None else str(name)
 
 
 def why_not_described(config: Any) -> str | None:

@@ -228,13 +228,15 @@ def _predict(
 ) -> MemoryPlan:
     """Returns the plan of these choices, with its bytes and its price. `host_bytes`: the vocabulary's, if it moves."""
     shape, tokens, base_bytes, total_bytes = work
-    counts = [(policy, policies.count(policy)) for policy in ActivationPolicy]
 
-    # Weights that are not kept are dequantised in forward and in backward, three matrices of the MLP at a time.
+    # Weights that are not kept are dequantised in forward and in backward, three matrices of the MLP at a time; those
+    # of a hybrid's other mixers once more, as these run again.
     dequantized = shape.layers - kept_layers if shape.quantized else 0
-    dequantizing = 2 * shape.linear_parameters * dequantized / shape.layers / DEQUANTIZE_RATE
+    kept = (shape.linear_parameters - shape.module_parameters) * kept_layers // shape.layers
+    decoded = 2 * (shape.linear_parameters - kept) + shape.module_parameters if shape.quantized else 0
+    dequantizing = decoded / DEQUANTIZE_RATE
     scratch = 3 * shape.feed_forward * shape.hidden * BYTES if dequantized else 0
-    recomputing = sum(count * shape.recomputed_flop(policy) for policy, count in counts) * tokens / GEMM_RATE
+    recomputing = shape.recomputed_by(policies) * tokens / GEMM_RATE
     inputs = policies.count(ActivationPolicy.OFFLOAD) * tokens * shape.hidden * BYTES
     # Layers' inputs go there and back, the head comes once. Computing hides most of it, but buses differ, and a head on
     # the host makes samples slow: what is pinned has to be worth all of its copies.
@@ -250,9 +252,9 @@ def _predict(
         policies=policies,
         kept_layers=kept_layers,
         base_bytes=base_bytes,
-        dequantized_bytes=shape.linear_parameters * BYTES * kept_layers // shape.layers,
+        dequantized_bytes=kept * BYTES,
         training_bytes=shape.adapter_parameters * training,
-        activation_bytes=tokens * sum(count * shape.saved_bytes(policy) for policy, count in counts),
+        activation_bytes=tokens * shape.saved_by(policies),
         working_bytes=max(
             shape.loss_bytes(tokens, blocked=host_bytes > 0), shape.working_bytes(tokens, tiled=tiled) + scratch
         ),

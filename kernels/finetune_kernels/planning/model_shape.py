@@ -7,16 +7,16 @@ configuration, of which only numbers are read).
                       + adapters in fp32
 """
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.block_sizes import CHUNK_ROWS, HEAD_ROWS, TILE_ROWS, VOCABULARY_BLOCK
-from finetune_kernels.planning.expert_shape import ExpertShape, expert_shape, has_experts
+from finetune_kernels.planning.expert_shape import ExpertShape, expert_shape
 from finetune_kernels.planning.families import family_of_config
-from finetune_kernels.planning.family import LLAMA_NAMES, Family
 from finetune_kernels.planning.fused_support import PLAIN_ATTENTION, head_size, largest
+from finetune_kernels.planning.mixer_shape import MixerShape, mixer_shape
 
 BYTES = 2
 """Bytes of one element in 16 bits."""
@@ -25,8 +25,6 @@ NF4_BLOCK, SCALES_BLOCK = 64, 256
 ADAPTER_BYTES = 4
 WHOLE_LAYERS = 2
 """Layers that are whole at a time if each rank keeps a part of the base: one computes, one is gathered."""
-_LLAMA = Family("", "")
-"""Row of a family without one: its layers are taken to have Llama's projections."""
 
 
 @dataclass(frozen=True)
@@ -64,22 +62,46 @@ class ModelShape:
     experts."""
     gathered_bytes: int = 0
     """Bytes of the layers that are whole at a time, if each rank keeps a part of the base; 0 if it keeps all."""
+    mixers: MixerShape | None = None
+    """The other mixer of a hybrid, which `feed_forward` and heads do not describe."""
+    gates_heads: bool = False
+    """True if q's projection makes a gate of attention's output as well."""
 
     @property
     def attention_width(self) -> int:
-        """Elements of a row of q, k and v."""
-        return (self.heads + 2 * self.key_value_heads) * self.head_size
+        """Elements of a row of q, k and v, and of the gate beside q."""
+        queries = 2 * self.heads if self.gates_heads else self.heads
+        return (queries + 2 * self.key_value_heads) * self.head_size
 
-    def saved_bytes(self, policy: ActivationPolicy) -> int:
-        """Bytes per token and layer that stay on the GPU between forward and backward."""
+    @property
+    def module_parameters(self) -> int:
+        """Parameters of the linear layers that run in transformers' own mixers, where they are never kept
+        dequantised."""
+        return 0 if self.mixers is None else len(self.mixers.layers) * self.mixers.parameters
+
+    def has_mixer(self, index: int) -> bool:
+        """True if a layer has the other mixer in attention's place."""
+        return self.mixers is not None and index in self.mixers.layers
+
+    def saved_by(self, policies: Sequence[ActivationPolicy]) -> int:
+        """Bytes per token that stay on the GPU between forward and backward, of all layers."""
+        return sum(self.saved_bytes(policy, mixer=self.has_mixer(at)) for at, policy in enumerate(policies))
+
+    def recomputed_by(self, policies: Sequence[ActivationPolicy]) -> float:
+        """FLOP per token that backward spends on recomputing, in all layers."""
+        return sum(self.recomputed_flop(policy, mixer=self.has_mixer(at)) for at, policy in enumerate(policies))
+
+    def saved_bytes(self, policy: ActivationPolicy, *, mixer: bool = False) -> int:
+        """Bytes per token and layer that stay on the GPU between forward and backward. `mixer`: of a layer with the
+        other mixer, of which nothing is saved."""
         if policy is ActivationPolicy.OFFLOAD:
             return 0
 
         elements = self.hidden  # the layer's input
         if policy is not ActivationPolicy.RECOMPUTE_ALL:
-            # attention's output, h, q k v, the softmax sums and both norms' rstd (fp32, hence twice)
-            between = 0 if self.parallel else self.hidden
-            elements += self.heads * self.head_size + between + self.attention_width + 2 * (self.heads + 2)
+            # h and both norms' rstd (fp32, hence twice); attention's output, q k v and the softmax sums
+            elements += (0 if self.parallel else self.hidden) + 4
+            elements += 0 if mixer else self.heads * self.head_size + self.attention_width + 2 * self.heads
             elements += 2 * (self.hidden + 2) if self.second_norms else 0
         if policy is ActivationPolicy.SAVE_ALL:
             elements += self.wide_inputs * self.feed_forward  # gate and up
@@ -91,10 +113,13 @@ class ModelShape:
         """Projections that widen the MLP's input: gate and up, or up."""
         return 2 if self.gated else 1
 
-    def recomputed_flop(self, policy: ActivationPolicy) -> float:
-        """FLOP per token and layer that backward spends on recomputing."""
+    def recomputed_flop(self, policy: ActivationPolicy, *, mixer: bool = False) -> float:
+        """FLOP per token and layer that backward spends on recomputing; `mixer`: in a layer with the other mixer, which
+        always runs again."""
         down = 2.0 * self.hidden * self.feed_forward
         gate_up = self.wide_inputs * down
+        if mixer and self.mixers is not None:
+            return 2.0 * self.mixers.parameters + (0.0 if policy is ActivationPolicy.SAVE_ALL else gate_up)
         if policy is ActivationPolicy.SAVE_ALL:
             return 0.0
         if policy is ActivationPolicy.RECOMPUTE_MLP:
@@ -111,14 +136,15 @@ class ModelShape:
         parts = 2 * self.wide_inputs + (2 if self.dropout or self.magnitudes else 1)
         wide = parts * self.feed_forward
         whole = wide + 6 * stream + 2 * self.attention_width
+        mixer = 0 if self.mixers is None else tokens * (self.mixers.bytes_per_token + 4 * stream * BYTES)
         if not tiled or tokens <= TILE_ROWS:
-            return tokens * whole * BYTES
+            return max(tokens * whole * BYTES, mixer)
 
         mlp = tokens * (4 * stream + self.attention_width + q) + TILE_ROWS * (wide + 2 * stream)
         # x, two gradients of the residual stream, attention's output and its gradient; q, k, v and their gradients,
         # once more merged; fp32 sums and each query head's own gradients of k and v inside attention
         attention = tokens * (3 * stream + 2 * q + 3 * self.attention_width + 4 * q)
-        return max(mlp, attention) * BYTES
+        return max(mlp * BYTES, attention * BYTES, mixer)
 
     def loss_bytes(self, tokens: int, *, blocked: bool) -> int:
         """Bytes that the loss needs: the head's input, its gradient, and the logits of some rows. `blocked`: the head
@@ -145,7 +171,7 @@ def build_shape(config: Any, counts: ParameterCounts, *, dropout: bool = False, 
     family, experts = family_of_config(config), expert_shape(config, quantized=counts.quantized)
     field = "intermediate_size" if family is None else family.feed_forward_field
     heads = largest(config, "num_attention_heads") or 1
-    feed_forward = largest(config, field) or 4 * config.hidden_size
+    feed_forward = _feed_forward(config, field) or 4 * config.hidden_size
 
     return ModelShape(
         layers=config.num_hidden_layers,
@@ -166,39 +192,18 @@ def build_shape(config: Any, counts: ParameterCounts, *, dropout: bool = False, 
         magnitudes=magnitudes,
         experts=experts,
         score_heads=heads if getattr(config, "model_type", "") in PLAIN_ATTENTION else 0,
+        mixers=mixer_shape(config, family),
+        gates_heads=family is not None and family.gates_heads,
     )
 
 
-def shape_from_config(
-    config: Any, targets: Collection[str], rank: int, *, quantized: bool, dropout: bool = False,
-    magnitudes: bool = False,
-) -> ModelShape | None:  # fmt: skip
-    """Returns the shape of a model that is not loaded, with an adapter on `targets`.
-
-    None if the architecture has not the projections of attention and one MLP (mixtures of experts and others).
-    """
-    needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
-    if any(not isinstance(largest(config, name), int) for name in needed):
-        return None
-    if has_experts(config):
-        return None
-
-    uncounted = build_shape(config, ParameterCounts(0, 0, quantized, 0))
-    linears = _linears(uncounted, family_of_config(config) or _LLAMA)
-    adapted = {name for name in linears if name in targets or set(LLAMA_NAMES.get(name, ("",))) <= set(targets)}
-    adapted |= {part for name in targets for part in LLAMA_NAMES.get(name, ())} & set(linears)
-    if "all-linear" in targets:
-        adapted = set(linears)
-
-    # A [r, in], B [out, r] and, for DoRA, m [out]
-    adapter = {name: rank * (rows + columns) + (rows if magnitudes else 0) for name, (rows, columns) in linears.items()}
-    counts = ParameterCounts(
-        linears=uncounted.layers * sum(rows * columns for rows, columns in linears.values()),
-        adapters=uncounted.layers * sum(adapter[name] for name in adapted),
-        quantized=quantized,
-        movable_bytes=0 if keeps_vocabulary(config) else vocabulary_bytes(config, uncounted),
-    )
-    return build_shape(config, counts, dropout=dropout, magnitudes=magnitudes)
+def _feed_forward(config: Any, field: str) -> int | None:
+    """Width of the MLP; LFM2 makes another one of what its configuration says."""
+    width = largest(config, field)
+    if width is None or not getattr(config, "block_auto_adjust_ff_dim", False):
+        return width  # type: ignore[no-any-return]
+    adjusted, multiple = int(config.block_ffn_dim_multiplier * int(2 * width / 3)), config.block_multiple_of
+    return int(multiple * -(-adjusted // multiple))
 
 
 def with_new_tokens(shape: ModelShape, config: Any, count: int) -> ModelShape:
@@ -212,8 +217,8 @@ def with_new_tokens(shape: ModelShape, config: Any, count: int) -> ModelShape:
 def loaded_bytes(config: Any, shape: ModelShape, *, double_quantized: bool) -> int:
     """Bytes of the weights once they are loaded, adapters included."""
     # Embedding, head, and the norms of a layer (two if the family is not known) plus the last one.
-    family = family_of_config(config) or _LLAMA
-    norms = len(family.pre_norms) + len(family.post_norms)
+    family = family_of_config(config)
+    norms = 2 if family is None else len(family.block_norms)
     others = vocabulary_bytes(config, shape) + (norms * shape.layers + 1) * shape.hidden * BYTES
     return linear_bytes(shape, double_quantized=double_quantized) + others + shape.adapter_parameters * ADAPTER_BYTES
 
@@ -253,17 +258,3 @@ def keeps_vocabulary(config: Any) -> bool:
     if family is None:
         return str(getattr(config, "model_type", "")).startswith("gemma")
     return family.scales_embedding or family.head_bias
-
-
-def _linears(shape: ModelShape, family: Family) -> dict[str, tuple[int, int]]:
-    """Output and input size of each linear layer in a decoder layer, by the names of the family's row."""
-    # Rows of W for q, and for k or v.
-    queries, keys = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
-    hidden, wide = shape.hidden, shape.feed_forward
-    attention, mlp = (queries, keys, keys), (wide,) * shape.wide_inputs
-
-    found = {family.attention_output: (hidden, queries), family.mlp_output: (hidden, wide)}
-    for names, sizes in ((family.attention_inputs, attention), (family.mlp_inputs, mlp)):
-        merged = sizes if len(names) == len(sizes) else (sum(sizes),)
-        found |= {name: (rows, hidden) for name, rows in zip(names, merged, strict=True)}
-    return found

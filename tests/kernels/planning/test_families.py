@@ -16,7 +16,7 @@ from finetune_kernels.layers.layer_builder import why_not_fused
 from finetune_kernels.planning import families
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.families import FAMILIES
-from finetune_kernels.planning.family import AFTER_BOTH, Family
+from finetune_kernels.planning.family import AFTER_BOTH, Family, Mixer
 from finetune_kernels.planning.fused_support import MAX_HEAD_SIZE, REASONS, why_not_described
 from finetune_test_kernels.family_settings import documents_pass, family_config, family_model, rows_pass
 from finetune_test_kernels.small_layers import small_model
@@ -109,6 +109,15 @@ MUTANTS: list[tuple[str, dict[str, Any], str]] = [
         "residual_multiplier = ",
     ),
     ("GraniteMoeHybrid", {"mlp_name": "mlp"}, "GraniteMoeHybridDecoderLayer has no mlp"),
+    ("GraniteMoeHybrid", {"mixer": None}, "layers of type linear_attention"),
+    ("Qwen3_5", {"norm_offset": 0.0}, "computes something else"),
+    ("Qwen3_5", {"gates_heads": False}, "288 outputs for q, k and v, not 192"),
+    ("Qwen3_5", {"head_norms": ()}, "self_attn.q_norm is a norm that other Qwen3_5 models do not have"),
+    ("Qwen3_5", {"mixer": Mixer("linear_attn", "ShortConv", packages=())}, "linear_attn is Qwen3_5GatedDeltaNet, not"),
+    ("Qwen3Next", {"norm_offset": 0.0}, "computes something else"),
+    ("Lfm2", {"mlp_inputs": ("w3", "w1")}, "computes something else"),
+    ("Lfm2", {"pre_norms": ("ffn_norm", "operator_norm")}, "computes something else"),
+    ("Lfm2", {"activation": None}, "activation None, not silu"),
     ("Gemma", {"norm_offset": 0.0}, "computes something else"),
     ("Gemma", {"scales_embedding": False}, "scales_embedding"),
     ("Gemma2", {"post_norms": ()}, "post_attention_layernorm is a norm that other Gemma2"),
@@ -138,7 +147,7 @@ def test_rows_that_have_no_wrong_one_beside_them_are_like_others() -> None:
 
 
 @pytest.mark.usefixtures("in_pytorch")
-@pytest.mark.parametrize("prefix", ["Olmo2", "Cohere2", "Arcee", "Glm4", "Granite", "Starcoder2", "Phi"])
+@pytest.mark.parametrize("prefix", ["Olmo2", "Cohere2", "Arcee", "Glm4", "Granite", "Starcoder2", "Phi", "Qwen3_5"])
 @pytest.mark.parametrize("policy", [ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.OFFLOAD])
 def test_tiles_change_nothing(prefix: str, policy: ActivationPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiled_mlp, "TILE_ROWS", 4)
@@ -164,7 +173,11 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any], str | None]] = [
     ("cohere", {"use_qk_norm": True}, "use_qk_norm in the configuration: a LayerNorm of q and k"),
     ("granitemoehybrid", {"position_embedding_type": None}, None),
     ("granitemoehybrid", {"num_local_experts": 4}, "4 experts a layer"),
-    ("granitemoehybrid", {"layer_types": ["linear_attention", "full_attention"]}, "layers of type linear_attention"),
+    ("granitemoehybrid", {"layer_types": ["full_attention"] * 2}, None),
+    ("granitemoehybrid", {"layer_types": ["linear_attention"] * 2}, None),
+    ("qwen3_5_text", {"layer_types": ["full_attention", "conv"]}, "layers of type conv"),
+    ("qwen3_next", {"mlp_only_layers": [0]}, "4 experts a layer"),
+    ("lfm2", {"block_auto_adjust_ff_dim": True, "block_multiple_of": 8}, None),
     ("seed_oss", {"residual_dropout": 0.1}, "residual_dropout = 0.1 in the configuration: dropout in the base model"),
     ("starcoder2", {"hidden_act": "gelu"}, "activation gelu, not "),
     ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 2}, None),

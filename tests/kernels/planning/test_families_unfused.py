@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from finetune_kernels.layers.packed_attention import use_packed_attention
 from finetune_kernels.layers.patching import patch_model
 from finetune_kernels.layers.supervised_loss import fused_supervised_loss, has_plain_head
+from finetune_kernels.mixers.isolation import isolate_documents
 from finetune_kernels.planning.families import FAMILIES
 from finetune_kernels.planning.family import Family
 from finetune_test_kernels.family_settings import documents_pass, family_model
@@ -28,6 +29,7 @@ def test_modules_and_packed_attention(family: Family) -> None:
     assert (report.norms > 0) == (family.norm_kind == "rms"), report
     assert (report.mlps > 0) == family.gated, report
 
+    assert (isolate_documents(model.get_base_model()) > 0) == (family.mixer is not None)
     reason = use_packed_attention(model.get_base_model())
     if reason is None:
         assert largest_error(documents_pass(model, DOCUMENTS, packed=True), expected) < TOLERANCE
@@ -36,7 +38,7 @@ def test_modules_and_packed_attention(family: Family) -> None:
     assert largest_error(documents_pass(model, DOCUMENTS, packed=False), expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("prefix", ["Llama", "Granite", "GraniteMoeHybrid", "Cohere2", "Gemma2"])
+@pytest.mark.parametrize("prefix", ["Llama", "Granite", "GraniteMoeHybrid", "Cohere2", "Gemma2", "Qwen3_5"])
 def test_the_loss_through_the_head(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     family = next(row for row in FAMILIES if row.prefix == prefix)
     causal: PreTrainedModel | Any = family_model(family).get_base_model()

@@ -3,7 +3,8 @@
 import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from finetune_kernels.planning.model_shape import ParameterCounts, build_shape, shape_from_config
+from finetune_kernels.planning.described_shape import shape_from_config
+from finetune_kernels.planning.model_shape import ParameterCounts, build_shape
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 that are not 1, biases, layers without RoPE. What is at its default a wrong row would hide.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,9 @@ SIZES: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 48, "pad_token_id": 0, "max_position_embeddings": 64, "head_dim": 24,
 }  # fmt: skip
-DERIVED_HEADS = ("granite", "granitemoehybrid", "phi", "phi3", "stablelm", "starcoder2", "olmo2", "olmo3", "cohere")
+DERIVED_HEADS = (
+    "granite", "granitemoehybrid", "lfm2", "phi", "phi3", "stablelm", "starcoder2", "olmo2", "olmo3", "cohere",
+)  # fmt: skip
 """Families whose heads have hidden_size / heads elements."""
 WINDOW = 3
 SLIDING = ["sliding_attention", "full_attention"]
@@ -31,10 +34,20 @@ _TWO_ROPES = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
     "full_attention": {"rope_type": "linear", "rope_theta": 500000.0, "factor": 2.0},
 }
+HYBRID = ["linear_attention", "full_attention"]
+_DELTA_NET = {
+    "layer_types": HYBRID, "attention_bias": True, "rope_parameters": _PARTIAL, "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 12,
+}  # fmt: skip
 _YARN = {
     "rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 4,
     "mscale_all_dim": 1.0, "mscale": 1.0, "beta_fast": 32.0, "beta_slow": 1.0, "llama_4_scaling_beta": 0.4,
 }  # fmt: skip
+
+CENTERED = ("gemma", "qwen3_5", "qwen3_next")
+"""Begins the types that add one to their norms' weights."""
+MIXER_INPUTS = ("in_proj", "in_proj_qkv", "in_proj_qkvz", "in_proj_z")
+"""Linear layers of other mixers than attention that get an adapter."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "llama": _BIASES,
@@ -53,8 +66,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "granite": _FACTORS | _BIASES,
     "granitemoehybrid": _FACTORS | {
         "shared_intermediate_size": 40, "intermediate_size": 8, "num_local_experts": 0, "attention_bias": True,
-        "layer_types": ["full_attention"] * 2, "position_embedding_type": "rope",
+        "layer_types": HYBRID, "position_embedding_type": "rope", "mamba_n_heads": 4, "mamba_d_head": 32,
+        "mamba_d_state": 8, "mamba_n_groups": 2, "mamba_chunk_size": 4,
     },
+    "qwen3_5_text": _DELTA_NET,
+    "qwen3_next": _DELTA_NET | {"mlp_only_layers": [0, 1], "num_experts": 4},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False, "norm_eps": 1e-3},
     "gemma": {"attention_bias": True},
     "gemma2": {"sliding_window": WINDOW, "attn_logit_softcapping": 1.5, "query_pre_attn_scalar": 32},
     "gemma3_text": _WINDOWS | {"query_pre_attn_scalar": 32},
@@ -84,10 +101,13 @@ def family_model(family: Family, **changes: Any) -> Any:
     torch.manual_seed(0)
     config = CONFIG_MAPPING[family.model_type](**family_config(family.model_type, **changes))
     base = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-    targets = sorted({name.split(".")[-1] for name in family.linears})
-    model: Any = get_peft_model(base, LoraConfig(r=2, lora_alpha=3, target_modules=targets))
+    targets = {name.split(".")[-1] for name in family.linears}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # peft expects Qwen3-Next to have experts
+        adapter = LoraConfig(r=2, lora_alpha=3, target_modules=sorted(targets | set(MIXER_INPUTS)))
+        model: Any = get_peft_model(base, adapter)
 
-    usual = 0.0 if family.model_type.startswith("gemma") else 1.0  # Gemma adds one to its norms' weights
+    usual = 0.0 if family.model_type.startswith(CENTERED) else 1.0
     for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, mean=usual if "norm" in name and "bias" not in name else 0.0, std=0.25)
     return model.to(DEVICE)

@@ -6,23 +6,33 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from finetune_api.spec.training import AdapterSpec
+from finetune_api.spec.training import DEFAULT_TARGETS, AdapterSpec
 from finetune_kernels.planning.families import FAMILIES
-from finetune_kernels.planning.model_shape import loaded_bytes, shape_from_config
+from finetune_kernels.planning.described_shape import shape_from_config
+from finetune_kernels.planning.model_shape import loaded_bytes
 from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.training.engine import model_shape
 
-GRANITE_4 = {"shared_intermediate_size": 512, "num_local_experts": 0, "layer_types": ["full_attention"] * 2}
+LAYERS = ["linear_attention", "full_attention"]
+OWN: dict[str, dict[str, Any]] = {
+    "granitemoehybrid": {
+        "shared_intermediate_size": 512, "num_local_experts": 0, "layer_types": LAYERS, "mamba_n_heads": 8,
+        "mamba_d_head": 64,
+    },
+    "qwen3_5_text": {"layer_types": LAYERS},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+}  # fmt: skip
+"""What a family's configuration needs besides; hybrids have a layer of each kind. Qwen3-Next is a mixture of experts."""
 OPTIONS: list[dict[str, Any]] = [{}, {"dropout": 0.1}, {"variant": "DoRA"}]
 PARTS, ALL = ("q_proj", "down_proj"), ("all-linear",)
 FIRST = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 SHAPES = [(family, targets, options) for family in FIRST for targets in (PARTS, ALL) for options in OPTIONS]
-SHAPES += [(family.model_type, ALL, {}) for family in FAMILIES if family.model_type not in FIRST]
+SHAPES += [(family.model_type, ALL, {}) for family in FAMILIES if family.model_type not in (*FIRST, "qwen3_next")]
+SHAPES += [(hybrid, DEFAULT_TARGETS, {}) for hybrid in OWN]
 
 
 @pytest.mark.parametrize(("family", "targets", "options"), SHAPES, ids=str)
 def test_the_shape_is_that_of_the_model_itself(family: str, targets: tuple[str, ...], options: dict[str, Any]) -> None:
-    own = GRANITE_4 if family == "granitemoehybrid" else {}
     config = AutoConfig.for_model(
         family,
         hidden_size=256,
@@ -33,7 +43,7 @@ def test_the_shape_is_that_of_the_model_itself(family: str, targets: tuple[str, 
         vocab_size=300,
         head_dim=64,
         pad_token_id=0,
-        **own,
+        **OWN.get(family, {}),
     )
     adapter = AdapterSpec.model_validate({"rank": 4, "targetModules": list(targets)} | options)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)

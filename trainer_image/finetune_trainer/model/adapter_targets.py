@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from finetune_api.failures import FailureReason
 from finetune_api.spec.training import ALL_LINEAR, DEFAULT_TARGETS, AdapterSpec
 from finetune_api.vocabulary import AdapterVariant
+from finetune_kernels.planning.families import family_of_type
 from finetune_kernels.planning.family import LLAMA_NAMES
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model.expert_files import COMMON, StoredExperts
@@ -27,7 +28,8 @@ MAMBA_BARRED = ("out_proj",)
 
 def barred_layers(weights: Iterable[LayerWeight], model_type: str | None) -> set[str]:
     """Last parts of the names of linear layers that peft cannot adapt in this model, or adapts elsewhere."""
-    barred = set(MAMBA_BARRED) if model_type in MAMBA_TYPES else set()
+    family = family_of_type(model_type or "")
+    barred = set(MAMBA_BARRED) if model_type in MAMBA_TYPES else set(() if family is None else family.barred)
     return barred | set(EXPERT_PARTS) if any(weight.is_stacked for weight in weights) else barred
 
 

@@ -201,7 +201,7 @@ def _tokens_per_second(shape: ModelShape, plan: MemoryPlan, length: int, teraflo
     linears = (6.0 if shape.magnitudes else 4.0) * shape.linear_parameters
     attention = shape.layers * 2.0 * length * shape.heads * shape.head_size * (1 + BACKWARD)
     head = 4.0 * shape.hidden * shape.vocabulary
-    recomputed = sum(shape.recomputed_flop(policy) for policy in plan.policies)
+    recomputed = shape.recomputed_by(plan.policies)
 
     return EFFICIENCY * teraflops * 1e12 / (linears + attention + head + recomputed)
 

@@ -44,18 +44,18 @@ def test_a_model_that_is_covered_says_nothing() -> None:
 
 @pytest.mark.parametrize(("rows", "warns"), [(256, False), (257, True)])
 def test_half_is_enough(rows: int, warns: bool) -> None:
-    planned = plan(a_config(), **ATTENTION, in_proj=(rows, 64))
+    planned = plan(a_config(), **ATTENTION, dt_proj=(rows, 64))
     assert planned.coverage.adapted_share == pytest.approx(0.5, abs=0.001)
     assert bool(said(planned, a_config())) is warns
 
 
 def test_the_warning_says_what_to_write() -> None:
-    planned = plan(a_config(), **ATTENTION, in_proj=(512, 64), x_proj=(64, 64))
+    planned = plan(a_config(), **ATTENTION, dt_proj=(512, 64), x_proj=(64, 64))
     [(location, message)] = said(planned, a_config())
     assert location == "spec.adapter.targetModules"
     assert message == (
         "only 30.8% of the layers' weights get an adapter, none of them gate_proj, up_proj, down_proj: "
-        "write [all-linear] for 100.0%, or add some of in_proj, x_proj"
+        "write [all-linear] for 100.0%, or add some of dt_proj, x_proj"
     )
 
 

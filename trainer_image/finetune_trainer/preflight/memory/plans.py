@@ -4,12 +4,12 @@ from typing import Any
 
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import AdapterVariant, MemoryMode, Parallelism, Quantization
+from finetune_kernels.planning.described_shape import shape_from_config
 from finetune_kernels.planning.memory_plan import UNLIMITED, MemoryPlan, plan_memory
 from finetune_kernels.planning.micro_batch import MicroBatch, choose_micro_batch
 from finetune_kernels.planning.model_shape import (
     ModelShape,
     loaded_bytes,
-    shape_from_config,
     share_out,
     with_new_tokens,
 )

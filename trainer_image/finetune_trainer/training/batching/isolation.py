@@ -22,6 +22,8 @@ import torch
 
 from finetune_api.failures import FailureReason
 from finetune_api.vocabulary import Batching
+from finetune_kernels.layers.supervised_loss import causal_model
+from finetune_kernels.mixers.isolation import isolate_documents
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model.description import first_line
 from finetune_trainer.training.batching.trial import (
@@ -58,10 +60,14 @@ PACKED = BatchingChoice(Batching.PACKED)
 
 
 def choose_batching(model: Any, loaded: LoadedModel) -> BatchingChoice:
-    """Returns the first of packed, padded and single documents in which no document of `model` sees another.
+    """Returns the first of packed, padded and single documents in which no document of `model` sees another. Mixers of
+    hybrids are made to keep them apart.
 
     Raises TrainerError (UnsupportedArchitecture) if the model cannot be computed, or its tokens see those after them.
     """
+    if mixers := isolate_documents(causal_model(model)):
+        log.info("%d layers without attention run each packed document by itself, in padded batches", mixers)
+
     probe = _Probe(model, loaded)
     with sampling_mode(model, seed=0):
         with failures_of_architecture(loaded):

@@ -1,0 +1,140 @@
+"""The first block of a hybrid's layer whose mixer is transformers' own module: norm, then linear attention, Mamba or a
+short convolution.
+
+    out = mixer(norm(x)), document by document
+
+The module's adapters are peft's, its kernels those that transformers finds installed. Nothing inside it is saved:
+backward runs it a second time, under autograd, which takes a fraction of the layer's time, as its MLP is not repeated.
+What autograd would keep of it is not known in advance, and with plain PyTorch in place of kernels it is large.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from finetune_kernels.layers.attention_block import LayerInputs, pre_norm, pre_norm_backward
+from finetune_kernels.layers.linear_group import LinearGroup
+from finetune_kernels.mixers.documents import BatchesOfPass
+from finetune_kernels.ops.rms_norm import Norm
+from finetune_kernels.primitives.adapter_dropout import DropoutSeed
+
+
+@dataclass(frozen=True)
+class MixerPass:
+    """The state of PyTorch in which the module ran, for a second run that equals the first."""
+
+    device: torch.device
+    autocast: torch.dtype | None
+    """Compute type of the surrounding autocast; None if there is none."""
+    random: tuple[torch.Tensor, ...]
+    """States of the generators, of the CPU and of a GPU; empty if nothing in the module is drawn."""
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Restores the state, under autograd, for the time of the block."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with (
+            torch.enable_grad(),
+            torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None),
+            torch.random.fork_rng(devices=devices, enabled=bool(self.random)),
+        ):
+            if self.random:
+                torch.set_rng_state(self.random[0])
+            if self.random and devices:
+                torch.cuda.set_rng_state(self.random[1], self.device)
+            yield
+
+
+class MixerActivations(NamedTuple):
+    """Tensors that the block's backward needs beside its input."""
+
+    rstd: torch.Tensor
+    """1 / root mean square of x [T]."""
+    graph: tuple[torch.Tensor, torch.Tensor] | None = None
+    """The module's input and output [T, hidden], joined by autograd; only of a run for backward."""
+
+    def flat(self) -> list[torch.Tensor]:
+        """All tensors to save, in the order that `ModuleMixer.unflatten` takes."""
+        return [self.rstd]
+
+
+@dataclass
+class ModuleMixer:
+    """The norm, and transformers' module, of which only adapters train."""
+
+    norm: Norm | None
+    module: Any
+    batches: BatchesOfPass
+    multiplier: float = 1.0
+    """Factor of the block's output (Granite)."""
+    groups: tuple[LinearGroup, ...] = ()
+    """The module's linear layers are run by itself."""
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The adapters' weights, in the order of `backward`."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    def unflatten(self, tensors: list[torch.Tensor]) -> MixerActivations:
+        """Returns what `MixerActivations.flat` took apart."""
+        return MixerActivations(*tensors)
+
+    def begin(self, seed: DropoutSeed | None) -> MixerPass:
+        """Returns a new pass; the module's adapters draw from PyTorch's generators, and not from `seed`."""
+        device = next(self.module.parameters()).device
+        kind = device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+        drops = any(isinstance(part, torch.nn.Dropout) and part.p and part.training for part in self.module.modules())
+        if not drops:
+            return MixerPass(device, autocast, ())
+        of_gpu = (torch.cuda.get_rng_state(device),) if kind == "cuda" else ()
+        return MixerPass(device, autocast, (torch.get_rng_state(), *of_gpu))
+
+    def forward(
+        self, inputs: LayerInputs, pass_ctx: MixerPass, *, again: bool = False
+    ) -> tuple[MixerActivations, torch.Tensor]:
+        """Returns what backward needs and the block's output [T, hidden], which the caller may overwrite. `again`: for
+        backward, with the graph of autograd."""
+        _, n1, rstd = pre_norm(self.norm, inputs.x)  # [T, hidden], [T]
+        if not again:
+            return MixerActivations(rstd), self._scale(self._run(n1, inputs))
+
+        graph = self._run_again(n1, inputs, pass_ctx)
+        return MixerActivations(rstd, graph), self._scale(graph[1].detach().clone())
+
+    def backward(
+        self, dh: torch.Tensor, inputs: LayerInputs, saved: MixerActivations, pass_ctx: MixerPass,
+        *, residual: torch.Tensor | None,
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:  # fmt: skip
+        """Takes dh [T, hidden], the gradient of the output; returns the gradient of x and those of the adapters.
+        `residual` is the gradient of x past the block; without it, dx is not wanted and is None."""
+        graph = saved.graph
+        if graph is None:
+            graph = self._run_again(pre_norm(self.norm, inputs.x)[1], inputs, pass_ctx)
+        n1, out = graph
+
+        d_out = dh if self.multiplier == 1 else dh * self.multiplier
+        dn1, *gradients = torch.autograd.grad(out, [n1, *self.parameters], d_out.to(out.dtype))
+        if residual is None:
+            return None, gradients
+        dx, _ = pre_norm_backward(self.norm, dn1.contiguous(), inputs.x, saved.rstd, residual)
+        return dx, gradients
+
+    def _run_again(
+        self, n1: torch.Tensor, inputs: LayerInputs, pass_ctx: MixerPass
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the module's input and output [T, hidden], joined by autograd."""
+        with pass_ctx.again():
+            n1 = n1.detach().requires_grad_()
+            return n1, self._run(n1, inputs)
+
+    def _run(self, n1: torch.Tensor, inputs: LayerInputs) -> torch.Tensor:
+        """n1 [T, hidden] -> the module's output [T, hidden], in the type of n1."""
+        return self.batches.of(inputs.sequences).run(self.module, n1).to(n1.dtype)
+
+    def _scale(self, out: torch.Tensor) -> torch.Tensor:
+        return out if self.multiplier == 1 else out.mul_(self.multiplier)

@@ -1,0 +1,44 @@
+"""Keeps packed documents apart in the mixers of a hybrid, whatever runs its layers: fused layers, single modules, or
+plain PyTorch."""
+
+from typing import Any
+
+import torch
+
+from finetune_kernels.mixers.documents import BatchesOfPass
+from finetune_kernels.planning.families import family_of
+from finetune_kernels.primitives.attention_inputs import PackedSequences
+
+
+
+def isolate_documents(causal: Any) -> int:
+    """Makes every mixer of a transformers model that the family's row names run packed documents apart; returns their
+    number. Calls without ends of documents, and with a cache, run as before; a second call changes nothing."""
+    family = family_of(causal)
+    if family is None or family.mixer is None:
+        return 0
+
+    shared, kind = BatchesOfPass(), family.mixer_class
+    mixers = [module for module in causal.modules() if type(module).__name__ == kind]
+    for module in mixers:
+        if not isinstance(module.forward, _DocumentsApart):
+            module.forward = _DocumentsApart(module.forward, shared)
+    return len(mixers)
+
+
+class _DocumentsApart:
+    """Stands in for the `forward` of a mixer."""
+
+    def __init__(self, original: Any, shared: BatchesOfPass) -> None:
+        self._original, self._shared = original, shared
+
+    def __call__(self, hidden_states: torch.Tensor, **options: Any) -> Any:
+        """hidden_states [B, T, hidden] -> the same shape; B is 1 if documents are packed."""
+        ends = options.get("cu_seq_lens_q")
+        if ends is None:
+            return self._original(hidden_states, **options)
+
+        # Packed rows have no padding, so there is no mask to pass on, and no cache while a model trains.
+        rows = hidden_states.flatten(0, 1)
+        sequences = PackedSequences(ends, int(options["max_length_q"]), rows.shape[0])
+        return self._shared.of(sequences).run(self._original, rows).view(hidden_states.shape)

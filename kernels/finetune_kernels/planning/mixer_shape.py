@@ -1,0 +1,108 @@
+"""The sizes of a hybrid's other mixer (linear attention, short convolution, Mamba 2) that memory and time depend on, from
+its configuration, and the packages whose kernels transformers would take for it. Pure.
+
+Bytes are those that autograd keeps of transformers' plain PyTorch, in bfloat16: fitted to modules of 8 sizes each, with
+errors of less than a hundredth (`test_mixer_shape.py` measures them again). Kernels keep less.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from finetune_kernels.planning.family import Family
+
+CHUNK = 64
+"""Tokens that the gated delta rule takes at a time."""
+DISTRIBUTIONS = {"fla": "fla-core", "causal_conv1d": "causal-conv1d", "mamba_ssm": "mamba-ssm"}
+"""Module -> the package that has it."""
+
+
+@dataclass(frozen=True)
+class MixerShape:
+    """Sizes of the mixer in one layer, and the layers that have it."""
+
+    layers: tuple[int, ...]
+    """Indices, in order."""
+    linears: dict[str, tuple[int, int]]
+    """Output and input size of each linear layer."""
+    bytes_per_token: int
+    """Bytes a token that its backward needs."""
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the linear layers of one mixer."""
+        return sum(rows * columns for rows, columns in self.linears.values())
+
+
+def mixer_shape(config: Any, family: Family | None) -> MixerShape | None:
+    """Returns the shape of the mixer that the family's row names; None if no layer of the configuration has it."""
+    if family is None or family.mixer is None:
+        return None
+    layers = tuple(
+        index for index, kind in enumerate(config.layer_types or ()) if kind == family.mixer.layer_type
+    )
+    if not layers:
+        return None
+
+    sizes = {"GatedDeltaNet": _delta_net, "ShortConv": _short_convolution}.get(family.mixer.kind, _mamba)
+    return MixerShape(layers, *sizes(config))
+
+
+def _delta_net(config: Any) -> tuple[dict[str, tuple[int, int]], int]:
+    heads, hidden = config.linear_num_value_heads, config.hidden_size
+    key_size, value_size = config.linear_key_head_dim, config.linear_value_head_dim
+    keys, values = config.linear_num_key_heads * key_size, heads * value_size
+    convolved = 2 * keys + values
+
+    inputs = {"in_proj_qkv": convolved, "in_proj_z": values, "in_proj_b": heads, "in_proj_a": heads}
+    if config.model_type.startswith("qwen3_next"):
+        inputs = {"in_proj_qkvz": convolved + values, "in_proj_ba": 2 * heads}
+    linears = {name: (rows, hidden) for name, rows in inputs.items()} | {"out_proj": (hidden, values)}
+
+    states = 4 * heads * key_size * value_size // CHUNK
+    return linears, 4 * convolved + 26 * values + 32 * heads * key_size + 21 * heads * CHUNK + states
+
+
+def _short_convolution(config: Any) -> tuple[dict[str, tuple[int, int]], int]:
+    hidden = config.hidden_size
+    return {"in_proj": (3 * hidden, hidden), "out_proj": (hidden, hidden)}, 10 * hidden
+
+
+def _mamba(config: Any) -> tuple[dict[str, tuple[int, int]], int]:
+    hidden, heads, state = config.hidden_size, config.mamba_n_heads, config.mamba_d_state
+    inner, groups = heads * config.mamba_d_head, config.mamba_n_groups * state
+    linears = {"in_proj": (2 * inner + 2 * groups + heads, hidden), "out_proj": (hidden, inner)}
+
+    chunk = config.mamba_chunk_size
+    states = inner * state // chunk
+    return linears, 40 * inner + 24 * heads * state + 12 * heads * chunk + states + 8 * groups
+
+
+def missing_packages(config: Any, family: Family | None) -> list[str]:
+    """Returns the packages that the mixers of a configuration would run faster with and that are not installed."""
+    if family is None or family.mixer is None or mixer_shape(config, family) is None:
+        return []
+    return [DISTRIBUTIONS[name] for name in family.mixer.packages if find_spec(name) is None]
+
+
+def cost_of_missing(config: Any, family: Family | None) -> str | None:
+    """Says what the missing packages cost, for people; None if none is missing."""
+    shape, missing = mixer_shape(config, family), missing_packages(config, family)
+    if shape is None or not missing:
+        return None
+    count = f"{len(shape.layers)} of {config.num_hidden_layers} layers"
+    return (
+        f"{count} have {_kind(family)}, which runs in transformers' plain PyTorch, as {_and(missing)} "
+        f"{'is' if len(missing) == 1 else 'are'} not installed: these layers take longer, and "
+        f"{shape.bytes_per_token / 1024:.0f} KiB a token while one works"
+    )
+
+
+def _kind(family: Family | None) -> str:
+    kind = "" if family is None or family.mixer is None else family.mixer.kind
+    return {"GatedDeltaNet": "linear attention", "ShortConv": "a short convolution"}.get(kind, "Mamba")
+
+
+def _and(names: Iterable[str]) -> str:
+    return " and ".join(names)

@@ -1,0 +1,89 @@
+"""Layers of hybrids whose mixer is transformers' own module: documents stay apart in it, and backward runs it again as
+forward did."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from finetune_kernels.layers.fused_layers import FusedLayers
+from finetune_kernels.layers.module_mixer import ModuleMixer
+from finetune_kernels.mixers.documents import BatchesOfPass, DocumentBatches
+from finetune_kernels.mixers.isolation import isolate_documents
+from finetune_kernels.planning.activation_policy import ActivationPolicy
+from finetune_kernels.planning.families import FAMILIES
+from finetune_test_kernels.family_settings import documents_pass, family_model, rows_pass
+from finetune_test_kernels.tensor_checks import DEVICE, largest_error
+
+pytestmark = [
+    pytest.mark.skipif(DEVICE != "cpu", reason="in fp32, by the kernels' formulas"),
+    pytest.mark.usefixtures("in_pytorch"),
+]
+HYBRIDS = {family.prefix: family for family in FAMILIES if family.mixer}
+DOCUMENTS, TOLERANCE = (7, 2, 5), 2e-4  # as in test_families.py
+
+
+def fuse(model: Any, policy: ActivationPolicy) -> FusedLayers:
+    causal = model.get_base_model()
+    return FusedLayers(causal, [policy] * len(causal.model.layers), torch.float32, keep_dequantized=False)
+
+
+@pytest.mark.parametrize("prefix", HYBRIDS)
+@pytest.mark.parametrize("fused", [True, False])
+def test_documents_that_are_not_batched_see_each_other(
+    prefix: str, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = family_model(HYBRIDS[prefix])
+    expected = documents_pass(model, DOCUMENTS, packed=False)
+    isolate_documents(model.get_base_model())
+    if fused:
+        fuse(model, ActivationPolicy.SAVE_ALL)
+        assert largest_error(documents_pass(model, DOCUMENTS, packed=True), expected) < TOLERANCE, "the control"
+
+    monkeypatch.setattr(BatchesOfPass, "of", lambda _, sequences: DocumentBatches(((1, sequences.tokens),), None))
+    assert largest_error(documents_pass(model, DOCUMENTS, packed=True), expected) > 100 * TOLERANCE
+
+
+def test_only_mixers_are_wrapped_and_only_once() -> None:
+    causal = family_model(HYBRIDS["Lfm2"]).get_base_model()
+    assert isolate_documents(causal) == 1
+    wrapped = causal.model.layers[0].conv.forward
+    assert isolate_documents(causal) == 1
+    assert causal.model.layers[0].conv.forward is wrapped
+    llama = next(family for family in FAMILIES if family.prefix == "Llama")
+    assert isolate_documents(family_model(llama).get_base_model()) == 0
+
+
+@pytest.mark.parametrize("policy", [ActivationPolicy.SAVE_ALL, ActivationPolicy.OFFLOAD])
+def test_backward_drops_what_forward_dropped(policy: ActivationPolicy) -> None:
+    model = family_model(HYBRIDS["Qwen3_5"])
+    of_mixers = [
+        module for name, module in model.named_modules() if hasattr(module, "lora_dropout") and "linear_attn" in name
+    ]
+    assert len(of_mixers) == 2
+    for module in of_mixers:
+        module.lora_dropout["default"] = nn.Dropout(0.5)
+
+    def drawn(seed: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(seed)
+        return rows_pass(model, 2, 5)
+
+    model.train()
+    expected = drawn(1)
+    assert largest_error(drawn(2), expected) > 100 * TOLERANCE, "masks count"
+    fuse(model, policy)
+    assert largest_error(drawn(1), expected) < TOLERANCE
+
+
+def test_backward_runs_under_the_autocast_of_forward() -> None:
+    mixer = ModuleMixer(None, nn.Linear(4, 4), BatchesOfPass())
+    with torch.autocast("cpu", torch.bfloat16):
+        passed = mixer.begin(None)
+    assert not torch.is_autocast_enabled("cpu")
+    with torch.no_grad(), passed.again():
+        assert torch.is_autocast_enabled("cpu")
+        assert torch.get_autocast_dtype("cpu") is torch.bfloat16
+        assert torch.is_grad_enabled()
+    with torch.no_grad(), mixer.begin(None).again():
+        assert not torch.is_autocast_enabled("cpu")
