@@ -6,6 +6,7 @@ Each folder imports only those above it in this list:
     primitives   kernels without a gradient of their own
     ops          differentiable operations, each with the same five names
     vocabulary   embedding and head: in host memory, and the rows of new tokens that train
+    mixers       hybrids' layers without attention: their modules run packed documents apart
     experts      the experts of a mixture, and their installation in a transformers model
     sharding     frozen weights shared out among ranks
     layers       whole decoder layers, and their installation in a transformers model

@@ -2,6 +2,7 @@
 
 decoder_layer.py     one layer as one autograd function: which activations it saves, which it recomputes
 attention_block.py   its first block: norm, q k v, RoPE, attention, output projection
+module_mixer.py      the first block where a hybrid has no attention: norm, and transformers' own module
 mlp_block.py         its second block: norm, gate and up, activation, down projection
 tiled_mlp.py         the MLP block in tiles of rows
 linear_group.py      frozen linear layers that read the same input, with their adapters

@@ -194,7 +194,7 @@ class AttentionBlock:
     def _split_gate(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Views of the projection's output: q and its gate [T, H, D] each, k and v [T, 2 H_kv D]."""
         size = 2 * self.heads.query * self.heads.size
-        q, gate = qkv[:, :size].unflatten(1, (self.heads.query, 2, self.heads.size)).unbind(2)
+        q, gate = qkv[:, :size].view(-1, self.heads.query, 2, self.heads.size).unbind(2)
         return q, gate, qkv[:, size:]
 
     def _without_gate(self, qkv: torch.Tensor) -> torch.Tensor:

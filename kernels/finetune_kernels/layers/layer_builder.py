@@ -71,7 +71,7 @@ def _why_not_layer(layer: Any, family: Family) -> str | None:
             return f"{type(layer).__name__} has no {name}"
         if kind is not None and type(modules[name]).__name__ != kind:
             return f"{name} is {type(modules[name]).__name__}, not {kind}"
-    if (reason := _unknown_module(modules, family, own=family.mixer.name if has_mixer and family.mixer else None)):
+    if reason := _unknown_module(modules, family, own=family.mixer.name if has_mixer and family.mixer else None):
         return reason
 
     # Only the adapters may train.

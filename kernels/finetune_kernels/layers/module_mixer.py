@@ -80,7 +80,8 @@ class ModuleMixer:
 
     def unflatten(self, tensors: list[torch.Tensor]) -> MixerActivations:
         """Returns what `MixerActivations.flat` took apart."""
-        return MixerActivations(*tensors)
+        (rstd,) = tensors
+        return MixerActivations(rstd)
 
     def begin(self, seed: DropoutSeed | None) -> MixerPass:
         """Returns a new pass; the module's adapters draw from PyTorch's generators, and not from `seed`."""

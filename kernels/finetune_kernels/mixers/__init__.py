@@ -1,5 +1,5 @@
-"""Mixers of hybrids other than attention: transformers' own modules (linear attention, Mamba, short convolutions), which
-run here document by document.
+"""Mixers of hybrids other than attention: transformers' own modules (linear attention, Mamba, short convolutions),
+which run document by document here.
 
 documents.py  packed documents as padded batches of documents of about one length
 isolation.py  modules that keep packed documents apart, whatever runs them

@@ -64,7 +64,7 @@ class DocumentBatches:
 
         sizes = [count * length for count, length in self.shapes]
         padded = rows.new_zeros(sum(sizes), rows.shape[1]).index_copy(0, self.slots, rows)
-        parts = [part.view(*shape, -1) for part, shape in zip(padded.split(sizes), self.shapes, strict=True)]
+        parts = [part.view(*shape, -1) for part, shape in zip(torch.split(padded, sizes), self.shapes, strict=True)]
         return torch.cat([module(part).flatten(0, 1) for part in parts]).index_select(0, self.slots)
 
 

@@ -10,7 +10,6 @@ from finetune_kernels.planning.families import family_of
 from finetune_kernels.primitives.attention_inputs import PackedSequences
 
 
-
 def isolate_documents(causal: Any) -> int:
     """Makes every mixer of a transformers model that the family's row names run packed documents apart; returns their
     number. Calls without ends of documents, and with a cache, run as before; a second call changes nothing."""

@@ -134,6 +134,8 @@ def unfused_bytes(shape: ModelShape, tokens: int, *, saves: bool, length: int | 
     # Recomputing, autograd saves each layer's input, and one layer at a time is whole.
     layer = tokens * width * BYTES + scores
     kept = layer * shape.layers if saves else layer + tokens * shape.hidden * BYTES * shape.layers
+    if saves and shape.mixers is not None:
+        kept += len(shape.mixers.layers) * tokens * shape.mixers.bytes_per_token
     return shape.adapter_parameters * 7 + kept + working + 2 * scores + shape.gathered_bytes
 
 

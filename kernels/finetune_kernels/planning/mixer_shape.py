@@ -1,8 +1,8 @@
-"""The sizes of a hybrid's other mixer (linear attention, short convolution, Mamba 2) that memory and time depend on, from
-its configuration, and the packages whose kernels transformers would take for it. Pure.
+"""The sizes of a hybrid's other mixer (linear attention, short convolution, Mamba 2) that memory and time depend on,
+from its configuration, and the packages whose kernels transformers would take for it. Pure.
 
-Bytes are those that autograd keeps of transformers' plain PyTorch, in bfloat16: fitted to modules of 8 sizes each, with
-errors of less than a hundredth (`test_mixer_shape.py` measures them again). Kernels keep less.
+Bytes are those that autograd keeps of transformers' plain PyTorch, in bfloat16: fitted to modules of 8 sizes each, to
+within a twentieth (`test_mixer_shape.py` measures them again). Kernels keep less.
 """
 
 from collections.abc import Iterable
@@ -39,9 +39,7 @@ def mixer_shape(config: Any, family: Family | None) -> MixerShape | None:
     """Returns the shape of the mixer that the family's row names; None if no layer of the configuration has it."""
     if family is None or family.mixer is None:
         return None
-    layers = tuple(
-        index for index, kind in enumerate(config.layer_types or ()) if kind == family.mixer.layer_type
-    )
+    layers = tuple(index for index, kind in enumerate(config.layer_types or ()) if kind == family.mixer.layer_type)
     if not layers:
         return None
 

@@ -79,17 +79,19 @@ class ModelShape:
         dequantised."""
         return 0 if self.mixers is None else len(self.mixers.layers) * self.mixers.parameters
 
-    def has_mixer(self, index: int) -> bool:
-        """True if a layer has the other mixer in attention's place."""
-        return self.mixers is not None and index in self.mixers.layers
-
     def saved_by(self, policies: Sequence[ActivationPolicy]) -> int:
         """Bytes per token that stay on the GPU between forward and backward, of all layers."""
-        return sum(self.saved_bytes(policy, mixer=self.has_mixer(at)) for at, policy in enumerate(policies))
+        return sum(count * self.saved_bytes(policy, mixer=mixer) for policy, mixer, count in self._counts(policies))
 
     def recomputed_by(self, policies: Sequence[ActivationPolicy]) -> float:
         """FLOP per token that backward spends on recomputing, in all layers."""
-        return sum(self.recomputed_flop(policy, mixer=self.has_mixer(at)) for at, policy in enumerate(policies))
+        return sum(count * self.recomputed_flop(policy, mixer=mixer) for policy, mixer, count in self._counts(policies))
+
+    def _counts(self, policies: Sequence[ActivationPolicy]) -> list[tuple[ActivationPolicy, bool, int]]:
+        """Numbers of layers by their policy, and whether they have the other mixer in attention's place."""
+        others = [] if self.mixers is None else [policies[index] for index in self.mixers.layers]
+        found = [(policy, False, policies.count(policy) - others.count(policy)) for policy in ActivationPolicy]
+        return found + [(policy, True, others.count(policy)) for policy in ActivationPolicy if others]
 
     def saved_bytes(self, policy: ActivationPolicy, *, mixer: bool = False) -> int:
         """Bytes per token and layer that stay on the GPU between forward and backward. `mixer`: of a layer with the

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetune_api.spec.training import DEFAULT_TARGETS, AdapterSpec
-from finetune_kernels.planning.families import FAMILIES
 from finetune_kernels.planning.described_shape import shape_from_config
+from finetune_kernels.planning.families import FAMILIES
 from finetune_kernels.planning.model_shape import loaded_bytes
 from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.training.engine import model_shape
@@ -22,7 +22,7 @@ OWN: dict[str, dict[str, Any]] = {
     "qwen3_5_text": {"layer_types": LAYERS},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
 }  # fmt: skip
-"""What a family's configuration needs besides; hybrids have a layer of each kind. Qwen3-Next is a mixture of experts."""
+"""What a family's configuration needs besides; hybrids have a layer of each kind, and Qwen3-Next has experts."""
 OPTIONS: list[dict[str, Any]] = [{}, {"dropout": 0.1}, {"variant": "DoRA"}]
 PARTS, ALL = ("q_proj", "down_proj"), ("all-linear",)
 FIRST = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")

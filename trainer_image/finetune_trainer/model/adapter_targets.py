@@ -24,12 +24,15 @@ They are barred where our kernels do not know the experts.
 MAMBA_TYPES = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 MAMBA_BARRED = ("out_proj",)
 """Layers of these model types that peft refuses: the Mamba kernels read their weights past the adapter."""
+MAMBA_PAST_PEFT = ("bamba", "zamba2")
+"""Model types of which the same is true, though peft does not refuse them."""
 
 
 def barred_layers(weights: Iterable[LayerWeight], model_type: str | None) -> set[str]:
     """Last parts of the names of linear layers that peft cannot adapt in this model, or adapts elsewhere."""
     family = family_of_type(model_type or "")
-    barred = set(MAMBA_BARRED) if model_type in MAMBA_TYPES else set(() if family is None else family.barred)
+    is_mamba = model_type in (*MAMBA_TYPES, *MAMBA_PAST_PEFT)
+    barred = set(MAMBA_BARRED) if is_mamba else set(() if family is None else family.barred)
     return barred | set(EXPERT_PARTS) if any(weight.is_stacked for weight in weights) else barred
 
 

@@ -15,8 +15,10 @@ from finetune_api.failures import FailureReason
 from finetune_api.gpus import COUNT_LABEL
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import AdapterVariant, Precision, Quantization
+from finetune_kernels.planning.families import family_of_config
 from finetune_kernels.planning.fused_support import why_not_described
 from finetune_kernels.planning.memory_plan import MARGIN, UNLIMITED, MemoryPlan
+from finetune_kernels.planning.mixer_shape import cost_of_missing
 from finetune_kernels.planning.model_shape import ModelShape
 from finetune_trainer.distributed.driver import CudaNeed, describe_need
 from finetune_trainer.job.machine import HOST_MARGIN, PROCESS_BYTES, host_room
@@ -79,6 +81,8 @@ def estimate_gpu(config: RunConfig, model: Any, size: TrainingSize | None) -> Gp
 def judge_gpu(config: RunConfig, model: Any, size: TrainingSize | None, estimate: GpuEstimate | None) -> list[Finding]:
     """Errors and warnings that follow from the estimate."""
     found = judge_parallelism(config, model, size)
+    if config.gpu is not None and (cost := cost_of_missing(model, family_of_config(model))):
+        found.append(Finding.warning("spec.model.source", cost))
     if estimate is None:
         return found
 

@@ -22,6 +22,7 @@ from finetune_kernels.layers.layer_builder import why_not_fused
 from finetune_kernels.layers.packed_attention import use_packed_attention
 from finetune_kernels.layers.patching import patch_model
 from finetune_kernels.layers.supervised_loss import causal_model, fused_supervised_loss, has_plain_head
+from finetune_kernels.planning.families import family_of
 from finetune_kernels.planning.memory_plan import UNLIMITED, MemoryPlan, plan_memory, plan_unfused_layers, smaller_plan
 from finetune_kernels.planning.micro_batch import (
     MicroBatch,
@@ -29,6 +30,7 @@ from finetune_kernels.planning.micro_batch import (
     default_micro_batch,
     largest_without_recompute,
 )
+from finetune_kernels.planning.mixer_shape import cost_of_missing
 from finetune_kernels.planning.model_shape import ModelShape, ParameterCounts, build_shape
 from finetune_kernels.sharding.layer_window import LayerWindow
 from finetune_kernels.vocabulary.host_vocabulary import movable_bytes, move_to_host
@@ -179,10 +181,14 @@ def _choose_engine(model: Any, loaded: LoadedModel, config: RunConfig, world: Wo
     if loss is supervised_loss:
         log.warning("%s trains with the plain head: all supervised logits are in memory at once", loaded.architecture)
 
+    causal = causal_model(model)
+    if cost := cost_of_missing(causal.config.get_text_config(), family_of(causal)):
+        log.warning("%s", cost)
+
     room, shape = Room.measured(loaded, config, world), model_shape(model)
     if loaded.window is not None:
         shape = replace(shape, gathered_bytes=loaded.window.window_bytes)
-    reason = why_not_fused(causal_model(model))
+    reason = why_not_fused(causal)
     if reason is None:
         return _fused_engine(model, config, loss, written, room, shape)
 

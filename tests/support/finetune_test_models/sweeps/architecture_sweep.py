@@ -12,6 +12,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from finetune_api.spec.training import ALL_LINEAR, DEFAULT_TARGETS, AdapterSpec
 from finetune_api.vocabulary import Batching, Precision
+from finetune_kernels.layers.packed_attention import use_packed_attention
+from finetune_kernels.layers.supervised_loss import causal_model
 from finetune_test_models.tiny_architectures import VOCABULARY, tiny_architecture
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model.architectures import why_no_decoder
@@ -51,6 +53,7 @@ def ask(model_type: str) -> Answer:
         return Answer(model_type, None, f"its language model is {text_type}")
 
     model = _with_adapters(tiny_architecture(model_type)).eval()  # without the dropout of old families
+    use_packed_attention(causal_model(model))  # as on a GPU, for families that the kernels know
     name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
     choice = choose_batching(model, LoadedModel(model, None, name, Precision.FP32, torch.device("cpu")))
 

@@ -13,6 +13,7 @@ import torch
 
 from finetune_api.spec.training import ALL_LINEAR, AdapterSpec
 from finetune_api.vocabulary import Precision
+from finetune_kernels.layers.supervised_loss import causal_model
 from finetune_kernels.planning.fused_support import PLAIN_ATTENTION
 from finetune_test_models.minimal_run import minimal_run
 from finetune_test_models.sweeps.family_table import be_quiet
@@ -32,15 +33,20 @@ def build_engine(model_type: str) -> engine.Engine:
     Raises AssertionError if its attention is not what the memory plan takes it for.
     """
     model = tiny_architecture(model_type).to(torch.bfloat16)
-    adapted = inject_adapter(model, AdapterSpec(target_modules=(ALL_LINEAR,), rank=2), seed=0)
+    return put_engine_into(inject_adapter(model, AdapterSpec(target_modules=(ALL_LINEAR,), rank=2), seed=0).model)
+
+
+def put_engine_into(model: Any) -> engine.Engine:
+    """Return the engine that a peft model would have on such a card; its kernels are in the model."""
+    model_type = causal_model(model).config.model_type
     loaded: Any = SimpleNamespace(
         device=torch.device("cuda"), precision=Precision.BF16, architecture=model_type, window=None
     )
     with mock.patch.object(Room, "measured", return_value=CARD):
-        chosen = engine._choose_engine(adapted.model, loaded, minimal_run(), ALONE)
+        chosen = engine._choose_engine(model, loaded, minimal_run(), ALONE)
 
     if chosen.layers is None:
-        keeps_scores = adapted.model.config._attn_implementation == "eager"
+        keeps_scores = model.config._attn_implementation == "eager"
         assert keeps_scores == (model_type in PLAIN_ATTENTION), f"plain attention: {keeps_scores}"
     return chosen
 
