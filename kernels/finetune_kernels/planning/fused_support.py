@@ -36,6 +36,8 @@ FOREIGN_FACTORS = (
 in its row must not have it: a small model of such a family hides it, as their defaults are mostly 1."""
 DROPOUTS = ("attention_dropout", "residual_dropout", "resid_pdrop", "hidden_dropout")
 """Fields of configurations that drop a part of the base model's own activations while it trains."""
+MIXTURES_ONLY = ("qwen3_next",)
+"""`model_type` of families whose published models all have experts: their row serves single modules."""
 REASONS = {
     "gemma4_text": "full-attention layers of Gemma 4 have heads of 512 elements, and the kernels take 256 at most",
     "gemma3n_text": "layers of Gemma 3n have inputs of their own and several residual streams",
@@ -137,5 +139,5 @@ def head_size(config: Any) -> int:
 
 
 def fused_families() -> tuple[str, ...]:
-    """`model_type` of every family with a row, in alphabetical order: the list in the documents."""
-    return tuple(sorted(family.model_type for family in FAMILIES))
+    """`model_type` of every family whose layers are fused, in alphabetical order: the list in the documents."""
+    return tuple(sorted(family.model_type for family in FAMILIES if family.model_type not in MIXTURES_ONLY))
