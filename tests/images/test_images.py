@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -151,3 +152,24 @@ def test_without_the_seed_triton_would_need_a_compiler(roots: dict[str, Path], s
     cache = "/tmp/empty"
     done = run_in(roots["trainer"], "/opt/finetune/bin/python", "-c", CALLS_CUDA, TRITON_CACHE_DIR=cache, **environment)
     assert "Failed to find C compiler" in done.stderr
+
+
+FINDS_KERNELS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "/tmp/image_build")
+import compile_kernels
+models = {name: compile_kernels.MODELS[name] for name in ("Llama 3.1 8B", "Gemma 3 4B")}
+done = compile_kernels.compile_for(int(sys.argv[1]), Path(sys.argv[2]), models)
+print(len(done.compiled), len(done.found))
+"""
+
+
+@pytest.mark.parametrize("capability", ["86", "90"])
+def test_kernels_of_usual_models_are_compiled_already(roots: dict[str, Path], capability: str) -> None:
+    root = roots["trainer"]
+    shutil.copytree(CHECKOUT / "trainer_image/image_build", root / "tmp/image_build", dirs_exist_ok=True)
+    cache = "/opt/finetune/triton-cache"
+    done = run_in(root, "/opt/finetune/bin/python", "-c", FINDS_KERNELS, capability, cache)
+    compiled, found = map(int, done.stdout.split()[-2:])
+    assert (compiled, found > 20) == (0, True), done.stderr[-2000:]
