@@ -46,13 +46,18 @@ def compile_for(capability: int, cache: Path, models: dict[str, tuple[str, dict[
     own."""
     compilations = use_cardless_driver(capability, cache)
     for kind, sizes in models.values():
-        model = _build(kind, sizes)
-        for tokens in TOKENS:
-            _make_passes(model, tokens, keep_dequantized=False)
-            _make_passes(model, tokens, keep_dequantized=True)
-            if capability >= FP8_FROM:
-                _make_passes(model, tokens, keep_dequantized=True, fp8=True)
+        run_layers(kind, sizes, fp8=capability >= FP8_FROM)
     return compilations
+
+
+def run_layers(kind: str, sizes: dict[str, int], *, fp8: bool, device: str = "meta") -> None:
+    """Runs two layers of a model on a device as the trainer does: with and without dequantised weights, and in FP8."""
+    model = _build(kind, sizes, device)
+    for tokens in TOKENS:
+        _make_passes(model, tokens, keep_dequantized=False)
+        _make_passes(model, tokens, keep_dequantized=True)
+        if fp8:
+            _make_passes(model, tokens, keep_dequantized=True, fp8=True)
 
 
 def keep_binaries(cache: Path) -> None:
@@ -62,8 +67,8 @@ def keep_binaries(cache: Path) -> None:
             path.unlink()
 
 
-def _build(kind: str, sizes: dict[str, int]) -> Any:
-    """Returns a peft model of two layers without values, its base in NF4."""
+def _build(kind: str, sizes: dict[str, int], device: str) -> Any:
+    """Returns a peft model of two layers, its base in NF4."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -72,7 +77,7 @@ def _build(kind: str, sizes: dict[str, int]) -> Any:
         num_key_value_heads=sizes["kv"], head_dim=sizes["head"], vocab_size=sizes["vocab"], num_hidden_layers=2,
         pad_token_id=0, dtype=torch.bfloat16,
     )  # fmt: skip
-    with torch.device("meta"):
+    with torch.device(device):
         model = get_peft_model(
             AutoModelForCausalLM.from_config(config), LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear")
         )
@@ -82,7 +87,7 @@ def _build(kind: str, sizes: dict[str, int]) -> Any:
 
 
 def _quantize(linear: Any) -> None:
-    """Gives a linear layer without values the form of bitsandbytes' NF4 layers."""
+    """Gives a linear layer, which may have no values, the form of bitsandbytes' NF4 layers."""
     from bitsandbytes import functional
 
     # Made once and kept by bitsandbytes, whose code reads values of it.
@@ -103,8 +108,8 @@ def _make_passes(model: Any, tokens: int, *, keep_dequantized: bool, fp8: bool =
     causal = model.get_base_model()
     if (reason := why_not_fused(causal)) is not None:
         raise RuntimeError(f"{causal.config.model_type}: {reason}")
-    words = torch.empty(1, tokens, dtype=torch.long, device="meta")
-    mask = torch.empty(1, 1, 1, 1, device="meta")  # of this form transformers asks for no values
+    words = torch.zeros(1, tokens, dtype=torch.long, device=causal.device)
+    mask = torch.zeros(1, 1, 1, 1, device=causal.device)  # of this form transformers asks for no values
     kinds = set(getattr(causal.config, "layer_types", None) or ())
     inputs = {"input_ids": words, "position_ids": words, "attention_mask": dict.fromkeys(kinds, mask) or mask}
 
