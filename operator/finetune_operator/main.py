@@ -111,8 +111,18 @@ async def run(settings: Settings) -> None:
         stop, has_led = asyncio.Event(), asyncio.Event()
         _stop_on_signals(stop)
 
+        reign = ""
+
         async def lead() -> None:
-            checks.start_over()
+            nonlocal reign
+            # A slow API server may let a leader's time run out although nobody else leads. Looking at every job again
+            # would then make it slower still.
+            if election.reign == reign:
+                checks.listen_anew()
+            else:
+                reign = election.reign
+                checks.start_over()
+                controller.start_over()
             has_led.set()
             with JOBS.exported():
                 async with asyncio.TaskGroup() as tasks:

@@ -45,6 +45,12 @@ class Election:
         seen = self._seen
         return seen.address if seen is not None and seen.holder not in ("", self.identity) else ""
 
+    @property
+    def reign(self) -> str:
+        """What the Lease says of its holder's time: the same for as long as no other replica has led."""
+        seen = self._seen or _NOBODY
+        return f"{seen.holder} {seen.acquired} {seen.transitions}"
+
     def seconds_left(self) -> float:
         """Returns the time for which this replica leads without another renewal; 0 or less if it does not lead."""
         return self._leads_until - self._clock()

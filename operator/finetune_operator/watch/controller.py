@@ -132,12 +132,16 @@ class Controller:
         self._changed.add(name)
         return self._queue.add_after_failure(name, at_least)
 
-    async def run(self) -> None:
-        """Work until cancelled. May run again later: then another replica has worked meanwhile."""
+    def start_over(self) -> None:
+        """Have every job looked at again, because another replica has worked meanwhile."""
         self._versions.clear()
         self._events_meanwhile.clear()
+        self.has_listed = False
+
+    async def run(self) -> None:
+        """Work until cancelled. May run again later: events are kept meanwhile, and so is what was broken off."""
         self._heartbeat = time.monotonic()
-        self.refusal, self.has_listed = "", False
+        self.refusal = ""
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._resync(), name="resync")
@@ -155,6 +159,10 @@ class Controller:
                 else:
                     with log_context(namespace=name.namespace, job=name.name):
                         await self._reconcile(name)
+            except asyncio.CancelledError:
+                if not isinstance(name, Heartbeat):
+                    self._add(name)  # for the next run
+                raise
             finally:
                 self._queue.done(name)
                 if not isinstance(name, Heartbeat) and (event := self._events_meanwhile.pop(name, None)):

@@ -199,3 +199,31 @@ def test_a_record_survives_the_way_through_the_api_server() -> None:
     assert LeaseRecord.parse(body) == record
     somebody_elses = {"metadata": {"name": "finetune-operator", "resourceVersion": "1"}, "spec": {}}
     assert LeaseRecord.parse(somebody_elses).holder == ""
+
+
+def test_a_reign_lasts_until_another_replica_leads() -> None:
+    clock = [0.0]
+    mine, other = Election("a", "a:8443", lambda: clock[0]), Election("b", "b:8443", lambda: clock[0])
+    world = World()
+
+    def take(election: Election, wall: str) -> str:
+        election.see(world.stored)
+        claim = election.claim(wall)
+        assert claim is not None
+        stored = world.write(claim)
+        assert stored is not None
+        election.won(stored, clock[0])
+        assert election.is_leading()
+        return election.reign
+
+    first = take(mine, "2026-11-27T00:00:00.000000Z")
+    clock[0] += RENEW_DEADLINE_SECONDS + 1
+    assert not mine.is_leading()
+    assert take(mine, "2026-11-27T00:00:09.000000Z") == first, "nobody else has led"
+
+    other.see(world.stored)
+    clock[0] += LEASE_SECONDS + 1
+    take(other, "2026-11-27T00:00:22.000000Z")
+    mine.see(world.stored)
+    clock[0] += LEASE_SECONDS + 1
+    assert take(mine, "2026-11-27T00:00:35.000000Z") != first

@@ -3,6 +3,7 @@ one job share writes, however often they arrive."""
 
 import asyncio
 import time
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -241,3 +242,59 @@ async def test_a_follower_is_alive_while_it_campaigns_and_ready_once_it_knows_th
         assert (await client.get("/readyz")).status == 200
     async with TestClient(TestServer(build_health_app(follower, DeadCampaign(), beating))) as client:
         assert (await client.get("/healthz")).status == 500
+
+
+class OneJob(EmptyCluster):
+    """A cluster with one job, of which nothing changes."""
+
+    async def list_versions(self) -> dict[str, Listed]:
+        return {"uid": Listed(JOB, frozenset({"1"}))}
+
+
+class Looks:
+    """A reconcile that takes its time, and counts its looks and those that ended."""
+
+    def __init__(self) -> None:
+        self.controller = Controller(OneJob(), self, ReportStore(), GpuLine())  # type: ignore[arg-type]
+        self.begun = self.ended = 0
+        self.seconds = 0.0
+
+    async def reconcile(self, _: NamespacedName, **__: Any) -> None:
+        self.begun += 1
+        await asyncio.sleep(self.seconds)
+        self.ended += 1
+
+    def wrote(self, _: str, version: str) -> bool:
+        return False
+
+    async def lead(self, seconds: float = 0.2) -> None:
+        """Works for a while, as a leader whose time then runs out."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.controller.run()
+
+
+async def test_a_leader_that_leads_again_looks_only_at_what_it_has_not_seen() -> None:
+    looks = Looks()
+    await looks.lead()
+    await looks.lead()
+    assert (looks.begun, looks.ended) == (1, 1)
+
+    looks.controller.trigger(JOB, "uid", "2")  # a watch goes on while nobody leads
+    await looks.lead()
+    assert looks.ended == 2
+
+    looks.controller.start_over()  # another replica has led
+    await looks.lead()
+    assert looks.ended == 3
+
+
+async def test_a_look_that_is_broken_off_is_made_in_the_next_run() -> None:
+    looks = Looks()
+    looks.seconds = 5.0
+    await looks.lead()
+    assert (looks.begun, looks.ended) == (1, 0)
+
+    looks.seconds = 0.0
+    await looks.lead()
+    assert (looks.begun, looks.ended) == (2, 1)
