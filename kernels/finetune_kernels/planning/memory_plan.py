@@ -1,7 +1,7 @@
 """Picks which activations each layer saves, of how many layers a 16-bit copy of the NF4 weights is kept, and what waits
 in host memory, so that the predicted peak fits the GPU at the least extra time.
 
-Each choice has a price in milliseconds per micro-batch, from counted operations and rates measured on an H200: weights
+Each choice has a price in milliseconds per micro-batch, from counted operations and the machine's `Rates`: weights
 that are not kept dequantised are dequantised twice; gate and up, or the whole layer, are recomputed if they are not
 saved; what waits in pinned host memory (layers' inputs, the vocabulary) is copied over the bus. The cheapest mixture
 that fits is taken, so memory is left over only where nothing is left to keep, and a larger card never gets a slower
@@ -16,17 +16,10 @@ from typing import NamedTuple
 from finetune_api.vocabulary import MemoryMode
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.model_shape import BYTES, ModelShape
+from finetune_kernels.planning.rates import H200, UNKNOWN_MACHINE, Machine, Rates
 
 MARGIN = 0.92
 """Share of the memory that a plan may use; the rest is for fragmentation and libraries' workspaces."""
-GEMM_RATE = 7.0e14
-"""FLOP/s of bf16 matrix products at these shapes (measured on an H200: 685-783 TFLOP/s)."""
-UNLIMITED = 1 << 60
-"""Bytes of a memory of which nothing is known."""
-DEQUANTIZE_RATE = 4.0e12 / 2.5
-"""Weights dequantised per second: half a byte read and two written each, at 4 TB/s."""
-COPY_RATE = 5.5e10
-"""Bytes per second between pinned host memory and the GPU (measured on an H200)."""
 STEP_DOWN = 0.75
 """Share of what a plan that did not fit took beside the weights as loaded, which the next one may take."""
 
@@ -55,6 +48,8 @@ class MemoryPlan:
     """Milliseconds per micro-batch over a plan that saves and keeps everything."""
     gathered_bytes: int = 0
     """Bytes of the layers that are gathered from the ranks at a time; 0 if each rank keeps all weights."""
+    rates: Rates = H200
+    """Rates by which the choices were priced."""
 
     @property
     def keep_dequantized(self) -> bool:
@@ -89,7 +84,7 @@ class MemoryPlan:
             ("weights as loaded, adapters", f"{self.base_bytes / gib:.2f} GiB"),
             *([("layers gathered from the ranks", f"{self.gathered_bytes / gib:.2f} GiB")] * bool(self.gathered_bytes)),
             ("embedding and head, moved to the host", f"{-self.host_bytes / gib:.2f} GiB"),
-            ("weights kept dequantised", f"{self.dequantized_bytes / gib:.2f} GiB, of {self.kept_layers} layers"),
+            ("weights kept dequantised", f"{self.dequantized_bytes / gib:.2f} GiB ({self.kept_layers} layers)"),
             ("gradients, optimiser, copies", f"{self.training_bytes / gib:.2f} GiB"),
             ("activations", f"{self.activation_bytes / gib:.2f} GiB"),
             ("one layer's work, or the loss", f"{self.working_bytes / gib:.2f} GiB"),
@@ -146,16 +141,18 @@ class _Workload(NamedTuple):
     tokens: int
     base_bytes: int
     total_bytes: int
+    machine: Machine
 
 
 def plan_memory(
-    shape: ModelShape, tokens: int, *, base_bytes: int, total_bytes: int, mode: MemoryMode, host_room: int = UNLIMITED
-) -> MemoryPlan:
+    shape: ModelShape, tokens: int, *, base_bytes: int, total_bytes: int, mode: MemoryMode,
+    machine: Machine = UNKNOWN_MACHINE,
+) -> MemoryPlan:  # fmt: skip
     """Returns the plan for micro-batches of `tokens`, on a device that has `total_bytes` for this process and
-    `base_bytes` of them in use. `host_room`: bytes of host memory that this process may pin."""
-    work = _Workload(shape, tokens, base_bytes, total_bytes)
+    `base_bytes` of them in use."""
+    work = _Workload(shape, tokens, base_bytes, total_bytes, machine)
     if mode is MemoryMode.SMALLEST:
-        return _plan_smallest(work, host_room)
+        return _plan_smallest(work)
 
     # Balanced never saves gate and up, and never keeps weights dequantised; of a sharded base no rank could.
     fastest = mode is MemoryMode.FASTEST
@@ -166,25 +163,25 @@ def plan_memory(
     for moved in {0, shape.movable_bytes}:
         for policies in _mixtures(shape.layers, best):
             plan = _predict(work, mode, policies, host_bytes=moved)
-            if plan.fits and plan.pinned_bytes <= max(0, host_room):
+            if plan.fits and plan.pinned_bytes <= max(0, machine.host_room):
                 fitting.append(_keep_weights(work, plan) if may_keep else plan)
     if fitting:
         return min(fitting, key=lambda plan: (plan.extra_milliseconds, plan.pinned_bytes, plan.peak_bytes))
-    return _plan_smallest(work, host_room)
+    return _plan_smallest(work)
 
 
 def _keep_weights(work: _Workload, plan: MemoryPlan) -> MemoryPlan:
     """Returns the plan with the weights of as many layers kept dequantised as there is room for."""
-    each = work.shape.linear_parameters * BYTES // work.shape.layers
+    each = (work.shape.linear_parameters - work.shape.module_parameters) * BYTES // work.shape.layers
     count = min(work.shape.layers, (plan.budget_bytes - plan.peak_bytes) // each)
     return _predict(work, plan.mode, plan.policies, kept_layers=count, host_bytes=plan.host_bytes)
 
 
-def _plan_smallest(work: _Workload, host_room: int) -> MemoryPlan:
+def _plan_smallest(work: _Workload) -> MemoryPlan:
     """Returns the plan with the least memory on the GPU of those whose pinned memory has room: with the vocabulary on
     the host or not, and as many layers' inputs as fit beside it; the last layers' are kept on the GPU."""
     layers, each = work.shape.layers, work.tokens * work.shape.hidden * BYTES
-    vocabulary = work.shape.movable_bytes
+    vocabulary, host_room = work.shape.movable_bytes, work.machine.host_room
     candidates = []
     for moved in {vocabulary, 0}:
         if moved <= max(0, host_room):
@@ -229,20 +226,21 @@ def _predict(
     host_bytes: int = 0,
 ) -> MemoryPlan:
     """Returns the plan of these choices, with its bytes and its price. `host_bytes`: the vocabulary's, if it moves."""
-    shape, tokens, base_bytes, total_bytes = work
+    shape, tokens, base_bytes, total_bytes, machine = work
+    rates = machine.rates
 
     # Weights that are not kept are dequantised in forward and in backward, three matrices of the MLP at a time; those
     # of a hybrid's other mixers once more, as these run again.
     dequantized = shape.layers - kept_layers if shape.quantized else 0
     kept = (shape.linear_parameters - shape.module_parameters) * kept_layers // shape.layers
     decoded = 2 * (shape.linear_parameters - kept) + shape.module_parameters if shape.quantized else 0
-    dequantizing = decoded / DEQUANTIZE_RATE
+    dequantizing = decoded / rates.decoding
     scratch = 3 * shape.feed_forward * shape.hidden * BYTES if dequantized else 0
-    recomputing = shape.recomputed_by(policies) * tokens / GEMM_RATE
+    recomputing = shape.recomputed_by(policies) * tokens / rates.products
     inputs = policies.count(ActivationPolicy.OFFLOAD) * tokens * shape.hidden * BYTES
     # Layers' inputs go there and back, the head comes once. Computing hides most of it, but buses differ, and a head on
     # the host makes samples slow: what is pinned has to be worth all of its copies.
-    copying = (2 * inputs + shape.vocabulary * shape.hidden * BYTES * (host_bytes > 0)) / COPY_RATE
+    copying = (2 * inputs + shape.vocabulary * shape.hidden * BYTES * (host_bytes > 0)) / rates.copying
 
     # Bytes per adapter parameter: gradient 2, two 8-bit moments 2, copies with zero blocks 3. If there is a smaller
     # plan to repeat a pass with, 2 more: the gradient from before the pass.
@@ -265,4 +263,5 @@ def _predict(
         input_bytes=inputs,
         extra_milliseconds=1e3 * (dequantizing + recomputing + copying),
         gathered_bytes=shape.gathered_bytes,
+        rates=rates,
     )

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from finetune_api.vocabulary import MemoryMode
-from finetune_kernels.planning.memory_plan import GEMM_RATE, MemoryPlan
+from finetune_kernels.planning.memory_plan import MemoryPlan
 from finetune_kernels.planning.model_shape import ModelShape
 
 LAUNCH_SECONDS = 4.2e-3
@@ -89,7 +89,7 @@ def step_seconds(shape: ModelShape, batch: MicroBatch, length: int, plan: Memory
     """Predicted seconds of an optimiser step, by the module's formula."""
     # 4 FLOP a parameter and token, as frozen weights have no gradient: 2 forward, 2 for dx.
     parameters = shape.linear_parameters + shape.vocabulary * shape.hidden  # linear layers and head
-    products = PASS_OVER_PRODUCTS * 4.0 * parameters * batch.size * length / GEMM_RATE
+    products = PASS_OVER_PRODUCTS * 4.0 * parameters * batch.size * length / plan.rates.products
     return batch.accumulation * (max(LAUNCH_SECONDS * shape.layers, products) + plan.extra_milliseconds / 1e3)
 
 

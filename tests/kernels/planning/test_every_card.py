@@ -9,8 +9,9 @@ import pytest
 from finetune_api.vocabulary import MemoryMode
 from finetune_kernels.planning import memory_plan
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.planning.memory_plan import STEP_DOWN, UNLIMITED, MemoryPlan, plan_memory, smaller_plan
+from finetune_kernels.planning.memory_plan import STEP_DOWN, MemoryPlan, plan_memory, smaller_plan
 from finetune_kernels.planning.model_shape import ModelShape
+from finetune_kernels.planning.rates import UNLIMITED, Machine
 
 GIB = 2**30
 CARDS = range(6, 81, 2)
@@ -37,7 +38,7 @@ def plan_of(
     model: str, tokens: int, most: int, mode: MemoryMode = MemoryMode.FASTEST, room: int = UNLIMITED
 ) -> MemoryPlan:
     shape, base = MODELS[model]
-    return plan_memory(shape, tokens, base_bytes=base, total_bytes=most, mode=mode, host_room=room)
+    return plan_memory(shape, tokens, base_bytes=base, total_bytes=most, mode=mode, machine=Machine(room))
 
 
 @cache

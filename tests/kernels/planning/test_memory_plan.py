@@ -6,8 +6,9 @@ import pytest
 
 from finetune_api.vocabulary import MemoryMode
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.planning.memory_plan import UNLIMITED, MemoryPlan, plan_memory, smaller_plan
+from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory, smaller_plan
 from finetune_kernels.planning.model_shape import ModelShape
+from finetune_kernels.planning.rates import UNLIMITED, Machine
 
 GIB = 2**30
 LLAMA_8B = ModelShape(
@@ -71,7 +72,7 @@ def test_what_host_memory_does_not_take_stays_on_the_gpu() -> None:
 
     def with_room(room: int) -> MemoryPlan:
         mode = MemoryMode.SMALLEST
-        return plan_memory(shape, 131_072, base_bytes=BASE, total_bytes=80 * GIB, mode=mode, host_room=room)
+        return plan_memory(shape, 131_072, base_bytes=BASE, total_bytes=80 * GIB, mode=mode, machine=Machine(room))
 
     everything = with_room(UNLIMITED)
     assert everything.pinned_bytes == 32 * GIB + shape.movable_bytes

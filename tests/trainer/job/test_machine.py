@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_kernels.planning.memory_plan import UNLIMITED
+from finetune_kernels.planning.rates import UNLIMITED
 from finetune_trainer.job.machine import HOST_MARGIN, free_memory, has_bfloat16, host_room
 
 ZEN_4 = "processor\t: 0\nflags\t\t: fpu sse2 avx512f avx512_bf16 avx512vbmi\n\nprocessor\t: 1\nflags\t\t: fpu\n"

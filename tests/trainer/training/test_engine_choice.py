@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune_test_models.sweeps.engine_sweep import build_engine
+from finetune_test_models.sweeps.engine_sweep import CARD, build_engine
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # peft, of GPT-2's transposed layers
@@ -17,4 +17,7 @@ def test_an_engine_is_found_wherever_a_model_keeps_its_layers(model_type: str) -
 
 
 def test_fused_layers_are_found_too() -> None:
-    assert build_engine("llama").layers is not None
+    engine = build_engine("llama")
+    assert engine.layers is not None
+    assert engine.plan is not None
+    assert engine.plan.rates == CARD.rates, "priced by the machine's own speeds"

@@ -13,7 +13,7 @@ from finetune_api.progress import MemoryFallback
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.planning.memory_plan import UNLIMITED
+from finetune_kernels.planning.rates import UNLIMITED
 from finetune_test_models import gpu_runs, tiny_runs
 from finetune_test_models.tiny_model import make_tiny_model
 from finetune_trainer import pipeline

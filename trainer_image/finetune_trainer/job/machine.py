@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from finetune_kernels.planning.memory_plan import UNLIMITED
+from finetune_kernels.planning.rates import UNLIMITED
 
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """CPU flags with which a training step in bfloat16 takes about half the time of one in float32."""

@@ -17,9 +17,10 @@ from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import AdapterVariant, Precision, Quantization
 from finetune_kernels.planning.families import family_of_config
 from finetune_kernels.planning.fused_support import why_not_described
-from finetune_kernels.planning.memory_plan import MARGIN, UNLIMITED, MemoryPlan
+from finetune_kernels.planning.memory_plan import MARGIN, MemoryPlan
 from finetune_kernels.planning.mixer_shape import cost_of_missing
 from finetune_kernels.planning.model_shape import ModelShape
+from finetune_kernels.planning.rates import UNLIMITED
 from finetune_trainer.distributed.driver import CudaNeed, describe_need
 from finetune_trainer.job.machine import HOST_MARGIN, PROCESS_BYTES, host_room
 from finetune_trainer.preflight.memory.parallelism import choose_parallelism, judge_parallelism

@@ -23,7 +23,7 @@ from finetune_kernels.layers.packed_attention import use_packed_attention
 from finetune_kernels.layers.patching import patch_model
 from finetune_kernels.layers.supervised_loss import causal_model, fused_supervised_loss, has_plain_head
 from finetune_kernels.planning.families import family_of
-from finetune_kernels.planning.memory_plan import UNLIMITED, MemoryPlan, plan_memory, plan_unfused_layers, smaller_plan
+from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory, plan_unfused_layers, smaller_plan
 from finetune_kernels.planning.micro_batch import (
     MicroBatch,
     choose_micro_batch,
@@ -32,6 +32,7 @@ from finetune_kernels.planning.micro_batch import (
 )
 from finetune_kernels.planning.mixer_shape import cost_of_missing
 from finetune_kernels.planning.model_shape import ModelShape, ParameterCounts, build_shape
+from finetune_kernels.planning.rates import UNLIMITED, Machine
 from finetune_kernels.sharding.layer_window import LayerWindow
 from finetune_kernels.vocabulary.host_vocabulary import movable_bytes, move_to_host
 from finetune_trainer.distributed.shares import split_batch
@@ -41,6 +42,7 @@ from finetune_trainer.training.batching.trial import try_step
 from finetune_trainer.training.fp8_gate import Fp8Decision, decide_fp8
 from finetune_trainer.training.loaded_model import LoadedModel
 from finetune_trainer.training.losses import supervised_loss
+from finetune_trainer.training.memory.calibration import calibrated
 from finetune_trainer.training.memory.room import Room
 
 log = logging.getLogger(__name__)
@@ -190,7 +192,7 @@ def _choose_engine(model: Any, loaded: LoadedModel, config: RunConfig, world: Wo
         shape = replace(shape, gathered_bytes=loaded.window.window_bytes)
     reason = why_not_fused(causal)
     if reason is None:
-        return _fused_engine(model, config, loss, written, room, shape)
+        return _fused_engine(model, config, loss, written, calibrated(room, loaded.device, world), shape)
 
     log.warning("layers run module by module (%s): expect two thirds of the speed", reason)
     engine = _modular_engine(model, config, loss, written, room, shape)
@@ -237,10 +239,11 @@ def _fused_engine(
 ) -> Engine:
     """Engine that computes each layer in one function, by a memory plan; parameters as in `_modular_engine`."""
     causal, length, wanted = causal_model(model), config.model.max_sequence_length, config.training.memory
+    machine = Machine(room.host, room.rates)
 
     def plan_for(tokens: int, mode: MemoryMode, most: int = UNLIMITED) -> MemoryPlan:
         total = min(room.total, most)
-        return plan_memory(shape, tokens, base_bytes=room.base, total_bytes=total, mode=mode, host_room=room.host)
+        return plan_memory(shape, tokens, base_bytes=room.base, total_bytes=total, mode=mode, machine=machine)
 
     sequences = config.training.sequences_per_step()
     batch = written or choose_micro_batch(shape, sequences, length, wanted, lambda tokens: plan_for(tokens, wanted))

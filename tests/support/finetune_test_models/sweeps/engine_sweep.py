@@ -15,6 +15,7 @@ from finetune_api.spec.training import ALL_LINEAR, AdapterSpec
 from finetune_api.vocabulary import Precision
 from finetune_kernels.layers.supervised_loss import causal_model
 from finetune_kernels.planning.fused_support import PLAIN_ATTENTION
+from finetune_kernels.planning.rates import Rates
 from finetune_test_models.minimal_run import minimal_run
 from finetune_test_models.sweeps.family_table import be_quiet
 from finetune_test_models.tiny_architectures import tiny_architecture
@@ -24,7 +25,7 @@ from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.training import engine
 from finetune_trainer.training.memory.room import Room
 
-CARD = Room(base=0, total=80 * 2**30, host=64 * 2**30)
+CARD = Room(base=0, total=80 * 2**30, host=64 * 2**30, rates=Rates(products=3e14, decoding=6e11, copying=2e10))
 
 
 def build_engine(model_type: str) -> engine.Engine:
@@ -42,7 +43,10 @@ def put_engine_into(model: Any) -> engine.Engine:
     loaded: Any = SimpleNamespace(
         device=torch.device("cuda"), precision=Precision.BF16, architecture=model_type, window=None
     )
-    with mock.patch.object(Room, "measured", return_value=CARD):
+    with (
+        mock.patch.object(Room, "measured", return_value=CARD),
+        mock.patch.object(engine, "calibrated", return_value=CARD),
+    ):
         chosen = engine._choose_engine(model, loaded, minimal_run(), ALONE)
 
     if chosen.layers is None:

@@ -5,7 +5,7 @@ from typing import Any
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import AdapterVariant, MemoryMode, Parallelism, Quantization
 from finetune_kernels.planning.described_shape import shape_from_config
-from finetune_kernels.planning.memory_plan import UNLIMITED, MemoryPlan, plan_memory
+from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory
 from finetune_kernels.planning.micro_batch import MicroBatch, choose_micro_batch
 from finetune_kernels.planning.model_shape import (
     ModelShape,
@@ -13,6 +13,7 @@ from finetune_kernels.planning.model_shape import (
     share_out,
     with_new_tokens,
 )
+from finetune_kernels.planning.rates import UNLIMITED, Machine
 from finetune_trainer.distributed.shares import split_batch
 from finetune_trainer.job.machine import PROCESS_BYTES, host_room
 from finetune_trainer.preflight.steps import TrainingSize
@@ -56,7 +57,9 @@ class Plans:
         """The plan for micro-batches of `tokens` tokens on a GPU of `total` bytes. `room`: host memory that it may
         pin; None for that of the job's pod."""
         room = self._room if room is None else room
-        return plan_memory(self.shape, tokens, base_bytes=self._base, total_bytes=total, mode=mode, host_room=room)
+        return plan_memory(
+            self.shape, tokens, base_bytes=self._base, total_bytes=total, mode=mode, machine=Machine(room)
+        )
 
     def smallest(self, tokens: int, total: int = UNLIMITED, room: int | None = None) -> MemoryPlan:
         """The plan that needs the least memory of the GPU."""

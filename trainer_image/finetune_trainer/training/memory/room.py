@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from finetune_api.run_config import RunConfig
+from finetune_kernels.planning.rates import H200, Rates
 from finetune_trainer.distributed.world import World
 from finetune_trainer.job.machine import free_memory, host_room
 from finetune_trainer.training.loaded_model import LoadedModel
@@ -20,6 +21,7 @@ class Room:
     """Bytes of the GPU that a plan may fill."""
     host: int
     """Bytes of host memory that a plan may pin."""
+    rates: Rates = H200
 
     @classmethod
     def measured(cls, loaded: LoadedModel, config: RunConfig, world: World) -> "Room":
