@@ -18,6 +18,7 @@ import sys
 import uuid
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,7 @@ async def run(settings: Settings) -> None:
 
         link = LeaderLink(election, settings.progress_url, settings.tls_dir)
         stack.push_async_callback(link.close)
-        visits = Visits()
-        checks = ReportChecks(cluster, reports, cluster.now)
+        visits, checks = Visits(), ReportChecks(cluster, reports, cluster.now)
         app = build_progress_app(checks, controller, visits)
         app.middlewares.append(link.middleware())
         MetricsRoute(ScraperReview(connection), lambda: _read_gauges(election, controller, tls, settings)).add_to(app)
@@ -110,34 +110,46 @@ async def run(settings: Settings) -> None:
 
         stop, has_led = asyncio.Event(), asyncio.Event()
         _stop_on_signals(stop)
-
-        reign = ""
-
-        async def lead() -> None:
-            nonlocal reign
-            # A slow API server may let a leader's time run out although nobody else leads. Looking at every job again
-            # would then make it slower still.
-            if election.reign == reign:
-                checks.listen_anew()
-            else:
-                reign = election.reign
-                checks.start_over()
-                controller.start_over()
-            has_led.set()
-            with JOBS.exported():
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(check_reachability(settings.progress_url, settings.tls_dir, checks.listen_anew))
-                    tasks.create_task(controller.run())
-                    tasks.create_task(_publish_authority(connection, settings))
-
+        leader = _Leader(settings, connection, election, checks, controller, has_led)
         registry = build_registry(controller, terminated_pods, connection, settings.kueue)
         await _run_until_one_ends(
-            campaign.run(lead),
+            campaign.run(leader.lead),
             _watch(has_led, stop, registry, settings.namespaces),
             Site(app, tls, visits).run(listener),
             *_certificate_parts(own_certificate, tls, settings),
             _wait(stop),
         )
+
+
+@dataclass
+class _Leader:
+    """The work of the replica that leads, each time that it does."""
+
+    settings: Settings
+    connection: ApiConnection
+    election: Election
+    checks: ReportChecks
+    controller: Controller
+    has_led: asyncio.Event
+    _reign: str = ""
+
+    async def lead(self) -> None:
+        """Works until it is cancelled."""
+        # A leader's time may run out on a slow API server, which looking at every job again would make slower still.
+        if self.election.reign == self._reign:
+            self.checks.listen_anew()
+        else:
+            self._reign = self.election.reign
+            self.checks.start_over()
+            self.controller.start_over()
+        self.has_led.set()
+
+        url, tls = self.settings.progress_url, self.settings.tls_dir
+        with JOBS.exported():
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(check_reachability(url, tls, self.checks.listen_anew))
+                tasks.create_task(self.controller.run())
+                tasks.create_task(_publish_authority(self.connection, self.settings))
 
 
 async def _watch(

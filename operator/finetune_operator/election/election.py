@@ -47,7 +47,7 @@ class Election:
 
     @property
     def reign(self) -> str:
-        """What the Lease says of its holder's time: the same for as long as no other replica has led."""
+        """Name of the holder's time, by the Lease: the same for as long as no other replica has led."""
         seen = self._seen or _NOBODY
         return f"{seen.holder} {seen.acquired} {seen.transitions}"
 
