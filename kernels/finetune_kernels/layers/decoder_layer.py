@@ -28,18 +28,20 @@ from finetune_kernels.layers.attention_block import (
 from finetune_kernels.layers.host_memory import HostMemory
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.layers.mlp_block import DownActivations, GateUpActivations, MlpBlock, MlpPass
-from finetune_kernels.layers.module_mixer import MixerActivations, ModuleMixer
+from finetune_kernels.layers.module_mixer import MixerActivations, ModuleMixer, ParallelActivations, ParallelMixers
 from finetune_kernels.layers.tiled_mlp import backward_in_tiles, forward_in_tiles, needs_tiles
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives.adapter_dropout import new_dropout_seed
 from finetune_kernels.primitives.attention_inputs import PackedSequences
+
+FirstActivations = AttentionActivations | MixerActivations | ParallelActivations
 
 
 class LayerPass(NamedTuple):
     """The passes through both blocks; forward, recomputation and backward share it."""
 
     mixer: Any
-    """An AttentionPass or a MixerPass, as the block began it."""
+    """As the block began it."""
     mlp: MlpPass
 
 
@@ -48,7 +50,7 @@ class DecoderLayer:
     """Weights and settings of one layer; only the adapters train."""
 
     index: int
-    mixer: AttentionBlock | ModuleMixer
+    mixer: AttentionBlock | ModuleMixer | ParallelMixers
     mlp: MlpBlock
     policy: ActivationPolicy
     host: HostMemory
@@ -84,7 +86,7 @@ class DecoderLayer:
 class LayerActivations(NamedTuple):
     """Everything that a forward pass computes and backward could use."""
 
-    mixer: AttentionActivations | MixerActivations
+    mixer: FirstActivations
     h: torch.Tensor
     """Residual stream between the blocks [T, hidden]."""
     rstd: torch.Tensor
@@ -111,7 +113,7 @@ class SavedActivations(NamedTuple):
 
 def _mix(
     layer: DecoderLayer, inputs: LayerInputs, pass_ctx: LayerPass, *, again: bool = False
-) -> tuple[AttentionActivations | MixerActivations, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[FirstActivations, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Runs the mixer's block; returns its activations, h [T, hidden], and the MLP's rstd [T] and input [T, hidden],
     normalised. `again`: for backward."""
     mixer, out = layer.mixer.forward(inputs, pass_ctx.mixer, again=again)

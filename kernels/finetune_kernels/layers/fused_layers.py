@@ -29,6 +29,8 @@ class FusedLayers:
         self.layers = build_layers(causal, policies, dtype, keep_dequantized=keep_dequantized)
         self._cos_sin: dict[int, tuple[CosSin, Any]] = {}
         self._rotary = RotaryInputs.of(causal)
+        family = family_of(causal)
+        self.returns_tuple = family is not None and family.returns_tuple
         self._sequences: PackedSequences | None = None
 
         for index, layer in enumerate(causal.model.layers):
@@ -149,7 +151,8 @@ class _LayerForward:
             )  # fmt: skip
         if self._index == 0 and attention_mask is not None:
             _check_padding(attention_mask)
-        return self._fused.run(self._index, hidden_states, position_embeddings, position_ids, options)
+        y = self._fused.run(self._index, hidden_states, position_embeddings, position_ids, options)
+        return (y,) if self._fused.returns_tuple else y
 
 
 def _packed_sequences(batch: int, length: int, device: torch.device, options: Any) -> PackedSequences:

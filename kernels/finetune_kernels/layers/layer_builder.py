@@ -6,7 +6,7 @@ does not name is a reason, never a guess. Sizes, scales and windows are read fro
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -18,8 +18,8 @@ from finetune_kernels.layers.decoder_layer import DecoderLayer
 from finetune_kernels.layers.host_memory import HostMemory
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.layers.mlp_block import MlpBlock
-from finetune_kernels.layers.module_mixer import ModuleMixer
-from finetune_kernels.layers.patching import why_not_adapter
+from finetune_kernels.layers.module_mixer import ModuleMixer, ParallelMixers
+from finetune_kernels.layers.patching import has_dora, why_not_adapter
 from finetune_kernels.mixers.documents import BatchesOfPass
 from finetune_kernels.ops.gated_activation import Activation
 from finetune_kernels.ops.plain_activation import PlainKind
@@ -31,7 +31,9 @@ from finetune_kernels.planning.family import Family
 from finetune_kernels.planning.fused_support import (
     ACTIVATIONS,
     PLAIN_ACTIVATIONS,
+    BlockFactors,
     activation_name,
+    block_factors,
     head_size,
     residual_factor,
     why_not_config,
@@ -77,8 +79,11 @@ def _why_not_layer(layer: Any, family: Family) -> str | None:
     # Only the adapters may train.
     if any(modules[name].weight.requires_grad for name in expected if name in family.norms):
         return "norm weights that train"
+    has_factors = "mlp_multipliers" in family.factors
     for name in (name for name, kind in expected.items() if kind is None):
         projection = modules[name]
+        if has_factors and hasattr(projection, "lora_A") and has_dora(projection):
+            return "DoRA beside factors"
         reason = why_not_adapter(projection) if hasattr(projection, "lora_A") else _why_not_plain(projection)
         if reason is not None:
             return reason
@@ -87,7 +92,7 @@ def _why_not_layer(layer: Any, family: Family) -> str | None:
 
 def _why_not_sizes(layer: Any, family: Family, config: Any) -> str | None:
     """Compares the sizes of one layer with the configuration: each layer with attention has the same heads."""
-    if _has_mixer(layer, family):
+    if getattr(layer, "self_attn", None) is None:
         return None
 
     size, attention = head_size(config), layer.self_attn
@@ -163,12 +168,23 @@ class _Builder:
         """Builds one layer."""
         return DecoderLayer(
             index=index,
-            mixer=self._mixer(layer) if _has_mixer(layer, self.family) else self._attention(index, layer),
+            mixer=self._first_block(index, layer),
             mlp=self._mlp(layer),
             policy=policy,
             host=self.host,
             parallel=self.family.parallel,
         )
+
+    def _first_block(self, index: int, layer: Any) -> AttentionBlock | ModuleMixer | ParallelMixers:
+        family = self.family
+        if family.mixer is None or not _has_mixer(layer, family):
+            return self._attention(index, layer)
+        if not family.mixer.beside_attention:
+            return self._mixer(layer)
+
+        # Both read the same norm's output.
+        attention, mixer = self._attention(index, layer), self._mixer(layer)
+        return ParallelMixers(attention.norm, replace(attention, norm=None), replace(mixer, norm=None))
 
     def _attention(self, index: int, layer: Any) -> AttentionBlock:
         attention, config, family = layer.self_attn, self.config, self.family
@@ -185,9 +201,9 @@ class _Builder:
                 config.num_attention_heads, config.num_key_value_heads, head_size(config), family.rope != "halves"
             ),
             head_norm=self._head_norm(attention),
-            params=AttentionParams(attention.scaling, window, softcap),
+            params=AttentionParams(attention.scaling * self.factors.scores, window, softcap),
             rotates=self._rotates(attention, window),
-            multiplier=residual_factor(config, family),
+            multiplier=residual_factor(config, family) * self.factors.attention,
             gates_heads=family.gates_heads,
         )
 
@@ -198,7 +214,7 @@ class _Builder:
             norm=self._norm_at(layer, family.pre_norms, 0),
             module=getattr(layer, family.mixer.name),
             batches=self.batches,
-            multiplier=residual_factor(self.config, family),
+            multiplier=residual_factor(self.config, family) * self.factors.mixer,
         )
 
     def _mlp(self, layer: Any) -> MlpBlock:
@@ -207,17 +223,24 @@ class _Builder:
         return MlpBlock(
             # In a parallel layer it is the attention's.
             norm=self._norm_at(layer, family.pre_norms, -1),
-            gate_up=self._group(mlp, family.mlp_inputs),
+            gate_up=self._group(mlp, family.mlp_inputs, (self.factors.gate, 1.0)[: len(family.mlp_inputs)]),
             down=self._group(mlp, (family.mlp_output,)),
             post_norm=self._norm_at(layer, family.post_norms, 1),
             activation=self._activation(mlp),
-            multiplier=residual_factor(self.config, family),
+            multiplier=residual_factor(self.config, family) * self.factors.mlp,
         )
 
-    def _group(self, parent: Any, names: tuple[str, ...]) -> LinearGroup:
+    @property
+    def factors(self) -> BlockFactors:
+        """The factors of a layer's blocks."""
+        return block_factors(self.config, self.family)
+
+    def _group(self, parent: Any, names: tuple[str, ...], factors: tuple[float, ...] = ()) -> LinearGroup:
         # A stream for each projection, so that no two dropout masks of a layer are alike.
         linears, stream = [getattr(parent, name) for name in names], PROJECTIONS.index(names[0])
-        return LinearGroup(linears, self.dtype, keep_dequantized=self.keep_dequantized, philox_stream=stream)
+        return LinearGroup(
+            linears, self.dtype, keep_dequantized=self.keep_dequantized, philox_stream=stream, factors=factors
+        )
 
     def _norm_at(self, layer: Any, names: tuple[str, ...], index: int) -> Norm | None:
         """The norm of that index; None for a family without norms in this place."""

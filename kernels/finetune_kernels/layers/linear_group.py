@@ -32,12 +32,14 @@ class LinearGroup:
     """The layers `linears` (peft's LoRA layers, or plain ones) as one.
 
     `keep_dequantized`: W is kept in the compute type. `philox_stream`: the dropout stream of the first linear; each
-    further linear takes the next number.
+    further linear takes the next number. `factors`: a factor of each layer's output (Falcon H1's gate), which has no
+    bias and no DoRA then.
     """
 
     def __init__(
-        self, linears: Sequence[Any], dtype: torch.dtype, *, keep_dequantized: bool, philox_stream: int = 0
-    ) -> None:
+        self, linears: Sequence[Any], dtype: torch.dtype, *, keep_dequantized: bool, philox_stream: int = 0,
+        factors: Sequence[float] = (),
+    ) -> None:  # fmt: skip
         self._bases = [getattr(linear, "base_layer", linear) for linear in linears]
         self._dtype = dtype
         self.frozen = FrozenWeight(self._bases, dtype, keep_dequantized=keep_dequantized)
@@ -51,6 +53,15 @@ class LinearGroup:
 
         has_magnitudes = any(adapter.magnitude is not None for adapter in self._adapters)
         self._squares = dora.row_squares(self.frozen.tensor()) if has_magnitudes else None
+        self._constants = self._spread(factors)
+
+    def _spread(self, factors: Sequence[float]) -> dora.DoraScales | None:
+        """The factors for each output; None if all are 1."""
+        if all(factor == 1 for factor in factors):
+            return None
+        parts = [torch.full((size,), factor) for size, factor in zip(self.frozen.sizes, factors, strict=True)]
+        each = torch.cat(parts).to(self._bases[0].weight.device)
+        return dora.DoraScales(each, torch.ones_like(each))
 
     def _merge_biases(self) -> torch.Tensor | None:
         """The layers' biases [out] side by side, zeros for a layer that has none; None if no layer has one."""
@@ -83,7 +94,9 @@ class LinearGroup:
         inputs: WholeInputs | DroppedInputs = WHOLE
         if seed is not None and self.drops:
             inputs = DroppedInputs(tuple(Mask(seed, adapter.philox_stream, adapter.p) for adapter in self._adapters))
-        return LoraPass(inputs, PLAIN if self._squares is None else DoraOutputs(self._scales(self._squares)))
+        if self._squares is not None:
+            return LoraPass(inputs, DoraOutputs(self._scales(self._squares)))
+        return LoraPass(inputs, PLAIN if self._constants is None else DoraOutputs(self._constants))
 
     def _scales(self, squares: torch.Tensor) -> dora.DoraScales:
         """DoRA's factors and norms [out] for the adapters' weights of now; `squares`: |W|^2 of each row."""

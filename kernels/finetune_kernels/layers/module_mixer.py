@@ -1,7 +1,7 @@
 """The first block of a hybrid's layer whose mixer is transformers' own module: norm, then linear attention, Mamba or a
 short convolution.
 
-    out = mixer(norm(x)), document by document
+    out = mixer(norm(x)), document by document;     in Falcon H1 attention(norm(x)) + mixer(norm(x))
 
 The module's adapters are peft's, its kernels those that transformers finds installed. Nothing inside it is saved:
 backward runs it a second time, under autograd, which takes a fraction of the layer's time, as its MLP is not repeated.
@@ -15,7 +15,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from finetune_kernels.layers.attention_block import LayerInputs, pre_norm, pre_norm_backward
+from finetune_kernels.layers.attention_block import (
+    AttentionActivations,
+    AttentionBlock,
+    AttentionPass,
+    LayerInputs,
+    pre_norm,
+    pre_norm_backward,
+)
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.mixers.documents import BatchesOfPass
 from finetune_kernels.ops.rms_norm import Norm
@@ -139,3 +146,77 @@ class ModuleMixer:
 
     def _scale(self, out: torch.Tensor) -> torch.Tensor:
         return out if self.multiplier == 1 else out.mul_(self.multiplier)
+
+
+class ParallelPass(NamedTuple):
+    """The passes through both mixers."""
+
+    attention: AttentionPass
+    mixer: MixerPass
+
+
+class ParallelActivations(NamedTuple):
+    """Tensors that the backward of both mixers needs beside the layer's input."""
+
+    rstd: torch.Tensor
+    """1 / root mean square of x [T]."""
+    attention: AttentionActivations
+    mixer: MixerActivations
+
+    def flat(self) -> list[torch.Tensor]:
+        """All tensors to save, in the order that `ParallelMixers.unflatten` takes."""
+        return [self.rstd, *self.mixer.flat(), *self.attention.flat()]
+
+
+@dataclass
+class ParallelMixers:
+    """A norm, and attention and transformers' module, which both read its output and have no norm of their own."""
+
+    norm: Norm | None
+    attention: AttentionBlock
+    mixer: ModuleMixer
+
+    @property
+    def groups(self) -> tuple[LinearGroup, ...]:
+        """The groups of linear layers that our kernels run."""
+        return self.attention.groups
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The adapters' weights, in the order of `backward`."""
+        return [*self.attention.parameters, *self.mixer.parameters]
+
+    def unflatten(self, tensors: list[torch.Tensor]) -> ParallelActivations:
+        """Returns what `ParallelActivations.flat` took apart."""
+        rstd, of_mixer, *rest = tensors
+        return ParallelActivations(rstd, self.attention.unflatten(rest), self.mixer.unflatten([of_mixer]))
+
+    def begin(self, seed: DropoutSeed | None) -> ParallelPass:
+        """Returns a new pass, with dropout masks of `seed` in attention."""
+        return ParallelPass(self.attention.begin(seed), self.mixer.begin(seed))
+
+    def forward(
+        self, inputs: LayerInputs, pass_ctx: ParallelPass, *, again: bool = False
+    ) -> tuple[ParallelActivations, torch.Tensor]:
+        """Returns what backward needs and the sum of both outputs [T, hidden], which the caller may overwrite."""
+        _, n1, rstd = pre_norm(self.norm, inputs.x)  # [T, hidden], [T]
+        normed = inputs._replace(x=n1)
+        mixer, out = self.mixer.forward(normed, pass_ctx.mixer, again=again)
+        attention, attended = self.attention.forward(normed, pass_ctx.attention, again=again)
+        return ParallelActivations(rstd, attention, mixer), out.add_(attended)
+
+    def backward(
+        self, dh: torch.Tensor, inputs: LayerInputs, saved: ParallelActivations, pass_ctx: ParallelPass,
+        *, residual: torch.Tensor | None,
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:  # fmt: skip
+        """Takes dh [T, hidden], the gradient of the output; returns the gradient of x and those of the adapters, as
+        `ModuleMixer.backward` does."""
+        normed = inputs._replace(x=pre_norm(self.norm, inputs.x)[1])
+        nothing = None if residual is None else torch.zeros_like(dh)
+        dn1, d_mixer = self.mixer.backward(dh, normed, saved.mixer, pass_ctx.mixer, residual=nothing)
+        dn1, d_attention = self.attention.backward(dh, normed, saved.attention, pass_ctx.attention, residual=dn1)
+
+        gradients = [*d_attention, *d_mixer]
+        if residual is None or dn1 is None:
+            return None, gradients
+        return pre_norm_backward(self.norm, dn1, inputs.x, saved.rstd, residual)[0], gradients

@@ -41,7 +41,7 @@ def plan_patches(model: Any) -> Planned:
     # The norms of a layer beside those of heads, and the last one before the head.
     layers, norms = causal.config.num_hidden_layers, len(family.block_norms)
     rms = norms * layers + 1 if family.norm_kind == "rms" else 0
-    return Planned(rms, layers if family.gated else 0, adapters)
+    return Planned(rms, layers if family.mlp in MLP_FAMILIES else 0, adapters)
 
 
 @dataclass

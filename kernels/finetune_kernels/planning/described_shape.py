@@ -72,7 +72,8 @@ def _linears(shape: ModelShape, family: Family) -> list[tuple[int, dict[str, tup
     if shape.mixers is None:
         return [(shape.layers, mlp), (shape.layers, attention)]
     others = len(shape.mixers.layers)
-    return [(shape.layers, mlp), (shape.layers - others, attention), (others, shape.mixers.linears)]
+    attentive = shape.layers - (0 if shape.mixers.beside_attention else others)
+    return [(shape.layers, mlp), (attentive, attention), (others, shape.mixers.linears)]
 
 
 def _inputs(names: tuple[str, ...], sizes: tuple[int, ...], hidden: int) -> dict[str, tuple[int, int]]:

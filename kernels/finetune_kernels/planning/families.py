@@ -12,6 +12,10 @@ from finetune_kernels.planning.family import AFTER_BOTH, Family, Mixer
 _AROUND_MLP = ("input_layernorm", "pre_feedforward_layernorm")
 _GRANITE = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
 _NORMED_QK = ("q_norm", "k_norm")
+_FALCON = (
+    "embedding_multiplier", "lm_head_multiplier", "attention_in_multiplier", "attention_out_multiplier",
+    "key_multiplier", "mlp_multipliers", "ssm_out_multiplier",
+)  # fmt: skip
 _DELTA_NET = Mixer("linear_attn", "GatedDeltaNet", packages=("fla", "causal_conv1d"))
 
 FAMILIES = (
@@ -55,6 +59,13 @@ FAMILIES = (
         "Lfm2", "lfm2", pre_norms=("operator_norm", "ffn_norm"), attention_output="out_proj",
         head_norms=("q_layernorm", "k_layernorm"), mlp_name="feed_forward", mlp_inputs=("w1", "w3"), mlp_output="w2",
         activation="silu", mixer=Mixer("conv", "ShortConv", packages=("causal_conv1d",), layer_type="conv"),
+    ),
+    Family(
+        "FalconH1", "falcon_h1", pre_norms=("input_layernorm", "pre_ff_layernorm"), mlp_name="feed_forward",
+        factors=_FALCON, returns_tuple=True, mixer=Mixer(
+            "mamba", "Mixer", packages=("mamba_ssm", "causal_conv1d"), layer_type="hybrid", barred=("out_proj",),
+            beside_attention=True,
+        ),
     ),
     # Norms around zero, norms after the blocks.
     Family("Gemma", "gemma", norm_offset=1.0, scales_embedding=True),
@@ -106,8 +117,8 @@ FAMILIES = (
 
 NORM_OFFSETS = {family.norm: family.norm_offset for family in FAMILIES if family.norm_kind == "rms"}
 """RMS norm's class -> what is added to its weight."""
-MLP_FAMILIES = {family.mlp: family for family in FAMILIES if family.gated}
-"""Class of an MLP with a gate -> its family."""
+MLP_FAMILIES = {family.mlp: family for family in FAMILIES if family.gated and "mlp_multipliers" not in family.factors}
+"""Class of an MLP with a gate, and without factors of its own -> its family."""
 
 
 def family_of(causal: object) -> Family | None:

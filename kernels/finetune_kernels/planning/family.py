@@ -30,7 +30,7 @@ AFTER_BOTH = ("post_attention_layernorm", "post_feedforward_layernorm")
 
 @dataclass(frozen=True)
 class Mixer:
-    """A mixer other than attention, which transformers' own module runs."""
+    """A mixer other than attention, in its place or beside it, which transformers' own module runs."""
 
     name: str
     """Name of the module in a layer, where other layers have attention."""
@@ -42,6 +42,8 @@ class Mixer:
     """Type of such layers in the configuration."""
     barred: tuple[str, ...] = ()
     """Linear layers that get no adapter: kernels read their weights past it."""
+    beside_attention: bool = False
+    """True if such a layer has attention as well, and adds what both make of the same norm's output."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ class Family:
     factors: tuple[str, ...] = ()
     """Fields of the configuration that scale embedding, residual stream, scores or logits. The model applies the
     first, attention's module says the third, and fused layers and the loss apply the others."""
+    returns_tuple: bool = False
+    """True if a layer returns a tuple of its output."""
 
     @property
     def architecture(self) -> str:
@@ -182,6 +186,8 @@ class Family:
         """The same for a layer with the other mixer, whose own modules are left out."""
         if self.mixer is None:
             return {}
+        if self.mixer.beside_attention:
+            return {**self.modules(), self.mixer.name: self.mixer_class}
         blocks = {self.mixer.name: self.mixer_class, self.mlp_name: self.mlp}
         return {**blocks, **dict.fromkeys(self.block_norms, self.norm), **dict.fromkeys(self.mlp_linears)}
 

@@ -4,7 +4,7 @@ first question.
 What only the modules can tell (a norm of another class, base weights that train) `layer_builder.why_not_fused` adds.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from finetune_kernels.planning.families import FAMILIES, family_of_config
 from finetune_kernels.planning.family import Family
@@ -31,6 +31,12 @@ FOREIGN_FACTORS = (
     "attention_multiplier",
     "logits_scaling",
     "logit_scale",
+    "lm_head_multiplier",
+    "attention_in_multiplier",
+    "attention_out_multiplier",
+    "key_multiplier",
+    "mlp_multipliers",
+    "ssm_out_multiplier",
 )
 """Fields of configurations that scale embedding, residual stream, scores or logits. A family that does not name one
 in its row must not have it: a small model of such a family hides it, as their defaults are mostly 1."""
@@ -76,6 +82,9 @@ def why_not_config(config: Any, family: Family | None) -> str | None:
     dropout = next((name for name in DROPOUTS if getattr(config, name, 0)), None)
     if dropout is not None:
         return f"{dropout} = {getattr(config, dropout)} in the configuration: dropout in the base model"
+    biased = [name for name in ("attention_bias", "mlp_bias") if getattr(config, name, False)]
+    if biased and "mlp_multipliers" in family.factors:
+        return f"{biased[0]} in the configuration: biases beside factors"
     return _why_not_layers(config, family)
 
 
@@ -122,7 +131,30 @@ def logit_factor(config: Any, family: Family | None) -> float:
     factors = () if family is None else family.factors
     if "logits_scaling" in factors:
         return 1.0 / float(config.logits_scaling)
-    return float(config.logit_scale) if "logit_scale" in factors else 1.0
+    name = next((name for name in ("logit_scale", "lm_head_multiplier") if name in factors), None)
+    return 1.0 if name is None else float(getattr(config, name))
+
+
+class BlockFactors(NamedTuple):
+    """Factors of Falcon H1's blocks; all are 1 for other families."""
+
+    scores: float = 1.0
+    """Factor of attention's scores: of its input, twice, and of the keys."""
+    attention: float = 1.0
+    """Factor of attention's output: of its input, which the values have, and of the output itself."""
+    mixer: float = 1.0
+    gate: float = 1.0
+    """Factor of the MLP's gate, before its activation."""
+    mlp: float = 1.0
+
+
+def block_factors(config: Any, family: Family) -> BlockFactors:
+    """Returns the factors of a model's blocks."""
+    if "mlp_multipliers" not in family.factors:
+        return BlockFactors()
+    entry, (gate, down) = config.attention_in_multiplier, config.mlp_multipliers
+    scores, attention = entry * entry * config.key_multiplier, entry * config.attention_out_multiplier
+    return BlockFactors(scores, attention, config.ssm_out_multiplier, gate, down)
 
 
 def largest(config: Any, name: str) -> Any:

@@ -28,6 +28,8 @@ class MixerShape:
     """Output and input size of each linear layer."""
     bytes_per_token: int
     """Bytes a token that its backward needs."""
+    beside_attention: bool = False
+    """True if these layers have attention as well."""
 
     @property
     def parameters(self) -> int:
@@ -44,7 +46,7 @@ def mixer_shape(config: Any, family: Family | None) -> MixerShape | None:
         return None
 
     sizes = {"GatedDeltaNet": _delta_net, "ShortConv": _short_convolution}.get(family.mixer.kind, _mamba)
-    return MixerShape(layers, *sizes(config))
+    return MixerShape(layers, *sizes(config), family.mixer.beside_attention)
 
 
 def _delta_net(config: Any) -> tuple[dict[str, tuple[int, int]], int]:

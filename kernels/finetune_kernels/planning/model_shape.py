@@ -88,7 +88,7 @@ class ModelShape:
         return sum(count * self.recomputed_flop(policy, mixer=mixer) for policy, mixer, count in self._counts(policies))
 
     def _counts(self, policies: Sequence[ActivationPolicy]) -> list[tuple[ActivationPolicy, bool, int]]:
-        """Numbers of layers by their policy, and whether they have the other mixer in attention's place."""
+        """Numbers of layers by their policy, and whether they have the other mixer."""
         others = [] if self.mixers is None else [policies[index] for index in self.mixers.layers]
         found = [(policy, False, policies.count(policy) - others.count(policy)) for policy in ActivationPolicy]
         return found + [(policy, True, others.count(policy)) for policy in ActivationPolicy if others]
@@ -103,7 +103,8 @@ class ModelShape:
         if policy is not ActivationPolicy.RECOMPUTE_ALL:
             # h and both norms' rstd (fp32, hence twice); attention's output, q k v and the softmax sums
             elements += (0 if self.parallel else self.hidden) + 4
-            elements += 0 if mixer else self.heads * self.head_size + self.attention_width + 2 * self.heads
+            replaced = mixer and self.mixers is not None and not self.mixers.beside_attention
+            elements += 0 if replaced else self.heads * self.head_size + self.attention_width + 2 * self.heads
             elements += 2 * (self.hidden + 2) if self.second_norms else 0
         if policy is ActivationPolicy.SAVE_ALL:
             elements += self.wide_inputs * self.feed_forward  # gate and up
@@ -121,7 +122,10 @@ class ModelShape:
         down = 2.0 * self.hidden * self.feed_forward
         gate_up = self.wide_inputs * down
         if mixer and self.mixers is not None:
-            return 2.0 * self.mixers.parameters + (0.0 if policy is ActivationPolicy.SAVE_ALL else gate_up)
+            again = 2.0 * self.mixers.parameters
+            if self.mixers.beside_attention:
+                return again + self.recomputed_flop(policy)
+            return again + (0.0 if policy is ActivationPolicy.SAVE_ALL else gate_up)
         if policy is ActivationPolicy.SAVE_ALL:
             return 0.0
         if policy is ActivationPolicy.RECOMPUTE_MLP:

@@ -29,6 +29,7 @@ HYBRIDS: list[tuple[str, dict[str, Any]]] = [
     ("qwen3_5_text", {}),
     ("lfm2", {}),
     ("granitemoehybrid", {"num_local_experts": 0}),
+    ("falcon_h1", {"mlp_multipliers": [0.8, 1.2], "attention_in_multiplier": 0.9, "ssm_out_multiplier": 0.8}),
 ]
 
 

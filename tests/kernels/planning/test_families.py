@@ -85,6 +85,7 @@ def test_a_row_lacks_nothing(family: Family) -> None:
     assert gaps(family) == []
 
 
+FALCON = ROWS["FalconH1"].factors
 MUTANTS: list[tuple[str, dict[str, Any], str]] = [
     ("Llama", {"model_type": "llama9"}, "transformers has no llama9"),
     ("Llama", {"head_norms": ("q_norm", "k_norm")}, "LlamaDecoderLayer has no self_attn.q_norm"),
@@ -118,6 +119,8 @@ MUTANTS: list[tuple[str, dict[str, Any], str]] = [
     ("Lfm2", {"mlp_inputs": ("w3", "w1")}, "computes something else"),
     ("Lfm2", {"pre_norms": ("ffn_norm", "operator_norm")}, "computes something else"),
     ("Lfm2", {"activation": None}, "activation None, not silu"),
+    ("FalconH1", {"factors": FALCON[:-2]}, "mlp_multipliers = [0.6, 1.3] in the configuration"),
+    ("FalconH1", {"factors": FALCON[:-1]}, "ssm_out_multiplier = 0.9 in the configuration"),
     ("Gemma", {"norm_offset": 0.0}, "computes something else"),
     ("Gemma", {"scales_embedding": False}, "scales_embedding"),
     ("Gemma2", {"post_norms": ()}, "post_attention_layernorm is a norm that other Gemma2"),
@@ -177,6 +180,8 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any], str | None]] = [
     ("granitemoehybrid", {"layer_types": ["linear_attention"] * 2}, None),
     ("qwen3_5_text", {"layer_types": ["full_attention", "conv"]}, "layers of type conv"),
     ("qwen3_next", {"mlp_only_layers": [0]}, "4 experts a layer"),
+    ("falcon_h1", {"mamba_rms_norm": False}, None),
+    ("falcon_h1", {"attention_bias": True}, "attention_bias in the configuration: biases beside factors"),
     ("lfm2", {"block_auto_adjust_ff_dim": True, "block_multiple_of": 8}, None),
     ("seed_oss", {"residual_dropout": 0.1}, "residual_dropout = 0.1 in the configuration: dropout in the base model"),
     ("starcoder2", {"hidden_act": "gelu"}, "activation gelu, not "),

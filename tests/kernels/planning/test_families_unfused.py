@@ -10,7 +10,7 @@ from finetune_kernels.layers.packed_attention import use_packed_attention
 from finetune_kernels.layers.patching import patch_model
 from finetune_kernels.layers.supervised_loss import fused_supervised_loss, has_plain_head
 from finetune_kernels.mixers.isolation import isolate_documents
-from finetune_kernels.planning.families import FAMILIES
+from finetune_kernels.planning.families import FAMILIES, MLP_FAMILIES
 from finetune_kernels.planning.family import Family
 from finetune_test_kernels.family_settings import documents_pass, family_model
 from finetune_test_kernels.tensor_checks import DEVICE, largest_error
@@ -27,7 +27,7 @@ def test_modules_and_packed_attention(family: Family) -> None:
     expected = documents_pass(model, DOCUMENTS, packed=False)
     report = patch_model(model, keep_dequantized=False)
     assert (report.norms > 0) == (family.norm_kind == "rms"), report
-    assert (report.mlps > 0) == family.gated, report
+    assert (report.mlps > 0) == (family.mlp in MLP_FAMILIES), report
 
     assert (isolate_documents(model.get_base_model()) > 0) == (family.mixer is not None)
     reason = use_packed_attention(model.get_base_model())
@@ -38,7 +38,7 @@ def test_modules_and_packed_attention(family: Family) -> None:
     assert largest_error(documents_pass(model, DOCUMENTS, packed=False), expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("prefix", ["Llama", "Granite", "GraniteMoeHybrid", "Cohere2", "Gemma2", "Qwen3_5"])
+@pytest.mark.parametrize("prefix", ["Llama", "Granite", "GraniteMoeHybrid", "Cohere2", "Gemma2", "Qwen3_5", "FalconH1"])
 def test_the_loss_through_the_head(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     family = next(row for row in FAMILIES if row.prefix == prefix)
     causal: PreTrainedModel | Any = family_model(family).get_base_model()

@@ -25,10 +25,14 @@ MAMBA: dict[str, Any] = {
     "layer_types": ["full_attention", "linear_attention", "linear_attention"], "num_local_experts": 0,
     "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 32, "mamba_n_groups": 2, "mamba_chunk_size": 64,
 }  # fmt: skip
+FALCON: dict[str, Any] = {name: value for name, value in MAMBA.items() if name.startswith("mamba")} | {
+    "mamba_d_ssm": 128, "mamba_rms_norm": True,
+}  # fmt: skip
 CASES = [
     ("qwen3_5_text", DELTA, (0, 2), "linear_attn"),
     ("lfm2", {"layer_types": ["full_attention", "conv", "conv"]}, (1, 2), "conv"),
     ("granitemoehybrid", MAMBA, (1, 2), "mamba"),
+    ("falcon_h1", FALCON, (0, 1, 2), "mamba"),
 ]
 
 

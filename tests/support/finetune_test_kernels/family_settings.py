@@ -71,6 +71,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "qwen3_5_text": _DELTA_NET,
     "qwen3_next": _DELTA_NET | {"mlp_only_layers": [0, 1], "num_experts": 4},
+    "falcon_h1": {
+        "embedding_multiplier": 1.7, "lm_head_multiplier": 0.6, "attention_in_multiplier": 0.8, "key_multiplier": 0.7,
+        "attention_out_multiplier": 1.4, "mlp_multipliers": [0.6, 1.3], "ssm_in_multiplier": 1.2,
+        "ssm_out_multiplier": 0.9, "ssm_multipliers": [0.9, 0.8, 0.7, 1.1, 1.2], "mamba_d_ssm": 128,
+        "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 8, "mamba_n_groups": 2, "mamba_chunk_size": 4,
+        "mamba_rms_norm": True,
+    },
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False, "norm_eps": 1e-3},
     "gemma": {"attention_bias": True},
     "gemma2": {"sliding_window": WINDOW, "attn_logit_softcapping": 1.5, "query_pre_attn_scalar": 32},

@@ -20,6 +20,7 @@ OWN: dict[str, dict[str, Any]] = {
         "mamba_d_head": 64,
     },
     "qwen3_5_text": {"layer_types": LAYERS},
+    "falcon_h1": {"mamba_d_ssm": 512, "mamba_n_heads": 8, "mamba_d_head": 64},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
 }  # fmt: skip
 """What a family's configuration needs besides; hybrids have a layer of each kind, and Qwen3-Next has experts."""
