@@ -12,6 +12,7 @@ from finetune_kernels.planning.family import AFTER_BOTH, Family, Mixer
 _AROUND_MLP = ("input_layernorm", "pre_feedforward_layernorm")
 _GRANITE = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
 _NORMED_QK = ("q_norm", "k_norm")
+_SHORT_CONVOLUTION = Mixer("conv", "ShortConv", packages=("causal_conv1d",), layer_type="conv")
 _FALCON = (
     "embedding_multiplier", "lm_head_multiplier", "attention_in_multiplier", "attention_out_multiplier",
     "key_multiplier", "mlp_multipliers", "ssm_out_multiplier",
@@ -58,7 +59,20 @@ FAMILIES = (
     Family(
         "Lfm2", "lfm2", pre_norms=("operator_norm", "ffn_norm"), attention_output="out_proj",
         head_norms=("q_layernorm", "k_layernorm"), mlp_name="feed_forward", mlp_inputs=("w1", "w3"), mlp_output="w2",
-        activation="silu", mixer=Mixer("conv", "ShortConv", packages=("causal_conv1d",), layer_type="conv"),
+        activation="silu", mixer=_SHORT_CONVOLUTION,
+    ),
+    Family(
+        "Lfm2Moe", "lfm2_moe", pre_norms=("operator_norm", "ffn_norm"), attention_output="out_proj",
+        head_norms=("q_layernorm", "k_layernorm"), mlp_name="feed_forward", mlp_inputs=("w1", "w3"), mlp_output="w2",
+        activation="silu", mixer=_SHORT_CONVOLUTION,
+    ),
+    Family(
+        "Qwen3_5Moe", "qwen3_5_moe_text", norm_offset=1.0, head_norms=_NORMED_QK, gates_heads=True, mixer=_DELTA_NET,
+    ),
+    Family(
+        "NemotronH", "nemotron_h", pre_norms=("norm",), mlp_name="mixer", mlp_inputs=("up_proj",), gated=False,
+        activation_field="mlp_hidden_act",
+        mixer=Mixer("mixer", "Mamba2Mixer", packages=("mamba_ssm", "causal_conv1d"), barred=("out_proj",)),
     ),
     Family(
         "FalconH1", "falcon_h1", pre_norms=("input_layernorm", "pre_ff_layernorm"), mlp_name="feed_forward",

@@ -42,10 +42,11 @@ FOREIGN_FACTORS = (
 in its row must not have it: a small model of such a family hides it, as their defaults are mostly 1."""
 DROPOUTS = ("attention_dropout", "residual_dropout", "resid_pdrop", "hidden_dropout")
 """Fields of configurations that drop a part of the base model's own activations while it trains."""
-MIXTURES_ONLY = ("qwen3_next",)
+MIXTURES_ONLY = ("lfm2_moe", "qwen3_5_moe_text", "qwen3_next")
 """`model_type` of families whose published models all have experts: their row serves single modules."""
 REASONS = {
     "gemma4_text": "full-attention layers of Gemma 4 have heads of 512 elements, and the kernels take 256 at most",
+    "nemotron_h": "layers of Nemotron H have one block each: attention, Mamba, an MLP or experts",
     "gemma3n_text": "layers of Gemma 3n have inputs of their own and several residual streams",
 }
 """`model_type` of families that were looked at and left -> why."""
@@ -68,6 +69,8 @@ def why_not_config(config: Any, family: Family | None) -> str | None:
     if family is None:
         model_type = str(getattr(config, "model_type", ""))
         return REASONS.get(model_type, f"the kernels do not know the layers of model type {model_type}")
+    if family.model_type in REASONS:
+        return REASONS[family.model_type]
     if (factor := foreign_factor(config, family)) is not None:
         return f"{factor} = {getattr(config, factor)} in the configuration, a factor that fused layers do not apply"
     if getattr(config, "use_bidirectional_attention", False):
@@ -172,4 +175,5 @@ def head_size(config: Any) -> int:
 
 def fused_families() -> tuple[str, ...]:
     """`model_type` of every family whose layers are fused, in alphabetical order: the list in the documents."""
-    return tuple(sorted(family.model_type for family in FAMILIES if family.model_type not in MIXTURES_ONLY))
+    left = (*MIXTURES_ONLY, *REASONS)
+    return tuple(sorted(family.model_type for family in FAMILIES if family.model_type not in left))

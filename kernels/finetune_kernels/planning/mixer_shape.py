@@ -17,6 +17,8 @@ CHUNK = 64
 DISTRIBUTIONS = {"fla": "fla-core", "causal_conv1d": "causal-conv1d", "mamba_ssm": "mamba-ssm"}
 """Module -> the package that has it."""
 
+_NEMOTRON = ("mamba_num_heads", "mamba_head_dim", "ssm_state_size", "n_groups")
+
 
 @dataclass(frozen=True)
 class MixerShape:
@@ -70,11 +72,14 @@ def _short_convolution(config: Any) -> tuple[dict[str, tuple[int, int]], int]:
 
 
 def _mamba(config: Any) -> tuple[dict[str, tuple[int, int]], int]:
-    hidden, heads, state = config.hidden_size, config.mamba_n_heads, config.mamba_d_state
-    inner, groups = heads * config.mamba_d_head, config.mamba_n_groups * state
+    # Nemotron H has its own names.
+    own = hasattr(config, "mamba_num_heads")
+    names = _NEMOTRON if own else ("mamba_n_heads", "mamba_d_head", "mamba_d_state", "mamba_n_groups")
+    heads, size, state, count = (getattr(config, name) for name in names)
+    hidden, inner, groups = config.hidden_size, heads * size, count * state
     linears = {"in_proj": (2 * inner + 2 * groups + heads, hidden), "out_proj": (hidden, inner)}
 
-    chunk = config.mamba_chunk_size
+    chunk = config.chunk_size if own else config.mamba_chunk_size
     states = inner * state // chunk
     return linears, 40 * inner + 24 * heads * state + 12 * heads * chunk + states + 8 * groups
 

@@ -9,9 +9,8 @@ import torch
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.layers.layer_builder import why_not_fused
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.planning.families import FAMILIES
 from finetune_kernels.planning.family import Family
-from finetune_test_kernels.family_settings import documents_pass, family_model
+from finetune_test_kernels.family_settings import FUSED_FAMILIES, documents_pass, family_model
 from finetune_test_kernels.tensor_checks import root_error
 
 pytestmark = [
@@ -33,7 +32,7 @@ def rounded(family: Family) -> Any:
     return model
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.prefix)
+@pytest.mark.parametrize("family", FUSED_FAMILIES, ids=lambda family: family.prefix)
 def test_errors_are_no_larger_than_those_of_eager_bf16(family: Family) -> None:
     oracle = documents_pass(rounded(family), DOCUMENTS, packed=False)
     model = rounded(family).to(torch.bfloat16)

@@ -13,7 +13,7 @@ from finetune_kernels.mixers.documents import BatchesOfPass, DocumentBatches
 from finetune_kernels.mixers.isolation import isolate_documents
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.families import FAMILIES
-from finetune_test_kernels.family_settings import documents_pass, family_model, rows_pass
+from finetune_test_kernels.family_settings import FUSED_FAMILIES, documents_pass, family_model, rows_pass
 from finetune_test_kernels.tensor_checks import DEVICE, largest_error
 
 pytestmark = [
@@ -29,8 +29,10 @@ def fuse(model: Any, policy: ActivationPolicy) -> FusedLayers:
     return FusedLayers(causal, [policy] * len(causal.model.layers), torch.float32, keep_dequantized=False)
 
 
-@pytest.mark.parametrize("prefix", HYBRIDS)
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    ("prefix", "fused"),
+    [(row.prefix, fused) for row in HYBRIDS.values() for fused in (True, False) if row in FUSED_FAMILIES or not fused],
+)
 def test_documents_that_are_not_batched_see_each_other(
     prefix: str, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

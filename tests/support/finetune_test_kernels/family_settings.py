@@ -11,7 +11,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from finetune_kernels.planning.families import FAMILIES
 from finetune_kernels.planning.family import Family
+from finetune_kernels.planning.fused_support import REASONS
 from finetune_test_kernels.tensor_checks import DEVICE, normal
 
 SIZES: dict[str, Any] = {
@@ -34,6 +36,7 @@ _TWO_ROPES = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
     "full_attention": {"rope_type": "linear", "rope_theta": 500000.0, "factor": 2.0},
 }
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 HYBRID = ["linear_attention", "full_attention"]
 _DELTA_NET = {
     "layer_types": HYBRID, "attention_bias": True, "rope_parameters": _PARTIAL, "linear_num_key_heads": 2,
@@ -48,6 +51,13 @@ CENTERED = ("gemma", "qwen3_5", "qwen3_next")
 """Begins the types that add one to their norms' weights."""
 MIXER_INPUTS = ("in_proj", "in_proj_qkv", "in_proj_qkvz", "in_proj_z")
 """Linear layers of other mixers than attention that get an adapter."""
+
+FUSED_FAMILIES = [
+    family
+    for family in FAMILIES
+    if family.model_type not in REASONS and family.model_type not in ("lfm2_moe", "qwen3_5_moe_text")
+]
+"""Families of whose small model the layers are fused. The rows of others serve single modules."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "llama": _BIASES,
@@ -71,6 +81,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "qwen3_5_text": _DELTA_NET,
     "qwen3_next": _DELTA_NET | {"mlp_only_layers": [0, 1], "num_experts": 4},
+    "qwen3_5_moe_text": _DELTA_NET | _EXPERTS | {"shared_expert_intermediate_size": 24},
+    "lfm2_moe": _EXPERTS | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "nemotron_h": {
+        "layers_block_type": [*HYBRID, "mlp", "linear_attention"], "mamba_num_heads": 4, "mamba_head_dim": 32,
+        "ssm_state_size": 8, "n_groups": 2, "chunk_size": 4,
+    },
     "falcon_h1": {
         "embedding_multiplier": 1.7, "lm_head_multiplier": 0.6, "attention_in_multiplier": 0.8, "key_multiplier": 0.7,
         "attention_out_multiplier": 1.4, "mlp_multipliers": [0.6, 1.3], "ssm_in_multiplier": 1.2,

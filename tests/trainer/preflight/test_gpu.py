@@ -5,10 +5,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import Qwen3_5TextConfig
 
 from finetune_api.gpus import ExpectedGpu
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode
+from finetune_kernels.planning import mixer_shape
 from finetune_kernels.planning.described_shape import shape_from_config
 from finetune_kernels.planning.memory_plan import MARGIN, plan_memory
 from finetune_kernels.planning.model_shape import loaded_bytes
@@ -55,6 +57,19 @@ def test_the_shape_of_llama_8b() -> None:
     assert shape is not None
     assert (shape.linear_parameters, shape.adapter_parameters) == (6_979_321_856, 41_943_040)
     assert loaded_bytes(LLAMA_8B, shape, double_quantized=True) / GIB == pytest.approx(5.467, abs=0.001)
+
+
+def test_kernels_that_a_hybrid_lacks_are_said_before_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixer_shape, "find_spec", lambda name: None)
+    hybrid = Qwen3_5TextConfig()
+    [finding] = judge_gpu(a_config(80 * GIB), hybrid, None, None)
+    assert (finding.severity, finding.location) == (Severity.WARNING, "spec.model.source")
+    assert finding.message.startswith(
+        "24 of 32 layers have linear attention, which runs in transformers' plain PyTorch"
+    )
+    assert judge_gpu(a_config(80 * GIB), LLAMA_8B, None, None) == []
+    monkeypatch.setattr(mixer_shape, "find_spec", lambda name: object())
+    assert judge_gpu(a_config(80 * GIB), hybrid, None, None) == []
 
 
 def test_a_job_that_fits_says_nothing() -> None:

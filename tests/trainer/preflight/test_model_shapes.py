@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetune_api.spec.training import DEFAULT_TARGETS, AdapterSpec
 from finetune_kernels.planning.described_shape import shape_from_config
-from finetune_kernels.planning.families import FAMILIES
+from finetune_kernels.planning.fused_support import fused_families
 from finetune_kernels.planning.model_shape import loaded_bytes
 from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.training.engine import model_shape
@@ -23,12 +23,12 @@ OWN: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_d_ssm": 512, "mamba_n_heads": 8, "mamba_d_head": 64},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
 }  # fmt: skip
-"""What a family's configuration needs besides; hybrids have a layer of each kind, and Qwen3-Next has experts."""
+"""What a family's configuration needs besides; hybrids have a layer of each kind."""
 OPTIONS: list[dict[str, Any]] = [{}, {"dropout": 0.1}, {"variant": "DoRA"}]
 PARTS, ALL = ("q_proj", "down_proj"), ("all-linear",)
 FIRST = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 SHAPES = [(family, targets, options) for family in FIRST for targets in (PARTS, ALL) for options in OPTIONS]
-SHAPES += [(family.model_type, ALL, {}) for family in FAMILIES if family.model_type not in (*FIRST, "qwen3_next")]
+SHAPES += [(family, ALL, {}) for family in fused_families() if family not in FIRST]
 SHAPES += [(hybrid, DEFAULT_TARGETS, {}) for hybrid in OWN]
 
 

@@ -19,7 +19,7 @@ SAMPLE = {
     "a hybrid with a delta rule": ("qwen3_next", Batching.PACKED),
     "a hybrid with Mamba": ("granitemoehybrid", Batching.PACKED),
     "a hybrid with shared blocks": ("zamba2", Batching.PADDED),
-    "short convolutions and experts": ("lfm2_moe", Batching.PADDED),
+    "short convolutions and experts": ("lfm2_moe", Batching.PACKED),
     "a recurrence": ("rwkv", Batching.PADDED),
     "an encoder": ("bert", None),
 }

@@ -18,8 +18,8 @@ from finetune_trainer.training.engine import Engine
 from finetune_trainer.training.loaded_model import LoadedModel
 from finetune_trainer.training.losses import supervised_loss
 
-PACKED = ("llama", "gemma3_text", "qwen3_moe", "gpt2", "qwen3_5_text", "qwen3_next", "lfm2", "falcon_h1")
-PADDED = ("gpt_oss", "granitemoehybrid", "falcon", "mamba2", "nemotron_h", "minimax")
+PACKED = ("llama", "gemma3_text", "qwen3_moe", "gpt2", "qwen3_5_text", "qwen3_next", "lfm2", "falcon_h1", "nemotron_h")
+PADDED = ("gpt_oss", "granitemoehybrid", "falcon", "mamba2", "minimax")
 DENSE_GRANITE_4 = {"layer_types": ["attention"] * 4}
 
 
