@@ -27,7 +27,7 @@ from finetune_trainer.model.multimodal import language_model_names
 texts, tiny_base, chat_file = tiny_runs.texts, tiny_runs.tiny_base, tiny_runs.chat_file
 run_config, settings = tiny_runs.run_config, tiny_runs.settings
 TOKENS = torch.arange(3, 43).unsqueeze(0)
-WITH_GGUF = ("gemma3", "qwen2_5_vl")
+WITH_GGUF = ("gemma3", "gemma4", "qwen2_5_vl")
 
 
 @pytest.mark.parametrize("gpus", [0, pytest.param(1, marks=pytest.mark.gpu)])

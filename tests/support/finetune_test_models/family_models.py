@@ -50,6 +50,8 @@ class FamilyModel:
     ends: Sequence[str] = ()
     """Tokens at which generation stops, for generation_config.json; empty: the tokenizer's end of sequence."""
     template: Any = CHAT_TEMPLATE
+    spare_rows: int = SPARE_ROWS
+    """Rows of the embedding beyond the tokenizer."""
 
 
 FAMILY_MODELS: dict[str, FamilyModel] = {
@@ -158,6 +160,23 @@ FAMILY_MODELS: dict[str, FamilyModel] = {
     "glm-4.5": FamilyModel("glm4_moe", "glm-4", {"num_nextn_predict_layers": 0}, ends=GLM_ENDS),
     "deepseek-v2": FamilyModel("deepseek_v2", "gpt-2"),
     "deepseek-v3": FamilyModel("deepseek_v3", "deepseek-3", {"n_routed_experts": 8, "n_group": 2}),
+    "gemma-4-31b": FamilyModel(
+        "gemma4", "gemma-4",
+        {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "final_logit_softcapping": 30.0},
+        ends=("<eos>", "<turn|>"), spare_rows=0,
+    ),
+    "gemma-4-e2b": FamilyModel(
+        "gemma4", "gemma-4",
+        {"hidden_size_per_layer_input": 32, "num_kv_shared_layers": 3, "use_double_wide_mlp": True,
+         "num_hidden_layers": 6, "layer_types": (["sliding_attention"] * 2 + ["full_attention"]) * 2},
+        ends=("<eos>", "<turn|>"), spare_rows=0,
+    ),
+    "gemma-4-26b-a4b": FamilyModel(
+        "gemma4", "gemma-4",
+        {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "enable_moe_block": True, "num_experts": 4,
+         "top_k_experts": 2, "moe_intermediate_size": HIDDEN_SIZE},
+        ends=("<eos>", "<turn|>"), spare_rows=0,
+    ),
     "gemma": FamilyModel(
         "gemma", "gemma", {"num_key_value_heads": 1, "num_hidden_layers": 3}, ends=("<eos>", "<end_of_turn>")
     ),
@@ -197,11 +216,14 @@ def make_family_model(name: str, folder: Path, texts: Sequence[str], **settings:
     }
     kind = KINDS[model.tokenizer]
     tokens = {
-        "vocab_size": count + SPARE_ROWS,
+        "vocab_size": count + model.spare_rows,
         "bos_token_id": ids.get(kind.bos or ""),
         "eos_token_id": ids[kind.eos],
         "pad_token_id": ids.get(kind.pad or ""),
     }
+
+    if model.settings.get("hidden_size_per_layer_input"):
+        tokens["vocab_size_per_layer_input"] = tokens["vocab_size"]
 
     common = {"num_hidden_layers": 2, "hidden_size": HIDDEN_SIZE}  # K-quants need rows of a multiple of 256
     write_random_weights(folder, family=model.family, **common | tokens | dict(model.settings) | settings)

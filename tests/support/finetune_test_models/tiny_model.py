@@ -39,6 +39,11 @@ def _gemma(head: int) -> dict[str, Any]:
     return {"tie_word_embeddings": True, "head_dim": head, "query_pre_attn_scalar": head, "sliding_window": 64}
 
 
+def _gemma4(head: int) -> dict[str, Any]:
+    return {"tie_word_embeddings": True, "head_dim": head, "global_head_dim": 2 * head, "sliding_window": 64,
+            "hidden_size_per_layer_input": 0, "layer_types": ["sliding_attention", "full_attention"]}  # fmt: skip
+
+
 def _experts(head: int) -> dict[str, Any]:
     return {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 4 * head}
 
@@ -110,6 +115,7 @@ TINY_FAMILIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
     "glm4_moe": ("glm4_moe", lambda head: _routed(head) | {"head_dim": head}),
     "deepseek_v2": ("deepseek_v2", lambda head: _routed(head) | _latent(head)),
     "deepseek_v3": ("deepseek_v3", lambda head: _routed(head) | _latent(head)),
+    "gemma4": ("gemma4_text", _gemma4),
     "gemma": ("gemma", lambda head: {"tie_word_embeddings": True, "head_dim": head}),
 }
 
@@ -178,6 +184,9 @@ def write_random_weights(
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        for name in sorted(dict(model.named_buffers()).keys() & model.state_dict().keys()):
+            buffer = model.get_buffer(name)  # biases that choose experts, scales of layers
+            buffer.add_(torch.randn_like(buffer), alpha=0.1)
 
         if family.startswith("gemma"):
             # Gemma multiplies embeddings by sqrt(hidden_size); tied ones would make the model repeat its last token.

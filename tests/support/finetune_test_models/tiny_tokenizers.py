@@ -99,6 +99,8 @@ class SentencePieceKind:
     """Pieces that are user-defined symbols, added but not special."""
     appended: tuple[str, ...] = ()
     """Special tokens after the pieces."""
+    has_model: bool = True
+    """tokenizer.model is published."""
 
 
 KINDS: dict[str, ByteLevelKind | SentencePieceKind] = {
@@ -156,6 +158,10 @@ KINDS: dict[str, ByteLevelKind | SentencePieceKind] = {
         ("<pad>", "<eos>", "<bos>", "<unk>"), "<bos>", "<eos>", prefixed=False, tokenizer_class="GemmaTokenizer",
         pad="<pad>", plain=("<mask>", "<unused0>", "<start_of_turn>", "<end_of_turn>", "\n\n", "▁▁"),
     ),
+    "gemma-4": SentencePieceKind(
+        ("<pad>", "<eos>", "<bos>", "<unk>"), "<bos>", "<eos>", prefixed=False, tokenizer_class="GemmaTokenizer",
+        pad="<pad>", plain=("<mask>", "<|turn>", "<turn|>", "<|channel>", "<channel|>", "\n\n", "▁▁"), has_model=False,
+    ),
 }  # fmt: skip
 
 
@@ -171,6 +177,8 @@ def write_tokenizer(kind: str, folder: Path, texts: Sequence[str], *, chat_templ
         extra: dict[str, Any] = {"add_bos_token": True} if chosen.adds_bos else {}
     else:
         tokenizer = _train_sentencepiece(chosen, folder, texts, size)
+        if not chosen.has_model:
+            (folder / "tokenizer.model").unlink()
         extra = {"add_bos_token": True, "add_eos_token": False, "unk_token": "<unk>", "sp_model_kwargs": {}}
     tokenizer.save(str(folder / "tokenizer.json"))
 

@@ -31,6 +31,7 @@ def tokenize(files: Sequence[Path], texts: Sequence[str]) -> list[list[list[int]
         input=json.dumps({"files": [str(path) for path in files], "texts": list(texts)}),
         capture_output=True,
         text=True,
+        errors="replace",  # a log may break a character off
         timeout=280,
         check=False,
     )

@@ -6,10 +6,12 @@
 from dataclasses import replace
 
 import pytest
+from gguf import MODEL_ARCH_NAMES
 
 from finetune_api.vocabulary import Batching
 from finetune_test_models.sweeps.architecture_sweep import types
 from finetune_test_models.sweeps.family_table import differences, find_family
+from finetune_trainer.export.gguf.families import GGUF_FAMILIES
 from finetune_trainer.model import architectures
 from finetune_trainer.model.architectures import FIRST_STEP, why_untrainable
 from finetune_trainer.model.family_table import LANGUAGE_MODEL, ModelFamily, model_families
@@ -20,6 +22,11 @@ STALE = "out of date: run `make architectures MODEL_TYPES=...`"
 
 def test_every_type_of_transformers_has_a_row() -> None:
     assert set(model_families()) == set(types()), STALE
+
+
+def test_the_rows_become_the_gguf_files_that_the_export_writes() -> None:
+    written = {name: MODEL_ARCH_NAMES[family.architecture] for name, family in GGUF_FAMILIES.items()}
+    assert {name: family.gguf for name, family in model_families().items() if family.gguf} == written, STALE
 
 
 @pytest.mark.filterwarnings("ignore")  # families warn of kernels that are not installed

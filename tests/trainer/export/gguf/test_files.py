@@ -8,9 +8,11 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from finetune_test_models.family_models import make_family_model
 from finetune_test_models.tiny_model import CHAT_TEMPLATE, make_tiny_model
+from finetune_test_programs.file_differences import different_tensors
 from finetune_trainer.export.errors import ExportError
 from finetune_trainer.export.export import ExportRequest, export
 from finetune_trainer.export.gguf.tensors import interleave_heads
@@ -120,3 +122,24 @@ def test_an_unknown_architecture_is_refused_before_anything_is_written(tmp_path:
         read(folder, tmp_path / "out", "F16")
     assert refusal.value.reason == "UnsupportedArchitecture"
     assert not list((tmp_path / "out").rglob("*.gguf"))
+
+
+def test_stacks_of_experts_are_the_same_file_as_a_matrix_for_each(tmp_path: Path, texts: list[str]) -> None:
+    """Qwen 3.5's mixtures are published with stacks, and saved by transformers without."""
+    base = make_family_model("qwen3.5-moe", tmp_path / "base", texts, num_hidden_layers=4)
+    weights = load_file(base / "model.safetensors")
+    single = read(base, tmp_path / "single", "F16")["F16"]
+    for layer in range(4):
+        block = f"model.layers.{layer}.mlp.experts"
+        parts = {
+            part: torch.stack([weights.pop(f"{block}.{expert}.{part}_proj.weight") for expert in range(4)])
+            for part in ("gate", "up", "down")
+        }
+        weights[f"{block}.gate_up_proj"] = torch.cat([parts["gate"], parts["up"]], dim=1)
+        weights[f"{block}.down_proj"] = parts["down"]
+    assert not [name for name in weights if ".experts.0." in name]
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+
+    stacked = read(base, tmp_path / "stacked", "F16")["F16"]
+    assert different_tensors((stacked, single)) == []
+    assert "blk.3.ffn_down_exps.weight" in {each.name for each in stacked.tensors}

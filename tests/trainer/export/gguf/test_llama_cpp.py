@@ -25,7 +25,9 @@ CONTEXT = 512  # where longrope's short divisors end in the models here
 # for Phi-4). F16: 2e-3.
 FP32_DIFFERENCE = 1e-4
 # Where GELU gates nothing, a value that fp32 rounds to the next entry of llama.cpp's table counts in full (5.3e-4).
-TABLE_DIFFERENCE, UNGATED = 1e-3, ("starcoder-2", "phi-2")
+# Gemma 4 E2B has it in two places of each of six layers (3.6e-4, half of the prompts below 8e-5; 1.1e-3 without the
+# table, half above 3.6e-4).
+TABLE_DIFFERENCE, BY_THE_TABLE = 1e-3, ("starcoder-2", "phi-2", "gemma-4-e2b")
 F16_DIFFERENCE, DEEP_F16_DIFFERENCE, DEEP = 5e-3, 2e-2, 4  # the latter from that many layers on
 # A lead that is none ends an answer here; nearly all tokens must be compared all the same.
 SETTLED = 0.95
@@ -65,7 +67,7 @@ def test_the_f32_file_says_what_transformers_says(
     file = export_gguf(family_base(name), tmp_path, "F32")["F32"]
     found = complete(file, PROMPTS, tokens=TOKENS, banned=expected.banned, context=CONTEXT)
     assert expected.settled(found) == settled
-    allowed = TABLE_DIFFERENCE if name in UNGATED else FP32_DIFFERENCE
+    allowed = TABLE_DIFFERENCE if name in BY_THE_TABLE else FP32_DIFFERENCE
     assert largest_difference(file, PROMPTS, expected) < allowed
 
 

@@ -2,7 +2,7 @@
 
 The vocabulary's merges cross words, so that every other split gives other ids: an ordinary vocabulary, trained on split
 words, would hide most wrong splits. No published vocabulary is at hand for Seed-OSS, DeepSeek V3, Hunyuan and Qwen 3.5:
-their patterns are those of their tokenizer.json, and llama.cpp judges the names here.
+their patterns are partly written from memory, and llama.cpp judges the names of these patterns here.
 """
 
 import json

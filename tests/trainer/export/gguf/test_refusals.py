@@ -86,8 +86,10 @@ def wrong_settings(model_type: str, config: Config) -> Iterator[tuple[Config, st
         yield with_rope(config, rope_type="llama3"), "no RoPE scaling 'llama3' for this architecture"
     if not family.scaled_rope:
         yield with_rope(config, rope_type="linear", factor=2.0), "does not scale RoPE in this architecture"
-    else:
+    elif not family.layer_sizes:
         yield with_rope(config, rope_type="yarn", factor=2.0, beta_fast=16.0), "YaRN with beta_fast 32, beta_slow 1"
+    else:
+        yield from wrong_layer_sizes(config)
 
     if family.no_rope_period is not None:
         everywhere = [1] * config["num_hidden_layers"]
@@ -98,6 +100,17 @@ def wrong_settings(model_type: str, config: Config) -> Iterator[tuple[Config, st
         yield config | {"layer_types": [WINDOWED] * config["num_hidden_layers"]}, f"{family.windowed_layers} layers"
     elif family.window_period is not None:
         yield config | {"layer_types": [FULL] * config["num_hidden_layers"]}, f"every {family.window_period}th layer"
+
+
+def wrong_layer_sizes(config: Config) -> Iterator[tuple[Config, str]]:
+    """As `wrong_settings`, of models whose full and windowed layers differ."""
+    yield with_rope(config, rope_type="yarn", factor=2.0), "proportional RoPE in the full_attention layers"
+    yield with_rope(config, factor=2.0), "does not slow the proportional RoPE of this architecture"
+    rope = config["rope_parameters"] | {WINDOWED: {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}
+    yield config | {"rope_parameters": rope}, "default RoPE in the sliding_attention layers"
+    yield config | {"use_bidirectional_attention": "all"}, "config.json has use_bidirectional_attention 'all'"
+    small = {"hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": 8}
+    yield config | small, "vocab_size_per_layer_input 8 and vocab_size 700"
 
 
 @pytest.mark.parametrize("model_type", GGUF_FAMILIES)

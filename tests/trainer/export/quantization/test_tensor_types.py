@@ -74,6 +74,7 @@ MODELS = [
     (MODEL_ARCH.PHI2, 8, 8, 8, False),
     (MODEL_ARCH.STABLELM, 8, 8, 8, False),
     (MODEL_ARCH.GEMMA, 3, 8, 1, True),
+    (MODEL_ARCH.GEMMA4, 16, 8, 2, True),
     (MODEL_ARCH.QWEN35, 16, 8, 2, False),
     (MODEL_ARCH.LFM2, 16, 8, 2, True),
 ]
@@ -142,6 +143,12 @@ def write_file(
     counts = [kv_heads if (layer + 1) % INTERVAL == 0 else 0 for layer in range(layers)]
     writer.add_head_count_kv(counts if architecture is MODEL_ARCH.LFM2 else kv_heads)
     writer.add_full_attention_interval(INTERVAL)
+    if architecture is MODEL_ARCH.GEMMA4:
+        writer.add_sliding_window_pattern([(layer + 1) % INTERVAL != 0 for layer in range(layers)])
+        for add in ("embedding_length_per_layer_input", "shared_kv_layers"):
+            getattr(writer, f"add_{add}")(0)
+        for add in ("key_length", "value_length", "rope_dimension_count"):
+            getattr(writer, f"add_{add}_swa")(512 // heads)
     writer.add_shortconv_l_cache(3)
     writer.add_rope_dimension_sections([8, 8, 8, 0])
     for size in ("conv_kernel", "state_size", "group_count", "time_step_rank", "inner_size"):

@@ -7,6 +7,7 @@ conversion.py       everything but the weights, planned; preflight plans the sam
 tensor_names.py     names of the tensors
 tensors.py          the parts that a tensor becomes, and changes of their values
 hyperparameters.py  metadata of the architecture
+layer_sizes.py      sizes that differ between full and windowed layers
 rope_metadata.py    RoPE scaling as metadata
 rope.py             RoPE scaling as tensors
 tokenizer.py        vocabulary, merges and scores

@@ -54,7 +54,7 @@ def plan_conversion(
     for name, _ in shapes or ():
         names.destinations(name)
 
-    conversion = GgufConversion(family, config, read_tokenizer(tokenizer, config, generation))
+    conversion = GgufConversion(family, config, read_tokenizer(tokenizer, config, generation, family.tokenizer))
     conversion.new_writer(
         Metadata(name="planned", size_label="0")
     )  # some settings are refused where they would be written

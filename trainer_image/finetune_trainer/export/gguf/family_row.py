@@ -67,6 +67,10 @@ class GgufFamily:
     """The setting that has the width of MLPs outside experts."""
     cut_ramp: bool = True
     """False: a YaRN ramp that transformers does not truncate is accepted, although llama.cpp truncates it."""
+    layer_sizes: bool = False
+    """Full and windowed layers differ in the sizes of their heads (Gemma 4)."""
+    tokenizer: str = "llama"
+    """llama.cpp's tokenizer model of a BPE with byte fallback."""
     latent_attention: bool = False
     """Keys and values are made from one low-rank state (DeepSeek's MLA)."""
     yarn_log: str | None = None

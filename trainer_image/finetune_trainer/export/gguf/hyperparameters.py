@@ -6,6 +6,7 @@ from typing import Any
 from gguf import GGUFType, GGUFWriter
 
 from finetune_trainer.export.gguf.family_row import GgufFamily
+from finetune_trainer.export.gguf.layer_sizes import add_layer_sizes, mlp_width_of_layers
 from finetune_trainer.export.gguf.rope_metadata import add_rope_metadata, rotated_dimensions
 from finetune_trainer.export.gguf.state_layers.metadata import add_state_layers, count_kv_heads
 
@@ -35,6 +36,8 @@ def add_hyperparameters(writer: GGUFWriter, family: GgufFamily, config: Mapping[
     # llama.cpp assumes hidden / heads where the head size is not written.
     if family.latent_attention:
         _add_latent_sizes(writer, config)
+    elif family.layer_sizes:
+        add_layer_sizes(writer, config)
     elif config.get("head_dim"):
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])
@@ -48,8 +51,12 @@ def add_hyperparameters(writer: GGUFWriter, family: GgufFamily, config: Mapping[
     add_state_layers(writer, family, config)
 
 
-def _feed_forward_length(family: GgufFamily, config: Mapping[str, Any]) -> int:
-    """Width of MLPs outside experts; LFM2 takes two thirds of the setting, in whole blocks."""
+def _feed_forward_length(family: GgufFamily, config: Mapping[str, Any]) -> int | list[int]:
+    """Width of MLPs outside experts, of each layer if they differ; LFM2 takes two thirds of the setting, in whole
+    blocks."""
+    if family.layer_sizes:
+        return mlp_width_of_layers(config)
+
     width = int(config[family.feed_forward])
     if not config.get("block_auto_adjust_ff_dim"):
         return width

@@ -2,7 +2,8 @@
 
 Llama 3's scaling slows the low frequencies and blends in between; llama.cpp takes the resulting divisor of every
 frequency from a tensor. Phi-3's longrope has its divisors in the config; llama.cpp picks the short or the long ones by
-context size.
+context size. Gemma 4 turns the first dimensions of a head only, which are not neighbours in llama.cpp: a huge divisor
+stops all others.
 
 Source: transformers' modeling_rope_utils.py.
 """
@@ -13,7 +14,11 @@ from typing import Any
 
 import torch
 
+from finetune_trainer.export.gguf.layer_sizes import full_head_size
 from finetune_trainer.export.gguf.rope_metadata import global_rope, rotated_dimensions
+
+STOPPED = 1e30
+"""A divisor after which a frequency turns nothing."""
 
 
 def rope_factor_tensors(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -26,7 +31,15 @@ def rope_factor_tensors(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
             f"rope_factors_{span}.weight": torch.tensor(rope[f"{span}_factor"], dtype=torch.float32)
             for span in ("long", "short")
         }
+    if rope["rope_type"] == "proportional":
+        return {"rope_freqs.weight": _proportional_factors(rope, full_head_size(config))}
     return {}
+
+
+def _proportional_factors(rope: Mapping[str, Any], size: int) -> torch.Tensor:
+    """Divisor of each frequency of a head of `size` dimensions: 1 for the share that turns, else STOPPED."""
+    turning = int(size * float(rope.get("partial_rotary_factor", 1.0)) / 2)
+    return torch.tensor([1.0] * turning + [STOPPED] * (size // 2 - turning))
 
 
 def _llama3_factors(rope: Mapping[str, Any], dimensions: int) -> torch.Tensor:

@@ -45,10 +45,7 @@ def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[st
     """
     rope = global_rope(config)
     kind = rope["rope_type"]
-    if kind in ("llama3", "longrope") and not family.rope_tensors:
-        raise UnsupportedArchitectureError(
-            f"llama.cpp has no RoPE scaling {kind!r} for this architecture: export without GGUF"
-        )
+    _check_scaled(rope, family)
     if not family.scaled_rope:
         _check_unscaled(kind)
         writer.add_rope_scaling_type(RopeScalingType.NONE)
@@ -58,7 +55,7 @@ def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[st
         sections = rope.get("mrope_section") or ROPE_SECTIONS
         writer.add_rope_dimension_sections([*sections, *[0] * (4 - len(sections))])
     match kind:
-        case "default" | "llama3":
+        case "default" | "llama3" | "proportional":
             pass
         case "linear":
             writer.add_rope_scaling_type(RopeScalingType.LINEAR)
@@ -72,8 +69,8 @@ def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[st
             writer.add_rope_scaling_attn_factors(_longrope_attention_factor(config))
         case other:
             raise UnsupportedArchitectureError(
-                f"config.json has RoPE scaling {other!r}, but GGUF export knows only default, linear, llama3, yarn and "
-                "longrope: export without GGUF"
+                f"config.json has RoPE scaling {other!r}, but GGUF export knows only default, linear, llama3, yarn, "
+                "longrope and proportional: export without GGUF"
             )
 
     if kind in ("yarn", "longrope") or family.original_context:
@@ -85,6 +82,20 @@ def _check_unscaled(kind: str) -> None:
         raise UnsupportedArchitectureError(
             f"llama.cpp does not scale RoPE in this architecture, but config.json has RoPE scaling {kind!r}: export "
             "without GGUF"
+        )
+
+
+def _check_scaled(rope: Mapping[str, Any], family: GgufFamily) -> None:
+    """Raise for divisors that this architecture has no tensor for, and for proportional RoPE that is slowed, too."""
+    kind = rope["rope_type"]
+    if kind in ("llama3", "longrope", "proportional") and not family.rope_tensors:
+        raise UnsupportedArchitectureError(
+            f"llama.cpp has no RoPE scaling {kind!r} for this architecture: export without GGUF"
+        )
+    if kind == "proportional" and float(rope.get("factor") or 1.0) != 1.0:
+        raise UnsupportedArchitectureError(
+            f"llama.cpp does not slow the proportional RoPE of this architecture, but config.json has the factor "
+            f"{rope['factor']}: export without GGUF"
         )
 
 

@@ -17,7 +17,16 @@ from finetune_trainer.export.base_model.ends import find_ends, ids_in, template_
 from finetune_trainer.export.base_model.tokenizer_files import DEFAULT_TEMPLATE, TokenizerFiles, id_of
 
 KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
-TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<|eot|>", "<|user|>")
+TURN_ENDS = (
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|end_of_turn|>",
+    "<|eot|>",
+    "<|user|>",
+    "<turn|>",
+)
 MESSAGE_ENDS = ("<|eom_id|>", "<|observation|>")  # pauses for a tool's answer, of Llama 3.1 and GLM
 _GENERATION_MARK = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 

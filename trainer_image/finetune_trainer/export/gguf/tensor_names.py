@@ -21,11 +21,21 @@ SPELLINGS = {
     ".expert_bias": ".expert_bias.bias",
     ".sinks": ".sinks.weight",
     ".dt_bias": ".dt_proj.bias",
+    ".experts.gate_up_proj": ".experts.gate_up_proj.weight",
+    ".experts.down_proj": ".experts.down_proj.weight",
+    ".layer_scalar": ".layer_scalar.weight",
     ".experts.down_proj_bias": ".experts.down_proj.bias",
     ".block_sparse_moe.output_linear.weight": ".mlp.experts.down_proj.weight",
     ".shared_mlp.output_linear.weight": ".mlp.shared_expert.down_proj.weight",
 }
 """Ends of names that the table of the `gguf` package has in another spelling."""
+
+
+SCALES = {
+    "router.scale": ("router.scale", "router.proj.weight"),
+    "router.per_expert_scale": ("router.per_expert_scale", "experts.down_proj"),
+}
+"""Scales of Gemma 4, by the end of their names, with the weight beside which GGUF has them."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,10 @@ class TensorNames:
         return (Destination(self._rename(name.replace(stacked[0], group)), int(stacked[2])),)
 
     def _rename(self, name: str) -> str:
+        scale = SCALES.get(".".join(name.split(".")[-2:]))
+        if scale is not None:
+            return f"{self._rename(name.removesuffix(scale[0]) + scale[1]).removesuffix('.weight')}.scale"
+
         spelt = next((name.removesuffix(end) + other for end, other in SPELLINGS.items() if name.endswith(end)), name)
         renamed = self._names.get_name(spelt, try_suffixes=(".weight", ".bias"))
 

@@ -1,8 +1,8 @@
 """The tokenizer part of a GGUF file's metadata, from a Hugging Face tokenizer.
 
-Two kinds exist for the families here: byte-level BPE (llama.cpp's `gpt2`: tokens, merges and the name of a
+Three kinds exist for the families here: byte-level BPE (llama.cpp's `gpt2`: tokens, merges and the name of a
 pre-tokenizer) and SentencePiece-like BPE with byte fallback (`llama`: tokens with scores; the pair with the best
-score is merged first).
+score is merged first; `gemma4`: tokens and merges).
 """
 
 import json
@@ -22,6 +22,11 @@ _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 # Marked as ordinary in some repositories although text must never produce them.
 _LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused\d+>|<(pad|mask|eos|bos|unk)>|\[@BOS@\]")
 
+GEMMA4 = "gemma4"
+GEMMA4_SHOWN = frozenset(
+    ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')
+)
+
 # Scores of tokens that no merge makes, as SentencePiece gives them.
 ADDED_SCORE = -1000.0
 FIXED_SCORES = {TokenType.BYTE: 0.0, TokenType.UNUSED: -10000.0}
@@ -40,11 +45,12 @@ class GgufTokenizer:
     """Everything that `tokenizer.*` says; read once, then added to each file."""
 
     model: str
-    """llama.cpp's tokenizer model: `gpt2` or `llama`."""
-    pre_tokenizer: str
+    """llama.cpp's tokenizer model: `gpt2`, `llama` or `gemma4`."""
+    pre_tokenizer: str | None
+    """None: `model` says it."""
     vocabulary: Vocabulary
     scores: list[float]
-    """One for each token; empty for `gpt2`."""
+    """One for each token, which `gemma4` does not read; empty for `gpt2`."""
     adds_space_prefix: bool
     """True if a space is put before the text; read for `llama` only."""
     merges: list[str]
@@ -54,45 +60,58 @@ class GgufTokenizer:
     def add_to(self, writer: GGUFWriter) -> None:
         """Write all `tokenizer.*` keys."""
         writer.add_tokenizer_model(self.model)
-        writer.add_tokenizer_pre(self.pre_tokenizer)
+        if self.pre_tokenizer is not None:
+            writer.add_tokenizer_pre(self.pre_tokenizer)
         writer.add_token_list(self.vocabulary.tokens)
-        if self.model == "llama":
+        if self.scores:
             writer.add_token_scores(self.scores)
             writer.add_add_space_prefix(self.adds_space_prefix)
         writer.add_token_types(self.vocabulary.types)
-        if self.model == "gpt2":
+        if self.merges:
             writer.add_token_merges(self.merges)
         self.special.add_to(writer)
 
 
-def read_tokenizer(files: TokenizerFiles, config: Mapping[str, Any], generation: Mapping[str, Any]) -> GgufTokenizer:
+def read_tokenizer(
+    files: TokenizerFiles, config: Mapping[str, Any], generation: Mapping[str, Any], fallback_model: str = "llama"
+) -> GgufTokenizer:
     """Read a tokenizer; the full `config` gives the vocabulary's size and the ids that the tokenizer lacks.
+
+    `fallback_model`: llama.cpp's model of a BPE with byte fallback, `llama` or `gemma4`.
 
     Raises InvalidBaseError if its files cannot be used, UnsupportedTokenizerError if llama.cpp has no equal of it.
     """
     special = find_special_tokens(files, config, generation=generation)
 
     description = files.load_description()
-    model = _model(description)
+    model = _model(description, fallback_model)
     vocabulary = _load_vocabulary(description, model, size=config["vocab_size"])
-    is_gpt2 = model == "gpt2"
+    has_merges = model != "llama"
+    pre_tokenizers = {"llama": "default", GEMMA4: None}
 
     return GgufTokenizer(
         model=model,
-        pre_tokenizer=find_pre_tokenizer(description) if is_gpt2 else "default",
+        pre_tokenizer=pre_tokenizers[model] if model in pre_tokenizers else find_pre_tokenizer(description),
         vocabulary=vocabulary,
-        scores=[] if is_gpt2 else token_scores(description, vocabulary),
+        scores=_scores(description, vocabulary, model),
         adds_space_prefix=_adds_space_prefix(description),
-        merges=[" ".join(_escape_space(part) for part in pair) for pair in _merges(description)] if is_gpt2 else [],
+        merges=[" ".join(_escape_space(part) for part in pair) for pair in _merges(description)] if has_merges else [],
         special=special,
     )
 
 
-def _model(description: Mapping[str, Any]) -> str:
-    """llama.cpp's tokenizer model: `gpt2` or `llama`."""
+def _scores(description: Mapping[str, Any], vocabulary: Vocabulary, model: str) -> list[float]:
+    """Scores as the tokenizer model reads them; for `gemma4`, which does not, as the converter writes them."""
+    if model == GEMMA4:
+        return [ADDED_SCORE] * len(vocabulary.tokens)
+    return token_scores(description, vocabulary) if model == "llama" else []
+
+
+def _model(description: Mapping[str, Any], fallback_model: str) -> str:
+    """llama.cpp's tokenizer model: `gpt2`, or `fallback_model` with byte fallback."""
     model = description["model"]
     if model["type"] == "BPE" and model.get("byte_fallback"):
-        return "llama"
+        return fallback_model
     if model["type"] == "BPE" and "ByteLevel" in json.dumps(description["pre_tokenizer"]):
         return "gpt2"
     raise UnsupportedTokenizerError(
@@ -117,11 +136,23 @@ def _load_vocabulary(description: Mapping[str, Any], model: str, *, size: int) -
     for index, token in added.items():
         special = token["special"] or _LOOKS_SPECIAL.fullmatch(token["content"])
         types[index] = TokenType.CONTROL if special else TokenType.USER_DEFINED
+        if model == GEMMA4:
+            types[index] = _gemma4_type(
+                token, types[index], is_added=token["content"] not in description["model"]["vocab"]
+            )
 
+    plain = types if model != GEMMA4 else {}
     return Vocabulary(
-        tokens=[_spell(texts.get(i), i, user_defined=types.get(i) is TokenType.USER_DEFINED) for i in range(size)],
+        tokens=[_spell(texts.get(i), i, user_defined=plain.get(i) is TokenType.USER_DEFINED) for i in range(size)],
         types=[types.get(i, TokenType.UNUSED) for i in range(size)],
     )
+
+
+def _gemma4_type(token: Mapping[str, Any], kind: TokenType, *, is_added: bool) -> TokenType:
+    """Marks of thoughts and tools are shown, for the chat's parser; plain pieces of the vocabulary are merged."""
+    if token["content"] in GEMMA4_SHOWN:
+        return TokenType.USER_DEFINED
+    return TokenType.NORMAL if kind is TokenType.USER_DEFINED and not is_added else kind
 
 
 def _spell(text: str | None, index: int, *, user_defined: bool) -> str:
@@ -134,7 +165,7 @@ def _spell(text: str | None, index: int, *, user_defined: bool) -> str:
 def _token_type(text: str, model: str, bpe: Mapping[str, Any]) -> TokenType:
     if model == "llama" and text == bpe.get("unk_token"):
         return TokenType.UNKNOWN
-    if model == "llama" and _BYTE_TOKEN.fullmatch(text):
+    if model != "gpt2" and _BYTE_TOKEN.fullmatch(text):
         return TokenType.BYTE
     return TokenType.NORMAL
 

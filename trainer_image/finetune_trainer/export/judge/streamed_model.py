@@ -132,9 +132,18 @@ class StreamedModel:
                 for start in range(0, row.positions.numel(), HEAD_POSITIONS):
                     part = slice(start, start + HEAD_POSITIONS)
                     named = {"inputs_embeds": row.hidden, "use_cache": False, "logits_to_keep": row.positions[part]}
+                    named |= self._unused_inputs(row)
                     logits = functional_call(self._model, state, (), named).logits[0]  # [S, vocabulary]
                     total += functional.cross_entropy(logits.float(), row.targets[part], reduction="sum").item()
         return total
+
+    def _unused_inputs(self, row: _Row) -> dict[str, torch.Tensor]:
+        """Each layer's own embedding, which Gemma 4 would look up by the embeddings' values; no layer reads it."""
+        width = getattr(self._model.config, "hidden_size_per_layer_input", 0)
+        if not width:
+            return {}
+        shape = (*row.ids.shape, len(self._layers), width)
+        return {"per_layer_inputs": torch.zeros(shape, dtype=self._dtype, device=self._device)}
 
     @contextmanager
     def _layers_as(self, functions: Sequence[Callable[..., torch.Tensor]]) -> Iterator[None]:

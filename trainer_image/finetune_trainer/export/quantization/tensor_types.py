@@ -27,6 +27,11 @@ _SMALLER_BLOCKS = {
 _NEVER_QUANTISED = (
     "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight", "shortconv.conv.weight",
 )  # fmt: skip
+_LAYERS_EMBEDDING = "per_layer_token_embd.weight"
+"""Gemma 4's embedding of each token for every layer: it counts as the embedding."""
+_KEPT = "per_layer_model_proj.weight"
+"""Gemma 4's projection of the embedding for every layer: llama.cpp's quantiser leaves it as it is, and only its
+converter makes Q8_0 of it."""
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 LAYERS_OF_70B = 80  # Llama and Qwen2 of about 70 billion parameters
 EIGHT = 8
@@ -164,7 +169,7 @@ def choose_tensor_types(
     chosen = {}
     for name, shape in sorted(tensors, key=lambda tensor: (_layer(tensor[0]), tensor[0])):
         role = roles[name]
-        if not _is_matrix(name, shape):
+        if not _is_matrix(name, shape) or (name == _KEPT and file_type.matrices not in (*FLOAT_DTYPES, _T.Q8_0)):
             chosen[name] = _T.F32
             continue
 
@@ -182,6 +187,8 @@ def choose_tensor_types(
 def _role(name: str, *, is_tied: bool) -> Role:
     if ".ffn_down" in name:
         return Role.DOWN  # of experts, too
+    if name == _LAYERS_EMBEDDING:
+        name = Role.EMBEDDING.value
     found = next(role for role in Role if name == role.value or name.endswith(f".{role.value}") or role is Role.OTHER)
     if found is Role.ATTENTION:
         return Role.VALUES

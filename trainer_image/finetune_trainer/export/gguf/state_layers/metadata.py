@@ -8,6 +8,7 @@ from gguf import GGUFWriter
 
 from finetune_trainer.export.errors import UnsupportedArchitectureError
 from finetune_trainer.export.gguf.family_row import GgufFamily
+from finetune_trainer.export.gguf.layer_sizes import kv_heads_of_layers
 
 RECURRENT_LAYERS = "{arch}.attention.recurrent_layers"
 
@@ -43,7 +44,11 @@ def add_state_layers(writer: GGUFWriter, family: GgufFamily, config: Mapping[str
 
 
 def count_kv_heads(family: GgufFamily, config: Mapping[str, Any]) -> int | list[int]:
-    """Heads of keys and values; of each layer where llama.cpp tells the kinds of layers apart by them."""
+    """Heads of keys and values; of each layer where llama.cpp tells the kinds of layers apart by them, or where they
+    differ."""
+    if family.layer_sizes:
+        return kv_heads_of_layers(config)
+
     count: int = config["num_key_value_heads"]
     if family.state_layers is None or family.attention_interval is not None:
         return count
