@@ -10,8 +10,9 @@ import torch
 
 from finetune_test_models.family_models import make_family_model
 from finetune_trainer.export.export import ExportRequest, export
-from finetune_trainer.export.gguf import files, rope, tensors
+from finetune_trainer.export.gguf import files, tensors
 from finetune_trainer.export.gguf.families import GGUF_FAMILIES
+from finetune_trainer.export.gguf.rope import factors
 
 FamilyBase = Callable[[str], Path]
 ExportGguf = Callable[..., dict[str, Path]]
@@ -58,7 +59,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Spoil:
     gemma = dataclasses.replace(GGUF_FAMILIES["gemma3_text"], norm_offset=0)
 
     def swapped(config: dict[str, Any]) -> dict[str, torch.Tensor]:
-        found = rope.rope_factor_tensors(config)
+        found = factors.rope_factor_tensors(config)
         return dict(zip(found, reversed(found.values()), strict=True))
 
     ways: dict[str, Callable[[], None]] = {
@@ -67,7 +68,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Spoil:
         ),
         "norms around zero": lambda: monkeypatch.setitem(GGUF_FAMILIES, "gemma3_text", gemma),
         "no divisors of RoPE": lambda: monkeypatch.setattr(
-            rope, "_llama3_factors", lambda scaling, dimensions: torch.ones(dimensions // 2)
+            factors, "_llama3_factors", lambda scaling, dimensions: torch.ones(dimensions // 2)
         ),
         "long and short divisors swapped": lambda: monkeypatch.setattr(files, "rope_factor_tensors", swapped),
     }

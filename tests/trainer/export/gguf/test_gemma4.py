@@ -14,7 +14,7 @@ from finetune_test_models.references.greedy_answers import said_by_transformers
 from finetune_test_programs.generation import complete
 from finetune_test_programs.reference_quantizer import quantize_files
 from finetune_test_programs.reference_tokenizer import tokenize
-from finetune_trainer.export.gguf import rope
+from finetune_trainer.export.gguf.rope import factors
 
 pytestmark = pytest.mark.gguf
 FamilyBase = Callable[[str], Path]
@@ -57,7 +57,7 @@ def test_dimensions_that_turn_although_they_should_not_are_heard(
 ) -> None:
     base, prompts = family_base("gemma-4-31b"), [list(range(3 + start, 93 + start)) for start in range(4)]
     expected = said_by_transformers(base, prompts, tokens=8)
-    monkeypatch.setattr(rope, "STOPPED", 1.0)
+    monkeypatch.setattr(factors, "STOPPED", 1.0)
     file = export_gguf(base, tmp_path, "F32")["F32"]
     found = complete(file, prompts, tokens=8, banned=expected.banned, context=512)
     assert found != expected.answers

@@ -18,7 +18,7 @@ from finetune_trainer.export.errors import InvalidBaseError
 from finetune_trainer.export.gguf.conversion import check_types, plan_conversion
 from finetune_trainer.export.gguf.family_row import GgufFamily
 from finetune_trainer.export.gguf.metadata import Origin, Size, read_metadata
-from finetune_trainer.export.gguf.rope import rope_factor_tensors
+from finetune_trainer.export.gguf.rope.factors import rope_factor_tensors
 from finetune_trainer.export.gguf.state_layers.metadata import count_kv_heads
 from finetune_trainer.export.gguf.tensor_names import Destination
 from finetune_trainer.export.gguf.tensors import Part, TensorConverter

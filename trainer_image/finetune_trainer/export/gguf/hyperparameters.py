@@ -7,7 +7,7 @@ from gguf import GGUFType, GGUFWriter
 
 from finetune_trainer.export.gguf.family_row import GgufFamily
 from finetune_trainer.export.gguf.layer_sizes import add_layer_sizes, mlp_width_of_layers
-from finetune_trainer.export.gguf.rope_metadata import add_rope_metadata, rotated_dimensions
+from finetune_trainer.export.gguf.rope.metadata import add_rope_metadata, rotated_dimensions
 from finetune_trainer.export.gguf.state_layers.metadata import add_state_layers, count_kv_heads
 
 GGUF_QUANTIZATION_VERSION = 2

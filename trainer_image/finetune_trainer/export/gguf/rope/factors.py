@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from finetune_trainer.export.gguf.layer_sizes import full_head_size
-from finetune_trainer.export.gguf.rope_metadata import global_rope, rotated_dimensions
+from finetune_trainer.export.gguf.rope.metadata import global_rope, rotated_dimensions
 
 STOPPED = 1e30
 """A divisor after which a frequency turns nothing."""
