@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import RunConfig
@@ -15,13 +16,18 @@ from finetune_trainer.cli.pod import run_job
 from finetune_trainer.job.settings import Settings
 
 Builder = Callable[..., RunConfig]
+EMBEDDING, ROWS = "model.embed_tokens.weight", 512
+NEW_TOKENS = ["you know", "I am", "<|never|>"]
+"""Two of a few rows each, and one of none."""
 # An odd number of rows to evaluate on, and prompts of which one rank has one more than the other.
 SECTIONS: dict[str, dict[str, Any]] = {
     "dataset": {"evaluation": {"fraction": 0.275}, "packing": False},
     "training": {
         "maxSteps": 4, "batchSize": 2, "gradientAccumulation": 2, "precision": "FP32", "evaluationSteps": 2,
+        "weightDecay": 0.5,
         "keepBest": True, "samples": {"prompts": ["One?", "Two, and a longer one?", "Three?"], "maxTokens": 6},
     },
+    "model": {"newTokens": NEW_TOKENS},
     "export": {"merged": "BF16", "gguf": []},
 }  # fmt: skip
 
@@ -41,7 +47,7 @@ def content(outcome: Outcome, kind: str, file: str) -> Path:
 
 
 def test_a_shared_base_gives_the_result_of_whole_ones_and_either_goes_on_from_the_others_checkpoint(
-    run_config: Builder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    run_config: Builder, tiny_base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def config(parallelism: str) -> RunConfig:
         return run_config(**SECTIONS | {"training": SECTIONS["training"] | {"parallelism": parallelism}})
@@ -78,3 +84,19 @@ def test_a_shared_base_gives_the_result_of_whole_ones_and_either_goes_on_from_th
     assert content(shared, "Samples", "").read_text() == content(whole, "Samples", "").read_text()
     assert shared.judgement == whole.judgement
     assert shared.judgement is not None
+    check_new_rows(shared, tiny_base)
+
+
+def check_new_rows(outcome: Outcome, base: Path) -> None:
+    """Old rows are those of the base, rows of tokens that were read have learned, and the row of the other has not."""
+    before, after = load_file(base / "model.safetensors"), load_file(content(outcome, "Merged", "model.safetensors"))
+    for name in (EMBEDDING, "lm_head.weight"):
+        assert torch.equal(after[name][:ROWS], before[name])
+
+    adapter = load_file(content(outcome, "Adapter", "adapter_model.safetensors"))
+    (rows,) = (value for name, value in adapter.items() if "embed_tokens" in name and "trainable_tokens" in name)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    starts = [before[EMBEDDING][tokenizer(text)["input_ids"]].float().mean(0) for text in NEW_TOKENS]
+    changes = [float((row - start.bfloat16().float()).abs().max()) for row, start in zip(rows, starts, strict=True)]
+    assert changes.pop() == 0, "no gradient, and no decay"
+    assert min(changes) > 1e-4

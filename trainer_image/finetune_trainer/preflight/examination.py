@@ -215,12 +215,14 @@ def _plan(
 ) -> PlannedTraining:
     """All that is known of the training, for those who judge it."""
     tokenizer = model.tokenizer if model else None
+    template = str(tokenizer.chat_template) if tokenizer is not None else ""
     return PlannedTraining(
         config=config,
         size=size,
         layout=scan.layout,
         has_template=tokenizer is not None and tokenizer.chat_template is not None,
         base_model=model.base_model if model else None,
+        trains_markers=any(text in template for text in config.model.new_tokens),
         overlap=_overlap(config, scan, evaluation),
     )
 

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer
 from finetune_api.run_config import RunConfig
 from finetune_api.spec.inputs import ModelSpec
 from finetune_api.vocabulary import Parallelism
+from finetune_test_models.family_models import make_family_model
 from finetune_test_models.minimal_run import minimal_run
 from finetune_test_models.tiny_model import make_tiny_model
 from finetune_trainer.chat.new_tokens import add_new_tokens, check_growable, grown_rows
@@ -130,3 +131,24 @@ def test_the_memory_plan_counts_the_rows() -> None:
     rows = 2 * 3 * llama.hidden_size
     assert having.shape.adapter_parameters - without.shape.adapter_parameters == rows
     assert (without.shape.movable_bytes > 0, having.shape.movable_bytes) == (True, 0)
+
+
+def test_a_base_model_that_gets_the_markers_of_its_template_is_not_warned_of(
+    run_config: Build, settings: Settings, tmp_path: Path, texts: list[str]
+) -> None:
+    base = make_family_model("llama-linear", tmp_path / "pt", texts)  # no marker of ChatML is a token
+    settings_file = base / "tokenizer_config.json"
+    described = json.loads(settings_file.read_text())
+    described.pop("chat_template")
+    settings_file.write_text(json.dumps(described))
+    data = rows(tmp_path, *(f"<note>answer {number}" for number in range(8)))
+
+    def warned(template: str, *tokens: str) -> bool:
+        model = {"source": f"file://{base}", "chatTemplateName": template, "maxSequenceLength": 128}
+        config = run_config(model=model | {"newTokens": list(tokens)}, dataset=data)
+        report = run_preflight(config, settings)[0]
+        assert not report.errors()
+        return any("looks like a base model" in each.message for each in report.findings)
+
+    assert warned("Vicuna", "<note>"), "a token that the template does not write"
+    assert not warned("ChatML", "<|im_start|>", "<|im_end|>", "<note>")

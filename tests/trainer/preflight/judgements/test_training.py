@@ -63,6 +63,11 @@ BOTH_SIDES: dict[str, tuple[PlannedTraining, PlannedTraining, str]] = {
         f"{TRAINING}.earlyStopping",
     ),
     "chat on a base model": (plan(base_model="by its name"), plan(base_model=None), "spec.model.source"),
+    "chat whose markers train": (
+        plan(base_model="by its name"),
+        plan(base_model="by its name", trains_markers=True),
+        "spec.model.source",
+    ),
     "no chat template at all": (
         plan(base_model="by its name"),
         plan(base_model="by its name", has_template=False),

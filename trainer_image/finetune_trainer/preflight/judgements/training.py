@@ -47,6 +47,8 @@ class PlannedTraining:
     """True if rows are rendered by a chat template, whoever wrote it."""
     base_model: str | None = None
     """Sign that the model was never trained on conversations; None without one."""
+    trains_markers: bool = False
+    """True if the job brings tokens of the chat template, whose rows train."""
     overlap: EvaluationOverlap | None = None
 
     @property
@@ -218,7 +220,8 @@ def early_stopping_without_effect(plan: PlannedTraining) -> Iterator[Finding]:
 
 def chat_on_a_base_model(plan: PlannedTraining) -> Iterator[Finding]:
     """Warns where a model has to learn the chat format itself."""
-    if plan.base_model is None or not plan.has_template or plan.layout in (None, DatasetFormat.TEXT):
+    is_chat = plan.has_template and plan.layout not in (None, DatasetFormat.TEXT)
+    if plan.base_model is None or not is_chat or plan.trains_markers:
         return
 
     message = (
