@@ -125,7 +125,7 @@ architectures: setup  ## The table of model families, written anew: tiny models 
 
 gguf: setup  ## Every model family that becomes GGUF, against llama.cpp's converter, its quantiser and its answers (5 minutes on two cores)
 	@python -m finetune_test_programs.llama_cpp_converter >/dev/null
-	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadscope -m "gguf or not gpu" tests/trainer/export/gguf tests/trainer/export/judge tests/trainer/test_new_token_models.py $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadscope -m "gguf or not gpu" tests/trainer/export/gguf tests/trainer/export/judge tests/trainer/new_tokens $(PYTEST_ARGS)
 
 scale: binaries  ## Thousands of jobs with simulated pods, from creation to their end (5,000: about 20 minutes; SCALE_ARGS=--help says more)
 	@python -P -m finetune_scale.run --csv docs/scale.csv $(SCALE_ARGS)
