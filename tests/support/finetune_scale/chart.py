@@ -13,12 +13,12 @@ import matplotlib.pyplot as plt  # noqa: E402 (the backend is chosen first)
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 PANELS = {
-    "Pod's change to status, one job a second, s": (
+    "Pod to status, one job a second, s": (
         ("calm_pod_runs_to_status_s", "calm_pod_ends_to_status_s"),
         ("_p50", "_p99"),
         5.0,
     ),
-    "The same in a rush, s": (("pod_runs_to_status_s", "pod_ends_to_status_s"), ("_p50", "_p99"), 5.0),
+    "Pod to status in a rush, s": (("pod_runs_to_status_s", "pod_ends_to_status_s"), ("_p50", "_p99"), 5.0),
     "Memory of the operator, MiB": (("max_rss_mib", "restart_rss_mib"), ("",), 512.0),
     "Writes per job, without progress": (("writes_per_job_without_progress",), ("",), 15.0),
     "Reads a second while nothing changes": (("idle_reads_per_s",), ("",), 5.0),
@@ -40,19 +40,19 @@ def main() -> None:
 
 
 def _draw(axis: Any, rows: list[dict[str, str]], columns: list[str], limit: float) -> None:
-    """Draw bars by number of jobs, and a line at the limit."""
+    """Draw bars by number of jobs, where a run has the columns, and a line at the limit."""
+    rows = [row for row in rows if row[columns[0]]]
     width = 0.8 / len(columns)
     for number, column in enumerate(columns):
         places = [place + number * width for place in range(len(rows))]
-        bars = axis.bar(
-            places, [float(row.get(column) or 0) for row in rows], width, color=COLORS[number], label=_words(column)
-        )
+        bars = axis.bar(places, [float(row[column]) for row in rows], width, color=COLORS[number], label=_words(column))
         axis.bar_label(bars, fmt="%.3g", fontsize=7)
 
     axis.axhline(limit, color="#d62728", linewidth=1, linestyle="--", label=f"promised: below {limit:g}")
     centre = (len(columns) - 1) * width / 2
-    labels = [f"{int(row['jobs']):,} jobs\n{float(row['jobs_per_s']):g} a second" for row in rows]
+    labels = [f"{int(row['jobs']):,}\n{float(row['jobs_per_s']):g}/s" for row in rows]
     axis.set_xticks([place + centre for place in range(len(rows))], labels, fontsize=7)
+    axis.set_xlabel("jobs, and new ones a second", fontsize=7)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=6, frameon=False)
 
