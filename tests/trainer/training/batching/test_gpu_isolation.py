@@ -1,4 +1,4 @@
-"""On a GPU, with our kernels or without: known families stay packed, and runs of gpt-oss and hybrids are padded.
+"""On a GPU, with our kernels or without: known families and hybrids are packed, and runs of gpt-oss are padded.
 
     python -m pytest tests/trainer/training/batching/test_gpu_isolation.py -o log_cli=true -o log_cli_level=INFO
 
@@ -25,6 +25,11 @@ SIZES: dict[str, Any] = {
     "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
     "moe_intermediate_size": 256, "initializer_range": 1 / 16,
 }  # fmt: skip
+TYPES = {"granite 4 h, dense": "granitemoehybrid"}
+OWN: dict[str, dict[str, Any]] = {
+    "granitemoehybrid": {"mamba_d_head": 64},
+    "granite 4 h, dense": {"mamba_d_head": 64, "num_local_experts": 0, "shared_intermediate_size": 512},
+}
 CASES = {
     "llama": Batching.PACKED,
     "mistral": Batching.PACKED,
@@ -36,8 +41,12 @@ CASES = {
     "qwen3_moe": Batching.PACKED,
     "olmo2": Batching.PACKED,
     "gpt_oss": Batching.PADDED,
-    "qwen3_5_text": Batching.PADDED,
-    "granitemoehybrid": Batching.PADDED,
+    "qwen3_5_text": Batching.PACKED,
+    "lfm2": Batching.PACKED,
+    "granitemoehybrid": Batching.PACKED,
+    "granite 4 h, dense": Batching.PACKED,
+    "falcon_h1": Batching.PACKED,
+    "nemotron_h": Batching.PACKED,
 }
 
 
@@ -53,8 +62,9 @@ def test_a_run_keeps_documents_apart_as_the_cpu_does(
         shutil.copy(path, folder)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
-    sizes = SIZES | ends | ({"mamba_d_head": 64} if model_type == "granitemoehybrid" else {})
-    model = tiny_architecture(model_type, vocab_size=len(tokenizer), **sizes)
+    model = tiny_architecture(
+        TYPES.get(model_type, model_type), vocab_size=len(tokenizer), **SIZES | ends | OWN.get(model_type, {})
+    )
     model.to(torch.bfloat16).save_pretrained(folder)
 
     config = run_config(
