@@ -1,6 +1,8 @@
 """Keeps packed documents apart in the mixers of a hybrid, whatever runs its layers: fused layers, single modules, or
 plain PyTorch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,23 +23,36 @@ def isolate_documents(causal: Any) -> int:
     mixers = [module for module in causal.modules() if type(module).__name__ == kind]
     for module in mixers:
         if not isinstance(module.forward, _DocumentsApart):
-            module.forward = _DocumentsApart(module.forward, shared)
+            module.forward = _DocumentsApart(module, shared)
     return len(mixers)
 
 
 class _DocumentsApart:
     """Stands in for the `forward` of a mixer."""
 
-    def __init__(self, original: Any, shared: BatchesOfPass) -> None:
-        self._original, self._shared = original, shared
+    def __init__(self, mixer: Any, shared: BatchesOfPass) -> None:
+        self._mixer, self._original, self._shared = mixer, mixer.forward, shared
 
     def __call__(self, hidden_states: torch.Tensor, **options: Any) -> Any:
         """hidden_states [B, T, hidden] -> the same shape; B is 1 if documents are packed."""
         ends = options.get("cu_seq_lens_q")
-        if ends is None:
-            return self._original(hidden_states, **options)
+        with _projections_as_modules(self._mixer):
+            if ends is None:
+                return self._original(hidden_states, **options)
 
-        # Packed rows have no padding, so there is no mask to pass on, and no cache while a model trains.
-        rows = hidden_states.flatten(0, 1)
-        sequences = PackedSequences(ends, int(options["max_length_q"]), rows.shape[0])
-        return self._shared.of(sequences).run(self._original, rows).view(hidden_states.shape)
+            # Packed rows have no padding, so there is no mask to pass on, and no cache while a model trains.
+            rows = hidden_states.flatten(0, 1)
+            sequences = PackedSequences(ends, int(options["max_length_q"]), rows.shape[0])
+            return self._shared.of(sequences).run(self._original, rows).view(hidden_states.shape)
+
+
+@contextmanager
+def _projections_as_modules(mixer: Any) -> Iterator[None]:
+    """Keeps a Mamba mixer from handing the weight of its output projection to the kernel of mamba-ssm, which it does
+    only while it trains: the weight may be packed in NF4, and an adapter's share would be left out. Nothing else in a
+    mixer asks whether it trains; its adapters' dropout has a state of its own."""
+    trains, mixer.training = mixer.training, False
+    try:
+        yield
+    finally:
+        mixer.training = trains

@@ -57,6 +57,25 @@ def test_only_mixers_are_wrapped_and_only_once() -> None:
     assert isolate_documents(family_model(llama).get_base_model()) == 0
 
 
+def test_a_mamba_mixer_runs_its_output_projection_as_a_module_while_it_trains() -> None:
+    causal = family_model(HYBRIDS["FalconH1"]).get_base_model().train()
+    mixer, seen = causal.model.layers[0].mamba, list[bool]()
+    original = mixer.forward
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        seen.extend([mixer.training, mixer.out_proj.training])
+        return original(*arguments, **options)
+
+    mixer.forward = noted
+    causal(torch.ones(1, 4, dtype=torch.long))
+    assert seen == [True, True], "the control: mamba-ssm's kernel would read the weight"
+
+    isolate_documents(causal)
+    causal(torch.ones(1, 4, dtype=torch.long))
+    assert seen[2:] == [False, True]
+    assert mixer.training
+
+
 @pytest.mark.parametrize("policy", [ActivationPolicy.SAVE_ALL, ActivationPolicy.OFFLOAD])
 def test_backward_drops_what_forward_dropped(policy: ActivationPolicy) -> None:
     model = family_model(HYBRIDS["Qwen3_5"])
