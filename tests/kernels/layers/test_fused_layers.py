@@ -246,9 +246,9 @@ def test_padding_is_taken_behind_tokens_and_refused_before_them(case: str, imple
 
 
 MUTANTS = {
-    "a window of one token more": ("gemma3", "attention.params.window", 4),
-    "no cap": ("gemma2", "attention.params.softcap", 100.0),
-    "no norm after attention": ("gemma2", "attention.post_norm.eps", 1.0),
+    "a window of one token more": ("gemma3", "mixer.params.window", 4),
+    "no cap": ("gemma2", "mixer.params.softcap", 100.0),
+    "no norm after attention": ("gemma2", "mixer.post_norm.eps", 1.0),
     "no norm after the MLP": ("gemma3", "mlp.post_norm.eps", 1.0),
 }
 
