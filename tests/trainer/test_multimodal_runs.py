@@ -63,7 +63,7 @@ def compare_logits(base: Path, adapter: Path, merged: Path) -> None:
     difference, change = (found - expected).abs().max(), (unchanged - expected).abs().max()
     print(f"difference {difference:.2e}, change {change:.2e}")
     assert change > 0.1
-    assert difference < 0.06 * change  # BF16 rounds merged weights: 0.7 to 3 % were measured
+    assert difference < 0.1 * change  # BF16 rounds merged weights: 0.7 to 6.2 % were measured (most: Qwen 3.5)
 
 
 def architectures(folder: Path) -> list[str]:

@@ -12,6 +12,7 @@ from trl.data_utils import pack_dataset
 
 from finetune_api.spec.inputs import DatasetSpec, ModelSpec
 from finetune_api.vocabulary import OnBadRow, Precision
+from finetune_kernels.mixers.isolation import isolate_documents
 from finetune_test_models.tiny_model import TINY_FAMILIES, make_tiny_model
 from finetune_trainer.chat.encoder import ChatEncoder
 from finetune_trainer.errors import TrainerError
@@ -179,7 +180,9 @@ PACKED = sorted(name for name, (model_type, _) in TINY_FAMILIES.items() if model
 def family_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Any:
     folder = make_tiny_model(tmp_path_factory.mktemp(request.param), family=request.param, texts=texts)
     spec = ModelSpec.model_validate({"source": f"file://{folder}", "quantization": "None"})
-    return load_model(folder, spec, Precision.FP32, gpus=0).model.eval()
+    model = load_model(folder, spec, Precision.FP32, gpus=0).model.eval()
+    isolate_documents(model)
+    return model
 
 
 def test_documents_packed_together_do_not_see_each_other(tmp_path: Path, tokenizer: Any, family_model: Any) -> None:
