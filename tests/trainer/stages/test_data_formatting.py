@@ -12,7 +12,6 @@ from trl.data_utils import pack_dataset
 
 from finetune_api.spec.inputs import DatasetSpec, ModelSpec
 from finetune_api.vocabulary import OnBadRow, Precision
-from finetune_kernels.mixers.isolation import isolate_documents
 from finetune_test_models.tiny_model import TINY_FAMILIES, make_tiny_model
 from finetune_trainer.chat.encoder import ChatEncoder
 from finetune_trainer.errors import TrainerError
@@ -173,16 +172,20 @@ def loss_of(model: Any, batch: dict[str, Any]) -> float:
         return float(supervised_loss(model, batch, labels, supervised, num_items=1))
 
 
-PACKED = sorted(name for name, (model_type, _) in TINY_FAMILIES.items() if model_type not in UNPACKED)
+# Linear attention is kept apart by our own batches, which tests/kernels/mixers tries; by itself it refuses packs.
+LINEAR_ATTENTION = ("qwen3_5", "qwen3_next")
+PACKED = sorted(
+    name
+    for name, (model_type, _) in TINY_FAMILIES.items()
+    if model_type not in UNPACKED and not model_type.startswith(LINEAR_ATTENTION)
+)
 
 
 @pytest.fixture(scope="module", params=PACKED)
 def family_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Any:
     folder = make_tiny_model(tmp_path_factory.mktemp(request.param), family=request.param, texts=texts)
     spec = ModelSpec.model_validate({"source": f"file://{folder}", "quantization": "None"})
-    model = load_model(folder, spec, Precision.FP32, gpus=0).model.eval()
-    isolate_documents(model)
-    return model
+    return load_model(folder, spec, Precision.FP32, gpus=0).model.eval()
 
 
 def test_documents_packed_together_do_not_see_each_other(tmp_path: Path, tokenizer: Any, family_model: Any) -> None:
