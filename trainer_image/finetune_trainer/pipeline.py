@@ -34,11 +34,9 @@ from finetune_trainer.stages.adapter_injection import AdaptedModel, inject_adapt
 from finetune_trainer.stages.data_formatting import DatasetFiles, FormattedData, format_data
 from finetune_trainer.stages.fetching import describe_inputs, fetch_base, fetch_evaluation, fetch_rows
 from finetune_trainer.stages.judging import Judged, Trained, judge_artifacts, measure_sharded
-from finetune_trainer.stages.model_loading import choose_device, load_model
-from finetune_trainer.stages.nf4_copy import Nf4Copies
+from finetune_trainer.stages.model_loading import choose_device, load_base
 from finetune_trainer.stages.placement import settle_parallelism, share_of
 from finetune_trainer.stages.saving import check_saving, companions, save_artifacts
-from finetune_trainer.stages.sharded_loading import Share
 from finetune_trainer.stages.training import Prepared, train
 from finetune_trainer.stages.training_configuration import configure_training
 from finetune_trainer.storage.disk_faults import free_disk
@@ -75,13 +73,13 @@ def _run_here(context: RunContext, group: Group) -> Manifest:
     settled = settle_parallelism(context.config, base.folder, group)
     files = BaseFiles(folder=base.folder, digest=base.digest, nf4_cache=context.settings.nf4_cache)
     with OtherRanks.started(settled, files, context.settings.work, group, context.end) as ranks:
-        return _run(context, base, ranks, share_of(settled, group.first, group.size))
+        share = share_of(settled, group.first, group.size)
+        return _run(context, base, load_base(files, context.config, share, makes_copy=True), ranks)
 
 
-def _run(context: RunContext, base: FetchedSource, ranks: OtherRanks, share: Share | None) -> Manifest:
-    """Runs rank 0 on a base model that is there. `share`: what it keeps of the model, if not all."""
+def _run(context: RunContext, base: FetchedSource, loaded: LoadedModel, ranks: OtherRanks) -> Manifest:
+    """Runs rank 0 on a base model that is loaded."""
     config, progress, work = context.config, context.progress, context.settings.work
-    loaded = _load(context, base, share)
     _report_model(context, base, loaded)
 
     progress.stage(Stage.ADAPTER_INJECTION)
@@ -128,13 +126,6 @@ def _run(context: RunContext, base: FetchedSource, ranks: OtherRanks, share: Sha
     if not config.keep_checkpoints_after_success and not saved.failed:
         checkpoints.remove_all()
     return manifest
-
-
-def _load(context: RunContext, base: FetchedSource, share: Share | None) -> LoadedModel:
-    """Loads the base model, from its copy in NF4 if the cache has one."""
-    config, copies = context.config, Nf4Copies.within(context.settings.nf4_cache, base.digest)
-    precision = config.training.precision
-    return load_model(base.folder, config.model, precision, gpus=config.gpus, share=share, copies=copies)
 
 
 def _report_model(context: RunContext, base: FetchedSource, loaded: LoadedModel) -> None:

@@ -113,12 +113,14 @@ def _make_passes(model: Any, tokens: int, *, keep_dequantized: bool, fp8: bool =
     kinds = set(getattr(causal.config, "layer_types", None) or ())
     inputs = {"input_ids": words, "position_ids": words, "attention_mask": dict.fromkeys(kinds, mask) or mask}
 
+    layers = FusedLayers(causal, [ActivationPolicy.SAVE_ALL] * 2, torch.bfloat16, keep_dequantized=keep_dequantized)
+    patch_model(model, keep_dequantized=False)
+    if fp8:
+        layers.use_fp8()
+
     # The policy that keeps activations in host memory starts no kernel that these do not.
     for policy in (ActivationPolicy.SAVE_ALL, ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.RECOMPUTE_ALL):
-        layers = FusedLayers(causal, [policy] * 2, torch.bfloat16, keep_dequantized=keep_dequantized)
-        patch_model(model, keep_dequantized=False)
-        if fp8:
-            layers.use_fp8()
+        layers.set_policies([policy] * 2)
         fused_supervised_loss(model, inputs, words, words[0, 1:], None).backward()
 
 
@@ -132,8 +134,7 @@ def main() -> None:
 
     with ThreadPoolExecutor() as pool:
         commands = [[sys.executable, __file__, str(cache), str(capability)] for capability in SHARED_MEMORY]
-        for process in pool.map(lambda command: subprocess.run(command, check=True), commands):
-            assert process.returncode == 0
+        list(pool.map(lambda command: subprocess.run(command, check=True), commands))
     keep_binaries(cache)
 
 

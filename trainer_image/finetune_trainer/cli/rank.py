@@ -51,19 +51,16 @@ def main() -> None:
 def train_along(task: RankTask) -> None:
     """Does stages 1 to 5 of the run as rank 0 does them, without fetching, reporting or storing anything."""
     from finetune_trainer.stages.adapter_injection import inject_adapter
-    from finetune_trainer.stages.model_loading import load_model
-    from finetune_trainer.stages.nf4_copy import Nf4Copies
+    from finetune_trainer.stages.model_loading import load_base
     from finetune_trainer.stages.placement import share_of
     from finetune_trainer.stages.training import Prepared, train
     from finetune_trainer.stages.training_configuration import configure_training
     from finetune_trainer.training.checkpointed_state import CheckpointedState
     from finetune_trainer.training.engine import prepare_engine
 
-    config, store, base = task.config, connect(task), task.base_model
+    config, store = task.config, connect(task)
     training = config.training
-    share = share_of(config, task.rank, task.size)
-    copies = Nf4Copies.within(base.nf4_cache, base.digest, makes=False)
-    loaded = load_model(base.folder, config.model, training.precision, gpus=config.gpus, share=share, copies=copies)
+    loaded = load_base(task.base_model, config, share_of(config, task.rank, task.size))
     model = inject_adapter(loaded.model, config.adapter, training.seed, loaded.new_tokens).model
 
     await_ready(store)

@@ -17,11 +17,13 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
 from finetune_api.failures import FailureReason
+from finetune_api.run_config import RunConfig
 from finetune_api.spec.inputs import ModelSpec
 from finetune_api.vocabulary import Precision, Quantization
 from finetune_kernels.primitives import nf4
 from finetune_kernels.primitives.fp8 import MIN_CAPABILITY
 from finetune_trainer.chat.new_tokens import new_token_ids
+from finetune_trainer.distributed.other_ranks import BaseFiles
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.base_model.causal_model import keep_softcap, load_causal_model
 from finetune_trainer.export.base_model.folder import open_base_model
@@ -40,6 +42,14 @@ from finetune_trainer.training.loaded_model import LoadedModel
 log = logging.getLogger(__name__)
 AMPERE = (8, 0)  # compute capability; older GPUs have no bfloat16 units
 DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
+
+
+def load_base(base: BaseFiles, config: RunConfig, share: Share | None, *, makes_copy: bool = False) -> LoadedModel:
+    """Loads the base model of a run that `base` names, as `load_model` does: from its copy in NF4 if the cache has one.
+    `makes_copy`: a copy that is not there is made, by the first process of a run."""
+    copies = Nf4Copies.within(base.nf4_cache, base.digest, makes=makes_copy)
+    precision = config.training.precision
+    return load_model(base.folder, config.model, precision, gpus=config.gpus, share=share, copies=copies)
 
 
 def load_model(
