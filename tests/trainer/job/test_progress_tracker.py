@@ -63,10 +63,9 @@ def test_listeners_hear_of_every_change_and_of_stages() -> None:
     assert heard == [True, False, False]
 
 
-def test_speed_counts_from_the_second_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speed_counts_from_the_second_step() -> None:
     now = iter([100.0, 102.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(now))
-    speed = Speed()
+    speed = Speed(clock=lambda: next(now))
     assert speed.measure(1, 11, 1000) == (None, None)
     assert speed.measure(3, 11, 1400) == (200.0, 8)
 

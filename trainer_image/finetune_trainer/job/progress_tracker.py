@@ -255,7 +255,8 @@ class TransferRate:
 class Speed:
     """Tokens per second and time to the end, over the steps of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._began: tuple[float, int, int] | None = None
 
     def measure(self, step: int, total: int, tokens: int) -> tuple[float | None, int | None]:
@@ -263,7 +264,7 @@ class Speed:
 
         The first step is warm-up: it only starts the clock.
         """
-        now = time.monotonic()
+        now = self._clock()
         if self._began is None:
             self._began = (now, step, tokens)
             return None, None
