@@ -40,7 +40,7 @@ SIZES: dict[str, Any] = {"hidden": 64, "feed_forward": 128, "layers": 2, "heads"
 
 
 def test_a_few_steps_in_the_interpreter(tmp_path: Path) -> None:
-    size = Size(**SIZES, batch=1, accumulation=1, steps=12, gpus=0)
+    size = Size(**SIZES, batch=1, accumulation=1, steps=8, gpus=0)
     model, rows = make_model(tmp_path / "model", size), make_rows(size)
     plain = train(model, rows, size, Variant(kernels=False))
     ours = train(model, rows, size, Variant(kernels=True, prepare=in_the_interpreter))
