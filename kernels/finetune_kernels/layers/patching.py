@@ -5,7 +5,6 @@ A module that is not known to compute the same is left as it is and listed with 
 """
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -189,7 +188,9 @@ def _weight(base: Any, report: PatchReport, *, keep_dequantized: bool) -> Weight
 
     from bitsandbytes.functional import dequantize_4bit
 
-    read: Callable[[], torch.Tensor] = partial(dequantize_4bit, base.weight.data, state)
+    def read() -> torch.Tensor:
+        return dequantize_4bit(base.weight.data, state)  # streamed, it is not always in the same place
+
     if not keep_dequantized:
         return read
 

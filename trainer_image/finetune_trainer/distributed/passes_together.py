@@ -7,7 +7,7 @@ one, the others gather the layers along.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from finetune_kernels.sharding.layer_window import LayerWindow
+from finetune_kernels.streaming.layer_window import LayerWindow
 from finetune_trainer.distributed.world import World
 from finetune_trainer.signs_of_life import beat
 

@@ -19,8 +19,8 @@ from torch.nn.modules.module import (
 )
 
 from finetune_api.failures import FailureReason
-from finetune_kernels.sharding.layer_window import LayerWindow
-from finetune_kernels.sharding.sharded_tensors import ShardedTensors
+from finetune_kernels.streaming.layer_window import LayerWindow
+from finetune_kernels.streaming.sharded_tensors import ShardedTensors
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.training.loaded_model import scales_of
 
@@ -73,8 +73,8 @@ class SharedLayers:
             )
             raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
 
-        window = LayerWindow([self._layers[module] for module in modules])
-        window.attach(modules)
+        window = LayerWindow()
+        window.attach([self._layers[module] for module in modules], modules)
         return window
 
     def _layer_of(self, module: nn.Module) -> nn.Module | None:

@@ -33,7 +33,7 @@ from finetune_kernels.planning.micro_batch import (
 from finetune_kernels.planning.mixer_shape import cost_of_missing
 from finetune_kernels.planning.model_shape import ModelShape, ParameterCounts, build_shape
 from finetune_kernels.planning.rates import UNLIMITED, Machine
-from finetune_kernels.sharding.layer_window import LayerWindow
+from finetune_kernels.streaming.layer_window import LayerWindow
 from finetune_kernels.vocabulary.host_vocabulary import movable_bytes, move_to_host
 from finetune_trainer.distributed.shares import split_batch
 from finetune_trainer.distributed.world import ALONE, World

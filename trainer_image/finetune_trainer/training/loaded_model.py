@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from finetune_api.vocabulary import Precision
-from finetune_kernels.sharding.layer_window import LayerWindow
+from finetune_kernels.streaming.layer_window import LayerWindow
 from finetune_kernels.vocabulary.trained_rows import frozen_module
 
 
@@ -42,7 +42,7 @@ class LoadedModel:
         sizes: dict[int, int] = {
             tensor.data_ptr(): tensor.nbytes for tensor in tensors if tensor.untyped_storage().nbytes()
         }
-        return sum(sizes.values()) + (self.window.shard_bytes if self.window else 0)
+        return sum(sizes.values()) + (self.window.kept_bytes if self.window else 0)
 
     @property
     def device_name(self) -> str:

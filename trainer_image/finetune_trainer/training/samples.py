@@ -18,7 +18,7 @@ from finetune_api.failures import FailureReason
 from finetune_api.spec.training import SamplesSpec
 from finetune_api.vocabulary import TrainOn
 from finetune_kernels.layers.supervised_loss import causal_model
-from finetune_kernels.sharding.layer_window import LayerWindow
+from finetune_kernels.streaming.layer_window import LayerWindow
 from finetune_trainer.chat.encoder import ChatEncoder
 from finetune_trainer.chat.labels import IGNORED
 from finetune_trainer.data.messages import BadRowError

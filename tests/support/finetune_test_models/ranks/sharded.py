@@ -22,7 +22,7 @@ from bitsandbytes.nn.modules import Linear4bit
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Parallelism
 from finetune_kernels.primitives import nf4
-from finetune_kernels.sharding import sharded_tensors
+from finetune_kernels.streaming import sharded_tensors
 from finetune_test_models.ranks.run import run
 from finetune_trainer.distributed.launched import joined_world
 from finetune_trainer.distributed.world import World

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from finetune_kernels.sharding.layer_window import LayerWindow
+from finetune_kernels.streaming.layer_window import LayerWindow
 from finetune_trainer.distributed.world import World
 
 

@@ -3,26 +3,46 @@
     forward      0 1 2 ... L-1
     backward     L-1 ... 1 0        not below the first layer with an adapter
 
-While a layer computes, the next one's weights are gathered from the ranks, so that nothing waits for them. Which one
-that is follows from the order of the layers alone. So every rank issues the same collectives in the same order,
-whatever rows it has, as long as all make the same passes; `finish` makes up for a pass that ended early on one rank.
+While a layer computes, the next one's weights are brought, from the ranks or from host memory, so that nothing waits
+for them. Which one that is follows from the order of the layers alone. So every rank issues the same collectives in the
+same order, whatever rows it has, as long as all make the same passes; `finish_pass` makes up for a pass that ended
+early on one rank. Layers from host memory need nobody: their next pass begins wherever the one before ended.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from finetune_kernels.sharding.sharded_tensors import ShardedTensors
+
+class StreamedTensors(Protocol):
+    """One layer's frozen tensors, wherever they come from."""
+
+    @property
+    def whole_bytes(self) -> int:
+        """Bytes on the GPU while they are whole."""
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that this process keeps between two uses."""
+
+    def bring(self) -> None:
+        """Begins to make them whole, beside what the GPU computes."""
+
+    def wait(self) -> None:
+        """Makes what is launched from now on wait until they are whole."""
+
+    def release(self) -> None:
+        """Gives up what makes them whole, once what has been launched is done."""
 
 
 class LayerWindow:
-    """The sharded weights of decoder layers, in the order in which the layers compute."""
+    """The streamed weights of decoder layers, in the order in which the layers compute."""
 
-    def __init__(self, layers: Sequence[ShardedTensors]) -> None:
-        self._layers = layers
-        self._last = len(layers) - 1
+    def __init__(self) -> None:
+        self._layers: list[StreamedTensors] = []
+        self._last = -1
         self._at = 0
         """The layer that was used last."""
         self._opened: set[int] = set()
@@ -32,21 +52,25 @@ class LayerWindow:
         self._made = 0
         """Layers that the pass has used so far, those of its backward pass counted again."""
         self.on_forward: Callable[[], None] | None = None
-        """Called where the first layer is about to compute, before anything is gathered for it."""
+        """Called where the first layer is about to compute, before anything is brought for it."""
 
     @property
-    def shard_bytes(self) -> int:
-        """Bytes that this rank keeps of all layers."""
-        return sum(layer.shard_bytes for layer in self._layers)
+    def kept_bytes(self) -> int:
+        """Bytes that this process keeps of all layers."""
+        return sum(layer.kept_bytes for layer in self._layers)
 
     @property
     def window_bytes(self) -> int:
-        """Most bytes of whole layers at a time, beside those that this rank keeps."""
+        """Most bytes of whole layers at a time, beside those that this process keeps."""
         return sum(sorted(layer.whole_bytes for layer in self._layers)[-2:])
 
-    def attach(self, modules: Sequence[nn.Module]) -> None:
-        """Has the decoder layers `modules` use their weights here, forward and backward."""
-        for index, module in enumerate(modules):
+    def attach(self, layers: Sequence[StreamedTensors], modules: Sequence[nn.Module]) -> None:
+        """Has the decoder layers `modules`, which follow those that are here already, use their weights `layers`,
+        forward and backward."""
+        first = len(self._layers)
+        self._layers += layers
+        self._last = len(self._layers) - 1
+        for index, module in enumerate(modules, first):
             module.register_forward_pre_hook(_UseForward(self, index))
             module.register_forward_hook(_UseBackward(self, index))
 
@@ -60,7 +84,7 @@ class LayerWindow:
         return 0 < self._made <= self._last
 
     def finish_pass(self, *, trains: bool) -> None:
-        """Gathers what is left of a pass, as the ranks do that compute it. `trains`: it has a backward pass."""
+        """Brings what is left of a pass, as the ranks do that compute it. `trains`: it has a backward pass."""
         for index in range(self._made, self._last + 1):
             self.use(index, trains=trains)
         if trains:
@@ -68,12 +92,12 @@ class LayerWindow:
                 self.use(index, trains=True, backward=True)
 
     def use(self, index: int, *, trains: bool, backward: bool = False) -> None:
-        """Makes a layer's weights whole for what is launched from now on, and begins to gather the next one's.
+        """Makes a layer's weights whole for what is launched from now on, and begins to bring the next one's.
 
         `trains`: a backward pass is going on or will follow. Raises RuntimeError for a layer out of turn.
         """
         if index and abs(index - self._at) > 1:
-            raise RuntimeError(f"layer {index} runs after layer {self._at}: sharded layers have to run in their order")
+            raise RuntimeError(f"layer {index} runs after layer {self._at}: streamed layers have to run in their order")
         moves = index != self._at
         if index == 0 and not backward:
             self._floor = self._at if self._goes_down else self._floor
@@ -99,14 +123,14 @@ class LayerWindow:
         return index - 1 if self._goes_down else index + 1
 
     def _open(self, *wanted: int) -> None:
-        """Makes the first of the `wanted` layers whole, begins to gather the others, and frees all that are not."""
+        """Makes the first of the `wanted` layers whole, begins to bring the others, and frees all that are not."""
         for index in self._opened.difference(wanted):
             self._layers[index].release()
             self._opened.discard(index)
 
         for index in wanted:
             if index not in self._opened:
-                self._layers[index].gather()
+                self._layers[index].bring()
                 self._opened.add(index)
         for index in wanted[:1]:
             self._layers[index].wait()

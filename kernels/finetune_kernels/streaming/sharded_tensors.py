@@ -3,8 +3,8 @@
     rank            0         1         2         3
     bytes       [ codes of q | scales of q | codes of k | scales of k | ... ]
 
-The tensors lie in one buffer, one after the other, so that one all-gather brings all of them into place. Between two
-uses the buffer's storage is empty; the tensors stay the objects that they are, and may not be read then.
+One all-gather brings all of them into place. Between two uses the buffer's storage is empty; the tensors stay the
+objects that they are, and may not be read then.
 """
 
 from collections.abc import Sequence
@@ -12,23 +12,18 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
+from finetune_kernels.streaming.flat_layout import ALIGNMENT, aligned, flat_bytes, move_into
+
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.13
-ALIGNMENT = 256
-"""Bytes that tensors in the buffer begin at a multiple of: kernels read more at a time from aligned addresses."""
 
 
 class ShardedTensors:
     """Takes over the contents of `tensors`, which are on one device; keeps the part of `rank` out of `ranks`."""
 
     def __init__(self, tensors: Sequence[torch.Tensor], rank: int, ranks: int) -> None:
-        sizes = [_aligned(tensor.numel() * tensor.element_size(), ALIGNMENT) for tensor in tensors]
-        total = _aligned(sum(sizes), ALIGNMENT * ranks)
+        total = aligned(flat_bytes(tensors), ALIGNMENT * ranks)
         self._whole = torch.zeros(total, dtype=torch.uint8, device=tensors[0].device)
-
-        for tensor, part in zip(tensors, torch.split(self._whole, [*sizes, total - sum(sizes)]), strict=False):
-            content = part[: tensor.numel() * tensor.element_size()].view(tensor.dtype).view(tensor.shape)
-            content.copy_(tensor.detach())
-            tensor.data = content  # the same object, wherever it is referred to
+        move_into(self._whole, tensors)
 
         size = total // ranks
         self._shard = self._whole[rank * size : (rank + 1) * size].clone()
@@ -41,11 +36,11 @@ class ShardedTensors:
         return self._whole.numel()
 
     @property
-    def shard_bytes(self) -> int:
+    def kept_bytes(self) -> int:
         """Bytes that this rank keeps."""
         return self._shard.numel()
 
-    def gather(self) -> None:
+    def bring(self) -> None:
         """Begins to bring all ranks' parts together. All ranks must call it in the same order, and then `wait`.
 
         NCCL copies on a stream of its own, after what has been launched on this one and beside what will be.
@@ -66,8 +61,3 @@ class ShardedTensors:
 
     def _free(self) -> None:
         self._whole.untyped_storage().resize_(0)
-
-
-def _aligned(size: int, to: int) -> int:
-    """The next multiple of `to`."""
-    return -(-size // to) * to
