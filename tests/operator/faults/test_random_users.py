@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from kubernetes.client.exceptions import ApiException
 
 from finetune_api.failures import ExitCode
 from finetune_api.vocabulary import JOB_UID_LABEL
@@ -111,7 +112,7 @@ class Users(RuleBasedStateMachine):
 
         def runs() -> bool:
             for pod in self._pods(slot, "Pending"):
-                self._stage.kubelet.run(pod)
+                self._run(pod)
             return any(pod.metadata.labels[JOB_UID_LABEL] == uid for pod in self._pods(slot, "Running"))
 
         wait_for(runs, f"{self._name(slot)}: a pod of job {uid} runs", patience())
@@ -165,7 +166,7 @@ class Users(RuleBasedStateMachine):
 
         def play() -> bool:
             for pod in self._pods(slot, "Pending"):
-                self._stage.kubelet.run(pod)
+                self._run(pod)
             for pod in self._pods(slot, "Running"):
                 self._end(slot, pod, ExitCode.SUCCESS)
             return bool(holds())
@@ -184,6 +185,14 @@ class Users(RuleBasedStateMachine):
             elif whole.status.phase == phase == pod["status"].get("phase"):
                 found.append(whole)
         return found
+
+    def _run(self, pod: Any) -> None:
+        """Run a pod, unless it was told to stop since it was read: then the API server refuses to bind it to a node."""
+        try:
+            self._stage.kubelet.run(pod)
+        except ApiException as error:
+            if error.status != 409:
+                raise
 
     def _stop(self, pod: Any) -> None:
         """Take a pod away that is told to stop, maybe while it was ending; one that runs writes its checkpoint."""
