@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import torch
 
-SHARED_MEMORY: Final = {80: 166912, 86: 101376, 89: 101376, 90: 232448}
+SHARED_MEMORY: Final = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448}
 """Bytes that a block may have, by compute capability (CUDA's programming guide, table of technical specifications)."""
 
 

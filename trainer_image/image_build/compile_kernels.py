@@ -36,6 +36,7 @@ MODELS: Final[dict[str, tuple[str, dict[str, int]]]] = {
 }
 """Type in transformers and sizes of models that people fine-tune most; two layers of each are enough."""
 
+BF16_FROM: Final = 80
 FP8_FROM: Final = 89
 NOT_NEEDED: Final = (".ttir", ".ttgir", ".llir", ".ptx", ".source")
 """Triton's steps on the way to a kernel, three quarters of what it keeps; it loads kernels without them."""
@@ -46,13 +47,18 @@ def compile_for(capability: int, cache: Path, models: dict[str, tuple[str, dict[
     own."""
     compilations = use_cardless_driver(capability, cache)
     for kind, sizes in models.values():
-        run_layers(kind, sizes, fp8=capability >= FP8_FROM)
+        run_layers(kind, sizes, compute_dtype(capability), fp8=capability >= FP8_FROM)
     return compilations
 
 
-def run_layers(kind: str, sizes: dict[str, int], *, fp8: bool, device: str = "meta") -> None:
+def compute_dtype(capability: int) -> torch.dtype:
+    """Returns the 16-bit type that a card of a compute capability multiplies."""
+    return torch.bfloat16 if capability >= BF16_FROM else torch.float16
+
+
+def run_layers(kind: str, sizes: dict[str, int], dtype: torch.dtype, *, fp8: bool, device: str = "meta") -> None:
     """Runs two layers of a model on a device as the trainer does: with and without dequantised weights, and in FP8."""
-    model = _build(kind, sizes, device)
+    model = _build(kind, sizes, dtype, device)
     for tokens in TOKENS:
         _make_passes(model, tokens, keep_dequantized=False)
         _make_passes(model, tokens, keep_dequantized=True)
@@ -67,7 +73,7 @@ def keep_binaries(cache: Path) -> None:
             path.unlink()
 
 
-def _build(kind: str, sizes: dict[str, int], device: str) -> Any:
+def _build(kind: str, sizes: dict[str, int], dtype: torch.dtype, device: str) -> Any:
     """Returns a peft model of two layers, its base in NF4."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -75,7 +81,7 @@ def _build(kind: str, sizes: dict[str, int], device: str) -> Any:
     config = AutoConfig.for_model(
         kind, hidden_size=sizes["hidden"], intermediate_size=sizes["mlp"], num_attention_heads=sizes["heads"],
         num_key_value_heads=sizes["kv"], head_dim=sizes["head"], vocab_size=sizes["vocab"], num_hidden_layers=2,
-        pad_token_id=0, dtype=torch.bfloat16,
+        pad_token_id=0, dtype=dtype,
     )  # fmt: skip
     with torch.device(device):
         model = get_peft_model(
@@ -113,7 +119,7 @@ def _make_passes(model: Any, tokens: int, *, keep_dequantized: bool, fp8: bool =
     kinds = set(getattr(causal.config, "layer_types", None) or ())
     inputs = {"input_ids": words, "position_ids": words, "attention_mask": dict.fromkeys(kinds, mask) or mask}
 
-    layers = FusedLayers(causal, [ActivationPolicy.SAVE_ALL] * 2, torch.bfloat16, keep_dequantized=keep_dequantized)
+    layers = FusedLayers(causal, [ActivationPolicy.SAVE_ALL] * 2, causal.dtype, keep_dequantized=keep_dequantized)
     patch_model(model, keep_dequantized=False)
     if fp8:
         layers.use_fp8()

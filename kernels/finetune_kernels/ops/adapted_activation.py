@@ -23,7 +23,7 @@ import triton.language as tl
 from finetune_kernels.ops import gated_activation
 from finetune_kernels.ops.gated_activation import Activation, _activate
 from finetune_kernels.primitives.lora_delta import LoraDelta
-from finetune_kernels.primitives.precision import widen
+from finetune_kernels.primitives.precision import before_ampere, widen
 
 BLOCK_T, TILES = 32, 8
 """Rows of a tile, and tiles of rows that one program takes: it reads the adapters once for all of them."""
@@ -149,11 +149,13 @@ def _arguments(delta: LoraDelta | None, unused: torch.Tensor) -> tuple[Any, ...]
 
 
 def launch(
-    kernel: Any, size: tuple[int, int], arguments: tuple[Any, ...], ranks: dict[str, int], activation: Activation
-) -> None:
-    """Runs `kernel` over `size`, [T, F]; `ranks` gives the adapters' ranks by the names of the kernel's constants."""
+    kernel: Any, size: tuple[int, int], arguments: tuple[Any, ...], ranks: dict[str, int], activation: Activation,
+    *, small: bool,
+) -> None:  # fmt: skip
+    """Runs `kernel` over `size`, [T, F]; `ranks` gives the adapters' ranks by the names of the kernel's constants.
+    `small`: with few enough registers for cards before Ampere."""
     # the fastest on an H200 of those that 99 KiB of shared memory (Ada) are enough for
-    columns, warps = (128, 8) if max(ranks.values()) <= MAX_RANK // 2 else (64, 4)
+    columns, warps = (128, 8) if max(ranks.values()) <= MAX_RANK // 2 else (64, 8 if small else 4)
     padded = {f"{name}_PAD": max(16, triton.next_power_of_2(rank)) for name, rank in ranks.items()}
     kernel[(triton.cdiv(size[0], BLOCK_T * TILES), triton.cdiv(size[1], columns))](
         *arguments, **ranks, **padded, GELU=activation == "gelu_tanh", BLOCK_T=BLOCK_T, BLOCK_F=columns, TILES=TILES,
@@ -171,7 +173,7 @@ def forward(gate_up: torch.Tensor, activation: Activation, deltas: LoraDeltas) -
     t, f = gate_up.shape[0], gate_up.shape[1] // 2
     y = gate_up.new_empty(t, f)
     arguments = gate_up, y, t, f, *_arguments(deltas[0], y), *_arguments(deltas[1], y)
-    launch(_forward, (t, f), arguments, _ranks(deltas), activation)
+    launch(_forward, (t, f), arguments, _ranks(deltas), activation, small=before_ampere(y))
     return y
 
 
@@ -189,7 +191,7 @@ def backward(
         dy, gate_up, gradient, t, f, *_arguments(deltas[0], dy), *_arguments(deltas[1], dy), d_xa, a, d_xa.stride(0),
     )  # fmt: skip
     ranks = _ranks(deltas) | {"RD": 0 if lora_dx is None else a.shape[0]}
-    launch(_backward, (t, f), arguments, ranks, activation)
+    launch(_backward, (t, f), arguments, ranks, activation, small=before_ampere(dy))
     return gradient
 
 

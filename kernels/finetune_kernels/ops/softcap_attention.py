@@ -22,6 +22,7 @@ import triton.language as tl
 
 from finetune_kernels.primitives import attention_reference
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.precision import before_ampere
 
 UNSEEN = tl.constexpr(-1.0e30)
 """Score of a key that is not seen: finite, so that a block without a key to see makes no NaN."""
@@ -213,9 +214,8 @@ SMALL_SHARED_MEMORY = 160 * 1024
 
 def _tiles(q: torch.Tensor, *, backward: bool) -> _Tiles:
     """Returns tiles for the head size and the device's shared memory, which holds both operands of both loops."""
-    if not q.is_cuda:
-        return _Tiles(16, 32, 4, 1)
-
+    if not q.is_cuda or before_ampere(q):
+        return _Tiles(16, 16, 8, 1) if q.is_cuda else _Tiles(16, 32, 4, 1)
     wide = q.shape[2] > 128
     properties: Any = torch.cuda.get_device_properties(q.device)
     if properties.shared_memory_per_block_optin < SMALL_SHARED_MEMORY:

@@ -15,5 +15,5 @@ fp8                  `quantize_rows`, `Fp8Weight`: products in FP8
 gather_rows          `gather_rows`: rows of a table in host memory
 master_weights       fp32 values of parameters that compute in 16 bits
 multi_tensor_adamw   `MultiTensorAdamW`: AdamW over many tensors in one launch, on master weights
-precision            `widen`: the type of the formulas
+precision            `widen`: the type of the formulas; `before_ampere`: cards without bfloat16
 """

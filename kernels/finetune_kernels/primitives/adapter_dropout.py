@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from finetune_kernels.primitives.precision import widen
+from finetune_kernels.primitives.precision import before_ampere, widen
 
 BLOCK_T, BLOCK_N, BLOCK_R, WARPS = 32, 128, 64, 4
 SEEDS = 2**31
@@ -184,7 +184,8 @@ def add_lora_dx(dx: torch.Tensor, d_xa: torch.Tensor, a: torch.Tensor, mask: Mas
     `d_xa` is [T, r], with rows that may be strided; `a` is [r, in].
     """
     t, n = dx.shape
-    block = min(BLOCK_R, max(16, triton.next_power_of_2(a.shape[0])))
+    most = 16 if before_ampere(dx) else BLOCK_R  # ranks at a time
+    block = min(most, max(16, triton.next_power_of_2(a.shape[0])))
     if t:
         _add_lora_dx[(triton.cdiv(t, BLOCK_T), triton.cdiv(n, BLOCK_N))](
             dx, d_xa, a.contiguous(), t, n, a.shape[0], d_xa.stride(0), *_arguments(mask),

@@ -1,5 +1,5 @@
-"""Tiles fit into a GPU's shared memory, as the compiler counts it. The interpreter, which the other tests use, has no
-such limit: ranks that a GPU refuses pass there."""
+"""Kernels fit into a GPU's shared memory and registers, as the compiler counts them. The interpreter, which the other
+tests use, has no such limits: ranks that a GPU refuses pass there."""
 
 import json
 import os
@@ -10,22 +10,35 @@ import pytest
 
 from finetune_kernels.ops.adapted_activation import MAX_RANK
 
-SHARED = {80: 163, 89: 99, 90: 227}
+SHARED = {75: 64, 80: 163, 89: 99, 90: 227}
 """KiB that one program may have, by compute capability (CUDA's programming guide)."""
+TURING = 75
+
+Resources = dict[str, tuple[int, int]]
+"""Bytes of shared memory and of the stack frame, by kernel."""
 
 
-def shared_memory(capability: int, *ranks: int) -> dict[str, int]:
-    """Bytes by kernel and rank."""
-    command = [sys.executable, "-m", "finetune_test_kernels.compiled_kernels", str(capability), *map(str, ranks)]
+def resources(capability: int, *arguments: object) -> Resources:
+    """By kernel and rank."""
+    command = [sys.executable, "-m", "finetune_test_kernels.compiled_kernels", str(capability), *map(str, arguments)]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
-    return dict(json.loads(found.stdout))
+    return {name: (shared, frame) for name, (shared, frame) in json.loads(found.stdout).items()}
 
 
 @pytest.mark.parametrize("capability", SHARED)
 def test_adapted_activation(capability: int) -> None:
-    found = shared_memory(capability, 16, MAX_RANK // 2, MAX_RANK)
+    found = resources(capability, 16, MAX_RANK // 2, MAX_RANK)
     assert len(found) == 6
-    assert min(found.values()) > 0
-    assert max(found.values()) <= SHARED[capability] * 1024, found
+    shared = [shared for shared, _ in found.values()]
+    assert min(shared) > 0
+    assert max(shared) <= SHARED[capability] * 1024, found
+    assert capability != TURING or not any(frame for _, frame in found.values()), f"registers spill: {found}"
+
+
+def test_a_kernel_that_spills_is_found() -> None:
+    """The control: the tiles of Ampere. The layers of whole models take minutes: `make images` compiles them
+    (tests/images/test_turing_kernels.py)."""
+    found = resources(TURING, MAX_RANK, "--large-tiles")
+    assert all(0 < frame < 1000 for _, frame in found.values()), found

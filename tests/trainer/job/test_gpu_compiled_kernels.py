@@ -33,7 +33,8 @@ else:
     knobs.compilation.listener = done = Compilations()
     begun = time.monotonic()
     for kind, sizes in models.values():
-        compile_kernels.run_layers(kind, sizes, fp8=capability >= compile_kernels.FP8_FROM, device="cuda")
+        dtype = compile_kernels.compute_dtype(capability)
+        compile_kernels.run_layers(kind, sizes, dtype, fp8=capability >= compile_kernels.FP8_FROM, device="cuda")
     print(f"{time.monotonic() - begun:.1f} s", file=sys.stderr)
 print(json.dumps([sorted(done.compiled), len(done.found)]))
 """
