@@ -1,4 +1,5 @@
-"""Finishes an environment for an image: takes out what no run uses, compiles every module, opens it to group 0.
+"""Finishes an environment for an image: takes out what no run uses, compiles every module, opens it to group 0, and
+gives all files one time.
 
     python3 finish_environment.py ENVIRONMENT [LIST OF REMOVALS]
 
@@ -19,6 +20,9 @@ NOT_FOR_RUNS = (
     "bin/pip*", "bin/[aA]ctivate*", "lib/python3*/site-packages/pip", "lib/python3*/site-packages/pip-*.dist-info",
     "include", "share/man",
 )  # fmt: skip
+
+TIME = 1_767_225_600
+"""Of all files, 2026-01-01 UTC: the line tables of compiled kernels carry the times of their sources."""
 
 
 def remove(environment: Path, patterns: list[str]) -> int:
@@ -76,6 +80,12 @@ def open_to_group_0(environment: Path) -> None:
             path.chmod(0o755 if is_program else 0o644)
 
 
+def set_times(environment: Path) -> None:
+    """Gives every file and folder the same time, so that two builds of one source are equal to the byte."""
+    for path in [environment, *environment.rglob("*")]:
+        os.utime(path, (TIME, TIME), follow_symlinks=False)
+
+
 def _bytes_of(path: Path) -> int:
     if path.is_symlink() or not path.is_dir():
         return path.lstat().st_size
@@ -96,6 +106,7 @@ def main() -> None:
 
     compile_modules(environment)
     open_to_group_0(environment)
+    set_times(environment)
 
 
 if __name__ == "__main__":
