@@ -37,6 +37,10 @@ class OtherNodeError(TrainerError):
         return ExitCode.INTERRUPTED
 
 
+class RankError(TrainerError):
+    """Ends a run for the failure of one of its ranks, which the message names."""
+
+
 class InterruptedRunError(TrainerError):
     """Ends a run that was asked to stop, in a state from which it can be resumed."""
 

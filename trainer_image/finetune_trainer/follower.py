@@ -15,7 +15,7 @@ from finetune_trainer.distributed.nodes.same_rows import share_rows
 from finetune_trainer.distributed.other_ranks import BaseFiles, OtherRanks
 from finetune_trainer.distributed.passes_together import passes_together
 from finetune_trainer.distributed.rank_ends import SAME_EVERYWHERE, name_rank
-from finetune_trainer.errors import OtherNodeError, TrainerError
+from finetune_trainer.errors import OtherNodeError, RankError, TrainerError
 from finetune_trainer.job.outcome import describe_stall, explain
 from finetune_trainer.job.run_context import TrainingContext
 from finetune_trainer.job.watchdog import Stall, Watchdog
@@ -125,7 +125,8 @@ def _judge(error: BaseException, part: _Part) -> None:
     reason, message = explain(error, part.context.settings.work)
     if not (part.is_training and reason in SAME_EVERYWHERE):
         failure, group = TrainerError(reason, message), part.group
-        part.meeting.fail(name_rank(failure, group.first, group.size) if part.is_training else failure)
+        is_own = part.is_training and not isinstance(error, RankError)
+        part.meeting.fail(name_rank(failure, group.first, group.size) if is_own else failure)
         raise error
     if reason is FailureReason.INTERRUPTED:
         raise error  # the first pod stores the checkpoint

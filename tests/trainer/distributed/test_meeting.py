@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Event
 
 import pytest
 
@@ -88,6 +90,31 @@ def test_a_pod_without_a_sign_of_life_is_lost(
     assert time.monotonic() - began >= 0.4
     assert ended[0].message == f"node {silent} is gone: it showed no sign of life for 0 s"
     assert ended[0].exit_code == ExitCode.INTERRUPTED
+
+
+def test_a_first_pod_whose_store_keeps_the_connection_and_answers_nothing_is_lost(
+    pair: Pair, ended: list[TrainerError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a frozen process does."""
+    second, over = pair[1], Event()
+    second._patience = 0.5
+    monkeypatch.setattr(second, "_signs", SilentStore(over))
+    wait_for(lambda: bool(ended))
+    over.set()
+    assert ended[0].message == "node 0 is gone: the store that it keeps does not answer"
+    assert ended[0].exit_code == ExitCode.INTERRUPTED
+
+
+@dataclass
+class SilentStore:
+    over: Event
+
+    def add(self, _key: str, _amount: int) -> int:
+        self.over.wait(30)
+        return 0
+
+    def check(self, _keys: list[str]) -> bool:
+        return False
 
 
 def wait_for(holds: Callable[[], bool]) -> None:

@@ -7,7 +7,7 @@ from torch.distributed import DistError
 
 from finetune_api.base import ApiModel
 from finetune_api.failures import FailureReason
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import RankError, TrainerError
 
 SAME_EVERYWHERE = (
     FailureReason.INTERRUPTED,
@@ -28,7 +28,7 @@ class RankFailure(ApiModel):
     message: str
 
 
-def explain_end(who: str, failure_file: Path, code: int, *, memory_ran_out: bool) -> TrainerError:
+def explain_end(who: str, failure_file: Path, code: int, *, memory_ran_out: bool) -> RankError:
     """Returns why a rank ended with an exit code other than 0. `who`: its name in the message; `memory_ran_out`: the
     kernel has killed a process of the pod for its memory."""
     try:
@@ -36,10 +36,10 @@ def explain_end(who: str, failure_file: Path, code: int, *, memory_ran_out: bool
     except (OSError, ValueError):
         if code == -signal.SIGKILL and memory_ran_out:
             message = f"{who} was killed as the pod's memory ran out: raise spec.resources.memory"
-            return TrainerError(FailureReason.OUT_OF_MEMORY, message)
+            return RankError(FailureReason.OUT_OF_MEMORY, message)
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return TrainerError(FailureReason.INTERNAL_ERROR, f"{who} {how}, see the trainer's log")
-    return TrainerError(failure.reason, f"{who}: {failure.message}")
+        return RankError(FailureReason.INTERNAL_ERROR, f"{who} {how}, see the trainer's log")
+    return RankError(failure.reason, f"{who}: {failure.message}")
 
 
 def count_memory_kills(files: tuple[Path, ...] = MEMORY_EVENTS) -> int:
@@ -55,7 +55,7 @@ def count_memory_kills(files: tuple[Path, ...] = MEMORY_EVENTS) -> int:
 
 def name_rank(error: TrainerError, rank: int, size: int) -> TrainerError:
     """Returns the error with the rank's name before its message; in a run of one process, as it is."""
-    return error if size == 1 else TrainerError(error.reason, f"rank {rank} of {size}: {error.message}")
+    return error if size == 1 else RankError(error.reason, f"rank {rank} of {size}: {error.message}")
 
 
 def is_lost_connection(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 from typing import Any
+from unittest import mock
 
 resolve = socket.getaddrinfo
 
@@ -34,11 +35,11 @@ if __name__ == "__main__":
     if faults == ["HangingLoad"]:
         from finetune_trainer import follower
 
-        vars(follower)["load_model"] = lambda *_, **__: threading.Event().wait()
+        mock.patch.object(follower, "load_base", side_effect=lambda *_, **__: threading.Event().wait()).start()
     elif faults:
         from finetune_test_models.ranks.run import TRAINERS
         from finetune_trainer.stages import training
 
-        vars(training)["QloraTrainer"] = TRAINERS[faults[0]]
+        mock.patch.object(training, "QloraTrainer", TRAINERS[faults[0]]).start()
     sys.argv[1:] = [command]
     main()

@@ -41,6 +41,8 @@ GOODBYE_SECONDS = 5.0
 DONE, OVER = "done", "over"
 """How the first pod's part ended: with a result, or without."""
 
+NO_ANSWER = "node 0 is gone: the store that it keeps does not answer"
+
 End = Callable[[TrainerError], None]
 """Ends this process with the outcome of an error, from any thread."""
 
@@ -72,6 +74,7 @@ class Meeting:
         self._ended: str | None = None
         self._has_written = False
         self._patience = LOST_SECONDS
+        self._looked = time.monotonic()
         self._seen: dict[int, tuple[int, float]] = {}  # by node: its count of signs, and when that was new
 
     @classmethod
@@ -175,6 +178,8 @@ class Meeting:
     def _watched(self) -> Iterator[None]:
         Meeting.running = self
         threading.Thread(target=self._watch, name="other-nodes", daemon=True).start()
+        if not self.place.leads:
+            threading.Thread(target=self._await_answers, name="first-node", daemon=True).start()
         try:
             yield
         finally:
@@ -186,9 +191,20 @@ class Meeting:
             try:
                 self._signs.add(f"sign/{self.place.index}", 1)
                 found = self._look_at_others() if self.place.leads else self._look_at_first()
+                self._looked = time.monotonic()
             except RuntimeError:  # DistError is one
-                found = _lost("node 0 is gone: the store that it keeps does not answer")
+                found = _lost(NO_ANSWER)
             if found is not None and not self._closing.is_set():
+                log.error("%s: %s", found.reason, found.message)
+                self._end(found)
+                return
+
+    def _await_answers(self) -> None:
+        """Ends this pod if the first one is frozen: its store then keeps the connection, and the watch waits for an
+        answer for ever."""
+        while not self._closing.wait(BEAT_SECONDS):
+            if time.monotonic() - self._looked > self._patience:
+                found = _lost(NO_ANSWER)
                 log.error("%s: %s", found.reason, found.message)
                 self._end(found)
                 return
