@@ -74,8 +74,7 @@ the models of these types (`model_type` in config.json):
 
 A model of another type trains module by module, at about two thirds of the speed and with more memory. So does one of
 these types if its layers differ from the family's, for example a Seed-OSS or StarCoder2 whose config.json says
-`attention_dropout: 0.1`, or a Granite 4 with Mamba layers. Preflight says so with the reason, as a warning. Known
-reasons:
+`attention_dropout: 0.1`. Preflight says so with the reason, as a warning. Known reasons:
 
 {reasons}
 """

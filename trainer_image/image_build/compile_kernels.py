@@ -106,7 +106,7 @@ def _quantize(linear: Any) -> None:
 def _make_passes(model: Any, tokens: int, *, keep_dequantized: bool, fp8: bool = False) -> None:
     """Runs a model's layers forward and backward under each activation policy, as the trainer's engine does."""
     from finetune_kernels.layers.fused_layers import FusedLayers
-    from finetune_kernels.layers.layer_builder import why_not_fused
+    from finetune_kernels.layers.layer_check import why_not_fused
     from finetune_kernels.layers.patching import patch_model
     from finetune_kernels.layers.supervised_loss import fused_supervised_loss
     from finetune_kernels.planning.activation_policy import ActivationPolicy

@@ -42,7 +42,7 @@ class ExpertLora(nn.Module, BaseTunerLayer):
         self.scale, self.rank = scale, rank
 
     @property
-    def factors(self) -> list[torch.Tensor]:
+    def factors(self) -> list[torch.nn.Parameter]:
         """A [E, r, in] and B [E, out, r]."""
         a: Any = self.lora_A[ADAPTER]
         b: Any = self.lora_B[ADAPTER]
@@ -96,10 +96,21 @@ class StackedExperts(nn.Module):
             tuple(self._outputs(part) for part in parts),
         )
 
-    def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> Any:
-        """[T, H] -> [T, H]"""
-        active = [part for part, lora in self.adapters.items() if not lora.disable_adapters]
-        before, after = [part for part in active if part != DOWN], [part for part in active if part == DOWN]
+    @property
+    def _active(self) -> list[str]:
+        """Parts whose adapters are switched on, in the order in which they are used."""
+        parts = [part for part, lora in self.adapters.items() if not lora.disable_adapters]
+        return sorted(parts, key=lambda part: part == DOWN)
+
+    @property
+    def factors(self) -> list[torch.nn.Parameter]:
+        """A and B of each adapter that is switched on."""
+        loras: list[Any] = [self.adapters[part] for part in self._active]
+        return [factor for lora in loras for factor in lora.factors]
+
+    def mixture(self) -> tuple[Mixture, list[torch.Tensor]]:
+        """Returns what `expert_mlp` takes: the frozen parts, and `factors`."""
+        before, after = [part for part in self._active if part != DOWN], [part for part in self._active if part == DOWN]
         settings = Mixture(
             self.num_experts,
             self._projection(self.gate_up, before),
@@ -107,6 +118,9 @@ class StackedExperts(nn.Module):
             self.activation,
             self.scales_input,
         )
-        loras: list[Any] = [self.adapters[part] for part in (*before, *after)]
-        factors = [factor for lora in loras for factor in lora.factors]
+        return settings, list(self.factors)
+
+    def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> Any:
+        """[T, H] -> [T, H]"""
+        settings, factors = self.mixture()
         return expert_mlp(hidden_states, top_k_weights, top_k_index, settings, factors)

@@ -1,5 +1,7 @@
 """Routers in fp32: a choice between experts that differ in the last bits of bfloat16 is not left to rounding."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +11,8 @@ from finetune_kernels.planning.expert_families import expert_family_of_type
 
 
 def keep_routers_in_fp32(causal: Any) -> int:
-    """Gives the routers beside our experts fp32 weights, fp32 inputs and no gradient; returns how many there are."""
+    """Makes the routers beside our experts compute in fp32, within autocast as well, and takes their gradients away;
+    returns how many there are."""
     family = expert_family_of_type(causal.config.get_text_config().model_type)
     if family is None:
         return 0
@@ -20,12 +23,14 @@ def keep_routers_in_fp32(causal: Any) -> int:
         for router in causal.get_submodule(block).children():
             if type(router).__name__ == (family.router_class if family.router else "Llama4Router"):
                 router.float().requires_grad_(False)
-                router.register_forward_pre_hook(_widen)
+                router.forward = partial(_in_fp32, router.forward)
                 found += 1
     if found != len(blocks):
         raise RuntimeError(f"{len(blocks)} layers have experts, but {found} a {family.router_class}")
     return found
 
 
-def _widen(_: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(value.float() if isinstance(value, torch.Tensor) else value for value in arguments)
+def _in_fp32(forward: Callable[..., Any], *arguments: torch.Tensor) -> Any:
+    # Autocast would take the product's inputs back to 16 bits.
+    with torch.autocast(arguments[0].device.type, enabled=False):
+        return forward(*(value.float() for value in arguments))

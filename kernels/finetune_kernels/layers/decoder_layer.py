@@ -10,7 +10,8 @@ inside kernels that read their inputs anyway. Gemma norms the output of each blo
 
     n = norm(x);  h = x + attention(n ...) Wo;  y = h + (f(n Wgate) * n Wup) Wdown
 
-In a hybrid, some layers have a module of transformers in attention's place (`module_mixer`).
+In a hybrid, some layers have a module of transformers in attention's place (`module_mixer`); a mixture has experts in
+the MLP's (`mixture_block`).
 """
 
 from dataclasses import dataclass
@@ -18,18 +19,24 @@ from typing import Any, NamedTuple
 
 import torch
 
-from finetune_kernels.layers.attention_block import (
+from finetune_kernels.layers.blocks.attention_block import (
     AttentionActivations,
     AttentionBlock,
     CosSin,
     LayerInputs,
     pre_norm,
 )
+from finetune_kernels.layers.blocks.mixture_block import MixtureBlock
+from finetune_kernels.layers.blocks.mlp_block import DownActivations, MlpBlock, SavedMlp
+from finetune_kernels.layers.blocks.module_mixer import (
+    MixerActivations,
+    ModuleMixer,
+    ParallelActivations,
+    ParallelMixers,
+)
+from finetune_kernels.layers.blocks.tiled_mlp import backward_in_tiles, forward_in_tiles, needs_tiles
 from finetune_kernels.layers.host_memory import HostMemory
 from finetune_kernels.layers.linear_group import LinearGroup
-from finetune_kernels.layers.mlp_block import DownActivations, GateUpActivations, MlpBlock, MlpPass
-from finetune_kernels.layers.module_mixer import MixerActivations, ModuleMixer, ParallelActivations, ParallelMixers
-from finetune_kernels.layers.tiled_mlp import backward_in_tiles, forward_in_tiles, needs_tiles
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives.adapter_dropout import new_dropout_seed
 from finetune_kernels.primitives.attention_inputs import PackedSequences
@@ -41,8 +48,8 @@ class LayerPass(NamedTuple):
     """The passes through both blocks; forward, recomputation and backward share it."""
 
     mixer: Any
-    """As the block began it."""
-    mlp: MlpPass
+    """As the block began it; so is the other."""
+    mlp: Any
 
 
 @dataclass
@@ -51,25 +58,26 @@ class DecoderLayer:
 
     index: int
     mixer: AttentionBlock | ModuleMixer | ParallelMixers
-    mlp: MlpBlock
+    mlp: MlpBlock | MixtureBlock
     policy: ActivationPolicy
     host: HostMemory
     parallel: bool = False
     """True if the MLP reads the layer's input, through the attention block's norm, and not h."""
 
     def is_tiled(self, tokens: int) -> bool:
-        """True if the MLP takes `tokens` in several tiles."""
-        return self.policy is not ActivationPolicy.SAVE_ALL and needs_tiles(tokens)
+        """True if the MLP takes `tokens` in several tiles; a mixture's experts would be decoded for each."""
+        may_be = isinstance(self.mlp, MlpBlock) and self.policy is not ActivationPolicy.SAVE_ALL
+        return may_be and needs_tiles(tokens)
 
     @property
     def groups(self) -> tuple[LinearGroup, ...]:
         """The groups of linear layers that our kernels run."""
-        return *self.mixer.groups, self.mlp.gate_up, self.mlp.down
+        return *self.mixer.groups, *self.mlp.groups
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
         """The adapters' weights: inputs of the function, so that they get gradients."""
-        return [*self.mixer.parameters, *self.mlp.gate_up.parameters, *self.mlp.down.parameters]
+        return [*self.mixer.parameters, *self.mlp.parameters]
 
     def begin(self) -> LayerPass:
         """Returns a new pass, with a dropout seed of its own if adapters drop a part of their inputs."""
@@ -91,8 +99,8 @@ class LayerActivations(NamedTuple):
     """Residual stream between the blocks [T, hidden]."""
     rstd: torch.Tensor
     """1 / root mean square of the MLP's input before its norm, which is h, or x in a parallel layer [T]."""
-    gate_up: GateUpActivations | None
-    """None if the MLP is tiled."""
+    gate_up: Any
+    """As in `SavedMlp`."""
     down: DownActivations | None
     y: torch.Tensor
 
@@ -103,12 +111,8 @@ class SavedActivations(NamedTuple):
     inputs: LayerInputs
     mixer: Any
     """What the mixer's own `forward` returned."""
-    mlp_input: torch.Tensor
-    """h, or x in a parallel layer [T, hidden]."""
-    rstd: torch.Tensor
-    gate_up: GateUpActivations | None
-    """None if the MLP is tiled."""
-    down: DownActivations | None
+    mlp: SavedMlp
+    """Its input is h, or x in a parallel layer [T, hidden]."""
 
 
 def _mix(
@@ -130,11 +134,11 @@ def _forward(layer: DecoderLayer, inputs: LayerInputs, pass_ctx: LayerPass, *, s
     """Computes the module's formula. `save_down`: a tiled MLP returns its down activations, too."""
     mixer, h, rstd, n2 = _mix(layer, inputs, pass_ctx)
 
-    if layer.is_tiled(inputs.x.shape[0]):
+    if isinstance(layer.mlp, MlpBlock) and layer.is_tiled(inputs.x.shape[0]):
         down, y = forward_in_tiles(layer.mlp, h, n2, pass_ctx.mlp, save_down=save_down)
         return LayerActivations(mixer, h, rstd, None, down, y)
 
-    gate_up = layer.mlp.gate_up_projection(n2, pass_ctx.mlp)  # [T, 2 F]
+    gate_up: Any = layer.mlp.gate_up_projection(n2, pass_ctx.mlp)  # [T, 2 F]
     down, out = layer.mlp.down_projection(gate_up, pass_ctx.mlp)  # [T, hidden]
     y = out.add_(h)
     return LayerActivations(mixer, h, rstd, gate_up, down, y)
@@ -178,14 +182,14 @@ class DecoderLayerFunction(torch.autograd.Function):
         """Gradients of x [T, hidden] and of the adapters."""
         layer: DecoderLayer = ctx.layer
         pass_ctx: LayerPass = ctx.pass_ctx
-        inputs, mixer, h, rstd, gate_up, down = _restore(ctx, layer)
+        inputs, mixer, mlp = _restore(ctx, layer)
         dy = dy.contiguous()
 
-        if gate_up is None:
-            dh, d_mlp = backward_in_tiles(layer.mlp, dy, h, rstd, down, pass_ctx.mlp)
+        if isinstance(layer.mlp, MlpBlock) and mlp.gate_up is None:
+            dh, d_mlp = backward_in_tiles(layer.mlp, dy, mlp, pass_ctx.mlp)
         else:
-            dh, d_mlp = layer.mlp.backward(dy, h, rstd, gate_up, down, pass_ctx.mlp)
-        del gate_up, down, h  # their memory is free for the mixer
+            dh, d_mlp = layer.mlp.backward(dy, mlp, pass_ctx.mlp, residual=dy)
+        del mlp  # its memory is free for the mixer
 
         # In a parallel layer dy itself reaches the attention block, and dh only the layer's input.
         dx, d_mixer = layer.mixer.backward(
@@ -210,7 +214,7 @@ def _restore(ctx: Any, layer: DecoderLayer) -> SavedActivations:
     if not rest:
         mixer, h, rstd, n2 = _mix(layer, inputs, ctx.pass_ctx, again=True)
         gate_up = None if is_tiled else layer.mlp.gate_up_projection(n2, ctx.pass_ctx.mlp)
-        return SavedActivations(inputs, mixer, x if layer.parallel else h, rstd, gate_up, None)
+        return SavedActivations(inputs, mixer, SavedMlp(x if layer.parallel else h, rstd, gate_up, None))
 
     # Unpack in the order of `DecoderLayerFunction.forward`.
     h, *rest = [x, *rest] if layer.parallel else rest
@@ -219,11 +223,11 @@ def _restore(ctx: Any, layer: DecoderLayer) -> SavedActivations:
     down, rest = DownActivations(xa_down, tuple(rest[:end])), rest[end:]
     gate_up = None
     if layer.policy is ActivationPolicy.SAVE_ALL:
-        gate_up, rest = GateUpActivations(*rest[:2]), rest[2:]
+        gate_up, rest = layer.mlp.take(rest)
     mixer = layer.mixer.unflatten(rest)
 
     # RECOMPUTE_MLP: project gate and up again; a tiled MLP does so tile by tile.
     if gate_up is None and not is_tiled:
         _, n2, _ = pre_norm(layer.mlp.norm, h)
         gate_up = layer.mlp.gate_up_projection(n2, ctx.pass_ctx.mlp)
-    return SavedActivations(inputs, mixer, h, rstd, gate_up, down)
+    return SavedActivations(inputs, mixer, SavedMlp(h, rstd, gate_up, down))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from finetune_kernels.layers.attention_block import CosSin
+from finetune_kernels.layers.blocks.attention_block import CosSin
 from finetune_kernels.layers.layer_builder import build_layers
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.planning.activation_policy import ActivationPolicy
@@ -20,7 +20,7 @@ from finetune_kernels.vocabulary.host_vocabulary import move_to_host
 
 
 class FusedLayers:
-    """The layers of one model, for which `layer_builder.why_not_fused` must return None."""
+    """The layers of one model, for which `layer_check.why_not_fused` must return None."""
 
     def __init__(
         self, causal: Any, policies: Sequence[ActivationPolicy], dtype: torch.dtype, *, keep_dequantized: bool

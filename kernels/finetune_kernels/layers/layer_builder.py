@@ -1,8 +1,7 @@
-"""Builds the `DecoderLayer`s of a transformers model, or says why it cannot.
+"""Builds the `DecoderLayer`s of a transformers model.
 
-Only models of a `Family` are built. The family's row says which modules a layer has, and `why_not_fused` compares each
-layer with it, so that what it lets through can be built: a module that is missing, of another class, or that the row
-does not name is a reason, never a guess. Sizes, scales and windows are read from the modules and the configuration.
+Only models of a `Family` are built, whose row says which modules a layer has; `layer_check` compares each layer with it
+before. Sizes, scales and windows are read from the modules and the configuration.
 """
 
 from collections.abc import Sequence
@@ -13,13 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetune_kernels.layers.attention_block import AttentionBlock
+from finetune_kernels.layers.blocks.attention_block import AttentionBlock
+from finetune_kernels.layers.blocks.mixture_block import MixtureBlock
+from finetune_kernels.layers.blocks.mlp_block import MlpBlock
+from finetune_kernels.layers.blocks.module_mixer import ModuleMixer, ParallelMixers
 from finetune_kernels.layers.decoder_layer import DecoderLayer
 from finetune_kernels.layers.host_memory import HostMemory
+from finetune_kernels.layers.layer_check import has_mixer, has_mixture
 from finetune_kernels.layers.linear_group import LinearGroup
-from finetune_kernels.layers.mlp_block import MlpBlock
-from finetune_kernels.layers.module_mixer import ModuleMixer, ParallelMixers
-from finetune_kernels.layers.patching import has_dora, why_not_adapter
 from finetune_kernels.mixers.documents import BatchesOfPass
 from finetune_kernels.ops.gated_activation import Activation
 from finetune_kernels.ops.plain_activation import PlainKind
@@ -36,103 +36,15 @@ from finetune_kernels.planning.fused_support import (
     block_factors,
     head_size,
     residual_factor,
-    why_not_config,
 )
 from finetune_kernels.primitives.attention_inputs import AttentionParams
 from finetune_kernels.primitives.head_norm import HeadNorm
 
 PROJECTIONS = (
     "q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj", "dense",
-    "fc1", "fc2", "c_fc", "c_proj", "input_linear", "output_linear", "w1", "w3", "w2", "out_proj",
+    "fc1", "fc2", "c_fc", "c_proj", "input_linear", "output_linear", "w1", "w3", "w2", "out_proj", "shared_expert_gate",
 )  # fmt: skip
 """Linear layers of a decoder layer. A linear's index here is also the stream of its dropout mask."""
-
-
-def why_not_fused(causal: Any) -> str | None:
-    """Returns why the layers of this transformers model cannot be built; None if they can."""
-    config, family = causal.config, family_of(causal)
-    if (reason := why_not_config(config, family)) is not None or family is None:
-        return reason
-    reasons = (_why_not_layer(layer, family) or _why_not_sizes(layer, family, config) for layer in causal.model.layers)
-    return next((reason for reason in reasons if reason is not None), None)
-
-
-def _has_mixer(layer: Any, family: Family) -> bool:
-    """True if a layer has the family's other mixer in attention's place."""
-    return family.mixer is not None and getattr(layer, family.mixer.name, None) is not None
-
-
-def _why_not_layer(layer: Any, family: Family) -> str | None:
-    """Compares one layer with its family's row."""
-    modules, has_mixer = dict(layer.named_modules()), _has_mixer(layer, family)
-    expected = family.modules_beside_mixer() if has_mixer else family.modules()
-
-    # Every module that the builder will ask for.
-    for name, kind in expected.items():
-        if name not in modules:
-            return f"{type(layer).__name__} has no {name}"
-        if kind is not None and type(modules[name]).__name__ != kind:
-            return f"{name} is {type(modules[name]).__name__}, not {kind}"
-    if reason := _unknown_module(modules, family, own=family.mixer.name if has_mixer and family.mixer else None):
-        return reason
-
-    # Only the adapters may train.
-    if any(modules[name].weight.requires_grad for name in expected if name in family.norms):
-        return "norm weights that train"
-    has_factors = "mlp_multipliers" in family.factors
-    for name in (name for name, kind in expected.items() if kind is None):
-        projection = modules[name]
-        if has_factors and hasattr(projection, "lora_A") and has_dora(projection):
-            return "DoRA beside factors"
-        reason = why_not_adapter(projection) if hasattr(projection, "lora_A") else _why_not_plain(projection)
-        if reason is not None:
-            return reason
-    return None
-
-
-def _why_not_sizes(layer: Any, family: Family, config: Any) -> str | None:
-    """Compares the sizes of one layer with the configuration: each layer with attention has the same heads."""
-    if getattr(layer, "self_attn", None) is None:
-        return None
-
-    size, attention = head_size(config), layer.self_attn
-    query, key = config.num_attention_heads * size, config.num_key_value_heads * size
-    wanted_outputs = (2 if family.gates_heads else 1) * query + 2 * key
-    found = sum(getattr(attention, name).out_features for name in family.attention_inputs)
-    if found != wanted_outputs:
-        return f"{found} outputs for q, k and v, not {wanted_outputs} as the configuration says"
-
-    wanted = (query, key) if family.head_norm_place == "row" else (size, size)
-    for name, width in zip(family.head_norms, wanted, strict=False):
-        if (found := getattr(attention, name).weight.numel()) != width:
-            return f"self_attn.{name} has {found} weights, not {width}"
-    return None
-
-
-def _unknown_module(modules: dict[str, Any], family: Family, own: str | None) -> str | None:
-    """Returns a module with numbers of its own that the row does not name, or that drops activations; None if there is
-    none. `own`: the mixer that transformers runs itself."""
-    named = (*family.norms, *family.linears)
-    parts = tuple(f"{name}." for name in (*family.linears, *((own,) if own else ())))
-    for name, module in modules.items():
-        # Parts of linear layers are peft's, those of the mixer transformers'.
-        if name in named or name == own or name.startswith(parts):
-            continue
-
-        place = name or type(module).__name__
-        if isinstance(module, nn.Dropout) and module.p:
-            return f"{place} drops activations of the base model"
-        values = [value for value in (*module._parameters.values(), *module._buffers.values()) if value is not None]
-        if values and name != f"{family.mlp_name}.act_fn":
-            what = "norm" if "Norm" in type(module).__name__ else "module"
-            return f"{place} is a {what} that other {family.prefix} models do not have"
-    return None
-
-
-def _why_not_plain(projection: Any) -> str | None:
-    if not isinstance(projection, nn.Linear):
-        return f"a projection is {type(projection).__name__}, not a linear layer"
-    return "base weights that train" if projection.weight.requires_grad else None
 
 
 def build_layers(
@@ -169,7 +81,7 @@ class _Builder:
         return DecoderLayer(
             index=index,
             mixer=self._first_block(index, layer),
-            mlp=self._mlp(layer),
+            mlp=self._second_block(layer),
             policy=policy,
             host=self.host,
             parallel=self.family.parallel,
@@ -177,7 +89,7 @@ class _Builder:
 
     def _first_block(self, index: int, layer: Any) -> AttentionBlock | ModuleMixer | ParallelMixers:
         family = self.family
-        if family.mixer is None or not _has_mixer(layer, family):
+        if family.mixer is None or not has_mixer(layer, family):
             return self._attention(index, layer)
         if not family.mixer.beside_attention:
             return self._mixer(layer)
@@ -217,17 +129,39 @@ class _Builder:
             multiplier=residual_factor(self.config, family) * self.factors.mixer,
         )
 
-    def _mlp(self, layer: Any) -> MlpBlock:
+    def _second_block(self, layer: Any) -> MlpBlock | MixtureBlock:
         family = self.family
-        mlp = getattr(layer, family.mlp_name)
-        return MlpBlock(
+        block = self._mixture(layer) if has_mixture(layer, family) else self._mlp(getattr(layer, family.mlp_name))
+        return replace(
+            block,
             # In a parallel layer it is the attention's.
             norm=self._norm_at(layer, family.pre_norms, -1),
+            post_norm=self._norm_at(layer, family.post_norms, 1),
+            multiplier=residual_factor(self.config, family) * self.factors.mlp,
+        )
+
+    def _mlp(self, mlp: Any) -> MlpBlock:
+        """The MLP without the layer's norms and factor."""
+        family = self.family
+        return MlpBlock(
+            norm=None,
             gate_up=self._group(mlp, family.mlp_inputs, (self.factors.gate, 1.0)[: len(family.mlp_inputs)]),
             down=self._group(mlp, (family.mlp_output,)),
-            post_norm=self._norm_at(layer, family.post_norms, 1),
+            post_norm=None,
             activation=self._activation(mlp),
-            multiplier=residual_factor(self.config, family) * self.factors.mlp,
+        )
+
+    def _mixture(self, layer: Any) -> MixtureBlock:
+        """Experts, router and what all tokens share, without the layer's norm and factor."""
+        mixture = self.family.mixture
+        assert mixture is not None
+        parent, _, gate = (mixture.shared_gate or "").rpartition(".")
+        return MixtureBlock(
+            norm=None,
+            router=layer.get_submodule(mixture.router),
+            experts=layer.get_submodule(mixture.experts),
+            shared=self._mlp(layer.get_submodule(mixture.shared)) if mixture.shared else None,
+            shared_gate=self._group(layer.get_submodule(parent), (gate,)) if gate else None,
         )
 
     @property

@@ -83,26 +83,25 @@ class Mixture:
         first = 2 * len(self.gate_up.scales)
         return parameters[:first], parameters[first:]
 
-    def adapters(
-        self, parameters: list[torch.Tensor], dtype: torch.dtype
-    ) -> tuple[list[ExpertAdapter], list[ExpertAdapter]]:
-        """The adapters of gate and up, and those of the down projection, in `dtype`."""
-        first, second = self.split(parameters)
-        return self.gate_up.adapters(first, dtype), self.down.adapters(second, dtype)
+    def wide_adapters(self, parameters: list[torch.Tensor], dtype: torch.dtype) -> list[ExpertAdapter]:
+        """The adapters of gate and up, in `dtype`."""
+        return self.gate_up.adapters(self.split(parameters)[0], dtype)
+
+    def down_adapters(self, parameters: list[torch.Tensor], dtype: torch.dtype) -> list[ExpertAdapter]:
+        """The adapters of the down projection, in `dtype`."""
+        return self.down.adapters(self.split(parameters)[1], dtype)
 
 
-class Routed(NamedTuple):
-    """Tokens, and where the router sends them."""
+class Routes(NamedTuple):
+    """The router's choice for each token."""
 
-    x: torch.Tensor
-    """[T, H]"""
     weights: torch.Tensor
     """[T, k]"""
     rows: Rows
 
-    def inputs(self, *, scaled: bool) -> torch.Tensor:
-        """The rows that go into the experts [S, H], times their weights if `scaled`."""
-        found = self.x[self.tokens]
+    def inputs(self, x: torch.Tensor, *, scaled: bool) -> torch.Tensor:
+        """x [T, H] -> the rows that go into the experts [S, H], times their weights if `scaled`."""
+        found = x[self.tokens]
         return (found * self.row_weights).to(found.dtype) if scaled else found
 
     @property
@@ -116,21 +115,35 @@ class Routed(NamedTuple):
         return self.weights.flatten()[self.rows.order].unsqueeze(1)
 
 
-def forward(routed: Routed, settings: Mixture, parameters: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(
+    x: torch.Tensor, routes: Routes, settings: Mixture, parameters: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the output [T, H], and gate and up [S, 2 F]."""
-    gate_up, down = settings.adapters(parameters, routed.x.dtype)
-    y = settings.gate_up.forward(routed.inputs(scaled=settings.scales_input), gate_up, routed.rows)
-    z = settings.down.forward(settings.activation.forward(y), down, routed.rows)  # [S, H]
-    return _combine(z, routed, weighted=not settings.scales_input), y
+    y = widen(x, routes, settings, parameters)
+    return narrow(y, routes, settings, parameters), y
+
+
+def widen(x: torch.Tensor, routes: Routes, settings: Mixture, parameters: list[torch.Tensor]) -> torch.Tensor:
+    """x [T, H] -> gate and up [S, 2 F] of the experts that each token goes to."""
+    adapters = settings.wide_adapters(parameters, x.dtype)
+    return settings.gate_up.forward(routes.inputs(x, scaled=settings.scales_input), adapters, routes.rows)
+
+
+def narrow(y: torch.Tensor, routes: Routes, settings: Mixture, parameters: list[torch.Tensor]) -> torch.Tensor:
+    """Gate and up [S, 2 F] -> the sums of the experts' outputs [T, H]."""
+    adapters = settings.down_adapters(parameters, y.dtype)
+    z = settings.down.forward(settings.activation.forward(y), adapters, routes.rows)  # [S, H]
+    return _combine(z, routes, weighted=not settings.scales_input)
 
 
 def backward(
-    dout: torch.Tensor, routed: Routed, y: torch.Tensor, settings: Mixture, parameters: list[torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    dout: torch.Tensor, x: torch.Tensor, routes: Routes, y: torch.Tensor, settings: Mixture,
+    parameters: list[torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:  # fmt: skip
     """Returns the gradients of x [T, H], the weights [T, k] and the adapters; `dout` is [T, H]."""
-    gate_up, down = settings.adapters(parameters, routed.x.dtype)
+    gate_up, down = settings.wide_adapters(parameters, x.dtype), settings.down_adapters(parameters, x.dtype)
     first, second = settings.split(parameters)
-    rows, row_weights, tokens = routed.rows, routed.row_weights, routed.tokens
+    rows, row_weights, tokens = routes.rows, routes.row_weights, routes.tokens
 
     # Down projection: the gradient of its input without the weights first, of which their own gradient is made.
     act, dz = settings.activation.forward(y), dout[tokens]  # [S, F], [S, H]
@@ -146,14 +159,14 @@ def backward(
     # Activation, gate and up.
     dy = settings.activation.backward(d_act, y)
     d_inputs = settings.gate_up.backward(dy, gate_up, rows)
-    inputs = routed.inputs(scaled=settings.scales_input)
+    inputs = routes.inputs(x, scaled=settings.scales_input)
     d_gate_up = settings.gate_up.gradients(dy, inputs, gate_up, first, rows)
     if settings.scales_input:
-        d_weight = (d_inputs * routed.x[tokens]).sum(1, dtype=row_weights.dtype)
+        d_weight = (d_inputs * x[tokens]).sum(1, dtype=row_weights.dtype)
         d_inputs = (d_inputs * row_weights).to(d_inputs.dtype)
 
-    d_weights = d_weight[rows.places].view(routed.weights.shape)
-    return _combine(d_inputs, routed, weighted=False), d_weights, [*d_gate_up, *d_down]
+    d_weights = d_weight[rows.places].view(routes.weights.shape)
+    return _combine(d_inputs, routes, weighted=False), d_weights, [*d_gate_up, *d_down]
 
 
 class ExpertMlpFunction(torch.autograd.Function):
@@ -166,7 +179,7 @@ class ExpertMlpFunction(torch.autograd.Function):
     ) -> torch.Tensor:  # fmt: skip
         """See `expert_mlp`."""
         rows = Rows.sort(index, settings.experts)
-        out, y = forward(Routed(x, weights, rows), settings, list(parameters))
+        out, y = forward(x, Routes(weights, rows), settings, list(parameters))
         ctx.save_for_backward(x, weights, *rows, y, *parameters)
         ctx.settings = settings
         return out
@@ -175,8 +188,8 @@ class ExpertMlpFunction(torch.autograd.Function):
     def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Returns the gradients of x, the weights and the adapters."""
         x, weights, order, ends, experts, places, y, *parameters = ctx.saved_tensors
-        routed = Routed(x, weights, Rows(order, ends, experts, places))
-        dx, d_weights, gradients = backward(dout, routed, y, ctx.settings, parameters)
+        routes = Routes(weights, Rows(order, ends, experts, places))
+        dx, d_weights, gradients = backward(dout, x, routes, y, ctx.settings, parameters)
         return dx, d_weights, None, None, *gradients
 
 
@@ -216,8 +229,8 @@ def _reference_linear(x: torch.Tensor, layer: Projection, expert: int, parameter
     return functional.linear(x, w, None if layer.bias is None else layer.bias[expert].to(x.dtype))
 
 
-def _combine(z: torch.Tensor, routed: Routed, *, weighted: bool) -> torch.Tensor:
+def _combine(z: torch.Tensor, routes: Routes, *, weighted: bool) -> torch.Tensor:
     """Sums the rows [S, H] of each token, times their weights if `weighted`, in fp32 or wider: [T, H]."""
     combine = grouped.combine if z.is_cuda else grouped.reference
-    weights = routed.weights if weighted else None
-    return combine(z, routed.rows.places.view(routed.weights.shape), weights)
+    weights = routes.weights if weighted else None
+    return combine(z, routes.rows.places.view(routes.weights.shape), weights)

@@ -7,7 +7,7 @@ torch, as preflight reads it before a GPU is asked for.
 
 from typing import Any
 
-from finetune_kernels.planning.family import AFTER_BOTH, Family, Mixer
+from finetune_kernels.planning.family import AFTER_BOTH, Family, Mixer, Mixture
 
 _AROUND_MLP = ("input_layernorm", "pre_feedforward_layernorm")
 _GRANITE = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
@@ -48,6 +48,9 @@ FAMILIES = (
         "GraniteMoeHybrid", "granitemoehybrid", mlp_name="shared_mlp", mlp_inputs=("input_linear",),
         mlp_output="output_linear", feed_forward_field="shared_intermediate_size", factors=_GRANITE,
         mixer=Mixer("mamba", "MambaLayer", packages=("mamba_ssm", "causal_conv1d"), barred=("out_proj",)),
+        mixture=Mixture(
+            "block_sparse_moe", "MoE", router="block_sparse_moe.router", shared="shared_mlp", shared_gate=None,
+        ),
     ),
     # Hybrids.
     Family(
@@ -55,6 +58,7 @@ FAMILIES = (
     ),
     Family(
         "Qwen3Next", "qwen3_next", norm_offset=1.0, head_norms=_NORMED_QK, gates_heads=True, mixer=_DELTA_NET,
+        mixture=Mixture(),
     ),
     Family(
         "Lfm2", "lfm2", pre_norms=("operator_norm", "ffn_norm"), attention_output="out_proj",
@@ -68,6 +72,7 @@ FAMILIES = (
     ),
     Family(
         "Qwen3_5Moe", "qwen3_5_moe_text", norm_offset=1.0, head_norms=_NORMED_QK, gates_heads=True, mixer=_DELTA_NET,
+        mixture=Mixture(),
     ),
     Family(
         "NemotronH", "nemotron_h", pre_norms=("norm",), mlp_name="mixer", mlp_inputs=("up_proj",), gated=False,

@@ -9,7 +9,8 @@ stands before both blocks, which then run side by side (`parallel`).
 
 Attention is causal, with a window and a softcap at most, without sinks or biases on scores; the head is linear, with a
 softcap, a factor or neither. In a hybrid, some layers have another mixer in attention's place: linear attention, Mamba,
-or a short convolution.
+or a short convolution. In a mixture, an MLP's place has a router and experts, most often beside an MLP that all tokens
+share.
 """
 
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ LLAMA_NAMES = {
 }  # fmt: skip
 """Other families' names of linear layers -> the names of Llama's that they stand for. The mixers of hybrids read and
 write the residual stream where attention does."""
+EXPERTS = "StackedExperts"
+"""Class of our experts, in whatever model."""
 AFTER_BOTH = ("post_attention_layernorm", "post_feedforward_layernorm")
 
 
@@ -44,6 +47,29 @@ class Mixer:
     """Linear layers that get no adapter: kernels read their weights past it."""
     beside_attention: bool = False
     """True if such a layer has attention as well, and adds what both make of the same norm's output."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture of experts in the MLP's place. Names are those of modules of a layer; `expert_families` knows the
+    experts."""
+
+    block: str = "mlp"
+    """Name of the module that has router and experts."""
+    kind: str = "SparseMoeBlock"
+    """Class of that module, behind the family's prefix."""
+    router: str = "mlp.gate"
+    router_kind: str = "TopKRouter"
+    """Class of the router, behind the prefix."""
+    shared: str | None = "mlp.shared_expert"
+    """The MLP that all tokens share."""
+    shared_gate: str | None = "mlp.shared_expert_gate"
+    """Linear layer of the one number that scales what they share."""
+
+    @property
+    def experts(self) -> str:
+        """Name of the experts."""
+        return f"{self.block}.experts"
 
 
 @dataclass(frozen=True)
@@ -92,6 +118,8 @@ class Family:
 
     mixer: Mixer | None = None
     """The mixer of a hybrid's other layers."""
+    mixture: Mixture | None = None
+    """The experts of layers that have some."""
 
     mlp_name: str = "mlp"
     mlp_inputs: tuple[str, ...] = ("gate_proj", "up_proj")
@@ -166,30 +194,53 @@ class Family:
         return (*self.block_norms, *(f"self_attn.{name}" for name in self.head_norms))
 
     @property
-    def mlp_linears(self) -> tuple[str, ...]:
-        """Linear layers of the MLP, in the order of their use."""
-        return tuple(f"{self.mlp_name}.{name}" for name in (*self.mlp_inputs, self.mlp_output))
+    def attention_linears(self) -> tuple[str, ...]:
+        """Linear layers of attention, in the order of their use."""
+        return tuple(f"self_attn.{name}" for name in (*self.attention_inputs, self.attention_output))
+
+    def mlp_linears(self, mlp: str | None = None) -> tuple[str, ...]:
+        """Linear layers of the MLP, or of one of another name, in the order of their use."""
+        return tuple(f"{mlp or self.mlp_name}.{name}" for name in (*self.mlp_inputs, self.mlp_output))
 
     @property
     def linears(self) -> tuple[str, ...]:
-        """All linear layers of a layer with attention, in the order of their use."""
-        attention = (f"self_attn.{name}" for name in (*self.attention_inputs, self.attention_output))
-        return (*attention, *self.mlp_linears)
+        """All linear layers of a layer with attention and an MLP, in the order of their use."""
+        return (*self.attention_linears, *self.mlp_linears())
 
-    def modules(self) -> dict[str, str | None]:
-        """Name of each module that a layer with attention has -> its class; None for linear layers, which are peft's or
-        PyTorch's."""
-        blocks = {"self_attn": self.attention, self.mlp_name: self.mlp}
-        return {**blocks, **dict.fromkeys(self.norms, self.norm), **dict.fromkeys(self.linears)}
+    def modules(self, *, mixer: bool = False, mixture: bool = False) -> dict[str, str | None]:
+        """Name of each module that a layer has -> its class; None for linear layers, which are peft's or PyTorch's.
 
-    def modules_beside_mixer(self) -> dict[str, str | None]:
-        """The same for a layer with the other mixer, whose own modules are left out."""
-        if self.mixer is None:
+        `mixer`: of a layer with the other mixer, whose own modules are left out; `mixture`: of one with experts.
+        """
+        found: dict[str, str | None] = dict.fromkeys(self.block_norms, self.norm)
+        if mixer and self.mixer is not None:
+            found[self.mixer.name] = self.mixer_class
+        if not mixer or (self.mixer is not None and self.mixer.beside_attention):
+            found |= {"self_attn": self.attention, **dict.fromkeys(self.norms, self.norm)}
+            found |= dict.fromkeys(self.attention_linears)
+        if mixture:
+            return found | self._mixture_modules()
+        return {**found, self.mlp_name: self.mlp, **dict.fromkeys(self.mlp_linears())}
+
+    def _mixture_modules(self) -> dict[str, str | None]:
+        """The modules of a layer's experts, of which ours stand in the place of transformers'."""
+        mixture = self.mixture
+        if mixture is None:
             return {}
-        if self.mixer.beside_attention:
-            return {**self.modules(), self.mixer.name: self.mixer_class}
-        blocks = {self.mixer.name: self.mixer_class, self.mlp_name: self.mlp}
-        return {**blocks, **dict.fromkeys(self.block_norms, self.norm), **dict.fromkeys(self.mlp_linears)}
+        found: dict[str, str | None] = {
+            mixture.block: f"{self.prefix}{mixture.kind}",
+            mixture.router: f"{self.prefix}{mixture.router_kind}",
+            mixture.experts: EXPERTS,
+        }
+        if mixture.shared is not None:
+            found |= {mixture.shared: self.mlp, **dict.fromkeys(self.mlp_linears(mixture.shared))}
+        return found if mixture.shared_gate is None else {**found, mixture.shared_gate: None}
+
+    @property
+    def whole_modules(self) -> tuple[str, ...]:
+        """Modules of a layer whose own parts nobody looks at: the other mixer, experts and router."""
+        mixers = () if self.mixer is None else (self.mixer.name,)
+        return mixers if self.mixture is None else (*mixers, self.mixture.experts, self.mixture.router)
 
     def of(self, config: Any) -> "Family":
         """Returns the row for a model's configuration: with one norm if that makes the layers parallel."""

@@ -1,7 +1,7 @@
 """Says from a configuration alone why a model's layers cannot be fused: preflight's answer, and the layer builder's
 first question.
 
-What only the modules can tell (a norm of another class, base weights that train) `layer_builder.why_not_fused` adds.
+What only the modules can tell (a norm of another class, base weights that train) `layer_check.why_not_fused` adds.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -42,11 +42,10 @@ FOREIGN_FACTORS = (
 in its row must not have it: a small model of such a family hides it, as their defaults are mostly 1."""
 DROPOUTS = ("attention_dropout", "residual_dropout", "resid_pdrop", "hidden_dropout")
 """Fields of configurations that drop a part of the base model's own activations while it trains."""
-MIXTURES_ONLY = ("lfm2_moe", "qwen3_5_moe_text", "qwen3_next")
-"""`model_type` of families whose published models all have experts: their row serves single modules."""
 REASONS = {
     "gemma4_text": "full-attention layers of Gemma 4 have heads of 512 elements, and the kernels take 256 at most",
     "nemotron_h": "layers of Nemotron H have one block each: attention, Mamba, an MLP or experts",
+    "lfm2_moe": "the router of LFM2 MoE adds numbers of its block's own",
     "gemma3n_text": "layers of Gemma 3n have inputs of their own and several residual streams",
 }
 """`model_type` of families that were looked at and left -> why."""
@@ -93,10 +92,8 @@ def why_not_config(config: Any, family: Family | None) -> str | None:
 
 def _why_not_layers(config: Any, family: Family) -> str | None:
     """Returns which layers of the configuration have neither attention nor the family's other mixer, or no MLP."""
-    experts = getattr(config, "num_local_experts", 0) or getattr(config, "num_experts", 0)
-    dense = len(set(getattr(config, "mlp_only_layers", None) or ()) & set(range(config.num_hidden_layers)))
-    if experts and dense < config.num_hidden_layers:
-        return f"{experts} experts a layer"
+    if reason := _why_not_experts(config, family):
+        return reason
     types = set(getattr(config, "layer_types", None) or ())
     mixers = set() if family.mixer is None else {family.mixer.layer_type}
     strange = sorted(types - {"full_attention", "sliding_attention", "attention"} - mixers)
@@ -104,6 +101,24 @@ def _why_not_layers(config: Any, family: Family) -> str | None:
         return f"layers of type {strange[0]}"
     options = [name for name in ("qk_layernorm", "use_qk_norm") if getattr(config, name, False)]
     return f"{options[0]} in the configuration: a LayerNorm of q and k" if options else None
+
+
+def _why_not_experts(config: Any, family: Family) -> str | None:
+    """Returns why layers with experts cannot be fused; None if they can, or if there are none."""
+    experts = getattr(config, "num_local_experts", 0) or getattr(config, "num_experts", 0)
+    layers = config.num_hidden_layers
+    alone, step = set(getattr(config, "mlp_only_layers", None) or ()), getattr(config, "decoder_sparse_step", 1)
+    dense = sum(index in alone or (index + 1) % step > 0 for index in range(layers))
+
+    if not experts or dense == layers:
+        return None
+    if family.mixture is None:
+        return f"{experts} experts a layer"
+    if dense:
+        return f"{dense} of {layers} layers have an MLP where others have experts"
+    if getattr(config, "output_router_logits", False):
+        return "output_router_logits in the configuration: the load-balancing loss reads what fused layers do not keep"
+    return None
 
 
 def activation_name(config: Any, family: Family) -> str | None:
@@ -175,5 +190,4 @@ def head_size(config: Any) -> int:
 
 def fused_families() -> tuple[str, ...]:
     """`model_type` of every family whose layers are fused, in alphabetical order: the list in the documents."""
-    left = (*MIXTURES_ONLY, *REASONS)
-    return tuple(sorted(family.model_type for family in FAMILIES if family.model_type not in left))
+    return tuple(sorted(family.model_type for family in FAMILIES if family.model_type not in REASONS))

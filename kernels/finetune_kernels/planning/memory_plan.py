@@ -122,7 +122,6 @@ def unfused_bytes(shape: ModelShape, tokens: int, *, saves: bool, length: int | 
     working = shape.working_bytes(tokens, tiled=False)
     if shape.experts is not None:
         width += shape.experts.saved_elements
-        working += shape.experts.working_bytes(tokens)
 
     scores = shape.score_heads * tokens * (length or tokens) * BYTES
 
@@ -234,7 +233,7 @@ def _predict(
     dequantized = shape.layers - kept_layers if shape.quantized else 0
     kept = (shape.linear_parameters - shape.module_parameters) * kept_layers // shape.layers
     decoded = 2 * (shape.linear_parameters - kept) + shape.module_parameters if shape.quantized else 0
-    dequantizing = decoded / rates.decoding
+    dequantizing = (decoded + _decoded_experts(shape, policies)) / rates.decoding
     scratch = 3 * shape.feed_forward * shape.hidden * BYTES if dequantized else 0
     recomputing = shape.recomputed_by(policies) * tokens / rates.products
     inputs = policies.count(ActivationPolicy.OFFLOAD) * tokens * shape.hidden * BYTES
@@ -265,3 +264,12 @@ def _predict(
         gathered_bytes=shape.gathered_bytes,
         rates=rates,
     )
+
+
+def _decoded_experts(shape: ModelShape, policies: tuple[ActivationPolicy, ...]) -> int:
+    """Weights of experts that are decoded in a pass: twice, and gate and up once more where they are recomputed."""
+    experts = shape.experts
+    if experts is None or not experts.quantized:
+        return 0
+    again = sum(policy is not ActivationPolicy.SAVE_ALL for policy in policies)
+    return 2 * shape.layers * experts.parameters + again * experts.gate_up_parameters

@@ -88,7 +88,7 @@ def largest_without_recompute(sequences: int, length: int, saves: Callable[[int]
 def step_seconds(shape: ModelShape, batch: MicroBatch, length: int, plan: MemoryPlan) -> float:
     """Predicted seconds of an optimiser step, by the module's formula."""
     # 4 FLOP a parameter and token, as frozen weights have no gradient: 2 forward, 2 for dx.
-    parameters = shape.linear_parameters + shape.vocabulary * shape.hidden  # linear layers and head
+    parameters = shape.active_parameters + shape.vocabulary * shape.hidden  # linear layers and head
     products = PASS_OVER_PRODUCTS * 4.0 * parameters * batch.size * length / plan.rates.products
     return batch.accumulation * (max(LAUNCH_SECONDS * shape.layers, products) + plan.extra_milliseconds / 1e3)
 

@@ -56,10 +56,10 @@ class ModelShape:
     magnitudes: bool = False
     """True if adapters have DoRA's magnitudes."""
     experts: ExpertShape | None = None
-    score_heads: int = 0
-    """Heads of which layers that are not fused keep the scores of every pair of tokens of a row."""
     """The experts of a mixture; `feed_forward` is the shared experts' then, and `linear_parameters` are without
     experts."""
+    score_heads: int = 0
+    """Heads of which layers that are not fused keep the scores of every pair of tokens of a row."""
     gathered_bytes: int = 0
     """Bytes of the layers that are whole at a time, if each rank keeps a part of the base; 0 if it keeps all."""
     mixers: MixerShape | None = None
@@ -78,6 +78,12 @@ class ModelShape:
         """Parameters of the linear layers that run in transformers' own mixers, where they are never kept
         dequantised."""
         return 0 if self.mixers is None else len(self.mixers.layers) * self.mixers.parameters
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that a token is multiplied by in the layers: those of its experts only."""
+        experts = 0 if self.experts is None else self.layers * self.experts.active_parameters
+        return self.linear_parameters + experts
 
     def saved_by(self, policies: Sequence[ActivationPolicy]) -> int:
         """Bytes per token that stay on the GPU between forward and backward, of all layers."""
@@ -109,7 +115,8 @@ class ModelShape:
         if policy is ActivationPolicy.SAVE_ALL:
             elements += self.wide_inputs * self.feed_forward  # gate and up
 
-        return elements * BYTES
+        experts = self.experts if policy is ActivationPolicy.SAVE_ALL else None
+        return elements * BYTES + (0 if experts is None else experts.fused_bytes)
 
     @property
     def wide_inputs(self) -> int:
@@ -121,6 +128,7 @@ class ModelShape:
         always runs again."""
         down = 2.0 * self.hidden * self.feed_forward
         gate_up = self.wide_inputs * down
+        gate_up += 0 if self.experts is None else 4.0 * self.hidden * self.experts.chosen * self.experts.wide
         if mixer and self.mixers is not None:
             again = 2.0 * self.mixers.parameters
             if self.mixers.beside_attention:
@@ -143,6 +151,8 @@ class ModelShape:
         wide = parts * self.feed_forward
         whole = wide + 6 * stream + 2 * self.attention_width
         mixer = 0 if self.mixers is None else tokens * (self.mixers.bytes_per_token + 4 * stream * BYTES)
+        if self.experts is not None:  # which are never tiled
+            return max(tokens * whole * BYTES + self.experts.working_bytes(tokens), mixer)
         if not tiled or tokens <= TILE_ROWS:
             return max(tokens * whole * BYTES, mixer)
 

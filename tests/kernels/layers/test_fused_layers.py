@@ -10,10 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from finetune_kernels.layers import tiled_mlp
+from finetune_kernels.layers.blocks import tiled_mlp
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.layers.host_memory import HostMemory
-from finetune_kernels.layers.layer_builder import why_not_fused
+from finetune_kernels.layers.layer_check import why_not_fused
 from finetune_kernels.ops.adapted_activation import MAX_RANK
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_test_models import chat_data

@@ -19,9 +19,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from finetune_kernels.layers import decoder_layer, tiled_mlp
+from finetune_kernels.layers import decoder_layer
+from finetune_kernels.layers.blocks import tiled_mlp
 from finetune_kernels.layers.fused_layers import FusedLayers
-from finetune_kernels.layers.layer_builder import why_not_fused
+from finetune_kernels.layers.layer_check import why_not_fused
 from finetune_kernels.layers.supervised_loss import fused_supervised_loss
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives import adapter_dropout

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from finetune_kernels.layers.blocks.module_mixer import ModuleMixer
 from finetune_kernels.layers.fused_layers import FusedLayers
-from finetune_kernels.layers.module_mixer import ModuleMixer
 from finetune_kernels.mixers.documents import BatchesOfPass, DocumentBatches
 from finetune_kernels.mixers.isolation import isolate_documents
 from finetune_kernels.planning.activation_policy import ActivationPolicy

@@ -1,6 +1,7 @@
 """A step of training through the engine that a run on a GPU would have, for hybrids: on the CPU, in bfloat16, with the
 kernels' formulas in their place."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,10 +9,14 @@ import torch
 
 from finetune_api.spec.training import DEFAULT_TARGETS, AdapterSpec
 from finetune_api.vocabulary import Batching, Precision
+from finetune_kernels.experts.replacing import stacked_experts
 from finetune_test_kernels.tensor_checks import DEVICE
+from finetune_test_models.minimal_run import minimal_run
 from finetune_test_models.sweeps.engine_sweep import put_engine_into
-from finetune_test_models.tiny_architectures import VOCABULARY, tiny_architecture
+from finetune_test_models.tiny_architectures import VOCABULARY, make_mixture, tiny_architecture
+from finetune_test_models.tiny_runs import texts
 from finetune_trainer.stages.adapter_injection import inject_adapter
+from finetune_trainer.stages.model_loading import load_model
 from finetune_trainer.training.batching.isolation import choose_batching
 from finetune_trainer.training.batching.trial import try_step
 from finetune_trainer.training.collator import COLLATORS
@@ -22,6 +27,7 @@ pytestmark = [
     pytest.mark.skipif(DEVICE != "cpu", reason="a GPU runs the kernels themselves: test_gpu_families.py"),
     pytest.mark.usefixtures("in_pytorch"),
 ]
+__all__ = ["texts"]
 LENGTHS = (20, 33, 40, 27)
 NEAR = 0.02
 """Relative difference of losses in bfloat16, of which 0.003 was measured."""
@@ -48,7 +54,21 @@ def loss_of(model: Any, compute: Any, kind: Batching) -> torch.Tensor:
 
 @pytest.mark.parametrize(("model_type", "settings"), HYBRIDS, ids=[name for name, _ in HYBRIDS])
 def test_a_step_lowers_the_loss_of_packed_documents(model_type: str, settings: dict[str, Any]) -> None:
-    base = tiny_architecture(model_type, **settings).to(torch.bfloat16)
+    check_a_step(tiny_architecture(model_type, **settings).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_5_moe_text", "qwen3_next"])
+def test_a_step_of_a_mixture_in_nf4_lowers_it_too(model_type: str, texts: list[str], tmp_path: Path) -> None:
+    settings = minimal_run().model
+    loaded = load_model(make_mixture(tmp_path, model_type, texts), settings, Precision.BF16, gpus=0)
+    assert all(experts.gate_up.is_quantized for _, experts in stacked_experts(loaded.model))
+    weights = check_a_step(loaded.model)
+    assert any("experts.adapters.down.lora_B" in name for name in weights)
+    assert any("shared_expert.up_proj.lora_B" in name for name in weights)
+
+
+def check_a_step(base: Any) -> list[str]:
+    """Trains adapters on a model for a step, and returns the names of their weights."""
     model = inject_adapter(base, AdapterSpec(target_modules=DEFAULT_TARGETS, rank=4), seed=0).model.train()
     plain = loss_of(model, supervised_loss, Batching.PADDED).item()
 
@@ -68,3 +88,4 @@ def test_a_step_lowers_the_loss_of_packed_documents(model_type: str, settings: d
 
     torch.optim.SGD(weights.values(), lr=0.5).step()
     assert loss_of(model, engine.loss, Batching.PACKED) < before - 0.01
+    return list(weights)

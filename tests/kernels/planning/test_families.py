@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from finetune_kernels.layers import tiled_mlp
+from finetune_kernels.layers.blocks import tiled_mlp
 from finetune_kernels.layers.fused_layers import FusedLayers
-from finetune_kernels.layers.layer_builder import why_not_fused
+from finetune_kernels.layers.layer_check import why_not_fused
 from finetune_kernels.planning import families
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.families import FAMILIES
-from finetune_kernels.planning.family import AFTER_BOTH, Family, Mixer
+from finetune_kernels.planning.family import AFTER_BOTH, Family, Mixer, Mixture
 from finetune_kernels.planning.fused_support import MAX_HEAD_SIZE, REASONS, why_not_described
 from finetune_test_kernels.family_settings import FUSED_FAMILIES, documents_pass, family_config, family_model, rows_pass
 from finetune_test_kernels.small_layers import small_model
@@ -116,6 +116,10 @@ MUTANTS: list[tuple[str, dict[str, Any], str]] = [
     ("Qwen3_5", {"head_norms": ()}, "self_attn.q_norm is a norm that other Qwen3_5 models do not have"),
     ("Qwen3_5", {"mixer": Mixer("linear_attn", "ShortConv", packages=())}, "linear_attn is Qwen3_5GatedDeltaNet, not"),
     ("Qwen3Next", {"norm_offset": 0.0}, "computes something else"),
+    ("Qwen3_5Moe", {"mixture": None}, "4 experts a layer"),
+    ("Qwen3_5Moe", {"mixture": Mixture(shared=None)}, "mlp.shared_expert.gate_proj.base_layer is a module"),
+    ("Qwen3_5Moe", {"mixture": Mixture(shared_gate=None)}, "mlp.shared_expert_gate.base_layer is a module"),
+    ("Qwen3_5Moe", {"mixture": Mixture(router_kind="Router")}, "mlp.gate is Qwen3_5MoeTopKRouter, not Qwen3_5"),
     ("Lfm2", {"mlp_inputs": ("w3", "w1")}, "computes something else"),
     ("Lfm2", {"pre_norms": ("ffn_norm", "operator_norm")}, "computes something else"),
     ("Lfm2", {"activation": None}, "activation None, not silu"),
@@ -176,11 +180,14 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any], str | None]] = [
     ("stablelm", {"qk_layernorm": True}, "qk_layernorm in the configuration: a LayerNorm of q and k"),
     ("cohere", {"use_qk_norm": True}, "use_qk_norm in the configuration: a LayerNorm of q and k"),
     ("granitemoehybrid", {"position_embedding_type": None}, None),
-    ("granitemoehybrid", {"num_local_experts": 4}, "4 experts a layer"),
+    ("granitemoehybrid", {"num_local_experts": 4, "num_experts_per_tok": 2}, None),
     ("granitemoehybrid", {"layer_types": ["full_attention"] * 2}, None),
     ("granitemoehybrid", {"layer_types": ["linear_attention"] * 2}, None),
     ("qwen3_5_text", {"layer_types": ["full_attention", "conv"]}, "layers of type conv"),
-    ("qwen3_next", {"mlp_only_layers": [0]}, "4 experts a layer"),
+    ("qwen3_next", {"mlp_only_layers": [0]}, "1 of 2 layers have an MLP where others have experts"),
+    ("qwen3_next", {"decoder_sparse_step": 2, "mlp_only_layers": []}, "1 of 2 layers have an MLP where others have"),
+    ("qwen3_next", {"mlp_only_layers": [], "num_experts_per_tok": 2, "moe_intermediate_size": 16}, None),
+    ("qwen3_5_moe_text", {"output_router_logits": True}, "output_router_logits in the configuration: the load-"),
     ("falcon_h1", {"mamba_rms_norm": False}, None),
     ("falcon_h1", {"attention_bias": True}, "attention_bias in the configuration: biases beside factors"),
     ("lfm2", {"block_auto_adjust_ff_dim": True, "block_multiple_of": 8}, None),

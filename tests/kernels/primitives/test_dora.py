@@ -9,9 +9,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from finetune_kernels.layers import linear_group, tiled_mlp
+from finetune_kernels.layers import linear_group
+from finetune_kernels.layers.blocks import tiled_mlp
 from finetune_kernels.layers.fused_layers import FusedLayers
-from finetune_kernels.layers.layer_builder import why_not_fused
+from finetune_kernels.layers.layer_check import why_not_fused
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.layers.lora_pass import PlainOutputs
 from finetune_kernels.planning.activation_policy import ActivationPolicy

@@ -11,10 +11,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from finetune_kernels.experts.replacing import replace_experts, stacked_experts
+from finetune_kernels.experts.routers import keep_routers_in_fp32
 from finetune_kernels.planning.families import FAMILIES
 from finetune_kernels.planning.family import Family
 from finetune_kernels.planning.fused_support import REASONS
 from finetune_test_kernels.tensor_checks import DEVICE, normal
+from finetune_trainer.stages.expert_injection import peft_without_experts
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -49,14 +52,10 @@ _YARN = {
 
 CENTERED = ("gemma", "qwen3_5", "qwen3_next")
 """Begins the types that add one to their norms' weights."""
-MIXER_INPUTS = ("in_proj", "in_proj_qkv", "in_proj_qkvz", "in_proj_z")
-"""Linear layers of other mixers than attention that get an adapter."""
+OTHER_LINEARS = ("in_proj", "in_proj_qkv", "in_proj_qkvz", "in_proj_z", "shared_expert_gate")
+"""Linear layers beside those of attention and MLPs that get an adapter."""
 
-FUSED_FAMILIES = [
-    family
-    for family in FAMILIES
-    if family.model_type not in REASONS and family.model_type not in ("lfm2_moe", "qwen3_5_moe_text")
-]
+FUSED_FAMILIES = [family for family in FAMILIES if family.model_type not in REASONS]
 """Families of whose small model the layers are fused. The rows of others serve single modules."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -123,12 +122,16 @@ def family_model(family: Family, **changes: Any) -> Any:
     around what is usual, biases and adapters away from zero."""
     torch.manual_seed(0)
     config = CONFIG_MAPPING[family.model_type](**family_config(family.model_type, **changes))
-    base = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-    targets = {name.split(".")[-1] for name in family.linears}
-    with warnings.catch_warnings():
+    base: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    has_experts = replace_experts(base) == keep_routers_in_fp32(base) > 0
+    targets = {name.split(".")[-1] for name in family.linears} | set(OTHER_LINEARS)
+    with warnings.catch_warnings(), peft_without_experts(has_ours=has_experts):
         warnings.simplefilter("ignore", RuntimeWarning)  # peft expects Qwen3-Next to have experts
-        adapter = LoraConfig(r=2, lora_alpha=3, target_modules=sorted(targets | set(MIXER_INPUTS)))
-        model: Any = get_peft_model(base, adapter)
+        model: Any = get_peft_model(base, LoraConfig(r=2, lora_alpha=3, target_modules=sorted(targets)))
+    for _, experts in stacked_experts(model):
+        experts.add_adapters(["gate", "up", "down"], rank=2, scale=1.5)
+        for name, weight in experts.named_buffers():
+            torch.nn.init.normal_(weight, std=0.25 if "weight" in name else 0.0)
 
     usual = 0.0 if family.model_type.startswith(CENTERED) else 1.0
     for name, parameter in model.named_parameters():

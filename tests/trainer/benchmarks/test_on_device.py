@@ -24,8 +24,11 @@ SMALL = {
 
 
 def shape(model: str) -> dict[str, Any]:
-    wide = {"moe_intermediate_size": 64} if "qwen3" in model else {}
-    return SHAPES[model] | SMALL | wide
+    own: dict[str, Any] = {"moe_intermediate_size": 64} if "qwen3" in model else {}
+    if "qwen3.5" in model:
+        own |= {"layer_types": ["linear_attention", "full_attention"], "shared_expert_intermediate_size": 64}
+        own |= {"num_experts": 6}
+    return SHAPES[model] | SMALL | own
 
 
 def described(model: Any) -> dict[str, Any]:
@@ -35,7 +38,7 @@ def described(model: Any) -> dict[str, Any]:
     return found | {name: (tuple(value.shape), value.dtype, value.requires_grad) for name, value in tensors}
 
 
-@pytest.mark.parametrize("model", ["qwen3-30b-a3b", "gpt-oss-20b"])
+@pytest.mark.parametrize("model", ["qwen3-30b-a3b", "gpt-oss-20b", "qwen3.5-35b-a3b"])
 def test_it_has_the_modules_and_tensors_of_a_loaded_checkpoint(model: str, tmp_path: Path) -> None:
     write_frame(shape(model), tmp_path / "frame")
     write(shape(model), tmp_path / "whole", "cpu", quantized=False)

@@ -10,7 +10,7 @@ import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from finetune_api.run_config import RunConfig
-from finetune_api.vocabulary import MemoryMode, Precision
+from finetune_api.vocabulary import MemoryMode, Parallelism, Precision
 from finetune_kernels.planning.expert_shape import expert_shape
 from finetune_kernels.planning.memory_plan import plan_unfused_layers, unfused_bytes
 from finetune_kernels.planning.model_shape import ParameterCounts, build_shape
@@ -21,6 +21,7 @@ from finetune_trainer.model.description import load_configuration
 from finetune_trainer.model.planned_weights import PlannedWeights, plan_weights
 from finetune_trainer.model.safetensors_header import TensorHeader
 from finetune_trainer.model.weight_files import list_weights_below
+from finetune_trainer.preflight.memory.plans import Plans
 from finetune_trainer.preflight.mixture_gpu import _shape, estimate_mixture, judge_mixture
 from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.stages.model_loading import load_model
@@ -153,6 +154,27 @@ def test_the_engine_plans_with_the_shape_that_preflight_planned_with(
     assert [unfused_bytes(real, 64, saves=saves) for saves in (True, False)] == [
         unfused_bytes(expected, 64, saves=saves) for saves in (True, False)
     ]
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_5_moe_text", "qwen3_next"])
+def test_fused_mixtures_are_planned_layer_by_layer(model_type: str, texts: list[str], tmp_path: Path) -> None:
+    folder = make_mixture(tmp_path, model_type, texts)
+    config, description = job(model={"source": f"file://{folder}"}), load_configuration(folder)
+    planned = plan_weights(list_weights_below(folder), config, model_type, chosen=2)
+    assert planned is not None
+    estimate, expected = estimate_mixture(config, description, planned, None), _shape(config, description, planned)
+    loaded = load_model(folder, config.model, Precision.BF16, gpus=0)
+    real = model_shape(inject_adapter(loaded.model, config.adapter, 0).model)
+    assert expected is not None
+    assert real.linear_parameters == pytest.approx(expected.linear_parameters, rel=0.02)  # filters of convolutions
+    assert replace(real, linear_parameters=0) == replace(expected, linear_parameters=0)
+
+    assert estimate is not None
+    layers = next(row.value for row in estimate.plan if row.name == "layers")
+    assert (estimate.mode, layers) == (MemoryMode.FASTEST, "2 save all")
+    assert estimate.tokens_per_second is None, "no share of a GPU's speed was measured for mixtures"
+    plan = Plans(config, real, planned.loaded_bytes, Parallelism.REPLICATED).at(2048, config.training.memory, 80 * GIB)
+    assert estimate.peak_bytes == pytest.approx(plan.peak_bytes, rel=0.01)
 
 
 def test_plain_attention_keeps_its_scores() -> None:

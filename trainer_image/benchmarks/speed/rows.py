@@ -68,6 +68,7 @@ ROWS = {
     "gemma4-2048-bs2-ga4": Row("gemma4", 2048, 2, 4),
     "qwen3.5-9b-2048-bs2-ga4": Row("qwen3.5-9b", 2048, 2, 4),
     "qwen3-30b-a3b-2048-bs1": Row("qwen3-30b-a3b", 2048, 1, 1, on_device=True),
+    "qwen3.5-35b-a3b-2048-bs1": Row("qwen3.5-35b-a3b", 2048, 1, 1, on_device=True),
     "gpt-oss-20b-2048-bs1": Row("gpt-oss-20b", 2048, 1, 1, on_device=True),
     "qwen3-a3b-8-layers-2048-bs1": Row("qwen3-a3b-8-layers", 2048, 1, 1),
     "gpt-oss-6-layers-2048-bs1": Row("gpt-oss-6-layers", 2048, 1, 1),
@@ -107,10 +108,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {
         "model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4,
         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512, "rope_theta": 500000.0},
-    # The sizes of these three are those that transformers' configuration has by itself.
+    # The sizes of these four are those that transformers' configuration has by itself.
     "ministral3-8b": {"model_type": "ministral3", "max_position_embeddings": 262144},
     "gemma4": {"model_type": "gemma4_text"},
     "qwen3.5-9b": {"model_type": "qwen3_5_text"},
+    "qwen3.5-35b-a3b": {"model_type": "qwen3_5_moe_text"},
     "qwen3-30b-a3b": _QWEN3_A3B | {"num_hidden_layers": 48},
     "gpt-oss-20b": _GPT_OSS_20B | {"num_hidden_layers": 24},
     "qwen3-a3b-8-layers": _QWEN3_A3B | {"num_hidden_layers": 8},

@@ -14,7 +14,7 @@ from typing import Any
 from finetune_api.failures import FailureReason
 from finetune_api.gpus import COUNT_LABEL
 from finetune_api.run_config import RunConfig
-from finetune_api.vocabulary import AdapterVariant, Precision, Quantization
+from finetune_api.vocabulary import AdapterVariant, Parallelism, Precision, Quantization
 from finetune_kernels.planning.families import family_of_config
 from finetune_kernels.planning.fused_support import why_not_described
 from finetune_kernels.planning.memory_plan import MARGIN, MemoryPlan
@@ -52,6 +52,17 @@ def estimate_gpu(config: RunConfig, model: Any, size: TrainingSize | None) -> Gp
     if plans is None:
         return None
 
+    return estimate_plans(config, plans, parallelism, size)
+
+
+def estimate_plans(
+    config: RunConfig, plans: Plans, parallelism: Parallelism, size: TrainingSize | None
+) -> GpuEstimate | None:
+    """The estimate for a model whose memory plans are known; None if the job names no GPU."""
+    gpu = config.gpu
+    if gpu is None:
+        return None
+
     # Tokens of the largest micro-batch that can occur.
     tokens = rows_of(config, plans, gpu.memory_bytes or UNLIMITED) * max_length_of(config, size)
     smallest = plans.smallest(tokens)
@@ -87,7 +98,7 @@ def judge_gpu(config: RunConfig, model: Any, size: TrainingSize | None, estimate
     if estimate is None:
         return found
 
-    if reason := _why_not_fused(config, model):
+    if reason := why_not_fused(config, model):
         message = f"layers are not fused ({reason}), so the run needs more memory and time than estimated"
         found.append(Finding.warning(BATCH_SIZE, message))
 
@@ -198,8 +209,9 @@ def _largest(low: int, high: int, holds: Callable[[int], bool]) -> int | None:
 
 
 def _tokens_per_second(shape: ModelShape, plan: MemoryPlan, length: int, teraflops: float | None) -> float | None:
-    """Tokens per second of training; None if the GPU's TFLOP/s are not known."""
-    if teraflops is None:
+    """Tokens per second of training; None if the GPU's TFLOP/s are not known, and for a mixture of experts, which
+    reaches a far smaller share of them."""
+    if teraflops is None or shape.experts is not None:
         return None
 
     # Floating-point operations for one token, forward and backward.
@@ -211,7 +223,7 @@ def _tokens_per_second(shape: ModelShape, plan: MemoryPlan, length: int, teraflo
     return EFFICIENCY * teraflops * 1e12 / (linears + attention + head + recomputed)
 
 
-def _why_not_fused(config: RunConfig, model: Any) -> str | None:
+def why_not_fused(config: RunConfig, model: Any) -> str | None:
     """The setting, or the part of the model's configuration, for which layers are not fused; None if they are."""
     if config.adapter.variant is AdapterVariant.DORA and config.adapter.dropout > 0:
         return "spec.adapter.variant: DoRA with spec.adapter.dropout"

@@ -1,13 +1,14 @@
-"""Estimates the GPU memory of a mixture of experts, whose layers run module by module. Pure.
+"""Estimates the GPU memory of a mixture of experts, whose layers are fused or run module by module. Pure.
 
 Weights and adapters are counted from the headers of the model's files; the rest is what the engine plans with.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
-from finetune_api.vocabulary import MemoryMode, Quantization
+from finetune_api.vocabulary import MemoryMode, Parallelism, Quantization
 from finetune_kernels.planning.expert_families import expert_family_of_type
 from finetune_kernels.planning.memory_plan import MARGIN, unfused_bytes
 from finetune_kernels.planning.model_shape import (
@@ -19,6 +20,8 @@ from finetune_kernels.planning.model_shape import (
     vocabulary_bytes,
 )
 from finetune_trainer.model.planned_weights import PlannedWeights
+from finetune_trainer.preflight.gpu import estimate_plans, why_not_fused
+from finetune_trainer.preflight.memory.plans import Plans
 from finetune_trainer.preflight.report import Finding, GpuEstimate, PlanRow
 from finetune_trainer.preflight.steps import TrainingSize
 from finetune_trainer.storage.sizes import GIBIBYTE, format_size
@@ -33,13 +36,15 @@ def estimate_mixture(
     gpu, shape = config.gpu, _shape(config, model, planned)
     if gpu is None or shape is None:
         return None
+    if why_not_fused(config, model) is None:
+        plans = Plans(config, shape, planned.loaded_bytes, Parallelism.REPLICATED)
+        return estimate_plans(config, plans, Parallelism.REPLICATED, size)
 
     limit = config.model.max_sequence_length
     length = min(limit, size.longest_sequence) if size else limit
     rows = config.training.batch_size or 1
-    keeps = keeps_vocabulary(model) or bool(config.model.new_tokens)  # rows that train stay
-    moves = config.training.memory is MemoryMode.SMALLEST and not keeps
-    moved = vocabulary_bytes(model, shape) if moves else 0
+    moves = config.training.memory is MemoryMode.SMALLEST and shape.movable_bytes > 0
+    moved = shape.movable_bytes if moves else 0
     loaded = planned.loaded_bytes - moved
     kept, smallest = (loaded + _beside(shape, rows, length, saves=saves) for saves in (True, False))
     fits = gpu.memory_bytes is None or kept <= MARGIN * gpu.memory_bytes
@@ -89,7 +94,15 @@ def _shape(config: RunConfig, model: Any, planned: PlannedWeights) -> ModelShape
         return None
 
     quantized = config.model.quantization is Quantization.NF4
-    return build_shape(model, ParameterCounts(0, planned.adapter_parameters, quantized, 0))
+    counts = ParameterCounts(
+        linears=planned.coverage.parameters - planned.coverage.experts,
+        adapters=planned.adapter_parameters,
+        quantized=quantized,
+        movable_bytes=0,
+    )
+    shape = build_shape(model, counts, dropout=config.adapter.dropout > 0)
+    stays = keeps_vocabulary(model) or bool(config.model.new_tokens)  # rows that train stay
+    return shape if stays else replace(shape, movable_bytes=vocabulary_bytes(model, shape))
 
 
 def _beside(shape: ModelShape, rows: int, length: int, *, saves: bool) -> int:

@@ -18,7 +18,7 @@ from finetune_api.progress import MemoryFallback, MemoryUse
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Batching, MemoryMode, Precision
 from finetune_kernels.layers.fused_layers import FusedLayers
-from finetune_kernels.layers.layer_builder import why_not_fused
+from finetune_kernels.layers.layer_check import why_not_fused
 from finetune_kernels.layers.packed_attention import use_packed_attention
 from finetune_kernels.layers.patching import patch_model
 from finetune_kernels.layers.supervised_loss import causal_model, fused_supervised_loss, has_plain_head

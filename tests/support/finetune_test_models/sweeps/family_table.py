@@ -24,7 +24,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from finetune_api.spec.training import DEFAULT_TARGETS
-from finetune_kernels.layers.layer_builder import why_not_fused
+from finetune_kernels.experts.replacing import replace_experts, why_not_replaced
+from finetune_kernels.experts.routers import keep_routers_in_fp32
+from finetune_kernels.layers.layer_check import why_not_fused
 from finetune_test_models.minimal_run import minimal_run
 from finetune_test_models.sweeps import architecture_sweep, merge_sweep
 from finetune_test_models.tiny_architectures import tiny_architecture
@@ -91,6 +93,9 @@ def default_coverage(model_type: str) -> Coverage | None:
 
 def _not_fused(model: Any) -> str | None:
     model.requires_grad_(False)
+    if why_not_replaced(model) is None:
+        replace_experts(model)
+        keep_routers_in_fp32(model)
     return why_not_fused(model)
 
 

@@ -65,7 +65,7 @@ def _random_stack(model: Any, meta: torch.Tensor, device: str) -> Nf4Stack:
 
 def _stored(model: Any, path: str, count: int) -> StoredExperts:
     """The names in the published files, by which adapters on experts are named."""
-    stacked = model.config.model_type == "gpt_oss"
+    stacked = model.config.model_type in ("gpt_oss", "qwen3_5_moe_text")
     parts = STACKED_PARTS if stacked else PARTS
     return StoredExperts(path, tuple(f"{part}_proj" for part in parts), count)
 

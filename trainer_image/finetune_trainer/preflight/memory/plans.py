@@ -22,11 +22,12 @@ from finetune_trainer.preflight.steps import TrainingSize
 class Plans:
     """Memory plans of one model, for each process of a job."""
 
-    def __init__(self, config: RunConfig, model: Any, shape: ModelShape, parallelism: Parallelism) -> None:
+    def __init__(self, config: RunConfig, shape: ModelShape, base: int, parallelism: Parallelism) -> None:
+        """`base`: bytes of the weights once they are loaded, adapters included."""
         double = config.model.double_quantization
-        self.shape, self._base = shape, loaded_bytes(model, shape, double_quantized=double)
+        self.shape, self._base = shape, base
         if parallelism is Parallelism.SHARDED:
-            self.shape, self._base = share_out(shape, self._base, config.processes, double_quantized=double)
+            self.shape, self._base = share_out(shape, base, config.processes, double_quantized=double)
         self._room = host_room(config.memory_bytes, max(1, config.gpus), PROCESS_BYTES)
 
     @classmethod
@@ -46,7 +47,9 @@ class Plans:
 
         if shape is None:
             return None
-        return cls(config, model, with_new_tokens(shape, model, len(config.model.new_tokens)), parallelism)
+        shape = with_new_tokens(shape, model, len(config.model.new_tokens))
+        base = loaded_bytes(model, shape, double_quantized=config.model.double_quantization)
+        return cls(config, shape, base, parallelism)
 
     @property
     def base_bytes(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from finetune_kernels.layers.attention_block import (
+from finetune_kernels.layers.blocks.attention_block import (
     AttentionActivations,
     AttentionBlock,
     AttentionPass,

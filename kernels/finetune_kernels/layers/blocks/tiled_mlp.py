@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
-from finetune_kernels.layers.attention_block import pre_norm
-from finetune_kernels.layers.mlp_block import DownActivations, MlpBlock, MlpPass
+from finetune_kernels.layers.blocks.attention_block import pre_norm
+from finetune_kernels.layers.blocks.mlp_block import DownActivations, MlpBlock, MlpPass, SavedMlp
 from finetune_kernels.planning.block_sizes import TILE_ROWS
 
 
@@ -41,11 +41,10 @@ def forward_in_tiles(
 
 
 def backward_in_tiles(
-    mlp: MlpBlock, dy: torch.Tensor, h: torch.Tensor, rstd: torch.Tensor, down: DownActivations | None,
-    pass_ctx: MlpPass,
-) -> tuple[torch.Tensor, list[torch.Tensor]]:  # fmt: skip
-    """Does what `MlpBlock.backward` does, and recomputes gate and up of each tile from h [T, hidden]."""
-    dh = torch.empty_like(h)
+    mlp: MlpBlock, dy: torch.Tensor, saved: SavedMlp, pass_ctx: MlpPass
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Does what `MlpBlock.backward` does for h + output, and recomputes gate and up of each tile from h [T, hidden]."""
+    h, dh = saved.h, torch.empty_like(saved.h)
     sums: list[torch.Tensor] = []
     types: list[torch.dtype] = []
 
@@ -53,8 +52,8 @@ def backward_in_tiles(
         for rows in _tiles(h.shape[0]):
             _, n2, _ = pre_norm(mlp.norm, h[rows])  # [tile, hidden]
             tile_ctx = pass_ctx.from_row(rows.start)
-            gate_up, tile_down = mlp.gate_up_projection(n2, tile_ctx), _cut(down, rows)
-            dh[rows], gradients = mlp.backward(dy[rows], h[rows], rstd[rows], gate_up, tile_down, tile_ctx)
+            tile = SavedMlp(h[rows], saved.rstd[rows], mlp.gate_up_projection(n2, tile_ctx), _cut(saved.down, rows))
+            dh[rows], gradients = mlp.backward(dy[rows], tile, tile_ctx, residual=dy[rows])
 
             # The first tile's gradients begin the fp32 sums.
             if not sums:

@@ -6,12 +6,18 @@ LoRA deltas of gate and up are added inside the activation's kernel if no rank i
 not saved: backward's kernel recomputes it. The norm before (`norm`) runs together with the layer's residual additions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from finetune_kernels.layers.attention_block import NormActivations, normalize, normalize_backward, pre_norm_backward
+from finetune_kernels.layers.blocks.attention_block import (
+    NormActivations,
+    normalize,
+    normalize_backward,
+    pre_norm_backward,
+)
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.layers.lora_pass import LoraPass
 from finetune_kernels.ops import adapted_activation, plain_activation
@@ -51,6 +57,19 @@ class DownActivations(NamedTuple):
     post_norm: NormActivations
 
 
+class SavedMlp(NamedTuple):
+    """Tensors that the block's backward works from."""
+
+    h: torch.Tensor
+    """The block's input [T, hidden], before its norm."""
+    rstd: torch.Tensor
+    """1 / root mean square of h [T]."""
+    gate_up: Any
+    """What the block's own `gate_up_projection` returned; None if the MLP is tiled, and makes it again tile by tile."""
+    down: DownActivations | None
+    """None if it was not saved: the block makes as much of it again as it needs."""
+
+
 @dataclass
 class MlpBlock:
     """Weights and settings of the block; only the adapters train."""
@@ -63,6 +82,20 @@ class MlpBlock:
     """A name if there is a gate."""
     multiplier: float = 1.0
     """Factor of the block's output (Granite)."""
+
+    @property
+    def groups(self) -> tuple[LinearGroup, ...]:
+        """The groups of linear layers."""
+        return self.gate_up, self.down
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The adapters' weights, in the order of `backward`."""
+        return [*self.gate_up.parameters, *self.down.parameters]
+
+    def take(self, tensors: Sequence[Any]) -> tuple[GateUpActivations, list[Any]]:
+        """Returns gate and up, which begin saved `tensors`, and the tensors behind them."""
+        return GateUpActivations(*tensors[:2]), list(tensors[2:])
 
     def begin(self, seed: DropoutSeed | None) -> MlpPass:
         """Returns a new pass, with dropout masks of `seed`."""
@@ -103,11 +136,11 @@ class MlpBlock:
         return adapted_activation.backward(d_act, gate_up.y, self.activation, (gate, up), down_delta)
 
     def backward(
-        self, dy: torch.Tensor, h: torch.Tensor, rstd: torch.Tensor, gate_up: GateUpActivations,
-        down: DownActivations | None, pass_ctx: MlpPass,
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:  # fmt: skip
-        """Takes dy [T, hidden], the gradient of h + output; returns the gradient of h (through the block and past it)
-        and those of the adapters, gate and up first. If `down` is None, as much of it as is needed is recomputed."""
+        self, dy: torch.Tensor, saved: SavedMlp, pass_ctx: MlpPass, *, residual: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Takes dy [T, hidden], the gradient of the output; returns the gradient of h and those of the adapters, gate
+        and up first. `residual` is the gradient of h past the block."""
+        gate_up, down = saved.gate_up, saved.down
         # Gemma's second norm needs its input; without that norm dm is dy itself.
         if down is None and self.post_norm is not None:
             down, _ = self.down_projection(gate_up, pass_ctx)
@@ -132,5 +165,5 @@ class MlpBlock:
 
         # Gate and up projection, and norm; the kernel recomputes n2 beside dh.
         dn2, d_xa = self.gate_up.backward(d_gate_up, pass_ctx.gate_up)  # [T, hidden], [T, R]
-        dh, n2 = pre_norm_backward(self.norm, dn2, h, rstd, dy)
+        dh, n2 = pre_norm_backward(self.norm, dn2, saved.h, saved.rstd, residual)
         return dh, [*self.gate_up.gradients(d_gate_up, n2, gate_up.xa, d_xa, pass_ctx.gate_up), *d_down]

@@ -1,0 +1,110 @@
+"""Says why layers of a transformers model cannot be built as `DecoderLayer`s: each is compared with its family's row.
+
+What is let through can be built: a module that is missing, of another class, or that the row does not name is a reason,
+never a guess.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from finetune_kernels.layers.patching import has_dora, why_not_adapter
+from finetune_kernels.planning.families import family_of
+from finetune_kernels.planning.family import Family
+from finetune_kernels.planning.fused_support import head_size, why_not_config
+
+
+def why_not_fused(causal: Any) -> str | None:
+    """Returns why the layers of this transformers model cannot be built; None if they can."""
+    config, family = causal.config, family_of(causal)
+    if (reason := why_not_config(config, family)) is not None or family is None:
+        return reason
+    reasons = (_why_not_layer(layer, family) or _why_not_sizes(layer, family, config) for layer in causal.model.layers)
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def has_mixer(layer: Any, family: Family) -> bool:
+    """True if a layer has the family's other mixer in attention's place."""
+    return family.mixer is not None and getattr(layer, family.mixer.name, None) is not None
+
+
+def has_mixture(layer: Any, family: Family) -> bool:
+    """True if a layer has the family's experts in the MLP's place."""
+    block = None if family.mixture is None else getattr(layer, family.mixture.block, None)
+    return getattr(block, "experts", None) is not None
+
+
+def _why_not_layer(layer: Any, family: Family) -> str | None:
+    """Compares one layer with its family's row."""
+    modules, mixer, mixture = dict(layer.named_modules()), has_mixer(layer, family), has_mixture(layer, family)
+    expected = family.modules(mixer=mixer, mixture=mixture)
+
+    # Every module that the builder will ask for.
+    for name, kind in expected.items():
+        if name not in modules:
+            return f"{type(layer).__name__} has no {name}"
+        if kind is not None and type(modules[name]).__name__ != kind:
+            return f"{name} is {type(modules[name]).__name__}, not {kind}"
+    if reason := _unknown_module(modules, expected, family):
+        return reason
+
+    # Only the adapters may train.
+    if any(modules[name].weight.requires_grad for name in expected if name in family.norms):
+        return "norm weights that train"
+    if mixture and family.mixture is not None and modules[family.mixture.router].weight.requires_grad:
+        return "router weights that train"
+    has_factors = "mlp_multipliers" in family.factors
+    for name in (name for name, kind in expected.items() if kind is None):
+        projection = modules[name]
+        if has_factors and hasattr(projection, "lora_A") and has_dora(projection):
+            return "DoRA beside factors"
+        reason = why_not_adapter(projection) if hasattr(projection, "lora_A") else _why_not_plain(projection)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _why_not_sizes(layer: Any, family: Family, config: Any) -> str | None:
+    """Compares the sizes of one layer with the configuration: each layer with attention has the same heads."""
+    if getattr(layer, "self_attn", None) is None:
+        return None
+
+    size, attention = head_size(config), layer.self_attn
+    query, key = config.num_attention_heads * size, config.num_key_value_heads * size
+    wanted_outputs = (2 if family.gates_heads else 1) * query + 2 * key
+    found = sum(getattr(attention, name).out_features for name in family.attention_inputs)
+    if found != wanted_outputs:
+        return f"{found} outputs for q, k and v, not {wanted_outputs} as the configuration says"
+
+    wanted = (query, key) if family.head_norm_place == "row" else (size, size)
+    for name, width in zip(family.head_norms, wanted, strict=False):
+        if (found := getattr(attention, name).weight.numel()) != width:
+            return f"self_attn.{name} has {found} weights, not {width}"
+    return None
+
+
+def _unknown_module(modules: dict[str, Any], expected: dict[str, str | None], family: Family) -> str | None:
+    """Returns a module with numbers of its own that the row does not name, or that drops activations; None if there is
+    none."""
+    linears = tuple(name for name, kind in expected.items() if kind is None)
+    whole = tuple(name for name in expected if name in family.whole_modules)
+    parts = tuple(f"{name}." for name in (*linears, *whole))
+    for name, module in modules.items():
+        # Parts of linear layers are peft's, those of the mixer and of the router transformers', the experts' ours.
+        if name in (*family.norms, *linears, *whole) or name.startswith(parts):
+            continue
+
+        place = name or type(module).__name__
+        if isinstance(module, nn.Dropout) and module.p:
+            return f"{place} drops activations of the base model"
+        values = [value for value in (*module._parameters.values(), *module._buffers.values()) if value is not None]
+        if values and name != f"{family.mlp_name}.act_fn":
+            what = "norm" if "Norm" in type(module).__name__ else "module"
+            return f"{place} is a {what} that other {family.prefix} models do not have"
+    return None
+
+
+def _why_not_plain(projection: Any) -> str | None:
+    if not isinstance(projection, nn.Linear):
+        return f"a projection is {type(projection).__name__}, not a linear layer"
+    return "base weights that train" if projection.weight.requires_grad else None
