@@ -178,7 +178,7 @@ class Precision(StrEnum):
 
 class MemoryMode(StrEnum):
     """Use of GPU memory: Fastest stores all activations that fit, Balanced dequantises weights at each use and stores
-    fewer activations, Smallest offloads layer inputs to host memory and recomputes the rest."""
+    fewer activations, Smallest keeps layer inputs and NF4 weights in host memory and recomputes the rest."""
 
     FASTEST = "Fastest"
     BALANCED = "Balanced"

@@ -23,7 +23,7 @@ from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.stages.data_formatting import DatasetFiles, FormattedData, format_data
 from finetune_trainer.stages.fetching import describe_inputs, fetch_base, fetch_evaluation, fetch_rows
 from finetune_trainer.stages.model_loading import choose_device, load_base
-from finetune_trainer.stages.placement import settle_parallelism, share_of
+from finetune_trainer.stages.placement import placement_of, settle_parallelism
 from finetune_trainer.stages.training import Prepared, train
 from finetune_trainer.stages.training_configuration import configure_training
 from finetune_trainer.training.checkpointed_state import CheckpointedState
@@ -80,7 +80,8 @@ class _Part:
         config = settle_parallelism(config, base.folder, self.group)
         whole = BaseFiles(folder=base.folder, digest=base.digest, nf4_cache=settings.nf4_cache)
         with OtherRanks.started(config, whole, settings.work, self.group, self.fail) as ranks:
-            loaded = load_base(whole, config, share_of(config, self.group.first, self.group.size))
+            placement = placement_of(config, base.folder, self.group.first, self.group.size)
+            loaded = load_base(whole, config, placement)
             model = inject_adapter(loaded.model, config.adapter, config.training.seed, loaded.new_tokens).model
 
             source, evaluation = fetch_rows(self.context), fetch_evaluation(self.context)

@@ -35,7 +35,7 @@ from finetune_trainer.stages.data_formatting import DatasetFiles, FormattedData,
 from finetune_trainer.stages.fetching import describe_inputs, fetch_base, fetch_evaluation, fetch_rows
 from finetune_trainer.stages.judging import Judged, Trained, judge_artifacts, measure_sharded
 from finetune_trainer.stages.model_loading import choose_device, load_base
-from finetune_trainer.stages.placement import settle_parallelism, share_of
+from finetune_trainer.stages.placement import placement_of, settle_parallelism
 from finetune_trainer.stages.saving import check_saving, companions, save_artifacts
 from finetune_trainer.stages.training import Prepared, train
 from finetune_trainer.stages.training_configuration import configure_training
@@ -73,8 +73,8 @@ def _run_here(context: RunContext, group: Group) -> Manifest:
     settled = settle_parallelism(context.config, base.folder, group)
     files = BaseFiles(folder=base.folder, digest=base.digest, nf4_cache=context.settings.nf4_cache)
     with OtherRanks.started(settled, files, context.settings.work, group, context.end) as ranks:
-        share = share_of(settled, group.first, group.size)
-        return _run(context, base, load_base(files, context.config, share, makes_copy=True), ranks)
+        placement = placement_of(settled, base.folder, group.first, group.size)
+        return _run(context, base, load_base(files, context.config, placement, makes_copy=True), ranks)
 
 
 def _run(context: RunContext, base: FetchedSource, loaded: LoadedModel, ranks: OtherRanks) -> Manifest:

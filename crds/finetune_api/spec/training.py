@@ -149,8 +149,9 @@ class TrainingSpec(ApiModel):
     changes by more than 1 %, BF16 stays. status.resolved shows it."""
 
     memory: MemoryMode = MemoryMode.FASTEST
-    """Use of GPU memory: Fastest stores all activations that fit, Balanced stores fewer, Smallest offloads layer inputs
-    to host memory. If memory runs out, training continues with the next smaller mode. Default Fastest."""
+    """Use of GPU memory: Fastest stores all activations that fit, Balanced stores fewer, Smallest keeps layer inputs
+    and NF4 weights in host memory and streams them a layer ahead. If memory runs out, training continues with the next
+    smaller mode. Default Fastest."""
 
     parallelism: Parallelism = Parallelism.AUTO
     """Placement of the base model on several GPUs: Replicated (all of it on each), Sharded (an equal part on each, and

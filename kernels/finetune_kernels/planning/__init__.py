@@ -11,6 +11,7 @@ mixer_shape.py        sizes of a hybrid's other mixer, and the packages with ker
 model_shape.py        the sizes of a model that memory and time depend on, and their formulas
 described_shape.py    the same of a model that is not loaded, counted from its configuration
 memory_plan.py        a policy for each layer, and whether dequantised weights are kept
+streamed_weights.py   how many layers' weights may stream from host memory, and what is waited for them
 rates.py              speeds of a machine, by which a plan prices its choices
 micro_batch.py        sequences per pass
 """

@@ -5,7 +5,8 @@ Each choice has a price in milliseconds per micro-batch, from counted operations
 that are not kept dequantised are dequantised twice; gate and up, or the whole layer, are recomputed if they are not
 saved; what waits in pinned host memory (layers' inputs, the vocabulary) is copied over the bus. The cheapest mixture
 that fits is taken, so memory is left over only where nothing is left to keep, and a larger card never gets a slower
-plan. If none fits, the smallest is: it moves as much to host memory as that has room for.
+plan. If none fits, the smallest is: it moves as much to host memory as that has room for, and as many layers' frozen
+weights as it takes to fit, which then stream a layer ahead. `memory: Smallest` streams all of them.
 """
 
 from collections.abc import Callable
@@ -15,8 +16,9 @@ from typing import NamedTuple
 
 from finetune_api.vocabulary import MemoryMode
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.planning.model_shape import BYTES, ModelShape
+from finetune_kernels.planning.model_shape import BYTES, WHOLE_LAYERS, ModelShape
 from finetune_kernels.planning.rates import H200, UNKNOWN_MACHINE, Machine, Rates
+from finetune_kernels.planning.streamed_weights import numbers_of_layers, streamed_rows, waiting_seconds
 
 MARGIN = 0.92
 """Share of the memory that a plan may use; the rest is for fragmentation and libraries' workspaces."""
@@ -47,7 +49,11 @@ class MemoryPlan:
     extra_milliseconds: float
     """Milliseconds per micro-batch over a plan that saves and keeps everything."""
     gathered_bytes: int = 0
-    """Bytes of the layers that are gathered from the ranks at a time; 0 if each rank keeps all weights."""
+    """Bytes of the streamed layers that are on the GPU at a time, from the ranks or from host memory."""
+    streamed_layers: int = 0
+    """Layers whose frozen weights stream from host memory: the first ones."""
+    streamed_bytes: int = 0
+    """Bytes of their weights within `base_bytes`, which are in host memory."""
     rates: Rates = H200
     """Rates by which the choices were priced."""
 
@@ -59,13 +65,13 @@ class MemoryPlan:
     @property
     def peak_bytes(self) -> int:
         """Predicted peak of allocated memory."""
-        weights = self.base_bytes - self.host_bytes + self.dequantized_bytes + self.gathered_bytes
-        return weights + self.training_bytes + self.activation_bytes + self.working_bytes
+        weights = self.base_bytes - self.host_bytes - self.streamed_bytes + self.gathered_bytes
+        return weights + self.dequantized_bytes + self.training_bytes + self.activation_bytes + self.working_bytes
 
     @property
     def pinned_bytes(self) -> int:
         """Host memory that the plan pins; it cannot be swapped out."""
-        return self.host_bytes + self.input_bytes
+        return self.host_bytes + self.input_bytes + self.streamed_bytes
 
     @property
     def fits(self) -> bool:
@@ -82,7 +88,7 @@ class MemoryPlan:
             ("mode", self.mode.value),
             ("layers", layers),
             ("weights as loaded, adapters", f"{self.base_bytes / gib:.2f} GiB"),
-            *([("layers gathered from the ranks", f"{self.gathered_bytes / gib:.2f} GiB")] * bool(self.gathered_bytes)),
+            *streamed_rows(self.streamed_layers, self.streamed_bytes, self.gathered_bytes),
             ("embedding and head, moved to the host", f"{-self.host_bytes / gib:.2f} GiB"),
             ("weights kept dequantised", f"{self.dequantized_bytes / gib:.2f} GiB ({self.kept_layers} layers)"),
             ("gradients, optimiser, copies", f"{self.training_bytes / gib:.2f} GiB"),
@@ -150,8 +156,8 @@ def plan_memory(
     """Returns the plan for micro-batches of `tokens`, on a device that has `total_bytes` for this process and
     `base_bytes` of them in use."""
     work = _Workload(shape, tokens, base_bytes, total_bytes, machine)
-    if mode is MemoryMode.SMALLEST:
-        return _plan_smallest(work)
+    if mode is MemoryMode.SMALLEST or machine.streamed_layers:
+        return _plan_smallest(work, mode)
 
     # Balanced never saves gate and up, and never keeps weights dequantised; of a sharded base no rank could.
     fastest = mode is MemoryMode.FASTEST
@@ -166,7 +172,7 @@ def plan_memory(
                 fitting.append(_keep_weights(work, plan) if may_keep else plan)
     if fitting:
         return min(fitting, key=lambda plan: (plan.extra_milliseconds, plan.pinned_bytes, plan.peak_bytes))
-    return _plan_smallest(work)
+    return _plan_smallest(work, mode)
 
 
 def _keep_weights(work: _Workload, plan: MemoryPlan) -> MemoryPlan:
@@ -176,18 +182,27 @@ def _keep_weights(work: _Workload, plan: MemoryPlan) -> MemoryPlan:
     return _predict(work, plan.mode, plan.policies, kept_layers=count, host_bytes=plan.host_bytes)
 
 
-def _plan_smallest(work: _Workload) -> MemoryPlan:
+def _plan_smallest(work: _Workload, wanted: MemoryMode) -> MemoryPlan:
     """Returns the plan with the least memory on the GPU of those whose pinned memory has room: with the vocabulary on
-    the host or not, and as many layers' inputs as fit beside it; the last layers' are kept on the GPU."""
-    layers, each = work.shape.layers, work.tokens * work.shape.hidden * BYTES
-    vocabulary, host_room = work.shape.movable_bytes, work.machine.host_room
+    the host or not, some layers' weights, and as many layers' inputs as fit beside them; the last layers' are kept on
+    the GPU. If Smallest is not what is `wanted`, no more layers stream than it takes to fit."""
+    shape, host_room = work.shape, max(0, work.machine.host_room)
+    layers, each = shape.layers, work.tokens * shape.hidden * BYTES
     candidates = []
-    for moved in {vocabulary, 0}:
-        if moved <= max(0, host_room):
-            count = min(layers, max(0, host_room - moved) // each)
-            policies = (ActivationPolicy.OFFLOAD,) * count + (ActivationPolicy.RECOMPUTE_ALL,) * (layers - count)
-            candidates.append(_predict(work, MemoryMode.SMALLEST, policies, host_bytes=moved))
-    return min(candidates, key=lambda plan: plan.peak_bytes)
+    for streamed in numbers_of_layers(shape, work.machine.streamed_layers):
+        for moved in {shape.movable_bytes, 0}:
+            room = host_room - moved - streamed * shape.streamable_bytes
+            if room >= 0 or (streamed == work.machine.streamed_layers and not moved):
+                count = min(layers, max(0, room) // each)
+                policies = (ActivationPolicy.OFFLOAD,) * count + (ActivationPolicy.RECOMPUTE_ALL,) * (layers - count)
+                candidates.append(_predict(
+                    work, MemoryMode.SMALLEST, policies, host_bytes=moved, streamed_layers=streamed
+                ))  # fmt: skip
+
+    fitting = [plan for plan in candidates if plan.fits and wanted is not MemoryMode.SMALLEST]
+    if fitting:
+        return min(fitting, key=lambda plan: (plan.streamed_layers, plan.peak_bytes))
+    return min(candidates, key=lambda plan: (plan.peak_bytes, plan.extra_milliseconds))
 
 
 def smaller_plan(plan: MemoryPlan, plan_for: Callable[[MemoryMode, int], MemoryPlan]) -> MemoryPlan | None:
@@ -217,13 +232,9 @@ def _mixtures(layers: int, best: ActivationPolicy) -> list[tuple[ActivationPolic
 
 
 def _predict(
-    work: _Workload,
-    mode: MemoryMode,
-    policies: tuple[ActivationPolicy, ...],
-    *,
-    kept_layers: int = 0,
-    host_bytes: int = 0,
-) -> MemoryPlan:
+    work: _Workload, mode: MemoryMode, policies: tuple[ActivationPolicy, ...], *, kept_layers: int = 0,
+    host_bytes: int = 0, streamed_layers: int = 0,
+) -> MemoryPlan:  # fmt: skip
     """Returns the plan of these choices, with its bytes and its price. `host_bytes`: the vocabulary's, if it moves."""
     shape, tokens, base_bytes, total_bytes, machine = work
     rates = machine.rates
@@ -240,11 +251,11 @@ def _predict(
     # Layers' inputs go there and back, the head comes once. Computing hides most of it, but buses differ, and a head on
     # the host makes samples slow: what is pinned has to be worth all of its copies.
     copying = (2 * inputs + shape.vocabulary * shape.hidden * BYTES * (host_bytes > 0)) / rates.copying
+    copying += streamed_layers * waiting_seconds(shape, rates, tokens, shape.recomputed_by(policies))
 
     # Bytes per adapter parameter: gradient 2, two 8-bit moments 2, copies with zero blocks 3. If there is a smaller
     # plan to repeat a pass with, 2 more: the gradient from before the pass.
-    training = 7 if mode is MemoryMode.SMALLEST else 9
-    tiled = ActivationPolicy.SAVE_ALL not in policies
+    training = shape.adapter_parameters * (7 if mode is MemoryMode.SMALLEST else 9)
 
     return MemoryPlan(
         mode=mode,
@@ -252,16 +263,19 @@ def _predict(
         kept_layers=kept_layers,
         base_bytes=base_bytes,
         dequantized_bytes=kept * BYTES,
-        training_bytes=shape.adapter_parameters * training,
+        training_bytes=training,
         activation_bytes=tokens * shape.saved_by(policies),
         working_bytes=max(
-            shape.loss_bytes(tokens, blocked=host_bytes > 0), shape.working_bytes(tokens, tiled=tiled) + scratch
+            shape.loss_bytes(tokens, blocked=host_bytes > 0),
+            shape.working_bytes(tokens, tiled=ActivationPolicy.SAVE_ALL not in policies) + scratch,
         ),
         host_bytes=host_bytes,
         budget_bytes=int(MARGIN * total_bytes),
         input_bytes=inputs,
         extra_milliseconds=1e3 * (dequantizing + recomputing + copying),
-        gathered_bytes=shape.gathered_bytes,
+        gathered_bytes=WHOLE_LAYERS * shape.streamable_bytes if streamed_layers else shape.gathered_bytes,
+        streamed_layers=streamed_layers,
+        streamed_bytes=streamed_layers * shape.streamable_bytes,
         rates=rates,
     )
 

@@ -6,8 +6,8 @@ time that the CPU needs to launch it, plus what the memory plan for m spends on 
     step(m) = S / m * (max(launches, 1.4 * 4 * parameters * tokens(m) / rate) + extra(m))
 
 Short sequences are gathered until launching no longer dominates, and weights that are not kept dequantised are
-dequantised less often. A larger m has its price once activations no longer fit. Times within 1 % are equal, and the
-largest m of those is taken: fixed costs that are not counted here fall with it.
+dequantised less often, and streamed ones copied less often. A larger m has its price once activations no longer fit.
+Times within 1 % are equal, and the largest m of those is taken: fixed costs that are not counted here fall with it.
 """
 
 from collections.abc import Callable
@@ -55,21 +55,22 @@ def choose_micro_batch(
 ) -> MicroBatch:
     """Splits a step of `sequences`, each at most `length` tokens.
 
-    `plan_for` gives the plan of `mode` for a pass of so many tokens. Mode `Smallest` takes one sequence at a time, as
-    does a device where no other plan fits.
+    `plan_for` gives the plan of `mode` for a pass of so many tokens. Mode `Smallest` takes one sequence at a time.
+    Where only a smaller plan fits, its speed decides: weights that stream are waited for once a pass.
     """
     if mode is MemoryMode.SMALLEST:
         return MicroBatch(1, sequences)
 
-    seconds = {}
-    for size in _sizes(sequences, length):
-        plan = plan_for(size * length)
-        # A plan that fell back to a smaller mode is not what the user asked for.
-        if plan.fits and plan.mode is mode:
-            seconds[size] = step_seconds(shape, MicroBatch(size, sequences // size), length, plan)
-    if not seconds:
+    plans = {size: plan_for(size * length) for size in _sizes(sequences, length)}
+    fitting = {size: plan for size, plan in plans.items() if plan.fits}
+    # A plan that fell back to a smaller mode is not what the user asked for.
+    wanted = {size: plan for size, plan in fitting.items() if plan.mode is mode} or fitting
+    if not wanted:
         return MicroBatch(1, sequences)
 
+    seconds = {
+        size: step_seconds(shape, MicroBatch(size, sequences // size), length, plan) for size, plan in wanted.items()
+    }
     # The largest of those within 1 % of the fastest.
     limit = EQUAL * min(seconds.values())
     size = max(size for size, needed in seconds.items() if needed <= limit)

@@ -24,7 +24,7 @@ NF4_BLOCK, SCALES_BLOCK = 64, 256
 """NF4 weights per scale; scales per scale of their own (double quantisation)."""
 ADAPTER_BYTES = 4
 WHOLE_LAYERS = 2
-"""Layers that are whole at a time if each rank keeps a part of the base: one computes, one is gathered."""
+"""Layers that are whole at a time if weights stream, from the ranks or from host memory: one computes, one comes."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class ModelShape:
     """Heads of which layers that are not fused keep the scores of every pair of tokens of a row."""
     gathered_bytes: int = 0
     """Bytes of the layers that are whole at a time, if each rank keeps a part of the base; 0 if it keeps all."""
+    streamable_bytes: int = 0
+    """Bytes of one layer's frozen weights, if layers can stream from host memory."""
     mixers: MixerShape | None = None
     """The other mixer of a hybrid, which `feed_forward` and heads do not describe."""
     gates_heads: bool = False
@@ -254,6 +256,14 @@ def share_out(shape: ModelShape, loaded: int, ranks: int, *, double_quantized: b
     whole = linear_bytes(shape, double_quantized=double_quantized)
     gathered = WHOLE_LAYERS * whole // shape.layers
     return replace(shape, gathered_bytes=gathered), loaded - whole + whole // ranks
+
+
+def let_stream(shape: ModelShape, *, double_quantized: bool) -> ModelShape:
+    """Returns the shape of a model whose layers can stream from host memory, if they are in NF4. Left out are layers
+    that the ranks share out, experts, which are stacked, and DoRA, which reads all weights at the start."""
+    if not shape.quantized or shape.gathered_bytes or shape.experts is not None or shape.magnitudes:
+        return shape
+    return replace(shape, streamable_bytes=linear_bytes(shape, double_quantized=double_quantized) // shape.layers)
 
 
 def vocabulary_bytes(config: Any, shape: ModelShape) -> int:

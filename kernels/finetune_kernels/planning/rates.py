@@ -48,6 +48,8 @@ class Machine:
     host_room: int = UNLIMITED
     """Bytes of host memory that this process may pin."""
     rates: Rates = H200
+    streamed_layers: int = 0
+    """Layers whose weights are in host memory already, as the model was loaded there."""
 
 
 UNKNOWN_MACHINE = Machine()

@@ -8,23 +8,28 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from finetune_kernels.planning.model_shape import WHOLE_LAYERS
+from finetune_kernels.streaming.frozen_tensors import nf4_tensors_of
 from finetune_kernels.streaming.host_tensors import HostTensors, Slot
 from finetune_kernels.streaming.layer_window import LayerWindow
 
-SLOTS = 2
-"""Layers on the GPU at a time: one computes, one is copied."""
-
 
 class HostLayers:
-    """The layers of one model that stream from host memory; none to begin with."""
+    """The first of a model's decoder layers `modules`, which stream from host memory; none to begin with."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = modules
         self._layers: list[HostTensors] = []
-        self._slot_bytes = 0
+        self._slots: list[Slot] = []
         self._window = LayerWindow()
 
     def __len__(self) -> int:
         return len(self._layers)
+
+    @property
+    def limit(self) -> int:
+        """Layers that could stream."""
+        return len(self._modules)
 
     @property
     def host_bytes(self) -> int:
@@ -34,32 +39,36 @@ class HostLayers:
     @property
     def slot_bytes(self) -> int:
         """Bytes of the GPU that the layers take."""
-        return SLOTS * self._slot_bytes
+        return sum(slot.buffer.numel() for slot in self._slots)
 
-    def attach(self, layers: Sequence[HostTensors], modules: Sequence[nn.Module]) -> None:
-        """Has the decoder layers `modules`, which follow those that stream already, use their weights from here."""
+    def stream(self, count: int) -> None:
+        """Moves weights in NF4 to host memory until the first `count` layers stream. Those that do already stay. Raises
+        ValueError if the model has fewer."""
+        if count > self.limit:
+            raise ValueError(f"{count} layers are to stream, and {self.limit} are known")
+        self.adopt([HostTensors(nf4_tensors_of(module)) for module in self._modules[len(self) : count]])
+
+    def adopt(self, layers: Sequence[HostTensors]) -> None:
+        """Lets the next of the model's layers use their weights `layers`, which are in host memory already."""
         if not layers:
             return
 
         self.close()
+        first = len(self)
         self._layers += layers
-        self._window.attach(layers, modules)
+        self._window.attach(layers, self._modules[first : len(self)])
         size = max(layer.whole_bytes for layer in self._layers)
-        if size > self._slot_bytes:
-            self._make_slots(size)
-        else:
-            self._assign()
+        if not self._slots or size > self._slots[0].buffer.numel():
+            self._slots = _slots(size, layers[0].device)
+        for index, layer in enumerate(self._layers):
+            layer.use_slot(self._slots[index % len(self._slots)])
 
     def close(self) -> None:
-        """Leaves both places empty."""
+        """Leaves both places empty, and the layers without weights until they are used."""
         self._window.close()
 
-    def _make_slots(self, size: int) -> None:
-        device = self._layers[0].device
-        stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._slot_bytes, self._slots = size, [Slot(size, device, stream) for _ in range(SLOTS)]
-        self._assign()
 
-    def _assign(self) -> None:
-        for index, layer in enumerate(self._layers):
-            layer.use_slot(self._slots[index % SLOTS])
+def _slots(size: int, device: torch.device) -> list[Slot]:
+    """Places for layers of `size` bytes, which one stream fills."""
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    return [Slot(size, device, stream) for _ in range(WHOLE_LAYERS)]

@@ -10,9 +10,10 @@ import torch
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives import nf4
+from finetune_kernels.streaming.frozen_tensors import nf4_tensors_of
 from finetune_kernels.streaming.host_layers import HostLayers
-from finetune_kernels.streaming.host_tensors import HostTensors, Slot
-from finetune_test_kernels.quantized_layers import frozen_tensors, linears_of, quantized_model, stream
+from finetune_kernels.streaming.host_tensors import Slot
+from finetune_test_kernels.quantized_layers import linears_of, quantized_model, stream
 from finetune_test_kernels.small_layers import one_pass
 
 LAYERS, LENGTH = 5, 12
@@ -73,7 +74,7 @@ def test_streamed_weights_decode_to_the_same_bits_in_every_order_of_use(count: i
         assert {found[index][0].data_ptr()} <= slots
         for one, other in zip(found[index], expected[index], strict=True):
             assert torch.equal(nf4.reference(one.data, one.quant_state), nf4.reference(other.data, other.quant_state))
-        closed = [tensor for place in {*up} - window._opened for tensor in frozen_tensors(layers_of(streamed)[place])]
+        closed = [tensor for place in {*up} - window._opened for tensor in nf4_tensors_of(layers_of(streamed)[place])]
         assert not any(tensor.untyped_storage().nbytes() for tensor in closed), "no layer shows another one's bytes"
 
 
@@ -124,8 +125,7 @@ def test_more_layers_stream_from_the_middle_of_a_run_on() -> None:
     host = stream(streamed, 3)
     with broken_off(streamed, 1, backward=True):
         one_pass(streamed, LENGTH)
-    modules = layers_of(streamed)[3:]
-    host.attach([HostTensors(frozen_tensors(module)) for module in modules], modules)
+    host.stream(LAYERS)
     assert len(host) == LAYERS
     assert not differing(one_pass(streamed, LENGTH), one_pass(resident, LENGTH))
 

@@ -1,6 +1,5 @@
 """A model of a few small layers whose linears are in NF4, with adapters."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,22 +9,23 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from finetune_kernels.streaming.host_layers import HostLayers
-from finetune_kernels.streaming.host_tensors import HostTensors
 from finetune_test_kernels.small_layers import LINEARS
 from finetune_test_kernels.tensor_checks import DEVICE
 
 
-def quantized_model(layers: int, dtype: torch.dtype = torch.float32, **adapter: Any) -> Any:
-    """A peft model over a random Llama in double-quantised NF4, on the test's device. Rows have whole blocks of 64
-    weights: test_nf4.py says what bitsandbytes makes of others on a CPU. `adapter`: LoraConfig's options."""
+def quantized_model(layers: int, dtype: torch.dtype = torch.float32, hidden: int = 64, **adapter: Any) -> Any:
+    """A peft model over a random Llama in double-quantised NF4, on the test's device. `hidden` is a multiple of 64, so
+    rows have whole blocks of weights: test_nf4.py says what bitsandbytes makes of others on a CPU. `adapter`:
+    LoraConfig's options."""
     sizes: dict[str, Any] = {
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": layers, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 48, "pad_token_id": 0, "max_position_embeddings": 64,
+        "hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": hidden // 4, "vocab_size": 48, "pad_token_id": 0,
+        "max_position_embeddings": 64,
     }  # fmt: skip
     torch.manual_seed(0)
     base: Any = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](**sizes), dtype=dtype)  # type: ignore[no-untyped-call]
     for parameter in base.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+        torch.nn.init.normal_(parameter, std=1.6 / hidden**0.5)
     for layer in base.model.layers:
         for part in (layer.self_attn, layer.mlp):
             for name, linear in list(part.named_children()):
@@ -45,19 +45,10 @@ def linears_of(layer: Any) -> list[Any]:
     return [part for part in layer.modules() if isinstance(part, Linear4bit)]
 
 
-def frozen_tensors(layer: Any) -> list[torch.Tensor]:
-    """Codes, scales, and scales of scales of a decoder layer."""
-    weights: Sequence[Any] = [linear.weight for linear in linears_of(layer)]
-    return [
-        tensor for weight in weights for tensor in (weight, weight.quant_state.absmax, weight.quant_state.state2.absmax)
-    ]
-
-
 def stream(model: Any, count: int) -> HostLayers:
     """Moves the first `count` layers of a peft model to host memory, where they stream from."""
-    modules = model.get_base_model().model.layers[:count]
-    streamed = HostLayers()
-    streamed.attach([HostTensors(frozen_tensors(module)) for module in modules], modules)
+    streamed = HostLayers(model.get_base_model().model.layers)
+    streamed.stream(count)
     return streamed
 
 

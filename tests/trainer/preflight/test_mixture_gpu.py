@@ -25,7 +25,7 @@ from finetune_trainer.preflight.memory.plans import Plans
 from finetune_trainer.preflight.mixture_gpu import _shape, estimate_mixture, judge_mixture
 from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.stages.model_loading import load_model
-from finetune_trainer.training.engine import model_shape
+from finetune_trainer.training.memory.loaded_shape import model_shape
 
 __all__ = ["texts"]
 GIB = 1 << 30

@@ -11,7 +11,7 @@ from finetune_kernels.planning.described_shape import shape_from_config
 from finetune_kernels.planning.fused_support import fused_families
 from finetune_kernels.planning.model_shape import loaded_bytes
 from finetune_trainer.stages.adapter_injection import inject_adapter
-from finetune_trainer.training.engine import model_shape
+from finetune_trainer.training.memory.loaded_shape import model_shape
 
 LAYERS = ["linear_attention", "full_attention"]
 OWN: dict[str, dict[str, Any]] = {

@@ -54,7 +54,7 @@ def test_a_base_is_shared_out_where_it_does_not_fit_whole(gib: int | None, gpus:
     assert estimate is not None
     assert estimate.parallelism is expected
     findings = judge_gpu(job, LLAMA_70B, None, estimate)
-    assert bool(findings) == (gib == 24 and gpus == 1), findings
+    assert findings == []  # one of 24 GiB streams its weights from host memory
 
 
 def test_a_rank_is_reckoned_with_its_part_and_the_layers_that_are_whole() -> None:

@@ -31,7 +31,7 @@ from finetune_trainer.sources import SourceAccess, fetch_model
 from finetune_trainer.stages import model_loading, nf4_copy
 from finetune_trainer.stages.model_loading import load_model
 from finetune_trainer.stages.nf4_copy import Nf4Copies
-from finetune_trainer.stages.sharded_loading import Share
+from finetune_trainer.stages.streamed_loading import Share
 from finetune_trainer.storage.object_store import ignore_bytes
 from finetune_trainer.training.loaded_model import LoadedModel
 
@@ -109,7 +109,7 @@ def test_a_rank_that_keeps_a_part_takes_it_from_the_copy(
 ) -> None:
     def part(copies: Nf4Copies | None) -> LoadedModel:
         share = Share(1, 2)
-        return load_model(tiny_base, spec(tiny_base), Precision.FP32, gpus=0, share=share, copies=copies)
+        return load_model(tiny_base, spec(tiny_base), Precision.FP32, gpus=0, placement=share, copies=copies)
 
     fresh = part(copies)
     assert not copies.folder.exists(), "a part is not a copy"

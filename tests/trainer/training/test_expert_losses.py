@@ -13,8 +13,9 @@ from finetune_kernels.planning.micro_batch import MicroBatch
 from finetune_test_models.minimal_run import minimal_run
 from finetune_test_models.tiny_architectures import tiny_architecture
 from finetune_trainer.stages.adapter_injection import inject_adapter
-from finetune_trainer.training.engine import _modular_engine, model_shape
+from finetune_trainer.training.engine import _modular_engine
 from finetune_trainer.training.losses import supervised_loss
+from finetune_trainer.training.memory.loaded_shape import model_shape
 from finetune_trainer.training.memory.room import Room
 
 IDS = torch.randint(3, 500, (1, 24), generator=torch.Generator().manual_seed(3))

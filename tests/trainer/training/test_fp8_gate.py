@@ -23,8 +23,9 @@ from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
 from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.stages.model_loading import resolve_precision
-from finetune_trainer.training.engine import NO_ROOM, Engine, model_shape
+from finetune_trainer.training.engine import NO_ROOM, Engine
 from finetune_trainer.training.losses import supervised_loss
+from finetune_trainer.training.memory.loaded_shape import model_shape
 
 Builder = Callable[..., RunConfig]
 GIB = 2**30

@@ -22,8 +22,9 @@ from finetune_trainer.cli.pod import run_job
 from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
 from finetune_trainer.job.stop_signal import StopSignal
-from finetune_trainer.training.engine import Engine, model_shape
+from finetune_trainer.training.engine import Engine
 from finetune_trainer.training.losses import supervised_loss
+from finetune_trainer.training.memory.loaded_shape import model_shape
 from finetune_trainer.training.memory.room import available_bytes
 from finetune_trainer.training.outcome import TrainingOutcome
 

@@ -52,7 +52,7 @@ def train_along(task: RankTask) -> None:
     """Does stages 1 to 5 of the run as rank 0 does them, without fetching, reporting or storing anything."""
     from finetune_trainer.stages.adapter_injection import inject_adapter
     from finetune_trainer.stages.model_loading import load_base
-    from finetune_trainer.stages.placement import share_of
+    from finetune_trainer.stages.placement import placement_of
     from finetune_trainer.stages.training import Prepared, train
     from finetune_trainer.stages.training_configuration import configure_training
     from finetune_trainer.training.checkpointed_state import CheckpointedState
@@ -60,7 +60,8 @@ def train_along(task: RankTask) -> None:
 
     config, store = task.config, connect(task)
     training = config.training
-    loaded = load_base(task.base_model, config, share_of(config, task.rank, task.size))
+    placement = placement_of(config, task.base_model.folder, task.rank, task.size)
+    loaded = load_base(task.base_model, config, placement)
     model = inject_adapter(loaded.model, config.adapter, training.seed, loaded.new_tokens).model
 
     await_ready(store)

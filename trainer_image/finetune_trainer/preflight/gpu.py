@@ -3,26 +3,30 @@
     tokens/s = EFFICIENCY x TFLOP/s / (4 P + attention + head)     P: parameters of the linears, which stay frozen;
                                                                    6 P with DoRA, whose outputs are computed twice
 
+What weights that stream from host memory are waited for comes on top, over a bus of 55 GB/s.
+
 Only a job that cannot fit is refused: one whose smallest plan needs more than the whole GPU. A plan that fits the GPU
 but not the plan's own margin is a warning.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from finetune_api.failures import FailureReason
 from finetune_api.gpus import COUNT_LABEL
 from finetune_api.run_config import RunConfig
-from finetune_api.vocabulary import AdapterVariant, Parallelism, Precision, Quantization
+from finetune_api.vocabulary import Parallelism, Quantization
 from finetune_kernels.planning.families import family_of_config
-from finetune_kernels.planning.fused_support import why_not_described
 from finetune_kernels.planning.memory_plan import MARGIN, MemoryPlan
 from finetune_kernels.planning.mixer_shape import cost_of_missing
 from finetune_kernels.planning.model_shape import ModelShape
-from finetune_kernels.planning.rates import UNLIMITED
+from finetune_kernels.planning.rates import H200, UNLIMITED
+from finetune_kernels.planning.streamed_weights import waiting_seconds
 from finetune_trainer.distributed.driver import CudaNeed, describe_need
 from finetune_trainer.job.machine import HOST_MARGIN, PROCESS_BYTES, host_room
+from finetune_trainer.preflight.memory.fused_layers import why_not_fused
 from finetune_trainer.preflight.memory.parallelism import choose_parallelism, judge_parallelism
 from finetune_trainer.preflight.memory.plans import Plans, max_length_of, rows_of
 from finetune_trainer.preflight.report import Finding, GpuEstimate, PlanRow
@@ -67,7 +71,7 @@ def estimate_plans(
     tokens = rows_of(config, plans, gpu.memory_bytes or UNLIMITED) * max_length_of(config, size)
     smallest = plans.smallest(tokens)
     plan = plans.at(tokens, config.training.memory, gpu.memory_bytes or UNLIMITED)
-    speed = _tokens_per_second(plans.shape, plan, config.model.max_sequence_length, gpu.teraflops)
+    speed = _tokens_per_second(plans.shape, plan, (tokens, config.model.max_sequence_length), gpu.teraflops)
 
     if speed is not None:
         speed *= config.processes  # 2.01 and 4.02 times as fast were measured with 2 and 4 H200 of one node
@@ -208,11 +212,14 @@ def _largest(low: int, high: int, holds: Callable[[int], bool]) -> int | None:
     return low
 
 
-def _tokens_per_second(shape: ModelShape, plan: MemoryPlan, length: int, teraflops: float | None) -> float | None:
+def _tokens_per_second(
+    shape: ModelShape, plan: MemoryPlan, sizes: tuple[int, int], teraflops: float | None
+) -> float | None:
     """Tokens per second of training; None if the GPU's TFLOP/s are not known, and for a mixture of experts, which
-    reaches a far smaller share of them."""
+    reaches a far smaller share of them. `sizes`: tokens of a micro-batch, and of a sequence."""
     if teraflops is None or shape.experts is not None:
         return None
+    tokens, length = sizes
 
     # Floating-point operations for one token, forward and backward.
     linears = (6.0 if shape.magnitudes else 4.0) * shape.linear_parameters
@@ -220,16 +227,9 @@ def _tokens_per_second(shape: ModelShape, plan: MemoryPlan, length: int, teraflo
     head = 4.0 * shape.hidden * shape.vocabulary
     recomputed = shape.recomputed_by(plan.policies)
 
-    return EFFICIENCY * teraflops * 1e12 / (linears + attention + head + recomputed)
-
-
-def why_not_fused(config: RunConfig, model: Any) -> str | None:
-    """The setting, or the part of the model's configuration, for which layers are not fused; None if they are."""
-    if config.adapter.variant is AdapterVariant.DORA and config.adapter.dropout > 0:
-        return "spec.adapter.variant: DoRA with spec.adapter.dropout"
-    if config.training.precision in (Precision.FP16, Precision.FP32):
-        return f"spec.training.precision: {config.training.precision}"
-    return why_not_described(model)
+    products = EFFICIENCY * teraflops * 1e12
+    waited = plan.streamed_layers * waiting_seconds(shape, replace(H200, products=products), tokens, recomputed)
+    return 1 / ((linears + attention + head + recomputed) / products + waited / tokens)
 
 
 def _gib(count: int) -> str:

@@ -20,7 +20,8 @@ from finetune_kernels.planning.model_shape import (
     vocabulary_bytes,
 )
 from finetune_trainer.model.planned_weights import PlannedWeights
-from finetune_trainer.preflight.gpu import estimate_plans, why_not_fused
+from finetune_trainer.preflight.gpu import estimate_plans
+from finetune_trainer.preflight.memory.fused_layers import why_not_fused
 from finetune_trainer.preflight.memory.plans import Plans
 from finetune_trainer.preflight.report import Finding, GpuEstimate, PlanRow
 from finetune_trainer.preflight.steps import TrainingSize

@@ -2,7 +2,7 @@
 
 model_loading.py            1: the base model, frozen, in 4 or 16 bits, and its tokenizer
 nf4_copy.py                 a copy of the base in NF4 in the cache volume, from which the next run loads it
-sharded_loading.py          a base of which each rank keeps a part, shared out layer by layer while it is loaded
+streamed_loading.py         a base that no GPU holds: layers are shared out, or moved to host memory, as they are loaded
 expert_loading.py           experts of a mixture in NF4, quantised while they are loaded
 vocabulary_growth.py        rows for new tokens in embedding and head
 adapter_injection.py        2: the LoRA adapter, whose parameters are the only ones that train

@@ -22,6 +22,7 @@ from finetune_api.spec.inputs import ModelSpec
 from finetune_api.vocabulary import Precision, Quantization
 from finetune_kernels.primitives import nf4
 from finetune_kernels.primitives.fp8 import MIN_CAPABILITY
+from finetune_kernels.streaming.host_layers import HostLayers
 from finetune_trainer.chat.new_tokens import new_token_ids
 from finetune_trainer.distributed.other_ranks import BaseFiles
 from finetune_trainer.errors import TrainerError
@@ -35,7 +36,7 @@ from finetune_trainer.model.published_weights import published_below
 from finetune_trainer.model.safetensors_header import TensorHeader
 from finetune_trainer.stages.expert_loading import adopt_experts, quantization_config
 from finetune_trainer.stages.nf4_copy import Nf4Copies
-from finetune_trainer.stages.sharded_loading import Share, SharedLayers, sharing_out
+from finetune_trainer.stages.streamed_loading import Placement, TakenLayers, decoder_layers, taking_layers
 from finetune_trainer.stages.vocabulary_growth import grow_vocabulary
 from finetune_trainer.training.loaded_model import LoadedModel
 
@@ -44,20 +45,22 @@ AMPERE = (8, 0)  # compute capability; older GPUs have no bfloat16 units
 DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
 
 
-def load_base(base: BaseFiles, config: RunConfig, share: Share | None, *, makes_copy: bool = False) -> LoadedModel:
+def load_base(
+    base: BaseFiles, config: RunConfig, placement: Placement | None, *, makes_copy: bool = False
+) -> LoadedModel:
     """Loads the base model of a run that `base` names, as `load_model` does: from its copy in NF4 if the cache has one.
     `makes_copy`: a copy that is not there is made, by the first process of a run."""
     copies = Nf4Copies.within(base.nf4_cache, base.digest, makes=makes_copy)
     precision = config.training.precision
-    return load_model(base.folder, config.model, precision, gpus=config.gpus, share=share, copies=copies)
+    return load_model(base.folder, config.model, precision, gpus=config.gpus, placement=placement, copies=copies)
 
 
 def load_model(
-    folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int, share: Share | None = None,
+    folder: Path, spec: ModelSpec, precision: Precision, *, gpus: int, placement: Placement | None = None,
     copies: Nf4Copies | None = None,
 ) -> LoadedModel:  # fmt: skip
-    """Loads model and tokenizer from `folder`, on the CPU if `gpus` is 0. `share`: this rank's part of the layers'
-    weights, if it is to keep a part only. `copies`: the model's copies in NF4, in a cache that outlives the run.
+    """Loads model and tokenizer from `folder`, on the CPU if `gpus` is 0. `placement`: where layers' weights lie,
+    if not whole on the device. `copies`: the model's copies in NF4, in a cache that outlives the run.
 
     Raises TrainerError (UnsupportedArchitecture, UnsafeModel, InvalidConfiguration, ...).
     """
@@ -76,7 +79,7 @@ def load_model(
 
     try:
         weights = _Weights(folder, device, compute, _quantization_config(folder, spec, compute), published.is_plain)
-        model, missing, shared = weights.load(share, copies)
+        model, missing, taken = weights.load(placement, copies)
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):  # a RuntimeError, with a reason of its own
             raise
@@ -93,10 +96,11 @@ def load_model(
     new_tokens = new_token_ids(tokenizer, spec.new_tokens)
     grow_vocabulary(model, tokenizer, new_tokens)
     _keep_trainable_layout(model)
-    if device.type == "cpu" and shared is None:
+    if device.type == "cpu" and taken is None:
         _check_dequantisation(model)
-    window = shared.window(model) if shared else None
-    return LoadedModel(model, tokenizer, architecture, resolved, device, window, new_tokens)
+    window = taken.window(model) if taken else None
+    streamed = taken.host_layers(model) if taken else HostLayers(decoder_layers(model))
+    return LoadedModel(model, tokenizer, architecture, resolved, device, window, new_tokens, streamed)
 
 
 @dataclass(frozen=True)
@@ -111,23 +115,25 @@ class _Weights:
     is_plain: bool
     """True if transformers loads the folder as it is."""
 
-    def load(self, share: Share | None, copies: Nf4Copies | None) -> tuple[Any, Collection[str], SharedLayers | None]:
-        """Returns the model, the names of parameters that the files lack, and the layers that were shared out.
+    def load(
+        self, placement: Placement | None, copies: Nf4Copies | None
+    ) -> tuple[Any, Collection[str], TakenLayers | None]:
+        """Returns the model, the names of parameters that the files lack, and the layers that were taken elsewhere.
 
         It comes from its copy in NF4 if there is one; a process that has the whole model makes one if there is none.
         """
         copy = None if copies is None else copies.copy_of(self.quantization, self.dtype, self.device)
         if copy is not None:
-            with sharing_out(share) if share else nullcontext() as shared:
+            with taking_layers(placement) if placement else nullcontext() as taken:
                 model = copy.load(self.folder, self.device, self.dtype)
             if model is not None:
-                return model, (), shared
+                return model, (), taken
 
-        with sharing_out(share) if share else nullcontext() as shared:
+        with taking_layers(placement) if placement else nullcontext() as taken:
             model, missing = self._load_files()
-        if copy is not None and copy.is_made and share is None and not missing:
+        if copy is not None and copy.is_made and placement is None and not missing:
             copy.save(model)
-        return model, missing, shared
+        return model, missing, taken
 
     def _load_files(self) -> tuple[Any, Collection[str]]:
         """The model from its own files, and the names of parameters that they lack."""

@@ -6,9 +6,8 @@ next smaller memory plan takes over.
 
 import gc
 import logging
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -31,10 +30,11 @@ from finetune_kernels.planning.micro_batch import (
     largest_without_recompute,
 )
 from finetune_kernels.planning.mixer_shape import cost_of_missing
-from finetune_kernels.planning.model_shape import ModelShape, ParameterCounts, build_shape
+from finetune_kernels.planning.model_shape import ModelShape
 from finetune_kernels.planning.rates import UNLIMITED, Machine
+from finetune_kernels.streaming.host_layers import HostLayers
 from finetune_kernels.streaming.layer_window import LayerWindow
-from finetune_kernels.vocabulary.host_vocabulary import movable_bytes, move_to_host
+from finetune_kernels.vocabulary.host_vocabulary import move_to_host
 from finetune_trainer.distributed.shares import split_batch
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.training.batching.isolation import PACKED, BatchingChoice, choose_batching
@@ -43,6 +43,7 @@ from finetune_trainer.training.fp8_gate import Fp8Decision, decide_fp8
 from finetune_trainer.training.loaded_model import LoadedModel
 from finetune_trainer.training.losses import supervised_loss
 from finetune_trainer.training.memory.calibration import calibrated
+from finetune_trainer.training.memory.loaded_shape import loaded_shape
 from finetune_trainer.training.memory.room import Room
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ class Engine:
     """Each time that memory ran out and a smaller plan took over."""
     window: LayerWindow | None = None
     """The layers' weights, if each rank keeps a part of them; then all ranks have to make the same passes."""
+    streamed: HostLayers | None = None
+    """The layers whose weights stream from host memory, by the plan."""
     world: World = field(default=ALONE, init=False)
     """The processes that train together; `batch` is this one's part of a step."""
 
@@ -114,6 +117,8 @@ class Engine:
         if smaller.host_bytes:
             self.layers.move_vocabulary()
         torch.cuda.empty_cache()
+        if self.streamed is not None:
+            self.streamed.stream(smaller.streamed_layers)
 
         if self.fp8_decision is not None and not smaller.keep_dequantized:
             self.fp8_decision = Fp8Decision(Precision.BF16, NO_ROOM)
@@ -163,7 +168,9 @@ def prepare_engine(model: Any, loaded: LoadedModel, config: RunConfig, world: Wo
     (UnsupportedArchitecture) for a model that cannot be trained.
     """
     engine = _choose_engine(model, loaded, config, world)
-    engine.window = loaded.window
+    engine.window, engine.streamed = loaded.window, loaded.streamed
+    if engine.plan is not None:
+        loaded.streamed.stream(engine.plan.streamed_layers)
     engine.use_batching(choose_batching(model, loaded))
     try_step(model, loaded, engine.loss, engine.batching.kind)
     return engine
@@ -187,9 +194,8 @@ def _choose_engine(model: Any, loaded: LoadedModel, config: RunConfig, world: Wo
     if cost := cost_of_missing(causal.config.get_text_config(), family_of(causal)):
         log.warning("%s", cost)
 
-    room, shape = Room.measured(loaded, config, world), model_shape(model)
-    if loaded.window is not None:
-        shape = replace(shape, gathered_bytes=loaded.window.window_bytes)
+    room = Room.measured(loaded, config, world)
+    shape = loaded_shape(model, loaded, double_quantized=config.model.double_quantization)
     reason = why_not_fused(causal)
     if reason is None:
         return _fused_engine(model, config, loss, written, calibrated(room, loaded.device, world), shape)
@@ -239,7 +245,7 @@ def _fused_engine(
 ) -> Engine:
     """Engine that computes each layer in one function, by a memory plan; parameters as in `_modular_engine`."""
     causal, length, wanted = causal_model(model), config.model.max_sequence_length, config.training.memory
-    machine = Machine(room.host, room.rates)
+    machine = Machine(room.host, room.rates, room.streamed_layers)
 
     def plan_for(tokens: int, mode: MemoryMode, most: int = UNLIMITED) -> MemoryPlan:
         total = min(room.total, most)
@@ -266,31 +272,3 @@ def _fused_engine(
     if shape.gathered_bytes:
         return Engine(False, loss, batch, plan, layers, replan, fp8_decision=_refuse_fp8(config, SHARDED))
     return Engine(False, loss, batch, plan, layers, replan, config.training.precision is Precision.FP8)
-
-
-def model_shape(model: Any) -> ModelShape:
-    """Sizes of a peft model, for the memory plan."""
-    causal = causal_model(model)
-    config = causal.config.get_text_config()
-    dropouts = [part for name, part in causal.named_modules() if "lora_dropout" in name]
-
-    # A packed NF4 weight has two parameters a byte, so its size comes from its quantisation state.
-    ends = (causal.get_input_embeddings(), causal.get_output_embeddings())
-    vocabulary = {id(getattr(part, "weight", None)) for part in ends}
-    of_layers = [weight for weight in causal.parameters() if id(weight) not in vocabulary]
-    states = [getattr(weight, "quant_state", None) for weight in of_layers]
-    quantized = sum(math.prod(state.shape) for state in states if state is not None)
-    frozen = [weight for weight in of_layers if not weight.requires_grad and weight.ndim == 2]
-    counts = ParameterCounts(
-        linears=quantized or sum(weight.numel() for weight in frozen),
-        adapters=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
-        quantized=quantized > 0,
-        movable_bytes=movable_bytes(causal),
-    )
-
-    return build_shape(
-        config,
-        counts,
-        dropout=any(isinstance(part, torch.nn.Dropout) and part.p for part in dropouts),
-        magnitudes=any(getattr(part, "lora_magnitude_vector", None) for part in causal.modules()),
-    )

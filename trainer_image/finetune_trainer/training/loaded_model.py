@@ -1,11 +1,13 @@
 """The base model as stage 1 loaded it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from finetune_api.vocabulary import Precision
+from finetune_kernels.streaming.frozen_tensors import nf4_tensors
+from finetune_kernels.streaming.host_layers import HostLayers
 from finetune_kernels.streaming.layer_window import LayerWindow
 from finetune_kernels.vocabulary.trained_rows import frozen_module
 
@@ -27,6 +29,8 @@ class LoadedModel:
     """The layers' weights, of which this rank keeps a part; None if it keeps all."""
     new_tokens: tuple[int, ...] = ()
     """Ids of the tokens that the job adds, whose rows train; they follow each other."""
+    streamed: HostLayers = field(default_factory=lambda: HostLayers([]))
+    """The layers whose weights stream from host memory, as many as the memory plan says."""
 
     @property
     def embedding_rows(self) -> int:
@@ -35,24 +39,17 @@ class LoadedModel:
 
     @property
     def base_bytes(self) -> int:
-        """Bytes of the base model that this process keeps."""
+        """Bytes of the base model that this process keeps, on its device or in host memory."""
         weights = [weight for weight in self.model.parameters() if not weight.requires_grad]
-        tensors = [tensor for weight in weights for tensor in (weight, *scales_of(weight))]
-        # Tied weights are one tensor; those of a sharded layer are empty between two uses.
+        tensors = [tensor for weight in weights for tensor in nf4_tensors(weight)]
+        self.streamed.close()
+        # Tied weights are one tensor; those of a layer that streams are empty between two uses.
         sizes: dict[int, int] = {
             tensor.data_ptr(): tensor.nbytes for tensor in tensors if tensor.untyped_storage().nbytes()
         }
-        return sum(sizes.values()) + (self.window.kept_bytes if self.window else 0)
+        return sum(sizes.values()) + self.streamed.host_bytes + (self.window.kept_bytes if self.window else 0)
 
     @property
     def device_name(self) -> str:
         """Device for people, such as NVIDIA H200."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
-
-
-def scales_of(weight: Any) -> list[torch.Tensor]:
-    """The scales of a weight in NF4, and theirs."""
-    state = getattr(weight, "quant_state", None)
-    if state is None:
-        return []
-    return [state.absmax, *([state.state2.absmax] if state.nested else [])]

@@ -24,7 +24,7 @@ from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.stages.data_formatting import DatasetFiles, format_data
 from finetune_trainer.stages.model_loading import load_model
-from finetune_trainer.stages.placement import share_of
+from finetune_trainer.stages.placement import placement_of
 from finetune_trainer.stages.training_configuration import configure_training
 from finetune_trainer.training.callback import RunCallback
 from finetune_trainer.training.checkpointed_state import CheckpointedState
@@ -59,8 +59,8 @@ def run(config: RunConfig, work: Path, world: World, trainer_type: type[QloraTra
     # Ranks that begin with unlike adapters, as other seeds would give them, must end alike all the same.
     training = config.training
     source = Path(config.model.source.removeprefix("file://"))
-    share = share_of(config, world.rank, world.size)
-    loaded = load_model(source, config.model, training.precision, gpus=config.gpus, share=share)
+    placement = placement_of(config, source, world.rank, world.size)
+    loaded = load_model(source, config.model, training.precision, gpus=config.gpus, placement=placement)
     model: Any = inject_adapter(loaded.model, config.adapter, training.seed + world.rank, loaded.new_tokens).model
     encoder = ChatEncoder(loaded.tokenizer, config.dataset.train_on, embedding_rows=loaded.embedding_rows)
     files = DatasetFiles((Path(config.dataset.source.removeprefix("file://")),))

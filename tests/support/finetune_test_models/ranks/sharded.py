@@ -27,7 +27,7 @@ from finetune_test_models.ranks.run import run
 from finetune_trainer.distributed.launched import joined_world
 from finetune_trainer.distributed.world import World
 from finetune_trainer.stages.model_loading import load_model
-from finetune_trainer.stages.sharded_loading import Share
+from finetune_trainer.stages.streamed_loading import Share
 from finetune_trainer.training.qlora_trainer import QloraTrainer
 
 FIRST_CODES = 2**15
@@ -63,7 +63,7 @@ def compare_bits(config: RunConfig, world: World) -> tuple[list[int], list[int]]
     differ, weights], and the bytes that are kept of the two."""
     source = Path(config.model.source.removeprefix("file://"))
     whole, shared = (
-        load_model(source, config.model, config.training.precision, gpus=0, share=share)
+        load_model(source, config.model, config.training.precision, gpus=0, placement=share)
         for share in (None, Share(world.rank, world.size))
     )
     assert shared.window is not None

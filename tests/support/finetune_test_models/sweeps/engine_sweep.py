@@ -16,6 +16,7 @@ from finetune_api.vocabulary import Precision
 from finetune_kernels.layers.supervised_loss import causal_model
 from finetune_kernels.planning.fused_support import PLAIN_ATTENTION
 from finetune_kernels.planning.rates import Rates
+from finetune_kernels.streaming.host_layers import HostLayers
 from finetune_test_models.minimal_run import minimal_run
 from finetune_test_models.sweeps.family_table import be_quiet
 from finetune_test_models.tiny_architectures import tiny_architecture
@@ -41,8 +42,9 @@ def put_engine_into(model: Any) -> engine.Engine:
     """Return the engine that a peft model would have on such a card; its kernels are in the model."""
     model_type = causal_model(model).config.model_type
     loaded: Any = SimpleNamespace(
-        device=torch.device("cuda"), precision=Precision.BF16, architecture=model_type, window=None
-    )
+        device=torch.device("cuda"), precision=Precision.BF16, architecture=model_type, window=None,
+        streamed=HostLayers([]),
+    )  # fmt: skip
     with (
         mock.patch.object(Room, "measured", return_value=CARD),
         mock.patch.object(engine, "calibrated", return_value=CARD),

@@ -7,7 +7,7 @@ for any number of them.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from finetune_api.vocabulary import Parallelism
+from finetune_api.vocabulary import MemoryMode, Parallelism
 from speed.rows import Row
 
 WARM_UP, STEPS, CURVE_STEPS = 3, 6, 8
@@ -35,6 +35,7 @@ class Case:
     """True if it begins at the reference's checkpoint."""
     saves: bool = False
     """True if it leaves a checkpoint of CHECKPOINT_STEP."""
+    memory: MemoryMode = MemoryMode.FASTEST
 
 
 @dataclass(frozen=True)
@@ -91,3 +92,17 @@ def launches(chosen: Sequence[Case], gpus: int) -> list[tuple[int, list[Case]]]:
         else:
             found.append((processes, [case]))
     return found
+
+
+def streamed_cases(machine: Machine) -> dict[str, Case]:
+    """Returns rows of one GPU on which weights stream from host memory: all of a model's, and as many of the large
+    model's as a limited card needs, in passes of one sequence and of four."""
+    model, large, length, card = machine.model, machine.large, machine.length, machine.card_gib
+    found = [
+        Case("balanced", Row(model, length, 2, 4), 1, memory=MemoryMode.BALANCED),
+        Case("smallest-streamed-bs1", Row(model, length, 1, 8), 1, memory=MemoryMode.SMALLEST),
+        Case("smallest-streamed-bs4", Row(model, length, 4, 2), 1, memory=MemoryMode.SMALLEST),
+        Case("large-streamed-bs1", Row(large, length, 1, 4, card), 1, steps=WARM_UP + 3),
+        Case("large-streamed-bs4", Row(large, length, 4, 1, card), 1, steps=WARM_UP + 3),
+    ]
+    return {case.name: case for case in found}

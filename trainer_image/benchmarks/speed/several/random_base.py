@@ -15,7 +15,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from finetune_api.vocabulary import Precision
-from finetune_trainer.stages.sharded_loading import Share, sharing_out
+from finetune_kernels.streaming.host_layers import HostLayers
+from finetune_trainer.stages.streamed_loading import Placement, decoder_layers, taking_layers
 from finetune_trainer.training.loaded_model import LoadedModel
 from speed.models.checkpoint import tokenizer
 from speed.rows import MAX_POSITIONS, SEED
@@ -26,16 +27,13 @@ CODES_SPREAD = 0.55
 """Standard deviation of NF4's 16 values, of which each is as likely."""
 
 
-def random_base(shape: dict[str, Any], device: torch.device, share: Share | None) -> LoadedModel:
-    """Returns a Llama of `shape`, the fields of its configuration; `share`: this rank's part of its layers."""
-    kind: Any = LlamaConfig
-    config = kind(
-        **{name: value for name, value in shape.items() if name != "model_type"},
-        max_position_embeddings=MAX_POSITIONS, bos_token_id=0, eos_token_id=1, pad_token_id=2, dtype="bfloat16",
-    )  # fmt: skip
+def random_base(shape: dict[str, Any], device: torch.device, placement: Placement | None) -> LoadedModel:
+    """Returns a Llama of `shape`, the fields of its configuration; `placement`: where its layers lie, if not
+    whole on the device."""
+    config = random_config(shape)
     compute = torch.bfloat16 if device.type == "cuda" else torch.float32
 
-    with sharing_out(share) if share else nullcontext() as shared:
+    with taking_layers(placement) if placement else nullcontext() as taken:
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config, dtype=compute)  # type: ignore[no-untyped-call]
             for layer in model.model.layers:
@@ -49,8 +47,18 @@ def random_base(shape: dict[str, Any], device: torch.device, share: Share | None
     model.is_loaded_in_4bit = True  # peft and TRL ask
     model.config.use_cache = False
     precision = Precision.BF16 if device.type == "cuda" else Precision.FP32
-    window = shared.window(model) if shared else None
-    return LoadedModel(model, tokenizer(), "LlamaForCausalLM", precision, device, window)
+    window = taken.window(model) if taken else None
+    streamed = taken.host_layers(model) if taken else HostLayers(decoder_layers(model))
+    return LoadedModel(model, tokenizer(), "LlamaForCausalLM", precision, device, window, streamed=streamed)
+
+
+def random_config(shape: dict[str, Any]) -> Any:
+    """Returns the configuration of a Llama of `shape`."""
+    kind: Any = LlamaConfig
+    return kind(
+        **{name: value for name, value in shape.items() if name != "model_type"},
+        max_position_embeddings=MAX_POSITIONS, bos_token_id=0, eos_token_id=1, pad_token_id=2, dtype="bfloat16",
+    )  # fmt: skip
 
 
 def _use_nf4(layer: nn.Module, compute: torch.dtype) -> None:

@@ -26,7 +26,7 @@ from finetune_api.vocabulary import Parallelism
 from finetune_trainer.distributed.launched import joined_world
 from finetune_trainer.distributed.world import ALONE, World
 from speed.rows import SEED, SHAPES, model_folder, working_folder
-from speed.several.cases import CHECKPOINT_STEP, SHARDED, WARM_UP, Case, Machine, cases
+from speed.several.cases import CHECKPOINT_STEP, SHARDED, WARM_UP, Case, Machine, cases, streamed_cases
 from speed.several.exchange import Exchange, summarise_exchange
 from speed.step_times import make_watch
 
@@ -38,7 +38,8 @@ OVERDUE = 3
 def main() -> None:
     """Measures the rows of the command line."""
     arguments = parse_arguments()
-    known = cases(Machine(**json.loads(arguments.machine)))
+    machine = Machine(**json.loads(arguments.machine))
+    known = cases(machine) | streamed_cases(machine)
     with joined_world() as world:
         from speed.systems import import_libraries
 
@@ -90,16 +91,14 @@ def measure(case: Case, world: World) -> dict[str, Any]:
 
 def _train(case: Case, world: World) -> dict[str, Any]:
     from finetune_trainer.stages.adapter_injection import inject_adapter
-    from finetune_trainer.stages.sharded_loading import Share
     from finetune_trainer.training.engine import prepare_engine
     from speed.several.random_base import random_base
     from speed.systems import dataset, our_trainer, run_config
 
     began, device = time.monotonic(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _limit_card(case.row.card_gib)
-    share = Share(world.rank, world.size) if case.parallelism is SHARDED else None
-    loaded = random_base(SHAPES[case.row.model], device, share)
     config = _config(run_config("ours", case.row, model_folder(case.row.model), case.steps), case, world, device)
+    loaded = random_base(SHAPES[case.row.model], device, _placement(case, config, world, device))
     adapted = inject_adapter(loaded.model, config.adapter, SEED + world.rank)  # made equal later
     kept, ready = loaded.base_bytes, time.monotonic() - began
     engine = prepare_engine(adapted.model, loaded, config, world)
@@ -127,6 +126,23 @@ def _train(case: Case, world: World) -> dict[str, Any]:
     return found
 
 
+def _placement(case: Case, config: Any, world: World, device: torch.device) -> Any:
+    """Returns where the base lies, as a run would settle it; on a CPU no plan streams."""
+    from finetune_trainer.job.machine import PROCESS_BYTES, free_memory, host_room
+    from finetune_trainer.preflight.memory.plans import streamed_layers
+    from finetune_trainer.stages.streamed_loading import InHostMemory, Share
+    from finetune_trainer.training.memory.room import available_bytes
+    from speed.several.random_base import random_config
+
+    if case.parallelism is SHARDED:
+        return Share(world.rank, world.size)
+    if device.type != "cuda":
+        return None
+    room = host_room(free_memory(), world.size, PROCESS_BYTES)
+    layers = streamed_layers(config, random_config(SHAPES[case.row.model]), available_bytes(device), room)
+    return InHostMemory(layers) if layers else None
+
+
 def _limit_card(gib: float | None) -> None:
     """Lets this process have so much of its card; None: all."""
     if torch.cuda.is_available():
@@ -142,6 +158,7 @@ def _config(config: Any, case: Case, world: World, device: torch.device) -> Any:
             "parallelism": case.parallelism if world.size > 1 else Parallelism.REPLICATED,
             "checkpoint_steps": CHECKPOINT_STEP if case.saves else 100_000,
             "max_steps": case.steps + 2 * case.profiled,
+            "memory": case.memory,
         }
     )
     gpus = world.size if device.type == "cuda" else 0
@@ -177,6 +194,7 @@ def _figures(
         "peak_gib": round(max(peak for (peak,) in peaks) / GIB, 2),
         "planned_gib": round(engine.plan.peak_bytes / GIB, 2) if engine.plan else None,
         "memory_mode": str(engine.plan.mode) if engine.plan else None, "fallbacks": len(engine.fallbacks),
+        "streamed_layers": len(engine.streamed),
         "micro_batch": engine.batch.size, "losses": losses, "gpu": torch.cuda.get_device_name() if on_gpu else "CPU",
     }  # fmt: skip
     if profiler is not None:

@@ -1,7 +1,8 @@
 """Chooses whether each GPU keeps the whole base model or a part of it. Pure.
 
 Sharded costs time: each layer is gathered twice a pass, and no weights are kept dequantised. So Auto shards only what
-does not fit on each GPU otherwise, even by the smallest memory plan.
+does not fit on each GPU otherwise, even by the smallest memory plan. What does not fit if it is shared out either, but
+with layers that stream from host memory, is not shared: one or the other.
 """
 
 from typing import Any
@@ -31,9 +32,12 @@ def choose_parallelism(
     plans = Plans.of(config, model, Parallelism.REPLICATED)
     if total is None or plans is None or why_not_sharded(config, model) is not None:
         return Parallelism.REPLICATED
-    tokens = rows_of(config, plans, total) * max_length_of(config, size)
-    fits = plans.at(tokens, config.training.memory, total).fits
-    return Parallelism.REPLICATED if fits else Parallelism.SHARDED
+    whole, shared = plans.without_streaming(), Plans.of(config, model, Parallelism.SHARDED)
+    tokens = rows_of(config, whole, total) * max_length_of(config, size)
+    if whole.at(tokens, config.training.memory, total).fits:
+        return Parallelism.REPLICATED
+    streams = shared is not None and not shared.smallest(tokens, total).fits and plans.smallest(tokens, total).fits
+    return Parallelism.REPLICATED if streams else Parallelism.SHARDED
 
 
 def judge_parallelism(config: RunConfig, model: Any, size: TrainingSize | None) -> list[Finding]:

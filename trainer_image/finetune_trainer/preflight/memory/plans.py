@@ -1,5 +1,7 @@
 """Memory plans of a job whose model is not loaded, from its configuration. Pure."""
 
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 from finetune_api.run_config import RunConfig
@@ -9,6 +11,7 @@ from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory
 from finetune_kernels.planning.micro_batch import MicroBatch, choose_micro_batch
 from finetune_kernels.planning.model_shape import (
     ModelShape,
+    let_stream,
     loaded_bytes,
     share_out,
     with_new_tokens,
@@ -16,6 +19,7 @@ from finetune_kernels.planning.model_shape import (
 from finetune_kernels.planning.rates import UNLIMITED, Machine
 from finetune_trainer.distributed.shares import split_batch
 from finetune_trainer.job.machine import PROCESS_BYTES, host_room
+from finetune_trainer.preflight.memory.fused_layers import why_not_fused
 from finetune_trainer.preflight.steps import TrainingSize
 
 
@@ -48,7 +52,10 @@ class Plans:
         if shape is None:
             return None
         shape = with_new_tokens(shape, model, len(config.model.new_tokens))
-        base = loaded_bytes(model, shape, double_quantized=config.model.double_quantization)
+        double = config.model.double_quantization
+        base = loaded_bytes(model, shape, double_quantized=double)
+        if parallelism is Parallelism.REPLICATED and why_not_fused(config, model) is None:
+            shape = let_stream(shape, double_quantized=double)  # only fused layers run by a plan
         return cls(config, shape, base, parallelism)
 
     @property
@@ -63,6 +70,12 @@ class Plans:
         return plan_memory(
             self.shape, tokens, base_bytes=self._base, total_bytes=total, mode=mode, machine=Machine(room)
         )
+
+    def without_streaming(self) -> "Plans":
+        """The plans that keep all weights on the GPU."""
+        plans = copy(self)
+        plans.shape = replace(self.shape, streamable_bytes=0)
+        return plans
 
     def smallest(self, tokens: int, total: int = UNLIMITED, room: int | None = None) -> MemoryPlan:
         """The plan that needs the least memory of the GPU."""
@@ -83,6 +96,16 @@ def rows_of(config: RunConfig, plans: Plans, total: int) -> int:
             lambda tokens: plans.at(tokens, training.memory, total),
         )
     return split_batch(batch, config.processes).size
+
+
+def streamed_layers(config: RunConfig, model: Any, total: int, room: int) -> int:
+    """Layers that stream from host memory in the plan for a job on GPUs of `total` bytes, none of which shares the base
+    with another. `room`: host memory that each process may pin."""
+    plans = Plans.of(config, model, Parallelism.REPLICATED)
+    if plans is None:
+        return 0
+    tokens = rows_of(config, plans, total) * config.model.max_sequence_length
+    return plans.at(tokens, config.training.memory, total, room).streamed_layers
 
 
 def max_length_of(config: RunConfig, size: TrainingSize | None) -> int:

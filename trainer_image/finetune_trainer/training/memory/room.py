@@ -16,12 +16,14 @@ class Room:
     """Memory that a process has: the least of what the run's processes have, so that all of them plan alike."""
 
     base: int
-    """Bytes of the GPU in use by the frozen model and the adapters."""
+    """Bytes of the GPU that the frozen model and the adapters take, with all weights on it."""
     total: int
     """Bytes of the GPU that a plan may fill."""
     host: int
     """Bytes of host memory that a plan may pin."""
     rates: Rates = H200
+    streamed_layers: int = 0
+    """Layers whose weights some process has loaded into host memory."""
 
     @classmethod
     def measured(cls, loaded: LoadedModel, config: RunConfig, world: World) -> "Room":
@@ -30,10 +32,14 @@ class Room:
             loaded.window.use(0, trains=False)
             loaded.window.close()
 
-        host = host_room(free_memory(), max(1, config.gpus))
-        own = (torch.cuda.memory_allocated(loaded.device), available_bytes(loaded.device), host)
-        bases, totals, hosts = zip(*world.gather_numbers(*own), strict=True)
-        return cls(int(max(bases)), int(min(totals)), int(min(hosts)))
+        # Weights that were loaded into host memory are reckoned as on the GPU: how many stay there is for the plan.
+        streamed = loaded.streamed
+        base = torch.cuda.memory_allocated(loaded.device) - streamed.slot_bytes + streamed.host_bytes
+        host = host_room(free_memory(), max(1, config.gpus)) + streamed.host_bytes
+
+        own = (base, available_bytes(loaded.device), host, len(streamed))
+        bases, totals, hosts, layers = zip(*world.gather_numbers(*own), strict=True)
+        return cls(int(max(bases)), int(min(totals)), int(min(hosts)), streamed_layers=int(max(layers)))
 
 
 def available_bytes(device: torch.device) -> int:

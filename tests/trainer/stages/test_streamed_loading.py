@@ -1,0 +1,100 @@
+"""A base whose layers go to host memory while it is loaded: never whole on its device, and to the bit the same."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn.modules import Linear4bit
+from transformers import modeling_utils
+
+from finetune_api.spec.inputs import ModelSpec
+from finetune_api.vocabulary import Precision
+from finetune_kernels.primitives import nf4
+from finetune_kernels.streaming.host_tensors import HostTensors
+from finetune_test_models.tiny_model import make_tiny_model
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.stages import model_loading
+from finetune_trainer.stages.model_loading import load_model
+from finetune_trainer.stages.nf4_copy import Nf4Copies
+from finetune_trainer.stages.streamed_loading import READS_ALONG, InHostMemory
+from finetune_trainer.training.loaded_model import LoadedModel
+
+LAYERS = 5
+TOKENS = torch.arange(3, 40).unsqueeze(0)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("base"), texts=texts, num_hidden_layers=LAYERS)
+
+
+def load(base: Path, layers: int, copies: Nf4Copies | None = None, **fields: Any) -> LoadedModel:
+    spec = ModelSpec.model_validate({"source": f"file://{base}", "maxSequenceLength": 128} | fields)
+    placement = InHostMemory(layers) if layers else None
+    return load_model(base, spec, Precision.FP32, gpus=0, placement=placement, copies=copies)
+
+
+def linears(loaded: LoadedModel) -> list[Any]:
+    return [module for module in loaded.model.modules() if isinstance(module, Linear4bit)]
+
+
+def logits(loaded: LoadedModel) -> torch.Tensor:
+    with torch.no_grad():
+        return loaded.model(TOKENS).logits  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("layers", [3, LAYERS])
+def test_a_streamed_base_is_the_same_and_is_never_whole_on_its_device(
+    layers: int, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resident = load(base, 0)
+    expected, whole = logits(resident), resident.base_bytes
+    found: list[tuple[str | None, bool]] = []
+    take_over, warm_up = HostTensors.__init__, modeling_utils.caching_allocator_warmup
+
+    def counting(self: HostTensors, tensors: Sequence[torch.Tensor]) -> None:
+        found.append((os.environ.get(READS_ALONG), modeling_utils.caching_allocator_warmup is not warm_up))
+        take_over(self, tensors)
+        assert not any(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+    monkeypatch.setattr(HostTensors, "__init__", counting)
+    streamed = load(base, layers)
+    assert len(streamed.streamed) == len(found) == layers
+    assert {*found} == {("1", True)}, "nothing is read ahead, and no memory reserved"
+    assert modeling_utils.caching_allocator_warmup is warm_up
+    assert READS_ALONG not in os.environ
+
+    # Each of the 21 tensors of a layer begins at a multiple of 256 bytes.
+    assert whole <= streamed.base_bytes < whole + 256 * 21 * layers
+    on_device = sum(linear.weight.untyped_storage().nbytes() > 0 for linear in linears(streamed))
+    assert on_device == 7 * (LAYERS - layers)
+    assert torch.equal(logits(streamed), expected)
+
+
+def test_a_streamed_base_comes_from_the_copy_in_nf4(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = Nf4Copies(tmp_path / "copies", "digest")
+    load(base, LAYERS, copies)
+    assert not copies.folder.exists(), "layers in host memory are not a copy"
+    resident = load(base, 0, copies)
+    monkeypatch.setattr(model_loading._Weights, "_load_files", lambda self: pytest.fail("the shards are read"))
+    streamed = load(base, LAYERS, copies)
+    assert len(streamed.streamed) == LAYERS
+    for index, (one, other) in enumerate(zip(linears(streamed), linears(resident), strict=True)):
+        streamed.streamed._window.use(index // 7, trains=False)
+        decoded = [nf4.reference(each.weight.data, each.weight.quant_state) for each in (one, other)]
+        assert torch.equal(*decoded)
+
+
+def test_layers_without_weights_in_nf4_are_refused(base: Path) -> None:
+    with pytest.raises(TrainerError, match="needs linear layers in NF4, and layer 0 of LlamaForCausalLM has none"):
+        load(base, LAYERS, quantization="None")
+
+
+def test_more_layers_than_the_model_has_are_refused(base: Path) -> None:
+    with pytest.raises(ValueError, match="6 layers are to stream, and 5 are known"):
+        load(base, 0).streamed.stream(6)
