@@ -184,6 +184,9 @@ class MemoryUse(ApiModel):
     micro_batch: Count
     """Sequences in one forward pass."""
 
+    streamed_layers: Count | None = None
+    """Layers whose frozen weights stream from host memory; absent if all are on the GPU."""
+
     fallbacks: Annotated[tuple[MemoryFallback, ...], Field(max_length=8)] = ()
     """Fallbacks to smaller plans in this pod, oldest first."""
 

@@ -38,6 +38,7 @@ def made(count: int) -> Outcome:
         predicted_peak_bytes=10**11,
         measured_peak_bytes=10**11,
         micro_batch=8,
+        streamed_layers=42,
         fallbacks=fallbacks,
     )
     return Outcome(

@@ -118,6 +118,7 @@ STATUS: dict[str, Any] = {
         "predictedPeakBytes": 3 * 10**10,
         "measuredPeakBytes": 31 * 10**9,
         "microBatch": 8,
+        "streamedLayers": 42,
         "fallbacks": [{"step": 12, "fromMode": "Fastest", "toMode": "Balanced"}],
     },
     "attempts": [ATTEMPT | {"exitCode": 20, "reason": "HubUnavailable"}],

@@ -116,8 +116,11 @@ def test_layers_stream_from_where_memory_ran_out(
     outcome = run(config, tmp_path / "short", "a")
     assert outcome.result is Result.SUCCEEDED, outcome.message
     assert outcome.memory is not None
-    assert outcome.memory.mode is MemoryMode.SMALLEST
+    assert (outcome.memory.mode, outcome.memory.streamed_layers) == (MemoryMode.SMALLEST, LAYERS)
     assert seen == [(1, 0), (2, 0), (3, 0), (4, 0), (5, LAYERS), (6, LAYERS)]
+    card = content(outcome, "ModelCard", "README.md").read_text()
+    assert "GPU memory: plan Smallest, 5 layers streamed from host memory, peak" in card
+
     file = "adapter_model.safetensors"
     found, expected = (load_file(content(each, "Adapter", file)) for each in (outcome, resident))
     assert [name for name, value in expected.items() if not torch.equal(found[name], value)] == []

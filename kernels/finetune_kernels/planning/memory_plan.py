@@ -74,6 +74,11 @@ class MemoryPlan:
         return self.host_bytes + self.input_bytes + self.streamed_bytes
 
     @property
+    def is_smallest(self) -> bool:
+        """True if no plan needs less: in mode Smallest, where layers that stream are all of them or none."""
+        return self.mode is MemoryMode.SMALLEST and self.streamed_layers in (0, len(self.policies))
+
+    @property
     def fits(self) -> bool:
         """True if the peak is within the budget."""
         return self.peak_bytes <= self.budget_bytes
@@ -207,16 +212,18 @@ def _plan_smallest(work: _Workload, wanted: MemoryMode) -> MemoryPlan:
 
 def smaller_plan(plan: MemoryPlan, plan_for: Callable[[MemoryMode, int], MemoryPlan]) -> MemoryPlan | None:
     """Returns the plan to go on with after `plan` ran out of memory: the next mode's, in noticeably less memory than
-    `plan` needed, or the smallest. None if `plan` was the smallest.
+    `plan` needed, or the smallest; after one that streams some layers, one that streams more. None if `plan` was the
+    smallest.
 
     `plan_for` gives the plan of a mode on a GPU of so many bytes.
     """
     modes, beside = list(MemoryMode), plan.peak_bytes - plan.base_bytes
     total = int((plan.base_bytes + STEP_DOWN * beside) / MARGIN)
-    candidates = [plan_for(mode, total) for mode in modes[modes.index(plan.mode) + 1 :]]  # smaller modes, largest first
+    smaller = modes[modes.index(plan.mode) + 1 :]  # largest first
+    candidates = [plan_for(mode, total) for mode in smaller or modes[-1:]]
 
     less = [candidate for candidate in candidates if candidate.peak_bytes < plan.peak_bytes]
-    return next(iter(less or candidates[-1:]), None)
+    return next(iter(less or candidates[-1:] * bool(smaller)), None)
 
 
 def _mixtures(layers: int, best: ActivationPolicy) -> list[tuple[ActivationPolicy, ...]]:
@@ -255,7 +262,8 @@ def _predict(
 
     # Bytes per adapter parameter: gradient 2, two 8-bit moments 2, copies with zero blocks 3. If there is a smaller
     # plan to repeat a pass with, 2 more: the gradient from before the pass.
-    training = shape.adapter_parameters * (7 if mode is MemoryMode.SMALLEST else 9)
+    is_last = mode is MemoryMode.SMALLEST and streamed_layers in (0, shape.layers)
+    training = shape.adapter_parameters * (7 if is_last else 9)
 
     return MemoryPlan(
         mode=mode,

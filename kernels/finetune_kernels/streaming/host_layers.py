@@ -59,6 +59,8 @@ class HostLayers:
         self._window.attach(layers, self._modules[first : len(self)])
         size = max(layer.whole_bytes for layer in self._layers)
         if not self._slots or size > self._slots[0].buffer.numel():
+            if self._slots and layers[0].device.type == "cuda":
+                torch.cuda.synchronize(layers[0].device)  # a copy may still be on its way to a place that is given up
             self._slots = _slots(size, layers[0].device)
         for index, layer in enumerate(self._layers):
             layer.use_slot(self._slots[index % len(self._slots)])

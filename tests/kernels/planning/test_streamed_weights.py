@@ -6,7 +6,7 @@ import pytest
 
 from finetune_api.vocabulary import MemoryMode
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory
+from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory, smaller_plan
 from finetune_kernels.planning.micro_batch import MicroBatch, choose_micro_batch
 from finetune_kernels.planning.model_shape import ModelShape, let_stream, linear_bytes
 from finetune_kernels.planning.rates import H200, UNLIMITED, Machine
@@ -130,6 +130,20 @@ def test_larger_micro_batches_amortise_the_copies() -> None:
     assert slow.size == 8
     assert plan_of(LLAMA_70B, 24, tokens=8 * 512).fits
     assert choose_micro_batch(LLAMA_70B, 8, 512, MemoryMode.SMALLEST, lambda _: pytest.fail("asked")).size == 1
+
+
+def test_after_memory_ran_out_more_layers_stream() -> None:
+    def plan_for(mode: MemoryMode, most: int = UNLIMITED) -> MemoryPlan:
+        return plan_of(LLAMA_70B, min(24 * GIB, most) / GIB, mode)
+
+    plan = plan_for(MemoryMode.FASTEST)
+    assert (plan.mode, plan.is_smallest) == (MemoryMode.SMALLEST, False)
+    assert plan.training_bytes == 9 * LLAMA_70B.adapter_parameters, "with what the pass is repeated from"
+    smaller = smaller_plan(plan, plan_for)
+    assert smaller is not None
+    assert (smaller.streamed_layers, smaller.is_smallest) == (80, True)
+    assert smaller.training_bytes == 7 * LLAMA_70B.adapter_parameters
+    assert smaller_plan(smaller, plan_for) is None
 
 
 def test_layers_that_were_loaded_into_host_memory_stay_there() -> None:

@@ -100,7 +100,7 @@ class Engine:
     @property
     def can_step_down(self) -> bool:
         """True if there is a smaller memory plan."""
-        return self.layers is not None and self.plan is not None and self.plan.mode is not MemoryMode.SMALLEST
+        return self.layers is not None and self.plan is not None and not self.plan.is_smallest
 
     def step_down(self, step: int) -> bool:
         """Takes the next smaller memory plan, after memory ran out with `step` steps finished; False if there is
@@ -152,6 +152,7 @@ class Engine:
             predicted_peak_bytes=self.plan.peak_bytes,
             measured_peak_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
             micro_batch=self.batch.size,
+            streamed_layers=len(self.streamed or ()) or None,
             fallbacks=tuple(self.fallbacks),
         )
 
