@@ -105,7 +105,7 @@ images: setup  ## As root, both images without a registry: built and tried (firs
 	@python -P -m finetune_images.build $(IMAGES_ARGS)
 	@python -m pytest -m images $(PYTEST_ARGS)
 
-e2e-node: binaries  ## As root, the images on a real node (kubelet, containerd, runc) of the dev cluster, under Pod Security "restricted" (20 minutes after `make images`)
+e2e-node: binaries  ## As root, the images on a real node (kubelet; Debian's containerd and runc) of the dev cluster, under Pod Security "restricted" (20 minutes after `make images`)
 	@python -m pytest -s -m node $(PYTEST_ARGS)
 
 audit: binaries  ## Rights of the operator beside what it asked for, by the audit logs of its whole suite (10 minutes)

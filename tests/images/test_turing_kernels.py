@@ -3,6 +3,7 @@
 The compiler says so, no card is needed; a sample is in tests/kernels/ops/test_shared_memory.py."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,8 @@ def image_models() -> list[str]:
 def compiled(folder: Path, *names: str) -> list[tuple[str, int, int]]:
     """Kernels, and the bytes of their shared memory and stack frame."""
     command = [sys.executable, "-m", "finetune_test_kernels.compiled_models", "75", str(folder), *names]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return [(name.split()[0], shared, frame) for name, (shared, frame) in json.loads(done.stdout).items()]
 

@@ -89,6 +89,12 @@ def _build(kind: str, sizes: dict[str, int], dtype: torch.dtype, device: str) ->
         )
     for module in [part for part in model.modules() if hasattr(part, "lora_A")]:
         _quantize(module.base_layer)
+
+    # Layers are built by the values of an activation's own numbers (xIELU).
+    for module in [part for part in model.modules() if hasattr(part, "alpha_p")]:
+        module.to_empty(device="cpu")
+        for number in [*module.parameters(), *module.buffers()]:
+            number.data.fill_(0.5)
     return model
 
 

@@ -1,7 +1,7 @@
 """A real node of the dev cluster: kubelet, containerd and runc, in namespaces of their own, with images of our store.
 
-Needs root and Debian's containerd, runc and containernetworking-plugins. The kubelet is that of the dev cluster's
-binary. Nothing is left of it: processes and mounts go with the namespaces, and its control groups are removed.
+Needs root and Debian's containerd, runc, iptables and containernetworking-plugins. The kubelet is that of the dev
+cluster's binary. Nothing is left of it: processes and mounts go with the namespaces, and its control groups are removed.
 """
 
 import json
@@ -26,6 +26,14 @@ MACHINE = Path(__file__).parent / "machine.sh"
 PAUSE = "localhost/pause:1"
 PAUSE_SOURCE = "#include <unistd.h>\nint main(void) { for (;;) pause(); }\n"
 GROUPS = Path("/sys/fs/cgroup")
+PROGRAMS = {
+    "containerd": "containerd",
+    "ctr": "containerd",
+    "runc": "runc",
+    "/usr/lib/cni/bridge": "containernetworking-plugins",
+    "iptables": "iptables",
+}
+"""What a node runs, and the package of Debian that has it."""
 
 
 class RealNode:
@@ -93,6 +101,9 @@ class RealNode:
         return False
 
     def _prepare(self, images: list[str]) -> None:
+        if missing := [package for program, package in PROGRAMS.items() if shutil.which(program) is None]:
+            needed = " ".join(dict.fromkeys(missing))
+            raise RuntimeError(f"a real node needs programs that this machine lacks: `apt-get install {needed}`")
         for name in ("images", "cni-conf", "log"):
             (self.folder / name).mkdir()
         configuration = cni_configuration("/var/lib/cni/networks")
