@@ -1,7 +1,7 @@
 """A real node of the dev cluster: kubelet, containerd and runc, in namespaces of their own, with images of our store.
 
 Needs root and Debian's containerd, runc, iptables and containernetworking-plugins. The kubelet is that of the dev
-cluster's binary. Nothing is left of it: processes and mounts go with the namespaces, and its control groups are removed.
+cluster's binary. Nothing is left of it: processes and mounts go with the namespaces, its control groups are removed.
 """
 
 import json
