@@ -22,6 +22,7 @@ from finetune_trainer.job.settings import Settings
 from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.storage.digests import sha256_file
 from finetune_trainer.training.divergence import step_watch
+from finetune_trainer.training.divergence.loss_scale import FIRST_SCALE, LossScale
 from finetune_trainer.training.engine import Engine
 
 texts, tiny_base, chat_file = tiny_runs.texts, tiny_runs.tiny_base, tiny_runs.chat_file
@@ -203,6 +204,43 @@ def test_overflows_of_scaled_gradients_do_not_end_a_run_in_fp16(
     training = {"precision": "FP16", "maxSteps": 20, "optimizer": optimizer}
     outcome = run(run_config(training=training), settings, 1)
     assert outcome.result is Result.SUCCEEDED, outcome.message
+
+
+def test_a_step_that_overflows_is_left_out_and_checkpoints_keep_the_scale(
+    run_config: Builder, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scale of a run in fp16, on a CPU; the third pass overflows, and the fifth ends the run."""
+    original, engines = pipeline.prepare_engine, list[Engine]()
+
+    def prepare(*arguments: Any) -> Engine:
+        engine, passes = original(*arguments), 0
+        loss, is_first = engine.loss, not engines
+        engine.loss_scale = LossScale()
+        engines.append(engine)
+
+        def planted(*inputs: Any) -> torch.Tensor:
+            nonlocal passes
+            passes += 1
+            found = loss(*inputs)
+            if passes == 3 and is_first:
+                found.register_hook(lambda gradient: gradient * math.inf)
+            return found * math.nan if passes == 5 and is_first else found
+
+        engine.loss = planted
+        return engine
+
+    monkeypatch.setattr(pipeline, "prepare_engine", prepare)
+    config = run_config(training=SILENT | {"maxSteps": 6, "checkpointSteps": 2})
+    outcome = run(config, settings)
+    assert (outcome.reason, stored_steps(settings)) == ("NonFiniteLoss", [2, 4]), outcome.message
+    assert "FP16, which ends at 65,504" in outcome.message
+    scales = [torch.load(path)["scale"] for path in sorted(results(settings).rglob("scaler.pt"))]
+    assert scales == [FIRST_SCALE, FIRST_SCALE / 2]
+
+    again = run(config, settings, attempt="b")
+    assert (again.result, again.resumed_from_step) == (Result.SUCCEEDED, 4), again.message
+    assert engines[-1].loss_scale is not None
+    assert engines[-1].loss_scale.value == FIRST_SCALE / 2
 
 
 def test_a_run_says_itself_what_preflight_would_have_said(

@@ -24,6 +24,7 @@ from finetune_kernels.layers.blocks.attention_block import (
     AttentionBlock,
     CosSin,
     LayerInputs,
+    add_residual,
     pre_norm,
 )
 from finetune_kernels.layers.blocks.mixture_block import MixtureBlock
@@ -123,10 +124,10 @@ def _mix(
     mixer, out = layer.mixer.forward(inputs, pass_ctx.mixer, again=again)
     if layer.parallel:
         # Made again, as it takes less than to keep it while attention runs.
-        _, n2, rstd = pre_norm(layer.mlp.norm, inputs.x)
-        return mixer, out.add_(inputs.x), rstd, n2
+        _, n2, rstd = pre_norm(layer.mlp.norm, inputs.x, dtype=layer.mlp.dtype)
+        return mixer, add_residual(out, inputs.x), rstd, n2
 
-    h, n2, rstd = pre_norm(layer.mlp.norm, inputs.x, delta=out)
+    h, n2, rstd = pre_norm(layer.mlp.norm, inputs.x, out, layer.mlp.dtype)
     return mixer, h, rstd, n2
 
 
@@ -139,8 +140,8 @@ def _forward(layer: DecoderLayer, inputs: LayerInputs, pass_ctx: LayerPass, *, s
         return LayerActivations(mixer, h, rstd, None, down, y)
 
     gate_up: Any = layer.mlp.gate_up_projection(n2, pass_ctx.mlp)  # [T, 2 F]
-    down, out = layer.mlp.down_projection(gate_up, pass_ctx.mlp)  # [T, hidden]
-    y = out.add_(h)
+    down, out = layer.mlp.down_projection(gate_up, pass_ctx.mlp, h.dtype)  # [T, hidden]
+    y = add_residual(out, h)
     return LayerActivations(mixer, h, rstd, gate_up, down, y)
 
 
@@ -228,6 +229,6 @@ def _restore(ctx: Any, layer: DecoderLayer) -> SavedActivations:
 
     # RECOMPUTE_MLP: project gate and up again; a tiled MLP does so tile by tile.
     if gate_up is None and not is_tiled:
-        _, n2, _ = pre_norm(layer.mlp.norm, h)
+        _, n2, _ = pre_norm(layer.mlp.norm, h, dtype=layer.mlp.dtype)
         gate_up = layer.mlp.gate_up_projection(n2, ctx.pass_ctx.mlp)
     return SavedActivations(inputs, mixer, SavedMlp(h, rstd, gate_up, down))

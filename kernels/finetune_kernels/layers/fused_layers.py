@@ -31,6 +31,8 @@ class FusedLayers:
         self._rotary = RotaryInputs.of(causal)
         family = family_of(causal)
         self.returns_tuple = family is not None and family.returns_tuple
+        self.is_wide = family is not None and family.overflows_fp16 and dtype is torch.float16
+        """True if the residual stream is fp32."""
         self._sequences: PackedSequences | None = None
 
         for index, layer in enumerate(causal.model.layers):
@@ -144,6 +146,8 @@ class _LayerForward:
 
         Raises ValueError if padding stands before a token.
         """
+        if self._fused.is_wide:
+            hidden_states = hidden_states.float()
         if past_key_values is not None:
             return self._original(
                 hidden_states, attention_mask=attention_mask, position_ids=position_ids,

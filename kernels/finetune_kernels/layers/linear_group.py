@@ -41,7 +41,8 @@ class LinearGroup:
         factors: Sequence[float] = (),
     ) -> None:  # fmt: skip
         self._bases = [getattr(linear, "base_layer", linear) for linear in linears]
-        self._dtype = dtype
+        self.dtype = dtype
+        """The compute type."""
         self.frozen = FrozenWeight(self._bases, dtype, keep_dequantized=keep_dequantized)
         self.bias = self._merge_biases()
 
@@ -73,7 +74,7 @@ class LinearGroup:
             torch.zeros(size, device=device) if base.bias is None else base.bias.detach()
             for base, size in zip(self._bases, self.frozen.sizes, strict=True)
         ]
-        return torch.cat([part.to(self._dtype) for part in parts])
+        return torch.cat([part.to(self.dtype) for part in parts])
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -105,7 +106,7 @@ class LinearGroup:
 
         for adapter in self._adapters:
             if adapter.magnitude is not None:
-                a, b, at = adapter.a.to(self._dtype), adapter.b.to(self._dtype), adapter.outputs
+                a, b, at = adapter.a.to(self.dtype), adapter.b.to(self.dtype), adapter.outputs
                 norms[at] = dora.row_norms(w[at], squares[at], a, b, adapter.scale)
                 factor[at] = adapter.magnitude.detach() / norms[at]
 
@@ -125,7 +126,7 @@ class LinearGroup:
         y = self.base(x, pass_ctx)
 
         for adapter in self._adapters:
-            b = pass_ctx.outputs.b(adapter, self._dtype)  # [out of this adapter, r]
+            b = pass_ctx.outputs.b(adapter, self.dtype)  # [out of this adapter, r]
             y[:, adapter.outputs].addmm_(xa[:, adapter.ranks], b.T, alpha=adapter.scale)
 
         return y, xa
@@ -139,7 +140,7 @@ class LinearGroup:
         size = sum(self.frozen.sizes) // parts  # F
         found: list[LoraDelta | None] = [None] * parts
         for adapter in self._adapters if self.fuses_into_activation else ():
-            b, xa_part = pass_ctx.outputs.b(adapter, self._dtype), xa[:, adapter.ranks]
+            b, xa_part = pass_ctx.outputs.b(adapter, self.dtype), xa[:, adapter.ranks]
             for index in range(parts):
                 # Phi-3's one adapter covers both halves.
                 if adapter.outputs.start <= index * size and adapter.outputs.stop >= (index + 1) * size:
@@ -154,7 +155,7 @@ class LinearGroup:
 
         for adapter in self._adapters:
             # The scale goes onto B, which is smaller than dy.
-            b = _scaled(pass_ctx.outputs.b(adapter, self._dtype), adapter.scale)
+            b = _scaled(pass_ctx.outputs.b(adapter, self.dtype), adapter.scale)
             torch.mm(dy[:, adapter.outputs], b, out=d_xa[:, adapter.ranks])
 
         return d_xa

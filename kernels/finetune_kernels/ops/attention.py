@@ -7,13 +7,15 @@ Shapes: q [T, H, D], k and v [T, H_kv, D] (grouped heads are not repeated in mem
 Sequences of one length are a batch: cuDNN's kernel takes them (316 against 178 TFLOP/s at 2,048, 527 against 286 at
 8,192, forward and backward on an H200). It compiles a plan for each shape, so it serves the first few shapes only.
 Everything else goes to FlashAttention by cumulative lengths, including windows shorter than a sequence. Neither of them
-caps scores: Gemma 2 has a kernel of ours (`softcap_attention`). On the CPU, PyTorch's flash kernel takes the sequences
-one by one.
+caps scores: Gemma 2 has a kernel of ours (`softcap_attention`). Cards before Ampere run neither: there PyTorch's
+memory-efficient kernel takes cumulative lengths and windows, too. On the CPU, PyTorch's flash kernel takes the
+sequences one by one.
 
 Source: Dao, "FlashAttention-2", 2023 (the kernel that PyTorch ships); cuDNN's fused attention; grouped heads: Ainslie
 et al., "GQA", 2023.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,17 +23,23 @@ import torch
 from finetune_kernels.ops import softcap_attention
 from finetune_kernels.primitives import attention_reference
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
-from finetune_kernels.primitives.precision import widen
+from finetune_kernels.primitives.precision import before_ampere, widen
 
 FLASH_PADDING = 128
 """Rows that FlashAttention's backward adds to each sequence in the sums of dq."""
 MAX_SEQUENCES = 65_535
-"""Sequences of one call: FlashAttention has them on an axis of its grid that CUDA lets be no longer."""
+"""Sequences of one call: they are on an axis of the kernels' grid that CUDA lets be no longer."""
+CAUSAL = 1
+"""The memory-efficient kernel's number of a mask in which a query sees the keys up to its own."""
+SUMS_BLOCK = 32
+"""Rows to a multiple of which that kernel pads the softmax sums of a sequence."""
 MAX_CUDNN_SHAPES = 8
 """Distinct shapes that cuDNN may compile for; a training run of fixed length needs one or two."""
 _cudnn_shapes: set[tuple[int, ...]] = set()
 Saved = tuple[torch.Tensor, ...]
 """What a backend's backward needs beside q, k, v and out: log-sum-exp first, then its random state."""
+Forward = Callable[[Qkv, PackedSequences, AttentionParams], tuple[torch.Tensor, Saved]]
+HalfBackward = Callable[[slice, PackedSequences, Saved], Qkv]
 aten = torch.ops.aten
 
 
@@ -47,6 +55,9 @@ def forward(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> tu
         return out, (lse,)
     if not qkv.q.is_cuda:
         return _cpu_forward(qkv, sequences, params)
+
+    if before_ampere(qkv.q):
+        return _efficient_forward(qkv, sequences, params)
 
     window = params.effective_window(sequences.max_seqlen)
     if _takes_cudnn(qkv.q, sequences, window):
@@ -68,6 +79,9 @@ def backward(
     if not qkv.q.is_cuda:
         return _cpu_backward(dout, qkv, out, saved, sequences, params)
 
+    if before_ampere(qkv.q):
+        return _efficient_backward(dout, qkv, out, saved, sequences, params)
+
     longest = sequences.max_seqlen
     if _takes_cudnn(qkv.q, sequences, params.effective_window(longest)):
         lse, seed, offset = saved
@@ -83,10 +97,7 @@ def backward(
 def _flash_forward(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> tuple[torch.Tensor, Saved]:
     """`forward` by FlashAttention, in several calls if there are more sequences than one call takes."""
     if sequences.count > MAX_SEQUENCES:
-        found = [_flash_forward(qkv.select(rows), part, params) for rows, part in sequences.halves()]
-        outs, saved = zip(*found, strict=True)
-        lse = torch.cat([one[0] for one in saved], dim=1)  # [H, T]
-        return torch.cat(outs), (lse, *saved[0][1:])  # random states are those of dropout, which there is none of
+        return _forward_in_two(_flash_forward, qkv, sequences, params)
 
     ends, longest = sequences.cu_seqlens, sequences.max_seqlen
     out, lse, state, unused, _ = aten._flash_attention_forward(
@@ -101,21 +112,96 @@ def _flash_backward(
     params: AttentionParams,
 ) -> Qkv:  # fmt: skip
     """`backward` by FlashAttention; in several calls if one cannot count the sequences, or elements in 32 bits."""
-    lse, *others = saved  # lse [H, T]
     elements = (sequences.tokens + FLASH_PADDING * sequences.count) * qkv.q[0].numel()
     if sequences.count > 1 and (sequences.count > MAX_SEQUENCES or elements >= 2**31):
-        found = []
-        for rows, part in sequences.halves():
-            sums = (lse[:, rows].contiguous(), *others)
-            found.append(_flash_backward(dout[rows], qkv.select(rows), out[rows], sums, part, params))
-        return Qkv(*(torch.cat(gradients) for gradients in zip(*found, strict=True)))
 
+        def half(rows: slice, part: PackedSequences, sums: Saved) -> Qkv:
+            return _flash_backward(dout[rows], qkv.select(rows), out[rows], sums, part, params)
+
+        return _backward_in_two(half, saved, sequences)
+
+    lse, *others = saved  # lse [H, T]
     ends, longest = sequences.cu_seqlens, sequences.max_seqlen
     gradients = aten._flash_attention_backward(
         dout, *qkv, out, lse, ends, ends, longest, longest, 0.0, True, *others, scale=params.scale,
         **_flash_window(params.effective_window(longest)),
     )  # fmt: skip
     return Qkv(*gradients)
+
+
+def _forward_in_two(
+    attend: Forward, qkv: Qkv, sequences: PackedSequences, params: AttentionParams
+) -> tuple[torch.Tensor, Saved]:
+    """`attend` in two calls, each of half of the sequences."""
+    found = [attend(qkv.select(rows), part, params) for rows, part in sequences.halves()]
+    outs, saved = zip(*found, strict=True)
+    lse = torch.cat([one[0] for one in saved], dim=1)  # [H, T]
+    return torch.cat(outs), (lse, *saved[0][1:])  # random states are those of dropout, which there is none of
+
+
+def _backward_in_two(attend: HalfBackward, saved: Saved, sequences: PackedSequences) -> Qkv:
+    """The same for a backward pass; `attend` takes the rows of a half, its sequences and what was saved of them."""
+    lse, *others = saved  # lse [H, T]
+    found = [attend(rows, part, (lse[:, rows].contiguous(), *others)) for rows, part in sequences.halves()]
+    return Qkv(*(torch.cat(gradients) for gradients in zip(*found, strict=True)))
+
+
+def _efficient_forward(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> tuple[torch.Tensor, Saved]:
+    """`forward` by the memory-efficient kernel."""
+    if sequences.count > MAX_SEQUENCES:
+        return _forward_in_two(_efficient_forward, qkv, sequences, params)
+
+    ends, longest = sequences.cu_seqlens, sequences.max_seqlen
+    out, sums, seed, offset, _, _ = aten._efficient_attention_forward(
+        *_repeated(qkv), None, ends, ends, longest, longest, 0.0, CAUSAL, True, scale=params.scale,
+        **_efficient_window(params.effective_window(longest)),
+    )  # fmt: skip
+    # The sums are [N, H, longest sequence]: of a pack with one long sequence that is far more than one for each row.
+    number, place = sequences.places()
+    return out[0], (sums[number, :, place].T.contiguous(), seed, offset)
+
+
+def _efficient_backward(
+    dout: torch.Tensor, qkv: Qkv, out: torch.Tensor, saved: Saved, sequences: PackedSequences,
+    params: AttentionParams,
+) -> Qkv:  # fmt: skip
+    """`backward` by the memory-efficient kernel."""
+    if sequences.count > MAX_SEQUENCES:
+
+        def half(rows: slice, part: PackedSequences, sums: Saved) -> Qkv:
+            return _efficient_backward(dout[rows], qkv.select(rows), out[rows], sums, part, params)
+
+        return _backward_in_two(half, saved, sequences)
+
+    lse, seed, offset = saved  # lse [H, T]
+    ends, longest, heads = sequences.cu_seqlens, sequences.max_seqlen, qkv.q.shape[1]
+    padded = -(-longest // SUMS_BLOCK) * SUMS_BLOCK
+    sums = lse.new_full((sequences.count, heads, padded), torch.inf)  # as the kernel itself pads
+    number, place = sequences.places()
+    sums[number, :, place] = lse.T
+
+    dq, dk, dv, _ = aten._efficient_attention_backward(
+        dout.unsqueeze(0), *_repeated(qkv), None, out.unsqueeze(0), ends, ends, longest, longest, sums, 0.0, seed,
+        offset, CAUSAL, False, scale=params.scale, **_efficient_window(params.effective_window(longest)),
+    )  # fmt: skip
+    return Qkv(dq[0], *(_sum_groups(part[0], qkv.groups) for part in (dk, dv)))
+
+
+def _efficient_window(window: int | None) -> dict[str, int]:
+    """The memory-efficient kernel's option for a window."""
+    return {} if window is None else {"window_size": window}
+
+
+def _repeated(qkv: Qkv) -> list[torch.Tensor]:
+    """Returns q, k and v as a batch of one [1, T, H, D], k and v for each query head."""
+    repeated = (qkv.q, *(part.repeat_interleave(qkv.groups, dim=1) for part in (qkv.k, qkv.v)))
+    return [part.unsqueeze(0) for part in repeated]
+
+
+def _sum_groups(gradient: torch.Tensor, groups: int) -> torch.Tensor:
+    """Gradient of k or v repeated for each query head of a group [T, H, D] -> that of k or v [T, H_kv, D]."""
+    rows, heads, size = gradient.shape
+    return gradient.reshape(rows, heads // groups, groups, size).sum(2)
 
 
 def _flash_window(window: int | None) -> dict[str, int]:
@@ -168,10 +254,8 @@ def _cpu_backward(
         for gradients, gradient in zip(found, three, strict=True):
             gradients.append(gradient[0].transpose(0, 1))
 
-    # k and v were repeated for each query head of a group: their gradients are summed over the group
     dq, dk, dv = (torch.cat(gradients) for gradients in found)
-    shape = (qkv.k.shape[0], qkv.k.shape[1], groups, qkv.k.shape[2])  # [T, H_kv, groups, D]
-    return Qkv(dq, dk.reshape(shape).sum(2), dv.reshape(shape).sum(2))
+    return Qkv(dq, _sum_groups(dk, groups), _sum_groups(dv, groups))
 
 
 def _additive_mask(window: int | None, rows: torch.Tensor) -> torch.Tensor | None:

@@ -7,6 +7,9 @@ Shapes: x and y [T, hidden] in any float type, w [hidden], rstd [T] in fp32. Eve
 and rounded once. `offset` is 1 for Gemma, whose weights are stored around zero. The weight is frozen: it gets no
 gradient. Eager PyTorch reads and writes the row about six times forward.
 
+Tensors may differ in type: y has that of the residual stream unless another is asked for, dx that of x, and what
+backward writes again that of dy.
+
 The residual stream goes through the same launches. Forward adds the output of the block before and writes the sum;
 backward adds the gradient that came past the block, and can write the normalised rows once more, so that they need not
 be saved.
@@ -48,13 +51,13 @@ def reference(x: torch.Tensor, norm: Norm) -> torch.Tensor:
 
 
 def reference_forward(
-    rows: torch.Tensor, norm: Norm, delta: torch.Tensor | None = None
+    rows: torch.Tensor, norm: Norm, delta: torch.Tensor | None = None, dtype: torch.dtype | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns what `forward` returns, by PyTorch."""
     h = rows if delta is None else (widen(rows) + widen(delta)).to(rows.dtype)
     wide = _center(widen(h), norm)
     rstd = torch.rsqrt(wide.pow(2).mean(-1) + norm.eps)
-    return h, _scale(wide, rstd.unsqueeze(-1), norm).to(rows.dtype), rstd
+    return h, _scale(wide, rstd.unsqueeze(-1), norm).to(dtype or rows.dtype), rstd
 
 
 def reference_backward(
@@ -72,7 +75,7 @@ def reference_backward(
     dx = rstd * (g - x * rstd * rstd * (g * x).mean(-1, keepdim=True))
     if residual is not None:
         dx = dx + widen(residual)
-    return dx.to(rows.dtype), (_scale(x, rstd, norm) if return_y else dx).to(rows.dtype)
+    return dx.to(rows.dtype), _scale(x, rstd, norm).to(dy.dtype) if return_y else dx.to(rows.dtype)
 
 
 def _center(x: torch.Tensor, norm: Norm) -> torch.Tensor:
@@ -158,14 +161,14 @@ def _bias(norm: Norm) -> torch.Tensor:
 
 
 def forward(
-    rows: torch.Tensor, norm: Norm, delta: torch.Tensor | None = None
+    rows: torch.Tensor, norm: Norm, delta: torch.Tensor | None = None, dtype: torch.dtype | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns h = rows + delta (or rows), norm(h), both [T, hidden], and rstd [T] in fp32.
 
-    `rows` and `delta` are [T, hidden] and contiguous.
+    `rows` and `delta` are [T, hidden] and contiguous. `dtype`: of norm(h); None for that of `rows`.
     """
     count, n_cols = rows.shape
-    y, rstd = torch.empty_like(rows), torch.empty(count, dtype=torch.float32, device=rows.device)
+    y, rstd = torch.empty_like(rows, dtype=dtype), torch.empty(count, dtype=torch.float32, device=rows.device)
     h = rows if delta is None else torch.empty_like(rows)
 
     block = triton.next_power_of_2(n_cols)
@@ -192,7 +195,7 @@ def backward(
     """
     count, n_cols = rows.shape
     dx, block = torch.empty_like(rows), triton.next_power_of_2(n_cols)
-    y = torch.empty_like(rows) if return_y else dx
+    y = torch.empty_like(rows, dtype=dy.dtype) if return_y else dx
     _backward[(count,)](
         dy, dy if residual is None else residual, rows, norm.weight, _bias(norm), rstd, dx, y, n_cols,
         OFFSET=norm.offset, ADD=residual is not None, RETURN_Y=return_y, CENTER=norm.centered,

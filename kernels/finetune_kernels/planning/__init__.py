@@ -9,6 +9,7 @@ activation_policy.py  what a layer saves for its backward pass
 block_sizes.py        rows that go through the loss and the MLP at once: kernels and plan must agree on them
 mixer_shape.py        sizes of a hybrid's other mixer, and the packages with kernels for it
 model_shape.py        the sizes of a model that memory and time depend on, and their formulas
+fp16_shape.py         what fp16 changes in them
 described_shape.py    the same of a model that is not loaded, counted from its configuration
 memory_plan.py        a policy for each layer, and whether dequantised weights are kept
 streamed_weights.py   how many layers' weights may stream from host memory, and what is waited for them

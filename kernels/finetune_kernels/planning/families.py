@@ -87,16 +87,16 @@ FAMILIES = (
         ),
     ),
     # Norms around zero, norms after the blocks.
-    Family("Gemma", "gemma", norm_offset=1.0, scales_embedding=True),
+    Family("Gemma", "gemma", norm_offset=1.0, scales_embedding=True, overflows_fp16=True),
     Family(
         "Gemma2", "gemma2", norm_offset=1.0, window="layer", activation_field="hidden_activation",
         pre_norms=_AROUND_MLP, post_norms=AFTER_BOTH, caps_scores=True,
-        scales_embedding=True,
+        scales_embedding=True, overflows_fp16=True,
     ),
     Family(
         "Gemma3", "gemma3_text", norm_offset=1.0, window="layer", activation_field="hidden_activation",
         pre_norms=_AROUND_MLP, post_norms=AFTER_BOTH, head_norms=_NORMED_QK,
-        scales_embedding=True,
+        scales_embedding=True, overflows_fp16=True,
     ),
     Family("Olmo2", "olmo2", pre_norms=(), post_norms=AFTER_BOTH, head_norms=_NORMED_QK, head_norm_place="row"),
     Family(

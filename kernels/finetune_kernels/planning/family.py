@@ -133,6 +133,9 @@ class Family:
     feed_forward_field: str = "intermediate_size"
     """Field of the configuration that says the MLP's width."""
 
+    overflows_fp16: bool = False
+    """True if the residual stream of published models is beyond fp16's 65,504: in fp16 it is kept in fp32."""
+
     scales_embedding: bool = False
     """True if the embedding is a module of the family's own, which stays on the GPU."""
     head_bias: bool = False

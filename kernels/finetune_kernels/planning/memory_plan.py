@@ -141,7 +141,7 @@ def unfused_bytes(shape: ModelShape, tokens: int, *, saves: bool, length: int | 
     kept = layer * shape.layers if saves else layer + tokens * shape.hidden * BYTES * shape.layers
     if saves and shape.mixers is not None:
         kept += len(shape.mixers.layers) * tokens * shape.mixers.bytes_per_token
-    return shape.adapter_parameters * 7 + kept + working + 2 * scores + shape.gathered_bytes
+    return shape.adapter_parameters * (5 + shape.gradient_bytes) + kept + working + 2 * scores + shape.gathered_bytes
 
 
 class _Workload(NamedTuple):
@@ -192,7 +192,7 @@ def _plan_smallest(work: _Workload, wanted: MemoryMode) -> MemoryPlan:
     the host or not, some layers' weights, and as many layers' inputs as fit beside them; the last layers' are kept on
     the GPU. If Smallest is not what is `wanted`, no more layers stream than it takes to fit."""
     shape, host_room = work.shape, max(0, work.machine.host_room)
-    layers, each = shape.layers, work.tokens * shape.hidden * BYTES
+    layers, each = shape.layers, work.tokens * shape.stream * BYTES
     candidates = []
     for streamed in numbers_of_layers(shape, work.machine.streamed_layers):
         for moved in {shape.movable_bytes, 0}:
@@ -254,16 +254,16 @@ def _predict(
     dequantizing = (decoded + _decoded_experts(shape, policies)) / rates.decoding
     scratch = 3 * shape.feed_forward * shape.hidden * BYTES if dequantized else 0
     recomputing = shape.recomputed_by(policies) * tokens / rates.products
-    inputs = policies.count(ActivationPolicy.OFFLOAD) * tokens * shape.hidden * BYTES
+    inputs = policies.count(ActivationPolicy.OFFLOAD) * tokens * shape.stream * BYTES
     # Layers' inputs go there and back, the head comes once. Computing hides most of it, but buses differ, and a head on
     # the host makes samples slow: what is pinned has to be worth all of its copies.
     copying = (2 * inputs + shape.vocabulary * shape.hidden * BYTES * (host_bytes > 0)) / rates.copying
     copying += streamed_layers * waiting_seconds(shape, rates, tokens, shape.recomputed_by(policies))
 
-    # Bytes per adapter parameter: gradient 2, two 8-bit moments 2, copies with zero blocks 3. If there is a smaller
-    # plan to repeat a pass with, 2 more: the gradient from before the pass.
+    # Bytes per adapter parameter: its gradient, two 8-bit moments 2, copies with zero blocks 3. If there is a smaller
+    # plan to repeat a pass with, the gradient from before the pass as well.
     is_last = mode is MemoryMode.SMALLEST and streamed_layers in (0, shape.layers)
-    training = shape.adapter_parameters * (7 if is_last else 9)
+    training = shape.adapter_parameters * (5 + shape.gradient_bytes * (1 if is_last else 2))
 
     return MemoryPlan(
         mode=mode,

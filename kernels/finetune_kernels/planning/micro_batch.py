@@ -13,6 +13,7 @@ Times within 1 % are equal, and the largest m of those is taken: fixed costs tha
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from finetune_api.spec.training import TrainingSpec
 from finetune_api.vocabulary import MemoryMode
 from finetune_kernels.planning.memory_plan import MemoryPlan
 from finetune_kernels.planning.model_shape import ModelShape
@@ -42,6 +43,11 @@ class MicroBatch:
     def sequences(self) -> int:
         """Sequences per optimiser step."""
         return self.size * self.accumulation
+
+
+def written_micro_batch(training: TrainingSpec) -> MicroBatch | None:
+    """Returns a job's own micro-batch; None if it leaves that open."""
+    return MicroBatch(training.batch_size, training.gradient_accumulation) if training.batch_size else None
 
 
 def default_micro_batch(sequences: int) -> MicroBatch:

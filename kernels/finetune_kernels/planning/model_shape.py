@@ -68,6 +68,15 @@ class ModelShape:
     """The other mixer of a hybrid, which `feed_forward` and heads do not describe."""
     gates_heads: bool = False
     """True if q's projection makes a gate of attention's output as well."""
+    stream_bytes: int = BYTES
+    """Bytes of an element of the residual stream."""
+    gradient_bytes: int = BYTES
+    """Bytes of an element of an adapter's gradient."""
+
+    @property
+    def stream(self) -> int:
+        """Elements of 16 bits in a row of the residual stream."""
+        return self.hidden * self.stream_bytes // BYTES
 
     @property
     def attention_width(self) -> int:
@@ -107,10 +116,10 @@ class ModelShape:
         if policy is ActivationPolicy.OFFLOAD:
             return 0
 
-        elements = self.hidden  # the layer's input
+        elements = self.stream  # the layer's input
         if policy is not ActivationPolicy.RECOMPUTE_ALL:
             # h and both norms' rstd (fp32, hence twice); attention's output, q k v and the softmax sums
-            elements += (0 if self.parallel else self.hidden) + 4
+            elements += (0 if self.parallel else self.stream) + 4
             replaced = mixer and self.mixers is not None and not self.mixers.beside_attention
             elements += 0 if replaced else self.heads * self.head_size + self.attention_width + 2 * self.heads
             elements += 2 * (self.hidden + 2) if self.second_norms else 0
@@ -146,7 +155,7 @@ class ModelShape:
 
     def working_bytes(self, tokens: int, *, tiled: bool) -> int:
         """Bytes that one layer's backward needs beside what is saved; `tiled`: the MLP takes `TILE_ROWS` at a time."""
-        q, stream = self.heads * self.head_size, self.hidden
+        q, stream = self.heads * self.head_size, self.stream
         # gate, up, their gradients and the activation's. One more is what dropout leaves of the activation, or the
         # gradients of gate and up times DoRA's factors (by then the activation is released).
         parts = 2 * self.wide_inputs + (2 if self.dropout or self.magnitudes else 1)
@@ -161,14 +170,16 @@ class ModelShape:
         mlp = tokens * (4 * stream + self.attention_width + q) + TILE_ROWS * (wide + 2 * stream)
         # x, two gradients of the residual stream, attention's output and its gradient; q, k, v and their gradients,
         # once more merged; fp32 sums and each query head's own gradients of k and v inside attention
-        attention = tokens * (3 * stream + 2 * q + 3 * self.attention_width + 4 * q)
+        # The attention of cards without bfloat16 repeats k and v for each query head.
+        repeated = 2 * q if self.gradient_bytes > BYTES else 0
+        attention = tokens * (3 * stream + 2 * q + 3 * self.attention_width + 4 * q + repeated)
         return max(mlp * BYTES, attention * BYTES, mixer)
 
     def loss_bytes(self, tokens: int, *, blocked: bool) -> int:
         """Bytes that the loss needs: the head's input, its gradient, and the logits of some rows. `blocked`: the head
         is in host memory, two blocks of it are on the GPU at a time, and the gradient is summed in fp32."""
         if not blocked:
-            return (3 * tokens * self.hidden + min(tokens, CHUNK_ROWS) * self.vocabulary) * BYTES
+            return (3 * tokens * self.stream + min(tokens, CHUNK_ROWS) * self.vocabulary) * BYTES
 
         block, rows = min(VOCABULARY_BLOCK, self.vocabulary), min(tokens, HEAD_ROWS)
         return 8 * tokens * self.hidden + rows * (block * BYTES + 4 * self.hidden) + 2 * block * self.hidden * BYTES

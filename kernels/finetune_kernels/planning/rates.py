@@ -18,7 +18,7 @@ class Rates:
     """Rates of the work that a plan saves or spends."""
 
     products: float
-    """FLOP/s of bf16 matrix products."""
+    """FLOP/s of 16-bit matrix products."""
     decoding: float
     """Weights dequantised from NF4 per second."""
     copying: float

@@ -58,6 +58,12 @@ class PackedSequences:
         last = PackedSequences(self.cu_seqlens[middle:] - cut, self.max_seqlen, self.tokens - cut)
         return [(slice(0, cut), first), (slice(cut, None), last)]
 
+    def places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns each row's sequence and its place in it, int64 [T] each."""
+        rows = torch.arange(self.tokens, device=self.cu_seqlens.device)
+        number = torch.bucketize(rows, self.cu_seqlens[1:], right=True)
+        return number, rows - self.cu_seqlens[number]
+
     def slices(self) -> list[slice]:
         """Returns the rows of each sequence; waits for the device."""
         return [slice(first, last) for first, last in pairwise(self.cu_seqlens.tolist())]

@@ -69,9 +69,13 @@ class _Vector:
 
     def round(self) -> None:
         """Gives the parameters their updated values, and lets go of the gradient."""
-        self.master.grad = None
+        self.drop_gradient()
         if self._rounded.dtype is not torch.float32:
             self._rounded.copy_(self.master.data)
+
+    def drop_gradient(self) -> None:
+        """Lets go of the gradient."""
+        self.master.grad = None
 
     def check(self) -> None:
         """Raises RuntimeError if a parameter was given other memory, which an update would not reach."""
@@ -111,12 +115,14 @@ class MultiTensorAdamW(torch.optim.Optimizer):
         self._gathered = False
 
     def clip_gradients(
-        self, max_norm: float, reduce: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self, max_norm: float, reduce: Callable[[torch.Tensor], torch.Tensor] | None = None, loss_scale: float = 1.0
     ) -> torch.Tensor:
         """Scales the gradients that `step` will use to a common norm of at most `max_norm`.
 
         Of several processes, `reduce` makes each vector of gradients (fp32) the sum over all, in place, before the
-        norm is taken. Returns the norm before (fp32 scalar). The parameters' own gradients are left unchanged.
+        norm is taken. `loss_scale`: what the loss was multiplied by, and the gradients are divided by. Returns the norm
+        before clipping (fp32 scalar): infinity or NaN if any gradient is. The parameters' own gradients are left
+        unchanged.
         """
         parts = [vector.gather() for vector in self._vectors]
         if reduce is not None:
@@ -125,11 +131,17 @@ class MultiTensorAdamW(torch.optim.Optimizer):
         self._gathered = True
 
         norms = [torch.linalg.vector_norm(part).to(parts[0].device) for part in parts]
-        norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms)) / loss_scale
 
         for part in parts:
-            part.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0).to(part.device))
+            part.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0).to(part.device) / loss_scale)
         return norm
+
+    def drop_gradients(self) -> None:
+        """Leaves a step out: lets go of what `clip_gradients` has gathered."""
+        self._gathered = False
+        for vector in self._vectors:
+            vector.drop_gradient()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

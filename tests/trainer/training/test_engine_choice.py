@@ -1,7 +1,9 @@
 """The engine of a GPU run, for models of every structure; `make architectures` asks all types."""
 
 import pytest
+import torch
 
+from finetune_api.vocabulary import Precision
 from finetune_test_models.sweeps.engine_sweep import CARD, build_engine
 
 
@@ -21,3 +23,11 @@ def test_fused_layers_are_found_too() -> None:
     assert engine.layers is not None
     assert engine.plan is not None
     assert engine.plan.rates == CARD.rates, "priced by the machine's own speeds"
+
+
+@pytest.mark.parametrize(("model_type", "is_wide"), [("llama", False), ("gemma3_text", True)])
+def test_layers_are_fused_in_fp16_as_well(model_type: str, is_wide: bool) -> None:
+    engine = build_engine(model_type, Precision.FP16)
+    assert engine.layers is not None
+    assert {group.dtype for layer in engine.layers.layers for group in layer.groups} == {torch.float16}
+    assert engine.layers.is_wide == is_wide, "the residual stream of Gemma is fp32"

@@ -9,7 +9,6 @@ from finetune_kernels.experts.replacing import replace_experts
 from finetune_kernels.experts.routers import keep_routers_in_fp32
 from finetune_kernels.layers.supervised_loss import fused_supervised_loss, has_plain_head
 from finetune_kernels.planning.expert_families import EXPERT_FAMILIES
-from finetune_kernels.planning.micro_batch import MicroBatch
 from finetune_test_models.minimal_run import minimal_run
 from finetune_test_models.tiny_architectures import tiny_architecture
 from finetune_trainer.stages.adapter_injection import inject_adapter
@@ -64,9 +63,7 @@ def test_the_smallest_memory_mode_takes_the_vocabulary_off_the_gpu(room: int) ->
     config = minimal_run(training={"memory": "Smallest", "batchSize": 1})
     model = inject_adapter(mixture("qwen3_moe"), config.adapter, 0).model
     before = supervised_loss(model, {"input_ids": IDS}, IDS, ALL, None).item()
-    engine = _modular_engine(
-        model, config, fused_supervised_loss, MicroBatch(1, 1), Room(0, 1 << 40, room), model_shape(model)
-    )
+    engine = _modular_engine(model, config, fused_supervised_loss, Room(0, 1 << 40, room), model_shape(model))
     held = {name for name, _ in model.named_parameters() if "embed_tokens" in name or "lm_head" in name}
     assert engine.recompute_activations
     assert len(held) == (0 if room else 2)

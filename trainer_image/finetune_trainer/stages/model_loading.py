@@ -38,11 +38,10 @@ from finetune_trainer.stages.expert_loading import adopt_experts, quantization_c
 from finetune_trainer.stages.nf4_copy import Nf4Copies
 from finetune_trainer.stages.streamed_loading import Placement, TakenLayers, decoder_layers, taking_layers
 from finetune_trainer.stages.vocabulary_growth import grow_vocabulary
-from finetune_trainer.training.loaded_model import LoadedModel
+from finetune_trainer.training.loaded_model import DTYPES, LoadedModel
 
 log = logging.getLogger(__name__)
 AMPERE = (8, 0)  # compute capability; older GPUs have no bfloat16 units
-DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
 
 
 def load_base(

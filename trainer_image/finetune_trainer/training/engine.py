@@ -1,4 +1,4 @@
-"""Chooses how a run computes: with our kernels on a GPU in bfloat16, with plain PyTorch elsewhere.
+"""Chooses how a run computes: with our kernels on a GPU in 16 bits, with plain PyTorch elsewhere.
 
 The choice is made once, from the model's shape and the free memory, and logged. If memory runs out all the same, the
 next smaller memory plan takes over.
@@ -28,6 +28,7 @@ from finetune_kernels.planning.micro_batch import (
     choose_micro_batch,
     default_micro_batch,
     largest_without_recompute,
+    written_micro_batch,
 )
 from finetune_kernels.planning.mixer_shape import cost_of_missing
 from finetune_kernels.planning.model_shape import ModelShape
@@ -39,6 +40,7 @@ from finetune_trainer.distributed.shares import split_batch
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.training.batching.isolation import PACKED, BatchingChoice, choose_batching
 from finetune_trainer.training.batching.trial import try_step
+from finetune_trainer.training.divergence.loss_scale import LossScale
 from finetune_trainer.training.fp8_gate import Fp8Decision, decide_fp8
 from finetune_trainer.training.loaded_model import LoadedModel
 from finetune_trainer.training.losses import supervised_loss
@@ -75,6 +77,8 @@ class Engine:
     """Arrangement of a micro-batch's documents in which none sees another."""
     fallbacks: list[MemoryFallback] = field(default_factory=list, init=False)
     """Each time that memory ran out and a smaller plan took over."""
+    loss_scale: LossScale | None = None
+    """None unless the run computes in fp16."""
     window: LayerWindow | None = None
     """The layers' weights, if each rank keeps a part of them; then all ranks have to make the same passes."""
     streamed: HostLayers | None = None
@@ -172,19 +176,17 @@ def prepare_engine(model: Any, loaded: LoadedModel, config: RunConfig, world: Wo
     engine.window, engine.streamed = loaded.window, loaded.streamed
     if engine.plan is not None:
         loaded.streamed.stream(engine.plan.streamed_layers)
+    engine.loss_scale = LossScale() if loaded.precision is Precision.FP16 else None
     engine.use_batching(choose_batching(model, loaded))
     try_step(model, loaded, engine.loss, engine.batching.kind)
     return engine
 
 
 def _choose_engine(model: Any, loaded: LoadedModel, config: RunConfig, world: World) -> Engine:
-    training = config.training
-    written = MicroBatch(training.batch_size, training.gradient_accumulation) if training.batch_size else None
-
     on_gpu = loaded.device.type == "cuda"
-    if not (on_gpu and loaded.precision is Precision.BF16 and config.kernels):
+    if not (on_gpu and loaded.precision is not Precision.FP32 and config.kernels):
         log.info("engine: plain PyTorch%s", ", activations recomputed" if on_gpu else "")
-        batch = written or default_micro_batch(training.sequences_per_step())
+        batch = written_micro_batch(config.training) or default_micro_batch(config.training.sequences_per_step())
         return Engine(on_gpu, supervised_loss, batch, fp8_decision=_refuse_fp8(config, "the kernels are switched off"))
 
     loss = fused_supervised_loss if has_plain_head(model) else supervised_loss
@@ -199,10 +201,11 @@ def _choose_engine(model: Any, loaded: LoadedModel, config: RunConfig, world: Wo
     shape = loaded_shape(model, loaded, double_quantized=config.model.double_quantization)
     reason = why_not_fused(causal)
     if reason is None:
-        return _fused_engine(model, config, loss, written, calibrated(room, loaded.device, world), shape)
+        room = calibrated(room, loaded.device, world, loaded.dtype)
+        return _fused_engine(model, loaded.dtype, config, loss, room, shape)
 
     log.warning("layers run module by module (%s): expect two thirds of the speed", reason)
-    engine = _modular_engine(model, config, loss, written, room, shape)
+    engine = _modular_engine(model, config, loss, room, shape)
     engine.fp8_decision = _refuse_fp8(config, f"layers run module by module ({reason})")
     return engine
 
@@ -212,13 +215,8 @@ def _refuse_fp8(config: RunConfig, reason: str) -> Fp8Decision | None:
     return Fp8Decision(Precision.BF16, reason) if config.training.precision is Precision.FP8 else None
 
 
-def _modular_engine(
-    model: Any, config: RunConfig, loss: Loss, written: MicroBatch | None, room: Room, shape: ModelShape
-) -> Engine:
-    """Engine that replaces single modules with their kernels, under autograd.
-
-    `written` is the job's own micro-batch.
-    """
+def _modular_engine(model: Any, config: RunConfig, loss: Loss, room: Room, shape: ModelShape) -> Engine:
+    """Engine that replaces single modules with their kernels, under autograd."""
     length = config.model.max_sequence_length
 
     def plan(tokens: int) -> tuple[bool, bool]:
@@ -227,7 +225,9 @@ def _modular_engine(
         return plan_unfused_layers(shape, tokens, base_bytes=room.base, total_bytes=room.total, length=length)
 
     sequences = config.training.sequences_per_step()
-    batch = written or largest_without_recompute(sequences, length, lambda tokens: plan(tokens)[0])
+    batch = written_micro_batch(config.training) or largest_without_recompute(
+        sequences, length, lambda tokens: plan(tokens)[0]
+    )
     saves_activations, keep_dequantized = plan(batch.size * length)
 
     causal = causal_model(model)
@@ -242,9 +242,9 @@ def _modular_engine(
 
 
 def _fused_engine(
-    model: Any, config: RunConfig, loss: Loss, written: MicroBatch | None, room: Room, shape: ModelShape
+    model: Any, dtype: torch.dtype, config: RunConfig, loss: Loss, room: Room, shape: ModelShape
 ) -> Engine:
-    """Engine that computes each layer in one function, by a memory plan; parameters as in `_modular_engine`."""
+    """Engine that computes each layer in one function, in `dtype`, by a memory plan."""
     causal, length, wanted = causal_model(model), config.model.max_sequence_length, config.training.memory
     machine = Machine(room.host, room.rates, room.streamed_layers)
 
@@ -253,13 +253,14 @@ def _fused_engine(
         return plan_memory(shape, tokens, base_bytes=room.base, total_bytes=total, mode=mode, machine=machine)
 
     sequences = config.training.sequences_per_step()
+    written = written_micro_batch(config.training)
     batch = written or choose_micro_batch(shape, sequences, length, wanted, lambda tokens: plan_for(tokens, wanted))
     plan = plan_for(batch.size * length, wanted)
     log.info(
         "a step is %d passes of %d sequences; memory plan\n%s", batch.accumulation, batch.size, describe_plan(plan)
     )
 
-    layers = FusedLayers(causal, plan.policies, torch.bfloat16, keep_dequantized=plan.keep_dequantized)
+    layers = FusedLayers(causal, plan.policies, dtype, keep_dequantized=plan.keep_dequantized)
     layers.keep_weights(plan.kept_layers)
     use_packed_attention(causal, fused=True)  # or transformers would make a mask of [T, T]
     if plan.host_bytes:

@@ -11,6 +11,8 @@ from finetune_kernels.streaming.host_layers import HostLayers
 from finetune_kernels.streaming.layer_window import LayerWindow
 from finetune_kernels.vocabulary.trained_rows import frozen_module
 
+DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -31,6 +33,11 @@ class LoadedModel:
     """Ids of the tokens that the job adds, whose rows train; they follow each other."""
     streamed: HostLayers = field(default_factory=lambda: HostLayers([]))
     """The layers whose weights stream from host memory, as many as the memory plan says."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Compute type."""
+        return DTYPES[self.precision]
 
     @property
     def embedding_rows(self) -> int:

@@ -29,6 +29,7 @@ from finetune_trainer.training.batching.length_grouping import LengthGroupedSamp
 from finetune_trainer.training.batching.rank_share import RankSampler, WithFiller, shuffled
 from finetune_trainer.training.callback import RunCallback
 from finetune_trainer.training.collator import COLLATORS, collate_and_count
+from finetune_trainer.training.divergence.loss_scale import clip_scaled
 from finetune_trainer.training.engine import Engine
 from finetune_trainer.training.gradients import AccumulatedGradients, FastTrainMode, FastZeroGrad, trainable_weights
 from finetune_trainer.training.memory.tried_pass import try_pass
@@ -58,7 +59,8 @@ class QloraTrainer(SFTTrainer):
         self._evaluated = (0.0, 0)
         self.world = engine.world
         self._watch = callback.watch
-        self._watch.scales_loss = bool(args.fp16)
+        self._watch.scales_loss = engine.loss_scale is not None
+        self.accelerator.scaler = engine.loss_scale  # in GradScaler's place
 
         # TRL accepts no collator of another kind as an option.
         self.data_collator = partial(collate_and_count, COLLATORS[engine.batching.kind])
@@ -69,8 +71,7 @@ class QloraTrainer(SFTTrainer):
 
         model.train, model.zero_grad = FastTrainMode(model), FastZeroGrad(model)
         for parameter in model.parameters():
-            # TRL casts adapters of a quantised base to bfloat16; where the model computes in fp32 or fp16, they stay
-            # fp32.
+            # TRL casts adapters of a quantised base to bfloat16; where the model computes otherwise, they stay fp32.
             if parameter.requires_grad and not args.bf16:
                 parameter.data = parameter.data.float()
 
@@ -186,8 +187,7 @@ class QloraTrainer(SFTTrainer):
         """Clips the gradients of a step and returns their norm before; the watch gets it with the step's loss."""
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
         assert isinstance(optimizer, MultiTensorAdamW)
-        self.accelerator.unscale_gradients()  # fp16: they are multiplied by the loss's scale
-        norm = optimizer.clip_gradients(self.args.max_grad_norm, self.world.sum_)
+        norm = clip_scaled(optimizer, self.args.max_grad_norm, self.world.sum_, self._engine.loss_scale)
 
         self._watch.reduce_loss(self.world.sum_)
         self._watch.end_step(self.state.global_step + 1, norm)

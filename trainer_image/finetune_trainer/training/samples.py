@@ -225,9 +225,12 @@ def generate_tokens(
     ended, cache = torch.zeros(len(ids), dtype=torch.bool, device=ids.device), None
 
     for _ in range(max_tokens):
-        output = causal(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **options
-        )
+        # As in training: where the residual stream is fp32, products are not.
+        with torch.autocast(ids.device.type, torch.float16, enabled=causal.dtype is torch.float16):
+            output = causal(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+                **options,
+            )  # fmt: skip
         tokens = choose(output.logits[:, -1].float())
         yield tokens
 

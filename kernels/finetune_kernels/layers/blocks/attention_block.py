@@ -77,30 +77,38 @@ class AttentionActivations(NamedTuple):
         return cls(*tensors[:5], tuple(tensors[5:end]), tuple(tensors[end:]))  # type: ignore[call-arg, arg-type]
 
 
-def normalize(norm: Norm | None, rows: torch.Tensor) -> tuple[torch.Tensor, NormActivations]:
-    """Returns norm(rows) [T, hidden] and what its backward needs; the rows themselves if there is no norm."""
+def add_residual(out: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Returns rows + out [T, hidden] in the type of the residual stream `rows`; overwrites `out` if that is its own."""
+    return out.add_(rows) if out.dtype == rows.dtype else rows + out
+
+
+def normalize(
+    norm: Norm | None, rows: torch.Tensor, dtype: torch.dtype | None = None
+) -> tuple[torch.Tensor, NormActivations]:
+    """Returns norm(rows) [T, hidden], of `dtype` or that of the rows, and what its backward needs; the rows themselves
+    if there is no norm."""
     if norm is None:
         return rows, ()
-    _, y, rstd = rms_norm.forward(rows, norm)
+    _, y, rstd = rms_norm.forward(rows, norm, dtype=dtype)
     return y, (rows, rstd)
 
 
-def normalize_backward(norm: Norm | None, dy: torch.Tensor, saved: NormActivations) -> torch.Tensor:
-    """Gradient of `normalize`'s rows [T, hidden]."""
-    return dy if norm is None else rms_norm.backward(dy, saved[0], norm, saved[1])[0]
+def normalize_backward(norm: Norm | None, dy: torch.Tensor, saved: NormActivations, dtype: torch.dtype) -> torch.Tensor:
+    """Gradient of `normalize`'s rows [T, hidden], in `dtype`, which is the rows' own."""
+    return dy.to(dtype) if norm is None else rms_norm.backward(dy, saved[0], norm, saved[1])[0]
 
 
 def pre_norm(
-    norm: Norm | None, rows: torch.Tensor, delta: torch.Tensor | None = None
+    norm: Norm | None, rows: torch.Tensor, delta: torch.Tensor | None = None, dtype: torch.dtype | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns h = rows + delta (or rows), norm(h), both [T, hidden], and rstd [T]; without a norm, h twice and nothing.
 
-    `delta` is overwritten.
+    `delta` is overwritten. `dtype`: of norm(h); None for that of `rows`.
     """
     if norm is not None:
-        return rms_norm.forward(rows, norm, delta=delta)
-    h = rows if delta is None else delta.add_(rows)
-    return h, h, rows.new_empty(0, dtype=torch.float32)
+        return rms_norm.forward(rows, norm, delta, dtype)
+    h = rows if delta is None else add_residual(delta, rows)
+    return h, h.to(dtype or h.dtype), rows.new_empty(0, dtype=torch.float32)
 
 
 def pre_norm_backward(
@@ -108,7 +116,7 @@ def pre_norm_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the gradient of `rows` [T, hidden], the residual's added, and norm(rows) again; overwrites `dn`."""
     if norm is None:
-        return dn.add_(residual), rows
+        return add_residual(dn, residual), rows.to(dn.dtype)
     return rms_norm.backward(dn, rows, norm, rstd, residual=residual, return_y=True)
 
 
@@ -154,14 +162,14 @@ class AttentionBlock:
         """Returns what backward needs and the block's output [T, hidden], which the caller may overwrite. `again`: for
         backward, which changes nothing here."""
         # Norm and projection. Norm's output n1 is not saved: backward recomputes it beside dx.
-        _, n1, rstd = pre_norm(self.norm, inputs.x)  # [T, hidden], [T]
+        _, n1, rstd = pre_norm(self.norm, inputs.x, dtype=self.qkv.dtype)  # [T, hidden], [T]
         qkv, xa_qkv = self.qkv.forward(n1, pass_ctx.qkv)  # [T, (H + 2 H_kv) D], [T, R]
 
         rotated = self._rotate(self._without_gate(qkv), inputs.cos_sin)  # [T, (H + 2 H_kv) D]
         out, softmax = attention.forward(self.heads.split(rotated), inputs.sequences, self.params)  # [T, H, D]
 
         a, xa_o = self.o.forward(self._gated(out, qkv), pass_ctx.o)  # [T, hidden], [T, R]
-        a, post_norm = normalize(self.post_norm, a)
+        a, post_norm = normalize(self.post_norm, a, inputs.x.dtype)
         a = a if self.multiplier == 1 else a.mul_(self.multiplier)
         return AttentionActivations(rstd, qkv, xa_qkv, out, xa_o, post_norm, softmax), a
 
@@ -173,7 +181,7 @@ class AttentionBlock:
         first. `residual` is the gradient of x past the block; without it, dx is not wanted and is None."""
         # Output projection.
         da = dh if self.multiplier == 1 else dh * self.multiplier
-        da = normalize_backward(self.post_norm, da, saved.post_norm)  # [T, hidden]
+        da = normalize_backward(self.post_norm, da, saved.post_norm, self.o.dtype)  # [T, hidden]
         d_gated, d_xa = self.o.backward(da, pass_ctx.o)  # [T, H D], [T, R]
         d_o = self.o.gradients(da, self._gated(saved.out, saved.qkv), saved.xa_o, d_xa, pass_ctx.o)
 
@@ -188,7 +196,7 @@ class AttentionBlock:
             dx, n1 = pre_norm_backward(self.norm, dn1, inputs.x, saved.rstd, residual)
         else:
             dx, d_xa = None, self.qkv.d_xa(d_qkv, pass_ctx.qkv)
-            _, n1, _ = pre_norm(self.norm, inputs.x)
+            _, n1, _ = pre_norm(self.norm, inputs.x, dtype=self.qkv.dtype)
         return dx, [*self.qkv.gradients(d_qkv, n1, saved.xa_qkv, d_xa, pass_ctx.qkv), *d_o]
 
     def _split_gate(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -83,6 +83,11 @@ class MixtureBlock:
     """No family with experts has one yet."""
 
     @property
+    def dtype(self) -> torch.dtype | None:
+        """Compute type, which the norm before the block writes; None: that of the residual stream."""
+        return None
+
+    @property
     def groups(self) -> tuple[LinearGroup, ...]:
         """The groups of linear layers."""
         shared = () if self.shared is None else self.shared.groups
@@ -120,10 +125,10 @@ class MixtureBlock:
         return MixtureActivations(routes.weights, *routes.rows, y, shared_y, shared_xa, gate)
 
     def down_projection(
-        self, gate_up: MixtureActivations, pass_ctx: MixturePass
+        self, gate_up: MixtureActivations, pass_ctx: MixturePass, stream: torch.dtype | None = None
     ) -> tuple[DownActivations, torch.Tensor]:
         """Activation and down projection of all experts; returns what backward needs of the shared one and the block's
-        output [T, hidden], which the caller may overwrite."""
+        output [T, hidden], which the caller may overwrite. `stream` is for blocks with a second norm."""
         out = expert_mlp.narrow(gate_up.y, gate_up.routes, *self.experts.mixture())  # [T, hidden]
 
         down = DownActivations(out.new_empty(0), ())

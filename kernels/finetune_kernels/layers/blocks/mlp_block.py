@@ -84,6 +84,11 @@ class MlpBlock:
     """Factor of the block's output (Granite)."""
 
     @property
+    def dtype(self) -> torch.dtype | None:
+        """Compute type, which the norm before the block writes."""
+        return self.gate_up.dtype
+
+    @property
     def groups(self) -> tuple[LinearGroup, ...]:
         """The groups of linear layers."""
         return self.gate_up, self.down
@@ -107,12 +112,14 @@ class MlpBlock:
             return GateUpActivations(self.gate_up.base(n2, pass_ctx.gate_up), self.gate_up.xa(n2, pass_ctx.gate_up))
         return GateUpActivations(*self.gate_up.forward(n2, pass_ctx.gate_up))
 
-    def down_projection(self, gate_up: GateUpActivations, pass_ctx: MlpPass) -> tuple[DownActivations, torch.Tensor]:
+    def down_projection(
+        self, gate_up: GateUpActivations, pass_ctx: MlpPass, stream: torch.dtype | None = None
+    ) -> tuple[DownActivations, torch.Tensor]:
         """Activation and down projection; returns what backward needs and the block's output [T, hidden], which the
-        caller may overwrite."""
+        caller may overwrite. `stream`: type of the residual stream, which the second norm writes; None: its input's."""
         act = self._activate(gate_up, pass_ctx)  # [T, F]
         out, xa = self.down.forward(act, pass_ctx.down)  # [T, hidden], [T, R]
-        out, post_norm = normalize(self.post_norm, out)
+        out, post_norm = normalize(self.post_norm, out, stream)
         out = out if self.multiplier == 1 else out.mul_(self.multiplier)
         return DownActivations(xa, post_norm), out
 
@@ -145,7 +152,7 @@ class MlpBlock:
         if down is None and self.post_norm is not None:
             down, _ = self.down_projection(gate_up, pass_ctx)
         dm = dy if self.multiplier == 1 else dy * self.multiplier  # [T, hidden]
-        dm = dm if down is None else normalize_backward(self.post_norm, dm, down.post_norm)
+        dm = normalize_backward(self.post_norm, dm, () if down is None else down.post_norm, self.down.dtype)
 
         # Down projection. Its adapter's part of d_act is added inside the activation's kernel, too, unless that kernel
         # cannot: it knows no dropout mask and no rank over 64.

@@ -33,7 +33,7 @@ def forward_in_tiles(
     with mlp.gate_up.frozen.dequantized(), mlp.down.frozen.dequantized():
         for rows in _tiles(h.shape[0]):
             tile_ctx = pass_ctx.from_row(rows.start)
-            down, out = mlp.down_projection(mlp.gate_up_projection(n2[rows], tile_ctx), tile_ctx)
+            down, out = mlp.down_projection(mlp.gate_up_projection(n2[rows], tile_ctx), tile_ctx, h.dtype)
             torch.add(out, h[rows], out=y[rows])
             if save_down:
                 parts.append(down)
@@ -50,7 +50,7 @@ def backward_in_tiles(
 
     with mlp.gate_up.frozen.dequantized(), mlp.down.frozen.dequantized():
         for rows in _tiles(h.shape[0]):
-            _, n2, _ = pre_norm(mlp.norm, h[rows])  # [tile, hidden]
+            _, n2, _ = pre_norm(mlp.norm, h[rows], dtype=mlp.dtype)  # [tile, hidden]
             tile_ctx = pass_ctx.from_row(rows.start)
             tile = SavedMlp(h[rows], saved.rstd[rows], mlp.gate_up_projection(n2, tile_ctx), _cut(saved.down, rows))
             dh[rows], gradients = mlp.backward(dy[rows], tile, tile_ctx, residual=dy[rows])

@@ -24,25 +24,27 @@ from finetune_trainer.distributed.world import ALONE
 from finetune_trainer.model.family_table import model_families
 from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.training import engine
+from finetune_trainer.training.loaded_model import DTYPES
 from finetune_trainer.training.memory.room import Room
 
 CARD = Room(base=0, total=80 * 2**30, host=64 * 2**30, rates=Rates(products=3e14, decoding=6e11, copying=2e10))
 
 
-def build_engine(model_type: str) -> engine.Engine:
+def build_engine(model_type: str, precision: Precision = Precision.BF16) -> engine.Engine:
     """Return the engine that a run of a tiny model would have on a card of 80 GiB.
 
     Raises AssertionError if its attention is not what the memory plan takes it for.
     """
-    model = tiny_architecture(model_type).to(torch.bfloat16)
-    return put_engine_into(inject_adapter(model, AdapterSpec(target_modules=(ALL_LINEAR,), rank=2), seed=0).model)
+    model = tiny_architecture(model_type).to(DTYPES[precision])
+    adapted = inject_adapter(model, AdapterSpec(target_modules=(ALL_LINEAR,), rank=2), seed=0).model
+    return put_engine_into(adapted, precision)
 
 
-def put_engine_into(model: Any) -> engine.Engine:
+def put_engine_into(model: Any, precision: Precision = Precision.BF16) -> engine.Engine:
     """Return the engine that a peft model would have on such a card; its kernels are in the model."""
     model_type = causal_model(model).config.model_type
     loaded: Any = SimpleNamespace(
-        device=torch.device("cuda"), precision=Precision.BF16, architecture=model_type, window=None,
+        device=torch.device("cuda"), precision=precision, dtype=DTYPES[precision], architecture=model_type, window=None,
         streamed=HostLayers([]),
     )  # fmt: skip
     with (

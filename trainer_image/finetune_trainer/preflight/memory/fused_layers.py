@@ -11,6 +11,6 @@ def why_not_fused(config: RunConfig, model: Any) -> str | None:
     """The setting, or the part of the model's configuration, for which layers are not fused; None if they are."""
     if config.adapter.variant is AdapterVariant.DORA and config.adapter.dropout > 0:
         return "spec.adapter.variant: DoRA with spec.adapter.dropout"
-    if config.training.precision in (Precision.FP16, Precision.FP32):
+    if config.training.precision is Precision.FP32:
         return f"spec.training.precision: {config.training.precision}"
     return why_not_described(model)

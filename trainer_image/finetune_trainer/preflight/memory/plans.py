@@ -5,10 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 from finetune_api.run_config import RunConfig
-from finetune_api.vocabulary import AdapterVariant, MemoryMode, Parallelism, Quantization
+from finetune_api.vocabulary import AdapterVariant, MemoryMode, Parallelism, Precision, Quantization
 from finetune_kernels.planning.described_shape import shape_from_config
+from finetune_kernels.planning.fp16_shape import in_fp16
 from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory
-from finetune_kernels.planning.micro_batch import MicroBatch, choose_micro_batch
+from finetune_kernels.planning.micro_batch import choose_micro_batch, written_micro_batch
 from finetune_kernels.planning.model_shape import (
     ModelShape,
     let_stream,
@@ -51,6 +52,8 @@ class Plans:
 
         if shape is None:
             return None
+        if config.training.precision is Precision.FP16:
+            shape = in_fp16(shape, model)
         shape = with_new_tokens(shape, model, len(config.model.new_tokens))
         double = config.model.double_quantization
         base = loaded_bytes(model, shape, double_quantized=double)
@@ -85,16 +88,13 @@ class Plans:
 def rows_of(config: RunConfig, plans: Plans, total: int) -> int:
     """Sequences in one micro-batch; if the job leaves them open, the plan's choice."""
     training, length = config.training, config.model.max_sequence_length
-    if training.batch_size is not None:
-        batch = MicroBatch(training.batch_size, training.gradient_accumulation)
-    else:
-        batch = choose_micro_batch(
-            plans.shape,
-            training.sequences_per_step(),
-            length,
-            training.memory,
-            lambda tokens: plans.at(tokens, training.memory, total),
-        )
+    batch = written_micro_batch(training) or choose_micro_batch(
+        plans.shape,
+        training.sequences_per_step(),
+        length,
+        training.memory,
+        lambda tokens: plans.at(tokens, training.memory, total),
+    )
     return split_batch(batch, config.processes).size
 
 

@@ -20,6 +20,10 @@ from finetune_trainer.training.divergence.loss_history import LossHistory
 
 MAX_SKIPPED_STEPS = 24
 """Overflows in succession that loss scaling explains: it begins at 2^16 and halves each time, down to 2^-8 here."""
+BEYOND_FP16 = (
+    ": the run computes in FP16, which ends at 65,504; if the model goes beyond, write spec.training.precision: FP32, "
+    "or choose a card that has BF16 (Ampere or later)"
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ class StepWatch:
         """Raises TrainerError for a loss or norm that is no number, a zero gradient, and a loss that has exploded."""
         loss, norm = numbers.tolist()
         if not math.isfinite(loss):
-            raise TrainerError(FailureReason.NON_FINITE_LOSS, f"the loss is {loss} at step {step}")
+            cause = BEYOND_FP16 if self.scales_loss else ""
+            raise TrainerError(FailureReason.NON_FINITE_LOSS, f"the loss is {loss} at step {step}{cause}")
 
         self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
         if self._skipped > (MAX_SKIPPED_STEPS if self.scales_loss else 0):

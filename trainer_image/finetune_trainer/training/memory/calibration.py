@@ -27,12 +27,12 @@ DECODED = 8
 """Decodings that are timed together: one takes ten microseconds."""
 
 
-def calibrated(room: Room, device: torch.device, world: World) -> Room:
+def calibrated(room: Room, device: torch.device, world: World, dtype: torch.dtype = torch.bfloat16) -> Room:
     """Returns `room` with the rates of the slowest of all processes, so that all plan alike; with those that it has if
-    one of them cannot measure."""
+    one of them cannot measure. `dtype`: the run's compute type."""
     begin = time.monotonic()
     try:
-        own = astuple(measure_rates(device))
+        own = astuple(measure_rates(device, dtype))
     except RuntimeError as error:  # no memory, too
         log.warning("the speeds of this machine cannot be measured: %s", error)
         own = (0.0, 0.0, 0.0)
@@ -45,18 +45,18 @@ def calibrated(room: Room, device: torch.device, world: World) -> Room:
     return replace(room, rates=slowest.rounded())
 
 
-def measure_rates(device: torch.device) -> Rates:
+def measure_rates(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Rates:
     """Measures the rates of a GPU; leaves no memory behind. Raises RuntimeError."""
     try:
-        return _measure(device)
+        return _measure(device, dtype)
     finally:
         torch.cuda.empty_cache()
 
 
-def _measure(device: torch.device) -> Rates:
+def _measure(device: torch.device, dtype: torch.dtype) -> Rates:
     # Numbers of a generator of their own: the run's is left as it is.
     draw = torch.Generator(device).manual_seed(0)
-    x, w = (torch.randn(SIZE, SIZE, dtype=torch.bfloat16, device=device, generator=draw) for _ in (0, 1))
+    x, w = (torch.randn(SIZE, SIZE, dtype=dtype, device=device, generator=draw) for _ in (0, 1))
     out = torch.empty_like(x)
     packed, state = quantize_4bit(w, quant_type="nf4", compress_statistics=True)
     host = torch.empty(COPIED_BYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from finetune_api.vocabulary import Precision
 from finetune_kernels.layers.supervised_loss import causal_model
+from finetune_kernels.planning.fp16_shape import in_fp16
 from finetune_kernels.planning.model_shape import ModelShape, ParameterCounts, build_shape, let_stream
 from finetune_kernels.vocabulary.host_vocabulary import movable_bytes
 from finetune_trainer.training.loaded_model import LoadedModel
@@ -15,6 +17,8 @@ from finetune_trainer.training.loaded_model import LoadedModel
 def loaded_shape(model: Any, loaded: LoadedModel, *, double_quantized: bool) -> ModelShape:
     """Sizes of a peft model over the base `loaded`, with those of weights that are not on the GPU all the time."""
     shape = model_shape(model)
+    if loaded.precision is Precision.FP16:
+        shape = in_fp16(shape, causal_model(model).config.get_text_config())
     if loaded.window is not None:
         return replace(shape, gathered_bytes=loaded.window.window_bytes)
     if loaded.streamed.limit == shape.layers:
