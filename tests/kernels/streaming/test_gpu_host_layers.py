@@ -8,8 +8,8 @@ import torch
 
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.streaming import host_tensors
-from finetune_kernels.streaming.host_tensors import HostTensors, Slot
+from finetune_kernels.streaming.host_layers import HostLayers
+from finetune_kernels.streaming.host_tensors import PIECE, HostTensors, Slot
 from finetune_test_kernels.quantized_layers import quantized_model, stream
 from finetune_test_kernels.small_layers import one_pass
 
@@ -90,17 +90,16 @@ def test_slow_layers_are_not_overwritten(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_two_layers_are_all_that_the_gpu_holds() -> None:
-    before = torch.cuda.memory_allocated()
-    resident = make(streamed=False)
-    whole = torch.cuda.memory_allocated() - before
-    del resident
-    before = torch.cuda.memory_allocated()
-    model = quantized_model(LAYERS, torch.bfloat16, HIDDEN)
-    streamed = stream(model, LAYERS)
-    kept = torch.cuda.memory_allocated() - before
+    def allocated_by(count: int) -> tuple[int, HostLayers]:
+        before = torch.cuda.memory_allocated()
+        model = quantized_model(LAYERS, torch.bfloat16, HIDDEN)
+        streamed = stream(model, count)
+        return torch.cuda.memory_allocated() - before, streamed
 
+    whole, _ = allocated_by(0)
+    kept, streamed = allocated_by(LAYERS)
     saved = streamed.host_bytes - streamed.slot_bytes
     assert saved == streamed.host_bytes * (LAYERS - 2) // LAYERS
     assert whole - kept == pytest.approx(saved, rel=0.05)
     assert all(piece.is_pinned() for layer in streamed._layers for piece in layer._pieces)
-    assert host_tensors.PIECE & (host_tensors.PIECE - 1) == 0, "PyTorch rounds pinned buffers up to powers of two"
+    assert PIECE & (PIECE - 1) == 0, "PyTorch rounds pinned buffers up to powers of two"

@@ -18,12 +18,12 @@ from finetune_trainer.training.memory import loaded_shape
 
 pytestmark = pytest.mark.gpu
 run_config, trained, chat_file = tiny_runs.run_config, gpu_runs.trained, tiny_runs.chat_file
-LAYERS = 16
-# 4 MiB a layer in NF4, 16 MiB decoded.
-WIDE = {"hidden_size": 1024, "num_hidden_layers": LAYERS, "intermediate_size": 2048}
+LAYERS = 12
+# 12 MiB a layer in NF4.
+WIDE = {"hidden_size": 2048, "num_hidden_layers": LAYERS, "intermediate_size": 2048}
 TRAINING = {"maxSteps": 5, "batchSize": 1, "gradientAccumulation": 2, "memory": "Smallest", "evaluationSteps": 5}
-PEAK = 1.1
-"""Measured peak over the predicted one, at most."""
+BESIDE = 96 << 20
+"""Bytes that a plan does not count, such as cuBLAS's workspaces; ten layers that are not on the GPU are 130 MB."""
 TOLERANCE = 1e-4
 """Relative difference of losses, at least: attention adds in any order. A layer in another's place changes them by more
 than a tenth."""
@@ -32,6 +32,7 @@ than a tenth."""
 def run(config: RunConfig, folder: Path) -> gpu_runs.Run:
     gc.collect()  # the model of the run before
     torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
     return gpu_runs.run(config, folder)
 
 
@@ -42,13 +43,14 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def chosen(monkeypatch: pytest.MonkeyPatch) -> list[MemoryPlan]:
-    """The memory plans of the runs, in their order; the peak is measured from there on, without the loading."""
-    found: list[MemoryPlan] = []
+def chosen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[MemoryPlan, int]]:
+    """The memory plans of the runs, in their order, with the peak of the loading; from there on another peak is
+    measured."""
+    found: list[tuple[MemoryPlan, int]] = []
     describe = engine.describe_plan
 
     def note(plan: MemoryPlan) -> str:
-        found.append(plan)
+        found.append((plan, torch.cuda.max_memory_allocated()))
         torch.cuda.reset_peak_memory_stats()
         return describe(plan)
 
@@ -57,7 +59,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[MemoryPlan]:
 
 
 def test_a_streamed_run_is_a_resident_one_in_less_memory(
-    run_config: tiny_runs.Builder, tmp_path: Path, trained: list[list[float]], chosen: list[MemoryPlan],
+    run_config: tiny_runs.Builder, tmp_path: Path, trained: list[list[float]], chosen: list[tuple[MemoryPlan, int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     config = run_config(training=TRAINING, dataset={"evaluation": {"fraction": 0.2}})
@@ -71,20 +73,23 @@ def test_a_streamed_run_is_a_resident_one_in_less_memory(
     _, resident = run(config, tmp_path / "resident")
     _, again = run(config, tmp_path / "again")
 
-    assert [plan.streamed_layers for plan in chosen] == [LAYERS, 0, 0]
+    plans_of_runs, loading = zip(*chosen, strict=True)
+    assert [plan.streamed_layers for plan in plans_of_runs] == [LAYERS, 0, 0]
     noise = gpu_runs.largest_difference(trained[2], trained[1])
     difference = gpu_runs.largest_difference(trained[0], trained[1])
     print("differences of two resident runs, and of a streamed one:", noise, difference)
     assert difference <= max(2 * noise, TOLERANCE)
 
-    saved = chosen[1].peak_bytes - chosen[0].peak_bytes
-    assert saved == (LAYERS - 2) * chosen[0].streamed_bytes // LAYERS
+    saved = plans_of_runs[1].peak_bytes - plans_of_runs[0].peak_bytes
+    assert saved == pytest.approx((LAYERS - 2) / LAYERS * plans_of_runs[0].streamed_bytes, rel=0.05)
+    print("peaks while loading:", loading)
+    assert loading[1] - loading[0] > 0.5 * saved, "never whole on the card, while it is loaded either"
     peaks = []
     for each in (streamed, resident, again):
         assert each.memory is not None
         assert each.memory.mode is MemoryMode.SMALLEST
         assert each.memory.measured_peak_bytes is not None
-        assert each.memory.measured_peak_bytes <= PEAK * each.memory.predicted_peak_bytes
+        assert each.memory.measured_peak_bytes <= each.memory.predicted_peak_bytes + BESIDE
         peaks.append(each.memory.measured_peak_bytes)
     print("peaks:", peaks, "predicted to save:", saved)
     assert peaks[1] - peaks[0] > 0.8 * saved
