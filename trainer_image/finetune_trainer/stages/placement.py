@@ -56,7 +56,7 @@ def placement_of(config: RunConfig, base: Path, rank: int, size: int) -> Placeme
 
     device = choose_device(config.gpus)
     is_planned = device.type == "cuda" and config.kernels
-    if not is_planned or resolve_precision(config.training.precision, device) is not Precision.BF16:
+    if not is_planned or resolve_precision(config.training.precision, device) is Precision.FP32:
         return None  # no memory plan, which would count the layers
 
     room = host_room(free_memory(), max(1, config.gpus), PROCESS_BYTES)

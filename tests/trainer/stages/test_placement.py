@@ -1,0 +1,70 @@
+"""Where a base lies is settled by the card and the host's memory, before it is loaded."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from finetune_api.vocabulary import Parallelism, Precision
+from finetune_test_models.minimal_run import minimal_run
+from finetune_trainer.stages import placement
+from finetune_trainer.stages.placement import placement_of
+from finetune_trainer.stages.streamed_loading import InHostMemory, Placement, Share
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration of a 70B model; no weights are read."""
+    folder = tmp_path_factory.mktemp("base")
+    kind: Any = LlamaConfig
+    kind(
+        hidden_size=8192, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8, intermediate_size=28672,
+        vocab_size=128256, architectures=["LlamaForCausalLM"],
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def settle(base: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Settles a job's placement on a machine of a card and a host of so many GiB."""
+    monkeypatch.setattr(placement, "choose_device", lambda gpus: torch.device("cuda" if gpus else "cpu"))
+    monkeypatch.setattr(
+        placement, "resolve_precision", lambda asked, _: asked if asked is not Precision.AUTO else Precision.BF16
+    )
+
+    def on(card: int, host: int = 64, *, gpus: int = 1, **sections: Any) -> Placement | None:
+        monkeypatch.setattr(placement, "available_bytes", lambda device: card * GIB)
+        monkeypatch.setattr(placement, "free_memory", lambda: host * GIB)
+        shape: dict[str, Any] = {"training": {"batchSize": 1}, "model": {"maxSequenceLength": 2048}}
+        fields = {name: shape.get(name, {}) | sections.get(name, {}) for name in shape | sections}
+        config = minimal_run(None, **fields).model_copy(update={"gpus": gpus})
+        return placement_of(config, base, 1, 2)
+
+    return on
+
+
+def test_a_base_that_does_not_fit_streams_as_far_as_it_must(settle: Any) -> None:
+    layers = [settle(card).layers for card in (12, 24, 32)]
+    print("layers in host memory:", layers)
+    assert layers == sorted(layers, reverse=True)
+    assert layers[1] > 30
+    assert settle(80) is None
+    assert settle(80, training={"memory": "Smallest"}) == InHostMemory(80)
+    assert settle(80, host=6, training={"memory": "Smallest"}) is None, "layers' inputs save more"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"gpus": 0}, {"training": {"precision": "FP32"}}, {"adapter": {"variant": "DoRA"}}],
+    ids=str,
+)
+def test_without_a_plan_by_layers_a_base_stays_whole(settle: Any, options: dict[str, Any]) -> None:
+    assert settle(24, **options) is None
+
+
+def test_a_base_that_is_shared_out_does_not_stream(settle: Any) -> None:
+    assert settle(24, training={"parallelism": Parallelism.SHARDED}) == Share(1, 2)
