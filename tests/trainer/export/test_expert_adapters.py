@@ -30,6 +30,8 @@ from finetune_trainer.training.losses import supervised_loss
 texts, tiny_base, chat_file, run_config = (
     tiny_runs.texts, tiny_runs.tiny_base, tiny_runs.chat_file, tiny_runs.run_config,
 )  # fmt: skip
+HYBRIDS = ("qwen3_5_moe_text", "qwen3_next", "granitemoehybrid", "nemotron_h")
+"""Types with other mixers beside experts; files of Nemotron H name their layers as transformers does not."""
 IDS = torch.randint(3, 500, (1, 24), generator=torch.Generator().manual_seed(2))
 
 
@@ -60,7 +62,7 @@ def plain(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("model_type", MIXTURES)
+@pytest.mark.parametrize("model_type", [*MIXTURES, *HYBRIDS])
 def test_merged_files_compute_what_was_trained(
     model_type: str, run_config: tiny_runs.Builder, texts: list[str], tmp_path: Path
 ) -> None:
@@ -80,10 +82,10 @@ def test_merged_files_compute_what_was_trained(
     assert rounded.keys() == whole.keys() == load_all(base).keys(), "the original's tensors and no others"
     assert all(torch.equal(rounded[name], whole[name].bfloat16()) for name in whole)
 
-    # Without the experts' part of the adapter it is another model.
-    path = adapter / "adapter_model.safetensors"
+    # Without the part of the adapter that is on experts, or in Nemotron H on Mamba, it is another model.
+    path, part = adapter / "adapter_model.safetensors", "in_proj" if model_type == "nemotron_h" else "experts"
     factors = load_file(path)
-    attention = {name: value for name, value in factors.items() if "experts" not in name}
+    attention = {name: value for name, value in factors.items() if part not in name}
     assert 0 < len(attention) < len(factors)
     save_file(attention, path)
     assert (logits(plain(merged_in_fp32(base, adapter, exact))) - expected).abs().max() > 0.1 * effect

@@ -20,10 +20,10 @@ MERGEABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "experts beside which nothing has a barred name": ("mixtral", ALL),
     "experts in matrices of their own": ("qwen3_moe", ALL),
     "default targets beside renamed layers": ("kimi_linear", DEFAULT_TARGETS),
+    "a renamed prefix": ("nemotron_h", ALL),
 }
 REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     "a renamed layer": ("kimi_linear", ALL),
-    "a renamed prefix": ("nemotron_h", DEFAULT_TARGETS),
     "a block that layers share": ("zamba2", DEFAULT_TARGETS),
     "weights as [in, out]": ("gpt2", ALL),
 }

@@ -29,7 +29,6 @@ UNMERGEABLE: dict[str, frozenset[str]] = {
         "inkling2_text": "q_proj k_proj v_proj r_proj o_proj sink_proj weight_proj",
         "kimi_linear": "f_a_proj f_b_proj",
         "lfm3": "g_proj",
-        "nemotron_h": "in_proj out_proj up_proj down_proj q_proj k_proj v_proj o_proj",
         # One tensor for the blocks of several layers, each of which gets an adapter.
         "zamba": "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj",
         "zamba2": "q_proj k_proj v_proj o_proj gate_up_proj down_proj 0 1",

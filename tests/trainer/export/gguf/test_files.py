@@ -1,5 +1,6 @@
 """Contents of GGUF files, read back by the `gguf` package: every tensor's values, and metadata that loaders need."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,8 @@ def test_an_unknown_architecture_is_refused_before_anything_is_written(tmp_path:
 
 
 def test_stacks_of_experts_are_the_same_file_as_a_matrix_for_each(tmp_path: Path, texts: list[str]) -> None:
-    """Qwen 3.5's mixtures are published with stacks, and saved by transformers without."""
+    """Qwen 3.5's mixtures are published with stacks, and saved by transformers without; their config.json need not have
+    the width of an MLP that no layer has."""
     base = make_family_model("qwen3.5-moe", tmp_path / "base", texts, num_hidden_layers=4)
     weights = load_file(base / "model.safetensors")
     single = read(base, tmp_path / "single", "F16")["F16"]
@@ -139,7 +141,11 @@ def test_stacks_of_experts_are_the_same_file_as_a_matrix_for_each(tmp_path: Path
         weights[f"{block}.down_proj"] = parts["down"]
     assert not [name for name in weights if ".experts.0." in name]
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((base / "config.json").read_text())
+    assert config.pop("intermediate_size")
+    (base / "config.json").write_text(json.dumps(config))
 
     stacked = read(base, tmp_path / "stacked", "F16")["F16"]
     assert different_tensors((stacked, single)) == []
     assert "blk.3.ffn_down_exps.weight" in {each.name for each in stacked.tensors}
+    assert single.fields.keys() - stacked.fields.keys() == {"qwen35moe.feed_forward_length"}

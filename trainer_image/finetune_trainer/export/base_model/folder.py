@@ -41,6 +41,9 @@ from finetune_trainer.model.multimodal import is_multimodal, name_in_language_mo
 from finetune_trainer.model.weight_files import INDEX_NAME, list_weights_below
 
 QUANTIZATION = "quantization_config"
+PREFIXES = {"nemotron_h": ("model.", "backbone.")}
+"""`model_type` -> how names of layers begin in transformers' class, and how in published files. transformers saves them
+as published."""
 OTHER_FILES = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
 
 
@@ -71,8 +74,18 @@ class BaseModel:
         return sorted({tensor.format.value for tensor in self.tensors if isinstance(tensor, PackedTensor)})
 
     def name_of(self, adapted: str) -> str:
-        """The name here of a tensor that an adapter names as transformers' class of the whole checkpoint does."""
-        return adapted if self.whole is None else name_in_language_model(adapted)
+        """The name here of a tensor that an adapter names as transformers' class does, which renames some of them while
+        it loads them."""
+        if self.whole is not None:
+            return name_in_language_model(adapted)
+
+        loaded, published = PREFIXES.get(self.config.get("model_type", ""), ("", ""))
+        renamed = published + adapted.removeprefix(loaded)
+        return renamed if adapted.startswith(loaded) and renamed in self._names else adapted
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(tensor.name for tensor in self.tensors)
 
     @property
     def shapes(self) -> list[tuple[str, tuple[int, ...]]]:

@@ -34,7 +34,10 @@ def check_sizes(config: Mapping[str, Any], shapes: Shapes | None) -> None:
 
     None: the tensors are not known.
     """
-    wrong = [f"{key}: {config.get(key)!r}" for key in _COUNTS if not _is_count(config.get(key))]
+    # Where every layer has experts, there may be no width of another MLP (Qwen 3.5 MoE).
+    left_out = {"intermediate_size"} - config.keys() if _is_count(config.get("moe_intermediate_size")) else set()
+    needed = [key for key in _COUNTS if key not in left_out]
+    wrong = [f"{key}: {config.get(key)!r}" for key in needed if not _is_count(config.get(key))]
     if wrong:
         raise InvalidBaseError(f"config.json must have a whole number from 1 to {_MAX_COUNT} for {'; '.join(wrong)}")
 

@@ -25,7 +25,8 @@ def add_hyperparameters(writer: GGUFWriter, family: GgufFamily, config: Mapping[
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(_feed_forward_length(family, config))
+    if (width := _feed_forward_length(family, config)) is not None:
+        writer.add_feed_forward_length(width)
     writer.add_head_count(config["num_attention_heads"])
     # Latent attention has one key and value head, which every query head reads.
     writer.add_head_count_kv(1 if family.latent_attention else count_kv_heads(family, config))
@@ -51,11 +52,13 @@ def add_hyperparameters(writer: GGUFWriter, family: GgufFamily, config: Mapping[
     add_state_layers(writer, family, config)
 
 
-def _feed_forward_length(family: GgufFamily, config: Mapping[str, Any]) -> int | list[int]:
+def _feed_forward_length(family: GgufFamily, config: Mapping[str, Any]) -> int | list[int] | None:
     """Width of MLPs outside experts, of each layer if they differ; LFM2 takes two thirds of the setting, in whole
-    blocks."""
+    blocks. None for a configuration that has none, as every layer has experts."""
     if family.layer_sizes:
         return mlp_width_of_layers(config)
+    if family.feed_forward not in config:
+        return None
 
     width = int(config[family.feed_forward])
     if not config.get("block_auto_adjust_ff_dim"):
