@@ -72,6 +72,22 @@ class HostTensors:
         """Bytes in host memory."""
         return sum(piece.numel() for piece in self._pieces)
 
+    @property
+    def storage_key(self) -> int:
+        """`storage_key` of the tensors while they have no storage."""
+        return storage_key(self._nowhere[0])
+
+    def content_of(self, value: torch.Tensor) -> torch.Tensor:
+        """Returns the content, on the CPU, of a view of the tensors that has no storage now; its `storage_key` is this
+        one's."""
+        begin = value.storage_offset() * value.element_size()
+        end = begin + value.nbytes
+        parts = [
+            piece[max(0, begin - at) : max(0, end - at)]
+            for at, piece in zip(range(0, end, PIECE), self._pieces, strict=False)
+        ]
+        return torch.cat(parts).view(value.dtype).view(value.shape)
+
     def use_slot(self, slot: Slot) -> None:
         """Gives the tensors their place; they must not be in another one."""
         self._slot, self._there = slot, views_in(slot.buffer, self._tensors)
@@ -105,3 +121,8 @@ class HostTensors:
     def _point_to(self, views: Sequence[torch.Tensor]) -> None:
         for tensor, view in zip(self._tensors, views, strict=True):
             tensor.data = view
+
+
+def storage_key(tensor: torch.Tensor) -> int:
+    """A number that all views of one storage have, empty or not, and no other tensor."""
+    return int(tensor.untyped_storage()._cdata)

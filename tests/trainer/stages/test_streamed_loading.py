@@ -13,6 +13,7 @@ from transformers import modeling_utils
 from finetune_api.spec.inputs import ModelSpec
 from finetune_api.vocabulary import Precision
 from finetune_kernels.primitives import nf4
+from finetune_kernels.streaming import host_tensors
 from finetune_kernels.streaming.host_tensors import HostTensors
 from finetune_test_models.tiny_model import make_tiny_model
 from finetune_trainer.errors import TrainerError
@@ -74,13 +75,16 @@ def test_a_streamed_base_is_the_same_and_is_never_whole_on_its_device(
     assert torch.equal(logits(streamed), expected)
 
 
-def test_a_streamed_base_comes_from_the_copy_in_nf4(
+def test_a_streamed_base_makes_the_copy_in_nf4_and_comes_from_it(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copies = Nf4Copies(tmp_path / "copies", "digest")
+    monkeypatch.setattr(host_tensors, "PIECE", 1 << 14)  # smaller than a weight, which then lies in several
+    copies, others = (Nf4Copies(tmp_path / name, "digest") for name in ("streamed", "resident"))
     load(base, LAYERS, copies)
-    assert not copies.folder.exists(), "layers in host memory are not a copy"
-    resident = load(base, 0, copies)
+    resident = load(base, 0, others)
+    (made,), (expected,) = copies.folder.iterdir(), others.folder.iterdir()
+    assert made.read_bytes() == expected.read_bytes()
+
     monkeypatch.setattr(model_loading._Weights, "_load_files", lambda self: pytest.fail("the shards are read"))
     streamed = load(base, LAYERS, copies)
     assert len(streamed.streamed) == LAYERS

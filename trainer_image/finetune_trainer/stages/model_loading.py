@@ -36,7 +36,7 @@ from finetune_trainer.model.published_weights import published_below
 from finetune_trainer.model.safetensors_header import TensorHeader
 from finetune_trainer.stages.expert_loading import adopt_experts, quantization_config
 from finetune_trainer.stages.nf4_copy import Nf4Copies
-from finetune_trainer.stages.streamed_loading import Placement, TakenLayers, decoder_layers, taking_layers
+from finetune_trainer.stages.streamed_loading import Placement, Share, TakenLayers, decoder_layers, taking_layers
 from finetune_trainer.stages.vocabulary_growth import grow_vocabulary
 from finetune_trainer.training.loaded_model import DTYPES, LoadedModel
 
@@ -119,7 +119,8 @@ class _Weights:
     ) -> tuple[Any, Collection[str], TakenLayers | None]:
         """Returns the model, the names of parameters that the files lack, and the layers that were taken elsewhere.
 
-        It comes from its copy in NF4 if there is one; a process that has the whole model makes one if there is none.
+        It comes from its copy in NF4 if there is one. If there is none, a process that has the whole model makes it,
+        wherever the model lies.
         """
         copy = None if copies is None else copies.copy_of(self.quantization, self.dtype, self.device)
         if copy is not None:
@@ -130,8 +131,8 @@ class _Weights:
 
         with taking_layers(placement) if placement else nullcontext() as taken:
             model, missing = self._load_files()
-        if copy is not None and copy.is_made and placement is None and not missing:
-            copy.save(model)
+        if copy is not None and copy.is_made and not isinstance(placement, Share) and not missing:
+            copy.save(model, taken.content_of if taken else None)
         return model, missing, taken
 
     def _load_files(self) -> tuple[Any, Collection[str]]:

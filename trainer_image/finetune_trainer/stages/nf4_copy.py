@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig
 
+from finetune_kernels.streaming.host_tensors import storage_key
 from finetune_trainer.errors import InterruptedRunError
 from finetune_trainer.export.base_model.causal_model import load_from_tensors
 from finetune_trainer.export.tensor_io.checked_tensors import (
@@ -39,6 +40,7 @@ FORMAT = "1"
 LIBRARIES = ("bitsandbytes", "transformers")
 ABANDONED_SECONDS = 24 * 3600
 """Age at which an unfinished file has no writer any more."""
+ContentOf = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -115,11 +117,14 @@ class Nf4Copy:
             raise DamagedFileError(f"its tensors are not the model's: {wrong}")
         return model
 
-    def save(self, model: Any) -> None:
-        """Writes the copy of a model that has just been loaded from its own files. A disk that does not take it costs
-        the copy only, and the log says so."""
+    def save(self, model: Any, content_of: ContentOf | None = None) -> None:
+        """Writes the copy of a model that has just been loaded from its own files. `content_of` gives a tensor's
+        content, of a model some of whose layers wait in host memory. A disk that does not take it costs the copy only,
+        and the log says so."""
         begin, folder = time.monotonic(), self.path.parent
-        tensors = _tensors_of(model)
+        tensors: Mapping[str, torch.Tensor] = _tensors_of(model)
+        if content_of is not None:
+            tensors = _Contents(tensors, content_of)
         needed = sum(value.nbytes for value in tensors.values())
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -138,12 +143,28 @@ class Nf4Copy:
         log.info("kept a copy of the base model in NF4: %s in %.1f s, %s", format_size(needed), spent, self.path)
 
 
+class _Contents(Mapping[str, torch.Tensor]):
+    """Tensors whose contents are asked for one at a time."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], content_of: ContentOf) -> None:
+        self._tensors, self._content_of = tensors, content_of
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._content_of(self._tensors[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
 def _tensors_of(model: Any) -> dict[str, torch.Tensor]:
     """The model's tensors by name, without the other names of one that it uses twice."""
     found: dict[str, torch.Tensor] = {}
-    places: set[tuple[int, tuple[int, ...]]] = set()
+    places: set[tuple[int, int, tuple[int, ...]]] = set()
     for name, value in model.state_dict().items():
-        place = value.data_ptr(), tuple(value.shape)
+        place = storage_key(value), value.storage_offset(), tuple(value.shape)
         if not value.numel() or place not in places:
             found[name] = value
         places.add(place)

@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from bitsandbytes.nn.modules import Linear4bit
 from torch import nn
 from torch.nn.modules.module import (
@@ -22,7 +23,7 @@ from transformers import modeling_utils
 from finetune_api.failures import FailureReason
 from finetune_kernels.streaming.frozen_tensors import nf4_tensors
 from finetune_kernels.streaming.host_layers import HostLayers
-from finetune_kernels.streaming.host_tensors import HostTensors
+from finetune_kernels.streaming.host_tensors import HostTensors, storage_key
 from finetune_kernels.streaming.layer_window import LayerWindow
 from finetune_kernels.streaming.sharded_tensors import ShardedTensors
 from finetune_trainer.errors import TrainerError
@@ -107,6 +108,12 @@ class TakenLayers:
             _check_taken(model, modules, self._in_host_memory, "a base that no GPU holds", "use a larger GPU")
             streamed.adopt([self._in_host_memory[module] for module in modules])
         return streamed
+
+    def content_of(self, value: torch.Tensor) -> torch.Tensor:
+        """Returns the content of one of the loaded model's tensors: on the CPU, if it waits in host memory."""
+        keys = {layer.storage_key: layer for layer in self._in_host_memory.values()}
+        layer = keys.get(storage_key(value))
+        return value if layer is None else layer.content_of(value)
 
     def _layer_of(self, module: nn.Module) -> nn.Module | None:
         """The decoder layer that a module is part of: the outermost one that stands in a list."""
