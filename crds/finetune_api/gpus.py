@@ -13,6 +13,9 @@ PRODUCT_LABEL = "nvidia.com/gpu.product"
 MEMORY_LABEL = "nvidia.com/gpu.memory"
 COUNT_LABEL = "nvidia.com/gpu.count"
 DRIVER_LABEL = "nvidia.com/cuda.driver-version.major"
+CAPABILITY_LABELS = ("nvidia.com/gpu.compute.major", "nvidia.com/gpu.compute.minor")
+OLDEST_CAPABILITY, BF16_CAPABILITY = 7.5, 8.0
+"""Compute capability of the oldest cards that CUDA 13 knows (Turing), and of those that multiply bfloat16 (Ampere)."""
 _WHOLE_DRIVER_LABEL = "nvidia.com/cuda.driver-version.full"
 _MEBIBYTE, _GIBIBYTE = 1 << 20, 1 << 30
 _UNITS = {unit: 1000**power for power, unit in enumerate(("", "k", "M", "G", "T", "P"))} | {
@@ -74,6 +77,15 @@ _WATTS: Mapping[str, int] = {
     "Tesla-V100-SXM2-16GB": 300,
     "Tesla-T4": 70,
 }
+_OLD_CARDS = (
+    (re.compile(r"\bT4\b|GeForce-RTX-20\d\d|GTX-16\d\d|Quadro-RTX|TITAN-RTX|\bT(?:400|600|1000|1200|2000)\b"), 7.5),
+    (re.compile(r"V100|TITAN-V\b|GV100"), 7.0),
+    (re.compile(r"\bP(?:100|40|6|4)\b|GTX-10\d\d|TITAN-X|Quadro-G?P\d"), 6.0),
+    (re.compile(r"\bM(?:60|40|10|6|4)\b|GTX-9\d\d|Quadro-M\d"), 5.0),
+    (re.compile(r"\bK(?:80|40|20)"), 3.5),
+)
+"""Names of products before Ampere, by generation: Turing, Volta, Pascal, Maxwell, Kepler. Within one generation minor
+versions differ, which nothing depends on."""
 _PARTITION = re.compile(r"mig-(\d)g\.(\d+)gb")
 _SLICES = 7  # compute slices of a card that MIG partitions
 
@@ -91,6 +103,11 @@ class ExpectedGpu(ApiModel):
     """GPUs of a node, where the node selector names their number and none of them is shared or divided."""
     driver: int | None = None
     """Major version of NVIDIA's driver, where the node selector names it."""
+    capability: float | None = None
+    """Compute capability, such as 7.5, where the node selector or the product tells; the lowest of several products.
+    Products from Ampere on are not told apart."""
+    oldest: str = ""
+    """What has that compute capability, in words."""
     watts: int | None = None
     """Most power that the whole card takes; None if it is not known, or if the job gets a part of the card."""
 
@@ -119,12 +136,16 @@ def expected_gpu(resources: ResourcesSpec, products: Sequence[str] = ()) -> Expe
         memory = to_bytes(resources.gpu_memory)
     name = product or (resources.gpu_resource_name if part else "GPU")
 
+    asked = resources.node_selector.get(PRODUCT_LABEL)
+    capability, oldest = _find_capability(resources.node_selector, [asked] if asked else products)
     is_whole = not part and not product.endswith("-SHARED")
     count = resources.node_selector.get(COUNT_LABEL, "")
     return ExpectedGpu(
         name=name,
         memory_bytes=memory,
         teraflops=speed,
+        capability=capability,
+        oldest=oldest,
         watts=_WATTS.get(product) if is_whole else None,
         driver=_asked_driver(resources.node_selector),
         node_count=int(count) if is_whole and count.isdigit() else None,
@@ -135,6 +156,17 @@ def _smallest(products: Sequence[str]) -> str:
     """Return the product with the least memory; one that is not known may be smaller than all others."""
     known = [(_PRODUCTS[product][0], product) for product in products if product in _PRODUCTS]
     return min(known)[1] if known and len(known) == len(products) else ""
+
+
+def _find_capability(node_selector: Mapping[str, str], products: Sequence[str]) -> tuple[float | None, str]:
+    """Compute capability that the labels ask for, or the lowest of the products, and what has it."""
+    major, minor = (node_selector.get(label, "") for label in CAPABILITY_LABELS)
+    if major.isdigit() and (minor.isdigit() or int(major) < int(OLDEST_CAPABILITY)):
+        asked = f"{major}.{minor or 0}"
+        return float(asked), f"a GPU of compute capability {asked}"
+
+    known = [(value, name) for name in products for pattern, value in _OLD_CARDS if pattern.search(name)]
+    return min(known, default=(None, ""))
 
 
 def _asked_driver(node_selector: Mapping[str, str]) -> int | None:

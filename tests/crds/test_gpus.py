@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from finetune_api.gpus import expected_gpu, to_bytes
+from finetune_api.gpus import _PRODUCTS, expected_gpu, to_bytes
 from finetune_api.spec.run import ResourcesSpec
 from finetune_api.spec.spec import FineTuneJobSpec
 
@@ -41,6 +41,44 @@ def test_the_gpu_of_a_job(fields: dict[str, Any], expected: tuple[str, int | Non
     found = expected_gpu(ResourcesSpec.model_validate(fields))
     assert found is not None
     assert (found.name, found.memory_bytes, found.teraflops) == expected
+
+
+MAJOR, MINOR = "nvidia.com/gpu.compute.major", "nvidia.com/gpu.compute.minor"
+
+
+@pytest.mark.parametrize(
+    ("selector", "products", "expected"),
+    [
+        ({PRODUCT: "Tesla-T4"}, (), (7.5, "Tesla-T4")),
+        ({PRODUCT: "Tesla-T4-SHARED"}, (), (7.5, "Tesla-T4-SHARED")),
+        ({PRODUCT: "NVIDIA-GeForce-RTX-2080-Ti"}, (), (7.5, "NVIDIA-GeForce-RTX-2080-Ti")),
+        ({PRODUCT: "Quadro-RTX-8000"}, (), (7.5, "Quadro-RTX-8000")),
+        ({PRODUCT: "Tesla-V100-SXM2-32GB"}, (), (7.0, "Tesla-V100-SXM2-32GB")),
+        ({PRODUCT: "Tesla-P100-PCIE-16GB"}, (), (6.0, "Tesla-P100-PCIE-16GB")),
+        ({PRODUCT: "NVIDIA-GeForce-GTX-1080-Ti"}, (), (6.0, "NVIDIA-GeForce-GTX-1080-Ti")),
+        ({PRODUCT: "Tesla-M60"}, (), (5.0, "Tesla-M60")),
+        ({PRODUCT: "Tesla-K80"}, (), (3.5, "Tesla-K80")),
+        ({PRODUCT: "NVIDIA-RTX-2000-Ada-Generation"}, (), (None, "")),
+        ({PRODUCT: "NVIDIA-A40"}, ("Tesla-V100-SXM2-16GB",), (None, "")),
+        ({}, ("NVIDIA-L4", "Tesla-T4", "Tesla-V100-SXM2-16GB"), (7.0, "Tesla-V100-SXM2-16GB")),
+        ({MAJOR: "7", MINOR: "0"}, (), (7.0, "a GPU of compute capability 7.0")),
+        ({MAJOR: "6"}, (), (6.0, "a GPU of compute capability 6.0")),
+        ({MAJOR: "7"}, (), (None, "")),
+        ({MAJOR: "9", MINOR: "0"}, ("Tesla-T4",), (9.0, "a GPU of compute capability 9.0")),
+    ],
+)
+def test_the_compute_capability_of_a_job_s_cards(
+    selector: dict[str, str], products: tuple[str, ...], expected: tuple[float | None, str]
+) -> None:
+    found = expected_gpu(ResourcesSpec.model_validate({"nodeSelector": selector}), products)
+    assert found is not None
+    assert (found.capability, found.oldest) == expected
+
+
+def test_no_known_product_is_taken_for_an_older_one() -> None:
+    found = {name: expected_gpu(ResourcesSpec(), [name]) for name in _PRODUCTS}
+    old = [name for name, gpu in found.items() if gpu is not None and gpu.capability is not None]
+    assert old == ["Tesla-V100-SXM2-32GB", "Tesla-V100-SXM2-16GB", "Tesla-T4"]
 
 
 def test_a_job_without_a_gpu_has_none() -> None:

@@ -46,9 +46,22 @@ def compile_for(capability: int, cache: Path, models: dict[str, tuple[str, dict[
     """Compiles what some models start on a card of a compute capability, or finds it in `cache`. For a process of its
     own."""
     compilations = use_cardless_driver(capability, cache)
+    _give_attention_shapes()
     for kind, sizes in models.values():
         run_layers(kind, sizes, compute_dtype(capability), fp8=capability >= FP8_FROM)
     return compilations
+
+
+def _give_attention_shapes() -> None:
+    """Makes tensors without values pass through the attention of cards before Ampere: PyTorch 2.13 tells the shapes of
+    that kernel's gradients for fewer arguments than it has, and so fails."""
+    from finetune_kernels.ops import attention
+    from finetune_kernels.primitives.attention_inputs import Qkv
+
+    def backward(dout: torch.Tensor, qkv: Qkv, *_: Any) -> Qkv:
+        return Qkv(*(part.new_empty(part.shape) for part in qkv))
+
+    vars(attention)["_efficient_backward"] = backward
 
 
 def compute_dtype(capability: int) -> torch.dtype:

@@ -26,7 +26,7 @@ OTHERS: dict[str, tuple[str, dict[str, int]]] = {
     "Command R 7B": ("cohere2", {"hidden": 4096, "mlp": 14336, "heads": 32, "kv": 8, "head": 128, "vocab": 256000}),
     "OLMo 2 7B": ("olmo2", {"hidden": 4096, "mlp": 11008, "heads": 32, "kv": 32, "head": 128, "vocab": 100352}),
     "GLM 4 9B": ("glm4", {"hidden": 4096, "mlp": 13696, "heads": 32, "kv": 2, "head": 128, "vocab": 151552}),
-    "Apertus 8B": ("apertus", {"hidden": 4096, "mlp": 21504, "heads": 32, "kv": 8, "head": 128, "vocab": 131072}),
+    "AFM 4.5B": ("arcee", {"hidden": 2560, "mlp": 18432, "heads": 20, "kv": 4, "head": 128, "vocab": 128000}),
     "Granite 3.3 8B": ("granite", {"hidden": 4096, "mlp": 12800, "heads": 32, "kv": 8, "head": 128, "vocab": 49155}),
 }
 """Models beside the image's, whose layers start kernels that those of the image do not."""

@@ -43,6 +43,25 @@ def test_rows_that_a_cpu_decodes_wrongly_are_refused(
         assert refusal.value.reason == "InvalidConfiguration"
 
 
+CUDA = torch.device("cuda")
+
+
+def test_a_card_without_bfloat16_computes_in_fp16_and_an_older_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    found = {}
+    for capability in ((8, 0), (7, 5)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, own=capability: own)
+        found[capability] = resolve_precision(Precision.AUTO, CUDA)
+    assert found == {(8, 0): Precision.BF16, (7, 5): Precision.FP16}
+    with pytest.raises(TrainerError, match="this GPU has no BF16"):
+        resolve_precision(Precision.BF16, CUDA)
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    for precision in Precision:
+        with pytest.raises(TrainerError, match="Tesla V100 is older than Turing"):
+            resolve_precision(precision, CUDA)
+
+
 @pytest.mark.parametrize("has", [True, False])
 def test_a_cpu_computes_in_bfloat16_if_it_multiplies_it(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
     monkeypatch.setattr(model_loading, "has_bfloat16", lambda: has)

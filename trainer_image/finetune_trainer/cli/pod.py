@@ -18,7 +18,7 @@ from finetune_api.outcome import Outcome
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Stage
 from finetune_trainer.distributed.cards import check_cards, see_one_card
-from finetune_trainer.distributed.driver import check_driver
+from finetune_trainer.distributed.driver import check_capability, check_driver
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.energy import open_meter
 from finetune_trainer.job.logging_setup import configure_logging, configure_pod_logging
@@ -161,6 +161,7 @@ def follow_job(
 def _prepare_gpus(config: RunConfig, settings: Settings) -> None:
     if config.gpus:
         check_driver()
+        check_capability()
         check_cards(config.gpus)
         see_one_card(0)
         seed_triton_cache(settings.triton_seed, settings.triton_cache)

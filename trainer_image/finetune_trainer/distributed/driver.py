@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from finetune_api.failures import FailureReason
-from finetune_api.gpus import DRIVER_LABEL
+from finetune_api.gpus import DRIVER_LABEL, OLDEST_CAPABILITY, PRODUCT_LABEL
 from finetune_trainer.errors import TrainerError
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,38 @@ def check_driver(need: CudaNeed | None = None, nvml: Any = None) -> None:
         runs = f"{cuda // 1000}.{cuda % 1000 // 10}"
         found = f"this node has NVIDIA's driver {driver}, which runs CUDA {runs} and older"
         raise TrainerError(FailureReason.DRIVER_TOO_OLD, f"{found}, but {describe_need(need)}")
+
+
+def check_capability(nvml: Any = None) -> None:
+    """Raises TrainerError (InvalidConfiguration) if this pod sees GPUs, and all are older than the trainer's CUDA
+    knows. `nvml`: the module pynvml."""
+    if nvml is None:
+        import pynvml
+
+        nvml = pynvml
+    try:
+        nvml.nvmlInit()
+        cards = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        found = [(nvml.nvmlDeviceGetCudaComputeCapability(card), str(nvml.nvmlDeviceGetName(card))) for card in cards]
+    except nvml.NVMLError as error:
+        log.info("the GPUs' age is not checked: NVML says %s", error)
+        return
+
+    if not found:
+        return
+    (major, minor), name = max((tuple(capability), name) for capability, name in found)
+    if major + minor / 10 < OLDEST_CAPABILITY:
+        message = describe_old_card(f"{name} (compute capability {major}.{minor})")
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, f"spec.resources: {message}")
+
+
+def describe_old_card(card: str) -> str:
+    """Tells why a card from before Turing is refused, and what to choose."""
+    return (
+        f"{card} is older than Turing, the oldest generation that CUDA 13 and the trainer's PyTorch have kernels for "
+        f"(compute capability {OLDEST_CAPABILITY}): choose a T4 or RTX 20 (FP16), or an Ampere card or a later one "
+        f"(BF16), by {PRODUCT_LABEL} in spec.resources.nodeSelector or by spec.pod.gpuProducts"
+    )
 
 
 def describe_need(need: CudaNeed) -> str:

@@ -14,7 +14,7 @@ from finetune_trainer.model.cpu_advice import advise_on_cpu
 from finetune_trainer.model.description import embedding_rows
 from finetune_trainer.model.planned_weights import PlannedWeights, plan_weights
 from finetune_trainer.preflight.findings import Findings, ModelFacts
-from finetune_trainer.preflight.gpu import estimate_gpu, judge_count, judge_driver, judge_gpu
+from finetune_trainer.preflight.gpu import estimate_gpu, judge_card, judge_count, judge_driver, judge_gpu
 from finetune_trainer.preflight.judgements.batching import judge_batching
 from finetune_trainer.preflight.judgements.coverage import judge_coverage, judge_weight_memory
 from finetune_trainer.preflight.judgements.disk import judge_disk
@@ -65,7 +65,7 @@ def examine(config: RunConfig, model: ModelFacts | None, data: Data, findings: F
             facts |= {"optimizer_steps": size.steps, "epochs": size.epochs, "training_tokens": size.tokens}
             findings.found += judge_training(_plan(trained, model, size, scan, data.evaluation))
 
-    findings.found += [*judge_count(config), *judge_driver(config, find_need())]
+    findings.found += [*judge_count(config), *judge_driver(config, find_need()), *judge_card(config)]
     if model is not None and model.configuration is not None:
         estimate = estimate_gpu(config, model.configuration, size)
         findings.found += judge_gpu(config, model.configuration, size, estimate)

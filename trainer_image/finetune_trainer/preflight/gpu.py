@@ -15,16 +15,16 @@ from dataclasses import replace
 from typing import Any
 
 from finetune_api.failures import FailureReason
-from finetune_api.gpus import COUNT_LABEL
+from finetune_api.gpus import BF16_CAPABILITY, COUNT_LABEL, OLDEST_CAPABILITY
 from finetune_api.run_config import RunConfig
-from finetune_api.vocabulary import Parallelism, Quantization
+from finetune_api.vocabulary import Parallelism, Precision, Quantization
 from finetune_kernels.planning.families import family_of_config
 from finetune_kernels.planning.memory_plan import MARGIN, MemoryPlan
 from finetune_kernels.planning.mixer_shape import cost_of_missing
 from finetune_kernels.planning.model_shape import ModelShape
 from finetune_kernels.planning.rates import H200, UNLIMITED
 from finetune_kernels.planning.streamed_weights import waiting_seconds
-from finetune_trainer.distributed.driver import CudaNeed, describe_need
+from finetune_trainer.distributed.driver import CudaNeed, describe_need, describe_old_card
 from finetune_trainer.job.machine import HOST_MARGIN, PROCESS_BYTES, host_room
 from finetune_trainer.preflight.memory.fused_layers import why_not_fused
 from finetune_trainer.preflight.memory.parallelism import choose_parallelism, judge_parallelism
@@ -135,6 +135,21 @@ def judge_count(config: RunConfig) -> list[Finding]:
             GPUS, f"{message} {has}: write gpus: {has}, or select other nodes", FailureReason.INVALID_CONFIGURATION
         )
     ]
+
+
+def judge_card(config: RunConfig) -> list[Finding]:
+    """Returns an error if a card that the job may get is too old for the trainer, or for the compute type."""
+    gpu, precision = config.gpu, config.training.precision
+    if gpu is None or gpu.capability is None or gpu.capability >= BF16_CAPABILITY:
+        return []
+
+    if gpu.capability < OLDEST_CAPABILITY:
+        message = describe_old_card(gpu.oldest)
+        return [Finding.error("spec.resources", message, FailureReason.INVALID_CONFIGURATION)]
+    if precision not in (Precision.BF16, Precision.FP8):
+        return []
+    message = f"{gpu.oldest} has no {precision}; write Auto or FP16, or choose a card from Ampere on"
+    return [Finding.error("spec.training.precision", message, FailureReason.INVALID_CONFIGURATION)]
 
 
 def judge_driver(config: RunConfig, need: CudaNeed | None) -> list[Finding]:

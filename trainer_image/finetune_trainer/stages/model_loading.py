@@ -22,8 +22,10 @@ from finetune_api.spec.inputs import ModelSpec
 from finetune_api.vocabulary import Precision, Quantization
 from finetune_kernels.primitives import nf4
 from finetune_kernels.primitives.fp8 import MIN_CAPABILITY
+from finetune_kernels.primitives.precision import AMPERE
 from finetune_kernels.streaming.host_layers import HostLayers
 from finetune_trainer.chat.new_tokens import new_token_ids
+from finetune_trainer.distributed.driver import describe_old_card
 from finetune_trainer.distributed.other_ranks import BaseFiles
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.base_model.causal_model import keep_softcap, load_causal_model
@@ -41,7 +43,7 @@ from finetune_trainer.stages.vocabulary_growth import grow_vocabulary
 from finetune_trainer.training.loaded_model import DTYPES, LoadedModel
 
 log = logging.getLogger(__name__)
-AMPERE = (8, 0)  # compute capability; older GPUs have no bfloat16 units
+TURING = (7, 5)  # compute capability; CUDA 13 knows no older GPUs
 
 
 def load_base(
@@ -217,9 +219,12 @@ def _check_dequantisation(model: Any) -> None:
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     """Returns the compute type on this device, which is what Auto and FP8 stand for, or `precision` itself.
 
-    Raises TrainerError (InvalidConfiguration) if the device lacks the type.
+    Raises TrainerError (InvalidConfiguration) if the device lacks the type, or is too old for any.
     """
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    if device.type == "cuda" and capability < TURING:
+        message = f"spec.resources: {describe_old_card(torch.cuda.get_device_name(device))}"
+        raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
     if precision is Precision.AUTO:
         if device.type == "cpu":
             return Precision.BF16 if has_bfloat16() else Precision.FP32

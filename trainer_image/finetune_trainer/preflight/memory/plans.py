@@ -4,6 +4,7 @@ from copy import copy
 from dataclasses import replace
 from typing import Any
 
+from finetune_api.gpus import BF16_CAPABILITY
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import AdapterVariant, MemoryMode, Parallelism, Precision, Quantization
 from finetune_kernels.planning.described_shape import shape_from_config
@@ -52,7 +53,7 @@ class Plans:
 
         if shape is None:
             return None
-        if config.training.precision is Precision.FP16:
+        if computes_in_fp16(config):
             shape = in_fp16(shape, model)
         shape = with_new_tokens(shape, model, len(config.model.new_tokens))
         double = config.model.double_quantization
@@ -83,6 +84,13 @@ class Plans:
     def smallest(self, tokens: int, total: int = UNLIMITED, room: int | None = None) -> MemoryPlan:
         """The plan that needs the least memory of the GPU."""
         return self.at(tokens, MemoryMode.SMALLEST, total, room)
+
+
+def computes_in_fp16(config: RunConfig) -> bool:
+    """True if the job asks for FP16, or leaves the type to a card that has no bfloat16."""
+    capability = config.gpu.capability if config.gpu else None
+    is_old = capability is not None and capability < BF16_CAPABILITY
+    return config.training.precision is Precision.FP16 or (config.training.precision is Precision.AUTO and is_old)
 
 
 def rows_of(config: RunConfig, plans: Plans, total: int) -> int:
