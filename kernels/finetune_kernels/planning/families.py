@@ -5,6 +5,7 @@ ask it, and `test_families.py` builds a small model of every row and compares it
 torch, as preflight reads it before a GPU is asked for.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from finetune_kernels.planning.family import AFTER_BOTH, Family, Mixer, Mixture
@@ -12,6 +13,8 @@ from finetune_kernels.planning.family import AFTER_BOTH, Family, Mixer, Mixture
 _AROUND_MLP = ("input_layernorm", "pre_feedforward_layernorm")
 _GRANITE = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
 _NORMED_QK = ("q_norm", "k_norm")
+_ALONE = Mixture(shared=None, shared_gate=None)
+_GRANITE_EXPERTS = replace(_ALONE, block="block_sparse_moe", kind="MoE", router="block_sparse_moe.router")
 _SHORT_CONVOLUTION = Mixer("conv", "ShortConv", packages=("causal_conv1d",), layer_type="conv")
 _FALCON = (
     "embedding_multiplier", "lm_head_multiplier", "attention_in_multiplier", "attention_out_multiplier",
@@ -48,10 +51,13 @@ FAMILIES = (
         "GraniteMoeHybrid", "granitemoehybrid", mlp_name="shared_mlp", mlp_inputs=("input_linear",),
         mlp_output="output_linear", feed_forward_field="shared_intermediate_size", factors=_GRANITE,
         mixer=Mixer("mamba", "MambaLayer", packages=("mamba_ssm", "causal_conv1d"), barred=("out_proj",)),
-        mixture=Mixture(
-            "block_sparse_moe", "MoE", router="block_sparse_moe.router", shared="shared_mlp", shared_gate=None,
-        ),
+        mixture=replace(_GRANITE_EXPERTS, shared="shared_mlp"),
     ),
+    # Mixtures of experts.
+    Family("Mixtral", "mixtral", window="model", mixture=_ALONE),
+    Family("Qwen3Moe", "qwen3_moe", window="layer", head_norms=_NORMED_QK, mixture=_ALONE),
+    Family("Olmoe", "olmoe", head_norms=_NORMED_QK, head_norm_place="row", mixture=_ALONE),
+    Family("GraniteMoe", "granitemoe", factors=_GRANITE, mixture=_GRANITE_EXPERTS),
     # Hybrids.
     Family(
         "Qwen3_5", "qwen3_5_text", norm_offset=1.0, head_norms=_NORMED_QK, gates_heads=True, mixer=_DELTA_NET,

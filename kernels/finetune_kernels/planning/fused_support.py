@@ -40,6 +40,11 @@ FOREIGN_FACTORS = (
 )
 """Fields of configurations that scale embedding, residual stream, scores or logits. A family that does not name one
 in its row must not have it: a small model of such a family hides it, as their defaults are mostly 1."""
+OTHER_NUMBERS = {
+    "clip_qkv": "bounds of q, k and v",
+    "router_jitter_noise": "noise before the router while it trains",
+}
+"""Fields of configurations that change what a layer computes and that no row knows -> what they are."""
 DROPOUTS = ("attention_dropout", "residual_dropout", "resid_pdrop", "hidden_dropout")
 """Fields of configurations that drop a part of the base model's own activations while it trains."""
 REASONS = {
@@ -84,6 +89,9 @@ def why_not_config(config: Any, family: Family | None) -> str | None:
     dropout = next((name for name in DROPOUTS if getattr(config, name, 0)), None)
     if dropout is not None:
         return f"{dropout} = {getattr(config, dropout)} in the configuration: dropout in the base model"
+    other = next((name for name in OTHER_NUMBERS if getattr(config, name, None)), None)
+    if other is not None:
+        return f"{other} = {getattr(config, other)} in the configuration: {OTHER_NUMBERS[other]}"
     biased = [name for name in ("attention_bias", "mlp_bias") if getattr(config, name, False)]
     if biased and "mlp_multipliers" in family.factors:
         return f"{biased[0]} in the configuration: biases beside factors"

@@ -41,7 +41,8 @@ def gaps(family: Family, **changes: Any) -> list[str]:
     causal = model.get_base_model()
 
     names = vars(sys.modules[type(causal).__module__]) | {"LayerNorm": torch.nn.LayerNorm}
-    classes = (family.architecture, family.norm, family.mlp, family.attention)
+    is_dense = family.mixture is None or family.mixture.shared is not None
+    classes = (family.architecture, family.norm, family.attention, *[family.mlp] * is_dense)
     found = [f"transformers has no {name}" for name in classes if name not in names]
     if family.scales_embedding != (type(causal.get_input_embeddings()) is not torch.nn.Embedding):
         found.append("scales_embedding")
@@ -116,6 +117,10 @@ MUTANTS: list[tuple[str, dict[str, Any], str]] = [
     ("Qwen3_5", {"head_norms": ()}, "self_attn.q_norm is a norm that other Qwen3_5 models do not have"),
     ("Qwen3_5", {"mixer": Mixer("linear_attn", "ShortConv", packages=())}, "linear_attn is Qwen3_5GatedDeltaNet, not"),
     ("Qwen3Next", {"norm_offset": 0.0}, "computes something else"),
+    ("Mixtral", {"window": "none"}, "computes something else"),
+    ("Qwen3Moe", {"head_norms": ()}, "self_attn.q_norm is a norm that other Qwen3Moe models do not have"),
+    ("Olmoe", {"head_norm_place": "head"}, "self_attn.q_norm has 64 weights, not 16"),
+    ("GraniteMoe", {"factors": ()}, "embedding_multiplier = 1.7 in the configuration"),
     ("Qwen3_5Moe", {"mixture": None}, "4 experts a layer"),
     ("Qwen3_5Moe", {"mixture": Mixture(shared=None)}, "mlp.shared_expert.gate_proj.base_layer is a module"),
     ("Qwen3_5Moe", {"mixture": Mixture(shared_gate=None)}, "mlp.shared_expert_gate.base_layer is a module"),

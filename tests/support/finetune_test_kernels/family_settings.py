@@ -25,6 +25,7 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 DERIVED_HEADS = (
     "granite", "granitemoehybrid", "lfm2", "phi", "phi3", "stablelm", "starcoder2", "olmo2", "olmo3", "cohere",
+    "granitemoe", "mixtral", "olmoe",
 )  # fmt: skip
 """Families whose heads have hidden_size / heads elements."""
 WINDOW = 3
@@ -40,6 +41,7 @@ _TWO_ROPES = {
     "full_attention": {"rope_type": "linear", "rope_theta": 500000.0, "factor": 2.0},
 }
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 HYBRID = ["linear_attention", "full_attention"]
 _DELTA_NET = {
     "layer_types": HYBRID, "attention_bias": True, "rope_parameters": _PARTIAL, "linear_num_key_heads": 2,
@@ -78,6 +80,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "layer_types": HYBRID, "position_embedding_type": "rope", "mamba_n_heads": 4, "mamba_d_head": 32,
         "mamba_d_state": 8, "mamba_n_groups": 2, "mamba_chunk_size": 4,
     },
+    "mixtral": _LOCAL_EXPERTS | {"sliding_window": WINDOW},
+    "qwen3_moe": _EXPERTS | {"use_sliding_window": True, "sliding_window": WINDOW, "attention_bias": True},
+    "olmoe": _EXPERTS | {"attention_bias": True},
+    "granitemoe": _FACTORS | _LOCAL_EXPERTS | {"attention_bias": True},
     "qwen3_5_text": _DELTA_NET,
     "qwen3_next": _DELTA_NET | {"mlp_only_layers": [0, 1], "num_experts": 4},
     "qwen3_5_moe_text": _DELTA_NET | _EXPERTS | {"shared_expert_intermediate_size": 24},
