@@ -81,7 +81,8 @@ def default_coverage(model_type: str) -> Coverage | None:
     try:
         with init_empty_weights():
             model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type]())  # type: ignore[no-untyped-call]
-    except Exception:  # noqa: BLE001  # some configurations have no defaults that make a model
+    except Exception as error:  # noqa: BLE001  # some configurations have no defaults that make a model
+        print(f"{model_type}: shares are those of a tiny model: {_first_line(error)}", file=sys.stderr)
         model = tiny_architecture(model_type)
     headers = [
         TensorHeader(name, "BF16", tuple(weights.shape), "", 0, 2 * weights.numel())
