@@ -100,6 +100,8 @@ class RotaryInputs:
 
     in_order: bool
     """True if each angle comes twice in a row, and not in halves."""
+    once: bool
+    """True if each angle comes once."""
     long_beta: float | None
     """Growth of q with the logarithm of its position (Ministral 3); None: q does not grow."""
     trained_length: int
@@ -110,8 +112,9 @@ class RotaryInputs:
         family = family_of(causal)
         scales = family is not None and family.scales_queries
         rope = causal.config.rope_parameters if scales else {}
-        in_order = family is not None and family.rope == "pairs in order"
-        return cls(in_order, rope.get("llama_4_scaling_beta"), int(rope.get("original_max_position_embeddings", 0)))
+        order = "halves" if family is None else family.rope
+        beta, length = rope.get("llama_4_scaling_beta"), int(rope.get("original_max_position_embeddings", 0))
+        return cls(order == "pairs in order", order == "halves once", beta, length)
 
     def prepare(self, cos_sin: Any, hidden: torch.Tensor, positions: Any, longest: int) -> CosSin:
         """Returns cos and sin [B T, R] of the rows of `hidden` [B, T, hidden], and factors of q if any document is
@@ -124,6 +127,8 @@ class RotaryInputs:
         cos, sin = (part.expand(batch, -1, -1).flatten(0, 1) for part in cos_sin)  # [B T, R] each
         if self.in_order:
             cos, sin = (torch.cat((part[:, ::2], part[:, ::2]), dim=1) for part in (cos, sin))
+        if self.once:
+            cos, sin = (torch.cat((part, part), dim=1) for part in (cos, sin))
 
         scale = None
         if self.long_beta is not None and longest > self.trained_length:

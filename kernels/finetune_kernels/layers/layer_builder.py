@@ -103,6 +103,7 @@ class _Builder:
         window = self._window(index, attention)
         # Gemma 3 has a field for a softcap, and no softcap.
         softcap = attention.attn_logit_softcapping if family.caps_scores else None
+        sinks = attention.sinks.detach() if family.has_sinks else None
 
         return AttentionBlock(
             norm=self._norm_at(layer, family.pre_norms, 0),
@@ -110,10 +111,13 @@ class _Builder:
             o=self._group(attention, (family.attention_output,)),
             post_norm=self._norm_at(layer, family.post_norms, 0),
             heads=Heads(
-                config.num_attention_heads, config.num_key_value_heads, head_size(config), family.rope != "halves"
+                config.num_attention_heads,
+                config.num_key_value_heads,
+                head_size(config),
+                family.rope.startswith("pairs"),
             ),
             head_norm=self._head_norm(attention),
-            params=AttentionParams(attention.scaling * self.factors.scores, window, softcap),
+            params=AttentionParams(attention.scaling * self.factors.scores, window, softcap, sinks),
             rotates=self._rotates(attention, window),
             multiplier=residual_factor(config, family) * self.factors.attention,
             gates_heads=family.gates_heads,

@@ -48,11 +48,8 @@ def _why_not_layer(layer: Any, family: Family) -> str | None:
     if reason := _unknown_module(modules, expected, family):
         return reason
 
-    # Only the adapters may train.
-    if any(modules[name].weight.requires_grad for name in expected if name in family.norms):
-        return "norm weights that train"
-    if mixture and family.mixture is not None and modules[family.mixture.router].weight.requires_grad:
-        return "router weights that train"
+    if (reason := _why_trains(modules, expected, family)) is not None:
+        return reason
     has_factors = "mlp_multipliers" in family.factors
     for name in (name for name, kind in expected.items() if kind is None):
         projection = modules[name]
@@ -62,6 +59,16 @@ def _why_not_layer(layer: Any, family: Family) -> str | None:
         if reason is not None:
             return reason
     return None
+
+
+def _why_trains(modules: dict[str, Any], expected: dict[str, str | None], family: Family) -> str | None:
+    """Returns which weights beside the adapters' would train; None if there are none."""
+    if any(modules[name].weight.requires_grad for name in expected if name in family.norms):
+        return "norm weights that train"
+    if family.has_sinks and modules["self_attn"].sinks.requires_grad:
+        return "sinks that train"
+    router = None if family.mixture is None else family.mixture.router
+    return "router weights that train" if router in expected and modules[str(router)].weight.requires_grad else None
 
 
 def _why_not_sizes(layer: Any, family: Family, config: Any) -> str | None:
@@ -98,7 +105,8 @@ def _unknown_module(modules: dict[str, Any], expected: dict[str, str | None], fa
         if isinstance(module, nn.Dropout) and module.p:
             return f"{place} drops activations of the base model"
         values = [value for value in (*module._parameters.values(), *module._buffers.values()) if value is not None]
-        if values and name != f"{family.mlp_name}.act_fn":
+        is_known = name == f"{family.mlp_name}.act_fn" or (family.has_sinks and name == "self_attn")
+        if values and not is_known:
             what = "norm" if "Norm" in type(module).__name__ else "module"
             return f"{place} is a {what} that other {family.prefix} models do not have"
     return None

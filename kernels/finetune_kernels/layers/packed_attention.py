@@ -5,7 +5,7 @@ transformers' own path for packed rows builds a dense block-diagonal mask, and w
 kernel. Here the bounds come as cumulative lengths, which TRL's padding-free collator gives with every batch.
 
 A call without bounds is not packed (generation: rows of a batch, left-padded, with a cache). It goes to transformers'
-own attention: to the family's eager one for models with a softcap, which no other of its kernels applies.
+own attention: to the family's eager one for models with a softcap or sinks, which no other of its kernels applies.
 """
 
 import sys
@@ -33,7 +33,7 @@ def _attend(
     qkv = Qkv(*(part[0].transpose(0, 1) for part in (query, key, value)))  # [T, H or H_kv, D]
     cu_seqlens = options["cu_seq_lens_q"].to(torch.int32)
     sequences = PackedSequences(cu_seqlens, int(options["max_length_q"]), query.shape[2])
-    params = AttentionParams(scaling, options.get("sliding_window"), options.get("softcap"))
+    params = AttentionParams(scaling, options.get("sliding_window"), options.get("softcap"), options.get("s_aux"))
     return attention(qkv, sequences, params).unsqueeze(0), None
 
 
@@ -45,7 +45,7 @@ def _attend_dense(
 
     attend: Any = ALL_ATTENTION_FUNCTIONS[DENSE]
     query, key, _ = qkv
-    window, capped = options.get("sliding_window"), options.get("softcap") is not None
+    window, capped = options.get("sliding_window"), any(options.get(name) is not None for name in ("softcap", "s_aux"))
     if mask is None and (capped or (window is not None and window < key.shape[2])):
         mask = _visible(query.shape[2], key.shape[2], window, query.device)  # [T, T_kv], True: seen
 

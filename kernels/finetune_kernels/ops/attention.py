@@ -2,6 +2,9 @@
 
     out[i] = softmax(scale * q[i] . k[j]) v[j]      over the j of the same sequence with i - window < j <= i
 
+Sinks (gpt-oss) are one more key of each head, of a score of its own and a value of zero. No backend knows them, and
+none has to: they take a share of every row, which its log-sum-exp tells. Backward needs log-sum-exp and out alone.
+
 Shapes: q [T, H, D], k and v [T, H_kv, D] (grouped heads are not repeated in memory) -> out [T, H, D], all of one dtype.
 
 Sequences of one length are a batch: cuDNN's kernel takes them (316 against 178 TFLOP/s at 2,048, 527 against 286 at
@@ -55,6 +58,10 @@ def forward(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> tu
         return out, (lse,)
     if not qkv.q.is_cuda:
         return _cpu_forward(qkv, sequences, params)
+    if params.sinks is not None:
+        out, (lse, *others) = (_efficient_forward if before_ampere(qkv.q) else _flash_forward)(qkv, sequences, params)
+        out, lse = _with_sinks(out, lse, params.sinks)
+        return out, (lse, *others)
 
     if before_ampere(qkv.q):
         return _efficient_forward(qkv, sequences, params)
@@ -83,7 +90,7 @@ def backward(
         return _efficient_backward(dout, qkv, out, saved, sequences, params)
 
     longest = sequences.max_seqlen
-    if _takes_cudnn(qkv.q, sequences, params.effective_window(longest)):
+    if params.sinks is None and _takes_cudnn(qkv.q, sequences, params.effective_window(longest)):
         lse, seed, offset = saved
         gradients = aten._scaled_dot_product_cudnn_attention_backward(
             *_batched(sequences, dout, *qkv, out), lse, seed, offset, None, None, None, longest, longest, 0.0, True,
@@ -92,6 +99,13 @@ def backward(
         return Qkv(*(g.transpose(1, 2).reshape(x.shape) for g, x in zip(gradients, qkv, strict=True)))
 
     return _flash_backward(dout, qkv, out, saved, sequences, params)
+
+
+def _with_sinks(out: torch.Tensor, lse: torch.Tensor, sinks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """out [T, H, D] and log-sum-exp [H, T] of the keys alone -> those with the sinks [H] among them."""
+    whole = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])
+    share = torch.exp(lse - whole).T.unsqueeze(-1)  # [T, H, 1]
+    return (out * share).to(out.dtype), whole
 
 
 def _flash_forward(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> tuple[torch.Tensor, Saved]:
@@ -233,7 +247,11 @@ def _cpu_forward(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) 
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
             *parts, 0.0, window is None, attn_mask=_additive_mask(window, one.q), scale=params.scale
         )
-        outs.append(out[0].transpose(0, 1))
+        own = out[0].transpose(0, 1)  # [L, H, D]
+        if params.sinks is not None:
+            own, whole = _with_sinks(own, lse[0], params.sinks)
+            lse = whole.unsqueeze(0)
+        outs.append(own)
         sums.append(lse)
     return torch.cat(outs), tuple(sums)
 

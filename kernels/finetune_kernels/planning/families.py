@@ -57,6 +57,10 @@ FAMILIES = (
     Family("Mixtral", "mixtral", window="model", mixture=_ALONE),
     Family("Qwen3Moe", "qwen3_moe", window="layer", head_norms=_NORMED_QK, mixture=_ALONE),
     Family("Olmoe", "olmoe", head_norms=_NORMED_QK, head_norm_place="row", mixture=_ALONE),
+    Family(
+        "GptOss", "gpt_oss", window="layer", rope="halves once", has_sinks=True,
+        mixture=replace(_ALONE, kind="MLP", router="mlp.router"),
+    ),
     Family("GraniteMoe", "granitemoe", factors=_GRANITE, mixture=_GRANITE_EXPERTS),
     # Hybrids.
     Family(
@@ -142,8 +146,13 @@ FAMILIES = (
 
 NORM_OFFSETS = {family.norm: family.norm_offset for family in FAMILIES if family.norm_kind == "rms"}
 """RMS norm's class -> what is added to its weight."""
-MLP_FAMILIES = {family.mlp: family for family in FAMILIES if family.gated and "mlp_multipliers" not in family.factors}
-"""Class of an MLP with a gate, and without factors of its own -> its family."""
+MLP_FAMILIES = {
+    family.mlp: family
+    for family in FAMILIES
+    if family.gated and "mlp_multipliers" not in family.factors
+    and (family.mixture is None or family.mixture.shared is not None)
+}  # fmt: skip
+"""Class of an MLP with a gate, and without factors of its own, in each layer of a model -> its family."""
 
 
 def family_of(causal: object) -> Family | None:

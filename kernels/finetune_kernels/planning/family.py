@@ -7,7 +7,7 @@ stands before both blocks, which then run side by side (`parallel`).
     pre_norms    two: before attention and before the MLP; one: before both blocks of a parallel layer; none
     post_norms   two: of the attention's and of the MLP's output; none
 
-Attention is causal, with a window and a softcap at most, without sinks or biases on scores; the head is linear, with a
+Attention is causal, with a window, a softcap and sinks at most, without biases on scores; the head is linear, with a
 softcap, a factor or neither. In a hybrid, some layers have another mixer in attention's place: linear attention, Mamba,
 or a short convolution. In a mixture, an MLP's place has a router and experts, most often beside an MLP that all tokens
 share.
@@ -101,6 +101,8 @@ class Family:
     """What they norm: each head before RoPE, all heads of a row before RoPE, or each head after RoPE."""
     caps_scores: bool = False
     """True if attention scores have a softcap."""
+    has_sinks: bool = False
+    """True if each head has a sink: a score that takes a share of every row and gives nothing (gpt-oss)."""
     window: Literal["none", "model", "layer", "layer type"] = "none"
     """Where the attention window is written: nowhere, in the configuration, in each attention module, or in the
     configuration for layers of the type sliding_attention."""
@@ -108,8 +110,9 @@ class Family:
     passes_bounds: bool = True
     """False if the layer does not tell its attention module where packed documents end."""
 
-    rope: Literal["halves", "pairs", "pairs in order"] = "halves"
-    """What RoPE turns: the halves of a head or its neighbours; "in order": cos and sin come repeated, too."""
+    rope: Literal["halves", "halves once", "pairs", "pairs in order"] = "halves"
+    """What RoPE turns: the halves of a head or its neighbours; "once": cos and sin come for one half only; "in order":
+    they come repeated, each angle beside itself."""
     rope_layers: Literal["all", "use_rope", "windowed", "windowed if any"] = "all"
     """Layers that have RoPE: all, those whose attention says `use_rope`, or those with a window ("if any": all layers
     of a model without windows)."""

@@ -57,7 +57,7 @@ REASONS = {
 
 
 PLAIN_ATTENTION = frozenset({
-    "bloom", "codegen", "falcon_mamba", "flint", "gemma2", "gpt_neo", "gpt_neox_japanese", "gpt_oss", "gptj",
+    "bloom", "codegen", "falcon_mamba", "flint", "gemma2", "gpt_neo", "gpt_neox_japanese", "gptj",
     "granite_swa", "granitemoe_swa", "hy_v4", "inkling2_text", "mamba", "mamba2", "mimo_v2_flash", "mpt", "openai-gpt",
     "rwkv", "vaultgemma", "xglm", "xlstm",
 })  # fmt: skip

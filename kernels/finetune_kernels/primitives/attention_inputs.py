@@ -79,6 +79,8 @@ class AttentionParams:
     """Keys that a query sees, its own included; None: all keys up to its own."""
     softcap: float | None = None
     """c in c tanh(score / c); None: scores are not capped."""
+    sinks: torch.Tensor | None = None
+    """A score for each query head [H], frozen, of a key that every query sees and whose value is zero (gpt-oss)."""
 
     def effective_window(self, max_seqlen: int) -> int | None:
         """Returns the window, or None if no sequence is longer than it."""

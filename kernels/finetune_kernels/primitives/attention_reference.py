@@ -1,6 +1,7 @@
 """Attention over packed sequences by its formula, forward and backward: what the backends are compared with.
 
     s  = scale q k, or c tanh(scale q k / c) if scores are capped,   p = softmax(s),   out = p v
+    with sinks   p = softmax([s, sink]) without its last column
     ds = p * (dout v - sum(dout * out)) * (1 - (s / c)^2)            the last factor only if scores are capped
     dq = scale ds k,   dk = scale ds^T q,   dv = p^T dout
 
@@ -37,7 +38,11 @@ def _probabilities(q: torch.Tensor, k: torch.Tensor, params: AttentionParams) ->
     position = torch.arange(q.shape[0], device=q.device)
     distance = position[:, None] - position
     unseen = (distance < 0) | (distance >= (params.window or q.shape[0]))
-    return s, s.masked_fill(unseen, -torch.inf).softmax(-1)
+    seen = s.masked_fill(unseen, -torch.inf)
+    if params.sinks is None:
+        return s, seen.softmax(-1)
+    sinks = params.sinks.to(s.dtype)[:, None, None].expand(-1, s.shape[1], 1)  # [H, L, 1]
+    return s, torch.cat((seen, sinks), dim=-1).softmax(-1)[..., :-1]
 
 
 def _forward(qkv: Qkv, params: AttentionParams) -> torch.Tensor:

@@ -24,7 +24,9 @@ pytestmark = [
 ]
 TOLERANCE = 2e-4  # as in test_families.py; at most 2e-5 was measured
 IDS = torch.randint(3, 500, (2, 24), generator=torch.Generator().manual_seed(1))
-MIXTURES = ("qwen3_5_moe_text", "qwen3_next", "granitemoehybrid", "mixtral", "qwen3_moe", "olmoe", "granitemoe")
+MIXTURES = (
+    "qwen3_5_moe_text", "qwen3_next", "granitemoehybrid", "mixtral", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss",
+)  # fmt: skip
 Results = dict[str, torch.Tensor]
 
 

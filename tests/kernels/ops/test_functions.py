@@ -2,6 +2,7 @@
 against the references under autograd, and in fp64 against numerical differentiation."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -127,6 +128,26 @@ def test_rotary_embedding(with_norm: bool) -> None:
     assert max(errors(public, formula, [qkv])) < TOLERANCE
     assert torch.equal(qkv, before)
     assert min(errors(lambda qkv: ours(qkv.roll(1, 0)), formula, [qkv])) > 0.1
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU attention takes 16-bit types: test_gpu_kernels.py")
+@pytest.mark.parametrize("window", [None, 4])
+def test_attention_with_sinks(window: int | None) -> None:
+    sequences = PackedSequences(torch.tensor([0, 1, 8, 20], dtype=torch.int32), 12, 20)
+    params = AttentionParams(0.3, window, sinks=2 * normal(4, seed=7))
+    inputs = [2 * normal(20, heads, 16, seed=seed) for seed, heads in enumerate((4, 2, 2))]
+
+    def ours(*parts: torch.Tensor) -> torch.Tensor:
+        return attention.attention(Qkv(*parts), sequences, params)
+
+    def formula(*parts: torch.Tensor) -> torch.Tensor:
+        return attention.reference(Qkv(*parts), sequences, params)
+
+    def without(*parts: torch.Tensor) -> torch.Tensor:
+        return attention.attention(Qkv(*parts), sequences, replace(params, sinks=None))
+
+    assert max(errors(ours, formula, inputs)) < 1e-5
+    assert min(errors(without, formula, inputs)) > 0.1
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU attention takes 16-bit types: test_gpu_kernels.py")

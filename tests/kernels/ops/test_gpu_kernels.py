@@ -223,15 +223,17 @@ def test_head(softcap: float | None, vocabulary: int) -> None:
     compare(ours[1:], eager[1:], exact[1:], "dhidden")
 
 
+@pytest.mark.parametrize("has_sinks", [False, True], ids=["", "sinks"])
 @pytest.mark.parametrize("size", [64, 128])
 @pytest.mark.parametrize("lengths", [(1024, 1024), (1, 7, 300, 1029, 711)], ids=["batch", "varied"])
-def test_attention(lengths: tuple[int, ...], size: int) -> None:
+def test_attention(lengths: tuple[int, ...], size: int, has_sinks: bool) -> None:
     """Eager: products and softmax as transformers' eager attention has them, document by document."""
     t, scale = sum(lengths), size**-0.5
     sequences = PackedSequences(torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32), max(lengths), t)
     inputs = [bf16(t, count, size, seed=count + seed) for seed, count in enumerate((16, 4, 4))]
     dout = bf16(t, 16, size, seed=9)
-    qkv, params = Qkv(*inputs), AttentionParams(scale)
+    sinks = bf16(16, seed=11) if has_sinks else None
+    qkv, params = Qkv(*inputs), AttentionParams(scale, sinks=sinks)
     out, saved = attention.forward(qkv, sequences, params)
     ours = [out, *attention.backward(dout, qkv, out, saved, sequences, params)]
 
@@ -242,7 +244,10 @@ def test_attention(lengths: tuple[int, ...], size: int) -> None:
             scores = one_q @ one_k.transpose(1, 2) * scale
             later = torch.ones(scores.shape[1:], dtype=torch.bool, device="cuda").triu(1)
             scores = scores.masked_fill(later, torch.finfo(scores.dtype).min)
-            outs.append((scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ one_v).transpose(0, 1))
+            if sinks is not None:  # as transformers' gpt-oss has them
+                scores = torch.cat((scores, sinks[:, None, None].expand(-1, scores.shape[1], 1)), dim=-1)
+            scores = scores.softmax(-1, dtype=torch.float32)[..., : one_k.shape[1]]
+            outs.append((scores.to(q.dtype) @ one_v).transpose(0, 1))
         return torch.cat(outs)
 
     wide = [value.double() for value in inputs]

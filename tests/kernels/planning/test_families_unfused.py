@@ -27,8 +27,7 @@ def test_modules_and_packed_attention(family: Family) -> None:
     expected = documents_pass(model, DOCUMENTS, packed=False)
     report = patch_model(model, keep_dequantized=False)
     assert (report.norms > 0) == (family.norm_kind == "rms"), report
-    is_dense = family.mixture is None or family.mixture.shared is not None
-    assert (report.mlps > 0) == (is_dense and family.mlp in MLP_FAMILIES), report
+    assert (report.mlps > 0) == (family.mlp in MLP_FAMILIES), report
 
     assert (isolate_documents(model.get_base_model()) > 0) == (family.mixer is not None)
     reason = use_packed_attention(model.get_base_model())

@@ -83,6 +83,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mixtral": _LOCAL_EXPERTS | {"sliding_window": WINDOW},
     "qwen3_moe": _EXPERTS | {"use_sliding_window": True, "sliding_window": WINDOW, "attention_bias": True},
     "olmoe": _EXPERTS | {"attention_bias": True},
+    "gpt_oss": _LOCAL_EXPERTS | _WINDOWS | {"attention_bias": True},
     "granitemoe": _FACTORS | _LOCAL_EXPERTS | {"attention_bias": True},
     "qwen3_5_text": _DELTA_NET,
     "qwen3_next": _DELTA_NET | {"mlp_only_layers": [0, 1], "num_experts": 4},
@@ -135,7 +136,8 @@ def family_model(family: Family, **changes: Any) -> Any:
         warnings.simplefilter("ignore", RuntimeWarning)  # peft expects Qwen3-Next to have experts
         model: Any = get_peft_model(base, LoraConfig(r=2, lora_alpha=3, target_modules=sorted(targets)))
     for _, experts in stacked_experts(model):
-        experts.add_adapters(["gate", "up", "down"], rank=2, scale=1.5)
+        gate_and_up = ["gate_up"] if experts.activation.interleaved else ["gate", "up"]
+        experts.add_adapters([*gate_and_up, "down"], rank=2, scale=1.5)
         for name, weight in experts.named_buffers():
             torch.nn.init.normal_(weight, std=0.25 if "weight" in name else 0.0)
 

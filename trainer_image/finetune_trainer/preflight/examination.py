@@ -9,13 +9,12 @@ from finetune_api.vocabulary import Precision
 from finetune_kernels.planning.expert_shape import chosen_experts
 from finetune_trainer.distributed.driver import find_need
 from finetune_trainer.job.machine import free_memory, has_bfloat16
-from finetune_trainer.model.architectures import UNPACKED
 from finetune_trainer.model.cpu_advice import advise_on_cpu
 from finetune_trainer.model.description import embedding_rows
 from finetune_trainer.model.planned_weights import PlannedWeights, plan_weights
 from finetune_trainer.preflight.findings import Findings, ModelFacts
 from finetune_trainer.preflight.gpu import estimate_gpu, judge_card, judge_count, judge_driver, judge_gpu
-from finetune_trainer.preflight.judgements.batching import judge_batching
+from finetune_trainer.preflight.judgements.batching import judge_batching, pads_rows
 from finetune_trainer.preflight.judgements.coverage import judge_coverage, judge_weight_memory
 from finetune_trainer.preflight.judgements.disk import judge_disk
 from finetune_trainer.preflight.judgements.messages import judge_messages
@@ -57,9 +56,9 @@ def examine(config: RunConfig, model: ModelFacts | None, data: Data, findings: F
     if source is not None:
         scan = scan_source(source, config.dataset, model, config)
         facts |= _examine_rows(scan, model, config, findings)
-        model_type = getattr(model.configuration, "model_type", None) if model else None
-        findings.found += judge_batching(model_type, _trained_lengths(scan, config), config)
-        trained = _as_trained(config, model_type)
+        configuration = model.configuration if model else None
+        findings.found += judge_batching(configuration, _trained_lengths(scan, config), config)
+        trained = _as_trained(config, configuration)
         size = _training_size(scan, trained)
         if size is not None:
             facts |= {"optimizer_steps": size.steps, "epochs": size.epochs, "training_tokens": size.tokens}
@@ -190,9 +189,9 @@ def _trained_lengths(scan: Scan, config: RunConfig) -> list[int]:
     return [min(row.length, config.model.max_sequence_length) for row in scan.measured.rows if row.supervised]
 
 
-def _as_trained(config: RunConfig, model_type: str | None) -> RunConfig:
+def _as_trained(config: RunConfig, model: Any) -> RunConfig:
     """The configuration by which rows are trained: without packing, if documents of the model cannot be packed."""
-    if model_type not in UNPACKED:
+    if not pads_rows(config, model):
         return config
     return config.model_copy(update={"dataset": config.dataset.model_copy(update={"packing": False})})
 

@@ -1,19 +1,21 @@
 """What preflight says of models whose documents cannot be packed, and when it says nothing."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from finetune_api.run_config import RunConfig
-from finetune_trainer.preflight.judgements.batching import judge_batching
+from finetune_trainer.preflight.judgements.batching import judge_batching, pads_rows
 
 Builder = Callable[..., RunConfig]
 LENGTHS = [10, 20] * 20
 
 
 def judge(config: RunConfig, model_type: str | None = "gpt_oss", lengths: list[int] = LENGTHS) -> list[Any]:
-    return list(judge_batching(model_type, lengths, config))
+    model = None if model_type is None else SimpleNamespace(model_type=model_type)
+    return list(judge_batching(model, lengths, config))
 
 
 def test_the_cost_is_told_before_a_gpu_is_taken(run_config: Builder) -> None:
@@ -40,3 +42,10 @@ def test_nothing_is_said_where_nothing_is_lost(
     run_config: Builder, asked: dict[str, Any], sections: dict[str, Any]
 ) -> None:
     assert judge(run_config(**sections), **asked) == []
+
+
+def test_on_a_gpu_the_kernels_attention_keeps_documents_apart_beside_sinks(run_config: Builder) -> None:
+    sinks, without = SimpleNamespace(model_type="gpt_oss"), SimpleNamespace(model_type="bloom")
+    on_gpu = run_config().model_copy(update={"gpus": 1})
+    assert [pads_rows(on_gpu, model) for model in (sinks, without)] == [False, True]
+    assert [pads_rows(run_config(), model) for model in (sinks, without)] == [True, True]

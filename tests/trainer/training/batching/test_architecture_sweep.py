@@ -12,7 +12,7 @@ SAMPLE = {
     "experts": ("mixtral", Batching.PACKED),
     "latent attention": ("deepseek_v3", Batching.PACKED),
     "a window": ("gemma3_text", Batching.PACKED),
-    "sinks and a mask of its own": ("gpt_oss", Batching.PADDED),
+    "sinks and a mask of its own": ("gpt_oss", Batching.PACKED),
     "biases by distance": ("bloom", Batching.PADDED),
     "positions learned with an offset": ("opt", Batching.PADDED),
     "state space": ("mamba", Batching.PADDED),

@@ -40,7 +40,7 @@ CASES = {
     "gemma3_text": Batching.PACKED,
     "qwen3_moe": Batching.PACKED,
     "olmo2": Batching.PACKED,
-    "gpt_oss": Batching.PADDED,
+    "gpt_oss": Batching.PACKED,
     "qwen3_5_text": Batching.PACKED,
     "lfm2": Batching.PACKED,
     "granitemoehybrid": Batching.PACKED,
