@@ -2,17 +2,16 @@
 
     out[i] = softmax(scale * q[i] . k[j]) v[j]      over the j of the same sequence with i - window < j <= i
 
-Sinks (gpt-oss) are one more key of each head, of a score of its own and a value of zero. No backend knows them, and
-none has to: they take a share of every row, which its log-sum-exp tells. Backward needs log-sum-exp and out alone.
+Sinks (gpt-oss) are one more key of each head, of a score of its own and a value of zero. They take a share of every
+row, which its log-sum-exp tells; backward needs log-sum-exp and out alone. So no backend has to know them.
 
 Shapes: q [T, H, D], k and v [T, H_kv, D] (grouped heads are not repeated in memory) -> out [T, H, D], all of one dtype.
 
 Sequences of one length are a batch: cuDNN's kernel takes them (316 against 178 TFLOP/s at 2,048, 527 against 286 at
 8,192, forward and backward on an H200). It compiles a plan for each shape, so it serves the first few shapes only.
 Everything else goes to FlashAttention by cumulative lengths, including windows shorter than a sequence. Neither of them
-caps scores: Gemma 2 has a kernel of ours (`softcap_attention`). Cards before Ampere run neither: there PyTorch's
-memory-efficient kernel takes cumulative lengths and windows, too. On the CPU, PyTorch's flash kernel takes the
-sequences one by one.
+caps scores: Gemma 2 has a kernel of ours (`softcap_attention`). Cards before Ampere run PyTorch's memory-efficient
+kernel. The CPU's flash kernel takes the sequences one by one.
 
 Source: Dao, "FlashAttention-2", 2023 (the kernel that PyTorch ships); cuDNN's fused attention; grouped heads: Ainslie
 et al., "GQA", 2023.
@@ -25,7 +24,7 @@ import torch
 
 from finetune_kernels.ops import softcap_attention
 from finetune_kernels.primitives import attention_reference
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv, sum_groups
 from finetune_kernels.primitives.precision import before_ampere, widen
 
 FLASH_PADDING = 128
@@ -58,22 +57,18 @@ def forward(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> tu
         return out, (lse,)
     if not qkv.q.is_cuda:
         return _cpu_forward(qkv, sequences, params)
-    if params.sinks is not None:
-        out, (lse, *others) = (_efficient_forward if before_ampere(qkv.q) else _flash_forward)(qkv, sequences, params)
-        out, lse = _with_sinks(out, lse, params.sinks)
-        return out, (lse, *others)
 
-    if before_ampere(qkv.q):
-        return _efficient_forward(qkv, sequences, params)
-
-    window = params.effective_window(sequences.max_seqlen)
-    if _takes_cudnn(qkv.q, sequences, window):
+    is_old = before_ampere(qkv.q)
+    if not is_old and _takes_cudnn(qkv.q, sequences, params):
         out, lse, _, _, _, _, seed, offset, _ = aten._scaled_dot_product_cudnn_attention(
             *_batched(sequences, *qkv), None, True, 0.0, True, False, scale=params.scale
         )
         return out.transpose(1, 2).reshape(qkv.q.shape), (lse, seed, offset)
 
-    return _flash_forward(qkv, sequences, params)
+    by_lengths = _efficient_forward if is_old else _flash_forward
+    out, (lse, *others) = by_lengths(qkv, sequences, params)
+    out, lse = params.add_sinks(out, lse)
+    return out, (lse, *others)
 
 
 def backward(
@@ -90,7 +85,7 @@ def backward(
         return _efficient_backward(dout, qkv, out, saved, sequences, params)
 
     longest = sequences.max_seqlen
-    if params.sinks is None and _takes_cudnn(qkv.q, sequences, params.effective_window(longest)):
+    if _takes_cudnn(qkv.q, sequences, params):
         lse, seed, offset = saved
         gradients = aten._scaled_dot_product_cudnn_attention_backward(
             *_batched(sequences, dout, *qkv, out), lse, seed, offset, None, None, None, longest, longest, 0.0, True,
@@ -99,13 +94,6 @@ def backward(
         return Qkv(*(g.transpose(1, 2).reshape(x.shape) for g, x in zip(gradients, qkv, strict=True)))
 
     return _flash_backward(dout, qkv, out, saved, sequences, params)
-
-
-def _with_sinks(out: torch.Tensor, lse: torch.Tensor, sinks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """out [T, H, D] and log-sum-exp [H, T] of the keys alone -> those with the sinks [H] among them."""
-    whole = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])
-    share = torch.exp(lse - whole).T.unsqueeze(-1)  # [T, H, 1]
-    return (out * share).to(out.dtype), whole
 
 
 def _flash_forward(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> tuple[torch.Tensor, Saved]:
@@ -198,7 +186,7 @@ def _efficient_backward(
         dout.unsqueeze(0), *_repeated(qkv), None, out.unsqueeze(0), ends, ends, longest, longest, sums, 0.0, seed,
         offset, CAUSAL, False, scale=params.scale, **_efficient_window(params.effective_window(longest)),
     )  # fmt: skip
-    return Qkv(dq[0], *(_sum_groups(part[0], qkv.groups) for part in (dk, dv)))
+    return Qkv(dq[0], *(sum_groups(part[0], qkv.groups) for part in (dk, dv)))
 
 
 def _efficient_window(window: int | None) -> dict[str, int]:
@@ -212,19 +200,14 @@ def _repeated(qkv: Qkv) -> list[torch.Tensor]:
     return [part.unsqueeze(0) for part in repeated]
 
 
-def _sum_groups(gradient: torch.Tensor, groups: int) -> torch.Tensor:
-    """Gradient of k or v repeated for each query head of a group [T, H, D] -> that of k or v [T, H_kv, D]."""
-    rows, heads, size = gradient.shape
-    return gradient.reshape(rows, heads // groups, groups, size).sum(2)
-
-
 def _flash_window(window: int | None) -> dict[str, int]:
     """FlashAttention's options for a window: the keys before and after a query's own."""
     return {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
 
 
-def _takes_cudnn(q: torch.Tensor, sequences: PackedSequences, window: int | None) -> bool:
-    if not sequences.is_batch or sequences.count > MAX_SEQUENCES or q.shape[2] > 128 or window is not None:
+def _takes_cudnn(q: torch.Tensor, sequences: PackedSequences, params: AttentionParams) -> bool:
+    is_cut = params.sinks is not None or params.effective_window(sequences.max_seqlen) is not None
+    if is_cut or not sequences.is_batch or sequences.count > MAX_SEQUENCES or q.shape[2] > 128:
         return False
 
     shape = (sequences.count, sequences.max_seqlen, *q.shape[1:])
@@ -247,12 +230,10 @@ def _cpu_forward(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) 
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
             *parts, 0.0, window is None, attn_mask=_additive_mask(window, one.q), scale=params.scale
         )
-        own = out[0].transpose(0, 1)  # [L, H, D]
-        if params.sinks is not None:
-            own, whole = _with_sinks(own, lse[0], params.sinks)
-            lse = whole.unsqueeze(0)
+        own, whole = params.add_sinks(out[0].transpose(0, 1), lse[0])  # [L, H, D], [H, L]
         outs.append(own)
-        sums.append(lse)
+        sums.append(whole.unsqueeze(0))
+
     return torch.cat(outs), tuple(sums)
 
 
@@ -273,7 +254,7 @@ def _cpu_backward(
             gradients.append(gradient[0].transpose(0, 1))
 
     dq, dk, dv = (torch.cat(gradients) for gradients in found)
-    return Qkv(dq, _sum_groups(dk, groups), _sum_groups(dv, groups))
+    return Qkv(dq, sum_groups(dk, groups), sum_groups(dv, groups))
 
 
 def _additive_mask(window: int | None, rows: torch.Tensor) -> torch.Tensor | None:

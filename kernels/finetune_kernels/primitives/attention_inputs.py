@@ -85,3 +85,17 @@ class AttentionParams:
     def effective_window(self, max_seqlen: int) -> int | None:
         """Returns the window, or None if no sequence is longer than it."""
         return self.window if self.window is not None and self.window < max_seqlen else None
+
+    def add_sinks(self, out: torch.Tensor, lse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """out [T, H, D] and log-sum-exp [H, T] of the keys -> those with the sinks among them, if there are any."""
+        if self.sinks is None:
+            return out, lse
+        whole = torch.logaddexp(lse, self.sinks.to(lse.dtype)[:, None])
+        share = torch.exp(lse - whole).T.unsqueeze(-1)  # [T, H, 1]
+        return (out * share).to(out.dtype), whole
+
+
+def sum_groups(gradient: torch.Tensor, groups: int) -> torch.Tensor:
+    """Gradient of k or v repeated for each query head of a group [T, H, D] -> that of k or v [T, H_kv, D]."""
+    rows, heads, size = gradient.shape
+    return gradient.reshape(rows, heads // groups, groups, size).sum(2)
