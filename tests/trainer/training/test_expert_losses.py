@@ -19,7 +19,7 @@ from finetune_trainer.training.memory.room import Room
 
 IDS = torch.randint(3, 500, (1, 24), generator=torch.Generator().manual_seed(3))
 ALL = torch.arange(IDS.shape[1] - 1)
-FACTORS = ("granitemoe", "granitemoeshared")
+FACTORS = ("granitemoeshared",)
 """Families that scale logits, which the fused head does not."""
 
 
