@@ -1,8 +1,23 @@
-"""A run that leaves every choice to the defaults, for whatever needs a configuration and runs nothing."""
+"""A run that leaves every choice to the defaults, and a model to plan it for, for whatever needs a configuration and
+runs nothing."""
 
+from types import SimpleNamespace
 from typing import Any
 
 from finetune_api.run_config import RunConfig
+
+LLAMA_70B = SimpleNamespace(
+    model_type="llama",
+    hidden_act="silu",
+    num_hidden_layers=80,
+    hidden_size=8192,
+    num_attention_heads=64,
+    num_key_value_heads=8,
+    intermediate_size=28672,
+    vocab_size=128_256,
+    tie_word_embeddings=False,
+)
+"""What memory plans read of Llama 3.3 70B's config.json."""
 
 
 def minimal_run(gpu: dict[str, Any] | None = None, **sections: dict[str, Any]) -> RunConfig:

@@ -1,30 +1,18 @@
 """Auto shares the base out only where no plan fits a GPU that keeps all of it; a job that cannot share is told."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Parallelism
-from finetune_test_models.minimal_run import minimal_run
+from finetune_test_models.minimal_run import LLAMA_70B, minimal_run
 from finetune_trainer.preflight.gpu import estimate_gpu, judge_gpu
 from finetune_trainer.preflight.memory.parallelism import choose_parallelism, judge_parallelism
 from finetune_trainer.preflight.memory.plans import Plans
 from finetune_trainer.preflight.report import Severity
 
 GIB = 2**30
-LLAMA_70B = SimpleNamespace(
-    model_type="llama",
-    hidden_act="silu",
-    num_hidden_layers=80,
-    hidden_size=8192,
-    num_attention_heads=64,
-    num_key_value_heads=8,
-    intermediate_size=28672,
-    vocab_size=128_256,
-    tie_word_embeddings=False,
-)
 
 
 def a_job(gib: int | None, gpus: int, **sections: Any) -> RunConfig:

@@ -1,31 +1,19 @@
 """Preflight answers for layers that stream from host memory: whether they do, what they need, and what it costs."""
 
 import re
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode, Parallelism
-from finetune_test_models.minimal_run import minimal_run
+from finetune_test_models.minimal_run import LLAMA_70B, minimal_run
 from finetune_trainer.preflight.gpu import estimate_gpu, judge_gpu
 from finetune_trainer.preflight.memory.parallelism import choose_parallelism
 from finetune_trainer.preflight.memory.plans import Plans, streamed_layers
 from finetune_trainer.preflight.report import Finding, GpuEstimate, Severity
 
 GIB = 2**30
-LLAMA_70B = SimpleNamespace(
-    model_type="llama",
-    hidden_act="silu",
-    num_hidden_layers=80,
-    hidden_size=8192,
-    num_attention_heads=64,
-    num_key_value_heads=8,
-    intermediate_size=28672,
-    vocab_size=128_256,
-    tie_word_embeddings=False,
-)
 
 
 def a_job(gib: int, memory_gib: int = 64, gpus: int = 1, **sections: Any) -> RunConfig:
