@@ -195,8 +195,7 @@ class Meeting:
             except RuntimeError:  # DistError is one
                 found = _lost(NO_ANSWER)
             if found is not None and not self._closing.is_set():
-                log.error("%s: %s", found.reason, found.message)
-                self._end(found)
+                self._end_for(found)
                 return
 
     def _await_answers(self) -> None:
@@ -204,10 +203,12 @@ class Meeting:
         answer for ever."""
         while not self._closing.wait(BEAT_SECONDS):
             if time.monotonic() - self._looked > self._patience:
-                found = _lost(NO_ANSWER)
-                log.error("%s: %s", found.reason, found.message)
-                self._end(found)
+                self._end_for(_lost(NO_ANSWER))
                 return
+
+    def _end_for(self, found: OtherNodeError) -> None:
+        log.error("%s: %s", found.reason, found.message)
+        self._end(found)
 
     def _look_at_others(self) -> OtherNodeError | None:
         if self._signs.check(["failure"]):
