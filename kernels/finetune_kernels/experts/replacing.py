@@ -87,8 +87,8 @@ def _why_not(module: Any, family: ExpertFamily, config: Any) -> str | None:
             if bool(getattr(module, flag, None)) is not value:
                 return f"{flag} of {kind} is {getattr(module, flag, None)}, not {value}"
 
-    if family.activation_field is not None:
-        name = getattr(config, family.activation_field)
+    if family.activation != "clamped":
+        name = _activation_name(family, config)
         if name not in ACTIVATIONS:
             return f"activation {name}, not {' or '.join(ACTIVATIONS)}"
         if not family.scales_input and type(module)._apply_gate is not _default_apply_gate:
@@ -100,9 +100,13 @@ def _why_not(module: Any, family: ExpertFamily, config: Any) -> str | None:
 
 
 def _activation(module: Any, family: ExpertFamily, config: Any) -> Activation:
-    if family.activation_field is None:
+    if family.activation == "clamped":
         return Activation("clamped", family.is_interleaved, float(module.alpha), float(module.limit))
-    return Activation(ACTIVATIONS[getattr(config, family.activation_field)], family.is_interleaved)
+    return Activation(ACTIVATIONS[_activation_name(family, config)], family.is_interleaved)
+
+
+def _activation_name(family: ExpertFamily, config: Any) -> str:
+    return str(getattr(config, family.activation_field) if family.activation_field else family.activation)
 
 
 def _scaled_input_block(block: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

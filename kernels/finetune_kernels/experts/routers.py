@@ -30,7 +30,14 @@ def keep_routers_in_fp32(causal: Any) -> int:
     return found
 
 
-def _in_fp32(forward: Callable[..., Any], *arguments: torch.Tensor) -> Any:
+def router_paths(causal: Any) -> tuple[str, ...]:
+    """Paths of the routers of a model whose experts the kernels know, replaced or not."""
+    family = expert_family_of_type(causal.config.get_text_config().model_type)
+    kind = None if family is None else family.router_class
+    return tuple(path for path, module in causal.named_modules() if type(module).__name__ == kind)
+
+
+def _in_fp32(forward: Callable[..., Any], states: torch.Tensor, *others: torch.Tensor | None, **options: Any) -> Any:
     # Autocast would take the product's inputs back to 16 bits.
-    with torch.autocast(arguments[0].device.type, enabled=False):
-        return forward(*(value.float() for value in arguments))
+    with torch.autocast(states.device.type, enabled=False):
+        return forward(*(None if value is None else value.float() for value in (states, *others)), **options)

@@ -4,8 +4,9 @@ Only models of a `Family` are built, whose row says which modules a layer has; `
 before. Sizes, scales and windows are read from the modules and the configuration.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -26,8 +27,9 @@ from finetune_kernels.ops.plain_activation import PlainKind
 from finetune_kernels.ops.rms_norm import Norm
 from finetune_kernels.ops.rotary_embedding import Heads
 from finetune_kernels.planning.activation_policy import ActivationPolicy
+from finetune_kernels.planning.expert_families import expert_family_of_type
 from finetune_kernels.planning.families import family_of
-from finetune_kernels.planning.family import Family
+from finetune_kernels.planning.family import Family, Mixture
 from finetune_kernels.planning.fused_support import (
     ACTIVATIONS,
     PLAIN_ACTIVATIONS,
@@ -162,11 +164,18 @@ class _Builder:
         parent, _, gate = (mixture.shared_gate or "").rpartition(".")
         return MixtureBlock(
             norm=None,
-            router=layer.get_submodule(mixture.router),
+            router=self._router(layer, mixture),
             experts=layer.get_submodule(mixture.experts),
             shared=self._mlp(layer.get_submodule(mixture.shared)) if mixture.shared else None,
             shared_gate=self._group(layer.get_submodule(parent), (gate,)) if gate else None,
         )
+
+    def _router(self, layer: Any, mixture: Mixture) -> Callable[[torch.Tensor], Any]:
+        """transformers' router; with the buffer of its block that it takes, if there is one."""
+        router, experts = layer.get_submodule(mixture.router), expert_family_of_type(self.family.model_type)
+        block = layer.get_submodule(mixture.block)
+        bias = None if experts is None or experts.block_bias is None else getattr(block, experts.block_bias, None)
+        return router if bias is None else partial(router, expert_bias=bias)
 
     @property
     def factors(self) -> BlockFactors:

@@ -12,6 +12,7 @@ from finetune_kernels.layers.patching import has_dora, why_not_adapter
 from finetune_kernels.planning.families import family_of
 from finetune_kernels.planning.family import Family
 from finetune_kernels.planning.fused_support import head_size, why_not_config
+from finetune_kernels.planning.parts.expert_shape import dense_layers, experts_a_layer
 
 
 def why_not_fused(causal: Any) -> str | None:
@@ -19,7 +20,12 @@ def why_not_fused(causal: Any) -> str | None:
     config, family = causal.config, family_of(causal)
     if (reason := why_not_config(config, family)) is not None or family is None:
         return reason
-    reasons = (_why_not_layer(layer, family) or _why_not_sizes(layer, family, config) for layer in causal.model.layers)
+    reasons = (
+        _why_not_place(index, layer, family, config)
+        or _why_not_layer(layer, family)
+        or _why_not_sizes(layer, family, config)
+        for index, layer in enumerate(causal.model.layers)
+    )
     return next((reason for reason in reasons if reason is not None), None)
 
 
@@ -68,7 +74,19 @@ def _why_trains(modules: dict[str, Any], expected: dict[str, str | None], family
     if family.has_sinks and modules["self_attn"].sinks.requires_grad:
         return "sinks that train"
     router = None if family.mixture is None else family.mixture.router
-    return "router weights that train" if router in expected and modules[str(router)].weight.requires_grad else None
+    trains = router in expected and any(value.requires_grad for value in modules[str(router)].parameters())
+    return "router weights that train" if trains else None
+
+
+def _why_not_place(index: int, layer: Any, family: Family, config: Any) -> str | None:
+    """Compares the place of a mixture's layers with MLPs with the configuration, by which memory is planned."""
+    if family.mixture is None or not experts_a_layer(config):
+        return None
+    dense = dense_layers(config)
+    is_dense = dense is not None and index in dense.layers
+    if has_mixture(layer, family) != is_dense:
+        return None
+    return f"layer {index} has {'experts' if is_dense else 'an MLP'}, unlike what the configuration says"
 
 
 def _why_not_sizes(layer: Any, family: Family, config: Any) -> str | None:
@@ -104,9 +122,8 @@ def _unknown_module(modules: dict[str, Any], expected: dict[str, str | None], fa
         place = name or type(module).__name__
         if isinstance(module, nn.Dropout) and module.p:
             return f"{place} drops activations of the base model"
-        values = [value for value in (*module._parameters.values(), *module._buffers.values()) if value is not None]
-        is_known = name == f"{family.mlp_name}.act_fn" or (family.has_sinks and name == "self_attn")
-        if values and not is_known:
+        own = {key for key, value in (module._parameters | module._buffers).items() if value is not None}
+        if own - set(family.own_tensors.get(name, ())) and name != f"{family.mlp_name}.act_fn":
             what = "norm" if "Norm" in type(module).__name__ else "module"
             return f"{place} is a {what} that other {family.prefix} models do not have"
     return None

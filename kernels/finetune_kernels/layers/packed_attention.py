@@ -33,7 +33,7 @@ def _attend(
     qkv = Qkv(*(part[0].transpose(0, 1) for part in (query, key, value)))  # [T, H or H_kv, D]
     cu_seqlens = options["cu_seq_lens_q"].to(torch.int32)
     sequences = PackedSequences(cu_seqlens, int(options["max_length_q"]), query.shape[2])
-    params = AttentionParams(scaling, options.get("sliding_window"), options.get("softcap"), options.get("s_aux"))
+    params = AttentionParams(scaling, _window(module, options), options.get("softcap"), options.get("s_aux"))
     return attention(qkv, sequences, params).unsqueeze(0), None
 
 
@@ -45,7 +45,7 @@ def _attend_dense(
 
     attend: Any = ALL_ATTENTION_FUNCTIONS[DENSE]
     query, key, _ = qkv
-    window, capped = options.get("sliding_window"), any(options.get(name) is not None for name in ("softcap", "s_aux"))
+    window, capped = _window(module, options), any(options.get(name) is not None for name in ("softcap", "s_aux"))
     if mask is None and (capped or (window is not None and window < key.shape[2])):
         mask = _visible(query.shape[2], key.shape[2], window, query.device)  # [T, T_kv], True: seen
 
@@ -57,6 +57,12 @@ def _attend_dense(
 
     out: torch.Tensor = attend(module, *qkv, mask, scaling=scaling, **options)[0]
     return out, None
+
+
+def _window(module: Any, options: dict[str, Any]) -> int | None:
+    """The window of a layer's attention: said with the call, or left to masks (Qwen 2 MoE)."""
+    found: int | None = options.get("sliding_window", getattr(module, "sliding_window", None))
+    return found
 
 
 def _visible(rows: int, columns: int, window: int | None, device: torch.device) -> torch.Tensor:

@@ -4,11 +4,10 @@ family.py             the description of one model family: norms, projections, R
 families.py           the families that the kernels know, a row each; layers ask it as well
 fused_support.py      why the layers of a configuration are fused or not: preflight's answer and the layer builder's
 expert_families.py    the mixtures of experts that the kernels know
-expert_shape.py       sizes of a mixture's experts that memory depends on
 activation_policy.py  what a layer saves for its backward pass
 block_sizes.py        rows that go through the loss and the MLP at once: kernels and plan must agree on them
-mixer_shape.py        sizes of a hybrid's other mixer, and the packages with kernels for it
 model_shape.py        the sizes of a model that memory and time depend on, and their formulas
+parts/                sizes of what not every model or layer has: experts, other mixers
 fp16_shape.py         what fp16 changes in them
 described_shape.py    the same of a model that is not loaded, counted from its configuration
 memory_plan.py        a policy for each layer, and whether dequantised weights are kept

@@ -3,7 +3,6 @@
 from collections.abc import Collection
 from typing import Any
 
-from finetune_kernels.planning.expert_shape import has_experts
 from finetune_kernels.planning.families import family_of_config
 from finetune_kernels.planning.family import LLAMA_NAMES, Family
 from finetune_kernels.planning.fused_support import largest
@@ -11,9 +10,9 @@ from finetune_kernels.planning.model_shape import (
     ModelShape,
     ParameterCounts,
     build_shape,
-    keeps_vocabulary,
-    vocabulary_bytes,
 )
+from finetune_kernels.planning.parts.expert_shape import experts_a_layer
+from finetune_kernels.planning.parts.vocabulary import keeps_vocabulary, vocabulary_bytes
 
 _LLAMA = Family("", "")
 """Row of a family without one: its layers are taken to have Llama's projections."""
@@ -30,7 +29,7 @@ def shape_from_config(
     needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
     if any(not isinstance(largest(config, name), int) for name in needed):
         return None
-    if has_experts(config):
+    if experts_a_layer(config):
         return None
 
     uncounted = build_shape(config, ParameterCounts(0, 0, quantized, 0))
@@ -54,7 +53,7 @@ def shape_from_config(
         linears=sum(layers * rows * columns for layers, group in counted for rows, columns in group.values()),
         adapters=sum(adapters),
         quantized=quantized,
-        movable_bytes=0 if keeps_vocabulary(config) else vocabulary_bytes(config, uncounted),
+        movable_bytes=0 if keeps_vocabulary(config) else vocabulary_bytes(config),
     )
     return build_shape(config, counts, dropout=dropout, magnitudes=magnitudes)
 

@@ -19,7 +19,12 @@ class ExpertFamily:
     router: str = "TopKRouter"
     """Class of the router, behind the prefix."""
     activation_field: str | None = "hidden_act"
-    """Field of the configuration that names the activation; None for gpt-oss's clamped one."""
+    """Field of the configuration that names the activation."""
+    activation: str | None = None
+    """The activation of a family that has no such field."""
+    block_bias: str | None = None
+    """Buffer of the block that its router takes beside hidden states, to add it to the scores by which it chooses
+    (LFM2 MoE); the other routers have what they need."""
     is_interleaved: bool = False
     """True if the rows of gate and up alternate; else gate's half comes first."""
     is_transposed: bool = False
@@ -48,7 +53,8 @@ EXPERT_FAMILIES = (
     ExpertFamily("Qwen3Next", "qwen3_next"),
     ExpertFamily("Qwen3_5Moe", "qwen3_5_moe_text"),
     ExpertFamily(
-        "GptOss", "gpt_oss", activation_field=None, is_interleaved=True, is_transposed=True, has_bias=True,
+        "GptOss", "gpt_oss", activation_field=None, activation="clamped", is_interleaved=True, is_transposed=True,
+        has_bias=True,
     ),
     ExpertFamily("Llama4Text", "llama4_text", router="", is_transposed=True, scales_input=True),
     ExpertFamily("Glm4Moe", "glm4_moe", router=_LATER),
@@ -64,6 +70,7 @@ EXPERT_FAMILIES = (
     ExpertFamily("Ernie4_5_Moe", "ernie4_5_moe"),
     ExpertFamily("ExaoneMoe", "exaone_moe", router=_LATER),
     ExpertFamily("HunYuanMoEV1", "hunyuan_v1_moe", router="Gate"),
+    ExpertFamily("Lfm2Moe", "lfm2_moe", activation_field=None, activation="silu", block_bias="expert_bias"),
     ExpertFamily("MiniMaxM2", "minimax_m2"),
     ExpertFamily("Phimoe", "phimoe"),
     ExpertFamily("SolarOpen", "solar_open", router=_LATER),

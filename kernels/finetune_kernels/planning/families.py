@@ -13,6 +13,7 @@ from finetune_kernels.planning.family import AFTER_BOTH, Family, Mixer, Mixture
 _AROUND_MLP = ("input_layernorm", "pre_feedforward_layernorm")
 _GRANITE = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
 _NORMED_QK = ("q_norm", "k_norm")
+_SHARED_EXPERTS = Mixture(kind="MoE", shared="mlp.shared_experts", shared_gate=None)
 _ALONE = Mixture(shared=None, shared_gate=None)
 _GRANITE_EXPERTS = replace(_ALONE, block="block_sparse_moe", kind="MoE", router="block_sparse_moe.router")
 _SHORT_CONVOLUTION = Mixer("conv", "ShortConv", packages=("causal_conv1d",), layer_type="conv")
@@ -62,6 +63,19 @@ FAMILIES = (
         mixture=replace(_ALONE, kind="MLP", router="mlp.router"),
     ),
     Family("GraniteMoe", "granitemoe", factors=_GRANITE, mixture=_GRANITE_EXPERTS),
+    Family("Qwen2Moe", "qwen2_moe", window="layer type", mixture=Mixture()),
+    Family(
+        "Glm4Moe", "glm4_moe", head_norms=_NORMED_QK, head_norm_option="use_qk_norm", mixture=_SHARED_EXPERTS,
+    ),
+    Family("Dots1", "dots1", head_norms=_NORMED_QK, window="layer", mixture=_SHARED_EXPERTS),
+    Family(
+        "Ernie4_5_Moe", "ernie4_5_moe", rope="pairs",
+        mixture=replace(_SHARED_EXPERTS, kind="SparseMoeBlock", shared_option="moe_num_shared_experts"),
+    ),
+    Family(
+        "HunYuanMoEV1", "hunyuan_v1_moe", head_norms=("query_layernorm", "key_layernorm"),
+        head_norm_place="rotated head", mixture=Mixture(kind="Moe", shared="mlp.shared_mlp", shared_gate=None),
+    ),
     # Hybrids.
     Family(
         "Qwen3_5", "qwen3_5_text", norm_offset=1.0, head_norms=_NORMED_QK, gates_heads=True, mixer=_DELTA_NET,
@@ -79,6 +93,7 @@ FAMILIES = (
         "Lfm2Moe", "lfm2_moe", pre_norms=("operator_norm", "ffn_norm"), attention_output="out_proj",
         head_norms=("q_layernorm", "k_layernorm"), mlp_name="feed_forward", mlp_inputs=("w1", "w3"), mlp_output="w2",
         activation="silu", mixer=_SHORT_CONVOLUTION,
+        mixture=replace(_ALONE, block="feed_forward", router="feed_forward.gate"),
     ),
     Family(
         "Qwen3_5Moe", "qwen3_5_moe_text", norm_offset=1.0, head_norms=_NORMED_QK, gates_heads=True, mixer=_DELTA_NET,

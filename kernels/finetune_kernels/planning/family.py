@@ -16,6 +16,8 @@ share.
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from finetune_kernels.planning.expert_families import expert_family_of_type
+
 LLAMA_NAMES = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj"), "dense": ("o_proj",),
     "input_linear": ("gate_proj", "up_proj"), "output_linear": ("down_proj",), "fc1": ("up_proj",),
@@ -51,18 +53,18 @@ class Mixer:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A mixture of experts in the MLP's place. Names are those of modules of a layer; `expert_families` knows the
-    experts."""
+    """A mixture of experts in the MLP's place. Names are those of modules of a layer; `expert_families` knows experts
+    and router."""
 
     block: str = "mlp"
     """Name of the module that has router and experts."""
     kind: str = "SparseMoeBlock"
     """Class of that module, behind the family's prefix."""
     router: str = "mlp.gate"
-    router_kind: str = "TopKRouter"
-    """Class of the router, behind the prefix."""
     shared: str | None = "mlp.shared_expert"
     """The MLP that all tokens share."""
+    shared_option: str | None = None
+    """Field of the configuration that is 0 for models without it (ERNIE)."""
     shared_gate: str | None = "mlp.shared_expert_gate"
     """Linear layer of the one number that scales what they share."""
 
@@ -97,6 +99,8 @@ class Family:
     """True if a sigmoid gates attention's output: q's layer has each head's queries, then its gate (Qwen3.5)."""
     head_norms: tuple[str, ...] = ()
     """Norms of q and of k."""
+    head_norm_option: str | None = None
+    """Field of the configuration without which a model has no such norms (GLM 4.5)."""
     head_norm_place: Literal["head", "row", "rotated head"] = "head"
     """What they norm: each head before RoPE, all heads of a row before RoPE, or each head after RoPE."""
     caps_scores: bool = False
@@ -230,17 +234,26 @@ class Family:
 
     def _mixture_modules(self) -> dict[str, str | None]:
         """The modules of a layer's experts, of which ours stand in the place of transformers'."""
-        mixture = self.mixture
+        mixture, experts = self.mixture, expert_family_of_type(self.model_type)
         if mixture is None:
             return {}
         found: dict[str, str | None] = {
             mixture.block: f"{self.prefix}{mixture.kind}",
-            mixture.router: f"{self.prefix}{mixture.router_kind}",
+            mixture.router: None if experts is None else experts.router_class,
             mixture.experts: EXPERTS,
         }
         if mixture.shared is not None:
             found |= {mixture.shared: self.mlp, **dict.fromkeys(self.mlp_linears(mixture.shared))}
         return found if mixture.shared_gate is None else {**found, mixture.shared_gate: None}
+
+    @property
+    def own_tensors(self) -> dict[str, tuple[str, ...]]:
+        """Names of parameters and buffers that modules of a layer have beside those of their parts."""
+        experts = None if self.mixture is None else expert_family_of_type(self.model_type)
+        found: dict[str, tuple[str, ...]] = {"self_attn": ("sinks",)} if self.has_sinks else {}
+        if self.mixture is None or experts is None or experts.block_bias is None:
+            return found
+        return found | {self.mixture.block: (experts.block_bias,)}
 
     @property
     def whole_modules(self) -> tuple[str, ...]:
@@ -249,7 +262,13 @@ class Family:
         return mixers if self.mixture is None else (*mixers, self.mixture.experts, self.mixture.router)
 
     def of(self, config: Any) -> "Family":
-        """Returns the row for a model's configuration: with one norm if that makes the layers parallel."""
-        if self.parallel_option is None or not getattr(config, self.parallel_option, False):
-            return self
-        return replace(self, pre_norms=self.pre_norms[:1], parallel_option=None)
+        """Returns the row for a model's configuration: with one norm if that makes the layers parallel, and without
+        what its options leave out."""
+        row, mixture = self, self.mixture
+        if self.parallel_option is not None and getattr(config, self.parallel_option, False):
+            row = replace(row, pre_norms=self.pre_norms[:1], parallel_option=None)
+        if self.head_norm_option is not None and not getattr(config, self.head_norm_option, False):
+            row = replace(row, head_norms=(), head_norm_option=None)
+        if mixture is not None and mixture.shared_option is not None and not getattr(config, mixture.shared_option):
+            row = replace(row, mixture=replace(mixture, shared=None, shared_option=None))
+        return row

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from finetune_kernels.planning.families import FAMILIES, family_of_config
 from finetune_kernels.planning.family import Family
+from finetune_kernels.planning.parts.expert_shape import dense_layers, experts_a_layer
 
 MAX_HEAD_SIZE = 256
 
@@ -50,7 +51,6 @@ DROPOUTS = ("attention_dropout", "residual_dropout", "resid_pdrop", "hidden_drop
 REASONS = {
     "gemma4_text": "full-attention layers of Gemma 4 have heads of 512 elements, and the kernels take 256 at most",
     "nemotron_h": "layers of Nemotron H have one block each: attention, Mamba, an MLP or experts",
-    "lfm2_moe": "the router of LFM2 MoE adds numbers of its block's own",
     "gemma3n_text": "layers of Gemma 3n have inputs of their own and several residual streams",
 }
 """`model_type` of families that were looked at and left -> why."""
@@ -108,22 +108,18 @@ def _why_not_layers(config: Any, family: Family) -> str | None:
     if strange:
         return f"layers of type {strange[0]}"
     options = [name for name in ("qk_layernorm", "use_qk_norm") if getattr(config, name, False)]
+    if family.head_norms:
+        return None
     return f"{options[0]} in the configuration: a LayerNorm of q and k" if options else None
 
 
 def _why_not_experts(config: Any, family: Family) -> str | None:
     """Returns why layers with experts cannot be fused; None if they can, or if there are none."""
-    experts = getattr(config, "num_local_experts", 0) or getattr(config, "num_experts", 0)
-    layers = config.num_hidden_layers
-    alone, step = set(getattr(config, "mlp_only_layers", None) or ()), getattr(config, "decoder_sparse_step", 1)
-    dense = sum(index in alone or (index + 1) % step > 0 for index in range(layers))
-
-    if not experts or dense == layers:
+    experts, dense = experts_a_layer(config), dense_layers(config)
+    if not experts or (dense is not None and len(dense.layers) == config.num_hidden_layers):
         return None
     if family.mixture is None:
         return f"{experts} experts a layer"
-    if dense:
-        return f"{dense} of {layers} layers have an MLP where others have experts"
     if getattr(config, "output_router_logits", False):
         return "output_router_logits in the configuration: the load-balancing loss reads what fused layers do not keep"
     return None

@@ -252,7 +252,8 @@ def _predict(
     kept = (shape.linear_parameters - shape.module_parameters) * kept_layers // shape.layers
     decoded = 2 * (shape.linear_parameters - kept) + shape.module_parameters if shape.quantized else 0
     dequantizing = (decoded + _decoded_experts(shape, policies)) / rates.decoding
-    scratch = 3 * shape.feed_forward * shape.hidden * BYTES if dequantized else 0
+    widest = max(shape.feed_forward, shape.in_dense_layers.feed_forward)
+    scratch = 3 * widest * shape.hidden * BYTES if dequantized else 0
     recomputing = shape.recomputed_by(policies) * tokens / rates.products
     inputs = policies.count(ActivationPolicy.OFFLOAD) * tokens * shape.stream * BYTES
     # Layers' inputs go there and back, the head comes once. Computing hides most of it, but buses differ, and a head on
@@ -293,5 +294,6 @@ def _decoded_experts(shape: ModelShape, policies: tuple[ActivationPolicy, ...]) 
     experts = shape.experts
     if experts is None or not experts.quantized:
         return 0
-    again = sum(policy is not ActivationPolicy.SAVE_ALL for policy in policies)
-    return 2 * shape.layers * experts.parameters + again * experts.gate_up_parameters
+    dense = () if shape.dense is None else shape.dense.layers
+    again = sum(policy is not ActivationPolicy.SAVE_ALL for index, policy in enumerate(policies) if index not in dense)
+    return 2 * shape.mixture_layers * experts.parameters + again * experts.gate_up_parameters

@@ -7,16 +7,18 @@ configuration, of which only numbers are read).
                       + adapters in fp32
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.block_sizes import CHUNK_ROWS, HEAD_ROWS, TILE_ROWS, VOCABULARY_BLOCK
-from finetune_kernels.planning.expert_shape import ExpertShape, expert_shape
 from finetune_kernels.planning.families import family_of_config
 from finetune_kernels.planning.fused_support import PLAIN_ATTENTION, head_size, largest
-from finetune_kernels.planning.mixer_shape import MixerShape, mixer_shape
+from finetune_kernels.planning.parts.expert_shape import DenseLayers, ExpertShape, dense_layers, expert_shape
+from finetune_kernels.planning.parts.mixer_shape import MixerShape, mixer_shape
+from finetune_kernels.planning.parts.vocabulary import tables, vocabulary_bytes
 
 BYTES = 2
 """Bytes of one element in 16 bits."""
@@ -58,6 +60,8 @@ class ModelShape:
     experts: ExpertShape | None = None
     """The experts of a mixture; `feed_forward` is the shared experts' then, and `linear_parameters` are without
     experts."""
+    dense: DenseLayers | None = None
+    """Layers of a mixture that have an MLP in place of experts."""
     score_heads: int = 0
     """Heads of which layers that are not fused keep the scores of every pair of tokens of a row."""
     gathered_bytes: int = 0
@@ -93,22 +97,38 @@ class ModelShape:
     @property
     def active_parameters(self) -> int:
         """Parameters that a token is multiplied by in the layers: those of its experts only."""
-        experts = 0 if self.experts is None else self.layers * self.experts.active_parameters
+        experts = 0 if self.experts is None else self.mixture_layers * self.experts.active_parameters
         return self.linear_parameters + experts
+
+    @property
+    def mixture_layers(self) -> int:
+        """Number of layers that have experts."""
+        if self.experts is None:
+            return 0
+        return self.layers - (0 if self.dense is None else len(self.dense.layers))
+
+    @property
+    def in_dense_layers(self) -> "ModelShape":
+        """The same with the MLP of `dense`, as far as a layer is concerned."""
+        return self if self.dense is None else replace(self, experts=None, feed_forward=self.dense.feed_forward)
 
     def saved_by(self, policies: Sequence[ActivationPolicy]) -> int:
         """Bytes per token that stay on the GPU between forward and backward, of all layers."""
-        return sum(count * self.saved_bytes(policy, mixer=mixer) for policy, mixer, count in self._counts(policies))
+        return sum(count * shape.saved_bytes(policy, mixer=kind) for shape, policy, kind, count in self._each(policies))
 
     def recomputed_by(self, policies: Sequence[ActivationPolicy]) -> float:
         """FLOP per token that backward spends on recomputing, in all layers."""
-        return sum(count * self.recomputed_flop(policy, mixer=mixer) for policy, mixer, count in self._counts(policies))
+        return sum(
+            count * shape.recomputed_flop(policy, mixer=kind) for shape, policy, kind, count in self._each(policies)
+        )
 
-    def _counts(self, policies: Sequence[ActivationPolicy]) -> list[tuple[ActivationPolicy, bool, int]]:
-        """Numbers of layers by their policy, and whether they have the other mixer."""
-        others = [] if self.mixers is None else [policies[index] for index in self.mixers.layers]
-        found = [(policy, False, policies.count(policy) - others.count(policy)) for policy in ActivationPolicy]
-        return found + [(policy, True, others.count(policy)) for policy in ActivationPolicy if others]
+    def _each(self, policies: Sequence[ActivationPolicy]) -> list[tuple["ModelShape", ActivationPolicy, bool, int]]:
+        """Numbers of layers that are alike: with their shape, their policy, and whether they have the other mixer."""
+        others = () if self.mixers is None else self.mixers.layers
+        dense = () if self.dense is None else self.dense.layers
+        counts = Counter((index in dense, policy, index in others) for index, policy in enumerate(policies))
+        shapes = {False: self, True: self.in_dense_layers}
+        return [(shapes[is_dense], policy, mixer, count) for (is_dense, policy, mixer), count in counts.items()]
 
     def saved_bytes(self, policy: ActivationPolicy, *, mixer: bool = False) -> int:
         """Bytes per token and layer that stay on the GPU between forward and backward. `mixer`: of a layer with the
@@ -163,6 +183,7 @@ class ModelShape:
         whole = wide + 6 * stream + 2 * self.attention_width
         mixer = 0 if self.mixers is None else tokens * (self.mixers.bytes_per_token + 4 * stream * BYTES)
         if self.experts is not None:  # which are never tiled
+            mixer = max(mixer, self.in_dense_layers.working_bytes(tokens, tiled=tiled) if self.dense else 0)
             return max(tokens * whole * BYTES + self.experts.working_bytes(tokens), mixer)
         if not tiled or tokens <= TILE_ROWS:
             return max(tokens * whole * BYTES, mixer)
@@ -220,6 +241,7 @@ def build_shape(config: Any, counts: ParameterCounts, *, dropout: bool = False, 
         dropout=dropout,
         magnitudes=magnitudes,
         experts=experts,
+        dense=dense_layers(config),
         score_heads=heads if getattr(config, "model_type", "") in PLAIN_ATTENTION else 0,
         mixers=mixer_shape(config, family),
         gates_heads=family is not None and family.gates_heads,
@@ -239,7 +261,7 @@ def with_new_tokens(shape: ModelShape, config: Any, count: int) -> ModelShape:
     """Returns the shape with rows of `count` new tokens in embedding and head, which keep both on the GPU."""
     if not count:
         return shape
-    rows = count * shape.hidden * _tables(config)
+    rows = count * shape.hidden * tables(config)
     return replace(shape, adapter_parameters=shape.adapter_parameters + rows, movable_bytes=0)
 
 
@@ -248,7 +270,7 @@ def loaded_bytes(config: Any, shape: ModelShape, *, double_quantized: bool) -> i
     # Embedding, head, and the norms of a layer (two if the family is not known) plus the last one.
     family = family_of_config(config)
     norms = 2 if family is None else len(family.block_norms)
-    others = vocabulary_bytes(config, shape) + (norms * shape.layers + 1) * shape.hidden * BYTES
+    others = vocabulary_bytes(config) + (norms * shape.layers + 1) * shape.hidden * BYTES
     return linear_bytes(shape, double_quantized=double_quantized) + others + shape.adapter_parameters * ADAPTER_BYTES
 
 
@@ -275,23 +297,3 @@ def let_stream(shape: ModelShape, *, double_quantized: bool) -> ModelShape:
     if not shape.quantized or shape.gathered_bytes or shape.experts is not None or shape.magnitudes:
         return shape
     return replace(shape, streamable_bytes=linear_bytes(shape, double_quantized=double_quantized) // shape.layers)
-
-
-def vocabulary_bytes(config: Any, shape: ModelShape) -> int:
-    """Bytes of embedding and head."""
-    return _tables(config) * shape.vocabulary * shape.hidden * BYTES
-
-
-def _tables(config: Any) -> int:
-    """Embedding and head, which may be one tensor."""
-    return 1 if getattr(config, "tie_word_embeddings", False) else 2
-
-
-def keeps_vocabulary(config: Any) -> bool:
-    """True if embedding and head stay on the GPU: the embedding is a module of the family's own, or the head has a
-    bias."""
-    family = family_of_config(config)
-    # Gemmas without a row (3n, 4) scale their embedding, too.
-    if family is None:
-        return str(getattr(config, "model_type", "")).startswith("gemma")
-    return family.scales_embedding or family.head_bias

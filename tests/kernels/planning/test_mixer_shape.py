@@ -7,11 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from finetune_kernels.planning import mixer_shape as planned
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.families import family_of_config
-from finetune_kernels.planning.mixer_shape import MixerShape, cost_of_missing, missing_packages, mixer_shape
 from finetune_kernels.planning.model_shape import ParameterCounts, build_shape
+from finetune_kernels.planning.parts import mixer_shape as planned
+from finetune_kernels.planning.parts.mixer_shape import MixerShape, cost_of_missing, missing_packages, mixer_shape
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 32,

@@ -28,6 +28,14 @@ def adapt(model: Any, family: ExpertFamily) -> dict[str, torch.Tensor]:
     return found
 
 
+def draw_router_biases(model: Any) -> Any:
+    """Returns the model, with random numbers for what routers add to the scores by which they choose."""
+    for name, value in (*model.named_buffers(), *model.named_parameters()):
+        if name.endswith(("score_correction_bias", "expert_bias")):  # which begin at zero
+            value.data = normal(*value.shape, seed=7, device=str(value.device)) / 4
+    return model
+
+
 def by_hand(
     model: Any, factors: Mapping[str, torch.Tensor], family: ExpertFamily, inputs: dict[str, Any]
 ) -> torch.Tensor:

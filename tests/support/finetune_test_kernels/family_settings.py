@@ -16,6 +16,7 @@ from finetune_kernels.experts.routers import keep_routers_in_fp32
 from finetune_kernels.planning.families import FAMILIES
 from finetune_kernels.planning.family import Family
 from finetune_kernels.planning.fused_support import REASONS
+from finetune_test_kernels.expert_adapters import draw_router_biases
 from finetune_test_kernels.tensor_checks import DEVICE, normal
 from finetune_trainer.stages.expert_injection import peft_without_experts
 
@@ -25,7 +26,7 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 DERIVED_HEADS = (
     "granite", "granitemoehybrid", "lfm2", "phi", "phi3", "stablelm", "starcoder2", "olmo2", "olmo3", "cohere",
-    "granitemoe", "mixtral", "olmoe",
+    "granitemoe", "mixtral", "olmoe", "qwen2_moe", "lfm2_moe",
 )  # fmt: skip
 """Families whose heads have hidden_size / heads elements."""
 WINDOW = 3
@@ -41,6 +42,10 @@ _TWO_ROPES = {
     "full_attention": {"rope_type": "linear", "rope_theta": 500000.0, "factor": 2.0},
 }
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_ROUTED_EXPERTS = {
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_shared_experts": 1, "n_group": 2,
+    "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.7, "first_k_dense_replace": 1,
+}  # fmt: skip
 _LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 HYBRID = ["linear_attention", "full_attention"]
 _DELTA_NET = {
@@ -85,10 +90,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "olmoe": _EXPERTS | {"attention_bias": True},
     "gpt_oss": _LOCAL_EXPERTS | _WINDOWS | {"attention_bias": True},
     "granitemoe": _FACTORS | _LOCAL_EXPERTS | {"attention_bias": True},
+    "qwen2_moe": _EXPERTS | _WINDOWS | {
+        "use_sliding_window": True, "shared_expert_intermediate_size": 24, "mlp_only_layers": [1],
+    },
+    "glm4_moe": _ROUTED_EXPERTS | {"use_qk_norm": True, "attention_bias": True, "rope_parameters": _PARTIAL},
+    "dots1": _ROUTED_EXPERTS | _WINDOWS | {"attention_bias": True},
+    "ernie4_5_moe": {
+        "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16, "moe_num_shared_experts": 2,
+        "moe_layer_start_index": 1,
+    },
+    "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": [2, 1], "attention_bias": True, "use_qk_norm": True},
     "qwen3_5_text": _DELTA_NET,
     "qwen3_next": _DELTA_NET | {"mlp_only_layers": [0, 1], "num_experts": 4},
     "qwen3_5_moe_text": _DELTA_NET | _EXPERTS | {"shared_expert_intermediate_size": 24},
-    "lfm2_moe": _EXPERTS | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "lfm2_moe": _EXPERTS | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1, "norm_eps": 1e-3},
     "nemotron_h": {
         "layers_block_type": [*HYBRID, "mlp", "linear_attention"], "mamba_num_heads": 4, "mamba_head_dim": 32,
         "ssm_state_size": 8, "n_groups": 2, "chunk_size": 4,
@@ -144,7 +159,7 @@ def family_model(family: Family, **changes: Any) -> Any:
     usual = 0.0 if family.model_type.startswith(CENTERED) else 1.0
     for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, mean=usual if "norm" in name and "bias" not in name else 0.0, std=0.25)
-    return model.to(DEVICE)
+    return draw_router_biases(model).to(DEVICE)
 
 
 def rows_pass(model: Any, rows: int, length: int) -> dict[str, torch.Tensor]:

@@ -114,6 +114,7 @@ MIXTURE_SETTINGS: dict[str, dict[str, Any]] = {
     "deepseek_v3": TWO_LAYERS | {"q_lora_rank": 64, "kv_lora_rank": 64},
     "gpt_oss": TWO_LAYERS | {"layer_types": ["sliding_attention", "full_attention"]},
     "llama4_text": TWO_LAYERS | {"layer_types": ["chunked_attention", "full_attention"]},
+    "lfm2_moe": TWO_LAYERS | {"layer_types": ["conv", "full_attention"]},
     "granitemoehybrid": TWO_LAYERS | {"layer_types": ["mamba", "attention"]},
     "qwen3_next": TWO_LAYERS | {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_5_moe_text": TWO_LAYERS | {"layer_types": ["linear_attention", "full_attention"]},

@@ -11,9 +11,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode, Parallelism, Precision
-from finetune_kernels.planning.expert_shape import expert_shape
 from finetune_kernels.planning.memory_plan import plan_unfused_layers, unfused_bytes
 from finetune_kernels.planning.model_shape import ParameterCounts, build_shape
+from finetune_kernels.planning.parts.expert_shape import expert_shape
 from finetune_test_models.minimal_run import minimal_run
 from finetune_test_models.tiny_architectures import make_mixture
 from finetune_test_models.tiny_runs import texts
@@ -197,7 +197,7 @@ def test_the_engine_plans_with_the_shape_that_preflight_planned_with(
     ]
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_5_moe_text", "qwen3_next", "qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("model_type", ["qwen3_5_moe_text", "qwen3_moe", "gpt_oss", "glm4_moe", "lfm2_moe"])
 def test_fused_mixtures_are_planned_layer_by_layer(model_type: str, texts: list[str], tmp_path: Path) -> None:
     folder = make_mixture(tmp_path, model_type, texts)
     config, description = job(model={"source": f"file://{folder}"}), load_configuration(folder)

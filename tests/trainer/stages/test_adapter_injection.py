@@ -42,7 +42,7 @@ EXPERTS: dict[str, Any] = {
     "first_k_dense_replace": 1,
 }
 DENSE = ("llama", "phi3", "gemma3_text", "nemotron", "lfm2", "mamba")
-MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "granitemoe", "llama4_text", "olmoe")
+MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "granitemoe", "llama4_text", "olmoe", "hunyuan_v1_moe")
 UNKNOWN = "afmoe"
 """A mixture whose experts the kernels do not know."""
 ALL_LINEAR = ("mamba", "deepseek_v3")
@@ -176,6 +176,18 @@ def adapted_names(folder: Path, targets: list[str]) -> set[str]:
 def test_shared_experts_and_dense_layers_get_their_own_adapters(tmp_path: Path) -> None:
     folder = make(tmp_path, "deepseek_v3")
     assert adapted_names(folder, ["down_proj"]) == {"mlp.down_proj", "shared_experts.down_proj", "adapters.down"}
+
+
+def test_a_router_that_holds_a_linear_layer_is_not_quantised_and_gets_no_adapter(tmp_path: Path) -> None:
+    folder = make(tmp_path, "hunyuan_v1_moe")
+    model = load(folder, Quantization.NF4)
+    router = model.model.layers[0].mlp.gate.wg
+    assert router.weight.dtype is torch.float32
+    assert model.model.layers[0].mlp.shared_mlp.up_proj.weight.dtype is torch.uint8, "the control"
+    adapted = inject_adapter(model, job(Quantization.NF4, ["all-linear"]).adapter, 1)
+    assert not [name for name, _ in adapted.model.named_parameters() if "wg" in name and "lora" in name]
+    planned = plan(folder, job(Quantization.NF4, ["all-linear"]))
+    assert planned.adapter_parameters == adapted.trainable_parameters
 
 
 def test_only_experts_can_be_named_by_their_own_names(tmp_path: Path) -> None:

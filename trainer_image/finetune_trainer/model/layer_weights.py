@@ -81,10 +81,13 @@ def _expert_part(name: str, experts: Mapping[int, StoredExperts]) -> str | None:
 
 def _describe(header: TensorHeader, blocks: set[str], part: str | None, *, quantized: bool) -> LayerWeight:
     name = header.name.removesuffix(".weight")
-    parent, _, last = name.rpartition(".")
+    parent = name.rpartition(".")[0]
     is_packed = header.dtype == "U8"  # two NF4 codes share a byte
     is_stacked = part is None and (bool(_EXPERT.search(header.name)) or is_stack(header.name, header.shape))
-    is_router = "router" in name.split(".") or (last == "gate" and parent in blocks)
+    # Hunyuan's gate has a linear layer within it.
+    is_router = "router" in name.split(".") or any(
+        path.endswith(".gate") and path.removesuffix(".gate") in blocks for path in (name, parent)
+    )
     is_linear = header.name.endswith(".weight") and len(header.shape) == 2
     is_linear = is_linear and part is None and not is_stacked and not is_router
 

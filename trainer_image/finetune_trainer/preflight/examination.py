@@ -6,7 +6,7 @@ from typing import Any
 from finetune_api.run_config import RunConfig
 from finetune_api.spec.inputs import DatasetSpec
 from finetune_api.vocabulary import Precision
-from finetune_kernels.planning.expert_shape import chosen_experts
+from finetune_kernels.planning.parts.expert_shape import chosen_experts
 from finetune_trainer.distributed.driver import find_need
 from finetune_trainer.job.machine import free_memory, has_bfloat16
 from finetune_trainer.model.cpu_advice import advise_on_cpu

@@ -20,8 +20,8 @@ from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Parallelism, Precision, Quantization
 from finetune_kernels.planning.families import family_of_config
 from finetune_kernels.planning.memory_plan import MARGIN, MemoryPlan
-from finetune_kernels.planning.mixer_shape import cost_of_missing
 from finetune_kernels.planning.model_shape import ModelShape
+from finetune_kernels.planning.parts.mixer_shape import cost_of_missing
 from finetune_kernels.planning.rates import H200, UNLIMITED
 from finetune_kernels.planning.streamed_weights import waiting_seconds
 from finetune_trainer.distributed.driver import CudaNeed, describe_need, describe_old_card

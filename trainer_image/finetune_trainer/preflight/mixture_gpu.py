@@ -16,9 +16,8 @@ from finetune_kernels.planning.model_shape import (
     ModelShape,
     ParameterCounts,
     build_shape,
-    keeps_vocabulary,
-    vocabulary_bytes,
 )
+from finetune_kernels.planning.parts.vocabulary import keeps_vocabulary, vocabulary_bytes
 from finetune_trainer.model.planned_weights import PlannedWeights
 from finetune_trainer.preflight.gpu import estimate_plans
 from finetune_trainer.preflight.memory.fused_layers import why_not_fused
@@ -103,7 +102,7 @@ def _shape(config: RunConfig, model: Any, planned: PlannedWeights) -> ModelShape
     )
     shape = build_shape(model, counts, dropout=config.adapter.dropout > 0)
     stays = keeps_vocabulary(model) or bool(config.model.new_tokens)  # rows that train stay
-    return shape if stays else replace(shape, movable_bytes=vocabulary_bytes(model, shape))
+    return shape if stays else replace(shape, movable_bytes=vocabulary_bytes(model))
 
 
 def _beside(shape: ModelShape, rows: int, length: int, *, saves: bool) -> int:

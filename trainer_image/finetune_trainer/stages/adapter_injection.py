@@ -13,6 +13,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from finetune_api.spec.training import AdapterSpec
 from finetune_api.vocabulary import AdapterVariant
 from finetune_kernels.experts.replacing import stacked_experts
+from finetune_kernels.experts.routers import router_paths
 from finetune_kernels.vocabulary.trained_rows import install_trained_rows
 from finetune_trainer.model.adapter_targets import barred_layers, check_expert_targets, choose_targets
 from finetune_trainer.model.coverage import ENOUGH, Coverage, measure_coverage, missing_defaults
@@ -104,7 +105,7 @@ def _report(coverage: Coverage, missing: list[str]) -> None:
 
 def _layer_weights(model: Any) -> list[LayerWeight]:
     """The layers' weights of a loaded model."""
-    found = []
+    found, routers = [], tuple(f"{path}." for path in router_paths(model))
     for path, module in model.named_modules():
         if isinstance(module, torch.nn.Embedding):
             continue
@@ -118,7 +119,9 @@ def _layer_weights(model: Any) -> list[LayerWeight]:
                         whole.removesuffix(".weight"),
                         math.prod(shape),
                         shape,
-                        is_linear=isinstance(module, torch.nn.Linear) and not type(module).__name__.endswith("Router"),
+                        is_linear=isinstance(module, torch.nn.Linear)
+                        and not type(module).__name__.endswith("Router")
+                        and not path.startswith(routers),
                         is_stacked=is_stack(whole, shape),
                         is_quantized=state is not None,
                     )

@@ -10,7 +10,7 @@ from peft.utils import transformers_weight_conversion
 from finetune_api.spec.training import AdapterSpec
 from finetune_kernels.experts.module import StackedExperts
 from finetune_kernels.experts.replacing import stacked_experts
-from finetune_kernels.planning.expert_shape import chosen_experts
+from finetune_kernels.planning.parts.expert_shape import chosen_experts
 from finetune_trainer.model.layer_weights import LayerWeight
 
 log = logging.getLogger(__name__)

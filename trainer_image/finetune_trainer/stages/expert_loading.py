@@ -19,7 +19,7 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
 from finetune_kernels.experts.replacing import WEIGHTS, replace_experts, stacked_experts, why_not_replaced
-from finetune_kernels.experts.routers import keep_routers_in_fp32
+from finetune_kernels.experts.routers import keep_routers_in_fp32, router_paths
 from finetune_kernels.planning.expert_families import ExpertFamily, expert_family_of_type
 from finetune_kernels.primitives.nf4_stack import Nf4Stack
 from finetune_trainer.model.expert_files import LAYER
@@ -56,6 +56,11 @@ class ExpertQuantizer(Bnb4BitHfQuantizer):
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         """True for linear layers, and for the experts' matrices."""
         return super().param_needs_quantization(model, param_name, **kwargs) or is_expert_matrix(model, param_name)
+
+    def get_modules_to_not_convert(self, model: Any, *arguments: Any, **named: Any) -> list[str]:  # type: ignore[override]
+        """Names of the modules that stay in 16 bits: what transformers leaves out, and the linear layers in routers."""
+        found = super().get_modules_to_not_convert(model, *arguments, **named)
+        return [*(found or []), *router_paths(model)]
 
     def get_quantize_ops(self) -> ConversionOps:
         """The operation that ends the loading of a parameter."""

@@ -30,8 +30,8 @@ from finetune_kernels.planning.micro_batch import (
     largest_without_recompute,
     written_micro_batch,
 )
-from finetune_kernels.planning.mixer_shape import cost_of_missing
 from finetune_kernels.planning.model_shape import ModelShape
+from finetune_kernels.planning.parts.mixer_shape import cost_of_missing
 from finetune_kernels.planning.rates import UNLIMITED, Machine
 from finetune_kernels.streaming.host_layers import HostLayers
 from finetune_kernels.streaming.layer_window import LayerWindow

@@ -10,7 +10,7 @@ from typing import Any
 from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import AdapterVariant, Parallelism, Precision, Quantization
-from finetune_kernels.planning.expert_shape import has_experts
+from finetune_kernels.planning.parts.expert_shape import experts_a_layer
 from finetune_trainer.preflight.memory.plans import Plans, max_length_of, rows_of
 from finetune_trainer.preflight.report import Finding
 from finetune_trainer.preflight.steps import TrainingSize
@@ -64,6 +64,6 @@ def why_not_sharded(config: RunConfig, model: Any) -> str | None:
         return "spec.model.quantization is not NF4, and only weights in NF4 are shared out"
     if config.adapter.variant is AdapterVariant.DORA:
         return "DoRA's magnitudes are computed from whole weights before the processes meet"
-    if has_experts(model):
+    if experts_a_layer(model):
         return "the experts of a mixture stay whole on each GPU"
     return None

@@ -11,6 +11,8 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _CHOSEN = ("num_experts_per_tok", "moe_k")
 _WIDTHS = ("moe_intermediate_size", "intermediate_size")
 _SHARED = ("shared_expert_intermediate_size", "shared_intermediate_size")
+_SHARED_EXPERTS = ("n_shared_experts", "moe_num_shared_experts", "num_shared_expert")
+_FIRST_DENSE = ("first_k_dense_replace", "num_dense_layers")
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,22 @@ class ExpertShape:
         return (elements + decoded) * BYTES
 
 
+@dataclass(frozen=True)
+class DenseLayers:
+    """Layers of a mixture that have an MLP in place of experts."""
+
+    layers: tuple[int, ...]
+    """Indices, in order."""
+    feed_forward: int
+    """Elements of the MLP's gate."""
+
+
 def expert_shape(config: Any, *, quantized: bool) -> ExpertShape | None:
     """The experts of a transformers text configuration; None if it has none."""
     experts, chosen, wide = (_first(config, names) for names in (_EXPERTS, _CHOSEN, _WIDTHS))
     if not experts or not chosen or not wide:
         return None
-    shared = _first(config, _SHARED) or wide * (getattr(config, "n_shared_experts", None) or 0)
+    shared = _first(config, _SHARED) or wide * _shared_experts(config)
     return ExpertShape(experts, chosen, config.hidden_size, wide, shared, quantized)
 
 
@@ -76,11 +88,41 @@ def chosen_experts(config: Any) -> int:
     return _first(config, _CHOSEN)
 
 
-def has_experts(config: Any) -> bool:
-    """True if a configuration names a number of experts."""
-    return _first(config, _EXPERTS) > 0
+def experts_a_layer(config: Any) -> int:
+    """Experts of a layer, shared ones left out; 0 if a configuration names none."""
+    return _first(config, _EXPERTS)
+
+
+def dense_layers(config: Any) -> DenseLayers | None:
+    """The layers of a mixture's configuration that have an MLP; None if all have experts, or if there are none."""
+    layers = tuple(index for index in range(config.num_hidden_layers) if _is_dense(config, index))
+    width = getattr(config, "intermediate_size", None)
+    return DenseLayers(layers, width) if layers and experts_a_layer(config) and isinstance(width, int) else None
+
+
+def _is_dense(config: Any, index: int) -> bool:
+    """True if a layer has an MLP, by whichever fields its family says it with."""
+    if kinds := getattr(config, "mlp_layer_types", None):
+        return bool(kinds[index] == "dense")
+
+    # The first layers; single layers, and all but every n-th (Qwen).
+    alone, step = getattr(config, "mlp_only_layers", None) or (), getattr(config, "decoder_sparse_step", 1)
+    if index < _first(config, _FIRST_DENSE) or index in alone or (index + 1) % step:
+        return True
+
+    # All but every n-th between two (ERNIE).
+    first, last = (getattr(config, f"moe_layer_{name}_index", index) for name in ("start", "end"))
+    return not first <= index <= last or (index + 1) % getattr(config, "moe_layer_interval", 1) > 0
+
+
+def _shared_experts(config: Any) -> int:
+    """Experts that all tokens share; Hunyuan always has one, and says so in published files only."""
+    default = int(getattr(config, "model_type", None) == "hunyuan_v1_moe")
+    return _first(config, _SHARED_EXPERTS) or default
 
 
 def _first(config: Any, names: tuple[str, ...]) -> int:
-    """The first of these fields that is a number."""
-    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), 0)
+    """The first of these fields that is a number, or a list of one for each layer (Hunyuan): the largest then."""
+    values = (getattr(config, name, None) for name in names)
+    numbers = (max(value) if isinstance(value, list) and value else value for value in values)
+    return next((number for number in numbers if isinstance(number, int)), 0)
