@@ -10,10 +10,10 @@ from transformers import Qwen3_5TextConfig
 from finetune_api.gpus import ExpectedGpu
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode
-from finetune_kernels.planning import mixer_shape
 from finetune_kernels.planning.described_shape import shape_from_config
 from finetune_kernels.planning.memory_plan import MARGIN, plan_memory
 from finetune_kernels.planning.model_shape import let_stream, loaded_bytes
+from finetune_kernels.planning.parts import mixer_shape
 from finetune_test_models.minimal_run import minimal_run
 from finetune_trainer.distributed.driver import CudaNeed
 from finetune_trainer.preflight.gpu import LENGTH_STEP, estimate_gpu, judge_count, judge_driver, judge_gpu
