@@ -174,8 +174,9 @@ class _Builder:
         """transformers' router; with the buffer of its block that it takes, if there is one."""
         router, experts = layer.get_submodule(mixture.router), expert_family_of_type(self.family.model_type)
         block = layer.get_submodule(mixture.block)
-        bias = None if experts is None or experts.block_bias is None else getattr(block, experts.block_bias, None)
-        return router if bias is None else partial(router, expert_bias=bias)
+        name = None if experts is None else experts.block_bias
+        bias = None if name is None else getattr(block, name, None)
+        return router if bias is None else partial(router, **{str(name): bias})
 
     @property
     def factors(self) -> BlockFactors:

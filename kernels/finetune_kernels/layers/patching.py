@@ -40,7 +40,8 @@ def plan_patches(model: Any) -> Planned:
     # The norms of a layer beside those of heads, and the last one before the head.
     layers, norms = causal.config.num_hidden_layers, len(family.block_norms)
     rms = norms * layers + 1 if family.norm_kind == "rms" else 0
-    return Planned(rms, layers if family.mlp in MLP_FAMILIES else 0, adapters)
+    has_mlps = family.mlp in MLP_FAMILIES and (family.mixture is None or family.mixture.shared is not None)
+    return Planned(rms, layers if has_mlps else 0, adapters)
 
 
 @dataclass

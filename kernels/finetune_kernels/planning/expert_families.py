@@ -23,8 +23,8 @@ class ExpertFamily:
     activation: str | None = None
     """The activation of a family that has no such field."""
     block_bias: str | None = None
-    """Buffer of the block that its router takes beside hidden states, to add it to the scores by which it chooses
-    (LFM2 MoE); the other routers have what they need."""
+    """Buffer of the block that its router takes beside hidden states, under the same name, to add it to the scores by
+    which it chooses (LFM2 MoE, MiniMax M2); the other routers have what they need."""
     is_interleaved: bool = False
     """True if the rows of gate and up alternate; else gate's half comes first."""
     is_transposed: bool = False
@@ -71,7 +71,7 @@ EXPERT_FAMILIES = (
     ExpertFamily("ExaoneMoe", "exaone_moe", router=_LATER),
     ExpertFamily("HunYuanMoEV1", "hunyuan_v1_moe", router="Gate"),
     ExpertFamily("Lfm2Moe", "lfm2_moe", activation_field=None, activation="silu", block_bias="expert_bias"),
-    ExpertFamily("MiniMaxM2", "minimax_m2"),
+    ExpertFamily("MiniMaxM2", "minimax_m2", block_bias="e_score_correction_bias"),
     ExpertFamily("Phimoe", "phimoe"),
     ExpertFamily("SolarOpen", "solar_open", router=_LATER),
 )  # fmt: skip

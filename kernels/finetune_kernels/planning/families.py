@@ -72,9 +72,20 @@ FAMILIES = (
         "Ernie4_5_Moe", "ernie4_5_moe", rope="pairs",
         mixture=replace(_SHARED_EXPERTS, kind="SparseMoeBlock", shared_option="moe_num_shared_experts"),
     ),
+    Family("SolarOpen", "solar_open", mixture=_SHARED_EXPERTS),
+    Family(
+        "ExaoneMoe", "exaone_moe", head_norms=_NORMED_QK, window="layer type", rope_layers="windowed if any",
+        mixture=replace(_SHARED_EXPERTS, kind="SparseMoEBlock"),
+    ),
+    Family("MiniMaxM2", "minimax_m2", head_norms=_NORMED_QK, head_norm_place="row", mixture=_ALONE),
     Family(
         "HunYuanMoEV1", "hunyuan_v1_moe", head_norms=("query_layernorm", "key_layernorm"),
         head_norm_place="rotated head", mixture=Mixture(kind="Moe", shared="mlp.shared_mlp", shared_gate=None),
+    ),
+    Family(
+        "GraniteMoeShared", "granitemoeshared", mlp_name="shared_mlp", mlp_inputs=("input_linear",),
+        mlp_output="output_linear", feed_forward_field="shared_intermediate_size", factors=_GRANITE,
+        mixture=replace(_GRANITE_EXPERTS, shared="shared_mlp", shared_option="shared_intermediate_size"),
     ),
     # Hybrids.
     Family(

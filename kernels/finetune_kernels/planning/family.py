@@ -64,7 +64,7 @@ class Mixture:
     shared: str | None = "mlp.shared_expert"
     """The MLP that all tokens share."""
     shared_option: str | None = None
-    """Field of the configuration that is 0 for models without it (ERNIE)."""
+    """Field of the configuration that is 0 for models without it (ERNIE, Granite)."""
     shared_gate: str | None = "mlp.shared_expert_gate"
     """Linear layer of the one number that scales what they share."""
 

@@ -26,7 +26,7 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 DERIVED_HEADS = (
     "granite", "granitemoehybrid", "lfm2", "phi", "phi3", "stablelm", "starcoder2", "olmo2", "olmo3", "cohere",
-    "granitemoe", "mixtral", "olmoe", "qwen2_moe", "lfm2_moe",
+    "granitemoe", "mixtral", "olmoe", "qwen2_moe", "lfm2_moe", "granitemoeshared",
 )  # fmt: skip
 """Families whose heads have hidden_size / heads elements."""
 WINDOW = 3
@@ -100,6 +100,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "moe_layer_start_index": 1,
     },
     "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": [2, 1], "attention_bias": True, "use_qk_norm": True},
+    "solar_open": _ROUTED_EXPERTS | {"attention_bias": True, "first_k_dense_replace": 0},
+    "exaone_moe": _ROUTED_EXPERTS | _EXPERTS | _WINDOWS | {"num_shared_experts": 2},
+    "minimax_m2": _LOCAL_EXPERTS | {"rotary_dim": 12},
+    "granitemoeshared": _FACTORS | _LOCAL_EXPERTS | {"attention_bias": True, "shared_intermediate_size": 24},
     "qwen3_5_text": _DELTA_NET,
     "qwen3_next": _DELTA_NET | {"mlp_only_layers": [0, 1], "num_experts": 4},
     "qwen3_5_moe_text": _DELTA_NET | _EXPERTS | {"shared_expert_intermediate_size": 24},

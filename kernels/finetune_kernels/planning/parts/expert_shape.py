@@ -11,7 +11,7 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _CHOSEN = ("num_experts_per_tok", "moe_k")
 _WIDTHS = ("moe_intermediate_size", "intermediate_size")
 _SHARED = ("shared_expert_intermediate_size", "shared_intermediate_size")
-_SHARED_EXPERTS = ("n_shared_experts", "moe_num_shared_experts", "num_shared_expert")
+_SHARED_EXPERTS = ("n_shared_experts", "moe_num_shared_experts", "num_shared_experts", "num_shared_expert")
 _FIRST_DENSE = ("first_k_dense_replace", "num_dense_layers")
 
 
