@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode
+from finetune_kernels.planning.loaded_weights import let_stream
 from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory
 from finetune_kernels.planning.micro_batch import MicroBatch
-from finetune_kernels.planning.model_shape import let_stream
 from finetune_kernels.streaming.host_tensors import HostTensors
 from finetune_test_models.stopped_runs import stopped_after
 from finetune_test_models.tiny_model import make_tiny_model

@@ -29,7 +29,8 @@ from finetune_kernels.ops.rotary_embedding import Heads
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.expert_families import expert_family_of_type
 from finetune_kernels.planning.families import family_of
-from finetune_kernels.planning.family import Family, Mixture
+from finetune_kernels.planning.family import Family
+from finetune_kernels.planning.family_parts import Mixture
 from finetune_kernels.planning.fused_support import (
     ACTIVATIONS,
     PLAIN_ACTIVATIONS,

@@ -8,7 +8,8 @@ torch, as preflight reads it before a GPU is asked for.
 from dataclasses import replace
 from typing import Any
 
-from finetune_kernels.planning.family import AFTER_BOTH, Family, Mixer, Mixture
+from finetune_kernels.planning.family import AFTER_BOTH, Family
+from finetune_kernels.planning.family_parts import Mixer, Mixture
 
 _AROUND_MLP = ("input_layernorm", "pre_feedforward_layernorm")
 _GRANITE = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from finetune_api.vocabulary import MemoryMode
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.planning.model_shape import BYTES, WHOLE_LAYERS, ModelShape
+from finetune_kernels.planning.loaded_weights import WHOLE_LAYERS
+from finetune_kernels.planning.model_shape import BYTES, ModelShape
 from finetune_kernels.planning.rates import H200, UNKNOWN_MACHINE, Machine, Rates
 from finetune_kernels.planning.streamed_weights import numbers_of_layers, streamed_rows, waiting_seconds
 

@@ -9,7 +9,8 @@ P: parameters of a layer. So the larger a micro-batch is, the less it waits. Com
 were products alone.
 """
 
-from finetune_kernels.planning.model_shape import WHOLE_LAYERS, ModelShape
+from finetune_kernels.planning.loaded_weights import WHOLE_LAYERS
+from finetune_kernels.planning.model_shape import ModelShape
 from finetune_kernels.planning.rates import Rates
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from finetune_kernels.planning.model_shape import WHOLE_LAYERS
+from finetune_kernels.planning.loaded_weights import WHOLE_LAYERS
 from finetune_kernels.streaming.frozen_tensors import nf4_tensors_of
 from finetune_kernels.streaming.host_tensors import HostTensors, Slot
 from finetune_kernels.streaming.layer_window import LayerWindow

@@ -16,7 +16,8 @@ from finetune_kernels.layers.layer_check import why_not_fused
 from finetune_kernels.planning import families
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.families import FAMILIES
-from finetune_kernels.planning.family import AFTER_BOTH, Family, Mixer, Mixture
+from finetune_kernels.planning.family import AFTER_BOTH, Family
+from finetune_kernels.planning.family_parts import Mixer, Mixture
 from finetune_kernels.planning.fused_support import MAX_HEAD_SIZE, REASONS, why_not_described
 from finetune_test_kernels.family_settings import FUSED_FAMILIES, documents_pass, family_config, family_model, rows_pass
 from finetune_test_kernels.small_layers import small_model

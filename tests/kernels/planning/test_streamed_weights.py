@@ -6,9 +6,10 @@ import pytest
 
 from finetune_api.vocabulary import MemoryMode
 from finetune_kernels.planning.activation_policy import ActivationPolicy
+from finetune_kernels.planning.loaded_weights import let_stream, linear_bytes
 from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory, smaller_plan
 from finetune_kernels.planning.micro_batch import MicroBatch, choose_micro_batch
-from finetune_kernels.planning.model_shape import ModelShape, let_stream, linear_bytes
+from finetune_kernels.planning.model_shape import ModelShape
 from finetune_kernels.planning.rates import H200, UNLIMITED, Machine
 from finetune_kernels.planning.streamed_weights import waiting_seconds
 

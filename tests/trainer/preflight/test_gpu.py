@@ -11,8 +11,8 @@ from finetune_api.gpus import ExpectedGpu
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode
 from finetune_kernels.planning.described_shape import shape_from_config
+from finetune_kernels.planning.loaded_weights import let_stream, loaded_bytes
 from finetune_kernels.planning.memory_plan import MARGIN, plan_memory
-from finetune_kernels.planning.model_shape import let_stream, loaded_bytes
 from finetune_kernels.planning.parts import mixer_shape
 from finetune_test_models.minimal_run import minimal_run
 from finetune_trainer.distributed.driver import CudaNeed

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from finetune_api.spec.training import DEFAULT_TARGETS, AdapterSpec
 from finetune_kernels.planning.described_shape import shape_from_config
 from finetune_kernels.planning.fused_support import fused_families
-from finetune_kernels.planning.model_shape import loaded_bytes
+from finetune_kernels.planning.loaded_weights import loaded_bytes
 from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.training.memory.loaded_shape import model_shape
 

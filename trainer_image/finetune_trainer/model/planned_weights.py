@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from finetune_api.run_config import RunConfig
 from finetune_api.spec.training import ALL_LINEAR
 from finetune_api.vocabulary import Quantization
-from finetune_kernels.planning.model_shape import ADAPTER_BYTES, NF4_BLOCK, SCALES_BLOCK
+from finetune_kernels.planning.loaded_weights import ADAPTER_BYTES, NF4_BLOCK, SCALES_BLOCK
 from finetune_trainer.chat.new_tokens import EMBEDDING, HEAD
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model.adapter_targets import barred_layers, check_expert_targets, choose_targets

@@ -10,13 +10,9 @@ from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode, Parallelism, Quantization
 from finetune_kernels.planning.expert_families import expert_family_of_type
+from finetune_kernels.planning.loaded_weights import ADAPTER_BYTES
 from finetune_kernels.planning.memory_plan import MARGIN, unfused_bytes
-from finetune_kernels.planning.model_shape import (
-    ADAPTER_BYTES,
-    ModelShape,
-    ParameterCounts,
-    build_shape,
-)
+from finetune_kernels.planning.model_shape import ModelShape, ParameterCounts, build_shape
 from finetune_kernels.planning.parts.vocabulary import keeps_vocabulary, vocabulary_bytes
 from finetune_trainer.model.planned_weights import PlannedWeights
 from finetune_trainer.preflight.gpu import estimate_plans

@@ -9,15 +9,10 @@ from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import AdapterVariant, MemoryMode, Parallelism, Precision, Quantization
 from finetune_kernels.planning.described_shape import shape_from_config
 from finetune_kernels.planning.fp16_shape import in_fp16
+from finetune_kernels.planning.loaded_weights import let_stream, loaded_bytes, share_out, with_new_tokens
 from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory
 from finetune_kernels.planning.micro_batch import choose_micro_batch, written_micro_batch
-from finetune_kernels.planning.model_shape import (
-    ModelShape,
-    let_stream,
-    loaded_bytes,
-    share_out,
-    with_new_tokens,
-)
+from finetune_kernels.planning.model_shape import ModelShape
 from finetune_kernels.planning.rates import UNLIMITED, Machine
 from finetune_trainer.distributed.shares import split_batch
 from finetune_trainer.job.machine import PROCESS_BYTES, host_room

@@ -9,7 +9,8 @@ import torch
 from finetune_api.vocabulary import Precision
 from finetune_kernels.layers.supervised_loss import causal_model
 from finetune_kernels.planning.fp16_shape import in_fp16
-from finetune_kernels.planning.model_shape import ModelShape, ParameterCounts, build_shape, let_stream
+from finetune_kernels.planning.loaded_weights import let_stream
+from finetune_kernels.planning.model_shape import ModelShape, ParameterCounts, build_shape
 from finetune_kernels.vocabulary.host_vocabulary import movable_bytes
 from finetune_trainer.training.loaded_model import LoadedModel
 

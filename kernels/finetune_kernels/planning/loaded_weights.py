@@ -1,0 +1,60 @@
+"""Bytes of a model's weights once they are loaded, and what changes in its shape if some of them lie elsewhere. Pure.
+
+bytes as loaded = 16-bit embeddings, head and norms + linears (NF4: half a byte and a scale for each 64 weights)
+                  + adapters in fp32
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from finetune_kernels.planning.families import family_of_config
+from finetune_kernels.planning.model_shape import BYTES, ModelShape
+from finetune_kernels.planning.parts.vocabulary import tables, vocabulary_bytes
+
+NF4_BLOCK, SCALES_BLOCK = 64, 256
+"""NF4 weights per scale; scales per scale of their own (double quantisation)."""
+ADAPTER_BYTES = 4
+WHOLE_LAYERS = 2
+"""Layers that are whole at a time if weights stream, from the ranks or from host memory: one computes, one comes."""
+
+
+def with_new_tokens(shape: ModelShape, config: Any, count: int) -> ModelShape:
+    """Returns the shape with rows of `count` new tokens in embedding and head, which keep both on the GPU."""
+    if not count:
+        return shape
+    rows = count * shape.hidden * tables(config)
+    return replace(shape, adapter_parameters=shape.adapter_parameters + rows, movable_bytes=0)
+
+
+def loaded_bytes(config: Any, shape: ModelShape, *, double_quantized: bool) -> int:
+    """Bytes of the weights once they are loaded, adapters included."""
+    # Embedding, head, and the norms of a layer (two if the family is not known) plus the last one.
+    family = family_of_config(config)
+    norms = 2 if family is None else len(family.block_norms)
+    others = vocabulary_bytes(config) + (norms * shape.layers + 1) * shape.hidden * BYTES
+    return linear_bytes(shape, double_quantized=double_quantized) + others + shape.adapter_parameters * ADAPTER_BYTES
+
+
+def linear_bytes(shape: ModelShape, *, double_quantized: bool) -> int:
+    """Bytes of the linear layers' weights as loaded."""
+    if not shape.quantized:
+        return shape.linear_parameters * BYTES
+
+    scales = shape.linear_parameters // NF4_BLOCK
+    return shape.linear_parameters // 2 + (scales + 4 * scales // SCALES_BLOCK if double_quantized else 4 * scales)
+
+
+def share_out(shape: ModelShape, loaded: int, ranks: int, *, double_quantized: bool) -> tuple[ModelShape, int]:
+    """Returns the shape and the bytes of a rank that keeps one of `ranks` parts of the linear layers' weights.
+    `loaded`: bytes of the whole model."""
+    whole = linear_bytes(shape, double_quantized=double_quantized)
+    gathered = WHOLE_LAYERS * whole // shape.layers
+    return replace(shape, gathered_bytes=gathered), loaded - whole + whole // ranks
+
+
+def let_stream(shape: ModelShape, *, double_quantized: bool) -> ModelShape:
+    """Returns the shape of a model whose layers can stream from host memory, if they are in NF4. Left out are layers
+    that the ranks share out, experts, which are stacked, and DoRA, which reads all weights at the start."""
+    if not shape.quantized or shape.gathered_bytes or shape.experts is not None or shape.magnitudes:
+        return shape
+    return replace(shape, streamable_bytes=linear_bytes(shape, double_quantized=double_quantized) // shape.layers)
