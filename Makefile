@@ -91,7 +91,7 @@ test: binaries  ## Every test that needs no GPU, on a real control plane
 e2e: binaries  ## Only the tests that run a whole job
 	@python -m pytest -m e2e $(PYTEST_ARGS)
 
-stalls: binaries  ## Trainers that hang or are stopped in every stage and way, alone and on several nodes, and operators that restart meanwhile (15 minutes)
+stalls: binaries  ## Trainers that hang or are stopped in every stage and way, alone and on several nodes, operators that restart meanwhile, and the operator's own probes (17 minutes)
 	@python -m pytest -m stalls $(PYTEST_ARGS)
 
 faults: binaries  ## 330 fault plans against the operator, all edits of specs, random users, faults before S3, planted mistakes (docs/fault-suite.md)

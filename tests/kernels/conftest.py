@@ -10,6 +10,9 @@ import torch
 from finetune_kernels.ops import adapted_activation, plain_activation, rms_norm, rotary_embedding, softcap_attention
 from finetune_kernels.primitives import adapter_dropout, dora
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_test_kernels.quick_interpreter import hasten_interpreter
+
+hasten_interpreter()
 
 
 def _rotary_forward(

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from finetune_api.run_config import JobIdentity, RunConfig
 from finetune_api.spec.spec import FineTuneJobSpec
+from finetune_test_kernels.quick_interpreter import hasten_interpreter
 from finetune_test_models import chat_data, taught_runs, tiny_runs
 from finetune_test_servers.faulty_store import FaultyStore
 from finetune_test_servers.s3_server import S3Server
@@ -25,6 +26,8 @@ from finetune_trainer.job.logging_setup import OURS
 
 tiny_base, run_config, settings = tiny_runs.tiny_base, tiny_runs.run_config, tiny_runs.settings
 taught = taught_runs.taught
+
+hasten_interpreter()
 
 
 @pytest.fixture(autouse=True)

@@ -84,10 +84,8 @@ TABLE = {
 SAMPLE = {
     "importing torch",
     "fetching the model, S3 silent",
-    "formatting rows",
     "training, in the middle of a step",
     "training, a step is stuck",
-    "storing a checkpoint, S3 silent",
     "saving, GGUF",
     "committing",
     "preflight, S3 silent",
