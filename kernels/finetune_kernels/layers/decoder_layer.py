@@ -10,8 +10,8 @@ inside kernels that read their inputs anyway. Gemma norms the output of each blo
 
     n = norm(x);  h = x + attention(n ...) Wo;  y = h + (f(n Wgate) * n Wup) Wdown
 
-In a hybrid, some layers have a module of transformers in attention's place (`module_mixer`); a mixture has experts in
-the MLP's (`mixture_block`).
+Latent attention has a block of its own (`latent_attention`). In a hybrid, some layers have a module of transformers in
+attention's place (`module_mixer`); a mixture has experts in the MLP's (`mixture_block`).
 """
 
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from finetune_kernels.layers.blocks.attention_block import (
     add_residual,
     pre_norm,
 )
+from finetune_kernels.layers.blocks.latent_attention import LatentActivations, LatentAttention
 from finetune_kernels.layers.blocks.mixture_block import MixtureBlock
 from finetune_kernels.layers.blocks.mlp_block import DownActivations, MlpBlock, SavedMlp
 from finetune_kernels.layers.blocks.module_mixer import (
@@ -42,7 +43,7 @@ from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives.adapter_dropout import new_dropout_seed
 from finetune_kernels.primitives.attention_inputs import PackedSequences
 
-FirstActivations = AttentionActivations | MixerActivations | ParallelActivations
+FirstActivations = AttentionActivations | LatentActivations | MixerActivations | ParallelActivations
 
 
 class LayerPass(NamedTuple):
@@ -58,7 +59,7 @@ class DecoderLayer:
     """Weights and settings of one layer; only the adapters train."""
 
     index: int
-    mixer: AttentionBlock | ModuleMixer | ParallelMixers
+    mixer: AttentionBlock | LatentAttention | ModuleMixer | ParallelMixers
     mlp: MlpBlock | MixtureBlock
     policy: ActivationPolicy
     host: HostMemory

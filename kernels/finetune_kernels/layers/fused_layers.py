@@ -85,7 +85,7 @@ class FusedLayers:
             self._cos_sin = {}
             self._sequences = _packed_sequences(batch, length, hidden.device, options)
 
-        kind = 0 if cos_sin is None else id(cos_sin[0])
+        kind = 0 if cos_sin is None else id(cos_sin if isinstance(cos_sin, torch.Tensor) else cos_sin[0])
         if kind not in self._cos_sin:
             made = self._rotary.prepare(cos_sin, hidden, positions, self._sequences.max_seqlen)
             self._cos_sin[kind] = made, cos_sin  # kept, so that no other tensor of the pass gets its id
@@ -124,10 +124,14 @@ class RotaryInputs:
             empty = hidden.new_empty(batch * length, 0, dtype=torch.float32)
             return CosSin(empty, empty)
 
+        is_complex = isinstance(cos_sin, torch.Tensor)  # DeepSeek V2's are the parts of a complex number
+        if is_complex:
+            cos_sin = cos_sin.real, cos_sin.imag
+
         cos, sin = (part.expand(batch, -1, -1).flatten(0, 1) for part in cos_sin)  # [B T, R] each
         if self.in_order:
             cos, sin = (torch.cat((part[:, ::2], part[:, ::2]), dim=1) for part in (cos, sin))
-        if self.once:
+        if self.once or is_complex:
             cos, sin = (torch.cat((part, part), dim=1) for part in (cos, sin))
 
         scale = None

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from finetune_kernels.layers.blocks.attention_block import AttentionBlock
+from finetune_kernels.layers.blocks.latent_attention import LatentAttention, LatentHeads, LatentProjection
 from finetune_kernels.layers.blocks.mixture_block import MixtureBlock
 from finetune_kernels.layers.blocks.mlp_block import MlpBlock
 from finetune_kernels.layers.blocks.module_mixer import ModuleMixer, ParallelMixers
@@ -30,7 +31,7 @@ from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.expert_families import expert_family_of_type
 from finetune_kernels.planning.families import family_of
 from finetune_kernels.planning.family import Family
-from finetune_kernels.planning.family_parts import Mixture
+from finetune_kernels.planning.family_parts import Latent, Mixture
 from finetune_kernels.planning.fused_support import (
     ACTIVATIONS,
     PLAIN_ACTIVATIONS,
@@ -46,6 +47,7 @@ from finetune_kernels.primitives.head_norm import HeadNorm
 PROJECTIONS = (
     "q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj", "dense",
     "fc1", "fc2", "c_fc", "c_proj", "input_linear", "output_linear", "w1", "w3", "w2", "out_proj", "shared_expert_gate",
+    "q_a_proj", "kv_a_proj_with_mqa", "q_b_proj", "kv_b_proj",
 )  # fmt: skip
 """Linear layers of a decoder layer. A linear's index here is also the stream of its dropout mask."""
 
@@ -90,8 +92,10 @@ class _Builder:
             parallel=self.family.parallel,
         )
 
-    def _first_block(self, index: int, layer: Any) -> AttentionBlock | ModuleMixer | ParallelMixers:
+    def _first_block(self, index: int, layer: Any) -> AttentionBlock | LatentAttention | ModuleMixer | ParallelMixers:
         family = self.family
+        if family.latent is not None:
+            return self._latent_attention(layer, family.latent)
         if family.mixer is None or not has_mixer(layer, family):
             return self._attention(index, layer)
         if not family.mixer.beside_attention:
@@ -124,6 +128,25 @@ class _Builder:
             rotates=self._rotates(attention, window),
             multiplier=residual_factor(config, family) * self.factors.attention,
             gates_heads=family.gates_heads,
+        )
+
+    def _latent_attention(self, layer: Any, latent: Latent) -> LatentAttention:
+        attention, config, family = layer.self_attn, self.config, self.family
+        projections = [
+            LatentProjection(self._norm(getattr(attention, norm)), self._group(attention, (wide,)))
+            for norm, wide in zip(latent.norms, latent.widening, strict=True)
+        ]
+
+        # Keys and values are widened for each query head.
+        heads = Heads(config.num_attention_heads, config.num_attention_heads, head_size(config), family.rope == "pairs")
+        return LatentAttention(
+            norm=self._norm_at(layer, family.pre_norms, 0),
+            narrow=self._group(attention, family.attention_inputs),
+            query=projections[0] if latent.has_query_latent else None,
+            key_value=projections[-1],
+            o=self._group(attention, (family.attention_output,)),
+            heads=LatentHeads(heads, config.qk_rope_head_dim, config.v_head_dim),
+            params=AttentionParams(attention.scaling),
         )
 
     def _mixer(self, layer: Any) -> ModuleMixer:

@@ -13,6 +13,7 @@ from finetune_kernels.planning.families import family_of
 from finetune_kernels.planning.family import Family
 from finetune_kernels.planning.fused_support import head_size, why_not_config
 from finetune_kernels.planning.parts.expert_shape import dense_layers, experts_a_layer
+from finetune_kernels.planning.parts.latent_shape import LatentShape, latent_shape
 
 
 def why_not_fused(causal: Any) -> str | None:
@@ -93,6 +94,8 @@ def _why_not_sizes(layer: Any, family: Family, config: Any) -> str | None:
     """Compares the sizes of one layer with the configuration: each layer with attention has the same heads."""
     if getattr(layer, "self_attn", None) is None:
         return None
+    if (latent := latent_shape(config, family)) is not None:
+        return _why_not_latent(layer.self_attn, latent, family)
 
     size, attention = head_size(config), layer.self_attn
     query, key = config.num_attention_heads * size, config.num_key_value_heads * size
@@ -103,6 +106,20 @@ def _why_not_sizes(layer: Any, family: Family, config: Any) -> str | None:
 
     wanted = (query, key) if family.head_norm_place == "row" else (size, size)
     for name, width in zip(family.head_norms, wanted, strict=False):
+        if (found := getattr(attention, name).weight.numel()) != width:
+            return f"self_attn.{name} has {found} weights, not {width}"
+    return None
+
+
+def _why_not_latent(attention: Any, shape: LatentShape, family: Family) -> str | None:
+    """Compares the sizes of latent attention with the configuration."""
+    for name, (rows, columns) in shape.linears(family).items():
+        linear = getattr(attention, name)
+        if (linear.out_features, linear.in_features) != (rows, columns):
+            return f"self_attn.{name} is {linear.out_features} x {linear.in_features}, not {rows} x {columns}"
+
+    norms = () if family.latent is None else family.latent.norms
+    for name, width in zip(norms, (shape.query_rank, shape.rank)[-len(norms) :], strict=True):
         if (found := getattr(attention, name).weight.numel()) != width:
             return f"self_attn.{name} has {found} weights, not {width}"
     return None

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from finetune_kernels.ops.attention import attention
 from finetune_kernels.planning.families import family_of
@@ -34,7 +35,10 @@ def _attend(
     cu_seqlens = options["cu_seq_lens_q"].to(torch.int32)
     sequences = PackedSequences(cu_seqlens, int(options["max_length_q"]), query.shape[2])
     params = AttentionParams(scaling, _window(module, options), options.get("softcap"), options.get("s_aux"))
-    return attention(qkv, sequences, params).unsqueeze(0), None
+    # Latent attention's values are smaller than its keys, and kernels take one size: zeros add nothing.
+    size = qkv.v.shape[2]
+    qkv = qkv._replace(v=pad(qkv.v, (0, qkv.q.shape[2] - size)))
+    return attention(qkv, sequences, params)[..., :size].unsqueeze(0), None
 
 
 def _attend_dense(

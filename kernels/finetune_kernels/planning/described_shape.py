@@ -67,7 +67,11 @@ def _linears(shape: ModelShape, family: Family) -> list[tuple[int, dict[str, tup
 
     mlp = {family.mlp_output: (hidden, wide)} | _inputs(family.mlp_inputs, (wide,) * shape.wide_inputs, hidden)
     q = 2 * queries if shape.gates_heads else queries
-    attention = {family.attention_output: (hidden, queries)} | _inputs(family.attention_inputs, (q, keys, keys), hidden)
+    if shape.latent is not None:
+        attention = shape.latent.linears(family)
+    else:
+        attention = {family.attention_output: (hidden, queries)}
+        attention |= _inputs(family.attention_inputs, (q, keys, keys), hidden)
     if shape.mixers is None:
         return [(shape.layers, mlp), (shape.layers, attention)]
     others = len(shape.mixers.layers)

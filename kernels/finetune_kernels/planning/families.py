@@ -9,12 +9,15 @@ from dataclasses import replace
 from typing import Any
 
 from finetune_kernels.planning.family import AFTER_BOTH, Family
-from finetune_kernels.planning.family_parts import Mixer, Mixture
+from finetune_kernels.planning.family_parts import Latent, Mixer, Mixture
 
 _AROUND_MLP = ("input_layernorm", "pre_feedforward_layernorm")
 _GRANITE = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
 _NORMED_QK = ("q_norm", "k_norm")
 _SHARED_EXPERTS = Mixture(kind="MoE", shared="mlp.shared_experts", shared_gate=None)
+_LATENT: dict[str, Any] = {
+    "attention_inputs": ("q_a_proj", "kv_a_proj_with_mqa"), "rope": "pairs", "latent": Latent(),
+}  # fmt: skip
 _ALONE = Mixture(shared=None, shared_gate=None)
 _GRANITE_EXPERTS = replace(_ALONE, block="block_sparse_moe", kind="MoE", router="block_sparse_moe.router")
 _SHORT_CONVOLUTION = Mixer("conv", "ShortConv", packages=("causal_conv1d",), layer_type="conv")
@@ -88,6 +91,14 @@ FAMILIES = (
         mlp_output="output_linear", feed_forward_field="shared_intermediate_size", factors=_GRANITE,
         mixture=replace(_GRANITE_EXPERTS, shared="shared_mlp", shared_option="shared_intermediate_size"),
     ),
+    # Latent attention.
+    Family("Youtu", "youtu", **_LATENT),
+    Family(
+        "DeepseekV2", "deepseek_v2", **_LATENT | {"latent": Latent(rope_option=None)},
+        mixture=replace(_SHARED_EXPERTS, kind="Moe"),
+    ),
+    Family("DeepseekV3", "deepseek_v3", **_LATENT, mixture=_SHARED_EXPERTS),
+    Family("Glm4MoeLite", "glm4_moe_lite", **_LATENT, mixture=_SHARED_EXPERTS),
     # Hybrids.
     Family(
         "Qwen3_5", "qwen3_5_text", norm_offset=1.0, head_norms=_NORMED_QK, gates_heads=True, mixer=_DELTA_NET,

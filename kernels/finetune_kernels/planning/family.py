@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from finetune_kernels.planning.expert_families import expert_family_of_type
-from finetune_kernels.planning.family_parts import Mixer, Mixture
+from finetune_kernels.planning.family_parts import Latent, Mixer, Mixture
 
 LLAMA_NAMES = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj"), "dense": ("o_proj",),
@@ -25,7 +25,8 @@ LLAMA_NAMES = {
     "fc2": ("down_proj",), "c_fc": ("up_proj",), "c_proj": ("down_proj",), "w1": ("gate_proj",), "w3": ("up_proj",),
     "w2": ("down_proj",), "out_proj": ("o_proj",), "in_proj": ("q_proj", "k_proj", "v_proj"),
     "in_proj_qkv": ("q_proj", "k_proj", "v_proj"), "in_proj_z": ("q_proj", "k_proj", "v_proj"),
-    "in_proj_qkvz": ("q_proj", "k_proj", "v_proj"),
+    "in_proj_qkvz": ("q_proj", "k_proj", "v_proj"), "q_a_proj": ("q_proj",), "q_b_proj": ("q_proj",),
+    "kv_a_proj_with_mqa": ("k_proj", "v_proj"), "kv_b_proj": ("k_proj", "v_proj"),
 }  # fmt: skip
 """Other families' names of linear layers -> the names of Llama's that they stand for. The mixers of hybrids read and
 write the residual stream where attention does."""
@@ -83,6 +84,8 @@ class Family:
     scales_queries: bool = False
     """True if q grows with the logarithm of its position beyond the length of pretraining (Ministral 3)."""
 
+    latent: Latent | None = None
+    """Latent attention, whose first projections are `attention_inputs`."""
     mixer: Mixer | None = None
     """The mixer of a hybrid's other layers."""
     mixture: Mixture | None = None
@@ -161,12 +164,14 @@ class Family:
     @property
     def norms(self) -> tuple[str, ...]:
         """All norms of a layer with attention."""
-        return (*self.block_norms, *(f"self_attn.{name}" for name in self.head_norms))
+        latent = () if self.latent is None else self.latent.norms
+        return (*self.block_norms, *(f"self_attn.{name}" for name in (*self.head_norms, *latent)))
 
     @property
     def attention_linears(self) -> tuple[str, ...]:
         """Linear layers of attention, in the order of their use."""
-        return tuple(f"self_attn.{name}" for name in (*self.attention_inputs, self.attention_output))
+        widening = () if self.latent is None else self.latent.widening
+        return tuple(f"self_attn.{name}" for name in (*self.attention_inputs, *widening, self.attention_output))
 
     def mlp_linears(self, mlp: str | None = None) -> tuple[str, ...]:
         """Linear layers of the MLP, or of one of another name, in the order of their use."""
@@ -231,4 +236,15 @@ class Family:
             row = replace(row, head_norms=(), head_norm_option=None)
         if mixture is not None and mixture.shared_option is not None and not getattr(config, mixture.shared_option):
             row = replace(row, mixture=replace(mixture, shared=None, shared_option=None))
+        return row if self.latent is None else row._with_latent(self.latent, config)
+
+    def _with_latent(self, latent: Latent, config: Any) -> "Family":
+        """The row of a model with latent attention: whose queries may have no latent vector, and whose RoPE may turn
+        halves."""
+        row = self
+        if getattr(config, "q_lora_rank", 0) is None:
+            inputs = ("q_proj", *self.attention_inputs[1:])
+            row = replace(row, attention_inputs=inputs, latent=latent.without_query_latent)
+        if latent.rope_option is not None and not getattr(config, latent.rope_option, True):
+            row = replace(row, rope="halves")
         return row

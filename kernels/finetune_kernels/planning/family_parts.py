@@ -1,6 +1,33 @@
-"""Parts that some families have in a layer in place of Llama's: another mixer, or experts. Names are transformers'."""
+"""Parts that some families have in a layer in place of Llama's: latent attention, another mixer, or experts. Names are
+transformers'."""
 
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Attention whose keys and values are widened from a latent vector, normed before, and its queries most often as
+    well (DeepSeek's MLA). The part of the keys that RoPE turns comes with the latent vector, one for all heads.
+
+    `Family.attention_inputs` make the latent vectors. Names are those of modules of attention.
+    """
+
+    norms: tuple[str, ...] = ("q_a_layernorm", "kv_a_layernorm")
+    """Norms of the latent vectors; one if queries have none."""
+    widening: tuple[str, ...] = ("q_b_proj", "kv_b_proj")
+    """Linear layers that make q, and k and v, of them."""
+    rope_option: str | None = "rope_interleave"
+    """Field of the configuration that says that RoPE turns neighbours; None: the family's `rope` says it."""
+
+    @property
+    def has_query_latent(self) -> bool:
+        """True if queries come from a latent vector, too."""
+        return len(self.widening) > 1
+
+    @property
+    def without_query_latent(self) -> "Latent":
+        """The same of a model whose configuration has no `q_lora_rank`."""
+        return Latent(self.norms[-1:], self.widening[-1:], self.rope_option)
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,8 @@ def why_not_config(config: Any, family: Family | None) -> str | None:
         return f"{factor} = {getattr(config, factor)} in the configuration, a factor that fused layers do not apply"
     if getattr(config, "use_bidirectional_attention", False):
         return "attention in both directions"
-    if head_size(config) > MAX_HEAD_SIZE or head_size(config) % 8:
-        return f"heads of {head_size(config)} elements, not of a multiple of 8 up to {MAX_HEAD_SIZE}"
+    if reason := _why_not_heads(config, family):
+        return reason
 
     known = ACTIVATIONS if family.gated else PLAIN_ACTIVATIONS
     activation = activation_name(config, family)
@@ -96,6 +96,16 @@ def why_not_config(config: Any, family: Family | None) -> str | None:
     if biased and "mlp_multipliers" in family.factors:
         return f"{biased[0]} in the configuration: biases beside factors"
     return _why_not_layers(config, family)
+
+
+def _why_not_heads(config: Any, family: Family) -> str | None:
+    """Returns why attention's kernels do not take the heads of the configuration."""
+    size = head_size(config)
+    if size > MAX_HEAD_SIZE or size % 8:
+        return f"heads of {size} elements, not of a multiple of 8 up to {MAX_HEAD_SIZE}"
+    if family.latent is not None and config.v_head_dim > size:
+        return f"heads of {config.v_head_dim} values, more than the {size} elements of q and k"
+    return None
 
 
 def _why_not_layers(config: Any, family: Family) -> str | None:
@@ -188,7 +198,9 @@ def largest(config: Any, name: str) -> Any:
 
 
 def head_size(config: Any) -> int:
-    """Elements of a head, the largest where layers differ."""
+    """Elements of a head of q and k, the largest where layers differ."""
+    if isinstance(getattr(config, "kv_lora_rank", None), int):
+        return int(config.qk_nope_head_dim + config.qk_rope_head_dim)
     return int(largest(config, "head_dim") or config.hidden_size // (largest(config, "num_attention_heads") or 1))
 
 

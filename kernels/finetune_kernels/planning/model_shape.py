@@ -14,6 +14,7 @@ from finetune_kernels.planning.block_sizes import CHUNK_ROWS, HEAD_ROWS, TILE_RO
 from finetune_kernels.planning.families import family_of_config
 from finetune_kernels.planning.fused_support import PLAIN_ATTENTION, head_size, largest
 from finetune_kernels.planning.parts.expert_shape import DenseLayers, ExpertShape, dense_layers, expert_shape
+from finetune_kernels.planning.parts.latent_shape import LatentShape, latent_shape
 from finetune_kernels.planning.parts.mixer_shape import MixerShape, mixer_shape
 
 BYTES = 2
@@ -61,6 +62,8 @@ class ModelShape:
     """Bytes of one layer's frozen weights, if layers can stream from host memory."""
     mixers: MixerShape | None = None
     """The other mixer of a hybrid, which `feed_forward` and heads do not describe."""
+    latent: LatentShape | None = None
+    """Latent attention, of which less is saved than q, k and v."""
     gates_heads: bool = False
     """True if q's projection makes a gate of attention's output as well."""
     stream_bytes: int = BYTES
@@ -132,13 +135,20 @@ class ModelShape:
             # h and both norms' rstd (fp32, hence twice); attention's output, q k v and the softmax sums
             elements += (0 if self.parallel else self.stream) + 4
             replaced = mixer and self.mixers is not None and not self.mixers.beside_attention
-            elements += 0 if replaced else self.heads * self.head_size + self.attention_width + 2 * self.heads
+            elements += 0 if replaced else self._saved_attention
             elements += 2 * (self.hidden + 2) if self.second_norms else 0
         if policy is ActivationPolicy.SAVE_ALL:
             elements += self.wide_inputs * self.feed_forward  # gate and up
 
         experts = self.experts if policy is ActivationPolicy.SAVE_ALL else None
         return elements * BYTES + (0 if experts is None else experts.fused_bytes)
+
+    @property
+    def _saved_attention(self) -> int:
+        """Elements of a row that attention saves: its output, q, k and v or what they are made of, the softmax sums."""
+        if self.latent is not None:
+            return self.latent.narrow + self.heads * self.latent.value + 2 * self.heads
+        return self.heads * self.head_size + self.attention_width + 2 * self.heads
 
     @property
     def wide_inputs(self) -> int:
@@ -156,13 +166,16 @@ class ModelShape:
             if self.mixers.beside_attention:
                 return again + self.recomputed_flop(policy)
             return again + (0.0 if policy is ActivationPolicy.SAVE_ALL else gate_up)
+        # q, k and v are always made of the latent vectors again.
+        widened = 0.0 if self.latent is None else 2.0 * self.latent.widening_parameters
         if policy is ActivationPolicy.SAVE_ALL:
-            return 0.0
+            return widened
         if policy is ActivationPolicy.RECOMPUTE_MLP:
-            return gate_up
+            return gate_up + widened
 
         attention = 2.0 * self.hidden * (self.attention_width + self.heads * self.head_size)
-        return gate_up + attention + (down if self.second_norms else 0.0)
+        attention = attention if self.latent is None else 2.0 * self.latent.parameters
+        return gate_up + attention + widened + (down if self.second_norms else 0.0)
 
     def working_bytes(self, tokens: int, *, tiled: bool) -> int:
         """Bytes that one layer's backward needs beside what is saved; `tiled`: the MLP takes `TILE_ROWS` at a time."""
@@ -172,7 +185,15 @@ class ModelShape:
         parts = 2 * self.wide_inputs + (2 if self.dropout or self.magnitudes else 1)
         wide = parts * self.feed_forward
         whole = wide + 6 * stream + 2 * self.attention_width
+        # x, two gradients of the residual stream, attention's output and its gradient; q, k, v and their gradients,
+        # once more merged; fp32 sums and each query head's own gradients of k and v inside attention; of latent
+        # attention what is widened. The attention of cards without bfloat16 repeats k and v for each query head.
+        repeated = 2 * q if self.gradient_bytes > BYTES else 0
+        widened = 0 if self.latent is None else self.latent.widened
+        attention = tokens * (3 * stream + 2 * q + 3 * self.attention_width + 4 * q + repeated + widened) * BYTES
+
         mixer = 0 if self.mixers is None else tokens * (self.mixers.bytes_per_token + 4 * stream * BYTES)
+        mixer = mixer if self.latent is None else attention
         if self.experts is not None:  # which are never tiled
             mixer = max(mixer, self.in_dense_layers.working_bytes(tokens, tiled=tiled) if self.dense else 0)
             return max(tokens * whole * BYTES + self.experts.working_bytes(tokens), mixer)
@@ -180,12 +201,7 @@ class ModelShape:
             return max(tokens * whole * BYTES, mixer)
 
         mlp = tokens * (4 * stream + self.attention_width + q) + TILE_ROWS * (wide + 2 * stream)
-        # x, two gradients of the residual stream, attention's output and its gradient; q, k, v and their gradients,
-        # once more merged; fp32 sums and each query head's own gradients of k and v inside attention
-        # The attention of cards without bfloat16 repeats k and v for each query head.
-        repeated = 2 * q if self.gradient_bytes > BYTES else 0
-        attention = tokens * (3 * stream + 2 * q + 3 * self.attention_width + 4 * q + repeated)
-        return max(mlp * BYTES, attention * BYTES, mixer)
+        return max(mlp * BYTES, attention, mixer)
 
     def loss_bytes(self, tokens: int, *, blocked: bool) -> int:
         """Bytes that the loss needs: the head's input, its gradient, and the logits of some rows. `blocked`: the head
@@ -211,14 +227,14 @@ def build_shape(config: Any, counts: ParameterCounts, *, dropout: bool = False, 
     it had one head, and one without an MLP as if it had Llama's."""
     family, experts = family_of_config(config), expert_shape(config, quantized=counts.quantized)
     field = "intermediate_size" if family is None else family.feed_forward_field
-    heads = largest(config, "num_attention_heads") or 1
+    heads, latent = largest(config, "num_attention_heads") or 1, latent_shape(config, family)
     feed_forward = _feed_forward(config, field) or 4 * config.hidden_size
 
     return ModelShape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         heads=heads,
-        key_value_heads=largest(config, "num_key_value_heads") or heads,
+        key_value_heads=heads if latent else largest(config, "num_key_value_heads") or heads,
         head_size=head_size(config),
         feed_forward=feed_forward if experts is None else experts.shared,
         vocabulary=config.vocab_size,
@@ -235,6 +251,7 @@ def build_shape(config: Any, counts: ParameterCounts, *, dropout: bool = False, 
         dense=dense_layers(config),
         score_heads=heads if getattr(config, "model_type", "") in PLAIN_ATTENTION else 0,
         mixers=mixer_shape(config, family),
+        latent=latent,
         gates_heads=family is not None and family.gates_heads,
     )
 

@@ -12,7 +12,7 @@ from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.layers.layer_check import why_not_fused
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.family import Family
-from finetune_test_kernels.family_settings import FUSED_FAMILIES, documents_pass, family_model
+from finetune_test_kernels.family_settings import FUSED_FAMILIES, documents_pass, family_config, family_model
 from finetune_test_kernels.tensor_checks import root_error
 
 pytestmark = [
@@ -21,15 +21,21 @@ pytestmark = [
 ]
 DOCUMENTS = (70, 20, 50)
 SIZES = {"max_position_embeddings": 256}
-OWN = {"qwen3_5_moe_text": {"num_experts_per_tok": 4}}
-"""Every token goes to all experts: a choice between two that differ by rounding alone would be another model."""
 RATIO = 1.3
 """Share of eager bfloat16's error, mean of all tensors: as in test_gpu_layers.py for the worst tensor."""
 
 
+def every_expert(model_type: str) -> dict[str, Any]:
+    """Settings by which every token goes to all experts of a family: a choice between two that differ by rounding alone
+    would be another model."""
+    config = family_config(model_type)
+    names = [name for name in ("num_experts_per_tok", "moe_topk", "moe_k") if name in config]
+    return dict.fromkeys(names, 4) | ({"topk_group": config["n_group"]} if "n_group" in config else {})
+
+
 def rounded(family: Family) -> Any:
     """A model whose weights bfloat16 can say."""
-    model = family_model(family, **SIZES, **OWN.get(family.model_type, {}))
+    model = family_model(family, **SIZES, **every_expert(family.model_type))
     experts = (weight for _, module in stacked_experts(model) for weight in module.buffers())
     for weight in (*model.parameters(), *experts):
         weight.data = weight.data.bfloat16().float()

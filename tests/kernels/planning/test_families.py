@@ -17,9 +17,16 @@ from finetune_kernels.planning import families
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.families import FAMILIES
 from finetune_kernels.planning.family import AFTER_BOTH, Family
-from finetune_kernels.planning.family_parts import Mixer, Mixture
+from finetune_kernels.planning.family_parts import Latent, Mixer, Mixture
 from finetune_kernels.planning.fused_support import MAX_HEAD_SIZE, REASONS, why_not_described
-from finetune_test_kernels.family_settings import FUSED_FAMILIES, documents_pass, family_config, family_model, rows_pass
+from finetune_test_kernels.family_settings import (
+    FUSED_FAMILIES,
+    YARN,
+    documents_pass,
+    family_config,
+    family_model,
+    rows_pass,
+)
 from finetune_test_kernels.small_layers import small_model
 from finetune_test_kernels.tensor_checks import DEVICE, largest_error
 
@@ -87,6 +94,7 @@ def test_a_row_lacks_nothing(family: Family) -> None:
     assert gaps(family) == []
 
 
+LATENT = Latent()
 FALCON = ROWS["FalconH1"].factors
 MUTANTS: list[tuple[str, dict[str, Any], str]] = [
     ("Llama", {"model_type": "llama9"}, "transformers has no llama9"),
@@ -139,6 +147,12 @@ MUTANTS: list[tuple[str, dict[str, Any], str]] = [
     ("GraniteMoeShared", {"mixture": ROWS["GraniteMoe"].mixture}, "shared_mlp.input_linear.base_layer is a module"),
     ("HunYuanMoEV1", {"head_norm_place": "head"}, "computes something else"),
     ("Lfm2Moe", {"mixture": ROWS["Dots1"].mixture}, "layer 1 has an MLP, unlike what the"),
+    ("Youtu", {"latent": None}, "self_attn.q_a_layernorm is a norm that other Youtu models do not have"),
+    ("Youtu", {"latent": replace(LATENT, rope_option=None)}, "computes something else"),
+    ("DeepseekV2", {"rope": "halves"}, "computes something else"),
+    ("DeepseekV3", {"latent": replace(LATENT, norms=LATENT.norms[::-1])}, "self_attn.kv_a_layernorm has 12 weights"),
+    ("DeepseekV3", {"attention_inputs": LATENT.widening}, "self_attn.q_a_proj is a module that other"),
+    ("Glm4MoeLite", {"mixture": ROWS["DeepseekV2"].mixture}, "mlp is Glm4MoeLiteMoE, not Glm4MoeLiteMoe"),
     ("Lfm2", {"mlp_inputs": ("w3", "w1")}, "computes something else"),
     ("Lfm2", {"pre_norms": ("ffn_norm", "operator_norm")}, "computes something else"),
     ("Lfm2", {"activation": None}, "activation None, not silu"),
@@ -208,6 +222,9 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any], str | None]] = [
     ("qwen2_moe", {"decoder_sparse_step": 2, "mlp_only_layers": []}, None),
     ("glm4_moe", {"use_qk_norm": False, "n_group": 1}, None),
     ("ernie4_5_moe", {"moe_num_shared_experts": 0, "moe_layer_interval": 2}, None),
+    ("deepseek_v2", {"q_lora_rank": 20, "topk_method": "greedy", "first_k_dense_replace": 0}, None),
+    ("deepseek_v3", {"rope_interleave": False, "q_lora_rank": None, "rope_parameters": YARN}, None),
+    ("deepseek_v3", {"v_head_dim": 32}, "heads of 32 values, more than the 24 elements of q and k"),
     ("granitemoeshared", {"shared_intermediate_size": 0}, None),
     ("minimax_m2", {"router_jitter_noise": 0.1}, "router_jitter_noise = 0.1 in the configuration: noise before"),
     ("lfm2_moe", {"use_expert_bias": False, "num_dense_layers": 0}, None),

@@ -27,6 +27,7 @@ SIZES: dict[str, Any] = {
 DERIVED_HEADS = (
     "granite", "granitemoehybrid", "lfm2", "phi", "phi3", "stablelm", "starcoder2", "olmo2", "olmo3", "cohere",
     "granitemoe", "mixtral", "olmoe", "qwen2_moe", "lfm2_moe", "granitemoeshared",
+    "youtu", "deepseek_v2", "deepseek_v3", "glm4_moe_lite",
 )  # fmt: skip
 """Families whose heads have hidden_size / heads elements."""
 WINDOW = 3
@@ -46,13 +47,17 @@ _ROUTED_EXPERTS = {
     "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_shared_experts": 1, "n_group": 2,
     "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.7, "first_k_dense_replace": 1,
 }  # fmt: skip
+_LATENT = {
+    "num_key_value_heads": 4, "q_lora_rank": 20, "kv_lora_rank": 12, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
+    "v_head_dim": 16, "attention_bias": True,
+}  # fmt: skip
 _LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 HYBRID = ["linear_attention", "full_attention"]
 _DELTA_NET = {
     "layer_types": HYBRID, "attention_bias": True, "rope_parameters": _PARTIAL, "linear_num_key_heads": 2,
     "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 12,
 }  # fmt: skip
-_YARN = {
+YARN = {
     "rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 4,
     "mscale_all_dim": 1.0, "mscale": 1.0, "beta_fast": 32.0, "beta_slow": 1.0, "llama_4_scaling_beta": 0.4,
 }  # fmt: skip
@@ -69,7 +74,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "llama": _BIASES,
     "mistral": {"sliding_window": WINDOW},
     "ministral": _WINDOWS,
-    "ministral3": {"sliding_window": None, "rope_parameters": _YARN},
+    "ministral3": {"sliding_window": None, "rope_parameters": YARN},
     "qwen2": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
     "qwen3": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1, "attention_bias": True},
     "phi3": {"sliding_window": WINDOW, "rope_parameters": _PARTIAL},
@@ -104,6 +109,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "exaone_moe": _ROUTED_EXPERTS | _EXPERTS | _WINDOWS | {"num_shared_experts": 2},
     "minimax_m2": _LOCAL_EXPERTS | {"rotary_dim": 12},
     "granitemoeshared": _FACTORS | _LOCAL_EXPERTS | {"attention_bias": True, "shared_intermediate_size": 24},
+    "youtu": _LATENT | {"rope_interleave": False},
+    "deepseek_v2": _LATENT | _ROUTED_EXPERTS | {"q_lora_rank": None, "topk_method": "group_limited_greedy"},
+    "deepseek_v3": _LATENT | _ROUTED_EXPERTS,
+    "glm4_moe_lite": _LATENT | _ROUTED_EXPERTS | {"mlp_layer_types": ["dense", "sparse"], "v_head_dim": 24},
     "qwen3_5_text": _DELTA_NET,
     "qwen3_next": _DELTA_NET | {"mlp_only_layers": [0, 1], "num_experts": 4},
     "qwen3_5_moe_text": _DELTA_NET | _EXPERTS | {"shared_expert_intermediate_size": 24},

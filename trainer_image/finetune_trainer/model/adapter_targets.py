@@ -14,6 +14,8 @@ from finetune_trainer.model.layer_weights import LayerWeight
 
 FUSED = ("qkv_proj", "gate_up_proj")
 """Merged projections, which stand for the parts that the default names."""
+LATENT = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
+"""Projections of latent attention (DeepSeek), which do as well."""
 HEAD = "lm_head"
 
 EXPERT_PARTS = ("gate_proj", "up_proj", "down_proj", "gate", "w1", "w2", "w3")
@@ -39,7 +41,7 @@ def barred_layers(weights: Iterable[LayerWeight], model_type: str | None) -> set
 def stand_ins(present: Collection[str]) -> dict[str, tuple[str, ...]]:
     """Layers of the model that stand for others of the default: their names, and the names that they stand for."""
     # Names of a family's own count beside a q_proj only: GPT-2's c_proj is in both blocks.
-    names = LLAMA_NAMES if "q_proj" in present else FUSED
+    names = LLAMA_NAMES if "q_proj" in present else (*FUSED, *LATENT)
     return {name: LLAMA_NAMES[name] for name in names if name in present}
 
 
