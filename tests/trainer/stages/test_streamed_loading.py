@@ -1,6 +1,8 @@
 """A base whose layers go to host memory while it is loaded: never whole on its device, and to the bit the same."""
 
 import os
+import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,14 @@ from finetune_api.vocabulary import Precision
 from finetune_kernels.primitives import nf4
 from finetune_kernels.streaming import host_tensors
 from finetune_kernels.streaming.host_tensors import HostTensors
+from finetune_kernels.streaming.sharded_tensors import ShardedTensors
 from finetune_test_models.tiny_model import make_tiny_model
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.export.tensor_io.checked_tensors import CheckedTensor
 from finetune_trainer.stages import model_loading
 from finetune_trainer.stages.model_loading import load_model
 from finetune_trainer.stages.nf4_copy import Nf4Copies
-from finetune_trainer.stages.streamed_loading import READS_ALONG, InHostMemory
+from finetune_trainer.stages.streamed_loading import READS_ALONG, InHostMemory, Placement, Share
 from finetune_trainer.training.loaded_model import LoadedModel
 
 LAYERS = 5
@@ -92,6 +96,36 @@ def test_a_streamed_base_makes_the_copy_in_nf4_and_comes_from_it(
         streamed.streamed._window.use(index // 7, trains=False)
         decoded = [nf4.reference(each.weight.data, each.weight.quant_state) for each in (one, other)]
         assert torch.equal(*decoded)
+
+
+@pytest.mark.parametrize("placement", [InHostMemory(LAYERS), Share(1, 2)], ids=lambda value: type(value).__name__)
+def test_no_layer_of_a_copy_is_read_before_the_one_before_is_taken_away(
+    placement: Placement, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads that read ahead would bring much of a base to each GPU before its first layer has left."""
+    copies = Nf4Copies(tmp_path / "copies", "digest")
+    load(base, 0, copies)
+    read: list[int] = []
+    latest: list[int] = []
+    values = CheckedTensor.__getitem__
+
+    def reading(self: CheckedTensor, which: object) -> torch.Tensor:
+        read.extend(map(int, re.findall(r"layers\.(\d+)\.", self.stored.name)))
+        return values(self, which)
+
+    monkeypatch.setattr(CheckedTensor, "__getitem__", reading)
+    for kind in (HostTensors, ShardedTensors):
+        take_over: Any = kind.__init__
+
+        def slowly(self: Any, *arguments: Any, take_over: Any = take_over) -> None:
+            time.sleep(0.1)  # in which threads would read all that is left of this base
+            latest.append(max(read))
+            take_over(self, *arguments)
+
+        monkeypatch.setattr(kind, "__init__", slowly)
+    spec = ModelSpec.model_validate({"source": f"file://{base}", "maxSequenceLength": 128})
+    load_model(base, spec, Precision.FP32, gpus=0, placement=placement, copies=copies)
+    assert latest == list(range(LAYERS))
 
 
 def test_layers_without_weights_in_nf4_are_refused(base: Path) -> None:

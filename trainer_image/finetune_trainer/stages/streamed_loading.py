@@ -7,7 +7,7 @@ next one is read: no GPU ever holds the whole base, and of one that is shared ou
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,7 +137,7 @@ def taking_layers(placement: Placement) -> Iterator[TakenLayers]:
         register_module_parameter_registration_hook(layers.take),
     ]
     try:
-        with _one_by_one() if isinstance(placement, InHostMemory) else nullcontext():
+        with _one_by_one():
             yield layers
     finally:
         for hook in hooks:
