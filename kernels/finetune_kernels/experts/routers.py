@@ -37,6 +37,15 @@ def router_paths(causal: Any) -> tuple[str, ...]:
     return tuple(path for path, module in causal.named_modules() if type(module).__name__ == kind)
 
 
+def choose(router: Any, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the weights [T, k] and the numbers [T, k] of the experts that each of `rows` [T, hidden] goes to.
+
+    Routers return logits, weights and numbers; those of Granite in older versions of transformers the other way round.
+    """
+    first, weights, last = router(rows)
+    return weights, first if last.is_floating_point() else last
+
+
 def _in_fp32(forward: Callable[..., Any], states: torch.Tensor, *others: torch.Tensor | None, **options: Any) -> Any:
     # Autocast would take the product's inputs back to 16 bits.
     with torch.autocast(states.device.type, enabled=False):

@@ -23,6 +23,10 @@ DOCUMENTS = (70, 20, 50)
 SIZES = {"max_position_embeddings": 256}
 RATIO = 1.3
 """Share of eager bfloat16's error, mean of all tensors: as in test_gpu_layers.py for the worst tensor."""
+DRAWS = {"falcon_h1": 6}
+"""Models that are drawn, if not one: state spaces amplify rounding, so that one draw says 0.76 to 1.72 of eager
+bfloat16's error (by formulas on a CPU), and six together 0.99."""
+Errors = dict[ActivationPolicy, list[float]]
 
 
 def every_expert(model_type: str) -> dict[str, Any]:
@@ -33,9 +37,9 @@ def every_expert(model_type: str) -> dict[str, Any]:
     return dict.fromkeys(names, 4) | ({"topk_group": config["n_group"]} if "n_group" in config else {})
 
 
-def rounded(family: Family) -> Any:
+def rounded(family: Family, seed: int = 0) -> Any:
     """A model whose weights bfloat16 can say."""
-    model = family_model(family, **SIZES, **every_expert(family.model_type))
+    model = family_model(family, seed, **SIZES, **every_expert(family.model_type))
     experts = (weight for _, module in stacked_experts(model) for weight in module.buffers())
     for weight in (*model.parameters(), *experts):
         weight.data = weight.data.bfloat16().float()
@@ -45,17 +49,25 @@ def rounded(family: Family) -> Any:
 
 @pytest.mark.parametrize("family", FUSED_FAMILIES, ids=lambda family: family.prefix)
 def test_errors_are_no_larger_than_those_of_eager_bf16(family: Family) -> None:
-    oracle = documents_pass(rounded(family), DOCUMENTS, packed=False)
-    model = rounded(family).to(torch.bfloat16)
+    drawn = [errors_of(family, seed) for seed in range(DRAWS.get(family.model_type, 1))]
+    for policy in ActivationPolicy:
+        ours, eager = (sum(errors[policy][place] for errors in drawn) for place in (0, 1))
+        print(f"{family.prefix} {policy.value}: {ours / eager:.3f} of eager bf16's error")
+        assert ours <= RATIO * eager
+
+
+def errors_of(family: Family, seed: int) -> Errors:
+    """The sums of our and of eager bfloat16's errors over all tensors."""
+    oracle = documents_pass(rounded(family, seed), DOCUMENTS, packed=False)
+    model = rounded(family, seed).to(torch.bfloat16)
     keep_routers_in_fp32(model.get_base_model())
     eager = documents_pass(model, DOCUMENTS, packed=False)
 
-    causal = model.get_base_model()
+    causal, found = model.get_base_model(), Errors()
     assert why_not_fused(causal) is None
     fused = FusedLayers(causal, [ActivationPolicy.SAVE_ALL] * 2, torch.bfloat16, keep_dequantized=True)
     for policy in ActivationPolicy:
         fused.set_policies([policy] * 2)
-        found = documents_pass(model, DOCUMENTS, packed=True)
-        errors = [sum(root_error(each[name], oracle[name]) for name in oracle) for each in (found, eager)]
-        print(f"{family.prefix} {policy.value}: {errors[0] / errors[1]:.3f} of eager bf16's error")
-        assert errors[0] <= RATIO * errors[1]
+        ours = documents_pass(model, DOCUMENTS, packed=True)
+        found[policy] = [sum(root_error(each[name], oracle[name]) for name in oracle) for each in (ours, eager)]
+    return found

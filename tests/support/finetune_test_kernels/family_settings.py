@@ -152,10 +152,10 @@ def family_config(model_type: str, **changes: Any) -> dict[str, Any]:
     return sizes | SETTINGS.get(model_type, {}) | changes
 
 
-def family_model(family: Family, **changes: Any) -> Any:
+def family_model(family: Family, seed: int = 0, **changes: Any) -> Any:
     """A peft model in fp32 over a small random base, with adapters on every linear layer. Every number is drawn: norms
     around what is usual, biases and adapters away from zero."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = CONFIG_MAPPING[family.model_type](**family_config(family.model_type, **changes))
     base: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     has_experts = replace_experts(base) == keep_routers_in_fp32(base) > 0

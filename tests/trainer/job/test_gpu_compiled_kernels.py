@@ -47,7 +47,7 @@ def run(cache: Path, where: str) -> tuple[list[str], int]:
     command = ["env", f"TRITON_CACHE_DIR={cache}", sys.executable, "-c", PROGRAM, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    print(where, done.stderr.splitlines()[-1])
+    print(where, done.stderr[-200:])
     compiled, found = json.loads(done.stdout.splitlines()[-1])
     return compiled, found
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.gpu
 run_config, trained, chat_file = tiny_runs.run_config, gpu_runs.trained, tiny_runs.chat_file
 LAYERS = 12
 # 12 MiB a layer in NF4.
-WIDE = {"hidden_size": 2048, "num_hidden_layers": LAYERS, "intermediate_size": 2048}
+WIDE = {"hidden_size": 2048, "num_hidden_layers": LAYERS, "intermediate_size": 2048, "num_attention_heads": 16}
 TRAINING = {"maxSteps": 5, "batchSize": 1, "gradientAccumulation": 2, "memory": "Smallest", "evaluationSteps": 5}
 BESIDE = 96 << 20
 """Bytes that a plan does not count, such as cuBLAS's workspaces; ten layers that are not on the GPU are 130 MB."""

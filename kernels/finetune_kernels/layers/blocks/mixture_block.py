@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from finetune_kernels.experts.module import StackedExperts
+from finetune_kernels.experts.routers import choose
 from finetune_kernels.layers.blocks.attention_block import pre_norm, pre_norm_backward
 from finetune_kernels.layers.blocks.mlp_block import DownActivations, GateUpActivations, MlpBlock, MlpPass, SavedMlp
 from finetune_kernels.layers.linear_group import LinearGroup
@@ -73,7 +74,7 @@ class MixtureBlock:
 
     norm: Norm | None
     router: Any
-    """n [T, hidden] -> logits, the chosen experts' weights [T, k], and their numbers [T, k]."""
+    """transformers' module, of whose outputs `choose` takes weights and numbers of experts."""
     experts: StackedExperts
     shared: MlpBlock | None
     shared_gate: LinearGroup | None
@@ -112,7 +113,7 @@ class MixtureBlock:
 
     def gate_up_projection(self, n2: torch.Tensor, pass_ctx: MixturePass) -> MixtureActivations:
         """Normalised h [T, hidden] -> gate and up of every expert that a token goes to."""
-        _, weights, index = self.router(n2)  # [T, k] each
+        weights, index = choose(self.router, n2)  # [T, k] each
         settings, factors = self.experts.mixture()
         routes = Routes(weights.detach(), Rows.sort(index, settings.experts))
         y = expert_mlp.widen(n2, routes, settings, factors)
@@ -160,7 +161,7 @@ class MixtureBlock:
         """Returns the gradient of n2 [T, hidden] through the router's weights [T, k]."""
         with torch.enable_grad():
             leaf = n2.detach().requires_grad_()
-            weights = self.router(leaf)[1]
+            weights, _ = choose(self.router, leaf)
         (gradient,) = torch.autograd.grad(weights, leaf, d_weights.to(weights.dtype))
         return gradient
 
