@@ -22,6 +22,7 @@ from finetune_test_models import chat_data, taught_runs, tiny_runs
 from finetune_test_servers.faulty_store import FaultyStore
 from finetune_test_servers.s3_server import S3Server
 from finetune_trainer.artifacts.store import ArtifactStore, open_store
+from finetune_trainer.cli import finetune as console_script
 from finetune_trainer.job.logging_setup import OURS
 
 tiny_base, run_config, settings = tiny_runs.tiny_base, tiny_runs.run_config, tiny_runs.settings
@@ -152,5 +153,23 @@ def finetune() -> Finetune:
         program = Path(sys.executable).parent / "finetune"
         words = [str(program), *map(str, arguments)]
         return subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+
+    return run
+
+
+@pytest.fixture
+def finetune_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Finetune:
+    """Runs the console script's own function in this process, which has imported its libraries already; what they say
+    stays on the screen."""
+    monkeypatch.setattr(console_script, "_quiet_libraries", lambda: None)
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        words = ["finetune", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as ended:
+            console_script.main()
+        code, printed = ended.value.code, capsys.readouterr()
+        assert isinstance(code, int)
+        return subprocess.CompletedProcess(words, code, printed.out, printed.err)
 
     return run

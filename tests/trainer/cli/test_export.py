@@ -46,7 +46,7 @@ def test_folders_give_the_same_bytes_as_the_jobs_own_stage(
 
 
 def test_sources_in_s3_are_read_with_the_named_credentials(
-    finetune: Finetune, make_adapter: MakeAdapter, tiny_base: Path, tmp_path: Path, s3_server: S3Server
+    finetune_here: Finetune, make_adapter: MakeAdapter, tiny_base: Path, tmp_path: Path, s3_server: S3Server
 ) -> None:
     adapter = make_adapter(tiny_base, tmp_path / "adapter")
     client, secret = s3_server.client(), tmp_path / "secret"
@@ -59,13 +59,13 @@ def test_sources_in_s3_are_read_with_the_named_credentials(
     (secret / "AWS_SECRET_ACCESS_KEY").write_text(s3_server.secret_key)
     words = ("export", "--base", "s3://exported/base/", "--adapter", "s3://exported/adapter/", "--gguf", "Q8_0")
     place = ("--endpoint-url", s3_server.endpoint_url, "--credentials", secret, "--output", tmp_path / "out")
-    done = finetune(*words, *place)
+    done = finetune_here(*words, *place)
     assert done.returncode == 0, done.stderr
     assert "gguf/base-Q8_0.gguf" in files_below(tmp_path / "out")
     assert not [name for name in files_below(tmp_path / "out") if not name.startswith("gguf/")], "downloads stayed"
     assert s3_server.secret_key not in done.stdout + done.stderr
 
-    absent = finetune("export", "--base", "s3://exported/no-such/", "--gguf", "Q8_0", *place)
+    absent = finetune_here("export", "--base", "s3://exported/no-such/", "--gguf", "Q8_0", *place)
     assert absent.returncode == 12
     assert "ModelNotFound: s3://exported/no-such/ holds no files" in absent.stderr
 
@@ -99,17 +99,17 @@ def test_every_wrong_argument_is_named_at_once(finetune: Finetune, tmp_path: Pat
 
 
 def test_a_base_that_cannot_be_exported_leaves_nothing(
-    finetune: Finetune, make_adapter: MakeAdapter, tiny_base: Path, tmp_path: Path
+    finetune_here: Finetune, make_adapter: MakeAdapter, tiny_base: Path, tmp_path: Path
 ) -> None:
     adapter = make_adapter(tiny_base, tmp_path / "adapter", use_dora=True)
     config = adapter / "adapter_config.json"
     config.write_text(config.read_text().replace('"use_dora": true', '"use_dora": false'))
     words = ("export", "--base", tiny_base, "--output", tmp_path / "out", "--gguf", "F16")
-    done = finetune(*words, "--adapter", adapter)
+    done = finetune_here(*words, "--adapter", adapter)
     assert done.returncode == 10
     assert "InvalidConfiguration" in done.stderr
     assert not files_below(tmp_path / "out")
-    assert finetune(*words).returncode == 0, "the base alone can be exported"
+    assert finetune_here(*words).returncode == 0, "the base alone can be exported"
 
 
 def test_rows_measure_what_each_file_keeps_of_the_training(
@@ -130,13 +130,13 @@ def test_rows_measure_what_each_file_keeps_of_the_training(
 
 
 def test_files_that_nobody_judged_are_said_and_bad_rows_are_refused_before_the_work(
-    finetune: Finetune, tiny_base: Path, tmp_path: Path
+    finetune_here: Finetune, tiny_base: Path, tmp_path: Path
 ) -> None:
     words = ("export", "--base", tiny_base, "--output", tmp_path / "out", "--gguf", "Q8_0", "--device", "cpu")
-    assert "--rows" in finetune(*words).stderr
+    assert "--rows" in finetune_here(*words).stderr
     (tmp_path / "bad.jsonl").write_text('{"messages": 7}\n')
     (tmp_path / "out" / "gguf").rename(tmp_path / "before")
-    done = finetune(*words, "--rows", tmp_path / "bad.jsonl")
+    done = finetune_here(*words, "--rows", tmp_path / "bad.jsonl")
     assert done.returncode != 0
     assert "bad.jsonl:1" in done.stderr
     assert not list((tmp_path / "out").rglob("*.gguf"))

@@ -58,9 +58,9 @@ def test_weights_are_those_that_bitsandbytes_decodes(nf4_base: Path, tiny_base: 
 
 
 def test_the_command_says_so(
-    finetune: Callable[..., subprocess.CompletedProcess[str]], nf4_base: Path, tmp_path: Path
+    finetune_here: Callable[..., subprocess.CompletedProcess[str]], nf4_base: Path, tmp_path: Path
 ) -> None:
-    done = finetune("export", "--base", nf4_base, "--output", tmp_path / "out", "--merged", "BF16", "--name", "m")
+    done = finetune_here("export", "--base", nf4_base, "--output", tmp_path / "out", "--merged", "BF16", "--name", "m")
     assert done.returncode == 0, done.stderr
     assert f"note: {DEQUANTISED}" in " ".join(done.stderr.split())
 
