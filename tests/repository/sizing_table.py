@@ -92,9 +92,10 @@ runs out of it fails with `OutOfMemory`. Where GPU memory is short, layers' inpu
 memory while the GPU computes: about 2 bytes for each token of a pass, layer and unit of the hidden size (Llama 3.1
 8B: 262 kB a token, 34 GB for 131,072 tokens). So do NF4 weights that stream: 0.52 bytes for each parameter of the
 layers (8B: 3.4 GiB, 70B: 33 GiB), pinned once for each GPU. What the pod's memory cannot take stays on the GPU; where
-both are too small, preflight names the memory to write. Weights stream in models with fused layers, without DoRA and
-without experts. A base that several GPUs share out does not stream; Auto shares it out where that fits, and streams it
-where only that does. Every token of a sample reads all streamed weights: 0.7 seconds for a 70B model.
+both are too small, preflight names the memory to write. Weights stream in models with fused layers, a mixture's
+experts with them, and not with DoRA. A base that several GPUs share out does not stream; Auto shares it out where that
+fits, and streams it where only that does. Every token of a sample reads all streamed weights: 0.7 seconds for a 70B
+model.
 
 [What a job costs](cost.md) has prices and budgets, [Benchmarks](benchmarks.md) what was measured.
 """

@@ -39,9 +39,7 @@ def linear_bytes(shape: ModelShape, *, double_quantized: bool) -> int:
     """Bytes of the linear layers' weights as loaded."""
     if not shape.quantized:
         return shape.linear_parameters * BYTES
-
-    scales = shape.linear_parameters // NF4_BLOCK
-    return shape.linear_parameters // 2 + (scales + 4 * scales // SCALES_BLOCK if double_quantized else 4 * scales)
+    return _nf4_bytes(shape.linear_parameters, double_quantized=double_quantized)
 
 
 def share_out(shape: ModelShape, loaded: int, ranks: int, *, double_quantized: bool) -> tuple[ModelShape, int]:
@@ -54,7 +52,15 @@ def share_out(shape: ModelShape, loaded: int, ranks: int, *, double_quantized: b
 
 def let_stream(shape: ModelShape, *, double_quantized: bool) -> ModelShape:
     """Returns the shape of a model whose layers can stream from host memory, if they are in NF4. Left out are layers
-    that the ranks share out, experts, which are stacked, and DoRA, which reads all weights at the start."""
-    if not shape.quantized or shape.gathered_bytes or shape.experts is not None or shape.magnitudes:
+    that the ranks share out, experts in 16 bits, and DoRA, which reads all weights at the start."""
+    experts = shape.experts
+    if not shape.quantized or shape.gathered_bytes or shape.magnitudes or (experts and not experts.quantized):
         return shape
-    return replace(shape, streamable_bytes=linear_bytes(shape, double_quantized=double_quantized) // shape.layers)
+    linears = linear_bytes(shape, double_quantized=double_quantized) // shape.layers
+    stacks = 0 if experts is None else _nf4_bytes(experts.parameters, double_quantized=double_quantized)
+    return replace(shape, streamable_bytes=linears, streamable_expert_bytes=stacks)
+
+
+def _nf4_bytes(parameters: int, *, double_quantized: bool) -> int:
+    scales = parameters // NF4_BLOCK
+    return parameters // 2 + (scales + 4 * scales // SCALES_BLOCK if double_quantized else 4 * scales)

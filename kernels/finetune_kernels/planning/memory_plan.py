@@ -16,10 +16,15 @@ from typing import NamedTuple
 
 from finetune_api.vocabulary import MemoryMode
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.planning.loaded_weights import WHOLE_LAYERS
 from finetune_kernels.planning.model_shape import BYTES, ModelShape
 from finetune_kernels.planning.rates import H200, UNKNOWN_MACHINE, Machine, Rates
-from finetune_kernels.planning.streamed_weights import numbers_of_layers, streamed_rows, waiting_seconds
+from finetune_kernels.planning.streamed_weights import (
+    numbers_of_layers,
+    streamed_bytes,
+    streamed_rows,
+    waiting_seconds,
+    window_bytes,
+)
 
 MARGIN = 0.92
 """Share of the memory that a plan may use; the rest is for fragmentation and libraries' workspaces."""
@@ -197,7 +202,7 @@ def _plan_smallest(work: _Workload, wanted: MemoryMode) -> MemoryPlan:
     candidates = []
     for streamed in numbers_of_layers(shape, work.machine.streamed_layers):
         for moved in {shape.movable_bytes, 0}:
-            room = host_room - moved - streamed * shape.streamable_bytes
+            room = host_room - moved - streamed_bytes(shape, streamed)
             if room >= 0 or (streamed == work.machine.streamed_layers and not moved):
                 count = min(layers, max(0, room) // each)
                 policies = (ActivationPolicy.OFFLOAD,) * count + (ActivationPolicy.RECOMPUTE_ALL,) * (layers - count)
@@ -252,7 +257,7 @@ def _predict(
     dequantized = shape.layers - kept_layers if shape.quantized else 0
     kept = (shape.linear_parameters - shape.module_parameters) * kept_layers // shape.layers
     decoded = 2 * (shape.linear_parameters - kept) + shape.module_parameters if shape.quantized else 0
-    dequantizing = (decoded + _decoded_experts(shape, policies)) / rates.decoding
+    dequantizing = (decoded + shape.decoded_experts(policies)) / rates.decoding
     widest = max(shape.feed_forward, shape.in_dense_layers.feed_forward)
     scratch = 3 * widest * shape.hidden * BYTES if dequantized else 0
     recomputing = shape.recomputed_by(policies) * tokens / rates.products
@@ -283,18 +288,8 @@ def _predict(
         budget_bytes=int(MARGIN * total_bytes),
         input_bytes=inputs,
         extra_milliseconds=1e3 * (dequantizing + recomputing + copying),
-        gathered_bytes=WHOLE_LAYERS * shape.streamable_bytes if streamed_layers else shape.gathered_bytes,
+        gathered_bytes=window_bytes(shape) if streamed_layers else shape.gathered_bytes,
         streamed_layers=streamed_layers,
-        streamed_bytes=streamed_layers * shape.streamable_bytes,
+        streamed_bytes=streamed_bytes(shape, streamed_layers),
         rates=rates,
     )
-
-
-def _decoded_experts(shape: ModelShape, policies: tuple[ActivationPolicy, ...]) -> int:
-    """Weights of experts that are decoded in a pass: twice, and gate and up once more where they are recomputed."""
-    experts = shape.experts
-    if experts is None or not experts.quantized:
-        return 0
-    dense = () if shape.dense is None else shape.dense.layers
-    again = sum(policy is not ActivationPolicy.SAVE_ALL for index, policy in enumerate(policies) if index not in dense)
-    return 2 * shape.mixture_layers * experts.parameters + again * experts.gate_up_parameters

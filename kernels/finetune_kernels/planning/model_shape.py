@@ -59,7 +59,9 @@ class ModelShape:
     gathered_bytes: int = 0
     """Bytes of the layers that are whole at a time, if each rank keeps a part of the base; 0 if it keeps all."""
     streamable_bytes: int = 0
-    """Bytes of one layer's frozen weights, if layers can stream from host memory."""
+    """Bytes of one layer's frozen linear layers, if layers can stream from host memory."""
+    streamable_expert_bytes: int = 0
+    """Bytes of one layer's experts, which stream with it."""
     mixers: MixerShape | None = None
     """The other mixer of a hybrid, which `feed_forward` and heads do not describe."""
     latent: LatentShape | None = None
@@ -115,6 +117,15 @@ class ModelShape:
         return sum(
             count * shape.recomputed_flop(policy, mixer=kind) for shape, policy, kind, count in self._each(policies)
         )
+
+    def decoded_experts(self, policies: Sequence[ActivationPolicy]) -> int:
+        """Weights of experts that are decoded in a pass: twice, and gate and up once more where they are recomputed."""
+        if self.experts is None or not self.experts.quantized:
+            return 0
+        dense = () if self.dense is None else self.dense.layers
+        kept = (policy is ActivationPolicy.SAVE_ALL or index in dense for index, policy in enumerate(policies))
+        again = len(policies) - sum(kept)
+        return 2 * self.mixture_layers * self.experts.parameters + again * self.experts.gate_up_parameters
 
     def _each(self, policies: Sequence[ActivationPolicy]) -> list[tuple["ModelShape", ActivationPolicy, bool, int]]:
         """Numbers of layers that are alike: with their shape, their policy, and whether they have the other mixer."""

@@ -3,10 +3,11 @@
 A layer is copied while the one before computes, forward and backward. What the copy takes longer is waited for:
 
     wait = max(0, copy - forward) + max(0, copy - backward)          of one layer and micro-batch
-    copy = bytes / copying,   forward = 2 P tokens / products + P / decoding,   backward = forward + recomputing
+    copy = bytes / copying,   forward = 2 P tokens / products + W / decoding,   backward = forward + recomputing
 
-P: parameters of a layer. So the larger a micro-batch is, the less it waits. Computing is taken at its best, as if it
-were products alone.
+W: parameters of a layer; P: those that a token meets, of a mixture its own experts' only. A mixture copies all of its
+experts, so it waits far longer. The larger a micro-batch is, the less it waits. Computing is taken at its best, as if
+it were products alone.
 """
 
 from finetune_kernels.planning.loaded_weights import WHOLE_LAYERS
@@ -23,12 +24,25 @@ def numbers_of_layers(shape: ModelShape, least: int) -> tuple[int, ...]:
     return found if least else (0, *found)
 
 
+def streamed_bytes(shape: ModelShape, count: int) -> int:
+    """Bytes of the frozen weights of the first `count` layers, if they stream."""
+    dense = () if shape.dense is None else shape.dense.layers
+    with_experts = count - sum(layer < count for layer in dense)
+    return count * shape.streamable_bytes + with_experts * shape.streamable_expert_bytes
+
+
+def window_bytes(shape: ModelShape) -> int:
+    """Bytes of the places on the GPU where streamed layers are while they are used."""
+    return WHOLE_LAYERS * (shape.streamable_bytes + shape.streamable_expert_bytes)
+
+
 def waiting_seconds(shape: ModelShape, rates: Rates, tokens: int, recomputed: float) -> float:
     """Seconds that a micro-batch of `tokens` waits for the copies of one layer. `recomputed`: FLOP per token that
     backward spends on recomputing, in all layers."""
-    parameters = shape.linear_parameters / shape.layers
-    copy = shape.streamable_bytes / rates.copying
-    forward = 2.0 * parameters * tokens / rates.products + parameters / rates.decoding
+    experts = 0 if shape.experts is None else shape.mixture_layers * shape.experts.parameters
+    decoded, multiplied = (shape.linear_parameters + experts) / shape.layers, shape.active_parameters / shape.layers
+    copy = streamed_bytes(shape, shape.layers) / shape.layers / rates.copying
+    forward = 2.0 * multiplied * tokens / rates.products + decoded / rates.decoding
     backward = forward + recomputed / shape.layers * tokens / rates.products
     return max(0.0, copy - forward) + max(0.0, copy - backward)
 

@@ -10,6 +10,7 @@ from finetune_kernels.planning.loaded_weights import let_stream, linear_bytes
 from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory, smaller_plan
 from finetune_kernels.planning.micro_batch import MicroBatch, choose_micro_batch
 from finetune_kernels.planning.model_shape import ModelShape
+from finetune_kernels.planning.parts.expert_shape import ExpertShape
 from finetune_kernels.planning.rates import H200, UNLIMITED, Machine
 from finetune_kernels.planning.streamed_weights import waiting_seconds
 
@@ -88,7 +89,8 @@ def test_only_what_host_memory_takes_streams() -> None:
 
 @pytest.mark.parametrize("reason", ["experts", "magnitudes", "gathered_bytes", "quantized"])
 def test_layers_that_cannot_stream_stay(reason: str) -> None:
-    value = {"experts": "some", "magnitudes": True, "gathered_bytes": 1, "quantized": False}[reason]
+    in_16_bits = ExpertShape(8, 2, 64, 64, 0, quantized=False)
+    value = {"experts": in_16_bits, "magnitudes": True, "gathered_bytes": 1, "quantized": False}[reason]
     shape = replace(LLAMA_8B, streamable_bytes=0, **{reason: value})  # type: ignore[arg-type]
     assert let_stream(shape, double_quantized=True).streamable_bytes == 0
 

@@ -1,5 +1,6 @@
 """GPU memory of mixtures: the parts of the estimate, its remedies, and the shape that the loaded model has."""
 
+import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode, Parallelism, Precision
-from finetune_kernels.planning.memory_plan import plan_unfused_layers, unfused_bytes
+from finetune_kernels.planning.memory_plan import MARGIN, plan_unfused_layers, unfused_bytes
 from finetune_kernels.planning.model_shape import ParameterCounts, build_shape
 from finetune_kernels.planning.parts.expert_shape import expert_shape
 from finetune_test_models.minimal_run import minimal_run
@@ -23,6 +24,7 @@ from finetune_trainer.model.safetensors_header import TensorHeader
 from finetune_trainer.model.weight_files import list_weights_below
 from finetune_trainer.preflight.memory.plans import Plans
 from finetune_trainer.preflight.mixture_gpu import _shape, estimate_mixture, judge_mixture
+from finetune_trainer.preflight.report import Finding, GpuEstimate
 from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.stages.model_loading import load_model
 from finetune_trainer.training.memory.loaded_shape import model_shape
@@ -124,12 +126,12 @@ def test_a_job_that_asks_for_less_memory_saves_no_activations() -> None:
 def test_a_card_that_is_too_small_is_refused_with_what_makes_it_fit() -> None:
     config = job(16 * GIB, adapter={"rank": 16, "expertRank": 16})
     planned = plan(config)
-    [finding] = judge_mixture(config, planned, estimate_mixture(config, PLAIN, planned, None))
+    [finding] = judge_mixture(config, PLAIN, planned, None, estimate_mixture(config, PLAIN, planned, None))
     assert finding.severity == "Error"
     assert "but card has 16.0 GiB" in finding.message
     assert "a lower spec.adapter.expertRank (adapters and their optimiser take 8.6 GiB)" in finding.message
     plenty = job()
-    assert judge_mixture(plenty, planned, estimate_mixture(plenty, PLAIN, planned, None)) == []
+    assert judge_mixture(plenty, PLAIN, planned, None, estimate_mixture(plenty, PLAIN, planned, None)) == []
 
 
 def test_fused_layers_fit_smaller_cards_and_leave_nothing_unused() -> None:
@@ -143,7 +145,36 @@ def test_fused_layers_fit_smaller_cards_and_leave_nothing_unused() -> None:
         return estimate.peak_bytes / GIB
 
     assert [peak(gib * GIB) for gib in (80, 24, 20)] == pytest.approx([24.5, 22.1, 18.4], abs=0.1)
-    assert peak(20 * GIB, "Smallest") == pytest.approx(16.7, abs=0.1)
+    assert peak(20 * GIB, "Smallest") == pytest.approx(2.96, abs=0.02), "all layers stream"
+
+
+@pytest.mark.parametrize(
+    ("card", "layers", "peak", "pinned"), [(8, 35, 7.07, 12.0), (12, 22, 10.96, 8.1), (16, 10, 14.55, 4.5)]
+)
+def test_experts_of_qwen3_30b_stream_on_small_cards(card: int, layers: int, peak: float, pinned: float) -> None:
+    """As many layers as it takes, and no more; with too little host memory, preflight names what it takes."""
+
+    def judged(memory: int) -> tuple[GpuEstimate, list[Finding]]:
+        config = job(card * GIB, adapter={"rank": 16, "expertRank": None})
+        config = config.model_copy(update={"memory_bytes": memory * GIB})
+        estimate = estimate_mixture(config, QWEN, plan(config), None)
+        assert estimate is not None
+        return estimate, judge_mixture(config, QWEN, plan(config), None, estimate)
+
+    estimate, findings = judged(32)
+    rows = {row.name: row.value for row in estimate.plan}
+    assert findings == []
+    assert estimate.mode is MemoryMode.SMALLEST
+    assert rows["weights streamed from the host"].endswith(f"({layers} layers)")
+    assert rows["two layers of them at a time"] == "0.60 GiB"
+    assert float(rows["pinned in host memory"].split()[0]) == pytest.approx(pinned, abs=0.1)
+    assert estimate.peak_bytes / GIB == pytest.approx(peak, abs=0.02)
+    assert MARGIN * card * GIB - 0.31 * GIB < estimate.peak_bytes <= MARGIN * card * GIB, "one layer less does not fit"
+
+    _, (finding,) = judged(6)
+    (needed,) = map(int, re.findall(r"spec.resources.memory: (\d+)Gi", finding.message))
+    assert judged(needed)[1] == []
+    assert judged(needed - 1)[1] != []
 
 
 def test_gpt_oss_20b_fits_14_gib() -> None:
@@ -168,7 +199,7 @@ def test_gpt_oss_20b_fits_14_gib() -> None:
         return estimate.peak_bytes / GIB
 
     assert [peak(gib * GIB) for gib in (80, 14)] == pytest.approx([18.4, 12.9], abs=0.1)
-    assert peak(14 * GIB, "Smallest") == pytest.approx(11.5, abs=0.1)
+    assert peak(14 * GIB, "Smallest") == pytest.approx(2.77, abs=0.02), "all layers stream"
 
 
 def test_models_without_known_experts_have_no_such_estimate() -> None:

@@ -57,11 +57,12 @@ def test_what_the_loader_streams_is_what_the_plan_streams() -> None:
     job = a_job(24)
     plans = Plans.of(job, LLAMA_70B, Parallelism.REPLICATED)
     assert plans is not None
-    layers = streamed_layers(job, LLAMA_70B, 24 * GIB, 60 * GIB)
+    layers = streamed_layers(job, plans, 24 * GIB, 60 * GIB)
     assert layers == plans.at(2048, MemoryMode.FASTEST, 24 * GIB, 60 * GIB).streamed_layers
     assert 30 < layers < 50
-    assert streamed_layers(job, LLAMA_70B, 80 * GIB, 60 * GIB) == 0
-    assert streamed_layers(a_job(80, training={"memory": "Smallest"}), LLAMA_70B, 80 * GIB, 60 * GIB) == 80
+    assert streamed_layers(job, plans, 80 * GIB, 60 * GIB) == 0
+    assert streamed_layers(a_job(80, training={"memory": "Smallest"}), plans, 80 * GIB, 60 * GIB) == 80
+    assert streamed_layers(job, None, 24 * GIB, 60 * GIB) == 0
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,8 @@ def test_what_the_loader_streams_is_what_the_plan_streams() -> None:
 )
 def test_jobs_whose_layers_cannot_stream_do_not_fit(sections: dict[str, Any]) -> None:
     job = a_job(24, **sections)
-    assert streamed_layers(job, LLAMA_70B, 24 * GIB, 60 * GIB) == 0
+    plans = Plans.of(job, LLAMA_70B, Parallelism.REPLICATED)
+    assert streamed_layers(job, plans, 24 * GIB, 60 * GIB) == 0
     assert any(finding.severity is Severity.ERROR for finding in judged(job)[1])
 
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from finetune_api.vocabulary import Parallelism, Precision
+from finetune_api.vocabulary import MemoryMode, Parallelism, Precision
 from finetune_test_models.minimal_run import minimal_run
+from finetune_test_models.tiny_architectures import make_mixture
+from finetune_trainer.model.description import load_configuration
 from finetune_trainer.stages import placement
 from finetune_trainer.stages.placement import placement_of
 from finetune_trainer.stages.streamed_loading import InHostMemory, Placement, Share
@@ -64,6 +66,35 @@ def test_a_base_that_does_not_fit_streams_as_far_as_it_must(settle: Any) -> None
 )
 def test_without_a_plan_by_layers_a_base_stays_whole(settle: Any, options: dict[str, Any]) -> None:
     assert settle(24, **options) is None
+
+
+def test_a_mixture_that_does_not_fit_streams_with_its_experts(
+    texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its plan is the one that preflight made, from the names and shapes in the model's files."""
+    folder = make_mixture(tmp_path, "qwen3_moe", texts)
+    monkeypatch.setattr(placement, "choose_device", lambda gpus: torch.device("cuda"))
+    monkeypatch.setattr(placement, "resolve_precision", lambda *_: Precision.BF16)
+    monkeypatch.setattr(placement, "free_memory", lambda: 64 * GIB)
+    config = minimal_run(None, training={"batchSize": 1}, model={"maxSequenceLength": 64})
+
+    def settled(card: int, **training: Any) -> Placement | None:
+        monkeypatch.setattr(placement, "available_bytes", lambda device: card)
+        job = config.model_copy(update={"training": config.training.model_copy(update=training), "gpus": 1})
+        return placement_of(job, folder, 0, 1)
+
+    whole = load_configuration(folder).num_hidden_layers
+    assert settled(80 * GIB) is None
+    assert settled(80 * GIB, memory=MemoryMode.SMALLEST) is None, "two layers are on the GPU at a time in any case"
+    assert whole == 2
+
+    def deeper(folder: Path) -> Any:
+        config = load_configuration(folder)
+        config.num_hidden_layers = 4
+        return config
+
+    monkeypatch.setattr(placement, "read_language_model_config", deeper)
+    assert settled(80 * GIB, memory=MemoryMode.SMALLEST) == InHostMemory(4)
 
 
 def test_a_base_that_is_shared_out_does_not_stream(settle: Any) -> None:

@@ -131,7 +131,7 @@ def _examine_mixture(
 ) -> dict[str, Any]:
     """The report's estimate for a mixture of experts; empty for another model."""
     estimate = estimate_mixture(config, model.configuration, planned, size)
-    findings.found += judge_mixture(config, planned, estimate)
+    findings.found += judge_mixture(config, model.configuration, planned, size, estimate)
     return {"gpu": estimate} if estimate else {}
 
 

@@ -195,6 +195,11 @@ def _remedies(config: RunConfig, plans: Plans, max_length: int, total: int) -> l
     return ways or [f"a GPU with at least {_gib(int(needed))}"]
 
 
+def memory_remedy(config: RunConfig, plans: Plans, size: TrainingSize | None, total: int) -> str | None:
+    """The least host memory with which a job fits GPUs of `total` bytes, if that is what it lacks."""
+    return _host_memory(config, plans, rows_of(config, plans, total) * max_length_of(config, size), total)
+
+
 def _host_memory(config: RunConfig, plans: Plans, tokens: int, total: int) -> str | None:
     """The least host memory with which the job fits, if that is what it lacks."""
     processes, has = max(1, config.gpus), config.memory_bytes

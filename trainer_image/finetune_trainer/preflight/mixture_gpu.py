@@ -10,12 +10,12 @@ from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode, Parallelism, Quantization
 from finetune_kernels.planning.expert_families import expert_family_of_type
-from finetune_kernels.planning.loaded_weights import ADAPTER_BYTES
+from finetune_kernels.planning.loaded_weights import ADAPTER_BYTES, let_stream
 from finetune_kernels.planning.memory_plan import MARGIN, unfused_bytes
 from finetune_kernels.planning.model_shape import ModelShape, ParameterCounts, build_shape
 from finetune_kernels.planning.parts.vocabulary import keeps_vocabulary, vocabulary_bytes
 from finetune_trainer.model.planned_weights import PlannedWeights
-from finetune_trainer.preflight.gpu import estimate_plans
+from finetune_trainer.preflight.gpu import estimate_plans, memory_remedy
 from finetune_trainer.preflight.memory.fused_layers import why_not_fused
 from finetune_trainer.preflight.memory.plans import Plans
 from finetune_trainer.preflight.report import Finding, GpuEstimate, PlanRow
@@ -32,8 +32,7 @@ def estimate_mixture(
     gpu, shape = config.gpu, _shape(config, model, planned)
     if gpu is None or shape is None:
         return None
-    if why_not_fused(config, model) is None:
-        plans = Plans(config, shape, planned.loaded_bytes, Parallelism.REPLICATED)
+    if (plans := mixture_plans(config, model, planned)) is not None:
         return estimate_plans(config, plans, Parallelism.REPLICATED, size)
 
     limit = config.model.max_sequence_length
@@ -59,7 +58,19 @@ def estimate_mixture(
     )
 
 
-def judge_mixture(config: RunConfig, planned: PlannedWeights, estimate: GpuEstimate | None) -> list[Finding]:
+def mixture_plans(config: RunConfig, model: Any, planned: PlannedWeights) -> Plans | None:
+    """The memory plans of a mixture whose layers are fused, with their experts in host memory if need be; None for
+    another model."""
+    shape = _shape(config, model, planned)
+    if shape is None or why_not_fused(config, model) is not None:
+        return None
+    shape = let_stream(shape, double_quantized=config.model.double_quantization)
+    return Plans(config, shape, planned.loaded_bytes, Parallelism.REPLICATED)
+
+
+def judge_mixture(
+    config: RunConfig, model: Any, planned: PlannedWeights, size: TrainingSize | None, estimate: GpuEstimate | None
+) -> list[Finding]:
     """An error for a mixture that cannot fit its GPU, and a warning for one that may not."""
     total = estimate.memory_bytes if estimate else None
     if estimate is None or total is None or estimate.smallest_bytes <= MARGIN * total:
@@ -71,9 +82,12 @@ def judge_mixture(config: RunConfig, planned: PlannedWeights, estimate: GpuEstim
         f"but {estimate.name} has {total / GIBIBYTE:.1f} GiB"
     )
     ways = [f"a lower spec.adapter.expertRank (adapters and their optimiser take {format_size(adapters)})"]
+    plans = mixture_plans(config, model, planned)
+    if plans is not None and (memory := memory_remedy(config, plans, size, total)) is not None:
+        ways.insert(0, memory)
     if config.model.quantization is Quantization.NONE:
         ways.insert(0, "spec.model.quantization: NF4, which takes a quarter of the memory for weights")
-    if config.training.memory is not MemoryMode.SMALLEST:
+    if plans is None and config.training.memory is not MemoryMode.SMALLEST:
         ways.append("spec.training.memory: Smallest, which keeps embedding and head in host memory")
     ways += ["a lower spec.model.maxSequenceLength", "a larger GPU"]
 

@@ -12,12 +12,16 @@ from pathlib import Path
 from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Parallelism, Precision
+from finetune_kernels.planning.parts.expert_shape import chosen_experts, experts_a_layer
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.machine import PROCESS_BYTES, free_memory, host_room
 from finetune_trainer.model.multimodal import read_language_model_config
+from finetune_trainer.model.planned_weights import plan_weights
+from finetune_trainer.model.published_weights import published_below
 from finetune_trainer.preflight.memory.parallelism import choose_parallelism, why_not_sharded
-from finetune_trainer.preflight.memory.plans import streamed_layers
+from finetune_trainer.preflight.memory.plans import Plans, streamed_layers
+from finetune_trainer.preflight.mixture_gpu import mixture_plans
 from finetune_trainer.stages.model_loading import choose_device, resolve_precision
 from finetune_trainer.stages.streamed_loading import InHostMemory, Placement, Share
 from finetune_trainer.training.memory.room import available_bytes
@@ -60,8 +64,18 @@ def placement_of(config: RunConfig, base: Path, rank: int, size: int) -> Placeme
         return None  # no memory plan, which would count the layers
 
     room = host_room(free_memory(), max(1, config.gpus), PROCESS_BYTES)
-    layers = streamed_layers(config, read_language_model_config(base), available_bytes(device), room)
+    layers = streamed_layers(config, _plans_of(config, base), available_bytes(device), room)
     if not layers:
         return None
     log.info("the weights of %d layers are loaded into host memory, and stream from there", layers)
     return InHostMemory(layers)
+
+
+def _plans_of(config: RunConfig, base: Path) -> Plans | None:
+    """The memory plans of the base model in folder `base`, as preflight made them; None if nothing is planned."""
+    model = read_language_model_config(base)
+    plans = Plans.of(config, model, Parallelism.REPLICATED)
+    if plans is not None or not experts_a_layer(model):
+        return plans
+    planned = plan_weights(published_below(base).own, config, model.model_type, chosen=chosen_experts(model))
+    return None if planned is None else mixture_plans(config, model, planned)

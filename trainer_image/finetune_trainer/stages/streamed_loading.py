@@ -21,7 +21,8 @@ from torch.nn.modules.module import (
 from transformers import modeling_utils
 
 from finetune_api.failures import FailureReason
-from finetune_kernels.streaming.frozen_tensors import nf4_tensors
+from finetune_kernels.experts.replacing import WEIGHTS
+from finetune_kernels.streaming.frozen_tensors import nf4_tensors, stack_tensors
 from finetune_kernels.streaming.host_layers import HostLayers
 from finetune_kernels.streaming.host_tensors import HostTensors, storage_key
 from finetune_kernels.streaming.layer_window import LayerWindow
@@ -57,8 +58,8 @@ class TakenLayers:
 
     placement: Placement
     _parents: dict[nn.Module, nn.Module] = field(default_factory=dict)
-    _loading: dict[nn.Module, dict[nn.Module, nn.Parameter]] = field(default_factory=dict)
-    """Of each layer that is not complete: the weights that are there, by their linear layer."""
+    _loading: dict[nn.Module, dict[tuple[nn.Module, str], Any]] = field(default_factory=dict)
+    """Of each layer that is not complete: the weights that are there, by their module and name."""
     _shards: dict[nn.Module, ShardedTensors] = field(default_factory=dict)
     _in_host_memory: dict[nn.Module, HostTensors] = field(default_factory=dict)
 
@@ -67,21 +68,29 @@ class TakenLayers:
         if child is not None:
             self._parents[child] = parent
 
-    def take(self, module: nn.Module, _: str, parameter: nn.Parameter | None) -> None:
-        """Takes note of a weight in NF4 that a linear layer gets; takes its decoder layer away if it is the last."""
+    def take(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        """Takes note of a weight in NF4 that a linear layer or experts get; takes its decoder layer away if it is the
+        last."""
         layer = self._layer_of(module)
-        if layer is None or not isinstance(module, Linear4bit) or not _is_loaded(parameter):
+        if layer is None or not _is_loaded(parameter):
             return
 
         weights = self._loading.setdefault(layer, {})
-        weights[module] = parameter  # type: ignore[assignment]  # not None: it is loaded
-        if len(weights) < sum(isinstance(part, Linear4bit) for part in layer.modules()):
+        weights[module, name] = parameter
+        if len(weights) < _count_in_nf4(layer):
             return
-        tensors = [tensor for weight in self._loading.pop(layer).values() for tensor in nf4_tensors(weight)]
+        self._take_away(layer, [*self._loading.pop(layer).values()])
+
+    def _take_away(self, layer: nn.Module, weights: Sequence[Any]) -> None:
+        stacks = [weight for weight in weights if hasattr(weight, "nf4_stack")]
+        tensors = [tensor for weight in weights if not hasattr(weight, "nf4_stack") for tensor in nf4_tensors(weight)]
+        tensors += [tensor for weight in stacks for tensor in stack_tensors(weight.nf4_stack)]
         if isinstance(self.placement, Share):
             self._shards[layer] = ShardedTensors(tensors, self.placement.rank, self.placement.ranks)
         elif self._place_of(layer) < self.placement.layers:
             self._in_host_memory[layer] = HostTensors(tensors)
+        for weight in stacks:
+            weight.data = weight.nf4_stack.codes.data  # the codes lie nowhere else from now on
 
     def window(self, model: Any) -> LayerWindow | None:
         """Returns the window on the layers of the loaded model that the ranks share, which use it from now on; None if
@@ -173,4 +182,15 @@ def _check_taken(model: Any, modules: Sequence[nn.Module], taken: dict[nn.Module
 
 
 def _is_loaded(parameter: Any) -> bool:
-    return parameter is not None and not parameter.is_meta and getattr(parameter, "quant_state", None) is not None
+    """True for a weight in NF4: a matrix of bitsandbytes', or a stack of experts."""
+    if parameter is None or parameter.is_meta:
+        return False
+    return getattr(parameter, "quant_state", None) is not None or hasattr(parameter, "nf4_stack")
+
+
+def _count_in_nf4(layer: nn.Module) -> int:
+    """Weights of a decoder layer that are in NF4 once it is loaded."""
+    linears = sum(isinstance(part, Linear4bit) for part in layer.modules())
+    parameters = (each for part in layer.modules() for each in part.named_parameters(recurse=False))
+    stacks = sum(name in WEIGHTS and (value.ndim == 3 or hasattr(value, "nf4_stack")) for name, value in parameters)
+    return linears + stacks

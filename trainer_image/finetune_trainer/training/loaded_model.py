@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from finetune_api.vocabulary import Precision
+from finetune_kernels.experts.replacing import stacked_experts
 from finetune_kernels.streaming.frozen_tensors import nf4_tensors
 from finetune_kernels.streaming.host_layers import HostLayers
 from finetune_kernels.streaming.layer_window import LayerWindow
@@ -49,6 +50,7 @@ class LoadedModel:
         """Bytes of the base model that this process keeps, on its device or in host memory."""
         weights = [weight for weight in self.model.parameters() if not weight.requires_grad]
         tensors = [tensor for weight in weights for tensor in nf4_tensors(weight)]
+        tensors += [tensor for _, experts in stacked_experts(self.model) for tensor in experts.buffers()]
         self.streamed.close()
         # Tied weights are one tensor; those of a layer that streams are empty between two uses.
         sizes: dict[int, int] = {

@@ -101,10 +101,9 @@ def rows_of(config: RunConfig, plans: Plans, total: int) -> int:
     return split_batch(batch, config.processes).size
 
 
-def streamed_layers(config: RunConfig, model: Any, total: int, room: int) -> int:
+def streamed_layers(config: RunConfig, plans: Plans | None, total: int, room: int) -> int:
     """Layers that stream from host memory in the plan for a job on GPUs of `total` bytes, none of which shares the base
-    with another. `room`: host memory that each process may pin."""
-    plans = Plans.of(config, model, Parallelism.REPLICATED)
+    with another; 0 without `plans`. `room`: host memory that each process may pin."""
     if plans is None:
         return 0
     tokens = rows_of(config, plans, total) * config.model.max_sequence_length
