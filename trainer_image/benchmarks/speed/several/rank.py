@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from finetune_api.vocabulary import Parallelism
+from finetune_trainer.distributed.cards import see_one_card
 from finetune_trainer.distributed.launched import joined_world
 from finetune_trainer.distributed.world import ALONE, World
 from speed.rows import SEED, SHAPES, model_folder, working_folder
@@ -40,6 +41,8 @@ def main() -> None:
     arguments = parse_arguments()
     machine = Machine(**json.loads(arguments.machine))
     known = cases(machine) | streamed_cases(machine)
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        see_one_card(0)  # on a machine of several, transformers would use them all
     with joined_world() as world:
         from speed.systems import import_libraries
 
