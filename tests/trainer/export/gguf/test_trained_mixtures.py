@@ -17,19 +17,24 @@ from finetune_test_models.family_models import pre_tokenizer_of
 from finetune_test_models.minimal_run import minimal_run
 from finetune_test_models.references.exact_merges import load_all, merged_in_fp32
 from finetune_test_models.references.greedy_answers import said_by_transformers
+from finetune_test_models.references.whole_losses import load_in_fp32, make_rows, routed_loss, whole_loss
 from finetune_test_programs.file_differences import different_tensors
 from finetune_test_programs.generation import complete
 from finetune_test_programs.llama_cpp_converter import Conversion, convert
 from finetune_test_programs.reference_quantizer import quantize_files
 from finetune_trainer.artifacts.manifest import Manifest, ManifestArtifact
 from finetune_trainer.cli.pod import run_job
+from finetune_trainer.export.judge.measure import Candidates, measure_losses
 from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
 from finetune_trainer.job.stop_signal import StopSignal
 
 pytestmark = pytest.mark.gguf
-FAMILIES = ("qwen3-moe", "gpt-oss")
-"""Files with a matrix for each expert, and with stacks that have biases."""
+FAMILIES = ("qwen3-moe", "gpt-oss", "qwen3-next", "qwen3.5-moe")
+"""Files with a matrix for each expert, with stacks that have biases, and two beside linear attention."""
+ROUNDING = {"qwen3-moe": 5e-3, "gpt-oss": 5e-3, "qwen3-next": 2e-2, "qwen3.5-moe": 2e-2}
+"""Nats by which the loss of a file in 16 or 8 bits may differ from the merged one's: 8e-3 measured of the last two,
+where rounding sends about 1 token in 80 of this small random model to other experts (see the test of routes)."""
 CONVERTED, QUANTISED = ("F16", "Q8_0"), "Q4_K_M"
 PROMPTS = [[3 + (7 * number + 13 * place) % 400 for place in range(9 + 5 * (number // 4))] for number in range(12)]
 TOKENS = 8
@@ -49,6 +54,7 @@ class Trained:
     """Files of llama.cpp's converter from that folder, by type; from the base, as "base"."""
     artifacts: tuple[ManifestArtifact, ...]
     judgement: Judgement | None
+    rounding: float
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -81,7 +87,7 @@ def trained(
     pre = pre_tokenizer_of(name)
     runs = [Conversion(str(exact), str(theirs[kind]), kind.lower(), "tiny", pre) for kind in CONVERTED]
     convert([*runs, Conversion(str(base), str(theirs["base"]), "f16", "tiny", pre)])
-    return Trained(base, adapter, merged, files, exact, theirs, manifest.artifacts, manifest.judgement)
+    return Trained(base, adapter, merged, files, exact, theirs, manifest.artifacts, manifest.judgement, ROUNDING[name])
 
 
 def test_files_hold_the_merged_weights_as_the_converter_writes_them(trained: Trained) -> None:
@@ -135,6 +141,37 @@ def test_llama_cpp_answers_as_transformers_does(trained: Trained) -> None:
     assert before.answers != expected.answers, "the training changed the answers"
 
 
+def test_losses_of_files_are_those_of_transformers_whose_weights_are_rounded_alike(trained: Trained) -> None:
+    """So whatever lies between the losses of two files is what their rounding does to the model."""
+    rows = make_rows(40, 7, 120)
+    candidates = Candidates(trained.base, trained.adapter, trained.merged, {"F32": trained.files["F32"]})
+    losses = measure_losses(candidates, rows, torch.device("cpu"))
+    exact, merged, base = (
+        whole_loss(load_in_fp32(folder), rows) for folder in (trained.exact, trained.merged, trained.base)
+    )
+    print(f"exact {exact:.5f}, merged in bfloat16 {merged:.5f}, base {base:.5f}; {losses}")
+    assert losses.files["F32"] == pytest.approx(exact, rel=1e-5)
+    assert losses.merged == pytest.approx(merged, rel=1e-5)
+    assert abs(exact - base) > 1e-2, "the comparison sees the training"
+
+
+def test_what_rounding_changes_is_the_choice_of_experts(trained: Trained) -> None:
+    """With the experts that the exact weights choose, merged weights in bfloat16 compute nearly the same loss: 1.0e-3
+    nats apart at most were measured, and 2.0e-2 with their own choice."""
+    if '"gpt_oss"' in (trained.base / "config.json").read_text():
+        pytest.skip("its router's weights follow another formula")
+    rows = make_rows(40, 7, 120)
+    exact, merged = load_in_fp32(trained.exact), load_in_fp32(trained.merged)
+    expected, routes = routed_loss(exact, rows)
+    assert routed_loss(exact, rows, routes)[0] == pytest.approx(expected, rel=1e-6)
+
+    found, _ = routed_loss(merged, rows, routes)
+    print(f"exact {expected:.5f}, rounded {whole_loss(merged, rows):.5f}, rounded with its routes {found:.5f}")
+    assert found == pytest.approx(expected, abs=3e-3)
+    elsewhere, _ = routed_loss(merged, rows, [(each + 1) % 4 for each in routes])
+    assert abs(elsewhere - expected) > 1e-2, "other experts are another model"
+
+
 def test_the_job_judges_every_file_of_a_mixture(trained: Trained) -> None:
     judgement = trained.judgement
     assert judgement is not None
@@ -142,6 +179,6 @@ def test_the_job_judges_every_file_of_a_mixture(trained: Trained) -> None:
     assert judgement.base_loss - judgement.adapter_loss > 0.5
     losses = {each.quantization: each.loss for each in trained.artifacts if each.type == "GGUF"}
     for kind in ("F32", *CONVERTED):
-        assert losses[kind] == pytest.approx(judgement.merged_loss, abs=5e-3), kind
+        assert losses[kind] == pytest.approx(judgement.merged_loss, abs=trained.rounding), kind
     assert losses[QUANTISED] != losses["F32"]
     assert losses[QUANTISED] == pytest.approx(judgement.merged_loss, abs=0.1)

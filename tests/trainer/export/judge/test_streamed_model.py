@@ -9,48 +9,22 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from finetune_test_models.family_models import family_params
-from finetune_trainer.chat.labels import IGNORED, Encoded
+from finetune_test_models.references.whole_losses import load_in_fp32, make_rows, whole_loss
 from finetune_trainer.export.adapter import open_adapter
 from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.export.errors import InvalidBaseError
 from finetune_trainer.export.judge.parameters import Parameters
 from finetune_trainer.export.judge.streamed_model import StreamedModel
 from finetune_trainer.export.judge.weights import Weights
-from finetune_trainer.training.losses import supervised_loss
 
 CPU = torch.device("cpu")
 MIXTURES = ("qwen3-moe", "gpt-oss", "glm-4.5")
 """Files with a matrix for each expert, with stacks, and with biases that choose experts."""
 
 
-def make_rows(*lengths: int) -> list[Encoded]:
-    chance = torch.Generator().manual_seed(3)
-    rows = [torch.randint(5, 300, (length,), generator=chance).tolist() for length in lengths]
-    return [Encoded(ids, [IGNORED] * (len(ids) // 3) + ids[len(ids) // 3 :]) for ids in rows]
-
-
 ROWS = make_rows(40, 7, 301)
-
-
-@torch.no_grad()
-def whole_loss(model: Any, rows: list[Encoded]) -> float:
-    total, count = 0.0, 0
-    for row in rows:
-        labels = torch.tensor([row.labels])
-        positions = torch.nonzero(labels[0, 1:] != IGNORED).flatten()
-        total += supervised_loss(model, {"input_ids": torch.tensor([row.input_ids])}, labels, positions, 1).item()
-        count += positions.numel()
-    return total / count
-
-
-def load(folder: Path) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    if getattr(model.config, "attn_logit_softcapping", None):
-        model.set_attn_implementation("eager")
-    return model
 
 
 @pytest.mark.parametrize("name", family_params(also=(*MIXTURES, "qwen3-next", "lfm-2"), without=("apertus",)))
@@ -60,7 +34,7 @@ def test_layer_by_layer_is_the_same_as_all_at_once(
     folder = family_base(name)
     base = open_base_model(folder)
     streamed = StreamedModel(base, CPU, torch.float32)
-    expected = whole_loss(load(folder), ROWS)
+    expected = whole_loss(load_in_fp32(folder), ROWS)
     assert streamed.loss(Weights.of_model(base), ROWS) == pytest.approx(expected, rel=1e-5)
 
     exact, coarse = export_gguf(folder, tmp_path, "F32", "Q4_K_M").values()
@@ -76,10 +50,10 @@ def test_an_adapter_is_merged_on_the_way(family_base: Any, make_adapter: Any, tm
     folder = family_base("qwen3")
     adapter = make_adapter(folder, tmp_path / "adapter")
     base = open_base_model(folder)
-    expected = whole_loss(PeftModel.from_pretrained(load(folder), adapter), ROWS)
+    expected = whole_loss(PeftModel.from_pretrained(load_in_fp32(folder), adapter), ROWS)
     weights = Weights.of_model(base, open_adapter(adapter, base))
     assert StreamedModel(base, CPU, torch.float32).loss(weights, ROWS) == pytest.approx(expected, rel=1e-5)
-    assert expected != pytest.approx(whole_loss(load(folder), ROWS), rel=5e-5)
+    assert expected != pytest.approx(whole_loss(load_in_fp32(folder), ROWS), rel=5e-5)
 
 
 @pytest.mark.parametrize("name", MIXTURES)
@@ -101,7 +75,7 @@ def test_experts_in_another_order_are_another_model(
 
 
 def test_a_model_whose_files_lack_a_parameter_is_not_computed(family_base: Any) -> None:
-    model = load(family_base("qwen3-moe"))
+    model = load_in_fp32(family_base("qwen3-moe"))
     names = [tensor.name for tensor in open_base_model(family_base("qwen3-moe")).tensors]
     Parameters(model, names)
     with pytest.raises(
