@@ -1,5 +1,7 @@
 """The frozen weights of all experts of a layer, W [E, out, in]: as loaded, or in NF4 and decoded where used."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 import torch
@@ -15,6 +17,7 @@ class StackedWeight(nn.Module):
         super().__init__()
         self.shape: tuple[int, int, int] = tuple(weights.shape)  # type: ignore[assignment]  # three sizes
         self.is_quantized = isinstance(weights, Nf4Stack)
+        self._decoded: dict[torch.dtype, torch.Tensor] | None = None
         tensors = weights.tensors() if isinstance(weights, Nf4Stack) else {"whole": weights.detach()}
         for name, tensor in tensors.items():
             self.register_buffer(f"weight_{name}", tensor, persistent=False)
@@ -53,10 +56,23 @@ class StackedWeight(nn.Module):
         tensors = {name.removeprefix("weight_"): value for name, value in self.named_buffers() if name != "bias"}
         return Nf4Stack(self.shape, **tensors)
 
+    @contextmanager
+    def dequantized(self) -> Iterator[None]:
+        """Dequantises W once for all products inside, and releases it afterwards."""
+        self._decoded = {}
+        try:
+            yield
+        finally:
+            self._decoded = None
+
     def tensor(self, dtype: torch.dtype) -> torch.Tensor:
         """W [E, out, in] in `dtype`."""
-        if self.is_quantized:
+        if self.is_quantized and self._decoded is None:
             return self.stack().dequantize(dtype)
+        if self.is_quantized and self._decoded is not None:
+            if dtype not in self._decoded:
+                self._decoded[dtype] = self.stack().dequantize(dtype)
+            return self._decoded[dtype]
         whole = self.weight_whole
         assert isinstance(whole, torch.Tensor)
         return whole.to(dtype)

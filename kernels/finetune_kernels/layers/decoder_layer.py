@@ -67,9 +67,8 @@ class DecoderLayer:
     """True if the MLP reads the layer's input, through the attention block's norm, and not h."""
 
     def is_tiled(self, tokens: int) -> bool:
-        """True if the MLP takes `tokens` in several tiles; a mixture's experts would be decoded for each."""
-        may_be = isinstance(self.mlp, MlpBlock) and self.policy is not ActivationPolicy.SAVE_ALL
-        return may_be and needs_tiles(tokens)
+        """True if the MLP or the experts take `tokens` in several tiles."""
+        return self.policy is not ActivationPolicy.SAVE_ALL and needs_tiles(tokens)
 
     @property
     def groups(self) -> tuple[LinearGroup, ...]:
@@ -136,7 +135,7 @@ def _forward(layer: DecoderLayer, inputs: LayerInputs, pass_ctx: LayerPass, *, s
     """Computes the module's formula. `save_down`: a tiled MLP returns its down activations, too."""
     mixer, h, rstd, n2 = _mix(layer, inputs, pass_ctx)
 
-    if isinstance(layer.mlp, MlpBlock) and layer.is_tiled(inputs.x.shape[0]):
+    if layer.is_tiled(inputs.x.shape[0]):
         down, y = forward_in_tiles(layer.mlp, h, n2, pass_ctx.mlp, save_down=save_down)
         return LayerActivations(mixer, h, rstd, None, down, y)
 
@@ -187,7 +186,7 @@ class DecoderLayerFunction(torch.autograd.Function):
         inputs, mixer, mlp = _restore(ctx, layer)
         dy = dy.contiguous()
 
-        if isinstance(layer.mlp, MlpBlock) and mlp.gate_up is None:
+        if mlp.gate_up is None:
             dh, d_mlp = backward_in_tiles(layer.mlp, dy, mlp, pass_ctx.mlp)
         else:
             dh, d_mlp = layer.mlp.backward(dy, mlp, pass_ctx.mlp, residual=dy)

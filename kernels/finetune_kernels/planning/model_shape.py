@@ -205,14 +205,16 @@ class ModelShape:
 
         mixer = 0 if self.mixers is None else tokens * (self.mixers.bytes_per_token + 4 * stream * BYTES)
         mixer = mixer if self.latent is None else attention
-        if self.experts is not None:  # which are never tiled
+        tiled = tiled and tokens > TILE_ROWS
+        experts = 0
+        if self.experts is not None:
             mixer = max(mixer, self.in_dense_layers.working_bytes(tokens, tiled=tiled) if self.dense else 0)
-            return max(tokens * whole * BYTES + self.experts.working_bytes(tokens), mixer)
-        if not tiled or tokens <= TILE_ROWS:
-            return max(tokens * whole * BYTES, mixer)
+            experts = self.experts.working_bytes(TILE_ROWS if tiled else tokens, keeps=tiled)
+        if not tiled:
+            return max(tokens * whole * BYTES + experts, mixer)
 
         mlp = tokens * (4 * stream + self.attention_width + q) + TILE_ROWS * (wide + 2 * stream)
-        return max(mlp * BYTES, attention, mixer)
+        return max(mlp * BYTES + experts, attention, mixer)
 
     def loss_bytes(self, tokens: int, *, blocked: bool) -> int:
         """Bytes that the loss needs: the head's input, its gradient, and the logits of some rows. `blocked`: the head

@@ -6,16 +6,21 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from finetune_kernels.experts.replacing import replace_experts
+from finetune_kernels.experts.replacing import replace_experts, stacked_experts
 from finetune_kernels.experts.routers import keep_routers_in_fp32
+from finetune_kernels.layers.blocks import tiled_mlp
 from finetune_kernels.layers.blocks.mixture_block import MixtureBlock
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.layers.layer_check import why_not_fused
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.expert_families import expert_family_of_type
 from finetune_kernels.planning.model_shape import ParameterCounts, build_shape
+from finetune_kernels.primitives.expert_projection import Rows
+from finetune_kernels.primitives.nf4_stack import Nf4Stack
 from finetune_test_kernels.expert_adapters import adapt, by_hand, draw_router_biases
+from finetune_test_kernels.quantized_mixtures import quantized_mixture
 from finetune_test_kernels.tensor_checks import DEVICE, largest_error, normal
 from finetune_test_models.tiny_architectures import tiny_architecture
 
@@ -68,6 +73,49 @@ def test_logits_and_gradients_are_those_of_transformers(model_type: str) -> None
         fused.set_policies([policy] * 4)
         found = results(model(input_ids=IDS).logits, factors)
         assert largest_error(found, expected) < TOLERANCE, policy
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_5_moe_text", "gpt_oss", "glm4_moe"])
+def test_tiles_of_tokens_change_nothing_but_the_order_of_sums(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gate of the shared expert; biases; a first layer with an MLP. 48 tokens in tiles of 20: the last is smaller."""
+    model, factors = quantized_mixture(model_type)
+    fused = FusedLayers(model, [ActivationPolicy.SAVE_ALL] * 4, torch.float32, keep_dequantized=False)
+    expected = results(model(input_ids=IDS).logits, factors)
+    decoded: list[int] = []
+    rows: list[int] = []
+    sort, decode = Rows.sort, Nf4Stack.dequantize
+    monkeypatch.setattr(tiled_mlp, "TILE_ROWS", 20)
+    monkeypatch.setattr(Rows, "sort", lambda index, experts: (rows.append(len(index)), sort(index, experts))[1])
+    monkeypatch.setattr(Nf4Stack, "dequantize", lambda self, dtype: (decoded.append(1), decode(self, dtype))[1])
+    layers = len(stacked_experts(model))
+
+    for policy in set(ActivationPolicy) - {ActivationPolicy.SAVE_ALL}:
+        fused.set_policies([policy] * 4)
+        rows.clear()
+        decoded.clear()
+        found = results(model(input_ids=IDS).logits, factors)
+        assert largest_error(found, expected) < TOLERANCE, policy
+        assert max(rows) == 20, "no more tokens than a tile's are sorted at a time"
+        assert len(rows) == 3 * 2 * layers
+        assert len(decoded) == 2 * 2 * layers, "once forward and once backward, not once a tile"
+
+    # The control: every tile reads the first one's rows of the gradient.
+    cut = tiled_mlp._tiles
+    monkeypatch.setattr(tiled_mlp, "_tiles", lambda count: (slice(0, 20) for _ in cut(count)))
+    assert largest_error(results(model(input_ids=IDS).logits, factors), expected) > 20 * TOLERANCE
+
+
+def test_the_plan_counts_one_tile_of_experts() -> None:
+    """Qwen3-30B-A3B's sizes: beyond a tile, only what grows with the residual stream and attention grows."""
+    config = CONFIG_MAPPING["qwen3_moe"](
+        num_hidden_layers=48, hidden_size=2048, num_attention_heads=32, num_key_value_heads=4, head_dim=128,
+        moe_intermediate_size=768, num_experts=128, num_experts_per_tok=8,
+    )  # fmt: skip
+    shape = build_shape(config, ParameterCounts(1, 1, quantized=True, movable_bytes=0))
+    whole, tiled = (shape.working_bytes(32768, tiled=tiled) for tiled in (False, True))
+    print(f"32,768 tokens: {whole / 2**30:.2f} GiB whole, {tiled / 2**30:.2f} GiB in tiles")
+    assert tiled < whole / 2
+    assert shape.working_bytes(2048, tiled=True) == shape.working_bytes(2048, tiled=False)
 
 
 def _no_router(block: MixtureBlock, n2: torch.Tensor, d_weights: torch.Tensor) -> torch.Tensor:

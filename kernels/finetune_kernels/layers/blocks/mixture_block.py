@@ -11,7 +11,8 @@ Saved are the order of the rows by expert, gate and up of the experts and of the
 shared expert's output is made again where its gate needs it: its product is a small part of the layer's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,6 +36,11 @@ class MixturePass(NamedTuple):
 
     shared: MlpPass | None
     gate: LoraPass | None
+
+    def from_row(self, row: int) -> "MixturePass":
+        """The same pass for a tile that begins at `row`."""
+        shared = None if self.shared is None else self.shared.from_row(row)
+        return MixturePass(shared, None if self.gate is None else self.gate.from_row(row))
 
 
 class MixtureActivations(NamedTuple):
@@ -98,6 +104,13 @@ class MixtureBlock:
     def parameters(self) -> list[torch.nn.Parameter]:
         """The adapters' weights, in the order of `backward`."""
         return [*(part for group in self.groups for part in group.parameters), *self.experts.factors]
+
+    @contextmanager
+    def dequantized(self) -> Iterator[None]:
+        """Dequantises all weights once for what is computed inside."""
+        shared = nullcontext() if self.shared is None else self.shared.dequantized()
+        with self.experts.gate_up.dequantized(), self.experts.down.dequantized(), shared:
+            yield
 
     def take(self, tensors: Sequence[Any]) -> tuple[MixtureActivations, list[Any]]:
         """Returns the activations, which begin saved `tensors`, and the tensors behind them."""

@@ -6,7 +6,8 @@ LoRA deltas of gate and up are added inside the activation's kernel if no rank i
 not saved: backward's kernel recomputes it. The norm before (`norm`) runs together with the layer's residual additions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -101,6 +102,12 @@ class MlpBlock:
     def take(self, tensors: Sequence[Any]) -> tuple[GateUpActivations, list[Any]]:
         """Returns gate and up, which begin saved `tensors`, and the tensors behind them."""
         return GateUpActivations(*tensors[:2]), list(tensors[2:])
+
+    @contextmanager
+    def dequantized(self) -> Iterator[None]:
+        """Dequantises both weights once for what is computed inside."""
+        with self.gate_up.frozen.dequantized(), self.down.frozen.dequantized():
+            yield
 
     def begin(self, seed: DropoutSeed | None) -> MlpPass:
         """Returns a new pass, with dropout masks of `seed`."""

@@ -55,12 +55,13 @@ class ExpertShape:
         """Parameters of a token's experts in one layer."""
         return self.chosen * 3 * self.wide * self.hidden
 
-    def working_bytes(self, tokens: int) -> int:
-        """Bytes that one layer's backward needs beside what is saved."""
+    def working_bytes(self, tokens: int, *, keeps: bool = False) -> int:
+        """Bytes that one layer's backward needs beside what is saved; `keeps`: all weights stay decoded meanwhile, for
+        one tile of `tokens` after the other."""
         rows = tokens * self.chosen
         # gate and up, their gradient, an activation; rows going in, their gradient, the same by token
         elements = rows * (5 * self.wide + 3 * self.hidden)
-        decoded = self.gate_up_parameters if self.quantized else 0
+        decoded = (self.parameters if keeps else self.gate_up_parameters) if self.quantized else 0
         return (elements + decoded) * BYTES
 
 
