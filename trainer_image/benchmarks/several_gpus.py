@@ -125,6 +125,7 @@ def _start(
     environment = os.environ | {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "HF_HUB_OFFLINE": "1",
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # as in a job's pod
     }  # fmt: skip
     command = [
         sys.executable, "-P", "-m", "speed.several.rank", *(case.name for case in wanted),

@@ -199,8 +199,8 @@ def largest(config: Any, name: str) -> Any:
 
 def head_size(config: Any) -> int:
     """Elements of a head of q and k, the largest where layers differ."""
-    if isinstance(getattr(config, "kv_lora_rank", None), int):
-        return int(config.qk_nope_head_dim + config.qk_rope_head_dim)
+    if isinstance(largest(config, "kv_lora_rank"), int):
+        return int(largest(config, "qk_nope_head_dim") + largest(config, "qk_rope_head_dim"))
     return int(largest(config, "head_dim") or config.hidden_size // (largest(config, "num_attention_heads") or 1))
 
 

@@ -91,6 +91,8 @@ def _environment(plan: PodPlan) -> list[Json]:
         "HF_HOME": f"{WORK_DIR}/huggingface",
         "TRITON_CACHE_DIR": f"{WORK_DIR}/triton",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        # Without it, fragments took 11 % of a 40 GiB card: a 70B model ran out of memory that its plan had counted.
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
         "OMP_NUM_THREADS": _threads(str(plan.spec.resources.cpu)),
     }
 

@@ -13,6 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Quantization
 from finetune_test_models.minimal_run import minimal_run
+from finetune_test_models.tiny_architectures import tiny_architecture
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model.coverage import Coverage
 from finetune_trainer.model.planned_weights import PlannedWeights, plan_weights
@@ -227,3 +228,17 @@ def test_a_layer_that_peft_refuses_in_a_mamba_is_refused_by_name(tmp_path: Path)
     folder = make(tmp_path, "mamba")
     with pytest.raises(TrainerError, match="peft cannot adapt out_proj in this model; choose from dt_proj, in_proj"):
         inject_adapter(load(folder, Quantization.NONE), job(Quantization.NONE, ["out_proj"]).adapter, 1)
+
+
+@pytest.mark.filterwarnings("ignore")  # the Mamba kernels are not installed
+def test_linear_layers_that_are_named_as_a_decoder_layer_is_get_no_adapter(tmp_path: Path) -> None:
+    tiny_architecture("zamba2").save_pretrained(tmp_path)
+    model = load(tmp_path, Quantization.NONE)
+    names = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert any(name.endswith("adapter_list.1.0") for name in names), "layers.0 is a decoder layer"
+    adapted = inject_adapter(model, job(Quantization.NONE, ["all-linear"]).adapter, 1)
+    owners = {name.split(".lora_A")[0] for name, _ in adapted.model.named_parameters() if "lora_A" in name}
+    assert {"0", "1"}.isdisjoint(owner.rpartition(".")[2] for owner in owners)
+    assert any(owner.endswith("q_proj") for owner in owners)
+    with pytest.raises(TrainerError, match="peft cannot adapt 0 in this model; choose from"):
+        inject_adapter(load(tmp_path, Quantization.NONE), job(Quantization.NONE, ["0"]).adapter, 1)

@@ -31,10 +31,17 @@ MAMBA_PAST_PEFT = ("bamba", "zamba2")
 
 
 def barred_layers(weights: Iterable[LayerWeight], model_type: str | None) -> set[str]:
-    """Last parts of the names of linear layers that peft cannot adapt in this model, or adapts elsewhere."""
+    """Last parts of the names of linear layers that peft cannot adapt in this model, or adapts elsewhere.
+
+    Among them are those of modules that are no linear layer, to which peft would put an adapter as well: the layers
+    `...adapter_list.1.0` of Zamba 2 are named as `model.layers.0` is.
+    """
+    weights = list(weights)
+    modules = {part for weight in weights for part in weight.name.split(".")[:-1]}
     family = family_of_type(model_type or "")
     is_mamba = model_type in (*MAMBA_TYPES, *MAMBA_PAST_PEFT)
     barred = set(MAMBA_BARRED) if is_mamba else set(() if family is None else family.barred)
+    barred |= {weight.last_name for weight in weights if weight.is_linear} & modules
     return barred | set(EXPERT_PARTS) if any(weight.is_stacked for weight in weights) else barred
 
 
