@@ -47,7 +47,9 @@ def _other_end(heads: LatentHeads, *parts: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "mistake"), [("split", _one_head), ("merge", _nothing_shared), ("merge", _other_end)], ids=str
+    ("name", "mistake"),
+    [("split", _one_head), ("merge", _nothing_shared), ("merge", _other_end)],
+    ids=["one head", "nothing shared", "the other end"],
 )
 def test_a_mistake_in_the_heads_is_noticed(
     name: str, mistake: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
