@@ -57,7 +57,8 @@ default of `spec.training.memory`: it stores what fits and computes the rest aga
 Smallest, and is the faster the more it gets. Where nothing else fits, the NF4 weights of as many layers as it takes
 wait in host memory and stream to the GPU a layer ahead; Smallest streams all of them. For Llama 3.1 8B with two
 sequences of 2,048 tokens Fastest was estimated with 31.2 GiB and measured with 30.9 on one NVIDIA H200, and the
-smallest plan with all weights on the GPU with 4.6 and 4.6. Streamed weights are not measured yet.
+smallest plan with all weights on the GPU with 4.6 and 4.6. With all layers streaming,
+four sequences at a time take 1.8 GiB, estimated and measured.
 
 """
 TIME = f"""
