@@ -67,12 +67,14 @@ class StackedWeight(nn.Module):
 
     def tensor(self, dtype: torch.dtype) -> torch.Tensor:
         """W [E, out, in] in `dtype`."""
-        if self.is_quantized and self._decoded is None:
-            return self.stack().dequantize(dtype)
-        if self.is_quantized and self._decoded is not None:
-            if dtype not in self._decoded:
-                self._decoded[dtype] = self.stack().dequantize(dtype)
-            return self._decoded[dtype]
-        whole = self.weight_whole
-        assert isinstance(whole, torch.Tensor)
-        return whole.to(dtype)
+        if not self.is_quantized:
+            whole = self.weight_whole
+            assert isinstance(whole, torch.Tensor)
+            return whole.to(dtype)
+
+        found = None if self._decoded is None else self._decoded.get(dtype)
+        if found is None:
+            found = self.stack().dequantize(dtype)
+        if self._decoded is not None:
+            self._decoded[dtype] = found
+        return found
