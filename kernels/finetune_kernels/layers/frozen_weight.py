@@ -1,6 +1,7 @@
 """The frozen weights of linear layers that read the same input, on top of each other: W [out, in].
 
-W is in one of three states: kept in the compute type, kept in FP8, or dequantised from NF4 where it is used.
+W is in one of three states: kept in the compute type, kept in FP8, or dequantised from NF4 where it is used. What is on
+the GPU only while its layer computes is kept from its next use on.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,15 +16,18 @@ from finetune_kernels.primitives.nf4 import dequantize
 
 
 class FrozenWeight:
-    """W of the layers `bases`, in `dtype`; `keep_dequantized`: W is kept in that type from the start."""
+    """W of the layers `bases`, in `dtype`; `keep_dequantized`: W is kept in that type."""
 
     def __init__(self, bases: Sequence[Any], dtype: torch.dtype, *, keep_dequantized: bool) -> None:
         self._bases, self._dtype = bases, dtype
         self.sizes = [base.out_features for base in bases]
         """Rows of each layer."""
         self.features = int(bases[0].in_features)
-        self._kept = self._dequantize() if keep_dequantized else None
+        self._keeps = False
+        self._kept: torch.Tensor | None = None
         self._fp8: Fp8Weight | None = None
+        if keep_dequantized:
+            self.keep()
 
     def _dequantize(self) -> torch.Tensor:
         """W [out, in]; a single layer's own tensor if it is in the compute type already."""
@@ -43,12 +47,16 @@ class FrozenWeight:
 
     def tensor(self) -> torch.Tensor:
         """W [out, in] in the compute type."""
-        return self._dequantize() if self._kept is None else self._kept
+        if self._kept is not None:
+            return self._kept
+        found = self._dequantize()
+        self._kept = found if self._keeps else None
+        return found
 
     @contextmanager
     def dequantized(self) -> Iterator[None]:
         """Dequantises W once for all products inside, and releases it afterwards unless it was kept before."""
-        stays = self._kept is not None or self._fp8 is not None
+        stays = self._keeps or self._fp8 is not None
         if not stays:
             self._kept = self._dequantize()
         try:
@@ -65,16 +73,20 @@ class FrozenWeight:
 
     def use_compute_dtype(self) -> None:
         """Keeps W in the compute type, and no longer in FP8."""
-        self._kept, self._fp8 = self.tensor(), None
+        self._fp8, self._keeps = None, True
+        self.tensor()
 
     def keep(self) -> None:
-        """Keeps W dequantised in the compute type from now on, unless it is kept already."""
-        if self._kept is None and self._fp8 is None:
-            self._kept = self._dequantize()
+        """Keeps W dequantised in the compute type, unless it is kept in FP8: from now on, or from its next use if the
+        layers' weights are not on the device now."""
+        if self._fp8 is None:
+            self._keeps = True
+            if all(base.weight.untyped_storage().size() for base in self._bases):
+                self.tensor()
 
     def release(self) -> None:
         """Keeps W no longer; from now on it is dequantised where it is used."""
-        self._kept = self._fp8 = None
+        self._kept, self._fp8, self._keeps = None, None, False
 
     @property
     def dequantized_bytes(self) -> int:

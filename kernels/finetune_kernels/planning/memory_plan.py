@@ -170,10 +170,10 @@ def plan_memory(
     if mode is MemoryMode.SMALLEST or machine.streamed_layers:
         return _plan_smallest(work, mode)
 
-    # Balanced never saves gate and up, and never keeps weights dequantised; of a sharded base no rank could.
+    # Balanced never saves gate and up, and never keeps weights dequantised.
     fastest = mode is MemoryMode.FASTEST
     best = ActivationPolicy.SAVE_ALL if fastest else ActivationPolicy.RECOMPUTE_MLP
-    may_keep = fastest and shape.quantized and not shape.gathered_bytes
+    may_keep = fastest and shape.quantized
 
     fitting = []
     for moved in {0, shape.movable_bytes}:

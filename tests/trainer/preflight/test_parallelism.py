@@ -59,7 +59,8 @@ def test_a_rank_is_reckoned_with_its_part_and_the_layers_that_are_whole() -> Non
     plan = part.smallest(4096, 24 * GIB)
     assert plan.peak_bytes - part.shape.gathered_bytes > part.base_bytes - plan.host_bytes
     assert ("layers gathered from the ranks", "0.82 GiB") in plan.rows()
-    assert not part.at(4096, job.training.memory, 1000 * GIB).keep_dequantized
+    assert part.at(4096, job.training.memory, 1000 * GIB).keep_dequantized, "from their first use on"
+    assert part.at(4096, job.training.memory, 40 * GIB).kept_layers == 0
 
 
 @pytest.mark.parametrize(
