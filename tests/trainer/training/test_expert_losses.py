@@ -19,8 +19,6 @@ from finetune_trainer.training.memory.room import Room
 
 IDS = torch.randint(3, 500, (1, 24), generator=torch.Generator().manual_seed(3))
 ALL = torch.arange(IDS.shape[1] - 1)
-FACTORS = ("granitemoeshared",)
-"""Families that scale logits, which the fused head does not."""
 
 
 def mixture(model_type: str, **changes: Any) -> Any:
@@ -76,10 +74,9 @@ def test_the_smallest_memory_mode_takes_the_vocabulary_off_the_gpu(room: int) ->
 @pytest.mark.parametrize("family", EXPERT_FAMILIES, ids=lambda family: family.model_type)
 def test_the_fused_head_computes_the_same(family: Any) -> None:
     model = mixture(family.model_type).eval()
-    assert has_plain_head(model) == (family.model_type not in FACTORS)
-    if has_plain_head(model):
-        found, expected = (
-            compute(model, {"input_ids": IDS}, IDS, ALL, None).item()
-            for compute in (fused_supervised_loss, supervised_loss)
-        )
-        assert found == pytest.approx(expected, rel=1e-5)
+    assert has_plain_head(model)
+    found, expected = (
+        compute(model, {"input_ids": IDS}, IDS, ALL, None).item()
+        for compute in (fused_supervised_loss, supervised_loss)
+    )
+    assert found == pytest.approx(expected, rel=1e-5)
