@@ -21,7 +21,7 @@ from finetune_kernels.primitives.expert_projection import Rows
 from finetune_kernels.primitives.nf4_stack import Nf4Stack
 from finetune_test_kernels.expert_adapters import adapt, by_hand, draw_router_biases
 from finetune_test_kernels.quantized_mixtures import quantized_mixture
-from finetune_test_kernels.tensor_checks import DEVICE, largest_error, normal
+from finetune_test_kernels.tensor_checks import DEVICE, bytes_saved, largest_error, normal
 from finetune_test_models.tiny_architectures import tiny_architecture
 
 pytestmark = [
@@ -164,16 +164,8 @@ def test_layers_save_of_their_experts_what_the_memory_plan_counts(model_type: st
     rows = model.get_input_embeddings()(IDS).requires_grad_()  # no adapter is before the experts here
 
     def saved(policy: ActivationPolicy) -> int:
-        seen = dict[int, int]()
-
-        def note(tensor: torch.Tensor) -> torch.Tensor:
-            seen[tensor.data_ptr()] = tensor.nbytes
-            return tensor
-
         fused.set_policies([policy] * 4)
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            model(inputs_embeds=rows)
-        return sum(seen.values())
+        return bytes_saved(lambda: model(inputs_embeds=rows))
 
     kept = saved(ActivationPolicy.SAVE_ALL) - saved(ActivationPolicy.RECOMPUTE_MLP)
     whole, less = (
@@ -205,8 +197,9 @@ def test_routers_may_name_the_experts_first() -> None:
 
 def _numbers_first(forward: Any, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Outputs of a router of Granite in older versions of transformers."""
-    numbers, logits = sorted(forward(rows)[::2], key=torch.is_floating_point)
-    return numbers, forward(rows)[1], logits
+    first, weights, last = forward(rows)
+    numbers, logits = sorted((first, last), key=torch.is_floating_point)
+    return numbers, weights, logits
 
 
 def test_what_the_row_does_not_know_is_refused() -> None:

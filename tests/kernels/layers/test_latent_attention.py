@@ -14,7 +14,7 @@ from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.families import FAMILIES
 from finetune_kernels.planning.model_shape import ParameterCounts, build_shape
 from finetune_test_kernels.family_settings import documents_pass, family_model
-from finetune_test_kernels.tensor_checks import DEVICE, largest_error
+from finetune_test_kernels.tensor_checks import DEVICE, bytes_saved, largest_error
 from finetune_test_models.tiny_architectures import tiny_architecture
 
 pytestmark = [
@@ -72,16 +72,8 @@ def test_it_saves_latent_vectors_as_the_memory_plan_counts(model_type: str, chan
     rows = model.get_input_embeddings()(IDS).requires_grad_()
 
     def saved(policy: ActivationPolicy) -> int:
-        seen = dict[int, int]()
-
-        def note(tensor: torch.Tensor) -> torch.Tensor:
-            seen[tensor.data_ptr()] = tensor.nbytes
-            return tensor
-
         fused.set_policies([policy] * 4)
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            model(inputs_embeds=rows)
-        return sum(seen.values())
+        return bytes_saved(lambda: model(inputs_embeds=rows))
 
     kept = saved(ActivationPolicy.RECOMPUTE_MLP) - saved(ActivationPolicy.RECOMPUTE_ALL)
     planned = [

@@ -1,8 +1,9 @@
 """Helpers of the kernels' tests: random tensors, errors, and a guard over what autograd saves."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -71,6 +72,19 @@ def watched() -> Iterator[SavedTensors]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield guard
+
+
+def bytes_saved(compute: Callable[[], Any]) -> int:
+    """Bytes that autograd saves while `compute` runs, each tensor once."""
+    seen = dict[int, int]()
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        seen[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        compute()
+    return sum(seen.values())
 
 
 def gradients(result: torch.Tensor, upstream: torch.Tensor, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -120,6 +120,31 @@ def pre_norm_backward(
     return rms_norm.backward(dn, rows, norm, rstd, residual=residual, return_y=True)
 
 
+class NormedInput(NamedTuple):
+    """The input of a block's first linear layers, for their backward."""
+
+    rows: torch.Tensor
+    """[T, hidden], before the norm."""
+    rstd: torch.Tensor
+    """1 / root mean square of the rows [T]."""
+    xa: torch.Tensor
+
+
+def input_backward(
+    norm: Norm | None, group: LinearGroup, dy: torch.Tensor, read: NormedInput, pass_ctx: LoraPass,
+    residual: torch.Tensor | None,
+) -> tuple[torch.Tensor | None, list[torch.Tensor]]:  # fmt: skip
+    """Takes dy [T, out] of a block's first linear layers; returns the gradient of the norm's rows [T, hidden], with
+    `residual` added, and those of the adapters. Without `residual` the former is not wanted and is None."""
+    if residual is not None:
+        dn, d_xa = group.backward(dy, pass_ctx)  # [T, hidden], [T, R]
+        dx, normed = pre_norm_backward(norm, dn, read.rows, read.rstd, residual)
+    else:  # the rows are needed all the same, for dA
+        dx, d_xa = None, group.d_xa(dy, pass_ctx)
+        _, normed, _ = pre_norm(norm, read.rows, dtype=group.dtype)
+    return dx, group.gradients(dy, normed, read.xa, d_xa, pass_ctx)
+
+
 @dataclass
 class AttentionBlock:
     """Weights and settings of the block; only the adapters train."""
@@ -190,14 +215,10 @@ class AttentionBlock:
         d_qkv = self._attention_backward(d_out, inputs, saved)  # [T, (H + 2 H_kv) D]
         d_qkv = self._with_gate(d_qkv, d_gate)
 
-        # Input projection and norm. The first layer's input needs no gradient; n1 is needed all the same, for dA.
-        if residual is not None:
-            dn1, d_xa = self.qkv.backward(d_qkv, pass_ctx.qkv)  # [T, hidden], [T, R]
-            dx, n1 = pre_norm_backward(self.norm, dn1, inputs.x, saved.rstd, residual)
-        else:
-            dx, d_xa = None, self.qkv.d_xa(d_qkv, pass_ctx.qkv)
-            _, n1, _ = pre_norm(self.norm, inputs.x, dtype=self.qkv.dtype)
-        return dx, [*self.qkv.gradients(d_qkv, n1, saved.xa_qkv, d_xa, pass_ctx.qkv), *d_o]
+        # Input projection and norm. The first layer's input needs no gradient.
+        read = NormedInput(inputs.x, saved.rstd, saved.xa_qkv)
+        dx, d_in = input_backward(self.norm, self.qkv, d_qkv, read, pass_ctx.qkv, residual)
+        return dx, [*d_in, *d_o]
 
     def _split_gate(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Views of the projection's output: q and its gate [T, H, D] each, k and v [T, 2 H_kv D]."""

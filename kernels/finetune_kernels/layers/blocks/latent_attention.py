@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import pad
 
-from finetune_kernels.layers.blocks.attention_block import LayerInputs, pre_norm, pre_norm_backward
+from finetune_kernels.layers.blocks.attention_block import LayerInputs, NormedInput, input_backward, pre_norm
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.layers.lora_pass import LoraPass
 from finetune_kernels.ops import attention, rms_norm, rotary_embedding
@@ -195,14 +195,10 @@ class LatentAttention:
         # Attention, RoPE and the wide projections.
         d_narrow, d_wide = self._attention_backward(d_out, inputs, saved, pass_ctx)  # [T, N]
 
-        # Narrow projections and norm. The first layer's input needs no gradient; n1 is needed all the same, for dA.
-        if residual is not None:
-            dn1, d_xa = self.narrow.backward(d_narrow, pass_ctx.narrow)  # [T, hidden], [T, R]
-            dx, n1 = pre_norm_backward(self.norm, dn1, inputs.x, saved.rstd, residual)
-        else:
-            dx, d_xa = None, self.narrow.d_xa(d_narrow, pass_ctx.narrow)
-            _, n1, _ = pre_norm(self.norm, inputs.x, dtype=self.narrow.dtype)
-        return dx, [*self.narrow.gradients(d_narrow, n1, saved.xa_narrow, d_xa, pass_ctx.narrow), *d_wide, *d_o]
+        # Narrow projections and norm. The first layer's input needs no gradient.
+        read = NormedInput(inputs.x, saved.rstd, saved.xa_narrow)
+        dx, d_in = input_backward(self.norm, self.narrow, d_narrow, read, pass_ctx.narrow, residual)
+        return dx, [*d_in, *d_wide, *d_o]
 
     def _split_narrow(self, narrow: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Views of c_q (or q), c, and the turned part of the keys."""
