@@ -6,6 +6,7 @@ children      measurements in processes of their own
 measure       one measurement, inside its process
 ranks         a measurement of several processes, one a GPU
 systems       each system's trainer: this project, Unsloth, Liger, plain HF + TRL
+token_rows    rows of random tokens, packed or of the full length
 models/       models of random weights: written as checkpoints, or drawn on the device
 rows          the shapes (model, length, batch) and the systems
 longest       search for the longest sequence that fits a card

@@ -152,7 +152,8 @@ class _Trainings:
 
     def _train(self, tokens: int) -> dict[str, Any]:
         from speed.step_times import make_watch, summarise
-        from speed.systems import dataset, our_trainer, run_config
+        from speed.systems import our_trainer, run_config
+        from speed.token_rows import dataset
 
         row = replace(self._row, length=tokens)
         config = run_config(self._system, row, self._folder, STEPS)
@@ -161,4 +162,4 @@ class _Trainings:
         watch = make_watch()
         trainer.add_callback(watch)
         trainer.train()
-        return summarise(watch.ends, trainer.state.log_history, row, warm_up=1, steps=1) | {"max_tokens": tokens}
+        return summarise(watch.ends, trainer.state.log_history, row.tokens, warm_up=1, steps=1) | {"max_tokens": tokens}

@@ -18,6 +18,7 @@ from speed.ranks import await_go, is_first, largest, launch
 from speed.rows import ROWS, STEPS, SYSTEMS, WARM_UP, Row, model_folder
 from speed.step_times import make_watch, summarise
 from speed.systems import build, import_libraries
+from speed.token_rows import CountedTokens
 
 
 def main() -> None:
@@ -57,7 +58,7 @@ def measure(system: str, row: Row, folder: Path, steps: int, profile: Path | Non
     import torch
 
     trainer = build(system, row, folder, WARM_UP + steps + (0 if profile is None else 2))
-    watch = make_watch()
+    watch, counted = make_watch(), CountedTokens(trainer)
     trainer.add_callback(watch)
     if profile is not None:
         from speed.step_profile import make_profiler
@@ -67,7 +68,8 @@ def measure(system: str, row: Row, folder: Path, steps: int, profile: Path | Non
     torch.cuda.reset_peak_memory_stats()
     _say("TRAINING")
     trainer.train()
-    found = summarise(watch.ends, trainer.state.log_history, row, WARM_UP, steps)
+    tokens = counted.per_batch * row.accumulation * row.gpus
+    found = summarise(watch.ends, trainer.state.log_history, tokens, WARM_UP, steps)
     found["peak_gib"] = round(largest(torch.cuda.max_memory_allocated()) / 2**30, 2)
     planned = getattr(trainer, "planned", None)
     found["planned_gib"] = round(planned / 2**30, 2) if planned else None

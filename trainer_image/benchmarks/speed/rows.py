@@ -36,6 +36,8 @@ class Row:
     accumulation: int
     card_gib: float | None = None
     """Memory of the emulated card; the row's `length` is then where the search for the longest begins."""
+    mean: int = 0
+    """Mean length of documents that are packed into rows of `length`; 0: every row has the full length."""
     gpus: int = 1
     """GPUs of one machine; each has a model of its own, and `batch` x `accumulation` rows of a step."""
     on_device: bool = False
@@ -43,7 +45,7 @@ class Row:
 
     @property
     def tokens(self) -> int:
-        """Tokens per optimiser step."""
+        """Tokens per optimiser step, if no pack leaves room."""
         return self.length * self.batch * self.accumulation * self.gpus
 
     @property
@@ -62,12 +64,16 @@ ROWS = {
     "8b-2048-bs2-ga4": Row("llama-8b", 2048, 2, 4),
     "8b-8192-bs1-ga2": Row("llama-8b", 8192, 1, 2),
     "1b-2048-bs4-ga2": Row("llama-1b", 2048, 4, 2),
+    "8b-packed-2048": Row("llama-8b", 2048, 2, 4, mean=500),
+    "8b-packed-8192": Row("llama-8b", 8192, 1, 2, mean=500),
+    "1b-packed-2048": Row("llama-1b", 2048, 4, 2, mean=500),
     "qwen3-8b-2048-bs2-ga4": Row("qwen3-8b", 2048, 2, 4),
     "ministral3-8b-2048-bs2-ga4": Row("ministral3-8b", 2048, 2, 4),
     "granite3-8b-2048-bs2-ga4": Row("granite3-8b", 2048, 2, 4),
     "gemma4-2048-bs2-ga4": Row("gemma4", 2048, 2, 4),
     "qwen3.5-9b-2048-bs2-ga4": Row("qwen3.5-9b", 2048, 2, 4),
     "qwen3-30b-a3b-2048-bs1": Row("qwen3-30b-a3b", 2048, 1, 1, on_device=True),
+    "qwen3-30b-a3b-2048-bs4": Row("qwen3-30b-a3b", 2048, 4, 1, on_device=True),
     "qwen3.5-35b-a3b-2048-bs1": Row("qwen3.5-35b-a3b", 2048, 1, 1, on_device=True),
     "gpt-oss-20b-2048-bs1": Row("gpt-oss-20b", 2048, 1, 1, on_device=True),
     "qwen3-a3b-8-layers-2048-bs1": Row("qwen3-a3b-8-layers", 2048, 1, 1),

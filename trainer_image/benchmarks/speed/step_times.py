@@ -5,8 +5,6 @@ import time
 from itertools import pairwise
 from typing import Any
 
-from speed.rows import Row
-
 
 def make_watch() -> Any:
     """Returns a callback that keeps when steps ended and how long the CPU needed to launch each.
@@ -38,8 +36,11 @@ def make_watch() -> Any:
     return Watch()
 
 
-def summarise(ends: list[float], history: list[dict[str, float]], row: Row, warm_up: int, steps: int) -> dict[str, Any]:
-    """Returns the figures of a run from its steps' ends and its log: `warm_up` steps are left out, then `steps` count.
+def summarise(
+    ends: list[float], history: list[dict[str, float]], tokens: float, warm_up: int, steps: int
+) -> dict[str, Any]:
+    """Returns the figures of a run from its steps' ends and its log, `tokens` a step: `warm_up` steps are left out, then `steps`
+    count.
 
     Raises RuntimeError if a gradient norm is zero or a step is missing: such a run does not train.
     """
@@ -49,7 +50,7 @@ def summarise(ends: list[float], history: list[dict[str, float]], row: Row, warm
         raise RuntimeError(f"the run did not train: {len(norms)} steps, gradient norms {norms}")
 
     times = [last - first for first, last in pairwise(ends)]
-    rates = [row.tokens / seconds for seconds in times[warm_up : warm_up + steps]]
+    rates = [tokens / seconds for seconds in times[warm_up : warm_up + steps]]
 
     return {
         "tokens_per_second": round(statistics.median(rates), 1),

@@ -1,6 +1,7 @@
 """Sets up each system as its own documentation says: the same checkpoint, tokens, adapter and optimiser.
 
-Everyone trains through TRL's SFTTrainer on random tokens, all supervised, with AdamW 8-bit, rank 16 on seven linears,
+Everyone trains through TRL's SFTTrainer on random tokens (token_rows.py), packed by each in its own way where they are
+documents, with AdamW 8-bit, rank 16 on seven linears,
 in bf16. `import_libraries` can be called long before: importing takes longer than some measurements.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 
 from speed.ranks import local_rank
 from speed.rows import IN_16_BITS, LINEARS, SEED, Row, working_folder
+from speed.token_rows import dataset
 
 OURS = tuple(
     f"finetune_trainer.{name}"
@@ -59,23 +61,13 @@ def build(system: str, row: Row, folder: Path, steps: int) -> Any:
     return maker(system, row, folder, steps)
 
 
-def dataset(row: Row, steps: int) -> Any:
-    """Random rows of the full length, enough for `steps`."""
-    import torch
-    from datasets import Dataset
-
-    count = row.batch * row.accumulation * row.gpus * steps
-    tokens = torch.randint(3, 256, (count, row.length), generator=torch.Generator().manual_seed(SEED)).tolist()
-    return Dataset.from_dict({"input_ids": tokens, "labels": tokens})
-
-
 def _options(row: Row, steps: int, *, recompute: bool) -> dict[str, Any]:
     """SFTConfig's fields, the same for every peer."""
     return {
         "output_dir": str(working_folder() / "out"), "max_steps": steps, "per_device_train_batch_size": row.batch,
         "gradient_accumulation_steps": row.accumulation, "learning_rate": 2e-4, "optim": "adamw_8bit", "bf16": True,
         "weight_decay": 0.01, "logging_steps": 1, "save_strategy": "no", "report_to": "none", "seed": SEED,
-        "max_length": row.length, "packing": False, "gradient_checkpointing": recompute, "disable_tqdm": True,
+        "max_length": row.length, "packing": bool(row.mean), "gradient_checkpointing": recompute, "disable_tqdm": True,
         "dataset_num_proc": None, "ddp_find_unused_parameters": False,
     }  # fmt: skip
 
@@ -147,7 +139,7 @@ def run_config(system: str, row: Row, folder: Path, steps: int) -> Any:
             "apiVersion": "finetune.dev/v1alpha1", "kind": "RunConfig",
             "job": {"namespace": "bench", "name": "bench", "uid": "bench"},
             "model": {"source": f"file://{folder}", "maxSequenceLength": row.length},
-            "dataset": {"source": "file:///none.jsonl", "packing": False}, "adapter": adapter,
+            "dataset": {"source": "file:///none.jsonl", "packing": bool(row.mean)}, "adapter": adapter,
             "training": {
                 "maxSteps": steps, "batchSize": row.batch, "gradientAccumulation": row.accumulation,
                 **MODES[system], "checkpointSteps": 100_000, "seed": SEED,

@@ -35,7 +35,8 @@ MODELS = {
 def title(row: str) -> str:
     """Model, length and batch of a row."""
     shape = ROWS[row]
-    return f"{MODELS[shape.model]}, {shape.length:,} tokens, batch {shape.batch} x {shape.accumulation}"
+    packed = f"documents of {shape.mean} tokens packed into " if shape.mean else ""
+    return f"{MODELS[shape.model]}, {packed}{shape.length:,} tokens, batch {shape.batch} x {shape.accumulation}"
 
 
 def in_order(summaries: Sequence[Summary]) -> list[Summary]:

@@ -96,7 +96,8 @@ def _train(case: Case, world: World) -> dict[str, Any]:
     from finetune_trainer.stages.adapter_injection import inject_adapter
     from finetune_trainer.training.engine import prepare_engine
     from speed.several.random_base import random_base
-    from speed.systems import dataset, our_trainer, run_config
+    from speed.systems import our_trainer, run_config
+    from speed.token_rows import dataset
 
     began, device = time.monotonic(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _limit_card(case.row.card_gib)
