@@ -39,8 +39,8 @@ def make_watch() -> Any:
 def summarise(
     ends: list[float], history: list[dict[str, float]], tokens: float, warm_up: int, steps: int
 ) -> dict[str, Any]:
-    """Returns the figures of a run from its steps' ends and its log, `tokens` a step: `warm_up` steps are left out, then `steps`
-    count.
+    """Returns the figures of a run from its steps' ends and its log, `tokens` a step: `warm_up` steps are left out,
+    then `steps` count.
 
     Raises RuntimeError if a gradient norm is zero or a step is missing: such a run does not train.
     """
