@@ -55,9 +55,9 @@ endef
 lock: | $(UV)  ## Resolve the pins again
 	@$(UV) pip compile -q pyproject.toml --extra dev --generate-hashes --no-emit-package finetune-operator --python-version 3.11 \
 	  --custom-compile-command 'make lock' -o constraints.txt
-	@for image in operator trainer; do \
-	  $(UV) pip compile -q pyproject.toml --extra $$image -c constraints.txt --generate-hashes --no-emit-package finetune-operator --python-version 3.11 \
-	    --custom-compile-command 'make lock' -o constraints-$$image.txt; done
+	@for extras in operator "trainer --extra gpu"; do \
+	  $(UV) pip compile -q pyproject.toml --extra $$extras -c constraints.txt --generate-hashes --no-emit-package finetune-operator --python-version 3.11 \
+	    --custom-compile-command 'make lock' -o constraints-$${extras%% *}.txt; done
 	@sed -n 's/^requires = \["\(.*\)"\]/\1/p' pyproject.toml | $(UV) pip compile -q - -c constraints.txt --generate-hashes --python-version 3.11 \
 	  --custom-compile-command 'make lock' -o constraints-build.txt
 	@$(UV) pip compile -q docs/site/requirements.in --generate-hashes --python-version 3.11 --custom-compile-command 'make lock' \

@@ -1,10 +1,11 @@
 """Benchmarks of the kernels, each alone on one GPU; whole training systems are measured in trainer_image/benchmarks.
 
-micro            the program: times every case and writes micro.csv
-micro_case       one case: a call, its cost, and the calls that it is compared with
-micro_cases      cases of norms, rotation, activations, the head and NF4
-micro_attention  cases of attention by backend, of softcap attention, and of the optimiser
-micro_linears    cases of linear layers in bfloat16 and FP8, and of adapter dropout
-micro_results    micro.csv as values, and its table for docs/benchmarks.md
-provenance       the commit and the package versions that were measured
+linear_attention  a program of its own: fla's kernels of linear attention beside transformers' loops
+micro             the program: times every case and writes micro.csv
+micro_case        one case: a call, its cost, and the calls that it is compared with
+micro_cases       cases of norms, rotation, activations, the head and NF4
+micro_attention   cases of attention by backend, of softcap attention, and of the optimiser
+micro_linears     cases of linear layers in bfloat16 and FP8, and of adapter dropout
+micro_results     micro.csv as values, and its table for docs/benchmarks.md
+provenance        the commit and the package versions that were measured
 """

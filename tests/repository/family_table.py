@@ -15,8 +15,8 @@ model that cannot train is refused before a GPU is asked for.
 
 * **Layers**: fused layers run in this project's kernels. Other models train module by module, at about two thirds of
   the speed. Of hybrids (Qwen3-Next, Qwen 3.5, LFM2, Granite 4 H, Falcon H1), attention, MLPs and experts are fused;
-  linear attention, Mamba and short convolutions are transformers' own modules, with the kernels of fla-core, mamba-ssm
-  and causal-conv1d where these are installed ([images](images.md)).
+  linear attention, Mamba and short convolutions are transformers' own modules, with the kernels of fla-core (in the
+  trainer's image), mamba-ssm and causal-conv1d (not in it) where these are installed ([images](images.md)).
 * **Documents**: packed documents share a sequence and do not see each other. Padded ones cost the tokens of padding.
 * **Adapted, NF4**: the share of the layers' weights, with default settings and the sizes that transformers' own
   configuration has. Your model's own shares stand in preflight's report.

@@ -4,9 +4,9 @@ A module that knows nothing of packed documents runs once for each batch, [docum
 right, where padding changes nothing before it. A batch has documents of more than half its longest, so that less than
 half of it is padding, and a pack of documents between 64 and 2,048 tokens needs five batches at most.
 
-The alternative, kernels that take the documents' ends, was rejected: each mixer needs two of them (convolution and
-scan), from packages that an image may lack, and where one lacks, transformers' own module refuses packed documents or
-lets them see each other.
+Kernels that take the documents' ends need no batches (`linear_attention.py`). They cannot be counted on: each mixer
+needs two of them (convolution and scan), from packages that an image may lack, and where one lacks, transformers' own
+module refuses packed documents or lets them see each other.
 """
 
 from collections.abc import Callable, Sequence

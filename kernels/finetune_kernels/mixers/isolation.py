@@ -8,13 +8,16 @@ from typing import Any
 import torch
 
 from finetune_kernels.mixers.documents import BatchesOfPass
+from finetune_kernels.mixers.linear_attention import takes_ends, use_kernels
 from finetune_kernels.planning.families import family_of
 from finetune_kernels.primitives.attention_inputs import PackedSequences
 
 
 def isolate_documents(causal: Any) -> int:
     """Makes every mixer of a transformers model that the family's row names run packed documents apart; returns their
-    number. Calls without ends of documents, and with a cache, run as before; a second call changes nothing."""
+    number. Calls without ends of documents, and with a cache, run as before; a second call changes nothing. Linear
+    attention of any model gets its kernels."""
+    use_kernels(causal)
     family = family_of(causal)
     if family is None or family.mixer is None:
         return 0
@@ -39,6 +42,8 @@ class _DocumentsApart:
         with _projections_as_modules(self._mixer):
             if ends is None:
                 return self._original(hidden_states, **options)
+            if takes_ends(self._mixer, hidden_states):
+                return self._original(hidden_states, cu_seq_lens_q=ends)
 
             # Packed rows have no padding, so there is no mask to pass on, and no cache while a model trains.
             rows = hidden_states.flatten(0, 1)

@@ -25,7 +25,7 @@ _FALCON = (
     "embedding_multiplier", "lm_head_multiplier", "attention_in_multiplier", "attention_out_multiplier",
     "key_multiplier", "mlp_multipliers", "ssm_out_multiplier",
 )  # fmt: skip
-_DELTA_NET = Mixer("linear_attn", "GatedDeltaNet", packages=("fla", "causal_conv1d"))
+_DELTA_NET = Mixer("linear_attn", "GatedDeltaNet", packages=("fla",))
 
 FAMILIES = (
     # Llama and what differs from it by little.

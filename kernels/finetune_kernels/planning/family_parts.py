@@ -39,7 +39,7 @@ class Mixer:
     kind: str
     """Class of the module, behind the family's prefix."""
     packages: tuple[str, ...]
-    """Packages whose kernels transformers takes for it; plain PyTorch stands in for one that is not installed."""
+    """Packages whose kernels run it; plain PyTorch stands in for one that is not installed."""
     layer_type: str = "linear_attention"
     """Type of such layers in the configuration."""
     barred: tuple[str, ...] = ()

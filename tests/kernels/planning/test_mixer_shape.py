@@ -77,10 +77,10 @@ def test_what_is_missing_is_said_with_its_cost(monkeypatch: pytest.MonkeyPatch) 
     config = CONFIG_MAPPING["qwen3_5_text"](**SIZES | DELTA)
     family = family_of_config(config)
     monkeypatch.setattr(planned, "find_spec", lambda name: None)
-    assert missing_packages(config, family) == ["fla-core", "causal-conv1d"]
+    assert missing_packages(config, family) == ["fla-core"]
     assert cost_of_missing(config, family) == (
-        "2 of 3 layers have linear attention, which runs in transformers' plain PyTorch, as fla-core and causal-conv1d "
-        "are not installed: these layers take longer, and 23 KiB a token while one works"
+        "2 of 3 layers have linear attention, which runs in transformers' plain PyTorch, as fla-core is not installed: "
+        "these layers take longer, and 23 KiB a token while one works"
     )
     monkeypatch.setattr(planned, "find_spec", lambda name: object())
     assert cost_of_missing(config, family) is None

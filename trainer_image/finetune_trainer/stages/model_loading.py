@@ -28,7 +28,7 @@ from finetune_trainer.chat.new_tokens import new_token_ids
 from finetune_trainer.distributed.driver import describe_old_card
 from finetune_trainer.distributed.other_ranks import BaseFiles
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.export.base_model.causal_model import keep_softcap, load_causal_model
+from finetune_trainer.export.base_model.causal_model import choose_functions, load_causal_model
 from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.export.base_model.output_head import HEAD
 from finetune_trainer.job.machine import free_memory, has_bfloat16
@@ -88,7 +88,7 @@ def load_model(
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message) from error
 
     _check_complete(missing, spec)
-    keep_softcap(model)
+    choose_functions(model)
     adopt_experts(model, published.own)
     model.config.use_cache = False  # key-value caches are for generation only
     # A config may tie a head that the weight files hold beside the embedding; transformers then leaves it untied.

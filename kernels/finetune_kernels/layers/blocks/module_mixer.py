@@ -25,6 +25,7 @@ from finetune_kernels.layers.blocks.attention_block import (
 )
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.mixers.documents import BatchesOfPass
+from finetune_kernels.mixers.linear_attention import takes_ends
 from finetune_kernels.ops.rms_norm import Norm
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed
 
@@ -142,7 +143,10 @@ class ModuleMixer:
 
     def _run(self, n1: torch.Tensor, inputs: LayerInputs) -> torch.Tensor:
         """n1 [T, hidden] -> the module's output [T, hidden], in the type of n1."""
-        return self.batches.of(inputs.sequences).run(self.module, n1).to(n1.dtype)
+        sequences = inputs.sequences
+        if not sequences.is_batch and takes_ends(self.module, n1):
+            return self.module(n1[None], cu_seq_lens_q=sequences.cu_seqlens)[0].to(n1.dtype)  # type: ignore[no-any-return]
+        return self.batches.of(sequences).run(self.module, n1).to(n1.dtype)
 
     def _scale(self, out: torch.Tensor) -> torch.Tensor:
         return out if self.multiplier == 1 else out.mul_(self.multiplier)

@@ -1,8 +1,9 @@
 """The sizes of a hybrid's other mixer (linear attention, short convolution, Mamba 2) that memory and time depend on,
-from its configuration, and the packages whose kernels transformers would take for it. Pure.
+from its configuration, and the packages whose kernels would run it. Pure.
 
 Bytes are those that autograd keeps of transformers' plain PyTorch, in bfloat16: fitted to modules of 8 sizes each, to
-within a twentieth (`test_mixer_shape.py` measures them again). Kernels keep less.
+within a twentieth (`test_mixer_shape.py` measures them again). Those of fla's kernels are counted in their backward,
+whose own tensors are more than what it needs (`test_gpu_linear_attention.py` measures them).
 """
 
 from collections.abc import Iterable
@@ -29,7 +30,7 @@ class MixerShape:
     linears: dict[str, tuple[int, int]]
     """Output and input size of each linear layer."""
     bytes_per_token: int
-    """Bytes a token that its backward needs."""
+    """Bytes a token that its backward needs, with the kernels that are installed."""
     beside_attention: bool = False
     """True if these layers have attention as well."""
 
@@ -52,6 +53,7 @@ def mixer_shape(config: Any, family: Family | None) -> MixerShape | None:
 
 
 def _delta_net(config: Any) -> tuple[dict[str, tuple[int, int]], int]:
+    """The linear layers and bytes of the gated delta rule."""
     heads, hidden = config.linear_num_value_heads, config.hidden_size
     key_size, value_size = config.linear_key_head_dim, config.linear_value_head_dim
     keys, values = config.linear_num_key_heads * key_size, heads * value_size
@@ -62,8 +64,17 @@ def _delta_net(config: Any) -> tuple[dict[str, tuple[int, int]], int]:
         inputs = {"in_proj_qkvz": convolved + values, "in_proj_ba": 2 * heads}
     linears = {name: (rows, hidden) for name, rows in inputs.items()} | {"out_proj": (hidden, values)}
 
+    # A state for each chunk, twice in 16 bits (by kernels: with its gradient) or once in fp32. Documents that are
+    # shorter than a chunk have one each, which is not counted.
     states = 4 * heads * key_size * value_size // CHUNK
-    return linears, 4 * convolved + 26 * values + 32 * heads * key_size + 21 * heads * CHUNK + states
+    if find_spec("fla") is None:
+        return linears, 4 * convolved + 26 * values + 32 * heads * key_size + 21 * heads * CHUNK + states
+
+    # The convolution's input and output, a triangle of each chunk, decays and factors; gradients of the output and of
+    # its gate. Then what the rule's backward makes: w with its gradient, those of q, and of k in two parts, for each
+    # value head; u, what is left of the values, and their gradient in two parts.
+    needed = 4 * convolved + 4 * values + 2 * heads * CHUNK + 24 * heads
+    return linears, needed + 10 * heads * key_size + 8 * values + states
 
 
 def _short_convolution(config: Any) -> tuple[dict[str, tuple[int, int]], int]:

@@ -3,7 +3,7 @@
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from finetune_trainer.export.base_model.causal_model import keep_softcap
+from finetune_trainer.export.base_model.causal_model import choose_functions
 
 SIZES = {
     "hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -18,7 +18,7 @@ def test_a_model_with_capped_scores_gets_the_attention_that_caps_them() -> None:
     right = model(input_ids=ids).logits
 
     model.config._attn_implementation = "flex_attention"  # as another version might choose
-    keep_softcap(model)
+    choose_functions(model)
     assert model.config._attn_implementation == "eager"
     assert torch.equal(model(input_ids=ids).logits, right)
 
@@ -29,5 +29,5 @@ def test_other_models_keep_their_attention() -> None:
         LlamaForCausalLM(LlamaConfig(**SIZES)),
     ):
         model.config._attn_implementation = "sdpa"
-        keep_softcap(model)
+        choose_functions(model)
         assert model.config._attn_implementation == "sdpa"

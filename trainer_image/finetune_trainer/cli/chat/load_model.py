@@ -19,7 +19,7 @@ from finetune_trainer.cli.chat.find_model import BaseSource, FoundModel, Kind
 from finetune_trainer.cli.chat.speaker import Speaker
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.base_model.adapter_names import copy_with_trained_names
-from finetune_trainer.export.base_model.causal_model import keep_softcap, load_causal_model
+from finetune_trainer.export.base_model.causal_model import choose_functions, load_causal_model
 from finetune_trainer.export.base_model.folder import new_tokens_of_adapter, open_base_model
 from finetune_trainer.export.gguf.families import GGUF_FAMILIES
 from finetune_trainer.export.gguf.stored_weights import list_gguf_weights
@@ -83,7 +83,7 @@ def _load_folder(folder: Path, shop: Workshop, name: str) -> Speaker:
     dtype = _dtype(shop.device, weights // 2)
     with _explained(folder):
         model = _load_weights(folder, shop.device, dtype)
-    keep_softcap(model)
+    choose_functions(model)
     return Speaker(name, model.eval(), tokenizer, end_tokens(model, tokenizer))
 
 

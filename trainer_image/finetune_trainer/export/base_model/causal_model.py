@@ -14,6 +14,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from finetune_kernels.mixers.linear_attention import use_kernels
 from finetune_trainer.export.base_model.companions import GENERATION
 from finetune_trainer.export.base_model.folder import QUANTIZATION, BaseModel
 from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor
@@ -73,9 +74,11 @@ def load_from_tensors(
     return model, info
 
 
-def keep_softcap(model: Any) -> None:
-    """Sets transformers' plain attention for a model whose scores are capped (Gemma 2): no other caps them everywhere,
-    and transformers 5.17 takes another by itself, and then leaves the cap out without a word."""
+def choose_functions(model: Any) -> None:
+    """Sets what transformers chooses wrongly by itself. Plain attention for a model whose scores are capped (Gemma 2):
+    no other caps them everywhere, and transformers 5.17 takes another, and then leaves the cap out without a word.
+    Linear attention by fla's kernels only for tensors of a GPU: transformers takes fla where it can be imported."""
+    use_kernels(model)
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
         model.set_attn_implementation("eager")
 

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from finetune_trainer.chat.labels import IGNORED, Encoded
-from finetune_trainer.export.base_model.causal_model import keep_softcap
+from finetune_trainer.export.base_model.causal_model import choose_functions
 from finetune_trainer.export.base_model.folder import BaseModel
 from finetune_trainer.export.judge.parameters import Parameters
 from finetune_trainer.export.judge.weights import Weights
@@ -168,7 +168,7 @@ def build_without_weights(full_config: Mapping[str, Any], device: torch.device, 
     config = CONFIG_MAPPING[full_config["model_type"]].from_dict(dict(full_config))
     with init_empty_weights(include_buffers=False):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
-    keep_softcap(model)
+    choose_functions(model)
 
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):

@@ -1,0 +1,125 @@
+"""Linear attention by fla-core's kernels on GPUs, where it is installed, and by transformers' own loops on CPUs.
+
+transformers takes fla's functions when a modelling file is imported, if fla can be imported then: there need be no GPU,
+and tensors of a CPU would go to Triton's compiler. So the functions of that file are replaced by ones that look where
+their tensors are. The short convolution before the gated delta rule, for which transformers knows causal-conv1d alone,
+and the gated norm behind it are fla's as well. Rule and convolution take the ends of packed documents.
+
+The alternative, transformers' forward written anew, was rejected: each family splits its projections otherwise.
+"""
+
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from inspect import unwrap
+from types import ModuleType
+from typing import Any
+
+import torch
+
+DELTA_RULE, CONVOLUTION = "torch_chunk_gated_delta_rule", "causal_conv1d_fn"
+RULES = (
+    DELTA_RULE, "torch_recurrent_gated_delta_rule", "chunk_kimi_delta_attention", "recurrent_kimi_delta_attention",
+)  # fmt: skip
+"""Functions of transformers' modelling files that it takes from fla."""
+SILU = ("silu", "swish")
+
+
+def use_kernels(causal: Any) -> None:
+    """Makes the linear attention of a transformers model run fla's kernels on tensors of a GPU, and transformers' own
+    loops on those of a CPU, in all models of the same modelling files. Changes nothing where fla is not installed; a
+    second call changes nothing."""
+    if find_spec("fla") is None:
+        return
+
+    for module in causal.modules():
+        file = _file_of(module)
+        for name in RULES:
+            _replace(file, name, _WhereTensorsAre)
+        if hasattr(file, DELTA_RULE):
+            _replace(file, CONVOLUTION, _Convolution)
+            if type(module).__name__.endswith("RMSNormGated") and not isinstance(module.forward, _GatedNorm):
+                module.forward = _GatedNorm(module)
+
+
+def takes_ends(mixer: Any, rows: torch.Tensor) -> bool:
+    """True if a mixer keeps these rows' documents apart by their ends, `cu_seq_lens_q`."""
+    function = getattr(_file_of(mixer), CONVOLUTION, None)
+    return isinstance(function, _Convolution) and on_gpu(rows)
+
+
+def on_gpu(tensor: torch.Tensor) -> bool:
+    """True if fla's kernels can read a tensor."""
+    return tensor.is_cuda
+
+
+def _file_of(module: Any) -> ModuleType:
+    return sys.modules[type(module).__module__]
+
+
+def _replace(file: ModuleType, name: str, stand_in: type) -> None:
+    function = getattr(file, name, None)
+    if function is not None and not isinstance(function, stand_in):
+        setattr(file, name, stand_in(function))
+
+
+class _WhereTensorsAre:
+    """Stands in for a function that transformers took from fla."""
+
+    def __init__(self, kernel: Callable[..., Any]) -> None:
+        self._kernel, self._reference = kernel, unwrap(kernel)
+
+    def __call__(self, query: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        if on_gpu(query):
+            return self._kernel(query, *arguments, **options)
+        _refuse_ends(options.get("cu_seqlens"))
+        return self._reference(query, *arguments, **options)
+
+
+class _Convolution:
+    """Stands in for the short convolution before the gated delta rule."""
+
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+        self._reference = unwrap(function)
+
+    def __call__(
+        self, hidden_states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None,
+        activation: str | None = None, **options: Any,
+    ) -> torch.Tensor:  # fmt: skip
+        """hidden_states [B, width, T], weight [width, taps] -> [B, width, T]; B is 1 if documents are packed."""
+        ends = options.get("cu_seq_lens_q")
+        if not on_gpu(hidden_states) or activation not in (None, *SILU):
+            _refuse_ends(ends)
+            return self._reference(hidden_states, weight, bias, activation=activation)  # type: ignore[no-any-return]
+
+        from fla.modules.causal_conv1d import causal_conv1d  # only where there is a GPU: its import takes seconds
+
+        rows = hidden_states.transpose(1, 2)
+        out, _ = causal_conv1d(rows, weight, bias, activation=activation, cu_seqlens=ends)
+        return out.transpose(1, 2)  # type: ignore[no-any-return]
+
+
+class _GatedNorm:
+    """Stands in for the `forward` of the norm that the gated delta rule's output goes through: in PyTorch it reads and
+    writes 54 bytes for each element, in one kernel 6."""
+
+    def __init__(self, norm: Any) -> None:
+        self._norm, self._reference = norm, norm.forward
+
+    def __call__(self, hidden_states: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """hidden_states, gate [N, size] -> [N, size]: norm(hidden_states) times the gate's activation."""
+        norm = self._norm
+        if not on_gpu(hidden_states) or norm.activation not in SILU:
+            return self._reference(hidden_states, gate)  # type: ignore[no-any-return]
+
+        from fla.modules.norm.fused_norm_gate import rms_norm_gated
+
+        return rms_norm_gated(  # type: ignore[no-any-return]
+            hidden_states, gate, norm.weight, None, norm.activation, eps=norm.variance_epsilon
+        )
+
+
+def _refuse_ends(ends: torch.Tensor | None) -> None:
+    """Raises ValueError for packed documents: the loops would let them see each other."""
+    if ends is not None:
+        raise ValueError("linear attention in plain PyTorch does not keep packed documents apart")
