@@ -1,8 +1,9 @@
 """Measures what master weights are worth: the loss on held-out rows after a long run, with and without them.
 
-    python -P trainer_image/benchmarks/held_out_loss.py --base DIR --train TRAIN.jsonl --held-out OTHER.jsonl --csv CSV
+    python -P -m held_out.masters --base DIR --train TRAIN.jsonl --held-out OTHER.jsonl --csv CSV
 
-`DIR` is a Hugging Face folder, best of a real model. Each variant runs once per seed, on the GPU, as a job would:
+`DIR` is a Hugging Face folder, best of a real model (of the Gemma family, for its chat template). Each variant runs
+once per seed, on the GPU, as a job would:
 
     masters   adapters compute in bfloat16 and are updated in fp32, as every job's are
     rounded   the same, but what an update leaves is rounded to bfloat16: no master weights
@@ -12,7 +13,6 @@
 import argparse
 import csv
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +20,8 @@ from typing import Any
 
 import torch
 
-from finetune_api.outcome import Result
-from finetune_api.run_config import RunConfig
 from finetune_kernels.primitives import multi_tensor_adamw
-from finetune_trainer.cli.pod import run_job
-from finetune_trainer.job.progress_tracker import ProgressTracker
-from finetune_trainer.job.settings import Settings
-from finetune_trainer.job.stop_signal import StopSignal
+from held_out.job import Rows, finished, job
 
 VARIANTS = ("masters", "rounded", "fp32")
 COLUMNS = ("variant", "seed", "steps", "learning_rate", "held_out_loss", "step_ms", "peak_gib", "gpu", "torch")
@@ -68,27 +63,33 @@ def _options() -> argparse.Namespace:
 
 def _measure(options: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]:
     """Trains once; returns a row of the table."""
-    config = _config(options, precision="FP32" if variant == "fp32" else "BF16", seed=seed)
+    training = {
+        "maxSteps": options.steps,
+        "learningRate": options.learning_rate,
+        "loggingSteps": 100,
+        "checkpointSteps": options.steps,
+        "precision": "FP32" if variant == "fp32" else "BF16",
+        "seed": seed,
+    }
+    config = job(options.base, "Gemma", Rows(options.train, options.held_out), training)
     original = multi_tensor_adamw._Vector.round
     if variant == "rounded":
         setattr(multi_tensor_adamw._Vector, "round", _rounding(original))  # noqa: B010
 
     torch.cuda.reset_peak_memory_stats()
-    progress, begun = ProgressTracker(), time.monotonic()
+    begun = time.monotonic()
     try:
-        with tempfile.TemporaryDirectory() as work:
-            settings = Settings(Path(work), "a", output_folder=Path(work) / "out")
-            outcome = run_job(config, settings, progress, StopSignal())
+        with finished(config) as run:
+            loss = run.held_out_loss
     finally:
         setattr(multi_tensor_adamw._Vector, "round", original)  # noqa: B010
-    assert outcome.result is Result.SUCCEEDED, outcome.message
 
     return {
         "variant": variant,
         "seed": seed,
         "steps": options.steps,
         "learning_rate": options.learning_rate,
-        "held_out_loss": progress.value("eval_loss"),
+        "held_out_loss": loss,
         "step_ms": round(1000 * (time.monotonic() - begun) / options.steps, 1),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3),
         "gpu": torch.cuda.get_device_name(),
@@ -104,42 +105,6 @@ def _rounding(original: Callable[[Any], None]) -> Callable[[Any], None]:
         vector.master.data.copy_(vector._rounded)
 
     return round_masters
-
-
-def _config(options: argparse.Namespace, *, precision: str, seed: int) -> RunConfig:
-    training = {
-        "maxSteps": options.steps,
-        "batchSize": 4,
-        "gradientAccumulation": 1,
-        "learningRate": options.learning_rate,
-        "loggingSteps": 100,
-        "checkpointSteps": options.steps,
-        "precision": precision,
-        "seed": seed,
-    }
-    return RunConfig.model_validate(
-        {
-            "job": {"namespace": "default", "name": "masters", "uid": "u"},
-            "model": {
-                "source": f"file://{options.base.resolve()}",
-                "maxSequenceLength": 512,
-                "chatTemplateName": "Gemma",
-            },
-            "dataset": {
-                "source": f"file://{options.train.resolve()}",
-                "packing": False,
-                "evaluation": {"source": f"file://{options.held_out.resolve()}"},
-            },
-            "adapter": {},
-            "training": training,
-            "export": {"merged": "None", "gguf": []},
-            "output": {"s3": {"bucket": "none"}},
-            "outputPrefix": "default/masters",
-            "checkpointsToKeep": 1,
-            "terminationGracePeriodSeconds": 60,
-            "gpus": 1,
-        }
-    )
 
 
 if __name__ == "__main__":
