@@ -1,4 +1,4 @@
-"""What a choice costs in quality: the loss on held-out rows after whole runs, on a machine with a GPU.
+"""Measures what a choice costs in quality: the loss on held-out rows after whole runs, on a machine with a GPU.
 
 masters        master weights of adapters, with and without
 fp8            FP8 beside bfloat16: all runs, several at once, and the verdict

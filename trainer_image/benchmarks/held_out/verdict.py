@@ -23,7 +23,7 @@ class Comparison:
 
     @property
     def differences(self) -> list[float]:
-        """Of the second variant from the first, a value for each seed."""
+        """Differences of the second variant from the first, one for each seed."""
         return [second - first for first, second in zip(self.first, self.second, strict=True)]
 
     @property
