@@ -64,6 +64,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--gemma", type=Path, help=f"folder of {GEMMA}")
+
     parser.add_argument("--models", nargs="+", choices=(GEMMA, *CONFIGS), default=MODELS)
     parser.add_argument("--variants", nargs=2, choices=tuple(VARIANTS), default=("bf16", "fp8"))
     parser.add_argument("--seeds", nargs="+", type=int, default=(1, 2, 3))
@@ -74,6 +75,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--reading-rows", type=int, default=Reading.rows)
     parser.add_argument("--train-rows", type=int, help="fewer rows, to try the harness")
     parser.add_argument("--held-out-rows", type=int, default=HELD_OUT)
+
     options = parser.parse_args()
     if GEMMA in options.models and options.gemma is None:
         parser.error(f"--gemma is required for {GEMMA}")
@@ -112,6 +114,7 @@ def _measure(options: argparse.Namespace, cells: Sequence[Cell], pool: ThreadPoo
         for cell in cells
         if _key(vars(cell) | {"model": cell.base.name}) not in done
     }
+
     failures = 0
     for future in as_completed(futures):
         cell = futures[future]
@@ -153,6 +156,7 @@ def _report(options: argparse.Namespace) -> None:
         and row["model"] in options.models
         and int(row["seed"]) in options.seeds
     ]
+
     variants = tuple(options.variants)
     for loss in ("training_loss", "exported_loss"):
         print(f"\n{loss}, nats a supervised token")
