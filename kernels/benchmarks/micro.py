@@ -128,13 +128,14 @@ def main(words: Sequence[str] | None = None) -> int:
 def makers() -> dict[str, "Maker"]:
     """Returns the makers of cases by subject; tensors of one subject are released before the next one's are made."""
     from benchmarks.micro_attention import attention_cases, optimizer_cases, softcap_cases
-    from benchmarks.micro_cases import activation_cases, decoding_cases, head_cases, norm_cases, rotation_cases
+    from benchmarks.micro_bytes import byte_cases, decoding_cases
+    from benchmarks.micro_cases import activation_cases, head_cases, norm_cases, rotation_cases
     from benchmarks.micro_linears import dropout_cases, linear_cases
 
     return {
         "norms": norm_cases, "rotation": rotation_cases, "activations": activation_cases, "linears": linear_cases,
-        "dropout": dropout_cases, "head": head_cases, "decoding": decoding_cases, "attention": attention_cases,
-        "softcap": softcap_cases, "optimizer": optimizer_cases,
+        "dropout": dropout_cases, "head": head_cases, "decoding": decoding_cases, "bytes": byte_cases,
+        "attention": attention_cases, "softcap": softcap_cases, "optimizer": optimizer_cases,
     }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""Cases of norms, rotation, activations, the head and NF4: one call at the shapes of a layer, and what it costs.
+"""Cases of norms, rotation, activations and the head: one call at the shapes of a layer, and what it costs.
 
 Bytes are what must be read and written once, from the kernel's formula; operations are two for each multiply-add.
-Beside ours stands the same computation in eager PyTorch, and Liger's or bitsandbytes' kernel where it is installed.
+Beside ours stands the same computation in eager PyTorch, and Liger's kernel where it is installed.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,6 @@ from finetune_kernels.ops.rms_norm import Norm
 from finetune_kernels.primitives.attention_inputs import Qkv
 from finetune_kernels.primitives.head_norm import HeadNorm
 from finetune_kernels.primitives.lora_delta import LoraDelta
-from finetune_kernels.primitives.nf4 import dequantize
 
 
 def norm_cases(sizes: Sizes) -> Iterator[Case]:
@@ -159,20 +158,4 @@ def head_cases(sizes: Sizes) -> Iterator[Case]:
     yield Case(
         "blocked_cross_entropy", "both", f"{t} x {n} -> {v}, head in host memory", 4.0 * t * n * v, "TFLOP/s",
         lambda: both(blocked_cross_entropy(hidden, host, targets)),
-    )  # fmt: skip
-
-
-def decoding_cases(sizes: Sizes) -> Iterator[Case]:
-    """Yields the case of NF4 to 16 bits, double-quantised."""
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    count = sizes.hidden * sizes.feed_forward
-    weight = sizes.random(sizes.feed_forward, sizes.hidden, scale=0.02)
-    packed, state = quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
-    out = torch.empty_like(weight)
-    work = count * (0.5 + sizes.element) + count / 64 + 4 * count / 64 / 256
-    yield Case(
-        "nf4 decoding", "forward", f"{sizes.feed_forward} x {sizes.hidden}", work, "TB/s",
-        lambda: dequantize(packed, state, out), rival=lambda: dequantize_4bit(packed, state),
-        rival_name="bitsandbytes",
     )  # fmt: skip

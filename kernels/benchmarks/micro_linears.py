@@ -11,19 +11,23 @@ from benchmarks.micro_case import Case, Sizes
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.primitives import adapter_dropout
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask
-from finetune_kernels.primitives.fp8 import Fp8Weight
+from finetune_kernels.primitives.byte_products.fp8 import Fp8Weight
 
 
 def linear_cases(sizes: Sizes) -> Iterator[Case]:
     """Yields cases of the products of each group of linears: with the weights, and with the adapters."""
+    for name, (features, outputs) in groups_of(sizes).items():
+        yield from _group_cases(sizes, name, features, outputs)
+
+
+def groups_of(sizes: Sizes) -> dict[str, tuple[int, list[int]]]:
+    """Returns inputs and outputs of the linears that read the same input, by group."""
     heads = sizes.heads
     wide, narrow = heads.query * heads.size, heads.key_value * heads.size
-    groups = {
+    return {
         "qkv": (sizes.hidden, [wide, narrow, narrow]), "o": (wide, [sizes.hidden]),
         "gate_up": (sizes.hidden, [sizes.feed_forward] * 2), "down": (sizes.feed_forward, [sizes.hidden]),
     }  # fmt: skip
-    for name, (features, outputs) in groups.items():
-        yield from _group_cases(sizes, name, features, outputs)
 
 
 def dropout_cases(sizes: Sizes) -> Iterator[Case]:

@@ -11,8 +11,10 @@ from finetune_kernels.ops import adapted_activation, plain_activation, rms_norm,
 from finetune_kernels.primitives import adapter_dropout, dora
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
 from finetune_test_kernels.quick_interpreter import hasten_interpreter
+from finetune_test_kernels.rounding_interpreter import round_e4m3_in_interpreter
 
 hasten_interpreter()
+round_e4m3_in_interpreter()
 
 
 def _rotary_forward(

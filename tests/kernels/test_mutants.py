@@ -71,6 +71,22 @@ def nf4(load: Load) -> Pairs:
         yield (found != dequantize_4bit(packed, state)) + 1.0, torch.ones_like(weights)  # to the bit
 
 
+def nf4_bytes(load: Load) -> Pairs:
+    """To the bit."""
+    ours, true = load("nf4_bytes"), true_modules("nf4_bytes")
+    weights = normal(9, 704) * torch.linspace(0, 1, 9, device=DEVICE)[:, None]
+    packed, state = quantize_4bit(weights, quant_type="nf4", compress_statistics=True)
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        inverses = 1 / ours.row_scales(state, dtype)
+        yield inverses, 1 / true.row_scales(state, dtype)
+        expected = true.reference(packed, state, 1 / true.row_scales(state, dtype), dtype).view(torch.uint8)
+        for transposed in (False, True):
+            size = (704, 9) if transposed else (9, 704)
+            found = ours.decode(packed, state, inverses, torch.zeros(size, dtype=dtype), transposed=transposed)
+            bits = found.view(torch.uint8)
+            yield ((bits.T if transposed else bits) != expected) + 1.0, torch.ones(expected.shape)
+
+
 def lora_linear(load: Load) -> Pairs:
     ours, true = load("lora_linear"), true_modules("lora_linear")
     w, bias, dy = normal(5, 4, seed=1), normal(5, seed=2), normal(2, 3, 5, seed=5)
@@ -236,8 +252,8 @@ CHECKS = {
     check.__name__: check
     for check in (
         rms_norm, gated_activation, adapted_activation, rotary_embedding, linear_cross_entropy, blocked_cross_entropy,
-        nf4, lora_linear, linear_group, whole_layer, supervised_loss, patching, multi_tensor_adamw, softcap_attention,
-        adapter_dropout, dropped_layer, plain_activation,
+        nf4, nf4_bytes, lora_linear, linear_group, whole_layer, supervised_loss, patching, multi_tensor_adamw,
+        softcap_attention, adapter_dropout, dropped_layer, plain_activation,
     )
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from finetune_kernels.primitives.fp8 import Fp8Weight, fits_fp8
+from finetune_kernels.primitives.byte_products.fp8 import Fp8Weight, fits_fp8
 from finetune_kernels.primitives.nf4 import dequantize
 
 

@@ -11,7 +11,7 @@ nf4                  `dequantize`, `dequantize_stack`: 4-bit weights to 16 bits
 nf4_stack            `Nf4Stack`: matrices of one shape in NF4, each as if it were alone
 grouped              `linear`, `backward`, `outer`, `combine`: products of rows that are sorted into groups, and sums
 expert_projection    `Projection`: a linear layer of all experts, with adapters; `Rows`: their sorted rows
-fp8                  `quantize_rows`, `Fp8Weight`: products in FP8
+byte_products        products in FP8 and int8, and NF4 decoded for them
 gather_rows          `gather_rows`: rows of a table in host memory
 master_weights       fp32 values of parameters that compute in 16 bits
 multi_tensor_adamw   `MultiTensorAdamW`: AdamW over many tensors in one launch, on master weights

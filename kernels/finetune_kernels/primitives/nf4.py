@@ -30,16 +30,33 @@ BLOCK, BLOCK2 = 64, 256
 def reference(packed: torch.Tensor, state: Any) -> torch.Tensor:
     """Returns the formula's weights in fp32, rounded to the state's type, in the state's shape [out, in]."""
     flat, count = packed.flatten().int(), state.shape.numel()
-    blocks = torch.arange(-(-count // state.blocksize), device=packed.device)
-
-    scales = state.absmax[: blocks.numel()]  # [blocks]
-    if state.nested:
-        second = state.state2
-        scales = second.code[scales.int()] * second.absmax[blocks // second.blocksize] + state.offset
-
     values = state.code[torch.stack((flat >> 4, flat & 15), dim=1).flatten()[:count]]
-    decoded: torch.Tensor = values * scales.repeat_interleave(state.blocksize)[:count]
+    decoded: torch.Tensor = values * block_scales(state).repeat_interleave(state.blocksize)[:count]
     return decoded.to(state.dtype).view(state.shape)
+
+
+def block_scales(state: Any) -> torch.Tensor:
+    """Returns the scale of each block of weights, fp32 [blocks], by the formula."""
+    blocks = torch.arange(-(-state.shape.numel() // state.blocksize), device=state.absmax.device)
+    scales: torch.Tensor = state.absmax[: blocks.numel()]
+    if not state.nested:
+        return scales
+    second = state.state2
+    return second.code[scales.int()] * second.absmax[blocks // second.blocksize] + state.offset  # type: ignore[no-any-return]
+
+
+@triton.jit
+def read_scales(  # type: ignore[no-untyped-def]
+    block, inside, scale_ptr, code8_ptr, scale2_ptr, offset_ptr, BLOCK2: tl.constexpr, NESTED: tl.constexpr
+) -> Any:
+    """Scales of blocks of weights, for kernels that are compiled without contraction."""
+    if NESTED:
+        level = tl.load(scale_ptr + block, mask=inside, other=0).to(tl.int32)
+        scale = tl.load(code8_ptr + level) * tl.load(scale2_ptr + block // BLOCK2, mask=inside, other=0.0)
+        scale = scale + tl.load(offset_ptr)
+    else:
+        scale = tl.load(scale_ptr + block, mask=inside, other=0.0)
+    return scale
 
 
 @triton.jit
@@ -59,12 +76,7 @@ def _decode(  # type: ignore[no-untyped-def]
     word = tl.load(words_ptr + rows, mask=inside, other=0)
 
     block = (first + rows) // (BLOCK // 8)  # weights that share a scale
-    if NESTED:
-        level = tl.load(scale_ptr + block, mask=inside, other=0).to(tl.int32)
-        scale = tl.load(code8_ptr + level) * tl.load(scale2_ptr + block // BLOCK2, mask=inside, other=0.0)
-        scale = scale + tl.load(offset_ptr + matrix)
-    else:
-        scale = tl.load(scale_ptr + block, mask=inside, other=0.0)
+    scale = read_scales(block, inside, scale_ptr, code8_ptr, scale2_ptr, offset_ptr + matrix, BLOCK2, NESTED)
 
     # Bytes follow one another in a word, the first weight of each in its upper half.
     place = tl.arange(0, 8)
@@ -76,7 +88,16 @@ def _decode(  # type: ignore[no-untyped-def]
     tl.store(out_ptr + offsets, value * scale[:, None], mask=offsets < left)
 
 
-def _words(packed: torch.Tensor) -> torch.Tensor:
+def scale_arguments(state: Any) -> tuple[tuple[torch.Tensor, ...], dict[str, int | bool]]:
+    """Returns what a kernel reads scales by: the tensors of both levels, and the constants BLOCK, BLOCK2 and NESTED."""
+    constants: dict[str, int | bool] = {"BLOCK": state.blocksize, "BLOCK2": 1, "NESTED": bool(state.nested)}
+    if not state.nested:
+        return (state.absmax, state.code, state.code, state.code), constants
+    second = state.state2
+    return (state.absmax, second.code, second.absmax, state.offset), constants | {"BLOCK2": second.blocksize}
+
+
+def as_words(packed: torch.Tensor) -> torch.Tensor:
     """Packed bytes [N, bytes] -> the same as words, int32 [N, ceil(bytes / 4)]; a copy if they do not lie as words."""
     missing = -packed.shape[1] % 4
     if missing or packed.data_ptr() % 4:
@@ -93,15 +114,11 @@ def dequantize(packed: torch.Tensor, state: Any, out: torch.Tensor) -> torch.Ten
     if state.quant_type != "nf4" or not out.is_contiguous() or out.numel() != state.shape.numel():
         raise ValueError(f"cannot dequantise {state.quant_type} of shape {tuple(state.shape)} into {tuple(out.shape)}")
 
-    code8, scale2, offset, block2 = state.code, state.code, state.code, 1
-    if state.nested:
-        code8, scale2 = state.state2.code, state.state2.absmax
-        offset, block2 = state.offset, state.state2.blocksize
-
-    words = _words(packed.view(1, -1))
+    words = as_words(packed.view(1, -1))
+    tensors, constants = scale_arguments(state)
     _decode[(triton.cdiv(words.shape[1], WORDS),)](
-        words, state.code, state.absmax, code8, scale2, offset, out, out.numel(), words.shape[1], 0, 0,
-        BLOCK=state.blocksize, BLOCK2=block2, NESTED=bool(state.nested), WORDS_N=WORDS, enable_fp_fusion=False,
+        words, state.code, *tensors, out, out.numel(), words.shape[1], 0, 0, **constants, WORDS_N=WORDS,
+        enable_fp_fusion=False,
     )  # fmt: skip
     return out
 
@@ -110,7 +127,7 @@ def dequantize_stack(stack: Any, out: torch.Tensor) -> torch.Tensor:
     """Writes the weights of an `Nf4Stack` to `out` [N, out, in], contiguous, of any float type, and returns it."""
     nested, unused = stack.code8 is not None, stack.code
     code8, scale2, offset = (stack.code8, stack.scales2, stack.offsets) if nested else (unused, unused, unused)
-    words = _words(stack.codes)
+    words = as_words(stack.codes)
 
     _decode[(triton.cdiv(words.shape[1], WORDS), out.shape[0])](
         words, stack.code, stack.scales, code8, scale2, offset, out, out[0].numel(), words.shape[1],

@@ -15,6 +15,7 @@ from benchmarks.micro import makers
 from benchmarks.micro_case import Case, Maker, Run, Sizes
 from benchmarks.micro_results import SHOWN, Machine, Milliseconds, Timing, judge, read, section, write
 from finetune_kernels.ops.rotary_embedding import Heads
+from finetune_test_kernels.tensor_checks import root_error
 from speed.charts.tables import benchmarks_page
 
 SMALL = Sizes(
@@ -24,7 +25,7 @@ SMALL = Sizes(
 )  # fmt: skip
 KERNELS = {
     "rms_norm", "rotary_embedding", "gated_activation", "adapted_activation", "linear_group", "linear_cross_entropy",
-    "blocked_cross_entropy", "nf4", "attention", "capped_attention", "flat_adamw", "adapter_dropout",
+    "blocked_cross_entropy", "nf4", "byte_product", "attention", "capped_attention", "flat_adamw", "adapter_dropout",
 }  # fmt: skip
 Cases = dict[tuple[str, str], Case]
 
@@ -68,6 +69,25 @@ def test_eager_computes_the_same(cases: Cases) -> None:
             ours = ours[1]
         for one, other in zip(*(x if isinstance(x, tuple) else (x,) for x in (ours, eager)), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_gathered_values_are_those_that_are_loaded(cases: Cases) -> None:
+    ours, other = (cases[name, "forward"].run for name in ("nf4 decoding", "nf4 decoding, gathered values"))
+    expected = ours().clone()
+    ours().zero_()
+    assert torch.equal(other(), expected)
+    assert expected.any()
+
+
+@pytest.mark.parametrize("way", ["forward", "backward"])
+@pytest.mark.parametrize(("kind", "most"), [("E4M3", 0.045), ("int8", 0.015)])
+def test_products_of_bytes_are_near_those_of_16_bits(cases: Cases, kind: str, most: float, way: str) -> None:
+    """As near as tests/kernels/primitives/byte_products measure."""
+    case, other = (cases[f"byte_product {name}, {kind}", way] for name in ("qkv", "o"))
+    assert case.eager is not None
+    assert other.eager is not None
+    assert 0 < root_error(case.run(), case.eager()) < most
+    assert root_error(other.run(), other.eager().flip(0)) > 1
 
 
 def test_bytes_and_operations_are_those_of_the_formulas(cases: Cases) -> None:

@@ -10,15 +10,28 @@ import torch
 import triton
 
 from finetune_kernels import primitives
+from finetune_kernels.primitives import byte_products
 
-NAMES = [module.name for module in pkgutil.iter_modules(primitives.__path__)]
-WITH_KERNELS = ("adapter_dropout", "fp8", "gather_rows", "grouped", "head_norm", "nf4")
+FOLDERS: dict[str, ModuleType] = {"": primitives, "byte_products.": byte_products}
+NAMES = [
+    prefix + module.name
+    for prefix, folder in FOLDERS.items()
+    for module in pkgutil.iter_modules(folder.__path__)
+    if not module.ispkg
+]
+WITH_KERNELS = (
+    "adapter_dropout", "gather_rows", "grouped", "head_norm", "nf4", "byte_products.byte_rows",
+    "byte_products.int8", "byte_products.nf4_bytes",
+)  # fmt: skip
 PUBLIC = {
     "adapter_dropout": ("drop", "add_lora_dx"),
     "attention_inputs": ("Qkv", "PackedSequences", "AttentionParams"),
     "attention_reference": ("reference", "reference_backward"),
     "dora": ("row_norms", "magnitude_gradient"),
-    "fp8": ("quantize_rows", "Fp8Weight"),
+    "byte_products.byte_rows": ("quantize_rows",),
+    "byte_products.fp8": ("product", "Fp8Weight"),
+    "byte_products.int8": ("product", "rescale"),
+    "byte_products.nf4_bytes": ("decode", "row_scales"),
     "expert_projection": ("Projection", "Rows"),
     "gather_rows": ("gather_rows",),
     "grouped": ("linear", "backward", "outer", "combine"),
@@ -56,11 +69,16 @@ def test_a_primitive_keeps_the_rules_of_its_folder(name: str) -> None:
     assert all(callable(getattr(module, part)) for part in PUBLIC[name])
 
 
-def test_the_folder_lists_its_modules() -> None:
-    doc = primitives.__doc__ or ""
-    listed = {line.split()[0]: line for line in doc.splitlines() if "  " in line}
-    assert set(listed) == set(NAMES) == set(PUBLIC)
-    for name in (*WITH_KERNELS, "dora", "multi_tensor_adamw", "precision"):
+def test_the_folders_list_their_modules() -> None:
+    listed = {
+        prefix + line.split()[0]: line
+        for prefix, folder in FOLDERS.items()
+        for line in (folder.__doc__ or "").splitlines()
+        if "  " in line
+    }
+    assert set(listed) == {*NAMES, "byte_products"}
+    assert set(NAMES) == set(PUBLIC)
+    for name in (*WITH_KERNELS, "byte_products.fp8", "dora", "multi_tensor_adamw", "precision"):
         assert all(f"`{part}`" in listed[name] for part in PUBLIC[name]), name
 
 

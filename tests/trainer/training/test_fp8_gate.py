@@ -1,5 +1,5 @@
 """FP8 is tried on the first batch: kept where the loss stays, given up where it does not, and said in the status.
-Whole runs on the CPU with layers that only pretend; tests/kernels/primitives/test_gpu_fp8.py has real ones."""
+Whole runs on the CPU with layers that only pretend; byte_products/test_gpu_fp8.py has real ones."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -21,7 +21,7 @@ from finetune_api.run_config import RunConfig
 from finetune_api.spec.inputs import ModelSpec
 from finetune_api.vocabulary import Precision, Quantization
 from finetune_kernels.primitives import nf4
-from finetune_kernels.primitives.fp8 import MIN_CAPABILITY
+from finetune_kernels.primitives.byte_products.fp8 import MIN_CAPABILITY
 from finetune_kernels.primitives.precision import AMPERE
 from finetune_kernels.streaming.host_layers import HostLayers
 from finetune_trainer.chat.new_tokens import new_token_ids

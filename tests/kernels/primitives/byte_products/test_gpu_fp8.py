@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_kernels.primitives.fp8 import MIN_CAPABILITY, Fp8Weight, quantize_rows, reference
+from finetune_kernels.primitives.byte_products.byte_rows import quantize_rows, reference
+from finetune_kernels.primitives.byte_products.fp8 import MIN_CAPABILITY, Fp8Weight
 from finetune_test_kernels.tensor_checks import root_error
 from finetune_trainer.training.engine import Engine, prepare_engine
 from speed.loss_curve import Size, Variant, differences, make_model, make_rows, train

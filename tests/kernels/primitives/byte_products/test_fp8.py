@@ -7,7 +7,8 @@ from torch import nn
 from finetune_kernels.layers.frozen_weight import FrozenWeight
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.primitives.fp8 import E4M3_MAX, Fp8Weight, fits_fp8, quantize_rows
+from finetune_kernels.primitives.byte_products.byte_rows import E4M3_MAX, quantize_rows
+from finetune_kernels.primitives.byte_products.fp8 import Fp8Weight, fits_fp8
 from finetune_test_kernels.small_layers import small_model
 from finetune_test_kernels.tensor_checks import normal, root_error
 

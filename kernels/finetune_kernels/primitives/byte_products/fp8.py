@@ -12,61 +12,28 @@ Source: Micikevicius et al., "FP8 Formats for Deep Learning", 2022; row-wise sca
 """
 
 import torch
-import triton
-import triton.language as tl
 
-E4M3_MAX = 448.0
-"""Largest number of E4M3."""
+from finetune_kernels.primitives.byte_products.byte_rows import quantize_rows
+
 ALIGNMENT = 16
 """Divisor of the sizes that the products need."""
 MIN_CAPABILITY = (8, 9)
 """Compute capability of the first GPUs with FP8 tensor cores (Ada)."""
 
 
-def reference(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns what `quantize_rows` returns, by PyTorch."""
-    wide = x.float()
-    scales = wide.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny * E4M3_MAX) * (1 / E4M3_MAX)
-    return (wide * (1 / scales)).to(torch.float8_e4m3fn), scales
-
-
-@triton.jit
-def _quantize(  # type: ignore[no-untyped-def]
-    x_ptr, q_ptr, s_ptr, stride, n_cols, TINY: tl.constexpr, E4M3_MAX: tl.constexpr, BLOCK_N: tl.constexpr
-):
-    """One row a program."""
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, BLOCK_N)
-    mask = columns < n_cols
-
-    x = tl.load(x_ptr + row * stride + columns, mask=mask, other=0.0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(x), axis=0), TINY) * (1 / E4M3_MAX)
-    tl.store(s_ptr + row, scale)
-    tl.store(q_ptr + row * n_cols + columns, (x * tl.math.div_rn(1.0, scale)).to(q_ptr.dtype.element_ty), mask=mask)
-
-
-def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns E4M3 values [T, N] and fp32 scales [T, 1] with x ~ values * scales; rows of `x` may be strided.
-
-    PyTorch on a CPU: Triton's interpreter rounds to E4M3 wrongly (127 to 64, not to 128).
-    """
-    if not x.is_cuda:
-        return reference(x)
-
-    count, n_cols = x.shape
-    values = torch.empty(count, n_cols, dtype=torch.float8_e4m3fn, device=x.device)
-    scales = torch.empty(count, 1, dtype=torch.float32, device=x.device)
-    block = triton.next_power_of_2(n_cols)
-    _quantize[(count,)](
-        x, values, scales, x.stride(0), n_cols, TINY=torch.finfo(torch.float32).tiny * E4M3_MAX, E4M3_MAX=E4M3_MAX,
-        BLOCK_N=block, num_warps=min(16, max(4, block // 1024)),
-    )  # fmt: skip
-    return values, scales
-
-
 def fits_fp8(rows: int, columns: int) -> bool:
     """True if a weight of this shape can be multiplied in FP8."""
     return rows % ALIGNMENT == 0 and columns % ALIGNMENT == 0
+
+
+def product(
+    values: torch.Tensor, scales: torch.Tensor, weight: torch.Tensor, weight_scales: torch.Tensor,
+    bias: torch.Tensor | None, dtype: torch.dtype,
+) -> torch.Tensor:  # fmt: skip
+    """Returns x W^T + bias, [T, out] in `dtype`, of E4M3 values [T, in] and [out, in] with scales [T, 1], [out, 1]."""
+    return torch._scaled_mm(
+        values, weight.T, scale_a=scales, scale_b=weight_scales.T, bias=bias, out_dtype=dtype, use_fast_accum=True
+    )
 
 
 class Fp8Weight:
@@ -94,7 +61,4 @@ class Fp8Weight:
     def _product(
         self, x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        values, x_scales = quantize_rows(x)
-        return torch._scaled_mm(
-            values, weight.T, scale_a=x_scales, scale_b=scales.T, bias=bias, out_dtype=self._dtype, use_fast_accum=True
-        )
+        return product(*quantize_rows(x), weight, scales, bias, self._dtype)
