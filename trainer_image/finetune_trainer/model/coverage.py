@@ -28,6 +28,8 @@ class Coverage:
     """Parameters of experts in 3-D tensors that the kernels do not know: no adapter, and 16 bits."""
     experts: int = 0
     """Parameters of experts that the kernels know."""
+    linears: int = 0
+    """Parameters of linear layers: without experts, routers and filters of convolutions."""
 
     @property
     def adapted_share(self) -> float:
@@ -56,13 +58,14 @@ class Coverage:
 
 def measure_coverage(weights: Iterable[LayerWeight], adapted: Collection[str]) -> Coverage:
     """The coverage of a model by the names of its layers with an adapter."""
-    counts = {"parameters": 0, "adapted": 0, "quantized": 0, "stacked": 0, "experts": 0}
+    counts = {"parameters": 0, "adapted": 0, "quantized": 0, "stacked": 0, "experts": 0, "linears": 0}
     for weight in weights:
         counts["parameters"] += weight.parameters
         counts["adapted"] += weight.parameters if weight.name in adapted else 0
         counts["quantized"] += weight.parameters if weight.is_quantized else 0
         counts["stacked"] += weight.parameters if weight.is_stacked else 0
         counts["experts"] += weight.parameters if weight.expert_part else 0
+        counts["linears"] += weight.parameters if weight.is_linear else 0
     return Coverage(**counts)
 
 

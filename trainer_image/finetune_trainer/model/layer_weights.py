@@ -51,7 +51,7 @@ def layer_weights(
     headers: Iterable[TensorHeader], *, quantized: bool, model_type: str | None = None
 ) -> list[LayerWeight]:
     """The layers' weights of a model that is not loaded; `quantized`: its linear layers will be in NF4."""
-    found = [header for header in headers if len(header.shape) > 1 and not is_vocabulary(header.name)]
+    found = [header for header in headers if is_layer_weight(header.name, header.shape)]
     # A router lies beside its experts, and is no linear layer.
     blocks = {_EXPERT.split(header.name)[0] for header in found if _EXPERT.search(header.name)}
     blocks |= {header.name.rpartition(".experts.")[0] for header in found if ".experts." in header.name}
@@ -105,6 +105,11 @@ def _describe(header: TensorHeader, blocks: set[str], part: str | None, *, quant
 def linear_names(weights: Iterable[LayerWeight]) -> set[str]:
     """Last parts of the linear layers' names."""
     return {weight.last_name for weight in weights if weight.is_linear}
+
+
+def is_layer_weight(name: str, shape: tuple[int, ...]) -> bool:
+    """True for a weight of the layers; biases of stacked experts have two dimensions."""
+    return len(shape) > 1 and not name.endswith("bias") and not is_vocabulary(name)
 
 
 def is_vocabulary(name: str) -> bool:

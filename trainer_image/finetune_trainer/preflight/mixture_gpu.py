@@ -105,7 +105,7 @@ def _shape(config: RunConfig, model: Any, planned: PlannedWeights) -> ModelShape
 
     quantized = config.model.quantization is Quantization.NF4
     counts = ParameterCounts(
-        linears=planned.coverage.parameters - planned.coverage.experts,
+        linears=planned.coverage.linears,
         adapters=planned.adapter_parameters,
         quantized=quantized,
         movable_bytes=0,

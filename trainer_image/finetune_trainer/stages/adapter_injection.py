@@ -17,7 +17,7 @@ from finetune_kernels.experts.routers import router_paths
 from finetune_kernels.vocabulary.trained_rows import install_trained_rows
 from finetune_trainer.model.adapter_targets import barred_layers, check_expert_targets, choose_targets
 from finetune_trainer.model.coverage import ENOUGH, Coverage, measure_coverage, missing_defaults
-from finetune_trainer.model.layer_weights import LayerWeight, is_stack, is_vocabulary, linear_names
+from finetune_trainer.model.layer_weights import LayerWeight, is_layer_weight, is_stack, linear_names
 from finetune_trainer.stages.expert_injection import (
     add_expert_adapters,
     expert_rank,
@@ -113,7 +113,7 @@ def _layer_weights(model: Any) -> list[LayerWeight]:
         for name, parameter in module.named_parameters(recurse=False):
             whole, state = f"{path}.{name}", getattr(parameter, "quant_state", None)
             shape = tuple(parameter.shape if state is None else state.shape)  # NF4 packs two weights in a byte
-            if len(shape) > 1 and not is_vocabulary(whole):
+            if is_layer_weight(whole, shape):
                 found.append(
                     LayerWeight(
                         whole.removesuffix(".weight"),

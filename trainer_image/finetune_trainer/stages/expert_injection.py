@@ -84,9 +84,3 @@ def _weights_of(path: str, experts: StackedExperts) -> Iterator[LayerWeight]:
             f"{path}.{part}", count * rows * columns, (count, rows, columns), is_linear=False, is_stacked=False,
             is_quantized=weight.is_quantized, expert_part=part,
         )  # fmt: skip
-
-    biases: list[Any] = [weight.bias for weight in (experts.gate_up, experts.down) if weight.bias is not None]
-    for bias in biases:
-        yield LayerWeight(
-            f"{path}.bias", bias.numel(), tuple(bias.shape), is_linear=False, is_stacked=False, is_quantized=False
-        )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from finetune_api.vocabulary import Precision
+from finetune_kernels.experts.routers import router_paths
 from finetune_kernels.layers.supervised_loss import causal_model
 from finetune_kernels.planning.fp16_shape import in_fp16
 from finetune_kernels.planning.loaded_weights import let_stream
@@ -34,14 +35,11 @@ def model_shape(model: Any) -> ModelShape:
     dropouts = [part for name, part in causal.named_modules() if "lora_dropout" in name]
 
     # A packed NF4 weight has two parameters a byte, so its size comes from its quantisation state.
-    ends = (causal.get_input_embeddings(), causal.get_output_embeddings())
-    vocabulary = {id(getattr(part, "weight", None)) for part in ends}
-    of_layers = [weight for weight in causal.parameters() if id(weight) not in vocabulary]
-    states = [getattr(weight, "quant_state", None) for weight in of_layers]
+    linears = _frozen_linears(causal)
+    states = [getattr(weight, "quant_state", None) for weight in linears]
     quantized = sum(math.prod(state.shape) for state in states if state is not None)
-    frozen = [weight for weight in of_layers if not weight.requires_grad and weight.ndim == 2]
     counts = ParameterCounts(
-        linears=quantized or sum(weight.numel() for weight in frozen),
+        linears=quantized or sum(weight.numel() for weight in linears),
         adapters=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         quantized=quantized > 0,
         movable_bytes=movable_bytes(causal),
@@ -53,3 +51,16 @@ def model_shape(model: Any) -> ModelShape:
         dropout=any(isinstance(part, torch.nn.Dropout) and part.p for part in dropouts),
         magnitudes=any(getattr(part, "lora_magnitude_vector", None) for part in causal.modules()),
     )
+
+
+def _frozen_linears(causal: Any) -> list[Any]:
+    """The weights of the layers' linear layers: without the head, routers, and biases, which experts have in two
+    dimensions."""
+    head, routers = causal.get_output_embeddings(), tuple(f"{path}." for path in router_paths(causal))
+    layers = {
+        f"{path}.": module
+        for path, module in causal.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    weights = [module.weight for path, module in layers.items() if not path.startswith(routers)]
+    return [weight for weight in weights if not weight.requires_grad]
