@@ -1,17 +1,11 @@
 """Estimates the GPU memory and time that a run needs, by asking the memory plan before there is a GPU. Pure.
 
-    tokens/s = EFFICIENCY x TFLOP/s / (4 P + attention + head)     P: parameters of the linears, which stay frozen;
-                                                                   6 P with DoRA, whose outputs are computed twice
-
-What weights that stream from host memory are waited for comes on top, over a bus of 55 GB/s.
-
 Only a job that cannot fit is refused: one whose smallest plan needs more than the whole GPU. A plan that fits the GPU
 but not the plan's own margin is a warning.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from finetune_api.failures import FailureReason
@@ -19,24 +13,19 @@ from finetune_api.gpus import BF16_CAPABILITY, COUNT_LABEL, OLDEST_CAPABILITY
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Parallelism, Precision, Quantization
 from finetune_kernels.planning.families import family_of_config
-from finetune_kernels.planning.memory_plan import MARGIN, MemoryPlan
-from finetune_kernels.planning.model_shape import ModelShape
+from finetune_kernels.planning.memory_plan import MARGIN
 from finetune_kernels.planning.parts.mixer_shape import cost_of_missing
-from finetune_kernels.planning.rates import H200, UNLIMITED
-from finetune_kernels.planning.streamed_weights import waiting_seconds
+from finetune_kernels.planning.rates import UNLIMITED
 from finetune_trainer.distributed.driver import CudaNeed, describe_need, describe_old_card
 from finetune_trainer.job.machine import HOST_MARGIN, PROCESS_BYTES, host_room
 from finetune_trainer.preflight.memory.fused_layers import why_not_fused
 from finetune_trainer.preflight.memory.parallelism import choose_parallelism, judge_parallelism
 from finetune_trainer.preflight.memory.plans import Plans, max_length_of, rows_of
+from finetune_trainer.preflight.memory.speed import tokens_per_second
 from finetune_trainer.preflight.report import Finding, GpuEstimate, PlanRow
 from finetune_trainer.preflight.steps import TrainingSize
 from finetune_trainer.storage.sizes import GIBIBYTE
 
-EFFICIENCY = 0.5
-"""Share of the data sheet's TFLOP/s that training reaches: 15,800 tokens/s with Llama 8B on an H200."""
-
-BACKWARD = 2.5  # attention's matrix products in backward, over those in forward
 LENGTH_STEP = 128
 BATCH_SIZE = "spec.training.batchSize"
 GPUS = "spec.resources.gpus"
@@ -71,7 +60,7 @@ def estimate_plans(
     tokens = rows_of(config, plans, gpu.memory_bytes or UNLIMITED) * max_length_of(config, size)
     smallest = plans.smallest(tokens)
     plan = plans.at(tokens, config.training.memory, gpu.memory_bytes or UNLIMITED)
-    speed = _tokens_per_second(plans.shape, plan, (tokens, config.model.max_sequence_length), gpu.teraflops)
+    speed = tokens_per_second(plans.shape, plan, (tokens, config.model.max_sequence_length), gpu.teraflops)
 
     if speed is not None:
         speed *= config.processes  # 2.01 and 4.02 times as fast were measured with 2 and 4 H200 of one node
@@ -230,26 +219,6 @@ def _largest(low: int, high: int, holds: Callable[[int], bool]) -> int | None:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if holds(middle) else (low, middle - 1)
     return low
-
-
-def _tokens_per_second(
-    shape: ModelShape, plan: MemoryPlan, sizes: tuple[int, int], teraflops: float | None
-) -> float | None:
-    """Tokens per second of training; None if the GPU's TFLOP/s are not known, and for a mixture of experts, which
-    reaches a far smaller share of them. `sizes`: tokens of a micro-batch, and of a sequence."""
-    if teraflops is None or shape.experts is not None:
-        return None
-    tokens, length = sizes
-
-    # Floating-point operations for one token, forward and backward.
-    linears = (6.0 if shape.magnitudes else 4.0) * shape.linear_parameters
-    attention = shape.layers * 2.0 * length * shape.heads * shape.head_size * (1 + BACKWARD)
-    head = 4.0 * shape.hidden * shape.vocabulary
-    recomputed = shape.recomputed_by(plan.policies)
-
-    products = EFFICIENCY * teraflops * 1e12
-    waited = plan.streamed_layers * waiting_seconds(shape, replace(H200, products=products), tokens, recomputed)
-    return 1 / ((linears + attention + head + recomputed) / products + waited / tokens)
 
 
 def _gib(count: int) -> str:
