@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask, new_dropout_seed
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_test_kernels.grouped_checks import low_rank, token_sums
 from finetune_test_kernels.mutated_kernels import Load, loaded_afresh, true_modules, write_mutant
 from finetune_test_kernels.norm_checks import (
     Pairs,
@@ -253,7 +254,7 @@ CHECKS = {
     for check in (
         rms_norm, gated_activation, adapted_activation, rotary_embedding, linear_cross_entropy, blocked_cross_entropy,
         nf4, nf4_bytes, lora_linear, linear_group, whole_layer, supervised_loss, patching, multi_tensor_adamw,
-        softcap_attention, adapter_dropout, dropped_layer, plain_activation,
+        softcap_attention, adapter_dropout, dropped_layer, plain_activation, low_rank, token_sums,
     )
 }  # fmt: skip
 

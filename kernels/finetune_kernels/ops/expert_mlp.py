@@ -21,8 +21,8 @@ import torch
 from torch.nn import functional
 
 from finetune_kernels.ops import adapted_activation, gated_activation
-from finetune_kernels.primitives import grouped
 from finetune_kernels.primitives.expert_projection import ExpertAdapter, Projection, Rows
+from finetune_kernels.primitives.grouped import token_sums
 
 
 @dataclass(frozen=True)
@@ -142,31 +142,30 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:  # fmt: skip
     """Returns the gradients of x [T, H], the weights [T, k] and the adapters; `dout` is [T, H]."""
     gate_up, down = settings.wide_adapters(parameters, x.dtype), settings.down_adapters(parameters, x.dtype)
-    first, second = settings.split(parameters)
-    rows, row_weights, tokens = routes.rows, routes.row_weights, routes.tokens
+    rows, tokens = routes.rows, routes.tokens
 
     # Down projection: the gradient of its input without the weights first, of which their own gradient is made.
     act, dz = settings.activation.forward(y), dout[tokens]  # [S, F], [S, H]
-    d_act = settings.down.backward(dz, down, rows)
+    d_act, d_inner = settings.down.backward(dz, down, rows)
+    row_weights = None
     if not settings.scales_input:
-        d_weight = (d_act * act).sum(1, dtype=row_weights.dtype)
-        if settings.down.bias is not None:
-            d_weight += (dz * settings.down.bias[rows.experts]).sum(1, dtype=row_weights.dtype)
-        dz, d_act = (dz * row_weights).to(dz.dtype), (d_act * row_weights).to(d_act.dtype)
-    d_down = settings.down.gradients(dz, act, down, second, rows)
+        row_weights = routes.row_weights.squeeze(1)
+        d_weights = _weigh(d_act, act, dz, routes, settings.down.bias)
+    d_down = settings.down.gradients(dz, act, d_inner, down, rows, row_weights)
     del dz, act
 
     # Activation, gate and up.
     dy = settings.activation.backward(d_act, y)
-    d_inputs = settings.gate_up.backward(dy, gate_up, rows)
+    d_inputs, d_xa = settings.gate_up.backward(dy, gate_up, rows)
     inputs = routes.inputs(x, scaled=settings.scales_input)
-    d_gate_up = settings.gate_up.gradients(dy, inputs, gate_up, first, rows)
+    d_gate_up = settings.gate_up.gradients(dy, inputs, d_xa, gate_up, rows)
     if settings.scales_input:
-        d_weight = (d_inputs * x[tokens]).sum(1, dtype=row_weights.dtype)
-        d_inputs = (d_inputs * row_weights).to(d_inputs.dtype)
+        d_weight = (d_inputs * x[tokens]).sum(1, dtype=routes.weights.dtype)
+        d_weights = d_weight[rows.places].view(routes.weights.shape)
+        d_inputs = (d_inputs * routes.row_weights).to(d_inputs.dtype)
 
-    d_weights = d_weight[rows.places].view(routes.weights.shape)
-    return _combine(d_inputs, routes, weighted=False), d_weights, [*d_gate_up, *d_down]
+    d_factors = [part.to(parameters[0].dtype) for part in (*d_gate_up, *d_down)]
+    return _combine(d_inputs, routes, weighted=False), d_weights, d_factors
 
 
 class ExpertMlpFunction(torch.autograd.Function):
@@ -229,8 +228,17 @@ def _reference_linear(x: torch.Tensor, layer: Projection, expert: int, parameter
     return functional.linear(x, w, None if layer.bias is None else layer.bias[expert].to(x.dtype))
 
 
+def _weigh(
+    d_act: torch.Tensor, act: torch.Tensor, dz: torch.Tensor, routes: Routes, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Returns the gradient of the weights [T, k], and multiplies d_act [S, F] by them."""
+    weigh = token_sums.weigh if dz.is_cuda else token_sums.reference_weigh
+    shift = () if bias is None else (dz, bias, routes.rows.experts)
+    return weigh(d_act, act, routes.weights, routes.rows.order, shift)
+
+
 def _combine(z: torch.Tensor, routes: Routes, *, weighted: bool) -> torch.Tensor:
     """Sums the rows [S, H] of each token, times their weights if `weighted`, in fp32 or wider: [T, H]."""
-    combine = grouped.combine if z.is_cuda else grouped.reference
+    combine = token_sums.combine if z.is_cuda else token_sums.reference
     weights = routes.weights if weighted else None
     return combine(z, routes.rows.places.view(routes.weights.shape), weights)

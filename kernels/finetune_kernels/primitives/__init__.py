@@ -9,7 +9,7 @@ adapter_dropout      `drop`, `add_lora_dx`: dropout whose masks are drawn again 
 dora                 `row_norms`, `magnitude_gradient`: DoRA's norms and the gradient of its magnitudes
 nf4                  `dequantize`, `dequantize_stack`: 4-bit weights to 16 bits
 nf4_stack            `Nf4Stack`: matrices of one shape in NF4, each as if it were alone
-grouped              `linear`, `backward`, `outer`, `combine`: products of rows that are sorted into groups, and sums
+grouped              products and sums of rows that are sorted into groups, one for each expert
 expert_projection    `Projection`: a linear layer of all experts, with adapters; `Rows`: their sorted rows
 byte_products        products in FP8 and int8, and NF4 decoded for them
 gather_rows          `gather_rows`: rows of a table in host memory

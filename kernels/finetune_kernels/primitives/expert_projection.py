@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional
 
-from finetune_kernels.primitives import grouped
+from finetune_kernels.primitives.grouped import low_rank, products
+from finetune_kernels.primitives.grouped.low_rank import Factor
 
 Weight = Callable[[torch.dtype], torch.Tensor]
 """Gives W [E, out, in] in the compute type: a tensor that is kept, or a fresh dequantisation."""
@@ -20,13 +20,10 @@ Weight = Callable[[torch.dtype], torch.Tensor]
 class ExpertAdapter(NamedTuple):
     """The adapters of one projection's experts, in the compute type."""
 
-    a: torch.Tensor
-    """A [E, r, in]"""
-    b: torch.Tensor
-    """B [E, out of this adapter, r]"""
-    scale: float
-    outputs: slice
-    """Its columns of the projection's output."""
+    a: Factor
+    """A [E, r, in], on all inputs."""
+    b: Factor
+    """B^T [E, r, out of this adapter], on its columns of the output, with the adapter's scale."""
 
 
 class Projection(NamedTuple):
@@ -41,46 +38,51 @@ class Projection(NamedTuple):
     """Columns of each adapter's output."""
 
     def adapters(self, parameters: list[torch.Tensor], dtype: torch.dtype) -> list[ExpertAdapter]:
-        """The adapters whose A and B are `parameters`, one after the other; ranks are filled up to what the grouped
-        product takes."""
+        """The adapters whose A and B are `parameters`, one after the other."""
         found = []
         for number, (scale, outputs) in enumerate(zip(self.scales, self.outputs, strict=True)):
             a, b = (part.to(dtype) for part in parameters[2 * number : 2 * number + 2])
-            if a.is_cuda and (lacking := -a.shape[1] % grouped.ALIGNMENT):
-                a, b = functional.pad(a, (0, 0, 0, lacking)), functional.pad(b, (0, lacking))
-            found.append(ExpertAdapter(a, b, scale, outputs))
+            found.append(ExpertAdapter(Factor(a, slice(None), 1.0), Factor(b.transpose(1, 2), outputs, scale)))
         return found
 
     def forward(self, x: torch.Tensor, adapters: list[ExpertAdapter], rows: "Rows") -> torch.Tensor:
         """x [S, in] -> y [S, out]."""
-        y = grouped.linear(x, self.weight(x.dtype), rows.ends)
+        y = products.linear(x, self.weight(x.dtype), rows.ends)
         if self.bias is not None:
             y += self.bias[rows.experts].to(y.dtype)
-        for a, b, scale, outputs in adapters:
-            y[:, outputs] += grouped.linear(grouped.linear(x, a, rows.ends), b * scale, rows.ends)
+        if adapters:
+            low_rank.expand(y, self.xa(x, adapters, rows), [adapter.b for adapter in adapters], rows.ends)
         return y
 
-    def backward(self, dy: torch.Tensor, adapters: list[ExpertAdapter], rows: "Rows") -> torch.Tensor:
-        """dy [S, out] -> dx [S, in]."""
-        dx = grouped.backward(dy, self.weight(dy.dtype), rows.ends)
-        for a, b, scale, outputs in adapters:
-            d_xa = grouped.backward(_aligned(dy[:, outputs]), b * scale, rows.ends)
-            dx += grouped.backward(d_xa, a, rows.ends)
-        return dx
+    def xa(self, x: torch.Tensor, adapters: list[ExpertAdapter], rows: "Rows") -> torch.Tensor:
+        """x [S, in] -> x A^T of all adapters, side by side [S, r of all]."""
+        return low_rank.shrink(x, [adapter.a for adapter in adapters], rows.ends)
+
+    def backward(
+        self, dy: torch.Tensor, adapters: list[ExpertAdapter], rows: "Rows"
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """dy [S, out] -> dx [S, in] and the gradient of `xa`; None without adapters."""
+        dx = products.backward(dy, self.weight(dy.dtype), rows.ends)
+        if not adapters:
+            return dx, None
+
+        d_xa = low_rank.shrink(dy, [adapter.b for adapter in adapters], rows.ends)
+        low_rank.expand(dx, d_xa, [adapter.a for adapter in adapters], rows.ends)
+        return dx, d_xa
 
     def gradients(
-        self, dy: torch.Tensor, x: torch.Tensor, adapters: list[ExpertAdapter], parameters: list[torch.Tensor],
-        rows: "Rows",
+        self, dy: torch.Tensor, x: torch.Tensor, d_xa: torch.Tensor | None, adapters: list[ExpertAdapter], rows: "Rows",
+        weights: torch.Tensor | None = None,
     ) -> list[torch.Tensor]:  # fmt: skip
-        """Gradients of `parameters`, in their types and shapes: dy [S, out], x [S, in]."""
-        found = []
-        for number, (a, b, scale, outputs) in enumerate(adapters):
-            part = _aligned(dy[:, outputs])
-            xa, d_xa = grouped.linear(x, a, rows.ends), grouped.backward(part, b * scale, rows.ends)
-            rank = parameters[2 * number].shape[1]
-            da, db = grouped.outer(d_xa, x, rows.ends), grouped.outer(part, xa, rows.ends) * scale
-            found += [da[:, :rank].to(parameters[0].dtype), db[:, :, :rank].to(parameters[0].dtype)]
-        return found
+        """dy [S, out], x [S, in], d_xa of `backward` -> the gradients of A and B of each adapter; `weights` [S]
+        multiplies the rows of dy and d_xa."""
+        if d_xa is None:
+            return []
+
+        xa = self.xa(x, adapters, rows)
+        da = low_rank.outer(d_xa, x, [adapter.a for adapter in adapters], rows.ends, weights)
+        db = low_rank.outer(xa, dy, [adapter.b for adapter in adapters], rows.ends, weights)
+        return [part for a, b in zip(da, db, strict=True) for part in (a, b.transpose(1, 2))]
 
 
 class Rows(NamedTuple):
@@ -102,8 +104,3 @@ class Rows(NamedTuple):
         ends = torch.searchsorted(expert, torch.arange(experts, device=index.device), right=True, out_int32=True)
         places = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=index.device))
         return cls(order, ends, expert, places)
-
-
-def _aligned(x: torch.Tensor) -> torch.Tensor:
-    """Columns of a tensor whose rows begin where the grouped product takes them."""
-    return x if x.stride(1) == 1 and x.data_ptr() % 16 == 0 else x.contiguous()

@@ -1,13 +1,14 @@
 """A mixture of experts: output and all gradients by its formula, for routings from even to one expert for all."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from finetune_kernels.ops.expert_mlp import Activation, Mixture, expert_mlp, reference
-from finetune_kernels.primitives import grouped
 from finetune_kernels.primitives.expert_projection import Projection
+from finetune_kernels.primitives.grouped import low_rank, products
 from finetune_test_kernels.tensor_checks import DEVICE, normal, relative_error
 
 EXPERTS, HIDDEN, WIDE, RANK, TOKENS, CHOSEN = 4, 16, 24, 3, 13, 2
@@ -109,11 +110,23 @@ def test_gradients_in_fp64() -> None:
 def test_a_row_in_the_wrong_group_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     index, settings = routing("even"), mixture()
     assert worst(settings, index) < TOLERANCE
-    for part in ("linear", "backward", "outer"):
-        true = getattr(grouped, part)
+    parts = [
+        (products, "linear"),
+        (products, "backward"),
+        *((low_rank, name) for name in ("shrink", "expand", "outer")),
+    ]
+    for module, part in parts:
         with monkeypatch.context() as patch:
-            patch.setattr(grouped, part, lambda a, b, ends, true=true: true(a, b, (ends - 1).clamp(min=0)))
+            patch.setattr(module, part, partial(_early, getattr(module, part)))
             assert worst(settings, index) > 100 * TOLERANCE, part
+
+
+def _early(compute: Any, *arguments: Any) -> Any:
+    """Calls `compute` with groups that end a row too early."""
+    ends = [isinstance(value, torch.Tensor) and value.dtype is torch.int32 for value in arguments]
+    return compute(
+        *((value - 1).clamp(min=0) if is_ends else value for value, is_ends in zip(arguments, ends, strict=True))
+    )
 
 
 @pytest.mark.gpu
@@ -125,9 +138,9 @@ def test_grouped_products_on_a_gpu(sizes: tuple[int, int, int]) -> None:
     rows, kind = int(ends[-1]), torch.bfloat16
     x, dy = normal(rows, hidden, dtype=kind), normal(rows, wide, seed=1, dtype=kind)
     w = normal(experts, wide, hidden, seed=2, dtype=kind)
-    assert grouped.can_group(hidden, wide, x=x)
-    for part, arguments in (("linear", (x, w)), ("backward", (dy, w)), ("outer", (dy, x))):
-        compute = getattr(grouped, part)
+    assert products.can_group(hidden, wide, x=x)
+    for part, arguments in (("linear", (x, w)), ("backward", (dy, w))):
+        compute = getattr(products, part)
         exact = compute(*(value.double() for value in arguments), ends)
         slow = compute(*(value.cpu() for value in arguments), ends.cpu()).to(DEVICE)
         errors = [float((value.double() - exact).norm() / exact.norm()) for value in (compute(*arguments, ends), slow)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from finetune_kernels.primitives.expert_projection import Rows
-from finetune_kernels.primitives.grouped import combine, reference
+from finetune_kernels.primitives.grouped.token_sums import combine, reference
 from finetune_test_kernels.tensor_checks import DEVICE, normal, relative_error
 
 TOLERANCE = 1e-6  # fp32; sums in another order

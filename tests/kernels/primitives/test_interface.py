@@ -10,9 +10,9 @@ import torch
 import triton
 
 from finetune_kernels import primitives
-from finetune_kernels.primitives import byte_products
+from finetune_kernels.primitives import byte_products, grouped
 
-FOLDERS: dict[str, ModuleType] = {"": primitives, "byte_products.": byte_products}
+FOLDERS: dict[str, ModuleType] = {"": primitives, "byte_products.": byte_products, "grouped.": grouped}
 NAMES = [
     prefix + module.name
     for prefix, folder in FOLDERS.items()
@@ -20,7 +20,7 @@ NAMES = [
     if not module.ispkg
 ]
 WITH_KERNELS = (
-    "adapter_dropout", "gather_rows", "grouped", "head_norm", "nf4", "byte_products.byte_rows",
+    "adapter_dropout", "gather_rows", "grouped.low_rank", "grouped.token_sums", "head_norm", "nf4", "byte_products.byte_rows",
     "byte_products.int8", "byte_products.nf4_bytes",
 )  # fmt: skip
 PUBLIC = {
@@ -34,7 +34,9 @@ PUBLIC = {
     "byte_products.nf4_bytes": ("decode", "row_scales"),
     "expert_projection": ("Projection", "Rows"),
     "gather_rows": ("gather_rows",),
-    "grouped": ("linear", "backward", "outer", "combine"),
+    "grouped.low_rank": ("shrink", "expand", "outer"),
+    "grouped.products": ("linear", "backward"),
+    "grouped.token_sums": ("combine", "weigh"),
     "head_norm": ("HeadNorm",),
     "lora_delta": ("LoraDelta",),
     "master_weights": ("master_weight", "set_master_weight", "split_off_master"),
@@ -76,7 +78,7 @@ def test_the_folders_list_their_modules() -> None:
         for line in (folder.__doc__ or "").splitlines()
         if "  " in line
     }
-    assert set(listed) == {*NAMES, "byte_products"}
+    assert set(listed) == {*NAMES, "byte_products", "grouped"}
     assert set(NAMES) == set(PUBLIC)
     for name in (*WITH_KERNELS, "byte_products.fp8", "dora", "multi_tensor_adamw", "precision"):
         assert all(f"`{part}`" in listed[name] for part in PUBLIC[name]), name
