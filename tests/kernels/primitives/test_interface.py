@@ -20,8 +20,8 @@ NAMES = [
     if not module.ispkg
 ]
 WITH_KERNELS = (
-    "adapter_dropout", "gather_rows", "grouped.low_rank", "grouped.token_sums", "head_norm", "nf4", "byte_products.byte_rows",
-    "byte_products.int8", "byte_products.nf4_bytes",
+    "adapter_dropout", "gather_rows", "grouped.low_rank", "grouped.token_sums", "head_norm", "nf4",
+    "byte_products.byte_rows", "byte_products.int8", "byte_products.nf4_bytes",
 )  # fmt: skip
 PUBLIC = {
     "adapter_dropout": ("drop", "add_lora_dx"),
