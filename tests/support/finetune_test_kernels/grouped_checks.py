@@ -54,7 +54,7 @@ def low_rank(load: Load) -> Pairs:
 def token_sums(load: Load) -> Pairs:
     """Sums of each token's rows, and the gradient of the router's weights, with a bias and without."""
     ours, true = load("token_sums"), true_modules("token_sums")
-    ours.MAX_BLOCK = 8
+    vars(ours).update(MAX_BLOCK=8)  # several blocks, the last one not full
     weights, experts = normal(5, 3), torch.randint(0, 4, (15,), generator=torch.Generator().manual_seed(0)).to(DEVICE)
     order = torch.randperm(15, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     z, places = normal(15, 21, seed=1), order.view(5, 3)

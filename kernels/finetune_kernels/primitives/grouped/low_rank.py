@@ -284,7 +284,7 @@ def _pair(factors: Sequence[Factor]) -> tuple[Factor, Factor]:
 
 
 def _rank_block(rank: int) -> int:
-    return min(BLOCK_R, max(16, triton.next_power_of_2(rank)))
+    return int(min(BLOCK_R, max(16, triton.next_power_of_2(rank))))
 
 
 def _row_tiles(rows: torch.Tensor, count: int) -> int:
