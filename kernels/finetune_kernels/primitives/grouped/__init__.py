@@ -1,4 +1,4 @@
-"""What a mixture of experts computes with rows that are sorted into groups, one for each expert.
+"""Products and sums of rows that are sorted into groups, one for each expert of a mixture.
 
 products    `linear`, `backward`: each group with a frozen matrix of its own
 low_rank    `shrink`, `expand`, `outer`: each group with the factors of its adapter
