@@ -61,6 +61,7 @@ class StatusReason(StrEnum):
     RESUMED = "Resumed"
     SUCCEEDED = "Succeeded"
     MEMORY_FALLBACK = "MemoryFallback"
+    PRECISION_FALLBACK = "PrecisionFallback"
     POD_GONE = "PodGone"
 
 
@@ -158,6 +159,7 @@ STATUS_REASONS: dict[StatusReason, ReasonClass] = {
     StatusReason.QUEUED: _event_only("The job waits for its trainer."),
     StatusReason.RESUMED: _event_only("The job continues after a suspension."),
     StatusReason.MEMORY_FALLBACK: _event_only("GPU memory ran out, and the run continued with less.", "Warning"),
+    StatusReason.PRECISION_FALLBACK: _event_only("The job asks for FP8, and trains in BF16; why.", "Warning"),
     # Of attempts only
     StatusReason.POD_GONE: ReasonClass("The pod was removed, and nobody saw its end.", in_conditions=False),
 }

@@ -145,8 +145,9 @@ class TrainingSpec(ApiModel):
     precision: Precision = Precision.AUTO
     """Compute type: Auto, BF16, FP16, FP32 or FP8. Default Auto: BF16 on Ampere and later and on CPUs that multiply
     it (AVX512-BF16, AMX), FP16 on older GPUs, FP32 on other CPUs. FP8 multiplies by the frozen weights in FP8, on
-    Hopper, Ada and later: about 40 % faster at 8B, less exact. The first batch is computed in both; if the loss
-    changes by more than 1 %, BF16 stays. status.resolved shows it."""
+    Hopper, Ada and later: about 40 % faster at 8B, less exact. The first batch, and one after 20, 200, 400
+    and so on steps, is computed in both; if the loss changes by more than 1 %, the gradient's norm by more than 2 %, or
+    the gradients' cosine is below 0.99, the job goes on in BF16. status.resolved and an Event show it."""
 
     memory: MemoryMode = MemoryMode.FASTEST
     """Use of GPU memory: Fastest stores all activations that fit, Balanced stores fewer, Smallest keeps layer inputs

@@ -16,7 +16,7 @@ from finetune_api import API_VERSION, KIND
 from finetune_api.failures import FailureReason
 from finetune_api.job import ObjectMeta
 from finetune_api.status import Attempt, FineTuneJobStatus, PreflightStatus
-from finetune_api.vocabulary import ConditionType, Phase, PreflightResult, Stage
+from finetune_api.vocabulary import ConditionType, Phase, Precision, PreflightResult, Stage
 from finetune_operator.desired.names import FIELD_MANAGER
 from finetune_operator.status.attempts import has_failed
 from finetune_operator.status.preflight import describe_preflight
@@ -54,6 +54,7 @@ def find_transitions(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Tra
         *_preflight_transitions(old.preflight or PreflightStatus(), new.preflight or PreflightStatus()),
         *_pod_transitions(old, new),
         *_memory_fallbacks(old, new),
+        *_precision_fallbacks(old, new),
         *_phase_transitions(old, new),
     ]
 
@@ -157,6 +158,20 @@ def _memory_fallbacks(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Tr
         for number, each in enumerate(new.memory.fallbacks)
         if each not in known
     ]
+
+
+def _precision_fallbacks(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Transition]:
+    """FP8 that the trainer refused or gave up since the last status, once for each pod."""
+    was, now = old.resolved, new.resolved
+    if now is None or now.precision_reason is None or now.precision == Precision.FP8 or not new.attempts or now == was:
+        return []
+
+    pod = new.attempts[-1].uid
+    is_same_pod = bool(old.attempts) and old.attempts[-1].uid == pod
+    if is_same_pod and was is not None and was.precision_reason == now.precision_reason:
+        return []
+    message = f"frozen weights are multiplied in {now.precision}: {now.precision_reason}"
+    return [Transition(StatusReason.PRECISION_FALLBACK, message, moment=pod)]
 
 
 def _phase_transitions(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Transition]:

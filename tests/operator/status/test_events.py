@@ -91,6 +91,29 @@ def test_memory_that_ran_out_is_reported_once_for_each_time_and_pod() -> None:
     assert len(names) == len(find_transitions(FineTuneJobStatus(), status))
 
 
+def test_fp8_that_is_given_up_is_a_warning_once_for_each_pod() -> None:
+    asked, kept = {"precision": "BF16"}, {"precision": "FP8", "precisionReason": "FP8 changes little"}
+    given_up = {"precision": "BF16", "precisionReason": "FP8 until step 20: the cosine is 0.9"}
+    second = {"pods": (an_ended_pod(139, uid="1"), a_running_pod("2", created=20))}
+    snapshots = [
+        a_snapshot(pods=(a_running_pod("1"),), report=a_report(1, pod="1", resolved=asked)),
+        a_snapshot(pods=(a_running_pod("1"),), report=a_report(2, pod="1", resolved=kept)),
+        a_snapshot(pods=(a_running_pod("1"),), report=a_report(3, pod="1", resolved=given_up)),
+        a_snapshot(pods=(a_running_pod("1"),), report=a_report(4, pod="1", resolved=given_up | {"rows": 7})),
+        a_snapshot(**second),
+        a_snapshot(**second, report=a_report(1, pod="2", resolved=asked)),
+        a_snapshot(**second, report=a_report(2, pod="2", resolved=given_up)),
+    ]
+    status, reported = FineTuneJobStatus(), []
+    for snapshot in snapshots:
+        new = _status_of(replace(snapshot, status=status))
+        transitions = [each for each in find_transitions(status, new) if each.reason == "PrecisionFallback"]
+        reported.append([(each.message, each.is_warning) for each in transitions])
+        status = new
+    said = [(f"frozen weights are multiplied in BF16: {given_up['precisionReason']}", True)]
+    assert reported == [[], [], said, [], [], [], said]
+
+
 def test_published_weights_that_lost_the_training_are_a_warning_beside_the_success() -> None:
     judgement = Judgement(
         data=JudgedRows.EVALUATION, rows=4, tokens=90, base_loss=3, merged_loss=1, warnings=("Q4_K_M keeps 5 %",)

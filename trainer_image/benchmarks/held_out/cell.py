@@ -1,6 +1,7 @@
 """One run of the comparison: trained, merged into the original 16-bit weights, loaded anew and evaluated."""
 
 import gc
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     Raises RuntimeError if the job fails or computes in another precision.
     """
     if cell.variant == "fp8":
-        fp8_gate.MAX_DIFFERENCE = float("inf")
+        fp8_gate.LIMITS = fp8_gate.Limits(loss=math.inf, cosine=-1, norm=math.inf)
     training = {
         "maxSteps": cell.steps,
         "learningRate": cell.learning_rate,

@@ -41,7 +41,7 @@ from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.training.batching.isolation import PACKED, BatchingChoice, choose_batching
 from finetune_trainer.training.batching.trial import try_step
 from finetune_trainer.training.divergence.loss_scale import LossScale
-from finetune_trainer.training.fp8_gate import Fp8Decision, decide_fp8
+from finetune_trainer.training.fp8_gate import Fp8Decision, Measured, decide, next_look
 from finetune_trainer.training.loaded_model import LoadedModel
 from finetune_trainer.training.losses import supervised_loss
 from finetune_trainer.training.memory.calibration import calibrated
@@ -51,7 +51,7 @@ from finetune_trainer.training.memory.room import Room
 log = logging.getLogger(__name__)
 NO_ROOM = "the memory plan keeps no dequantised weights in GPU memory, and FP8 needs them there"
 SHARDED = "each GPU keeps a part of the weights only, and FP8 needs all of them there"
-OTHERS_REFUSE = "another rank's first batch loses too much in FP8, or it has no room for it"
+OTHERS_REFUSE = "another rank's batch changes too much in FP8, or it has no room for it"
 Loss = Callable[[Any, Mapping[str, Any], torch.Tensor, torch.Tensor, torch.Tensor | int | None], torch.Tensor]
 """(model, inputs, labels, positions, num_items) -> scalar; see losses.supervised_loss."""
 
@@ -69,8 +69,8 @@ class Engine:
     layers: FusedLayers | None = None
     replan: Callable[[MemoryMode, int], MemoryPlan] | None = None
     """Returns the plan of another mode for the same micro-batch, on a GPU of so many bytes at most."""
-    awaits_fp8_decision: bool = False
-    """True until the first batch has decided about FP8, in a job that asks for it."""
+    next_fp8_look: int | None = None
+    """Finished steps after which a batch decides about FP8; None if the job does not ask for it, or BF16 stays."""
     fp8_decision: Fp8Decision | None = None
     """None if the job does not ask for FP8, or the first batch has yet to decide."""
     batching: BatchingChoice = PACKED
@@ -131,21 +131,39 @@ class Engine:
         log.warning("out of GPU memory after step %d: continuing with a smaller plan\n%s", step, describe_plan(smaller))
         return True
 
-    def decide_fp8(self, loss: Callable[[], torch.Tensor]) -> None:
-        """Decides for or against FP8; `loss` computes the loss of the first batch, without gradients."""
-        self.awaits_fp8_decision = False
+    def is_fp8_look_due(self, step: int) -> bool:
+        """True if a batch is to decide about FP8, with `step` steps finished. The same on all ranks."""
+        return self.next_fp8_look is not None and step >= self.next_fp8_look
+
+    def look_at_fp8(self, step: int, measure: Callable[[], Measured]) -> None:
+        """Decides for or against FP8, with all ranks; `measure` computes a batch, if need be in less memory."""
+        decision = self._try_fp8(step, measure)
+        everywhere = all(chosen for (chosen,) in self.world.gather_numbers(decision.is_fp8))
+        if decision.is_fp8 and not everywhere:
+            decision = Fp8Decision(Precision.BF16, OTHERS_REFUSE)
+
+        if not everywhere:
+            assert self.layers is not None
+            if self.plan is not None and self.plan.keep_dequantized:
+                self.layers.use_compute_dtype()
+            if step and self.fp8_decision is not None and self.fp8_decision.is_fp8:
+                decision = Fp8Decision(Precision.BF16, f"FP8 until step {step}: {decision.reason}")
+        self.fp8_decision, self.next_fp8_look = decision, next_look(step) if everywhere else None
+        level = logging.INFO if everywhere else logging.WARNING
+        log.log(level, "frozen weights are multiplied in %s: %s", decision.precision, decision.reason)
+
+    def _try_fp8(self, step: int, measure: Callable[[], Measured]) -> Fp8Decision:
+        """This rank's own decision; the layers compute in FP8 afterwards, as far as there is room."""
         assert self.plan is not None
         assert self.layers is not None
+        passes = []
+        for use_precision in (self.layers.use_compute_dtype, self.layers.use_fp8):
+            if self.plan.keep_dequantized:
+                use_precision()
+                passes.append(measure())
 
-        has_room = self.plan.keep_dequantized
-        decision = decide_fp8(self.layers, loss) if has_room else Fp8Decision(Precision.BF16, NO_ROOM)
-        is_fp8 = decision.precision is Precision.FP8
-        everywhere = all(chosen for (chosen,) in self.world.gather_numbers(is_fp8))
-        if is_fp8 and not everywhere:
-            self.layers.use_compute_dtype()
-            decision = Fp8Decision(Precision.BF16, OTHERS_REFUSE)
-        self.fp8_decision = decision
-        log.info("frozen weights are multiplied in %s: %s", self.fp8_decision.precision, self.fp8_decision.reason)
+        # A pass may have run out of memory, and taken a plan that keeps no weights.
+        return decide(step, *passes) if self.plan.keep_dequantized else Fp8Decision(Precision.BF16, NO_ROOM)
 
     def memory_use(self) -> MemoryUse | None:
         """The memory plan and its measured peak, for the status; None without a plan."""
@@ -273,4 +291,5 @@ def _fused_engine(
     replan = partial(plan_for, batch.size * length)
     if shape.gathered_bytes:
         return Engine(False, loss, batch, plan, layers, replan, fp8_decision=_refuse_fp8(config, SHARDED))
-    return Engine(False, loss, batch, plan, layers, replan, config.training.precision is Precision.FP8)
+    first_look = 0 if config.training.precision is Precision.FP8 else None
+    return Engine(False, loss, batch, plan, layers, replan, first_look)

@@ -31,6 +31,7 @@ from finetune_trainer.training.callback import RunCallback
 from finetune_trainer.training.collator import COLLATORS, collate_and_count
 from finetune_trainer.training.divergence.loss_scale import clip_scaled
 from finetune_trainer.training.engine import Engine
+from finetune_trainer.training.fp8_gate import measure
 from finetune_trainer.training.gradients import AccumulatedGradients, FastTrainMode, FastZeroGrad, trainable_weights
 from finetune_trainer.training.memory.tried_pass import try_pass
 from finetune_trainer.training.optimizer import choose_optimizer, create_schedule
@@ -112,9 +113,8 @@ class QloraTrainer(SFTTrainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Runs one forward and backward pass, if need be again from its start with a smaller memory plan."""
-        if self._engine.awaits_fp8_decision:
-            self._engine.decide_fp8(lambda: self._loss_without_noise(model, inputs))
-            self._callback.report_memory()
+        if self._engine.is_fp8_look_due(self.state.global_step):  # never amid a step: the next look is after it
+            self._look_at_fp8(model, inputs)
 
         loss = self._pass(model, inputs, num_items_in_batch)
         self._watch.add_loss(loss)
@@ -162,15 +162,16 @@ class QloraTrainer(SFTTrainer):
                 raise torch.OutOfMemoryError("the smallest memory plan does not fit this GPU")
             self._callback.report_memory()
 
-    @torch.no_grad()
-    def _loss_without_noise(self, model: Any, inputs: Any) -> torch.Tensor:
-        """The loss of a batch in evaluation mode: no dropout, no NEFTune noise, no gradients."""
-        model.eval()
-        try:
+    def _look_at_fp8(self, model: Any, inputs: Any) -> None:
+        """Lets a batch decide about FP8; it leaves no trace but the decision."""
+
+        def compute() -> torch.Tensor:
             with self.compute_loss_context_manager():
                 return self.compute_loss(model, self._prepare_inputs(dict(inputs)))
-        finally:
-            model.train()
+
+        one_pass = partial(self._in_less_memory, partial(measure, model, compute), lambda: None, trains=True)
+        self._engine.look_at_fp8(self.state.global_step, one_pass)
+        self._callback.report_memory()
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
         """Returns the weights that decay: a row of a new token is no difference to anything, and would fade."""
@@ -198,9 +199,7 @@ class QloraTrainer(SFTTrainer):
     ) -> torch.Tensor:
         """Returns the loss of one batch, a scalar; in evaluation, summed over its supervised tokens."""
         assert not return_outputs  # nothing here computes metrics from logits
-        labels, positions, tokens = (
-            inputs.pop(name) for name in ("labels", "supervised", "tokens")
-        )  # [B, T], [S], int
+        labels, positions, tokens = map(inputs.pop, ("labels", "supervised", "tokens"))  # [B, T], [S], int
 
         if model.training:
             self._callback.trained_tokens += tokens

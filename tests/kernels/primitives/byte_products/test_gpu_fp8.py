@@ -1,5 +1,5 @@
-"""FP8 on a GPU: the quantising kernel equals its formula, products take about half the time, and training ends where
-bfloat16 ends."""
+"""FP8 on a GPU: the quantising kernel equals its formula, products take about half the time, training ends where
+bfloat16 ends, and a gradient that is wrong is noticed."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from finetune_kernels.primitives.byte_products.byte_rows import quantize_rows, reference
 from finetune_kernels.primitives.byte_products.fp8 import MIN_CAPABILITY, Fp8Weight
 from finetune_test_kernels.tensor_checks import root_error
+from finetune_trainer.training import fp8_gate
 from finetune_trainer.training.engine import Engine, prepare_engine
 from speed.loss_curve import Size, Variant, differences, make_model, make_rows, train
 
@@ -77,3 +78,35 @@ def test_training_ends_where_bfloat16_ends(tmp_path: Path) -> None:
     assert sum(found) / len(found) < 5e-3  # 2.2e-3 was measured over 200 steps, 6.8e-3 at most
     assert max(found) < 2e-2
     assert exact.losses[-1] < 0.9 * exact.losses[0]
+
+
+@pytest.mark.parametrize("from_step", [None, 0, fp8_gate.EARLY_LOOK])
+def test_a_wrong_gradient_ends_fp8_at_the_next_look(
+    from_step: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dx of every frozen product is 5 % too long from a step on, and the loss of a batch knows nothing of it."""
+    size = Size(steps=fp8_gate.EARLY_LOOK + 2)
+    right, factors, engines = Fp8Weight.backward, [1.0], list[Engine]()
+    monkeypatch.setattr(Fp8Weight, "backward", lambda weight, dy: right(weight, dy) * factors[0])
+
+    def prepare(*arguments: Any) -> Engine:
+        engine = prepare_engine(*arguments)
+        look = engine.look_at_fp8
+
+        def planted(step: int, measure: Any) -> None:
+            factors[0] = 1.05 if from_step is not None and step >= from_step else 1.0
+            look(step, measure)
+            assert engine.fp8_decision is not None
+            print(f"step {step}: {engine.fp8_decision.reason}")
+
+        monkeypatch.setattr(engine, "look_at_fp8", planted)
+        engines.append(engine)
+        return engine
+
+    variant = Variant(kernels=True, training={"precision": "FP8"}, prepare=prepare)
+    train(make_model(tmp_path / "model", size), make_rows(size), size, variant)
+    decision = engines[0].fp8_decision
+    assert decision is not None
+    assert decision.is_fp8 is (from_step is None)
+    assert decision.reason.startswith(f"FP8 until step {from_step}: ") is bool(from_step)
+    assert (engines[0].next_fp8_look is None) is (from_step is not None)
