@@ -39,14 +39,18 @@ def documents(run_config: Builder, tmp_path: Path) -> Callable[..., tuple[str, s
     """Builder of (card, resolved.yaml) for a job on a Hub model."""
 
     def build(
-        *, is_dequantised: bool = False, used: Mapping[str, float] | None = None, **sections: dict[str, object]
+        *,
+        is_dequantised: bool = False,
+        used: Mapping[str, float] | None = None,
+        chosen: Mapping[str, str] | None = None,
+        **sections: dict[str, object],
     ) -> tuple[str, str]:
         model = {"source": "hf://acme/base", "credentials": {"secretName": "canary-hub-secret"}}
         output = {"s3": {"bucket": "models", "credentials": {"secretName": "canary-s3-secret"}}}
         config = run_config(**{"model": model, "output": output} | sections)
         resolved = Resolved(
             model_revision="c0ffee", dataset_digest="d" * 64, rows=40, adapted_share=0.114, quantized_share=1.0
-        )
+        ).model_copy(update=dict(chosen or {}))
         (tmp_path / "tiny-Q8_0.gguf").touch()
         artifacts = [
             LocalArtifact(ArtifactType.MERGED, tmp_path, "safetensors", "BF16"),
@@ -103,6 +107,15 @@ def test_the_card_says_when_weights_were_decoded_from_nf4(documents: Callable[..
     said = "The base exists in NF4 only: merged weights and GGUF files hold its decoded weights"
     assert said in documents(is_dequantised=True)[0]
     assert said not in documents()[0]
+
+
+def test_the_card_says_in_which_precision_a_job_that_asks_for_fp8_was_trained(
+    documents: Callable[..., tuple[str, str]],
+) -> None:
+    text, configuration = documents(chosen={"precision": "BF16", "precision_reason": "FP8 until step 20: it changes"})
+    assert "\nFrozen weights were multiplied in BF16: FP8 until step 20: it changes.\n" in text
+    assert "precisionReason: 'FP8 until step 20: it changes'" in configuration
+    assert "were multiplied in" not in documents(chosen={"precision": "BF16"})[0], "a job that asks for nothing"
 
 
 def test_a_pushed_model_has_commands_for_its_repository(documents: Callable[..., tuple[str, str]]) -> None:

@@ -28,7 +28,7 @@ from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.stages.model_loading import resolve_precision
 from finetune_trainer.training import fp8_gate
 from finetune_trainer.training.engine import NO_ROOM, OTHERS_REFUSE, Engine
-from finetune_trainer.training.fp8_gate import Measured, decide, next_look
+from finetune_trainer.training.fp8_gate import Measured, decide, measure, next_look
 from finetune_trainer.training.losses import supervised_loss
 from finetune_trainer.training.memory.loaded_shape import model_shape
 
@@ -188,6 +188,20 @@ def test_loss_direction_and_length_each_decide(loss: float, gradient: list[float
     decision = decide(220, a_batch(2.0, [3.0, 4.0]), a_batch(loss, gradient))
     assert decision.is_fp8 is accepted
     assert len(f"FP8 until step {10**9}: {decision.reason}") <= 256, "the status takes no more"
+
+
+def test_a_look_draws_nothing_and_leaves_nothing() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+    model[0].requires_grad_(False)
+    x, state = torch.randn(4, 8), torch.get_rng_state()
+    one, other = (measure(model, lambda: model(x).square().sum()) for _ in range(2))
+    assert torch.equal(one.gradient, other.gradient)
+    assert one.gradient.shape == (9,), "of what trains"
+    assert float(one.gradient.norm()) > 0
+    assert model.training
+    assert all(weight.grad is None for weight in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_looks_are_early_and_then_far_apart() -> None:
