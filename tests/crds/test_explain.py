@@ -68,10 +68,10 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["spec.training.maxSteps: found 0: it should be greater than or equal to 1"],
     ),
     "two rules of one section, each at its own field": (
-        {"training": {"epochs": 1, "maxSteps": 2, "precision": "FP8", "memory": "Smallest"}},
+        {"training": {"epochs": 1, "maxSteps": 2, "precision": "FP8", "parallelism": "Sharded"}},
         [
             "spec.training.epochs and spec.training.maxSteps exclude each other: write one of them",
-            "spec.training.precision: FP8 keeps the weights in GPU memory: write memory: Fastest, or BF16",
+            "spec.training.parallelism: FP8 keeps all weights on each GPU: write Auto or Replicated, or BF16",
         ],
     ),
     "a key of a map": (

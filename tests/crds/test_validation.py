@@ -32,6 +32,7 @@ VALID: dict[str, Manifest] = {
     "samples of held-out rows": {"training": {"samples": {}}, "dataset": {"evaluation": {"fraction": 0.1}}},
     "samples at intervals, without evaluation": {"training": {"evaluationSteps": 5, "samples": {"prompts": ["a"]}}},
     "products in 8 bits": {"training": {"precision": "FP8"}},
+    "products in 8 bits of weights that are not kept": {"training": {"precision": "FP8", "memory": "Smallest"}},
     "early stopping and the best adapter": {
         "training": {"evaluationSteps": 5, "earlyStopping": {}, "keepBest": True},
         "dataset": {"evaluation": {"fraction": 0.1}},
@@ -135,11 +136,6 @@ INVALID: dict[str, tuple[Manifest, str, str]] = {
         {"training": {"keepBest": True}},
         "spec.training.keepBest",
         "spec.dataset.evaluation.fraction",
-    ),
-    "FP8 with weights that are not kept": (
-        {"training": {"precision": "FP8", "memory": "Balanced"}},
-        "spec.training.precision",
-        "write memory: Fastest, or BF16",
     ),
     "FP8 of weights that are not quantised": (
         {"training": {"precision": "FP8"}, "model": {"quantization": "None"}},

@@ -70,13 +70,15 @@ def compute_dtype(capability: int) -> torch.dtype:
 
 
 def run_layers(kind: str, sizes: dict[str, int], dtype: torch.dtype, *, fp8: bool, device: str = "meta") -> None:
-    """Runs two layers of a model on a device as the trainer does: with and without dequantised weights, and in FP8."""
+    """Runs two layers of a model on a device as the trainer does: with weights that are kept, or decoded in each pass,
+    in `dtype` and in FP8."""
     model = _build(kind, sizes, dtype, device)
     for tokens in TOKENS:
         _make_passes(model, tokens, keep_dequantized=False)
         _make_passes(model, tokens, keep_dequantized=True)
         if fp8:
             _make_passes(model, tokens, keep_dequantized=True, fp8=True)
+            _make_passes(model, tokens, keep_dequantized=False, fp8=True)
 
 
 def keep_binaries(cache: Path) -> None:

@@ -80,7 +80,7 @@ class FineTuneJobSpec(ApiModel):
             holds=lambda spec: (
                 spec.training.precision is not Precision.FP8 or spec.model.quantization is Quantization.NF4
             ),
-            message="spec.training.precision: FP8 needs spec.model.quantization: NF4, whose weights it keeps in FP8",
+            message="spec.training.precision: FP8 needs spec.model.quantization: NF4, which it decodes to FP8",
         ),
         Rule(
             cel="!has(self.training.evaluationSteps) || has(self.dataset.evaluation) || has(self.training.samples)",

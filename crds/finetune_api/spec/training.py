@@ -145,9 +145,10 @@ class TrainingSpec(ApiModel):
     precision: Precision = Precision.AUTO
     """Compute type: Auto, BF16, FP16, FP32 or FP8. Default Auto: BF16 on Ampere and later and on CPUs that multiply
     it (AVX512-BF16, AMX), FP16 on older GPUs, FP32 on other CPUs. FP8 multiplies by the frozen weights in FP8, on
-    Hopper, Ada and later: about 40 % faster at 8B, less exact. The first batch, and one after 20, 200, 400
-    and so on steps, is computed in both; if the loss changes by more than 1 %, the gradient's norm by more than 2 %, or
-    the gradients' cosine is below 0.99, the job goes on in BF16. status.resolved and an Event show it."""
+    Hopper, Ada and later: about 40 % faster at 8B, less exact. What GPU memory has no room for is decoded from NF4 to
+    FP8 in each pass. The first batch, and one after 20, 200, 400 and so on steps, is computed in both; if the loss
+    changes by more than 1 %, the gradient's norm by more than 2 %, or the gradients' cosine is below 0.99, the job goes
+    on in BF16. status.resolved and an Event show it."""
 
     memory: MemoryMode = MemoryMode.FASTEST
     """Use of GPU memory: Fastest stores all activations that fit, Balanced stores fewer, Smallest keeps layer inputs
@@ -185,11 +186,6 @@ class TrainingSpec(ApiModel):
             cel="!(has(self.epochs) && has(self.maxSteps))",
             holds=lambda spec: spec.epochs is None or spec.max_steps is None,
             message="spec.training.epochs and spec.training.maxSteps exclude each other: write one of them",
-        ),
-        Rule(
-            cel="self.precision != 'FP8' || self.memory == 'Fastest'",
-            holds=lambda spec: spec.precision is not Precision.FP8 or spec.memory is MemoryMode.FASTEST,
-            message="spec.training.precision: FP8 keeps the weights in GPU memory: write memory: Fastest, or BF16",
         ),
         Rule(
             cel="self.precision != 'FP8' || self.parallelism != 'Sharded'",

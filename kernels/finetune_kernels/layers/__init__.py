@@ -5,7 +5,8 @@ blocks/              its two blocks: attention or another mixer, and an MLP or e
 linear_group.py      frozen linear layers that read the same input, with their adapters
 adapters.py          the adapters of such a group, as peft made them
 lora_pass.py         one pass through them: plain LoRA, with dropout, with DoRA
-frozen_weight.py     the frozen weights: dequantised where they are used, kept dequantised, or in FP8
+frozen_weight.py     the frozen weights: decoded where they are used, or kept; in the compute type, or in FP8
+decoded_fp8.py       frozen NF4 weights, decoded to FP8 in each pass
 layer_builder.py     builds a `DecoderLayer` of a transformers layer
 layer_check.py       says why a layer cannot be built
 fused_layers.py      installs those layers in a model

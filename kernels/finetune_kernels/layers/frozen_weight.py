@@ -1,7 +1,7 @@
 """The frozen weights of linear layers that read the same input, on top of each other: W [out, in].
 
-W is in one of three states: kept in the compute type, kept in FP8, or dequantised from NF4 where it is used. What is on
-the GPU only while its layer computes is kept from its next use on.
+W is kept, or decoded from NF4 where it is used; either in the compute type or in FP8. What is on the GPU only while its
+layer computes is kept from its next use on.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from finetune_kernels.layers.decoded_fp8 import DecodedFp8
 from finetune_kernels.primitives.byte_products.fp8 import Fp8Weight, fits_fp8
 from finetune_kernels.primitives.nf4 import dequantize
 
@@ -20,12 +21,12 @@ class FrozenWeight:
 
     def __init__(self, bases: Sequence[Any], dtype: torch.dtype, *, keep_dequantized: bool) -> None:
         self._bases, self._dtype = bases, dtype
-        self.sizes = [base.out_features for base in bases]
+        self.sizes: list[int] = [base.out_features for base in bases]
         """Rows of each layer."""
         self.features = int(bases[0].in_features)
         self._keeps = False
         self._kept: torch.Tensor | None = None
-        self._fp8: Fp8Weight | None = None
+        self._fp8: Fp8Weight | DecodedFp8 | None = None
         if keep_dequantized:
             self.keep()
 
@@ -55,7 +56,12 @@ class FrozenWeight:
 
     @contextmanager
     def dequantized(self) -> Iterator[None]:
-        """Dequantises W once for all products inside, and releases it afterwards unless it was kept before."""
+        """Decodes W once for all products inside, and releases it afterwards unless it was kept before."""
+        if isinstance(self._fp8, DecodedFp8):
+            with self._fp8.held():
+                yield
+            return
+
         stays = self._keeps or self._fp8 is not None
         if not stays:
             self._kept = self._dequantize()
@@ -66,15 +72,25 @@ class FrozenWeight:
                 self._kept = None
 
     def use_fp8(self) -> None:
-        """Keeps W in FP8 for both products, instead of the compute type; does nothing if FP8 does not take its
-        sizes."""
-        if fits_fp8(sum(self.sizes), self.features):
+        """Multiplies in FP8 from now on: by a copy in FP8 instead of a kept one in the compute type, or by W as decoded
+        to FP8 in each pass; does nothing if FP8 does not take W's sizes, or W is neither kept nor in NF4."""
+        if not fits_fp8(sum(self.sizes), self.features):
+            return
+        if self._keeps:
             self._fp8, self._kept = Fp8Weight(self.tensor()), None
+        else:
+            self._fp8 = DecodedFp8.of(self._bases, self._dtype)
+
+    @property
+    def is_fp8(self) -> bool:
+        """True if products are in FP8."""
+        return self._fp8 is not None
 
     def use_compute_dtype(self) -> None:
-        """Keeps W in the compute type, and no longer in FP8."""
-        self._fp8, self._keeps = None, True
-        self.tensor()
+        """Multiplies in the compute type again, and keeps W in it if it was kept."""
+        self._fp8 = None
+        if self._keeps:
+            self.tensor()
 
     def keep(self) -> None:
         """Keeps W dequantised in the compute type, unless it is kept in FP8: from now on, or from its next use if the
@@ -85,12 +101,16 @@ class FrozenWeight:
                 self.tensor()
 
     def release(self) -> None:
-        """Keeps W no longer; from now on it is dequantised where it is used."""
+        """Keeps W no longer; from now on it is decoded where it is used, to FP8 if it was multiplied in FP8."""
+        was_fp8 = self.is_fp8
         self._kept, self._fp8, self._keeps = None, None, False
+        if was_fp8:
+            self.use_fp8()
 
     @property
     def dequantized_bytes(self) -> int:
-        """Bytes of kept weights beside those loaded, in the compute type or FP8."""
+        """Bytes of kept weights beside those loaded, in the compute type or FP8; of weights that are decoded to FP8,
+        those of their scales."""
         if self._fp8 is not None:
             return self._fp8.bytes
 

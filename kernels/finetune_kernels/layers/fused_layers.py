@@ -53,10 +53,14 @@ class FusedLayers:
                 else:
                     group.frozen.keep()
 
-    def use_fp8(self) -> None:
-        """Multiplies by the frozen weights in FP8; kept weights are replaced one at a time."""
+    def use_fp8(self) -> float:
+        """Multiplies by the frozen weights in FP8; kept weights are replaced one at a time. Returns the share of these
+        weights that FP8 takes."""
         for group in self._groups():
             group.frozen.use_fp8()
+
+        sizes = [(group.frozen.is_fp8, sum(group.frozen.sizes) * group.frozen.features) for group in self._groups()]
+        return sum(size for is_fp8, size in sizes if is_fp8) / sum(size for _, size in sizes)
 
     def use_compute_dtype(self) -> None:
         """Multiplies in the compute type again."""

@@ -7,7 +7,7 @@ from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory
 from finetune_kernels.planning.micro_batch import MicroBatch, step_seconds
 from finetune_kernels.planning.model_shape import ModelShape
-from finetune_kernels.planning.rates import H200, Machine, Rates
+from finetune_kernels.planning.rates import H200, H200_FP8, Machine, Rates
 
 GIB = 2**30
 LLAMA_8B = ModelShape(
@@ -47,6 +47,13 @@ def test_weights_are_kept_where_decoding_is_slow_and_activations_where_products_
     assert usual.kept_layers == slow_products.kept_layers == 0
     assert slow_decoding.kept_layers > 5
     assert saved(slow_decoding) < saved(usual) < saved(slow_products)
+
+
+def test_in_fp8_recomputing_costs_less_and_no_byte_more() -> None:
+    """With 32,768 tokens on 16 GiB layers are recomputed; on 80 GiB everything is saved."""
+    wide, narrow = (plan(rates, tokens=32_768) for rates in (H200, H200_FP8))
+    assert narrow.extra_milliseconds < 0.75 * wide.extra_milliseconds
+    assert plan(H200_FP8, gib=80).peak_bytes == plan(H200, gib=80).peak_bytes
 
 
 def test_over_a_slow_bus_goes_only_what_has_no_room() -> None:

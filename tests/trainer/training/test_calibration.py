@@ -54,6 +54,28 @@ def test_rates_are_work_over_time(clock: dict[str, float]) -> None:
     assert measure_rates(CPU).decoding == found.decoding / 2
 
 
+def test_a_job_in_fp8_is_priced_by_products_and_decodings_in_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU PyTorch's product, and the kernel in the interpreter."""
+    calls: list[str] = []
+    for name in ("product", "decode_bytes", "dequantize"):
+        real = getattr(calibration, name)
+
+        def called(
+            *arguments: object, name: str = name, real: Callable[..., object] = real, **options: object
+        ) -> object:
+            calls.append(name)
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(calibration, name, called)
+
+    assert measure_rates(CPU, fp8=True) == measure_rates(CPU), "the same work, by a clock that is played"
+    half, whole = calibration.DECODED // 2, calibration.DECODED
+    assert calls == ["product", *["decode_bytes"] * 2 * half, *["dequantize"] * whole]
+    calls.clear()
+    calibrated(ROOM, CPU, ALONE, fp8=True)
+    assert "product" in calls
+
+
 def test_the_random_numbers_of_the_run_are_left_as_they_are() -> None:
     before = torch.get_rng_state()
     measure_rates(CPU)

@@ -27,7 +27,7 @@ from finetune_trainer.job.settings import Settings
 from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.stages.model_loading import resolve_precision
 from finetune_trainer.training import fp8_gate
-from finetune_trainer.training.engine import NO_ROOM, OTHERS_REFUSE, Engine
+from finetune_trainer.training.engine import NO_WEIGHTS, OTHERS_REFUSE, Engine
 from finetune_trainer.training.fp8_gate import Measured, decide, measure, next_look
 from finetune_trainer.training.losses import supervised_loss
 from finetune_trainer.training.memory.loaded_shape import model_shape
@@ -64,17 +64,19 @@ class Wrong:
 class Layers:
     """Layers that are `wrong` while they compute in FP8, from their pass number `since` on."""
 
-    def __init__(self, wrong: Wrong, since: int = 0) -> None:
-        self.wrong, self.since, self.fp8, self.modes = wrong, since, False, list[bool]()
+    def __init__(self, wrong: Wrong, since: int = 0, share: float = 1) -> None:
+        self.wrong, self.since, self.share = wrong, since, share
+        self.fp8, self.modes, self.kept = False, list[bool](), list[int]()
 
-    def use_fp8(self) -> None:
-        self.fp8 = True
+    def use_fp8(self) -> float:
+        self.fp8 = self.share > 0
+        return self.share
 
     def use_compute_dtype(self) -> None:
         self.fp8 = False
 
     def keep_weights(self, count: int) -> None:
-        self.fp8 = False
+        self.kept.append(count)
 
     def set_policies(self, policies: Any) -> None:
         pass
@@ -243,25 +245,37 @@ def test_what_one_rank_refuses_none_uses(refusal: int) -> None:
     assert not engine.is_fp8_look_due(10**6), "and none asks again"
 
 
-def test_without_room_for_weights_nothing_is_tried(run: Any) -> None:
+@pytest.mark.parametrize("mode", [MemoryMode.BALANCED, MemoryMode.SMALLEST])
+def test_weights_need_not_be_kept(run: Any, mode: MemoryMode) -> None:
     layers = Layers(Wrong())
-    resolved, _ = run(layers, MemoryMode.SMALLEST)
-    assert (resolved.precision, resolved.precision_reason) == ("BF16", NO_ROOM)
-    assert layers.modes == [False, False]
+    resolved, _ = run(layers, mode)
+    assert resolved.precision == "FP8"
+    assert layers.modes == [False, True, True, True]
+
+
+def test_weights_that_fp8_does_not_take_are_told(run: Any, caplog: pytest.LogCaptureFixture) -> None:
+    resolved, _ = run(Layers(Wrong(), share=0.75))
+    assert resolved.precision == "FP8"
+    assert "25% of the layers' weights stay in 16 bits" in caplog.text
+    layers = Layers(Wrong(), share=0)
+    resolved, _ = run(layers)
+    assert (resolved.precision, resolved.precision_reason) == ("BF16", NO_WEIGHTS)
+    assert layers.modes == [False, False, False]
 
 
 @pytest.mark.parametrize(
     ("pass_number", "modes"),
     [
-        (1, [False, False, False, False]),  # of the first look
-        (2, [False, True, False, False, False]),
-        (3, [False, True, True, False, False]),  # of the first step
+        (1, [False, False, True, True, True]),  # of the first look
+        (2, [False, True, True, True, True]),
+        (3, [False, True, True, True, True]),  # of the first step
     ],
 )
-def test_memory_that_runs_out_ends_fp8(run: Any, pass_number: int, modes: list[bool]) -> None:
+def test_memory_that_runs_out_leaves_fp8_to_the_look(run: Any, pass_number: int, modes: list[bool]) -> None:
     layers = Layers(Wrong())
     resolved, _ = run(layers, MemoryMode.FASTEST, pass_number)
-    assert (resolved.precision, resolved.precision_reason) == ("BF16", NO_ROOM)
+    assert resolved.precision == "FP8"
+    assert layers.kept == [0], "a smaller plan took over"
     assert layers.modes == modes
 
 

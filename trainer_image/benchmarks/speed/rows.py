@@ -20,8 +20,8 @@ MAX_POSITIONS = 131_072
 UNSLOTH_24G_TOKENS = 78_475
 """Unsloth's published longest sequence for Llama 8B on a 24 GB card."""
 SYSTEMS = (
-    "ours", "ours-fp8", "ours-balanced", "ours-smallest", "hf", "hf-no-checkpointing", "liger", "unsloth",
-    "unsloth-max",
+    "ours", "ours-fp8", "ours-balanced", "ours-smallest", "ours-smallest-fp8", "hf", "hf-no-checkpointing", "liger",
+    "unsloth", "unsloth-max",
 )  # fmt: skip
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -54,7 +54,7 @@ class Row:
         if self.gpus > 1:
             return tuple(system for system in SYSTEMS if not system.startswith("ours"))
         if self.on_device:
-            return ("ours", "ours-balanced", "ours-smallest")
+            return ("ours", "ours-balanced", "ours-smallest", "ours-smallest-fp8")
         if self.model in IN_16_BITS:
             return ("ours", "unsloth", "unsloth-max")
         return SYSTEMS if self.card_gib is None else ("ours-smallest",)

@@ -29,6 +29,7 @@ MODES = {
     "ours-fp8": {"precision": "FP8"},
     "ours-balanced": {"memory": "Balanced"},
     "ours-smallest": {"memory": "Smallest"},
+    "ours-smallest-fp8": {"memory": "Smallest", "precision": "FP8"},
 }
 """What each of ours has in its training section."""
 

@@ -46,12 +46,12 @@ from finetune_trainer.training.loaded_model import LoadedModel
 from finetune_trainer.training.losses import supervised_loss
 from finetune_trainer.training.memory.calibration import calibrated
 from finetune_trainer.training.memory.loaded_shape import loaded_shape
-from finetune_trainer.training.memory.room import Room
+from finetune_trainer.training.memory.room import Room, multiplies_fp8
 
 log = logging.getLogger(__name__)
-NO_ROOM = "the memory plan keeps no dequantised weights in GPU memory, and FP8 needs them there"
 SHARDED = "each GPU keeps a part of the weights only, and FP8 needs all of them there"
-OTHERS_REFUSE = "another rank's batch changes too much in FP8, or it has no room for it"
+NO_WEIGHTS = "FP8 takes none of the weights: it needs rows of whole blocks of 64"
+OTHERS_REFUSE = "another rank's batch changes too much in FP8"
 Loss = Callable[[Any, Mapping[str, Any], torch.Tensor, torch.Tensor, torch.Tensor | int | None], torch.Tensor]
 """(model, inputs, labels, positions, num_items) -> scalar; see losses.supervised_loss."""
 
@@ -124,8 +124,6 @@ class Engine:
         if self.streamed is not None:
             self.streamed.stream(smaller.streamed_layers)
 
-        if self.fp8_decision is not None and not smaller.keep_dequantized:
-            self.fp8_decision = Fp8Decision(Precision.BF16, NO_ROOM)
         self.fallbacks.append(MemoryFallback(step=step, from_mode=self.plan.mode, to_mode=smaller.mode))
         self.plan = smaller
         log.warning("out of GPU memory after step %d: continuing with a smaller plan\n%s", step, describe_plan(smaller))
@@ -144,8 +142,7 @@ class Engine:
 
         if not everywhere:
             assert self.layers is not None
-            if self.plan is not None and self.plan.keep_dequantized:
-                self.layers.use_compute_dtype()
+            self.layers.use_compute_dtype()
             if step and self.fp8_decision is not None and self.fp8_decision.is_fp8:
                 decision = Fp8Decision(Precision.BF16, f"FP8 until step {step}: {decision.reason}")
         self.fp8_decision, self.next_fp8_look = decision, next_look(step) if everywhere else None
@@ -153,17 +150,19 @@ class Engine:
         log.log(level, "frozen weights are multiplied in %s: %s", decision.precision, decision.reason)
 
     def _try_fp8(self, step: int, measure: Callable[[], Measured]) -> Fp8Decision:
-        """This rank's own decision; the layers compute in FP8 afterwards, as far as there is room."""
-        assert self.plan is not None
+        """This rank's own decision; the layers compute in FP8 afterwards, as far as it takes their weights."""
         assert self.layers is not None
-        passes = []
-        for use_precision in (self.layers.use_compute_dtype, self.layers.use_fp8):
-            if self.plan.keep_dequantized:
-                use_precision()
-                passes.append(measure())
+        self.layers.use_compute_dtype()
+        exact = measure()
 
-        # A pass may have run out of memory, and taken a plan that keeps no weights.
-        return decide(step, *passes) if self.plan.keep_dequantized else Fp8Decision(Precision.BF16, NO_ROOM)
+        share = self.layers.use_fp8()
+        if not share:
+            return Fp8Decision(Precision.BF16, NO_WEIGHTS)
+        if share < 1 and not step:
+            log.warning(
+                "%.0f%% of the layers' weights stay in 16 bits: FP8 does not take their sizes", 100 * (1 - share)
+            )
+        return decide(step, exact, measure())
 
     def memory_use(self) -> MemoryUse | None:
         """The memory plan and its measured peak, for the status; None without a plan."""
@@ -219,7 +218,7 @@ def _choose_engine(model: Any, loaded: LoadedModel, config: RunConfig, world: Wo
     shape = loaded_shape(model, loaded, double_quantized=config.model.double_quantization)
     reason = why_not_fused(causal)
     if reason is None:
-        room = calibrated(room, loaded.device, world, loaded.dtype)
+        room = calibrated(room, loaded.device, world, loaded.dtype, fp8=multiplies_fp8(loaded, config))
         return _fused_engine(model, loaded.dtype, config, loss, room, shape)
 
     log.warning("layers run module by module (%s): expect two thirds of the speed", reason)

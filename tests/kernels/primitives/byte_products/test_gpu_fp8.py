@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from finetune_kernels.layers.frozen_weight import FrozenWeight
 from finetune_kernels.primitives.byte_products.byte_rows import quantize_rows, reference
 from finetune_kernels.primitives.byte_products.fp8 import MIN_CAPABILITY, Fp8Weight
+from finetune_test_kernels.quantized_layers import linears_of, quantized_model
 from finetune_test_kernels.tensor_checks import root_error
 from finetune_trainer.training import fp8_gate
 from finetune_trainer.training.engine import Engine, prepare_engine
@@ -70,7 +72,20 @@ def _milliseconds(call: Any) -> float:
     return start.elapsed_time(end) / 10
 
 
-def test_training_ends_where_bfloat16_ends(tmp_path: Path) -> None:
+def test_weights_that_are_decoded_in_each_pass_cost_what_rounding_costs() -> None:
+    linears = linears_of(quantized_model(1, torch.bfloat16, hidden=1024).get_base_model().model.layers[0].mlp)[:2]
+    exact, rounded = (FrozenWeight(linears, torch.bfloat16, keep_dequantized=False) for _ in range(2))
+    rounded.use_fp8()
+    assert rounded.is_fp8
+    x, dy = (torch.randn(300, width, device="cuda", dtype=torch.bfloat16) for width in (1024, 4096))
+    assert 0.03 < root_error(rounded.forward(x, None), exact.forward(x, None)) < 0.045
+    assert 0.03 < root_error(rounded.backward(dy), exact.backward(dy)) < 0.045
+    assert root_error(rounded.backward(dy.flip(1)), exact.backward(dy)) > 1, "the control"
+
+
+@pytest.mark.parametrize("memory", ["Fastest", "Balanced", "Smallest"])
+def test_training_ends_where_bfloat16_ends(memory: str, tmp_path: Path) -> None:
+    """Fastest keeps the weights in FP8, the others decode them in each pass, and Smallest streams them, too."""
     size = Size(steps=100)
     model, rows = make_model(tmp_path / "model", size), make_rows(size)
     engines: list[Engine] = []
@@ -79,8 +94,12 @@ def test_training_ends_where_bfloat16_ends(tmp_path: Path) -> None:
         engines.append(prepare_engine(*arguments))
         return engines[-1]
 
-    exact = train(model, rows, size, Variant(kernels=True, training={"precision": "BF16"}, prepare=prepare))
-    rounded = train(model, rows, size, Variant(kernels=True, training={"precision": "FP8"}, prepare=prepare))
+    exact = train(
+        model, rows, size, Variant(kernels=True, training={"precision": "BF16", "memory": memory}, prepare=prepare)
+    )
+    rounded = train(
+        model, rows, size, Variant(kernels=True, training={"precision": "FP8", "memory": memory}, prepare=prepare)
+    )
     found = differences(rounded, exact)
     print(f"mean {sum(found) / len(found):.2e}, largest {max(found):.2e}; {engines[1].fp8_decision}")
     assert engines[0].fp8_decision is None

@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 
 from finetune_api.run_config import RunConfig
+from finetune_api.vocabulary import MemoryMode, Parallelism
+from finetune_kernels.planning.rates import H200, H200_FP8, Rates
 from finetune_test_models.minimal_run import minimal_run
 from finetune_trainer.preflight.gpu import estimate_gpu, judge_card, judge_gpu
+from finetune_trainer.preflight.memory.plans import Plans
 from finetune_trainer.preflight.report import Severity
 
 GIB = 2**30
@@ -21,8 +24,7 @@ T4 = {"capability": 7.5, "oldest": "Tesla-T4"}
 
 
 def a_config(precision: str, gpu: dict[str, Any]) -> RunConfig:
-    memory = "Fastest" if precision == "FP8" else "Smallest"
-    training = {"precision": precision, "memory": memory, "batchSize": 2}
+    training = {"precision": precision, "memory": "Smallest", "batchSize": 2}
     card = {"name": "card", "memoryBytes": 80 * GIB} | gpu
     return minimal_run(card, training=training, model={"maxSequenceLength": 2048})
 
@@ -40,6 +42,16 @@ def test_fp16_keeps_adapters_and_the_residual_stream_of_a_family_that_overflows_
     assert peak(LLAMA, "FP16") - peak(LLAMA, "BF16") == 2 * adapters
     stream = 2 * 2048 * 4096 * 2  # tokens, hidden; two bytes more each
     assert peak(GEMMA, "FP16") - peak(GEMMA, "BF16") >= 2 * adapters + 3 * stream
+
+
+def test_a_job_in_fp8_is_planned_by_the_speeds_of_fp8() -> None:
+    def rates(precision: str, parallelism: Parallelism = Parallelism.REPLICATED) -> Rates:
+        plans = Plans.of(a_config(precision, {}), SimpleNamespace(**LLAMA), parallelism)
+        assert plans is not None
+        return plans.at(4096, MemoryMode.SMALLEST, 24 * GIB).rates
+
+    assert rates("FP8") == H200_FP8
+    assert rates("BF16") == rates("FP8", Parallelism.SHARDED) == H200, "a base that is shared out is multiplied in BF16"
 
 
 def test_a_card_without_bfloat16_is_planned_for_in_fp16() -> None:

@@ -10,6 +10,7 @@ LABELS = {
     "ours-fp8": "this project, FP8",
     "ours-balanced": "this project, Balanced",
     "ours-smallest": "this project, Smallest",
+    "ours-smallest-fp8": "this project, Smallest in FP8",
     "unsloth-max": "Unsloth, KEEP_LAYERS=max",
     "unsloth": "Unsloth, default",
     "liger": "HF + TRL + Liger",

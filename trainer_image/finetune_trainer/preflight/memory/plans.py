@@ -13,7 +13,7 @@ from finetune_kernels.planning.loaded_weights import let_stream, loaded_bytes, s
 from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory
 from finetune_kernels.planning.micro_batch import choose_micro_batch, written_micro_batch
 from finetune_kernels.planning.model_shape import ModelShape
-from finetune_kernels.planning.rates import UNLIMITED, Machine
+from finetune_kernels.planning.rates import H200, H200_FP8, UNLIMITED, Machine
 from finetune_trainer.distributed.shares import split_batch
 from finetune_trainer.job.machine import PROCESS_BYTES, host_room
 from finetune_trainer.preflight.memory.fused_layers import why_not_fused
@@ -29,6 +29,8 @@ class Plans:
         self.shape, self._base = shape, base
         if parallelism is Parallelism.SHARDED:
             self.shape, self._base = share_out(shape, base, config.processes, double_quantized=double)
+        in_fp8 = config.training.precision is Precision.FP8 and parallelism is Parallelism.REPLICATED
+        self._rates = H200_FP8 if in_fp8 else H200
         self._room = host_room(config.memory_bytes, max(1, config.gpus), PROCESS_BYTES)
 
     @classmethod
@@ -65,10 +67,8 @@ class Plans:
     def at(self, tokens: int, mode: MemoryMode, total: int, room: int | None = None) -> MemoryPlan:
         """The plan for micro-batches of `tokens` tokens on a GPU of `total` bytes. `room`: host memory that it may
         pin; None for that of the job's pod."""
-        room = self._room if room is None else room
-        return plan_memory(
-            self.shape, tokens, base_bytes=self._base, total_bytes=total, mode=mode, machine=Machine(room)
-        )
+        machine = Machine(self._room if room is None else room, self._rates)
+        return plan_memory(self.shape, tokens, base_bytes=self._base, total_bytes=total, mode=mode, machine=machine)
 
     def without_streaming(self) -> "Plans":
         """The plans that keep all weights on the GPU."""

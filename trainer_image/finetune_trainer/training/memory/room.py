@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from finetune_api.run_config import RunConfig
-from finetune_kernels.planning.rates import H200, Rates
+from finetune_api.vocabulary import Precision
+from finetune_kernels.planning.rates import H200, H200_FP8, Rates
 from finetune_trainer.distributed.world import World
 from finetune_trainer.job.machine import free_memory, host_room
 from finetune_trainer.training.loaded_model import LoadedModel
@@ -39,7 +40,13 @@ class Room:
 
         own = (base, available_bytes(loaded.device), host, len(streamed))
         bases, totals, hosts, layers = zip(*world.gather_numbers(*own), strict=True)
-        return cls(int(max(bases)), int(min(totals)), int(min(hosts)), streamed_layers=int(max(layers)))
+        rates = H200_FP8 if multiplies_fp8(loaded, config) else H200
+        return cls(int(max(bases)), int(min(totals)), int(min(hosts)), rates, int(max(layers)))
+
+
+def multiplies_fp8(loaded: LoadedModel, config: RunConfig) -> bool:
+    """True if the job asks for FP8 and each process has all weights, as FP8 needs."""
+    return config.training.precision is Precision.FP8 and loaded.window is None
 
 
 def available_bytes(device: torch.device) -> int:
