@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from finetune_kernels.mixers.tuning import pin_norms
+
 DELTA_RULE, CONVOLUTION = "torch_chunk_gated_delta_rule", "causal_conv1d_fn"
 RULES = (
     DELTA_RULE, "torch_recurrent_gated_delta_rule", "chunk_kimi_delta_attention", "recurrent_kimi_delta_attention",
@@ -40,6 +42,8 @@ def use_kernels(causal: Any) -> None:
             _replace(file, CONVOLUTION, _Convolution)
             if type(module).__name__.endswith("RMSNormGated") and not isinstance(module.forward, _GatedNorm):
                 module.forward = _GatedNorm(module)
+                if torch.cuda.is_available():
+                    pin_norms()
 
 
 def takes_ends(mixer: Any, rows: torch.Tensor) -> bool:

@@ -9,13 +9,16 @@ prints errors and bytes.
 import gc
 from collections.abc import Iterator
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
+from triton.runtime.autotuner import Autotuner, Config
 
 from finetune_kernels.mixers import linear_attention
 from finetune_kernels.mixers.linear_attention import CONVOLUTION, DELTA_RULE, takes_ends, use_kernels
+from finetune_kernels.mixers.tuning import NORMS, autotuner_of, pin_norms
 from finetune_kernels.planning.families import family_of_config
 from finetune_kernels.planning.parts.mixer_shape import mixer_shape
 from finetune_test_kernels.tensor_checks import normal, root_error
@@ -35,10 +38,10 @@ def first_configurations() -> Iterator[None]:
     import fla.modules.causal_conv1d
     import fla.modules.norm.fused_norm_gate
     import fla.ops.gated_delta_rule  # noqa: F401
-    from triton.runtime.autotuner import Autotuner
 
     tuners = [found for found in gc.get_objects() if isinstance(found, Autotuner)]
     assert len(tuners) > 20
+    pin_norms()
     patch = pytest.MonkeyPatch()
     for tuner in tuners:
         patch.setattr(tuner, "configs", tuner.configs[:1])
@@ -145,6 +148,13 @@ def test_functions_without_the_ends_let_documents_see_each_other(
             patch.setattr(file, name, partial(without, whole, option))
             found = module(rows[None], cu_seq_lens_q=ends())[0]
         assert root_error(found, exact["output"]) > 3 * rounded["output"], name
+
+
+def test_norms_are_never_tuned() -> None:
+    """Triton tunes nothing that has one configuration."""
+    kernels = [getattr(import_module(path), name) for path, names in NORMS.items() for name in names]
+    left = [[str(config) for config in autotuner_of(kernel).configs] for kernel in kernels]
+    assert left == [[str(Config({"BT": 32}, num_warps=4))]] * 4
 
 
 def test_the_plan_knows_the_bytes() -> None:

@@ -23,6 +23,8 @@ def configure_logging(
     warnings.simplefilter(
         "ignore", FutureWarning
     )  # these are for whoever upgrades libraries, not for readers of a pod's log
+    # fla, when transformers imports it where there is no GPU; linear attention runs in transformers' loops there.
+    warnings.filterwarnings("ignore", "Triton is not supported on current platform", UserWarning)
     for name in NOISY:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
 

@@ -1,0 +1,40 @@
+"""One configuration for those of fla's kernels that would be tuned again while a run trains.
+
+fla tries all configurations of a kernel when it is called with a new key, and keeps the fastest: it compiles each, and
+takes 256 MB for the trial. Most keys are the model's sizes, so all is tried in the step that every run makes before it
+trains. Keys of the norms count rows as well, in steps of 65,536: of 2,048 tokens with 32 heads. A step with more tokens
+than any before it would stop to compile 68 kernels, in memory that is planned to the last gibibyte.
+"""
+
+from importlib import import_module
+from typing import Any
+
+NORMS = {
+    "fla.modules.norm.l2norm": ("l2norm_fwd_kernel", "l2norm_bwd_kernel"),
+    "fla.modules.norm.fused_norm_gate": ("layer_norm_gated_fwd_kernel", "layer_norm_gated_bwd_kernel"),
+}
+"""Module -> its kernels. They read and write each row once, so that configurations matter little."""
+ROWS, WARPS = 32, 4
+"""Rows of a block, and its warps: 32 of 128 elements are 32 for each thread."""
+
+
+def pin_norms() -> None:
+    """Leaves each of these kernels the one configuration, for the whole process.
+
+    Raises ValueError if a kernel has no such configuration.
+    """
+    for path, names in NORMS.items():
+        for name in names:
+            tuner = autotuner_of(getattr(import_module(path), name))
+            tuner.configs = [
+                config for config in tuner.configs if (config.kwargs.get("BT"), config.num_warps) == (ROWS, WARPS)
+            ]
+            if len(tuner.configs) != 1:
+                raise ValueError(f"{path}.{name} has {len(tuner.configs)} configurations of {ROWS} rows, not one")
+
+
+def autotuner_of(kernel: Any) -> Any:
+    """Returns a kernel's autotuner, which may lie below heuristics."""
+    while not hasattr(kernel, "configs"):
+        kernel = kernel.fn
+    return kernel
