@@ -12,8 +12,8 @@ from finetune_kernels.experts.replacing import expert_modules, replace_experts, 
 from finetune_kernels.experts.routers import keep_routers_in_fp32
 from finetune_kernels.ops.expert_mlp import Activation, Mixture, expert_mlp, reference
 from finetune_kernels.planning.expert_families import EXPERT_FAMILIES
-from finetune_kernels.primitives import grouped
 from finetune_kernels.primitives.expert_projection import Projection
+from finetune_kernels.primitives.grouped import products
 from finetune_kernels.primitives.nf4_stack import Nf4Stack
 from finetune_test_kernels.expert_adapters import adapt, by_hand
 from finetune_test_kernels.tensor_checks import DEVICE, normal, root_error
@@ -116,8 +116,8 @@ def test_a_layers_experts_are_as_exact_as_eager_bfloat16(name: str, monkeypatch:
     print(name, [f"{share:.3f}" for share in shares])
     assert max(shares) <= RATIO
 
-    linear = grouped.linear
-    monkeypatch.setattr(grouped, "linear", lambda x, w, ends: linear(x, w, (ends - 1).clamp(min=0)))
+    linear = products.linear
+    monkeypatch.setattr(products, "linear", lambda x, w, ends: linear(x, w, (ends - 1).clamp(min=0)))
     wrong = case.results(expert_mlp, torch.bfloat16)
     assert root_error(wrong[0], exact[0]) > WRONG * eager[0], "a row in the wrong group is noticed"
 

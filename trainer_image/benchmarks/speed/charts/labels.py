@@ -36,8 +36,8 @@ MODELS = {
 def title(row: str) -> str:
     """Model, length and batch of a row."""
     shape = ROWS[row]
-    packed = f"documents of {shape.mean} tokens packed into " if shape.mean else ""
-    return f"{MODELS[shape.model]}, {packed}{shape.length:,} tokens, batch {shape.batch} x {shape.accumulation}"
+    length = f"mixed lengths packed to {shape.length:,}" if shape.mean else f"{shape.length:,} tokens"
+    return f"{MODELS[shape.model]}, {length}, batch {shape.batch} x {shape.accumulation}"
 
 
 def in_order(summaries: Sequence[Summary]) -> list[Summary]:
