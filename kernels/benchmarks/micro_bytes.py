@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import gathered_nf4
+from benchmarks import gathered_nf4, permuted_nf4
 from benchmarks.micro_case import Case, Sizes
 from benchmarks.micro_linears import groups_of
 from finetune_kernels.primitives.byte_products import fp8, int8
@@ -59,6 +59,10 @@ def decoding_cases(sizes: Sizes) -> Iterator[Case]:
         for order, way, into in (("rows", "forward", rows), ("columns", "backward", columns)):
             run = partial(decode, packed, state, inverses, into, transposed=into is columns)
             yield Case(f"{name} {order}", way, shape, read + count, "TB/s", run)
+
+        if sizes.device == "cuda" and dtype is torch.float8_e4m3fn:
+            run = partial(permuted_nf4.decode, packed, state, inverses, rows)
+            yield Case(f"{name} rows, permuted", "forward", shape, read + count, "TB/s", run)
 
 
 def byte_cases(sizes: Sizes) -> Iterator[Case]:
