@@ -30,12 +30,9 @@ ESTIMATES: dict[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
     ),
     "another card": (KNOWN | {"watts": None}, [TIME, COST, ("energy", "unknown, as the power of this GPU is")]),
     "no speed": (
-        KNOWN | {"hours": None, "tokens_per_second": None},
+        KNOWN | {"hours": None, "tokens_per_second": None, "why_no_speed": "spec.resources names no GPU"},
         [
-            (
-                "GPU time",
-                "unknown, as spec.resources names no GPU whose speed is known (nodeSelector nvidia.com/gpu.product)",
-            ),
+            ("GPU time", "unknown, as spec.resources names no GPU"),
             ("cost", NO_TIME),
             ("energy", NO_TIME),
         ],

@@ -21,7 +21,7 @@ from finetune_trainer.job.machine import HOST_MARGIN, PROCESS_BYTES, host_room
 from finetune_trainer.preflight.memory.fused_layers import why_not_fused
 from finetune_trainer.preflight.memory.parallelism import choose_parallelism, judge_parallelism
 from finetune_trainer.preflight.memory.plans import Plans, max_length_of, rows_of
-from finetune_trainer.preflight.memory.speed import tokens_per_second
+from finetune_trainer.preflight.memory.speed import tokens_per_second, why_unknown
 from finetune_trainer.preflight.report import Finding, GpuEstimate, PlanRow
 from finetune_trainer.preflight.steps import TrainingSize
 from finetune_trainer.storage.sizes import GIBIBYTE
@@ -77,6 +77,7 @@ def estimate_plans(
             PlanRow(name=name, value=value) for name, value in plan.rows() if gpu.memory_bytes or " of " not in value
         ),
         tokens_per_second=speed,
+        why_no_speed=why_unknown(plans.shape, gpu.teraflops),
         hours=size.tokens / speed / 3600 if size and speed else None,
         price=config.price,
         watts=gpu.watts,

@@ -125,6 +125,9 @@ class GpuEstimate(ApiModel):
     plan: tuple[PlanRow, ...] = ()
     tokens_per_second: float | None = None
 
+    why_no_speed: str | None = None
+    """The reason if the speed is not known."""
+
     gpus: int = 1
     """GPUs that train together, each with the memory of the plan."""
 

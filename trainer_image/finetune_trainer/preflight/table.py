@@ -71,8 +71,12 @@ def _gpu_facts(gpu: GpuEstimate) -> list[tuple[str, str]]:
 def _usage_facts(gpu: GpuEstimate) -> list[tuple[str, str]]:
     """GPU time, cost and energy; what is not known says why."""
     if gpu.hours is None or gpu.tokens_per_second is None:
-        why = "unknown, as spec.resources names no GPU whose speed is known (nodeSelector nvidia.com/gpu.product)"
-        return [("GPU time", why), ("cost", "unknown without the GPU time"), ("energy", "unknown without the GPU time")]
+        why = gpu.why_no_speed or "the number of steps is not known"
+        return [
+            ("GPU time", f"unknown, as {why}"),
+            ("cost", "unknown without the GPU time"),
+            ("energy", "unknown without the GPU time"),
+        ]
 
     price, watts, gpu_hours = gpu.price, gpu.watts, gpu.hours * gpu.gpus
     cost = "unknown, as there is no price for this GPU (pricing.gpus in the values of the operator's chart)"

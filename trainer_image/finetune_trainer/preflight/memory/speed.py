@@ -5,12 +5,12 @@
 P: parameters of the linears that a token meets, which stay frozen; DoRA computes their outputs twice. What weights that
 stream from host memory are waited for comes on top, over a bus of 55 GB/s.
 
-A mixture's products are as fast, but are the lesser part of its time. All experts are decoded in each pass; and a layer
-has costs of its own, which are neither: launches, once a pass, and sorting, gathering and summing rows for each token.
-Where activations are recomputed, forward runs again, which is a third of them.
+A mixture's products are as fast, but all experts are decoded in each pass, and rows are sorted, gathered and summed for
+each token. With few tokens the GPU waits for the host, which launches two hundred small operations a layer: the slower
+of the two decides. Where activations are recomputed, forward runs again, which is a third of a layer.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.memory_plan import MemoryPlan
@@ -22,33 +22,33 @@ EFFICIENCY = 0.5
 """Share of the data sheet's TFLOP/s that training reaches: 15,800 tokens/s with Llama 8B on an H200."""
 BACKWARD = 2.5
 """Attention's matrix products in backward, over those in forward."""
-EXPERT_DECODING = 8.8e11
-"""Weights of experts decoded per second: 58 billion of Qwen3-30B-A3B in 66 ms on an H200."""
+EXPERT_DECODING = 1.4e12
+"""Weights of experts decoded per second, on an H200."""
+MIXTURE_LAUNCHES = 7.6e-3
+"""Seconds in which a host launches a mixture's layer, forward and backward: on an H200's host 363 ms for 48 layers of
+Qwen3-30B-A3B, and 184 ms for 24 of gpt-oss-20b. Hosts differ by a tenth and more."""
+MIXTURE_TOKEN = 0.5e-6
+"""Seconds that a mixture's layer takes for each token beside products and decoding, on an H200: four sequences of 2,048
+tokens take 450 ms in Qwen3-30B-A3B."""
 FORWARD = 1 / 3
 """Share of forward in a layer's own costs; backward has twice as many."""
 
 
-@dataclass(frozen=True)
-class MixtureCosts:
-    """Seconds of a mixture's layer, forward and backward, that are neither products nor decoding."""
-
-    layer: float
-    """Once a pass, however many tokens it has."""
-    token: float
-    """For each token of a pass."""
-
-
-MIXTURE: MixtureCosts | None = None
-"""Costs on an H200; None, as they are not told apart yet: 4.5 ms a layer were measured with 2,048 tokens alone."""
+def why_unknown(shape: ModelShape, teraflops: float | None) -> str | None:
+    """Says why no speed can be told, for people; None if one can."""
+    if teraflops is None:
+        return "spec.resources names no GPU whose speed is known (nodeSelector nvidia.com/gpu.product)"
+    if shape.mixers is not None:
+        return "the speed of models that have other layers than attention is not measured yet"
+    return None
 
 
 def tokens_per_second(
-    shape: ModelShape, plan: MemoryPlan, sizes: tuple[int, int], teraflops: float | None,
-    mixture: MixtureCosts | None = MIXTURE,
-) -> float | None:  # fmt: skip
-    """Tokens per second of training; None if the GPU's TFLOP/s are not known, or for a mixture whose costs are not.
-    `sizes`: tokens of a micro-batch, and of a sequence."""
-    if teraflops is None or (shape.experts is not None and mixture is None):
+    shape: ModelShape, plan: MemoryPlan, sizes: tuple[int, int], teraflops: float | None
+) -> float | None:
+    """Tokens per second of training; None if they are not known (`why_unknown`). `sizes`: tokens of a micro-batch, and
+    of a sequence."""
+    if teraflops is None or why_unknown(shape, teraflops) is not None:
         return None
     tokens, length = sizes
 
@@ -58,16 +58,18 @@ def tokens_per_second(
     head = 4.0 * shape.hidden * shape.vocabulary
     recomputed = shape.recomputed_by(plan.policies)
 
+    # Seconds of a pass.
     products = EFFICIENCY * teraflops * 1e12
-    waited = plan.streamed_layers * waiting_seconds(shape, replace(H200, products=products), tokens, recomputed)
-    beside = 0.0 if mixture is None else _seconds_beside(shape, plan, tokens, mixture)
-    return 1 / ((linears + attention + head + recomputed) / products + (waited + beside) / tokens)
+    busy = tokens * (linears + attention + head + recomputed) / products
+    busy += plan.streamed_layers * waiting_seconds(shape, replace(H200, products=products), tokens, recomputed)
+    if shape.experts is not None:
+        busy = _with_experts(busy, shape, plan, tokens)
+    return tokens / busy
 
 
-def _seconds_beside(shape: ModelShape, plan: MemoryPlan, tokens: int, costs: MixtureCosts) -> float:
-    """Seconds of a pass that a mixture's layers take beside their products; 0 for another model."""
-    if shape.experts is None:
-        return 0.0
+def _with_experts(busy: float, shape: ModelShape, plan: MemoryPlan, tokens: int) -> float:
+    """Seconds of a mixture's pass, whose products and waiting take `busy`."""
     again = sum(policy is not ActivationPolicy.SAVE_ALL for policy in plan.policies) / shape.layers
     layers = shape.mixture_layers * (1 + FORWARD * again)
-    return layers * (costs.layer + costs.token * tokens) + shape.decoded_experts(plan.policies) / EXPERT_DECODING
+    busy += layers * MIXTURE_TOKEN * tokens + shape.decoded_experts(plan.policies) / EXPERT_DECODING
+    return max(busy, layers * MIXTURE_LAUNCHES)
