@@ -36,6 +36,8 @@ class Case:
     saves: bool = False
     """True if it leaves a checkpoint of CHECKPOINT_STEP."""
     memory: MemoryMode = MemoryMode.FASTEST
+    gigabits: float | None = None
+    """Network, in gigabits a second, on which the processes pretend to be nodes; None: they are on one node."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def cases(machine: Machine) -> dict[str, Case]:
     found = [
         Case("one", each, 1),
         Case("replicated", step, gpus, profiled=True),
+        Case("slow-network", step, gpus, gigabits=10.0),
         Case("sharded", step, gpus, SHARDED, profiled=True, reference="replicated"),
         Case("large-sharded", large_row, gpus, SHARDED, steps=WARM_UP + 3, profiled=True),
         Case("curve-one", same, 1, steps=CURVE_STEPS),

@@ -29,6 +29,7 @@ from finetune_trainer.distributed.world import ALONE, World
 from speed.rows import SEED, SHAPES, model_folder, working_folder
 from speed.several.cases import CHECKPOINT_STEP, SHARDED, WARM_UP, Case, Machine, cases, streamed_cases
 from speed.several.exchange import Exchange, summarise_exchange
+from speed.several.slow_network import SlowWorld
 from speed.step_times import make_watch
 
 GIB = 2**30
@@ -85,7 +86,9 @@ def measure(case: Case, world: World) -> dict[str, Any]:
     """Trains the case, on rank 0 alone if it has one process; returns its row on rank 0."""
     found: dict[str, Any] = {}
     of = world if case.processes == world.size else ALONE
-    if of is world or world.rank == 0:
+    if of is world and case.gigabits is not None:
+        of = SlowWorld(world.rank, world.size, world.nodes, case.gigabits)
+    if of is not ALONE or world.rank == 0:
         found = _train(case, of)
     if not world.is_alone:
         dist.barrier()
