@@ -4,6 +4,7 @@
 `queues`        requests about Kueue's objects
 `status_writer` writes of a status, also under a CRD that is older than this operator
 `peer_objects`  requests about the Service and the NetworkPolicy of a job on several nodes
+`job_sets`      requests about JobSets
 `gpu_users`     requests about who holds a namespace's GPUs, or waits for them
 `connection`    kubernetes.aio under a service account or a kubeconfig, with errors of our own tree
 `scrapers`      who reads the metrics, and whether they may

@@ -21,6 +21,7 @@ from finetune_api.job import ObjectMeta
 from finetune_api.vocabulary import JOB_NAME_LABEL, JOB_UID_LABEL
 from finetune_operator.cluster.connection import MERGE_PATCH
 from finetune_operator.cluster.gpu_users import GpuUsers
+from finetune_operator.cluster.job_sets import JobSets
 from finetune_operator.cluster.peer_objects import PeerObjects
 from finetune_operator.cluster.queues import Queues
 from finetune_operator.cluster.server_clock import ServerClock
@@ -93,6 +94,7 @@ class Cluster:
         self.queues = Queues(connection)
         self.gpu_users = GpuUsers(connection)
         self.peers = PeerObjects(connection)
+        self.job_sets = JobSets(connection)
         self._statuses = StatusWriter(connection)
         self._namespaces = tuple(namespaces)
 

@@ -8,6 +8,7 @@ from finetune_operator.decide.explain_failure import build_failure
 from finetune_operator.decide.waiting.queue import leave_queue
 from finetune_operator.desired.installation import Installation
 from finetune_operator.observe.children import ChildJob
+from finetune_operator.observe.job_set import find_foreign
 from finetune_operator.observe.snapshot import AnySnapshot, BlindSnapshot, ChildRun, Snapshot, UnreadableSnapshot
 from finetune_operator.status_reasons import StatusReason
 
@@ -25,7 +26,7 @@ def job_is_over(snapshot: AnySnapshot, *_: object) -> Decision | None:
         return Decision(phase, "", "")  # its TTL cannot be read
 
     ttl = snapshot.spec.run_policy.ttl_seconds_after_finished
-    trainer_job, preflight_job = _owned(snapshot, snapshot.training.job), _owned(snapshot, snapshot.preflight.job)
+    trainer_job, preflight_job = _owned(snapshot, snapshot.training), _owned(snapshot, snapshot.preflight)
 
     # The outcome is read, or the startup deadline passes, before the Job controller has marked the Job.
     jobs = [job for job in (trainer_job, preflight_job) if job is not None]
@@ -134,9 +135,11 @@ def gpu_limit_is_exceeded(snapshot: Snapshot, run: ChildRun, installation: Insta
     return Decision.fail(build_failure(snapshot, run, FailureReason.GPU_LIMIT_EXCEEDED, message))
 
 
-def _owned(snapshot: Snapshot, job: ChildJob | None) -> ChildJob | None:
-    """The Job, if it is ours and stays."""
-    return job if job is not None and job.owner_uid == snapshot.metadata.uid and not job.deleting else None
+def _owned(snapshot: Snapshot, run: ChildRun) -> ChildJob | None:
+    """The run's Job, if it is ours and stays."""
+    if run.job is None or run.job.deleting or find_foreign(snapshot.metadata.uid, run.job, run.job_set):
+        return None
+    return run.job
 
 
 def _patch_at_the_end(job: ChildJob | None, phase: Phase, ttl: int | None) -> Json | None:

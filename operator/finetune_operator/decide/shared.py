@@ -44,10 +44,10 @@ def predecessor_still_runs(snapshot: Snapshot, run: ChildRun, *_: object) -> Dec
 
     what = f"pod {former.pod_name} of Job {former.job_name}" if former.pod_name else f"Job {former.job_name}"
     message = f"waiting until {what} has ended: it belongs to a FineTuneJob of the same name that was deleted"
-    if former.is_kept:
-        message += f" without it. To start now, delete it: kubectl delete job {former.job_name}"
+    if former.kept:
+        message += f" without it. To start now, delete it: kubectl delete {former.kept}"
 
-    seconds = RETRY_SECONDS if former.is_kept else ORPHAN_SECONDS
+    seconds = RETRY_SECONDS if former.kept else ORPHAN_SECONDS
     return Decision(_waiting_phase(run), StatusReason.PREDECESSOR_RUNNING, message, requeue_seconds=seconds)
 
 

@@ -19,9 +19,14 @@ ACTIVE_SINCE_ANNOTATION: Final = f"{GROUP}/active-since"
 FIELD_MANAGER: Final = "finetune-operator"
 LEASE_NAME: Final = "finetune-operator"
 
+REPLICATED_JOB: Final = "train"
+"""Name of the only replicated job of a JobSet, which stands in the name of its Job."""
+
 _HASH_LENGTH = 5  # hex digits
 _DIGEST_LENGTH = 16  # hex digits: nobody finds other data of the same digest
 _MAX_NAME_LENGTH = 63  # characters: a Job's name is also a label of its pods, and labels end there
+_MAX_JOB_SET_NAME_LENGTH = _MAX_NAME_LENGTH - len(f"-{REPLICATED_JOB}-0-63-abcde")  # its pods' names end like this
+_JOB_SET_GROUP = "jobset.x-k8s.io/"
 
 
 def child_name(job: ObjectMeta) -> str:
@@ -41,6 +46,18 @@ def peers_name(job: ObjectMeta) -> str:
     return _name(job, "", prefix="nodes-")
 
 
+def job_set_name(job: ObjectMeta) -> str:
+    """Name of the JobSet of a job on several nodes. It begins with a letter and leaves room for its pods' names, as
+    JobSet's webhook demands."""
+    return _name(job, "", prefix="nodes-", limit=_MAX_JOB_SET_NAME_LENGTH)
+
+
+def job_set_job_name(job: ObjectMeta) -> str:
+    """Name that JobSet's controller gives to the Job of the JobSet. No other child has it, as their names end in the
+    hash or in `-preflight`."""
+    return f"{job_set_name(job)}-{REPLICATED_JOB}-0"
+
+
 def config_map_name(job: ObjectMeta, data: dict[str, str]) -> str:
     """Name of the ConfigMap that holds `data`. It ends in their digest, so that no name ever stands for other data."""
     return f"{child_name(job)}-{_digest(data)}"
@@ -56,10 +73,10 @@ def _digest(data: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:_DIGEST_LENGTH]
 
 
-def _name(job: ObjectMeta, suffix: str, prefix: str = "") -> str:
+def _name(job: ObjectMeta, suffix: str, prefix: str = "", limit: int = _MAX_NAME_LENGTH) -> str:
     # Dots are allowed in the name of a FineTuneJob, but not in a pod's host name.
     digest = hashlib.sha256(job.uid.encode()).hexdigest()[:_HASH_LENGTH]
-    room = _MAX_NAME_LENGTH - _HASH_LENGTH - 1 - len(prefix) - len(suffix)
+    room = limit - _HASH_LENGTH - 1 - len(prefix) - len(suffix)
     return f"{prefix}{job.name.replace('.', '-')[:room].rstrip('-')}-{digest}{suffix}"
 
 
@@ -99,6 +116,14 @@ def controlling_job(metadata: dict[str, Any]) -> str | None:
     """Name of the batch/v1 Job that controls the object with this metadata; None if no Job does."""
     reference = _controller(metadata)
     return str(reference["name"]) if reference and reference.get("kind") == "Job" else None
+
+
+def controlling_job_set(metadata: dict[str, Any]) -> str | None:
+    """Name of the JobSet that controls the object with this metadata; None if no JobSet does."""
+    reference = _controller(metadata)
+    if reference is None or reference.get("kind") != "JobSet":
+        return None
+    return str(reference["name"]) if str(reference.get("apiVersion")).startswith(_JOB_SET_GROUP) else None
 
 
 def _controller(metadata: dict[str, Any]) -> dict[str, Any] | None:

@@ -9,15 +9,16 @@ from typing import Any, Final
 from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
 from finetune_api.vocabulary import COMPONENT_LABEL, JOB_UID_LABEL
-from finetune_operator.desired.names import TRAINER, child_metadata, child_name, peers_name
+from finetune_operator.desired.names import TRAINER, child_metadata, peers_name
 
 RENDEZVOUS_PORT: Final = 29400  # torchrun's
 PORT_NAME: Final = "rendezvous"
 
 
-def rendezvous_address(job: ObjectMeta) -> str:
-    """HOST:PORT at which the pods of a job meet: that of the pod with completion index 0."""
-    return f"{child_name(job)}-0.{peers_name(job)}:{RENDEZVOUS_PORT}"
+def rendezvous_address(job: ObjectMeta, job_name: str) -> str:
+    """HOST:PORT at which the pods of a job meet: that of the pod with completion index 0. `job_name`: the batch/v1
+    Job's."""
+    return f"{job_name}-0.{peers_name(job)}:{RENDEZVOUS_PORT}"
 
 
 def build_service(job: ObjectMeta) -> dict[str, Any]:

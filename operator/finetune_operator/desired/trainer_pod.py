@@ -100,7 +100,7 @@ def _environment(plan: PodPlan) -> list[Json]:
     if plan.credentials:
         values["FINETUNE_CREDENTIALS_DIR"] = CREDENTIALS_DIR
     if plan.nodes > 1:
-        values["FINETUNE_RENDEZVOUS"] = rendezvous_address(plan.job)
+        values["FINETUNE_RENDEZVOUS"] = rendezvous_address(plan.job, plan.job_name)
     for purpose in plan.claims:
         values[f"FINETUNE_{purpose.upper()}_MOUNT"] = f"/mnt/{purpose}"
 

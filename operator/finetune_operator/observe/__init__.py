@@ -8,6 +8,7 @@
 `blockers`         what keeps a pod from starting, by its Events
 `leftovers`        what still runs under the job's name: orphaned pods, and a predecessor
 `doubts`           why a pod's last word is not believed (pure)
+`job_set`          the JobSet between a FineTuneJob and its Job as a small typed value (pure)
 `children`         child Jobs and pods as small typed values
 `termination`      the end of a trainer's container, and its last words
 `several_pods`     the pods of a run on several nodes, told as those of one (pure)

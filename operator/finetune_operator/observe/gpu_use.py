@@ -5,6 +5,8 @@ operator had time to write. The line of those that wait is the order in which th
 nothing has to be remembered over a restart of the operator.
 """
 
+from collections.abc import Iterable
+
 from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
 from finetune_api.spec.spec import FineTuneJobSpec
@@ -13,6 +15,7 @@ from finetune_operator.cluster.gpu_users import GpuUsers
 from finetune_operator.desired.installation import Installation
 from finetune_operator.desired.names import controller_uid
 from finetune_operator.observe.children import ChildJob
+from finetune_operator.observe.job_set import JobSet
 from finetune_operator.observe.snapshot import AnySnapshot, GpuUse, GpuUser, awaits_preflight
 from finetune_operator.status_reasons import StatusReason
 
@@ -35,12 +38,21 @@ async def read_gpu_use(
     return find_gpu_use(seen.metadata, limit, fine_tune_jobs, await users.list_trainer_jobs(namespace))
 
 
-def find_gpu_use(job: ObjectMeta, limit: int, fine_tune_jobs: list[Json], trainer_jobs: list[Json]) -> GpuUse:
-    """Finds who holds GPUs and who comes first, from both lists of the job's namespace."""
+def find_gpu_use(
+    job: ObjectMeta,
+    limit: int,
+    fine_tune_jobs: list[Json],
+    trainer_jobs: list[Json],
+    job_sets: Iterable[JobSet] = (),
+) -> GpuUse:
+    """Finds who holds GPUs and who comes first, from both lists of the job's namespace. `job_sets`: those that control
+    some of the Jobs."""
+    owners: dict[str | None, str | None] = {job_set.uid: job_set.owner_uid for job_set in job_sets}
     succeeded = {each["metadata"]["uid"] for each in fine_tune_jobs if _phase(each) == Phase.SUCCEEDED}
     holders: dict[str, GpuUser] = {}
     for body in trainer_jobs:
-        owner = controller_uid(body["metadata"]) or str(body["metadata"]["uid"])
+        controller = controller_uid(body["metadata"])
+        owner = owners.get(controller, controller) or str(body["metadata"]["uid"])
         if owner not in succeeded and owner != job.uid and holds_gpus(ChildJob.parse(body)):
             labels = body["metadata"].get("labels") or {}
             holders[owner] = GpuUser(str(labels.get(JOB_NAME_LABEL, body["metadata"]["name"])), _gpus_of(body))

@@ -11,8 +11,9 @@ from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
 from finetune_api.status import Attempt
 from finetune_api.vocabulary import JOB_UID_LABEL
-from finetune_operator.desired.names import child_name, preflight_name
+from finetune_operator.desired.names import child_name, job_set_job_name, preflight_name
 from finetune_operator.observe.children import ChildJob, TrainerPod
+from finetune_operator.observe.job_set import JobSet
 from finetune_operator.observe.snapshot import Predecessor
 
 
@@ -21,25 +22,29 @@ def find_orphaned_pods(
 ) -> tuple[TrainerPod, ...]:
     """Finds the pods of a job that still run after their Job was deleted. `pods`: those that carry the job's UID and
     belong to none of its Jobs."""
-    known, names = {attempt.uid for attempt in attempts}, (child_name(metadata), preflight_name(metadata))
+    known, names = {attempt.uid for attempt in attempts}, _job_names(metadata)
     return tuple(pod for pod in pods if not pod.is_finished and (pod.uid in known or pod.owner_name in names))
 
 
-def find_predecessor(metadata: ObjectMeta, jobs: Iterable[Json], pods: Iterable[Json]) -> Predecessor | None:
+def find_predecessor(
+    metadata: ObjectMeta, jobs: Iterable[Json], pods: Iterable[Json], job_sets: Iterable[JobSet] = ()
+) -> Predecessor | None:
     """Finds a deleted FineTuneJob of the same name of which something still runs. `jobs` and `pods`: all that carry the
-    name."""
+    name; `job_sets`: those that control some of the Jobs."""
     former = [job for job in map(ChildJob.parse, jobs) if job.name in _names_of_predecessor(metadata, job.body)]
     # The garbage collector takes the owner away from what it is told to keep.
-    kept = {job.name for job in former if job.owner_uid is None and not job.deleting}
+    kept = {job.name: f"job {job.name}" for job in former if job.owner_uid is None and not job.deleting}
+    kept_sets = {each.uid: each for each in job_sets if each.owner_uid is None and not each.deleting}
+    kept |= {job.name: f"jobset {kept_sets[job.owner_uid].name}" for job in former if job.owner_uid in kept_sets}
 
     for body in pods:
         pod = TrainerPod.parse(body)
         if not pod.is_finished and pod.owner_name in _names_of_predecessor(metadata, body):
-            return Predecessor(pod.owner_name, pod.name, is_kept=pod.owner_name in kept)
+            return Predecessor(pod.owner_name, pod.name, kept.get(pod.owner_name))
 
     # A Job between two attempts has no pod, and will have one.
     open_job = next((job for job in former if not (job.is_over or job.suspended)), None)
-    return Predecessor(open_job.name, None, is_kept=open_job.name in kept) if open_job else None
+    return Predecessor(open_job.name, None, kept.get(open_job.name)) if open_job else None
 
 
 def _names_of_predecessor(metadata: ObjectMeta, body: Json) -> tuple[str, ...]:
@@ -48,4 +53,8 @@ def _names_of_predecessor(metadata: ObjectMeta, body: Json) -> tuple[str, ...]:
     if uid in ("", metadata.uid):
         return ()
     former = metadata.model_copy(update={"uid": uid})
-    return (child_name(former), preflight_name(former))
+    return _job_names(former)
+
+
+def _job_names(metadata: ObjectMeta) -> tuple[str, ...]:
+    return (child_name(metadata), job_set_job_name(metadata), preflight_name(metadata))

@@ -18,6 +18,7 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_api.vocabulary import Phase, PreflightMode
 from finetune_operator.desired.names import PREFLIGHT, TRAINER, Component, child_name, controller_uid, names_its_data
 from finetune_operator.observe.children import ChildJob, TrainerPod
+from finetune_operator.observe.job_set import JobSet, find_foreign
 from finetune_operator.observe.report_store import Channel, ReceivedReport
 from finetune_operator.observe.workload import QueueView
 
@@ -46,8 +47,9 @@ class Predecessor:
     pod_name: str | None
     """Name of its pod; None between two attempts."""
 
-    is_kept: bool
-    """True if its Job was kept, by `--cascade=orphan`; False if the garbage collector is stopping it."""
+    kept: str | None = None
+    """What `--cascade=orphan` kept of it, as kubectl names it: its Job, or the JobSet that would make the Job again.
+    None if the garbage collector is stopping it."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,9 @@ class ChildRun:
 
     others: tuple[TrainerPod, ...] = ()
     """The newest pods of the further nodes, by index."""
+
+    job_set: JobSet | None = None
+    """What makes the Job, where a JobSet does."""
 
     @property
     def newest_pod(self) -> TrainerPod | None:
@@ -206,9 +211,9 @@ class AnySnapshot:
     def foreign_child(self) -> str | None:
         """Kind and name of an object that has the name of our child but belongs to somebody else."""
         # Children of a predecessor with the same name are foreign too: it had another UID.
-        for job in (self.training.job, self.preflight.job):
-            if job is not None and job.owner_uid != self.metadata.uid:
-                return f"Job {job.name}"
+        for run in (self.training, self.preflight):
+            if foreign := find_foreign(self.metadata.uid, run.job, run.job_set):
+                return foreign
 
         for kind, body in (("Service", self.peers.service), ("NetworkPolicy", self.peers.network_policy)):
             if body is not None and controller_uid(body["metadata"]) != self.metadata.uid:

@@ -18,8 +18,8 @@ from finetune_api.job import ObjectMeta
 from finetune_api.progress import token_audience
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.cluster.cluster import NamespacedName, TokenIdentity
-from finetune_operator.desired.names import controller_uid
-from finetune_operator.errors import ReportRefusedError
+from finetune_operator.desired.names import controller_uid, controlling_job_set
+from finetune_operator.errors import ForbiddenError, ReportRefusedError
 from finetune_operator.observe.children import TrainerPod
 from finetune_operator.observe.observe import read_status
 from finetune_operator.reports.limits import Allowances, Remembered
@@ -31,8 +31,17 @@ LOOKUP_BURST = 100.0  # new tokens of one peer at once: many pods may share an a
 LOOKUPS_PER_SECOND = 20.0
 
 
+class JobSetReader(Protocol):
+    """Requests about JobSets that the checks of a report make."""
+
+    async def get(self, namespace: str, name: str) -> Json | None: ...
+
+
 class ReportCluster(Protocol):
     """Requests to Kubernetes that the checks of a report make."""
+
+    @property
+    def job_sets(self) -> JobSetReader: ...
 
     async def get_fine_tune_job(self, name: NamespacedName) -> Json | None: ...
     async def get_job(self, namespace: str, name: str) -> Json | None: ...
@@ -138,7 +147,8 @@ class Callers:
         return _caller(metadata.uid, identity, read_status(job.get("status") or {}))
 
     async def _check_owners(self, name: NamespacedName, job_uid: str, identity: TokenIdentity) -> None:
-        """Refuse a token whose pod's owners do not lead to the job: pod -> Job -> FineTuneJob."""
+        """Refuse a token whose pod's owners do not lead to the job: pod -> Job -> FineTuneJob, or pod -> Job -> JobSet
+        -> FineTuneJob."""
         # The token names the pod and its UID, but not the pod's owners.
         if identity.namespace != name.namespace:
             raise _forbidden()
@@ -156,8 +166,23 @@ class Callers:
         child = await self._cluster.get_job(name.namespace, owner) if owner else None
         if child is None or child["metadata"]["uid"] != controller_uid(body["metadata"]):
             raise _forbidden()
-        if controller_uid(child["metadata"]) != job_uid:
+        if controller_uid(child["metadata"]) != job_uid and not await self._is_in_job_set(name, job_uid, child):
             raise _forbidden()
+
+    async def _is_in_job_set(self, name: NamespacedName, job_uid: str, child: Json) -> bool:
+        """True if a JobSet of the FineTuneJob with this UID controls the Job."""
+        job_set_name = controlling_job_set(child["metadata"])
+        if job_set_name is None:
+            return False
+
+        # Who may not read JobSets has made none.
+        try:
+            job_set = await self._cluster.job_sets.get(name.namespace, job_set_name)
+        except ForbiddenError:
+            return False
+        if job_set is None or job_set["metadata"]["uid"] != controller_uid(child["metadata"]):
+            return False
+        return controller_uid(job_set["metadata"]) == job_uid
 
 
 def _caller(job_uid: str, identity: TokenIdentity, status: FineTuneJobStatus) -> Caller:

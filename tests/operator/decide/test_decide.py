@@ -244,7 +244,7 @@ CASES: dict[str, tuple[Snapshot, Phase, str]] = {
         "TrainerStarted",
     ),
     "a deleted job of the same name still has a pod": (
-        a_snapshot(UNCHECKED, job=None, predecessor=Predecessor("bot-0", "bot-0-x", is_kept=False)),
+        a_snapshot(UNCHECKED, job=None, predecessor=Predecessor("bot-0", "bot-0-x")),
         Phase.QUEUED,
         "PredecessorRunning",
     ),

@@ -161,7 +161,7 @@ CASES: dict[str, tuple[Snapshot, Phase, str]] = {
         "JobDeleted",
     ),
     "a deleted job of the same name still has a pod": (
-        a_preflight_snapshot(job=None, predecessor=Predecessor("bot-0", "bot-0-x", is_kept=False)),
+        a_preflight_snapshot(job=None, predecessor=Predecessor("bot-0", "bot-0-x")),
         Phase.VALIDATING,
         "PredecessorRunning",
     ),

@@ -5,6 +5,7 @@ import pytest
 from finetune_api.base import Json
 from finetune_operator.desired.trainer_job import build_trainer_job
 from finetune_operator.observe.gpu_use import find_gpu_use
+from finetune_operator.observe.job_set import JobSet
 from finetune_operator.observe.snapshot import GpuUse, GpuUser
 from finetune_test_operator.snapshot_builder import METADATA, a_spec, at
 
@@ -86,3 +87,29 @@ def test_a_job_is_counted_once() -> None:
     # Its status is as old as the wait, and its Job is there already.
     use = find_gpu_use(ME, LIMIT, [a_job("a", 0, 2, **WAITS)], [a_trainer("a", 2)])
     assert use == GpuUse(LIMIT, (GpuUser("a", 2),))
+
+
+def _in_a_set(trainer: Json, uid: str = "set-uid") -> Json:
+    trainer["metadata"]["ownerReferences"] = [{"kind": "JobSet", "name": "set", "uid": uid, "controller": True}]
+    return trainer
+
+
+def test_a_job_whose_trainer_a_job_set_made_is_counted_as_itself_and_once() -> None:
+    waiting, trainer = a_job("a", 0, 2, **WAITS), _in_a_set(a_trainer("a", 2))
+    its_set = JobSet("set", "set-uid", "uid-a", deleting=False)
+    assert find_gpu_use(ME, LIMIT, [waiting], [trainer], [its_set]) == GpuUse(LIMIT, (GpuUser("a", 2),))
+
+    # The job itself, and one that has succeeded, hold nothing that others would have to wait for.
+    me, done = ME.model_copy(update={"uid": "uid-a"}), a_job("a", 0, phase="Succeeded")
+    assert find_gpu_use(me, LIMIT, [], [trainer], [its_set]) == GpuUse(LIMIT)
+    assert find_gpu_use(ME, LIMIT, [done], [trainer], [its_set]) == GpuUse(LIMIT)
+
+
+@pytest.mark.parametrize(
+    "job_set",
+    [JobSet("set", "another-set", "uid-me", deleting=False), JobSet("set", "set-uid", None, deleting=False)],
+    ids=["another set of the name", "a set that was kept"],
+)
+def test_gpus_of_a_set_that_is_not_the_jobs_stay_counted(job_set: JobSet) -> None:
+    me, trainer = ME.model_copy(update={"uid": "uid-me"}), _in_a_set(a_trainer("a", 2))
+    assert find_gpu_use(me, LIMIT, [], [trainer], [job_set]) == GpuUse(LIMIT, (GpuUser("a", 2),))

@@ -14,7 +14,7 @@ import aiohttp
 from finetune_api.base import Json
 from finetune_api.progress import progress_path, token_audience
 from finetune_operator.cluster.cluster import NamespacedName, TokenIdentity
-from finetune_operator.errors import ApiUnavailableError
+from finetune_operator.errors import ApiUnavailableError, ForbiddenError
 from finetune_operator.observe.report_store import ReportStore
 from finetune_operator.reports.certificate import load_certificate
 from finetune_operator.reports.checks import ReportChecks
@@ -29,9 +29,25 @@ TOKEN = "good-token"
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 
 
-def owner(kind: str, name: str, uid: str) -> list[Json]:
+def owner(kind: str, name: str, uid: str, api_version: str = "") -> list[Json]:
     """The ownerReferences of an object with one controller."""
-    return [{"kind": kind, "name": name, "uid": uid, "controller": True}]
+    return [{"apiVersion": api_version, "kind": kind, "name": name, "uid": uid, "controller": True}]
+
+
+class FakeJobSets:
+    """The one JobSet that a test has put there."""
+
+    def __init__(self) -> None:
+        self.job_set: Json | None = None
+        self.is_forbidden = False
+        self.asked: list[str] = []
+
+    async def get(self, namespace: str, name: str) -> Json | None:
+        """The JobSet, unless it has another name."""
+        self.asked.append(name)
+        if self.is_forbidden:
+            raise ForbiddenError(403, f"GET jobsets/{name}", "no right")
+        return self.job_set if self.job_set and self.job_set["metadata"]["name"] == name else None
 
 
 class FakeCluster:
@@ -55,6 +71,7 @@ class FakeCluster:
             },
         }
 
+        self.job_sets = FakeJobSets()
         self.identity: TokenIdentity | None = TokenIdentity("team", "bot-1-x", POD_UID)
         self.is_down = False
         self.requests: list[str] = []

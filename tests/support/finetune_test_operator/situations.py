@@ -140,7 +140,7 @@ MOMENTS: Life = {
     "the Job has no pod yet": a_snapshot(),
     "a pod starts": a_snapshot(pods=(a_pod(),)),
     "a deleted job of the same name still runs": a_snapshot(
-        UNCHECKED, job=None, predecessor=Predecessor("bot-0", "bot-0-x", is_kept=False)
+        UNCHECKED, job=None, predecessor=Predecessor("bot-0", "bot-0-x")
     ),
     "the Job is being deleted": a_snapshot(job=a_trainer_job(deleting=True)),
     "the trainer has read model and data, without checks": a_snapshot(
