@@ -7,6 +7,7 @@ takes most of a minute, as attention is quadratic.
 """
 
 import gc
+import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -115,12 +116,14 @@ class _Trainings:
         from finetune_api.vocabulary import Precision
         from finetune_trainer.stages.adapter_injection import inject_adapter
         from finetune_trainer.stages.model_loading import load_model
+        from finetune_trainer.stages.placement import placement_of
         from finetune_trainer.training.engine import prepare_engine
         from speed.systems import run_config
 
         self._system, self._row, self._folder = system, row, folder
         config = run_config(system, replace(row, length=MAX_POSITIONS), folder, STEPS)
-        self._loaded = load_model(folder, config.model, Precision.AUTO, gpus=1)
+        placement = placement_of(config, folder, rank=0, size=1)
+        self._loaded = load_model(folder, config.model, Precision.AUTO, gpus=1, placement=placement)
         self._model = inject_adapter(self._loaded.model, config.adapter, SEED).model
         self._engine = prepare_engine(self._model, self._loaded, config)
 
@@ -137,6 +140,8 @@ class _Trainings:
             error.__traceback__ = None  # its frames hold the pass's tensors
             for layer in self._engine.layers.layers if self._engine.layers else ():
                 layer.host.forget()
+            if self._loaded.streamed is not None:
+                self._loaded.streamed.stream(len(self._loaded.streamed))
 
         # Everything of this attempt is released before the next one.
         peak = torch.cuda.max_memory_allocated()
@@ -148,6 +153,7 @@ class _Trainings:
         if result is None:
             return Attempt(tokens, None, time.monotonic() - began, {})
         result["peak_gib"] = round(peak / 2**30, 2)
+        result["host_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1)
         return Attempt(tokens, peak, time.monotonic() - began, result)
 
     def _train(self, tokens: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from speed.results import PEERS, Result, ratio, summarise
-from speed.rows import LONGEST, UNSLOTH_24G_TOKENS
+from speed.rows import LONGEST
 
 
 def progress_line(result: Result, seconds: float) -> str:
@@ -28,9 +28,9 @@ def show(
         console.print(table(made))
 
     for result in made:
-        if result.row == LONGEST and result.max_tokens:
-            share = result.max_tokens / UNSLOTH_24G_TOKENS
-            published = f"{share:.2f}x Unsloth's published {UNSLOTH_24G_TOKENS}"
+        if result.row in LONGEST and result.max_tokens:
+            share = result.max_tokens / LONGEST[result.row]
+            published = f"{share:.2f}x Unsloth's published {LONGEST[result.row]}"
             console.print(f"{result.row}: {result.max_tokens} tokens, {published}; the card is emulated")
 
     for word, names in (("failed", failed), ("left out for lack of time", left_out)):

@@ -37,6 +37,8 @@ class Result:
     gpu: str
     versions: str
     commit: str
+    host_gib: float | None = None
+    """Peak of the process's host memory, where the row reports it."""
 
 
 COLUMNS = tuple(field.name for field in fields(Result))
@@ -53,6 +55,7 @@ def parse(text: str) -> list[Result]:
             max_tokens=int(line["max_tokens"]) if line.get("max_tokens") else None,
             first_step_s=float(line["first_step_s"]), grad_norm=float(line["grad_norm"]), gpu=line["gpu"],
             versions=line["versions"], commit=line["commit"],
+            host_gib=float(line["host_gib"]) if line.get("host_gib") else None,
         )
         for line in csv.DictReader(io.StringIO(text))
     ]  # fmt: skip

@@ -14,11 +14,10 @@ from typing import Any
 
 WARM_UP, STEPS, SEED = 3, 6, 3407
 """Steps before the timed ones (compilation, autotuning, allocator), timed steps, and the seed."""
-LONGEST = "8b-longest-24g"
+LONGEST = {"8b-longest-8g": 2_972, "8b-longest-12g": 21_848, "8b-longest-16g": 40_724, "8b-longest-24g": 78_475}
+"""Rows that search for the longest sequence on a smaller card, and what Unsloth publishes for Llama 8B there."""
 MAX_POSITIONS = 131_072
 """Number of positions of the models, and the limit of the search for the longest sequence."""
-UNSLOTH_24G_TOKENS = 78_475
-"""Unsloth's published longest sequence for Llama 8B on a 24 GB card."""
 SYSTEMS = (
     "ours", "ours-fp8", "ours-balanced", "ours-smallest", "ours-smallest-fp8", "hf", "hf-no-checkpointing", "liger",
     "unsloth", "unsloth-max",
@@ -78,7 +77,10 @@ ROWS = {
     "gpt-oss-20b-2048-bs1": Row("gpt-oss-20b", 2048, 1, 1, on_device=True),
     "qwen3-a3b-8-layers-2048-bs1": Row("qwen3-a3b-8-layers", 2048, 1, 1),
     "gpt-oss-6-layers-2048-bs1": Row("gpt-oss-6-layers", 2048, 1, 1),
-    LONGEST: Row("llama-8b", 8192, 1, 1, card_gib=24.0),
+    "8b-longest-8g": Row("llama-8b", 8192, 1, 1, card_gib=8.0),
+    "8b-longest-12g": Row("llama-8b", 8192, 1, 1, card_gib=12.0),
+    "8b-longest-16g": Row("llama-8b", 8192, 1, 1, card_gib=16.0),
+    "8b-longest-24g": Row("llama-8b", 8192, 1, 1, card_gib=24.0),
     "8b-2048-bs2-ga4-gpus2": Row("llama-8b", 2048, 2, 4, gpus=2),
 }
 ON_ONE_GPU = tuple(name for name, row in ROWS.items() if row.gpus == 1)

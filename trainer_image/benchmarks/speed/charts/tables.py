@@ -6,7 +6,7 @@ from benchmarks import micro_results
 from benchmarks.micro_results import Timing
 from speed.charts.labels import LABELS, MODELS, in_order, shown_runs, title
 from speed.results import PEERS, Result, Summary, newest, ratio, summarise
-from speed.rows import LONGEST, UNSLOTH_24G_TOKENS
+from speed.rows import LONGEST, ROWS
 
 BENCHMARKS_HEADER = (
     "<!-- GENERATED from trainer_image/benchmarks/speed/results.csv and kernels/benchmarks/micro.csv "
@@ -91,15 +91,17 @@ def _other_runs(results: Sequence[Result], shown: dict[str, list[Result]]) -> li
 
 
 def _longest_sequence(results: Sequence[Result]) -> list[str]:
-    found = newest(results, {"ours-smallest"}).get(LONGEST)
-    if found is None:
-        return []
+    known = newest(results, {"ours-smallest"})
+    found = [(row, published, known[row]) for row, published in LONGEST.items() if row in known]
+    return [line for one in found for line in (_longest_line(*one), "")]
 
-    (summary,), first = summarise(found), found[0]
-    card = f"a 24 GB card, emulated on one {first.gpu} (run {first.run}, commit {first.commit})"
-    reached = f"{summary.max_tokens:,} tokens in {summary.peak_gib:.2f} GiB with `memory: Smallest`"
-    published = f"Unsloth publishes {UNSLOTH_24G_TOKENS:,}."
-    return [f"Longest sequence for {MODELS['llama-8b']} on {card}: {reached}; {published}", ""]
+
+def _longest_line(row: str, published: int, of_run: Sequence[Result]) -> str:
+    (summary,), first = summarise(of_run), of_run[0]
+    card = f"a {ROWS[row].card_gib:.0f} GB card, emulated on one {first.gpu} (run {first.run}, commit {first.commit})"
+    host = "" if first.host_gib is None else f" and {first.host_gib:.1f} GiB of host memory"
+    reached = f"{summary.max_tokens:,} tokens in {summary.peak_gib:.2f} GiB{host} with `memory: Smallest`"
+    return f"Longest sequence for {MODELS['llama-8b']} on {card}: {reached}; Unsloth publishes {published:,}."
 
 
 def _provenance(shown: dict[str, list[Result]]) -> list[str]:
