@@ -10,6 +10,7 @@ The alternative, transformers' forward written anew, was rejected: each family s
 
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from inspect import unwrap
 from types import ModuleType
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from finetune_kernels.mixers.tuning import pin_norms
+from finetune_kernels.planning.parts.mixer_shape import is_usable
 
 DELTA_RULE, CONVOLUTION = "torch_chunk_gated_delta_rule", "causal_conv1d_fn"
 RULES = (
@@ -42,7 +44,7 @@ def use_kernels(causal: Any) -> None:
             _replace(file, CONVOLUTION, _Convolution)
             if type(module).__name__.endswith("RMSNormGated") and not isinstance(module.forward, _GatedNorm):
                 module.forward = _GatedNorm(module)
-                if torch.cuda.is_available():
+                if torch.cuda.is_available() and is_usable("fla"):
                     pin_norms()
 
 
@@ -53,8 +55,13 @@ def takes_ends(mixer: Any, rows: torch.Tensor) -> bool:
 
 
 def on_gpu(tensor: torch.Tensor) -> bool:
-    """True if fla's kernels can read a tensor."""
-    return tensor.is_cuda
+    """True if fla's kernels can read a tensor, and this Triton compiles them rightly."""
+    return tensor.is_cuda and _fla_is_usable()
+
+
+@cache
+def _fla_is_usable() -> bool:
+    return is_usable("fla")
 
 
 def _file_of(module: Any) -> ModuleType:

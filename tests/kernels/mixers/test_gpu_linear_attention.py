@@ -20,11 +20,13 @@ from finetune_kernels.mixers import linear_attention
 from finetune_kernels.mixers.linear_attention import CONVOLUTION, DELTA_RULE, takes_ends, use_kernels
 from finetune_kernels.mixers.tuning import NORMS, autotuner_of, pin_norms
 from finetune_kernels.planning.families import family_of_config
-from finetune_kernels.planning.parts.mixer_shape import mixer_shape
+from finetune_kernels.planning.parts.mixer_shape import is_usable, mixer_shape
 from finetune_test_kernels.tensor_checks import normal, root_error
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # libraries warn of each other
-pytest.importorskip("fla", reason="fla-core is in the trainer's image, and not in development environments")
+if not is_usable("fla"):
+    reason = "fla-core, with Triton 3.7.1 or newer, is in the trainer's image, and not in development environments"
+    pytest.skip(reason, allow_module_level=True)
 HIDDEN, DOCUMENTS = 512, (70, 0, 1, 300, 64, 129)
 RATIO = 2.0
 """Share of the loops' error in bfloat16: these keep states and their products in fp32, fla the products' inputs in 16

@@ -77,15 +77,30 @@ def test_what_is_missing_is_said_with_its_cost(monkeypatch: pytest.MonkeyPatch) 
     config = CONFIG_MAPPING["qwen3_5_text"](**SIZES | DELTA)
     family = family_of_config(config)
     monkeypatch.setattr(planned, "find_spec", lambda name: None)
-    assert missing_packages(config, family) == ["fla-core"]
+    assert missing_packages(config, family) == ["fla-core with Triton 3.7.1 or newer"]
     assert cost_of_missing(config, family) == (
-        "2 of 3 layers have linear attention, which runs in transformers' plain PyTorch, as fla-core is not installed: "
-        "these layers take longer, and 23 KiB a token while one works"
+        "2 of 3 layers have linear attention, which runs in transformers' plain PyTorch, as fla-core with Triton 3.7.1 "
+        "or newer is not installed: these layers take longer, and 23 KiB a token while one works"
     )
     monkeypatch.setattr(planned, "find_spec", lambda name: object())
     assert cost_of_missing(config, family) is None
     llama = CONFIG_MAPPING["llama"](**SIZES)
     assert cost_of_missing(llama, family_of_config(llama)) is None
+
+
+@pytest.mark.parametrize(
+    ("triton", "usable"), [("3.6.0", False), ("3.7.0", False), ("3.7.1", True), ("3.7.1+git1", True), ("3.10.0", True)]
+)
+def test_fla_is_left_alone_with_a_triton_that_compiles_it_wrongly(
+    triton: str, usable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CONFIG_MAPPING["qwen3_5_text"](**SIZES | DELTA)
+    family = family_of_config(config)
+    in_loops = mixer_shape(config, family)
+    monkeypatch.setattr(planned, "find_spec", lambda name: object())
+    monkeypatch.setattr(planned, "version", lambda name: triton)
+    assert (missing_packages(config, family) == []) == usable
+    assert (mixer_shape(config, family) != in_loops) == usable, "kernels need other bytes"
 
 
 def test_layers_with_another_mixer_save_less_and_recompute_it() -> None:

@@ -18,6 +18,7 @@ from finetune_trainer.model.planned_weights import PlannedWeights
 from finetune_trainer.preflight.gpu import estimate_plans, memory_remedy
 from finetune_trainer.preflight.memory.fused_layers import why_not_fused
 from finetune_trainer.preflight.memory.plans import Plans
+from finetune_trainer.preflight.memory.speed import why_unknown
 from finetune_trainer.preflight.report import Finding, GpuEstimate, PlanRow
 from finetune_trainer.preflight.steps import TrainingSize
 from finetune_trainer.storage.sizes import GIBIBYTE, format_size
@@ -53,6 +54,7 @@ def estimate_mixture(
         peak_bytes=kept if saves else smallest,
         smallest_bytes=smallest,
         plan=tuple(_rows(shape, planned, rows, length, saves=saves, moved=moved)),
+        why_no_speed=why_unknown(shape, gpu.teraflops) or "the speed of mixtures without fused layers is not measured",
         price=config.price,
         watts=gpu.watts,
     )

@@ -6,8 +6,10 @@ within a twentieth (`test_mixer_shape.py` measures them again). Those of fla's k
 whose own tensors are more than what it needs (`test_gpu_linear_attention.py` measures them).
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,8 +17,12 @@ from finetune_kernels.planning.family import Family
 
 CHUNK = 64
 """Tokens that the gated delta rule takes at a time."""
-DISTRIBUTIONS = {"fla": "fla-core", "causal_conv1d": "causal-conv1d", "mamba_ssm": "mamba-ssm"}
+DISTRIBUTIONS = {
+    "fla": "fla-core with Triton 3.7.1 or newer", "causal_conv1d": "causal-conv1d", "mamba_ssm": "mamba-ssm",
+}  # fmt: skip
 """Module -> the package that has it."""
+_FLA_TRITON = (3, 7, 1)
+"""Oldest Triton for fla, which refuses its backward on Hopper below: the compiler made it give wrong numbers."""
 
 _NEMOTRON = ("mamba_num_heads", "mamba_head_dim", "ssm_state_size", "n_groups")
 
@@ -67,7 +73,7 @@ def _delta_net(config: Any) -> tuple[dict[str, tuple[int, int]], int]:
     # A state for each chunk, twice in 16 bits (by kernels: with its gradient) or once in fp32. Documents that are
     # shorter than a chunk have one each, which is not counted.
     states = 4 * heads * key_size * value_size // CHUNK
-    if find_spec("fla") is None:
+    if not is_usable("fla"):
         return linears, 4 * convolved + 26 * values + 32 * heads * key_size + 21 * heads * CHUNK + states
 
     # The convolution's input and output, a triangle of each chunk, decays and factors; gradients of the output and of
@@ -95,11 +101,18 @@ def _mamba(config: Any) -> tuple[dict[str, tuple[int, int]], int]:
     return linears, 40 * inner + 24 * heads * state + 12 * heads * chunk + states + 8 * groups
 
 
+def is_usable(name: str) -> bool:
+    """True if the kernels of a module of `DISTRIBUTIONS` are installed, and may run."""
+    if find_spec(name) is None:
+        return False
+    return name != "fla" or tuple(int(part) for part in re.findall(r"\d+", version("triton"))[:3]) >= _FLA_TRITON
+
+
 def missing_packages(config: Any, family: Family | None) -> list[str]:
     """Returns the packages that the mixers of a configuration would run faster with and that are not installed."""
     if family is None or family.mixer is None or mixer_shape(config, family) is None:
         return []
-    return [DISTRIBUTIONS[name] for name in family.mixer.packages if find_spec(name) is None]
+    return [DISTRIBUTIONS[name] for name in family.mixer.packages if not is_usable(name)]
 
 
 def cost_of_missing(config: Any, family: Family | None) -> str | None:
