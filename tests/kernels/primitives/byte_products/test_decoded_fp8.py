@@ -1,28 +1,38 @@
 """Frozen NF4 weights that are decoded to FP8 in each pass: what rounding costs, that nothing stays, and that 16 bits
 come back unchanged. Beside weights that are kept in FP8: test_fp8.py."""
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 
+from finetune_api.vocabulary import MemoryMode
 from finetune_kernels.layers import decoded_fp8
 from finetune_kernels.layers.decoded_fp8 import DecodedFp8
 from finetune_kernels.layers.frozen_weight import FrozenWeight
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.planning.activation_policy import ActivationPolicy
+from finetune_kernels.planning.loaded_weights import let_stream
+from finetune_kernels.planning.memory_plan import MemoryPlan, plan_memory
+from finetune_kernels.planning.micro_batch import MicroBatch
+from finetune_kernels.streaming.host_layers import HostLayers
 from finetune_test_kernels.quantized_layers import linears_of, quantized_model, stream
 from finetune_test_kernels.tensor_checks import DEVICE, normal, root_error
+from finetune_trainer.training.engine import Engine
+from finetune_trainer.training.fp8_gate import Measured
+from finetune_trainer.training.memory.loaded_shape import model_shape
 
 COST = 0.045
 """Error of a product, as for weights that are kept (test_fp8.py)."""
 
 
 def results(model: Any) -> dict[str, torch.Tensor]:
-    model.zero_grad()
     logits = model(input_ids=torch.arange(3, 23, device=DEVICE).unsqueeze(0), use_cache=False).logits
     (logits * normal(*logits.shape, seed=5)).sum().backward()
-    return {"logits": logits.detach()} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()  # the next backward pass adds to none of these
+    return {"logits": logits.detach()} | gradients
 
 
 def fused(model: Any, policy: ActivationPolicy, layers: int = 1) -> FusedLayers:
@@ -81,6 +91,38 @@ def test_streamed_layers_compute_what_resident_ones_do() -> None:
         layers.use_fp8()
         found.append(results(model))
     assert same(*found)
+
+
+def test_the_gate_and_smaller_plans_leave_decoded_weights_in_fp8() -> None:
+    """The trainer's engine over real layers, down to the plan that streams all of them; then a look that refuses. What
+    the looks measure is given."""
+    model = quantized_model(3).train()
+    shape = let_stream(model_shape(model), double_quantized=True)
+
+    def plan_for(mode: MemoryMode, most: int = 8 << 30) -> MemoryPlan:
+        return plan_memory(shape, 32, base_bytes=1 << 30, total_bytes=min(8 << 30, most), mode=mode)
+
+    layers, streamed = fused(model, ActivationPolicy.SAVE_ALL, 3), HostLayers(model.get_base_model().model.layers)
+    loss: Any = None  # the looks bring their own
+    engine = Engine(False, loss, MicroBatch(1, 1), plan_for(MemoryMode.FASTEST), layers, plan_for, next_fp8_look=0)
+    engine.streamed = streamed
+    exact = results(model)
+
+    measured = itertools.chain(itertools.repeat(Measured(1.0, torch.ones(2)), 3), [Measured(2.0, torch.ones(2))])
+    engine.look_at_fp8(0, lambda: next(measured))
+    assert engine.fp8_decision is not None
+    assert engine.fp8_decision.is_fp8
+    rounded = results(model)
+    assert not same(rounded, exact)
+
+    while engine.can_step_down:
+        assert engine.step_down(1)
+    assert len(streamed) == 3
+    assert same(results(model), rounded)
+
+    engine.look_at_fp8(20, lambda: next(measured))
+    assert engine.fp8_decision.reason.startswith("FP8 until step 20")
+    assert same(results(model), exact)
 
 
 def test_products_inside_a_pass_share_one_decoding_of_each_order(monkeypatch: pytest.MonkeyPatch) -> None:
