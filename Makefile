@@ -98,7 +98,7 @@ faults: binaries  ## 330 fault plans against the operator, all edits of specs, r
 	@python -m finetune_test_operator.faults.suite
 	@[ -n "$${FAULTS_PLAN:-}" ] || python -m pytest -q -m faults tests/operator/faults tests/trainer/artifacts $(PYTEST_ARGS)
 
-kueue: binaries  ## Jobs in queues of the real Kueue, which is built from its Go module (8 minutes on two cores, once per machine and version; then 4 minutes)
+kueue: binaries  ## Jobs in queues of the real Kueue, and in JobSets of the real controller; both are built from their Go modules (12 minutes on two cores, once per machine and version; then 5 minutes)
 	@python -m pytest -m kueue $(PYTEST_ARGS)
 
 images: setup  ## As root, both images without a registry: built and tried (first 10 minutes on two cores; IMAGES_ARGS="--twice" compares two builds)

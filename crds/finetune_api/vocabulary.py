@@ -248,6 +248,13 @@ class Batching(StrEnum):
     """One document a pass: for models whose rows see each other, too."""
 
 
+class MultiNode(StrEnum):
+    """Kind of the object that makes the pods of a job on several nodes."""
+
+    JOB = "Job"
+    JOB_SET = "JobSet"
+
+
 class PreflightMode(StrEnum):
     """Run or skip the checks of model, data and output on a CPU before the trainer's pod is created."""
 

@@ -76,5 +76,5 @@ def _place_of(snapshot: AnySnapshot, decision: Decision) -> Place | None:
         return Place.WAITS
     if decision.actions.starts_training:
         return Place.HOLDS
-    job = snapshot.training.job
-    return Place.HOLDS if job is not None and holds_gpus(job) else None
+    run = snapshot.training
+    return Place.HOLDS if run.job is not None and holds_gpus(run.job, run.job_set) else None

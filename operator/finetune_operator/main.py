@@ -3,8 +3,7 @@
 Every replica campaigns for the Lease, answers probes and takes reports. kopf's watches and the workers begin when it
 becomes the leader. If it loses the Lease, its workers stop; the watches go on, because they write nothing.
 
-In a pod, the operator uses its service account. With `--kubeconfig` it runs anywhere else, under the credentials of
-that file.
+In a pod, the operator uses its service account; with `--kubeconfig`, it runs anywhere with what that file has.
 """
 
 import argparse
@@ -257,6 +256,7 @@ def _installation(settings: Settings) -> Installation:
         settings.queue_preflight,
         settings.pods,
         settings.max_gpus_per_namespace,
+        settings.job_sets,
     )
 
 

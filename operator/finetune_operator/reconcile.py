@@ -121,7 +121,7 @@ class Reconciler:
             return await self._act(key, snapshot, actions)
 
         async with self._starts[key.namespace]:
-            use = await read_gpu_use(self._cluster.gpu_users, snapshot, snapshot.spec, self._installation)
+            use = await read_gpu_use(self._cluster, snapshot, snapshot.spec, self._installation)
             if find_gpu_wait(replace(snapshot, gpu_use=use), snapshot.training) is not None:
                 raise ConflictError(409, f"GET finetunejobs {key}", "another job has taken the namespace's GPUs")
             return await self._act(key, snapshot, actions)
@@ -136,6 +136,10 @@ class Reconciler:
                 await self._cluster.create_job(manifest)
                 logger.info("%s: created Job %s", key, manifest["metadata"]["name"])
 
+        if actions.create_job_set is not None:
+            await self._cluster.job_sets.create(actions.create_job_set)
+            logger.info("%s: created JobSet %s", key, actions.create_job_set["metadata"]["name"])
+
         patches = (
             (snapshot.preflight.job, actions.patch_preflight_job),
             (snapshot.training.job, actions.patch_trainer_job),
@@ -144,6 +148,12 @@ class Reconciler:
             if job is not None and changes is not None:
                 await self._cluster.patch_job(job.body, changes)
                 logger.info("%s: changed Job %s: %s", key, job.name, changes.get("spec"))
+
+        # Its Job comes first: what it has run is noted before it is suspended.
+        job_set = snapshot.training.job_set
+        if job_set is not None and actions.patch_job_set is not None:
+            await self._cluster.job_sets.patch(job_set.body, actions.patch_job_set)
+            logger.info("%s: changed JobSet %s: %s", key, job_set.name, actions.patch_job_set["spec"])
 
         if actions.patch_workload is not None:
             workload, changes = actions.patch_workload.workload, actions.patch_workload.changes

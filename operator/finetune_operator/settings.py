@@ -115,6 +115,9 @@ class Settings:
     queue_preflight: bool
     """Whether preflight's Job waits in its job's queue too."""
 
+    job_sets: bool
+    """Whether the operator has rights on JobSets."""
+
     pods: PodPolicy
     """What pods carry, and what a job may set of it."""
 
@@ -155,6 +158,7 @@ class Settings:
             prices=reader.prices("FINETUNE_PRICES"),
             kueue=reader.flag("FINETUNE_KUEUE"),
             queue_preflight=reader.flag("FINETUNE_QUEUE_PREFLIGHT"),
+            job_sets=reader.flag("FINETUNE_JOB_SETS"),
             pods=reader.pods("FINETUNE_POD_DEFAULTS", "FINETUNE_ALLOWED_OVERRIDES"),
             max_gpus_per_namespace=reader.limit("FINETUNE_MAX_GPUS_PER_NAMESPACE"),
             log_level=reader.choice("FINETUNE_LOG_LEVEL", LOG_LEVELS),

@@ -34,6 +34,7 @@ class StatusReason(StrEnum):
     QUEUE_NOT_FOUND = "QueueNotFound"
     QUEUE_REQUIRED = "QueueRequired"
     QUEUE_DEACTIVATED = "QueueDeactivated"
+    JOB_SET_UNAVAILABLE = "JobSetUnavailable"
     SUSPENDED = "Suspended"
     DELETED = "Deleted"
     COMPLETED = "Completed"
@@ -134,6 +135,9 @@ STATUS_REASONS: dict[StatusReason, ReasonClass] = {
     StatusReason.QUEUE_REQUIRED: _needs_a_person("Kueue holds every Job of the namespace that names no queue."),
     StatusReason.QUEUE_DEACTIVATED: _needs_a_person(
         "Somebody, or Kueue itself after too many evictions, has deactivated or finished the job's Workload."
+    ),
+    StatusReason.JOB_SET_UNAVAILABLE: _needs_a_person(
+        "spec.resources.multiNode is JobSet, and the cluster, or the operator's rights, have none; or its Job is gone."
     ),
     StatusReason.NAMESPACE_DENIED: _needs_a_person("The operator runs no jobs in this namespace."),
     StatusReason.NAME_CONFLICT: _needs_a_person("An object of somebody else has the name of a child."),

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_operator.cluster.access import AUTHORITY_RULES, CLUSTER_RULES, OWN_RULES, QUEUE_RULES, RULES
+from finetune_operator.cluster.access import (
+    AUTHORITY_RULES,
+    CLUSTER_RULES,
+    JOB_SET_RULES,
+    OWN_RULES,
+    QUEUE_RULES,
+    RULES,
+)
 from finetune_operator.cluster.generate import generated_files
 from finetune_operator.settings import Settings
 from finetune_test_programs.chart import CHART, environment, of_kind, operator_pod, render, run_helm
@@ -50,6 +57,16 @@ def test_rights_on_kueue_are_given_only_when_they_are_asked_for(rendered: list[d
     scoped = render("--set", "watchNamespaces={team,lab},kueue.enabled=true")
     assert [rule for rule in rules(of_kind(scoped, "Role")) if rule in granted] == granted * 2
     assert not [rule for rule in rules(of_kind(scoped, "ClusterRole")) if rule in granted]
+
+
+def test_rights_on_job_sets_are_given_only_when_they_are_asked_for(rendered: list[dict[str, Any]]) -> None:
+    (granted,) = (rule.to_wire() for rule in JOB_SET_RULES)
+    assert (granted["resources"], granted["verbs"]) == (["jobsets"], ["get", "create", "patch"])
+    assert granted not in rules(rendered)
+    assert environment(rendered)["FINETUNE_JOB_SETS"] == "false"
+    asked = render("--set", "jobSets.enabled=true")
+    assert rules(asked).count(granted) == 1
+    assert environment(asked)["FINETUNE_JOB_SETS"] == "true"
 
 
 def test_the_generated_rules_are_fresh() -> None:

@@ -73,6 +73,7 @@ VALID: dict[str, Manifest] = {
     "a toleration of everything": {"resources": {"tolerations": [{"operator": "Exists"}]}},
     "a step that GPUs share": {"resources": {"gpus": 4}},
     "a step that nodes share": {"resources": {"gpus": 4, "nodes": 2}},
+    "a JobSet on two nodes": {"resources": {"gpus": 4, "nodes": 2, "multiNode": "JobSet"}},
     "nodes without GPUs": {"resources": {"gpus": 0, "nodes": 2}, "training": {"batchSize": 2}},
     "the bounds themselves": {
         "training": {"batchSize": 1024, "warmupSteps": 0},
@@ -97,6 +98,7 @@ INVALID: dict[str, tuple[Manifest, str, str]] = {
         "spec.training",
         "must be a multiple of spec.resources.gpus x spec.resources.nodes",
     ),
+    "a JobSet on one node": ({"resources": {"multiNode": "JobSet"}}, "spec.resources", "JobSet is for several nodes"),
     "no node": ({"resources": {"nodes": 0}}, "resources.nodes", "greater than or equal to 1"),
     "too many nodes": ({"resources": {"nodes": 65}}, "resources.nodes", "less than or equal to 64"),
     "a source without scheme": ({"model": {"source": "meta/llama"}}, "model.source", "hf://org/name"),

@@ -14,6 +14,7 @@
 - {name: FINETUNE_ENDPOINT_LOOPBACK, value: {{ .Values.endpoints.loopback | quote }}}
 - {name: FINETUNE_KUEUE, value: {{ .Values.kueue.enabled | quote }}}
 - {name: FINETUNE_QUEUE_PREFLIGHT, value: {{ .Values.kueue.queuePreflight | quote }}}
+- {name: FINETUNE_JOB_SETS, value: {{ .Values.jobSets.enabled | quote }}}
 - name: FINETUNE_TRAINER_IMAGE
   value: {{ include "finetune.image" (dict "image" .Values.trainer.image "root" .) | quote }}
 - {name: FINETUNE_RESULT_LOCATION, value: {{ .Values.resultLocation | quote }}}

@@ -55,6 +55,12 @@
   resources: [localqueues/pendingworkloads]
   verbs: [get]
 {{- end }}
+{{- define "finetune.jobSetRules" -}}
+# A JobSet makes the Job of a job that asks for one. Its suspension and ttl are patched.
+- apiGroups: [jobset.x-k8s.io]
+  resources: [jobsets]
+  verbs: [get, create, patch]
+{{- end }}
 {{- define "finetune.ownRules" -}}
 # The Lease says which replica leads.
 - apiGroups: [coordination.k8s.io]

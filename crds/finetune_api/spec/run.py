@@ -15,7 +15,7 @@ from finetune_api.base import (
     ResourceName,
     Rule,
 )
-from finetune_api.vocabulary import PreflightMode
+from finetune_api.vocabulary import MultiNode, PreflightMode
 
 LabelKey = Annotated[
     str,
@@ -88,6 +88,10 @@ class ResourcesSpec(ApiModel):
     The pods start together, and when one ends, all go on from the newest checkpoint. With more than 1, the job's name
     has at most 54 characters. Default 1."""
 
+    multi_node: MultiNode = MultiNode.JOB
+    """What makes the pods of several nodes: a Job of Kubernetes itself or, where the cluster has its controller and the
+    administrator lets the operator make them, a JobSet. Both train the same. Default Job."""
+
     gpu_resource_name: ExtendedResource = "nvidia.com/gpu"
     """Extended resource that represents a GPU, such as nvidia.com/gpu or nvidia.com/mig-3g.40gb. Default
     nvidia.com/gpu."""
@@ -139,6 +143,11 @@ class ResourcesSpec(ApiModel):
             cel="!has(self.gpuMemory) || self.gpus > 0",
             holds=lambda spec: spec.gpu_memory is None or spec.gpus > 0,
             message="spec.resources.gpuMemory goes with a GPU: remove it, or write gpus: 1",
+        ),
+        Rule(
+            cel="self.multiNode != 'JobSet' || self.nodes > 1",
+            holds=lambda spec: spec.multi_node is not MultiNode.JOB_SET or spec.nodes > 1,
+            message="spec.resources.multiNode: JobSet is for several nodes: write nodes: 2 or more, or multiNode: Job",
         ),
     )
 

@@ -75,6 +75,16 @@ QUEUE_RULES = (
 )
 """Further rules in the namespaces that the operator serves, if the chart's value `kueue.enabled` is true."""
 
+JOB_SET_RULES = (
+    Rule(
+        "jobset.x-k8s.io",
+        "jobsets",
+        ("get", "create", "patch"),
+        "A JobSet makes the Job of a job that asks for one. Its suspension and ttl are patched.",
+    ),
+)
+"""Further rules in the namespaces that the operator serves, if the chart's value `jobSets.enabled` is true."""
+
 OWN_RULES = (
     Rule(
         "coordination.k8s.io",

@@ -8,7 +8,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from finetune_api.generate import CHECKOUT, write_or_check
-from finetune_operator.cluster.access import AUTHORITY_RULES, CLUSTER_RULES, OWN_RULES, QUEUE_RULES, RULES, Rule
+from finetune_operator.cluster.access import (
+    AUTHORITY_RULES,
+    CLUSTER_RULES,
+    JOB_SET_RULES,
+    OWN_RULES,
+    QUEUE_RULES,
+    RULES,
+    Rule,
+)
 from finetune_operator.desired.names import LEASE_NAME
 
 FULL_NAME = '{{ include "finetune.fullname" . }}'
@@ -22,6 +30,7 @@ def generated_files() -> dict[Path, str]:
     templates = {
         "rules": RULES,
         "queueRules": QUEUE_RULES,
+        "jobSetRules": JOB_SET_RULES,
         "ownRules": OWN_RULES,
         "authorityRules": AUTHORITY_RULES,
         "clusterRules": CLUSTER_RULES,

@@ -13,6 +13,7 @@ from finetune_operator.decide.job_rules import (
     gpu_limit_is_exceeded,
     job_is_being_deleted,
     job_is_over,
+    job_sets_are_missing,
     namespace_is_denied,
     pod_field_is_refused,
     spec_is_unreadable,
@@ -32,7 +33,13 @@ from finetune_operator.decide.shared import (
     run_is_open,
 )
 from finetune_operator.decide.stalls import node_outlives_its_attempt, restart_is_used_up, trainer_is_silent
-from finetune_operator.decide.training import gpus_are_in_use, trainer_failed, trainer_job_is_missing, trainer_succeeded
+from finetune_operator.decide.training import (
+    gpus_are_in_use,
+    job_of_set_is_missing,
+    trainer_failed,
+    trainer_job_is_missing,
+    trainer_succeeded,
+)
 from finetune_operator.decide.waiting.queue import queue_is_missing
 from finetune_operator.decide.waiting.startup_deadline import startup_deadline_has_passed
 from finetune_operator.desired.installation import Installation
@@ -77,6 +84,7 @@ TRAINING: Chain[Snapshot] = Chain(
     job_is_over,
     job_is_being_deleted,
     namespace_is_denied,
+    job_sets_are_missing,
     child_name_is_taken,
     endpoint_is_refused,
     pod_field_is_refused,
@@ -94,6 +102,7 @@ TRAINING: Chain[Snapshot] = Chain(
     orphaned_pods_still_run,
     predecessor_still_runs,
     startup_deadline_has_passed,
+    job_of_set_is_missing,
     gpus_are_in_use,
     trainer_job_is_missing,
     config_map_is_missing,

@@ -39,8 +39,10 @@ class Actions:
     create_network_policy: Json | None = None
     create_preflight_job: Json | None = None
     create_trainer_job: Json | None = None
+    create_job_set: Json | None = None
     patch_preflight_job: Json | None = None
     patch_trainer_job: Json | None = None
+    patch_job_set: Json | None = None
     patch_workload: WorkloadPatch | None = None
     evict_pod: Eviction | None = None
 
@@ -48,15 +50,13 @@ class Actions:
     def creates(self) -> bool:
         """True if an object is made."""
         made = (self.create_config_map, self.create_service, self.create_network_policy)
-        return any((*made, self.create_preflight_job, self.create_trainer_job))
+        return any((*made, self.create_preflight_job, self.create_trainer_job, self.create_job_set))
 
     @property
     def starts_training(self) -> bool:
-        """True if the trainer's Job is made, or resumed, so that it asks for its GPUs."""
-        made, changed = self.create_trainer_job, self.patch_trainer_job
-        if made is not None:
-            return not made["spec"]["suspend"]
-        return changed is not None and changed.get("spec", {}).get("suspend") is False
+        """True if the trainer's Job, or its JobSet, is made or resumed, so that it asks for its GPUs."""
+        writes = (self.create_trainer_job, self.create_job_set, self.patch_trainer_job, self.patch_job_set)
+        return any(write.get("spec", {}).get("suspend") is False for write in writes if write is not None)
 
     @classmethod
     def patch(cls, component: Component, changes: Json | None) -> Self:

@@ -30,18 +30,21 @@ def job_is_over(snapshot: AnySnapshot, *_: object) -> Decision | None:
 
     # The outcome is read, or the startup deadline passes, before the Job controller has marked the Job.
     jobs = [job for job in (trainer_job, preflight_job) if job is not None]
+    job_set = snapshot.training.job_set
     still_ending = [job for job in jobs if not job.is_over and not job.waits_in_queue]
+    is_ending = bool(still_ending) or (job_set is not None and bool(jobs) and not job_set.is_over)
 
     return Decision(
         phase,
         reason="",  # a terminal status keeps its reason and message
         message="",
         actions=Actions(
-            patch_trainer_job=_patch_at_the_end(trainer_job, phase, ttl),
+            patch_trainer_job=_patch_at_the_end(trainer_job, phase, None if job_set else ttl),
             patch_preflight_job=_patch_at_the_end(preflight_job, phase, ttl),
+            patch_job_set=_patch_set_at_the_end(snapshot, ttl),
             patch_workload=leave_queue(snapshot, trainer_job or preflight_job),
         ),
-        requeue_seconds=RETRY_SECONDS if ttl is not None and still_ending else None,
+        requeue_seconds=RETRY_SECONDS if ttl is not None and is_ending else None,
     )
 
 
@@ -92,6 +95,18 @@ def child_name_is_taken(snapshot: AnySnapshot, *_: object) -> Decision | None:
     return Decision(Phase.PENDING, StatusReason.NAME_CONFLICT, message, is_stalled=True, requeue_seconds=RETRY_SECONDS)
 
 
+def job_sets_are_missing(snapshot: Snapshot, *_: object) -> Decision | None:
+    """The spec asks for a JobSet, and none can be made. Said before the checks run."""
+    if snapshot.job_set_problem is None:
+        return None
+    message = (
+        f"spec.resources.multiNode is JobSet, and {snapshot.job_set_problem}; "
+        "or create the job with multiNode: Job, which needs neither"
+    )
+    phase = snapshot.status.phase or Phase.PENDING
+    return Decision(phase, StatusReason.JOB_SET_UNAVAILABLE, message, is_stalled=True, requeue_seconds=RETRY_SECONDS)
+
+
 def endpoint_is_refused(snapshot: Snapshot, run: ChildRun, installation: Installation) -> Decision | None:
     """The spec names an endpoint that the administrator does not allow. A job that has a Job was checked before."""
     url = snapshot.spec.output.s3.endpoint_url
@@ -140,6 +155,19 @@ def _owned(snapshot: Snapshot, run: ChildRun) -> ChildJob | None:
     if run.job is None or run.job.deleting or find_foreign(snapshot.metadata.uid, run.job, run.job_set):
         return None
     return run.job
+
+
+def _patch_set_at_the_end(snapshot: Snapshot, ttl: int | None) -> Json | None:
+    """Gives a JobSet that is over its TTL. One that has no Job yet is suspended: its controller would make it."""
+    run = snapshot.training
+    job_set = run.job_set
+    if job_set is None or job_set.deleting or job_set.owner_uid != snapshot.metadata.uid:
+        return None
+    if job_set.is_over:
+        return None if job_set.ttl == ttl else {"spec": {"ttlSecondsAfterFinished": ttl}}
+
+    is_ours_to_suspend = job_set.queue is None and not job_set.suspended
+    return {"spec": {"suspend": True}} if run.job is None and is_ours_to_suspend else None
 
 
 def _patch_at_the_end(job: ChildJob | None, phase: Phase, ttl: int | None) -> Json | None:

@@ -40,8 +40,8 @@ def follow_spec(snapshot: Snapshot, run: ChildRun, job: ChildJob) -> Json | None
     The seconds that the Job has run are recorded in the very patch that suspends it, because the Job controller then
     forgets when it started.
     """
-    if job.queue is not None:
-        return _follow_spec_in_queue(snapshot, run, job)
+    if job.queue is not None or run.job_set is not None:
+        return _follow_spec_of_others(snapshot, run, job)
 
     policy = snapshot.spec.run_policy
     if policy.suspend:
@@ -57,13 +57,28 @@ def follow_spec(snapshot: Snapshot, run: ChildRun, job: ChildJob) -> Json | None
     return _with_deadline(snapshot, run, job.active_seconds, changes)
 
 
-def _follow_spec_in_queue(snapshot: Snapshot, run: ChildRun, job: ChildJob) -> Json | None:
-    """Leaves `suspend` to the queue, and notes what the Job controller forgets when the queue writes it: the start
-    while the Job runs, and afterwards the seconds that it has run."""
+def follow_suspension_of_set(snapshot: Snapshot, run: ChildRun) -> Json | None:
+    """Returns the patch that makes a JobSet follow spec.runPolicy.suspend, as its Job follows it; None if it does, and
+    for one that a queue starts and stops."""
+    job_set, wanted = run.job_set, snapshot.spec.run_policy.suspend
+    if job_set is None or job_set.queue is not None or job_set.is_over or job_set.suspended is wanted:
+        return None
+    if not wanted and (job_set.is_held_by_kueue or find_gpu_wait(snapshot, run) is not None):
+        return None
+    if not wanted and run.job is None and snapshot.gpu_use is not None:
+        return None  # other jobs see by its Job that it takes its GPUs
+    return {"spec": {"suspend": wanted}}
+
+
+def _follow_spec_of_others(snapshot: Snapshot, run: ChildRun, job: ChildJob) -> Json | None:
+    """Leaves `suspend` to the queue, or to the JobSet's controller, and notes what the Job controller forgets when they
+    write it: the start while the Job runs, and afterwards the seconds that it has run."""
     if not job.suspended:
         if job.started is None or job.noted_start == job.started:
             return _with_deadline(snapshot, run, job.active_seconds, {})
         noted: Json = {ACTIVE_SINCE_ANNOTATION: job.started.isoformat()}
+        if run.job_set is not None:
+            noted[ACTIVE_SECONDS_ANNOTATION] = str(job.active_seconds)  # those of a Job that was made again are old
         return {"metadata": {"annotations": noted}} | (_with_deadline(snapshot, run, job.active_seconds, {}) or {})
 
     active = job.active_seconds_at(snapshot.now)

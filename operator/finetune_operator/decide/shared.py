@@ -6,7 +6,7 @@ from finetune_api.base import Json
 from finetune_api.failures import FailureReason
 from finetune_api.vocabulary import Phase
 from finetune_operator.decide.decision import RETRY_SECONDS, Actions, Decision
-from finetune_operator.decide.open_run import describe_open_run, follow_spec
+from finetune_operator.decide.open_run import describe_open_run, follow_spec, follow_suspension_of_set
 from finetune_operator.decide.waiting.queue import follow_suspension
 from finetune_operator.desired.installation import Installation
 from finetune_operator.desired.names import TRAINER
@@ -19,10 +19,12 @@ ORPHAN_SECONDS = 2.0  # short: the pod is already being stopped
 
 
 def child_is_being_deleted(_: Snapshot, run: ChildRun, *__: object) -> Decision | None:
-    """Somebody deleted the run's Job, and it is still there."""
-    if run.job is None or not run.job.deleting:
+    """Somebody deleted the run's Job, or its JobSet, and it is still there."""
+    kinds = (("JobSet", run.job_set), ("Job", run.job))
+    gone = next((f"{kind} {each.name}" for kind, each in kinds if each is not None and each.deleting), None)
+    if gone is None:
         return None
-    message = f"somebody deleted Job {run.job.name}: it is created again as soon as it is gone"
+    message = f"somebody deleted {gone}: it is created again as soon as it is gone"
     return Decision(_waiting_phase(run), StatusReason.JOB_DELETED, message, requeue_seconds=RETRY_SECONDS)
 
 
@@ -87,7 +89,11 @@ def run_is_open(snapshot: Snapshot, run: ChildRun, installation: Installation) -
     changes = follow_spec(snapshot, run, run.job) if run.job is not None else None
     decision = describe_open_run(snapshot, run)
     decision = replace(decision, message=_with_config_map(decision, snapshot, run, installation))
-    actions = replace(Actions.patch(run.component, changes), patch_workload=follow_suspension(snapshot, run))
+    actions = replace(
+        Actions.patch(run.component, changes),
+        patch_job_set=follow_suspension_of_set(snapshot, run),
+        patch_workload=follow_suspension(snapshot, run),
+    )
     return replace(decision, actions=actions)
 
 

@@ -4,13 +4,15 @@ from dataclasses import replace
 
 from finetune_api.outcome import Result
 from finetune_api.vocabulary import Phase
-from finetune_operator.decide.decision import Decision
+from finetune_operator.decide.decision import RETRY_SECONDS, Actions, Decision
 from finetune_operator.decide.explain_failure import explain_failure, has_failed
-from finetune_operator.decide.open_run import IS_SUSPENDED
+from finetune_operator.decide.open_run import IS_SUSPENDED, follow_suspension_of_set
 from finetune_operator.decide.shared import missing_peers, wanted_config_map
 from finetune_operator.decide.waiting.gpu_limit import find_gpu_wait, seconds_until_next_gpu_look
 from finetune_operator.decide.waiting.startup_deadline import seconds_until_startup_deadline
 from finetune_operator.desired.installation import Installation
+from finetune_operator.desired.job_set import build_job_set
+from finetune_operator.desired.pod_plan import is_in_job_set
 from finetune_operator.desired.trainer_job import build_trainer_job
 from finetune_operator.observe.snapshot import ChildRun, Snapshot
 from finetune_operator.status_reasons import StatusReason
@@ -46,6 +48,26 @@ def trainer_failed(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | 
     return Decision.fail(failure, outcome=run.outcome, requeue_seconds=0)
 
 
+def job_of_set_is_missing(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | None:
+    """The JobSet is there, and its Job is not: its controller has yet to make it, or makes none any more."""
+    if run.job is not None or run.job_set is None:
+        return None
+    name = run.job_set.name
+    if run.job_set.is_over:
+        remedy = f"`kubectl delete jobset {name}` lets both be made again"
+        message = f"JobSet {name} is over, and somebody deleted its Job: {remedy}"
+        phase = snapshot.status.phase or Phase.QUEUED
+        return Decision(
+            phase, StatusReason.JOB_SET_UNAVAILABLE, message, is_stalled=True, requeue_seconds=RETRY_SECONDS
+        )
+
+    actions = Actions(patch_job_set=follow_suspension_of_set(snapshot, run))
+    if snapshot.spec.run_policy.suspend:
+        return Decision(Phase.SUSPENDED, StatusReason.SUSPENDED, IS_SUSPENDED, actions)
+    message = f"waiting until JobSet's controller makes the Job of JobSet {name}; if that lasts, it does not run"
+    return Decision(Phase.QUEUED, StatusReason.WAITING_FOR_POD, message, actions, requeue_seconds=RETRY_SECONDS)
+
+
 def gpus_are_in_use(snapshot: Snapshot, run: ChildRun, *_: object) -> Decision | None:
     """The namespace's other jobs use its GPUs, or come first: the trainer's Job is not created yet."""
     waiting = find_gpu_wait(snapshot, run) if run.job is None else None
@@ -70,9 +92,15 @@ def trainer_job_is_missing(snapshot: Snapshot, run: ChildRun, installation: Inst
     spec = installation.pods.apply(snapshot.spec)
     config_map = wanted_config_map(snapshot, installation)
     name = config_map["metadata"]["name"]
-    job = build_trainer_job(snapshot.metadata, spec, installation.trainer_image, name, active_seconds)
+    values = (snapshot.metadata, spec, installation.trainer_image, name, active_seconds)
     missing = config_map if snapshot.config_map is None else None
-    actions = replace(missing_peers(snapshot), create_config_map=missing, create_trainer_job=job)
+    actions = replace(missing_peers(snapshot), create_config_map=missing)
+    if is_in_job_set(spec):
+        # Its Job shows who holds GPUs, and its controller makes that later. So it is made first, and then resumed.
+        job_set = build_job_set(*values, waits=installation.max_gpus_per_namespace is not None)
+        actions = replace(actions, create_job_set=job_set)
+    else:
+        actions = replace(actions, create_trainer_job=build_trainer_job(*values))
     if snapshot.spec.run_policy.suspend:
         return Decision(Phase.SUSPENDED, StatusReason.SUSPENDED, IS_SUSPENDED, actions)
     return Decision(Phase.QUEUED, StatusReason.JOB_CREATED, "waiting for the trainer's pod", actions)

@@ -44,3 +44,6 @@ class Installation:
 
     max_gpus_per_namespace: int | None = None
     """GPUs that the jobs of one namespace may hold at a time; None: as many as there are."""
+
+    job_sets: bool = False
+    """Whether the operator has rights on JobSets."""

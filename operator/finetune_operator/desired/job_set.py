@@ -5,7 +5,6 @@ lets it go on. All else stays the Job's: who retries a pod, what an exit code me
 has no rules of its own: without a `failurePolicy`, a Job that fails is never made again.
 """
 
-from dataclasses import replace
 from typing import Any, Final
 
 from finetune_api.job import ObjectMeta
@@ -20,12 +19,11 @@ _QUEUE_LABELS = (QUEUE_LABEL, QUEUE_PRIORITY_LABEL)
 
 
 def build_job_set(
-    job: ObjectMeta, spec: FineTuneJobSpec, image: str, config_map: str, active_seconds: int = 0
+    job: ObjectMeta, spec: FineTuneJobSpec, image: str, config_map: str, active_seconds: int = 0, *, waits: bool = False
 ) -> dict[str, Any]:
     """Builds the JobSet. `config_map`: the one that its pods mount; `active_seconds`: how long the FineTuneJob has run
-    already. Its Job is named as `job_set_job_name` says."""
-    plan = replace(PodPlan.for_component(TRAINER, job, spec, image, config_map), in_job_set=True)
-    child = build_child_job(plan, active_seconds)
+    already; `waits`: True makes it suspended, whatever the spec says. Its Job is named as `job_set_job_name` says."""
+    child = build_child_job(PodPlan.for_component(TRAINER, job, spec, image, config_map), active_seconds)
     labels, job_spec = child["metadata"]["labels"], child["spec"]
 
     # A queue holds the JobSet. Its Job must not be in the line a second time.
@@ -38,7 +36,7 @@ def build_job_set(
         "kind": "JobSet",
         "metadata": metadata | {"labels": labels, "annotations": dict(spec.scheduling.annotations)},
         "spec": {
-            "suspend": job_spec["suspend"],  # JobSet's controller writes that of the Job
+            "suspend": waits or job_spec["suspend"],  # JobSet's controller writes that of the Job
             "network": {"enableDNSHostnames": False},  # the pods' names are those of our Service
             "replicatedJobs": [
                 {

@@ -12,6 +12,7 @@ from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
 from finetune_api.spec.sources import Scheme, Source
 from finetune_api.spec.spec import FineTuneJobSpec
+from finetune_api.vocabulary import MultiNode
 from finetune_operator.desired.names import PREFLIGHT, TRAINER, Component, child_name, job_set_job_name, preflight_name
 
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -35,9 +36,6 @@ class PodPlan:
 
     credentials: list[Json]
     """Sources of the projected volume that holds the credentials; empty if the job names no Secret."""
-
-    in_job_set: bool = False
-    """Whether a JobSet makes the pod's Job, and gives it its name."""
 
     @classmethod
     def for_component(
@@ -65,9 +63,17 @@ class PodPlan:
     @property
     def job_name(self) -> str:
         """Name of the batch/v1 Job that runs the pod."""
-        if self.in_job_set:
-            return job_set_job_name(self.job)
-        return preflight_name(self.job) if self.component == PREFLIGHT else child_name(self.job)
+        return preflight_name(self.job) if self.component == PREFLIGHT else trainer_job_name(self.job, self.spec)
+
+
+def is_in_job_set(spec: FineTuneJobSpec) -> bool:
+    """True if a JobSet makes the trainer's Job, and gives it its name."""
+    return spec.resources.multi_node is MultiNode.JOB_SET
+
+
+def trainer_job_name(job: ObjectMeta, spec: FineTuneJobSpec) -> str:
+    """Name of the batch/v1 Job that trains."""
+    return job_set_job_name(job) if is_in_job_set(spec) else child_name(job)
 
 
 def _claims(spec: FineTuneJobSpec) -> dict[str, str]:

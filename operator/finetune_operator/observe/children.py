@@ -44,6 +44,9 @@ class ChildJob:
     queue: str | None
     """Kueue's LocalQueue, which alone starts and stops the Job; None if there is none."""
 
+    queued_uid: str
+    """UID of the object that waits in the queue: the Job itself, or the JobSet that makes it."""
+
     deadline: int | None
     """`activeDeadlineSeconds`: counted from `started`."""
 
@@ -90,17 +93,18 @@ class ChildJob:
             deleting="deletionTimestamp" in metadata,
             suspended=bool(spec.get("suspend")),
             queue=(metadata.get("labels") or {}).get(QUEUE_LABEL) or None,
+            queued_uid=metadata["uid"],
             deadline=spec.get("activeDeadlineSeconds"),
             ttl=spec.get("ttlSecondsAfterFinished"),
             created=parse_time(metadata.get("creationTimestamp")),
             started=parse_time(status.get("startTime")),
             active_seconds=min(int(recorded), MAX_SECONDS) if re.fullmatch("[0-9]{1,10}", recorded) else 0,
             noted_start=_noted_time(annotations.get(ACTIVE_SINCE_ANNOTATION)),
-            is_held_by_kueue=bool(spec.get("suspend")) and _is_suspended_by(metadata, "kueue"),
+            is_held_by_kueue=bool(spec.get("suspend")) and is_suspended_by(metadata, "kueue"),
             nodes=int(spec.get("completions") or 1),
-            complete=_true_condition(status, "Complete"),
-            failed=_true_condition(status, "Failed"),
-            suspension=_true_condition(status, "Suspended"),
+            complete=true_condition(status, "Complete"),
+            failed=true_condition(status, "Failed"),
+            suspension=true_condition(status, "Suspended"),
             body=body,
         )
 
@@ -207,10 +211,10 @@ class TrainerPod:
             message=status.get("message", ""),
             unschedulable=_unschedulable(status),
             # The control plane marks disruptions by the condition, the kubelet its evictions by the reason.
-            is_disrupted=_true_condition(status, "DisruptionTarget") is not None or status.get("reason") == EVICTED,
+            is_disrupted=true_condition(status, "DisruptionTarget") is not None or status.get("reason") == EVICTED,
             waiting_reason=waiting.get("reason", ""),
             waiting_message=waiting.get("message", ""),
-            scheduled=bound.time if (bound := _true_condition(status, "PodScheduled")) else None,
+            scheduled=bound.time if (bound := true_condition(status, "PodScheduled")) else None,
             # A container that has ended has its start time in the terminated state only.
             started=termination.started if termination else parse_time(running.get("startedAt")),
             termination=termination,
@@ -232,7 +236,7 @@ def _noted_time(text: str | None) -> datetime | None:
     return time if time is not None and time.tzinfo is not None else None
 
 
-def _is_suspended_by(metadata: Json, manager: str) -> bool:
+def is_suspended_by(metadata: Json, manager: str) -> bool:
     """True if a field manager wrote `spec.suspend` last."""
     for entry in metadata.get("managedFields") or ():
         if entry.get("manager") == manager and "f:suspend" in (entry.get("fieldsV1") or {}).get("f:spec", {}):
@@ -240,7 +244,8 @@ def _is_suspended_by(metadata: Json, manager: str) -> bool:
     return False
 
 
-def _true_condition(status: Json, kind: str) -> TrueCondition | None:
+def true_condition(status: Json, kind: str) -> TrueCondition | None:
+    """Returns a condition of an object's status that is True."""
     for condition in status.get("conditions") or ():
         if condition["type"] == kind and condition["status"] == "True":
             time = parse_time(condition.get("lastTransitionTime"))

@@ -6,6 +6,7 @@ nothing has to be remembered over a restart of the operator.
 """
 
 from collections.abc import Iterable
+from typing import Protocol
 
 from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
@@ -15,7 +16,7 @@ from finetune_operator.cluster.gpu_users import GpuUsers
 from finetune_operator.desired.installation import Installation
 from finetune_operator.desired.names import controller_uid
 from finetune_operator.observe.children import ChildJob
-from finetune_operator.observe.job_set import JobSet
+from finetune_operator.observe.job_set import JobSet, JobSetReader, read_job_sets
 from finetune_operator.observe.snapshot import AnySnapshot, GpuUse, GpuUser, awaits_preflight
 from finetune_operator.status_reasons import StatusReason
 
@@ -23,8 +24,18 @@ _NO_GPUS = ("cpu", "memory", "ephemeral-storage")
 _WAITS = (StatusReason.GPU_LIMIT_REACHED, StatusReason.PREFLIGHT_PASSED)
 
 
+class GpuCluster(Protocol):
+    """Requests to Kubernetes about GPUs, as `Cluster` offers them."""
+
+    @property
+    def gpu_users(self) -> GpuUsers: ...
+
+    @property
+    def job_sets(self) -> JobSetReader: ...
+
+
 async def read_gpu_use(
-    users: GpuUsers, seen: AnySnapshot, spec: FineTuneJobSpec | str, installation: Installation
+    cluster: GpuCluster, seen: AnySnapshot, spec: FineTuneJobSpec | str, installation: Installation
 ) -> GpuUse | None:
     """Returns how the GPUs of the namespace are used, for a job that would take some of them now; None for any other,
     and without a limit."""
@@ -34,8 +45,10 @@ async def read_gpu_use(
 
     # Jobs come last: one that was made between the two lists is seen.
     namespace = seen.metadata.namespace
-    fine_tune_jobs = await users.list_fine_tune_jobs(namespace)
-    return find_gpu_use(seen.metadata, limit, fine_tune_jobs, await users.list_trainer_jobs(namespace))
+    fine_tune_jobs = await cluster.gpu_users.list_fine_tune_jobs(namespace)
+    trainer_jobs = await cluster.gpu_users.list_trainer_jobs(namespace)
+    job_sets = await read_job_sets(cluster.job_sets, namespace, trainer_jobs) if installation.job_sets else []
+    return find_gpu_use(seen.metadata, limit, fine_tune_jobs, trainer_jobs, job_sets)
 
 
 def find_gpu_use(
@@ -47,13 +60,14 @@ def find_gpu_use(
 ) -> GpuUse:
     """Finds who holds GPUs and who comes first, from both lists of the job's namespace. `job_sets`: those that control
     some of the Jobs."""
-    owners: dict[str | None, str | None] = {job_set.uid: job_set.owner_uid for job_set in job_sets}
+    sets: dict[str | None, JobSet] = {job_set.uid: job_set for job_set in job_sets}
     succeeded = {each["metadata"]["uid"] for each in fine_tune_jobs if _phase(each) == Phase.SUCCEEDED}
     holders: dict[str, GpuUser] = {}
     for body in trainer_jobs:
         controller = controller_uid(body["metadata"])
-        owner = owners.get(controller, controller) or str(body["metadata"]["uid"])
-        if owner not in succeeded and owner != job.uid and holds_gpus(ChildJob.parse(body)):
+        job_set = sets.get(controller)
+        owner = (job_set.owner_uid if job_set else controller) or str(body["metadata"]["uid"])
+        if owner not in succeeded and owner != job.uid and holds_gpus(ChildJob.parse(body), job_set):
             labels = body["metadata"].get("labels") or {}
             holders[owner] = GpuUser(str(labels.get(JOB_NAME_LABEL, body["metadata"]["name"])), _gpus_of(body))
 
@@ -66,11 +80,13 @@ def find_gpu_use(
     return GpuUse(limit, using, tuple(ahead))
 
 
-def holds_gpus(job: ChildJob) -> bool:
+def holds_gpus(job: ChildJob, job_set: JobSet | None) -> bool:
     """True if a trainer's Job has pods, or gets them: also one that is suspended whose pod still writes its
-    checkpoint."""
+    checkpoint, or that its JobSet is about to resume."""
     if job.is_over:
         return False
+    if job_set is not None and not (job_set.suspended or job_set.is_over):
+        return True
     status = job.body.get("status") or {}
     return not job.suspended or bool(status.get("active") or status.get("terminating"))
 

@@ -22,13 +22,15 @@ from finetune_api.status import Attempt, FineTuneJobStatus, PreflightStatus
 from finetune_api.vocabulary import JOB_UID_LABEL, Phase, PreflightResult
 from finetune_operator.cluster.cluster import Cluster, NamespacedName
 from finetune_operator.desired.installation import Installation
-from finetune_operator.desired.names import PREFLIGHT, TRAINER, child_name, peers_name, preflight_name
+from finetune_operator.desired.names import PREFLIGHT, TRAINER, child_name, job_set_name, peers_name, preflight_name
+from finetune_operator.desired.pod_plan import is_in_job_set, trainer_job_name
 from finetune_operator.desired.run_config_map import build_run_config_map
 from finetune_operator.errors import ForbiddenError
 from finetune_operator.observe.blockers import find_blocker
 from finetune_operator.observe.children import ChildJob, TrainerPod
 from finetune_operator.observe.doubts import find_doubt
 from finetune_operator.observe.gpu_use import read_gpu_use
+from finetune_operator.observe.job_set import JobSet, find_problem, read_job_set, read_job_sets, take_from_set
 from finetune_operator.observe.leftovers import find_orphaned_pods, find_predecessor
 from finetune_operator.observe.queue import read_queue
 from finetune_operator.observe.report_store import ReceivedReport, ReportStore
@@ -73,9 +75,10 @@ async def observe(
         now=cluster.now(),
     )
     try:
-        seen = await _observe_children(cluster, seen, spec, terminated_pods, reports)
+        seen = await _observe_children(cluster, seen, spec, terminated_pods, reports, installation)
+        seen = replace(seen, job_set_problem=await _job_set_problem(cluster, seen, spec, installation))
         seen = replace(seen, queue=await read_queue(cluster.queues, seen, spec, installation))
-        seen = replace(seen, gpu_use=await read_gpu_use(cluster.gpu_users, seen, spec, installation))
+        seen = replace(seen, gpu_use=await read_gpu_use(cluster, seen, spec, installation))
         seen = replace(seen, config_map=await _config_map(cluster, seen, spec, installation))
         seen = replace(seen, peers=await _peers(cluster, seen, spec))
     except ForbiddenError as error:
@@ -96,13 +99,17 @@ async def _observe_children(
     spec: FineTuneJobSpec | str,
     terminated_pods: TerminatedPods,
     reports: ReportStore,
+    installation: Installation,
 ) -> AnySnapshot:
     """Adds what belongs to a job: its two runs, and what is left over of others."""
     metadata, status = job.metadata, job.status
     key = NamespacedName(metadata.namespace, metadata.name)
     is_over = status.phase is not None and status.phase.is_terminal
 
-    training_job = None if is_settled(metadata, spec, status) else await _job(cluster, key, child_name(metadata))
+    job_set = None
+    if not is_settled(metadata, spec, status) and installation.job_sets and _is_in_set(spec):
+        job_set = await read_job_set(cluster.job_sets, metadata.namespace, job_set_name(metadata))
+    training_job = None if is_settled(metadata, spec, status) else await _trainer_job(cluster, job, spec, job_set)
     preflight_job = None  # one request less for every look at a job that trains
     if isinstance(spec, FineTuneJobSpec) and _needs_preflight_job(spec, status, training_job):
         preflight_job = await _job(cluster, key, preflight_name(metadata))
@@ -110,6 +117,7 @@ async def _observe_children(
     # The status of a job that is over never changes again, so its pods do not matter.
     # Jobs are listed before pods: one that is gone by then has made its last pod.
     former_jobs = [] if is_over or training_job is not None else await cluster.list_jobs(key)
+    former_sets = await read_job_sets(cluster.job_sets, key.namespace, former_jobs) if installation.job_sets else []
     listed = [] if is_over else await cluster.list_pods(key)
     live = [TrainerPod.parse(pod) for pod in listed if _job_uid(pod) == metadata.uid]
     # Live pods come last, so that of two readings of one pod the newer counts.
@@ -122,7 +130,7 @@ async def _observe_children(
     pods = explain_ends([pod for pod in every if not pod.index], others)
     report = of_newest_pod(reports.show(metadata.uid), pods)
     waited_for = newest_others(pods[-1] if pods else None, others)
-    training = ChildRun(TRAINER, training_job, pods, report, others=waited_for)
+    training = ChildRun(TRAINER, training_job, pods, report, others=waited_for, job_set=job_set)
     owned = {pod.uid for pod in (*every, *preflight.pods)}
 
     return replace(
@@ -130,7 +138,7 @@ async def _observe_children(
         preflight=_with_doubt(preflight, job.result_location, metadata, status),
         training=_with_doubt(training, job.result_location, metadata, status),
         orphaned_pods=find_orphaned_pods(metadata, status.attempts, (pod for pod in live if pod.uid not in owned)),
-        predecessor=find_predecessor(metadata, former_jobs, listed) if training_job is None else None,
+        predecessor=find_predecessor(metadata, former_jobs, listed, former_sets) if training_job is None else None,
         channel=reports.channel(metadata.uid),
         blocker=None if is_over else await find_blocker(cluster, key, training if training.job else preflight),
         now=cluster.now(),
@@ -229,6 +237,31 @@ def _needs_preflight_job(spec: FineTuneJobSpec, status: FineTuneJobStatus, train
 
 def _job_uid(pod: Json) -> str:
     return str((pod["metadata"].get("labels") or {}).get(JOB_UID_LABEL, ""))
+
+
+async def _trainer_job(
+    cluster: Cluster, seen: AnySnapshot, spec: FineTuneJobSpec | str, job_set: JobSet | None
+) -> ChildJob | None:
+    metadata = seen.metadata
+    key = NamespacedName(metadata.namespace, metadata.name)
+    name = child_name(metadata) if isinstance(spec, str) else trainer_job_name(metadata, spec)
+    job = await _job(cluster, key, name)
+    if job is None or not _is_in_set(spec):
+        return job
+    return take_from_set(job, job_set, job_set_name(metadata), seen.status.active_seconds or 0, seen.now)
+
+
+async def _job_set_problem(
+    cluster: Cluster, seen: AnySnapshot, spec: FineTuneJobSpec | str, installation: Installation
+) -> str | None:
+    is_over = seen.status.phase is not None and seen.status.phase.is_terminal
+    if not _is_in_set(spec) or is_over or seen.training.job_set is not None:
+        return None
+    return await find_problem(cluster.job_sets, installation.job_sets)
+
+
+def _is_in_set(spec: FineTuneJobSpec | str) -> bool:
+    return isinstance(spec, FineTuneJobSpec) and is_in_job_set(spec)
 
 
 async def _job(cluster: Cluster, key: NamespacedName, name: str) -> ChildJob | None:

@@ -39,7 +39,7 @@ async def read_queue(
     if run.job is None:
         return QueueView(name)
 
-    workload = find_workload(await queues.list_workloads(namespace, run.job.uid), run.job.uid)
+    workload = find_workload(await queues.list_workloads(namespace, run.job.queued_uid), run.job.queued_uid)
     waits = workload is not None and workload.is_active and workload.holds("QuotaReserved") is None
     position = await queues.find_position(namespace, name, workload.name) if workload and waits else None
     return QueueView(name, workload=workload, position=position)

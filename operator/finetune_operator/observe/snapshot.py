@@ -194,6 +194,9 @@ class AnySnapshot:
     queue: QueueView | None = None
     """What the queue of the current run says that its Job does not; None if it is in none, or on its way."""
 
+    job_set_problem: str | None = None
+    """Why no JobSet can be made for a job that asks for one; None if one can, or is there."""
+
     gpu_use: GpuUse | None = None
     """Of a job that would take GPUs now, where the administrator has set a limit."""
 

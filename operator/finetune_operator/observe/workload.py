@@ -92,7 +92,7 @@ class QueueView:
 
 
 def find_workload(bodies: list[Json], job_uid: str) -> Workload | None:
-    """Returns the Workload that a Job controls; anybody may write its label on another one."""
+    """Returns the Workload that a Job, or a JobSet, controls; anybody may write its label on another one."""
     own = [body for body in bodies if controller_uid(body["metadata"]) == job_uid]
     return Workload.parse(max(own, key=lambda body: body["metadata"]["creationTimestamp"])) if own else None
 

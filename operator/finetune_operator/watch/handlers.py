@@ -17,6 +17,7 @@ from finetune_api.vocabulary import JOB_UID_LABEL, QUEUE_LABEL
 from finetune_operator.cluster.cluster import NamespacedName
 from finetune_operator.cluster.connection import ApiConnection
 from finetune_operator.cluster.queues import KUEUE_GROUP
+from finetune_operator.desired.names import controller_uid, controlling_job_set
 from finetune_operator.metrics.series import WATCH_EVENTS, WATCH_TIME
 from finetune_operator.observe.terminated_pods import TerminatedPods
 from finetune_operator.watch.controller import Controller
@@ -104,8 +105,11 @@ def build_registry(
     @kopf.on.event("batch", "v1", "jobs", registry=registry)
     async def child_job_changed(event: kopf.RawEvent, labels: kopf.Labels, uid: str, **_: Any) -> None:
         _count("jobs")
-        if labels.get(QUEUE_LABEL):
-            controller.note_queued(uid, labels.get(JOB_UID_LABEL, ""), is_gone=event["type"] == "DELETED")
+        metadata: dict[str, Any] = {**event["object"]["metadata"]}
+        in_set = controlling_job_set(metadata) is not None  # a queue holds the JobSet, which nothing watches
+        if in_set or labels.get(QUEUE_LABEL):
+            queued = str(controller_uid(metadata)) if in_set else uid
+            controller.note_queued(queued, labels.get(JOB_UID_LABEL, ""), is_gone=event["type"] == "DELETED")
         _child_changed(controller, event, labels)
 
     @kopf.on.event("", "v1", "pods", registry=registry)

@@ -33,6 +33,7 @@ from finetune_test_operator.snapshot_builder import (
     at,
     deciding_rule,
     decision_about,
+    without_a_job_set,
 )
 
 MAGIC = "spec.model.magic: unknown"
@@ -313,6 +314,7 @@ def test_every_rule_of_the_chain_decides_a_case() -> None:
     no_queue, in_use = QueueView("gpus", problem="gone"), GpuUse(4, (GpuUser("other", 4),))
     more = [a_snapshot(a_spec(resources={"nodes": 2})), a_snapshot(status=_status(Phase.FAILED))]
     more += [a_snapshot(job=None, queue=no_queue), a_snapshot(UNCHECKED, job=None, gpu_use=in_use)]
-    more += [a_snapshot(OTHER_ACCOUNT, job=None), a_snapshot(EIGHT_GPUS, job=None), an_outlived_attempt()]
+    more += [a_snapshot(each, job=None) for each in (OTHER_ACCOUNT, EIGHT_GPUS)]
+    more += [an_outlived_attempt(), *without_a_job_set()]
     deciding = {deciding_rule(TRAINING, each, each.training) for each in (*(case[0] for case in CASES.values()), *more)}
     assert deciding == {rule.__name__ for rule in (*TRAINING.rules, TRAINING.otherwise)}

@@ -24,6 +24,7 @@ from finetune_test_operator.snapshot_builder import INSTALLATION, METADATA, a_sp
 
 GOLDEN = Path(__file__).parent / "golden"
 TWO_NODES: dict[str, Any] = {"resources": {"nodes": 2, "gpus": 4}}
+IN_A_SET: dict[str, Any] = {"resources": {"nodes": 2, "gpus": 4, "multiNode": "JobSet"}}
 QUEUE: dict[str, Any] = {
     "scheduling": {
         "queueName": "gpus",
@@ -34,7 +35,7 @@ QUEUE: dict[str, Any] = {
 
 
 def _job_set(**sections: Any) -> dict[str, Any]:
-    return build_job_set(METADATA, a_spec(**TWO_NODES, **sections), INSTALLATION.trainer_image, "config", 40)
+    return build_job_set(METADATA, a_spec(**IN_A_SET, **sections), INSTALLATION.trainer_image, "config", 40)
 
 
 def _job(**sections: Any) -> dict[str, Any]:

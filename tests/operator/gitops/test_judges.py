@@ -80,6 +80,7 @@ EXPECTED: dict[Verdict, tuple[str, ...]] = {
         "only Kueue may suspend it",
         "a Secret is missing",
         "the namespace is denied",
+        "no JobSet can be made",
         "a right to read is lost",
         "the API server refuses the Job",
     ),

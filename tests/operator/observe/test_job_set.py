@@ -13,7 +13,7 @@ from finetune_operator.observe.job_set import JobSet
 from finetune_operator.observe.snapshot import ChildRun, Snapshot
 from finetune_test_operator.snapshot_builder import METADATA, NOW, a_snapshot, a_spec, a_trainer_job, at, decision_about
 
-SPEC = a_spec(resources={"nodes": 2}, runPolicy={"ttlSecondsAfterFinished": 60})
+SPEC = a_spec(resources={"nodes": 2, "multiNode": "JobSet"}, runPolicy={"ttlSecondsAfterFinished": 60})
 SET_UID, SET, JOB = "set-uid", job_set_name(METADATA), job_set_job_name(METADATA)
 
 

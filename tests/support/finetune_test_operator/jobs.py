@@ -84,6 +84,7 @@ class Jobs:
     def __init__(self, cluster: DevCluster, namespace: str) -> None:
         self.cluster = cluster
         self.namespace = namespace
+        self.multi_node = "Job"
         self._api: Any = client.CustomObjectsApi(cluster.api_client())
         self._core: Any = client.CoreV1Api(cluster.api_client())
         self._batch: Any = client.BatchV1Api(cluster.api_client())
@@ -98,7 +99,7 @@ class Jobs:
             "model": {"source": "s3://models/tiny/"} | credentials,
             "dataset": {"source": "s3://data/chat.jsonl"} | credentials,
             "output": {"s3": {"bucket": "results"} | credentials},
-            "resources": {"gpus": 0, "nodes": nodes},
+            "resources": {"gpus": 0, "nodes": nodes, "multiNode": self.multi_node},
             "scheduling": scheduling or {},
             "runPolicy": {"preflight": "Skip"} | run_policy,
         }

@@ -16,7 +16,14 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from finetune_devcluster.cluster import DevCluster
-from finetune_operator.cluster.access import AUTHORITY_RULES, CLUSTER_RULES, OWN_RULES, QUEUE_RULES, RULES
+from finetune_operator.cluster.access import (
+    AUTHORITY_RULES,
+    CLUSTER_RULES,
+    JOB_SET_RULES,
+    OWN_RULES,
+    QUEUE_RULES,
+    RULES,
+)
 from finetune_operator.desired.names import LEASE_NAME
 from finetune_operator.settings import ServiceAccount
 from finetune_test_programs.child_process import Program, free_port
@@ -38,14 +45,18 @@ class OperatorProcess:
         beside: "OperatorProcess | None" = None,
         lease_namespace: str = NAMESPACE,
         kueue: bool = False,
+        job_sets: bool = False,
     ) -> None:
         """`namespaces`: serve these only, with rights there and nowhere else (but to review tokens).
 
         `beside`: another replica of the same installation, under whose address trainers report. `lease_namespace`:
-        installations beside each other elect in namespaces of their own. `kueue`: with rights on Kueue's objects.
+        installations beside each other elect in namespaces of their own. `kueue`, `job_sets`: with rights on them.
         """
-        self._rules = (*RULES, *(QUEUE_RULES if kueue else ()))
-        self.environment: dict[str, str] = {"FINETUNE_KUEUE": "true" if kueue else "false"}
+        self._rules = (*RULES, *(QUEUE_RULES if kueue else ()), *(JOB_SET_RULES if job_sets else ()))
+        self.environment: dict[str, str] = {
+            "FINETUNE_KUEUE": "true" if kueue else "false",
+            "FINETUNE_JOB_SETS": "true" if job_sets else "false",
+        }
         """Further variables of the next process."""
 
         self._lease_namespace = lease_namespace

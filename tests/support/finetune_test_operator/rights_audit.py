@@ -15,7 +15,14 @@ from typing import Final, NamedTuple
 
 from finetune_api import GROUP, PLURAL
 from finetune_devcluster.audit import Request, read_requests
-from finetune_operator.cluster.access import AUTHORITY_RULES, CLUSTER_RULES, OWN_RULES, QUEUE_RULES, RULES
+from finetune_operator.cluster.access import (
+    AUTHORITY_RULES,
+    CLUSTER_RULES,
+    JOB_SET_RULES,
+    OWN_RULES,
+    QUEUE_RULES,
+    RULES,
+)
 from finetune_test_operator.operator_process import ACCOUNT
 
 HELM_TEST = f"{ACCOUNT}-test"
@@ -44,6 +51,12 @@ UNSEEN: Final = {
     Right("visibility.kueue.x-k8s.io", "localqueues/pendingworkloads", "get"): (
         "asked of Kueue's own server, which only `make kueue` starts: test_real_kueue.py"
     ),
+    **{
+        Right(
+            "jobset.x-k8s.io", "jobsets", verb
+        ): "JobSet's controller runs in `make kueue` only: test_real_job_sets.py"
+        for verb in ("get", "create", "patch")
+    },
 }
 """Rights that no request shows, and the test that needs them."""
 
@@ -97,7 +110,7 @@ class Audit:
 
 def granted() -> dict[Right, str]:
     """Returns every right that the rules grant, with the reason of its rule."""
-    rules = (*RULES, *QUEUE_RULES, *OWN_RULES, *AUTHORITY_RULES, *CLUSTER_RULES)
+    rules = (*RULES, *QUEUE_RULES, *JOB_SET_RULES, *OWN_RULES, *AUTHORITY_RULES, *CLUSTER_RULES)
     return {Right(rule.group, rule.resource, verb): rule.reason for rule in rules for verb in rule.verbs}
 
 

@@ -158,6 +158,9 @@ MOMENTS: Life = {
     ),
     "a Secret is missing": a_snapshot(pods=(a_pod(),), blocker=MISSING),
     "the namespace is denied": a_snapshot(job=None, metadata=METADATA.model_copy(update={"namespace": "kube-system"})),
+    "no JobSet can be made": a_snapshot(
+        UNCHECKED, job=None, job_set_problem="this cluster does not serve jobset.x-k8s.io/v1alpha2"
+    ),
     "a right to read is lost": a_blind_snapshot("the API server refused GET jobs: forbidden", FineTuneJobStatus()),
 }
 CHECKED_MOMENTS: Life = {

@@ -20,6 +20,7 @@ from finetune_operator.desired.preflight_job import build_preflight_job
 from finetune_operator.desired.run_config_map import build_run_config_map
 from finetune_operator.desired.trainer_job import build_trainer_job
 from finetune_operator.observe.children import INDEX_ANNOTATION, ChildJob, TrainerPod
+from finetune_operator.observe.job_set import JobSet
 from finetune_operator.observe.report_store import ReceivedReport
 from finetune_operator.observe.snapshot import AnySnapshot, BlindSnapshot, ChildRun, Snapshot, UnreadableSnapshot
 from finetune_operator.observe.workload import DEACTIVATED_ANNOTATION, Workload
@@ -246,3 +247,12 @@ def deciding_rule(chain: Chain[Any], snapshot: AnySnapshot, run: ChildRun) -> st
     """Returns the name of the rule of a chain that decides about a snapshot."""
     rules = (rule for rule in chain.rules if rule(snapshot, run, LIMITED) is not None)
     return next(rules, chain.otherwise).__name__
+
+
+def without_a_job_set() -> tuple[Snapshot, Snapshot]:
+    """A job that asks for a JobSet where none can be made, and one whose JobSet has made no Job yet."""
+    job_set = JobSet("set", "set-uid", METADATA.uid, deleting=False)
+    spec = a_spec(runPolicy={"preflight": "Skip"})
+    return a_snapshot(job=None, job_set_problem="it is missing"), a_snapshot(
+        spec, training=ChildRun(TRAINER, job_set=job_set)
+    )

@@ -1,11 +1,11 @@
 """The dev cluster's programs: `kube` (control plane, kubelet and kubectl in one file), `helm`, `promtool`, `gitops`
-(what Argo CD and Flux say of a status) and, for `make kueue` only, Kueue's manager.
+(what Argo CD and Flux say of a status) and, for `make kueue` only, Kueue's manager and JobSet's controller.
 
 All are built from published Go modules, once per version, and kept outside the checkout. The digest of a module's
 files is in the cached file's name, so a new pin builds anew and an old checkout still finds its own. `KUBE_BINARY`,
 `HELM_BINARY`, `PROMTOOL_BINARY` and `GITOPS_BINARY` point at ready ones.
 
-    python -m finetune_test_programs.binaries            build all but kueue, of which only the manifests are fetched
+    python -m finetune_test_programs.binaries            build all but kueue and jobset; of kueue, fetch the manifests
     python -m finetune_test_programs.binaries helm ...   run helm
 """
 
@@ -31,15 +31,16 @@ PACKAGES = {
     "promtool": "github.com/prometheus/prometheus/cmd/promtool",
     "gitops": ".",
     "kueue": "sigs.k8s.io/kueue/cmd/kueue",
+    "jobset": "sigs.k8s.io/jobset",
 }
-ON_DEMAND = ("kueue",)
+ON_DEMAND = ("kueue", "jobset")
 KUEUE_CERTIFICATES = "certificates"
 """Folder of Kueue's certificates below its working folder. Its source has absolute paths, which only root may write."""
 
 KUEUE_PATHS = {"cmd/kueue/main.go": "/etc/kueue/metrics/certs", "pkg/visibility/server.go": "/visibility"}
 
 TAGS = "remove_all_sd"  # promtool without the clients of every cloud
-TYPICAL_MINUTES = {"kube": 6, "helm": 2, "promtool": 3, "gitops": 2, "kueue": 8}
+TYPICAL_MINUTES = {"kube": 6, "helm": 2, "promtool": 3, "gitops": 2, "kueue": 8, "jobset": 4}
 
 
 def kube_binary() -> Path:
@@ -67,13 +68,27 @@ def kueue_binary() -> Path:
     return _find_or_build("kueue")
 
 
+def jobset_binary() -> Path:
+    """Path of JobSet's controller; builds it if it is missing."""
+    return _find_or_build("jobset")
+
+
+def jobset_manifests() -> Path:
+    """Folder of JobSet's own manifests (`crd`, `webhook`), as `kueue_manifests` has Kueue's."""
+    return _manifests("jobset")
+
+
 def kueue_manifests() -> Path:
     """Folder of Kueue's own manifests (`crd`, `webhook`), of the version that its go.mod pins; they come with the
     source, which is downloaded if it is missing."""
-    folder = CACHE / f"kueue-manifests-{_digest(FOLDER / 'kueue')}"
+    return _manifests("kueue")
+
+
+def _manifests(name: str) -> Path:
+    folder = CACHE / f"{name}-manifests-{_digest(FOLDER / name)}"
     if not folder.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        source = _kueue_source() / "config/components"
+        source = _source(name) / "config/components"
         partial = Path(tempfile.mkdtemp(dir=CACHE))
         _copy([source / part for part in ("crd", "webhook")], partial)
         with contextlib.suppress(OSError):  # another process was first
@@ -86,10 +101,10 @@ def _copy(sources: list[Path], folder: Path) -> None:
     subprocess.run(["cp", "-r", "--no-preserve=mode", *map(str, sources), str(folder)], check=True)
 
 
-def _kueue_source() -> Path:
-    command = [find_go(), "mod", "download", "-json", "sigs.k8s.io/kueue"]
+def _source(name: str) -> Path:
+    command = [find_go(), "mod", "download", "-json", f"sigs.k8s.io/{name}"]
     environment = os.environ | {"GOTOOLCHAIN": "local"}
-    found = subprocess.run(command, cwd=FOLDER / "kueue", env=environment, capture_output=True, check=True)
+    found = subprocess.run(command, cwd=FOLDER / name, env=environment, capture_output=True, check=True)
     return Path(json.loads(found.stdout)["Dir"])
 
 
@@ -97,7 +112,7 @@ def _move_kueue_certificates(folder: Path) -> Path:
     """Copy Kueue's source with its certificates in another folder; returns a go.mod that takes the copy."""
     copy, module = folder / "kueue", folder / "go.mod"
     copy.mkdir()
-    _copy([_kueue_source() / part for part in ("apis", "client-go", "cmd", "pkg", "go.mod")], copy)
+    _copy([_source("kueue") / part for part in ("apis", "client-go", "cmd", "pkg", "go.mod")], copy)
 
     for name, path in KUEUE_PATHS.items():
         text = (copy / name).read_text()

@@ -50,7 +50,9 @@ def explain_queue(snapshot: Snapshot, job: ChildJob) -> Waiting:
     if queue.problem is not None:
         return Waiting(StatusReason.QUEUE_NOT_FOUND, f"{head}, but {queue.problem}", is_stalled=True)
     if not queue.is_visible:
-        command = f"kubectl -n {snapshot.metadata.namespace} get workloads -l kueue.x-k8s.io/job-uid={job.uid} -o yaml"
+        command = (
+            f"kubectl -n {snapshot.metadata.namespace} get workloads -l kueue.x-k8s.io/job-uid={job.queued_uid} -o yaml"
+        )
         message = (
             f"{head} until Kueue admits it; `{command}` says for what. "
             "The operator says it here if the chart's value kueue.enabled is true"
@@ -190,7 +192,7 @@ def _admission_state(workload: Workload) -> str:
 
 
 def _ask_for_deactivation(snapshot: Snapshot, job: ChildJob) -> str:
-    command = f"kubectl -n {snapshot.metadata.namespace} get workloads -l kueue.x-k8s.io/job-uid={job.uid}"
+    command = f"kubectl -n {snapshot.metadata.namespace} get workloads -l kueue.x-k8s.io/job-uid={job.queued_uid}"
     state = "holds it now and may start it at any time" if job.suspended else "starts and stops it"
     return (
         f"spec.runPolicy.suspend is true, but Job {job.name} is in Kueue's queue {job.queue}, which {state}: "

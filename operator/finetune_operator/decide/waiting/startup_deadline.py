@@ -46,7 +46,8 @@ def startup_deadline_has_passed(snapshot: Snapshot, run: ChildRun, *_: object) -
     sees this in the status, ends the Job."""
     waiting = find_waiting(snapshot, run)
     if run.job is None:
-        waiting = _find_refusal(snapshot) or find_gpu_wait(snapshot, run)
+        made = None if run.job_set is None else waiting  # JobSet's controller may not run
+        waiting = _find_refusal(snapshot) or find_gpu_wait(snapshot, run) or made
     limit = _limit(snapshot, run, waiting) if waiting else None
     if waiting is None or limit is None or limit.seconds_left(snapshot.now) > 0:
         return None
