@@ -1,7 +1,7 @@
 """The real Kueue on a dev cluster: its CustomResourceDefinitions, webhooks, manager and visibility API.
 
 Its manager is a local process. Webhooks and the visibility API reach it on loopback, by URL and by a Service of type
-ExternalName, as there is no network of Services here. Only batch/v1 Jobs are managed.
+ExternalName, as there is no network of Services here. It manages batch/v1 Jobs, unless `integrations` say more.
 """
 
 import json
@@ -18,7 +18,7 @@ from finetune_test_programs.binaries import KUEUE_CERTIFICATES, kueue_binary, ku
 from finetune_test_programs.child_process import Program, free_port
 
 KUEUE_NAMESPACE = "kueue-system"
-WEBHOOKS_OF = ("clusterqueue", "cohort", "job", "resourceflavor", "workload")
+WEBHOOKS_OF = ("clusterqueue", "cohort", "job", "jobset", "resourceflavor", "workload")
 
 
 def kueue_object(kind: str, name: str, spec: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
