@@ -143,8 +143,9 @@ def test_a_stopped_cluster_queue_drains_its_jobs_and_gives_them_back(
 
 def test_a_suspended_job_leaves_the_line_and_comes_back(queued: Any, kubelet: PlayedKubelet, outcomes: Any) -> None:
     queued.create("paused")
-    queued.create("next")
     pod = _start(queued, kubelet, "paused")
+    queued.create("next")
+    queued.wait_for_message("next", "position 1")
     queued.jobs.patch_run_policy("paused", suspend=True)
     queued.jobs.wait("paused", lambda status: status.get("reason") == "Suspending", "the stop")
     _interrupt(kubelet, pod, outcomes)
