@@ -5,6 +5,7 @@
 `status_writer` writes of a status, also under a CRD that is older than this operator
 `peer_objects`  requests about the Service and the NetworkPolicy of a job on several nodes
 `job_sets`      requests about JobSets
+`requests`      what several of these need: reading what may not be there, changing what was read
 `gpu_users`     requests about who holds a namespace's GPUs, or waits for them
 `connection`    kubernetes.aio under a service account or a kubeconfig, with errors of our own tree
 `scrapers`      who reads the metrics, and whether they may

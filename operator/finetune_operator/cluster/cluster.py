@@ -19,11 +19,11 @@ from finetune_api import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from finetune_api.base import Json
 from finetune_api.job import ObjectMeta
 from finetune_api.vocabulary import JOB_NAME_LABEL, JOB_UID_LABEL
-from finetune_operator.cluster.connection import MERGE_PATCH
 from finetune_operator.cluster.gpu_users import GpuUsers
 from finetune_operator.cluster.job_sets import JobSets
 from finetune_operator.cluster.peer_objects import PeerObjects
 from finetune_operator.cluster.queues import Queues
+from finetune_operator.cluster.requests import find, merge
 from finetune_operator.cluster.server_clock import ServerClock
 from finetune_operator.cluster.status_writer import StatusWriter
 from finetune_operator.desired.names import FIELD_MANAGER
@@ -116,7 +116,7 @@ class Cluster:
 
     async def get_fine_tune_job(self, name: NamespacedName) -> Json | None:
         """Returns the job as it is now, or None if it does not exist."""
-        return await self._get(_resource_path(name))
+        return await find(self._connection, _resource_path(name))
 
     async def list_versions(self) -> dict[str, Listed]:
         """Returns every FineTuneJob that is served, by UID. Only metadata travels, a page at a time."""
@@ -141,15 +141,15 @@ class Cluster:
 
     async def get_job(self, namespace: str, name: str) -> Json | None:
         """Returns a batch/v1 Job, or None if it does not exist."""
-        return await self._get(f"{_jobs_path(namespace)}/{name}")
+        return await find(self._connection, f"{_jobs_path(namespace)}/{name}")
 
     async def get_config_map(self, namespace: str, name: str) -> Json | None:
         """Returns a ConfigMap, or None if it does not exist."""
-        return await self._get(f"/api/v1/namespaces/{namespace}/configmaps/{name}")
+        return await find(self._connection, f"/api/v1/namespaces/{namespace}/configmaps/{name}")
 
     async def get_pod(self, namespace: str, name: str) -> Json | None:
         """Returns a pod, or None if it does not exist."""
-        return await self._get(f"/api/v1/namespaces/{namespace}/pods/{name}")
+        return await find(self._connection, f"/api/v1/namespaces/{namespace}/pods/{name}")
 
     async def list_pods(self, name: NamespacedName) -> list[Json]:
         """Returns the pods that are labelled with the name of a FineTuneJob, which may have had other UIDs before."""
@@ -177,7 +177,9 @@ class Cluster:
     async def patch_job(self, job: Json, changes: Json) -> Json:
         """Change fields of a child Job; raises ConflictError if it changed since `job` was read."""
         metadata = job["metadata"]
-        return await self._merge(f"{_jobs_path(metadata['namespace'])}/{metadata['name']}", metadata, changes)
+        return await merge(
+            self._connection, f"{_jobs_path(metadata['namespace'])}/{metadata['name']}", metadata, changes
+        )
 
     async def evict_pod(self, namespace: str, name: str, uid: str) -> None:
         """Stop a pod as a drained node would, so that its Job does not count it; raises ConflictError if its name is
@@ -226,7 +228,7 @@ class Cluster:
 
     async def get_lease(self, namespace: str, name: str) -> Json | None:
         """Returns the Lease of the operator's leader, or None if it does not exist."""
-        return await self._get(f"{_leases_path(namespace)}/{name}")
+        return await find(self._connection, f"{_leases_path(namespace)}/{name}")
 
     async def create_lease(self, lease: Json) -> Json:
         """Create the Lease; raises ConflictError if another replica did so first."""
@@ -260,19 +262,6 @@ class Cluster:
             if not token:
                 return found
             query |= {"continue": token}
-
-    async def _get(self, path: str) -> Json | None:
-        try:
-            return await self._connection.request("GET", path)
-        except NotFoundError:
-            return None
-
-    async def _merge(self, path: str, metadata: Json, changes: Json) -> Json:
-        """Patch an object as it was read: the API server answers 409 if its UID or version has changed."""
-        seen = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
-        body = changes | {"metadata": changes.get("metadata", {}) | seen}
-
-        return await self._connection.request("PATCH", path, body, query=_OURS, content_type=MERGE_PATCH)
 
 
 def _resource_path(name: NamespacedName) -> str:

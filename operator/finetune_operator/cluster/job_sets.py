@@ -3,29 +3,12 @@
 Whether they are served is asked of the API server, which lets every account know.
 """
 
-from typing import Protocol
-
 from finetune_api.base import Json
-from finetune_operator.cluster.connection import MERGE_PATCH
+from finetune_operator.cluster.requests import Connection, find, merge
 from finetune_operator.desired.job_set import API_VERSION
 from finetune_operator.desired.names import FIELD_MANAGER
-from finetune_operator.errors import NotFoundError
 
 _OURS = {"fieldManager": FIELD_MANAGER}
-
-
-class Connection(Protocol):
-    """Requests to the API server, as `ApiConnection` sends them."""
-
-    async def request(
-        self,
-        verb: str,
-        path: str,
-        body: Json | None = None,
-        *,
-        query: dict[str, str] | None = None,
-        content_type: str = "application/json",
-    ) -> Json: ...
 
 
 class JobSets:
@@ -36,11 +19,11 @@ class JobSets:
 
     async def are_served(self) -> bool:
         """True if the CustomResourceDefinition of JobSets is installed, in the version that is written here."""
-        return await self._find(f"/apis/{API_VERSION}") is not None
+        return await find(self._connection, f"/apis/{API_VERSION}") is not None
 
     async def get(self, namespace: str, name: str) -> Json | None:
         """Returns a JobSet, or None if it does not exist, or if the cluster serves none."""
-        return await self._find(f"{_path(namespace)}/{name}")
+        return await find(self._connection, f"{_path(namespace)}/{name}")
 
     async def create(self, job_set: Json) -> None:
         """Creates a JobSet; raises ConflictError if the name is taken."""
@@ -49,15 +32,7 @@ class JobSets:
     async def patch(self, job_set: Json, changes: Json) -> None:
         """Changes fields of a JobSet; raises ConflictError if it changed since it was read."""
         metadata = job_set["metadata"]
-        body = changes | {"metadata": {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}}
-        path = f"{_path(metadata['namespace'])}/{metadata['name']}"
-        await self._connection.request("PATCH", path, body, query=_OURS, content_type=MERGE_PATCH)
-
-    async def _find(self, path: str) -> Json | None:
-        try:
-            return await self._connection.request("GET", path)
-        except NotFoundError:
-            return None
+        await merge(self._connection, f"{_path(metadata['namespace'])}/{metadata['name']}", metadata, changes)
 
 
 def _path(namespace: str) -> str:

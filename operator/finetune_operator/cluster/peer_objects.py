@@ -3,8 +3,8 @@
 from typing import Protocol
 
 from finetune_api.base import Json
+from finetune_operator.cluster.requests import find
 from finetune_operator.desired.names import FIELD_MANAGER
-from finetune_operator.errors import NotFoundError
 
 
 class Connection(Protocol):
@@ -23,11 +23,11 @@ class PeerObjects:
 
     async def get_service(self, namespace: str, name: str) -> Json | None:
         """Returns a Service, or None if it does not exist."""
-        return await self._get(f"{_services(namespace)}/{name}")
+        return await find(self._connection, f"{_services(namespace)}/{name}")
 
     async def get_network_policy(self, namespace: str, name: str) -> Json | None:
         """Returns a NetworkPolicy, or None if it does not exist."""
-        return await self._get(f"{_policies(namespace)}/{name}")
+        return await find(self._connection, f"{_policies(namespace)}/{name}")
 
     async def create_service(self, service: Json) -> None:
         """Creates a Service."""
@@ -36,12 +36,6 @@ class PeerObjects:
     async def create_network_policy(self, policy: Json) -> None:
         """Creates a NetworkPolicy."""
         await self._post(_policies(policy["metadata"]["namespace"]), policy)
-
-    async def _get(self, path: str) -> Json | None:
-        try:
-            return await self._connection.request("GET", path)
-        except NotFoundError:
-            return None
 
     async def _post(self, path: str, body: Json) -> None:
         await self._connection.request("POST", path, body, query={"fieldManager": FIELD_MANAGER})

@@ -5,11 +5,10 @@ Kueue's visibility server, and only for information: whatever goes wrong there, 
 """
 
 import time
-from typing import Final, Protocol
+from typing import Final
 
 from finetune_api.base import Json
-from finetune_operator.cluster.connection import MERGE_PATCH
-from finetune_operator.desired.names import FIELD_MANAGER
+from finetune_operator.cluster.requests import Connection, find, merge
 from finetune_operator.errors import ApiError, ApiUnavailableError, NotFoundError
 
 KUEUE_GROUP: Final = "kueue.x-k8s.io"
@@ -26,20 +25,6 @@ NEW_SECONDS = 2.0
 _FOUND_SECONDS, _MISSING_SECONDS = 300.0, 10.0
 
 
-class Connection(Protocol):
-    """Requests to the API server."""
-
-    async def request(
-        self,
-        verb: str,
-        path: str,
-        body: Json | None = None,
-        *,
-        query: dict[str, str] | None = None,
-        content_type: str = "application/json",
-    ) -> Json: ...
-
-
 class Queues:
     """Kueue's objects. Methods raise ApiError or ApiUnavailableError, as those of `Cluster` do."""
 
@@ -54,11 +39,7 @@ class Queues:
 
     async def has_local_queue(self, namespace: str, name: str) -> bool:
         """True if a LocalQueue exists."""
-        try:
-            await self._connection.request("GET", f"{await self._path(namespace)}/localqueues/{name}")
-        except NotFoundError:
-            return False
-        return True
+        return await find(self._connection, f"{await self._path(namespace)}/localqueues/{name}") is not None
 
     async def list_workloads(self, namespace: str, job_uid: str) -> list[Json]:
         """Returns the Workloads that carry the UID of a batch/v1 Job."""
@@ -72,11 +53,8 @@ class Queues:
     async def patch_workload(self, workload: Json, changes: Json) -> Json:
         """Change a Workload; raises ConflictError if it changed since it was read."""
         metadata = workload["metadata"]
-        seen = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
-        body = changes | {"metadata": changes.get("metadata", {}) | seen}
         path = f"{await self._path(metadata['namespace'])}/workloads/{metadata['name']}"
-        query = {"fieldManager": FIELD_MANAGER}
-        return await self._connection.request("PATCH", path, body, query=query, content_type=MERGE_PATCH)
+        return await merge(self._connection, path, metadata, changes)
 
     async def find_position(self, namespace: str, queue: str, workload: str) -> int | None:
         """Returns the place of a Workload among those that wait in its LocalQueue, from 1; None if it is not known."""
@@ -112,10 +90,7 @@ class Queues:
         if time.monotonic() < until:
             return known
 
-        try:
-            found = await self._connection.request("GET", f"/apis/{group}")
-        except NotFoundError:
-            found = {}
+        found = await find(self._connection, f"/apis/{group}") or {}
         served = {entry["version"] for entry in found.get("versions") or ()}
         best = next((version for version in VERSIONS if version in served), None)
         self._versions[group] = (time.monotonic() + (_FOUND_SECONDS if best else _MISSING_SECONDS), best)
