@@ -79,8 +79,8 @@ the models of these types (`model_type` in config.json):
 {types}
 
 A model of another type trains module by module, at about two thirds of the speed and with more memory. So does one of
-these types if its layers differ from the family's, for example a Seed-OSS or StarCoder2 whose config.json says
-`attention_dropout: 0.1`. Preflight says so with the reason, as a warning. Known reasons:
+these types if its layers differ from the family's, for example a StarCoder2 whose config.json names another
+activation. Preflight says so with the reason, as a warning. Known reasons:
 
 {reasons}
 """

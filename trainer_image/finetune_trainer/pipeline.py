@@ -28,6 +28,8 @@ from finetune_trainer.export.errors import ExportError
 from finetune_trainer.job.disk_needs import DiskNeed, JobSize, describe_lack, plan_disk
 from finetune_trainer.job.run_context import RunContext
 from finetune_trainer.model.base_models import find_base_model_sign
+from finetune_trainer.model.configuration.dropout import describe_dropout, dropout_rates
+from finetune_trainer.model.configuration.reading import read_published_config
 from finetune_trainer.model.published_weights import PublishedWeights, published_below
 from finetune_trainer.sources import FetchedSource
 from finetune_trainer.stages.adapter_injection import AdaptedModel, inject_adapter
@@ -258,6 +260,7 @@ def _write_documents(
         metric_lines=checkpointed.metrics.lines() if checkpointed.metrics else (),
         is_dequantised=_is_dequantised(base.folder),
         published=published_below(base.folder),
+        base_dropout=describe_dropout(dropout_rates(read_published_config(base.folder))),
         judgement=judged.judgement,
         failed_exports=[f"{export.type} {export.quantization}: {export.message}" for export in failed],
     )

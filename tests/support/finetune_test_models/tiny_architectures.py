@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, set_seed
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from finetune_test_models.tiny_model import train_tokenizer
+from finetune_trainer.model.configuration.dropout import switch_off_dropout
 
 VOCABULARY = 512
 MOST_PARAMETERS = 30e6
@@ -31,7 +32,7 @@ SMALL: dict[str, Any] = {
     "mamba_n_heads": 8, "mamba_n_groups": 1, "mamba_num_heads": 8, "mamba_head_dim": 16, "mamba_d_ssm": 128,
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
     "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 16,
-    "initializer_range": 1 / 8, "init_std": 1 / 8, "hidden_dropout": 0.0, "attention_dropout": 0.0,
+    "initializer_range": 1 / 8, "init_std": 1 / 8,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "use_cache": False,
 }  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -122,8 +123,8 @@ MIXTURE_SETTINGS: dict[str, dict[str, Any]] = {
 CHAT = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\\n' }}{% endfor %}"
 
 
-def tiny_architecture(model_type: str, **changes: Any) -> Any:
-    """Returns a random model in float32, in evaluation mode; `changes` are settings of its configuration."""
+def tiny_config(model_type: str, **changes: Any) -> Any:
+    """Returns the configuration of a small model; `changes` are settings of it."""
     make = CONFIG_MAPPING[model_type]
     known = make().to_dict()
     settings = {name: value for name, value in SMALL.items() if name in known or name in make.attribute_map}
@@ -135,7 +136,13 @@ def tiny_architecture(model_type: str, **changes: Any) -> Any:
         settings["layer_types"] = (different * 4)[: max(4, len(different))]
         settings["num_hidden_layers"] = len(settings["layer_types"])
 
-    config = make(**settings | SETTINGS.get(model_type, {}) | changes)
+    return make(**settings | SETTINGS.get(model_type, {}) | changes)
+
+
+def tiny_architecture(model_type: str, **changes: Any) -> Any:
+    """Returns a random model in float32, in evaluation mode and without dropout of its own; `changes` are settings of
+    its configuration."""
+    config = switch_off_dropout(tiny_config(model_type, **changes))
     auto: Any = AutoModelForCausalLM
     with torch.device("meta"):
         parameters = sum(weight.numel() for weight in auto.from_config(config).parameters())

@@ -41,6 +41,7 @@ def documents(run_config: Builder, tmp_path: Path) -> Callable[..., tuple[str, s
     def build(
         *,
         is_dequantised: bool = False,
+        base_dropout: str | None = None,
         used: Mapping[str, float] | None = None,
         chosen: Mapping[str, str] | None = None,
         **sections: dict[str, object],
@@ -60,7 +61,10 @@ def documents(run_config: Builder, tmp_path: Path) -> Callable[..., tuple[str, s
             *(tmp_path, config, resolved, artifacts),
             model_digest="b" * 64,
             summary=RunSummary(
-                metrics={"steps": 2.0, "loss": 1.0, **(used or {})}, history=HISTORY, is_dequantised=is_dequantised
+                metrics={"steps": 2.0, "loss": 1.0, **(used or {})},
+                history=HISTORY,
+                is_dequantised=is_dequantised,
+                base_dropout=base_dropout,
             ),
         )
         return (card.path / "README.md").read_text(), configuration.path.read_text()
@@ -107,6 +111,12 @@ def test_the_card_says_when_weights_were_decoded_from_nf4(documents: Callable[..
     said = "The base exists in NF4 only: merged weights and GGUF files hold its decoded weights"
     assert said in documents(is_dequantised=True)[0]
     assert said not in documents()[0]
+
+
+def test_the_card_says_which_dropout_of_the_base_was_switched_off(documents: Callable[..., tuple[str, str]]) -> None:
+    said = "the base model's configuration has dropout of its own, which is switched off"
+    assert f"\nAbout the training: {said}.\n" in documents(base_dropout=said)[0]
+    assert "About the training" not in documents()[0]
 
 
 def test_the_card_says_in_which_precision_a_job_that_asks_for_fp8_was_trained(

@@ -47,6 +47,8 @@ class CardFacts:
     """True if the base's weights exist in NF4 only."""
     published: PublishedWeights | None = None
     """The base's weights as they are published; None if that is not known."""
+    base_dropout: str | None = None
+    """Says which dropout of the base was switched off; None if it has none."""
     judged: Sequence[str] = ()
     """Lines of the table of judged losses."""
     warnings: Sequence[str] = ()
@@ -96,6 +98,7 @@ def _values(facts: CardFacts) -> dict[str, Any]:
         "best_step": facts.best_step,
         "is_dequantised": facts.is_dequantised,
         **_of_published(facts.published, has_merged=facts.has_merged),
+        "base_dropout": facts.base_dropout,
         "judged": facts.judged,
         "warnings": facts.warnings,
         "plot": PLOT_NAME if facts.has_plot else None,

@@ -39,6 +39,8 @@ class RunSummary:
     """True if the base's weights exist in NF4 only."""
     published: PublishedWeights | None = None
     """The base's weights as they are published; None if that is not known."""
+    base_dropout: str | None = None
+    """Says which dropout of the base was switched off; None if it has none."""
     judgement: Judgement | None = None
     """None if the published weights were not judged."""
     failed_exports: Sequence[str] = ()
@@ -79,6 +81,7 @@ def write_documents(
         samples=summary.samples,
         is_dequantised=summary.is_dequantised,
         published=summary.published,
+        base_dropout=summary.base_dropout,
         judged=list_losses(artifacts, summary.judgement),
         warnings=summary.judgement.warnings if summary.judgement else (),
         failed_exports=summary.failed_exports,

@@ -1,5 +1,6 @@
 """Model: facts about a model that its folder tells without its weights.
 
+configuration/         transformers' configuration as it trains, without the base's own dropout (pure)
 description.py         architecture, configuration and tokenizer, checked
 base_models.py         signs that a model was never trained on conversations
 adapter_targets.py     linear layers that get an adapter (pure)

@@ -21,7 +21,8 @@ from finetune_trainer.chat.templates import use_named_template
 from finetune_trainer.data.messages import BadRowError
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model.architectures import why_untrainable
-from finetune_trainer.model.multimodal import LANGUAGE_MODEL_AT, is_multimodal, read_language_model_config
+from finetune_trainer.model.configuration.reading import read_language_model_config
+from finetune_trainer.model.multimodal import LANGUAGE_MODEL_AT, is_multimodal
 from finetune_trainer.model.published_formats import METHODS
 
 NOT_JSON = "the model's config.json is not valid JSON"

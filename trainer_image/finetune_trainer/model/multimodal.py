@@ -7,16 +7,9 @@ GLM-V are one on text. Each row of the tables was compared on text with the whol
 in fp32: the logits are equal, bit by bit (`tests/trainer/model/test_multimodal.py`).
 """
 
-import copy
-import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from finetune_trainer.model.safetensors_header import TensorHeader
 
@@ -42,9 +35,6 @@ PLAIN_TYPES = {
     "qwen3_vl_text": "qwen3",
 }
 """`model_type` of a text section without a causal class of its own -> the family that computes the same on text."""
-_TIES = "tie_word_embeddings"
-_OUTER_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", _TIES)
-"""Keys that the outer config decides where it has them."""
 
 _PREFIXES = {_OF_LLAMA4: "model.", _USUAL: "model.", "language_model.lm_head": "lm_head", "lm_head": "lm_head"}
 """Beginning of a name in the files of a checkpoint -> that in the files of its language model alone."""
@@ -63,49 +53,6 @@ def what_it_reads(config: Mapping[str, Any]) -> str:
     """Names what a multimodal checkpoint reads beside text, for people."""
     has_sound = isinstance(config.get("audio_config"), dict)
     return "images and sound" if has_sound and isinstance(config.get("vision_config"), dict) else "images"
-
-
-def read_language_model_config(folder: Path) -> PreTrainedConfig:
-    """transformers' configuration of the language model in a folder, multimodal or not.
-
-    Raises what transformers raises.
-    """
-    whole: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    if whole.model_type not in LANGUAGE_MODEL_AT:
-        text: PreTrainedConfig = whole.get_text_config()
-        return text
-    return _language_model_config(whole, json.loads((folder / "config.json").read_text(encoding="utf-8")))
-
-
-def _language_model_config(whole: PreTrainedConfig, written: Mapping[str, Any]) -> PreTrainedConfig:
-    """The configuration of the language model alone; `written` is config.json."""
-    text = copy.deepcopy(whole.get_text_config())
-    if (plain := PLAIN_TYPES.get(text.model_type)) is not None:
-        text = _as_plain(text, plain, whole)
-
-    for name in _OUTER_KEYS:
-        if written.get(name) is not None:
-            setattr(text, name, written[name])
-    if not any(_TIES in each for each in (written, written.get("text_config") or {})):
-        setattr(text, _TIES, getattr(whole, _TIES, False))
-    text.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text.model_type]]
-    return text
-
-
-def _as_plain(text: PreTrainedConfig, model_type: str, whole: PreTrainedConfig) -> PreTrainedConfig:
-    """The text section as a configuration of the family that computes the same."""
-    kind = CONFIG_MAPPING[model_type]
-    values = {name: value for name, value in text.to_dict().items() if name not in ("model_type", "architectures")}
-    values.setdefault(_TIES, getattr(whole, _TIES, False))
-    if not values.get("head_dim") and hasattr(kind(), "head_dim"):
-        values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
-
-    # With positions of one axis, the division into axes means nothing.
-    rope = values.get("rope_parameters")
-    if isinstance(rope, dict):
-        values["rope_parameters"] = {key: value for key, value in rope.items() if not key.startswith("mrope_")}
-    plain: PreTrainedConfig = kind.from_dict(values)
-    return plain
 
 
 def language_model_names(names: Collection[str]) -> dict[str, str]:

@@ -19,6 +19,8 @@ from finetune_trainer.job.settings import Settings
 from finetune_trainer.job.source_access import access_source
 from finetune_trainer.model.adapter_targets import barred_layers, check_expert_targets, choose_targets
 from finetune_trainer.model.base_models import find_base_model_sign
+from finetune_trainer.model.configuration.dropout import dropout_rates
+from finetune_trainer.model.configuration.reading import read_published_config
 from finetune_trainer.model.description import (
     check_architecture,
     load_configuration,
@@ -31,6 +33,7 @@ from finetune_trainer.model.safetensors_header import TensorHeader
 from finetune_trainer.preflight.examination import Data, describe_scan, examine, scan_source
 from finetune_trainer.preflight.findings import Findings, ModelFacts
 from finetune_trainer.preflight.html import render_html
+from finetune_trainer.preflight.judgements.dropout import judge_dropout
 from finetune_trainer.preflight.judgements.export import judge_gguf, judge_merge
 from finetune_trainer.preflight.judgements.new_tokens import plan_vocabulary
 from finetune_trainer.preflight.judgements.rows import EVALUATION, judge_evaluation
@@ -112,6 +115,9 @@ def _fetch_model(config: RunConfig, settings: Settings, findings: Findings) -> M
     release_freed_memory()
 
     configuration = load_configuration(fetched.folder) if architecture else None
+    if architecture:
+        rates = dropout_rates(read_published_config(fetched.folder))
+        findings.found += judge_dropout(rates, config.adapter.dropout)
     published = _fetch_weights(config, fetched, access, findings)
     weights = _judge_weights(config, published, configuration, findings)
     sign = find_base_model_sign(fetched.folder, spec.source)

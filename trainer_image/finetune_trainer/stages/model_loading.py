@@ -32,6 +32,8 @@ from finetune_trainer.export.base_model.causal_model import choose_functions, lo
 from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.export.base_model.output_head import HEAD
 from finetune_trainer.job.machine import free_memory, has_bfloat16
+from finetune_trainer.model.configuration.dropout import describe_dropout, dropout_rates
+from finetune_trainer.model.configuration.reading import read_base_config, read_published_config
 from finetune_trainer.model.cpu_advice import advise_on_cpu
 from finetune_trainer.model.description import check_architecture, first_line, load_tokenizer
 from finetune_trainer.model.published_weights import published_below
@@ -73,8 +75,9 @@ def load_model(
     tokenizer = load_tokenizer(folder, spec)
 
     compute = DTYPES[resolved]
-    if (note := published.sentence()) is not None:
-        log.info("%s", note)
+    for note in (published.sentence(), describe_dropout(dropout_rates(read_published_config(folder)))):
+        if note is not None:
+            log.info("%s", note)
     if device.type == "cpu":
         _report_cpu(published.own, spec.quantization, compute)
 
@@ -144,6 +147,7 @@ class _Weights:
 
         found: Any = AutoModelForCausalLM.from_pretrained(
             self.folder,
+            config=read_base_config(self.folder),
             dtype=self.dtype,
             quantization_config=self.quantization,
             device_map={"": self.device},

@@ -30,7 +30,7 @@ from finetune_trainer.export.tensor_io.checked_tensors import (
     open_checked,
     write_checked,
 )
-from finetune_trainer.model.multimodal import read_language_model_config
+from finetune_trainer.model.configuration.reading import read_language_model_config
 from finetune_trainer.storage.disk_faults import explain_disk_fault
 from finetune_trainer.storage.sizes import format_size
 

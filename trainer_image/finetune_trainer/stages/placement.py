@@ -16,7 +16,7 @@ from finetune_kernels.planning.parts.expert_shape import chosen_experts, experts
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.job.machine import PROCESS_BYTES, free_memory, host_room
-from finetune_trainer.model.multimodal import read_language_model_config
+from finetune_trainer.model.configuration.reading import read_language_model_config
 from finetune_trainer.model.planned_weights import plan_weights
 from finetune_trainer.model.published_weights import published_below
 from finetune_trainer.preflight.memory.parallelism import choose_parallelism, why_not_sharded

@@ -26,8 +26,9 @@ from finetune_trainer.export.gguf.stored_weights import list_gguf_weights
 from finetune_trainer.export.judge.measure import choose_dtype
 from finetune_trainer.export.judge.streamed_model import build_without_weights
 from finetune_trainer.export.tensor_io.tensor_reader import read_tensors
+from finetune_trainer.model.configuration.reading import read_published_config
 from finetune_trainer.model.description import first_line, read_written_config
-from finetune_trainer.model.multimodal import is_multimodal, read_language_model_config
+from finetune_trainer.model.multimodal import is_multimodal
 from finetune_trainer.model.published_weights import published_below
 from finetune_trainer.sources import SourceAccess, fetch_model, fetch_model_configuration
 from finetune_trainer.stages.vocabulary_growth import grow_vocabulary
@@ -114,7 +115,7 @@ def _load_gguf(found: FoundModel, shop: Workshop) -> Speaker:
         )
         folder = fetched.folder
         with _explained(folder):
-            config: Json = read_language_model_config(folder).to_dict()
+            config: Json = read_published_config(folder).to_dict()
     else:
         config = _config_of_gguf(found.path)
 

@@ -18,8 +18,9 @@ from finetune_kernels.mixers.linear_attention import use_kernels
 from finetune_trainer.export.base_model.companions import GENERATION
 from finetune_trainer.export.base_model.folder import QUANTIZATION, BaseModel
 from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor
+from finetune_trainer.model.configuration.reading import read_language_model_config
 from finetune_trainer.model.description import read_written_config
-from finetune_trainer.model.multimodal import is_multimodal, read_language_model_config
+from finetune_trainer.model.multimodal import is_multimodal
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from huggingface_hub.errors import StrictDataclassError
 
 from finetune_api.base import Json
 from finetune_trainer.export.errors import UnsupportedArchitectureError
-from finetune_trainer.model.multimodal import read_language_model_config
+from finetune_trainer.model.configuration.reading import read_published_config
 
 
 def read_full_config(folder: Path) -> Json:
     """Read config.json below `folder`; raises UnsupportedArchitectureError if transformers cannot."""
     try:
-        config: Json = read_language_model_config(folder).to_dict()
+        config: Json = read_published_config(folder).to_dict()
     except (ValueError, OSError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise UnsupportedArchitectureError(f"cannot read {folder / 'config.json'}: {error}") from error
     return config

@@ -7,6 +7,7 @@ new_tokens.py      new tokens that nothing uses
 unknown_tokens.py  rows that the tokenizer does not know
 batching.py        documents that cannot be packed, and what that costs
 coverage.py        weights without an adapter, or that NF4 leaves in 16 bits
+dropout.py         dropout of the base model itself, which is switched off
 disk.py            files that the job will write, against the disk that it asks for
 training.py        steps, epochs, learning rate, and rows that also evaluate
 export.py          GGUF files that could not be made
