@@ -8,6 +8,7 @@ Each folder imports only those above it in this list:
     vocabulary   embedding and head: in host memory, and the rows of new tokens that train
     mixers       hybrids' layers without attention: their modules run packed documents apart
     experts      the experts of a mixture, and their installation in a transformers model
+    graphs       CUDA graphs of functions whose passes have one shape
     streaming    frozen weights that come a layer ahead, from the ranks or from host memory
     layers       whole decoder layers, and their installation in a transformers model
 """

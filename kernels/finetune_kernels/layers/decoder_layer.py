@@ -71,6 +71,13 @@ class DecoderLayer:
         return self.policy is not ActivationPolicy.SAVE_ALL and needs_tiles(tokens)
 
     @property
+    def is_recordable(self) -> bool:
+        """True if every pass of one shape launches the same kernels on the same weights: no copies to the host, no seed
+        of its own, no module of transformers that decides as it runs."""
+        is_ours = isinstance(self.mixer, AttentionBlock | LatentAttention)
+        return is_ours and self.policy is not ActivationPolicy.OFFLOAD and not any(g.drops for g in self.groups)
+
+    @property
     def groups(self) -> tuple[LinearGroup, ...]:
         """The groups of linear layers that our kernels run."""
         return *self.mixer.groups, *self.mlp.groups

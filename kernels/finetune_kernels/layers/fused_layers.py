@@ -4,13 +4,16 @@ Each layer module gets a `forward` of ours; nothing else in the process is touch
 (RoPE's cos and sin, the bounds of packed sequences) is made once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from finetune_kernels.graphs.layer_graphs import LayerGraphs, RecordedPass
+from finetune_kernels.graphs.recorder import Recorder
 from finetune_kernels.layers.blocks.attention_block import CosSin
+from finetune_kernels.layers.decoder_layer import DecoderLayerFunction
 from finetune_kernels.layers.layer_builder import build_layers
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.planning.activation_policy import ActivationPolicy
@@ -34,18 +37,23 @@ class FusedLayers:
         self.is_wide = family is not None and family.overflows_fp16 and dtype is torch.float16
         """True if the residual stream is fp32."""
         self._sequences: PackedSequences | None = None
+        self._graphs: LayerGraphs | None = None
+        self._recorded: RecordedPass | None = None
+        """Where the pass that runs now is recorded."""
 
         for index, layer in enumerate(causal.model.layers):
             layer.forward = _LayerForward(self, index, layer)
 
     def set_policies(self, policies: Sequence[ActivationPolicy]) -> None:
         """Gives every layer its activation policy, from the next forward pass on."""
+        self._forget_graphs()
         for layer, policy in zip(self.layers, policies, strict=True):
             layer.policy = policy
 
     def keep_weights(self, count: int) -> None:
         """Keeps the weights of the last `count` layers dequantised, and releases all others, which are dequantised
         where they are used from now on."""
+        self._forget_graphs()
         for index, layer in enumerate(self.layers):
             for group in layer.groups:
                 if index < len(self.layers) - count:
@@ -56,6 +64,7 @@ class FusedLayers:
     def use_fp8(self) -> float:
         """Multiplies by the frozen weights in FP8; kept weights are replaced one at a time. Returns the share of these
         weights that FP8 takes."""
+        self._forget_graphs()
         for group in self._groups():
             group.frozen.use_fp8()
 
@@ -64,8 +73,26 @@ class FusedLayers:
 
     def use_compute_dtype(self) -> None:
         """Multiplies in the compute type again."""
+        self._forget_graphs()
         for group in self._groups():
             group.frozen.use_compute_dtype()
+
+    def use_graphs(self, new_recorder: Callable[[], Recorder], has_room: Callable[[], bool]) -> None:
+        """Launches passes whose shape comes again and again as graphs; see `LayerGraphs`. Weights have to stay where
+        they are: not for layers whose weights stream."""
+        self._graphs = LayerGraphs(new_recorder, has_room)
+
+    def drop_graphs(self) -> bool:
+        """Launches kernel by kernel from now on; False if nothing was recorded."""
+        had_some = self._graphs is not None and self._graphs.has_some
+        self._graphs = self._recorded = None
+        return had_some
+
+    def _forget_graphs(self) -> None:
+        """Records anew: what the layers launch is about to change."""
+        self._recorded = None
+        if self._graphs is not None:
+            self._graphs.forget()
 
     @property
     def dequantized_bytes(self) -> int:
@@ -88,14 +115,28 @@ class FusedLayers:
         if index == 0 or self._sequences is None:
             self._cos_sin = {}
             self._sequences = _packed_sequences(batch, length, hidden.device, options)
+            self._recorded = None if self._graphs is None else self._graphs.begin(hidden, self._sequences)
+            self._sequences = self._sequences if self._recorded is None else self._recorded.sequences
 
         kind = 0 if cos_sin is None else id(cos_sin if isinstance(cos_sin, torch.Tensor) else cos_sin[0])
         if kind not in self._cos_sin:
             made = self._rotary.prepare(cos_sin, hidden, positions, self._sequences.max_seqlen)
+            if self._recorded is not None:
+                made = CosSin(*self._recorded.share(len(self._cos_sin), made))  # type: ignore[arg-type]
             self._cos_sin[kind] = made, cos_sin  # kept, so that no other tensor of the pass gets its id
 
         x = hidden.contiguous().flatten(0, 1)  # [B T, hidden]
-        return self.layers[index](x, self._cos_sin[kind][0], self._sequences).view(hidden.shape)
+        return self._run_layer(index, x, self._cos_sin[kind][0], self._sequences).view(hidden.shape)
+
+    def _run_layer(self, index: int, x: torch.Tensor, cos_sin: CosSin, sequences: PackedSequences) -> torch.Tensor:
+        """Runs one layer, recorded or not: x [T, hidden] -> y [T, hidden]."""
+        layer, recorded = self.layers[index], self._recorded
+        if recorded is None or not layer.is_recordable:
+            return layer(x, cos_sin, sequences)
+
+        if index not in recorded.layers:
+            recorded.add(index, DecoderLayerFunction, (*cos_sin, layer, sequences), layer.parameters)
+        return recorded.layers[index](x)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from finetune_trainer.job.settings import Settings
 from finetune_trainer.job.stop_signal import StopSignal
 from finetune_trainer.training.engine import Engine
 from finetune_trainer.training.losses import supervised_loss
+from finetune_trainer.training.memory import recorded_passes
 from finetune_trainer.training.memory.loaded_shape import model_shape
 from finetune_trainer.training.memory.room import available_bytes
 from finetune_trainer.training.outcome import TrainingOutcome
@@ -120,9 +121,10 @@ class Layers:
     """Stands for the fused layers, whose kernels are interpreted on a CPU at ten seconds a pass; tests/kernels has
     what they keep."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_graphs: bool = False) -> None:
         self.kept: list[set[ActivationPolicy]] = []
         self.released = self.moved = 0
+        self.has_graphs = has_graphs
 
     def set_policies(self, policies: tuple[ActivationPolicy, ...]) -> None:
         self.kept.append(set(policies))
@@ -132,6 +134,10 @@ class Layers:
 
     def move_vocabulary(self) -> None:
         self.moved += 1
+
+    def drop_graphs(self) -> bool:
+        had_some, self.has_graphs = self.has_graphs, False
+        return had_some
 
 
 class RunsOut:
@@ -218,6 +224,31 @@ def test_memory_that_runs_out_in_an_evaluation_is_handed_back_too(
     assert layers.kept == [{ActivationPolicy.RECOMPUTE_MLP}]
     assert sum(is_evaluation for _, is_evaluation in losses(trained[0])) == 2
     assert losses(trained[1]) == losses(trained[0])
+
+
+def test_graphs_of_layers_are_given_up_before_the_plan(
+    run_config: Builder, tmp_path: Path, trained: list[TrainingOutcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(training={"maxSteps": 2, "batchSize": 2, "gradientAccumulation": 2})
+    run_out(monkeypatch, config, tmp_path / "whole")
+    layers = Layers(has_graphs=True)
+    outcome, _ = run_out(monkeypatch, config, tmp_path / "short", 2, layers=layers)
+    assert outcome.result is Result.SUCCEEDED, outcome.message
+    assert outcome.memory is not None
+    assert (outcome.memory.mode, outcome.memory.fallbacks) == (MemoryMode.FASTEST, ())
+    assert (layers.has_graphs, layers.kept) == (False, [])
+    assert losses(trained[1]) == losses(trained[0])
+
+
+def test_passes_are_recorded_where_the_largest_would_fit_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 GiB between passes and 26 in the largest: 32 with another one's activations."""
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 20 * GIB)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 26 * GIB)
+    found = []
+    for available in (32 * GIB, 32 * GIB - 1):
+        monkeypatch.setattr(recorded_passes, "available_bytes", lambda device, size=available: size)
+        found.append(recorded_passes._has_room(torch.device("cuda")))
+    assert found == [True, False]
 
 
 def test_what_was_tried_is_known_where_nothing_smaller_is_left(

@@ -46,6 +46,7 @@ from finetune_trainer.training.loaded_model import LoadedModel
 from finetune_trainer.training.losses import supervised_loss
 from finetune_trainer.training.memory.calibration import calibrated
 from finetune_trainer.training.memory.loaded_shape import loaded_shape
+from finetune_trainer.training.memory.recorded_passes import record_passes, stop_recording
 from finetune_trainer.training.memory.room import Room, multiplies_fp8
 
 log = logging.getLogger(__name__)
@@ -107,10 +108,12 @@ class Engine:
         return self.layers is not None and self.plan is not None and not self.plan.is_smallest
 
     def step_down(self, step: int) -> bool:
-        """Takes the next smaller memory plan, after memory ran out with `step` steps finished; False if there is
-        none."""
+        """Gives up graphs or takes the next smaller memory plan, after memory ran out with `step` steps finished; False
+        if there is neither."""
         if self.plan is None or self.layers is None or self.replan is None:
             return False
+        if stop_recording(self.layers):
+            return True
         smaller = smaller_plan(self.plan, self.replan)
         if smaller is None:
             return False
@@ -193,6 +196,8 @@ def prepare_engine(model: Any, loaded: LoadedModel, config: RunConfig, world: Wo
     engine.window, engine.streamed = loaded.window, loaded.streamed
     if engine.plan is not None:
         loaded.streamed.stream(engine.plan.streamed_layers)
+    if config.graphs and engine.layers is not None and engine.can_step_down and not (engine.window or loaded.streamed):
+        record_passes(engine.layers, loaded.device)
     engine.loss_scale = LossScale() if loaded.precision is Precision.FP16 else None
     engine.use_batching(choose_batching(model, loaded))
     try_step(model, loaded, engine.loss, engine.batching.kind)

@@ -1,0 +1,6 @@
+"""CUDA graphs of decoder layers: the host launches one graph in place of a layer's hundred kernels.
+
+recorder.py           records what a function launches, and launches it again
+recorded_function.py  an autograd function whose tensors stay at the same addresses
+layer_graphs.py       which passes are recorded: those whose shape comes again and again, where memory allows it
+"""

@@ -1,0 +1,142 @@
+"""Decides which passes through a model's layers are launched as graphs, and keeps the graphs.
+
+A pass is recorded once passes of its shape have come a few times: until then everything that compiles, tunes itself or
+is made at its first use has done so. Recorded layers keep a pass's activations, in memory of their own; a pass of
+another shape runs as before, beside them. So passes are recorded only where that memory is free.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from finetune_kernels.graphs.recorded_function import Outputs, Place, RecordedFunction
+from finetune_kernels.graphs.recorder import Launch, Recorder, Result
+from finetune_kernels.primitives.attention_inputs import PackedSequences
+
+log = logging.getLogger(__name__)
+EAGER_PASSES = 3
+"""Passes of a shape before it is recorded."""
+MAX_SHAPES = 4
+"""Shapes that are recorded: each keeps the activations of a pass."""
+
+
+class PassShape(NamedTuple):
+    """Sizes that a recording cannot change."""
+
+    rows: int
+    """Tokens of the pass, T."""
+    sequences: int
+    longest: int
+    """Tokens of the longest sequence, or a bound of it."""
+    trains_input: bool
+    """True if the first layer's input needs a gradient."""
+
+
+class FallibleRecorder:
+    """A recorder after whose first failure functions just run, so that the pass amid which it failed ends well."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self.has_failed = False
+
+    def record(self, run: Callable[[], Result]) -> tuple[Result, Launch]:
+        """Records `run`; see `Recorder`. Raises OutOfMemoryError: then a pass is repeated in less memory."""
+        if not self.has_failed:
+            try:
+                return self._recorder.record(run)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self.has_failed = True
+                log.warning("layers are launched kernel by kernel, as they cannot be recorded: %s", error)
+        return run(), lambda: None
+
+
+class RecordedPass:
+    """The layers at one shape, and the addresses of what they share."""
+
+    def __init__(self, recorder: Recorder, sequences: PackedSequences) -> None:
+        self._recorder, self._outputs = FallibleRecorder(recorder), Outputs()
+        self._ends = Place(sequences.cu_seqlens, stays=False)
+        self._shared: list[tuple[Place | None, ...]] = []
+        self.sequences = PackedSequences(self._ends.tensor, sequences.max_seqlen, sequences.tokens)
+        """The sequences of whatever pass runs now."""
+        self.layers: dict[int, RecordedFunction] = {}
+
+    @property
+    def has_failed(self) -> bool:
+        """True if layers could not be recorded."""
+        return self._recorder.has_failed
+
+    @property
+    def is_void(self) -> bool:
+        """True if layers could not be recorded, or a parameter is no longer where it was then."""
+        return self.has_failed or any(layer.has_moved for layer in self.layers.values())
+
+    def begin(self, sequences: PackedSequences) -> None:
+        """Takes the sequences of a new pass."""
+        self._ends.bring(sequences.cu_seqlens)
+
+    def share(self, number: int, tensors: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+        """Returns `tensors`, the shared inputs of this number in the pass, where recorded layers read them."""
+        if number == len(self._shared):
+            self._shared.append(tuple(None if one is None else Place(one, stays=False) for one in tensors))
+        for place, tensor in zip(self._shared[number], tensors, strict=True):
+            if place is not None and tensor is not None:
+                place.bring(tensor)
+        return [None if place is None else place.tensor for place in self._shared[number]]
+
+    def add(
+        self, index: int, function: Any, others: Sequence[Any], parameters: Sequence[torch.nn.Parameter]
+    ) -> None:  # fmt: skip
+        """Records `function(x, *others, *parameters)` as layer `index`, at its next call."""
+        self.layers[index] = RecordedFunction(function, others, parameters, self._recorder, self._outputs)
+
+
+class LayerGraphs:
+    """The recorded passes of one model."""
+
+    def __init__(self, new_recorder: Callable[[], Recorder], has_room: Callable[[], bool]) -> None:
+        """`has_room`: tells if the activations of one more pass fit into memory."""
+        self._new_recorder, self._has_room = new_recorder, has_room
+        self._seen: Counter[PassShape] = Counter()
+        self._recorded: dict[PassShape, RecordedPass] = {}
+        self._failed = False
+
+    @property
+    def has_some(self) -> bool:
+        """True if a pass has been recorded."""
+        return bool(self._recorded)
+
+    def forget(self) -> None:
+        """Lets go of all recordings: what the layers launch is about to change."""
+        self._seen.clear()
+        self._recorded.clear()
+
+    def begin(self, hidden: torch.Tensor, sequences: PackedSequences) -> RecordedPass | None:
+        """Begins a pass through all layers; returns None if it runs kernel by kernel. `hidden`: the first layer's
+        input."""
+        if self._failed or not torch.is_grad_enabled():
+            return None
+        shape = PassShape(sequences.tokens, sequences.count, sequences.max_seqlen, hidden.requires_grad)
+        self._seen[shape] += 1
+        if any(one.is_void for one in self._recorded.values()):
+            self._failed = any(one.has_failed for one in self._recorded.values())
+            self.forget()
+
+        if shape not in self._recorded:
+            if (
+                self._failed
+                or self._seen[shape] <= EAGER_PASSES
+                or len(self._recorded) == MAX_SHAPES
+                or not self._has_room()
+            ):
+                return None
+            log.info("passes of %d tokens in %d sequences are launched as graphs", shape.rows, shape.sequences)
+            self._recorded[shape] = RecordedPass(self._new_recorder(), sequences)
+        found = self._recorded[shape]
+        found.begin(sequences)
+        return found

@@ -1,0 +1,217 @@
+"""Passes through a stack of small functions, launched as graphs: right in every pass, given up where they must be."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from finetune_kernels.graphs import layer_graphs
+from finetune_kernels.graphs.layer_graphs import EAGER_PASSES, MAX_SHAPES, LayerGraphs, RecordedPass
+from finetune_kernels.graphs.recorded_function import Place
+from finetune_kernels.graphs.recorder import Launch, Recorder, Result
+from finetune_kernels.primitives.attention_inputs import PackedSequences
+from finetune_test_kernels.rerun_recorder import RerunRecorder
+
+LAYERS = 3
+WIDTH = 4
+
+
+class Layer(torch.autograd.Function):
+    """y = tanh(w x) * shared, with the rows of the first document doubled."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, shared: torch.Tensor, sequences: PackedSequences, w: torch.Tensor
+    ) -> torch.Tensor:
+        bend = torch.tanh(w * x)
+        factor = shared * torch.where(torch.arange(len(x))[:, None] < sequences.cu_seqlens[1], 2.0, 1.0)
+        ctx.save_for_backward(x, w, bend, factor)
+        return bend * factor
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, w, bend, factor = ctx.saved_tensors
+        d = dy * factor * (1 - bend * bend)
+        return (d * w if ctx.needs_input_grad[0] else None), None, None, (d * x).sum(0)
+
+
+class Stack:
+    """Runs its layers as `FusedLayers` does."""
+
+    def __init__(self, graphs: LayerGraphs | None) -> None:
+        self.graphs = graphs
+        self.weights = [torch.nn.Parameter(torch.linspace(0.5, 1.5, WIDTH) + 0.1 * index) for index in range(LAYERS)]
+        self.recorded: RecordedPass | None = None
+
+    def forward(self, number: int, lengths: tuple[int, ...]) -> torch.Tensor:
+        """Output of pass `number` through all layers."""
+        generator = torch.Generator().manual_seed(number)
+        x = torch.randn(sum(lengths), WIDTH, generator=generator)
+        shared = torch.rand(sum(lengths), 1, generator=generator)
+        ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0)
+        sequences = PackedSequences(ends, max(lengths), sum(lengths))
+
+        self.recorded = None if self.graphs is None else self.graphs.begin(x, sequences)
+        if self.recorded is None:
+            for w in self.weights:
+                x = Layer.apply(x, shared, sequences, w)  # type: ignore[no-untyped-call]
+            return x
+        others = (*self.recorded.share(0, (shared,)), self.recorded.sequences)
+        for index, w in enumerate(self.weights):
+            if index not in self.recorded.layers:
+                self.recorded.add(index, Layer, others, [w])
+            x = self.recorded.layers[index](x)
+        return x
+
+    def train(self, passes: list[tuple[int, ...]]) -> list[list[torch.Tensor]]:
+        """Output and gradients of each pass; the weights change between them."""
+        found = []
+        for number, lengths in enumerate(passes):
+            y = self.forward(number, lengths)
+            dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(number))
+            found.append([y.detach().clone(), *(d.clone() for d in torch.autograd.grad(y, self.weights, dy))])
+            with torch.no_grad():
+                for w in self.weights:
+                    w.mul_(0.9)
+        return found
+
+
+def new_stack(recorder: Recorder | None = None, *, room: bool = True) -> tuple[Stack, RerunRecorder]:
+    """A stack whose passes are recorded by one recorder."""
+    chosen: Any = recorder or RerunRecorder()
+    return Stack(LayerGraphs(lambda: chosen, lambda: room)), chosen
+
+
+def are_same(found: list[list[torch.Tensor]], passes: list[tuple[int, ...]]) -> list[bool]:
+    """For each pass whether it is, to the bit, what it is without graphs."""
+    expected = Stack(None).train(passes)
+    return [all(map(torch.equal, one, other)) for one, other in zip(found, expected, strict=True)]
+
+
+SAME = [(3, 2), (2, 3), (3, 2), (3, 2), (2, 3), (3, 2), (2, 3)]
+"""Passes of one shape: rows, documents and the longest of them."""
+
+
+def test_every_pass_is_right_to_the_bit_and_recorded_once() -> None:
+    stack, recorder = new_stack()
+    assert all(are_same(stack.train(SAME), SAME))
+    assert recorder.recordings == 2 * LAYERS
+    assert recorder.launches == 2 * LAYERS * (len(SAME) - EAGER_PASSES)
+
+
+@pytest.mark.parametrize("kind", ["input", "gradient", "bounds", "shared"])
+def test_what_is_not_brought_to_its_address_is_missed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bring, stack = Place.bring, new_stack()[0]
+
+    def forgetful(self: Place, tensor: torch.Tensor) -> None:
+        ours = stack.recorded or next(iter(stack.graphs._recorded.values()))  # type: ignore[union-attr]
+        layers = list(ours.layers.values())
+        of_kind = {
+            "input": [layer._x for layer in layers[:1]], "gradient": [layer._dy for layer in layers[-1:]],
+            "bounds": [ours._ends], "shared": [place for places in ours._shared for place in places],
+        }  # fmt: skip
+        is_first = sum(layer.passes for layer in layers[-1:]) <= 1
+        if is_first or not any(self is place for place in of_kind[kind]):
+            bring(self, tensor)
+
+    monkeypatch.setattr(Place, "bring", forgetful)
+    right = are_same(stack.train(SAME), SAME)
+    assert all(right[: EAGER_PASSES + 1])
+    assert not all(right[EAGER_PASSES + 1 :])
+
+
+def test_outputs_that_are_there_already_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies, copy = [0], torch.Tensor.copy_
+    stack, _ = new_stack()
+    stack.train(SAME[:5])
+
+    def counted(self: torch.Tensor, *values: Any, **options: Any) -> torch.Tensor:
+        copies[0] += 1
+        return copy(self, *values, **options)
+
+    recorded = next(iter(stack.graphs._recorded.values()))  # type: ignore[union-attr]
+    for layer in recorded.layers.values():
+        layer._forward = layer._backward = lambda: None
+    monkeypatch.setattr(torch.Tensor, "copy_", counted)
+    stack.forward(9, SAME[0]).sum().backward()
+    assert copies[0] == 4, "the bounds, what layers share, the first layer's input and the last one's gradient"
+
+
+def test_passes_of_other_shapes_and_without_gradients_run_beside_recorded_ones() -> None:
+    stack, recorder = new_stack()
+    mixed = [*SAME[:5], (1, 4), SAME[5], (5,), (4,), SAME[6]]
+    assert all(are_same(stack.train(mixed), mixed))
+    assert recorder.recordings == 2 * LAYERS
+    with torch.no_grad():
+        stack.forward(0, SAME[0])
+    assert stack.recorded is None
+
+
+def test_a_few_shapes_are_recorded_and_no_more() -> None:
+    stack, recorder = new_stack()
+    shapes = [(size, 1) for size in range(2, 4 + MAX_SHAPES)]
+    passes = [shape for shape in shapes for _ in range(EAGER_PASSES + 1)]
+    assert all(are_same(stack.train(passes), passes))
+    assert recorder.recordings == 2 * LAYERS * MAX_SHAPES
+
+
+def test_nothing_is_recorded_without_room() -> None:
+    stack, recorder = new_stack(room=False)
+    assert all(are_same(stack.train(SAME), SAME))
+    assert recorder.recordings == 0
+    assert stack.graphs is not None
+    assert not stack.graphs.has_some
+
+
+def test_a_weight_that_moved_and_recordings_that_are_forgotten_are_recorded_anew() -> None:
+    stack, recorder = new_stack()
+    stack.train(SAME)
+    stack.weights[1].data = stack.weights[1].data.clone()
+    stack.train(SAME)
+    assert recorder.recordings == 4 * LAYERS
+    assert stack.graphs is not None
+    stack.graphs.forget()
+    stack.train(SAME)
+    assert recorder.recordings == 6 * LAYERS
+
+
+def test_a_second_forward_pass_before_backward_is_an_error() -> None:
+    stack, _ = new_stack()
+    stack.train(SAME)
+    first, _ = stack.forward(0, SAME[0]), stack.forward(1, SAME[0])
+    with pytest.raises(RuntimeError, match="ran forward again"):
+        first.sum().backward()
+
+
+class Failing(RerunRecorder):
+    """Fails from one of its recordings on."""
+
+    def __init__(self, number: int, error: Exception) -> None:
+        super().__init__()
+        self._number, self._error = number, error
+
+    def record(self, run: Callable[[], Result]) -> tuple[Result, Launch]:
+        """See `RerunRecorder`."""
+        if self.recordings == self._number:
+            raise self._error
+        return super().record(run)
+
+
+@pytest.mark.parametrize("number", range(2 * LAYERS))
+def test_where_recording_fails_the_pass_ends_well_and_no_other_is_recorded(
+    number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    stack, recorder = new_stack(Failing(number, RuntimeError("operation not permitted when stream is capturing")))
+    with caplog.at_level(logging.WARNING, layer_graphs.__name__):
+        assert all(are_same(stack.train(SAME), SAME))
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("layers are launched kernel by kernel, as they cannot be recorded: operation not permit")
+    assert recorder.recordings == number
+
+
+def test_memory_that_runs_out_while_recording_is_not_swallowed() -> None:
+    stack, _ = new_stack(Failing(LAYERS, torch.OutOfMemoryError("out of memory")))
+    with pytest.raises(torch.OutOfMemoryError):
+        stack.train(SAME)

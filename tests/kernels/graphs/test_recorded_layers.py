@@ -1,0 +1,105 @@
+"""Decoder layers that are launched as graphs compute what they compute kernel by kernel, pass after pass."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from finetune_kernels.graphs.layer_graphs import EAGER_PASSES, LayerGraphs
+from finetune_kernels.layers.fused_layers import FusedLayers
+from finetune_kernels.planning.activation_policy import ActivationPolicy
+from finetune_test_kernels.rerun_recorder import RerunRecorder
+from finetune_test_kernels.small_layers import small_model
+
+CASES = [
+    ("llama", ActivationPolicy.SAVE_ALL), ("llama", ActivationPolicy.RECOMPUTE_MLP),
+    ("llama", ActivationPolicy.RECOMPUTE_ALL), ("gemma3_text", ActivationPolicy.SAVE_ALL),
+    ("qwen3", ActivationPolicy.RECOMPUTE_MLP),
+]  # fmt: skip
+LAYERS = 2
+# Documents of one shape: as many, as long in all, and the longest as long.
+DOCUMENTS = [(4, 2), (2, 4), (4, 2), (2, 4), (4, 2)]
+assert len(DOCUMENTS) > EAGER_PASSES + 1
+
+
+def passes(model: Any, documents: list[tuple[int, ...]] = DOCUMENTS) -> list[dict[str, torch.Tensor]]:
+    """Logits and gradients of one pass after the other, each with tokens of its own; adapters change between them."""
+    weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    found = []
+    for number, lengths in enumerate(documents):
+        generator = torch.Generator().manual_seed(number)
+        tokens = torch.randint(3, 24, (1, sum(lengths)), generator=generator)
+        ends = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+        bounds = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": max(lengths), "max_length_k": 4}
+        positions = torch.cat([torch.arange(length) for length in lengths])[None]
+
+        run = model.get_base_model()
+        logits = run(input_ids=tokens, position_ids=positions, use_cache=False, **bounds).logits
+        d_logits = torch.randn(logits.shape, generator=generator)
+        gradients = torch.autograd.grad(logits, list(weights.values()), d_logits)
+        found.append(dict(zip(weights, map(torch.clone, gradients), strict=True)) | {"logits": logits.detach()})
+        with torch.no_grad():
+            for value in weights.values():
+                value.mul_(0.9)
+    return found
+
+
+def fused(kind: str, policy: ActivationPolicy, **adapter: Any) -> tuple[Any, FusedLayers]:
+    """A small model in fp32 whose layers are fused; `adapter` are LoraConfig's options."""
+    model = small_model(kind, torch.float32, layers=LAYERS, **adapter).eval()
+    causal = model.get_base_model()
+    return model, FusedLayers(causal, [policy] * LAYERS, torch.float32, keep_dequantized=True)
+
+
+def recorded(kind: str, policy: ActivationPolicy, **adapter: Any) -> tuple[Any, FusedLayers, RerunRecorder]:
+    """The same, with recorded passes."""
+    model, layers = fused(kind, policy, **adapter)
+    recorder = RerunRecorder()
+    layers.use_graphs(lambda: recorder, lambda: True)
+    return model, layers, recorder
+
+
+@pytest.mark.parametrize(("kind", "policy"), CASES)
+def test_passes_are_equal_to_the_bit(kind: str, policy: ActivationPolicy) -> None:
+    expected = passes(fused(kind, policy)[0])
+    model, _, recorder = recorded(kind, policy)
+    for number, (one, other) in enumerate(zip(passes(model), expected, strict=True)):
+        assert one.keys() == other.keys()
+        assert [name for name, value in other.items() if not torch.equal(one[name], value)] == [], number
+    assert recorder.launches == 2 * LAYERS * (len(DOCUMENTS) - EAGER_PASSES)
+
+
+def test_layers_whose_weights_or_policies_change_are_recorded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, layers, _ = recorded("llama", ActivationPolicy.SAVE_ALL)
+    changes: list[Callable[[], Any]] = [
+        lambda: layers.set_policies([ActivationPolicy.RECOMPUTE_ALL] * LAYERS), lambda: layers.keep_weights(0),
+        layers.use_fp8, layers.use_compute_dtype,
+    ]  # fmt: skip
+    forgotten = []
+    monkeypatch.setattr(LayerGraphs, "forget", lambda self: forgotten.append(self))
+    for number, change in enumerate(changes, 1):
+        change()
+        assert len(forgotten) == number
+
+
+def test_layers_that_drop_or_keep_their_inputs_on_the_host_are_not_recorded() -> None:
+    model, layers, recorder = recorded("llama", ActivationPolicy.SAVE_ALL)
+    layers.set_policies([ActivationPolicy.OFFLOAD, ActivationPolicy.SAVE_ALL])
+    passes(model)
+    assert recorder.recordings == 2, "the second layer's"
+
+    model, layers, _ = recorded("llama", ActivationPolicy.SAVE_ALL, lora_dropout=0.5)
+    assert [layer.is_recordable for layer in layers.layers] == [True, True], "nothing drops in evaluation"
+    model.train()
+    assert [layer.is_recordable for layer in layers.layers] == [False, False]
+
+
+def test_graphs_that_are_dropped_are_not_made_again() -> None:
+    model, layers, recorder = recorded("llama", ActivationPolicy.SAVE_ALL)
+    assert not layers.drop_graphs()
+    layers.use_graphs(lambda: recorder, lambda: True)
+    passes(model)
+    assert layers.drop_graphs()
+    passes(model)
+    assert recorder.recordings == 2 * LAYERS

@@ -1,0 +1,34 @@
+"""Passes of one shape as CUDA graphs, where memory has room for the activations of one more pass."""
+
+import gc
+import logging
+from functools import partial
+
+import torch
+
+from finetune_kernels.graphs.recorder import GraphRecorder
+from finetune_kernels.layers.fused_layers import FusedLayers
+from finetune_trainer.training.memory.room import available_bytes
+
+log = logging.getLogger(__name__)
+
+
+def record_passes(layers: FusedLayers, device: torch.device) -> None:
+    """Lets `layers`, whose weights stay on `device`, launch passes as graphs."""
+    layers.use_graphs(partial(GraphRecorder, device), partial(_has_room, device))
+
+
+def stop_recording(layers: FusedLayers) -> bool:
+    """Gives up graphs after memory ran out, and what they take of it; returns False if there were none."""
+    if not layers.drop_graphs():
+        return False
+    gc.collect()  # cycles of frames may hold tensors of the interrupted pass
+    torch.cuda.empty_cache()
+    log.warning("out of GPU memory: layers are launched kernel by kernel from now on")
+    return True
+
+
+def _has_room(device: torch.device) -> bool:
+    """True if the largest pass so far could be in memory twice; asked between passes."""
+    peak = torch.cuda.max_memory_allocated(device)
+    return 2 * peak - torch.cuda.memory_allocated(device) <= available_bytes(device)
