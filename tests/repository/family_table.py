@@ -19,7 +19,9 @@ model that cannot train is refused before a GPU is asked for.
   trainer's image), mamba-ssm and causal-conv1d (not in it) where these are installed ([images](images.md)).
 * **Documents**: packed documents share a sequence and do not see each other. Padded ones cost the tokens of padding.
 * **Adapted, NF4**: the share of the layers' weights, with default settings and the sizes that transformers' own
-  configuration has. Your model's own shares stand in preflight's report.
+  configuration has. Your model's own shares stand in preflight's report. Families whose attention has none of the
+  default's names (GPT-NeoX, Falcon, Bloom, MPT) get adapters on all linear layers of their blocks, which the report
+  names. GPT-2 has no default: its layers are transposed, and what a job names there trains but cannot be merged.
 * **GGUF**: llama.cpp's name of the architecture. Every type of `spec.export.gguf` is written for it ({types}). A
   setting that llama.cpp computes otherwise is an error of preflight. Layers that only draft tokens (DeepSeek V3,
   GLM 4.5) are left out.

@@ -42,7 +42,8 @@ class AdapterSpec(ApiModel):
 
     target_modules: Annotated[tuple[ModuleName, ...], Field(min_length=1, max_length=32)] = DEFAULT_TARGETS
     """Linear layers that get an adapter, by the last part of their name, or all-linear alone for every linear layer.
-    Experts of a mixture count as layers of the same names. Default: the q, k, v, o, gate, up and down projections."""
+    Experts of a mixture count as layers of the same names. Default: the q, k, v, o, gate, up and down projections, or
+    all linear layers of a model that has none of these in its attention (Pythia, Falcon)."""
 
     rules = (
         Rule(

@@ -22,8 +22,9 @@ from finetune_kernels.planning.family_parts import Latent, Mixer, Mixture
 LLAMA_NAMES = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj"), "dense": ("o_proj",),
     "input_linear": ("gate_proj", "up_proj"), "output_linear": ("down_proj",), "fc1": ("up_proj",),
-    "fc2": ("down_proj",), "c_fc": ("up_proj",), "c_proj": ("down_proj",), "w1": ("gate_proj",), "w3": ("up_proj",),
-    "w2": ("down_proj",), "out_proj": ("o_proj",), "in_proj": ("q_proj", "k_proj", "v_proj"),
+    "fc2": ("down_proj",), "fc_in": ("up_proj",), "fc_out": ("down_proj",), "c_fc": ("up_proj",),
+    "c_proj": ("down_proj",), "w1": ("gate_proj",), "w3": ("up_proj",), "w2": ("down_proj",),
+    "out_proj": ("o_proj",), "in_proj": ("q_proj", "k_proj", "v_proj"),
     "in_proj_qkv": ("q_proj", "k_proj", "v_proj"), "in_proj_z": ("q_proj", "k_proj", "v_proj"),
     "in_proj_qkvz": ("q_proj", "k_proj", "v_proj"), "q_a_proj": ("q_proj",), "q_b_proj": ("q_proj",),
     "kv_a_proj_with_mqa": ("k_proj", "v_proj"), "kv_b_proj": ("k_proj", "v_proj"),

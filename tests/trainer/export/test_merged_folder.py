@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune_test_models.family_models import make_family_model
+from finetune_test_models.tiny_architectures import make_mixture
 from finetune_trainer.export.export import ExportRequest, export
 
 NAMES = ("llama-3.1", "mistral", "qwen2.5", "qwen3", "gemma-2", "gemma-3", "phi-3", "phi-4")
@@ -82,3 +84,22 @@ def test_the_merged_folder_is_laid_out_like_the_base(base: Path, tmp_path: Path)
         assert (merged / name).read_bytes() == (base / name).read_bytes()
     assert AutoTokenizer.from_pretrained(merged).chat_template["tool_use"] == "{{ tools }}"
     assert AutoModelForCausalLM.from_pretrained(merged).generation_config.eos_token_id is not None
+
+
+def test_the_own_layers_of_an_older_family_are_merged_and_its_causal_masks_left_out(
+    tmp_path: Path, texts: list[str]
+) -> None:
+    """Pythia's files hold a mask in each layer, which transformers makes itself."""
+    base = make_mixture(tmp_path / "base", "gpt_neox", texts)
+    stored = load_file(base / "model.safetensors")
+    masks = {f"gpt_neox.layers.{layer}.attention.bias": torch.ones(1, 1, 8, 8).bool() for layer in range(2)}
+    save_file(stored | masks, base / "model.safetensors", metadata={"format": "pt"})
+
+    adapter = make_adapter(base, tmp_path / "adapter")
+    request = ExportRequest(base, adapter, tmp_path / "out", merged="BF16", gguf=(), name="m")
+    export(request, device=torch.device("cpu"), on_progress=lambda done, total: None)
+    assert set(load_file(tmp_path / "out/merged/model.safetensors")) == set(stored)
+
+    expected, without = logits(PeftModel.from_pretrained(load(base), adapter)), logits(load(base))
+    error = (logits(load(tmp_path / "out/merged")) - expected).abs().mean()
+    assert 0 < 10 * error < (without - expected).abs().mean(), "bfloat16's rounding, and no more"

@@ -49,6 +49,13 @@ def test_one_file_is_read_without_an_index(tmp_path: Path) -> None:
     assert [tensor.name for tensor in list_weights_below(tmp_path)] == ["a.weight"]
 
 
+def test_causal_masks_of_old_files_are_no_weights(tmp_path: Path) -> None:
+    masks = {"a.attention.bias": torch.ones(1, 1, 4, 4).bool(), "b.attn.bias": torch.ones(1, 1, 4, 4).byte()}
+    others = {"c.bias": torch.ones(4).byte(), "d.mask": torch.ones(1, 1, 4, 4).bool(), "e.bias": torch.ones(1, 1, 4, 4)}
+    save_file(masks | others, tmp_path / "model.safetensors")
+    assert {tensor.name for tensor in list_weights_below(tmp_path)} == set(others)
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "a missing shard": (lambda folder: (folder / SECOND).unlink(), "ModelNotFound", f"names {SECOND}, which"),
     "a shard that broke off": (cut, "InvalidConfiguration", f"{SECOND} broke off"),

@@ -226,7 +226,7 @@ def test_what_experts_cannot_have_is_refused(
 
 def test_a_layer_that_peft_refuses_in_a_mamba_is_refused_by_name(tmp_path: Path) -> None:
     folder = make(tmp_path, "mamba")
-    with pytest.raises(TrainerError, match="peft cannot adapt out_proj in this model; choose from dt_proj, in_proj"):
+    with pytest.raises(TrainerError, match="peft cannot adapt out_proj in this model; choose from in_proj"):
         inject_adapter(load(folder, Quantization.NONE), job(Quantization.NONE, ["out_proj"]).adapter, 1)
 
 

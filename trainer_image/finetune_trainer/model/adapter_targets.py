@@ -2,6 +2,7 @@
 too."""
 
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 from finetune_api.failures import FailureReason
 from finetune_api.spec.training import ALL_LINEAR, DEFAULT_TARGETS, AdapterSpec
@@ -10,7 +11,7 @@ from finetune_kernels.planning.families import family_of_type
 from finetune_kernels.planning.family import LLAMA_NAMES
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model.expert_files import COMMON, StoredExperts
-from finetune_trainer.model.layer_weights import LayerWeight
+from finetune_trainer.model.layer_weights import LayerWeight, linear_names
 
 FUSED = ("qkv_proj", "gate_up_proj")
 """Merged projections, which stand for the parts that the default names."""
@@ -28,6 +29,60 @@ MAMBA_BARRED = ("out_proj",)
 """Layers of these model types that peft refuses: the Mamba kernels read their weights past the adapter."""
 MAMBA_PAST_PEFT = ("bamba", "zamba2")
 """Model types of which the same is true, though peft does not refuse them."""
+MAMBA_1_TYPES, MAMBA_1_BARRED = ("mamba", "falcon_mamba"), ("x_proj", "dt_proj")
+"""Of the first Mamba, kernels and the code in their place read these layers' weights past the adapter as well."""
+TRANSPOSED_TYPES = ("gpt2", "openai-gpt")
+"""Model types that keep their layers as [in, out] (transformers' Conv1D), which no merge knows; they have no
+default."""
+ATTENTION_ENDS = ("q_proj", "o_proj")
+"""Names of what attention reads and writes."""
+
+
+@dataclass(frozen=True)
+class LinearLayers:
+    """The linear layers of a model, by the last parts of their names."""
+
+    present: frozenset[str]
+    barred: frozenset[str] = frozenset()
+    """Those that get no adapter."""
+    experts: frozenset[str] = frozenset()
+    """Names that ask for experts, which peft does not see."""
+    are_transposed: bool = False
+    """True if the files keep them as [in, out]."""
+
+    @classmethod
+    def of(
+        cls, weights: Iterable[LayerWeight], model_type: str | None, stored: StoredExperts | None = None
+    ) -> "LinearLayers":
+        """Returns those of a model's weights; `stored`: its experts, if our kernels know them."""
+        weights = list(weights)
+        return cls(
+            frozenset(linear_names(weights)),
+            frozenset(barred_layers(weights, model_type)),
+            frozenset(stored.answers() if stored else ()),
+            model_type in TRANSPOSED_TYPES,
+        )
+
+    @property
+    def known(self) -> frozenset[str]:
+        """Layers that can get an adapter."""
+        return self.present - {HEAD} - self.barred
+
+    @property
+    def has_own_default(self) -> bool:
+        """True if the default is all linear layers: of a model that does not say by Llama's names, or by others that
+        stand for them, what attention reads and writes (GPT-NeoX, Falcon)."""
+        covered = {part for parts in stand_ins(self.known).values() for part in parts} | self.known
+        return not self.are_transposed and not covered >= set(ATTENTION_ENDS)
+
+    def missing_defaults(self, wanted: tuple[str, ...]) -> list[str]:
+        """Returns the default targets that the model lacks, in order; none if the user names layers, or if the
+        default is the family's own."""
+        if wanted != DEFAULT_TARGETS or self.has_own_default:
+            return []
+        known = (self.present - self.barred) | self.experts
+        covered = {part for parts in stand_ins(known).values() for part in parts}
+        return [name for name in wanted if name not in known and name not in covered]
 
 
 def barred_layers(weights: Iterable[LayerWeight], model_type: str | None) -> set[str]:
@@ -41,6 +96,7 @@ def barred_layers(weights: Iterable[LayerWeight], model_type: str | None) -> set
     family = family_of_type(model_type or "")
     is_mamba = model_type in (*MAMBA_TYPES, *MAMBA_PAST_PEFT)
     barred = set(MAMBA_BARRED) if is_mamba else set(() if family is None else family.barred)
+    barred |= set(MAMBA_1_BARRED) if model_type in MAMBA_1_TYPES else set()
     barred |= {weight.last_name for weight in weights if weight.is_linear} & modules
     return barred | set(EXPERT_PARTS) if any(weight.is_stacked for weight in weights) else barred
 
@@ -52,28 +108,29 @@ def stand_ins(present: Collection[str]) -> dict[str, tuple[str, ...]]:
     return {name: LLAMA_NAMES[name] for name in names if name in present}
 
 
-def choose_targets(
-    present: Collection[str], wanted: tuple[str, ...], barred: Collection[str] = (), experts: Collection[str] = ()
-) -> str | list[str]:
+def choose_targets(layers: LinearLayers, wanted: tuple[str, ...]) -> str | list[str]:
     """Module names for peft: the `wanted` ones that the model has, a fused layer in place of its parts.
 
-    `present` are the last parts of the linear layers' names, `barred` those that get no adapter, `experts` the names
-    that ask for experts, which peft does not see; the list is empty if only such are wanted. Raises TrainerError
-    (InvalidConfiguration) if a name was asked for that the model does not have, or that is barred.
+    The list is empty if only experts are wanted. Raises TrainerError (InvalidConfiguration) if a name was asked for
+    that the model does not have, or that is barred.
     """
-    known = set(present) - {HEAD} - set(barred)
+    known = layers.known
     if wanted == (ALL_LINEAR,):
-        return sorted(known) if barred or experts else ALL_LINEAR  # which peft takes for the experts, too
+        return sorted(known) if layers.barred or layers.experts else ALL_LINEAR  # which peft takes for the experts, too
 
     others = stand_ins(known)
     targets = [name for name in wanted if name in known]
     targets += [name for name, parts in others.items() if set(parts) <= set(wanted)]
+    if wanted == DEFAULT_TARGETS and layers.has_own_default:
+        targets = sorted(known)
 
     # The default may name layers that a family lacks; a user's own list may not.
     covered = {part for name in targets for part in others.get(name, ())}
-    missing = [name for name in wanted if name not in known | covered | set(experts)]
-    if (missing and wanted != DEFAULT_TARGETS) or not (targets or set(wanted) & set(experts)):
-        raise TrainerError(FailureReason.INVALID_CONFIGURATION, _explain(missing, present, known | set(experts)))
+    missing = [name for name in wanted if name not in known | covered | layers.experts]
+    if (missing and wanted != DEFAULT_TARGETS) or not (targets or set(wanted) & layers.experts):
+        raise TrainerError(
+            FailureReason.INVALID_CONFIGURATION, _explain(missing, layers.present, known | layers.experts)
+        )
     return targets
 
 
@@ -100,7 +157,7 @@ def check_expert_targets(stored: StoredExperts | None, spec: AdapterSpec) -> Non
         raise TrainerError(FailureReason.INVALID_CONFIGURATION, message)
 
 
-def _explain(missing: list[str], present: Collection[str], known: set[str]) -> str:
+def _explain(missing: list[str], present: Collection[str], known: Collection[str]) -> str:
     refused = [name for name in missing if name in present]
     problem = f"peft cannot adapt {', '.join(refused)} in this model" if refused else ""
     if lacking := [name for name in missing if name not in present]:

@@ -4,8 +4,7 @@ PyTorch: preflight asks of the files what the trainer asks of the loaded model."
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from finetune_api.spec.training import ALL_LINEAR, DEFAULT_TARGETS
-from finetune_trainer.model.adapter_targets import stand_ins
+from finetune_api.spec.training import ALL_LINEAR
 from finetune_trainer.model.layer_weights import LayerWeight
 from finetune_trainer.storage.sizes import format_size
 
@@ -79,14 +78,3 @@ def adapted_layers(
         if (weight.expert_part is not None and weight.expert_part in parts)
         or (weight.is_linear and (targets == ALL_LINEAR or weight.last_name in targets))
     }
-
-
-def missing_defaults(present: Collection[str], wanted: tuple[str, ...]) -> list[str]:
-    """Default targets that the model lacks, in order; none if the user names layers.
-
-    `present` are the last parts of the linear layers' names.
-    """
-    if wanted != DEFAULT_TARGETS:
-        return []
-    fused = {part for parts in stand_ins(present).values() for part in parts}
-    return [name for name in wanted if name not in present and name not in fused]

@@ -21,7 +21,7 @@ RENAMED_TYPES = frozenset({"axk2", "bailing_hybrid", "deepseek_v4", "hrm_text", 
 Found by loading a tiny model of each causal language model of transformers 5.23.
 """
 _EXPERT = re.compile(r"\.experts\.\d+\.")
-_VOCABULARY = ("wte", "wpe", "lm_head", "embed_out", "shared")
+_VOCABULARY = ("wte", "wpe", "w", "lm_head", "embed_out", "shared", "head", "decoder", "output_projection")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _describe(header: TensorHeader, blocks: set[str], part: str | None, *, quant
     is_packed = header.dtype == "U8"  # two NF4 codes share a byte
     is_stacked = part is None and (bool(_EXPERT.search(header.name)) or is_stack(header.name, header.shape))
     # Hunyuan's gate has a linear layer within it.
-    is_router = "router" in name.split(".") or any(
+    is_router = is_router_name(name) or any(
         path.endswith(".gate") and path.removesuffix(".gate") in blocks for path in (name, parent)
     )
     is_linear = header.name.endswith(".weight") and len(header.shape) == 2
@@ -110,6 +110,11 @@ def linear_names(weights: Iterable[LayerWeight]) -> set[str]:
 def is_layer_weight(name: str, shape: tuple[int, ...]) -> bool:
     """True for a weight of the layers; biases of stacked experts have two dimensions."""
     return len(shape) > 1 and not name.endswith("bias") and not is_vocabulary(name)
+
+
+def is_router_name(name: str) -> bool:
+    """True for a layer of a router, by its name; those of some families are not named so."""
+    return "router" in name.split(".")
 
 
 def is_vocabulary(name: str) -> bool:

@@ -1,18 +1,18 @@
 """The weights as the job will load them: which get an adapter, which are in NF4, and how much memory all take. Pure."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from finetune_api.run_config import RunConfig
-from finetune_api.spec.training import ALL_LINEAR
+from finetune_api.spec.training import ALL_LINEAR, DEFAULT_TARGETS
 from finetune_api.vocabulary import Quantization
 from finetune_kernels.planning.loaded_weights import ADAPTER_BYTES, NF4_BLOCK, SCALES_BLOCK
 from finetune_trainer.chat.new_tokens import EMBEDDING, HEAD
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.model.adapter_targets import barred_layers, check_expert_targets, choose_targets
-from finetune_trainer.model.coverage import Coverage, adapted_layers, measure_coverage, missing_defaults
-from finetune_trainer.model.layer_weights import LayerWeight, known_experts, layer_weights, linear_names
+from finetune_trainer.model.adapter_targets import LinearLayers, check_expert_targets, choose_targets
+from finetune_trainer.model.coverage import Coverage, adapted_layers, measure_coverage
+from finetune_trainer.model.layer_weights import LayerWeight, known_experts, layer_weights
 from finetune_trainer.model.safetensors_header import TensorHeader
 
 
@@ -25,6 +25,8 @@ class PlannedWeights:
     """The coverage with targetModules: [all-linear]."""
     missing: Sequence[str]
     """Default targets that the model lacks or that peft cannot adapt there."""
+    own_default: Sequence[str]
+    """Linear layers of a model that has none of the default's names, all of which get an adapter by default."""
     left_out: Sequence[str]
     """Names of linear layers that could have an adapter and do not, those with the most weights first."""
     loaded_bytes: int
@@ -47,12 +49,12 @@ def plan_weights(
     headers = list(headers)
     nf4 = config.model.quantization is Quantization.NF4
     weights = layer_weights(headers, quantized=nf4, model_type=model_type)
-    names, wanted, barred = linear_names(weights), config.adapter.target_modules, barred_layers(weights, model_type)
+    wanted = config.adapter.target_modules
     stored = next(iter(known_experts(headers, model_type).values()), None)
-    answers = stored.answers() if stored else set()
+    layers = LinearLayers.of(weights, model_type, stored)
 
     def adapted_by(targets: tuple[str, ...]) -> set[str]:
-        linear = choose_targets(names, targets, barred, answers)
+        linear = choose_targets(layers, targets)
         return adapted_layers(weights, linear, stored.wanted(targets) if stored else ())
 
     try:
@@ -67,8 +69,9 @@ def plan_weights(
     return PlannedWeights(
         measure_coverage(weights, adapted),
         measure_coverage(weights, all_linear),
-        missing_defaults((names - barred) | answers, wanted),
-        _left_out(weights, adapted, barred),
+        layers.missing_defaults(wanted),
+        sorted(layers.known) if layers.has_own_default and wanted == DEFAULT_TARGETS else (),
+        _left_out(weights, adapted, layers.barred),
         _base_bytes(headers, weights, config, each) + ADAPTER_BYTES * trained,
         trained,
         of_experts,
@@ -76,7 +79,7 @@ def plan_weights(
     )
 
 
-def _left_out(weights: Iterable[LayerWeight], adapted: set[str], barred: set[str]) -> list[str]:
+def _left_out(weights: Iterable[LayerWeight], adapted: set[str], barred: Collection[str]) -> list[str]:
     sizes: dict[str, int] = {}
     for weight in weights:
         if weight.is_linear and weight.name not in adapted and weight.last_name not in barred:

@@ -17,13 +17,15 @@ SINGLE_NAME = "model.safetensors"
 PARALLEL_READS = 8
 NAMED = 3
 """Names that an error lists."""
+MASKS = ("BOOL", "U8")
+"""Types of causal masks, which some files of old families hold as `attention.bias`."""
 
 ReadFile = Callable[[str, int, int], bytes]
 """Reads bytes [start, end) of a file by its name."""
 
 
 def list_weights(files: Mapping[str, int], read: ReadFile) -> list[TensorHeader]:
-    """The tensors of a model whose `files` have these sizes.
+    """The tensors of a model whose `files` have these sizes, without causal masks.
 
     Raises TrainerError: ModelNotFound for a file that is missing, InvalidConfiguration for one that is damaged or that
     differs from the index; whatever `read` raises.
@@ -35,7 +37,7 @@ def list_weights(files: Mapping[str, int], read: ReadFile) -> list[TensorHeader]
                 "(.bin, .pt) are never read: convert them to safetensors"
             )
             raise TrainerError(FailureReason.MODEL_NOT_FOUND, message)
-        return _read(files, [SINGLE_NAME], read)
+        return _without_masks(_read(files, [SINGLE_NAME], read))
 
     size = files[INDEX_NAME]
     placed = _parse_index(read(INDEX_NAME, 0, size) if size else b"")
@@ -49,7 +51,7 @@ def list_weights(files: Mapping[str, int], read: ReadFile) -> list[TensorHeader]
 
     tensors = _read(files, shards, read)
     _compare(placed, tensors)
-    return tensors
+    return _without_masks(tensors)
 
 
 def list_weights_below(folder: Path) -> list[TensorHeader]:
@@ -63,6 +65,16 @@ def read_range(path: Path, start: int, end: int) -> bytes:
     with path.open("rb") as file:
         file.seek(start)
         return file.read(end - start)
+
+
+def _without_masks(tensors: Iterable[TensorHeader]) -> list[TensorHeader]:
+    """The tensors without the causal masks [1, 1, n, n] of old files (Pythia), which transformers makes itself."""
+    return [tensor for tensor in tensors if not _is_mask(tensor)]
+
+
+def _is_mask(tensor: TensorHeader) -> bool:
+    has_its_shape = len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1) and tensor.shape[2] == tensor.shape[3]
+    return has_its_shape and tensor.dtype in MASKS and tensor.name.endswith(".bias")
 
 
 def _read(files: Mapping[str, int], names: Iterable[str], read: ReadFile) -> list[TensorHeader]:

@@ -17,7 +17,7 @@ from finetune_trainer.export.base_model.full_config import read_full_config
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.job.settings import Settings
 from finetune_trainer.job.source_access import access_source
-from finetune_trainer.model.adapter_targets import barred_layers, check_expert_targets, choose_targets
+from finetune_trainer.model.adapter_targets import LinearLayers, check_expert_targets, choose_targets
 from finetune_trainer.model.base_models import find_base_model_sign
 from finetune_trainer.model.configuration.dropout import dropout_rates
 from finetune_trainer.model.configuration.reading import read_published_config
@@ -27,7 +27,7 @@ from finetune_trainer.model.description import (
     load_tokenizer,
     read_written_config,
 )
-from finetune_trainer.model.layer_weights import RENAMED_TYPES, known_experts, layer_weights, linear_names
+from finetune_trainer.model.layer_weights import RENAMED_TYPES, known_experts, layer_weights
 from finetune_trainer.model.published_weights import PublishedWeights, describe_published
 from finetune_trainer.model.safetensors_header import TensorHeader
 from finetune_trainer.preflight.examination import Data, describe_scan, examine, scan_source
@@ -174,10 +174,9 @@ def _judge_weights(
         return None
 
     weights = layer_weights(published.own, quantized=False, model_type=model_type)
-    names, barred = linear_names(weights), barred_layers(weights, model_type)
     experts = next(iter(known_experts(published.own, model_type).values()), None)
-    answers = experts.answers() if experts else set()
-    choose = partial(choose_targets, names, config.adapter.target_modules, barred, answers)
+    layers = LinearLayers.of(weights, model_type, experts)
+    choose = partial(choose_targets, layers, config.adapter.target_modules)
     findings.attempt("spec.adapter.targetModules", choose)
     findings.attempt("spec.adapter", partial(check_expert_targets, experts, config.adapter))
     return published.own

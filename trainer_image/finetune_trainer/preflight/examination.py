@@ -147,6 +147,7 @@ def _examine_weights(
         adapted_share=planned.coverage.adapted_share,
         quantized_share=planned.coverage.quantized_share,
         missing_targets=tuple(planned.missing),
+        own_targets=tuple(planned.own_default),
         stacked_bytes=planned.coverage.stacked_bytes,
         expert_share=planned.coverage.experts / max(1, planned.coverage.parameters),
         loaded_bytes=planned.loaded_bytes,

@@ -156,6 +156,9 @@ class WeightCoverage(ApiModel):
     missing_targets: tuple[str, ...] = ()
     """Default targets that the model lacks."""
 
+    own_targets: tuple[str, ...] = ()
+    """All linear layers of a model that has none of the default's names: its default targets."""
+
     stacked_bytes: int
     """Bytes of experts in 3-D tensors that the kernels do not know, which get no adapter and stay in 16 bits."""
 

@@ -49,6 +49,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
 
 def _coverage_facts(coverage: WeightCoverage) -> list[tuple[str, str]]:
     lacking = f"; the model has no {', '.join(coverage.missing_targets)}" if coverage.missing_targets else ""
+    if coverage.own_targets:
+        lacking = f": {', '.join(coverage.own_targets)}, all linear layers, as it has not the default's names"
     experts = f"; {format_size(coverage.stacked_bytes)} of experts stay in 16 bits" if coverage.stacked_bytes else ""
     return [
         ("with an adapter", f"{coverage.adapted_share:.1%} of the layers' weights{lacking}"),

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
+from transformers.pytorch_utils import Conv1D
 
 from finetune_api.spec.training import AdapterSpec
 from finetune_api.vocabulary import AdapterVariant
 from finetune_kernels.experts.replacing import stacked_experts
 from finetune_kernels.experts.routers import router_paths
 from finetune_kernels.vocabulary.trained_rows import install_trained_rows
-from finetune_trainer.model.adapter_targets import barred_layers, check_expert_targets, choose_targets
-from finetune_trainer.model.coverage import ENOUGH, Coverage, measure_coverage, missing_defaults
-from finetune_trainer.model.layer_weights import LayerWeight, is_layer_weight, is_stack, linear_names
+from finetune_trainer.model.adapter_targets import LinearLayers, check_expert_targets, choose_targets
+from finetune_trainer.model.coverage import ENOUGH, Coverage, measure_coverage
+from finetune_trainer.model.layer_weights import LayerWeight, is_layer_weight, is_router_name, is_stack
 from finetune_trainer.stages.expert_injection import (
     add_expert_adapters,
     expert_rank,
@@ -55,14 +56,14 @@ def inject_adapter(model: Any, spec: AdapterSpec, seed: int, new_tokens: tuple[i
     torch.manual_seed(seed)
     weights, experts = _layer_weights(model), named_experts(model)
     stored = experts[0].stored_experts if experts else None
-    present, barred = linear_names(weights), barred_layers(weights, model.config.model_type)
-    answers = stored.answers() if stored else set()
+    layers = LinearLayers.of(weights, model.config.model_type, stored)
     check_expert_targets(stored, spec)
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,  # type: ignore[arg-type]  # annotated int, used as a factor
         lora_dropout=spec.dropout,
-        target_modules=choose_targets(present, spec.target_modules, barred, answers) or DUMMY_TARGET_MODULES,
+        target_modules=choose_targets(layers, spec.target_modules) or DUMMY_TARGET_MODULES,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         use_rslora=spec.variant is AdapterVariant.RSLORA,
         use_dora=spec.variant is AdapterVariant.DORA,
         task_type="CAUSAL_LM",
@@ -78,7 +79,7 @@ def inject_adapter(model: Any, spec: AdapterSpec, seed: int, new_tokens: tuple[i
     trainable, total = adapted.get_nb_trainable_parameters()
     total += sum(module.parameters_count for _, module in stacked_experts(model))
     coverage = measure_coverage(weights, {*_targeted(adapted), *names})
-    _report(coverage, missing_defaults((present - barred) | answers, spec.target_modules))
+    _report(coverage, layers.missing_defaults(spec.target_modules))
     published = int(trainable) + zeros_when_published(model, spec.rank)
     return AdaptedModel(adapted, int(trainable), int(total), published, expert_rank(model), coverage)
 
@@ -119,7 +120,8 @@ def _layer_weights(model: Any) -> list[LayerWeight]:
                         whole.removesuffix(".weight"),
                         math.prod(shape),
                         shape,
-                        is_linear=isinstance(module, torch.nn.Linear)
+                        is_linear=isinstance(module, torch.nn.Linear | Conv1D)
+                        and not is_router_name(path)
                         and not type(module).__name__.endswith("Router")
                         and not path.startswith(routers),
                         is_stacked=is_stack(whole, shape),
