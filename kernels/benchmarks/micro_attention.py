@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from benchmarks.micro_case import Case, Sizes, backward_of
 from finetune_kernels.ops import attention, softcap_attention
+from finetune_kernels.primitives.attention import ragged
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences
 from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW
 
@@ -20,13 +21,49 @@ def attention_cases(sizes: Sizes) -> Iterator[Case]:
         yield from _backend_cases(sizes, f"cuDNN, {longest}", lengths)
     yield from _backend_cases(sizes, "FlashAttention, 2 documents", (half - 1, half + 1))
     yield from _backend_cases(sizes, "FlashAttention, 1 document", (1, sizes.tokens - 1))
+    yield from _ragged_cases(sizes, "mixed documents", _mixed_lengths(sizes.tokens))
+
+
+def _mixed_lengths(tokens: int) -> tuple[int, ...]:
+    """Lengths as in a pack of conversations: each two thirds of the one before, and the rest."""
+    found: list[int] = []
+    while tokens - sum(found) > 64:
+        found.append(max(64, (tokens - sum(found)) // 3))
+    return *found, tokens - sum(found)
+
+
+def _sequences(sizes: Sizes, lengths: tuple[int, ...]) -> PackedSequences:
+    cu_seqlens = torch.tensor([0, *lengths], device=sizes.device).cumsum(0).to(torch.int32)
+    return PackedSequences(cu_seqlens, max(lengths), sum(lengths))
+
+
+def _ragged_cases(sizes: Sizes, name: str, lengths: tuple[int, ...]) -> Iterator[Case]:
+    """Yields cases of cuDNN's ragged layout beside FlashAttention, where the package for it is installed."""
+    heads, params, sequences = sizes.heads, AttentionParams(sizes.heads.size**-0.5), _sequences(sizes, lengths)
+    qkv = heads.split(sizes.random(sizes.tokens, heads.width))
+    if not ragged.takes(qkv, sequences, params):
+        return
+    dout = sizes.random(sizes.tokens, heads.query, heads.size)
+    out, saved = ragged.forward(qkv, sequences, params)
+    theirs, their_saved = attention._flash_forward(qkv, sequences, params)
+
+    forward = 2.0 * sum(length**2 for length in lengths) * heads.query * heads.size
+    shape = f"{len(lengths)} of {min(lengths)} to {max(lengths)}, {heads.query}/{heads.key_value} x {heads.size}"
+    yield Case(
+        f"attention, cuDNN ragged, {name}", "forward", shape, forward, "TFLOP/s",
+        lambda: ragged.forward(qkv, sequences, params), lambda: attention._flash_forward(qkv, sequences, params),
+        rival_name="FlashAttention",
+    )  # fmt: skip
+    yield Case(
+        f"attention, cuDNN ragged, {name}", "backward", shape, 2.5 * forward, "TFLOP/s",
+        lambda: ragged.backward(dout, qkv, out, saved, sequences, params),
+        lambda: attention._flash_backward(dout, qkv, theirs, their_saved, sequences, params),
+        rival_name="FlashAttention",
+    )  # fmt: skip
 
 
 def _backend_cases(sizes: Sizes, name: str, lengths: tuple[int, ...]) -> Iterator[Case]:
-    heads, params = sizes.heads, AttentionParams(sizes.heads.size**-0.5)
-    cu_seqlens = torch.tensor([0, *lengths], device=sizes.device).cumsum(0).to(torch.int32)
-    sequences = PackedSequences(cu_seqlens, max(lengths), sum(lengths))
-
+    heads, params, sequences = sizes.heads, AttentionParams(sizes.heads.size**-0.5), _sequences(sizes, lengths)
     qkv = heads.split(sizes.random(sizes.tokens, heads.width))
     dout = sizes.random(sizes.tokens, heads.query, heads.size)
     out, saved = attention.forward(qkv, sequences, params)
