@@ -11,7 +11,8 @@ Sequences of one length are a batch: cuDNN's kernel takes them (316 against 178 
 8,192, forward and backward on an H200). It compiles a plan for each shape, so it serves the first few shapes only.
 Everything else goes to FlashAttention by cumulative lengths, including windows shorter than a sequence. Neither of them
 caps scores: Gemma 2 has a kernel of ours (`softcap_attention`). Cards before Ampere run PyTorch's memory-efficient
-kernel. The CPU's flash kernel takes the sequences one by one.
+kernel, and so do heads of more than 256 elements on every card (Gemma 4's full layers have 512): FlashAttention and
+cuDNN take no larger ones, and that kernel keeps the sum of the output in memory then. The CPU's flash kernel takes the sequences one by one.
 
 Source: Dao, "FlashAttention-2", 2023 (the kernel that PyTorch ships); cuDNN's fused attention; grouped heads: Ainslie
 et al., "GQA", 2023.
@@ -29,6 +30,8 @@ from finetune_kernels.primitives.precision import before_ampere, widen
 
 FLASH_PADDING = 128
 """Rows that FlashAttention's backward adds to each sequence in the sums of dq."""
+FLASH_HEAD_SIZE = 256
+"""Largest head that FlashAttention takes."""
 MAX_SEQUENCES = 65_535
 """Sequences of one call: they are on an axis of the kernels' grid that CUDA lets be no longer."""
 CAUSAL = 1
@@ -58,14 +61,14 @@ def forward(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> tu
     if not qkv.q.is_cuda:
         return _cpu_forward(qkv, sequences, params)
 
-    is_old = before_ampere(qkv.q)
-    if not is_old and _takes_cudnn(qkv.q, sequences, params):
+    is_efficient = _takes_efficient(qkv.q)
+    if not is_efficient and _takes_cudnn(qkv.q, sequences, params):
         out, lse, _, _, _, _, seed, offset, _ = aten._scaled_dot_product_cudnn_attention(
             *_batched(sequences, *qkv), None, True, 0.0, True, False, scale=params.scale
         )
         return out.transpose(1, 2).reshape(qkv.q.shape), (lse, seed, offset)
 
-    by_lengths = _efficient_forward if is_old else _flash_forward
+    by_lengths = _efficient_forward if is_efficient else _flash_forward
     out, (lse, *others) = by_lengths(qkv, sequences, params)
     out, lse = params.add_sinks(out, lse)
     return out, (lse, *others)
@@ -81,7 +84,7 @@ def backward(
     if not qkv.q.is_cuda:
         return _cpu_backward(dout, qkv, out, saved, sequences, params)
 
-    if before_ampere(qkv.q):
+    if _takes_efficient(qkv.q):
         return _efficient_backward(dout, qkv, out, saved, sequences, params)
 
     longest = sequences.max_seqlen
@@ -155,7 +158,7 @@ def _efficient_forward(qkv: Qkv, sequences: PackedSequences, params: AttentionPa
 
     ends, longest = sequences.cu_seqlens, sequences.max_seqlen
     out, sums, seed, offset, _, _ = aten._efficient_attention_forward(
-        *_repeated(qkv), None, ends, ends, longest, longest, 0.0, CAUSAL, True, scale=params.scale,
+        *qkv.repeated(), None, ends, ends, longest, longest, 0.0, CAUSAL, True, scale=params.scale,
         **_efficient_window(params.effective_window(longest)),
     )  # fmt: skip
     # The sums are [N, H, longest sequence]: of a pack with one long sequence that is far more than one for each row.
@@ -183,7 +186,7 @@ def _efficient_backward(
     sums[number, :, place] = lse.T
 
     dq, dk, dv, _ = aten._efficient_attention_backward(
-        dout.unsqueeze(0), *_repeated(qkv), None, out.unsqueeze(0), ends, ends, longest, longest, sums, 0.0, seed,
+        dout.unsqueeze(0), *qkv.repeated(), None, out.unsqueeze(0), ends, ends, longest, longest, sums, 0.0, seed,
         offset, CAUSAL, False, scale=params.scale, **_efficient_window(params.effective_window(longest)),
     )  # fmt: skip
     return Qkv(dq[0], *(sum_groups(part[0], qkv.groups) for part in (dk, dv)))
@@ -194,15 +197,14 @@ def _efficient_window(window: int | None) -> dict[str, int]:
     return {} if window is None else {"window_size": window}
 
 
-def _repeated(qkv: Qkv) -> list[torch.Tensor]:
-    """Returns q, k and v as a batch of one [1, T, H, D], k and v for each query head."""
-    repeated = (qkv.q, *(part.repeat_interleave(qkv.groups, dim=1) for part in (qkv.k, qkv.v)))
-    return [part.unsqueeze(0) for part in repeated]
-
-
 def _flash_window(window: int | None) -> dict[str, int]:
     """FlashAttention's options for a window: the keys before and after a query's own."""
     return {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
+
+
+def _takes_efficient(q: torch.Tensor) -> bool:
+    """True for cards and heads that FlashAttention does not take."""
+    return before_ampere(q) or q.shape[2] > FLASH_HEAD_SIZE
 
 
 def _takes_cudnn(q: torch.Tensor, sequences: PackedSequences, params: AttentionParams) -> bool:

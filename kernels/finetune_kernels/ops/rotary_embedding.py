@@ -9,7 +9,7 @@ a head (Phi-4-mini, GLM), that holds for its first R elements, and the rest is l
 Shapes: q, k and v lie side by side in one buffer, as the merged projection writes them, [T, (H + 2 H_kv) D]; cos and
 sin are [T, R] of any float type, with equal halves. Arithmetic is fp32, rounded once. Backward takes the gradients as
 attention returns them, rotates q's and k's by the opposite angle, and lays all three side by side again, so that one
-GEMM can take them. The norms' weights are frozen.
+GEMM can take them. The norms' weights are frozen. Gemma 4 norms v as well, which is not rotated.
 
 Source: Su et al., "RoFormer", 2021, in both layouts of transformers' rotate_half.
 """
@@ -25,6 +25,7 @@ from finetune_kernels.primitives import head_norm
 from finetune_kernels.primitives.attention_inputs import Qkv
 from finetune_kernels.primitives.head_norm import HeadNorm, _load_weights, _mean_products, _norm_backward
 from finetune_kernels.primitives.precision import widen
+from finetune_kernels.primitives.rotary_pairs import _load_cos_sin, _load_dq_dk, _load_dv, _pairs
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Heads:
     query: int
     """H."""
     key_value: int
-    """H_kv."""
+    """H_kv; 0 where only q is made, and k and v are another layer's."""
     size: int
     """D, elements of a head."""
     pairs: bool = False
@@ -64,6 +65,8 @@ def reference(
     q, k, v = (widen(part) for part in heads.split(qkv))
     wq, wk = (None, None) if norm is None else (norm.query, norm.key)
     q, k = _turn(q, wq, cos, sin, heads, norm), _turn(k, wk, cos, sin, heads, norm)
+    if norm is not None and norm.value:
+        v = head_norm.reference(v, v.new_ones(heads.size), norm)
     return torch.cat((q, k, v), dim=1).flatten(1).to(qkv.dtype)
 
 
@@ -95,6 +98,9 @@ def reference_backward(
             d = head_norm.reference_backward(d, _rotate(x, cos, sin, heads), weight, norm)
         d = _rotate(d, cos, -sin, heads)
         found.append(d if norm.is_last else head_norm.reference_backward(d, x, weight, norm))
+    if norm.value:
+        v = widen(heads.split(qkv).v)
+        dv = head_norm.reference_backward(dv, v, v.new_ones(heads.size), norm)
     return torch.cat((*found, dv), dim=1).flatten(1).to(qkv.dtype)
 
 
@@ -111,34 +117,10 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: Heads)
 
 
 @triton.jit
-def _pairs(D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr, NEXT: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Pairs of elements of a head: the offsets of both, whether they exist, and whether they are rotated. Elements that
-    are not rotated are paired alike, so that one pass takes all."""
-    pair = tl.arange(0, BLOCK_D)
-    if NEXT:
-        first, second = 2 * pair, 2 * pair + 1
-    else:
-        first, second = pair, pair + D // 2
-        if R != D:
-            first = tl.where(pair < R // 2, pair, pair + R // 2)
-            second = first + tl.where(pair < R // 2, R // 2, (D - R) // 2)
-    return first, second, (pair < D // 2)[None, :], pair < R // 2
-
-
-@triton.jit
-def _load_cos_sin(cos_ptr, sin_ptr, row, rotates, R: tl.constexpr, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
-    """cos and sin of each pair, [1, BLOCK_D]; 1 and 0 where it is not rotated."""
-    pair = tl.arange(0, BLOCK_D)
-    c = tl.load(cos_ptr + row * R + pair, mask=rotates, other=1.0)[None, :].to(tl.float32)
-    s = tl.load(sin_ptr + row * R + pair, mask=rotates, other=0.0)[None, :].to(tl.float32)
-    return c, s
-
-
-@triton.jit
 def _forward(  # type: ignore[no-untyped-def]
     x_ptr, y_ptr, cos_ptr, sin_ptr, wq_ptr, wk_ptr, eps, H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr,
     R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, NEXT: tl.constexpr, NORM: tl.constexpr,
-    ROW: tl.constexpr, LAST: tl.constexpr,
+    ROW: tl.constexpr, LAST: tl.constexpr, VALUE: tl.constexpr,
 ):  # fmt: skip
     """One row [T, width] a program, all heads at once."""
     row = tl.program_id(0).to(tl.int64)
@@ -147,18 +129,21 @@ def _forward(  # type: ignore[no-untyped-def]
     offsets = row * (H + 2 * H_KV) * D + head[:, None] * D
     offsets1, offsets2 = offsets + first[None, :], offsets + second[None, :]
     rotated = (head < H + H_KV)[:, None] & in_head
+    v = ((head >= H + H_KV) & (head < H + 2 * H_KV))[:, None] & in_head
+    if VALUE:
+        rotated = rotated | v
 
     x1 = tl.load(x_ptr + offsets1, mask=rotated, other=0.0).to(tl.float32)  # [BLOCK_H, BLOCK_D]
     x2 = tl.load(x_ptr + offsets2, mask=rotated, other=0.0).to(tl.float32)
     if NORM:
-        w1 = _load_weights(wq_ptr, wk_ptr, head, first, in_head, H, H_KV, D, ROW)
-        w2 = _load_weights(wq_ptr, wk_ptr, head, second, in_head, H, H_KV, D, ROW)
+        w1 = _load_weights(wq_ptr, wk_ptr, head, first, in_head, H, H_KV, D, ROW, VALUE)
+        w2 = _load_weights(wq_ptr, wk_ptr, head, second, in_head, H, H_KV, D, ROW, VALUE)
         if not LAST:
             rstd = tl.rsqrt(_mean_products(x1, x1, x2, x2, head, H, H_KV, D, ROW) + eps)
             x1 *= rstd * w1
             x2 *= rstd * w2
 
-    c, s = _load_cos_sin(cos_ptr, sin_ptr, row, rotates, R, BLOCK_D)
+    c, s = _load_cos_sin(cos_ptr, sin_ptr, row, head, rotates, H, H_KV, R, BLOCK_D, VALUE)
     y1 = x1 * c - x2 * s
     y2 = x2 * c + x1 * s
     if LAST:
@@ -168,25 +153,16 @@ def _forward(  # type: ignore[no-untyped-def]
     tl.store(y_ptr + offsets1, y1, mask=rotated)
     tl.store(y_ptr + offsets2, y2, mask=rotated)
 
-    if NORM:  # y is a buffer of its own: v is copied
-        v = ((head >= H + H_KV) & (head < H + 2 * H_KV))[:, None] & in_head
+    if NORM and not VALUE:  # y is a buffer of its own: v is copied
         tl.store(y_ptr + offsets1, tl.load(x_ptr + offsets1, mask=v, other=0.0), mask=v)
         tl.store(y_ptr + offsets2, tl.load(x_ptr + offsets2, mask=v, other=0.0), mask=v)
-
-
-@triton.jit
-def _load_dq_dk(dq_ptr, dk_ptr, row, head, offsets, q, k, H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Elements `offsets` of the gradients of q's and k's heads, [BLOCK_H, BLOCK_D]."""
-    d = tl.load(dq_ptr + row * H * D + head[:, None] * D + offsets[None, :], mask=q, other=0.0).to(tl.float32)
-    offsets_k = row * H_KV * D + (head - H)[:, None] * D + offsets[None, :]
-    return d + tl.load(dk_ptr + offsets_k, mask=k, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _backward(  # type: ignore[no-untyped-def]
     dq_ptr, dk_ptr, dv_ptr, x_ptr, dx_ptr, cos_ptr, sin_ptr, wq_ptr, wk_ptr, eps, H: tl.constexpr, H_KV: tl.constexpr,
     D: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, NEXT: tl.constexpr,
-    NORM: tl.constexpr, ROW: tl.constexpr, LAST: tl.constexpr,
+    NORM: tl.constexpr, ROW: tl.constexpr, LAST: tl.constexpr, VALUE: tl.constexpr,
 ):  # fmt: skip
     """One row [T, width] a program, all heads at once."""
     row = tl.program_id(0).to(tl.int64)
@@ -199,12 +175,17 @@ def _backward(  # type: ignore[no-untyped-def]
 
     d1 = _load_dq_dk(dq_ptr, dk_ptr, row, head, first, q, k, H, H_KV, D)
     d2 = _load_dq_dk(dq_ptr, dk_ptr, row, head, second, q, k, H, H_KV, D)
-    c, s = _load_cos_sin(cos_ptr, sin_ptr, row, rotates, R, BLOCK_D)
+    normed = q | k
+    if VALUE:
+        normed = normed | v
+        d1 += _load_dv(dv_ptr, row, head, first, v, H, H_KV, D)
+        d2 += _load_dv(dv_ptr, row, head, second, v, H, H_KV, D)
+    c, s = _load_cos_sin(cos_ptr, sin_ptr, row, head, rotates, H, H_KV, R, BLOCK_D, VALUE)
     if NORM:
-        x1 = tl.load(x_ptr + offsets + first[None, :], mask=q | k, other=0.0).to(tl.float32)
-        x2 = tl.load(x_ptr + offsets + second[None, :], mask=q | k, other=0.0).to(tl.float32)
-        w1 = _load_weights(wq_ptr, wk_ptr, head, first, in_head, H, H_KV, D, ROW)
-        w2 = _load_weights(wq_ptr, wk_ptr, head, second, in_head, H, H_KV, D, ROW)
+        x1 = tl.load(x_ptr + offsets + first[None, :], mask=normed, other=0.0).to(tl.float32)
+        x2 = tl.load(x_ptr + offsets + second[None, :], mask=normed, other=0.0).to(tl.float32)
+        w1 = _load_weights(wq_ptr, wk_ptr, head, first, in_head, H, H_KV, D, ROW, VALUE)
+        w2 = _load_weights(wq_ptr, wk_ptr, head, second, in_head, H, H_KV, D, ROW, VALUE)
         if LAST:
             y1, y2 = x1 * c - x2 * s, x2 * c + x1 * s
             d1, d2 = _norm_backward(d1, d2, y1, y2, w1, w2, head, eps, H, H_KV, D, ROW)
@@ -215,10 +196,9 @@ def _backward(  # type: ignore[no-untyped-def]
     if NORM and not LAST:
         g1, g2 = _norm_backward(g1, g2, x1, x2, w1, w2, head, eps, H, H_KV, D, ROW)
 
-    # v's gradient is copied; g1 and g2 are zero in its heads
-    offsets_v = row * H_KV * D + (head - H - H_KV)[:, None] * D
-    g1 += tl.load(dv_ptr + offsets_v + first[None, :], mask=v, other=0.0).to(tl.float32)
-    g2 += tl.load(dv_ptr + offsets_v + second[None, :], mask=v, other=0.0).to(tl.float32)
+    if not VALUE:  # v's gradient is copied; g1 and g2 are zero in its heads
+        g1 += _load_dv(dv_ptr, row, head, first, v, H, H_KV, D)
+        g2 += _load_dv(dv_ptr, row, head, second, v, H, H_KV, D)
     tl.store(dx_ptr + offsets + first[None, :], g1, mask=q | k | v)
     tl.store(dx_ptr + offsets + second[None, :], g2, mask=q | k | v)
 
@@ -232,7 +212,7 @@ def forward(
     """
     rotated, (q, k, eps) = torch.empty_like(qkv) if norm is not None else qkv, _norm_arguments(norm, cos)
     _forward[(qkv.shape[0],)](
-        qkv, rotated, cos, sin, q, k, eps, **_sizes(heads, cos), **_flags(norm), num_warps=4
+        qkv, rotated, cos, sin, q, k, eps, **_sizes(heads, cos), **_flags(norm), num_warps=_warps(heads)
     )  # fmt: skip
     return rotated
 
@@ -247,7 +227,7 @@ def backward(
     dq, dk, dv = (gradient.contiguous() for gradient in gradients)
     merged, (q, k, eps) = torch.empty_like(qkv), _norm_arguments(norm, cos)
     _backward[(qkv.shape[0],)](
-        dq, dk, dv, qkv, merged, cos, sin, q, k, eps, **_sizes(heads, cos), **_flags(norm), num_warps=4
+        dq, dk, dv, qkv, merged, cos, sin, q, k, eps, **_sizes(heads, cos), **_flags(norm), num_warps=_warps(heads)
     )  # fmt: skip
     return merged
 
@@ -261,9 +241,15 @@ def _sizes(heads: Heads, cos: torch.Tensor) -> dict[str, int]:
     }  # fmt: skip
 
 
+def _warps(heads: Heads) -> int:
+    """4 for heads of 128 elements in number as Llama's; a row of Gemma 4's, of 512, would not fit their registers."""
+    elements = triton.next_power_of_2(heads.rotated + heads.key_value) * triton.next_power_of_2(heads.size)
+    return 4 if elements <= 16384 else 8 if elements <= 32768 else 16
+
+
 def _flags(norm: HeadNorm | None) -> dict[str, bool]:
-    row, last = (False, False) if norm is None else (norm.takes_rows, norm.is_last)
-    return {"NORM": norm is not None, "ROW": row, "LAST": last}
+    row, last, value = (False,) * 3 if norm is None else (norm.takes_rows, norm.is_last, norm.value)
+    return {"NORM": norm is not None, "ROW": row, "LAST": last, "VALUE": value}
 
 
 def _norm_arguments(norm: HeadNorm | None, unused: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:

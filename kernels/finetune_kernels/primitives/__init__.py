@@ -4,7 +4,8 @@
 attention_inputs     q, k and v, packed sequences, and settings of scores, as values
 attention_reference  attention by its formula, forward and backward
 lora_delta           the two factors of what a LoRA adapter adds
-head_norm            `HeadNorm`: the norm of q and k, per head or per row, before RoPE or after it
+head_norm            `HeadNorm`: the norm of q and k, and of v, per head or per row, before RoPE or after it
+rotary_pairs         parts of the kernels of RoPE
 adapter_dropout      `drop`, `add_lora_dx`: dropout whose masks are drawn again where they are used
 dora                 `row_norms`, `magnitude_gradient`: DoRA's norms and the gradient of its magnitudes
 nf4                  `dequantize`, `dequantize_stack`: 4-bit weights to 16 bits

@@ -23,6 +23,11 @@ class Qkv(NamedTuple):
         """Returns views of some rows."""
         return Qkv(self.q[rows], self.k[rows], self.v[rows])
 
+    def repeated(self) -> list[torch.Tensor]:
+        """Returns q, k and v as a batch of one [1, T, H, D], k and v for each query head."""
+        parts = (self.q, *(part.repeat_interleave(self.groups, dim=1) for part in (self.k, self.v)))
+        return [part.unsqueeze(0) for part in parts]
+
 
 @dataclass(frozen=True)
 class PackedSequences:

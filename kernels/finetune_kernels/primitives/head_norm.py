@@ -1,5 +1,5 @@
 """The RMS norm of q and k, in registers beside RoPE: of each head, before RoPE (Qwen3, Gemma 3) or after it (Hunyuan),
-or of all heads of a row at once (OLMo 2).
+or of all heads of a row at once (OLMo 2). Gemma 4 norms each head of v, too, without weights.
 
     y = x * rstd * w,   rstd = 1 / sqrt(mean(x^2) + eps)      mean over a head [D], or over all heads of q, or of k
 
@@ -31,6 +31,8 @@ class HeadNorm:
     eps: float
     place: Place = "head"
     """What is normed: each head before RoPE, all heads of a row before RoPE, or each head after RoPE."""
+    value: bool = False
+    """True if each head of v is normed as well, without weights; together with `place` "head"."""
 
     @property
     def is_last(self) -> bool:
@@ -60,9 +62,10 @@ def reference_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, 
 
 @triton.jit
 def _load_weights(  # type: ignore[no-untyped-def]
-    wq_ptr, wk_ptr, head, offsets, mask, H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, ROW: tl.constexpr
-):
-    """Norm weights of the elements `offsets` of each head, q's or k's, [BLOCK_H, BLOCK_D]."""
+    wq_ptr, wk_ptr, head, offsets, mask, H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, ROW: tl.constexpr,
+    VALUE: tl.constexpr,
+):  # fmt: skip
+    """Norm weights of the elements `offsets` of each head, q's or k's, or 1 for v's, [BLOCK_H, BLOCK_D]."""
     if ROW:
         q_mask, k_mask = mask & (head < H)[:, None], mask & ((head >= H) & (head < H + H_KV))[:, None]
         q = tl.load(wq_ptr + head[:, None] * D + offsets[None, :], mask=q_mask, other=0.0).to(tl.float32)
@@ -70,7 +73,10 @@ def _load_weights(  # type: ignore[no-untyped-def]
     else:
         q = tl.load(wq_ptr + offsets[None, :], mask=mask, other=0.0).to(tl.float32)
         k = tl.load(wk_ptr + offsets[None, :], mask=mask, other=0.0).to(tl.float32)
-    return tl.where(head[:, None] < H, q, k)
+    w = tl.where(head[:, None] < H, q, k)
+    if VALUE:
+        w = tl.where(head[:, None] < H + H_KV, w, 1.0)
+    return w
 
 
 @triton.jit

@@ -81,10 +81,10 @@ def residual_norm_case() -> tuple[Any, ...]:
     return run, back, [double(3, 5), double(3, 5, seed=2)]
 
 
-def rotary_case(place: Any, size: int = 4, *, pairs: bool = False) -> tuple[Any, ...]:
+def rotary_case(place: Any, size: int = 4, *, pairs: bool = False, value: bool = False) -> tuple[Any, ...]:
     heads, angles = rotary.Heads(3, 2, size, pairs), double(5, 2, seed=3)
     widths = (3 * size, 2 * size) if place == "row" else (size, size)
-    norm = HeadNorm(double(widths[0], seed=4), double(widths[1], seed=5), 1e-5, place) if place else None
+    norm = HeadNorm(double(widths[0], seed=4), double(widths[1], seed=5), 1e-5, place, value) if place else None
     cos, sin = (torch.cat((part, part), dim=1) for part in (angles.cos(), angles.sin()))
 
     def run(qkv: torch.Tensor) -> torch.Tensor:
@@ -216,6 +216,7 @@ CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
     "rotation": lambda: rotary_case(None),
     "rotation of pairs": lambda: rotary_case(None, pairs=True),
     "rotation after a head norm": lambda: rotary_case("head"),
+    "rotation after a norm of v as well": lambda: rotary_case("head", value=True),
     "rotation of a part, after a head norm": lambda: rotary_case("head", 6),
     "rotation of a part, after a norm of the row": lambda: rotary_case("row", 6, pairs=True),
     "rotation before a head norm": lambda: rotary_case("rotated head", 6),

@@ -1,6 +1,7 @@
 """Sizes that few models have and people train all the same: heads of 80 to 192 elements, every number of query heads
 for a key-value head, ranks from 1 to 512, odd vocabularies, and more documents in a pack than CUDA's grid has rows."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ from finetune_test_kernels.tensor_checks import DEVICE, normal, relative_error
 TOLERANCE = 2e-5 if DEVICE == "cpu" else 5e-3  # fp32; 2e-6 was measured; a GPU multiplies fp32 tiles in TF32
 HEADS = [(80, 5, 1), (96, 7, 1), (112, 2, 2), (192, 12, 2), (64, 16, 1), (128, 3, 1)]
 """Elements of a head, query heads, key-value heads: Phi-2 and StableLM, Phi-3 small, Qwen's 7, Mistral Large's 12."""
+GEMMA4 = [(512, 4, 1), (512, 3, 0)]
+"""Full layers of Gemma 4, which norm v as well, and those that reuse another layer's keys and values."""
 in_the_interpreter = pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU in bfloat16: test_packed_attention.py")
 
 
@@ -35,11 +38,11 @@ def inputs_of(size: int, heads: int, key_value: int, tokens: int) -> Qkv:
 
 
 @pytest.mark.parametrize("with_norm", [False, True])
-@pytest.mark.parametrize(("size", "query", "key_value"), HEADS)
+@pytest.mark.parametrize(("size", "query", "key_value"), HEADS + GEMMA4)
 def test_rotation(size: int, query: int, key_value: int, with_norm: bool) -> None:
     heads, t = rotary.Heads(query, key_value, size), 13
-    norm = HeadNorm(normal(size, seed=8), normal(size, seed=9), 1e-5) if with_norm else None
-    exact = None if norm is None else HeadNorm(norm.query.double(), norm.key.double(), 1e-5)
+    norm = HeadNorm(normal(size, seed=8), normal(size, seed=9), 1e-5, value=size == 512) if with_norm else None
+    exact = None if norm is None else replace(norm, query=norm.query.double(), key=norm.key.double())
     qkv, dy, half = normal(t, heads.width), normal(t, heads.width, seed=1), normal(t, size // 2, seed=7)
     cos, sin = (torch.cat((part, part), dim=1) for part in (half.cos(), half.sin()))
     wide = cos.double(), sin.double(), heads, exact
@@ -57,7 +60,7 @@ def test_rotation(size: int, query: int, key_value: int, with_norm: bool) -> Non
 @in_the_interpreter
 @pytest.mark.parametrize(
     ("size", "query", "key_value", "softcap"),
-    [(*heads, None) for heads in HEADS] + [(80, 2, 1, 1.5), (96, 3, 1, 1.5), (112, 2, 2, 1.5), (192, 4, 2, 1.5)],
+    [(*heads, None) for heads in [*HEADS, GEMMA4[0]]] + [(80, 2, 1, 1.5), (96, 3, 1, 1.5), (112, 2, 2, 1.5), (192, 4, 2, 1.5)],
 )
 def test_attention(size: int, query: int, key_value: int, softcap: float | None) -> None:
     sequences, params = packed(1, 19), AttentionParams(size**-0.5, 7, softcap)

@@ -78,7 +78,8 @@ def rotary_embedding(load: Load) -> Pairs:
     both = HeadNorm(weights[0], weights[1], 0.1)
     last = replace(both, place="rotated head")
     row = HeadNorm(normal(32, seed=4), normal(16, seed=5), 0.1, "row")
-    for norm, pairs in ((None, False), (both, False), (last, False), (row, False), (None, True)):
+    value = replace(both, value=True)
+    for norm, pairs in ((None, False), (both, False), (value, False), (last, False), (row, False), (None, True)):
         heads, exact = replace(heads, pairs=pairs), [value.double() for value in (qkv, cos, sin)]
         yield ours.forward(qkv.clone(), cos, sin, heads, norm), true.reference(*exact, heads, norm)
         back = true.reference_backward(heads.split(dy.double()), *exact, heads, norm)
