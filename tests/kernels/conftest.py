@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_kernels.ops import adapted_activation, plain_activation, rms_norm, rotary_embedding, softcap_attention
+from finetune_kernels.ops import (
+    adapted_activation,
+    gated_activation,
+    plain_activation,
+    rms_norm,
+    rotary_embedding,
+    softcap_attention,
+)
 from finetune_kernels.primitives import adapter_dropout, dora
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
 from finetune_test_kernels.quick_interpreter import hasten_interpreter
@@ -78,6 +85,8 @@ def in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
         adapter_dropout.add_lora_dx: adapter_dropout.reference_add_lora_dx,
         adapted_activation.forward: adapted_activation.reference,
         adapted_activation.backward: adapted_activation.reference_backward,
+        gated_activation.forward: gated_activation.reference,
+        gated_activation.backward: gated_activation.reference_backward,
         plain_activation.forward: plain_activation.reference,
         plain_activation.backward: plain_activation.reference_backward,
     }

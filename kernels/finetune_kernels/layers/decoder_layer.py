@@ -11,7 +11,9 @@ inside kernels that read their inputs anyway. Gemma norms the output of each blo
     n = norm(x);  h = x + attention(n ...) Wo;  y = h + (f(n Wgate) * n Wup) Wdown
 
 Latent attention has a block of its own (`latent_attention`). In a hybrid, some layers have a module of transformers in
-attention's place (`module_mixer`); a mixture has experts in the MLP's (`mixture_block`).
+attention's place (`module_mixer`); a mixture has experts in the MLP's (`mixture_block`). In Gemma 4 a layer may have an
+input of its own, which a third block reads (`layer_input_block`), and keys and values cross layers: they are outputs of
+the layer that stores them and inputs of those that reuse them, so that autograd adds up their gradients.
 """
 
 from dataclasses import dataclass
@@ -22,12 +24,13 @@ import torch
 from finetune_kernels.layers.blocks.attention_block import (
     AttentionActivations,
     AttentionBlock,
-    CosSin,
     LayerInputs,
     add_residual,
+    normalize,
     pre_norm,
 )
 from finetune_kernels.layers.blocks.latent_attention import LatentActivations, LatentAttention
+from finetune_kernels.layers.blocks.layer_input_block import LayerInputBlock, LayerInputPass
 from finetune_kernels.layers.blocks.mixture_block import MixtureBlock
 from finetune_kernels.layers.blocks.mlp_block import DownActivations, MlpBlock, SavedMlp
 from finetune_kernels.layers.blocks.module_mixer import (
@@ -36,12 +39,12 @@ from finetune_kernels.layers.blocks.module_mixer import (
     ParallelActivations,
     ParallelMixers,
 )
+from finetune_kernels.layers.blocks.projected_heads import CosSin
 from finetune_kernels.layers.blocks.tiled_mlp import backward_in_tiles, forward_in_tiles, needs_tiles
 from finetune_kernels.layers.host_memory import HostMemory
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives.adapter_dropout import new_dropout_seed
-from finetune_kernels.primitives.attention_inputs import PackedSequences
 
 FirstActivations = AttentionActivations | LatentActivations | MixerActivations | ParallelActivations
 
@@ -52,6 +55,7 @@ class LayerPass(NamedTuple):
     mixer: Any
     """As the block began it; so is the other."""
     mlp: Any
+    third: LayerInputPass | None
 
 
 @dataclass
@@ -65,6 +69,9 @@ class DecoderLayer:
     host: HostMemory
     parallel: bool = False
     """True if the MLP reads the layer's input, through the attention block's norm, and not h."""
+    third: LayerInputBlock | None = None
+    scalar: float = 1.0
+    """Factor of the layer's output, the residual stream in it (Gemma 4)."""
 
     def is_tiled(self, tokens: int) -> bool:
         """True if the MLP or the experts take `tokens` in several tiles."""
@@ -73,30 +80,42 @@ class DecoderLayer:
     @property
     def is_recordable(self) -> bool:
         """True if every pass of one shape launches the same kernels on the same weights: no copies to the host, no seed
-        of its own, no module of transformers that decides as it runs."""
+        of its own, no module of transformers that decides as it runs. Nor has it inputs or outputs beside the residual
+        stream, which recordings do not carry."""
         is_ours = isinstance(self.mixer, AttentionBlock | LatentAttention)
+        is_ours = is_ours and self.third is None and getattr(self.mixer, "sharing", None) is None
         return is_ours and self.policy is not ActivationPolicy.OFFLOAD and not any(g.drops for g in self.groups)
+
+    @property
+    def reuses(self) -> bool:
+        """True if the layer's keys and values are those of an earlier one."""
+        return isinstance(self.mixer, AttentionBlock) and self.mixer.sharing == "reuses"
 
     @property
     def groups(self) -> tuple[LinearGroup, ...]:
         """The groups of linear layers that our kernels run."""
-        return *self.mixer.groups, *self.mlp.groups
+        return *self.mixer.groups, *self.mlp.groups, *(() if self.third is None else self.third.groups)
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
         """The adapters' weights: inputs of the function, so that they get gradients."""
-        return [*self.mixer.parameters, *self.mlp.parameters]
+        third = [] if self.third is None else self.third.parameters
+        return [*self.mixer.parameters, *self.mlp.parameters, *third]
 
     def begin(self) -> LayerPass:
         """Returns a new pass, with a dropout seed of its own if adapters drop a part of their inputs."""
         seed = new_dropout_seed() if any(group.drops for group in self.groups) else None
-        return LayerPass(self.mixer.begin(seed), self.mlp.begin(seed))
+        third = None if self.third is None else self.third.begin(seed)
+        return LayerPass(self.mixer.begin(seed), self.mlp.begin(seed), third)
 
-    def __call__(self, x: torch.Tensor, cos_sin: CosSin, sequences: PackedSequences) -> torch.Tensor:
-        """x [T, hidden] -> y [T, hidden]. Without gradients nothing is saved anywhere."""
+    def __call__(self, inputs: LayerInputs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x [T, hidden] -> y [T, hidden], and keys and values [T, 2 H_kv D] if the layer stores them for others.
+        Without gradients nothing is saved anywhere."""
         if not torch.is_grad_enabled():
-            return _forward(self, LayerInputs(x, cos_sin, sequences), self.begin(), save_down=False).y
-        return DecoderLayerFunction.apply(x, *cos_sin, self, sequences, *self.parameters)  # type: ignore[no-untyped-call, no-any-return]
+            made = _forward(self, inputs, self.begin(), save_down=False)
+            return made.y, made.kv
+        found = DecoderLayerFunction.apply(inputs.x, inputs.own, inputs.kv, inputs, self, *self.parameters)  # type: ignore[no-untyped-call]
+        return found if isinstance(found, tuple) else (found, None)
 
 
 class LayerActivations(NamedTuple):
@@ -111,6 +130,11 @@ class LayerActivations(NamedTuple):
     """As in `SavedMlp`."""
     down: DownActivations | None
     y: torch.Tensor
+
+    @property
+    def kv(self) -> torch.Tensor | None:
+        """Keys and values for other layers [T, 2 H_kv D], if the layer stores them."""
+        return self.mixer.kv if isinstance(self.mixer, AttentionActivations) else None
 
 
 class SavedActivations(NamedTuple):
@@ -144,12 +168,19 @@ def _forward(layer: DecoderLayer, inputs: LayerInputs, pass_ctx: LayerPass, *, s
 
     if layer.is_tiled(inputs.x.shape[0]):
         down, y = forward_in_tiles(layer.mlp, h, n2, pass_ctx.mlp, save_down=save_down)
-        return LayerActivations(mixer, h, rstd, None, down, y)
+        return LayerActivations(mixer, h, rstd, None, down, _finish(layer, y, inputs, pass_ctx))
 
     gate_up: Any = layer.mlp.gate_up_projection(n2, pass_ctx.mlp)  # [T, 2 F]
     down, out = layer.mlp.down_projection(gate_up, pass_ctx.mlp, h.dtype)  # [T, hidden]
-    y = add_residual(out, h)
+    y = _finish(layer, add_residual(out, h), inputs, pass_ctx)
     return LayerActivations(mixer, h, rstd, gate_up, down, y)
+
+
+def _finish(layer: DecoderLayer, y: torch.Tensor, inputs: LayerInputs, pass_ctx: LayerPass) -> torch.Tensor:
+    """Returns the layer's output [T, hidden] for that of its MLP, which may be overwritten."""
+    if layer.third is not None and inputs.own is not None and pass_ctx.third is not None:
+        y = layer.third.forward(y, inputs.own, pass_ctx.third)
+    return y if layer.scalar == 1 else y.mul_(layer.scalar)
 
 
 class DecoderLayerFunction(torch.autograd.Function):
@@ -159,20 +190,21 @@ class DecoderLayerFunction(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        query_scale: torch.Tensor | None,
+        own: torch.Tensor | None,
+        kv: torch.Tensor | None,
+        inputs: LayerInputs,
         layer: DecoderLayer,
-        sequences: PackedSequences,
         *parameters: torch.Tensor,
-    ) -> torch.Tensor:
-        """Computes the module's formula; `parameters` are `layer.parameters`."""
-        inputs, pass_ctx, policy = LayerInputs(x, CosSin(cos, sin, query_scale), sequences), layer.begin(), layer.policy
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Computes the module's formula; `parameters` are `layer.parameters`. x, `own` and `kv`, which may have
+        gradients, replace those of `inputs`. A layer that stores keys and values returns them beside y."""
+        inputs = inputs._replace(x=x, own=own, kv=kv)
+        pass_ctx, policy = layer.begin(), layer.policy
         made = _forward(layer, inputs, pass_ctx, save_down=policy is ActivationPolicy.RECOMPUTE_MLP)
-        ctx.layer, ctx.sequences, ctx.pass_ctx = layer, sequences, pass_ctx
+        ctx.layer, ctx.sequences, ctx.pass_ctx = layer, inputs.sequences, pass_ctx
 
         # The order is that in which `_restore` takes them.
-        saved: list[torch.Tensor | None] = [cos, sin, query_scale]
+        saved: list[torch.Tensor | None] = [*inputs.cos_sin, own, kv]
         if policy is ActivationPolicy.OFFLOAD:
             layer.host.put(layer.index, x)
         else:
@@ -183,15 +215,18 @@ class DecoderLayerFunction(torch.autograd.Function):
             saved += made.gate_up if policy is ActivationPolicy.SAVE_ALL and made.gate_up is not None else ()
             saved += made.mixer.flat()
         ctx.save_for_backward(*saved)
-        return made.y
+        return made.y if made.kv is None else (made.y, made.kv)
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of x [T, hidden] and of the adapters."""
+    def backward(ctx: Any, dy: torch.Tensor, d_kv: torch.Tensor | None = None) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of x [T, hidden], of the layer's own input, of the keys and values that it reuses, and of the
+        adapters."""
         layer: DecoderLayer = ctx.layer
         pass_ctx: LayerPass = ctx.pass_ctx
         inputs, mixer, mlp = _restore(ctx, layer)
-        dy = dy.contiguous()
+        inputs = inputs._replace(d_kv=d_kv)
+        dy = dy.contiguous() if layer.scalar == 1 else dy * layer.scalar
+        dy, d_own, d_third, mlp = _finish_backward(layer, dy, inputs, mlp, pass_ctx)
 
         if mlp.gate_up is None:
             dh, d_mlp = backward_in_tiles(layer.mlp, dy, mlp, pass_ctx.mlp)
@@ -204,18 +239,42 @@ class DecoderLayerFunction(torch.autograd.Function):
             dy if layer.parallel else dh, inputs, mixer, pass_ctx.mixer,
             residual=dh if ctx.needs_input_grad[0] else None,
         )  # fmt: skip
-        return dx, None, None, None, None, None, *d_mixer, *d_mlp
+        d_reused = d_mixer.pop(0) if inputs.kv is not None else None
+        return dx, d_own, d_reused, None, None, *d_mixer, *d_mlp, *d_third
+
+
+def _finish_backward(
+    layer: DecoderLayer, dy: torch.Tensor, inputs: LayerInputs, mlp: SavedMlp, pass_ctx: LayerPass
+) -> tuple[torch.Tensor, torch.Tensor | None, list[torch.Tensor], SavedMlp]:
+    """Returns the gradients of the third block's input [T, hidden], of the layer's own and of the adapters, and `mlp`
+    with what was made again on the way."""
+    if layer.third is None or inputs.own is None or pass_ctx.third is None:
+        return dy, None, [], mlp
+
+    # The stream behind the MLP: what the second norm saved is enough, or the MLP runs again.
+    h, down = mlp.h, mlp.down
+    if down is not None:
+        y = add_residual(normalize(layer.mlp.post_norm, down.post_norm[0], h.dtype)[0], h)
+    elif mlp.gate_up is not None:
+        down, out = layer.mlp.down_projection(mlp.gate_up, pass_ctx.mlp, h.dtype)
+        y = add_residual(out, h)
+    else:
+        _, n2, _ = pre_norm(layer.mlp.norm, h, dtype=layer.mlp.dtype)
+        down, y = forward_in_tiles(layer.mlp, h, n2, pass_ctx.mlp, save_down=True)
+
+    dy, d_own, d_third = layer.third.backward(dy, y, inputs.own, pass_ctx.third)
+    return dy, d_own, d_third, mlp._replace(down=down)
 
 
 def _restore(ctx: Any, layer: DecoderLayer) -> SavedActivations:
     """Takes what forward saved and recomputes the rest, but for the down activations: `MlpBlock.backward` recomputes
     as much of them as it needs."""
-    cos, sin, query_scale, *rest = ctx.saved_tensors
+    cos, sin, query_scale, own, kv, *rest = ctx.saved_tensors
     if layer.policy is ActivationPolicy.OFFLOAD:
         x = layer.host.take(layer.index)  # [T, hidden]
     else:
         x, *rest = rest
-    inputs = LayerInputs(x, CosSin(cos, sin, query_scale), ctx.sequences)
+    inputs = LayerInputs(x, CosSin(cos, sin, query_scale), ctx.sequences, own, kv)
     is_tiled = layer.is_tiled(x.shape[0])
 
     # RECOMPUTE_ALL and OFFLOAD saved nothing else: run forward again, up to gate and up.

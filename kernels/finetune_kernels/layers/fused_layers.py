@@ -12,7 +12,8 @@ import torch
 
 from finetune_kernels.graphs.layer_graphs import LayerGraphs, RecordedPass
 from finetune_kernels.graphs.recorder import Recorder
-from finetune_kernels.layers.blocks.attention_block import CosSin
+from finetune_kernels.layers.blocks.attention_block import LayerInputs
+from finetune_kernels.layers.blocks.projected_heads import CosSin
 from finetune_kernels.layers.decoder_layer import DecoderLayerFunction
 from finetune_kernels.layers.layer_builder import build_layers
 from finetune_kernels.layers.linear_group import LinearGroup
@@ -41,8 +42,10 @@ class FusedLayers:
         self._recorded: RecordedPass | None = None
         """Where the pass that runs now is recorded."""
 
+        takes_own = family is not None and family.layers_differ
         for index, layer in enumerate(causal.model.layers):
-            layer.forward = _LayerForward(self, index, layer)
+            forward = _LayerForward(self, index, layer)
+            layer.forward = _WithOwnInput(forward) if takes_own else forward
 
     def set_policies(self, policies: Sequence[ActivationPolicy]) -> None:
         """Gives every layer its activation policy, from the next forward pass on."""
@@ -108,7 +111,10 @@ class FusedLayers:
 
     def run(self, index: int, hidden: torch.Tensor, cos_sin: Any, positions: Any, options: Any) -> Any:
         """Runs one layer: hidden [B, T, hidden] -> the same shape. Layers that get the same cos and sin share what is
-        made of them."""
+        made of them.
+
+        Raises ValueError if the layer gets fewer tokens than the first one did.
+        """
         batch, length, _ = hidden.shape
 
         # The first layer begins a pass: what was shared in the one before is out of date.
@@ -126,17 +132,38 @@ class FusedLayers:
             self._cos_sin[kind] = made, cos_sin  # kept, so that no other tensor of the pass gets its id
 
         x = hidden.contiguous().flatten(0, 1)  # [B T, hidden]
-        return self._run_layer(index, x, self._cos_sin[kind][0], self._sequences).view(hidden.shape)
+        if x.shape[0] != self._sequences.tokens:
+            raise ValueError(f"layer {index} gets {x.shape[0]} of {self._sequences.tokens} tokens: ask for all logits")
+        own = options.get("per_layer_input")
+        inputs = LayerInputs(
+            x, self._cos_sin[kind][0], self._sequences, None if own is None else own.flatten(0, 1),
+            self._reused(index, options),
+        )  # fmt: skip
+        y, kv = self._run_layer(index, inputs)
+        if kv is not None:
+            options["shared_kv_states"][self._attention_type(index)] = (kv,)
+        return y.view(hidden.shape)
 
-    def _run_layer(self, index: int, x: torch.Tensor, cos_sin: CosSin, sequences: PackedSequences) -> torch.Tensor:
-        """Runs one layer, recorded or not: x [T, hidden] -> y [T, hidden]."""
+    def _run_layer(self, index: int, inputs: LayerInputs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Runs one layer, recorded or not; see `DecoderLayer`."""
         layer, recorded = self.layers[index], self._recorded
         if recorded is None or not layer.is_recordable:
-            return layer(x, cos_sin, sequences)
+            return layer(inputs)
 
         if index not in recorded.layers:
-            recorded.add(index, DecoderLayerFunction, (*cos_sin, layer, sequences), layer.parameters)
-        return recorded.layers[index](x)
+            stays = inputs._replace(x=inputs.x.new_empty(0))  # x comes with every pass
+            recorded.add(index, DecoderLayerFunction, (None, None, stays, layer), layer.parameters)
+        return recorded.layers[index](inputs.x), None
+
+    def _reused(self, index: int, options: Any) -> torch.Tensor | None:
+        """The keys and values of an earlier layer that a layer reuses, from what transformers hands through a pass."""
+        if not self.layers[index].reuses:
+            return None
+        (kv,) = options["shared_kv_states"][self._attention_type(index)]
+        return kv  # type: ignore[no-any-return]
+
+    def _attention_type(self, index: int) -> str:
+        return str(self._causal.config.layer_types[index])
 
 
 @dataclass(frozen=True)
@@ -211,6 +238,17 @@ class _LayerForward:
             _check_padding(attention_mask)
         y = self._fused.run(self._index, hidden_states, position_embeddings, position_ids, options)
         return (y,) if self._fused.returns_tuple else y
+
+
+@dataclass(frozen=True)
+class _WithOwnInput:
+    """The same for Gemma 4, whose layers take an input of their own, or None, behind the hidden states."""
+
+    forward: _LayerForward
+
+    def __call__(self, hidden_states: torch.Tensor, per_layer_input: Any = None, **options: Any) -> Any:
+        """Takes what Gemma 4's layers take."""
+        return self.forward(hidden_states, per_layer_input=per_layer_input, **options)
 
 
 def _packed_sequences(batch: int, length: int, device: torch.device, options: Any) -> PackedSequences:

@@ -15,9 +15,11 @@ from torch import nn
 
 from finetune_kernels.layers.blocks.attention_block import AttentionBlock
 from finetune_kernels.layers.blocks.latent_attention import LatentAttention, LatentHeads, LatentProjection
+from finetune_kernels.layers.blocks.layer_input_block import LayerInputBlock
 from finetune_kernels.layers.blocks.mixture_block import MixtureBlock
 from finetune_kernels.layers.blocks.mlp_block import MlpBlock
 from finetune_kernels.layers.blocks.module_mixer import ModuleMixer, ParallelMixers
+from finetune_kernels.layers.blocks.projected_heads import ProjectedHeads
 from finetune_kernels.layers.decoder_layer import DecoderLayer
 from finetune_kernels.layers.host_memory import HostMemory
 from finetune_kernels.layers.layer_check import has_mixer, has_mixture
@@ -31,7 +33,7 @@ from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.expert_families import expert_family_of_type
 from finetune_kernels.planning.families import family_of
 from finetune_kernels.planning.family import Family
-from finetune_kernels.planning.family_parts import Latent, Mixture
+from finetune_kernels.planning.family_parts import Latent, LayerInput, Mixture
 from finetune_kernels.planning.fused_support import (
     ACTIVATIONS,
     PLAIN_ACTIVATIONS,
@@ -41,13 +43,14 @@ from finetune_kernels.planning.fused_support import (
     head_size,
     residual_factor,
 )
+from finetune_kernels.planning.parts.layer_sizes import LayerSizes, layer_sizes, row_of_layer
 from finetune_kernels.primitives.attention_inputs import AttentionParams
 from finetune_kernels.primitives.head_norm import HeadNorm
 
 PROJECTIONS = (
     "q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj", "dense",
     "fc1", "fc2", "c_fc", "c_proj", "input_linear", "output_linear", "w1", "w3", "w2", "out_proj", "shared_expert_gate",
-    "q_a_proj", "kv_a_proj_with_mqa", "q_b_proj", "kv_b_proj",
+    "q_a_proj", "kv_a_proj_with_mqa", "q_b_proj", "kv_b_proj", "per_layer_input_gate", "per_layer_projection",
 )  # fmt: skip
 """Linear layers of a decoder layer. A linear's index here is also the stream of its dropout mask."""
 
@@ -63,9 +66,10 @@ def build_layers(
     if family is None:
         raise ValueError(f"{type(causal).__name__} is not one of the families that the kernels know")
 
-    builder = _Builder(family, causal.config, dtype, HostMemory(), BatchesOfPass(), keep_dequantized)
+    shared = _Builder(family, causal.config, dtype, HostMemory(), BatchesOfPass(), keep_dequantized)
+    sizes = layer_sizes(causal.config, family) or (None,) * len(policies)
     return [
-        builder.layer(index, layer, policy)
+        shared.of_sizes(sizes[index]).layer(index, layer, policy)
         for index, (layer, policy) in enumerate(zip(causal.model.layers, policies, strict=True))
     ]
 
@@ -80,6 +84,12 @@ class _Builder:
     host: HostMemory
     batches: BatchesOfPass
     keep_dequantized: bool
+    sizes: LayerSizes | None = None
+    """Sizes of the layer that is built, if they differ from others'."""
+
+    def of_sizes(self, sizes: LayerSizes | None) -> "_Builder":
+        """The same for layers of these sizes, whose row may lack what others have."""
+        return replace(self, family=row_of_layer(self.family, sizes), sizes=sizes)
 
     def layer(self, index: int, layer: Any, policy: ActivationPolicy) -> DecoderLayer:
         """Builds one layer."""
@@ -90,6 +100,8 @@ class _Builder:
             policy=policy,
             host=self.host,
             parallel=self.family.parallel,
+            third=self._third_block(layer, self.family.layer_input) if self.family.layer_input else None,
+            scalar=float(getattr(layer, self.family.layer_scalar)) if self.family.layer_scalar else 1.0,
         )
 
     def _first_block(self, index: int, layer: Any) -> AttentionBlock | LatentAttention | ModuleMixer | ParallelMixers:
@@ -117,17 +129,24 @@ class _Builder:
             qkv=self._group(attention, family.attention_inputs),
             o=self._group(attention, (family.attention_output,)),
             post_norm=self._norm_at(layer, family.post_norms, 0),
-            heads=Heads(
-                config.num_attention_heads,
-                config.num_key_value_heads,
-                head_size(config),
-                family.rope.startswith("pairs"),
-            ),
-            head_norm=self._head_norm(attention),
+            projected=self._projected_heads(attention, rotates=self._rotates(attention, window)),
             params=AttentionParams(attention.scaling * self.factors.scores, window, softcap, sinks),
-            rotates=self._rotates(attention, window),
             multiplier=residual_factor(config, family) * self.factors.attention,
-            gates_heads=family.gates_heads,
+            sharing=None if self.sizes is None else self.sizes.sharing,
+        )
+
+    def _projected_heads(self, attention: Any, *, rotates: bool) -> ProjectedHeads:
+        config, family, sizes = self.config, self.family, self.sizes
+        if sizes is None:
+            key_value, size = config.num_key_value_heads, head_size(config)
+        else:
+            key_value, size = sizes.key_value_heads if sizes.projections else 0, sizes.head_size
+        return ProjectedHeads(
+            heads=Heads(config.num_attention_heads, key_value, size, family.rope.startswith("pairs")),
+            norm=self._head_norm(attention),
+            rotates=rotates,
+            gates=family.gates_heads,
+            keys_are_values=sizes is not None and sizes.projections == 1,
         )
 
     def _latent_attention(self, layer: Any, latent: Latent) -> LatentAttention:
@@ -181,6 +200,14 @@ class _Builder:
             activation=self._activation(mlp),
         )
 
+    def _third_block(self, layer: Any, third: LayerInput) -> LayerInputBlock:
+        return LayerInputBlock(
+            gate=self._group(layer, (third.gate,)),
+            projection=self._group(layer, (third.projection,)),
+            post_norm=self._norm(getattr(layer, third.norm)),
+            activation=ACTIVATIONS[str(activation_name(self.config, self.family))],
+        )
+
     def _mixture(self, layer: Any) -> MixtureBlock:
         """Experts, router and what all tokens share, without the layer's norm and factor."""
         mixture = self.family.mixture
@@ -228,8 +255,10 @@ class _Builder:
         if not self.family.head_norms:
             return None
 
-        query, key = (self._norm(getattr(attention, name)) for name in self.family.head_norms)
-        return HeadNorm(query.weight, key.weight, query.eps, self.family.head_norm_place)
+        # A layer that reuses keys norms q alone.
+        norms = [self._norm(getattr(attention, name)) for name in self.family.head_norms]
+        normed_value = self.family.value_norm is not None
+        return HeadNorm(norms[0].weight, norms[-1].weight, norms[0].eps, self.family.head_norm_place, normed_value)
 
     def _window(self, index: int, attention: Any) -> int | None:
         """Keys that a query of this layer sees; None: all before it."""

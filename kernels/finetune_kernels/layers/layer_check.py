@@ -14,6 +14,7 @@ from finetune_kernels.planning.family import Family
 from finetune_kernels.planning.fused_support import head_size, why_not_config
 from finetune_kernels.planning.parts.expert_shape import dense_layers, experts_a_layer
 from finetune_kernels.planning.parts.latent_shape import LatentShape, latent_shape
+from finetune_kernels.planning.parts.layer_sizes import LayerSizes, layer_sizes, row_of_layer
 
 
 def why_not_fused(causal: Any) -> str | None:
@@ -21,11 +22,15 @@ def why_not_fused(causal: Any) -> str | None:
     config, family = causal.config, family_of(causal)
     if (reason := why_not_config(config, family)) is not None or family is None:
         return reason
+
+    sizes = layer_sizes(config, family)
+    each = sizes or (None,) * config.num_hidden_layers
+    rows = [row_of_layer(family, of_layer) for of_layer in each]
     reasons = (
-        _why_not_place(index, layer, family, config)
-        or _why_not_layer(layer, family)
-        or _why_not_sizes(layer, family, config)
-        for index, layer in enumerate(causal.model.layers)
+        _why_not_place(index, layer, row, config)
+        or _why_not_layer(layer, row)
+        or _why_not_sizes(layer, row, config, of_layer)
+        for index, (layer, row, of_layer) in enumerate(zip(causal.model.layers, rows, each, strict=True))
     )
     return next((reason for reason in reasons if reason is not None), None)
 
@@ -90,16 +95,19 @@ def _why_not_place(index: int, layer: Any, family: Family, config: Any) -> str |
     return f"layer {index} has {'experts' if is_dense else 'an MLP'}, unlike what the configuration says"
 
 
-def _why_not_sizes(layer: Any, family: Family, config: Any) -> str | None:
-    """Compares the sizes of one layer with the configuration: each layer with attention has the same heads."""
+def _why_not_sizes(layer: Any, family: Family, config: Any, sizes: LayerSizes | None) -> str | None:
+    """Compares the sizes of one layer with the configuration: each layer with attention has the same heads, if it has
+    no `sizes` of its own."""
     if getattr(layer, "self_attn", None) is None:
         return None
     if (latent := latent_shape(config, family)) is not None:
         return _why_not_latent(layer.self_attn, latent, family)
 
-    size, attention = head_size(config), layer.self_attn
-    query, key = config.num_attention_heads * size, config.num_key_value_heads * size
-    wanted_outputs = (2 if family.gates_heads else 1) * query + 2 * key
+    size, attention = head_size(config) if sizes is None else sizes.head_size, layer.self_attn
+    key = (config.num_key_value_heads if sizes is None else sizes.key_value_heads) * size
+    query = config.num_attention_heads * size
+    projections = 2 if sizes is None else sizes.projections
+    wanted_outputs = (2 if family.gates_heads else 1) * query + projections * key
     found = sum(getattr(attention, name).out_features for name in family.attention_inputs)
     if found != wanted_outputs:
         return f"{found} outputs for q, k and v, not {wanted_outputs} as the configuration says"

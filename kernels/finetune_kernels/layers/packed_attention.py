@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 
 from finetune_kernels.ops.attention import attention
 from finetune_kernels.planning.families import family_of
+from finetune_kernels.planning.fused_support import sees_both_directions
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
 
 NAME = "finetune_packed"
@@ -94,7 +95,7 @@ def use_packed_attention(causal: Any, *, fused: bool = False) -> str | None:
     family = family_of(causal)
     if family is None:
         return f"the kernels do not know {type(causal).__name__}"
-    if getattr(causal.config, "use_bidirectional_attention", False):
+    if sees_both_directions(causal.config):
         return "attention in both directions"
     if not fused and not family.passes_bounds:
         return f"layers of {family.prefix} do not tell attention where documents end"

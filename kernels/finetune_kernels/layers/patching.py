@@ -106,6 +106,9 @@ def patch_model(model: nn.Module, *, keep_dequantized: bool) -> PatchReport:
 
 def _patch_norm(module: Any, offset: float, report: PatchReport) -> None:
     eps = getattr(module, "variance_epsilon", None) or module.eps
+    if getattr(module, "weight", None) is None:
+        report.leave("norms", "norms without weights")
+        return
     if module.weight.requires_grad:
         report.leave("norms", "norm weights that train")
         return

@@ -12,7 +12,7 @@ Sequences of one length are a batch: cuDNN's kernel takes them (316 against 178 
 Everything else goes to FlashAttention by cumulative lengths, including windows shorter than a sequence. Neither of them
 caps scores: Gemma 2 has a kernel of ours (`softcap_attention`). Cards before Ampere run PyTorch's memory-efficient
 kernel, and so do heads of more than 256 elements on every card (Gemma 4's full layers have 512): FlashAttention and
-cuDNN take no larger ones, and that kernel keeps the sum of the output in memory then. The CPU's flash kernel takes the sequences one by one.
+cuDNN take no larger ones. The CPU's flash kernel takes the sequences one by one.
 
 Source: Dao, "FlashAttention-2", 2023 (the kernel that PyTorch ships); cuDNN's fused attention; grouped heads: Ainslie
 et al., "GQA", 2023.
@@ -24,14 +24,13 @@ from typing import Any
 import torch
 
 from finetune_kernels.ops import softcap_attention
+from finetune_kernels.planning.block_sizes import FLASH_HEAD_SIZE
 from finetune_kernels.primitives import attention_reference
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv, sum_groups
 from finetune_kernels.primitives.precision import before_ampere, widen
 
 FLASH_PADDING = 128
 """Rows that FlashAttention's backward adds to each sequence in the sums of dq."""
-FLASH_HEAD_SIZE = 256
-"""Largest head that FlashAttention takes."""
 MAX_SEQUENCES = 65_535
 """Sequences of one call: they are on an axis of the kernels' grid that CUDA lets be no longer."""
 CAUSAL = 1

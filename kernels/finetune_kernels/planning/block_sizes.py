@@ -11,3 +11,5 @@ HEAD_ROWS = 4096
 
 TILE_ROWS = 2048
 """Tokens in one tile of the MLP; matrix products of this size still run at full rate."""
+FLASH_HEAD_SIZE = 256
+"""Elements of the largest head that FlashAttention takes; larger ones go to PyTorch's memory-efficient kernel."""

@@ -1,6 +1,8 @@
 """The shape of a model that is not loaded: its parameters are counted from its configuration and its family's row."""
 
+from collections import Counter
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from finetune_kernels.planning.families import family_of_config
@@ -12,6 +14,7 @@ from finetune_kernels.planning.model_shape import (
     build_shape,
 )
 from finetune_kernels.planning.parts.expert_shape import experts_a_layer
+from finetune_kernels.planning.parts.layer_sizes import row_of_layer
 from finetune_kernels.planning.parts.vocabulary import keeps_vocabulary, vocabulary_bytes
 
 _LLAMA = Family("", "")
@@ -61,6 +64,9 @@ def shape_from_config(
 def _linears(shape: ModelShape, family: Family) -> list[tuple[int, dict[str, tuple[int, int]]]]:
     """Numbers of layers, each with the output and input size of its linear layers by the names of the family's row: the
     MLP of all layers, attention, and the other mixer of a hybrid."""
+    if shape.sizes:
+        return _linears_by_layer(shape, family)
+
     # Rows of W for q, and for k or v.
     queries, keys = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
     hidden, wide = shape.hidden, shape.feed_forward
@@ -71,12 +77,26 @@ def _linears(shape: ModelShape, family: Family) -> list[tuple[int, dict[str, tup
         attention = shape.latent.linears(family)
     else:
         attention = {family.attention_output: (hidden, queries)}
-        attention |= _inputs(family.attention_inputs, (q, keys, keys), hidden)
+        attention |= _inputs(family.attention_inputs, (q, keys, keys)[: 1 + shape.projections], hidden)
     if shape.mixers is None:
         return [(shape.layers, mlp), (shape.layers, attention)]
     others = len(shape.mixers.layers)
     attentive = shape.layers - (0 if shape.mixers.beside_attention else others)
     return [(shape.layers, mlp), (attentive, attention), (others, shape.mixers.linears)]
+
+
+def _linears_by_layer(shape: ModelShape, family: Family) -> list[tuple[int, dict[str, tuple[int, int]]]]:
+    """The same of a model whose layers differ, with what makes the layers' own inputs."""
+    found = [
+        (count * layers, linears)
+        for sizes, count in Counter(shape.sizes).items()
+        for layers, linears in _linears(replace(shape.in_layer(sizes), layers=1), row_of_layer(family, sizes))
+    ]
+    if family.layer_input is None:
+        return found
+    third, own, hidden = family.layer_input, shape.layer_input, shape.hidden
+    found.append((shape.layers, {third.gate: (own, hidden), third.projection: (hidden, own)}))
+    return [*found, (1, {third.source: (shape.layers * own, hidden)})]
 
 
 def _inputs(names: tuple[str, ...], sizes: tuple[int, ...], hidden: int) -> dict[str, tuple[int, int]]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from finetune_kernels.planning.family import AFTER_BOTH, Family
-from finetune_kernels.planning.family_parts import Latent, Mixer, Mixture
+from finetune_kernels.planning.family_parts import Latent, LayerInput, Mixer, Mixture
 
 _AROUND_MLP = ("input_layernorm", "pre_feedforward_layernorm")
 _GRANITE = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
@@ -145,6 +145,12 @@ FAMILIES = (
         "Gemma3", "gemma3_text", norm_offset=1.0, window="layer", activation_field="hidden_activation",
         pre_norms=_AROUND_MLP, post_norms=AFTER_BOTH, head_norms=_NORMED_QK,
         scales_embedding=True, overflows_fp16=True,
+    ),
+    Family(
+        "Gemma4", "gemma4_text", part_prefix="Gemma4Text", layers_differ=True, window="layer",
+        activation_field="hidden_activation", pre_norms=_AROUND_MLP, post_norms=AFTER_BOTH, head_norms=_NORMED_QK,
+        value_norm="v_norm", layer_input=LayerInput(), layer_scalar="layer_scalar", scales_embedding=True,
+        overflows_fp16=True,
     ),
     Family("Olmo2", "olmo2", pre_norms=(), post_norms=AFTER_BOTH, head_norms=_NORMED_QK, head_norm_place="row"),
     Family(

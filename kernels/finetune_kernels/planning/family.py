@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from finetune_kernels.planning.expert_families import expert_family_of_type
-from finetune_kernels.planning.family_parts import Latent, Mixer, Mixture
+from finetune_kernels.planning.family_parts import Latent, LayerInput, Mixer, Mixture
 
 LLAMA_NAMES = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj"), "dense": ("o_proj",),
@@ -44,6 +44,10 @@ class Family:
     """Prefix of the family's classes in transformers: Llama in LlamaForCausalLM, LlamaRMSNorm and LlamaMLP."""
     model_type: str
     """`model_type` of its text configuration."""
+    part_prefix: str | None = None
+    """Prefix of the classes of attention and MLP, if it is another one (Gemma4TextMLP)."""
+    layers_differ: bool = False
+    """True if layers differ in their heads and in more than the window (`layer_sizes`)."""
 
     norm_kind: Literal["rms", "layer", "torch layer"] = "rms"
     """Class of the norms: the family's own RMSNorm or LayerNorm, or PyTorch's LayerNorm, which has a bias."""
@@ -65,6 +69,8 @@ class Family:
     """Field of the configuration without which a model has no such norms (GLM 4.5)."""
     head_norm_place: Literal["head", "row", "rotated head"] = "head"
     """What they norm: each head before RoPE, all heads of a row before RoPE, or each head after RoPE."""
+    value_norm: str | None = None
+    """Norm of v, head by head, without weights."""
     caps_scores: bool = False
     """True if attention scores have a softcap."""
     has_sinks: bool = False
@@ -87,6 +93,10 @@ class Family:
 
     latent: Latent | None = None
     """Latent attention, whose first projections are `attention_inputs`."""
+    layer_input: LayerInput | None = None
+    """The third block of layers with inputs of their own."""
+    layer_scalar: str | None = None
+    """Buffer of a layer, whose one number multiplies its output."""
     mixer: Mixer | None = None
     """The mixer of a hybrid's other layers."""
     mixture: Mixture | None = None
@@ -130,12 +140,12 @@ class Family:
     @property
     def mlp(self) -> str:
         """Class of the MLP."""
-        return f"{self.prefix}MLP"
+        return f"{self.part_prefix or self.prefix}MLP"
 
     @property
     def attention(self) -> str:
         """Class of the attention module."""
-        return f"{self.prefix}Attention"
+        return f"{self.part_prefix or self.prefix}Attention"
 
     @property
     def mixer_class(self) -> str | None:
@@ -160,7 +170,8 @@ class Family:
     @property
     def block_norms(self) -> tuple[str, ...]:
         """Norms before and after a layer's blocks."""
-        return (*self.pre_norms, *self.post_norms)
+        third = () if self.layer_input is None else (self.layer_input.norm,)
+        return (*self.pre_norms, *self.post_norms, *third)
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -181,7 +192,12 @@ class Family:
     @property
     def linears(self) -> tuple[str, ...]:
         """All linear layers of a layer with attention and an MLP, in the order of their use."""
-        return (*self.attention_linears, *self.mlp_linears())
+        return (*self.attention_linears, *self.mlp_linears(), *self.layer_input_linears)
+
+    @property
+    def layer_input_linears(self) -> tuple[str, ...]:
+        """Linear layers of the third block."""
+        return () if self.layer_input is None else self.layer_input.linears
 
     def modules(self, *, mixer: bool = False, mixture: bool = False) -> dict[str, str | None]:
         """Name of each module that a layer has -> its class; None for linear layers, which are peft's or PyTorch's.
@@ -194,6 +210,8 @@ class Family:
         if not mixer or (self.mixer is not None and self.mixer.beside_attention):
             found |= {"self_attn": self.attention, **dict.fromkeys(self.norms, self.norm)}
             found |= dict.fromkeys(self.attention_linears)
+            found |= {} if self.value_norm is None else {f"self_attn.{self.value_norm}": self.norm}
+        found |= dict.fromkeys(self.layer_input_linears)
         if mixture:
             return found | self._mixture_modules()
         return {**found, self.mlp_name: self.mlp, **dict.fromkeys(self.mlp_linears())}
@@ -217,6 +235,7 @@ class Family:
         """Names of parameters and buffers that modules of a layer have beside those of their parts."""
         experts = None if self.mixture is None else expert_family_of_type(self.model_type)
         found: dict[str, tuple[str, ...]] = {"self_attn": ("sinks",)} if self.has_sinks else {}
+        found |= {} if self.layer_scalar is None else {"": (self.layer_scalar,)}
         if self.mixture is None or experts is None or experts.block_bias is None:
             return found
         return found | {self.mixture.block: (experts.block_bias,)}
@@ -227,6 +246,10 @@ class Family:
         mixers = () if self.mixer is None else (self.mixer.name,)
         return mixers if self.mixture is None else (*mixers, self.mixture.experts, self.mixture.router)
 
+    def layer_input_size(self, config: Any) -> int:
+        """Elements of the input that each layer of a configuration has of its own."""
+        return 0 if self.layer_input is None else int(getattr(config, self.layer_input.size_option))
+
     def of(self, config: Any) -> "Family":
         """Returns the row for a model's configuration: with one norm if that makes the layers parallel, and without
         what its options leave out."""
@@ -235,6 +258,8 @@ class Family:
             row = replace(row, pre_norms=self.pre_norms[:1], parallel_option=None)
         if self.head_norm_option is not None and not getattr(config, self.head_norm_option, False):
             row = replace(row, head_norms=(), head_norm_option=None)
+        if not self.layer_input_size(config):
+            row = replace(row, layer_input=None)
         if mixture is not None and mixture.shared_option is not None and not getattr(config, mixture.shared_option):
             row = replace(row, mixture=replace(mixture, shared=None, shared_option=None))
         return row if self.latent is None else row._with_latent(self.latent, config)

@@ -31,6 +31,27 @@ class Latent:
 
 
 @dataclass(frozen=True)
+class LayerInput:
+    """A third block, which reads an input of the layer's own beside the residual stream (Gemma 4 E2B and E4B)."""
+
+    size_option: str = "hidden_size_per_layer_input"
+    """Field of the configuration with the input's size, which is 0 for models without it."""
+    gate: str = "per_layer_input_gate"
+    """Linear layer that narrows the residual stream to the input's size."""
+    projection: str = "per_layer_projection"
+    """Linear layer that widens the product again."""
+    norm: str = "post_per_layer_input_norm"
+    """Norm of the block's output."""
+    source: str = "per_layer_model_projection"
+    """Linear layer of the model that makes the inputs of all layers."""
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """Linear layers, in the order of their use."""
+        return self.gate, self.projection
+
+
+@dataclass(frozen=True)
 class Mixer:
     """A mixer other than attention, in its place or beside it, which transformers' own module runs."""
 

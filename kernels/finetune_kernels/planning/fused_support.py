@@ -10,7 +10,8 @@ from finetune_kernels.planning.families import FAMILIES, family_of_config
 from finetune_kernels.planning.family import Family
 from finetune_kernels.planning.parts.expert_shape import dense_layers, experts_a_layer
 
-MAX_HEAD_SIZE = 256
+MAX_HEAD_SIZE, MAX_CAPPED_HEAD_SIZE = 512, 256
+"""Elements of a head that attention takes, and attention with a softcap, whose kernel is ours."""
 
 ACTIVATIONS: dict[str, Literal["silu", "gelu_tanh"]] = {
     "silu": "silu",
@@ -49,7 +50,6 @@ OTHER_NUMBERS = {
 DROPOUTS = ("attention_dropout", "residual_dropout", "resid_pdrop", "hidden_dropout")
 """Fields of configurations that drop a part of the base model's own activations while it trains."""
 REASONS = {
-    "gemma4_text": "full-attention layers of Gemma 4 have heads of 512 elements, and the kernels take 256 at most",
     "nemotron_h": "layers of Nemotron H have one block each: attention, Mamba, an MLP or experts",
     "gemma3n_text": "layers of Gemma 3n have inputs of their own and several residual streams",
 }
@@ -77,7 +77,7 @@ def why_not_config(config: Any, family: Family | None) -> str | None:
         return REASONS[family.model_type]
     if (factor := foreign_factor(config, family)) is not None:
         return f"{factor} = {getattr(config, factor)} in the configuration, a factor that fused layers do not apply"
-    if getattr(config, "use_bidirectional_attention", False):
+    if sees_both_directions(config):
         return "attention in both directions"
     if reason := _why_not_heads(config, family):
         return reason
@@ -98,11 +98,17 @@ def why_not_config(config: Any, family: Family | None) -> str | None:
     return _why_not_layers(config, family)
 
 
+def sees_both_directions(config: Any) -> bool:
+    """True if tokens of text see those behind them. Gemma 4's "vision" is for tokens of images."""
+    return getattr(config, "use_bidirectional_attention", None) in (True, "all")
+
+
 def _why_not_heads(config: Any, family: Family) -> str | None:
     """Returns why attention's kernels do not take the heads of the configuration."""
     size = head_size(config)
-    if size > MAX_HEAD_SIZE or size % 8:
-        return f"heads of {size} elements, not of a multiple of 8 up to {MAX_HEAD_SIZE}"
+    largest_size = MAX_CAPPED_HEAD_SIZE if family.caps_scores else MAX_HEAD_SIZE
+    if size > largest_size or size % 8:
+        return f"heads of {size} elements, not of a multiple of 8 up to {largest_size}"
     if family.latent is not None and config.v_head_dim > size:
         return f"heads of {config.v_head_dim} values, more than the {size} elements of q and k"
     return None

@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune_kernels.planning.families import family_of_config
 from finetune_kernels.planning.model_shape import BYTES, ModelShape
-from finetune_kernels.planning.parts.vocabulary import tables, vocabulary_bytes
+from finetune_kernels.planning.parts.vocabulary import layer_input_bytes, tables, vocabulary_bytes
 
 NF4_BLOCK, SCALES_BLOCK = 64, 256
 """NF4 weights per scale; scales per scale of their own (double quantisation)."""
@@ -28,10 +28,10 @@ def with_new_tokens(shape: ModelShape, config: Any, count: int) -> ModelShape:
 
 def loaded_bytes(config: Any, shape: ModelShape, *, double_quantized: bool) -> int:
     """Bytes of the weights once they are loaded, adapters included."""
-    # Embedding, head, and the norms of a layer (two if the family is not known) plus the last one.
+    # Embeddings, head, and the norms of a layer (two if the family is not known) plus the last one.
     family = family_of_config(config)
     norms = 2 if family is None else len(family.block_norms)
-    others = vocabulary_bytes(config) + (norms * shape.layers + 1) * shape.hidden * BYTES
+    others = vocabulary_bytes(config) + layer_input_bytes(config) + (norms * shape.layers + 1) * shape.hidden * BYTES
     return linear_bytes(shape, double_quantized=double_quantized) + others + shape.adapter_parameters * ADAPTER_BYTES
 
 

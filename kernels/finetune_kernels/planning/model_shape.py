@@ -15,6 +15,7 @@ from finetune_kernels.planning.families import family_of_config
 from finetune_kernels.planning.fused_support import PLAIN_ATTENTION, head_size, largest
 from finetune_kernels.planning.parts.expert_shape import DenseLayers, ExpertShape, dense_layers, expert_shape
 from finetune_kernels.planning.parts.latent_shape import LatentShape, latent_shape
+from finetune_kernels.planning.parts.layer_sizes import LayerSizes, feed_forward_size, layer_sizes
 from finetune_kernels.planning.parts.mixer_shape import MixerShape, mixer_shape
 
 BYTES = 2
@@ -39,8 +40,7 @@ class ModelShape:
     movable_bytes: int = 0
     """Bytes of embedding and head, if they can move to host memory."""
     second_norms: bool = False
-    """True if the blocks' outputs are normed (Gemma): these norms' inputs are saved, or the down projection is
-    recomputed."""
+    """True if the blocks' outputs are normed (Gemma): these norms' inputs are saved, or made again."""
     parallel: bool = False
     """True if the MLP reads the layer's input and not the attention's output as well (Cohere): one stream less."""
     gated: bool = True
@@ -68,6 +68,14 @@ class ModelShape:
     """Latent attention, of which less is saved than q, k and v."""
     gates_heads: bool = False
     """True if q's projection makes a gate of attention's output as well."""
+    sizes: tuple[LayerSizes, ...] = ()
+    """Sizes of each layer, if they differ; heads and MLP are the largest layer's then."""
+    projections: int = 2
+    """Projections beside q's that a layer saves the output of: of k and v, of k alone, or none."""
+    stores_keys: bool = False
+    """True if a layer's keys and values stay for others."""
+    layer_input: int = 0
+    """Elements of the input that each layer has of its own (Gemma 4 E2B)."""
     stream_bytes: int = BYTES
     """Bytes of an element of the residual stream."""
     gradient_bytes: int = BYTES
@@ -81,8 +89,20 @@ class ModelShape:
     @property
     def attention_width(self) -> int:
         """Elements of a row of q, k and v, and of the gate beside q."""
+        return self.projected_width + (2 - self.projections) * self.key_value_heads * self.head_size
+
+    @property
+    def projected_width(self) -> int:
+        """Elements of a row of what attention's first projections make."""
         queries = 2 * self.heads if self.gates_heads else self.heads
-        return (queries + 2 * self.key_value_heads) * self.head_size
+        return (queries + self.projections * self.key_value_heads) * self.head_size
+
+    def in_layer(self, sizes: LayerSizes) -> "ModelShape":
+        """The same with the sizes of one layer, as far as that layer is concerned."""
+        return replace(
+            self, sizes=(), key_value_heads=sizes.key_value_heads, head_size=sizes.head_size,
+            feed_forward=sizes.feed_forward, projections=sizes.projections, stores_keys=sizes.sharing == "stores",
+        )  # fmt: skip
 
     @property
     def module_parameters(self) -> int:
@@ -131,6 +151,9 @@ class ModelShape:
         """Numbers of layers that are alike: with their shape, their policy, and whether they have the other mixer."""
         others = () if self.mixers is None else self.mixers.layers
         dense = () if self.dense is None else self.dense.layers
+        if self.sizes:
+            alike = Counter(zip(self.sizes, policies, strict=True)).items()
+            return [(self.in_layer(sizes), policy, False, count) for (sizes, policy), count in alike]
         counts = Counter((index in dense, policy, index in others) for index, policy in enumerate(policies))
         shapes = {False: self, True: self.in_dense_layers}
         return [(shapes[is_dense], policy, mixer, count) for (is_dense, policy, mixer), count in counts.items()]
@@ -138,10 +161,11 @@ class ModelShape:
     def saved_bytes(self, policy: ActivationPolicy, *, mixer: bool = False) -> int:
         """Bytes per token and layer that stay on the GPU between forward and backward. `mixer`: of a layer with the
         other mixer, of which nothing is saved."""
+        # Under every policy: the layer's own input, and keys and values that others read.
+        outside = self.layer_input + 2 * self.stores_keys * self.key_value_heads * self.head_size
         if policy is ActivationPolicy.OFFLOAD:
-            return 0
-
-        elements = self.stream  # the layer's input
+            return outside * BYTES
+        elements = outside + self.stream  # the layer's input
         if policy is not ActivationPolicy.RECOMPUTE_ALL:
             # h and both norms' rstd (fp32, hence twice); attention's output, q k v and the softmax sums
             elements += (0 if self.parallel else self.stream) + 4
@@ -159,12 +183,12 @@ class ModelShape:
         """Elements of a row that attention saves: its output, q, k and v or what they are made of, the softmax sums."""
         if self.latent is not None:
             return self.latent.narrow + self.heads * self.latent.value + 2 * self.heads
-        return self.heads * self.head_size + self.attention_width + 2 * self.heads
+        return self.heads * self.head_size + self.projected_width + 2 * self.heads
 
     @property
     def wide_inputs(self) -> int:
         """Projections that widen the MLP's input: gate and up, or up."""
-        return 2 if self.gated else 1
+        return 1 + self.gated
 
     def recomputed_flop(self, policy: ActivationPolicy, *, mixer: bool = False) -> float:
         """FLOP per token and layer that backward spends on recomputing; `mixer`: in a layer with the other mixer, which
@@ -177,25 +201,29 @@ class ModelShape:
             if self.mixers.beside_attention:
                 return again + self.recomputed_flop(policy)
             return again + (0.0 if policy is ActivationPolicy.SAVE_ALL else gate_up)
-        # q, k and v are always made of the latent vectors again.
+        # q, k and v are always made of the latent vectors again, and the third block runs again.
         widened = 0.0 if self.latent is None else 2.0 * self.latent.widening_parameters
+        widened += 4.0 * self.hidden * self.layer_input
         if policy is ActivationPolicy.SAVE_ALL:
             return widened
         if policy is ActivationPolicy.RECOMPUTE_MLP:
             return gate_up + widened
 
-        attention = 2.0 * self.hidden * (self.attention_width + self.heads * self.head_size)
+        attention = 2.0 * self.hidden * (self.projected_width + self.heads * self.head_size)
         attention = attention if self.latent is None else 2.0 * self.latent.parameters
         return gate_up + attention + widened + (down if self.second_norms else 0.0)
 
     def working_bytes(self, tokens: int, *, tiled: bool) -> int:
         """Bytes that one layer's backward needs beside what is saved; `tiled`: the MLP takes `TILE_ROWS` at a time."""
+        if self.sizes:
+            return max(self.in_layer(sizes).working_bytes(tokens, tiled=tiled) for sizes in set(self.sizes))
         q, stream = self.heads * self.head_size, self.stream
+        third = 3 * stream if self.layer_input else 0  # the third block's input, output and gradient
         # gate, up, their gradients and the activation's. One more is what dropout leaves of the activation, or the
         # gradients of gate and up times DoRA's factors (by then the activation is released).
         parts = 2 * self.wide_inputs + (2 if self.dropout or self.magnitudes else 1)
         wide = parts * self.feed_forward
-        whole = wide + 6 * stream + 2 * self.attention_width
+        whole = wide + 6 * stream + third + 2 * self.attention_width
         # x, two gradients of the residual stream, attention's output and its gradient; q, k, v and their gradients,
         # once more merged; fp32 sums and each query head's own gradients of k and v inside attention; of latent
         # attention what is widened. The attention of cards without bfloat16 repeats k and v for each query head.
@@ -213,7 +241,7 @@ class ModelShape:
         if not tiled:
             return max(tokens * whole * BYTES + experts, mixer)
 
-        mlp = tokens * (4 * stream + self.attention_width + q) + TILE_ROWS * (wide + 2 * stream)
+        mlp = tokens * (4 * stream + third + self.attention_width + q) + TILE_ROWS * (wide + 2 * stream)
         return max(mlp * BYTES + experts, attention, mixer)
 
     def loss_bytes(self, tokens: int, *, blocked: bool) -> int:
@@ -241,7 +269,8 @@ def build_shape(config: Any, counts: ParameterCounts, *, dropout: bool = False, 
     family, experts = family_of_config(config), expert_shape(config, quantized=counts.quantized)
     field = "intermediate_size" if family is None else family.feed_forward_field
     heads, latent = largest(config, "num_attention_heads") or 1, latent_shape(config, family)
-    feed_forward = _feed_forward(config, field) or 4 * config.hidden_size
+    sizes = layer_sizes(config, family)
+    widths = [layer.feed_forward for layer in sizes] or [feed_forward_size(config, field) or 4 * config.hidden_size]
 
     return ModelShape(
         layers=config.num_hidden_layers,
@@ -249,7 +278,7 @@ def build_shape(config: Any, counts: ParameterCounts, *, dropout: bool = False, 
         heads=heads,
         key_value_heads=heads if latent else largest(config, "num_key_value_heads") or heads,
         head_size=head_size(config),
-        feed_forward=feed_forward if experts is None else experts.shared,
+        feed_forward=max(widths) if experts is None else experts.shared,
         vocabulary=config.vocab_size,
         linear_parameters=counts.linears,
         adapter_parameters=counts.adapters,
@@ -266,13 +295,6 @@ def build_shape(config: Any, counts: ParameterCounts, *, dropout: bool = False, 
         mixers=mixer_shape(config, family),
         latent=latent,
         gates_heads=family is not None and family.gates_heads,
+        sizes=sizes,
+        layer_input=0 if family is None else family.layer_input_size(config),
     )
-
-
-def _feed_forward(config: Any, field: str) -> int | None:
-    """Width of the MLP; LFM2 makes another one of what its configuration says."""
-    width = largest(config, field)
-    if width is None or not getattr(config, "block_auto_adjust_ff_dim", False):
-        return width  # type: ignore[no-any-return]
-    adjusted, multiple = int(config.block_ffn_dim_multiplier * int(2 * width / 3)), config.block_multiple_of
-    return int(multiple * -(-adjusted // multiple))

@@ -1,5 +1,5 @@
-"""Parts of RoPE's kernels, which have a row of q, k and v in registers as pairs of elements [BLOCK_H, BLOCK_D]: where the
-pairs are, by what they turn, and the gradients of a row's heads."""
+"""Parts of RoPE's kernels, which have a row of q, k and v in registers as pairs of elements [BLOCK_H, BLOCK_D]: where
+the pairs are, by what they turn, and the gradients of a row's heads."""
 
 import triton
 import triton.language as tl

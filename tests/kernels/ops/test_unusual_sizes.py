@@ -60,7 +60,8 @@ def test_rotation(size: int, query: int, key_value: int, with_norm: bool) -> Non
 @in_the_interpreter
 @pytest.mark.parametrize(
     ("size", "query", "key_value", "softcap"),
-    [(*heads, None) for heads in [*HEADS, GEMMA4[0]]] + [(80, 2, 1, 1.5), (96, 3, 1, 1.5), (112, 2, 2, 1.5), (192, 4, 2, 1.5)],
+    [(*heads, None) for heads in [*HEADS, GEMMA4[0]]]
+    + [(80, 2, 1, 1.5), (96, 3, 1, 1.5), (112, 2, 2, 1.5), (192, 4, 2, 1.5)],
 )
 def test_attention(size: int, query: int, key_value: int, softcap: float | None) -> None:
     sequences, params = packed(1, 19), AttentionParams(size**-0.5, 7, softcap)

@@ -1,9 +1,16 @@
 """Shapes of models whose layers differ, or that have no attention: every model that trains on a GPU is planned."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.described_shape import shape_from_config
+from finetune_kernels.planning.loaded_weights import loaded_bytes
 from finetune_kernels.planning.model_shape import ParameterCounts, build_shape
 
 
@@ -24,7 +31,50 @@ def test_what_differs_between_layers_is_planned_by_its_largest(
     assert (shape.heads, shape.key_value_heads, shape.head_size) == (heads, key_value_heads, size)
 
 
-def test_gemma_4_as_published_is_planned_from_its_configuration() -> None:
-    shape = shape_from_config(CONFIG_MAPPING["gemma4_text"](), ["all-linear"], 16, quantized=True)
+GEMMA4: dict[str, dict[str, Any]] = {
+    "default": {"num_hidden_layers": 6},
+    "E2B": {
+        "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 35, "num_key_value_heads": 1,
+        "num_kv_shared_layers": 20, "use_double_wide_mlp": True,
+        "layer_types": [*["sliding_attention"] * 4, "full_attention"] * 7,
+    },
+    "31B": {
+        "hidden_size": 5376, "intermediate_size": 21504, "num_hidden_layers": 12, "num_attention_heads": 32,
+        "num_key_value_heads": 16, "num_global_key_value_heads": 4, "attention_k_eq_v": True,
+        "hidden_size_per_layer_input": 0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GEMMA4)
+def test_gemma_4_as_published_is_planned_from_its_configuration(name: str) -> None:
+    config = CONFIG_MAPPING["gemma4_text"](**GEMMA4[name])
+    shape = shape_from_config(config, ["all-linear"], 16, quantized=True)
     assert shape is not None
-    assert shape.head_size == 512
+
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    linears = [part for name, part in model.named_modules() if isinstance(part, torch.nn.Linear) and name != "lm_head"]
+    assert shape.linear_parameters == sum(part.weight.numel() for part in linears)
+    assert shape.adapter_parameters == sum(16 * (part.in_features + part.out_features) for part in linears)
+
+    # In 16 bits; norms of heads are left out.
+    loaded = loaded_bytes(config, replace(shape, quantized=False, adapter_parameters=0), double_quantized=True)
+    assert loaded == pytest.approx(2 * sum(part.numel() for part in model.parameters()), rel=1e-4)
+
+
+def test_layers_of_gemma_4_are_planned_each_by_its_own_sizes() -> None:
+    """Bytes a token of E2B: 15 layers with keys and values of their own, and 20 that reuse those of two."""
+    config = CONFIG_MAPPING["gemma4_text"](**GEMMA4["E2B"])
+    shape = build_shape(config, ParameterCounts(1000, 10, True, 0))
+    windowed, full = 8 * 256, 8 * 512
+
+    kept = 35 * (1536 + 256) + 2 * (256 + 512)  # layers' inputs; keys and values that others reuse
+    assert shape.saved_by([ActivationPolicy.RECOMPUTE_ALL] * 35) == 2 * kept
+    assert shape.saved_by([ActivationPolicy.OFFLOAD] * 35) == 2 * (kept - 35 * 1536)
+
+    each = 1536 + 4 + 2 * (1536 + 2)  # h, both norms' rstd, and the second norms' inputs
+    attention = 28 * (2 * windowed + 16) + 7 * (2 * full + 16) + 12 * 2 * 256 + 3 * 2 * 512
+    assert shape.saved_by([ActivationPolicy.RECOMPUTE_MLP] * 35) == 2 * (kept + 35 * each + attention)
+    mlp = 15 * 2 * 6144 + 20 * 2 * 12288
+    assert shape.saved_by([ActivationPolicy.SAVE_ALL] * 35) == 2 * (kept + 35 * each + attention + mlp)

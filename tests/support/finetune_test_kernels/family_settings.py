@@ -62,9 +62,16 @@ YARN = {
     "mscale_all_dim": 1.0, "mscale": 1.0, "beta_fast": 32.0, "beta_slow": 1.0, "llama_4_scaling_beta": 0.4,
 }  # fmt: skip
 
-CENTERED = ("gemma", "qwen3_5", "qwen3_next")
-"""Begins the types that add one to their norms' weights."""
-OTHER_LINEARS = ("in_proj", "in_proj_qkv", "in_proj_qkvz", "in_proj_z", "shared_expert_gate")
+CENTERED = ("gemma", "gemma2", "gemma3_text", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+"""Types that add one to their norms' weights."""
+OTHER_LINEARS = (
+    "in_proj",
+    "in_proj_qkv",
+    "in_proj_qkvz",
+    "in_proj_z",
+    "shared_expert_gate",
+    "per_layer_model_projection",
+)
 """Linear layers beside those of attention and MLPs that get an adapter."""
 
 FUSED_FAMILIES = [family for family in FAMILIES if family.model_type not in REASONS]
@@ -132,6 +139,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gemma": {"attention_bias": True},
     "gemma2": {"sliding_window": WINDOW, "attn_logit_softcapping": 1.5, "query_pre_attn_scalar": 32},
     "gemma3_text": _WINDOWS | {"query_pre_attn_scalar": 32},
+    "gemma4_text": _WINDOWS | {
+        "attention_bias": True, "global_head_dim": 32, "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 48,
+    },
     "olmo2": {"attention_bias": True},
     "olmo3": _WINDOWS | {"attention_bias": True, "rope_parameters": _TWO_ROPES},
     "exaone4": _WINDOWS,
@@ -169,18 +180,18 @@ def family_model(family: Family, seed: int = 0, **changes: Any) -> Any:
         for name, weight in experts.named_buffers():
             torch.nn.init.normal_(weight, std=0.25 if "weight" in name else 0.0)
 
-    usual = 0.0 if family.model_type.startswith(CENTERED) else 1.0
+    usual = 0.0 if family.model_type in CENTERED else 1.0
     for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, mean=usual if "norm" in name and "bias" not in name else 0.0, std=0.25)
+    for index, scalar in enumerate(value for name, value in model.named_buffers() if name.endswith("layer_scalar")):
+        scalar.fill_(0.7 + 0.4 * index)
     return draw_router_biases(model).to(DEVICE)
 
 
 def rows_pass(model: Any, rows: int, length: int) -> dict[str, torch.Tensor]:
     """Logits and gradients of adapters and inputs for `rows` documents of one length, a row each."""
-    x, positions = _inputs(model, rows, length), torch.arange(length, device=DEVICE).expand(rows, -1)
-    return _results(
-        model, [x], [model.get_base_model()(inputs_embeds=x, position_ids=positions, use_cache=False).logits]
-    )
+    inputs, positions = _inputs(model, rows, length), torch.arange(length, device=DEVICE).expand(rows, -1)
+    return _results(model, inputs, [model.get_base_model()(**inputs, position_ids=positions, use_cache=False).logits])
 
 
 def documents_pass(model: Any, documents: Sequence[int], *, packed: bool) -> dict[str, torch.Tensor]:
@@ -188,28 +199,32 @@ def documents_pass(model: Any, documents: Sequence[int], *, packed: bool) -> dic
     causal, whole = model.get_base_model(), _inputs(model, 1, sum(documents))
     places = [torch.arange(length, device=DEVICE)[None] for length in documents]
     if not packed:
-        parts = torch.split(whole, list(documents), dim=1)
+        parts = {name: torch.split(value, list(documents), dim=1) for name, value in whole.items()}
         logits = [
-            causal(inputs_embeds=x, position_ids=at, use_cache=False).logits
-            for x, at in zip(parts, places, strict=True)
+            causal(**{name: each[index] for name, each in parts.items()}, position_ids=at, use_cache=False).logits
+            for index, at in enumerate(places)
         ]
-        return _results(model, [whole], logits)
+        return _results(model, whole, logits)
 
     ends = torch.tensor([0, *documents], device=DEVICE).cumsum(0).to(torch.int32)
     options = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends} | dict.fromkeys(
         ("max_length_q", "max_length_k"), max(documents)
     )
-    found = causal(inputs_embeds=whole, position_ids=torch.cat(places, dim=1), use_cache=False, **options).logits
-    return _results(model, [whole], [found])
+    found = causal(**whole, position_ids=torch.cat(places, dim=1), use_cache=False, **options).logits
+    return _results(model, whole, [found])
 
 
-def _inputs(model: Any, rows: int, length: int) -> torch.Tensor:
-    dtype = model.get_input_embeddings().weight.dtype
-    return normal(rows, length, model.config.hidden_size, seed=3, dtype=dtype).requires_grad_()
+def _inputs(model: Any, rows: int, length: int) -> dict[str, torch.Tensor]:
+    """Random embeddings of so many tokens, and the inputs that layers have of their own."""
+    config, dtype = model.config, model.get_input_embeddings().weight.dtype
+    found = {"inputs_embeds": normal(rows, length, config.hidden_size, seed=3, dtype=dtype)}
+    if own := getattr(config, "hidden_size_per_layer_input", 0):
+        found["per_layer_inputs"] = normal(rows, length, config.num_hidden_layers, own, seed=4, dtype=dtype)
+    return {name: value.requires_grad_() for name, value in found.items()}
 
 
-def _results(model: Any, inputs: list[torch.Tensor], logits: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+def _results(model: Any, inputs: dict[str, torch.Tensor], logits: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
     whole = torch.cat(logits, dim=1)
-    found = torch.autograd.grad(whole, [*inputs, *weights.values()], normal(*whole.shape, dtype=whole.dtype))
-    return dict(zip(["inputs", *weights], found, strict=True)) | {"logits": whole.detach()}
+    found = torch.autograd.grad(whole, [*inputs.values(), *weights.values()], normal(*whole.shape, dtype=whole.dtype))
+    return dict(zip([*inputs, *weights], found, strict=True)) | {"logits": whole.detach()}

@@ -3,31 +3,22 @@
 q, k, v = rope(norm(x) Wqkv),   a = attention(q, k, v) Wo,   out = a, or norm(a) if the family has that norm
 
 OLMo 2 has the second norm only, so that Wqkv reads x itself; Granite multiplies out by a constant. In Qwen3.5 Wqkv
-makes a gate g beside q, head by head, and Wo reads attention(q, k, v) * sigmoid(g).
+makes a gate g beside q, head by head, and Wo reads attention(q, k, v) * sigmoid(g). In Gemma 4 E2B a layer may take k
+and v of an earlier one (`sharing`). What the projection makes is `projected_heads`' subject.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
+from finetune_kernels.layers.blocks.projected_heads import CosSin, ProjectedHeads
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.layers.lora_pass import LoraPass
-from finetune_kernels.ops import attention, rms_norm, rotary_embedding
+from finetune_kernels.ops import attention, rms_norm
 from finetune_kernels.ops.rms_norm import Norm
-from finetune_kernels.ops.rotary_embedding import Heads
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences
-from finetune_kernels.primitives.head_norm import HeadNorm
-
-
-class CosSin(NamedTuple):
-    """RoPE's cos and sin for every token, [T, R] each."""
-
-    cos: torch.Tensor
-    sin: torch.Tensor
-    query_scale: torch.Tensor | None = None
-    """[T, 1, 1], factors of q in documents longer than those of pretraining (Ministral 3); None: 1."""
+from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
 
 
 class LayerInputs(NamedTuple):
@@ -37,6 +28,12 @@ class LayerInputs(NamedTuple):
     """[T, hidden]"""
     cos_sin: CosSin
     sequences: PackedSequences
+    own: torch.Tensor | None = None
+    """[T, P], the layer's own input beside x (Gemma 4 E2B)."""
+    kv: torch.Tensor | None = None
+    """[T, 2 H_kv D], k and v of an earlier layer as attention takes them, for a layer that reuses them."""
+    d_kv: torch.Tensor | None = None
+    """The gradient of the keys and values that this layer stores, from those that reuse them; for backward."""
 
 
 NormActivations = tuple[torch.Tensor, ...]
@@ -56,8 +53,8 @@ class AttentionActivations(NamedTuple):
     rstd: torch.Tensor
     """1 / root mean square of x [T]; empty if the block has no norm before it."""
     qkv: torch.Tensor
-    """q, k, v [T, (H + 2 H_kv) D] after RoPE; for models with q/k norm, from before norm and RoPE. If heads are gated,
-    the projection's output [T, (2 H + 2 H_kv) D]."""
+    """q, k, v [T, (H + 2 H_kv) D] after RoPE; the projection's output [T, N] from before norm and RoPE for models with
+    q/k norm, or if it is anything but q, k and v."""
     xa_qkv: torch.Tensor
     out: torch.Tensor
     """Attention's output [T, H, D], before its gate."""
@@ -65,9 +62,11 @@ class AttentionActivations(NamedTuple):
     post_norm: NormActivations
     softmax: attention.Saved
     """What attention saved for its own backward: the softmax sums and, for some backends, random state."""
+    kv: torch.Tensor | None = None
+    """[T, 2 H_kv D], keys and values for later layers; not saved with the others."""
 
     def flat(self) -> list[torch.Tensor]:
-        """All tensors, in the order that `unflatten` takes."""
+        """All tensors to save, in the order that `unflatten` takes."""
         return [*self[:5], *self.post_norm, *self.softmax]
 
     @classmethod
@@ -153,15 +152,12 @@ class AttentionBlock:
     qkv: LinearGroup
     o: LinearGroup
     post_norm: Norm | None
-    heads: Heads
-    head_norm: HeadNorm | None
+    projected: ProjectedHeads
     params: AttentionParams
-    rotates: bool = True
-    """False for layers without RoPE."""
     multiplier: float = 1.0
     """Factor of the block's output (Granite)."""
-    gates_heads: bool = False
-    """True if the projection has a gate behind each head's queries."""
+    sharing: Literal["stores", "reuses"] | None = None
+    """What the layer does with keys and values that several layers have; None: they are its own."""
 
     @property
     def groups(self) -> tuple[LinearGroup, ...]:
@@ -185,111 +181,75 @@ class AttentionBlock:
         self, inputs: LayerInputs, pass_ctx: AttentionPass, *, again: bool = False
     ) -> tuple[AttentionActivations, torch.Tensor]:
         """Returns what backward needs and the block's output [T, hidden], which the caller may overwrite. `again`: for
-        backward, which changes nothing here."""
+        backward, where keys and values are not stored again."""
         # Norm and projection. Norm's output n1 is not saved: backward recomputes it beside dx.
         _, n1, rstd = pre_norm(self.norm, inputs.x, dtype=self.qkv.dtype)  # [T, hidden], [T]
         qkv, xa_qkv = self.qkv.forward(n1, pass_ctx.qkv)  # [T, (H + 2 H_kv) D], [T, R]
 
-        rotated = self._rotate(self._without_gate(qkv), inputs.cos_sin)  # [T, (H + 2 H_kv) D]
-        out, softmax = attention.forward(self.heads.split(rotated), inputs.sequences, self.params)  # [T, H, D]
+        rotated = self.projected.rotate(self.projected.whole(qkv), inputs.cos_sin)  # [T, (H + 2 H_kv) D]
+        out, softmax = attention.forward(self._split(rotated, inputs), inputs.sequences, self.params)  # [T, H, D]
+        kv = self._own_kv(rotated) if self.sharing == "stores" and not again else None
 
-        a, xa_o = self.o.forward(self._gated(out, qkv), pass_ctx.o)  # [T, hidden], [T, R]
+        a, xa_o = self.o.forward(self.projected.gated(out, qkv), pass_ctx.o)  # [T, hidden], [T, R]
         a, post_norm = normalize(self.post_norm, a, inputs.x.dtype)
         a = a if self.multiplier == 1 else a.mul_(self.multiplier)
-        return AttentionActivations(rstd, qkv, xa_qkv, out, xa_o, post_norm, softmax), a
+        return AttentionActivations(rstd, qkv, xa_qkv, out, xa_o, post_norm, softmax, kv), a
 
     def backward(
         self, dh: torch.Tensor, inputs: LayerInputs, saved: AttentionActivations, pass_ctx: AttentionPass,
         *, residual: torch.Tensor | None,
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:  # fmt: skip
         """Takes dh [T, hidden], the gradient of the output; returns the gradient of x and those of the adapters, q k v
-        first. `residual` is the gradient of x past the block; without it, dx is not wanted and is None."""
+        first, and before them that of the keys and values that the layer reuses. `residual` is the gradient of x past
+        the block; without it, dx is not wanted and is None."""
         # Output projection.
         da = dh if self.multiplier == 1 else dh * self.multiplier
         da = normalize_backward(self.post_norm, da, saved.post_norm, self.o.dtype)  # [T, hidden]
         d_gated, d_xa = self.o.backward(da, pass_ctx.o)  # [T, H D], [T, R]
-        d_o = self.o.gradients(da, self._gated(saved.out, saved.qkv), saved.xa_o, d_xa, pass_ctx.o)
+        gated = self.projected.gated(saved.out, saved.qkv)
+        d_o = self.o.gradients(da, gated, saved.xa_o, d_xa, pass_ctx.o)
+        del gated
 
         # Gate, attention and RoPE.
-        d_out, d_gate = self._gate_backward(d_gated, saved)  # [T, H D], [T, H, D]
-        d_qkv = self._attention_backward(d_out, inputs, saved)  # [T, (H + 2 H_kv) D]
-        d_qkv = self._with_gate(d_qkv, d_gate)
+        d_out, d_gate = self.projected.gate_backward(d_gated, saved.out, saved.qkv)  # [T, H, D] each
+        qkv = self.projected.whole(saved.qkv)  # [T, (H + 2 H_kv) D]
+        d_attended, d_kv = self._attention_backward(d_out, qkv, inputs, saved)
+        d_qkv = self.projected.backward(d_attended, d_gate, qkv, inputs.cos_sin)  # [T, N]
 
         # Input projection and norm. The first layer's input needs no gradient.
         read = NormedInput(inputs.x, saved.rstd, saved.xa_qkv)
         dx, d_in = input_backward(self.norm, self.qkv, d_qkv, read, pass_ctx.qkv, residual)
-        return dx, [*d_in, *d_o]
-
-    def _split_gate(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Views of the projection's output: q and its gate [T, H, D] each, k and v [T, 2 H_kv D]."""
-        size = 2 * self.heads.query * self.heads.size
-        q, gate = qkv[:, :size].view(-1, self.heads.query, 2, self.heads.size).unbind(2)
-        return q, gate, qkv[:, size:]
-
-    def _without_gate(self, qkv: torch.Tensor) -> torch.Tensor:
-        """Returns q, k and v [T, (H + 2 H_kv) D] of the projection's output: a copy if there is a gate."""
-        if not self.gates_heads:
-            return qkv
-        q, _, kv = self._split_gate(qkv)
-        return torch.cat((q.flatten(1), kv), dim=1)
-
-    def _with_gate(self, d_qkv: torch.Tensor, d_gate: torch.Tensor | None) -> torch.Tensor:
-        """Returns the gradient of the projection's output, from those of q, k and v and of the gate."""
-        if d_gate is None:
-            return d_qkv
-        size = self.heads.query * self.heads.size
-        d_q = d_qkv[:, :size].view_as(d_gate)
-        return torch.cat((torch.stack((d_q, d_gate), dim=2).flatten(1), d_qkv[:, size:]), dim=1)
-
-    def _gated(self, out: torch.Tensor, qkv: torch.Tensor) -> torch.Tensor:
-        """Returns what the output projection reads [T, H D], for attention's output [T, H, D]."""
-        if not self.gates_heads:
-            return out.flatten(1)
-        return (out * self._split_gate(qkv)[1].sigmoid()).flatten(1)
-
-    def _gate_backward(
-        self, d_gated: torch.Tensor, saved: AttentionActivations
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """d_gated [T, H D] -> gradients of attention's output [T, H D] and of the gate [T, H, D]; None without one."""
-        if not self.gates_heads:
-            return d_gated, None
-        gate = self._split_gate(saved.qkv)[1].sigmoid()  # [T, H, D]
-        d_out = d_gated.view_as(gate) * gate
-        return d_out.flatten(1), d_out * saved.out * (1 - gate)
-
-    def _rotate(self, qkv: torch.Tensor, cos_sin: CosSin) -> torch.Tensor:
-        """Returns q, k and v [T, (H + 2 H_kv) D] as attention takes them; overwrites `qkv` unless q and k are
-        normed."""
-        if self.rotates or self.head_norm is not None:
-            qkv = rotary_embedding.forward(qkv, *self._angles(cos_sin), self.heads, self.head_norm)
-        if cos_sin.query_scale is not None:
-            self.heads.split(qkv).q.mul_(cos_sin.query_scale)
-        return qkv
-
-    def _angles(self, cos_sin: CosSin) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns cos and sin of this layer, [T, R] or [T, 0] each."""
-        if self.rotates:
-            return cos_sin.cos, cos_sin.sin
-        return cos_sin.cos[:, :0], cos_sin.sin[:, :0]
+        return dx, [*d_kv, *d_in, *d_o]
 
     def _attention_backward(
-        self, d_out: torch.Tensor, inputs: LayerInputs, saved: AttentionActivations
-    ) -> torch.Tensor:
-        """d_out [T, H D] -> gradient of the merged projection [T, (H + 2 H_kv) D]."""
-        # q and k as attention saw them: saved so, or rotated again from before their norm, or without the gate.
-        rotated = qkv = self._without_gate(saved.qkv)
-        if self.head_norm is not None or self.gates_heads:
-            rotated = self._rotate(qkv, inputs.cos_sin)
-
-        dq_dk_dv = attention.backward(
-            d_out.view_as(saved.out),
-            self.heads.split(rotated),
-            saved.out,
-            saved.softmax,
-            inputs.sequences,
-            self.params,
+        self, d_out: torch.Tensor, qkv: torch.Tensor, inputs: LayerInputs, saved: AttentionActivations
+    ) -> tuple[Qkv, list[torch.Tensor]]:
+        """d_out [T, H, D] and `whole` of the projection's output -> gradients of the layer's own q, k and v, and of the
+        k and v [T, 2 H_kv D] that it reuses, if it does."""
+        rotated = self.projected.rotate_again(qkv, inputs.cos_sin)
+        dq, dk, dv = attention.backward(
+            d_out, self._split(rotated, inputs), saved.out, saved.softmax, inputs.sequences, self.params
         )
-        if inputs.cos_sin.query_scale is not None:
-            dq_dk_dv = dq_dk_dv._replace(q=dq_dk_dv.q * inputs.cos_sin.query_scale)
-        angles = self._angles(inputs.cos_sin)
-        return rotary_embedding.backward(dq_dk_dv, qkv, *angles, self.heads, self.head_norm)
+        if self.sharing == "reuses":
+            nothing = dq[:, :0]
+            return Qkv(dq, nothing, nothing), [torch.cat((dk, dv), dim=1).flatten(1)]
+        if inputs.d_kv is not None:
+            d_k, d_v = _halves(inputs.d_kv, self.projected.heads.size)
+            dk, dv = dk + d_k, dv + d_v
+        return Qkv(dq, dk, dv), []
+
+    def _split(self, rotated: torch.Tensor, inputs: LayerInputs) -> Qkv:
+        """Views of q, k and v, of which k and v may be another layer's."""
+        own = self.projected.heads.split(rotated)
+        return own if inputs.kv is None else Qkv(own.q, *_halves(inputs.kv, self.projected.heads.size))
+
+    def _own_kv(self, rotated: torch.Tensor) -> torch.Tensor:
+        """Returns a copy of k and v, side by side [T, 2 H_kv D]."""
+        heads = self.projected.heads
+        return rotated[:, heads.query * heads.size :].clone()
+
+
+def _halves(kv: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views of k and v, [T, H_kv, D] each."""
+    k, v = kv.view(kv.shape[0], 2, -1, size).unbind(1)
+    return k, v

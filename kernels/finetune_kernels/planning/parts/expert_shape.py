@@ -8,7 +8,7 @@ BYTES = 2
 ROUTE_BYTES = 4 + 3 * 8
 """Bytes that a fused layer saves of where one token goes to one expert: its weight, and three numbers of rows."""
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-_CHOSEN = ("num_experts_per_tok", "moe_k")
+_CHOSEN = ("num_experts_per_tok", "moe_k", "top_k_experts")
 _WIDTHS = ("moe_intermediate_size", "intermediate_size")
 _SHARED = ("shared_expert_intermediate_size", "shared_intermediate_size")
 _SHARED_EXPERTS = ("n_shared_experts", "moe_num_shared_experts", "num_shared_experts", "num_shared_expert")
@@ -77,7 +77,8 @@ class DenseLayers:
 
 def expert_shape(config: Any, *, quantized: bool) -> ExpertShape | None:
     """The experts of a transformers text configuration; None if it has none."""
-    experts, chosen, wide = (_first(config, names) for names in (_EXPERTS, _CHOSEN, _WIDTHS))
+    experts = experts_a_layer(config)
+    chosen, wide = (_first(config, names) for names in (_CHOSEN, _WIDTHS))
     if not experts or not chosen or not wide:
         return None
     shared = _first(config, _SHARED) or wide * _shared_experts(config)
@@ -90,8 +91,8 @@ def chosen_experts(config: Any) -> int:
 
 
 def experts_a_layer(config: Any) -> int:
-    """Experts of a layer, shared ones left out; 0 if a configuration names none."""
-    return _first(config, _EXPERTS)
+    """Experts of a layer, shared ones left out; 0 if a configuration names none, or switches them off (Gemma 4)."""
+    return _first(config, _EXPERTS) if getattr(config, "enable_moe_block", True) else 0
 
 
 def dense_layers(config: Any) -> DenseLayers | None:

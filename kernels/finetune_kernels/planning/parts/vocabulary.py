@@ -11,6 +11,13 @@ def vocabulary_bytes(config: Any) -> int:
     return tables(config) * int(config.vocab_size) * int(config.hidden_size) * BYTES
 
 
+def layer_input_bytes(config: Any) -> int:
+    """Bytes of the second embedding, of which layers have inputs of their own (Gemma 4 E2B)."""
+    family = family_of_config(config)
+    own = 0 if family is None else family.layer_input_size(config)
+    return own and own * int(config.num_hidden_layers) * int(config.vocab_size_per_layer_input) * BYTES
+
+
 def tables(config: Any) -> int:
     """Embedding and head, which may be one tensor."""
     return 1 if getattr(config, "tie_word_embeddings", False) else 2

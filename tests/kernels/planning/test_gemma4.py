@@ -1,0 +1,135 @@
+"""The shapes of Gemma 4 as published, in small: fused layers compute what transformers computes, under every policy and
+in tiles, packed. Keys and values cross layers with their gradients; one that is lost is noticed."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from finetune_kernels.layers import decoder_layer
+from finetune_kernels.layers.blocks import tiled_mlp
+from finetune_kernels.layers.fused_layers import FusedLayers
+from finetune_kernels.layers.layer_check import why_not_fused
+from finetune_kernels.planning.activation_policy import ActivationPolicy
+from finetune_kernels.planning.families import family_of_type
+from finetune_kernels.planning.model_shape import ParameterCounts, build_shape
+from finetune_test_kernels.family_settings import documents_pass, family_model, rows_pass
+from finetune_test_kernels.tensor_checks import DEVICE, bytes_saved, largest_error
+
+pytestmark = [
+    pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU in bfloat16: test_gpu_layers.py"),
+    pytest.mark.usefixtures("in_pytorch"),
+]
+TOLERANCE = 2e-4  # fp32, as in test_families.py
+DOCUMENTS = (7, 2, 5)
+"""Longer than windows."""
+SLIDING, FULL = "sliding_attention", "full_attention"
+SHAPES: dict[str, dict[str, Any]] = {
+    "E2B": {
+        "num_hidden_layers": 5, "layer_types": [SLIDING, FULL, SLIDING, SLIDING, FULL], "num_kv_shared_layers": 3,
+        "use_double_wide_mlp": True, "num_key_value_heads": 1, "num_global_key_value_heads": None,
+    },
+    "31B": {"attention_k_eq_v": True, "hidden_size_per_layer_input": 0, "attention_bias": False},
+}  # fmt: skip
+POLICIES = list(ActivationPolicy)
+
+
+def gemma4(shape: str) -> Any:
+    """A small random model of a published shape, with adapters on every linear layer."""
+    family = family_of_type("gemma4_text")
+    assert family is not None
+    model = family_model(family, **SHAPES[shape])
+    assert why_not_fused(model.get_base_model()) is None
+    return model
+
+
+@cache
+def expected(shape: str) -> dict[str, torch.Tensor]:
+    """The results of transformers, of documents one by one."""
+    found = documents_pass(gemma4(shape), DOCUMENTS, packed=False)
+    assert all(value.abs().max() > 0 for value in found.values())
+    return found
+
+
+def fused(model: Any, *policies: ActivationPolicy) -> FusedLayers:
+    """The model's layers, fused, with these policies in turn."""
+    causal = model.get_base_model()
+    count = causal.config.num_hidden_layers
+    return FusedLayers(causal, (policies * count)[:count], torch.float32, keep_dequantized=True)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fused_layers_compute_what_transformers_computes(shape: str) -> None:
+    model = gemma4(shape)
+    rows = rows_pass(model, 2, 5)
+    layers = fused(model, ActivationPolicy.SAVE_ALL)
+    assert largest_error(rows_pass(model, 2, 5), rows) < TOLERANCE
+
+    for policies in (*[[policy] for policy in POLICIES], POLICIES):
+        layers.set_policies((policies * len(layers.layers))[: len(layers.layers)])
+        assert largest_error(documents_pass(model, DOCUMENTS, packed=True), expected(shape)) < TOLERANCE, policies
+
+
+@pytest.mark.parametrize("policy", [ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.OFFLOAD])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tiles_change_nothing(shape: str, policy: ActivationPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiled_mlp, "TILE_ROWS", 4)
+    model = gemma4(shape)
+    assert fused(model, policy).layers[0].is_tiled(sum(DOCUMENTS))
+    assert largest_error(documents_pass(model, DOCUMENTS, packed=True), expected(shape)) < TOLERANCE
+
+
+def test_a_lost_gradient_of_shared_keys_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    backward = decoder_layer.DecoderLayerFunction.backward
+    monkeypatch.setattr(
+        decoder_layer.DecoderLayerFunction, "backward", staticmethod(lambda ctx, dy, *_: backward(ctx, dy))
+    )
+    model = gemma4("E2B")
+    fused(model, ActivationPolicy.SAVE_ALL)
+    found, whole = documents_pass(model, DOCUMENTS, packed=True), expected("E2B")
+
+    lost = {name for name in whole if largest_error({name: found[name]}, {name: whole[name]}) > TOLERANCE}
+    keys = {name for name in whole if ".k_proj" in name}
+    assert keys
+    assert keys <= lost
+    assert "logits" not in lost
+
+
+def test_documents_are_kept_apart_where_keys_cross_layers() -> None:
+    model = gemma4("E2B")
+    fused(model, ActivationPolicy.SAVE_ALL)
+    as_one = documents_pass(model, (sum(DOCUMENTS),), packed=True)
+    assert largest_error({"logits": as_one["logits"]}, {"logits": expected("E2B")["logits"]}) > 0.01
+
+
+def test_layers_that_reuse_keys_take_all_tokens() -> None:
+    model = gemma4("E2B")
+    fused(model, ActivationPolicy.SAVE_ALL)
+    with pytest.raises(ValueError, match="layer 2 gets 1 of 8 tokens"), torch.no_grad():
+        model.get_base_model()(input_ids=torch.arange(1, 9)[None], use_cache=False, logits_to_keep=1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_layers_save_what_the_memory_plan_counts(shape: str) -> None:
+    model = gemma4(shape).get_base_model().requires_grad_(False).to(torch.bfloat16)
+    layers = FusedLayers(
+        model, [ActivationPolicy.SAVE_ALL] * len(model.model.layers), torch.bfloat16, keep_dequantized=False
+    )
+    planned = build_shape(model.config, ParameterCounts(1, 1, quantized=False, movable_bytes=0))
+    ids = torch.arange(1, 41)[None]
+    rows = model.get_input_embeddings()(ids).requires_grad_()
+    own = {}
+    if planned.layer_input:
+        own["per_layer_inputs"] = model.model.get_per_layer_inputs(ids, rows)
+
+    def saved(policy: ActivationPolicy) -> int:
+        layers.set_policies([policy] * len(layers.layers))
+        return bytes_saved(lambda: model(inputs_embeds=rows, **own, use_cache=False))
+
+    least = saved(ActivationPolicy.RECOMPUTE_ALL)
+    for policy in (ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.SAVE_ALL):
+        policies = [policy] * len(layers.layers), [ActivationPolicy.RECOMPUTE_ALL] * len(layers.layers)
+        more, all_less = map(planned.saved_by, policies)
+        # Adapters save a few numbers of each row, which are not counted.
+        assert saved(policy) - least == pytest.approx(ids.numel() * (more - all_less), rel=0.03)
