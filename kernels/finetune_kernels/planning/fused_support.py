@@ -210,6 +210,16 @@ def head_size(config: Any) -> int:
     return int(largest(config, "head_dim") or config.hidden_size // (largest(config, "num_attention_heads") or 1))
 
 
+def feed_forward_size(config: Any, field: str) -> int | None:
+    """Returns the width of the MLP, the largest of a model whose layers differ; None if the configuration has no such
+    `field`. LFM2 makes another one of what its configuration says."""
+    width = largest(config, field)
+    if width is None or not getattr(config, "block_auto_adjust_ff_dim", False):
+        return width  # type: ignore[no-any-return]
+    adjusted, multiple = int(config.block_ffn_dim_multiplier * int(2 * width / 3)), config.block_multiple_of
+    return int(multiple * -(-adjusted // multiple))
+
+
 def fused_families() -> tuple[str, ...]:
     """`model_type` of every family whose layers are fused, in alphabetical order: the list in the documents."""
     return tuple(sorted(family.model_type for family in FAMILIES if family.model_type not in REASONS))

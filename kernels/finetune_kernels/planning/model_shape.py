@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.block_sizes import CHUNK_ROWS, HEAD_ROWS, TILE_ROWS, VOCABULARY_BLOCK
 from finetune_kernels.planning.families import family_of_config
-from finetune_kernels.planning.fused_support import PLAIN_ATTENTION, head_size, largest
+from finetune_kernels.planning.fused_support import PLAIN_ATTENTION, feed_forward_size, head_size, largest
 from finetune_kernels.planning.parts.expert_shape import DenseLayers, ExpertShape, dense_layers, expert_shape
 from finetune_kernels.planning.parts.latent_shape import LatentShape, latent_shape
-from finetune_kernels.planning.parts.layer_sizes import LayerSizes, feed_forward_size, layer_sizes
+from finetune_kernels.planning.parts.layer_sizes import LayerSizes, layer_sizes
 from finetune_kernels.planning.parts.mixer_shape import MixerShape, mixer_shape
 
 BYTES = 2

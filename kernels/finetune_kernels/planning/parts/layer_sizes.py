@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from finetune_kernels.planning.family import Family
-from finetune_kernels.planning.fused_support import largest
 
 
 class LayerSizes(NamedTuple):
@@ -59,13 +58,3 @@ def row_of_layer(family: Family, sizes: LayerSizes | None) -> Family:
     if sizes.projections:
         return replace(family, attention_inputs=inputs)
     return replace(family, attention_inputs=inputs, head_norms=family.head_norms[:1], value_norm=None)
-
-
-def feed_forward_size(config: Any, field: str) -> int | None:
-    """Returns the width of the MLP, the largest of a model whose layers differ; None if the configuration has no such
-    `field`. LFM2 makes another one of what its configuration says."""
-    width = largest(config, field)
-    if width is None or not getattr(config, "block_auto_adjust_ff_dim", False):
-        return width  # type: ignore[no-any-return]
-    adjusted, multiple = int(config.block_ffn_dim_multiplier * int(2 * width / 3)), config.block_multiple_of
-    return int(multiple * -(-adjusted // multiple))
