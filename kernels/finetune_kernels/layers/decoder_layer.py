@@ -259,7 +259,7 @@ def _finish_backward(
         down, out = layer.mlp.down_projection(mlp.gate_up, pass_ctx.mlp, h.dtype)
         y = add_residual(out, h)
     else:
-        _, n2, _ = pre_norm(layer.mlp.norm, h, dtype=layer.mlp.dtype)
+        n2 = pre_norm(layer.mlp.norm, h, dtype=layer.mlp.dtype)[1]
         down, y = forward_in_tiles(layer.mlp, h, n2, pass_ctx.mlp, save_down=True)
 
     dy, d_own, d_third = layer.third.backward(dy, y, inputs.own, pass_ctx.third)
