@@ -2,6 +2,7 @@
 
 import json
 import logging
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,19 @@ def test_rates_in_a_section_are_found_by_its_name() -> None:
     assert "attn_config.attn_pdrop = 0.4" in str(describe_dropout(dropout_rates(config)))
     assert is_random(config)
     assert not is_random(switch_off_dropout(config))
+
+
+@pytest.mark.parametrize("model_type", [*ON, "phimoe", "minimax"])
+def test_switching_off_changes_no_answer(model_type: str) -> None:
+    """Phi-MoE has a rate that its router computes with, whether it trains or not."""
+    found = []
+    for switch in (deepcopy, switch_off_dropout):
+        rates = dict.fromkeys(ON.get(model_type, ("router_jitter_noise", "attention_dropout")), RATE)
+        set_seed(0)
+        auto: Any = AutoModelForCausalLM
+        model = auto.from_config(switch(tiny_config(model_type, **rates)), dtype=torch.float32).eval()
+        found.append(model(input_ids=torch.arange(3, 43)[None]).logits)
+    assert torch.equal(*found)
 
 
 def test_rates_of_heads_that_are_not_there_and_other_numbers_are_left_alone() -> None:

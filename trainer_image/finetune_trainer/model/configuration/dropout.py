@@ -17,6 +17,8 @@ _RATE = re.compile("drop|jitter")
 """In the name of every such rate: attention_dropout, resid_pdrop, layerdrop, router_jitter_noise, moe_jitter_eps."""
 _OF_OTHER_HEADS = re.compile("classifier|summary")
 """In the name of rates that a language model does not use."""
+_OF_ANSWERS = {"phimoe": ("router_jitter_noise",)}
+"""`model_type` -> rates that a model computes its answers with: the width of Phi-MoE's choice of experts."""
 
 
 def dropout_rates(config: PreTrainedConfig) -> dict[str, float]:
@@ -44,10 +46,11 @@ def describe_dropout(rates: Mapping[str, float]) -> str | None:
 
 def _rates(section: Any, prefix: str = "") -> Iterator[tuple[str, float, Any, str]]:
     """Rates that are on: whole name, value, and the section and field where each stands."""
+    kept = _OF_ANSWERS.get(getattr(section, "model_type", ""), ())
     for field, value in (section if isinstance(section, dict) else vars(section)).items():
         if isinstance(value, PreTrainedConfig) or (isinstance(value, dict) and field.endswith("_config")):
             yield from _rates(value, f"{prefix}{field}.")
-        elif _is_rate(field, value):
+        elif field not in kept and _is_rate(field, value):
             yield f"{prefix}{field}", float(value), section, field
 
 
