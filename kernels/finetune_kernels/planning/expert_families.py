@@ -71,6 +71,7 @@ EXPERT_FAMILIES = (
     ExpertFamily("ExaoneMoe", "exaone_moe", router=_LATER),
     ExpertFamily("HunYuanMoEV1", "hunyuan_v1_moe", router="Gate"),
     ExpertFamily("Lfm2Moe", "lfm2_moe", activation_field=None, activation="silu", block_bias="expert_bias"),
+    ExpertFamily("Mellum", "mellum"),
     ExpertFamily("MiniMaxM2", "minimax_m2", block_bias="e_score_correction_bias"),
     ExpertFamily("Phimoe", "phimoe"),
     ExpertFamily("SolarOpen", "solar_open", router=_LATER),

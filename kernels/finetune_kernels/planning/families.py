@@ -46,6 +46,8 @@ FAMILIES = (
         "HunYuanDenseV1", "hunyuan_v1_dense", head_norms=("query_layernorm", "key_layernorm"),
         head_norm_place="rotated head",
     ),
+    Family("Cwm", "cwm", window="layer"),
+    Family("Helium", "helium", rope="pairs"),
     Family(
         "Apertus", "apertus", pre_norms=("attention_layernorm", "feedforward_layernorm"), head_norms=_NORMED_QK,
         mlp_inputs=("up_proj",), gated=False,
@@ -61,6 +63,7 @@ FAMILIES = (
     # Mixtures of experts.
     Family("Mixtral", "mixtral", window="model", mixture=_ALONE),
     Family("Qwen3Moe", "qwen3_moe", window="layer", head_norms=_NORMED_QK, mixture=_ALONE),
+    Family("Mellum", "mellum", window="layer", head_norms=_NORMED_QK, mixture=_ALONE),
     Family("Olmoe", "olmoe", head_norms=_NORMED_QK, head_norm_place="row", mixture=_ALONE),
     Family(
         "GptOss", "gpt_oss", window="layer", rope="halves once", has_sinks=True,
@@ -142,6 +145,10 @@ FAMILIES = (
         scales_embedding=True, overflows_fp16=True,
     ),
     Family(
+        "VaultGemma", "vaultgemma", norm_offset=1.0, window="layer", activation_field="hidden_activation",
+        pre_norms=_AROUND_MLP, caps_scores=True, scales_embedding=True, overflows_fp16=True,
+    ),
+    Family(
         "Gemma3", "gemma3_text", norm_offset=1.0, window="layer", activation_field="hidden_activation",
         pre_norms=_AROUND_MLP, post_norms=AFTER_BOTH, head_norms=_NORMED_QK,
         scales_embedding=True, overflows_fp16=True,
@@ -178,6 +185,7 @@ FAMILIES = (
     Family(
         "StableLm", "stablelm", norm_kind="torch layer", parallel_option="use_parallel_residual", passes_bounds=False,
     ),
+    Family("Jais2", "jais2", norm_kind="torch layer", mlp_inputs=("up_proj",), gated=False),
     Family(
         "Starcoder2", "starcoder2", norm_kind="torch layer", window="model", mlp_inputs=("c_fc",), mlp_output="c_proj",
         gated=False,

@@ -51,6 +51,9 @@ DROPOUTS = ("attention_dropout", "residual_dropout", "resid_pdrop", "hidden_drop
 """Fields of configurations that drop a part of the base model's own activations while it trains."""
 REASONS = {
     "nemotron_h": "layers of Nemotron H have one block each: attention, Mamba, an MLP or experts",
+    "llama4_text": "layers of Llama 4 attend within chunks, and scale and norm queries where they have no RoPE",
+    "phimoe": "the router of Phi-MoE draws experts by chance while it trains",
+    "flex_olmo": "the outputs of FlexOlmo's experts are normed, and the kernels add them as they are",
     "gemma3n_text": "layers of Gemma 3n have inputs of their own and several residual streams",
 }
 """`model_type` of families that were looked at and left -> why."""

@@ -62,7 +62,7 @@ YARN = {
     "mscale_all_dim": 1.0, "mscale": 1.0, "beta_fast": 32.0, "beta_slow": 1.0, "llama_4_scaling_beta": 0.4,
 }  # fmt: skip
 
-CENTERED = ("gemma", "gemma2", "gemma3_text", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+CENTERED = ("gemma", "gemma2", "gemma3_text", "vaultgemma", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
 """Types that add one to their norms' weights."""
 OTHER_LINEARS = (
     "in_proj",
@@ -88,6 +88,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "smollm3": _WINDOWS | _BIASES | {"use_sliding_window": True, "no_rope_layers": [1, 0]},
     "seed_oss": _BIASES | {"attention_out_bias": True, "attention_dropout": 0.0, "residual_dropout": 0.0},
     "arcee": _BIASES,
+    "cwm": _WINDOWS,
+    "jais2": _BIASES,
+    "helium": {"attention_bias": True, "mlp_bias": True, "head_dim": 16},
+    "mellum": _EXPERTS | _WINDOWS | {
+        "attention_bias": True, "mlp_layer_types": ["dense", "sparse"], "rope_parameters": _TWO_ROPES,
+    },
+    "vaultgemma": {"sliding_window": WINDOW, "attn_logit_softcapping": 1.5, "query_pre_attn_scalar": 32},
     "ernie4_5": {"use_bias": True},
     "hunyuan_v1_dense": {"attention_bias": True},
     "apertus": {"attention_bias": True},

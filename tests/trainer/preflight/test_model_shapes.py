@@ -31,7 +31,7 @@ SHAPES = [(family, targets, options) for family in FIRST for targets in (PARTS, 
 # Planned from the files: test_mixture_gpu.py.
 MIXTURES = ("qwen3_5_moe_text", "qwen3_next", "mixtral", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss")
 MIXTURES += ("qwen2_moe", "glm4_moe", "dots1", "ernie4_5_moe", "hunyuan_v1_moe", "lfm2_moe", "solar_open", "exaone_moe")
-MIXTURES += ("minimax_m2", "granitemoeshared", "deepseek_v2", "deepseek_v3", "glm4_moe_lite")
+MIXTURES += ("minimax_m2", "granitemoeshared", "mellum", "deepseek_v2", "deepseek_v3", "glm4_moe_lite")
 SHAPES += [(family, ALL, {}) for family in fused_families() if family not in (*FIRST, *MIXTURES)]
 SHAPES += [(hybrid, DEFAULT_TARGETS, {}) for hybrid in OWN]
 
