@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from benchmarks.micro_case import Case, Sizes, backward_of
 from finetune_kernels.ops import attention, softcap_attention
-from finetune_kernels.primitives.attention import ragged
+from finetune_kernels.primitives.attention import flash, ragged
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences
 from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW
 
@@ -45,19 +45,19 @@ def _ragged_cases(sizes: Sizes, name: str, lengths: tuple[int, ...]) -> Iterator
         return
     dout = sizes.random(sizes.tokens, heads.query, heads.size)
     out, saved = ragged.forward(qkv, sequences, params)
-    theirs, their_saved = attention._flash_forward(qkv, sequences, params)
+    theirs, their_saved = flash.forward(qkv, sequences, params)
 
     forward = 2.0 * sum(length**2 for length in lengths) * heads.query * heads.size
     shape = f"{len(lengths)} of {min(lengths)} to {max(lengths)}, {heads.query}/{heads.key_value} x {heads.size}"
     yield Case(
         f"attention, cuDNN ragged, {name}", "forward", shape, forward, "TFLOP/s",
-        lambda: ragged.forward(qkv, sequences, params), lambda: attention._flash_forward(qkv, sequences, params),
+        lambda: ragged.forward(qkv, sequences, params), lambda: flash.forward(qkv, sequences, params),
         rival_name="FlashAttention",
     )  # fmt: skip
     yield Case(
         f"attention, cuDNN ragged, {name}", "backward", shape, 2.5 * forward, "TFLOP/s",
         lambda: ragged.backward(dout, qkv, out, saved, sequences, params),
-        lambda: attention._flash_backward(dout, qkv, theirs, their_saved, sequences, params),
+        lambda: flash.backward(dout, qkv, theirs, their_saved, sequences, params),
         rival_name="FlashAttention",
     )  # fmt: skip
 

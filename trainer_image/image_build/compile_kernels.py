@@ -55,13 +55,13 @@ def compile_for(capability: int, cache: Path, models: dict[str, tuple[str, dict[
 def _give_attention_shapes() -> None:
     """Makes tensors without values pass through the attention of cards before Ampere: PyTorch 2.13 tells the shapes of
     that kernel's gradients for fewer arguments than it has, and so fails."""
-    from finetune_kernels.ops import attention
+    from finetune_kernels.primitives.attention import efficient
     from finetune_kernels.primitives.attention_inputs import Qkv
 
     def backward(dout: torch.Tensor, qkv: Qkv, *_: Any) -> Qkv:
         return Qkv(*(part.new_empty(part.shape) for part in qkv))
 
-    vars(attention)["_efficient_backward"] = backward
+    vars(efficient)["backward"] = backward
 
 
 def compute_dtype(capability: int) -> torch.dtype:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_kernels.ops import attention
 from finetune_kernels.primitives import attention_reference
+from finetune_kernels.primitives.attention import efficient
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
 from finetune_test_kernels.tensor_checks import normal, relative_error
 
@@ -49,7 +49,7 @@ class PlayedKernel:
 def test_packed_sequences_and_grouped_heads(params: AttentionParams, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = PlayedKernel()
     played = SimpleNamespace(_efficient_attention_forward=kernel.forward, _efficient_attention_backward=kernel.backward)
-    monkeypatch.setattr(attention, "aten", played)
+    monkeypatch.setattr(efficient, "aten", played)
     ends = torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32)
     rows = int(ends[-1])
     sequences = PackedSequences(ends, max(LENGTHS), rows)
@@ -57,9 +57,9 @@ def test_packed_sequences_and_grouped_heads(params: AttentionParams, monkeypatch
     qkv = Qkv(*(normal(rows, count, 8, seed=seed, device="cpu") for seed, count in enumerate(heads)))
     dout = normal(rows, 4, 8, seed=9, device="cpu")
 
-    out, saved = attention._efficient_forward(qkv, sequences, params)
+    out, saved = efficient.forward(qkv, sequences, params)
     assert relative_error(out, attention_reference.reference(qkv, sequences, params)) < 1e-5
     assert saved[0].shape == (4, rows), "a sum for each row"
-    found = attention._efficient_backward(dout, qkv, out, saved, sequences, params)
+    found = efficient.backward(dout, qkv, out, saved, sequences, params)
     exact = attention_reference.reference_backward(dout, qkv, sequences, params)
     assert max(relative_error(one, other) for one, other in zip(found, exact, strict=True)) < 1e-5

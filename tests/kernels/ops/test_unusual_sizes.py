@@ -13,6 +13,7 @@ from finetune_kernels.ops import linear_cross_entropy as whole
 from finetune_kernels.ops import rotary_embedding as rotary
 from finetune_kernels.primitives import adapter_dropout, attention_reference
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask
+from finetune_kernels.primitives.attention import flash, halves
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
 from finetune_kernels.primitives.head_norm import HeadNorm
 from finetune_kernels.primitives.lora_delta import LoraDelta
@@ -176,17 +177,17 @@ def test_more_documents_than_a_grid_has_rows_take_several_calls(
     lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a limit of 3 in place of 65,535. A half of equal lengths stays with the backend that began."""
-    flash = Flash(3)
-    monkeypatch.setattr(attention, "aten", flash)
+    played = Flash(3)
+    monkeypatch.setattr(flash, "aten", played)
     sequences, params = packed(*lengths), AttentionParams(0.3)
     qkv, dout = inputs_of(16, 4, 2, sum(lengths)), normal(sum(lengths), 4, 16, seed=3)
     with pytest.raises(RuntimeError, match="invalid configuration"):
-        attention._flash_forward(qkv, sequences, params)
+        flash.forward(qkv, sequences, params)
 
-    monkeypatch.setattr(attention, "MAX_SEQUENCES", 3)
-    out, saved = attention._flash_forward(qkv, sequences, params)
-    gradients = attention._flash_backward(dout, qkv, out, saved, sequences, params)
-    assert sum(flash.counts[: len(flash.counts) // 3]) == len(lengths)
+    monkeypatch.setattr(halves, "MAX_SEQUENCES", 3)
+    out, saved = flash.forward(qkv, sequences, params)
+    gradients = flash.backward(dout, qkv, out, saved, sequences, params)
+    assert sum(played.counts[: len(played.counts) // 3]) == len(lengths)
     assert saved[0].shape == (4, sum(lengths))
 
     expected = attention_reference.reference(qkv, sequences, params)

@@ -18,6 +18,7 @@ from finetune_kernels.layers.lora_pass import LoraPass
 from finetune_kernels.ops import attention, rms_norm
 from finetune_kernels.ops.rms_norm import Norm
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed
+from finetune_kernels.primitives.attention.halves import Saved
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
 
 
@@ -60,7 +61,7 @@ class AttentionActivations(NamedTuple):
     """Attention's output [T, H, D], before its gate."""
     xa_o: torch.Tensor
     post_norm: NormActivations
-    softmax: attention.Saved
+    softmax: Saved
     """What attention saved for its own backward: the softmax sums and, for some backends, random state."""
     kv: torch.Tensor | None = None
     """[T, 2 H_kv D], keys and values for later layers; not saved with the others."""

@@ -26,6 +26,7 @@ from finetune_kernels.ops import attention, rms_norm, rotary_embedding
 from finetune_kernels.ops.rms_norm import Norm
 from finetune_kernels.ops.rotary_embedding import Heads
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed
+from finetune_kernels.primitives.attention.halves import Saved
 from finetune_kernels.primitives.attention_inputs import AttentionParams
 
 
@@ -50,7 +51,7 @@ class LatentActivations(NamedTuple):
     out: torch.Tensor
     """Attention's output [T, H, D_v]."""
     xa_o: torch.Tensor
-    softmax: attention.Saved
+    softmax: Saved
     """What attention saved for its own backward."""
 
     def flat(self) -> list[torch.Tensor]:

@@ -7,18 +7,16 @@ Shapes: q [T, H, D], k and v [T, H_kv, D], each perhaps a view of longer rows ->
 """
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn.functional import pad
 
-from finetune_kernels.primitives.attention.ragged_plan import PlanKey, Uid, backend, backward_plan, forward_plan
+from finetune_kernels.primitives.attention import cudnn_cards
+from finetune_kernels.primitives.attention.halves import MAX_SEQUENCES, Saved
+from finetune_kernels.primitives.attention.ragged_plan import PlanKey, Uid, backend, plans
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
 
-CAPABILITIES = ((9, 0), (10, 0), (10, 3))
-"""Cards on which cuDNN's kernel is faster than FlashAttention; on an A100, an A10G or an RTX PRO 6000 it is slower."""
 MAX_HEAD_SIZE = 128
 MAX_OFFSET = 2**31
 """Offsets of sequences are in elements, as int32."""
@@ -73,29 +71,31 @@ def takes(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> bool
     q = qkv.q
     is_plain = params.softcap is None and params.sinks is None
     is_whole = params.effective_window(sequences.max_seqlen) is None
-    if not (is_plain and is_whole and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)):
+    if not (is_plain and is_whole and q.dtype in (torch.bfloat16, torch.float16)):
         return False
+
     size = q.shape[2]
     fits = size <= MAX_HEAD_SIZE and size % 8 == 0 and all(part.stride()[1:] == (size, 1) for part in qkv)
+    fits = fits and sequences.count <= MAX_SEQUENCES
     fits = fits and max(part.stride(0) for part in qkv) * sequences.tokens < MAX_OFFSET
-    return fits and torch.cuda.get_device_capability(q.device) in CAPABILITIES and backend() is not None
+    if not fits or backend() is None or not cudnn_cards.is_faster(q.device):
+        return False
+    return plans(PlanKey.of(qkv, sequences, params), _handle(q.device)) is not None
 
 
-def forward(
-    qkv: Qkv, sequences: PackedSequences, params: AttentionParams
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+def forward(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> tuple[torch.Tensor, Saved]:
     """Returns out [T, H, D] and, for `backward`, the softmax sums [T, H] in fp32."""
     key = PlanKey.of(qkv, sequences, params)
     out = torch.empty_like(qkv.q, memory_format=torch.contiguous_format)
     sums = qkv.q.new_empty(qkv.q.shape[:2], dtype=torch.float32)
 
     tensors = _inputs(qkv, sequences, key) | {Uid.OUT: out, Uid.SUMS: sums}
-    _run(forward_plan, key, tensors)
+    _run(key, tensors, backward=False)
     return out, (sums,)
 
 
 def backward(
-    dout: torch.Tensor, qkv: Qkv, out: torch.Tensor, saved: tuple[torch.Tensor, ...], sequences: PackedSequences,
+    dout: torch.Tensor, qkv: Qkv, out: torch.Tensor, saved: Saved, sequences: PackedSequences,
     params: AttentionParams,
 ) -> Qkv:  # fmt: skip
     """Returns the gradients of q, k and v, shaped like them; `dout` and `out` are [T, H, D] without gaps."""
@@ -105,7 +105,7 @@ def backward(
     tensors = _inputs(qkv, sequences, key) | {Uid.OUT: out, Uid.SUMS: saved[0], Uid.DOUT: dout}
     tensors |= {Uid.DQ: found.q, Uid.DK: found.k, Uid.DV: found.v}
     tensors[Uid.KV_GRADIENT_OFFSETS] = _latest.offsets(key.kv_heads * key.size)
-    _run(backward_plan, key, tensors)
+    _run(key, tensors, backward=True)
     return found
 
 
@@ -120,11 +120,13 @@ def _inputs(qkv: Qkv, sequences: PackedSequences, key: PlanKey) -> dict[int, tor
     }  # fmt: skip
 
 
-def _run(plan: Callable[[PlanKey, int], Any], key: PlanKey, tensors: dict[int, torch.Tensor]) -> None:
-    """Launches a plan on the current stream; it is compiled at its first use by a thread."""
+def _run(key: PlanKey, tensors: dict[int, torch.Tensor], *, backward: bool) -> None:
+    """Launches a plan of a key that `takes` has looked at, on the current stream."""
     device = tensors[Uid.Q].device
     handle = _handle(device)
-    graph = plan(key, handle)
+    found = plans(key, handle)
+    assert found is not None
+    graph = found.backward if backward else found.forward
     workspace = torch.empty(graph.get_workspace_size(), dtype=torch.uint8, device=device)
     graph.execute({int(uid): tensor.data_ptr() for uid, tensor in tensors.items()}, workspace.data_ptr(), handle=handle)
 

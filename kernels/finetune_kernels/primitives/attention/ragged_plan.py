@@ -8,6 +8,7 @@ Source: NVIDIA, "cuDNN frontend", scaled dot product attention with ragged offse
 """
 
 import importlib.util
+import logging
 from enum import IntEnum, auto
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -16,20 +17,16 @@ import torch
 
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
 
+log = logging.getLogger(__name__)
 PACKAGE = "cudnn"
-OLDEST = 91_501
-"""The first cuDNN that is used, 9.15.1."""
 TOKENS = 4_096
 MIN_SEQUENCES, MIN_LENGTH = 8, 128
 
 
 @cache
 def backend() -> Any | None:
-    """The package nvidia-cudnn-frontend, or None where it is missing or finds no cuDNN that is new enough."""
-    if importlib.util.find_spec(PACKAGE) is None:
-        return None
-    found = importlib.import_module(PACKAGE)
-    return found if found.backend_version() >= OLDEST else None
+    """The package nvidia-cudnn-frontend, or None where it is missing."""
+    return None if importlib.util.find_spec(PACKAGE) is None else importlib.import_module(PACKAGE)
 
 
 class Uid(IntEnum):
@@ -84,16 +81,23 @@ def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-@cache
-def forward_plan(key: PlanKey, handle: int) -> Any:
-    """The compiled forward pass of a key."""
-    return _compiled(described_forward(key, handle=handle))
+class Plans(NamedTuple):
+    """Both directions of a key, compiled."""
+
+    forward: Any
+    backward: Any
 
 
 @cache
-def backward_plan(key: PlanKey, handle: int) -> Any:
-    """The compiled backward pass of a key."""
-    return _compiled(described_backward(key, handle=handle))
+def plans(key: PlanKey, handle: int) -> Plans | None:
+    """Compiles a key for a thread's handle; returns None, and says why, if cuDNN has no kernel for one direction."""
+    library = backend()
+    assert library is not None
+    try:
+        return Plans(*(_compiled(describe(key, handle=handle)) for describe in (described_forward, described_backward)))
+    except (library.cudnnGraphNotSupportedError, RuntimeError) as error:
+        log.warning("FlashAttention takes heads of %d elements here: cuDNN refuses them (%s)", key.size, error)
+        return None
 
 
 def _compiled(graph: Any) -> Any:

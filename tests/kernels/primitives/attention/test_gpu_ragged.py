@@ -4,9 +4,8 @@ one plan for many passes. Needs nvidia-cudnn-frontend and a card on which it is 
 import pytest
 import torch
 
-from finetune_kernels.ops import attention
 from finetune_kernels.primitives import attention_reference
-from finetune_kernels.primitives.attention import ragged, ragged_plan
+from finetune_kernels.primitives.attention import cudnn_cards, flash, ragged, ragged_plan
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
 from finetune_test_kernels.tensor_checks import root_error
 
@@ -16,7 +15,7 @@ pytestmark = [
     pytest.mark.skipif(
         not torch.cuda.is_available()
         or ragged_plan.backend() is None
-        or torch.cuda.get_device_capability() not in ragged.CAPABILITIES,
+        or not cudnn_cards.is_faster(torch.device("cuda")),
         reason="cuDNN's ragged attention is for Hopper and Blackwell, with the package nvidia-cudnn-frontend",
     ),
 ]
@@ -44,8 +43,8 @@ def test_out_and_gradients(lengths: tuple[int, ...], heads: int, kv_heads: int, 
     assert ragged.takes(qkv, sequences, params)
     out, saved = ragged.forward(qkv, sequences, params)
     found = [out, *ragged.backward(dout, qkv, out, saved, sequences, params)]
-    flash, flash_saved = attention._flash_forward(qkv, sequences, params)
-    theirs = [flash, *attention._flash_backward(dout, qkv, flash, flash_saved, sequences, params)]
+    their_out, their_saved = flash.forward(qkv, sequences, params)
+    theirs = [their_out, *flash.backward(dout, qkv, their_out, their_saved, sequences, params)]
 
     for name, ours, other, right in zip(("out", "dq", "dk", "dv"), found, theirs, expected, strict=True):
         assert ours.shape == right.shape
@@ -53,13 +52,14 @@ def test_out_and_gradients(lengths: tuple[int, ...], heads: int, kv_heads: int, 
 
 
 def test_a_plan_serves_every_pass_of_about_its_size() -> None:
-    ragged_plan.forward_plan.cache_clear()
+    ragged_plan.plans.cache_clear()
     for lengths in ((700, 1, 300), (20, 900, 4, 4, 4), (513,), (1000, 1000, 1000)):
         ends = torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32)
         whole = torch.randn(sum(lengths), 8, 64, device="cuda", dtype=torch.bfloat16)
         qkv = Qkv(*whole.split([4, 2, 2], dim=1))
         sequences = PackedSequences(ends, max(lengths), sum(lengths))
+        assert ragged.takes(qkv, sequences, AttentionParams(0.125))
         out, _ = ragged.forward(qkv, sequences, AttentionParams(0.125))
         exact = attention_reference.reference(Qkv(*(part.float() for part in qkv)), sequences, AttentionParams(0.125))
         assert root_error(out, exact) < 5e-3, lengths
-    assert ragged_plan.forward_plan.cache_info().misses == 1
+    assert ragged_plan.plans.cache_info().misses == 1

@@ -1,12 +1,13 @@
 """Attention by cuDNN's ragged layout as far as a CPU can see it: what plans are made for, where sequences are, and
 graphs that cuDNN accepts for a card that is not there. test_gpu_ragged.py computes."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from finetune_kernels.primitives.attention import ragged, ragged_plan
+from finetune_kernels.primitives.attention import cudnn_cards, ragged, ragged_plan
 from finetune_kernels.primitives.attention.ragged import Bounds, LatestBounds
 from finetune_kernels.primitives.attention.ragged_plan import PlanKey, described_backward, described_forward
 from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
@@ -76,10 +77,12 @@ def test_layers_of_a_pass_share_its_bounds_and_sequences_that_change_in_place_ha
         ({"size": 136}, False),
         ({"size": 60}, False),
         ({"dtype": torch.float32}, False),
-        ({"capability": (8, 0)}, False),
-        ({"capability": (12, 0)}, False),
+        ({"is_faster": False}, False),
         ({"library": None}, False),
+        ({"plans": None}, False),
         ({"tokens": 2**22}, False),
+        ({"lengths": (1,) * 65_535}, True),
+        ({"lengths": (1,) * 65_536}, False),
     ],
     ids=str,
 )
@@ -87,21 +90,64 @@ def test_only_what_the_kernel_computes_and_computes_faster_goes_to_it(
     change: dict[str, Any], taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """2^22 rows of 512 elements are 2^31: the last offset is no int32."""
-    monkeypatch.setattr(ragged, "backend", lambda: change.get("library", ragged_plan))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: change.get("capability", (9, 0)))
-    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    played(monkeypatch, **{name: change[name] for name in ("library", "plans", "is_faster") if name in change})
+    sequences = packed(*change.get("lengths", (3, 40, 1)))
     qkv = merged(44, size=change.get("size", 64), dtype=change.get("dtype", torch.bfloat16))
-    sequences = packed(3, 40, 1)
-    sequences = PackedSequences(sequences.cu_seqlens, 40, change.get("tokens", sequences.tokens))
+    sequences = replace(sequences, tokens=change.get("tokens", sequences.tokens))
     assert ragged.takes(qkv, sequences, change.get("params", PARAMS)) is taken
 
 
+def played(
+    monkeypatch: pytest.MonkeyPatch, *, library: Any = ragged_plan, plans: Any = (), is_faster: bool = True
+) -> None:
+    """A card with cuDNN's package."""
+    monkeypatch.setattr(ragged, "backend", lambda: library)
+    monkeypatch.setattr(ragged, "plans", lambda *_: plans)
+    monkeypatch.setattr(ragged, "_handle", lambda device: 0)
+    monkeypatch.setattr(cudnn_cards, "is_faster", lambda device: is_faster)
+
+
 def test_heads_that_lie_apart_are_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ragged, "backend", lambda: ragged_plan)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    played(monkeypatch)
     wide = merged(44, size=128)
     assert not ragged.takes(Qkv(*(part[..., :64] for part in wide)), packed(44), PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("device", "version", "capability", "expected"),
+    [
+        ("cuda", 91_501, (9, 0), True),
+        ("cuda", 91_500, (9, 0), False),
+        ("cuda", None, (9, 0), False),
+        ("cuda", 92_000, (10, 0), True),
+        ("cuda", 92_000, (8, 0), False),
+        ("cuda", 92_000, (8, 6), False),
+        ("cuda", 92_000, (12, 0), False),
+        ("meta", 92_000, (9, 0), False),
+    ],
+)
+def test_cards_and_versions_of_cudnn(
+    device: str, version: int | None, capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert cudnn_cards.is_faster(torch.device(device)) is expected
+
+
+def test_what_cudnn_refuses_is_said_once_and_left_to_flash_attention(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(key: PlanKey, **_: Any) -> Any:
+        raise RuntimeError("no engine")
+
+    monkeypatch.setattr(ragged_plan, "described_backward", refuse)
+    monkeypatch.setattr(ragged_plan, "_compiled", lambda graph: graph)
+    monkeypatch.setattr(ragged_plan, "described_forward", lambda key, **_: key)
+    ragged_plan.plans.cache_clear()
+    assert [ragged_plan.plans(key_of(3, 40), 0) for _ in range(2)] == [None, None]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message == "FlashAttention takes heads of 64 elements here: cuDNN refuses them (no engine)"
+    ragged_plan.plans.cache_clear()
 
 
 @pytest.mark.parametrize("describe", [described_forward, described_backward])
