@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from finetune_kernels.layers.blocks import layer_input_block
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.layers.supervised_loss import fused_supervised_loss
 from finetune_kernels.planning.activation_policy import ActivationPolicy
@@ -48,7 +49,7 @@ def worst(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
     return float(max(errors.values()))
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gemma4_text"])
 def test_logits_and_gradients_are_those_of_transformers_in_fp32(kind: str) -> None:
     expected = one_pass(model_in(torch.float32, kind), LENGTH)
     model = model_in(HALF, kind)
@@ -62,18 +63,22 @@ def test_logits_and_gradients_are_those_of_transformers_in_fp32(kind: str) -> No
     assert worst(pass_in_fp16(model), expected) > 0.04, "the control, of 0.11 for Gemma"
 
 
-def large_gemma(dtype: torch.dtype) -> Any:
+def large_gemma(dtype: torch.dtype, kind: str) -> Any:
     """A Gemma whose residual stream grows to 100,000."""
-    model = model_in(dtype, "gemma3_text")
+    model = model_in(dtype, kind)
     for layer in model.get_base_model().model.layers:
         layer.post_feedforward_layernorm.weight.data.fill_(40_000.0)
+        if kind == "gemma4_text":  # what reads the stream without a norm has to bring it back
+            for weight in layer.per_layer_input_gate.parameters():
+                weight.data.mul_(0.01)
     return model
 
 
 @pytest.mark.usefixtures("in_pytorch")
-def test_a_residual_stream_beyond_fp16_is_kept_in_fp32() -> None:
-    expected = one_pass(large_gemma(torch.float32), LENGTH)["logits"]
-    model = large_gemma(HALF)
+@pytest.mark.parametrize("kind", ["gemma3_text", "gemma4_text"])
+def test_a_residual_stream_beyond_fp16_is_kept_in_fp32(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = one_pass(large_gemma(torch.float32, kind), LENGTH)["logits"]
+    model = large_gemma(HALF, kind)
     layers = fuse(model, ActivationPolicy.SAVE_ALL)
     assert layers.is_wide
     for policy in ActivationPolicy:
@@ -82,14 +87,19 @@ def test_a_residual_stream_beyond_fp16_is_kept_in_fp32() -> None:
         assert worst({"logits": found["logits"]}, {"logits": expected}) < 5e-3, policy
         assert all(value.isfinite().all() for value in found.values())
 
+    if kind == "gemma4_text":
+        with monkeypatch.context() as patch:
+            patch.setattr(layer_input_block, "WIDE_STEP", 1.0)
+            assert not pass_in_fp16(model)["logits"].isfinite().all(), "the control: it was not divided"
     layers.is_wide = False
     assert not pass_in_fp16(model)["logits"].isfinite().all(), "the control: fp16 cannot hold it"
 
 
 def test_families_that_overflow_norm_what_their_blocks_read() -> None:
-    """A block that read the residual stream itself, in fp16, would overflow all the same."""
+    """A block that read the residual stream itself, in fp16, would overflow all the same; Gemma 4's third divides
+    it."""
     wide = {family.model_type: family for family in FAMILIES if family.overflows_fp16}
-    assert wide.keys() == {"gemma", "gemma2", "gemma3_text"}
+    assert wide.keys() == {"gemma", "gemma2", "gemma3_text", "gemma4_text"}
     assert all(len(family.pre_norms) == 2 and family.mixer is None for family in wide.values())
 
 

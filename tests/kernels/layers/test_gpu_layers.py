@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     LlamaConfig,
     MistralConfig,
     Phi3Config,
@@ -49,6 +50,9 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
                               "attn_logit_softcapping": 5.0}),
     "gemma3": (Gemma3TextConfig, {"head_dim": 256, "num_attention_heads": 8, "sliding_window": 200,
                                   "layer_types": ["sliding_attention", "full_attention"]}),
+    "gemma4": (Gemma4TextConfig, {"head_dim": 256, "num_attention_heads": 8, "sliding_window": 200,
+                                  "layer_types": ["sliding_attention", "full_attention"],
+                                  "vocab_size_per_layer_input": 4096}),  # heads of 512 in the full layer
 }  # fmt: skip
 ADAPTERS: dict[str, dict[str, Any]] = {
     "LoRA": {}, "dropout": {"lora_dropout": 0.1}, "DoRA": {"use_dora": True}, "rank 128": {"r": 128, "lora_alpha": 128},

@@ -224,15 +224,19 @@ def test_head(softcap: float | None, vocabulary: int) -> None:
 
 
 @pytest.mark.parametrize("has_sinks", [False, True], ids=["", "sinks"])
-@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [(64, torch.bfloat16), (128, torch.bfloat16), (512, torch.bfloat16), (512, torch.float16)],
+    ids=str,
+)
 @pytest.mark.parametrize("lengths", [(1024, 1024), (1, 7, 300, 1029, 711)], ids=["batch", "varied"])
-def test_attention(lengths: tuple[int, ...], size: int, has_sinks: bool) -> None:
+def test_attention(lengths: tuple[int, ...], size: int, dtype: torch.dtype, has_sinks: bool) -> None:
     """Eager: products and softmax as transformers' eager attention has them, document by document."""
     t, scale = sum(lengths), size**-0.5
     sequences = PackedSequences(torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32), max(lengths), t)
-    inputs = [bf16(t, count, size, seed=count + seed) for seed, count in enumerate((16, 4, 4))]
-    dout = bf16(t, 16, size, seed=9)
-    sinks = bf16(16, seed=11) if has_sinks else None
+    inputs = [bf16(t, count, size, seed=count + seed).to(dtype) for seed, count in enumerate((16, 4, 4))]
+    dout = bf16(t, 16, size, seed=9).to(dtype)
+    sinks = bf16(16, seed=11).to(dtype) if has_sinks else None
     qkv, params = Qkv(*inputs), AttentionParams(scale, sinks=sinks)
     out, saved = attention.forward(qkv, sequences, params)
     ours = [out, *attention.backward(dout, qkv, out, saved, sequences, params)]

@@ -251,6 +251,7 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any], str | None]] = [
     ("gemma2", {"head_dim": 264}, "heads of 264 elements, not of a multiple of 8 up to 256"),
     ("gemma4_text", {"use_bidirectional_attention": "vision"}, None),
     ("gemma4_text", {"use_bidirectional_attention": "all"}, "attention in both directions"),
+    ("gemma4_text", {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2}, "4 experts a layer"),
 ]
 
 

@@ -17,6 +17,7 @@ from finetune_kernels.planning.families import FAMILIES
 from finetune_kernels.planning.family import Family
 from finetune_kernels.planning.fused_support import REASONS
 from finetune_test_kernels.expert_adapters import draw_router_biases
+from finetune_test_kernels.small_layers import CENTERED
 from finetune_test_kernels.tensor_checks import DEVICE, normal
 from finetune_trainer.stages.expert_injection import peft_without_experts
 
@@ -62,8 +63,6 @@ YARN = {
     "mscale_all_dim": 1.0, "mscale": 1.0, "beta_fast": 32.0, "beta_slow": 1.0, "llama_4_scaling_beta": 0.4,
 }  # fmt: skip
 
-CENTERED = ("gemma", "gemma2", "gemma3_text", "vaultgemma", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
-"""Types that add one to their norms' weights."""
 OTHER_LINEARS = (
     "in_proj",
     "in_proj_qkv",

@@ -14,7 +14,12 @@ from finetune_kernels.primitives import adapter_dropout
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask
 from finetune_test_kernels.tensor_checks import DEVICE, normal
 
-LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj"]
+CENTERED = ("gemma", "gemma2", "gemma3_text", "vaultgemma", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+"""Types that add one to their norms' weights."""
+LINEARS = [
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj",
+    "per_layer_input_gate", "per_layer_projection",
+]  # fmt: skip
 
 
 def small_model(kind: str, dtype: torch.dtype, *, layers: int = 1, vocabulary: int = 24, **adapter: Any) -> Any:
@@ -26,13 +31,16 @@ def small_model(kind: str, dtype: torch.dtype, *, layers: int = 1, vocabulary: i
     }  # fmt: skip
     if kind != "phi3":
         sizes["head_dim"] = 16  # Phi-3 has no other than hidden_size / heads, which is the same
+    if kind == "gemma4_text":
+        sizes |= {"global_head_dim": 32, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": vocabulary}
+        sizes["layer_types"] = ["sliding_attention"] * (layers - 1) + ["full_attention"]
 
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**sizes), dtype=torch.float32)  # type: ignore[no-untyped-call]
     options: dict[str, Any] = {"r": 2, "lora_alpha": 3, "target_modules": LINEARS} | adapter
     model: Any = get_peft_model(base, LoraConfig(**options))
 
-    usual = 0.0 if kind.startswith("gemma") else 1.0  # Gemma adds one to its norms' weights
+    usual = 0.0 if kind in CENTERED else 1.0
     for name, parameter in model.to(dtype).named_parameters():
         torch.nn.init.normal_(parameter, mean=usual if "norm" in name else 0.0, std=0.25)
     return model

@@ -4,6 +4,9 @@
 
 P is a tenth of the hidden size, so the block is a hundredth of the layer's products: nothing of it is saved, and
 backward runs it again.
+
+No norm stands before Wgate. In fp16, the residual stream is fp32 and may be larger than fp16 holds: h is divided on its
+way into the product, and the product multiplied again.
 """
 
 from dataclasses import dataclass
@@ -24,6 +27,9 @@ from finetune_kernels.ops.gated_activation import Activation
 from finetune_kernels.ops.rms_norm import Norm
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed
 
+WIDE_STEP = 64.0
+"""Divisor of a residual stream in fp32: 64 times fp16's 65,504."""
+
 
 class LayerInputPass(NamedTuple):
     """The passes through the block's two linear layers."""
@@ -36,7 +42,7 @@ class LayerInputActivations(NamedTuple):
     """Everything that the block computes, each [T, ...]."""
 
     h: torch.Tensor
-    """The block's input in the compute type."""
+    """The block's input in the compute type, divided by `step`."""
     own: torch.Tensor
     """The layer's input p in the compute type."""
     gate: torch.Tensor
@@ -47,6 +53,8 @@ class LayerInputActivations(NamedTuple):
     post_norm: NormActivations
     out: torch.Tensor
     """The block's output without h."""
+    step: float
+    """1, or what h is divided by."""
 
 
 @dataclass
@@ -89,14 +97,18 @@ class LayerInputBlock:
 
         d_gate, d_own = gated_activation.backward(d_product, made.gate, made.own, self.activation)
         dh, d_xa = self.gate.backward(d_gate, pass_ctx.gate)  # [T, hidden], [T, R]
+        if made.step != 1:
+            d_gate, d_xa = d_gate * made.step, d_xa * made.step
         d_adapter = self.gate.gradients(d_gate, made.h, made.xa_gate, d_xa, pass_ctx.gate)
         return add_residual(dh, dy), d_own.to(own.dtype), [*d_adapter, *d_projection]
 
     def _run(self, h: torch.Tensor, own: torch.Tensor, pass_ctx: LayerInputPass) -> LayerInputActivations:
-        rows, own = h.to(self.gate.dtype), own.to(self.gate.dtype).contiguous()
+        step = WIDE_STEP if h.dtype is torch.float32 and self.gate.dtype is torch.float16 else 1.0
+        rows, own = (h if step == 1 else h / step).to(self.gate.dtype), own.to(self.gate.dtype).contiguous()
         gate, xa_gate = self.gate.forward(rows, pass_ctx.gate)  # [T, P], [T, R]
+        gate = gate if step == 1 else gate.mul_(step)
         product = gated_activation.forward(gate, own, self.activation)
         out, xa_projection = self.projection.forward(product, pass_ctx.projection)  # [T, hidden], [T, R]
 
         out, post_norm = normalize(self.post_norm, out, h.dtype)
-        return LayerInputActivations(rows, own, gate, xa_gate, product, xa_projection, post_norm, out)
+        return LayerInputActivations(rows, own, gate, xa_gate, product, xa_projection, post_norm, out, step)

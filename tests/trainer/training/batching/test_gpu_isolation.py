@@ -38,6 +38,7 @@ CASES = {
     "phi3": Batching.PACKED,
     "gemma2": Batching.PACKED,
     "gemma3_text": Batching.PACKED,
+    "gemma4_text": Batching.PACKED,
     "qwen3_moe": Batching.PACKED,
     "olmo2": Batching.PACKED,
     "gpt_oss": Batching.PACKED,

@@ -18,7 +18,10 @@ from finetune_trainer.training.engine import Engine
 from finetune_trainer.training.loaded_model import LoadedModel
 from finetune_trainer.training.losses import supervised_loss
 
-PACKED = ("llama", "gemma3_text", "qwen3_moe", "gpt2", "qwen3_5_text", "qwen3_next", "lfm2", "falcon_h1", "nemotron_h")
+PACKED = (
+    "llama", "gemma3_text", "gemma4_text", "qwen3_moe", "gpt2", "qwen3_5_text", "qwen3_next", "lfm2", "falcon_h1",
+    "nemotron_h",
+)  # fmt: skip
 PADDED = ("gpt_oss", "granitemoehybrid", "falcon", "mamba2", "minimax")
 DENSE_GRANITE_4 = {"layer_types": ["attention"] * 4}
 
