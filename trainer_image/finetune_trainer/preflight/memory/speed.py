@@ -54,8 +54,8 @@ def tokens_per_second(
 
     # Floating-point operations for one token, forward and backward.
     linears = (6.0 if shape.magnitudes else 4.0) * shape.active_parameters
-    sizes = sum(layer.head_size for layer in shape.sizes) or shape.layers * shape.head_size
-    attention = 2.0 * length * shape.heads * sizes * (1 + BACKWARD)
+    elements = sum(layer.head_size for layer in shape.sizes) or shape.layers * shape.head_size
+    attention = 2.0 * length * shape.heads * elements * (1 + BACKWARD)
     head = 4.0 * shape.hidden * shape.vocabulary
     recomputed = shape.recomputed_by(plan.policies)
 
