@@ -127,6 +127,11 @@ class Family:
     returns_tuple: bool = False
     """True if a layer returns a tuple of its output."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a row that no layer of ours computes."""
+        if self.mixture is not None and self.post_norms:
+            raise ValueError(f"{self.model_type}: the output of experts has no norm in fused layers")
+
     @property
     def architecture(self) -> str:
         """Class of the causal language model."""

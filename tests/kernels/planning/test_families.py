@@ -272,6 +272,12 @@ def test_preflight_and_the_builder_give_one_answer(model_type: str, change: dict
         assert largest_error(documents_pass(model, DOCUMENTS, packed=True), whole) < TOLERANCE
 
 
+def test_a_row_whose_experts_have_a_norm_behind_them_is_none() -> None:
+    row = next(family for family in FAMILIES if family.mixture is not None)
+    with pytest.raises(ValueError, match=f"{row.model_type}: the output of experts has no norm"):
+        replace(row, post_norms=AFTER_BOTH)
+
+
 def test_families_that_were_left_say_why() -> None:
     for model_type, reason in REASONS.items():
         assert why_not_described(CONFIG_MAPPING[model_type]()) == reason
