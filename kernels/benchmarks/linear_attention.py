@@ -22,7 +22,7 @@ from triton.testing import do_bench
 from finetune_kernels.mixers import linear_attention
 from finetune_kernels.mixers.documents import BatchesOfPass
 from finetune_kernels.mixers.linear_attention import use_kernels
-from finetune_kernels.primitives.attention_inputs import PackedSequences
+from finetune_kernels.primitives.attention.inputs import PackedSequences
 
 HIDDEN, DTYPE = 4096, torch.bfloat16
 Pass = Callable[[], Any]

@@ -10,7 +10,7 @@ from torch.nn import functional
 from benchmarks.micro_case import Case, Sizes, backward_of
 from finetune_kernels.ops import attention, softcap_attention
 from finetune_kernels.primitives.attention import flash, ragged
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences
 from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW
 
 

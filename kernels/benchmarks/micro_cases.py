@@ -16,7 +16,7 @@ from finetune_kernels.ops.blocked_cross_entropy import blocked_cross_entropy
 from finetune_kernels.ops.linear_cross_entropy import LinearCrossEntropyFunction
 from finetune_kernels.ops.linear_cross_entropy import reference as plain_cross_entropy
 from finetune_kernels.ops.rms_norm import Norm
-from finetune_kernels.primitives.attention_inputs import Qkv
+from finetune_kernels.primitives.attention.inputs import Qkv
 from finetune_kernels.primitives.head_norm import HeadNorm
 from finetune_kernels.primitives.lora_delta import LoraDelta
 

@@ -16,7 +16,7 @@ from finetune_kernels.ops import (
     softcap_attention,
 )
 from finetune_kernels.primitives import adapter_dropout, dora
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 from finetune_test_kernels.quick_interpreter import hasten_interpreter
 from finetune_test_kernels.rounding_interpreter import round_e4m3_in_interpreter
 

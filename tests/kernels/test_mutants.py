@@ -13,7 +13,7 @@ from bitsandbytes.optim import AdamW8bit
 from peft import LoraConfig, get_peft_model
 
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask, new_dropout_seed
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 from finetune_test_kernels.grouped_checks import low_rank, token_sums
 from finetune_test_kernels.mutated_kernels import Load, loaded_afresh, true_modules, write_mutant
 from finetune_test_kernels.norm_checks import (

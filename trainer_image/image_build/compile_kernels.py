@@ -56,7 +56,7 @@ def _give_attention_shapes() -> None:
     """Makes tensors without values pass through the attention of cards before Ampere: PyTorch 2.13 tells the shapes of
     that kernel's gradients for fewer arguments than it has, and so fails."""
     from finetune_kernels.primitives.attention import efficient
-    from finetune_kernels.primitives.attention_inputs import Qkv
+    from finetune_kernels.primitives.attention.inputs import Qkv
 
     def backward(dout: torch.Tensor, qkv: Qkv, *_: Any) -> Qkv:
         return Qkv(*(part.new_empty(part.shape) for part in qkv))

@@ -14,7 +14,7 @@ import torch
 
 from finetune_kernels.graphs.recorded_function import Outputs, Place, RecordedFunction
 from finetune_kernels.graphs.recorder import Launch, Recorder, Result
-from finetune_kernels.primitives.attention_inputs import PackedSequences
+from finetune_kernels.primitives.attention.inputs import PackedSequences
 
 log = logging.getLogger(__name__)
 EAGER_PASSES = 3

@@ -44,7 +44,7 @@ from finetune_kernels.planning.fused_support import (
     residual_factor,
 )
 from finetune_kernels.planning.parts.layer_sizes import LayerSizes, layer_sizes, row_of_layer
-from finetune_kernels.primitives.attention_inputs import AttentionParams
+from finetune_kernels.primitives.attention.inputs import AttentionParams
 from finetune_kernels.primitives.head_norm import HeadNorm
 
 PROJECTIONS = (

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from finetune_kernels.ops.attention import attention
 from finetune_kernels.planning.families import family_of
 from finetune_kernels.planning.fused_support import sees_both_directions
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 
 NAME = "finetune_packed"
 DENSE = "sdpa"

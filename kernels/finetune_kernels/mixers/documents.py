@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import torch
 
-from finetune_kernels.primitives.attention_inputs import PackedSequences
+from finetune_kernels.primitives.attention.inputs import PackedSequences
 
 Module = Callable[[torch.Tensor], torch.Tensor]
 """[documents, tokens, width] -> the same shape."""

@@ -10,7 +10,7 @@ import torch
 from finetune_kernels.mixers.documents import BatchesOfPass
 from finetune_kernels.mixers.linear_attention import takes_ends, use_kernels
 from finetune_kernels.planning.families import family_of
-from finetune_kernels.primitives.attention_inputs import PackedSequences
+from finetune_kernels.primitives.attention.inputs import PackedSequences
 
 
 def isolate_documents(causal: Any) -> int:

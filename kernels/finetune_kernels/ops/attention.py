@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 from finetune_kernels.ops import softcap_attention
-from finetune_kernels.primitives import attention_reference
 from finetune_kernels.primitives.attention import batched, cpu, efficient, flash, ragged
+from finetune_kernels.primitives.attention import reference as attention_reference
 from finetune_kernels.primitives.attention.halves import Saved
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 from finetune_kernels.primitives.precision import widen
 
 

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 
 from finetune_kernels.primitives import head_norm
-from finetune_kernels.primitives.attention_inputs import Qkv
+from finetune_kernels.primitives.attention.inputs import Qkv
 from finetune_kernels.primitives.head_norm import HeadNorm, _load_weights, _mean_products, _norm_backward
 from finetune_kernels.primitives.precision import widen
 from finetune_kernels.primitives.rotary_pairs import _load_cos_sin, _load_dq_dk, _load_dv, _pairs

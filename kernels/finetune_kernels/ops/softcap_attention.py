@@ -20,8 +20,8 @@ import torch
 import triton
 import triton.language as tl
 
-from finetune_kernels.primitives import attention_reference
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.attention import reference as attention_reference
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 from finetune_kernels.primitives.precision import before_ampere
 
 UNSEEN = tl.constexpr(-1.0e30)

@@ -1,8 +1,7 @@
 """Parts of the operations and layers that have no gradient of their own; a module with a kernel also exports
 `reference`, the same by its formula in PyTorch.
 
-attention_inputs     q, k and v, packed sequences, and settings of scores, as values
-attention_reference  attention by its formula, forward and backward
+attention            attention by its formula and by kernels of others, and its inputs as values
 lora_delta           the two factors of what a LoRA adapter adds
 head_norm            `HeadNorm`: the norm of q and k, and of v, per head or per row, before RoPE or after it
 rotary_pairs         parts of the kernels of RoPE

@@ -11,7 +11,7 @@ from finetune_kernels.graphs import layer_graphs
 from finetune_kernels.graphs.layer_graphs import EAGER_PASSES, MAX_SHAPES, LayerGraphs, RecordedPass
 from finetune_kernels.graphs.recorded_function import Place
 from finetune_kernels.graphs.recorder import Launch, Recorder, Result
-from finetune_kernels.primitives.attention_inputs import PackedSequences
+from finetune_kernels.primitives.attention.inputs import PackedSequences
 from finetune_test_kernels.rerun_recorder import RerunRecorder
 
 LAYERS = 3

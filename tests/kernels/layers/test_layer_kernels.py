@@ -16,7 +16,7 @@ from finetune_kernels.ops import rotary_embedding as rotary
 from finetune_kernels.ops.adapted_activation import LoraDeltas
 from finetune_kernels.ops.rms_norm import Norm
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 from finetune_kernels.primitives.head_norm import HeadNorm
 from finetune_kernels.primitives.lora_delta import LoraDelta
 from finetune_test_kernels.small_layers import LINEARS, cos_sin_of, small_model

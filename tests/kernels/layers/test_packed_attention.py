@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from finetune_kernels.layers.packed_attention import use_packed_attention
 from finetune_kernels.ops.attention import attention
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 from finetune_test_models.tiny_model import make_tiny_model
 
 SMALL: dict[str, dict[str, Any]] = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from finetune_kernels.mixers.documents import BatchesOfPass, DocumentBatches
-from finetune_kernels.primitives.attention_inputs import PackedSequences
+from finetune_kernels.primitives.attention.inputs import PackedSequences
 
 CPU = torch.device("cpu")
 LENGTHS = [

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_kernels.primitives import attention_reference
 from finetune_kernels.primitives.attention import efficient
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.attention import reference as attention_reference
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 from finetune_test_kernels.tensor_checks import normal, relative_error
 
 LENGTHS = (3, 40, 1, 9)

@@ -12,7 +12,7 @@ from finetune_kernels.ops import adapted_activation, attention, rotary_embedding
 from finetune_kernels.ops.adapted_activation import AdaptedActivationFunction, LoraDeltas
 from finetune_kernels.ops.gated_activation import Activation
 from finetune_kernels.ops.rotary_embedding import Heads, RotaryEmbeddingFunction
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 from finetune_kernels.primitives.head_norm import HeadNorm
 from finetune_kernels.primitives.lora_delta import LoraDelta
 from finetune_test_kernels.tensor_checks import DEVICE, normal, relative_error

@@ -17,7 +17,7 @@ from finetune_kernels.ops import adapted_activation, attention, gated_activation
 from finetune_kernels.ops import rotary_embedding as rotary
 from finetune_kernels.ops.lora_linear import lora_linear
 from finetune_kernels.ops.rms_norm import Norm
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 from finetune_kernels.primitives.head_norm import HeadNorm
 from finetune_kernels.primitives.lora_delta import LoraDelta
 from finetune_test_kernels.tensor_checks import normal, root_error

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from finetune_kernels.ops import softcap_attention
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTHS = (1, 37, 20)

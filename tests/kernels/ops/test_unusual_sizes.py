@@ -11,10 +11,11 @@ from finetune_kernels.ops import adapted_activation, attention, softcap_attentio
 from finetune_kernels.ops import blocked_cross_entropy as blocked
 from finetune_kernels.ops import linear_cross_entropy as whole
 from finetune_kernels.ops import rotary_embedding as rotary
-from finetune_kernels.primitives import adapter_dropout, attention_reference
+from finetune_kernels.primitives import adapter_dropout
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask
 from finetune_kernels.primitives.attention import flash, halves
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.attention import reference as attention_reference
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 from finetune_kernels.primitives.head_norm import HeadNorm
 from finetune_kernels.primitives.lora_delta import LoraDelta
 from finetune_test_kernels.tensor_checks import DEVICE, normal, relative_error

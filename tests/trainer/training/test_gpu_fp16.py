@@ -12,7 +12,7 @@ from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import RunConfig
 from finetune_kernels.ops import attention
 from finetune_kernels.primitives.attention import batched, flash, ragged
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 from finetune_test_kernels.tensor_checks import root_error
 from finetune_test_models import tiny_runs
 from finetune_trainer import pipeline

@@ -19,7 +19,7 @@ from finetune_kernels.ops import attention, rms_norm
 from finetune_kernels.ops.rms_norm import Norm
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed
 from finetune_kernels.primitives.attention.halves import Saved
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 
 
 class LayerInputs(NamedTuple):

@@ -27,7 +27,7 @@ from finetune_kernels.ops.rms_norm import Norm
 from finetune_kernels.ops.rotary_embedding import Heads
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed
 from finetune_kernels.primitives.attention.halves import Saved
-from finetune_kernels.primitives.attention_inputs import AttentionParams
+from finetune_kernels.primitives.attention.inputs import AttentionParams
 
 
 class LatentPass(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 
 from finetune_kernels.ops import rotary_embedding
 from finetune_kernels.ops.rotary_embedding import Heads
-from finetune_kernels.primitives.attention_inputs import Qkv
+from finetune_kernels.primitives.attention.inputs import Qkv
 from finetune_kernels.primitives.head_norm import HeadNorm
 
 

@@ -9,7 +9,7 @@ import torch
 
 from finetune_kernels.primitives.attention import cudnn_cards, halves
 from finetune_kernels.primitives.attention.halves import Saved
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 
 MAX_HEAD_SIZE = 128
 MAX_SHAPES = 8

@@ -3,7 +3,7 @@
 import torch
 
 from finetune_kernels.primitives.attention.halves import Saved
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv, sum_groups
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv, sum_groups
 
 aten = torch.ops.aten
 

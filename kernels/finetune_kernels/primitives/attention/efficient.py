@@ -9,7 +9,7 @@ import torch
 from finetune_kernels.planning.block_sizes import FLASH_HEAD_SIZE
 from finetune_kernels.primitives.attention import halves
 from finetune_kernels.primitives.attention.halves import Saved
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv, sum_groups
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv, sum_groups
 from finetune_kernels.primitives.precision import before_ampere
 
 CAUSAL = 1

@@ -7,7 +7,7 @@ import torch
 
 from finetune_kernels.primitives.attention import halves
 from finetune_kernels.primitives.attention.halves import Saved
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 
 PADDING = 128
 """Rows that backward adds to each sequence in the sums of dq."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 
 MAX_SEQUENCES = 65_535
 """Sequences of one call: they are on an axis of the kernels' grid that CUDA lets be no longer."""

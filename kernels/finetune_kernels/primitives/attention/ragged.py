@@ -14,8 +14,8 @@ from torch.nn.functional import pad
 
 from finetune_kernels.primitives.attention import cudnn_cards
 from finetune_kernels.primitives.attention.halves import MAX_SEQUENCES, Saved
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 from finetune_kernels.primitives.attention.ragged_plan import PlanKey, Uid, backend, plans
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
 
 MAX_HEAD_SIZE = 128
 MAX_OFFSET = 2**31

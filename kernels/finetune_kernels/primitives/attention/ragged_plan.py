@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 
 log = logging.getLogger(__name__)
 PACKAGE = "cudnn"

@@ -4,9 +4,9 @@ one plan for many passes. Needs nvidia-cudnn-frontend and a card on which it is 
 import pytest
 import torch
 
-from finetune_kernels.primitives import attention_reference
 from finetune_kernels.primitives.attention import cudnn_cards, flash, ragged, ragged_plan
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.attention import reference as attention_reference
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 from finetune_test_kernels.tensor_checks import root_error
 
 pytestmark = [

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from finetune_kernels.primitives.attention import cudnn_cards, ragged, ragged_plan
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 from finetune_kernels.primitives.attention.ragged import Bounds, LatestBounds
 from finetune_kernels.primitives.attention.ragged_plan import PlanKey, described_backward, described_forward
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
 
 PARAMS = AttentionParams(0.125)
 HOPPER = {"sm_version": 900, "sm_count": 132}

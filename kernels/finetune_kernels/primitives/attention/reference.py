@@ -5,12 +5,12 @@
     ds = p * (dout v - sum(dout * out)) * (1 - (s / c)^2)            the last factor only if scores are capped
     dq = scale ds k,   dk = scale ds^T q,   dv = p^T dout
 
-Everything is computed in the dtype of q, with scores of [H, L, L] in memory. Shapes are those of `attention_inputs`.
+Everything is computed in the dtype of q, with scores of [H, L, L] in memory. Shapes are those of `inputs`.
 """
 
 import torch
 
-from finetune_kernels.primitives.attention_inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 
 
 def reference(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> torch.Tensor:
