@@ -82,6 +82,7 @@ ROWS = {
     "8b-longest-16g": Row("llama-8b", 8192, 1, 1, card_gib=16.0),
     "8b-longest-24g": Row("llama-8b", 8192, 1, 1, card_gib=24.0),
     "8b-2048-bs2-ga4-gpus2": Row("llama-8b", 2048, 2, 4, gpus=2),
+    "8b-2048-bs2-ga4-gpus4": Row("llama-8b", 2048, 2, 4, gpus=4),
 }
 ON_ONE_GPU = tuple(name for name, row in ROWS.items() if row.gpus == 1)
 IN_16_BITS = ("qwen3-a3b-8-layers", "gpt-oss-6-layers")
