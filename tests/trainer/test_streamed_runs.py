@@ -107,7 +107,7 @@ def test_layers_stream_from_where_memory_ran_out(
                 raise torch.OutOfMemoryError("no memory")
             return found
 
-        layers: Any = SimpleNamespace(set_policies=len, keep_weights=abs, move_vocabulary=list)
+        layers: Any = SimpleNamespace(set_policies=len, keep_weights=abs, move_vocabulary=list, drop_graphs=bool)
         plan = plan_for(MemoryMode.FASTEST, 8 << 30)
         assert plan.streamed_layers == 0
         return Engine(False, loss, MicroBatch(1, 2), plan, layers, plan_for, streamed=loaded.streamed)

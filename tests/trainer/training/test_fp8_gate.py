@@ -84,6 +84,9 @@ class Layers:
     def move_vocabulary(self) -> None:
         pass
 
+    def drop_graphs(self) -> bool:
+        return False
+
     def loss(self, model: Any, *arguments: Any) -> torch.Tensor:
         self.modes.append(self.fp8)
         found = supervised_loss(model, *arguments)
