@@ -128,12 +128,7 @@ class LayerGraphs:
             self.forget()
 
         if shape not in self._recorded:
-            if (
-                self._failed
-                or self._seen[shape] <= EAGER_PASSES
-                or len(self._recorded) == MAX_SHAPES
-                or not self._has_room()
-            ):
+            if self._seen[shape] <= EAGER_PASSES or len(self._recorded) == MAX_SHAPES or not self._has_room():
                 return None
             log.info("passes of %d tokens in %d sequences are launched as graphs", shape.rows, shape.sequences)
             self._recorded[shape] = RecordedPass(self._new_recorder(), sequences)

@@ -75,6 +75,11 @@ class LinearLayers:
         covered = {part for parts in stand_ins(self.known).values() for part in parts} | self.known
         return not self.are_transposed and not covered >= set(ATTENTION_ENDS)
 
+    def own_default(self, wanted: tuple[str, ...]) -> list[str]:
+        """Returns all linear layers that get an adapter if the default is `wanted` and is the family's own; else
+        none."""
+        return sorted(self.known) if wanted == DEFAULT_TARGETS and self.has_own_default else []
+
     def missing_defaults(self, wanted: tuple[str, ...]) -> list[str]:
         """Returns the default targets that the model lacks, in order; none if the user names layers, or if the
         default is the family's own."""
@@ -121,8 +126,7 @@ def choose_targets(layers: LinearLayers, wanted: tuple[str, ...]) -> str | list[
     others = stand_ins(known)
     targets = [name for name in wanted if name in known]
     targets += [name for name, parts in others.items() if set(parts) <= set(wanted)]
-    if wanted == DEFAULT_TARGETS and layers.has_own_default:
-        targets = sorted(known)
+    targets = layers.own_default(wanted) or targets
 
     # The default may name layers that a family lacks; a user's own list may not.
     covered = {part for name in targets for part in others.get(name, ())}

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from finetune_api.run_config import RunConfig
-from finetune_api.spec.training import ALL_LINEAR, DEFAULT_TARGETS
+from finetune_api.spec.training import ALL_LINEAR
 from finetune_api.vocabulary import Quantization
 from finetune_kernels.planning.loaded_weights import ADAPTER_BYTES, NF4_BLOCK, SCALES_BLOCK
 from finetune_trainer.chat.new_tokens import EMBEDDING, HEAD
@@ -70,7 +70,7 @@ def plan_weights(
         measure_coverage(weights, adapted),
         measure_coverage(weights, all_linear),
         layers.missing_defaults(wanted),
-        sorted(layers.known) if layers.has_own_default and wanted == DEFAULT_TARGETS else (),
+        layers.own_default(wanted),
         _left_out(weights, adapted, layers.barred),
         _base_bytes(headers, weights, config, each) + ADAPTER_BYTES * trained,
         trained,
