@@ -39,7 +39,7 @@ def compare(ours: Tensors, eager: Tensors, exact: Tensors, names: str) -> None:
     """Every tensor's error is at most RATIO times eager's; prints all of them."""
     table = {}
     for name, mine, other, oracle in zip(names.split(), ours, eager, exact, strict=True):
-        assert mine.dtype == torch.bfloat16
+        assert mine.dtype == other.dtype
         table[name] = root_error(mine, oracle), root_error(other, oracle)
     print({name: f"{mine:.2e} of {other:.2e}: {mine / other:.3f}" for name, (mine, other) in table.items()})
     assert all(mine <= RATIO * other for mine, other in table.values()), table

@@ -5,10 +5,13 @@ before its norm. The last layers may reuse the keys and values that the last lay
 their MLP may be twice as wide.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from finetune_kernels.planning.family import Family
+
+Sharing = Literal["stores", "reuses"] | None
 
 
 class LayerSizes(NamedTuple):
@@ -19,7 +22,7 @@ class LayerSizes(NamedTuple):
     feed_forward: int
     keys_are_values: bool = False
     """True if v is k's projection."""
-    sharing: Literal["stores", "reuses"] | None = None
+    sharing: Sharing = None
     """What the layer does with keys and values that several layers have; None: they are its own."""
 
     @property
@@ -32,22 +35,27 @@ def layer_sizes(config: Any, family: Family | None) -> tuple[LayerSizes, ...]:
     """Returns the sizes of each layer of a text configuration; nothing if all layers are alike."""
     if family is None or not family.layers_differ:
         return ()
-    modes = config.kv_sharing_modes
-    # The last layer of each type stores keys and values, even if none reuses them.
-    is_shared = "reuse" in modes
-    kinds = {"store": "stores", "reuse": "reuses"} if is_shared else {}
+    sharing = _sharing(config.layer_types, config.num_kv_shared_layers)
     wide = 2 if config.use_double_wide_mlp else 1
 
     return tuple(
         LayerSizes(
             key_value_heads=layer.num_key_value_heads,
             head_size=layer.head_dim,
-            feed_forward=config.intermediate_size * (wide if mode == "reuse" else 1),
+            feed_forward=config.intermediate_size * (wide if shares == "reuses" else 1),
             keys_are_values=config.attention_k_eq_v and kind == "full_attention",
-            sharing=kinds.get(mode),  # type: ignore[arg-type]  # "stores" or "reuses"
+            sharing=shares,
         )
-        for layer, kind, mode in zip(config.per_layer_config, config.layer_types, modes, strict=True)
+        for layer, kind, shares in zip(config.per_layer_config, config.layer_types, sharing, strict=True)
     )
+
+
+def _sharing(kinds: Sequence[str], reusing: int) -> list[Sharing]:
+    """What each layer does with shared keys and values: the last `reusing` layers reuse those that the last layer of
+    their kind before them stores. `kinds`: layer_types of the configuration."""
+    own = len(kinds) - reusing
+    stores = {max(place for place in range(own) if kinds[place] == kind) for kind in kinds[own:]}
+    return ["reuses" if place >= own else "stores" if place in stores else None for place in range(len(kinds))]
 
 
 def row_of_layer(family: Family, sizes: LayerSizes | None) -> Family:

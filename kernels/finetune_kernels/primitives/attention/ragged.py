@@ -98,15 +98,22 @@ def backward(
     dout: torch.Tensor, qkv: Qkv, out: torch.Tensor, saved: Saved, sequences: PackedSequences,
     params: AttentionParams,
 ) -> Qkv:  # fmt: skip
-    """Returns the gradients of q, k and v, shaped like them; `dout` and `out` are [T, H, D] without gaps."""
-    key = PlanKey.of(qkv, sequences, params)
-    found = Qkv(*(torch.empty_like(part, memory_format=torch.contiguous_format) for part in qkv))
-
+    """Returns the gradients of q, k and v, laid out as they are; `dout` and `out` are [T, H, D] without gaps."""
+    key, found = PlanKey.of(qkv, sequences, params), empty_gradients(qkv)
     tensors = _inputs(qkv, sequences, key) | {Uid.OUT: out, Uid.SUMS: saved[0], Uid.DOUT: dout}
     tensors |= {Uid.DQ: found.q, Uid.DK: found.k, Uid.DV: found.v}
-    tensors[Uid.KV_GRADIENT_OFFSETS] = _latest.offsets(key.kv_heads * key.size)
     _run(key, tensors, backward=True)
     return found
+
+
+def empty_gradients(qkv: Qkv) -> Qkv:
+    """Returns memory for the gradients, with the rows that q, k and v have: the kernel looks for sequences of a
+    gradient where those of its input begin."""
+    widths = [part.shape[1] * part.shape[2] for part in qkv]
+    if {part.stride(0) for part in qkv} == {sum(widths)}:  # views of one projection, as their gradients are
+        whole = qkv.q.new_empty(qkv.q.shape[0], sum(widths))
+        return Qkv(*(part.view(like.shape) for part, like in zip(whole.split(widths, dim=1), qkv, strict=True)))
+    return Qkv(*(part.new_empty_strided(part.shape, part.stride()) for part in qkv))
 
 
 def _inputs(qkv: Qkv, sequences: PackedSequences, key: PlanKey) -> dict[int, torch.Tensor]:

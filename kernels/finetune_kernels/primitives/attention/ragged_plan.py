@@ -10,7 +10,7 @@ Source: NVIDIA, "cuDNN frontend", scaled dot product attention with ragged offse
 import importlib.util
 import logging
 from enum import IntEnum, auto
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -46,7 +46,6 @@ class Uid(IntEnum):
     K_OFFSETS = auto()
     V_OFFSETS = auto()
     OUT_OFFSETS = auto()
-    KV_GRADIENT_OFFSETS = auto()
     SUMS_OFFSETS = auto()
 
 
@@ -127,13 +126,12 @@ class _Description:
         )
 
         self.lengths = self._vector(Uid.LENGTHS, key.sequences)
+        offsets = (self.offsets(uid) for uid in (Uid.Q_OFFSETS, Uid.K_OFFSETS, Uid.V_OFFSETS))
+        self.layouts = tuple(zip((key.heads, key.kv_heads, key.kv_heads), key.rows, offsets, strict=True))
+        """Heads, elements from row to row, and offsets of q, k and v."""
         self.q, self.k, self.v = (
-            self.rows(uid, heads, row, self.offsets(places))
-            for uid, heads, row, places in zip(
-                (Uid.Q, Uid.K, Uid.V), (key.heads, key.kv_heads, key.kv_heads), key.rows,
-                (Uid.Q_OFFSETS, Uid.K_OFFSETS, Uid.V_OFFSETS), strict=True,
-            )
-        )  # fmt: skip
+            self.rows(uid, *layout) for uid, layout in zip((Uid.Q, Uid.K, Uid.V), self.layouts, strict=True)
+        )
         self.out_offsets, self.sums_offsets = self.offsets(Uid.OUT_OFFSETS), self.offsets(Uid.SUMS_OFFSETS)
         self.out_row = key.heads * key.size
 
@@ -203,11 +201,9 @@ def described_backward(key: PlanKey, **options: Any) -> Any:
         q=made.q, k=made.k, v=made.v, o=out, dO=dout, stats=sums, max_total_seq_len_q=key.tokens,
         max_total_seq_len_kv=key.tokens, name="backward", **made.options,
     )  # fmt: skip
-    kv_row = key.kv_heads * key.size
-    store_kv = partial(
-        made.store, shape=made.shape(key.kv_heads, kv_row), offsets=made.offsets(Uid.KV_GRADIENT_OFFSETS)
-    )
-    made.store(gradients[0], Uid.DQ, made.shape(key.heads, made.out_row), made.out_offsets)
-    store_kv(gradients[1], Uid.DK)
-    store_kv(gradients[2], Uid.DV)
+    # The kernel finds a sequence's gradients by the offsets of its inputs, whatever offsets the gradients have.
+    for gradient, uid, (heads, row, offsets) in zip(
+        gradients, (Uid.DQ, Uid.DK, Uid.DV), made.layouts, strict=True
+    ):  # fmt: skip
+        made.store(gradient, uid, made.shape(heads, row), offsets)
     return made.graph

@@ -66,6 +66,25 @@ def test_layers_of_a_pass_share_its_bounds_and_sequences_that_change_in_place_ha
 
 
 @pytest.mark.parametrize(
+    "qkv",
+    [
+        merged(5),
+        Qkv(*(part.contiguous() for part in merged(5))),
+        merged(5)._replace(q=torch.zeros(5, 4, 64)),
+        merged(5)._replace(v=torch.zeros(5, 2, 64)),
+    ],
+    ids=["merged", "apart", "q apart", "v apart"],
+)
+def test_gradients_lie_as_their_inputs_do(qkv: Qkv) -> None:
+    """cuDNN places sequences of dq by the offsets of q: rows of another length would be written elsewhere."""
+    found = ragged.empty_gradients(qkv)
+    assert [(part.shape, part.stride()) for part in found] == [(part.shape, part.stride()) for part in qkv]
+    for number, part in enumerate(found):
+        part.fill_(number)
+    assert [part.unique().tolist() for part in found] == [[0], [1], [2]], "none lies in another"
+
+
+@pytest.mark.parametrize(
     ("change", "taken"),
     [
         ({}, True),
