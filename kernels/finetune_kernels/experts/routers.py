@@ -46,6 +46,16 @@ def choose(router: Any, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     return weights, first if last.is_floating_point() else last
 
 
+def choose_backward(router: Any, rows: torch.Tensor, d_weights: torch.Tensor) -> torch.Tensor:
+    """Returns the gradient of `rows` [T, hidden] for that of their weights [T, k]. The router runs again, under
+    autograd: it makes two small products, and from the same rows the same choice."""
+    with torch.enable_grad():
+        leaf = rows.detach().requires_grad_()
+        weights, _ = choose(router, leaf)
+    (gradient,) = torch.autograd.grad(weights, leaf, d_weights.to(weights.dtype))
+    return gradient
+
+
 def _in_fp32(forward: Callable[..., Any], states: torch.Tensor, *others: torch.Tensor | None, **options: Any) -> Any:
     # Autocast would take the product's inputs back to 16 bits.
     with torch.autocast(states.device.type, enabled=False):

@@ -8,6 +8,7 @@ lora_pass.py         one pass through them: plain LoRA, with dropout, with DoRA
 frozen_weight.py     the frozen weights: decoded where they are used, or kept; in the compute type, or in FP8
 decoded_fp8.py       frozen NF4 weights, decoded to FP8 in each pass
 layer_builder.py     builds a `DecoderLayer` of a transformers layer
+mlp_builder.py       builds what stands behind attention in it: an MLP, experts, a third block
 layer_check.py       says why a layer cannot be built
 fused_layers.py      installs those layers in a model
 patching.py          replaces single modules where a layer cannot be fused

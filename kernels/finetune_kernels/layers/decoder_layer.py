@@ -26,12 +26,12 @@ from finetune_kernels.layers.blocks.attention_block import (
     AttentionBlock,
     LayerInputs,
     add_residual,
-    normalize,
     pre_norm,
 )
 from finetune_kernels.layers.blocks.latent_attention import LatentActivations, LatentAttention
 from finetune_kernels.layers.blocks.layer_input_block import LayerInputBlock, LayerInputPass
 from finetune_kernels.layers.blocks.mixture_block import MixtureBlock
+from finetune_kernels.layers.blocks.mlp_beside_experts import MlpBesideExperts
 from finetune_kernels.layers.blocks.mlp_block import DownActivations, MlpBlock, SavedMlp
 from finetune_kernels.layers.blocks.module_mixer import (
     MixerActivations,
@@ -64,7 +64,7 @@ class DecoderLayer:
 
     index: int
     mixer: AttentionBlock | LatentAttention | ModuleMixer | ParallelMixers
-    mlp: MlpBlock | MixtureBlock
+    mlp: MlpBlock | MixtureBlock | MlpBesideExperts
     policy: ActivationPolicy
     host: HostMemory
     parallel: bool = False
@@ -212,6 +212,7 @@ class DecoderLayerFunction(torch.autograd.Function):
         if made.down is not None and policy in (ActivationPolicy.SAVE_ALL, ActivationPolicy.RECOMPUTE_MLP):
             saved += () if layer.parallel else (made.h,)
             saved += [made.rstd, made.down.xa, *made.down.post_norm]
+            ctx.norm_tensors = len(made.down.post_norm)
             saved += made.gate_up if policy is ActivationPolicy.SAVE_ALL and made.gate_up is not None else ()
             saved += made.mixer.flat()
         ctx.save_for_backward(*saved)
@@ -253,8 +254,8 @@ def _finish_backward(
 
     # The stream behind the MLP: what the second norm saved is enough, or the MLP runs again.
     h, down = mlp.h, mlp.down
-    if down is not None:
-        y = add_residual(normalize(layer.mlp.post_norm, down.post_norm[0], h.dtype)[0], h)
+    if down is not None and not isinstance(layer.mlp, MixtureBlock):
+        y = add_residual(layer.mlp.finish(down, h.dtype), h)
     elif mlp.gate_up is not None:
         down, out = layer.mlp.down_projection(mlp.gate_up, pass_ctx.mlp, h.dtype)
         y = add_residual(out, h)
@@ -286,8 +287,7 @@ def _restore(ctx: Any, layer: DecoderLayer) -> SavedActivations:
     # Unpack in the order of `DecoderLayerFunction.forward`.
     h, *rest = [x, *rest] if layer.parallel else rest
     rstd, xa_down, *rest = rest
-    end = 0 if layer.mlp.post_norm is None else 2
-    down, rest = DownActivations(xa_down, tuple(rest[:end])), rest[end:]
+    down, rest = DownActivations(xa_down, tuple(rest[: ctx.norm_tensors])), rest[ctx.norm_tensors :]
     gate_up = None
     if layer.policy is ActivationPolicy.SAVE_ALL:
         gate_up, rest = layer.mlp.take(rest)

@@ -42,7 +42,9 @@ def has_mixer(layer: Any, family: Family) -> bool:
 
 def has_mixture(layer: Any, family: Family) -> bool:
     """True if a layer has the family's experts in the MLP's place."""
-    block = None if family.mixture is None else getattr(layer, family.mixture.block, None)
+    if family.mixture is None:
+        return False
+    block = getattr(layer, family.mixture.block, None) if family.mixture.block else layer
     return getattr(block, "experts", None) is not None
 
 

@@ -57,6 +57,7 @@ EXPERT_FAMILIES = (
         has_bias=True,
     ),
     ExpertFamily("Llama4Text", "llama4_text", router="", is_transposed=True, scales_input=True),
+    ExpertFamily("Gemma4Text", "gemma4_text", router="Router", activation_field="hidden_activation"),
     ExpertFamily("Glm4Moe", "glm4_moe", router=_LATER),
     ExpertFamily("Glm4MoeLite", "glm4_moe_lite", router=_LATER),
     ExpertFamily("DeepseekV2", "deepseek_v2", router=_LATER),

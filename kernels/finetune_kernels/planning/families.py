@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from finetune_kernels.planning.family import AFTER_BOTH, Family
-from finetune_kernels.planning.family_parts import Latent, LayerInput, Mixer, Mixture
+from finetune_kernels.planning.family_parts import BranchNorms, Latent, LayerInput, Mixer, Mixture
 
 _AROUND_MLP = ("input_layernorm", "pre_feedforward_layernorm")
 _GRANITE = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
@@ -20,6 +20,11 @@ _LATENT: dict[str, Any] = {
 }  # fmt: skip
 _ALONE = Mixture(shared=None, shared_gate=None)
 _GRANITE_EXPERTS = replace(_ALONE, block="block_sparse_moe", kind="MoE", router="block_sparse_moe.router")
+_BESIDE_MLP = Mixture(
+    block="", router="router", shared="mlp", shared_gate=None, option="enable_moe_block", branch_norms=BranchNorms(
+        "post_feedforward_layernorm_1", "pre_feedforward_layernorm_2", "post_feedforward_layernorm_2",
+    ),
+)  # fmt: skip
 _SHORT_CONVOLUTION = Mixer("conv", "ShortConv", packages=("causal_conv1d",), layer_type="conv")
 _FALCON = (
     "embedding_multiplier", "lm_head_multiplier", "attention_in_multiplier", "attention_out_multiplier",
@@ -156,8 +161,8 @@ FAMILIES = (
     Family(
         "Gemma4", "gemma4_text", part_prefix="Gemma4Text", layers_differ=True, window="layer",
         activation_field="hidden_activation", pre_norms=_AROUND_MLP, post_norms=AFTER_BOTH, head_norms=_NORMED_QK,
-        value_norm="v_norm", layer_input=LayerInput(), layer_scalar="layer_scalar", scales_embedding=True,
-        overflows_fp16=True,
+        value_norm="v_norm", layer_input=LayerInput(), layer_scalar="layer_scalar", mixture=_BESIDE_MLP,
+        scales_embedding=True, overflows_fp16=True,
     ),
     Family("Olmo2", "olmo2", pre_norms=(), post_norms=AFTER_BOTH, head_norms=_NORMED_QK, head_norm_place="row"),
     Family(

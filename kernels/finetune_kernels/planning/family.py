@@ -129,7 +129,7 @@ class Family:
 
     def __post_init__(self) -> None:
         """Raises ValueError for a row that no layer of ours computes."""
-        if self.mixture is not None and self.post_norms:
+        if self.mixture is not None and self.post_norms and self.mixture.branch_norms is None:
             raise ValueError(f"{self.model_type}: the output of experts has no norm in fused layers")
 
     @property
@@ -176,7 +176,8 @@ class Family:
     def block_norms(self) -> tuple[str, ...]:
         """Norms before and after a layer's blocks."""
         third = () if self.layer_input is None else (self.layer_input.norm,)
-        return (*self.pre_norms, *self.post_norms, *third)
+        branches = None if self.mixture is None else self.mixture.branch_norms
+        return (*self.pre_norms, *self.post_norms, *(branches or ()), *third)
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -227,10 +228,11 @@ class Family:
         if mixture is None:
             return {}
         found: dict[str, str | None] = {
-            mixture.block: f"{self.prefix}{mixture.kind}",
             mixture.router: None if experts is None else experts.router_class,
             mixture.experts: EXPERTS,
         }
+        if mixture.block:
+            found |= {mixture.block: f"{self.prefix}{mixture.kind}"}
         if mixture.shared is not None:
             found |= {mixture.shared: self.mlp, **dict.fromkeys(self.mlp_linears(mixture.shared))}
         return found if mixture.shared_gate is None else {**found, mixture.shared_gate: None}
@@ -265,7 +267,9 @@ class Family:
             row = replace(row, head_norms=(), head_norm_option=None)
         if not self.layer_input_size(config):
             row = replace(row, layer_input=None)
-        if mixture is not None and mixture.shared_option is not None and not getattr(config, mixture.shared_option):
+        if mixture is not None and mixture.option is not None and not getattr(config, mixture.option):
+            row = replace(row, mixture=None)
+        elif mixture is not None and mixture.shared_option is not None and not getattr(config, mixture.shared_option):
             row = replace(row, mixture=replace(mixture, shared=None, shared_option=None))
         return row if self.latent is None else row._with_latent(self.latent, config)
 

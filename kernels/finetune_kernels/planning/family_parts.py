@@ -2,6 +2,7 @@
 transformers'."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,22 @@ class Mixer:
     """True if such a layer has attention as well, and adds what both make of the same norm's output."""
 
 
+class BranchNorms(NamedTuple):
+    """Norms of an MLP and of experts that stand side by side (Gemma 4): the experts have one of their own before them,
+    and what both make is normed before it is added up. The MLP's first norm is the family's."""
+
+    after_mlp: str
+    before_experts: str
+    after_experts: str
+
+
 @dataclass(frozen=True)
 class Mixture:
-    """A mixture of experts in the MLP's place. Names are those of modules of a layer; `expert_families` knows experts
-    and router."""
+    """A mixture of experts in the MLP's place or beside it. Names are those of modules of a layer; `expert_families`
+    knows experts and router."""
 
     block: str = "mlp"
-    """Name of the module that has router and experts."""
+    """Name of the module that has router and experts; empty if the layer itself has them (Gemma 4)."""
     kind: str = "SparseMoeBlock"
     """Class of that module, behind the family's prefix."""
     router: str = "mlp.gate"
@@ -85,8 +95,12 @@ class Mixture:
     """Field of the configuration that is 0 for models without it (ERNIE, Granite)."""
     shared_gate: str | None = "mlp.shared_expert_gate"
     """Linear layer of the one number that scales what they share."""
+    option: str | None = None
+    """Field of the configuration without which a model has no experts (Gemma 4)."""
+    branch_norms: BranchNorms | None = None
+    """Norms of experts that read the residual stream beside the MLP, not its norm's output; None if they do not."""
 
     @property
     def experts(self) -> str:
         """Name of the experts."""
-        return f"{self.block}.experts"
+        return f"{self.block}.experts" if self.block else "experts"

@@ -139,13 +139,10 @@ class ModelShape:
         )
 
     def decoded_experts(self, policies: Sequence[ActivationPolicy]) -> int:
-        """Weights of experts that are decoded in a pass: twice, and gate and up once more where they are recomputed."""
-        if self.experts is None or not self.experts.quantized:
-            return 0
+        """Weights of experts that are decoded in a pass: twice, and what is recomputed once more."""
         dense = () if self.dense is None else self.dense.layers
-        kept = (policy is ActivationPolicy.SAVE_ALL or index in dense for index, policy in enumerate(policies))
-        again = len(policies) - sum(kept)
-        return 2 * self.mixture_layers * self.experts.parameters + again * self.experts.gate_up_parameters
+        mixtures = [policy for index, policy in enumerate(policies) if index not in dense]
+        return 0 if self.experts is None else self.experts.decoded(mixtures, normed=self.second_norms)
 
     def _each(self, policies: Sequence[ActivationPolicy]) -> list[tuple["ModelShape", ActivationPolicy, bool, int]]:
         """Numbers of layers that are alike: with their shape, their policy, and whether they have the other mixer."""
@@ -171,7 +168,7 @@ class ModelShape:
             elements += (0 if self.parallel else self.stream) + 4
             replaced = mixer and self.mixers is not None and not self.mixers.beside_attention
             elements += 0 if replaced else self._saved_attention
-            elements += 2 * (self.hidden + 2) if self.second_norms else 0
+            elements += (3 if self.experts else 2) * (self.hidden + 2) if self.second_norms else 0
         if policy is ActivationPolicy.SAVE_ALL:
             elements += self.wide_inputs * self.feed_forward  # gate and up
 
@@ -195,7 +192,8 @@ class ModelShape:
         always runs again."""
         down = 2.0 * self.hidden * self.feed_forward
         gate_up = self.wide_inputs * down
-        gate_up += 0 if self.experts is None else 4.0 * self.hidden * self.experts.chosen * self.experts.wide
+        narrow = 0.0 if self.experts is None else 2.0 * self.hidden * self.experts.chosen * self.experts.wide
+        down, gate_up = down + narrow, gate_up + 2 * narrow
         if mixer and self.mixers is not None:
             again = 2.0 * self.mixers.parameters
             if self.mixers.beside_attention:
@@ -223,6 +221,7 @@ class ModelShape:
         # gradients of gate and up times DoRA's factors (by then the activation is released).
         parts = 2 * self.wide_inputs + (2 if self.dropout or self.magnitudes else 1)
         wide = parts * self.feed_forward
+        wide += 2 * self.hidden if self.second_norms and self.experts else 0  # experts' and MLP's, before their norms
         whole = wide + 6 * stream + third + 2 * self.attention_width
         # x, two gradients of the residual stream, attention's output and its gradient; q, k, v and their gradients,
         # once more merged; fp32 sums and each query head's own gradients of k and v inside attention; of latent

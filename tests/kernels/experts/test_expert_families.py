@@ -10,7 +10,7 @@ from finetune_kernels.experts.routers import keep_routers_in_fp32
 from finetune_kernels.planning.expert_families import EXPERT_FAMILIES, ExpertFamily
 from finetune_test_kernels.expert_adapters import adapt, by_hand
 from finetune_test_kernels.tensor_checks import normal, relative_error
-from finetune_test_models.tiny_architectures import tiny_architecture
+from finetune_test_models.tiny_architectures import tiny_architecture, tiny_mixture
 
 TOLERANCE = 2e-5  # fp32 through four layers; at most 3e-6 was measured
 IDS = torch.randint(3, 500, (2, 24), generator=torch.Generator().manual_seed(1))
@@ -20,7 +20,7 @@ IN_FULL = ("mixtral", "qwen3_moe", "gpt_oss", "llama4_text", "glm4_moe", "deepse
 
 @pytest.mark.parametrize("family", EXPERT_FAMILIES, ids=lambda family: family.model_type)
 def test_logits_are_those_of_transformers(family: ExpertFamily) -> None:
-    model = tiny_architecture(family.model_type)
+    model = tiny_mixture(family.model_type)
     with torch.no_grad():
         expected = model(input_ids=IDS).logits
         assert why_not_replaced(model) is None
@@ -34,7 +34,7 @@ def test_logits_are_those_of_transformers(family: ExpertFamily) -> None:
 @pytest.mark.parametrize("model_type", IN_FULL)
 def test_adapters_train_as_if_they_were_added_to_the_weights(model_type: str) -> None:
     family = next(each for each in EXPERT_FAMILIES if each.model_type == model_type)
-    plain, ours = tiny_architecture(model_type), tiny_architecture(model_type)
+    plain, ours = tiny_mixture(model_type), tiny_mixture(model_type)
     for model in (plain, ours):
         model.requires_grad_(False)
     replace_experts(ours)

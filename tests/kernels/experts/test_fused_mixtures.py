@@ -10,7 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from finetune_kernels.experts.replacing import replace_experts, stacked_experts
 from finetune_kernels.experts.routers import keep_routers_in_fp32
-from finetune_kernels.layers.blocks import tiled_mlp
+from finetune_kernels.layers.blocks import mixture_block, tiled_mlp
 from finetune_kernels.layers.blocks.mixture_block import MixtureBlock
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.layers.layer_check import why_not_fused
@@ -22,7 +22,7 @@ from finetune_kernels.primitives.nf4_stack import Nf4Stack
 from finetune_test_kernels.expert_adapters import adapt, by_hand, draw_router_biases
 from finetune_test_kernels.quantized_mixtures import quantized_mixture
 from finetune_test_kernels.tensor_checks import DEVICE, bytes_saved, largest_error, normal
-from finetune_test_models.tiny_architectures import tiny_architecture
+from finetune_test_models.tiny_architectures import tiny_mixture
 
 pytestmark = [
     pytest.mark.skipif(DEVICE != "cpu", reason="in fp32, by the kernels' formulas"),
@@ -39,7 +39,7 @@ Results = dict[str, torch.Tensor]
 
 def mixture(model_type: str, dtype: torch.dtype = torch.float32) -> tuple[Any, dict[str, torch.Tensor]]:
     """A model with our experts and random adapters on them, and these adapters' factors."""
-    model = draw_router_biases(tiny_architecture(model_type)).requires_grad_(False).to(dtype)
+    model = draw_router_biases(tiny_mixture(model_type)).requires_grad_(False).to(dtype)
     assert replace_experts(model) == keep_routers_in_fp32(model) >= 3, "the first layer may have an MLP"
     family = expert_family_of_type(model_type)
     assert family is not None
@@ -57,7 +57,7 @@ def results(logits: torch.Tensor, factors: dict[str, torch.Tensor]) -> Results:
 
 
 def from_transformers(model_type: str, factors: dict[str, torch.Tensor]) -> Results:
-    plain, family = draw_router_biases(tiny_architecture(model_type)), expert_family_of_type(model_type)
+    plain, family = draw_router_biases(tiny_mixture(model_type)), expert_family_of_type(model_type)
     plain.requires_grad_(False)
     assert family is not None
     copies = {name: value.detach().clone().requires_grad_() for name, value in factors.items()}
@@ -75,7 +75,7 @@ def test_logits_and_gradients_are_those_of_transformers(model_type: str) -> None
         assert largest_error(found, expected) < TOLERANCE, policy
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_5_moe_text", "gpt_oss", "glm4_moe"])
+@pytest.mark.parametrize("model_type", ["qwen3_5_moe_text", "gpt_oss", "glm4_moe", "gemma4_text"])
 def test_tiles_of_tokens_change_nothing_but_the_order_of_sums(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A gate of the shared expert; biases; a first layer with an MLP. 48 tokens in tiles of 20: the last is smaller."""
     model, factors = quantized_mixture(model_type)
@@ -118,8 +118,8 @@ def test_the_plan_counts_one_tile_of_experts() -> None:
     assert shape.working_bytes(2048, tiled=True) == shape.working_bytes(2048, tiled=False)
 
 
-def _no_router(block: MixtureBlock, n2: torch.Tensor, d_weights: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(n2)
+def _no_router(router: Any, rows: torch.Tensor, d_weights: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(rows)
 
 
 def _no_gate(block: MixtureBlock, d_logit: torch.Tensor, dn2: torch.Tensor, *_: Any) -> tuple[torch.Tensor, list[Any]]:
@@ -131,17 +131,21 @@ def _no_shared(block: MixtureBlock, dm: torch.Tensor, dn2: torch.Tensor, *_: Any
 
 
 @pytest.mark.parametrize(
-    ("name", "mistake"),
-    [("_router_backward", _no_router), ("_gate_backward", _no_gate), ("_shared_backward", _no_shared)],
+    ("place", "name", "mistake"),
+    [
+        (mixture_block, "choose_backward", _no_router),
+        (MixtureBlock, "_gate_backward", _no_gate),
+        (MixtureBlock, "_shared_backward", _no_shared),
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_part_of_the_gradient_that_is_left_out_is_noticed(
-    name: str, mistake: Any, monkeypatch: pytest.MonkeyPatch
+    place: Any, name: str, mistake: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, factors = mixture("qwen3_5_moe_text")
     expected = from_transformers("qwen3_5_moe_text", factors)
     fuse(model)
-    monkeypatch.setattr(MixtureBlock, name, mistake)
+    monkeypatch.setattr(place, name, mistake)
     assert largest_error(results(model(input_ids=IDS).logits, factors), expected) > 20 * TOLERANCE
 
 
@@ -155,7 +159,7 @@ def test_a_router_without_the_bias_of_its_block_is_noticed() -> None:
     assert largest_error(results(model(input_ids=IDS).logits, factors), expected) > 20 * TOLERANCE
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_5_moe_text", "glm4_moe", "lfm2_moe"])
+@pytest.mark.parametrize("model_type", ["qwen3_5_moe_text", "glm4_moe", "lfm2_moe", "gemma4_text"])
 def test_layers_save_of_their_experts_what_the_memory_plan_counts(model_type: str) -> None:
     model, _ = mixture(model_type, torch.bfloat16)
     fused = FusedLayers(model, [ActivationPolicy.SAVE_ALL] * 4, torch.bfloat16, keep_dequantized=False)
@@ -203,7 +207,7 @@ def _numbers_first(forward: Any, rows: torch.Tensor) -> tuple[torch.Tensor, ...]
 
 
 def test_what_the_row_does_not_know_is_refused() -> None:
-    whole = tiny_architecture("qwen3_5_moe_text").requires_grad_(False)
+    whole = tiny_mixture("qwen3_5_moe_text").requires_grad_(False)
     assert why_not_fused(whole) == "mlp.experts is Qwen3_5MoeExperts, not StackedExperts"
     model, _ = mixture("qwen3_5_moe_text")
     block = model.model.layers[0].mlp

@@ -17,7 +17,7 @@ from finetune_kernels.primitives.grouped import products
 from finetune_kernels.primitives.nf4_stack import Nf4Stack
 from finetune_test_kernels.expert_adapters import adapt, by_hand
 from finetune_test_kernels.tensor_checks import DEVICE, normal, root_error
-from finetune_test_models.tiny_architectures import tiny_architecture
+from finetune_test_models.tiny_architectures import tiny_mixture
 
 pytestmark = [
     pytest.mark.gpu,
@@ -145,8 +145,8 @@ def held_choice(model: Any, choices: list[tuple[torch.Tensor, ...]], *, records:
 
 def tiny(model_type: str, dtype: torch.dtype) -> Any:
     """The small model with weights that bfloat16 can say."""
-    known = tiny_architecture(model_type).config
-    model = tiny_architecture(model_type, **{name: value for name, value in WIDER.items() if hasattr(known, name)})
+    known = tiny_mixture(model_type).config
+    model = tiny_mixture(model_type, **{name: value for name, value in WIDER.items() if hasattr(known, name)})
     return model.requires_grad_(False).to(DEVICE, torch.bfloat16).to(dtype)
 
 

@@ -219,6 +219,7 @@ def test_a_wrong_row_is_noticed(prefix: str, change: dict[str, Any], gap: str, m
     assert any(gap in found for found in gaps(wrong))
 
 
+GEMMA4_EXPERTS = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16}
 CONFIGURATIONS: list[tuple[str, dict[str, Any], str | None]] = [
     ("stablelm", {"use_parallel_residual": True}, None),
     ("stablelm", {"qk_layernorm": True}, "qk_layernorm in the configuration: a LayerNorm of q and k"),
@@ -251,7 +252,9 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any], str | None]] = [
     ("gemma2", {"head_dim": 264}, "heads of 264 elements, not of a multiple of 8 up to 256"),
     ("gemma4_text", {"use_bidirectional_attention": "vision"}, None),
     ("gemma4_text", {"use_bidirectional_attention": "all"}, "attention in both directions"),
-    ("gemma4_text", {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2}, "4 experts a layer"),
+    ("gemma4_text", GEMMA4_EXPERTS, None),
+    ("gemma4_text", GEMMA4_EXPERTS | {"hidden_size_per_layer_input": 0, "attention_k_eq_v": True}, None),
+    ("gemma4_text", GEMMA4_EXPERTS | {"output_router_logits": True}, "output_router_logits in the configuration"),
 ]
 
 

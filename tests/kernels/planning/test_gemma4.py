@@ -1,16 +1,21 @@
 """The shapes of Gemma 4 as published, in small: fused layers compute what transformers computes, under every policy and
-in tiles, packed. Keys and values cross layers with their gradients; one that is lost is noticed."""
+in tiles, packed. Keys and values cross layers with their gradients, and router, experts and MLP each read the residual
+stream; a gradient that is lost and a wrong input are noticed."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
+from finetune_kernels.experts.routers import keep_routers_in_fp32
 from finetune_kernels.layers import decoder_layer
-from finetune_kernels.layers.blocks import tiled_mlp
+from finetune_kernels.layers.blocks import mlp_beside_experts, tiled_mlp
+from finetune_kernels.layers.blocks.mlp_beside_experts import MlpBesideExperts
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.layers.layer_check import why_not_fused
+from finetune_kernels.planning import families
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.families import family_of_type
 from finetune_kernels.planning.model_shape import ParameterCounts, build_shape
@@ -31,6 +36,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "use_double_wide_mlp": True, "num_key_value_heads": 1, "num_global_key_value_heads": None,
     },
     "31B": {"attention_k_eq_v": True, "hidden_size_per_layer_input": 0, "attention_bias": False},
+    "26B-A4B": {
+        "attention_k_eq_v": True, "hidden_size_per_layer_input": 0, "attention_bias": False, "enable_moe_block": True,
+        "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16,
+    },
 }  # fmt: skip
 POLICIES = list(ActivationPolicy)
 
@@ -96,6 +105,65 @@ def test_a_lost_gradient_of_shared_keys_is_noticed(monkeypatch: pytest.MonkeyPat
     assert "logits" not in lost
 
 
+def router_of_the_mlp(block: MlpBesideExperts, layer: Any) -> None:
+    """The router reads what the MLP makes of the stream, not the stream."""
+    router = block.router
+    block.router = lambda rows: router(layer.mlp(layer.pre_feedforward_layernorm(rows)))
+
+
+def one_norm_before_both(block: MlpBesideExperts, layer: Any) -> None:
+    assert block.mlp.norm is not None
+    block.expert_norm = block.mlp.norm
+
+
+def norms_behind_exchanged(block: MlpBesideExperts, layer: Any) -> None:
+    assert block.mlp.post_norm is not None
+    block.mlp.post_norm, block.expert_post_norm = block.expert_post_norm, block.mlp.post_norm
+
+
+def no_norm_of_the_sum(block: MlpBesideExperts, layer: Any) -> None:
+    block.post_norm = block.post_norm._replace(eps=1e6, weight=1e3 * block.post_norm.weight)
+
+
+@pytest.mark.parametrize(
+    "mistake", [router_of_the_mlp, one_norm_before_both, norms_behind_exchanged, no_norm_of_the_sum]
+)
+def test_a_wrong_input_of_experts_or_router_is_noticed(mistake: Any) -> None:
+    model = gemma4("26B-A4B")
+    layers = fused(model, ActivationPolicy.SAVE_ALL)
+    for layer, module in zip(layers.layers, model.get_base_model().model.layers, strict=True):
+        assert isinstance(layer.mlp, MlpBesideExperts)
+        mistake(layer.mlp, module)
+    found = documents_pass(model, DOCUMENTS, packed=True)["logits"]
+    assert largest_error({"logits": found}, {"logits": expected("26B-A4B")["logits"]}) > 0.01
+
+
+def test_a_lost_gradient_of_the_router_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlp_beside_experts, "choose_backward", lambda router, rows, _: torch.zeros_like(rows))
+    model = gemma4("26B-A4B")
+    fused(model, ActivationPolicy.SAVE_ALL)
+    found, whole = documents_pass(model, DOCUMENTS, packed=True), expected("26B-A4B")
+    assert largest_error({"logits": found["logits"]}, {"logits": whole["logits"]}) < TOLERANCE
+    assert largest_error(found, whole) > 20 * TOLERANCE
+
+
+def test_rows_that_say_less_of_the_experts_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    family, causal = family_of_type("gemma4_text"), gemma4("26B-A4B").get_base_model()
+    assert family is not None
+    mixture = family.mixture
+    assert mixture is not None
+    with pytest.raises(ValueError, match="gemma4_text: the output of experts has no norm"):
+        replace(family, mixture=replace(mixture, branch_norms=None))
+
+    for wrong, reason in {
+        None: "4 experts a layer",
+        replace(mixture, shared=None): "mlp.gate_proj.base_layer is a module that other Gemma4 models do not have",
+        replace(mixture, router="mlp"): "router is a module that other Gemma4 models do not have",
+    }.items():
+        monkeypatch.setattr(families, "FAMILIES", (replace(family, mixture=wrong),))
+        assert why_not_fused(causal) == reason
+
+
 def test_documents_are_kept_apart_where_keys_cross_layers() -> None:
     model = gemma4("E2B")
     fused(model, ActivationPolicy.SAVE_ALL)
@@ -113,6 +181,7 @@ def test_layers_that_reuse_keys_take_all_tokens() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_layers_save_what_the_memory_plan_counts(shape: str) -> None:
     model = gemma4(shape).get_base_model().requires_grad_(False).to(torch.bfloat16)
+    keep_routers_in_fp32(model)
     layers = FusedLayers(
         model, [ActivationPolicy.SAVE_ALL] * len(model.model.layers), torch.bfloat16, keep_dequantized=False
     )
@@ -132,4 +201,5 @@ def test_layers_save_what_the_memory_plan_counts(shape: str) -> None:
         policies = [policy] * len(layers.layers), [ActivationPolicy.RECOMPUTE_ALL] * len(layers.layers)
         more, all_less = map(planned.saved_by, policies)
         # Adapters save a few numbers of each row, which are not counted.
+        print(f"{shape} {policy.value}: {saved(policy) - least} bytes saved, {ids.numel() * (more - all_less)} planned")
         assert saved(policy) - least == pytest.approx(ids.numel() * (more - all_less), rel=0.03)

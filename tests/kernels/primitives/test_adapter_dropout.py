@@ -13,8 +13,8 @@ from finetune_kernels.layers import decoder_layer
 from finetune_kernels.layers.blocks import mlp_block, tiled_mlp
 from finetune_kernels.layers.decoder_layer import DecoderLayer
 from finetune_kernels.layers.fused_layers import FusedLayers
-from finetune_kernels.layers.layer_builder import PROJECTIONS
 from finetune_kernels.layers.layer_check import why_not_fused
+from finetune_kernels.layers.mlp_builder import PROJECTIONS
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives import adapter_dropout
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask, new_dropout_seed

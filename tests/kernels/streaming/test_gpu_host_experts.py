@@ -30,7 +30,7 @@ def are_equal(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
     return all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "gpt_oss", "gemma4_text"])
 def test_slow_copies_of_experts_are_waited_for(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, factors = quantized_mixture(model_type, torch.bfloat16)
     FusedLayers(model, [ActivationPolicy.RECOMPUTE_ALL] * 4, torch.bfloat16, keep_dequantized=False)

@@ -18,8 +18,9 @@ pytestmark = [
     pytest.mark.skipif(DEVICE != "cpu", reason="in fp32, by the kernels' formulas"),
     pytest.mark.usefixtures("in_pytorch"),
 ]
-KINDS = ("qwen3_moe", "gpt_oss", "glm4_moe")
-"""Half a layer's outputs for gate and up each; biases, gate and up in turn; a first layer with an MLP."""
+KINDS = ("qwen3_moe", "gpt_oss", "glm4_moe", "gemma4_text")
+"""Half a layer's outputs for gate and up each; biases, gate and up in turn; a first layer with an MLP; experts beside
+the MLP."""
 IDS = torch.arange(3, 40).unsqueeze(0)
 
 

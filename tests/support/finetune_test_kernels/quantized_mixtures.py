@@ -10,13 +10,13 @@ from finetune_kernels.planning.expert_families import expert_family_of_type
 from finetune_kernels.primitives.nf4_stack import Nf4Stack
 from finetune_test_kernels.expert_adapters import adapt, draw_router_biases
 from finetune_test_kernels.tensor_checks import DEVICE
-from finetune_test_models.tiny_architectures import tiny_architecture
+from finetune_test_models.tiny_architectures import tiny_mixture
 
 
 def quantized_mixture(model_type: str, dtype: torch.dtype = torch.float32) -> tuple[Any, dict[str, torch.Tensor]]:
     """A model of four layers on the test's device with our experts in double-quantised NF4, and the factors of random
     adapters on them."""
-    model = draw_router_biases(tiny_architecture(model_type)).requires_grad_(False).to(DEVICE, dtype)
+    model = draw_router_biases(tiny_mixture(model_type)).requires_grad_(False).to(DEVICE, dtype)
     family = expert_family_of_type(model_type)
     assert family is not None
     for _, module in expert_modules(model):

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from finetune_kernels.layers.layer_builder import PROJECTIONS
+from finetune_kernels.layers.mlp_builder import PROJECTIONS
 from finetune_kernels.primitives import adapter_dropout
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask
 from finetune_test_kernels.tensor_checks import DEVICE, normal

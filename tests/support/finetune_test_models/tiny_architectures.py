@@ -105,6 +105,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {"lru_width": 64, "attention_window_size": 64},
     "zaya": {"num_experts_per_tok": 1},
 }
+MADE_MIXTURES: dict[str, dict[str, Any]] = {
+    "gemma4_text": {  # as 26B-A4B
+        "enable_moe_block": True, "top_k_experts": 2, "hidden_size_per_layer_input": 0, "attention_k_eq_v": True,
+    },
+}  # fmt: skip
+"""What makes a mixture of a type that is not one by default."""
 MIXTURES = ("qwen3_moe", "mixtral", "gpt_oss", "glm4_moe", "deepseek_v3", "llama4_text", "olmoe", "granitemoe")
 STACKED = ("gpt_oss", "llama4_text", "granitemoe")
 """Those whose files stack the experts of a layer."""
@@ -119,6 +125,7 @@ MIXTURE_SETTINGS: dict[str, dict[str, Any]] = {
     "granitemoehybrid": TWO_LAYERS | {"layer_types": ["mamba", "attention"]},
     "qwen3_next": TWO_LAYERS | {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_5_moe_text": TWO_LAYERS | {"layer_types": ["linear_attention", "full_attention"]},
+    "gemma4_text": TWO_LAYERS | {"layer_types": ["sliding_attention", "full_attention"]},
 }
 CHAT = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\\n' }}{% endfor %}"
 
@@ -152,10 +159,15 @@ def tiny_architecture(model_type: str, **changes: Any) -> Any:
     return auto.from_config(config, dtype=torch.float32).eval()
 
 
+def tiny_mixture(model_type: str, **changes: Any) -> Any:
+    """Returns such a model of a type that has experts, with experts."""
+    return tiny_architecture(model_type, **MADE_MIXTURES.get(model_type, {}) | changes)
+
+
 def make_mixture(folder: Path, model_type: str, texts: list[str], dtype: torch.dtype = torch.bfloat16) -> Path:
     """Writes the model and returns its folder."""
     changes = MIXTURE_SETTINGS.get(model_type, TWO_LAYERS)
-    model = tiny_architecture(model_type, **changes).to(dtype)
+    model = tiny_mixture(model_type, **changes).to(dtype)
     model.save_pretrained(folder)
     tokenizer = train_tokenizer(texts, vocab_size=512)
     tokenizer.chat_template = CHAT

@@ -10,7 +10,7 @@ from finetune_kernels.experts.routers import keep_routers_in_fp32
 from finetune_kernels.layers.supervised_loss import fused_supervised_loss, has_plain_head
 from finetune_kernels.planning.expert_families import EXPERT_FAMILIES
 from finetune_test_models.minimal_run import minimal_run
-from finetune_test_models.tiny_architectures import tiny_architecture
+from finetune_test_models.tiny_architectures import tiny_mixture
 from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.training.engine import _modular_engine
 from finetune_trainer.training.losses import supervised_loss
@@ -22,7 +22,7 @@ ALL = torch.arange(IDS.shape[1] - 1)
 
 
 def mixture(model_type: str, **changes: Any) -> Any:
-    model = tiny_architecture(model_type, **changes).requires_grad_(False)
+    model = tiny_mixture(model_type, **changes).requires_grad_(False)
     replace_experts(model)
     keep_routers_in_fp32(model)
     return model.train()

@@ -8,4 +8,5 @@ mlp_block.py         the second: norm, gate and up, activation, down projection
 tiled_mlp.py         the same, or a mixture's, in tiles of rows
 layer_input_block.py a third, of layers with inputs of their own
 mixture_block.py     the second of a mixture of experts: norm, router, experts, and an MLP that all tokens share
+mlp_beside_experts.py  the second where each of the two reads the residual stream by norms of its own
 """

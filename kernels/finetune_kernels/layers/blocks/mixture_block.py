@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from finetune_kernels.experts.module import StackedExperts
-from finetune_kernels.experts.routers import choose
+from finetune_kernels.experts.routers import choose, choose_backward
 from finetune_kernels.layers.blocks.attention_block import pre_norm, pre_norm_backward
 from finetune_kernels.layers.blocks.mlp_block import DownActivations, GateUpActivations, MlpBlock, MlpPass, SavedMlp
 from finetune_kernels.layers.linear_group import LinearGroup
@@ -86,8 +86,6 @@ class MixtureBlock:
     shared_gate: LinearGroup | None
     multiplier: float = 1.0
     """Factor of the block's output (Granite)."""
-    post_norm: Norm | None = None
-    """No family with experts has one yet."""
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -162,21 +160,13 @@ class MixtureBlock:
 
         # The experts, and the router, whose weights are multiplied by what they make.
         dn2, d_weights, d_experts = expert_mlp.backward(dm, n2, made.routes, made.y, *self.experts.mixture())
-        dn2 += self._router_backward(n2, d_weights)
+        dn2 += choose_backward(self.router, n2, d_weights)
 
         # The shared expert and its gate.
         dn2, d_shared = self._shared_backward(dm, dn2, saved._replace(h=n2), pass_ctx)
 
         dh, _ = pre_norm_backward(self.norm, dn2, saved.h, saved.rstd, residual)
         return dh, [*d_shared, *d_experts]
-
-    def _router_backward(self, n2: torch.Tensor, d_weights: torch.Tensor) -> torch.Tensor:
-        """Returns the gradient of n2 [T, hidden] through the router's weights [T, k]."""
-        with torch.enable_grad():
-            leaf = n2.detach().requires_grad_()
-            weights, _ = choose(self.router, leaf)
-        (gradient,) = torch.autograd.grad(weights, leaf, d_weights.to(weights.dtype))
-        return gradient
 
     def _shared_backward(
         self, dm: torch.Tensor, dn2: torch.Tensor, saved: SavedMlp, pass_ctx: MixturePass

@@ -130,6 +130,10 @@ class MlpBlock:
         out = out if self.multiplier == 1 else out.mul_(self.multiplier)
         return DownActivations(xa, post_norm), out
 
+    def finish(self, down: DownActivations, stream: torch.dtype) -> torch.Tensor:
+        """Returns the block's output [T, hidden] of saved activations, of a block with a second norm."""
+        return normalize(self.post_norm, down.post_norm[0], stream)[0]
+
     def _activate(self, gate_up: GateUpActivations, pass_ctx: MlpPass) -> torch.Tensor:
         """Returns f(gate) * up, or f(up), [T, F]. LoRA deltas are added inside the kernel: no extra pass over
         [T, F]."""

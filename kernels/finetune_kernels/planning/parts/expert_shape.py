@@ -1,7 +1,10 @@
 """The sizes of a mixture's experts that memory depends on, from its configuration. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from finetune_kernels.planning.activation_policy import ActivationPolicy
 
 BYTES = 2
 """Bytes of one element in 16 bits."""
@@ -55,6 +58,18 @@ class ExpertShape:
         """Parameters of a token's experts in one layer."""
         return self.chosen * 3 * self.wide * self.hidden
 
+    def decoded(self, policies: Sequence[ActivationPolicy], *, normed: bool) -> int:
+        """Weights that layers with these policies decode in a pass: twice, and once more what backward makes again:
+        gate and up, or everything if a norm behind the experts (`normed`) reads what they make."""
+        if not self.quantized:
+            return 0
+        again = 0
+        for policy in policies:
+            if policy is not ActivationPolicy.SAVE_ALL:
+                is_whole = normed and policy is not ActivationPolicy.RECOMPUTE_MLP
+                again += self.parameters if is_whole else self.gate_up_parameters
+        return 2 * len(policies) * self.parameters + again
+
     def working_bytes(self, tokens: int, *, keeps: bool = False) -> int:
         """Bytes that one layer's backward needs beside what is saved; `keeps`: all weights stay decoded meanwhile, for
         one tile of `tokens` after the other."""
@@ -81,7 +96,9 @@ def expert_shape(config: Any, *, quantized: bool) -> ExpertShape | None:
     chosen, wide = (_first(config, names) for names in (_CHOSEN, _WIDTHS))
     if not experts or not chosen or not wide:
         return None
-    shared = _first(config, _SHARED) or wide * _shared_experts(config)
+    # Gemma 4's MLP is beside the experts, not in their place.
+    beside = config.intermediate_size if getattr(config, "enable_moe_block", False) else 0
+    shared = beside or _first(config, _SHARED) or wide * _shared_experts(config)
     return ExpertShape(experts, chosen, config.hidden_size, wide, shared, quantized)
 
 
