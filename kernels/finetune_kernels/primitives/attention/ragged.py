@@ -112,7 +112,7 @@ def empty_gradients(qkv: Qkv) -> Qkv:
     widths = [part.shape[1] * part.shape[2] for part in qkv]
     if {part.stride(0) for part in qkv} == {sum(widths)}:  # views of one projection, as their gradients are
         whole = qkv.q.new_empty(qkv.q.shape[0], sum(widths))
-        return Qkv(*(part.view(like.shape) for part, like in zip(whole.split(widths, dim=1), qkv, strict=True)))
+        return Qkv(*(part.view(like.shape) for part, like in zip(torch.split(whole, widths, dim=1), qkv, strict=True)))
     return Qkv(*(part.new_empty_strided(part.shape, part.stride()) for part in qkv))
 
 
