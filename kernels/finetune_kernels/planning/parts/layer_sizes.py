@@ -51,8 +51,8 @@ def layer_sizes(config: Any, family: Family | None) -> tuple[LayerSizes, ...]:
 
 
 def _sharing(kinds: Sequence[str], reusing: int) -> list[Sharing]:
-    """What each layer does with shared keys and values: the last `reusing` layers reuse those that the last layer of
-    their kind before them stores. `kinds`: layer_types of the configuration."""
+    """Returns what each layer does with shared keys and values: the last `reusing` layers reuse those that the last
+    layer of their kind before them stores. `kinds`: layer_types of the configuration."""
     own = len(kinds) - reusing
     stores = {max(place for place in range(own) if kinds[place] == kind) for kind in kinds[own:]}
     return ["reuses" if place >= own else "stores" if place in stores else None for place in range(len(kinds))]
