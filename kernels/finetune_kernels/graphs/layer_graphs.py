@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from finetune_kernels.graphs.recorded_function import Outputs, Place, RecordedFunction
-from finetune_kernels.graphs.recorder import Launch, Recorder, Result
+from finetune_kernels.graphs.recorder import Launch, Recorder, Result, release_workspaces
 from finetune_kernels.primitives.attention.inputs import PackedSequences
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,9 @@ class LayerGraphs:
     def forget(self) -> None:
         """Lets go of all recordings: what the layers launch is about to change."""
         self._seen.clear()
-        self._recorded.clear()
+        if self._recorded:
+            self._recorded.clear()
+            release_workspaces()
 
     def begin(self, hidden: torch.Tensor, sequences: PackedSequences) -> RecordedPass | None:
         """Begins a pass through all layers; returns None if it runs kernel by kernel. `hidden`: the first layer's

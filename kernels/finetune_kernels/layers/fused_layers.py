@@ -88,7 +88,8 @@ class FusedLayers:
     def drop_graphs(self) -> bool:
         """Launches kernel by kernel from now on; False if nothing was recorded."""
         had_some = self._graphs is not None and self._graphs.has_some
-        self._graphs = self._recorded = None
+        self._forget_graphs()
+        self._graphs = None
         return had_some
 
     def _forget_graphs(self) -> None:
