@@ -1,6 +1,7 @@
 """Runs transformers' decoder layers with LoRA adapters as fused functions, and patches what cannot be fused.
 
 decoder_layer.py     one layer as one autograd function: which activations it saves, which it recomputes
+one_block_layer.py   the same of a layer that has one block
 blocks/              its two blocks: attention or another mixer, and an MLP or experts
 linear_group.py      frozen linear layers that read the same input, with their adapters
 adapters.py          the adapters of such a group, as peft made them

@@ -39,9 +39,8 @@ from finetune_kernels.layers.blocks.module_mixer import (
     ParallelActivations,
     ParallelMixers,
 )
-from finetune_kernels.layers.blocks.projected_heads import CosSin
 from finetune_kernels.layers.blocks.tiled_mlp import backward_in_tiles, forward_in_tiles, needs_tiles
-from finetune_kernels.layers.host_memory import HostMemory
+from finetune_kernels.layers.host_memory import HostMemory, save_inputs, take_inputs
 from finetune_kernels.layers.linear_group import LinearGroup
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives.adapter_dropout import new_dropout_seed
@@ -102,6 +101,15 @@ class DecoderLayer:
         third = [] if self.third is None else self.third.parameters
         return [*self.mixer.parameters, *self.mlp.parameters, *third]
 
+    @property
+    def function(self) -> type[torch.autograd.Function]:
+        """The layer's autograd function."""
+        return DecoderLayerFunction
+
+    def arguments(self, inputs: LayerInputs) -> tuple[Any, ...]:
+        """What the function takes between x and the parameters."""
+        return inputs.own, inputs.kv, inputs, self
+
     def begin(self) -> LayerPass:
         """Returns a new pass, with a dropout seed of its own if adapters drop a part of their inputs."""
         seed = new_dropout_seed() if any(group.drops for group in self.groups) else None
@@ -114,7 +122,7 @@ class DecoderLayer:
         if not torch.is_grad_enabled():
             made = _forward(self, inputs, self.begin(), save_down=False)
             return made.y, made.kv
-        found = DecoderLayerFunction.apply(inputs.x, inputs.own, inputs.kv, inputs, self, *self.parameters)  # type: ignore[no-untyped-call]
+        found = DecoderLayerFunction.apply(inputs.x, *self.arguments(inputs), *self.parameters)  # type: ignore[no-untyped-call]
         return found if isinstance(found, tuple) else (found, None)
 
 
@@ -204,11 +212,7 @@ class DecoderLayerFunction(torch.autograd.Function):
         ctx.layer, ctx.sequences, ctx.pass_ctx = layer, inputs.sequences, pass_ctx
 
         # The order is that in which `_restore` takes them.
-        saved: list[torch.Tensor | None] = [*inputs.cos_sin, own, kv]
-        if policy is ActivationPolicy.OFFLOAD:
-            layer.host.put(layer.index, x)
-        else:
-            saved.append(x)
+        saved = save_inputs(layer, inputs)
         if made.down is not None and policy in (ActivationPolicy.SAVE_ALL, ActivationPolicy.RECOMPUTE_MLP):
             saved += () if layer.parallel else (made.h,)
             saved += [made.rstd, made.down.xa, *made.down.post_norm]
@@ -270,13 +274,8 @@ def _finish_backward(
 def _restore(ctx: Any, layer: DecoderLayer) -> SavedActivations:
     """Takes what forward saved and recomputes the rest, but for the down activations: `MlpBlock.backward` recomputes
     as much of them as it needs."""
-    cos, sin, query_scale, own, kv, *rest = ctx.saved_tensors
-    if layer.policy is ActivationPolicy.OFFLOAD:
-        x = layer.host.take(layer.index)  # [T, hidden]
-    else:
-        x, *rest = rest
-    inputs = LayerInputs(x, CosSin(cos, sin, query_scale), ctx.sequences, own, kv)
-    is_tiled = layer.is_tiled(x.shape[0])
+    inputs, rest = take_inputs(layer, ctx.saved_tensors, ctx.sequences)
+    x, is_tiled = inputs.x, layer.is_tiled(inputs.x.shape[0])
 
     # RECOMPUTE_ALL and OFFLOAD saved nothing else: run forward again, up to gate and up.
     if not rest:

@@ -1,4 +1,4 @@
-"""Installs `DecoderLayer` in the layers of a transformers model with a peft adapter.
+"""Installs `DecoderLayer`s or `OneBlockLayer`s in the layers of a transformers model with a peft adapter.
 
 Each layer module gets a `forward` of ours; nothing else in the process is touched. What the layers of a pass share
 (RoPE's cos and sin, the bounds of packed sequences) is made once.
@@ -14,9 +14,9 @@ from finetune_kernels.graphs.layer_graphs import LayerGraphs, RecordedPass
 from finetune_kernels.graphs.recorder import Recorder
 from finetune_kernels.layers.blocks.attention_block import LayerInputs
 from finetune_kernels.layers.blocks.projected_heads import CosSin
-from finetune_kernels.layers.decoder_layer import DecoderLayerFunction
 from finetune_kernels.layers.layer_builder import build_layers
 from finetune_kernels.layers.linear_group import LinearGroup
+from finetune_kernels.layers.one_block_layer import OneBlockLayer
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.families import family_of
 from finetune_kernels.primitives.attention.inputs import PackedSequences
@@ -43,8 +43,9 @@ class FusedLayers:
         """Where the pass that runs now is recorded."""
 
         takes_own = family is not None and family.layers_differ
+        masked = [at for at, made in enumerate(self.layers) if not (isinstance(made, OneBlockLayer) and made.is_mlp)]
         for index, layer in enumerate(causal.model.layers):
-            forward = _LayerForward(self, index, layer)
+            forward = _LayerForward(self, index, layer, checks_mask=[index] == masked[:1])
             layer.forward = _WithOwnInput(forward) if takes_own else forward
 
     def set_policies(self, policies: Sequence[ActivationPolicy]) -> None:
@@ -146,14 +147,14 @@ class FusedLayers:
         return y.view(hidden.shape)
 
     def _run_layer(self, index: int, inputs: LayerInputs) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Runs one layer, recorded or not; see `DecoderLayer`."""
+        """Runs one layer, recorded or not; see `DecoderLayer` and `OneBlockLayer`."""
         layer, recorded = self.layers[index], self._recorded
         if recorded is None or not layer.is_recordable:
             return layer(inputs)
 
         if index not in recorded.layers:
             stays = inputs._replace(x=inputs.x.new_empty(0))  # x comes with every pass
-            recorded.add(index, DecoderLayerFunction, (None, None, stays, layer), layer.parameters)
+            recorded.add(index, layer.function, layer.arguments(stays), layer.parameters)
         return recorded.layers[index](inputs.x), None
 
     def _reused(self, index: int, options: Any) -> torch.Tensor | None:
@@ -217,8 +218,9 @@ class RotaryInputs:
 class _LayerForward:
     """Stands in for the `forward` of a layer module."""
 
-    def __init__(self, fused: FusedLayers, index: int, layer: Any) -> None:
+    def __init__(self, fused: FusedLayers, index: int, layer: Any, *, checks_mask: bool) -> None:
         self._fused, self._index, self._original = fused, index, layer.forward
+        self._checks_mask = checks_mask
 
     def __call__(
         self, hidden_states: torch.Tensor, attention_mask: Any = None, position_ids: Any = None,
@@ -235,7 +237,7 @@ class _LayerForward:
                 hidden_states, attention_mask=attention_mask, position_ids=position_ids,
                 past_key_values=past_key_values, position_embeddings=position_embeddings, **options,
             )  # fmt: skip
-        if self._index == 0 and attention_mask is not None:
+        if self._checks_mask and attention_mask is not None:
             _check_padding(attention_mask)
         y = self._fused.run(self._index, hidden_states, position_embeddings, position_ids, options)
         return (y,) if self._fused.returns_tuple else y

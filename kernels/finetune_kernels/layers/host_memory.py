@@ -1,11 +1,19 @@
-"""Layer inputs in pinned host memory between forward and backward, copied while the GPU computes.
+"""Layer inputs between forward and backward: on the GPU, or in pinned host memory, copied while the GPU computes.
 
 A copy stream takes each input away while the next layer computes. When backward takes an input, the one of the layer
 before starts on its way back, so that this copy runs beside the computation (55 GB/s against a layer's milliseconds).
 Pinned buffers are kept for the next micro-batch, as pinning takes far longer than copying.
 """
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
+
+from finetune_kernels.layers.blocks.attention_block import LayerInputs
+from finetune_kernels.layers.blocks.projected_heads import CosSin
+from finetune_kernels.planning.activation_policy import ActivationPolicy
+from finetune_kernels.primitives.attention.inputs import PackedSequences
 
 
 class HostMemory:
@@ -71,3 +79,29 @@ class HostMemory:
         if self._stream is None:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         return self._stream
+
+
+class Saver(Protocol):
+    """A layer that saves its inputs."""
+
+    index: int
+    policy: ActivationPolicy
+    host: HostMemory
+
+
+def save_inputs(layer: Saver, inputs: LayerInputs) -> list[torch.Tensor | None]:
+    """Returns what autograd saves of a layer's inputs, in the order of `take_inputs`; under OFFLOAD x goes to the
+    host."""
+    if layer.policy is not ActivationPolicy.OFFLOAD:
+        return [*inputs.cos_sin, inputs.own, inputs.kv, inputs.x]
+    layer.host.put(layer.index, inputs.x)
+    return [*inputs.cos_sin, inputs.own, inputs.kv]
+
+
+def take_inputs(
+    layer: Saver, saved: Sequence[torch.Tensor | None], sequences: PackedSequences
+) -> tuple[LayerInputs, list[torch.Tensor]]:
+    """Returns the inputs, which begin `saved`, and the tensors behind them."""
+    cos, sin, query_scale, own, kv, *rest = saved
+    x = layer.host.take(layer.index) if layer.policy is ActivationPolicy.OFFLOAD else rest.pop(0)
+    return LayerInputs(x, CosSin(cos, sin, query_scale), sequences, own, kv), rest  # type: ignore[arg-type, return-value]

@@ -1,4 +1,4 @@
-"""Builds the `DecoderLayer`s of a transformers model.
+"""Builds the layers of a transformers model: `DecoderLayer`s, or `OneBlockLayer`s.
 
 Only models of a `Family` are built, whose row says which modules a layer has; `layer_check` compares each layer with it
 before. Sizes, scales and windows are read from the modules and the configuration.
@@ -12,12 +12,14 @@ import torch
 
 from finetune_kernels.layers.blocks.attention_block import AttentionBlock
 from finetune_kernels.layers.blocks.latent_attention import LatentAttention, LatentHeads, LatentProjection
+from finetune_kernels.layers.blocks.mlp_beside_experts import MlpBesideExperts
 from finetune_kernels.layers.blocks.module_mixer import ModuleMixer, ParallelMixers
 from finetune_kernels.layers.blocks.projected_heads import ProjectedHeads
 from finetune_kernels.layers.decoder_layer import DecoderLayer
 from finetune_kernels.layers.host_memory import HostMemory
 from finetune_kernels.layers.layer_check import has_mixer
 from finetune_kernels.layers.mlp_builder import MlpBuilder
+from finetune_kernels.layers.one_block_layer import OneBlockLayer
 from finetune_kernels.mixers.documents import BatchesOfPass
 from finetune_kernels.ops.rotary_embedding import Heads
 from finetune_kernels.planning.activation_policy import ActivationPolicy
@@ -34,8 +36,8 @@ from finetune_kernels.primitives.head_norm import HeadNorm
 
 def build_layers(
     causal: Any, policies: Sequence[ActivationPolicy], dtype: torch.dtype, *, keep_dequantized: bool
-) -> list[DecoderLayer]:
-    """Returns a `DecoderLayer` for each layer of the model, with one policy each.
+) -> list[DecoderLayer | OneBlockLayer]:
+    """Returns one of ours for each layer of the model, with one policy each.
 
     Raises ValueError for models that `why_not_fused` refuses as unknown; other refused models must not come here.
     """
@@ -67,8 +69,12 @@ class _Builder(MlpBuilder):
         """The same for layers of these sizes, whose row may lack what others have."""
         return replace(self, family=row_of_layer(self.family, sizes), sizes=sizes)
 
-    def layer(self, index: int, layer: Any, policy: ActivationPolicy) -> DecoderLayer:
+    def layer(self, index: int, layer: Any, policy: ActivationPolicy) -> DecoderLayer | OneBlockLayer:
         """Builds one layer."""
+        if self.family.block is not None:
+            block = self.second_block(layer) if self.family.block == "mlp" else self._first_block(index, layer)
+            assert not isinstance(block, MlpBesideExperts)  # such a row is refused
+            return OneBlockLayer(index, block, policy, self.host)
         return DecoderLayer(
             index=index,
             mixer=self._first_block(index, layer),
@@ -94,7 +100,7 @@ class _Builder(MlpBuilder):
         return ParallelMixers(attention.norm, replace(attention, norm=None), replace(mixer, norm=None))
 
     def _attention(self, index: int, layer: Any) -> AttentionBlock:
-        attention, config, family = layer.self_attn, self.config, self.family
+        attention, config, family = getattr(layer, self.family.attention_name), self.config, self.family
         window = self._window(index, attention)
         # Gemma 3 has a field for a softcap, and no softcap.
         softcap = attention.attn_logit_softcapping if family.caps_scores else None
@@ -126,7 +132,7 @@ class _Builder(MlpBuilder):
         )
 
     def _latent_attention(self, layer: Any, latent: Latent) -> LatentAttention:
-        attention, config, family = layer.self_attn, self.config, self.family
+        attention, config, family = getattr(layer, self.family.attention_name), self.config, self.family
         projections = [
             LatentProjection(self.norm(getattr(attention, norm)), self.group(attention, (wide,)))
             for norm, wide in zip(latent.norms, latent.widening, strict=True)

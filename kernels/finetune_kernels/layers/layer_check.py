@@ -79,7 +79,7 @@ def _why_trains(modules: dict[str, Any], expected: dict[str, str | None], family
     """Returns which weights beside the adapters' would train; None if there are none."""
     if any(modules[name].weight.requires_grad for name in expected if name in family.norms):
         return "norm weights that train"
-    if family.has_sinks and modules["self_attn"].sinks.requires_grad:
+    if family.has_sinks and modules[family.attention_name].sinks.requires_grad:
         return "sinks that train"
     router = None if family.mixture is None else family.mixture.router
     trains = router in expected and any(value.requires_grad for value in modules[str(router)].parameters())
@@ -100,12 +100,13 @@ def _why_not_place(index: int, layer: Any, family: Family, config: Any) -> str |
 def _why_not_sizes(layer: Any, family: Family, config: Any, sizes: LayerSizes | None) -> str | None:
     """Compares the sizes of one layer with the configuration: each layer with attention has the same heads, if it has
     no `sizes` of its own."""
-    if getattr(layer, "self_attn", None) is None:
+    if not family.has_attention(mixer=has_mixer(layer, family)):
         return None
+    attention = getattr(layer, family.attention_name)
     if (latent := latent_shape(config, family)) is not None:
-        return _why_not_latent(layer.self_attn, latent, family)
+        return _why_not_latent(attention, latent, family)
 
-    size, attention = head_size(config) if sizes is None else sizes.head_size, layer.self_attn
+    size = head_size(config) if sizes is None else sizes.head_size
     key = (config.num_key_value_heads if sizes is None else sizes.key_value_heads) * size
     query = config.num_attention_heads * size
     projections = 2 if sizes is None else sizes.projections
@@ -117,7 +118,7 @@ def _why_not_sizes(layer: Any, family: Family, config: Any, sizes: LayerSizes | 
     wanted = (query, key) if family.head_norm_place == "row" else (size, size)
     for name, width in zip(family.head_norms, wanted, strict=False):
         if (found := getattr(attention, name).weight.numel()) != width:
-            return f"self_attn.{name} has {found} weights, not {width}"
+            return f"{family.attention_name}.{name} has {found} weights, not {width}"
     return None
 
 

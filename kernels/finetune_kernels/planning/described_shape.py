@@ -78,6 +78,9 @@ def _linears(shape: ModelShape, family: Family) -> list[tuple[int, dict[str, tup
     else:
         attention = {family.attention_output: (hidden, queries)}
         attention |= _inputs(family.attention_inputs, (q, keys, keys)[: 1 + shape.projections], hidden)
+    if family.block is not None:
+        alone = {"attention": attention, "mlp": mlp, "mixer": {} if shape.mixers is None else shape.mixers.linears}
+        return [(shape.layers, alone[family.block])]
     if shape.mixers is None:
         return [(shape.layers, mlp), (shape.layers, attention)]
     others = len(shape.mixers.layers)

@@ -131,8 +131,8 @@ FAMILIES = (
         mixture=Mixture(),
     ),
     Family(
-        "NemotronH", "nemotron_h", pre_norms=("norm",), mlp_name="mixer", mlp_inputs=("up_proj",), gated=False,
-        activation_field="mlp_hidden_act",
+        "NemotronH", "nemotron_h", block="any", pre_norms=("norm",), attention_name="mixer", mlp_name="mixer",
+        mlp_inputs=("up_proj",), gated=False, activation_field="mlp_hidden_act",
         mixer=Mixer("mixer", "Mamba2Mixer", packages=("mamba_ssm", "causal_conv1d"), barred=("out_proj",)),
     ),
     Family(

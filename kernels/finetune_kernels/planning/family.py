@@ -48,6 +48,8 @@ class Family:
     """Prefix of the classes of attention and MLP, if it is another one (Gemma4TextMLP)."""
     layers_differ: bool = False
     """True if layers differ in their heads and in more than the window (`layer_sizes`)."""
+    block: Literal["any", "attention", "mixer", "mlp", "experts"] | None = None
+    """The one block of a layer; "any": the layer's type says which (`row_of_layer`); None: a layer has two."""
 
     norm_kind: Literal["rms", "layer", "torch layer"] = "rms"
     """Class of the norms: the family's own RMSNorm or LayerNorm, or PyTorch's LayerNorm, which has a bias."""
@@ -58,6 +60,7 @@ class Family:
     parallel_option: str | None = None
     """Field of the configuration that makes the layers parallel, so that only the first of `pre_norms` exists."""
 
+    attention_name: str = "self_attn"
     attention_inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     """Linear layers of q, k and v, or the one that they are merged into."""
     attention_output: str = "o_proj"
@@ -131,6 +134,8 @@ class Family:
         """Raises ValueError for a row that no layer of ours computes."""
         if self.mixture is not None and self.post_norms and self.mixture.branch_norms is None:
             raise ValueError(f"{self.model_type}: the output of experts has no norm in fused layers")
+        if self.block is not None and self.post_norms:
+            raise ValueError(f"{self.model_type}: the output of a layer's one block has no norm in fused layers")
 
     @property
     def architecture(self) -> str:
@@ -165,7 +170,7 @@ class Family:
     @property
     def parallel(self) -> bool:
         """True if both blocks read the same norm's output."""
-        return len(self.pre_norms) == 1
+        return len(self.pre_norms) == 1 and self.block is None
 
     @property
     def second_norms(self) -> bool:
@@ -183,13 +188,15 @@ class Family:
     def norms(self) -> tuple[str, ...]:
         """All norms of a layer with attention."""
         latent = () if self.latent is None else self.latent.norms
-        return (*self.block_norms, *(f"self_attn.{name}" for name in (*self.head_norms, *latent)))
+        return (*self.block_norms, *(f"{self.attention_name}.{name}" for name in (*self.head_norms, *latent)))
 
     @property
     def attention_linears(self) -> tuple[str, ...]:
         """Linear layers of attention, in the order of their use."""
         widening = () if self.latent is None else self.latent.widening
-        return tuple(f"self_attn.{name}" for name in (*self.attention_inputs, *widening, self.attention_output))
+        return tuple(
+            f"{self.attention_name}.{name}" for name in (*self.attention_inputs, *widening, self.attention_output)
+        )
 
     def mlp_linears(self, mlp: str | None = None) -> tuple[str, ...]:
         """Linear layers of the MLP, or of one of another name, in the order of their use."""
@@ -199,6 +206,12 @@ class Family:
     def linears(self) -> tuple[str, ...]:
         """All linear layers of a layer with attention and an MLP, in the order of their use."""
         return (*self.attention_linears, *self.mlp_linears(), *self.layer_input_linears)
+
+    def has_attention(self, *, mixer: bool) -> bool:
+        """True if a layer has attention; `mixer`: one with the other mixer."""
+        if self.block not in (None, "attention"):
+            return False
+        return not mixer or (self.mixer is not None and self.mixer.beside_attention)
 
     @property
     def layer_input_linears(self) -> tuple[str, ...]:
@@ -213,13 +226,15 @@ class Family:
         found: dict[str, str | None] = dict.fromkeys(self.block_norms, self.norm)
         if mixer and self.mixer is not None:
             found[self.mixer.name] = self.mixer_class
-        if not mixer or (self.mixer is not None and self.mixer.beside_attention):
-            found |= {"self_attn": self.attention, **dict.fromkeys(self.norms, self.norm)}
+        if self.has_attention(mixer=mixer):
+            found |= {self.attention_name: self.attention, **dict.fromkeys(self.norms, self.norm)}
             found |= dict.fromkeys(self.attention_linears)
-            found |= {} if self.value_norm is None else {f"self_attn.{self.value_norm}": self.norm}
+            found |= {} if self.value_norm is None else {f"{self.attention_name}.{self.value_norm}": self.norm}
         found |= dict.fromkeys(self.layer_input_linears)
         if mixture:
             return found | self._mixture_modules()
+        if self.block not in (None, "mlp"):
+            return found
         return {**found, self.mlp_name: self.mlp, **dict.fromkeys(self.mlp_linears())}
 
     def _mixture_modules(self) -> dict[str, str | None]:
@@ -241,7 +256,7 @@ class Family:
     def own_tensors(self) -> dict[str, tuple[str, ...]]:
         """Names of parameters and buffers that modules of a layer have beside those of their parts."""
         experts = None if self.mixture is None else expert_family_of_type(self.model_type)
-        found: dict[str, tuple[str, ...]] = {"self_attn": ("sinks",)} if self.has_sinks else {}
+        found: dict[str, tuple[str, ...]] = {self.attention_name: ("sinks",)} if self.has_sinks else {}
         found |= {} if self.layer_scalar is None else {"": (self.layer_scalar,)}
         if self.mixture is None or experts is None or experts.block_bias is None:
             return found

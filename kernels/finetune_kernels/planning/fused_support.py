@@ -50,13 +50,16 @@ OTHER_NUMBERS = {
 DROPOUTS = ("attention_dropout", "residual_dropout", "resid_pdrop", "hidden_dropout")
 """Fields of configurations that drop a part of the base model's own activations while it trains."""
 REASONS = {
-    "nemotron_h": "layers of Nemotron H have one block each: attention, Mamba, an MLP or experts",
     "llama4_text": "layers of Llama 4 attend within chunks, and scale and norm queries where they have no RoPE",
     "phimoe": "the router of Phi-MoE draws experts by chance while it trains",
     "flex_olmo": "the outputs of FlexOlmo's experts are normed, and the kernels add them as they are",
     "gemma3n_text": "layers of Gemma 3n have inputs of their own and several residual streams",
 }
 """`model_type` of families that were looked at and left -> why."""
+EXPERT_REASONS = {
+    "nemotron_h": "experts of Nemotron H have no gate, and the kernels' have; layers of models without experts are fused",
+}
+"""The same of families whose layers are fused if none has experts."""
 
 
 PLAIN_ATTENTION = frozenset({
@@ -122,8 +125,9 @@ def _why_not_layers(config: Any, family: Family) -> str | None:
     if reason := _why_not_experts(config, family):
         return reason
     types = set(getattr(config, "layer_types", None) or ())
-    mixers = set() if family.mixer is None else {family.mixer.layer_type}
-    strange = sorted(types - {"full_attention", "sliding_attention", "attention"} - mixers)
+    others = set() if family.mixer is None else {family.mixer.layer_type}
+    others |= set() if family.block is None else {"mlp"}
+    strange = sorted(types - {"full_attention", "sliding_attention", "attention"} - others)
     if strange:
         return f"layers of type {strange[0]}"
     options = [name for name in ("qk_layernorm", "use_qk_norm") if getattr(config, name, False)]
@@ -138,7 +142,7 @@ def _why_not_experts(config: Any, family: Family) -> str | None:
     if not experts or (dense is not None and len(dense.layers) == config.num_hidden_layers):
         return None
     if family.mixture is None:
-        return f"{experts} experts a layer"
+        return EXPERT_REASONS.get(family.model_type, f"{experts} experts a layer")
     if getattr(config, "output_router_logits", False):
         return "output_router_logits in the configuration: the load-balancing loss reads what fused layers do not keep"
     return None

@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.planning.block_sizes import CHUNK_ROWS, HEAD_ROWS, TILE_ROWS, VOCABULARY_BLOCK
+from finetune_kernels.planning.block_sizes import TILE_ROWS
 from finetune_kernels.planning.families import family_of_config
 from finetune_kernels.planning.fused_support import PLAIN_ATTENTION, feed_forward_size, head_size, largest
 from finetune_kernels.planning.parts.expert_shape import DenseLayers, ExpertShape, dense_layers, expert_shape
 from finetune_kernels.planning.parts.latent_shape import LatentShape, latent_shape
 from finetune_kernels.planning.parts.layer_sizes import LayerSizes, layer_sizes
 from finetune_kernels.planning.parts.mixer_shape import MixerShape, mixer_shape
+from finetune_kernels.planning.parts.vocabulary import loss_bytes
 
 BYTES = 2
 """Bytes of one element in 16 bits."""
@@ -74,6 +75,8 @@ class ModelShape:
     """Projections beside q's that a layer saves the output of: of k and v, of k alone, or none."""
     stores_keys: bool = False
     """True if a layer's keys and values stay for others."""
+    one_block: bool = False
+    """True if a layer has one block, and so one norm, and no stream between two."""
     layer_input: int = 0
     """Elements of the input that each layer has of its own (Gemma 4 E2B)."""
     stream_bytes: int = BYTES
@@ -102,6 +105,9 @@ class ModelShape:
         return replace(
             self, sizes=(), key_value_heads=sizes.key_value_heads, head_size=sizes.head_size,
             feed_forward=sizes.feed_forward, projections=sizes.projections, stores_keys=sizes.sharing == "stores",
+            one_block=sizes.block is not None, heads=self.heads if sizes.block in (None, "attention") else 0,
+            mixers=self.mixers if sizes.block in (None, "mixer") else None,
+            experts=self.experts if sizes.block in (None, "experts") else None,
         )  # fmt: skip
 
     @property
@@ -134,9 +140,8 @@ class ModelShape:
 
     def recomputed_by(self, policies: Sequence[ActivationPolicy]) -> float:
         """FLOP per token that backward spends on recomputing, in all layers."""
-        return sum(
-            count * shape.recomputed_flop(policy, mixer=kind) for shape, policy, kind, count in self._each(policies)
-        )
+        each = self._each(policies)
+        return sum(count * shape.recomputed_flop(policy, mixer=kind) for shape, policy, kind, count in each)
 
     def decoded_experts(self, policies: Sequence[ActivationPolicy]) -> int:
         """Weights of experts that are decoded in a pass: twice, and what is recomputed once more."""
@@ -150,14 +155,14 @@ class ModelShape:
         dense = () if self.dense is None else self.dense.layers
         if self.sizes:
             alike = Counter(zip(self.sizes, policies, strict=True)).items()
-            return [(self.in_layer(sizes), policy, False, count) for (sizes, policy), count in alike]
+            return [(self.in_layer(sizes), policy, sizes.block == "mixer", count) for (sizes, policy), count in alike]
         counts = Counter((index in dense, policy, index in others) for index, policy in enumerate(policies))
-        shapes = {False: self, True: self.in_dense_layers}
+        shapes = self, self.in_dense_layers
         return [(shapes[is_dense], policy, mixer, count) for (is_dense, policy, mixer), count in counts.items()]
 
     def saved_bytes(self, policy: ActivationPolicy, *, mixer: bool = False) -> int:
-        """Bytes per token and layer that stay on the GPU between forward and backward. `mixer`: of a layer with the
-        other mixer, of which nothing is saved."""
+        """Bytes per token and layer that stay on the GPU until backward; `mixer`: of one with the other mixer, of which
+        nothing is saved."""
         # Under every policy: the layer's own input, and keys and values that others read.
         outside = self.layer_input + 2 * self.stores_keys * self.key_value_heads * self.head_size
         if policy is ActivationPolicy.OFFLOAD:
@@ -165,7 +170,7 @@ class ModelShape:
         elements = outside + self.stream  # the layer's input
         if policy is not ActivationPolicy.RECOMPUTE_ALL:
             # h and both norms' rstd (fp32, hence twice); attention's output, q k v and the softmax sums
-            elements += (0 if self.parallel else self.stream) + 4
+            elements += 2 if self.one_block else (0 if self.parallel else self.stream) + 4
             replaced = mixer and self.mixers is not None and not self.mixers.beside_attention
             elements += 0 if replaced else self._saved_attention
             elements += (3 if self.experts else 2) * (self.hidden + 2) if self.second_norms else 0
@@ -231,7 +236,7 @@ class ModelShape:
         attention = tokens * (3 * stream + 2 * q + 3 * self.attention_width + 4 * q + repeated + widened) * BYTES
 
         mixer = 0 if self.mixers is None else tokens * (self.mixers.bytes_per_token + 4 * stream * BYTES)
-        mixer = mixer if self.latent is None else attention
+        mixer = max(mixer, attention) if self.latent or self.one_block else mixer
         tiled = tiled and tokens > TILE_ROWS
         experts = 0
         if self.experts is not None:
@@ -244,13 +249,8 @@ class ModelShape:
         return max(mlp * BYTES + experts, attention, mixer)
 
     def loss_bytes(self, tokens: int, *, blocked: bool) -> int:
-        """Bytes that the loss needs: the head's input, its gradient, and the logits of some rows. `blocked`: the head
-        is in host memory, two blocks of it are on the GPU at a time, and the gradient is summed in fp32."""
-        if not blocked:
-            return (3 * tokens * self.stream + min(tokens, CHUNK_ROWS) * self.vocabulary) * BYTES
-
-        block, rows = min(VOCABULARY_BLOCK, self.vocabulary), min(tokens, HEAD_ROWS)
-        return 8 * tokens * self.hidden + rows * (block * BYTES + 4 * self.hidden) + 2 * block * self.hidden * BYTES
+        """Bytes that the loss needs; `blocked`: the head is in host memory."""
+        return loss_bytes(tokens, self.hidden, self.vocabulary, stream=None if blocked else self.stream)
 
 
 class ParameterCounts(NamedTuple):

@@ -73,9 +73,10 @@ def errors_of(family: Family, seed: int, changes: dict[str, Any]) -> Errors:
 
     causal, found = model.get_base_model(), Errors()
     assert why_not_fused(causal) is None
-    fused = FusedLayers(causal, [ActivationPolicy.SAVE_ALL] * 2, torch.bfloat16, keep_dequantized=True)
+    count = len(causal.model.layers)
+    fused = FusedLayers(causal, [ActivationPolicy.SAVE_ALL] * count, torch.bfloat16, keep_dequantized=True)
     for policy in ActivationPolicy:
-        fused.set_policies([policy] * 2)
+        fused.set_policies([policy] * count)
         ours = documents_pass(model, DOCUMENTS, packed=True)
         found[policy] = [sum(root_error(each[name], oracle[name]) for name in oracle) for each in (ours, eager)]
     return found

@@ -35,6 +35,7 @@ HYBRIDS: list[tuple[str, dict[str, Any]]] = [
     ("qwen3_5_text", {}),
     ("lfm2", {}),
     ("granitemoehybrid", {"num_local_experts": 0}),
+    ("nemotron_h", {"layers_block_type": ["linear_attention", "mlp", "linear_attention", "full_attention", "mlp"]}),
     ("falcon_h1", {"mlp_multipliers": [0.8, 1.2], "attention_in_multiplier": 0.9, "ssm_out_multiplier": 0.8}),
 ]
 
@@ -84,7 +85,7 @@ def check_a_step(base: Any) -> list[str]:
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     untouched = [name for name, weight in weights.items() if "lora_B" in name and not weight.grad.abs().max() > 0]
     assert untouched == [], "every adapter learns, those of the other mixers among them"
-    assert any(part in name for name in weights for part in ("linear_attn", "conv", "mamba"))
+    assert any(part in name for name in weights for part in ("linear_attn", "conv", "mamba", "mixer.in_proj"))
 
     torch.optim.SGD(weights.values(), lr=0.5).step()
     assert loss_of(model, engine.loss, Batching.PACKED) < before - 0.01

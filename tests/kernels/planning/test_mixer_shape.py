@@ -28,11 +28,16 @@ MAMBA: dict[str, Any] = {
 FALCON: dict[str, Any] = {name: value for name, value in MAMBA.items() if name.startswith("mamba")} | {
     "mamba_d_ssm": 128, "mamba_rms_norm": True,
 }  # fmt: skip
+NEMOTRON: dict[str, Any] = {
+    "layers_block_type": ["linear_attention", "mlp", "linear_attention"], "mamba_num_heads": 8, "mamba_head_dim": 16,
+    "ssm_state_size": 32, "n_groups": 2, "chunk_size": 64,
+}  # fmt: skip
 CASES = [
     ("qwen3_5_text", DELTA, (0, 2), "linear_attn"),
     ("lfm2", {"layer_types": ["full_attention", "conv", "conv"]}, (1, 2), "conv"),
     ("granitemoehybrid", MAMBA, (1, 2), "mamba"),
     ("falcon_h1", FALCON, (0, 1, 2), "mamba"),
+    ("nemotron_h", NEMOTRON, (0, 2), "mixer"),
 ]
 
 

@@ -22,6 +22,10 @@ OWN: dict[str, dict[str, Any]] = {
     "qwen3_5_text": {"layer_types": LAYERS},
     "falcon_h1": {"mamba_d_ssm": 512, "mamba_n_heads": 8, "mamba_d_head": 64},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "nemotron_h": {
+        "layers_block_type": [*LAYERS, "mlp"], "mamba_num_heads": 8, "mamba_head_dim": 64, "ssm_state_size": 16,
+        "n_groups": 2,
+    },
 }  # fmt: skip
 """What a family's configuration needs besides; hybrids have a layer of each kind."""
 OPTIONS: list[dict[str, Any]] = [{}, {"dropout": 0.1}, {"variant": "DoRA"}]

@@ -108,7 +108,10 @@ def chosen_experts(config: Any) -> int:
 
 
 def experts_a_layer(config: Any) -> int:
-    """Experts of a layer, shared ones left out; 0 if a configuration names none, or switches them off (Gemma 4)."""
+    """Experts of a layer, shared ones left out; 0 if a configuration names none, or has no layer with them (Gemma 4,
+    Nemotron H)."""
+    if getattr(config, "model_type", None) == "nemotron_h" and "moe" not in config.layer_types:
+        return 0
     return _first(config, _EXPERTS) if getattr(config, "enable_moe_block", True) else 0
 
 

@@ -1,7 +1,8 @@
-"""Embedding and head: their bytes, and whether they can be in host memory. Pure."""
+"""Embedding and head: their bytes, whether they can be in host memory, and what the loss needs then. Pure."""
 
 from typing import Any
 
+from finetune_kernels.planning.block_sizes import CHUNK_ROWS, HEAD_ROWS, VOCABULARY_BLOCK
 from finetune_kernels.planning.families import family_of_config
 from finetune_kernels.planning.parts.expert_shape import BYTES
 
@@ -31,3 +32,14 @@ def keeps_vocabulary(config: Any) -> bool:
     if family is None:
         return str(getattr(config, "model_type", "")).startswith("gemma")
     return family.scales_embedding or family.head_bias
+
+
+def loss_bytes(tokens: int, hidden: int, vocabulary: int, *, stream: int | None) -> int:
+    """Bytes that the loss needs: the head's input, its gradient, and the logits of some rows. `stream`: elements of 16
+    bits in a row of the input; None: the head is in host memory, two blocks of it are on the GPU at a time, and the
+    gradient is summed in fp32."""
+    if stream is not None:
+        return (3 * tokens * stream + min(tokens, CHUNK_ROWS) * vocabulary) * BYTES
+
+    block, rows = min(VOCABULARY_BLOCK, vocabulary), min(tokens, HEAD_ROWS)
+    return 8 * tokens * hidden + rows * (block * BYTES + 4 * hidden) + 2 * block * hidden * BYTES
