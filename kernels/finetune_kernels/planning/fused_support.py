@@ -57,7 +57,7 @@ REASONS = {
 }
 """`model_type` of families that were looked at and left -> why."""
 EXPERT_REASONS = {
-    "nemotron_h": "experts of Nemotron H have no gate, and the kernels' have; layers of models without experts are fused",
+    "nemotron_h": "experts of Nemotron H have no gate, and the kernels' have; models without experts have fused layers",
 }
 """The same of families whose layers are fused if none has experts."""
 
