@@ -107,7 +107,7 @@ class DecoderLayer:
         return DecoderLayerFunction
 
     def arguments(self, inputs: LayerInputs) -> tuple[Any, ...]:
-        """What the function takes between x and the parameters."""
+        """Returns what the function takes between x and the parameters."""
         return inputs.own, inputs.kv, inputs, self
 
     def begin(self) -> LayerPass:

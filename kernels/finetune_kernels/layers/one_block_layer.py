@@ -70,7 +70,7 @@ class OneBlockLayer:
         return OneBlockFunction
 
     def arguments(self, inputs: LayerInputs) -> tuple[Any, ...]:
-        """What the function takes between x and the parameters."""
+        """Returns what the function takes between x and the parameters."""
         return inputs, self
 
     def begin(self) -> Any:

@@ -231,11 +231,11 @@ class Family:
             found |= dict.fromkeys(self.attention_linears)
             found |= {} if self.value_norm is None else {f"{self.attention_name}.{self.value_norm}": self.norm}
         found |= dict.fromkeys(self.layer_input_linears)
+
         if mixture:
             return found | self._mixture_modules()
-        if self.block not in (None, "mlp"):
-            return found
-        return {**found, self.mlp_name: self.mlp, **dict.fromkeys(self.mlp_linears())}
+        mlp = {self.mlp_name: self.mlp, **dict.fromkeys(self.mlp_linears())}
+        return found | mlp if self.block in (None, "mlp") else found
 
     def _mixture_modules(self) -> dict[str, str | None]:
         """The modules of a layer's experts, of which ours stand in the place of transformers'."""
