@@ -46,7 +46,7 @@ def share_out(shape: ModelShape, loaded: int, ranks: int, *, double_quantized: b
     """Returns the shape and the bytes of a rank that keeps one of `ranks` parts of the linear layers' weights.
     `loaded`: bytes of the whole model."""
     whole = linear_bytes(shape, double_quantized=double_quantized)
-    gathered = WHOLE_LAYERS * whole // shape.layers
+    gathered = WHOLE_LAYERS * max(_by_layer(whole, shape))
     return replace(shape, gathered_bytes=gathered), loaded - whole + whole // ranks
 
 
@@ -56,9 +56,32 @@ def let_stream(shape: ModelShape, *, double_quantized: bool) -> ModelShape:
     experts = shape.experts
     if not shape.quantized or shape.gathered_bytes or shape.magnitudes or (experts and not experts.quantized):
         return shape
-    linears = linear_bytes(shape, double_quantized=double_quantized) // shape.layers
+    linears = _by_layer(linear_bytes(shape, double_quantized=double_quantized), shape)
     stacks = 0 if experts is None else _nf4_bytes(experts.parameters, double_quantized=double_quantized)
-    return replace(shape, streamable_bytes=linears, streamable_expert_bytes=stacks)
+    dense = () if shape.dense is None else shape.dense.layers
+    whole = (size + (0 if index in dense else stacks) for index, size in enumerate(linears))
+    return replace(shape, streamable_bytes=tuple(whole))
+
+
+def _by_layer(whole: int, shape: ModelShape) -> list[int]:
+    """Returns the bytes of each layer's linear layers, of `whole` of all and of what makes the layers' own inputs."""
+    parameters = [_linear_parameters(shape, index) for index in range(shape.layers)]
+    total = sum(parameters) + shape.layers * shape.layer_input * shape.hidden
+    return [whole * count // total for count in parameters]
+
+
+def _linear_parameters(shape: ModelShape, index: int) -> int:
+    """Parameters of one layer's linear layers, experts left out."""
+    shape = shape.in_layer(shape.sizes[index]) if shape.sizes else shape
+    shape = shape.in_dense_layers if shape.dense is not None and index in shape.dense.layers else shape
+    attention = shape.hidden * (shape.projected_width + shape.heads * shape.head_size)
+    attention = attention if shape.latent is None else shape.latent.parameters
+
+    mixers = shape.mixers
+    if mixers is not None and index in mixers.layers:
+        attention = mixers.parameters + (attention if mixers.beside_attention else 0)
+    mlp = (1 + shape.wide_inputs) * shape.feed_forward + 2 * shape.layer_input
+    return attention + shape.hidden * mlp
 
 
 def _nf4_bytes(parameters: int, *, double_quantized: bool) -> int:

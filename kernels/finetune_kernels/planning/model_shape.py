@@ -59,10 +59,8 @@ class ModelShape:
     """Heads of which layers that are not fused keep the scores of every pair of tokens of a row."""
     gathered_bytes: int = 0
     """Bytes of the layers that are whole at a time, if each rank keeps a part of the base; 0 if it keeps all."""
-    streamable_bytes: int = 0
-    """Bytes of one layer's frozen linear layers, if layers can stream from host memory."""
-    streamable_expert_bytes: int = 0
-    """Bytes of one layer's experts, which stream with it."""
+    streamable_bytes: tuple[int, ...] = ()
+    """Bytes of each layer's frozen weights, with its experts, if layers can stream from host memory."""
     mixers: MixerShape | None = None
     """The other mixer of a hybrid, which `feed_forward` and heads do not describe."""
     latent: LatentShape | None = None

@@ -26,14 +26,12 @@ def numbers_of_layers(shape: ModelShape, least: int) -> tuple[int, ...]:
 
 def streamed_bytes(shape: ModelShape, count: int) -> int:
     """Bytes of the frozen weights of the first `count` layers, if they stream."""
-    dense = () if shape.dense is None else shape.dense.layers
-    with_experts = count - sum(layer < count for layer in dense)
-    return count * shape.streamable_bytes + with_experts * shape.streamable_expert_bytes
+    return sum(shape.streamable_bytes[:count])
 
 
 def window_bytes(shape: ModelShape) -> int:
-    """Bytes of the places on the GPU where streamed layers are while they are used."""
-    return WHOLE_LAYERS * (shape.streamable_bytes + shape.streamable_expert_bytes)
+    """Bytes of the places on the GPU where streamed layers are while they are used, each for the largest of them."""
+    return WHOLE_LAYERS * max(shape.streamable_bytes, default=0)
 
 
 def waiting_seconds(shape: ModelShape, rates: Rates, tokens: int, recomputed: float) -> float:

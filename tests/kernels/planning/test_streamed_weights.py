@@ -52,10 +52,10 @@ def test_a_70b_model_fits_24_gib_and_streams_no_more_than_it_takes() -> None:
     assert [plan.mode for plan in plans[-2:]] == [MemoryMode.FASTEST] * 2
 
     # With a layer less it would not fit.
-    layer = LLAMA_70B.streamable_bytes
+    layer = LLAMA_70B.streamable_bytes[0]
     for plan in plans[:-2]:
         assert plan.budget_bytes - layer < plan.peak_bytes <= plan.budget_bytes
-    assert not plan_of(replace(LLAMA_70B, streamable_bytes=0), 24).fits
+    assert not plan_of(replace(LLAMA_70B, streamable_bytes=()), 24).fits
 
 
 def test_smallest_streams_all_layers_and_an_8b_model_takes_less_than_2_gib() -> None:
@@ -65,7 +65,7 @@ def test_smallest_streams_all_layers_and_an_8b_model_takes_less_than_2_gib() -> 
 
     # Two layers of 32 are on the GPU, and all of them in host memory.
     weights = linear_bytes(LLAMA_8B, double_quantized=True)
-    resident = plan_of(replace(LLAMA_8B, streamable_bytes=0), 80, MemoryMode.SMALLEST)
+    resident = plan_of(replace(LLAMA_8B, streamable_bytes=()), 80, MemoryMode.SMALLEST)
     assert resident.peak_bytes - plan.peak_bytes == weights - weights // 16
     assert plan.pinned_bytes - resident.pinned_bytes == weights
     assert ("weights streamed from the host", "-3.35 GiB (32 layers)") in plan.rows()
@@ -91,15 +91,15 @@ def test_only_what_host_memory_takes_streams() -> None:
 def test_layers_that_cannot_stream_stay(reason: str) -> None:
     in_16_bits = ExpertShape(8, 2, 64, 64, 0, quantized=False)
     value = {"experts": in_16_bits, "magnitudes": True, "gathered_bytes": 1, "quantized": False}[reason]
-    shape = replace(LLAMA_8B, streamable_bytes=0, **{reason: value})  # type: ignore[arg-type]
-    assert let_stream(shape, double_quantized=True).streamable_bytes == 0
+    shape = replace(LLAMA_8B, streamable_bytes=(), **{reason: value})  # type: ignore[arg-type]
+    assert let_stream(shape, double_quantized=True).streamable_bytes == ()
 
 
 def test_a_copy_costs_what_computing_does_not_hide() -> None:
     """8B: 0.1125 GB a layer in 2.05 ms; 2,048 tokens compute 1.28 ms forward, and decode in 0.16 ms."""
     recomputed = LLAMA_8B.recomputed_by([ActivationPolicy.OFFLOAD] * 32)
     parameters = 6_979_321_856 / 32
-    copy, decoding = LLAMA_8B.streamable_bytes / 55e9, parameters / 1.4e12
+    copy, decoding = LLAMA_8B.streamable_bytes[0] / 55e9, parameters / 1.4e12
     forward = 2 * parameters * 2048 / 7e14 + decoding
     backward = forward + recomputed / 32 * 2048 / 7e14
     assert forward < copy < backward
@@ -109,7 +109,7 @@ def test_a_copy_costs_what_computing_does_not_hide() -> None:
     expected = 2 * 5.5 * copy - forward - backward
     assert waiting_seconds(LLAMA_8B, slow, 2048, recomputed) == pytest.approx(expected)
 
-    resident = plan_of(replace(LLAMA_8B, streamable_bytes=0), 80, MemoryMode.SMALLEST)
+    resident = plan_of(replace(LLAMA_8B, streamable_bytes=()), 80, MemoryMode.SMALLEST)
     plan = plan_of(LLAMA_8B, 80, MemoryMode.SMALLEST)
     waited = plan.extra_milliseconds - resident.extra_milliseconds
     assert waited == pytest.approx(32e3 * (copy - forward))

@@ -10,8 +10,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.described_shape import shape_from_config
-from finetune_kernels.planning.loaded_weights import loaded_bytes
+from finetune_kernels.planning.loaded_weights import let_stream, loaded_bytes
 from finetune_kernels.planning.model_shape import ParameterCounts, build_shape
+from finetune_kernels.planning.streamed_weights import streamed_bytes, window_bytes
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,12 @@ GEMMA4: dict[str, dict[str, Any]] = {
         "hidden_size_per_layer_input": 0,
     },
 }  # fmt: skip
+GEMMA4_26B: dict[str, Any] = {
+    "hidden_size": 2816, "intermediate_size": 2112, "num_hidden_layers": 30, "num_attention_heads": 16,
+    "num_key_value_heads": 8, "num_global_key_value_heads": 2, "attention_k_eq_v": True,
+    "hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 128, "top_k_experts": 8,
+    "moe_intermediate_size": 704,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GEMMA4)
@@ -61,6 +68,33 @@ def test_gemma_4_as_published_is_planned_from_its_configuration(name: str) -> No
     # In 16 bits; norms of heads are left out.
     loaded = loaded_bytes(config, replace(shape, quantized=False, adapter_parameters=0), double_quantized=True)
     assert loaded == pytest.approx(2 * sum(part.numel() for part in model.parameters()), rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "above_mean"), [("E2B", 1.3), ("31B", 1.05), ("26B-A4B", 1.005)])
+def test_streamed_layers_are_planned_each_by_its_own_weights(name: str, above_mean: float) -> None:
+    """The places on the GPU take the largest layer. Of E2B, the first 15 layers are smaller than the other 20."""
+    config = CONFIG_MAPPING["gemma4_text"](**GEMMA4.get(name, GEMMA4_26B))
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    layers = [
+        sum(value.numel() for path, value in layer.named_parameters() if value.ndim > 1 and "router" not in path)
+        for layer in model.model.layers
+    ]
+    linears = [
+        part.weight.numel()
+        for path, part in model.named_modules()
+        if isinstance(part, torch.nn.Linear) and path != "lm_head" and "router" not in path
+    ]
+    counts = ParameterCounts(sum(linears), 1, quantized=True, movable_bytes=0)
+    shape = let_stream(build_shape(config, counts), double_quantized=True)
+
+    nf4 = [count * (1 / 2 + 1 / 64 + 4 / 64 / 256) for count in layers]
+    assert [*shape.streamable_bytes] == pytest.approx(nf4, rel=1e-3)
+    assert streamed_bytes(shape, 3) == pytest.approx(sum(nf4[:3]), rel=1e-3)
+    largest, mean = max(nf4), sum(nf4) / len(nf4)
+    print(f"{name}: the largest layer takes {largest / 2**20:.1f} MiB, the mean one {mean / 2**20:.1f}")
+    assert window_bytes(shape) == pytest.approx(2 * largest, rel=1e-3)
+    assert largest > above_mean * mean, "the control: places for the mean layer are too small"
 
 
 def test_layers_of_gemma_4_are_planned_each_by_its_own_sizes() -> None:

@@ -111,8 +111,10 @@ MADE_MIXTURES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """What makes a mixture of a type that is not one by default."""
-MIXTURES = ("qwen3_moe", "mixtral", "gpt_oss", "glm4_moe", "deepseek_v3", "llama4_text", "olmoe", "granitemoe")
-STACKED = ("gpt_oss", "llama4_text", "granitemoe")
+MIXTURES = (
+    "qwen3_moe", "mixtral", "gpt_oss", "glm4_moe", "deepseek_v3", "llama4_text", "olmoe", "granitemoe", "gemma4_text",
+)  # fmt: skip
+STACKED = ("gpt_oss", "llama4_text", "granitemoe", "gemma4_text")
 """Those whose files stack the experts of a layer."""
 TWO_LAYERS: dict[str, Any] = {"num_hidden_layers": 2}
 MIXTURE_SETTINGS: dict[str, dict[str, Any]] = {

@@ -245,7 +245,9 @@ def test_the_engine_plans_with_the_shape_that_preflight_planned_with(
     ]
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_5_moe_text", "gpt_oss", "glm4_moe", "lfm2_moe", "deepseek_v3"])
+@pytest.mark.parametrize(
+    "model_type", ["qwen3_5_moe_text", "gpt_oss", "glm4_moe", "lfm2_moe", "deepseek_v3", "gemma4_text"]
+)
 def test_fused_mixtures_are_planned_layer_by_layer(model_type: str, texts: list[str], tmp_path: Path) -> None:
     folder = make_mixture(tmp_path, model_type, texts)
     config, description = job(model={"source": f"file://{folder}"}), load_configuration(folder)

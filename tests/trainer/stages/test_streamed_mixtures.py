@@ -29,8 +29,9 @@ from finetune_trainer.training.loaded_model import LoadedModel
 from finetune_trainer.training.memory.loaded_shape import loaded_shape
 
 Builder = Callable[..., RunConfig]
-KINDS = ("qwen3_moe", "gpt_oss", "glm4_moe")
-"""A matrix for each expert in the files; stacks with biases; a first layer with an MLP, and a shared expert."""
+KINDS = ("qwen3_moe", "gpt_oss", "glm4_moe", "gemma4_text")
+"""A matrix for each expert in the files; stacks with biases; a first layer with an MLP, and a shared expert;
+experts beside an MLP in layers of two sizes."""
 IDS = torch.arange(3, 40).unsqueeze(0)
 
 
@@ -92,8 +93,11 @@ def test_the_plan_counts_the_bytes_that_stream(mixture: Path) -> None:
 
     # Tiny layers have many small tensors, each of which begins at a multiple of 256 bytes.
     slack = 256 * max(len(layer._tensors) for layer in host._layers)
-    assert shape.streamable_expert_bytes > 0
+    assert len(shape.streamable_bytes) == count
     assert streamed_bytes(shape, count) == pytest.approx(host.host_bytes, rel=0.1, abs=slack * count)
+    for layers in range(1, count):
+        first = sum(layer.kept_bytes for layer in host._layers[:layers])
+        assert streamed_bytes(shape, layers) == pytest.approx(first, rel=0.1, abs=slack * layers), "of the first layers"
     assert window_bytes(shape) == pytest.approx(host.slot_bytes, rel=0.1, abs=2 * slack)
     assert streamed.base_bytes == pytest.approx(resident.base_bytes, abs=slack * count)
 

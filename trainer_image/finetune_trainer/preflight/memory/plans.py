@@ -73,7 +73,7 @@ class Plans:
     def without_streaming(self) -> "Plans":
         """The plans that keep all weights on the GPU."""
         plans = copy(self)
-        plans.shape = replace(self.shape, streamable_bytes=0)
+        plans.shape = replace(self.shape, streamable_bytes=())
         return plans
 
     def smallest(self, tokens: int, total: int = UNLIMITED, room: int | None = None) -> MemoryPlan:
