@@ -1,7 +1,7 @@
 """Writes every generated figure of the documents: `python -m speed.chart [--check]`.
 
-Made from results.csv and micro.csv: docs/speed.svg, docs/benchmarks.md and the marked section of README.md. With
---check nothing is written; stale files are named and the exit status is 1.
+Made from results.csv, several_gpus.csv and micro.csv: docs/speed.svg, docs/benchmarks.md and the marked section of
+README.md. With --check nothing is written; stale files are named and the exit status is 1.
 """
 
 import sys
@@ -11,9 +11,11 @@ from pathlib import Path
 from benchmarks import micro_results
 from benchmarks.micro_results import Timing
 from speed.charts.bars import draw
+from speed.charts.gpus import Calls
 from speed.charts.labels import shown_runs, title
 from speed.charts.tables import benchmarks_page, readme_section
 from speed.results import Result, read, summarise
+from speed.several import results as several_results
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 PICTURE = CHECKOUT / "docs/speed.svg"
@@ -25,7 +27,8 @@ END = "<!-- GENERATED: end -->\n"
 
 def main(arguments: Sequence[str]) -> int:
     """Writes or checks the files; returns the exit status."""
-    wanted = generated_files(read(), micro_results.read(), README.read_text(encoding="utf-8"))
+    readme = README.read_text(encoding="utf-8")
+    wanted = generated_files(read(), micro_results.read(), several_results.read(), readme)
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
 
     if "--check" in arguments:
@@ -39,12 +42,14 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def generated_files(results: Sequence[Result], timings: Sequence[Timing], readme: str) -> dict[Path, str]:
+def generated_files(
+    results: Sequence[Result], timings: Sequence[Timing], calls: Calls, readme: str
+) -> dict[Path, str]:  # fmt: skip
     """Content of each generated file."""
     return {
         PICTURE: picture(results),
-        BENCHMARKS: benchmarks_page(results, timings),
-        README: replace_section(readme, readme_section(results)),
+        BENCHMARKS: benchmarks_page(results, timings, calls),
+        README: replace_section(readme, readme_section(results, calls)),
     }
 
 

@@ -1,9 +1,10 @@
-"""Tables of the benchmark in Markdown: four rows for README.md, and every figure for docs/benchmarks.md. Pure."""
+"""Tables of the benchmark in Markdown: the fastest two for README.md, every figure for docs/benchmarks.md. Pure."""
 
 from collections.abc import Sequence
 
 from benchmarks import micro_results
 from benchmarks.micro_results import Timing
+from speed.charts import gpus
 from speed.charts.labels import LABELS, MODELS, in_order, shown_runs, title
 from speed.results import PEERS, Result, Summary, newest, ratio, summarise
 from speed.rows import LONGEST, ROWS
@@ -19,8 +20,9 @@ METHOD = (
 )
 
 
-def readme_section(results: Sequence[Result]) -> str:
-    """Returns what README.md shows: the chart, one row for each model and batch, and where the figures are from."""
+def readme_section(results: Sequence[Result], calls: gpus.Calls = ()) -> str:
+    """Returns what README.md shows: the chart, one row for each model and batch, several GPUs, and where the figures
+    are from. `calls`: those of the benchmark of several GPUs."""
     shown = shown_runs(results)
     lines = [
         "![Training speed and peak memory of this project and its peers](docs/speed.svg)", "",
@@ -35,11 +37,15 @@ def readme_section(results: Sequence[Result]) -> str:
         times = f"{ours.tokens_per_second / unsloth.tokens_per_second:.2f}x"
         lines.append(f"| {title(row)} | {speeds} | {times} | {ours.peak_gib:.2f} | {unsloth.peak_gib:.2f} |")
 
-    return "\n".join([*lines, "", _summary_of_provenance(shown)]) + "\n"
+    lines += ["", _summary_of_provenance(shown)]
+    if calls:
+        lines += ["", *gpus.readme_table(calls, results), "", gpus.provenance(calls)]
+    return "\n".join(lines) + "\n"
 
 
-def benchmarks_page(results: Sequence[Result], timings: Sequence[Timing] = ()) -> str:
-    """Returns docs/benchmarks.md: all systems of the shown runs, longest sequence, single kernels, and provenance."""
+def benchmarks_page(results: Sequence[Result], timings: Sequence[Timing] = (), calls: gpus.Calls = ()) -> str:
+    """Returns docs/benchmarks.md: all systems of the shown runs, longest sequence, several GPUs, single kernels, and
+    provenance."""
     shown = shown_runs(results)
     lines = [
         BENCHMARKS_HEADER, "", "# Benchmarks", "",
@@ -48,6 +54,9 @@ def benchmarks_page(results: Sequence[Result], timings: Sequence[Timing] = ()) -
         *_other_runs(results, shown), *_longest_sequence(results), *_provenance(shown),
     ]  # fmt: skip
 
+    if calls:
+        lines += ["", "## Several GPUs", "", *gpus.readme_table(calls, results), ""]
+        lines += [*gpus.profile_table(calls), "", gpus.provenance(calls)]
     if kernels := micro_results.section(timings):
         lines += ["", "## Single kernels", "", *kernels[:-1]]
     return "\n".join(lines) + "\n"
@@ -116,10 +125,10 @@ def _provenance(shown: dict[str, list[Result]]) -> list[str]:
 def _summary_of_provenance(shown: dict[str, list[Result]]) -> str:
     firsts = [of_run[0] for of_run in shown.values()]
     runs = _named("run", [str(run) for run in sorted({first.run for first in firsts})])
-    gpus = ", ".join(sorted({first.gpu for first in firsts}))
+    cards = ", ".join(sorted({first.gpu for first in firsts}))
     commits = _named("commit", sorted({first.commit for first in firsts}))
     return (
-        f"Unsloth with its fastest setting; both measured in turn on one {gpus} ({runs}, {commits}). "
+        f"Unsloth with its fastest setting; both measured in turn on one {cards} ({runs}, {commits}). "
         "All systems, versions and single kernels: [docs/benchmarks.md](docs/benchmarks.md)."
     )
 

@@ -6,4 +6,5 @@ rank.py         one process: trains the rows of its launch, and prints a line fo
                 rows of one GPU whose weights stream from host memory need no launch: it runs them by itself
 slow_network.py sums that wait as they would between nodes
 exchange.py     time of a step that collectives take: all-reduce, gathers, waiting for the slowest rank
+results.py      several_gpus.csv: the rows of each call
 """
