@@ -105,9 +105,9 @@ class RunConfig(ApiModel):
     """Price that preflight's report reckons with; None if the job has none, or runs without a cluster."""
     kernels: bool = True
     """True if a GPU run may use our kernels; false trains on plain PyTorch, for comparison."""
-    graphs: bool = False
-    """True if passes of one shape may be launched as CUDA graphs; false, until they are measured, launches each
-    kernel."""
+    graphs: bool = True
+    """True if passes of one shape may be launched as CUDA graphs where the GPU waits for the host; false launches each
+    kernel, for comparison."""
     progress: ProgressTarget | None = None
     """None for a run without a cluster."""
     endpoints: EndpointPolicy | None = None

@@ -2,5 +2,6 @@
 
 recorder.py           records what a function launches, and launches it again
 recorded_function.py  an autograd function whose tensors stay at the same addresses
-layer_graphs.py       which passes are recorded: those whose shape comes again and again, where memory allows it
+host_pace.py          whether the GPU waits for the host
+layer_graphs.py       which passes are recorded: of a shape that comes again and again, where the GPU waits and has room
 """

@@ -2,7 +2,8 @@
 
 A pass is recorded once passes of its shape have come a few times: until then everything that compiles, tunes itself or
 is made at its first use has done so. Recorded layers keep a pass's activations, in memory of their own; a pass of
-another shape runs as before, beside them. So passes are recorded only where that memory is free.
+another shape runs as before, beside them. So passes are recorded only where that memory is free, and where the GPU has
+waited for the host: elsewhere nothing would be gained.
 """
 
 import logging
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from finetune_kernels.graphs.host_pace import Pace
 from finetune_kernels.graphs.recorded_function import Outputs, Place, RecordedFunction
 from finetune_kernels.graphs.recorder import Launch, Recorder, Result, release_workspaces
 from finetune_kernels.primitives.attention.inputs import PackedSequences
@@ -19,6 +21,8 @@ from finetune_kernels.primitives.attention.inputs import PackedSequences
 log = logging.getLogger(__name__)
 EAGER_PASSES = 3
 """Passes of a shape before it is recorded."""
+WAITING_PASSES = 2
+"""The last of them in which the GPU has to have waited for the host: while kernels are compiled it always does."""
 MAX_SHAPES = 4
 """Shapes that are recorded: each keeps the activations of a pass."""
 
@@ -99,10 +103,14 @@ class RecordedPass:
 class LayerGraphs:
     """The recorded passes of one model."""
 
-    def __init__(self, new_recorder: Callable[[], Recorder], has_room: Callable[[], bool]) -> None:
+    def __init__(self, new_recorder: Callable[[], Recorder], has_room: Callable[[], bool], pace: Pace) -> None:
         """`has_room`: tells if the activations of one more pass fit into memory."""
-        self._new_recorder, self._has_room = new_recorder, has_room
+        self._new_recorder, self._has_room, self._pace = new_recorder, has_room, pace
         self._seen: Counter[PassShape] = Counter()
+        self._waited: Counter[PassShape] = Counter()
+        """Passes of a shape, one after the other, in which the GPU has waited."""
+        self._running: PassShape | None = None
+        """Shape of the pass that runs kernel by kernel."""
         self._recorded: dict[PassShape, RecordedPass] = {}
         self._failed = False
 
@@ -114,6 +122,7 @@ class LayerGraphs:
     def forget(self) -> None:
         """Lets go of all recordings: what the layers launch is about to change."""
         self._seen.clear()
+        self._waited.clear()
         if self._recorded:
             self._recorded.clear()
             release_workspaces()
@@ -121,6 +130,7 @@ class LayerGraphs:
     def begin(self, hidden: torch.Tensor, sequences: PackedSequences) -> RecordedPass | None:
         """Begins a pass through all layers; returns None if it runs kernel by kernel. `hidden`: the first layer's
         input."""
+        self._note_pace()
         if self._failed or not torch.is_grad_enabled():
             return None
         shape = PassShape(sequences.tokens, sequences.count, sequences.max_seqlen, hidden.requires_grad)
@@ -130,10 +140,28 @@ class LayerGraphs:
             self.forget()
 
         if shape not in self._recorded:
-            if self._seen[shape] <= EAGER_PASSES or len(self._recorded) == MAX_SHAPES or not self._has_room():
+            if not self._is_wanted(shape):
+                self._running = shape
                 return None
             log.info("passes of %d tokens in %d sequences are launched as graphs", shape.rows, shape.sequences)
             self._recorded[shape] = RecordedPass(self._new_recorder(), sequences)
         found = self._recorded[shape]
         found.begin(sequences)
         return found
+
+    def launched(self, left: int) -> None:
+        """Takes note that a layer has been launched kernel by kernel, and `left` layers of the pass have not."""
+        if self._running is not None:
+            self._pace.launched(left)
+
+    def _note_pace(self) -> None:
+        """Counts the pass before, if it ran kernel by kernel."""
+        if self._running is not None:
+            self._waited[self._running] = self._waited[self._running] + 1 if self._pace.gpu_waits else 0
+            self._running = None
+
+    def _is_wanted(self, shape: PassShape) -> bool:
+        """True if passes of a shape that is not recorded are to be recorded from now on."""
+        if self._seen[shape] <= EAGER_PASSES or self._waited[shape] < WAITING_PASSES:
+            return False
+        return len(self._recorded) < MAX_SHAPES and self._has_room()

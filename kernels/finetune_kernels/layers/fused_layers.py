@@ -4,14 +4,13 @@ Each layer module gets a `forward` of ours; nothing else in the process is touch
 (RoPE's cos and sin, the bounds of packed sequences) is made once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from finetune_kernels.graphs.layer_graphs import LayerGraphs, RecordedPass
-from finetune_kernels.graphs.recorder import Recorder
 from finetune_kernels.layers.blocks.attention_block import LayerInputs
 from finetune_kernels.layers.blocks.projected_heads import CosSin
 from finetune_kernels.layers.layer_builder import build_layers
@@ -81,10 +80,10 @@ class FusedLayers:
         for group in self._groups():
             group.frozen.use_compute_dtype()
 
-    def use_graphs(self, new_recorder: Callable[[], Recorder], has_room: Callable[[], bool]) -> None:
-        """Launches passes whose shape comes again and again as graphs; see `LayerGraphs`. Weights have to stay where
-        they are: not for layers whose weights stream."""
-        self._graphs = LayerGraphs(new_recorder, has_room)
+    def use_graphs(self, graphs: LayerGraphs) -> None:
+        """Launches passes whose shape comes again and again as graphs. Weights have to stay where they are: not for
+        layers whose weights stream."""
+        self._graphs = graphs
 
     def drop_graphs(self) -> bool:
         """Launches kernel by kernel from now on; False if nothing was recorded."""
@@ -150,7 +149,10 @@ class FusedLayers:
         """Runs one layer, recorded or not; see `DecoderLayer` and `OneBlockLayer`."""
         layer, recorded = self.layers[index], self._recorded
         if recorded is None or not layer.is_recordable:
-            return layer(inputs)
+            found = layer(inputs)
+            if recorded is None and self._graphs is not None:
+                self._graphs.launched(len(self.layers) - 1 - index)
+            return found
 
         if index not in recorded.layers:
             stays = inputs._replace(x=inputs.x.new_empty(0))  # x comes with every pass

@@ -13,10 +13,12 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from finetune_kernels.experts.replacing import replace_experts
-from finetune_kernels.graphs.layer_graphs import EAGER_PASSES
+from finetune_kernels.graphs.host_pace import HostPace
+from finetune_kernels.graphs.layer_graphs import EAGER_PASSES, LayerGraphs
 from finetune_kernels.graphs.recorder import GraphRecorder
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.planning.activation_policy import ActivationPolicy
+from finetune_test_kernels.rerun_recorder import Waiting
 from finetune_test_kernels.small_layers import LINEARS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
@@ -57,6 +59,11 @@ def build(case: str, *, fp8: bool = False) -> tuple[Any, FusedLayers]:
     return model, layers
 
 
+def graphs() -> LayerGraphs:
+    """Graphs of every pass whose shape comes again."""
+    return LayerGraphs(lambda: GraphRecorder(torch.device("cuda")), lambda: True, Waiting())
+
+
 def passes(model: Any, documents: list[tuple[int, ...]]) -> list[list[torch.Tensor]]:
     """Logits and gradients of each pass, with tokens of its own; adapters change between them."""
     weights = [value for value in model.parameters() if value.requires_grad]
@@ -92,7 +99,7 @@ def assert_equal(case: str, documents: list[tuple[int, ...]], *, fp8: bool) -> N
     """Compares graphs with kernels, and kernels with themselves: what sums in any order cannot be equal."""
     expected, again = (passes(build(case, fp8=fp8)[0], documents) for _ in range(2))
     model, layers = build(case, fp8=fp8)
-    layers.use_graphs(lambda: GraphRecorder(torch.device("cuda")), lambda: True)
+    layers.use_graphs(graphs())
     found = passes(model, documents)
 
     assert layers._graphs is not None
@@ -111,7 +118,7 @@ def test_memory_is_given_back() -> None:
     model, layers = build("llama")
     passes(model, EQUAL[:1])
     before = torch.cuda.memory_allocated()
-    layers.use_graphs(lambda: GraphRecorder(torch.device("cuda")), lambda: True)
+    layers.use_graphs(graphs())
     passes(model, EQUAL)
     assert torch.cuda.memory_allocated() > before
     assert layers.drop_graphs()
@@ -126,7 +133,7 @@ def test_the_host_is_free_sooner(case: str) -> None:
     times = {}
     for kind in ("kernels", "graphs"):
         if kind == "graphs":
-            layers.use_graphs(lambda: GraphRecorder(torch.device("cuda")), lambda: True)
+            layers.use_graphs(graphs())
         passes(model, MIXED)
         torch.cuda.synchronize()
         start = time.perf_counter()
@@ -135,3 +142,17 @@ def test_the_host_is_free_sooner(case: str) -> None:
         torch.cuda.synchronize()
     print(f"\n{case}: the host's time for a pass of {LAYERS} layers: {times}")
     assert times["graphs"] < 0.7 * times["kernels"]
+
+
+@pytest.mark.parametrize(("rows", "waits"), [(8, True), (1 << 15, False)])
+def test_a_gpu_waits_for_the_host_in_small_passes_alone(rows: int, waits: bool) -> None:
+    """Some products of a microsecond, or of milliseconds, are a layer."""
+    factor, pace = torch.randn(2048, 2048, device="cuda", dtype=torch.bfloat16), HostPace()
+    for number in range(3):
+        x = torch.randn(rows, 2048, device="cuda", dtype=torch.bfloat16)
+        torch.cuda.synchronize()
+        for left in reversed(range(24)):
+            for _ in range(6):
+                x = x @ factor
+            pace.launched(left)
+        assert number == 0 or pace.gpu_waits is waits, number

@@ -9,7 +9,7 @@ import torch
 from finetune_kernels.graphs.layer_graphs import EAGER_PASSES, LayerGraphs
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_test_kernels.rerun_recorder import RerunRecorder
+from finetune_test_kernels.rerun_recorder import RerunRecorder, Waiting
 from finetune_test_kernels.small_layers import small_model
 
 CASES = [
@@ -56,7 +56,7 @@ def recorded(kind: str, policy: ActivationPolicy, **adapter: Any) -> tuple[Any, 
     """The same, with recorded passes."""
     model, layers = fused(kind, policy, **adapter)
     recorder = RerunRecorder()
-    layers.use_graphs(lambda: recorder, lambda: True)
+    layers.use_graphs(LayerGraphs(lambda: recorder, lambda: True, Waiting()))
     return model, layers, recorder
 
 
@@ -98,7 +98,7 @@ def test_layers_that_drop_or_keep_their_inputs_on_the_host_are_not_recorded() ->
 def test_graphs_that_are_dropped_are_not_made_again() -> None:
     model, layers, recorder = recorded("llama", ActivationPolicy.SAVE_ALL)
     assert not layers.drop_graphs()
-    layers.use_graphs(lambda: recorder, lambda: True)
+    layers.use_graphs(LayerGraphs(lambda: recorder, lambda: True, Waiting()))
     passes(model)
     assert layers.drop_graphs()
     passes(model)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from finetune_kernels.graphs.layer_graphs import LayerGraphs
 from finetune_kernels.layers import one_block_layer
 from finetune_kernels.layers.blocks import tiled_mlp
 from finetune_kernels.layers.fused_layers import FusedLayers
@@ -18,7 +19,7 @@ from finetune_kernels.planning.families import family_of_type
 from finetune_kernels.planning.family import AFTER_BOTH, Family
 from finetune_kernels.planning.model_shape import ParameterCounts, build_shape
 from finetune_test_kernels.family_settings import documents_pass, family_model
-from finetune_test_kernels.rerun_recorder import RerunRecorder
+from finetune_test_kernels.rerun_recorder import RerunRecorder, Waiting
 from finetune_test_kernels.tensor_checks import DEVICE, bytes_saved, largest_error
 
 pytestmark = [
@@ -169,7 +170,8 @@ def test_attention_and_mlps_are_recorded_and_compute_the_same_bits() -> None:
         layers = fused(model, ActivationPolicy.RECOMPUTE_MLP)
         assert [layer.is_recordable for layer in layers.layers] == [kind != MAMBA for kind in order]
         if records:
-            layers.use_graphs(lambda recorder=recorder: recorder, lambda: True)  # type: ignore[misc]
+            graphs = LayerGraphs(lambda recorder=recorder: recorder, lambda: True, Waiting())  # type: ignore[misc]
+            layers.use_graphs(graphs)
         found.append([documents_pass(model, DOCUMENTS, packed=True) for _ in range(6)])
     assert recorder.launches > 0
     for eager, launched in zip(*found, strict=True):

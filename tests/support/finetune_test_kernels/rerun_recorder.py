@@ -37,3 +37,15 @@ class RerunRecorder:
                 target.detach().copy_(value.detach())
 
         return result, launch
+
+
+class Waiting:
+    """A pace that says of every pass whether its GPU waits for the host, once its last layer is launched."""
+
+    def __init__(self, *, waits: bool = True) -> None:
+        self.waits, self.gpu_waits = waits, False
+
+    def launched(self, left: int) -> None:
+        """See `Pace`."""
+        if left == 0:
+            self.gpu_waits = self.waits

@@ -26,7 +26,7 @@ OURS = tuple(
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TOKENIZERS_PARALLELISM": "false"}
 MODES = {
     "ours": {},
-    "ours-graphs": {},
+    "ours-no-graphs": {},
     "ours-fp8": {"precision": "FP8"},
     "ours-balanced": {"memory": "Balanced"},
     "ours-smallest": {"memory": "Smallest"},
@@ -148,7 +148,7 @@ def run_config(system: str, row: Row, folder: Path, steps: int) -> Any:
             },
             "export": {"merged": "None", "gguf": []}, "output": {"s3": {"bucket": "models"}},
             "outputPrefix": "bench", "checkpointsToKeep": 1,
-            "terminationGracePeriodSeconds": 60, "gpus": 1, "graphs": system == "ours-graphs",
+            "terminationGracePeriodSeconds": 60, "gpus": 1, "graphs": system != "ours-no-graphs",
         }
     )  # fmt: skip
 

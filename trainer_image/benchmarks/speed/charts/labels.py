@@ -7,7 +7,7 @@ from speed.rows import LONGEST, ROWS
 
 LABELS = {
     "ours": "this project",
-    "ours-graphs": "this project, CUDA graphs",
+    "ours-no-graphs": "this project, no CUDA graphs",
     "ours-fp8": "this project, FP8",
     "ours-balanced": "this project, Balanced",
     "ours-smallest": "this project, Smallest",

@@ -1,4 +1,5 @@
-"""Passes of one shape as CUDA graphs, where memory has room for the activations of one more pass."""
+"""Passes of one shape as CUDA graphs, where the GPU waits for the host and memory has room for the activations of one
+more pass."""
 
 import gc
 import logging
@@ -6,6 +7,8 @@ from functools import partial
 
 import torch
 
+from finetune_kernels.graphs.host_pace import HostPace
+from finetune_kernels.graphs.layer_graphs import LayerGraphs
 from finetune_kernels.graphs.recorder import GraphRecorder
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_trainer.training.memory.room import available_bytes
@@ -15,7 +18,7 @@ log = logging.getLogger(__name__)
 
 def record_passes(layers: FusedLayers, device: torch.device) -> None:
     """Lets `layers`, whose weights stay on `device`, launch passes as graphs."""
-    layers.use_graphs(partial(GraphRecorder, device), partial(_has_room, device))
+    layers.use_graphs(LayerGraphs(partial(GraphRecorder, device), partial(_has_room, device), HostPace()))
 
 
 def stop_recording(layers: FusedLayers) -> bool:
