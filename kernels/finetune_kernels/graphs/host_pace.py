@@ -26,7 +26,7 @@ class Event(Protocol):
 
 
 class Pace(Protocol):
-    """How host and GPU keep up with each other, pass by pass."""
+    """The way in which host and GPU keep up with each other, pass by pass."""
 
     gpu_waits: bool
     """True if the GPU has waited in the pass before."""

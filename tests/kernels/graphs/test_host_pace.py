@@ -4,8 +4,7 @@ import pytest
 
 from finetune_kernels.graphs.host_pace import LAG, HostPace
 from finetune_kernels.graphs.layer_graphs import EAGER_PASSES, WAITING_PASSES, LayerGraphs
-from finetune_test_kernels.recorded_stack import Stack
-from finetune_test_kernels.rerun_recorder import RerunRecorder, Waiting
+from finetune_test_kernels.rerun_recorder import RerunRecorder, Stack, Waiting
 
 
 class Gpu:

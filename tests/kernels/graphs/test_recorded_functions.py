@@ -11,8 +11,7 @@ from finetune_kernels.graphs import layer_graphs
 from finetune_kernels.graphs.layer_graphs import EAGER_PASSES, MAX_SHAPES, LayerGraphs
 from finetune_kernels.graphs.recorded_function import Place
 from finetune_kernels.graphs.recorder import Launch, Recorder, Result
-from finetune_test_kernels.recorded_stack import LAYERS, Stack
-from finetune_test_kernels.rerun_recorder import RerunRecorder, Waiting
+from finetune_test_kernels.rerun_recorder import LAYERS, RerunRecorder, Stack, Waiting
 
 
 def new_stack(recorder: Recorder | None = None, *, room: bool = True) -> tuple[Stack, RerunRecorder]:
