@@ -30,11 +30,15 @@ from finetune_trainer.job.settings import Settings
 from finetune_trainer.job.stop_signal import StopSignal
 
 pytestmark = pytest.mark.gguf
-FAMILIES = ("qwen3-moe", "gpt-oss", "qwen3-next", "qwen3.5-moe")
-"""Files with a matrix for each expert, with stacks that have biases, and two beside linear attention."""
-ROUNDING = {"qwen3-moe": 5e-3, "gpt-oss": 5e-3, "qwen3-next": 2e-2, "qwen3.5-moe": 2e-2}
+FAMILIES = ("qwen3-moe", "gpt-oss", "qwen3-next", "qwen3.5-moe", "gemma-4-26b-a4b")
+"""Files with a matrix for each expert, with stacks that have biases, two beside linear attention, and
+stacks beside an MLP."""
+ROUNDING = {"qwen3-moe": 5e-3, "gpt-oss": 5e-3, "qwen3-next": 2e-2, "qwen3.5-moe": 2e-2, "gemma-4-26b-a4b": 5e-3}
 """Nats by which the loss of a file in 16 or 8 bits may differ from the merged one's: 8e-3 measured of the last two,
 where rounding sends about 1 token in 80 of this small random model to other experts (see the test of routes)."""
+LEARNT = {"gemma-4-26b-a4b": 0.04}
+"""Nats that training takes off at least, if not half of one: the logits of this random Gemma are near zero, as its
+embedding is small and is its head."""
 CONVERTED, QUANTISED = ("F16", "Q8_0"), "Q4_K_M"
 PROMPTS = [[3 + (7 * number + 13 * place) % 400 for place in range(9 + 5 * (number // 4))] for number in range(12)]
 TOKENS = 8
@@ -55,6 +59,7 @@ class Trained:
     artifacts: tuple[ManifestArtifact, ...]
     judgement: Judgement | None
     rounding: float
+    learnt: float
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -87,7 +92,22 @@ def trained(
     pre = pre_tokenizer_of(name)
     runs = [Conversion(str(exact), str(theirs[kind]), kind.lower(), "tiny", pre) for kind in CONVERTED]
     convert([*runs, Conversion(str(base), str(theirs["base"]), "f16", "tiny", pre)])
-    return Trained(base, adapter, merged, files, exact, theirs, manifest.artifacts, manifest.judgement, ROUNDING[name])
+    return Trained(
+        base,
+        adapter,
+        merged,
+        files,
+        exact,
+        theirs,
+        manifest.artifacts,
+        manifest.judgement,
+        ROUNDING[name],
+        LEARNT.get(name, 0.5),
+    )
+
+
+def is_gemma(trained: Trained) -> bool:
+    return '"gemma4_text"' in (trained.base / "config.json").read_text()
 
 
 def test_files_hold_the_merged_weights_as_the_converter_writes_them(trained: Trained) -> None:
@@ -102,8 +122,8 @@ def test_files_hold_the_merged_weights_as_the_converter_writes_them(trained: Tra
 def test_all_experts_differ_from_those_of_the_base(trained: Trained) -> None:
     """The negative control: the comparison sees adapters on experts, in every layer and matrix."""
     changed = different_tensors((GGUFReader(trained.files["F16"]), GGUFReader(trained.theirs["base"])))
-    experts = {f"blk.{layer}.ffn_{part}_exps.weight" for layer in range(2) for part in ("gate", "up", "down")}
-    assert experts <= set(changed)
+    parts = ("gate_up", "down") if is_gemma(trained) else ("gate", "up", "down")
+    assert {f"blk.{layer}.ffn_{part}_exps.weight" for layer in range(2) for part in parts} <= set(changed)
     assert not [name for name in changed if "gate_inp" in name or name.endswith("bias")], (
         "routers and biases are frozen"
     )
@@ -152,13 +172,13 @@ def test_losses_of_files_are_those_of_transformers_whose_weights_are_rounded_ali
     print(f"exact {exact:.5f}, merged in bfloat16 {merged:.5f}, base {base:.5f}; {losses}")
     assert losses.files["F32"] == pytest.approx(exact, rel=1e-5)
     assert losses.merged == pytest.approx(merged, rel=1e-5)
-    assert abs(exact - base) > 1e-2, "the comparison sees the training"
+    assert abs(exact - base) > trained.learnt / 50, "the comparison sees the training"
 
 
 def test_what_rounding_changes_is_the_choice_of_experts(trained: Trained) -> None:
     """With the experts that the exact weights choose, merged weights in bfloat16 compute nearly the same loss: 1.0e-3
     nats apart at most were measured, and 2.0e-2 with their own choice."""
-    if '"gpt_oss"' in (trained.base / "config.json").read_text():
+    if is_gemma(trained) or '"gpt_oss"' in (trained.base / "config.json").read_text():
         pytest.skip("its router's weights follow another formula")
     rows = make_rows(40, 7, 120)
     exact, merged = load_in_fp32(trained.exact), load_in_fp32(trained.merged)
@@ -176,7 +196,7 @@ def test_the_job_judges_every_file_of_a_mixture(trained: Trained) -> None:
     judgement = trained.judgement
     assert judgement is not None
     assert judgement.warnings == ()
-    assert judgement.base_loss - judgement.adapter_loss > 0.5
+    assert judgement.base_loss - judgement.adapter_loss > trained.learnt
     losses = {each.quantization: each.loss for each in trained.artifacts if each.type == "GGUF"}
     for kind in ("F32", *CONVERTED):
         assert losses[kind] == pytest.approx(judgement.merged_loss, abs=trained.rounding), kind
