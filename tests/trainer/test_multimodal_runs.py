@@ -53,6 +53,30 @@ def test_a_checkpoint_trains_on_text_and_stays_whole(
     compare_logits(base, adapter, merged)
 
 
+def test_a_mixture_that_reads_images_merges_its_experts_as_peft_does(
+    tmp_path: Path, texts: list[str], run_config: tiny_runs.Builder, settings: Settings
+) -> None:
+    """To the bit. Logits say less: rounding sends tokens of this small Gemma 4 to other experts."""
+    base = make_multimodal_model("gemma4_moe", tmp_path / "base", texts)
+    config = run_config(
+        model={"source": f"file://{base}"}, export={"merged": "BF16"}, training={"maxSteps": 2, "learningRate": 2e-2}
+    )
+    outcome = run_job(config, settings, ProgressTracker(), StopSignal())
+    assert outcome.result is Result.SUCCEEDED, outcome.message
+
+    manifest = Manifest.decode((tmp_path / "out" / "tiny" / "manifest.json").read_bytes())
+    adapter, merged = (Path(artifact.uri) for artifact in manifest.artifacts[:2])
+    assert not changed_tensors(base, merged)
+    ours, before = (load_file(folder / "model.safetensors") for folder in (merged, base))
+    peft: Any = PeftModel.from_pretrained(load_whole(base), adapter)
+    theirs = peft.merge_and_unload().state_dict()
+    assert [name for name, value in ours.items() if not torch.equal(value, theirs[name].to(value.dtype))] == []
+
+    changed = {name.split("layers.")[1] for name, value in ours.items() if not torch.equal(value, before[name])}
+    assert {f"{layer}.experts.{part}_proj" for layer in (0, 1) for part in ("gate_up", "down")} <= changed
+    assert not [name for name in changed if "router" in name]
+
+
 def compare_logits(base: Path, adapter: Path, merged: Path) -> None:
     """The adapter on the original, by peft, against the merged checkpoint, both loaded as the original is."""
     before = load_whole(base)

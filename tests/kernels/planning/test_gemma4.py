@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from finetune_kernels.experts.replacing import stacked_experts
 from finetune_kernels.experts.routers import keep_routers_in_fp32
 from finetune_kernels.layers import decoder_layer
 from finetune_kernels.layers.blocks import mlp_beside_experts, tiled_mlp
@@ -162,6 +163,39 @@ def test_rows_that_say_less_of_the_experts_are_noticed(monkeypatch: pytest.Monke
     }.items():
         monkeypatch.setattr(families, "FAMILIES", (replace(family, mixture=wrong),))
         assert why_not_fused(causal) == reason
+
+
+def large_mixture(dtype: torch.dtype) -> Any:
+    """The mixture with a residual stream that grows to 100,000; frozen weights are numbers that fp16 can say."""
+    model = gemma4("26B-A4B")
+    for layer in model.get_base_model().model.layers:
+        layer.post_feedforward_layernorm.weight.data.fill_(40_000.0)
+    experts = (weight for _, module in stacked_experts(model) for weight in module.buffers())
+    for weight in (*(each for each in model.parameters() if not each.requires_grad), *experts):
+        weight.data = weight.data.half().to(dtype)
+    keep_routers_in_fp32(model.get_base_model())
+    return model
+
+
+def test_experts_and_router_read_a_stream_beyond_fp16() -> None:
+    """On cards without bfloat16: norms bring it back before the experts, and the router computes in fp32."""
+    expected = documents_pass(large_mixture(torch.float32), DOCUMENTS, packed=False)["logits"]
+    model = large_mixture(torch.float16)
+    layers = FusedLayers(model.get_base_model(), [POLICIES[0]] * 2, torch.float16, keep_dequantized=True)
+    assert layers.is_wide
+
+    def error(policy: ActivationPolicy) -> float:
+        layers.set_policies([policy] * 2)
+        with torch.autocast("cpu", torch.float16):
+            found = documents_pass(model, DOCUMENTS, packed=True)
+        assert all(value.isfinite().all() for value in found.values()) == layers.is_wide
+        return float((found["logits"].float() - expected).norm() / expected.norm())
+
+    errors = [error(policy) for policy in POLICIES]
+    print("fp16:", [f"{value:.1e}" for value in errors])
+    assert max(errors) < 5e-3
+    layers.is_wide = False
+    assert not error(POLICIES[0]) < 1, "the control: fp16 cannot hold it"
 
 
 def test_documents_are_kept_apart_where_keys_cross_layers() -> None:

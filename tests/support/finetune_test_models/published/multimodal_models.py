@@ -102,6 +102,14 @@ MULTIMODAL |= {
             }
         },
     ),
+    "gemma4_moe": (
+        "gemma4",
+        MULTIMODAL["gemma4"][1] | {
+            "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 64,
+            "hidden_size_per_layer_input": 0,
+        },
+        *MULTIMODAL["gemma4"][2:],
+    ),
     "glm46v": ("glm46v", *MULTIMODAL["glm4v"][1:]),
     "glm4v_moe": (
         "glm4v_moe",
