@@ -28,6 +28,11 @@ SIZES = {
     "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 512, "pad_token_id": 0,
 }  # fmt: skip
 EXPERTS = {"num_experts": 16, "num_experts_per_tok": 2, "moe_intermediate_size": 512}
+GEMMA4 = {
+    "enable_moe_block": True, "num_experts": 16, "top_k_experts": 2, "moe_intermediate_size": 512,
+    "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 2, "global_head_dim": 512,
+    "sliding_window": 100,
+}  # fmt: skip
 CASES: dict[str, tuple[str, dict[str, Any], ActivationPolicy]] = {
     "llama": ("llama", {}, ActivationPolicy.SAVE_ALL),
     "llama, MLP again": ("llama", {}, ActivationPolicy.RECOMPUTE_MLP),
@@ -35,6 +40,7 @@ CASES: dict[str, tuple[str, dict[str, Any], ActivationPolicy]] = {
     "qwen3": ("qwen3", {}, ActivationPolicy.SAVE_ALL),
     "gemma2": ("gemma2", {"head_dim": 256, "sliding_window": 100}, ActivationPolicy.SAVE_ALL),
     "experts": ("qwen3_moe", EXPERTS, ActivationPolicy.SAVE_ALL),
+    "experts beside an MLP": ("gemma4_text", GEMMA4, ActivationPolicy.SAVE_ALL),
 }
 # Documents of one shape. Of equal lengths cuDNN's kernel takes them, of others FlashAttention.
 EQUAL = [(256, 256)] * 6

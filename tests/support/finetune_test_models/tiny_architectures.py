@@ -108,6 +108,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 MADE_MIXTURES: dict[str, dict[str, Any]] = {
     "gemma4_text": {  # as 26B-A4B
         "enable_moe_block": True, "top_k_experts": 2, "hidden_size_per_layer_input": 0, "attention_k_eq_v": True,
+        "num_global_key_value_heads": 1,
     },
 }  # fmt: skip
 """What makes a mixture of a type that is not one by default."""

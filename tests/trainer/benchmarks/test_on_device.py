@@ -28,6 +28,9 @@ def shape(model: str) -> dict[str, Any]:
     if "qwen3.5" in model:
         own |= {"layer_types": ["linear_attention", "full_attention"], "shared_expert_intermediate_size": 64}
         own |= {"num_experts": 6}
+    if "gemma4" in model:
+        own |= {"num_experts": 6, "num_global_key_value_heads": 1, "global_head_dim": 64, "top_k_experts": 2}
+        own |= {"moe_intermediate_size": 64, "layer_types": ["sliding_attention", "full_attention"]}
     return SHAPES[model] | SMALL | own
 
 
@@ -38,7 +41,7 @@ def described(model: Any) -> dict[str, Any]:
     return found | {name: (tuple(value.shape), value.dtype, value.requires_grad) for name, value in tensors}
 
 
-@pytest.mark.parametrize("model", ["qwen3-30b-a3b", "gpt-oss-20b", "qwen3.5-35b-a3b"])
+@pytest.mark.parametrize("model", ["qwen3-30b-a3b", "gpt-oss-20b", "qwen3.5-35b-a3b", "gemma4-26b-a4b"])
 def test_it_has_the_modules_and_tensors_of_a_loaded_checkpoint(model: str, tmp_path: Path) -> None:
     write_frame(shape(model), tmp_path / "frame")
     write(shape(model), tmp_path / "whole", "cpu", quantized=False)

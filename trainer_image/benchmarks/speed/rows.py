@@ -75,6 +75,7 @@ ROWS = {
     "qwen3-30b-a3b-2048-bs4": Row("qwen3-30b-a3b", 2048, 4, 1, on_device=True),
     "qwen3.5-35b-a3b-2048-bs1": Row("qwen3.5-35b-a3b", 2048, 1, 1, on_device=True),
     "gpt-oss-20b-2048-bs1": Row("gpt-oss-20b", 2048, 1, 1, on_device=True),
+    "gemma4-26b-a4b-2048-bs1": Row("gemma4-26b-a4b", 2048, 1, 1, on_device=True),
     "qwen3-a3b-8-layers-2048-bs1": Row("qwen3-a3b-8-layers", 2048, 1, 1),
     "gpt-oss-6-layers-2048-bs1": Row("gpt-oss-6-layers", 2048, 1, 1),
     "8b-longest-8g": Row("llama-8b", 8192, 1, 1, card_gib=8.0),
@@ -124,6 +125,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     "qwen3.5-35b-a3b": {"model_type": "qwen3_5_moe_text"},
     "qwen3-30b-a3b": _QWEN3_A3B | {"num_hidden_layers": 48},
     "gpt-oss-20b": _GPT_OSS_20B | {"num_hidden_layers": 24},
+    "gemma4-26b-a4b": {
+        "model_type": "gemma4_text", "hidden_size": 2816, "intermediate_size": 2112, "num_hidden_layers": 30,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "num_global_key_value_heads": 2,
+        "attention_k_eq_v": True, "hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 128,
+        "top_k_experts": 8, "moe_intermediate_size": 704},
     "qwen3-a3b-8-layers": _QWEN3_A3B | {"num_hidden_layers": 8},
     "gpt-oss-6-layers": _GPT_OSS_20B | {"num_hidden_layers": 6},
 }  # fmt: skip

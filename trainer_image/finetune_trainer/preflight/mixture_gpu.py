@@ -10,6 +10,7 @@ from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import MemoryMode, Parallelism, Quantization
 from finetune_kernels.planning.expert_families import expert_family_of_type
+from finetune_kernels.planning.fused_support import largest
 from finetune_kernels.planning.loaded_weights import ADAPTER_BYTES, let_stream
 from finetune_kernels.planning.memory_plan import MARGIN, unfused_bytes
 from finetune_kernels.planning.model_shape import ModelShape, ParameterCounts, build_shape
@@ -102,7 +103,7 @@ def judge_mixture(
 def _shape(config: RunConfig, model: Any, planned: PlannedWeights) -> ModelShape | None:
     """The shape of a mixture that the kernels know."""
     known = expert_family_of_type(getattr(model, "model_type", None)) is not None and planned.coverage.experts > 0
-    if not known or any(not isinstance(getattr(model, name, None), int) for name in _NEEDED):
+    if not known or any(not isinstance(largest(model, name), int) for name in _NEEDED):
         return None
 
     quantized = config.model.quantization is Quantization.NF4

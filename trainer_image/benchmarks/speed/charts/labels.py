@@ -29,6 +29,7 @@ MODELS = {
     "qwen3.5-9b": "Qwen3.5 9B",
     "qwen3-30b-a3b": "Qwen3 30B-A3B",
     "gpt-oss-20b": "gpt-oss 20B",
+    "gemma4-26b-a4b": "Gemma 4 26B-A4B",
     "qwen3-a3b-8-layers": "8 layers of Qwen3 30B-A3B",
     "gpt-oss-6-layers": "6 layers of gpt-oss 20B",
 }

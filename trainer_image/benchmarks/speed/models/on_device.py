@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from finetune_api.vocabulary import Precision
 from finetune_kernels.experts.replacing import WEIGHTS, expert_modules, replace_experts, stacked_experts
-from finetune_kernels.experts.routers import keep_routers_in_fp32
+from finetune_kernels.experts.routers import keep_routers_in_fp32, router_paths
 from finetune_kernels.planning.expert_families import expert_family_of_type
 from finetune_kernels.primitives.nf4_stack import Nf4Stack
 from finetune_trainer.model.expert_files import PARTS, STACKED_PARTS, StoredExperts
@@ -65,14 +65,17 @@ def _random_stack(model: Any, meta: torch.Tensor, device: str) -> Nf4Stack:
 
 def _stored(model: Any, path: str, count: int) -> StoredExperts:
     """The names in the published files, by which adapters on experts are named."""
-    stacked = model.config.model_type in ("gpt_oss", "qwen3_5_moe_text")
+    stacked = model.config.model_type in ("gpt_oss", "qwen3_5_moe_text", "gemma4_text")
     parts = STACKED_PARTS if stacked else PARTS
     return StoredExperts(path, tuple(f"{part}_proj" for part in parts), count)
 
 
 def _fill(model: Any, device: str) -> None:
     """Gives all that has no weights yet random ones: linears in NF4."""
+    routers = tuple(f"{path}." for path in router_paths(model))
     for name, module in linears(model).items():
+        if name.startswith(routers):
+            continue
         made: Any = Linear4bit(  # type: ignore[no-untyped-call]
             module.in_features, module.out_features, module.bias is not None, torch.bfloat16, quant_type="nf4",
             device="meta",
@@ -87,5 +90,12 @@ def _fill(model: Any, device: str) -> None:
         if parameter.is_meta:
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, nn.Parameter(draw(name, parameter, device), requires_grad=False))
+    model.tie_weights()
+    for module in model.modules():
+        buffers = {name: value for name, value in module.named_buffers(recurse=False) if value.is_meta}
+        if buffers and module is not model.model.rotary_emb:
+            for name, value in buffers.items():
+                setattr(module, name, torch.empty_like(value, device=device))
+            model._init_weights(module)  # the numbers of scaled embeddings and outputs of layers
     with torch.device(device):
         model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
