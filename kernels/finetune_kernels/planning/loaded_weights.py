@@ -5,6 +5,7 @@ bytes as loaded = 16-bit embeddings, head and norms + linears (NF4: half a byte 
 """
 
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 from finetune_kernels.planning.families import family_of_config
@@ -61,6 +62,19 @@ def let_stream(shape: ModelShape, *, double_quantized: bool) -> ModelShape:
     dense = () if shape.dense is None else shape.dense.layers
     whole = (size + (0 if index in dense else stacks) for index, size in enumerate(linears))
     return replace(shape, streamable_bytes=tuple(whole))
+
+
+def kept_parameters(shape: ModelShape) -> list[int]:
+    """Returns how many parameters are decoded if the weights of the last 0, 1, 2 ... layers are kept dequantised: of
+    linear layers that our kernels run."""
+    whole, mixers = shape.linear_parameters - shape.module_parameters, shape.mixers
+    modules = () if mixers is None else mixers.layers
+    each = [
+        _linear_parameters(shape, index) - (mixers.parameters if mixers is not None and index in modules else 0)
+        for index in range(shape.layers)
+    ]
+    total = sum(each) + shape.layers * shape.layer_input * shape.hidden
+    return [whole * count // (total or 1) for count in accumulate(reversed(each), initial=0)]
 
 
 def _by_layer(whole: int, shape: ModelShape) -> list[int]:

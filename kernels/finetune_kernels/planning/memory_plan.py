@@ -9,6 +9,7 @@ plan. If none fits, the smallest is: it moves as much to host memory as that has
 weights as it takes to fit, which then stream a layer ahead. `memory: Smallest` streams all of them.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 from finetune_api.vocabulary import MemoryMode
 from finetune_kernels.planning.activation_policy import ActivationPolicy
+from finetune_kernels.planning.loaded_weights import kept_parameters
 from finetune_kernels.planning.model_shape import BYTES, ModelShape
 from finetune_kernels.planning.rates import H200, UNKNOWN_MACHINE, Machine, Rates
 from finetune_kernels.planning.streamed_weights import (
@@ -158,6 +160,8 @@ class _Workload(NamedTuple):
     base_bytes: int
     total_bytes: int
     machine: Machine
+    kept: list[int]
+    """Parameters that are decoded if the last 0, 1, 2 ... layers are kept."""
 
 
 def plan_memory(
@@ -166,7 +170,7 @@ def plan_memory(
 ) -> MemoryPlan:  # fmt: skip
     """Returns the plan for micro-batches of `tokens`, on a device that has `total_bytes` for this process and
     `base_bytes` of them in use."""
-    work = _Workload(shape, tokens, base_bytes, total_bytes, machine)
+    work = _Workload(shape, tokens, base_bytes, total_bytes, machine, kept_parameters(shape))
     if mode is MemoryMode.SMALLEST or machine.streamed_layers:
         return _plan_smallest(work, mode)
 
@@ -188,8 +192,8 @@ def plan_memory(
 
 def _keep_weights(work: _Workload, plan: MemoryPlan) -> MemoryPlan:
     """Returns the plan with the weights of as many layers kept dequantised as there is room for."""
-    each = (work.shape.linear_parameters - work.shape.module_parameters) * BYTES // work.shape.layers
-    count = min(work.shape.layers, (plan.budget_bytes - plan.peak_bytes) // each)
+    room = plan.budget_bytes - plan.peak_bytes
+    count = bisect_right(work.kept, room // BYTES) - 1
     return _predict(work, plan.mode, plan.policies, kept_layers=count, host_bytes=plan.host_bytes)
 
 
@@ -249,13 +253,13 @@ def _predict(
     host_bytes: int = 0, streamed_layers: int = 0,
 ) -> MemoryPlan:  # fmt: skip
     """Returns the plan of these choices, with its bytes and its price. `host_bytes`: the vocabulary's, if it moves."""
-    shape, tokens, base_bytes, total_bytes, machine = work
+    shape, tokens, base_bytes, total_bytes, machine, every_kept = work
     rates = machine.rates
 
     # Weights that are not kept are dequantised in forward and in backward, three matrices of the MLP at a time; those
     # of a hybrid's other mixers once more, as these run again.
     dequantized = shape.layers - kept_layers if shape.quantized else 0
-    kept = (shape.linear_parameters - shape.module_parameters) * kept_layers // shape.layers
+    kept = every_kept[kept_layers]
     decoded = 2 * (shape.linear_parameters - kept) + shape.module_parameters if shape.quantized else 0
     dequantizing = (decoded + shape.decoded_experts(policies)) / rates.decoding
     widest = max(shape.feed_forward, shape.in_dense_layers.feed_forward)

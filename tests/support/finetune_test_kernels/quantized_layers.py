@@ -26,11 +26,7 @@ def quantized_model(layers: int, dtype: torch.dtype = torch.float32, hidden: int
     base: Any = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](**sizes), dtype=dtype)  # type: ignore[no-untyped-call]
     for parameter in base.parameters():
         torch.nn.init.normal_(parameter, std=1.6 / hidden**0.5)
-    for layer in base.model.layers:
-        for part in (layer.self_attn, layer.mlp):
-            for name, linear in list(part.named_children()):
-                if isinstance(linear, torch.nn.Linear):
-                    setattr(part, name, _quantized(linear))
+    quantize_linears(base.model.layers)
 
     options: dict[str, Any] = {"r": 2, "lora_alpha": 3, "target_modules": LINEARS} | adapter
     model: Any = get_peft_model(base, LoraConfig(**options))
@@ -38,6 +34,14 @@ def quantized_model(layers: int, dtype: torch.dtype = torch.float32, hidden: int
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
     return model.to(DEVICE)
+
+
+def quantize_linears(layers: torch.nn.Module) -> None:
+    """Puts the linear layers of decoder layers into NF4."""
+    for part in list(layers.modules()):
+        for name, linear in list(part.named_children()):
+            if type(linear) is torch.nn.Linear:
+                setattr(part, name, _quantized(linear))
 
 
 def linears_of(layer: Any) -> list[Any]:
