@@ -242,7 +242,7 @@ class _LayerForward:
         if self._checks_mask and attention_mask is not None:
             _check_padding(attention_mask)
         y = self._fused.run(self._index, hidden_states, position_embeddings, position_ids, options)
-        return (y,) if self._fused.returns_tuple else y
+        return (y, None) if self._fused.returns_tuple else y
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,11 @@ FAMILIES = (
         mixer=Mixer("mixer", "Mamba2Mixer", packages=("mamba_ssm", "causal_conv1d"), barred=("out_proj",)),
     ),
     Family(
+        "Bamba", "bamba", pre_norms=("input_layernorm", "pre_ff_layernorm"), mlp_name="feed_forward",
+        returns_tuple=True,
+        mixer=Mixer("mamba", "Mixer", packages=("mamba_ssm", "causal_conv1d"), barred=("out_proj",)),
+    ),
+    Family(
         "FalconH1", "falcon_h1", pre_norms=("input_layernorm", "pre_ff_layernorm"), mlp_name="feed_forward",
         factors=_FALCON, returns_tuple=True, mixer=Mixer(
             "mamba", "Mixer", packages=("mamba_ssm", "causal_conv1d"), layer_type="hybrid", barred=("out_proj",),

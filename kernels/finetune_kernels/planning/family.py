@@ -128,7 +128,7 @@ class Family:
     """Fields of the configuration that scale embedding, residual stream, scores or logits. The model applies the
     first, attention's module says the third, and fused layers and the loss apply the others."""
     returns_tuple: bool = False
-    """True if a layer returns a tuple of its output."""
+    """True if a layer returns a tuple of its output and of attention's weights, which nobody asks for."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a row that no layer of ours computes."""

@@ -36,6 +36,7 @@ HYBRIDS: list[tuple[str, dict[str, Any]]] = [
     ("lfm2", {}),
     ("granitemoehybrid", {"num_local_experts": 0}),
     ("nemotron_h", {"layers_block_type": ["linear_attention", "mlp", "linear_attention", "full_attention", "mlp"]}),
+    ("bamba", {}),
     ("falcon_h1", {"mlp_multipliers": [0.8, 1.2], "attention_in_multiplier": 0.9, "ssm_out_multiplier": 0.8}),
 ]
 

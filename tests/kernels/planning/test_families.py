@@ -166,6 +166,7 @@ MUTANTS: list[tuple[str, dict[str, Any], str]] = [
     ("NemotronH", {"block": None}, "layers of type mlp"),
     ("NemotronH", {"mixer": Mixer("mixer", "MLP", packages=())}, "mixer is NemotronHMamba2Mixer, not NemotronHMLP"),
     ("NemotronH", {"norm_offset": 1.0}, "computes something else"),
+    ("Bamba", {"pre_norms": ("pre_ff_layernorm", "input_layernorm")}, "computes something else"),
     ("FalconH1", {"factors": FALCON[:-2]}, "mlp_multipliers = [0.6, 1.3] in the configuration"),
     ("FalconH1", {"factors": FALCON[:-1]}, "ssm_out_multiplier = 0.9 in the configuration"),
     ("Gemma", {"norm_offset": 0.0}, "computes something else"),

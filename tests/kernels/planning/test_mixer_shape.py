@@ -25,9 +25,10 @@ MAMBA: dict[str, Any] = {
     "layer_types": ["full_attention", "linear_attention", "linear_attention"], "num_local_experts": 0,
     "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 32, "mamba_n_groups": 2, "mamba_chunk_size": 64,
 }  # fmt: skip
-FALCON: dict[str, Any] = {name: value for name, value in MAMBA.items() if name.startswith("mamba")} | {
-    "mamba_d_ssm": 128, "mamba_rms_norm": True,
+BAMBA: dict[str, Any] = {
+    "attn_layer_indices": [0], **{name: value for name, value in MAMBA.items() if name.startswith("mamba")},
 }  # fmt: skip
+FALCON: dict[str, Any] = BAMBA | {"mamba_d_ssm": 128, "mamba_rms_norm": True}
 NEMOTRON: dict[str, Any] = {
     "layers_block_type": ["linear_attention", "mlp", "linear_attention"], "mamba_num_heads": 8, "mamba_head_dim": 16,
     "ssm_state_size": 32, "n_groups": 2, "chunk_size": 64,
@@ -37,6 +38,7 @@ CASES = [
     ("lfm2", {"layer_types": ["full_attention", "conv", "conv"]}, (1, 2), "conv"),
     ("granitemoehybrid", MAMBA, (1, 2), "mamba"),
     ("falcon_h1", FALCON, (0, 1, 2), "mamba"),
+    ("bamba", BAMBA, (1, 2), "mamba"),
     ("nemotron_h", NEMOTRON, (0, 2), "mixer"),
 ]
 

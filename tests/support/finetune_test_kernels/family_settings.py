@@ -134,6 +134,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "layers_block_type": [*HYBRID, "mlp", "linear_attention"], "mamba_num_heads": 4, "mamba_head_dim": 32,
         "ssm_state_size": 8, "n_groups": 2, "chunk_size": 4,
     },
+    "bamba": _BIASES | {
+        "attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 8, "mamba_n_groups": 2,
+        "mamba_chunk_size": 4,
+    },
     "falcon_h1": {
         "embedding_multiplier": 1.7, "lm_head_multiplier": 0.6, "attention_in_multiplier": 0.8, "key_multiplier": 0.7,
         "attention_out_multiplier": 1.4, "mlp_multipliers": [0.6, 1.3], "ssm_in_multiplier": 1.2,

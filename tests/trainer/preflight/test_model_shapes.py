@@ -22,6 +22,7 @@ OWN: dict[str, dict[str, Any]] = {
     "qwen3_5_text": {"layer_types": LAYERS},
     "falcon_h1": {"mamba_d_ssm": 512, "mamba_n_heads": 8, "mamba_d_head": 64},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 64},
     "nemotron_h": {
         "layers_block_type": [*LAYERS, "mlp"], "mamba_num_heads": 8, "mamba_head_dim": 64, "ssm_state_size": 16,
         "n_groups": 2,

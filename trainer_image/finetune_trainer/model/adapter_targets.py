@@ -27,8 +27,8 @@ They are barred where our kernels do not know the experts.
 MAMBA_TYPES = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 MAMBA_BARRED = ("out_proj",)
 """Layers of these model types that peft refuses: the Mamba kernels read their weights past the adapter."""
-MAMBA_PAST_PEFT = ("bamba", "zamba2")
-"""Model types of which the same is true, though peft does not refuse them."""
+MAMBA_PAST_PEFT = ("zamba2",)
+"""Model types without a row of ours of which the same is true, though peft does not refuse them."""
 MAMBA_1_TYPES, MAMBA_1_BARRED = ("mamba", "falcon_mamba"), ("x_proj", "dt_proj")
 """Of the first Mamba, kernels and the code in their place read these layers' weights past the adapter as well."""
 TRANSPOSED_TYPES = ("gpt2", "openai-gpt")
