@@ -164,7 +164,6 @@ MUTANTS: list[tuple[str, dict[str, Any], str]] = [
     ("Lfm2", {"activation": None}, "activation None, not silu"),
     ("NemotronH", {"attention_name": "self_attn"}, "NemotronHBlock has no self_attn"),
     ("NemotronH", {"block": None}, "layers of type mlp"),
-    ("NemotronH", {"mixer": Mixer("mixer", "MLP", packages=())}, "mixer is NemotronHMamba2Mixer, not NemotronHMLP"),
     ("NemotronH", {"norm_offset": 1.0}, "computes something else"),
     ("Bamba", {"pre_norms": ("pre_ff_layernorm", "input_layernorm")}, "computes something else"),
     ("FalconH1", {"factors": FALCON[:-2]}, "mlp_multipliers = [0.6, 1.3] in the configuration"),
