@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 
 from finetune_kernels.ops import linear_cross_entropy
-from finetune_kernels.ops.linear_cross_entropy import MAX_BLOCK, _softcap, aligned_logits
+from finetune_kernels.ops.linear_cross_entropy import MAX_BLOCK, _softcap, aligned_columns, aligned_logits
 from finetune_kernels.planning.block_sizes import HEAD_ROWS, VOCABULARY_BLOCK
 from finetune_kernels.primitives.gather_rows import gather_rows
 
@@ -152,6 +152,9 @@ class _Sums:
 
 def _wide_product(p: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
     """Returns p [R, B] times block [B, hidden] in fp32 or fp64: sums over blocks are not rounded to 16 bits between."""
+    middle = aligned_columns(block)
+    if 0 < middle < block.shape[0]:
+        return _wide_product(p[:, :middle], block[:middle]).add_(_wide_product(p[:, middle:], block[middle:]))
     if p.is_cuda and p.dtype.itemsize == 2:
         return torch.ops.aten.mm.dtype(p, block, torch.float32)  # type: ignore[no-any-return]
     wide = torch.promote_types(p.dtype, torch.float32)

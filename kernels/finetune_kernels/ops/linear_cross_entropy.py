@@ -26,8 +26,9 @@ from finetune_kernels.primitives.precision import widen
 MAX_BLOCK = 16_384
 """Logits of a row that a program reads at once."""
 ROW_BYTES = 16
-"""Rows of logits begin at multiples of this, also where the vocabulary is odd: matrix products read and write so many
-bytes at once where they can, and else element by element."""
+"""Rows of logits begin at multiples of this, also where the vocabulary is odd, and large products take columns that
+fill it: cuBLAS reads and writes so many bytes at once where all sizes allow it, and else element by element, at a ninth
+of the speed."""
 
 
 class TrainedRows(NamedTuple):
@@ -121,11 +122,30 @@ def _with_trained(logits: torch.Tensor, hidden: torch.Tensor, trained: TrainedRo
     return logits
 
 
+def aligned_columns(weight: torch.Tensor) -> int:
+    """Number of tokens of W [V, hidden] that one product takes; another takes the few that are left."""
+    return weight.shape[0] - weight.shape[0] % (ROW_BYTES // weight.element_size())
+
+
 def aligned_logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Returns hidden W^T [S, V], whose rows begin at multiples of `ROW_BYTES`: a view of rows that may be longer."""
-    v, step = weight.shape[0], ROW_BYTES // hidden.element_size()
-    padded = hidden.new_empty(hidden.shape[0], triton.cdiv(v, step) * step)
-    return torch.mm(hidden, weight.T, out=padded[:, :v])
+    v, step, middle = weight.shape[0], ROW_BYTES // hidden.element_size(), aligned_columns(weight)
+    logits = hidden.new_empty(hidden.shape[0], triton.cdiv(v, step) * step)[:, :v]
+    for columns in (slice(0, middle), slice(middle, v)):
+        if columns.start < columns.stop:
+            torch.mm(hidden, weight[columns].T, out=logits[:, columns])
+    return logits
+
+
+def _multiply(logits: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+    """Writes logits [S, V] times W to `out` [S, hidden]. The few tokens that are left come first, so that the sum is
+    rounded once."""
+    middle = aligned_columns(weight)
+    if middle < weight.shape[0]:
+        torch.mm(logits[:, middle:], weight[middle:], out=out)
+        out.addmm_(logits[:, :middle], weight[:middle])
+    else:
+        torch.mm(logits, weight, out=out)
 
 
 def forward(
@@ -149,7 +169,7 @@ def forward(
         _losses_and_gradients[(logits.shape[0],)](
             logits, targets[rows], losses[rows], v, logits.stride(0), softcap or 0.0,
             HAS_SOFTCAP=softcap is not None, BLOCK_V=block, num_warps=16)  # fmt: skip
-        torch.mm(logits, weight, out=gradient[rows])
+        _multiply(logits, weight, gradient[rows])
         if trained is not None and of_rows is not None:
             own = logits[:, trained.columns]  # [CHUNK_ROWS, n]
             gradient[rows] += own @ (trained.rows.to(weight.dtype) - weight[trained.columns])
