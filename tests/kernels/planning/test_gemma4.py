@@ -42,6 +42,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16,
     },
 }  # fmt: skip
+SHAPES["everything"] = SHAPES["E2B"] | {
+    "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16,
+}  # fmt: skip
+"""Nobody has published it: experts in layers with inputs of their own and shared keys and values."""
 POLICIES = list(ActivationPolicy)
 
 
