@@ -9,6 +9,8 @@ import torch
 from finetune_kernels.graphs.layer_graphs import EAGER_PASSES, LayerGraphs
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.planning.activation_policy import ActivationPolicy
+from finetune_kernels.planning.families import family_of_type
+from finetune_test_kernels.family_settings import family_model
 from finetune_test_kernels.rerun_recorder import RerunRecorder, Waiting
 from finetune_test_kernels.small_layers import small_model
 
@@ -68,6 +70,28 @@ def test_passes_are_equal_to_the_bit(kind: str, policy: ActivationPolicy) -> Non
         assert one.keys() == other.keys()
         assert [name for name, value in other.items() if not torch.equal(one[name], value)] == [], number
     assert recorder.launches == 2 * LAYERS * (len(DOCUMENTS) - EAGER_PASSES)
+
+
+@pytest.mark.usefixtures("in_pytorch")
+def test_experts_beside_an_mlp_are_recorded() -> None:
+    """Gemma 4 26B-A4B, whose router runs again in backward."""
+    family, recorder = family_of_type("gemma4_text"), RerunRecorder()
+    assert family is not None
+    results = []
+    for graphs in (False, True):
+        model = family_model(
+            family, enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=16,
+            hidden_size_per_layer_input=0,
+        )  # fmt: skip
+        policies = [ActivationPolicy.SAVE_ALL, ActivationPolicy.RECOMPUTE_ALL]
+        layers = FusedLayers(model.get_base_model(), policies, torch.float32, keep_dequantized=True)
+        if graphs:
+            layers.use_graphs(LayerGraphs(lambda: recorder, lambda: True, Waiting()))
+        results.append(passes(model))
+
+    assert recorder.launches == 2 * LAYERS * (len(DOCUMENTS) - EAGER_PASSES)
+    for one, other in zip(*results, strict=True):
+        assert [name for name, value in other.items() if not torch.equal(one[name], value)] == []
 
 
 def test_layers_whose_weights_or_policies_change_are_recorded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
