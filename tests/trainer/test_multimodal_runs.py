@@ -53,14 +53,15 @@ def test_a_checkpoint_trains_on_text_and_stays_whole(
     compare_logits(base, adapter, merged)
 
 
+@pytest.mark.parametrize("gpus", [0, pytest.param(1, marks=pytest.mark.gpu)])
 def test_a_mixture_that_reads_images_merges_its_experts_as_peft_does(
-    tmp_path: Path, texts: list[str], run_config: tiny_runs.Builder, settings: Settings
+    gpus: int, tmp_path: Path, texts: list[str], run_config: tiny_runs.Builder, settings: Settings
 ) -> None:
     """To the bit. Logits say less: rounding sends tokens of this small Gemma 4 to other experts."""
     base = make_multimodal_model("gemma4_moe", tmp_path / "base", texts)
     config = run_config(
         model={"source": f"file://{base}"}, export={"merged": "BF16"}, training={"maxSteps": 2, "learningRate": 2e-2}
-    )
+    ).model_copy(update={"gpus": gpus})
     outcome = run_job(config, settings, ProgressTracker(), StopSignal())
     assert outcome.result is Result.SUCCEEDED, outcome.message
 

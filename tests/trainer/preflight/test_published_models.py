@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_api.gpus import ExpectedGpu
 from finetune_api.run_config import RunConfig
 from finetune_test_models.published.multimodal_models import make_multimodal_model
 from finetune_test_models.published.packed_models import write_fp8, write_mxfp4
@@ -34,6 +35,24 @@ def test_what_is_copied_is_said_with_its_size(
     assert said in Path(written[0]).read_text()
     assert report.coverage is not None
     assert report.coverage.adapted_share == 1.0, "towers are no part of what could train"
+
+
+def test_a_mixture_whose_layers_differ_is_planned_with_fused_layers(
+    run_config: Build, settings: Settings, tmp_path: Path, texts: list[str]
+) -> None:
+    """As Gemma 4 26B-A4B, whose full layers have other numbers of heads than its configuration says for all."""
+    heads = {"attention_k_eq_v": True, "num_global_key_value_heads": 1}
+    folder = make_multimodal_model("gemma4_moe", tmp_path / "base", texts, **heads)
+    card = ExpectedGpu(name="card", memory_bytes=24 << 30, teraflops=200)
+    config = run_config(model={"source": f"file://{folder}"}, export={"merged": "BF16", "gguf": ["F16"]})
+    report, _ = run_preflight(config.model_copy(update={"gpu": card, "gpus": 1}), settings)
+
+    assert report.errors() == ()
+    assert report.coverage is not None
+    assert report.coverage.expert_share > 0.1
+    assert min(report.coverage.adapted_share, report.coverage.quantized_share) > 0.995, "all but the routers"
+    assert report.gpu is not None
+    assert next(row.value for row in report.gpu.plan if row.name == "layers") == "2 save all"
 
 
 def test_the_chat_template_may_lie_beside_the_processor(
