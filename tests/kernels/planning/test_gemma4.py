@@ -20,7 +20,9 @@ from finetune_kernels.planning import families
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.families import family_of_type
 from finetune_kernels.planning.model_shape import ParameterCounts, build_shape
+from finetune_kernels.primitives.adapter_dropout import new_dropout_seed
 from finetune_test_kernels.family_settings import documents_pass, family_model, rows_pass
+from finetune_test_kernels.small_layers import drop_by
 from finetune_test_kernels.tensor_checks import DEVICE, bytes_saved, largest_error
 
 pytestmark = [
@@ -167,6 +169,32 @@ def test_rows_that_say_less_of_the_experts_are_noticed(monkeypatch: pytest.Monke
     }.items():
         monkeypatch.setattr(families, "FAMILIES", (replace(family, mixture=wrong),))
         assert why_not_fused(causal) == reason
+
+
+def dropping_mixture() -> Any:
+    """The mixture whose adapters beside the experts' drop a part of their inputs."""
+    model = gemma4("26B-A4B").train()
+    for module in model.modules():
+        if hasattr(module, "lora_dropout"):
+            module.lora_dropout["default"] = torch.nn.Dropout(0.3)
+    return model
+
+
+def test_dropout_of_the_mlp_beside_experts_has_the_same_masks_in_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = (sum(DOCUMENTS),)
+    model, plain = dropping_mixture(), dropping_mixture()
+    torch.manual_seed(7)
+    drop_by(plain.get_base_model(), [new_dropout_seed(), new_dropout_seed()])
+    whole, layers = documents_pass(plain, one, packed=False), fused(model, ActivationPolicy.SAVE_ALL)
+    for policy in POLICIES:
+        layers.set_policies([policy] * 2)
+        torch.manual_seed(7)
+        assert largest_error(documents_pass(model, one, packed=True), whole) < TOLERANCE, policy
+    monkeypatch.setattr(tiled_mlp, "TILE_ROWS", 4)
+    torch.manual_seed(7)
+    assert largest_error(documents_pass(model, one, packed=True), whole) < TOLERANCE
+    torch.manual_seed(8)
+    assert largest_error(documents_pass(model, one, packed=True), whole) > 0.1, "the control: other masks"
 
 
 def large_mixture(dtype: torch.dtype) -> Any:
