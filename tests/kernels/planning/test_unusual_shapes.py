@@ -70,22 +70,36 @@ def test_gemma_4_as_published_is_planned_from_its_configuration(name: str) -> No
     assert loaded == pytest.approx(2 * sum(part.numel() for part in model.parameters()), rel=1e-4)
 
 
-@pytest.mark.parametrize(("name", "above_mean"), [("E2B", 1.3), ("31B", 1.05), ("26B-A4B", 1.005)])
-def test_streamed_layers_are_planned_each_by_its_own_weights(name: str, above_mean: float) -> None:
+def linears_of(model: Any) -> int:
+    """Parameters of linear layers, without routers, which are modules of their own in other families than Gemma 4."""
+    parts = ((path, part) for path, part in model.named_modules() if isinstance(part, torch.nn.Linear))
+    return sum(part.weight.numel() for path, part in parts if "router" not in path)
+
+
+def experts_of(layer: Any) -> int:
+    found = (value for path, value in layer.named_parameters() if "experts." in path and value.ndim == 3)
+    return sum(value.numel() for value in found)
+
+
+STREAMED: dict[str, tuple[str, dict[str, Any], float]] = {
+    "Gemma 4 E2B": ("gemma4_text", GEMMA4["E2B"], 1.3),
+    "Gemma 4 31B": ("gemma4_text", GEMMA4["31B"], 1.05),
+    "Gemma 4 26B-A4B": ("gemma4_text", GEMMA4_26B, 1.005),
+    "Qwen 3.5": ("qwen3_5_text", {}, 1.005),
+    "GLM 4.5": ("glm4_moe", {"num_hidden_layers": 6}, 1.15),
+}
+"""Model type, settings, and how much larger the largest layer is than the mean one."""
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_streamed_layers_are_planned_each_by_its_own_weights(name: str) -> None:
     """The places on the GPU take the largest layer. Of E2B, the first 15 layers are smaller than the other 20."""
-    config = CONFIG_MAPPING["gemma4_text"](**GEMMA4.get(name, GEMMA4_26B))
+    model_type, settings, above_mean = STREAMED[name]
+    config = CONFIG_MAPPING[model_type](**settings)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    layers = [
-        sum(value.numel() for path, value in layer.named_parameters() if value.ndim > 1 and "router" not in path)
-        for layer in model.model.layers
-    ]
-    linears = [
-        part.weight.numel()
-        for path, part in model.named_modules()
-        if isinstance(part, torch.nn.Linear) and path != "lm_head" and "router" not in path
-    ]
-    counts = ParameterCounts(sum(linears), 1, quantized=True, movable_bytes=0)
+    layers = [linears_of(layer) + experts_of(layer) for layer in model.model.layers]
+    counts = ParameterCounts(linears_of(model.model), 1, quantized=True, movable_bytes=0)
     shape = let_stream(build_shape(config, counts), double_quantized=True)
 
     nf4 = [count * (1 / 2 + 1 / 64 + 4 / 64 / 256) for count in layers]
