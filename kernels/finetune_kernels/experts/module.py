@@ -69,12 +69,12 @@ class StackedExperts(nn.Module):
         return self.gate_up.parameters_count + self.down.parameters_count
 
     def add_adapters(self, parts: list[str], rank: int, scale: float) -> None:
-        """Adds adapters on `parts`: gate, up, gate_up (one for both), down."""
-        experts, double, hidden = self.gate_up.shape
+        """Adds adapters on `parts`: gate, up, gate_up (one for both), down; without a gate up and down."""
+        experts, whole, hidden = self.gate_up.shape
         shapes = {
-            GATE: (experts, double // 2, hidden),
-            UP: (experts, double // 2, hidden),
-            GATE_UP: (experts, double, hidden),
+            GATE: (experts, self._wide, hidden),
+            UP: (experts, self._wide, hidden),
+            GATE_UP: (experts, whole, hidden),
             DOWN: self.down.shape,
         }
         if self.activation.interleaved and {GATE, UP} & set(parts):
@@ -82,9 +82,14 @@ class StackedExperts(nn.Module):
         for part in parts:
             self.adapters[part] = ExpertLora(shapes[part], rank, scale, self.gate_up.device)
 
+    @property
+    def _wide(self) -> int:
+        """Outputs of an expert's up projection."""
+        return self.gate_up.shape[1] // (1 + self.activation.is_gated)
+
     def _outputs(self, part: str) -> slice:
-        half = self.gate_up.shape[1] // 2
-        return {GATE: slice(0, half), UP: slice(half, 2 * half)}.get(part, slice(None))
+        places = {GATE: slice(0, self._wide), UP: slice(self._wide, None)} if self.activation.is_gated else {}
+        return places.get(part, slice(None))
 
     def _projection(self, weight: StackedWeight, parts: list[str]) -> Projection:
         loras: list[Any] = [self.adapters[part] for part in parts]

@@ -4,9 +4,9 @@ Only families with a row are replaced, and only modules that fit their row: shap
 between the products are compared, never guessed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers.integrations.moe import _default_apply_gate
@@ -14,12 +14,12 @@ from transformers.integrations.moe import _default_apply_gate
 from finetune_kernels.experts.module import StackedExperts
 from finetune_kernels.experts.stacked_weight import StackedWeight
 from finetune_kernels.ops.expert_mlp import Activation
-from finetune_kernels.planning.expert_families import ExpertFamily, expert_family_of_type
+from finetune_kernels.planning.expert_families import EXPERT_FAMILIES, ExpertFamily, expert_family_of_type
 from finetune_kernels.planning.fused_support import ACTIVATIONS
 
-WEIGHTS = ("gate_up_proj", "down_proj")
-"""Parameters of the experts that are matrices."""
-_FLAGS = {"is_concatenated": True, "is_transposed": False, "has_bias": False, "has_gate": True}
+WEIGHTS = frozenset(name for family in EXPERT_FAMILIES for name in family.weights)
+"""Parameters of experts that are matrices, in whatever family."""
+_FLAGS = {"is_concatenated": True, "is_transposed": False, "has_bias": False}
 
 
 def why_not_replaced(causal: Any) -> str | None:
@@ -48,7 +48,7 @@ def replace_experts(causal: Any) -> int:
             StackedWeight.of_parameter(
                 getattr(module, name), getattr(module, f"{name}_bias", None), is_transposed=family.is_transposed
             )
-            for name in WEIGHTS
+            for name in family.weights
         )
         experts = StackedExperts(gate_up, down, _activation(module, family, config), scales_input=family.scales_input)
         setattr(parent, path.rpartition(".")[2], experts)
@@ -79,7 +79,7 @@ def _why_not(module: Any, family: ExpertFamily, config: Any) -> str | None:
 
     expected = _FLAGS | {
         "is_concatenated": not family.is_interleaved, "is_transposed": family.is_transposed,
-        "has_bias": family.has_bias, "has_post_expert_norm": False,
+        "has_bias": family.has_bias, "has_gate": family.is_gated, "has_post_expert_norm": False,
     }  # fmt: skip
     # Llama 4's are no module of transformers' common make, and have no flags.
     if not family.scales_input:
@@ -88,21 +88,26 @@ def _why_not(module: Any, family: ExpertFamily, config: Any) -> str | None:
                 return f"{flag} of {kind} is {getattr(module, flag, None)}, not {value}"
 
     if family.activation != "clamped":
-        name = _activation_name(family, config)
-        if name not in ACTIVATIONS:
-            return f"activation {name}, not {' or '.join(ACTIVATIONS)}"
-        if not family.scales_input and type(module)._apply_gate is not _default_apply_gate:
+        name, known = _activation_name(family, config), _known_activations(family)
+        if name not in known:
+            return f"activation {name}, not {' or '.join(known)}"
+        if family.is_gated and not family.scales_input and type(module)._apply_gate is not _default_apply_gate:
             return f"{kind} has a gate of its own"
 
     names = {name for name, _ in module.named_parameters(recurse=False)}
-    wanted = set(WEIGHTS) | ({f"{name}_bias" for name in WEIGHTS} if family.has_bias else set())
+    wanted = set(family.weights) | ({f"{name}_bias" for name in family.weights} if family.has_bias else set())
     return None if names == wanted else f"{kind} has the parameters {', '.join(sorted(names))}"
 
 
 def _activation(module: Any, family: ExpertFamily, config: Any) -> Activation:
     if family.activation == "clamped":
         return Activation("clamped", family.is_interleaved, float(module.alpha), float(module.limit))
-    return Activation(ACTIVATIONS[_activation_name(family, config)], family.is_interleaved)
+    return Activation(_known_activations(family)[_activation_name(family, config)], family.is_interleaved)
+
+
+def _known_activations(family: ExpertFamily) -> Mapping[str, Literal["silu", "gelu_tanh", "relu2"]]:
+    """transformers' names of the activations that the kernels know in such experts -> ours."""
+    return ACTIVATIONS if family.is_gated else {"relu2": "relu2"}
 
 
 def _activation_name(family: ExpertFamily, config: Any) -> str:

@@ -72,7 +72,8 @@ class _Builder(MlpBuilder):
     def layer(self, index: int, layer: Any, policy: ActivationPolicy) -> DecoderLayer | OneBlockLayer:
         """Builds one layer."""
         if self.family.block is not None:
-            block = self.second_block(layer) if self.family.block == "mlp" else self._first_block(index, layer)
+            is_second = self.family.block in ("mlp", "experts")
+            block = self.second_block(layer) if is_second else self._first_block(index, layer)
             assert not isinstance(block, MlpBesideExperts)  # such a row is refused
             return OneBlockLayer(index, block, policy, self.host)
         return DecoderLayer(

@@ -1,4 +1,5 @@
-"""A decoder layer of one block, with LoRA, as one autograd function: attention, a module of transformers, or an MLP.
+"""A decoder layer of one block, with LoRA, as one autograd function: attention, a module of transformers, an MLP or
+experts.
 
     y = x + block(norm(x))
 

@@ -1,4 +1,4 @@
-"""A mixture of gated MLPs over frozen weights, with a low-rank adapter for each expert.
+"""A mixture of MLPs over frozen weights, with a gate or without, with a low-rank adapter for each expert.
 
     out[t] = sum over the k experts e of token t of  w[t, e] (D_e act(G_e x[t] + bias) + bias)
     G_e = W_e + s B_e A_e,   D_e likewise;     act: see `Activation`
@@ -20,21 +20,27 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.nn import functional
 
-from finetune_kernels.ops import adapted_activation, gated_activation
+from finetune_kernels.ops import adapted_activation, gated_activation, plain_activation
+from finetune_kernels.ops.plain_activation import PlainKind
 from finetune_kernels.primitives.expert_projection import ExpertAdapter, Projection, Rows
 from finetune_kernels.primitives.grouped import token_sums
 
 
 @dataclass(frozen=True)
 class Activation:
-    """The function between the products, of gate and up as they lie in a row of 2 F."""
+    """The function between the products, of gate and up as they lie in a row of 2 F, or of up alone."""
 
-    kind: Literal["silu", "gelu_tanh", "clamped"]
-    """`clamped` is gpt-oss's: (u + 1) g sigmoid(alpha g), g at most and u within the limit."""
+    kind: Literal["silu", "gelu_tanh", "clamped", "relu2"]
+    """`clamped` is gpt-oss's: (u + 1) g sigmoid(alpha g), g at most and u within the limit; `relu2` has no gate."""
     interleaved: bool = False
     """True if gate and up alternate; else gate's half comes first."""
     alpha: float = 1.0
     limit: float = float("inf")
+
+    @property
+    def is_gated(self) -> bool:
+        """True if a gate stands beside up."""
+        return self.kind != "relu2"
 
     def halves(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """y [S, 2 F] -> gate and up [S, F] each."""
@@ -45,6 +51,8 @@ class Activation:
 
     def reference(self, y: torch.Tensor) -> torch.Tensor:
         """y [S, 2 F] -> [S, F] by the formula, for autograd."""
+        if self.kind == "relu2":
+            return functional.relu(y).square()
         gate, up = self.halves(y)
         if self.kind != "clamped":
             return gated_activation.reference(gate, up, self.kind).to(y.dtype)
@@ -53,18 +61,22 @@ class Activation:
 
     def forward(self, y: torch.Tensor) -> torch.Tensor:
         """y [S, 2 F] -> [S, F]: by the kernel where there is one, else by the formula."""
-        if y.is_cuda and self.kind != "clamped" and not self.interleaved:
-            return adapted_activation.forward(y, self.kind, (None, None))
-        return self.reference(y)
+        if not y.is_cuda or self.kind == "clamped" or self.interleaved:
+            return self.reference(y)
+        if self.kind == "relu2":
+            return plain_activation.forward(y, PlainKind(self.kind), None)
+        return adapted_activation.forward(y, self.kind, (None, None))
 
     def backward(self, d_act: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Returns the gradient of y [S, 2 F]; may overwrite `d_act` [S, F]."""
-        if y.is_cuda and self.kind != "clamped" and not self.interleaved:
-            return adapted_activation.backward(d_act, y, self.kind, (None, None), None)
-        with torch.enable_grad():
-            leaf = y.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.reference(leaf), leaf, d_act)
-        return gradient
+        if not y.is_cuda or self.kind == "clamped" or self.interleaved:
+            with torch.enable_grad():
+                leaf = y.detach().requires_grad_()
+                (gradient,) = torch.autograd.grad(self.reference(leaf), leaf, d_act)
+            return gradient
+        if self.kind == "relu2":
+            return plain_activation.backward(d_act, y, PlainKind(self.kind), None, None)
+        return adapted_activation.backward(d_act, y, self.kind, (None, None), None)
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,15 @@ class ExpertFamily:
     """True if the tensors are [experts, in, out]."""
     has_bias: bool = False
     """True if both projections have a bias for each expert."""
+    is_gated: bool = True
+    """False if experts have an up projection alone (Nemotron H)."""
     scales_input: bool = False
     """True if the router's weights multiply the experts' input (Llama 4), whose whole block is replaced then."""
+
+    @property
+    def weights(self) -> tuple[str, str]:
+        """Parameters of the experts that are matrices: gate and up in one, or up, and down."""
+        return ("gate_up_proj" if self.is_gated else "up_proj"), "down_proj"
 
     @property
     def experts(self) -> str:
@@ -73,6 +80,7 @@ EXPERT_FAMILIES = (
     ExpertFamily("HunYuanMoEV1", "hunyuan_v1_moe", router="Gate"),
     ExpertFamily("Lfm2Moe", "lfm2_moe", activation_field=None, activation="silu", block_bias="expert_bias"),
     ExpertFamily("Mellum", "mellum"),
+    ExpertFamily("NemotronH", "nemotron_h", router=_LATER, activation_field="mlp_hidden_act", is_gated=False),
     ExpertFamily("MiniMaxM2", "minimax_m2", block_bias="e_score_correction_bias"),
     ExpertFamily("Phimoe", "phimoe"),
     ExpertFamily("SolarOpen", "solar_open", router=_LATER),

@@ -134,6 +134,7 @@ FAMILIES = (
         "NemotronH", "nemotron_h", block="any", pre_norms=("norm",), attention_name="mixer", mlp_name="mixer",
         mlp_inputs=("up_proj",), gated=False, activation_field="mlp_hidden_act",
         mixer=Mixer("mixer", "Mamba2Mixer", packages=("mamba_ssm", "causal_conv1d"), barred=("out_proj",)),
+        mixture=Mixture("mixer", "MoE", router="mixer.gate", shared="mixer.shared_experts", shared_gate=None),
     ),
     Family(
         "Bamba", "bamba", pre_norms=("input_layernorm", "pre_ff_layernorm"), mlp_name="feed_forward",

@@ -45,6 +45,7 @@ in its row must not have it: a small model of such a family hides it, as their d
 OTHER_NUMBERS = {
     "clip_qkv": "bounds of q, k and v",
     "router_jitter_noise": "noise before the router while it trains",
+    "moe_latent_size": "a projection around the experts",
 }
 """Fields of configurations that change what a layer computes and that no row knows -> what they are."""
 DROPOUTS = ("attention_dropout", "residual_dropout", "resid_pdrop", "hidden_dropout")
@@ -56,10 +57,6 @@ REASONS = {
     "gemma3n_text": "layers of Gemma 3n have inputs of their own and several residual streams",
 }
 """`model_type` of families that were looked at and left -> why."""
-EXPERT_REASONS = {
-    "nemotron_h": "experts of Nemotron H have no gate, and the kernels' have; models without experts have fused layers",
-}
-"""The same of families whose layers are fused if none has experts."""
 
 
 PLAIN_ATTENTION = frozenset({
@@ -126,7 +123,7 @@ def _why_not_layers(config: Any, family: Family) -> str | None:
         return reason
     types = set(getattr(config, "layer_types", None) or ())
     others = set() if family.mixer is None else {family.mixer.layer_type}
-    others |= set() if family.block is None else {"mlp"}
+    others |= set() if family.block is None else {"mlp", "moe"}
     strange = sorted(types - {"full_attention", "sliding_attention", "attention"} - others)
     if strange:
         return f"layers of type {strange[0]}"
@@ -142,7 +139,7 @@ def _why_not_experts(config: Any, family: Family) -> str | None:
     if not experts or (dense is not None and len(dense.layers) == config.num_hidden_layers):
         return None
     if family.mixture is None:
-        return EXPERT_REASONS.get(family.model_type, f"{experts} experts a layer")
+        return f"{experts} experts a layer"
     if getattr(config, "output_router_logits", False):
         return "output_router_logits in the configuration: the load-balancing loss reads what fused layers do not keep"
     return None

@@ -101,7 +101,7 @@ class ModelShape:
     def in_layer(self, sizes: LayerSizes) -> "ModelShape":
         """The same with the sizes of one layer, as far as that layer is concerned."""
         return replace(
-            self, sizes=(), key_value_heads=sizes.key_value_heads, head_size=sizes.head_size,
+            self, sizes=(), dense=None, key_value_heads=sizes.key_value_heads, head_size=sizes.head_size,
             feed_forward=sizes.feed_forward, projections=sizes.projections, stores_keys=sizes.sharing == "stores",
             one_block=sizes.block is not None, heads=self.heads if sizes.block in (None, "attention") else 0,
             mixers=self.mixers if sizes.block in (None, "mixer") else None,
@@ -196,7 +196,7 @@ class ModelShape:
         down = 2.0 * self.hidden * self.feed_forward
         gate_up = self.wide_inputs * down
         narrow = 0.0 if self.experts is None else 2.0 * self.hidden * self.experts.chosen * self.experts.wide
-        down, gate_up = down + narrow, gate_up + 2 * narrow
+        down, gate_up = down + narrow, gate_up + (0 if self.experts is None else self.experts.wide_inputs) * narrow
         if mixer and self.mixers is not None:
             again = 2.0 * self.mixers.parameters
             if self.mixers.beside_attention:

@@ -246,7 +246,7 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any], str | None]] = [
     ("lfm2_moe", {"use_expert_bias": False, "num_dense_layers": 0}, None),
     ("qwen3_5_moe_text", {"output_router_logits": True}, "output_router_logits in the configuration: the load-"),
     ("nemotron_h", {"layers_block_type": ["mlp", "full_attention"], "mlp_bias": True, "use_bias": True}, None),
-    ("nemotron_h", {"layers_block_type": ["mlp", "moe"]}, "experts of Nemotron H have no gate, and the kernels'"),
+    ("nemotron_h", {"moe_latent_size": 16}, "moe_latent_size = 16 in the configuration: a projection around"),
     ("falcon_h1", {"mamba_rms_norm": False}, None),
     ("falcon_h1", {"attention_bias": True}, "attention_bias in the configuration: biases beside factors"),
     ("lfm2", {"block_auto_adjust_ff_dim": True, "block_multiple_of": 8}, None),

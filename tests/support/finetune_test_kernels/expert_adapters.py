@@ -15,7 +15,9 @@ RANK, SCALE = 4, 2.0
 
 def parts_of(family: ExpertFamily) -> list[str]:
     """The parts of the family's experts that get an adapter."""
-    return ["gate_up", "down"] if family.is_interleaved else ["gate", "up", "down"]
+    if family.is_interleaved:
+        return ["gate_up", "down"]
+    return ["gate", "up", "down"] if family.is_gated else ["up", "down"]
 
 
 def adapt(model: Any, family: ExpertFamily) -> dict[str, torch.Tensor]:
@@ -42,8 +44,7 @@ def by_hand(
     """Logits of transformers' own model, whose experts' weights are W + s B A, for its `inputs`."""
     changed = {}
     for path, module in expert_modules(model):
-        half = module.gate_up_proj.shape[1 if not family.is_transposed else 2] // 2
-        for weight in ("gate_up_proj", "down_proj"):
+        for weight in family.weights:
             whole = getattr(module, weight).detach()
             whole = whole.transpose(1, 2) if family.is_transposed else whole
             for part in parts_of(family):
@@ -51,10 +52,10 @@ def by_hand(
                     continue
                 a, b = (factors[f"{path}.adapters.{part}.lora_{side}.default.weight"] for side in "AB")
                 change = SCALE * b @ a
-                if part in ("gate", "up"):
+                if part in ("gate", "up") and family.is_gated:
                     nothing = torch.zeros_like(change)
                     change = torch.cat([change, nothing] if part == "gate" else [nothing, change], dim=1)
-                    assert change.shape[1] == 2 * half
+                assert change.shape == whole.shape or not family.is_gated
                 whole = whole + change.to(whole.dtype)
             changed[f"{path}.{weight}"] = whole.transpose(1, 2) if family.is_transposed else whole
     logits: torch.Tensor = functional_call(model, changed, (), inputs).logits

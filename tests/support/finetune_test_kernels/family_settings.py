@@ -130,9 +130,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "qwen3_next": _DELTA_NET | {"mlp_only_layers": [0, 1], "num_experts": 4},
     "qwen3_5_moe_text": _DELTA_NET | _EXPERTS | {"shared_expert_intermediate_size": 24},
     "lfm2_moe": _EXPERTS | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1, "norm_eps": 1e-3},
-    "nemotron_h": {
-        "layers_block_type": [*HYBRID, "mlp", "linear_attention"], "mamba_num_heads": 4, "mamba_head_dim": 32,
-        "ssm_state_size": 8, "n_groups": 2, "chunk_size": 4,
+    "nemotron_h": _ROUTED_EXPERTS | {
+        "layers_block_type": [*HYBRID, "mlp", "moe"], "mamba_num_heads": 4, "mamba_head_dim": 32, "n_groups": 2,
+        "ssm_state_size": 8, "chunk_size": 4, "moe_shared_expert_intermediate_size": 24,
     },
     "bamba": _BIASES | {
         "attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 8, "mamba_n_groups": 2,
@@ -185,7 +185,9 @@ def family_model(family: Family, seed: int = 0, **changes: Any) -> Any:
         warnings.simplefilter("ignore", RuntimeWarning)  # peft expects Qwen3-Next to have experts
         model: Any = get_peft_model(base, LoraConfig(r=2, lora_alpha=3, target_modules=sorted(targets)))
     for _, experts in stacked_experts(model):
-        gate_and_up = ["gate_up"] if experts.activation.interleaved else ["gate", "up"]
+        gate_and_up = (
+            ["gate_up"] if experts.activation.interleaved else ["gate", "up"][-1 - experts.activation.is_gated :]
+        )
         experts.add_adapters([*gate_and_up, "down"], rank=2, scale=1.5)
         for name, weight in experts.named_buffers():
             torch.nn.init.normal_(weight, std=0.25 if "weight" in name else 0.0)

@@ -22,7 +22,7 @@ LAYER = re.compile(r"\blayers\.(\d+)\.")
 
 PARTS = ("gate", "up", "down")
 STACKED_PARTS = ("gate_up", "down")
-_EACH_LEAVES = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
+_EACH_LEAVES = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), ("up_proj", "down_proj"))
 _STACK_LEAVES = (("gate_up_proj", "down_proj"), ("input_linear.weight", "output_linear.weight"))
 COMMON = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj", "gate_up": "gate_up_proj"}
 """Name of each part that everybody writes, whatever the files call it."""
@@ -35,18 +35,18 @@ class StoredExperts:
     block: str
     """What their tensors' names begin with, such as model.layers.0.mlp.experts."""
     leaves: tuple[str, ...]
-    """Names of gate, up and down, or of gate and up together and down."""
+    """Names of gate, up and down, of gate and up together and down, or of up and down alone."""
     experts: int
 
     @property
     def is_stacked(self) -> bool:
         """True if a tensor holds all experts."""
-        return len(self.leaves) == len(STACKED_PARTS)
+        return self.leaves in _STACK_LEAVES
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts that can have an adapter, in the order of `leaves`."""
-        return STACKED_PARTS if self.is_stacked else PARTS
+        return STACKED_PARTS if self.is_stacked else PARTS[-len(self.leaves) :]
 
     def leaf(self, part: str) -> str:
         """The files' name of a part."""

@@ -79,7 +79,7 @@ def _weights_of(path: str, experts: StackedExperts) -> Iterator[LayerWeight]:
     for part in parts:
         weight = experts.down if part == "down" else experts.gate_up
         count, rows, columns = weight.shape
-        rows = rows // 2 if part in ("gate", "up") else rows
+        rows = rows // 2 if part in ("gate", "up") and experts.activation.is_gated else rows
         yield LayerWeight(
             f"{path}.{part}", count * rows * columns, (count, rows, columns), is_linear=False, is_stacked=False,
             is_quantized=weight.is_quantized, expert_part=part,

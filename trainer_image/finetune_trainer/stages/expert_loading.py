@@ -18,7 +18,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
-from finetune_kernels.experts.replacing import WEIGHTS, replace_experts, stacked_experts, why_not_replaced
+from finetune_kernels.experts.replacing import replace_experts, stacked_experts, why_not_replaced
 from finetune_kernels.experts.routers import keep_routers_in_fp32, router_paths
 from finetune_kernels.planning.expert_families import ExpertFamily, expert_family_of_type
 from finetune_kernels.primitives.nf4_stack import Nf4Stack
@@ -96,7 +96,7 @@ class _Quantize(ConversionOps):
 def is_expert_matrix(model: Any, name: str) -> bool:
     """True for a parameter of transformers' experts that is a stack of matrices, in a family that the kernels know."""
     family, (path, _, last) = _family(model), name.rpartition(".")
-    return family is not None and last in WEIGHTS and type(model.get_submodule(path)).__name__ == family.experts
+    return family is not None and last in family.weights and type(model.get_submodule(path)).__name__ == family.experts
 
 
 def adopt_experts(model: Any, headers: Sequence[TensorHeader]) -> None:

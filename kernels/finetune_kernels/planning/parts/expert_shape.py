@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_kernels.planning.activation_policy import ActivationPolicy
+from finetune_kernels.planning.expert_families import expert_family_of_type
 
 BYTES = 2
 """Bytes of one element in 16 bits."""
@@ -13,7 +14,7 @@ ROUTE_BYTES = 4 + 3 * 8
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _CHOSEN = ("num_experts_per_tok", "moe_k", "top_k_experts")
 _WIDTHS = ("moe_intermediate_size", "intermediate_size")
-_SHARED = ("shared_expert_intermediate_size", "shared_intermediate_size")
+_SHARED = ("shared_expert_intermediate_size", "shared_intermediate_size", "moe_shared_expert_intermediate_size")
 _SHARED_EXPERTS = ("n_shared_experts", "moe_num_shared_experts", "num_shared_experts", "num_shared_expert")
 _FIRST_DENSE = ("first_k_dense_replace", "num_dense_layers")
 
@@ -32,31 +33,33 @@ class ExpertShape:
     """Elements of the shared experts' gate; 0 if there are none."""
     quantized: bool
     """True if the experts are in NF4 and decoded where they are used."""
+    wide_inputs: int = 2
+    """Projections that widen their input: gate and up, or up."""
 
     @property
     def saved_elements(self) -> int:
         """Elements of a token and layer that stay until backward: gate and up of its experts, and their input."""
-        return self.chosen * 2 * self.wide + self.hidden
+        return self.chosen * self.wide_inputs * self.wide + self.hidden
 
     @property
     def fused_bytes(self) -> int:
         """Bytes of a token and layer that a fused layer saves of its experts: gate and up, and the way to them."""
-        return self.chosen * (2 * self.wide * BYTES + ROUTE_BYTES)
+        return self.chosen * (self.wide_inputs * self.wide * BYTES + ROUTE_BYTES)
 
     @property
     def gate_up_parameters(self) -> int:
         """Parameters of gate and up of all experts of a layer."""
-        return self.experts * 2 * self.wide * self.hidden
+        return self.experts * self.wide_inputs * self.wide * self.hidden
 
     @property
     def parameters(self) -> int:
         """Parameters of all experts of a layer."""
-        return self.experts * 3 * self.wide * self.hidden
+        return self.experts * (self.wide_inputs + 1) * self.wide * self.hidden
 
     @property
     def active_parameters(self) -> int:
         """Parameters of a token's experts in one layer."""
-        return self.chosen * 3 * self.wide * self.hidden
+        return self.chosen * (self.wide_inputs + 1) * self.wide * self.hidden
 
     def decoded(self, policies: Sequence[ActivationPolicy], *, normed: bool) -> int:
         """Weights that layers with these policies decode in a pass: twice, and once more what backward makes again:
@@ -75,7 +78,7 @@ class ExpertShape:
         one tile of `tokens` after the other."""
         rows = tokens * self.chosen
         # gate and up, their gradient, an activation; rows going in, their gradient, the same by token
-        elements = rows * (5 * self.wide + 3 * self.hidden)
+        elements = rows * ((2 * self.wide_inputs + 1) * self.wide + 3 * self.hidden)
         decoded = (self.parameters if keeps else self.gate_up_parameters) if self.quantized else 0
         return (elements + decoded) * BYTES
 
@@ -99,7 +102,9 @@ def expert_shape(config: Any, *, quantized: bool) -> ExpertShape | None:
     # Gemma 4's MLP is beside the experts, not in their place.
     beside = config.intermediate_size if getattr(config, "enable_moe_block", False) else 0
     shared = beside or _first(config, _SHARED) or wide * _shared_experts(config)
-    return ExpertShape(experts, chosen, config.hidden_size, wide, shared, quantized)
+    family = expert_family_of_type(config.model_type)
+    gated = family is None or family.is_gated
+    return ExpertShape(experts, chosen, config.hidden_size, wide, shared, quantized, 1 + gated)
 
 
 def chosen_experts(config: Any) -> int:
@@ -110,20 +115,23 @@ def chosen_experts(config: Any) -> int:
 def experts_a_layer(config: Any) -> int:
     """Experts of a layer, shared ones left out; 0 if a configuration names none, or has no layer with them (Gemma 4,
     Nemotron H)."""
-    if getattr(config, "model_type", None) == "nemotron_h" and "moe" not in config.layer_types:
+    if _has_one_block(config) and "moe" not in config.layer_types:
         return 0
     return _first(config, _EXPERTS) if getattr(config, "enable_moe_block", True) else 0
 
 
 def dense_layers(config: Any) -> DenseLayers | None:
-    """The layers of a mixture's configuration that have an MLP; None if all have experts, or if there are none."""
+    """The layers of a mixture's configuration that have an MLP, or no experts; None if all have experts, or if there
+    are none."""
     layers = tuple(index for index in range(config.num_hidden_layers) if _is_dense(config, index))
     width = getattr(config, "intermediate_size", None)
     return DenseLayers(layers, width) if layers and experts_a_layer(config) and isinstance(width, int) else None
 
 
 def _is_dense(config: Any, index: int) -> bool:
-    """True if a layer has an MLP, by whichever fields its family says it with."""
+    """True if a layer has no experts, by whichever fields its family says it with."""
+    if _has_one_block(config):
+        return bool(config.layer_types[index] != "moe")
     if kinds := getattr(config, "mlp_layer_types", None):
         return bool(kinds[index] == "dense")
 
@@ -135,6 +143,11 @@ def _is_dense(config: Any, index: int) -> bool:
     # All but every n-th between two (ERNIE).
     first, last = (getattr(config, f"moe_layer_{name}_index", index) for name in ("start", "end"))
     return not first <= index <= last or (index + 1) % getattr(config, "moe_layer_interval", 1) > 0
+
+
+def _has_one_block(config: Any) -> bool:
+    """True if each layer is what its type says: attention, Mamba, an MLP or experts."""
+    return getattr(config, "model_type", None) == "nemotron_h"
 
 
 def _shared_experts(config: Any) -> int:

@@ -69,14 +69,19 @@ def _with_one_block(config: Any, layer_type: str) -> LayerSizes:
         return none._replace(feed_forward=config.intermediate_size, block="mlp")
     if layer_type == "full_attention":
         return none._replace(key_value_heads=config.num_key_value_heads, head_size=config.head_dim, block="attention")
-    return none._replace(block="experts" if layer_type == "moe" else "mixer")
+    if layer_type == "moe":
+        return none._replace(feed_forward=config.moe_shared_expert_intermediate_size, block="experts")
+    return none._replace(block="mixer")
 
 
 def row_of_layer(family: Family, sizes: LayerSizes | None) -> Family:
     """Returns the family's row without what a layer of these sizes lacks: norms and projections of k and v, or all
     blocks but one."""
     if sizes is not None and sizes.block is not None:
-        return replace(family, block=sizes.block, mixer=family.mixer if sizes.block == "mixer" else None)
+        mixer = family.mixer if sizes.block == "mixer" else None
+        return replace(
+            family, block=sizes.block, mixer=mixer, mixture=family.mixture if sizes.block == "experts" else None
+        )
     if sizes is None or sizes.projections == len(family.attention_inputs) - 1:
         return family
     inputs = family.attention_inputs[: 1 + sizes.projections]

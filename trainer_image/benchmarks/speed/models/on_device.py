@@ -34,7 +34,7 @@ def load(folder: Path, device: str = "cuda", precision: Precision = Precision.BF
     model = on_meta(config)
 
     for path, module in expert_modules(model):
-        for name in WEIGHTS:
+        for name in WEIGHTS & dict(module.named_parameters()).keys():
             getattr(module, name).nf4_stack = _random_stack(model, getattr(module, name), device)
             if (bias := getattr(module, f"{name}_bias", None)) is not None:
                 setattr(module, f"{name}_bias", nn.Parameter(draw(path, bias, device), requires_grad=False))
