@@ -55,7 +55,7 @@ def by_hand(
                 if part in ("gate", "up") and family.is_gated:
                     nothing = torch.zeros_like(change)
                     change = torch.cat([change, nothing] if part == "gate" else [nothing, change], dim=1)
-                assert change.shape == whole.shape or not family.is_gated
+                assert change.shape == whole.shape
                 whole = whole + change.to(whole.dtype)
             changed[f"{path}.{weight}"] = whole.transpose(1, 2) if family.is_transposed else whole
     logits: torch.Tensor = functional_call(model, changed, (), inputs).logits

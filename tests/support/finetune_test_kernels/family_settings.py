@@ -13,10 +13,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from finetune_kernels.experts.replacing import replace_experts, stacked_experts
 from finetune_kernels.experts.routers import keep_routers_in_fp32
+from finetune_kernels.planning.expert_families import expert_family_of_type
 from finetune_kernels.planning.families import FAMILIES
 from finetune_kernels.planning.family import Family
 from finetune_kernels.planning.fused_support import REASONS
-from finetune_test_kernels.expert_adapters import draw_router_biases
+from finetune_test_kernels.expert_adapters import draw_router_biases, parts_of
 from finetune_test_kernels.small_layers import CENTERED
 from finetune_test_kernels.tensor_checks import DEVICE, normal
 from finetune_trainer.stages.expert_injection import peft_without_experts
@@ -184,11 +185,9 @@ def family_model(family: Family, seed: int = 0, **changes: Any) -> Any:
     with warnings.catch_warnings(), peft_without_experts(has_ours=has_experts):
         warnings.simplefilter("ignore", RuntimeWarning)  # peft expects Qwen3-Next to have experts
         model: Any = get_peft_model(base, LoraConfig(r=2, lora_alpha=3, target_modules=sorted(targets)))
-    for _, experts in stacked_experts(model):
-        gate_and_up = (
-            ["gate_up"] if experts.activation.interleaved else ["gate", "up"][-1 - experts.activation.is_gated :]
-        )
-        experts.add_adapters([*gate_and_up, "down"], rank=2, scale=1.5)
+    known = expert_family_of_type(family.model_type)
+    for _, experts in stacked_experts(model) if known else ():
+        experts.add_adapters(parts_of(known), rank=2, scale=1.5)
         for name, weight in experts.named_buffers():
             torch.nn.init.normal_(weight, std=0.25 if "weight" in name else 0.0)
 
