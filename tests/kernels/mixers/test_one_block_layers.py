@@ -1,5 +1,5 @@
-"""Layers of one block (Nemotron H): attention, Mamba or an MLP. Fused, they compute what transformers computes, in any
-order, under every policy and in tiles; they save what the memory plan counts."""
+"""Layers of one block (Nemotron H): attention, Mamba, an MLP or experts. Fused, they compute what transformers does, in
+any order, under every policy and in tiles; they save what the memory plan counts."""
 
 from functools import cache
 from typing import Any
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from finetune_kernels.experts.replacing import stacked_experts
 from finetune_kernels.graphs.layer_graphs import LayerGraphs
 from finetune_kernels.layers import one_block_layer
 from finetune_kernels.layers.blocks import tiled_mlp
@@ -28,8 +29,12 @@ pytestmark = [
 ]
 TOLERANCE = 2e-4  # fp32, as in test_families.py
 DOCUMENTS = (7, 2, 5)
-MAMBA, ATTENTION, MLP = "linear_attention", "full_attention", "mlp"
-ORDERS = {"published": (MAMBA, MLP, MAMBA, ATTENTION, MLP), "MLP first": (MLP, ATTENTION, MAMBA, MLP)}
+MAMBA, ATTENTION, MLP, EXPERTS = "linear_attention", "full_attention", "mlp", "moe"
+ORDERS = {
+    "published": (MAMBA, MLP, MAMBA, ATTENTION, MLP),
+    "MLP first": (MLP, ATTENTION, MAMBA, MLP),
+    "with experts": (EXPERTS, MAMBA, EXPERTS, ATTENTION, MLP),
+}
 POLICIES = list(ActivationPolicy)
 LESS = POLICIES[1:]
 """Policies under which a long MLP runs in tiles."""
@@ -75,13 +80,14 @@ def test_fused_layers_compute_what_transformers_computes(order: str) -> None:
         assert error(model, order) < TOLERANCE, policies
 
 
+@pytest.mark.parametrize("order", ["published", "with experts"])
 @pytest.mark.parametrize("policy", LESS)
-def test_tiles_change_nothing(policy: ActivationPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_change_nothing(policy: ActivationPolicy, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiled_mlp, "TILE_ROWS", 4)
-    model = nemotron()
+    model, kinds = nemotron(ORDERS[order]), ORDERS[order]
     layers = fused(model, policy)
-    assert [layer.is_tiled(sum(DOCUMENTS)) for layer in layers.layers] == [kind == MLP for kind in ORDERS["published"]]
-    assert error(model) < TOLERANCE
+    assert [layer.is_tiled(sum(DOCUMENTS)) for layer in layers.layers] == [kind in (MLP, EXPERTS) for kind in kinds]
+    assert error(model, order) < TOLERANCE
 
 
 def test_a_lost_residual_stream_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +147,7 @@ def test_masks_that_are_drawn_anew_in_backward_are_noticed(kind: str, monkeypatc
     assert largest_error(drawn(model), wanted) > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize(("kind", "adapters"), [(MAMBA, (0, 0)), (ATTENTION, (4, 4)), (MLP, (1, 2))])
+@pytest.mark.parametrize(("kind", "adapters"), [(MAMBA, (0, 0)), (ATTENTION, (4, 4)), (MLP, (1, 2)), (EXPERTS, (1, 2))])
 def test_layers_save_what_the_memory_plan_counts(kind: str, adapters: tuple[int, int]) -> None:
     """`adapters`: those of which a layer saves two numbers a token, which are not planned, under each policy."""
     count, tokens = 3, 40
@@ -158,8 +164,10 @@ def test_layers_save_what_the_memory_plan_counts(kind: str, adapters: tuple[int,
     for policy, each in zip((ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.SAVE_ALL), adapters, strict=True):
         more, less = (planned.saved_by([chosen] * count) for chosen in (policy, ActivationPolicy.RECOMPUTE_ALL))
         found.append(saved(policy) - least)
-        assert found[-1] == tokens * (more - less + count * each * 2 * 2), policy
-    assert (found[1] > found[0]) == (kind == MLP), "only an MLP has more to save"
+        # Where the rows of each expert end is a number an expert, and none a token.
+        ends = 4 * 4 * count if kind == EXPERTS and policy is ActivationPolicy.SAVE_ALL else 0
+        assert found[-1] == tokens * (more - less + count * each * 2 * 2) + ends, policy
+    assert (found[1] > found[0]) == (kind in (MLP, EXPERTS)), "only these have more to save"
 
 
 def test_attention_and_mlps_are_recorded_and_compute_the_same_bits() -> None:
@@ -194,6 +202,19 @@ def test_with_a_cache_transformers_own_layers_answer() -> None:
     wanted = model.generate(input_ids=tokens, max_new_tokens=4, do_sample=False)
     fused(model, ActivationPolicy.SAVE_ALL)
     assert torch.equal(model.generate(input_ids=tokens, max_new_tokens=4, do_sample=False), wanted)
+
+
+def test_a_projection_around_the_experts_is_left_to_transformers_layers() -> None:
+    family = family_of_type("nemotron_h")
+    assert family is not None
+    model = family_model(family, moe_latent_size=16)
+    causal, (_, experts) = model.get_base_model(), stacked_experts(model)[0]
+    assert why_not_fused(causal) == "moe_latent_size = 16 in the configuration: a projection around the experts"
+    planned = build_shape(causal.config, ParameterCounts(1, 1, quantized=False, movable_bytes=0)).experts
+    assert planned is not None
+    assert planned.parameters == experts.parameters_count
+    found = documents_pass(model, DOCUMENTS, packed=False)
+    assert all(found[name].abs().max() > 0 for name in found if ".experts.adapters." in name)
 
 
 def test_a_row_with_a_norm_behind_its_one_block_is_none() -> None:

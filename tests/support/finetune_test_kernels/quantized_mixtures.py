@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from finetune_kernels.experts.replacing import WEIGHTS, expert_modules, replace_experts
+from finetune_kernels.experts.replacing import expert_modules, replace_experts
 from finetune_kernels.experts.routers import keep_routers_in_fp32
 from finetune_kernels.planning.expert_families import expert_family_of_type
 from finetune_kernels.primitives.nf4_stack import Nf4Stack
@@ -20,7 +20,7 @@ def quantized_mixture(model_type: str, dtype: torch.dtype = torch.float32) -> tu
     family = expert_family_of_type(model_type)
     assert family is not None
     for _, module in expert_modules(model):
-        for name in WEIGHTS:
+        for name in family.weights:
             matrices = [each.T if family.is_transposed else each for each in getattr(module, name)]
             stack = Nf4Stack.of(matrices, double=True)
             parameter: Any = torch.nn.Parameter(stack.codes, requires_grad=False)

@@ -27,6 +27,7 @@ class ExpertShape:
     chosen: int
     """Experts of one token."""
     hidden: int
+    """Elements of an expert's input."""
     wide: int
     """Elements of an expert's gate."""
     shared: int
@@ -104,7 +105,8 @@ def expert_shape(config: Any, *, quantized: bool) -> ExpertShape | None:
     shared = beside or _first(config, _SHARED) or wide * _shared_experts(config)
     family = expert_family_of_type(config.model_type)
     gated = family is None or family.is_gated
-    return ExpertShape(experts, chosen, config.hidden_size, wide, shared, quantized, 1 + gated)
+    hidden = getattr(config, "moe_latent_size", None) or config.hidden_size
+    return ExpertShape(experts, chosen, hidden, wide, shared, quantized, 1 + gated)
 
 
 def chosen_experts(config: Any) -> int:

@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
+from math import prod
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from finetune_api.spec.training import DEFAULT_TARGETS
 from finetune_kernels.experts.replacing import replace_experts, why_not_replaced
 from finetune_kernels.experts.routers import keep_routers_in_fp32
 from finetune_kernels.layers.layer_check import why_not_fused
+from finetune_kernels.planning.expert_families import expert_family_of_type
 from finetune_test_models.minimal_run import minimal_run
 from finetune_test_models.sweeps import architecture_sweep, merge_sweep
 from finetune_test_models.tiny_architectures import tiny_architecture
@@ -84,12 +86,18 @@ def default_coverage(model_type: str) -> Coverage | None:
     except Exception as error:  # noqa: BLE001  # some configurations have no defaults that make a model
         print(f"{model_type}: shares are those of a tiny model: {_first_line(error)}", file=sys.stderr)
         model = tiny_architecture(model_type)
-    headers = [
-        TensorHeader(name, "BF16", tuple(weights.shape), "", 0, 2 * weights.numel())
-        for name, weights in model.named_parameters()
-    ]
+    stored = [each for name, weights in model.named_parameters() for each in _as_stored(name, weights, model_type)]
+    headers = [TensorHeader(name, "BF16", shape, "", 0, 2 * prod(shape)) for name, shape in stored]
     planned = plan_weights(headers, DEFAULTS, model_type, chosen=0)
     return None if planned is None else planned.coverage
+
+
+def _as_stored(name: str, weights: torch.Tensor, model_type: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of a parameter in files: of experts without a gate, a matrix for each."""
+    family, (experts, _, leaf) = expert_family_of_type(model_type), name.rpartition(".")
+    if weights.ndim == 3 and family is not None and not family.is_gated and leaf in family.weights:
+        return [(f"{experts}.{number}.{leaf}.weight", tuple(weights.shape[1:])) for number in range(len(weights))]
+    return [(name, tuple(weights.shape))]
 
 
 def _not_fused(model: Any) -> str | None:
