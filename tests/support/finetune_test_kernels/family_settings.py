@@ -186,7 +186,8 @@ def family_model(family: Family, seed: int = 0, **changes: Any) -> Any:
         warnings.simplefilter("ignore", RuntimeWarning)  # peft expects Qwen3-Next to have experts
         model: Any = get_peft_model(base, LoraConfig(r=2, lora_alpha=3, target_modules=sorted(targets)))
     known = expert_family_of_type(family.model_type)
-    for _, experts in stacked_experts(model) if known else ():
+    for _, experts in stacked_experts(model):
+        assert known is not None
         experts.add_adapters(parts_of(known), rank=2, scale=1.5)
         for name, weight in experts.named_buffers():
             torch.nn.init.normal_(weight, std=0.25 if "weight" in name else 0.0)
