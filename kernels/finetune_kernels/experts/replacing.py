@@ -50,6 +50,7 @@ def replace_experts(causal: Any) -> int:
             )
             for name in family.weights
         )
+
         experts = StackedExperts(gate_up, down, _activation(module, family, config), scales_input=family.scales_input)
         setattr(parent, path.rpartition(".")[2], experts)
         if family.scales_input:

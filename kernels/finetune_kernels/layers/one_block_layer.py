@@ -117,6 +117,7 @@ class OneBlockFunction(torch.autograd.Function):
         that of `inputs`."""
         inputs, pass_ctx = inputs._replace(x=x), layer.begin()
         y, made = _forward(layer, inputs, pass_ctx, saves=layer.policy in SAVING)
+
         ctx.layer, ctx.sequences, ctx.pass_ctx = layer, inputs.sequences, pass_ctx
         ctx.save_for_backward(*save_inputs(layer, inputs), *made)
         return y
@@ -132,8 +133,10 @@ class OneBlockFunction(torch.autograd.Function):
             d_rows, gradients = _mlp_backward(layer, dy, inputs.x, made, ctx.pass_ctx)
             return d_rows, None, None, *gradients
 
+        # Under policies that save nothing else the block runs again.
         saved: Any = block.unflatten(made) if made else block.forward(inputs, ctx.pass_ctx, again=True)[0]
         residual = dy if ctx.needs_input_grad[0] else None
+
         dx, gradients = block.backward(dy, inputs, saved, ctx.pass_ctx, residual=residual)
         return dx, None, None, *gradients
 
@@ -145,6 +148,7 @@ def _mlp_backward(
     What was not saved is made again, by a tiled MLP tile by tile."""
     block = layer.block
     assert isinstance(block, MlpLike)
+
     down = DownActivations(made[1], ()) if made else None
     if layer.policy is ActivationPolicy.SAVE_ALL:
         gate_up, _ = block.take(made[2:])

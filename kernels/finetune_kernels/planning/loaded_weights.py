@@ -69,10 +69,12 @@ def kept_parameters(shape: ModelShape) -> list[int]:
     linear layers that our kernels run."""
     whole, mixers = shape.linear_parameters - shape.module_parameters, shape.mixers
     modules = () if mixers is None else mixers.layers
+
     each = [
         _linear_parameters(shape, index) - (mixers.parameters if mixers is not None and index in modules else 0)
         for index in range(shape.layers)
     ]
+
     total = sum(each) + shape.layers * shape.layer_input * shape.hidden
     return [whole * count // (total or 1) for count in accumulate(reversed(each), initial=0)]
 

@@ -71,6 +71,7 @@ def _with_one_block(config: Any, layer_type: str) -> LayerSizes:
         return none._replace(key_value_heads=config.num_key_value_heads, head_size=config.head_dim, block="attention")
     if layer_type == "moe":
         return none._replace(feed_forward=config.moe_shared_expert_intermediate_size, block="experts")
+
     return none._replace(block="mixer")
 
 
@@ -79,6 +80,7 @@ def row_of_layer(family: Family, sizes: LayerSizes | None) -> Family:
     blocks but one."""
     if sizes is not None and sizes.block is not None:
         mixer = family.mixer if sizes.block == "mixer" else None
+
         return replace(
             family, block=sizes.block, mixer=mixer, mixture=family.mixture if sizes.block == "experts" else None
         )
