@@ -36,8 +36,8 @@ KINDS = {
 """`model_type` of a family -> what its layers have."""
 DOCUMENTS = (7, 2, 5)
 MOST = 5.0
-"""Error beside that of transformers in fp32, for each tensor: 0.9 to 2.1 was measured for the worst, 3.1 of Falcon H1
-and 3.8 of Nemotron H, whose state space transformers computes by another sum for packed documents."""
+"""Error beside that of transformers in fp32, for each tensor: 0.9 to 2.1 was measured for the worst, 3.1 of Falcon H1,
+whose state space transformers computes by another sum for packed documents."""
 FLOOR = 1e-6
 """Relative error below which nothing is judged: transformers' is 6e-7 to 6e-6 in the median of a model's tensors."""
 Results = dict[str, torch.Tensor]
