@@ -86,6 +86,7 @@ def test_merged_files_compute_what_was_trained(
     path = adapter / "adapter_model.safetensors"
     factors = load_file(path)
     attention = {name: value for name, value in factors.items() if ".experts." not in name}
+    assert all(name.startswith("base_model.model.model.layers.") for name in factors), "one way to begin a name"
     assert 0 < len(attention) < len(factors)
     save_file(attention, path)
     assert (logits(plain(merged_in_fp32(base, adapter, exact))) - expected).abs().max() > 0.02 * effect

@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune_kernels.planning.expert_families import expert_family_of_type
+from finetune_trainer.export.base_model.folder import PREFIXES
 from finetune_trainer.export.errors import InvalidAdapterError
 from finetune_trainer.model.expert_files import COMMON, LAYER, STACKED_PARTS, StoredExperts, find_experts
 
@@ -34,12 +35,16 @@ Stored = Mapping[int, StoredExperts]
 
 
 def stored_of(model: Any) -> Stored:
-    """The experts of each layer in the files of a loaded model whose experts are ours; else empty."""
+    """The experts of each layer in the files of a loaded model whose experts are ours; else empty. Where all names of
+    layers begin otherwise in files (Nemotron H), these begin as in the loaded model, like those of other adapters."""
+    loaded, published = PREFIXES.get(getattr(model.config, "model_type", ""), ("", ""))
     found = {}
     for path, module in model.named_modules():
         stored, layer = getattr(module, "stored_experts", None), LAYER.search(path)
         if stored is not None and layer:
-            found[int(layer[1])] = stored
+            is_renamed = bool(published) and stored.block.startswith(published)
+            block = loaded + stored.block.removeprefix(published) if is_renamed else stored.block
+            found[int(layer[1])] = replace(stored, block=block)
     return found
 
 
