@@ -108,6 +108,9 @@ class RunConfig(ApiModel):
     graphs: bool = True
     """True if passes of one shape may be launched as CUDA graphs where the GPU waits for the host; false launches each
     kernel, for comparison."""
+    graphs_of_packs: bool = False
+    """True if packs of about one size may share such graphs, with empty rows behind them; false, until that is
+    measured, gives graphs to passes of equal sizes."""
     progress: ProgressTarget | None = None
     """None for a run without a cluster."""
     endpoints: EndpointPolicy | None = None

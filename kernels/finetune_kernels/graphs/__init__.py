@@ -2,6 +2,7 @@
 
 recorder.py           records what a function launches, and launches it again
 recorded_function.py  an autograd function whose tensors stay at the same addresses
+pass_shape.py         the sizes of a pass, or of all packs that one recording takes
 host_pace.py          whether the GPU waits for the host
 layer_graphs.py       which passes are recorded: of a shape that comes again and again, where the GPU waits and has room
 """

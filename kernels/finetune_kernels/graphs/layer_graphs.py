@@ -9,11 +9,12 @@ waited for the host: elsewhere nothing would be gained.
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from finetune_kernels.graphs.host_pace import Pace
+from finetune_kernels.graphs.pass_shape import PassShape
 from finetune_kernels.graphs.recorded_function import Outputs, Place, RecordedFunction
 from finetune_kernels.graphs.recorder import Launch, Recorder, Result, release_workspaces
 from finetune_kernels.primitives.attention.inputs import PackedSequences
@@ -25,18 +26,6 @@ WAITING_PASSES = 2
 """The last of them in which the GPU has to have waited for the host: while kernels are compiled it always does."""
 MAX_SHAPES = 4
 """Shapes that are recorded: each keeps the activations of a pass."""
-
-
-class PassShape(NamedTuple):
-    """Sizes that a recording cannot change."""
-
-    rows: int
-    """Tokens of the pass, T."""
-    sequences: int
-    longest: int
-    """Tokens of the longest sequence, or a bound of it."""
-    trains_input: bool
-    """True if the first layer's input needs a gradient."""
 
 
 class FallibleRecorder:
@@ -62,11 +51,12 @@ class FallibleRecorder:
 class RecordedPass:
     """The layers at one shape, and the addresses of what they share."""
 
-    def __init__(self, recorder: Recorder, sequences: PackedSequences) -> None:
-        self._recorder, self._outputs = FallibleRecorder(recorder), Outputs()
-        self._ends = Place(sequences.cu_seqlens, stays=False)
+    def __init__(self, recorder: Recorder, shape: PassShape, sequences: PackedSequences) -> None:
+        self._recorder, self._outputs = FallibleRecorder(recorder), Outputs(shape.rows)
+        self._rows = shape.rows
+        self._ends = Place(sequences.cu_seqlens, stays=False, rows=shape.sequences + 1)
         self._shared: list[tuple[Place | None, ...]] = []
-        self.sequences = PackedSequences(self._ends.tensor, sequences.max_seqlen, sequences.tokens)
+        self.sequences = PackedSequences(self._ends.tensor, shape.longest, shape.rows, is_bounded=shape.is_bound)
         """The sequences of whatever pass runs now."""
         self.layers: dict[int, RecordedFunction] = {}
 
@@ -81,13 +71,14 @@ class RecordedPass:
         return self.has_failed or any(layer.has_moved for layer in self.layers.values())
 
     def begin(self, sequences: PackedSequences) -> None:
-        """Takes the sequences of a new pass."""
-        self._ends.bring(sequences.cu_seqlens)
+        """Takes the sequences of a new pass. The rows behind them are one more, and all further ones are empty."""
+        self._ends.bring(sequences.cu_seqlens, beyond=self._rows)
 
     def share(self, number: int, tensors: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
         """Returns `tensors`, the shared inputs of this number in the pass, where recorded layers read them."""
         if number == len(self._shared):
-            self._shared.append(tuple(None if one is None else Place(one, stays=False) for one in tensors))
+            places = (None if one is None else Place(one, stays=False, rows=self._rows) for one in tensors)
+            self._shared.append(tuple(places))
         for place, tensor in zip(self._shared[number], tensors, strict=True):
             if place is not None and tensor is not None:
                 place.bring(tensor)
@@ -127,13 +118,13 @@ class LayerGraphs:
             self._recorded.clear()
             release_workspaces()
 
-    def begin(self, hidden: torch.Tensor, sequences: PackedSequences) -> RecordedPass | None:
+    def begin(self, hidden: torch.Tensor, sequences: PackedSequences, *, pads: bool = False) -> RecordedPass | None:
         """Begins a pass through all layers; returns None if it runs kernel by kernel. `hidden`: the first layer's
-        input."""
+        input; `pads`: all layers can be recorded, so that a recording may have more rows."""
         self._note_pace()
         if self._failed or not torch.is_grad_enabled():
             return None
-        shape = PassShape(sequences.tokens, sequences.count, sequences.max_seqlen, hidden.requires_grad)
+        shape = PassShape.of(sequences, trains_input=hidden.requires_grad, pads=pads)
         self._seen[shape] += 1
         if any(one.is_void for one in self._recorded.values()):
             self._failed = any(one.has_failed for one in self._recorded.values())
@@ -144,7 +135,7 @@ class LayerGraphs:
                 self._running = shape
                 return None
             log.info("passes of %d tokens in %d sequences are launched as graphs", shape.rows, shape.sequences)
-            self._recorded[shape] = RecordedPass(self._new_recorder(), sequences)
+            self._recorded[shape] = RecordedPass(self._new_recorder(), shape, sequences)
         found = self._recorded[shape]
         found.begin(sequences)
         return found

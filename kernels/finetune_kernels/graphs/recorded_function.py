@@ -28,30 +28,39 @@ class Context:
 class Place:
     """An address to which a tensor of every pass comes."""
 
-    def __init__(self, first: torch.Tensor, *, stays: bool) -> None:
-        """`stays`: tensors come to the address of `first` by themselves, at most passes."""
-        self.tensor = first.detach() if stays else torch.empty_like(first)
+    def __init__(self, first: torch.Tensor, *, stays: bool, rows: int | None = None) -> None:
+        """`stays`: tensors come to the address of `first` by themselves, at most passes. `rows`: of the place, if
+        tensors may have fewer."""
+        self.tensor = first.detach()
+        if not stays:
+            self.tensor = first.new_empty((first.shape[0] if rows is None else rows, *first.shape[1:]))
 
-    def bring(self, tensor: torch.Tensor) -> None:
-        """Copies a tensor of the same shape and type here, if it is elsewhere."""
+    def bring(self, tensor: torch.Tensor, *, beyond: int = 0) -> None:
+        """Copies a tensor of the same type here, if it is elsewhere; rows that it does not have become `beyond`."""
         if tensor.data_ptr() != self.tensor.data_ptr():
-            self.tensor.copy_(tensor.detach())
+            count = tensor.shape[0]
+            self.tensor[:count].copy_(tensor.detach())
+            if count < self.tensor.shape[0]:
+                self.tensor[count:].fill_(beyond)
 
 
 class Outputs:
-    """The addresses that recorded functions write to; what reads them needs no copy."""
+    """The tensors that recorded functions write; what reads them needs no copy."""
 
-    def __init__(self) -> None:
-        self._addresses: set[int] = set()
+    def __init__(self, rows: int) -> None:
+        """`rows`: of every input and output."""
+        self._rows = rows
+        self._kept: dict[int, torch.Tensor] = {}
 
     def add(self, tensor: torch.Tensor | None) -> None:
-        """Remembers an output, which has to be kept alive."""
+        """Remembers an output."""
         if tensor is not None:
-            self._addresses.add(tensor.data_ptr())
+            self._kept[tensor.data_ptr()] = tensor
 
     def place(self, tensor: torch.Tensor) -> Place:
-        """Returns the place to which tensors like this one come."""
-        return Place(tensor, stays=tensor.data_ptr() in self._addresses)
+        """Returns the place to which tensors like this one come, which may be the first rows of an output."""
+        kept = self._kept.get(tensor.data_ptr())
+        return Place(tensor, stays=False, rows=self._rows) if kept is None else Place(kept, stays=True)
 
 
 class RecordedFunction:
@@ -76,7 +85,7 @@ class RecordedFunction:
         self.passes = 0
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """x -> y, with gradients of x and of the parameters."""
+        """x -> y, with gradients of x and of the parameters; x may have fewer rows than the recording."""
         return _Launched.apply(x, self, *self.parameters)  # type: ignore[no-untyped-call, no-any-return]
 
     @property
@@ -98,7 +107,7 @@ class RecordedFunction:
             self._y, self._forward = self._recorder.record(lambda: self._function.forward(self._context, *arguments))
             self._outputs.add(self._y)
         self._forward()
-        return self._y.detach()
+        return self._y.detach()[: x.shape[0]]
 
     def backward(self, dy: torch.Tensor, number: int) -> tuple[torch.Tensor | None, ...]:
         """Returns the gradients of x and of the parameters; `number`: `passes` as of the forward pass.
@@ -110,17 +119,20 @@ class RecordedFunction:
         if self._dy is None:
             self._dy = self._outputs.place(dy)
         self._dy.bring(dy)
-        if self._backward is not None:
+        if self._backward is None:
+            self._record_backward(self._dy.tensor)
+        else:
             self._backward()
-            return self._gradients
+        dx, *others = self._gradients
+        return None if dx is None else dx[: dy.shape[0]], *others
 
-        dy = self._dy.tensor
+    def _record_backward(self, dy: torch.Tensor) -> None:
+        """Records the backward pass of dy, and launches it."""
         found, self._backward = self._recorder.record(lambda: self._function.backward(self._context, dy))
         self._gradients = (found[0], *found[1 + len(self._others) :])
         self._outputs.add(found[0])
         self._backward()
         self._context.saved_tensors = ()  # the memory is for the next recording, which comes later in every pass
-        return self._gradients
 
 
 class _Launched(torch.autograd.Function):

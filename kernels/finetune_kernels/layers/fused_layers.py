@@ -38,6 +38,7 @@ class FusedLayers:
         """True if the residual stream is fp32."""
         self._sequences: PackedSequences | None = None
         self._graphs: LayerGraphs | None = None
+        self._pads_graphs = False
         self._recorded: RecordedPass | None = None
         """Where the pass that runs now is recorded."""
 
@@ -80,10 +81,10 @@ class FusedLayers:
         for group in self._groups():
             group.frozen.use_compute_dtype()
 
-    def use_graphs(self, graphs: LayerGraphs) -> None:
-        """Launches passes whose shape comes again and again as graphs. Weights have to stay where they are: not for
-        layers whose weights stream."""
-        self._graphs = graphs
+    def use_graphs(self, graphs: LayerGraphs, *, pads: bool = False) -> None:
+        """Launches passes whose shape comes again and again as graphs; `pads`: packs of documents, too, with empty rows
+        behind them. Weights have to stay where they are: not for layers whose weights stream."""
+        self._graphs, self._pads_graphs = graphs, pads
 
     def drop_graphs(self) -> bool:
         """Launches kernel by kernel from now on; False if nothing was recorded."""
@@ -122,12 +123,12 @@ class FusedLayers:
         if index == 0 or self._sequences is None:
             self._cos_sin = {}
             self._sequences = _packed_sequences(batch, length, hidden.device, options)
-            self._recorded = None if self._graphs is None else self._graphs.begin(hidden, self._sequences)
-            self._sequences = self._sequences if self._recorded is None else self._recorded.sequences
+            self._recorded = self._begin_recorded(hidden, self._sequences)
+        sequences = self._sequences if self._recorded is None else self._recorded.sequences
 
         kind = 0 if cos_sin is None else id(cos_sin if isinstance(cos_sin, torch.Tensor) else cos_sin[0])
         if kind not in self._cos_sin:
-            made = self._rotary.prepare(cos_sin, hidden, positions, self._sequences.max_seqlen)
+            made = self._rotary.prepare(cos_sin, hidden, positions, sequences.max_seqlen)
             if self._recorded is not None:
                 made = CosSin(*self._recorded.share(len(self._cos_sin), made))  # type: ignore[arg-type]
             self._cos_sin[kind] = made, cos_sin  # kept, so that no other tensor of the pass gets its id
@@ -137,13 +138,21 @@ class FusedLayers:
             raise ValueError(f"layer {index} gets {x.shape[0]} of {self._sequences.tokens} tokens: ask for all logits")
         own = options.get("per_layer_input")
         inputs = LayerInputs(
-            x, self._cos_sin[kind][0], self._sequences, None if own is None else own.flatten(0, 1),
+            x, self._cos_sin[kind][0], sequences, None if own is None else own.flatten(0, 1),
             self._reused(index, options),
         )  # fmt: skip
         y, kv = self._run_layer(index, inputs)
         if kv is not None:
             options["shared_kv_states"][self._attention_type(index)] = (kv,)
         return y.view(hidden.shape)
+
+    def _begin_recorded(self, hidden: torch.Tensor, sequences: PackedSequences) -> RecordedPass | None:
+        """Returns where the pass that begins is recorded; None if it runs kernel by kernel. What cannot be recorded
+        takes the rows of the pass, not those of a recording that has more."""
+        if self._graphs is None:
+            return None
+        pads = self._pads_graphs and all(layer.is_recordable for layer in self.layers)
+        return self._graphs.begin(hidden, sequences, pads=pads)
 
     def _run_layer(self, index: int, inputs: LayerInputs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Runs one layer, recorded or not; see `DecoderLayer` and `OneBlockLayer`."""

@@ -41,7 +41,7 @@ def test_every_pass_is_right_to_the_bit_and_recorded_once() -> None:
 def test_what_is_not_brought_to_its_address_is_missed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bring, stack = Place.bring, new_stack()[0]
 
-    def forgetful(self: Place, tensor: torch.Tensor) -> None:
+    def forgetful(self: Place, tensor: torch.Tensor, *, beyond: int = 0) -> None:
         ours = stack.recorded or next(iter(stack.graphs._recorded.values()))  # type: ignore[union-attr]
         layers = list(ours.layers.values())
         of_kind = {
@@ -50,7 +50,7 @@ def test_what_is_not_brought_to_its_address_is_missed(kind: str, monkeypatch: py
         }  # fmt: skip
         is_first = sum(layer.passes for layer in layers[-1:]) <= 1
         if is_first or not any(self is place for place in of_kind[kind]):
-            bring(self, tensor)
+            bring(self, tensor, beyond=beyond)
 
     monkeypatch.setattr(Place, "bring", forgetful)
     right = are_same(stack.train(SAME), SAME)

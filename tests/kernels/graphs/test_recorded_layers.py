@@ -6,13 +6,16 @@ from typing import Any
 import pytest
 import torch
 
+from finetune_kernels.graphs import pass_shape
 from finetune_kernels.graphs.layer_graphs import EAGER_PASSES, LayerGraphs
+from finetune_kernels.graphs.recorded_function import Place
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.families import family_of_type
 from finetune_test_kernels.family_settings import family_model
 from finetune_test_kernels.rerun_recorder import RerunRecorder, Waiting
 from finetune_test_kernels.small_layers import small_model
+from finetune_test_kernels.tensor_checks import largest_error
 
 CASES = [
     ("llama", ActivationPolicy.SAVE_ALL), ("llama", ActivationPolicy.RECOMPUTE_MLP),
@@ -54,11 +57,13 @@ def fused(kind: str, policy: ActivationPolicy, **adapter: Any) -> tuple[Any, Fus
     return model, FusedLayers(causal, [policy] * LAYERS, torch.float32, keep_dequantized=True)
 
 
-def recorded(kind: str, policy: ActivationPolicy, **adapter: Any) -> tuple[Any, FusedLayers, RerunRecorder]:
+def recorded(
+    kind: str, policy: ActivationPolicy, *, pads: bool = False, **adapter: Any
+) -> tuple[Any, FusedLayers, RerunRecorder]:
     """The same, with recorded passes."""
     model, layers = fused(kind, policy, **adapter)
     recorder = RerunRecorder()
-    layers.use_graphs(LayerGraphs(lambda: recorder, lambda: True, Waiting()))
+    layers.use_graphs(LayerGraphs(lambda: recorder, lambda: True, Waiting()), pads=pads)
     return model, layers, recorder
 
 
@@ -92,6 +97,55 @@ def test_experts_beside_an_mlp_are_recorded() -> None:
     assert recorder.launches == 2 * LAYERS * (len(DOCUMENTS) - EAGER_PASSES)
     for one, other in zip(*results, strict=True):
         assert [name for name, value in other.items() if not torch.equal(one[name], value)] == []
+
+
+# Packs of 13 to 16 tokens in two or three documents, of which the longest has more than 8.
+PACKS = [(9, 5), (10, 4, 1), (12, 3), (9, 7), (13, 2), (10, 2, 1)]
+PADDED = 1e-5
+"""Products of more rows sum in another order (fp32)."""
+
+
+@pytest.fixture
+def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One recording for packs of 13 to 16 tokens."""
+    monkeypatch.setattr(pass_shape, "PARTS", 2)
+
+
+@pytest.mark.usefixtures("in_pytorch", "_coarse")
+@pytest.mark.parametrize(("kind", "policy"), CASES[1:4])
+def test_packs_of_about_one_size_share_a_recording(kind: str, policy: ActivationPolicy) -> None:
+    expected = passes(fused(kind, policy)[0], PACKS)
+    model, recorder = recorded(kind, policy, pads=True)[::2]
+    for number, (one, other) in enumerate(zip(passes(model, PACKS), expected, strict=True)):
+        assert largest_error(one, other) < PADDED, number
+    assert recorder.recordings == 2 * LAYERS
+    assert recorder.launches == 2 * LAYERS * (len(PACKS) - EAGER_PASSES)
+
+
+@pytest.mark.usefixtures("in_pytorch", "_coarse")
+def test_rows_behind_the_last_token_are_zeros_in_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the pass before would add their gradients."""
+    bring, expected = Place.bring, passes(fused("llama", ActivationPolicy.SAVE_ALL)[0], PACKS)
+
+    def keep(self: Place, tensor: torch.Tensor, *, beyond: int = 0) -> None:
+        if beyond or len(tensor) == len(self.tensor):
+            bring(self, tensor, beyond=beyond)
+        else:
+            self.tensor[: len(tensor)].copy_(tensor.detach())
+
+    monkeypatch.setattr(Place, "bring", keep)
+    found = passes(recorded("llama", ActivationPolicy.SAVE_ALL, pads=True)[0], PACKS)
+    errors = [largest_error(one, other) for one, other in zip(found, expected, strict=True)]
+    assert max(errors[:EAGER_PASSES]) < PADDED
+    assert not all(error < PADDED for error in errors), "not a number, or more than rounding"
+
+
+@pytest.mark.usefixtures("in_pytorch")
+def test_layers_that_cannot_be_recorded_take_the_tokens_of_a_pass_and_no_more() -> None:
+    model, layers, recorder = recorded("llama", ActivationPolicy.SAVE_ALL, pads=True)
+    layers.set_policies([ActivationPolicy.OFFLOAD, ActivationPolicy.SAVE_ALL])
+    passes(model, PACKS[: EAGER_PASSES + 1])
+    assert recorder.recordings == 0, "no two packs are alike"
 
 
 def test_layers_whose_weights_or_policies_change_are_recorded_anew(monkeypatch: pytest.MonkeyPatch) -> None:

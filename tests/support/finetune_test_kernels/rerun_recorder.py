@@ -79,8 +79,8 @@ class Layer(torch.autograd.Function):
 class Stack:
     """Runs its layers as `FusedLayers` does."""
 
-    def __init__(self, graphs: LayerGraphs | None) -> None:
-        self.graphs = graphs
+    def __init__(self, graphs: LayerGraphs | None, *, pads: bool = False) -> None:
+        self.graphs, self.pads = graphs, pads
         self.weights = [torch.nn.Parameter(torch.linspace(0.5, 1.5, WIDTH) + 0.1 * index) for index in range(LAYERS)]
         self.recorded: RecordedPass | None = None
 
@@ -92,7 +92,7 @@ class Stack:
         ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0)
         sequences = PackedSequences(ends, max(lengths), sum(lengths))
 
-        self.recorded = None if self.graphs is None else self.graphs.begin(x, sequences)
+        self.recorded = None if self.graphs is None else self.graphs.begin(x, sequences, pads=self.pads)
         if self.recorded is None:
             for index, w in enumerate(self.weights):
                 x = Layer.apply(x, shared, sequences, w)  # type: ignore[no-untyped-call]

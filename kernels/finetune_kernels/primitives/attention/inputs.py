@@ -38,6 +38,8 @@ class PackedSequences:
     max_seqlen: int
     tokens: int
     """T."""
+    is_bounded: bool = False
+    """True if max_seqlen is a bound, which sequences need not reach."""
 
     @classmethod
     def of_length(cls, length: int, count: int, device: torch.device) -> "PackedSequences":
@@ -53,14 +55,14 @@ class PackedSequences:
     @property
     def is_batch(self) -> bool:
         """True if all sequences have the same length; known on the host, without waiting for the device."""
-        return self.count * self.max_seqlen == self.tokens
+        return not self.is_bounded and self.count * self.max_seqlen == self.tokens
 
     def halves(self) -> list[tuple[slice, "PackedSequences"]]:
         """Returns the first and the last sequences, each with their rows; waits for the device."""
         middle = self.count // 2
         cut = int(self.cu_seqlens[middle])  # the row where the last ones begin
-        first = PackedSequences(self.cu_seqlens[: middle + 1], self.max_seqlen, cut)
-        last = PackedSequences(self.cu_seqlens[middle:] - cut, self.max_seqlen, self.tokens - cut)
+        first = PackedSequences(self.cu_seqlens[: middle + 1], self.max_seqlen, cut, self.is_bounded)
+        last = PackedSequences(self.cu_seqlens[middle:] - cut, self.max_seqlen, self.tokens - cut, self.is_bounded)
         return [(slice(0, cut), first), (slice(cut, None), last)]
 
     def places(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,8 +72,8 @@ class PackedSequences:
         return number, rows - self.cu_seqlens[number]
 
     def slices(self) -> list[slice]:
-        """Returns the rows of each sequence; waits for the device."""
-        return [slice(first, last) for first, last in pairwise(self.cu_seqlens.tolist())]
+        """Returns the rows of each sequence that is not empty; waits for the device."""
+        return [slice(first, last) for first, last in pairwise(self.cu_seqlens.tolist()) if first < last]
 
 
 @dataclass(frozen=True)

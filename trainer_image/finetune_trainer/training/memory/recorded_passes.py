@@ -16,9 +16,9 @@ from finetune_trainer.training.memory.room import available_bytes
 log = logging.getLogger(__name__)
 
 
-def record_passes(layers: FusedLayers, device: torch.device) -> None:
-    """Lets `layers`, whose weights stay on `device`, launch passes as graphs."""
-    layers.use_graphs(LayerGraphs(partial(GraphRecorder, device), partial(_has_room, device), HostPace()))
+def record_passes(layers: FusedLayers, device: torch.device, *, pads: bool) -> None:
+    """Lets `layers`, whose weights stay on `device`, launch passes as graphs; `pads`: packs of about one size, too."""
+    layers.use_graphs(LayerGraphs(partial(GraphRecorder, device), partial(_has_room, device), HostPace()), pads=pads)
 
 
 def stop_recording(layers: FusedLayers) -> bool:

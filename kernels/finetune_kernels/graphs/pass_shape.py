@@ -1,0 +1,46 @@
+"""The sizes of a pass that a recording cannot change. Pure.
+
+Packs of documents differ in tokens, documents and the longest of them from pass to pass, so that none would come again.
+A recording takes all packs that are a little smaller: rows behind the last token are one more document, of zeros.
+"""
+
+from typing import NamedTuple
+
+from finetune_kernels.primitives.attention.inputs import PackedSequences
+
+PARTS = 8
+"""Sizes of a recording between a power of two and the next: fewer than an eighth of its rows are empty."""
+
+
+class PassShape(NamedTuple):
+    """Sizes of a pass, or of all those that one recording takes."""
+
+    rows: int
+    """Tokens of the pass, T."""
+    sequences: int
+    longest: int
+    """Tokens of the longest sequence, or a bound of it."""
+    trains_input: bool
+    """True if the first layer's input needs a gradient."""
+    is_bound: bool = False
+    """True if passes may be smaller."""
+
+    @classmethod
+    def of(cls, sequences: PackedSequences, *, trains_input: bool, pads: bool) -> "PassShape":
+        """Returns the shape of a pass; `pads`: layers may get rows behind the last token."""
+        if not pads or sequences.is_batch:
+            return cls(sequences.tokens, sequences.count, sequences.max_seqlen, trains_input)
+
+        step = max(1, _power_of_two(sequences.tokens + 1) // 2 // PARTS)
+        return cls(
+            rows=-(-sequences.tokens // step) * step,
+            sequences=_power_of_two(sequences.count + 1),
+            longest=_power_of_two(max(sequences.max_seqlen, step)),
+            trains_input=trains_input,
+            is_bound=True,
+        )
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest that is no less than `number`."""
+    return 1 << (number - 1).bit_length()
