@@ -107,7 +107,7 @@ class RecordedFunction:
             self._y, self._forward = self._recorder.record(lambda: self._function.forward(self._context, *arguments))
             self._outputs.add(self._y)
         self._forward()
-        return self._y.detach()[: x.shape[0]]
+        return self._y[: x.shape[0]].detach()
 
     def backward(self, dy: torch.Tensor, number: int) -> tuple[torch.Tensor | None, ...]:
         """Returns the gradients of x and of the parameters; `number`: `passes` as of the forward pass.
