@@ -65,6 +65,7 @@ ROWS = {
     "1b-2048-bs4-ga2": Row("llama-1b", 2048, 4, 2),
     "8b-packed-2048": Row("llama-8b", 2048, 2, 4, mean=500),
     "8b-packed-8192": Row("llama-8b", 8192, 1, 2, mean=500),
+    "8b-long-packed-8192": Row("llama-8b", 8192, 1, 2, mean=3000),
     "1b-packed-2048": Row("llama-1b", 2048, 4, 2, mean=500),
     "qwen3-8b-2048-bs2-ga4": Row("qwen3-8b", 2048, 2, 4),
     "ministral3-8b-2048-bs2-ga4": Row("ministral3-8b", 2048, 2, 4),

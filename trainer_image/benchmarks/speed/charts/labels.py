@@ -35,11 +35,15 @@ MODELS = {
     "gpt-oss-6-layers": "6 layers of gpt-oss 20B",
 }
 
+USUAL_MEAN = 500
+"""Mean length of the documents of conversations."""
+
 
 def title(row: str) -> str:
     """Model, length and batch of a row."""
     shape = ROWS[row]
     length = f"mixed lengths packed to {shape.length:,}" if shape.mean else f"{shape.length:,} tokens"
+    length = length.replace("mixed", "long mixed") if shape.mean > USUAL_MEAN else length
     return f"{MODELS[shape.model]}, {length}, batch {shape.batch} x {shape.accumulation}"
 
 
