@@ -42,8 +42,8 @@ USUAL_MEAN = 500
 def title(row: str) -> str:
     """Model, length and batch of a row."""
     shape = ROWS[row]
-    length = f"mixed lengths packed to {shape.length:,}" if shape.mean else f"{shape.length:,} tokens"
-    length = length.replace("mixed", "long mixed") if shape.mean > USUAL_MEAN else length
+    kind = "long documents" if shape.mean > USUAL_MEAN else "mixed lengths"
+    length = f"{kind} packed to {shape.length:,}" if shape.mean else f"{shape.length:,} tokens"
     return f"{MODELS[shape.model]}, {length}, batch {shape.batch} x {shape.accumulation}"
 
 
