@@ -126,7 +126,8 @@ def _fetch_model(config: RunConfig, settings: Settings, findings: Findings) -> M
     if spec.new_tokens and configuration is not None and tokenizer is not None:
         facts = findings.attempt(NEW_TOKENS, partial(_with_new_tokens, facts, spec.new_tokens)) or facts
 
-    findings.found += judge_merge(config, getattr(configuration, "model_type", None), weights)
+    stored = () if published is None else published.own
+    findings.found += judge_merge(config, getattr(configuration, "model_type", None), weights, stored)
     if config.export.gguf and architecture and tokenizer is not None:
         beside = settings.work / "tokenizer"
         findings.attempt("spec.export.gguf", lambda: _check_gguf(config, beside, fetched.folder, facts, findings))

@@ -69,9 +69,9 @@ def ask(model_type: str, folder: Path, targets: tuple[str, ...]) -> MergeAnswer 
 
 
 def _plan(model_type: str, folder: Path, targets: tuple[str, ...]) -> None:
-    headers = None if model_type in RENAMED_TYPES else list_weights_below(folder)
-    check_targets(model_type, targets, headers)
-    check_stored_types(headers or ())
+    stored = list_weights_below(folder)
+    check_targets(model_type, targets, None if model_type in RENAMED_TYPES else stored)
+    check_stored_types(stored)
 
 
 def _refusal(check: Any) -> str | None:

@@ -29,7 +29,9 @@ from finetune_trainer.export.export import ExportRequest, export
 from finetune_trainer.job.progress_tracker import ProgressTracker
 from finetune_trainer.job.settings import Settings
 from finetune_trainer.job.stop_signal import StopSignal
+from finetune_trainer.model.safetensors_header import TensorHeader
 from finetune_trainer.preflight.checks import run_preflight
+from finetune_trainer.preflight.judgements.export import judge_merge
 from finetune_trainer.stages.adapter_injection import inject_adapter
 from finetune_trainer.stages.model_loading import load_model
 from finetune_trainer.stages.saving import check_saving
@@ -201,6 +203,17 @@ def test_an_adapter_that_cannot_be_merged_is_said_by_preflight_and_refused_befor
 
     alone = config.model_copy(update={"export": ExportSpec(merged=MergedType.NONE, gguf=())})
     assert not run_preflight(alone, settings)[0].errors(), "the way out that it names"
+
+
+def test_types_of_tensors_count_also_where_names_tell_nothing_of_the_layers(
+    run_config: Builder, tmp_path: Path
+) -> None:
+    """DeepSeek V4's table of experts by token, whose layers have other names in its files."""
+    config = job(run_config, tmp_path)
+    table = TensorHeader("model.layers.0.ffn.gate.tid2eid", "I64", (8, 8), "model.safetensors", 0, 512)
+    (finding,) = judge_merge(config, "deepseek_v4", None, [table])
+    assert "tid2eid in model.safetensors is stored as I64" in finding.message
+    assert not list(judge_merge(config, "deepseek_v4", None, ()))
 
 
 def test_the_default_export_is_checked_too(

@@ -15,10 +15,13 @@ from finetune_trainer.preflight.report import Finding
 LOCATION = "spec.export.gguf"
 
 
-def judge_merge(config: RunConfig, model_type: str | None, weights: Sequence[TensorHeader] | None) -> Iterator[Finding]:
+def judge_merge(
+    config: RunConfig, model_type: str | None, weights: Sequence[TensorHeader] | None, stored: Sequence[TensorHeader]
+) -> Iterator[Finding]:
     """The errors that merging the adapter would end with, if the job asks for merged weights or GGUF files.
 
     `weights` are the headers of the weight files; None: unknown, or with names that tell nothing of the layers.
+    `stored`: the same, whatever their names tell; empty if unknown.
     """
     if config.export.merged is MergedType.NONE and not config.export.gguf:
         return
@@ -28,7 +31,7 @@ def judge_merge(config: RunConfig, model_type: str | None, weights: Sequence[Ten
     except ExportError as error:
         yield Finding.error("spec.adapter.targetModules", error.message, error.reason)
     try:
-        check_stored_types(weights or ())
+        check_stored_types(stored)
     except ExportError as error:
         yield Finding.error("spec.model.source", error.message, error.reason)
 
