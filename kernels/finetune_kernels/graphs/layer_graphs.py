@@ -53,7 +53,6 @@ class RecordedPass:
 
     def __init__(self, recorder: Recorder, shape: PassShape, sequences: PackedSequences) -> None:
         self._recorder, self._outputs = FallibleRecorder(recorder), Outputs(shape.rows)
-        self._rows = shape.rows
         self._ends = Place(sequences.cu_seqlens, stays=False, rows=shape.sequences + 1)
         self._shared: list[tuple[Place | None, ...]] = []
         self.sequences = PackedSequences(self._ends.tensor, shape.longest, shape.rows, is_bounded=shape.is_bound)
@@ -72,12 +71,12 @@ class RecordedPass:
 
     def begin(self, sequences: PackedSequences) -> None:
         """Takes the sequences of a new pass. The rows behind them are one more, and all further ones are empty."""
-        self._ends.bring(sequences.cu_seqlens, beyond=self._rows)
+        self._ends.bring(sequences.cu_seqlens, beyond=self.sequences.tokens)
 
     def share(self, number: int, tensors: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
         """Returns `tensors`, the shared inputs of this number in the pass, where recorded layers read them."""
         if number == len(self._shared):
-            places = (None if one is None else Place(one, stays=False, rows=self._rows) for one in tensors)
+            places = (None if one is None else Place(one, stays=False, rows=self.sequences.tokens) for one in tensors)
             self._shared.append(tuple(places))
         for place, tensor in zip(self._shared[number], tensors, strict=True):
             if place is not None and tensor is not None:
@@ -148,7 +147,10 @@ class LayerGraphs:
     def _note_pace(self) -> None:
         """Counts the pass before, if it ran kernel by kernel."""
         if self._running is not None:
-            self._waited[self._running] = self._waited[self._running] + 1 if self._pace.gpu_waits else 0
+            if self._pace.gpu_waits:
+                self._waited[self._running] += 1
+            else:
+                self._waited.pop(self._running, None)
             self._running = None
 
     def _is_wanted(self, shape: PassShape) -> bool:

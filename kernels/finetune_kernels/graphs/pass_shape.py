@@ -6,6 +6,8 @@ A recording takes all packs that are a little smaller: rows behind the last toke
 
 from typing import NamedTuple
 
+from triton import next_power_of_2
+
 from finetune_kernels.primitives.attention.inputs import PackedSequences
 
 PARTS = 8
@@ -31,16 +33,11 @@ class PassShape(NamedTuple):
         if not pads or sequences.is_batch:
             return cls(sequences.tokens, sequences.count, sequences.max_seqlen, trains_input)
 
-        step = max(1, _power_of_two(sequences.tokens + 1) // 2 // PARTS)
+        step = max(1, next_power_of_2(sequences.tokens + 1) // 2 // PARTS)
         return cls(
             rows=-(-sequences.tokens // step) * step,
-            sequences=_power_of_two(sequences.count + 1),
-            longest=_power_of_two(max(sequences.max_seqlen, step)),
+            sequences=next_power_of_2(sequences.count + 1),
+            longest=next_power_of_2(max(sequences.max_seqlen, step)),
             trains_input=trains_input,
             is_bound=True,
         )
-
-
-def _power_of_two(number: int) -> int:
-    """The smallest that is no less than `number`."""
-    return 1 << (number - 1).bit_length()

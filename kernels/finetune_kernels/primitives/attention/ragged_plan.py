@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+from triton import next_power_of_2
 
 from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 
@@ -70,14 +71,10 @@ class PlanKey(NamedTuple):
         q_row, k_row, v_row = (part.stride(0) for part in qkv)
         return cls(
             qkv.q.dtype, heads, qkv.k.shape[1], size, (q_row, k_row, v_row),
-            max(MIN_SEQUENCES, _power_of_two(sequences.count)), max(MIN_LENGTH, _power_of_two(sequences.max_seqlen)),
+            max(MIN_SEQUENCES, next_power_of_2(sequences.count)),
+            max(MIN_LENGTH, next_power_of_2(sequences.max_seqlen)),
             -(-sequences.tokens // TOKENS) * TOKENS, params.scale,
         )  # fmt: skip
-
-
-def _power_of_two(number: int) -> int:
-    """The smallest that is no less than `number`."""
-    return 1 << (number - 1).bit_length()
 
 
 class Plans(NamedTuple):

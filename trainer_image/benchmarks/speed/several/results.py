@@ -15,7 +15,6 @@ class Measured:
 
     row: str
     gpus: int
-    sharded: bool
     card_gib: float | None
     tokens_per_second: float
     """Of all GPUs together."""
@@ -59,7 +58,7 @@ def _measured(line: dict[str, str]) -> Measured:
         return float(line[name]) if line[name] else None
 
     return Measured(
-        line["row"], int(line["gpus"]), line["parallelism"] == "Sharded", number("card_gib"),
+        line["row"], int(line["gpus"]), number("card_gib"),
         float(line["tokens_per_second"]), float(line["peak_gib"]), number("planned_gib"), number("step_ms"),
         number("all_reduce_ms"), number("waiting_ms"), number("gathers_ms"), number("exposed_gathers_ms"),
         line["gpu"], line["commit"],
