@@ -11,7 +11,7 @@ import torch
 from finetune_test_models.family_models import make_family_model
 from finetune_trainer.export.export import ExportRequest, export
 from finetune_trainer.export.gguf import files, tensors
-from finetune_trainer.export.gguf.families import GGUF_FAMILIES
+from finetune_trainer.export.gguf.families.table import GGUF_FAMILIES
 from finetune_trainer.export.gguf.rope import factors
 
 FamilyBase = Callable[[str], Path]

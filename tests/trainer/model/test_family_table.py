@@ -11,7 +11,7 @@ from gguf import MODEL_ARCH_NAMES
 from finetune_api.vocabulary import Batching
 from finetune_test_models.sweeps.architecture_sweep import types
 from finetune_test_models.sweeps.family_table import differences, find_family
-from finetune_trainer.export.gguf.families import GGUF_FAMILIES
+from finetune_trainer.export.gguf.families.table import GGUF_FAMILIES
 from finetune_trainer.model import architectures
 from finetune_trainer.model.architectures import FIRST_STEP, why_untrainable
 from finetune_trainer.model.family_table import LANGUAGE_MODEL, ModelFamily, model_families

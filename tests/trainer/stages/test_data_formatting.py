@@ -12,7 +12,8 @@ from trl.data_utils import pack_dataset
 
 from finetune_api.spec.inputs import DatasetSpec, ModelSpec
 from finetune_api.vocabulary import OnBadRow, Precision
-from finetune_test_models.tiny_model import TINY_FAMILIES, make_tiny_model
+from finetune_test_models.tiny_families.settings import TINY_FAMILIES
+from finetune_test_models.tiny_model import make_tiny_model
 from finetune_trainer.chat.encoder import ChatEncoder
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model.architectures import UNPACKED

@@ -19,7 +19,7 @@ from finetune_trainer.data.messages import BadRowError
 from finetune_trainer.data.rows import read_rows
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.export import ExportedFile, ExportRequest
-from finetune_trainer.export.gguf.families import is_read_back
+from finetune_trainer.export.gguf.families.table import is_read_back
 from finetune_trainer.export.judge.measure import Candidates, measure_losses
 from finetune_trainer.export.judge.rows import choose_rows
 from finetune_trainer.export.judge.verdict import improvement_kept, warn_of_files

@@ -23,7 +23,7 @@ from finetune_trainer.chat.labels import Encoded
 from finetune_trainer.distributed.passes_together import passes_together
 from finetune_trainer.export.base_model.folder import open_base_model
 from finetune_trainer.export.errors import ExportError
-from finetune_trainer.export.gguf.families import is_read_back
+from finetune_trainer.export.gguf.families.table import is_read_back
 from finetune_trainer.export.judge.measure import Candidates, Losses, measure_losses
 from finetune_trainer.export.judge.rows import choose_rows
 from finetune_trainer.export.judge.verdict import improvement_kept, warn_of_files, warn_of_merged

@@ -32,7 +32,7 @@ from finetune_kernels.planning.expert_families import expert_family_of_type
 from finetune_test_models.minimal_run import minimal_run
 from finetune_test_models.sweeps import architecture_sweep, merge_sweep
 from finetune_test_models.tiny_architectures import tiny_architecture
-from finetune_trainer.export.gguf.families import GGUF_FAMILIES
+from finetune_trainer.export.gguf.families.table import GGUF_FAMILIES
 from finetune_trainer.model.architectures import why_no_decoder
 from finetune_trainer.model.coverage import Coverage
 from finetune_trainer.model.family_table import LANGUAGE_MODEL, TABLE, ModelFamily, family_of_row

@@ -13,12 +13,12 @@ from gguf import MODEL_ARCH, MODEL_TENSOR, MODEL_TENSORS
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetune_test_models.family_models import FAMILY_MODELS
-from finetune_test_models.tiny_model import TINY_FAMILIES
+from finetune_test_models.tiny_families.settings import TINY_FAMILIES
 from finetune_test_models.tiny_tokenizers import KINDS, ByteLevelKind
 from finetune_trainer.export.base_model.folder import BaseModel, open_base_model
 from finetune_trainer.export.errors import ExportError
 from finetune_trainer.export.gguf.config_checks import check_sizes
-from finetune_trainer.export.gguf.families import GGUF_FAMILIES, find_family, is_read_back
+from finetune_trainer.export.gguf.families.table import GGUF_FAMILIES, find_family, is_read_back
 from finetune_trainer.export.gguf.family_row import GgufFamily
 from finetune_trainer.export.gguf.pre_tokenizers import NAMES
 from finetune_trainer.export.gguf.tensors import TensorConverter

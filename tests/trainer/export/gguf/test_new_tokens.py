@@ -10,7 +10,8 @@ import torch
 from finetune_api.spec.inputs import ModelSpec
 from finetune_api.spec.training import AdapterSpec
 from finetune_api.vocabulary import Precision, Quantization
-from finetune_test_models.family_models import SPARE_ROWS, pre_tokenizer_of
+from finetune_test_models.family_models import pre_tokenizer_of
+from finetune_test_models.tiny_families.family_model import SPARE_ROWS
 from finetune_test_programs.llama_cpp_converter import Conversion, convert
 from finetune_trainer.export.base_model.companions import companions_of_training
 from finetune_trainer.export.base_model.folder import open_base_model

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models
 
-from finetune_test_models.family_models import FAMILY_MODELS, HIDDEN_SIZE
-from finetune_test_models.tiny_model import TINY_FAMILIES, tiny_config
+from finetune_test_models.family_models import FAMILY_MODELS
+from finetune_test_models.tiny_families.family_model import HIDDEN_SIZE
+from finetune_test_models.tiny_families.settings import TINY_FAMILIES
+from finetune_test_models.tiny_model import tiny_config
 from finetune_test_models.tiny_tokenizers import write_tokenizer
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.export.errors import ExportError, UnsupportedTokenizerError, UnsupportedTypeError
 from finetune_trainer.export.gguf.conversion import WAY_ON, check_conversion
-from finetune_trainer.export.gguf.families import GGUF_FAMILIES
+from finetune_trainer.export.gguf.families.table import GGUF_FAMILIES
 
 Config = dict[str, Any]
 Check = Callable[[Config], str | None]

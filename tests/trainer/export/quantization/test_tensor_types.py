@@ -12,7 +12,7 @@ from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter
 
 from finetune_api.vocabulary import GgufType
 from finetune_test_programs.reference_quantizer import quantize_files
-from finetune_trainer.export.gguf.families import GGUF_FAMILIES
+from finetune_trainer.export.gguf.families.table import GGUF_FAMILIES
 from finetune_trainer.export.quantization import tensor_types
 from finetune_trainer.export.quantization.file_types import find_file_type
 from finetune_trainer.export.quantization.tensor_types import TensorTypeInputs, choose_tensor_types

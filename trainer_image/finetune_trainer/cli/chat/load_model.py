@@ -21,7 +21,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.base_model.adapter_names import copy_with_trained_names
 from finetune_trainer.export.base_model.causal_model import choose_functions, load_causal_model
 from finetune_trainer.export.base_model.folder import new_tokens_of_adapter, open_base_model
-from finetune_trainer.export.gguf.families import GGUF_FAMILIES
+from finetune_trainer.export.gguf.families.table import GGUF_FAMILIES
 from finetune_trainer.export.gguf.stored_weights import list_gguf_weights
 from finetune_trainer.export.judge.measure import choose_dtype
 from finetune_trainer.export.judge.streamed_model import build_without_weights

@@ -1,7 +1,7 @@
 """GGUF files: the tensors and metadata that llama.cpp expects of each model family.
 
 files.py            the way in: all files of one model, written side by side
-families.py         one row a model family
+families/           one row a model family
 family_row.py       the fields of a row
 conversion.py       everything but the weights, planned; preflight plans the same
 tensor_names.py     names of the tensors

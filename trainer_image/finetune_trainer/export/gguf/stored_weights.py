@@ -14,7 +14,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor
 
 from finetune_trainer.export.errors import InvalidBaseError
-from finetune_trainer.export.gguf.families import find_family
+from finetune_trainer.export.gguf.families.table import find_family
 from finetune_trainer.export.gguf.tensors import Part, TensorConverter
 from finetune_trainer.export.quantization.dequantize import dequantize
 from finetune_trainer.export.quantization.quantizers import QUANTIZERS

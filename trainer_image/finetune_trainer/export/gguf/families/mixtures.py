@@ -1,0 +1,96 @@
+"""Rows of mixtures of experts."""
+
+from typing import Any
+
+from gguf import MODEL_ARCH, ExpertGatingFuncType
+
+from finetune_trainer.export.gguf.families.common import (
+    ALL_ROUTED,
+    EXPERT_WIDTHS,
+    GATE_UP,
+    GRANITE_SCALES,
+    LLAMA,
+    SHARED_EXPERT_SPLITS,
+)
+from finetune_trainer.export.gguf.family_row import GgufFamily, Split
+
+_LATENT_SPLIT = Split(
+    ("self_attn.k_b_proj.weight", "self_attn.v_b_proj.weight"), per_head=("qk_nope_head_dim", "v_head_dim")
+)
+_ROUTED = {
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "n_shared_experts": "expert_shared_count",
+    "first_k_dense_replace": "leading_dense_block_count",
+    "routed_scaling_factor": "expert_weights_scale",
+    "norm_topk_prob": "expert_weights_norm",
+}
+_LATENT: dict[str, Any] = {
+    "latent_attention": True,
+    "rope_dimensions": True,
+    "splits": {"self_attn.kv_b_proj.weight": _LATENT_SPLIT},
+    "settings": _ROUTED,
+}
+MIXTURES: dict[str, GgufFamily] = {
+    "mixtral": GgufFamily(MODEL_ARCH.LLAMA, **LLAMA),
+    "olmoe": GgufFamily(MODEL_ARCH.OLMOE, fixed={"clip_qkv": None, "norm_topk_prob": False, "attention_bias": False}),
+    "qwen2_moe": GgufFamily(
+        MODEL_ARCH.QWEN2MOE,
+        settings=EXPERT_WIDTHS,
+        fixed={"norm_topk_prob": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
+    ),
+    "qwen3_moe": GgufFamily(
+        MODEL_ARCH.QWEN3MOE,
+        settings=EXPERT_WIDTHS,
+        fixed=ALL_ROUTED,
+    ),
+    "granitemoe": GgufFamily(
+        MODEL_ARCH.GRANITE_MOE,
+        permuted_heads=True,
+        rope_dimensions=True,
+        splits=SHARED_EXPERT_SPLITS,
+        fixed={"head_dim": None},
+        settings=GRANITE_SCALES | {"shared_intermediate_size": "expert_shared_feed_forward_length"},
+    ),
+    "gpt_oss": GgufFamily(
+        MODEL_ARCH.GPT_OSS,
+        sliding_window=True,
+        window_period=2,
+        splits={
+            "experts.gate_up_proj": Split(GATE_UP, transposed=True, interleaved=True),
+            "experts.gate_up_proj_bias": Split(("experts.gate_proj.bias", "experts.up_proj.bias"), interleaved=True),
+            "experts.down_proj": Split(("experts.down_proj.weight",), transposed=True),
+        },
+        settings={"intermediate_size": "expert_feed_forward_length"},
+        cut_ramp=False,
+    ),
+    "llama4_text": GgufFamily(
+        MODEL_ARCH.LLAMA4,
+        rope_dimensions=True,
+        rope_tensors=True,
+        no_rope_period=4,
+        feed_forward="intermediate_size_mlp",
+        splits={
+            "experts.gate_up_proj": Split(GATE_UP, transposed=True),
+            "experts.down_proj": Split(("experts.down_proj.weight",), transposed=True),
+        },
+        settings={
+            "interleave_moe_layer_step": "interleave_moe_layer_step",
+            "intermediate_size": "expert_feed_forward_length",
+        },
+    ),
+    "glm4_moe": GgufFamily(
+        MODEL_ARCH.GLM4_MOE,
+        rope_dimensions=True,
+        settings=_ROUTED,
+        constants={"expert_gating_func": ExpertGatingFuncType.SIGMOID},
+    ),
+    "deepseek_v2": GgufFamily(
+        MODEL_ARCH.DEEPSEEK2,
+        constants={"expert_gating_func": ExpertGatingFuncType.SOFTMAX},
+        fixed={"topk_method": "greedy", "norm_topk_prob": False},
+        **_LATENT,
+    ),
+    "deepseek_v3": GgufFamily(
+        MODEL_ARCH.DEEPSEEK2, constants={"expert_gating_func": ExpertGatingFuncType.SIGMOID}, **_LATENT
+    ),
+}

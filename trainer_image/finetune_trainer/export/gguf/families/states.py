@@ -1,0 +1,65 @@
+"""Rows of families with layers that keep a state instead of keys and values."""
+
+from typing import Any
+
+from gguf import MODEL_ARCH
+
+from finetune_trainer.export.gguf.families.common import ALL_ROUTED, EXPERT_WIDTHS, GATE_UP
+from finetune_trainer.export.gguf.family_row import GgufFamily, Split
+
+_LINEAR_ATTENTION: dict[str, Any] = {
+    "norm_offset": 1.0,
+    "plain_norms": ("linear_attn.norm.weight",),
+    "rope_dimensions": True,
+    "state_layers": "linear_attention",
+    "attention_interval": 4,
+    "products": {"ssm_inner_size": ("linear_value_head_dim", "linear_num_value_heads")},
+}
+_LINEAR_SIZES = {
+    "linear_conv_kernel_dim": "ssm_conv_kernel",
+    "linear_key_head_dim": "ssm_state_size",
+    "linear_num_key_heads": "ssm_group_count",
+    "linear_num_value_heads": "ssm_time_step_rank",
+}
+_TILED_HEADS = {
+    ".linear_attn.A_log": ("decay", "tile_rows"),
+    ".linear_attn.dt_bias": ("tile_rows",),
+    ".linear_attn.conv1d.weight": ("flat_kernel", "tile_rows"),
+    ".linear_attn.in_proj_qkv.weight": ("tile_rows",),
+    ".linear_attn.in_proj_z.weight": ("tile_rows",),
+    ".linear_attn.in_proj_a.weight": ("tile_rows",),
+    ".linear_attn.in_proj_b.weight": ("tile_rows",),
+    ".linear_attn.out_proj.weight": ("tile_columns",),
+}
+STATES: dict[str, GgufFamily] = {
+    "qwen3_next": GgufFamily(
+        MODEL_ARCH.QWEN3NEXT,
+        settings=EXPERT_WIDTHS | _LINEAR_SIZES,
+        fixed=ALL_ROUTED,
+        splits={
+            "linear_attn.in_proj_qkvz.weight": Split(
+                ("linear_attn.in_proj_qkv.weight", "linear_attn.in_proj_z.weight"), projected=True
+            )
+        },
+        changes={".linear_attn.A_log": ("decay",), ".linear_attn.conv1d.weight": ("flat_kernel",)},
+        **_LINEAR_ATTENTION,
+    ),
+    "qwen3_5_text": GgufFamily(
+        MODEL_ARCH.QWEN35, rope_sections=True, settings=_LINEAR_SIZES, changes=_TILED_HEADS, **_LINEAR_ATTENTION
+    ),
+    "qwen3_5_moe_text": GgufFamily(
+        MODEL_ARCH.QWEN35MOE,
+        rope_sections=True,
+        settings=EXPERT_WIDTHS | _LINEAR_SIZES,
+        splits={"experts.gate_up_proj": Split(GATE_UP)},
+        changes=_TILED_HEADS,
+        **_LINEAR_ATTENTION,
+    ),
+    "lfm2": GgufFamily(
+        MODEL_ARCH.LFM2,
+        state_layers="conv",
+        settings={"conv_L_cache": "shortconv_l_cache"},
+        changes={".conv.conv.weight": ("flat_kernel",)},
+        fixed={"conv_bias": False},
+    ),
+}
