@@ -20,6 +20,14 @@ LAYOUTS = (
     DatasetFormat.ALPACA,
     DatasetFormat.TEXT,
 )
+NEEDED = {
+    DatasetFormat.MESSAGES: ("messages",),
+    DatasetFormat.SHAREGPT: ("conversations",),
+    DatasetFormat.PROMPT_COMPLETION: ("prompt", "completion"),
+    DatasetFormat.ALPACA: ("instruction", "output"),
+    DatasetFormat.TEXT: ("text",),
+}
+"""Fields of DatasetColumns that name the columns which a row of each layout must have."""
 # Other names under which prompts and completions are found: suggested in the error, never assumed.
 USUAL_PROMPTS = ("question", "query", "instruction", "input", "prompt", "user")
 USUAL_COMPLETIONS = ("answer", "response", "output", "completion", "assistant", "chosen")
@@ -49,13 +57,7 @@ Example = Conversation | PlainText
 
 def needed_columns(layout: DatasetFormat, columns: DatasetColumns) -> tuple[str, ...]:
     """Columns that a row of this layout must have."""
-    return {
-        DatasetFormat.MESSAGES: (columns.messages,),
-        DatasetFormat.SHAREGPT: (columns.conversations,),
-        DatasetFormat.PROMPT_COMPLETION: (columns.prompt, columns.completion),
-        DatasetFormat.ALPACA: (columns.instruction, columns.output),
-        DatasetFormat.TEXT: (columns.text,),
-    }[layout]
+    return tuple(getattr(columns, name) for name in NEEDED[layout])
 
 
 def detect_format(row: Any, columns: DatasetColumns) -> DatasetFormat:
@@ -82,13 +84,14 @@ def parse_row(row: Any, layout: DatasetFormat, columns: DatasetColumns) -> Examp
     """The example in a row. Raises BadRowError, or TrainerError (MissingColumn)."""
     if not isinstance(row, dict):
         raise BadRowError(f"a row must be an object with named columns, but is a {type(row).__name__}")
-    missing = [name for name in needed_columns(layout, columns) if name not in row]
+    needed = needed_columns(layout, columns)
+    missing = [name for name in needed if name not in row]
     if missing:
         message = f"format {layout} needs column {' and '.join(missing)}, but the row has {listed(sorted(row))}"
         raise TrainerError(FailureReason.MISSING_COLUMN, message)
 
     is_chat = layout in (DatasetFormat.MESSAGES, DatasetFormat.SHAREGPT)
-    refuse_media(row, needed_columns(layout, columns), is_chat=is_chat)
+    refuse_media(row, needed, is_chat=is_chat)
     if layout is DatasetFormat.TEXT:
         return PlainText(_check_text(row[columns.text], columns.text))
     if layout is DatasetFormat.ALPACA:
