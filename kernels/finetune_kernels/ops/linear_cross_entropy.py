@@ -163,8 +163,8 @@ def forward(
     v = weight.shape[0]
     block = min(MAX_BLOCK, triton.next_power_of_2(v))
 
-    for first in range(0, hidden.shape[0], CHUNK_ROWS):
-        rows = slice(first, first + CHUNK_ROWS)
+    def take(rows: slice) -> None:
+        """Fills in what a chunk contributes. The end of the call frees its logits before the next chunk has its own."""
         logits = _with_trained(aligned_logits(hidden[rows], weight), hidden[rows], trained)  # [CHUNK_ROWS, V]
         _losses_and_gradients[(logits.shape[0],)](
             logits, targets[rows], losses[rows], v, logits.stride(0), softcap or 0.0,
@@ -173,7 +173,10 @@ def forward(
         if trained is not None and of_rows is not None:
             own = logits[:, trained.columns]  # [CHUNK_ROWS, n]
             gradient[rows] += own @ (trained.rows.to(weight.dtype) - weight[trained.columns])
-            of_rows += own.T @ hidden[rows]
+            of_rows.add_(own.T @ hidden[rows])
+
+    for first in range(0, hidden.shape[0], CHUNK_ROWS):
+        take(slice(first, first + CHUNK_ROWS))
     return losses.sum(), gradient, of_rows
 
 

@@ -60,4 +60,5 @@ def magnitude_gradient(
         rows = slice(first, first + CHUNK)
         u = (x[rows] @ w.T).addmm_(delta.xa[rows], delta.b.T, alpha=delta.scale)  # [CHUNK, out], without g
         total += u.mul_(dy[rows]).sum(0, dtype=total.dtype)
+        del u  # before the next chunk has its own
     return total / norms
