@@ -148,7 +148,7 @@ chart-audit: binaries $(CHECKOV)/.ready  ## checkov's rules for Kubernetes over 
 	  --set crds.enabled=false,networkPolicy.operator.enabled=true,networkPolicy.trainers.enabled=true,networkPolicy.trainers.namespaces={team} >$$folder/chart.yaml; \
 	$(CHECKOV)/bin/checkov -f $$folder/chart.yaml --framework kubernetes --compact --quiet --skip-download
 
-verify: binaries docs  ## Read-only checks: format, lint, types, layers, dependencies, generated files, Helm chart
+verify: binaries docs  ## Read-only checks: format, lint, types, layers, dependencies, generated files, Helm lint
 	ruff format --check --quiet crds operator trainer_image kernels tests
 	ruff check --quiet crds operator trainer_image kernels tests
 	python -m mypy crds/finetune_api operator/finetune_operator operator/finetune_client trainer_image/finetune_trainer kernels/finetune_kernels kernels/benchmarks trainer_image/benchmarks/speed trainer_image/benchmarks/held_out tests/support/finetune_*
@@ -161,7 +161,6 @@ verify: binaries docs  ## Read-only checks: format, lint, types, layers, depende
 	python -m finetune_test_programs.gitops_files --check
 	python -m speed.chart --check
 	python -m finetune_test_programs.binaries helm lint --strict --quiet charts/finetune-operator
-	python -m pytest -q tests/charts
 
 docs: setup $(DOCS_ENV)/.ready  ## The documentation as a site in build/site; a link that leads nowhere, or a page without a place, is an error
 	@python tests/repository/docs_site.py build/docs

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from kubernetes import client
 
 from finetune_api.job import ObjectMeta
 from finetune_devcluster.cluster import DevCluster
@@ -65,6 +66,7 @@ class Release:
 
     def __init__(self, cluster: DevCluster) -> None:
         self.cluster = cluster
+        self._reviews: Any = client.AuthorizationV1Api(cluster.api_client())
 
     def install(self, *settings: str) -> None:
         """Install, or upgrade to, exactly these settings."""
@@ -73,11 +75,12 @@ class Release:
 
     def may(self, verb: str, resource: str, subresource: str, namespace: str) -> bool:
         """Whether the operator's account may do this, by the API server's own answer."""
-        done = self.cluster.kubectl(
-            "auth", "can-i", verb, resource, f"--subresource={subresource}", "-n", namespace, "--as", ACCOUNT,
-            check=False)  # fmt: skip
-        assert done.stdout.strip() in ("yes", "no"), done.stderr
-        return done.stdout.strip() == "yes"
+        named, _, name = resource.partition("/")
+        kind, _, group = named.partition(".")
+        asked = {"verb": verb, "group": group, "resource": kind, "subresource": subresource, "name": name}
+        groups = ["system:serviceaccounts", f"system:serviceaccounts:{SYSTEM}", "system:authenticated"]
+        review = {"spec": {"user": ACCOUNT, "groups": groups, "resourceAttributes": asked | {"namespace": namespace}}}
+        return bool(self._reviews.create_subject_access_review(review).status.allowed)
 
     def get(self, *what: str) -> dict[str, Any]:
         """An object of the system namespace."""

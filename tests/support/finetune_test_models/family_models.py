@@ -5,7 +5,7 @@ caps, tied embeddings, head sizes, special tokens.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,16 @@ def make_family_model(name: str, folder: Path, texts: Sequence[str], **settings:
 
     common = {"num_hidden_layers": 2, "hidden_size": HIDDEN_SIZE}  # K-quants need rows of a multiple of 256
     write_random_weights(folder, family=model.family, **common | tokens | dict(model.settings) | settings)
+    _write_as_published(folder / "config.json", model.published)
 
     generation = {"eos_token_id": [ids[text] for text in model.ends] or tokens["eos_token_id"]}
     if tokens["bos_token_id"] is not None:
         generation["bos_token_id"] = tokens["bos_token_id"]
     (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
     return folder
+
+
+def _write_as_published(path: Path, published: Mapping[str, Any]) -> None:
+    """Write the settings into config.json at `path`, and leave out those that are None."""
+    config = json.loads(path.read_text()) | published
+    path.write_text(json.dumps({key: value for key, value in config.items() if published.get(key, value) == value}))

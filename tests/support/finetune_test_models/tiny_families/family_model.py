@@ -32,3 +32,5 @@ class FamilyModel:
     template: Any = CHAT_TEMPLATE
     spare_rows: int = SPARE_ROWS
     """Rows of the embedding beyond the tokenizer."""
+    published: Mapping[str, Any] = field(default_factory=dict)
+    """Settings as published files have them where transformers writes others; None: they have none."""

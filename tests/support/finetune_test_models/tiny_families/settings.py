@@ -33,6 +33,11 @@ def _linear_attention(head: int) -> dict[str, Any]:
             "linear_num_value_heads": 4, "head_dim": head}  # fmt: skip
 
 
+def _mamba(head: int) -> dict[str, Any]:
+    """Layers of Mamba 2: 8 heads, 2 in each group."""
+    return {"mamba_n_heads": 8, "mamba_d_head": head, "mamba_n_groups": 4, "mamba_d_state": head // 2}
+
+
 # Settings of a family's config beyond the common sizes: family -> (model_type, settings by head size).
 TINY_FAMILIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
     "llama": ("llama", lambda head: {}),
@@ -72,6 +77,10 @@ TINY_FAMILIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
         lambda head: _experts(head) | _linear_attention(head) | {"shared_expert_intermediate_size": 4 * head},
     ),
     "lfm2": ("lfm2", lambda head: {"block_multiple_of": head}),
+    "granite_hybrid": (
+        "granitemoehybrid",
+        lambda head: _mamba(head) | {"num_local_experts": 4, "shared_intermediate_size": 6 * head},
+    ),
     "granitemoe": ("granitemoe", lambda head: {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "gpt_oss": (
         "gpt_oss",

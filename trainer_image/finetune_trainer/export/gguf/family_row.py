@@ -25,6 +25,18 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Form:
+    """Models of a family that llama.cpp has as another architecture, or with other tensors."""
+
+    has_states: bool
+    """Some layer keeps a state."""
+    has_experts: bool
+    """Some layer has experts."""
+    differences: Mapping[str, Any]
+    """Fields of the row, with their values in this form."""
+
+
+@dataclass(frozen=True)
 class GgufFamily:
     """The differences between a Hugging Face `model_type` and its llama.cpp architecture."""
 
@@ -79,6 +91,10 @@ class GgufFamily:
     """Ends of the names of norms that `norm_offset` is not added to."""
     state_layers: str | None = None
     """The kind, in config.json's layer_types, of layers that keep a state instead of keys and values."""
+    rope_switch: bool = False
+    """llama.cpp is told whether attention has RoPE; without it, a model that keeps states has no longest context."""
+    forms: tuple[Form, ...] = ()
+    """What differs without states, or without experts."""
     attention_interval: int | None = None
     """Every n-th layer has attention if config.json does not say; None: llama.cpp is told the kind of each layer."""
     changes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -87,6 +103,8 @@ class GgufFamily:
     """Method of GGUFWriter -> settings of config.json whose product it writes."""
     splits: Mapping[str, Split] = field(default_factory=dict)
     """By the end of the stored tensor's name."""
+    spellings: Mapping[str, str] = field(default_factory=dict)
+    """End of a stored tensor's name -> the end under which the table of the `gguf` package has it."""
     arrays: Mapping[str, str] = field(default_factory=dict)
     """End of the name of a scalar that every layer has -> the method of GGUFWriter that writes all of them."""
     settings: Mapping[str, str] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from gguf import GGUFType, GGUFWriter
 from finetune_trainer.export.gguf.family_row import GgufFamily
 from finetune_trainer.export.gguf.layer_sizes import add_layer_sizes, mlp_width_of_layers
 from finetune_trainer.export.gguf.rope.metadata import add_rope_metadata, rotated_dimensions
-from finetune_trainer.export.gguf.state_layers.metadata import add_state_layers, count_kv_heads
+from finetune_trainer.export.gguf.state_layers.metadata import add_state_layers, context_length, count_kv_heads
 
 GGUF_QUANTIZATION_VERSION = 2
 RMS_EPSILONS = ("rms_norm_eps", "norm_eps")
@@ -23,7 +23,7 @@ def add_hyperparameters(writer: GGUFWriter, family: GgufFamily, config: Mapping[
     writer.add_quantization_version(GGUF_QUANTIZATION_VERSION)
 
     writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_context_length(context_length(family, config))
     writer.add_embedding_length(config["hidden_size"])
     if (width := _feed_forward_length(family, config)) is not None:
         writer.add_feed_forward_length(width)

@@ -1,11 +1,18 @@
 """Rows of families with layers that keep a state instead of keys and values."""
 
+import math
 from typing import Any
 
 from gguf import MODEL_ARCH
 
-from finetune_trainer.export.gguf.families.common import ALL_ROUTED, EXPERT_WIDTHS, GATE_UP
-from finetune_trainer.export.gguf.family_row import GgufFamily, Split
+from finetune_trainer.export.gguf.families.common import (
+    ALL_ROUTED,
+    EXPERT_WIDTHS,
+    GATE_UP,
+    GRANITE_SCALES,
+    SHARED_EXPERT_SPLITS,
+)
+from finetune_trainer.export.gguf.family_row import Form, GgufFamily, Split
 
 _LINEAR_ATTENTION: dict[str, Any] = {
     "norm_offset": 1.0,
@@ -31,6 +38,33 @@ _TILED_HEADS = {
     ".linear_attn.in_proj_b.weight": ("tile_rows",),
     ".linear_attn.out_proj.weight": ("tile_columns",),
 }
+_MAMBA_SIZES = {
+    "mamba_d_conv": "ssm_conv_kernel",
+    "mamba_d_state": "ssm_state_size",
+    "mamba_n_groups": "ssm_group_count",
+    "mamba_n_heads": "ssm_time_step_rank",
+}
+_MAMBA: dict[str, Any] = {
+    "state_layers": "linear_attention",
+    "products": {"ssm_inner_size": ("mamba_n_heads", "mamba_d_head")},
+    "changes": {
+        ".mamba.A_log": ("decay", "column"),
+        ".mamba.D": ("column",),
+        ".mamba.conv1d.weight": ("flat_kernel",),
+        ".mamba.norm.weight": ("by_group",),
+    },
+}
+_MAMBA_FIXED = {
+    "mamba_expand": 2,
+    "mamba_conv_bias": True,
+    "mamba_proj_bias": False,
+    "time_step_limit": [0.0, math.inf],
+}
+_SHARED_MLP = {
+    "splits": {"shared_mlp.input_linear.weight": Split(("mlp.gate_proj.weight", "mlp.up_proj.weight"))},
+    "spellings": {".shared_mlp.output_linear.weight": ".mlp.down_proj.weight"},
+    "feed_forward": "shared_intermediate_size",
+}
 STATES: dict[str, GgufFamily] = {
     "qwen3_next": GgufFamily(
         MODEL_ARCH.QWEN3NEXT,
@@ -54,6 +88,23 @@ STATES: dict[str, GgufFamily] = {
         splits={"experts.gate_up_proj": Split(GATE_UP)},
         changes=_TILED_HEADS,
         **_LINEAR_ATTENTION,
+    ),
+    "granitemoehybrid": GgufFamily(
+        MODEL_ARCH.GRANITE_HYBRID,
+        permuted_heads=True,
+        rope_dimensions=True,
+        rope_switch=True,
+        splits=SHARED_EXPERT_SPLITS,
+        settings=GRANITE_SCALES | _MAMBA_SIZES | {"shared_intermediate_size": "expert_shared_feed_forward_length"},
+        fixed=_MAMBA_FIXED | {"head_dim": None},
+        forms=(
+            Form(has_states=True, has_experts=False, differences=_SHARED_MLP),
+            Form(has_states=False, has_experts=True, differences={"architecture": MODEL_ARCH.GRANITE_MOE}),
+            Form(
+                has_states=False, has_experts=False, differences={"architecture": MODEL_ARCH.GRANITE} | _SHARED_MLP
+            ),
+        ),
+        **_MAMBA,
     ),
     "lfm2": GgufFamily(
         MODEL_ARCH.LFM2,

@@ -6,6 +6,7 @@ lacks.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from finetune_trainer.export.errors import UnsupportedArchitectureError
@@ -15,6 +16,8 @@ from finetune_trainer.export.gguf.families.gemma import GEMMA
 from finetune_trainer.export.gguf.families.mixtures import MIXTURES
 from finetune_trainer.export.gguf.families.states import STATES
 from finetune_trainer.export.gguf.family_row import GgufFamily
+from finetune_trainer.export.gguf.hyperparameters import count_experts
+from finetune_trainer.export.gguf.state_layers.kinds import layer_kinds
 
 GGUF_FAMILIES: dict[str, GgufFamily] = DENSE | MIXTURES | STATES | GEMMA
 """By `model_type` of config.json."""
@@ -33,8 +36,15 @@ def find_family(config: Mapping[str, Any]) -> GgufFamily:
             "or export without GGUF"
         )
 
+    family = replace(family, **_differences(family, config))
     check_settings(family, config)
     return family
+
+
+def _differences(family: GgufFamily, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Fields of the row that have other values in a model of this form."""
+    form = family.state_layers in layer_kinds(config) if family.forms else True, count_experts(config) > 0
+    return next((each.differences for each in family.forms if (each.has_states, each.has_experts) == form), {})
 
 
 def is_read_back(config: Mapping[str, Any]) -> bool:

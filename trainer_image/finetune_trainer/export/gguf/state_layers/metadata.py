@@ -9,8 +9,11 @@ from gguf import GGUFWriter
 from finetune_trainer.export.errors import UnsupportedArchitectureError
 from finetune_trainer.export.gguf.family_row import GgufFamily
 from finetune_trainer.export.gguf.layer_sizes import kv_heads_of_layers
+from finetune_trainer.export.gguf.state_layers.kinds import has_rope, layer_kinds
 
 RECURRENT_LAYERS = "{arch}.attention.recurrent_layers"
+ENDLESS = 2**20
+"""The longest context that is written for a model without one, in tokens."""
 
 
 def check_state_layers(family: GgufFamily, config: Mapping[str, Any]) -> None:
@@ -30,6 +33,8 @@ def check_state_layers(family: GgufFamily, config: Mapping[str, Any]) -> None:
 
 def add_state_layers(writer: GGUFWriter, family: GgufFamily, config: Mapping[str, Any]) -> None:
     """Write which layers keep a state, and the products of sizes that llama.cpp wants."""
+    if family.rope_switch:
+        writer.add_rope_scaling_finetuned(has_rope(config))
     if family.state_layers is None:
         return
 
@@ -43,6 +48,12 @@ def add_state_layers(writer: GGUFWriter, family: GgufFamily, config: Mapping[str
         writer.add_full_attention_interval(interval)
 
 
+def context_length(family: GgufFamily, config: Mapping[str, Any]) -> int:
+    """Tokens of the longest context; a state alone sets no end to it, nor does attention without RoPE."""
+    is_endless = family.rope_switch and family.state_layers in layer_kinds(config) and not has_rope(config)
+    return ENDLESS if is_endless else int(config["max_position_embeddings"])
+
+
 def count_kv_heads(family: GgufFamily, config: Mapping[str, Any]) -> int | list[int]:
     """Heads of keys and values; of each layer where llama.cpp tells the kinds of layers apart by them, or where they
     differ."""
@@ -52,7 +63,7 @@ def count_kv_heads(family: GgufFamily, config: Mapping[str, Any]) -> int | list[
     count: int = config["num_key_value_heads"]
     if family.state_layers is None or family.attention_interval is not None:
         return count
-    return [0 if kind == family.state_layers else count for kind in config["layer_types"]]
+    return [0 if kind == family.state_layers else count for kind in layer_kinds(config)]
 
 
 def _interval(family: GgufFamily, config: Mapping[str, Any]) -> int | None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from finetune_trainer.export.gguf.state_layers.kinds import count_groups
+
 Change = Callable[[torch.Tensor, Mapping[str, Any]], torch.Tensor]
 
 
@@ -37,6 +39,26 @@ def tile_rows(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
 def tile_columns(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
     """Reorder the columns of value heads."""
     return tile_rows(weights.T, config).T
+
+
+def column(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+    """A number for each head, [heads], as [heads, 1]."""
+    return weights.unsqueeze(-1)
+
+
+def row(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+    """Numbers [heads, 1] as [heads]: undoes `column`."""
+    return weights.squeeze(-1)
+
+
+def by_group(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+    """A norm's weights, [channels], as [groups, channels of a group]: each group has its own mean square."""
+    return weights.reshape(count_groups(config), -1)
+
+
+def ungrouped(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+    """A norm's weights in one row: undoes `by_group`."""
+    return weights.flatten()
 
 
 def logarithm(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
@@ -68,6 +90,8 @@ def group_columns(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Ten
 CHANGES: dict[str, tuple[Change, Change]] = {
     "decay": (decay, logarithm),
     "flat_kernel": (flat_kernel, channel_kernel),
+    "column": (column, row),
+    "by_group": (by_group, ungrouped),
     "tile_rows": (tile_rows, group_rows),
     "tile_columns": (tile_columns, group_columns),
 }
