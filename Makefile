@@ -86,10 +86,10 @@ pictures: binaries  ## docs/watch.svg and docs/top.svg, as the client shows many
 	python -m finetune_devcluster.pictures
 
 test: binaries  ## Every test that needs no GPU, on a real control plane
-	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -m "not gpu and not real_model and not stalls and not faults and not kueue and not images and not node and not gguf" $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -m "not gpu and not real_model and not stalls and not faults and not kueue and not images and not node and not gguf and not long" $(PYTEST_ARGS)
 
-e2e: binaries  ## Only the tests that run a whole job
-	@python -m pytest -m e2e $(PYTEST_ARGS)
+e2e: binaries  ## The tests that run a whole job, and those of minutes that `make test` leaves out: a company's network, the runbook's commands, an upgrade, a terminal's Ctrl-C
+	@python -m pytest -m "e2e or long" $(PYTEST_ARGS)
 
 stalls: binaries  ## Trainers that hang or are stopped in every stage and way, alone and on several nodes, operators that restart meanwhile, and the operator's own probes (17 minutes)
 	@python -m pytest -m stalls $(PYTEST_ARGS)

@@ -67,6 +67,7 @@ def _behind(proxy: InterceptingProxy, job: dict[str, Any], **pod: Any) -> dict[s
     return job
 
 
+@pytest.mark.long
 def test_a_job_succeeds_behind_a_proxy_that_opens_tls(
     platform: Platform, small_job: Builder, proxy: InterceptingProxy, job_namespace: str, tmp_path: Path
 ) -> None:

@@ -69,6 +69,7 @@ def _run(commands: str, platform: Platform, desk: Path) -> str:
 
 
 @pytest.mark.e2e
+@pytest.mark.long
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
 def test_every_command_of_the_page_succeeds(platform: Platform, desk: Path, small_job: Any) -> None:

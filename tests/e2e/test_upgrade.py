@@ -12,7 +12,7 @@ import yaml
 from finetune_devcluster.platform import CHECKOUT, SYSTEM_NAMESPACE, Platform
 from finetune_test_programs.child_process import free_port
 
-pytestmark = [pytest.mark.e2e, pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(600)]
 (PREVIOUS,) = (CHECKOUT / "tests/charts/previous").glob("*.tgz")
 NAMESPACE, NAME = "upgraded", "lasting"
 OLD_SECRET = "finetune-operator-tls"

@@ -66,6 +66,7 @@ def opened() -> Iterator[list[Terminal]]:
         terminal.log.close()
 
 
+@pytest.mark.long
 def test_a_run_stops_after_its_step_and_goes_on_from_there(
     opened: list[Terminal], tmp_path: Path, tiny_base: Path, chat_file: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_samples_before_the_first_step_end_between_two_tokens(
     assert "run the same command to begin again" in terminal.text()
 
 
+@pytest.mark.long
 def test_a_second_press_ends_a_long_step_now(opened: list[Terminal], tmp_path: Path, tiny_base: Path) -> None:
     """The step is a minute long: an epoch bounds what one step can accumulate, so its data must be long as well."""
     data = chat_data.write_jsonl(tmp_path / "long.jsonl", 4000)
