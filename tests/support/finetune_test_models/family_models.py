@@ -78,4 +78,5 @@ def make_family_model(name: str, folder: Path, texts: Sequence[str], **settings:
 def _write_as_published(path: Path, published: Mapping[str, Any]) -> None:
     """Write the settings into config.json at `path`, and leave out those that are None."""
     config = json.loads(path.read_text()) | published
-    path.write_text(json.dumps({key: value for key, value in config.items() if published.get(key, value) == value}))
+    left_out = {key for key, value in published.items() if value is None}
+    path.write_text(json.dumps({key: value for key, value in config.items() if key not in left_out}))

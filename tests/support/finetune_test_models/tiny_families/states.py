@@ -1,11 +1,46 @@
 """Tiny models with layers that keep a state instead of keys and values."""
 
+from typing import Any
+
 from finetune_test_models.tiny_families.family_model import FamilyModel
+
+_GRANITE = {
+    "embedding_multiplier": 12.0,
+    "logits_scaling": 0.25,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.2,
+}
+_TIED = {
+    "embedding_multiplier": 0.5,
+    "logits_scaling": 0.5,
+    "residual_multiplier": 0.75,
+    "attention_multiplier": 0.1,
+}
+"""With a tied head, larger multipliers of the embedding make a model repeat its last token."""
+_HYBRID = ["linear_attention", "full_attention", "linear_attention"]
+_WRITTEN = {"linear_attention": "mamba", "full_attention": "attention"}
+
+
+def _granite(layers: list[str], **settings: Any) -> FamilyModel:
+    own = _GRANITE | {"layer_types": layers, "num_hidden_layers": len(layers)} | settings
+    return FamilyModel(
+        "granite_hybrid", "phi-4", own, spare_rows=60, published={"layer_types": [_WRITTEN[kind] for kind in layers]}
+    )
+
 
 STATES: dict[str, FamilyModel] = {
     "qwen3-next": FamilyModel("qwen3_next", "qwen", {"num_hidden_layers": 4}),
     "qwen3.5": FamilyModel("qwen3_5", "qwen-3.5", {"num_hidden_layers": 4}),
     "qwen3.5-moe": FamilyModel("qwen3_5_moe", "qwen-3.5", {"num_hidden_layers": 4}),
+    "granite-4-h-tiny": _granite(_HYBRID, position_embedding_type="nope"),
+    "granite-4-h-1b": _granite(
+        _HYBRID, position_embedding_type="nope", num_local_experts=0, num_experts_per_tok=0, tie_word_embeddings=True,
+        shared_intermediate_size=512, **_TIED,
+    ),
+    "granite-4-1b": _granite(
+        ["full_attention"] * 2, position_embedding_type="rope", num_local_experts=0, num_experts_per_tok=0,
+        tie_word_embeddings=True, shared_intermediate_size=512, **_TIED,
+    ),
     "lfm-2": FamilyModel(
         "lfm2", "llama-3", {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3}
     ),

@@ -35,12 +35,16 @@ LATENT = (
 FUSED = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
 LINEAR_ATTENTION = ("attn_qkv", "attn_gate", "ssm_conv1d", "ssm_alpha", "ssm_beta", "ssm_out")
 SHORT_CONVOLUTION = ("shortconv.in_proj", "shortconv.conv", "shortconv.out_proj")
+MAMBA = ("ssm_in", "ssm_conv1d", "ssm_out")
+HYBRIDS = (MODEL_ARCH.LFM2, MODEL_ARCH.GRANITE_HYBRID)
+"""llama.cpp tells the kinds of layers apart by their heads of keys and values."""
 # What stands for attention in three of four layers.
 STATE_LAYERS = {
     MODEL_ARCH.QWEN3NEXT: LINEAR_ATTENTION,
     MODEL_ARCH.QWEN35: LINEAR_ATTENTION,
     MODEL_ARCH.QWEN35MOE: LINEAR_ATTENTION,
     MODEL_ARCH.LFM2: SHORT_CONVOLUTION,
+    MODEL_ARCH.GRANITE_HYBRID: MAMBA,
 }
 # architecture, layers, heads, key and value heads, tied: every condition of the rules is met and missed.
 MODELS = [
@@ -77,6 +81,7 @@ MODELS = [
     (MODEL_ARCH.GEMMA4, 16, 8, 2, True),
     (MODEL_ARCH.QWEN35, 16, 8, 2, False),
     (MODEL_ARCH.LFM2, 16, 8, 2, True),
+    (MODEL_ARCH.GRANITE_HYBRID, 16, 8, 2, True),
 ]
 # The same of mixtures, with the number of experts.
 MIXTURES = [
@@ -92,6 +97,7 @@ MIXTURES = [
     (MODEL_ARCH.GLM4_MOE, 8, 8, 1, 4),
     (MODEL_ARCH.QWEN3NEXT, 8, 8, 1, 4),
     (MODEL_ARCH.QWEN35MOE, 8, 8, 2, 4),
+    (MODEL_ARCH.GRANITE_HYBRID, 8, 8, 2, 4),
 ]
 DEEP, INTERVAL = 80, 4
 
@@ -128,7 +134,7 @@ def parts_of_layer(architecture: MODEL_ARCH, layer: int, parts: tuple[str, ...])
 
 def first_kv_heads(architecture: MODEL_ARCH, kv_heads: int) -> int:
     """Heads of keys and values of the first layer, which llama.cpp's rules look at."""
-    return 0 if architecture is MODEL_ARCH.LFM2 else kv_heads
+    return 0 if architecture in HYBRIDS else kv_heads
 
 
 def write_file(
@@ -141,7 +147,7 @@ def write_file(
     writer.add_feed_forward_length(512)
     writer.add_head_count(heads)
     counts = [kv_heads if (layer + 1) % INTERVAL == 0 else 0 for layer in range(layers)]
-    writer.add_head_count_kv(counts if architecture is MODEL_ARCH.LFM2 else kv_heads)
+    writer.add_head_count_kv(counts if architecture in HYBRIDS else kv_heads)
     writer.add_full_attention_interval(INTERVAL)
     if architecture is MODEL_ARCH.GEMMA4:
         writer.add_sliding_window_pattern([(layer + 1) % INTERVAL != 0 for layer in range(layers)])
@@ -220,7 +226,7 @@ def test_every_tensor_of_a_mixture_has_the_type_that_llama_cpp_gives_it(
     tensors = make_tensors(architecture, layers, tied=False, experts=experts)
     source = write_file(tmp_path / "F32.gguf", architecture, layers, heads, kv_heads, tensors, experts)
     expected = chosen_by_llama_cpp(source)
-    shape = TensorTypeInputs(architecture, layers, heads, kv_heads, experts)
+    shape = TensorTypeInputs(architecture, layers, heads, first_kv_heads(architecture, kv_heads), experts)
     for kind in TYPES:
         found = choose_tensor_types(find_file_type(kind), shape, tensors)
         differing = {

@@ -92,7 +92,7 @@ class TensorNames:
         if scale is not None:
             return f"{self._rename(name.removesuffix(scale[0]) + scale[1]).removesuffix('.weight')}.scale"
 
-        spellings = {**self._family.spellings, **SPELLINGS}  # the family's own first
+        spellings = SPELLINGS | dict(self._family.spellings)
         spelt = next((name.removesuffix(end) + other for end, other in spellings.items() if name.endswith(end)), name)
         renamed = self._names.get_name(spelt, try_suffixes=(".weight", ".bias"))
 

@@ -100,9 +100,7 @@ STATES: dict[str, GgufFamily] = {
         forms=(
             Form(has_states=True, has_experts=False, differences=_SHARED_MLP),
             Form(has_states=False, has_experts=True, differences={"architecture": MODEL_ARCH.GRANITE_MOE}),
-            Form(
-                has_states=False, has_experts=False, differences={"architecture": MODEL_ARCH.GRANITE} | _SHARED_MLP
-            ),
+            Form(has_states=False, has_experts=False, differences={"architecture": MODEL_ARCH.GRANITE} | _SHARED_MLP),
         ),
         **_MAMBA,
     ),
